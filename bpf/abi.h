@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * abi.h: every struct, enum and limit that the BPF programs, the C core and Python share.
+ *
+ * This is the only definition. BPF C includes it after its own u8..u64 types are known, the C core
+ * includes it as it is, and Python feeds the same text to cffi (dmm_ebpf/abi.py), which strips every
+ * line that starts with '#'. Therefore: no macros with values, no attributes, no bit fields, padding
+ * spelled out, constants as enums, and a struct's size is the same for every compiler.
+ *
+ * Byte order: a field named *_be is in network byte order, every other integer is in host order.
+ * Addresses are always 16 bytes; IPv4 is v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
+ * Units are in the names: _ns, _us, _bytes, _Bps (bytes per second).
+ */
+#ifndef DMM_ABI_H
+#define DMM_ABI_H
+
+#ifndef __BPF_DMM__
+#include <linux/types.h>
+#endif
+
+enum dmm_limits {
+	DMM_ABI_VERSION = 1,
+	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
+	DMM_MAX_RULES = 64,	/* per policy */
+	DMM_MAX_NICS = 16,
+	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
+	DMM_MAX_FLOWS = 1048576,
+	DMM_MAX_XDP_FLOWS = 1048576,
+	DMM_MAX_LISTENERS = 65536,
+	DMM_EVENTS_BYTES = 4194304,
+	DMM_COMM_LEN = 16,	/* TASK_COMM_LEN */
+	DMM_CC_LEN = 16,	/* TCP_CA_NAME_MAX */
+};
+
+/* control[0]: written by the RD. generation selects the half of every policy map by (generation & 1). */
+struct dmm_control {
+	__u32 abi_version;
+	__u32 generation;	/* 0: no policy yet, programs only observe */
+	__u64 netns_cookie;	/* sockets of other network namespaces are left alone */
+	__u32 mark_mask;	/* the bits of SO_MARK that user stacks may set */
+	__u32 pad;
+};
+
+/* heads[generation & 1] */
+struct dmm_policy_head {
+	__u32 n_rules;
+	__u32 n_routes;		/* for listings only */
+};
+
+enum dmm_rule_flag {
+	DMM_RULE_CGROUP = 1,
+	DMM_RULE_UID = 2,
+	DMM_RULE_COMM = 4,
+	DMM_RULE_MARK = 8,
+	DMM_RULE_NETNS = 16,
+};
+
+enum dmm_direction {
+	DMM_DIR_CONNECT = 1,
+	DMM_DIR_LISTEN = 2,
+};
+
+/* rules[(generation & 1) * DMM_MAX_RULES + i], i < n_rules, in policy order; first match wins */
+struct dmm_rule {
+	__u32 flags;		/* enum dmm_rule_flag: which of the fields below must match */
+	__u32 directions;	/* bit set of enum dmm_direction */
+	__u32 table;		/* chosen when everything matches; no route there: the next rule is tried */
+	__u32 cgroup_level;	/* depth of the cgroup below the root (root = 0), */
+	__u64 cgroup_id;	/* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
+	__u32 uid_first;
+	__u32 uid_last;
+	__u32 mark;
+	__u32 mark_mask;
+	__u64 netns_cookie;
+	char comm[16];		/* compared whole, zero padded */
+};
+
+enum dmm_stack_kind {
+	DMM_STACK_KERNEL = 1,
+	DMM_STACK_USER = 2,
+	DMM_STACK_REJECT = 3,	/* connect() and bind() give EPERM */
+};
+
+enum dmm_stack_flag {
+	DMM_SET_CONGESTION = 1,
+	DMM_SET_DSCP = 2,
+	DMM_SET_MARK = 4,
+	DMM_SET_PACING = 8,
+	DMM_SET_PRIORITY = 16,
+};
+
+/* stacks[(generation & 1) * DMM_MAX_STACKS + id]; ids are stable by name for an instance's life */
+struct dmm_stack {
+	__u32 kind;		/* enum dmm_stack_kind; 0: no such stack */
+	__u32 flags;		/* enum dmm_stack_flag; a user stack always sets its mark */
+	__u32 fallback;		/* stack id that serves new flows while this user stack is not up */
+	__u32 mark;
+	__u32 mark_mask;	/* bits of the socket's mark that are replaced; the others stay */
+	__u32 priority;		/* SO_PRIORITY */
+	__u32 max_pacing_rate_Bps;
+	__u32 dscp;		/* 0..63 */
+	char congestion[16];	/* for a user stack: what the app's kernel socket uses on the inner leg */
+};
+
+/* stack_state[id]: runtime, not policy; written by the RD */
+struct dmm_stack_state {
+	__u32 up;		/* 1: the process serves; 0: new flows take the fallback */
+	__u32 pid;
+};
+
+/* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
+struct dmm_route4_key {
+	__u32 prefixlen;	/* 32 + prefix length */
+	__u32 table;
+	__u32 addr_be;
+};
+
+struct dmm_route6_key {
+	__u32 prefixlen;	/* 32 + prefix length */
+	__u32 table;
+	__u8 addr[16];
+};
+
+enum dmm_route_value_flag {
+	DMM_ROUTE_NONE = 0xffffffff,	/* route: nothing here, go on with the next rule */
+};
+
+/*
+ * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so that one look-up
+ * here and at most one in ports[] decide: longest prefix, then exact port, then range, then any.
+ */
+struct dmm_route_value {
+	__u32 route;		/* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
+	__u32 stack;
+	__u32 portset;		/* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
+};
+
+/* ports[generation & 1]: LPM trie over disjoint, aligned blocks of ports; a miss means no route */
+struct dmm_port_key {
+	__u32 prefixlen;	/* 48 + leading bits of port_be that count */
+	__u32 portset;
+	__u8 proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad;
+	__u16 port_be;
+};
+
+struct dmm_port_value {
+	__u32 route;
+	__u32 stack;
+};
+
+/* Socket storage, cloned to accepted children: what was decided for a socket, and from what facts */
+struct dmm_decision {
+	__u32 generation;	/* 0: decided without a policy */
+	__u32 stack;		/* the stack that serves; after fallback */
+	__u32 rule;		/* 1-based index of the rule; 0: no rule matched */
+	__u32 table;		/* 0: none */
+	__u32 route;		/* index, or DMM_ROUTE_NONE */
+	__u32 direction;	/* enum dmm_direction */
+	__u64 cgroup_id;
+	__u32 pid;		/* thread group id */
+	__u32 uid;
+	__u32 listening;	/* 1: this socket is counted in listeners */
+	__u32 wanted;		/* the stack the route names; differs from stack after fallback */
+	char comm[16];
+};
+
+struct dmm_addr_pair {
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u16 lport_be;
+	__u16 rport_be;
+	__u8 family;		/* AF_INET or AF_INET6: of the packets, not of the socket */
+	__u8 proto;		/* IPPROTO_TCP */
+	__u16 pad;
+};
+
+/* flows[socket cookie]: every open TCP socket of the instance's cgroups and namespace; never evicted while open */
+struct dmm_flow {
+	__u64 cookie;
+	__u64 netns_cookie;
+	__u64 opened_ns;	/* CLOCK_MONOTONIC */
+	__u64 updated_ns;
+	__u64 bytes_sent;	/* acknowledged by the peer of the app's socket */
+	__u64 bytes_received;
+	struct dmm_addr_pair pair;
+	__u32 state;		/* kernel TCP state, TCP_ESTABLISHED = 1 .. */
+	__u32 srtt_us;
+	__u32 retransmits;	/* segments, total */
+	__u32 pad;
+	struct dmm_decision decision;
+};
+
+enum dmm_event_type {
+	DMM_EVENT_CONNECT = 1,		/* SYN about to be sent */
+	DMM_EVENT_ESTABLISHED = 2,
+	DMM_EVENT_CLOSE = 3,
+	DMM_EVENT_LISTEN = 4,
+	DMM_EVENT_UNLISTEN = 5,
+};
+
+/* records of the ring buffer events */
+struct dmm_event {
+	__u32 type;
+	__u32 pad;
+	__u64 time_ns;		/* CLOCK_MONOTONIC */
+	struct dmm_flow flow;
+};
+
+/* listeners[key]: what XDP and the RD know of a listening address */
+struct dmm_listener_key {
+	__u8 addr[16];		/* 0.0.0.0 is ::ffff:0.0.0.0; :: serves both families */
+	__u16 port_be;
+	__u16 pad;
+};
+
+struct dmm_listener {
+	__u32 count;		/* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
+	__u32 tables[2];	/* by generation & 1: the table its peers are looked up in; 0: none, kernel */
+	__u32 rules[2];		/* 1-based; 0: none */
+	__u32 uid;
+	__u32 pid;
+	__u32 mark;		/* the socket's own mark, for rules on mark */
+	__u64 cgroup_id;
+	__u64 netns_cookie;
+	char comm[16];
+};
+
+/* nics[ifindex] */
+struct dmm_nic {
+	__u32 slot;		/* xsks index = slot * DMM_MAX_QUEUES + receive queue */
+	__u32 stack;		/* the user stack whose AF_XDP sockets sit on this NIC */
+};
+
+/* tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel */
+struct dmm_tun_mark {
+	__u32 mark;
+	__u32 mask;		/* the other bits of skb->mark stay */
+};
+
+/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by the stack process that owns the flow. */
+struct dmm_xdp_flow {
+	__u32 stack;
+	__u32 pad;
+};
+
+/* counters[enum]: per CPU __u64 */
+enum dmm_counter {
+	DMM_CNT_CONNECT = 0,		/* connect hook runs in the instance's namespace */
+	DMM_CNT_CONNECT_FALLBACK,	/* user stack down, fallback taken */
+	DMM_CNT_CONNECT_REJECT,
+	DMM_CNT_SOCKOPT_FAILED,		/* a stack's socket option was refused by the kernel */
+	DMM_CNT_FLOWS_FULL,		/* flow record not kept: map full */
+	DMM_CNT_EVENTS_LOST,		/* ring buffer full */
+	DMM_CNT_LISTENERS_FULL,
+	DMM_CNT_XDP_FLOW,		/* packets given to a stack: known flow */
+	DMM_CNT_XDP_LISTENER,		/* SYNs given to a stack */
+	DMM_CNT_XDP_ICMP,
+	DMM_CNT_XDP_NO_SOCKET,		/* owned flow, but no AF_XDP socket on that queue */
+	DMM_CNT_MAX,
+};
+
+#endif /* DMM_ABI_H */

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf/abi.h as Python sees it: the same text, read by cffi.
+
+ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to keep in step.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cffi
+
+_HERE = Path(__file__).resolve().parent
+_TYPES = "".join(
+    f"typedef uint{bits}_t __u{bits};\ntypedef int{bits}_t __s{bits};\n" for bits in (8, 16, 32, 64)
+)
+
+
+def bpf_dir() -> Path:
+    """Where abi.h and the BPF sources are: bpf/ of the checkout, or the copy that a wheel carries."""
+    for candidate in (_HERE.parent / "bpf", _HERE / "_bpf"):
+        if (candidate / "abi.h").is_file():
+            return candidate
+    raise FileNotFoundError("bpf/abi.h is neither beside the package nor inside it")
+
+
+def _strip(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _load() -> tuple[cffi.FFI, SimpleNamespace]:
+    text = _strip((bpf_dir() / "abi.h").read_text(encoding="utf-8"))
+    ffi = cffi.FFI()
+    ffi.cdef(_TYPES + text)
+    constants: dict[str, int] = {}
+    for name in re.findall(r"^enum (\w+) \{", text, re.MULTILINE):
+        constants.update(ffi.typeof(f"enum {name}").relements)
+    return ffi, SimpleNamespace(**constants)
+
+
+ffi, C = _load()
+
+
+def new(struct: str, **fields: Any) -> Any:
+    """A zeroed `struct struct`, with fields set; char and byte arrays take bytes."""
+    obj = ffi.new(f"struct {struct} *")
+    for key, value in fields.items():
+        if isinstance(value, bytes):
+            array = getattr(obj, key)
+            ffi.buffer(array)[0 : len(value)] = value
+        else:
+            setattr(obj, key, value)
+    return obj
+
+
+def pack(obj: Any) -> bytes:
+    """The bytes of a struct made by new()."""
+    return bytes(ffi.buffer(obj))
+
+
+def unpack(struct: str, data: bytes) -> Any:
+    """A `struct struct` read from data, which must be at least as long as the struct."""
+    obj = ffi.new(f"struct {struct} *")
+    size = ffi.sizeof(f"struct {struct}")
+    if len(data) < size:
+        raise ValueError(f"struct {struct} takes {size} bytes, got {len(data)}")
+    ffi.memmove(obj, data, size)
+    return obj
+
+
+def sizeof(struct: str) -> int:
+    """Size of `struct struct` in bytes."""
+    return int(ffi.sizeof(f"struct {struct}"))
+
+
+def text(array: Any) -> str:
+    """A char array as text, up to its first NUL."""
+    return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def addr16(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+    """16 bytes in network order; IPv4 is v4-mapped (RFC 4291 section 2.5.5.2)."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return b"\0" * 10 + b"\xff\xff" + ip.packed
+    return ip.packed
+
+
+def addr_text(data: bytes) -> str:
+    """The address that addr16() packed, IPv4 as dotted quad."""
+    ip = ipaddress.IPv6Address(bytes(data))
+    return str(ip.ipv4_mapped or ip)

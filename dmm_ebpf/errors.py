@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that a user can be shown: one sentence with what was tried, on what, why not, and what to do.
+
+Nothing else is shown to a user; anything that reaches the command line and is not a DmmError is a bug.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DmmError(Exception):
+    """A failure with a sentence for the user.
+
+    what: what was tried and on what, as the rest of "cannot ...".
+    why: the reason, in the kernel's or the RFC's words where there are any.
+    hint: what to do about it; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str, hint: str = "") -> None:
+        super().__init__(what, why, hint)
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        sentence = f"cannot {self.what}: {self.why}"
+        return f"{sentence}; {self.hint}" if self.hint else sentence
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as a msgpack-able map, for the RD's socket."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "why": self.why,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+class UsageError(DmmError):
+    """Arguments that cannot be meant."""
+
+    exit_code = 2
+
+
+class PolicyError(DmmError):
+    """A policy file that is refused; the running policy stays."""
+
+    exit_code = 2
+
+
+class PrivilegeError(DmmError):
+    """The caller may not do this."""
+
+    exit_code = 77  # sysexits.h EX_NOPERM
+
+
+class KernelFeatureError(DmmError):
+    """The kernel or the NIC lacks what is needed."""
+
+    exit_code = 69  # sysexits.h EX_UNAVAILABLE
+
+
+class ConflictError(DmmError):
+    """Something that is not ours stands where we would have to."""
+
+    exit_code = 75  # sysexits.h EX_TEMPFAIL
+
+
+class NotAttachedError(DmmError):
+    """No such instance, or no Resource Director answers for it."""
+
+    exit_code = 1
+
+
+def from_wire(error: dict[str, Any]) -> DmmError:
+    """The DmmError that to_wire() described; an unknown kind becomes a plain DmmError."""
+    kinds: dict[str, type[DmmError]] = {
+        c.__name__: c
+        for c in (
+            UsageError,
+            PolicyError,
+            PrivilegeError,
+            KernelFeatureError,
+            ConflictError,
+            NotAttachedError,
+        )
+    }
+    kind = kinds.get(str(error.get("kind")), DmmError)
+    return kind(str(error.get("what")), why=str(error.get("why")), hint=str(error.get("hint", "")))

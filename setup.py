@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled parts: cffi modules, built at install from the sources that each package names."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=[
+        "dmm_ebpf/loader/build_libbpf.py:ffibuilder",
+        "dmm_ebpf/userstack/build_core.py:ffibuilder",
+    ]
+)
