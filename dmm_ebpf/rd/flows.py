@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow and listener records as the CLI shows them: BPF map records put together with live figures and names.
+
+Pure: takes bytes of the maps, what inet_diag and the stack processes said, and gives plain dictionaries. Addresses
+are text, times are seconds, everything else has its unit in its name.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from dmm_ebpf import abi
+
+C = abi.C
+
+# include/net/tcp_states.h
+TCP_STATES = {
+    1: "ESTABLISHED",
+    2: "SYN_SENT",
+    3: "SYN_RECV",
+    4: "FIN_WAIT1",
+    5: "FIN_WAIT2",
+    6: "TIME_WAIT",
+    7: "CLOSE",
+    8: "CLOSE_WAIT",
+    9: "LAST_ACK",
+    10: "LISTEN",
+    11: "CLOSING",
+    12: "NEW_SYN_RECV",
+}
+DIRECTIONS = {C.DMM_DIR_CONNECT: "connect", C.DMM_DIR_LISTEN: "listen"}
+EVENTS = {
+    C.DMM_EVENT_CONNECT: "connect",
+    C.DMM_EVENT_ESTABLISHED: "established",
+    C.DMM_EVENT_CLOSE: "close",
+    C.DMM_EVENT_LISTEN: "listen",
+    C.DMM_EVENT_UNLISTEN: "unlisten",
+}
+COUNTERS = {
+    C.DMM_CNT_CONNECT: "connect",
+    C.DMM_CNT_CONNECT_FALLBACK: "connect_fallback",
+    C.DMM_CNT_CONNECT_REJECT: "connect_reject",
+    C.DMM_CNT_SOCKOPT_FAILED: "sockopt_failed",
+    C.DMM_CNT_FLOWS_FULL: "flows_full",
+    C.DMM_CNT_EVENTS_LOST: "events_lost",
+    C.DMM_CNT_LISTENERS_FULL: "listeners_full",
+    C.DMM_CNT_XDP_FLOW: "xdp_flow",
+    C.DMM_CNT_XDP_LISTENER: "xdp_listener",
+    C.DMM_CNT_XDP_ICMP: "xdp_icmp",
+    C.DMM_CNT_XDP_NO_SOCKET: "xdp_no_socket",
+}
+
+
+class Names(Protocol):
+    """What numbers in the maps are called, by the generation they were decided under."""
+
+    def stack(self, stack_id: int) -> str: ...
+
+    def table(self, table: int) -> str | None: ...
+
+    def rule(self, generation: int, rule: int) -> str | None: ...
+
+    def route(self, generation: int, route: int) -> str | None: ...
+
+    def cgroup(self, cgroup_id: int) -> str | None: ...
+
+
+def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, Any]:
+    """A `struct dmm_flow` as the JSON of `dmm-ebpf flows`."""
+    decision, pair = flow.decision, flow.pair
+    return {
+        "instance": instance,
+        "proto": "tcp",
+        "src": abi.addr_text(abi.ffi.buffer(pair.laddr)),
+        "sport": _port(pair.lport_be),
+        "dst": abi.addr_text(abi.ffi.buffer(pair.raddr)),
+        "dport": _port(pair.rport_be),
+        "direction": DIRECTIONS.get(decision.direction),
+        "stack": names.stack(decision.stack),
+        "wanted": names.stack(decision.wanted),
+        "table": names.table(decision.table),
+        "rule": names.rule(decision.generation, decision.rule),
+        "route": names.route(decision.generation, decision.route),
+        "generation": decision.generation,
+        "state": TCP_STATES.get(flow.state, str(flow.state)),
+        "pid": decision.pid,
+        "comm": abi.text(decision.comm),
+        "uid": decision.uid,
+        "cgroup": names.cgroup(decision.cgroup_id),
+        "bytes_sent": flow.bytes_sent,
+        "bytes_received": flow.bytes_received,
+        "srtt_us": flow.srtt_us,
+        "retransmits": flow.retransmits,
+        "cookie": flow.cookie,
+        "age_s": round(max(0, now_ns - flow.opened_ns) / 1e9, 3),
+    }
+
+
+def event_dict(record: bytes, instance: str, names: Names) -> dict[str, Any]:
+    """A ring buffer record as the JSON of `dmm-ebpf flows --follow`."""
+    event = abi.unpack("dmm_event", record)
+    now_ns = time.monotonic_ns()
+    flow = flow_dict(event.flow, instance, names, now_ns)
+    wall = time.time() - (now_ns - event.time_ns) / 1e9
+    return {"type": EVENTS.get(event.type, str(event.type)), "time": round(wall, 6), **flow}
+
+
+def listener_dict(
+    key: bytes, value: bytes, instance: str, generation: int, names: Names
+) -> dict[str, Any]:
+    """A record of `listeners` as the JSON of `dmm-ebpf listeners`."""
+    k = abi.unpack("dmm_listener_key", key)
+    v = abi.unpack("dmm_listener", value)
+    half = generation & 1
+    return {
+        "instance": instance,
+        "addr": abi.addr_text(abi.ffi.buffer(k.addr)),
+        "port": _port(k.port_be),
+        "rule": names.rule(generation, v.rules[half]),
+        "table": names.table(v.tables[half]),
+        "pid": v.pid,
+        "comm": abi.text(v.comm),
+        "uid": v.uid,
+        "cgroup": names.cgroup(v.cgroup_id),
+        "sockets": v.count,
+    }
+
+
+def merge_live(
+    flows: Iterable[dict[str, Any]],
+    by_cookie: Mapping[int, Mapping[str, Any]],
+    by_pair: Mapping[tuple[str, int, str, int], Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Flows with the newest figures.
+
+    by_cookie: the kernel's tcp_info of each socket; exact now, where the map's record is as old as the last callback.
+    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the round trip,
+    the retransmissions and the window are those of the path, not of the hop to the stack process.
+    """
+    merged = []
+    for flow in flows:
+        merged.append(flow)
+        live = by_cookie.get(flow["cookie"])
+        if live is not None:
+            flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
+            flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
+            flow["srtt_us"] = live["rtt_us"]
+            flow["retransmits"] = live["total_retrans"]
+        outer = by_pair.get((flow["src"], flow["sport"], flow["dst"], flow["dport"]))
+        if outer is not None:
+            flow["srtt_us"] = outer["srtt_us"]
+            flow["retransmits"] = outer["retransmits"]
+            flow["cwnd_bytes"] = outer["cwnd_bytes"]
+            flow["pacing_Bps"] = outer["pacing_Bps"]
+            flow["outer_state"] = TCP_STATES.get(outer["outer_state"], str(outer["outer_state"]))
+            flow["congestion"] = outer["congestion"]
+    return merged
+
+
+def counters_dict(read: Callable[[bytes], list[bytes]]) -> dict[str, int]:
+    """The per-CPU counters, summed. read gives the values of one key on every CPU."""
+    totals = {}
+    for index, name in COUNTERS.items():
+        values = read(index.to_bytes(4, sys.byteorder))
+        totals[name] = sum(int.from_bytes(v[:8], sys.byteorder) for v in values)
+    return totals
+
+
+def _port(port_be: int) -> int:
+    return socket.ntohs(port_be)

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attached instance: the kernel hooks on its cgroup, the policy in force, the user stacks, and what can be asked.
+
+The Resource Director (service.py) is a socket in front of this. Lives in one event loop, in the instance's network
+namespace. A policy is applied whole or not at all: stacks it needs are up before the hooks can see it, and what fails
+on the way leaves the old one in force.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import ConflictError, DmmError, UsageError
+from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.loader import attach as loader
+from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader.attach import Attached
+from dmm_ebpf.loader.ringbuf import EventReader
+from dmm_ebpf.rd import evaluate, flows, policy, sync
+from dmm_ebpf.rd.compile import Compiled, compile_policy
+from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.model import Policy, UserStack
+from dmm_ebpf.rd.rundir import RunDir, State
+from dmm_ebpf.rd.stacks import MARK_MASK, StackManager
+
+C = abi.C
+log = logging.getLogger("dmm-ebpf")
+KERNEL = "kernel"
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """What `dmm-ebpf attach` was told."""
+
+    instance: str = "default"
+    cgroup: str = "/"
+    policy: Path | None = None
+    netns: str | None = None
+    daemon: bool = False
+
+
+class Instance:
+    """An attached instance. Make it with open(); end it with close()."""
+
+    def __init__(self, run: RunDir, state: State, attached: Attached, netns: NetNS, adopted: bool) -> None:
+        self.state = state
+        self.adopted = adopted
+        self._run = run
+        self._attached = attached
+        self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
+        self._policy: Policy | None = None
+        self._compiled: dict[int, Compiled] = {}
+        self._applying = asyncio.Lock()
+        self._since = time.monotonic()
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._events = EventReader(attached.maps["events"].fd)
+        self._cgroup_paths: dict[int, str | None] = {}
+        self.stacks = StackManager(attached, run, state, netns, self.publish)
+        asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
+
+    # -- life --
+
+    @classmethod
+    async def open(cls, options: AttachOptions, run: RunDir, netns: NetNS, *, own_cgroup: bool = False) -> Instance:
+        """Attach, or adopt what a Resource Director that was killed left behind; then apply options.policy.
+
+        A failure leaves the host as it was (an adopted instance as it was found).
+        """
+        cgroup = cgroups.resolve(options.cgroup)
+        first = policy.load(options.policy) if options.policy else None
+        state = run.load()
+        if options.instance in loader.instances():
+            self = cls._adopt(options, run, state, cgroup, netns)
+        else:
+            state = State(
+                instance=options.instance,
+                pid=os.getpid(),
+                cgroup=str(cgroup),
+                netns_inode=netns.inode,
+                netns=options.netns,
+                own_cgroup=own_cgroup,
+            )
+            run.save(state)
+            attached = await asyncio.to_thread(
+                loader.attach, options.instance, cgroup, netns_cookie=netns.cookie, mark_mask=MARK_MASK
+            )
+            self = cls(run, state, attached, netns, adopted=False)
+        try:
+            if self.adopted:
+                await self._resume()
+            if first is not None:
+                await self.apply(first, options.policy)
+        except BaseException:
+            if not self.adopted:
+                await self.close()
+            raise
+        return self
+
+    @classmethod
+    def _adopt(
+        cls, options: AttachOptions, run: RunDir, state: State | None, cgroup: Path, netns: NetNS
+    ) -> Instance:
+        what = f"attach instance {options.instance}"
+        hint = f"run `dmm-ebpf detach --instance {options.instance}` first"
+        if state is None:
+            raise ConflictError(what, why="its programs are attached, but by whom is not known", hint=hint)
+        if state.cgroup != str(cgroup):
+            raise ConflictError(what, why=f"it is attached to {state.cgroup}, not to {cgroup}", hint=hint)
+        if state.netns_inode != netns.inode:
+            raise ConflictError(what, why="it is attached in another network namespace", hint=hint)
+        attached = loader.adopt(options.instance)
+        state.pid = os.getpid()
+        run.save(state)
+        log.info("adopted instance %s as its last Resource Director left it", options.instance)
+        return cls(run, state, attached, netns, adopted=True)
+
+    async def _resume(self) -> None:
+        """Take the policy that is in force, and the stack processes that live on, under our care."""
+        generation = sync.current_generation(self._attached.maps)
+        if not self.state.policy_text or not generation:
+            return
+        source = self.state.policy or "the policy in force"
+        base = Path(self.state.policy).parent if self.state.policy else Path("/")
+        try:
+            running = policy.parse(self.state.policy_text, source=source, base=base)
+            await self.apply(running, Path(self.state.policy) if self.state.policy else None)
+        except DmmError as e:
+            log.warning("the policy in force stays, but cannot be read again: %s", e)
+
+    async def close(self) -> list[str]:
+        """Detach: hooks first, so that no new flow comes, then stacks, then every other trace. Returns what went."""
+        asyncio.get_running_loop().remove_reader(self._events.fileno())
+        for instance_map in self._attached.maps.values():
+            if instance_map is self._attached.maps["stack_state"]:
+                for stack_id in range(C.DMM_MAX_STACKS):
+                    instance_map.update(struct.pack("=I", stack_id), bytes(abi.sizeof("dmm_stack_state")))
+        removed = await self.stacks.close()
+        removed += await asyncio.to_thread(loader.detach, self.state.instance)
+        self._events.close()
+        self._run.remove()
+        return removed
+
+    # -- policy --
+
+    async def apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
+        """Put new in force. DmmError if it cannot be; then nothing has changed."""
+        async with self._applying:
+            ids = IdSpace.from_dict(self._ids.to_dict())
+            wanted = {name: new.stacks[name] for name in new.routed_stacks() if isinstance(new.stacks[name], UserStack)}
+            marks = await asyncio.to_thread(self.stacks.marks, list(wanted))
+            compiled = await asyncio.to_thread(
+                compile_policy, new, ids, marks=marks, mark_mask=MARK_MASK, cgroup_lookup=_cgroup_lookup
+            )
+            started = await self.stacks.ensure(
+                {name: (ids.stack(name), config) for name, config in wanted.items()}
+            )
+            try:
+                generation = await asyncio.to_thread(sync.apply, self._attached.maps, compiled)
+            except BaseException:
+                await self.stacks.drop(started)
+                raise
+            self._ids, self._policy = ids, new
+            self._compiled[generation] = compiled
+            self._forget_generations(generation)
+            self.state.ids = ids.to_dict()
+            self.state.generation = generation
+            self.state.policy = str(path) if path else None
+            self.state.policy_text = new.text
+            self._run.save(self.state)
+            self.stacks.retire(wanted)
+        summary = {
+            "generation": generation,
+            "rules": len(new.rules),
+            "routes": compiled.n_routes,
+            "stacks": len(new.stacks),
+        }
+        self.publish({"type": "policy", "path": self.state.policy, **summary})
+        log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
+        return summary
+
+    async def apply_text(self, text: str, path: str | None) -> dict[str, Any]:
+        """apply() for the text of a policy file; path is where it came from, for messages and for routes_from."""
+        source = Path(path) if path else None
+        new = await asyncio.to_thread(
+            policy.parse, text, source=path or "policy", base=source.parent if source else Path("/")
+        )
+        return await self.apply(new, source)
+
+    def policy_files(self) -> list[Path]:
+        """The files that the policy in force was read from."""
+        if self.state.policy is None or self._policy is None:
+            return []
+        return [Path(self.state.policy), *self._policy.files]
+
+    def policy_show(self) -> dict[str, Any]:
+        return {
+            "instance": self.state.instance,
+            "path": self.state.policy,
+            "text": self.state.policy_text,
+            "generation": self.state.generation,
+        }
+
+    def _forget_generations(self, current: int) -> None:
+        """Names of old generations are kept for as long as an open flow was decided under them."""
+        used = {current}
+        for _, value in self._attached.maps["flows"].items():
+            used.add(abi.unpack("dmm_flow", value).decision.generation)
+        for generation in set(self._compiled) - used:
+            del self._compiled[generation]
+
+    # -- names, for flows.Names --
+
+    def stack(self, stack_id: int) -> str:
+        return KERNEL if stack_id == 0 else self._ids.stack_name(stack_id) or f"#{stack_id}"
+
+    def table(self, table: int) -> str | None:
+        return (self._ids.table_name(table) or f"#{table}") if table else None
+
+    def rule(self, generation: int, rule: int) -> str | None:
+        if not rule:
+            return None
+        compiled = self._compiled.get(generation)
+        return compiled.rule_text(rule - 1) if compiled else f"#{rule} of generation {generation}"
+
+    def route(self, generation: int, route: int) -> str | None:
+        if route == C.DMM_ROUTE_NONE or not generation:
+            return None
+        compiled = self._compiled.get(generation)
+        return compiled.route_text(route) if compiled else f"#{route} of generation {generation}"
+
+    def cgroup(self, cgroup_id: int) -> str | None:
+        if cgroup_id not in self._cgroup_paths:
+            if len(self._cgroup_paths) > 4096:
+                self._cgroup_paths.clear()
+            self._cgroup_paths[cgroup_id] = cgroups.path_of(cgroup_id) if cgroup_id else None
+        return self._cgroup_paths[cgroup_id]
+
+    # -- what can be asked --
+
+    async def status(self) -> dict[str, Any]:
+        maps = self._attached.maps
+        compiled = self._compiled.get(self.state.generation)
+        return {
+            "instance": self.state.instance,
+            "pid": os.getpid(),
+            "netns": self.state.netns,
+            "cgroup": self.state.cgroup,
+            "policy": self.state.policy,
+            "generation": self.state.generation,
+            "uptime_s": round(time.monotonic() - self._since, 1),
+            "flows": sum(1 for _ in maps["flows"].items()),
+            "listeners": sum(1 for _ in maps["listeners"].items()),
+            "rules": len(self._policy.rules) if self._policy else 0,
+            "routes": compiled.n_routes if compiled else 0,
+            "counters": flows.counters_dict(maps["counters"].lookup_percpu),
+            "stacks": await self.list_stacks(),
+        }
+
+    async def list_stacks(self) -> list[dict[str, Any]]:
+        """Every stack of the policy, and those that are still draining."""
+        counts: dict[int, int] = {}
+        for _, value in self._attached.maps["flows"].items():
+            stack_id = abi.unpack("dmm_flow", value).decision.stack
+            counts[stack_id] = counts.get(stack_id, 0) + 1
+        defined = dict(self._policy.stacks) if self._policy else {}
+        rows = []
+        for name in dict.fromkeys([KERNEL, *defined, *self.stacks.names()]):
+            config = defined.get(name)
+            stack_id = 0 if name == KERNEL else self._ids.stack(name)
+            row: dict[str, Any] = {
+                "instance": self.state.instance,
+                "name": name,
+                "id": stack_id,
+                "kind": config.kind if config else ("kernel" if name == KERNEL else "user"),
+                "state": "up",
+                "flows": counts.get(stack_id, 0),
+            }
+            if row["kind"] == "user":
+                row.update(self.stacks.describe(name))
+            if config is not None:
+                row["options"] = config.model_dump(mode="json", exclude_none=True, exclude={"kind"})
+                for key in ("transport", "congestion", "io", "fallback"):
+                    if key in row["options"]:
+                        row[key] = row["options"][key]
+            rows.append(row)
+        return rows
+
+    async def list_flows(self) -> list[dict[str, Any]]:
+        now_ns = time.monotonic_ns()
+        rows = [
+            flows.flow_dict(abi.unpack("dmm_flow", value), self.state.instance, self, now_ns)
+            for _, value in self._attached.maps["flows"].items()
+        ]
+        if not rows:
+            return rows
+        live = await asyncio.to_thread(sockdiag.tcp_info_by_cookie)
+        outer = {}
+        for connections in (await self.stacks.query_all("connections")).values():
+            for c in connections:
+                outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
+        return flows.merge_live(rows, live, outer)
+
+    def list_listeners(self) -> list[dict[str, Any]]:
+        return [
+            flows.listener_dict(key, value, self.state.instance, self.state.generation, self)
+            for key, value in self._attached.maps["listeners"].items()
+        ]
+
+    def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
+        """What a new flow would get now: the policy's verdict, then the fallback if that stack is not up."""
+        if self._policy is None:
+            return {"stack": KERNEL, "wanted": KERNEL, "table": None, "rule": None, "route": None}
+        verdict = evaluate.route_get(self._policy, evaluate.Query.from_params(params))
+        answer = verdict.to_dict()
+        config = self._policy.stacks.get(answer["wanted"])
+        if isinstance(config, UserStack) and not self.stacks.is_up(answer["wanted"]):
+            answer["stack"] = config.fallback
+        return answer
+
+    # -- events --
+
+    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """callback gets every event from now on; the returned function ends that."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    def publish(self, event: dict[str, Any]) -> None:
+        event.setdefault("time", round(time.time(), 6))
+        event.setdefault("instance", self.state.instance)
+        for callback in list(self._listeners):
+            callback(event)
+
+    def _events_ready(self) -> None:
+        records = self._events.read()
+        if not self._listeners:
+            return
+        for record in records:
+            self.publish(flows.event_dict(record, self.state.instance, self))
+
+
+def _cgroup_lookup(path: str) -> tuple[int, int]:
+    found = cgroups.resolve(path)
+    return cgroups.cgroup_id(found), cgroups.level(found)
+
+
+def usable_cgroup(path: str) -> Path:
+    """The cgroup v2 directory for what a user typed; UsageError if it is none."""
+    try:
+        return cgroups.resolve(path)
+    except FileNotFoundError as e:
+        raise UsageError(f"attach to cgroup {path}", why="it does not exist") from e

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run directory of an instance, /run/dmm-ebpf/<instance>: its lock, its socket, and the state that detach undoes.
+
+Owns the directory (root's, mode 0700) and state.json. state.json is written before the thing it describes is made,
+so that whatever a killed Resource Director leaves behind is named there. It is replaced by rename(2), never edited.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf.errors import ConflictError, PrivilegeError, UsageError
+
+ROOT = Path("/run/dmm-ebpf")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
+
+
+@dataclass
+class StackState:
+    """What a user stack has made on the host: enough to find it again, or to remove it."""
+
+    name: str
+    stack_id: int
+    k: int  # mark, rule and table number in the namespace
+    tun: str
+    nics: list[str] = field(default_factory=list)
+    pid: int = 0
+    start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
+
+
+@dataclass
+class State:
+    """An instance as its Resource Director left it."""
+
+    instance: str
+    pid: int
+    cgroup: str
+    netns_inode: int
+    netns: str | None = None  # as the user named it
+    policy: str | None = None  # path of the policy file, if there is one
+    policy_text: str | None = None  # the policy in force
+    generation: int = 0
+    ids: dict[str, Any] = field(default_factory=dict)
+    stacks: list[StackState] = field(default_factory=list)
+    nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks
+    sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys -> value before us
+    own_cgroup: bool = False  # made by `run`, to be removed
+
+    @classmethod
+    def from_json(cls, text: str) -> State:
+        raw = json.loads(text)
+        raw["stacks"] = [StackState(**s) for s in raw.get("stacks", [])]
+        return cls(**raw)
+
+
+def check_name(instance: str) -> str:
+    """instance, if it can be a directory and a bpffs name; UsageError if not."""
+    if not _NAME.fullmatch(instance):
+        raise UsageError(
+            f"use the instance name {instance!r}",
+            why="a name is 1 to 32 of A-Z a-z 0-9 . _ - and does not begin with . or -",
+        )
+    return instance
+
+
+class RunDir:
+    """Paths and files of one instance."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = check_name(instance)
+        self.path = ROOT / instance
+        self.socket = self.path / "rd.sock"
+        self.log = self.path / "rd.log"
+        self._state = self.path / "state.json"
+        self._lock_fd = -1
+
+    def create(self) -> None:
+        """Make the directory, root's alone."""
+        try:
+            ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
+        except PermissionError as e:
+            raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
+
+    def lock(self) -> None:
+        """Take the instance for this process until it ends; ConflictError if another RD has it (flock(2))."""
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise ConflictError(
+                f"attach instance {self.instance}",
+                why=f"a Resource Director with pid {holder} serves it already",
+                hint="choose another --instance, or detach that one first",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+
+    def relock_pid(self) -> None:
+        """Write this process's pid into the lock, after a fork that kept the lock's descriptor."""
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def is_locked(self) -> bool:
+        """True if a live process holds the instance."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def load(self) -> State | None:
+        """The state on disk; None if there is none."""
+        try:
+            return State.from_json(self._state.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            # Half a file cannot happen (rename), a foreign one can: it names nothing that we could undo.
+            return None
+
+    def save(self, state: State) -> None:
+        """Replace state.json."""
+        new = self._state.with_suffix(".new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as f:
+            json.dump(asdict(state), f)
+        new.replace(self._state)
+
+    def remove(self) -> bool:
+        """Remove the directory and all in it; False if there was none."""
+        if not self.path.exists():
+            return False
+        shutil.rmtree(self.path)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        return True
+
+
+def all_states() -> list[State]:
+    """The states of every instance on this host."""
+    if not ROOT.is_dir():
+        return []
+    states = (RunDir(d.name).load() for d in sorted(ROOT.iterdir()) if d.is_dir() and _NAME.fullmatch(d.name))
+    return [s for s in states if s is not None]
+
+
+@contextmanager
+def host_lock() -> Iterator[None]:
+    """Held while marks, rules and sysctls that all instances share are allotted or given back."""
+    ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(ROOT / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Resource Director's Unix socket: who may ask, what can be asked, and the watch on the policy file.
+
+Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became. A request that fails is answered with
+its sentence; it never ends the connection of another client, nor the RD.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from dmm_ebpf.rd import policy, wire
+from dmm_ebpf.rd.instance import Instance
+
+log = logging.getLogger("dmm-ebpf")
+FOLLOW_BACKLOG_EVENTS = 65536
+WATCH_DEBOUNCE_MS = 200
+
+Method = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class Server:
+    """Answers for one Instance until asked to stop."""
+
+    def __init__(self, instance: Instance, path: Path) -> None:
+        self._instance = instance
+        self._path = path
+        self._stop = asyncio.Event()
+        self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._clients: set[asyncio.Task[None]] = set()
+        self._methods: dict[str, Method] = {
+            "status": lambda _: instance.status(),
+            "stacks": lambda _: instance.list_stacks(),
+            "flows": lambda _: instance.list_flows(),
+            "listeners": _plain(lambda _: instance.list_listeners()),
+            "route_get": _plain(instance.route_get),
+            "policy_show": _plain(lambda _: instance.policy_show()),
+            "policy_apply": self._apply,
+            "stop": self._stop_method,
+        }
+
+    async def serve(self) -> None:
+        """Answer until stop() is called or a client asks for it. Returns with the socket still in place."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # the lock is ours, so a socket that stands here is stale
+        mask = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(self._client, str(self._path))
+        finally:
+            os.umask(mask)
+        watch = asyncio.get_running_loop().create_task(self._watch())
+        async with server:
+            await self._stop.wait()
+        watch.cancel()
+
+    def stop(self) -> None:
+        """End serve()."""
+        self._stop.set()
+
+    async def finish(self, removed: list[str]) -> None:
+        """Tell whoever asked for the stop what was removed, and hang up on every client."""
+        if not self._removed.done():
+            self._removed.set_result(removed)
+        await asyncio.sleep(0)
+        pending = [t for t in self._clients if not t.done()]
+        if pending:
+            _, late = await asyncio.wait(pending, timeout=0.5)
+            for task in late:
+                task.cancel()
+
+    async def _stop_method(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.stop()
+        return {"removed": await asyncio.shield(self._removed)}
+
+    async def _apply(self, params: dict[str, Any]) -> dict[str, Any]:
+        text = params.get("text")
+        if not isinstance(text, str):
+            raise UsageError("apply a policy", why="the request has no text")
+        return await self._instance.apply_text(text, params.get("path"))
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._clients.add(task)
+            task.add_done_callback(self._clients.discard)
+        try:
+            await self._talk(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # the client is gone, or we are
+        except DmmError as e:
+            log.warning("a client was hung up on: %s", e)
+        finally:
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        uid = _peer_uid(writer)
+        while (message := await wire.read_message(reader)) is not None:
+            number, method, params = wire.parse_request(message)
+            if uid != 0:
+                error = PrivilegeError(f"answer {method}", why=f"uid {uid} asks, and only root may")
+                await wire.write_frame(writer, wire.failure(number, error))
+                return
+            if method == "follow":
+                await self._follow(number, writer)
+                return
+            await wire.write_frame(writer, await self._answer(number, method, params))
+
+    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> bytes:
+        known = self._methods.get(method)
+        try:
+            if known is None:
+                raise UsageError(f"answer {method}", why="this Resource Director knows no such request")
+            return wire.reply(number, await known(params))
+        except DmmError as e:
+            return wire.failure(number, e)
+        except Exception as e:
+            log.exception("request %s failed", method)
+            error = DmmError(f"answer {method}", why=f"{type(e).__name__}: {e}", hint="the RD's log has more")
+            return wire.failure(number, error)
+
+    async def _follow(self, number: int, writer: asyncio.StreamWriter) -> None:
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(FOLLOW_BACKLOG_EVENTS)
+        lost = 0
+
+        def take(event: dict[str, Any]) -> None:
+            nonlocal lost
+            try:
+                queue.put_nowait(event)
+            except asyncio.QueueFull:
+                lost += 1
+
+        unsubscribe = self._instance.subscribe(take)
+        try:
+            while True:
+                event = await queue.get()
+                if lost:
+                    event, lost = {**event, "events_lost": lost}, 0
+                await wire.write_frame(writer, wire.event(number, event))
+        finally:
+            unsubscribe()
+
+    async def _watch(self) -> None:
+        """Apply the policy file when it changes; a wrong one is reported and the one in force stays."""
+        from watchfiles import awatch
+
+        while True:
+            files = self._instance.policy_files()
+            if not files:
+                # A policy may come later, by `policy apply`.
+                await self._policy_event()
+                continue
+            names = {str(f.resolve()) for f in files}
+            changed = asyncio.Event()
+            done = asyncio.get_running_loop().create_task(self._policy_event())
+            done.add_done_callback(lambda _, ev=changed: ev.set())
+            async for changes in awatch(
+                *{f.resolve().parent for f in files},
+                watch_filter=lambda _, path, names=names: path in names,
+                debounce=WATCH_DEBOUNCE_MS,
+                stop_event=changed,
+                recursive=False,
+            ):
+                if changes:
+                    await self._reload(files[0])
+            done.cancel()
+
+    async def _policy_event(self) -> None:
+        seen = asyncio.Event()
+        unsubscribe = self._instance.subscribe(lambda e: seen.set() if e.get("type") == "policy" else None)
+        try:
+            await seen.wait()
+        finally:
+            unsubscribe()
+
+    async def _reload(self, path: Path) -> None:
+        try:
+            new = await asyncio.to_thread(policy.load, path)
+            if new.text == self._instance.state.policy_text and not new.files:
+                return
+            await self._instance.apply(new, path)
+        except DmmError as e:
+            log.error("%s; the policy in force stays", e)
+            self._instance.publish({"type": "policy_refused", "path": str(path), "reason": str(e)})
+
+
+def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:
+    async def method(params: dict[str, Any]) -> Any:
+        return function(params)
+
+    return method
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    sock = writer.get_extra_info("socket")
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
