@@ -133,7 +133,7 @@ class RunDir:
             return State.from_json(self._state.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             # Half a file cannot happen (rename), a foreign one can: it names nothing that we could undo.
             return None
 

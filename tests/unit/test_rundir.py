@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run directory: names, the lock between Resource Directors, and state that survives being cut off."""
+
+import json
+import os
+
+import pytest
+
+from dmm_ebpf.errors import ConflictError, UsageError
+from dmm_ebpf.rd import rundir
+from dmm_ebpf.rd.rundir import RunDir, StackState, State
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "ROOT", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "x" * 33, "ü", "a b", "a\n"])
+def test_a_name_that_could_leave_the_directory_is_refused(name):
+    with pytest.raises(UsageError, match="cannot use the instance name"):
+        RunDir(name)
+
+
+def test_state_comes_back_as_it_was_saved(root):
+    run = RunDir("default")
+    run.create()
+    state = State(
+        "default", 1, "/cg", 42, stacks=[StackState("wan", 1, 3, "dmm-3", ["eth0"], 7, 99)], nics={"eth0": 0}
+    )
+    run.save(state)
+    assert run.load() == state
+    assert run.path.stat().st_mode & 0o777 == 0o700
+    assert rundir.all_states() == [state]
+
+
+def test_a_foreign_state_file_is_no_state(root):
+    run = RunDir("default")
+    run.create()
+    for text in ("", "{", "[]", '{"instance": 1}', json.dumps({"x": 1})):
+        (run.path / "state.json").write_text(text)
+        assert run.load() is None
+
+
+def test_a_second_director_is_told_who_has_the_instance(root):
+    first, second = RunDir("default"), RunDir("default")
+    first.create()
+    first.lock()
+    assert second.is_locked()
+    with pytest.raises(ConflictError, match=f"pid {os.getpid()} serves it already"):
+        second.lock()
+    assert first.remove()
+    assert not second.is_locked()
+    assert not second.remove()
