@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands do that is more than one call and one print.
+
+Arguments come as typed and are checked here; answers go out through output.py and tables.py. Every
+failure is a DmmError.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmm_ebpf.cli import gather, output, tables
+from dmm_ebpf.errors import DmmError, PolicyError, UsageError
+from dmm_ebpf.tui import units
+from dmm_ebpf.tui.flowfilter import FlowFilter, parse_endpoint
+
+if TYPE_CHECKING:
+    from dmm_ebpf.rd.model import Policy
+
+_MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
+
+
+def detach(instance: str, *, everything: bool, as_json: bool) -> None:
+    """Detach one instance or all; all are tried before the first error is raised."""
+    from dmm_ebpf.rd import rundir, service
+
+    names = service.instances() if everything else [rundir.check_name(instance)]
+    removed: list[dict[str, Any]] = []
+    error: DmmError | None = None
+    for name in names:
+        try:
+            removed.append({"instance": name, "removed": service.detach(name)})
+        except DmmError as exc:
+            error = error or exc
+    if as_json:
+        output.print_json(removed)
+    else:
+        if not names:
+            output.note("no instance is attached")
+        for entry in removed:
+            what = ", ".join(units.clean(text) for text in entry["removed"])
+            print(
+                f"instance {entry['instance']}: "
+                + (f"removed {what}" if what else "there was nothing to remove")
+            )
+    if error is not None:
+        raise error
+
+
+def policy_check(file: Path, *, as_json: bool) -> None:
+    """Print what a policy holds. Raises PolicyError when it is refused."""
+    policy = load_policy(file)
+    counts = policy_counts(policy)
+    if as_json:
+        output.print_json({"ok": True, **counts})
+    else:
+        print(f"ok: {_counts_text(counts)}")
+
+
+def load_policy(file: Path) -> Policy:
+    """The policy in file. Raises PolicyError."""
+    from dmm_ebpf.rd import policy
+
+    return policy.load(file)
+
+
+def policy_counts(policy: Policy) -> dict[str, int]:
+    """How many rules, routes and stacks a policy names."""
+    return {
+        "rules": len(policy.rules),
+        "routes": policy.n_routes,
+        "stacks": len(policy.stacks),
+    }
+
+
+def _counts_text(counts: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{counts.get(name)} {name if counts.get(name) != 1 else name[:-1]}"
+        for name in ("rules", "routes", "stacks")
+    )
+
+
+def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
+    """Send a policy file's text to the Resource Director, which checks it again before it takes it."""
+    from dmm_ebpf.rd import client
+
+    what = f"read policy {file}"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise PolicyError(what, why=f"it is not UTF-8 at byte {exc.start}") from exc
+    except OSError as exc:
+        raise PolicyError(what, why=exc.strerror or str(exc)) from exc
+    with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
+        answer = rd.call("policy_apply", path=str(file.resolve()), text=text)
+    if as_json:
+        output.print_json({"instance": instance, **answer})
+    else:
+        print(
+            f"applied to instance {instance}: generation {answer.get('generation')}, {_counts_text(answer)}"
+        )
+
+
+def policy_show(instance: str | None, *, as_json: bool) -> None:
+    """Print the policy in force."""
+    from dmm_ebpf.rd import client
+
+    name = gather.the_instance(instance)
+    with client.Client(name) as rd:
+        answer = rd.call("policy_show")
+    if as_json:
+        output.print_json({"instance": name, **answer})
+    elif answer.get("text") is None:
+        output.note(f"instance {name} has no policy; it only observes")
+    else:
+        sys.stdout.write(answer["text"])
+
+
+def route_query(
+    address: str,
+    *,
+    proto: str,
+    cgroup: str | None,
+    uid: str | None,
+    comm: str | None,
+    mark: str | None,
+    direction: str,
+) -> dict[str, Any]:
+    """The parameters of route_get from what was typed. Raises UsageError."""
+    host, port = parse_endpoint(address)
+    return {
+        "addr": str(host),
+        "port": port,
+        "proto": proto,
+        "cgroup": cgroup,
+        "uid": None if uid is None else _uid(uid),
+        "comm": comm,
+        "mark": None if mark is None else _mark(mark),
+        "direction": direction,
+    }
+
+
+def _uid(text: str) -> int:
+    if text.isascii() and text.isdecimal() and int(text) < 2**32:
+        return int(text)
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise UsageError(f"look up user {text!r}", why="there is no such user, and it is not a uid") from None
+
+
+def _mark(text: str) -> int:
+    value = int(text, 0 if text[:2] in {"0x", "0X"} else 10) if _MARK.fullmatch(text) else -1
+    if 0 <= value < 2**32:
+        return value
+    raise UsageError(
+        f"take {text!r} as a mark", why="a mark is a number of 32 bits, decimal or 0x hexadecimal"
+    )
+
+
+def route_get(query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool) -> None:
+    """Answer by a policy file, or by an instance's policy and the state of its stacks."""
+    if policy is not None:
+        if instance is not None:
+            raise UsageError("ask for a route", why="--policy and --instance exclude each other")
+        answer = _evaluate(policy, query)
+    else:
+        from dmm_ebpf.rd import client
+
+        name = gather.the_instance(instance)
+        with client.Client(name) as rd:
+            answer = {"instance": name, **rd.call("route_get", **query)}
+    if as_json:
+        output.print_json(answer)
+    else:
+        port = "" if query["port"] is None else f" port {query['port']}"
+        tables.print_route(answer, f"{query['addr']} proto {query['proto']}{port}")
+
+
+def _evaluate(file: Path, query: dict[str, Any]) -> dict[str, Any]:
+    from dmm_ebpf.rd import evaluate
+
+    verdict: dict[str, Any] = evaluate.route_get(
+        load_policy(file), evaluate.Query.from_params(query)
+    ).to_dict()
+    return verdict
+
+
+def flows(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:
+    """List open flows."""
+    listing = gather.flows(instance)
+    rows = [row for row in listing.rows if wanted.matches(row)]
+    if as_json:
+        output.print_json(rows)
+    else:
+        tables.print_flows(rows, iec=iec)
+    listing.finish()
+
+
+def follow(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:
+    """Print events until interrupted; events that are about no flow pass only an empty filter."""
+    follower = gather.Follower(instance)
+    try:
+        for event in follower.events():
+            if not wanted.matches(event):
+                continue
+            if as_json:
+                output.print_json_line(event)
+            else:
+                print(tables.event_line(event, iec=iec), flush=True)
+    finally:
+        follower.close()
+
+
+def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> None:
+    """Show the TUI until q."""
+    wanted = FlowFilter.parse(filters)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "show live flows",
+            why="standard input and output are not a terminal",
+            hint="dmm-ebpf flows lists them",
+        )
+    from dmm_ebpf.rd import client
+    from dmm_ebpf.tui.app import TopApp
+    from dmm_ebpf.tui.source import RdSource
+
+    source = RdSource(instance)
+    if instance is not None:
+        with client.Client(instance) as rd:
+            rd.call("status")
+    else:
+        client.instances()
+    app = TopApp(source, interval_s=interval_s, flow_filter=wanted, filter_text=filters, iec=iec)
+    app.run()
+    if app.failure is not None:
+        raise app.failure

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where listings come from: every instance's Resource Director (RD), or its pinned maps when the RD is dead.
+
+Owns the choice of instances for a command. A listing takes what it can get: an instance whose RD is dead
+is read from its pins with a note, one that was detached meanwhile is left out, and one that cannot be
+read at all makes the command fail only after the others are shown.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dmm_ebpf.cli.output import Row, note
+from dmm_ebpf.errors import DmmError, NotAttachedError, UsageError
+from dmm_ebpf.rd import client
+
+_RESCAN_S = 0.5
+
+
+@dataclass
+class Listing:
+    """The rows of every instance asked, and the first error of those that gave none."""
+
+    rows: list[Row] = field(default_factory=list)
+    error: DmmError | None = None
+
+    def finish(self) -> None:
+        """Raise what was held back, after the rows are shown."""
+        if self.error is not None:
+            raise self.error
+
+
+def the_instance(name: str | None) -> str:
+    """The instance a question is for: the one named, else "default", else the only one. Raises DmmError."""
+    if name is not None:
+        return name
+    names = client.instances()
+    if "default" in names:
+        return "default"
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise UsageError(
+            "choose an instance", why=f"there are {', '.join(names)}", hint="name one with --instance"
+        )
+    raise NotAttachedError(
+        "ask the Resource Director", why="no instance is attached", hint="dmm-ebpf attach starts one"
+    )
+
+
+def listing(method: str, instance: str | None, offline: Callable[[str], list[Row]] | None = None) -> Listing:
+    """The rows that method gives for instance, or for all (None), each with its instance's name."""
+    result = Listing()
+    names = client.instances() if instance is None else [instance]
+    if not names:
+        note("no instance is attached; dmm-ebpf attach starts one")
+    for name in names:
+        try:
+            rows = _rows(method, name, offline)
+        except DmmError as exc:
+            vanished = instance is None and not client.socket_path(name).parent.is_dir()
+            if not vanished:
+                result.error = result.error or exc
+            continue
+        result.rows += ({**row, "instance": row.get("instance", name)} for row in rows)
+    return result
+
+
+def _rows(method: str, name: str, offline: Callable[[str], list[Row]] | None) -> list[Row]:
+    try:
+        with client.Client(name) as rd:
+            answer = rd.call(method)
+    except NotAttachedError as exc:
+        if offline is None or not client.socket_path(name).parent.is_dir():
+            raise
+        rows = offline(name)
+        note(f"instance {name}: {exc.why}; shown from what it left pinned")
+        return rows
+    return [{**answer, "rd": "up"}] if isinstance(answer, dict) else list(answer)
+
+
+def status(instance: str | None) -> Listing:
+    """status of instance or of all; `rd` says whether its Resource Director runs."""
+
+    def offline(name: str) -> list[Row]:
+        from dmm_ebpf.rd import service
+
+        return [{**service.offline_status(name), "rd": "dead"}]
+
+    return listing("status", instance, offline)
+
+
+def stacks(instance: str | None) -> Listing:
+    """The stacks of instance or of all."""
+
+    def offline(name: str) -> list[Row]:
+        from dmm_ebpf.rd import service
+
+        return list(service.offline_status(name)["stacks"])
+
+    return listing("stacks", instance, offline)
+
+
+def flows(instance: str | None) -> Listing:
+    """The open flows of instance or of all."""
+
+    def offline(name: str) -> list[Row]:
+        from dmm_ebpf.rd import service
+
+        return list(service.offline_flows(name))
+
+    return listing("flows", instance, offline)
+
+
+class Follower:
+    """Events of one instance, or of all there are and of those still to come, until it is closed."""
+
+    def __init__(self, instance: str | None) -> None:
+        self._instance = instance
+        self._selector = selectors.DefaultSelector()
+        self._open: dict[str, client.Subscription] = {}
+
+    def close(self) -> None:
+        """End every stream."""
+        for subscription in self._open.values():
+            subscription.close()
+        self._selector.close()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Each event as it comes. Raises NotAttachedError when the instance that was named is gone."""
+        if self._instance is not None:
+            self._subscribe(self._instance)
+        elif not client.instances():
+            note("no instance is attached yet; waiting for one")
+        while True:
+            if self._instance is None:
+                self._scan()
+            for key, _mask in self._selector.select(None if self._instance else _RESCAN_S):
+                yield from self._read(key.data)
+
+    def _subscribe(self, name: str) -> None:
+        subscription = client.Client(name).stream("follow")
+        self._open[name] = subscription
+        self._selector.register(subscription, selectors.EVENT_READ, name)
+
+    def _scan(self) -> None:
+        for name in client.instances():
+            if name not in self._open:
+                try:
+                    self._subscribe(name)
+                except NotAttachedError:
+                    # It is starting, or its RD is dead: the next scan tells.
+                    continue
+
+    def _read(self, name: str) -> Iterator[dict[str, Any]]:
+        subscription = self._open[name]
+        try:
+            events = subscription.read_ready()
+        except NotAttachedError as exc:
+            if self._instance is not None:
+                raise
+            self._selector.unregister(subscription)
+            subscription.close()
+            del self._open[name]
+            note(f"instance {name}: {exc.why}")
+            return
+        for event in events:
+            yield {**event, "instance": event.get("instance", name)}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes to standard output: JSON, and tables that suit where they go.
+
+On a terminal a table is coloured (unless NO_COLOR is set) and fits the width: the least telling columns
+go first, then the widest texts are cut. Into a pipe or a file it is plain text with every column whole
+and no control sequences. Notes and errors go to standard error, so that standard output holds the answer
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dmm_ebpf.tui import units
+
+Row = dict[str, Any]
+_GAP = 2
+_MIN_FLEX = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: how a row gives its cell, and what becomes of it when room is short."""
+
+    title: str
+    cell: Callable[[Row], str]
+    right: bool = False
+    rank: int = 0  # the highest rank is left out first; 0 stays
+    flex: bool = False  # may be cut
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal, on standard error."""
+    print(f"dmm-ebpf: {text}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """value as JSON: indented for a person, on one line for a program."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def print_json_line(value: Any) -> None:
+    """value as one line of JSON, at once: for streams."""
+    print(json.dumps(value), flush=True)
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Row]) -> None:
+    """rows under their titles; only the titles when there are none."""
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    if sys.stdout.isatty():
+        _print_terminal(columns, cells, shutil.get_terminal_size().columns)
+    else:
+        for line in layout(columns, cells, None)[1]:
+            print(line)
+
+
+def layout(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None
+) -> tuple[list[int], list[str]]:
+    """Column widths (0: left out) and lines, titles first, of at most width characters (None: any)."""
+    widths = [
+        max((len(row[i]) for row in cells), default=0)
+        if column.title == ""
+        else max(len(column.title), *(len(row[i]) for row in cells), 0)
+        for i, column in enumerate(columns)
+    ]
+    if width is not None:
+        _fit(columns, widths, width)
+    lines = []
+    for row in ([column.title for column in columns], *cells):
+        parts = [
+            _justify(units.shorten(text, w), w, column.right)
+            for text, w, column in zip(row, widths, columns, strict=True)
+            if w
+        ]
+        lines.append((" " * _GAP).join(parts).rstrip())
+    return widths, lines
+
+
+def _justify(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _excess(widths: Sequence[int], width: int) -> int:
+    shown = [w for w in widths if w]
+    return sum(shown) + _GAP * (len(shown) - 1) - width
+
+
+def _fit(columns: Sequence[Column], widths: list[int], width: int) -> None:
+    """Make widths fit: leave columns out by rank, then cut the widest flexible one, a character at a time."""
+    for rank in sorted({column.rank for column in columns if column.rank}, reverse=True):
+        if _excess(widths, width) <= _slack(columns, widths):
+            break
+        for i, column in enumerate(columns):
+            if column.rank == rank:
+                widths[i] = 0
+    while _excess(widths, width) > 0:
+        flexible = [i for i, column in enumerate(columns) if column.flex and widths[i] > _MIN_FLEX]
+        if not flexible:
+            break
+        widths[max(flexible, key=lambda i: widths[i])] -= 1
+
+
+def _slack(columns: Sequence[Column], widths: Sequence[int]) -> int:
+    """How much cutting can save before texts say too little: half of what is flexible."""
+    return sum(
+        (w - _MIN_FLEX) // 2
+        for w, column in zip(widths, columns, strict=True)
+        if column.flex and w > _MIN_FLEX
+    )
+
+
+def _print_terminal(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=width, highlight=False)
+    _widths, lines = layout(columns, cells, width)
+    console.print(Text(lines[0], style="bold"), no_wrap=True, crop=True)
+    for line in lines[1:]:
+        console.print(_coloured(Text(line)), no_wrap=True, crop=True)
+
+
+def _coloured(line: Any) -> Any:
+    """States stand out by colour; the words alone say the same."""
+    line.highlight_regex(r"\b(up|ESTAB|running)\b", "green")
+    line.highlight_regex(r"\b(starting|SYN-SENT|SYN-RECV)\b", "yellow")
+    line.highlight_regex(r"\b(down|CLOSED|dead)\b", "red")
+    return line

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each listing looks to a person: its columns, and the blocks and lines that are no table.
+
+Pure, except that the print functions print. Rows are the dictionaries of the Resource Director,
+unchanged; a field that an older or newer one does not send shows as "-".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dmm_ebpf.cli.output import Column, Row, print_table
+from dmm_ebpf.tui import units
+
+
+def _text(key: str) -> Any:
+    return lambda row: units.clean(row.get(key))
+
+
+def _number(key: str) -> Any:
+    return lambda row: units.NONE if row.get(key) is None else str(row[key])
+
+
+def stack_text(flow: Row) -> str:
+    """The stack that serves, and the one the route named when that was down: kernel (for wan)."""
+    stack, wanted = flow.get("stack"), flow.get("wanted")
+    return (
+        units.clean(stack) if wanted in (None, stack) else f"{units.clean(stack)} (for {units.clean(wanted)})"
+    )
+
+
+def _instance_column(rows: list[Row]) -> list[Column]:
+    """The instance, only where there is more than one to tell apart."""
+    several = len({row.get("instance") for row in rows}) > 1
+    return [Column("INSTANCE", _text("instance"))] if several else []
+
+
+def print_flows(rows: list[Row], *, iec: bool) -> None:
+    """The table of `dmm-ebpf flows`."""
+    print_table(
+        [
+            *_instance_column(rows),
+            Column("STATE", lambda r: units.state(r.get("state"))),
+            Column("LOCAL", lambda r: units.endpoint(r.get("src"), r.get("sport")), rank=4),
+            Column(
+                "DIR", lambda r: {"connect": "out", "listen": "in"}.get(str(r.get("direction")), "-"), rank=7
+            ),
+            Column("PEER", lambda r: units.endpoint(r.get("dst"), r.get("dport"))),
+            Column("STACK", stack_text, flex=True),
+            Column("TABLE", _text("table"), rank=6, flex=True),
+            Column("RULE", _text("rule"), rank=5, flex=True),
+            Column("ROUTE", _text("route"), flex=True),
+            Column("PROCESS", lambda r: units.process(r.get("comm"), r.get("pid")), flex=True),
+            Column("SENT", lambda r: units.size(r.get("bytes_sent"), iec=iec), right=True),
+            Column("RECEIVED", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True),
+            Column("SRTT", lambda r: units.duration_us(r.get("srtt_us")), right=True, rank=2),
+            Column("RETRANS", _number("retransmits"), right=True, rank=3),
+            Column("AGE", lambda r: units.age(r.get("age_s")), right=True, rank=8),
+            Column("CGROUP", _text("cgroup"), rank=9, flex=True),
+        ],
+        rows,
+    )
+
+
+def print_listeners(rows: list[Row]) -> None:
+    """The table of `dmm-ebpf listeners`."""
+    print_table(
+        [
+            *_instance_column(rows),
+            Column("LISTENING", lambda r: units.endpoint(r.get("addr"), r.get("port"))),
+            Column("TABLE", _text("table"), flex=True),
+            Column("RULE", _text("rule"), flex=True),
+            Column("PROCESS", lambda r: units.process(r.get("comm"), r.get("pid")), flex=True),
+            Column("SOCKETS", _number("sockets"), right=True, rank=1),
+            Column("CGROUP", _text("cgroup"), rank=2, flex=True),
+        ],
+        rows,
+    )
+
+
+def print_stacks(rows: list[Row], indent: str = "") -> None:
+    """The table of `dmm-ebpf stacks`."""
+    print_table(
+        [
+            *([Column("", lambda _row: indent)] if indent else []),
+            *_instance_column(rows),
+            Column("STACK", _text("name"), flex=True),
+            Column("KIND", _text("kind")),
+            Column("STATE", _text("state")),
+            Column("FLOWS", _number("flows"), right=True),
+            Column("PID", _number("pid"), right=True, rank=1),
+            Column("TRANSPORT", _text("transport"), rank=3),
+            Column("CONGESTION", _text("congestion"), rank=2),
+            Column("IO", _text("io"), rank=4),
+            Column("NICS", lambda r: units.clean(",".join(map(str, r.get("nics") or ()))), rank=5),
+            Column("FALLBACK", _text("fallback"), rank=6),
+            Column("RESTARTS", _number("restarts"), right=True, rank=7),
+            Column("REASON", _text("reason"), rank=8, flex=True),
+        ],
+        rows,
+    )
+
+
+def print_status(status: Row) -> None:
+    """One instance, as a block."""
+    up = status.get("rd") == "up"
+    director = f"running, pid {status.get('pid')}, up {units.age(status.get('uptime_s'))}" if up else "dead"
+    policy = status.get("policy")
+    lines = [
+        ("director", director),
+        ("cgroup", units.clean(status.get("cgroup"))),
+        ("netns", units.clean(status.get("netns"))),
+        ("policy", f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none"),
+        ("", f"{_number('rules')(status)} rules, {_number('routes')(status)} routes"),
+        ("flows", f"{_number('flows')(status)} open, {_number('listeners')(status)} listeners"),
+        *(("nic", _nic_text(nic)) for nic in status.get("nics") or ()),
+        ("counters", _counters_text(status.get("counters") or {})),
+    ]
+    print(f"instance {units.clean(status.get('instance'))}")
+    for name, text in lines:
+        print(f"  {name:<10}{text}".rstrip())
+    stacks = status.get("stacks") or []
+    if stacks:
+        print_stacks(stacks, indent=" ")
+
+
+def _nic_text(nic: Row) -> str:
+    name, mode, stack = (units.clean(nic.get(key)) for key in ("ifname", "mode", "stack"))
+    return f"{name} ({mode}) for stack {stack}"
+
+
+def _counters_text(counters: Row) -> str:
+    told = [f"{units.clean(name)} {value}" for name, value in counters.items() if value]
+    return ", ".join(told) or "all zero"
+
+
+def print_route(answer: Row, asked: str) -> None:
+    """The answer of `route get`, in the manner of ip-route(8)."""
+    wanted = answer.get("wanted")
+    fallback = (
+        f" (fallback: {units.clean(wanted)} is down)" if wanted not in (None, answer.get("stack")) else ""
+    )
+    print(
+        f"{asked} stack {units.clean(answer.get('stack'))}{fallback} table {units.clean(answer.get('table'))}"
+        f"\n    rule {units.clean(answer.get('rule'))}\n    route {units.clean(answer.get('route'))}"
+    )
+
+
+def event_line(event: Row, *, iec: bool) -> str:
+    """One event of `flows --follow`, in the manner of ip-monitor(8)."""
+    moment = float(event.get("time") or 0)
+    clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
+    kind = str(event.get("type"))
+    head = f"{clock} {units.clean(event.get('instance'))} {kind:<11}"
+    if kind in {"stack", "policy"}:
+        told = [
+            f"{key} {units.clean(event[key])}" for key in event if key not in {"type", "time", "instance"}
+        ]
+        return f"{head} {' '.join(told)}".rstrip()
+    who = units.process(event.get("comm"), event.get("pid"))
+    local = units.endpoint(event.get("src"), event.get("sport"))
+    table, rule, route = (units.clean(event.get(key)) for key in ("table", "rule", "route"))
+    if kind in {"listen", "unlisten"}:
+        return f"{head} {who} {local} table {table} rule {rule}"
+    line = (
+        f"{head} {who} {local} {'<' if event.get('direction') == 'listen' else '>'} "
+        f"{units.endpoint(event.get('dst'), event.get('dport'))} stack {stack_text(event)} "
+        f"table {table} rule {rule} route {route}"
+    )
+    if kind == "close":
+        sent, received = event.get("bytes_sent"), event.get("bytes_received")
+        line += f" sent {units.size(sent, iec=iec)} received {units.size(received, iec=iec)}"
+    return line

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocking client of a Resource Director (RD): what the command line and the TUI speak through.
+
+Owns the path of the RD's socket and the sentences for an RD that cannot be reached. Every failure leaves
+as a DmmError: NotAttachedError when there is no such instance or nobody answers for it, PrivilegeError
+when the caller may not ask, and whatever the RD itself said otherwise. It starts, stops and repairs
+nothing, and never retries.
+"""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dmm_ebpf.errors import NotAttachedError, PrivilegeError, UsageError, from_wire
+from dmm_ebpf.rd import rundir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dmm_ebpf.rd.wire import Connection, Message
+
+CALL_TIMEOUT_S = 10.0
+# A million routes are validated, compiled and written before the RD answers.
+APPLY_TIMEOUT_S = 600.0
+
+
+def socket_path(instance: str) -> Path:
+    """Where the RD of instance listens."""
+    return rundir.ROOT / instance / "rd.sock"
+
+
+def instances() -> list[str]:
+    """Names of the instances with a run directory, sorted; an RD may be dead. Raises PrivilegeError."""
+    try:
+        names = sorted(entry.name for entry in rundir.ROOT.iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    except PermissionError as exc:
+        raise _not_permitted("list the instances") from exc
+    return [name for name in names if _is_name(name)]
+
+
+def _is_name(name: str) -> bool:
+    try:
+        rundir.check_name(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _not_permitted(what: str) -> PrivilegeError:
+    return PrivilegeError(what, why="Permission denied", hint="run it as root")
+
+
+class Client:
+    """One connection to the RD of instance, opened at the first call. For one thread at a time."""
+
+    def __init__(self, instance: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.instance = rundir.check_name(instance)
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def call(self, method: str, /, **params: Any) -> Any:
+        """The result of method. Raises NotAttachedError, PrivilegeError, WireError, or what the RD said."""
+        what = f"ask instance {self.instance} for {method}"
+        if self._connection is None:
+            self._connection = _connect(self.instance, what, self._timeout_s)
+        self._number += 1
+        try:
+            message = self._exchange(self._connection, what, method, params)
+        except BaseException:
+            # A late answer to this call must never be taken for the answer to the next one.
+            self.close()
+            raise
+        return _result(message, what)
+
+    def _exchange(self, connection: Connection, what: str, method: str, params: Message) -> Message:
+        from dmm_ebpf.rd import wire
+
+        try:
+            connection.send(wire.request(self._number, method, params))
+            message = connection.receive()
+        except TimeoutError as exc:
+            raise _silent(what, self.instance) from exc
+        except OSError as exc:
+            raise _gone(what, self.instance) from exc
+        if message is None:
+            raise _gone(what, self.instance)
+        if message.get("id") != self._number:
+            raise wire.WireError(
+                f"an answer to request {message.get('id')} arrived, expected one to {self._number}"
+            )
+        return message
+
+    def stream(self, method: str, /, **params: Any) -> Subscription:
+        """The events of a streaming method, over a connection of its own. Raises as call() does."""
+        return Subscription(self.instance, method, params, timeout_s=self._timeout_s)
+
+
+class Subscription:
+    """An open stream of events: iterate it, or select() on it and call read_ready(). close() ends it."""
+
+    def __init__(self, instance: str, method: str, params: Message, *, timeout_s: float) -> None:
+        from dmm_ebpf.rd import wire
+
+        self.instance = instance
+        self._what = f"follow instance {instance}"
+        self._connection = _connect(instance, self._what, timeout_s)
+        try:
+            self._connection.send(wire.request(1, method, params))
+            self._connection.set_timeout(None)
+        except OSError as exc:
+            self._connection.close()
+            raise _gone(self._what, instance) from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Message]:
+        while True:
+            yield from self.read_ready()
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._connection.fileno()
+
+    def read_ready(self) -> list[Message]:
+        """Events of one recv(), perhaps none. Raises NotAttachedError when the RD ended the stream."""
+        try:
+            messages = self._connection.read_ready()
+        except OSError as exc:
+            raise _gone(self._what, self.instance) from exc
+        if messages is None:
+            raise _gone(self._what, self.instance)
+        return [_event(message, self._what) for message in messages]
+
+    def close(self) -> None:
+        """End the stream; again is harmless."""
+        self._connection.close()
+
+
+def _connect(instance: str, what: str, timeout_s: float) -> Connection:
+    from dmm_ebpf.rd import wire
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(socket_path(instance)))
+    except OSError as exc:
+        sock.close()
+        raise _unreachable(what, instance, exc) from exc
+    return wire.Connection(sock)
+
+
+def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | PrivilegeError:
+    if isinstance(exc, PermissionError):
+        return _not_permitted(what)
+    if isinstance(exc, FileNotFoundError) and not (rundir.ROOT / instance).is_dir():
+        return NotAttachedError(
+            what,
+            why="there is no such instance",
+            hint="dmm-ebpf attach starts one, dmm-ebpf status lists them",
+        )
+    if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+        return NotAttachedError(
+            what,
+            why="its Resource Director is not running",
+            hint=f"dmm-ebpf attach --instance {instance} takes over what it left, dmm-ebpf detach "
+            f"--instance {instance} removes it",
+        )
+    if isinstance(exc, TimeoutError):
+        return _silent(what, instance)
+    return NotAttachedError(what, why=exc.strerror or str(exc))
+
+
+def _silent(what: str, instance: str) -> NotAttachedError:
+    return NotAttachedError(
+        what,
+        why="its Resource Director does not answer",
+        hint=f"it may be stopped or very busy; dmm-ebpf detach --instance {instance} removes everything",
+    )
+
+
+def _gone(what: str, instance: str) -> NotAttachedError:
+    return NotAttachedError(
+        what,
+        why="its Resource Director closed the connection",
+        hint=f"dmm-ebpf status --instance {instance} tells whether it still runs",
+    )
+
+
+def _result(message: Message, what: str) -> Any:
+    from dmm_ebpf.rd import wire
+
+    if message.get("ok") is True:
+        return message.get("result")
+    error = message.get("error")
+    if not isinstance(error, dict):
+        raise wire.WireError(f"neither a result nor an error arrived for: {what}")
+    raise from_wire(error)
+
+
+def _event(message: Message, what: str) -> Message:
+    if message.get("ok") is False:
+        _result(message, what)
+    event = message.get("event")
+    if isinstance(event, dict):
+        return event
+    from dmm_ebpf.rd import wire
+
+    raise wire.WireError("a message without an event arrived in a stream of events")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which flows to show: the options of `dmm-ebpf flows` and the filter line of `dmm-ebpf top`.
+
+Pure: flows are the dictionaries that the Resource Director gives. A filter that can match nothing because
+it is misspelt (a state that TCP does not have, an address that is none) is refused with a UsageError, not
+obeyed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from dmm_ebpf.errors import UsageError
+from dmm_ebpf.tui import units
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# The kernel's names (include/net/tcp_states.h) by the names that ss(8) and people use.
+_STATES = {
+    "ESTABLISHED": "ESTABLISHED",
+    "ESTAB": "ESTABLISHED",
+    "SYN_SENT": "SYN_SENT",
+    "SYN_RECV": "SYN_RECV",
+    "FIN_WAIT1": "FIN_WAIT1",
+    "FIN_WAIT_1": "FIN_WAIT1",
+    "FIN_WAIT2": "FIN_WAIT2",
+    "FIN_WAIT_2": "FIN_WAIT2",
+    "TIME_WAIT": "TIME_WAIT",
+    "CLOSE": "CLOSE",
+    "CLOSED": "CLOSE",
+    "CLOSE_WAIT": "CLOSE_WAIT",
+    "LAST_ACK": "LAST_ACK",
+    "LISTEN": "LISTEN",
+    "CLOSING": "CLOSING",
+    "NEW_SYN_RECV": "NEW_SYN_RECV",
+}
+_WITH_PORT = re.compile(r"\[(?P<v6>[^]]*)\](?::(?P<p6>[^:]*))?|(?P<v4>[^:]*):(?P<p4>[^:]*)")
+_KEYS = ("stack", "comm", "pid", "dst", "state")
+
+
+def parse_port(text: str, what: str) -> int:
+    """A port, 1 to 65535. Raises UsageError, which starts with what."""
+    if text.isascii() and text.isdecimal() and 0 < int(text) < 65536:
+        return int(text)
+    raise UsageError(what, why=f"{text!r} is not a port from 1 to 65535")
+
+
+def split_port(text: str, what: str) -> tuple[str, int | None]:
+    """(address, port) of ADDR, ADDR:PORT, [ADDR]:PORT, :PORT or a bare IPv6 address. Raises UsageError."""
+    match = _WITH_PORT.fullmatch(text)
+    if match is None:
+        return text, None
+    host = match["v6"] if match["v4"] is None else match["v4"]
+    port = match["p6"] if match["v4"] is None else match["p4"]
+    return host, None if port is None else parse_port(port, what)
+
+
+def parse_endpoint(text: str) -> tuple[Address, int | None]:
+    """The peer that `route get` is asked about. Raises UsageError."""
+    what = f"take {text!r} as ADDR or ADDR:PORT"
+    host, port = split_port(text, what)
+    try:
+        return ipaddress.ip_address(host), port
+    except ValueError:
+        raise UsageError(
+            what,
+            why=f"{host!r} is not an IPv4 or IPv6 address",
+            hint="with a port, write 203.0.113.7:443 or [2001:db8::7]:443",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Peers in network, or any; on port, or any."""
+
+    network: Network | None
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Peer:
+        """From an address, a prefix, either of them with a port, or :PORT. Raises UsageError."""
+        what = f"filter by the peer {text!r}"
+        host, port = split_port(text, what)
+        if not host and port is not None:
+            return cls(None, port)
+        try:
+            return cls(ipaddress.ip_network(host, strict=False), port)
+        except ValueError:
+            raise UsageError(what, why=f"{host!r} is neither an address nor a prefix") from None
+
+    def matches(self, address: Any, port: Any) -> bool:
+        """True when the peer's address and port are within."""
+        if self.port is not None and port != self.port:
+            return False
+        if self.network is None:
+            return True
+        try:
+            return ipaddress.ip_address(str(address)) in self.network
+        except ValueError:
+            return False
+
+
+def parse_state(text: str) -> str:
+    """The kernel's name of a TCP state given in any usual spelling. Raises UsageError."""
+    name = _STATES.get(text.upper().replace("-", "_"))
+    if name is None:
+        known = ", ".join(dict.fromkeys(units.state(s).lower() for s in _STATES.values()))
+        raise UsageError(f"filter by the state {text!r}", why=f"a TCP state is one of {known}")
+    return name
+
+
+def parse_pid(text: str) -> int:
+    """A process id. Raises UsageError."""
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise UsageError(f"filter by the process {text!r}", why="a pid is a number")
+
+
+@dataclass(frozen=True)
+class FlowFilter:
+    """What a flow must have to be shown; None and () ask for nothing."""
+
+    stack: str | None = None
+    comm: str | None = None  # a shell pattern
+    pid: int | None = None
+    dst: Peer | None = None
+    state: str | None = None  # as the kernel names it
+    words: tuple[str, ...] = ()  # each somewhere in what a line of the listing says, in any case
+
+    @classmethod
+    def parse(cls, text: str) -> FlowFilter:
+        """From words and key=value terms, as typed in top. Raises UsageError."""
+        terms: dict[str, str] = {}
+        words = []
+        for term in text.split():
+            key, equals, value = term.partition("=")
+            if not equals:
+                words.append(term.lower())
+            elif key in _KEYS and value:
+                terms[key] = value
+            else:
+                raise UsageError(f"filter by {term!r}", why=f"a term is a word or {'|'.join(_KEYS)}=VALUE")
+        return cls.of(words=tuple(words), **terms)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        stack: str | None = None,
+        comm: str | None = None,
+        pid: str | int | None = None,
+        dst: str | None = None,
+        state: str | None = None,
+        words: tuple[str, ...] = (),
+    ) -> FlowFilter:
+        """From texts as typed. Raises UsageError."""
+        return cls(
+            stack=stack,
+            comm=comm,
+            pid=None if pid is None else parse_pid(str(pid)),
+            dst=None if dst is None else Peer.parse(dst),
+            state=None if state is None else parse_state(state),
+            words=words,
+        )
+
+    def matches(self, flow: dict[str, Any]) -> bool:
+        """True when flow has all that is asked for."""
+        return (
+            (self.stack is None or flow.get("stack") == self.stack)
+            and (self.comm is None or fnmatch.fnmatchcase(str(flow.get("comm")), self.comm))
+            and (self.pid is None or flow.get("pid") == self.pid)
+            and (self.state is None or flow.get("state") == self.state)
+            and (self.dst is None or self.dst.matches(flow.get("dst"), flow.get("dport")))
+            and (not self.words or self._has_words(flow))
+        )
+
+    def _has_words(self, flow: dict[str, Any]) -> bool:
+        shown = " ".join(
+            (
+                units.process(flow.get("comm"), flow.get("pid")),
+                units.endpoint(flow.get("src"), flow.get("sport")),
+                units.endpoint(flow.get("dst"), flow.get("dport")),
+                *(str(flow.get(key)) for key in ("instance", "stack", "table", "rule", "route", "cgroup")),
+                units.state(flow.get("state")),
+            )
+        ).lower()
+        return all(word in shown for word in self.words)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures, addresses and names as people read them, for the tables and for the TUI.
+
+Pure. JSON never passes through here: it carries raw numbers. Text that comes from outside (a process may
+call itself anything) leaves printable, so that it cannot drive the terminal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SI = ("", "K", "M", "G", "T", "P", "E")
+_SHORT_STATES = {
+    "ESTABLISHED": "ESTAB",
+    "SYN_SENT": "SYN-SENT",
+    "SYN_RECV": "SYN-RECV",
+    "FIN_WAIT1": "FIN-WAIT-1",
+    "FIN_WAIT2": "FIN-WAIT-2",
+    "TIME_WAIT": "TIME-WAIT",
+    "CLOSE": "CLOSED",
+    "CLOSE_WAIT": "CLOSE-WAIT",
+    "LAST_ACK": "LAST-ACK",
+}
+NONE = "-"
+
+
+def clean(text: Any) -> str:
+    """text without control characters and terminal sequences; "-" for None and the empty string."""
+    if text is None or text == "":
+        return NONE
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def quantity(value: float | None, *, iec: bool = False) -> str:
+    """At most three digits and a prefix, as iproute2 writes: 999, 1.5K, 23M. iec: by 1024, "Ki"."""
+    if value is None:
+        return NONE
+    step = 1024 if iec else 1000
+    amount = float(value)
+    for prefix in _SI:
+        # What would round to 1000 belongs to the next prefix.
+        if amount < 999.5 or prefix == _SI[-1]:
+            break
+        amount /= step
+    suffix = prefix + ("i" if iec and prefix else "")
+    digits = f"{amount:.1f}" if prefix and amount < 9.95 else f"{amount:.0f}"
+    return digits + suffix
+
+
+def size(value_bytes: float | None, *, iec: bool = False) -> str:
+    """Bytes: 10K, 1.5M; in iec 9.8Ki."""
+    return quantity(value_bytes, iec=iec)
+
+
+def bit_rate(value_Bps: float | None, *, iec: bool = False) -> str:  # noqa: N803 - the unit's own case
+    """Bytes a second as bits a second: 8.0M; "-" when nothing is known yet."""
+    return NONE if value_Bps is None else quantity(value_Bps * 8, iec=iec)
+
+
+def duration_us(value_us: float | None) -> str:
+    """Microseconds: 250us, 1.2ms, 105ms, 2.1s; "-" for None and 0 (no sample yet)."""
+    if not value_us:
+        return NONE
+    if value_us < 999.5:
+        return f"{value_us:.0f}us"
+    for divisor, unit in ((1e3, "ms"), (1e6, "s")):
+        amount = value_us / divisor
+        if amount < 999.5 or unit == "s":
+            break
+    return f"{amount:.1f}{unit}" if amount < 9.95 else f"{amount:.0f}{unit}"
+
+
+def age(seconds: float | None) -> str:
+    """Seconds: 5s, 3m20s, 2h05m, 4d03h."""
+    if seconds is None:
+        return NONE
+    whole = int(seconds)
+    for unit, below, part, divisor in (("m", 3600, "s", 60), ("h", 86400, "m", 3600)):
+        if whole < 60:
+            return f"{whole}s"
+        if whole < below:
+            return f"{whole // divisor}{unit}{whole % divisor * 60 // divisor:02d}{part}"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def endpoint(address: Any, port: Any) -> str:
+    """203.0.113.7:443 or [2001:db8::7]:443; "*" for a wildcard address or port 0."""
+    host = clean(address)
+    if host in {"0.0.0.0", "::"}:
+        host = "*" if host == "0.0.0.0" else "[::]"
+    elif ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{port or '*'}"
+
+
+def state(name: Any) -> str:
+    """A TCP state of the kernel as ss(8) writes it: ESTAB, SYN-SENT, FIN-WAIT-1."""
+    text = clean(name).upper()
+    return _SHORT_STATES.get(text, text)
+
+
+def process(comm: Any, pid: Any) -> str:
+    """curl/4242."""
+    return f"{clean(comm)}/{pid}" if pid else clean(comm)
+
+
+def shorten(text: str, width: int) -> str:
+    """text in at most width columns, its end given up for an ellipsis."""
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…" if width > 0 else ""
+
+
+def shorten_middle(text: str, width: int) -> str:
+    """text in at most width columns, its middle given up: the ends of an address tell the most."""
+    if len(text) <= width:
+        return text
+    tail = width // 2
+    return text[: max(width - tail - 1, 0)] + "…" + text[len(text) - tail :] if width > 1 else text[:width]
