@@ -1,0 +1,738 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cc_wan.c: `wan`, a model-based congestion control for long and lossy paths.
+ *
+ * Lineage: BBR (draft-ietf-ccwg-bbr, "the draft" below): a model of the path, the largest delivery rate and
+ * the smallest RTT, sets pacing and cwnd, through STARTUP, DRAIN, PROBE_BW (DOWN, CRUISE, UP) and PROBE_RTT.
+ * What is different:
+ *
+ * - bw is what the bottleneck forwards, not what arrives. Behind a bottleneck of rate C random loss p leaves
+ * C(1-p); the draft paces at that and loses p again. Here a rate sample is delivered plus lost bytes, where
+ * of the loss no more is credited than p_hat explains, so bw converges to C with p_hat and to the delivered
+ * rate without.
+ * - p_hat is an experiment, not an average. It is learned only from packets sent slower than the model allows
+ * (DRAIN, DOWN, PROBE_RTT) or in STARTUP rounds that a later round outran by a quarter. Loss that our own
+ * rate causes goes away when we slow down; random loss does not. An RTT above the minimum voids the
+ * experiment and halves p_hat, an ECN echo clears it. An estimate that was too high shrinks by the gain of
+ * DOWN each cycle, so it cannot feed on itself.
+ * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in CRUISE starts
+ * the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft: BBRBeta) until the next UP.
+ * - cwnd is 1.25 BDP in CRUISE, the draft's 2 BDP only while probing or while somebody else keeps the queue
+ * full; a small queue seen in CRUISE is paced away. PROBE_RTT is rare, since DOWN empties our own queue.
+ *
+ * Invariants: cwnd_bytes >= 4 mss, pacing_Bps >= 1 segment a second after init; p_hat <= P_MAX; bw >= bw_lo >
+ * 0 once sampled. Refuses: floating point, clocks, allocation, any state outside struct cc. Rates are bytes
+ * of payload a second.
+ */
+#include "cc.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define NS_PER_S 1000000000ull
+#define NS_PER_MS 1000000ull
+#define UNIT 1024u	       /* gains and ratios are in 1/1024 */
+#define PPM 1000000u	       /* loss is in parts per million */
+#define P_MAX_PPM 200000u      /* more loss than this is never held for random */
+#define LOSS_THRESH_PPM 20000u /* draft: BBRLossThresh, here above p_hat */
+#define MIN_RTT_WIN_NS (10 * NS_PER_S)
+#define PROBE_RTT_NS (200 * NS_PER_MS)
+#define CWND_MIN_SEGS 4u
+
+#define GAIN_STARTUP 2836u	 /* 2.77, draft: BBRStartupPacingGain */
+#define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
+#define GAIN_DOWN 922u		 /* 0.9 */
+#define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
+#define GAIN_CRUISE 1014u	 /* 0.99, draft: BBRPacingMarginPercent */
+#define GAIN_QUEUE 983u		 /* 0.96: in CRUISE, while a queue of ours stands */
+#define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
+#define GAIN_UP_INIT (UNIT + 128u)
+#define GAIN_UP_MAX (UNIT + 256u)
+#define GAIN_UP_FAST (2 * UNIT) /* while every round of UP finds more */
+#define CWND_STARTUP (2 * UNIT)
+#define CWND_UP (2 * UNIT)
+#define CWND_CRUISE (UNIT + 256u)
+#define CWND_RIVAL (2 * UNIT)
+#define CWND_PROBE_RTT (UNIT / 2)
+#define BETA_BW_LO 870u /* 0.85 */
+
+enum wan_mode { WAN_STARTUP, WAN_DRAIN, WAN_DOWN, WAN_CRUISE, WAN_UP, WAN_PROBE_RTT };
+
+enum wan_flag {
+	F_FULL_BW = 1 << 0,	/* STARTUP has found the bottleneck */
+	F_ROUND_START = 1 << 1, /* this ACK began a round */
+	F_RIVAL = 1 << 2,	/* a queue that our draining does not empty: somebody else's */
+	F_SUSPECT = 1 << 3,	/* DOWN was entered because of loss in excess of p_hat */
+	F_LEARNING = 1 << 4,	/* the loss window below is open */
+	F_RTO = 1 << 5,
+	F_IDLE_RESTART = 1 << 6,
+	F_ROUND_APP_LIMITED = 1 << 7,
+	F_UP_GREW = 1 << 8, /* this UP found more bandwidth */
+};
+
+struct wan {
+	uint32_t mode;
+	uint32_t flags;
+	uint32_t full_bw_count;
+	uint32_t gain_up;	    /* amplitude of the next probe */
+	uint64_t bw_max[2];	    /* draft: BBR.max_bw filter: this cycle and the one before */
+	uint64_t bw_lo;		    /* UINT64_MAX: no bound */
+	uint64_t delivered_max_Bps; /* STARTUP: largest sample without credit for loss */
+	uint64_t full_bw;
+	uint64_t min_rtt_ns;
+	uint64_t min_rtt_stamp_ns;
+	uint64_t probe_rtt_done_ns;
+	uint64_t phase_ns;	  /* when the mode was entered */
+	uint64_t phase_rtt_ns;	  /* smallest RTT of packets sent in it */
+	uint64_t phase_delivered; /* delivered_bytes then */
+	uint64_t cruise_ns;	  /* length of this CRUISE */
+	uint64_t prior_cwnd_bytes;
+	/* rounds */
+	uint64_t next_round_delivered;
+	uint64_t round_delivered; /* delivered_bytes when the round began */
+	uint64_t round_lost;	  /* lost_total then */
+	uint64_t round_rtt_ns;	  /* smallest of the round, and of the last one */
+	uint64_t last_round_rtt_ns;
+	uint64_t round_bw; /* largest sample of the round */
+	uint32_t phase_rounds;
+	uint32_t excess_wait; /* rounds until loss may be judged again */
+	/* random loss: an exponentially forgotten pair of counts */
+	uint64_t lost_total;
+	uint64_t p_lost;
+	uint64_t p_total;
+	uint32_t p_ppm;
+	uint32_t cycle;		/* of PROBE_BW */
+	uint64_t win_delivered; /* the open window's start; STARTUP: the round that waits for proof */
+	uint64_t win_lost;
+	uint64_t win_from_ns;	/* 0: not known yet */
+	uint64_t win_bw;	/* STARTUP: what must be outrun */
+	uint64_t suspect_ppm;	/* the loss that F_SUSPECT is about */
+	uint64_t queue_from_ns; /* STARTUP: RTT has been high since; 0: it is not */
+	/* aggregation of ACKs, draft: BBR.extra_acked */
+	uint64_t extra_ns;
+	uint64_t extra_delivered;
+	uint64_t extra_max[2];
+};
+
+_Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv), "the state must fit in cc.priv");
+
+static struct wan *wan_of(struct cc *cc)
+{
+	return (struct wan *)cc->priv;
+}
+
+static uint64_t min64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t max64(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
+/* a * b / c without overflow; c > 0; saturates */
+static uint64_t mul_div(uint64_t a, uint64_t b, uint64_t c)
+{
+	__uint128_t r = (__uint128_t)a * b / c;
+
+	return r > UINT64_MAX ? UINT64_MAX : (uint64_t)r;
+}
+
+static uint64_t sqrt64(uint64_t v)
+{
+	uint64_t root = 0, bit = 1ull << 62;
+
+	while (bit > v)
+		bit >>= 2;
+	for (; bit; bit >>= 2) {
+		if (v >= root + bit) {
+			v -= root + bit;
+			root = (root >> 1) + bit;
+		} else {
+			root >>= 1;
+		}
+	}
+	return root;
+}
+
+static uint64_t wan_random(struct cc *cc, uint64_t below)
+{
+	cc->rng ^= cc->rng << 13;
+	cc->rng ^= cc->rng >> 7;
+	cc->rng ^= cc->rng << 17;
+	return below ? cc->rng % below : 0;
+}
+
+/* ---- the model ---- */
+
+static uint64_t wan_bw(const struct wan *w)
+{
+	return min64(max64(w->bw_max[0], w->bw_max[1]), w->bw_lo);
+}
+
+static uint64_t wan_bdp(const struct wan *w, uint32_t gain)
+{
+	if (w->min_rtt_ns == UINT64_MAX)
+		return 0;
+	return mul_div(mul_div(wan_bw(w), w->min_rtt_ns, NS_PER_S), gain, UNIT);
+}
+
+/* The path's own RTT with room for pacing quanta, ACK timing, and 1/share of it for jitter */
+static uint64_t wan_rtt_plus(const struct cc *cc, const struct wan *w, uint32_t share)
+{
+	uint64_t segs_ns = mul_div(4ull * cc->mss, NS_PER_S, max64(wan_bw(w), 1));
+
+	return w->min_rtt_ns + max64(w->min_rtt_ns / share, min64(segs_ns, w->min_rtt_ns / 4)) +
+	       NS_PER_MS / 4;
+}
+
+static void wan_set_p(struct wan *w)
+{
+	uint64_t ppm = w->p_total ? mul_div(w->p_lost, PPM, w->p_total) : 0;
+
+	w->p_ppm = (uint32_t)min64(ppm, P_MAX_PPM);
+}
+
+/* Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it. */
+static void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
+{
+	uint64_t total = lost + delivered, limit = 4000ull * cc->mss, expect, diff, sigma;
+
+	if (total < 8ull * cc->mss)
+		return;
+	expect = mul_div(total, w->p_ppm, PPM);
+	diff = lost > expect ? lost - expect : expect - lost;
+	sigma = cc->mss * sqrt64(max64(expect, lost) / cc->mss + 1);
+	if (diff > 3 * sigma && total > 50ull * cc->mss) {
+		w->p_lost = 0;
+		w->p_total = 0;
+	}
+	w->p_lost += lost;
+	w->p_total += total;
+	if (w->p_total > limit) {
+		w->p_lost = mul_div(w->p_lost, limit, w->p_total);
+		w->p_total = limit;
+	}
+	wan_set_p(w);
+}
+
+static void wan_forget(struct wan *w, uint32_t shift)
+{
+	w->p_lost >>= shift;
+	wan_set_p(w);
+}
+
+static uint64_t wan_sample_bw(const struct wan *w, const struct cc_sample *s)
+{
+	uint64_t total = s->interval_delivered_bytes + s->interval_lost_bytes;
+	/* STARTUP knows no p_hat yet; what it credited too much is taken back when it ends */
+	uint32_t p = w->flags & F_FULL_BW ? w->p_ppm : P_MAX_PPM;
+	uint64_t credit = min64(s->interval_lost_bytes, mul_div(total, p, PPM));
+
+	return mul_div(s->interval_delivered_bytes + credit, NS_PER_S, s->interval_ns);
+}
+
+static void wan_update_bw(struct wan *w, const struct cc_sample *s)
+{
+	uint64_t bw;
+
+	if (!s->interval_ns)
+		return;
+	bw = wan_sample_bw(w, s);
+	if (s->app_limited && bw < wan_bw(w))
+		return;
+	w->round_bw = max64(w->round_bw, bw);
+	w->bw_max[0] = max64(w->bw_max[0], bw);
+	if (!(w->flags & F_FULL_BW))
+		w->delivered_max_Bps = max64(w->delivered_max_Bps,
+					     mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
+}
+
+static void wan_update_round(struct wan *w, const struct cc_sample *s)
+{
+	w->flags &= ~F_ROUND_START;
+	if (s->app_limited)
+		w->flags |= F_ROUND_APP_LIMITED;
+	if (s->rtt_ns)
+		w->round_rtt_ns = min64(w->round_rtt_ns, s->rtt_ns);
+	if (s->acked_bytes && s->prior_delivered_bytes >= w->next_round_delivered) {
+		w->next_round_delivered = s->delivered_bytes;
+		w->flags |= F_ROUND_START;
+	}
+}
+
+/* Draft: BBRUpdateACKAggregation, with two halves of a window for its ten rounds */
+static void wan_update_extra(const struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t expected, bw = mul_div(wan_bw(w), PPM - w->p_ppm, PPM);
+
+	expected = mul_div(bw, s->now_ns - w->extra_ns, NS_PER_S);
+	if (w->extra_delivered <= expected) {
+		w->extra_delivered = 0;
+		w->extra_ns = s->now_ns;
+		expected = 0;
+	}
+	w->extra_delivered += s->acked_bytes;
+	w->extra_max[0] =
+		max64(w->extra_max[0],
+		      min64(w->extra_delivered - min64(w->extra_delivered, expected), cc->cwnd_bytes));
+}
+
+static void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
+{
+	if (!s->rtt_ns)
+		return;
+	if (s->rtt_ns < w->min_rtt_ns) {
+		w->min_rtt_ns = s->rtt_ns;
+		w->min_rtt_stamp_ns = s->now_ns;
+	} else if (s->rtt_ns <= w->min_rtt_ns + w->min_rtt_ns / 64 + NS_PER_MS / 10) {
+		/* near enough to prove that the path has not become longer: no need of PROBE_RTT */
+		w->min_rtt_stamp_ns = s->now_ns;
+	}
+}
+
+/* ---- modes ---- */
+
+static void wan_enter(struct wan *w, uint32_t mode, const struct cc_sample *s)
+{
+	w->mode = mode;
+	w->phase_ns = s->now_ns;
+	w->phase_delivered = s->delivered_bytes;
+	w->phase_rtt_ns = UINT64_MAX;
+	w->phase_rounds = 0;
+	w->win_from_ns = 0;
+	w->flags &= ~F_LEARNING;
+}
+
+static void wan_enter_down(struct wan *w, const struct cc_sample *s)
+{
+	w->bw_max[1] = w->bw_max[0];
+	w->bw_max[0] = 0;
+	w->extra_max[1] = w->extra_max[0];
+	w->extra_max[0] = 0;
+	w->cycle++;
+	wan_enter(w, WAN_DOWN, s);
+}
+
+static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t base = max64(6 * w->min_rtt_ns, NS_PER_S / 2);
+
+	wan_enter(w, WAN_CRUISE, s);
+	w->cruise_ns = base + wan_random(cc, base / 4);
+}
+
+static void wan_enter_up(struct wan *w, const struct cc_sample *s)
+{
+	wan_enter(w, WAN_UP, s);
+	w->bw_lo = UINT64_MAX;
+	w->full_bw = wan_bw(w);
+	w->flags &= ~(F_UP_GREW | F_SUSPECT);
+}
+
+/*
+ * The loss experiment. Opens when ACKs of packets sent at the low rate come in and RACK has had its
+ * reordering window (a quarter of an RTT) to mark what was sent before.
+ */
+static void wan_window(struct wan *w, const struct cc_sample *s)
+{
+	if (!s->rtt_ns || s->prior_delivered_bytes < w->phase_delivered)
+		return;
+	w->phase_rtt_ns = min64(w->phase_rtt_ns, s->rtt_ns);
+	if (w->flags & F_LEARNING || (w->mode != WAN_DOWN && w->mode != WAN_PROBE_RTT))
+		return;
+	if (!w->win_from_ns)
+		w->win_from_ns = s->now_ns + w->min_rtt_ns / 4 + NS_PER_MS;
+	if (s->now_ns < w->win_from_ns)
+		return;
+	w->flags |= F_LEARNING;
+	w->win_delivered = s->delivered_bytes;
+	w->win_lost = w->lost_total;
+}
+
+/* Closes the experiment at the end of a slow phase; says what it proved. */
+static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t lost, delivered, loss_ppm, p_before = w->p_ppm;
+
+	if (w->flags & F_RIVAL)
+		wan_forget(w, 1);
+	if (!(w->flags & F_LEARNING))
+		return;
+	w->flags &= ~F_LEARNING;
+	lost = w->lost_total - w->win_lost;
+	delivered = s->delivered_bytes - w->win_delivered;
+	if (lost + delivered < 8ull * cc->mss)
+		return;
+	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 20))
+		wan_learn(cc, w, lost, delivered);
+	if (!(w->flags & F_SUSPECT))
+		return;
+	w->flags &= ~F_SUSPECT;
+	loss_ppm = mul_div(lost, PPM, lost + delivered);
+	if (loss_ppm < (p_before + w->suspect_ppm) / 2)
+		w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
+}
+
+/* Loss of the round that ended, in excess of what p_hat explains by two sigma and the threshold? */
+static int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost, uint64_t delivered)
+{
+	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss;
+	uint64_t expect = mul_div(total, w->p_ppm, PPM);
+
+	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 2 * sqrt64(expect);
+}
+
+static void wan_startup_done(struct wan *w, const struct cc_sample *s)
+{
+	uint64_t bw = mul_div(w->delivered_max_Bps, PPM, PPM - w->p_ppm);
+
+	w->flags |= F_FULL_BW;
+	w->bw_max[0] = min64(w->bw_max[0], bw);
+	w->bw_max[1] = w->bw_max[0];
+	wan_enter(w, WAN_DRAIN, s);
+}
+
+/*
+ * A queue of a quarter of the RTT that lasts a quarter of an RTT ends STARTUP at once (the idea of HyStart++,
+ * RFC 9406): the bottleneck is found. bw may still be short by what the sample remembers of slower times;
+ * DRAIN's samples mend that.
+ */
+static void wan_startup_queue(struct wan *w, const struct cc_sample *s)
+{
+	if (!s->rtt_ns)
+		return;
+	if (s->rtt_ns <= w->min_rtt_ns + w->min_rtt_ns / 4 + NS_PER_MS) {
+		w->queue_from_ns = 0;
+		return;
+	}
+	if (!w->queue_from_ns)
+		w->queue_from_ns = s->now_ns;
+	if (s->now_ns - w->queue_from_ns > w->min_rtt_ns / 4)
+		wan_startup_done(w, s);
+}
+
+/*
+ * End of a round in STARTUP. A round that a later one outran by a quarter was not limited by the bottleneck,
+ * so its loss was random; it waits one round (win_*) for that proof. Draft: BBRCheckFullBWReached,
+ * BBRCheckStartupHighLoss.
+ */
+static void wan_startup_round(const struct cc *cc, struct wan *w, const struct cc_sample *s, uint64_t lost,
+			      uint64_t delivered)
+{
+	if (w->flags & F_ROUND_APP_LIMITED)
+		return;
+	if (w->round_bw >= w->win_bw + w->win_bw / 4 && w->round_rtt_ns <= wan_rtt_plus(cc, w, 20)) {
+		wan_learn(cc, w, w->win_lost, w->win_delivered);
+		w->win_lost = lost;
+		w->win_delivered = delivered;
+		w->win_bw = w->round_bw;
+	}
+	if (w->round_bw >= w->full_bw + w->full_bw / 4) {
+		w->full_bw = w->round_bw;
+		w->full_bw_count = 0;
+		return;
+	}
+	/* where a shallow queue overflows there is no need to wait for three rounds */
+	w->full_bw_count += wan_excess_loss(cc, w, lost, delivered) ? 2 : 1;
+	if (w->full_bw_count >= 3)
+		wan_startup_done(w, s);
+}
+
+static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sample *s, int excess)
+{
+	if (excess) {
+		w->gain_up = (uint32_t)max64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
+		wan_enter_down(w, s);
+		return;
+	}
+	/* the first round of UP brings ACKs of packets sent before it */
+	if (w->phase_rounds < 2)
+		return;
+	w->gain_up = (uint32_t)min64(w->gain_up + 16, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
+	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
+		/* faster than the model, and still no queue: there is much more to be had */
+		w->flags |= F_UP_GREW;
+		return;
+	}
+	wan_enter_down(w, s);
+}
+
+static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t lost = w->lost_total - w->round_lost, delivered = s->delivered_bytes - w->round_delivered;
+	int excess = w->flags & F_FULL_BW && wan_excess_loss(cc, w, lost, delivered);
+
+	w->phase_rounds++;
+	if (w->excess_wait) {
+		w->excess_wait--;
+		excess = 0;
+	}
+	if (excess)
+		w->excess_wait = 2;
+	switch (w->mode) {
+	case WAN_STARTUP:
+		wan_startup_round(cc, w, s, lost, delivered);
+		break;
+	case WAN_UP:
+		wan_up_round(cc, w, s, excess);
+		break;
+	case WAN_CRUISE:
+		if (excess) {
+			wan_enter_down(w, s);
+			w->flags |= F_SUSPECT;
+			w->suspect_ppm = mul_div(lost, PPM, lost + delivered);
+		}
+		break;
+	}
+	w->round_delivered = s->delivered_bytes;
+	w->round_lost = w->lost_total;
+	w->last_round_rtt_ns = w->round_rtt_ns;
+	w->round_rtt_ns = UINT64_MAX;
+	w->round_bw = 0;
+	w->flags &= ~F_ROUND_APP_LIMITED;
+}
+
+/* How long DOWN stays: to empty the queue, and with loss to see enough packets of the experiment */
+static int wan_down_done(const struct cc *cc, const struct wan *w, const struct cc_sample *s)
+{
+	uint64_t held = s->now_ns - w->phase_ns, bdp = wan_bdp(w, UNIT), seen;
+	int lossy = w->p_ppm || w->lost_total > w->round_lost;
+	int need = w->flags & F_SUSPECT || (lossy && (w->cycle % 2 || w->p_total < 1000ull * cc->mss));
+
+	if (held > 4 * w->min_rtt_ns + 20 * NS_PER_MS)
+		return 1;
+	if (cc->inflight_bytes > bdp || !s->rtt_ns || s->rtt_ns > wan_rtt_plus(cc, w, 50))
+		return 0;
+	if (!need)
+		return 1;
+	if (!(w->flags & F_LEARNING))
+		return 0;
+	seen = s->delivered_bytes - w->win_delivered;
+	return seen >= max64(min64(128ull * cc->mss, bdp * 3), bdp / 2);
+}
+
+static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	switch (w->mode) {
+	case WAN_STARTUP:
+		wan_startup_queue(w, s);
+		break;
+	case WAN_DRAIN:
+		if (cc->inflight_bytes <= wan_bdp(w, UNIT))
+			wan_enter_down(w, s);
+		break;
+	case WAN_DOWN:
+		if (!wan_down_done(cc, w, s))
+			break;
+		if (w->phase_rtt_ns != UINT64_MAX &&
+		    w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 4 + 2 * NS_PER_MS)
+			w->flags |= F_RIVAL;
+		else
+			w->flags &= ~F_RIVAL;
+		wan_conclude(cc, w, s);
+		wan_enter_cruise(cc, w, s);
+		break;
+	case WAN_CRUISE:
+		if (s->now_ns - w->phase_ns > w->cruise_ns)
+			wan_enter_up(w, s);
+		break;
+	case WAN_UP:
+		/* the queue that this probe made came back: it has found the bottleneck, no need to wait for
+		 * the round */
+		if (!(w->flags & F_RIVAL) && w->phase_rtt_ns != UINT64_MAX &&
+		    s->rtt_ns > wan_rtt_plus(cc, w, 16) && s->prior_delivered_bytes >= w->phase_delivered)
+			wan_enter_down(w, s);
+		break;
+	}
+}
+
+/* Draft: BBRCheckProbeRTT, at half a BDP instead of four segments */
+static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	if (w->mode != WAN_PROBE_RTT) {
+		if (s->now_ns - w->min_rtt_stamp_ns <= MIN_RTT_WIN_NS || w->flags & F_IDLE_RESTART ||
+		    !s->rtt_ns)
+			return;
+		w->prior_cwnd_bytes = cc->cwnd_bytes;
+		w->probe_rtt_done_ns = 0;
+		wan_enter(w, WAN_PROBE_RTT, s);
+		return;
+	}
+	if (!w->probe_rtt_done_ns) {
+		if (cc->inflight_bytes > wan_bdp(w, CWND_PROBE_RTT) + CWND_MIN_SEGS * cc->mss)
+			return;
+		w->probe_rtt_done_ns = s->now_ns + max64(PROBE_RTT_NS, w->min_rtt_ns);
+		w->phase_rounds = 0;
+		w->round_rtt_ns = UINT64_MAX;
+		w->last_round_rtt_ns = UINT64_MAX;
+		return;
+	}
+	if (s->now_ns < w->probe_rtt_done_ns || !w->phase_rounds)
+		return;
+	/* what was seen here replaces the old minimum: a longer path must be believed */
+	w->min_rtt_ns = min64(w->round_rtt_ns, w->last_round_rtt_ns);
+	w->min_rtt_stamp_ns = s->now_ns;
+	cc->cwnd_bytes = max64(cc->cwnd_bytes, w->prior_cwnd_bytes);
+	if (w->flags & F_FULL_BW)
+		wan_enter_cruise(cc, w, s);
+	else
+		wan_enter(w, WAN_STARTUP, s);
+}
+
+/* ---- what is sent ---- */
+
+static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
+{
+	switch (w->mode) {
+	case WAN_STARTUP:
+		return GAIN_STARTUP;
+	case WAN_DRAIN:
+		return GAIN_DRAIN;
+	case WAN_DOWN:
+		return cc->inflight_bytes > wan_bdp(w, UNIT) ? GAIN_DOWN_FAST : GAIN_DOWN;
+	case WAN_UP:
+		return w->flags & F_UP_GREW ? GAIN_UP_FAST : w->gain_up;
+	case WAN_CRUISE:
+		if (!(w->flags & F_RIVAL) && w->last_round_rtt_ns != UINT64_MAX &&
+		    w->last_round_rtt_ns > wan_rtt_plus(cc, w, 50))
+			return GAIN_QUEUE;
+		return GAIN_CRUISE;
+	default:
+		return UNIT;
+	}
+}
+
+static uint32_t wan_cwnd_gain(const struct wan *w)
+{
+	switch (w->mode) {
+	case WAN_STARTUP:
+	case WAN_DRAIN:
+		return CWND_STARTUP;
+	case WAN_UP:
+		return CWND_UP;
+	case WAN_PROBE_RTT:
+		return CWND_PROBE_RTT;
+	default:
+		return w->flags & F_RIVAL ? CWND_RIVAL : CWND_CRUISE;
+	}
+}
+
+static void wan_set_pacing(struct cc *cc, const struct wan *w)
+{
+	uint64_t rate = mul_div(wan_bw(w), wan_pacing_gain(cc, w), UNIT);
+
+	if (!rate)
+		return;
+	if (w->flags & F_FULL_BW || rate > cc->pacing_Bps)
+		cc->pacing_Bps = max64(rate, cc->mss);
+}
+
+/* Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with p_hat. */
+static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t target = wan_bdp(w, wan_cwnd_gain(w));
+
+	target += mul_div(target, w->p_ppm, 4ull * PPM) + 3ull * cc->mss;
+	if (w->mode != WAN_PROBE_RTT)
+		target += max64(w->extra_max[0], w->extra_max[1]);
+	if (w->flags & F_FULL_BW)
+		cc->cwnd_bytes = min64(cc->cwnd_bytes + s->acked_bytes, target);
+	else if (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss)
+		cc->cwnd_bytes += s->acked_bytes;
+	cc->cwnd_bytes = max64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
+}
+
+static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
+{
+	struct wan *w = wan_of(cc);
+
+	w->lost_total += s->lost_bytes;
+	if (s->ece)
+		wan_forget(w, 32);
+	wan_update_round(w, s);
+	wan_update_min_rtt(w, s);
+	wan_update_bw(w, s);
+	wan_update_extra(cc, w, s);
+	wan_window(w, s);
+	if (w->flags & F_ROUND_START)
+		wan_end_round(cc, w, s);
+	wan_phases(cc, w, s);
+	wan_probe_rtt(cc, w, s);
+	w->flags &= ~F_IDLE_RESTART;
+	wan_set_pacing(cc, w);
+	wan_set_cwnd(cc, w, s);
+}
+
+static void wan_init(struct cc *cc, uint64_t now_ns)
+{
+	struct wan *w = wan_of(cc);
+	uint64_t rtt = cc->srtt_ns ? cc->srtt_ns : NS_PER_MS;
+
+	memset(w, 0, sizeof(*w));
+	w->mode = WAN_STARTUP;
+	w->gain_up = GAIN_UP_INIT;
+	w->bw_lo = UINT64_MAX;
+	w->min_rtt_ns = cc->srtt_ns ? cc->srtt_ns : UINT64_MAX;
+	w->round_rtt_ns = UINT64_MAX;
+	w->last_round_rtt_ns = UINT64_MAX;
+	w->min_rtt_stamp_ns = now_ns;
+	w->phase_ns = now_ns;
+	w->extra_ns = now_ns;
+	cc->pacing_Bps = mul_div(mul_div(cc->cwnd_bytes, NS_PER_S, rtt), GAIN_STARTUP, UNIT);
+}
+
+/* Loss as such says nothing here; wan_end_round() judges it by the round. */
+static void wan_on_recovery(struct cc *cc, uint64_t now_ns)
+{
+	(void)cc;
+	(void)now_ns;
+}
+
+static void wan_on_exit_recovery(struct cc *cc, uint64_t now_ns)
+{
+	struct wan *w = wan_of(cc);
+
+	(void)now_ns;
+	if (!(w->flags & F_RTO))
+		return;
+	w->flags &= ~F_RTO;
+	cc->cwnd_bytes = max64(cc->cwnd_bytes, w->prior_cwnd_bytes);
+}
+
+/* Draft: BBROnEnterRTO: the model stays, cwnd starts again and is restored when recovery ends. */
+static void wan_on_rto(struct cc *cc, uint64_t now_ns)
+{
+	struct wan *w = wan_of(cc);
+
+	(void)now_ns;
+	if (!(w->flags & F_RTO))
+		w->prior_cwnd_bytes = cc->cwnd_bytes;
+	w->flags |= F_RTO;
+	cc->cwnd_bytes = max64(cc->inflight_bytes + cc->mss, CWND_MIN_SEGS * (uint64_t)cc->mss);
+}
+
+/* Draft: BBRHandleRestartFromIdle: at bw, no burst, and no PROBE_RTT: the idle queue was empty anyway. */
+static void wan_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
+{
+	struct wan *w = wan_of(cc);
+	uint64_t bw = wan_bw(w);
+
+	(void)idle_ns;
+	w->extra_ns = now_ns;
+	w->extra_delivered = 0;
+	w->flags |= F_IDLE_RESTART;
+	if (w->flags & F_FULL_BW && w->mode != WAN_PROBE_RTT && bw)
+		cc->pacing_Bps = max64(bw, cc->mss);
+}
+
+const struct cc_ops cc_wan = {
+	.name = "wan",
+	.init = wan_init,
+	.on_ack = wan_on_ack,
+	.on_enter_recovery = wan_on_recovery,
+	.on_exit_recovery = wan_on_exit_recovery,
+	.on_rto = wan_on_rto,
+	.on_restart = wan_on_restart,
+};
