@@ -109,9 +109,7 @@ def event_dict(record: bytes, instance: str, names: Names) -> dict[str, Any]:
     return {"type": EVENTS.get(event.type, str(event.type)), "time": round(wall, 6), **flow}
 
 
-def listener_dict(
-    key: bytes, value: bytes, instance: str, generation: int, names: Names
-) -> dict[str, Any]:
+def listener_dict(key: bytes, value: bytes, instance: str, generation: int, names: Names) -> dict[str, Any]:
     """A record of `listeners` as the JSON of `dmm-ebpf listeners`."""
     k = abi.unpack("dmm_listener_key", key)
     v = abi.unpack("dmm_listener", value)
@@ -138,8 +136,8 @@ def merge_live(
     """Flows with the newest figures.
 
     by_cookie: the kernel's tcp_info of each socket; exact now, where the map's record is as old as the last callback.
-    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the round trip,
-    the retransmissions and the window are those of the path, not of the hop to the stack process.
+    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the
+    round trip, the retransmissions and the window are those of the path, not of the hop to the stack process.
     """
     merged = []
     for flow in flows:

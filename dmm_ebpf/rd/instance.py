@@ -13,21 +13,23 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError, UsageError
-from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.hal import sockdiag, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import attach as loader
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.attach import Attached
 from dmm_ebpf.loader.ringbuf import EventReader
-from dmm_ebpf.rd import evaluate, flows, policy, sync
-from dmm_ebpf.rd.compile import Compiled, compile_policy
+from dmm_ebpf.rd import evaluate, flows, sync
+from dmm_ebpf.rd import policy as policies
+from dmm_ebpf.rd.compile import Labels, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import Policy, UserStack
 from dmm_ebpf.rd.rundir import RunDir, State
@@ -59,7 +61,7 @@ class Instance:
         self._attached = attached
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
         self._policy: Policy | None = None
-        self._compiled: dict[int, Compiled] = {}
+        self._labels: dict[int, Labels] = {}
         self._applying = asyncio.Lock()
         self._since = time.monotonic()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -71,13 +73,15 @@ class Instance:
     # -- life --
 
     @classmethod
-    async def open(cls, options: AttachOptions, run: RunDir, netns: NetNS, *, own_cgroup: bool = False) -> Instance:
+    async def open(
+        cls, options: AttachOptions, run: RunDir, netns: NetNS, *, own_cgroup: bool = False
+    ) -> Instance:
         """Attach, or adopt what a Resource Director that was killed left behind; then apply options.policy.
 
         A failure leaves the host as it was (an adopted instance as it was found).
         """
         cgroup = cgroups.resolve(options.cgroup)
-        first = policy.load(options.policy) if options.policy else None
+        first = policies.load(options.policy) if options.policy else None
         state = run.load()
         if options.instance in loader.instances():
             self = cls._adopt(options, run, state, cgroup, netns)
@@ -132,7 +136,7 @@ class Instance:
         source = self.state.policy or "the policy in force"
         base = Path(self.state.policy).parent if self.state.policy else Path("/")
         try:
-            running = policy.parse(self.state.policy_text, source=source, base=base)
+            running = policies.parse(self.state.policy_text, source=source, base=base)
             await self.apply(running, Path(self.state.policy) if self.state.policy else None)
         except DmmError as e:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
@@ -155,24 +159,31 @@ class Instance:
     async def apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
         """Put new in force. DmmError if it cannot be; then nothing has changed."""
         async with self._applying:
-            ids = IdSpace.from_dict(self._ids.to_dict())
-            wanted = {name: new.stacks[name] for name in new.routed_stacks() if isinstance(new.stacks[name], UserStack)}
-            marks = await asyncio.to_thread(self.stacks.marks, list(wanted))
+            wanted = routed_user_stacks(new)
+            marks = await asyncio.to_thread(self.stacks.marks, list(new.user_stacks()))
             compiled = await asyncio.to_thread(
-                compile_policy, new, ids, marks=marks, mark_mask=MARK_MASK, cgroup_lookup=_cgroup_lookup
+                compile_policy,
+                new,
+                self._ids,
+                marks,
+                MARK_MASK,
+                _cgroup_lookup,
+                netns_lookup=_netns_cookie,
+                congestion_controls=_congestion_controls(),
+                busy_stacks=self._busy_stacks(),
             )
             started = await self.stacks.ensure(
-                {name: (ids.stack(name), config) for name, config in wanted.items()}
+                {name: (compiled.ids.stack(name), config) for name, config in wanted.items()}
             )
             try:
                 generation = await asyncio.to_thread(sync.apply, self._attached.maps, compiled)
             except BaseException:
                 await self.stacks.drop(started)
                 raise
-            self._ids, self._policy = ids, new
-            self._compiled[generation] = compiled
+            self._ids, self._policy = compiled.ids, new
+            self._labels[generation] = compiled.labels
             self._forget_generations(generation)
-            self.state.ids = ids.to_dict()
+            self.state.ids = compiled.ids.to_dict()
             self.state.generation = generation
             self.state.policy = str(path) if path else None
             self.state.policy_text = new.text
@@ -181,7 +192,7 @@ class Instance:
         summary = {
             "generation": generation,
             "rules": len(new.rules),
-            "routes": compiled.n_routes,
+            "routes": new.n_routes,
             "stacks": len(new.stacks),
         }
         self.publish({"type": "policy", "path": self.state.policy, **summary})
@@ -192,7 +203,7 @@ class Instance:
         """apply() for the text of a policy file; path is where it came from, for messages and for routes_from."""
         source = Path(path) if path else None
         new = await asyncio.to_thread(
-            policy.parse, text, source=path or "policy", base=source.parent if source else Path("/")
+            policies.parse, text, source=path or "policy", base=source.parent if source else Path("/")
         )
         return await self.apply(new, source)
 
@@ -212,31 +223,36 @@ class Instance:
 
     def _forget_generations(self, current: int) -> None:
         """Names of old generations are kept for as long as an open flow was decided under them."""
-        used = {current}
+        used = {current} | {d.generation for d in self._decisions()}
+        for generation in set(self._labels) - used:
+            del self._labels[generation]
+
+    def _busy_stacks(self) -> set[int]:
+        return {n for d in self._decisions() for n in (d.stack, d.wanted)}
+
+    def _decisions(self) -> Iterator[Any]:
         for _, value in self._attached.maps["flows"].items():
-            used.add(abi.unpack("dmm_flow", value).decision.generation)
-        for generation in set(self._compiled) - used:
-            del self._compiled[generation]
+            yield abi.unpack("dmm_flow", value).decision
 
     # -- names, for flows.Names --
 
     def stack(self, stack_id: int) -> str:
-        return KERNEL if stack_id == 0 else self._ids.stack_name(stack_id) or f"#{stack_id}"
+        return self._ids.stack_name(stack_id)
 
     def table(self, table: int) -> str | None:
-        return (self._ids.table_name(table) or f"#{table}") if table else None
+        return self._ids.table_name(table) or None
 
     def rule(self, generation: int, rule: int) -> str | None:
         if not rule:
             return None
-        compiled = self._compiled.get(generation)
-        return compiled.rule_text(rule - 1) if compiled else f"#{rule} of generation {generation}"
+        labels = self._labels.get(generation)
+        return labels.rule_name(rule) if labels else f"{rule} of generation {generation}"
 
     def route(self, generation: int, route: int) -> str | None:
         if route == C.DMM_ROUTE_NONE or not generation:
             return None
-        compiled = self._compiled.get(generation)
-        return compiled.route_text(route) if compiled else f"#{route} of generation {generation}"
+        labels = self._labels.get(generation)
+        return labels.route_text(route) if labels else f"{route} of generation {generation}"
 
     def cgroup(self, cgroup_id: int) -> str | None:
         if cgroup_id not in self._cgroup_paths:
@@ -249,7 +265,6 @@ class Instance:
 
     async def status(self) -> dict[str, Any]:
         maps = self._attached.maps
-        compiled = self._compiled.get(self.state.generation)
         return {
             "instance": self.state.instance,
             "pid": os.getpid(),
@@ -261,17 +276,14 @@ class Instance:
             "flows": sum(1 for _ in maps["flows"].items()),
             "listeners": sum(1 for _ in maps["listeners"].items()),
             "rules": len(self._policy.rules) if self._policy else 0,
-            "routes": compiled.n_routes if compiled else 0,
+            "routes": self._policy.n_routes if self._policy else 0,
             "counters": flows.counters_dict(maps["counters"].lookup_percpu),
             "stacks": await self.list_stacks(),
         }
 
     async def list_stacks(self) -> list[dict[str, Any]]:
         """Every stack of the policy, and those that are still draining."""
-        counts: dict[int, int] = {}
-        for _, value in self._attached.maps["flows"].items():
-            stack_id = abi.unpack("dmm_flow", value).decision.stack
-            counts[stack_id] = counts.get(stack_id, 0) + 1
+        counts = Counter(d.stack for d in self._decisions())
         defined = dict(self._policy.stacks) if self._policy else {}
         rows = []
         for name in dict.fromkeys([KERNEL, *defined, *self.stacks.names()]):
@@ -283,7 +295,7 @@ class Instance:
                 "id": stack_id,
                 "kind": config.kind if config else ("kernel" if name == KERNEL else "user"),
                 "state": "up",
-                "flows": counts.get(stack_id, 0),
+                "flows": counts[stack_id],
             }
             if row["kind"] == "user":
                 row.update(self.stacks.describe(name))
@@ -353,9 +365,21 @@ def _cgroup_lookup(path: str) -> tuple[int, int]:
     return cgroups.cgroup_id(found), cgroups.level(found)
 
 
-def usable_cgroup(path: str) -> Path:
-    """The cgroup v2 directory for what a user typed; UsageError if it is none."""
-    try:
-        return cgroups.resolve(path)
-    except FileNotFoundError as e:
-        raise UsageError(f"attach to cgroup {path}", why="it does not exist") from e
+def _netns_cookie(name: str) -> int:
+    with NetNS.from_arg(name) as netns:
+        return netns.cookie
+
+
+def _congestion_controls() -> list[str]:
+    return tuning.read("net/ipv4/tcp_available_congestion_control").split()
+
+
+def routed_user_stacks(policy: Policy) -> dict[str, UserStack]:
+    """The user stacks that some route of a table leads to; no other needs a process."""
+    routed = {
+        table.stack_names[i]
+        for name, table in policy.tables.items()
+        if any(rule.table == name for rule in policy.rules)
+        for i in set(table.stack)
+    }
+    return {name: config for name, config in policy.user_stacks().items() if name in routed}

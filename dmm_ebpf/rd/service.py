@@ -3,8 +3,8 @@
 whose Resource Director is dead.
 
 The process that attaches moves into the instance's network namespace for good, before anything else is opened; it
-has no other work there. SIGINT and SIGTERM detach; SIGKILL leaves hooks and stack processes serving, for the next attach
-to adopt or for detach to remove.
+has no other work there. SIGINT and SIGTERM detach; SIGKILL leaves hooks and stack processes serving, for the next
+attach to adopt or for detach to remove.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ async def _spawn(argv: list[str], cgroup: Path) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
             *argv,
-            preexec_fn=lambda: os.write(procs, b"0"),  # noqa: PLW1509 - one thread runs at this point
+            # One write(2) and nothing that takes a lock: safe in a child forked from a process with threads.
+            preexec_fn=lambda: os.write(procs, b"0"),
         )
     except FileNotFoundError as e:
         raise _CommandError(f"run {argv[0]}", why="no such command", code=127) from e
@@ -303,7 +304,10 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
 
 def _offline_stack_state(value: bytes | None) -> dict[str, Any]:
     up = bool(value and abi.unpack("dmm_stack_state", value).up)
-    return {"state": "up" if up else "down", "pid": abi.unpack("dmm_stack_state", value).pid if value else None}
+    return {
+        "state": "up" if up else "down",
+        "pid": abi.unpack("dmm_stack_state", value).pid if value else None,
+    }
 
 
 class _OfflineNames:

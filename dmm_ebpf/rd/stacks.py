@@ -143,12 +143,8 @@ class StackManager:
     async def query_all(self, method: str) -> dict[str, Any]:
         """method asked of every stack that is up; a stack that does not answer is left out."""
         up = [(name, s) for name, s in self._stacks.items() if s.status == "up"]
-        answers = await asyncio.gather(
-            *(s.supervisor.query(method) for _, s in up), return_exceptions=True
-        )
-        return {
-            name: a for (name, _), a in zip(up, answers, strict=True) if not isinstance(a, BaseException)
-        }
+        answers = await asyncio.gather(*(s.supervisor.query(method) for _, s in up), return_exceptions=True)
+        return {name: a for (name, _), a in zip(up, answers, strict=True) if not isinstance(a, BaseException)}
 
     # -- life --
 
@@ -241,9 +237,7 @@ class StackManager:
                     hint="give each user stack devices of its own",
                 )
             slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
-            specs.append(
-                NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu)
-            )
+            specs.append(NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu))
         return specs
 
     def _spec(self, record: StackState, config: UserStack, nics: list[NicSpec]) -> StackSpec:
@@ -260,9 +254,9 @@ class StackManager:
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
             congestion=config.congestion,
-            sndbuf_bytes=config.sndbuf_bytes,
-            rcvbuf_bytes=config.rcvbuf_bytes,
-            memory_bytes=config.memory_bytes,
+            sndbuf_bytes=config.sndbuf,
+            rcvbuf_bytes=config.rcvbuf,
+            memory_bytes=config.memory,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
         )

@@ -8,7 +8,6 @@ Order as in a live detach: hooks first, so that no new flow comes, then what the
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -84,5 +83,5 @@ def _remove_cgroup(path: Path) -> list[str]:
     for pid in (path / "cgroup.procs").read_text().split():
         with contextlib.suppress(OSError):
             (path.parent / "cgroup.procs").write_text(pid)
-    os.rmdir(path)
+    path.rmdir()
     return [f"cgroup {path}"]
