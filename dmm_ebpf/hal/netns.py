@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network namespaces: to work in one without moving the caller, or to move a process for good.
+
+setns(2) moves one thread, and a thread takes its creator's namespace. Everything in hal works in the
+namespace of the thread that calls it. A process that serves one namespace calls enter() once, before it has
+other threads; anybody else uses run_in(), which has a worker thread in the namespace, so that the caller's
+event loop never looks up sysctls, sockets or devices in the wrong place. Descriptors made there stay in
+that namespace wherever they are used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+_RUN_DIRS = (Path("/run/netns"), Path("/var/run/netns"))
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _path_of(spec: str | int | os.PathLike[str] | None) -> Path:
+    if spec is None:
+        return Path("/proc/thread-self/ns/net")
+    if isinstance(spec, int):
+        return Path(f"/proc/{spec}/ns/net")
+    text = os.fspath(spec)
+    if "/" in text:
+        return Path(text)
+    for directory in _RUN_DIRS:
+        if (directory / text).exists():
+            return directory / text
+    if text.isdecimal():
+        return Path(f"/proc/{text}/ns/net")
+    raise UsageError(
+        f"use network namespace {text!r}",
+        why="there is no namespace of that name",
+        hint="see 'ip netns list'",
+    )
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "setns")
+
+
+class NetNS:
+    """An open network namespace: fd, inode (its identity on this host) and cookie (its identity in BPF)."""
+
+    def __init__(self, fd: int, label: str) -> None:
+        """Takes fd over. Raises UsageError when it is no network namespace, PrivilegeError when it may not
+        be used.
+        """
+        self.fd = fd
+        self.label = label
+        self._executor: ThreadPoolExecutor | None = None
+        try:
+            self.inode = os.fstat(fd).st_ino
+            self.cookie = self.run_in(_cookie)
+        except OSError as exc:
+            self.close()
+            if exc.errno == errno.EPERM:
+                raise PrivilegeError(
+                    f"enter network namespace {label}", why="CAP_SYS_ADMIN is needed", hint="run as root"
+                ) from exc
+            raise UsageError(f"enter network namespace {label}", why=os.strerror(exc.errno or 0)) from exc
+        except DmmError:
+            self.close()
+            raise
+
+    @classmethod
+    def from_arg(cls, spec: str | int | os.PathLike[str] | None = None) -> Self:
+        """None is the caller's own, a bare word a name as ip-netns(8) has it or a pid, else a path."""
+        path = _path_of(spec)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as exc:
+            raise PrivilegeError(f"open network namespace {path}", why="permission denied") from exc
+        except OSError as exc:
+            raise UsageError(f"open network namespace {path}", why=os.strerror(exc.errno or 0)) from exc
+        return cls(fd, "current" if spec is None else str(spec))
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """The namespace that an open descriptor refers to; the descriptor stays the caller's."""
+        return cls(os.dup(fd), f"descriptor {fd}")
+
+    @classmethod
+    def find(cls, inode: int) -> Self | None:
+        """The namespace of that inode, looked for among names and processes; None when it is gone."""
+        for path in _candidates():
+            try:
+                if path.stat().st_ino == inode:
+                    return cls.from_arg(path)
+            except (OSError, DmmError):
+                continue
+        return None
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """For loop.run_in_executor(); one thread, so what is sent runs in order."""
+        if self._executor is None:
+            executor = ThreadPoolExecutor(1, "dmm-netns")
+            try:
+                executor.submit(_setns, self.fd).result()
+            except OSError:
+                executor.shutdown()
+                raise
+            self._executor = executor
+        return self._executor
+
+    def run_in(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs function in the namespace and waits for it; not to be called from within such a function."""
+        if Path("/proc/thread-self/ns/net").stat().st_ino == self.inode:
+            return function(*args, **kwargs)
+        return self.executor.submit(function, *args, **kwargs).result()
+
+    def enter(self) -> None:
+        """Moves the calling thread, and the threads that it will make, for good. PrivilegeError."""
+        try:
+            _setns(self.fd)
+        except OSError as exc:
+            raise PrivilegeError(
+                f"enter network namespace {self.label}", why=os.strerror(exc.errno or 0), hint="run as root"
+            ) from exc
+
+    def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
+        """A socket that belongs to this namespace."""
+        return self.run_in(socket.socket, family, kind, proto)
+
+    def close(self) -> None:
+        """Ends the worker and closes the descriptor; may be called twice."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _candidates() -> list[Path]:
+    found = [Path("/proc/thread-self/ns/net")]
+    for directory in _RUN_DIRS:
+        if directory.is_dir():
+            found += sorted(directory.iterdir())
+    return found + [p / "ns/net" for p in Path("/proc").iterdir() if p.name.isdecimal()]
+
+
+def _cookie() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError as exc:
+            raise DmmError(
+                "read the network namespace's cookie",
+                why=os.strerror(exc.errno or 0),
+                hint="Linux 5.14 is needed",
+            ) from exc
+    return int(struct.unpack("=Q", raw)[0])

@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routes that lead a user stack's sockets to its device: an ip rule and a mirror of the main table.
+
+Stack k owns rule preference 3536+k and table 56576+k, for IPv4 and IPv6. The rule sends packets that carry
+the stack's mark to the table. In the table, every unicast route of main that leaves by a device the stack
+serves stands as `dev dmm-k src ADDRESS`, with the same prefix, TOS and metric, and the source address that
+the kernel would have chosen on the real device; every other route of main stands as `throw`, so that the
+look-up goes on to main.
+
+Invariants: only routes with protocol RTPROT_DMM and only rules of our preference are ever changed. When
+dmm-k disappears the kernel drops its routes at once, and what is left (throw, or nothing) means main.
+remove() needs numbers only, so that a detach after a crash can do it.
+
+Refused: routes of IPv6 link-local and multicast prefixes are not mirrored but thrown, since a scope belongs
+to a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyroute2 import IPRoute, NetlinkError
+
+from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.hal.netlink import aside, explained
+from dmm_ebpf.hal.nic import TUN_PREFIX, route_devices
+
+RULE_PREF_BASE = 3536
+TABLE_BASE = 56576
+RTPROT_DMM = 0xDD  # not in iproute2's rt_protos; marks what is ours
+
+_RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+_RTN_THROW = 9
+_SCOPE_LINK = 253
+_SCOPE_NOWHERE = 255
+_IFF_UP = 0x1
+_IFA_F_SECONDARY = 0x01
+_IFA_F_UNUSABLE = 0x08 | 0x20 | 0x40  # DADFAILED, DEPRECATED, TENTATIVE
+_IP6_METRIC = 1024  # what the kernel takes for 0
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+_IPV6_THROWN = ("fe80::/10", "ff00::/8")
+_DEBOUNCE_S = 0.05
+_MAX_K = 34
+_GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV)
+
+log = logging.getLogger("dmm-ebpf")
+
+Key = tuple[str, int, int, int]  # destination, prefix length, TOS, metric
+
+
+@dataclass(frozen=True)
+class StackNumbers:
+    """What stack k owns in its network namespace. mark_base and mask are of the firewall mark."""
+
+    k: int
+    mark_base: int
+    mask: int
+
+    @property
+    def mark(self) -> int:
+        """The stack's mark under mask."""
+        shift = (self.mask & -self.mask).bit_length() - 1
+        return self.mark_base + (self.k << shift)
+
+    @property
+    def tun(self) -> str:
+        """Name of the TUN device."""
+        return f"{TUN_PREFIX}{self.k}"
+
+    @property
+    def pref(self) -> int:
+        """Preference of the ip rule."""
+        return RULE_PREF_BASE + self.k
+
+    @property
+    def table(self) -> int:
+        """Number of the mirror table."""
+        return TABLE_BASE + self.k
+
+    def remove(self) -> list[str]:
+        """Takes rules and table away and tells what went. Idempotent; needs nothing but the numbers."""
+        with explained("remove the routes of a user stack"):
+            return aside(_remove, self)
+
+    @staticmethod
+    def in_use() -> set[int]:
+        """Every k of which a rule or a device exists in this namespace, whoever made it."""
+        with explained("list ip rules"):
+            return aside(_in_use)
+
+
+@dataclass
+class SyncResult:
+    """What one synchronisation did; routes to dmm-k are only counted while the device is there."""
+
+    added: int = 0
+    removed: int = 0
+    unicast: int = 0
+    thrown: int = 0
+
+
+@dataclass
+class _Addresses:
+    """Addresses of the namespace by device, and the choice of a source among them."""
+
+    v4: dict[int, list[tuple[ipaddress.IPv4Interface, int]]] = field(default_factory=dict)
+    v6: dict[int, list[str]] = field(default_factory=dict)
+
+    def source4(self, oif: int, gateway: str | None, scope: int) -> str | None:
+        """As inet_select_addr() of net/ipv4/devinet.c does it for a route without RTA_PREFSRC."""
+        limit = _SCOPE_LINK if gateway is None and scope == _SCOPE_LINK else scope
+        first = None
+        for interface, address_scope in self.v4.get(oif, []):
+            if address_scope > limit:
+                continue
+            if gateway is None or ipaddress.ip_address(gateway) in interface.network:
+                return str(interface.ip)
+            first = first or str(interface.ip)
+        if first:
+            return first
+        for others in self.v4.values():
+            for interface, address_scope in others:
+                if address_scope <= limit and address_scope < _SCOPE_LINK:
+                    return str(interface.ip)
+        return None
+
+
+def _addresses(ipr: IPRoute) -> _Addresses:
+    found = _Addresses()
+    for addr in ipr.get_addr():
+        flags = int(addr.get_attr("IFA_FLAGS") or addr["flags"])
+        index = int(addr["index"])
+        if addr["family"] == socket.AF_INET:
+            text = addr.get_attr("IFA_LOCAL") or addr.get_attr("IFA_ADDRESS")
+            if not flags & _IFA_F_SECONDARY:
+                interface = ipaddress.IPv4Interface(f"{text}/{addr['prefixlen']}")
+                found.v4.setdefault(index, []).append((interface, int(addr["scope"])))
+        elif addr["scope"] == 0 and not flags & _IFA_F_UNUSABLE:
+            text = addr.get_attr("IFA_LOCAL") or addr.get_attr("IFA_ADDRESS")
+            found.v6.setdefault(index, []).append(str(text))
+    return found
+
+
+def _table_of(route: Any) -> int:
+    return int(route.get_attr("RTA_TABLE") or route["table"])
+
+
+def _key(route: Any) -> Key:
+    family = route["family"]
+    dst = route.get_attr("RTA_DST") or ("0.0.0.0" if family == socket.AF_INET else "::")
+    return (str(dst), int(route["dst_len"]), int(route["tos"]), int(route.get_attr("RTA_PRIORITY") or 0))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One route of the mirror table; source None: throw."""
+
+    source: str | None
+    scope: int = 0
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one synchronisation sees: tun is dmm-k's ifindex (0: not there or down), served the NICs'
+    ifindexes.
+    """
+
+    tun: int
+    served: set[int]
+    addresses: _Addresses
+
+
+def _wanted(ipr: IPRoute, route: Any, view: _View) -> _Wanted:
+    devices = route_devices(route)
+    if route["type"] != _RTN_UNICAST or not devices or not set(devices) <= view.served:
+        return _Wanted(None)
+    family, oif = route["family"], devices[0]
+    source = route.get_attr("RTA_PREFSRC")
+    if family == socket.AF_INET:
+        gateway = route.get_attr("RTA_GATEWAY")
+        source = source or view.addresses.source4(oif, gateway, int(route["scope"]))
+        return _Wanted(source, int(route["scope"])) if source else _Wanted(None)
+    dst, length, _tos, _metric = _key(route)
+    network = ipaddress.IPv6Network((dst, length))
+    if network.is_link_local or network.is_multicast:
+        return _Wanted(None)
+    return _Wanted(source or _source6(ipr, network, oif, view.addresses))
+
+
+def _source6(ipr: IPRoute, network: ipaddress.IPv6Network, oif: int, addresses: _Addresses) -> str | None:
+    """RFC 6724 rule 5 prefers the outgoing device's addresses; among several the kernel is asked."""
+    own = addresses.v6.get(oif, [])
+    if len(own) == 1:
+        return own[0]
+    if not addresses.v6:
+        return None
+    sample = network.network_address + (1 if network.prefixlen < 127 else 0)
+    if network.prefixlen < 3:
+        sample = ipaddress.IPv6Address("2000::1")
+    try:
+        answer = ipr.route("get", family=socket.AF_INET6, dst=str(sample), oif=oif)
+    except NetlinkError:
+        return own[0] if own else None
+    source = answer[0].get_attr("RTA_PREFSRC") if answer else None
+    return str(source) if source else None
+
+
+class RouteMirror:
+    """The rule and the mirror table of one stack, in the namespace of the thread that makes it.
+
+    nics are names of the devices that the stack serves. The descriptor of fileno() becomes readable when
+    something changed; handle_events() then belongs to be called, from an event loop (it synchronises 50 ms
+    later, in a thread, so that a burst of changes costs one synchronisation) or without one (it
+    synchronises at once).
+    """
+
+    def __init__(self, numbers: StackNumbers, nics: Iterable[str]) -> None:
+        self.numbers = numbers
+        self.last_error: Exception | None = None
+        self._nics = frozenset(nics)
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._events.setblocking(False)
+        self._events.bind((0, _GROUPS))
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def fileno(self) -> int:
+        """Readable when routes, addresses or devices changed; -1 after close()."""
+        return self._events.fileno()
+
+    def sync(self) -> SyncResult:
+        """Makes the rules if they are not there, and brings the table in step with main. Idempotent.
+
+        Raises ConflictError where somebody else's rule has our preference.
+        """
+        with explained("mirror the main routing table"):
+            return aside(self._install)
+
+    def handle_events(self) -> None:
+        """To be called when fileno() is readable. What a later synchronisation fails with is kept in
+        last_error.
+        """
+        if not self._drain() or self._timer is not None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.sync()
+            return
+        self._timer = loop.call_later(_DEBOUNCE_S, self._fire, loop)
+
+    def _fire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._task is not None and not self._task.done():
+            self._timer = loop.call_later(_DEBOUNCE_S, self._fire, loop)
+            return
+
+        async def resync() -> None:
+            try:
+                await asyncio.to_thread(self.sync)
+                self.last_error = None
+            except (DmmError, OSError) as exc:
+                self.last_error = exc
+                log.warning("the routes of %s are behind: %s", self.numbers.tun, exc)
+
+        self._task = loop.create_task(resync())
+
+    def remove(self) -> list[str]:
+        """Takes rules and table away; see StackNumbers.remove()."""
+        return self.numbers.remove()
+
+    def close(self) -> None:
+        """Stops following. A synchronisation under way in a thread ends by itself; the rules and the table
+        stay.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._events.close()
+
+    def _drain(self) -> bool:
+        changed = False
+        while self._events.fileno() >= 0:
+            try:
+                data = self._events.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError as exc:
+                if exc.errno != errno.ENOBUFS:
+                    raise
+                changed = True
+                continue
+            changed = changed or any(_foreign(kind, body) for kind, body in _messages(data))
+        return changed
+
+    def _install(self) -> SyncResult:
+        numbers = self.numbers
+        with IPRoute() as ipr:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                present = False
+                for rule in ipr.get_rules(family=family):
+                    if int(rule.get_attr("FRA_PRIORITY") or 0) != numbers.pref:
+                        continue
+                    if not _our_rule(rule, numbers):
+                        raise ConflictError(
+                            f"add ip rule {numbers.pref}",
+                            why="a rule of that preference that is not ours is there",
+                            hint="see 'ip rule'",
+                        )
+                    present = True
+                if not present:
+                    ipr.rule(
+                        "add",
+                        family=family,
+                        priority=numbers.pref,
+                        table=numbers.table,
+                        fwmark=numbers.mark,
+                        fwmask=numbers.mask,
+                        protocol=RTPROT_DMM,
+                    )
+            return self._sync(ipr)
+
+    def _sync(self, ipr: IPRoute) -> SyncResult:
+        result = SyncResult()
+        tun, served = 0, set()
+        for link in ipr.get_links():
+            name = link.get_attr("IFLA_IFNAME")
+            if name == self.numbers.tun and link["flags"] & _IFF_UP:
+                tun = int(link["index"])
+            elif name in self._nics:
+                served.add(int(link["index"]))
+        view = _View(tun, served, _addresses(ipr))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            self._sync_family(ipr, family, view, result)
+        return result
+
+    def _sync_family(self, ipr: IPRoute, family: int, view: _View, result: SyncResult) -> None:
+        main, have = self._dump(ipr, family)
+        wanted: dict[Key, _Wanted] = {}
+        for route in main:
+            wanted.setdefault(_key(route), _wanted(ipr, route, view))
+        if family == socket.AF_INET6 and main:
+            for text in _IPV6_THROWN:
+                net = ipaddress.IPv6Network(text)
+                wanted[(str(net.network_address), net.prefixlen, 0, _IP6_METRIC)] = _Wanted(None)
+        if not view.tun:
+            wanted = {key: want for key, want in wanted.items() if want.source is None}
+        for key, want in wanted.items():
+            if have.get(key) != want:
+                result.added += self._put(ipr, family, key, want, tun=view.tun, exists=key in have)
+            result.unicast += want.source is not None
+            result.thrown += want.source is None
+        for key in have.keys() - wanted.keys():
+            result.removed += _delete(ipr, family, self.numbers.table, key)
+
+    def _dump(self, ipr: IPRoute, family: int) -> tuple[list[Any], dict[Key, _Wanted]]:
+        main: list[Any] = []
+        have: dict[Key, _Wanted] = {}
+        for route in ipr.get_routes(family=family):
+            table = _table_of(route)
+            if table == _RT_TABLE_MAIN and not route["flags"] & 0x200:  # RTM_F_CLONED: IPv6 exceptions
+                main.append(route)
+            elif table == self.numbers.table:
+                unicast = route["type"] == _RTN_UNICAST
+                have[_key(route)] = _Wanted(
+                    route.get_attr("RTA_PREFSRC") if unicast else None,
+                    int(route["scope"]) if unicast and family == socket.AF_INET else 0,
+                )
+        return main, have
+
+    def _put(self, ipr: IPRoute, family: int, key: Key, want: _Wanted, *, tun: int, exists: bool) -> int:
+        dst, length, tos, metric = key
+        arguments: dict[str, Any] = {
+            "family": family,
+            "dst": dst,
+            "dst_len": length,
+            "tos": tos,
+            "table": self.numbers.table,
+            "proto": RTPROT_DMM,
+        }
+        if metric:
+            arguments["priority"] = metric
+        if want.source is None:
+            arguments["type"] = "throw"
+            arguments["scope"] = 0
+        else:
+            arguments |= {"oif": tun, "prefsrc": want.source, "scope": want.scope}
+        if exists:
+            _delete(ipr, family, self.numbers.table, key)
+        try:
+            ipr.route("add", **arguments)
+        except NetlinkError as exc:
+            # The device, or the source address, may have gone since the dump: an event follows, and with it
+            # a new sync.
+            if exc.code in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL, errno.EEXIST, errno.ENETUNREACH):
+                return 0
+            raise
+        return 1
+
+
+def _delete(ipr: IPRoute, family: int, table: int, key: Key) -> int:
+    dst, length, tos, metric = key
+    arguments: dict[str, Any] = {"family": family, "dst": dst, "dst_len": length, "tos": tos, "table": table}
+    if metric:
+        arguments["priority"] = metric
+    try:
+        ipr.route("del", proto=RTPROT_DMM, scope=_SCOPE_NOWHERE, type=0, **arguments)
+    except NetlinkError as exc:
+        if exc.code not in _GONE:
+            raise
+        return 0
+    return 1
+
+
+def _our_rule(rule: Any, numbers: StackNumbers) -> bool:
+    table = int(rule.get_attr("FRA_TABLE") or rule["table"])
+    return (
+        table == numbers.table
+        and rule.get_attr("FRA_FWMARK") == numbers.mark
+        and rule.get_attr("FRA_FWMASK") == numbers.mask
+    )
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each netlink message."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, offset)
+        if length < 16:
+            return
+        yield kind, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _foreign(kind: int, body: bytes) -> bool:
+    """False for events about routes that carry our protocol."""
+    return not (kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) > 5 and body[5] == RTPROT_DMM)
+
+
+def _remove(numbers: StackNumbers) -> list[str]:
+    removed = []
+    with IPRoute() as ipr:
+        for family, version in ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6")):
+            for rule in list(ipr.get_rules(family=family)):
+                pref = int(rule.get_attr("FRA_PRIORITY") or 0)
+                table = int(rule.get_attr("FRA_TABLE") or rule["table"])
+                if pref == numbers.pref and table == numbers.table:
+                    ipr.rule("del", family=family, priority=pref, table=table)
+                    removed.append(f"{version} ip rule {pref}")
+            gone = 0
+            for route in list(ipr.get_routes(family=family)):
+                if route["proto"] == RTPROT_DMM and _table_of(route) == numbers.table:
+                    gone += _delete(ipr, family, numbers.table, _key(route))
+            if gone:
+                removed.append(f"{gone} {version} routes of table {numbers.table}")
+    return removed
+
+
+def _in_use() -> set[int]:
+    with IPRoute() as ipr:
+        used = {
+            int(rule.get_attr("FRA_PRIORITY") or 0) - RULE_PREF_BASE
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for rule in ipr.get_rules(family=family)
+        }
+        names = {str(link.get_attr("IFLA_IFNAME")) for link in ipr.get_links()}
+    used = {k for k in used if 0 <= k < _MAX_K}
+    return used | {k for k in range(_MAX_K) if f"{TUN_PREFIX}{k}" in names}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel settings that a user stack needs, set so that they can be put back.
+
+A setting is named by its path below /proc/sys with slashes (device names may hold dots). set_all() tells
+what stood there before; restore() puts that back only where our value still stands, so an administrator's
+later change wins. Settings of dmm-k itself need no restoring: they disappear with the device. /proc/sys/net
+shows the namespace of the thread that opens it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
+
+_ROOT = Path("/proc/sys")
+
+# An accepted socket takes the mark that the tc program put on the SYN, so that its SYN-ACK goes back
+# through dmm-k.
+INSTANCE_SETTINGS: Mapping[str, str] = {"net/ipv4/tcp_fwmark_accept": "1"}
+
+
+def device_settings(device: str) -> dict[str, str]:
+    """What dmm-k needs.
+
+    rp_filter and src_valid_mark: its packets' sources are reached through other devices in the main table.
+    The IPv6 ones keep the kernel from sending router solicitations and making addresses of its own on the
+    device; disable_ipv6 would do that too, but then nothing could be routed through it.
+    """
+    return {
+        f"net/ipv4/conf/{device}/rp_filter": "0",
+        f"net/ipv4/conf/{device}/src_valid_mark": "1",
+        f"net/ipv4/conf/{device}/accept_redirects": "0",
+        f"net/ipv6/conf/{device}/addr_gen_mode": "1",
+        f"net/ipv6/conf/{device}/accept_ra": "0",
+        f"net/ipv6/conf/{device}/router_solicitations": "0",
+        f"net/ipv6/conf/{device}/accept_redirects": "0",
+    }
+
+
+def read(key: str) -> str:
+    """The setting's value. KernelFeatureError when this kernel has none of that name."""
+    try:
+        return (_ROOT / key).read_text(encoding="ascii").strip()
+    except FileNotFoundError as exc:
+        raise KernelFeatureError(
+            f"read {key.replace('/', '.')}", why="this kernel has no such setting"
+        ) from exc
+
+
+def write(key: str, value: str) -> None:
+    """Sets it. KernelFeatureError when there is none, PrivilegeError when it may not be written."""
+    try:
+        (_ROOT / key).write_text(value, encoding="ascii")
+    except FileNotFoundError as exc:
+        raise KernelFeatureError(
+            f"set {key.replace('/', '.')}", why="this kernel has no such setting"
+        ) from exc
+    except OSError as exc:
+        raise PrivilegeError(
+            f"set {key.replace('/', '.')} to {value}",
+            why=os.strerror(exc.errno or 0),
+            hint="/proc/sys must be writable",
+        ) from exc
+
+
+def set_all(settings: Mapping[str, str]) -> dict[str, str]:
+    """Sets every setting, or none; returns the former values of those that changed."""
+    before: dict[str, str] = {}
+    try:
+        for key, value in settings.items():
+            old = read(key)
+            if old != value:
+                write(key, value)
+                before[key] = old
+    except (KernelFeatureError, PrivilegeError):
+        for key, old in before.items():
+            write(key, old)
+        raise
+    return before
+
+
+def restore(before: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """Puts former values back where ours still stand; returns the settings that were put back."""
+    done = []
+    for key, old in before.items():
+        if read(key) == ours.get(key):
+            write(key, old)
+            done.append(key)
+    return done
+
+
+def prepare_tun(device: str) -> None:
+    """device_settings() on a TUN device; IPv6 settings are left out where the kernel runs without IPv6."""
+    for key, value in device_settings(device).items():
+        if key.startswith("net/ipv6/") and not (_ROOT / key).exists():
+            continue
+        write(key, value)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hal.netns, hal.nic, hal.tuning, hal.probe on real namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from hal_lab import hosts, link
+
+from dmm_ebpf.errors import UsageError
+from dmm_ebpf.hal import nic, probe, tuning
+from dmm_ebpf.hal.netns import NetNS
+
+
+def _here() -> int:
+    return Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def test_work_runs_there_and_the_caller_stays():
+    with hosts(2) as (a, b):
+        before = _here()
+        assert a.ns.run_in(_here) == a.ns.inode != before
+        assert b.ns.run_in(_here) == b.ns.inode != a.ns.inode
+        assert _here() == before
+        assert len({a.ns.cookie, b.ns.cookie, NetNS.from_arg().cookie}) == 3
+
+
+def test_executor_serves_an_event_loop_without_moving_it():
+    async def main(ns: NetNS) -> tuple[int, int]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(ns.executor, _here), _here()
+
+    with hosts(1) as (a,):
+        there, here = asyncio.run(main(a.ns))
+        assert there == a.ns.inode != here
+
+
+def test_a_socket_made_there_belongs_there():
+    with hosts(2) as (a, b), a.ns.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.bind(("127.0.0.1", 4711))
+        one.listen()
+        with a.ns.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+            client.connect(("127.0.0.1", 4711))
+        with (
+            b.ns.socket(socket.AF_INET, socket.SOCK_STREAM) as other,
+            pytest.raises(ConnectionRefusedError),
+        ):
+            other.connect(("127.0.0.1", 4711))
+
+
+@pytest.mark.parametrize("spec", ["no-such-name", "/proc/1/ns/nothing", 4194304 + 5, "/etc/hostname"])
+def test_what_is_no_namespace_is_a_usage_error(spec):
+    with pytest.raises(UsageError):
+        NetNS.from_arg(spec)
+
+
+def test_by_pid_path_and_descriptor():
+    with hosts(1) as (a,):
+        with NetNS.from_arg(f"/run/netns/{a.name}") as by_path, NetNS.from_fd(a.ns.fd) as by_fd:
+            assert by_path.cookie == by_fd.cookie == a.ns.cookie
+        found = NetNS.find(a.ns.inode)
+        assert found is not None and found.cookie == a.ns.cookie
+        found.close()
+    assert NetNS.find(a.ns.inode) is None
+
+
+def test_nic_facts():
+    with hosts(2) as (a, b):
+        link(a, b, queues=3)
+        found = {n.name: n for n in a.ns.run_in(nic.list_nics)}
+        eth = found["eth0"]
+        assert (eth.kind, eth.driver, eth.mtu, eth.up, eth.ethernet) == ("veth", "veth", 1500, True, True)
+        assert (eth.rx_queues, eth.tx_queues, len(eth.mac)) == (3, 3, 6)
+        assert not eth.has_xdp
+        assert found["lo"].loopback
+        assert a.ns.run_in(nic.ifindex_of, "eth0") == eth.ifindex
+        assert a.ns.run_in(nic.ifindex_of, "none") is None
+
+
+def test_serving_nics_named_default_and_otherwise():
+    with hosts(3) as (a, b, c):
+        link(a, b, net=1)
+        link(a, c, names=("eth1", "eth0"), net=2)
+        assert {n.name for n in a.ns.run_in(nic.serving_nics)} == {"eth0", "eth1"}
+        a.sh("ip route add default via 10.9.2.2")
+        assert [n.name for n in a.ns.run_in(nic.serving_nics)] == ["eth1"]
+        a.sh("ip -6 route add default via fd09:1::2")
+        assert [n.name for n in a.ns.run_in(nic.serving_nics)] == ["eth1", "eth0"]
+        assert [n.name for n in a.ns.run_in(nic.serving_nics, ["eth0"])] == ["eth0"]
+        for wrong in ("lo", "eth7"):
+            with pytest.raises(UsageError):
+                a.ns.run_in(nic.serving_nics, [wrong])
+
+
+def test_settings_are_set_together_and_put_back_only_where_ours_stand():
+    with hosts(1) as (a,):
+        key = "net/ipv4/tcp_fwmark_accept"
+        assert a.ns.run_in(tuning.read, key) == "0"
+        before = a.ns.run_in(tuning.set_all, tuning.INSTANCE_SETTINGS)
+        assert before == {key: "0"}
+        assert a.ns.run_in(tuning.read, key) == "1"
+        assert tuning.read(key) == "0"
+        assert a.ns.run_in(tuning.set_all, tuning.INSTANCE_SETTINGS) == {}
+        assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == [key]
+        assert a.ns.run_in(tuning.read, key) == "0"
+        assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == []
+        with pytest.raises(Exception, match="no such setting"):
+            a.ns.run_in(tuning.set_all, {key: "1", "net/ipv4/no_such_thing": "1"})
+        assert a.ns.run_in(tuning.read, key) == "0"
+
+
+def test_this_kernel_can_everything():
+    with hosts(1) as (a,):
+        for feature in a.ns.run_in(probe.all_features):
+            assert feature.outcome is probe.Outcome.YES, f"{feature.name}: {feature.why}"
