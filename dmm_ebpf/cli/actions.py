@@ -68,11 +68,13 @@ def load_policy(file: Path) -> Policy:
 
 
 def policy_counts(policy: Policy) -> dict[str, int]:
-    """How many rules, routes and stacks a policy names."""
+    """How many rules, routes and stacks a policy names; the built-in stacks are not counted."""
+    from dmm_ebpf.rd.model import BUILT_IN
+
     return {
         "rules": len(policy.rules),
         "routes": policy.n_routes,
-        "stacks": len(policy.stacks),
+        "stacks": sum(name not in BUILT_IN for name in policy.stacks),
     }
 
 

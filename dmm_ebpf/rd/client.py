@@ -78,6 +78,12 @@ class Client:
             self._connection.close()
             self._connection = None
 
+    def abort(self) -> None:
+        """Make a call in progress fail soon. Unlike everything else here, for other threads too."""
+        connection = self._connection
+        if connection is not None:
+            connection.shutdown()
+
     def call(self, method: str, /, **params: Any) -> Any:
         """The result of method. Raises NotAttachedError, PrivilegeError, WireError, or what the RD said."""
         what = f"ask instance {self.instance} for {method}"

@@ -13,6 +13,8 @@ helpers for asyncio streams and for blocking sockets only carry bytes to it.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,6 @@ from dmm_ebpf.errors import DmmError
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
 
 Message = dict[str, Any]
 
@@ -191,6 +192,11 @@ class Connection:
         if not self._decoder.at_boundary():
             raise WireError("the connection ended inside a message")
         return None
+
+    def shutdown(self) -> None:
+        """End both directions: a receive() in another thread returns. Harmless on a closed socket."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket; again is harmless."""

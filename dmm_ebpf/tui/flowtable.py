@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of `dmm-ebpf top`: draws the rows in view and no others, however many flows there are.
+
+Owns the cursor and the column widths. It keeps the cursor on a flow, not on a line, once the user has
+moved it. Titles stay in the first line; a click on one asks to sort by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from dmm_ebpf.tui import units
+from dmm_ebpf.tui.model import DEFAULT_ORDER, FlowRow, Key
+
+if TYPE_CHECKING:
+    from textual import events
+    from textual.binding import BindingType
+
+_WHEEL_LINES = 3
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cell: Callable[[FlowRow], str]
+    least: int  # characters, title and sort arrow included
+    right: bool = False
+    shorten: Callable[[str, int], str] = units.shorten
+
+
+def _stack(row: FlowRow) -> str:
+    stack, wanted = row.flow.get("stack"), row.flow.get("wanted")
+    # One that took its fallback is marked: the route named another stack.
+    return units.clean(stack) + ("" if wanted in (None, stack) else "!")
+
+
+COLUMNS = (
+    _Column("PROCESS", lambda r: units.process(r.flow.get("comm"), r.flow.get("pid")), 10),
+    _Column(
+        "PEER",
+        lambda r: units.endpoint(r.flow.get("dst"), r.flow.get("dport")),
+        15,
+        shorten=units.shorten_middle,
+    ),
+    _Column("STACK", _stack, 6),
+    _Column("ROUTE", lambda r: units.clean(r.flow.get("route")), 9),
+    _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 5, right=True),
+    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 5, right=True),
+    _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True),
+    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 5, right=True),
+    _Column("STATE", lambda r: units.state(r.flow.get("state")), 6),
+)
+
+
+def column_widths(natural: list[int], room: int) -> list[int]:
+    """Widths in room: each column its least, then a character at a time to the one that lacks most."""
+    widths = [column.least for column in COLUMNS]
+    room -= sum(widths) + len(widths) - 1
+    while room > 0:
+        lacking = max(range(len(widths)), key=lambda i: natural[i] - widths[i])
+        if natural[lacking] <= widths[lacking]:
+            break
+        widths[lacking] += 1
+        room -= 1
+    return widths
+
+
+class FlowTable(Widget, can_focus=True):
+    """Rows of flows with a cursor."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "flowtable--title",
+        "flowtable--sorted",
+        "flowtable--cursor",
+        "flowtable--fallback",
+        "flowtable--quiet",
+    }
+    DEFAULT_CSS = """
+    FlowTable { height: 1fr; }
+    FlowTable > .flowtable--title { background: $primary-muted; color: $text; text-style: bold; }
+    FlowTable > .flowtable--sorted { background: $primary; color: $text; text-style: bold; }
+    FlowTable > .flowtable--cursor { background: $surface-lighten-2; text-style: bold; }
+    FlowTable > .flowtable--fallback { color: $warning; }
+    FlowTable > .flowtable--quiet { color: $text-muted; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("up", "move(-1)", "Up"),
+        ("down", "move(1)", "Down"),
+        ("pageup", "page(-1)", "Page up"),
+        ("pagedown", "page(1)", "Page down"),
+        ("home", "first", "First"),
+        ("end", "last", "Last"),
+    ]
+
+    class Moved(Message):
+        """The cursor is on another flow, or on none."""
+
+    class TitleClicked(Message):
+        """Sort by column, please."""
+
+        def __init__(self, column: str) -> None:
+            super().__init__()
+            self.column = column
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[FlowRow] = []
+        self._sorted_by = DEFAULT_ORDER
+        self._ascending = False
+        self._top = 0
+        self._cursor = 0
+        self._followed: Key | None = None
+
+    # -- what the application tells and asks --
+
+    def show(self, rows: list[FlowRow], sorted_by: str, *, ascending: bool) -> None:
+        """Draw these rows from now on."""
+        self._rows, self._sorted_by, self._ascending = rows, sorted_by, ascending
+        if self._followed is not None:
+            at = next((i for i, row in enumerate(rows) if row.key == self._followed), None)
+            if at is None:
+                self._followed = None
+            else:
+                self._cursor = at
+        self._settle()
+
+    @property
+    def selected(self) -> FlowRow | None:
+        """The row under the cursor."""
+        return self._rows[self._cursor] if self._rows else None
+
+    # -- keys and mouse --
+
+    def action_move(self, lines: int) -> None:
+        """Move the cursor by lines."""
+        self._go(self._cursor + lines)
+
+    def action_page(self, pages: int) -> None:
+        """Move the cursor by what is in view."""
+        self._go(self._cursor + pages * self._in_view())
+
+    def action_first(self) -> None:
+        """Back to the top, and let the cursor stay there whichever flow is first."""
+        self._go(0)
+        self._followed = None
+
+    def action_last(self) -> None:
+        """To the last row."""
+        self._go(len(self._rows) - 1)
+
+    def on_mouse_scroll_down(self, _event: events.MouseScrollDown) -> None:
+        """Roll."""
+        self._go(self._cursor + _WHEEL_LINES)
+
+    def on_mouse_scroll_up(self, _event: events.MouseScrollUp) -> None:
+        """Roll."""
+        self._go(self._cursor - _WHEEL_LINES)
+
+    def on_click(self, event: events.Click) -> None:
+        """A title sorts, a row takes the cursor."""
+        if event.y > 0:
+            self._go(self._top + event.y - 1)
+            return
+        left = 0
+        for column, width in zip(COLUMNS, self._widths(), strict=True):
+            if left <= event.x <= left + width:
+                self.post_message(self.TitleClicked(column.title))
+                return
+            left += width + 1
+
+    def on_resize(self) -> None:
+        """Keep the cursor in view."""
+        self._settle()
+
+    def _go(self, index: int) -> None:
+        if not self._rows:
+            return
+        self._cursor = min(max(index, 0), len(self._rows) - 1)
+        self._followed = self._rows[self._cursor].key
+        self._settle()
+
+    def _in_view(self) -> int:
+        return max(self.size.height - 1, 1)
+
+    def _settle(self) -> None:
+        """Cursor within the rows, view around the cursor, screen up to date."""
+        self._cursor = min(max(self._cursor, 0), max(len(self._rows) - 1, 0))
+        view = self._in_view()
+        lowest = max(min(self._top, len(self._rows) - view), 0)
+        self._top = min(max(lowest, self._cursor - view + 1), self._cursor)
+        self.post_message(self.Moved())
+        self.refresh()
+
+    # -- drawing --
+
+    def _widths(self) -> list[int]:
+        shown = self._rows[self._top : self._top + self._in_view()]
+        natural = [
+            max(column.least, *(len(column.cell(row)) for row in shown)) if shown else column.least
+            for column in COLUMNS
+        ]
+        return column_widths(natural, self.size.width)
+
+    def render_line(self, y: int) -> Strip:
+        """Line y of the widget (textual's line API)."""
+        widths = self._widths()
+        index = self._top + y - 1
+        if y == 0:
+            strip = self._titles(widths)
+        elif index < len(self._rows):
+            strip = self._line(self._rows[index], widths, cursor=index == self._cursor)
+        else:
+            return Strip.blank(self.size.width, self.rich_style)
+        return strip.adjust_cell_length(self.size.width, self.rich_style).crop(0, self.size.width)
+
+    def _titles(self, widths: list[int]) -> Strip:
+        plain = self.get_component_rich_style("flowtable--title")
+        chosen = self.get_component_rich_style("flowtable--sorted")
+        segments = []
+        for column, width in zip(COLUMNS, widths, strict=True):
+            is_chosen = column.title == self._sorted_by
+            text = column.title + (("▲" if self._ascending else "▼") if is_chosen else "")
+            segments.append(
+                Segment(_justify(text[:width], width, column.right), chosen if is_chosen else plain)
+            )
+            segments.append(Segment(" ", plain))
+        return Strip(segments).extend_cell_length(self.size.width, plain)
+
+    def _line(self, row: FlowRow, widths: list[int], *, cursor: bool) -> Strip:
+        base = self.rich_style
+        if row.flow.get("state") != "ESTABLISHED":
+            base += self.get_component_rich_style("flowtable--quiet", partial=True)
+        mark = self.get_component_rich_style("flowtable--cursor", partial=True) if cursor else Style()
+        fallback = self.get_component_rich_style("flowtable--fallback", partial=True)
+        segments = []
+        for column, width in zip(COLUMNS, widths, strict=True):
+            text = column.cell(row)
+            style = base + fallback if column.title == "STACK" and text.endswith("!") else base
+            segments.append(
+                Segment(_justify(column.shorten(text, width), width, column.right) + " ", style + mark)
+            )
+        return Strip(segments).extend_cell_length(self.size.width, base + mark)
+
+
+def _justify(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
