@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for every test: hosts and links (`lab`), cgroups (`cgroup`), and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for path in (ROOT, ROOT / "tools", ROOT / "tests"):
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+
+pytest_plugins = ["labfixtures"]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a condition up to a deadline; nothing here ever sleeps blindly past what it waits for."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.005
+
+
+def wait_for(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+    """The first true value that predicate() gives within timeout seconds; else TimeoutError saying what was awaited."""
+    deadline = time.monotonic() + timeout
+    never = threading.Event()
+    while True:
+        value = predicate()
+        if value:
+            return value
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"waited {timeout:g} s for {what or predicate}")
+        never.wait(min(POLL_S, left))
+
+
+def wait_readable(fd: int, timeout: float) -> bool:
+    """Whether fd became readable (for a pidfd: its process ended) within timeout seconds."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(max(0, timeout) * 1000))
+
+
+def wait_pid_gone(pid: int, timeout: float) -> bool:
+    """Whether the process, a child or not, ended within timeout seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return wait_readable(fd, timeout)
+    finally:
+        os.close(fd)

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The control socket; see control.h for the protocol. A client that does not read its answer is disconnected.
+ */
+#define _GNU_SOURCE
+#include "control.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define ANSWER_BYTES 8192
+
+struct answer {
+	char text[ANSWER_BYTES];
+	size_t used;
+};
+
+__attribute__((format(printf, 2, 3))) static void put(struct answer *answer, const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	va_start(args, format);
+	n = vsnprintf(answer->text + answer->used, ANSWER_BYTES - answer->used, format, args);
+	va_end(args);
+	if (n > 0 && answer->used + (size_t)n < ANSWER_BYTES)
+		answer->used += (size_t)n;
+}
+
+static void put_u64(struct answer *answer, const char *key, uint64_t value)
+{
+	put(answer, "\"%s\": %" PRIu64 ", ", key, value);
+}
+
+static void put_double(struct answer *answer, const char *key, double value)
+{
+	put(answer, "\"%s\": %.9g, ", key, value);
+}
+
+int control_init(struct control *control, const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	*control = (struct control){.listen_fd = -1};
+	for (size_t i = 0; i < CONTROL_CLIENTS; i++)
+		control->clients[i].fd = -1;
+	if (strlen(path) >= sizeof(address.sun_path)) {
+		fprintf(stderr, "cannot listen on %s: the path is too long\n", path);
+		return -ENAMETOOLONG;
+	}
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	control->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (control->listen_fd < 0 ||
+	    bind(control->listen_fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    listen(control->listen_fd, CONTROL_CLIENTS) < 0) {
+		int err = errno;
+
+		fprintf(stderr, "cannot listen on %s: %s\n", path, strerror(err));
+		control_deinit(control);
+		return -err;
+	}
+	snprintf(control->path, sizeof(control->path), "%s", path);
+	return 0;
+}
+
+static void disconnect(struct control_client *client)
+{
+	close(client->fd);
+	client->fd = -1;
+	client->used = 0;
+}
+
+void control_deinit(struct control *control)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS; i++)
+		if (control->clients[i].fd >= 0)
+			disconnect(&control->clients[i]);
+	if (control->listen_fd >= 0)
+		close(control->listen_fd);
+	control->listen_fd = -1;
+	if (*control->path)
+		unlink(control->path);
+}
+
+void control_poll_fds(const struct control *control, struct pollfd *fds)
+{
+	fds[0] = (struct pollfd){.fd = control->listen_fd, .events = POLLIN};
+	for (size_t i = 0; i < CONTROL_CLIENTS; i++)
+		fds[1 + i] = (struct pollfd){.fd = control->clients[i].fd, .events = POLLIN};
+}
+
+struct target {
+	struct emu_params params;
+	uint64_t seed;
+	bool new_seed;
+};
+
+static const char *parse_u64(const char *text, uint64_t *value)
+{
+	char *end;
+
+	errno = 0;
+	*value = strtoull(text, &end, 10);
+	return *text < '0' || *text > '9' || *end || errno ? "a value is not a whole number" : NULL;
+}
+
+static const char *assign(struct target *target, const char *key, const char *text)
+{
+	struct emu_params *params = &target->params;
+	const struct {
+		const char *key;
+		uint64_t *u64;
+		double *real;
+	} keys[] = {
+		{"rate_bps", &params->rate_bps, NULL},
+		{"delay_ns", &params->delay_ns, NULL},
+		{"queue_pkts", &params->queue_pkts, NULL},
+		{"queue_bytes", &params->queue_bytes, NULL},
+		{"queue_ns", &params->queue_ns, NULL},
+		{"reorder_ns", &params->reorder_ns, NULL},
+		{"seed", &target->seed, NULL},
+		{"loss", NULL, &params->loss},
+		{"reorder", NULL, &params->reorder},
+		{"duplicate", NULL, &params->duplicate},
+		{"corrupt", NULL, &params->corrupt},
+	};
+	uint64_t overhead;
+	const char *why;
+	char *end;
+
+	if (!strcmp(key, "overhead_bytes")) {
+		why = parse_u64(text, &overhead);
+		params->overhead_bytes = overhead > UINT32_MAX ? UINT32_MAX : (uint32_t)overhead;
+		return why;
+	}
+	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+		if (strcmp(key, keys[i].key) != 0)
+			continue;
+		if (keys[i].u64) {
+			target->new_seed |= keys[i].u64 == &target->seed;
+			return parse_u64(text, keys[i].u64);
+		}
+		*keys[i].real = strtod(text, &end);
+		return end == text || *end ? "a value is not a number" : NULL;
+	}
+	return "there is no such key";
+}
+
+const char *control_set(struct wanem *wanem, unsigned int mask, char *assignments, uint64_t now_ns)
+{
+	struct target targets[2] = {{.params = wanem->emus[0].params}, {.params = wanem->emus[1].params}};
+	const char *why = NULL;
+	char *save, *word;
+
+	for (word = strtok_r(assignments, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+		char *value = strchr(word, '=');
+
+		if (!value)
+			return "an assignment is KEY=VALUE";
+		*value++ = '\0';
+		for (unsigned int i = 0; i < 2 && !why; i++)
+			if (mask & (1U << i))
+				why = assign(&targets[i], word, value);
+		if (why)
+			return why;
+	}
+	for (unsigned int i = 0; i < 2 && !why; i++)
+		why = emu_check(&targets[i].params);
+	for (unsigned int i = 0; i < 2 && !why; i++) {
+		emu_set(&wanem->emus[i], &targets[i].params, now_ns);
+		if (targets[i].new_seed)
+			emu_seed(&wanem->emus[i], targets[i].seed);
+	}
+	return why;
+}
+
+static void put_params(struct answer *answer, const struct emu *emu)
+{
+	const struct emu_params *params = &emu->params;
+
+	put(answer, "\"params\": {");
+	put_u64(answer, "rate_bps", params->rate_bps);
+	put_u64(answer, "delay_ns", params->delay_ns);
+	put_u64(answer, "queue_pkts", params->queue_pkts);
+	put_u64(answer, "queue_bytes", params->queue_bytes);
+	put_u64(answer, "queue_ns", params->queue_ns);
+	put_u64(answer, "reorder_ns", params->reorder_ns);
+	put_u64(answer, "overhead_bytes", params->overhead_bytes);
+	put_double(answer, "loss", params->loss);
+	put_double(answer, "reorder", params->reorder);
+	put_double(answer, "duplicate", params->duplicate);
+	put_double(answer, "corrupt", params->corrupt);
+	put(answer, "\"seed\": %" PRIu64 "}, ", emu->seed);
+}
+
+static void put_direction(struct answer *answer, struct wanem *wanem, unsigned int i, uint64_t now_ns)
+{
+	const struct emu *emu = &wanem->emus[i];
+	const struct emu_stats *stats = &emu->stats;
+	struct port *from = &wanem->ports[i], *to = &wanem->ports[!i];
+	double span_ns = now_ns > stats->since_ns ? (double)(now_ns - stats->since_ns) : 1;
+
+	port_read_drops(from);
+	put(answer, "\"%s\": {", i ? "ba" : "ab");
+	put_params(answer, emu);
+	put_u64(answer, "rx_pkts", stats->rx_pkts);
+	put_u64(answer, "rx_bytes", stats->rx_bytes);
+	put_u64(answer, "tx_pkts", stats->tx_pkts);
+	put_u64(answer, "tx_bytes", stats->tx_bytes);
+	put_u64(answer, "control_pkts", stats->control_pkts);
+	put_u64(answer, "queue_drops", stats->queue_drops);
+	put_u64(answer, "losses", stats->losses);
+	put_u64(answer, "reordered", stats->reordered);
+	put_u64(answer, "duplicated", stats->duplicated);
+	put_u64(answer, "corrupted", stats->corrupted);
+	put_u64(answer, "queue_pkts", emu->waiting.pkts);
+	put_u64(answer, "queue_bytes", emu->waiting_bytes);
+	put_u64(answer, "queue_max_pkts", stats->queue_max_pkts);
+	put_u64(answer, "queue_max_bytes", stats->queue_max_bytes);
+	put_double(answer, "queue_mean_pkts", stats->queue_pkts_ns / span_ns);
+	put_double(answer, "queue_mean_bytes", stats->queue_bytes_ns / span_ns);
+	put_u64(answer, "queue_wait_max_ns", stats->queue_wait_max_ns);
+	put_double(answer, "queue_wait_mean_ns",
+		   stats->queue_wait_pkts ? stats->queue_wait_sum_ns / (double)stats->queue_wait_pkts : 0);
+	put_u64(answer, "in_flight_pkts", emu->line.pkts + emu->late.pkts);
+	put_u64(answer, "late_max_ns", stats->late_max_ns);
+	put_double(answer, "late_mean_ns", stats->tx_pkts ? stats->late_sum_ns / (double)stats->tx_pkts : 0);
+	put_u64(answer, "ring_drops", from->ring_drops);
+	put_u64(answer, "bad_pkts", from->bad_pkts);
+	put_u64(answer, "pool_drops", stats->pool_drops);
+	put_u64(answer, "tx_drops", to->tx_drops);
+	put_u64(answer, "tx_retries", to->tx_retries);
+	put(answer, "\"own_drops\": %" PRIu64 "}",
+	    from->ring_drops + from->bad_pkts + stats->pool_drops + to->tx_drops);
+}
+
+static uint64_t timeval_ns(const struct timeval *tv)
+{
+	return (uint64_t)tv->tv_sec * 1000000000ULL + (uint64_t)tv->tv_usec * 1000ULL;
+}
+
+static void put_stats(struct answer *answer, struct wanem *wanem, uint64_t now_ns)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	put(answer, "{");
+	put_u64(answer, "uptime_ns", now_ns - wanem->started_ns);
+	put_u64(answer, "since_reset_ns", now_ns - wanem->emus[0].stats.since_ns);
+	put_u64(answer, "cpu_user_ns", timeval_ns(&usage.ru_utime));
+	put_u64(answer, "cpu_system_ns", timeval_ns(&usage.ru_stime));
+	put_u64(answer, "pool_used_max_pkts", wanem->pool.fresh);
+	for (unsigned int i = 0; i < 2; i++) {
+		put_direction(answer, wanem, i, now_ns);
+		put(answer, i ? "}\n" : ", ");
+	}
+}
+
+static void reset(struct wanem *wanem, uint64_t now_ns)
+{
+	for (unsigned int i = 0; i < 2; i++) {
+		struct port *port = &wanem->ports[i];
+
+		port_read_drops(port);
+		port->ring_drops = port->bad_pkts = port->tx_drops = port->tx_retries = 0;
+		emu_reset_stats(&wanem->emus[i], now_ns);
+	}
+}
+
+static const char *set(struct wanem *wanem, char *arguments, uint64_t now_ns)
+{
+	char *assignments = strchr(arguments, ' ');
+	unsigned int mask;
+
+	if (!assignments)
+		return "set is followed by ab, ba or both, and KEY=VALUE";
+	*assignments++ = '\0';
+	mask = !strcmp(arguments, "ab")	    ? 1
+	       : !strcmp(arguments, "ba")   ? 2
+	       : !strcmp(arguments, "both") ? 3
+					    : 0;
+	return mask ? control_set(wanem, mask, assignments, now_ns) : "a direction is ab, ba or both";
+}
+
+static void obey(struct wanem *wanem, char *line, struct answer *answer, uint64_t now_ns)
+{
+	const char *why = NULL;
+
+	if (!strcmp(line, "stats")) {
+		put_stats(answer, wanem, now_ns);
+		return;
+	}
+	if (!strcmp(line, "reset"))
+		reset(wanem, now_ns);
+	else if (!strcmp(line, "quit"))
+		wanem->quit = true;
+	else if (!strncmp(line, "set ", 4))
+		why = set(wanem, line + 4, now_ns);
+	else
+		why = "the commands are stats, reset, set and quit";
+	if (why)
+		put(answer, "{\"error\": \"%s\"}\n", why);
+	else
+		put(answer, "{\"ok\": true}\n");
+}
+
+static void serve_client(struct control_client *client, struct wanem *wanem, uint64_t now_ns)
+{
+	static struct answer answer;
+	ssize_t n = recv(client->fd, client->line + client->used, CONTROL_LINE_BYTES - client->used,
+			 MSG_DONTWAIT);
+	char *end;
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) {
+		disconnect(client);
+		return;
+	}
+	client->used += (size_t)n;
+	while ((end = memchr(client->line, '\n', client->used))) {
+		size_t taken = (size_t)(end - client->line) + 1;
+
+		*end = '\0';
+		answer.used = 0;
+		obey(wanem, client->line, &answer, now_ns);
+		if (send(client->fd, answer.text, answer.used, MSG_DONTWAIT | MSG_NOSIGNAL) !=
+		    (ssize_t)answer.used) {
+			disconnect(client);
+			return;
+		}
+		client->used -= taken;
+		memmove(client->line, client->line + taken, client->used);
+	}
+	if (client->used == CONTROL_LINE_BYTES)
+		disconnect(client);
+}
+
+static void accept_client(struct control *control)
+{
+	int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0)
+		return;
+	for (size_t i = 0; i < CONTROL_CLIENTS; i++) {
+		if (control->clients[i].fd < 0) {
+			control->clients[i].fd = fd;
+			return;
+		}
+	}
+	close(fd);
+}
+
+void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem, uint64_t now_ns)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS; i++)
+		if (control->clients[i].fd >= 0 && fds[1 + i].revents)
+			serve_client(&control->clients[i], wanem, now_ns);
+	if (fds[0].revents)
+		accept_client(control);
+}
