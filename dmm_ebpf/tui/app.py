@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -105,7 +105,7 @@ class TopApp(App[None]):
     Screen { background: $background; }
     #title { height: 1; background: $panel; color: $text; }
     #stacks { height: auto; max-height: 6; color: $text; }
-    #detail { height: 2; color: $text-muted; }
+    #detail { height: 3; color: $text-muted; }
     FilterInput { height: 1; border: none; padding: 0; display: none; background: $panel; }
     FilterInput:focus { border: none; }
     FilterInput.open { display: block; }
@@ -341,7 +341,7 @@ class TopApp(App[None]):
 
 
 def _detail(row: model.FlowRow, iec: bool) -> Text:
-    """Two lines with what the table has no room for."""
+    """Three lines with what the table has no room for."""
     flow = row.flow
     arrow = "<-" if flow.get("direction") == "listen" else "->"
     local = units.endpoint(flow.get("src"), flow.get("sport"))
@@ -353,5 +353,14 @@ def _detail(row: model.FlowRow, iec: bool) -> Text:
     text.append(
         f"{local} {arrow} {peer}  sent {sent} received {received} age {units.age(flow.get('age_s'))}\n"
     )
-    text.append(f"table {table} rule {rule} route {route} cgroup {units.clean(flow.get('cgroup'))}")
+    text.append(f"table {table}  rule {rule}  cgroup {units.clean(flow.get('cgroup'))}\n")
+    text.append(f"route {route}{_path(flow, iec)}")
     return text
+
+
+def _path(flow: dict[str, Any], iec: bool) -> str:
+    """How a user stack sends: its congestion control, window and pacing, as far as they are known."""
+    congestion, cwnd, pacing = (flow.get(key) for key in ("congestion", "cwnd_bytes", "pacing_Bps"))
+    text = "" if congestion is None else f"  by {units.clean(congestion)}"
+    text += "" if cwnd is None else f"  cwnd {units.size(cwnd, iec=iec)}"
+    return text + ("" if not pacing else f"  pacing {units.bit_rate(pacing, iec=iec)}b/s")

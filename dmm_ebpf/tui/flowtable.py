@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -22,7 +23,6 @@ from dmm_ebpf.tui.model import DEFAULT_ORDER, FlowRow, Key
 
 if TYPE_CHECKING:
     from textual import events
-    from textual.binding import BindingType
 
 _WHEEL_LINES = 3
 
@@ -31,7 +31,8 @@ _WHEEL_LINES = 3
 class _Column:
     title: str
     cell: Callable[[FlowRow], str]
-    least: int  # characters, title and sort arrow included
+    least: int  # characters it has on the narrowest screen
+    soon: int = 0  # characters it gets before the others grow
     right: bool = False
     shorten: Callable[[str, int], str] = units.shorten
 
@@ -48,22 +49,27 @@ COLUMNS = (
         "PEER",
         lambda r: units.endpoint(r.flow.get("dst"), r.flow.get("dport")),
         15,
+        soon=21,  # the longest IPv4 address with a port
         shorten=units.shorten_middle,
     ),
-    _Column("STACK", _stack, 6),
+    _Column("STACK", _stack, 7, soon=12),
     _Column("ROUTE", lambda r: units.clean(r.flow.get("route")), 9),
-    _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 5, right=True),
-    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 5, right=True),
+    _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True),
+    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True),
     _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True),
-    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 5, right=True),
-    _Column("STATE", lambda r: units.state(r.flow.get("state")), 6),
+    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 4, right=True),
+    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5),
 )
 
 
 def column_widths(natural: list[int], room: int) -> list[int]:
-    """Widths in room: each column its least, then a character at a time to the one that lacks most."""
+    """Widths in room: each column its least, some more soon, then a character to the one that lacks most."""
     widths = [column.least for column in COLUMNS]
     room -= sum(widths) + len(widths) - 1
+    for i, column in enumerate(COLUMNS):
+        more = max(min(min(natural[i], column.soon) - widths[i], room), 0)
+        widths[i] += more
+        room -= more
     while room > 0:
         lacking = max(range(len(widths)), key=lambda i: natural[i] - widths[i])
         if natural[lacking] <= widths[lacking]:
@@ -92,12 +98,12 @@ class FlowTable(Widget, can_focus=True):
     FlowTable > .flowtable--quiet { color: $text-muted; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        ("up", "move(-1)", "Up"),
-        ("down", "move(1)", "Down"),
-        ("pageup", "page(-1)", "Page up"),
-        ("pagedown", "page(1)", "Page down"),
-        ("home", "first", "First"),
-        ("end", "last", "Last"),
+        Binding("up", "move(-1)", show=False),
+        Binding("down", "move(1)", show=False),
+        Binding("pageup", "page(-1)", show=False),
+        Binding("pagedown", "page(1)", show=False),
+        Binding("home", "first", show=False),
+        Binding("end", "last", show=False),
     ]
 
     class Moved(Message):
@@ -227,10 +233,10 @@ class FlowTable(Widget, can_focus=True):
         segments = []
         for column, width in zip(COLUMNS, widths, strict=True):
             is_chosen = column.title == self._sorted_by
-            text = column.title + (("▲" if self._ascending else "▼") if is_chosen else "")
-            segments.append(
-                Segment(_justify(text[:width], width, column.right), chosen if is_chosen else plain)
-            )
+            text = column.title[:width]
+            if is_chosen:
+                text = text[: width - 1] + ("▲" if self._ascending else "▼")
+            segments.append(Segment(_justify(text, width, column.right), chosen if is_chosen else plain))
             segments.append(Segment(" ", plain))
         return Strip(segments).extend_cell_length(self.size.width, plain)
 
