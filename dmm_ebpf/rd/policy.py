@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a policy file to a Policy, or to one sentence that says what is wrong, and where.
+
+Owns the reading, the checks that need more than one key to see, and the wording and place of every error. A Policy that
+load() or parse() returns is complete: every name it uses exists, no two routes contradict, and it fits the limits of
+abi.h. Nothing here touches the kernel; what only this host can answer (does the cgroup exist, is the congestion
+control loaded) is compile.py's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd.locate import describe, place
+from dmm_ebpf.rd.model import (
+    BUILT_IN,
+    KERNEL,
+    MAX_USER_STACKS,
+    REJECT,
+    STACK_MODELS,
+    Frozen,
+    Policy,
+    RouteModel,
+    Rule,
+    Stack,
+    UserStack,
+    check_name,
+)
+from dmm_ebpf.rd.routes import RouteTable
+from dmm_ebpf.rd.routes_file import MAX_ROUTES, read_routes, read_text_file, require_regular
+from dmm_ebpf.rd.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
+
+__all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse"]
+
+MAX_POLICY_BYTES = 4 << 20
+_MAX_LINE = 1 << 16
+_MAX_STACKS = C.DMM_MAX_STACKS - 1
+_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
+
+KeyPath = tuple[str | int, ...]
+Model = TypeVar("Model", bound=Frozen)
+
+
+def load(path: Path) -> Policy:
+    """The policy in the file at path; PolicyError when it is refused."""
+    data = read_text_file(path, "policy", MAX_POLICY_BYTES)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PolicyError(f"accept {path}:{line}", why="it is not UTF-8", hint="save it as UTF-8") from None
+    return parse(text, source=str(path), base=path.parent)
+
+
+def parse(text: str, *, source: str, base: Path) -> Policy:
+    """The policy in text. source names it in errors; routes_from is relative to base."""
+    return _Parser(text, source, base).policy()
+
+
+def _suggest(name: object, known: Iterable[str], kind: str) -> str:
+    """What to do about an unknown name."""
+    names = list(known)
+    close = difflib.get_close_matches(str(name)[:64], names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    if not names:
+        return f"no {kind} is defined"
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"known are {listed}"
+
+
+class _Parser:
+    """One policy text on its way to a Policy."""
+
+    def __init__(self, text: str, source: str, base: Path) -> None:
+        self.text = text
+        self.source = source
+        self.base = base
+        self.stacks: dict[str, Stack] = {}
+        self.reject_used = False
+        self.files: list[Path] = []
+
+    def policy(self) -> Policy:
+        data = self._toml()
+        for key in data:
+            if key not in ("stacks", "rules", "tables"):
+                raise self._unknown_key((key,), ("stacks", "rules", "tables"))
+        self._read_stacks(self._table(data, ("stacks",)))
+        tables = self._read_tables(self._table(data, ("tables",)))
+        rules = self._read_rules(data.get("rules", []), tables)
+        self._check_limits(tables)
+        stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
+        if self.reject_used:
+            stacks[REJECT] = BUILT_IN[REJECT]
+        return Policy(
+            source=self.source,
+            text=self.text,
+            stacks=stacks,
+            rules=rules,
+            tables=tables,
+            files=tuple(self.files),
+        )
+
+    def _place(self, path: KeyPath) -> str:
+        return place(self.source, self.text, path)
+
+    def _refused(self, path: KeyPath, why: str, hint: str = "") -> PolicyError:
+        return PolicyError(f"accept {self._place(path)}", why=f"{describe(path)}: {why}", hint=hint)
+
+    def _unknown_key(self, path: KeyPath, known: Iterable[str]) -> PolicyError:
+        above = describe(path[:-1])
+        why = f"unknown key {shown(path[-1])}"
+        hint = _suggest(path[-1], known, "key")
+        return PolicyError(f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint)
+
+    def _toml(self) -> dict[str, Any]:
+        if len(self.text) > MAX_POLICY_BYTES:
+            raise PolicyError(
+                f"accept {self.source}",
+                why=f"it is larger than {MAX_POLICY_BYTES >> 20} MiB",
+                hint="move long lists of routes to a file and name it in routes_from",
+            )
+        for number, line in enumerate(self.text.split("\n"), 1):
+            if len(line) > _MAX_LINE:
+                raise PolicyError(
+                    f"accept {self.source}:{number}",
+                    why=f"the line is longer than {_MAX_LINE} characters",
+                    hint="break it, or move routes to a file and name it in routes_from",
+                )
+        try:
+            return tomllib.loads(self.text)
+        except RecursionError:
+            raise PolicyError(f"accept {self.source}", why="its values are nested too deeply") from None
+        except ValueError as error:
+            raise self._syntax(str(error)) from None
+
+    def _syntax(self, message: str) -> PolicyError:
+        match = _TOML_PLACE.search(message)
+        why = _TOML_PLACE.sub("", message)
+        if match is None:
+            place = self.source
+        elif match[1]:
+            place = f"{self.source}:{match[1]}"
+            why += f", at column {match[2]}"
+        else:
+            place = f"{self.source}:{max(1, len(self.text.splitlines()))}"
+            why += ", at the end of the file"
+        return PolicyError(
+            f"accept {place}", why=f"it is not TOML: {why[:1].lower()}{why[1:]}", hint="see https://toml.io"
+        )
+
+    def _table(self, parent: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        value = parent.get(str(path[-1]), {})
+        if not isinstance(value, dict):
+            raise self._refused(path, f"expected a table, [{path[-1]}.NAME]")
+        return value
+
+    def _array(self, value: object, path: KeyPath, header: str) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self._refused(path, f"expected tables, each beginning with {header}")
+        return value
+
+    def _model(self, model: type[Model], data: object, path: KeyPath) -> Model:
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table")
+        known = model.keys()
+        for key in data:
+            if key not in known:
+                raise self._unknown_key((*path, key), known)
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+        where = (*path, *first["loc"])
+        refused = first.get("ctx", {}).get("error")
+        if isinstance(refused, ValueRefusedError):
+            raise self._refused(where, refused.why, refused.hint)
+        if first["type"] == "missing":
+            raise self._refused(
+                path, f'the key "{first["loc"][-1]}" is missing', f"add {first['loc'][-1]} = ..."
+            )
+        raise self._refused(where, f"{shown(first['input'])} is not accepted: {first['msg']}")
+
+    def _name(self, name: str, what: str, path: KeyPath) -> None:
+        try:
+            check_name(name, what)
+        except ValueRefusedError as refused:
+            raise self._refused(path, refused.why, refused.hint) from None
+
+    def _read_stacks(self, stacks: dict[str, Any]) -> None:
+        if len(stacks) > _MAX_STACKS:
+            raise self._refused(
+                ("stacks",), f"there are {len(stacks)} stacks", f"a policy has at most {_MAX_STACKS}"
+            )
+        for name, data in stacks.items():
+            path: KeyPath = ("stacks", name)
+            self._name(name, "stack", path)
+            if name in BUILT_IN:
+                raise self._refused(
+                    path, f'"{name}" is always defined and cannot be redefined', "choose another name"
+                )
+            if not isinstance(data, dict):
+                raise self._refused(path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]")
+            kind = data.get("kind")
+            if kind is None:
+                raise self._refused(
+                    path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
+                )
+            if not isinstance(kind, str) or kind not in STACK_MODELS:
+                hint = 'expected "kernel", "user" or "reject"'
+                raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
+            self.stacks[name] = self._model(STACK_MODELS[kind], data, path)
+        users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
+        for number, (name, user) in enumerate(users.items()):
+            if number == MAX_USER_STACKS:
+                hint = f"a policy has at most {MAX_USER_STACKS}"
+                raise self._refused(("stacks", name), f"there are {len(users)} user stacks", hint)
+            self._check_fallback(name, user)
+
+    def _check_fallback(self, name: str, stack: UserStack) -> None:
+        path: KeyPath = ("stacks", name, "fallback")
+        hint = self._stack_problem(stack.fallback)
+        if hint is not None:
+            raise self._refused(path, f"no stack is called {shown(stack.fallback)}", hint)
+        if isinstance(self.stacks.get(stack.fallback), UserStack):
+            itself = "itself" if stack.fallback == name else f'the user stack "{stack.fallback}"'
+            raise self._refused(path, f"it falls back to {itself}", "name a kernel or reject stack")
+
+    def _stack_problem(self, name: str) -> str | None:
+        """None when routes may name the stack, else what to do."""
+        if name in self.stacks or name == KERNEL:
+            return None
+        if name == REJECT:
+            self.reject_used = True
+            return None
+        return _suggest(name, [*self.stacks, KERNEL, REJECT], "stack")
+
+    def _read_tables(self, tables: dict[str, Any]) -> dict[str, RouteTable]:
+        out: dict[str, RouteTable] = {}
+        for name, data in tables.items():
+            path: KeyPath = ("tables", name)
+            self._name(name, "table", path)
+            if not isinstance(data, dict):
+                raise self._refused(
+                    path, f"{shown(data)} is not a table", f"begin it with [[tables.{name}.routes]]"
+                )
+            for key in data:
+                if key not in ("routes", "routes_from"):
+                    raise self._unknown_key((*path, key), ("routes", "routes_from"))
+            table = RouteTable(name)
+            header = f"[[tables.{name}.routes]]"
+            routes = self._array(data.get("routes", []), (*path, "routes"), header)
+            for position, route in enumerate(routes):
+                self._add_route(table, position, self._model(RouteModel, route, (*path, "routes", position)))
+            table.inline_count = len(table)
+            if "routes_from" in data:
+                self._read_file(table, data["routes_from"], (*path, "routes_from"))
+            self._check_contradictions(table)
+            out[name] = table
+        return out
+
+    def _add_route(self, table: RouteTable, position: int, route: RouteModel) -> None:
+        hint = self._stack_problem(route.stack)
+        if hint is not None:
+            path = ("tables", table.name, "routes", position, "stack")
+            raise self._refused(path, f"no stack is called {shown(route.stack)}", hint)
+        match = table.intern_match(route.match)
+        stack = table.intern_stack(route.stack)
+        for prefix in route.to:
+            table.add(prefix, match, stack, position)
+
+    def _read_file(self, table: RouteTable, name: object, path: KeyPath) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise self._refused(
+                path, f"{shown(name)} is not a file's name", 'expected for example "prefixes.csv"'
+            )
+        file = self.base / name
+        try:
+            require_regular(file, "routes file")
+        except PolicyError as error:
+            raise self._refused(path, f"routes file {file}: {error.why}", error.hint) from None
+        read_routes(file, table, self._stack_problem)
+        self.files.append(file)
+
+    def _check_contradictions(self, table: RouteTable) -> None:
+        table.index_duplicates()
+        found = table.contradiction()
+        if found is None:
+            return
+        first, second = table[found.first], table[found.second]
+        ports = (
+            f"port {range_text(found.first_port, found.last_port)}" if second.match.ports else "every port"
+        )
+        protocol = f"{PROTOCOL_NAMES[found.proto]} " if found.proto else ""
+        raise PolicyError(
+            f"accept {self._route_place(table, found.second)}",
+            why=f"table {table.name} sends {second.prefix} {protocol}{ports} to {second.stack} here, and to "
+            f"{first.stack} at {self._route_place(table, found.first)}",
+            hint="remove one of the two routes, or make one more specific",
+        )
+
+    def _route_place(self, table: RouteTable, index: int) -> str:
+        if index < table.inline_count:
+            return self._place(("tables", table.name, "routes", table.origin[index]))
+        return table.where(index)
+
+    def _read_rules(self, rules: object, tables: dict[str, RouteTable]) -> tuple[Rule, ...]:
+        items = self._array(rules, ("rules",), "[[rules]]")
+        if len(items) > C.DMM_MAX_RULES:
+            hint = f"a policy has at most {C.DMM_MAX_RULES}"
+            raise self._refused(("rules", C.DMM_MAX_RULES), f"there are {len(items)} rules", hint)
+        out: list[Rule] = []
+        names: dict[str, int] = {}
+        for index, data in enumerate(items):
+            path: KeyPath = ("rules", index)
+            rule = self._model(Rule, data, path)
+            if rule.table not in tables:
+                hint = _suggest(rule.table, tables, "table")
+                raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
+            if rule.name is not None:
+                earlier = names.setdefault(rule.name, index)
+                if earlier != index:
+                    why = f'rule {earlier + 1} is called "{rule.name}" too'
+                    raise self._refused((*path, "name"), why, "give each rule its own name")
+            out.append(rule)
+        return tuple(out)
+
+    def _check_limits(self, tables: dict[str, RouteTable]) -> None:
+        if len(self.stacks) + self.reject_used > _MAX_STACKS:
+            raise self._refused(("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one")
+        total = sum(len(table) for table in tables.values())
+        if total > MAX_ROUTES:
+            raise self._refused(
+                ("tables",), f"there are {total} routes", f"a policy has at most {MAX_ROUTES}"
+            )
