@@ -25,11 +25,12 @@ from dmm_ebpf.hal import sockdiag, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import attach as loader
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader import maps as loader_maps
 from dmm_ebpf.loader.attach import Attached
 from dmm_ebpf.loader.ringbuf import EventReader
 from dmm_ebpf.rd import evaluate, flows, sync
 from dmm_ebpf.rd import policy as policies
-from dmm_ebpf.rd.compile import Labels, compile_policy
+from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import Policy, UserStack
 from dmm_ebpf.rd.rundir import RunDir, State
@@ -176,7 +177,7 @@ class Instance:
                 {name: (compiled.ids.stack(name), config) for name, config in wanted.items()}
             )
             try:
-                generation = await asyncio.to_thread(sync.apply, self._attached.maps, compiled)
+                generation = await asyncio.to_thread(self._sync, compiled)
             except BaseException:
                 await self.stacks.drop(started)
                 raise
@@ -198,6 +199,15 @@ class Instance:
         self.publish({"type": "policy", "path": self.state.policy, **summary})
         log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
         return summary
+
+    def _sync(self, compiled: Compiled) -> int:
+        return sync.apply(
+            self._attached.maps,
+            compiled,
+            inner=loader_maps,
+            listener_set=self._attached.listener_set,
+            in_cgroup=sync.in_cgroup_by_path(cgroups.path_of),
+        )
 
     async def apply_text(self, text: str, path: str | None) -> dict[str, Any]:
         """apply() for the text of a policy file; path is where it came from, for messages and for routes_from."""

@@ -318,10 +318,10 @@ class _OfflineNames:
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
 
     def stack(self, stack_id: int) -> str:
-        return "kernel" if stack_id == 0 else self._ids.stack_name(stack_id) or f"#{stack_id}"
+        return self._ids.stack_name(stack_id)
 
     def table(self, table: int) -> str | None:
-        return (self._ids.table_name(table) or f"#{table}") if table else None
+        return self._ids.table_name(table) or None
 
     def rule(self, generation: int, rule: int) -> str | None:
         return f"#{rule} of generation {generation}" if rule else None

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is killed, refused or wrong: new connections work at once, what ran goes on, and detach leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from lab import curl_fetch, nginx, wait_for
+from lab.routed import CLI
+
+from dmm_ebpf.errors import DmmError
+
+BEGIN = """
+import socket, sys, time
+sys.stdin.readline()
+end = time.monotonic() + 0.1
+while True:
+    try:
+        s = socket.socket()
+        s.settimeout(max(0.001, end - time.monotonic()))
+        s.connect((sys.argv[1], 80))
+        s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        s.settimeout(5)
+        assert s.recv(4) == b"HTTP"
+        print("answered")
+        break
+    except OSError as e:
+        if time.monotonic() > end:
+            print("no answer within 100 ms:", e)
+            break
+"""
+
+
+def _client(wired):
+    """A program that is ready to connect, and does it when told: starting Python is not what is measured."""
+    return wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", BEGIN, wired.server.ip4],
+        host=wired.client,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _rules_and_links(host):
+    text = host.run(
+        ["sh", "-c", "ip rule; ip -6 rule; ip -br link; ip route show table all | grep -c dmm || true"]
+    )
+    sysctl = host.run(["cat", "/proc/sys/net/ipv4/tcp_fwmark_accept"])
+    return text.stdout + sysctl.stdout
+
+
+@pytest.fixture
+def served(wired, payload):
+    path, sha256 = payload(1_000_000)
+    server = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
+    return server.url(path.name), sha256
+
+
+@pytest.mark.parametrize("victims", ["stack", "director", "both"])
+def test_after_a_kill_new_connections_are_made_within_100_ms(wired, served, victims):
+    before = _rules_and_links(wired.client)
+    routed = wired.attach_client()
+    url, sha256 = served
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+    client = _client(wired)
+    stack_pid = routed.stack("wan")["pid"]
+    if victims in ("director", "both"):
+        routed.kill_director()
+    if victims in ("stack", "both"):
+        os.kill(stack_pid, signal.SIGKILL)
+    assert client.communicate("go\n", 20)[0] == "answered\n"
+    if victims == "stack":
+        wait_for(lambda: routed.stack("wan")["state"] == "up", 10, "the stack to be started again")
+        assert routed.stack("wan")["pid"] != stack_pid
+        assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+        assert routed.stack("wan")["restarts"] == 1
+    routed.close()
+    assert _rules_and_links(wired.client) == before
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+
+
+def test_a_dying_stack_resets_its_flows_instead_of_leaving_them_hanging(wired, served, python):
+    routed = wired.attach_client()
+    holder = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
+        host=wired.client,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "connected\n"
+    os.kill(routed.stack("wan")["pid"], signal.SIGKILL)
+    assert holder.communicate(timeout=10)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
+
+
+HOLD = """
+import errno, socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+print("connected", flush=True)
+try:
+    s.recv(1)
+    print("closed")
+except OSError as e:
+    print(errno.errorcode[e.errno])
+"""
+
+
+def test_a_killed_director_is_replaced_and_its_stack_goes_on(wired, served):
+    routed = wired.attach_client()
+    url, sha256 = served
+    holder = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", KEEP_ALIVE, wired.server.ip4],
+        host=wired.client,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "connected\n"
+    stack_pid = routed.stack("wan")["pid"]
+    routed.kill_director()
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+    offline = json.loads(routed.cli("flows", "--instance", routed.instance, "--json").stdout)
+    assert [f["stack"] for f in offline if f["pid"] == holder.pid] == ["wan"]
+    routed.restart()
+    assert routed.stack("wan")["pid"] == stack_pid, "the stack process was replaced"
+    assert holder.communicate("go\n", 10)[0] == "HTTP\n", "an open flow did not survive"
+    os.kill(stack_pid, signal.SIGKILL)
+    wait_for(
+        lambda: routed.stack("wan")["state"] == "up" and routed.stack("wan")["pid"] != stack_pid,
+        10,
+        "restart",
+    )
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+
+
+KEEP_ALIVE = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+print("connected", flush=True)
+sys.stdin.readline()
+s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+print(s.recv(4, socket.MSG_WAITALL).decode())
+"""
+
+
+def test_a_wrong_policy_file_changes_nothing(wired, served):
+    routed = wired.attach_client()
+    good = routed.policy_file.read_text()
+    generation = routed.ask("policy", "show")["generation"]
+    routed.write_policy(good.replace('stack = "wan"', 'stack = "wam"'))
+    wait_for(lambda: "wam" in routed.log.read_text(), 10, "the refusal in the log")
+    done = routed.cli("policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "wam" in done.stderr
+    assert "Traceback" not in done.stderr
+    shown = routed.ask("policy", "show")
+    assert (shown["generation"], shown["text"]) == (generation, good)
+    url, sha256 = served
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+
+
+def test_a_changed_policy_file_moves_the_next_connection_and_no_open_one(wired, served, python):
+    routed = wired.attach_client()
+    address = f"{wired.server.ip4}:80"
+    holder = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", KEEP_ALIVE, wired.server.ip4],
+        host=wired.client,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "connected\n"
+    text = routed.policy_file.read_text()
+    routed.write_policy(text.replace('stack = "wan"', 'stack = "lan"'))
+    where = ("route", "get", address, "--cgroup", wired.client_cgroup.relative)
+    wait_for(lambda: routed.ask(*where)["stack"] == "lan", 10, "the new policy")
+    said = json.loads(python(wired.client, wired.client_cgroup, OPTIONS, wired.server.ip4))
+    assert said == ["cubic", 0x48]
+    (flow,) = routed.flows(pid=holder.pid)
+    assert flow["stack"] == "wan"
+    assert holder.communicate("go\n", 10)[0] == "HTTP\n"
+    wait_for(lambda: routed.stack("wan")["state"] == "off", 15, "the stack that nobody needs to end")
+
+
+OPTIONS = """
+import json, socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+cc = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).split(b"\\0")[0].decode()
+print(json.dumps([cc, s.getsockopt(socket.SOL_IP, socket.IP_TOS) & 0xfc]))
+"""
+
+
+def test_a_second_director_for_the_instance_is_refused(wired):
+    routed = wired.attach_client()
+    done = routed.cli(
+        "attach", "--instance", routed.instance, "--cgroup", str(wired.client_cgroup.path), check=False
+    )
+    assert done.returncode == 75
+    assert f"pid {routed.process.pid} serves it already" in done.stderr
+    assert routed.stack("wan")["state"] == "up"
+
+
+def test_a_foreign_xdp_program_is_never_replaced(wired, tmp_path):
+    source = tmp_path / "pass.c"
+    source.write_text('__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }\n')
+    subprocess.run(
+        ["clang", "-O2", "-target", "bpf", "-c", str(source), "-o", str(tmp_path / "pass.o")], check=True
+    )
+    device = wired.client.nic.name
+    wired.client.run(
+        ["ip", "link", "set", "dev", device, "xdpdrv", "obj", str(tmp_path / "pass.o"), "sec", "xdp"]
+    )
+    shown = wired.client.run(["ip", "-j", "link", "show", device]).stdout
+    with pytest.raises(DmmError, match=f"{device}.*XDP"):
+        wired.attach_client()
+    assert wired.client.run(["ip", "-j", "link", "show", device]).stdout == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["attach", "--cgroup", "/no/such/group"], 2, "/no/such/group"),
+        (["attach", "--cgroup", "/", "--netns", "no-such-ns"], 2, "no-such-ns"),
+        (["attach", "--cgroup", "/", "--policy", "/no/such.toml"], 2, "/no/such.toml"),
+        (["attach", "--cgroup", "/", "--instance", "a/b"], 2, "a/b"),
+        (["route", "get", "not-an-address", "--instance", "nobody"], 2, "not-an-address"),
+        (["run", "--", "/no/such/command"], 127, "/no/such/command"),
+        (["policy", "show", "--instance", "nobody"], 1, "nobody"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(words, code, said, no_leaks):
+    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60)
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == code
+
+
+def test_without_root_nothing_is_tried(no_leaks):
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *CLI, "attach", "--cgroup", "/"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": "/"},
+    )
+    assert done.returncode == 77
+    assert "not root" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_run_gives_the_commands_exit_code_and_leaves_nothing(wired, served):
+    before = _rules_and_links(wired.client)
+    policy = wired.directory / "run.toml"
+    policy.write_text(
+        '[stacks.wan]\nkind = "user"\ncongestion = "wan"\n[[rules]]\ntable = "t"\n'
+        '[[tables.t.routes]]\nto = "default"\nstack = "wan"\n'
+    )
+    url, sha256 = served
+    show = f"{' '.join(CLI)} flows --json >&2; exit 7"
+    script = f"curl -sS {url} | sha256sum; {show}"
+    done = wired.client.run([*CLI, "run", "--policy", str(policy), "--", "sh", "-c", script], check=False)
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.split()[0] == sha256
+    done = wired.client.run([*CLI, "run", "--", "sh", "-c", "kill -TERM $$"], check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert _rules_and_links(wired.client) == before
+
+
+def test_a_daemon_detaches_from_another_namespace(wired, served):
+    before = _rules_and_links(wired.client)
+    policy = wired.directory / "daemon.toml"
+    policy.write_text(
+        '[stacks.wan]\nkind = "user"\n[[rules]]\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "wan"\n'
+    )
+    name = f"t{os.getpid()}xd"
+    words = ["--instance", name]
+    started = time.monotonic()
+    subprocess.run(
+        [
+            *(*CLI, "attach", "--daemon", *words, "--cgroup", str(wired.client_cgroup.path)),
+            *("--policy", str(policy), "--netns", str(wired.client.netns_path)),
+        ],
+        check=True,
+        timeout=30,
+        capture_output=True,
+    )
+    assert time.monotonic() - started < 30
+    try:
+        url, sha256 = served
+        assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+        listed = json.loads(subprocess.run([*CLI, "status", "--json"], capture_output=True, text=True).stdout)
+        assert name in [i["instance"] for i in listed]
+    finally:
+        subprocess.run([*CLI, "detach", *words], check=True, timeout=30, capture_output=True)
+    assert not Path(f"/run/dmm-ebpf/{name}").exists()
+    assert _rules_and_links(wired.client) == before
