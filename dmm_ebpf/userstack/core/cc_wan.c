@@ -38,13 +38,17 @@
 #define MIN_RTT_WIN_NS (10 * NS_PER_S)
 #define PROBE_RTT_NS (200 * NS_PER_MS)
 #define CWND_MIN_SEGS 4u
+#define RIVAL_STRIKES 3u /* DOWNs in a row with a foreign queue that begin F_RIVAL */
+#define RIVAL_CALM 4u	 /* DOWNs without a foreign queue that end F_RIVAL */
+#define POOL_SEGS 256u	 /* fewer packets than this say little about loss */
 
 #define GAIN_STARTUP 2836u	 /* 2.77, draft: BBRStartupPacingGain */
 #define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
 #define GAIN_DOWN 922u		 /* 0.9 */
 #define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
 #define GAIN_CRUISE 1014u	 /* 0.99, draft: BBRPacingMarginPercent */
-#define GAIN_QUEUE 983u		 /* 0.96: in CRUISE, while a queue of ours stands */
+#define GAIN_QUEUE_MAX 102u	 /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
+#define GAIN_TIGHT 973u		 /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
 #define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
 #define GAIN_UP_INIT (UNIT + 128u)
 #define GAIN_UP_MAX (UNIT + 256u)
@@ -67,24 +71,33 @@ enum wan_flag {
 	F_RTO = 1 << 5,
 	F_IDLE_RESTART = 1 << 6,
 	F_ROUND_APP_LIMITED = 1 << 7,
-	F_UP_GREW = 1 << 8, /* this UP found more bandwidth */
+	F_PROBED = 1 << 11,   /* loss seen now may be the last probe's */
+	F_TIGHT = 1 << 10,    /* the last probe ended by loss: leave room */
+	F_POOL_IDLE = 1 << 9, /* a round of the pool saw no queue */
+	F_UP_GREW = 1 << 8,   /* this UP found more bandwidth */
 };
 
 struct wan {
-	uint32_t mode;
+	uint8_t mode;
+	uint8_t full_bw_count;
+	uint8_t strikes; /* DOWNs in a row that found a queue of somebody else's */
+	uint8_t calm;	 /* DOWNs in a row that did not */
 	uint32_t flags;
-	uint32_t full_bw_count;
-	uint32_t gain_up;	    /* amplitude of the next probe */
+	uint32_t gain_up; /* amplitude of the next probe */
+	uint32_t cycle;	  /* of PROBE_BW */
+	uint32_t phase_rounds;
+	uint32_t p_ppm;		    /* p_hat */
 	uint64_t bw_max[2];	    /* draft: BBR.max_bw filter: this cycle and the one before */
 	uint64_t bw_lo;		    /* UINT64_MAX: no bound */
 	uint64_t delivered_max_Bps; /* STARTUP: largest sample without credit for loss */
 	uint64_t full_bw;
 	uint64_t min_rtt_ns;
+	uint64_t base_rtt_ns; /* smallest ever, or since RTT proved to be calm */
 	uint64_t min_rtt_stamp_ns;
 	uint64_t probe_rtt_done_ns;
 	uint64_t phase_ns;	  /* when the mode was entered */
-	uint64_t phase_rtt_ns;	  /* smallest RTT of packets sent in it */
 	uint64_t phase_delivered; /* delivered_bytes then */
+	uint64_t phase_rtt_ns;	  /* smallest RTT of packets sent in it */
 	uint64_t cruise_ns;	  /* length of this CRUISE */
 	uint64_t prior_cwnd_bytes;
 	/* rounds */
@@ -94,19 +107,21 @@ struct wan {
 	uint64_t round_rtt_ns;	  /* smallest of the round, and of the last one */
 	uint64_t last_round_rtt_ns;
 	uint64_t round_bw; /* largest sample of the round */
-	uint32_t phase_rounds;
-	uint32_t excess_wait; /* rounds until loss may be judged again */
+	/* a pool of rounds, large enough to judge loss and rate by */
+	uint64_t pool_delivered;
+	uint64_t pool_lost;
+	uint64_t pool_ns; /* 0: closed */
 	/* random loss: an exponentially forgotten pair of counts */
 	uint64_t lost_total;
 	uint64_t p_lost;
 	uint64_t p_total;
-	uint32_t p_ppm;
-	uint32_t cycle;		/* of PROBE_BW */
 	uint64_t win_delivered; /* the open window's start; STARTUP: the round that waits for proof */
 	uint64_t win_lost;
-	uint64_t win_from_ns;	/* 0: not known yet */
-	uint64_t win_bw;	/* STARTUP: what must be outrun */
-	uint64_t suspect_ppm;	/* the loss that F_SUSPECT is about */
+	uint64_t win_from_ns; /* 0: not known yet */
+	union {
+		uint64_t startup_bw;  /* STARTUP: what a later round must outrun */
+		uint64_t suspect_ppm; /* DOWN: the loss that F_SUSPECT is about */
+	};
 	uint64_t queue_from_ns; /* STARTUP: RTT has been high since; 0: it is not */
 	/* aggregation of ACKs, draft: BBR.extra_acked */
 	uint64_t extra_ns;
@@ -294,7 +309,7 @@ static void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
 
 /* ---- modes ---- */
 
-static void wan_enter(struct wan *w, uint32_t mode, const struct cc_sample *s)
+static void wan_enter(struct wan *w, uint8_t mode, const struct cc_sample *s)
 {
 	w->mode = mode;
 	w->phase_ns = s->now_ns;
@@ -302,6 +317,7 @@ static void wan_enter(struct wan *w, uint32_t mode, const struct cc_sample *s)
 	w->phase_rtt_ns = UINT64_MAX;
 	w->phase_rounds = 0;
 	w->win_from_ns = 0;
+	w->pool_ns = 0;
 	w->flags &= ~F_LEARNING;
 }
 
@@ -319,6 +335,9 @@ static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sampl
 {
 	uint64_t base = max64(6 * w->min_rtt_ns, NS_PER_S / 2);
 
+	w->flags &= ~F_PROBED;
+	if (w->flags & F_TIGHT)
+		base *= 3;
 	wan_enter(w, WAN_CRUISE, s);
 	w->cruise_ns = base + wan_random(cc, base / 4);
 }
@@ -328,7 +347,7 @@ static void wan_enter_up(struct wan *w, const struct cc_sample *s)
 	wan_enter(w, WAN_UP, s);
 	w->bw_lo = UINT64_MAX;
 	w->full_bw = wan_bw(w);
-	w->flags &= ~(F_UP_GREW | F_SUSPECT);
+	w->flags = (w->flags & ~(F_UP_GREW | F_SUSPECT | F_TIGHT)) | F_PROBED;
 }
 
 /*
@@ -375,13 +394,13 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 		w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
 }
 
-/* Loss of the round that ended, in excess of what p_hat explains by two sigma and the threshold? */
+/* Loss of the round that ended, in excess of what p_hat explains by three sigma and the threshold? */
 static int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost, uint64_t delivered)
 {
 	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss;
 	uint64_t expect = mul_div(total, w->p_ppm, PPM);
 
-	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 2 * sqrt64(expect);
+	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 3 * sqrt64(expect);
 }
 
 static void wan_startup_done(struct wan *w, const struct cc_sample *s)
@@ -423,11 +442,11 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 {
 	if (w->flags & F_ROUND_APP_LIMITED)
 		return;
-	if (w->round_bw >= w->win_bw + w->win_bw / 4 && w->round_rtt_ns <= wan_rtt_plus(cc, w, 20)) {
+	if (w->round_bw >= w->startup_bw + w->startup_bw / 4 && w->round_rtt_ns <= wan_rtt_plus(cc, w, 20)) {
 		wan_learn(cc, w, w->win_lost, w->win_delivered);
 		w->win_lost = lost;
 		w->win_delivered = delivered;
-		w->win_bw = w->round_bw;
+		w->startup_bw = w->round_bw;
 	}
 	if (w->round_bw >= w->full_bw + w->full_bw / 4) {
 		w->full_bw = w->round_bw;
@@ -440,50 +459,92 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 		wan_startup_done(w, s);
 }
 
-static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sample *s, int excess)
+/* Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room. */
+static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
 {
-	if (excess) {
-		w->gain_up = (uint32_t)max64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
+	if (!(w->flags & F_PROBED) || !wan_excess_loss(cc, w, lost, delivered))
+		return 0;
+	w->gain_up = (uint32_t)max64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
+	w->flags = (w->flags | F_TIGHT) & ~F_PROBED;
+	return 1;
+}
+
+static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t lost = w->lost_total - w->round_lost, delivered = s->delivered_bytes - w->round_delivered;
+	uint64_t bw = wan_bw(w);
+
+	if (wan_probe_lost(cc, w, lost, delivered)) {
 		wan_enter_down(w, s);
 		return;
 	}
 	/* the first round of UP brings ACKs of packets sent before it */
 	if (w->phase_rounds < 2)
 		return;
-	w->gain_up = (uint32_t)min64(w->gain_up + 16, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
-	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
-		/* faster than the model, and still no queue: there is much more to be had */
-		w->flags |= F_UP_GREW;
+	w->gain_up = (uint32_t)min64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
+	if (w->phase_rtt_ns > wan_rtt_plus(cc, w, 50) || bw < w->full_bw + w->full_bw / 20) {
+		wan_enter_down(w, s);
 		return;
 	}
-	wan_enter_down(w, s);
+	/* it took all that the probe offered, and still no queue: there is much more to be had */
+	w->flags |= F_UP_GREW;
+	w->full_bw = bw;
+}
+
+/*
+ * CRUISE, after enough packets. Loss in excess starts the experiment. And where a queue stood all the while
+ * the bottleneck was never idle, so the mean rate is the rate: it corrects the upward bias of a maximum over
+ * noisy samples, which on short paths with loss is several per cent and would keep the queue standing.
+ */
+static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_sample *s)
+{
+	uint64_t lost, delivered, total, mean;
+
+	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50))
+		w->flags |= F_POOL_IDLE;
+	if (!w->pool_ns) {
+		w->pool_ns = s->now_ns;
+		w->pool_delivered = s->delivered_bytes;
+		w->pool_lost = w->lost_total;
+		w->flags &= ~F_POOL_IDLE;
+		return;
+	}
+	lost = w->lost_total - w->pool_lost;
+	delivered = s->delivered_bytes - w->pool_delivered;
+	total = lost + delivered;
+	if (total < POOL_SEGS * (uint64_t)cc->mss)
+		return;
+	if (wan_excess_loss(cc, w, lost, delivered)) {
+		wan_enter_down(w, s);
+		w->flags |= F_SUSPECT;
+		w->suspect_ppm = mul_div(lost, PPM, total);
+		return;
+	}
+	if (!(w->flags & (F_POOL_IDLE | F_RIVAL))) {
+		mean = mul_div(delivered + min64(lost, mul_div(total, w->p_ppm, PPM)), NS_PER_S,
+			       s->now_ns - w->pool_ns);
+		w->bw_max[0] = min64(w->bw_max[0], mean);
+		w->bw_max[1] = min64(w->bw_max[1], mean);
+	}
+	w->pool_ns = 0;
 }
 
 static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
-	uint64_t lost = w->lost_total - w->round_lost, delivered = s->delivered_bytes - w->round_delivered;
-	int excess = w->flags & F_FULL_BW && wan_excess_loss(cc, w, lost, delivered);
-
 	w->phase_rounds++;
-	if (w->excess_wait) {
-		w->excess_wait--;
-		excess = 0;
-	}
-	if (excess)
-		w->excess_wait = 2;
 	switch (w->mode) {
 	case WAN_STARTUP:
-		wan_startup_round(cc, w, s, lost, delivered);
+		wan_startup_round(cc, w, s, w->lost_total - w->round_lost,
+				  s->delivered_bytes - w->round_delivered);
 		break;
 	case WAN_UP:
-		wan_up_round(cc, w, s, excess);
+		wan_up_round(cc, w, s);
+		break;
+	case WAN_DOWN:
+		wan_probe_lost(cc, w, w->lost_total - w->round_lost, s->delivered_bytes - w->round_delivered);
 		break;
 	case WAN_CRUISE:
-		if (excess) {
-			wan_enter_down(w, s);
-			w->flags |= F_SUSPECT;
-			w->suspect_ppm = mul_div(lost, PPM, lost + delivered);
-		}
+		wan_cruise_pool(cc, w, s);
 		break;
 	}
 	w->round_delivered = s->delivered_bytes;
@@ -513,6 +574,27 @@ static int wan_down_done(const struct cc *cc, const struct wan *w, const struct 
 	return seen >= max64(min64(128ull * cc->mss, bdp * 3), bdp / 2);
 }
 
+/*
+ * Slow and with no more than a BDP in flight we have no queue of our own. One that stands nevertheless is
+ * somebody else's, and to keep yielding to it would be to starve.
+ */
+static void wan_judge_rival(const struct cc *cc, struct wan *w)
+{
+	if (w->phase_rtt_ns == UINT64_MAX)
+		return;
+	if (w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 8 + 2 * NS_PER_MS) {
+		w->calm = 0;
+		if (++w->strikes >= RIVAL_STRIKES)
+			w->flags |= F_RIVAL;
+	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
+		w->strikes = 0;
+		if (++w->calm >= RIVAL_CALM) {
+			w->flags &= ~F_RIVAL;
+			w->base_rtt_ns = w->min_rtt_ns;
+		}
+	}
+}
+
 static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	switch (w->mode) {
@@ -526,11 +608,7 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 	case WAN_DOWN:
 		if (!wan_down_done(cc, w, s))
 			break;
-		if (w->phase_rtt_ns != UINT64_MAX &&
-		    w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 4 + 2 * NS_PER_MS)
-			w->flags |= F_RIVAL;
-		else
-			w->flags &= ~F_RIVAL;
+		wan_judge_rival(cc, w);
 		wan_conclude(cc, w, s);
 		wan_enter_cruise(cc, w, s);
 		break;
@@ -551,6 +629,8 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 /* Draft: BBRCheckProbeRTT, at half a BDP instead of four segments */
 static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
+	uint64_t rtt;
+
 	if (w->mode != WAN_PROBE_RTT) {
 		if (s->now_ns - w->min_rtt_stamp_ns <= MIN_RTT_WIN_NS || w->flags & F_IDLE_RESTART ||
 		    !s->rtt_ns)
@@ -572,7 +652,17 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 	if (s->now_ns < w->probe_rtt_done_ns || !w->phase_rounds)
 		return;
 	/* what was seen here replaces the old minimum: a longer path must be believed */
-	w->min_rtt_ns = min64(w->round_rtt_ns, w->last_round_rtt_ns);
+	rtt = min64(w->round_rtt_ns, w->last_round_rtt_ns);
+	/* a rival of our own kind slows down at the same time and lets us see the path empty; others do not
+	 */
+	w->base_rtt_ns = min64(w->base_rtt_ns, w->min_rtt_ns);
+	w->calm = 0;
+	w->strikes = 0;
+	if (rtt > w->base_rtt_ns + w->base_rtt_ns / 8 + 2 * NS_PER_MS)
+		w->flags |= F_RIVAL;
+	else
+		w->flags &= ~F_RIVAL;
+	w->min_rtt_ns = rtt;
 	w->min_rtt_stamp_ns = s->now_ns;
 	cc->cwnd_bytes = max64(cc->cwnd_bytes, w->prior_cwnd_bytes);
 	if (w->flags & F_FULL_BW)
@@ -585,6 +675,8 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 
 static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 {
+	uint64_t empty, excess;
+
 	switch (w->mode) {
 	case WAN_STARTUP:
 		return GAIN_STARTUP;
@@ -595,10 +687,16 @@ static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 	case WAN_UP:
 		return w->flags & F_UP_GREW ? GAIN_UP_FAST : w->gain_up;
 	case WAN_CRUISE:
-		if (!(w->flags & F_RIVAL) && w->last_round_rtt_ns != UINT64_MAX &&
-		    w->last_round_rtt_ns > wan_rtt_plus(cc, w, 50))
-			return GAIN_QUEUE;
-		return GAIN_CRUISE;
+		empty = wan_rtt_plus(cc, w, 50);
+		if (w->flags & F_TIGHT)
+			return GAIN_TIGHT;
+		if (w->flags & F_RIVAL)
+			return UNIT;
+		if (w->last_round_rtt_ns == UINT64_MAX || w->last_round_rtt_ns <= empty)
+			return GAIN_CRUISE;
+		/* a queue of ours: away with it, half of it in a round */
+		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
+		return GAIN_CRUISE - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
 	default:
 		return UNIT;
 	}
@@ -675,6 +773,7 @@ static void wan_init(struct cc *cc, uint64_t now_ns)
 	w->gain_up = GAIN_UP_INIT;
 	w->bw_lo = UINT64_MAX;
 	w->min_rtt_ns = cc->srtt_ns ? cc->srtt_ns : UINT64_MAX;
+	w->base_rtt_ns = UINT64_MAX;
 	w->round_rtt_ns = UINT64_MAX;
 	w->last_round_rtt_ns = UINT64_MAX;
 	w->min_rtt_stamp_ns = now_ns;

@@ -124,7 +124,7 @@ void sender_send(struct sim *sim, struct flow *f)
 			break;
 		}
 		if (f->cc.pacing_Bps && f->next_send_ns > sim->now_ns) {
-			if (f->pace_timer_ns <= sim->now_ns) {
+			if (!f->pace_timer_ns) {
 				f->pace_timer_ns = f->next_send_ns + slack;
 				sim_at(f->pace_timer_ns, EV_PACE, f->index, 0);
 			}
