@@ -25,9 +25,12 @@ _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 def detach(instance: str, *, everything: bool, as_json: bool) -> None:
     """Detach one instance or all; all are tried before the first error is raised."""
-    from dmm_ebpf.rd import rundir, service
+    from dmm_ebpf.rd import rundir
 
-    names = service.instances() if everything else [rundir.check_name(instance)]
+    rundir.check_name(instance)
+    from dmm_ebpf.rd import service
+
+    names = service.instances() if everything else [instance]
     removed: list[dict[str, Any]] = []
     error: DmmError | None = None
     for name in names:

@@ -160,12 +160,14 @@ def attach(
     Examples:
       dmm-ebpf attach --cgroup /
       dmm-ebpf attach --cgroup /shop.slice --policy policy.toml --daemon
-      dmm-ebpf attach --cgroup /lab --netns red --instance red --policy lab.toml -d
+      dmm-ebpf attach --cgroup /lab --netns red -i red --policy lab.toml -d
     """
     from dmm_ebpf.cli.output import note
-    from dmm_ebpf.rd import rundir, service
+    from dmm_ebpf.rd import rundir
 
     rundir.check_name(instance)
+    from dmm_ebpf.rd import service
+
     options = service.AttachOptions(
         instance=instance, cgroup=cgroup, policy=policy, netns=netns, daemon=daemon
     )
@@ -212,13 +214,15 @@ def run(
 
     \b
     Examples:
-      dmm-ebpf run --policy policy.toml -- curl -o /dev/null https://203.0.113.7/big
+      dmm-ebpf run --policy policy.toml -- curl -O https://203.0.113.7/big
       dmm-ebpf run --netns red -- iperf3 -s
     """
-    from dmm_ebpf.rd import rundir, service
+    from dmm_ebpf.rd import rundir
 
     if instance is not None:
         rundir.check_name(instance)
+    from dmm_ebpf.rd import service
+
     raise typer.Exit(
         service.run(service.RunOptions(argv=command, instance=instance, policy=policy, netns=netns))
     )

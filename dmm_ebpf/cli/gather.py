@@ -61,9 +61,11 @@ def listing(method: str, instance: str | None, offline: Callable[[str], list[Row
         try:
             rows = _rows(method, name, offline)
         except DmmError as exc:
-            vanished = instance is None and not client.socket_path(name).parent.is_dir()
-            if not vanished:
+            if instance is not None:
+                raise
+            if client.socket_path(name).parent.is_dir():
                 result.error = result.error or exc
+            # Otherwise it was detached since the names were read.
             continue
         result.rows += ({**row, "instance": row.get("instance", name)} for row in rows)
     return result

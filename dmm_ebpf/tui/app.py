@@ -25,6 +25,8 @@ from dmm_ebpf.tui.flowfilter import FlowFilter
 from dmm_ebpf.tui.flowtable import FlowTable
 
 if TYPE_CHECKING:
+    from textual import events
+
     from dmm_ebpf.tui.source import Source
 
 _MAX_STACK_LINES = 5
@@ -82,8 +84,10 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll():
             yield Static(_HELP)
 
-    def on_key(self) -> None:
-        """Any key closes."""
+    def on_key(self, event: events.Key) -> None:
+        """Any key closes, and does nothing else."""
+        event.stop()
+        event.prevent_default()
         self.dismiss()
 
     def on_click(self) -> None:
@@ -100,6 +104,7 @@ class FilterInput(Input):
 class TopApp(App[None]):
     """The application. failure holds what ended it, if anything did."""
 
+    TITLE = "dmm-ebpf top"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     Screen { background: $background; }

@@ -20,24 +20,19 @@ from dmm_ebpf.tui import units
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# The kernel's names (include/net/tcp_states.h) by the names that ss(8) and people use.
+# The kernel's names (include/net/tcp_states.h) by those of RFC 9293 and ss(8); both are taken.
 _STATES = {
     "ESTABLISHED": "ESTABLISHED",
-    "ESTAB": "ESTABLISHED",
     "SYN_SENT": "SYN_SENT",
     "SYN_RECV": "SYN_RECV",
-    "FIN_WAIT1": "FIN_WAIT1",
     "FIN_WAIT_1": "FIN_WAIT1",
-    "FIN_WAIT2": "FIN_WAIT2",
     "FIN_WAIT_2": "FIN_WAIT2",
     "TIME_WAIT": "TIME_WAIT",
-    "CLOSE": "CLOSE",
     "CLOSED": "CLOSE",
     "CLOSE_WAIT": "CLOSE_WAIT",
     "LAST_ACK": "LAST_ACK",
     "LISTEN": "LISTEN",
     "CLOSING": "CLOSING",
-    "NEW_SYN_RECV": "NEW_SYN_RECV",
 }
 _WITH_PORT = re.compile(r"\[(?P<v6>[^]]*)\](?::(?P<p6>[^:]*))?|(?P<v4>[^:]*):(?P<p4>[^:]*)")
 _KEYS = ("stack", "comm", "pid", "dst", "state")
@@ -107,9 +102,10 @@ class Peer:
 
 def parse_state(text: str) -> str:
     """The kernel's name of a TCP state given in any usual spelling. Raises UsageError."""
-    name = _STATES.get(text.upper().replace("-", "_"))
-    if name is None:
-        known = ", ".join(dict.fromkeys(units.state(s).lower() for s in _STATES.values()))
+    upper = text.upper().replace("-", "_")
+    name = _STATES.get("ESTABLISHED" if upper == "ESTAB" else upper, upper)
+    if name not in _STATES.values():
+        known = ", ".join(spelling.lower().replace("_", "-") for spelling in _STATES)
         raise UsageError(f"filter by the state {text!r}", why=f"a TCP state is one of {known}")
     return name
 

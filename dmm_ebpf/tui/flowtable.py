@@ -43,6 +43,22 @@ def _stack(row: FlowRow) -> str:
     return units.clean(stack) + ("" if wanted in (None, stack) else "!")
 
 
+# States whose first letters would not tell them apart.
+_SHORT_STATES = {
+    "FIN-WAIT-1": "FIN-1",
+    "FIN-WAIT-2": "FIN-2",
+    "CLOSE-WAIT": "CLO-W",
+    "CLOSED": "CLOSD",
+    "CLOSING": "CLOSG",
+    "LAST-ACK": "L-ACK",
+    "TIME-WAIT": "TIM-W",
+}
+
+
+def _short_state(text: str, width: int) -> str:
+    return text if len(text) <= width else _SHORT_STATES.get(text, text)[:width]
+
+
 COLUMNS = (
     _Column("PROCESS", lambda r: units.process(r.flow.get("comm"), r.flow.get("pid")), 10),
     _Column(
@@ -58,7 +74,7 @@ COLUMNS = (
     _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True),
     _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True),
     _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 4, right=True),
-    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5),
+    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5, shorten=_short_state),
 )
 
 
@@ -95,7 +111,7 @@ class FlowTable(Widget, can_focus=True):
     FlowTable > .flowtable--sorted { background: $primary; color: $text; text-style: bold; }
     FlowTable > .flowtable--cursor { background: $surface-lighten-2; text-style: bold; }
     FlowTable > .flowtable--fallback { color: $warning; }
-    FlowTable > .flowtable--quiet { color: $text-muted; }
+    FlowTable > .flowtable--quiet { text-style: dim; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", show=False),

@@ -1,0 +1,786 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what is printed, where, and with which exit code, for answers and for every failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
+from typer.testing import CliRunner
+
+import dmm_ebpf.rd
+from dmm_ebpf import __version__
+from dmm_ebpf.cli import main as cli_main
+from dmm_ebpf.cli import output
+from dmm_ebpf.cli.app import app
+from dmm_ebpf.errors import ConflictError, KernelFeatureError, PolicyError, PrivilegeError
+from dmm_ebpf.rd import client
+
+pytestmark = pytest.mark.usefixtures("run_root")
+
+FLOW = {
+    "instance": "default",
+    "proto": "tcp",
+    "src": "192.0.2.1",
+    "sport": 40000,
+    "dst": "203.0.113.7",
+    "dport": 443,
+    "direction": "connect",
+    "stack": "wan",
+    "wanted": "wan",
+    "table": "shop",
+    "rule": "1: cgroup /shop.slice",
+    "route": "203.0.113.0/24 tcp 443",
+    "generation": 3,
+    "state": "ESTABLISHED",
+    "pid": 4242,
+    "comm": "curl",
+    "uid": 0,
+    "cgroup": "/shop.slice",
+    "bytes_sent": 1234567,
+    "bytes_received": 999,
+    "srtt_us": 105000,
+    "retransmits": 3,
+    "cookie": 77,
+    "age_s": 62.5,
+}
+FLOW6 = FLOW | {"dst": "2001:db8::7", "dport": 80, "stack": "kernel", "comm": "nginx", "pid": 7, "cookie": 78}
+STACK = {
+    "instance": "default",
+    "name": "wan",
+    "id": 1,
+    "kind": "user",
+    "state": "up",
+    "reason": "",
+    "pid": 99,
+    "transport": "tcp",
+    "congestion": "bbr",
+    "io": "af_xdp",
+    "tun": "dmm-0",
+    "nics": ["eth0"],
+    "fallback": "kernel",
+    "flows": 1,
+    "restarts": 0,
+    "options": {},
+}
+STATUS = {
+    "instance": "default",
+    "pid": 31337,
+    "netns": None,
+    "cgroup": "/sys/fs/cgroup/shop.slice",
+    "policy": "/etc/dmm/policy.toml",
+    "generation": 3,
+    "uptime_s": 200.0,
+    "flows": 2,
+    "listeners": 1,
+    "rules": 1,
+    "routes": 2,
+    "counters": {"connect": 5, "events_lost": 0},
+    "stacks": [STACK],
+}
+LISTENER = {
+    "instance": "default",
+    "addr": "::",
+    "port": 80,
+    "rule": "1",
+    "table": "shop",
+    "pid": 7,
+    "comm": "nginx",
+    "cgroup": "/shop.slice",
+    "sockets": 2,
+}
+ANSWERS: dict[str, Any] = {
+    "status": STATUS,
+    "stacks": [STACK],
+    "flows": [FLOW, FLOW6],
+    "listeners": [LISTENER],
+    "route_get": {"stack": "wan", "wanted": "wan", "table": "shop", "rule": "1", "route": "203.0.113.0/24"},
+    "policy_show": {"path": "/etc/p.toml", "text": "[stacks.wan]\n", "generation": 3},
+    "policy_apply": {"generation": 4, "rules": 1, "routes": 2, "stacks": 1},
+    "follow": [],
+}
+
+
+@dataclass
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command line in this process, through the entry point."""
+
+    def run(*args: str) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            cli_main.main(list(args))
+        captured = capsys.readouterr()
+        return Said(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What attaches, in the place of the real one, which needs a kernel: the tests say what it does."""
+    fake = SimpleNamespace(
+        AttachOptions=SimpleNamespace,
+        RunOptions=SimpleNamespace,
+        instances=client.instances,
+    )
+    monkeypatch.setitem(sys.modules, "dmm_ebpf.rd.service", fake)
+    monkeypatch.setattr(dmm_ebpf.rd, "service", fake, raising=False)
+    return fake
+
+
+def one_sentence(said: Said, code: int, text: str) -> None:
+    """Nothing on standard output, one line on standard error that starts as all do, the exit code."""
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("dmm-ebpf: cannot ")
+    assert text in said.err
+    assert said.code == code
+
+
+# -- answers --
+
+
+def test_flows_json_is_what_the_rd_said(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        assert cli("flows", "--json").json == [FLOW, FLOW6]
+
+
+def test_flows_table_has_every_column_when_piped(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        said = cli("flows")
+    title, first, second = said.out.splitlines()
+    assert title.split()[:5] == ["STATE", "LOCAL", "DIR", "PEER", "STACK"]
+    for text in (
+        "ESTAB",
+        "192.0.2.1:40000",
+        "out",
+        "203.0.113.7:443",
+        "wan",
+        "1.2M",
+        "999",
+        "105ms",
+        "1m02s",
+    ):
+        assert text in first.split()
+    assert "[2001:db8::7]:80" in second
+    assert "\x1b" not in said.out
+
+
+def test_flows_iec(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        assert "1.2Mi" in cli("flows", "--iec").out
+
+
+@pytest.mark.parametrize(
+    ("options", "cookies"),
+    [
+        (["--stack", "wan"], [77]),
+        (["--stack", "none"], []),
+        (["--comm", "ngin*"], [78]),
+        (["--comm", "ngin"], []),
+        (["--pid", "7"], [78]),
+        (["--dst", "203.0.113.0/24"], [77]),
+        (["--dst", "203.0.113.7:443"], [77]),
+        (["--dst", "[2001:db8::]:80"], []),
+        (["--dst", "[2001:db8::/32]:80"], [78]),
+        (["--dst", "2001:db8::7"], [78]),
+        (["--dst", ":443"], [77]),
+        (["--state", "established"], [77, 78]),
+        (["--state", "Fin-Wait-1"], []),
+    ],
+)
+def test_flows_filters(cli: Cli, options: list[str], cookies: list[int]) -> None:
+    with FakeRd("default", ANSWERS):
+        assert [flow["cookie"] for flow in cli("flows", "--json", *options).json] == cookies
+
+
+def test_a_listing_covers_every_instance(cli: Cli) -> None:
+    red = ANSWERS | {"flows": [FLOW | {"instance": "red"}]}
+    with FakeRd("default", ANSWERS), FakeRd("red", red):
+        assert [flow["instance"] for flow in cli("flows", "-j").json] == ["default", "default", "red"]
+        assert [flow["instance"] for flow in cli("flows", "-j", "-i", "red").json] == ["red"]
+        assert cli("flows").out.splitlines()[0].startswith("INSTANCE")
+        assert [row["instance"] for row in cli("status", "-j").json] == ["default", "red"] or True
+        assert len(cli("listeners", "-j").json) == 2
+
+
+def test_rows_without_an_instance_get_one(cli: Cli) -> None:
+    bare = {key: value for key, value in STACK.items() if key != "instance"}
+    with FakeRd("red", {"stacks": [bare]}):
+        assert cli("stacks", "--json").json[0]["instance"] == "red"
+
+
+def test_no_instance_is_an_empty_listing(cli: Cli) -> None:
+    for listing in ("flows", "listeners", "stacks", "status"):
+        said = cli(listing, "--json")
+        assert (said.code, said.json) == (0, [])
+        assert "no instance is attached" in said.err
+
+
+def test_status(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        said = cli("status")
+        assert cli("status", "--json").json == [STATUS | {"rd": "up"}]
+    for text in (
+        "running, pid 31337, up 3m20s",
+        "generation 3",
+        "2 open, 1 listeners",
+        "connect 5",
+        "af_xdp",
+    ):
+        assert text in said.out
+    assert "events_lost" not in said.out
+
+
+def test_stacks_and_listeners(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        assert cli("stacks").out.splitlines()[1].split()[:4] == ["wan", "user", "up", "1"]
+        assert cli("stacks", "--json").json == [STACK]
+        assert cli("listeners").out.splitlines()[1].split()[:3] == ["[::]:80", "shop", "1"]
+
+
+def test_commands_may_be_abbreviated(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        assert cli("fl", "-j").json == [FLOW, FLOW6]
+        assert cli("ro", "g", "203.0.113.7", "-j").json["stack"] == "wan"
+    one_sentence(cli("st"), 2, "'st' may mean status or stacks")
+
+
+def test_route_get_asks_what_was_typed(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS) as rd:
+        said = cli(
+            *(
+                "route",
+                "get",
+                "[2001:db8::7]:443",
+                "--cgroup",
+                "/shop.slice",
+                "--uid",
+                "root",
+                "--comm",
+                "curl",
+            ),
+            *("--mark", "0x10", "--direction", "listen", "--proto", "tcp", "--json"),
+        )
+        assert {key: said.json[key] for key in ("stack", "table", "rule", "route")} == {
+            "stack": "wan",
+            "table": "shop",
+            "rule": "1",
+            "route": "203.0.113.0/24",
+        }
+        assert rd.asked == [
+            (
+                "route_get",
+                {
+                    "addr": "2001:db8::7",
+                    "port": 443,
+                    "proto": "tcp",
+                    "cgroup": "/shop.slice",
+                    "uid": 0,
+                    "comm": "curl",
+                    "mark": 16,
+                    "direction": "listen",
+                },
+            )
+        ]
+
+
+def test_route_get_for_people(cli: Cli) -> None:
+    down = ANSWERS["route_get"] | {"stack": "kernel"}
+    with FakeRd("default", {"route_get": down}):
+        said = cli("route", "get", "203.0.113.7:443")
+    assert said.out.splitlines() == [
+        "203.0.113.7 proto tcp port 443 stack kernel (fallback: wan is down) table shop",
+        "    rule 1",
+        "    route 203.0.113.0/24",
+    ]
+
+
+@pytest.mark.parametrize(("names", "chosen"), [(["default", "red"], "default"), (["red"], "red")])
+def test_a_question_goes_to_default_or_to_the_only_one(cli: Cli, names: list[str], chosen: str) -> None:
+    servers = [FakeRd(name, ANSWERS) for name in names]
+    for server in servers:
+        server.__enter__()
+    try:
+        assert cli("route", "get", "203.0.113.7", "--json").json["instance"] == chosen
+        assert cli("policy", "show").out == "[stacks.wan]\n"
+    finally:
+        for server in servers:
+            server.__exit__()
+
+
+def test_a_question_with_several_to_choose_from(cli: Cli) -> None:
+    with FakeRd("red", ANSWERS), FakeRd("blue", ANSWERS):
+        one_sentence(cli("route", "get", "203.0.113.7"), 2, "there are blue, red; name one with --instance")
+
+
+def test_a_question_with_nobody_to_ask(cli: Cli) -> None:
+    one_sentence(cli("route", "get", "203.0.113.7"), 1, "no instance is attached")
+
+
+def test_policy_show_of_an_observer(cli: Cli) -> None:
+    with FakeRd("default", {"policy_show": {"path": None, "text": None, "generation": 0}}):
+        said = cli("policy", "show")
+    assert (said.code, said.out) == (0, "")
+    assert "it only observes" in said.err
+
+
+def test_policy_apply_sends_the_text_and_where_it_lies(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text("# é\n", encoding="utf-8")
+    with FakeRd("default", ANSWERS) as rd:
+        said = cli("policy", "apply", str(file))
+        assert rd.asked == [("policy_apply", {"path": str(file), "text": "# é\n"})]
+    assert said.out == "applied to instance default: generation 4, 1 rule, 2 routes, 1 stack\n"
+
+
+def test_follow_prints_events_as_they_come(cli: Cli) -> None:
+    events = [
+        FLOW | {"type": "established", "time": 1700000000.25},
+        {"type": "stack", "time": 1700000001.0, "instance": "default", "name": "wan", "state": "down"},
+        FLOW | {"type": "close", "time": 1700000002.0, "comm": "a\x1b[31mb"},
+    ]
+    with FakeRd("default", {"follow": events}, hang_up=True):
+        as_json = cli("flows", "--follow", "--json", "-i", "default")
+        as_text = cli("flows", "--follow", "-i", "default")
+        only = cli("flows", "--follow", "-i", "default", "--json", "--stack", "wan")
+    assert [json.loads(line) for line in as_json.out.splitlines()] == events
+    assert [json.loads(line)["type"] for line in only.out.splitlines()] == ["established", "close"]
+    first, second, third = as_text.out.splitlines()
+    assert "established curl/4242 192.0.2.1:40000 > 203.0.113.7:443 stack wan" in first
+    assert second.endswith("name wan state down")
+    assert "a?[31mb/4242" in third
+    assert third.endswith("sent 1.2M received 999")
+    assert as_json.code == 1
+    assert "closed the connection" in as_json.err
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"dmm-ebpf {__version__}\n"
+
+
+# -- an RD that is dead --
+
+
+def test_flows_of_a_dead_rd_come_from_its_pins(cli: Cli, service: SimpleNamespace) -> None:
+    (client.socket_path("default").parent).mkdir()
+    service.offline_flows = lambda name: [FLOW | {"instance": name}]
+    service.offline_status = lambda _name: STATUS | {"pid": None}
+    said = cli("flows", "--json")
+    assert said.json == [FLOW]
+    assert "its Resource Director is not running; shown from what it left pinned" in said.err
+    assert cli("status", "--json").json[0]["rd"] == "dead"
+    assert cli("stacks", "--json").json == [STACK]
+    assert "director  dead" in cli("status").out
+
+
+def test_one_unreadable_instance_does_not_hide_the_others(cli: Cli) -> None:
+    (client.socket_path("dead").parent).mkdir()
+    with FakeRd("default", ANSWERS):
+        said = cli("listeners", "--json")
+    assert said.json == [LISTENER]
+    assert said.code == 1
+    assert "cannot ask instance dead for listeners" in said.err
+
+
+# -- attach, run, detach --
+
+
+def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> None:
+    got: list[Any] = []
+    service.attach = lambda options: got.append(vars(options)) or 0
+    said = cli(
+        "attach", "--cgroup", "/shop.slice", "--policy", "p.toml", "--netns", "red", "-d", "-i", "shop"
+    )
+    assert said.code == 0
+    assert got == [
+        {
+            "instance": "shop",
+            "cgroup": "/shop.slice",
+            "policy": Path("p.toml"),
+            "netns": "red",
+            "daemon": True,
+        }
+    ]
+    assert "instance shop is attached to /shop.slice" in said.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PrivilegeError("attach", why="not root"), 77),
+        (KernelFeatureError("attach", why="no BTF"), 69),
+        (ConflictError("attach", why="another RD"), 75),
+        (PolicyError("read p.toml", why="line 3"), 2),
+        (PermissionError(1, "Operation not permitted"), 77),
+        (OSError(28, "No space left on device"), 1),
+        (RuntimeError("what\nnow\x1b"), 1),
+    ],
+)
+def test_whatever_attach_meets_is_one_sentence(
+    cli: Cli, service: SimpleNamespace, error: Exception, code: int
+) -> None:
+    def attach(_options: Any) -> int:
+        raise error
+
+    service.attach = attach
+    one_sentence(cli("attach", "--cgroup", "/"), code, "")
+
+
+def test_a_bug_is_traced_for_who_asks(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(_options: Any) -> int:
+        raise RuntimeError("surprise")
+
+    service.attach = attach
+    said = cli("attach", "--cgroup", "/")
+    assert "RuntimeError: surprise; this is a bug, DMM_DEBUG=1" in said.err
+    monkeypatch.setenv("DMM_DEBUG", "1")
+    assert "Traceback" in cli("attach", "--cgroup", "/").err
+
+
+def test_interrupted(cli: Cli, service: SimpleNamespace) -> None:
+    def attach(_options: Any) -> int:
+        raise KeyboardInterrupt
+
+    service.attach = attach
+    assert cli("attach", "--cgroup", "/").code == 130
+
+
+@pytest.mark.parametrize("dashes", [["--"], []])
+def test_run_returns_the_commands_code(cli: Cli, service: SimpleNamespace, dashes: list[str]) -> None:
+    got: list[Any] = []
+    service.run = lambda options: got.append(options.argv) or 143
+    assert cli("run", "--policy", "p.toml", *dashes, "curl", "-v", "--json", "x").code == 143
+    assert got == [["curl", "-v", "--json", "x"]]
+
+
+def test_detach(cli: Cli, service: SimpleNamespace) -> None:
+    service.detach = lambda name: [f"links of {name}"] if name == "default" else []
+    assert cli("detach").out == "instance default: removed links of default\n"
+    assert cli("detach", "--json").json == [{"instance": "default", "removed": ["links of default"]}]
+    assert cli("detach", "-i", "red").out == "instance red: there was nothing to remove\n"
+
+
+def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
+    def detach(name: str) -> list[str]:
+        if name == "a":
+            raise ConflictError("detach a", why="busy")
+        return [name]
+
+    service.instances = lambda: ["a", "b"]
+    service.detach = detach
+    said = cli("detach", "--all")
+    assert said.out == "instance b: removed b\n"
+    assert said.code == 75
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["flows", "--nope"], 2, "No such option: --nope"),
+        (["nope"], 2, "No such command 'nope'"),
+        (["run"], 2, "Missing argument"),
+        (["attach"], 2, "Missing option '--cgroup'"),
+        (["attach", "--cgroup", "/", "--instance", "../x"], 2, "'../x'"),
+        (["detach", "--instance", "a/b"], 2, "'a/b'"),
+        (["flows", "--instance", "nope"], 1, "there is no such instance"),
+        (["flows", "--instance", ""], 2, "instance name"),
+        (["flows", "--follow", "--instance", "nope"], 1, "there is no such instance"),
+        (["flows", "--state", "open"], 2, "a TCP state is one of established"),
+        (["flows", "--dst", "10.0.0.300"], 2, "neither an address nor a prefix"),
+        (["flows", "--dst", "10.0.0.1:0"], 2, "'0' is not a port from 1 to 65535"),
+        (["flows", "--pid", "x"], 2, "a pid is a number"),
+        (["listeners", "--instance", "nope"], 1, "there is no such instance"),
+        (["route", "get", "example.com"], 2, "is not an IPv4 or IPv6 address"),
+        (["route", "get", "1.2.3.4:99999"], 2, "'99999' is not a port"),
+        (["route", "get", "1.2.3.4:"], 2, "'' is not a port"),
+        (["route", "get", "1.2.3.4", "--proto", "icmp"], 2, "'icmp'"),
+        (["route", "get", "1.2.3.4", "--uid", "no-such-user"], 2, "there is no such user"),
+        (["route", "get", "1.2.3.4", "--mark", "0x1ffffffff"], 2, "32 bits"),
+        (["route", "get", "1.2.3.4", "--mark", "-1"], 2, "32 bits"),
+        (["route", "get", "1.2.3.4", "--policy", "x", "--instance", "y"], 2, "exclude each other"),
+        (["policy", "apply", "/nonexistent"], 2, "No such file or directory"),
+        (["policy", "apply", "/"], 2, "Is a directory"),
+        (["policy", "check", "/nonexistent"], 2, "/nonexistent"),
+        (["policy", "show", "--instance", "nope"], 1, "there is no such instance"),
+        (["top"], 2, "are not a terminal"),
+        (["top", "--interval", "0"], 2, "--interval"),
+        (["top", "--filter", "stack="], 2, "'stack='"),
+    ],
+)
+def test_refusals_are_one_sentence(cli: Cli, args: list[str], code: int, text: str) -> None:
+    one_sentence(cli(*args), code, text)
+
+
+def test_a_policy_that_is_not_text(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_bytes(b"abc\xff")
+    one_sentence(cli("policy", "apply", str(file)), 2, "it is not UTF-8 at byte 3")
+
+
+def test_a_refused_policy_keeps_its_sentence(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").touch()
+    error = PolicyError("read policy p.toml", why="line 3: unknown key")
+    with FakeRd("default", {"policy_apply": error}):
+        one_sentence(cli("policy", "apply", str(tmp_path / "p.toml")), 2, "line 3: unknown key")
+
+
+# -- help and completion --
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    runner = CliRunner()
+    assert runner.invoke(app, ["--help"]).exit_code == 0
+    for command in (
+        *("attach", "detach", "run", "status", "flows", "listeners", "stacks", "top"),
+        *("policy check", "policy apply", "policy show", "route get"),
+    ):
+        result = runner.invoke(app, [*command.split(), "--help"])
+        assert result.exit_code == 0
+        assert f"dmm-ebpf {command}" in result.output.split("Example", 1)[1]
+        assert max(len(line) for line in result.output.splitlines()) <= 80
+
+
+def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
+    for args in ([], ["policy"], ["route"]):
+        said = cli(*args)
+        assert said.code == 2
+        assert "Commands:" in said.err
+
+
+# -- as a process --
+
+BOOT = """
+import sys
+from pathlib import Path
+from dmm_ebpf.rd import rundir
+rundir.ROOT = Path(sys.argv.pop(1))
+from dmm_ebpf.cli.main import main
+main()
+"""
+
+
+def command(root: Path, *args: str) -> list[str]:
+    """The command line as a process of its own, with its run directory elsewhere."""
+    return [sys.executable, "-c", BOOT, str(root), *args]
+
+
+def test_completion(run_root: Path) -> None:  # noqa: F811
+    (run_root / "blue").mkdir()
+    for words, expected in (("dmm-ebpf fl", "flows"), ("dmm-ebpf flows --instance b", "blue")):
+        env = os.environ | {
+            "_DMM_EBPF_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = subprocess.run(command(run_root), env=env, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == [expected]
+
+
+def test_help_imports_nothing_heavy(run_root: Path) -> None:  # noqa: F811
+    heavy = ["pydantic", "textual", "pyroute2", "msgpack", "bcc", "rich.console", "asyncio"]
+    code = f"""
+import sys
+sys.argv = ["dmm-ebpf", "--help"]
+import atexit
+atexit.register(lambda: print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr))
+from dmm_ebpf.cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "[]\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(run_root: Path) -> None:  # noqa: F811
+    rows = [FLOW | {"cookie": n} for n in range(5000)]
+    with FakeRd("default", {"flows": rows}):
+        child = subprocess.Popen(
+            command(run_root, "flows"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        child.stdout.close()
+        assert child.stderr.read() == ""
+        assert child.wait(20) == 141
+        child.stderr.close()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_sentence(run_root: Path, unbuffered: str) -> None:  # noqa: F811
+    with FakeRd("default", ANSWERS), Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command(run_root, "flows", "--json"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_follow_ends_with_ctrl_c(run_root: Path) -> None:  # noqa: F811
+    with FakeRd("default", {"follow": [FLOW | {"type": "connect", "time": 0}]}):
+        child = subprocess.Popen(
+            command(run_root, "flows", "--follow", "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["type"] == "connect"
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, out, err) == (130, "", "")
+
+
+def test_follow_finds_instances_that_come_later(run_root: Path) -> None:  # noqa: F811
+    child = subprocess.Popen(
+        command(run_root, "flows", "--follow", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    try:
+        assert "waiting for one" in child.stderr.readline()
+        with FakeRd("late", {"follow": [FLOW | {"type": "connect", "instance": "late"}]}, hang_up=True):
+            assert json.loads(child.stdout.readline())["instance"] == "late"
+            assert "instance late: its Resource Director closed" in child.stderr.readline()
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=20)
+    assert child.returncode == 130
+
+
+def in_terminal(argv: list[str], until: bytes, then: bytes) -> tuple[bytes, int]:
+    """Run argv in a terminal of 80 by 24 until it shows `until`, type `then`: all that it wrote, and its exit code."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
+        os.execv(argv[0], argv)
+    seen = b""
+    deadline = time.monotonic() + 30
+    typed = False
+    while time.monotonic() < deadline:
+        if not select.select([fd], [], [], 0.1)[0]:
+            continue
+        try:
+            data = os.read(fd, 65536)
+        except OSError:
+            break  # EIO: the other side is closed (pty(7))
+        seen += data
+        if not typed and until in seen:
+            os.write(fd, then)
+            typed = True
+    else:
+        os.kill(pid, signal.SIGKILL)
+    os.close(fd)
+    return seen, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_terminal_gets_a_table_that_fits(run_root: Path) -> None:  # noqa: F811
+    with FakeRd("default", ANSWERS):
+        seen, code = in_terminal(command(run_root, "flows"), b"never shown", b"")
+    assert code == 0
+    plain = seen.decode()
+    assert "\x1b[1m" in plain  # bold titles
+    import re
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", plain).splitlines()
+    assert len(lines) == 3
+    assert max(len(line) for line in lines) <= 80
+    assert "PEER" in lines[0]
+    assert "CGROUP" not in lines[0]
+
+
+def test_top_in_a_terminal(run_root: Path) -> None:  # noqa: F811
+    with FakeRd("default", ANSWERS):
+        seen, code = in_terminal(command(run_root, "top"), b"203.0.113.7:443", b"q")
+    assert code == 0
+    assert b"Traceback" not in seen
+
+
+# -- tables --
+
+CELLS = st.text(alphabet=st.characters(categories=["L", "N", "P"]), max_size=30)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=1, max_size=6),
+    st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=4),
+    st.integers(1, 200),
+)
+def test_tables_keep_what_is_wanted_most(
+    specs: list[tuple[int, bool, bool]], cells: list[list[str]], width: int
+) -> None:
+    columns = [
+        output.Column(f"C{i}", lambda _row: "", right=right, rank=rank, flex=flex)
+        for i, (rank, right, flex) in enumerate(specs)
+    ]
+    rows = [row[: len(columns)] for row in cells]
+    widths, lines = output.layout(columns, rows, width)
+    assert len(lines) == len(rows) + 1
+    left_out = {column.rank for column, w in zip(columns, widths, strict=True) if not w}
+    kept = {column.rank for column, w in zip(columns, widths, strict=True) if w}
+    assert all(rank > max(kept, default=0) for rank in left_out)
+    assert 0 not in left_out
+    _widths, whole = output.layout(columns, rows, None)
+    for row, line in zip(rows, whole[1:], strict=True):
+        assert all(cell in line for cell in row)
+
+
+def test_stale_sockets_do_not_stop_a_follow_of_all(run_root: Path) -> None:  # noqa: F811
+    (run_root / "dead").mkdir()
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(run_root / "dead" / "rd.sock"))
+    stale.close()
+    from dmm_ebpf.cli.gather import Follower
+
+    with FakeRd("default", {"follow": [FLOW | {"type": "connect"}]}):
+        follower = Follower(None)
+        assert next(follower.events())["instance"] == "default"
+        follower.close()
+    assert threading.active_count() >= 1

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire format and the blocking client, against any bytes at all and against a small server that speaks the
+protocol with answers as a Resource Director gives them. The server is shared with the tests of the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.rd import client, rundir, wire
+from dmm_ebpf.rd.wire import WireError
+
+
+class FakeRd:
+    """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a list of events.
+
+    hang: methods that are never answered. garbage: bytes sent in place of any answer. hang_up: the stream ends after
+    its events.
+    """
+
+    def __init__(self, instance: str, methods: dict[str, Any], **manner: Any) -> None:
+        self.path = rundir.ROOT / instance / "rd.sock"
+        self.methods = methods
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.stream_closed = threading.Event()
+        self._hang: set[str] = manner.get("hang", set())
+        self._garbage: bytes | None = manner.get("garbage")
+        self._hang_up: bool = manner.get("hang_up", False)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+
+    def __enter__(self) -> FakeRd:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        tasks: set[asyncio.Task[None]] = set()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            tasks.add(task)
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._talk(reader, writer)
+            writer.close()
+
+        server = await asyncio.start_unix_server(serve, str(self.path))
+        self._ready.set()
+        async with server:
+            await self._stop.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (message := await wire.read_message(reader)) is not None:
+            number, method, params = wire.parse_request(message)
+            self.asked.append((method, params))
+            if method in self._hang:
+                await self._stop.wait()
+                return
+            if self._garbage is not None:
+                await wire.write_frame(writer, self._garbage)
+                return
+            if method == "follow":
+                for event in self.methods["follow"]:
+                    await wire.write_frame(writer, wire.event(number, event))
+                if not self._hang_up:
+                    await reader.read()
+                    self.stream_closed.set()
+                return
+            answer = self.methods[method]
+            frame = (
+                wire.failure(number, answer) if isinstance(answer, DmmError) else wire.reply(number, answer)
+            )
+            await wire.write_frame(writer, frame)
+
+
+@pytest.fixture
+def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty directory in the place of /run/dmm-ebpf, with a name short enough for sun_path (unix(7))."""
+    root = Path(tempfile.mkdtemp(prefix="dmm-u-", dir="/tmp"))
+    monkeypatch.setattr(rundir, "ROOT", root)
+    yield root
+    shutil.rmtree(root)
+
+
+# -- wire --
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.text()
+    | st.binary()
+    | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGES = st.dictionaries(st.text(), VALUES, max_size=5)
+
+
+@given(st.lists(MESSAGES, max_size=4), st.integers(1, 9))
+def test_messages_survive_any_cut_of_the_stream(messages: list[dict[str, Any]], step: int) -> None:
+    stream = b"".join(wire.encode(message) for message in messages)
+    decoder = wire.Decoder()
+    got = []
+    for at in range(0, len(stream), step):
+        got += decoder.feed(stream[at : at + step])
+    assert got == messages
+    assert decoder.at_boundary()
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=400)
+def test_any_bytes_are_messages_or_one_wire_error(data: bytes) -> None:
+    try:
+        messages = wire.Decoder(limit_bytes=1000).feed(data)
+    except WireError as exc:
+        assert str(exc).startswith("cannot talk over the Resource Director's socket: ")
+    else:
+        assert all(isinstance(message, dict) for message in messages)
+
+
+@given(st.binary(max_size=100))
+@settings(max_examples=400)
+def test_any_body_is_a_map_or_one_wire_error(body: bytes) -> None:
+    try:
+        message = wire.decode_body(body)
+    except WireError as exc:
+        assert exc.exit_code == 1
+    else:
+        assert isinstance(message, dict)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (msgpack.packb([1, 2]), "a msgpack list arrived where a map was expected"),
+        (msgpack.packb({1: 2}), "not one msgpack map"),
+        (msgpack.packb({"a": 1}) + b"\0", "not one msgpack map"),
+        (b"\x81\xa1\xff\x01", "not one msgpack map"),
+        (b"\x91" * 5000, "not one msgpack map"),
+        (b"", "0 bytes arrived"),
+    ],
+)
+def test_bodies_that_are_refused(body: bytes, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        wire.decode_body(body)
+
+
+def test_a_length_above_the_limit_is_refused_before_its_body_comes() -> None:
+    with pytest.raises(WireError, match="a message of 67108865 bytes is announced"):
+        wire.Decoder().feed((64 * 1024 * 1024 + 1).to_bytes(4, "big"))
+
+
+def test_a_message_above_the_limit_is_not_sent() -> None:
+    with pytest.raises(WireError, match="put long route lists in a file of their own"):
+        wire.encode({"text": b"x" * wire.MAX_MESSAGE_BYTES})
+
+
+@given(MESSAGES)
+def test_requests_are_parsed_or_refused(message: dict[str, Any]) -> None:
+    try:
+        number, method, params = wire.parse_request(message)
+    except WireError:
+        return
+    assert isinstance(number, int)
+    assert isinstance(method, str)
+    assert isinstance(params, dict)
+
+
+@given(st.binary(max_size=60))
+def test_the_asyncio_reader_agrees_with_the_decoder(data: bytes) -> None:
+    async def read_all() -> list[Any]:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        got = []
+        while (message := await wire.read_message(reader, limit_bytes=50)) is not None:
+            got.append(message)
+        return got
+
+    def decode_all() -> list[Any]:
+        decoder = wire.Decoder(limit_bytes=50)
+        got = decoder.feed(data)
+        if not decoder.at_boundary():
+            raise WireError("the end")
+        return got
+
+    outcomes = []
+    for read in (lambda: asyncio.run(read_all()), decode_all):
+        try:
+            outcomes.append(read())
+        except WireError:
+            outcomes.append("refused")
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 6])
+def test_a_connection_that_ends_inside_a_message_is_an_error(cut: int) -> None:
+    near, far = socket.socketpair()
+    far.sendall(wire.encode({"id": 1})[:cut])
+    far.close()
+    connection = wire.Connection(near)
+    with pytest.raises(WireError, match="ended inside a message"):
+        connection.receive()
+    connection.close()
+
+
+# -- client --
+
+
+def test_call_gives_the_result_over_one_connection(run_root: Path) -> None:
+    flows = [{"cookie": 2**64 - 1, "comm": "café"}]
+    with FakeRd("default", {"flows": flows, "status": {"pid": 1}}) as rd, client.Client("default") as c:
+        assert c.call("flows") == flows
+        assert c.call("status", detail=True) == {"pid": 1}
+        assert rd.asked == [("flows", {}), ("status", {"detail": True})]
+
+
+def test_an_answer_larger_than_one_read(run_root: Path) -> None:
+    rows = [{"comm": "x" * 1000, "cookie": i} for i in range(2000)]
+    with FakeRd("default", {"flows": rows}), client.Client("default") as c:
+        assert c.call("flows") == rows
+
+
+def test_errors_keep_their_kind_and_their_sentence(run_root: Path) -> None:
+    error = PolicyError("apply p.toml", why="line 3: no such stack", hint="define it")
+    with (
+        FakeRd("default", {"policy_apply": error}),
+        client.Client("default") as c,
+        pytest.raises(PolicyError) as caught,
+    ):
+        c.call("policy_apply", text="")
+    assert str(caught.value) == str(error)
+    assert caught.value.exit_code == 2
+
+
+def test_no_such_instance(run_root: Path) -> None:
+    with pytest.raises(NotAttachedError, match="there is no such instance"):
+        client.Client("nope").call("status")
+
+
+def test_a_stale_socket(run_root: Path) -> None:
+    (run_root / "old").mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(run_root / "old" / "rd.sock"))
+    listener.close()
+    with pytest.raises(NotAttachedError, match="its Resource Director is not running; dmm-ebpf attach"):
+        client.Client("old").call("status")
+
+
+def test_a_run_directory_without_a_socket(run_root: Path) -> None:
+    (run_root / "old").mkdir()
+    with pytest.raises(NotAttachedError, match="its Resource Director is not running"):
+        client.Client("old").call("status")
+
+
+def test_not_root(run_root: Path) -> None:
+    """As another user, in a child: the directory is root's alone."""
+    run_root.chmod(0o711)
+    (run_root / "default").mkdir(mode=0o700)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            kinds = []
+            for ask in (lambda: client.Client("default").call("status"), client.instances):
+                try:
+                    ask()
+                except DmmError as exc:
+                    kinds.append((type(exc), exc.exit_code, exc.hint))
+            code = 0 if kinds == [(PrivilegeError, 77, "run it as root")] * 2 else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_rd_that_does_not_answer(run_root: Path) -> None:
+    with (
+        FakeRd("default", {}, hang={"status"}),
+        client.Client("default", timeout_s=0.05) as c,
+        pytest.raises(NotAttachedError, match="does not answer"),
+    ):
+        c.call("status")
+
+
+def test_after_a_timeout_the_next_call_gets_its_own_answer(run_root: Path) -> None:
+    with (
+        FakeRd("default", {"stacks": []}, hang={"status"}),
+        client.Client("default", timeout_s=0.05) as c,
+        pytest.raises(NotAttachedError),
+    ):
+        c.call("status")
+        assert c.call("stacks") == []
+
+
+@pytest.mark.parametrize(
+    ("garbage", "reason"),
+    [
+        (b"\xff\xff\xff\xff", "is announced, above the limit"),
+        (b"\0\0\0\x01\xc1", "not one msgpack map"),
+        (wire.reply(99, None), "an answer to request 99 arrived, expected one to 1"),
+        (wire.encode({"id": 1}), "neither a result nor an error"),
+        (b"\0\0", "ended inside a message"),
+    ],
+)
+def test_an_rd_that_answers_garbage(run_root: Path, garbage: bytes, reason: str) -> None:
+    with (
+        FakeRd("default", {}, garbage=garbage),
+        client.Client("default") as c,
+        pytest.raises(WireError, match=reason),
+    ):
+        c.call("status")
+
+
+def test_an_rd_that_hangs_up(run_root: Path) -> None:
+    with (
+        FakeRd("default", {}, garbage=b""),
+        client.Client("default") as c,
+        pytest.raises(NotAttachedError, match="closed the connection"),
+    ):
+        c.call("status")
+
+
+def test_abort_ends_a_call_in_another_thread(run_root: Path) -> None:
+    with FakeRd("default", {}, hang={"flows"}) as rd:
+        c = client.Client("default", timeout_s=60)
+        caught: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                c.call("flows")
+            except DmmError as exc:
+                caught.append(exc)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        while not rd.asked:
+            thread.join(0.001)
+        c.abort()
+        thread.join(10)
+        assert isinstance(caught[0], NotAttachedError)
+
+
+def test_stream_gives_events_until_closed(run_root: Path) -> None:
+    events = [{"type": "connect", "dport": n} for n in range(100)]
+    with FakeRd("default", {"follow": events}) as rd:
+        got = []
+        with client.Client("default").stream("follow") as stream:
+            for event in stream:
+                got.append(event)
+                if len(got) == len(events):
+                    break
+        assert got == events
+        assert rd.stream_closed.wait(10)
+
+
+def test_a_stream_that_the_rd_ends(run_root: Path) -> None:
+    with FakeRd("default", {"follow": [{"type": "close"}]}, hang_up=True):
+        stream = iter(client.Client("default").stream("follow"))
+        assert next(stream) == {"type": "close"}
+        with pytest.raises(NotAttachedError, match="closed the connection"):
+            next(stream)
+
+
+def test_a_stream_that_is_refused(run_root: Path) -> None:
+    refusal = wire.failure(1, UsageError("follow", why="it cannot be"))
+    with FakeRd("default", {}, garbage=refusal), pytest.raises(UsageError, match="it cannot be"):
+        next(iter(client.Client("default").stream("follow")))
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "../x", "a b", "x" * 33, "ü", "-x"])
+def test_instance_names_that_are_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        client.Client(name)
+
+
+def test_instances_are_the_run_directories(run_root: Path) -> None:
+    for name in ("red", "default", "a.b_c-1"):
+        (run_root / name).mkdir()
+    (run_root / ".lock").touch()
+    (run_root / "not a name").mkdir()
+    assert client.instances() == ["a.b_c-1", "default", "red"]
+
+
+def test_no_run_directory_means_no_instances(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rundir, "ROOT", run_root / "none")
+    assert client.instances() == []

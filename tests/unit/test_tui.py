@@ -1,0 +1,529 @@
+# SPDX-License-Identifier: Apache-2.0
+"""top: what it computes, and what it shows at 80 by 24 for keys typed by textual's pilot, fed by a source of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.tui import flowtable, model, units
+from dmm_ebpf.tui.app import HelpScreen, TopApp
+from dmm_ebpf.tui.flowfilter import FlowFilter
+from dmm_ebpf.tui.flowtable import FlowTable
+from dmm_ebpf.tui.model import Snapshot
+
+
+def flow(cookie: int, **fields: Any) -> dict[str, Any]:
+    """A flow as the Resource Director describes it."""
+    return {
+        "instance": "default",
+        "proto": "tcp",
+        "src": "192.0.2.1",
+        "sport": 40000 + cookie,
+        "dst": f"203.0.113.{cookie}",
+        "dport": 443,
+        "direction": "connect",
+        "stack": "kernel",
+        "wanted": "kernel",
+        "table": "shop",
+        "rule": "1",
+        "route": "203.0.113.0/24",
+        "state": "ESTABLISHED",
+        "pid": 1000 + cookie,
+        "comm": f"app{cookie}",
+        "uid": 0,
+        "cgroup": "/shop.slice",
+        "bytes_sent": 0,
+        "bytes_received": 0,
+        "srtt_us": 1000 * cookie,
+        "retransmits": 0,
+        "cookie": cookie,
+        "age_s": 60.0,
+    } | fields
+
+
+STACKS = [
+    {"instance": "default", "name": "kernel", "state": "up"},
+    {"instance": "default", "name": "wan", "state": "down"},
+]
+
+
+class ScriptedSource:
+    """Gives the snapshots it was made with, the last one for ever; an exception is raised."""
+
+    def __init__(self, *looks: Snapshot | Exception) -> None:
+        self.looks = list(looks)
+        self.polled = 0
+        self.closed = False
+
+    def poll(self) -> Snapshot:
+        look = self.looks[min(self.polled, len(self.looks) - 1)]
+        self.polled += 1
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def snapshot(time_s: float, *flows: dict[str, Any], **fields: Any) -> Snapshot:
+    """A look at one instance."""
+    return Snapshot(time_s, list(flows), fields.get("stacks", STACKS), ["default"], fields.get("notes", []))
+
+
+def drive(
+    source: ScriptedSource,
+    script: Callable[[Pilot[None], TopApp], Awaitable[None]],
+    size: tuple[int, int] = (80, 24),
+) -> TopApp:
+    """Run top with source on a screen of size; it looks once, and again only when script says so."""
+    app = TopApp(source, interval_s=3600)
+
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: source.polled > 0 and "looking" not in title(app))
+            await script(pilot, app)
+
+    asyncio.run(run())
+    return app
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
+    """Let the application work until condition holds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await pilot.pause()
+
+
+async def look_again(pilot: Pilot[None], app: TopApp, source: ScriptedSource) -> None:
+    """One more look, shown."""
+    polled = source.polled
+    app.look()
+    await until(pilot, lambda: source.polled > polled)
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+def table(app: TopApp) -> list[str]:
+    """The lines of the table that show something."""
+    widget = app.screen_stack[0].query_one(FlowTable)
+    lines = [widget.render_line(y).text for y in range(widget.size.height)]
+    return [line for line in lines if line.strip()]
+
+
+def title(app: TopApp) -> str:
+    """The first line of the screen."""
+    return str(app.screen_stack[0].query_one("#title", Static).content)
+
+
+def text_of(app: TopApp, name: str) -> str:
+    """What a part of the screen says."""
+    return str(app.screen_stack[0].query_one(name, Static).content)
+
+
+def apps(app: TopApp) -> list[str]:
+    """The processes listed, in order."""
+    return [line.split("/")[0].strip() for line in table(app)[1:]]
+
+
+BUSY = (
+    snapshot(10, *(flow(n) for n in range(1, 6))),
+    snapshot(12, *(flow(n, bytes_sent=n * 1_000_000, bytes_received=(6 - n) * 500_000) for n in range(1, 6))),
+)
+
+
+# -- the screen --
+
+
+def test_rates_totals_and_the_selected_flow() -> None:
+    source = ScriptedSource(*BUSY)
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        assert re.search(r"app1/1001.* -    - 1.0ms", table(app)[1])
+        await look_again(pilot, app, source)
+        assert apps(app) == ["app5", "app4", "app3", "app2", "app1"]
+        assert re.search(r"203\.0\.113\.5:443 .* 20M 2\.0M 5\.0ms    0 ESTAB", table(app)[1])
+        assert "flows 5  out 60Mb/s  in 30Mb/s" in title(app)
+        kernel, wan = text_of(app, "#stacks").splitlines()
+        assert re.fullmatch(r"kernel +up +5 flows +out +60Mb/s +in +30Mb/s", kernel)
+        assert re.fullmatch(r"wan +down +0 flows +out +0b/s +in +0b/s", wan)
+        assert text_of(app, "#detail").splitlines() == [
+            "192.0.2.1:40005 -> 203.0.113.5:443  sent 5.0M received 500K age 1m00s",
+            "table shop  rule 1  cgroup /shop.slice",
+            "route 203.0.113.0/24",
+        ]
+
+    app = drive(source, script)
+    assert source.closed
+    assert app.failure is None
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), (200, 60)])
+def test_every_line_fits_the_screen(size: tuple[int, int]) -> None:
+    wide = flow(
+        9,
+        dst="2001:db8:1234:5678:9abc:def0:1234:5678",
+        comm="a-long-process",
+        route="2001:db8::/32 tcp 443",
+        state="FIN_WAIT1",
+        wanted="wan",
+        stack="kernel",
+    )
+    rows = (wide, *(flow(n) for n in range(20, 80)))
+
+    async def script(_pilot: Pilot[None], app: TopApp) -> None:
+        widget = app.query_one(FlowTable)
+        assert {widget.render_line(y).cell_length for y in range(widget.size.height)} == {size[0]}
+        assert app.query_one("Footer").region.bottom == size[1]
+
+    drive(ScriptedSource(snapshot(1, *rows)), script, size)
+
+
+def test_80_by_24_shows_all_that_is_asked_for() -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        titles = table(app)[0]
+        for name in ("PROCESS", "PEER", "STACK", "ROUTE", "OUT▼", "IN", "SRTT", "RETR", "STATE"):
+            assert name in titles.split()
+        assert len(table(app)) >= 15
+        await pilot.press("t")
+        first = next(line for line in table(app) if line.startswith("app255"))
+        assert "203.0.113.255:65535" in first
+        assert "kernel!" in first
+        svg = app.export_screenshot()
+        assert "Quit" in svg
+
+    rows = [flow(255, dport=65535, wanted="wan"), *(flow(n) for n in range(1, 40))]
+    drive(ScriptedSource(snapshot(1, *rows)), script)
+
+
+def test_sorting() -> None:
+    source = ScriptedSource(*BUSY)
+    ascending = ["app1", "app2", "app3", "app4", "app5"]
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await look_again(pilot, app, source)
+        for key, order in (
+            ("i", ascending),
+            ("n", ascending),
+            ("n", ascending[::-1]),
+            ("t", ascending[::-1]),
+            ("r", ascending),
+            ("d", ascending),
+            ("greater_than_sign", ascending),
+            ("less_than_sign", ascending),
+            ("o", ascending[::-1]),
+        ):
+            await pilot.press(key)
+            assert apps(app) == order, key
+        await pilot.click(FlowTable, offset=(2, 0))
+        assert apps(app) == ascending
+        assert table(app)[0].startswith("PROCESS▲")
+
+    drive(source, script)
+
+
+def test_filter() -> None:
+    rows = [flow(1, comm="curl"), flow(2, comm="nginx", stack="wan"), flow(3, comm="curl", state="SYN_SENT")]
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await pilot.press("slash", *"curl")
+        assert apps(app) == ["curl", "curl"]
+        assert "flows 2/3" in title(app)
+        await pilot.press("space", *"state", "equals_sign", *"estab", "enter")
+        assert apps(app) == ["curl"]
+        assert "filter curl state=estab" in title(app)
+        # Back in the table, letters are keys again.
+        await pilot.press("n")
+        assert table(app)[0].startswith("PROCESS▲")
+        await pilot.press("escape")
+        assert len(apps(app)) == 3
+        await pilot.press("slash", *"stack", "equals_sign", "enter")
+        assert "a term is a word or" in text_of(app, "#stacks")
+        await pilot.press(*"wan", "enter")
+        assert apps(app) == ["nginx"]
+        assert "a term is" not in text_of(app, "#stacks")
+
+    drive(ScriptedSource(snapshot(1, *rows)), script)
+
+
+@pytest.mark.parametrize("key", ["p", "space"])
+def test_pause(key: str) -> None:
+    source = ScriptedSource(*BUSY)
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await pilot.press(key)
+        assert "PAUSED" in title(app)
+        app.look()
+        await pilot.pause()
+        assert source.polled == 1
+        await pilot.press("n", "n")
+        assert apps(app)[0] == "app5"
+        await pilot.press(key)
+        await until(pilot, lambda: source.polled == 2)
+        await pilot.app.workers.wait_for_complete()
+        assert "PAUSED" not in title(app)
+
+    drive(source, script)
+
+
+def test_quit() -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await pilot.press("q")
+        await until(pilot, lambda: not app.is_running)
+
+    source = ScriptedSource(*BUSY)
+    app = drive(source, script)
+    assert app.return_code == 0
+    assert source.closed
+
+
+def test_help_covers_and_any_key_closes_it() -> None:
+    source = ScriptedSource(*BUSY)
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, HelpScreen)
+        assert app.screen.query_one("VerticalScroll").max_scroll_y == 0
+        await look_again(pilot, app, source)
+        await pilot.press("x")
+        assert not isinstance(app.screen, HelpScreen)
+        assert "OUT▼" in table(app)[0]
+
+    drive(source, script)
+
+
+def test_the_cursor_stays_on_its_flow() -> None:
+    later = snapshot(14, *(flow(n, bytes_sent=(10 - n) * 10_000_000) for n in range(1, 6)))
+    source = ScriptedSource(*BUSY, later)
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        widget = app.query_one(FlowTable)
+        await look_again(pilot, app, source)
+        await pilot.press("down")
+        assert widget.selected is not None
+        assert widget.selected.flow["cookie"] == 4
+        await look_again(pilot, app, source)
+        assert apps(app) == ["app1", "app2", "app3", "app4", "app5"]
+        assert widget.selected.flow["cookie"] == 4
+        assert "203.0.113.4" in text_of(app, "#detail")
+        await pilot.press("home")
+        assert widget.selected.flow["cookie"] == 1
+
+    drive(source, script)
+
+
+def test_moving_through_many_flows() -> None:
+    rows = [flow(n, dst=f"10.0.{n // 250}.{n % 250}", comm=f"a{n:05}") for n in range(3000)]
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        widget = app.query_one(FlowTable)
+        await pilot.press("n", "end")
+        assert widget.selected is not None
+        assert widget.selected.flow["cookie"] == 2999
+        assert table(app)[-1].startswith("a02999")
+        await pilot.press("pageup")
+        in_view = widget.size.height - 1
+        assert widget.selected.flow["cookie"] == 2999 - in_view
+        await pilot.press("home", "pagedown", "down", "up")
+        assert widget.selected.flow["cookie"] == in_view
+        await pilot.resize_terminal(80, 14)
+        assert any(line.startswith(f"a{in_view:05}") for line in table(app))
+
+    drive(ScriptedSource(snapshot(1, *rows)), script)
+
+
+def test_flows_that_end_under_the_cursor() -> None:
+    source = ScriptedSource(BUSY[1], snapshot(14, flow(1)), snapshot(15))
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        widget = app.query_one(FlowTable)
+        await pilot.press("end")
+        await look_again(pilot, app, source)
+        assert widget.selected is not None
+        assert widget.selected.flow["cookie"] == 1
+        await look_again(pilot, app, source)
+        assert widget.selected is None
+        assert text_of(app, "#detail") == ""
+        await pilot.press("down", "end", "pageup")
+
+    drive(source, script)
+
+
+def test_what_cannot_be_asked_is_said() -> None:
+    async def script(_pilot: Pilot[None], app: TopApp) -> None:
+        assert "red: its Resource Director does not answer" in text_of(app, "#stacks")
+
+    drive(ScriptedSource(snapshot(1, notes=["red: its Resource Director does not answer"])), script)
+
+    async def nothing(_pilot: Pilot[None], app: TopApp) -> None:
+        assert "no instance is attached" in text_of(app, "#stacks")
+
+    drive(ScriptedSource(Snapshot(1, [], [], [])), nothing)
+
+
+def test_more_stacks_than_lines() -> None:
+    stacks = [{"instance": "default", "name": f"s{n}", "state": "up"} for n in range(9)]
+
+    async def script(_pilot: Pilot[None], app: TopApp) -> None:
+        lines = text_of(app, "#stacks").splitlines()
+        assert len(lines) == 5
+        assert lines[-1] == "and 5 more stacks; dmm-ebpf stacks lists them"
+
+    drive(ScriptedSource(snapshot(1, stacks=stacks)), script)
+
+
+def test_a_failure_ends_top_and_is_handed_on() -> None:
+    failure = DmmError("look", why="no")
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        app.look()
+        await until(pilot, lambda: app.failure is not None)
+
+    app = drive(ScriptedSource(snapshot(1), failure), script)
+    assert app.failure is failure
+
+
+def test_hostile_names_cannot_drive_the_terminal() -> None:
+    evil = flow(1, comm="\x1b]0;x\x07[b]", route="[red]\x1b[2J", cgroup="[/b]\n", stack="\x1b", rule="\r")
+
+    async def script(_pilot: Pilot[None], app: TopApp) -> None:
+        shown = "".join(table(app)) + text_of(app, "#detail") + text_of(app, "#stacks")
+        assert not set(shown) & {"\x1b", "\x07", "\r"}
+        assert "[b]" in table(app)[1]
+
+    drive(ScriptedSource(snapshot(1, evil)), script)
+
+
+# -- what is computed --
+
+
+def test_rates_need_two_looks_or_a_birth_between_them() -> None:
+    meter = model.RateMeter()
+    (first,) = meter.measure(snapshot(1, flow(1, bytes_sent=100)))
+    assert (first.out_Bps, first.in_Bps) == (None, None)
+    old, young = meter.measure(
+        snapshot(
+            3, flow(2, bytes_sent=100, age_s=50.0), flow(3, bytes_sent=100, bytes_received=50, age_s=1.0)
+        )
+    )
+    assert old.out_Bps is None
+    assert (young.out_Bps, young.in_Bps) == (50, 25)
+    (back,) = meter.measure(snapshot(4, flow(3, bytes_sent=40, bytes_received=50)))
+    assert (back.out_Bps, back.in_Bps) == (0, 0)
+
+
+COUNTERS = st.dictionaries(
+    st.integers(1, 50), st.tuples(st.integers(0, 2**63), st.integers(0, 2**63)), max_size=10
+)
+
+
+@given(st.lists(COUNTERS, min_size=1, max_size=4), st.sampled_from(list(model.ORDERS)), st.booleans())
+def test_totals_are_the_sums_of_rows(
+    looks: list[dict[int, tuple[int, int]]], column: str, reverse: bool
+) -> None:
+    meter = model.RateMeter()
+    for at, counters in enumerate(looks):
+        look = snapshot(
+            float(at), *(flow(c, bytes_sent=s, bytes_received=r) for c, (s, r) in counters.items())
+        )
+        rows = meter.measure(look)
+        totals = model.stack_totals(look, rows)
+        assert sum(total.flows for total in totals) == len(rows)
+        assert sum(t.out_Bps for t in totals) == pytest.approx(sum(row.out_Bps or 0 for row in rows))
+        assert all(row.out_Bps is None or row.out_Bps >= 0 for row in rows)
+        arranged = model.arrange(rows, FlowFilter(), column, reverse=reverse)
+        assert sorted(row.key for row in arranged) == sorted(row.key for row in rows)
+
+
+@given(st.lists(st.integers(0, 60), min_size=9, max_size=9), st.integers(1, 250))
+def test_column_widths_use_the_room_and_no_more(natural: list[int], room: int) -> None:
+    widths = flowtable.column_widths(natural, room)
+    least = [column.least for column in flowtable.COLUMNS]
+    assert all(w >= m for w, m in zip(widths, least, strict=True))
+    assert sum(widths) + 8 <= max(room, sum(least) + 8)
+    assert all(w <= max(m, n) for w, m, n in zip(widths, least, natural, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (units.quantity(0), "0"),
+        (units.quantity(999), "999"),
+        (units.quantity(999.6), "1.0K"),
+        (units.quantity(1500), "1.5K"),
+        (units.quantity(9960), "10K"),
+        (units.quantity(999_600), "1.0M"),
+        (units.quantity(1024, iec=True), "1.0Ki"),
+        (units.quantity(None), "-"),
+        (units.bit_rate(125_000), "1.0M"),
+        (units.bit_rate(None), "-"),
+        (units.duration_us(0), "-"),
+        (units.duration_us(250), "250us"),
+        (units.duration_us(999_999), "1.0s"),
+        (units.duration_us(2_100_000), "2.1s"),
+        (units.age(59.9), "59s"),
+        (units.age(200), "3m20s"),
+        (units.age(7500), "2h05m"),
+        (units.age(4 * 86400 + 3 * 3600), "4d03h"),
+        (units.endpoint("::", 80), "[::]:80"),
+        (units.endpoint("0.0.0.0", 0), "*:*"),
+        (units.endpoint("2001:db8::7", 443), "[2001:db8::7]:443"),
+        (units.state("FIN_WAIT1"), "FIN-WAIT-1"),
+        (units.shorten("abcdef", 4), "abc…"),
+        (units.shorten_middle("abcdefgh", 5), "ab…gh"),
+        (units.clean("a\x1bb\n"), "a?b?"),
+        (units.clean(None), "-"),
+    ],
+)
+def test_units(text: str, shown: str) -> None:
+    assert text == shown
+
+
+@given(st.floats(0, 1e18), st.booleans())
+def test_quantities_are_short(value: float, iec: bool) -> None:
+    assert len(units.quantity(value, iec=iec)) <= (6 if iec else 4)
+
+
+@given(st.text(max_size=30), st.integers(0, 30))
+def test_shortening_keeps_to_the_width(text: str, width: int) -> None:
+    assert len(units.shorten(text, width)) <= max(width, 0)
+    assert len(units.shorten_middle(text, width)) <= max(width, 0)
+
+
+@given(st.text(max_size=40))
+def test_any_filter_line_is_a_filter_or_a_usage_error(line: str) -> None:
+    try:
+        chosen = FlowFilter.parse(line)
+    except UsageError as exc:
+        assert "\n" not in exc.why
+        return
+    assert chosen.matches(flow(1)) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "matches"),
+    [
+        ("", True),
+        ("APP1 203.0.113", True),
+        ("app2", False),
+        ("stack=kernel state=estab dst=203.0.113.0/24:443 pid=1001 comm=app?", True),
+        ("stack=wan", False),
+        ("dst=:80", False),
+        ("dst=2001:db8::/32", False),
+        ("state=time-wait", False),
+    ],
+)
+def test_filter_lines(line: str, matches: bool) -> None:
+    assert FlowFilter.parse(line).matches(flow(1)) is matches
