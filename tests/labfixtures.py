@@ -42,7 +42,9 @@ def _marked_processes(mark: str) -> set[str]:
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             if any(re.fullmatch(mark.encode(), word) for word in words):
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
                 found.add(f"{pid} {command}")
     return found
 

@@ -13,14 +13,16 @@ from dmm_ebpf.errors import DmmError, KernelFeatureError
 
 SOURCES = Path(__file__).resolve().parent / "wanem"
 BUILD_DIR = Path(__file__).resolve().parents[2] / "build" / "lab"
-FLAGS = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
 
 
 def wanem_path() -> Path:
     """The emulator's executable, built if need be. Two builders at once do not disturb each other."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang-14")
     if compiler is None:
-        raise KernelFeatureError("build the link emulator", why="no C compiler was found", hint="run tools/bootstrap")
+        raise KernelFeatureError(
+            "build the link emulator", why="no C compiler was found", hint="run tools/bootstrap"
+        )
     files = sorted(SOURCES.glob("*.[ch]"))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for file in files:

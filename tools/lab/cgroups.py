@@ -28,7 +28,9 @@ def cgroup2_mount() -> Path:
         left, _, right = line.partition(" - ")
         if right.split()[0] == "cgroup2":
             return Path(left.split()[4].encode().decode("unicode_escape"))
-    raise KernelFeatureError("make a cgroup", why="cgroup v2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
+    raise KernelFeatureError(
+        "make a cgroup", why="cgroup v2 is not mounted", hint="mount -t cgroup2 none /sys/fs/cgroup"
+    )
 
 
 class Cgroup:
@@ -36,7 +38,7 @@ class Cgroup:
 
     def __init__(self, name: str | None = None, *, parent: Cgroup | None = None) -> None:
         base = parent.path if parent else cgroup2_mount()
-        self.path = base / (name or f"{PREFIX}{os.getpid()}.{next(_counter)}")
+        self.path: Path = base / (name or f"{PREFIX}{os.getpid()}.{next(_counter)}")
         self.path.mkdir()
         self.processes: list[subprocess.Popen[Any]] = []
 

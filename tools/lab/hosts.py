@@ -154,7 +154,7 @@ def write_sysctls(values: dict[str, str]) -> None:
         try:
             path.write_text(value)
         except OSError as error:
-            raise DmmError(f"set {name} to {value}", why=os.strerror(error.errno or 0)) from error
+            raise DmmError(f"set {name} to {value}", why=error.strerror or "the kernel refused") from error
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
@@ -193,7 +193,9 @@ class Lab:
 
     def __init__(self, name: str = "lab", *, unique: bool = True) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.]{0,40}", name):
-            raise UsageError(f"name a laboratory {name!r}", why="a name is letters, digits, _ and ., up to 41 of them")
+            raise UsageError(
+                f"name a laboratory {name!r}", why="a name is letters, digits, _ and ., up to 41 of them"
+            )
         if os.geteuid():
             raise PrivilegeError("make network namespaces", why="only root may", hint="use sudo")
         self.name = f"{name}.{os.getpid()}.{next(_counter)}" if unique else name
@@ -225,7 +227,8 @@ class Lab:
         """A new host; tcp_buffers as in Host.tcp_buffers."""
         if not re.fullmatch(r"[a-zA-Z0-9_]{1,20}", name) or name in {*self.hosts, "wan"}:
             raise UsageError(
-                f"name a host {name!r}", why="names are unique, of letters, digits and _, up to 20, and wan is taken"
+                f"name a host {name!r}",
+                why="names are unique, of letters, digits and _, up to 20, and wan is taken",
             )
         host = self.hosts[name] = self._make_host(name, is_wan=False)
         if tcp_buffers:
@@ -238,7 +241,9 @@ class Lab:
         host.call(_prepare_host, is_wan)
         return host
 
-    def wire(self, a: Host, b: Host, *, mtu: int = 1500, queues: int = 1, neighbours: str = "dynamic") -> Wire:
+    def wire(
+        self, a: Host, b: Host, *, mtu: int = 1500, queues: int = 1, neighbours: str = "dynamic"
+    ) -> Wire:
         """Joins two hosts by a veth pair, with addresses and, if they have none yet, default routes."""
         near, far = self._new_nics(a, b)
         self._add_veth(near, (b, far.name, far.mac), mtu, queues)
@@ -277,7 +282,7 @@ class Lab:
         for nic, port in zip((near, far), ports, strict=True):
             self._add_veth(nic, (wan, port, None), mtu, queues)
         wan.ip(*(f"link set {port} arp off multicast off up" for port in ports))
-        wan.call(lambda: [offloads_off(port) for port in ports])
+        wan.call(offloads_off, *ports)
         self._configure(near, far, neighbours)
         control = self.state / f"link{number}.sock"
         link = WanLink(near, far, control, self._start_wanem(wan, control, ports, params, tick_us), params)
@@ -361,8 +366,9 @@ class Lab:
         tick_us: int | None,
     ) -> subprocess.Popen[Any]:
         ab, ba = wan_assignments(params)
-        argv = [wanem_path(), "--control", control, "--watch-stdin", *ports]
-        argv[-2:-2] = ["--tick-us", str(tick_us)] if tick_us else []
+        argv: list[str | Path] = [wanem_path(), "--control", control, "--watch-stdin"]
+        argv += ["--tick-us", str(tick_us)] if tick_us else []
+        argv += ports
         argv += [f"ab.{word}" for word in ab] + [f"ba.{word}" for word in ba]
         process = wan.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout and process.stderr

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DIRECTIONS = ("ab", "ba")
 CONTROL_TIMEOUT_S = 5.0
 ETHERNET_OVERHEAD_BYTES = 24
+ONE_BDP = Queue(bdp=1.0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LinkParams:
 
     rate_bps: int = 0
     delay_ns: int = 0
-    queue: Queue = Queue(bdp=1.0)
+    queue: Queue = ONE_BDP
     loss: float = 0.0
     reorder: float = 0.0
     reorder_ns: int = 0
@@ -47,7 +48,9 @@ class LinkParams:
         for key, value in changes.items():
             if key not in _SPELLINGS:
                 known = ", ".join(_SPELLINGS)
-                raise UsageError(f"set {key!r} on a link", why="there is no such parameter", hint=f"use {known}")
+                raise UsageError(
+                    f"set {key!r} on a link", why="there is no such parameter", hint=f"use {known}"
+                )
             field, parse = _SPELLINGS[key]
             parsed[field] = parse(value)
         return replace(self, **parsed)
@@ -106,6 +109,7 @@ class DirectionStats:
     ring_drops: int
     bad_pkts: int
     pool_drops: int
+    pool_used_max_pkts: int
     tx_drops: int
     tx_retries: int
     host_drops: int
@@ -119,10 +123,8 @@ class LinkStats:
     ab: DirectionStats
     ba: DirectionStats
     uptime_ns: int
-    since_reset_ns: int
     cpu_user_ns: int
     cpu_system_ns: int
-    pool_used_max_pkts: int
 
     @property
     def own_drops(self) -> int:
@@ -173,7 +175,9 @@ class WanLink:
             old.with_changes(changes) if name in wanted else old
             for name, old in zip(DIRECTIONS, self._params, strict=True)
         )
-        for name, words in zip(DIRECTIONS, wan_assignments(params, keep_seed="seed" not in changes), strict=True):
+        for name, words in zip(
+            DIRECTIONS, wan_assignments(params, keep_seed="seed" not in changes), strict=True
+        ):
             if name in wanted or ("delay" in changes):
                 self.command(f"set {name} {' '.join(words)}")
         self._params = (params[0], params[1])
@@ -202,9 +206,7 @@ class WanLink:
 def wan_assignments(params: tuple[LinkParams, ...], keep_seed: bool = False) -> tuple[list[str], list[str]]:
     """Both directions' KEY=VALUE words; a queue in bdp needs the delay of both."""
     rtt_ns = params[0].delay_ns + params[1].delay_ns
-    ab, ba = (
-        [w for w in p.assignments(rtt_ns) if not (keep_seed and w.startswith("seed="))] for p in params
-    )
+    ab, ba = ([w for w in p.assignments(rtt_ns) if not (keep_seed and w.startswith("seed="))] for p in params)
     return ab, ba
 
 
@@ -221,7 +223,7 @@ def link_stats(answer: dict[str, Any], host_drops: Mapping[str, int]) -> LinkSta
 
 def control_command(control: Path, line: str) -> dict[str, Any]:
     """One line to the emulator behind a control socket; DmmError when it refuses or is gone."""
-    what = f"tell the link emulator {line.split()[0]!r}"
+    what = f"tell the link emulator {line.partition(' ')[0]!r}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(CONTROL_TIMEOUT_S)

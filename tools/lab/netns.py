@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import socket
 import struct
@@ -77,19 +78,21 @@ def call_in(netns: Path, function: Callable[..., T], *args: Any) -> T:
     return result[0]
 
 
-def offloads_off(interface: str) -> None:
+def offloads_off(*interfaces: str) -> None:
     """Segmentation, merging, checksum and VLAN offloads off: every frame is then whole, and as long as the MTU says.
 
     AF_PACKET and AF_XDP readers would otherwise see frames of 64 KB whose checksum was left to a NIC.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for what, command in _ETHTOOL_OFF.items():
+        for interface, (what, command) in itertools.product(interfaces, _ETHTOOL_OFF.items()):
             value = ctypes.create_string_buffer(struct.pack("=II", command, 0))
             request = struct.pack("@16sP16x", interface.encode(), ctypes.addressof(value))
             try:
                 fcntl.ioctl(sock, SIOCETHTOOL, request)
             except OSError as error:
-                raise DmmError(f"turn {what} off on {interface}", why=os.strerror(error.errno)) from error
+                raise DmmError(
+                    f"turn {what} off on {interface}", why=error.strerror or "the driver refused"
+                ) from error
 
 
 def tx_dropped(interface: str) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -70,7 +69,7 @@ class Fetched:
 
 def random_file(path: Path, size_bytes: int, seed: int = 1) -> str:
     """Writes size_bytes of noise that the seed decides; its SHA-256 in hex."""
-    noise = random.Random(seed)  # noqa: S311
+    noise = random.Random(seed)
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for at in range(0, size_bytes, CHUNK_BYTES):
@@ -97,7 +96,13 @@ def is_listening(pid: int, port: int) -> bool:
 
 
 def start_server(
-    host: Host, argv: Sequence[str | Path], port: int, log: Path, *, cgroup: Cgroup | None = None, **options: Any
+    host: Host,
+    argv: Sequence[str | Path],
+    port: int,
+    log: Path,
+    *,
+    cgroup: Cgroup | None = None,
+    **options: Any,
 ) -> Server:
     """Starts any TCP server and waits until it listens; DmmError with the end of its log if it does not."""
     with log.open("ab") as output:
@@ -152,15 +157,15 @@ def nginx(
     directory.mkdir(parents=True, exist_ok=True)
     conf = directory / "nginx.conf"
     conf.write_text(_NGINX_CONF.format(dir=directory, port=port, root=root, workers=workers))
-    argv = ["nginx", "-c", conf, "-p", directory, "-e", directory / "error.log"]
+    argv: list[str | Path] = ["nginx", "-c", conf, "-p", directory, "-e", directory / "error.log"]
     return start_server(host, argv, port, directory / "error.log", cgroup=cgroup)
 
 
 def redis_server(host: Host, directory: Path, *, port: int = 6379, cgroup: Cgroup | None = None) -> Server:
     """redis-server with nothing saved, open to every address of the host."""
     directory.mkdir(parents=True, exist_ok=True)
-    argv = ["redis-server", "--port", str(port), "--bind", "0.0.0.0", "::", "--save", "", "--appendonly", "no"]
-    argv += ["--protected-mode", "no", "--dir", str(directory), "--daemonize", "no"]
+    options = f"--bind 0.0.0.0 :: --appendonly no --protected-mode no --daemonize no --dir {directory}"
+    argv = ["redis-server", "--port", str(port), "--save", "", *options.split()]
     return start_server(host, argv, port, directory / "redis.log", cgroup=cgroup)
 
 
@@ -237,8 +242,3 @@ def iperf3(
         why = result.get("error") or done.stderr.strip() or f"it exited with {done.returncode}"
         raise DmmError(f"run iperf3 from {host.name} to {server}", why=why)
     return result
-
-
-def environment_has(program: str) -> bool:
-    """Whether a program is on PATH."""
-    return any(os.access(Path(part) / program, os.X_OK) for part in os.environ.get("PATH", "").split(":"))

@@ -47,7 +47,9 @@ def parse_probability(value: str | float) -> float:
     except ValueError:
         p = -1
     if not 0 <= p <= 1:
-        raise UsageError(f"use {value!r} as a probability", why="it should look like 1% or 0.01, from 0 to 100%")
+        raise UsageError(
+            f"use {value!r} as a probability", why="it should look like 1% or 0.01, from 0 to 100%"
+        )
     return p
 
 

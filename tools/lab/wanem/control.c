@@ -95,12 +95,6 @@ void control_poll_fds(const struct control *control, struct pollfd *fds)
 		fds[1 + i] = (struct pollfd){.fd = control->clients[i].fd, .events = POLLIN};
 }
 
-struct target {
-	struct emu_params params;
-	uint64_t seed;
-	bool new_seed;
-};
-
 static const char *parse_u64(const char *text, uint64_t *value)
 {
 	char *end;
@@ -110,7 +104,7 @@ static const char *parse_u64(const char *text, uint64_t *value)
 	return *text < '0' || *text > '9' || *end || errno ? "a value is not a whole number" : NULL;
 }
 
-static const char *assign(struct target *target, const char *key, const char *text)
+static const char *assign(struct control_target *target, const char *key, const char *text)
 {
 	struct emu_params *params = &target->params;
 	const struct {
@@ -152,9 +146,8 @@ static const char *assign(struct target *target, const char *key, const char *te
 	return "there is no such key";
 }
 
-const char *control_set(struct wanem *wanem, unsigned int mask, char *assignments, uint64_t now_ns)
+const char *control_assign(struct control_target targets[2], unsigned int mask, char *assignments)
 {
-	struct target targets[2] = {{.params = wanem->emus[0].params}, {.params = wanem->emus[1].params}};
 	const char *why = NULL;
 	char *save, *word;
 
@@ -172,11 +165,6 @@ const char *control_set(struct wanem *wanem, unsigned int mask, char *assignment
 	}
 	for (unsigned int i = 0; i < 2 && !why; i++)
 		why = emu_check(&targets[i].params);
-	for (unsigned int i = 0; i < 2 && !why; i++) {
-		emu_set(&wanem->emus[i], &targets[i].params, now_ns);
-		if (targets[i].new_seed)
-			emu_seed(&wanem->emus[i], targets[i].seed);
-	}
 	return why;
 }
 
@@ -199,15 +187,17 @@ static void put_params(struct answer *answer, const struct emu *emu)
 	put(answer, "\"seed\": %" PRIu64 "}, ", emu->seed);
 }
 
-static void put_direction(struct answer *answer, struct wanem *wanem, unsigned int i, uint64_t now_ns)
+static void put_direction(struct answer *answer, struct direction *direction, const char *name,
+			  uint64_t now_ns)
 {
-	const struct emu *emu = &wanem->emus[i];
+	const struct emu *emu = &direction->emu;
 	const struct emu_stats *stats = &emu->stats;
-	struct port *from = &wanem->ports[i], *to = &wanem->ports[!i];
+	struct rx_port *rx = &direction->rx;
+	struct tx_port *tx = &direction->tx;
 	double span_ns = now_ns > stats->since_ns ? (double)(now_ns - stats->since_ns) : 1;
 
-	port_read_drops(from);
-	put(answer, "\"%s\": {", i ? "ba" : "ab");
+	rx_read_drops(rx);
+	put(answer, "\"%s\": {", name);
 	put_params(answer, emu);
 	put_u64(answer, "rx_pkts", stats->rx_pkts);
 	put_u64(answer, "rx_bytes", stats->rx_bytes);
@@ -231,13 +221,14 @@ static void put_direction(struct answer *answer, struct wanem *wanem, unsigned i
 	put_u64(answer, "in_flight_pkts", emu->line.pkts + emu->late.pkts);
 	put_u64(answer, "late_max_ns", stats->late_max_ns);
 	put_double(answer, "late_mean_ns", stats->tx_pkts ? stats->late_sum_ns / (double)stats->tx_pkts : 0);
-	put_u64(answer, "ring_drops", from->ring_drops);
-	put_u64(answer, "bad_pkts", from->bad_pkts);
+	put_u64(answer, "ring_drops", rx->ring_drops);
+	put_u64(answer, "bad_pkts", rx->bad_pkts);
+	put_u64(answer, "pool_used_max_pkts", direction->pool.fresh);
 	put_u64(answer, "pool_drops", stats->pool_drops);
-	put_u64(answer, "tx_drops", to->tx_drops);
-	put_u64(answer, "tx_retries", to->tx_retries);
+	put_u64(answer, "tx_drops", tx->drops);
+	put_u64(answer, "tx_retries", tx->retries);
 	put(answer, "\"own_drops\": %" PRIu64 "}",
-	    from->ring_drops + from->bad_pkts + stats->pool_drops + to->tx_drops);
+	    rx->ring_drops + rx->bad_pkts + stats->pool_drops + tx->drops);
 }
 
 static uint64_t timeval_ns(const struct timeval *tv)
@@ -245,38 +236,47 @@ static uint64_t timeval_ns(const struct timeval *tv)
 	return (uint64_t)tv->tv_sec * 1000000000ULL + (uint64_t)tv->tv_usec * 1000ULL;
 }
 
-static void put_stats(struct answer *answer, struct wanem *wanem, uint64_t now_ns)
+static void put_stats(struct answer *answer, struct wanem *wanem)
 {
+	static const char *const names[2] = {"ab", "ba"};
+	uint64_t now_ns = clock_now_ns();
 	struct rusage usage;
 
 	getrusage(RUSAGE_SELF, &usage);
 	put(answer, "{");
 	put_u64(answer, "uptime_ns", now_ns - wanem->started_ns);
-	put_u64(answer, "since_reset_ns", now_ns - wanem->emus[0].stats.since_ns);
 	put_u64(answer, "cpu_user_ns", timeval_ns(&usage.ru_utime));
 	put_u64(answer, "cpu_system_ns", timeval_ns(&usage.ru_stime));
-	put_u64(answer, "pool_used_max_pkts", wanem->pool.fresh);
 	for (unsigned int i = 0; i < 2; i++) {
-		put_direction(answer, wanem, i, now_ns);
+		struct direction *direction = &wanem->directions[i];
+
+		direction_lock(direction);
+		put_direction(answer, direction, names[i], clock_now_ns());
+		direction_unlock(direction);
 		put(answer, i ? "}\n" : ", ");
 	}
 }
 
-static void reset(struct wanem *wanem, uint64_t now_ns)
+static void reset(struct wanem *wanem)
 {
 	for (unsigned int i = 0; i < 2; i++) {
-		struct port *port = &wanem->ports[i];
+		struct direction *direction = &wanem->directions[i];
 
-		port_read_drops(port);
-		port->ring_drops = port->bad_pkts = port->tx_drops = port->tx_retries = 0;
-		emu_reset_stats(&wanem->emus[i], now_ns);
+		direction_lock(direction);
+		rx_read_drops(&direction->rx);
+		direction->rx.ring_drops = direction->rx.bad_pkts = 0;
+		direction->tx.drops = direction->tx.retries = 0;
+		emu_reset_stats(&direction->emu, clock_now_ns());
+		direction_unlock(direction);
 	}
 }
 
-static const char *set(struct wanem *wanem, char *arguments, uint64_t now_ns)
+static const char *set(struct wanem *wanem, char *arguments)
 {
+	struct control_target targets[2] = {0};
 	char *assignments = strchr(arguments, ' ');
 	unsigned int mask;
+	const char *why;
 
 	if (!assignments)
 		return "set is followed by ab, ba or both, and KEY=VALUE";
@@ -285,23 +285,41 @@ static const char *set(struct wanem *wanem, char *arguments, uint64_t now_ns)
 	       : !strcmp(arguments, "ba")   ? 2
 	       : !strcmp(arguments, "both") ? 3
 					    : 0;
-	return mask ? control_set(wanem, mask, assignments, now_ns) : "a direction is ab, ba or both";
+	if (!mask)
+		return "a direction is ab, ba or both";
+	/* Only this thread changes parameters, so they can be read without the lock. */
+	for (unsigned int i = 0; i < 2; i++)
+		targets[i].params = wanem->directions[i].emu.params;
+	why = control_assign(targets, mask, assignments);
+	for (unsigned int i = 0; i < 2 && !why; i++) {
+		struct direction *direction = &wanem->directions[i];
+
+		if (!(mask & (1U << i)))
+			continue;
+		direction_lock(direction);
+		emu_set(&direction->emu, &targets[i].params, clock_now_ns());
+		if (targets[i].new_seed)
+			emu_seed(&direction->emu, targets[i].seed);
+		direction_unlock(direction);
+		direction_wake(direction);
+	}
+	return why;
 }
 
-static void obey(struct wanem *wanem, char *line, struct answer *answer, uint64_t now_ns)
+static void obey(struct wanem *wanem, char *line, struct answer *answer)
 {
 	const char *why = NULL;
 
 	if (!strcmp(line, "stats")) {
-		put_stats(answer, wanem, now_ns);
+		put_stats(answer, wanem);
 		return;
 	}
 	if (!strcmp(line, "reset"))
-		reset(wanem, now_ns);
+		reset(wanem);
 	else if (!strcmp(line, "quit"))
 		wanem->quit = true;
 	else if (!strncmp(line, "set ", 4))
-		why = set(wanem, line + 4, now_ns);
+		why = set(wanem, line + 4);
 	else
 		why = "the commands are stats, reset, set and quit";
 	if (why)
@@ -310,7 +328,7 @@ static void obey(struct wanem *wanem, char *line, struct answer *answer, uint64_
 		put(answer, "{\"ok\": true}\n");
 }
 
-static void serve_client(struct control_client *client, struct wanem *wanem, uint64_t now_ns)
+static void serve_client(struct control_client *client, struct wanem *wanem)
 {
 	static struct answer answer;
 	ssize_t n = recv(client->fd, client->line + client->used, CONTROL_LINE_BYTES - client->used,
@@ -329,7 +347,7 @@ static void serve_client(struct control_client *client, struct wanem *wanem, uin
 
 		*end = '\0';
 		answer.used = 0;
-		obey(wanem, client->line, &answer, now_ns);
+		obey(wanem, client->line, &answer);
 		if (send(client->fd, answer.text, answer.used, MSG_DONTWAIT | MSG_NOSIGNAL) !=
 		    (ssize_t)answer.used) {
 			disconnect(client);
@@ -357,11 +375,11 @@ static void accept_client(struct control *control)
 	close(fd);
 }
 
-void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem, uint64_t now_ns)
+void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem)
 {
 	for (size_t i = 0; i < CONTROL_CLIENTS; i++)
 		if (control->clients[i].fd >= 0 && fds[1 + i].revents)
-			serve_client(&control->clients[i], wanem, now_ns);
+			serve_client(&control->clients[i], wanem);
 	if (fds[0].revents)
 		accept_client(control);
 }

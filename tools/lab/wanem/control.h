@@ -19,18 +19,15 @@
 #include <stdint.h>
 #include <sys/un.h>
 
+#include "direction.h"
 #include "emu.h"
-#include "port.h"
 
 #define CONTROL_CLIENTS 8
 #define CONTROL_LINE_BYTES 1024
 #define CONTROL_POLL_FDS (1 + CONTROL_CLIENTS)
 
-/* Both directions and both ports: emus[0] carries from ports[0] to ports[1]. */
 struct wanem {
-	struct port ports[2];
-	struct emu emus[2];
-	struct pool pool;
+	struct direction directions[2]; /* [0] carries from A to B */
 	uint64_t started_ns;
 	bool quit;
 };
@@ -52,8 +49,16 @@ int control_init(struct control *control, const char *path);
 void control_deinit(struct control *control);
 /* Fills CONTROL_POLL_FDS entries; those not in use have fd -1. */
 void control_poll_fds(const struct control *control, struct pollfd *fds);
-void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem, uint64_t now_ns);
-/* Applies "KEY=VALUE ..." (modified in place) to the directions in mask; NULL, or why it is refused. */
-const char *control_set(struct wanem *wanem, unsigned int mask, char *assignments, uint64_t now_ns);
+void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem);
+
+/* What "KEY=VALUE ..." sets. */
+struct control_target {
+	struct emu_params params;
+	uint64_t seed;
+	bool new_seed;
+};
+
+/* Applies "KEY=VALUE ..." (modified in place) to the targets in mask; NULL, or why it is refused. */
+const char *control_assign(struct control_target targets[2], unsigned int mask, char *assignments);
 
 #endif

@@ -16,7 +16,7 @@
 
 int pool_init(struct pool *pool, size_t count, size_t slot_bytes)
 {
-	*pool = (struct pool){.slot_bytes = slot_bytes, .count = count};
+	*pool = (struct pool){.slot_bytes = slot_bytes};
 	pool->pkts = mmap(NULL, count * sizeof(*pool->pkts), PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (pool->pkts == MAP_FAILED)
@@ -29,11 +29,14 @@ int pool_init(struct pool *pool, size_t count, size_t slot_bytes)
 		munmap(pool->pkts, count * sizeof(*pool->pkts));
 		return -err;
 	}
+	pool->count = count;
 	return 0;
 }
 
 void pool_deinit(struct pool *pool)
 {
+	if (!pool->count)
+		return;
 	munmap(pool->pkts, pool->count * sizeof(*pool->pkts));
 	munmap(pool->data, pool->count * pool->slot_bytes);
 }
