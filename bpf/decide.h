@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * decide.h: policy evaluation: rules, then a table's routes, then the stack, then the stack's socket options.
+ *
+ * Invariants: control's generation is read once by the caller and everything is looked up in that half; at
+ * most two LPM look-ups per rule that matched; nothing here writes a policy map.
+ */
+#ifndef DMM_DECIDE_H
+#define DMM_DECIDE_H
+
+#include "defs.h"
+
+/* Who acts, as rules see it. */
+struct dmm_facts {
+	__u64 cgroup_id;
+	__u64 netns_cookie;
+	__u32 pid;
+	__u32 uid;
+	__u32 mark;
+	__u32 pad;
+	char comm[DMM_COMM_LEN];
+};
+
+/* What is looked up: an address with the protocol and port that ports[] is keyed by. */
+struct dmm_query {
+	__u32 addr[4];
+	__u32 half;
+	__u16 port_be;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct dmm_verdict {
+	__u32 rule;
+	__u32 table;
+	__u32 route;
+	__u32 stack;
+};
+
+/* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on kernels that
+ * allow it. */
+static __always_inline void facts_current(struct dmm_facts *facts)
+{
+	facts->cgroup_id = bpf_get_current_cgroup_id();
+	facts->pid = bpf_get_current_pid_tgid() >> 32;
+	facts->uid = (__u32)bpf_get_current_uid_gid();
+	bpf_get_current_comm(facts->comm, sizeof(facts->comm));
+}
+
+static __always_inline bool comm_equal(const char *a, const char *b)
+{
+	const __u64 *x = (const __u64 *)a;
+	const __u64 *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline bool rule_matches(const struct dmm_rule *rule, const struct dmm_facts *facts,
+					 __u32 direction)
+{
+	__u32 flags = rule->flags;
+
+	if (!(rule->directions & direction))
+		return false;
+	if ((flags & DMM_RULE_UID) && (facts->uid < rule->uid_first || facts->uid > rule->uid_last))
+		return false;
+	if ((flags & DMM_RULE_MARK) && (facts->mark & rule->mark_mask) != rule->mark)
+		return false;
+	if ((flags & DMM_RULE_NETNS) && facts->netns_cookie != rule->netns_cookie)
+		return false;
+	if ((flags & DMM_RULE_COMM) && !comm_equal(facts->comm, rule->comm))
+		return false;
+	if ((flags & DMM_RULE_CGROUP) &&
+	    bpf_get_current_ancestor_cgroup_id(rule->cgroup_level) != rule->cgroup_id)
+		return false;
+	return true;
+}
+
+static __always_inline const struct dmm_rule *rule_get(__u32 half, __u32 index)
+{
+	__u32 key = half * DMM_MAX_RULES + index;
+
+	return map_lookup(DMM_MAP(rules), &key);
+}
+
+static __always_inline __u32 rules_count(__u32 half)
+{
+	const struct dmm_policy_head *head = map_lookup(DMM_MAP(heads), &half);
+
+	return head ? head->n_rules : 0;
+}
+
+static __always_inline const struct dmm_route_value *prefix_find(__u32 table, const struct dmm_query *query)
+{
+	if (addr_is_mapped(query->addr)) {
+		struct dmm_route4_key key = {.prefixlen = 64, .table = table, .addr_be = query->addr[3]};
+		void *trie = map_lookup(DMM_MAP(routes4), &query->half);
+
+		return trie ? map_lookup(trie, &key) : NULL;
+	} else {
+		struct dmm_route6_key key = {.prefixlen = 160, .table = table};
+		void *trie = map_lookup(DMM_MAP(routes6), &query->half);
+
+		addr_copy((__u32 *)key.addr, query->addr);
+		return trie ? map_lookup(trie, &key) : NULL;
+	}
+}
+
+static __always_inline bool route_find(__u32 table, const struct dmm_query *query,
+				       struct dmm_verdict *verdict)
+{
+	const struct dmm_route_value *prefix = prefix_find(table, query);
+	const struct dmm_port_value *port;
+	struct dmm_port_key key = {};
+	void *trie;
+
+	if (!prefix)
+		return false;
+	verdict->table = table;
+	if (!prefix->portset) {
+		verdict->route = prefix->route;
+		verdict->stack = prefix->stack;
+		return prefix->route != DMM_ROUTE_NONE;
+	}
+	trie = map_lookup(DMM_MAP(ports), &query->half);
+	if (!trie)
+		return false;
+	key.prefixlen = 64;
+	key.portset = prefix->portset;
+	key.proto = query->proto;
+	key.port_be = query->port_be;
+	port = map_lookup(trie, &key);
+	if (!port)
+		return false;
+	verdict->route = port->route;
+	verdict->stack = port->stack;
+	return port->route != DMM_ROUTE_NONE;
+}
+
+/* The first rule that matches and whose table has a route wins (connect). */
+static __always_inline bool policy_find(const struct dmm_facts *facts, const struct dmm_query *query,
+					struct dmm_verdict *verdict)
+{
+	__u32 n_rules = rules_count(query->half);
+	__u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DMM_MAX_RULES; i++) {
+		const struct dmm_rule *rule;
+
+		if (i >= n_rules)
+			break;
+		rule = rule_get(query->half, i);
+		if (!rule)
+			break;
+		if (!rule_matches(rule, facts, DMM_DIR_CONNECT))
+			continue;
+		if (!route_find(rule->table, query, verdict))
+			continue;
+		verdict->rule = i + 1;
+		return true;
+	}
+	return false;
+}
+
+static __always_inline const struct dmm_stack *stack_get(__u32 half, __u32 id)
+{
+	__u32 key = half * DMM_MAX_STACKS + id;
+
+	return id < DMM_MAX_STACKS ? map_lookup(DMM_MAP(stacks), &key) : NULL;
+}
+
+static __always_inline bool stack_is_up(__u32 id)
+{
+	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
+
+	return state && state->up;
+}
+
+struct dmm_served {
+	const struct dmm_stack *stack; /* NULL: the kernel's stack, untouched */
+	__u32 id;
+	bool reject;
+};
+
+/*
+ * Who serves a flow that policy gives to stack id. user_allowed: the flow can be carried by a user stack at
+ * all; if it cannot, the kernel serves it as if there were no policy. A fallback that is itself a user stack
+ * is the kernel: one level, so that a chain of dead stacks costs nothing.
+ */
+static __always_inline void stack_resolve(__u32 half, __u32 id, bool user_allowed, struct dmm_served *served)
+{
+	const struct dmm_stack *stack = id ? stack_get(half, id) : NULL;
+
+	served->stack = NULL;
+	served->id = 0;
+	served->reject = false;
+	if (!stack)
+		return;
+	if (stack->kind == DMM_STACK_USER) {
+		if (!user_allowed)
+			return;
+		if (!stack_is_up(id)) {
+			count(DMM_CNT_CONNECT_FALLBACK);
+			id = stack->fallback;
+			stack = id ? stack_get(half, id) : NULL;
+			if (!stack || stack->kind == DMM_STACK_USER)
+				return;
+		}
+	}
+	if (stack->kind == DMM_STACK_REJECT) {
+		served->id = id;
+		served->reject = true;
+	} else if (stack->kind) {
+		served->stack = stack;
+		served->id = id;
+	}
+}
+
+static __always_inline void option_set(void *ctx, int level, int name, const void *value, int len)
+{
+	if (bpf_setsockopt(ctx, level, name, (void *)value, len))
+		count(DMM_CNT_SOCKOPT_FAILED);
+}
+
+/* RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself only for TCP. */
+static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, bool ipv6)
+{
+	int level = ipv6 ? SOL_IPV6 : SOL_IP;
+	int name = ipv6 ? IPV6_TCLASS : IP_TOS;
+	int old = 0;
+	int tos;
+
+	if (bpf_getsockopt(ctx, level, name, &old, sizeof(old)) || old < 0)
+		old = 0;
+	tos = (stack->dscp << 2) | (old & ECN_MASK);
+	option_set(ctx, level, name, &tos, sizeof(tos));
+}
+
+/*
+ * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
+ * SO_PRIORITY comes after IP_TOS, which changes it.
+ */
+static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
+					bool ipv6)
+{
+	__u32 flags = stack->flags;
+
+	if (stack->kind == DMM_STACK_USER)
+		flags |= DMM_SET_MARK | DMM_SET_CONGESTION;
+	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
+		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+	if (flags & DMM_SET_DSCP)
+		dscp_set(ctx, stack, ipv6);
+	if (flags & DMM_SET_MARK) {
+		__u32 mark = (old_mark & ~stack->mark_mask) | (stack->mark & stack->mark_mask);
+
+		option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+	}
+	if (flags & DMM_SET_PACING) {
+		__u32 rate = stack->max_pacing_rate_Bps;
+
+		option_set(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate));
+	}
+	if (flags & DMM_SET_PRIORITY) {
+		__u32 priority = stack->priority;
+
+		option_set(ctx, SOL_SOCKET, SO_PRIORITY, &priority, sizeof(priority));
+	}
+}
+
+static __always_inline void decision_facts(struct dmm_decision *decision, const struct dmm_facts *facts)
+{
+	decision->cgroup_id = facts->cgroup_id;
+	decision->pid = facts->pid;
+	decision->uid = facts->uid;
+	__builtin_memcpy(decision->comm, facts->comm, sizeof(decision->comm));
+}
+
+static __always_inline void decision_verdict(struct dmm_decision *decision, const struct dmm_verdict *verdict,
+					     __u32 stack)
+{
+	decision->rule = verdict->rule;
+	decision->table = verdict->table;
+	decision->route = verdict->route;
+	decision->wanted = verdict->stack;
+	decision->stack = stack;
+}
+
+static __always_inline void verdict_none(struct dmm_verdict *verdict)
+{
+	verdict->rule = 0;
+	verdict->table = 0;
+	verdict->route = DMM_ROUTE_NONE;
+	verdict->stack = 0;
+}
+
+#endif /* DMM_DECIDE_H */

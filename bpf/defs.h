@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * defs.h: what every part of dmm.bpf.c stands on: uapi headers, the shared ABI, map references, helpers.
+ *
+ * Maps are not declared here. The loader creates them (types, flags and sizes are in dmm_ebpf/loader/spec.py)
+ * and passes -DDMM_MAP_<name>=<number>; DMM_MAP(name) becomes a map reference with that number, which the
+ * loader replaces by the map's fd before it loads the bytecode. So a map used here and unknown there is a
+ * compile error.
+ *
+ * BCC rewrites functions of the main file that take a context; parts are headers so that nothing here is
+ * rewritten.
+ */
+#ifndef DMM_DEFS_H
+#define DMM_DEFS_H
+
+#include <linux/if_ether.h>
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include "abi.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define SOL_SOCKET 1
+#define SOL_IP 0
+#define SOL_TCP 6
+#define SOL_IPV6 41
+#define SO_PRIORITY 12
+#define SO_MARK 36
+#define SO_MAX_PACING_RATE 47
+#define ECN_MASK 3
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define htons(x) __builtin_bswap16(x)
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "big-endian hosts: ctx->remote_port and htons() need their other form"
+#endif
+
+#define DMM_MAP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
+
+/* BCC declares this helper as returning u32, which cuts the cookie. */
+static __u64 (*dmm_socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
+
+static __always_inline void *map_lookup(void *map, const void *key)
+{
+	return bpf_map_lookup_elem(map, (void *)key);
+}
+
+static __always_inline long map_update(void *map, const void *key, const void *value, __u64 flags)
+{
+	return bpf_map_update_elem(map, (void *)key, (void *)value, flags);
+}
+
+static __always_inline void count(__u32 counter)
+{
+	__u64 *value = map_lookup(DMM_MAP(counters), &counter);
+
+	if (value)
+		(*value)++;
+}
+
+static __always_inline const struct dmm_control *control_get(void)
+{
+	__u32 zero = 0;
+
+	return map_lookup(DMM_MAP(control), &zero);
+}
+
+static __always_inline bool addr_is_mapped(const __u32 *words)
+{
+	return words[0] == 0 && words[1] == 0 && words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void addr_set4(__u32 *words, __u32 addr_be)
+{
+	words[0] = 0;
+	words[1] = 0;
+	words[2] = bpf_htonl(0xffff);
+	words[3] = addr_be;
+}
+
+static __always_inline void addr_copy(__u32 *to, const __u32 *from)
+{
+	to[0] = from[0];
+	to[1] = from[1];
+	to[2] = from[2];
+	to[3] = from[3];
+}
+
+#endif /* DMM_DEFS_H */

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * dmm.bpf.c: the one translation unit: every BPF program of dmm-ebpf, one entry point each.
+ *
+ * Entry points only, on purpose: BCC rewrites the body of functions in this file, and leaves the included
+ * parts alone.
+ */
+#include "defs.h"
+#include "connect.h"
+#include "bind.h"
+#include "sockops.h"
+#include "xdp.h"
+#include "ingress.h"
+
+int dmm_connect4(struct bpf_sock_addr *ctx)
+{
+	return connect4(ctx);
+}
+
+int dmm_connect6(struct bpf_sock_addr *ctx)
+{
+	return connect6(ctx);
+}
+
+int dmm_bind4(struct bpf_sock_addr *ctx)
+{
+	return bind_remember(ctx);
+}
+
+int dmm_bind6(struct bpf_sock_addr *ctx)
+{
+	return bind_remember(ctx);
+}
+
+int dmm_sockops(struct bpf_sock_ops *ctx)
+{
+	return sockops(ctx);
+}
+
+int dmm_xdp(struct xdp_md *ctx)
+{
+	return xdp(ctx);
+}
+
+int dmm_ingress(struct __sk_buff *ctx)
+{
+	return ingress(ctx);
+}
+
+int dmm_listener_set(struct dmm_listener_set *ctx)
+{
+	return listener_set(ctx);
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * flow.h: flow records and the event ring.
+ *
+ * flows[] is a plain hash, not an LRU: an open flow is never evicted; when it is full the new flow is counted
+ * in DMM_CNT_FLOWS_FULL and goes unrecorded. A record exists from TCP_CONNECT_CB or PASSIVE_ESTABLISHED to
+ * TCP_CLOSE.
+ *
+ * Waking a reader costs more than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader
+ * looks again a little later than that (dmm_ebpf/loader/ringbuf.py keeps that promise).
+ */
+#ifndef DMM_FLOW_H
+#define DMM_FLOW_H
+
+#include "defs.h"
+
+#define DMM_WAKE_NS 20000000ULL
+
+static __always_inline __u64 wake_flags(__u64 now_ns)
+{
+	__u32 zero = 0;
+	__u64 *last_ns = map_lookup(DMM_MAP(wakeup), &zero);
+
+	if (last_ns && now_ns - *last_ns < DMM_WAKE_NS)
+		return BPF_RB_NO_WAKEUP;
+	if (last_ns)
+		*last_ns = now_ns;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+static __always_inline void event_emit(__u32 type, const struct dmm_flow *flow)
+{
+	struct dmm_event *event = bpf_ringbuf_reserve(DMM_MAP(events), sizeof(*event), 0);
+
+	if (!event) {
+		count(DMM_CNT_EVENTS_LOST);
+		return;
+	}
+	event->type = type;
+	event->pad = 0;
+	event->time_ns = bpf_ktime_get_ns();
+	__builtin_memcpy(&event->flow, flow, sizeof(*flow));
+	bpf_ringbuf_submit(event, wake_flags(event->time_ns));
+}
+
+/* The addresses are those of the packets: an AF_INET6 socket with a v4-mapped peer sends IPv4. */
+static __always_inline void pair_fill(struct bpf_sock_ops *ctx, struct dmm_addr_pair *pair)
+{
+	__u32 *laddr = (__u32 *)pair->laddr;
+	__u32 *raddr = (__u32 *)pair->raddr;
+
+	pair->family = ctx->family;
+	if (pair->family == AF_INET) {
+		addr_set4(laddr, ctx->local_ip4);
+		addr_set4(raddr, ctx->remote_ip4);
+	} else {
+		laddr[0] = ctx->local_ip6[0];
+		laddr[1] = ctx->local_ip6[1];
+		laddr[2] = ctx->local_ip6[2];
+		laddr[3] = ctx->local_ip6[3];
+		raddr[0] = ctx->remote_ip6[0];
+		raddr[1] = ctx->remote_ip6[1];
+		raddr[2] = ctx->remote_ip6[2];
+		raddr[3] = ctx->remote_ip6[3];
+		if (addr_is_mapped(laddr))
+			pair->family = AF_INET;
+	}
+	pair->lport_be = htons((__u16)ctx->local_port);
+	pair->rport_be = (__u16)(ctx->remote_port >> 16);
+	pair->proto = IPPROTO_TCP;
+	pair->pad = 0;
+}
+
+static __always_inline void flow_counts(struct bpf_sock_ops *ctx, struct dmm_flow *flow)
+{
+	flow->updated_ns = bpf_ktime_get_ns();
+	flow->bytes_sent = ctx->bytes_acked;
+	flow->bytes_received = ctx->bytes_received;
+	flow->srtt_us = ctx->srtt_us >> 3;
+	flow->retransmits = ctx->total_retrans;
+}
+
+static __always_inline void flow_init(struct bpf_sock_ops *ctx, struct dmm_flow *flow, __u32 state,
+				      __u64 netns_cookie, const struct dmm_decision *decision)
+{
+	flow->cookie = dmm_socket_cookie(ctx);
+	flow->netns_cookie = netns_cookie;
+	pair_fill(ctx, &flow->pair);
+	flow_counts(ctx, flow);
+	flow->opened_ns = flow->updated_ns;
+	flow->state = state;
+	flow->pad = 0;
+	__builtin_memcpy(&flow->decision, decision, sizeof(flow->decision));
+}
+
+static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = dmm_socket_cookie(ctx);
+
+	return map_lookup(DMM_MAP(flows), &cookie);
+}
+
+static __always_inline void flow_open(struct bpf_sock_ops *ctx, __u32 event, __u32 state, __u64 netns_cookie,
+				      const struct dmm_decision *decision)
+{
+	struct dmm_flow flow;
+
+	flow_init(ctx, &flow, state, netns_cookie, decision);
+	if (map_update(DMM_MAP(flows), &flow.cookie, &flow, BPF_ANY))
+		count(DMM_CNT_FLOWS_FULL);
+	event_emit(event, &flow);
+}
+
+#endif /* DMM_FLOW_H */

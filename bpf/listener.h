@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * listener.h: listeners[], what XDP and the RD know of listening addresses.
+ *
+ * Invariant: an entry's count is the number of sockets that listen on it, and it is gone when that falls to
+ * 0. Counting and deleting must be one step, and BPF of this instruction set has no fetch-and-add; so a
+ * writer holds a lock, which is an entry in listener_locks[] made with BPF_NOEXIST. Who cannot take it in
+ * DMM_LOCK_SPINS tries gives up on the safe side: the listener stays unpublished and the kernel serves it.
+ * Readers take no lock.
+ */
+#ifndef DMM_LISTENER_H
+#define DMM_LISTENER_H
+
+#include "defs.h"
+
+#define DMM_LOCK_SPINS 512
+
+static __always_inline bool listener_lock(const struct dmm_listener_key *key)
+{
+	__u32 one = 1;
+	__u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DMM_LOCK_SPINS; i++) {
+		if (!map_update(DMM_MAP(listener_locks), key, &one, BPF_NOEXIST))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline void listener_unlock(const struct dmm_listener_key *key)
+{
+	bpf_map_delete_elem(DMM_MAP(listener_locks), (void *)key);
+}
+
+static __always_inline void listener_fill(struct dmm_listener *listener, const struct dmm_decision *decision,
+					  __u64 netns_cookie, __u32 mark)
+{
+	__u32 half = decision->generation & 1;
+
+	listener->tables[half] = decision->table;
+	listener->rules[half] = decision->rule;
+	listener->uid = decision->uid;
+	listener->pid = decision->pid;
+	listener->mark = mark;
+	listener->cgroup_id = decision->cgroup_id;
+	listener->netns_cookie = netns_cookie;
+	__builtin_memcpy(listener->comm, decision->comm, sizeof(listener->comm));
+}
+
+/* The last socket to join decides whose facts are shown and which table serves. */
+static __always_inline bool listener_publish(const struct dmm_listener_key *key,
+					     const struct dmm_decision *decision, __u64 netns_cookie,
+					     __u32 mark)
+{
+	struct dmm_listener fresh = {.count = 1};
+	struct dmm_listener *listener;
+	bool done = true;
+
+	if (!listener_lock(key)) {
+		count(DMM_CNT_LISTENERS_FULL);
+		return false;
+	}
+	listener = map_lookup(DMM_MAP(listeners), key);
+	if (listener) {
+		listener_fill(listener, decision, netns_cookie, mark);
+		listener->count++;
+	} else {
+		/* Spelled out for both halves: a variable index into the program's stack is not verifiable.
+		 */
+		__u32 odd = decision->generation & 1;
+
+		fresh.tables[0] = odd ? 0 : decision->table;
+		fresh.rules[0] = odd ? 0 : decision->rule;
+		fresh.tables[1] = odd ? decision->table : 0;
+		fresh.rules[1] = odd ? decision->rule : 0;
+		fresh.uid = decision->uid;
+		fresh.pid = decision->pid;
+		fresh.mark = mark;
+		fresh.cgroup_id = decision->cgroup_id;
+		fresh.netns_cookie = netns_cookie;
+		__builtin_memcpy(fresh.comm, decision->comm, sizeof(fresh.comm));
+		if (map_update(DMM_MAP(listeners), key, &fresh, BPF_NOEXIST)) {
+			count(DMM_CNT_LISTENERS_FULL);
+			done = false;
+		}
+	}
+	listener_unlock(key);
+	return done;
+}
+
+static __always_inline void listener_withdraw(const struct dmm_listener_key *key)
+{
+	struct dmm_listener *listener;
+	bool locked = listener_lock(key);
+
+	listener = map_lookup(DMM_MAP(listeners), key);
+	if (listener) {
+		if (listener->count > 1)
+			listener->count--;
+		else
+			bpf_map_delete_elem(DMM_MAP(listeners), (void *)key);
+	}
+	if (locked)
+		listener_unlock(key);
+}
+
+/* Exact address first, then the wildcards; :: serves both families (RFC 3493 section 5.3). */
+static __always_inline const struct dmm_listener *listener_find(const __u32 *addr, __u16 port_be)
+{
+	struct dmm_listener_key key = {.port_be = port_be};
+	const struct dmm_listener *listener;
+
+	addr_copy((__u32 *)key.addr, addr);
+	listener = map_lookup(DMM_MAP(listeners), &key);
+	if (listener)
+		return listener;
+	if (addr_is_mapped(addr)) {
+		addr_set4((__u32 *)key.addr, 0);
+		listener = map_lookup(DMM_MAP(listeners), &key);
+		if (listener)
+			return listener;
+	}
+	__builtin_memset(key.addr, 0, sizeof(key.addr));
+	return map_lookup(DMM_MAP(listeners), &key);
+}
+
+/* Argument of dmm_listener_set. */
+struct dmm_listener_set {
+	struct dmm_listener_key key;
+	__u32 half;
+	__u32 table;
+	__u32 rule;
+	__u32 pad;
+};
+
+/*
+ * User space cannot change two fields of an entry without writing, and so losing, its count; this program
+ * can. Returns 1: changed, 0: no such listener.
+ */
+static __always_inline int listener_set(struct dmm_listener_set *ctx)
+{
+	struct dmm_listener_key key;
+	struct dmm_listener *listener;
+
+	__builtin_memcpy(&key, &ctx->key, sizeof(key));
+	listener = map_lookup(DMM_MAP(listeners), &key);
+	if (!listener)
+		return 0;
+	listener->tables[ctx->half & 1] = ctx->table;
+	listener->rules[ctx->half & 1] = ctx->rule;
+	return 1;
+}
+
+#endif /* DMM_LISTENER_H */

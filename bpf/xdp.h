@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * xdp.h: which frames of a NIC go to its user stack's AF_XDP socket. Everything not named here is XDP_PASS.
+ *
+ * - TCP of a flow in xdp_flows[], in either role;
+ * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up and sits on
+ * this NIC;
+ * - an ICMP error that quotes a flow in xdp_flows[].
+ *
+ * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers, anything truncated, frames that
+ * would be forwarded. Only headers are read; lengths beyond them and checksums are for the stack to check.
+ */
+#ifndef DMM_XDP_H
+#define DMM_XDP_H
+
+#include "decide.h"
+#include "listener.h"
+
+#define IP_FRAG_MASK 0x3fff /* MF and the offset, not DF (RFC 791) */
+#define IP_OFFSET_MASK 0x1fff
+#define TCP_FLAG_BYTE 13
+#define TCP_FLAGS_SYN 0x02
+#define TCP_FLAGS_RST_ACK_FIN 0x15
+
+struct dmm_packet {
+	const struct dmm_nic *nic;
+	struct dmm_addr_pair pair;
+	__u32 xsk; /* index in xsks[] */
+	__u8 tcp_flags;
+};
+
+static __always_inline int xdp_steer(const struct dmm_packet *packet, __u32 counter)
+{
+	int verdict = bpf_redirect_map(DMM_MAP(xsks), packet->xsk, XDP_PASS);
+
+	count(verdict == XDP_REDIRECT ? counter : DMM_CNT_XDP_NO_SOCKET);
+	return verdict;
+}
+
+static __always_inline bool xdp_flow_owned(const struct dmm_packet *packet)
+{
+	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &packet->pair);
+
+	return flow && flow->stack == packet->nic->stack;
+}
+
+/*
+ * A listener on a wildcard address must not draw SYNs that this host only forwards. Without forwarding the
+ * kernel would drop what is not its own, and so it does when the stack shows it the SYN; so that case needs
+ * no look-up.
+ */
+static __always_inline bool xdp_is_forwarded(struct xdp_md *ctx, const struct dmm_addr_pair *pair)
+{
+	struct bpf_fib_lookup fib = {};
+	int ret;
+
+	fib.family = pair->family;
+	fib.l4_protocol = IPPROTO_TCP;
+	fib.sport = pair->rport_be;
+	fib.dport = pair->lport_be;
+	fib.ifindex = ctx->ingress_ifindex;
+	if (pair->family == AF_INET) {
+		fib.ipv4_src = ((const __u32 *)pair->raddr)[3];
+		fib.ipv4_dst = ((const __u32 *)pair->laddr)[3];
+	} else {
+		addr_copy(fib.ipv6_src, (const __u32 *)pair->raddr);
+		addr_copy(fib.ipv6_dst, (const __u32 *)pair->laddr);
+	}
+	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	return ret != BPF_FIB_LKUP_RET_NOT_FWDED && ret != BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, const struct dmm_packet *packet)
+{
+	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
+	const struct dmm_control *control = control_get();
+	const struct dmm_listener *listener;
+	const struct dmm_stack *stack;
+	struct dmm_verdict verdict;
+	__u32 generation;
+	__u32 table;
+
+	generation = control ? control->generation : 0;
+	if (!generation)
+		return false;
+	listener = listener_find((const __u32 *)packet->pair.laddr, packet->pair.lport_be);
+	if (!listener)
+		return false;
+	query.half = generation & 1;
+	table = listener->tables[query.half];
+	addr_copy(query.addr, (const __u32 *)packet->pair.raddr);
+	if (!table || !route_find(table, &query, &verdict) || verdict.stack != packet->nic->stack)
+		return false;
+	stack = stack_get(query.half, verdict.stack);
+	if (!stack || stack->kind != DMM_STACK_USER || !stack_is_up(verdict.stack))
+		return false;
+	return !xdp_is_forwarded(ctx, &packet->pair);
+}
+
+static __always_inline int xdp_tcp(struct xdp_md *ctx, struct dmm_packet *packet)
+{
+	if (xdp_flow_owned(packet))
+		return xdp_steer(packet, DMM_CNT_XDP_FLOW);
+	if (!(packet->tcp_flags & TCP_FLAGS_SYN) || (packet->tcp_flags & TCP_FLAGS_RST_ACK_FIN))
+		return XDP_PASS;
+	if (xdp_listener_owned(ctx, packet))
+		return xdp_steer(packet, DMM_CNT_XDP_LISTENER);
+	return XDP_PASS;
+}
+
+static __always_inline void pair_set4(struct dmm_addr_pair *pair, __u32 laddr_be, __u32 raddr_be)
+{
+	addr_set4((__u32 *)pair->laddr, laddr_be);
+	addr_set4((__u32 *)pair->raddr, raddr_be);
+	pair->family = AF_INET;
+	pair->proto = IPPROTO_TCP;
+}
+
+static __always_inline void pair_set6(struct dmm_addr_pair *pair, const struct in6_addr *laddr,
+				      const struct in6_addr *raddr)
+{
+	addr_copy((__u32 *)pair->laddr, laddr->in6_u.u6_addr32);
+	addr_copy((__u32 *)pair->raddr, raddr->in6_u.u6_addr32);
+	pair->family = AF_INET6;
+	pair->proto = IPPROTO_TCP;
+}
+
+static __always_inline int xdp_tcp_header(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct tcphdr *th = header;
+
+	if ((void *)(th + 1) > data_end)
+		return XDP_PASS;
+	packet->pair.lport_be = th->dest;
+	packet->pair.rport_be = th->source;
+	packet->tcp_flags = ((const __u8 *)th)[TCP_FLAG_BYTE];
+	return xdp_tcp(ctx, packet);
+}
+
+/* The quoted packet is one that this host sent: its source is local (RFC 792, RFC 4443 section 2.4). */
+static __always_inline int xdp_quote_ports(struct xdp_md *ctx, struct dmm_packet *packet, const __u16 *ports)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+
+	if ((void *)(ports + 4) > data_end)
+		return XDP_PASS;
+	packet->pair.lport_be = ports[0];
+	packet->pair.rport_be = ports[1];
+	return xdp_flow_owned(packet) ? xdp_steer(packet, DMM_CNT_XDP_ICMP) : XDP_PASS;
+}
+
+static __always_inline int xdp_icmp4(struct xdp_md *ctx, struct dmm_packet *packet, void *header,
+				     __u32 daddr_be)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct icmphdr *icmp = header;
+	struct iphdr *quote = (void *)(icmp + 1);
+
+	if ((void *)(quote + 1) > data_end)
+		return XDP_PASS;
+	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED &&
+	    icmp->type != ICMP_PARAMETERPROB)
+		return XDP_PASS;
+	if (quote->version != 4 || quote->ihl < 5 || quote->protocol != IPPROTO_TCP ||
+	    quote->saddr != daddr_be || (quote->frag_off & htons(IP_OFFSET_MASK)))
+		return XDP_PASS;
+	pair_set4(&packet->pair, quote->saddr, quote->daddr);
+	return xdp_quote_ports(ctx, packet, (void *)quote + quote->ihl * 4);
+}
+
+static __always_inline int xdp_icmp6(struct xdp_md *ctx, struct dmm_packet *packet, void *header,
+				     const struct in6_addr *daddr)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct icmp6hdr *icmp = header;
+	struct ipv6hdr *quote = (void *)(icmp + 1);
+	const __u32 *to = daddr->in6_u.u6_addr32;
+	const __u32 *from;
+
+	if ((void *)(quote + 1) > data_end)
+		return XDP_PASS;
+	if (icmp->icmp6_type < ICMPV6_DEST_UNREACH || icmp->icmp6_type > ICMPV6_PARAMPROB)
+		return XDP_PASS;
+	from = quote->saddr.in6_u.u6_addr32;
+	if (quote->version != 6 || quote->nexthdr != IPPROTO_TCP || from[0] != to[0] || from[1] != to[1] ||
+	    from[2] != to[2] || from[3] != to[3])
+		return XDP_PASS;
+	pair_set6(&packet->pair, &quote->saddr, &quote->daddr);
+	return xdp_quote_ports(ctx, packet, (void *)(quote + 1));
+}
+
+static __always_inline int xdp_ipv4(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = header;
+
+	if ((void *)(ip + 1) > data_end)
+		return XDP_PASS;
+	if (ip->version != 4 || ip->ihl < 5 || (ip->frag_off & htons(IP_FRAG_MASK)))
+		return XDP_PASS;
+	header += ip->ihl * 4;
+	if (ip->protocol == IPPROTO_TCP) {
+		pair_set4(&packet->pair, ip->daddr, ip->saddr);
+		return xdp_tcp_header(ctx, packet, header);
+	}
+	if (ip->protocol == IPPROTO_ICMP)
+		return xdp_icmp4(ctx, packet, header, ip->daddr);
+	return XDP_PASS;
+}
+
+static __always_inline int xdp_ipv6(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct ipv6hdr *ip = header;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 6)
+		return XDP_PASS;
+	if (ip->nexthdr == IPPROTO_TCP) {
+		pair_set6(&packet->pair, &ip->daddr, &ip->saddr);
+		return xdp_tcp_header(ctx, packet, ip + 1);
+	}
+	if (ip->nexthdr == IPPROTO_ICMPV6)
+		return xdp_icmp6(ctx, packet, ip + 1, &ip->daddr);
+	return XDP_PASS;
+}
+
+static __always_inline int xdp(struct xdp_md *ctx)
+{
+	void *data_end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	__u32 ifindex = ctx->ingress_ifindex;
+	__u32 queue = ctx->rx_queue_index;
+	struct dmm_packet packet = {};
+
+	if ((void *)(eth + 1) > data_end || queue >= DMM_MAX_QUEUES)
+		return XDP_PASS;
+	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
+	if (!packet.nic)
+		return XDP_PASS;
+	packet.xsk = packet.nic->slot * DMM_MAX_QUEUES + queue;
+	if (eth->h_proto == htons(ETH_P_IP))
+		return xdp_ipv4(ctx, &packet, eth + 1);
+	if (eth->h_proto == htons(ETH_P_IPV6))
+		return xdp_ipv6(ctx, &packet, eth + 1);
+	return XDP_PASS;
+}
+
+#endif /* DMM_XDP_H */

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach, adopt, detach: an instance's hooks in the kernel, from nothing to pinned and back to nothing.
+
+All or nothing: maps and programs come first and change nothing on the host; links come last; whatever fails, all that
+was made is taken away. control is filled in before the first link, so no hook ever runs without it. What is pinned
+outlives the process; adopt() takes it over after checking that it is what this version would have loaded. detach()
+needs nobody's help: it works from pins alone, also on a half-made instance whose attach was killed.
+Only links are used, so programs that others have on the cgroup stay and run too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import (
+    ConflictError,
+    DmmError,
+    KernelFeatureError,
+    NotAttachedError,
+    PrivilegeError,
+    UsageError,
+)
+from dmm_ebpf.loader import bpf, bpffs, programs, xdp
+from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader.bpf import LinkType
+from dmm_ebpf.loader.compile import compile_programs
+from dmm_ebpf.loader.maps import Map
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, ProgSpec
+
+_ZERO_KEY = struct.pack("=I", 0)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An attached instance. Owns the fds of its maps and programs; the hooks live on when it is closed.
+
+    cgroup_id: of the cgroup the hooks are on. progs: program name to fd. folder: its pins.
+    """
+
+    instance: str
+    cgroup_id: int
+    maps: Mapping[str, Map]
+    progs: Mapping[str, int]
+    folder: Path
+
+    @property
+    def cgroup(self) -> str | None:
+        """The cgroup from the hierarchy's root ("/shop.slice"); None when it is gone."""
+        return cgroups.path_of(self.cgroup_id)
+
+    def attach_xdp(self, ifindex: int, ifname: str) -> xdp.Mode:
+        """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.
+
+        ConflictError names the foreign program if there is one; KernelFeatureError if the NIC takes no XDP at all.
+        """
+        return xdp.attach(self.folder, self.progs["dmm_xdp"], ifindex, ifname)
+
+    def detach_xdp(self, ifindex: int) -> bool:
+        """Takes the XDP program off again, from any network namespace; False if it was not there."""
+        return xdp.detach(self.folder, ifindex)
+
+    def ingress_fd(self) -> int:
+        """The tc program for cls_bpf, direct action. The fd stays this object's."""
+        return self.progs["dmm_ingress"]
+
+    def set_listener_table(self, key: bytes, half: int, table: int, rule: int) -> bool:
+        """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.
+
+        key: struct dmm_listener_key. rule: 1-based, 0 for none. False if the listener is gone.
+        """
+        argument = key + struct.pack("=4I", half, table, rule, 0)
+        try:
+            return bool(bpf.prog_test(self.progs["dmm_listener_set"], None, context=argument).retval)
+        except OSError as error:
+            raise DmmError("write a listener's table", why=str(error.strerror)) from error
+
+    def close(self) -> None:
+        """Closes the fds; the instance stays attached."""
+        programs.close_maps(self.maps)
+        programs.close_programs(self.progs)
+
+
+def _no_root(what: str, error: OSError) -> PrivilegeError:
+    return PrivilegeError(what, why=f"{error.filename or 'the kernel'} refuses", hint="run it as root")
+
+
+def _open_cgroup(path: Path) -> int:
+    what = f"attach to the cgroup {path}"
+    try:
+        if bpf.fs_magic(str(path)) != bpf.CGROUP2_MAGIC:
+            raise UsageError(what, why="it is not in a cgroup v2 hierarchy")
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise _no_root(what, error) from error
+        raise UsageError(what, why=str(error.strerror)) from error
+
+
+def _make_folder(instance: str) -> Path:
+    what = f"attach instance {instance}"
+    folder = bpffs.ensure() / bpffs.TOP / instance
+    try:
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        for name in bpffs.FOLDERS:
+            (folder / name).mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise ConflictError(
+            what, why="it is attached already", hint=f"detach it: dmm-ebpf detach --instance {instance}"
+        ) from error
+    except PermissionError as error:
+        raise _no_root(what, error) from error
+    return folder
+
+
+def _blockers(path: Path, attach_type: int) -> list[str]:
+    """Programs, on the cgroup or above, that were attached so that nobody else may attach below them."""
+    root = cgroups.find_cgroup2()
+    found: list[str] = []
+    for group in (path, *path.parents):
+        if not group.is_relative_to(root):
+            break
+        fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            flags, ids = bpf.prog_query(fd, attach_type)
+        finally:
+            os.close(fd)
+        if ids and not flags & bpf.BPF_F_ALLOW_MULTI:
+            found += [f"{i} ({bpf.prog_name(i) or 'no name'}) on {cgroups.name_of(group)}" for i in ids]
+    return found
+
+
+def _link(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
+    what = f"attach {spec.pin} to the cgroup {path}"
+    try:
+        return bpf.link_create(prog_fd, cgroup_fd, spec.attach_type)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            blockers = _blockers(path, spec.attach_type)
+            if blockers:
+                raise ConflictError(
+                    what,
+                    why=f"program {', '.join(blockers)} was attached exclusively (without BPF_F_ALLOW_MULTI)",
+                    hint="take it off, or attach to a cgroup that is not below it",
+                ) from error
+            raise PrivilegeError(what, why="the kernel wants CAP_NET_ADMIN", hint="run it as root") from error
+        if error.errno == errno.E2BIG:
+            raise ConflictError(what, why="64 programs are attached there, the kernel's limit") from error
+        if error.errno == errno.EINVAL:
+            raise KernelFeatureError(what, why="this kernel has no such BPF link") from error
+        raise DmmError(what, why=str(error.strerror)) from error
+
+
+def _pin(fd: int, path: Path) -> None:
+    try:
+        bpf.obj_pin(fd, str(path))
+    except OSError as error:
+        raise DmmError(f"pin {path}", why=str(error.strerror)) from error
+
+
+def _link_all(folder: Path, progs: Mapping[str, int], cgroup_fd: int, path: Path) -> None:
+    for spec in PROGRAMS:
+        if not spec.cgroup:
+            continue
+        fd = _link(spec, progs[spec.name], cgroup_fd, path)
+        try:
+            _pin(fd, folder / "links" / spec.pin)
+        finally:
+            os.close(fd)
+
+
+def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) -> Attached:
+    """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with no policy yet.
+
+    netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE). mark_mask: struct dmm_control.
+    ConflictError: the instance exists already, or an exclusive program is in the way. On any error nothing is left.
+    """
+    bpffs.check_name(instance)
+    cgroup_fd = _open_cgroup(cgroup)
+    try:
+        code = compile_programs(programs.defines())
+        folder = _make_folder(instance)
+        opened: dict[str, Map] = {}
+        progs: dict[str, int] = {}
+        try:
+            opened = programs.create_maps()
+            progs = programs.load_programs(code, opened)
+            control = abi.new(
+                "dmm_control",
+                abi_version=C.DMM_ABI_VERSION,
+                netns_cookie=netns_cookie,
+                mark_mask=mark_mask,
+            )
+            opened["control"].update(_ZERO_KEY, abi.pack(control))
+            for name, one in opened.items():
+                _pin(one.fd, folder / "maps" / name)
+            for spec in PROGRAMS:
+                _pin(progs[spec.name], folder / "progs" / spec.pin)
+            _link_all(folder, progs, cgroup_fd, cgroup)
+        except BaseException:
+            _remove(folder)
+            programs.close_programs(progs)
+            programs.close_maps(opened)
+            raise
+    finally:
+        os.close(cgroup_fd)
+    return Attached(instance, cgroups.cgroup_id(cgroup), opened, progs, folder)
+
+
+def _incomplete(instance: str, why: str) -> ConflictError:
+    return ConflictError(
+        f"take over instance {instance}",
+        why=why,
+        hint=f"detach it (dmm-ebpf detach --instance {instance}) and attach again",
+    )
+
+
+def _get(instance: str, path: Path) -> int:
+    try:
+        return bpf.obj_get(str(path))
+    except FileNotFoundError as error:
+        raise _incomplete(
+            instance, f"it is half attached ({path.parent.name}/{path.name} is missing)"
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise _no_root(f"take over instance {instance}", error) from error
+        raise DmmError(f"take over instance {instance}", why=f"{path}: {error.strerror}") from error
+
+
+def _linked_cgroup(instance: str, folder: Path) -> int:
+    ids: set[int] = set()
+    for spec in PROGRAMS:
+        if spec.cgroup:
+            fd = _get(instance, folder / "links" / spec.pin)
+            try:
+                ids.add(bpf.link_info(fd).cgroup_id)
+            finally:
+                os.close(fd)
+    if len(ids) != 1 or 0 in ids:
+        raise _incomplete(instance, "the cgroup it was attached to is gone")
+    return ids.pop()
+
+
+def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
+    control = abi.unpack("dmm_control", opened["control"].lookup(_ZERO_KEY) or bytes(64))
+    if control.abi_version != C.DMM_ABI_VERSION:
+        raise _incomplete(
+            instance, f"its maps have ABI version {control.abi_version}, this is {C.DMM_ABI_VERSION}"
+        )
+    for spec in MAPS:
+        one = opened[spec.name]
+        if (one.key_size, one.value_size) != (spec.key_size, spec.value_size):
+            raise _incomplete(instance, f"its map {spec.name} was made by another version of dmm-ebpf")
+
+
+def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
+    """Tags are the kernel's hash of the instructions; ours are known by loading them, which attaches nothing."""
+    fresh = programs.load_programs(compile_programs(programs.defines()), opened)
+    try:
+        for name, fd in progs.items():
+            pinned, ours = bpf.prog_info(fd).tag, bpf.prog_info(fresh[name]).tag
+            if pinned != ours:
+                raise _incomplete(
+                    instance,
+                    f"its program {name} was loaded by another version of dmm-ebpf (tag {pinned}, not {ours})",
+                )
+    finally:
+        programs.close_programs(fresh)
+
+
+def adopt(instance: str) -> Attached:
+    """Opens what is pinned, if it is whole and what this version would have loaded; else ConflictError says why not.
+
+    NotAttachedError: there is no such instance.
+    """
+    folder = bpffs.instance_dir(instance)
+    if folder is None:
+        raise NotAttachedError(f"take over instance {instance}", why="it is not attached")
+    opened: dict[str, Map] = {}
+    progs: dict[str, int] = {}
+    try:
+        for map_spec in MAPS:
+            opened[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
+        for spec in PROGRAMS:
+            progs[spec.name] = _get(instance, folder / "progs" / spec.pin)
+        cgroup_id = _linked_cgroup(instance, folder)
+        _check_abi(instance, opened)
+        _check_tags(instance, progs, opened)
+    except BaseException:
+        programs.close_programs(progs)
+        programs.close_maps(opened)
+        raise
+    return Attached(instance, cgroup_id, opened, progs, folder)
+
+
+def _remove_link(path: Path) -> str:
+    """Detaches, then unpins: another process that holds the link's fd cannot keep it attached."""
+    fd = bpf.obj_get(str(path))
+    try:
+        info = bpf.link_info(fd)
+        if info.type == LinkType.CGROUP:
+            where = (
+                f"cgroup {cgroups.path_of(info.cgroup_id) or info.cgroup_id}"
+                if info.cgroup_id
+                else "a cgroup"
+            )
+        else:
+            where = f"device {info.ifindex}" if info.ifindex else "a device"
+        with suppress(OSError):  # what it was on went away first, and took the attachment along
+            bpf.link_detach(fd)
+    finally:
+        os.close(fd)
+    path.unlink()
+    return f"link {path.name} on {where}"
+
+
+def _remove(folder: Path) -> list[str]:
+    removed: list[str] = []
+    for name in bpffs.FOLDERS:
+        sub = folder / name
+        if not sub.is_dir():
+            continue
+        pins = sorted(sub.iterdir())
+        for path in pins:
+            if name == "links":
+                removed.append(_remove_link(path))
+            else:
+                path.unlink()
+        if pins and name != "links":
+            removed.append(f"{len(pins)} pinned {name}")
+        sub.rmdir()
+    folder.rmdir()
+    removed.append(f"pins {bpffs.BPFFS / bpffs.TOP / folder.name}")
+    with suppress(OSError):  # other instances are there
+        folder.parent.rmdir()
+    return removed
+
+
+def detach(instance: str) -> list[str]:
+    """Removes the instance's links and pins, and says what was removed; an empty list if there was nothing.
+
+    Works from any network or mount namespace, whether or not a process of the instance is alive.
+    """
+    folder = bpffs.instance_dir(instance)
+    if folder is None:
+        return []
+    try:
+        return _remove(folder)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise _no_root(f"detach instance {instance}", error) from error
+        raise DmmError(f"detach instance {instance}", why=str(error)) from error
+
+
+def instances() -> list[str]:
+    """Names of all instances that have pins, sorted; also half-made ones, which only detach() accepts."""
+    folder = bpffs.top()
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder is not None else []
+    except PermissionError as error:
+        raise _no_root("list instances", error) from error

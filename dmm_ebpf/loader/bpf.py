@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2) through libbpf: one function per call, typed; a failure is an OSError with the kernel's errno.
+
+The only module that touches dmm_ebpf.loader._libbpf. Nothing here knows what the programs and maps are for; callers
+turn OSError into sentences. Numbers are linux/bpf.h's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+from dmm_ebpf.loader._libbpf import ffi, lib
+
+lib.dmm_quiet()
+
+ENOTSUPP = 524  # the kernel's own; not in errno
+BPF_FS_MAGIC = 0xCAFE4A11
+CGROUP2_MAGIC = 0x63677270
+FIRST_LOG_BYTES = 1 << 20
+LAST_LOG_BYTES = 1 << 26
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, as far as used."""
+
+    HASH = 1
+    ARRAY = 2
+    PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
+    LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
+    XSKMAP = 17
+    SK_STORAGE = 24
+    RINGBUF = 27
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type, as far as used."""
+
+    SCHED_CLS = 3
+    XDP = 6
+    SOCK_OPS = 13
+    CGROUP_SOCK_ADDR = 18
+    SYSCALL = 31
+
+
+class AttachType(IntEnum):
+    """enum bpf_attach_type, as far as used."""
+
+    NONE = 0
+    CGROUP_SOCK_OPS = 3
+    CGROUP_INET4_BIND = 8
+    CGROUP_INET6_BIND = 9
+    CGROUP_INET4_CONNECT = 10
+    CGROUP_INET6_CONNECT = 11
+    XDP = 37
+
+
+class LinkType(IntEnum):
+    """enum bpf_link_type, as far as used."""
+
+    CGROUP = 3
+    XDP = 6
+
+
+BPF_F_NO_PREALLOC = 1
+BPF_F_CLONE = 1 << 9
+BPF_F_SLEEPABLE = 1 << 4
+BPF_F_ALLOW_MULTI = 2
+BPF_NOEXIST = 1
+BPF_EXIST = 2
+XDP_FLAGS_SKB_MODE = 2
+XDP_FLAGS_DRV_MODE = 4
+XDP_ATTACHED_SKB = 2
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """struct bpf_map_info; sizes in bytes."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ProgInfo:
+    """struct bpf_prog_info; tag is the kernel's hash of the instructions."""
+
+    type: int
+    id: int
+    tag: str
+    name: str
+
+
+@dataclass(frozen=True)
+class LinkInfo:
+    """struct bpf_link_info; cgroup_id and attach_type for cgroup links, ifindex for XDP links (0: device gone)."""
+
+    type: int
+    id: int
+    prog_id: int
+    attach_type: int
+    ifindex: int
+    cgroup_id: int
+
+
+@dataclass(frozen=True)
+class XdpState:
+    """XDP programs of a device; ids are 0 where there is none."""
+
+    prog_ids: tuple[int, ...]
+    generic: bool
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What BPF_PROG_TEST_RUN gave back."""
+
+    retval: int
+    duration_ns: int
+    data: bytes
+    context: bytes
+
+
+class VerifierError(OSError):
+    """The verifier refused a program; log is its whole output."""
+
+    def __init__(self, number: int, log: str) -> None:
+        super().__init__(number, os.strerror(number))
+        self.log = log
+
+
+def _check(ret: int) -> int:
+    if ret < 0:
+        raise OSError(-ret, os.strerror(-ret) if -ret != ENOTSUPP else "Operation not supported")
+    return int(ret)
+
+
+def _name(array: object) -> str:
+    return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def map_create(
+    name: str,
+    kind: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    inner_fd: int = 0,
+    btf: tuple[int, int, int] = (0, 0, 0),
+) -> int:
+    """BPF_MAP_CREATE; btf is (BTF fd, key type id, value type id). Returns an fd."""
+    c_name = ffi.new("char[]", name.encode()[:15])
+    spec = ffi.new("struct dmm_map_spec *")
+    spec.name, spec.type, spec.flags, spec.inner_fd = c_name, kind, flags, inner_fd
+    spec.key_size, spec.value_size, spec.max_entries = key_size, value_size, max_entries
+    spec.btf_fd, spec.btf_key_type, spec.btf_value_type = btf
+    return _check(lib.dmm_map_create(spec))
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says of a map."""
+    info = ffi.new("struct dmm_map_info *")
+    _check(lib.dmm_map_info(fd, info))
+    return MapInfo(
+        info.type, info.id, info.key_size, info.value_size, info.max_entries, info.flags, _name(info.name)
+    )
+
+
+def map_lookup(fd: int, key: bytes, value_bytes: int) -> bytes:
+    """BPF_MAP_LOOKUP_ELEM; value_bytes is what the kernel will write."""
+    value = bytearray(value_bytes)
+    _check(lib.dmm_map_lookup(fd, key, ffi.from_buffer(value)))
+    return bytes(value)
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
+    """BPF_MAP_UPDATE_ELEM."""
+    _check(lib.dmm_map_update(fd, key, value, flags))
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """BPF_MAP_DELETE_ELEM."""
+    _check(lib.dmm_map_delete(fd, key))
+
+
+def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes:
+    """BPF_MAP_GET_NEXT_KEY; None starts; ENOENT ends."""
+    following = bytearray(key_size)
+    _check(lib.dmm_map_next_key(fd, ffi.NULL if key is None else key, ffi.from_buffer(following)))
+    return bytes(following)
+
+
+def map_lookup_batch(
+    fd: int, position: bytes | None, key_size: int, value_size: int, count: int
+) -> tuple[bytes, bytes, bytes, int, bool]:
+    """BPF_MAP_LOOKUP_BATCH: (next position, keys, values, entries read, whether that was the last batch)."""
+    following = bytearray(max(key_size, 4))
+    keys, values = bytearray(key_size * count), bytearray(value_size * count)
+    n = ffi.new("unsigned int *", count)
+    ret = lib.dmm_map_lookup_batch(
+        fd,
+        ffi.NULL if position is None else ffi.from_buffer(bytearray(position)),
+        ffi.from_buffer(following),
+        ffi.from_buffer(keys),
+        ffi.from_buffer(values),
+        n,
+    )
+    last = ret == -2  # ENOENT: the end, with n[0] entries all the same
+    if not last:
+        _check(ret)
+    return bytes(following), bytes(keys), bytes(values), int(n[0]), last
+
+
+def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
+    """BPF_MAP_UPDATE_BATCH; on failure some of the entries may have been written."""
+    n = ffi.new("unsigned int *", count)
+    _check(lib.dmm_map_update_batch(fd, ffi.from_buffer(keys), ffi.from_buffer(values), n))
+
+
+def btf_load(data: bytes) -> int:
+    """BPF_BTF_LOAD. Returns an fd."""
+    return _check(lib.dmm_btf_load(data, len(data)))
+
+
+def prog_load(
+    name: str, kind: int, insns: bytes, *, attach_type: int = AttachType.NONE, flags: int = 0
+) -> int:
+    """BPF_PROG_LOAD. Returns an fd; a refusal is a VerifierError with the whole log (loaded again to get it)."""
+    spec = ffi.new("struct dmm_prog_spec *")
+    c_name = ffi.new("char[]", name.encode()[:15])
+    code = ffi.from_buffer(insns)
+    spec.name, spec.type, spec.expected_attach_type, spec.flags = c_name, kind, attach_type, flags
+    spec.insns, spec.insn_cnt = code, len(insns) // 8
+    ret = lib.dmm_prog_load(spec)
+    if ret >= 0:
+        return int(ret)
+    if ret == -1:  # EPERM: privileges, not the program
+        return _check(ret)
+    log_bytes = FIRST_LOG_BYTES
+    while True:
+        log = ffi.new("char[]", log_bytes)
+        spec.log, spec.log_bytes = log, log_bytes
+        again = lib.dmm_prog_load(spec)
+        if again >= 0:
+            return int(again)
+        if again != -28 or log_bytes >= LAST_LOG_BYTES:  # ENOSPC: the log did not fit
+            raise VerifierError(-again, ffi.string(log).decode("utf-8", "replace"))
+        log_bytes *= 8
+
+
+def prog_info(fd: int) -> ProgInfo:
+    """What the kernel says of a program."""
+    info = ffi.new("struct dmm_prog_info *")
+    _check(lib.dmm_prog_info(fd, info))
+    return ProgInfo(info.type, info.id, bytes(ffi.buffer(info.tag)).hex(), _name(info.name))
+
+
+def prog_name(prog_id: int) -> str:
+    """The name of a program by id; empty if it has none or is gone."""
+    fd = lib.dmm_prog_fd_by_id(prog_id)
+    if fd < 0:
+        return ""
+    try:
+        return prog_info(fd).name
+    finally:
+        os.close(fd)
+
+
+def prog_query(target_fd: int, attach_type: int) -> tuple[int, list[int]]:
+    """BPF_PROG_QUERY of a cgroup: (attach flags, program ids)."""
+    flags = ffi.new("unsigned int *")
+    ids, count = ffi.new("unsigned int[64]"), ffi.new("unsigned int *", 64)
+    _check(lib.dmm_prog_query(target_fd, attach_type, flags, ids, count))
+    return int(flags[0]), [int(ids[i]) for i in range(count[0])]
+
+
+def prog_test(fd: int, data: bytes | None, *, context: bytes = b"", repeat: int = 1) -> TestResult:
+    """BPF_PROG_TEST_RUN. data: the packet (at least 14 bytes), or None for a program without one."""
+    test = ffi.new("struct dmm_test *")
+    ctx = ffi.new("unsigned char[]", context or b"\0")
+    out = ffi.new("unsigned char[]", 0 if data is None else len(data) + 256)
+    test.repeat = repeat
+    if data is not None:
+        packet = ffi.from_buffer(data)
+        test.data_in, test.data_in_bytes = packet, len(data)
+        test.data_out, test.data_out_bytes = out, len(data) + 256
+    if context:
+        test.ctx, test.ctx_bytes = ctx, len(context)
+    _check(lib.dmm_prog_test(fd, test))
+    return TestResult(
+        test.retval,
+        test.duration_ns,
+        b"" if data is None else bytes(ffi.buffer(out, test.data_out_bytes)),
+        bytes(ffi.buffer(ctx, len(context))) if context else b"",
+    )
+
+
+def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> int:
+    """BPF_LINK_CREATE; target is a cgroup's fd or an ifindex of the current namespace. Returns an fd."""
+    return _check(lib.dmm_link_create(prog_fd, target, attach_type, flags))
+
+
+def link_detach(fd: int) -> None:
+    """BPF_LINK_DETACH: the program stops running whoever else holds the link."""
+    _check(lib.dmm_link_detach(fd))
+
+
+def link_info(fd: int) -> LinkInfo:
+    """What the kernel says of a link."""
+    info = ffi.new("struct dmm_link_info *")
+    _check(lib.dmm_link_info(fd, info))
+    return LinkInfo(info.type, info.id, info.prog_id, info.attach_type, info.ifindex, info.cgroup_id)
+
+
+def xdp_query(ifindex: int) -> XdpState:
+    """The XDP programs of a device of the current network namespace."""
+    state = ffi.new("struct dmm_xdp_state *")
+    _check(lib.dmm_xdp_query(ifindex, state))
+    ids = (state.prog_id, state.drv_prog_id, state.skb_prog_id, state.hw_prog_id)
+    return XdpState(tuple(sorted({i for i in ids if i})), state.mode == XDP_ATTACHED_SKB)
+
+
+def obj_pin(fd: int, path: str) -> None:
+    """BPF_OBJ_PIN."""
+    _check(lib.dmm_obj_pin(fd, path.encode()))
+
+
+def obj_get(path: str) -> int:
+    """BPF_OBJ_GET. Returns an fd."""
+    return _check(lib.dmm_obj_get(path.encode()))
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map entry has."""
+    return _check(lib.dmm_cpus())
+
+
+def fs_magic(path: str) -> int:
+    """statfs(2)'s f_type."""
+    return _check(lib.dmm_fs_magic(path.encode()))
+
+
+def mount_bpffs(mntns_fd: int, path: str) -> None:
+    """Mounts bpffs on path inside the mount namespace mntns_fd."""
+    _check(lib.dmm_mount_bpffs(mntns_fd, path.encode()))
+
+
+@contextmanager
+def cgroup_open(mount_fd: int, cgroup_id: int) -> Iterator[int]:
+    """An fd of the cgroup's directory by id; ESTALE when it is gone."""
+    fd = _check(lib.dmm_cgroup_open(mount_fd, cgroup_id))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Ring:
+    """A consumer of a ring buffer whose records all have one size."""
+
+    def __init__(self, map_fd: int, record_bytes: int, buffer_records: int) -> None:
+        error = ffi.new("int *")
+        ring = lib.dmm_ring_create(map_fd, error)
+        if ring == ffi.NULL:
+            _check(-error[0])
+        self._ring = ffi.gc(ring, lib.dmm_ring_destroy)
+        self._record_bytes = record_bytes
+        self._buffer = bytearray(record_bytes * buffer_records)
+
+    def fileno(self) -> int:
+        """Readable when a producer asked for a wake-up (an epoll fd)."""
+        return int(lib.dmm_ring_fd(self._ring))
+
+    def read(self) -> list[bytes]:
+        """Every record that is there now, oldest first."""
+        records: list[bytes] = []
+        size = self._record_bytes
+        while True:
+            n = lib.dmm_ring_read(self._ring, ffi.from_buffer(self._buffer), len(self._buffer), size)
+            _check(min(n, 0))
+            records += [bytes(self._buffer[i : i + size]) for i in range(0, n, size)]
+            if n < len(self._buffer):
+                return records
+
+    def close(self) -> None:
+        """Unmaps the ring; the records stay."""
+        ffi.release(self._ring)

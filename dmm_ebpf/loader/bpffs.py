@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where pins live, and that it is the same place from wherever a command is typed.
+
+Pins are in the bpffs at /sys/fs/bpf of process 1's mount namespace, which initns.py reaches from any other. A bpffs
+mounted in the namespace of an `ip netns exec` would be another file system, and would take the hooks with it when that
+command ends. Nothing has to enter the namespace except to mount bpffs where it is missing; a child does that.
+
+Layout: <bpffs>/dmm-ebpf/<instance>/{maps,progs,links}/NAME. bpffs refuses dots in names, so instance names have none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.loader import bpf, initns
+
+BPFFS = Path("/sys/fs/bpf")
+TOP = "dmm-ebpf"
+FOLDERS = ("links", "progs", "maps")  # the order in which they are taken away
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
+
+
+def _path() -> Path:
+    return initns.root() / BPFFS.relative_to("/")
+
+
+def mounted() -> Path | None:
+    """The bpffs as this process reaches it, or None if it is not mounted."""
+    path = _path()
+    try:
+        return path if bpf.fs_magic(str(path)) == bpf.BPF_FS_MAGIC else None
+    except PermissionError as error:
+        raise PrivilegeError(
+            "find the BPF file system", why=f"{path} may not be read", hint="run it as root"
+        ) from error
+    except OSError:
+        return None
+
+
+def ensure() -> Path:
+    """The bpffs as this process reaches it, mounted if it was not. It is never unmounted: others may use it by then."""
+    path = mounted()
+    if path is not None:
+        return path
+    what = f"mount bpffs on {BPFFS}"
+    try:
+        fd = initns.namespace_fd()
+        try:
+            bpf.mount_bpffs(fd, str(BPFFS))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise PrivilegeError(what, why="mounting needs CAP_SYS_ADMIN", hint="run it as root") from error
+        raise KernelFeatureError(what, why=str(error.strerror)) from error
+    return _path()
+
+
+def check_name(instance: str) -> str:
+    """instance, if it can be a name."""
+    if not _NAME.fullmatch(instance):
+        raise UsageError(
+            f"use {instance!r} as an instance name",
+            why="it must be 1 to 48 letters, digits, '-' and '_', and begin with a letter or digit",
+        )
+    return instance
+
+
+def top() -> Path | None:
+    """The folder of all instances, or None if there is none."""
+    root = mounted()
+    return root / TOP if root is not None and (root / TOP).is_dir() else None
+
+
+def instance_dir(instance: str) -> Path | None:
+    """The folder of an instance's pins, or None if there is none."""
+    folder = top()
+    path = folder / check_name(instance) if folder is not None else None
+    return path if path is not None and path.is_dir() else None

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cgroup v2: where it is mounted, and paths, ids and depths of its groups.
+
+A group is known to people by its path from the hierarchy's root ("/shop.slice") and to BPF by its id, its inode number.
+Inside `ip netns exec` the hierarchy is hidden with the rest of /sys; it is then reached by way of initns.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.loader import bpf, initns
+
+
+@dataclass(frozen=True)
+class _Mount:
+    """point: as the mount's own namespace names it. prefix: what leads there from here."""
+
+    point: Path
+    prefix: Path
+
+    @property
+    def path(self) -> Path:
+        return self.prefix / self.point.relative_to("/")
+
+
+def _unescape(text: str) -> str:
+    """proc(5): space, tab, newline and backslash are octal in mountinfo."""
+    return text.encode().decode("unicode_escape").encode("latin-1").decode()
+
+
+def _mounts(mountinfo: Path, prefix: Path) -> list[_Mount]:
+    """cgroup2 mounts of one namespace; those that show the whole hierarchy first."""
+    whole: list[_Mount] = []
+    partial: list[_Mount] = []
+    try:
+        lines = mountinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        fields, _, tail = line.partition(" - ")
+        if tail.split(" ", 1)[0] != "cgroup2":
+            continue
+        root, point = fields.split(" ")[3:5]
+        mount = _Mount(Path(_unescape(point)), prefix)
+        try:
+            seen = bpf.fs_magic(str(mount.path)) == bpf.CGROUP2_MAGIC
+        except OSError:
+            seen = False
+        if seen:  # not covered by a later mount
+            (whole if root == "/" else partial).append(mount)
+    return whole + partial
+
+
+def _find() -> _Mount:
+    mounts = _mounts(Path("/proc/self/mountinfo"), Path("/"))
+    if not mounts:
+        mounts = _mounts(Path("/proc/1/mountinfo"), initns.root())
+    if not mounts:
+        raise KernelFeatureError(
+            "find cgroup v2",
+            why="no cgroup2 file system is mounted",
+            hint="mount it: mount -t cgroup2 none /sys/fs/cgroup/unified",
+        )
+    return mounts[0]
+
+
+def find_cgroup2() -> Path:
+    """The root of the cgroup v2 hierarchy as this process reaches it, wherever it is mounted."""
+    return _find().path
+
+
+def resolve(path: str) -> Path:
+    """The directory of a cgroup, named from the hierarchy's root ("/shop.slice") or by its place in the file system."""
+    what = f"use the cgroup {path}"
+    if not path.startswith("/"):
+        raise UsageError(what, why="a cgroup is named by an absolute path, such as /shop.slice")
+    mount = _find()
+    given = Path(os.path.normpath(path))
+    for base in (mount.path, mount.point):
+        if given.is_relative_to(base):
+            found = mount.path / given.relative_to(base)
+            break
+    else:
+        found = mount.path / given.relative_to("/")
+    if not found.is_dir():
+        raise UsageError(
+            what, why=f"there is no such cgroup under {mount.point}", hint=f"create it: mkdir {found}"
+        )
+    return found
+
+
+def cgroup_id(path: Path) -> int:
+    """What bpf_get_current_cgroup_id() gives in that group."""
+    return path.stat().st_ino
+
+
+def name_of(path: Path) -> str:
+    """The path from the hierarchy's root ("/shop.slice") of a directory that resolve() gave."""
+    relative = path.relative_to(find_cgroup2())
+    return "/" if relative == Path() else f"/{relative}"
+
+
+def level(path: Path) -> int:
+    """Depth below the hierarchy's root, which is 0: the argument of bpf_get_current_ancestor_cgroup_id()."""
+    return len(path.relative_to(find_cgroup2()).parts)
+
+
+def path_of(cgroup_id: int) -> str | None:
+    """The path from the hierarchy's root ("/shop.slice"); None when the group is gone."""
+    mount = _find()
+    try:
+        mount_fd = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with bpf.cgroup_open(mount_fd, cgroup_id) as fd:
+                # The kernel names it as the mount's own namespace does, also when that is not ours.
+                real = Path(f"/proc/self/fd/{fd}").readlink()
+        finally:
+            os.close(mount_fd)
+    except PermissionError as error:
+        raise PrivilegeError(
+            f"name the cgroup {cgroup_id}", why="the kernel wants CAP_DAC_READ_SEARCH", hint="run it as root"
+        ) from error
+    except OSError:
+        return None
+    if not real.is_relative_to(mount.point):
+        return None
+    relative = real.relative_to(mount.point)
+    return "/" if relative == Path() else f"/{relative}"

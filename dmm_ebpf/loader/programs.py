@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps created, bytecode bound to them, programs loaded. Nothing is attached or pinned here.
+
+A program that the verifier refuses is a KernelFeatureError with the last lines of its log; the whole log is in
+/run/dmm-ebpf/verifier.log.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.loader import bpf, maps
+from dmm_ebpf.loader.bpf import MapType, ProgType
+from dmm_ebpf.loader.maps import Map
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, MapSpec, ProgSpec
+
+LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
+LOG_LINES = 3
+
+_INSN = struct.Struct("=BBhi")  # struct bpf_insn: code, dst | src << 4, off, imm
+_LD_IMM64 = 0x18
+_PSEUDO_MAP_FD = 1
+_CALL, _MOV_IMM, _EXIT = 0x85, 0xB7, 0x95
+_FUNC_GET_CURRENT_PID_TGID = 14
+
+
+def bind_maps(code: bytes, fds: Mapping[int, int]) -> bytes:
+    """code with each map number replaced by that map's fd."""
+    out = bytearray(code)
+    at = 0
+    while at < len(out):
+        opcode, registers, off, imm = _INSN.unpack_from(out, at)
+        if opcode == _LD_IMM64:
+            if registers >> 4 == _PSEUDO_MAP_FD:
+                _INSN.pack_into(out, at, opcode, registers, off, fds[imm])
+            at += _INSN.size  # its second half is data
+        at += _INSN.size
+    return bytes(out)
+
+
+def storage_btf(value_bytes: int) -> bytes:
+    """The least BTF that a socket storage map is accepted with: [1] int (the key), [2] char, [3] char[value_bytes].
+
+    Layout: Documentation/bpf/btf.rst. Storage maps are refused without BTF, and BCC makes none for them.
+    """
+    strings = b"\0int\0char\0"
+    kind_int, kind_array = 1 << 24, 3 << 24
+    types = struct.pack("=4I", 1, kind_int, 4, 1 << 24 | 32)
+    types += struct.pack("=4I", 5, kind_int, 1, 8)
+    types += struct.pack("=6I", 0, kind_array, 0, 2, 1, value_bytes)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
+    return header + types + strings
+
+
+def _create(spec: MapSpec) -> Map:
+    if spec.inner:
+        with maps.create_routes_map(spec.inner, 1) as template:  # type: ignore[arg-type]
+            fd = bpf.map_create(
+                spec.name, spec.type, 4, 4, spec.max_entries, flags=spec.flags, inner_fd=template.fd
+            )
+            return Map(fd)
+    btf_fd = -1
+    try:
+        btf = (0, 0, 0)
+        if spec.type == MapType.SK_STORAGE:
+            btf_fd = bpf.btf_load(storage_btf(spec.value_size))
+            btf = (btf_fd, 1, 3)
+        return Map(
+            bpf.map_create(
+                spec.name,
+                spec.type,
+                spec.key_size,
+                spec.value_size,
+                spec.max_entries,
+                flags=spec.flags,
+                btf=btf,
+            )
+        )
+    finally:
+        if btf_fd >= 0:
+            os.close(btf_fd)
+
+
+def create_maps() -> dict[str, Map]:
+    """Every map of spec.MAPS, empty."""
+    made: dict[str, Map] = {}
+    try:
+        for spec in MAPS:
+            made[spec.name] = _create(spec)
+    except OSError as error:
+        close_maps(made)
+        what = f"create the BPF map {spec.name}"
+        if error.errno == errno.EPERM:
+            raise PrivilegeError(
+                what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
+            ) from error
+        if error.errno in (errno.EINVAL, errno.ENOSYS):
+            raise KernelFeatureError(
+                what, why=f"this kernel does not know the map type {spec.type.name}"
+            ) from error
+        raise DmmError(what, why=str(error.strerror)) from error
+    except BaseException:
+        close_maps(made)
+        raise
+    return made
+
+
+def close_maps(opened: Mapping[str, Map]) -> None:
+    """Closes every fd."""
+    for one in opened.values():
+        one.close()
+
+
+def _keep_log(log: str) -> str:
+    """Where the whole log is; empty if it could not be written."""
+    try:
+        LOG_FILE.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        LOG_FILE.write_text(log, encoding="utf-8")
+    except OSError:
+        return ""
+    return f"whole log in {LOG_FILE}"
+
+
+def _load(spec: ProgSpec, code: bytes) -> int:
+    what = f"load the BPF program {spec.name}"
+    try:
+        return bpf.prog_load(spec.name, spec.type, code, attach_type=spec.attach_type, flags=spec.flags)
+    except bpf.VerifierError as error:
+        tail = [line for line in error.log.strip().splitlines() if not line.startswith("processed ")]
+        why = " / ".join(tail[-LOG_LINES:]) or str(error.strerror)
+        raise KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log)) from error
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise PrivilegeError(
+                what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
+            ) from error
+        raise DmmError(what, why=str(error.strerror)) from error
+
+
+def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[str, int]:
+    """Program name to fd, all of spec.PROGRAMS."""
+    fds = {number: opened[spec.name].fd for number, spec in enumerate(MAPS)}
+    loaded: dict[str, int] = {}
+    try:
+        for spec in PROGRAMS:
+            loaded[spec.name] = _load(spec, bind_maps(code[spec.name], fds))
+    except BaseException:
+        close_programs(loaded)
+        raise
+    return loaded
+
+
+def close_programs(loaded: Mapping[str, int]) -> None:
+    """Closes every fd."""
+    for fd in loaded.values():
+        os.close(fd)
+
+
+def defines() -> tuple[str, ...]:
+    """Macros for the compiler: what this kernel's helpers allow."""
+    code = _INSN.pack(_CALL, 0, 0, _FUNC_GET_CURRENT_PID_TGID)
+    code += _INSN.pack(_MOV_IMM, 0, 0, 1) + _INSN.pack(_EXIT, 0, 0, 0)
+    try:
+        fd = bpf.prog_load("dmm_probe", ProgType.SOCK_OPS, code, attach_type=bpf.AttachType.CGROUP_SOCK_OPS)
+    except OSError:
+        return ()
+    os.close(fd)
+    return ("DMM_SOCKOPS_CURRENT",)

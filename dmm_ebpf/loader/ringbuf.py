@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EventReader: the consumer of the events ring.
+
+Promise that goes with bpf/flow.h: the programs wake a reader at most once in 20 ms, and an event that comes without a
+wake-up is read all the same, because each read that found something arms a timer a little longer than that. So a reader
+that calls read() whenever fileno() is readable misses nothing, and sleeps when nothing happens.
+A ring has one read position: there can be one reader at a time.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import bpf
+
+BUFFER_RECORDS = 1024
+
+
+class EventReader:
+    """Reads struct dmm_event records; map_fd is not taken over."""
+
+    def __init__(self, map_fd: int) -> None:
+        try:
+            self._ring = bpf.Ring(map_fd, abi.sizeof("dmm_event"), BUFFER_RECORDS)
+        except OSError as error:
+            raise DmmError("read the event ring", why=str(error.strerror)) from error
+
+    def fileno(self) -> int:
+        """For select, poll, epoll and asyncio's add_reader: readable when read() should be called."""
+        return self._ring.fileno()
+
+    def read(self) -> list[bytes]:
+        """All records that are there, oldest first; does not wait. Each is one struct dmm_event."""
+        try:
+            return self._ring.read()
+        except OSError as error:
+            raise DmmError("read the event ring", why=str(error.strerror)) from error
+
+    def close(self) -> None:
+        """Ends reading; records not yet read stay in the ring for the next reader."""
+        self._ring.close()
+
+    def __enter__(self) -> EventReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

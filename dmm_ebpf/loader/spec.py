@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is loaded: every map and every program, as constants. The names are those of bpf/abi.h and bpf/dmm.bpf.c.
+
+A map's number is its place in MAPS; the compiler passes it to C (-DDMM_MAP_<name>), the loader replaces it by an fd.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.loader.bpf import (
+    BPF_F_CLONE,
+    BPF_F_NO_PREALLOC,
+    BPF_F_SLEEPABLE,
+    AttachType,
+    MapType,
+    ProgType,
+)
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """One map; sizes in bytes. inner: the kind of its inner tries, for an array of maps."""
+
+    name: str
+    type: MapType
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int = 0
+    inner: str = ""
+
+
+@dataclass(frozen=True)
+class ProgSpec:
+    """One program; cgroup: linked to the instance's cgroup at attach. A pin's name is the program's without dmm_."""
+
+    name: str
+    type: ProgType
+    attach_type: AttachType = AttachType.NONE
+    flags: int = 0
+    cgroup: bool = False
+
+    @property
+    def pin(self) -> str:
+        """File name under progs/ and, for cgroup programs, under links/."""
+        return self.name.removeprefix("dmm_")
+
+
+def _array(name: str, value: str, entries: int) -> MapSpec:
+    return MapSpec(name, MapType.ARRAY, 4, abi.sizeof(value), entries)
+
+
+def _hash(name: str, key_size: int, value_size: int, entries: int) -> MapSpec:
+    return MapSpec(name, MapType.HASH, key_size, value_size, entries, BPF_F_NO_PREALLOC)
+
+
+_LISTENER_KEY = abi.sizeof("dmm_listener_key")
+
+MAPS: tuple[MapSpec, ...] = (
+    _array("control", "dmm_control", 1),
+    _array("heads", "dmm_policy_head", 2),
+    _array("rules", "dmm_rule", 2 * C.DMM_MAX_RULES),
+    _array("stacks", "dmm_stack", 2 * C.DMM_MAX_STACKS),
+    _array("stack_state", "dmm_stack_state", C.DMM_MAX_STACKS),
+    MapSpec("routes4", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes4"),
+    MapSpec("routes6", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes6"),
+    MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),
+    MapSpec(
+        "decisions", MapType.SK_STORAGE, 4, abi.sizeof("dmm_decision"), 0, BPF_F_NO_PREALLOC | BPF_F_CLONE
+    ),
+    _hash("flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
+    MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
+    _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
+    _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_NICS),
+    _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
+    MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
+    _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
+    MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
+    # The two below belong to the programs alone.
+    _hash("listener_locks", _LISTENER_KEY, 4, 1024),
+    MapSpec("wakeup", MapType.ARRAY, 4, 8, 1),
+)
+
+_ADDR = ProgType.CGROUP_SOCK_ADDR
+
+PROGRAMS: tuple[ProgSpec, ...] = (
+    ProgSpec("dmm_connect4", _ADDR, AttachType.CGROUP_INET4_CONNECT, cgroup=True),
+    ProgSpec("dmm_connect6", _ADDR, AttachType.CGROUP_INET6_CONNECT, cgroup=True),
+    ProgSpec("dmm_bind4", _ADDR, AttachType.CGROUP_INET4_BIND, cgroup=True),
+    ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
+    ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
+    ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
+    ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
+    ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
+)
