@@ -47,6 +47,7 @@
 #define GAIN_DOWN 922u		 /* 0.9 */
 #define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
 #define GAIN_CRUISE 1014u	 /* 0.99, draft: BBRPacingMarginPercent */
+#define BIAS_MAX 82u		 /* 0.08 */
 #define GAIN_QUEUE_MAX 102u	 /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
 #define GAIN_TIGHT 973u		 /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
 #define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
@@ -71,6 +72,7 @@ enum wan_flag {
 	F_RTO = 1 << 5,
 	F_IDLE_RESTART = 1 << 6,
 	F_ROUND_APP_LIMITED = 1 << 7,
+	F_ALONE = 1 << 12,    /* this UP began with the path empty */
 	F_PROBED = 1 << 11,   /* loss seen now may be the last probe's */
 	F_TIGHT = 1 << 10,    /* the last probe ended by loss: leave room */
 	F_POOL_IDLE = 1 << 9, /* a round of the pool saw no queue */
@@ -106,7 +108,6 @@ struct wan {
 	uint64_t round_lost;	  /* lost_total then */
 	uint64_t round_rtt_ns;	  /* smallest of the round, and of the last one */
 	uint64_t last_round_rtt_ns;
-	uint64_t round_bw; /* largest sample of the round */
 	/* a pool of rounds, large enough to judge loss and rate by */
 	uint64_t pool_delivered;
 	uint64_t pool_lost;
@@ -241,9 +242,7 @@ static void wan_forget(struct wan *w, uint32_t shift)
 static uint64_t wan_sample_bw(const struct wan *w, const struct cc_sample *s)
 {
 	uint64_t total = s->interval_delivered_bytes + s->interval_lost_bytes;
-	/* STARTUP knows no p_hat yet; what it credited too much is taken back when it ends */
-	uint32_t p = w->flags & F_FULL_BW ? w->p_ppm : P_MAX_PPM;
-	uint64_t credit = min64(s->interval_lost_bytes, mul_div(total, p, PPM));
+	uint64_t credit = min64(s->interval_lost_bytes, mul_div(total, w->p_ppm, PPM));
 
 	return mul_div(s->interval_delivered_bytes + credit, NS_PER_S, s->interval_ns);
 }
@@ -257,7 +256,6 @@ static void wan_update_bw(struct wan *w, const struct cc_sample *s)
 	bw = wan_sample_bw(w, s);
 	if (s->app_limited && bw < wan_bw(w))
 		return;
-	w->round_bw = max64(w->round_bw, bw);
 	w->bw_max[0] = max64(w->bw_max[0], bw);
 	if (!(w->flags & F_FULL_BW))
 		w->delivered_max_Bps = max64(w->delivered_max_Bps,
@@ -342,12 +340,14 @@ static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sampl
 	w->cruise_ns = base + wan_random(cc, base / 4);
 }
 
-static void wan_enter_up(struct wan *w, const struct cc_sample *s)
+static void wan_enter_up(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	wan_enter(w, WAN_UP, s);
 	w->bw_lo = UINT64_MAX;
 	w->full_bw = wan_bw(w);
-	w->flags = (w->flags & ~(F_UP_GREW | F_SUSPECT | F_TIGHT)) | F_PROBED;
+	w->flags = (w->flags & ~(F_UP_GREW | F_SUSPECT | F_TIGHT | F_ALONE)) | F_PROBED;
+	if (!(w->flags & F_RIVAL) && w->calm >= 2 && w->last_round_rtt_ns <= wan_rtt_plus(cc, w, 40))
+		w->flags |= F_ALONE;
 }
 
 /*
@@ -405,10 +405,7 @@ static int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lo
 
 static void wan_startup_done(struct wan *w, const struct cc_sample *s)
 {
-	uint64_t bw = mul_div(w->delivered_max_Bps, PPM, PPM - w->p_ppm);
-
 	w->flags |= F_FULL_BW;
-	w->bw_max[0] = min64(w->bw_max[0], bw);
 	w->bw_max[1] = w->bw_max[0];
 	wan_enter(w, WAN_DRAIN, s);
 }
@@ -440,23 +437,39 @@ static void wan_startup_queue(struct wan *w, const struct cc_sample *s)
 static void wan_startup_round(const struct cc *cc, struct wan *w, const struct cc_sample *s, uint64_t lost,
 			      uint64_t delivered)
 {
+	uint64_t bw = w->delivered_max_Bps;
+
 	if (w->flags & F_ROUND_APP_LIMITED)
 		return;
-	if (w->round_bw >= w->startup_bw + w->startup_bw / 4 && w->round_rtt_ns <= wan_rtt_plus(cc, w, 20)) {
+	/* a shallow queue overflows: the more we send, the more is lost, and no more arrives */
+	if (bw < w->full_bw + w->full_bw / 2 && wan_excess_loss(cc, w, lost, delivered)) {
+		wan_startup_done(w, s);
+		return;
+	}
+	if (bw >= w->startup_bw + w->startup_bw / 4 && w->round_rtt_ns <= wan_rtt_plus(cc, w, 20)) {
 		wan_learn(cc, w, w->win_lost, w->win_delivered);
 		w->win_lost = lost;
 		w->win_delivered = delivered;
-		w->startup_bw = w->round_bw;
+		w->startup_bw = bw;
 	}
-	if (w->round_bw >= w->full_bw + w->full_bw / 4) {
-		w->full_bw = w->round_bw;
+	if (bw >= w->full_bw + w->full_bw / 4) {
+		w->full_bw = bw;
 		w->full_bw_count = 0;
-		return;
-	}
-	/* where a shallow queue overflows there is no need to wait for three rounds */
-	w->full_bw_count += wan_excess_loss(cc, w, lost, delivered) ? 2 : 1;
-	if (w->full_bw_count >= 3)
+	} else if (++w->full_bw_count >= 3) {
 		wan_startup_done(w, s);
+	}
+}
+
+/* A probe asks for four segments more at least: what a percentage of a few segments can find is less than
+ * noise. */
+static uint32_t wan_gain_up(const struct cc *cc, const struct wan *w)
+{
+	uint32_t gain = w->flags & F_ALONE ? UNIT + (w->gain_up - UNIT) / 2 : w->gain_up;
+	uint64_t floor = UNIT + mul_div(4ull * cc->mss, UNIT, max64(wan_bdp(w, UNIT), 4ull * cc->mss));
+
+	if (w->flags & F_UP_GREW)
+		return GAIN_UP_FAST;
+	return (uint32_t)max64(gain, w->flags & F_ALONE ? 0 : floor);
 }
 
 /* Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room. */
@@ -481,14 +494,18 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 	/* the first round of UP brings ACKs of packets sent before it */
 	if (w->phase_rounds < 2)
 		return;
-	w->gain_up = (uint32_t)min64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
-	if (w->phase_rtt_ns > wan_rtt_plus(cc, w, 50) || bw < w->full_bw + w->full_bw / 20) {
+	if (bw < w->full_bw + mul_div(w->full_bw, wan_gain_up(cc, w) - UNIT, 2ull * UNIT)) {
+		w->gain_up = (uint32_t)min64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
 		wan_enter_down(w, s);
 		return;
 	}
-	/* it took all that the probe offered, and still no queue: there is much more to be had */
-	w->flags |= F_UP_GREW;
+	/* we were given most of what the probe asked for: go on; and if still no queue stands, there is much
+	 * more */
 	w->full_bw = bw;
+	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 50))
+		w->flags |= F_UP_GREW;
+	else
+		w->flags &= ~F_UP_GREW;
 }
 
 /*
@@ -551,7 +568,6 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 	w->round_lost = w->lost_total;
 	w->last_round_rtt_ns = w->round_rtt_ns;
 	w->round_rtt_ns = UINT64_MAX;
-	w->round_bw = 0;
 	w->flags &= ~F_ROUND_APP_LIMITED;
 }
 
@@ -614,13 +630,13 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 		break;
 	case WAN_CRUISE:
 		if (s->now_ns - w->phase_ns > w->cruise_ns)
-			wan_enter_up(w, s);
+			wan_enter_up(cc, w, s);
 		break;
 	case WAN_UP:
 		/* the queue that this probe made came back: it has found the bottleneck, no need to wait for
 		 * the round */
-		if (!(w->flags & F_RIVAL) && w->phase_rtt_ns != UINT64_MAX &&
-		    s->rtt_ns > wan_rtt_plus(cc, w, 16) && s->prior_delivered_bytes >= w->phase_delivered)
+		if (w->flags & F_ALONE && s->prior_delivered_bytes >= w->phase_delivered &&
+		    s->rtt_ns > wan_rtt_plus(cc, w, 24))
 			wan_enter_down(w, s);
 		break;
 	}
@@ -673,10 +689,35 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 
 /* ---- what is sent ---- */
 
+/*
+ * A maximum over noisy samples is too high. The noise comes from losses that are counted a quarter of an RTT
+ * late: over an interval of n packets about sqrt(p * n / 2) packets; a maximum of some ten rounds is
+ * about 1.5 sigma above the mean.
+ */
+static uint32_t wan_bias(const struct cc *cc, const struct wan *w)
+{
+	uint64_t segs = max64(wan_bdp(w, UNIT) / cc->mss, 4);
+	uint64_t variance = mul_div((uint64_t)UNIT * UNIT, w->p_ppm, 2ull * PPM * segs);
+
+	return (uint32_t)min64(3 * sqrt64(variance) / 2, BIAS_MAX);
+}
+
+static uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
+{
+	uint64_t empty = wan_rtt_plus(cc, w, 50), excess = 0;
+
+	if (w->flags & F_TIGHT)
+		return GAIN_TIGHT;
+	if (w->flags & F_RIVAL)
+		return UNIT;
+	/* a queue of ours: away with it, half of it in a round */
+	if (w->last_round_rtt_ns != UINT64_MAX && w->last_round_rtt_ns > empty)
+		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
+	return GAIN_CRUISE - wan_bias(cc, w) - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+}
+
 static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 {
-	uint64_t empty, excess;
-
 	switch (w->mode) {
 	case WAN_STARTUP:
 		return GAIN_STARTUP;
@@ -685,18 +726,9 @@ static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 	case WAN_DOWN:
 		return cc->inflight_bytes > wan_bdp(w, UNIT) ? GAIN_DOWN_FAST : GAIN_DOWN;
 	case WAN_UP:
-		return w->flags & F_UP_GREW ? GAIN_UP_FAST : w->gain_up;
+		return wan_gain_up(cc, w);
 	case WAN_CRUISE:
-		empty = wan_rtt_plus(cc, w, 50);
-		if (w->flags & F_TIGHT)
-			return GAIN_TIGHT;
-		if (w->flags & F_RIVAL)
-			return UNIT;
-		if (w->last_round_rtt_ns == UINT64_MAX || w->last_round_rtt_ns <= empty)
-			return GAIN_CRUISE;
-		/* a queue of ours: away with it, half of it in a round */
-		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
-		return GAIN_CRUISE - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+		return wan_cruise_gain(cc, w);
 	default:
 		return UNIT;
 	}
