@@ -75,9 +75,9 @@ def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, 
     return {
         "instance": instance,
         "proto": "tcp",
-        "src": abi.addr_text(abi.ffi.buffer(pair.laddr)),
+        "src": _addr(pair.laddr),
         "sport": _port(pair.lport_be),
-        "dst": abi.addr_text(abi.ffi.buffer(pair.raddr)),
+        "dst": _addr(pair.raddr),
         "dport": _port(pair.rport_be),
         "direction": DIRECTIONS.get(decision.direction),
         "stack": names.stack(decision.stack),
@@ -116,7 +116,7 @@ def listener_dict(key: bytes, value: bytes, instance: str, generation: int, name
     half = generation & 1
     return {
         "instance": instance,
-        "addr": abi.addr_text(abi.ffi.buffer(k.addr)),
+        "addr": _addr(k.addr),
         "port": _port(k.port_be),
         "rule": names.rule(generation, v.rules[half]),
         "table": names.table(v.tables[half]),
@@ -170,3 +170,7 @@ def counters_dict(read: Callable[[bytes], list[bytes]]) -> dict[str, int]:
 
 def _port(port_be: int) -> int:
     return socket.ntohs(port_be)
+
+
+def _addr(array: Any) -> str:
+    return abi.addr_text(bytes(abi.ffi.buffer(array)))

@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import sockdiag, tuning
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import attach as loader
+from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.loader import maps as loader_maps
-from dmm_ebpf.loader.attach import Attached
-from dmm_ebpf.loader.ringbuf import EventReader
 from dmm_ebpf.rd import evaluate, flows, sync
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
@@ -160,12 +157,14 @@ class Instance:
     async def apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
         """Put new in force. DmmError if it cannot be; then nothing has changed."""
         async with self._applying:
-            wanted = routed_user_stacks(new)
-            marks = await asyncio.to_thread(self.stacks.marks, list(new.user_stacks()))
+            users = new.user_stacks()
+            wanted = {name: users[name] for name in new.routed_stacks() if name in users}
+            ids = IdSpace.from_dict(self._ids.to_dict())
+            marks = await asyncio.to_thread(self.stacks.marks, list(wanted))
             compiled = await asyncio.to_thread(
                 compile_policy,
                 new,
-                self._ids,
+                ids,
                 marks,
                 MARK_MASK,
                 _cgroup_lookup,
@@ -174,17 +173,17 @@ class Instance:
                 busy_stacks=self._busy_stacks(),
             )
             started = await self.stacks.ensure(
-                {name: (compiled.ids.stack(name), config) for name, config in wanted.items()}
+                {name: (ids.stack(name), config) for name, config in wanted.items()}
             )
             try:
                 generation = await asyncio.to_thread(self._sync, compiled)
             except BaseException:
                 await self.stacks.drop(started)
                 raise
-            self._ids, self._policy = compiled.ids, new
+            self._ids, self._policy = ids, new
             self._labels[generation] = compiled.labels
             self._forget_generations(generation)
-            self.state.ids = compiled.ids.to_dict()
+            self.state.ids = ids.to_dict()
             self.state.generation = generation
             self.state.policy = str(path) if path else None
             self.state.policy_text = new.text
@@ -204,8 +203,8 @@ class Instance:
         return sync.apply(
             self._attached.maps,
             compiled,
-            inner=loader_maps,
-            listener_set=self._attached.listener_set,
+            inner=loader,
+            listener_set=self._attached.set_listener_table,
             in_cgroup=sync.in_cgroup_by_path(cgroups.path_of),
         )
 
@@ -247,7 +246,7 @@ class Instance:
     # -- names, for flows.Names --
 
     def stack(self, stack_id: int) -> str:
-        return self._ids.stack_name(stack_id)
+        return self._ids.stack_name(stack_id) or f"#{stack_id}"
 
     def table(self, table: int) -> str | None:
         return self._ids.table_name(table) or None
@@ -256,7 +255,7 @@ class Instance:
         if not rule:
             return None
         labels = self._labels.get(generation)
-        return labels.rule_name(rule) if labels else f"{rule} of generation {generation}"
+        return labels.rule_text(rule - 1) if labels else f"{rule} of generation {generation}"
 
     def route(self, generation: int, route: int) -> str | None:
         if route == C.DMM_ROUTE_NONE or not generation:
@@ -382,14 +381,3 @@ def _netns_cookie(name: str) -> int:
 
 def _congestion_controls() -> list[str]:
     return tuning.read("net/ipv4/tcp_available_congestion_control").split()
-
-
-def routed_user_stacks(policy: Policy) -> dict[str, UserStack]:
-    """The user stacks that some route of a table leads to; no other needs a process."""
-    routed = {
-        table.stack_names[i]
-        for name, table in policy.tables.items()
-        if any(rule.table == name for rule in policy.rules)
-        for i in set(table.stack)
-    }
-    return {name: config for name, config in policy.user_stacks().items() if name in routed}

@@ -156,15 +156,13 @@ class Server:
             files = self._instance.policy_files()
             if not files:
                 # A policy may come later, by `policy apply`.
-                await self._policy_event()
+                await self._policy_event(asyncio.Event())
                 continue
-            names = {str(f.resolve()) for f in files}
             changed = asyncio.Event()
-            done = asyncio.get_running_loop().create_task(self._policy_event())
-            done.add_done_callback(lambda _, ev=changed: ev.set())
+            done = asyncio.get_running_loop().create_task(self._policy_event(changed))
             async for changes in awatch(
                 *{f.resolve().parent for f in files},
-                watch_filter=lambda _, path, names=names: path in names,
+                watch_filter=_only({str(f.resolve()) for f in files}),
                 debounce=WATCH_DEBOUNCE_MS,
                 stop_event=changed,
                 recursive=False,
@@ -173,8 +171,8 @@ class Server:
                     await self._reload(files[0])
             done.cancel()
 
-    async def _policy_event(self) -> None:
-        seen = asyncio.Event()
+    async def _policy_event(self, seen: asyncio.Event) -> None:
+        """Set seen, and end, at the next change of policy."""
         unsubscribe = self._instance.subscribe(lambda e: seen.set() if e.get("type") == "policy" else None)
         try:
             await seen.wait()
@@ -190,6 +188,10 @@ class Server:
         except DmmError as e:
             log.error("%s; the policy in force stays", e)
             self._instance.publish({"type": "policy_refused", "path": str(path), "reason": str(e)})
+
+
+def _only(names: set[str]) -> Callable[[Any, str], bool]:
+    return lambda _, path: path in names
 
 
 def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:

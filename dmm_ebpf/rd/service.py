@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError, from_wire
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import attach as loader
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import flows
 from dmm_ebpf.rd.ids import IdSpace
@@ -318,7 +317,7 @@ class _OfflineNames:
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
 
     def stack(self, stack_id: int) -> str:
-        return self._ids.stack_name(stack_id)
+        return self._ids.stack_name(stack_id) or f"#{stack_id}"
 
     def table(self, table: int) -> str | None:
         return self._ids.table_name(table) or None

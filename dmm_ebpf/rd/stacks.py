@@ -24,7 +24,7 @@ from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import sockdiag, tcingress, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
-from dmm_ebpf.loader.attach import Attached
+from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.rd import rundir
 from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
@@ -254,9 +254,9 @@ class StackManager:
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
             congestion=config.congestion,
-            sndbuf_bytes=config.sndbuf,
-            rcvbuf_bytes=config.rcvbuf,
-            memory_bytes=config.memory,
+            sndbuf_bytes=config.sndbuf_bytes,
+            rcvbuf_bytes=config.rcvbuf_bytes,
+            memory_bytes=config.memory_bytes,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
         )
@@ -396,7 +396,7 @@ def _free_slot(nics: Mapping[str, int]) -> int:
     raise ConflictError("serve one more NIC", why=f"an instance serves {C.DMM_MAX_NICS} at most")
 
 
-def clear_xdp_flows(xdp_flows: Any, stack_id: int) -> int:
+def clear_xdp_flows(xdp_flows: Map, stack_id: int) -> int:
     """Delete the entries of one stack from xdp_flows; returns how many."""
     gone = 0
     for key, value in xdp_flows.items():

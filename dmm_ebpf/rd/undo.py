@@ -12,11 +12,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
-from dmm_ebpf.loader import attach as loader
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import MARK_BASE, MARK_MASK, mark_of, restore_sysctls
 from dmm_ebpf.userstack.supervisor import kill_process

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The story that tools/demo tells, on real traffic: two hosts, a lossy link, unmodified programs, one policy.
+
+Each step says what it does, does it with the real programs and the real command line, and checks what came out; the
+first thing that is not as told ends the demo with exit code 1. Everything is made in a Lab, so everything goes with
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lab import (
+    Cgroup,
+    Fetched,
+    Host,
+    Lab,
+    busybox_fetch,
+    curl_fetch,
+    iperf3,
+    iperf3_server,
+    nginx,
+    random_file,
+    redis_server,
+    wait_for,
+)
+from lab.routed import Routed
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.syntax import Syntax
+from rich.table import Table
+
+from dmm_ebpf.errors import DmmError
+
+RATE_MBIT = 100
+DELAY_MS = 25
+LOSS = 0.01
+FILE_BYTES = 10_000_000
+# Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire (and then loss).
+LIMIT_BPS = RATE_MBIT * 1e6 * 1448 / 1538
+
+CLIENT_POLICY = """\
+[stacks.wan]                # a user-space TCP stack: its own process, AF_XDP to the NIC
+kind = "user"
+transport = "tcp"
+congestion = "wan"
+fallback = "kernel"
+
+[stacks.lan]                # the kernel's stack, with options
+kind = "kernel"
+congestion = "cubic"
+dscp = "af21"
+
+[[rules]]                   # which sockets
+name = "shop"
+cgroup = "{cgroup}"
+table = "shop"
+
+[[tables.shop.routes]]      # which peers, and which stack serves them
+to = "default"
+proto = "tcp"
+ports = "80, 5201, 6379"
+stack = "wan"
+
+[[tables.shop.routes]]
+to = "default"
+proto = "tcp"
+ports = "8081"
+stack = "lan"
+"""
+
+SERVER_POLICY = """\
+[stacks.wan]
+kind = "user"
+congestion = "wan"
+
+[[rules]]
+name = "web"
+cgroup = "{cgroup}"
+direction = "listen"
+table = "clients"
+
+[[tables.clients.routes]]   # for a listener, the peer is the client
+to = "default"
+ports = "80"
+stack = "wan"
+"""
+
+console = Console(highlight=False)
+
+
+class DemoError(DmmError):
+    """Something was not as the story says."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("go on with the demo", why=why)
+
+
+def expect(condition: object, why: str) -> None:
+    """DemoError unless condition."""
+    if not condition:
+        raise DemoError(why)
+
+
+class Story:
+    """The hosts and what is told about them."""
+
+    def __init__(self, lab: Lab, directory: Path, stack: ExitStack, progress: Progress) -> None:
+        self.lab = lab
+        self.directory = directory
+        self.stack = stack
+        self.progress = progress
+        self.task = progress.add_task("", total=len(STEPS))
+        self.client: Host = lab.host("client", tcp_buffers=64 << 20)
+        self.server: Host = lab.host("server", tcp_buffers=64 << 20)
+        self.link = lab.wan(self.client, self.server, rate=f"{RATE_MBIT}mbit", delay=f"{DELAY_MS}ms", seed=7)
+        self.cg_client = stack.enter_context(Cgroup())
+        self.cg_server = stack.enter_context(Cgroup())
+        self.before = traces(self.client) + traces(self.server)
+        self.routed: Routed | None = None
+        self.file = directory / "www" / "file.bin"
+        self.file.parent.mkdir()
+        self.sha256 = random_file(self.file, FILE_BYTES)
+        self.web = nginx(self.server, self.file.parent, directory / "nginx")
+
+    @property
+    def dmm(self) -> Routed:
+        """The instance on the client's host."""
+        assert self.routed is not None
+        return self.routed
+
+    def say(self, text: str) -> None:
+        """One line of the story."""
+        self.progress.console.print(f"  {text}")
+
+    def fetch(self, *, port: int = 80, cgroup: Cgroup | None = None, timeout: float = 90) -> Fetched:
+        """curl gets the file; DemoError if it does not arrive as it was sent."""
+        got = curl_fetch(
+            self.client, f"http://{self.server.ip4}:{port}/file.bin", cgroup=cgroup, timeout=timeout
+        )
+        expect(got.exit_code == 0, f"curl failed: {got.stderr.strip()}")
+        expect(got.sha256 == self.sha256, "the file arrived changed")
+        return got
+
+    def fetch_head(self) -> None:
+        """A new connection that is answered."""
+        url = f"http://{self.server.ip4}/file.bin"
+        got = curl_fetch(self.client, url, cgroup=self.cg_client, timeout=10, options=["--head"])
+        expect(got.exit_code == 0, f"no new connection: {got.stderr.strip()}")
+
+    def told(self, program: str, stack: str, got: Fetched) -> None:
+        """A transfer's goodput and hash."""
+        bps = got.size_bytes * 8 / got.seconds
+        self.say(
+            f"[bold]{program}[/]: stack [cyan]{stack}[/], {got.size_bytes / 1e6:.0f} MB in {got.seconds:.1f} s, "
+            f"{bps / 1e6:.1f} Mb/s = {bps / LIMIT_BPS:.0%} of what the link can carry, "
+            f"sha256 {got.sha256[:12]}… [green]right[/]"
+        )
+
+
+def traces(host: Host) -> str:
+    """All that an attached instance changes on a host, as text."""
+    script = "ip rule; ip -6 rule; ip -br link; ip route show table all | grep -c dmm- || true"
+    return str(host.run(["sh", "-c", script + "; cat /proc/sys/net/ipv4/tcp_fwmark_accept"]).stdout)
+
+
+def attach(s: Story) -> None:
+    """A policy file, and dmm-ebpf attached to the client's cgroup."""
+    s.progress.console.print(Syntax(CLIENT_POLICY, "toml", background_color="default"))
+    s.routed = s.stack.enter_context(Routed(s.client, s.cg_client, CLIENT_POLICY, s.directory))
+    stack = s.dmm.stack("wan")
+    s.say(f"dmm-ebpf attach --cgroup {s.cg_client.relative} --policy {s.dmm.policy_file.name}")
+    s.say(
+        f"stack wan is {stack['state']}: process {stack['pid']} behind {stack['tun']}, mark {stack['mark']}"
+    )
+    for port in (80, 8081, 22):
+        where = ("route", "get", f"{s.server.ip4}:{port}", "--cgroup", s.cg_client.relative)
+        answer = s.dmm.ask(*where)
+        s.say(f"dmm-ebpf {' '.join(where[:3])} → stack [cyan]{answer['stack']}[/], route {answer['route']}")
+
+
+def programs(s: Story) -> None:
+    """curl, a static busybox, iperf3 and redis-benchmark connect through the user stack."""
+    s.told("curl ← nginx", "wan", s.fetch(cgroup=s.cg_client))
+    url = f"http://{s.server.ip4}/file.bin"
+    got = busybox_fetch(s.client, url, cgroup=s.cg_client)
+    expect(got.sha256 == s.sha256, "busybox wget got another file")
+    s.told("busybox wget (static)", "wan", got)
+    iperf3_server(s.server, s.directory / "iperf3")
+    answer = iperf3(s.client, s.server.ip4, "-t", "4", "-O", "1", cgroup=s.cg_client)
+    bps = answer["end"]["sum_received"]["bits_per_second"]
+    s.say(f"[bold]iperf3[/]: stack [cyan]wan[/], {bps / 1e6:.1f} Mb/s = {bps / LIMIT_BPS:.0%} of the link")
+    redis_server(s.server, s.directory / "redis")
+    done = s.cg_client.run(
+        ["redis-benchmark", "-h", s.server.ip4, "-n", "1000", "-c", "50", "-t", "set,get", "--csv"],
+        host=s.client,
+    )
+    rows = [line.replace('"', "").split(",") for line in done.stdout.splitlines()[1:]]
+    expect(len(rows) == 2, "redis-benchmark did not finish")
+    s.say(
+        "[bold]redis-benchmark[/]: stack [cyan]wan[/], "
+        + ", ".join(f"{r[0]} {float(r[1]):.0f}/s" for r in rows)
+    )
+
+
+def seen(s: Story) -> None:
+    """What everybody else on the host sees of a flow on the user stack: the flow as it is."""
+    s.client.run(
+        [
+            "nft",
+            "add table inet demo; add chain inet demo out { type filter hook output priority 0; };"
+            f"add rule inet demo out ip daddr {s.server.ip4} tcp dport 80 counter",
+        ]
+    )
+    curl = s.cg_client.spawn(
+        ["curl", "-s", "-o", "/dev/null", f"http://{s.server.ip4}/file.bin"], host=s.client
+    )
+    (flow,) = wait_for(
+        lambda: [f for f in s.dmm.flows(dport=80) if f["bytes_received"] > 100_000], 10, "the flow"
+    )
+    table = Table(title="dmm-ebpf flows", title_justify="left")
+    for key in ("comm", "src", "sport", "dst", "dport", "stack", "rule", "route", "srtt_us", "congestion"):
+        table.add_column(key)
+    table.add_row(*(str(flow.get(c.header)) for c in table.columns))
+    s.progress.console.print(table)
+    listed = s.client.run(["ss", "-tnH", "state", "established"]).stdout
+    expect(f"{s.server.ip4}:80" in listed, "ss does not show the peer")
+    s.say(f"ss: {' '.join(listed.split()[2:4])}")
+    curl.wait(60)
+    rule = json.loads(s.client.run(["nft", "-j", "list", "chain", "inet", "demo", "out"]).stdout)
+    packets = next(
+        e["counter"]["packets"]
+        for item in rule["nftables"]
+        if "rule" in item
+        for e in item["rule"]["expr"]
+        if "counter" in e
+    )
+    expect(packets > 0, "the firewall did not see the flow")
+    s.say(f"nft rule in OUTPUT on {s.server.ip4}:80 counted {packets} packets")
+    s.client.run(["nft", "delete table inet demo"])
+
+
+def policy_change(s: Story) -> None:
+    """The policy file changes while a transfer runs: the transfer stays where it is, the next connection moves."""
+    url = f"http://{s.server.ip4}/file.bin"
+    slow = ["curl", "-s", "--limit-rate", "4M", "-o", str(s.directory / "slow.bin"), url]
+    curl = s.cg_client.spawn(slow, host=s.client)
+    wait_for(
+        lambda: [f for f in s.dmm.flows(dport=80) if f["stack"] == "wan"],
+        10,
+        "the transfer on the user stack",
+    )
+    s.dmm.write_policy(CLIENT_POLICY.replace('ports = "80, ', 'ports = "').replace('"8081"', '"80, 8081"'))
+    s.say("the policy file now gives port 80 to stack lan; the Resource Director sees it by itself")
+    where = ("route", "get", f"{s.server.ip4}:80", "--cgroup", s.cg_client.relative)
+    wait_for(lambda: s.dmm.ask(*where)["stack"] == "lan", 10, "the new policy")
+    (old,) = s.dmm.flows(dport=80)
+    expect(old["stack"] == "wan", "the open flow was moved")
+    s.told("curl ← nginx", "lan", s.fetch(cgroup=s.cg_client))
+    expect(curl.wait(60) == 0, "the transfer that ran did not finish")
+    digest = subprocess.run(
+        ["sha256sum", str(s.directory / "slow.bin")], capture_output=True, text=True, check=True
+    )
+    expect(digest.stdout.split()[0] == s.sha256, "the transfer that ran was harmed")
+    s.say("the transfer that ran meanwhile stayed on stack [cyan]wan[/] and ended [green]right[/]")
+    s.dmm.apply(CLIENT_POLICY)
+
+
+def killed(s: Story) -> None:
+    """kill -9 for the stack process, then for the Resource Director."""
+    pid = s.dmm.stack("wan")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    s.fetch_head()
+    s.say(
+        f"stack process {pid} killed; a new connection was answered after {(time.monotonic() - began) * 1e3:.0f} ms"
+    )
+    wait_for(lambda: s.dmm.stack("wan")["state"] == "up", 10, "the stack to be started again")
+    s.say(f"started again as process {s.dmm.stack('wan')['pid']}")
+    s.dmm.kill_director()
+    s.told("curl ← nginx, no Resource Director", "wan", s.fetch(cgroup=s.cg_client))
+    s.dmm.restart()
+    s.say("the next Resource Director adopted hooks, policy and stack process")
+
+
+def listening(s: Story) -> None:
+    """Now the server's host: nginx listens behind a user stack, the client is a plain kernel."""
+    routed = s.stack.enter_context(Routed(s.server, s.cg_server, SERVER_POLICY, s.directory))
+    nginx(s.server, s.file.parent, s.directory / "nginx82", port=8082)
+    s.web.stop()
+    s.web = nginx(s.server, s.file.parent, s.directory / "nginx-routed", cgroup=s.cg_server)
+    (row,) = [entry for entry in routed.ask("listeners") if entry["addr"] == "0.0.0.0"]
+    s.say(
+        f"dmm-ebpf listeners: {row['comm']} on port {row['port']}, clients looked up in table {row['table']}"
+    )
+    s.told("curl (kernel) ← nginx (user stack)", "wan", s.fetch())
+    s.told("curl (user stack) ← nginx (user stack)", "wan", s.fetch(cgroup=s.cg_client))
+
+
+def side_by_side(s: Story) -> None:
+    """The link loses packets at random. The same file, sent by the kernel and by the user stack of the server."""
+    s.link.set(loss=LOSS)
+    default = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    rows = []
+    for congestion in dict.fromkeys(("cubic", default)):
+        s.server.sysctl("net.ipv4.tcp_congestion_control", congestion)
+        rows.append((f"kernel, {congestion}", s.fetch(port=8082)))
+    s.server.sysctl("net.ipv4.tcp_congestion_control", default)
+    rows.append(("user stack, wan", s.fetch()))
+    table = Table(
+        title=f"{FILE_BYTES / 1e6:.0f} MB, {RATE_MBIT} Mb/s, {2 * DELAY_MS} ms round trip, {LOSS:.0%} loss",
+        title_justify="left",
+    )
+    for name in ("sent by", "seconds", "Mb/s", "of the link"):
+        table.add_column(name, justify="left" if name == "sent by" else "right")
+    for label, got in rows:
+        bps = got.size_bytes * 8 / got.seconds
+        table.add_row(label, f"{got.seconds:.1f}", f"{bps / 1e6:.1f}", f"{bps / LIMIT_BPS / (1 - LOSS):.0%}")
+    s.progress.console.print(table)
+
+
+def nothing_left(s: Story) -> None:
+    """Detach, and compare both hosts with what they were."""
+    s.stack.close()
+    expect(traces(s.client) + traces(s.server) == s.before, "detach left something behind")
+    s.say("rules, routes, devices and sysctls of both hosts are as they were")
+
+
+STEPS: list[tuple[str, Callable[[Story], None]]] = [
+    ("A policy, and a cgroup to apply it to", attach),
+    ("Unmodified programs connect", programs),
+    ("Firewall, ss and flows see the real addresses", seen),
+    ("The policy changes while programs run", policy_change),
+    ("A stack is killed, then the Resource Director", killed),
+    ("The other direction: a server listens behind a user stack", listening),
+    ("The same file over a lossy link: kernel and user stack", side_by_side),
+    ("Detach", nothing_left),
+]
+
+
+def main() -> int:
+    """Tell the story; 0 if all was as told."""
+    began = time.monotonic()
+    console.rule("[bold]dmm-ebpf: protocol routing[/]")
+    progress = Progress(
+        TextColumn("[bold]{task.completed}/{task.total}[/] {task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    try:
+        with tempfile.TemporaryDirectory() as name, Lab("demo") as lab, ExitStack() as stack, progress:
+            Path(name).chmod(0o755)
+            story = Story(lab, Path(name), stack, progress)
+            story.say(f"two hosts: client {story.client.ip4}, server {story.server.ip4}")
+            story.say(f"between them a link of {RATE_MBIT} Mb/s, {DELAY_MS} ms each way")
+            for title, step in STEPS:
+                progress.update(story.task, description=title)
+                progress.console.print(f"\n[bold]{title}[/]")
+                step(story)
+                progress.advance(story.task)
+            progress.update(story.task, description="done")
+    except (DmmError, TimeoutError, subprocess.SubprocessError) as error:
+        console.print(f"demo: {error}", style="red", markup=False)
+        return 1
+    console.print(f"\n[green]Everything was as told[/], in {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
