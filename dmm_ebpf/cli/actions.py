@@ -20,6 +20,8 @@ from dmm_ebpf.tui.flowfilter import FlowFilter, parse_endpoint
 if TYPE_CHECKING:
     from dmm_ebpf.rd.model import Policy
 
+# What the Resource Director's socket takes in one message, less what goes with the text.
+MAX_POLICY_BYTES = 63 * 1024 * 1024
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 
@@ -99,6 +101,12 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
         raise PolicyError(what, why=f"it is not UTF-8 at byte {exc.start}") from exc
     except OSError as exc:
         raise PolicyError(what, why=exc.strerror or str(exc)) from exc
+    if len(text.encode()) > MAX_POLICY_BYTES:
+        raise PolicyError(
+            what,
+            why=f"it is longer than {MAX_POLICY_BYTES} bytes",
+            hint="put long route lists in a file of their own (routes_from)",
+        )
     with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
         answer = rd.call("policy_apply", path=str(file.resolve()), text=text)
     if as_json:
@@ -140,12 +148,22 @@ def route_query(
         "addr": str(host),
         "port": port,
         "proto": proto,
-        "cgroup": cgroup,
+        "cgroup": None if cgroup is None else _cgroup(cgroup),
         "uid": None if uid is None else _uid(uid),
         "comm": comm,
         "mark": None if mark is None else _mark(mark),
         "direction": direction,
     }
+
+
+def _cgroup(text: str) -> str:
+    """As rules name it, wherever cgroup v2 is mounted; one that does not exist can be asked about too."""
+    from dmm_ebpf.loader import cgroup
+
+    try:
+        return cgroup.name_of(cgroup.resolve(text))
+    except DmmError:
+        return text
 
 
 def _uid(text: str) -> int:

@@ -43,10 +43,7 @@ def encode(message: Message) -> bytes:
     """One frame. Raises WireError above MAX_MESSAGE_BYTES, TypeError for what msgpack cannot say."""
     body: bytes = msgpack.packb(message, use_bin_type=True)
     if len(body) > MAX_MESSAGE_BYTES:
-        raise WireError(
-            f"a message of {len(body)} bytes is longer than the limit of {MAX_MESSAGE_BYTES}",
-            hint="put long route lists in a file of their own (routes_from)",
-        )
+        raise WireError(f"a message of {len(body)} bytes is above the limit of {MAX_MESSAGE_BYTES}", hint="")
     return _LENGTH.pack(len(body)) + body
 
 
