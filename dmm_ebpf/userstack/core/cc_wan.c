@@ -334,6 +334,7 @@ static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sampl
 	uint64_t base = max64(6 * w->min_rtt_ns, NS_PER_S / 2);
 
 	w->flags &= ~F_PROBED;
+	w->calm = w->flags & F_RIVAL ? 0 : w->calm;
 	if (w->flags & F_TIGHT)
 		base *= 3;
 	wan_enter(w, WAN_CRUISE, s);
@@ -517,8 +518,13 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 {
 	uint64_t lost, delivered, total, mean;
 
-	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50))
+	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
 		w->flags |= F_POOL_IDLE;
+		/* who fills the queue does not let it run empty for long: these were others of our kind, or
+		 * they are gone */
+		if (w->flags & F_RIVAL && ++w->calm >= RIVAL_CALM)
+			w->flags &= ~F_RIVAL;
+	}
 	if (!w->pool_ns) {
 		w->pool_ns = s->now_ns;
 		w->pool_delivered = s->delivered_bytes;
@@ -600,11 +606,13 @@ static void wan_judge_rival(const struct cc *cc, struct wan *w)
 		return;
 	if (w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 8 + 2 * NS_PER_MS) {
 		w->calm = 0;
-		if (++w->strikes >= RIVAL_STRIKES)
+		w->strikes = (uint8_t)min64(w->strikes + 1u, RIVAL_STRIKES);
+		if (w->strikes >= RIVAL_STRIKES)
 			w->flags |= F_RIVAL;
 	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
 		w->strikes = 0;
-		if (++w->calm >= RIVAL_CALM) {
+		w->calm = (uint8_t)min64(w->calm + 1u, RIVAL_CALM);
+		if (w->calm >= RIVAL_CALM) {
 			w->flags &= ~F_RIVAL;
 			w->base_rtt_ns = w->min_rtt_ns;
 		}
