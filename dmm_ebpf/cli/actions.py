@@ -84,10 +84,7 @@ def policy_counts(policy: Policy) -> dict[str, int]:
 
 
 def _counts_text(counts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{counts.get(name)} {name if counts.get(name) != 1 else name[:-1]}"
-        for name in ("rules", "routes", "stacks")
-    )
+    return ", ".join(tables.count(counts, key) for key in ("rules", "routes", "stacks"))
 
 
 def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:

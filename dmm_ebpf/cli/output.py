@@ -31,7 +31,8 @@ class Column:
     cell: Callable[[Row], str]
     right: bool = False
     rank: int = 0  # the highest rank is left out first; 0 stays
-    flex: bool = False  # may be cut
+    flex: bool = False  # may be cut,
+    cut: Callable[[str, int], str] = units.shorten  # in this way
 
 
 def note(text: str) -> None:
@@ -49,32 +50,27 @@ def print_json_line(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Row]) -> None:
+def print_table(columns: Sequence[Column], rows: Iterable[Row], indent: str = "") -> None:
     """rows under their titles; only the titles when there are none."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     if sys.stdout.isatty():
-        _print_terminal(columns, cells, shutil.get_terminal_size().columns)
+        _print_terminal(columns, cells, shutil.get_terminal_size().columns, indent)
     else:
         for line in layout(columns, cells, None)[1]:
-            print(line)
+            print(indent + line)
 
 
 def layout(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None
 ) -> tuple[list[int], list[str]]:
     """Column widths (0: left out) and lines, titles first, of at most width characters (None: any)."""
-    widths = [
-        max((len(row[i]) for row in cells), default=0)
-        if column.title == ""
-        else max(len(column.title), *(len(row[i]) for row in cells), 0)
-        for i, column in enumerate(columns)
-    ]
+    widths = [max(len(column.title), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
     if width is not None:
         _fit(columns, widths, width)
     lines = []
     for row in ([column.title for column in columns], *cells):
         parts = [
-            _justify(units.shorten(text, w), w, column.right)
+            _justify(column.cut(text, w), w, column.right)
             for text, w, column in zip(row, widths, columns, strict=True)
             if w
         ]
@@ -115,15 +111,17 @@ def _slack(columns: Sequence[Column], widths: Sequence[int]) -> int:
     )
 
 
-def _print_terminal(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> None:
+def _print_terminal(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int, indent: str
+) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(width=width, highlight=False)
-    _widths, lines = layout(columns, cells, width)
-    console.print(Text(lines[0], style="bold"), no_wrap=True, crop=True)
+    _widths, lines = layout(columns, cells, width - len(indent))
+    console.print(Text(indent + lines[0], style="bold"), no_wrap=True, crop=True)
     for line in lines[1:]:
-        console.print(_coloured(Text(line)), no_wrap=True, crop=True)
+        console.print(_coloured(Text(indent + line)), no_wrap=True, crop=True)
 
 
 def _coloured(line: Any) -> Any:

@@ -22,6 +22,11 @@ def _number(key: str) -> Any:
     return lambda row: units.NONE if row.get(key) is None else str(row[key])
 
 
+def count(row: Row, key: str) -> str:
+    """2 rules, 1 rule, - rules."""
+    return f"{_number(key)(row)} {key if row.get(key) != 1 else key.removesuffix('s')}"
+
+
 def stack_text(flow: Row) -> str:
     """The stack that serves, and the one the route named when that was down: kernel (for wan)."""
     stack, wanted = flow.get("stack"), flow.get("wanted")
@@ -46,14 +51,19 @@ def print_flows(rows: list[Row], *, iec: bool) -> None:
             Column(
                 "DIR", lambda r: {"connect": "out", "listen": "in"}.get(str(r.get("direction")), "-"), rank=7
             ),
-            Column("PEER", lambda r: units.endpoint(r.get("dst"), r.get("dport"))),
-            Column("STACK", stack_text, flex=True),
+            Column(
+                "PEER",
+                lambda r: units.endpoint(r.get("dst"), r.get("dport")),
+                flex=True,
+                cut=units.shorten_middle,
+            ),
+            Column("STACK", stack_text),
             Column("TABLE", _text("table"), rank=6, flex=True),
             Column("RULE", _text("rule"), rank=5, flex=True),
             Column("ROUTE", _text("route"), flex=True),
             Column("PROCESS", lambda r: units.process(r.get("comm"), r.get("pid")), flex=True),
-            Column("SENT", lambda r: units.size(r.get("bytes_sent"), iec=iec), right=True),
-            Column("RECEIVED", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True),
+            Column("SENT", lambda r: units.size(r.get("bytes_sent"), iec=iec), right=True, rank=1),
+            Column("RECV", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True, rank=1),
             Column("SRTT", lambda r: units.duration_us(r.get("srtt_us")), right=True, rank=2),
             Column("RETRANS", _number("retransmits"), right=True, rank=3),
             Column("AGE", lambda r: units.age(r.get("age_s")), right=True, rank=8),
@@ -80,10 +90,9 @@ def print_listeners(rows: list[Row]) -> None:
 
 
 def print_stacks(rows: list[Row], indent: str = "") -> None:
-    """The table of `dmm-ebpf stacks`."""
+    """The table of `dmm-ebpf stacks`, and under it why a stack does not serve."""
     print_table(
         [
-            *([Column("", lambda _row: indent)] if indent else []),
             *_instance_column(rows),
             Column("STACK", _text("name"), flex=True),
             Column("KIND", _text("kind")),
@@ -96,10 +105,14 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
             Column("NICS", lambda r: units.clean(",".join(map(str, r.get("nics") or ()))), rank=5),
             Column("FALLBACK", _text("fallback"), rank=6),
             Column("RESTARTS", _number("restarts"), right=True, rank=7),
-            Column("REASON", _text("reason"), rank=8, flex=True),
         ],
         rows,
+        indent,
     )
+    for row in rows:
+        if row.get("reason") and row.get("state") != "up":
+            name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
+            print(f"{indent}{name} is {state}: {reason}")
 
 
 def print_status(status: Row) -> None:
@@ -112,8 +125,8 @@ def print_status(status: Row) -> None:
         ("cgroup", units.clean(status.get("cgroup"))),
         ("netns", units.clean(status.get("netns"))),
         ("policy", f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none"),
-        ("", f"{_number('rules')(status)} rules, {_number('routes')(status)} routes"),
-        ("flows", f"{_number('flows')(status)} open, {_number('listeners')(status)} listeners"),
+        ("", f"{count(status, 'rules')}, {count(status, 'routes')}"),
+        ("flows", f"{_number('flows')(status)} open, {count(status, 'listeners')}"),
         *(("nic", _nic_text(nic)) for nic in status.get("nics") or ()),
         ("counters", _counters_text(status.get("counters") or {})),
     ]
@@ -122,7 +135,7 @@ def print_status(status: Row) -> None:
         print(f"  {name:<10}{text}".rstrip())
     stacks = status.get("stacks") or []
     if stacks:
-        print_stacks(stacks, indent=" ")
+        print_stacks(stacks, indent="  ")
 
 
 def _nic_text(nic: Row) -> str:

@@ -245,7 +245,7 @@ def test_status(cli: Cli) -> None:
     for text in (
         "running, pid 31337, up 3m20s",
         "generation 3",
-        "2 open, 1 listeners",
+        "2 open, 1 listener\n",
         "connect 5",
         "af_xdp",
     ):
@@ -258,6 +258,12 @@ def test_stacks_and_listeners(cli: Cli) -> None:
         assert cli("stacks").out.splitlines()[1].split()[:4] == ["wan", "user", "up", "1"]
         assert cli("stacks", "--json").json == [STACK]
         assert cli("listeners").out.splitlines()[1].split()[:3] == ["[::]:80", "shop", "1"]
+
+
+def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
+    down = STACK | {"state": "down", "reason": "eth0 has no AF_XDP\x1b"}
+    with FakeRd("default", {"stacks": [STACK, down]}):
+        assert cli("stacks").out.splitlines()[3:] == ["wan is down: eth0 has no AF_XDP?"]
 
 
 def test_commands_may_be_abbreviated(cli: Cli) -> None:
