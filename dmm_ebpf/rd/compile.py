@@ -26,8 +26,8 @@ from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.locate import describe
 from dmm_ebpf.rd.model import KernelStack, Policy, Rule, UserStack
-from dmm_ebpf.rd.portsets import Layer, PortSet, all_ports, blocks, paint
-from dmm_ebpf.rd.routes import RouteTable, port_rank, route_text
+from dmm_ebpf.rd.portsets import MISS, Layer, PortSet, paint, trie_entries
+from dmm_ebpf.rd.routes import Match, RouteTable, port_rank, prefix_key, route_text
 from dmm_ebpf.rd.values import PORT_MAX, TCP, UDP
 
 CgroupLookup = Callable[[str], tuple[int, int]]
@@ -37,7 +37,11 @@ INNER_CONGESTION = (
     b"reno"  # the app's socket on a user stack: the inner leg loses nothing and must not be paced
 )
 _PORT_BITS_BEFORE = 48  # bits of struct dmm_port_key between prefixlen and port_be
+_OWN = -2  # a prefix's only route, in a template
+_MAX_TEMPLATES = 65536
 _INHERITED = (1, 0, 0)  # precedence of a shorter prefix's routes: after all own ones
+
+_PortTemplate = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -325,7 +329,6 @@ class _RouteCompiler:
         self.ids = ids
         self.keys = {4: _Words(2, 1), 6: _Words(2, 4)}
         self.values = {4: _Words(3, 0), 6: _Words(3, 0)}
-        self.port_sets: dict[PortSet, int] = {}  # of the table at hand: no two tables share a route
         self.n_port_sets = 0
         self.port_keys = _Words(2, 1)
         self.port_values = _Words(2, 0)
@@ -335,24 +338,35 @@ class _RouteCompiler:
         number = self.ids.table(table.name)
         stacks = [self.ids.stack(name) for name in table.stack_names]
         inline = [match.takes_all for match in table.matches]
-        self.port_sets = {}
         if all(inline) and not table.duplicates:
-            self._add_inline(table, number, base, stacks)
+            for index, stack in enumerate(table.stack):
+                self._add_prefix(table, index, number, (base + index, stacks[stack], 0))
             return
         tree = _PrefixTree(table)
-        stack_of = table.stack
+        numbers: dict[PortSet, int] = {}  # port sets of this table; no two tables share a route
         for key, index in tree.first.items():
             group = table.duplicates.get(key)
-            if group is None and inline[table.match[index]]:
-                self._add_prefix(table, index, number, (base + index, stacks[stack_of[index]], 0))
+            if group is None:
+                match = table.match[index]
+                if inline[match]:
+                    value = (base + index, stacks[table.stack[index]], 0)
+                else:
+                    value = (
+                        C.DMM_ROUTE_NONE,
+                        0,
+                        self._add_ports(table, base, stacks, tree.single(index, match), index),
+                    )
+                self._add_prefix(table, index, number, value)
                 continue
             port_set = tree.port_set(key)
             whole = _whole(port_set)
             if whole is not None:
-                self._add_prefix(table, index, number, (base + whole, stacks[stack_of[whole]], 0))
+                value = (base + whole, stacks[table.stack[whole]], 0)
             else:
-                value = (C.DMM_ROUTE_NONE, 0, self._port_set(port_set, table, base, stacks))
-                self._add_prefix(table, index, number, value)
+                if port_set not in numbers:
+                    numbers[port_set] = self._add_ports(table, base, stacks, _port_template(port_set))
+                value = (C.DMM_ROUTE_NONE, 0, numbers[port_set])
+            self._add_prefix(table, index, number, value)
 
     def _add_prefix(self, table: RouteTable, index: int, number: int, value: tuple[int, int, int]) -> None:
         family = table.families[index]
@@ -373,29 +387,25 @@ class _RouteCompiler:
         stack.append(value[1])
         port_set.append(value[2])
 
-    def _add_inline(self, table: RouteTable, number: int, base: int, stacks: list[int]) -> None:
-        """The common case of a big table: one route a prefix, all protocols and ports."""
-        for index, stack in enumerate(table.stack):
-            self._add_prefix(table, index, number, (base + index, stacks[stack], 0))
-
-    def _port_set(self, port_set: PortSet, table: RouteTable, base: int, stacks: list[int]) -> int:
-        """The number of a port set, whose routes are indexes into table; its entries are added the first time."""
-        known = self.port_sets.get(port_set)
-        if known is not None:
-            return known
+    def _add_ports(
+        self, table: RouteTable, base: int, stacks: list[int], template: _PortTemplate, own: int = 0
+    ) -> int:
+        """Add a port set's entries; returns its number. Routes are indexes into table, _OWN stands for own."""
         self.n_port_sets += 1
-        number = self.port_sets[port_set] = self.n_port_sets
         prefixlen, set_column, proto_port = self.port_keys.columns
         route_column, stack_column = self.port_values.columns
-        for proto, segments in ((TCP, port_set.tcp), (UDP, port_set.udp)):
-            for first, last, route in segments:
-                for start, bits in blocks(first, last):
-                    prefixlen.append(_PORT_BITS_BEFORE + bits)
-                    set_column.append(number)
-                    proto_port.append(proto << 24 | start)  # proto, pad, port_be in network order
-                    route_column.append(base + route)
-                    stack_column.append(stacks[table.stack[route]])
-        return number
+        for length, word, named in template:
+            prefixlen.append(length)
+            set_column.append(self.n_port_sets)
+            proto_port.append(word)
+            if named == MISS:
+                route_column.append(C.DMM_ROUTE_NONE)
+                stack_column.append(0)
+            else:
+                route = own if named == _OWN else named
+                route_column.append(base + route)
+                stack_column.append(stacks[table.stack[route]])
+        return self.n_port_sets
 
     def entries(self, family: int) -> Entries:
         """The entries of routes4 or routes6; takes the columns, so call it once."""
@@ -406,6 +416,15 @@ class _RouteCompiler:
         """The entries of ports."""
         count = len(self.port_values.columns[0])
         return Entries(self.port_keys.packed(), self.port_values.packed(), count)
+
+
+def _port_template(port_set: PortSet) -> _PortTemplate:
+    """The entries of a port set but for its number: prefixlen, the word of proto, pad and port_be, the route."""
+    return tuple(
+        (_PORT_BITS_BEFORE + bits, proto << 24 | first, route)
+        for proto, segments in ((TCP, port_set.tcp), (UDP, port_set.udp))
+        for first, bits, route in trie_entries(segments)
+    )
 
 
 def _whole(port_set: PortSet) -> int | None:
@@ -423,32 +442,47 @@ class _PrefixTree:
         self.table = table
         self.first = table.first_by_prefix()
         self.inherited: dict[int, PortSet] = {}  # port sets of prefixes that have longer ones below them
+        self.templates: dict[tuple[int, int | None], _PortTemplate] = {}
         lengths = set(zip(table.families, table.lengths, strict=True))
         self.lengths = {
-            family: sorted((length for f, length in lengths if f == family), reverse=True)
+            family: sorted((length for own, length in lengths if own == family), reverse=True)
             for family in (4, 6)
         }
+
+    def single(self, index: int, match: int) -> _PortTemplate:
+        """The port entries of a prefix with the one route index, as _OWN, and not every port.
+
+        In a big table most prefixes are alike: one match, and one shorter prefix around them all.
+        """
+        key = (match, self._parent(index, match))
+        found = self.templates.get(key)
+        if found is None:
+            if len(self.templates) >= _MAX_TEMPLATES:
+                self.templates.clear()
+            found = _port_template(self._painted([(_OWN, self.table.matches[match])], key[1]))
+            self.templates[key] = found
+        return found
 
     def port_set(self, key: int) -> PortSet:
         """The routes of a prefix, and below them those of the shorter prefixes around it."""
         table = self.table
         index = self.first[key]
         group = table.duplicates.get(key) or [index]
-        matches = [table.matches[table.match[i]] for i in group]
-        if len(group) == 1 and matches[0].takes_all:
-            return all_ports(index)
-        parent = None if any(match.takes_all for match in matches) else self._parent(index)
-        below = self._inherited(parent) if parent is not None else PortSet((), ())
-        layers: dict[int, list[Layer]] = {
-            proto: [Layer(_INHERITED, *segment) for segment in segments]
-            for proto, segments in ((TCP, below.tcp), (UDP, below.udp))
-        }
-        for i, match in zip(group, matches, strict=True):
+        own = [(i, table.matches[table.match[i]]) for i in group]
+        takes_all = any(match.takes_all for _, match in own)
+        return self._painted(own, None if takes_all else self._parent(index))
+
+    def _painted(self, own: list[tuple[int, Match]], parent: int | None) -> PortSet:
+        layers: dict[int, list[Layer]] = {TCP: [], UDP: []}
+        if parent is not None:
+            below = self._inherited(parent)
+            layers[TCP] += [Layer(_INHERITED, *segment) for segment in below.tcp]
+            layers[UDP] += [Layer(_INHERITED, *segment) for segment in below.udp]
+        for index, match in own:
             for first, last in match.ports or ((0, PORT_MAX),):
-                rank = port_rank(match.ports, first, last)
-                precedence = (-rank, 0 if match.proto else 1, i)
+                precedence = (-port_rank(match.ports, first, last), 0 if match.proto else 1, index)
                 for proto in (match.proto,) if match.proto else (TCP, UDP):
-                    layers[proto].append(Layer(precedence, first, last, i))
+                    layers[proto].append(Layer(precedence, first, last, index))
         return PortSet(paint(layers[TCP]), paint(layers[UDP]))
 
     def _inherited(self, key: int) -> PortSet:
@@ -457,15 +491,20 @@ class _PrefixTree:
             found = self.inherited[key] = self.port_set(key)
         return found
 
-    def _parent(self, index: int) -> int | None:
-        """The key of the next shorter prefix of the table that contains route index's prefix."""
-        family, addr, length = self.table.prefix(index)
+    def _parent(self, index: int, hidden: int = -1) -> int | None:
+        """The key of the next shorter prefix of the table that contains route index's prefix.
+
+        Prefixes whose one route has the match hidden are passed over: a route with that match hides them.
+        """
+        table = self.table
+        family, length = table.families[index], table.lengths[index]
+        addr = table.addrs_lo[index] if family == 4 else table.addrs_hi[index] << 64 | table.addrs_lo[index]
         bits = 32 if family == 4 else 128
+        first = self.first
         for shorter in self.lengths[family]:
-            if shorter >= length:
-                continue
-            network = addr >> (bits - shorter) << (bits - shorter)
-            key = shorter << 32 | network if family == 4 else (256 | shorter) << 128 | network
-            if key in self.first:
-                return key
+            if shorter < length:
+                key = prefix_key(family, addr >> (bits - shorter) << (bits - shorter), shorter)
+                found = first.get(key)
+                if found is not None and (table.match[found] != hidden or key in table.duplicates):
+                    return key
         return None

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which route each port takes: painting routes over one another, and cutting the result into aligned blocks.
+"""Which route each port takes: painting routes over one another, and the trie that says so.
 
-Owns the step from overlapping port ranges with precedence to disjoint segments, and from segments to the power of
-two blocks that an LPM trie over the port's bits can hold. Segments are sorted, disjoint, and neighbours with one route
+Owns the step from overlapping port ranges with precedence to disjoint segments, and from segments to the
+fewest entries of an LPM trie over the port's bits. Segments are sorted, disjoint, and neighbours with one route
 are one segment. Pure functions on integers.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from dmm_ebpf.rd.values import PORT_MAX
+
+MISS = -1  # no route
+_PORT_BITS = 16
 
 Segment = tuple[int, int, int]  # first port, last port, route
 Segments = tuple[Segment, ...]
@@ -33,12 +36,6 @@ class Layer(NamedTuple):
     first: int
     last: int
     route: int
-
-
-def all_ports(route: int) -> PortSet:
-    """Every port of both protocols on one route."""
-    segments = ((0, PORT_MAX, route),)
-    return PortSet(segments, segments)
 
 
 def paint(layers: list[Layer]) -> Segments:
@@ -65,11 +62,54 @@ def paint(layers: list[Layer]) -> Segments:
     return tuple(out)
 
 
-def blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """The fewest aligned blocks that make up first..last, as (first port, leading bits that count)."""
-    while first <= last:
-        size = first & -first or PORT_MAX + 1
-        while first + size - 1 > last:
-            size >>= 1
-        yield first, 17 - size.bit_length()
-        first += size
+def trie_entries(segments: Segments) -> list[tuple[int, int, int]]:
+    """The fewest LPM entries that say the same as segments: (first port, leading bits that count, route).
+
+    The longest entry over a port decides; its route is MISS where a hole lies inside a longer range. A port under no
+    entry has no route. The method is Draves et al., "Constructing optimal IP routing tables" (INFOCOM 1999): from
+    the leaves up the set of routes that cost least, from the root down an entry wherever the inherited route is not
+    in that set.
+    """
+    starts, ends, routes = _without_gaps(segments)
+    out: list[tuple[int, int, int]] = []
+
+    def choices(first: int, size: int) -> _Node:
+        at = bisect.bisect_right(starts, first) - 1
+        if ends[at] >= first + size - 1:
+            return _Node(frozenset((routes[at],)), None, None)
+        left, right = choices(first, size >> 1), choices(first + (size >> 1), size >> 1)
+        return _Node(left.routes & right.routes or left.routes | right.routes, left, right)
+
+    def emit(node: _Node, first: int, bits: int, inherited: int) -> None:
+        route = inherited
+        if inherited not in node.routes:
+            route = min(node.routes)
+            out.append((first, bits, route))
+        if node.left is not None and node.right is not None:
+            emit(node.left, first, bits + 1, route)
+            emit(node.right, first + (1 << (_PORT_BITS - 1 - bits)), bits + 1, route)
+
+    emit(choices(0, PORT_MAX + 1), 0, 0, MISS)
+    return out
+
+
+class _Node(NamedTuple):
+    """An aligned block of ports, and the routes one of which its entry should have."""
+
+    routes: frozenset[int]
+    left: _Node | None
+    right: _Node | None
+
+
+def _without_gaps(segments: Segments) -> tuple[list[int], list[int], list[int]]:
+    """First ports, last ports and routes of segments, with MISS in between."""
+    filled: list[Segment] = []
+    position = 0
+    for first, last, route in segments:
+        if first > position:
+            filled.append((position, first - 1, MISS))
+        filled.append((first, last, route))
+        position = last + 1
+    if position <= PORT_MAX:
+        filled.append((position, PORT_MAX, MISS))
+    return [s[0] for s in filled], [s[1] for s in filled], [s[2] for s in filled]

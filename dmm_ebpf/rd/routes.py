@@ -23,6 +23,11 @@ from dmm_ebpf.rd.values import PORT_MAX, PROTOCOL_NAMES, Ports, Prefix, ports_te
 RANK_ANY, RANK_RANGE, RANK_EXACT = 0, 1, 2
 
 
+def prefix_key(family: int, addr: int, length: int) -> int:
+    """One integer for a prefix, distinct over both families."""
+    return length << 32 | addr if family == 4 else (256 | length) << 128 | addr
+
+
 class Match(NamedTuple):
     """What a route asks of a flow beside its prefix: proto 0 is TCP and UDP, ports () is every port."""
 
@@ -33,9 +38,6 @@ class Match(NamedTuple):
     def takes_all(self) -> bool:
         """True when every protocol and port matches."""
         return self.proto == 0 and not self.ports
-
-
-MATCH_ALL = Match(0, ())
 
 
 class Route(NamedTuple):

@@ -25,6 +25,8 @@ from typing import Any, Literal, Protocol
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import cgroup
+from dmm_ebpf.loader import maps as loader_maps
 from dmm_ebpf.rd.compile import Compiled, Entries
 
 log = logging.getLogger(__name__)
@@ -86,24 +88,25 @@ def apply(
     maps: Mapping[str, Map],
     compiled: Compiled,
     *,
-    inner: InnerMaps,
     listener_set: ListenerSet,
-    in_cgroup: InCgroup,
+    inner: InnerMaps = loader_maps,
+    in_cgroup: InCgroup | None = None,
     generation: int | None = None,
     netns_cookie: int | None = None,
     mark_mask: int | None = None,
 ) -> int:
     """Put compiled in force; returns its generation.
 
-    inner: makes and places the tries.
     listener_set: (key, half, table, rule) sets tables[half] and rules[half] of listeners[key] in place, leaving its
     count alone; a key that is gone is no error. Must be a BPF program's write: user space cannot write part of a value.
-    in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it.
+    inner: makes and places the tries.
+    in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it; None: by their paths.
     generation: must have the other parity than the one in force; None: the next one.
     netns_cookie, mark_mask: for control[0]; None: as they are there.
     DmmError, and the running policy untouched, when the kernel refuses something.
     """
-    return _Swap(maps, compiled, inner, listener_set, in_cgroup).run(generation, netns_cookie, mark_mask)
+    below = in_cgroup or in_cgroup_by_path(cgroup.path_of)
+    return _Swap(maps, compiled, inner, listener_set, below).run(generation, netns_cookie, mark_mask)
 
 
 def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
@@ -143,7 +146,7 @@ class _Swap:
         self.in_cgroup = in_cgroup
         self.rules = [abi.unpack("dmm_rule", rule) for rule in compiled.rules]
         self.half = 0
-        self.tries: dict[str, Map] = {}
+        self.tries: dict[InnerKind, Map] = {}
 
     def run(self, generation: int | None, netns_cookie: int | None, mark_mask: int | None) -> int:
         current = current_generation(self.maps)
@@ -211,7 +214,7 @@ class _Swap:
     def _clear(self, half: int) -> None:
         """Free the tries of a half that no program reads."""
         for kind in INNER_KINDS:
-            with contextlib.suppressDmmError:
+            with contextlib.suppress(DmmError):
                 self.maps[kind].delete(struct.pack("=I", half))
 
     def _close(self) -> None:

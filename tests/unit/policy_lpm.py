@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader of compiled policies in Python: tries as dictionaries, looked up as bpf/decide.h looks them up."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.rd.compile import Compiled, Entries
+from dmm_ebpf.rd.evaluate import Query
+from dmm_ebpf.rd.values import parse_address
+
+
+def entries(of: Entries, key: str, value: str) -> list[tuple[bytes, bytes]]:
+    """The packed entries one by one."""
+    key_size, value_size = abi.sizeof(key), abi.sizeof(value)
+    assert len(of.keys) == of.count * key_size
+    assert len(of.values) == of.count * value_size
+    return [
+        (of.keys[i * key_size : (i + 1) * key_size], of.values[i * value_size : (i + 1) * value_size])
+        for i in range(of.count)
+    ]
+
+
+class Trie:
+    """An LPM trie (Documentation/bpf/map_lpm_trie.rst): prefixlen in host order, then the bits."""
+
+    def __init__(self, of: Entries, key: str, value: str) -> None:
+        self.entries: dict[tuple[int, int], bytes] = {}
+        self.bits = 8 * (abi.sizeof(key) - 4)
+        for packed, data in entries(of, key, value):
+            length = struct.unpack_from("=I", packed)[0]
+            prefix = int.from_bytes(packed[4:], "big") >> (self.bits - length)
+            assert (length, prefix) not in self.entries, "one key twice"
+            assert prefix << (self.bits - length) == int.from_bytes(packed[4:], "big"), "bits set after the prefix"
+            self.entries[(length, prefix)] = data
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value of the longest prefix of key."""
+        bits = int.from_bytes(key[4:], "big")
+        for length in range(self.bits, -1, -1):
+            found = self.entries.get((length, bits >> (self.bits - length)))
+            if found is not None:
+                return found
+        return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the maps say: numbers as in struct dmm_decision."""
+
+    stack: int = 0
+    table: int = 0
+    rule: int = 0
+    route: int = C.DMM_ROUTE_NONE
+
+
+def route4_key(table: int, addr: int) -> bytes:
+    """A look-up key of routes4."""
+    return abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=table, addr_be=socket.htonl(addr)))
+
+
+def route6_key(table: int, addr: int) -> bytes:
+    """A look-up key of routes6."""
+    return abi.pack(abi.new("dmm_route6_key", prefixlen=160, table=table, addr=addr.to_bytes(16, "big")))
+
+
+def port_key(portset: int, proto: int, port: int) -> bytes:
+    """A look-up key of ports."""
+    key = abi.new("dmm_port_key", prefixlen=64, portset=portset, proto=proto, port_be=socket.htons(port))
+    return abi.pack(key)
+
+
+class Reader:
+    """The maps of one compiled policy."""
+
+    def __init__(self, compiled: Compiled, cgroups: dict[str, tuple[int, int]]) -> None:
+        self.routes4 = Trie(compiled.routes4, "dmm_route4_key", "dmm_route_value")
+        self.routes6 = Trie(compiled.routes6, "dmm_route6_key", "dmm_route_value")
+        self.ports = Trie(compiled.ports, "dmm_port_key", "dmm_port_value")
+        self.rules = [abi.unpack("dmm_rule", rule) for rule in compiled.rules]
+        self.cgroups = cgroups
+
+    def find(self, query: Query) -> Found:
+        """The decision for a flow."""
+        for number, rule in enumerate(self.rules, 1):
+            if not self._matches(rule, query):
+                continue
+            found = self._route(rule.table, query)
+            if found is not None:
+                return Found(found[0], rule.table, number, found[1])
+            if query.direction == C.DMM_DIR_LISTEN:
+                return Found(0, rule.table, number)
+        return Found()
+
+    def _route(self, table: int, query: Query) -> tuple[int, int] | None:
+        family, addr = parse_address(query.addr)
+        data = (
+            self.routes4.lookup(route4_key(table, addr))
+            if family == 4
+            else self.routes6.lookup(route6_key(table, addr))
+        )
+        if data is None:
+            return None
+        value = abi.unpack("dmm_route_value", data)
+        if not value.portset:
+            return value.stack, value.route
+        data = self.ports.lookup(port_key(value.portset, query.proto, query.port))
+        if data is None:
+            return None
+        port = abi.unpack("dmm_port_value", data)
+        return None if port.route == C.DMM_ROUTE_NONE else (port.stack, port.route)
+
+    def _matches(self, rule: object, query: Query) -> bool:
+        flags = rule.flags
+        ancestors = self._ancestors(query.cgroup)
+        return bool(
+            rule.directions & query.direction
+            and (not flags & C.DMM_RULE_UID or rule.uid_first <= query.uid <= rule.uid_last)
+            and (not flags & C.DMM_RULE_COMM or abi.text(rule.comm) == query.comm)
+            and (not flags & C.DMM_RULE_MARK or query.mark & rule.mark_mask == rule.mark)
+            and (not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id)
+        )
+
+    def _ancestors(self, path: str) -> dict[int, int]:
+        parts = [part for part in path.split("/") if part]
+        chain = ["/", *("/" + "/".join(parts[: n + 1]) for n in range(len(parts)))]
+        return {self.cgroups[p][1]: self.cgroups[p][0] for p in chain}
