@@ -179,6 +179,12 @@ class TopApp(App[None]):
         """Let a look in progress end."""
         self._source.close()
 
+    def _handle_exception(self, error: Exception) -> None:
+        """What no handler caught: end as textual does, but leave the telling to the command line."""
+        super()._handle_exception(error)
+        self.failure = error
+        self._exit_renderables.clear()
+
     def look(self) -> None:
         """Start a look, unless one is under way or the display is paused."""
         if not self._looking and not self._paused:

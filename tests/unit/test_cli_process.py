@@ -175,6 +175,15 @@ def test_top_in_a_terminal(run_root: Path) -> None:  # noqa: F811
     assert b"Traceback" not in seen
 
 
+def test_a_bug_in_top_is_one_sentence(run_root: Path) -> None:  # noqa: F811
+    broken = "from dmm_ebpf.tui import units; units.bit_rate = None\n" + BOOT
+    with FakeRd("default", ANSWERS):
+        seen, code = in_terminal([sys.executable, "-c", broken, str(run_root), "top"], b"never shown", b"")
+    assert code == 1
+    assert b"Traceback" not in seen
+    assert b"dmm-ebpf: cannot go on: TypeError: 'NoneType' object is not callable; this is a bug" in seen
+
+
 def test_stale_sockets_do_not_stop_a_follow_of_all(run_root: Path) -> None:  # noqa: F811
     (run_root / "dead").mkdir()
     stale = socket.socket(socket.AF_UNIX)

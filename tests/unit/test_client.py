@@ -125,6 +125,7 @@ MESSAGES = st.dictionaries(st.text(), VALUES, max_size=5)
 
 
 @given(st.lists(MESSAGES, max_size=4), st.integers(1, 9))
+@settings(deadline=None)
 def test_messages_survive_any_cut_of_the_stream(messages: list[dict[str, Any]], step: int) -> None:
     stream = b"".join(wire.encode(message) for message in messages)
     decoder = wire.Decoder()
@@ -136,7 +137,7 @@ def test_messages_survive_any_cut_of_the_stream(messages: list[dict[str, Any]], 
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_any_bytes_are_messages_or_one_wire_error(data: bytes) -> None:
     try:
         messages = wire.Decoder(limit_bytes=1000).feed(data)
@@ -147,7 +148,7 @@ def test_any_bytes_are_messages_or_one_wire_error(data: bytes) -> None:
 
 
 @given(st.binary(max_size=100))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_any_body_is_a_map_or_one_wire_error(body: bytes) -> None:
     try:
         message = wire.decode_body(body)
@@ -184,6 +185,7 @@ def test_a_message_above_the_limit_is_not_sent() -> None:
 
 
 @given(MESSAGES)
+@settings(deadline=None)
 def test_requests_are_parsed_or_refused(message: dict[str, Any]) -> None:
     try:
         number, method, params = wire.parse_request(message)
@@ -195,6 +197,7 @@ def test_requests_are_parsed_or_refused(message: dict[str, Any]) -> None:
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_the_asyncio_reader_agrees_with_the_decoder(data: bytes) -> None:
     async def read_all() -> list[Any]:
         reader = asyncio.StreamReader()

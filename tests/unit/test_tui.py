@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.pilot import Pilot
 from textual.widgets import Static
@@ -430,6 +430,7 @@ COUNTERS = st.dictionaries(
 
 
 @given(st.lists(COUNTERS, min_size=1, max_size=4), st.sampled_from(list(model.ORDERS)), st.booleans())
+@settings(deadline=None)
 def test_totals_are_the_sums_of_rows(
     looks: list[dict[int, tuple[int, int]]], column: str, reverse: bool
 ) -> None:
@@ -448,6 +449,7 @@ def test_totals_are_the_sums_of_rows(
 
 
 @given(st.lists(st.integers(0, 60), min_size=9, max_size=9), st.integers(1, 250))
+@settings(deadline=None)
 def test_column_widths_use_the_room_and_no_more(natural: list[int], room: int) -> None:
     widths = flowtable.column_widths(natural, room)
     least = [column.least for column in flowtable.COLUMNS]
@@ -492,17 +494,20 @@ def test_units(text: str, shown: str) -> None:
 
 
 @given(st.floats(0, 1e18), st.booleans())
+@settings(deadline=None)
 def test_quantities_are_short(value: float, iec: bool) -> None:
     assert len(units.quantity(value, iec=iec)) <= (6 if iec else 4)
 
 
 @given(st.text(max_size=30), st.integers(0, 30))
+@settings(deadline=None)
 def test_shortening_keeps_to_the_width(text: str, width: int) -> None:
     assert len(units.shorten(text, width)) <= max(width, 0)
     assert len(units.shorten_middle(text, width)) <= max(width, 0)
 
 
 @given(st.text(max_size=40))
+@settings(deadline=None)
 def test_any_filter_line_is_a_filter_or_a_usage_error(line: str) -> None:
     try:
         chosen = FlowFilter.parse(line)
