@@ -11,6 +11,7 @@ from dmm_ebpf.cli import output
 CELLS = st.text(alphabet=st.characters(categories=["L", "N", "P"]), max_size=30)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=1, max_size=6),
     st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=4),
