@@ -38,9 +38,10 @@
 #define MIN_RTT_WIN_NS (10 * NS_PER_S)
 #define PROBE_RTT_NS (200 * NS_PER_MS)
 #define CWND_MIN_SEGS 4u
-#define RIVAL_STRIKES 3u /* DOWNs in a row with a foreign queue that begin F_RIVAL */
-#define RIVAL_CALM 4u	 /* DOWNs without a foreign queue that end F_RIVAL */
-#define POOL_SEGS 256u	 /* fewer packets than this say little about loss */
+#define RIVAL_STRIKES 3u  /* DOWNs in a row with a foreign queue that begin F_RIVAL */
+#define RIVAL_CALM 4u	  /* DOWNs without a foreign queue that end F_RIVAL */
+#define P_KNOWN_SEGS 100u /* p_hat of fewer packets is no knowledge */
+#define POOL_SEGS 256u	  /* fewer packets than this say little about loss */
 
 #define GAIN_STARTUP 2836u	 /* 2.77, draft: BBRStartupPacingGain */
 #define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
@@ -53,7 +54,10 @@
 #define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
 #define GAIN_UP_INIT (UNIT + 128u)
 #define GAIN_UP_MAX (UNIT + 256u)
-#define GAIN_UP_FAST (2 * UNIT) /* while every round of UP finds more */
+#define UP_BLIND                                                                                             \
+	140u /* a probe of this amplitude may be followed by a larger one before it is seen to be delivered  \
+	      */
+#define UP_STAGES 5u /* an UP that finds no limit doubles its amplitude so often, up to 2.0 */
 #define CWND_STARTUP (2 * UNIT)
 #define CWND_UP (2 * UNIT)
 #define CWND_CRUISE (UNIT + 256u)
@@ -76,7 +80,6 @@ enum wan_flag {
 	F_PROBED = 1 << 11,   /* loss seen now may be the last probe's */
 	F_TIGHT = 1 << 10,    /* the last probe ended by loss: leave room */
 	F_POOL_IDLE = 1 << 9, /* a round of the pool saw no queue */
-	F_UP_GREW = 1 << 8,   /* this UP found more bandwidth */
 };
 
 struct wan {
@@ -85,8 +88,9 @@ struct wan {
 	uint8_t strikes; /* DOWNs in a row that found a queue of somebody else's */
 	uint8_t calm;	 /* DOWNs in a row that did not */
 	uint32_t flags;
-	uint32_t gain_up; /* amplitude of the next probe */
-	uint32_t cycle;	  /* of PROBE_BW */
+	uint32_t gain_up;  /* amplitude of the next probe */
+	uint16_t cycle;	   /* of PROBE_BW */
+	uint16_t up_stage; /* UP: how often its amplitude was doubled */
 	uint32_t phase_rounds;
 	uint32_t p_ppm;		    /* p_hat */
 	uint64_t bw_max[2];	    /* draft: BBR.max_bw filter: this cycle and the one before */
@@ -346,7 +350,8 @@ static void wan_enter_up(const struct cc *cc, struct wan *w, const struct cc_sam
 	wan_enter(w, WAN_UP, s);
 	w->bw_lo = UINT64_MAX;
 	w->full_bw = wan_bw(w);
-	w->flags = (w->flags & ~(F_UP_GREW | F_SUSPECT | F_TIGHT | F_ALONE)) | F_PROBED;
+	w->up_stage = 0;
+	w->flags = (w->flags & ~(F_SUSPECT | F_TIGHT | F_ALONE)) | F_PROBED;
 	if (!(w->flags & F_RIVAL) && w->calm >= 2 && w->last_round_rtt_ns <= wan_rtt_plus(cc, w, 40))
 		w->flags |= F_ALONE;
 }
@@ -399,7 +404,9 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 static int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost, uint64_t delivered)
 {
 	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss;
-	uint64_t expect = mul_div(total, w->p_ppm, PPM);
+	/* before anything is known of the path, all that can be random may be */
+	uint32_t p_ppm = w->p_total < P_KNOWN_SEGS * (uint64_t)cc->mss ? P_MAX_PPM : w->p_ppm;
+	uint64_t expect = mul_div(total, p_ppm, PPM);
 
 	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 3 * sqrt64(expect);
 }
@@ -465,12 +472,11 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
  * noise. */
 static uint32_t wan_gain_up(const struct cc *cc, const struct wan *w)
 {
-	uint32_t gain = w->flags & F_ALONE ? UNIT + (w->gain_up - UNIT) / 2 : w->gain_up;
-	uint64_t floor = UNIT + mul_div(4ull * cc->mss, UNIT, max64(wan_bdp(w, UNIT), 4ull * cc->mss));
+	uint64_t gain = w->gain_up - UNIT;
+	uint64_t floor = mul_div(4ull * cc->mss, UNIT, max64(wan_bdp(w, UNIT), 4ull * cc->mss));
 
-	if (w->flags & F_UP_GREW)
-		return GAIN_UP_FAST;
-	return (uint32_t)max64(gain, w->flags & F_ALONE ? 0 : floor);
+	gain = w->flags & F_ALONE ? gain / 2 : max64(gain, floor);
+	return UNIT + (uint32_t)min64(gain << w->up_stage, UNIT);
 }
 
 /* Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room. */
@@ -486,7 +492,9 @@ static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uin
 static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	uint64_t lost = w->lost_total - w->round_lost, delivered = s->delivered_bytes - w->round_delivered;
+	uint32_t asked = wan_gain_up(cc, w) - UNIT;
 	uint64_t bw = wan_bw(w);
+	int grew, empty;
 
 	if (wan_probe_lost(cc, w, lost, delivered)) {
 		wan_enter_down(w, s);
@@ -495,18 +503,19 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 	/* the first round of UP brings ACKs of packets sent before it */
 	if (w->phase_rounds < 2)
 		return;
-	if (bw < w->full_bw + mul_div(w->full_bw, wan_gain_up(cc, w) - UNIT, 2ull * UNIT)) {
+	grew = bw >= w->full_bw + mul_div(w->full_bw, asked, 2ull * UNIT);
+	empty = s->rtt_ns && s->rtt_ns <= wan_rtt_plus(cc, w, 50);
+	if (!grew && (!empty || asked > UP_BLIND)) {
 		w->gain_up = (uint32_t)min64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
 		wan_enter_down(w, s);
 		return;
 	}
-	/* we were given most of what the probe asked for: go on; and if still no queue stands, there is much
-	 * more */
-	w->full_bw = bw;
-	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 50))
-		w->flags |= F_UP_GREW;
-	else
-		w->flags &= ~F_UP_GREW;
+	/*
+	 * With no queue and no loss ask for more: a little may hide in the noise. What is more than a little
+	 * must be seen to be delivered. With a queue go on as long as we are given most of what we ask for.
+	 */
+	w->up_stage += empty && w->up_stage < UP_STAGES;
+	w->full_bw = max64(w->full_bw, bw);
 }
 
 /*
