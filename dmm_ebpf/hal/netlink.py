@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyroute2 from anywhere: it runs an event loop of its own inside each call, which asyncio forbids in a
+"""pyroute2 from anywhere, and the framing of netlink(7) for what is read by hand.
+
+pyroute2 runs an event loop of its own inside each call, which asyncio forbids in a
 thread whose loop is running. aside() then lends it a thread; a new thread has its creator's network
 namespace.
 """
@@ -10,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -42,3 +45,24 @@ def explained(what: str) -> Iterator[None]:
         if exc.code in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
         raise DmmError(what, why=why) from exc
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and payload of each message of a datagram (struct nlmsghdr)."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, offset)
+        if length < 16:
+            return
+        yield kind, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each attribute from offset on (struct nlattr, without its flag bits)."""
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3

@@ -62,7 +62,12 @@ class Nic:
         return self.xdp_mode != "none"
 
 
-_XDP_MODES = {0: "none", 1: "native", 2: "generic", 3: "offload", 4: "multi"}
+_XDP_MODES = {
+    "xdp": "native",
+    "xdpgeneric": "generic",
+    "xdpoffload": "offload",
+    None: "none",
+}  # pyroute2's words
 
 
 def _ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
@@ -101,7 +106,7 @@ def _nic(link: Any, sock: socket.socket) -> Nic:
     kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
     mac = link.get_attr("IFLA_ADDRESS") or ""
     xdp = link.get_attr("IFLA_XDP")
-    mode = int((xdp.get_attr("IFLA_XDP_ATTACHED") if xdp else 0) or 0)
+    mode = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp else None
     prog = int((xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else 0) or 0)
     channels = _channels(sock, name) or (
         int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1),
@@ -121,7 +126,7 @@ def _nic(link: Any, sock: socket.socket) -> Nic:
         loopback=bool(link["flags"] & _IFF_LOOPBACK),
         master=int(link.get_attr("IFLA_MASTER") or 0),
         xdp_prog_id=prog,
-        xdp_mode=_XDP_MODES.get(mode, "unknown"),
+        xdp_mode=_XDP_MODES.get(mode, "multi"),
         qdisc=str(link.get_attr("IFLA_QDISC") or ""),
     )
 

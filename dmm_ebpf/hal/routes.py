@@ -22,15 +22,14 @@ import errno
 import ipaddress
 import logging
 import socket
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
 from dmm_ebpf.errors import ConflictError, DmmError
-from dmm_ebpf.hal.netlink import aside, explained
+from dmm_ebpf.hal.netlink import aside, explained, messages
 from dmm_ebpf.hal.nic import TUN_PREFIX, route_devices
 
 RULE_PREF_BASE = 3536
@@ -300,7 +299,7 @@ class RouteMirror:
                     raise
                 changed = True
                 continue
-            changed = changed or any(_foreign(kind, body) for kind, body in _messages(data))
+            changed = changed or any(_foreign(kind, body) for kind, body in messages(data))
         return changed
 
     def _install(self) -> SyncResult:
@@ -429,17 +428,6 @@ def _our_rule(rule: Any, numbers: StackNumbers) -> bool:
         and rule.get_attr("FRA_FWMARK") == numbers.mark
         and rule.get_attr("FRA_FWMASK") == numbers.mask
     )
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each netlink message."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        if length < 16:
-            return
-        yield kind, data[offset + 16 : offset + length]
-        offset += (length + 3) & ~3
 
 
 def _foreign(kind: int, body: bytes) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.hal.netlink import attributes, messages
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -32,6 +33,7 @@ _INET_DIAG_BC_MARK_COND = 10
 
 TCP_LISTEN = 10
 _TIME_WAIT, _CLOSE = 6, 7
+_RECEIVE_BYTES = 1 << 18
 _ALL = (1 << 13) - 1
 _LIVE = _ALL & ~(1 << 0 | 1 << TCP_LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE)
 
@@ -79,15 +81,6 @@ def _text(family: int, raw: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6, raw)
 
 
-def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _u32(info: bytes, offset: int) -> int:
     return int(struct.unpack_from("=I", info, offset)[0]) if len(info) >= offset + 4 else 0
 
@@ -106,7 +99,7 @@ def _parse(body: bytes) -> TcpSocket:
     _expires, _rqueue, _wqueue, uid, inode = _MSG_TAIL.unpack_from(body, 4 + _ID.size)
     mark: int | None = None
     info = b""
-    for kind, value in _attributes(body, 4 + _ID.size + _MSG_TAIL.size):
+    for kind, value in attributes(body, 4 + _ID.size + _MSG_TAIL.size):
         if kind == _INET_DIAG_MARK:
             mark = _u32(value, 0)
         elif kind == _INET_DIAG_INFO:
@@ -144,20 +137,11 @@ def _message(kind: int, flags: int, payload: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(payload), kind, flags, 1, 0) + payload
 
 
-def _receive(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
-    data = sock.recv(1 << 18)
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        yield kind, data[offset + 16 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _dump(sock: socket.socket, family: int, states: int, match: bytes) -> Iterator[TcpSocket]:
     request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(_ID.size)
     sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request + match))
     while True:
-        for kind, body in _receive(sock):
+        for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
             if kind == _NLMSG_DONE:
                 return
             if kind == _NLMSG_ERROR:
@@ -231,7 +215,7 @@ def destroy_by_mark(mark: int, mask: int) -> int:
         for item in _list(_LIVE, _filter(mark & mask, mask)):
             request = _REQ.pack(item.family, socket.IPPROTO_TCP, 0, _LIVE) + item.ident
             sock.send(_message(_SOCK_DESTROY, _NLM_F_REQUEST | _NLM_F_ACK, request))
-            for kind, body in _receive(sock):
+            for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
                 code = -struct.unpack_from("=i", body)[0] if kind == _NLMSG_ERROR else 0
                 if code not in (0, errno.ENOENT):  # ENOENT: closed by itself meanwhile
                     raise OSError(code, "SOCK_DESTROY")

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * afxdp.h: one AF_XDP socket (XSK) on one receive queue of a NIC, with a UMEM of its own.
+ *
+ * Written on <linux/if_xdp.h>, without libxdp. The first half of the UMEM's frames belongs to the receive
+ * side (they are in the fill ring, in the kernel, or in the rx ring), the second half to the transmit side
+ * (free, in the tx ring, in the kernel, or in the completion ring); a frame never changes sides. Frames carry
+ * Ethernet headers. One thread uses a socket at a time. Nothing is allocated after open.
+ *
+ * Refused: packets in more than one frame (XDP_USE_SG), hence NICs whose MTU does not fit a page.
+ */
+#ifndef DMM_AFXDP_H
+#define DMM_AFXDP_H
+
+#include <stdint.h>
+#include "halerr.h"
+
+enum { DMM_XSK_MAX_MTU = 3822 /* 4096 - XDP_PACKET_HEADROOM - Ethernet and one VLAN tag */ };
+
+struct dmm_xsk;
+
+struct dmm_xsk_stats {
+	uint64_t rx_dropped; /* kernel: struct xdp_statistics */
+	uint64_t rx_ring_full;
+	uint64_t rx_fill_ring_empty;
+	uint64_t tx_invalid_descs;
+	uint64_t kicks;
+	uint64_t kicks_again; /* the kernel asked to be called again */
+};
+
+/* mtu: of the IP packets it must carry; the same for all sockets of an engine, which copies between them.
+ * frames: power of two, both sides together; 0: 8192. Returns 0, or -errno with err filled. */
+int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames, struct dmm_xsk **out,
+		 struct dmm_hal_error *err);
+void dmm_xsk_close(struct dmm_xsk *xsk);
+
+int dmm_xsk_fd(const struct dmm_xsk *xsk);
+uint32_t dmm_xsk_queue(const struct dmm_xsk *xsk);
+uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk);
+
+/* Puts the socket into an XSKMAP under index. Returns 0, or -errno with err filled. */
+int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index, struct dmm_hal_error *err);
+
+/* How many received packets are at hand, at most max; dmm_xsk_rx_frame() reads number i of them. */
+uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint32_t max);
+const uint8_t *dmm_xsk_rx_frame(const struct dmm_xsk *xsk, uint32_t i, uint32_t *len);
+/* Gives the first n of them back to the kernel. */
+void dmm_xsk_rx_release(struct dmm_xsk *xsk, uint32_t n);
+
+/* A free frame to write a packet to, or NULL. The same frame until dmm_xsk_tx_commit(). */
+uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk);
+void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len);
+/* Has the kernel send what was committed. Returns 0 when it took everything, 1 when it must be called again
+ * later, or -errno when the device is gone. */
+int dmm_xsk_tx_kick(struct dmm_xsk *xsk);
+/* Committed and not kicked. */
+uint32_t dmm_xsk_tx_unkicked(const struct dmm_xsk *xsk);
+
+void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_xsk_stats *stats);
+
+#endif /* DMM_AFXDP_H */

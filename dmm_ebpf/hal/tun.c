@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+/* tun.c: see tun.h. Header fields: virtio specification 1.2, section 5.1.6; flags:
+ * Documentation/networking/tuntap.rst. */
+#include "tun.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <linux/virtio_net.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+	HDR_BYTES = sizeof(struct virtio_net_hdr),
+	HDR_OFFSET = DMM_TUN_HEADROOM - HDR_BYTES,
+	TCP_DOFF_OFFSET = 12,
+	TCP_MIN_HEADER_BYTES = 20,
+};
+
+_Static_assert(HDR_BYTES == 10, "virtio_net_hdr without num_buffers");
+
+static int fail(struct dmm_hal_error *err, int code, const char *what, const char *name)
+{
+	err->code = code;
+	snprintf(err->what, sizeof(err->what), "%s %s", what, name);
+	return -code;
+}
+
+int dmm_tun_open(const char *name, struct dmm_hal_error *err)
+{
+	struct ifreq ifr = {.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL};
+	int hdr_bytes = HDR_BYTES;
+	int code;
+
+	if (strlen(name) >= sizeof(ifr.ifr_name))
+		return fail(err, ENAMETOOLONG, "make TUN device", name);
+	memcpy(ifr.ifr_name, name, strlen(name));
+	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+
+	if (fd < 0)
+		return fail(err, errno, "open /dev/net/tun for device", name);
+	if (ioctl(fd, TUNSETIFF, &ifr)) {
+		code = errno;
+		close(fd);
+		return fail(err, code, "make TUN device", name);
+	}
+	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
+	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)) {
+		code = errno;
+		close(fd);
+		return fail(err, code, "set the offloads of TUN device", name);
+	}
+	return fd;
+}
+
+int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_hal_error *err)
+{
+	struct ifreq ifr = {0};
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int ret = 0;
+
+	if (sock < 0)
+		return fail(err, errno, "open a socket to configure", name);
+	memcpy(ifr.ifr_name, name, strnlen(name, sizeof(ifr.ifr_name) - 1));
+	ifr.ifr_mtu = (int)mtu;
+	if (ioctl(sock, SIOCSIFMTU, &ifr))
+		ret = fail(err, errno, "set the MTU of", name);
+	ifr.ifr_qlen = (int)txqueuelen;
+	if (!ret && ioctl(sock, SIOCSIFTXQLEN, &ifr))
+		ret = fail(err, errno, "set the queue length of", name);
+	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_POINTOPOINT | IFF_NOARP;
+	if (!ret && ioctl(sock, SIOCSIFFLAGS, &ifr))
+		ret = fail(err, errno, "take up", name);
+	close(sock);
+	return ret;
+}
+
+int dmm_tun_read(int fd, uint8_t *buf, struct dmm_rx_meta *meta)
+{
+	struct virtio_net_hdr hdr;
+
+	for (;;) {
+		ssize_t n = read(fd, buf + HDR_OFFSET, HDR_BYTES + DMM_TUN_MAX_PKT);
+
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			return errno == EAGAIN ? 0 : -errno;
+		}
+		if (n <= HDR_BYTES)
+			continue;
+		memcpy(&hdr, buf + HDR_OFFSET, sizeof(hdr));
+		/* NEEDS_CSUM: CHECKSUM_PARTIAL, the packet never left this host. */
+		meta->csum_ok = !!(hdr.flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID));
+		meta->gso_size = hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE ? 0 : hdr.gso_size;
+		return (int)(n - HDR_BYTES);
+	}
+}
+
+int dmm_tun_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_tx_meta *meta)
+{
+	struct virtio_net_hdr hdr = {0};
+	const uint8_t *pkt = buf + DMM_TUN_HEADROOM;
+
+	if (meta->needs_csum) {
+		hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+		hdr.csum_start = (uint16_t)meta->csum_start;
+		hdr.csum_offset = (uint16_t)meta->csum_offset;
+		if (meta->gso_size && meta->csum_start + TCP_MIN_HEADER_BYTES <= len) {
+			hdr.gso_type = meta->family == AF_INET6 ? VIRTIO_NET_HDR_GSO_TCPV6
+								: VIRTIO_NET_HDR_GSO_TCPV4;
+			hdr.gso_size = (uint16_t)meta->gso_size;
+			hdr.hdr_len = (uint16_t)(meta->csum_start +
+						 (pkt[meta->csum_start + TCP_DOFF_OFFSET] >> 4) * 4);
+		}
+	}
+	memcpy(buf + HDR_OFFSET, &hdr, sizeof(hdr));
+	for (;;) {
+		if (write(fd, buf + HDR_OFFSET, HDR_BYTES + len) >= 0)
+			return 0;
+		if (errno == EINTR)
+			continue;
+		/* ENOBUFS and ENOMEM pass, as a full queue does. */
+		return errno == ENOBUFS || errno == ENOMEM ? -EAGAIN : -errno;
+	}
+}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds dmm_ebpf.userstack._core: the TCP core, the I/O adapters and the engine, as one cffi module.
+
+Sources and headers are found beside this file; cffi reads the declarations from the headers themselves,
+without their lines that start with '#'. setup.py runs this from the root of the source tree, and setuptools
+takes only paths relative to it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cffi
+
+_HERE = Path(__file__).resolve().parent
+_PACKAGE = _HERE.parent
+_ROOT = _PACKAGE.parent
+_HEADERS = (
+    _PACKAGE / "hal/halerr.h",
+    _HERE / "core/api.h",
+    _PACKAGE / "hal/afxdp.h",
+    _PACKAGE / "hal/tun.h",
+    _PACKAGE / "hal/privileges.h",
+    _HERE / "engine.h",
+)
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+# What cffi generates does not pass -Wextra: unused parameters, sign comparisons and missing initialisers
+# are its own.
+_GENERATED = ("-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers")
+
+
+def sources() -> list[Path]:
+    """Every C file of the module but the one that cffi generates."""
+    return [
+        *sorted((_HERE / "core").glob("*.c")),
+        *sorted((_PACKAGE / "hal").glob("*.c")),
+        *sorted(_HERE.glob("[!_]*.c")),
+    ]
+
+
+def declarations() -> str:
+    """What the headers declare, as cffi reads it."""
+    lines = []
+    for header in _HEADERS:
+        lines += [x for x in header.read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
+    return "\n".join(lines)
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path, _ROOT)
+
+
+ffibuilder = cffi.FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "dmm_ebpf.userstack._core",
+    "".join(f'#include "{header.relative_to(_PACKAGE)}"\n' for header in _HEADERS),
+    sources=[_relative(path) for path in sources()],
+    depends=[_relative(path) for path in sorted(_PACKAGE.glob("**/*.h"))],
+    include_dirs=[_relative(_PACKAGE)],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=c11", "-O2", *WARNINGS, *_GENERATED],
+    libraries=["pthread"],
+)
+
+if __name__ == "__main__":
+    os.chdir(_ROOT)
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * engine.c: see engine.h.
+ *
+ * One turn of the loop: read what the TUN device has, read what the NICs have, carry out what the core asks,
+ * run timers, send to the NICs, write to the TUN device. Each step has a budget, so that neither leg waits
+ * long for the other; when a step used its budget up, the next turn starts without waiting.
+ *
+ * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
+ * leaves. A packet is pulled from the core only when there is a place for it: the core keeps what cannot be
+ * sent, and that is what makes the window of the other leg close.
+ *
+ * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
+ * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <linux/bpf.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine_int.h"
+
+enum { ABORT_TURNS = 64 };
+
+#define NS_PER_S 1000000000ull
+#define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+static void engine_lock(struct dmm_engine *e)
+{
+	pthread_mutex_lock(&e->gate);
+	pthread_mutex_lock(&e->lock);
+	pthread_mutex_unlock(&e->gate);
+}
+
+static void engine_unlock(struct dmm_engine *e)
+{
+	pthread_mutex_unlock(&e->lock);
+}
+
+static void wake(struct dmm_engine *e)
+{
+	uint64_t one = 1;
+
+	while (write(e->wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
+/* ---- the core's actions ---- */
+
+static int flow_syscall(struct dmm_engine *e, int command, const struct dmm_core_addr_pair *pair)
+{
+	uint32_t value[2] = {e->stack_id, 0}; /* struct dmm_xdp_flow */
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_fd = (uint32_t)e->xdp_flows_fd;
+	attr.key = (uintptr_t)pair;
+	if (command == BPF_MAP_UPDATE_ELEM) {
+		attr.value = (uintptr_t)value;
+		attr.flags = BPF_ANY;
+	}
+	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
+}
+
+static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
+{
+	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_UPDATE_ELEM, &action->pair)) {
+		/* Its packets would go to the kernel, which answers them with RST. */
+		e->stats.flow_errors++;
+		dmm_core_unreachable(e->core, action->conn, ENOBUFS, now);
+		return;
+	}
+	e->stats.flows_owned++;
+}
+
+static void disown(struct dmm_engine *e, const struct dmm_action *action)
+{
+	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_DELETE_ELEM, &action->pair) && errno != ENOENT)
+		e->stats.flow_errors++;
+}
+
+static bool request_path(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh)
+{
+	struct dmm_engine_request request = {.refresh = refresh};
+
+	memcpy(request.addr, addr, sizeof(request.addr));
+	if (write(e->request_fd, &request, sizeof(request)) != (ssize_t)sizeof(request))
+		return false;
+	e->stats.resolves++;
+	return true;
+}
+
+struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now)
+{
+	struct path *path = path_add(&e->paths, addr, now);
+
+	if (path && !request_path(e, addr, refresh)) {
+		path_remove(&e->paths, path);
+		path = NULL;
+	}
+	return path;
+}
+
+static void resolve(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
+{
+	const uint8_t *addr = action->pair.raddr;
+	struct path *path = path_find(&e->paths, addr, PATH_NONE);
+
+	if (path && path->state == PATH_READY) {
+		path->used_ns = now;
+		dmm_core_resolved(e->core, action->conn, path_number(&e->paths, path), path->mtu, now);
+		return;
+	}
+	if (!path)
+		path = engine_path_ask(e, addr, 0, now);
+	if (!path || path_wait(&e->paths, path, action->conn))
+		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
+}
+
+static void run_actions(struct dmm_engine *e, uint64_t now)
+{
+	struct dmm_action action;
+
+	while (dmm_core_action(e->core, &action)) {
+		if (action.type == DMM_ACTION_OWN)
+			own(e, &action, now);
+		else if (action.type == DMM_ACTION_DISOWN)
+			disown(e, &action);
+		else if (action.type == DMM_ACTION_RESOLVE)
+			resolve(e, &action, now);
+	}
+}
+
+/* ---- the loop ---- */
+
+/* One turn. Returns when the next is due at the latest. */
+static uint64_t turn(struct dmm_engine *e)
+{
+	uint64_t now = now_ns();
+
+	e->more = false;
+	engine_tun_in(e, now);
+	run_actions(e, now);
+	engine_nic_out(e, now);
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		engine_xsk_in(e, i, now);
+	run_actions(e, now);
+	now = now_ns();
+	uint64_t due = dmm_core_poll(e->core, now);
+
+	run_actions(e, now);
+	engine_tun_out(e, now);
+	engine_nic_out(e, now);
+	run_actions(e, now);
+	if (e->more)
+		return now;
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		e->nic_blocked = e->nic_blocked || e->xsk_again[i];
+	return e->nic_blocked && due > now + TX_RETRY_NS ? now + TX_RETRY_NS : due;
+}
+
+static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
+{
+	nfds_t n = 0;
+
+	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};
+	fds[n++] =
+		(struct pollfd){.fd = e->tun_fd, .events = (short)(POLLIN | (e->tun_tx_len ? POLLOUT : 0))};
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		fds[n++] = (struct pollfd){.fd = dmm_xsk_fd(e->xsk[i]), .events = POLLIN};
+	return n;
+}
+
+static void wait_until(struct dmm_engine *e, uint64_t due)
+{
+	struct pollfd fds[MAX_XSKS + 2];
+	nfds_t n = poll_set(e, fds);
+	uint64_t now = now_ns();
+	uint64_t left = due > now ? due - now : 0;
+	struct timespec ts = {.tv_sec = (time_t)(left / NS_PER_S), .tv_nsec = (long)(left % NS_PER_S)};
+	uint64_t drained;
+
+	engine_unlock(e);
+	int ready = ppoll(fds, n, due == UINT64_MAX ? NULL : &ts, NULL);
+
+	engine_lock(e);
+	e->stats.waits++;
+	if (ready <= 0)
+		return;
+	if (fds[0].revents)
+		while (read(e->wake_fd, &drained, sizeof(drained)) < 0 && errno == EINTR)
+			;
+	if (fds[1].revents & (POLLERR | POLLNVAL))
+		e->error = -ENODEV;
+	for (nfds_t i = 2; i < n; i++)
+		if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL))
+			e->error = -ENETDOWN;
+}
+
+static void abort_all(struct dmm_engine *e)
+{
+	dmm_core_abort_all(e->core, now_ns());
+	for (int i = 0; i < ABORT_TURNS && !e->error; i++) {
+		uint64_t before = e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path;
+
+		turn(e);
+		if (!e->more && !e->nic_blocked && !e->tun_tx_len &&
+		    before == e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path)
+			return;
+		if (e->nic_blocked || e->tun_tx_len)
+			wait_until(e, now_ns() + NS_PER_S / 1000);
+	}
+}
+
+int dmm_engine_run(struct dmm_engine *e)
+{
+	/* Timers of a paced sender are finer than the default slack of 50 us. */
+	prctl(PR_SET_TIMERSLACK, 1000ul, 0, 0, 0);
+	engine_lock(e);
+	for (;;) {
+		uint64_t due = turn(e);
+		uint32_t stop = __atomic_load_n(&e->stop, __ATOMIC_ACQUIRE);
+
+		if (stop == 2)
+			abort_all(e);
+		if (stop || e->error)
+			break;
+		if (due > now_ns()) {
+			wait_until(e, due);
+		} else {
+			engine_unlock(e);
+			engine_lock(e);
+		}
+	}
+	engine_unlock(e);
+	return e->error;
+}
+
+void dmm_engine_stop(struct dmm_engine *e, uint32_t abort)
+{
+	__atomic_store_n(&e->stop, abort ? 2u : 1u, __ATOMIC_RELEASE);
+	wake(e);
+}
+
+/* ---- life ---- */
+
+struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
+{
+	struct dmm_engine *e = calloc(1, sizeof(*e));
+
+	if (!e)
+		return NULL;
+	e->tun_fd = config->tun_fd;
+	e->request_fd = config->request_fd;
+	e->xdp_flows_fd = config->xdp_flows_fd;
+	e->stack_id = config->stack_id;
+	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
+	e->tun_tx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
+	e->core = dmm_core_create(&config->core);
+	pthread_mutex_init(&e->gate, NULL);
+	pthread_mutex_init(&e->lock, NULL);
+	if (e->wake_fd < 0 || !e->tun_rx || !e->tun_tx || !e->core || paths_init(&e->paths)) {
+		dmm_engine_destroy(e);
+		return NULL;
+	}
+	return e;
+}
+
+void dmm_engine_destroy(struct dmm_engine *e)
+{
+	if (!e)
+		return;
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		dmm_xsk_close(e->xsk[i]);
+	if (e->core)
+		dmm_core_destroy(e->core);
+	paths_deinit(&e->paths);
+	free(e->tun_rx);
+	free(e->tun_tx);
+	if (e->wake_fd >= 0)
+		close(e->wake_fd);
+	pthread_mutex_destroy(&e->gate);
+	pthread_mutex_destroy(&e->lock);
+	free(e);
+}
+
+int dmm_engine_nic_add(struct dmm_engine *e, uint32_t ifindex, const uint8_t *mac, uint32_t software)
+{
+	if (e->n_nic == MAX_NICS)
+		return -ENOSPC;
+	struct nic *nic = &e->nic[e->n_nic];
+
+	nic->ifindex = ifindex;
+	nic->software = software;
+	memcpy(nic->mac, mac, MAC_BYTES);
+	return (int)e->n_nic++;
+}
+
+int dmm_engine_xsk_add(struct dmm_engine *e, uint32_t nic, struct dmm_xsk *xsk)
+{
+	struct nic *to = &e->nic[nic];
+
+	if (nic >= e->n_nic || e->n_xsk == MAX_XSKS || to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
+		return -ENOSPC;
+	to->xsk[to->n_xsk++] = xsk;
+	e->xsk_nic[e->n_xsk] = nic;
+	e->xsk[e->n_xsk++] = xsk;
+	return 0;
+}
+
+/* ---- from other threads ---- */
+
+void dmm_engine_nic_set_mac(struct dmm_engine *e, uint32_t nic, const uint8_t *mac)
+{
+	engine_lock(e);
+	if (nic < e->n_nic)
+		memcpy(e->nic[nic].mac, mac, MAC_BYTES);
+	engine_unlock(e);
+}
+
+void dmm_engine_path_set(struct dmm_engine *e, const uint8_t *addr, uint32_t nic, const uint8_t *dst_mac,
+			 uint32_t mtu)
+{
+	uint64_t now = now_ns();
+
+	engine_lock(e);
+	struct path *path = path_find(&e->paths, addr, PATH_NONE);
+
+	if (path && nic < e->n_nic) {
+		path->nic = (uint8_t)nic;
+		path->mtu = mtu;
+		memcpy(path->dst_mac, dst_mac, MAC_BYTES);
+		if (path->state == PATH_PENDING) {
+			path->state = PATH_READY;
+			e->paths.n_pending--;
+		}
+		for (uint32_t conn; (conn = path_unwait(&e->paths, path)) != PATH_NONE;)
+			dmm_core_resolved(e->core, conn, path_number(&e->paths, path), mtu, now);
+	}
+	engine_unlock(e);
+	wake(e);
+}
+
+void dmm_engine_path_failed(struct dmm_engine *e, const uint8_t *addr, uint32_t error)
+{
+	uint64_t now = now_ns();
+
+	engine_lock(e);
+	struct path *path = path_find(&e->paths, addr, PATH_NONE);
+
+	if (path && path->state == PATH_PENDING) {
+		for (uint32_t conn; (conn = path_unwait(&e->paths, path)) != PATH_NONE;)
+			dmm_core_unreachable(e->core, conn, error, now);
+		path_remove(&e->paths, path);
+	}
+	engine_unlock(e);
+	wake(e);
+}
+
+void dmm_engine_path_forget(struct dmm_engine *e, const uint8_t *addr)
+{
+	engine_lock(e);
+	struct path *path = path_find(&e->paths, addr, PATH_NONE);
+
+	if (path && path->state == PATH_READY)
+		path_remove(&e->paths, path);
+	engine_unlock(e);
+}
+
+uint64_t dmm_engine_path_idle_ns(struct dmm_engine *e, const uint8_t *addr)
+{
+	uint64_t idle = UINT64_MAX;
+
+	engine_lock(e);
+	struct path *path = path_find(&e->paths, addr, PATH_NONE);
+
+	if (path && path->state == PATH_READY)
+		idle = now_ns() - path->used_ns;
+	engine_unlock(e);
+	return idle;
+}
+
+void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
+{
+	engine_lock(e);
+	*stats = e->stats;
+	for (uint32_t i = 0; i < e->n_xsk; i++) {
+		struct dmm_xsk_stats one;
+
+		dmm_xsk_stats(e->xsk[i], &one);
+		stats->nic_rx_dropped += one.rx_dropped;
+		stats->nic_rx_ring_full += one.rx_ring_full;
+		stats->nic_rx_fill_ring_empty += one.rx_fill_ring_empty;
+		stats->kicks += one.kicks;
+		stats->kicks_again += one.kicks_again;
+	}
+	stats->paths = e->paths.used;
+	stats->connections = dmm_core_connections(e->core);
+	engine_unlock(e);
+}
+
+uint64_t dmm_engine_core_counter(struct dmm_engine *e, uint32_t counter)
+{
+	engine_lock(e);
+	uint64_t value = counter < DMM_CORE_MAX ? dmm_core_counter(e->core, counter) : 0;
+
+	engine_unlock(e);
+	return value;
+}
+
+uint32_t dmm_engine_connections(struct dmm_engine *e, uint32_t first, uint32_t max,
+				struct dmm_conn_info *info)
+{
+	uint32_t n = 0;
+
+	engine_lock(e);
+	while (n < max && dmm_core_conn_info(e->core, first + n, &info[n]))
+		n++;
+	engine_unlock(e);
+	return n;
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.h: the loop that joins a core (sans I/O) to its TUN device and its AF_XDP sockets.
+ *
+ * dmm_engine_run() is for one thread and returns when the engine is stopped or has lost a device. Every other
+ * function may be called from any thread at any time: the loop holds the engine's lock only while it works,
+ * and hands it over to whoever waits for it. What the loop asks of its caller (the path to a destination)
+ * comes as datagrams of struct dmm_engine_request on the request descriptor; the answer is
+ * dmm_engine_path_set() or _failed().
+ *
+ * Text below is read by cffi, which strips lines that start with '#'.
+ */
+#ifndef DMM_ENGINE_H
+#define DMM_ENGINE_H
+
+#include <stdint.h>
+#include "core/api.h"
+#include "../hal/afxdp.h"
+#include "../hal/halerr.h"
+#include "../hal/tun.h"
+
+struct dmm_engine;
+
+struct dmm_engine_config {
+	struct dmm_core_config core;
+	int tun_fd;	  /* stays the caller's */
+	int request_fd;	  /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
+	int xdp_flows_fd; /* map xdp_flows, or -1: no XDP program steers packets here */
+	uint32_t stack_id;
+};
+
+struct dmm_engine_request {
+	uint8_t addr[16]; /* find the path to this destination */
+	uint32_t refresh; /* 1: a packet was sent to it whose path is no longer known */
+	uint32_t pad;
+};
+
+struct dmm_engine_stats {
+	uint64_t tun_rx_pkts;
+	uint64_t tun_rx_bytes;
+	uint64_t tun_tx_pkts;
+	uint64_t tun_tx_bytes;
+	uint64_t tun_tx_refused; /* packets the kernel did not take */
+	uint64_t tun_tx_blocked; /* times its queue was full */
+	uint64_t nic_rx_pkts;
+	uint64_t nic_rx_bytes;
+	uint64_t nic_rx_ignored; /* neither IPv4 nor IPv6, or cut short */
+	uint64_t nic_tx_pkts;
+	uint64_t nic_tx_bytes;
+	uint64_t nic_tx_blocked; /* times no frame was free */
+	uint64_t nic_tx_no_path; /* packets dropped because their path is not known */
+	uint64_t nic_rx_dropped; /* the kernel's figures, all queues */
+	uint64_t nic_rx_ring_full;
+	uint64_t nic_rx_fill_ring_empty;
+	uint64_t kicks;
+	uint64_t kicks_again;
+	uint64_t waits; /* times the loop had nothing to do */
+	uint64_t flows_owned;
+	uint64_t flow_errors; /* xdp_flows could not be written */
+	uint64_t resolves;    /* requests sent */
+	uint64_t paths;	      /* entries of the path table now */
+	uint64_t connections; /* now */
+};
+
+struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config);
+/* Closes the AF_XDP sockets too. */
+void dmm_engine_destroy(struct dmm_engine *engine);
+
+/* A NIC that packets leave by; software: 1 for veth, whose packets may carry a checksum that was never filled
+ * in. Returns its index, or -ENOSPC. */
+int dmm_engine_nic_add(struct dmm_engine *engine, uint32_t ifindex, const uint8_t *mac, uint32_t software);
+/* Takes xsk over. Before dmm_engine_run(). Returns 0 or -ENOSPC. */
+int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *xsk);
+
+/* Returns 0 after dmm_engine_stop(), -ENODEV when the TUN device is gone, -ENETDOWN when a NIC is. */
+int dmm_engine_run(struct dmm_engine *engine);
+/* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a signal
+ * handler's thread, and before dmm_engine_run(). */
+void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
+
+/* The path to addr is nic and dst_mac; packets are at most mtu long. Also changes a known one in place. */
+void dmm_engine_path_set(struct dmm_engine *engine, const uint8_t *addr, uint32_t nic, const uint8_t *dst_mac,
+			 uint32_t mtu);
+/* There is none; connections that wait for it get error, others keep what they had. */
+void dmm_engine_path_failed(struct dmm_engine *engine, const uint8_t *addr, uint32_t error);
+/* What was said of addr no longer holds: the next packet or connection to it asks again. */
+void dmm_engine_path_forget(struct dmm_engine *engine, const uint8_t *addr);
+/* How long ago a packet was sent to addr, ns; UINT64_MAX: never, or the path is not known. */
+uint64_t dmm_engine_path_idle_ns(struct dmm_engine *engine, const uint8_t *addr);
+/* A NIC's own address changed. */
+void dmm_engine_nic_set_mac(struct dmm_engine *engine, uint32_t nic, const uint8_t *mac);
+
+void dmm_engine_stats(struct dmm_engine *engine, struct dmm_engine_stats *stats);
+uint64_t dmm_engine_core_counter(struct dmm_engine *engine, uint32_t counter);
+/* Connections number first to first + max - 1; returns how many there were. */
+uint32_t dmm_engine_connections(struct dmm_engine *engine, uint32_t first, uint32_t max,
+				struct dmm_conn_info *info);
+
+#endif /* DMM_ENGINE_H */

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C engine as Python sees it: devices opened with errors as sentences, paths, figures, the loop in a
+thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.hal import tuning
+from dmm_ebpf.userstack._core import ffi, lib
+from dmm_ebpf.userstack.spec import NicSpec, StackSpec
+
+_TXQUEUELEN = 10000
+_INNER_GSO_MAX_BYTES = 65535
+_BATCH = 256
+_NEVER = (1 << 64) - 1
+
+_CORE_COUNTERS = {
+    value: name.removeprefix("DMM_CORE_").lower()
+    for value, name in ffi.typeof("enum dmm_core_counter").elements.items()
+    if name != "DMM_CORE_MAX"
+}
+_INFO_NUMBERS = [
+    name for name, _ in ffi.typeof("struct dmm_conn_info").fields if name not in ("pair", "congestion")
+]
+_STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
+
+_HINTS: dict[int, tuple[type[DmmError], str, str]] = {
+    errno.EBUSY: (
+        ConflictError,
+        "another program holds it",
+        "stop what else uses AF_XDP, or dmm-k, on this host",
+    ),
+    errno.EOPNOTSUPP: (KernelFeatureError, "the device's driver does not support it", "name another device"),
+    errno.ERANGE: (
+        KernelFeatureError,
+        f"the device's MTU is above {lib.DMM_XSK_MAX_MTU} bytes, which one frame does not hold",
+        "lower the MTU or name another device",
+    ),
+    errno.ENOSPC: (KernelFeatureError, "the device has too few queues", "raise them with 'ethtool -L'"),
+    errno.EPERM: (PrivilegeError, "it needs CAP_NET_ADMIN and CAP_NET_RAW", "run as root"),
+    errno.EAFNOSUPPORT: (KernelFeatureError, "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)", ""),
+    errno.ENOBUFS: (DmmError, "locked memory is limited (RLIMIT_MEMLOCK)", "raise it with 'ulimit -l'"),
+}
+
+
+def _error(error: Any, device: str) -> DmmError:
+    """The sentence for a struct dmm_hal_error."""
+    kind, why, hint = _HINTS.get(error.code, (DmmError, os.strerror(error.code), ""))
+    return kind(f"{ffi.string(error.what).decode()} of {device}", why=why, hint=hint)
+
+
+class Engine:
+    """One engine with its devices; a PathTable for the resolver."""
+
+    def __init__(self, spec: StackSpec) -> None:
+        """Makes the TUN device and the AF_XDP sockets, in the calling thread's namespace. Raises DmmError."""
+        self.spec = spec
+        self.nics: list[NicSpec] = []
+        self.zerocopy: dict[str, bool] = {}
+        self._tun_fd = -1
+        self._error = ffi.new("struct dmm_hal_error *")
+        self.requests, self._request_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._request_end.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self.result: int | None = None
+        self._engine = ffi.NULL
+        try:
+            self._open_tun()
+            self._create()
+            for nic in spec.nics:
+                self._open_nic(nic)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_tun(self) -> None:
+        name = self.spec.tun
+        fd = lib.dmm_tun_open(name.encode(), self._error)
+        if fd < 0:
+            raise _error(self._error, name)
+        self._tun_fd = fd
+        tuning.prepare_tun(name)
+        if lib.dmm_tun_up(name.encode(), self.inner_mtu, _TXQUEUELEN, self._error) < 0:
+            raise _error(self._error, name)
+
+    @property
+    def inner_mtu(self) -> int:
+        """MTU of the TUN device: the smallest of the NICs', so that no segment is too long outside."""
+        return min((nic.mtu for nic in self.spec.nics), default=1500)
+
+    def _create(self) -> None:
+        config = ffi.new("struct dmm_engine_config *")
+        config.core.seed = secrets.randbits(64)
+        config.core.memory_bytes = self.spec.memory_bytes
+        config.core.inner_mtu = self.inner_mtu
+        config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
+        config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
+        config.core.rcvbuf_max_bytes = self.spec.rcvbuf_bytes
+        ffi.memmove(
+            config.core.congestion, self.spec.congestion.encode()[:15], len(self.spec.congestion[:15])
+        )
+        config.tun_fd = self._tun_fd
+        config.request_fd = self._request_end.fileno()
+        config.xdp_flows_fd = self.spec.xdp_flows_fd
+        config.stack_id = self.spec.stack_id
+        self._engine = lib.dmm_engine_create(config)
+        if self._engine == ffi.NULL:
+            raise DmmError(f"start stack {self.spec.name}", why="out of memory")
+
+    def _open_nic(self, nic: NicSpec) -> None:
+        kind = next((n.kind for n in hal_nic.list_nics() if n.ifindex == nic.ifindex), "")
+        index = lib.dmm_engine_nic_add(self._engine, nic.ifindex, nic.mac, kind == "veth")
+        if index < 0:
+            raise DmmError(f"serve {nic.name}", why="a stack serves 16 NICs at most")
+        self.nics.append(nic)
+        mtu = max(n.mtu for n in self.spec.nics)
+        for queue in range(nic.queues):
+            out = ffi.new("struct dmm_xsk **")
+            if lib.dmm_xsk_open(nic.ifindex, queue, mtu, 0, out, self._error) < 0:
+                raise _error(self._error, nic.name)
+            xsk = out[0]
+            self.zerocopy[nic.name] = bool(lib.dmm_xsk_is_zerocopy(xsk))
+            slot = nic.slot * abi.C.DMM_MAX_QUEUES + queue
+            if lib.dmm_engine_xsk_add(self._engine, index, xsk) < 0:
+                lib.dmm_xsk_close(xsk)
+                raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
+            if self.spec.xsks_fd >= 0 and lib.dmm_xsk_register(xsk, self.spec.xsks_fd, slot, self._error) < 0:
+                raise _error(self._error, nic.name)
+
+    # -- the loop --
+
+    def start(self, ended: Callable[[int], None]) -> None:
+        """Runs the loop in a thread; ended(result) is called in that thread when it returns."""
+
+        def work() -> None:
+            self.result = lib.dmm_engine_run(self._engine)
+            ended(self.result)
+
+        self._thread = threading.Thread(target=work, name="dmm-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, abort: bool) -> None:
+        """Asks the loop to end; abort: with a reset to both ends of every connection."""
+        lib.dmm_engine_stop(self._engine, abort)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for the loop's end."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def close(self) -> None:
+        """After the loop's end: closes the sockets and the TUN device, which takes its routes along."""
+        if self._engine != ffi.NULL:
+            lib.dmm_engine_destroy(self._engine)
+            self._engine = ffi.NULL
+        if self._tun_fd >= 0:
+            os.close(self._tun_fd)
+            self._tun_fd = -1
+        with contextlib.suppress(OSError):
+            self.requests.close()
+            self._request_end.close()
+
+    # -- PathTable --
+
+    def path_set(self, addr: bytes, nic: int, mac: bytes, mtu: int) -> None:
+        """See resolver.PathTable."""
+        lib.dmm_engine_path_set(self._engine, addr, nic, mac, mtu)
+
+    def path_failed(self, addr: bytes, error: int) -> None:
+        """See resolver.PathTable."""
+        lib.dmm_engine_path_failed(self._engine, addr, error)
+
+    def path_forget(self, addr: bytes) -> None:
+        """See resolver.PathTable."""
+        lib.dmm_engine_path_forget(self._engine, addr)
+
+    def path_idle_ns(self, addr: bytes) -> int | None:
+        """See resolver.PathTable."""
+        idle = int(lib.dmm_engine_path_idle_ns(self._engine, addr))
+        return None if idle == _NEVER else idle
+
+    def nic_set_mac(self, nic: int, mac: bytes) -> None:
+        """See resolver.PathTable."""
+        lib.dmm_engine_nic_set_mac(self._engine, nic, mac)
+
+    # -- figures --
+
+    def stats(self) -> dict[str, int]:
+        """struct dmm_engine_stats by name, and the core's counters as core_NAME."""
+        raw = ffi.new("struct dmm_engine_stats *")
+        lib.dmm_engine_stats(self._engine, raw)
+        values = {name: int(getattr(raw, name)) for name in _STATS}
+        for number, name in _CORE_COUNTERS.items():
+            values[f"core_{name}"] = int(lib.dmm_engine_core_counter(self._engine, number))
+        return values
+
+    def connections(self) -> Iterator[dict[str, Any]]:
+        """Every connection: struct dmm_conn_info by name, with laddr, lport, raddr, rport as text and
+        numbers.
+        """
+        batch = ffi.new("struct dmm_conn_info[]", _BATCH)
+        first = 0
+        while True:
+            count = lib.dmm_engine_connections(self._engine, first, _BATCH, batch)
+            for i in range(count):
+                yield _describe(batch[i])
+            first += count
+            if count < _BATCH:
+                return
+
+
+def _describe(info: Any) -> dict[str, Any]:
+    pair = info.pair
+    row: dict[str, Any] = {
+        "laddr": abi.addr_text(bytes(ffi.buffer(pair.laddr))),
+        "lport": socket.ntohs(pair.lport_be),
+        "raddr": abi.addr_text(bytes(ffi.buffer(pair.raddr))),
+        "rport": socket.ntohs(pair.rport_be),
+        "family": int(pair.family),
+        "congestion": ffi.string(info.congestion).decode("ascii", "replace"),
+    }
+    row |= {name: int(getattr(info, name)) for name in _INFO_NUMBERS}
+    return row

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine_int.h: the engine's own state, shared by engine.c (loop, actions, other threads) and engine_io.c
+ * (packets in and out). Everything is under the engine's lock but stop and wake_fd.
+ */
+#ifndef DMM_ENGINE_INT_H
+#define DMM_ENGINE_INT_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "engine.h"
+#include "paths.h"
+
+enum { MAX_NICS = 16, MAX_XSKS = 128, MAC_BYTES = 6 };
+
+struct nic {
+	uint32_t ifindex;
+	uint8_t mac[MAC_BYTES];
+	uint32_t software;
+	uint32_t n_xsk;
+	struct dmm_xsk *xsk[64];
+};
+
+struct dmm_engine {
+	struct dmm_core *core;
+	int tun_fd, request_fd, xdp_flows_fd, wake_fd;
+	uint32_t stack_id;
+	uint32_t n_nic, n_xsk;
+	struct nic nic[MAX_NICS];
+	struct dmm_xsk *xsk[MAX_XSKS];
+	uint32_t xsk_nic[MAX_XSKS];
+	bool xsk_again[MAX_XSKS]; /* the kernel did not take everything */
+	struct paths paths;
+	struct dmm_engine_stats stats;
+	uint8_t *tun_rx;
+	uint8_t *tun_tx; /* holds a packet the kernel did not take when tun_tx_len != 0 */
+	uint32_t tun_tx_len;
+	struct dmm_tx_meta tun_tx_meta;
+	bool more; /* a budget was used up */
+	bool nic_blocked;
+	int error;
+	uint32_t stop; /* atomic; 1: now, 2: abort first */
+	pthread_mutex_t gate, lock;
+};
+
+/* A PENDING entry whose path has been asked for; NULL: too much is being asked already. */
+struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now);
+
+/* Reads what the TUN device, or socket number i, has, up to a budget; sets more when the budget was used up.
+ */
+void engine_tun_in(struct dmm_engine *e, uint64_t now);
+void engine_xsk_in(struct dmm_engine *e, uint32_t i, uint64_t now);
+/* Sends what the core has, as long as there is room; sets nic_blocked or tun_tx_len when there is none. */
+void engine_nic_out(struct dmm_engine *e, uint64_t now);
+void engine_tun_out(struct dmm_engine *e, uint64_t now);
+
+#endif /* DMM_ENGINE_INT_H */

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * engine_io.c: packets between the core and its devices: Ethernet headers, lengths, checksums left open,
+ * budgets.
+ *
+ * Nothing here waits, and nothing is allocated.
+ */
+#include "engine_int.h"
+
+#include <errno.h>
+#include <net/ethernet.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum {
+	TUN_RX_BUDGET = 16, /* packets of up to 64 KiB */
+	TUN_TX_BUDGET = 32,
+	NIC_RX_BUDGET = 64,
+	NIC_TX_BUDGET = 128,
+	KICK_PKTS = 32, /* what one call sends at least, see af_xdp's budget */
+	ETH_BYTES = 14,
+	IP4_MIN_BYTES = 20,
+	IP6_BYTES = 40,
+	PROTO_TCP = 6,
+	TCP_CSUM_OFFSET = 16,
+};
+
+void engine_tun_in(struct dmm_engine *e, uint64_t now)
+{
+	struct dmm_rx_meta meta;
+
+	for (uint32_t i = 0; i < TUN_RX_BUDGET; i++) {
+		int len = dmm_tun_read(e->tun_fd, e->tun_rx, &meta);
+
+		if (len == 0)
+			return;
+		if (len < 0) {
+			e->error = -ENODEV;
+			return;
+		}
+		e->stats.tun_rx_pkts++;
+		e->stats.tun_rx_bytes += (uint32_t)len;
+		dmm_core_input(e->core, DMM_LEG_INNER, e->tun_rx + DMM_TUN_HEADROOM, (uint32_t)len, &meta,
+			       now);
+	}
+	e->more = true;
+}
+
+static uint32_t sum_add(uint32_t sum, const uint8_t *p, uint32_t bytes)
+{
+	for (uint32_t i = 0; i + 1 < bytes; i += 2)
+		sum += (uint32_t)p[i] << 8 | p[i + 1];
+	return sum;
+}
+
+/*
+ * A veth hands over what the other end's kernel left CHECKSUM_PARTIAL: the field holds the pseudo-header's
+ * sum (RFC 9293 section 3.1), not complemented. The packet never was on a wire. A correct checksum that
+ * happens to equal that sum says the same thing.
+ */
+static bool csum_is_partial(const uint8_t *ip, uint32_t len, bool v6)
+{
+	uint32_t header = v6 ? IP6_BYTES : (ip[0] & 15u) * 4;
+
+	if ((v6 ? ip[6] : ip[9]) != PROTO_TCP || len < header + TCP_CSUM_OFFSET + 2)
+		return false;
+	uint32_t sum = sum_add(PROTO_TCP + len - header, v6 ? ip + 8 : ip + 12, v6 ? 32 : 8);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	const uint8_t *field = ip + header + TCP_CSUM_OFFSET;
+
+	return ((uint32_t)field[0] << 8 | field[1]) == sum;
+}
+
+/* The IP packet's own length: a short Ethernet frame carries padding. 0: not an IP packet, or cut short. */
+static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
+{
+	const uint8_t *ip = frame + ETH_BYTES;
+	uint32_t room = len - ETH_BYTES;
+	uint32_t type, total;
+
+	if (len < ETH_BYTES + IP4_MIN_BYTES)
+		return 0;
+	type = (uint32_t)frame[12] << 8 | frame[13];
+	*v6 = type == ETHERTYPE_IPV6;
+	if (type == ETHERTYPE_IP)
+		total = (uint32_t)ip[2] << 8 | ip[3];
+	else if (*v6 && room >= IP6_BYTES)
+		total = ((uint32_t)ip[4] << 8 | ip[5]) + IP6_BYTES;
+	else
+		return 0;
+	return total <= room && total >= (*v6 ? IP6_BYTES : IP4_MIN_BYTES) ? total : 0;
+}
+
+void engine_xsk_in(struct dmm_engine *e, uint32_t i, uint64_t now)
+{
+	struct dmm_xsk *xsk = e->xsk[i];
+	uint32_t count = dmm_xsk_rx_peek(xsk, NIC_RX_BUDGET);
+
+	for (uint32_t k = 0; k < count; k++) {
+		struct dmm_rx_meta meta = {0};
+		uint32_t frame_len;
+		const uint8_t *frame = dmm_xsk_rx_frame(xsk, k, &frame_len);
+		bool v6;
+		uint32_t len = ip_length(frame, frame_len, &v6);
+
+		if (len == 0) {
+			e->stats.nic_rx_ignored++;
+			continue;
+		}
+		if (e->nic[e->xsk_nic[i]].software)
+			meta.csum_ok = csum_is_partial(frame + ETH_BYTES, len, v6);
+		e->stats.nic_rx_bytes += len;
+		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);
+	}
+	e->stats.nic_rx_pkts += count;
+	dmm_xsk_rx_release(xsk, count);
+	if (count == NIC_RX_BUDGET)
+		e->more = true;
+}
+
+static void xsk_kick(struct dmm_engine *e, uint32_t i)
+{
+	int ret = dmm_xsk_tx_kick(e->xsk[i]);
+
+	e->xsk_again[i] = ret == 1;
+	if (ret < 0)
+		e->error = -ENETDOWN;
+}
+
+/* Where the core may write the next packet: the first socket's frame, once every socket has one free. */
+static uint8_t *nic_room(struct dmm_engine *e)
+{
+	for (uint32_t i = e->n_xsk; i-- > 0;) {
+		uint8_t *frame = dmm_xsk_tx_begin(e->xsk[i]);
+
+		if (!frame)
+			return NULL;
+		if (i == 0)
+			return frame;
+	}
+	return NULL;
+}
+
+static void destination(const uint8_t *ip, uint32_t family, uint8_t addr[16])
+{
+	if (family == AF_INET6) {
+		memcpy(addr, ip + 24, 16);
+		return;
+	}
+	memset(addr, 0, 10);
+	addr[10] = addr[11] = 0xff;
+	memcpy(addr + 12, ip + 16, 4);
+}
+
+/* The same socket for all packets of a connection, so that they stay in order. */
+static uint32_t xsk_of(const struct dmm_engine *e, const struct nic *nic, const uint8_t *ip, uint32_t family)
+{
+	const uint8_t *ports = ip + (family == AF_INET6 ? IP6_BYTES : (ip[0] & 15u) * 4);
+	uint32_t pick = (uint32_t)(ports[1] ^ ports[3]) % nic->n_xsk;
+
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		if (e->xsk[i] == nic->xsk[pick])
+			return i;
+	return 0;
+}
+
+/* Sends the IP packet that the core wrote behind the first socket's Ethernet header. */
+static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta,
+		     uint64_t now)
+{
+	uint8_t *ip = frame + ETH_BYTES;
+	uint8_t addr[16];
+
+	destination(ip, meta->family, addr);
+	struct path *path = path_find(&e->paths, addr, meta->path);
+
+	if (!path)
+		engine_path_ask(e, addr, 1, now);
+	if (!path || path->state != PATH_READY || e->nic[path->nic].n_xsk == 0) {
+		e->stats.nic_tx_no_path++;
+		return; /* as lost on the way: retransmission finds the path known */
+	}
+	const struct nic *nic = &e->nic[path->nic];
+	uint32_t i = e->n_xsk == 1 ? 0 : xsk_of(e, nic, ip, meta->family);
+
+	if (i != 0) {
+		uint8_t *other = dmm_xsk_tx_begin(e->xsk[i]);
+
+		memcpy(other + ETH_BYTES, ip, len);
+		frame = other;
+	}
+	memcpy(frame, path->dst_mac, MAC_BYTES);
+	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
+	frame[12] = meta->family == AF_INET6 ? 0x86 : 0x08;
+	frame[13] = meta->family == AF_INET6 ? 0xdd : 0x00;
+	path->used_ns = now;
+	dmm_xsk_tx_commit(e->xsk[i], len + ETH_BYTES);
+	e->stats.nic_tx_pkts++;
+	e->stats.nic_tx_bytes += len;
+	if (dmm_xsk_tx_unkicked(e->xsk[i]) >= KICK_PKTS)
+		xsk_kick(e, i);
+}
+
+void engine_nic_out(struct dmm_engine *e, uint64_t now)
+{
+	uint32_t sent = 0;
+
+	e->nic_blocked = false;
+	if (e->n_xsk == 0)
+		return;
+	for (; sent < NIC_TX_BUDGET; sent++) {
+		struct dmm_tx_meta meta = {0};
+		uint8_t *frame = nic_room(e);
+
+		if (!frame) {
+			e->nic_blocked = true;
+			e->stats.nic_tx_blocked++;
+			break;
+		}
+		uint32_t len = dmm_core_output(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, DMM_XSK_MAX_MTU,
+					       &meta, now);
+
+		if (len == 0)
+			break;
+		nic_send(e, frame, len, &meta, now);
+	}
+	for (uint32_t i = 0; i < e->n_xsk; i++)
+		if (dmm_xsk_tx_unkicked(e->xsk[i]) || e->xsk_again[i])
+			xsk_kick(e, i);
+	if (sent == NIC_TX_BUDGET)
+		e->more = true;
+}
+
+/* Writes the packet at hand; false: the kernel's queue is full. */
+static bool tun_flush(struct dmm_engine *e)
+{
+	int ret = dmm_tun_write(e->tun_fd, e->tun_tx, e->tun_tx_len, &e->tun_tx_meta);
+
+	if (ret == -EAGAIN) {
+		e->stats.tun_tx_blocked++;
+		return false;
+	}
+	if (ret == -EBADFD || ret == -EBADF)
+		e->error = -ENODEV;
+	if (ret) {
+		e->stats.tun_tx_refused++;
+	} else {
+		e->stats.tun_tx_pkts++;
+		e->stats.tun_tx_bytes += e->tun_tx_len;
+	}
+	e->tun_tx_len = 0;
+	return true;
+}
+
+void engine_tun_out(struct dmm_engine *e, uint64_t now)
+{
+	if (e->tun_tx_len && !tun_flush(e))
+		return;
+	for (uint32_t i = 0; i < TUN_TX_BUDGET && !e->error; i++) {
+		memset(&e->tun_tx_meta, 0, sizeof(e->tun_tx_meta));
+		e->tun_tx_len = dmm_core_output(e->core, DMM_LEG_INNER, e->tun_tx + DMM_TUN_HEADROOM,
+						DMM_TUN_MAX_PKT, &e->tun_tx_meta, now);
+		if (e->tun_tx_len == 0 || !tun_flush(e))
+			return;
+	}
+	e->more = true;
+}

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stack process: `python -m dmm_ebpf.userstack.process FD`, started by the supervisor.
+
+FD is one end of a stream socket: the spec (JSON, until the other end shuts its direction down) comes in,
+one line of JSON goes out when the stack serves, or says why it cannot. After that the process needs nobody:
+it goes on when the Resource Director dies, and ends by SIGTERM, by "stop" on its control socket, or with
+its devices.
+
+Order: enter the namespace, open devices and sockets, listen, drop every privilege, say ready, only then
+read packets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.userstack import control, sandbox
+from dmm_ebpf.userstack.engine import Engine
+from dmm_ebpf.userstack.pidfile import start_time
+from dmm_ebpf.userstack.resolver import Resolver, ResolverNic
+from dmm_ebpf.userstack.spec import StackSpec
+
+_DEFAULT_MEMORY_BYTES = 256 << 20
+_JOIN_S = 5.0
+
+log = logging.getLogger("dmm-ebpf.stack")
+
+
+class StackProcess:
+    """Everything that one stack process is."""
+
+    def __init__(self, spec: StackSpec) -> None:
+        """Opens all that needs privileges, then has none. Raises DmmError."""
+        self.spec = spec
+        self.engine = Engine(spec)
+        self.resolver = Resolver(
+            self.engine,
+            [ResolverNic(i, nic.ifindex, nic.name, nic.mtu) for i, nic in enumerate(self.engine.nics)],
+            self.engine.requests,
+        )
+        self.listener = _listen(spec)
+        sandbox.limit_resources(spec.memory_bytes or _DEFAULT_MEMORY_BYTES)
+        self.unprivileged = sandbox.drop_privileges()
+        self._loop = asyncio.get_running_loop()
+        self._done = asyncio.Event()
+        self._stopping = False
+
+    def info(self) -> dict[str, Any]:
+        """What the supervisor is told when the stack serves."""
+        return {
+            "pid": os.getpid(),
+            "start_time": start_time(os.getpid()),
+            "tun": self.spec.tun,
+            "tun_ifindex": socket.if_nametoindex(self.spec.tun),
+            "zerocopy": self.engine.zerocopy,
+            "unprivileged": self.unprivileged,
+        }
+
+    async def serve(self) -> int:
+        """Runs until stopped; the exit code."""
+        loop = self._loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        resolver = loop.create_task(self.resolver.run())
+        resolver.add_done_callback(self._resolver_ended)
+        server = await asyncio.start_unix_server(self._client, sock=self.listener)
+        self.engine.start(self._engine_ended)
+        await self._done.wait()
+        server.close()
+        resolver.cancel()
+        self.engine.join(_JOIN_S)
+        result = self.engine.result
+        self.engine.close()
+        self.resolver.close()
+        if result == 0 and self._stopping:
+            return 0
+        log.error("the packet loop ended: %s", os.strerror(-(result or 0)) if result else "unexpectedly")
+        return 1
+
+    def stop(self) -> None:
+        """Resets every connection, sends that, and ends."""
+        self._stopping = True
+        self.engine.stop(abort=True)
+
+    def _engine_ended(self, _result: int) -> None:
+        """In the engine's thread."""
+        self._loop.call_soon_threadsafe(self._done.set)
+
+    def _resolver_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        # Without it no new connection finds its path: end, so that a fresh process takes over.
+        log.error("the resolver failed", exc_info=task.exception())
+        self.engine.stop(abort=False)
+
+    # -- control --
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while (request := await control.read(reader)) is not None:
+                await control.write(writer, self._answer(request))
+        except (DmmError, ConnectionError) as exc:
+            log.warning("control: %s", exc)
+        finally:
+            writer.close()
+
+    def _answer(self, request: Any) -> dict[str, Any]:
+        if not isinstance(request, Mapping):
+            request = {}
+        answer: dict[str, Any] = {"id": request.get("id")}
+        try:
+            return answer | {"ok": True, "result": self._call(str(request.get("method")))}
+        except DmmError as exc:
+            return answer | {"ok": False, "error": exc.to_wire()}
+
+    def _call(self, method: str) -> Any:
+        if method == "ping":
+            return self.info()
+        if method == "stats":
+            return self.engine.stats() | self.resolver.stats()
+        if method == "connections":
+            return list(self.engine.connections())
+        if method == "stop":
+            self.stop()
+            return None
+        raise UsageError(f"ask stack {self.spec.name} for {method!r}", why="it knows no such request")
+
+
+def _listen(spec: StackSpec) -> socket.socket:
+    path = spec.control_path
+    try:
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(16)
+    except OSError as exc:
+        raise DmmError(f"listen on {path}", why=os.strerror(exc.errno or 0)) from exc
+    return sock
+
+
+def _read_spec(channel: socket.socket) -> StackSpec:
+    parts = []
+    while data := channel.recv(65536):
+        parts.append(data)
+    return StackSpec.from_json(b"".join(parts).decode())
+
+
+async def _run(spec: StackSpec, channel: socket.socket) -> int:
+    try:
+        process = StackProcess(spec)
+    except DmmError as exc:
+        channel.sendall(json.dumps({"ok": False, "error": exc.to_wire()}).encode())
+        return 1
+    channel.sendall(json.dumps({"ok": True} | process.info()).encode())
+    channel.close()
+    return await process.serve()
+
+
+def main() -> int:
+    """Entry point."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    spec = _read_spec(channel)
+    namespace = NetNS.from_fd(spec.netns_fd)
+    namespace.enter()
+    namespace.close()
+    os.close(spec.netns_fd)
+    return asyncio.run(_run(spec, channel))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stack process is told: the stack's numbers, its NICs, limits and paths. JSON on the descriptor it
+inherits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NicSpec:
+    """One NIC: slot is its place in xsks, queues how many receive queues to serve, mtu of the IP packet in
+    bytes.
+    """
+
+    ifindex: int
+    name: str
+    slot: int
+    queues: int
+    mac: bytes
+    mtu: int
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """One user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP program is in
+    use.
+    """
+
+    instance: str
+    name: str
+    stack_id: int
+    k: int
+    mark: int
+    mark_mask: int
+    tun: str
+    nics: Sequence[NicSpec]
+    xsks_fd: int
+    xdp_flows_fd: int
+    run_dir: Path
+    netns_fd: int
+    congestion: str = ""
+    sndbuf_bytes: int = 0
+    rcvbuf_bytes: int = 0
+    memory_bytes: int = 0
+
+    @property
+    def control_path(self) -> Path:
+        """The stack process's socket."""
+        return Path(self.run_dir) / f"stack-{self.name}.sock"
+
+    @property
+    def pid_path(self) -> Path:
+        """Its pid and start time."""
+        return Path(self.run_dir) / f"stack-{self.name}.pid"
+
+    @property
+    def log_path(self) -> Path:
+        """What it writes to stderr."""
+        return Path(self.run_dir) / f"stack-{self.name}.log"
+
+    def to_json(self) -> str:
+        """For the process."""
+        raw = asdict(self) | {"run_dir": str(self.run_dir)}
+        raw["nics"] = [asdict(nic) | {"mac": nic.mac.hex()} for nic in self.nics]
+        return json.dumps(raw)
+
+    @classmethod
+    def from_json(cls, text: str) -> StackSpec:
+        """What to_json() wrote."""
+        raw: dict[str, Any] = json.loads(text)
+        raw["nics"] = [NicSpec(**(nic | {"mac": bytes.fromhex(nic["mac"])})) for nic in raw["nics"]]
+        raw["run_dir"] = Path(raw["run_dir"])
+        return cls(**raw)
+
+    def with_descriptors(self, *, netns_fd: int, xsks_fd: int, xdp_flows_fd: int) -> StackSpec:
+        """The same with other descriptor numbers."""
+        return replace(self, netns_fd=netns_fd, xsks_fd=xsks_fd, xdp_flows_fd=xdp_flows_fd)

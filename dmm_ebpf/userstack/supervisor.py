@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps one stack process alive: starts it, adopts one that is there, notices its death, restarts it with
+backoff.
+
+The process is in a session of its own and is not bound to the life of the Resource Director. Its death is
+seen through a pidfd, which also works for an adopted process, is not polled, and never means another
+process. on_up and on_down are called in the event loop, alternately, beginning with on_up; on_down is not
+called for a stop() that was asked for.
+
+Invariant: at most one process of the stack is alive; a start first ends what the pid file names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf.errors import DmmError, from_wire
+from dmm_ebpf.userstack import control, pidfile
+from dmm_ebpf.userstack.pidfile import kill_process
+from dmm_ebpf.userstack.spec import NicSpec, StackSpec
+
+__all__ = ["NicSpec", "StackSpec", "StackSupervisor", "kill_process"]
+
+READY_DEADLINE_S = 10.0
+QUERY_DEADLINE_S = 5.0
+STOP_DEADLINE_S = 3.0
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MAX_S = 30.0
+HEALTHY_S = 60.0
+
+log = logging.getLogger("dmm-ebpf")
+
+
+class StackSupervisor:
+    """One stack's process. Lives in the Resource Director's event loop."""
+
+    def __init__(
+        self,
+        spec: StackSpec,
+        *,
+        on_up: Callable[[Mapping[str, Any]], None],
+        on_down: Callable[[str], None],
+    ) -> None:
+        """spec may be replaced at any time; the next process gets the new one. info of on_up: see
+        StackProcess.info.
+        """
+        self.spec = spec
+        self.pid = 0
+        self.restarts = 0
+        self._on_up = on_up
+        self._on_down = on_down
+        self._pidfd = -1
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._backoff_s = BACKOFF_FIRST_S
+        self._up_since = 0.0
+        self._restarting: asyncio.Task[None] | None = None
+        self._ids = itertools.count(1)
+
+    # -- life --
+
+    async def start(self) -> None:
+        """Starts the process and waits until it serves and on_up is through. Raises DmmError; then nothing
+        runs.
+        """
+        self._stopping = False
+        recorded = pidfile.read(self.spec.pid_path)
+        if recorded is not None:
+            await asyncio.to_thread(kill_process, *recorded)
+        info = await self._spawn()
+        await self._came_up(info)
+
+    async def adopt(self, pid: int, started: int) -> bool:
+        """Takes a running process over. False: it is gone, or does not answer; then nothing has changed."""
+        fd = pidfile.open_process(pid, started)
+        if fd is None:
+            return False
+        try:
+            info = await self.query("ping")
+            if int(info["pid"]) != pid:
+                raise DmmError(f"adopt stack {self.spec.name}", why="its socket is another process's")
+        except (DmmError, OSError) as exc:
+            log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.name, pid, exc)
+            os.close(fd)
+            return False
+        self._stopping = False
+        self._pidfd, self.pid = fd, pid
+        await self._came_up(info)
+        return True
+
+    async def stop(self) -> None:
+        """Ends the process: it resets its connections first; after STOP_DEADLINE_S it is killed.
+        Idempotent.
+        """
+        self._stopping = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._restarting
+            self._restarting = None
+        await self._end_process()
+        self._tidy()
+
+    async def query(self, method: str, **params: Any) -> Any:
+        """Asks the process. Raises DmmError when it refuses, is not there or does not answer."""
+        what = f"ask stack {self.spec.name} for {method}"
+        try:
+            async with asyncio.timeout(QUERY_DEADLINE_S):
+                reader, writer = await asyncio.open_unix_connection(str(self.spec.control_path))
+                try:
+                    await control.write(writer, {"id": next(self._ids), "method": method, "params": params})
+                    answer = await control.read(reader)
+                finally:
+                    writer.close()
+        except TimeoutError as exc:
+            raise DmmError(what, why=f"no answer within {QUERY_DEADLINE_S:g} s") from exc
+        except OSError as exc:
+            raise DmmError(what, why=os.strerror(exc.errno or 0)) from exc
+        if not isinstance(answer, Mapping):
+            raise DmmError(what, why="it hung up")
+        if not answer.get("ok"):
+            raise from_wire(answer.get("error") or {})
+        return answer.get("result")
+
+    # -- the process --
+
+    async def _spawn(self) -> dict[str, Any]:
+        """Starts a process and returns what it says when it serves; on failure it is gone again."""
+        parent, child = socket.socketpair()
+        with parent:
+            with child:
+                self._child = self._popen(child.fileno())
+            self.pid = self._child.pid
+            self._pidfd = os.pidfd_open(self.pid)
+            try:
+                answer = await self._ready(parent)
+            except BaseException:
+                self._kill()
+                await self._end_process()
+                self._tidy()
+                raise
+        pidfile.write(self.spec.pid_path, self.pid, int(answer["start_time"]))
+        return answer
+
+    def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
+        spec = self.spec
+        inherited = [fd for fd in (channel_fd, spec.netns_fd, spec.xsks_fd, spec.xdp_flows_fd) if fd >= 0]
+        # The package that runs here is the one that is to run there, installed or not.
+        root = str(Path(__file__).resolve().parents[2])
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": os.pathsep.join(
+                dict.fromkeys([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+            ),
+        }
+        with spec.log_path.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "dmm_ebpf.userstack.process", str(channel_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=inherited,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+
+    async def _ready(self, channel: socket.socket) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        channel.setblocking(False)
+        what = f"start stack {self.spec.name}"
+        data = b""
+        try:
+            async with asyncio.timeout(READY_DEADLINE_S):
+                await loop.sock_sendall(channel, self.spec.to_json().encode())
+                channel.shutdown(socket.SHUT_WR)
+                while part := await loop.sock_recv(channel, 65536):
+                    data += part
+        except TimeoutError as exc:
+            raise DmmError(what, why=f"it was not ready within {READY_DEADLINE_S:g} s") from exc
+        except ConnectionError:
+            data = b""
+        if not data:
+            raise DmmError(
+                what, why=f"its process ended: {self._last_words()}", hint=f"see {self.spec.log_path}"
+            )
+        answer: dict[str, Any] = json.loads(data)
+        if not answer.pop("ok"):
+            raise from_wire(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        """The last line of the process's log."""
+        with contextlib.suppress(OSError):
+            lines = self.spec.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines:
+                return lines[-1]
+        return "it said nothing"
+
+    async def _came_up(self, info: Mapping[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._on_up(info)
+        except BaseException:
+            await self._end_process()
+            self._tidy()
+            raise
+        self._up_since = loop.time()
+        # Added last: a process that has died meanwhile makes the descriptor readable at once.
+        loop.add_reader(self._pidfd, self._died)
+
+    def _kill(self, number: int = signal.SIGKILL) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def _end_process(self) -> None:
+        """SIGTERM, a deadline, SIGKILL; returns when the process is gone and reaped."""
+        if self._pidfd < 0:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        gone = asyncio.Event()
+        loop.add_reader(self._pidfd, gone.set)
+        try:
+            self._kill(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_DEADLINE_S):
+                    await gone.wait()
+            except TimeoutError:
+                log.warning("stack %s, pid %d, does not end and is killed", self.spec.name, self.pid)
+                self._kill()
+                await gone.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+        self._reap()
+
+    def _reap(self) -> str:
+        """Forgets the process that has ended; how it ended."""
+        reason = "it ended"
+        if self._child is not None:
+            code = self._child.wait()
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if code > 0:
+                reason += f" ({self._last_words()})"
+        self._child = None
+        os.close(self._pidfd)
+        self._pidfd, self.pid = -1, 0
+        return reason
+
+    def _tidy(self) -> None:
+        """The process cannot take its files along: it has no right to the directory."""
+        for path in (self.spec.control_path, self.spec.pid_path):
+            path.unlink(missing_ok=True)
+
+    # -- death --
+
+    def _died(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        reason = self._reap()
+        if loop.time() - self._up_since >= HEALTHY_S:
+            self._backoff_s = BACKOFF_FIRST_S
+        try:
+            self._on_down(reason)
+        finally:
+            if not self._stopping:
+                self._restarting = loop.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        while not self._stopping:
+            delay = self._backoff_s
+            self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
+            await asyncio.sleep(delay)
+            try:
+                info = await self._spawn()
+                self.restarts += 1
+                await self._came_up(info)
+                return
+            except (DmmError, OSError) as exc:
+                log.warning("stack %s: %s; next try in %g s", self.spec.name, exc, self._backoff_s)
