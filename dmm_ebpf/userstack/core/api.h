@@ -19,6 +19,8 @@
 
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
+enum dmm_path { DMM_PATH_NONE = 0xffffffff };	/* no path was resolved for this packet: look its destination up */
+
 struct dmm_core;
 
 struct dmm_core_config {
@@ -43,7 +45,7 @@ struct dmm_rx_meta {
 
 /* What the I/O layer needs to send a packet */
 struct dmm_tx_meta {
-	uint32_t path;			/* outer leg: what dmm_core_resolved() said */
+	uint32_t path;			/* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
 	uint32_t gso_size;		/* inner leg: payload bytes per segment when the packet is longer than the MTU, else 0 */
 	uint32_t csum_start;		/* inner leg: offset of the TCP header when the checksum is left to the kernel */
 	uint32_t csum_offset;		/* 16; the field then holds the pseudo-header sum */
@@ -122,6 +124,7 @@ enum dmm_core_counter {
 	DMM_CORE_MAX,
 };
 
+/* NULL: no memory, no such congestion control, or an MTU below 576 (IPv6: 1280 is needed) */
 struct dmm_core *dmm_core_create(const struct dmm_core_config *config);
 void dmm_core_destroy(struct dmm_core *core);
 
@@ -136,7 +139,7 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
 
-/* Runs timers that are due. Returns when to call again at the latest (absolute, ns); UINT64_MAX: nothing is pending.
+/* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to call again at the latest (absolute, ns); UINT64_MAX: nothing is pending.
  * After it, dmm_core_output() may have packets on either leg. Pacing deadlines are included. */
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns);
 

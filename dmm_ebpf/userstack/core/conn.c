@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * conn.c: the table of connections: create, find, free, and the queue of actions.
+ *
+ * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good until the API call
+ * ends, because conn_kill() only marks it. A handle names one connection: a reused slot gets another generation.
+ *
+ * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when buffers are nearly full.
+ */
+#include "core.h"
+
+#include <stdlib.h>
+
+bool conn_table_init(struct dmm_core *core)
+{
+	uint32_t max = core->cfg.max_connections;
+	uint32_t n_buckets = pow2_ceil(max);
+
+	core->slots = calloc(max, sizeof(*core->slots));
+	core->free_slots = calloc(max, sizeof(*core->free_slots));
+	core->slot_gen = calloc(max, sizeof(*core->slot_gen));
+	core->live = calloc(max, sizeof(*core->live));
+	core->buckets = calloc(n_buckets, sizeof(*core->buckets));
+	core->bucket_mask = n_buckets - 1;
+	if (!core->slots || !core->free_slots || !core->slot_gen || !core->live || !core->buckets)
+		return false;
+	for (uint32_t i = 0; i < max; i++)
+		core->free_slots[i] = max - 1 - i;
+	list_init(&core->reap);
+	list_init(&core->time_wait);
+	return true;
+}
+
+void conn_table_deinit(struct dmm_core *core)
+{
+	free(core->slots);
+	free(core->free_slots);
+	free(core->slot_gen);
+	free(core->live);
+	free(core->buckets);
+	free(core->actions.v);
+}
+
+static uint32_t *bucket_of(struct dmm_core *core, const struct dmm_core_addr_pair *pair)
+{
+	_Static_assert(sizeof(*pair) == 40, "whole words, no padding");
+	return &core->buckets[siphash(core->secret, pair, 5) & core->bucket_mask];
+}
+
+struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *pair)
+{
+	uint32_t at = *bucket_of(core, pair);
+
+	while (at) {
+		struct conn *c = core->slots[at - 1];
+
+		if (!memcmp(&c->pair, pair, sizeof(*pair)))
+			return c;
+		at = c->hash_next;
+	}
+	return NULL;
+}
+
+struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle)
+{
+	uint32_t slot = handle & ((1u << HANDLE_SLOT_BITS) - 1);
+	struct conn *c = slot < core->cfg.max_connections ? core->slots[slot] : NULL;
+
+	return c && c->handle == handle ? c : NULL;
+}
+
+/* A doubling array: actions are few and pulled often */
+void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uint32_t error)
+{
+	struct action_queue *q = &core->actions;
+	struct dmm_action *a;
+
+	if (q->count == q->cap) {
+		uint32_t cap = q->cap ? q->cap * 2 : 64;
+		struct dmm_action *v = calloc(cap, sizeof(*v));
+
+		if (!v)
+			return;
+		for (uint32_t i = 0; i < q->count; i++)
+			v[i] = q->v[(q->head + i) & (q->cap - 1)];
+		free(q->v);
+		q->v = v;
+		q->cap = cap;
+		q->head = 0;
+	}
+	a = &q->v[(q->head + q->count++) & (q->cap - 1)];
+	a->type = type;
+	a->conn = c->handle;
+	a->error = error;
+	a->pad = 0;
+	a->pair = c->pair;
+}
+
+static void unhash(struct dmm_core *core, struct conn *c)
+{
+	uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
+	uint32_t *at = bucket_of(core, &c->pair);
+
+	while (*at != slot + 1)
+		at = &core->slots[*at - 1]->hash_next;
+	*at = c->hash_next;
+}
+
+/* Out of the hash at once: a successor with the same addresses may be made in the same call */
+void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
+{
+	if (c->phase == CONN_DEAD)
+		return;
+	for (uint32_t l = 0; l < 2; l++) {
+		c->leg[l].flags &= ~(uint32_t)TF_RST_DUE;
+		tcp_release(core, &c->leg[l]);
+	}
+	unhash(core, c);
+	c->phase = CONN_DEAD;
+	if (error)
+		c->error = (uint16_t)error;
+	core_action(core, DMM_ACTION_CLOSED, c, c->error);
+	if (c->owned)
+		core_action(core, DMM_ACTION_DISOWN, c, 0);
+	list_del(&c->link);
+	list_add_tail(&core->reap, &c->link);
+}
+
+void conn_reap(struct dmm_core *core)
+{
+	while (!list_empty(&core->reap)) {
+		struct conn *c = container_of(core->reap.next, struct conn, link);
+		uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
+		uint32_t last = core->live[--core->n_live];
+
+		list_del(&c->link);
+		core->live[c->live_pos] = last;
+		core->slots[last]->live_pos = c->live_pos;
+		core->slots[slot] = NULL;
+		core->slot_gen[slot]++;
+		core->free_slots[core->cfg.max_connections - core->n_live - 1] = slot;
+		mem_free(&core->mem, c, sizeof(*c));
+	}
+}
+
+static bool have_room(struct dmm_core *core)
+{
+	if (mem_chunks_left(&core->mem) < core->mem.limit_bytes / 8)
+		return false;
+	if (core->n_live < core->cfg.max_connections)
+		return true;
+	if (!list_empty(&core->time_wait)) {
+		conn_kill(core, container_of(core->time_wait.next, struct conn, link), 0);
+		conn_reap(core);
+	}
+	return core->n_live < core->cfg.max_connections;
+}
+
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair)
+{
+	struct conn *c = have_room(core) ? mem_alloc(&core->mem, sizeof(*c)) : NULL;
+	uint32_t slot, *bucket;
+
+	if (!c) {
+		core->counters[DMM_CORE_REFUSED_LIMIT]++;
+		return NULL;
+	}
+	memset(c, 0, sizeof(*c));
+	slot = core->free_slots[core->cfg.max_connections - core->n_live - 1];
+	c->pair = *pair;
+	c->handle = slot | (uint32_t)core->slot_gen[slot] << HANDLE_SLOT_BITS;
+	c->live_pos = core->n_live;
+	c->path = DMM_PATH_NONE;
+	c->mtu = pair->family == WIRE_AF_INET ? 576 : 1280; /* until resolved */
+	c->phase = CONN_RESOLVING;
+	list_init(&c->link);
+	tcp_init(&c->leg[0], 0);
+	tcp_init(&c->leg[1], 1);
+	c->outer.min_rtt_prev_ns = c->outer.min_rtt_cur_ns = NEVER;
+	c->outer.pace_wake_ns = NEVER;
+	c->leg[0].ts_offset = (uint32_t)siphash(core->isn_secret, pair, 5);
+	c->leg[1].ts_offset = (uint32_t)(siphash(core->isn_secret, pair, 5) >> 32);
+	core->slots[slot] = c;
+	core->live[core->n_live++] = slot;
+	bucket = bucket_of(core, pair);
+	c->hash_next = *bucket;
+	*bucket = slot + 1;
+	return c;
+}
+
+/* RFC 6528: a keyed hash of the connection's names plus a clock of 4 us steps */
+uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns)
+{
+	uint64_t h = siphash(core->isn_secret, &c->pair, 5);
+	uint64_t key[2] = {h, leg};
+	uint32_t isn = (uint32_t)siphash(core->isn_secret, key, 2) + (uint32_t)(now_ns >> 12);
+
+	/* in front of what the previous connection with these names may have left in the network (RFC 6191) */
+	if (leg == DMM_LEG_OUTER && c->has_isn_floor && (int32_t)(isn - c->isn_floor) <= 0)
+		isn = c->isn_floor + 65536;
+	return isn;
+}

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the ready lists. */
+#include "core.h"
+
+#include <stdlib.h>
+
+enum { BURST_PKTS = 16 };
+
+static void config_defaults(struct dmm_core_config *cfg)
+{
+	if (!cfg->memory_bytes)
+		cfg->memory_bytes = 256ull << 20;
+	if (!cfg->max_connections)
+		cfg->max_connections = 100000;
+	cfg->max_connections = min_u32(cfg->max_connections, 1u << HANDLE_SLOT_BITS);
+	if (!cfg->inner_mtu)
+		cfg->inner_mtu = 1500;
+	if (!cfg->sndbuf_max_bytes)
+		cfg->sndbuf_max_bytes = 16u << 20;
+	if (!cfg->rcvbuf_max_bytes)
+		cfg->rcvbuf_max_bytes = 16u << 20;
+	/* the window field and its scale reach no further (RFC 7323 section 2.3) */
+	cfg->sndbuf_max_bytes = min_u32(cfg->sndbuf_max_bytes, 1u << 30);
+	cfg->rcvbuf_max_bytes = min_u32(cfg->rcvbuf_max_bytes, 1u << 30);
+	if (!cfg->syn_retries)
+		cfg->syn_retries = 6;
+	if (!cfg->keepalive_ns)
+		cfg->keepalive_ns = 7200 * NS_PER_S;
+	if (!cfg->time_wait_ns)
+		cfg->time_wait_ns = 60 * NS_PER_S;
+	cfg->congestion[sizeof(cfg->congestion) - 1] = 0;
+}
+
+struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
+{
+	struct dmm_core *core = calloc(1, sizeof(*core));
+	uint64_t seed;
+
+	if (!core)
+		return NULL;
+	core->cfg = *config;
+	config_defaults(&core->cfg);
+	core->cc_ops = cc_find(core->cfg.congestion[0] ? core->cfg.congestion : "cubic");
+	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 || !conn_table_init(core)) {
+		conn_table_deinit(core);
+		free(core);
+		return NULL;
+	}
+	seed = core->cfg.seed;
+	for (int i = 0; i < 2; i++) {
+		core->secret[i] = splitmix64(&seed);
+		core->isn_secret[i] = splitmix64(&seed);
+	}
+	core->rng = splitmix64(&seed) | 1;
+	mem_init(&core->mem, core->cfg.memory_bytes);
+	wheel_init(&core->wheel, 0);
+	list_init(&core->ready[0]);
+	list_init(&core->ready[1]);
+	return core;
+}
+
+void dmm_core_destroy(struct dmm_core *core)
+{
+	if (!core)
+		return;
+	while (core->n_live) {
+		conn_kill(core, core->slots[core->live[0]], 0);
+		conn_reap(core);
+	}
+	conn_table_deinit(core);
+	mem_deinit(&core->mem);
+	free(core);
+}
+
+static void pair_of(struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint32_t leg)
+{
+	bool outer = leg == DMM_LEG_OUTER;
+
+	memset(pair, 0, sizeof(*pair));
+	memcpy(pair->laddr, outer ? pkt->daddr : pkt->saddr, 16);
+	memcpy(pair->raddr, outer ? pkt->saddr : pkt->daddr, 16);
+	pair->lport_be = outer ? pkt->dport_be : pkt->sport_be;
+	pair->rport_be = outer ? pkt->sport_be : pkt->dport_be;
+	pair->family = pkt->family;
+	pair->proto = WIRE_PROTO_TCP;
+}
+
+/* RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT */
+static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pkt)
+{
+	const struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
+
+	if (outer->state != TCP_TIME_WAIT || (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT))
+		return false;
+	if (leg == DMM_LEG_INNER)
+		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones */
+	if ((outer->flags & TF_TS) && pkt->has_ts && (int32_t)(pkt->tsval - outer->ts_recent) > 0)
+		return true;
+	return (int32_t)(pkt->seq - outer->irs - (uint32_t)outer->rcv_nxt) > 0;
+}
+
+static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool syn = (pkt->flags & (TH_SYN | TH_ACK)) == TH_SYN;
+	struct dmm_core_addr_pair pair;
+	struct conn *c;
+	struct tcb *t;
+
+	pair_of(&pair, pkt, leg);
+	c = conn_find(core, &pair);
+	if (!c && !syn) {
+		core->counters[DMM_CORE_NO_CONN]++;
+		ctl_reset_unknown(core, leg, DMM_PATH_NONE, pkt);
+		return;
+	}
+	if (syn && (!c || may_replace(c, leg, pkt))) {
+		if (leg == DMM_LEG_INNER)
+			relay_inner_syn(core, c, &pair, pkt, now_ns);
+		else
+			relay_outer_syn(core, c, &pair, pkt, now_ns);
+		return;
+	}
+	t = &c->leg[leg];
+	/* the old connection is not wholly over, the new SYN will come again */
+	if (syn && (t->state == TCP_CLOSE || (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER)))
+		return;
+	if (leg == DMM_LEG_INNER && pkt->payload_len)
+		c->tos = pkt->tos & 0xfc;
+	tcp_input(core, t, pkt, now_ns);
+}
+
+void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
+		    const struct dmm_rx_meta *meta, uint64_t now_ns)
+{
+	struct pkt parsed;
+
+	core->counters[DMM_CORE_IN_PACKETS]++;
+	switch (wire_parse(pkt, len, !meta || !meta->csum_ok, &parsed)) {
+	case WIRE_TCP:
+		input_tcp(core, leg & 1, &parsed, now_ns);
+		break;
+	case WIRE_ICMP:
+		relay_icmp(core, leg & 1, &parsed, now_ns);
+		break;
+	case WIRE_MALFORMED:
+		core->counters[DMM_CORE_MALFORMED]++;
+		break;
+	case WIRE_BAD_CSUM:
+		core->counters[DMM_CORE_BAD_CSUM]++;
+		break;
+	}
+	conn_reap(core);
+}
+
+static uint32_t output_ready(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
+			     struct dmm_tx_meta *meta, uint64_t now_ns)
+{
+	while (!list_empty(&core->ready[leg])) {
+		struct tcb *t = container_of(core->ready[leg].next, struct tcb, ready);
+		uint32_t n = tcp_output(core, t, buf, cap, meta, now_ns);
+
+		if (!n) {
+			t->burst = 0;
+			tcp_unready(t);
+			continue;
+		}
+		/* a few packets in a row keep the caches warm, then the next one's turn */
+		if (!list_empty(&t->ready) && ++t->burst >= BURST_PKTS) {
+			t->burst = 0;
+			tcp_unready(t);
+			tcp_ready(core, t);
+		}
+		return n;
+	}
+	return 0;
+}
+
+uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
+			 uint64_t now_ns)
+{
+	uint32_t n;
+
+	leg &= 1;
+	n = ctl_pull(core, leg, buf, cap, meta);
+	if (!n)
+		n = output_ready(core, leg, buf, cap, meta, now_ns);
+	if (n)
+		core->counters[DMM_CORE_OUT_PACKETS]++;
+	conn_reap(core);
+	return n;
+}
+
+uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
+{
+	struct wheel_node *n;
+
+	wheel_advance(&core->wheel, now_ns);
+	while ((n = wheel_pop(&core->wheel)))
+		tcp_timer(core, container_of(n, struct tcb, timer), now_ns);
+	conn_reap(core);
+	for (int leg = 0; leg < 2; leg++) {
+		if (!list_empty(&core->ready[leg]) || core->ctl[leg].count)
+			return now_ns;
+	}
+	return wheel_next_ns(&core->wheel);
+}
+
+uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action)
+{
+	struct action_queue *q = &core->actions;
+
+	if (!q->count)
+		return 0;
+	*action = q->v[q->head];
+	q->head = (q->head + 1) & (q->cap - 1);
+	q->count--;
+	return 1;
+}
+
+void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint32_t mtu, uint64_t now_ns)
+{
+	struct conn *c = conn_by_handle(core, conn);
+
+	if (c)
+		relay_resolved(core, c, path, mtu, now_ns);
+	conn_reap(core);
+}
+
+void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns)
+{
+	struct conn *c = conn_by_handle(core, conn);
+
+	if (c)
+		relay_unreachable(core, c, error, now_ns);
+	conn_reap(core);
+}
+
+void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns)
+{
+	(void)now_ns;
+	for (uint32_t i = 0; i < core->n_live; i++)
+		relay_abort(core, core->slots[core->live[i]], 103); /* ECONNABORTED */
+	conn_reap(core);
+}
+
+uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct dmm_conn_info *info)
+{
+	const struct conn *c;
+	const struct tcb *inner, *outer;
+
+	if (index >= core->n_live)
+		return 0;
+	c = core->slots[core->live[index]];
+	inner = &c->leg[DMM_LEG_INNER];
+	outer = &c->leg[DMM_LEG_OUTER];
+	memset(info, 0, sizeof(*info));
+	info->conn = c->handle;
+	info->passive = c->passive;
+	info->pair = c->pair;
+	info->inner_state = inner->state;
+	info->outer_state = outer->state;
+	info->bytes_sent = outer->snd.head;
+	info->bytes_received = inner->snd.tail;
+	info->segments_sent = c->outer.segments_sent;
+	info->retransmits = c->outer.retransmits;
+	info->rto_count = c->outer.rto_count;
+	info->cwnd_bytes = c->outer.cc.cwnd_bytes;
+	info->inflight_bytes = tcp_inflight(outer);
+	info->pacing_Bps = c->outer.cc.pacing_Bps;
+	info->delivery_Bps = c->outer.delivery_Bps;
+	info->srtt_us = (uint32_t)(outer->srtt_ns / 1000);
+	info->min_rtt_us = tcp_min_rtt_ns(outer) == NEVER ? 0 : (uint32_t)(tcp_min_rtt_ns(outer) / 1000);
+	info->rttvar_us = (uint32_t)(outer->rttvar_ns / 1000);
+	info->mss = outer->mss;
+	info->sndbuf_bytes = (uint32_t)stream_held(&outer->snd);
+	info->rcvbuf_bytes = (uint32_t)stream_held(&inner->snd);
+	memcpy(info->congestion, core->cfg.congestion, sizeof(info->congestion));
+	if (!info->congestion[0])
+		memcpy(info->congestion, "cubic", 6);
+	return 1;
+}
+
+uint32_t dmm_core_connections(const struct dmm_core *core)
+{
+	return core->n_live;
+}
+
+uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter)
+{
+	return counter < DMM_CORE_MAX ? core->counters[counter] : 0;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * core.h: the core's own view of itself: struct dmm_core, struct conn, and what the files of the core call of each
+ * other. Nothing outside core/ includes it, except tests that look inside.
+ *
+ * A conn has two legs. leg[DMM_LEG_INNER] faces the host's kernel, leg[DMM_LEG_OUTER] the path. Both are struct tcb
+ * and run the same engine (tcp_*.c); relay.c says what an event on one leg means for the other.
+ */
+#ifndef DMM_CORE_H
+#define DMM_CORE_H
+
+#include "api.h"
+#include "cc.h"
+#include "mem.h"
+#include "tcp.h"
+#include "util.h"
+#include "wheel.h"
+#include "wire.h"
+
+enum conn_phase {
+	CONN_RESOLVING, /* waiting for dmm_core_resolved() */
+	CONN_OPENING,	/* one leg is up or trying, the other not yet */
+	CONN_OPEN,
+	CONN_DEAD, /* to be freed before the API call returns */
+};
+
+struct conn {
+	struct dmm_core_addr_pair pair; /* the key of the table */
+	uint32_t handle;
+	uint32_t hash_next; /* slot + 1 of the next in the bucket; 0: none */
+	uint32_t live_pos;
+	uint32_t path;
+	uint16_t mtu; /* of the outer path */
+	uint8_t phase; /* enum conn_phase */
+	uint8_t passive;
+	uint8_t owned; /* OWN was said, DISOWN is due */
+	uint8_t tos;   /* DSCP of the app's packets, carried to the outer leg */
+	uint16_t error;
+	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ... */
+	bool has_isn_floor; /* ... that this one replaces */
+	struct list link;   /* reap or time_wait list */
+	struct tcb leg[2];
+	struct outer outer;
+};
+
+enum {
+	CTL_SLOTS = 512,
+	CTL_BYTES = 160,
+	HANDLE_SLOT_BITS = 24,
+};
+
+/* Packets with no connection behind them, or that must not wait: RST, ICMP, one ACK per out-of-order segment */
+struct ctl_queue {
+	uint32_t head;
+	uint32_t count;
+	struct {
+		uint32_t path;
+		uint16_t len;
+		uint8_t family;
+		uint8_t data[CTL_BYTES];
+	} slot[CTL_SLOTS];
+};
+
+struct action_queue {
+	struct dmm_action *v;
+	uint32_t cap; /* power of two */
+	uint32_t head;
+	uint32_t count;
+};
+
+struct dmm_core {
+	struct dmm_core_config cfg;
+	struct mem mem;
+	struct wheel wheel;
+	uint64_t secret[2];
+	uint64_t isn_secret[2];
+	uint64_t rng;
+	const struct cc_ops *cc_ops;
+	struct conn **slots; /* by handle */
+	uint32_t *free_slots;
+	uint8_t *slot_gen; /* makes a handle of a reused slot differ */
+	uint32_t *live;	   /* slots in use, dense */
+	uint32_t n_live;
+	uint32_t *buckets; /* slot + 1; 0: empty */
+	uint32_t bucket_mask;
+	struct list ready[2]; /* tcbs that may have something to send */
+	struct list reap;
+	struct list time_wait; /* oldest first */
+	struct ctl_queue ctl[2];
+	struct action_queue actions;
+	uint64_t counters[DMM_CORE_MAX];
+	uint64_t challenge_second;
+	uint32_t challenge_left;
+	uint16_t ip_id;
+};
+
+/* conn.c: the table of connections */
+bool conn_table_init(struct dmm_core *core);
+void conn_table_deinit(struct dmm_core *core);
+struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
+struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle);
+/* NULL: limit reached; counted */
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
+/* Marks it for freeing at the end of the API call; error goes into the CLOSED action */
+void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
+void conn_reap(struct dmm_core *core);
+void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uint32_t error);
+uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns);
+
+static inline struct conn *tcb_conn(const struct tcb *t)
+{
+	return container_of(t - t->leg, struct conn, leg);
+}
+
+static inline struct tcb *tcb_peer(const struct tcb *t)
+{
+	return &tcb_conn(t)->leg[t->leg ^ 1];
+}
+
+static inline bool tcb_is_outer(const struct tcb *t)
+{
+	return t->leg == DMM_LEG_OUTER;
+}
+
+/* ctl.c: packets without a connection */
+void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_dir *dir);
+void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+		  const struct wire_seg *seg);
+/* An ICMP error that quotes the segment (dir, seg) and goes to dir's source, out of leg */
+void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+		   const struct wire_seg *seg, uint8_t type, uint8_t code);
+/* RFC 9293 section 3.10.7.1: the answer to a segment that belongs to no connection */
+void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint32_t path, const struct pkt *pkt);
+uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta);
+
+/* relay.c: what one leg's events mean for the other. leg: where it happened. */
+void relay_inner_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
+		     const struct pkt *pkt, uint64_t now_ns);
+void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
+		     const struct pkt *pkt, uint64_t now_ns);
+void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns);
+void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, uint64_t now_ns);
+void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void relay_refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void relay_reset(struct dmm_core *core, struct tcb *t, uint32_t error);
+void relay_gave_up(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void relay_closed(struct dmm_core *core, struct tcb *t);
+void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns);
+void relay_abort(struct dmm_core *core, struct conn *c, uint32_t error);
+
+#endif /* DMM_CORE_H */

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* flight.c: see flight.h */
+#include "flight.h"
+
+static void list_push(struct flight *fl, struct seg_list *l, uint32_t idx)
+{
+	struct seg *s = flight_seg(fl, idx);
+
+	s->prev = l->tail;
+	s->next = FLIGHT_NIL;
+	if (l->tail != FLIGHT_NIL)
+		flight_seg(fl, l->tail)->next = idx;
+	else
+		l->head = idx;
+	l->tail = idx;
+}
+
+static void list_push_front(struct flight *fl, struct seg_list *l, uint32_t idx)
+{
+	struct seg *s = flight_seg(fl, idx);
+
+	s->next = l->head;
+	s->prev = FLIGHT_NIL;
+	if (l->head != FLIGHT_NIL)
+		flight_seg(fl, l->head)->prev = idx;
+	else
+		l->tail = idx;
+	l->head = idx;
+}
+
+static void list_unlink(struct flight *fl, struct seg_list *l, struct seg *s)
+{
+	if (s->prev != FLIGHT_NIL)
+		flight_seg(fl, s->prev)->next = s->next;
+	else
+		l->head = s->next;
+	if (s->next != FLIGHT_NIL)
+		flight_seg(fl, s->next)->prev = s->prev;
+	else
+		l->tail = s->prev;
+}
+
+/* Off whichever list it is on */
+static void flight_unlink(struct flight *fl, struct seg *s)
+{
+	if (s->flags & SEG_SACKED)
+		return;
+	if (s->flags & SEG_LOST) {
+		list_unlink(fl, &fl->lost, s);
+		fl->lost_bytes -= s->len;
+	} else {
+		list_unlink(fl, &fl->tx, s);
+		fl->inflight_bytes -= s->len;
+	}
+}
+
+struct flight *flight_create(struct mem *m)
+{
+	struct flight *fl = mem_alloc(m, sizeof(*fl));
+
+	if (!fl)
+		return NULL;
+	memset(fl, 0, sizeof(*fl));
+	fl->cap = 4;
+	fl->ring = mem_alloc(m, fl->cap * sizeof(*fl->ring));
+	if (!fl->ring) {
+		mem_free(m, fl, sizeof(*fl));
+		return NULL;
+	}
+	fl->tx = fl->lost = (struct seg_list){FLIGHT_NIL, FLIGHT_NIL};
+	fl->rto_ns = NEVER;
+	return fl;
+}
+
+void flight_destroy(struct mem *m, struct flight *fl)
+{
+	if (!fl)
+		return;
+	mem_free(m, fl->ring, fl->cap * sizeof(*fl->ring));
+	mem_free(m, fl, sizeof(*fl));
+}
+
+static bool flight_grow(struct mem *m, struct flight *fl)
+{
+	uint32_t cap = fl->cap * 2;
+	struct seg *ring;
+
+	if (cap > FLIGHT_IDX_MASK / 2)
+		return false;
+	ring = mem_alloc(m, cap * sizeof(*ring));
+	if (!ring)
+		return false;
+	for (uint32_t i = 0; i < fl->count; i++) {
+		uint32_t idx = flight_idx(fl, i);
+
+		ring[idx & (cap - 1)] = *flight_seg(fl, idx);
+	}
+	mem_free(m, fl->ring, fl->cap * sizeof(*ring));
+	fl->ring = ring;
+	fl->cap = cap;
+	return true;
+}
+
+struct seg *flight_push(struct mem *m, struct flight *fl, uint64_t seq, uint32_t len)
+{
+	struct seg *s;
+	uint32_t idx;
+
+	if (fl->count == fl->cap && !flight_grow(m, fl))
+		return NULL;
+	idx = flight_idx(fl, fl->count++);
+	s = flight_seg(fl, idx);
+	memset(s, 0, sizeof(*s));
+	s->seq = seq;
+	s->len = len;
+	list_push(fl, &fl->tx, idx);
+	fl->inflight_bytes += len;
+	return s;
+}
+
+void flight_pop(struct flight *fl)
+{
+	struct seg *s = flight_seg(fl, fl->head);
+
+	if (s->flags & SEG_SACKED)
+		fl->n_sacked--;
+	flight_unlink(fl, s);
+	fl->head = (fl->head + 1) & FLIGHT_IDX_MASK;
+	fl->count--;
+}
+
+void flight_trim_head(struct flight *fl, uint64_t seq)
+{
+	struct seg *s = flight_seg(fl, fl->head);
+	uint32_t cut = (uint32_t)(seq - s->seq);
+
+	s->seq += cut;
+	s->len -= cut;
+	if (s->flags & SEG_SACKED)
+		return;
+	if (s->flags & SEG_LOST)
+		fl->lost_bytes -= cut;
+	else
+		fl->inflight_bytes -= cut;
+}
+
+uint32_t flight_lower_bound(const struct flight *fl, uint64_t seq)
+{
+	uint32_t lo = 0, hi = fl->count;
+
+	while (lo < hi) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (flight_seg(fl, flight_idx(fl, mid))->seq < seq)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+uint32_t flight_next_unsacked(struct flight *fl, uint32_t nth)
+{
+	uint32_t at = nth;
+
+	while (at < fl->count) {
+		struct seg *s = flight_seg(fl, flight_idx(fl, at));
+
+		if (!(s->flags & SEG_SACKED))
+			break;
+		at = flight_nth(fl, s->skip);
+	}
+	/* shorten the path for the next walk */
+	while (nth < at && nth < fl->count) {
+		struct seg *s = flight_seg(fl, flight_idx(fl, nth));
+		uint32_t next = flight_nth(fl, s->skip);
+
+		s->skip = flight_idx(fl, at);
+		nth = next;
+	}
+	return at;
+}
+
+void flight_mark_sacked(struct flight *fl, uint32_t idx)
+{
+	struct seg *s = flight_seg(fl, idx);
+
+	flight_unlink(fl, s);
+	s->flags = (uint16_t)((s->flags & ~SEG_LOST) | SEG_SACKED);
+	s->skip = (idx + 1) & FLIGHT_IDX_MASK;
+	fl->n_sacked++;
+}
+
+void flight_mark_lost(struct flight *fl, uint32_t idx, bool front)
+{
+	struct seg *s = flight_seg(fl, idx);
+
+	flight_unlink(fl, s);
+	s->flags |= SEG_LOST;
+	fl->lost_bytes += s->len;
+	if (front)
+		list_push_front(fl, &fl->lost, idx);
+	else
+		list_push(fl, &fl->lost, idx);
+}
+
+void flight_resend(struct flight *fl, uint32_t idx)
+{
+	struct seg *s = flight_seg(fl, idx);
+
+	flight_unlink(fl, s);
+	s->flags = (uint16_t)((s->flags & ~SEG_LOST) | SEG_RETRANS);
+	list_push(fl, &fl->tx, idx);
+	fl->inflight_bytes += s->len;
+}
+
+void flight_renege(struct flight *fl)
+{
+	for (uint32_t i = 0; i < fl->count; i++) {
+		uint32_t idx = flight_idx(fl, i);
+		struct seg *s = flight_seg(fl, idx);
+
+		if (!(s->flags & SEG_SACKED))
+			continue;
+		s->flags = (uint16_t)((s->flags & ~SEG_SACKED) | SEG_LOST);
+		fl->lost_bytes += s->len;
+		list_push(fl, &fl->lost, idx);
+	}
+	fl->n_sacked = 0;
+}
+
+static uint32_t pieces(const struct seg *s, uint32_t max)
+{
+	return (s->len + max - 1) / max;
+}
+
+/* The lists are rebuilt in sequence order: after an MTU change what is too long is sent again anyway */
+bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max)
+{
+	struct flight old = *fl;
+	uint64_t need = 0;
+	uint32_t cap;
+	struct seg *ring;
+
+	for (uint32_t i = 0; i < fl->count; i++)
+		need += pieces(flight_seg(fl, flight_idx(fl, i)), max);
+	if (need > FLIGHT_IDX_MASK / 4)
+		return false;
+	cap = pow2_ceil((uint32_t)max_u64(need, 4));
+	ring = mem_alloc(m, cap * sizeof(*ring));
+	if (!ring)
+		return false;
+	fl->ring = ring;
+	fl->cap = cap;
+	fl->count = fl->n_sacked = 0;
+	fl->inflight_bytes = fl->lost_bytes = 0;
+	fl->tx = fl->lost = (struct seg_list){FLIGHT_NIL, FLIGHT_NIL};
+	for (uint32_t i = 0; i < old.count; i++) {
+		struct seg from = *flight_seg(&old, flight_idx(&old, i));
+		bool lost = (from.flags & SEG_LOST) || (from.len > max && !(from.flags & SEG_SACKED));
+
+		for (uint32_t off = 0; off < from.len; off += max) {
+			uint32_t len = min_u32(max, from.len - off);
+			struct seg *s = flight_push(m, fl, from.seq + off, len);
+			uint32_t idx = flight_idx(fl, fl->count - 1);
+			uint64_t seq = s->seq;
+
+			s->xmit_ns = from.xmit_ns;
+			s->first_tx_ns = from.first_tx_ns;
+			s->delivered_ns = from.delivered_ns;
+			s->delivered_bytes = from.delivered_bytes;
+			s->lost_total_bytes = from.lost_total_bytes;
+			s->tx_inflight_bytes = from.tx_inflight_bytes;
+			s->flags = from.flags & (SEG_RETRANS | SEG_APP_LIMITED);
+			if ((from.flags & SEG_FIN) && seq + len == seg_end(&from))
+				s->flags |= SEG_FIN;
+			if (from.flags & SEG_SACKED)
+				flight_mark_sacked(fl, idx);
+			else if (lost)
+				flight_mark_lost(fl, idx, false);
+		}
+	}
+	mem_free(m, old.ring, old.cap * sizeof(*ring));
+	return true;
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * mem.h: the core's memory.
+ *
+ * Owns every object of a core below 64 KiB. Objects come from power-of-two classes cut out of slabs, so the packet
+ * path never calls malloc; larger arrays (they double when they grow) come from malloc. Slabs go back to the system
+ * only with mem_deinit(). Payload chunks are counted against a limit, nothing else is.
+ *
+ * Refuses: a chunk beyond the limit; the caller drops the segment and the sender's window does the rest.
+ */
+#ifndef DMM_MEM_H
+#define DMM_MEM_H
+
+#include "util.h"
+
+enum {
+	MEM_CHUNK_BYTES = 4096,	   /* of payload */
+	MEM_MIN_SHIFT = 6,	   /* 64 bytes */
+	MEM_MAX_SHIFT = 16,	   /* 64 KiB */
+	MEM_SLAB_BYTES = 256 * 1024,
+};
+
+struct mem {
+	void *free[MEM_MAX_SHIFT - MEM_MIN_SHIFT + 1];
+	struct mem_slab *slabs;
+	uint64_t chunk_bytes; /* handed out */
+	uint64_t limit_bytes; /* of chunk_bytes */
+	uint64_t slab_bytes;  /* taken from the system, large arrays not included */
+};
+
+void mem_init(struct mem *m, uint64_t limit_bytes);
+void mem_deinit(struct mem *m);
+
+/* NULL: the system has no more. The content is undefined. */
+void *mem_alloc(struct mem *m, size_t size);
+/* size is the one given to mem_alloc() */
+void mem_free(struct mem *m, void *p, size_t size);
+
+/*
+ * A payload chunk of MEM_CHUNK_BYTES. reserve: bytes of the limit this caller must leave for others (out-of-order
+ * data may not take what in-order data needs to make progress). NULL: at the limit.
+ */
+void *mem_chunk_get(struct mem *m, uint64_t reserve);
+void mem_chunk_put(struct mem *m, void *chunk);
+
+static inline uint64_t mem_chunks_left(const struct mem *m)
+{
+	return m->limit_bytes > m->chunk_bytes ? m->limit_bytes - m->chunk_bytes : 0;
+}
+
+#endif /* DMM_MEM_H */

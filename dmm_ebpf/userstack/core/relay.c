@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * relay.c: what an event on one leg means for the other.
+ *
+ * Active open (the app connects): the app's SYN is kept unanswered (TF_HOLD) until the outer handshake is done, so
+ * connect() means what it says; a refusal becomes a RST to the app's kernel, an ICMP error an ICMP error, silence
+ * silence. Passive open (the remote peer connects): the peer's SYN is kept until the kernel has answered ours, and our
+ * ACK to the kernel until the peer's handshake is done, so accept() returns neither early nor for a port scan.
+ *
+ * Invariants: a connection ends when both legs have; a RST on one leg ends the other at once, except that bytes
+ * which the kernel's window takes are delivered before its RST. FIN and data need nothing here: a FIN only says
+ * that the other leg's send stream ends (tcp_in.c).
+ */
+#include "core.h"
+
+enum { ERR_NETUNREACH = 101, ERR_TIMEDOUT = 110, ERR_REFUSED = 111, ERR_HOSTUNREACH = 113 };
+
+enum { MTU_MIN_V4 = 552, MTU_MIN_V6 = 1280 };
+
+static bool leg_over(const struct tcb *t)
+{
+	return t->state == TCP_CLOSE && !(t->flags & TF_RST_DUE);
+}
+
+void relay_closed(struct dmm_core *core, struct tcb *t)
+{
+	struct conn *c = tcb_conn(t);
+	struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
+
+	if (c->phase == CONN_DEAD || (!leg_over(inner) && inner->state != TCP_TIME_WAIT))
+		return;
+	if (outer->state == TCP_TIME_WAIT && list_empty(&c->link))
+		list_add_tail(&core->time_wait, &c->link);
+	if (leg_over(outer))
+		conn_kill(core, c, 0);
+}
+
+/* Ends a leg. flush: deliver what its window takes first. */
+static void leg_reset(struct dmm_core *core, struct tcb *t, bool flush)
+{
+	bool unanswered = t->state == TCP_SYN_SENT;
+
+	if (t->state == TCP_CLOSE)
+		return;
+	if (t->state == TCP_TIME_WAIT || (unanswered && (tcb_is_outer(t) || !t->snd_nxt))) {
+		tcp_release(core, t);
+		return;
+	}
+	t->flags &= ~(uint32_t)TF_HOLD;
+	t->flags |= TF_RST_DUE | (unanswered ? TF_RST_BARE : 0);
+	if (flush && stream_held(&t->snd) && t->state != TCP_SYN_RECV)
+		t->flags |= TF_RST_FLUSH;
+	else
+		tcp_release(core, t);
+	tcp_ready(core, t);
+}
+
+static void set_error(struct conn *c, uint32_t error)
+{
+	if (!c->error)
+		c->error = (uint16_t)error;
+}
+
+void relay_reset(struct dmm_core *core, struct tcb *t, uint32_t error)
+{
+	struct tcb *peer = tcb_peer(t);
+
+	set_error(tcb_conn(t), error);
+	tcp_release(core, t);
+	leg_reset(core, peer, !tcb_is_outer(peer));
+	relay_closed(core, t);
+}
+
+void relay_refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	(void)now_ns;
+	relay_reset(core, t, ERR_REFUSED);
+}
+
+void relay_abort(struct dmm_core *core, struct conn *c, uint32_t error)
+{
+	set_error(c, error);
+	leg_reset(core, &c->leg[DMM_LEG_INNER], false);
+	leg_reset(core, &c->leg[DMM_LEG_OUTER], false);
+	relay_closed(core, &c->leg[DMM_LEG_OUTER]);
+}
+
+/* A timer has run out of retries */
+void relay_gave_up(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+	struct tcb *peer = tcb_peer(t);
+
+	(void)now_ns;
+	set_error(c, ERR_TIMEDOUT);
+	/* the peer of a held leg was never answered, and is left to find out by itself, as without us */
+	if (t->rtx_mode == RTX_HOLD || (t->flags & TF_HOLD && t->state == TCP_SYN_RECV) ||
+	    (peer->flags & TF_HOLD && peer->state == TCP_SYN_RECV)) {
+		conn_kill(core, c, 0);
+		return;
+	}
+	leg_reset(core, t, false);
+	leg_reset(core, peer, !tcb_is_outer(peer));
+	relay_closed(core, t);
+}
+
+static void leg_hold(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	tcp_learn_syn(core, t, pkt, now_ns);
+	t->iss = conn_isn(core, tcb_conn(t), t->leg, now_ns);
+	t->flags |= TF_HOLD;
+	tcp_set_state(core, t, TCP_SYN_RECV);
+	tcp_set_rtx(core, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
+}
+
+/* Our sequence numbers must lie in front of those of the connection that old leaves in TIME_WAIT */
+static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bool *has_floor)
+{
+	const struct tcb *t;
+
+	*has_floor = false;
+	if (!old)
+		return;
+	t = &old->leg[DMM_LEG_OUTER];
+	*floor = t->iss + (uint32_t)t->snd_nxt;
+	*has_floor = true;
+	conn_kill(core, old, 0);
+}
+
+static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
+			const struct pkt *pkt, uint32_t leg, uint64_t now_ns)
+{
+	uint32_t floor = 0;
+	bool has_floor;
+	struct conn *c;
+
+	replace(core, old, &floor, &has_floor);
+	c = conn_create(core, pair);
+	if (!c) {
+		ctl_reset_unknown(core, leg, DMM_PATH_NONE, pkt);
+		return;
+	}
+	c->passive = leg == DMM_LEG_OUTER;
+	c->isn_floor = floor;
+	c->has_isn_floor = has_floor;
+	if (!c->passive)
+		c->tos = pkt->tos & 0xfc;
+	core->counters[c->passive ? DMM_CORE_PASSIVE_OPEN : DMM_CORE_ACTIVE_OPEN]++;
+	leg_hold(core, &c->leg[leg], pkt, now_ns);
+	core_action(core, DMM_ACTION_RESOLVE, c, 0);
+}
+
+void relay_inner_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
+		     const struct pkt *pkt, uint64_t now_ns)
+{
+	open_by_syn(core, old, pair, pkt, DMM_LEG_INNER, now_ns);
+}
+
+void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
+		     const struct pkt *pkt, uint64_t now_ns)
+{
+	open_by_syn(core, old, pair, pkt, DMM_LEG_OUTER, now_ns);
+}
+
+static void set_mtu(struct conn *c, uint32_t mtu)
+{
+	uint32_t least = c->pair.family == WIRE_AF_INET ? MTU_MIN_V4 : MTU_MIN_V6;
+
+	c->mtu = (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
+}
+
+void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns)
+{
+	struct tcb *next = &c->leg[c->passive ? DMM_LEG_INNER : DMM_LEG_OUTER];
+
+	if (c->phase != CONN_RESOLVING)
+		return;
+	c->phase = CONN_OPENING;
+	c->path = path;
+	set_mtu(c, mtu);
+	c->owned = 1;
+	core_action(core, DMM_ACTION_OWN, c, 0);
+	if (c->passive)
+		tcp_set_mss(core, &c->leg[DMM_LEG_OUTER]);
+	tcp_connect(core, next, conn_isn(core, c, next->leg, now_ns), now_ns);
+}
+
+/* To the app's kernel: the error that its SYN would have met */
+static void icmp_to_app(struct dmm_core *core, const struct conn *c, uint8_t type, uint8_t code)
+{
+	struct wire_seg syn = {.seq = c->leg[DMM_LEG_INNER].irs, .flags = TH_SYN};
+	struct wire_dir dir;
+
+	ctl_dir(&c->pair, DMM_LEG_OUTER, &dir);
+	ctl_push_icmp(core, DMM_LEG_INNER, 0, &dir, &syn, type, code);
+}
+
+/* To the remote peer: the error with which the host's firewall met its SYN */
+static void icmp_to_peer(struct dmm_core *core, const struct conn *c, uint8_t type, uint8_t code)
+{
+	struct wire_seg syn = {.seq = c->leg[DMM_LEG_OUTER].irs, .flags = TH_SYN};
+	struct wire_dir dir;
+
+	ctl_dir(&c->pair, DMM_LEG_INNER, &dir);
+	ctl_push_icmp(core, DMM_LEG_OUTER, c->path, &dir, &syn, type, code);
+}
+
+void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, uint64_t now_ns)
+{
+	bool v4 = c->pair.family == WIRE_AF_INET;
+
+	(void)now_ns;
+	if (c->phase != CONN_RESOLVING)
+		return;
+	if (!c->passive) {
+		if (error == ERR_NETUNREACH)
+			icmp_to_app(core, c, v4 ? 3 : 1, 0);
+		else
+			icmp_to_app(core, c, v4 ? 3 : 1, v4 ? 1 : 3);
+	}
+	conn_kill(core, c, error);
+}
+
+static void release_syn(struct dmm_core *core, struct tcb *t)
+{
+	t->flags &= ~(uint32_t)TF_HOLD;
+	t->flags |= TF_SYN_DUE;
+	tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	tcp_ready(core, t);
+}
+
+static void cc_start(struct dmm_core *core, struct conn *c, uint64_t now_ns)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	struct cc *cc = &c->outer.cc;
+
+	cc->ops = core->cc_ops;
+	cc->mss = t->mss;
+	cc->cwnd_bytes = (uint64_t)TCP_INIT_CWND_SEGS * t->mss;
+	cc->srtt_ns = t->srtt_ns;
+	cc->min_rtt_ns = tcp_min_rtt_ns(t);
+	cc->rng = xorshift64(&core->rng) | 1;
+	cc->ops->init(cc, now_ns);
+}
+
+/* A leg's handshake is done */
+void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+	struct tcb *peer = tcb_peer(t);
+
+	if (tcb_is_outer(t))
+		cc_start(core, c, now_ns);
+	if (peer->state == TCP_SYN_RECV && (peer->flags & TF_HOLD)) {
+		/* this leg was opened for the peer's SYN, which can be answered now */
+		if (c->passive)
+			t->flags |= TF_HOLD;
+		release_syn(core, peer);
+		return;
+	}
+	c->phase = CONN_OPEN;
+	peer->flags &= ~(uint32_t)TF_HOLD;
+	tcp_ready(core, peer);
+	tcp_ready(core, t);
+}
+
+/* Next lower of RFC 1191's plateaus, for routers that do not tell the MTU */
+static uint32_t plateau(uint32_t mtu)
+{
+	static const uint16_t steps[] = {8166, 4352, 2002, 1492, 1280, 1006, 576};
+
+	for (uint32_t i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
+		if (steps[i] < mtu)
+			return steps[i];
+	}
+	return MTU_MIN_V4;
+}
+
+static void too_big(struct dmm_core *core, struct conn *c, uint32_t mtu)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	uint32_t old = c->mtu;
+
+	if (!mtu)
+		mtu = plateau(old);
+	if (mtu >= old)
+		return;
+	set_mtu(c, mtu);
+	if (c->mtu >= old) {
+		c->mtu = (uint16_t)old;
+		return;
+	}
+	tcp_set_mss(core, t);
+	c->outer.cc.mss = t->mss;
+	if (t->fl && flight_resegment(&core->mem, t->fl, t->mss)) {
+		t->flags |= TF_FORCE_RTX;
+		tcp_ready(core, t);
+	}
+}
+
+static uint32_t icmp_errno(const struct pkt *pkt)
+{
+	if (pkt->family == WIRE_AF_INET)
+		return pkt->icmp_code == 0 ? ERR_NETUNREACH : pkt->icmp_code == 3 ? ERR_REFUSED : ERR_HOSTUNREACH;
+	return pkt->icmp_code == 0 ? ERR_NETUNREACH : pkt->icmp_code == 4 ? ERR_REFUSED : ERR_HOSTUNREACH;
+}
+
+static void icmp_outer(struct dmm_core *core, struct conn *c, const struct pkt *pkt)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	uint64_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
+
+	ahead = (uint32_t)ahead;
+	if (!t->snd_nxt || ahead >= t->snd_nxt - t->snd_una)
+		return; /* quotes nothing that is in flight: RFC 5927 section 4 */
+	if (pkt->icmp == ICMP_KIND_TOO_BIG) {
+		too_big(core, c, pkt->icmp_mtu);
+		return;
+	}
+	if (t->state != TCP_SYN_SENT || c->passive)
+		return; /* soft on an open connection: RFC 5927 section 5.2 */
+	icmp_to_app(core, c, pkt->icmp_type, pkt->icmp_code);
+	conn_kill(core, c, icmp_errno(pkt));
+}
+
+void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns)
+{
+	struct dmm_core_addr_pair pair = {.family = pkt->family, .proto = WIRE_PROTO_TCP};
+	bool outer = leg == DMM_LEG_OUTER;
+	struct conn *c;
+
+	(void)now_ns;
+	memcpy(pair.laddr, outer ? pkt->saddr : pkt->daddr, 16);
+	memcpy(pair.raddr, outer ? pkt->daddr : pkt->saddr, 16);
+	pair.lport_be = outer ? pkt->sport_be : pkt->dport_be;
+	pair.rport_be = outer ? pkt->dport_be : pkt->sport_be;
+	c = conn_find(core, &pair);
+	if (!c) {
+		core->counters[DMM_CORE_NO_CONN]++;
+		return;
+	}
+	if (outer) {
+		icmp_outer(core, c, pkt);
+	} else if (c->passive && c->leg[0].state == TCP_SYN_SENT && pkt->seq == c->leg[0].iss &&
+		   pkt->icmp == ICMP_KIND_UNREACH) {
+		icmp_to_peer(core, c, pkt->icmp_type, pkt->icmp_code);
+		conn_kill(core, c, icmp_errno(pkt));
+	}
+}

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp.h: one end of a TCP connection (RFC 9293), the same engine for both legs.
+ *
+ * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the FIN
+ * follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send buffer (snd) is
+ * the other leg's receive buffer: in-order bytes are put there as they arrive, the receive window is the room
+ * left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is sent by pushing: whatever gives
+ * a leg something to send marks it ready (tcp_ready) and tcp_output() makes one packet when it is pulled.
+ *
+ * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
+ * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
+ * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
+ * tcp_out.c    departure: which segment is next, and its making
+ * tcp_timer.c  deadlines
+ *
+ * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was advertised
+ * (rcv_adv) never moves back; a state changes only in tcp_set_state().
+ */
+#ifndef DMM_TCP_H
+#define DMM_TCP_H
+
+#include "cc.h"
+#include "flight.h"
+#include "ranges.h"
+#include "stream.h"
+#include "wheel.h"
+#include "wire.h"
+
+struct dmm_core;
+struct conn;
+
+/* The kernel's numbers (include/net/tcp_states.h) */
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT,
+	TCP_SYN_RECV,
+	TCP_FIN_WAIT1,
+	TCP_FIN_WAIT2,
+	TCP_TIME_WAIT,
+	TCP_CLOSE,
+	TCP_CLOSE_WAIT,
+	TCP_LAST_ACK,
+	TCP_LISTEN,
+	TCP_CLOSING,
+};
+
+enum {
+	TCP_MIN_RTO_MS = 200,
+	TCP_INIT_RTO_MS = 1000,
+	TCP_MAX_RTO_MS = 120000,
+	TCP_INNER_MAX_RTO_MS = 5000, /* the kernel is near: a firewall rule that is lifted should show soon */
+	TCP_DELACK_MS = 40,
+	TCP_RETRIES = 15, /* as net.ipv4.tcp_retries2 */
+	TCP_ORPHAN_RETRIES = 8,
+	TCP_INNER_RETRIES = 180,
+	TCP_SYNACK_RETRIES = 5,
+	TCP_INNER_SYN_RETRIES = 4,
+	TCP_KEEPALIVE_PROBES = 9,
+	TCP_KEEPALIVE_INTVL_S = 75,
+	TCP_INNER_HALF_CLOSED_S = 60, /* an orphan of the kernel's dies silently after tcp_fin_timeout */
+	TCP_QUICKACKS = 16,
+	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
+	TCP_MIN_MSS = 64,
+	TCP_MAX_WSCALE = 14,
+	TCP_DUP_THRESH = 3,
+	TCP_HOLD_S = 150, /* longer than any kernel goes on with a SYN */
+	TCP_NOTSENT_MIN_BYTES = 256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
+};
+
+enum tcb_flag {
+	TF_ACK_NOW = 1 << 0,
+	TF_HOLD = 1 << 1, /* the handshake waits for the other leg: send nothing */
+	TF_SYN_DUE = 1 << 2, /* (re)send the SYN or SYN-ACK */
+	TF_RST_DUE = 1 << 3,
+	TF_PROBE_DUE = 1 << 4, /* keep-alive or zero-window probe */
+	TF_FIN = 1 << 5,       /* the stream ends at snd.tail */
+	TF_FIN_SENT = 1 << 6,
+	TF_FIN_RCVD = 1 << 7, /* the peer's FIN was taken in order */
+	TF_TS = 1 << 8,
+	TF_SACK = 1 << 9,
+	TF_WS = 1 << 10,
+	TF_RECOVERY = 1 << 11,
+	TF_FORCE_RTX = 1 << 12, /* the first retransmission of a recovery goes whatever cwnd says */
+	TF_TLP_DUE = 1 << 13,
+	TF_PUSH_ANY = 1 << 14, /* the persist timer fired: send however small the window is */
+	TF_REORD = 1 << 15,    /* RACK: reordering was seen on this path */
+	TF_SYN_RTX = 1 << 16,  /* the SYN was sent more than once: no RTT sample from it (Karn) */
+	TF_RST_BARE = 1 << 17, /* the RST carries no ACK: nothing was received yet */
+	TF_DATA_SENT = 1 << 18, /* an ACK of ours can ride on data */
+	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
+	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
+};
+
+enum rtx_mode {
+	RTX_NONE,
+	RTX_HOLD, /* waiting for the other leg to open */
+	RTX_SYN,
+	RTX_RTO,
+	RTX_TLP,
+	RTX_REO, /* RACK's reordering timer */
+	RTX_PERSIST,
+	RTX_TIME_WAIT,
+};
+
+struct tcb {
+	struct list ready;
+	struct wheel_node timer;
+	struct flight *fl;   /* NULL: nothing in flight */
+	struct ranges *ooo;  /* NULL: nothing out of order */
+	struct stream snd;
+	uint64_t snd_una;
+	uint64_t snd_nxt;
+	uint64_t snd_wl1; /* segment and ACK of the last window update */
+	uint64_t snd_wl2;
+	uint64_t rcv_nxt;
+	uint64_t rcv_adv; /* right edge of the advertised window */
+	uint64_t last_ack_sent;
+	uint64_t rcv_fin; /* sequence number of the peer's FIN; 0: not seen */
+	uint64_t dsack_start; /* a duplicate to report (RFC 2883), if dsack_end != 0 */
+	uint64_t dsack_end;
+	uint64_t rtx_ns; /* deadlines; NEVER: none */
+	uint64_t delack_ns;
+	uint64_t keep_ns;
+	uint64_t last_rx_ns;
+	uint64_t srtt_ns; /* 0: no sample */
+	uint64_t rttvar_ns;
+	uint64_t syn_ns; /* when the SYN or SYN-ACK was first sent */
+	uint32_t iss;
+	uint32_t irs;
+	uint32_t snd_wnd; /* bytes */
+	uint32_t max_wnd;
+	uint32_t flags; /* enum tcb_flag */
+	uint32_t ts_recent;
+	uint32_t ts_recent_s; /* when ts_recent was set */
+	uint32_t ts_offset;
+	uint32_t unacked_segs; /* received since the last ACK was sent */
+	uint16_t mss;	   /* payload bytes per packet, timestamps taken off */
+	uint16_t peer_mss; /* the peer's option, or the default */
+	uint8_t leg;
+	uint8_t state; /* enum tcp_state */
+	uint8_t rtx_mode;
+	uint8_t backoff;
+	uint8_t retries;
+	uint8_t keep_probes;
+	uint8_t snd_wscale;
+	uint8_t rcv_wscale;
+	uint8_t quickacks;
+	uint8_t rack_mult;    /* reordering window, in quarters of min_rtt; 0 counts as 1 */
+	uint8_t rack_persist; /* recoveries until rack_mult falls back */
+	uint8_t burst;	      /* packets since this tcb was put at the end of the ready list */
+	uint64_t rack_dsack_round;
+};
+
+/* What only the outer leg has */
+struct outer {
+	struct cc cc;
+	uint64_t delivered_bytes;
+	uint64_t delivered_ns;
+	uint64_t first_tx_ns;
+	uint64_t lost_bytes;
+	uint64_t app_limited_until; /* delivered_bytes at which the application limit ends; 0: not limited */
+	uint64_t delivery_Bps;	    /* last valid sample */
+	uint64_t pace_ns;	    /* when the next data packet may go */
+	uint64_t pace_wake_ns;	    /* deadline of the pause that pacing asked for; NEVER: none */
+	uint64_t min_rtt_prev_ns;   /* minimum of the 5 s before the running 5 s */
+	uint64_t min_rtt_cur_ns;
+	uint64_t min_rtt_turn_ns;
+	uint64_t last_data_ns; /* of the last data packet sent, for restart after idle */
+	uint64_t segments_sent;
+	uint32_t retransmits;
+	uint32_t rto_count;
+	uint32_t challenge_ms; /* of the last challenge ACK */
+};
+
+/* tcp_timer.c */
+void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
+void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
+void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+uint64_t tcp_rto_ns(const struct tcb *t);
+void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+
+/* tcp_in.c */
+void tcp_init(struct tcb *t, uint32_t leg);
+void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state);
+/* Active open */
+void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns);
+void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* Frees buffers and timers; the state becomes TCP_CLOSE */
+void tcp_release(struct dmm_core *core, struct tcb *t);
+void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+
+/* tcp_ack.c: false: the segment must be dropped, it was answered if RFC 9293 says so */
+bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
+uint64_t tcp_min_rtt_ns(const struct tcb *t);
+void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns);
+
+/* tcp_rack.c */
+void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);
+/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
+uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
+void rack_dsack(struct tcb *t);
+uint64_t rack_mark_all_lost(struct tcb *t);
+void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* Loss found outside an ACK (timer, MTU): tells the congestion control */
+void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns);
+uint64_t tcp_pto_ns(const struct tcb *t);
+bool tcp_tlp_allowed(const struct tcb *t);
+
+/* tcp_out.c */
+void tcp_ready(struct dmm_core *core, struct tcb *t);
+void tcp_unready(struct tcb *t);
+uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
+		    uint64_t now_ns);
+/* Announces a window that has grown enough */
+void tcp_window_opened(struct dmm_core *core, struct tcb *t);
+/* Queues a pure ACK as it is now, apart from what the ready list does */
+void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
+void tcp_set_mss(struct dmm_core *core, struct tcb *t);
+uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
+uint64_t tcp_inflight(const struct tcb *t);
+
+#endif /* DMM_TCP_H */

@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_ack.c: what an acknowledgment tells: how far the peer is, what it holds beyond (SACK, RFC 2018 and 6675), its
+ * window, the round-trip time (RFC 6298), the delivery rate (draft-ietf-ccwg-bbr, delivery rate samples).
+ *
+ * Refuses: an ACK of what was never sent; one older than the largest window (RFC 5961 section 5.2); SACK blocks outside
+ * what is in flight.
+ */
+#include "core.h"
+
+enum { MIN_RTT_WINDOW_NS = 5000000000ll, MAX_RTT_NS = 60000000000ll };
+
+/* What one ACK adds up to */
+struct ack_ctx {
+	struct cc_sample s;
+	struct seg best; /* newest segment delivered by this ACK */
+	bool has_best;
+	bool advanced;
+	bool dsack;
+	uint32_t popped_segs;
+};
+
+uint64_t tcp_min_rtt_ns(const struct tcb *t)
+{
+	const struct outer *o = &tcb_conn(t)->outer;
+
+	if (!tcb_is_outer(t))
+		return t->srtt_ns ? t->srtt_ns : NEVER;
+	return min_u64(o->min_rtt_prev_ns, o->min_rtt_cur_ns);
+}
+
+static void min_rtt_update(struct outer *o, uint64_t rtt_ns, uint64_t now_ns)
+{
+	if (now_ns >= o->min_rtt_turn_ns) {
+		/* a window in which nothing was measured leaves no minimum to keep */
+		o->min_rtt_prev_ns = now_ns < o->min_rtt_turn_ns + MIN_RTT_WINDOW_NS ? o->min_rtt_cur_ns : NEVER;
+		o->min_rtt_cur_ns = NEVER;
+		o->min_rtt_turn_ns = now_ns + MIN_RTT_WINDOW_NS;
+	}
+	o->min_rtt_cur_ns = min_u64(o->min_rtt_cur_ns, rtt_ns);
+}
+
+void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns)
+{
+	uint64_t err;
+
+	(void)core;
+	rtt_ns = max_u64(min_u64(rtt_ns, MAX_RTT_NS), 1000);
+	if (!t->srtt_ns) {
+		t->srtt_ns = rtt_ns;
+		t->rttvar_ns = rtt_ns / 2;
+	} else {
+		err = rtt_ns > t->srtt_ns ? rtt_ns - t->srtt_ns : t->srtt_ns - rtt_ns;
+		t->rttvar_ns = (3 * t->rttvar_ns + err) / 4;
+		t->srtt_ns = (7 * t->srtt_ns + rtt_ns) / 8;
+	}
+	if (tcb_is_outer(t))
+		min_rtt_update(&tcb_conn(t)->outer, rtt_ns, now_ns);
+}
+
+/* A segment has arrived at the peer, by cumulative ACK or SACK, for the first time we hear of it */
+static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+
+	ctx->s.acked_bytes += s->len;
+	if (!(s->flags & SEG_RETRANS)) {
+		uint64_t rtt_ns = now_ns - s->xmit_ns;
+
+		if (!ctx->s.rtt_ns || rtt_ns < ctx->s.rtt_ns)
+			ctx->s.rtt_ns = max_u64(rtt_ns, 1);
+	}
+	if (tcb_is_outer(t)) {
+		o->delivered_bytes += s->len;
+		o->delivered_ns = now_ns;
+	}
+	if (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
+	    (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns)) {
+		ctx->best = *s;
+		ctx->has_best = true;
+	}
+	rack_update(t, s, now_ns);
+}
+
+static int64_t snd_unwrap(const struct tcb *t, uint32_t seq)
+{
+	return (int64_t)t->snd_una + (int32_t)(seq - t->iss - (uint32_t)t->snd_una);
+}
+
+/* RFC 2883: the first block reports a duplicate if it lies below the ACK or inside the second block */
+static bool is_dsack(const struct tcb *t, const struct pkt *pkt, int64_t ack)
+{
+	int64_t s0 = snd_unwrap(t, pkt->sack[0].start), e0 = snd_unwrap(t, pkt->sack[0].end);
+
+	if (e0 <= s0)
+		return false;
+	if (e0 <= ack)
+		return true;
+	return pkt->n_sack > 1 && s0 >= snd_unwrap(t, pkt->sack[1].start) &&
+	       e0 <= snd_unwrap(t, pkt->sack[1].end);
+}
+
+static void sack_block(struct tcb *t, struct ack_ctx *ctx, uint64_t start, uint64_t end, uint64_t now_ns)
+{
+	struct flight *fl = t->fl;
+	uint32_t nth = flight_lower_bound(fl, start);
+
+	for (;;) {
+		uint32_t idx;
+		struct seg *s;
+
+		nth = flight_next_unsacked(fl, nth);
+		if (nth >= fl->count)
+			return;
+		idx = flight_idx(fl, nth);
+		s = flight_seg(fl, idx);
+		if (seg_end(s) > end)
+			return;
+		delivered(t, ctx, s, now_ns);
+		flight_mark_sacked(fl, idx);
+	}
+}
+
+static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *pkt, int64_t ack, uint64_t now_ns)
+{
+	for (uint32_t i = 0; i < pkt->n_sack; i++) {
+		int64_t start = snd_unwrap(t, pkt->sack[i].start), end = snd_unwrap(t, pkt->sack[i].end);
+
+		if (i == 0 && is_dsack(t, pkt, ack)) {
+			ctx->dsack = true;
+			rack_dsack(t);
+			continue;
+		}
+		if (!t->fl || start >= end || start < (int64_t)t->snd_una || end > (int64_t)t->snd_nxt)
+			continue;
+		sack_block(t, ctx, (uint64_t)start, (uint64_t)end, now_ns);
+	}
+}
+
+static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t ack, uint64_t now_ns)
+{
+	struct flight *fl = t->fl;
+	struct tcb *peer = tcb_peer(t);
+
+	while (fl && fl->count) {
+		struct seg *s = flight_seg(fl, fl->head);
+
+		if (seg_end(s) > ack) {
+			if (s->seq < ack) {
+				struct seg part = *s;
+
+				part.len = (uint32_t)(ack - s->seq);
+				if (!(s->flags & SEG_SACKED))
+					delivered(t, ctx, &part, now_ns);
+				flight_trim_head(fl, ack);
+			}
+			break;
+		}
+		if (!(s->flags & SEG_SACKED))
+			delivered(t, ctx, s, now_ns);
+		flight_pop(fl);
+		ctx->popped_segs++;
+	}
+	ctx->advanced = true;
+	t->snd_una = ack;
+	t->retries = t->backoff = 0;
+	stream_drop(&core->mem, &t->snd, min_u64(ack - 1, t->snd.tail));
+	if (!stream_held(&t->snd) && !peer->ooo)
+		stream_release(&core->mem, &t->snd);
+	tcp_window_opened(core, peer);
+}
+
+static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t ack)
+{
+	uint32_t wnd = (uint32_t)pkt->wnd << t->snd_wscale;
+
+	if (ack <= t->snd_una && seq <= t->snd_wl1 &&
+	    !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
+		return;
+	if (wnd > t->snd_wnd || ack > t->snd_una)
+		tcp_ready(core, t);
+	t->snd_wnd = wnd;
+	t->snd_wl1 = seq;
+	t->snd_wl2 = ack;
+	if (wnd > t->max_wnd)
+		t->max_wnd = wnd;
+}
+
+/* RFC 8985 section 7.4.2 */
+static void tlp_process(struct tcb *t, const struct ack_ctx *ctx, const struct pkt *pkt, uint64_t ack,
+			uint64_t now_ns)
+{
+	struct flight *fl = t->fl;
+	struct cc *cc = &tcb_conn(t)->outer.cc;
+
+	if (!fl->tlp_end || ack < fl->tlp_end)
+		return;
+	if (!fl->tlp_is_retrans || ctx->dsack) {
+		fl->tlp_end = 0;
+	} else if (ack > fl->tlp_end) {
+		fl->tlp_end = 0;
+		/* the probe repaired a loss that nothing else will report */
+		if (tcb_is_outer(t) && !(t->flags & TF_RECOVERY)) {
+			cc->ops->on_enter_recovery(cc, now_ns);
+			cc->ops->on_exit_recovery(cc, now_ns);
+		}
+	} else if (!pkt->n_sack && !pkt->payload_len && !ctx->advanced) {
+		fl->tlp_end = 0;
+	}
+}
+
+static void rate_sample(struct outer *o, struct ack_ctx *ctx, uint64_t min_rtt_ns, uint64_t now_ns)
+{
+	struct cc_sample *s = &ctx->s;
+	uint64_t send_ns, ack_ns;
+
+	s->delivered_bytes = o->delivered_bytes;
+	if (o->app_limited_until && o->delivered_bytes > o->app_limited_until)
+		o->app_limited_until = 0;
+	if (!ctx->has_best)
+		return;
+	s->prior_delivered_bytes = ctx->best.delivered_bytes;
+	s->interval_delivered_bytes = o->delivered_bytes - ctx->best.delivered_bytes;
+	s->interval_lost_bytes = o->lost_bytes - ctx->best.lost_total_bytes;
+	s->tx_inflight_bytes = ctx->best.tx_inflight_bytes;
+	s->app_limited = !!(ctx->best.flags & SEG_APP_LIMITED);
+	o->first_tx_ns = ctx->best.xmit_ns;
+	send_ns = ctx->best.xmit_ns - ctx->best.first_tx_ns;
+	ack_ns = now_ns - ctx->best.delivered_ns;
+	s->interval_ns = max_u64(send_ns, ack_ns);
+	if (min_rtt_ns != NEVER && s->interval_ns < min_rtt_ns)
+		s->interval_ns = 0; /* faster than light: ACKs were compressed */
+	if (s->interval_ns)
+		o->delivery_Bps =
+			(uint64_t)((double)s->interval_delivered_bytes * 1e9 / (double)s->interval_ns);
+}
+
+static void exit_recovery(struct tcb *t, uint64_t now_ns)
+{
+	struct cc *cc = &tcb_conn(t)->outer.cc;
+
+	t->flags &= ~(uint32_t)(TF_RECOVERY | TF_FORCE_RTX);
+	if (t->rack_persist && !--t->rack_persist)
+		t->rack_mult = 1;
+	if (!tcb_is_outer(t))
+		return;
+	cc->in_recovery = 0;
+	cc->ops->on_exit_recovery(cc, now_ns);
+}
+
+static void cc_inputs(struct tcb *t)
+{
+	struct cc *cc = &tcb_conn(t)->outer.cc;
+
+	cc->mss = t->mss;
+	cc->srtt_ns = t->srtt_ns;
+	cc->min_rtt_ns = tcp_min_rtt_ns(t);
+	cc->inflight_bytes = tcp_inflight(t);
+	cc->in_recovery = !!(t->flags & TF_RECOVERY);
+}
+
+/* Everything is known: tell the congestion control, in the order cc.h promises */
+static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+
+	if (tcb_is_outer(t)) {
+		c->outer.lost_bytes += ctx->s.lost_bytes;
+		rate_sample(&c->outer, ctx, tcp_min_rtt_ns(t), now_ns);
+	}
+	if ((t->flags & TF_RECOVERY) && (!t->fl || t->snd_una >= t->fl->recovery_end))
+		exit_recovery(t, now_ns);
+	if (tcb_is_outer(t))
+		cc_inputs(t);
+	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
+		tcp_enter_recovery(core, t, now_ns);
+	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes))
+		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
+}
+
+/* NewReno (RFC 6582) stands in for RACK with a peer that has no SACK */
+static uint64_t reno_detect(struct tcb *t, const struct ack_ctx *ctx)
+{
+	struct flight *fl = t->fl;
+	struct seg *s;
+
+	if (ctx->advanced)
+		fl->reno_dups -= min_u32(fl->reno_dups, ctx->popped_segs);
+	if (!fl->count)
+		return 0;
+	s = flight_seg(fl, fl->head);
+	if (s->flags & SEG_LOST)
+		return 0;
+	if (t->flags & TF_RECOVERY) {
+		/* a partial ACK: the next hole was lost too */
+		if (!ctx->advanced || t->snd_una >= fl->recovery_end || (s->flags & SEG_RETRANS))
+			return 0;
+	} else if (fl->reno_dups < TCP_DUP_THRESH) {
+		return 0;
+	}
+	flight_mark_lost(fl, fl->head, true);
+	return s->len;
+}
+
+static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
+{
+	uint64_t wait_ns = 0;
+
+	if (t->flags & TF_SACK)
+		ctx->s.lost_bytes = rack_detect(t, now_ns, &wait_ns);
+	else
+		ctx->s.lost_bytes = reno_detect(t, ctx);
+	if (!t->fl->count) {
+		flight_destroy(&core->mem, t->fl);
+		t->fl = NULL;
+		tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	}
+	cc_tell(core, t, ctx, now_ns);
+	if (ctx->s.acked_bytes || ctx->s.lost_bytes)
+		tcp_ready(core, t);
+	if (!t->fl)
+		return;
+	if (ctx->advanced || ctx->s.acked_bytes)
+		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+	if (wait_ns)
+		tcp_set_rtx(core, t, RTX_REO, min_u64(now_ns + wait_ns, t->fl->rto_ns));
+	else if (ctx->advanced || ctx->s.acked_bytes || ctx->s.lost_bytes)
+		tcp_rearm(core, t, now_ns);
+}
+
+bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns)
+{
+	int64_t ack = snd_unwrap(t, pkt->ack);
+	uint32_t old_wnd = t->snd_wnd;
+	struct ack_ctx ctx = {.s.now_ns = now_ns};
+
+	if (ack > (int64_t)t->snd_nxt) {
+		core->counters[DMM_CORE_BAD_SEQ]++;
+		tcp_challenge_ack(core, t, now_ns);
+		return false;
+	}
+	if (ack < (int64_t)t->snd_una - (int64_t)t->max_wnd) {
+		core->counters[DMM_CORE_BAD_SEQ]++;
+		tcp_challenge_ack(core, t, now_ns);
+		return false;
+	}
+	ctx.s.prior_inflight_bytes = tcp_inflight(t);
+	if (ack >= (int64_t)t->snd_una) {
+		window_update(core, t, pkt, seq, (uint64_t)ack);
+		if (!t->fl)
+			t->retries = 0; /* an answer to a zero-window probe */
+	}
+	if (t->fl && !(t->flags & TF_SACK) && ack == (int64_t)t->snd_una && !pkt->payload_len &&
+	    !(pkt->flags & TH_FIN) && t->snd_wnd == old_wnd)
+		t->fl->reno_dups++;
+	if ((t->flags & TF_SACK) && pkt->n_sack)
+		sack_process(t, &ctx, pkt, ack, now_ns);
+	if (ack > (int64_t)t->snd_una)
+		cumulative(core, t, &ctx, (uint64_t)ack, now_ns);
+	if (!t->fl)
+		return true;
+	if (ctx.s.rtt_ns)
+		tcp_rtt_sample(core, t, ctx.s.rtt_ns, now_ns);
+	tlp_process(t, &ctx, pkt, (uint64_t)(ack < 0 ? 0 : ack), now_ns);
+	after_flight(core, t, &ctx, now_ns);
+	return true;
+}

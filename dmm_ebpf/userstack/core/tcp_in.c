@@ -1,0 +1,486 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): handshake, acceptability, RST, SYN, payload, FIN.
+ *
+ * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961 say to
+ * refuse; each refusal is counted, and answered where they say so.
+ */
+#include "core.h"
+
+void tcp_init(struct tcb *t, uint32_t leg)
+{
+	memset(t, 0, sizeof(*t));
+	t->leg = (uint8_t)leg;
+	t->state = TCP_CLOSE;
+	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
+	t->quickacks = TCP_QUICKACKS;
+	list_init(&t->ready);
+	wheel_node_init(&t->timer);
+}
+
+void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state)
+{
+	t->state = (uint8_t)state;
+	if (state == TCP_CLOSE_WAIT && !tcb_is_outer(t)) {
+		uint64_t deadline_ns = t->last_rx_ns + TCP_INNER_HALF_CLOSED_S * NS_PER_S;
+
+		tcp_set_deadline(core, t, &t->keep_ns, deadline_ns);
+	}
+}
+
+static void ooo_release(struct dmm_core *core, struct tcb *t)
+{
+	if (!t->ooo)
+		return;
+	ranges_release(&core->mem, t->ooo);
+	mem_free(&core->mem, t->ooo, sizeof(*t->ooo));
+	t->ooo = NULL;
+}
+
+void tcp_release(struct dmm_core *core, struct tcb *t)
+{
+	flight_destroy(&core->mem, t->fl);
+	t->fl = NULL;
+	ooo_release(core, t);
+	stream_release(&core->mem, &t->snd);
+	wheel_cancel(&core->wheel, &t->timer);
+	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
+	t->rtx_mode = RTX_NONE;
+	if (tcb_is_outer(t))
+		tcb_conn(t)->outer.pace_wake_ns = NEVER;
+	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
+	if (!(t->flags & TF_RST_DUE))
+		tcp_unready(t);
+	tcp_set_state(core, t, TCP_CLOSE);
+}
+
+static uint8_t pick_wscale(uint64_t limit)
+{
+	uint8_t ws = 0;
+
+	while (ws < TCP_MAX_WSCALE && limit >> ws > 65535)
+		ws++;
+	return ws;
+}
+
+void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool v4 = tcb_conn(t)->pair.family == WIRE_AF_INET;
+
+	t->irs = pkt->seq;
+	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 1;
+	t->rcv_fin = 0;
+	t->snd_wnd = t->max_wnd = pkt->wnd; /* never scaled in a SYN */
+	t->snd_wl1 = 0;
+	t->snd_wl2 = 0;
+	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
+	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
+		    (pkt->has_wscale ? TF_WS : 0);
+	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
+	t->rcv_wscale = pkt->has_wscale ? pick_wscale(tcp_rcv_limit(core, t)) : 0;
+	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
+	if (t->peer_mss < TCP_MIN_MSS)
+		t->peer_mss = TCP_MIN_MSS;
+	t->ts_recent = pkt->has_ts ? pkt->tsval : 0;
+	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
+	t->last_rx_ns = now_ns;
+	tcp_set_mss(core, t);
+}
+
+void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns)
+{
+	t->iss = iss;
+	t->last_rx_ns = now_ns;
+	t->rcv_wscale = pick_wscale(tcp_rcv_limit(core, t));
+	tcp_set_mss(core, t);
+	tcp_set_state(core, t, TCP_SYN_SENT);
+	t->flags |= TF_SYN_DUE;
+	tcp_ready(core, t);
+}
+
+/* The peer's sequence number in 64 bits, near what is expected; negative: from before the SYN */
+static int64_t rcv_unwrap(const struct tcb *t, uint32_t seq)
+{
+	return (int64_t)t->rcv_nxt + (int32_t)(seq - t->irs - (uint32_t)t->rcv_nxt);
+}
+
+static void ack_now(struct dmm_core *core, struct tcb *t)
+{
+	t->flags |= TF_ACK_NOW;
+	tcp_ready(core, t);
+}
+
+static void set_dsack(struct tcb *t, int64_t start, int64_t end)
+{
+	if (start < 1)
+		start = 1;
+	if (end <= start || !(t->flags & TF_SACK))
+		return;
+	t->dsack_start = (uint64_t)start;
+	t->dsack_end = (uint64_t)end;
+}
+
+static void syn_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	t->snd_una = t->snd_wl2 = 1;
+	t->retries = t->backoff = 0;
+	tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	if (!(t->flags & TF_SYN_RTX))
+		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
+	tcp_set_state(core, t, TCP_ESTABLISHED);
+	tcp_set_deadline(core, t, &t->keep_ns, now_ns + core->cfg.keepalive_ns);
+	relay_established(core, t, now_ns);
+}
+
+/* RFC 9293 section 3.10.7.3 */
+static void in_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool ack_ok = (pkt->flags & TH_ACK) && pkt->ack == t->iss + 1 && t->snd_nxt == 1;
+
+	if ((pkt->flags & TH_ACK) && !ack_ok) {
+		core->counters[DMM_CORE_BAD_SEQ]++;
+		if (!(pkt->flags & TH_RST))
+			ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+		return;
+	}
+	if (pkt->flags & TH_RST) {
+		if (ack_ok) {
+			core->counters[DMM_CORE_RST_IN]++;
+			relay_refused(core, t, now_ns);
+		}
+		return;
+	}
+	if (!(pkt->flags & TH_SYN))
+		return;
+	tcp_learn_syn(core, t, pkt, now_ns);
+	if (ack_ok) {
+		t->flags |= TF_ACK_NOW;
+		tcp_ready(core, t);
+		syn_acked(core, t, now_ns);
+		return;
+	}
+	/* simultaneous open: our SYN goes again, as a SYN-ACK */
+	tcp_set_state(core, t, TCP_SYN_RECV);
+	t->flags |= TF_SYN_DUE;
+	tcp_ready(core, t);
+}
+
+/* A SYN while the handshake is under way; true: dealt with */
+static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	if (t->state != TCP_SYN_RECV || (pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
+		return false;
+	if (pkt->seq == t->irs) {
+		if (pkt->has_ts)
+			t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
+		if (!(t->flags & TF_HOLD)) {
+			t->flags |= TF_SYN_DUE | TF_SYN_RTX;
+			tcp_ready(core, t);
+		}
+		return true;
+	}
+	if (!(t->flags & TF_HOLD))
+		return false;
+	/* never answered: the peer gave that attempt up and made another with the same ports */
+	tcp_learn_syn(core, t, pkt, now_ns);
+	return true;
+}
+
+/* RFC 7323 section 5.3. false: dropped. */
+static bool paws_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+{
+	uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
+
+	if (!(t->flags & TF_TS) || !pkt->has_ts)
+		return true;
+	if ((int32_t)(pkt->tsval - t->ts_recent) >= 0) {
+		if (seq <= (int64_t)t->last_ack_sent) {
+			t->ts_recent = pkt->tsval;
+			t->ts_recent_s = now_s;
+		}
+		return true;
+	}
+	if (now_s - t->ts_recent_s > 24u * 86400 || (pkt->flags & TH_RST))
+		return true;
+	core->counters[DMM_CORE_PAWS]++;
+	if (pkt->payload_len)
+		set_dsack(t, seq, seq + pkt->payload_len);
+	ack_now(core, t);
+	return false;
+}
+
+static bool seq_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+{
+	int64_t end = seq + pkt->payload_len + !!(pkt->flags & TH_SYN) + !!(pkt->flags & TH_FIN);
+
+	/* Linux's rule: what was received since our last ACK may come again, for its ACK field */
+	if (end >= (int64_t)t->last_ack_sent && seq <= (int64_t)t->rcv_adv)
+		return true;
+	core->counters[DMM_CORE_BAD_SEQ]++;
+	if (pkt->flags & TH_RST)
+		return false;
+	if (pkt->payload_len || (pkt->flags & TH_FIN)) {
+		if (end <= (int64_t)t->rcv_nxt)
+			set_dsack(t, seq, seq + pkt->payload_len);
+		ack_now(core, t);
+	} else {
+		tcp_challenge_ack(core, t, now_ns); /* two stacks could answer each other for ever */
+	}
+	return false;
+}
+
+static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t now_ns)
+{
+	bool exact = seq == (int64_t)t->rcv_nxt;
+
+	if (t->state == TCP_TIME_WAIT) /* RFC 1337 */
+		return;
+	if (t->flags & TF_FIN_RCVD)
+		exact |= seq == (int64_t)t->rcv_nxt - 1;
+	/* the inner peer is this host's kernel, no one can forge its segments */
+	if (!exact && tcb_is_outer(t)) {
+		tcp_challenge_ack(core, t, now_ns); /* RFC 5961 section 3.2 */
+		return;
+	}
+	core->counters[DMM_CORE_RST_IN]++;
+	if (t->state == TCP_SYN_RECV)
+		relay_refused(core, t, now_ns);
+	else
+		relay_reset(core, t, tcb_is_outer(t) ? 104 : 0); /* ECONNRESET */
+}
+
+static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct tcb *peer = tcb_peer(t);
+
+	t->rcv_nxt++;
+	t->rcv_adv = max_u64(t->rcv_adv, t->rcv_nxt);
+	t->flags |= TF_FIN_RCVD;
+	if (t->ooo) {
+		stream_cut(&core->mem, &peer->snd, peer->snd.tail);
+		ooo_release(core, t);
+	}
+	ack_now(core, t);
+	peer->flags |= TF_FIN;
+	tcp_ready(core, peer);
+	if (t->state == TCP_ESTABLISHED)
+		tcp_set_state(core, t, TCP_CLOSE_WAIT);
+	else if (t->state == TCP_FIN_WAIT1)
+		tcp_set_state(core, t, TCP_CLOSING);
+	else if (t->state == TCP_FIN_WAIT2)
+		tcp_enter_time_wait(core, t, now_ns);
+}
+
+/* RFC 5681 section 4.2; the inner leg's peer may hold small writes back until an ACK comes (Nagle), so at once there */
+static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint64_t now_ns)
+{
+	t->unacked_segs++;
+	if (!tcb_is_outer(t) || hole || t->ooo || t->quickacks || t->unacked_segs >= 2) {
+		if (t->quickacks)
+			t->quickacks--;
+		ack_now(core, t);
+	} else if (t->delack_ns == NEVER) {
+		tcp_set_deadline(core, t, &t->delack_ns, now_ns + TCP_DELACK_MS * NS_PER_MS);
+	}
+}
+
+static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, uint32_t len, uint64_t now_ns)
+{
+	struct tcb *peer = tcb_peer(t);
+	struct stream *st = &peer->snd;
+	bool hole = t->ooo;
+
+	if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
+		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8) */
+		stream_cut(&core->mem, st, st->tail + len);
+		ooo_release(core, t);
+		if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
+			core->counters[DMM_CORE_OOO_DROPPED]++;
+			return;
+		}
+	}
+	t->rcv_nxt += len;
+	if (t->ooo) {
+		t->rcv_nxt = ranges_take(t->ooo, t->rcv_nxt);
+		if (!t->ooo->n)
+			ooo_release(core, t);
+	}
+	st->tail = t->rcv_nxt - 1;
+	in_order_ack(core, t, hole, now_ns);
+	tcp_ready(core, peer);
+}
+
+static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, const uint8_t *data, uint32_t len,
+			 uint64_t now_ns)
+{
+	struct stream *st = &tcb_peer(t)->snd;
+	uint64_t dup;
+
+	if (t->flags & TF_OOO_ACK)
+		tcp_ack_apart(core, t, now_ns);
+	t->flags |= TF_OOO_ACK;
+	ack_now(core, t);
+	if (!t->ooo) {
+		t->ooo = mem_alloc(&core->mem, sizeof(*t->ooo));
+		if (!t->ooo)
+			return;
+		memset(t->ooo, 0, sizeof(*t->ooo));
+	}
+	if (!stream_put(&core->mem, st, start - 1, data, len, core->mem.limit_bytes / 8)) {
+		core->counters[DMM_CORE_OOO_DROPPED]++;
+		if (!t->ooo->n)
+			ooo_release(core, t);
+		return;
+	}
+	dup = ranges_add(&core->mem, t->ooo, start, start + len);
+	if (dup == UINT64_MAX)
+		core->counters[DMM_CORE_OOO_DROPPED]++;
+	else if (dup == len)
+		set_dsack(t, (int64_t)start, (int64_t)(start + len));
+}
+
+static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+{
+	const uint8_t *data = pkt->payload;
+	int64_t start = seq, end = seq + pkt->payload_len;
+	int64_t limit = (int64_t)(t->rcv_fin ? min_u64(t->rcv_fin, t->rcv_adv) : t->rcv_adv);
+
+	if ((pkt->flags & TH_FIN) && !t->rcv_fin && end >= (int64_t)t->rcv_nxt && end <= (int64_t)t->rcv_adv)
+		t->rcv_fin = (uint64_t)end;
+	if (end > limit)
+		end = limit;
+	if (start < (int64_t)t->rcv_nxt) {
+		int64_t skip = (int64_t)t->rcv_nxt - start;
+
+		if (pkt->payload_len || (pkt->flags & TH_FIN))
+			ack_now(core, t);
+		set_dsack(t, start, end < (int64_t)t->rcv_nxt ? end : (int64_t)t->rcv_nxt);
+		data += skip < pkt->payload_len ? skip : pkt->payload_len;
+		start += skip;
+	}
+	if (start < end) {
+		if (start == (int64_t)t->rcv_nxt)
+			in_order(core, t, data, (uint32_t)(end - start), now_ns);
+		else
+			out_of_order(core, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
+	} else if (pkt->payload_len) {
+		ack_now(core, t); /* nothing of it fits */
+	}
+	if (t->rcv_fin && t->rcv_nxt == t->rcv_fin && !(t->flags & TF_FIN_RCVD))
+		in_fin(core, t, now_ns);
+}
+
+/* The ACK that ends a passive handshake; false: the segment goes no further */
+static bool in_syn_recv_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+			    uint64_t now_ns)
+{
+	if ((t->flags & TF_HOLD) || t->snd_nxt != 1 || pkt->ack != t->iss + 1) {
+		core->counters[DMM_CORE_BAD_SEQ]++;
+		ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+		return false;
+	}
+	t->snd_wnd = (uint32_t)pkt->wnd << t->snd_wscale;
+	t->max_wnd = t->snd_wnd;
+	t->snd_wl1 = (uint64_t)seq;
+	syn_acked(core, t, now_ns);
+	return t->state == TCP_ESTABLISHED;
+}
+
+static void in_fin_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	if (!(t->flags & TF_FIN_SENT) || t->snd_una != t->snd_nxt)
+		return;
+	if (t->state == TCP_FIN_WAIT1) {
+		tcp_set_state(core, t, TCP_FIN_WAIT2);
+	} else if (t->state == TCP_CLOSING) {
+		tcp_enter_time_wait(core, t, now_ns);
+	} else if (t->state == TCP_LAST_ACK) {
+		tcp_release(core, t);
+		relay_closed(core, t);
+	}
+}
+
+static void in_time_wait(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	if (pkt->flags & TH_RST)
+		return;
+	if (pkt->flags & TH_FIN)
+		tcp_enter_time_wait(core, t, now_ns);
+	if (pkt->payload_len || (pkt->flags & (TH_FIN | TH_SYN)))
+		ack_now(core, t);
+}
+
+/* RFC 9293 section 3.10.7.4 */
+static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *in, uint64_t now_ns)
+{
+	struct pkt pkt = *in;
+	int64_t seq;
+
+	if (in_syn_again(core, t, &pkt, now_ns))
+		return;
+	if (t->state == TCP_SYN_RECV && (pkt.flags & TH_SYN) && pkt.seq == t->irs && t->snd_nxt == 1) {
+		pkt.flags &= (uint8_t)~TH_SYN; /* simultaneous open: the SYN-ACK's SYN was taken already */
+		pkt.seq++;
+	}
+	seq = rcv_unwrap(t, pkt.seq);
+	if (!paws_ok(core, t, &pkt, seq, now_ns) || !seq_ok(core, t, &pkt, seq, now_ns))
+		return;
+	t->last_rx_ns = now_ns;
+	t->keep_probes = 0;
+	if (pkt.flags & TH_RST) {
+		in_rst(core, t, seq, now_ns);
+		return;
+	}
+	if (pkt.flags & TH_SYN) {
+		tcp_challenge_ack(core, t, now_ns); /* RFC 5961 section 4.2 */
+		return;
+	}
+	if (!(pkt.flags & TH_ACK))
+		return;
+	if (t->state == TCP_SYN_RECV && !in_syn_recv_ack(core, t, &pkt, seq, now_ns))
+		return;
+	if (t->state == TCP_TIME_WAIT) {
+		in_time_wait(core, t, &pkt, now_ns);
+		return;
+	}
+	if (!tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns))
+		return;
+	in_fin_acked(core, t, now_ns);
+	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2)
+		in_payload(core, t, &pkt, seq, now_ns);
+	else if (pkt.payload_len || (pkt.flags & TH_FIN))
+		ack_now(core, t); /* the FIN again: our ACK of it was lost */
+}
+
+void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	uint32_t keep = t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_FIN_RCVD | TF_FIN_SENT);
+	bool again = t->state == TCP_TIME_WAIT;
+
+	if (!again) {
+		tcp_release(core, t);
+		tcp_set_state(core, t, TCP_TIME_WAIT);
+		t->flags = keep;
+		if (keep & TF_ACK_NOW)
+			tcp_ready(core, t);
+	}
+	tcp_set_rtx(core, t, RTX_TIME_WAIT, now_ns + core->cfg.time_wait_ns);
+	if (!again)
+		relay_closed(core, t);
+}
+
+void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	switch (t->state) {
+	case TCP_CLOSE:
+		core->counters[DMM_CORE_NO_CONN]++;
+		if (tcb_conn(t)->phase != CONN_DEAD)
+			ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+		break;
+	case TCP_SYN_SENT:
+		in_syn_sent(core, t, pkt, now_ns);
+		break;
+	default:
+		in_synchronized(core, t, pkt, now_ns);
+	}
+}

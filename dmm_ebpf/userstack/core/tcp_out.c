@@ -1,0 +1,548 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_out.c: the next segment of a leg, made when it is pulled.
+ *
+ * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data obeys the peer's window,
+ * on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO packet; its checksum
+ * is left to the kernel.
+ */
+#include "core.h"
+
+void tcp_ready(struct dmm_core *core, struct tcb *t)
+{
+	if (list_empty(&t->ready))
+		list_add_tail(&core->ready[t->leg], &t->ready);
+}
+
+void tcp_unready(struct tcb *t)
+{
+	list_del(&t->ready);
+}
+
+uint64_t tcp_inflight(const struct tcb *t)
+{
+	uint64_t dups;
+
+	if (!t->fl)
+		return 0;
+	dups = (uint64_t)t->fl->reno_dups * t->mss; /* each has left the network */
+	return t->fl->inflight_bytes - min_u64(dups, t->fl->inflight_bytes);
+}
+
+static uint32_t leg_mtu(const struct dmm_core *core, const struct tcb *t)
+{
+	return tcb_is_outer(t) ? tcb_conn(t)->mtu : core->cfg.inner_mtu;
+}
+
+uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t)
+{
+	return (uint16_t)(leg_mtu(core, t) - wire_ip_len(tcb_conn(t)->pair.family) - WIRE_TCP_LEN);
+}
+
+void tcp_set_mss(struct dmm_core *core, struct tcb *t)
+{
+	uint32_t mss = min_u32(tcp_adv_mss(core, t), t->peer_mss ? t->peer_mss : 65535);
+
+	t->mss = (uint16_t)(mss - (t->flags & TF_TS ? 12 : 0));
+}
+
+/* Room for what this leg receives: what the other leg may hold */
+uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t)
+{
+	return tcb_is_outer(t) ? core->cfg.rcvbuf_max_bytes : core->cfg.sndbuf_max_bytes;
+}
+
+static uint64_t unsent_bytes(const struct tcb *t)
+{
+	return t->snd.tail + 1 - max_u64(min_u64(t->snd_nxt, t->snd.tail + 1), 1);
+}
+
+static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
+{
+	const struct tcb *peer = tcb_peer(t);
+	uint64_t limit = tcp_rcv_limit(core, t), held = stream_held(&peer->snd);
+	uint64_t room = limit > held ? limit - held : 0;
+
+	if (!tcb_is_outer(t)) {
+		/* what cannot be sent soon is better kept by the app's kernel, which makes the app wait */
+		uint64_t most = max_u64(TCP_NOTSENT_MIN_BYTES, 2 * tcb_conn(t)->outer.cc.cwnd_bytes);
+		uint64_t unsent = unsent_bytes(peer);
+
+		room = min_u64(room, most > unsent ? most - unsent : 0);
+	}
+	room = min_u64(room, mem_chunks_left(&core->mem) / 2);
+	if (room < min_u64(limit / 2, t->mss)) /* silly window avoidance, RFC 9293 section 3.8.6.2.2 */
+		room = 0;
+	return room;
+}
+
+void tcp_window_opened(struct dmm_core *core, struct tcb *t)
+{
+	uint64_t cur, room, least;
+
+	if ((t->flags & TF_FIN_RCVD) ||
+	    (t->state != TCP_ESTABLISHED && t->state != TCP_FIN_WAIT1 && t->state != TCP_FIN_WAIT2))
+		return;
+	cur = t->rcv_adv - t->rcv_nxt;
+	room = rcv_room(core, t);
+	least = min_u64(tcp_rcv_limit(core, t) / 4, max_u64(2 * t->mss, 65536));
+	if (room >= 2 * cur && room >= cur + least) {
+		t->flags |= TF_ACK_NOW;
+		tcp_ready(core, t);
+	}
+}
+
+/* The window field; moves rcv_adv */
+static uint16_t take_window(struct dmm_core *core, struct tcb *t, bool syn)
+{
+	uint64_t edge = max_u64(t->rcv_adv, t->rcv_nxt + rcv_room(core, t));
+	uint8_t ws = syn ? 0 : t->rcv_wscale;
+	uint64_t wnd = edge - t->rcv_nxt;
+
+	/* what was promised must not shrink by rounding */
+	wnd = edge == t->rcv_adv ? (wnd + (1u << ws) - 1) >> ws : wnd >> ws;
+	wnd = min_u64(wnd, 65535);
+	t->rcv_adv = max_u64(t->rcv_adv, t->rcv_nxt + (wnd << ws));
+	return (uint16_t)wnd;
+}
+
+static uint32_t ts_now(const struct tcb *t, uint64_t now_ns)
+{
+	return (uint32_t)(now_ns / NS_PER_MS) + t->ts_offset;
+}
+
+static uint32_t wire_seq(const struct tcb *t, uint64_t seq)
+{
+	return t->iss + (uint32_t)seq;
+}
+
+static uint32_t wire_ack(const struct tcb *t, uint64_t seq)
+{
+	return t->irs + (uint32_t)seq;
+}
+
+/* SACK blocks, as many as fit beside a payload of len bytes; true: nothing was left out */
+static bool put_sack(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len)
+{
+	uint32_t used = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len + len;
+	uint32_t left = min_u32(WIRE_TCP_OPT_MAX - seg->opt_len, leg_mtu(core, t) - min_u32(used, leg_mtu(core, t)));
+	uint32_t max = left < 12 ? 0 : min_u32((left - 4) / 8, WIRE_MAX_SACK), n = 0;
+	struct wire_sack out[WIRE_MAX_SACK];
+	struct range r[WIRE_MAX_SACK];
+
+	if (!(t->flags & TF_SACK) || (!t->ooo && !t->dsack_end))
+		return true;
+	if (!max)
+		return false;
+	if (t->dsack_end) {
+		out[n].start = wire_ack(t, t->dsack_start);
+		out[n++].end = wire_ack(t, t->dsack_end);
+		t->dsack_end = 0;
+	}
+	if (t->ooo) {
+		uint32_t got = ranges_report(t->ooo, r, max - n);
+
+		for (uint32_t i = 0; i < got; i++) {
+			out[n].start = wire_ack(t, r[i].start);
+			out[n++].end = wire_ack(t, r[i].end);
+		}
+	}
+	wire_opt_sack(seg, out, n);
+	return true;
+}
+
+static void ack_sent(struct tcb *t)
+{
+	t->flags &= ~(uint32_t)(TF_ACK_NOW | TF_OOO_ACK);
+	t->delack_ns = NEVER;
+	t->unacked_segs = 0;
+}
+
+static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint8_t flags, uint64_t seq,
+		     uint32_t len, uint64_t now_ns)
+{
+	seg->flags = flags;
+	seg->seq = wire_seq(t, seq);
+	seg->ack = flags & TH_ACK ? wire_ack(t, t->rcv_nxt) : 0;
+	seg->opt_len = 0;
+	seg->wnd = 0;
+	if (flags & TH_RST)
+		return;
+	seg->wnd = take_window(core, t, flags & TH_SYN);
+	if (flags & TH_SYN)
+		return;
+	if (t->flags & TF_TS)
+		wire_opt_ts(seg, ts_now(t, now_ns), t->ts_recent);
+	if (put_sack(core, t, seg, len))
+		ack_sent(t);
+	t->last_ack_sent = t->rcv_nxt;
+}
+
+/* One packet into buf: headers of seg, payload [off, off + len) of the stream. Returns its length. */
+static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+		     const struct wire_seg *seg, uint64_t off, uint32_t len)
+{
+	struct conn *c = tcb_conn(t);
+	struct wire_dir dir;
+	uint32_t headers, ip_len = wire_ip_len(c->pair.family);
+
+	ctl_dir(&c->pair, t->leg, &dir);
+	dir.id = core->ip_id++;
+	if (tcb_is_outer(t))
+		dir.tos = c->tos;
+	headers = wire_headers(buf, &dir, seg, len);
+	memset(meta, 0, sizeof(*meta));
+	meta->family = c->pair.family;
+	if (tcb_is_outer(t)) {
+		meta->path = c->path;
+		wire_csum_full(buf, &dir, headers, len, stream_copy_csum(&t->snd, off, buf + headers, len));
+		c->outer.segments_sent++;
+	} else {
+		meta->needs_csum = 1;
+		meta->csum_start = ip_len;
+		meta->csum_offset = WIRE_CSUM_OFFSET;
+		meta->gso_size = len > t->mss ? t->mss : 0;
+		wire_csum_partial(buf, &dir, headers, len);
+		stream_copy(&t->snd, off, buf + headers, len);
+	}
+	return headers + len;
+}
+
+static uint32_t out_rst(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			uint64_t now_ns)
+{
+	struct wire_seg seg;
+	uint32_t n;
+
+	fill_seg(core, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, t->snd_nxt, 0, now_ns);
+	n = emit(core, t, buf, meta, &seg, 0, 0);
+	core->counters[DMM_CORE_RST_OUT]++;
+	t->flags &= ~(uint32_t)TF_RST_DUE;
+	tcp_release(core, t);
+	relay_closed(core, t);
+	return n;
+}
+
+static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			uint64_t now_ns)
+{
+	bool answer = t->state == TCP_SYN_RECV;
+	struct wire_seg seg;
+
+	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ACK_NOW);
+	fill_seg(core, t, &seg, answer ? TH_SYN | TH_ACK : TH_SYN, 0, 0, now_ns);
+	wire_opt_mss(&seg, tcp_adv_mss(core, t));
+	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS), ts_now(t, now_ns),
+			  answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS), t->rcv_wscale);
+	if (!(t->flags & TF_SYN_RTX))
+		t->syn_ns = now_ns;
+	t->snd_nxt = 1;
+	tcp_set_rtx(core, t, RTX_SYN, now_ns + tcp_rto_ns(t));
+	return emit(core, t, buf, meta, &seg, 0, 0);
+}
+
+static uint32_t out_ack(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			uint64_t seq, uint64_t now_ns)
+{
+	struct wire_seg seg;
+
+	fill_seg(core, t, &seg, TH_ACK, seq, 0, now_ns);
+	return emit(core, t, buf, meta, &seg, 0, 0);
+}
+
+void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+	struct wire_seg seg;
+	struct wire_dir dir;
+
+	if (t->flags & TF_HOLD)
+		return;
+	fill_seg(core, t, &seg, TH_ACK, t->snd_nxt, 0, now_ns);
+	ctl_dir(&c->pair, t->leg, &dir);
+	ctl_push_tcp(core, t->leg, c->path, &dir, &seg);
+}
+
+/* RFC 5961 section 7: a limit for the whole stack, and one answer per connection and half second, as Linux */
+void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+	uint32_t now_ms = (uint32_t)(now_ns / NS_PER_MS) | 1;
+	uint64_t second = now_ns / NS_PER_S;
+
+	if (tcb_is_outer(t)) {
+		if (o->challenge_ms && now_ms - o->challenge_ms < 500)
+			return;
+		if (core->challenge_second != second) {
+			/* a random limit: its exact value would be a side channel (CVE-2016-5696) */
+			core->challenge_second = second;
+			core->challenge_left = 500 + (uint32_t)(xorshift64(&core->rng) % 1000);
+		}
+		if (!core->challenge_left)
+			return;
+		core->challenge_left--;
+		o->challenge_ms = now_ms;
+	}
+	core->counters[DMM_CORE_CHALLENGE_ACKS]++;
+	t->flags |= TF_ACK_NOW;
+	tcp_ready(core, t);
+}
+
+/* Pacing lets the clock run behind by what is sent together: a millisecond's worth, two segments at least */
+static uint64_t pace_quantum_ns(const struct tcb *t)
+{
+	uint64_t rate_Bps = tcb_conn(t)->outer.cc.pacing_Bps;
+	uint64_t bytes = max_u64(min_u64(rate_Bps / 1000, 65536), 2u * t->mss);
+
+	return bytes * NS_PER_S / rate_Bps;
+}
+
+static bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+
+	if (!tcb_is_outer(t) || !o->cc.pacing_Bps || o->pace_ns <= now_ns)
+		return false;
+	tcp_set_deadline(core, t, &o->pace_wake_ns,
+			 o->pace_ns + pace_quantum_ns(t) - t->mss * NS_PER_S / o->cc.pacing_Bps);
+	return true;
+}
+
+static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint32_t wire_len, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+
+	s->xmit_ns = now_ns;
+	t->flags &= ~(uint32_t)TF_FORCE_RTX;
+	if (t->rtx_mode == RTX_NONE || t->rtx_mode == RTX_TLP || t->rtx_mode == RTX_PERSIST)
+		tcp_rearm(core, t, now_ns);
+	if (!tcb_is_outer(t))
+		return;
+	if (t->fl->inflight_bytes == s->len)
+		o->first_tx_ns = o->delivered_ns = now_ns;
+	s->first_tx_ns = o->first_tx_ns;
+	s->delivered_ns = o->delivered_ns;
+	s->delivered_bytes = o->delivered_bytes;
+	s->lost_total_bytes = o->lost_bytes;
+	s->tx_inflight_bytes = (uint32_t)min_u64(t->fl->inflight_bytes, UINT32_MAX);
+	s->flags = (uint16_t)((s->flags & ~SEG_APP_LIMITED) | (o->app_limited_until ? SEG_APP_LIMITED : 0));
+	o->cc.inflight_bytes = tcp_inflight(t);
+	o->last_data_ns = now_ns;
+	if (o->cc.pacing_Bps) {
+		uint64_t least_ns = now_ns - min_u64(now_ns, pace_quantum_ns(t));
+
+		o->pace_ns = max_u64(o->pace_ns, least_ns) + wire_len * NS_PER_S / o->cc.pacing_Bps;
+	}
+}
+
+static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			    struct dmm_tx_meta *meta, uint32_t idx, uint64_t now_ns)
+{
+	struct seg *s = flight_seg(t->fl, idx);
+	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
+	uint8_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
+	struct wire_seg seg;
+	uint32_t n;
+
+	if (s->seq + payload == t->snd.tail + 1)
+		flags |= TH_PSH;
+	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
+	if (wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg.opt_len + payload > cap)
+		return 0;
+	n = emit(core, t, buf, meta, &seg, s->seq - 1, payload);
+	sent_data(core, t, s, n, now_ns);
+	return n;
+}
+
+static uint32_t out_again(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			  struct dmm_tx_meta *meta, uint32_t idx, uint64_t now_ns)
+{
+	flight_resend(t->fl, idx);
+	core->counters[DMM_CORE_RETRANSMITS]++;
+	if (tcb_is_outer(t))
+		tcb_conn(t)->outer.retransmits++;
+	return out_segment(core, t, buf, cap, meta, idx, now_ns);
+}
+
+static bool cwnd_allows(const struct tcb *t, uint32_t len)
+{
+	uint64_t inflight;
+
+	if (!tcb_is_outer(t))
+		return true;
+	inflight = tcp_inflight(t);
+	return !inflight || inflight + len <= tcb_conn(t)->outer.cc.cwnd_bytes;
+}
+
+/* Longest payload of one packet */
+static uint32_t max_payload(const struct dmm_core *core, const struct tcb *t, uint32_t cap)
+{
+	uint32_t headers = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + WIRE_TCP_OPT_MAX;
+	uint32_t gso = core->cfg.inner_gso_max;
+
+	if (tcb_is_outer(t) || gso <= core->cfg.inner_mtu)
+		return t->mss;
+	gso = min_u32(min_u32(gso, cap), 65535);
+	return gso > headers + t->mss ? gso - headers : t->mss;
+}
+
+/* How much new data to send now; *fin: the FIN goes with it */
+static uint32_t new_length(const struct dmm_core *core, const struct tcb *t, uint32_t cap, bool any, bool *fin)
+{
+	uint64_t unsent = unsent_bytes(t), edge = t->snd_una + t->snd_wnd;
+	uint64_t usable = edge > t->snd_nxt ? edge - t->snd_nxt : 0;
+	uint64_t len = min_u64(min_u64(unsent, usable), max_payload(core, t, cap));
+
+	*fin = false;
+	if (t->flags & TF_FIN_SENT)
+		return 0;
+	if (len == unsent && (t->flags & TF_FIN) && usable > len)
+		*fin = true;
+	if (len == unsent)
+		return (uint32_t)len;
+	if (len < t->mss && !any && len < t->max_wnd / 2)
+		return 0; /* sender's silly window avoidance */
+	if (len > t->mss)
+		len -= len % t->mss;
+	return (uint32_t)len;
+}
+
+static void idle_restart(struct tcb *t, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+
+	if (!tcb_is_outer(t) || t->fl || !o->last_data_ns)
+		return;
+	if (now_ns - o->last_data_ns > tcp_rto_ns(t))
+		o->cc.ops->on_restart(&o->cc, now_ns - o->last_data_ns, now_ns);
+}
+
+static void fin_sent(struct dmm_core *core, struct tcb *t)
+{
+	t->flags |= TF_FIN_SENT;
+	if (t->state == TCP_ESTABLISHED)
+		tcp_set_state(core, t, TCP_FIN_WAIT1);
+	else if (t->state == TCP_CLOSE_WAIT)
+		tcp_set_state(core, t, TCP_LAST_ACK);
+}
+
+static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			struct dmm_tx_meta *meta, uint32_t len, bool fin, uint64_t now_ns)
+{
+	struct seg *s;
+
+	idle_restart(t, now_ns);
+	if (!t->fl) {
+		t->fl = flight_create(&core->mem);
+		if (!t->fl)
+			return 0;
+	}
+	s = flight_push(&core->mem, t->fl, t->snd_nxt, len + fin);
+	if (!s)
+		return 0;
+	if (fin) {
+		s->flags |= SEG_FIN;
+		fin_sent(core, t);
+	}
+	t->snd_nxt += len + fin;
+	t->flags &= ~(uint32_t)TF_PUSH_ANY;
+	if (t->rtx_mode == RTX_PERSIST)
+		t->backoff = 0;
+	return out_segment(core, t, buf, cap, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
+}
+
+/* Tail loss probe (RFC 8985 section 7.3): new data if there is any, else the last segment again */
+static uint32_t out_tlp(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			struct dmm_tx_meta *meta, uint64_t now_ns)
+{
+	uint32_t len, n;
+	bool fin;
+
+	t->flags &= ~(uint32_t)TF_TLP_DUE;
+	if (!t->fl || t->fl->n_sacked || t->fl->lost_bytes)
+		return 0;
+	len = new_length(core, t, cap, false, &fin);
+	if (len || fin) {
+		n = out_new(core, t, buf, cap, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
+		t->fl->tlp_is_retrans = 0;
+	} else {
+		n = out_again(core, t, buf, cap, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
+		t->fl->tlp_is_retrans = 1;
+	}
+	t->fl->tlp_end = t->snd_nxt;
+	tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
+	return n;
+}
+
+static void note_idle(struct dmm_core *core, struct tcb *t, uint64_t unsent, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+	bool fin_due = (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
+
+	if (!t->fl && (unsent || fin_due) && t->rtx_mode == RTX_NONE)
+		tcp_set_rtx(core, t, RTX_PERSIST, now_ns + tcp_rto_ns(t));
+	if (tcb_is_outer(t) && !unsent && cwnd_allows(t, t->mss))
+		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
+}
+
+static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			 struct dmm_tx_meta *meta, uint64_t now_ns)
+{
+	uint32_t len;
+	bool fin;
+
+	if (t->flags & TF_TLP_DUE) {
+		len = out_tlp(core, t, buf, cap, meta, now_ns);
+		if (len)
+			return len;
+	}
+	if (t->fl && t->fl->lost.head != FLIGHT_NIL) {
+		uint32_t idx = t->fl->lost.head;
+
+		if (!(t->flags & TF_FORCE_RTX) && !cwnd_allows(t, flight_seg(t->fl, idx)->len))
+			return 0;
+		if (pace_blocked(core, t, now_ns))
+			return 0;
+		return out_again(core, t, buf, cap, meta, idx, now_ns);
+	}
+	len = new_length(core, t, cap, t->flags & TF_PUSH_ANY, &fin);
+	if (!len && !fin) {
+		note_idle(core, t, unsent_bytes(t), now_ns);
+		return 0;
+	}
+	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
+		return 0;
+	return out_new(core, t, buf, cap, meta, len, fin, now_ns);
+}
+
+uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
+		    uint64_t now_ns)
+{
+	uint32_t n;
+
+	if (t->flags & TF_HOLD)
+		return 0;
+	if ((t->flags & TF_RST_DUE) && !(t->flags & TF_RST_FLUSH))
+		return out_rst(core, t, buf, meta, now_ns);
+	if (t->state == TCP_CLOSE)
+		return 0;
+	if (t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV)
+		return t->flags & TF_SYN_DUE ? out_syn(core, t, buf, meta, now_ns) : 0;
+	if ((t->flags & TF_ACK_NOW) && (t->ooo || t->dsack_end))
+		return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
+	if (t->state != TCP_TIME_WAIT) {
+		n = out_data(core, t, buf, cap, meta, now_ns);
+		if (n)
+			return n;
+	}
+	if (t->flags & TF_RST_DUE) /* all that the window takes has gone */
+		return out_rst(core, t, buf, meta, now_ns);
+	if (t->flags & TF_ACK_NOW)
+		return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
+	if (t->flags & TF_PROBE_DUE) {
+		/* one sequence number before what the peer expects: it must answer */
+		t->flags &= ~(uint32_t)TF_PROBE_DUE;
+		return out_ack(core, t, buf, meta, t->snd_una - 1, now_ns);
+	}
+	return 0;
+}

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_rack.c: loss detection by time (RACK-TLP, RFC 8985).
+ *
+ * A segment is lost when one sent later has arrived and the reordering window has passed since. The tx list of
+ * struct flight is ordered by the last transmission, so retransmissions that were lost are found like first
+ * transmissions, and each look stops at the first segment that is not old enough.
+ */
+#include "core.h"
+
+static bool sent_after(uint64_t t1_ns, uint64_t end1, uint64_t t2_ns, uint64_t end2)
+{
+	return t1_ns > t2_ns || (t1_ns == t2_ns && end1 > end2);
+}
+
+/* RFC 8985 section 6.2 steps 1 to 3 */
+void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns)
+{
+	struct flight *fl = t->fl;
+	uint64_t rtt_ns = now_ns - s->xmit_ns;
+	uint64_t end = seg_end(s);
+	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
+
+	if (s->flags & SEG_RETRANS) {
+		/* too soon: this is the first transmission's arrival */
+		if (min_rtt_ns != NEVER && rtt_ns < min_rtt_ns)
+			return;
+	} else if (end < fl->fack) {
+		t->flags |= TF_REORD;
+	}
+	if (end > fl->fack)
+		fl->fack = end;
+	if (sent_after(s->xmit_ns, end, fl->rack_xmit_ns, fl->rack_end)) {
+		fl->rack_xmit_ns = s->xmit_ns;
+		fl->rack_end = end;
+		fl->rack_rtt_ns = rtt_ns;
+	}
+}
+
+/* Step 4: without reordering, wait no longer than three duplicates did */
+static uint64_t rack_window_ns(const struct tcb *t)
+{
+	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
+	uint32_t mult = t->rack_mult ? t->rack_mult : 1;
+
+	if (!(t->flags & TF_REORD) && ((t->flags & TF_RECOVERY) || t->fl->n_sacked >= TCP_DUP_THRESH))
+		return 0;
+	if (min_rtt_ns == NEVER)
+		min_rtt_ns = t->srtt_ns;
+	return min_u64(mult * (min_rtt_ns / 4), t->srtt_ns);
+}
+
+/* Step 5 */
+uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
+{
+	struct flight *fl = t->fl;
+	uint64_t window_ns, lost = 0;
+
+	*wait_ns = 0;
+	if (!fl->rack_xmit_ns && !fl->rack_end)
+		return 0;
+	window_ns = rack_window_ns(t);
+	while (fl->tx.head != FLIGHT_NIL) {
+		uint32_t idx = fl->tx.head;
+		struct seg *s = flight_seg(fl, idx);
+		uint64_t deadline_ns = s->xmit_ns + fl->rack_rtt_ns + window_ns;
+
+		if (!sent_after(fl->rack_xmit_ns, fl->rack_end, s->xmit_ns, seg_end(s)))
+			break;
+		if (deadline_ns > now_ns) {
+			*wait_ns = deadline_ns - now_ns;
+			break;
+		}
+		lost += s->len;
+		flight_mark_lost(fl, idx, s->flags & SEG_RETRANS);
+	}
+	return lost;
+}
+
+/* A duplicate arrived: the window was too small; once a round trip is enough (section 6.2 step 4) */
+void rack_dsack(struct tcb *t)
+{
+	if (t->snd_una < t->rack_dsack_round)
+		return;
+	t->rack_dsack_round = t->snd_nxt;
+	t->rack_mult = (uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, 200) : 2);
+	t->rack_persist = 16;
+}
+
+/* After a timeout (section 6.3, RFC 6298): all that is not SACKed is sent again, in sequence order */
+uint64_t rack_mark_all_lost(struct tcb *t)
+{
+	struct flight *fl = t->fl;
+	uint64_t lost = 0;
+
+	if (flight_seg(fl, fl->head)->flags & SEG_SACKED)
+		flight_renege(fl);
+	for (uint32_t i = 0; i < fl->count; i++) {
+		uint32_t idx = flight_idx(fl, i);
+		struct seg *s = flight_seg(fl, idx);
+
+		if (s->flags & SEG_SACKED)
+			continue;
+		if (!(s->flags & SEG_LOST))
+			lost += s->len;
+		flight_mark_lost(fl, idx, false);
+	}
+	fl->reno_dups = 0;
+	return lost;
+}
+
+void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct cc *cc = &tcb_conn(t)->outer.cc;
+
+	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
+	if (t->fl)
+		t->fl->recovery_end = t->snd_nxt;
+	tcp_ready(core, t);
+	if (!tcb_is_outer(t))
+		return;
+	cc->in_recovery = 1;
+	cc->ops->on_enter_recovery(cc, now_ns);
+}
+
+void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+	struct cc_sample s = {.now_ns = now_ns, .lost_bytes = lost_bytes};
+
+	if (!lost_bytes)
+		return;
+	if (!(t->flags & TF_RECOVERY))
+		tcp_enter_recovery(core, t, now_ns);
+	tcp_ready(core, t);
+	if (!tcb_is_outer(t))
+		return;
+	c->outer.lost_bytes += lost_bytes;
+	c->outer.cc.inflight_bytes = tcp_inflight(t);
+	s.prior_inflight_bytes = c->outer.cc.inflight_bytes + lost_bytes;
+	s.delivered_bytes = c->outer.delivered_bytes;
+	c->outer.cc.ops->on_ack(&c->outer.cc, &s);
+}
+
+/* RFC 8985 section 7.2 */
+uint64_t tcp_pto_ns(const struct tcb *t)
+{
+	uint64_t pto_ns = t->srtt_ns ? 2 * t->srtt_ns : NS_PER_S;
+
+	/* one segment alone: its ACK may be delayed at the peer */
+	if (t->fl && t->fl->count == 1)
+		pto_ns += TCP_MIN_RTO_MS * NS_PER_MS;
+	return max_u64(pto_ns, 2 * NS_PER_MS);
+}
+
+bool tcp_tlp_allowed(const struct tcb *t)
+{
+	return (t->flags & TF_SACK) && !(t->flags & TF_RECOVERY) && t->fl && !t->fl->n_sacked &&
+	       !t->fl->lost_bytes && !t->fl->tlp_end && !t->backoff;
+}

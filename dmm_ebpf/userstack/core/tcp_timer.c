@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_timer.c: deadlines of a leg.
+ *
+ * One wheel node per leg serves all its deadlines. It is armed for the earliest that was ever asked for and moved
+ * lazily: a deadline that moves later (the retransmission timer does so with each ACK) leaves the node alone, and
+ * the node finds, when it fires, that nothing is due yet.
+ */
+#include "core.h"
+
+static uint64_t next_deadline(const struct tcb *t)
+{
+	uint64_t at = min_u64(min_u64(t->rtx_ns, t->delack_ns), t->keep_ns);
+
+	return tcb_is_outer(t) ? min_u64(at, tcb_conn(t)->outer.pace_wake_ns) : at;
+}
+
+void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns)
+{
+	*field = deadline_ns;
+	if (deadline_ns == NEVER)
+		return;
+	if (!t->timer.tick || wheel_tick_of(deadline_ns) < t->timer.tick)
+		wheel_arm(&core->wheel, &t->timer, deadline_ns);
+}
+
+void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns)
+{
+	t->rtx_mode = (uint8_t)mode;
+	tcp_set_deadline(core, t, &t->rtx_ns, deadline_ns);
+}
+
+/* RFC 6298 section 2, with Linux's lower bound; the backoff is included */
+uint64_t tcp_rto_ns(const struct tcb *t)
+{
+	uint64_t max_ns = (tcb_is_outer(t) ? TCP_MAX_RTO_MS : TCP_INNER_MAX_RTO_MS) * NS_PER_MS;
+	uint64_t rto_ns = TCP_INIT_RTO_MS * NS_PER_MS;
+
+	if (t->srtt_ns)
+		rto_ns = t->srtt_ns + max_u64(4 * t->rttvar_ns, TCP_MIN_RTO_MS * NS_PER_MS);
+	return min_u64(rto_ns << min_u32(t->backoff, 12), max_ns);
+}
+
+/* The timer that fits what is in flight: a tail loss probe before the retransmission timeout */
+void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	uint64_t pto_ns;
+
+	if (!t->fl)
+		return;
+	if (t->fl->rto_ns == NEVER)
+		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+	pto_ns = now_ns + tcp_pto_ns(t);
+	if (tcp_tlp_allowed(t) && pto_ns < t->fl->rto_ns)
+		tcp_set_rtx(core, t, RTX_TLP, pto_ns);
+	else
+		tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
+}
+
+static uint32_t max_retries(const struct tcb *t)
+{
+	if (!tcb_is_outer(t))
+		return TCP_INNER_RETRIES;
+	return tcb_peer(t)->state == TCP_CLOSE || tcb_peer(t)->state == TCP_TIME_WAIT ? TCP_ORPHAN_RETRIES :
+											TCP_RETRIES;
+}
+
+static void fire_syn(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	uint32_t limit = tcb_is_outer(t) ? core->cfg.syn_retries : TCP_INNER_SYN_RETRIES;
+
+	if (t->state == TCP_SYN_RECV)
+		limit = TCP_SYNACK_RETRIES;
+	if (++t->retries > limit) {
+		relay_gave_up(core, t, now_ns);
+		return;
+	}
+	t->backoff++;
+	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
+	tcp_ready(core, t);
+}
+
+static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+	struct cc *cc = &c->outer.cc;
+	uint64_t lost;
+
+	if (++t->retries > max_retries(t)) {
+		relay_gave_up(core, t, now_ns);
+		return;
+	}
+	core->counters[DMM_CORE_RTO]++;
+	t->backoff = (uint8_t)min_u32(t->backoff + 1u, 12);
+	lost = rack_mark_all_lost(t);
+	t->fl->tlp_end = 0;
+	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
+	t->fl->recovery_end = t->snd_nxt;
+	t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+	tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
+	tcp_ready(core, t);
+	if (!tcb_is_outer(t))
+		return;
+	c->outer.rto_count++;
+	c->outer.lost_bytes += lost;
+	cc->inflight_bytes = 0;
+	cc->in_recovery = 1;
+	cc->ops->on_rto(cc, now_ns);
+}
+
+static void fire_reo(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	uint64_t wait_ns;
+	uint64_t lost = rack_detect(t, now_ns, &wait_ns);
+
+	tcp_report_loss(core, t, lost, now_ns);
+	if (wait_ns)
+		tcp_set_rtx(core, t, RTX_REO, min_u64(now_ns + wait_ns, t->fl->rto_ns));
+	else
+		tcp_rearm(core, t, now_ns);
+}
+
+/* Zero window (RFC 9293 section 3.8.6.1): as long as the peer answers there is no end to the probes */
+static void fire_persist(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	if (++t->retries > max_retries(t)) {
+		relay_gave_up(core, t, now_ns);
+		return;
+	}
+	if (t->snd_una + t->snd_wnd > t->snd_nxt)
+		t->flags |= TF_PUSH_ANY;
+	else
+		t->flags |= TF_PROBE_DUE;
+	t->backoff = (uint8_t)min_u32(t->backoff + 1u, 12);
+	tcp_set_rtx(core, t, RTX_PERSIST, now_ns + min_u64(tcp_rto_ns(t), 60 * NS_PER_S));
+	tcp_ready(core, t);
+}
+
+static void fire_rtx(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	enum rtx_mode mode = t->rtx_mode;
+
+	tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	switch (mode) {
+	case RTX_NONE:
+		break;
+	case RTX_HOLD:
+		relay_gave_up(core, t, now_ns);
+		break;
+	case RTX_SYN:
+		fire_syn(core, t, now_ns);
+		break;
+	case RTX_RTO:
+		if (t->fl)
+			fire_rto(core, t, now_ns);
+		break;
+	case RTX_TLP:
+		if (!t->fl)
+			break;
+		t->flags |= TF_TLP_DUE;
+		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+		tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
+		tcp_ready(core, t);
+		break;
+	case RTX_REO:
+		if (t->fl)
+			fire_reo(core, t, now_ns);
+		break;
+	case RTX_PERSIST:
+		fire_persist(core, t, now_ns);
+		break;
+	case RTX_TIME_WAIT:
+		tcp_release(core, t);
+		relay_closed(core, t);
+		break;
+	}
+}
+
+/* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone without a word */
+static void fire_keepalive(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	bool half = !tcb_is_outer(t) && t->state == TCP_CLOSE_WAIT;
+	uint64_t period_ns = half ? TCP_INNER_HALF_CLOSED_S * NS_PER_S : core->cfg.keepalive_ns;
+
+	if (now_ns < t->last_rx_ns + period_ns) {
+		tcp_set_deadline(core, t, &t->keep_ns, t->last_rx_ns + period_ns);
+		return;
+	}
+	if (t->fl || t->rtx_mode == RTX_PERSIST) { /* those timers find a dead peer sooner */
+		tcp_set_deadline(core, t, &t->keep_ns, now_ns + period_ns);
+		return;
+	}
+	if (t->keep_probes >= TCP_KEEPALIVE_PROBES) {
+		relay_gave_up(core, t, now_ns);
+		return;
+	}
+	t->keep_probes++;
+	t->flags |= TF_PROBE_DUE;
+	tcp_set_deadline(core, t, &t->keep_ns, now_ns + min_u64(period_ns, TCP_KEEPALIVE_INTVL_S * NS_PER_S));
+	tcp_ready(core, t);
+}
+
+void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	struct conn *c = tcb_conn(t);
+
+	if (t->delack_ns <= now_ns) {
+		t->delack_ns = NEVER;
+		t->flags |= TF_ACK_NOW;
+		tcp_ready(core, t);
+	}
+	if (tcb_is_outer(t) && c->outer.pace_wake_ns <= now_ns) {
+		c->outer.pace_wake_ns = NEVER;
+		tcp_ready(core, t);
+	}
+	if (t->keep_ns <= now_ns) {
+		t->keep_ns = NEVER;
+		fire_keepalive(core, t, now_ns);
+	}
+	if (t->rtx_ns <= now_ns && c->phase != CONN_DEAD)
+		fire_rtx(core, t, now_ns);
+	if (c->phase == CONN_DEAD || t->timer.tick)
+		return;
+	if (next_deadline(t) != NEVER)
+		wheel_arm(&core->wheel, &t->timer, next_deadline(t));
+}

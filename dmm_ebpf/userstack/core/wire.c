@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* wire.c: see wire.h. Sums are taken over native words: one's complement does not mind byte order (RFC 1071). */
+#include "wire.h"
+
+static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+static inline uint64_t add64(uint64_t sum, uint64_t w)
+{
+	sum += w;
+	return sum + (sum < w); /* end-around carry */
+}
+
+uint64_t csum_add(const void *data, size_t len, uint64_t sum)
+{
+	const uint8_t *p = data;
+	uint64_t a = sum, b = 0, w, x;
+
+	for (; len >= 16; len -= 16, p += 16) {
+		memcpy(&w, p, 8);
+		memcpy(&x, p + 8, 8);
+		a = add64(a, w);
+		b = add64(b, x);
+	}
+	a = add64(a, b);
+	if (len >= 8) {
+		memcpy(&w, p, 8);
+		a = add64(a, w);
+		p += 8;
+		len -= 8;
+	}
+	if (len) {
+		w = 0;
+		memcpy(&w, p, len);
+		a = add64(a, w);
+	}
+	return a;
+}
+
+uint64_t csum_copy(void *dst, const void *src, size_t len)
+{
+	const uint8_t *p = src;
+	uint8_t *q = dst;
+	uint64_t a = 0, b = 0, w, x;
+
+	for (; len >= 16; len -= 16, p += 16, q += 16) {
+		memcpy(&w, p, 8);
+		memcpy(&x, p + 8, 8);
+		memcpy(q, &w, 8);
+		memcpy(q + 8, &x, 8);
+		a = add64(a, w);
+		b = add64(b, x);
+	}
+	memcpy(q, p, len);
+	return csum_add(q, len, add64(a, b));
+}
+
+static bool opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
+{
+	switch (o[0]) {
+	case 2:
+		if (len == 4)
+			pkt->mss = get_be16(o + 2);
+		break;
+	case 3:
+		if (len == 3) {
+			pkt->has_wscale = true;
+			pkt->wscale = o[2] > 14 ? 14 : o[2]; /* RFC 7323 section 2.3 */
+		}
+		break;
+	case 4:
+		if (len == 2)
+			pkt->has_sack_perm = true;
+		break;
+	case 5:
+		if ((len - 2) % 8)
+			break;
+		for (uint32_t i = 2; i + 8 <= len && pkt->n_sack < WIRE_MAX_SACK; i += 8) {
+			struct wire_sack *s = &pkt->sack[pkt->n_sack++];
+
+			s->start = get_be32(o + i);
+			s->end = get_be32(o + i + 4);
+		}
+		break;
+	case 8:
+		if (len == 10) {
+			pkt->has_ts = true;
+			pkt->tsval = get_be32(o + 2);
+			pkt->tsecr = get_be32(o + 6);
+		}
+		break;
+	default: /* RFC 9293 section 3.1: unknown options are skipped */
+		break;
+	}
+	return true;
+}
+
+/* A bad option length ends the parse, not the packet, as Linux does */
+static void parse_options(struct pkt *pkt, const uint8_t *o, uint32_t left)
+{
+	/* the layout nearly every segment has: NOP NOP timestamps */
+	if (left == 12 && get_be32(o) == 0x0101080a) {
+		pkt->has_ts = true;
+		pkt->tsval = get_be32(o + 4);
+		pkt->tsecr = get_be32(o + 8);
+		return;
+	}
+	while (left) {
+		uint32_t len;
+
+		if (o[0] == 0)
+			return;
+		if (o[0] == 1) {
+			o++;
+			left--;
+			continue;
+		}
+		if (left < 2 || o[1] < 2 || o[1] > left)
+			return;
+		len = o[1];
+		opt_one(pkt, o, len);
+		o += len;
+		left -= len;
+	}
+}
+
+static bool addr_ok(uint8_t family, const uint8_t *a)
+{
+	if (family == WIRE_AF_INET)
+		return a[12] && a[12] < 224; /* not "this network", multicast, class E or broadcast */
+	if (a[0] == 0xff)
+		return false;
+	for (int i = 0; i < 16; i++) {
+		if (a[i])
+			return true;
+	}
+	return false;
+}
+
+static void ports_of(struct pkt *pkt, const uint8_t *tcp)
+{
+	memcpy(&pkt->sport_be, tcp, 2);
+	memcpy(&pkt->dport_be, tcp + 2, 2);
+	pkt->seq = get_be32(tcp + 4);
+}
+
+static uint64_t pseudo_sum(uint8_t family, const uint8_t *saddr, const uint8_t *daddr, uint32_t l4_len,
+			   uint8_t proto)
+{
+	uint32_t skip = family == WIRE_AF_INET ? 12 : 0;
+	uint8_t tail[8] = {0};
+	uint64_t sum = csum_add(saddr + skip, 16 - skip, 0);
+
+	sum = csum_add(daddr + skip, 16 - skip, sum);
+	put_be32(tail, l4_len);
+	tail[7] = proto;
+	return csum_add(tail, 8, sum);
+}
+
+static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csum, struct pkt *pkt)
+{
+	uint32_t off;
+
+	if (len < WIRE_TCP_LEN)
+		return WIRE_MALFORMED;
+	off = (p[12] >> 4) * 4u;
+	if (off < WIRE_TCP_LEN || off > len)
+		return WIRE_MALFORMED;
+	if (check_csum) {
+		uint64_t sum = pseudo_sum(pkt->family, pkt->saddr, pkt->daddr, len, WIRE_PROTO_TCP);
+
+		if (csum_fold(csum_add(p, len, sum)) != 0xffff)
+			return WIRE_BAD_CSUM;
+	}
+	if (!addr_ok(pkt->family, pkt->saddr) || !addr_ok(pkt->family, pkt->daddr))
+		return WIRE_MALFORMED;
+	ports_of(pkt, p);
+	pkt->ack = get_be32(p + 8);
+	pkt->flags = p[13] & 0x3f;
+	pkt->wnd = get_be16(p + 14);
+	if (!pkt->sport_be || !pkt->dport_be)
+		return WIRE_MALFORMED;
+	if ((pkt->flags & TH_SYN) && (pkt->flags & (TH_FIN | TH_RST)))
+		return WIRE_MALFORMED;
+	parse_options(pkt, p + WIRE_TCP_LEN, off - WIRE_TCP_LEN);
+	pkt->payload = p + off;
+	pkt->payload_len = len - off;
+	return WIRE_TCP;
+}
+
+/* The packet an ICMP error quotes: IP header and at least 8 bytes of TCP (RFC 792, RFC 4443 section 2.4) */
+static enum wire_result parse_quote(const uint8_t *p, uint32_t len, struct pkt *pkt)
+{
+	uint32_t ihl = WIRE_IP6_LEN;
+
+	if (pkt->family == WIRE_AF_INET) {
+		if (len < WIRE_IP4_LEN || p[0] >> 4 != 4)
+			return WIRE_MALFORMED;
+		ihl = (p[0] & 0xf) * 4u;
+		if (ihl < WIRE_IP4_LEN || len < ihl + 8 || p[9] != WIRE_PROTO_TCP)
+			return WIRE_MALFORMED;
+		memcpy(pkt->saddr, v4_mapped, 12);
+		memcpy(pkt->saddr + 12, p + 12, 4);
+		memcpy(pkt->daddr, v4_mapped, 12);
+		memcpy(pkt->daddr + 12, p + 16, 4);
+	} else {
+		if (len < WIRE_IP6_LEN + 8 || p[0] >> 4 != 6 || p[6] != WIRE_PROTO_TCP)
+			return WIRE_MALFORMED;
+		memcpy(pkt->saddr, p + 8, 16);
+		memcpy(pkt->daddr, p + 24, 16);
+	}
+	ports_of(pkt, p + ihl);
+	return WIRE_ICMP;
+}
+
+static enum wire_result parse_icmp4(const uint8_t *p, uint32_t len, struct pkt *pkt)
+{
+	if (len < 8 || csum_fold(csum_add(p, len, 0)) != 0xffff)
+		return len < 8 ? WIRE_MALFORMED : WIRE_BAD_CSUM;
+	pkt->icmp_type = p[0];
+	pkt->icmp_code = p[1];
+	if (p[0] == 3 && p[1] == 4) {
+		pkt->icmp = ICMP_KIND_TOO_BIG;
+		pkt->icmp_mtu = get_be16(p + 6);
+	} else if (p[0] == 3) {
+		pkt->icmp = ICMP_KIND_UNREACH;
+	} else if (p[0] == 11) {
+		pkt->icmp = ICMP_KIND_TIME;
+	} else {
+		return WIRE_MALFORMED;
+	}
+	return parse_quote(p + 8, len - 8, pkt);
+}
+
+static enum wire_result parse_icmp6(const uint8_t *p, uint32_t len, struct pkt *pkt)
+{
+	uint64_t sum;
+
+	if (len < 8)
+		return WIRE_MALFORMED;
+	sum = pseudo_sum(WIRE_AF_INET6, pkt->saddr, pkt->daddr, len, 58);
+	if (csum_fold(csum_add(p, len, sum)) != 0xffff)
+		return WIRE_BAD_CSUM;
+	pkt->icmp_type = p[0];
+	pkt->icmp_code = p[1];
+	if (p[0] == 2) {
+		pkt->icmp = ICMP_KIND_TOO_BIG;
+		pkt->icmp_mtu = get_be32(p + 4);
+	} else if (p[0] == 1) {
+		pkt->icmp = ICMP_KIND_UNREACH;
+	} else if (p[0] == 3) {
+		pkt->icmp = ICMP_KIND_TIME;
+	} else {
+		return WIRE_MALFORMED;
+	}
+	return parse_quote(p + 8, len - 8, pkt);
+}
+
+static enum wire_result parse_ip4(const uint8_t *p, uint32_t len, bool check_csum, struct pkt *pkt)
+{
+	uint32_t ihl, total;
+
+	if (len < WIRE_IP4_LEN)
+		return WIRE_MALFORMED;
+	ihl = (p[0] & 0xf) * 4u;
+	total = get_be16(p + 2);
+	if (ihl < WIRE_IP4_LEN || total < ihl || total > len)
+		return WIRE_MALFORMED;
+	if (get_be16(p + 6) & 0x3fff) /* more fragments, or an offset */
+		return WIRE_MALFORMED;
+	if (csum_fold(csum_add(p, ihl, 0)) != 0xffff)
+		return WIRE_BAD_CSUM;
+	pkt->family = WIRE_AF_INET;
+	pkt->tos = p[1];
+	memcpy(pkt->saddr, v4_mapped, 12);
+	memcpy(pkt->saddr + 12, p + 12, 4);
+	memcpy(pkt->daddr, v4_mapped, 12);
+	memcpy(pkt->daddr + 12, p + 16, 4);
+	if (p[9] == WIRE_PROTO_TCP)
+		return parse_tcp(p + ihl, total - ihl, check_csum, pkt);
+	if (p[9] == 1)
+		return parse_icmp4(p + ihl, total - ihl, pkt);
+	return WIRE_MALFORMED;
+}
+
+static enum wire_result parse_ip6(const uint8_t *p, uint32_t len, bool check_csum, struct pkt *pkt)
+{
+	uint32_t plen;
+
+	if (len < WIRE_IP6_LEN)
+		return WIRE_MALFORMED;
+	plen = get_be16(p + 4);
+	if (plen > len - WIRE_IP6_LEN)
+		return WIRE_MALFORMED;
+	pkt->family = WIRE_AF_INET6;
+	pkt->tos = (uint8_t)(get_be16(p) >> 4);
+	memcpy(pkt->saddr, p + 8, 16);
+	memcpy(pkt->daddr, p + 24, 16);
+	if (!memcmp(pkt->saddr, v4_mapped, 12) || !memcmp(pkt->daddr, v4_mapped, 12))
+		return WIRE_MALFORMED; /* would be taken for an IPv4 connection (RFC 4291: never on the wire) */
+	if (p[6] == WIRE_PROTO_TCP)
+		return parse_tcp(p + WIRE_IP6_LEN, plen, check_csum, pkt);
+	if (p[6] == 58)
+		return parse_icmp6(p + WIRE_IP6_LEN, plen, pkt);
+	return WIRE_MALFORMED;
+}
+
+enum wire_result wire_parse(const uint8_t *p, uint32_t len, bool check_csum, struct pkt *pkt)
+{
+	memset(pkt, 0, sizeof(*pkt));
+	if (!len)
+		return WIRE_MALFORMED;
+	if (p[0] >> 4 == 4)
+		return parse_ip4(p, len, check_csum, pkt);
+	if (p[0] >> 4 == 6)
+		return parse_ip6(p, len, check_csum, pkt);
+	return WIRE_MALFORMED;
+}
+
+void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len,
+		    uint64_t payload_sum)
+{
+	uint32_t ip_len = wire_ip_len(dir->family);
+	uint32_t tcp_len = headers_len - ip_len;
+	uint64_t sum = pseudo_sum(dir->family, dir->saddr, dir->daddr, tcp_len + payload_len, WIRE_PROTO_TCP);
+	uint16_t csum;
+
+	sum = csum_add(buf + ip_len, tcp_len, sum);
+	csum = (uint16_t)~csum_fold(add64(sum, csum_fold(payload_sum)));
+	memcpy(buf + ip_len + WIRE_CSUM_OFFSET, &csum, 2);
+}
+
+void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len)
+{
+	uint32_t ip_len = wire_ip_len(dir->family);
+	uint16_t csum = csum_fold(pseudo_sum(dir->family, dir->saddr, dir->daddr,
+					     headers_len - ip_len + payload_len, WIRE_PROTO_TCP));
+
+	memcpy(buf + ip_len + WIRE_CSUM_OFFSET, &csum, 2);
+}
+
+static uint32_t ip_header(uint8_t *buf, const struct wire_dir *dir, uint8_t proto, uint32_t l4_len)
+{
+	uint16_t csum;
+
+	if (dir->family == WIRE_AF_INET) {
+		memset(buf, 0, WIRE_IP4_LEN);
+		buf[0] = 0x45;
+		buf[1] = dir->tos;
+		put_be16(buf + 2, (uint16_t)(WIRE_IP4_LEN + l4_len));
+		put_be16(buf + 4, dir->id);
+		buf[6] = 0x40; /* DF: path MTU discovery, RFC 1191 */
+		buf[8] = WIRE_TTL;
+		buf[9] = proto;
+		memcpy(buf + 12, dir->saddr + 12, 4);
+		memcpy(buf + 16, dir->daddr + 12, 4);
+		csum = (uint16_t)~csum_fold(csum_add(buf, WIRE_IP4_LEN, 0));
+		memcpy(buf + 10, &csum, 2);
+		return WIRE_IP4_LEN;
+	}
+	put_be32(buf, 6u << 28 | (uint32_t)dir->tos << 20);
+	put_be16(buf + 4, (uint16_t)l4_len);
+	buf[6] = proto;
+	buf[7] = WIRE_TTL;
+	memcpy(buf + 8, dir->saddr, 16);
+	memcpy(buf + 24, dir->daddr, 16);
+	return WIRE_IP6_LEN;
+}
+
+static void tcp_header(uint8_t *p, const struct wire_dir *dir, const struct wire_seg *seg)
+{
+	memcpy(p, &dir->sport_be, 2);
+	memcpy(p + 2, &dir->dport_be, 2);
+	put_be32(p + 4, seg->seq);
+	put_be32(p + 8, seg->ack);
+	p[12] = (uint8_t)((WIRE_TCP_LEN + seg->opt_len) / 4 << 4);
+	p[13] = seg->flags;
+	put_be16(p + 14, seg->wnd);
+	memset(p + 16, 0, 4);
+}
+
+uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
+		      uint32_t payload_len)
+{
+	uint32_t tcp_len = WIRE_TCP_LEN + seg->opt_len;
+	uint32_t ip_len = ip_header(buf, dir, WIRE_PROTO_TCP, tcp_len + payload_len);
+
+	tcp_header(buf + ip_len, dir, seg);
+	memcpy(buf + ip_len + WIRE_TCP_LEN, seg->opt, seg->opt_len);
+	return ip_len + tcp_len;
+}
+
+uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg, uint8_t type,
+			 uint8_t code)
+{
+	struct wire_dir back = *dir;
+	uint32_t ip_len = wire_ip_len(dir->family);
+	uint32_t icmp_len = 8 + ip_len + WIRE_TCP_LEN;
+	uint8_t *icmp = buf + ip_len;
+	uint64_t sum = 0;
+	uint16_t csum;
+
+	back.saddr = dir->daddr;
+	back.daddr = dir->saddr;
+	ip_header(buf, &back, dir->family == WIRE_AF_INET ? 1 : 58, icmp_len);
+	memset(icmp, 0, 8);
+	icmp[0] = type;
+	icmp[1] = code;
+	ip_header(icmp + 8, dir, WIRE_PROTO_TCP, WIRE_TCP_LEN);
+	tcp_header(icmp + 8 + ip_len, dir, seg);
+	icmp[8 + ip_len + 12] = WIRE_TCP_LEN / 4 << 4;
+	if (dir->family == WIRE_AF_INET6)
+		sum = pseudo_sum(WIRE_AF_INET6, back.saddr, back.daddr, icmp_len, 58);
+	csum = (uint16_t)~csum_fold(csum_add(icmp, icmp_len, sum));
+	memcpy(icmp + 2, &csum, 2);
+	return ip_len + icmp_len;
+}
+
+static uint8_t *opt_more(struct wire_seg *seg, uint8_t n)
+{
+	uint8_t *p = seg->opt + seg->opt_len;
+
+	seg->opt_len = (uint8_t)(seg->opt_len + n);
+	return p;
+}
+
+void wire_opt_mss(struct wire_seg *seg, uint16_t mss)
+{
+	uint8_t *p = opt_more(seg, 4);
+
+	p[0] = 2;
+	p[1] = 4;
+	put_be16(p + 2, mss);
+}
+
+void wire_opt_ts(struct wire_seg *seg, uint32_t tsval, uint32_t tsecr)
+{
+	uint8_t *p = opt_more(seg, 12);
+
+	put_be32(p, 0x0101080a);
+	put_be32(p + 4, tsval);
+	put_be32(p + 8, tsecr);
+}
+
+/* Linux's order, which middleboxes have seen most: SACK permitted and timestamps, NOP, window scale */
+void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr, bool ws,
+		       uint8_t wscale)
+{
+	uint8_t *p;
+
+	if (ts) {
+		wire_opt_ts(seg, tsval, tsecr);
+		if (sack)
+			put_be16(seg->opt + seg->opt_len - 12, 0x0402);
+	} else if (sack) {
+		put_be32(opt_more(seg, 4), 0x01010402);
+	}
+	if (ws) {
+		p = opt_more(seg, 4);
+		put_be32(p, 0x01030300u | wscale);
+	}
+}
+
+void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t n)
+{
+	uint8_t *p = opt_more(seg, (uint8_t)(4 + 8 * n));
+
+	put_be32(p, 0x01010500u | (2 + 8 * n));
+	for (uint32_t i = 0; i < n; i++) {
+		put_be32(p + 4 + 8 * i, sack[i].start);
+		put_be32(p + 8 + 8 * i, sack[i].end);
+	}
+}

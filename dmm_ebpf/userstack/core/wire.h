@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * wire.h: packets as bytes: IPv4, IPv6, TCP and ICMP errors, parsed and built, and the Internet checksum.
+ *
+ * Pure functions of their arguments. Every length is checked against what was received before a byte is read;
+ * what a parser leaves in struct pkt lies inside the packet.
+ *
+ * Refuses (WIRE_MALFORMED): fragments, IPv6 extension headers, anything but TCP and ICMP errors about TCP,
+ * addresses no connection can have (multicast, unspecified, broadcast), SYN with FIN or RST.
+ */
+#ifndef DMM_WIRE_H
+#define DMM_WIRE_H
+
+#include "api.h"
+#include "util.h"
+
+enum {
+	WIRE_AF_INET = 2,
+	WIRE_AF_INET6 = 10,
+	WIRE_PROTO_TCP = 6,
+	WIRE_IP4_LEN = 20,
+	WIRE_IP6_LEN = 40,
+	WIRE_TCP_LEN = 20,
+	WIRE_TCP_OPT_MAX = 40,
+	WIRE_CSUM_OFFSET = 16, /* of the checksum in the TCP header */
+	WIRE_MAX_SACK = 4,
+	WIRE_TTL = 64,
+};
+
+enum tcp_flag {
+	TH_FIN = 0x01,
+	TH_SYN = 0x02,
+	TH_RST = 0x04,
+	TH_PSH = 0x08,
+	TH_ACK = 0x10,
+	TH_URG = 0x20,
+};
+
+enum wire_result {
+	WIRE_TCP,	/* pkt is filled, addresses as on the wire */
+	WIRE_ICMP,	/* an ICMP error; pkt->icmp and the quoted packet's key and seq are filled */
+	WIRE_MALFORMED,
+	WIRE_BAD_CSUM,
+};
+
+/* ICMP errors in one vocabulary for both families */
+enum icmp_kind {
+	ICMP_KIND_UNREACH, /* destination unreachable */
+	ICMP_KIND_TOO_BIG, /* fragmentation needed, packet too big */
+	ICMP_KIND_TIME,	   /* time exceeded */
+};
+
+struct wire_sack {
+	uint32_t start;
+	uint32_t end;
+};
+
+struct pkt {
+	const uint8_t *payload;
+	uint32_t payload_len;
+	uint8_t saddr[16]; /* IPv4 as ::ffff:a.b.c.d */
+	uint8_t daddr[16];
+	uint16_t sport_be;
+	uint16_t dport_be;
+	uint8_t family;
+	uint8_t tos;
+	uint8_t flags; /* enum tcp_flag */
+	uint8_t n_sack;
+	uint32_t seq;
+	uint32_t ack;
+	uint16_t wnd; /* as on the wire, unscaled */
+	uint16_t mss; /* 0: no such option */
+	uint8_t wscale;
+	bool has_wscale;
+	bool has_ts;
+	bool has_sack_perm;
+	uint32_t tsval;
+	uint32_t tsecr;
+	struct wire_sack sack[WIRE_MAX_SACK];
+	/* WIRE_ICMP only: seq, addresses and ports above are the quoted packet's */
+	enum icmp_kind icmp;
+	uint8_t icmp_type;
+	uint8_t icmp_code;
+	uint32_t icmp_mtu; /* 0: not told */
+};
+
+/* check_csum: verify the TCP checksum too; IPv4 header and ICMP checksums are always verified */
+enum wire_result wire_parse(const uint8_t *p, uint32_t len, bool check_csum, struct pkt *pkt);
+
+/* What a TCP segment says, for building */
+struct wire_seg {
+	uint32_t seq;
+	uint32_t ack;
+	uint16_t wnd;
+	uint8_t flags;
+	uint8_t opt_len; /* multiple of 4 */
+	uint8_t opt[WIRE_TCP_OPT_MAX];
+};
+
+/* One direction of a connection: what goes into the IP header and the ports */
+struct wire_dir {
+	const uint8_t *saddr;
+	const uint8_t *daddr;
+	uint16_t sport_be;
+	uint16_t dport_be;
+	uint16_t id; /* IPv4 identification */
+	uint8_t family;
+	uint8_t tos;
+};
+
+static inline uint32_t wire_ip_len(uint8_t family)
+{
+	return family == WIRE_AF_INET ? WIRE_IP4_LEN : WIRE_IP6_LEN;
+}
+
+/*
+ * Writes IP and TCP headers for payload_len bytes that follow. The TCP checksum field is 0; wire_csum_full() or
+ * wire_csum_partial() fills it when the payload is there. Returns the length of both headers.
+ */
+uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
+		      uint32_t payload_len);
+
+/* payload_sum: unfolded sum of the payload's bytes */
+void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len,
+		    uint64_t payload_sum);
+
+/* CHECKSUM_PARTIAL: the field holds the folded pseudo-header sum, not complemented (virtio-net) */
+void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len);
+
+/*
+ * An ICMP or ICMPv6 error from dir->daddr to dir->saddr that quotes the headers of the segment (dir, seg).
+ * Returns the packet's length, at most WIRE_ICMP_MAX.
+ */
+enum { WIRE_ICMP_MAX = WIRE_IP6_LEN + 8 + WIRE_IP6_LEN + WIRE_TCP_LEN };
+uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg, uint8_t type,
+			 uint8_t code);
+
+/* Option writers; each returns the new length of seg->opt */
+void wire_opt_mss(struct wire_seg *seg, uint16_t mss);
+void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr, bool ws,
+		       uint8_t wscale);
+void wire_opt_ts(struct wire_seg *seg, uint32_t tsval, uint32_t tsecr);
+void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t n);
+
+/* Internet checksum over native 64-bit words: unfolded sums are added, folded at the end (RFC 1071) */
+uint64_t csum_add(const void *data, size_t len, uint64_t sum);
+/* memcpy and csum_add in one pass */
+uint64_t csum_copy(void *dst, const void *src, size_t len);
+
+static inline uint16_t csum_fold(uint64_t s)
+{
+	s = (s >> 32) + (s & 0xffffffffu);
+	s = (s >> 32) + (s & 0xffffffffu);
+	s = (s >> 16) + (s & 0xffffu);
+	s = (s >> 16) + (s & 0xffffu);
+	return (uint16_t)((s >> 16) + (s & 0xffffu));
+}
+
+#endif /* DMM_WIRE_H */
