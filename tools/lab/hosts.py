@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import itertools
 import json
 import os
@@ -315,7 +316,7 @@ class Lab:
                 f"02:dd:00:00:{number:02x}:{end:02x}",
                 # RFC 2544 and RFC 3849: for benchmarks and documentation, so that no real network is hidden.
                 f"198.18.{number}.{end}",
-                f"2001:db8:{number:x}::{end}",
+                str(ipaddress.IPv6Address(f"2001:db8:{number:x}::{end}")),
             )
             for end, host in ((1, a), (2, b))
         )

@@ -80,9 +80,22 @@ def random_file(path: Path, size_bytes: int, seed: int = 1) -> str:
     return digest.hexdigest()
 
 
+def _sockets_of(pid: int) -> set[str]:
+    """Inode numbers of the sockets that a process has open."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(entry.readlink())
+                if target.startswith("socket:["):
+                    found.add(target[8:-1])
+    return found
+
+
 def is_listening(pid: int, port: int) -> bool:
-    """Whether any TCP socket in the process's network namespace listens on the port."""
+    """Whether the process itself has a TCP socket that listens on the port."""
     wanted = f"{port:04X}"
+    own = _sockets_of(pid)
     for family in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/{pid}/net/{family}").read_text().splitlines()[1:]
@@ -90,7 +103,8 @@ def is_listening(pid: int, port: int) -> bool:
             continue
         for line in lines:
             words = line.split()
-            if words[3] == TCP_LISTEN and words[1].rpartition(":")[2] == wanted:
+            is_wanted = words[3] == TCP_LISTEN and words[1].rpartition(":")[2] == wanted
+            if is_wanted and words[9] in own:
                 return True
     return False
 
