@@ -194,8 +194,8 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
         return NotAttachedError(
             what,
             why="its Resource Director is not running",
-            hint=f"dmm-ebpf attach --instance {instance} takes over what it left, dmm-ebpf detach "
-            f"--instance {instance} removes it",
+            hint="attach the instance again to take over what it left, "
+            f"or remove that with dmm-ebpf detach --instance {instance}",
         )
     if isinstance(exc, TimeoutError):
         return _silent(what, instance)
