@@ -274,7 +274,9 @@ def test_a_stale_socket(run_root: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(run_root / "old" / "rd.sock"))
     listener.close()
-    with pytest.raises(NotAttachedError, match="its Resource Director is not running; attach the instance again"):
+    with pytest.raises(
+        NotAttachedError, match="its Resource Director is not running; attach the instance again"
+    ):
         client.Client("old").call("status")
 
 
