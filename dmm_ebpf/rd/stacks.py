@@ -254,9 +254,9 @@ class StackManager:
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
             congestion=config.congestion,
-            sndbuf_bytes=config.sndbuf_bytes,
-            rcvbuf_bytes=config.rcvbuf_bytes,
-            memory_bytes=config.memory_bytes,
+            sndbuf_bytes=config.sndbuf_bytes or 0,
+            rcvbuf_bytes=config.rcvbuf_bytes or 0,
+            memory_bytes=config.memory_bytes or 0,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
         )
