@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,33 +136,6 @@ def test_server_that_cannot_start_says_why(lab: Lab, tmp_path: Path) -> None:
     redis_server(a, tmp_path / "one")
     with pytest.raises(DmmError, match=r"cannot start redis-server on a: .*in use"):
         redis_server(a, tmp_path / "two")
-
-
-XDP_PASS = """
-__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }
-char LICENSE[] __attribute__((section("license"), used)) = "GPL";
-"""
-
-
-@pytest.mark.parametrize("kind", ["wan", "wire"])
-def test_hosts_may_attach_native_xdp(
-    lab: Lab, tmp_path: Path, payload: Callable[[int], tuple[Path, str]], kind: str
-) -> None:
-    a, b = lab.host("client"), lab.host("server")
-    link = lab.wan(a, b, rate="200mbit", delay="2ms") if kind == "wan" else lab.wire(a, b)
-    source, program = tmp_path / "pass.c", tmp_path / "pass.o"
-    source.write_text(XDP_PASS)
-    subprocess.run(["clang-14", "-O2", "-g", "-target", "bpf", "-c", source, "-o", program], check=True)
-    path, sha256 = payload(4_000_000)
-    server = nginx(b, path.parent, tmp_path / "nginx")
-    for host in (a, b):
-        host.ip(f"link set dev eth0 xdpdrv obj {program} sec xdp")
-        assert " xdp " in host.run(["ip", "link", "show", "eth0"]).stdout
-        for ipv6 in (False, True):
-            fetched = curl_fetch(a, server.url(path.name, ipv6=ipv6))
-            assert (fetched.exit_code, fetched.sha256) == (0, sha256)
-    if kind == "wan":
-        assert link.stats().own_drops == 0
 
 
 def test_command_line_from_up_to_down(no_leaks: None) -> None:

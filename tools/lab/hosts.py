@@ -205,16 +205,24 @@ class Lab:
         self.links: list[WanLink | Wire] = []
         self._wan: Host | None = None
         self._closed = False
+        self._claim()
+
+    def _claim(self) -> None:
+        """Makes the state directory, complete from its first moment: clean() in another process may look at any."""
         STATE_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        draft = STATE_DIR / f".{self.name}.{os.getpid()}"
+        draft.mkdir(mode=0o700)
+        owner = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+        (draft / "lab.json").write_text(json.dumps(owner))
         try:
-            self.state.mkdir(mode=0o700)
-        except FileExistsError:
+            draft.rename(self.state)
+        except OSError:
+            shutil.rmtree(draft)
             raise ConflictError(
                 f"make the laboratory {self.name}",
                 why="one with that name is there",
                 hint=f"end it with `wanlab down --name {self.name}`",
             ) from None
-        self._save()
 
     def __enter__(self) -> Self:
         return self
@@ -380,15 +388,6 @@ class Lab:
             raise DmmError("start the link emulator", why=why or "it said nothing for 10 s")
         return process
 
-    def _save(self) -> None:
-        state = {
-            "pid": os.getpid(),
-            "start_time": start_time(os.getpid()),
-        }
-        partial = self.state / "lab.json.new"
-        partial.write_text(json.dumps(state))
-        partial.rename(self.state / "lab.json")
-
 
 def _pids_of(lab: str, namespaces: list[str]) -> set[int]:
     """Processes in the Lab's namespaces, or with its mark in their environment, this one excepted."""
@@ -425,7 +424,7 @@ def owner_of(lab: str) -> int | None:
 
 def labs() -> list[str]:
     """Every Lab of which there is a trace, live or not."""
-    found = {p.name for p in STATE_DIR.iterdir()} if STATE_DIR.exists() else set()
+    found = {p.name for p in STATE_DIR.glob("[!.]*")} if STATE_DIR.exists() else set()
     if NETNS_DIR.exists():
         for path in NETNS_DIR.glob(f"{NETNS_PREFIX}*"):
             found.add(path.name.removeprefix(NETNS_PREFIX).rpartition("-")[0])
