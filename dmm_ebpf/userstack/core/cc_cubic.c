@@ -2,8 +2,9 @@
 /*
  * cc_cubic.c: CUBIC (RFC 9438).
  *
- * Window-limited, never paced. Windows in bytes, time in seconds, so C keeps the RFC's value with windows counted in
- * segments. Growth needs a full window: a sender that the application or the peer's window limits learns nothing.
+ * Window-limited, never paced. Windows in bytes, time in seconds, so C keeps the RFC's value with windows
+ * counted in segments. Growth needs a full window: a sender that the application or the peer's window limits
+ * learns nothing.
  */
 #include "cc.h"
 #include "util.h"
@@ -16,9 +17,9 @@ struct cubic {
 	uint64_t epoch_ns; /* start of the congestion avoidance stage; 0: none */
 	double w_max;	   /* segments */
 	double k_s;
-	double cwnd_epoch; /* segments, when the epoch began */
-	double w_est;	   /* what Reno would have, segments */
-	double cwnd_frac;  /* bytes of growth not yet added */
+	double cwnd_epoch;  /* segments, when the epoch began */
+	double w_est;	    /* what Reno would have, segments */
+	double cwnd_frac;   /* bytes of growth not yet added */
 	uint64_t after_rto; /* recovery after a timeout slow-starts */
 } __attribute__((may_alias));
 

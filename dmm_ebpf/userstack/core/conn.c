@@ -2,10 +2,12 @@
 /*
  * conn.c: the table of connections: create, find, free, and the queue of actions.
  *
- * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good until the API call
- * ends, because conn_kill() only marks it. A handle names one connection: a reused slot gets another generation.
+ * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good until the
+ * API call ends, because conn_kill() only marks it. A handle names one connection: a reused slot gets another
+ * generation.
  *
- * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when buffers are nearly full.
+ * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when buffers are
+ * nearly full.
  */
 #include "core.h"
 
@@ -195,7 +197,8 @@ uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uin
 	uint64_t key[2] = {h, leg};
 	uint32_t isn = (uint32_t)siphash(core->isn_secret, key, 2) + (uint32_t)(now_ns >> 12);
 
-	/* in front of what the previous connection with these names may have left in the network (RFC 6191) */
+	/* in front of what the previous connection with these names may have left in the network (RFC 6191)
+	 */
 	if (leg == DMM_LEG_OUTER && c->has_isn_floor && (int32_t)(isn - c->isn_floor) <= 0)
 		isn = c->isn_floor + 65536;
 	return isn;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the ready lists. */
+/* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the ready lists.
+ */
 #include "core.h"
 
 #include <stdlib.h>
@@ -41,7 +42,8 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 	core->cfg = *config;
 	config_defaults(&core->cfg);
 	core->cc_ops = cc_find(core->cfg.congestion[0] ? core->cfg.congestion : "cubic");
-	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 || !conn_table_init(core)) {
+	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 ||
+	    !conn_table_init(core)) {
 		conn_table_deinit(core);
 		free(core);
 		return NULL;
@@ -93,7 +95,8 @@ static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pk
 	if (outer->state != TCP_TIME_WAIT || (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT))
 		return false;
 	if (leg == DMM_LEG_INNER)
-		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones */
+		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones
+			      */
 	if ((outer->flags & TF_TS) && pkt->has_ts && (int32_t)(pkt->tsval - outer->ts_recent) > 0)
 		return true;
 	return (int32_t)(pkt->seq - outer->irs - (uint32_t)outer->rcv_nxt) > 0;
@@ -175,8 +178,8 @@ static uint32_t output_ready(struct dmm_core *core, uint32_t leg, uint8_t *buf, 
 	return 0;
 }
 
-uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-			 uint64_t now_ns)
+uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
+			 struct dmm_tx_meta *meta, uint64_t now_ns)
 {
 	uint32_t n;
 

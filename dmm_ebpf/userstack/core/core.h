@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.h: the core's own view of itself: struct dmm_core, struct conn, and what the files of the core call of each
- * other. Nothing outside core/ includes it, except tests that look inside.
+ * core.h: the core's own view of itself: struct dmm_core, struct conn, and what the files of the core call of
+ * each other. Nothing outside core/ includes it, except tests that look inside.
  *
- * A conn has two legs. leg[DMM_LEG_INNER] faces the host's kernel, leg[DMM_LEG_OUTER] the path. Both are struct tcb
- * and run the same engine (tcp_*.c); relay.c says what an event on one leg means for the other.
+ * A conn has two legs. leg[DMM_LEG_INNER] faces the host's kernel, leg[DMM_LEG_OUTER] the path. Both are
+ * struct tcb and run the same engine (tcp_*.c); relay.c says what an event on one leg means for the other.
  */
 #ifndef DMM_CORE_H
 #define DMM_CORE_H
@@ -30,13 +30,14 @@ struct conn {
 	uint32_t hash_next; /* slot + 1 of the next in the bucket; 0: none */
 	uint32_t live_pos;
 	uint32_t path;
-	uint16_t mtu; /* of the outer path */
+	uint16_t mtu;  /* of the outer path */
 	uint8_t phase; /* enum conn_phase */
 	uint8_t passive;
 	uint8_t owned; /* OWN was said, DISOWN is due */
 	uint8_t tos;   /* DSCP of the app's packets, carried to the outer leg */
 	uint16_t error;
-	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ... */
+	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ...
+			     */
 	bool has_isn_floor; /* ... that this one replaces */
 	struct list link;   /* reap or time_wait list */
 	struct tcb leg[2];
@@ -49,7 +50,8 @@ enum {
 	HANDLE_SLOT_BITS = 24,
 };
 
-/* Packets with no connection behind them, or that must not wait: RST, ICMP, one ACK per out-of-order segment */
+/* Packets with no connection behind them, or that must not wait: RST, ICMP, one ACK per out-of-order segment
+ */
 struct ctl_queue {
 	uint32_t head;
 	uint32_t count;

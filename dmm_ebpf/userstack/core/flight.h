@@ -2,13 +2,14 @@
 /*
  * flight.h: the segments of one leg that are sent and not yet acknowledged: the SACK scoreboard.
  *
- * A ring in sequence order (binary search), and through it two doubly linked lists: tx, the segments thought to be in
- * the network, ordered by the time of their last transmission (what RACK walks, O(1) per segment that leaves), and
- * lost, those waiting for retransmission. A SACKed segment is on neither and knows where the run of SACKed segments
- * that it belongs to goes on, so no segment is looked at twice however large the runs are.
+ * A ring in sequence order (binary search), and through it two doubly linked lists: tx, the segments thought
+ * to be in the network, ordered by the time of their last transmission (what RACK walks, O(1) per segment
+ * that leaves), and lost, those waiting for retransmission. A SACKed segment is on neither and knows where
+ * the run of SACKed segments that it belongs to goes on, so no segment is looked at twice however large the
+ * runs are.
  *
- * Invariants: segments touch and cover [snd_una, snd_nxt); inflight_bytes is the sum over tx, lost_bytes over lost.
- * The whole object exists only while something is in flight.
+ * Invariants: segments touch and cover [snd_una, snd_nxt); inflight_bytes is the sum over tx, lost_bytes over
+ * lost. The whole object exists only while something is in flight.
  */
 #ifndef DMM_FLIGHT_H
 #define DMM_FLIGHT_H
@@ -37,7 +38,7 @@ struct seg {
 	uint64_t delivered_bytes;
 	uint64_t lost_total_bytes;
 	uint32_t tx_inflight_bytes;
-	uint32_t len; /* in sequence numbers */
+	uint32_t len;  /* in sequence numbers */
 	uint32_t prev; /* neighbours on the tx or lost list */
 	uint32_t next;
 	uint32_t skip; /* SACKed: an index behind this one up to which all is SACKed */
@@ -52,7 +53,7 @@ struct seg_list {
 
 struct flight {
 	struct seg *ring;
-	uint32_t cap; /* power of two */
+	uint32_t cap;  /* power of two */
 	uint32_t head; /* index of the oldest */
 	uint32_t count;
 	struct seg_list tx;
@@ -119,7 +120,8 @@ void flight_resend(struct flight *fl, uint32_t idx);
 /* Forgets all SACK marks: the receiver has reneged (RFC 2018 section 8) */
 void flight_renege(struct flight *fl);
 
-/* Cuts every segment into pieces of at most max sequence numbers (the path MTU fell). false: no memory, unchanged. */
+/* Cuts every segment into pieces of at most max sequence numbers (the path MTU fell). false: no memory,
+ * unchanged. */
 bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max);
 
 #endif /* DMM_FLIGHT_H */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mem.c: see mem.h. Free objects are poisoned under AddressSanitizer, so a use after free is found in pools too. */
+/* mem.c: see mem.h. Free objects are poisoned under AddressSanitizer, so a use after free is found in pools
+ * too. */
 #include "mem.h"
 
 #include <stdlib.h>

@@ -2,9 +2,9 @@
 /*
  * mem.h: the core's memory.
  *
- * Owns every object of a core below 64 KiB. Objects come from power-of-two classes cut out of slabs, so the packet
- * path never calls malloc; larger arrays (they double when they grow) come from malloc. Slabs go back to the system
- * only with mem_deinit(). Payload chunks are counted against a limit, nothing else is.
+ * Owns every object of a core below 64 KiB. Objects come from power-of-two classes cut out of slabs, so the
+ * packet path never calls malloc; larger arrays (they double when they grow) come from malloc. Slabs go back
+ * to the system only with mem_deinit(). Payload chunks are counted against a limit, nothing else is.
  *
  * Refuses: a chunk beyond the limit; the caller drops the segment and the sender's window does the rest.
  */
@@ -14,9 +14,9 @@
 #include "util.h"
 
 enum {
-	MEM_CHUNK_BYTES = 4096,	   /* of payload */
-	MEM_MIN_SHIFT = 6,	   /* 64 bytes */
-	MEM_MAX_SHIFT = 16,	   /* 64 KiB */
+	MEM_CHUNK_BYTES = 4096, /* of payload */
+	MEM_MIN_SHIFT = 6,	/* 64 bytes */
+	MEM_MAX_SHIFT = 16,	/* 64 KiB */
 	MEM_SLAB_BYTES = 256 * 1024,
 };
 
@@ -37,8 +37,8 @@ void *mem_alloc(struct mem *m, size_t size);
 void mem_free(struct mem *m, void *p, size_t size);
 
 /*
- * A payload chunk of MEM_CHUNK_BYTES. reserve: bytes of the limit this caller must leave for others (out-of-order
- * data may not take what in-order data needs to make progress). NULL: at the limit.
+ * A payload chunk of MEM_CHUNK_BYTES. reserve: bytes of the limit this caller must leave for others
+ * (out-of-order data may not take what in-order data needs to make progress). NULL: at the limit.
  */
 void *mem_chunk_get(struct mem *m, uint64_t reserve);
 void mem_chunk_put(struct mem *m, void *chunk);

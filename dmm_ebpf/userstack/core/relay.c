@@ -2,14 +2,15 @@
 /*
  * relay.c: what an event on one leg means for the other.
  *
- * Active open (the app connects): the app's SYN is kept unanswered (TF_HOLD) until the outer handshake is done, so
- * connect() means what it says; a refusal becomes a RST to the app's kernel, an ICMP error an ICMP error, silence
- * silence. Passive open (the remote peer connects): the peer's SYN is kept until the kernel has answered ours, and our
- * ACK to the kernel until the peer's handshake is done, so accept() returns neither early nor for a port scan.
+ * Active open (the app connects): the app's SYN is kept unanswered (TF_HOLD) until the outer handshake is
+ * done, so connect() means what it says; a refusal becomes a RST to the app's kernel, an ICMP error an ICMP
+ * error, silence silence. Passive open (the remote peer connects): the peer's SYN is kept until the kernel
+ * has answered ours, and our ACK to the kernel until the peer's handshake is done, so accept() returns
+ * neither early nor for a port scan.
  *
- * Invariants: a connection ends when both legs have; a RST on one leg ends the other at once, except that bytes
- * which the kernel's window takes are delivered before its RST. FIN and data need nothing here: a FIN only says
- * that the other leg's send stream ends (tcp_in.c).
+ * Invariants: a connection ends when both legs have; a RST on one leg ends the other at once, except that
+ * bytes which the kernel's window takes are delivered before its RST. FIN and data need nothing here: a FIN
+ * only says that the other leg's send stream ends (tcp_in.c).
  */
 #include "core.h"
 
@@ -301,7 +302,9 @@ static void too_big(struct dmm_core *core, struct conn *c, uint32_t mtu)
 static uint32_t icmp_errno(const struct pkt *pkt)
 {
 	if (pkt->family == WIRE_AF_INET)
-		return pkt->icmp_code == 0 ? ERR_NETUNREACH : pkt->icmp_code == 3 ? ERR_REFUSED : ERR_HOSTUNREACH;
+		return pkt->icmp_code == 0   ? ERR_NETUNREACH
+		       : pkt->icmp_code == 3 ? ERR_REFUSED
+					     : ERR_HOSTUNREACH;
 	return pkt->icmp_code == 0 ? ERR_NETUNREACH : pkt->icmp_code == 4 ? ERR_REFUSED : ERR_HOSTUNREACH;
 }
 

@@ -2,11 +2,12 @@
 /*
  * tcp.h: one end of a TCP connection (RFC 9293), the same engine for both legs.
  *
- * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the FIN
- * follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send buffer (snd) is
- * the other leg's receive buffer: in-order bytes are put there as they arrive, the receive window is the room
- * left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is sent by pushing: whatever gives
- * a leg something to send marks it ready (tcp_ready) and tcp_output() makes one packet when it is pulled.
+ * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the
+ * FIN follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send
+ * buffer (snd) is the other leg's receive buffer: in-order bytes are put there as they arrive, the receive
+ * window is the room left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is
+ * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
+ * one packet when it is pulled.
  *
  * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
@@ -14,8 +15,8 @@
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_timer.c  deadlines
  *
- * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was advertised
- * (rcv_adv) never moves back; a state changes only in tcp_set_state().
+ * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
+ * advertised (rcv_adv) never moves back; a state changes only in tcp_set_state().
  */
 #ifndef DMM_TCP_H
 #define DMM_TCP_H
@@ -65,12 +66,13 @@ enum {
 	TCP_MAX_WSCALE = 14,
 	TCP_DUP_THRESH = 3,
 	TCP_HOLD_S = 150, /* longer than any kernel goes on with a SYN */
-	TCP_NOTSENT_MIN_BYTES = 256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
+	TCP_NOTSENT_MIN_BYTES =
+		256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
 };
 
 enum tcb_flag {
 	TF_ACK_NOW = 1 << 0,
-	TF_HOLD = 1 << 1, /* the handshake waits for the other leg: send nothing */
+	TF_HOLD = 1 << 1,    /* the handshake waits for the other leg: send nothing */
 	TF_SYN_DUE = 1 << 2, /* (re)send the SYN or SYN-ACK */
 	TF_RST_DUE = 1 << 3,
 	TF_PROBE_DUE = 1 << 4, /* keep-alive or zero-window probe */
@@ -83,10 +85,10 @@ enum tcb_flag {
 	TF_RECOVERY = 1 << 11,
 	TF_FORCE_RTX = 1 << 12, /* the first retransmission of a recovery goes whatever cwnd says */
 	TF_TLP_DUE = 1 << 13,
-	TF_PUSH_ANY = 1 << 14, /* the persist timer fired: send however small the window is */
-	TF_REORD = 1 << 15,    /* RACK: reordering was seen on this path */
-	TF_SYN_RTX = 1 << 16,  /* the SYN was sent more than once: no RTT sample from it (Karn) */
-	TF_RST_BARE = 1 << 17, /* the RST carries no ACK: nothing was received yet */
+	TF_PUSH_ANY = 1 << 14,	/* the persist timer fired: send however small the window is */
+	TF_REORD = 1 << 15,	/* RACK: reordering was seen on this path */
+	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
+	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
 	TF_DATA_SENT = 1 << 18, /* an ACK of ours can ride on data */
 	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
 	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
@@ -106,8 +108,8 @@ enum rtx_mode {
 struct tcb {
 	struct list ready;
 	struct wheel_node timer;
-	struct flight *fl;   /* NULL: nothing in flight */
-	struct ranges *ooo;  /* NULL: nothing out of order */
+	struct flight *fl;  /* NULL: nothing in flight */
+	struct ranges *ooo; /* NULL: nothing out of order */
 	struct stream snd;
 	uint64_t snd_una;
 	uint64_t snd_nxt;
@@ -116,7 +118,7 @@ struct tcb {
 	uint64_t rcv_nxt;
 	uint64_t rcv_adv; /* right edge of the advertised window */
 	uint64_t last_ack_sent;
-	uint64_t rcv_fin; /* sequence number of the peer's FIN; 0: not seen */
+	uint64_t rcv_fin;     /* sequence number of the peer's FIN; 0: not seen */
 	uint64_t dsack_start; /* a duplicate to report (RFC 2883), if dsack_end != 0 */
 	uint64_t dsack_end;
 	uint64_t rtx_ns; /* deadlines; NEVER: none */
@@ -135,8 +137,8 @@ struct tcb {
 	uint32_t ts_recent_s; /* when ts_recent was set */
 	uint32_t ts_offset;
 	uint32_t unacked_segs; /* received since the last ACK was sent */
-	uint16_t mss;	   /* payload bytes per packet, timestamps taken off */
-	uint16_t peer_mss; /* the peer's option, or the default */
+	uint16_t mss;	       /* payload bytes per packet, timestamps taken off */
+	uint16_t peer_mss;     /* the peer's option, or the default */
 	uint8_t leg;
 	uint8_t state; /* enum tcp_state */
 	uint8_t rtx_mode;
@@ -211,8 +213,8 @@ bool tcp_tlp_allowed(const struct tcb *t);
 /* tcp_out.c */
 void tcp_ready(struct dmm_core *core, struct tcb *t);
 void tcp_unready(struct tcb *t);
-uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-		    uint64_t now_ns);
+uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+		    struct dmm_tx_meta *meta, uint64_t now_ns);
 /* Announces a window that has grown enough */
 void tcp_window_opened(struct dmm_core *core, struct tcb *t);
 /* Queues a pure ACK as it is now, apart from what the ready list does */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_ack.c: what an acknowledgment tells: how far the peer is, what it holds beyond (SACK, RFC 2018 and 6675), its
- * window, the round-trip time (RFC 6298), the delivery rate (draft-ietf-ccwg-bbr, delivery rate samples).
+ * tcp_ack.c: what an acknowledgment tells: how far the peer is, what it holds beyond (SACK, RFC 2018 and
+ * 6675), its window, the round-trip time (RFC 6298), the delivery rate (draft-ietf-ccwg-bbr, delivery rate
+ * samples).
  *
- * Refuses: an ACK of what was never sent; one older than the largest window (RFC 5961 section 5.2); SACK blocks outside
- * what is in flight.
+ * Refuses: an ACK of what was never sent; one older than the largest window (RFC 5961 section 5.2); SACK
+ * blocks outside what is in flight.
  */
 #include "core.h"
 
@@ -33,7 +34,8 @@ static void min_rtt_update(struct outer *o, uint64_t rtt_ns, uint64_t now_ns)
 {
 	if (now_ns >= o->min_rtt_turn_ns) {
 		/* a window in which nothing was measured leaves no minimum to keep */
-		o->min_rtt_prev_ns = now_ns < o->min_rtt_turn_ns + MIN_RTT_WINDOW_NS ? o->min_rtt_cur_ns : NEVER;
+		o->min_rtt_prev_ns =
+			now_ns < o->min_rtt_turn_ns + MIN_RTT_WINDOW_NS ? o->min_rtt_cur_ns : NEVER;
 		o->min_rtt_cur_ns = NEVER;
 		o->min_rtt_turn_ns = now_ns + MIN_RTT_WINDOW_NS;
 	}
@@ -121,7 +123,8 @@ static void sack_block(struct tcb *t, struct ack_ctx *ctx, uint64_t start, uint6
 	}
 }
 
-static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *pkt, int64_t ack, uint64_t now_ns)
+static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *pkt, int64_t ack,
+			 uint64_t now_ns)
 {
 	for (uint32_t i = 0; i < pkt->n_sack; i++) {
 		int64_t start = snd_unwrap(t, pkt->sack[i].start), end = snd_unwrap(t, pkt->sack[i].end);
@@ -137,7 +140,8 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 	}
 }
 
-static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t ack, uint64_t now_ns)
+static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t ack,
+		       uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	struct tcb *peer = tcb_peer(t);
@@ -170,12 +174,12 @@ static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx
 	tcp_window_opened(core, peer);
 }
 
-static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t ack)
+static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq,
+			  uint64_t ack)
 {
 	uint32_t wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 
-	if (ack <= t->snd_una && seq <= t->snd_wl1 &&
-	    !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
+	if (ack <= t->snd_una && seq <= t->snd_wl1 && !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
 		return;
 	if (wnd > t->snd_wnd || ack > t->snd_una)
 		tcp_ready(core, t);

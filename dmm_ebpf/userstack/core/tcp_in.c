@@ -2,8 +2,8 @@
 /*
  * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): handshake, acceptability, RST, SYN, payload, FIN.
  *
- * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961 say to
- * refuse; each refusal is counted, and answered where they say so.
+ * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961
+ * say to refuse; each refusal is counted, and answered where they say so.
  */
 #include "core.h"
 
@@ -271,7 +271,8 @@ static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		tcp_enter_time_wait(core, t, now_ns);
 }
 
-/* RFC 5681 section 4.2; the inner leg's peer may hold small writes back until an ACK comes (Nagle), so at once there */
+/* RFC 5681 section 4.2; the inner leg's peer may hold small writes back until an ACK comes (Nagle), so at
+ * once there */
 static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint64_t now_ns)
 {
 	t->unacked_segs++;
@@ -291,7 +292,8 @@ static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, 
 	bool hole = t->ooo;
 
 	if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
-		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8) */
+		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8)
+		 */
 		stream_cut(&core->mem, st, st->tail + len);
 		ooo_release(core, t);
 		if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
@@ -310,8 +312,8 @@ static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, 
 	tcp_ready(core, peer);
 }
 
-static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, const uint8_t *data, uint32_t len,
-			 uint64_t now_ns)
+static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, const uint8_t *data,
+			 uint32_t len, uint64_t now_ns)
 {
 	struct stream *st = &tcb_peer(t)->snd;
 	uint64_t dup;
@@ -339,7 +341,8 @@ static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, c
 		set_dsack(t, (int64_t)start, (int64_t)(start + len));
 }
 
-static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		       uint64_t now_ns)
 {
 	const uint8_t *data = pkt->payload;
 	int64_t start = seq, end = seq + pkt->payload_len;

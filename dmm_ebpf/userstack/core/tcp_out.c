@@ -2,9 +2,9 @@
 /*
  * tcp_out.c: the next segment of a leg, made when it is pulled.
  *
- * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data obeys the peer's window,
- * on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO packet; its checksum
- * is left to the kernel.
+ * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data obeys the
+ * peer's window, on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO
+ * packet; its checksum is left to the kernel.
  */
 #include "core.h"
 
@@ -125,7 +125,8 @@ static uint32_t wire_ack(const struct tcb *t, uint64_t seq)
 static bool put_sack(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len)
 {
 	uint32_t used = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len + len;
-	uint32_t left = min_u32(WIRE_TCP_OPT_MAX - seg->opt_len, leg_mtu(core, t) - min_u32(used, leg_mtu(core, t)));
+	uint32_t left =
+		min_u32(WIRE_TCP_OPT_MAX - seg->opt_len, leg_mtu(core, t) - min_u32(used, leg_mtu(core, t)));
 	uint32_t max = left < 12 ? 0 : min_u32((left - 4) / 8, WIRE_MAX_SACK), n = 0;
 	struct wire_sack out[WIRE_MAX_SACK];
 	struct range r[WIRE_MAX_SACK];
@@ -232,8 +233,9 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ACK_NOW);
 	fill_seg(core, t, &seg, answer ? TH_SYN | TH_ACK : TH_SYN, 0, 0, now_ns);
 	wire_opt_mss(&seg, tcp_adv_mss(core, t));
-	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS), ts_now(t, now_ns),
-			  answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS), t->rcv_wscale);
+	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS),
+			  ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
+			  t->rcv_wscale);
 	if (!(t->flags & TF_SYN_RTX))
 		t->syn_ns = now_ns;
 	t->snd_nxt = 1;
@@ -387,7 +389,8 @@ static uint32_t max_payload(const struct dmm_core *core, const struct tcb *t, ui
 }
 
 /* How much new data to send now; *fin: the FIN goes with it */
-static uint32_t new_length(const struct dmm_core *core, const struct tcb *t, uint32_t cap, bool any, bool *fin)
+static uint32_t new_length(const struct dmm_core *core, const struct tcb *t, uint32_t cap, bool any,
+			   bool *fin)
 {
 	uint64_t unsent = unsent_bytes(t), edge = t->snd_una + t->snd_wnd;
 	uint64_t usable = edge > t->snd_nxt ? edge - t->snd_nxt : 0;
@@ -515,8 +518,8 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	return out_new(core, t, buf, cap, meta, len, fin, now_ns);
 }
 
-uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-		    uint64_t now_ns)
+uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+		    struct dmm_tx_meta *meta, uint64_t now_ns)
 {
 	uint32_t n;
 

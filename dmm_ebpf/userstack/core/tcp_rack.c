@@ -2,9 +2,9 @@
 /*
  * tcp_rack.c: loss detection by time (RACK-TLP, RFC 8985).
  *
- * A segment is lost when one sent later has arrived and the reordering window has passed since. The tx list of
- * struct flight is ordered by the last transmission, so retransmissions that were lost are found like first
- * transmissions, and each look stops at the first segment that is not old enough.
+ * A segment is lost when one sent later has arrived and the reordering window has passed since. The tx list
+ * of struct flight is ordered by the last transmission, so retransmissions that were lost are found like
+ * first transmissions, and each look stops at the first segment that is not old enough.
  */
 #include "core.h"
 

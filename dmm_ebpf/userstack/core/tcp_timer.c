@@ -2,9 +2,9 @@
 /*
  * tcp_timer.c: deadlines of a leg.
  *
- * One wheel node per leg serves all its deadlines. It is armed for the earliest that was ever asked for and moved
- * lazily: a deadline that moves later (the retransmission timer does so with each ACK) leaves the node alone, and
- * the node finds, when it fires, that nothing is due yet.
+ * One wheel node per leg serves all its deadlines. It is armed for the earliest that was ever asked for and
+ * moved lazily: a deadline that moves later (the retransmission timer does so with each ACK) leaves the node
+ * alone, and the node finds, when it fires, that nothing is due yet.
  */
 #include "core.h"
 
@@ -61,8 +61,8 @@ static uint32_t max_retries(const struct tcb *t)
 {
 	if (!tcb_is_outer(t))
 		return TCP_INNER_RETRIES;
-	return tcb_peer(t)->state == TCP_CLOSE || tcb_peer(t)->state == TCP_TIME_WAIT ? TCP_ORPHAN_RETRIES :
-											TCP_RETRIES;
+	return tcb_peer(t)->state == TCP_CLOSE || tcb_peer(t)->state == TCP_TIME_WAIT ? TCP_ORPHAN_RETRIES
+										      : TCP_RETRIES;
 }
 
 static void fire_syn(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
@@ -176,7 +176,8 @@ static void fire_rtx(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	}
 }
 
-/* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone without a word */
+/* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone without a
+ * word */
 static void fire_keepalive(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
 	bool half = !tcb_is_outer(t) && t->state == TCP_CLOSE_WAIT;

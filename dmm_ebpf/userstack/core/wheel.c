@@ -2,8 +2,8 @@
 /*
  * wheel.c: see wheel.h.
  *
- * A node sits at the level of the highest bit in which its tick differs in distance from now; on levels above the
- * first it sits one slot early, so that it is moved down before it is due.
+ * A node sits at the level of the highest bit in which its tick differs in distance from now; on levels above
+ * the first it sits one slot early, so that it is moved down before it is due.
  */
 #include "wheel.h"
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wire.c: see wire.h. Sums are taken over native words: one's complement does not mind byte order (RFC 1071). */
+/* wire.c: see wire.h. Sums are taken over native words: one's complement does not mind byte order (RFC 1071).
+ */
 #include "wire.h"
 
 static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
@@ -296,7 +297,8 @@ static enum wire_result parse_ip6(const uint8_t *p, uint32_t len, bool check_csu
 	memcpy(pkt->saddr, p + 8, 16);
 	memcpy(pkt->daddr, p + 24, 16);
 	if (!memcmp(pkt->saddr, v4_mapped, 12) || !memcmp(pkt->daddr, v4_mapped, 12))
-		return WIRE_MALFORMED; /* would be taken for an IPv4 connection (RFC 4291: never on the wire) */
+		return WIRE_MALFORMED; /* would be taken for an IPv4 connection (RFC 4291: never on the wire)
+					*/
 	if (p[6] == WIRE_PROTO_TCP)
 		return parse_tcp(p + WIRE_IP6_LEN, plen, check_csum, pkt);
 	if (p[6] == 58)

@@ -37,8 +37,8 @@ enum tcp_flag {
 };
 
 enum wire_result {
-	WIRE_TCP,	/* pkt is filled, addresses as on the wire */
-	WIRE_ICMP,	/* an ICMP error; pkt->icmp and the quoted packet's key and seq are filled */
+	WIRE_TCP,  /* pkt is filled, addresses as on the wire */
+	WIRE_ICMP, /* an ICMP error; pkt->icmp and the quoted packet's key and seq are filled */
 	WIRE_MALFORMED,
 	WIRE_BAD_CSUM,
 };
@@ -114,8 +114,8 @@ static inline uint32_t wire_ip_len(uint8_t family)
 }
 
 /*
- * Writes IP and TCP headers for payload_len bytes that follow. The TCP checksum field is 0; wire_csum_full() or
- * wire_csum_partial() fills it when the payload is there. Returns the length of both headers.
+ * Writes IP and TCP headers for payload_len bytes that follow. The TCP checksum field is 0; wire_csum_full()
+ * or wire_csum_partial() fills it when the payload is there. Returns the length of both headers.
  */
 uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
 		      uint32_t payload_len);
