@@ -379,7 +379,7 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 /* Closes the experiment at the end of a slow phase; says what it proved. */
 static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
-	uint64_t lost, delivered, loss_ppm, p_before = w->p_ppm;
+	uint64_t lost, delivered, expect;
 
 	if (w->flags & F_RIVAL)
 		wan_forget(w, 1);
@@ -395,8 +395,9 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 	if (!(w->flags & F_SUSPECT))
 		return;
 	w->flags &= ~F_SUSPECT;
-	loss_ppm = mul_div(lost, PPM, lost + delivered);
-	if (loss_ppm < (p_before + w->suspect_ppm) / 2)
+	/* gone, and not by chance */
+	expect = mul_div(lost + delivered, w->suspect_ppm, PPM) / cc->mss;
+	if (lost / cc->mss + 2 * sqrt64(expect) < expect)
 		w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
 }
 

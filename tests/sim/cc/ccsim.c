@@ -156,6 +156,10 @@ static void dispatch(const struct event *e)
 		f->pace_timer_ns = 0;
 		sender_send(&sim, f);
 		break;
+	case EV_WAKE:
+		f->app_timer_ns = 0;
+		sender_send(&sim, f);
+		break;
 	case EV_ARRIVE:
 		receiver_arrive(f, e->arg);
 		break;

@@ -51,7 +51,7 @@ struct flow {
 	uint8_t *seg_acked, *seg_rcvd;
 	uint32_t seg_cap, seg_next, una, recovery_point;
 	uint64_t delivered, delivered_ns, first_tx_ns, lost;
-	uint64_t next_send_ns, pace_timer_ns;
+	uint64_t next_send_ns, pace_timer_ns, app_timer_ns;
 	uint64_t rack_rtt_ns, reo_timer_ns;
 	uint32_t rack_tx; /* newest transmission that was acknowledged */
 	uint64_t rttvar_ns, rto_deadline_ns, rto_timer_ns, last_send_ns;
@@ -82,7 +82,7 @@ struct sim {
 	struct flow flows[CCSIM_FLOWS];
 };
 
-enum ev_type { EV_START, EV_PACE, EV_ARRIVE, EV_ACK, EV_REO, EV_RTO, EV_DELACK, EV_TRACE };
+enum ev_type { EV_START, EV_PACE, EV_ARRIVE, EV_ACK, EV_REO, EV_RTO, EV_DELACK, EV_WAKE, EV_TRACE };
 
 /* ccsim.c */
 void sim_at(uint64_t at_ns, enum ev_type type, uint32_t flow, uint32_t arg);

@@ -79,6 +79,17 @@ static int has_data(const struct sim *sim, struct flow *f)
 	return (sim->now_ns - f->start_ns) % (f->app_on_ns + f->app_off_ns) < f->app_on_ns;
 }
 
+/* An application that pauses sends again by itself */
+static void wake_later(struct sim *sim, struct flow *f)
+{
+	uint64_t cycle = f->app_on_ns + f->app_off_ns;
+
+	if (!f->app_on_ns || f->app_timer_ns)
+		return;
+	f->app_timer_ns = sim->now_ns + cycle - (sim->now_ns - f->start_ns) % cycle;
+	sim_at(f->app_timer_ns, EV_WAKE, f->index, 0);
+}
+
 static void transmit(struct sim *sim, struct flow *f)
 {
 	uint32_t cap = f->seg_cap;
@@ -121,6 +132,7 @@ void sender_send(struct sim *sim, struct flow *f)
 	while (f->cc.inflight_bytes + CCSIM_MSS <= f->cc.cwnd_bytes) {
 		if (!has_data(sim, f)) {
 			f->app_limited_until = f->delivered + f->cc.inflight_bytes + 1;
+			wake_later(sim, f);
 			break;
 		}
 		if (f->cc.pacing_Bps && f->next_send_ns > sim->now_ns) {

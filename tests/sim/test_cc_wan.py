@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`wan` in virtual time: goodput over the matrix, standing queue, fairness, and congestive loss that stays congestive.
+
+The simulator (tests/sim/cc) is compiled with the product's cc_wan.c, unchanged. Every run is a pure function of its
+arguments, so the bounds below are exact, not statistical. `python tests/sim/test_cc_wan.py` prints the whole picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
+RATES_MBIT = (20, 100, 1000)
+RTTS_MS = (20, 100, 200)
+LOSSES_PCT = (0, 1, 5, 12)
+BUFFERS_BDP = (0.1, 0.3, 1, 4)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What one flow got after the warm-up; ratio is goodput ÷ (rate × (1 − loss) × 1448 / 1538)."""
+
+    cc: str
+    goodput_Bps: float  # noqa: N815
+    ratio: float
+    qdelay_ms: float
+    queue_loss: float
+    random_loss: float
+    rtos: int
+    inflight_bdp: float
+    done_s: float
+
+
+def build(directory: Path, *flags: str) -> Path:
+    """Compile the simulator with the product's congestion control into directory."""
+    binary = directory / "ccsim"
+    sources = sorted((HERE / "cc").glob("*.c"))
+    subprocess.run(
+        [
+            "cc",
+            "-O2",
+            "-std=c11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            *flags,
+            "-o",
+            binary,
+            *sources,
+            CORE / "cc_wan.c",
+            "-lm",
+        ],
+        check=True,
+    )
+    return binary
+
+
+def run(binary: Path, *flows: str, **options: float) -> list[Flow]:
+    """One simulation; options and flows as ccsim.c's comment says."""
+    arguments = [f"{name}={value}" for name, value in options.items()] + [f"flow={flow}" for flow in flows]
+    done = subprocess.run([binary, *arguments], capture_output=True, text=True, check=True)
+    return [Flow(**flow) for flow in json.loads(done.stdout)["flows"]]
+
+
+@pytest.fixture(scope="module")
+def ccsim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("ccsim"))
+
+
+@pytest.mark.parametrize("rate", RATES_MBIT)
+@pytest.mark.parametrize("rtt", RTTS_MS)
+def test_goodput_and_queue_over_the_matrix(ccsim: Path, rate: int, rtt: int) -> None:
+    for loss in LOSSES_PCT:
+        (flow,) = run(ccsim, "wan", rate=rate, rtt=rtt, loss=loss, dur=15)
+        assert flow.ratio >= 0.97, (rate, rtt, loss, flow)
+        # a BBR flow keeps 0.03 RTT of queue on the clean path, the loss-free cells of the same simulator
+        assert flow.qdelay_ms <= 0.05 * rtt, (rate, rtt, loss, flow)
+        assert flow.rtos == 0
+
+
+def test_less_queue_than_bbr_and_more_goodput(ccsim: Path) -> None:
+    for loss in (0, 1, 5):
+        (wan,) = run(ccsim, "wan", rate=100, rtt=100, loss=loss, dur=15)
+        (bbr,) = run(ccsim, "bbr", rate=100, rtt=100, loss=loss, dur=15)
+        assert wan.qdelay_ms < bbr.qdelay_ms
+        assert loss < 5 or wan.ratio > bbr.ratio
+
+
+@pytest.mark.parametrize("loss", [0, 5])
+@pytest.mark.parametrize("buf", BUFFERS_BDP)
+def test_two_flows_share(ccsim: Path, buf: float, loss: int) -> None:
+    first, second = run(ccsim, "wan", "wan:start=2", buf=buf, loss=loss, dur=60, warm=10)
+    assert first.ratio + second.ratio > 0.95
+    assert min(first.ratio, second.ratio) > 0.2
+    assert first.queue_loss < 0.01
+
+
+@pytest.mark.parametrize("buf", BUFFERS_BDP)
+def test_neither_starves_nor_is_starved_by_cubic(ccsim: Path, buf: float) -> None:
+    cubic, wan = run(ccsim, "cubic", "wan", buf=buf, dur=60)
+    assert wan.ratio > 0.2
+    assert cubic.ratio > 0.2
+    assert wan.queue_loss < 0.01
+
+
+@pytest.mark.parametrize("loss", [0, 1, 5])
+@pytest.mark.parametrize("buf", [0.05, 0.1])
+def test_queue_loss_is_not_taken_for_random_loss(ccsim: Path, buf: float, loss: int) -> None:
+    (flow,) = run(ccsim, "wan", buf=buf, loss=loss, dur=30)
+    assert flow.queue_loss < 0.01
+    assert flow.ratio > 0.9
+
+
+def test_ten_flows_that_come_one_after_the_other(ccsim: Path) -> None:
+    flows = run(ccsim, *(f"wan:start={i}" for i in range(10)), dur=60, warm=40)
+    shares = [flow.ratio for flow in flows]
+    assert sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) > 0.75
+    assert max(flow.queue_loss for flow in flows) < 0.03
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ack": 1},
+        {"ack": 8},
+        {"ackloss": 12},
+        {"burst": 1000},
+        {"jitter": 2000},
+    ],
+    ids=str,
+)
+def test_ack_thinning_bursts_and_jitter(ccsim: Path, options: dict[str, float]) -> None:
+    for loss in (0, 12):
+        (flow,) = run(ccsim, "wan", rate=100, rtt=100, loss=loss, dur=15, **options)
+        assert flow.ratio >= 0.96, (options, loss, flow)
+
+
+def test_capacity_and_loss_that_change(ccsim: Path) -> None:
+    up, down = 100 / 20, 20 / 100
+    (flow,) = run(ccsim, "wan", rate=20, rate2=100, at2=8, warm=16, dur=24, buf=5)
+    assert flow.ratio > 0.95 * up
+    (flow,) = run(ccsim, "wan", rate=100, rate2=20, at2=8, warm=12, dur=20)
+    assert flow.ratio > 0.95 * down
+    assert flow.qdelay_ms < 10
+    (flow,) = run(ccsim, "wan", loss=0, loss2=12, rate2=100, at2=8, warm=14, dur=24)
+    assert flow.ratio > 0.97 * 0.88
+    (flow,) = run(ccsim, "wan", loss=12, loss2=0, rate2=100, at2=8, warm=10, dur=20)
+    assert flow.ratio > 0.97 / 0.88
+
+
+def test_idle_and_application_limited_flows_keep_their_model(ccsim: Path) -> None:
+    (flow,) = run(ccsim, "wan:on=500:off=500", rate=100, rtt=100, loss=5, dur=20)
+    assert flow.ratio > 0.38  # half of the time, and one RTT of ACKs
+    assert flow.queue_loss < 0.001
+
+
+def test_short_transfer_no_slower_than_bbr(ccsim: Path) -> None:
+    for rate in RATES_MBIT:
+        for loss in (0, 5):
+            times = {
+                cc: sorted(
+                    run(ccsim, f"{cc}:kb=1000", rate=rate, rtt=100, loss=loss, seed=seed, dur=60)[0].done_s
+                    for seed in range(1, 10)
+                )[4]
+                for cc in ("wan", "bbr")
+            }
+            assert times["wan"] <= times["bbr"] * 1.01
+
+
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    binary = build(tmp_path, "-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
+    run(binary, "wan", "wan:start=1", "cubic:start=2", rate=20, rtt=20, loss=5, dur=10, buf=0.3)
+    run(binary, "wan:on=300:off=1200", rate=20, rtt=100, loss=60, dur=60)
+    run(binary, "wan", rate=0.1, rtt=2, loss=1, dur=30)
+
+
+def report(binary: Path) -> None:
+    """Print the matrix and the shares."""
+    cells = [(rate, rtt, loss) for rate in RATES_MBIT for rtt in RTTS_MS for loss in LOSSES_PCT]
+    print("goodput ÷ limit / mean queueing delay in ms, at", ", ".join(f"{loss} %" for loss in LOSSES_PCT))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for cc in ("wan", "bbr"):
+            results = list(
+                pool.map(lambda c, cc=cc: run(binary, cc, rate=c[0], rtt=c[1], loss=c[2], dur=15)[0], cells)
+            )
+            for i in range(0, len(cells), len(LOSSES_PCT)):
+                line = "  ".join(
+                    f"{f.ratio:.3f}/{f.qdelay_ms:5.2f}" for f in results[i : i + len(LOSSES_PCT)]
+                )
+                print(f"{cc:5} {cells[i][0]:5} Mb/s {cells[i][1]:4} ms  {line}")
+    print("shares of a 100 Mb/s, 100 ms bottleneck in 60 s")
+    for other in ("cubic", "bbr", "wan:start=2"):
+        for buf in BUFFERS_BDP:
+            flows = run(binary, "wan", other, buf=buf, dur=60)
+            line = "  ".join(
+                f"{f.cc} {f.ratio:.2f} (queue {f.qdelay_ms:.1f} ms, lost {f.queue_loss:.2%})" for f in flows
+            )
+            print(f"buffer {buf:3} BDP: {line}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as directory:
+        report(build(Path(directory)))
+    sys.exit(0)
