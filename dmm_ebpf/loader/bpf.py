@@ -291,7 +291,7 @@ def prog_test(fd: int, data: bytes | None, *, context: bytes = b"", repeat: int 
     test = ffi.new("struct dmm_test *")
     ctx = ffi.new("unsigned char[]", context or b"\0")
     out = ffi.new("unsigned char[]", 0 if data is None else len(data) + 256)
-    test.repeat = repeat
+    test.repeat = repeat if data is not None else 0  # a syscall program runs once
     if data is not None:
         packet = ffi.from_buffer(data)
         test.data_in, test.data_in_bytes = packet, len(data)

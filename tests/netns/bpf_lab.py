@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For the tests of the BPF programs: an attached instance, policies written entry by entry, and a program to route.
+
+The policy's author here is the test itself: entries are packed from bpf/abi.h and written where the RD would write them,
+so that what is tested is the programs alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from lab import Cgroup, Host, Lab
+from lab.waiting import wait_for, wait_readable
+
+from dmm_ebpf import abi, loader
+from dmm_ebpf.abi import C
+
+SO_NETNS_COOKIE = 71
+SO_MAX_PACING_RATE = 47
+MARK_MASK = 0x0FF00000
+USER_MARK = 0x0DD00000
+
+# Reads Python from stdin, one JSON string a line; answers with JSON: the value, or the errno of an OSError.
+AGENT = """
+import ctypes, errno, json, os, socket, struct, sys
+names = {"s": {}, "socket": socket, "struct": struct, "os": os, "libc": ctypes.CDLL(None)}
+for line in sys.stdin:
+    source = json.loads(line)
+    try:
+        try:
+            answer = {"value": eval(source, names)}
+        except SyntaxError:
+            exec(source, names)
+            answer = {"value": None}
+        json.dumps(answer)
+    except OSError as error:
+        answer = {"errno": error.errno or errno.ETIMEDOUT}
+    except TypeError:
+        answer = {"value": repr(answer)}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Agent:
+    """An unmodified program in a cgroup and on a host, which does what the test tells it to."""
+
+    def __init__(self, cgroup: Cgroup, host: Host) -> None:
+        self.process: subprocess.Popen[str] = cgroup.spawn(
+            [sys.executable, "-c", AGENT],
+            host=host,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self("1")  # it has joined the cgroup
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def __call__(self, source: str) -> Any:
+        """Runs an expression or statements there; an OSError there is raised here, with its errno."""
+        self.post(source)
+        return self.answer()
+
+    def post(self, source: str) -> None:
+        """The first half of a call: does not wait."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(source) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """The second half of a call."""
+        assert self.process.stdout is not None
+        assert wait_readable(self.process.stdout.fileno(), 20.0), "the agent does not answer"
+        line = self.process.stdout.readline()
+        assert line, "the agent ended"
+        answer = json.loads(line)
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        return answer["value"]
+
+    def open(self, name: str, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> None:
+        """A socket called name."""
+        self(f"s[{name!r}] = socket.socket({int(family)}, {int(kind)})")
+
+    def connect(self, name: str, address: str, port: int) -> None:
+        """connect(), with a deadline."""
+        self(f"s[{name!r}].settimeout(10); s[{name!r}].connect(({address!r}, {port}))")
+
+    def listen(self, name: str, address: str, port: int = 0, family: int = socket.AF_INET) -> int:
+        """A listening socket called name; its port."""
+        self.open(name, family)
+        self(f"s[{name!r}].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)")
+        self(f"s[{name!r}].bind(({address!r}, {port})); s[{name!r}].listen()")
+        return int(self(f"s[{name!r}].getsockname()[1]"))
+
+    def accept(self, listener: str, name: str) -> None:
+        """Takes a connection off a listener."""
+        self(f"s[{listener!r}].settimeout(10); s[{name!r}] = s[{listener!r}].accept()[0]")
+
+    def close(self, name: str) -> None:
+        """close()."""
+        self(f"s.pop({name!r}).close()")
+
+    def mark(self, name: str) -> int:
+        """SO_MARK."""
+        return int(self(f"s[{name!r}].getsockopt(socket.SOL_SOCKET, socket.SO_MARK)"))
+
+    def tos(self, name: str, *, ipv6: bool = False) -> int:
+        """IP_TOS or IPV6_TCLASS."""
+        level = "socket.IPPROTO_IPV6, socket.IPV6_TCLASS" if ipv6 else "socket.IPPROTO_IP, socket.IP_TOS"
+        return int(self(f"s[{name!r}].getsockopt({level})"))
+
+    def congestion(self, name: str) -> str:
+        """TCP_CONGESTION."""
+        raw = f"s[{name!r}].getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)"
+        return str(self(f"{raw}.split(b'\\0')[0].decode()"))
+
+    def option(self, name: str, option: int) -> int:
+        """An integer of SOL_SOCKET."""
+        return int(self(f"s[{name!r}].getsockopt(socket.SOL_SOCKET, {option})"))
+
+    def cookie(self, name: str) -> int:
+        """SO_COOKIE, the key of flows[]."""
+        return int(self(f"struct.unpack('=Q', s[{name!r}].getsockopt(socket.SOL_SOCKET, 57, 8))[0]"))
+
+
+def netns_cookie(host: Host) -> int:
+    """The cookie of a host's network namespace."""
+
+    def read() -> int:
+        with socket.socket() as sock:
+            return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+
+    return host.call(read)
+
+
+def prefix_key(table: int, prefix: str) -> tuple[str, bytes]:
+    """(map, key) of a prefix in a table."""
+    net = ipaddress.ip_network(prefix)
+    length = 32 + net.prefixlen
+    if net.version == 4:
+        addr_be = struct.unpack("=I", net.network_address.packed)[0]
+        return "routes4", abi.pack(abi.new("dmm_route4_key", prefixlen=length, table=table, addr_be=addr_be))
+    return "routes6", abi.pack(
+        abi.new("dmm_route6_key", prefixlen=length, table=table, addr=net.network_address.packed)
+    )
+
+
+@dataclass
+class Policy:
+    """Entries of one half. Rules count from 1 as decisions do; apply() writes them and flips control."""
+
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    stacks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    entries: dict[str, list[tuple[bytes, bytes]]] = field(
+        default_factory=lambda: {"routes4": [], "routes6": [], "ports": []}
+    )
+
+    def rule(self, table: int, directions: int = C.DMM_DIR_CONNECT, **fields: Any) -> Policy:
+        """The next rule."""
+        self.rules.append({"table": table, "directions": directions, **fields})
+        return self
+
+    def stack(self, number: int, kind: int, **fields: Any) -> Policy:
+        """stacks[number]."""
+        self.stacks[number] = {"kind": kind, **fields}
+        return self
+
+    def user(self, number: int, **fields: Any) -> Policy:
+        """A user stack with its mark; k is its number."""
+        mark = USER_MARK + (number << 20)
+        return self.stack(
+            number, C.DMM_STACK_USER, mark=mark, mark_mask=MARK_MASK, **{"congestion": b"reno", **fields}
+        )
+
+    def route(self, table: int, prefix: str, stack: int, *, route: int = 0, portset: int = 0) -> Policy:
+        """A prefix; with a portset, ports() say more."""
+        name, key = prefix_key(table, prefix)
+        value = abi.new("dmm_route_value", route=route, stack=stack, portset=portset)
+        self.entries[name].append((key, abi.pack(value)))
+        return self
+
+    def ports(self, portset: int, port: int, bits: int, stack: int, *, route: int, proto: int = 6) -> Policy:
+        """The aligned block of ports whose first is port and whose leading bits count."""
+        key = abi.new(
+            "dmm_port_key",
+            prefixlen=48 + bits,
+            portset=portset,
+            proto=proto,
+            port_be=socket.htons(port),
+        )
+        value = abi.new("dmm_port_value", route=route, stack=stack)
+        self.entries["ports"].append((abi.pack(key), abi.pack(value)))
+        return self
+
+    def write(self, attached: loader.Attached, generation: int) -> None:
+        """Fills the half that generation selects; no program looks at it until flip()."""
+        half = generation & 1
+        maps = attached.maps
+        for kind, entries in self.entries.items():
+            with loader.create_routes_map(kind, len(entries)) as trie:  # type: ignore[arg-type]
+                trie.update_batch(
+                    b"".join(k for k, _ in entries), b"".join(v for _, v in entries), len(entries)
+                )
+                loader.set_inner(maps[kind], half, trie)
+        for i, fields in enumerate(self.rules):
+            maps["rules"].update(u32(half * C.DMM_MAX_RULES + i), abi.pack(abi.new("dmm_rule", **fields)))
+        for number in range(1, C.DMM_MAX_STACKS):
+            value = abi.new("dmm_stack", **self.stacks.get(number, {}))
+            maps["stacks"].update(u32(half * C.DMM_MAX_STACKS + number), abi.pack(value))
+        maps["heads"].update(u32(half), abi.pack(abi.new("dmm_policy_head", n_rules=len(self.rules))))
+
+    def apply(self, attached: loader.Attached, generation: int = 1) -> None:
+        """write(), then flip()."""
+        self.write(attached, generation)
+        flip(attached, generation)
+
+
+def flip(attached: loader.Attached, generation: int) -> None:
+    """Makes generation the one in force."""
+    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control.generation = generation
+    attached.maps["control"].update(u32(0), abi.pack(control))
+
+
+def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
+    """stack_state[number].up."""
+    attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
+
+
+def u32(value: int) -> bytes:
+    """A key or value of one __u32."""
+    return struct.pack("=I", value)
+
+
+def counter(attached: loader.Attached, number: int) -> int:
+    """counters[number], over all CPUs."""
+    values = attached.maps["counters"].lookup_percpu(u32(number))
+    return sum(struct.unpack("=Q", value)[0] for value in values)
+
+
+def listener_key(address: str, port: int) -> bytes:
+    """struct dmm_listener_key."""
+    return abi.pack(abi.new("dmm_listener_key", addr=abi.addr16(address), port_be=socket.htons(port)))
+
+
+@dataclass
+class Bench:
+    """Two wired hosts, an instance on a cgroup in a's namespace, and an agent in both."""
+
+    lab: Lab
+    a: Host
+    b: Host
+    cgroup: Cgroup
+    attached: loader.Attached
+    agent: Agent
+    far: socket.socket
+    events: list[Any] = field(default_factory=list)
+    reader: loader.EventReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = loader.EventReader(self.attached.maps["events"].fd)
+
+    @property
+    def port(self) -> int:
+        """Of the listening socket on b, which serves both families."""
+        return int(self.far.getsockname()[1])
+
+    def flow(self, cookie: int) -> Any | None:
+        """flows[cookie]."""
+        value = self.attached.maps["flows"].lookup(struct.pack("=Q", cookie))
+        return None if value is None else abi.unpack("dmm_flow", value)
+
+    def listener(self, address: str, port: int) -> Any | None:
+        """listeners[address, port]."""
+        value = self.attached.maps["listeners"].lookup(listener_key(address, port))
+        return None if value is None else abi.unpack("dmm_listener", value)
+
+    def event(self, kind: int, cookie: int) -> Any:
+        """Waits for an event of one socket; those that come before it are kept for the next call."""
+
+        def find() -> Any:
+            if wait_readable(self.reader.fileno(), 0.05):
+                self.events += [abi.unpack("dmm_event", record) for record in self.reader.read()]
+            return next((e for e in self.events if e.type == kind and e.flow.cookie == cookie), None)
+
+        return wait_for(find, 10.0, f"event {kind} of socket {cookie}")
+
+    def count(self, number: int) -> int:
+        """A counter."""
+        return counter(self.attached, number)
+
+
+def dual_listener() -> socket.socket:
+    """A socket that listens on :: for both families, at a port of the kernel's choice."""
+    return socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+
+
+@pytest.fixture
+def bench(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Bench]:
+    """A Bench; everything is detached at the end."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.wire(a, b)
+    with ExitStack() as stack:
+        name = instance()
+        stack.callback(loader.detach, name)
+        attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(a), mark_mask=MARK_MASK)
+        stack.callback(attached.close)
+        far = stack.enter_context(b.call(dual_listener))
+        made = Bench(lab, a, b, cgroup, attached, Agent(cgroup, a), far)
+        stack.callback(made.reader.close)
+        yield made

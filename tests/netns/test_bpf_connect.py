@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cgroup/connect4 and connect6 in the kernel: which stack is chosen, and what that does to a program's sockets."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import socket
+from pathlib import Path
+
+import pytest
+from bpf_lab import SO_MAX_PACING_RATE, USER_MARK, Agent, Bench, Policy, bench, flip, stack_up
+from lab import Cgroup
+
+from dmm_ebpf.abi import C
+from dmm_ebpf.loader import cgroup as cgroups
+
+__all__ = ["bench"]
+
+KERNEL, USER, REJECT = C.DMM_STACK_KERNEL, C.DMM_STACK_USER, C.DMM_STACK_REJECT
+SO_PRIORITY = 12
+_names = itertools.count()
+
+
+def connected(bench: Bench, address: str, agent: Agent | None = None) -> str:
+    """A fresh socket of the agent's, connected to the far host."""
+    agent = agent or bench.agent
+    name = f"c{next(_names)}"
+    agent.open(name, socket.AF_INET6 if ":" in address else socket.AF_INET)
+    agent.connect(name, address, bench.port)
+    return name
+
+
+def decision(bench: Bench, name: str, agent: Agent | None = None):
+    """What flows[] says was decided for a socket."""
+    flow = bench.flow((agent or bench.agent).cookie(name))
+    assert flow is not None
+    return flow.decision
+
+
+def test_without_a_policy_sockets_are_only_observed(bench: Bench) -> None:
+    before = bench.agent("open('/proc/sys/net/ipv4/tcp_congestion_control').read().strip()")
+    name = connected(bench, bench.b.ip4)
+    made = decision(bench, name)
+    assert (made.generation, made.stack, made.rule, made.table) == (0, 0, 0, 0)
+    assert made.route == C.DMM_ROUTE_NONE and made.direction == C.DMM_DIR_CONNECT
+    assert made.pid == bench.agent.pid and made.cgroup_id == cgroups.cgroup_id(bench.cgroup.path)
+    assert bench.agent.congestion(name) == before and bench.agent.mark(name) == 0
+    assert bench.count(C.DMM_CNT_CONNECT) == 1
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_kernel_stack_sets_the_socket_options(bench: Bench, family: str) -> None:
+    flags = C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK | C.DMM_SET_PACING | C.DMM_SET_PRIORITY
+    policy = Policy().rule(7).stack(
+        3,
+        KERNEL,
+        flags=flags,
+        congestion=b"reno",
+        dscp=18,
+        mark=0x5,
+        mark_mask=0xF,
+        max_pacing_rate_Bps=125_000_000,
+        priority=4,
+    )
+    address = getattr(bench.b, family)
+    policy.route(7, "0.0.0.0/0", 3, route=11).route(7, "::/0", 3, route=12).apply(bench.attached)
+    agent = bench.agent
+    agent.open("x", socket.AF_INET if family == "ip4" else socket.AF_INET6)
+    agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x1230)")
+    agent.connect("x", address, bench.port)
+    assert agent.congestion("x") == "reno"
+    assert agent.tos("x", ipv6=family == "ip6") == 18 << 2
+    assert agent.mark("x") == 0x1235
+    assert agent.option("x", SO_MAX_PACING_RATE) == 125_000_000
+    assert agent.option("x", SO_PRIORITY) == 4
+    made = decision(bench, "x")
+    assert (made.stack, made.wanted, made.rule, made.table) == (3, 3, 1, 7)
+    assert made.route == (11 if family == "ip4" else 12)
+    assert bench.count(C.DMM_CNT_SOCKOPT_FAILED) == 0
+
+
+def test_user_stack_sets_mark_and_congestion(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    for address in (bench.b.ip4, bench.b.ip6):
+        name = connected(bench, address)
+        assert bench.agent.mark(name) == USER_MARK + (5 << 20)
+        assert bench.agent.congestion(name) == "reno"
+        assert decision(bench, name).stack == 5
+
+
+def test_other_bits_of_the_mark_stay(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    bench.agent.open("x")
+    bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x7ff0_1234)")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == 0x70001234 | (USER_MARK + (5 << 20))
+
+
+def test_v4_mapped_destination_takes_the_ipv4_routes(bench: Bench) -> None:
+    policy = Policy().rule(1).user(2).stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno")
+    policy.route(1, f"{bench.b.ip4}/32", 2, route=4).route(1, "::/0", 3, route=6).apply(bench.attached)
+    stack_up(bench.attached, 2)
+    bench.agent.open("x", socket.AF_INET6)
+    bench.agent.connect("x", f"::ffff:{bench.b.ip4}", bench.port)
+    flow = bench.flow(bench.agent.cookie("x"))
+    assert flow is not None
+    assert (flow.decision.stack, flow.decision.route) == (2, 4)
+    assert flow.pair.family == socket.AF_INET
+
+
+def test_dscp_of_a_v4_mapped_destination_is_ipv4s(bench: Bench) -> None:
+    policy = Policy().rule(1).stack(3, KERNEL, flags=C.DMM_SET_DSCP, dscp=46)
+    policy.route(1, "0.0.0.0/0", 3).apply(bench.attached)
+    bench.agent.open("x", socket.AF_INET6)
+    bench.agent.connect("x", f"::ffff:{bench.b.ip4}", bench.port)
+    assert decision(bench, "x").stack == 3
+    assert bench.agent.tos("x") == 46 << 2
+
+
+def test_fallback_while_the_user_stack_is_down(bench: Bench) -> None:
+    policy = Policy().rule(1).user(5, fallback=3).route(1, "0.0.0.0/0", 5)
+    policy.stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno").apply(bench.attached)
+    down = connected(bench, bench.b.ip4)
+    made = decision(bench, down)
+    assert (made.stack, made.wanted) == (3, 5)
+    assert bench.agent.congestion(down) == "reno" and bench.agent.mark(down) == 0
+    assert bench.count(C.DMM_CNT_CONNECT_FALLBACK) == 1
+    stack_up(bench.attached, 5)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 5
+    stack_up(bench.attached, 5, 0)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 3
+
+
+def test_fallback_may_reject_and_goes_one_level_deep(bench: Bench) -> None:
+    policy = Policy().rule(1).user(5, fallback=6).user(6, fallback=7).stack(7, REJECT)
+    policy.route(1, "0.0.0.0/0", 5).route(1, "::/0", 6).apply(bench.attached)
+    made = decision(bench, connected(bench, bench.b.ip4))
+    assert (made.stack, made.wanted) == (0, 5)
+    with pytest.raises(PermissionError):
+        connected(bench, bench.b.ip6)
+
+
+def test_reject_is_eperm_and_leaves_nothing(bench: Bench) -> None:
+    Policy().rule(1).stack(9, REJECT).route(1, f"{bench.b.ip4}/32", 9).apply(bench.attached)
+    with pytest.raises(PermissionError) as raised:
+        connected(bench, bench.b.ip4)
+    assert raised.value.errno == errno.EPERM
+    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.count(C.DMM_CNT_CONNECT_REJECT) == 1
+    assert decision(bench, connected(bench, bench.b.ip6)).stack == 0
+
+
+def test_first_rule_whose_table_has_a_route_wins(bench: Bench) -> None:
+    policy = Policy().rule(1).rule(2).rule(3)
+    for number in (1, 2, 3):
+        policy.stack(number, KERNEL)
+    policy.route(1, "192.0.2.0/24", 1).route(1, f"{bench.b.ip4}/32", 1, route=C.DMM_ROUTE_NONE)
+    policy.route(2, f"{bench.b.ip4}/32", 2, route=20).route(3, "0.0.0.0/0", 3, route=30).apply(bench.attached)
+    made = decision(bench, connected(bench, bench.b.ip4))
+    assert (made.rule, made.table, made.route, made.stack) == (2, 2, 20, 2)
+
+
+def test_longest_prefix_wins(bench: Bench) -> None:
+    policy = Policy().rule(1).stack(1, KERNEL).stack(2, KERNEL).stack(3, KERNEL)
+    policy.route(1, "0.0.0.0/0", 1).route(1, f"{bench.b.ip4.rpartition('.')[0]}.0/24", 2)
+    policy.route(1, f"{bench.b.ip4}/32", 3).route(1, "::/0", 1).route(1, f"{bench.b.ip6}/128", 2)
+    policy.apply(bench.attached)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 3
+    assert decision(bench, connected(bench, bench.b.ip6)).stack == 2
+
+
+def test_port_blocks_decide_when_the_prefix_has_a_port_set(bench: Bench) -> None:
+    policy = Policy().rule(1).rule(2)
+    for number in (1, 2, 3, 4):
+        policy.stack(number, KERNEL)
+    policy.route(1, "0.0.0.0/0", 0, portset=8).route(2, "0.0.0.0/0", 4, route=40)
+    policy.ports(8, bench.port, 16, 1, route=10).ports(8, 17, 16, 2, route=20, proto=17)
+    policy.ports(9, bench.port, 16, 3, route=30).apply(bench.attached)
+    made = decision(bench, connected(bench, bench.b.ip4))
+    assert (made.stack, made.route, made.rule) == (1, 10, 1)
+    range_policy = Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4)
+    block = bench.port & ~0xFF
+    range_policy.route(1, "0.0.0.0/0", 0, portset=8).ports(8, block, 8, 2, route=5).apply(bench.attached, 2)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 2
+    miss = Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4, route=6)
+    miss.route(1, "0.0.0.0/0", 0, portset=8).ports(8, bench.port ^ 1, 16, 2, route=5)
+    miss.apply(bench.attached, 3)
+    made = decision(bench, connected(bench, bench.b.ip4))
+    assert (made.stack, made.rule) == (4, 2)
+
+
+def test_rules_select_by_uid_comm_mark_netns(bench: Bench) -> None:
+    cookie = decision(bench, connected(bench, bench.b.ip4))  # generation 0: facts only
+    netns = bench.flow(bench.agent.cookie(f"c{next(_names) - 1}"))
+    assert cookie.uid == 0 and netns is not None
+    policy = Policy()
+    policy.rule(1, flags=C.DMM_RULE_UID, uid_first=1000, uid_last=1999)
+    policy.rule(2, flags=C.DMM_RULE_COMM, comm=b"shop")
+    policy.rule(3, flags=C.DMM_RULE_MARK, mark=0x20, mark_mask=0xF0)
+    policy.rule(4, flags=C.DMM_RULE_NETNS, netns_cookie=netns.netns_cookie + 1)
+    policy.rule(5, flags=C.DMM_RULE_NETNS, netns_cookie=netns.netns_cookie)
+    for number in range(1, 6):
+        policy.stack(number, KERNEL).route(number, "0.0.0.0/0", number)
+    policy.apply(bench.attached)
+    agent = bench.agent
+    assert decision(bench, connected(bench, bench.b.ip4)).rule == 5
+    agent.open("m")
+    agent("s['m'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0xf2f)")
+    agent.connect("m", bench.b.ip4, bench.port)
+    assert decision(bench, "m").rule == 3
+    agent("libc.prctl(15, b'shop', 0, 0, 0)")
+    assert decision(bench, connected(bench, bench.b.ip4)).rule == 2
+    agent("libc.prctl(15, b'shopper', 0, 0, 0)")
+    assert decision(bench, connected(bench, bench.b.ip4)).rule == 5
+    for uid, rule in ((1999, 1), (999, 5), (2000, 5), (1000, 1)):
+        agent(f"os.setresuid({uid}, {uid}, 0)")
+        name = connected(bench, bench.b.ip4)
+        agent("os.setresuid(0, 0, 0)")
+        assert decision(bench, name).rule == rule
+
+
+def test_rule_on_a_cgroup_matches_it_and_what_is_below(bench: Bench, make_cgroup) -> None:
+    child = bench.cgroup.child("deep")
+    below = child.child("deeper")
+    other = bench.cgroup.child("other")
+    policy = Policy().rule(
+        1,
+        flags=C.DMM_RULE_CGROUP,
+        cgroup_id=cgroups.cgroup_id(child.path),
+        cgroup_level=cgroups.level(child.path),
+    )
+    policy.stack(1, KERNEL).route(1, "0.0.0.0/0", 1).apply(bench.attached)
+    for group, rule in ((child, 1), (below, 1), (other, 0), (bench.cgroup, 0)):
+        agent = Agent(group, bench.a)
+        assert decision(bench, connected(bench, bench.b.ip4, agent), agent).rule == rule
+
+
+@pytest.mark.parametrize("n_rules", [1, 64])
+def test_the_last_rule_is_reached(bench: Bench, n_rules: int) -> None:
+    policy = Policy().stack(1, KERNEL)
+    for table in range(1, n_rules):
+        policy.rule(table + 1)
+    policy.rule(1).route(1, "0.0.0.0/0", 1, route=3).apply(bench.attached)
+    made = decision(bench, connected(bench, bench.b.ip4))
+    assert (made.rule, made.route, made.stack) == (n_rules, 3, 1)
+
+
+def test_rules_for_listen_do_not_touch_connect(bench: Bench) -> None:
+    Policy().rule(1, C.DMM_DIR_LISTEN).stack(1, KERNEL).route(1, "0.0.0.0/0", 1).apply(bench.attached)
+    assert decision(bench, connected(bench, bench.b.ip4)).rule == 0
+
+
+def test_the_generation_flips_at_once_and_old_flows_keep_theirs(bench: Bench) -> None:
+    for generation, stack in ((1, 1), (2, 2)):
+        Policy().rule(1).stack(stack, KERNEL).route(1, "0.0.0.0/0", stack).write(bench.attached, generation)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 0
+    flip(bench.attached, 1)
+    first = connected(bench, bench.b.ip4)
+    flip(bench.attached, 2)
+    second = connected(bench, bench.b.ip4)
+    assert [(decision(bench, n).generation, decision(bench, n).stack) for n in (first, second)] == [
+        (1, 1),
+        (2, 2),
+    ]
+
+
+def test_loopback_never_goes_to_a_user_stack(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    agent = bench.agent
+    for i, (address, family) in enumerate(
+        [("127.0.0.1", socket.AF_INET), ("127.9.9.9", socket.AF_INET), ("0.0.0.0", socket.AF_INET)]
+        + [(a, socket.AF_INET6) for a in ("::1", "::", "::ffff:127.0.0.1")]
+    ):
+        port = agent.listen(f"l{i}", "::", family=socket.AF_INET6)
+        agent.open(f"k{i}", family)
+        agent.connect(f"k{i}", address, port)
+        made = decision(bench, f"k{i}")
+        assert (made.stack, made.wanted, agent.mark(f"k{i}")) == (0, 5, 0), address
+
+
+def test_loopback_takes_kernel_options_and_reject(bench: Bench) -> None:
+    policy = Policy().rule(1).stack(2, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno")
+    policy.stack(3, REJECT).route(1, "127.0.0.0/8", 2).route(1, "::1/128", 3).apply(bench.attached)
+    port = bench.agent.listen("l", "::", family=socket.AF_INET6)
+    bench.agent.open("x")
+    bench.agent.connect("x", "127.0.0.1", port)
+    assert bench.agent.congestion("x") == "reno"
+    bench.agent.open("y", socket.AF_INET6)
+    with pytest.raises(PermissionError):
+        bench.agent.connect("y", "::1", port)
+
+
+def test_a_socket_bound_to_a_device_stays_with_the_kernel(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    bench.agent.open("x")
+    bench.agent(f"s['x'].setsockopt(socket.SOL_SOCKET, 25, b'{bench.a.nic.name}')")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert decision(bench, "x").stack == 0 and bench.agent.mark("x") == 0
+
+
+def test_connected_udp_gets_kernel_options_only(bench: Bench) -> None:
+    policy = Policy().rule(1).user(5).stack(2, KERNEL, flags=C.DMM_SET_DSCP | C.DMM_SET_PRIORITY, dscp=10)
+    policy.stacks[2]["priority"] = 6
+    policy.route(1, "0.0.0.0/0", 0, portset=1).ports(1, 1000, 16, 2, route=1, proto=17)
+    policy.ports(1, 2000, 16, 5, route=2, proto=17).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    agent = bench.agent
+    for name, port in (("u", 1000), ("v", 2000)):
+        agent.open(name, kind=socket.SOCK_DGRAM)
+        agent(f"s[{name!r}].setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 2)")
+        agent.connect(name, bench.b.ip4, port)
+    assert agent.tos("u") == 10 << 2 | 2 and agent.option("u", SO_PRIORITY) == 6
+    assert agent.tos("v") == 2 and agent.mark("v") == 0
+    assert list(bench.attached.maps["flows"].items()) == []
+
+
+def test_a_reused_socket_loses_the_user_stacks_mark(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, f"{bench.b.ip4}/32", 5).apply(bench.attached)
+    stack_up(bench.attached, 5)
+    bench.agent.open("x")
+    bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x30)")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == USER_MARK + (5 << 20) | 0x30
+    # AF_UNSPEC dissolves the association (connect(2)).
+    bench.agent("libc.connect(s['x'].fileno(), bytes(16), 16)")
+    Policy().apply(bench.attached, 2)
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == 0x30 and decision(bench, "x").stack == 0
+
+
+def test_other_network_namespaces_are_left_alone(bench: Bench) -> None:
+    policy = Policy().rule(1).stack(9, REJECT).route(1, "0.0.0.0/0", 9).route(1, "::/0", 9)
+    policy.apply(bench.attached)
+    stranger = Agent(bench.cgroup, bench.b)
+    for address in ("127.0.0.1", "::1"):
+        stranger.open(address, socket.AF_INET6 if ":" in address else socket.AF_INET)
+        stranger.connect(address, address, bench.port)
+    stranger.listen("l", "127.0.0.1")
+    assert bench.count(C.DMM_CNT_CONNECT) == 0
+    for name in ("flows", "listeners"):
+        assert list(bench.attached.maps[name].items()) == []
+
+
+def test_programs_outside_the_cgroup_are_left_alone(bench: Bench, make_cgroup) -> None:
+    Policy().rule(1).stack(9, REJECT).route(1, "0.0.0.0/0", 9).apply(bench.attached)
+    group: Cgroup = make_cgroup()
+    outsider = Agent(group, bench.a)
+    assert Path(group.path).is_dir()
+    connected(bench, bench.b.ip4, outsider)
+    assert bench.count(C.DMM_CNT_CONNECT) == 0
+
+
+def test_an_unknown_congestion_control_is_counted_and_the_rest_applied(bench: Bench) -> None:
+    flags = C.DMM_SET_CONGESTION | C.DMM_SET_DSCP
+    Policy().rule(1).stack(2, KERNEL, flags=flags, congestion=b"nosuch", dscp=8).route(
+        1, "0.0.0.0/0", 2
+    ).apply(bench.attached)
+    name = connected(bench, bench.b.ip4)
+    assert bench.agent.tos(name) == 8 << 2
+    assert bench.count(C.DMM_CNT_SOCKOPT_FAILED) == 1

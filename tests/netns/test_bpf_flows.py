@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow records and events: from the SYN to the close, for connecting and accepted sockets, and never a stray one."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+from bpf_lab import Agent, Bench, Policy, bench, dual_listener, u32
+from lab.waiting import wait_for
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.loader import EventReader, create_routes_map
+
+__all__ = ["bench"]
+
+ESTABLISHED, SYN_SENT, CLOSE, CLOSE_WAIT, LISTEN = 1, 2, 7, 8, 10
+
+
+def ends(flow) -> tuple[str, int, str, int]:
+    """(local address, local port, remote address, remote port)."""
+    pair = flow.pair
+    return (
+        abi.addr_text(pair.laddr),
+        socket.ntohs(pair.lport_be),
+        abi.addr_text(pair.raddr),
+        socket.ntohs(pair.rport_be),
+    )
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_a_flow_from_connect_to_close(bench: Bench, family: str) -> None:
+    agent, address = bench.agent, getattr(bench.b, family)
+    agent("libc.prctl(15, b'buyer', 0, 0, 0)")
+    agent.open("x", socket.AF_INET if family == "ip4" else socket.AF_INET6)
+    cookie = agent.cookie("x")
+    assert bench.flow(cookie) is None
+    agent.connect("x", address, bench.port)
+    local = agent("s['x'].getsockname()[:2]")
+    peer, _ = bench.far.accept()
+    with peer:
+        syn = bench.event(C.DMM_EVENT_CONNECT, cookie)
+        assert syn.flow.state == SYN_SENT and ends(syn.flow) == (*local, address, bench.port)
+        up = bench.event(C.DMM_EVENT_ESTABLISHED, cookie)
+        assert up.flow.state == ESTABLISHED and up.time_ns >= syn.time_ns
+        flow = bench.flow(cookie)
+        assert flow is not None and ends(flow) == (*local, address, bench.port)
+        assert flow.pair.family == (socket.AF_INET if family == "ip4" else socket.AF_INET6)
+        assert flow.pair.proto == socket.IPPROTO_TCP
+        assert abi.text(flow.decision.comm) == "buyer" and flow.decision.pid == agent.pid
+        assert flow.opened_ns <= flow.updated_ns
+        agent("s['x'].sendall(bytes(300000))")
+        received = 0
+        while received < 300000:
+            received += len(peer.recv(65536))
+        peer.sendall(bytes(5000))
+        assert agent("len(s['x'].recv(5000, socket.MSG_WAITALL))") == 5000
+        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.srtt_us > 0, 5, "an RTT sample")
+        peer.shutdown(socket.SHUT_WR)
+        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT")
+        agent.close("x")
+        assert peer.recv(1) == b""
+    end = bench.event(C.DMM_EVENT_CLOSE, cookie).flow
+    assert end.state == CLOSE and bench.flow(cookie) is None
+    # tcp_info(7) counts a SYN and a FIN as one byte each.
+    assert end.bytes_sent - 300000 in (0, 1, 2) and end.bytes_received - 5000 in (0, 1)
+
+
+@pytest.mark.parametrize("where", ["0.0.0.0", "::"])
+def test_an_accepted_flow_is_recorded_with_its_listeners_facts(bench: Bench, where: str) -> None:
+    agent = bench.agent
+    agent("libc.prctl(15, b'seller', 0, 0, 0)")
+    family = socket.AF_INET6 if ":" in where else socket.AF_INET
+    port = agent.listen("l", where, family=family)
+    with bench.b.call(lambda: socket.create_connection((bench.a.ip4, port), 10)) as peer:
+        agent.accept("l", "x")
+        cookie = agent.cookie("x")
+        flow = bench.event(C.DMM_EVENT_ESTABLISHED, cookie).flow
+        assert ends(flow) == (bench.a.ip4, port, *peer.getsockname())
+        assert flow.pair.family == socket.AF_INET
+        assert flow.decision.direction == C.DMM_DIR_LISTEN and flow.decision.listening == 0
+        assert (flow.decision.pid, abi.text(flow.decision.comm)) == (agent.pid, "seller")
+        agent.close("x")
+        assert peer.recv(1) == b""
+    assert bench.event(C.DMM_EVENT_CLOSE, cookie).flow.decision.pid == agent.pid
+    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.listener(where, port) is not None
+
+
+def test_a_refused_connect_leaves_no_record(bench: Bench) -> None:
+    bench.agent.open("x")
+    cookie = bench.agent.cookie("x")
+    with pytest.raises(ConnectionRefusedError):
+        bench.agent.connect("x", bench.b.ip4, 1)
+    bench.event(C.DMM_EVENT_CONNECT, cookie)
+    assert bench.event(C.DMM_EVENT_CLOSE, cookie).flow.state == CLOSE
+    assert list(bench.attached.maps["flows"].items()) == []
+
+
+def test_a_connect_without_a_route_leaves_no_record(bench: Bench) -> None:
+    bench.a.ip("route del default")
+    bench.agent.open("x")
+    with pytest.raises(OSError, match="unreachable"):
+        bench.agent.connect("x", "198.51.100.1", 80)
+    assert list(bench.attached.maps["flows"].items()) == []
+
+
+def test_a_connect_given_up_leaves_no_record(bench: Bench) -> None:
+    bench.b.ip(f"route add blackhole {bench.a.ip4}/32")
+    agent = bench.agent
+    agent.open("x")
+    cookie = agent.cookie("x")
+    agent("s['x'].setblocking(False)")
+    agent(f"s['x'].connect_ex(({bench.b.ip4!r}, {bench.port}))")
+    flow = bench.flow(cookie)
+    assert flow is not None and flow.state == SYN_SENT
+    agent.close("x")
+    bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert bench.flow(cookie) is None
+
+
+def test_a_reset_and_a_killed_program_close_their_flows(bench: Bench) -> None:
+    agent = Agent(bench.cgroup, bench.a)
+    for name in ("x", "y"):
+        agent.open(name)
+        agent.connect(name, bench.b.ip4, bench.port)
+    cookies = [agent.cookie(name) for name in ("x", "y")]
+    peers = [bench.far.accept()[0] for _ in cookies]
+    peers[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peers[0].close()
+    bench.event(C.DMM_EVENT_CLOSE, cookies[0])
+    agent.process.kill()
+    agent.process.wait()
+    assert peers[1].recv(1) == b""
+    peers[1].close()
+    bench.event(C.DMM_EVENT_CLOSE, cookies[1])
+    assert list(bench.attached.maps["flows"].items()) == []
+
+
+def test_retransmits_are_counted(bench: Bench) -> None:
+    agent = bench.agent
+    agent.open("x")
+    agent.connect("x", bench.b.ip4, bench.port)
+    cookie = agent.cookie("x")
+    peer, _ = bench.far.accept()
+    with peer:
+        bench.b.ip(f"route add blackhole {bench.a.ip4}/32")
+        agent("s['x'].sendall(b'lost')")
+        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.retransmits > 0, 10, "a retransmission")
+        bench.b.ip(f"route del blackhole {bench.a.ip4}/32")
+        assert peer.recv(4) == b"lost"
+
+
+def test_many_flows_and_none_is_lost(bench: Bench) -> None:
+    agent, n = bench.agent, 300
+    bench.far.listen(n)
+    agent("p = [socket.create_connection((%r, %d)) for _ in range(%d)]" % (bench.b.ip4, bench.port, n))
+    keys = {key for key, _ in bench.attached.maps["flows"].items()}
+    cookies = agent("[struct.unpack('=Q', q.getsockopt(1, 57, 8))[0] for q in p]")
+    assert keys == {struct.pack("=Q", cookie) for cookie in cookies}
+    peers = [bench.far.accept()[0] for _ in range(n)]
+    agent("for q in p: q.close()")
+    for peer in peers:
+        assert peer.recv(1) == b""
+        peer.close()
+    for cookie in cookies:
+        bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert list(bench.attached.maps["flows"].items()) == []
+    for kind in (C.DMM_EVENT_CONNECT, C.DMM_EVENT_ESTABLISHED, C.DMM_EVENT_CLOSE):
+        assert sum(e.type == kind for e in bench.events) == n
+    assert bench.count(C.DMM_CNT_EVENTS_LOST) == 0
+
+
+def test_a_full_event_ring_is_counted_and_what_was_there_stays(bench: Bench) -> None:
+    bench.reader.close()
+    agent = bench.agent
+    record = abi.sizeof("dmm_event") + 8
+    needed = C.DMM_EVENTS_BYTES // record // 2 + 200  # a listener that comes and goes: two events
+    agent(
+        f"for _ in range({needed}):\n"
+        " l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(); l.close()"
+    )
+    lost = bench.count(C.DMM_CNT_EVENTS_LOST)
+    assert lost > 0
+    with EventReader(bench.attached.maps["events"].fd) as reader:
+        events = [abi.unpack("dmm_event", data) for data in reader.read()]
+    assert len(events) + lost == 2 * needed
+    assert [e.type for e in events] == [C.DMM_EVENT_LISTEN, C.DMM_EVENT_UNLISTEN] * (len(events) // 2)
+
+
+def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
+    maps = bench.attached.maps
+    assert len(list(maps["rules"].items())) == 2 * C.DMM_MAX_RULES
+    assert len(list(maps["counters"].items())) == C.DMM_CNT_MAX
+    assert list(maps["xsks"].items()) == [] and list(maps["nics"].items()) == []
+    for i in range(5):
+        maps["tun_marks"].update(u32(i), abi.pack(abi.new("dmm_tun_mark", mark=i)))
+    assert {k for k, _ in maps["tun_marks"].items()} == {u32(i) for i in range(5)}
+    assert maps["tun_marks"].delete(u32(3)) and not maps["tun_marks"].delete(u32(3))
+    assert maps["tun_marks"].lookup(u32(3)) is None
+    Policy().route(1, "10.0.0.0/8", 1).route(1, "10.1.0.0/16", 2).apply(bench.attached)
+    with create_routes_map("routes4", 3) as trie:
+        keys = [abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=1, addr_be=i)) for i in range(3)]
+        value = abi.pack(abi.new("dmm_route_value", stack=1))
+        trie.update_batch(b"".join(keys), value * 3, 3)
+        assert {k for k, _ in trie.items()} == set(keys)
+
+
+def test_the_far_host_can_listen_twice(bench: Bench) -> None:
+    """Guards the fixture: the far listener is outside the instance's namespace, so nothing of it is recorded."""
+    with bench.b.call(dual_listener):
+        assert list(bench.attached.maps["listeners"].items()) == []
