@@ -140,8 +140,11 @@ class _Parser:
             return tomllib.loads(self.text)
         except RecursionError:
             raise PolicyError(f"accept {self.source}", why="its values are nested too deeply") from None
-        except ValueError as error:
+        except tomllib.TOMLDecodeError as error:
             raise self._syntax(str(error)) from None
+        except ValueError:
+            # int() gives up on more than sys.get_int_max_str_digits(), and tomllib lets that through.
+            raise self._syntax("a number has too many digits") from None
 
     def _syntax(self, message: str) -> PolicyError:
         match = _TOML_PLACE.search(message)

@@ -35,7 +35,9 @@ class Trie:
             length = struct.unpack_from("=I", packed)[0]
             prefix = int.from_bytes(packed[4:], "big") >> (self.bits - length)
             assert (length, prefix) not in self.entries, "one key twice"
-            assert prefix << (self.bits - length) == int.from_bytes(packed[4:], "big"), "bits set after the prefix"
+            assert prefix << (self.bits - length) == int.from_bytes(packed[4:], "big"), (
+                "bits set after the prefix"
+            )
             self.entries[(length, prefix)] = data
 
     def lookup(self, key: bytes) -> bytes | None:

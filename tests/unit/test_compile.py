@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What single policies compile to, byte for byte, and what only the host can refuse."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_lpm import entries
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import PolicyError, UsageError
+from dmm_ebpf.rd import policy
+from dmm_ebpf.rd.compile import Compiled, compile_policy
+from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.portsets import MISS, Layer, paint, trie_entries
+
+MASK = 0x0FF00000
+MARKS = {"u": 0x0DD00000}
+CGROUPS = {"/a/b": (4711, 2)}
+STACKS = """
+[stacks.k]
+kind = "kernel"
+congestion = "bbr"
+dscp = "af21"
+mark = "0x10/0xf0"
+pacing_rate = 1000
+priority = 3
+[stacks.u]
+kind = "user"
+fallback = "k"
+"""
+
+
+def compiled(text: str, **options: object) -> Compiled:
+    parsed = policy.parse(text, source="policy.toml", base=Path("/"))
+    ids = options.pop("ids", None) or IdSpace()
+    return compile_policy(parsed, ids, MARKS, MASK, CGROUPS.__getitem__, **options)
+
+
+def route(to: str, stack: str, extra: str = "") -> str:
+    return f'[[tables.t.routes]]\nto = "{to}"\nstack = "{stack}"\n{extra}'
+
+
+def test_stacks() -> None:
+    ids = IdSpace()
+    out = compiled(STACKS + route("default", "u") + route("10.0.0.0/8", "reject"), ids=ids)
+    kernel = abi.unpack("dmm_stack", out.stacks[ids.stack("k")])
+    assert kernel.kind == C.DMM_STACK_KERNEL
+    assert kernel.flags == (
+        C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK | C.DMM_SET_PACING | C.DMM_SET_PRIORITY
+    )
+    assert (kernel.mark, kernel.mark_mask, kernel.priority, kernel.max_pacing_rate_Bps) == (
+        0x10,
+        0xF0,
+        3,
+        1000,
+    )
+    assert (kernel.dscp, abi.text(kernel.congestion)) == (18, "bbr")
+    user = abi.unpack("dmm_stack", out.stacks[ids.stack("u")])
+    assert (user.kind, user.mark, user.mark_mask) == (C.DMM_STACK_USER, 0x0DD00000, MASK)
+    assert user.flags == C.DMM_SET_MARK | C.DMM_SET_CONGESTION
+    assert (user.fallback, abi.text(user.congestion)) == (ids.stack("k"), "reno")
+    assert abi.unpack("dmm_stack", out.stacks[ids.stack("reject")]).kind == C.DMM_STACK_REJECT
+    plain = abi.unpack("dmm_stack", out.stacks[0])
+    assert (plain.kind, plain.flags) == (C.DMM_STACK_KERNEL, 0)
+
+
+def test_user_stack_that_no_route_names_needs_no_mark() -> None:
+    ids = IdSpace()
+    parsed = policy.parse(STACKS, source="p", base=Path("/"))
+    out = compile_policy(parsed, ids, {}, MASK, CGROUPS.__getitem__)
+    assert ids.stack("u") not in out.stacks
+    parsed = policy.parse(STACKS + route("default", "u"), source="p", base=Path("/"))
+    with pytest.raises(ValueError, match="no mark"):
+        compile_policy(parsed, ids, {}, MASK, CGROUPS.__getitem__)
+
+
+def test_rules() -> None:
+    ids = IdSpace()
+    out = compiled(
+        """
+[[rules]]
+table = "t"
+cgroup = "//a/b/"
+uid = "10-20"
+comm = "fifteen-letters"
+mark = "0x1/0x3"
+netns = "blue"
+direction = "listen"
+[[rules]]
+name = "rest"
+table = "t"
+[tables.t]
+""",
+        ids=ids,
+        netns_lookup={"blue": 77}.__getitem__,
+    )
+    first, second = (abi.unpack("dmm_rule", rule) for rule in out.rules)
+    assert first.flags == (
+        C.DMM_RULE_CGROUP | C.DMM_RULE_UID | C.DMM_RULE_COMM | C.DMM_RULE_MARK | C.DMM_RULE_NETNS
+    )
+    assert (first.directions, first.table) == (C.DMM_DIR_LISTEN, ids.table("t"))
+    assert (first.cgroup_id, first.cgroup_level, first.netns_cookie) == (4711, 2, 77)
+    assert (first.uid_first, first.uid_last, first.mark, first.mark_mask) == (10, 20, 1, 3)
+    assert abi.text(first.comm) == "fifteen-letters"
+    assert (second.flags, second.directions) == (0, C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN)
+    assert out.cgroups == {"/a/b": 4711}
+    assert out.rule_text(0) == "1: cgroup /a/b uid 10-20 comm fifteen-letters mark 0x1/0x3 netns blue listen"
+    assert out.rule_text(1) == "rest"
+    head = abi.unpack("dmm_policy_head", out.head)
+    assert (head.n_rules, head.n_routes) == (2, 0)
+
+
+def test_inline_routes() -> None:
+    ids = IdSpace()
+    out = compiled(STACKS + route("10.1.0.0/16", "u") + route("2001:db8::/32", "k"), ids=ids)
+    ((key, value),) = entries(out.routes4, "dmm_route4_key", "dmm_route_value")
+    k4, v4 = abi.unpack("dmm_route4_key", key), abi.unpack("dmm_route_value", value)
+    assert (k4.prefixlen, k4.table, k4.addr_be) == (48, ids.table("t"), socket.htonl(0x0A010000))
+    assert (v4.route, v4.stack, v4.portset) == (0, ids.stack("u"), 0)
+    ((key, value),) = entries(out.routes6, "dmm_route6_key", "dmm_route_value")
+    k6, v6 = abi.unpack("dmm_route6_key", key), abi.unpack("dmm_route_value", value)
+    assert (k6.prefixlen, k6.table) == (64, ids.table("t"))
+    assert bytes(abi.ffi.buffer(k6.addr)) == abi.addr16("2001:db8::")
+    assert (v6.route, v6.stack, v6.portset) == (1, ids.stack("k"), 0)
+    assert out.ports.count == 0
+    assert [out.route_text(n) for n in (0, 1, 2, C.DMM_ROUTE_NONE)] == [
+        "10.1.0.0/16",
+        "2001:db8::/32",
+        "",
+        "",
+    ]
+
+
+def test_ports_of_a_shorter_prefix_are_pushed_down() -> None:
+    ids = IdSpace()
+    out = compiled(
+        STACKS
+        + route("10.0.0.0/8", "k", 'proto = "tcp"\nports = 80\n')
+        + route("10.1.0.0/16", "u", 'proto = "tcp"\nports = 443\n'),
+        ids=ids,
+    )
+    sets = [
+        abi.unpack("dmm_route_value", v).portset
+        for _, v in entries(out.routes4, "dmm_route4_key", "dmm_route_value")
+    ]
+    assert sets == [1, 2]
+    found = set()
+    for packed, data in entries(out.ports, "dmm_port_key", "dmm_port_value"):
+        key, value = abi.unpack("dmm_port_key", packed), abi.unpack("dmm_port_value", data)
+        assert (key.prefixlen, key.proto, key.pad) == (64, socket.IPPROTO_TCP, 0)
+        found.add((key.portset, socket.ntohs(key.port_be), value.route, value.stack))
+    k, u = ids.stack("k"), ids.stack("u")
+    assert found == {(1, 80, 0, k), (2, 80, 0, k), (2, 443, 1, u)}
+
+
+def test_equal_port_sets_are_stored_once_and_alike_ones_cost_little() -> None:
+    tcp = 'proto = "tcp"\nports = 443\n'
+    text = STACKS + route("default", "k")
+    text += "".join(route(f"10.{n}.0.0/16", "u", tcp) for n in range(100))
+    assert compiled(text).ports.count == 100 * 3  # tcp: any, and 443; udp: any
+
+
+def test_route_covered_by_tcp_and_udp_of_one_prefix() -> None:
+    out = compiled(
+        STACKS + route("10.0.0.0/8", "k", 'proto = "tcp"\n') + route("10.0.0.0/8", "u", 'proto = "udp"\n')
+    )
+    assert (out.routes4.count, out.ports.count) == (1, 2)
+
+
+def test_duplicate_takes_the_first() -> None:
+    out = compiled(STACKS + route("10.0.0.0/8", "k") + route("10.0.0.0/8", "k"))
+    ((_, value),) = entries(out.routes4, "dmm_route4_key", "dmm_route_value")
+    assert abi.unpack("dmm_route_value", value).route == 0
+
+
+def test_compiling_twice_gives_the_same_bytes() -> None:
+    text = (
+        STACKS
+        + route("default", "u", "ports = '1-1000, 5000'\n")
+        + route("10.0.0.0/8", "k", 'proto = "udp"\n')
+    )
+    one, two = compiled(text), compiled(text)
+    assert (one.routes4, one.routes6, one.ports, one.stacks, one.rules) == (
+        two.routes4,
+        two.routes6,
+        two.ports,
+        two.stacks,
+        two.rules,
+    )
+
+
+RULE = '[[rules]]\ntable = "t"\n{}\n[tables.t]\n'
+
+
+def _absent(path: str) -> tuple[int, int]:
+    raise FileNotFoundError(2, "No such file or directory", path)
+
+
+def _refusal(text: str, **options: object) -> str:
+    parsed = policy.parse(text, source="policy.toml", base=Path("/"))
+    lookup = options.pop("cgroup_lookup", _absent)
+    with pytest.raises(PolicyError) as caught:
+        compile_policy(parsed, IdSpace(), MARKS, MASK, lookup, **options)
+    return str(caught.value)
+
+
+def test_cgroup_that_does_not_exist() -> None:
+    sentence = _refusal(RULE.format('cgroup = "/a"'))
+    assert "policy.toml:3: rule 1, cgroup: the cgroup /a cannot be used (it does not exist)" in sentence
+    assert "create it first" in sentence
+
+    def lookup(path: str) -> tuple[int, int]:
+        raise UsageError(f"use the cgroup {path}", why="there is no such cgroup")
+
+    assert "(there is no such cgroup)" in _refusal(RULE.format('cgroup = "/a"'), cgroup_lookup=lookup)
+
+
+def test_network_namespace_that_does_not_exist() -> None:
+    def lookup(name: str) -> int:
+        raise FileNotFoundError(2, "No such file or directory", name)
+
+    assert "ip netns add blue" in _refusal(RULE.format('netns = "blue"'), netns_lookup=lookup)
+    assert "policy.toml:3: rule 1, netns" in _refusal(RULE.format('netns = "blue"'))
+
+
+def test_congestion_control_that_is_not_loaded() -> None:
+    sentence = _refusal(
+        '[stacks.a]\nkind = "kernel"\ncongestion = "bbr"\n', congestion_controls=["reno", "cubic"]
+    )
+    assert 'policy.toml:3: stack a, congestion: the congestion control "bbr" is not loaded' in sentence
+    assert "modprobe tcp_bbr, or use one of cubic, reno" in sentence
+
+
+def test_mark_of_a_kernel_stack_that_steers_to_a_user_stack() -> None:
+    sentence = _refusal('[stacks.a]\nkind = "kernel"\nmark = "0x0dd00000"\n')
+    assert "policy.toml:3: stack a, mark" in sentence
+    assert "steer to user stacks" in sentence
+
+
+ports_strategy = st.one_of(
+    st.integers(0, 65535), st.sampled_from([0, 1, 2, 3, 4, 7, 8, 255, 256, 65534, 65535])
+)
+
+
+@st.composite
+def layer_lists(draw: st.DrawFn) -> list[Layer]:
+    out = []
+    for number in range(draw(st.integers(0, 6))):
+        first, last = sorted((draw(ports_strategy), draw(ports_strategy)))
+        out.append(Layer((draw(st.integers(-2, 1)), draw(st.integers(0, 1)), number), first, last, number))
+    return out
+
+
+@given(layer_lists(), st.lists(ports_strategy, max_size=40))
+def test_painting_and_trie_entries_say_what_the_layers_say(layers: list[Layer], asked: list[int]) -> None:
+    segments = paint(layers)
+    trie = trie_entries(segments)
+    assert len({(first, bits) for first, bits, _ in trie}) == len(trie)
+    edges = {p for layer in layers for p in (layer.first - 1, layer.first, layer.last, layer.last + 1)}
+    for port in {*asked, *(p for p in edges if 0 <= p <= 65535)}:
+        over = [layer for layer in layers if layer.first <= port <= layer.last]
+        expected = min(over).route if over else MISS
+        painted = [route_ for first, last, route_ in segments if first <= port <= last]
+        assert (painted or [MISS]) == [expected]
+        containing = [(bits, r) for first, bits, r in trie if port >> (16 - bits) == first >> (16 - bits)]
+        assert (max(containing)[1] if containing else MISS) == expected
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(segments))

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies: what is accepted becomes what, and what is refused gives one sentence with the place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd import policy
+from dmm_ebpf.rd.model import KernelStack, UserStack
+from dmm_ebpf.rd.routes_file import MAX_LINE
+from dmm_ebpf.rd.values import Prefix
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+
+
+def parse(text: str, base: Path = Path("/")) -> policy.Policy:
+    return policy.parse(text, source="policy.toml", base=base)
+
+
+def refusal(text: str, base: Path = Path("/")) -> str:
+    with pytest.raises(PolicyError) as caught:
+        parse(text, base)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert len(sentence) < 500
+    assert caught.value.exit_code == 2
+    return sentence
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_examples_are_accepted(path: Path) -> None:
+    assert policy.load(path).rules
+
+
+def test_the_example_of_wan_reads_as_written() -> None:
+    got = policy.load(EXAMPLES / "wan.toml")
+    wan = got.stacks["wan"]
+    assert isinstance(wan, UserStack)
+    assert (wan.congestion, wan.fallback, wan.sndbuf_bytes, wan.memory_bytes) == (
+        "wan",
+        "careful",
+        16 << 20,
+        None,
+    )
+    assert got.rules[0].cgroup == "/shop.slice"
+    assert got.rules[0].direction == C.DMM_DIR_CONNECT
+    assert got.rule_text(0) == "shop"
+    table = got.tables["shop"]
+    assert [route.text() for route in table] == [
+        "203.0.113.0/24 tcp 443,8000-8100",
+        "2001:db8:113::/48 tcp 443,8000-8100",
+    ]
+    assert got.routed_stacks() == ["wan"]
+    assert set(got.stacks) == {"kernel", "wan", "careful"}
+    assert got.text.startswith("# Long")
+
+
+def test_kernel_stack_options() -> None:
+    got = parse("""
+[stacks.x]
+kind = "kernel"
+congestion = "bbr"
+dscp = "ef"
+mark = "0x10/0xff"
+pacing_rate = "80mbit"
+priority = 6
+""")
+    stack = got.stacks["x"]
+    assert isinstance(stack, KernelStack)
+    assert (stack.congestion, stack.dscp, stack.pacing_rate_Bps, stack.priority) == ("bbr", 46, 10_000_000, 6)
+    assert stack.model_dump(mode="json", exclude_none=True, exclude={"kind"})["mark"] == "0x10/0xff"
+
+
+def test_empty_policy_is_a_policy() -> None:
+    got = parse("")
+    assert (got.rules, got.n_routes, list(got.stacks)) == ((), 0, ["kernel"])
+
+
+def test_reject_is_there_when_named() -> None:
+    got = parse('[[tables.t.routes]]\nto = "default"\nstack = "reject"\n')
+    assert list(got.stacks) == ["kernel", "reject"]
+    assert [route.prefix for route in got.tables["t"]] == [Prefix(4, 0, 0), Prefix(6, 0, 0)]
+
+
+def test_policy_is_frozen() -> None:
+    got = policy.load(EXAMPLES / "wan.toml")
+    with pytest.raises(ValueError, match="frozen"):
+        got.stacks["wan"].fallback = "x"  # type: ignore[misc]
+
+
+U = '[stacks.wan]\nkind = "user"\n'
+ROUTE = '[[tables.t.routes]]\nto = "10.0.0.0/8"\nstack = "kernel"\n'
+
+REFUSED: list[tuple[str, str, list[str]]] = [
+    ("syntax", "[stacks.wan\n", ["policy.toml:1:", "not TOML", "column 12"]),
+    ("syntax at the end", 'a = """', ["policy.toml:1:", "not TOML"]),
+    ("twice the same key", "[[rules]]\ntable = 1\ntable = 2\n", ["policy.toml:3:", "overwrite"]),
+    ("unknown top key", U + "[[rule]]\n", ["policy.toml:3:", '"rule"', 'did you mean "rules"?']),
+    (
+        "unknown stack key",
+        U + 'congestoin = "wan"\n',
+        ["policy.toml:3:", "stack wan", 'did you mean "congestion"?'],
+    ),
+    ("unknown route key", ROUTE + "port = 3\n", ["policy.toml:4:", "route 1", 'did you mean "ports"?']),
+    ("unknown table key", "[tables.t]\nroute = 1\n", ["policy.toml:2:", 'did you mean "routes"?']),
+    (
+        "unknown stack",
+        U + ROUTE.replace("kernel", "wann"),
+        ["policy.toml:5:", '"wann"', 'did you mean "wan"?'],
+    ),
+    ("unknown table", ROUTE + '[[rules]]\ntable = "tt"\n', ["policy.toml:5:", "rule 1", 'did you mean "t"?']),
+    (
+        "unknown fallback",
+        U + 'fallback = "x"\n',
+        ["policy.toml:3:", "fallback", "known are wan, kernel, reject"],
+    ),
+    ("fallback to itself", U + 'fallback = "wan"\n', ["policy.toml:3:", "falls back to itself"]),
+    (
+        "fallback to a user stack",
+        U + 'fallback = "b"\n[stacks.b]\nkind = "user"\n',
+        ["policy.toml:3:", "user stack"],
+    ),
+    ("kernel redefined", '[stacks.kernel]\nkind = "kernel"\n', ["policy.toml:1:", "cannot be redefined"]),
+    ("no kind", "[stacks.a]\ndscp = 1\n", ["policy.toml:1:", '"kind" is missing']),
+    ("odd kind", '[stacks.a]\nkind = "lwip"\n', ["policy.toml:2:", '"lwip"', '"user"']),
+    ("transport to come", U + 'transport = "quic"\n', ["policy.toml:3:", '"quic"', 'expected "tcp"']),
+    (
+        "congestion of user stacks",
+        U + 'congestion = "bbr"\n',
+        ["policy.toml:3:", 'expected "cubic" or "wan"'],
+    ),
+    (
+        "io to come",
+        U + 'io = "tun"\n',
+        ["policy.toml:3:", "not available in this version", '"auto" or "af_xdp"'],
+    ),
+    ("devices", U + 'devices = ["a/b"]\n', ["policy.toml:3:", "network device"]),
+    ("size", U + 'sndbuf = "16X"\n', ["policy.toml:3:", "sndbuf", '"16X" is not a size']),
+    ("dscp", '[stacks.a]\nkind = "kernel"\ndscp = "af99"\n', ["policy.toml:3:", '"af99" is not a DSCP']),
+    (
+        "mark outside mask",
+        '[stacks.a]\nkind="kernel"\nmark="0x10/0xf"\n',
+        ["policy.toml:3:", "outside the mask"],
+    ),
+    ("rate", '[stacks.a]\nkind = "kernel"\npacing_rate = "80"\n', ["policy.toml:3:", "not a rate", "80mbit"]),
+    (
+        "rate too high",
+        '[stacks.a]\nkind = "kernel"\npacing_rate = "80gbit"\n',
+        ["policy.toml:3:", "4294967294"],
+    ),
+    (
+        "host bits",
+        ROUTE.replace("0.0.0/8", "0.0.1/8"),
+        ["policy.toml:2:", "host bits", "network is 10.0.0.0/8"],
+    ),
+    ("bad prefix", ROUTE.replace("10.0.0.0/8", "10.0.0/8"), ["policy.toml:2:", '"10.0.0/8"', "prefix"]),
+    ("prefix too long", ROUTE.replace("/8", "/33"), ["policy.toml:2:", "above 32"]),
+    (
+        "host name",
+        ROUTE.replace("10.0.0.0/8", "example.org"),
+        ["policy.toml:2:", "not an IPv4 or IPv6 prefix"],
+    ),
+    ("mapped prefix", ROUTE.replace("10.0.0.0/8", "::ffff:a00:0/104"), ["policy.toml:2:", "as 10.0.0.0/8"]),
+    (
+        "v6 host bits",
+        ROUTE.replace("10.0.0.0/8", "2001:db8::1/64"),
+        ["policy.toml:2:", "network is 2001:db8::/64"],
+    ),
+    ("reversed ports", ROUTE + 'ports = "9-8"\n', ["policy.toml:4:", "9-8 is reversed", "write 8-9"]),
+    ("overlapping ports", ROUTE + 'ports = "1-9, 5"\n', ["policy.toml:4:", "1-9 and 5 overlap"]),
+    ("port 0", ROUTE + "ports = 0\n", ["policy.toml:4:", "1 to 65535"]),
+    ("port 65536", ROUTE + 'ports = "65536"\n', ["policy.toml:4:", "1 to 65535"]),
+    ("no ports", ROUTE + "ports = []\n", ["policy.toml:4:", "empty"]),
+    ("ports of a wrong type", ROUTE + "ports = 4.5\n", ["policy.toml:4:", '"4.5" is not a port']),
+    ("protocol", ROUTE + 'proto = "sctp"\n', ["policy.toml:4:", '"tcp" or "udp"']),
+    ("no prefix", '[[tables.t.routes]]\nstack = "kernel"\n', ["policy.toml:1:", 'the key "to" is missing']),
+    ("no table", "[[rules]]\nuid = 1\n", ["policy.toml:1:", "rule 1", 'the key "table" is missing']),
+    ("cgroup", ROUTE + '[[rules]]\ntable = "t"\ncgroup = "shop"\n', ["policy.toml:6:", 'begins with "/"']),
+    ("cgroup above", ROUTE + '[[rules]]\ntable = "t"\ncgroup = "/a/../b"\n', ["policy.toml:6:", "cgroup"]),
+    (
+        "comm",
+        ROUTE + '[[rules]]\ntable = "t"\ncomm = "sixteen-letters!"\n',
+        ["policy.toml:6:", "1 to 15 bytes"],
+    ),
+    ("uid", ROUTE + '[[rules]]\ntable = "t"\nuid = "9-8"\n', ["policy.toml:6:", "write 8-9"]),
+    ("user", ROUTE + '[[rules]]\ntable = "t"\nuid = "no-such-user"\n', ["policy.toml:6:", "no user"]),
+    ("direction", ROUTE + '[[rules]]\ntable = "t"\ndirection = "both"\n', ["policy.toml:6:", "leave it out"]),
+    (
+        "one name twice",
+        ROUTE + 2 * '[[rules]]\ntable = "t"\nname = "a"\n',
+        ["policy.toml:9:", "rule 1 is called"],
+    ),
+    ("rules not tables", "rules = 3\n", ["policy.toml:1:", "[[rules]]"]),
+    ("stack not a table", "[stacks]\nwan = 3\n", ["policy.toml:2:", "[stacks.wan]"]),
+    ("routes not tables", "[tables.t]\nroutes = [1]\n", ["policy.toml:2:", "[[tables.t.routes]]"]),
+    ("name", '[stacks."a b"]\nkind = "kernel"\n', ["policy.toml:1:", "cannot name a stack"]),
+    ("deep nesting", "a = " + "[" * 20000 + "]" * 20000, ["policy.toml", "too deeply"]),
+    ("a huge number", "a = " + "9" * 5000, ["policy.toml", "too many digits"]),
+    ("a long line", "#" * 70000, ["policy.toml:1:", "longer than 65536"]),
+    ("a NUL", "a = 1\nb = '\0'\n", ["policy.toml:2:", "not TOML"]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_refused_with_the_place(text: str, parts: list[str]) -> None:
+    sentence = refusal(text)
+    for part in parts:
+        assert part in sentence
+
+
+def test_contradiction_names_both_places() -> None:
+    sentence = refusal(
+        U + ROUTE + "ports = '80, 443-500'\n" + ROUTE.replace("kernel", "wan") + 'ports = "450-600"\n'
+    )
+    assert "policy.toml:7: table t sends 10.0.0.0/8 port 450-500 to wan here" in sentence
+    assert "to kernel at policy.toml:3" in sentence
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        'ports = "450"\n',  # an exact port in a range
+        'ports = "443-500"\nproto = "tcp"\n',  # the protocol named
+        "",  # every port
+    ],
+)
+def test_more_specific_is_no_contradiction(extra: str) -> None:
+    assert parse(U + ROUTE + "ports = '443-500'\n" + ROUTE.replace("kernel", "wan") + extra).n_routes == 2
+
+
+def test_same_route_twice_is_no_contradiction() -> None:
+    assert parse(ROUTE + ROUTE).n_routes == 2
+
+
+def test_limits() -> None:
+    stack = '[stacks.s{}]\nkind = "kernel"\n'
+    assert len(parse("".join(stack.format(n) for n in range(63))).stacks) == 64
+    assert "at most 63" in refusal("".join(stack.format(n) for n in range(64)))
+    many = "".join(stack.format(n) for n in range(63)) + ROUTE.replace("kernel", "reject")
+    assert "63 stacks" in refusal(many)
+    rule = '[[rules]]\ntable = "t"\n'
+    assert len(parse(ROUTE + 64 * rule).rules) == 64
+    sentence = refusal(ROUTE + 65 * rule)
+    assert "at most 64" in sentence
+    assert f"policy.toml:{3 + 2 * 64 + 1}:" in sentence
+    users = "".join(stack.format(n).replace("kernel", "user") for n in range(35))
+    assert "at most 34" in refusal(users)
+
+
+def test_too_large_and_junk(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("junk that is not TOML\n" * 1_000_000)
+    with pytest.raises(PolicyError, match="larger than 4 MiB"):
+        policy.load(path)
+    path.write_text("x\n" * 1_000_000)
+    with pytest.raises(PolicyError, match=r"policy\.toml:1: it is not TOML"):
+        policy.load(path)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no such file"):
+        policy.load(tmp_path / "absent.toml")
+    with pytest.raises(PolicyError, match="is a directory"):
+        policy.load(tmp_path)
+    with pytest.raises(PolicyError, match="not a regular file"):
+        policy.load(Path("/dev/null"))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(PolicyError, match="not a regular file"):
+        policy.load(tmp_path / "fifo")
+    with pytest.raises(PolicyError, match="file name too long"):
+        policy.load(tmp_path / ("n" * 300))
+    with pytest.raises(PolicyError, match="not a directory"):
+        policy.load(Path("/etc/passwd/x"))
+    (tmp_path / "latin.toml").write_bytes(b"# one\n# caf\xe9\n")
+    with pytest.raises(PolicyError, match=r"latin\.toml:2: it is not UTF-8"):
+        policy.load(tmp_path / "latin.toml")
+
+
+def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + (ROUTE + "port = 1\n").replace("\n", "\r\n").encode())
+    with pytest.raises(PolicyError, match=r'windows\.toml:4: .*did you mean "ports"\?'):
+        policy.load(path)
+
+
+FROM = U + '[[rules]]\ntable = "t"\n[tables.t]\nroutes_from = "p.csv"\n'
+
+
+def _csv(tmp_path: Path, content: str | bytes) -> Path:
+    (tmp_path / "p.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def test_routes_file(tmp_path: Path) -> None:
+    text = (
+        "\ufeffto, proto, ports, stack\r\n"
+        "# comment\r\n\r\n"
+        "10.0.0.0/8,,,wan\r\n"
+        '2001:db8::/32,tcp,"443, 8000-8100",kernel\n'
+        "192.0.2.1,UDP,53 5300 - 5400,wan\n"
+        "default,any,,kernel"
+    )
+    got = parse(FROM, _csv(tmp_path, text))
+    assert got.files == (tmp_path / "p.csv",)
+    assert [(route.text(), route.stack) for route in got.tables["t"]] == [
+        ("10.0.0.0/8", "wan"),
+        ("2001:db8::/32 tcp 443,8000-8100", "kernel"),
+        ("192.0.2.1/32 udp 53,5300-5400", "wan"),
+        ("0.0.0.0/0", "kernel"),
+        ("::/0", "kernel"),
+    ]
+    assert got.tables["t"].where(2).endswith("p.csv:6")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("to,proto,ports,stack\n10.0.0.0/8,,,wan\n10.0.0.1/8,,,wan\n", ["p.csv:3:", "network is 10.0.0.0/8"]),
+        ("10.0.0.0/8,,wan\n", ["p.csv:1:", "3 columns, not 4"]),
+        ("10.0.0.0/8,,,wna\n", ["p.csv:1:", '"wna"', 'did you mean "wan"?']),
+        ("10.0.0.0/8,tcp,9-8,wan\n", ["p.csv:1:", "reversed"]),
+        ("10.0.0.0/8,icmp,,wan\n", ["p.csv:1:", '"icmp" is not a protocol']),
+        ('10.0.0.0/8,tcp,"443,wan\n', ["p.csv:1:", "not comma separated"]),
+        ("junk\n" * 1_000_000, ["p.csv:1:", "1 columns"]),
+        ("10.0.0.0/8,,,wan\n" + "x" * (2 * MAX_LINE), ["p.csv:2:", "longer than"]),
+        (b"10.0.0.0/8,,,wan\n\xff\xfe\n", ["p.csv", "not UTF-8"]),
+        ("10.0.0.0/8,,,wan\n10.0.0.0/8,,,kernel\n", ["p.csv:2:", "to kernel here", "p.csv:1"]),
+        (b"\0" * 100, ["p.csv:1:", "columns"]),
+    ],
+)
+def test_routes_file_refused(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
+    sentence = refusal(FROM, _csv(tmp_path, content))
+    for part in parts:
+        assert part in sentence
+
+
+def test_route_of_the_file_against_one_of_the_policy(tmp_path: Path) -> None:
+    text = FROM + '[[tables.t.routes]]\nto = "10.0.0.0/8"\nstack = "kernel"\n'
+    sentence = refusal(text, _csv(tmp_path, "10.0.0.0/8,,,wan\n"))
+    assert "p.csv:1: table t sends 10.0.0.0/8 every port to wan here" in sentence
+    assert "to kernel at policy.toml:7" in sentence
+
+
+def test_routes_file_missing(tmp_path: Path) -> None:
+    sentence = refusal(FROM, tmp_path)
+    assert "policy.toml:6: table t, routes_from: routes file" in sentence
+    assert "no such file" in sentence
+    (tmp_path / "p.csv").mkdir()
+    assert "it is a directory" in refusal(FROM, tmp_path)
+    assert "not a file's name" in refusal(FROM.replace('"p.csv"', "3"), tmp_path)
+
+
+def test_hundred_thousand_routes_take_little_memory(tmp_path: Path) -> None:
+    lines = "".join(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32,,,wan\n" for n in range(100_000))
+    table = parse(FROM, _csv(tmp_path, lines)).tables["t"]
+    assert len(table) == 100_000
+    columns = (
+        table.families,
+        table.lengths,
+        table.addrs_hi,
+        table.addrs_lo,
+        table.match,
+        table.stack,
+        table.origin,
+    )
+    assert sum(memoryview(column).nbytes for column in columns) <= 30 * 100_000
+    assert not table.duplicates
