@@ -99,39 +99,40 @@ static void send_due(struct direction *direction)
 }
 
 /* When to wake, and whether an arriving frame should do so sooner. */
-static uint64_t plan_sleep(const struct direction *direction, bool *hear_port)
+static void plan_sleep(struct direction *direction)
 {
 	uint64_t next_ns = emu_next_ns(&direction->emu);
 	uint64_t delay_ns = direction->emu.params.delay_ns;
 	uint64_t tick_end_ns = direction->now_ns + direction->tick_ns;
+	uint64_t read_ns;
 
-	*hear_port = true;
-	if (direction->more)
-		return direction->now_ns;
-	if (direction->blocked)
-		return tick_end_ns;
-	if (next_ns == EMU_NEVER)
-		return EMU_NEVER;
-	/* With a delay worth a few ticks the ring is read in time without being told of every frame. */
-	if (delay_ns >= 4 * direction->tick_ns) {
-		uint64_t read_ns =
-			direction->now_ns + (delay_ns < 2 * READ_EVERY_NS ? delay_ns / 2 : READ_EVERY_NS);
-
-		*hear_port = false;
-		next_ns = next_ns < read_ns ? next_ns : read_ns;
+	direction->hear_port = true;
+	direction->wake_ns = EMU_NEVER;
+	if (direction->more) {
+		direction->wake_ns = direction->now_ns;
+	} else if (direction->blocked) {
+		direction->wake_ns = tick_end_ns;
+	} else if (next_ns != EMU_NEVER) {
+		/* With a delay worth a few ticks the ring is read in time without being told of every frame.
+		 */
+		if (delay_ns >= 4 * direction->tick_ns) {
+			read_ns = delay_ns < 2 * READ_EVERY_NS ? delay_ns / 2 : READ_EVERY_NS;
+			read_ns += direction->now_ns;
+			direction->hear_port = false;
+			next_ns = next_ns < read_ns ? next_ns : read_ns;
+		}
+		direction->wake_ns = next_ns > tick_end_ns ? next_ns : tick_end_ns;
 	}
-	return next_ns > tick_end_ns ? next_ns : tick_end_ns;
 }
 
 static void wait_for_event(struct direction *direction)
 {
-	bool hear_port;
-	uint64_t wake_ns = plan_sleep(direction, &hear_port), now_ns = clock_now_ns();
+	uint64_t wake_ns = direction->wake_ns, now_ns = clock_now_ns();
 	uint64_t left_ns = wake_ns > now_ns ? wake_ns - now_ns : 0;
 	struct timespec timeout;
 	struct pollfd fds[2] = {
 		{.fd = direction->wake_fd, .events = POLLIN},
-		{.fd = hear_port ? direction->rx.fd : -1, .events = POLLIN},
+		{.fd = direction->hear_port ? direction->rx.fd : -1, .events = POLLIN},
 	};
 	eventfd_t scrap;
 
@@ -162,6 +163,7 @@ static void *run(void *argument)
 		read_clock(direction);
 		drain(direction);
 		send_due(direction);
+		plan_sleep(direction);
 		pthread_mutex_unlock(&direction->lock);
 	}
 	return NULL;

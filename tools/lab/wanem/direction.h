@@ -29,6 +29,9 @@ struct direction {
 	bool lock_wanted;
 	int wake_fd; /* eventfd: the parameters have changed, or it is time to end */
 	bool quit;
+	/* The thread's alone, planned under the lock and slept by without it. */
+	uint64_t wake_ns;
+	bool hear_port;
 	bool more;    /* the ring was not read to its end */
 	bool blocked; /* the receiving host has no room just now */
 	uint64_t tick_ns;
