@@ -16,7 +16,7 @@ from typing import Any
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.rd.model import KERNEL, Policy, Rule
+from dmm_ebpf.rd.model import KERNEL, Policy, RejectStack, Rule, UserStack
 from dmm_ebpf.rd.routes import Match, RouteTable
 from dmm_ebpf.rd.values import TCP, ValueRefusedError, parse_address, parse_protocol, shown
 
@@ -69,8 +69,7 @@ class Query:
 class Verdict:
     """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a route for it.
 
-    wanted is the stack that the route names. stack is the same here; who knows which stacks are up puts the
-    fallback there.
+    wanted is the stack that the route names; stack is the one that serves if wanted is up (see served_stack()).
     """
 
     stack: str
@@ -111,7 +110,7 @@ def route_get(policy: Policy, query: Query) -> Verdict:
         if index is not None:
             route = table[index]
             return Verdict(
-                stack=route.stack,
+                stack=served_stack(policy, query, route.stack),
                 wanted=route.stack,
                 table=rule.table,
                 rule=number,
@@ -121,6 +120,28 @@ def route_get(policy: Policy, query: Query) -> Verdict:
         if query.direction == C.DMM_DIR_LISTEN:
             return Verdict(KERNEL, KERNEL, rule.table, number, policy.rule_text(number - 1))
     return Verdict(KERNEL, KERNEL)
+
+
+def served_stack(policy: Policy, query: Query, wanted: str) -> str:
+    """The stack that serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h have it.
+
+    A user stack carries TCP to other hosts; UDP, and what stays on this host, is the kernel's as if there were no
+    policy. A rejecting stack refuses connect(); a connection that a client has opened is the kernel's.
+    """
+    stack = policy.stacks[wanted]
+    if query.direction == C.DMM_DIR_LISTEN:
+        return KERNEL if isinstance(stack, RejectStack) else wanted
+    if isinstance(stack, UserStack) and (query.proto != TCP or _is_this_host(query.addr)):
+        return KERNEL
+    return wanted
+
+
+def _is_this_host(address: str) -> bool:
+    """True for loopback addresses and for 0.0.0.0 and ::, which mean this host to connect() (ip(7))."""
+    family, addr = parse_address(address)
+    if family == 4:
+        return addr >> 24 == 127 or addr == 0
+    return addr in (0, 1)
 
 
 def rule_matches(rule: Rule, query: Query) -> bool:

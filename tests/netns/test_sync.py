@@ -151,7 +151,7 @@ def test_kernel_tries_answer_as_the_evaluator(opened: dict[str, maps.Map]) -> No
             if found is None:
                 assert verdict.route is None
                 continue
-            assert ids.stack_name(found[0]) == verdict.stack
+            assert ids.stack_name(found[0]) == verdict.wanted
             assert compiled.route_text(found[1]) == verdict.route
             found_some += 1
         assert found_some > 100

@@ -149,14 +149,14 @@ def test_compiled_is_evaluated(
     for query in asked:
         verdict = evaluate.route_get(parsed, query)
         found = reader.find(query)
-        assert ids.stack_name(found.stack) == verdict.stack
+        assert ids.stack_name(found.stack) == verdict.wanted
         assert found.rule == verdict.rule
         assert (ids.table_name(found.table) or None) == verdict.table
         assert (compiled.route_text(found.route) or None) == verdict.route
         if verdict.route is not None:
             bases = dict(zip(parsed.tables, route_bases(parsed), strict=True))
             own = found.route - bases[verdict.table]
-            assert parsed.tables[verdict.table][own].stack == verdict.stack
+            assert parsed.tables[verdict.table][own].stack == verdict.wanted
 
 
 @settings(max_examples=60, deadline=None)
@@ -179,8 +179,8 @@ def _undecidable(chosen: list[dict[str, str]]) -> bool:
         items = route.get("ports", "0-65535 any").split(",")
         for prefix in prefixes_:
             for item in items:
-                item, _, kind = item.partition(" ")
-                first, _, last = item.partition("-")
+                span, _, kind = item.partition(" ")
+                first, _, last = span.partition("-")
                 kind = kind or ("range" if last and last != first else "exact")
                 for port in range(int(first), int(last or first) + 1) if kind == "range" else [int(first)]:
                     key = (prefix, route.get("proto", ""), kind, port)

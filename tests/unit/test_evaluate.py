@@ -69,7 +69,7 @@ stack = "b"
 )
 def test_verdict(query: Query, stack: str, rule: int, route: str | None) -> None:
     verdict = route_get(POLICY, query)
-    assert (verdict.stack, verdict.wanted, verdict.rule, verdict.route) == (stack, stack, rule, route)
+    assert (verdict.stack, verdict.rule, verdict.route) == (stack, rule, route)
     assert verdict.table == (None, "one", "two")[rule]
 
 
@@ -79,6 +79,29 @@ def test_listener_has_one_table() -> None:
     assert route_get(POLICY, Query("10.1.2.3", 444, **facts)).rule == 2
     verdict = route_get(POLICY, Query("10.1.2.3", 444, direction=C.DMM_DIR_LISTEN, **facts))
     assert (verdict.stack, verdict.table, verdict.rule, verdict.route) == ("kernel", "one", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted", "stack"),
+    [
+        (Query("2001:db8::1", 443), "b", "b"),
+        (Query("2001:db8::1", 443, 17), "b", "kernel"),
+        (Query("127.1.2.3", 443), "b", "kernel"),
+        (Query("0.0.0.0", 443), "b", "kernel"),
+        (Query("::ffff:127.0.0.1", 443), "b", "kernel"),
+        (Query("::1", 443), "b", "kernel"),
+        (Query("192.0.2.1"), "reject", "reject"),
+        (Query("192.0.2.1", direction=C.DMM_DIR_LISTEN), "reject", "kernel"),
+        (Query("2001:db8::1", direction=C.DMM_DIR_LISTEN), "b", "b"),
+    ],
+)
+def test_who_can_serve(query: Query, wanted: str, stack: str) -> None:
+    """User stacks carry TCP between hosts; reject is for connect()."""
+    text = '[stacks.b]\nkind = "user"\n[[rules]]\ntable = "t"\n'
+    for to, name in (("default", "b"), ("192.0.2.0/24", "reject")):
+        text += f'[[tables.t.routes]]\nto = "{to}"\nstack = "{name}"\n'
+    verdict = route_get(policy.parse(text, source="policy.toml", base=Path("/")), query)
+    assert (verdict.wanted, verdict.stack) == (wanted, stack)
 
 
 def test_from_params_and_to_dict() -> None:
