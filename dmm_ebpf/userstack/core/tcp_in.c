@@ -203,7 +203,8 @@ static bool paws_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt,
 	if (now_s - t->ts_recent_s > 24u * 86400 || (pkt->flags & TH_RST))
 		return true;
 	core->counters[DMM_CORE_PAWS]++;
-	if (pkt->payload_len)
+	/* a duplicate only if we have it: it may as well be a late segment that fills a hole */
+	if (seq + pkt->payload_len <= (int64_t)t->rcv_nxt)
 		set_dsack(t, seq, seq + pkt->payload_len);
 	ack_now(core, t);
 	return false;
