@@ -77,8 +77,10 @@ class StackProcess:
         self.engine.start(self._engine_ended)
         await self._done.wait()
         server.close()
-        resolver.cancel()
         self.engine.join(_JOIN_S)
+        # The engine is closed only when nothing is left that calls it.
+        resolver.cancel()
+        await asyncio.wait([resolver])
         result = self.engine.result
         self.engine.close()
         self.resolver.close()

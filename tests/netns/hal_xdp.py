@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least XDP program that gives TCP to AF_XDP sockets, as bytecode, so that hal is tested without the loader."""
+"""The least XDP program that gives TCP to AF_XDP sockets, as bytecode, so that hal is tested without the
+loader.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,8 @@ import ctypes
 import os
 import struct
 
-from pyroute2 import IPRoute
-
 from hal_lab import Host
+from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _MAP_CREATE, _LOOKUP, _NEXT_KEY, _PROG_LOAD = 0, 1, 4, 5
@@ -30,7 +31,7 @@ def make_map(kind: int, key: int, value: int, entries: int) -> int:
     return _bpf(_MAP_CREATE, struct.pack("=4I", kind, key, value, entries))
 
 
-def xskmap(entries: int = 64) -> int:
+def xskmap(entries: int = 1024) -> int:
     return make_map(_XSKMAP, 4, 4, entries)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user stack on a host of a test, without a Resource Director: supervisor, routes and the least XDP program."""
+"""A user stack on a host of a test, without a Resource Director: supervisor, routes and the least XDP
+program.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import hal_xdp
+from hal_lab import Host
+
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
-from hal_lab import Host
 
 MARK, MASK = 0x0DD00000, 0x0FF00000
 SO_MARK = 36
 
 
 class Stack:
-    """One stack process and what leads to it. Its event loop runs in a thread that is in the host's namespace."""
+    """One stack process and what leads to it. Its event loop runs in a thread that is in the host's
+    namespace.
+    """
 
     def __init__(self, host: Host, run_dir: Path, **spec: Any) -> None:
         self.host = host
