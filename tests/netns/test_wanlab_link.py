@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Host, Lab, WanLink, busybox_fetch, curl_fetch, iperf3, iperf3_server, nginx
+from lab import Host, Lab, WanLink, busybox_fetch, curl_fetch, iperf3, iperf3_server, nginx, wait_for
 
 Payload = Callable[[int], tuple[Path, str]]
 
@@ -75,3 +75,20 @@ def test_plain_wire_joins_hosts(lab: Lab, tmp_path: Path, payload: Payload) -> N
     server = nginx(b, path.parent, tmp_path / "nginx")
     for ipv6 in (False, True):
         assert curl_fetch(a, server.url(path.name, ipv6=ipv6)).sha256 == sha256
+
+
+def test_link_survives_an_interface_that_goes_down_and_up(lab: Lab) -> None:
+    a, b, link = pair(lab, delay="1ms")
+    assert len(ping_times_ms(a, b.ip4, 2)) == 2
+    b.ip("link set eth0 down")
+    lost = a.run(["ping", "-n", "-c", "2", "-i", "0.02", "-W", "1", b.ip4], check=False)
+    assert "0 received" in lost.stdout
+    # The emulator waits a second for the interface, then gives its frames up and says so.
+    wait_for(
+        lambda: a.run(["ping", "-c", "1", "-W", "1", b.ip4], check=False) and link.stats().ab.tx_drops, 10
+    )
+    b.ip("link set eth0 up", f"neigh replace {a.ip4} lladdr {a.nic.mac} nud permanent dev eth0")
+    wait_for(lambda: a.run(["ping", "-c", "1", "-W", "1", b.ip4], check=False).returncode == 0, 10)
+    link.reset()
+    assert len(ping_times_ms(a, b.ip4, 5)) == 5
+    assert link.stats().own_drops == 0

@@ -73,7 +73,9 @@ def test_closing_removes_everything(no_leaks: None) -> None:
 def test_leak_check_sees_a_leak(no_leaks: None) -> None:
     before = snapshot()
     with Lab("leak") as lab:
-        lab.host("a").popen(["sleep", "1000"])
+        process = lab.host("a").popen(["sleep", "1000"])
+        # Popen returns during exec, a moment before the new program's environment can be read.
+        wait_for(Path(f"/proc/{process.pid}/environ").read_bytes, 5)
         with pytest.raises(pytest.fail.Exception, match=r"namespace left(.|\n)*sleep 1000"):
             assert_no_leaks(before, snapshot())
 

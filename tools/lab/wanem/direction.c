@@ -22,6 +22,8 @@
 #define SLOT_ALIGN_BYTES 64
 /* The ring is read at least this often while frames are under way. */
 #define READ_EVERY_NS 1000000ULL
+/* An interface that takes nothing for this long is down: its frames are then lost, and counted. */
+#define GIVE_UP_NS NS_PER_S
 #define NICE (-15)
 
 static uint64_t clock_ns(clockid_t clock)
@@ -96,6 +98,12 @@ static void send_due(struct direction *direction)
 		full = tx_is_full(tx);
 		direction->blocked = !tx_flush(tx, &direction->pool);
 	} while (full && !direction->blocked);
+	if (!direction->blocked) {
+		direction->moved_ns = direction->now_ns;
+	} else if (direction->now_ns > direction->moved_ns + GIVE_UP_NS) {
+		tx_abandon(tx, &direction->pool);
+		direction->blocked = false;
+	}
 }
 
 /* When to wake, and whether an arriving frame should do so sooner. */
@@ -135,6 +143,8 @@ static void wait_for_event(struct direction *direction)
 		{.fd = direction->hear_port ? direction->rx.fd : -1, .events = POLLIN},
 	};
 	eventfd_t scrap;
+	int error;
+	socklen_t error_bytes = sizeof(error);
 
 	/* A mutex is not fair: without a pause a busy thread would take it again and again. */
 	if (!left_ns && __atomic_load_n(&direction->lock_wanted, __ATOMIC_ACQUIRE))
@@ -143,8 +153,14 @@ static void wait_for_event(struct direction *direction)
 		return;
 	timeout.tv_sec = (time_t)(left_ns / NS_PER_S);
 	timeout.tv_nsec = (long)(left_ns % NS_PER_S);
-	if (ppoll(fds, 2, wake_ns == EMU_NEVER ? NULL : &timeout, NULL) > 0 && fds[0].revents)
+	if (ppoll(fds, 2, wake_ns == EMU_NEVER ? NULL : &timeout, NULL) <= 0)
+		return;
+	if (fds[0].revents)
 		eventfd_read(direction->wake_fd, &scrap);
+	/* An interface that was taken down reports it until it is read, and would keep this thread spinning.
+	 */
+	if (fds[1].revents & POLLERR)
+		getsockopt(direction->rx.fd, SOL_SOCKET, SO_ERROR, &error, &error_bytes);
 }
 
 static void *run(void *argument)

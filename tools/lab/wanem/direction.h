@@ -32,8 +32,9 @@ struct direction {
 	/* The thread's alone, planned under the lock and slept by without it. */
 	uint64_t wake_ns;
 	bool hear_port;
-	bool more;    /* the ring was not read to its end */
-	bool blocked; /* the receiving host has no room just now */
+	bool more;	   /* the ring was not read to its end */
+	bool blocked;	   /* the receiving host has no room just now */
+	uint64_t moved_ns; /* when it last had */
 	uint64_t tick_ns;
 	uint64_t now_ns;
 	uint64_t real_minus_mono_ns;

@@ -211,6 +211,12 @@ bool tx_flush(struct tx_port *tx, struct pool *pool)
 	return true;
 }
 
+void tx_abandon(struct tx_port *tx, struct pool *pool)
+{
+	tx->drops += tx->batch_pkts;
+	batch_advance(tx, pool, tx->batch_pkts);
+}
+
 void tx_push(struct tx_port *tx, struct pkt *pkt)
 {
 	tx->iovs[tx->batch_pkts] = (struct iovec){.iov_base = pkt->data, .iov_len = pkt->len};

@@ -68,5 +68,7 @@ void tx_push(struct tx_port *tx, struct pkt *pkt);
  * the rest stays in the batch, for a later flush.
  */
 bool tx_flush(struct tx_port *tx, struct pool *pool);
+/* Gives the batch up, and counts it in drops. */
+void tx_abandon(struct tx_port *tx, struct pool *pool);
 
 #endif
