@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C adapters by themselves: an AF_XDP socket on a veth, a TUN device with offload, against the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+from contextlib import contextmanager
+
+import hal_xdp
+import pytest
+from dmm_ebpf.userstack._core import ffi, lib
+from hal_lab import Host, hosts, link, wait_until
+
+
+@contextmanager
+def xsk_on(host: Host, frames: int = 64, mtu: int = 1500):
+    """An AF_XDP socket on eth0's queue 0 that gets the host's TCP frames."""
+    xsks = hal_xdp.xskmap(1)
+    prog = hal_xdp.redirect_tcp(xsks)
+    hal_xdp.attach(host, "eth0", prog)
+    error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
+    index = host.ns.run_in(socket.if_nametoindex, "eth0")
+    assert host.ns.run_in(lib.dmm_xsk_open, index, 0, mtu, frames, out, error) == 0, ffi.string(error.what)
+    try:
+        assert lib.dmm_xsk_register(out[0], xsks, 0, error) == 0
+        yield out[0]
+    finally:
+        lib.dmm_xsk_close(out[0])
+        os.close(prog)
+        os.close(xsks)
+
+
+def frame(number: int, size: int = 200) -> bytes:
+    head = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x00" + b"\x45" + bytes(8) + b"\x06"
+    return (head + struct.pack("=I", number)).ljust(size, b"z")
+
+
+def packet_socket(host: Host) -> socket.socket:
+    sock = host.ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.bind(("eth0", 3))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    return sock
+
+
+def number_of(raw: bytes) -> int:
+    return struct.unpack_from("=I", raw, 24)[0]
+
+
+def test_receiving_more_than_the_rings_hold_in_order():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with xsk_on(a) as xsk, packet_socket(b) as sender:
+            length = ffi.new("uint32_t *")
+            got: list[int] = []
+            for start in range(0, 1000, 20):  # the fill ring has 32 frames
+                for number in range(start, start + 20):
+                    sender.send(frame(number))
+                while len(got) < start + 20:
+                    assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
+                    count = lib.dmm_xsk_rx_peek(xsk, 7)
+                    for i in range(count):
+                        raw = lib.dmm_xsk_rx_frame(xsk, i, length)
+                        data = bytes(ffi.buffer(raw, length[0]))
+                        got.append(number_of(data))
+                        assert data == frame(got[-1])
+                    lib.dmm_xsk_rx_release(xsk, count)
+            assert got == list(range(1000))
+
+
+def test_sending_more_than_the_rings_hold_in_order():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with xsk_on(a) as xsk, packet_socket(b) as receiver:
+            receiver.settimeout(5)
+            got: list[int] = []
+            for number in range(1000):
+                data = frame(number)
+                while (room := lib.dmm_xsk_tx_begin(xsk)) == ffi.NULL:
+                    assert lib.dmm_xsk_tx_kick(xsk) in (0, 1)
+                ffi.memmove(room, data, len(data))
+                lib.dmm_xsk_tx_commit(xsk, len(data))
+            wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
+            while len(got) < 1000:
+                raw = receiver.recv(2000)
+                if raw[6:12] == b"\2\0\0\0\0\1":
+                    got.append(number_of(raw))
+                    assert raw == frame(got[-1])
+            assert got == list(range(1000))
+            stats = ffi.new("struct dmm_xsk_stats *")
+            lib.dmm_xsk_stats(xsk, stats)
+            assert (stats.tx_invalid_descs, stats.rx_dropped) == (0, 0)
+            assert stats.kicks > 0
+
+
+def test_a_packet_of_the_largest_mtu_fits_a_frame():
+    with hosts(2) as (a, b):
+        link(a, b)
+        for host in (a, b):
+            host.sh("ip link set eth0 mtu 3000")
+        with xsk_on(a, mtu=3000) as xsk, packet_socket(b) as sender:
+            sender.send(frame(1, 3014))
+            assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
+            assert lib.dmm_xsk_rx_peek(xsk, 9) == 1
+            length = ffi.new("uint32_t *")
+            lib.dmm_xsk_rx_frame(xsk, 0, length)
+            assert length[0] == 3014
+
+
+@pytest.mark.parametrize(
+    ("index", "queue", "mtu", "frames", "code"),
+    [
+        (None, 0, lib.DMM_XSK_MAX_MTU + 1, 0, errno.ERANGE),
+        (None, 0, 1500, 100, errno.EINVAL),
+        (None, 9, 1500, 64, errno.EINVAL),
+        (99999, 0, 1500, 64, errno.ENODEV),
+    ],
+)
+def test_what_cannot_be_opened_says_why(index, queue, mtu, frames, code):
+    with hosts(2) as (a, b):
+        link(a, b)
+        error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
+        index = index or a.ns.run_in(socket.if_nametoindex, "eth0")
+        assert a.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, frames, out, error) == -code
+        assert error.code == code
+        assert f"(receive queue {queue})" in ffi.string(error.what).decode()
+        assert out[0] == ffi.NULL
+
+
+@contextmanager
+def tun_on(host: Host, name: str, address: str):
+    error = ffi.new("struct dmm_hal_error *")
+    fd = host.ns.run_in(lib.dmm_tun_open, name.encode(), error)
+    assert fd >= 0, ffi.string(error.what)
+    try:
+        assert host.ns.run_in(lib.dmm_tun_up, name.encode(), 1500, 1000, error) == 0
+        host.sh(f"ip addr add {address} dev {name}")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_tun_is_exclusive_and_goes_with_its_descriptor():
+    with hosts(1) as (a,):
+        error = ffi.new("struct dmm_hal_error *")
+        with tun_on(a, "dmm-9", "10.97.0.1/24"):
+            assert a.ns.run_in(lib.dmm_tun_open, b"dmm-9", error) == -errno.EBUSY
+            assert "dmm-9" in ffi.string(error.what).decode()
+            assert "qlen 1000" in a.sh("ip link show dmm-9")
+        assert "dmm-9" not in a.sh("ip link")
+        assert a.ns.run_in(lib.dmm_tun_open, b"x" * 16, error) == -errno.ENAMETOOLONG
+
+
+def test_segmentation_is_left_out_both_ways_between_two_kernels():
+    """Packets of up to 64 KiB, with open checksums, from one kernel's TCP to another's and back."""
+    with (
+        hosts(2) as (a, b),
+        tun_on(a, "dmm-0", "10.97.0.1/24") as left,
+        tun_on(b, "dmm-0", "10.97.0.2/24") as right,
+    ):
+        buf = ffi.new("uint8_t[]", lib.DMM_TUN_HEADROOM + lib.DMM_TUN_MAX_PKT)
+        rx, tx = ffi.new("struct dmm_rx_meta *"), ffi.new("struct dmm_tx_meta *")
+        longest = {left: 0, right: 0}
+
+        def move(source: int, sink: int) -> None:
+            while (length := lib.dmm_tun_read(source, buf, rx)) > 0:
+                ip = lib.DMM_TUN_HEADROOM
+                if buf[ip] >> 4 != 4:
+                    continue
+                longest[source] = max(longest[source], length)
+                tcp = (buf[ip] & 15) * 4
+                tx.needs_csum, tx.csum_start, tx.csum_offset = rx.csum_ok, tcp, 16
+                tx.gso_size, tx.family = rx.gso_size, socket.AF_INET
+                assert lib.dmm_tun_write(sink, buf, length, tx) in (0, -errno.EAGAIN)
+
+        server = b.ns.socket(socket.AF_INET, socket.SOCK_STREAM)
+        server.bind(("10.97.0.2", 0))
+        server.listen()
+        client = a.ns.socket(socket.AF_INET, socket.SOCK_STREAM)
+        client.setblocking(False)
+        assert client.connect_ex(server.getsockname()) == errno.EINPROGRESS
+        ends: list[socket.socket] = []
+        data = os.urandom(4_000_000)
+        sent = {0: 0, 1: 0}
+        got = {0: bytearray(), 1: bytearray()}
+        while len(got[0]) + len(got[1]) < 2 * len(data):
+            ready, _, _ = select.select([left, right, server, *ends], [], [], 5)
+            assert ready, "nothing moves"
+            move(left, right)
+            move(right, left)
+            if not ends and server in ready:
+                accepted, _ = server.accept()
+                accepted.setblocking(False)
+                ends = [client, accepted]
+            for i, end in enumerate(ends):
+                if end in ready:
+                    got[i] += end.recv(1 << 20)
+                if sent[i] < len(data):
+                    with contextlib.suppress(BlockingIOError):
+                        sent[i] += end.send(data[sent[i] :])
+        assert bytes(got[0]) == bytes(got[1]) == data
+        assert min(longest.values()) > 20000
+        for sock in (server, *ends):
+            sock.close()

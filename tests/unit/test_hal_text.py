@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hal and userstack do with bytes alone: netlink framing, pid files, specs, control messages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal.netlink import attributes, messages
+from dmm_ebpf.hal.routes import StackNumbers
+from dmm_ebpf.userstack import control, pidfile
+from dmm_ebpf.userstack.spec import NicSpec, StackSpec
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40))))
+def test_attributes_are_read_as_written(pairs):
+    assert list(attributes(b"".join(attribute(k, v) for k, v in pairs), 0)) == pairs
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_the_framing_fail(data):
+    for _kind, body in messages(data):
+        list(attributes(body, 0))
+
+
+def test_numbers_of_a_stack():
+    numbers = StackNumbers(5, 0x0DD00000, 0x0FF00000)
+    assert (numbers.mark, numbers.tun, numbers.pref, numbers.table) == (0x0E200000, "dmm-5", 3541, 56581)
+    assert StackNumbers(33, 0x0DD00000, 0x0FF00000).mark == 0x0FE00000
+
+
+def test_pid_file(tmp_path: Path):
+    path = tmp_path / "stack-x.pid"
+    assert pidfile.read(path) is None
+    pidfile.write(path, 12, 345)
+    assert pidfile.read(path) == (12, 345)
+    path.write_text("nonsense")
+    assert pidfile.read(path) is None
+    assert pidfile.start_time(os.getpid()) > 0
+    assert pidfile.start_time(4194303) == 0
+    fd = pidfile.open_process(os.getpid(), pidfile.start_time(os.getpid()))
+    assert fd is not None
+    os.close(fd)
+
+
+def test_spec_survives_json(tmp_path: Path):
+    nic = NicSpec(7, "eth0", 1, 2, bytes(range(6)), 1500)
+    spec = StackSpec("i", "wan", 3, 0, 1, 2, "dmm-0", [nic], 5, 6, tmp_path, 7, congestion="cubic")
+    assert StackSpec.from_json(spec.to_json()) == spec
+    assert spec.control_path == tmp_path / "stack-wan.sock"
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1"])
+def test_control_refuses_what_is_no_message(data):
+    async def main() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        with pytest.raises(DmmError):
+            await control.read(reader)
+
+    asyncio.run(main())
+
+
+def test_control_end_of_stream_is_none():
+    async def main() -> None:
+        for data in (b"", b"\0\0", b"\0\0\0\5abc"):
+            reader = asyncio.StreamReader()
+            reader.feed_data(data)
+            reader.feed_eof()
+            assert await control.read(reader) is None
+
+    asyncio.run(main())
