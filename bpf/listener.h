@@ -4,16 +4,17 @@
  *
  * Invariant: an entry's count is the number of sockets that listen on it, and it is gone when that falls to
  * 0. Counting and deleting must be one step, and BPF of this instruction set has no fetch-and-add; so a
- * writer holds a lock, which is an entry in listener_locks[] made with BPF_NOEXIST. Who cannot take it in
- * DMM_LOCK_SPINS tries gives up on the safe side: the listener stays unpublished and the kernel serves it.
- * Readers take no lock.
+ * writer holds a lock, which is an entry in listener_locks[] made with BPF_NOEXIST. A holder can be
+ * preempted, so waiting is bounded, and who gets no lock errs on the safe side: a listener that joins stays
+ * unpublished, one that leaves goes on without the lock and may unpublish one that joins just then.
+ * Unpublished means that the kernel serves. Readers take no lock.
  */
 #ifndef DMM_LISTENER_H
 #define DMM_LISTENER_H
 
 #include "defs.h"
 
-#define DMM_LOCK_SPINS 512
+#define DMM_LOCK_SPINS 1024
 
 static __always_inline bool listener_lock(const struct dmm_listener_key *key)
 {
@@ -64,7 +65,7 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 	listener = map_lookup(DMM_MAP(listeners), key);
 	if (listener) {
 		listener_fill(listener, decision, netns_cookie, mark);
-		listener->count++;
+		__sync_fetch_and_add(&listener->count, 1);
 	} else {
 		/* Spelled out for both halves: a variable index into the program's stack is not verifiable.
 		 */
@@ -97,7 +98,7 @@ static __always_inline void listener_withdraw(const struct dmm_listener_key *key
 	listener = map_lookup(DMM_MAP(listeners), key);
 	if (listener) {
 		if (listener->count > 1)
-			listener->count--;
+			__sync_fetch_and_add(&listener->count, -1);
 		else
 			bpf_map_delete_elem(DMM_MAP(listeners), (void *)key);
 	}

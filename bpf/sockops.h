@@ -42,6 +42,8 @@ static __always_inline void listen_facts(struct bpf_sock *sk, struct dmm_decisio
 	facts_current(&facts);
 	decision_listen(decision, &facts, generation);
 #else
+	(void)sk;
+	(void)netns_cookie;
 	if (decision->generation != generation || decision->direction != DMM_DIR_LISTEN) {
 		decision->table = 0;
 		decision->rule = 0;

@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,11 @@ class Attached:
     instance: str
     cgroup_id: int
     maps: Mapping[str, Map]
-    progs: Mapping[str, int]
+    progs: MutableMapping[str, int]
     folder: Path
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, programs.close_programs, self.progs)
 
     @property
     def cgroup(self) -> str | None:
@@ -83,7 +87,7 @@ class Attached:
             raise DmmError("write a listener's table", why=str(error.strerror)) from error
 
     def close(self) -> None:
-        """Closes the fds; the instance stays attached."""
+        """Closes the fds; the instance stays attached. A second call does nothing."""
         programs.close_maps(self.maps)
         programs.close_programs(self.progs)
 

@@ -73,11 +73,15 @@ def check_name(instance: str) -> str:
 def top() -> Path | None:
     """The folder of all instances, or None if there is none."""
     root = mounted()
-    return root / TOP if root is not None and (root / TOP).is_dir() else None
+    try:
+        return root / TOP if root is not None and (root / TOP).is_dir() else None
+    except PermissionError as error:
+        raise PrivilegeError("look for instances", why=f"{root} may not be read", hint="run it as root") from error
 
 
 def instance_dir(instance: str) -> Path | None:
     """The folder of an instance's pins, or None if there is none."""
+    check_name(instance)
     folder = top()
-    path = folder / check_name(instance) if folder is not None else None
+    path = folder / instance if folder is not None else None
     return path if path is not None and path.is_dir() else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
@@ -155,10 +155,10 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
     return loaded
 
 
-def close_programs(loaded: Mapping[str, int]) -> None:
-    """Closes every fd."""
-    for fd in loaded.values():
-        os.close(fd)
+def close_programs(loaded: MutableMapping[str, int]) -> None:
+    """Closes every fd and empties loaded, so that a second call does nothing."""
+    while loaded:
+        os.close(loaded.popitem()[1])
 
 
 def defines() -> tuple[str, ...]:
@@ -167,7 +167,11 @@ def defines() -> tuple[str, ...]:
     code += _INSN.pack(_MOV_IMM, 0, 0, 1) + _INSN.pack(_EXIT, 0, 0, 0)
     try:
         fd = bpf.prog_load("dmm_probe", ProgType.SOCK_OPS, code, attach_type=bpf.AttachType.CGROUP_SOCK_OPS)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise PrivilegeError(
+                "load BPF programs", why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
+            ) from error
         return ()
     os.close(fd)
     return ("DMM_SOCKOPS_CURRENT",)

@@ -187,14 +187,15 @@ def test_a_full_event_ring_is_counted_and_what_was_there_stays(bench: Bench) -> 
     with EventReader(bench.attached.maps["events"].fd) as reader:
         events = [abi.unpack("dmm_event", data) for data in reader.read()]
     assert len(events) + lost == 2 * needed
-    assert [e.type for e in events] == [C.DMM_EVENT_LISTEN, C.DMM_EVENT_UNLISTEN] * (len(events) // 2)
+    pairs = [C.DMM_EVENT_LISTEN, C.DMM_EVENT_UNLISTEN] * needed
+    assert [e.type for e in events] == pairs[: len(events)]
 
 
 def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
     maps = bench.attached.maps
     assert len(list(maps["rules"].items())) == 2 * C.DMM_MAX_RULES
     assert len(list(maps["counters"].items())) == C.DMM_CNT_MAX
-    assert list(maps["xsks"].items()) == [] and list(maps["nics"].items()) == []
+    assert list(maps["nics"].items()) == []
     for i in range(5):
         maps["tun_marks"].update(u32(i), abi.pack(abi.new("dmm_tun_mark", mark=i)))
     assert {k for k, _ in maps["tun_marks"].items()} == {u32(i) for i in range(5)}
