@@ -85,6 +85,10 @@ SERVER_POLICY = """\
 kind = "user"
 congestion = "wan"
 
+[stacks.cubic]
+kind = "kernel"
+congestion = "cubic"
+
 [[rules]]
 name = "web"
 cgroup = "{cgroup}"
@@ -95,9 +99,24 @@ table = "clients"
 to = "default"
 ports = "80"
 stack = "wan"
+
+[[tables.clients.routes]]
+to = "default"
+ports = "8081"
+stack = "cubic"
+"""
+BBR_POLICY = """
+[stacks.bbr]
+kind = "kernel"
+congestion = "bbr"
+
+[[tables.clients.routes]]
+to = "default"
+ports = "8082"
+stack = "bbr"
 """
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoError(DmmError):
@@ -132,6 +151,7 @@ class Story:
         self.file = directory / "www" / "file.bin"
         self.file.parent.mkdir()
         self.sha256 = random_file(self.file, FILE_BYTES)
+        self.rivals: dict[str, int] = {}
         self.web = nginx(self.server, self.file.parent, directory / "nginx")
 
     @property
@@ -164,8 +184,7 @@ class Story:
         bps = got.size_bytes * 8 / got.seconds
         self.say(
             f"[bold]{program}[/]: stack [cyan]{stack}[/], {got.size_bytes / 1e6:.0f} MB in {got.seconds:.1f} s, "
-            f"{bps / 1e6:.1f} Mb/s = {bps / LIMIT_BPS:.0%} of what the link can carry, "
-            f"sha256 {got.sha256[:12]}… [green]right[/]"
+            f"{bps / 1e6:.1f} Mb/s, sha256 {got.sha256[:12]}… [green]right[/]"
         )
 
 
@@ -230,7 +249,7 @@ def seen(s: Story) -> None:
         lambda: [f for f in s.dmm.flows(dport=80) if f["bytes_received"] > 100_000], 10, "the flow"
     )
     table = Table(title="dmm-ebpf flows", title_justify="left")
-    for key in ("comm", "src", "sport", "dst", "dport", "stack", "rule", "route", "srtt_us", "congestion"):
+    for key in ("comm", "src", "sport", "dst", "dport", "stack", "rule", "srtt_us", "congestion"):
         table.add_column(key)
     table.add_row(*(str(flow.get(c.header)) for c in table.columns))
     s.progress.console.print(table)
@@ -296,11 +315,14 @@ def killed(s: Story) -> None:
 
 def listening(s: Story) -> None:
     """Now the server's host: nginx listens behind a user stack, the client is a plain kernel."""
-    routed = s.stack.enter_context(Routed(s.server, s.cg_server, SERVER_POLICY, s.directory))
-    nginx(s.server, s.file.parent, s.directory / "nginx82", port=8082)
+    available = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    policy = SERVER_POLICY + (BBR_POLICY if "bbr" in available else "")
+    routed = s.stack.enter_context(Routed(s.server, s.cg_server, policy, s.directory))
     s.web.stop()
-    s.web = nginx(s.server, s.file.parent, s.directory / "nginx-routed", cgroup=s.cg_server)
-    (row,) = [entry for entry in routed.ask("listeners") if entry["addr"] == "0.0.0.0"]
+    s.rivals = {"kernel, cubic": 8081} | ({"kernel, bbr": 8082} if "bbr" in available else {})
+    for port in (80, *s.rivals.values()):
+        nginx(s.server, s.file.parent, s.directory / f"nginx-{port}", port=port, cgroup=s.cg_server)
+    (row,) = [entry for entry in routed.ask("listeners") if (entry["addr"], entry["port"]) == ("0.0.0.0", 80)]
     s.say(
         f"dmm-ebpf listeners: {row['comm']} on port {row['port']}, clients looked up in table {row['table']}"
     )
@@ -311,12 +333,7 @@ def listening(s: Story) -> None:
 def side_by_side(s: Story) -> None:
     """The link loses packets at random. The same file, sent by the kernel and by the user stack of the server."""
     s.link.set(loss=LOSS)
-    default = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
-    rows = []
-    for congestion in dict.fromkeys(("cubic", default)):
-        s.server.sysctl("net.ipv4.tcp_congestion_control", congestion)
-        rows.append((f"kernel, {congestion}", s.fetch(port=8082)))
-    s.server.sysctl("net.ipv4.tcp_congestion_control", default)
+    rows = [(label, s.fetch(port=port)) for label, port in s.rivals.items()]
     rows.append(("user stack, wan", s.fetch()))
     table = Table(
         title=f"{FILE_BYTES / 1e6:.0f} MB, {RATE_MBIT} Mb/s, {2 * DELAY_MS} ms round trip, {LOSS:.0%} loss",

@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
@@ -203,16 +203,18 @@ def tcp_info_by_cookie() -> dict[int, dict[str, int]]:
     }
 
 
-def destroy_by_mark(mark: int, mask: int) -> int:
+def destroy_by_mark(mark: int, mask: int, pick: Callable[[TcpSocket], bool] | None = None) -> int:
     """Aborts every connection whose mark & mask == mark, telling its peer; its app sees ECONNABORTED.
 
-    Listeners stay. Returns how many connections went.
+    pick: which of them; None: all. Listeners stay. Returns how many connections went.
     """
     if mask == 0:
         raise UsageError("destroy sockets by mark", why="a mask of 0 would mean all of them")
     gone = 0
     with _explained("destroy TCP sockets by mark"), _open() as sock:
         for item in _list(_LIVE, _filter(mark & mask, mask)):
+            if pick is not None and not pick(item):
+                continue
             request = _REQ.pack(item.family, socket.IPPROTO_TCP, 0, _LIVE) + item.ident
             sock.send(_message(_SOCK_DESTROY, _NLM_F_REQUEST | _NLM_F_ACK, request))
             for kind, body in messages(sock.recv(_RECEIVE_BYTES)):

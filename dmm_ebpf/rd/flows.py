@@ -75,10 +75,7 @@ def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, 
     return {
         "instance": instance,
         "proto": "tcp",
-        "src": _addr(pair.laddr),
-        "sport": _port(pair.lport_be),
-        "dst": _addr(pair.raddr),
-        "dport": _port(pair.rport_be),
+        **dict(zip(("src", "sport", "dst", "dport"), pair_text(pair), strict=True)),
         "direction": DIRECTIONS.get(decision.direction),
         "stack": names.stack(decision.stack),
         "wanted": names.stack(decision.wanted),
@@ -98,6 +95,11 @@ def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, 
         "cookie": flow.cookie,
         "age_s": round(max(0, now_ns - flow.opened_ns) / 1e9, 3),
     }
+
+
+def pair_text(pair: Any) -> tuple[str, int, str, int]:
+    """A `struct dmm_addr_pair` as local address and port, remote address and port."""
+    return _addr(pair.laddr), _port(pair.lport_be), _addr(pair.raddr), _port(pair.rport_be)
 
 
 def event_dict(record: bytes, instance: str, names: Names) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.rd import rundir
+from dmm_ebpf.rd.flows import pair_text
 from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
@@ -326,11 +327,9 @@ class StackManager:
         return self._stacks[name].status == "stopping"
 
     def _end_flows(self, record: StackState) -> None:
-        """Reset what the stack carried: the far ends of its inner legs are gone, the XDP entries lead nowhere."""
-        killed = sockdiag.destroy_by_mark(mark_of(record.k), MARK_MASK)
-        cleared = clear_xdp_flows(self._attached.maps["xdp_flows"], record.stack_id)
-        if killed or cleared:
-            log.info("stack %s: %d sockets reset, %d XDP entries removed", record.name, killed, cleared)
+        gone = end_flows(self._attached.maps["xdp_flows"], record)
+        if gone:
+            log.info("stack %s: %d flows that it carried are reset", record.name, gone)
 
     async def _stop(self, name: str) -> None:
         s = self._stacks.get(name)
@@ -396,13 +395,23 @@ def _free_slot(nics: Mapping[str, int]) -> int:
     raise ConflictError("serve one more NIC", why=f"an instance serves {C.DMM_MAX_NICS} at most")
 
 
-def clear_xdp_flows(xdp_flows: Map, stack_id: int) -> int:
-    """Delete the entries of one stack from xdp_flows; returns how many."""
-    gone = 0
+def end_flows(xdp_flows: Map, record: StackState) -> int:
+    """Reset what a stack that is gone has carried, and delete its XDP entries; returns how many there were.
+
+    Only sockets whose 5-tuple the stack owned are reset: one with its mark that is not among them was made after the
+    stack went, by the main table, and is well.
+    """
+    owned = set()
     for key, value in xdp_flows.items():
-        if abi.unpack("dmm_xdp_flow", value).stack == stack_id:
-            gone += bool(xdp_flows.delete(key))
-    return gone
+        if abi.unpack("dmm_xdp_flow", value).stack == record.stack_id:
+            pair = abi.unpack("dmm_addr_pair", key)
+            owned.add(pair_text(pair))
+            xdp_flows.delete(key)
+    if owned:
+        sockdiag.destroy_by_mark(
+            mark_of(record.k), MARK_MASK, lambda s: (s.laddr, s.lport, s.raddr, s.rport) in owned
+        )
+    return len(owned)
 
 
 def restore_sysctls(state: State) -> list[str]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
+from dmm_ebpf.loader import Map
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.stacks import MARK_BASE, MARK_MASK, mark_of, restore_sysctls
+from dmm_ebpf.rd.stacks import MARK_BASE, MARK_MASK, end_flows, restore_sysctls
 from dmm_ebpf.userstack.supervisor import kill_process
 
 
@@ -34,10 +34,11 @@ def undo(run_dir: RunDir) -> list[str]:
         except (DmmError, OSError) as e:
             problems.append(f"{what}: {e}")
 
+    maps = _open_maps(run_dir.instance)
     step("hooks", lambda: loader.detach(run_dir.instance))
     if state is not None:
         step("stack processes", lambda: _kill_stacks(state))
-        step("network namespace", lambda: _undo_in_netns(state))
+        step("network namespace", lambda: _undo_in_netns(state, maps))
         if state.own_cgroup:
             step("cgroup", lambda: _remove_cgroup(Path(state.cgroup)))
     if problems:
@@ -59,21 +60,30 @@ def _kill_stacks(state: State) -> list[str]:
     return gone
 
 
-def _undo_in_netns(state: State) -> list[str]:
+def _open_maps(instance: str) -> Mapping[str, Map]:
+    """The maps, held open over the removal of their pins; none where an attach was cut off half way."""
+    try:
+        return loader.adopt(instance).maps
+    except DmmError:
+        return {}
+
+
+def _undo_in_netns(state: State, maps: Mapping[str, Map]) -> list[str]:
     if not state.stacks and not state.sysctls:
         return []
     netns = NetNS.find(state.netns_inode)
     if netns is None:
         return []  # it took its devices, rules and routes along
-    return netns.run_in(lambda: _undo_network(state))
+    return netns.run_in(lambda: _undo_network(state, maps))
 
 
-def _undo_network(state: State) -> list[str]:
+def _undo_network(state: State, maps: Mapping[str, Map]) -> list[str]:
     removed = []
     for stack in state.stacks:
         numbers = StackNumbers(stack.k, MARK_BASE, MARK_MASK)
+        if "xdp_flows" in maps:
+            end_flows(maps["xdp_flows"], stack)
         removed += numbers.remove()
-        sockdiag.destroy_by_mark(mark_of(stack.k), MARK_MASK)
     return removed + restore_sysctls(state)
 
 
