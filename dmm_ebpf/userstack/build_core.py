@@ -25,9 +25,11 @@ _HEADERS = (
     _HERE / "engine.h",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-# What cffi generates does not pass -Wextra: unused parameters, sign comparisons and missing initialisers
-# are its own.
-_GENERATED = ("-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers")
+# What cffi generates is not held to them; these stand in its file alone.
+_PRAGMAS = "".join(
+    f'#pragma GCC diagnostic ignored "-W{name}"\n'
+    for name in ("unused-parameter", "sign-compare", "missing-field-initializers")
+)
 
 
 def sources() -> list[Path]:
@@ -55,13 +57,15 @@ ffibuilder = cffi.FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
     "dmm_ebpf.userstack._core",
-    "".join(f'#include "{header.relative_to(_PACKAGE)}"\n' for header in _HEADERS),
+    _PRAGMAS + "".join(f'#include "{header.relative_to(_PACKAGE)}"\n' for header in _HEADERS),
     sources=[_relative(path) for path in sources()],
     depends=[_relative(path) for path in sorted(_PACKAGE.glob("**/*.h"))],
     include_dirs=[_relative(_PACKAGE)],
     define_macros=[("_GNU_SOURCE", None)],
-    extra_compile_args=["-std=c11", "-O2", *WARNINGS, *_GENERATED],
+    extra_compile_args=["-std=c11", "-O2", *WARNINGS],
     libraries=["pthread"],
+    # One file name, however the module is built: an older build under another name would be found first.
+    py_limited_api=False,
 )
 
 if __name__ == "__main__":
