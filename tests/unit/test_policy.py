@@ -233,6 +233,20 @@ def test_more_specific_is_no_contradiction(extra: str) -> None:
     assert parse(U + ROUTE + "ports = '443-500'\n" + ROUTE.replace("kernel", "wan") + extra).n_routes == 2
 
 
+def test_contradiction_with_a_wide_range_behind_narrow_ones() -> None:
+    route = ROUTE + 'ports = "{}"\n'
+    text = (
+        U + route.format("1-100") + route.format("2-3") + route.format("50-60").replace('"kernel"', '"wan"')
+    )
+    assert "port 50-60 to wan here, and to kernel at policy.toml:3" in refusal(text)
+
+
+def test_first_toml_of_the_manual_is_accepted() -> None:
+    manual = (EXAMPLES.parent / "policy.md").read_text()
+    first = manual.split("```toml\n")[1].split("```")[0]
+    assert parse(first).routed_stacks() == ["wan"]
+
+
 def test_same_route_twice_is_no_contradiction() -> None:
     assert parse(ROUTE + ROUTE).n_routes == 2
 
