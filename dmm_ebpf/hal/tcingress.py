@@ -55,17 +55,17 @@ def attach(ifindex: int, prog_fd: int, name: str = "dmm_tun") -> None:
         aside(work)
 
 
-def attached(ifindex: int) -> list[int]:
-    """Ids of the BPF programs at the device's ingress."""
+def attached(ifindex: int) -> list[str]:
+    """Names of the BPF programs at the device's ingress."""
 
-    def work() -> list[int]:
+    def work() -> list[str]:
         with IPRoute() as ipr:
             found = []
             for item in ipr.get_filters(index=ifindex, parent=_PARENT_INGRESS):
                 options = item.get_attr("TCA_OPTIONS")
-                prog = options.get_attr("TCA_BPF_ID") if options else None
-                if prog:
-                    found.append(int(prog))
+                name = options.get_attr("TCA_BPF_NAME") if options else None
+                if name:
+                    found.append(str(name))
             return found
 
     with explained(f"list the tc programs of device {ifindex}"):

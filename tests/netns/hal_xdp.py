@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _MAP_CREATE, _LOOKUP, _NEXT_KEY, _PROG_LOAD = 0, 1, 4, 5
-_XSKMAP, _HASH, _PROG_XDP = 17, 1, 6
+_XSKMAP, _HASH, _PROG_XDP, _PROG_SCHED_CLS = 17, 1, 6, 3
 _DRV_MODE = 1 << 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -84,10 +84,25 @@ def redirect_tcp(xsks_fd: int) -> int:
         _insn(0xB7, 0, 0, 0, 2),
         _insn(0x95),
     ]
+    return _load(_PROG_XDP, program)
+
+
+def _load(kind: int, program: list[bytes]) -> int:
     code = ctypes.create_string_buffer(b"".join(program))
     text = ctypes.create_string_buffer(b"Apache-2.0")
-    attr = struct.pack("=IIQQ", _PROG_XDP, len(program), ctypes.addressof(code), ctypes.addressof(text))
+    attr = struct.pack("=IIQQ", kind, len(program), ctypes.addressof(code), ctypes.addressof(text))
     return _bpf(_PROG_LOAD, attr)
+
+
+def mark_packets(mark: int) -> int:
+    """tc program: skb->mark = mark, and on."""
+    program = [
+        _insn(0xB4, 2, 0, 0, mark),
+        _insn(0x63, 1, 2, 8),  # __sk_buff.mark
+        _insn(0xB7, 0, 0, 0, 0),  # TC_ACT_OK
+        _insn(0x95),
+    ]
+    return _load(_PROG_SCHED_CLS, program)
 
 
 def attach(host: Host, device: str, prog_fd: int) -> None:

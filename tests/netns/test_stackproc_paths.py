@@ -12,9 +12,13 @@ import re
 import socket
 import time
 
+import hal_xdp
 import pytest
 from hal_lab import Host, Pump, hosts, link, listen, wait_until
 from stack_lab import MARK, SO_MARK, Stack, stack_on
+
+from dmm_ebpf.errors import UsageError
+from dmm_ebpf.hal import tcingress, tuning
 
 PEERS = [(socket.AF_INET, "10.9.1.2"), (socket.AF_INET6, "fd09:1::2")]
 
@@ -91,6 +95,33 @@ def test_a_listener_is_reached_through_the_stack(family, peer):
 
 def _left(peer: str) -> str:
     return peer[:-1] + "1"
+
+
+@pytest.mark.parametrize(("family", "peer"), PEERS)
+def test_an_unmarked_listener_answers_through_the_device_that_its_syn_came_from(family, peer):
+    """The tc program marks, tcp_fwmark_accept carries the mark over; strict rp_filter lets it pass."""
+    with hosts(2) as (a, b):
+        link(a, b)
+        a.sh("sysctl -qw net.ipv4.conf.all.rp_filter=1")
+        a.ns.run_in(tuning.set_all, tuning.INSTANCE_SETTINGS)
+        with stack_on(a) as stack, listen(a, family) as server:
+            prog = hal_xdp.mark_packets(MARK)
+            index = a.ns.run_in(socket.if_nametoindex, "dmm-0")
+            for _ in range(2):  # a second time replaces
+                a.ns.run_in(tcingress.attach, index, prog)
+            assert a.ns.run_in(tcingress.attached, index) == ["dmm_tun"]
+            with pytest.raises(UsageError):
+                a.ns.run_in(tcingress.attach, a.ns.run_in(socket.if_nametoindex, "eth0"), prog)
+            os.close(prog)
+            with b.ns.socket(family, socket.SOCK_STREAM) as client:
+                client.settimeout(10)
+                client.connect((_left(peer), server.getsockname()[1]))
+                accepted, _ = server.accept()
+                transfer(client, accepted, 1_000_000)
+                transfer(accepted, client, 1_000_000)
+                assert accepted.getsockopt(socket.SOL_SOCKET, SO_MARK) == MARK
+                accepted.close()
+            assert stack.query("stats")["core_passive_open"] == 1
 
 
 def test_many_queues_and_connections():
