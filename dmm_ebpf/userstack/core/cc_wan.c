@@ -7,309 +7,28 @@
  * What is different:
  *
  * - bw is what the bottleneck forwards, not what arrives. Behind a bottleneck of rate C random loss p leaves
- * C(1-p); the draft paces at that and loses p again. Here a rate sample is delivered plus lost bytes, where
- * of the loss no more is credited than p_hat explains, so bw converges to C with p_hat and to the delivered
- * rate without.
+ *   C(1-p); the draft paces at that and loses p again. Here a rate sample is delivered plus lost bytes, where
+ *   of the loss no more is credited than p_hat explains, so bw converges to C with p_hat and to the delivered
+ *   rate without.
  * - p_hat is an experiment, not an average. It is learned only from packets sent slower than the model allows
- * (DRAIN, DOWN, PROBE_RTT) or in STARTUP rounds that a later round outran by a quarter. Loss that our own
- * rate causes goes away when we slow down; random loss does not. An RTT above the minimum voids the
- * experiment and halves p_hat, an ECN echo clears it. An estimate that was too high shrinks by the gain of
- * DOWN each cycle, so it cannot feed on itself.
+ *   (DOWN) and from STARTUP rounds that a later round outran by a quarter. Loss that our own rate causes goes
+ * away when we slow down; random loss does not. A queue that is there all the same voids the experiment,
+ * somebody else's halves p_hat, an ECN echo clears it. An estimate that was too high shrinks by the gain of
+ * DOWN each time, so it cannot feed on itself.
  * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in CRUISE starts
- * the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft: BBRBeta) until the next UP.
+ *   the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft: BBRBeta) until the next
+ * UP.
  * - cwnd is 1.25 BDP in CRUISE, the draft's 2 BDP only while probing or while somebody else keeps the queue
- * full; a small queue seen in CRUISE is paced away. PROBE_RTT is rare, since DOWN empties our own queue.
+ *   full; a small queue seen in CRUISE is paced away. PROBE_RTT is rare, since DOWN empties our own queue.
  *
  * Invariants: cwnd_bytes >= 4 mss, pacing_Bps >= 1 segment a second after init; p_hat <= P_MAX; bw >= bw_lo >
  * 0 once sampled. Refuses: floating point, clocks, allocation, any state outside struct cc. Rates are bytes
  * of payload a second.
  */
-#include "cc.h"
+#include "cc_wan_model.h"
 
 #include <stddef.h>
 #include <string.h>
-
-#define NS_PER_S 1000000000ull
-#define NS_PER_MS 1000000ull
-#define UNIT 1024u	       /* gains and ratios are in 1/1024 */
-#define PPM 1000000u	       /* loss is in parts per million */
-#define P_MAX_PPM 200000u      /* more loss than this is never held for random */
-#define LOSS_THRESH_PPM 20000u /* draft: BBRLossThresh, here above p_hat */
-#define MIN_RTT_WIN_NS (10 * NS_PER_S)
-#define PROBE_RTT_NS (200 * NS_PER_MS)
-#define CWND_MIN_SEGS 4u
-#define RIVAL_STRIKES 3u  /* DOWNs in a row with a foreign queue that begin F_RIVAL */
-#define RIVAL_CALM 4u	  /* DOWNs without a foreign queue that end F_RIVAL */
-#define P_KNOWN_SEGS 100u /* p_hat of fewer packets is no knowledge */
-#define POOL_SEGS 256u	  /* fewer packets than this say little about loss */
-
-#define GAIN_STARTUP 2836u	 /* 2.77, draft: BBRStartupPacingGain */
-#define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
-#define GAIN_DOWN 922u		 /* 0.9 */
-#define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
-#define GAIN_CRUISE 1014u	 /* 0.99, draft: BBRPacingMarginPercent */
-#define BIAS_MAX 82u		 /* 0.08 */
-#define GAIN_QUEUE_MAX 102u	 /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
-#define GAIN_TIGHT 973u		 /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
-#define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
-#define GAIN_UP_INIT (UNIT + 128u)
-#define GAIN_UP_MAX (UNIT + 256u)
-#define UP_BLIND                                                                                             \
-	140u /* a probe of this amplitude may be followed by a larger one before it is seen to be delivered  \
-	      */
-#define UP_STAGES 5u /* an UP that finds no limit doubles its amplitude so often, up to 2.0 */
-#define CWND_STARTUP (2 * UNIT)
-#define CWND_UP (2 * UNIT)
-#define CWND_CRUISE (UNIT + 256u)
-#define CWND_RIVAL (2 * UNIT)
-#define CWND_PROBE_RTT (UNIT / 2)
-#define BETA_BW_LO 870u /* 0.85 */
-
-enum wan_mode { WAN_STARTUP, WAN_DRAIN, WAN_DOWN, WAN_CRUISE, WAN_UP, WAN_PROBE_RTT };
-
-enum wan_flag {
-	F_FULL_BW = 1 << 0,	/* STARTUP has found the bottleneck */
-	F_ROUND_START = 1 << 1, /* this ACK began a round */
-	F_RIVAL = 1 << 2,	/* a queue that our draining does not empty: somebody else's */
-	F_SUSPECT = 1 << 3,	/* DOWN was entered because of loss in excess of p_hat */
-	F_LEARNING = 1 << 4,	/* the loss window below is open */
-	F_RTO = 1 << 5,
-	F_IDLE_RESTART = 1 << 6,
-	F_ROUND_APP_LIMITED = 1 << 7,
-	F_ALONE = 1 << 12,    /* this UP began with the path empty */
-	F_PROBED = 1 << 11,   /* loss seen now may be the last probe's */
-	F_TIGHT = 1 << 10,    /* the last probe ended by loss: leave room */
-	F_POOL_IDLE = 1 << 9, /* a round of the pool saw no queue */
-};
-
-struct wan {
-	uint8_t mode;
-	uint8_t full_bw_count;
-	uint8_t strikes; /* DOWNs in a row that found a queue of somebody else's */
-	uint8_t calm;	 /* DOWNs in a row that did not */
-	uint32_t flags;
-	uint32_t gain_up;  /* amplitude of the next probe */
-	uint16_t cycle;	   /* of PROBE_BW */
-	uint16_t up_stage; /* UP: how often its amplitude was doubled */
-	uint32_t phase_rounds;
-	uint32_t p_ppm;		    /* p_hat */
-	uint64_t bw_max[2];	    /* draft: BBR.max_bw filter: this cycle and the one before */
-	uint64_t bw_lo;		    /* UINT64_MAX: no bound */
-	uint64_t delivered_max_Bps; /* STARTUP: largest sample without credit for loss */
-	uint64_t full_bw;
-	uint64_t min_rtt_ns;
-	uint64_t base_rtt_ns; /* smallest ever, or since RTT proved to be calm */
-	uint64_t min_rtt_stamp_ns;
-	uint64_t probe_rtt_done_ns;
-	uint64_t phase_ns;	  /* when the mode was entered */
-	uint64_t phase_delivered; /* delivered_bytes then */
-	uint64_t phase_rtt_ns;	  /* smallest RTT of packets sent in it */
-	uint64_t cruise_ns;	  /* length of this CRUISE */
-	uint64_t prior_cwnd_bytes;
-	/* rounds */
-	uint64_t next_round_delivered;
-	uint64_t round_delivered; /* delivered_bytes when the round began */
-	uint64_t round_lost;	  /* lost_total then */
-	uint64_t round_rtt_ns;	  /* smallest of the round, and of the last one */
-	uint64_t last_round_rtt_ns;
-	/* a pool of rounds, large enough to judge loss and rate by */
-	uint64_t pool_delivered;
-	uint64_t pool_lost;
-	uint64_t pool_ns; /* 0: closed */
-	/* random loss: an exponentially forgotten pair of counts */
-	uint64_t lost_total;
-	uint64_t p_lost;
-	uint64_t p_total;
-	uint64_t win_delivered; /* the open window's start; STARTUP: the round that waits for proof */
-	uint64_t win_lost;
-	uint64_t win_from_ns; /* 0: not known yet */
-	union {
-		uint64_t startup_bw;  /* STARTUP: what a later round must outrun */
-		uint64_t suspect_ppm; /* DOWN: the loss that F_SUSPECT is about */
-	};
-	uint64_t queue_from_ns; /* STARTUP: RTT has been high since; 0: it is not */
-	/* aggregation of ACKs, draft: BBR.extra_acked */
-	uint64_t extra_ns;
-	uint64_t extra_delivered;
-	uint64_t extra_max[2];
-};
-
-_Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv), "the state must fit in cc.priv");
-
-static struct wan *wan_of(struct cc *cc)
-{
-	return (struct wan *)cc->priv;
-}
-
-static uint64_t min64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
-static uint64_t max64(uint64_t a, uint64_t b)
-{
-	return a > b ? a : b;
-}
-
-/* a * b / c without overflow; c > 0; saturates */
-static uint64_t mul_div(uint64_t a, uint64_t b, uint64_t c)
-{
-	__uint128_t r = (__uint128_t)a * b / c;
-
-	return r > UINT64_MAX ? UINT64_MAX : (uint64_t)r;
-}
-
-static uint64_t sqrt64(uint64_t v)
-{
-	uint64_t root = 0, bit = 1ull << 62;
-
-	while (bit > v)
-		bit >>= 2;
-	for (; bit; bit >>= 2) {
-		if (v >= root + bit) {
-			v -= root + bit;
-			root = (root >> 1) + bit;
-		} else {
-			root >>= 1;
-		}
-	}
-	return root;
-}
-
-static uint64_t wan_random(struct cc *cc, uint64_t below)
-{
-	cc->rng ^= cc->rng << 13;
-	cc->rng ^= cc->rng >> 7;
-	cc->rng ^= cc->rng << 17;
-	return below ? cc->rng % below : 0;
-}
-
-/* ---- the model ---- */
-
-static uint64_t wan_bw(const struct wan *w)
-{
-	return min64(max64(w->bw_max[0], w->bw_max[1]), w->bw_lo);
-}
-
-static uint64_t wan_bdp(const struct wan *w, uint32_t gain)
-{
-	if (w->min_rtt_ns == UINT64_MAX)
-		return 0;
-	return mul_div(mul_div(wan_bw(w), w->min_rtt_ns, NS_PER_S), gain, UNIT);
-}
-
-/* The path's own RTT with room for pacing quanta, ACK timing, and 1/share of it for jitter */
-static uint64_t wan_rtt_plus(const struct cc *cc, const struct wan *w, uint32_t share)
-{
-	uint64_t segs_ns = mul_div(4ull * cc->mss, NS_PER_S, max64(wan_bw(w), 1));
-
-	return w->min_rtt_ns + max64(w->min_rtt_ns / share, min64(segs_ns, w->min_rtt_ns / 4)) +
-	       NS_PER_MS / 4;
-}
-
-static void wan_set_p(struct wan *w)
-{
-	uint64_t ppm = w->p_total ? mul_div(w->p_lost, PPM, w->p_total) : 0;
-
-	w->p_ppm = (uint32_t)min64(ppm, P_MAX_PPM);
-}
-
-/* Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it. */
-static void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
-{
-	uint64_t total = lost + delivered, limit = 4000ull * cc->mss, expect, diff, sigma;
-
-	if (total < 8ull * cc->mss)
-		return;
-	expect = mul_div(total, w->p_ppm, PPM);
-	diff = lost > expect ? lost - expect : expect - lost;
-	sigma = cc->mss * sqrt64(max64(expect, lost) / cc->mss + 1);
-	if (diff > 3 * sigma && total > 50ull * cc->mss) {
-		w->p_lost = 0;
-		w->p_total = 0;
-	}
-	w->p_lost += lost;
-	w->p_total += total;
-	if (w->p_total > limit) {
-		w->p_lost = mul_div(w->p_lost, limit, w->p_total);
-		w->p_total = limit;
-	}
-	wan_set_p(w);
-}
-
-static void wan_forget(struct wan *w, uint32_t shift)
-{
-	w->p_lost >>= shift;
-	wan_set_p(w);
-}
-
-static uint64_t wan_sample_bw(const struct wan *w, const struct cc_sample *s)
-{
-	uint64_t total = s->interval_delivered_bytes + s->interval_lost_bytes;
-	uint64_t credit = min64(s->interval_lost_bytes, mul_div(total, w->p_ppm, PPM));
-
-	return mul_div(s->interval_delivered_bytes + credit, NS_PER_S, s->interval_ns);
-}
-
-static void wan_update_bw(struct wan *w, const struct cc_sample *s)
-{
-	uint64_t bw;
-
-	if (!s->interval_ns)
-		return;
-	bw = wan_sample_bw(w, s);
-	if (s->app_limited && bw < wan_bw(w))
-		return;
-	w->bw_max[0] = max64(w->bw_max[0], bw);
-	if (!(w->flags & F_FULL_BW))
-		w->delivered_max_Bps = max64(w->delivered_max_Bps,
-					     mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
-}
-
-static void wan_update_round(struct wan *w, const struct cc_sample *s)
-{
-	w->flags &= ~F_ROUND_START;
-	if (s->app_limited)
-		w->flags |= F_ROUND_APP_LIMITED;
-	if (s->rtt_ns)
-		w->round_rtt_ns = min64(w->round_rtt_ns, s->rtt_ns);
-	if (s->acked_bytes && s->prior_delivered_bytes >= w->next_round_delivered) {
-		w->next_round_delivered = s->delivered_bytes;
-		w->flags |= F_ROUND_START;
-	}
-}
-
-/* Draft: BBRUpdateACKAggregation, with two halves of a window for its ten rounds */
-static void wan_update_extra(const struct cc *cc, struct wan *w, const struct cc_sample *s)
-{
-	uint64_t expected, bw = mul_div(wan_bw(w), PPM - w->p_ppm, PPM);
-
-	expected = mul_div(bw, s->now_ns - w->extra_ns, NS_PER_S);
-	if (w->extra_delivered <= expected) {
-		w->extra_delivered = 0;
-		w->extra_ns = s->now_ns;
-		expected = 0;
-	}
-	w->extra_delivered += s->acked_bytes;
-	w->extra_max[0] =
-		max64(w->extra_max[0],
-		      min64(w->extra_delivered - min64(w->extra_delivered, expected), cc->cwnd_bytes));
-}
-
-static void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
-{
-	if (!s->rtt_ns)
-		return;
-	if (s->rtt_ns < w->min_rtt_ns) {
-		w->min_rtt_ns = s->rtt_ns;
-		w->min_rtt_stamp_ns = s->now_ns;
-	} else if (s->rtt_ns <= w->min_rtt_ns + w->min_rtt_ns / 64 + NS_PER_MS / 10) {
-		/* near enough to prove that the path has not become longer: no need of PROBE_RTT */
-		w->min_rtt_stamp_ns = s->now_ns;
-	}
-}
-
-/* ---- modes ---- */
 
 static void wan_enter(struct wan *w, uint8_t mode, const struct cc_sample *s)
 {
@@ -365,7 +84,7 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 	if (!s->rtt_ns || s->prior_delivered_bytes < w->phase_delivered)
 		return;
 	w->phase_rtt_ns = min64(w->phase_rtt_ns, s->rtt_ns);
-	if (w->flags & F_LEARNING || (w->mode != WAN_DOWN && w->mode != WAN_PROBE_RTT))
+	if (w->flags & F_LEARNING || w->mode != WAN_DOWN)
 		return;
 	if (!w->win_from_ns)
 		w->win_from_ns = s->now_ns + w->min_rtt_ns / 4 + NS_PER_MS;
@@ -399,17 +118,6 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 	expect = mul_div(lost + delivered, w->suspect_ppm, PPM) / cc->mss;
 	if (lost / cc->mss + 2 * sqrt64(expect) < expect)
 		w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
-}
-
-/* Loss of the round that ended, in excess of what p_hat explains by three sigma and the threshold? */
-static int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost, uint64_t delivered)
-{
-	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss;
-	/* before anything is known of the path, all that can be random may be */
-	uint32_t p_ppm = w->p_total < P_KNOWN_SEGS * (uint64_t)cc->mss ? P_MAX_PPM : w->p_ppm;
-	uint64_t expect = mul_div(total, p_ppm, PPM);
-
-	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 3 * sqrt64(expect);
 }
 
 static void wan_startup_done(struct wan *w, const struct cc_sample *s)
@@ -469,17 +177,6 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 	}
 }
 
-/* A probe asks for four segments more at least: what a percentage of a few segments can find is less than
- * noise. */
-static uint32_t wan_gain_up(const struct cc *cc, const struct wan *w)
-{
-	uint64_t gain = w->gain_up - UNIT;
-	uint64_t floor = mul_div(4ull * cc->mss, UNIT, max64(wan_bdp(w, UNIT), 4ull * cc->mss));
-
-	gain = w->flags & F_ALONE ? gain / 2 : max64(gain, floor);
-	return UNIT + (uint32_t)min64(gain << w->up_stage, UNIT);
-}
-
 /* Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room. */
 static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
 {
@@ -487,6 +184,7 @@ static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uin
 		return 0;
 	w->gain_up = (uint32_t)max64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
 	w->flags = (w->flags | F_TIGHT) & ~F_PROBED;
+	w->suspect_ppm = mul_div(lost, PPM, lost + delivered);
 	return 1;
 }
 
@@ -528,6 +226,7 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 {
 	uint64_t lost, delivered, total, mean;
 
+	wan_trim(cc, w);
 	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
 		w->flags |= F_POOL_IDLE;
 		/* who fills the queue does not let it run empty for long: these were others of our kind, or
@@ -547,7 +246,12 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	total = lost + delivered;
 	if (total < POOL_SEGS * (uint64_t)cc->mss)
 		return;
-	if (wan_excess_loss(cc, w, lost, delivered)) {
+	/* with room left and no queue as much is lost as in the probe: it was not the probe, p_hat is out of
+	 * date */
+	if ((w->flags & F_TIGHT && w->flags & F_POOL_IDLE && lost > 8ull * cc->mss &&
+	     lost >= mul_div(total, w->suspect_ppm - w->suspect_ppm / 4, PPM)) ||
+	    wan_excess_loss(cc, w, lost, delivered)) {
+		w->flags &= ~F_TIGHT;
 		wan_enter_down(w, s);
 		w->flags |= F_SUSPECT;
 		w->suspect_ppm = mul_div(lost, PPM, total);
@@ -562,9 +266,23 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	w->pool_ns = 0;
 }
 
+/* RFC 3168: an echo asks for less, once a round trip */
+static void wan_ece_round(struct wan *w, const struct cc_sample *s)
+{
+	if (!(w->flags & F_ECE))
+		return;
+	w->flags = (w->flags | F_TIGHT) & ~F_ECE;
+	if (w->mode == WAN_STARTUP)
+		wan_startup_done(w, s);
+	else if (w->mode == WAN_UP)
+		wan_enter_down(w, s);
+	w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
+}
+
 static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	w->phase_rounds++;
+	wan_ece_round(w, s);
 	switch (w->mode) {
 	case WAN_STARTUP:
 		wan_startup_round(cc, w, s, w->lost_total - w->round_lost,
@@ -687,6 +405,8 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 		return;
 	/* what was seen here replaces the old minimum: a longer path must be believed */
 	rtt = min64(w->round_rtt_ns, w->last_round_rtt_ns);
+	if (rtt == UINT64_MAX)
+		rtt = w->min_rtt_ns;
 	/* a rival of our own kind slows down at the same time and lets us see the path empty; others do not
 	 */
 	w->base_rtt_ns = min64(w->base_rtt_ns, w->min_rtt_ns);
@@ -707,19 +427,6 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 
 /* ---- what is sent ---- */
 
-/*
- * A maximum over noisy samples is too high. The noise comes from losses that are counted a quarter of an RTT
- * late: over an interval of n packets about sqrt(p * n / 2) packets; a maximum of some ten rounds is
- * about 1.5 sigma above the mean.
- */
-static uint32_t wan_bias(const struct cc *cc, const struct wan *w)
-{
-	uint64_t segs = max64(wan_bdp(w, UNIT) / cc->mss, 4);
-	uint64_t variance = mul_div((uint64_t)UNIT * UNIT, w->p_ppm, 2ull * PPM * segs);
-
-	return (uint32_t)min64(3 * sqrt64(variance) / 2, BIAS_MAX);
-}
-
 static uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 {
 	uint64_t empty = wan_rtt_plus(cc, w, 50), excess = 0;
@@ -731,7 +438,7 @@ static uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 	/* a queue of ours: away with it, half of it in a round */
 	if (w->last_round_rtt_ns != UINT64_MAX && w->last_round_rtt_ns > empty)
 		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
-	return GAIN_CRUISE - wan_bias(cc, w) - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+	return GAIN_CRUISE - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
 }
 
 static uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
@@ -797,8 +504,10 @@ static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
 	struct wan *w = wan_of(cc);
 
 	w->lost_total += s->lost_bytes;
-	if (s->ece)
+	if (s->ece) {
 		wan_forget(w, 32);
+		w->flags |= F_ECE;
+	}
 	wan_update_round(w, s);
 	wan_update_min_rtt(w, s);
 	wan_update_bw(w, s);

@@ -4,7 +4,7 @@
  *the receivers.
  *
  *	ccsim rate=MBIT rtt=MS loss=PCT buf=BDP [dur=S warm=S seed=N ackloss=PCT ack=PKTS burst=US jitter=US
- *trace=MS rate2=MBIT loss2=PCT at2=S] flow=CC[:start=S][:stop=S][:rtt=MS][:kb=N][:on=MS:off=MS] ...
+ *trace=MS rate2=MBIT loss2=PCT at2=S reo=1] flow=CC[:start=S][:stop=S][:rtt=MS][:kb=N][:on=MS:off=MS] ...
  *
  * Random loss strikes after the bottleneck, so rate * (1 - loss) * 1448 / 1538 is the limit of the goodput.
  *One line of JSON comes out. Queueing delay is what packets of the flow met at the bottleneck, dropped ones
@@ -270,6 +270,7 @@ enum opt {
 	RATE2,
 	LOSS2,
 	AT2,
+	REO,
 	OPTS
 };
 
@@ -307,6 +308,7 @@ static void configure(const struct option *o)
 	sim.ack_every = (uint64_t)o[ACK].value;
 	sim.burst_ns = (uint64_t)(o[BURST].value * 1e3);
 	sim.jitter_ns = (uint64_t)(o[JITTER].value * 1e3);
+	sim.reordering = o[REO].value > 0 || o[JITTER].value > 0;
 	sim.trace_ns = (uint64_t)(o[TRACE].value * 1e6);
 	sim.buffer_bytes = (uint64_t)(o[BUF].value * sim.rate_Bps * o[RTT].value / 1e3);
 	if (sim.buffer_bytes < 2 * CCSIM_WIRE)
@@ -362,6 +364,7 @@ int main(int argc, char **argv)
 		[SEED] = {"seed", 1},	  [ACKLOSS] = {"ackloss", 0}, [ACK] = {"ack", 2},
 		[BURST] = {"burst", 0},	  [JITTER] = {"jitter", 0},   [TRACE] = {"trace", 0},
 		[RATE2] = {"rate2", 100}, [LOSS2] = {"loss2", 0},     [AT2] = {"at2", 0},
+		[REO] = {"reo", 0},
 	};
 
 	parse(argc, argv, o);

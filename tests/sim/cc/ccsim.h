@@ -73,6 +73,7 @@ struct flow {
 struct sim {
 	uint64_t now_ns, end_ns, warm_ns;
 	double rate_Bps, loss, ack_loss;
+	int reordering; /* RACK waits its full window */
 	uint64_t buffer_bytes, burst_ns, jitter_ns, ack_every;
 	uint64_t rate2_ns; /* when rate and loss change; 0: never */
 	double rate2_Bps, loss2;

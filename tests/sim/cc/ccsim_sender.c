@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ccsim_sender.c: an idealised SACK sender: every transmission is told apart, loss is detected as RACK does
- * (RFC 8985) with a reordering window of a quarter of the minimum RTT, and the receive window is without
- * limit. What it does not idealise is what a congestion control sees: rate samples (draft-ietf-ccwg-bbr,
- * section 4.1.2), recovery, RTO.
+ * (RFC 8985) with a reordering window of a quarter of the minimum RTT (none in recovery, unless the path
+ * reorders), and the receive window is without limit. What it does not idealise is what a congestion control
+ * sees: rate samples (draft-ietf-ccwg-bbr, section 4.1.2), recovery, RTO.
  */
 #include "ccsim.h"
 
@@ -168,6 +168,10 @@ static uint64_t rack_detect(struct sim *sim, struct flow *f)
 {
 	uint64_t reo = max64(f->cc.min_rtt_ns / 4, CCSIM_MS), before = f->lost, due;
 	uint32_t i;
+
+	/* RFC 8985 section 6.2 step 4: no wait in recovery as long as nothing was ever reordered */
+	if (f->cc.in_recovery && !sim->reordering)
+		reo = 0;
 
 	for (i = f->tx_head; i < f->rack_tx; i++) {
 		struct tx *tx = &f->tx[i];
