@@ -90,15 +90,11 @@ void kern_connect(struct kern *k, struct ksock *s, uint64_t now_ns)
 
 static struct ksock *find(struct kern *k, const struct pkt *p)
 {
-	for (uint32_t probe = 0; probe < 1; probe++) {
-		/* client ports are 10000 + id, on either side */
-		uint16_t port = p->sport_be == __builtin_bswap16(80) ? p->dport_be : p->sport_be;
-		uint32_t id = __builtin_bswap16(port) - 10000u;
+	/* client ports are 10000 + id, on either side */
+	uint16_t port = p->sport_be == __builtin_bswap16(80) ? p->dport_be : p->sport_be;
+	uint32_t id = __builtin_bswap16(port) - 10000u;
 
-		if (id < k->n)
-			return &k->v[id];
-	}
-	return NULL;
+	return id < k->n ? &k->v[id] : NULL;
 }
 
 static void on_syn(struct kern *k, struct ksock *s, const struct pkt *p, uint64_t now_ns)
@@ -167,7 +163,7 @@ static void on_open(struct kern *k, struct ksock *s, const struct pkt *p, uint64
 	}
 	if (!(p->flags & TH_ACK) || ack > (int64_t)end)
 		return;
-	if (p->seq != s->irs + 1 + (uint32_t)s->got && !p->payload_len)
+	if (p->seq != s->irs + 1 + (uint32_t)s->got + s->fin_got && !p->payload_len)
 		s->ack_due = true; /* a probe */
 	if (p->has_ts)
 		s->ts_recent = p->tsval;
@@ -278,6 +274,8 @@ static void timeout(struct kern *k, struct ksock *s, uint64_t now_ns)
 		return;
 	}
 	s->nxt = s->una; /* go back */
+	if (!s->peer_wnd)
+		s->tries = 0; /* the peer lives */
 	if (s->fin_sent && !s->fin_acked)
 		s->fin_sent = false;
 	s->rto_ns = now_ns + 300 * NS_PER_MS;
@@ -321,7 +319,8 @@ static void run_one(struct kern *k, struct ksock *s, uint64_t now_ns)
 		s->read_until = s->got;
 	if (s->read_until + s->rcvbuf - s->got >= 2 * before + 1)
 		s->ack_due = true;
-	send_more(k, s, now_ns);
+	if (now_ns >= s->established_ns + s->open_after_ns)
+		send_more(k, s, now_ns);
 	if (s->ack_due)
 		transmit(k, s, TH_ACK, s->nxt + s->fin_sent, 0, now_ns);
 	if (s->fin_acked && s->fin_got)
@@ -339,6 +338,8 @@ uint64_t kern_run(struct kern *k, uint64_t now_ns)
 			continue;
 		run_one(k, s, now_ns);
 		next = min_u64(next, s->rto_ns);
+		if (s->state == K_OPEN && s->established_ns + s->open_after_ns > now_ns)
+			next = min_u64(next, s->established_ns + s->open_after_ns);
 		if (s->pause_until_ns > now_ns)
 			next = min_u64(next, s->pause_until_ns);
 	}

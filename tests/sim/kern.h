@@ -32,6 +32,7 @@ struct ksock {
 	uint64_t rto_ns; /* deadline; NEVER */
 	uint32_t tries;
 	uint64_t pause_until_ns; /* the app reads nothing before */
+	uint64_t open_after_ns;	 /* the app writes nothing for that long after the handshake */
 	uint64_t abort_at;	 /* RST when that many bytes were received; NEVER: no */
 	uint64_t close_at;	 /* FIN without waiting for to_send, when that many were received */
 	bool rst_out;

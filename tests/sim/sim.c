@@ -6,6 +6,7 @@
  * every byte that an application received is the right one, and each connection ends complete or with an
  * error.
  */
+#include "check.h"
 #include "kern.h"
 
 #include <stdio.h>
@@ -19,7 +20,7 @@ struct params {
 	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns, again, isn,
 		kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
-		gap_ns, b2;
+		gap_ns, check, down_after_ns;
 	char cc[16];
 };
 
@@ -48,6 +49,7 @@ static struct host H[2];
 static uint64_t now, rng, order;
 static struct parcel *heap;
 static uint32_t n_heap, cap_heap;
+static uint32_t isn_seen[2];
 static uint64_t n_sent, n_lost, max_backlog_ns, syns_seen;
 
 static double rnd(void)
@@ -219,6 +221,13 @@ static bool inner_dropped(void)
 	return now >= P.inner_drop_from_ns && now < P.inner_drop_to_ns;
 }
 
+/* The outer leg's initial sequence number of the first connection */
+static void note_isn(struct host *h)
+{
+	if (!isn_seen[h->index] && h->core->n_live)
+		isn_seen[h->index] = h->core->slots[h->core->live[0]]->leg[DMM_LEG_OUTER].iss;
+}
+
 static void actions(struct host *h)
 {
 	struct dmm_action a;
@@ -263,6 +272,7 @@ static bool pump(struct host *h)
 	}
 	h->n_in = 0;
 	actions(h);
+	note_isn(h);
 	while ((n = dmm_core_output(h->core, DMM_LEG_OUTER, buf, (uint32_t)P.mtu, &m, now))) {
 		check_meta(&m, DMM_LEG_OUTER, n);
 		link_send(h->index, buf, n);
@@ -274,6 +284,8 @@ static bool pump(struct host *h)
 			kern_input(&h->kern, buf, n, m.needs_csum, now);
 		did = true;
 	}
+	if (P.check)
+		check_core(h->core);
 	h->kern_next = kern_run(&h->kern, now);
 	h->core_next = dmm_core_poll(h->core, now);
 	actions(h);
@@ -333,6 +345,7 @@ static void setup_host(uint32_t i)
 		s->to_send = i ? P.down : P.up;
 		s->rcvbuf = (uint32_t)P.krcvbuf;
 		s->rto_ns = NEVER;
+		s->open_after_ns = i ? P.down_after_ns : 0;
 		s->pause_until_ns = P.pause_ns ? P.start_ns + P.pause_ns : 0;
 		s->abort_at = !i && P.abort_at ? P.abort_at - 1 : NEVER;
 		s->close_at = !i && P.close_at ? P.close_at - 1 : NEVER;
@@ -359,6 +372,28 @@ static bool all_over(void)
 	return dmm_core_connections(H[0].core) + dmm_core_connections(H[1].core) == 0;
 }
 
+/* The same ports once more while the stacks still hold the old connection in TIME_WAIT */
+static bool once_more(void)
+{
+	if (!P.again)
+		return false;
+	for (uint32_t i = 0; i < P.conns; i++) {
+		if (H[0].kern.v[i].state != K_DONE || H[1].kern.v[i].state != K_DONE)
+			return false;
+	}
+	P.again--;
+	for (uint32_t i = 0; i < P.conns; i++) {
+		struct ksock *s = &H[0].kern.v[i];
+
+		s->una = s->nxt = s->got = s->adv = s->read_until = 0;
+		s->fin_sent = s->fin_acked = s->fin_got = false;
+		s->tries = 0;
+		H[0].kern.isn_base += 100000;
+		kern_connect(&H[0].kern, s, now);
+	}
+	return true;
+}
+
 static void run(void)
 {
 	uint64_t end = now + P.limit_ns, started = 0;
@@ -376,12 +411,14 @@ static void run(void)
 			dmm_core_abort_all(H[0].core, now);
 			P.abort_all_ns = 0;
 		}
-		for (int guard = 0; pump(&H[0]) | pump(&H[1]); guard++) {
+		for (int guard = 0; (int)pump(&H[0]) + (int)pump(&H[1]); guard++) {
 			if (guard > 1000000) {
 				printf("livelock=1\n");
 				exit(3);
 			}
 		}
+		if (started == P.conns && once_more())
+			continue;
 		if (started == P.conns && all_over())
 			return;
 		next = min_u64(min_u64(H[0].kern_next, H[1].kern_next),
@@ -470,7 +507,10 @@ static void parse_args(int argc, char **argv)
 		    U(abort_all_ns),
 		    U(keepalive_ns),
 		    U(synloss),
-		    U(gap_ns)};
+		    U(gap_ns),
+		    U(again),
+		    U(check),
+		    U(down_after_ns)};
 
 	for (int i = 1; i < argc; i++) {
 		char *eq = strchr(argv[i], '=');
@@ -536,6 +576,7 @@ static int report(void)
 		for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 			printf("%s_%c=%lu\n", names[c], 'a' + h, dmm_core_counter(H[h].core, c));
 	}
+	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return wrong ? 1 : 0;
 }

@@ -119,7 +119,7 @@ enum dmm_core_counter {
 	DMM_CORE_REFUSED_LIMIT,		/* max_connections or memory reached */
 	DMM_CORE_RETRANSMITS,
 	DMM_CORE_RTO,
-	DMM_CORE_OOO_DROPPED,
+	DMM_CORE_OOO_DROPPED,		/* payload dropped, in or out of order, because memory_bytes (or its share) is in use */
 	DMM_CORE_CHALLENGE_ACKS,
 	DMM_CORE_MAX,
 };

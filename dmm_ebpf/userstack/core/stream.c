@@ -34,30 +34,28 @@ static bool stream_reach(struct mem *m, struct stream *st, uint64_t last)
 	return true;
 }
 
-bool stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data, uint32_t len,
-		uint64_t reserve)
+uint32_t stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data, uint32_t len,
+		    uint64_t reserve)
 {
-	if (!len)
-		return true;
-	if (!stream_reach(m, st, (off + len - 1) / MEM_CHUNK_BYTES))
-		return false;
-	while (len) {
-		uint8_t **slot = stream_slot(st, off / MEM_CHUNK_BYTES);
-		uint32_t at = off % MEM_CHUNK_BYTES;
-		uint32_t n = min_u32(len, MEM_CHUNK_BYTES - at);
+	uint32_t done = 0;
+
+	if (!len || !stream_reach(m, st, (off + len - 1) / MEM_CHUNK_BYTES))
+		return 0;
+	while (done < len) {
+		uint8_t **slot = stream_slot(st, (off + done) / MEM_CHUNK_BYTES);
+		uint32_t at = (off + done) % MEM_CHUNK_BYTES;
+		uint32_t n = min_u32(len - done, MEM_CHUNK_BYTES - at);
 
 		if (!*slot) {
 			*slot = mem_chunk_get(m, reserve);
 			if (!*slot)
-				return false;
+				break;
 			st->n_chunks++;
 		}
-		memcpy(*slot + at, data, n);
-		off += n;
-		data += n;
-		len -= n;
+		memcpy(*slot + at, data + done, n);
+		done += n;
 	}
-	return true;
+	return done;
 }
 
 static void stream_free_slot(struct mem *m, struct stream *st, uint64_t chunk)

@@ -23,10 +23,12 @@ struct stream {
 	uint32_t n_chunks;
 };
 
-/* Stores len bytes at off >= tail. false: no memory, nothing counts as stored. reserve: see mem_chunk_get()
+/*
+ * Stores len bytes at off >= tail; returns how many of them, from the first on, found memory.
+ * reserve: see mem_chunk_get()
  */
-bool stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data, uint32_t len,
-		uint64_t reserve);
+uint32_t stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data, uint32_t len,
+		    uint64_t reserve);
 
 /* Frees what lies below upto (head <= upto <= tail) */
 void stream_drop(struct mem *m, struct stream *st, uint64_t upto);

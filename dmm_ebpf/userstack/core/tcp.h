@@ -220,6 +220,12 @@ void tcp_window_opened(struct dmm_core *core, struct tcb *t);
 /* Queues a pure ACK as it is now, apart from what the ready list does */
 void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/*
+ * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
+ * for what the peer sends, and each direction that holds little may take the last: two full stacks must not
+ * wait for each other.
+ */
+uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
 void tcp_set_mss(struct dmm_core *core, struct tcb *t);
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);

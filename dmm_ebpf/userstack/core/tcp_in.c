@@ -290,25 +290,30 @@ static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, 
 {
 	struct tcb *peer = tcb_peer(t);
 	struct stream *st = &peer->snd;
+	uint64_t reserve = tcp_mem_reserve(core, t);
 	bool hole = t->ooo;
+	uint32_t got = stream_put(&core->mem, st, st->tail, data, len, reserve);
 
-	if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
+	if (got < len && t->ooo) {
 		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8)
 		 */
-		stream_cut(&core->mem, st, st->tail + len);
 		ooo_release(core, t);
-		if (!stream_put(&core->mem, st, st->tail, data, len, 0)) {
-			core->counters[DMM_CORE_OOO_DROPPED]++;
-			return;
-		}
+		stream_cut(&core->mem, st, st->tail + got);
+		got = stream_put(&core->mem, st, st->tail, data, len, reserve);
 	}
-	t->rcv_nxt += len;
+	if (got < len) {
+		core->counters[DMM_CORE_OOO_DROPPED]++;
+		ack_now(core, t); /* we live, and this is all we take */
+	}
+	t->rcv_nxt += got;
 	if (t->ooo) {
 		t->rcv_nxt = ranges_take(t->ooo, t->rcv_nxt);
 		if (!t->ooo->n)
 			ooo_release(core, t);
 	}
 	st->tail = t->rcv_nxt - 1;
+	if (!got)
+		return;
 	in_order_ack(core, t, hole, now_ns);
 	tcp_ready(core, peer);
 }
@@ -317,7 +322,8 @@ static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, c
 			 uint32_t len, uint64_t now_ns)
 {
 	struct stream *st = &tcb_peer(t)->snd;
-	uint64_t dup;
+	uint64_t dup = UINT64_MAX;
+	uint32_t got;
 
 	if (t->flags & TF_OOO_ACK)
 		tcp_ack_apart(core, t, now_ns);
@@ -329,17 +335,15 @@ static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, c
 			return;
 		memset(t->ooo, 0, sizeof(*t->ooo));
 	}
-	if (!stream_put(&core->mem, st, start - 1, data, len, core->mem.limit_bytes / 8)) {
-		core->counters[DMM_CORE_OOO_DROPPED]++;
-		if (!t->ooo->n)
-			ooo_release(core, t);
-		return;
-	}
-	dup = ranges_add(&core->mem, t->ooo, start, start + len);
-	if (dup == UINT64_MAX)
+	got = stream_put(&core->mem, st, start - 1, data, len, core->mem.limit_bytes / 8 * 3);
+	if (got)
+		dup = ranges_add(&core->mem, t->ooo, start, start + got);
+	if (got < len || dup == UINT64_MAX)
 		core->counters[DMM_CORE_OOO_DROPPED]++;
 	else if (dup == len)
 		set_dsack(t, (int64_t)start, (int64_t)(start + len));
+	if (!t->ooo->n)
+		ooo_release(core, t);
 }
 
 static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,

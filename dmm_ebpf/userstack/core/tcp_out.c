@@ -10,7 +10,8 @@
 
 void tcp_ready(struct dmm_core *core, struct tcb *t)
 {
-	if (list_empty(&t->ready))
+	/* code that goes on after conn_kill() must leave no trace in the lists */
+	if (list_empty(&t->ready) && tcb_conn(t)->phase != CONN_DEAD)
 		list_add_tail(&core->ready[t->leg], &t->ready);
 }
 
@@ -52,6 +53,13 @@ uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t)
 	return tcb_is_outer(t) ? core->cfg.rcvbuf_max_bytes : core->cfg.sndbuf_max_bytes;
 }
 
+uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t)
+{
+	if (!tcb_is_outer(t))
+		return core->mem.limit_bytes / 4;
+	return tcb_peer(t)->snd.n_chunks < 2 ? 0 : core->mem.limit_bytes / 8;
+}
+
 static uint64_t unsent_bytes(const struct tcb *t)
 {
 	return t->snd.tail + 1 - max_u64(min_u64(t->snd_nxt, t->snd.tail + 1), 1);
@@ -62,6 +70,7 @@ static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
 	const struct tcb *peer = tcb_peer(t);
 	uint64_t limit = tcp_rcv_limit(core, t), held = stream_held(&peer->snd);
 	uint64_t room = limit > held ? limit - held : 0;
+	uint64_t left, reserve;
 
 	if (!tcb_is_outer(t)) {
 		/* what cannot be sent soon is better kept by the app's kernel, which makes the app wait */
@@ -70,7 +79,9 @@ static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
 
 		room = min_u64(room, most > unsent ? most - unsent : 0);
 	}
-	room = min_u64(room, mem_chunks_left(&core->mem) / 2);
+	left = mem_chunks_left(&core->mem);
+	reserve = tcp_mem_reserve(core, t);
+	room = min_u64(room, left > reserve ? (left - reserve) / 2 : 0);
 	if (room < min_u64(limit / 2, t->mss)) /* silly window avoidance, RFC 9293 section 3.8.6.2.2 */
 		room = 0;
 	return room;

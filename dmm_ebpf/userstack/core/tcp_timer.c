@@ -18,7 +18,7 @@ static uint64_t next_deadline(const struct tcb *t)
 void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns)
 {
 	*field = deadline_ns;
-	if (deadline_ns == NEVER)
+	if (deadline_ns == NEVER || tcb_conn(t)->phase == CONN_DEAD)
 		return;
 	if (!t->timer.tick || wheel_tick_of(deadline_ns) < t->timer.tick)
 		wheel_arm(&core->wheel, &t->timer, deadline_ns);
@@ -86,7 +86,10 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	struct cc *cc = &c->outer.cc;
 	uint64_t lost;
 
-	if (++t->retries > max_retries(t)) {
+	/* a peer that took its window back but answers is alive (Linux: tcp_retransmit_timer) */
+	if (t->snd_wnd || now_ns - t->last_rx_ns > TCP_MAX_RTO_MS * NS_PER_MS)
+		t->retries++;
+	if (t->retries > max_retries(t)) {
 		relay_gave_up(core, t, now_ns);
 		return;
 	}

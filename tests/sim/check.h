@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* check.h: the invariants that core.h, tcp.h and flight.h state, checked on a live core; a breach aborts. */
+#ifndef SIM_CHECK_H
+#define SIM_CHECK_H
+
+#include "core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#define CHECK(x)                                                                                             \
+	do {                                                                                                 \
+		if (!(x)) {                                                                                  \
+			fprintf(stderr, "%s:%d: invariant broken: %s\n", __FILE__, __LINE__, #x);            \
+			abort();                                                                             \
+		}                                                                                            \
+	} while (0)
+
+static inline uint64_t check_list(const struct flight *fl, const struct seg_list *l, uint32_t flags,
+				  uint32_t *n)
+{
+	uint32_t prev = FLIGHT_NIL;
+	uint64_t sum = 0, time_ns = 0;
+
+	for (uint32_t i = l->head; i != FLIGHT_NIL; i = flight_seg(fl, i)->next) {
+		const struct seg *s = flight_seg(fl, i);
+
+		CHECK(flight_nth(fl, i) < fl->count);
+		CHECK(s->prev == prev);
+		CHECK((s->flags & (SEG_LOST | SEG_SACKED)) == flags);
+		if (!flags) {
+			CHECK(s->xmit_ns >= time_ns);
+			time_ns = s->xmit_ns;
+		}
+		sum += s->len;
+		prev = i;
+		++*n;
+	}
+	CHECK(l->tail == prev);
+	return sum;
+}
+
+static inline void check_flight(const struct tcb *t)
+{
+	const struct flight *fl = t->fl;
+	uint64_t seq = t->snd_una;
+	uint32_t n = 0, sacked = 0;
+
+	if (!fl)
+		return;
+	CHECK(fl->count > 0);
+	for (uint32_t i = 0; i < fl->count; i++) {
+		const struct seg *s = flight_seg(fl, flight_idx(fl, i));
+
+		CHECK(s->seq == seq && s->len);
+		seq = seg_end(s);
+		sacked += !!(s->flags & SEG_SACKED);
+	}
+	CHECK(seq == t->snd_nxt);
+	CHECK(sacked == fl->n_sacked);
+	CHECK(check_list(fl, &fl->tx, 0, &n) == fl->inflight_bytes);
+	CHECK(check_list(fl, &fl->lost, SEG_LOST, &n) == fl->lost_bytes);
+	CHECK(n + sacked == fl->count);
+}
+
+static inline void check_ranges(const struct tcb *t)
+{
+	uint64_t at = t->rcv_nxt;
+
+	if (!t->ooo)
+		return;
+	CHECK(t->ooo->n > 0);
+	for (uint32_t i = 0; i < t->ooo->n; i++) {
+		const struct range *r = &t->ooo->v[t->ooo->first + i];
+
+		CHECK(r->start > at && r->end > r->start);
+		at = r->end;
+	}
+	CHECK(at <= t->rcv_adv);
+}
+
+static inline void check_core(const struct dmm_core *core)
+{
+	uint64_t chunks = 0;
+
+	for (uint32_t i = 0; i < core->n_live; i++) {
+		const struct conn *c = core->slots[core->live[i]];
+
+		CHECK(c->live_pos == i);
+		for (uint32_t l = 0; l < 2; l++) {
+			const struct tcb *t = &c->leg[l], *peer = &c->leg[!l];
+
+			CHECK(t->snd_una <= t->snd_nxt);
+			CHECK(t->snd.head <= t->snd.tail);
+			chunks += t->snd.n_chunks;
+			if (t->state == TCP_CLOSE || t->state == TCP_TIME_WAIT)
+				continue;
+			CHECK(t->rcv_nxt <= t->rcv_adv);
+			CHECK(t->snd_nxt == t->snd_una || t->fl || t->snd_una == 0);
+			CHECK(!t->snd_una || t->snd.head == min_u64(t->snd_una - 1, t->snd.tail));
+			if (peer->state != TCP_CLOSE && peer->state != TCP_TIME_WAIT && peer->rcv_nxt)
+				CHECK(t->snd.tail + 1 + !!(peer->flags & TF_FIN_RCVD) == peer->rcv_nxt);
+			check_flight(t);
+			check_ranges(t);
+		}
+	}
+	CHECK(chunks * MEM_CHUNK_BYTES == core->mem.chunk_bytes);
+	CHECK(core->mem.chunk_bytes <= core->mem.limit_bytes);
+}
+
+#endif /* SIM_CHECK_H */

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core's test programs, built once per session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from corelab import Programs, build
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return build(tmp_path_factory.mktemp("core"))

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fuzz_core.c: libFuzzer target for a whole core.
+ *
+ * The input is a program: packets on both legs, time, answers to RESOLVE. Packets are made relative to what
+ * the core said last (so that they are acceptable often), then bent by the input; some are raw bytes. Checked
+ * after each step: the core's invariants (check.h), and that everything it sends is a well-formed packet with
+ * a right checksum.
+ */
+#include "check.h"
+
+enum { TUPLES = 3, MAX_STEPS = 400, MAX_OUT = 20000 };
+
+struct input {
+	const uint8_t *p;
+	size_t left;
+};
+
+/* What the core's peer on one leg of one tuple knows */
+struct view {
+	uint32_t seq, ack; /* what we would send next, what we have */
+	uint8_t flags;
+	bool ts;
+	uint32_t tsval;
+};
+
+static struct view views[TUPLES][2];
+static uint8_t buf[65536 + 64];
+
+static uint32_t take(struct input *in, uint32_t n)
+{
+	uint32_t v = 0;
+
+	while (n--) {
+		v = v << 8 | (in->left ? *in->p : 0);
+		if (in->left) {
+			in->p++;
+			in->left--;
+		}
+	}
+	return v;
+}
+
+static void tuple_addr(uint32_t tuple, uint32_t who, uint8_t *a)
+{
+	memset(a, 0, 16);
+	if (tuple == 2) {
+		a[0] = 0x20;
+		a[1] = 1;
+	} else {
+		a[10] = a[11] = 0xff;
+		a[12] = 10;
+	}
+	a[15] = (uint8_t)(1 + who);
+}
+
+/* A packet of the leg's peer; who 0 is this host */
+static void tuple_dir(uint32_t tuple, uint32_t leg, struct wire_dir *d, uint8_t addr[2][16])
+{
+	tuple_addr(tuple, leg, addr[0]);
+	tuple_addr(tuple, !leg, addr[1]);
+	*d = (struct wire_dir){.saddr = addr[0], .daddr = addr[1], .family = tuple == 2 ? 10 : 2};
+	d->sport_be = (uint16_t)(leg ? 0x5000 : 0x1027 + tuple);
+	d->dport_be = (uint16_t)(leg ? 0x1027 + tuple : 0x5000);
+}
+
+static void options(struct input *in, struct wire_seg *s, struct view *v, uint32_t bits)
+{
+	struct wire_sack sack[3];
+	uint32_t n = bits >> 6;
+
+	if (s->flags & TH_SYN) {
+		wire_opt_mss(s, (uint16_t)take(in, 2));
+		wire_opt_syn_tail(s, bits & 1, bits & 2, take(in, 1), v->tsval, bits & 4,
+				  (uint8_t)(bits >> 3 & 15));
+		v->ts = bits & 2;
+		return;
+	}
+	if (bits & 1)
+		wire_opt_ts(s, v->tsval + (bits & 2 ? take(in, 1) : 0), 0);
+	for (uint32_t i = 0; i < n; i++) {
+		sack[i].start = s->ack + (uint32_t)(int16_t)take(in, 2);
+		sack[i].end = sack[i].start + (bits & 8 ? 1448 * take(in, 1) : take(in, 2));
+	}
+	if (n && s->opt_len + 4 + 8 * n <= WIRE_TCP_OPT_MAX)
+		wire_opt_sack(s, sack, n);
+}
+
+static void packet(struct dmm_core *core, struct input *in, uint64_t now)
+{
+	static const uint8_t flag_set[] = {
+		TH_SYN,		 TH_ACK,	  TH_ACK,	   TH_ACK, TH_ACK | TH_FIN, TH_SYN | TH_ACK,
+		TH_RST | TH_ACK, TH_RST,	  TH_ACK | TH_PSH, 0,	   TH_FIN,	    TH_ACK,
+		TH_ACK,		 TH_SYN | TH_ACK, TH_ACK,	   TH_SYN};
+	uint32_t what = take(in, 1), leg = what & 1, tuple = (what >> 1) % TUPLES, len, n, headers;
+	uint32_t bend = take(in, 1);
+	struct view *v = &views[tuple][leg];
+	struct wire_seg s = {.flags = flag_set[what >> 3 & 15]};
+	struct dmm_rx_meta rx = {.csum_ok = !leg};
+	uint8_t addr[2][16];
+	struct wire_dir d;
+
+	tuple_dir(tuple, leg, &d, addr);
+	s.seq = v->seq + (bend & 1 ? (uint32_t)(int16_t)take(in, 2) : 0) +
+		(bend & 2 ? 1448 * take(in, 1) : 0);
+	s.ack = s.flags & TH_ACK ? v->ack - (bend & 4 ? take(in, 2) : 0) + (bend & 8 ? take(in, 1) : 0) : 0;
+	s.wnd = (uint16_t)(bend & 16 ? take(in, 2) : 65535);
+	options(in, &s, v, bend & 32 ? take(in, 1) : (v->ts ? 1 : 0));
+	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? 8 : 1) : 0;
+	len = min_u32(len, leg ? 1400 : 60000);
+	headers = wire_headers(buf, &d, &s, len);
+	memset(buf + headers, (int)s.seq, len);
+	if (!(bend & 128) || !in->left)
+		wire_csum_full(buf, &d, headers, len, csum_add(buf + headers, len, 0));
+	n = headers + len;
+	if (bend & 128) { /* break it */
+		buf[take(in, 1) % n] ^= (uint8_t)take(in, 1);
+		n -= min_u32(n - 1, take(in, 1) & 15);
+		rx.csum_ok = 1;
+	}
+	dmm_core_input(core, leg, buf, n, &rx, now);
+	if (!(bend & 3))
+		v->seq += len + !!(s.flags & TH_SYN) + !!(s.flags & TH_FIN);
+	v->tsval++;
+}
+
+static void icmp(struct dmm_core *core, struct input *in, uint64_t now)
+{
+	uint32_t what = take(in, 1), leg = what & 1, tuple = (what >> 1) % TUPLES, n;
+	struct wire_seg s = {.seq = views[tuple][leg].ack - take(in, 2)};
+	uint8_t addr[2][16];
+	struct wire_dir d;
+
+	tuple_dir(tuple, !leg, &d, addr); /* quotes what the core sent */
+	n = wire_icmp_error(buf, &d, &s, (uint8_t)take(in, 1), (uint8_t)take(in, 1));
+	dmm_core_input(core, leg, buf, n, NULL, now);
+}
+
+static void raw(struct dmm_core *core, struct input *in, uint64_t now)
+{
+	uint32_t leg = take(in, 1) & 1, n = take(in, 1);
+	struct dmm_rx_meta rx = {.csum_ok = 1};
+	uint8_t *exact;
+
+	n = (uint32_t)min_u64(n, in->left);
+	exact = malloc(n ? n : 1); /* so that AddressSanitizer sees a read past the end */
+	memcpy(exact, in->p, n);
+	in->p += n;
+	in->left -= n;
+	dmm_core_input(core, leg, exact, n, &rx, now);
+	free(exact);
+}
+
+static void learn(uint32_t leg, const uint8_t *p, uint32_t n, const struct dmm_tx_meta *m)
+{
+	struct pkt k;
+	enum wire_result r = wire_parse(p, n, !m->needs_csum, &k);
+	uint32_t tuple;
+	struct view *v;
+
+	if (r == WIRE_ICMP)
+		return;
+	CHECK(r == WIRE_TCP);
+	CHECK(leg == DMM_LEG_INNER || !m->gso_size);
+	tuple = k.family == 10 ? 2 : (leg ? k.sport_be : k.dport_be) - 0x1027u;
+	if (tuple >= TUPLES)
+		return;
+	v = &views[tuple][leg];
+	v->ack = k.seq + k.payload_len + !!(k.flags & TH_SYN) + !!(k.flags & TH_FIN);
+	if (k.flags & TH_ACK)
+		v->seq = k.ack;
+	v->flags = k.flags;
+	v->ts = k.has_ts;
+}
+
+static void drain(struct dmm_core *core, uint64_t now)
+{
+	static uint8_t out[65536];
+	struct dmm_tx_meta m;
+	uint32_t n, count = 0;
+
+	for (uint32_t leg = 0; leg < 2; leg++) {
+		while ((n = dmm_core_output(core, leg, out, leg ? 1500 : 65535, &m, now))) {
+			learn(leg, out, n, &m);
+			CHECK(++count < MAX_OUT);
+		}
+	}
+}
+
+static void answers(struct dmm_core *core, struct input *in, uint64_t now)
+{
+	struct dmm_action a;
+
+	while (dmm_core_action(core, &a)) {
+		uint32_t how = take(in, 1);
+
+		if (a.type != DMM_ACTION_RESOLVE)
+			continue;
+		if (how == 255)
+			dmm_core_unreachable(core, a.conn, take(in, 1), now);
+		else if (how != 254)
+			dmm_core_resolved(core, a.conn, how, 400 + how * 8, now);
+	}
+}
+
+static void step(struct dmm_core *core, struct input *in, uint64_t *now)
+{
+	struct dmm_conn_info info;
+	uint32_t op = take(in, 1);
+
+	switch (op & 15) {
+	default:
+		packet(core, in, *now);
+		break;
+	case 11:
+		icmp(core, in, *now);
+		break;
+	case 12:
+		raw(core, in, *now);
+		break;
+	case 13:
+		*now += (uint64_t)take(in, 1) << (op >> 4) << 20;
+		break;
+	case 14:
+		*now = max_u64(*now, min_u64(dmm_core_poll(core, *now), *now + 7200 * NS_PER_S));
+		break;
+	case 15:
+		if (take(in, 1) == 77)
+			dmm_core_abort_all(core, *now);
+		break;
+	}
+	if (op & 16)
+		answers(core, in, *now);
+	if (op & 32)
+		dmm_core_poll(core, *now);
+	if (op & 64)
+		drain(core, *now);
+	for (uint32_t i = 0; dmm_core_conn_info(core, i, &info); i++)
+		CHECK(info.inner_state && info.outer_state);
+	check_core(core);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct input in = {data, size};
+	struct dmm_core_config cfg = {.seed = 7, .max_connections = 2, .inner_gso_max = 65535};
+	struct dmm_core *core;
+	uint64_t now = 1000000000;
+	uint32_t how = take(&in, 1);
+
+	if (how & 1)
+		cfg.memory_bytes = 65536;
+	if (how & 2)
+		cfg.sndbuf_max_bytes = cfg.rcvbuf_max_bytes = 3000;
+	if (how & 4)
+		memcpy(cfg.congestion, "wan", 4);
+	memset(views, 0, sizeof(views));
+	core = dmm_core_create(&cfg);
+	CHECK(core);
+	for (uint32_t i = 0; in.left && i < MAX_STEPS; i++)
+		step(core, &in, &now);
+	/* left alone, everything must come to rest and end */
+	drain(core, now);
+	dmm_core_abort_all(core, now);
+	drain(core, now);
+	check_core(core);
+	for (uint32_t i = 0; i < core->n_live; i++)
+		CHECK(core->slots[core->live[i]]->leg[DMM_LEG_OUTER].state == TCP_CLOSE);
+	CHECK(core->n_live == 0 && core->mem.chunk_bytes == 0);
+	dmm_core_destroy(core);
+	return 0;
+}

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core in virtual time, under AddressSanitizer and UBSan, its invariants checked after every step (check.h)."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from corelab import MS, Programs, S, simulate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+STRIP_SACK, STRIP_TS, STRIP_WS = 1, 2, 4
+
+# What must arrive whole, both ways, and leave nothing behind
+WHOLE = {
+    "clean": {},
+    "loss 1 %": {"loss": 0.01},
+    "loss 5 %": {"loss": 0.05},
+    "loss 12 %": {"loss": 0.12},
+    "reordering": {"reorder": 0.2},
+    "heavy reordering": {"reorder": 0.6, "reorder_ns": 30 * MS},
+    "duplication": {"dup": 0.3},
+    "corruption": {"corrupt": 0.05},
+    "all at once": {"loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
+    "shallow queue": {"queue_bytes": 6000},
+    "tiny windows": {"sndbuf": 4096, "rcvbuf": 4096},
+    "tiny windows and loss": {"sndbuf": 3000, "rcvbuf": 3000, "loss": 0.03, "up": 100_000, "down": 100_000},
+    "tiny kernel window": {"krcvbuf": 3000},
+    "zero window": {"krcvbuf": 20_000, "pause_ns": 30 * S},
+    "zero window, small buffers, loss": {
+        "krcvbuf": 20_000,
+        "pause_ns": 30 * S,
+        "loss": 0.05,
+        "sndbuf": 50_000,
+        "rcvbuf": 50_000,
+    },
+    "no SACK": {"strip": STRIP_SACK, "loss": 0.05},
+    "no timestamps": {"strip": STRIP_TS, "loss": 0.05},
+    "no window scaling": {"strip": STRIP_WS, "loss": 0.05},
+    "no options": {"strip": 7, "loss": 0.05},
+    "kernel without timestamps": {"kts": 1, "loss": 0.02},
+    "kernel without window scaling": {"kws": 1, "loss": 0.02},
+    "small MSS": {"mss": 200, "loss": 0.02},
+    "tiny MSS": {"mss": 1, "up": 20_000, "down": 20_000},
+    "IPv6": {"v6": 1, "loss": 0.02},
+    "no GSO": {"gso": 0, "loss": 0.01},
+    "one way": {"up": 0, "loss": 0.02},
+    "nothing at all": {"up": 0, "down": 0},
+    "half-closed for 20 s": {"up": 50_000, "down_after_ns": 20 * S},
+    "half-closed, kept alive for 50 min": {
+        "up": 1000,
+        "down_after_ns": 3000 * S,
+        "keepalive_ns": 60 * S,
+    },
+    "simultaneous open": {"simopen": 1, "loss": 0.02},
+    "SYNs lost": {"synloss": 3},
+    "path MTU falls, IPv4": {"icmp_mtu": 1000, "loss": 0.01},
+    "path MTU falls, IPv6": {"icmp_mtu": 1300, "v6": 1},
+    "firewall drops on the inner leg for 2 s": {
+        "inner_drop_from_ns": 1100 * MS,
+        "inner_drop_to_ns": 3100 * MS,
+    },
+    "path down for 8 s": {"cut_from_ns": 1100 * MS, "cut_to_ns": 9100 * MS},
+    "little memory": {"memory": 65_536, "loss": 0.02},
+    "kernel's sequence numbers wrap": {"isn": 2**32 - 300_000},
+    "wan": {"cc": "wan", "loss": 0.05},
+    "wan, everything at once": {"cc": "wan", "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_stream_arrives_whole(programs: Programs, case: str) -> None:
+    result = simulate(programs.sim_asan, check=1, **{"limit_ns": 7200 * S} | WHOLE[case])
+    assert (result["complete"], result["errors"], result["wrong"]) == (1, 0, 0)
+    assert result["left_a"] == result["left_b"] == 0
+    assert result["chunks_a"] == result["chunks_b"] == 0
+    assert result["owned_a"] == result["disowned_a"] == result["closed_a"] == 1
+    assert result["owned_b"] == result["disowned_b"] == result["closed_b"] == 1
+
+
+def test_sequence_numbers_of_the_core_wrap(programs: Programs) -> None:
+    """The ISN is a keyed hash plus a clock of 4.096 us steps (RFC 6528): start the clock where the sum nearly wraps."""
+    first = simulate(programs.sim_asan, up=0, down=0)
+    for isn in (first["isn_a"], first["isn_b"]):
+        steps = (2**32 - 200_000 - isn) % 2**32
+        start = S + steps * 4096
+        result = simulate(programs.sim_asan, check=1, loss=0.02, start_ns=start)
+        assert 2**32 - 300_000 < max(result["isn_a"], result["isn_b"])
+        assert result["complete"] == 1
+
+
+def test_reordering_costs_no_timeouts(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, reorder=0.2)
+    assert result["rto_a"] == result["rto_b"] == 0
+    assert result["retransmits_a"] < 30
+
+
+ENDS = {
+    "refused": ({"refuse": 1}, errno.ECONNREFUSED, 20 * MS, 21 * MS),
+    "unreachable host": ({"unreach": errno.EHOSTUNREACH}, errno.EHOSTUNREACH, 0, 1),
+    "unreachable network, IPv6": ({"unreach": errno.ENETUNREACH, "v6": 1}, errno.ENETUNREACH, 0, 1),
+    "ICMP network unreachable": ({"icmp_code": 1}, errno.ENETUNREACH, 10 * MS, 11 * MS),
+    "ICMP host unreachable": ({"icmp_code": 2}, errno.EHOSTUNREACH, 10 * MS, 11 * MS),
+    "ICMP port unreachable": ({"icmp_code": 4}, errno.ECONNREFUSED, 10 * MS, 11 * MS),
+    "ICMPv6 address unreachable": ({"icmp_code": 4, "v6": 1}, errno.EHOSTUNREACH, 10 * MS, 11 * MS),
+    "silent peer": ({"mute": 1}, errno.ETIMEDOUT, 127 * S, 128 * S),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_connect_fails_as_without_us(programs: Programs, case: str) -> None:
+    keys, error, earliest_ns, latest_ns = ENDS[case]
+    result = simulate(programs.sim_asan, check=1, **keys)
+    assert result["error_a"] == error
+    assert earliest_ns <= result["done_ns"] <= latest_ns
+    assert result["left_a"] == result["left_b"] == 0
+    assert result["closed_a"] == 1
+    assert result["owned_a"] == result["disowned_a"]
+    assert result["accepted"] == 0
+
+
+def test_reset_by_the_app_reaches_the_peer(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, check=1, abort_at=50_000)
+    assert result["error_b"] == errno.ECONNRESET
+    assert result["left_a"] == result["left_b"] == 0
+
+
+def test_peer_gone_resets_the_app(programs: Programs) -> None:
+    """A path that stays down ends both ends, within the kernel's own limit of 15 retransmissions."""
+    result = simulate(
+        programs.sim_asan, up=10_000_000, cut_from_ns=1100 * MS, cut_to_ns=2**63, limit_ns=7200 * S, check=1
+    )
+    assert result["core_error_a"] == errno.ETIMEDOUT
+    assert result["errors"] == 1
+    assert result["left_a"] == result["left_b"] == 0
+
+
+def test_keepalive_finds_a_dead_peer(programs: Programs) -> None:
+    result = simulate(
+        programs.sim_asan,
+        down_after_ns=9000 * S,
+        keepalive_ns=60 * S,
+        cut_from_ns=3 * S,
+        cut_to_ns=2**63,
+        limit_ns=7200 * S,
+    )
+    assert result["core_error_a"] == errno.ETIMEDOUT
+    assert result["left_a"] == result["left_b"] == 0
+
+
+def test_abort_all_resets_everything(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, check=1, conns=20, abort_all_ns=60 * MS)
+    assert (result["error_a"], result["error_b"]) == (errno.ECONNRESET, errno.ECONNRESET)
+    assert result["left_a"] == result["left_b"] == 0
+
+
+def test_full_close_still_delivers(programs: Programs) -> None:
+    """The app closes when it has read 50 kB: what it wrote before reaches the peer."""
+    result = simulate(programs.sim_asan, check=1, close_at=50_000, loss=0.02)
+    assert (result["errors"], result["wrong"]) == (0, 0)
+    assert result["got_b"] > 0
+    assert result["left_a"] == result["left_b"] == 0
+
+
+@pytest.mark.parametrize("strip", [0, STRIP_TS])
+def test_same_ports_again_in_time_wait(programs: Programs, strip: int) -> None:
+    result = simulate(
+        programs.sim_asan, check=1, again=3, up=10_000, down=10_000, timewait_ns=60 * S, strip=strip
+    )
+    assert result["complete"] == 1
+    assert result["active_open_a"] == result["passive_open_b"] == 4
+    assert result["done_ns"] < 10 * S
+
+
+def test_thousand_connections(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, conns=1000, up=5000, down=10_000, loss=0.01)
+    assert (result["complete"], result["errors"], result["wrong"]) == (1000, 0, 0)
+    assert result["left_a"] == result["left_b"] == 0
+
+
+def test_connections_beyond_the_limit_are_refused(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, conns=20, maxconn=10, up=50_000, down=50_000)
+    assert (result["complete"], result["errors"]) == (10, 10)
+    assert result["refused_limit_a"] == 10
+
+
+def test_memory_limit_is_back_pressure(programs: Programs) -> None:
+    result = simulate(programs.sim_asan, check=1, conns=20, memory=2_000_000, loss=0.01, up=200_000, down=200_000)
+    assert (result["complete"], result["wrong"]) == (20, 0)
+
+
+def test_time_wait_gives_way_to_new_connections(programs: Programs) -> None:
+    result = simulate(
+        programs.sim_asan, conns=200, maxconn=20, gap_ns=100 * MS, up=1000, down=1000, timewait_ns=3600 * S
+    )
+    assert (result["complete"], result["refused_limit_a"]) == (200, 0)
+
+
+def test_a_run_repeats_exactly(programs: Programs) -> None:
+    keys = {"loss": 0.05, "reorder": 0.1, "dup": 0.05, "seed": 99, "cc": "wan"}
+    assert simulate(programs.sim, **keys) == simulate(programs.sim_asan, **keys)
+
+
+@pytest.mark.parametrize("cc", ["cubic", "wan"])
+def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """100 MB at 100 Mb/s and 100 ms with 1 % loss each way completes; the figure is printed, not judged."""
+    result = simulate(
+        programs.sim,
+        up=0,
+        down=100_000_000,
+        rate_Bps=12_500_000,
+        delay_ns=50 * MS,
+        queue_bytes=1_250_000,
+        loss=0.01,
+        cc=cc,
+        limit_ns=3600 * S,
+    )
+    assert result["complete"] == 1
+    share = 100_000_000 / (result["done_ns"] / S) / (12_500_000 * 0.99 * 1448 / 1538)
+    with capsys.disabled():
+        print(f"\n  {cc}: {result['done_ns'] / S:.2f} s, {share:.3f} of the limit, {result['rto_b']} timeouts")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(1, 2**31),
+    loss=st.floats(0, 0.15),
+    loss_back=st.floats(0, 0.15),
+    dup=st.floats(0, 0.2),
+    reorder=st.floats(0, 0.5),
+    reorder_ns=st.integers(0, 100 * MS),
+    corrupt=st.floats(0, 0.05),
+    delay_ns=st.integers(0, 200 * MS),
+    rate_Bps=st.integers(20_000, 1_000_000_000),
+    queue_bytes=st.integers(3000, 1_000_000),
+    mtu=st.integers(576, 9000),
+    mss=st.sampled_from([0, 0, 0, 88, 536, 1400]),
+    strip=st.integers(0, 7),
+    up=st.integers(0, 60_000),
+    down=st.integers(0, 60_000),
+    sndbuf=st.sampled_from([0, 0, 2000, 10_000]),
+    rcvbuf=st.sampled_from([0, 0, 2000, 10_000]),
+    krcvbuf=st.integers(1000, 100_000),
+    pause_ns=st.sampled_from([0, 0, 2 * S]),
+    isn=st.integers(0, 2**32 - 1),
+    cc=st.sampled_from(["cubic", "wan"]),
+)
+def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -> None:
+    result = simulate(programs.sim_asan, check=1, limit_ns=7200 * S, **keys)
+    assert result["wrong"] == 0
+    assert result["complete"] + result["errors"] == 1
