@@ -278,7 +278,8 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->core = dmm_core_create(&config->core);
 	pthread_mutex_init(&e->gate, NULL);
 	pthread_mutex_init(&e->lock, NULL);
-	if (e->wake_fd < 0 || !e->tun_rx || !e->tun_tx || !e->core || paths_init(&e->paths)) {
+	if (e->wake_fd < 0 || !e->tun_rx || !e->tun_tx || !e->core ||
+	    paths_init(&e->paths, config->path_key)) {
 		dmm_engine_destroy(e);
 		return NULL;
 	}

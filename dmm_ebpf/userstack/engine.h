@@ -27,6 +27,7 @@ struct dmm_engine_config {
 	int request_fd;	  /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
 	int xdp_flows_fd; /* map xdp_flows, or -1: no XDP program steers packets here */
 	uint32_t stack_id;
+	uint64_t path_key[2]; /* random: of the path table's hash */
 };
 
 struct dmm_engine_request {

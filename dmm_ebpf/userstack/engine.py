@@ -115,6 +115,7 @@ class Engine:
         config.request_fd = self._request_end.fileno()
         config.xdp_flows_fd = self.spec.xdp_flows_fd
         config.stack_id = self.spec.stack_id
+        config.path_key = [secrets.randbits(64), secrets.randbits(64)]
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.name}", why="out of memory")

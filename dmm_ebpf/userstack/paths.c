@@ -6,16 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/util.h"
+
 enum { FIRST_WAITERS = 1024, CLOCK_STEPS = 64 };
 
-static uint32_t bucket_of(const uint8_t addr[16])
+/* Keyed: remote peers choose the addresses. */
+static uint32_t bucket_of(const struct paths *paths, const uint8_t addr[16])
 {
-	uint64_t a, b;
-
-	memcpy(&a, addr, 8);
-	memcpy(&b, addr + 8, 8);
-	a = (a ^ (b * 0x9e3779b97f4a7c15ull)) * 0xd6e8feb86659fd93ull;
-	return (uint32_t)(a >> 40) & (PATHS_MAX - 1);
+	return (uint32_t)siphash(paths->key, addr, 2) & (PATHS_MAX - 1);
 }
 
 static int waiters_grow(struct paths *paths)
@@ -34,9 +32,10 @@ static int waiters_grow(struct paths *paths)
 	return 0;
 }
 
-int paths_init(struct paths *paths)
+int paths_init(struct paths *paths, const uint64_t key[2])
 {
 	memset(paths, 0, sizeof(*paths));
+	memcpy(paths->key, key, sizeof(paths->key));
 	paths->path = calloc(PATHS_MAX, sizeof(*paths->path));
 	paths->bucket = malloc(PATHS_MAX * sizeof(*paths->bucket));
 	if (!paths->path || !paths->bucket || waiters_grow(paths)) {
@@ -68,7 +67,7 @@ struct path *path_find(struct paths *paths, const uint8_t addr[16], uint32_t hin
 	if (hint < PATHS_MAX && paths->path[hint].state != PATH_FREE &&
 	    !memcmp(paths->path[hint].addr, addr, 16))
 		return &paths->path[hint];
-	uint32_t i = paths->bucket[bucket_of(addr)];
+	uint32_t i = paths->bucket[bucket_of(paths, addr)];
 
 	while (i != PATH_NONE && memcmp(paths->path[i].addr, addr, 16))
 		i = paths->path[i].next;
@@ -101,7 +100,7 @@ struct path *path_add(struct paths *paths, const uint8_t addr[16], uint64_t now_
 		make_room(paths);
 	uint32_t i = paths->free_path;
 	struct path *path = &paths->path[i];
-	uint32_t *head = &paths->bucket[bucket_of(addr)];
+	uint32_t *head = &paths->bucket[bucket_of(paths, addr)];
 
 	paths->free_path = path->next;
 	memset(path, 0, sizeof(*path));
@@ -119,7 +118,7 @@ struct path *path_add(struct paths *paths, const uint8_t addr[16], uint64_t now_
 void path_remove(struct paths *paths, struct path *path)
 {
 	uint32_t i = path_number(paths, path);
-	uint32_t *link = &paths->bucket[bucket_of(path->addr)];
+	uint32_t *link = &paths->bucket[bucket_of(paths, path->addr)];
 
 	while (*link != i)
 		link = &paths->path[*link].next;

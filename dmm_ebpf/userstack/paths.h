@@ -36,13 +36,14 @@ struct paths {
 	struct path *path; /* PATHS_MAX */
 	uint32_t *bucket;  /* PATHS_MAX heads */
 	struct waiter *waiter;
+	uint64_t key[2];
 	uint32_t n_waiters, free_path, free_waiter;
 	uint32_t n_pending;
 	uint32_t hand; /* of the clock that picks what goes when the table is full */
 	uint32_t used;
 };
 
-int paths_init(struct paths *paths);
+int paths_init(struct paths *paths, const uint64_t key[2]);
 void paths_deinit(struct paths *paths);
 
 /* The entry of addr, looked for at hint first; NULL: none. */
