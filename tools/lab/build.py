@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the link emulator when its sources are newer than what is built; the result is kept by content hash."""
+"""Compiles the laboratory's C programs when their sources have changed; results are kept by content hash."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError
 
-SOURCES = Path(__file__).resolve().parent / "wanem"
+LAB_DIR = Path(__file__).resolve().parent
 BUILD_DIR = Path(__file__).resolve().parents[2] / "build" / "lab"
 FLAGS = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]
 
 
 def wanem_path() -> Path:
-    """The emulator's executable, built if need be. Two builders at once do not disturb each other."""
+    """The link emulator's executable, built if need be."""
+    return program_path("wanem")
+
+
+def program_path(name: str) -> Path:
+    """The executable of tools/lab/NAME/*.c, built if need be. Two builders at once do not disturb each other."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang-14")
     if compiler is None:
-        raise KernelFeatureError(
-            "build the link emulator", why="no C compiler was found", hint="run tools/bootstrap"
-        )
-    files = sorted(SOURCES.glob("*.[ch]"))
+        raise KernelFeatureError(f"build {name}", why="no C compiler was found", hint="run tools/bootstrap")
+    files = sorted((LAB_DIR / name).glob("*.[ch]"))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    target = BUILD_DIR / f"wanem-{digest.hexdigest()[:16]}"
+    target = BUILD_DIR / f"{name}-{digest.hexdigest()[:16]}"
     if target.exists():
         return target
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
@@ -35,6 +38,6 @@ def wanem_path() -> Path:
     command = [compiler, *FLAGS, "-o", str(partial), *(str(f) for f in files if f.suffix == ".c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DmmError("build the link emulator", why=done.stderr.strip() or f"{compiler} failed")
+        raise DmmError(f"build {name}", why=done.stderr.strip() or f"{compiler} failed")
     partial.rename(target)
     return target

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * connbench: how long connect(2) takes, on loopback, to a listener of this process.
+ * connbench: how long connect(2) takes.
  *
- * connbench ADDRESS PORT COUNT prints one number a line: the ns of each connect(). The accepted socket and
- * the connecting one are reset (SO_LINGER 0), so that no TIME_WAIT fills the port range.
+ * connbench serve ADDRESS PORT accepts and closes until killed. connbench connect ADDRESS PORT COUNT prints
+ * one number a line: the ns of each connect(). Connections are reset (SO_LINGER 0), so that no TIME_WAIT
+ * fills the port range. Client and server are two processes so that each can be in a cgroup of its own.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,46 +40,61 @@ static void close_reset(int fd)
 	close(fd);
 }
 
-static long long connect_once(int listener, const struct sockaddr_in *to)
+static int new_socket(void)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	long long began, took;
-	int peer;
 
 	if (fd < 0)
 		fail("make a socket");
-	began = now_ns();
+	return fd;
+}
+
+static long long connect_once(const struct sockaddr_in *to)
+{
+	int fd = new_socket();
+	long long began = now_ns();
+	long long took;
+
 	if (connect(fd, (const struct sockaddr *)to, sizeof(*to)))
 		fail("connect");
 	took = now_ns() - began;
-	peer = accept(listener, NULL, NULL);
-	if (peer < 0)
-		fail("accept");
-	close_reset(peer);
 	close_reset(fd);
 	return took;
 }
 
+static void serve(const struct sockaddr_in *at)
+{
+	int listener = new_socket();
+	int one = 1;
+
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	if (bind(listener, (const struct sockaddr *)at, sizeof(*at)) || listen(listener, 4096))
+		fail("listen");
+	for (;;) {
+		int peer = accept(listener, NULL, NULL);
+		char byte;
+
+		/* The client ends it: a reset of ours could come before its connect() has returned. */
+		if (peer >= 0 && recv(peer, &byte, 1, 0) <= 0)
+			close(peer);
+	}
+}
+
 int main(int argc, char **argv)
 {
-	struct sockaddr_in to = {.sin_family = AF_INET};
-	long count;
-	int one = 1;
-	int listener;
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	bool serving = argc == 4 && !strcmp(argv[1], "serve");
+	bool connecting = argc == 5 && !strcmp(argv[1], "connect");
 
-	if (argc != 4 || inet_pton(AF_INET, argv[1], &to.sin_addr) != 1) {
-		fprintf(stderr, "usage: connbench ADDRESS PORT COUNT\n");
+	if (!(serving || connecting) || inet_pton(AF_INET, argv[2], &address.sin_addr) != 1) {
+		fprintf(stderr,
+			"usage: connbench serve ADDRESS PORT | connbench connect ADDRESS PORT COUNT\n");
 		return 2;
 	}
-	to.sin_port = htons((uint16_t)atoi(argv[2]));
-	count = atol(argv[3]);
-	listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (listener < 0)
-		fail("make a socket");
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-	if (bind(listener, (const struct sockaddr *)&to, sizeof(to)) || listen(listener, 16))
-		fail("listen");
-	for (long i = 0; i < count; i++)
-		printf("%lld\n", connect_once(listener, &to));
+	address.sin_port = htons((uint16_t)atoi(argv[3]));
+	if (serving)
+		serve(&address);
+	for (long i = atol(argv[4]); i > 0; i--)
+		printf("%lld\n", connect_once(&address));
 	return 0;
 }

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What dmm-ebpf costs and gains, as ratios against a rival in the same session; tools/bench runs it.
+
+Rounds of the two sides alternate, so that what the machine does meanwhile strikes both; the figure is the ratio of the
+medians. Absolute numbers are printed to be judged with, and mean nothing on another machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import bench_inner
+import typer
+from lab import Cgroup, Host, Lab, iperf3, iperf3_server
+from lab.build import program_path
+from lab.programs import start_server
+from lab.routed import Routed
+from rich.console import Console
+from rich.table import Table
+
+from dmm_ebpf.errors import DmmError
+
+CONNECT_PORT = 4000
+CONNECTS = 4000
+ROUTES = 10_000
+
+USER_POLICY = """
+[stacks.wan]
+kind = "user"
+congestion = "{congestion}"
+[[rules]]
+cgroup = "{cgroup}"
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "wan"
+"""
+KERNEL_POLICY = """
+[[rules]]
+cgroup = "{cgroup}"
+table = "t"
+[tables.t]
+routes_from = "routes.csv"
+"""
+
+Result = dict[str, Any]
+
+
+def write_routes(path: Path) -> None:
+    """ROUTES routes of all lengths to the kernel's stack, loopback and the laboratory's networks among them."""
+    noise = random.Random(1)
+    lines = {"127.0.0.0/8", "198.18.0.0/15"}
+    while len(lines) < ROUTES:
+        length = noise.randint(12, 32)
+        address = noise.getrandbits(32) >> (32 - length) << (32 - length)
+        lines.add(f"{ipaddress.IPv4Address(address)}/{length}")
+    path.write_text("to,proto,ports,stack\n" + "".join(f"{line},,,kernel\n" for line in sorted(lines)))
+
+
+def medians(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each side over alternating rounds; the order changes from round to round."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            values[name].append(sides[name]())
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+def connect_ns(host: Host, cgroup: Cgroup) -> float:
+    """The median of CONNECTS connect() calls to loopback, in ns."""
+    argv = [program_path("connbench"), "connect", "127.0.0.1", str(CONNECT_PORT), str(CONNECTS)]
+    done = cgroup.run(argv, host=host)
+    return statistics.median(int(line) for line in done.stdout.split())
+
+
+def bench_connect(directory: Path, rounds: int) -> Result:
+    """connect() to loopback, hooks attached and ROUTES routes, against a cgroup without hooks."""
+    with Lab("connect") as lab, ExitStack() as stack:
+        host = lab.host("host")
+        attached, plain = stack.enter_context(Cgroup()), stack.enter_context(Cgroup())
+        serve = [program_path("connbench"), "serve", "127.0.0.1", str(CONNECT_PORT)]
+        start_server(host, serve, CONNECT_PORT, directory / "connbench.log")
+        write_routes(directory / "routes.csv")
+        stack.enter_context(Routed(host, attached, KERNEL_POLICY, directory))
+        ns = medians(
+            {"hooks": lambda: connect_ns(host, attached), "none": lambda: connect_ns(host, plain)}, rounds
+        )
+    return {"ns": ns, "ratio": ns["hooks"] / ns["none"], "goal": "<= 1.05"}
+
+
+def gbps(client: Host, server: Host, cgroup: Cgroup | None, seconds: int, *options: str) -> float:
+    """What an iperf3 receiver got, in Gb/s, after the first second."""
+    answer = iperf3(client, server.ip4, "-t", str(seconds), "-O", "1", *options, cgroup=cgroup)
+    return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def bench_kernel(directory: Path, rounds: int, seconds: int) -> Result:
+    """iperf3 over a kernel-stack flow, attached against not attached."""
+    with Lab("kernel") as lab, ExitStack() as stack:
+        client, server = lab.host("client"), lab.host("server")
+        lab.wire(client, server)
+        attached, plain = stack.enter_context(Cgroup()), stack.enter_context(Cgroup())
+        iperf3_server(server, directory / "iperf3")
+        write_routes(directory / "routes.csv")
+        stack.enter_context(Routed(client, attached, KERNEL_POLICY, directory))
+        rates = medians(
+            {
+                "attached": lambda: gbps(client, server, attached, seconds),
+                "not attached": lambda: gbps(client, server, plain, seconds),
+            },
+            rounds,
+        )
+    return {"gbps": rates, "ratio": rates["attached"] / rates["not attached"], "goal": ">= 0.98"}
+
+
+def user_gbps(directory: Path, seconds: int, congestion: str, *options: str) -> float:
+    """One flow from a user stack on the client to the kernel of the server, over a plain wire of whole frames."""
+    with Lab("user") as lab, ExitStack() as stack:
+        client, server = lab.host("client"), lab.host("server")
+        lab.wan(client, server) if options == ("wan",) else lab.wire(client, server)
+        cgroup = stack.enter_context(Cgroup())
+        iperf3_server(server, directory / "iperf3")
+        policy = USER_POLICY.replace("{congestion}", congestion)
+        stack.enter_context(Routed(client, cgroup, policy, directory))
+        return gbps(client, server, cgroup, seconds)
+
+
+def bench_user(directory: Path, rounds: int, seconds: int) -> Result:
+    """One flow through the user stack on a wire without delay, against raw AF_XDP forwarding of such frames."""
+    forwarder = bench_inner.build(directory)
+    rates = medians(
+        {
+            "user stack": lambda: user_gbps(directory, seconds, "cubic"),
+            "raw AF_XDP": lambda: bench_inner.bench_xdp(forwarder, seconds)["gbps"],
+        },
+        rounds,
+    )
+    return {"gbps": rates, "ratio": rates["user stack"] / rates["raw AF_XDP"], "goal": "reported"}
+
+
+def bench_inner_leg(directory: Path, rounds: int, seconds: int) -> Result:
+    """The two candidates for the inner leg: TUN with segmentation offload, and veth with AF_XDP."""
+    forwarder = bench_inner.build(directory)
+    rates = medians(
+        {
+            "tun": lambda: bench_inner.bench_tun(forwarder, seconds)["gbps"],
+            "veth": lambda: bench_inner.bench_xdp(forwarder, seconds)["gbps"],
+        },
+        rounds,
+    )
+    return {"gbps": rates, "ratio": rates["tun"] / rates["veth"], "goal": "reported"}
+
+
+TITLES = {
+    "connect": "connect() to loopback, 10,000 routes: hooks / none",
+    "kernel": "iperf3 over the kernel's stack: attached / not attached",
+    "user": "one flow: user stack / raw AF_XDP forwarding",
+    "inner": "inner leg: TUN with offload / veth with AF_XDP",
+}
+
+
+def show(results: dict[str, Result]) -> None:
+    """A table of the ratios."""
+    table = Table(title="ratios of medians, rounds alternating", title_justify="left")
+    for name in ("what", "ratio", "goal", "medians"):
+        table.add_column(name)
+    for name, result in results.items():
+        unit = "ns" if "ns" in result else "gbps"
+        shown = ", ".join(f"{side} {value:.4g}" for side, value in result[unit].items())
+        table.add_row(TITLES[name], f"{result['ratio']:.3f}", result["goal"], f"{shown} {unit}")
+    Console(soft_wrap=True).print(table)
+
+
+def main(
+    what: Annotated[
+        list[str] | None, typer.Argument(help=f"Any of: {', '.join(TITLES)}. Default: all.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of each side.", min=1)] = 7,
+    seconds: Annotated[int, typer.Option(help="Seconds of each transfer.", min=2)] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run benchmarks and print their ratios.
+
+    Example: tools/bench connect kernel --rounds 15
+    """
+    chosen = what or list(TITLES)
+    if unknown := [name for name in chosen if name not in TITLES]:
+        raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(TITLES)}")
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for item in chosen:
+            print(f"bench: {TITLES[item]} ...", file=sys.stderr)
+            if item == "connect":
+                results[item] = bench_connect(directory, rounds)
+            elif item == "kernel":
+                results[item] = bench_kernel(directory, rounds, seconds)
+            elif item == "user":
+                results[item] = bench_user(directory, rounds, seconds)
+            else:
+                results[item] = bench_inner_leg(directory, rounds, seconds)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(results)
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    try:
+        typer.run(main)
+    except (DmmError, TimeoutError, subprocess.SubprocessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(1)
