@@ -58,7 +58,8 @@ static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
 	struct dmm_facts facts = {};
 	struct dmm_decision *decision;
 
-	if (!control || !sk || ctx->type != SOCK_STREAM || ctx->protocol != IPPROTO_TCP)
+	if (!control || !sk || CTX_LOAD(u32, ctx, type) != SOCK_STREAM ||
+	    CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
 		return 1;
 	facts.netns_cookie = bpf_get_netns_cookie(ctx);
 	if (facts.netns_cookie != control->netns_cookie)

@@ -36,7 +36,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 {
 	const struct dmm_control *control = control_get();
 	struct bpf_sock *sk = ctx->sk;
-	bool stream = ctx->type == SOCK_STREAM;
+	bool stream = CTX_LOAD(u32, ctx, type) == SOCK_STREAM;
 	struct dmm_decision *decision;
 	struct dmm_verdict verdict;
 	struct dmm_served served = {};
@@ -48,7 +48,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	facts.netns_cookie = bpf_get_netns_cookie(ctx);
 	if (facts.netns_cookie != control->netns_cookie)
 		return 1;
-	if (ctx->protocol != (stream ? IPPROTO_TCP : IPPROTO_UDP))
+	if (CTX_LOAD(u32, ctx, protocol) != (stream ? IPPROTO_TCP : IPPROTO_UDP))
 		return 1;
 	count(DMM_CNT_CONNECT);
 	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
@@ -61,7 +61,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	verdict_none(&verdict);
 	query->half = generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
-	query->port_be = (__u16)ctx->user_port;
+	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
 	if (generation && !sk->bound_dev_if && policy_find(&facts, query, &verdict))
 		stack_resolve(query->half, verdict.stack, stream && !addr_is_loopback(query->addr), &served);
 	decision->generation = generation;
@@ -81,7 +81,7 @@ static __always_inline int connect4(struct bpf_sock_addr *ctx)
 {
 	struct dmm_query query = {};
 
-	addr_set4(query.addr, ctx->user_ip4);
+	addr_set4(query.addr, CTX_LOAD(u32, ctx, user_ip4));
 	return connect_decide(ctx, &query, false);
 }
 
@@ -89,10 +89,10 @@ static __always_inline int connect6(struct bpf_sock_addr *ctx)
 {
 	struct dmm_query query = {};
 
-	query.addr[0] = ctx->user_ip6[0];
-	query.addr[1] = ctx->user_ip6[1];
-	query.addr[2] = ctx->user_ip6[2];
-	query.addr[3] = ctx->user_ip6[3];
+	query.addr[0] = CTX_LOAD(u32, ctx, user_ip6[0]);
+	query.addr[1] = CTX_LOAD(u32, ctx, user_ip6[1]);
+	query.addr[2] = CTX_LOAD(u32, ctx, user_ip6[2]);
+	query.addr[3] = CTX_LOAD(u32, ctx, user_ip6[3]);
 	return connect_decide(ctx, &query, true);
 }
 

@@ -44,6 +44,19 @@
 #error "big-endian hosts: ctx->remote_port and htons() need their other form"
 #endif
 
+/*
+ * A context field by one load at a constant offset. The verifier allows no other, and clang, left alone, may
+ * add the offset to the pointer first so as to share it between branches.
+ */
+#define CTX_LOAD(type, ctx, field)                                                                           \
+	({                                                                                                   \
+		type ctx_value;                                                                              \
+		asm volatile("%0 = *(" #type " *)(%1 + %2)"                                                  \
+			     : "=r"(ctx_value)                                                               \
+			     : "r"(ctx), "i"(__builtin_offsetof(typeof(*(ctx)), field)));                    \
+		ctx_value;                                                                                   \
+	})
+
 #define DMM_MAP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
 
 /* BCC declares this helper as returning u32, which cuts the cookie. */

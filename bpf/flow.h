@@ -49,24 +49,24 @@ static __always_inline void pair_fill(struct bpf_sock_ops *ctx, struct dmm_addr_
 	__u32 *laddr = (__u32 *)pair->laddr;
 	__u32 *raddr = (__u32 *)pair->raddr;
 
-	pair->family = ctx->family;
+	pair->family = CTX_LOAD(u32, ctx, family);
 	if (pair->family == AF_INET) {
-		addr_set4(laddr, ctx->local_ip4);
-		addr_set4(raddr, ctx->remote_ip4);
+		addr_set4(laddr, CTX_LOAD(u32, ctx, local_ip4));
+		addr_set4(raddr, CTX_LOAD(u32, ctx, remote_ip4));
 	} else {
-		laddr[0] = ctx->local_ip6[0];
-		laddr[1] = ctx->local_ip6[1];
-		laddr[2] = ctx->local_ip6[2];
-		laddr[3] = ctx->local_ip6[3];
-		raddr[0] = ctx->remote_ip6[0];
-		raddr[1] = ctx->remote_ip6[1];
-		raddr[2] = ctx->remote_ip6[2];
-		raddr[3] = ctx->remote_ip6[3];
+		laddr[0] = CTX_LOAD(u32, ctx, local_ip6[0]);
+		laddr[1] = CTX_LOAD(u32, ctx, local_ip6[1]);
+		laddr[2] = CTX_LOAD(u32, ctx, local_ip6[2]);
+		laddr[3] = CTX_LOAD(u32, ctx, local_ip6[3]);
+		raddr[0] = CTX_LOAD(u32, ctx, remote_ip6[0]);
+		raddr[1] = CTX_LOAD(u32, ctx, remote_ip6[1]);
+		raddr[2] = CTX_LOAD(u32, ctx, remote_ip6[2]);
+		raddr[3] = CTX_LOAD(u32, ctx, remote_ip6[3]);
 		if (addr_is_mapped(laddr))
 			pair->family = AF_INET;
 	}
-	pair->lport_be = htons((__u16)ctx->local_port);
-	pair->rport_be = (__u16)(ctx->remote_port >> 16);
+	pair->lport_be = htons((__u16)CTX_LOAD(u32, ctx, local_port));
+	pair->rport_be = (__u16)(CTX_LOAD(u32, ctx, remote_port) >> 16);
 	pair->proto = IPPROTO_TCP;
 	pair->pad = 0;
 }
@@ -74,10 +74,10 @@ static __always_inline void pair_fill(struct bpf_sock_ops *ctx, struct dmm_addr_
 static __always_inline void flow_counts(struct bpf_sock_ops *ctx, struct dmm_flow *flow)
 {
 	flow->updated_ns = bpf_ktime_get_ns();
-	flow->bytes_sent = ctx->bytes_acked;
-	flow->bytes_received = ctx->bytes_received;
-	flow->srtt_us = ctx->srtt_us >> 3;
-	flow->retransmits = ctx->total_retrans;
+	flow->bytes_sent = CTX_LOAD(u64, ctx, bytes_acked);
+	flow->bytes_received = CTX_LOAD(u64, ctx, bytes_received);
+	flow->srtt_us = CTX_LOAD(u32, ctx, srtt_us) >> 3;
+	flow->retransmits = CTX_LOAD(u32, ctx, total_retrans);
 }
 
 static __always_inline void flow_init(struct bpf_sock_ops *ctx, struct dmm_flow *flow, __u32 state,

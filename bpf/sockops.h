@@ -12,11 +12,13 @@
 #include "flow.h"
 #include "listener.h"
 
+/* Before a connection is up only its end matters; every callback costs the handshake time. */
+#define OPENING_CB_FLAGS BPF_SOCK_OPS_STATE_CB_FLAG
 #define FLOW_CB_FLAGS (BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG)
 
 static __always_inline void flags_add(struct bpf_sock_ops *ctx, int flags)
 {
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | flags);
+	bpf_sock_ops_cb_flags_set(ctx, CTX_LOAD(u32, ctx, bpf_sock_ops_cb_flags) | flags);
 }
 
 static __always_inline struct dmm_decision *decision_get(struct bpf_sock *sk, __u64 flags)
@@ -111,25 +113,34 @@ static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark)
 	return 0;
 }
 
-static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 half,
-					   struct dmm_verdict *verdict)
+/* decision is still the listener's own, cloned: if this policy made it, its table needs no look-up. */
+static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 generation,
+					   const struct dmm_decision *decision, struct dmm_verdict *verdict)
 {
-	struct dmm_query query = {.half = half, .proto = IPPROTO_TCP, .port_be = pair->lport_be};
-	const struct dmm_listener *listener = listener_find((const __u32 *)pair->laddr, pair->lport_be);
-	__u32 table;
+	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = pair->lport_be};
+	__u32 table = 0;
+	__u32 rule = 0;
 
-	verdict_none(verdict);
-	if (!listener)
-		return;
-	table = listener->tables[half];
+	query.half = generation & 1;
+	if (decision->generation == generation && decision->listening && decision->table) {
+		table = decision->table;
+		rule = decision->rule;
+	} else {
+		const struct dmm_listener *listener;
+
+		listener = listener_find((const __u32 *)pair->laddr, pair->lport_be);
+		if (listener) {
+			table = listener->tables[query.half];
+			rule = listener->rules[query.half];
+		}
+	}
 	if (!table)
 		return;
 	addr_copy(query.addr, (const __u32 *)pair->raddr);
-	if (route_find(table, &query, verdict)) {
-		verdict->rule = listener->rules[half];
-		return;
-	}
-	verdict_none(verdict);
+	if (route_find(table, &query, verdict))
+		verdict->rule = rule;
+	else
+		verdict_none(verdict);
 }
 
 /*
@@ -173,7 +184,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 	pair_fill(ctx, &pair);
 	verdict_none(&verdict);
 	if (generation) {
-		accepted_route(&pair, generation & 1, &verdict);
+		accepted_route(&pair, generation, decision, &verdict);
 		accepted_stack(generation & 1, sk->mark & control->mark_mask, verdict.stack, &served);
 	}
 	decision->generation = generation;
@@ -196,7 +207,7 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx, struct bpf_sock
 		decision->direction = DMM_DIR_CONNECT;
 		decision->route = DMM_ROUTE_NONE;
 	}
-	flags_add(ctx, FLOW_CB_FLAGS);
+	flags_add(ctx, OPENING_CB_FLAGS);
 	flow_open(ctx, DMM_EVENT_CONNECT, BPF_TCP_SYN_SENT, netns_cookie, decision);
 }
 
@@ -206,24 +217,24 @@ static __always_inline void connected(struct bpf_sock_ops *ctx)
 
 	if (!flow)
 		return;
-	/* Routing may have chosen the source address after TCP_CONNECT_CB for a socket that was reconnected.
-	 */
-	pair_fill(ctx, &flow->pair);
 	flow_counts(ctx, flow);
 	flow->state = BPF_TCP_ESTABLISHED;
+	flags_add(ctx, FLOW_CB_FLAGS);
 	event_emit(DMM_EVENT_ESTABLISHED, flow);
 }
 
 static __always_inline void state_changed(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
-	__u32 old_state = ctx->args[0];
-	__u32 new_state = ctx->args[1];
+	__u32 old_state = CTX_LOAD(u32, ctx, args[0]);
+	__u32 new_state = CTX_LOAD(u32, ctx, args[1]);
 	struct dmm_flow *flow;
 
 	if (old_state == BPF_TCP_LISTEN) {
 		listen_end(ctx, sk, bpf_get_netns_cookie(ctx));
 		return;
 	}
+	if (new_state == BPF_TCP_ESTABLISHED) /* connected() or accepted() has been called for it */
+		return;
 	flow = flow_find(ctx);
 	if (!flow)
 		return;
@@ -252,7 +263,7 @@ static __always_inline void opened(struct bpf_sock_ops *ctx, struct bpf_sock *sk
 
 	if (!control || netns_cookie != control->netns_cookie)
 		return;
-	switch (ctx->op) {
+	switch (CTX_LOAD(u32, ctx, op)) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		connecting(ctx, sk, netns_cookie);
 		break;
@@ -271,7 +282,7 @@ static __always_inline int sockops(struct bpf_sock_ops *ctx)
 
 	if (!sk)
 		return 1;
-	switch (ctx->op) {
+	switch (CTX_LOAD(u32, ctx, op)) {
 	case BPF_SOCK_OPS_RTT_CB:
 	case BPF_SOCK_OPS_RETRANS_CB:
 		progressed(ctx);

@@ -76,7 +76,9 @@ def top() -> Path | None:
     try:
         return root / TOP if root is not None and (root / TOP).is_dir() else None
     except PermissionError as error:
-        raise PrivilegeError("look for instances", why=f"{root} may not be read", hint="run it as root") from error
+        raise PrivilegeError(
+            "look for instances", why=f"{root} may not be read", hint="run it as root"
+        ) from error
 
 
 def instance_dir(instance: str) -> Path | None:

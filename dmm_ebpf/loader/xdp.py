@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from pathlib import Path
 from typing import Literal
 
@@ -73,8 +74,6 @@ def _create(prog_fd: int, ifindex: int, ifname: str) -> int:
             raise conflict from refusal
     if refusal.errno == errno.EPERM:
         raise PrivilegeError(what, why="the kernel wants CAP_NET_ADMIN", hint="run it as root") from refusal
-    if refusal.errno in (errno.ENODEV, errno.ENXIO):
-        raise DmmError(what, why=f"no device has the index {ifindex} in this network namespace") from refusal
     if refusal.errno in _NOT_NATIVE:
         raise KernelFeatureError(
             what, why=f"neither native nor generic mode is possible there: {refusal.strerror}"
@@ -84,10 +83,15 @@ def _create(prog_fd: int, ifindex: int, ifname: str) -> int:
 
 def attach(folder: Path, prog_fd: int, ifindex: int, ifname: str) -> Mode:
     """Links and pins; if it is ours already, nothing changes. folder: the instance's pins."""
+    what = f"attach XDP to {ifname}"
     path = pin_path(folder, ifindex)
     if _existing(path, ifindex):
         return _mode(ifindex)
-    conflict = _conflict(ifindex, ifname, f"attach XDP to {ifname}")
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError as error:
+        raise DmmError(what, why=f"no device has the index {ifindex} in this network namespace") from error
+    conflict = _conflict(ifindex, ifname, what)
     if conflict is not None:
         raise conflict
     fd = _create(prog_fd, ifindex, ifname)

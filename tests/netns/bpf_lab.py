@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """For the tests of the BPF programs: an attached instance, policies written entry by entry, and a program to route.
 
-The policy's author here is the test itself: entries are packed from bpf/abi.h and written where the RD would write them,
-so that what is tested is the programs alone.
+The policy's author here is the test itself: entries are packed from bpf/abi.h and written where the RD would
+write them, so that what is tested is the programs alone.
 """
 
 from __future__ import annotations

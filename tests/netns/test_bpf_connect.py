@@ -52,16 +52,20 @@ def test_without_a_policy_sockets_are_only_observed(bench: Bench) -> None:
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_kernel_stack_sets_the_socket_options(bench: Bench, family: str) -> None:
     flags = C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK | C.DMM_SET_PACING | C.DMM_SET_PRIORITY
-    policy = Policy().rule(7).stack(
-        3,
-        KERNEL,
-        flags=flags,
-        congestion=b"reno",
-        dscp=18,
-        mark=0x5,
-        mark_mask=0xF,
-        max_pacing_rate_Bps=125_000_000,
-        priority=4,
+    policy = (
+        Policy()
+        .rule(7)
+        .stack(
+            3,
+            KERNEL,
+            flags=flags,
+            congestion=b"reno",
+            dscp=18,
+            mark=0x5,
+            mark_mask=0xF,
+            max_pacing_rate_Bps=125_000_000,
+            priority=4,
+        )
     )
     address = getattr(bench.b, family)
     policy.route(7, "0.0.0.0/0", 3, route=11).route(7, "::/0", 3, route=12).apply(bench.attached)

@@ -156,7 +156,7 @@ def test_retransmits_are_counted(bench: Bench) -> None:
 def test_many_flows_and_none_is_lost(bench: Bench) -> None:
     agent, n = bench.agent, 300
     bench.far.listen(n)
-    agent("p = [socket.create_connection((%r, %d)) for _ in range(%d)]" % (bench.b.ip4, bench.port, n))
+    agent(f"p = [socket.create_connection(({bench.b.ip4!r}, {bench.port})) for _ in range({n})]")
     keys = {key for key, _ in bench.attached.maps["flows"].items()}
     cookies = agent("[struct.unpack('=Q', q.getsockopt(1, 57, 8))[0] for q in p]")
     assert keys == {struct.pack("=Q", cookie) for cookie in cookies}
@@ -178,10 +178,7 @@ def test_a_full_event_ring_is_counted_and_what_was_there_stays(bench: Bench) -> 
     agent = bench.agent
     record = abi.sizeof("dmm_event") + 8
     needed = C.DMM_EVENTS_BYTES // record // 2 + 200  # a listener that comes and goes: two events
-    agent(
-        f"for _ in range({needed}):\n"
-        " l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(); l.close()"
-    )
+    agent(f"for _ in range({needed}):\n l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(); l.close()")
     lost = bench.count(C.DMM_CNT_EVENTS_LOST)
     assert lost > 0
     with EventReader(bench.attached.maps["events"].fd) as reader:

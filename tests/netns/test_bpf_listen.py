@@ -13,6 +13,7 @@ from bpf_lab import USER_MARK, Agent, Bench, Policy, bench, listener_key, stack_
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader import programs
 
 __all__ = ["bench"]
 
@@ -69,6 +70,43 @@ def test_reuseport_listeners_are_counted(bench: Bench) -> None:
         agent.close(f"l{i}")
         entry = bench.listener("0.0.0.0", port)
         assert (entry.count if entry else 0) == 3 - i
+
+
+class TestWithoutCurrent:
+    """Kernels whose sock_ops programs cannot name the current task: what bind() saw is all there is."""
+
+    @pytest.fixture(autouse=True)
+    def old_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Named before bench in each test, so that it is in force when the programs are compiled."""
+        monkeypatch.setattr(programs, "defines", lambda: ())
+
+    def test_bind_gives_facts_and_table(self, old_kernel: None, bench: Bench) -> None:
+        child = bench.cgroup.child("srv")
+        fields = {"cgroup_id": cgroups.cgroup_id(child.path), "cgroup_level": cgroups.level(child.path)}
+        Policy().rule(7, C.DMM_DIR_LISTEN, flags=C.DMM_RULE_CGROUP, **fields).apply(bench.attached)
+        agent = Agent(child, bench.a)
+        for where, family in (("0.0.0.0", socket.AF_INET), ("::1", socket.AF_INET6)):
+            entry = bench.listener(where, agent.listen(where, where, family=family))
+            assert entry is not None
+            assert (entry.tables[1], entry.rules[1], entry.pid) == (7, 1, agent.pid)
+            assert entry.cgroup_id == cgroups.cgroup_id(child.path)
+
+    def test_a_table_of_an_older_policy_is_not_used(self, old_kernel: None, bench: Bench) -> None:
+        Policy().rule(7, C.DMM_DIR_LISTEN).apply(bench.attached)
+        agent = bench.agent
+        agent.open("l")
+        agent("s['l'].bind(('0.0.0.0', 0))")
+        Policy().rule(8, C.DMM_DIR_LISTEN).apply(bench.attached, 2)
+        agent("s['l'].listen()")
+        entry = bench.listener("0.0.0.0", agent("s['l'].getsockname()[1]"))
+        assert entry is not None and list(entry.tables) == [0, 0] and entry.pid == agent.pid
+
+    def test_listen_without_bind_has_no_facts(self, old_kernel: None, bench: Bench) -> None:
+        Policy().rule(7, C.DMM_DIR_LISTEN).apply(bench.attached)
+        bench.agent.open("l")
+        bench.agent("s['l'].listen()")
+        entry = bench.listener("0.0.0.0", bench.agent("s['l'].getsockname()[1]"))
+        assert entry is not None and list(entry.tables) == [0, 0] and entry.pid == 0
 
 
 def test_no_listener_is_left_by_programs_that_race(bench: Bench) -> None:
@@ -164,7 +202,7 @@ def test_accepted_ipv6_sockets_get_their_traffic_class(bench: Bench) -> None:
 def mark_at_ingress(bench: Bench, mark: int) -> None:
     """What dmm-k's tc program and tcp_fwmark_accept do to a stack's SYN, done to the far host's."""
     bench.a.sysctl("net.ipv4.tcp_fwmark_accept", 1)
-    rule = f"add table inet t; add chain inet t c {{ type filter hook prerouting priority -300; }}; "
+    rule = "add table inet t; add chain inet t c { type filter hook prerouting priority -300; }; "
     rule += f"add rule inet t c iifname {bench.a.nic.name} tcp flags syn meta mark set {mark:#x}"
     bench.a.run(["nft", rule])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP program's verdict on hand-made frames (BPF_PROG_TEST_RUN): what it gives to a stack, and all that it must not.
+"""The XDP program's verdict on hand-made frames (BPF_PROG_TEST_RUN): what it gives to a stack, and what not.
 
 A test run without a device behaves as if the frame came in on lo, queue 0; so nics[1] stands for the NIC.
 """
@@ -147,7 +147,9 @@ def steer(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ste
         nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=STACK))
         attached.maps["nics"].update(u32(LO), nic)
         attached.maps["xsks"].update(u32(SLOT * C.DMM_MAX_QUEUES), u32(xsk(stack).fileno()))
-        Policy().user(STACK).user(STACK + 1).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK).apply(attached)
+        Policy().user(STACK).user(STACK + 1).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK).apply(
+            attached
+        )
         stack_up(attached, STACK)
         yield Steer(host, attached)
 

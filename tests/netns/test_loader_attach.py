@@ -64,6 +64,11 @@ def our_objects(instance_maps: set[int]) -> set[int]:
     return instance_maps & {entry["id"] for entry in listed}
 
 
+def descriptors_open() -> set[str]:
+    """File descriptors of this process."""
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def nothing_attached(group: Cgroup) -> bool:
     """Whether no program is on the cgroup."""
     return not any(attached_programs(group).values())
@@ -181,7 +186,9 @@ def test_impossible_names_are_refused(cgroup: Cgroup, name: str) -> None:
             call()
 
 
-def test_a_cgroup_that_is_none_is_refused(instance: Callable[[], str], cgroup: Cgroup, tmp_path: Path) -> None:
+def test_a_cgroup_that_is_none_is_refused(
+    instance: Callable[[], str], cgroup: Cgroup, tmp_path: Path
+) -> None:
     for path, why in ((cgroup.path / "no", "No such file"), (tmp_path, "not in a cgroup v2")):
         with pytest.raises(UsageError, match=why):
             loader.attach(instance(), path, netns_cookie=1, mark_mask=1)
@@ -281,12 +288,12 @@ def test_a_failure_at_any_step_leaves_nothing(
 
     monkeypatch.setattr(module, step, failing)
     name = instance()
-    descriptors = set(os.listdir("/proc/self/fd"))
+    descriptors = descriptors_open()
     with pytest.raises(DmmError, match="made to fail"):
         made(cgroup, name)
     assert name not in loader.instances() and bpffs.instance_dir(name) is None
     assert nothing_attached(cgroup)
-    assert set(os.listdir("/proc/self/fd")) <= descriptors
+    assert descriptors_open() <= descriptors
 
 
 def test_an_attach_killed_half_way_is_refused_by_adopt_and_removed_by_detach(
@@ -320,14 +327,18 @@ def test_everything_works_inside_ip_netns_exec(lab: Lab, cgroup: Cgroup, instanc
     name, host = instance(), lab.host("inside")
 
     def inside(source: str) -> str:
-        prelude = "from dmm_ebpf import loader; from dmm_ebpf.loader import cgroup as c, bpffs; import pathlib\n"
+        prelude = (
+            "from dmm_ebpf import loader; from dmm_ebpf.loader import cgroup as c, bpffs; import pathlib\n"
+        )
         command = ["ip", "netns", "exec", host.netns, sys.executable, "-c", prelude + source]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     try:
-        assert inside("print(pathlib.Path('/sys/fs/cgroup').exists() and any(pathlib.Path('/sys/fs/cgroup').iterdir()))")
+        assert inside(
+            "print(pathlib.Path('/sys/fs/cgroup').exists() and any(pathlib.Path('/sys/fs/cgroup').iterdir()))"
+        )
         inside(
             f"a = loader.attach({name!r}, c.resolve({cgroup.relative!r}), netns_cookie=5, mark_mask=1)\n"
             f"assert a.cgroup == {cgroup.relative!r}, a.cgroup"
@@ -366,7 +377,7 @@ def test_the_verifiers_last_words_are_shown(made, cgroup: Cgroup, monkeypatch: p
     monkeypatch.setattr(programs, "bind_maps", lambda code, fds: bad if code else real(code, fds))
     monkeypatch.setattr(programs, "LOG_FILE", Path("/run") / f"dmm-test-{os.getpid()}" / "log")
     try:
-        with pytest.raises(DmmError, match="verifier says: .*invalid bpf_context access") as raised:
+        with pytest.raises(DmmError, match=r"verifier says: .*invalid bpf_context access") as raised:
             made(cgroup)
         assert "whole log in" in str(raised.value)
         assert "invalid bpf_context access" in programs.LOG_FILE.read_text()

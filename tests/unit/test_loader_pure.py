@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the loader that need no kernel: map numbers, BTF, mountinfo, names, the specification."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import UsageError
+from dmm_ebpf.loader import bpffs, cgroup, programs
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS
+
+INSN = struct.Struct("=BBhi")
+LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("map"), st.integers(0, 9), st.integers(0, 18)),
+            st.tuples(st.just("number"), st.integers(0, 9), st.integers(-(2**31), 2**31 - 1)),
+            st.tuples(st.just("other"), st.integers(0, 9), st.integers(-(2**31), 2**31 - 1)),
+        )
+    )
+)
+def test_only_map_references_are_bound(parts: list[tuple[str, int, int]]) -> None:
+    fds = {number: 1000 + number for number in range(19)}
+    code, wanted = b"", b""
+    for kind, register, value in parts:
+        if kind == "other":
+            code += INSN.pack(0xB7, register, 0, value)
+            wanted += INSN.pack(0xB7, register, 0, value)
+            continue
+        source = PSEUDO_MAP_FD if kind == "map" else 0
+        # The second half looks like a map reference on purpose: it is data.
+        second = INSN.pack(LD_IMM64 if kind == "number" else 0, PSEUDO_MAP_FD << 4, 0, 3)
+        code += INSN.pack(LD_IMM64, register | source << 4, 0, value) + second
+        wanted += (
+            INSN.pack(LD_IMM64, register | source << 4, 0, fds[value] if kind == "map" else value) + second
+        )
+    assert programs.bind_maps(code, fds) == wanted
+
+
+def test_storage_btf_has_the_layout_of_btf_rst() -> None:
+    data = programs.storage_btf(72)
+    magic, version, flags, header, type_off, type_len, str_off, str_len = struct.unpack_from(
+        "=HBBIIIII", data
+    )
+    assert (magic, version, flags, header, type_off) == (0xEB9F, 1, 0, 24, 0)
+    assert str_off == type_len and len(data) == header + type_len + str_len
+    assert data[header + str_off :].split(b"\0")[1:3] == [b"int", b"char"]
+    assert struct.unpack_from("=I", data, header + type_len - 4) == (72,)
+
+
+def test_every_map_and_program_of_the_sources_is_specified() -> None:
+    text = "".join(path.read_text() for path in sorted(abi.bpf_dir().glob("*.[ch]")))
+    assert set(re.findall(r"DMM_MAP\((\w+)\)", text)) - {"name"} == {spec.name for spec in MAPS}
+    entries = (abi.bpf_dir() / "dmm.bpf.c").read_text()
+    assert re.findall(r"^int (\w+)\(", entries, re.MULTILINE) == [spec.name for spec in PROGRAMS]
+    assert all(len(spec.name) <= 15 for spec in MAPS), "a map's name is cut at 15 characters"
+    assert all("." not in spec.name for spec in MAPS), "bpffs refuses dots"
+
+
+def test_shared_structs_have_no_holes_that_a_key_could_hide() -> None:
+    """Keys are hashed byte by byte: their size must be the sum of their fields."""
+    for name in ("dmm_addr_pair", "dmm_listener_key", "dmm_route4_key", "dmm_route6_key", "dmm_port_key"):
+        fields = abi.ffi.typeof(f"struct {name}").fields
+        assert sum(abi.ffi.sizeof(f.type) for _, f in fields) == abi.sizeof(name)
+
+
+def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:
+    assert abi.sizeof("dmm_rule") == 64
+    assert next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
+
+
+@pytest.mark.parametrize("name", ["default", "run-1234", "A_b", "0", "x" * 48])
+def test_names_that_are_taken(name: str) -> None:
+    assert bpffs.check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a.b", "a/b", "-a", "_a", "a b", "a\n", "ä", "x" * 49])
+def test_names_that_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="instance name"):
+        bpffs.check_name(name)
+
+
+def test_mountinfo_is_read_as_proc5_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(
+        "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        "31 23 0:27 /sub /container rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw\n"
+        "32 23 0:27 / /mnt/with\\040space\\134 rw - cgroup2 none rw\n"
+        "33 23 0:27 / /covered rw - cgroup2 none rw\n"
+    )
+    magic = {"/mnt/with space\\": 0x63677270, "/container": 0x63677270, "/covered": 0x01021994}
+    monkeypatch.setattr(cgroup.bpf, "fs_magic", magic.__getitem__)
+    found = [str(mount.path) for mount in cgroup._mounts(mountinfo, Path("/"))]
+    assert found == ["/mnt/with space\\", "/container"]
+    assert cgroup._mounts(tmp_path / "none", Path("/")) == []
