@@ -3,7 +3,7 @@
 
 Owns route_get(), the answer of `dmm-ebpf route get`. It is written to be read: it goes over the rules and over every
 route of a table as docs/policy.md tells, with no index and nothing shared with compile.py, so that the tests can hold
-the compiled maps against it. A million routes take it about a tenth of a second.
+the compiled maps against it. A million routes take it well under a second.
 
 A fact that the query does not give (None) matches no rule that asks for it.
 """
