@@ -80,12 +80,12 @@ static int flow_syscall(struct dmm_engine *e, int command, const struct dmm_core
 	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
 }
 
-static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
+static void own(struct dmm_engine *e, const struct dmm_action *action)
 {
 	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_UPDATE_ELEM, &action->pair)) {
-		/* Its packets would go to the kernel, which answers them with RST. */
+		/* Full: the kernel gets the answers, refuses them, and the connection ends by its SYN's
+		 * timeout. */
 		e->stats.flow_errors++;
-		dmm_core_unreachable(e->core, action->conn, ENOBUFS, now);
 		return;
 	}
 	e->stats.flows_owned++;
@@ -141,7 +141,7 @@ static void run_actions(struct dmm_engine *e, uint64_t now)
 
 	while (dmm_core_action(e->core, &action)) {
 		if (action.type == DMM_ACTION_OWN)
-			own(e, &action, now);
+			own(e, &action);
 		else if (action.type == DMM_ACTION_DISOWN)
 			disown(e, &action);
 		else if (action.type == DMM_ACTION_RESOLVE)

@@ -264,3 +264,17 @@ def test_no_packet_of_any_content_ends_the_process():
             wait_until(lambda: stack.query("stats")["nic_rx_pkts"] >= 2900)
             echo(stack, server, "10.9.1.2")
             assert stack.downs == []
+
+
+def test_a_stale_neighbour_of_an_open_connection_is_kept_alive():
+    """The kernel itself sends nothing to it, so it would never confirm it."""
+    with hosts(2) as (a, b):
+        link(a, b)
+        with stack_on(a) as stack, listen(b) as server:
+            app = stack.connect(("10.9.1.2", server.getsockname()[1]))
+            accepted, _ = server.accept()
+            a.sh(f"ip neigh replace 10.9.1.2 lladdr {mac_of(b)} dev eth0 nud stale")
+            wait_until(lambda: "STALE" not in a.sh("ip neigh show 10.9.1.2"), 15, "a look at the neighbour")
+            transfer(app, accepted, 1000)
+            app.close()
+            accepted.close()
