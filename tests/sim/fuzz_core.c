@@ -199,7 +199,7 @@ static void answers(struct dmm_core *core, struct input *in, uint64_t now)
 		if (how == 255)
 			dmm_core_unreachable(core, a.conn, take(in, 1), now);
 		else if (how != 254)
-			dmm_core_resolved(core, a.conn, how, 400 + how * 8, now);
+			dmm_core_resolved(core, a.conn, how, 400 + how * 4, now);
 	}
 }
 

@@ -234,52 +234,71 @@ static uint32_t pieces(const struct seg *s, uint32_t max)
 	return (s->len + max - 1) / max;
 }
 
-/* The lists are rebuilt in sequence order: after an MTU change what is too long is sent again anyway */
+/* Copies from's pieces to the end of fl; only the ring, not the lists */
+static void cut_one(struct flight *fl, const struct seg *from, uint32_t max)
+{
+	for (uint32_t off = 0; off < from->len; off += max) {
+		uint32_t idx = flight_idx(fl, fl->count++);
+		struct seg *s = flight_seg(fl, idx);
+
+		*s = *from;
+		s->seq = from->seq + off;
+		s->len = min_u32(max, from->len - off);
+		s->skip = (idx + 1) & FLIGHT_IDX_MASK;
+		if (off + s->len < from->len)
+			s->flags &= (uint16_t)~SEG_FIN;
+		if (from->len > max && !(s->flags & SEG_SACKED))
+			s->flags |= SEG_LOST;
+		fl->n_sacked += !!(s->flags & SEG_SACKED);
+	}
+}
+
+/* Puts the pieces of the segments on an old list, in its order, on the lists they belong to now */
+static void relist(struct flight *fl, const struct flight *old, uint32_t at)
+{
+	for (; at != FLIGHT_NIL; at = flight_seg(old, at)->next) {
+		const struct seg *from = flight_seg(old, at);
+		uint32_t nth = flight_lower_bound(fl, from->seq);
+
+		for (; nth < fl->count; nth++) {
+			uint32_t idx = flight_idx(fl, nth);
+			struct seg *s = flight_seg(fl, idx);
+
+			if (s->seq >= seg_end(from))
+				break;
+			list_push(fl, s->flags & SEG_LOST ? &fl->lost : &fl->tx, idx);
+			if (s->flags & SEG_LOST)
+				fl->lost_bytes += s->len;
+			else
+				fl->inflight_bytes += s->len;
+		}
+	}
+}
+
 bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max)
 {
 	struct flight old = *fl;
 	uint64_t need = 0;
-	uint32_t cap;
 	struct seg *ring;
 
 	for (uint32_t i = 0; i < fl->count; i++)
 		need += pieces(flight_seg(fl, flight_idx(fl, i)), max);
 	if (need > FLIGHT_IDX_MASK / 4)
 		return false;
-	cap = pow2_ceil((uint32_t)max_u64(need, 4));
-	ring = mem_alloc(m, cap * sizeof(*ring));
-	if (!ring)
+	fl->cap = pow2_ceil((uint32_t)max_u64(need, 4));
+	ring = mem_alloc(m, fl->cap * sizeof(*ring));
+	if (!ring) {
+		fl->cap = old.cap;
 		return false;
+	}
 	fl->ring = ring;
-	fl->cap = cap;
 	fl->count = fl->n_sacked = 0;
 	fl->inflight_bytes = fl->lost_bytes = 0;
 	fl->tx = fl->lost = (struct seg_list){FLIGHT_NIL, FLIGHT_NIL};
-	for (uint32_t i = 0; i < old.count; i++) {
-		struct seg from = *flight_seg(&old, flight_idx(&old, i));
-		bool lost = (from.flags & SEG_LOST) || (from.len > max && !(from.flags & SEG_SACKED));
-
-		for (uint32_t off = 0; off < from.len; off += max) {
-			uint32_t len = min_u32(max, from.len - off);
-			struct seg *s = flight_push(m, fl, from.seq + off, len);
-			uint32_t idx = flight_idx(fl, fl->count - 1);
-			uint64_t seq = s->seq;
-
-			s->xmit_ns = from.xmit_ns;
-			s->first_tx_ns = from.first_tx_ns;
-			s->delivered_ns = from.delivered_ns;
-			s->delivered_bytes = from.delivered_bytes;
-			s->lost_total_bytes = from.lost_total_bytes;
-			s->tx_inflight_bytes = from.tx_inflight_bytes;
-			s->flags = from.flags & (SEG_RETRANS | SEG_APP_LIMITED);
-			if ((from.flags & SEG_FIN) && seq + len == seg_end(&from))
-				s->flags |= SEG_FIN;
-			if (from.flags & SEG_SACKED)
-				flight_mark_sacked(fl, idx);
-			else if (lost)
-				flight_mark_lost(fl, idx, false);
-		}
-	}
+	for (uint32_t i = 0; i < old.count; i++)
+		cut_one(fl, flight_seg(&old, flight_idx(&old, i)), max);
+	relist(fl, &old, old.lost.head);
+	relist(fl, &old, old.tx.head);
 	mem_free(m, old.ring, old.cap * sizeof(*ring));
 	return true;
 }

@@ -348,8 +348,8 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint3
 	}
 }
 
-static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
-			    struct dmm_tx_meta *meta, uint32_t idx, uint64_t now_ns)
+static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			    uint32_t idx, uint64_t now_ns)
 {
 	struct seg *s = flight_seg(t->fl, idx);
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
@@ -360,21 +360,19 @@ static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, 
 	if (s->seq + payload == t->snd.tail + 1)
 		flags |= TH_PSH;
 	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
-	if (wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg.opt_len + payload > cap)
-		return 0;
 	n = emit(core, t, buf, meta, &seg, s->seq - 1, payload);
 	sent_data(core, t, s, n, now_ns);
 	return n;
 }
 
-static uint32_t out_again(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
-			  struct dmm_tx_meta *meta, uint32_t idx, uint64_t now_ns)
+static uint32_t out_again(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			  uint32_t idx, uint64_t now_ns)
 {
 	flight_resend(t->fl, idx);
 	core->counters[DMM_CORE_RETRANSMITS]++;
 	if (tcb_is_outer(t))
 		tcb_conn(t)->outer.retransmits++;
-	return out_segment(core, t, buf, cap, meta, idx, now_ns);
+	return out_segment(core, t, buf, meta, idx, now_ns);
 }
 
 static bool cwnd_allows(const struct tcb *t, uint32_t len)
@@ -440,8 +438,8 @@ static void fin_sent(struct dmm_core *core, struct tcb *t)
 		tcp_set_state(core, t, TCP_LAST_ACK);
 }
 
-static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
-			struct dmm_tx_meta *meta, uint32_t len, bool fin, uint64_t now_ns)
+static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			uint32_t len, bool fin, uint64_t now_ns)
 {
 	struct seg *s;
 
@@ -462,7 +460,7 @@ static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint
 	t->flags &= ~(uint32_t)TF_PUSH_ANY;
 	if (t->rtx_mode == RTX_PERSIST)
 		t->backoff = 0;
-	return out_segment(core, t, buf, cap, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
+	return out_segment(core, t, buf, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
 }
 
 /* Tail loss probe (RFC 8985 section 7.3): new data if there is any, else the last segment again */
@@ -477,10 +475,10 @@ static uint32_t out_tlp(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint
 		return 0;
 	len = new_length(core, t, cap, false, &fin);
 	if (len || fin) {
-		n = out_new(core, t, buf, cap, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
+		n = out_new(core, t, buf, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
 		t->fl->tlp_is_retrans = 0;
 	} else {
-		n = out_again(core, t, buf, cap, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
+		n = out_again(core, t, buf, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
 		t->fl->tlp_is_retrans = 1;
 	}
 	t->fl->tlp_end = t->snd_nxt;
@@ -517,7 +515,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 			return 0;
 		if (pace_blocked(core, t, now_ns))
 			return 0;
-		return out_again(core, t, buf, cap, meta, idx, now_ns);
+		return out_again(core, t, buf, meta, idx, now_ns);
 	}
 	len = new_length(core, t, cap, t->flags & TF_PUSH_ANY, &fin);
 	if (!len && !fin) {
@@ -526,7 +524,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	}
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
 		return 0;
-	return out_new(core, t, buf, cap, meta, len, fin, now_ns);
+	return out_new(core, t, buf, meta, len, fin, now_ns);
 }
 
 uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
@@ -534,7 +532,8 @@ uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t
 {
 	uint32_t n;
 
-	if (t->flags & TF_HOLD)
+	if ((t->flags & TF_HOLD) ||
+	    cap < leg_mtu(core, t)) /* a buffer the contract does not allow gets nothing */
 		return 0;
 	if ((t->flags & TF_RST_DUE) && !(t->flags & TF_RST_FLUSH))
 		return out_rst(core, t, buf, meta, now_ns);

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A short run of the fuzz target (fuzz_core.c) from seeds that reach open connections. `tools/fuzz` runs it for long."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+from corelab import Programs
+
+INNER, OUTER = 0, 1
+SYN, ACK, FIN, SYNACK, RSTACK = 0, 1, 4, 5, 6
+ANSWER, POLL, DRAIN = 16, 32, 64
+
+
+def packet(leg: int, kind: int, tuple_no: int = 0, bend: int = 0, tail: bytes = b"", then: int = DRAIN) -> bytes:
+    """One packet step of fuzz_core.c's program."""
+    return bytes([then, leg | tuple_no << 1 | kind << 3, bend]) + tail
+
+
+def handshake(active: bool, tuple_no: int) -> bytes:
+    """Both legs open. The options byte: SACK, timestamps, window scale 7; an MSS of 1460."""
+    options = bytes([0x3F, 0x05, 0xB4, 0])
+    first, second = (INNER, OUTER) if active else (OUTER, INNER)
+    return (
+        packet(first, SYN, tuple_no, 32, options, DRAIN | ANSWER)
+        + bytes([200])
+        + packet(second, SYNACK, tuple_no, 32, options)
+        + packet(first, ACK, tuple_no)
+        + packet(second, ACK, tuple_no)
+    )
+
+
+def program(rng: random.Random) -> bytes:
+    """A handshake or two, data both ways, holes with SACK, time, and an end."""
+    out = bytes([rng.choice([0, 0, 1, 2, 4, 7])])
+    for tuple_no in rng.sample(range(3), rng.randint(1, 2)):
+        out += handshake(rng.random() < 0.5, tuple_no)
+        for _ in range(rng.randint(2, 25)):
+            leg = rng.choice([INNER, OUTER])
+            kind = rng.choice([ACK, ACK, ACK, ACK, FIN, RSTACK] if rng.random() < 0.2 else [ACK])
+            bend = rng.choice([64, 64, 64 | 2, 32, 64 | 8, 16])
+            tail = bytes(rng.randrange(256) for _ in range(rng.randint(1, 6)))
+            out += packet(leg, kind, tuple_no, bend, tail, rng.choice([DRAIN, DRAIN | POLL, 0]))
+            if rng.random() < 0.3:
+                out += bytes([14 | DRAIN | POLL])
+    return out
+
+
+def test_no_input_breaks_an_invariant(programs: Programs, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rng = random.Random(1)
+    for number in range(200):
+        (corpus / f"seed{number}").write_bytes(program(rng))
+    done = subprocess.run(
+        [programs.fuzz, "-max_total_time=8", "-max_len=2000", "-timeout=10", "-seed=1", f"-artifact_prefix={tmp_path}/", corpus],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
