@@ -114,8 +114,6 @@ def _make_folder(instance: str) -> Path:
     try:
         folder.parent.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(mode=0o700)
-        for name in bpffs.FOLDERS:
-            (folder / name).mkdir(mode=0o700)
     except FileExistsError as error:
         raise ConflictError(
             what, why="it is attached already", hint=f"detach it: dmm-ebpf detach --instance {instance}"
@@ -195,6 +193,8 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
         opened: dict[str, Map] = {}
         progs: dict[str, int] = {}
         try:
+            for name in bpffs.FOLDERS:
+                (folder / name).mkdir(mode=0o700)
             opened = programs.create_maps()
             progs = programs.load_programs(code, opened)
             control = abi.new(
@@ -210,7 +210,8 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
                 _pin(progs[spec.name], folder / "progs" / spec.pin)
             _link_all(folder, progs, cgroup_fd, cgroup)
         except BaseException:
-            _remove(folder)
+            with suppress(OSError):  # what could not be removed is in instances(), for detach(); the cause is shown
+                _remove(folder)
             programs.close_programs(progs)
             programs.close_maps(opened)
             raise

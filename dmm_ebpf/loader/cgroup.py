@@ -105,7 +105,10 @@ def name_of(path: Path) -> str:
 
 
 def level(path: Path) -> int:
-    """Depth below the hierarchy's root, which is 0: the argument of bpf_get_current_ancestor_cgroup_id()."""
+    """Depth below the hierarchy's root, which is 0: the argument of bpf_get_current_ancestor_cgroup_id().
+
+    In a cgroup namespace of its own (a container) a process sees its own group as the root, and BPF does not.
+    """
     return len(path.relative_to(find_cgroup2()).parts)
 
 
