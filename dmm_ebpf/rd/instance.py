@@ -344,7 +344,8 @@ class Instance:
         verdict = evaluate.route_get(self._policy, evaluate.Query.from_params(params))
         answer = verdict.to_dict()
         config = self._policy.stacks.get(answer["wanted"])
-        if isinstance(config, UserStack) and not self.stacks.is_up(answer["wanted"]):
+        served = answer["stack"] == answer["wanted"]  # a user stack never serves UDP, nor loopback
+        if served and isinstance(config, UserStack) and not self.stacks.is_up(answer["wanted"]):
             answer["stack"] = config.fallback
         return answer
 
