@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short run of the fuzz target (fuzz_core.c) from seeds that reach open connections. `tools/fuzz` runs it for long."""
+"""A short run of the fuzz target (fuzz_core.c) from seeds that reach open connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ SYN, ACK, FIN, SYNACK, RSTACK = 0, 1, 4, 5, 6
 ANSWER, POLL, DRAIN = 16, 32, 64
 
 
-def packet(leg: int, kind: int, tuple_no: int = 0, bend: int = 0, tail: bytes = b"", then: int = DRAIN) -> bytes:
+def packet(
+    leg: int, kind: int, tuple_no: int = 0, bend: int = 0, tail: bytes = b"", then: int = DRAIN
+) -> bytes:
     """One packet step of fuzz_core.c's program."""
     return bytes([then, leg | tuple_no << 1 | kind << 3, bend]) + tail
 
@@ -55,7 +57,15 @@ def test_no_input_breaks_an_invariant(programs: Programs, tmp_path: Path) -> Non
     for number in range(200):
         (corpus / f"seed{number}").write_bytes(program(rng))
     done = subprocess.run(
-        [programs.fuzz, "-max_total_time=8", "-max_len=2000", "-timeout=10", "-seed=1", f"-artifact_prefix={tmp_path}/", corpus],
+        [
+            programs.fuzz,
+            "-max_total_time=8",
+            "-max_len=2000",
+            "-timeout=10",
+            "-seed=1",
+            f"-artifact_prefix={tmp_path}/",
+            corpus,
+        ],
         capture_output=True,
         text=True,
         check=False,

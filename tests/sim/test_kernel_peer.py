@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -84,7 +83,16 @@ def bridged(programs: Programs, loss: float, congestion: str) -> Iterator[Bridge
             made.append(name)
         a, b = names
         process = subprocess.Popen(
-            [programs.bridge, f"{LIBC_NETNS}{a}", "in0", f"{LIBC_NETNS}{b}", "out0", str(loss), "1", congestion],
+            [
+                programs.bridge,
+                f"{LIBC_NETNS}{a}",
+                "in0",
+                f"{LIBC_NETNS}{b}",
+                "out0",
+                str(loss),
+                "1",
+                congestion,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -185,7 +193,7 @@ def test_connect_errors(programs: Programs, family: int) -> None:
             (bridge.b, host, errno.ECONNREFUSED),
             (bridge.a, nowhere, errno.EHOSTUNREACH),
         ):
-            with pytest.raises(OSError) as caught:  # noqa: PT011
+            with pytest.raises(OSError) as caught:
                 connected(ns, family, address, 9)
             assert caught.value.errno == expected
 

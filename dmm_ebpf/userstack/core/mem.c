@@ -41,18 +41,24 @@ void mem_deinit(struct mem *m)
 	}
 }
 
-static uint32_t mem_shift(size_t size)
+/* The class of a size and what it is rounded up to */
+static uint32_t mem_class(size_t size, size_t *rounded)
 {
-	if (size <= 1u << MEM_MIN_SHIFT)
-		return MEM_MIN_SHIFT;
-	return 64 - (uint32_t)__builtin_clzll(size - 1);
+	uint32_t n, sub;
+
+	if (size <= 1u << MEM_MIN_SHIFT) {
+		*rounded = 1u << MEM_MIN_SHIFT;
+		return 0;
+	}
+	n = 63 - (uint32_t)__builtin_clzll(size - 1); /* 2^n < size <= 2^(n + 1) */
+	sub = (uint32_t)((size - 1 - ((size_t)1 << n)) >> (n - 2));
+	*rounded = ((size_t)1 << n) + ((size_t)(sub + 1) << (n - 2));
+	return 1 + 4 * (n - MEM_MIN_SHIFT) + sub;
 }
 
-static bool mem_grow(struct mem *m, uint32_t shift)
+static bool mem_grow(struct mem *m, uint32_t cls, size_t size)
 {
 	struct mem_slab *s = aligned_alloc(64, MEM_SLAB_BYTES);
-	uint32_t cls = shift - MEM_MIN_SHIFT;
-	size_t size = (size_t)1 << shift;
 
 	if (!s)
 		return false;
@@ -71,33 +77,37 @@ static bool mem_grow(struct mem *m, uint32_t shift)
 
 void *mem_alloc(struct mem *m, size_t size)
 {
-	uint32_t shift = mem_shift(size);
 	struct mem_free_obj *o;
+	size_t rounded;
+	uint32_t cls;
 
-	if (unlikely(shift > MEM_MAX_SHIFT))
+	if (unlikely(size > (size_t)1 << MEM_MAX_SHIFT))
 		return malloc(size);
-	if (unlikely(!m->free[shift - MEM_MIN_SHIFT]) && !mem_grow(m, shift))
+	cls = mem_class(size, &rounded);
+	if (unlikely(!m->free[cls]) && !mem_grow(m, cls, rounded))
 		return NULL;
-	o = m->free[shift - MEM_MIN_SHIFT];
-	ASAN_UNPOISON_MEMORY_REGION(o, (size_t)1 << shift);
-	m->free[shift - MEM_MIN_SHIFT] = o->next;
+	o = m->free[cls];
+	ASAN_UNPOISON_MEMORY_REGION(o, rounded);
+	m->free[cls] = o->next;
 	return o;
 }
 
 void mem_free(struct mem *m, void *p, size_t size)
 {
-	uint32_t shift = mem_shift(size);
 	struct mem_free_obj *o = p;
+	size_t rounded;
+	uint32_t cls;
 
 	if (!p)
 		return;
-	if (unlikely(shift > MEM_MAX_SHIFT)) {
+	if (unlikely(size > (size_t)1 << MEM_MAX_SHIFT)) {
 		free(p);
 		return;
 	}
-	o->next = m->free[shift - MEM_MIN_SHIFT];
-	m->free[shift - MEM_MIN_SHIFT] = o;
-	ASAN_POISON_MEMORY_REGION(o, (size_t)1 << shift);
+	cls = mem_class(size, &rounded);
+	o->next = m->free[cls];
+	m->free[cls] = o;
+	ASAN_POISON_MEMORY_REGION(o, rounded);
 }
 
 void *mem_chunk_get(struct mem *m, uint64_t reserve)

@@ -17,11 +17,12 @@ enum {
 	MEM_CHUNK_BYTES = 4096, /* of payload */
 	MEM_MIN_SHIFT = 6,	/* 64 bytes */
 	MEM_MAX_SHIFT = 16,	/* 64 KiB */
+	MEM_CLASSES = 4 * (MEM_MAX_SHIFT - MEM_MIN_SHIFT) + 1,
 	MEM_SLAB_BYTES = 256 * 1024,
 };
 
 struct mem {
-	void *free[MEM_MAX_SHIFT - MEM_MIN_SHIFT + 1];
+	void *free[MEM_CLASSES];
 	struct mem_slab *slabs;
 	uint64_t chunk_bytes; /* handed out */
 	uint64_t limit_bytes; /* of chunk_bytes */

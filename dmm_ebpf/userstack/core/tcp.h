@@ -113,8 +113,7 @@ struct tcb {
 	struct stream snd;
 	uint64_t snd_una;
 	uint64_t snd_nxt;
-	uint64_t snd_wl1; /* segment and ACK of the last window update */
-	uint64_t snd_wl2;
+	uint64_t snd_wl1; /* segment of the last window update */
 	uint64_t rcv_nxt;
 	uint64_t rcv_adv; /* right edge of the advertised window */
 	uint64_t last_ack_sent;
@@ -127,7 +126,11 @@ struct tcb {
 	uint64_t last_rx_ns;
 	uint64_t srtt_ns; /* 0: no sample */
 	uint64_t rttvar_ns;
-	uint64_t syn_ns; /* when the SYN or SYN-ACK was first sent */
+	union {
+		uint64_t syn_ns;	   /* until open: when the SYN or SYN-ACK was first sent */
+		uint64_t rack_dsack_round; /* when open: the sequence number that ends the round of the last
+					      DSACK */
+	};
 	uint32_t iss;
 	uint32_t irs;
 	uint32_t snd_wnd; /* bytes */
@@ -151,7 +154,6 @@ struct tcb {
 	uint8_t rack_mult;    /* reordering window, in quarters of min_rtt; 0 counts as 1 */
 	uint8_t rack_persist; /* recoveries until rack_mult falls back */
 	uint8_t burst;	      /* packets since this tcb was put at the end of the ready list */
-	uint64_t rack_dsack_round;
 };
 
 /* What only the outer leg has */

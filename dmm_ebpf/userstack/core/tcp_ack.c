@@ -185,7 +185,6 @@ static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt
 		tcp_ready(core, t);
 	t->snd_wnd = wnd;
 	t->snd_wl1 = seq;
-	t->snd_wl2 = ack;
 	if (wnd > t->max_wnd)
 		t->max_wnd = wnd;
 }

@@ -72,7 +72,6 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->rcv_fin = 0;
 	t->snd_wnd = t->max_wnd = pkt->wnd; /* never scaled in a SYN */
 	t->snd_wl1 = 0;
-	t->snd_wl2 = 0;
 	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
 	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
 		    (pkt->has_wscale ? TF_WS : 0);
@@ -122,11 +121,12 @@ static void set_dsack(struct tcb *t, int64_t start, int64_t end)
 
 static void syn_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	t->snd_una = t->snd_wl2 = 1;
+	t->snd_una = 1;
 	t->retries = t->backoff = 0;
 	tcp_set_rtx(core, t, RTX_NONE, NEVER);
 	if (!(t->flags & TF_SYN_RTX))
 		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
+	t->rack_dsack_round = 0;
 	tcp_set_state(core, t, TCP_ESTABLISHED);
 	tcp_set_deadline(core, t, &t->keep_ns, now_ns + core->cfg.keepalive_ns);
 	relay_established(core, t, now_ns);
