@@ -9,6 +9,7 @@ on the way leaves the old one in force.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import struct
@@ -29,7 +30,7 @@ from dmm_ebpf.rd import evaluate, flows, sync
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
-from dmm_ebpf.rd.model import Policy, UserStack
+from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import MARK_MASK, StackManager
 
@@ -64,6 +65,7 @@ class Instance:
         self._since = time.monotonic()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._events = EventReader(attached.maps["events"].fd)
+        self._cgroups: dict[str, int] = {}  # of the rules in force
         self._cgroup_paths: dict[int, str | None] = {}
         self.stacks = StackManager(attached, run, state, netns, self.publish)
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
@@ -193,8 +195,9 @@ class Instance:
             "generation": generation,
             "rules": len(new.rules),
             "routes": new.n_routes,
-            "stacks": len(new.stacks),
+            "stacks": sum(name not in BUILT_IN for name in new.stacks),
         }
+        self._cgroups = dict(compiled.cgroups)
         self.publish({"type": "policy", "path": self.state.policy, **summary})
         log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
         return summary
@@ -215,6 +218,17 @@ class Instance:
             policies.parse, text, source=path or "policy", base=source.parent if source else Path("/")
         )
         return await self.apply(new, source)
+
+    async def refresh_cgroups(self) -> None:
+        """Apply the policy again if a cgroup that a rule names was removed and made again: it has another id now."""
+        if self._policy is None:
+            return
+        for path, number in self._cgroups.items():
+            with contextlib.suppress(DmmError, OSError):
+                if _cgroup_lookup(path)[0] != number:
+                    log.info("cgroup %s was made again: the policy is applied again", path)
+                    await self.apply(self._policy, Path(self.state.policy) if self.state.policy else None)
+                    return
 
     def policy_files(self) -> list[Path]:
         """The files that the policy in force was read from."""
@@ -287,6 +301,7 @@ class Instance:
             "rules": len(self._policy.rules) if self._policy else 0,
             "routes": self._policy.n_routes if self._policy else 0,
             "counters": flows.counters_dict(maps["counters"].lookup_percpu),
+            "nics": self.stacks.nics(),
             "stacks": await self.list_stacks(),
         }
 

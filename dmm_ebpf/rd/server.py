@@ -24,6 +24,7 @@ from dmm_ebpf.rd.instance import Instance
 log = logging.getLogger("dmm-ebpf")
 FOLLOW_BACKLOG_EVENTS = 65536
 WATCH_DEBOUNCE_MS = 200
+CGROUP_LOOK_S = 1.0
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -57,10 +58,12 @@ class Server:
             server = await asyncio.start_unix_server(self._client, str(self._path))
         finally:
             os.umask(mask)
-        watch = asyncio.get_running_loop().create_task(self._watch())
+        loop = asyncio.get_running_loop()
+        watches = [loop.create_task(self._watch()), loop.create_task(self._watch_cgroups())]
         async with server:
             await self._stop.wait()
-        watch.cancel()
+        for watch in watches:
+            watch.cancel()
 
     def stop(self) -> None:
         """End serve()."""
@@ -170,6 +173,12 @@ class Server:
                 if changes:
                     await self._reload(files[0])
             done.cancel()
+
+    async def _watch_cgroups(self) -> None:
+        """A service manager removes a service's cgroup and makes it again; nothing tells of that but looking."""
+        while True:
+            await asyncio.sleep(CGROUP_LOOK_S)
+            await self._instance.refresh_cgroups()
 
     async def _policy_event(self, seen: asyncio.Event) -> None:
         """Set seen, and end, at the next change of policy."""

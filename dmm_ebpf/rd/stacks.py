@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import sockdiag, tcingress, tuning
 from dmm_ebpf.hal.netns import NetNS
@@ -131,6 +131,14 @@ class StackManager:
             "mark": f"{mark_of(s.state.k):#x}/{MARK_MASK:#x}",
             "nics": [n.name for n in s.nics],
         }
+
+    def nics(self) -> list[dict[str, Any]]:
+        """The NICs that have our XDP program, for `dmm-ebpf status`."""
+        return [
+            {"ifname": n.name, "ifindex": n.ifindex, "mode": "native", "stack": name}
+            for name, s in self._stacks.items()
+            for n in s.nics
+        ]
 
     def is_up(self, name: str) -> bool:
         """True if new flows reach the stack."""
@@ -264,8 +272,15 @@ class StackManager:
 
     def _attach_nics(self, record: StackState, nics: list[NicSpec]) -> None:
         for n in nics:
-            mode = self._attached.attach_xdp(n.ifindex, n.name)
-            log.info("XDP program on %s (%s) for stack %s", n.name, mode, record.name)
+            if self._attached.attach_xdp(n.ifindex, n.name) != "native":
+                self._attached.detach_xdp(n.ifindex)
+                # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
+                raise KernelFeatureError(
+                    f"serve {n.name} with stack {record.name}",
+                    why="its driver takes no XDP program at this MTU",
+                    hint="use a device with native XDP, or an MTU of at most one page",
+                )
+            log.info("XDP program on %s for stack %s", n.name, record.name)
             value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=record.stack_id))
             self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
 

@@ -301,3 +301,31 @@ def test_a_daemon_detaches_from_another_namespace(wired, served):
         subprocess.run([*CLI, "detach", *words], check=True, timeout=30, capture_output=True)
     assert not Path(f"/run/dmm-ebpf/{name}").exists()
     assert _rules_and_links(wired.client) == before
+
+
+def test_a_cgroup_that_is_made_again_is_routed_again(wired, served, make_cgroup, python):
+    inner = wired.client_cgroup.child("inner")
+    policy = (
+        '[stacks.lan]\nkind = "kernel"\ncongestion = "cubic"\n[[rules]]\ncgroup = "{cgroup}/inner"\ntable = "t"\n'
+        '[[tables.t.routes]]\nto = "default"\nstack = "lan"\n'
+    )
+    routed = wired.attach_client(policy)
+    generation = routed.ask("policy", "show")["generation"]
+    inner.path.rmdir()
+    inner.path.mkdir()
+    wait_for(
+        lambda: routed.ask("policy", "show")["generation"] > generation, 10, "the policy to be applied again"
+    )
+    assert json.loads(python(wired.client, inner, OPTIONS, wired.server.ip4))[0] == "cubic"
+
+
+def test_a_device_without_native_xdp_is_refused_and_nothing_is_left(wired):
+    wired.client.ip("link add br0 type bridge", "link set br0 up", "addr add 198.51.100.1/24 dev br0")
+    before = _rules_and_links(wired.client)
+    policy = (
+        '[stacks.wan]\nkind = "user"\ndevices = ["br0"]\n[[rules]]\ntable = "t"\n'
+        '[[tables.t.routes]]\nto = "default"\nstack = "wan"\n'
+    )
+    with pytest.raises(DmmError, match="br0.*native XDP"):
+        wired.attach_client(policy)
+    assert _rules_and_links(wired.client) == before
