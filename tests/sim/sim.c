@@ -7,6 +7,7 @@
  * error.
  */
 #include "check.h"
+#include "heap.h"
 #include "kern.h"
 
 #include <stdio.h>
@@ -26,12 +27,6 @@ struct params {
 
 enum { STRIP_SACK = 1, STRIP_TS = 2, STRIP_WS = 4 };
 
-struct parcel {
-	uint64_t at_ns, order;
-	uint32_t to, len; /* host */
-	uint8_t *data;
-};
-
 struct host {
 	struct dmm_core *core;
 	struct kern kern;
@@ -46,51 +41,13 @@ struct host {
 
 static struct params P;
 static struct host H[2];
-static uint64_t now, rng, order;
-static struct parcel *heap;
-static uint32_t n_heap, cap_heap;
+static uint64_t now, rng;
 static uint32_t isn_seen[2];
 static uint64_t n_sent, n_lost, max_backlog_ns, syns_seen;
 
 static double rnd(void)
 {
 	return (double)(xorshift64(&rng) >> 11) / 9007199254740992.0;
-}
-
-static bool before(const struct parcel *a, const struct parcel *b)
-{
-	return a->at_ns < b->at_ns || (a->at_ns == b->at_ns && a->order < b->order);
-}
-
-static void heap_push(struct parcel p)
-{
-	uint32_t i = n_heap++;
-
-	if (n_heap > cap_heap) {
-		cap_heap = cap_heap ? cap_heap * 2 : 1024;
-		heap = realloc(heap, cap_heap * sizeof(*heap));
-	}
-	p.order = order++;
-	for (; i && before(&p, &heap[(i - 1) / 2]); i = (i - 1) / 2)
-		heap[i] = heap[(i - 1) / 2];
-	heap[i] = p;
-}
-
-static struct parcel heap_pop(void)
-{
-	struct parcel top = heap[0], last = heap[--n_heap];
-	uint32_t i = 0, c;
-
-	while ((c = 2 * i + 1) < n_heap) {
-		if (c + 1 < n_heap && before(&heap[c + 1], &heap[c]))
-			c++;
-		if (!before(&heap[c], &last))
-			break;
-		heap[i] = heap[c];
-		i = c;
-	}
-	heap[i] = last;
-	return top;
 }
 
 static void refix_csum(uint8_t *p, uint32_t len)
@@ -455,63 +412,63 @@ static uint64_t number(const char *v)
 #name, NULL, &P.name                                                                         \
 	}
 
+static const struct {
+	const char *name;
+	uint64_t *u;
+	double *d;
+} keys[] = {U(seed),
+	    U(conns),
+	    U(up),
+	    U(down),
+	    U(rate_Bps),
+	    U(delay_ns),
+	    U(queue_bytes),
+	    U(mtu),
+	    U(limit_ns),
+	    U(start_ns),
+	    U(memory),
+	    U(maxconn),
+	    D(loss),
+	    D(loss_back),
+	    D(dup),
+	    D(reorder),
+	    D(corrupt),
+	    U(reorder_ns),
+	    U(strip),
+	    U(mss),
+	    U(v6),
+	    U(refuse),
+	    U(mute),
+	    U(unreach),
+	    U(sndbuf),
+	    U(rcvbuf),
+	    U(krcvbuf),
+	    U(gso),
+	    U(pause_ns),
+	    U(abort_at),
+	    U(close_at),
+	    U(inner_drop_from_ns),
+	    U(inner_drop_to_ns),
+	    U(cut_from_ns),
+	    U(cut_to_ns),
+	    U(isn),
+	    U(kts),
+	    U(kws),
+	    U(stop_early),
+	    U(icmp_code),
+	    U(icmp_mtu),
+	    U(simopen),
+	    U(timewait_ns),
+	    U(abort_all_ns),
+	    U(keepalive_ns),
+	    U(synloss),
+	    U(gap_ns),
+	    U(again),
+	    U(check),
+	    U(down_after_ns)};
+
 static void parse_args(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		uint64_t *u;
-		double *d;
-	} keys[] = {U(seed),
-		    U(conns),
-		    U(up),
-		    U(down),
-		    U(rate_Bps),
-		    U(delay_ns),
-		    U(queue_bytes),
-		    U(mtu),
-		    U(limit_ns),
-		    U(start_ns),
-		    U(memory),
-		    U(maxconn),
-		    D(loss),
-		    D(loss_back),
-		    D(dup),
-		    D(reorder),
-		    D(corrupt),
-		    U(reorder_ns),
-		    U(strip),
-		    U(mss),
-		    U(v6),
-		    U(refuse),
-		    U(mute),
-		    U(unreach),
-		    U(sndbuf),
-		    U(rcvbuf),
-		    U(krcvbuf),
-		    U(gso),
-		    U(pause_ns),
-		    U(abort_at),
-		    U(close_at),
-		    U(inner_drop_from_ns),
-		    U(inner_drop_to_ns),
-		    U(cut_from_ns),
-		    U(cut_to_ns),
-		    U(isn),
-		    U(kts),
-		    U(kws),
-		    U(stop_early),
-		    U(icmp_code),
-		    U(icmp_mtu),
-		    U(simopen),
-		    U(timewait_ns),
-		    U(abort_all_ns),
-		    U(keepalive_ns),
-		    U(synloss),
-		    U(gap_ns),
-		    U(again),
-		    U(check),
-		    U(down_after_ns)};
-
 	for (int i = 1; i < argc; i++) {
 		char *eq = strchr(argv[i], '=');
 		bool known = false;

@@ -89,7 +89,6 @@ enum tcb_flag {
 	TF_REORD = 1 << 15,	/* RACK: reordering was seen on this path */
 	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
 	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
-	TF_DATA_SENT = 1 << 18, /* an ACK of ours can ride on data */
 	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
 	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
 };

@@ -55,7 +55,7 @@ uint64_t csum_copy(void *dst, const void *src, size_t len)
 	return csum_add(q, len, add64(a, b));
 }
 
-static bool opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
+static void opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
 {
 	switch (o[0]) {
 	case 2:
@@ -92,7 +92,6 @@ static bool opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
 	default: /* RFC 9293 section 3.1: unknown options are skipped */
 		break;
 	}
-	return true;
 }
 
 /* A bad option length ends the parse, not the packet, as Linux does */
