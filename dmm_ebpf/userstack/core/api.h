@@ -2,12 +2,13 @@
 /*
  * api.h: the whole of what the world sees of the C core (sans I/O).
  *
- * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over the stack's TUN
- * device, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the inner leg the
- * core plays the remote peer, on the outer leg it plays this host. Bytes go in by dmm_core_input(), packets are
- * pulled out by dmm_core_output(), time is passed in, nothing here makes a system call or reads a clock. Packets are
- * whole IP packets (IPv4 or IPv6) with no link-layer header. No function but create and destroy blocks;
- * no packet of any content makes a function fail: what is wrong is counted, and ends at most its own connection.
+ * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over the stack's
+ * TUN device, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the inner
+ * leg the core plays the remote peer, on the outer leg it plays this host. Bytes go in by dmm_core_input(),
+ * packets are pulled out by dmm_core_output(), time is passed in, nothing here makes a system call or reads a
+ * clock. Packets are whole IP packets (IPv4 or IPv6) with no link-layer header. No function but create and
+ * destroy blocks; no packet of any content makes a function fail: what is wrong is counted, and ends at most
+ * its own connection.
  *
  * One thread uses a core at a time. Times are ns of one monotonic clock of the caller's.
  * Text below is read by cffi, which strips lines that start with '#'.
@@ -19,62 +20,66 @@
 
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
-enum dmm_path { DMM_PATH_NONE = 0xffffffff };	/* no path was resolved for this packet: look its destination up */
+enum dmm_path {
+	DMM_PATH_NONE = 0xffffffff
+}; /* no path was resolved for this packet: look its destination up */
 
 struct dmm_core;
 
 struct dmm_core_config {
-	uint64_t seed;			/* of every random choice; simulations repeat exactly */
-	uint64_t memory_bytes;		/* limit on all buffered payload; 0: 256 MiB */
-	uint32_t max_connections;	/* 0: 100000 */
-	uint32_t inner_mtu;		/* of the TUN device, bytes of IP packet; 0: 1500 */
-	uint32_t inner_gso_max;		/* longest IP packet the inner side takes with meta.gso_size set; 0: no GSO */
-	uint32_t sndbuf_max_bytes;	/* per connection and direction, unacknowledged plus unsent; 0: 16 MiB */
-	uint32_t rcvbuf_max_bytes;	/* 0: 16 MiB */
-	uint32_t syn_retries;		/* outer SYN; 0: 6 (RFC 6298 backoff) */
-	uint64_t keepalive_ns;		/* outer idle time before the first probe; 0: 2 h */
-	uint64_t time_wait_ns;		/* 0: 60 s */
-	char congestion[16];		/* default for new connections: "cubic" or "wan"; "": cubic */
+	uint64_t seed;		  /* of every random choice; simulations repeat exactly */
+	uint64_t memory_bytes;	  /* limit on all buffered payload; 0: 256 MiB */
+	uint32_t max_connections; /* 0: 100000 */
+	uint32_t inner_mtu;	  /* of the TUN device, bytes of IP packet; 0: 1500 */
+	uint32_t inner_gso_max; /* longest IP packet the inner side takes with meta.gso_size set; 0: no GSO */
+	uint32_t sndbuf_max_bytes; /* per connection and direction, unacknowledged plus unsent; 0: 16 MiB */
+	uint32_t rcvbuf_max_bytes; /* 0: 16 MiB */
+	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
+	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
+	uint64_t time_wait_ns;	   /* 0: 60 s */
+	char congestion[16];	   /* default for new connections: "cubic" or "wan"; "": cubic */
 };
 
 /* What the I/O layer knows of a received packet */
 struct dmm_rx_meta {
-	uint32_t csum_ok;		/* 1: TCP checksum needs no check (inner leg: CHECKSUM_PARTIAL or verified) */
-	uint32_t gso_size;		/* informative */
+	uint32_t csum_ok;  /* 1: TCP checksum needs no check (inner leg: CHECKSUM_PARTIAL or verified) */
+	uint32_t gso_size; /* informative */
 };
 
 /* What the I/O layer needs to send a packet */
 struct dmm_tx_meta {
-	uint32_t path;			/* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
-	uint32_t gso_size;		/* inner leg: payload bytes per segment when the packet is longer than the MTU, else 0 */
-	uint32_t csum_start;		/* inner leg: offset of the TCP header when the checksum is left to the kernel */
-	uint32_t csum_offset;		/* 16; the field then holds the pseudo-header sum */
-	uint32_t needs_csum;		/* 0 on the outer leg: the checksum is complete */
-	uint32_t family;		/* AF_INET or AF_INET6 */
+	uint32_t path; /* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
+	uint32_t gso_size;   /* inner leg: payload bytes per segment when the packet is longer than the MTU,
+				else 0 */
+	uint32_t csum_start; /* inner leg: offset of the TCP header when the checksum is left to the kernel */
+	uint32_t csum_offset; /* 16; the field then holds the pseudo-header sum */
+	uint32_t needs_csum;  /* 0 on the outer leg: the checksum is complete */
+	uint32_t family;      /* AF_INET or AF_INET6 */
 };
 
 struct dmm_core_addr_pair {
-	uint8_t laddr[16];		/* this host; IPv4 as ::ffff:a.b.c.d */
+	uint8_t laddr[16]; /* this host; IPv4 as ::ffff:a.b.c.d */
 	uint8_t raddr[16];
 	uint16_t lport_be;
 	uint16_t rport_be;
-	uint8_t family;			/* AF_INET 2 or AF_INET6 10 */
-	uint8_t proto;			/* 6 */
+	uint8_t family; /* AF_INET 2 or AF_INET6 10 */
+	uint8_t proto;	/* 6 */
 	uint16_t pad;
-};					/* same layout as struct dmm_addr_pair of bpf/abi.h */
+}; /* same layout as struct dmm_addr_pair of bpf/abi.h */
 
 /* What the core asks of its caller; pulled with dmm_core_action() */
 enum dmm_action_type {
-	DMM_ACTION_OWN = 1,		/* packets of pair must be given to this core from now on */
-	DMM_ACTION_DISOWN = 2,		/* the outer leg is over */
-	DMM_ACTION_RESOLVE = 3,		/* find the path to pair.raddr; answer with dmm_core_resolved() or _unreachable() */
-	DMM_ACTION_CLOSED = 4,		/* the connection is gone (for logs); info in error */
+	DMM_ACTION_OWN = 1,    /* packets of pair must be given to this core from now on */
+	DMM_ACTION_DISOWN = 2, /* the outer leg is over */
+	DMM_ACTION_RESOLVE =
+		3, /* find the path to pair.raddr; answer with dmm_core_resolved() or _unreachable() */
+	DMM_ACTION_CLOSED = 4, /* the connection is gone (for logs); info in error */
 };
 
 struct dmm_action {
 	uint32_t type;
-	uint32_t conn;			/* handle; names the connection until its DISOWN */
-	uint32_t error;			/* CLOSED: 0 or an errno */
+	uint32_t conn;	/* handle; names the connection until its DISOWN */
+	uint32_t error; /* CLOSED: 0 or an errno */
 	uint32_t pad;
 	struct dmm_core_addr_pair pair;
 };
@@ -82,44 +87,45 @@ struct dmm_action {
 /* One connection, for listings */
 struct dmm_conn_info {
 	uint32_t conn;
-	uint32_t passive;		/* 1: opened by the remote peer */
+	uint32_t passive; /* 1: opened by the remote peer */
 	struct dmm_core_addr_pair pair;
-	uint32_t inner_state;		/* kernel's numbers: TCP_ESTABLISHED = 1 .. TCP_CLOSING = 11 */
+	uint32_t inner_state; /* kernel's numbers: TCP_ESTABLISHED = 1 .. TCP_CLOSING = 11 */
 	uint32_t outer_state;
-	uint64_t bytes_sent;		/* payload acknowledged on the outer leg */
-	uint64_t bytes_received;	/* payload received in order on the outer leg */
-	uint64_t segments_sent;		/* outer leg, retransmissions included */
+	uint64_t bytes_sent;	 /* payload acknowledged on the outer leg */
+	uint64_t bytes_received; /* payload received in order on the outer leg */
+	uint64_t segments_sent;	 /* outer leg, retransmissions included */
 	uint64_t retransmits;
 	uint64_t rto_count;
 	uint64_t cwnd_bytes;
 	uint64_t inflight_bytes;
-	uint64_t pacing_Bps;		/* 0: not paced */
+	uint64_t pacing_Bps; /* 0: not paced */
 	uint64_t delivery_Bps;
-	uint32_t srtt_us;		/* outer leg */
+	uint32_t srtt_us; /* outer leg */
 	uint32_t min_rtt_us;
 	uint32_t rttvar_us;
 	uint32_t mss;
-	uint32_t sndbuf_bytes;		/* held for the outer leg */
-	uint32_t rcvbuf_bytes;		/* held for the inner leg */
+	uint32_t sndbuf_bytes; /* held for the outer leg */
+	uint32_t rcvbuf_bytes; /* held for the inner leg */
 	char congestion[16];
 };
 
 enum dmm_core_counter {
-	DMM_CORE_IN_PACKETS = 0,	/* both legs */
+	DMM_CORE_IN_PACKETS = 0, /* both legs */
 	DMM_CORE_OUT_PACKETS,
-	DMM_CORE_MALFORMED,		/* not an acceptable IP/TCP header; dropped */
+	DMM_CORE_MALFORMED, /* not an acceptable IP/TCP header; dropped */
 	DMM_CORE_BAD_CSUM,
-	DMM_CORE_NO_CONN,		/* no such connection; answered by RST where RFC 9293 says so */
-	DMM_CORE_BAD_SEQ,		/* out of window; answered by ACK where RFC 9293 says so */
+	DMM_CORE_NO_CONN, /* no such connection; answered by RST where RFC 9293 says so */
+	DMM_CORE_BAD_SEQ, /* out of window; answered by ACK where RFC 9293 says so */
 	DMM_CORE_PAWS,
 	DMM_CORE_RST_IN,
 	DMM_CORE_RST_OUT,
-	DMM_CORE_ACTIVE_OPEN,		/* by the app */
-	DMM_CORE_PASSIVE_OPEN,		/* by the remote peer */
-	DMM_CORE_REFUSED_LIMIT,		/* max_connections or memory reached */
+	DMM_CORE_ACTIVE_OPEN,	/* by the app */
+	DMM_CORE_PASSIVE_OPEN,	/* by the remote peer */
+	DMM_CORE_REFUSED_LIMIT, /* max_connections or memory reached */
 	DMM_CORE_RETRANSMITS,
 	DMM_CORE_RTO,
-	DMM_CORE_OOO_DROPPED,		/* payload dropped, in or out of order, because memory_bytes (or its share) is in use */
+	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
+				 in use */
 	DMM_CORE_CHALLENGE_ACKS,
 	DMM_CORE_MAX,
 };
@@ -129,24 +135,28 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config);
 void dmm_core_destroy(struct dmm_core *core);
 
 /*
- * A packet came in. Inner leg: from the app's kernel (may be up to 64 KiB with gso). Outer leg: from the NIC, TCP, or an
- * ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new SYN on either leg makes a connection.
+ * A packet came in. Inner leg: from the app's kernel (may be up to 64 KiB with gso). Outer leg: from the NIC,
+ * TCP, or an ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new SYN on either leg makes a
+ * connection.
  */
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
 
-/* The next packet for leg, written to buf (room for cap bytes: the MTU, or inner_gso_max). Returns its length; 0: none now. */
+/* The next packet for leg, written to buf (room for cap bytes: the MTU, or inner_gso_max). Returns its
+ * length; 0: none now. */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
 
-/* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to call again at the latest (absolute, ns); UINT64_MAX: nothing is pending.
- * After it, dmm_core_output() may have packets on either leg. Pacing deadlines are included. */
+/* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to call
+ * again at the latest (absolute, ns); UINT64_MAX: nothing is pending. After it, dmm_core_output() may have
+ * packets on either leg. Pacing deadlines are included. */
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns);
 
 /* The next action, oldest first. Returns 1 and fills action, or 0. */
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action);
 
-/* Answers to DMM_ACTION_RESOLVE. path is any number of the caller's; mtu is of the IP packet. error: EHOSTUNREACH, ENETUNREACH. */
+/* Answers to DMM_ACTION_RESOLVE. path is any number of the caller's; mtu is of the IP packet. error:
+ * EHOSTUNREACH, ENETUNREACH. */
 void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint32_t mtu, uint64_t now_ns);
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns);
 

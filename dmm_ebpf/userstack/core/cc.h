@@ -2,9 +2,9 @@
 /*
  * cc.h: congestion control as plug-ins.
  *
- * tcp.c owns loss detection (RACK), the delivery rate sample (draft-ietf-ccwg-bbr, section on delivery rate) and
- * pacing; a congestion control reads samples and sets cwnd_bytes and pacing_Bps. Pure computation: no clock, no
- * allocation; its state lives in struct cc.priv of the connection.
+ * tcp.c owns loss detection (RACK), the delivery rate sample (draft-ietf-ccwg-bbr, section on delivery rate)
+ * and pacing; a congestion control reads samples and sets cwnd_bytes and pacing_Bps. Pure computation: no
+ * clock, no allocation; its state lives in struct cc.priv of the connection.
  */
 #ifndef DMM_CC_H
 #define DMM_CC_H
@@ -18,14 +18,14 @@ struct cc {
 	const struct cc_ops *ops;
 	/* output */
 	uint64_t cwnd_bytes;
-	uint64_t pacing_Bps;		/* 0: send as cwnd allows */
+	uint64_t pacing_Bps; /* 0: send as cwnd allows */
 	/* input, valid at every call */
 	uint32_t mss;
-	uint32_t in_recovery;		/* 1: a loss was marked and recovery_point is not acknowledged */
-	uint64_t inflight_bytes;	/* sent, neither acknowledged, SACKed nor marked lost; after this ACK */
-	uint64_t srtt_ns;		/* 0: no sample yet */
-	uint64_t min_rtt_ns;		/* over the connection's last 10 s; UINT64_MAX: none */
-	uint64_t rng;			/* xorshift state for randomised phases */
+	uint32_t in_recovery;	 /* 1: a loss was marked and recovery_point is not acknowledged */
+	uint64_t inflight_bytes; /* sent, neither acknowledged, SACKed nor marked lost; after this ACK */
+	uint64_t srtt_ns;	 /* 0: no sample yet */
+	uint64_t min_rtt_ns;	 /* over the connection's last 10 s; UINT64_MAX: none */
+	uint64_t rng;		 /* xorshift state for randomised phases */
 	uint64_t priv[40];
 };
 
@@ -37,23 +37,27 @@ struct cc_sample {
 	uint64_t rtt_ns;		/* 0: no sample */
 	uint64_t prior_inflight_bytes;	/* before this ACK */
 	uint64_t delivered_bytes;	/* connection total, acknowledged or SACKed, this ACK included */
-	uint64_t prior_delivered_bytes;	/* delivered_bytes when the newest segment acked here was sent */
+	uint64_t prior_delivered_bytes; /* delivered_bytes when the newest segment acked here was sent */
 	uint64_t interval_ns;		/* of the rate sample: max(send, ack elapsed); 0: no valid sample */
 	uint64_t interval_delivered_bytes;
-	uint64_t interval_lost_bytes;	/* lost over the same interval */
-	uint64_t tx_inflight_bytes;	/* inflight when that segment was sent */
-	uint32_t app_limited;		/* the sample was taken while the sender had nothing more to send */
-	uint32_t ece;			/* ECN echo seen */
+	uint64_t interval_lost_bytes; /* lost over the same interval */
+	uint64_t tx_inflight_bytes;   /* inflight when that segment was sent */
+	uint32_t app_limited;	      /* the sample was taken while the sender had nothing more to send */
+	uint32_t ece;		      /* ECN echo seen */
 };
 
 struct cc_ops {
 	const char *name;
-	void (*init)(struct cc *cc, uint64_t now_ns);	/* cwnd_bytes is set to the initial window by tcp.c before */
-	void (*on_ack)(struct cc *cc, const struct cc_sample *s);	/* every ACK that acknowledges or marks lost */
-	void (*on_enter_recovery)(struct cc *cc, uint64_t now_ns);	/* first loss of a round; not again until recovery ends */
+	void (*init)(struct cc *cc,
+		     uint64_t now_ns); /* cwnd_bytes is set to the initial window by tcp.c before */
+	void (*on_ack)(struct cc *cc,
+		       const struct cc_sample *s); /* every ACK that acknowledges or marks lost */
+	void (*on_enter_recovery)(struct cc *cc,
+				  uint64_t now_ns); /* first loss of a round; not again until recovery ends */
 	void (*on_exit_recovery)(struct cc *cc, uint64_t now_ns);
-	void (*on_rto)(struct cc *cc, uint64_t now_ns);	/* retransmission timeout: everything unacked is marked lost */
-	void (*on_restart)(struct cc *cc, uint64_t idle_ns, uint64_t now_ns);	/* sending again after idling */
+	void (*on_rto)(struct cc *cc,
+		       uint64_t now_ns); /* retransmission timeout: everything unacked is marked lost */
+	void (*on_restart)(struct cc *cc, uint64_t idle_ns, uint64_t now_ns); /* sending again after idling */
 };
 
 /* NULL: no such name */
