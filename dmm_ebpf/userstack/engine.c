@@ -80,12 +80,12 @@ static int flow_syscall(struct dmm_engine *e, int command, const struct dmm_core
 	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
 }
 
-static void own(struct dmm_engine *e, const struct dmm_action *action)
+static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
 {
 	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_UPDATE_ELEM, &action->pair)) {
-		/* Full: the kernel gets the answers, refuses them, and the connection ends by its SYN's
-		 * timeout. */
+		/* Full: the answers would go to the kernel. */
 		e->stats.flow_errors++;
+		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
 		return;
 	}
 	e->stats.flows_owned++;
@@ -141,7 +141,7 @@ static void run_actions(struct dmm_engine *e, uint64_t now)
 
 	while (dmm_core_action(e->core, &action)) {
 		if (action.type == DMM_ACTION_OWN)
-			own(e, &action);
+			own(e, &action, now);
 		else if (action.type == DMM_ACTION_DISOWN)
 			disown(e, &action);
 		else if (action.type == DMM_ACTION_RESOLVE)
@@ -164,8 +164,7 @@ static uint64_t turn(struct dmm_engine *e)
 		engine_xsk_in(e, i, now);
 	run_actions(e, now);
 	now = now_ns();
-	uint64_t due = dmm_core_poll(e->core, now);
-
+	dmm_core_poll(e->core, now);
 	run_actions(e, now);
 	engine_tun_out(e, now);
 	engine_nic_out(e, now);
@@ -174,7 +173,10 @@ static uint64_t turn(struct dmm_engine *e)
 		return now;
 	for (uint32_t i = 0; i < e->n_xsk; i++)
 		e->nic_blocked = e->nic_blocked || e->xsk_again[i];
-	return e->nic_blocked && due > now + TX_RETRY_NS ? now + TX_RETRY_NS : due;
+	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
+	uint64_t due = dmm_core_poll(e->core, now);
+
+	return e->nic_blocked || e->tun_tx_len ? now + TX_RETRY_NS : due;
 }
 
 static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
@@ -375,6 +377,16 @@ void dmm_engine_path_failed(struct dmm_engine *e, const uint8_t *addr, uint32_t 
 	}
 	engine_unlock(e);
 	wake(e);
+}
+
+uint32_t dmm_engine_set_congestion(struct dmm_engine *e, const char *name)
+{
+	uint32_t known;
+
+	engine_lock(e);
+	known = dmm_core_set_congestion(e->core, name);
+	engine_unlock(e);
+	return known;
 }
 
 void dmm_engine_path_forget(struct dmm_engine *e, const uint8_t *addr)

@@ -85,6 +85,9 @@ void dmm_engine_path_set(struct dmm_engine *engine, const uint8_t *addr, uint32_
 /* There is none; connections that wait for it get error, others keep what they had. */
 void dmm_engine_path_failed(struct dmm_engine *engine, const uint8_t *addr, uint32_t error);
 /* What was said of addr no longer holds: the next packet or connection to it asks again. */
+/* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
+ * changed. */
+uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
 void dmm_engine_path_forget(struct dmm_engine *engine, const uint8_t *addr);
 /* How long ago a packet was sent to addr, ns; UINT64_MAX: never, or the path is not known. */
 uint64_t dmm_engine_path_idle_ns(struct dmm_engine *engine, const uint8_t *addr);

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError, UsageError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tuning
 from dmm_ebpf.userstack._core import ffi, lib
@@ -174,6 +174,11 @@ class Engine:
             self._request_end.close()
 
     # -- PathTable --
+
+    def set_congestion(self, name: str) -> None:
+        """The congestion control of connections that open from now on; UsageError for a name it does not know."""
+        if not lib.dmm_engine_set_congestion(self._engine, name.encode()):
+            raise UsageError(f"use congestion control {name!r}", why="the stack has none of that name")
 
     def path_set(self, addr: bytes, nic: int, mac: bytes, mtu: int) -> None:
         """See resolver.PathTable."""

@@ -121,17 +121,20 @@ class StackProcess:
             request = {}
         answer: dict[str, Any] = {"id": request.get("id")}
         try:
-            return answer | {"ok": True, "result": self._call(str(request.get("method")))}
+            return answer | {"ok": True, "result": self._call(str(request.get("method")), request.get("params") or {})}
         except DmmError as exc:
             return answer | {"ok": False, "error": exc.to_wire()}
 
-    def _call(self, method: str) -> Any:
+    def _call(self, method: str, params: Mapping[str, Any]) -> Any:
         if method == "ping":
             return self.info()
         if method == "stats":
             return self.engine.stats() | self.resolver.stats()
         if method == "connections":
             return list(self.engine.connections())
+        if method == "configure":
+            self.engine.set_congestion(str(params.get("congestion")))
+            return None
         if method == "stop":
             self.stop()
             return None

@@ -155,10 +155,14 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns);
 /* The next action, oldest first. Returns 1 and fills action, or 0. */
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action);
 
-/* Answers to DMM_ACTION_RESOLVE. path is any number of the caller's; mtu is of the IP packet. error:
- * EHOSTUNREACH, ENETUNREACH. */
+/* Answers to DMM_ACTION_RESOLVE; dmm_core_unreachable() is good until the connection is open. path is any
+ * number of the caller's; mtu is of the IP packet. error: EHOSTUNREACH, ENETUNREACH. */
 void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint32_t mtu, uint64_t now_ns);
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns);
+
+/* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
+ * changed. */
+uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
 
 /* Reset every connection on both legs (the stack is being stopped). */
 void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns);

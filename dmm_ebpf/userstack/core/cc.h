@@ -18,7 +18,7 @@ struct cc {
 	const struct cc_ops *ops;
 	/* output */
 	uint64_t cwnd_bytes;
-	uint64_t pacing_Bps; /* 0: send as cwnd allows */
+	uint64_t pacing_Bps; /* of payload; 0: send as cwnd allows */
 	/* input, valid at every call */
 	uint32_t mss;
 	uint32_t in_recovery;	 /* 1: a loss was marked and recovery_point is not acknowledged */

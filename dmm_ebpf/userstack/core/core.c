@@ -3,6 +3,7 @@
  */
 #include "core.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { BURST_PKTS = 16 };
@@ -229,6 +230,15 @@ void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint
 	conn_reap(core);
 }
 
+uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
+{
+	const struct cc_ops *ops = cc_find(name);
+
+	if (ops)
+		core->cc_ops = ops;
+	return !!ops;
+}
+
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns)
 {
 	struct conn *c = conn_by_handle(core, conn);
@@ -277,9 +287,8 @@ uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct 
 	info->mss = outer->mss;
 	info->sndbuf_bytes = (uint32_t)stream_held(&outer->snd);
 	info->rcvbuf_bytes = (uint32_t)stream_held(&inner->snd);
-	memcpy(info->congestion, core->cfg.congestion, sizeof(info->congestion));
-	if (!info->congestion[0])
-		memcpy(info->congestion, "cubic", 6);
+	snprintf(info->congestion, sizeof(info->congestion), "%s",
+		 c->outer.cc.ops ? c->outer.cc.ops->name : core->cc_ops->name);
 	return 1;
 }
 

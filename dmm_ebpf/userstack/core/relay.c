@@ -211,7 +211,7 @@ void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, ui
 	bool v4 = c->pair.family == WIRE_AF_INET;
 
 	(void)now_ns;
-	if (c->phase != CONN_RESOLVING)
+	if (c->phase != CONN_RESOLVING && c->phase != CONN_OPENING)
 		return;
 	if (!c->passive) {
 		if (error == ERR_NETUNREACH)

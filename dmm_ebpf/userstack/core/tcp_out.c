@@ -321,7 +321,7 @@ static bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	return true;
 }
 
-static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint32_t wire_len, uint64_t now_ns)
+static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
 
@@ -344,7 +344,7 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint3
 	if (o->cc.pacing_Bps) {
 		uint64_t least_ns = now_ns - min_u64(now_ns, pace_quantum_ns(t));
 
-		o->pace_ns = max_u64(o->pace_ns, least_ns) + wire_len * NS_PER_S / o->cc.pacing_Bps;
+		o->pace_ns = max_u64(o->pace_ns, least_ns) + s->len * NS_PER_S / o->cc.pacing_Bps;
 	}
 }
 
@@ -361,7 +361,7 @@ static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, 
 		flags |= TH_PSH;
 	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
 	n = emit(core, t, buf, meta, &seg, s->seq - 1, payload);
-	sent_data(core, t, s, n, now_ns);
+	sent_data(core, t, s, now_ns);
 	return n;
 }
 
