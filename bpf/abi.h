@@ -20,31 +20,36 @@
 
 enum dmm_limits {
 	DMM_ABI_VERSION = 1,
-	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
-	DMM_MAX_RULES = 64,	/* per policy */
+	DMM_MAX_STACKS = 64, /* stack ids 0..63; 0 is the kernel's stack, untouched */
+	DMM_MAX_RULES = 64,  /* per policy */
 	DMM_MAX_NICS = 16,
 	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
-	DMM_MAX_FLOWS = 1048576,
+	DMM_NEAR_FLOWS = 8192,	/* in flows[] */
+	DMM_MAX_FLOWS = 262144, /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
 	DMM_EVENTS_BYTES = 4194304,
-	DMM_COMM_LEN = 16,	/* TASK_COMM_LEN */
-	DMM_CC_LEN = 16,	/* TCP_CA_NAME_MAX */
+	DMM_COMM_LEN = 16, /* TASK_COMM_LEN */
+	DMM_CC_LEN = 16,   /* TCP_CA_NAME_MAX */
+};
+
+enum dmm_control_flag {
+	DMM_CONTROL_EVENTS = 1, /* somebody reads the ring events; otherwise nothing is put there */
 };
 
 /* control[0]: written by the RD. generation selects the half of every policy map by (generation & 1). */
 struct dmm_control {
 	__u32 abi_version;
-	__u32 generation;	/* 0: no policy yet, programs only observe */
-	__u64 netns_cookie;	/* sockets of other network namespaces are left alone */
-	__u32 mark_mask;	/* the bits of SO_MARK that user stacks may set */
-	__u32 pad;
+	__u32 generation;   /* 0: no policy yet, programs only observe */
+	__u64 netns_cookie; /* sockets of other network namespaces are left alone */
+	__u32 mark_mask;    /* the bits of SO_MARK that user stacks may set */
+	__u32 flags;	    /* enum dmm_control_flag */
 };
 
 /* heads[generation & 1] */
 struct dmm_policy_head {
 	__u32 n_rules;
-	__u32 n_routes;		/* for listings only */
+	__u32 n_routes; /* for listings only */
 };
 
 enum dmm_rule_flag {
@@ -62,23 +67,23 @@ enum dmm_direction {
 
 /* rules[(generation & 1) * DMM_MAX_RULES + i], i < n_rules, in policy order; first match wins */
 struct dmm_rule {
-	__u32 flags;		/* enum dmm_rule_flag: which of the fields below must match */
-	__u32 directions;	/* bit set of enum dmm_direction */
-	__u32 table;		/* chosen when everything matches; no route there: the next rule is tried */
-	__u32 cgroup_level;	/* depth of the cgroup below the root (root = 0), */
-	__u64 cgroup_id;	/* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
+	__u32 flags;	    /* enum dmm_rule_flag: which of the fields below must match */
+	__u32 directions;   /* bit set of enum dmm_direction */
+	__u32 table;	    /* chosen when everything matches; no route there: the next rule is tried */
+	__u32 cgroup_level; /* depth of the cgroup below the root (root = 0), */
+	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
 	__u32 uid_first;
 	__u32 uid_last;
 	__u32 mark;
 	__u32 mark_mask;
 	__u64 netns_cookie;
-	char comm[16];		/* compared whole, zero padded */
+	char comm[16]; /* compared whole, zero padded */
 };
 
 enum dmm_stack_kind {
 	DMM_STACK_KERNEL = 1,
 	DMM_STACK_USER = 2,
-	DMM_STACK_REJECT = 3,	/* connect() and bind() give EPERM */
+	DMM_STACK_REJECT = 3, /* connect() gives EPERM; bind(), listen() and accept() are never refused */
 };
 
 enum dmm_stack_flag {
@@ -91,55 +96,59 @@ enum dmm_stack_flag {
 
 /* stacks[(generation & 1) * DMM_MAX_STACKS + id]; ids are stable by name for an instance's life */
 struct dmm_stack {
-	__u32 kind;		/* enum dmm_stack_kind; 0: no such stack */
-	__u32 flags;		/* enum dmm_stack_flag; a user stack always sets its mark */
-	__u32 fallback;		/* stack id that serves new flows while this user stack is not up */
+	__u32 kind;	/* enum dmm_stack_kind; 0: no such stack */
+	__u32 flags;	/* enum dmm_stack_flag; a user stack always sets its mark */
+	__u32 fallback; /* stack id that serves new flows while this user stack is not up */
 	__u32 mark;
-	__u32 mark_mask;	/* bits of the socket's mark that are replaced; the others stay */
-	__u32 priority;		/* SO_PRIORITY */
+	__u32 mark_mask; /* bits of the socket's mark that are replaced; the others stay */
+	__u32 priority;	 /* SO_PRIORITY */
 	__u32 max_pacing_rate_Bps;
-	__u32 dscp;		/* 0..63 */
-	char congestion[16];	/* for a user stack: what the app's kernel socket uses on the inner leg */
+	__u32 dscp;	     /* 0..63 */
+	char congestion[16]; /* for a user stack: what the app's kernel socket uses on the inner leg */
 };
 
 /* stack_state[id]: runtime, not policy; written by the RD */
 struct dmm_stack_state {
-	__u32 up;		/* 1: the process serves; 0: new flows take the fallback */
+	__u32 up; /* 1: the process serves; 0: new flows take the fallback */
 	__u32 pid;
 };
 
 /* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
 struct dmm_route4_key {
-	__u32 prefixlen;	/* 32 + prefix length */
+	__u32 prefixlen; /* 32 + prefix length */
 	__u32 table;
 	__u32 addr_be;
 };
 
 struct dmm_route6_key {
-	__u32 prefixlen;	/* 32 + prefix length */
+	__u32 prefixlen; /* 32 + prefix length */
 	__u32 table;
 	__u8 addr[16];
 };
 
 enum dmm_route_value_flag {
-	DMM_ROUTE_NONE = 0xffffffff,	/* route: nothing here, go on with the next rule */
+	DMM_ROUTE_NONE = 0xffffffff, /* route: nothing here, go on with the next rule */
 };
 
 /*
- * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so that one look-up
- * here and at most one in ports[] decide: longest prefix, then exact port, then range, then any.
+ * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so that one
+ * look-up here and at most one in ports[] decide: longest prefix, then exact port, then range, then any.
  */
 struct dmm_route_value {
-	__u32 route;		/* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
+	__u32 route; /* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
 	__u32 stack;
-	__u32 portset;		/* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
+	__u32 portset; /* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
 };
 
-/* ports[generation & 1]: LPM trie over disjoint, aligned blocks of ports; a miss means no route */
+/*
+ * ports[generation & 1]: LPM trie over aligned blocks of ports, nested so that there are as few as can be: a
+ * longer prefix cuts its part out of a shorter one. A hole in a block is an entry with route DMM_ROUTE_NONE;
+ * that, and a miss, mean no route.
+ */
 struct dmm_port_key {
-	__u32 prefixlen;	/* 48 + leading bits of port_be that count */
+	__u32 prefixlen; /* 48 + leading bits of port_be that count */
 	__u32 portset;
-	__u8 proto;		/* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 pad;
 	__u16 port_be;
 };
@@ -149,19 +158,23 @@ struct dmm_port_value {
 	__u32 stack;
 };
 
-/* Socket storage, cloned to accepted children: what was decided for a socket, and from what facts */
+/*
+ * What was decided for a socket, and from what facts. Part of each flow record. In socket storage only where
+ * a socket is no flow, or must be remembered beyond its flow: listeners, and sockets that bear a user stack's
+ * mark (decisions); listeners with SO_REUSEPORT once more for their accepted children (shared_facts, cloned).
+ */
 struct dmm_decision {
-	__u32 generation;	/* 0: decided without a policy */
-	__u32 stack;		/* the stack that serves; after fallback */
-	__u32 rule;		/* 1-based index of the rule; 0: no rule matched */
-	__u32 table;		/* 0: none */
-	__u32 route;		/* index, or DMM_ROUTE_NONE */
-	__u32 direction;	/* enum dmm_direction */
+	__u32 generation; /* 0: decided without a policy */
+	__u32 stack;	  /* the stack that serves; after fallback */
+	__u32 rule;	  /* 1-based index of the rule; 0: no rule matched */
+	__u32 table;	  /* 0: none */
+	__u32 route;	  /* index, or DMM_ROUTE_NONE */
+	__u32 direction;  /* enum dmm_direction */
 	__u64 cgroup_id;
-	__u32 pid;		/* thread group id */
+	__u32 pid; /* thread group id */
 	__u32 uid;
-	__u32 listening;	/* 1: this socket is counted in listeners */
-	__u32 wanted;		/* the stack the route names; differs from stack after fallback */
+	__u32 listening; /* 1: this socket is counted in listeners */
+	__u32 wanted;	 /* the stack the route names; differs from stack after fallback */
 	char comm[16];
 };
 
@@ -170,29 +183,35 @@ struct dmm_addr_pair {
 	__u8 raddr[16];
 	__u16 lport_be;
 	__u16 rport_be;
-	__u8 family;		/* AF_INET or AF_INET6: of the packets, not of the socket */
-	__u8 proto;		/* IPPROTO_TCP */
+	__u8 family; /* AF_INET or AF_INET6: of the packets, not of the socket */
+	__u8 proto;  /* IPPROTO_TCP */
 	__u16 pad;
 };
 
-/* flows[socket cookie]: every open TCP socket of the instance's cgroups and namespace; never evicted while open */
+/*
+ * flows[socket cookie] and, when that is full, more_flows[socket cookie]: every open TCP socket of the
+ * instance's cgroups and namespace; never evicted while open. flows[] is small so that its hash table stays
+ * in the processor's cache: a large one costs each connect() a miss. A connecting socket's record is made by
+ * connect(), before its local address is chosen: laddr, lport_be and state are zero until somebody follows
+ * events or the connection begins to end; inet_diag has them, as it has newer figures.
+ */
 struct dmm_flow {
 	__u64 cookie;
 	__u64 netns_cookie;
-	__u64 opened_ns;	/* CLOCK_MONOTONIC */
+	__u64 opened_ns; /* CLOCK_MONOTONIC */
 	__u64 updated_ns;
-	__u64 bytes_sent;	/* acknowledged by the peer of the app's socket */
+	__u64 bytes_sent; /* acknowledged by the peer of the app's socket */
 	__u64 bytes_received;
 	struct dmm_addr_pair pair;
-	__u32 state;		/* kernel TCP state, TCP_ESTABLISHED = 1 .. */
+	__u32 state; /* kernel TCP state, TCP_ESTABLISHED = 1 ..; 0: inet_diag knows */
 	__u32 srtt_us;
-	__u32 retransmits;	/* segments, total */
+	__u32 retransmits; /* segments, total */
 	__u32 pad;
 	struct dmm_decision decision;
 };
 
 enum dmm_event_type {
-	DMM_EVENT_CONNECT = 1,		/* SYN about to be sent */
+	DMM_EVENT_CONNECT = 1, /* SYN about to be sent */
 	DMM_EVENT_ESTABLISHED = 2,
 	DMM_EVENT_CLOSE = 3,
 	DMM_EVENT_LISTEN = 4,
@@ -203,24 +222,24 @@ enum dmm_event_type {
 struct dmm_event {
 	__u32 type;
 	__u32 pad;
-	__u64 time_ns;		/* CLOCK_MONOTONIC */
+	__u64 time_ns; /* CLOCK_MONOTONIC */
 	struct dmm_flow flow;
 };
 
 /* listeners[key]: what XDP and the RD know of a listening address */
 struct dmm_listener_key {
-	__u8 addr[16];		/* 0.0.0.0 is ::ffff:0.0.0.0; :: serves both families */
+	__u8 addr[16]; /* 0.0.0.0 is ::ffff:0.0.0.0; :: serves both families */
 	__u16 port_be;
 	__u16 pad;
 };
 
 struct dmm_listener {
-	__u32 count;		/* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
-	__u32 tables[2];	/* by generation & 1: the table its peers are looked up in; 0: none, kernel */
-	__u32 rules[2];		/* 1-based; 0: none */
+	__u32 count;	 /* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
+	__u32 tables[2]; /* by generation & 1: the table its peers are looked up in; 0: none, kernel */
+	__u32 rules[2];	 /* 1-based; 0: none */
 	__u32 uid;
 	__u32 pid;
-	__u32 mark;		/* the socket's own mark, for rules on mark */
+	__u32 mark; /* the socket's own mark, for rules on mark */
 	__u64 cgroup_id;
 	__u64 netns_cookie;
 	char comm[16];
@@ -228,17 +247,19 @@ struct dmm_listener {
 
 /* nics[ifindex] */
 struct dmm_nic {
-	__u32 slot;		/* xsks index = slot * DMM_MAX_QUEUES + receive queue */
-	__u32 stack;		/* the user stack whose AF_XDP sockets sit on this NIC */
+	__u32 slot;  /* xsks index = slot * DMM_MAX_QUEUES + receive queue */
+	__u32 stack; /* the user stack whose AF_XDP sockets sit on this NIC */
 };
 
-/* tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel */
+/* tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel
+ */
 struct dmm_tun_mark {
 	__u32 mark;
-	__u32 mask;		/* the other bits of skb->mark stay */
+	__u32 mask; /* the other bits of skb->mark stay */
 };
 
-/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by the stack process that owns the flow. */
+/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by the stack process that owns the
+ * flow. */
 struct dmm_xdp_flow {
 	__u32 stack;
 	__u32 pad;
@@ -246,17 +267,17 @@ struct dmm_xdp_flow {
 
 /* counters[enum]: per CPU __u64 */
 enum dmm_counter {
-	DMM_CNT_CONNECT = 0,		/* connect hook runs in the instance's namespace */
-	DMM_CNT_CONNECT_FALLBACK,	/* user stack down, fallback taken */
+	DMM_CNT_CONNECT = 0,	  /* connect hook runs in the instance's namespace */
+	DMM_CNT_CONNECT_FALLBACK, /* user stack down, fallback taken */
 	DMM_CNT_CONNECT_REJECT,
-	DMM_CNT_SOCKOPT_FAILED,		/* a stack's socket option was refused by the kernel */
-	DMM_CNT_FLOWS_FULL,		/* flow record not kept: map full */
-	DMM_CNT_EVENTS_LOST,		/* ring buffer full */
+	DMM_CNT_SOCKOPT_FAILED, /* a stack's socket option was refused by the kernel */
+	DMM_CNT_FLOWS_FULL,	/* flow record not kept: map full */
+	DMM_CNT_EVENTS_LOST,	/* ring buffer full */
 	DMM_CNT_LISTENERS_FULL,
-	DMM_CNT_XDP_FLOW,		/* packets given to a stack: known flow */
-	DMM_CNT_XDP_LISTENER,		/* SYNs given to a stack */
+	DMM_CNT_XDP_FLOW,     /* packets given to a stack: known flow */
+	DMM_CNT_XDP_LISTENER, /* SYNs given to a stack */
 	DMM_CNT_XDP_ICMP,
-	DMM_CNT_XDP_NO_SOCKET,		/* owned flow, but no AF_XDP socket on that queue */
+	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue */
 	DMM_CNT_MAX,
 };
 

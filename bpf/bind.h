@@ -4,7 +4,8 @@
  * in.
  *
  * Needed because kernels before 6.10 or so give sock_ops programs no helper that names the current task:
- * there, what bind() saw is all that TCP_LISTEN_CB knows. bind() itself is never refused.
+ * there, what bind() saw is all that TCP_LISTEN_CB knows. Where they have it, nothing is done here. bind()
+ * itself is never refused.
  */
 #ifndef DMM_BIND_H
 #define DMM_BIND_H
@@ -53,6 +54,9 @@ static __always_inline void decision_listen(struct dmm_decision *decision, const
 
 static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
 {
+#ifdef DMM_SOCKOPS_CURRENT
+	(void)ctx;
+#else
 	const struct dmm_control *control = control_get();
 	struct bpf_sock *sk = ctx->sk;
 	struct dmm_facts facts = {};
@@ -70,6 +74,7 @@ static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
 	facts_current(&facts);
 	facts.mark = sk->mark;
 	decision_listen(decision, &facts, control->generation);
+#endif
 	return 1;
 }
 

@@ -3,13 +3,14 @@
  * connect.h: cgroup/connect4 and connect6: which stack serves a connecting socket.
  *
  * A socket of another network namespace is left alone; one bound to a device, and one whose peer is this
- * host's loopback, never goes to a user stack. The decision is kept in the socket's storage; the flow record
- * is made later, in TCP_CONNECT_CB, so that a connect() that fails before a SYN leaves nothing behind.
+ * host's loopback, never goes to a user stack. What is decided for a TCP socket goes straight into its flow
+ * record: one allocation, and none that lives longer than the flow. UDP sockets have no record.
  */
 #ifndef DMM_CONNECT_H
 #define DMM_CONNECT_H
 
 #include "decide.h"
+#include "flow.h"
 
 /* 0.0.0.0 and :: mean this host to connect() (ip(7)). */
 static __always_inline bool addr_is_loopback(const __u32 *addr)
@@ -19,29 +20,69 @@ static __always_inline bool addr_is_loopback(const __u32 *addr)
 	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && (addr[3] == 0 || addr[3] == bpf_htonl(1));
 }
 
-/* A socket that is used again after a user stack served it must not keep that stack's mark. */
-static __always_inline __u32 mark_clean(struct bpf_sock_addr *ctx, const struct dmm_control *control,
-					const struct dmm_decision *decision, __u32 mark)
+/* The socket bears a user stack's mark, and may outlive this flow (AF_UNSPEC, connect(2)). */
+static __always_inline void mark_remember(struct bpf_sock *sk, __u32 stack)
 {
-	__u32 clean = mark & ~control->mark_mask;
+	struct dmm_decision *decision;
 
-	if (!decision->stack || clean == mark)
+	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (decision)
+		decision->stack = stack;
+}
+
+/*
+ * A socket that is used again after a user stack served it must not keep that stack's mark. One that bears
+ * such bits and is not remembered was given them by its program, and keeps them.
+ */
+static __always_inline __u32 mark_clean(struct bpf_sock_addr *ctx, const struct dmm_control *control,
+					struct bpf_sock *sk)
+{
+	struct dmm_decision *decision;
+	__u32 mark = sk->mark;
+
+	if (likely(!(mark & control->mark_mask)))
 		return mark;
-	option_set(ctx, SOL_SOCKET, SO_MARK, &clean, sizeof(clean));
-	return clean;
+	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, 0);
+	if (!decision || !decision->stack)
+		return mark;
+	decision->stack = 0;
+	mark &= ~control->mark_mask;
+	option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+	return mark;
+}
+
+static __always_inline void connect_record(struct bpf_sock_addr *ctx, const struct dmm_query *query,
+					   __u64 netns_cookie, struct dmm_flow *flow)
+{
+	flow->cookie = dmm_socket_cookie(ctx);
+	flow->netns_cookie = netns_cookie;
+	flow->opened_ns = dmm_ktime_coarse_ns();
+	flow->updated_ns = flow->opened_ns;
+	addr_copy((__u32 *)flow->pair.raddr, query->addr);
+	flow->pair.rport_be = query->port_be;
+	flow->pair.family = addr_is_mapped(query->addr) ? AF_INET : AF_INET6;
+	flow->pair.proto = IPPROTO_TCP;
+	flow_keep(flow);
+}
+
+/* What was recorded of an earlier connect() that failed; a refused one records nothing. */
+static __always_inline int connect_refuse(struct bpf_sock_addr *ctx)
+{
+	flow_drop(dmm_socket_cookie(ctx));
+	count(DMM_CNT_CONNECT_REJECT);
+	return 0;
 }
 
 /* Returns 1 to let connect() go on, 0 for EPERM. */
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_query *query, bool socket6)
 {
 	const struct dmm_control *control = control_get();
-	struct bpf_sock *sk = ctx->sk;
 	bool stream = CTX_LOAD(u32, ctx, type) == SOCK_STREAM;
-	struct dmm_decision *decision;
+	struct bpf_sock *sk = ctx->sk;
 	struct dmm_verdict verdict;
 	struct dmm_served served = {};
-	struct dmm_facts facts = {};
-	__u32 generation;
+	struct dmm_facts facts;
+	struct dmm_flow flow = {};
 
 	if (!control || !sk)
 		return 1;
@@ -51,29 +92,28 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	if (CTX_LOAD(u32, ctx, protocol) != (stream ? IPPROTO_TCP : IPPROTO_UDP))
 		return 1;
 	count(DMM_CNT_CONNECT);
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!decision)
-		return 1;
 	facts_current(&facts);
-	decision_facts(decision, &facts);
-	facts.mark = mark_clean(ctx, control, decision, sk->mark);
-	generation = control->generation;
+	facts.mark = mark_clean(ctx, control, sk);
+	flow.decision.generation = control->generation;
+	flow.decision.direction = DMM_DIR_CONNECT;
 	verdict_none(&verdict);
-	query->half = generation & 1;
+	query->half = flow.decision.generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
-	if (generation && !sk->bound_dev_if && policy_find(&facts, query, &verdict))
+	if (flow.decision.generation && !sk->bound_dev_if && policy_find(&facts, query, &verdict))
 		stack_resolve(query->half, verdict.stack, stream && !addr_is_loopback(query->addr), &served);
-	decision->generation = generation;
-	decision->direction = DMM_DIR_CONNECT;
-	decision->listening = 0;
-	decision_verdict(decision, &verdict, served.id);
-	if (served.reject) {
-		count(DMM_CNT_CONNECT_REJECT);
-		return 0;
-	}
-	if (served.stack)
+	if (served.reject)
+		return connect_refuse(ctx);
+	if (served.stack) {
 		stack_apply(ctx, served.stack, facts.mark, stream, socket6 && !addr_is_mapped(query->addr));
+		if (served.stack->kind == DMM_STACK_USER)
+			mark_remember(sk, served.id);
+	}
+	if (!stream)
+		return 1;
+	decision_facts(&flow.decision, &facts);
+	decision_verdict(&flow.decision, &verdict, served.id);
+	connect_record(ctx, query, facts.netns_cookie, &flow);
 	return 1;
 }
 

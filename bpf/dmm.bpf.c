@@ -9,6 +9,7 @@
 #include "connect.h"
 #include "bind.h"
 #include "sockops.h"
+#include "release.h"
 #include "xdp.h"
 #include "ingress.h"
 
@@ -35,6 +36,11 @@ int dmm_bind6(struct bpf_sock_addr *ctx)
 int dmm_sockops(struct bpf_sock_ops *ctx)
 {
 	return sockops(ctx);
+}
+
+int dmm_release(struct bpf_sock *ctx)
+{
+	return released(ctx);
 }
 
 int dmm_xdp(struct xdp_md *ctx)

@@ -2,12 +2,14 @@
 /*
  * flow.h: flow records and the event ring.
  *
- * flows[] is a plain hash, not an LRU: an open flow is never evicted; when it is full the new flow is counted
- * in DMM_CNT_FLOWS_FULL and goes unrecorded. A record exists from TCP_CONNECT_CB or PASSIVE_ESTABLISHED to
- * TCP_CLOSE.
+ * flows[] and more_flows[] are plain hashes, not LRUs: an open flow is never evicted; when both are full the
+ * new flow is counted in DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a
+ * connecting socket, the only allocation on its way; an accepted socket's is made at PASSIVE_ESTABLISHED. It
+ * goes at TCP_CLOSE, or, when connect() failed before any SYN, with the socket (release.h).
  *
- * Waking a reader costs more than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader
- * looks again a little later than that (dmm_ebpf/loader/ringbuf.py keeps that promise).
+ * Events are put in the ring only while somebody follows (DMM_CONTROL_EVENTS). Waking a reader costs more
+ * than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader looks again a little later
+ * than that (dmm_ebpf/loader/ringbuf.py keeps that promise).
  */
 #ifndef DMM_FLOW_H
 #define DMM_FLOW_H
@@ -28,6 +30,12 @@ static __always_inline __u64 wake_flags(__u64 now_ns)
 	return BPF_RB_FORCE_WAKEUP;
 }
 
+static __always_inline bool events_wanted(const struct dmm_control *control)
+{
+	return control && (control->flags & DMM_CONTROL_EVENTS);
+}
+
+/* Call only if events_wanted(). */
 static __always_inline void event_emit(__u32 type, const struct dmm_flow *flow)
 {
 	struct dmm_event *event = bpf_ringbuf_reserve(DMM_MAP(events), sizeof(*event), 0);
@@ -80,8 +88,9 @@ static __always_inline void flow_counts(struct bpf_sock_ops *ctx, struct dmm_flo
 	flow->retransmits = CTX_LOAD(u32, ctx, total_retrans);
 }
 
-static __always_inline void flow_init(struct bpf_sock_ops *ctx, struct dmm_flow *flow, __u32 state,
-				      __u64 netns_cookie, const struct dmm_decision *decision)
+/* All but the decision, which stays as it is. */
+static __always_inline void flow_fill(struct bpf_sock_ops *ctx, struct dmm_flow *flow, __u32 state,
+				      __u64 netns_cookie)
 {
 	flow->cookie = dmm_socket_cookie(ctx);
 	flow->netns_cookie = netns_cookie;
@@ -90,25 +99,54 @@ static __always_inline void flow_init(struct bpf_sock_ops *ctx, struct dmm_flow 
 	flow->opened_ns = flow->updated_ns;
 	flow->state = state;
 	flow->pad = 0;
-	__builtin_memcpy(&flow->decision, decision, sizeof(flow->decision));
+}
+
+/* Whether more_flows[] has ever been needed; until then nobody looks there. */
+static __always_inline __u32 *overflowed(void)
+{
+	__u32 zero = 0;
+
+	return map_lookup(DMM_MAP(overflow), &zero);
 }
 
 static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie = dmm_socket_cookie(ctx);
+	struct dmm_flow *flow = map_lookup(DMM_MAP(flows), &cookie);
+	const __u32 *more;
 
-	return map_lookup(DMM_MAP(flows), &cookie);
+	if (likely(flow))
+		return flow;
+	more = overflowed();
+	return more && *more ? map_lookup(DMM_MAP(more_flows), &cookie) : NULL;
 }
 
-static __always_inline void flow_open(struct bpf_sock_ops *ctx, __u32 event, __u32 state, __u64 netns_cookie,
-				      const struct dmm_decision *decision)
+static __always_inline void flow_drop(__u64 cookie)
 {
-	struct dmm_flow flow;
+	const __u32 *more;
 
-	flow_init(ctx, &flow, state, netns_cookie, decision);
-	if (map_update(DMM_MAP(flows), &flow.cookie, &flow, BPF_ANY))
+	if (!bpf_map_delete_elem(DMM_MAP(flows), &cookie))
+		return;
+	more = overflowed();
+	if (more && *more)
+		bpf_map_delete_elem(DMM_MAP(more_flows), &cookie);
+}
+
+/* Replaces what an earlier connect() of the socket left, in whichever map it is. */
+static __always_inline void flow_keep(const struct dmm_flow *flow)
+{
+	__u32 *more = overflowed();
+
+	if (!more)
+		return;
+	if (likely(!map_update(DMM_MAP(flows), &flow->cookie, flow, BPF_ANY))) {
+		if (unlikely(*more))
+			bpf_map_delete_elem(DMM_MAP(more_flows), (void *)&flow->cookie);
+		return;
+	}
+	*more = 1;
+	if (map_update(DMM_MAP(more_flows), &flow->cookie, flow, BPF_ANY))
 		count(DMM_CNT_FLOWS_FULL);
-	event_emit(event, &flow);
 }
 
 #endif /* DMM_FLOW_H */

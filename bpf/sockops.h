@@ -9,16 +9,18 @@
 #define DMM_SOCKOPS_H
 
 #include "bind.h"
+#include "connect.h"
 #include "flow.h"
 #include "listener.h"
 
-/* Before a connection is up only its end matters; every callback costs the handshake time. */
-#define OPENING_CB_FLAGS BPF_SOCK_OPS_STATE_CB_FLAG
-#define FLOW_CB_FLAGS (BPF_SOCK_OPS_RTT_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG | BPF_SOCK_OPS_STATE_CB_FLAG)
-
-static __always_inline void flags_add(struct bpf_sock_ops *ctx, int flags)
+/* The one callback that is asked for: a callback on each ACK or retransmission would cost the flow its speed.
+ */
+static __always_inline void state_flag_set(struct bpf_sock_ops *ctx)
 {
-	bpf_sock_ops_cb_flags_set(ctx, CTX_LOAD(u32, ctx, bpf_sock_ops_cb_flags) | flags);
+	__u32 flags = CTX_LOAD(u32, ctx, bpf_sock_ops_cb_flags);
+
+	if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+		bpf_sock_ops_cb_flags_set(ctx, flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 static __always_inline struct dmm_decision *decision_get(struct bpf_sock *sk, __u64 flags)
@@ -58,8 +60,25 @@ static __always_inline void listen_facts(struct bpf_sock *sk, struct dmm_decisio
 #endif
 }
 
+/*
+ * listeners[] has the facts of one socket for each address. Where several may share it, each is cloned its
+ * own to its accepted children; that costs an allocation for each, so others go without.
+ */
+static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					 const struct dmm_decision *decision)
+{
+	struct dmm_decision *shared;
+	int reuseport = 1;
+
+	if (!bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) && !reuseport)
+		return;
+	shared = bpf_sk_storage_get(DMM_MAP(shared_facts), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (shared)
+		__builtin_memcpy(shared, decision, sizeof(*shared));
+}
+
 static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
-					 __u32 generation)
+					 const struct dmm_control *control)
 {
 	struct dmm_decision *decision = decision_get(sk, BPF_SK_STORAGE_GET_F_CREATE);
 	struct dmm_listener_key key;
@@ -67,23 +86,26 @@ static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_so
 
 	if (!decision)
 		return;
-	listen_facts(sk, decision, netns_cookie, generation);
+	listen_facts(sk, decision, netns_cookie, control->generation);
 	if (sk->bound_dev_if) {
 		decision->table = 0;
 		decision->rule = 0;
 	}
 	decision->listening = 0;
-	flow_init(ctx, &flow, BPF_TCP_LISTEN, netns_cookie, decision);
+	flow_fill(ctx, &flow, BPF_TCP_LISTEN, netns_cookie);
 	listener_key_fill(&key, &flow.pair);
+	listen_share(ctx, sk, decision);
 	if (!listener_publish(&key, decision, netns_cookie, sk->mark))
 		return;
 	decision->listening = 1;
-	flow.decision.listening = 1;
-	flags_add(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
-	event_emit(DMM_EVENT_LISTEN, &flow);
+	state_flag_set(ctx);
+	if (events_wanted(control)) {
+		__builtin_memcpy(&flow.decision, decision, sizeof(flow.decision));
+		event_emit(DMM_EVENT_LISTEN, &flow);
+	}
 }
 
-static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie)
+static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
 {
 	struct dmm_decision *decision = decision_get(sk, 0);
 	struct dmm_listener_key key;
@@ -92,48 +114,65 @@ static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock
 	if (!decision || !decision->listening)
 		return;
 	decision->listening = 0;
-	flow_init(ctx, &flow, BPF_TCP_CLOSE, netns_cookie, decision);
+	flow_fill(ctx, &flow, BPF_TCP_CLOSE, bpf_get_netns_cookie(ctx));
 	listener_key_fill(&key, &flow.pair);
 	listener_withdraw(&key);
-	event_emit(DMM_EVENT_UNLISTEN, &flow);
+	bpf_sk_storage_delete(DMM_MAP(shared_facts), sk);
+	if (events_wanted(control_get())) {
+		__builtin_memcpy(&flow.decision, decision, sizeof(flow.decision));
+		event_emit(DMM_EVENT_UNLISTEN, &flow);
+	}
 }
 
-/* The user stack whose mark a socket carries; 0: none. The mark came with the SYN (tcp_fwmark_accept). */
-static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark)
+static __always_inline bool stack_bears_mark(const struct dmm_stack *stack, __u32 mark)
+{
+	return stack && stack->kind == DMM_STACK_USER && (mark & stack->mark_mask) == stack->mark;
+}
+
+/*
+ * The user stack whose mark a socket carries; 0: none. The mark came with the SYN (tcp_fwmark_accept). It is
+ * the route's stack, unless the policy changed during the handshake, or the mark is somebody else's.
+ */
+static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark, __u32 wanted)
 {
 	__u32 id;
 
+	if (stack_bears_mark(stack_get(half, wanted), mark))
+		return wanted;
 #pragma clang loop unroll(disable)
 	for (id = 1; id < DMM_MAX_STACKS; id++) {
-		const struct dmm_stack *stack = stack_get(half, id);
-
-		if (stack && stack->kind == DMM_STACK_USER && (mark & stack->mark_mask) == stack->mark)
+		if (stack_bears_mark(stack_get(half, id), mark))
 			return id;
 	}
 	return 0;
 }
 
-/* decision is still the listener's own, cloned: if this policy made it, its table needs no look-up. */
-static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 generation,
-					   const struct dmm_decision *decision, struct dmm_verdict *verdict)
+/* Who listens, and so accepts; the address says it, except where several share one. */
+static __always_inline void accepted_facts(struct bpf_sock *sk, const struct dmm_listener *listener,
+					   struct dmm_decision *decision)
 {
-	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = pair->lport_be};
-	__u32 table = 0;
-	__u32 rule = 0;
+	const struct dmm_decision *shared = bpf_sk_storage_get(DMM_MAP(shared_facts), sk, NULL, 0);
 
-	query.half = generation & 1;
-	if (decision->generation == generation && decision->listening && decision->table) {
-		table = decision->table;
-		rule = decision->rule;
-	} else {
-		const struct dmm_listener *listener;
-
-		listener = listener_find((const __u32 *)pair->laddr, pair->lport_be);
-		if (listener) {
-			table = listener->tables[query.half];
-			rule = listener->rules[query.half];
-		}
+	if (shared) {
+		decision->cgroup_id = shared->cgroup_id;
+		decision->pid = shared->pid;
+		decision->uid = shared->uid;
+		__builtin_memcpy(decision->comm, shared->comm, sizeof(decision->comm));
+	} else if (listener) {
+		decision->cgroup_id = listener->cgroup_id;
+		decision->pid = listener->pid;
+		decision->uid = listener->uid;
+		__builtin_memcpy(decision->comm, listener->comm, sizeof(decision->comm));
 	}
+}
+
+static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 half,
+					   const struct dmm_listener *listener, struct dmm_verdict *verdict)
+{
+	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = pair->lport_be, .half = half};
+	__u32 table = listener->tables[half & 1];
+	__u32 rule = listener->rules[half & 1];
+
 	if (!table)
 		return;
 	addr_copy(query.addr, (const __u32 *)pair->raddr);
@@ -149,7 +188,7 @@ static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u
  */
 static __always_inline void accepted_stack(__u32 half, __u32 mark, __u32 wanted, struct dmm_served *served)
 {
-	__u32 id = mark ? stack_by_mark(half, mark) : 0;
+	__u32 id = mark ? stack_by_mark(half, mark, wanted) : 0;
 
 	served->id = 0;
 	served->stack = NULL;
@@ -173,130 +212,138 @@ static __always_inline void accepted_stack(__u32 half, __u32 mark, __u32 wanted,
 static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
 				     const struct dmm_control *control)
 {
-	struct dmm_decision *decision = decision_get(sk, BPF_SK_STORAGE_GET_F_CREATE);
 	__u32 generation = control->generation;
+	const struct dmm_listener *listener;
 	struct dmm_served served = {};
 	struct dmm_verdict verdict;
-	struct dmm_addr_pair pair;
+	struct dmm_flow flow = {};
 
-	if (!decision)
-		return;
-	pair_fill(ctx, &pair);
+	flow_fill(ctx, &flow, BPF_TCP_ESTABLISHED, netns_cookie);
 	verdict_none(&verdict);
+	listener = listener_find((const __u32 *)flow.pair.laddr, flow.pair.lport_be);
+	accepted_facts(sk, listener, &flow.decision);
 	if (generation) {
-		accepted_route(&pair, generation, decision, &verdict);
+		if (listener)
+			accepted_route(&flow.pair, generation & 1, listener, &verdict);
 		accepted_stack(generation & 1, sk->mark & control->mark_mask, verdict.stack, &served);
 	}
-	decision->generation = generation;
-	decision->direction = DMM_DIR_LISTEN;
-	decision->listening = 0;
-	decision_verdict(decision, &verdict, served.id);
-	if (served.stack)
-		stack_apply(ctx, served.stack, sk->mark, true, pair.family == AF_INET6);
-	flags_add(ctx, FLOW_CB_FLAGS);
-	flow_open(ctx, DMM_EVENT_ESTABLISHED, BPF_TCP_ESTABLISHED, netns_cookie, decision);
-}
-
-static __always_inline void connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie)
-{
-	struct dmm_decision *decision = decision_get(sk, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (!decision)
-		return;
-	if (!decision->direction) {
-		decision->direction = DMM_DIR_CONNECT;
-		decision->route = DMM_ROUTE_NONE;
+	flow.decision.generation = generation;
+	flow.decision.direction = DMM_DIR_LISTEN;
+	decision_verdict(&flow.decision, &verdict, served.id);
+	if (served.stack) {
+		stack_apply(ctx, served.stack, sk->mark, true, flow.pair.family == AF_INET6);
+		if (served.stack->kind == DMM_STACK_USER)
+			mark_remember(sk, served.id);
 	}
-	flags_add(ctx, OPENING_CB_FLAGS);
-	flow_open(ctx, DMM_EVENT_CONNECT, BPF_TCP_SYN_SENT, netns_cookie, decision);
+	state_flag_set(ctx);
+	flow_keep(&flow);
+	if (events_wanted(control))
+		event_emit(DMM_EVENT_ESTABLISHED, &flow);
 }
 
-static __always_inline void connected(struct bpf_sock_ops *ctx)
+/*
+ * TCP_CONNECT_CB (a SYN is about to be sent) and ACTIVE_ESTABLISHED_CB. The record is there since connect(),
+ * and what it lacks inet_diag knows; only who follows is told more.
+ */
+static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control,
+				       __u32 state, __u32 event)
 {
-	struct dmm_flow *flow = flow_find(ctx);
+	struct dmm_flow *flow;
 
+	state_flag_set(ctx);
+	if (likely(!events_wanted(control)))
+		return;
+	flow = flow_find(ctx);
 	if (!flow)
 		return;
+	pair_fill(ctx, &flow->pair);
 	flow_counts(ctx, flow);
-	flow->state = BPF_TCP_ESTABLISHED;
-	flags_add(ctx, FLOW_CB_FLAGS);
-	event_emit(DMM_EVENT_ESTABLISHED, flow);
+	flow->state = state;
+	event_emit(event, flow);
 }
 
-static __always_inline void state_changed(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+static __always_inline void closed(struct bpf_sock_ops *ctx)
+{
+	if (events_wanted(control_get())) {
+		struct dmm_flow *flow = flow_find(ctx);
+
+		if (flow) {
+			if (!flow->state)
+				pair_fill(ctx, &flow->pair);
+			flow_counts(ctx, flow);
+			flow->state = BPF_TCP_CLOSE;
+			event_emit(DMM_EVENT_CLOSE, flow);
+		}
+	}
+	flow_drop(dmm_socket_cookie(ctx));
+}
+
+/* Under the socket's lock, as all of a record's writers after connect() are. */
+static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 {
 	__u32 old_state = CTX_LOAD(u32, ctx, args[0]);
 	__u32 new_state = CTX_LOAD(u32, ctx, args[1]);
 	struct dmm_flow *flow;
 
+	if (new_state == BPF_TCP_ESTABLISHED) /* ACTIVE_ or PASSIVE_ESTABLISHED_CB is for it */
+		return;
 	if (old_state == BPF_TCP_LISTEN) {
-		listen_end(ctx, sk, bpf_get_netns_cookie(ctx));
+		struct bpf_sock *sk = ctx->sk;
+
+		if (sk)
+			listen_end(ctx, sk);
 		return;
 	}
-	if (new_state == BPF_TCP_ESTABLISHED) /* connected() or accepted() has been called for it */
+	if (new_state == BPF_TCP_CLOSE) {
+		closed(ctx);
 		return;
+	}
 	flow = flow_find(ctx);
 	if (!flow)
 		return;
+	if (!flow->state)
+		pair_fill(ctx, &flow->pair);
 	flow_counts(ctx, flow);
 	flow->state = new_state;
-	if (new_state == BPF_TCP_CLOSE) {
-		__u64 cookie = flow->cookie;
-
-		event_emit(DMM_EVENT_CLOSE, flow);
-		bpf_map_delete_elem(DMM_MAP(flows), &cookie);
-	}
 }
 
-static __always_inline void progressed(struct bpf_sock_ops *ctx)
-{
-	struct dmm_flow *flow = flow_find(ctx);
-
-	if (flow)
-		flow_counts(ctx, flow);
-}
-
-static __always_inline void opened(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 {
 	const struct dmm_control *control = control_get();
 	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
+	struct bpf_sock *sk = ctx->sk;
 
-	if (!control || netns_cookie != control->netns_cookie)
+	if (!control || !sk || netns_cookie != control->netns_cookie)
 		return;
-	switch (CTX_LOAD(u32, ctx, op)) {
+	switch (op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		connecting(ctx, sk, netns_cookie);
+		connecting(ctx, control, BPF_TCP_SYN_SENT, DMM_EVENT_CONNECT);
+		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		connecting(ctx, control, BPF_TCP_ESTABLISHED, DMM_EVENT_ESTABLISHED);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		accepted(ctx, sk, netns_cookie, control);
 		break;
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		listen_start(ctx, sk, netns_cookie, control->generation);
+		listen_start(ctx, sk, netns_cookie, control);
 		break;
 	}
 }
 
 static __always_inline int sockops(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
+	__u32 op = CTX_LOAD(u32, ctx, op);
 
-	if (!sk)
-		return 1;
-	switch (CTX_LOAD(u32, ctx, op)) {
-	case BPF_SOCK_OPS_RTT_CB:
-	case BPF_SOCK_OPS_RETRANS_CB:
-		progressed(ctx);
-		break;
+	switch (op) {
 	case BPF_SOCK_OPS_STATE_CB:
-		state_changed(ctx, sk);
-		break;
-	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		connected(ctx);
+		state_changed(ctx);
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
-		opened(ctx, sk);
+		opened(ctx, op);
 		break;
 	}
 	return 1;

@@ -7,8 +7,9 @@
  * this NIC;
  * - an ICMP error that quotes a flow in xdp_flows[].
  *
- * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers, anything truncated, frames that
- * would be forwarded. Only headers are read; lengths beyond them and checksums are for the stack to check.
+ * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers and link-local addresses (they need
+ * a scope, which a 5-tuple has not), anything truncated, frames that would be forwarded. Only headers are
+ * read; lengths beyond them and checksums are for the stack to check.
  */
 #ifndef DMM_XDP_H
 #define DMM_XDP_H
@@ -209,12 +210,20 @@ static __always_inline int xdp_ipv4(struct xdp_md *ctx, struct dmm_packet *packe
 	return XDP_PASS;
 }
 
+/* fe80::/10 (RFC 4291 section 2.5.6) */
+static __always_inline bool addr_is_link_local(const struct in6_addr *addr)
+{
+	return (addr->in6_u.u6_addr32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 static __always_inline int xdp_ipv6(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
 {
 	void *data_end = (void *)(long)ctx->data_end;
 	struct ipv6hdr *ip = header;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
+		return XDP_PASS;
+	if (addr_is_link_local(&ip->saddr) || addr_is_link_local(&ip->daddr))
 		return XDP_PASS;
 	if (ip->nexthdr == IPPROTO_TCP) {
 		pair_set6(&packet->pair, &ip->daddr, &ip->saddr);

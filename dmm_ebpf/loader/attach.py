@@ -14,7 +14,7 @@ import errno
 import os
 import struct
 import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,12 @@ class Attached:
     def cgroup(self) -> str | None:
         """The cgroup from the hierarchy's root ("/shop.slice"); None when it is gone."""
         return cgroups.path_of(self.cgroup_id)
+
+    def flows(self) -> Iterator[bytes]:
+        """Every struct dmm_flow: those of flows[], then those of more_flows[]."""
+        for name in ("flows", "more_flows"):
+            for _, value in self.maps[name].items():
+                yield value
 
     def attach_xdp(self, ifindex: int, ifname: str) -> xdp.Mode:
         """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.

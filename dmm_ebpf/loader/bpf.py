@@ -43,6 +43,7 @@ class ProgType(IntEnum):
 
     SCHED_CLS = 3
     XDP = 6
+    CGROUP_SOCK = 9
     SOCK_OPS = 13
     CGROUP_SOCK_ADDR = 18
     SYSCALL = 31
@@ -57,6 +58,7 @@ class AttachType(IntEnum):
     CGROUP_INET6_BIND = 9
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
+    CGROUP_INET_SOCK_RELEASE = 34
     XDP = 37
 
 

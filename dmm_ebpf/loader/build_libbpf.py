@@ -70,6 +70,8 @@ ffibuilder.set_source(
     (Path(__file__).resolve().parent / "libbpf_glue.c").read_text(encoding="utf-8"),
     libraries=["bpf"],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2"],
+    # One file name, however the module is built: an older build under another name would be found first.
+    py_limited_api=False,
 )
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ def _hash(name: str, key_size: int, value_size: int, entries: int) -> MapSpec:
     return MapSpec(name, MapType.HASH, key_size, value_size, entries, BPF_F_NO_PREALLOC)
 
 
+def _storage(name: str, flags: int = 0) -> MapSpec:
+    return MapSpec(name, MapType.SK_STORAGE, 4, abi.sizeof("dmm_decision"), 0, BPF_F_NO_PREALLOC | flags)
+
+
 _LISTENER_KEY = abi.sizeof("dmm_listener_key")
 
 MAPS: tuple[MapSpec, ...] = (
@@ -68,10 +72,11 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("routes4", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes4"),
     MapSpec("routes6", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes6"),
     MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),
-    MapSpec(
-        "decisions", MapType.SK_STORAGE, 4, abi.sizeof("dmm_decision"), 0, BPF_F_NO_PREALLOC | BPF_F_CLONE
-    ),
-    _hash("flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
+    _storage("decisions"),
+    _storage("shared_facts", BPF_F_CLONE),
+    # Small, and its memory is there beforehand: connect() waits for this insertion.
+    MapSpec("flows", MapType.HASH, 8, abi.sizeof("dmm_flow"), C.DMM_NEAR_FLOWS),
+    _hash("more_flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
     MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
     _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
     _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_NICS),
@@ -79,19 +84,22 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
     _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
-    # The two below belong to the programs alone.
+    # The three below belong to the programs alone.
     _hash("listener_locks", _LISTENER_KEY, 4, 1024),
+    MapSpec("overflow", MapType.ARRAY, 4, 4, 1),
     MapSpec("wakeup", MapType.ARRAY, 4, 8, 1),
 )
 
 _ADDR = ProgType.CGROUP_SOCK_ADDR
 
+# In the order in which they are linked: what ends a flow record comes before what makes one, so that none is left.
 PROGRAMS: tuple[ProgSpec, ...] = (
+    ProgSpec("dmm_release", ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_RELEASE, cgroup=True),
+    ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
     ProgSpec("dmm_connect4", _ADDR, AttachType.CGROUP_INET4_CONNECT, cgroup=True),
     ProgSpec("dmm_connect6", _ADDR, AttachType.CGROUP_INET6_CONNECT, cgroup=True),
     ProgSpec("dmm_bind4", _ADDR, AttachType.CGROUP_INET4_BIND, cgroup=True),
     ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
-    ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
     ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),

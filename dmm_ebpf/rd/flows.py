@@ -17,8 +17,10 @@ from dmm_ebpf import abi
 
 C = abi.C
 
-# include/net/tcp_states.h
+UNTOLD = "?"
+# include/net/tcp_states.h; 0 is ours: the record does not say, inet_diag does.
 TCP_STATES = {
+    0: UNTOLD,
     1: "ESTABLISHED",
     2: "SYN_SENT",
     3: "SYN_RECV",
@@ -135,17 +137,24 @@ def merge_live(
     by_cookie: Mapping[int, Mapping[str, Any]],
     by_pair: Mapping[tuple[str, int, str, int], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Flows with the newest figures.
+    """Flows with the newest state and figures.
 
-    by_cookie: the kernel's tcp_info of each socket; exact now, where the map's record is as old as the last callback.
+    by_cookie: each socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old as the last
+    change of state. A record that says no state, and has no socket there, is left out: its connect() has failed before
+    any SYN, or it has just ended.
     by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the
     round trip, the retransmissions and the window are those of the path, not of the hop to the stack process.
     """
     merged = []
     for flow in flows:
-        merged.append(flow)
         live = by_cookie.get(flow["cookie"])
+        if live is None and flow["state"] == UNTOLD:
+            continue
+        merged.append(flow)
         if live is not None:
+            flow["state"] = TCP_STATES.get(live["state"], str(live["state"]))
+            for ours, theirs in (("src", "laddr"), ("sport", "lport"), ("dst", "raddr"), ("dport", "rport")):
+                flow[ours] = live[theirs]
             flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
             flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
             flow["srtt_us"] = live["rtt_us"]

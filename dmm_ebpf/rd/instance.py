@@ -64,6 +64,9 @@ class Instance:
         self._applying = asyncio.Lock()
         self._since = time.monotonic()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._followers = 0
+        # A Resource Director that was killed may have had followers.
+        sync.set_events(attached.maps, wanted=False)
         self._events = EventReader(attached.maps["events"].fd)
         self._cgroups: dict[str, int] = {}  # of the rules in force
         self._cgroup_paths: dict[int, str | None] = {}
@@ -254,7 +257,7 @@ class Instance:
         return {n for d in self._decisions() for n in (d.stack, d.wanted)}
 
     def _decisions(self) -> Iterator[Any]:
-        for _, value in self._attached.maps["flows"].items():
+        for value in self._attached.flows():
             yield abi.unpack("dmm_flow", value).decision
 
     # -- names, for flows.Names --
@@ -296,7 +299,7 @@ class Instance:
             "policy": self.state.policy,
             "generation": self.state.generation,
             "uptime_s": round(time.monotonic() - self._since, 1),
-            "flows": sum(1 for _ in maps["flows"].items()),
+            "flows": sum(1 for _ in self._attached.flows()),
             "listeners": sum(1 for _ in maps["listeners"].items()),
             "rules": len(self._policy.rules) if self._policy else 0,
             "routes": self._policy.n_routes if self._policy else 0,
@@ -335,11 +338,12 @@ class Instance:
         now_ns = time.monotonic_ns()
         rows = [
             flows.flow_dict(abi.unpack("dmm_flow", value), self.state.instance, self, now_ns)
-            for _, value in self._attached.maps["flows"].items()
+            for value in self._attached.flows()
         ]
         if not rows:
             return rows
-        live = await asyncio.to_thread(sockdiag.tcp_info_by_cookie)
+        sockets = await asyncio.to_thread(sockdiag.list_tcp, listeners=False)
+        live = {s.cookie: vars(s) for s in sockets}
         outer = {}
         for connections in (await self.stacks.query_all("connections")).values():
             for c in connections:
@@ -366,10 +370,27 @@ class Instance:
 
     # -- events --
 
-    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """callback gets every event from now on; the returned function ends that."""
+    def subscribe(
+        self, callback: Callable[[dict[str, Any]], None], *, sockets: bool = True
+    ) -> Callable[[], None]:
+        """callback gets every event from now on; the returned function ends that.
+
+        sockets: wants what happens to sockets too. While nobody does, the hooks report nothing, which costs connections
+        less; who does not may get such events all the same.
+        """
         self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback)
+        self._follow(sockets)
+
+        def unsubscribe() -> None:
+            self._listeners.remove(callback)
+            self._follow(-sockets)
+
+        return unsubscribe
+
+    def _follow(self, change: int) -> None:
+        before, self._followers = self._followers, self._followers + change
+        if bool(before) != bool(self._followers):
+            sync.set_events(self._attached.maps, wanted=bool(self._followers))
 
     def publish(self, event: dict[str, Any]) -> None:
         event.setdefault("time", round(time.time(), 6))

@@ -182,7 +182,9 @@ class Server:
 
     async def _policy_event(self, seen: asyncio.Event) -> None:
         """Set seen, and end, at the next change of policy."""
-        unsubscribe = self._instance.subscribe(lambda e: seen.set() if e.get("type") == "policy" else None)
+        unsubscribe = self._instance.subscribe(
+            lambda e: seen.set() if e.get("type") == "policy" else None, sockets=False
+        )
         try:
             await seen.wait()
         finally:

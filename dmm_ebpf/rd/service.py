@@ -23,6 +23,7 @@ from typing import Any
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError, from_wire
+from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import flows
@@ -279,7 +280,7 @@ def offline_status(instance: str) -> dict[str, Any]:
         "policy": state.policy,
         "generation": state.generation,
         "uptime_s": None,
-        "flows": sum(1 for _ in maps["flows"].items()),
+        "flows": sum(1 for _ in attached.flows()),
         "listeners": sum(1 for _ in maps["listeners"].items()),
         "rules": None,
         "routes": None,
@@ -293,12 +294,20 @@ def offline_status(instance: str) -> dict[str, Any]:
 
 
 def offline_flows(instance: str) -> list[dict[str, Any]]:
-    """`flows` from the pinned map; figures are as old as the last callback of each socket."""
+    """`flows` from the pinned maps and inet_diag; what the stack processes know of their outer legs is missing."""
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     names = _OfflineNames(state)
     now_ns = time.monotonic_ns()
-    items = loader.adopt(instance).maps["flows"].items()
-    return [flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns) for _, value in items]
+    rows = [
+        flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns)
+        for value in loader.adopt(instance).flows()
+    ]
+    netns = NetNS.find(state.netns_inode)
+    if netns is None:  # and with it every socket
+        return []
+    with netns:
+        sockets = netns.run_in(sockdiag.list_tcp, listeners=False)
+    return flows.merge_live(rows, {s.cookie: vars(s) for s in sockets}, {})
 
 
 def _offline_stack_state(value: bytes | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,8 @@ InnerKind = Literal["routes4", "routes6", "ports"]
 INNER_KINDS: tuple[InnerKind, ...] = ("routes4", "routes6", "ports")
 _U32_MAX = 0xFFFFFFFF
 _ZERO = struct.pack("=I", 0)
+# control[0] is written whole, by a change of policy in a thread and by set_events() in the event loop.
+_control_lock = threading.Lock()
 
 
 class Map(Protocol):
@@ -128,6 +131,25 @@ def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
     return test
 
 
+@contextlib.contextmanager
+def _control(control_map: Map) -> Iterator[Any]:
+    """control[0] to be changed; written back when the block ends without an error."""
+    with _control_lock:
+        value = control_map.lookup(_ZERO)
+        control = abi.unpack("dmm_control", value) if value else abi.new("dmm_control")
+        yield control
+        control_map.update(_ZERO, abi.pack(control))
+
+
+def set_events(maps: Mapping[str, Map], wanted: bool) -> None:
+    """Whether the programs put events in the ring; the policy in force stays."""
+    with _control(maps["control"]) as control:
+        if wanted:
+            control.flags |= C.DMM_CONTROL_EVENTS
+        else:
+            control.flags &= ~C.DMM_CONTROL_EVENTS
+
+
 class _Swap:
     """One change of policy."""
 
@@ -184,15 +206,13 @@ class _Swap:
         self.maps["heads"].update(struct.pack("=I", self.half), self.compiled.head)
 
     def _flip(self, generation: int, netns_cookie: int | None, mark_mask: int | None) -> None:
-        value = self.maps["control"].lookup(_ZERO)
-        control = abi.unpack("dmm_control", value) if value else abi.new("dmm_control")
-        control.abi_version = C.DMM_ABI_VERSION
-        control.generation = generation
-        if netns_cookie is not None:
-            control.netns_cookie = netns_cookie
-        if mark_mask is not None:
-            control.mark_mask = mark_mask
-        self.maps["control"].update(_ZERO, abi.pack(control))
+        with _control(self.maps["control"]) as control:
+            control.abi_version = C.DMM_ABI_VERSION
+            control.generation = generation
+            if netns_cookie is not None:
+                control.netns_cookie = netns_cookie
+            if mark_mask is not None:
+                control.mark_mask = mark_mask
 
     def _settle(self, generation: int) -> None:
         """What is left when the policy is in force; a failure here costs memory or lateness, so it is logged."""

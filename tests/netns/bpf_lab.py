@@ -237,6 +237,13 @@ def flip(attached: loader.Attached, generation: int) -> None:
     attached.maps["control"].update(u32(0), abi.pack(control))
 
 
+def follow(attached: loader.Attached, flags: int = C.DMM_CONTROL_EVENTS) -> None:
+    """Turns events on, as the RD does while somebody follows; with 0, off."""
+    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control.flags = flags
+    attached.maps["control"].update(u32(0), abi.pack(control))
+
+
 def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
     """stack_state[number].up."""
     attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
@@ -281,9 +288,12 @@ class Bench:
         return int(self.far.getsockname()[1])
 
     def flow(self, cookie: int) -> Any | None:
-        """flows[cookie]."""
-        value = self.attached.maps["flows"].lookup(struct.pack("=Q", cookie))
-        return None if value is None else abi.unpack("dmm_flow", value)
+        """flows[cookie] or more_flows[cookie]."""
+        for name in ("flows", "more_flows"):
+            value = self.attached.maps[name].lookup(struct.pack("=Q", cookie))
+            if value is not None:
+                return abi.unpack("dmm_flow", value)
+        return None
 
     def listener(self, address: str, port: int) -> Any | None:
         """listeners[address, port]."""
@@ -320,6 +330,7 @@ def bench(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ben
         stack.callback(loader.detach, name)
         attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(a), mark_mask=MARK_MASK)
         stack.callback(attached.close)
+        follow(attached)
         far = stack.enter_context(b.call(dual_listener))
         made = Bench(lab, a, b, cgroup, attached, Agent(cgroup, a), far)
         stack.callback(made.reader.close)

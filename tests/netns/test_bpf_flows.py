@@ -7,16 +7,17 @@ import socket
 import struct
 
 import pytest
-from bpf_lab import Agent, Bench, Policy, bench, dual_listener, u32
+from bpf_lab import Agent, Bench, Policy, bench, dual_listener, follow, u32
 from lab.waiting import wait_for
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
+from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.loader import EventReader, create_routes_map
 
 __all__ = ["bench"]
 
-ESTABLISHED, SYN_SENT, CLOSE, CLOSE_WAIT, LISTEN = 1, 2, 7, 8, 10
+ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE, CLOSE_WAIT = 1, 2, 4, 5, 7, 8
 
 
 def ends(flow) -> tuple[str, int, str, int]:
@@ -57,12 +58,12 @@ def test_a_flow_from_connect_to_close(bench: Bench, family: str) -> None:
             received += len(peer.recv(65536))
         peer.sendall(bytes(5000))
         assert agent("len(s['x'].recv(5000, socket.MSG_WAITALL))") == 5000
-        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.srtt_us > 0, 5, "an RTT sample")
         peer.shutdown(socket.SHUT_WR)
         wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT")
         agent.close("x")
         assert peer.recv(1) == b""
     end = bench.event(C.DMM_EVENT_CLOSE, cookie).flow
+    assert end.srtt_us > 0 and ends(end) == (*local, address, bench.port)
     assert end.state == CLOSE and bench.flow(cookie) is None
     # tcp_info(7) counts a SYN and a FIN as one byte each.
     assert end.bytes_sent - 300000 in (0, 1, 2) and end.bytes_received - 5000 in (0, 1)
@@ -99,12 +100,164 @@ def test_a_refused_connect_leaves_no_record(bench: Bench) -> None:
     assert list(bench.attached.maps["flows"].items()) == []
 
 
-def test_a_connect_without_a_route_leaves_no_record(bench: Bench) -> None:
-    bench.a.ip("route del default")
-    bench.agent.open("x")
+def unsent(bench: Bench, name: str = "x") -> int:
+    """A socket whose connect() fails before any SYN; its cookie."""
+    bench.agent.open(name)
     with pytest.raises(OSError, match="unreachable"):
-        bench.agent.connect("x", "198.51.100.1", 80)
-    assert list(bench.attached.maps["flows"].items()) == []
+        bench.agent.connect(name, "198.51.100.1", 80)
+    return int(bench.agent.cookie(name))
+
+
+def test_a_record_of_a_connect_without_a_route_goes_with_its_socket(bench: Bench) -> None:
+    bench.a.ip("route del default")
+    cookie = unsent(bench)
+    flow = bench.flow(cookie)
+    assert flow is not None and flow.state == 0 and ends(flow)[2:] == ("198.51.100.1", 80)
+    bench.agent("t = os.dup(s['x'].fileno())")
+    bench.agent("q = os.fork()\nif not q: os._exit(0)\nos.waitpid(q, 0)")
+    bench.agent.close("x")
+    assert bench.flow(cookie) is not None, "a duplicate of the descriptor holds the socket"
+    bench.agent("os.close(t)")
+    assert bench.flow(cookie) is None
+    second = unsent(bench, "y")
+    bench.agent.process.kill()
+    bench.agent.process.wait()
+    wait_for(lambda: bench.flow(second) is None, 5, "the killed program's socket to be released")
+
+
+def test_a_socket_may_connect_again_after_it_failed(bench: Bench) -> None:
+    bench.a.ip("route del default")
+    cookie = unsent(bench)
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    flow = bench.flow(cookie)
+    assert flow is not None and ends(flow)[2:] == (bench.b.ip4, bench.port)
+    assert len(list(bench.attached.flows())) == 1
+    bench.agent.close("x")
+    bench.far.accept()[0].close()
+    bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert bench.flow(cookie) is None
+
+
+def test_a_refusal_after_a_failure_leaves_no_record(bench: Bench) -> None:
+    bench.a.ip("route del default")
+    cookie = unsent(bench)
+    Policy().rule(1).stack(9, C.DMM_STACK_REJECT).route(1, "0.0.0.0/0", 9).apply(bench.attached)
+    with pytest.raises(PermissionError):
+        bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.flow(cookie) is None
+
+
+def test_disconnecting_ends_a_flow_and_the_socket_may_have_another(bench: Bench) -> None:
+    agent = bench.agent
+    agent.open("x")
+    cookie = agent.cookie("x")
+    for _ in range(2):
+        agent.connect("x", bench.b.ip4, bench.port)
+        assert bench.flow(cookie) is not None
+        agent("libc.connect(s['x'].fileno(), bytes(16), 16)")  # AF_UNSPEC, connect(2)
+        bench.event(C.DMM_EVENT_CLOSE, cookie)
+        bench.events.clear()
+        assert bench.flow(cookie) is None
+
+
+def test_a_flow_ends_at_time_wait(bench: Bench) -> None:
+    agent = bench.agent
+    agent.open("x")
+    agent.connect("x", bench.b.ip4, bench.port)
+    cookie = agent.cookie("x")
+    peer, _ = bench.far.accept()
+    agent("s['x'].shutdown(socket.SHUT_WR)")
+    assert peer.recv(1) == b""
+    wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == FIN_WAIT2, 5, "FIN_WAIT2")
+    peer.close()
+    bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert bench.flow(cookie) is None
+
+
+def test_a_descriptor_that_a_child_keeps_keeps_the_flow(bench: Bench) -> None:
+    agent = bench.agent
+    agent.open("x")
+    agent.connect("x", bench.b.ip4, bench.port)
+    cookie = agent.cookie("x")
+    agent("r, w = os.pipe()\nk = os.fork()\nif not k: os.close(w); os.read(r, 1); os._exit(0)")
+    agent.close("x")
+    peer, _ = bench.far.accept()
+    assert bench.flow(cookie) is not None
+    agent("os.close(w); os.waitpid(k, 0)")
+    assert peer.recv(1) == b""
+    peer.close()
+    bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert bench.flow(cookie) is None
+
+
+def test_a_program_that_left_the_cgroup_keeps_its_flows(bench: Bench, make_cgroup) -> None:
+    """A socket belongs to the cgroup that it was made in (cgroups(7))."""
+    bench.a.ip("route del default")
+    cookie = unsent(bench)
+    bench.agent.open("y")
+    bench.agent.connect("y", bench.b.ip4, bench.port)
+    up = bench.agent.cookie("y")
+    (make_cgroup().path / "cgroup.procs").write_text(str(bench.agent.pid))
+    assert bench.flow(cookie) is not None and bench.flow(up) is not None
+    for name in ("x", "y"):
+        bench.agent.close(name)
+    bench.far.accept()[0].close()
+    bench.event(C.DMM_EVENT_CLOSE, up)
+    assert list(bench.attached.flows()) == []
+
+
+def test_while_nobody_follows_there_is_no_event_and_no_record_is_left(bench: Bench) -> None:
+    follow(bench.attached, 0)
+    agent = bench.agent
+    port = agent.listen("l", "127.0.0.1")
+    agent.open("x")
+    cookie = agent.cookie("x")
+    agent.connect("x", "127.0.0.1", port)
+    agent.accept("l", "y")
+    flow = bench.flow(cookie)
+    assert flow is not None and flow.state == 0 and ends(flow)[2:] == ("127.0.0.1", port)
+    agent("s['x'].sendall(bytes(1000))")
+    agent("s['x'].shutdown(socket.SHUT_WR)")
+    flow = bench.flow(cookie)
+    assert flow is not None and flow.state in (FIN_WAIT1, FIN_WAIT2)
+    assert ends(flow) == (*agent("s['x'].getsockname()"), "127.0.0.1", port)
+    for name in ("y", "x", "l"):
+        agent.close(name)
+    wait_for(lambda: not list(bench.attached.flows()), 5, "the flows to end")
+    with pytest.raises(ConnectionRefusedError):
+        agent.open("z")
+        agent.connect("z", "127.0.0.1", port)
+    assert list(bench.attached.flows()) == [] and bench.reader.read() == []
+
+
+def test_more_flows_than_the_near_map_holds(bench: Bench) -> None:
+    near = bench.attached.maps["flows"]
+    spare = [struct.pack("=Q", (1 << 63) + i) for i in range(C.DMM_NEAR_FLOWS)]
+    empty = bytes(near.value_size)
+    near.update_batch(b"".join(spare), empty * len(spare), len(spare))
+    agent = bench.agent
+    for name in ("x", "y"):
+        agent.open(name)
+        agent.connect(name, bench.b.ip4, bench.port)
+    cookies = [agent.cookie(name) for name in ("x", "y")]
+    more = bench.attached.maps["more_flows"]
+    assert {struct.pack("=Q", cookie) for cookie in cookies} == {key for key, _ in more.items()}
+    assert len(list(bench.attached.flows())) == C.DMM_NEAR_FLOWS + 2
+    for cookie in cookies:
+        assert bench.event(C.DMM_EVENT_ESTABLISHED, cookie).flow.decision.pid == agent.pid
+    bench.a.ip("route del default")
+    failed = unsent(bench, "z")
+    for key in spare:
+        near.delete(key)
+    agent.connect("z", bench.b.ip4, bench.port)  # from now on there is room in the near map
+    cookies.append(failed)
+    assert len(list(bench.attached.flows())) == 3
+    for name in ("x", "y", "z"):
+        agent.close(name)
+        bench.far.accept()[0].close()
+    for cookie in cookies:
+        bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert list(bench.attached.flows()) == [] and bench.count(C.DMM_CNT_FLOWS_FULL) == 0
 
 
 def test_a_connect_given_up_leaves_no_record(bench: Bench) -> None:
@@ -139,7 +292,7 @@ def test_a_reset_and_a_killed_program_close_their_flows(bench: Bench) -> None:
     assert list(bench.attached.maps["flows"].items()) == []
 
 
-def test_retransmits_are_counted(bench: Bench) -> None:
+def test_figures_are_those_of_the_last_change_of_state(bench: Bench) -> None:
     agent = bench.agent
     agent.open("x")
     agent.connect("x", bench.b.ip4, bench.port)
@@ -148,9 +301,20 @@ def test_retransmits_are_counted(bench: Bench) -> None:
     with peer:
         bench.b.ip(f"route add blackhole {bench.a.ip4}/32")
         agent("s['x'].sendall(b'lost')")
-        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.retransmits > 0, 10, "a retransmission")
+
+        def resent() -> bool:
+            rows = bench.a.call(lambda: sockdiag.list_tcp(listeners=False))
+            return any(r.cookie == cookie and r.total_retrans > 0 for r in rows)
+
+        wait_for(resent, 10, "a retransmission")
         bench.b.ip(f"route del blackhole {bench.a.ip4}/32")
         assert peer.recv(4) == b"lost"
+        flow = bench.flow(cookie)
+        assert flow is not None and flow.retransmits == 0
+        peer.shutdown(socket.SHUT_WR)
+        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT")
+    flow = bench.flow(cookie)
+    assert flow is not None and flow.retransmits > 0 and flow.srtt_us > 0
 
 
 def test_many_flows_and_none_is_lost(bench: Bench) -> None:

@@ -4,6 +4,7 @@
 import time
 
 from dmm_ebpf import abi
+from dmm_ebpf.hal.sockdiag import TcpSocket
 from dmm_ebpf.rd import flows
 
 C = abi.C
@@ -73,9 +74,24 @@ def test_what_nothing_decided_is_null():
     assert (row["stack"], row["rule"], row["table"], row["route"]) == ("kernel", None, None, None)
 
 
+def socket_of(**figures):
+    ends = {"laddr": "10.0.0.1", "lport": 12345, "raddr": "2001:db8::1", "rport": 443}
+    return vars(TcpSocket(family=2, state=1, **ends, cookie=77, uid=0, inode=1, **figures))
+
+
+def test_a_record_that_does_not_say_its_state_is_told_by_its_socket_or_is_none():
+    flow = record(route=0)
+    abi.ffi.buffer(flow.pair.laddr)[:] = bytes(16)
+    flow.pair.lport_be = flow.state = 0
+    rows = [flows.flow_dict(flow, "x", Names(), time.monotonic_ns()) for _ in range(2)]
+    (merged,) = flows.merge_live(rows[:1], {77: socket_of()}, {})
+    assert (merged["src"], merged["sport"], merged["state"]) == ("10.0.0.1", 12345, "ESTABLISHED")
+    assert flows.merge_live(rows[1:], {}, {}) == []
+
+
 def test_live_figures_replace_old_ones_and_the_outer_leg_rules_the_round_trip():
     row = flows.flow_dict(record(route=0), "x", Names(), time.monotonic_ns())
-    live = {77: {"bytes_acked": 100, "bytes_received": 5, "rtt_us": 60, "total_retrans": 1}}
+    live = {77: socket_of(bytes_acked=100, bytes_received=5, rtt_us=60, total_retrans=1)}
     outer = {
         ("10.0.0.1", 12345, "2001:db8::1", 443): {
             "srtt_us": 100_000,
