@@ -256,6 +256,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		cfg.sndbuf_max_bytes = cfg.rcvbuf_max_bytes = 3000;
 	if (how & 4)
 		memcpy(cfg.congestion, "wan", 4);
+	else if (how & 8)
+		memcpy(cfg.congestion, "reno", 5);
 	memset(views, 0, sizeof(views));
 	core = dmm_core_create(&cfg);
 	CHECK(core);

@@ -64,6 +64,7 @@ WHOLE = {
     "path down for 8 s": {"cut_from_ns": 1100 * MS, "cut_to_ns": 9100 * MS},
     "little memory": {"memory": 65_536, "loss": 0.02},
     "kernel's sequence numbers wrap": {"isn": 2**32 - 300_000},
+    "reno": {"cc": "reno", "loss": 0.05},
     "wan": {"cc": "wan", "loss": 0.05},
     "wan, everything at once": {"cc": "wan", "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
 }
@@ -204,7 +205,7 @@ def test_a_run_repeats_exactly(programs: Programs) -> None:
     assert simulate(programs.sim, **keys) == simulate(programs.sim_asan, **keys)
 
 
-@pytest.mark.parametrize("cc", ["cubic", "wan"])
+@pytest.mark.parametrize("cc", ["cubic", "reno", "wan"])
 def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.CaptureFixture[str]) -> None:
     """100 MB at 100 Mb/s and 100 ms with 1 % loss each way completes; the figure is printed, not judged."""
     result = simulate(
@@ -224,6 +225,25 @@ def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.Capt
         print(
             f"\n  {cc}: {result['done_ns'] / S:.2f} s, {share:.3f} of the limit, {result['rto_b']} timeouts"
         )
+
+
+@pytest.mark.parametrize("cc", ["cubic", "reno"])
+def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> None:
+    """HyStart++ (RFC 9406): where doubling would lose thousands of packets in a queue of 2 BDP, its rounds of
+    growth by a quarter overflow it by little; the link is full all the same."""
+    result = simulate(
+        programs.sim,
+        up=0,
+        down=50_000_000,
+        rate_Bps=12_500_000,
+        delay_ns=50 * MS,
+        queue_bytes=2_500_000,
+        krcvbuf=16_000_000,
+        cc=cc,
+    )
+    assert result["complete"] == 1
+    assert result["queue_lost"] < 1500
+    assert result["done_ns"] < 5.2 * S
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -248,7 +268,7 @@ def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.Capt
     krcvbuf=st.integers(1000, 100_000),
     pause_ns=st.sampled_from([0, 0, 2 * S]),
     isn=st.integers(0, 2**32 - 1),
-    cc=st.sampled_from(["cubic", "wan"]),
+    cc=st.sampled_from(["cubic", "reno", "wan"]),
 )
 def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -> None:
     result = simulate(programs.sim_asan, check=1, limit_ns=7200 * S, **keys)

@@ -37,7 +37,7 @@ struct dmm_core_config {
 	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */
-	char congestion[16];	   /* default for new connections: "cubic" or "wan"; "": cubic */
+	char congestion[16];	   /* default for new connections: see cc.c; "": cubic */
 };
 
 /* What the I/O layer knows of a received packet */

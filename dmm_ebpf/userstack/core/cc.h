@@ -64,6 +64,7 @@ struct cc_ops {
 const struct cc_ops *cc_find(const char *name);
 
 extern const struct cc_ops cc_cubic;
+extern const struct cc_ops cc_reno;
 extern const struct cc_ops cc_wan;
 
 #endif /* DMM_CC_H */

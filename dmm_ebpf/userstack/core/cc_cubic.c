@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cc_cubic.c: CUBIC (RFC 9438).
+ * cc_cubic.c: CUBIC (RFC 9438) with HyStart++ (RFC 9406).
  *
  * Window-limited, never paced. Windows in bytes, time in seconds, so C keeps the RFC's value with windows
  * counted in segments. Growth needs a full window: a sender that the application or the peer's window limits
  * learns nothing.
  */
 #include "cc.h"
+#include "hystart.h"
 #include "util.h"
 
 #define CUBIC_BETA 0.7
@@ -21,6 +22,7 @@ struct cubic {
 	double w_est;	    /* what Reno would have, segments */
 	double cwnd_frac;   /* bytes of growth not yet added */
 	uint64_t after_rto; /* recovery after a timeout slow-starts */
+	struct hystart hystart;
 } __attribute__((may_alias));
 
 _Static_assert(sizeof(struct cubic) <= sizeof(((struct cc *)0)->priv), "fits in cc.priv");
@@ -55,6 +57,7 @@ static void cubic_init(struct cc *cc, uint64_t now_ns)
 	(void)now_ns;
 	memset(q, 0, sizeof(*q));
 	q->ssthresh_bytes = UINT64_MAX;
+	hystart_init(&q->hystart);
 	cc->pacing_Bps = 0;
 }
 
@@ -100,6 +103,16 @@ static void cubic_avoid(struct cc *cc, struct cubic *q, const struct cc_sample *
 	}
 }
 
+static void cubic_slow_start(struct cc *cc, struct cubic *q, const struct cc_sample *s)
+{
+	bool done;
+
+	cc->cwnd_bytes += hystart_on_ack(&q->hystart, s, &done);
+	if (done)
+		q->ssthresh_bytes = cc->cwnd_bytes;
+	cc->cwnd_bytes = min_u64(cc->cwnd_bytes, q->ssthresh_bytes);
+}
+
 static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
 {
 	struct cubic *q = cubic_of(cc);
@@ -109,12 +122,9 @@ static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
 	if (!s->acked_bytes || (cc->in_recovery && !(q->after_rto && slow_start)))
 		return;
 	if (slow_start) {
-		/* RFC 9406's sibling rule: half a window in use is enough while it doubles */
-		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || q->after_rto) {
-			cc->cwnd_bytes += s->acked_bytes;
-			if (cc->cwnd_bytes > q->ssthresh_bytes)
-				cc->cwnd_bytes = q->ssthresh_bytes;
-		}
+		/* half a window in use is enough while it doubles */
+		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || q->after_rto)
+			cubic_slow_start(cc, q, s);
 		return;
 	}
 	if (limited)
@@ -129,6 +139,7 @@ static void cubic_reduce(struct cc *cc, struct cubic *q, uint64_t flight_bytes)
 	double cwnd = (double)cc->cwnd_bytes / cc->mss;
 	uint64_t least = 2ull * cc->mss;
 
+	hystart_finish(&q->hystart);
 	q->w_max = cwnd < q->w_max ? cwnd * (1 + CUBIC_BETA) / 2 : cwnd;
 	q->epoch_ns = 0;
 	q->ssthresh_bytes = max_u64((uint64_t)((double)flight_bytes * CUBIC_BETA), least);
