@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def attach(options: AttachOptions) -> int:
     run_dir = RunDir(options.instance)
     run_dir.create()
     run_dir.lock()
+    if options.policy is not None:
+        # Where it is now: a daemon works in /, and the path is kept for the watch and the next attach.
+        options = replace(options, policy=options.policy.absolute())
+    if options.netns is not None and "/" in options.netns:
+        options = replace(options, netns=str(Path(options.netns).absolute()))
     if not options.daemon:
         _log_to(sys.stderr)
         return _serve(options, run_dir, lambda: _say_ready(options))
@@ -171,7 +176,8 @@ def run(options: RunOptions) -> int:
         cgroup.mkdir(exist_ok=True)
         netns = NetNS.from_arg(options.netns)
         netns.enter()
-        attach_options = AttachOptions(name, str(cgroup), options.policy, options.netns)
+        policy = options.policy.absolute() if options.policy else None
+        attach_options = AttachOptions(name, str(cgroup), policy, options.netns)
         return asyncio.run(_run_main(attach_options, run_dir, netns, cgroup, options.argv))
     finally:
         _leave_cgroup(cgroup)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,17 +281,17 @@ def test_a_daemon_detaches_from_another_namespace(wired, served):
     )
     name = f"t{os.getpid()}xd"
     words = ["--instance", name]
-    started = time.monotonic()
     subprocess.run(
         [
             *(*CLI, "attach", "--daemon", *words, "--cgroup", str(wired.client_cgroup.path)),
-            *("--policy", str(policy), "--netns", str(wired.client.netns_path)),
+            *("--policy", policy.name, "--netns", str(wired.client.netns_path)),
         ],
+        cwd=policy.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=True,
         timeout=30,
         capture_output=True,
     )
-    assert time.monotonic() - started < 30
     try:
         url, sha256 = served
         assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
