@@ -337,6 +337,14 @@ def test_a_reused_socket_loses_the_user_stacks_mark(bench: Bench) -> None:
     assert bench.agent.mark("x") == 0x30 and decision(bench, "x").stack == 0
 
 
+def test_a_mark_that_the_program_set_itself_stays(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "192.0.2.1/32", 5).apply(bench.attached)
+    bench.agent.open("x")
+    bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x0aa00007)")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == 0x0AA00007
+
+
 def test_other_network_namespaces_are_left_alone(bench: Bench) -> None:
     policy = Policy().rule(1).stack(9, REJECT).route(1, "0.0.0.0/0", 9).route(1, "::/0", 9)
     policy.apply(bench.attached)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from bpf_lab import USER_MARK, Agent, Bench, Policy, bench, listener_key, stack_up
+from lab.waiting import wait_for
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -70,6 +71,31 @@ def test_reuseport_listeners_are_counted(bench: Bench) -> None:
         agent.close(f"l{i}")
         entry = bench.listener("0.0.0.0", port)
         assert (entry.count if entry else 0) == 3 - i
+
+
+def test_accepted_sockets_name_the_reuseport_listener_that_they_came_by(bench: Bench) -> None:
+    agents, port, shown = [bench.agent, Agent(bench.cgroup, bench.a), Agent(bench.cgroup, bench.a)], 0, set()
+    for agent in agents:
+        agent.open("l")
+        agent("s['l'].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)")
+        agent(f"s['l'].bind(('0.0.0.0', {port})); s['l'].listen(100); s['l'].setblocking(False)")
+        port = agent("s['l'].getsockname()[1]")
+    accept_all = (
+        "n = 0\nwhile True:\n try: s[f'x{n}'] = s['l'].accept()[0]; n += 1\n except BlockingIOError: break"
+    )
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(bench.b.call(lambda: socket.create_connection((bench.a.ip4, port), 10)))
+        for agent in agents:
+            agent(accept_all)
+            for i in range(agent("n")):
+                flow = bench.flow(agent.cookie(f"x{i}"))
+                assert flow is not None and flow.decision.pid == agent.pid
+                shown.add(agent.pid)
+        for agent in agents:
+            agent("for i in range(n): s[f'x{i}'].close()")
+    assert len(shown) > 1
+    wait_for(lambda: not list(bench.attached.flows()), 5, "the flows to end")
 
 
 class TestWithoutCurrent:
@@ -222,6 +248,19 @@ def test_a_child_that_came_through_a_user_stack_is_known_by_its_mark(bench: Benc
         made = decision(bench)
         assert (made.stack, made.wanted, made.route) == (6, 6, 2)
     assert bench.agent.mark("l") == 0
+
+
+def test_a_child_that_is_used_again_loses_the_user_stacks_mark(bench: Bench) -> None:
+    policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(6).user(7).route(1, "0.0.0.0/0", 7)
+    policy.apply(bench.attached)
+    port = bench.agent.listen("l", "0.0.0.0")
+    mark_at_ingress(bench, USER_MARK + (6 << 20) + 3)
+    with client(bench, port):
+        made = decision(bench)
+        assert (made.stack, made.wanted) == (6, 7), "the mark says who carries it, the route who should"
+        bench.agent("libc.connect(s['x'].fileno(), bytes(16), 16)")  # AF_UNSPEC, connect(2)
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == 3 and decision(bench).stack == 0
 
 
 def test_a_child_of_a_user_route_that_came_by_the_kernel_takes_the_fallback(bench: Bench) -> None:

@@ -246,6 +246,18 @@ def test_an_ipv6_syn_for_a_listener(steer: Steer, address: str) -> None:
     assert steer.run(eth(ip6(tcp(flags=SYN, dport=PORT + 1)))) == PASS
 
 
+@pytest.mark.parametrize("ends", [("fe80::7", US6), (THEM6, "fe80::1"), ("febf:ffff::7", "fe80::1")])
+def test_ipv6_link_local_addresses_pass(steer: Steer, ends: tuple[str, str]) -> None:
+    src, dst = ends
+    steer.listen("::", 1)
+    steer.own(dst, src)
+    steer.own(US6, THEM6)
+    assert steer.run(eth(ip6(tcp(), src, dst))) == PASS
+    assert steer.run(eth(ip6(tcp(flags=SYN, sport=THEIRS + 1), src, dst))) == PASS
+    assert steer.run(icmp6(2, ip6(tcp(PORT, THEIRS), US6, THEM6), src="fe80::9")) == PASS
+    assert steer.run(eth(ip6(tcp(flags=SYN), "fec0::7", US6))) == REDIRECT
+
+
 def test_the_exact_listener_comes_before_the_wildcard(steer: Steer) -> None:
     steer.listen("0.0.0.0", 1)
     steer.listen(US4, 0)
@@ -352,6 +364,8 @@ def expected(frame: bytes) -> int:
     elif kind == b"\x86\xdd" and len(packet) >= 40 and packet[0] >> 4 == 6:
         version, proto, error, src, dst = 6, packet[6], (1, 2, 3, 4), packet[8:24], packet[24:40]
         rest = packet[40:]
+        if any(a[0] == 0xFE and a[1] & 0xC0 == 0x80 for a in (src, dst)):
+            return PASS
     else:
         return PASS
     if proto == 6 and len(rest) >= 20:

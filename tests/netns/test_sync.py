@@ -10,7 +10,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -225,6 +227,30 @@ def test_same_half_is_refused(opened: dict[str, maps.Map]) -> None:
     sync.apply(opened, compiled, listener_set=_no_listener)
     with pytest.raises(ValueError, match="cannot follow"):
         sync.apply(opened, compiled, listener_set=_no_listener, generation=3)
+
+
+def test_events_and_policy_change_control_without_undoing_each_other(opened: dict[str, maps.Map]) -> None:
+    _, compiled = _compiled("", IdSpace())
+    switched = 0
+    applied = threading.Event()
+
+    def switch() -> None:
+        nonlocal switched
+        while not applied.is_set():
+            switched += 1
+            sync.set_events(opened, wanted=bool(switched % 2))
+
+    with ThreadPoolExecutor(1) as pool:
+        switching = pool.submit(switch)
+        try:
+            for generation in range(1, 41):
+                assert sync.apply(opened, compiled, listener_set=_no_listener, netns_cookie=9) == generation
+                assert sync.current_generation(opened) == generation
+        finally:
+            applied.set()
+        switching.result()
+    control = abi.unpack("dmm_control", opened["control"].lookup(bytes(4)))
+    assert (control.generation, control.netns_cookie, control.flags) == (40, 9, switched % 2)
 
 
 def test_generation_never_becomes_zero() -> None:
