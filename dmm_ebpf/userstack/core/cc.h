@@ -63,6 +63,7 @@ struct cc_ops {
 /* NULL: no such name */
 const struct cc_ops *cc_find(const char *name);
 
+extern const struct cc_ops cc_bbr;
 extern const struct cc_ops cc_cubic;
 extern const struct cc_ops cc_reno;
 extern const struct cc_ops cc_wan;

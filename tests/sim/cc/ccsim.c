@@ -208,7 +208,7 @@ static void bad(const char *arg)
 
 static const struct cc_ops *find(const char *name)
 {
-	static const struct cc_ops *const all[] = {&cc_wan, &ref_cubic, &ref_bbr};
+	static const struct cc_ops *const all[] = {&cc_wan, &cc_bbr, &ref_cubic, &ref_bbr};
 
 	for (unsigned int i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		if (!strcmp(name, all[i]->name))

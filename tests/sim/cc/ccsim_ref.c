@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * ccsim_ref.c: the neighbours `wan` is measured against: CUBIC (RFC 9438, with slow start to the first loss)
- * and BBR as Linux's tcp_bbr.c has it (version 1). Reference behaviour in floating point; never part of the
- * product.
+ * and BBR as Linux's tcp_bbr.c has it (version 1, here `bbr1`). Reference behaviour in floating point; never
+ * part of the product.
  */
 #include "ccsim.h"
 
@@ -246,7 +246,7 @@ static void bbr_on_rto(struct cc *cc, uint64_t now_ns)
 }
 
 const struct cc_ops ref_bbr = {
-	.name = "bbr",
+	.name = "bbr1",
 	.init = bbr_init,
 	.on_ack = bbr_on_ack,
 	.on_enter_recovery = bbr_nothing,
