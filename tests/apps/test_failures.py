@@ -218,7 +218,7 @@ def test_a_foreign_xdp_program_is_never_replaced(wired, tmp_path):
         ["ip", "link", "set", "dev", device, "xdpdrv", "obj", str(tmp_path / "pass.o"), "sec", "xdp"]
     )
     shown = wired.client.run(["ip", "-j", "link", "show", device]).stdout
-    with pytest.raises(DmmError, match=f"{device}.*XDP"):
+    with pytest.raises(DmmError, match=rf"{device}.*XDP"):
         wired.attach_client()
     assert wired.client.run(["ip", "-j", "link", "show", device]).stdout == shown
 
@@ -236,7 +236,7 @@ def test_a_foreign_xdp_program_is_never_replaced(wired, tmp_path):
     ],
 )
 def test_a_wrong_argument_is_one_sentence(words, code, said, no_leaks):
-    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=60, check=False)
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.returncode == code
@@ -248,6 +248,7 @@ def test_without_root_nothing_is_tried(no_leaks):
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
         env={**os.environ, "HOME": "/"},
     )
     assert done.returncode == 77
@@ -295,7 +296,8 @@ def test_a_daemon_detaches_from_another_namespace(wired, served):
     try:
         url, sha256 = served
         assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
-        listed = json.loads(subprocess.run([*CLI, "status", "--json"], capture_output=True, text=True).stdout)
+        done = subprocess.run([*CLI, "status", "--json"], capture_output=True, text=True, check=True)
+        listed = json.loads(done.stdout)
         assert name in [i["instance"] for i in listed]
     finally:
         subprocess.run([*CLI, "detach", *words], check=True, timeout=30, capture_output=True)
@@ -326,6 +328,6 @@ def test_a_device_without_native_xdp_is_refused_and_nothing_is_left(wired):
         '[stacks.wan]\nkind = "user"\ndevices = ["br0"]\n[[rules]]\ntable = "t"\n'
         '[[tables.t.routes]]\nto = "default"\nstack = "wan"\n'
     )
-    with pytest.raises(DmmError, match="br0.*native XDP"):
+    with pytest.raises(DmmError, match=r"br0.*native XDP"):
         wired.attach_client(policy)
     assert _rules_and_links(wired.client) == before
