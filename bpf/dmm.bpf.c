@@ -13,6 +13,16 @@
 #include "xdp.h"
 #include "ingress.h"
 
+int dmm_release(struct bpf_sock *ctx)
+{
+	return released(ctx);
+}
+
+int dmm_sockops(struct bpf_sock_ops *ctx)
+{
+	return sockops(ctx);
+}
+
 int dmm_connect4(struct bpf_sock_addr *ctx)
 {
 	return connect4(ctx);
@@ -31,16 +41,6 @@ int dmm_bind4(struct bpf_sock_addr *ctx)
 int dmm_bind6(struct bpf_sock_addr *ctx)
 {
 	return bind_remember(ctx);
-}
-
-int dmm_sockops(struct bpf_sock_ops *ctx)
-{
-	return sockops(ctx);
-}
-
-int dmm_release(struct bpf_sock *ctx)
-{
-	return released(ctx);
 }
 
 int dmm_xdp(struct xdp_md *ctx)

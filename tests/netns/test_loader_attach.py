@@ -94,7 +94,7 @@ def test_detach_leaves_nothing_and_may_be_repeated(made, cgroup: Cgroup) -> None
     attached = made(cgroup)
     name, ids = attached.instance, {m.id for m in attached.maps.values()}
     removed = loader.detach(name)
-    assert sum(text.startswith("link ") for text in removed) == 5
+    assert sum(text.startswith("link ") for text in removed) == 6
     assert any(name in text for text in removed)
     assert nothing_attached(cgroup) and not attached.folder.exists() and name not in loader.instances()
     attached.close()
@@ -172,7 +172,7 @@ def test_a_name_is_attached_once(made, cgroup: Cgroup) -> None:
     with pytest.raises(ConflictError, match="attached already"):
         made(cgroup, attached.instance)
     assert all(len(ids) == 1 for ids in attached_programs(cgroup).values())
-    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + 5
+    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + 6
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../x", "-x", "x" * 49, "a b", "a/b"])
