@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core under a virtual clock, and an application's kernel for its inner leg.
+
+Core wraps api.h by cffi. App plays the kernel socket of an application on the inner leg, which is lossless: it
+answers SYNs, acknowledges all at once, obeys the core's window, and remembers what it got.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cffi
+from scenario_packets import HOST, HOST_PORT, PEER, Tcp, read
+
+SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
+INNER, OUTER = 0, 1
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+META = ("path", "gso_size", "csum_start", "csum_offset", "needs_csum", "family")
+CONFIG = {
+    "memory": "memory_bytes",
+    "connections": "max_connections",
+    "inner_mtu": "inner_mtu",
+    "gso": "inner_gso_max",
+    "sndbuf": "sndbuf_max_bytes",
+    "rcvbuf": "rcvbuf_max_bytes",
+    "syn_retries": "syn_retries",
+    "keepalive": "keepalive_ns",
+    "time_wait": "time_wait_ns",
+    "congestion": "congestion",
+    "seed": "seed",
+}
+PATH_NUMBER = 9
+LARGEST = 65535
+
+
+def build(directory: Path) -> tuple[Any, Any]:
+    """Compiles the core into directory; cffi's pair of (ffi, lib)."""
+    library = directory / "core.so"
+    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    flags = ["-std=gnu11", "-O1", "-g", "-shared", "-fPIC", f"-I{SOURCES}"]
+    done = subprocess.run(
+        ["gcc", *flags, *sources, "-o", library], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ffi = cffi.FFI()
+    ffi.cdef(re.sub(r"^#.*$", "", (SOURCES / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return ffi, ffi.dlopen(str(library))
+
+
+def stream(origin: int, start: int, length: int) -> bytes:
+    """Bytes [start, start + length) of what the end beyond a leg sends; any byte tells where it belongs."""
+    return bytes(((i * 31) ^ (i >> 8) ^ (origin * 0x55)) & 0xFF for i in range(start, start + length))
+
+
+class Core:
+    """One core. now is in ns, moved by whoever runs it."""
+
+    def __init__(self, built: tuple[Any, Any], now: int, settings: dict[str, Any]) -> None:
+        self.ffi, self.lib = built
+        self.now = now
+        known = {field for field, _ in self.ffi.typeof("struct dmm_core_config").fields}
+        given = {"seed": 3, "inner_gso_max": LARGEST} | {k: v for k, v in settings.items() if k in known}
+        raw = self.lib.dmm_core_create(self.ffi.new("struct dmm_core_config *", given))
+        assert raw != self.ffi.NULL, f"the core refuses {given}"
+        self.ptr = self.ffi.gc(raw, self.lib.dmm_core_destroy)
+        self.buffer = self.ffi.new(f"uint8_t[{LARGEST}]")
+        self.meta = self.ffi.new("struct dmm_tx_meta *")
+
+    def put(self, leg: int, data: bytes, csum_ok: bool = False) -> None:
+        """A packet arrives on leg."""
+        exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
+        meta = self.ffi.new("struct dmm_rx_meta *", {"csum_ok": csum_ok})
+        self.lib.dmm_core_input(self.ptr, leg, exact, len(data), meta, self.now)
+
+    def get(self, leg: int) -> Any:
+        """The next packet for leg, or None. Raises BadPacketError."""
+        room = LARGEST if leg == INNER else 1500
+        n = self.lib.dmm_core_output(self.ptr, leg, self.buffer, room, self.meta, self.now)
+        if not n:
+            return None
+        return read(bytes(self.ffi.buffer(self.buffer, n)), {name: getattr(self.meta, name) for name in META})
+
+    def poll(self) -> int:
+        """Runs timers; when to come again."""
+        return int(self.lib.dmm_core_poll(self.ptr, self.now))
+
+    def action(self) -> tuple[str, int, int] | None:
+        """The oldest action: (name in lower case, connection, error)."""
+        action = self.ffi.new("struct dmm_action *")
+        if not self.lib.dmm_core_action(self.ptr, action):
+            return None
+        names = {getattr(self.lib, f"DMM_ACTION_{n}"): n for n in ("OWN", "DISOWN", "RESOLVE", "CLOSED")}
+        return names.get(action.type, f"action {action.type}").lower(), action.conn, action.error
+
+    def info(self, port: int) -> dict[str, Any] | None:
+        """Fields of the connection with that remote port; None: there is none."""
+        info = self.ffi.new("struct dmm_conn_info *")
+        index = 0
+        while self.lib.dmm_core_conn_info(self.ptr, index, info):
+            index += 1
+            if info.pair.rport_be == int.from_bytes(port.to_bytes(2, "big"), "little"):
+                names = [name for name, _ in self.ffi.typeof("struct dmm_conn_info").fields]
+                out = {name: getattr(info, name) for name in names if name != "pair"}
+                out["congestion"] = self.ffi.string(out["congestion"]).decode()
+                return out
+        return None
+
+    def counter(self, name: str) -> int:
+        """DMM_CORE_NAME's value; AttributeError if there is no such counter."""
+        return int(self.lib.dmm_core_counter(self.ptr, getattr(self.lib, f"DMM_CORE_{name.upper()}")))
+
+
+class App:
+    """The kernel socket on the inner leg. send(Tcp) gives the core a packet."""
+
+    def __init__(self, family: int, port: int, mtu: int, isn: int, send: Callable[[Tcp], None]) -> None:
+        self.family, self.port, self.send = family, port, send
+        self.mss = mtu - (40 if family == 4 else 60)
+        self.state = "closed"
+        self.refuse = False
+        self.isn, self.core_isn = isn, 0
+        self.nxt = self.rcv = self.edge = 0
+        self.scale = 0
+        self.window = LARGEST << 7
+        self.unsent = self.got = 0
+        self.closing = self.fin_sent = self.eof = self.dead = False
+
+    def _emit(self, flags: int, options: Any = (), payload: bytes = b"", seq: int | None = None) -> None:
+        window = min(self.window, LARGEST) if flags & SYN else self.window >> 7
+        self.send(
+            Tcp(
+                HOST[self.family], PEER[self.family], HOST_PORT, self.port,
+                self.isn + (self.nxt if seq is None else seq), self.core_isn + self.rcv if flags & ACK else 0,
+                flags, window, list(options), payload,
+            )
+        )  # fmt: skip
+
+    def _syn_options(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [("mss", (self.mss,)), ("nop", ()), ("nop", ()), ("sackOK", ()), ("nop", ()), ("wscale", (7,))]
+
+    def connect(self) -> None:
+        """connect(2)."""
+        self.state = "connecting"
+        self._emit(SYN, self._syn_options(), seq=0)
+
+    def write(self, length: int) -> None:
+        """So many bytes more of the application's stream."""
+        self.unsent += length
+        self._push()
+
+    def close(self) -> None:
+        """shutdown(SHUT_WR)."""
+        self.closing = True
+        self._push()
+
+    def reset(self) -> None:
+        """close(2) with SO_LINGER 0."""
+        self._emit(RST | ACK)
+        self.state = "reset"
+
+    def set_window(self, window: int) -> None:
+        """The application stops or goes on reading."""
+        self.window = window
+        self._emit(ACK)
+
+    def _push(self) -> None:
+        while self.unsent and self.nxt < self.edge:
+            n = min(self.unsent, self.edge - self.nxt, 60000)
+            payload = stream(INNER, self.nxt - 1, n)
+            self.unsent -= n
+            self.nxt += n
+            self._emit(ACK, payload=payload, seq=self.nxt - n)
+        if self.closing and not self.unsent and not self.fin_sent:
+            self.fin_sent = True
+            self.nxt += 1
+            self._emit(ACK | FIN, seq=self.nxt - 1)
+
+    def packet(self, tcp: Tcp) -> None:
+        """A packet of the core's for this socket."""
+        if tcp.flags & RST:
+            self.dead = True
+            self.state = "reset"
+        elif tcp.flags & SYN:
+            self._syn(tcp)
+        elif self.state == "open":
+            if tcp.flags & ACK:
+                self.edge = max(self.edge, (tcp.ack - self.isn) % 2**32 + (tcp.win << self.scale))
+            self._data(tcp)
+            self._push()
+        elif not tcp.flags & FIN and not tcp.payload:
+            return
+        else:
+            self._emit(RST, seq=(tcp.ack - self.isn) % 2**32)
+
+    def _syn(self, tcp: Tcp) -> None:
+        answer = not tcp.flags & ACK
+        if answer and self.refuse:
+            self.core_isn, self.rcv = tcp.seq, 1
+            self._emit(RST | ACK, seq=-self.isn)
+            return
+        self.core_isn, self.rcv, self.nxt = tcp.seq, 1, 1
+        self.scale = dict(tcp.options).get("wscale", (0,))[0]
+        self.edge = 1 if answer else 1 + tcp.win
+        self.state = "open"
+        if answer:
+            self._emit(SYN | ACK, self._syn_options(), seq=0)
+        else:
+            self._emit(ACK)
+
+    def _data(self, tcp: Tcp) -> None:
+        seq = (tcp.seq - self.core_isn) % 2**32
+        if not tcp.payload and not tcp.flags & FIN:
+            if seq != self.rcv:  # a keep-alive probe
+                self._emit(ACK)
+            return
+        if seq == self.rcv:
+            room = min(len(tcp.payload), self.window)
+            wanted = stream(OUTER, self.got, room)
+            assert tcp.payload[:room] == wanted, (
+                f"the application got other bytes than were sent at {self.got}"
+            )
+            self.got += room
+            self.rcv += room
+            if tcp.flags & FIN and room == len(tcp.payload):
+                self.rcv += 1
+                self.eof = True
+        self._emit(ACK)
