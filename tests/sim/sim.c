@@ -7,6 +7,7 @@
  * error.
  */
 #include "check.h"
+#include "counters.h"
 #include "heap.h"
 #include "kern.h"
 
@@ -18,8 +19,8 @@ struct params {
 		maxconn;
 	double loss, loss_back, dup, reorder, corrupt;
 	uint64_t reorder_ns, strip, mss, v6, refuse, mute, unreach, sndbuf, rcvbuf, krcvbuf, gso, pause_ns;
-	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns, again, isn,
-		kts, kws;
+	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns,
+		stall_from_ns, stall_to_ns, again, isn, kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
 		gap_ns, check, down_after_ns;
 	char cc[16];
@@ -143,6 +144,8 @@ static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		return;
 	}
 	max_backlog_ns = max_u64(max_backlog_ns, backlog);
+	if (now >= P.stall_from_ns && now < P.stall_to_ns) /* the link holds them, loses nothing */
+		h->link_free_ns = max_u64(h->link_free_ns, P.stall_to_ns);
 	h->link_free_ns = max_u64(h->link_free_ns, now) + (len + 14 + 24) * NS_PER_S / P.rate_Bps;
 	for (; copies; copies--) {
 		if (rnd() < loss)
@@ -463,6 +466,8 @@ static const struct {
 	    U(keepalive_ns),
 	    U(synloss),
 	    U(gap_ns),
+	    U(stall_from_ns),
+	    U(stall_to_ns),
 	    U(again),
 	    U(check),
 	    U(down_after_ns)};
@@ -498,10 +503,6 @@ static void parse_args(int argc, char **argv)
 
 static int report(void)
 {
-	static const char *const names[] = {"in_packets",  "out_packets", "malformed",	  "bad_csum",
-					    "no_conn",	   "bad_seq",	  "paws",	  "rst_in",
-					    "rst_out",	   "active_open", "passive_open", "refused_limit",
-					    "retransmits", "rto",	  "ooo_dropped",  "challenge_acks"};
 	uint64_t wrong = 0, complete = 0, errors = 0, last = 0, first = NEVER;
 
 	for (uint32_t i = 0; i < P.conns; i++) {
@@ -531,7 +532,7 @@ static int report(void)
 		printf("chunks_%c=%lu\nslabs_%c=%lu\n", 'a' + h, H[h].core->mem.chunk_bytes, 'a' + h,
 		       H[h].core->mem.slab_bytes);
 		for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
-			printf("%s_%c=%lu\n", names[c], 'a' + h, dmm_core_counter(H[h].core, c));
+			printf("%s_%c=%lu\n", counter_names[c], 'a' + h, dmm_core_counter(H[h].core, c));
 	}
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));

@@ -97,6 +97,54 @@ def test_reordering_costs_no_timeouts(programs: Programs) -> None:
     assert result["retransmits_a"] < 30
 
 
+@pytest.mark.parametrize("cc", ["cubic", "reno"])
+@pytest.mark.parametrize(
+    ("strip", "stall_ns", "resent"),
+    [(0, 2000 * MS, 3), (STRIP_TS, 700 * MS, 3), (STRIP_TS | STRIP_SACK, 700 * MS, 3)],
+    ids=["timestamps tell (Eifel)", "F-RTO", "F-RTO without SACK"],
+)
+def test_spurious_timeout_is_undone(
+    programs: Programs, cc: str, strip: int, stall_ns: int, resent: int
+) -> None:
+    """A link that holds its packets for a while makes the timer fire; next to nothing is sent twice, and the
+    window is what it was before."""
+    result = simulate(
+        programs.sim_asan,
+        check=1,
+        up=0,
+        down=20_000_000,
+        delay_ns=20 * MS,
+        queue_bytes=100_000_000,
+        stall_from_ns=1500 * MS,
+        stall_to_ns=1500 * MS + stall_ns,
+        strip=strip,
+        cc=cc,
+    )
+    assert (result["complete"], result["wrong"], result["undone_b"]) == (1, 0, 1)
+    assert result["rto_b"] >= 1
+    assert result["retransmits_b"] <= resent
+    assert result["done_ns"] < 1.9 * S + stall_ns
+
+
+@pytest.mark.parametrize("strip", [0, STRIP_TS], ids=["Eifel", "DSACK"])
+def test_reordering_taken_for_loss_is_undone(programs: Programs, strip: int) -> None:
+    """The first segments that come late are sent again for nothing: the window comes back."""
+    result = simulate(
+        programs.sim_asan,
+        check=1,
+        up=0,
+        down=20_000_000,
+        delay_ns=20 * MS,
+        reorder=0.02,
+        reorder_ns=30 * MS,
+        strip=strip,
+        queue_bytes=100_000_000,
+    )
+    assert (result["complete"], result["wrong"], result["rto_b"]) == (1, 0, 0)
+    assert result["undone_b"] >= 1
+    assert result["done_ns"] < 4 * S
+
+
 ENDS = {
     "refused": ({"refuse": 1}, errno.ECONNREFUSED, 20 * MS, 21 * MS),
     "unreachable host": ({"unreach": errno.EHOSTUNREACH}, errno.EHOSTUNREACH, 0, 1),

@@ -10,6 +10,7 @@
  */
 #define _GNU_SOURCE
 #include "api.h"
+#include "counters.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -138,13 +139,8 @@ static void actions(struct dmm_core *core)
 
 static void report(struct dmm_core *core)
 {
-	static const char *const names[] = {"in_packets",  "out_packets", "malformed",	  "bad_csum",
-					    "no_conn",	   "bad_seq",	  "paws",	  "rst_in",
-					    "rst_out",	   "active_open", "passive_open", "refused_limit",
-					    "retransmits", "rto",	  "ooo_dropped",  "challenge_acks"};
-
 	for (uint32_t i = 0; i < DMM_CORE_MAX; i++)
-		printf("%s=%llu\n", names[i], (unsigned long long)dmm_core_counter(core, i));
+		printf("%s=%llu\n", counter_names[i], (unsigned long long)dmm_core_counter(core, i));
 	printf("connections=%u\n", dmm_core_connections(core));
 	for (uint32_t i = 0; i < dmm_core_connections(core); i++) {
 		struct dmm_conn_info c;

@@ -127,6 +127,7 @@ enum dmm_core_counter {
 	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
 				 in use */
 	DMM_CORE_CHALLENGE_ACKS,
+	DMM_CORE_UNDONE, /* loss recoveries and timeouts that turned out needless and were taken back */
 	DMM_CORE_MAX,
 };
 

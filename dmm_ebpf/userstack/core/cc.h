@@ -58,6 +58,9 @@ struct cc_ops {
 	void (*on_rto)(struct cc *cc,
 		       uint64_t now_ns); /* retransmission timeout: everything unacked is marked lost */
 	void (*on_restart)(struct cc *cc, uint64_t idle_ns, uint64_t now_ns); /* sending again after idling */
+	/* The last on_enter_recovery or on_rto was for nothing: what it did may be taken back. Called in
+	 * recovery or after it. NULL: nothing is taken back. */
+	void (*on_undo)(struct cc *cc, uint64_t now_ns);
 };
 
 /* NULL: no such name */

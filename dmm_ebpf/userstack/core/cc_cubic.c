@@ -23,6 +23,14 @@ struct cubic {
 	double cwnd_frac;   /* bytes of growth not yet added */
 	uint64_t after_rto; /* recovery after a timeout slow-starts */
 	struct hystart hystart;
+	struct cubic_prior {
+		uint64_t cwnd_bytes; /* 0: none */
+		uint64_t ssthresh_bytes;
+		uint64_t epoch_ns;
+		double w_max;
+		double k_s;
+		double w_est;
+	} prior; /* before the last reduction */
 } __attribute__((may_alias));
 
 _Static_assert(sizeof(struct cubic) <= sizeof(((struct cc *)0)->priv), "fits in cc.priv");
@@ -139,6 +147,8 @@ static void cubic_reduce(struct cc *cc, struct cubic *q, uint64_t flight_bytes)
 	double cwnd = (double)cc->cwnd_bytes / cc->mss;
 	uint64_t least = 2ull * cc->mss;
 
+	q->prior = (struct cubic_prior){cc->cwnd_bytes, q->ssthresh_bytes, q->epoch_ns, q->w_max,
+					q->k_s,		q->w_est};
 	hystart_finish(&q->hystart);
 	q->w_max = cwnd < q->w_max ? cwnd * (1 + CUBIC_BETA) / 2 : cwnd;
 	q->epoch_ns = 0;
@@ -183,6 +193,24 @@ static void cubic_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 	q->epoch_ns = 0;
 }
 
+/* Section 4.9.1 */
+static void cubic_on_undo(struct cc *cc, uint64_t now_ns)
+{
+	struct cubic *q = cubic_of(cc);
+
+	(void)now_ns;
+	if (!q->prior.cwnd_bytes)
+		return;
+	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, q->prior.cwnd_bytes);
+	q->ssthresh_bytes = max_u64(q->ssthresh_bytes, q->prior.ssthresh_bytes);
+	q->w_max = q->prior.w_max;
+	q->k_s = q->prior.k_s;
+	q->w_est = q->prior.w_est;
+	q->epoch_ns = q->prior.epoch_ns;
+	q->after_rto = 0;
+	q->prior.cwnd_bytes = 0;
+}
+
 const struct cc_ops cc_cubic = {
 	.name = "cubic",
 	.init = cubic_init,
@@ -191,4 +219,5 @@ const struct cc_ops cc_cubic = {
 	.on_exit_recovery = cubic_exit_recovery,
 	.on_rto = cubic_on_rto,
 	.on_restart = cubic_on_restart,
+	.on_undo = cubic_on_undo,
 };

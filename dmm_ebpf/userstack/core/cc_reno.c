@@ -14,6 +14,8 @@ struct reno {
 	uint64_t acked_bytes; /* in congestion avoidance, since the window last grew */
 	uint64_t after_rto;   /* recovery after a timeout slow-starts */
 	struct hystart hystart;
+	uint64_t prior_cwnd_bytes; /* before the last reduction; 0: none */
+	uint64_t prior_ssthresh_bytes;
 } __attribute__((may_alias));
 
 _Static_assert(sizeof(struct reno) <= sizeof(((struct cc *)0)->priv), "fits in cc.priv");
@@ -73,6 +75,8 @@ static void reno_reduce(struct cc *cc, struct reno *r)
 {
 	hystart_finish(&r->hystart);
 	r->acked_bytes = 0;
+	r->prior_cwnd_bytes = cc->cwnd_bytes;
+	r->prior_ssthresh_bytes = r->ssthresh_bytes;
 	r->ssthresh_bytes = max_u64(cc->cwnd_bytes / 2, 2ull * cc->mss);
 }
 
@@ -113,6 +117,19 @@ static void reno_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 	cc->cwnd_bytes = min_u64(cc->cwnd_bytes, 10ull * cc->mss);
 }
 
+static void reno_on_undo(struct cc *cc, uint64_t now_ns)
+{
+	struct reno *r = reno_of(cc);
+
+	(void)now_ns;
+	if (!r->prior_cwnd_bytes)
+		return;
+	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, r->prior_cwnd_bytes);
+	r->ssthresh_bytes = max_u64(r->ssthresh_bytes, r->prior_ssthresh_bytes);
+	r->after_rto = 0;
+	r->prior_cwnd_bytes = 0;
+}
+
 const struct cc_ops cc_reno = {
 	.name = "reno",
 	.init = reno_init,
@@ -121,4 +138,5 @@ const struct cc_ops cc_reno = {
 	.on_exit_recovery = reno_exit_recovery,
 	.on_rto = reno_on_rto,
 	.on_restart = reno_on_restart,
+	.on_undo = reno_on_undo,
 };

@@ -229,6 +229,21 @@ void flight_renege(struct flight *fl)
 	fl->n_sacked = 0;
 }
 
+void flight_unlose(struct flight *fl, uint64_t end)
+{
+	for (uint32_t i = fl->count; i--;) {
+		uint32_t idx = flight_idx(fl, i);
+		struct seg *s = flight_seg(fl, idx);
+
+		if (seg_end(s) > end || (s->flags & (SEG_LOST | SEG_RETRANS)) != SEG_LOST)
+			continue;
+		flight_unlink(fl, s);
+		s->flags &= (uint16_t)~SEG_LOST;
+		list_push_front(fl, &fl->tx, idx);
+		fl->inflight_bytes += s->len;
+	}
+}
+
 static uint32_t pieces(const struct seg *s, uint32_t max)
 {
 	return (s->len + max - 1) / max;

@@ -120,6 +120,10 @@ void flight_resend(struct flight *fl, uint32_t idx);
 /* Forgets all SACK marks: the receiver has reneged (RFC 2018 section 8) */
 void flight_renege(struct flight *fl);
 
+/* Segments below end that are marked lost and were sent once are thought to be in the network again; all that
+ * is on tx was sent after them */
+void flight_unlose(struct flight *fl, uint64_t end);
+
 /* Cuts every segment into pieces of at most max sequence numbers (the path MTU fell). false: no memory,
  * unchanged. */
 bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max);

@@ -12,6 +12,7 @@
  * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
+ * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_timer.c  deadlines
  *
@@ -155,6 +156,13 @@ struct tcb {
 	uint8_t burst;	      /* packets since this tcb was put at the end of the ready list */
 };
 
+/* F-RTO (RFC 5682) */
+enum frto_step {
+	FRTO_OFF,
+	FRTO_FIRST,    /* the first segment was sent again, nothing else goes */
+	FRTO_NEW_DATA, /* new data goes before any other retransmission */
+};
+
 /* What only the outer leg has */
 struct outer {
 	struct cc cc;
@@ -174,6 +182,14 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
+	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
+	uint64_t undo_una; /* 0: nothing can be undone */
+	uint64_t undo_end;
+	uint32_t undo_retrans; /* retransmissions not yet reported as duplicates */
+	uint32_t retrans_ts;   /* timestamp clock at the first of them */
+	uint8_t retrans_ts_known;
+	uint8_t undo_timeout; /* the reduction was a timeout's */
+	uint8_t frto;	      /* enum frto_step */
 };
 
 /* tcp_timer.c */
@@ -198,6 +214,17 @@ void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
 uint64_t tcp_min_rtt_ns(const struct tcb *t);
 void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns);
+
+void tcp_exit_recovery(struct tcb *t, uint64_t now_ns);
+
+/* tcp_undo.c, all for the outer leg only; true: the last reduction was needless */
+void undo_on_recovery(struct tcb *t);
+void undo_on_timeout(struct tcb *t); /* before TF_RECOVERY is set */
+void undo_on_resend(struct tcb *t, const struct seg *s, uint64_t now_ns);
+bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end);
+bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
+bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
+void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
 /* tcp_rack.c */
 void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);
@@ -231,5 +258,6 @@ uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
 void tcp_set_mss(struct dmm_core *core, struct tcb *t);
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_inflight(const struct tcb *t);
+uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns);
 
 #endif /* DMM_TCP_H */

@@ -18,6 +18,8 @@ struct ack_ctx {
 	bool has_best;
 	bool advanced;
 	bool dsack;
+	bool undo;     /* proof that the last reduction was needless */
+	bool original; /* a segment below undo_end that was sent once was delivered */
 	uint32_t popped_segs;
 };
 
@@ -75,6 +77,7 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 	if (tcb_is_outer(t)) {
 		o->delivered_bytes += s->len;
 		o->delivered_ns = now_ns;
+		ctx->original |= !(s->flags & SEG_RETRANS) && seg_end(s) <= o->undo_end;
 	}
 	if (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
 	    (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns)) {
@@ -132,6 +135,8 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 		if (i == 0 && is_dsack(t, pkt, ack)) {
 			ctx->dsack = true;
 			rack_dsack(t);
+			if (tcb_is_outer(t) && start > 0)
+				ctx->undo |= undo_on_dsack(t, (uint64_t)start, (uint64_t)end);
 			continue;
 		}
 		if (!t->fl || start >= end || start < (int64_t)t->snd_una || end > (int64_t)t->snd_nxt)
@@ -238,7 +243,7 @@ static void rate_sample(struct outer *o, struct ack_ctx *ctx, uint64_t min_rtt_n
 			(uint64_t)((double)s->interval_delivered_bytes * 1e9 / (double)s->interval_ns);
 }
 
-static void exit_recovery(struct tcb *t, uint64_t now_ns)
+void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
 {
 	struct cc *cc = &tcb_conn(t)->outer.cc;
 
@@ -272,9 +277,11 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 		rate_sample(&c->outer, ctx, tcp_min_rtt_ns(t), now_ns);
 	}
 	if ((t->flags & TF_RECOVERY) && (!t->fl || t->snd_una >= t->fl->recovery_end))
-		exit_recovery(t, now_ns);
+		tcp_exit_recovery(t, now_ns);
 	if (tcb_is_outer(t))
 		cc_inputs(t);
+	if (ctx->undo)
+		undo_reduction(core, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, now_ns);
 	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes))
@@ -360,8 +367,15 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 		sack_process(t, &ctx, pkt, ack, now_ns);
 	if (ack > (int64_t)t->snd_una)
 		cumulative(core, t, &ctx, (uint64_t)ack, now_ns);
-	if (!t->fl)
+	if (tcb_is_outer(t)) {
+		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);
+		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original, pkt->payload_len);
+	}
+	if (!t->fl) {
+		if (ctx.undo) /* a DSACK after all is acknowledged */
+			undo_reduction(core, t, now_ns);
 		return true;
+	}
 	if (ctx.s.rtt_ns)
 		tcp_rtt_sample(core, t, ctx.s.rtt_ns, now_ns);
 	tlp_process(t, &ctx, pkt, (uint64_t)(ack < 0 ? 0 : ack), now_ns);

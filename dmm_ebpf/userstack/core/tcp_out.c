@@ -117,7 +117,7 @@ static uint16_t take_window(struct dmm_core *core, struct tcb *t, bool syn)
 	return (uint16_t)wnd;
 }
 
-static uint32_t ts_now(const struct tcb *t, uint64_t now_ns)
+uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns)
 {
 	return (uint32_t)(now_ns / NS_PER_MS) + t->ts_offset;
 }
@@ -184,7 +184,7 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	if (flags & TH_SYN)
 		return;
 	if (t->flags & TF_TS)
-		wire_opt_ts(seg, ts_now(t, now_ns), t->ts_recent);
+		wire_opt_ts(seg, tcp_ts_now(t, now_ns), t->ts_recent);
 	if (put_sack(core, t, seg, len))
 		ack_sent(t);
 	t->last_ack_sent = t->rcv_nxt;
@@ -245,7 +245,7 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	fill_seg(core, t, &seg, answer ? TH_SYN | TH_ACK : TH_SYN, 0, 0, now_ns);
 	wire_opt_mss(&seg, tcp_adv_mss(core, t));
 	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS),
-			  ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
+			  tcp_ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
 			  t->rcv_wscale);
 	if (!(t->flags & TF_SYN_RTX))
 		t->syn_ns = now_ns;
@@ -370,8 +370,10 @@ static uint32_t out_again(struct dmm_core *core, struct tcb *t, uint8_t *buf, st
 {
 	flight_resend(t->fl, idx);
 	core->counters[DMM_CORE_RETRANSMITS]++;
-	if (tcb_is_outer(t))
+	if (tcb_is_outer(t)) {
 		tcb_conn(t)->outer.retransmits++;
+		undo_on_resend(t, flight_seg(t->fl, idx), now_ns);
+	}
 	return out_segment(core, t, buf, meta, idx, now_ns);
 }
 
@@ -497,6 +499,27 @@ static void note_idle(struct dmm_core *core, struct tcb *t, uint64_t unsent, uin
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
 }
 
+static bool frto_waits(const struct tcb *t)
+{
+	return tcb_is_outer(t) && tcb_conn(t)->outer.frto != FRTO_OFF && !(t->flags & TF_FORCE_RTX);
+}
+
+/* RFC 5682 section 2.1 step 2b: up to two new segments before anything else is sent again; without any the
+ * timeout is taken for real */
+static bool frto_new_data(const struct dmm_core *core, struct tcb *t, uint32_t cap)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+	bool fin;
+
+	if (!tcb_is_outer(t) || o->frto != FRTO_NEW_DATA || t->snd_nxt >= o->undo_end + 2 * t->mss)
+		return false;
+	if (new_length(core, t, cap, false, &fin) || fin)
+		return true;
+	if (t->snd_nxt == o->undo_end)
+		o->frto = FRTO_OFF;
+	return false;
+}
+
 static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns)
 {
@@ -508,9 +531,11 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 		if (len)
 			return len;
 	}
-	if (t->fl && t->fl->lost.head != FLIGHT_NIL) {
+	if (t->fl && t->fl->lost.head != FLIGHT_NIL && !frto_new_data(core, t, cap)) {
 		uint32_t idx = t->fl->lost.head;
 
+		if (frto_waits(t))
+			return 0;
 		if (!(t->flags & TF_FORCE_RTX) && !cwnd_allows(t, flight_seg(t->fl, idx)->len))
 			return 0;
 		if (pace_blocked(core, t, now_ns))

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* counters.h: the names under which the test programs print the core's counters (api.h) */
+#ifndef SIM_COUNTERS_H
+#define SIM_COUNTERS_H
+
+#include "api.h"
+
+static const char *const counter_names[] = {
+	[DMM_CORE_IN_PACKETS] = "in_packets",
+	[DMM_CORE_OUT_PACKETS] = "out_packets",
+	[DMM_CORE_MALFORMED] = "malformed",
+	[DMM_CORE_BAD_CSUM] = "bad_csum",
+	[DMM_CORE_NO_CONN] = "no_conn",
+	[DMM_CORE_BAD_SEQ] = "bad_seq",
+	[DMM_CORE_PAWS] = "paws",
+	[DMM_CORE_RST_IN] = "rst_in",
+	[DMM_CORE_RST_OUT] = "rst_out",
+	[DMM_CORE_ACTIVE_OPEN] = "active_open",
+	[DMM_CORE_PASSIVE_OPEN] = "passive_open",
+	[DMM_CORE_REFUSED_LIMIT] = "refused_limit",
+	[DMM_CORE_RETRANSMITS] = "retransmits",
+	[DMM_CORE_RTO] = "rto",
+	[DMM_CORE_OOO_DROPPED] = "ooo_dropped",
+	[DMM_CORE_CHALLENGE_ACKS] = "challenge_acks",
+	[DMM_CORE_UNDONE] = "undone",
+};
+
+_Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");
+
+#endif /* SIM_COUNTERS_H */
