@@ -43,7 +43,7 @@ MAX_NAME = 31
 MAX_USER_STACKS = 34  # marks and devices dmm-0 .. dmm-33
 
 USER_TRANSPORTS = ("tcp",)
-USER_CONGESTION = ("cubic", "wan")
+USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp")
 _IO_TO_COME = ("af_packet", "tun")
 

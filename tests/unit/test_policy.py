@@ -131,8 +131,8 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("transport to come", U + 'transport = "quic"\n', ["policy.toml:3:", '"quic"', 'expected "tcp"']),
     (
         "congestion of user stacks",
-        U + 'congestion = "bbr"\n',
-        ["policy.toml:3:", 'expected "cubic" or "wan"'],
+        U + 'congestion = "vegas"\n',
+        ["policy.toml:3:", 'expected "cubic", "wan", "bbr" or "reno"'],
     ),
     (
         "io to come",
