@@ -35,7 +35,7 @@ enum { ABORT_TURNS = 64 };
 #define NS_PER_S 1000000000ull
 #define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */
 
-static uint64_t now_ns(void)
+uint64_t engine_now_ns(void)
 {
 	struct timespec ts;
 
@@ -135,8 +135,9 @@ static void resolve(struct dmm_engine *e, const struct dmm_action *action, uint6
 		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
 }
 
-static void run_actions(struct dmm_engine *e, uint64_t now)
+static void run_actions(struct dmm_engine *e)
 {
+	uint64_t now = engine_now_ns();
 	struct dmm_action action;
 
 	while (dmm_core_action(e->core, &action)) {
@@ -151,24 +152,28 @@ static void run_actions(struct dmm_engine *e, uint64_t now)
 
 /* ---- the loop ---- */
 
-/* One turn. Returns when the next is due at the latest. */
+/*
+ * One turn. Returns when the next is due at the latest. Every step reads the clock itself: a turn may be
+ * interrupted for milliseconds, and an ACK stamped with the time of its beginning would make the path look
+ * shorter than it is.
+ */
 static uint64_t turn(struct dmm_engine *e)
 {
-	uint64_t now = now_ns();
-
 	e->more = false;
-	engine_tun_in(e, now);
-	run_actions(e, now);
-	engine_nic_out(e, now);
+	engine_tun_in(e);
+	run_actions(e);
+	engine_nic_out(e);
 	for (uint32_t i = 0; i < e->n_xsk; i++)
-		engine_xsk_in(e, i, now);
-	run_actions(e, now);
-	now = now_ns();
-	dmm_core_poll(e->core, now);
-	run_actions(e, now);
-	engine_tun_out(e, now);
-	engine_nic_out(e, now);
-	run_actions(e, now);
+		engine_xsk_in(e, i);
+	run_actions(e);
+	dmm_core_poll(e->core, engine_now_ns());
+	run_actions(e);
+	engine_tun_out(e);
+	engine_nic_out(e);
+	run_actions(e);
+
+	uint64_t now = engine_now_ns();
+
 	if (e->more)
 		return now;
 	for (uint32_t i = 0; i < e->n_xsk; i++)
@@ -195,7 +200,7 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 {
 	struct pollfd fds[MAX_XSKS + 2];
 	nfds_t n = poll_set(e, fds);
-	uint64_t now = now_ns();
+	uint64_t now = engine_now_ns();
 	uint64_t left = due > now ? due - now : 0;
 	struct timespec ts = {.tv_sec = (time_t)(left / NS_PER_S), .tv_nsec = (long)(left % NS_PER_S)};
 	uint64_t drained;
@@ -219,7 +224,7 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 
 static void abort_all(struct dmm_engine *e)
 {
-	dmm_core_abort_all(e->core, now_ns());
+	dmm_core_abort_all(e->core, engine_now_ns());
 	for (int i = 0; i < ABORT_TURNS && !e->error; i++) {
 		uint64_t before = e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path;
 
@@ -228,7 +233,7 @@ static void abort_all(struct dmm_engine *e)
 		    before == e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path)
 			return;
 		if (e->nic_blocked || e->tun_tx_len)
-			wait_until(e, now_ns() + NS_PER_S / 1000);
+			wait_until(e, engine_now_ns() + NS_PER_S / 1000);
 	}
 }
 
@@ -245,7 +250,7 @@ int dmm_engine_run(struct dmm_engine *e)
 			abort_all(e);
 		if (stop || e->error)
 			break;
-		if (due > now_ns()) {
+		if (due > engine_now_ns()) {
 			wait_until(e, due);
 		} else {
 			engine_unlock(e);
@@ -343,7 +348,7 @@ void dmm_engine_nic_set_mac(struct dmm_engine *e, uint32_t nic, const uint8_t *m
 void dmm_engine_path_set(struct dmm_engine *e, const uint8_t *addr, uint32_t nic, const uint8_t *dst_mac,
 			 uint32_t mtu)
 {
-	uint64_t now = now_ns();
+	uint64_t now = engine_now_ns();
 
 	engine_lock(e);
 	struct path *path = path_find(&e->paths, addr, PATH_NONE);
@@ -365,7 +370,7 @@ void dmm_engine_path_set(struct dmm_engine *e, const uint8_t *addr, uint32_t nic
 
 void dmm_engine_path_failed(struct dmm_engine *e, const uint8_t *addr, uint32_t error)
 {
-	uint64_t now = now_ns();
+	uint64_t now = engine_now_ns();
 
 	engine_lock(e);
 	struct path *path = path_find(&e->paths, addr, PATH_NONE);
@@ -407,7 +412,7 @@ uint64_t dmm_engine_path_idle_ns(struct dmm_engine *e, const uint8_t *addr)
 	struct path *path = path_find(&e->paths, addr, PATH_NONE);
 
 	if (path && path->state == PATH_READY)
-		idle = now_ns() - path->used_ns;
+		idle = engine_now_ns() - path->used_ns;
 	engine_unlock(e);
 	return idle;
 }

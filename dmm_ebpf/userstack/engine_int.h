@@ -44,15 +44,18 @@ struct dmm_engine {
 	pthread_mutex_t gate, lock;
 };
 
+/* CLOCK_MONOTONIC */
+uint64_t engine_now_ns(void);
+
 /* A PENDING entry whose path has been asked for; NULL: too much is being asked already. */
 struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now);
 
 /* Reads what the TUN device, or socket number i, has, up to a budget; sets more when the budget was used up.
  */
-void engine_tun_in(struct dmm_engine *e, uint64_t now);
-void engine_xsk_in(struct dmm_engine *e, uint32_t i, uint64_t now);
+void engine_tun_in(struct dmm_engine *e);
+void engine_xsk_in(struct dmm_engine *e, uint32_t i);
 /* Sends what the core has, as long as there is room; sets nic_blocked or tun_tx_len when there is none. */
-void engine_nic_out(struct dmm_engine *e, uint64_t now);
-void engine_tun_out(struct dmm_engine *e, uint64_t now);
+void engine_nic_out(struct dmm_engine *e);
+void engine_tun_out(struct dmm_engine *e);
 
 #endif /* DMM_ENGINE_INT_H */

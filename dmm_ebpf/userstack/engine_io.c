@@ -25,8 +25,9 @@ enum {
 	TCP_CSUM_OFFSET = 16,
 };
 
-void engine_tun_in(struct dmm_engine *e, uint64_t now)
+void engine_tun_in(struct dmm_engine *e)
 {
+	uint64_t now = engine_now_ns();
 	struct dmm_rx_meta meta;
 
 	for (uint32_t i = 0; i < TUN_RX_BUDGET; i++) {
@@ -93,10 +94,11 @@ static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
 	return total <= room && total >= (*v6 ? IP6_BYTES : IP4_MIN_BYTES) ? total : 0;
 }
 
-void engine_xsk_in(struct dmm_engine *e, uint32_t i, uint64_t now)
+void engine_xsk_in(struct dmm_engine *e, uint32_t i)
 {
 	struct dmm_xsk *xsk = e->xsk[i];
 	uint32_t count = dmm_xsk_rx_peek(xsk, NIC_RX_BUDGET);
+	uint64_t now = engine_now_ns(); /* after the packets came */
 
 	for (uint32_t k = 0; k < count; k++) {
 		struct dmm_rx_meta meta = {0};
@@ -203,8 +205,9 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 		xsk_kick(e, i);
 }
 
-void engine_nic_out(struct dmm_engine *e, uint64_t now)
+void engine_nic_out(struct dmm_engine *e)
 {
+	uint64_t now = engine_now_ns();
 	uint32_t sent = 0;
 
 	e->nic_blocked = false;
@@ -254,8 +257,10 @@ static bool tun_flush(struct dmm_engine *e)
 	return true;
 }
 
-void engine_tun_out(struct dmm_engine *e, uint64_t now)
+void engine_tun_out(struct dmm_engine *e)
 {
+	uint64_t now = engine_now_ns();
+
 	if (e->tun_tx_len && !tun_flush(e))
 		return;
 	for (uint32_t i = 0; i < TUN_TX_BUDGET && !e->error; i++) {
