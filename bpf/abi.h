@@ -24,7 +24,7 @@ enum dmm_limits {
 	DMM_MAX_RULES = 64,  /* per policy */
 	DMM_MAX_NICS = 16,
 	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
-	DMM_NEAR_FLOWS = 8192,	/* in flows[] */
+	DMM_NEAR_FLOWS = 2048,	/* in flows[] */
 	DMM_MAX_FLOWS = 262144, /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,

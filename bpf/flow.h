@@ -5,7 +5,7 @@
  * flows[] and more_flows[] are plain hashes, not LRUs: an open flow is never evicted; when both are full the
  * new flow is counted in DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a
  * connecting socket, the only allocation on its way; an accepted socket's is made at PASSIVE_ESTABLISHED. It
- * goes at TCP_CLOSE, or, when connect() failed before any SYN, with the socket (release.h).
+ * goes at TCP_CLOSE, or, when it never got established, with the socket (release.h).
  *
  * Events are put in the ring only while somebody follows (DMM_CONTROL_EVENTS). Waking a reader costs more
  * than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader looks again a little later
@@ -109,9 +109,8 @@ static __always_inline __u32 *overflowed(void)
 	return map_lookup(DMM_MAP(overflow), &zero);
 }
 
-static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
+static __always_inline struct dmm_flow *flow_lookup(__u64 cookie)
 {
-	__u64 cookie = dmm_socket_cookie(ctx);
 	struct dmm_flow *flow = map_lookup(DMM_MAP(flows), &cookie);
 	const __u32 *more;
 
@@ -119,6 +118,11 @@ static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
 		return flow;
 	more = overflowed();
 	return more && *more ? map_lookup(DMM_MAP(more_flows), &cookie) : NULL;
+}
+
+static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
+{
+	return flow_lookup(dmm_socket_cookie(ctx));
 }
 
 static __always_inline void flow_drop(__u64 cookie)

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * release.h: cgroup/sock_release: the last word on a socket whose connect() failed before any SYN.
+ * release.h: cgroup/sock_release: the last word on a socket that never got established.
  *
- * The connect hook has made its record, and no TCP_CLOSE will follow, because it never left that state; so
- * the record goes with the socket. Every other record goes at TCP_CLOSE, under the socket's lock. Nothing
- * else can happen to the socket at the same time: it is in no hash table, and its last descriptor is being
- * closed.
+ * The connect hook has made its record, and changes of state are called back only from ESTABLISHED on, or,
+ * while somebody follows, from the SYN on, which shows in the record's state. A record without a state is
+ * thus nobody else's to remove, and goes when the last descriptor is closed. Every other goes at TCP_CLOSE.
  */
 #ifndef DMM_RELEASE_H
 #define DMM_RELEASE_H
@@ -14,9 +13,18 @@
 
 static __always_inline int released(struct bpf_sock *ctx)
 {
-	if (CTX_LOAD(u32, ctx, state) != BPF_TCP_CLOSE || CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
+	__u32 state = CTX_LOAD(u32, ctx, state);
+	const struct dmm_flow *flow;
+	__u64 cookie;
+
+	if (state != BPF_TCP_CLOSE && state != BPF_TCP_SYN_SENT)
 		return 1;
-	flow_drop(dmm_socket_cookie(ctx));
+	if (CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
+		return 1;
+	cookie = dmm_socket_cookie(ctx);
+	flow = flow_lookup(cookie);
+	if (flow && !flow->state)
+		flow_drop(cookie);
 	return 1;
 }
 

@@ -243,16 +243,20 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 
 /*
  * TCP_CONNECT_CB (a SYN is about to be sent) and ACTIVE_ESTABLISHED_CB. The record is there since connect(),
- * and what it lacks inet_diag knows; only who follows is told more.
+ * and what it lacks inet_diag knows; only who follows is told more. So the handshake itself is watched only
+ * then: the callback that it would cost is a good part of what the hooks cost at all.
  */
 static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control,
 				       __u32 state, __u32 event)
 {
 	struct dmm_flow *flow;
 
-	state_flag_set(ctx);
-	if (likely(!events_wanted(control)))
+	if (likely(!events_wanted(control))) {
+		if (state == BPF_TCP_ESTABLISHED)
+			state_flag_set(ctx);
 		return;
+	}
+	state_flag_set(ctx);
 	flow = flow_find(ctx);
 	if (!flow)
 		return;

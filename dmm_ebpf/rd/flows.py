@@ -140,8 +140,8 @@ def merge_live(
     """Flows with the newest state and figures.
 
     by_cookie: each socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old as the last
-    change of state. A record that says no state, and has no socket there, is left out: its connect() has failed before
-    any SYN, or it has just ended.
+    change of state. A record that says no state, and has no socket there, is left out: its connect() has failed, or
+    it has just ended.
     by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the
     round trip, the retransmissions and the window are those of the path, not of the hop to the stack process.
     """

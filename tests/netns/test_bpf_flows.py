@@ -227,7 +227,28 @@ def test_while_nobody_follows_there_is_no_event_and_no_record_is_left(bench: Ben
     with pytest.raises(ConnectionRefusedError):
         agent.open("z")
         agent.connect("z", "127.0.0.1", port)
+    agent.close("z")
     assert list(bench.attached.flows()) == [] and bench.reader.read() == []
+
+
+@pytest.mark.parametrize("how", ["close", "exit", "follow"])
+def test_a_connect_given_up_unwatched_leaves_no_record(bench: Bench, how: str) -> None:
+    follow(bench.attached, 0)
+    bench.b.ip(f"route add blackhole {bench.a.ip4}/32")
+    agent = Agent(bench.cgroup, bench.a)
+    agent.open("x")
+    agent("s['x'].setblocking(False)")
+    agent(f"s['x'].connect_ex(({bench.b.ip4!r}, {bench.port}))")
+    flow = bench.flow(agent.cookie("x"))
+    assert flow is not None and flow.state == 0
+    if how == "exit":
+        agent.process.kill()
+        agent.process.wait()
+    else:
+        if how == "follow":
+            follow(bench.attached)
+        agent.close("x")
+    wait_for(lambda: not list(bench.attached.flows()), 5, "the record to go")
 
 
 def test_more_flows_than_the_near_map_holds(bench: Bench) -> None:
