@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cclab import BUFFERS_BDP, LOSSES_PCT, RATES_MBIT, RTTS_MS, SANITIZE, build, run
+from cclab import BUFFERS_BDP, LOSSES_PCT, RATES_MBIT, RTTS_MS, SANITIZE, build, cold_start_s, run
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_queue_loss_is_not_taken_for_random_loss(ccsim: Path, buf: float, loss: 
 def test_ten_flows_that_come_one_after_the_other(ccsim: Path) -> None:
     flows = run(ccsim, *(f"wan:start={i}" for i in range(10)), dur=60, warm=40)
     shares = [flow.ratio for flow in flows]
-    assert sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) > 0.75
+    assert sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) > 0.85
     assert max(flow.queue_loss for flow in flows) < 0.03
 
 
@@ -105,17 +105,30 @@ def test_idle_and_application_limited_flows_keep_their_model(ccsim: Path) -> Non
     assert flow.queue_loss < 0.001
 
 
-def test_short_transfer_no_slower_than_bbr(ccsim: Path) -> None:
-    for rate in RATES_MBIT:
-        for loss in (0, 5):
-            times = {
-                cc: sorted(
-                    run(ccsim, f"{cc}:kb=1000", rate=rate, rtt=100, loss=loss, seed=seed, dur=60)[0].done_s
-                    for seed in range(1, 10)
-                )[4]
-                for cc in ("wan", "bbr1")
-            }
-            assert times["wan"] <= times["bbr1"] * 1.01
+@pytest.mark.parametrize("rate", RATES_MBIT)
+@pytest.mark.parametrize("rtt", RTTS_MS)
+def test_short_transfer_no_slower_than_bbr(ccsim: Path, rate: int, rtt: int) -> None:
+    """1 MB from cold, in every cell; 1 % is what the median of 21 seeds cannot tell apart under loss."""
+    for loss in LOSSES_PCT:
+        wan, bbr = (cold_start_s(ccsim, cc, rate, rtt, loss, seeds=21) for cc in ("wan", "bbr1"))
+        assert wan <= bbr * 1.012, (rate, rtt, loss, wan, bbr)
+
+
+def test_start_up_overshoots_less_than_bbr(ccsim: Path) -> None:
+    for buf, rtt, loss in ((1, 100, 0), (0.1, 100, 0), (1, 200, 12)):
+        wan, bbr = (
+            run(ccsim, cc, buf=buf, rtt=rtt, loss=loss, warm=0, dur=rtt * 0.03)[0] for cc in ("wan", "bbr1")
+        )
+        assert wan.queue_loss <= 0.5 * bbr.queue_loss
+        assert wan.ratio > 0.97 * bbr.ratio
+
+
+@pytest.mark.parametrize("buf", BUFFERS_BDP)
+def test_beside_bbr_of_the_draft_neither_starves(ccsim: Path, buf: float) -> None:
+    wan, bbr = run(ccsim, "wan", "bbr", buf=buf, dur=60, warm=10)
+    assert min(wan.ratio, bbr.ratio) > 0.15
+    assert wan.ratio + bbr.ratio > 0.95
+    assert wan.queue_loss < 0.03
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:

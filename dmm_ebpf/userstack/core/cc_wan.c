@@ -70,6 +70,7 @@ static void wan_enter_up(const struct cc *cc, struct wan *w, const struct cc_sam
 	w->bw_lo = UINT64_MAX;
 	w->full_bw = wan_bw(w);
 	w->up_stage = 0;
+	w->up_rtt_ns = w->last_round_rtt_ns == UINT64_MAX ? w->min_rtt_ns : w->last_round_rtt_ns;
 	w->flags = (w->flags & ~(F_SUSPECT | F_TIGHT | F_ALONE)) | F_PROBED;
 	if (!(w->flags & F_RIVAL) && w->calm >= 2 && w->last_round_rtt_ns <= wan_rtt_plus(cc, w, 40))
 		w->flags |= F_ALONE;
@@ -305,14 +306,21 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 	w->flags &= ~F_ROUND_APP_LIMITED;
 }
 
-/* How long DOWN stays: to empty the queue, and with loss to see enough packets of the experiment */
+/*
+ * How long DOWN stays: to empty the queue, and with loss to see enough packets of the experiment; the first
+ * one, after DRAIN, does not stay for it, short transfers would pay.
+ */
 static int wan_down_done(const struct cc *cc, const struct wan *w, const struct cc_sample *s)
 {
 	uint64_t held = s->now_ns - w->phase_ns, bdp = wan_bdp(w, UNIT), seen;
 	int lossy = w->p_ppm || w->lost_total > w->round_lost;
-	int need = w->flags & F_SUSPECT || (lossy && (w->cycle % 2 || w->p_total < 1000ull * cc->mss));
+	int need = w->flags & F_SUSPECT ||
+		   (lossy && w->cycle > 1 && (w->cycle % 2 || w->p_total < 1000ull * cc->mss));
 
 	if (held > 4 * w->min_rtt_ns + 20 * NS_PER_MS)
+		return 1;
+	/* a queue of others cannot be emptied; one DOWN in four looks whether it is still there */
+	if (w->flags & F_RIVAL && w->cycle % 4 && w->phase_rounds >= 2)
 		return 1;
 	if (cc->inflight_bytes > bdp || !s->rtt_ns || s->rtt_ns > wan_rtt_plus(cc, w, 50))
 		return 0;
@@ -322,29 +330,6 @@ static int wan_down_done(const struct cc *cc, const struct wan *w, const struct 
 		return 0;
 	seen = s->delivered_bytes - w->win_delivered;
 	return seen >= max64(min64(128ull * cc->mss, bdp * 3), bdp / 2);
-}
-
-/*
- * Slow and with no more than a BDP in flight we have no queue of our own. One that stands nevertheless is
- * somebody else's, and to keep yielding to it would be to starve.
- */
-static void wan_judge_rival(const struct cc *cc, struct wan *w)
-{
-	if (w->phase_rtt_ns == UINT64_MAX)
-		return;
-	if (w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 8 + 2 * NS_PER_MS) {
-		w->calm = 0;
-		w->strikes = (uint8_t)min64(w->strikes + 1u, RIVAL_STRIKES);
-		if (w->strikes >= RIVAL_STRIKES)
-			w->flags |= F_RIVAL;
-	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
-		w->strikes = 0;
-		w->calm = (uint8_t)min64(w->calm + 1u, RIVAL_CALM);
-		if (w->calm >= RIVAL_CALM) {
-			w->flags &= ~F_RIVAL;
-			w->base_rtt_ns = w->min_rtt_ns;
-		}
-	}
 }
 
 static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
@@ -370,9 +355,9 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 		break;
 	case WAN_UP:
 		/* the queue that this probe made came back: it has found the bottleneck, no need to wait for
-		 * the round */
-		if (w->flags & F_ALONE && s->prior_delivered_bytes >= w->phase_delivered &&
-		    s->rtt_ns > wan_rtt_plus(cc, w, 24))
+		 * the round; beside a rival it is to be seen first what share we are given */
+		if (!(w->flags & F_RIVAL) && s->prior_delivered_bytes >= w->phase_delivered &&
+		    s->rtt_ns > w->up_rtt_ns + wan_rtt_plus(cc, w, 24) - w->min_rtt_ns)
 			wan_enter_down(w, s);
 		break;
 	}
@@ -484,7 +469,10 @@ static void wan_set_pacing(struct cc *cc, const struct wan *w)
 		cc->pacing_Bps = max64(rate, cc->mss);
 }
 
-/* Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with p_hat. */
+/*
+ * Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with p_hat. And
+ * they bring no ACKs: without credit for those that p_hat explains, STARTUP would grow by 2(1-p) a round.
+ */
 static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	uint64_t target = wan_bdp(w, wan_cwnd_gain(w));
@@ -495,7 +483,7 @@ static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s
 	if (w->flags & F_FULL_BW)
 		cc->cwnd_bytes = min64(cc->cwnd_bytes + s->acked_bytes, target);
 	else if (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss)
-		cc->cwnd_bytes += s->acked_bytes;
+		cc->cwnd_bytes += mul_div(s->acked_bytes, PPM, PPM - w->p_ppm);
 	cc->cwnd_bytes = max64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 

@@ -26,7 +26,7 @@
 #define P_KNOWN_SEGS 100u /* p_hat of fewer packets is no knowledge */
 #define POOL_SEGS 256u	  /* fewer packets than this say little about loss */
 
-#define GAIN_STARTUP 2836u	 /* 2.77, draft: BBRStartupPacingGain */
+#define GAIN_STARTUP 3072u	 /* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
 #define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
 #define GAIN_DOWN 922u		 /* 0.9 */
 #define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
@@ -113,7 +113,10 @@ struct wan {
 		uint64_t startup_bw;  /* STARTUP: what a later round must outrun */
 		uint64_t suspect_ppm; /* the loss that F_SUSPECT or F_TIGHT is about */
 	};
-	uint64_t queue_from_ns; /* STARTUP: RTT has been high since; 0: it is not */
+	union {
+		uint64_t queue_from_ns; /* STARTUP: RTT has been high since; 0: it is not */
+		uint64_t up_rtt_ns;	/* UP: smallest RTT of the round before it */
+	};
 	/* aggregation of ACKs, draft: BBR.extra_acked */
 	uint64_t extra_ns;
 	uint64_t extra_delivered;
@@ -330,6 +333,33 @@ static inline void wan_trim(const struct cc *cc, struct wan *w)
 		w->trim = (uint16_t)min64(w->trim + TRIM_UP, wan_bias(cc, w));
 	else
 		w->trim -= (uint16_t)min64(w->trim, TRIM_DOWN);
+}
+
+/*
+ * Slow and with no more than a BDP in flight we have no queue of our own. One that stands nevertheless is
+ * somebody else's, and to keep yielding to it would be to starve.
+ */
+static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
+{
+	if (w->phase_rtt_ns == UINT64_MAX)
+		return;
+	if (w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 8 + 2 * NS_PER_MS) {
+		w->calm = 0;
+		w->strikes = (uint8_t)min64(w->strikes + 1u, RIVAL_STRIKES);
+		if (w->strikes >= RIVAL_STRIKES) {
+			w->flags |= F_RIVAL;
+			/* every time: those who share a queue must probe alike, or who lost a probe stays
+			 * small */
+			w->gain_up = GAIN_UP_MAX;
+		}
+	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
+		w->strikes = 0;
+		w->calm = (uint8_t)min64(w->calm + 1u, RIVAL_CALM);
+		if (w->calm >= RIVAL_CALM) {
+			w->flags &= ~F_RIVAL;
+			w->base_rtt_ns = w->min_rtt_ns;
+		}
+	}
 }
 
 /* A probe asks for four segments more at least: what a percentage of a few segments can find is less than
