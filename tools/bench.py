@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,9 @@ from typing import Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_inner
+import bench_wide
 import typer
+from bench_matrix import LOSSES_PCT, RATES_MBIT, RIVALS, RTTS_MS, Plan, cells, numbers
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.build import program_path
 from lab.programs import start_server
@@ -81,7 +83,13 @@ def medians(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, flo
 
 def connect_ns(host: Host, cgroup: Cgroup) -> float:
     """The median of CONNECTS connect() calls to loopback, in ns."""
-    argv = [program_path("connbench"), "connect", "127.0.0.1", str(CONNECT_PORT), str(CONNECTS)]
+    argv: list[str | Path] = [
+        program_path("connbench"),
+        "connect",
+        "127.0.0.1",
+        str(CONNECT_PORT),
+        str(CONNECTS),
+    ]
     done = cgroup.run(argv, host=host)
     return statistics.median(int(line) for line in done.stdout.split())
 
@@ -91,7 +99,7 @@ def bench_connect(directory: Path, rounds: int) -> Result:
     with Lab("connect") as lab, ExitStack() as stack:
         host = lab.host("host")
         attached, plain = stack.enter_context(Cgroup()), stack.enter_context(Cgroup())
-        serve = [program_path("connbench"), "serve", "127.0.0.1", str(CONNECT_PORT)]
+        serve: list[str | Path] = [program_path("connbench"), "serve", "127.0.0.1", str(CONNECT_PORT)]
         start_server(host, serve, CONNECT_PORT, directory / "connbench.log")
         write_routes(directory / "routes.csv")
         stack.enter_context(Routed(host, attached, KERNEL_POLICY, directory))
@@ -184,38 +192,79 @@ def show(results: dict[str, Result]) -> None:
     Console(soft_wrap=True).print(table)
 
 
+def words(values: Iterable[float]) -> str:
+    """A list as the options take it."""
+    return ",".join(f"{value:g}" for value in values)
+
+
+def run_one(item: str, directory: Path, rounds: int, seconds: int) -> Result:
+    """One of TITLES."""
+    if item == "connect":
+        return bench_connect(directory, rounds)
+    if item == "kernel":
+        return bench_kernel(directory, rounds, seconds)
+    if item == "user":
+        return bench_user(directory, rounds, seconds)
+    return bench_inner_leg(directory, rounds, seconds)
+
+
+def rivals_of(text: str) -> tuple[str, ...]:
+    """ "wan,bbr" as a tuple."""
+    chosen = tuple(text.split(","))
+    if unknown := [name for name in chosen if name not in RIVALS]:
+        raise typer.BadParameter(f"there is no rival {unknown[0]!r}; there are {', '.join(RIVALS)}")
+    return chosen
+
+
 def main(
     what: Annotated[
-        list[str] | None, typer.Argument(help=f"Any of: {', '.join(TITLES)}. Default: all.")
+        list[str] | None,
+        typer.Argument(
+            help=f"Any of: {', '.join([*TITLES, *bench_wide.TITLES])}. Default: {', '.join(TITLES)}."
+        ),
     ] = None,
+    *,
     rounds: Annotated[int, typer.Option(help="Rounds of each side.", min=1)] = 7,
-    seconds: Annotated[int, typer.Option(help="Seconds of each transfer.", min=2)] = 4,
+    seconds: Annotated[
+        int | None, typer.Option(help="Seconds of each transfer; 4 unless given, for matrix 20.", min=2)
+    ] = None,
+    rates: Annotated[str, typer.Option(help="matrix, coldstart: Mbit/s.")] = words(RATES_MBIT),
+    rtts: Annotated[str, typer.Option(help="matrix, coldstart: ms.")] = words(RTTS_MS),
+    losses: Annotated[str, typer.Option(help="matrix, coldstart: percent, each way.")] = words(LOSSES_PCT),
+    repeat: Annotated[int, typer.Option(help="matrix: runs of each rival in a cell.", min=1)] = 1,
+    fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
+    rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
+    sim: Annotated[bool, typer.Option(help="matrix: ask the simulator about each cell as well.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run benchmarks and print their ratios.
 
     Example: tools/bench connect kernel --rounds 15
+
+    Example: tools/bench matrix --rates 100 --losses 0,5 --seconds 6 --plots plots
     """
     chosen = what or list(TITLES)
-    if unknown := [name for name in chosen if name not in TITLES]:
-        raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(TITLES)}")
+    known = [*TITLES, *bench_wide.TITLES]
+    if unknown := [name for name in chosen if name not in known]:
+        raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(known)}")
+    grid = cells(numbers(rates, "Mbit/s"), numbers(rtts, "ms"), numbers(losses, "percent"))
+    plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim)
+    wide = bench_wide.Wide(plan, fetches, rounds, seconds or 4, plots)
     results: dict[str, Result] = {}
+    wide_results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
         for item in chosen:
+            if item in bench_wide.TITLES:
+                wide_results[item] = bench_wide.run(item, wide, directory, show=not as_json)
+                continue
             print(f"bench: {TITLES[item]} ...", file=sys.stderr)
-            if item == "connect":
-                results[item] = bench_connect(directory, rounds)
-            elif item == "kernel":
-                results[item] = bench_kernel(directory, rounds, seconds)
-            elif item == "user":
-                results[item] = bench_user(directory, rounds, seconds)
-            else:
-                results[item] = bench_inner_leg(directory, rounds, seconds)
+            results[item] = run_one(item, directory, rounds, seconds or 4)
     if as_json:
-        print(json.dumps(results, indent=2))
-    else:
+        print(json.dumps(results | wide_results, indent=2))
+    elif results:
         show(results)
 
 

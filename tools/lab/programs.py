@@ -183,10 +183,12 @@ def redis_server(host: Host, directory: Path, *, port: int = 6379, cgroup: Cgrou
     return start_server(host, argv, port, directory / "redis.log", cgroup=cgroup)
 
 
-def iperf3_server(host: Host, directory: Path, *, port: int = 5201, cgroup: Cgroup | None = None) -> Server:
-    """iperf3 -s; it serves one test at a time."""
+def iperf3_server(
+    host: Host, directory: Path, *options: str, port: int = 5201, cgroup: Cgroup | None = None
+) -> Server:
+    """iperf3 -s; it serves one test at a time. With "-J" a client's --get-server-output is JSON as well."""
     directory.mkdir(parents=True, exist_ok=True)
-    argv = ["iperf3", "-s", "-p", str(port), "--forceflush"]
+    argv = ["iperf3", "-s", "-p", str(port), "--forceflush", *options]
     return start_server(host, argv, port, directory / "iperf3.log", cgroup=cgroup)
 
 

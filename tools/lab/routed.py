@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.rd.rundir import ROOT
+from dmm_ebpf.userstack import control
 from lab.cgroups import Cgroup
 from lab.hosts import Host, kill_group
 from lab.waiting import wait_for
@@ -101,6 +104,10 @@ class Routed:
         """Open flows whose fields have these values."""
         return [f for f in self.ask("flows") if all(f[k] == v for k, v in wanted.items())]
 
+    def ask_stack(self, name: str, method: str = "stats") -> Any:
+        """What a user stack's process itself answers: "stats", "connections", "ping"."""
+        return asyncio.run(_ask_stack(ROOT / self.instance / f"stack-{name}.sock", method))
+
     def apply(self, policy: str) -> None:
         """Write the policy file and apply it."""
         self.write_policy(policy)
@@ -128,3 +135,14 @@ class Routed:
     def detach(self) -> None:
         """`dmm-ebpf detach`, whatever is there."""
         self.cli("detach", "--instance", self.instance, check=False)
+
+
+async def _ask_stack(path: Path, method: str) -> Any:
+    async with asyncio.timeout(STOP_TIMEOUT_S):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        await control.write(writer, {"id": 1, "method": method, "params": {}})
+        answer = await control.read(reader)
+        writer.close()
+    if not answer or not answer["ok"]:
+        raise DmmError(f"ask {path.name} for {method}", why=str(answer and answer["error"]))
+    return answer["result"]

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the wide-area benchmarks found, as tables for people and as plots (SVG and PNG, by matplotlib).
+
+Plots: share.svg, goodput by loss, a panel for each rate and round trip; queue.svg, the mean queueing delay as a
+share of the round trip, in the same panels; coldstart.svg, ours over kernel BBR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench_flows import ColdResult, Exchange, Latency
+from bench_matrix import GOAL_SHARE, RIVALS, Result
+from rich.table import Table
+
+from dmm_ebpf.errors import DmmError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLD_GOAL = 1.0
+NAMES = {"wan": "ours (wan)", "bbr": "kernel bbr", "cubic": "kernel cubic"}
+# Okabe and Ito's palette: told apart by people who do not see all colours; markers and dashes say it again.
+STYLES: dict[str, dict[str, Any]] = {
+    "wan": {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 4},
+    "bbr": {"color": "#E69F00", "marker": "s", "linestyle": "--", "zorder": 3},
+    "cubic": {"color": "#CC79A7", "marker": "^", "linestyle": ":", "zorder": 2},
+}
+GREY = "#666666"
+
+# ---- tables ----
+
+
+def _figure(value: float | None, digits: int, *, good: bool | None = None) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.{digits}f}"
+    return text if good is None else f"[{'green' if good else 'red'}]{text}[/]"
+
+
+def matrix_table(results: Sequence[Result]) -> Table:
+    """One line a cell; a share that misses the goal is red, a cell without a valid run has a note."""
+    rivals = [r for r in RIVALS if any(run.rival == r for result in results for run in result.runs)]
+    with_sim = any(result.sim_share is not None for result in results)
+    table = Table(
+        title="goodput ÷ (rate × (1 − loss) × 1448/1538); mean queueing delay; share of segments sent again",
+        title_justify="left",
+    )
+    for name in ("Mbit/s", "RTT ms", "loss %"):
+        table.add_column(name, justify="right")
+    for rival in rivals:
+        table.add_column(NAMES[rival], justify="right")
+    if with_sim:
+        table.add_column("ours, simulated", justify="right")
+    for what in ("queue ms", "again %"):
+        table.add_column(
+            f"{what}: " + " / ".join(r if r != "wan" else "ours" for r in rivals), justify="right"
+        )
+    table.add_column("")
+    for result in results:
+        cell = result.cell
+        line = [f"{cell.rate_mbit:g}", f"{cell.rtt_ms:g}", f"{cell.loss_pct:g}"]
+        for rival in rivals:
+            share = result.median(rival, "share")
+            is_goal = rival == "wan" and share is not None
+            line.append(_figure(share, 3, good=share >= GOAL_SHARE if is_goal and share else None))
+        if with_sim:
+            line.append(_figure(result.sim_share, 3))
+        line.append(" / ".join(_figure(result.median(r, "queue_ms"), 1) for r in rivals))
+        line.append(" / ".join(_figure(100 * (result.median(r, "retransmits") or 0.0), 1) for r in rivals))
+        bad = [r for r in rivals if not result.valid(r)]
+        line.append(f"not valid: {', '.join(bad)}" if bad else "")
+        table.add_row(*line)
+    return table
+
+
+def cold_table(results: Sequence[ColdResult]) -> Table:
+    """One line a cell."""
+    table = Table(title="1 MB from a cold start, seconds, medians", title_justify="left")
+    for name in ("Mbit/s", "RTT ms", "loss %", "ours", "kernel bbr", "ours / bbr"):
+        table.add_column(name, justify="right")
+    for result in results:
+        cell, medians = result.cell, result.to_json()["median_s"]
+        table.add_row(
+            f"{cell.rate_mbit:g}",
+            f"{cell.rtt_ms:g}",
+            f"{cell.loss_pct:g}",
+            _figure(medians["wan"], 3),
+            _figure(medians["bbr"], 3),
+            _figure(result.ratio, 3, good=result.ratio <= COLD_GOAL),
+        )
+    return table
+
+
+def latency_table(sides: dict[str, Latency]) -> Table:
+    """One line a figure, both sides and their ratio."""
+    user, kernel = sides["user stack"], sides["kernel"]
+    table = Table(title="clean wire, one core's worth of stack; medians", title_justify="left")
+    for name in ("what", "user stack", "kernel", "ratio"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+
+    def line(what: str, ours: float, theirs: float) -> None:
+        table.add_row(what, f"{ours:.4g}", f"{theirs:.4g}", f"{ours / theirs:.2f}")
+
+    def exchange(what: str, ours: Exchange, theirs: Exchange) -> None:
+        line(f"{what} a second", ours.per_second, theirs.per_second)
+        line(f"{what}, median µs", ours.median_us, theirs.median_us)
+        line(f"{what}, 99th percentile µs", ours.p99_us, theirs.p99_us)
+
+    exchange("requests", user.request_response, kernel.request_response)
+    exchange("connections", user.connections, kernel.connections)
+    line("bulk, Gb/s", user.bulk_gbps, kernel.bulk_gbps)
+    line("CPU of the machine, ns a byte", user.cpu_ns_per_byte, kernel.cpu_ns_per_byte)
+    return table
+
+
+# ---- plots ----
+
+
+def _grid(results: Sequence[Result] | Sequence[ColdResult]) -> tuple[Figure, dict[tuple[float, float], Axes]]:
+    """A panel for each (rate, round trip): rates downwards, round trips to the right."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise DmmError("draw plots", why="matplotlib is not installed", hint="run tools/bootstrap") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams.update({"font.size": 9, "svg.hashsalt": "dmm-ebpf", "axes.spines.top": False})
+    mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"})
+    rates = sorted({r.cell.rate_mbit for r in results})
+    rtts = sorted({r.cell.rtt_ms for r in results})
+    size = (1.2 + 2.9 * len(rtts), 1.3 + 2.1 * len(rates))
+    figure, axes = plt.subplots(
+        len(rates), len(rtts), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    panels = {
+        (rate, rtt): axes[row][column] for row, rate in enumerate(rates) for column, rtt in enumerate(rtts)
+    }
+    for (rate, rtt), panel in panels.items():
+        named = f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"
+        panel.set_title(f"{named}, {rtt:g} ms", fontsize=9, loc="left")
+    return figure, panels
+
+
+def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str, path: Path) -> list[Path]:
+    """Legend, loss axis, files."""
+    from matplotlib import pyplot as plt
+
+    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.supxlabel("random loss behind the bottleneck, %", fontsize=9, color=GREY)
+    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    figure.savefig(files[0], metadata={"Date": None})
+    figure.savefig(files[1], dpi=150)
+    plt.close(figure)
+    return files
+
+
+def _loss_axis(panels: dict[tuple[float, float], Axes], losses: Sequence[float]) -> None:
+    """Losses are ranks, not a scale: 0, 1 and 5 % are what matters and would crowd together."""
+    for panel in panels.values():
+        panel.set_xticks(range(len(losses)), [f"{loss:g}" for loss in losses])
+        panel.set_xlim(-0.3, len(losses) - 0.7)
+
+
+def _plot_medians(
+    results: Sequence[Result], panels: dict[tuple[float, float], Axes], what: str, losses: list[float]
+) -> None:
+    """A line for each rival; runs that are not valid are open markers."""
+    for (rate, rtt), panel in panels.items():
+        here = [r for r in results if (r.cell.rate_mbit, r.cell.rtt_ms) == (rate, rtt)]
+        for rival in RIVALS:
+            points = []
+            for r in here:
+                value = r.median(rival, what)
+                if value is not None:
+                    scale = rtt if what == "queue_ms" else 1
+                    points.append((losses.index(r.cell.loss_pct), value / scale, r.valid(rival)))
+            if not points:
+                continue
+            points.sort()
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            panel.plot(x, y, label=NAMES[rival], markersize=5, clip_on=False, **STYLES[rival])
+            bad = [p for p in points if not p[2]]
+            panel.plot([p[0] for p in bad], [p[1] for p in bad], "o", mfc="white", mec="red", zorder=9)
+
+
+def plot_matrix(results: Sequence[Result], directory: Path) -> list[Path]:
+    """share and queue; the files written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    losses = sorted({r.cell.loss_pct for r in results})
+    figure, panels = _grid(results)
+    _plot_medians(results, panels, "share", losses)
+    for panel in panels.values():
+        panel.axhline(GOAL_SHARE, color=GREY, linewidth=0.8, zorder=1)
+        panel.set_ylim(0, 1.04)
+    first = next(iter(panels.values()))
+    first.annotate(
+        f"goal {GOAL_SHARE}",
+        (0, GOAL_SHARE),
+        (2, -3),
+        textcoords="offset points",
+        va="top",
+        color=GREY,
+        fontsize=7,
+    )
+    _loss_axis(panels, losses)
+    figure.supylabel("goodput ÷ (rate × (1 − loss) × 1448/1538)", fontsize=9, color=GREY)
+    files = _finish(figure, panels, "One bulk flow: share of what the path can deliver", directory / "share")
+
+    figure, panels = _grid(results)
+    _plot_medians(results, panels, "queue_ms", losses)
+    for panel in panels.values():
+        panel.set_ylim(bottom=0)
+    _loss_axis(panels, losses)
+    figure.supylabel("mean queueing delay ÷ round trip", fontsize=9, color=GREY)
+    title = "One bulk flow: standing queue at the bottleneck (1 BDP of buffer)"
+    return files + _finish(figure, panels, title, directory / "queue")
+
+
+def plot_cold(results: Sequence[ColdResult], directory: Path) -> list[Path]:
+    """Completion times of each fetch as dots, medians as bars; the files written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    losses = sorted({r.cell.loss_pct for r in results})
+    figure, panels = _grid(results)
+    for result in results:
+        panel = panels[result.cell.rate_mbit, result.cell.rtt_ms]
+        at = losses.index(result.cell.loss_pct)
+        for side, shift in (("wan", -0.17), ("bbr", 0.17)):
+            times = sorted(result.seconds[side])
+            style = STYLES[side]
+            label = NAMES[side] if at == 0 else None
+            panel.plot(
+                [at + shift] * len(times),
+                times,
+                style["marker"],
+                color=style["color"],
+                ms=3,
+                alpha=0.35,
+                mew=0,
+            )
+            middle = times[len(times) // 2]
+            panel.plot(
+                [at + shift - 0.13, at + shift + 0.13],
+                [middle] * 2,
+                color=style["color"],
+                lw=2.4,
+                label=label,
+            )
+    for panel in panels.values():
+        panel.set_ylim(bottom=0)
+    _loss_axis(panels, losses)
+    figure.supylabel("seconds, bar: median", fontsize=9, color=GREY)
+    return _finish(figure, panels, "1 MB from a cold start, connect() included", directory / "coldstart")

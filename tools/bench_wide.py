@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the wide-area benchmarks for tools/bench: matrix, coldstart, latency, with estimate, progress and plots."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_flows import ColdResult, Latency, bench_latency, cold_start
+from bench_matrix import Cell, Plan, Result, run_matrix
+from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+TITLES = {
+    "matrix": "one bulk flow over bad paths: ours, kernel bbr, kernel cubic",
+    "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
+    "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
+}
+COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
+
+
+@dataclass(frozen=True)
+class Wide:
+    """What the command line asks for."""
+
+    plan: Plan
+    fetches: int = 11
+    rounds: int = 5
+    latency_seconds: float = 3.0
+    plots: Path | None = None
+
+
+def minutes(seconds: float) -> str:
+    """For an estimate."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def _progress(what: str, total: int, estimate_s: float) -> Iterator[tuple[Progress, Any]]:
+    console = Console(stderr=True)
+    console.print(f"bench: {TITLES[what]}: {total} runs, about {minutes(estimate_s)}", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress, progress.add_task(what, total=total)
+
+
+def matrix(wide: Wide, directory: Path) -> list[Result]:
+    """Every cell; nothing is lost when it is interrupted but the cell at hand."""
+    found = []
+    plan = wide.plan
+    with _progress("matrix", plan.n_runs, plan.estimate_s) as (progress, task):
+
+        def done(cell: Cell, run: Any) -> None:
+            shown = f"{cell}: {run.rival} {run.share:.3f}" + ("" if run.valid else " (not valid)")
+            progress.update(task, advance=1, description=shown)
+
+        try:
+            for result in run_matrix(plan, directory, done):
+                found.append(result)
+        except KeyboardInterrupt:
+            print("bench: interrupted; what follows are the cells that were done", file=sys.stderr)
+    return found
+
+
+def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
+    """Every cell."""
+    cells = wide.plan.cells
+    found = []
+    estimate_s = len(cells) * (wide.fetches * 2 * COLD_FETCH_S + 4)
+    with _progress("coldstart", len(cells), estimate_s) as (progress, task):
+        for cell in cells:
+            found.append(cold_start(cell, directory, wide.fetches))
+            progress.update(task, advance=1, description=f"{cell}: ours / bbr {found[-1].ratio:.2f}")
+    return found
+
+
+def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
+    """Both sides."""
+    estimate_s = wide.rounds * 2 * (3 * wide.latency_seconds + 4)
+    with _progress("latency", 1, estimate_s):
+        return bench_latency(directory, wide.rounds, wide.latency_seconds)
+
+
+def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
+    """One benchmark: printed if show, drawn if plots are wanted; what goes into the JSON."""
+    console = Console(soft_wrap=True)
+    files: list[Path] = []
+    answer: Any
+    if what == "matrix":
+        results = matrix(wide, directory)
+        answer = [result.to_json() for result in results]
+        if show:
+            console.print(matrix_table(results))
+        if wide.plots and results:
+            files = plot_matrix(results, wide.plots)
+    elif what == "coldstart":
+        cold = coldstart(wide, directory)
+        answer = [result.to_json() for result in cold]
+        if show:
+            console.print(cold_table(cold))
+        if wide.plots:
+            files = plot_cold(cold, wide.plots)
+    else:
+        sides = latency(wide, directory)
+        answer = {side: asdict(found) for side, found in sides.items()}
+        if show:
+            console.print(latency_table(sides))
+    for file in files:
+        print(f"bench: wrote {file}", file=sys.stderr)
+    return answer
