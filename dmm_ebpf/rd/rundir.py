@@ -87,7 +87,8 @@ class RunDir:
         """Make the directory, root's alone."""
         try:
             ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self.path.mkdir(mode=0o700, exist_ok=True)
+            with host_lock():
+                self.path.mkdir(mode=0o700, exist_ok=True)
         except PermissionError as e:
             raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
 
@@ -149,7 +150,12 @@ class RunDir:
         """Remove the directory and all in it; False if there was none."""
         if not self.path.exists():
             return False
-        shutil.rmtree(self.path)
+        with host_lock():
+            shutil.rmtree(self.path)
+            if not any(ROOT.glob("[!.]*")):
+                # The last instance takes the common directory along; whoever waits for the lock makes it anew.
+                (ROOT / ".lock").unlink()
+                ROOT.rmdir()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -167,10 +173,26 @@ def all_states() -> list[State]:
 @contextmanager
 def host_lock() -> Iterator[None]:
     """Held while marks, rules and sysctls that all instances share are allotted or given back."""
-    ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
-    fd = os.open(ROOT / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    path = ROOT / ".lock"
+    while True:
+        ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # the last instance has just taken the directory along
         fcntl.flock(fd, fcntl.LOCK_EX)
+        if _is_file(fd, path):
+            break
+        os.close(fd)
+    try:
         yield
     finally:
         os.close(fd)
+
+
+def _is_file(fd: int, path: Path) -> bool:
+    """True if path still leads to the file that fd is."""
+    try:
+        return path.stat().st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False

@@ -53,3 +53,16 @@ def test_a_second_director_is_told_who_has_the_instance(root):
     assert first.remove()
     assert not second.is_locked()
     assert not second.remove()
+    assert not root.exists(), "the last instance takes the common directory along"
+
+
+def test_the_common_directory_stays_while_an_instance_does(root):
+    first, second = RunDir("a"), RunDir("b")
+    first.create()
+    second.create()
+    assert first.remove()
+    assert second.path.is_dir()
+    with rundir.host_lock():
+        assert (root / ".lock").exists()
+    assert second.remove()
+    assert not root.exists()
