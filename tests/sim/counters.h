@@ -23,6 +23,8 @@ static const char *const counter_names[] = {
 	[DMM_CORE_OOO_DROPPED] = "ooo_dropped",
 	[DMM_CORE_CHALLENGE_ACKS] = "challenge_acks",
 	[DMM_CORE_UNDONE] = "undone",
+	[DMM_CORE_ECN_CE] = "ecn_ce",
+	[DMM_CORE_ECN_ECE] = "ecn_ece",
 };
 
 _Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");

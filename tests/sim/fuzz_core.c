@@ -108,6 +108,12 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	options(in, &s, v, bend & 32 ? take(in, 1) : (v->ts ? 1 : 0));
 	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? 8 : 1) : 0;
 	len = min_u32(len, leg ? 1400 : 60000);
+	if (bend & 3) /* ECN, in the handshake and in data */
+		d.tos = s.seq & 3;
+	else if (s.flags & TH_SYN)
+		s.flags |= v->tsval & 1 ? TH_ECE | TH_CWR : v->tsval & 2 ? TH_ECE : 0;
+	else
+		s.flags |= (uint8_t)(bend << 3 & TH_ECE);
 	headers = wire_headers(buf, &d, &s, len);
 	memset(buf + headers, (int)s.seq, len);
 	if (!(bend & 128) || !in->left)

@@ -10,6 +10,7 @@
 #include "counters.h"
 #include "heap.h"
 #include "kern.h"
+#include "mark.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +21,7 @@ struct params {
 	double loss, loss_back, dup, reorder, corrupt;
 	uint64_t reorder_ns, strip, mss, v6, refuse, mute, unreach, sndbuf, rcvbuf, krcvbuf, gso, pause_ns;
 	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns,
-		stall_from_ns, stall_to_ns, again, isn, kts, kws;
+		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, ecn_drop, again, isn, kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
 		gap_ns, check, down_after_ns;
 	char cc[16];
@@ -44,7 +45,7 @@ static struct params P;
 static struct host H[2];
 static uint64_t now, rng;
 static uint32_t isn_seen[2];
-static uint64_t n_sent, n_lost, max_backlog_ns, syns_seen;
+static uint64_t n_sent, n_lost, max_backlog_ns, syns_seen, n_marked;
 
 static double rnd(void)
 {
@@ -136,6 +137,8 @@ static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		return;
 	if (P.synloss && (p[ip + 13] & TH_SYN) && syns_seen++ < P.synloss)
 		return;
+	if (P.ecn_drop && (p[ip + 13] & (TH_SYN | TH_ECE)) == (TH_SYN | TH_ECE))
+		return;
 	if (now >= P.cut_from_ns && now < P.cut_to_ns)
 		return;
 	n_sent++;
@@ -156,6 +159,8 @@ static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		e.data = malloc(len);
 		memcpy(e.data, p, len);
 		middlebox(e.data, len);
+		if (P.mark_bytes && backlog * P.rate_Bps / NS_PER_S > P.mark_bytes)
+			n_marked += mark_ce(e.data);
 		if (rnd() < P.corrupt)
 			e.data[xorshift64(&rng) % len] ^= (uint8_t)(1u << (xorshift64(&rng) % 8));
 		heap_push(e);
@@ -278,6 +283,7 @@ static void setup_host(uint32_t i)
 		.rcvbuf_max_bytes = (uint32_t)P.rcvbuf,
 		.time_wait_ns = P.timewait_ns,
 		.keepalive_ns = P.keepalive_ns,
+		.ecn_off = (uint32_t)P.ecn_off,
 	};
 
 	memcpy(cfg.congestion, P.cc, sizeof(cfg.congestion));
@@ -468,6 +474,9 @@ static const struct {
 	    U(gap_ns),
 	    U(stall_from_ns),
 	    U(stall_to_ns),
+	    U(mark_bytes),
+	    U(ecn_off),
+	    U(ecn_drop),
 	    U(again),
 	    U(check),
 	    U(down_after_ns)};
@@ -534,6 +543,7 @@ static int report(void)
 		for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 			printf("%s_%c=%lu\n", counter_names[c], 'a' + h, dmm_core_counter(H[h].core, c));
 	}
+	printf("marked=%lu\n", n_marked);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return wrong ? 1 : 0;

@@ -145,6 +145,28 @@ def test_reordering_taken_for_loss_is_undone(programs: Programs, strip: int) -> 
     assert result["done_ns"] < 4 * S
 
 
+@pytest.mark.parametrize("cc", ["cubic", "reno"])
+@pytest.mark.parametrize("v6", [0, 1])
+def test_ecn_replaces_loss(programs: Programs, cc: str, v6: int) -> None:
+    """A queue that marks at 100 kB never overflows at 500 kB; one answer per round, not per echo."""
+    keys = {"up": 0, "down": 20_000_000, "delay_ns": 20 * MS, "queue_bytes": 500_000, "mark_bytes": 100_000}
+    result = simulate(programs.sim_asan, check=1, cc=cc, v6=v6, **keys)
+    assert (result["complete"], result["wrong"]) == (1, 0)
+    assert result["queue_lost"] == result["retransmits_b"] == 0
+    assert result["ecn_ce_a"] == result["marked"] > 0
+    assert 0 < result["ecn_ece_b"] < 10
+    off = simulate(programs.sim_asan, check=1, cc=cc, v6=v6, ecn_off=1, **keys)
+    assert (off["complete"], off["marked"]) == (1, 0)
+    assert off["queue_lost"] > 0
+
+
+def test_path_that_drops_ecn_syns(programs: Programs) -> None:
+    """The SYN that is sent again after a second asks for nothing."""
+    result = simulate(programs.sim_asan, check=1, ecn_drop=1, mark_bytes=1, up=100_000, down=100_000)
+    assert (result["complete"], result["marked"]) == (1, 0)
+    assert S <= result["est_ns"] < 1.1 * S
+
+
 ENDS = {
     "refused": ({"refuse": 1}, errno.ECONNREFUSED, 20 * MS, 21 * MS),
     "unreachable host": ({"unreach": errno.EHOSTUNREACH}, errno.EHOSTUNREACH, 0, 1),
@@ -316,6 +338,7 @@ def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> 
     krcvbuf=st.integers(1000, 100_000),
     pause_ns=st.sampled_from([0, 0, 2 * S]),
     isn=st.integers(0, 2**32 - 1),
+    mark_bytes=st.sampled_from([0, 0, 1, 10_000]),
     cc=st.sampled_from(["cubic", "reno", "wan"]),
 )
 def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -> None:

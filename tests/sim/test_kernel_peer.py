@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -73,7 +74,7 @@ def configure(ns: str, device: str, side: int) -> None:
 
 
 @contextmanager
-def bridged(programs: Programs, loss: float, congestion: str) -> Iterator[Bridge]:
+def bridged(programs: Programs, loss: float, congestion: str, marks: float = 0) -> Iterator[Bridge]:
     names = [f"dmmcore{os.getpid()}{side}" for side in "ab"]
     made: list[str] = []
     process: subprocess.Popen[str] | None = None
@@ -92,6 +93,7 @@ def bridged(programs: Programs, loss: float, congestion: str) -> Iterator[Bridge
                 str(loss),
                 "1",
                 congestion,
+                str(marks),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -180,6 +182,21 @@ def test_both_ways_between_kernels(programs: Programs, loss: float, congestion: 
     assert counters["bad_csum"] == "0"
     if not loss:
         assert counters["retransmits"] == counters["rto"] == "0"
+
+
+def test_marks_slow_down_without_loss(programs: Programs) -> None:
+    """ECN as the kernel speaks it (tcp_ecn=2, its default: agrees when asked; 1: asks too)."""
+    with bridged(programs, 0, "cubic", 0.01) as bridge:
+        within(bridge.b, lambda: Path("/proc/sys/net/ipv4/tcp_ecn").write_text("1", encoding="ascii"))
+        for family in (4, 6):
+            for active in (True, False):
+                inner, outer = open_pair(bridge, family, active)
+                with inner, outer:
+                    assert exchange(inner, outer) == (DIGEST, DIGEST)
+        counters = bridge.finish()
+    assert int(counters["ecn_ce"]) > 20
+    assert 20 < int(counters["ecn_ece"]) < 300
+    assert counters["retransmits"] == counters["rto"] == counters["bad_csum"] == "0"
 
 
 @pytest.mark.parametrize("family", [4, 6])

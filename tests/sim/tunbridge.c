@@ -4,13 +4,15 @@
  * offloads in one network namespace, the outer leg a plain TUN device in another, whose kernel plays the
  * remote host.
  *
- * usage: tunbridge NETNS_INNER DEV_INNER NETNS_OUTER DEV_OUTER loss seed congestion [seconds]
+ * usage: tunbridge NETNS_INNER DEV_INNER NETNS_OUTER DEV_OUTER loss seed congestion [marks]
+ * loss and marks (ECN) are probabilities, on the outer leg.
  * Ends when stdin is closed; prints the core's counters then. The namespaces are paths; the devices must not
  * exist.
  */
 #define _GNU_SOURCE
 #include "api.h"
 #include "counters.h"
+#include "mark.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +30,7 @@
 
 enum { BATCH = 64, MTU = 1500 };
 
-static double loss;
+static double loss, marks;
 static uint64_t rng;
 
 static uint64_t now_ns(void)
@@ -65,12 +67,12 @@ static int open_tun(const char *netns, const char *dev, int vnet)
 	return fd;
 }
 
-static int lost(void)
+static int happens(double probability)
 {
 	rng ^= rng << 13;
 	rng ^= rng >> 7;
 	rng ^= rng << 17;
-	return (double)(rng >> 11) / 9007199254740992.0 < loss;
+	return (double)(rng >> 11) / 9007199254740992.0 < probability;
 }
 
 static int read_leg(struct dmm_core *core, int fd, uint32_t leg)
@@ -86,8 +88,10 @@ static int read_leg(struct dmm_core *core, int fd, uint32_t leg)
 		if (n <= (ssize_t)skip)
 			break;
 		meta.csum_ok = leg == DMM_LEG_INNER; /* checksum left to us, or made by this host's kernel */
-		if (leg == DMM_LEG_OUTER && lost())
+		if (leg == DMM_LEG_OUTER && happens(loss))
 			continue;
+		if (leg == DMM_LEG_OUTER && happens(marks))
+			mark_ce(buf);
 		dmm_core_input(core, leg, buf + skip, (uint32_t)n - skip, &meta, now_ns());
 	}
 	return n_pkts;
@@ -101,7 +105,9 @@ static void write_leg(struct dmm_core *core, int fd, uint32_t leg)
 
 	if (leg == DMM_LEG_OUTER) {
 		while ((n = dmm_core_output(core, leg, buf, MTU, &m, now_ns()))) {
-			if (!lost() && write(fd, buf, n) < 0 && errno != EAGAIN)
+			if (happens(marks))
+				mark_ce(buf);
+			if (!happens(loss) && write(fd, buf, n) < 0 && errno != EAGAIN)
 				die("write outer");
 		}
 		return;
@@ -160,6 +166,7 @@ int main(int argc, char **argv)
 	if (argc < 8)
 		return 2;
 	loss = strtod(argv[5], NULL);
+	marks = argc > 8 ? strtod(argv[8], NULL) : 0;
 	cfg.seed = strtoull(argv[6], NULL, 0);
 	rng = cfg.seed * 0x9e3779b97f4a7c15ull | 1;
 	strncpy(cfg.congestion, argv[7], sizeof(cfg.congestion) - 1);

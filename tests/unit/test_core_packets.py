@@ -18,7 +18,7 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+FIN, SYN, RST, PSH, ACK, ECE, CWR = 1, 2, 4, 8, 16, 64, 128
 OWN, DISOWN, RESOLVE, CLOSED = 1, 2, 3, 4
 HOST, PEER = "192.0.2.1", "198.51.100.7"
 MS = 1_000_000
@@ -213,13 +213,13 @@ class Open:
             self.seq[leg] += len(payload)
 
 
-def open_active(core: Core) -> Open:
+def open_active(core: Core, ecn: int = 0) -> Open:
     core.put(INNER, to_core(INNER, 1000, 0, SYN, options=SYN_OPTIONS))
     assert core.get(INNER) == core.get(OUTER) == []
     core.resolve()
     (syn,) = core.get(OUTER)
     core.wait(20 * MS)
-    core.put(OUTER, to_core(OUTER, 7000, syn.seq + 1, SYN | ACK, options=SYN_OPTIONS))
+    core.put(OUTER, to_core(OUTER, 7000, syn.seq + 1, SYN | ACK | ecn, options=SYN_OPTIONS))
     (final,) = core.get(OUTER)
     assert (final.flags, final.seq, final.ack) == (ACK, syn.seq + 1, 7001)
     (synack,) = core.get(INNER)
@@ -237,11 +237,41 @@ def test_syn_is_linux_like(make_core: Callable[..., Core]) -> None:
     core.resolve()
     ((data, meta),) = core.raw(OUTER)
     syn = Segment.parse(data, meta)
-    assert (syn.src, syn.dst, syn.sport, syn.dport, syn.flags) == (HOST, PEER, 40000, 80, SYN)
+    assert (syn.src, syn.dst, syn.sport, syn.dport, syn.flags) == (HOST, PEER, 40000, 80, SYN | ECE | CWR)
     assert data[6:9] == b"\x40\x00\x40"  # DF, TTL 64
     assert meta["path"] == 9
     assert syn.options[:8] == b"\x02\x04\x05\xb4\x04\x02\x08\x0a"
     assert syn.options[16:] == b"\x01\x03\x03\x09"
+
+
+def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:
+    """New data is ECT(0), what is sent again and pure ACKs are not; CE is echoed until CWR comes, and an echo is
+    answered by CWR on the next new data, once."""
+    core = make_core()
+    conn = open_active(core, ECE)
+    conn.send(INNER, b"a" * 1000)
+    ((data, _),) = core.raw(OUTER)
+    assert (data[1] & 3, data[33] & (ECE | CWR)) == (2, 0)
+    marked = to_core(OUTER, 7001, conn.ack[OUTER], ACK, payload=b"z", options=timestamps(2100, 0)).pack()
+    marked = marked[:1] + b"\x03" + marked[2:10] + b"\0\0" + marked[12:]
+    core.put(OUTER, marked[:10] + struct.pack(">H", checksum(marked[:20])) + marked[12:])
+    ((ack, _),) = core.raw(OUTER)
+    assert (ack[1] & 3, ack[33] & (ECE | CWR)) == (0, ECE)
+    conn.seq[OUTER] += 1
+    conn.clock = 2200
+    conn.send(OUTER, b"z", flags=ACK | CWR)
+    assert not core.get(OUTER)[0].flags & (ECE | CWR)
+    core.wait(S)  # the first segment again
+    ((again, _),) = core.raw(OUTER)
+    assert (again[1] & 3, again[33] & CWR) == (0, 0)
+    conn.ack[OUTER] += 1000
+    for _ in range(2):
+        conn.send(OUTER, flags=ACK | ECE)
+    for expected in (CWR, 0):
+        conn.send(INNER, b"b" * 100)
+        (sent,) = core.get(OUTER)
+        assert sent.flags & (ECE | CWR) == expected
+    assert (core.count("ECN_CE"), core.count("ECN_ECE")) == (1, 1)
 
 
 def test_strangers_get_rst(make_core: Callable[..., Core]) -> None:

@@ -37,6 +37,7 @@ struct dmm_core_config {
 	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */
+	uint32_t ecn_off;	   /* 1: no ECN (RFC 3168) on the outer leg */
 	char congestion[16];	   /* default for new connections: see cc.c; "": cubic */
 };
 
@@ -127,7 +128,9 @@ enum dmm_core_counter {
 	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
 				 in use */
 	DMM_CORE_CHALLENGE_ACKS,
-	DMM_CORE_UNDONE, /* loss recoveries and timeouts that turned out needless and were taken back */
+	DMM_CORE_UNDONE,  /* loss recoveries and timeouts that turned out needless and were taken back */
+	DMM_CORE_ECN_CE,  /* data that came with congestion experienced */
+	DMM_CORE_ECN_ECE, /* windows in which the peer echoed it */
 	DMM_CORE_MAX,
 };
 

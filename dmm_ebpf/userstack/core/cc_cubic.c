@@ -18,10 +18,11 @@ struct cubic {
 	uint64_t epoch_ns; /* start of the congestion avoidance stage; 0: none */
 	double w_max;	   /* segments */
 	double k_s;
-	double cwnd_epoch;  /* segments, when the epoch began */
-	double w_est;	    /* what Reno would have, segments */
-	double cwnd_frac;   /* bytes of growth not yet added */
-	uint64_t after_rto; /* recovery after a timeout slow-starts */
+	double cwnd_epoch;	/* segments, when the epoch began */
+	double w_est;		/* what Reno would have, segments */
+	double cwnd_frac;	/* bytes of growth not yet added */
+	uint64_t after_rto;	/* recovery after a timeout slow-starts */
+	uint64_t ece_end_bytes; /* delivered_bytes that ends the round of the last answer to ECN */
 	struct hystart hystart;
 	struct cubic_prior {
 		uint64_t cwnd_bytes; /* 0: none */
@@ -121,26 +122,6 @@ static void cubic_slow_start(struct cc *cc, struct cubic *q, const struct cc_sam
 	cc->cwnd_bytes = min_u64(cc->cwnd_bytes, q->ssthresh_bytes);
 }
 
-static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
-{
-	struct cubic *q = cubic_of(cc);
-	bool slow_start = cc->cwnd_bytes < q->ssthresh_bytes;
-	bool limited = s->prior_inflight_bytes + 2ull * cc->mss >= cc->cwnd_bytes;
-
-	if (!s->acked_bytes || (cc->in_recovery && !(q->after_rto && slow_start)))
-		return;
-	if (slow_start) {
-		/* half a window in use is enough while it doubles */
-		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || q->after_rto)
-			cubic_slow_start(cc, q, s);
-		return;
-	}
-	if (limited)
-		cubic_avoid(cc, q, s);
-	else
-		q->epoch_ns = 0; /* time without a full window must not count as growth */
-}
-
 /* Section 4.6 and 4.7: multiplicative decrease and fast convergence */
 static void cubic_reduce(struct cc *cc, struct cubic *q, uint64_t flight_bytes)
 {
@@ -153,6 +134,41 @@ static void cubic_reduce(struct cc *cc, struct cubic *q, uint64_t flight_bytes)
 	q->w_max = cwnd < q->w_max ? cwnd * (1 + CUBIC_BETA) / 2 : cwnd;
 	q->epoch_ns = 0;
 	q->ssthresh_bytes = max_u64((uint64_t)((double)flight_bytes * CUBIC_BETA), least);
+}
+
+/* RFC 3168 section 6.1.2: as for a loss, once per round */
+static void cubic_on_ece(struct cc *cc, struct cubic *q, const struct cc_sample *s)
+{
+	if (s->prior_delivered_bytes < q->ece_end_bytes)
+		return;
+	q->ece_end_bytes = s->delivered_bytes;
+	if (cc->in_recovery)
+		return;
+	cubic_reduce(cc, q, cc->cwnd_bytes);
+	q->prior.cwnd_bytes = 0; /* a mark is no guess */
+	cc->cwnd_bytes = q->ssthresh_bytes;
+}
+
+static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
+{
+	struct cubic *q = cubic_of(cc);
+	bool slow_start = cc->cwnd_bytes < q->ssthresh_bytes;
+	bool limited = s->prior_inflight_bytes + 2ull * cc->mss >= cc->cwnd_bytes;
+
+	if (s->ece)
+		cubic_on_ece(cc, q, s);
+	if (!s->acked_bytes || s->ece || (cc->in_recovery && !(q->after_rto && slow_start)))
+		return;
+	if (slow_start) {
+		/* half a window in use is enough while it doubles */
+		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || q->after_rto)
+			cubic_slow_start(cc, q, s);
+		return;
+	}
+	if (limited)
+		cubic_avoid(cc, q, s);
+	else
+		q->epoch_ns = 0; /* time without a full window must not count as growth */
 }
 
 static void cubic_enter_recovery(struct cc *cc, uint64_t now_ns)

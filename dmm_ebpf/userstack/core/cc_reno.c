@@ -11,8 +11,9 @@
 
 struct reno {
 	uint64_t ssthresh_bytes;
-	uint64_t acked_bytes; /* in congestion avoidance, since the window last grew */
-	uint64_t after_rto;   /* recovery after a timeout slow-starts */
+	uint64_t acked_bytes;	/* in congestion avoidance, since the window last grew */
+	uint64_t after_rto;	/* recovery after a timeout slow-starts */
+	uint64_t ece_end_bytes; /* delivered_bytes that ends the round of the last answer to ECN */
 	struct hystart hystart;
 	uint64_t prior_cwnd_bytes; /* before the last reduction; 0: none */
 	uint64_t prior_ssthresh_bytes;
@@ -55,22 +56,6 @@ static void reno_avoid(struct cc *cc, struct reno *r, const struct cc_sample *s)
 	cc->cwnd_bytes += cc->mss;
 }
 
-static void reno_on_ack(struct cc *cc, const struct cc_sample *s)
-{
-	struct reno *r = reno_of(cc);
-	bool slow_start = cc->cwnd_bytes < r->ssthresh_bytes;
-	bool limited = s->prior_inflight_bytes + 2ull * cc->mss >= cc->cwnd_bytes;
-
-	if (!s->acked_bytes || (cc->in_recovery && !(r->after_rto && slow_start)))
-		return;
-	if (slow_start) {
-		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || r->after_rto)
-			reno_slow_start(cc, r, s);
-	} else if (limited) {
-		reno_avoid(cc, r, s);
-	}
-}
-
 static void reno_reduce(struct cc *cc, struct reno *r)
 {
 	hystart_finish(&r->hystart);
@@ -78,6 +63,37 @@ static void reno_reduce(struct cc *cc, struct reno *r)
 	r->prior_cwnd_bytes = cc->cwnd_bytes;
 	r->prior_ssthresh_bytes = r->ssthresh_bytes;
 	r->ssthresh_bytes = max_u64(cc->cwnd_bytes / 2, 2ull * cc->mss);
+}
+
+/* RFC 3168 section 6.1.2: as for a loss, once per round */
+static void reno_on_ece(struct cc *cc, struct reno *r, const struct cc_sample *s)
+{
+	if (s->prior_delivered_bytes < r->ece_end_bytes)
+		return;
+	r->ece_end_bytes = s->delivered_bytes;
+	if (cc->in_recovery)
+		return;
+	reno_reduce(cc, r);
+	r->prior_cwnd_bytes = 0; /* a mark is no guess */
+	cc->cwnd_bytes = r->ssthresh_bytes;
+}
+
+static void reno_on_ack(struct cc *cc, const struct cc_sample *s)
+{
+	struct reno *r = reno_of(cc);
+	bool slow_start = cc->cwnd_bytes < r->ssthresh_bytes;
+	bool limited = s->prior_inflight_bytes + 2ull * cc->mss >= cc->cwnd_bytes;
+
+	if (s->ece)
+		reno_on_ece(cc, r, s);
+	if (!s->acked_bytes || s->ece || (cc->in_recovery && !(r->after_rto && slow_start)))
+		return;
+	if (slow_start) {
+		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || r->after_rto)
+			reno_slow_start(cc, r, s);
+	} else if (limited) {
+		reno_avoid(cc, r, s);
+	}
 }
 
 static void reno_enter_recovery(struct cc *cc, uint64_t now_ns)

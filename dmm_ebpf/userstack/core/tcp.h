@@ -12,6 +12,7 @@
  * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
+ * tcp_ecn.c    explicit congestion notification
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_timer.c  deadlines
@@ -91,6 +92,9 @@ enum tcb_flag {
 	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
 	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
 	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
+	TF_ECN = 1 << 18,	/* asked for with our SYN; on an open leg: agreed on */
+	TF_ECN_ECHO = 1 << 21,	/* a mark arrived: say so in each ACK */
+	TF_ECN_CWR = 1 << 22,	/* the window was reduced: say so in the next new data */
 	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
 };
 
@@ -182,6 +186,7 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
+	uint64_t ecn_end;      /* what the peer's echo speaks of below here was answered */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -225,6 +230,15 @@ bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end);
 bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
 bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
 void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+
+/* tcp_ecn.c; functions that return flags return those of the TCP header */
+uint8_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t);
+void ecn_learn_syn(const struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
+void ecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
+bool ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
+void ecn_reduced(struct tcb *t);
+uint8_t ecn_ack_flags(const struct tcb *t);
+uint8_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
 
 /* tcp_rack.c */
 void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);

@@ -284,7 +284,7 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 		undo_reduction(core, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, now_ns);
-	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes))
+	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece))
 		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
 }
 
@@ -368,6 +368,7 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	if (ack > (int64_t)t->snd_una)
 		cumulative(core, t, &ctx, (uint64_t)ack, now_ns);
 	if (tcb_is_outer(t)) {
+		ctx.s.ece = ecn_echoed(core, t, pkt);
 		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);
 		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original, pkt->payload_len);
 	}

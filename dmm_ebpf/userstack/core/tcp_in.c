@@ -75,6 +75,7 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
 	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
 		    (pkt->has_wscale ? TF_WS : 0);
+	ecn_learn_syn(core, t, pkt);
 	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
 	t->rcv_wscale = pkt->has_wscale ? pick_wscale(tcp_rcv_limit(core, t)) : 0;
 	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
@@ -171,6 +172,8 @@ static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt 
 	if (t->state != TCP_SYN_RECV || (pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
 		return false;
 	if (pkt->seq == t->irs) {
+		if ((pkt->flags & (TH_ECE | TH_CWR)) != (TH_ECE | TH_CWR))
+			t->flags &= ~(uint32_t)TF_ECN; /* the peer fell back */
 		if (pkt->has_ts)
 			t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
 		if (!(t->flags & TF_HOLD)) {
@@ -451,6 +454,7 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		in_time_wait(core, t, &pkt, now_ns);
 		return;
 	}
+	ecn_input(core, t, &pkt);
 	if (!tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns))
 		return;
 	in_fin_acked(core, t, now_ns);

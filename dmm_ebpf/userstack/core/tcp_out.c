@@ -183,6 +183,7 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	seg->wnd = take_window(core, t, flags & TH_SYN);
 	if (flags & TH_SYN)
 		return;
+	seg->flags |= ecn_ack_flags(t);
 	if (t->flags & TF_TS)
 		wire_opt_ts(seg, tcp_ts_now(t, now_ns), t->ts_recent);
 	if (put_sack(core, t, seg, len))
@@ -190,9 +191,10 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	t->last_ack_sent = t->rcv_nxt;
 }
 
-/* One packet into buf: headers of seg, payload [off, off + len) of the stream. Returns its length. */
+/* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of the
+ * stream. Returns its length. */
 static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-		     const struct wire_seg *seg, uint64_t off, uint32_t len)
+		     const struct wire_seg *seg, uint8_t ecn, uint64_t off, uint32_t len)
 {
 	struct conn *c = tcb_conn(t);
 	struct wire_dir dir;
@@ -201,7 +203,7 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 	ctl_dir(&c->pair, t->leg, &dir);
 	dir.id = core->ip_id++;
 	if (tcb_is_outer(t))
-		dir.tos = c->tos;
+		dir.tos = c->tos | ecn;
 	headers = wire_headers(buf, &dir, seg, len);
 	memset(meta, 0, sizeof(*meta));
 	meta->family = c->pair.family;
@@ -227,7 +229,7 @@ static uint32_t out_rst(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	uint32_t n;
 
 	fill_seg(core, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, t->snd_nxt, 0, now_ns);
-	n = emit(core, t, buf, meta, &seg, 0, 0);
+	n = emit(core, t, buf, meta, &seg, 0, 0, 0);
 	core->counters[DMM_CORE_RST_OUT]++;
 	t->flags &= ~(uint32_t)TF_RST_DUE;
 	tcp_release(core, t);
@@ -243,6 +245,7 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 
 	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ACK_NOW);
 	fill_seg(core, t, &seg, answer ? TH_SYN | TH_ACK : TH_SYN, 0, 0, now_ns);
+	seg.flags |= ecn_syn_flags(core, t);
 	wire_opt_mss(&seg, tcp_adv_mss(core, t));
 	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS),
 			  tcp_ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
@@ -251,7 +254,7 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 		t->syn_ns = now_ns;
 	t->snd_nxt = 1;
 	tcp_set_rtx(core, t, RTX_SYN, now_ns + tcp_rto_ns(t));
-	return emit(core, t, buf, meta, &seg, 0, 0);
+	return emit(core, t, buf, meta, &seg, 0, 0, 0);
 }
 
 static uint32_t out_ack(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -260,7 +263,7 @@ static uint32_t out_ack(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	struct wire_seg seg;
 
 	fill_seg(core, t, &seg, TH_ACK, seq, 0, now_ns);
-	return emit(core, t, buf, meta, &seg, 0, 0);
+	return emit(core, t, buf, meta, &seg, 0, 0, 0);
 }
 
 void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
@@ -355,12 +358,14 @@ static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, 
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
 	uint8_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
 	struct wire_seg seg;
+	uint8_t ecn = 0;
 	uint32_t n;
 
+	flags |= ecn_data_flags(t, s, &ecn);
 	if (s->seq + payload == t->snd.tail + 1)
 		flags |= TH_PSH;
 	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
-	n = emit(core, t, buf, meta, &seg, s->seq - 1, payload);
+	n = emit(core, t, buf, meta, &seg, ecn, s->seq - 1, payload);
 	sent_data(core, t, s, now_ns);
 	return n;
 }

@@ -120,6 +120,7 @@ void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	if (!tcb_is_outer(t))
 		return;
 	undo_on_recovery(t);
+	ecn_reduced(t);
 	cc->in_recovery = 1;
 	cc->ops->on_enter_recovery(cc, now_ns);
 }

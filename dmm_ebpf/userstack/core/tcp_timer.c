@@ -97,8 +97,10 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	t->backoff = (uint8_t)min_u32(t->backoff + 1u, 12);
 	lost = rack_mark_all_lost(t);
 	t->fl->tlp_end = 0;
-	if (tcb_is_outer(t))
+	if (tcb_is_outer(t)) {
 		undo_on_timeout(t);
+		ecn_reduced(t);
+	}
 	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
 	t->fl->recovery_end = t->snd_nxt;
 	t->fl->rto_ns = now_ns + tcp_rto_ns(t);

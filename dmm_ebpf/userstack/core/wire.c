@@ -175,7 +175,7 @@ static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csu
 		return WIRE_MALFORMED;
 	ports_of(pkt, p);
 	pkt->ack = get_be32(p + 8);
-	pkt->flags = p[13] & 0x3f;
+	pkt->flags = p[13];
 	pkt->wnd = get_be16(p + 14);
 	if (!pkt->sport_be || !pkt->dport_be)
 		return WIRE_MALFORMED;

@@ -34,6 +34,8 @@ enum tcp_flag {
 	TH_PSH = 0x08,
 	TH_ACK = 0x10,
 	TH_URG = 0x20,
+	TH_ECE = 0x40,
+	TH_CWR = 0x80,
 };
 
 enum wire_result {
