@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import errno
-import operator
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
+from scenario_compare import OPERATORS, PORT, Flow, MismatchError, Sent, differences, flag_text, port_of
 from scenario_core import ACK, CONFIG, FIN, INNER, OUTER, PATH_NUMBER, SYN, App, Core, stream
 from scenario_grammar import COMPARE, LEGS, NS, IcmpLine, Packet, Scenario, ScenarioError, Step, duration_ns
 from scenario_packets import FLAG_BITS, HOST, HOST_PORT, PEER, ROUTER, BadPacketError, Icmp, Tcp, checksum
@@ -16,62 +15,9 @@ from scenario_packets import FLAG_BITS, HOST, HOST_PORT, PEER, ROUTER, BadPacket
 START_NS = 100 * NS["s"]
 SLACK_NS = 100 * NS["us"]
 RING = 40
-STRICT_FLAGS = "SFR."
-STATES = [
-    "-",
-    "ESTABLISHED",
-    "SYN_SENT",
-    "SYN_RECV",
-    "FIN_WAIT1",
-    "FIN_WAIT2",
-    "TIME_WAIT",
-    "CLOSE",
-    "CLOSE_WAIT",
-]
-STATES += ["LAST_ACK", "LISTEN", "CLOSING"]
-OPERATORS = {
-    "=": operator.eq, "==": operator.eq, "!=": operator.ne,
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
+STATES = ["-", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE"]
+STATES += ["CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING"]
 TIMED_CONFIG = {"keepalive", "time_wait"}
-PORT = 80
-
-
-class MismatchError(Exception):
-    """What the core did is not what the line says."""
-
-
-@dataclass
-class Flow:
-    """What the end beyond a leg knows of one connection. Sequence numbers of the script are relative to the two."""
-
-    isn: int
-    core_isn: int | None = None
-    win: int = 65535
-    ts: bool = False
-    ts_base: int = 1000  # the far end's clock: ts_base + ms since the start
-    core_ts_first: int = 0
-    core_ts_last: int = 0
-    end: int = 1  # of what the script has sent, for `open`
-
-
-@dataclass
-class Sent:
-    """A packet of the core's, and when it came."""
-
-    at: int
-    leg: int
-    packet: Tcp | Icmp
-
-
-def port_of(leg: int, packet: Tcp | Icmp) -> int:
-    """The remote peer's port; what an ICMP error quotes went the other way."""
-    remote_sends = (leg == INNER) == isinstance(packet, Tcp)
-    return packet.sport if remote_sends else packet.dport
-
-
-def flag_text(flags: int) -> str:
-    return "".join(name for name, bit in FLAG_BITS.items() if flags & bit) or "-"
 
 
 class Run:
@@ -157,8 +103,8 @@ class Run:
             if ts:
                 flow.core_ts_last = ts[0]
                 flow.core_ts_first = flow.core_ts_first or ts[0]
-        sent = Sent(self.core.now, leg, packet)
-        self._log(sent)
+        sent = Sent(self.core.now, self.start, leg, packet, flow)
+        self.trace.append(str(sent))
         self._check_content(flow, sent)
         if leg == INNER and self.app_on:
             if isinstance(packet, Tcp):
@@ -175,7 +121,7 @@ class Run:
         at = (packet.seq - flow.core_isn) % 2**32 - 1
         origin = INNER if sent.leg == OUTER else OUTER
         if packet.payload != stream(origin, at, len(packet.payload)):
-            raise MismatchError(f"the core sent bytes that were never given to it: {self.show(sent)}")
+            raise MismatchError(f"the core sent bytes that were never given to it: {sent}")
 
     def _settle(self) -> int:
         """Everything that is due at this instant; when to come again."""
@@ -197,43 +143,6 @@ class Run:
             self.core.now = due
         self.core.now = max(self.core.now, to)
         self._settle()
-
-    # Text
-
-    def show(self, sent: Sent) -> str:
-        packet, leg = sent.packet, sent.leg
-        at = f"{(sent.at - self.start) / NS['s']:.6f} {'inner' if leg == INNER else 'outer'} >"
-        flow = self.flow(leg, port_of(leg, packet))
-        if isinstance(packet, Icmp):
-            return f"{at} icmp {packet.kind} mtu {packet.mtu} quote {(packet.seq - flow.isn) % 2**32}"
-        seq, ack = self.relative(flow, packet)
-        options = ",".join(self._show_option(flow, name, values) for name, values in packet.options)
-        n = len(packet.payload)
-        text = f"{at} {flag_text(packet.flags)} {seq}:{seq + n}({n})"
-        text += f" ack {ack}" if packet.flags & ACK else ""
-        return f"{text} win {packet.win} <{options}>"
-
-    def _show_option(self, flow: Flow, name: str, values: tuple[int, ...]) -> str:
-        if name == "sack":
-            edges = [(v - flow.isn) % 2**32 for v in values]
-            return "sack " + " ".join(f"{a}:{b}" for a, b in zip(edges[::2], edges[1::2], strict=True))
-        if name == "ts":
-            return f"ts {(values[0] - flow.core_ts_first) % 2**32} {values[1]}"
-        return " ".join([name, *map(str, values)])
-
-    def _log(self, sent: Sent) -> None:
-        self.trace.append(self.show(sent))
-
-    @staticmethod
-    def relative(flow: Flow, packet: Tcp) -> tuple[int, int]:
-        """(seq, ack) as scripts write them: signed, relative to the initial sequence numbers."""
-
-        def signed(value: int) -> int:
-            return (value + 2**31) % 2**32 - 2**31
-
-        if flow.core_isn is None:  # a reset of what never was a connection: seq is the ack it answers
-            return packet.seq, signed(packet.ack - flow.isn)
-        return signed(packet.seq - flow.core_isn), signed(packet.ack - flow.isn)
 
     # The ends
 
@@ -367,7 +276,7 @@ class Run:
         if not queue:
             raise MismatchError("no packet came")
         sent = queue.popleft()
-        wrong = self._differences(line, sent)
+        wrong = differences(line, sent)
         if abs(sent.at - at) > slack:
             off = (sent.at - self.base) / NS["ms"]
             wrong.insert(
@@ -376,87 +285,15 @@ class Run:
                 f"{(at - self.base) / NS['ms']:.3f} ± {slack / NS['ms']:g} wanted",
             )
         if wrong:
-            raise MismatchError(f"got {self.show(sent)}\n    " + "\n    ".join(wrong))
+            raise MismatchError(f"got {sent}\n    " + "\n    ".join(wrong))
         self.last_at = sent.at
-
-    def _differences(self, line: Packet | IcmpLine, sent: Sent) -> list[str]:
-        packet = sent.packet
-        port = port_of(sent.leg, packet)
-        flow = self.flow(line.leg, port)
-        pairs: list[tuple[str, Any, Any]] = [("port", line.attrs.get("port", PORT), port)]
-        if isinstance(line, IcmpLine) or isinstance(packet, Icmp):
-            if not isinstance(packet, Icmp) or not isinstance(line, IcmpLine):
-                return ["one is ICMP, the other TCP"]
-            pairs += [("kind", line.kind, packet.kind), ("mtu", line.mtu, packet.mtu)]
-            pairs += [("quote", line.quote, (packet.seq - flow.isn) % 2**32)]
-            return [
-                f"{name}: {want} wanted, {got} got"
-                for name, want, got in pairs
-                if want is not None and want != got
-            ]
-        seq, ack = self.relative(flow, packet)
-        shown = flag_text(packet.flags)
-        pairs += [("flag " + f, f in line.flags, f in shown) for f in STRICT_FLAGS]
-        pairs += [("flag " + f, True, f in shown) for f in line.flags if f not in STRICT_FLAGS]
-        pairs += [
-            ("seq", line.seq, seq),
-            ("length", line.length, len(packet.payload)),
-            ("ack", line.ack, ack),
-        ]
-        pairs += [
-            ("tos", line.attrs.get("tos"), packet.tos),
-            ("gso", line.attrs.get("gso"), packet.gso_size),
-            ("len", line.attrs.get("len"), packet.total_len),
-        ]
-        if line.leg == OUTER and flow.core_isn is not None:
-            pairs.append(("path", PATH_NUMBER, packet.path))
-        wrong = [
-            f"{name}: {want} wanted, {got} got"
-            for name, want, got in pairs
-            if want is not None and want != got
-        ]
-        if line.win not in (None, "*") and not self._compare_win(line.win, packet.win):
-            wrong.append(f"win: {line.win} wanted, {packet.win} got")
-        return wrong + self._option_differences(line, packet, flow)
-
-    @staticmethod
-    def _compare_win(want: str | None, got: int) -> bool:
-        match = COMPARE.match(f"win{want}" if want and not want[0].isdigit() else f"win={want}")
-        if not match:
-            raise MismatchError(f"win {want} is no comparison")
-        return bool(OPERATORS[match["op"]](got, int(match["value"])))
-
-    def _option_differences(self, line: Packet, packet: Tcp, flow: Flow) -> list[str]:
-        if line.options is None:
-            return []
-        got = dict(packet.options)
-        wrong = []
-        for name, values in line.options:
-            if name in ("nots", "nosack", "nop"):
-                absent = {"nots": "ts", "nosack": "sack"}.get(name)
-                if absent in got:
-                    wrong.append(f"option {absent}: not wanted")
-                continue
-            if name not in got:
-                wrong.append(f"option {name}: missing")
-                continue
-            have: list[int] = list(got[name])
-            if name == "sack":
-                have = [(v - flow.isn) % 2**32 for v in have]
-            if name == "ts":
-                have[0] = (have[0] - flow.core_ts_first) % 2**32
-            if len(have) != len(values) or any(
-                w is not None and w != h for w, h in zip(values, have, strict=True)
-            ):
-                wrong.append(f"option {name}: {values} wanted, {tuple(have)} got")
-        return wrong
 
     def nothing_left(self) -> None:
         """Fails if the core sent what no line has expected."""
         for leg in (OUTER, INNER):
             if self.queue[leg]:
                 raise MismatchError(
-                    f"before this line the core sent {self.show(self.queue[leg][0])}, which no line expects"
+                    f"before this line the core sent {self.queue[leg][0]}, which no line expects"
                 )
 
     # Words
@@ -503,7 +340,7 @@ class Run:
             raise MismatchError(f"the core did not send {flag_text(flags)}")
         sent = self.queue[OUTER].popleft()
         if not isinstance(sent.packet, Tcp) or sent.packet.flags & (SYN | ACK | FIN | 4) != flags:
-            raise MismatchError(f"{flag_text(flags)} wanted, got {self.show(sent)}")
+            raise MismatchError(f"{flag_text(flags)} wanted, got {sent}")
 
     def _fetch_actions(self) -> None:
         while action := self.core.action():
