@@ -120,8 +120,13 @@ def latency_table(sides: dict[str, Latency]) -> Table:
 # ---- plots ----
 
 
-def _grid(results: Sequence[Result] | Sequence[ColdResult]) -> tuple[Figure, dict[tuple[float, float], Axes]]:
-    """A panel for each (rate, round trip): rates downwards, round trips to the right."""
+def _grid(
+    results: Sequence[Result] | Sequence[ColdResult], *, one_scale: bool = True
+) -> tuple[Figure, dict[tuple[float, float], Axes]]:
+    """A panel for each (rate, round trip): rates downwards, round trips to the right.
+
+    one_scale: all have the same vertical axis.
+    """
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -133,9 +138,15 @@ def _grid(results: Sequence[Result] | Sequence[ColdResult]) -> tuple[Figure, dic
     mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"})
     rates = sorted({r.cell.rate_mbit for r in results})
     rtts = sorted({r.cell.rtt_ms for r in results})
-    size = (1.2 + 2.9 * len(rtts), 1.3 + 2.1 * len(rates))
+    size = (max(6.4, 1.2 + 2.9 * len(rtts)), 1.5 + 2.1 * len(rates))
     figure, axes = plt.subplots(
-        len(rates), len(rtts), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        len(rates),
+        len(rtts),
+        figsize=size,
+        sharex=True,
+        sharey=one_scale,
+        squeeze=False,
+        layout="constrained",
     )
     panels = {
         (rate, rtt): axes[row][column] for row, rate in enumerate(rates) for column, rtt in enumerate(rtts)
@@ -150,10 +161,16 @@ def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str,
     """Legend, loss axis, files."""
     from matplotlib import pyplot as plt
 
-    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
+    named: dict[str, Any] = {}
+    for panel in panels.values():
+        named |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        spec = panel.get_subplotspec()
+        if spec and spec.is_last_row():
+            panel.set_xlabel("random loss, %", fontsize=8, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.supxlabel("random loss behind the bottleneck, %", fontsize=9, color=GREY)
+    figure.legend(
+        list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False
+    )
     files = [path.with_suffix(".svg"), path.with_suffix(".png")]
     figure.savefig(files[0], metadata={"Date": None})
     figure.savefig(files[1], dpi=150)
@@ -165,7 +182,7 @@ def _loss_axis(panels: dict[tuple[float, float], Axes], losses: Sequence[float])
     """Losses are ranks, not a scale: 0, 1 and 5 % are what matters and would crowd together."""
     for panel in panels.values():
         panel.set_xticks(range(len(losses)), [f"{loss:g}" for loss in losses])
-        panel.set_xlim(-0.3, len(losses) - 0.7)
+        panel.set_xlim(-0.45, len(losses) - 0.55)
 
 
 def _plot_medians(
@@ -210,7 +227,7 @@ def plot_matrix(results: Sequence[Result], directory: Path) -> list[Path]:
         fontsize=7,
     )
     _loss_axis(panels, losses)
-    figure.supylabel("goodput ÷ (rate × (1 − loss) × 1448/1538)", fontsize=9, color=GREY)
+    figure.supylabel("goodput ÷ limit", fontsize=9, color=GREY)
     files = _finish(figure, panels, "One bulk flow: share of what the path can deliver", directory / "share")
 
     figure, panels = _grid(results)
@@ -227,14 +244,14 @@ def plot_cold(results: Sequence[ColdResult], directory: Path) -> list[Path]:
     """Completion times of each fetch as dots, medians as bars; the files written."""
     directory.mkdir(parents=True, exist_ok=True)
     losses = sorted({r.cell.loss_pct for r in results})
-    figure, panels = _grid(results)
+    figure, panels = _grid(results, one_scale=False)
     for result in results:
         panel = panels[result.cell.rate_mbit, result.cell.rtt_ms]
         at = losses.index(result.cell.loss_pct)
         for side, shift in (("wan", -0.17), ("bbr", 0.17)):
             times = sorted(result.seconds[side])
             style = STYLES[side]
-            label = NAMES[side] if at == 0 else None
+            label = NAMES[side]
             panel.plot(
                 [at + shift] * len(times),
                 times,
