@@ -116,25 +116,25 @@ static void bbr_pick_probe_wait(struct cc *cc, struct bbr *b)
 	b->bw_probe_wait_ns = 2 * NS_PER_S + (r >> 1) % NS_PER_S;
 }
 
-static void bbr_start_down(struct cc *cc, struct bbr *b, const struct cc_sample *s)
+static void bbr_start_down(struct cc *cc, struct bbr *b, uint64_t now_ns)
 {
 	bbr_reset_congestion_signals(b);
 	b->probe_up_acked_per_inc = INFINITE;
 	bbr_pick_probe_wait(cc, b);
-	b->cycle_stamp_ns = s->now_ns;
+	b->cycle_stamp_ns = now_ns;
 	b->ack_phase = ACKS_PROBE_STOPPING;
-	bbr_start_round(b, s);
+	bbr_start_round(b);
 	b->state = PROBE_BW_DOWN;
 }
 
-static void bbr_start_refill(struct bbr *b, const struct cc_sample *s)
+static void bbr_start_refill(struct bbr *b)
 {
 	bbr_reset_short_term(b);
 	b->bw_probe_up_rounds = 0;
 	b->bw_probe_up_acked = 0;
 	b->flags &= ~(uint32_t)F_PREV_PROBE_PRECAUTIONARY;
 	b->ack_phase = ACKS_REFILLING;
-	bbr_start_round(b, s);
+	bbr_start_round(b);
 	b->state = PROBE_BW_REFILL;
 }
 
@@ -149,7 +149,7 @@ static void bbr_raise_longterm_slope(const struct cc *cc, struct bbr *b)
 static void bbr_start_up(const struct cc *cc, struct bbr *b, const struct cc_sample *s)
 {
 	b->ack_phase = ACKS_PROBE_STARTING;
-	bbr_start_round(b, s);
+	bbr_start_round(b);
 	bbr_reset_full_bw(b, bbr_delivery_rate(s));
 	b->state = PROBE_BW_UP;
 	bbr_raise_longterm_slope(cc, b);
@@ -162,7 +162,7 @@ static bool bbr_time_to_probe(const struct cc *cc, struct bbr *b, const struct c
 
 	if (s->now_ns <= b->cycle_stamp_ns + b->bw_probe_wait_ns && b->rounds_since_probe_up < reno_rounds)
 		return false;
-	bbr_start_refill(b, s);
+	bbr_start_refill(b);
 	return true;
 }
 
@@ -211,12 +211,12 @@ static void bbr_handle_inflight_too_high(struct cc *cc, struct bbr *b, const str
 		b->inflight_longterm = max_u64(s->tx_inflight_bytes, bbr_beta(bbr_target_inflight(cc, b)));
 	if (b->state == PROBE_BW_UP) {
 		b->undo_state = PROBE_BW_UP;
-		bbr_start_down(cc, b, s);
+		bbr_start_down(cc, b, s->now_ns);
 	}
 }
 
 /* AdaptLongTermModel() up to the judgement of losses; true: it decided a state transition */
-static bool bbr_advance_ack_phase(struct bbr *b, const struct cc_sample *s)
+static bool bbr_advance_ack_phase(struct bbr *b)
 {
 	if (!(b->flags & F_ROUND_START))
 		return false;
@@ -233,13 +233,13 @@ static bool bbr_advance_ack_phase(struct bbr *b, const struct cc_sample *s)
 	/* "Precautionary Bandwidth Probing": acceleration */
 	if (!(b->flags & F_PREV_PROBE_PRECAUTIONARY) || b->flags & F_PREV_PROBE_TOO_HIGH)
 		return false;
-	bbr_start_refill(b, s);
+	bbr_start_refill(b);
 	return true;
 }
 
 static bool bbr_adapt_long_term(struct cc *cc, struct bbr *b, const struct cc_sample *s)
 {
-	if (bbr_advance_ack_phase(b, s))
+	if (bbr_advance_ack_phase(b))
 		return true;
 	if (!s->acked_bytes)
 		return false;
@@ -279,7 +279,7 @@ static void bbr_update_cycle_phase(struct cc *cc, struct bbr *b, const struct cc
 		if (!bbr_time_to_go_down(cc, b, s))
 			break;
 		b->flags &= ~(uint32_t)F_PREV_PROBE_TOO_HIGH;
-		bbr_start_down(cc, b, s);
+		bbr_start_down(cc, b, s->now_ns);
 		break;
 	}
 }
@@ -318,7 +318,7 @@ static void bbr_check_drain_done(struct cc *cc, struct bbr *b, const struct cc_s
 		return;
 	if (cc->inflight_bytes <= bbr_quantized(cc, b, bbr_bdp(cc, b, b->bw, UNIT)) ||
 	    (uint32_t)b->round_count - b->drain_start_round > 3)
-		bbr_start_down(cc, b, s);
+		bbr_start_down(cc, b, s->now_ns);
 }
 
 /* ---- "ProbeRTT Logic" ---- */
@@ -329,15 +329,15 @@ static uint64_t bbr_probe_rtt_cwnd(const struct cc *cc, const struct bbr *b)
 }
 
 /* CheckProbeRTTDone() and "Exiting ProbeRTT" */
-static void bbr_check_probe_rtt_done(struct cc *cc, struct bbr *b, const struct cc_sample *s)
+static void bbr_check_probe_rtt_done(struct cc *cc, struct bbr *b, uint64_t now_ns)
 {
-	if (!b->probe_rtt_done_stamp_ns || s->now_ns <= b->probe_rtt_done_stamp_ns)
+	if (!b->probe_rtt_done_stamp_ns || now_ns <= b->probe_rtt_done_stamp_ns)
 		return;
-	b->probe_rtt_min_stamp_ns = s->now_ns;
+	b->probe_rtt_min_stamp_ns = now_ns;
 	bbr_restore_cwnd(cc, b);
 	bbr_reset_short_term(b);
 	if (b->flags & F_FULL_BW_REACHED) {
-		bbr_start_down(cc, b, s);
+		bbr_start_down(cc, b, now_ns);
 		b->state = PROBE_BW_CRUISE;
 	} else {
 		b->state = STARTUP;
@@ -352,13 +352,13 @@ static void bbr_handle_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_s
 			return;
 		b->probe_rtt_done_stamp_ns = s->now_ns + PROBE_RTT_DURATION_NS;
 		b->flags &= ~(uint32_t)F_PROBE_RTT_ROUND_DONE;
-		bbr_start_round(b, s);
+		bbr_start_round(b);
 		return;
 	}
 	if (b->flags & F_ROUND_START)
 		b->flags |= F_PROBE_RTT_ROUND_DONE;
 	if (b->flags & F_PROBE_RTT_ROUND_DONE)
-		bbr_check_probe_rtt_done(cc, b, s);
+		bbr_check_probe_rtt_done(cc, b, s->now_ns);
 }
 
 static void bbr_check_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_sample *s)
@@ -368,7 +368,7 @@ static void bbr_check_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_sa
 		b->state = PROBE_RTT;
 		b->probe_rtt_done_stamp_ns = 0;
 		b->ack_phase = ACKS_PROBE_STOPPING;
-		bbr_start_round(b, s);
+		bbr_start_round(b);
 	}
 	if (b->state == PROBE_RTT)
 		bbr_handle_probe_rtt(cc, b, s);
@@ -433,6 +433,7 @@ static void bbr_on_ack(struct cc *cc, const struct cc_sample *s)
 {
 	struct bbr *b = bbr_of(cc);
 
+	b->delivered = s->delivered_bytes;
 	b->flags &= ~(uint32_t)(F_CWND_LIMITED | F_APP_LIMITED);
 	if (s->prior_inflight_bytes + bbr_send_quantum(cc) > cc->cwnd_bytes)
 		b->flags |= F_CWND_LIMITED;
@@ -505,11 +506,32 @@ static void bbr_on_rto(struct cc *cc, uint64_t now_ns)
 	cc->cwnd_bytes = cc->inflight_bytes + cc->mss;
 }
 
+/* "Handling a Spurious Loss Recovery" */
+static void bbr_on_undo(struct cc *cc, uint64_t now_ns)
+{
+	struct bbr *b = bbr_of(cc);
+
+	(void)now_ns;
+	bbr_restore_cwnd(cc, b);
+	b->flags &= ~(uint32_t)F_LOSS_IN_ROUND;
+	bbr_reset_full_bw(b, 0);
+	b->bw_shortterm = max_u64(b->bw_shortterm, b->undo_bw_shortterm);
+	b->inflight_shortterm = max_u64(b->inflight_shortterm, b->undo_inflight_shortterm);
+	b->inflight_longterm = max_u64(b->inflight_longterm, b->undo_inflight_longterm);
+	if (b->undo_state == STARTUP && b->state != STARTUP) {
+		b->flags &= ~(uint32_t)F_FULL_BW_REACHED;
+		if (b->state != PROBE_RTT)
+			b->state = STARTUP;
+	} else if (b->undo_state == PROBE_BW_UP && b->state != PROBE_BW_UP && b->state != PROBE_RTT) {
+		bbr_start_refill(b);
+	}
+	b->undo_state = UNDO_NONE;
+}
+
 /* "Actions when Restarting from Idle" */
 static void bbr_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 {
 	struct bbr *b = bbr_of(cc);
-	struct cc_sample s = {.now_ns = now_ns, .delivered_bytes = b->next_round_delivered};
 
 	(void)idle_ns;
 	b->flags |= F_IDLE_RESTART;
@@ -518,7 +540,7 @@ static void bbr_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 	if (bbr_in_probe_bw(b))
 		bbr_set_pacing_with_gain(cc, b, UNIT);
 	else if (b->state == PROBE_RTT)
-		bbr_check_probe_rtt_done(cc, b, &s);
+		bbr_check_probe_rtt_done(cc, b, now_ns);
 }
 
 const struct cc_ops cc_bbr = {
@@ -529,4 +551,5 @@ const struct cc_ops cc_bbr = {
 	.on_exit_recovery = bbr_on_exit_recovery,
 	.on_rto = bbr_on_rto,
 	.on_restart = bbr_on_restart,
+	.on_undo = bbr_on_undo,
 };

@@ -87,6 +87,7 @@ struct bbr {
 	uint16_t rounds_since_probe_up;
 	uint32_t drain_start_round; /* low 32 bits of round_count */
 	uint64_t round_count;
+	uint64_t delivered; /* C.delivered, as of the last ACK */
 	uint64_t next_round_delivered;
 	uint64_t loss_round_delivered;
 	/* data rate */
@@ -172,9 +173,9 @@ static inline void bbr_advance_max_bw(struct bbr *b)
 	b->max_bw_filter[0] = 0;
 }
 
-static inline void bbr_start_round(struct bbr *b, const struct cc_sample *s)
+static inline void bbr_start_round(struct bbr *b)
 {
-	b->next_round_delivered = s->delivered_bytes;
+	b->next_round_delivered = b->delivered;
 }
 
 /* "BBR.round_count: Tracking Packet-Timed Round Trips" */
@@ -183,7 +184,7 @@ static inline void bbr_update_round(struct bbr *b, const struct cc_sample *s)
 	b->flags &= ~(uint32_t)F_ROUND_START;
 	if (!s->acked_bytes || s->prior_delivered_bytes < b->next_round_delivered)
 		return;
-	bbr_start_round(b, s);
+	bbr_start_round(b);
 	b->round_count++;
 	b->rounds_since_probe_up += b->rounds_since_probe_up < UINT16_MAX;
 	b->flags |= F_ROUND_START;

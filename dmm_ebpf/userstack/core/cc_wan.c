@@ -471,7 +471,8 @@ static void wan_set_pacing(struct cc *cc, const struct wan *w)
 
 /*
  * Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with p_hat. And
- * they bring no ACKs: without credit for those that p_hat explains, STARTUP would grow by 2(1-p) a round.
+ * they bring no ACKs: without credit for those that p_hat explains, STARTUP would grow by 2(1-p) a round. It
+ * does not grow while there is a queue.
  */
 static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
@@ -482,7 +483,7 @@ static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s
 		target += max64(w->extra_max[0], w->extra_max[1]);
 	if (w->flags & F_FULL_BW)
 		cc->cwnd_bytes = min64(cc->cwnd_bytes + s->acked_bytes, target);
-	else if (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss)
+	else if (!w->queue_from_ns && (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss))
 		cc->cwnd_bytes += mul_div(s->acked_bytes, PPM, PPM - w->p_ppm);
 	cc->cwnd_bytes = max64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
@@ -559,6 +560,12 @@ static void wan_on_rto(struct cc *cc, uint64_t now_ns)
 	cc->cwnd_bytes = max64(cc->inflight_bytes + cc->mss, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 
+/* The recovery was needless; the model took no harm, only cwnd after a timeout did. */
+static void wan_on_undo(struct cc *cc, uint64_t now_ns)
+{
+	wan_on_exit_recovery(cc, now_ns);
+}
+
 /* Draft: BBRHandleRestartFromIdle: at bw, no burst, and no PROBE_RTT: the idle queue was empty anyway. */
 static void wan_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 {
@@ -581,4 +588,5 @@ const struct cc_ops cc_wan = {
 	.on_exit_recovery = wan_on_exit_recovery,
 	.on_rto = wan_on_rto,
 	.on_restart = wan_on_restart,
+	.on_undo = wan_on_undo,
 };
