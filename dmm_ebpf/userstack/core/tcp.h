@@ -186,7 +186,7 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
-	uint64_t ecn_end;      /* what the peer's echo speaks of below here was answered */
+	uint64_t ecn_end;      /* where the segment with our last CWR ends */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;

@@ -6,8 +6,8 @@
  * data carries ECT(0); retransmissions, pure ACKs, SYNs and probes do not (section 6.1.4 to 6.1.6). The inner
  * leg has no queue worth a mark and stays without.
  *
- * Invariants: TF_ECN on an open leg: both ends agreed. An echo counts once per window: until ecn_end is
- * acknowledged the peer still speaks of what was answered already.
+ * Invariants: TF_ECN on an open leg: both ends agreed. An echo counts once per window: until our CWR,
+ * which ends at ecn_end, is acknowledged, the peer still speaks of what was answered already.
  */
 #include "core.h"
 
@@ -63,7 +63,7 @@ bool ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
 
 	if (!(t->flags & TF_ECN) || (pkt->flags & (TH_ECE | TH_SYN)) != TH_ECE)
 		return false;
-	if (t->snd_una >= o->ecn_end) {
+	if (!(t->flags & TF_ECN_CWR) && t->snd_una >= o->ecn_end) {
 		core->counters[DMM_CORE_ECN_ECE]++;
 		ecn_reduced(t);
 	}
@@ -73,10 +73,8 @@ bool ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
 /* The window was reduced, for whatever reason: the next new data says so */
 void ecn_reduced(struct tcb *t)
 {
-	if (!(t->flags & TF_ECN))
-		return;
-	tcb_conn(t)->outer.ecn_end = t->snd_nxt;
-	t->flags |= TF_ECN_CWR;
+	if (t->flags & TF_ECN)
+		t->flags |= TF_ECN_CWR;
 }
 
 uint8_t ecn_ack_flags(const struct tcb *t)
@@ -93,5 +91,6 @@ uint8_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos)
 	if (!(t->flags & TF_ECN_CWR))
 		return 0;
 	t->flags &= ~(uint32_t)TF_ECN_CWR;
+	tcb_conn(t)->outer.ecn_end = seg_end(s);
 	return TH_CWR;
 }
