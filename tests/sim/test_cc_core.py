@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`wan` and `bbr` through the whole core (sim.c): what ccsim idealises away is here, from handshake to RACK and TLP."""
+
+from __future__ import annotations
+
+import pytest
+from corelab import MS, Programs, S, simulate
+
+RATE_BPS = 12_500_000  # bytes/s
+RTT_NS = 100 * MS
+WIDE = {"krcvbuf": 2**30, "sndbuf": 2**30, "rcvbuf": 2**30, "memory": 2**32}
+
+
+def bulk(programs: Programs, cc: str, loss: float, seconds: int, seed: int = 1) -> dict[str, int]:
+    """A flow that does not end, for so long; the queue is one BDP."""
+    return simulate(
+        programs.sim,
+        cc=cc,
+        up=2**36,
+        down=0,
+        rate_Bps=RATE_BPS,
+        delay_ns=RTT_NS // 2,
+        queue_bytes=RATE_BPS * RTT_NS // S,
+        loss=loss,
+        loss_back=0,
+        limit_ns=seconds * S,
+        seed=seed,
+        **WIDE,
+    )
+
+
+def share(programs: Programs, cc: str, loss: float) -> float:
+    """Goodput from the 3rd to the 23rd second ÷ (rate × (1 - loss) × 1448 / 1538)."""
+    early, late = bulk(programs, cc, loss, 3), bulk(programs, cc, loss, 23)
+    assert late["rto_a"] == early["rto_a"] == 0
+    return (late["got_b"] - early["got_b"]) / 20 / (RATE_BPS * (1 - loss) * 1448 / 1538)
+
+
+@pytest.mark.parametrize("loss", [0, 0.01, 0.05, 0.12])
+def test_wan_fills_a_lossy_path(programs: Programs, loss: float) -> None:
+    assert share(programs, "wan", loss) >= 0.97
+
+
+def test_bbr_fills_a_clean_path_and_tolerates_one_percent(programs: Programs) -> None:
+    assert share(programs, "bbr", 0) >= 0.95
+    assert share(programs, "bbr", 0.01) >= 0.75
+
+
+@pytest.mark.parametrize("cc", ["bbr", "wan"])
+@pytest.mark.parametrize("rtt_ms", [20, 100, 200])
+def test_one_megabyte_from_cold(programs: Programs, cc: str, rtt_ms: int) -> None:
+    """Handshake, doubling from ten segments, and no timeout: eight round trips and the bytes themselves."""
+    result = simulate(
+        programs.sim,
+        cc=cc,
+        up=1_000_000,
+        down=0,
+        rate_Bps=RATE_BPS,
+        delay_ns=rtt_ms * MS // 2,
+        queue_bytes=RATE_BPS * rtt_ms // 1000,
+        **WIDE,
+    )
+    assert result["complete"] == 1
+    assert result["rto_a"] == 0
+    assert result["done_ns"] < 8 * rtt_ms * MS + 1_000_000 * S // RATE_BPS
+
+
+@pytest.mark.parametrize("cc", ["bbr", "wan"])
+def test_needless_recoveries_are_undone(programs: Programs, cc: str) -> None:
+    """A.18: reordering beyond RACK's window costs neither bytes nor the rate."""
+    keys = {"reorder": 0.02, "reorder_ns": 40 * MS, "loss": 0, "up": 20_000_000, "down": 0}
+    result = simulate(programs.sim_asan, check=1, cc=cc, **WIDE, **keys)
+    assert (result["complete"], result["wrong"]) == (1, 0)
+    assert result["done_ns"] < 20_000_000 * S // RATE_BPS * 1.5
+
+
+@pytest.mark.parametrize("cc", ["bbr", "wan"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_hostile_path(programs: Programs, cc: str, seed: int) -> None:
+    result = simulate(
+        programs.sim_asan,
+        check=1,
+        cc=cc,
+        seed=seed,
+        loss=0.03 * seed,
+        reorder=0.2,
+        reorder_ns=30 * MS,
+        dup=0.1,
+        corrupt=0.01,
+        limit_ns=7200 * S,
+    )
+    assert (result["complete"], result["errors"], result["wrong"]) == (1, 0, 0)
