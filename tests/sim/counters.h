@@ -25,6 +25,7 @@ static const char *const counter_names[] = {
 	[DMM_CORE_UNDONE] = "undone",
 	[DMM_CORE_ECN_CE] = "ecn_ce",
 	[DMM_CORE_ECN_ECE] = "ecn_ece",
+	[DMM_CORE_MTU_HOLES] = "mtu_holes",
 };
 
 _Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");

@@ -21,7 +21,7 @@ struct params {
 	double loss, loss_back, dup, reorder, corrupt;
 	uint64_t reorder_ns, strip, mss, v6, refuse, mute, unreach, sndbuf, rcvbuf, krcvbuf, gso, pause_ns;
 	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns,
-		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, ecn_drop, again, isn, kts, kws;
+		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, ecn_drop, hole_bytes, again, isn, kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
 		gap_ns, check, down_after_ns;
 	char cc[16];
@@ -136,6 +136,8 @@ static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 	if (router_error(from, p, len))
 		return;
 	if (P.synloss && (p[ip + 13] & TH_SYN) && syns_seen++ < P.synloss)
+		return;
+	if (P.hole_bytes && len > P.hole_bytes)
 		return;
 	if (P.ecn_drop && (p[ip + 13] & (TH_SYN | TH_ECE)) == (TH_SYN | TH_ECE))
 		return;
@@ -477,6 +479,7 @@ static const struct {
 	    U(mark_bytes),
 	    U(ecn_off),
 	    U(ecn_drop),
+	    U(hole_bytes),
 	    U(again),
 	    U(check),
 	    U(down_after_ns)};

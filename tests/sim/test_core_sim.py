@@ -57,6 +57,10 @@ WHOLE = {
     "SYNs lost": {"synloss": 3},
     "path MTU falls, IPv4": {"icmp_mtu": 1000, "loss": 0.01},
     "path MTU falls, IPv6": {"icmp_mtu": 1300, "v6": 1},
+    "long packets vanish": {"hole_bytes": 1300},
+    "all but short packets vanish": {"hole_bytes": 700, "up": 300_000, "down": 300_000},
+    "long packets vanish, IPv6": {"hole_bytes": 1400, "v6": 1},
+    "long packets vanish, some others too": {"hole_bytes": 1300, "loss": 0.05},
     "firewall drops on the inner leg for 2 s": {
         "inner_drop_from_ns": 1100 * MS,
         "inner_drop_to_ns": 3100 * MS,
@@ -165,6 +169,19 @@ def test_path_that_drops_ecn_syns(programs: Programs) -> None:
     result = simulate(programs.sim_asan, check=1, ecn_drop=1, mark_bytes=1, up=100_000, down=100_000)
     assert (result["complete"], result["marked"]) == (1, 0)
     assert S <= result["est_ns"] < 1.1 * S
+
+
+def test_black_hole_is_found_and_left(programs: Programs) -> None:
+    """Two timeouts find it; a path that was merely down gets its MTU back, so no more packets than without."""
+    keys = {"up": 0, "down": 5_000_000, "delay_ns": 20 * MS}
+    hole = simulate(programs.sim_asan, check=1, hole_bytes=1300, **keys)
+    assert (hole["complete"], hole["mtu_holes_b"], hole["rto_b"]) == (1, 1, 2)
+    assert hole["done_ns"] < 6 * S
+    plain = simulate(programs.sim_asan, **keys)
+    down = simulate(programs.sim_asan, check=1, cut_from_ns=1150 * MS, cut_to_ns=4000 * MS, **keys)
+    assert down["complete"] == 1
+    assert down["mtu_holes_b"] >= 1
+    assert down["sent_pkts"] < 1.05 * plain["sent_pkts"]
 
 
 ENDS = {

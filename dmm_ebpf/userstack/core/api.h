@@ -128,9 +128,10 @@ enum dmm_core_counter {
 	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
 				 in use */
 	DMM_CORE_CHALLENGE_ACKS,
-	DMM_CORE_UNDONE,  /* loss recoveries and timeouts that turned out needless and were taken back */
-	DMM_CORE_ECN_CE,  /* data that came with congestion experienced */
-	DMM_CORE_ECN_ECE, /* windows in which the peer echoed it */
+	DMM_CORE_UNDONE,    /* loss recoveries and timeouts that turned out needless and were taken back */
+	DMM_CORE_ECN_CE,    /* data that came with congestion experienced */
+	DMM_CORE_ECN_ECE,   /* windows in which the peer echoed it */
+	DMM_CORE_MTU_HOLES, /* times a path was taken for one that drops long packets silently */
 	DMM_CORE_MAX,
 };
 

@@ -262,8 +262,10 @@ static void cut_one(struct flight *fl, const struct seg *from, uint32_t max)
 		s->skip = (idx + 1) & FLIGHT_IDX_MASK;
 		if (off + s->len < from->len)
 			s->flags &= (uint16_t)~SEG_FIN;
-		if (from->len > max && !(s->flags & SEG_SACKED))
-			s->flags |= SEG_LOST;
+		if (from->len > max) {
+			s->flags &= (uint16_t)~SEG_PROBE;
+			s->flags |= s->flags & SEG_SACKED ? 0 : SEG_LOST;
+		}
 		fl->n_sacked += !!(s->flags & SEG_SACKED);
 	}
 }

@@ -26,6 +26,7 @@ enum seg_flag {
 	SEG_LOST = 2,	      /* on the lost list */
 	SEG_RETRANS = 4,      /* sent more than once */
 	SEG_FIN = 8,	      /* its last sequence number is the FIN */
+	SEG_PROBE = 32,	      /* longer than the MTU: tcp_pmtu.c */
 	SEG_APP_LIMITED = 16, /* sent while the sender had nothing more */
 };
 

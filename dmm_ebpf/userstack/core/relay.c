@@ -16,8 +16,6 @@
 
 enum { ERR_NETUNREACH = 101, ERR_TIMEDOUT = 110, ERR_REFUSED = 111, ERR_HOSTUNREACH = 113 };
 
-enum { MTU_MIN_V4 = 552, MTU_MIN_V6 = 1280 };
-
 static bool leg_over(const struct tcb *t)
 {
 	return t->state == TCP_CLOSE && !(t->flags & TF_RST_DUE);
@@ -163,13 +161,6 @@ void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_c
 	open_by_syn(core, old, pair, pkt, DMM_LEG_OUTER, now_ns);
 }
 
-static void set_mtu(struct conn *c, uint32_t mtu)
-{
-	uint32_t least = c->pair.family == WIRE_AF_INET ? MTU_MIN_V4 : MTU_MIN_V6;
-
-	c->mtu = (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
-}
-
 void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns)
 {
 	struct tcb *next = &c->leg[c->passive ? DMM_LEG_INNER : DMM_LEG_OUTER];
@@ -178,7 +169,7 @@ void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32
 		return;
 	c->phase = CONN_OPENING;
 	c->path = path;
-	set_mtu(c, mtu);
+	pmtu_set(c, mtu);
 	c->owned = 1;
 	core_action(core, DMM_ACTION_OWN, c, 0);
 	if (c->passive)
@@ -265,40 +256,6 @@ void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	tcp_ready(core, t);
 }
 
-/* Next lower of RFC 1191's plateaus, for routers that do not tell the MTU */
-static uint32_t plateau(uint32_t mtu)
-{
-	static const uint16_t steps[] = {8166, 4352, 2002, 1492, 1280, 1006, 576};
-
-	for (uint32_t i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
-		if (steps[i] < mtu)
-			return steps[i];
-	}
-	return MTU_MIN_V4;
-}
-
-static void too_big(struct dmm_core *core, struct conn *c, uint32_t mtu)
-{
-	struct tcb *t = &c->leg[DMM_LEG_OUTER];
-	uint32_t old = c->mtu;
-
-	if (!mtu)
-		mtu = plateau(old);
-	if (mtu >= old)
-		return;
-	set_mtu(c, mtu);
-	if (c->mtu >= old) {
-		c->mtu = (uint16_t)old;
-		return;
-	}
-	tcp_set_mss(core, t);
-	c->outer.cc.mss = t->mss;
-	if (t->fl && flight_resegment(&core->mem, t->fl, t->mss)) {
-		t->flags |= TF_FORCE_RTX;
-		tcp_ready(core, t);
-	}
-}
-
 static uint32_t icmp_errno(const struct pkt *pkt)
 {
 	if (pkt->family == WIRE_AF_INET)
@@ -317,7 +274,7 @@ static void icmp_outer(struct dmm_core *core, struct conn *c, const struct pkt *
 	if (!t->snd_nxt || ahead >= t->snd_nxt - t->snd_una)
 		return; /* quotes nothing that is in flight: RFC 5927 section 4 */
 	if (pkt->icmp == ICMP_KIND_TOO_BIG) {
-		too_big(core, c, pkt->icmp_mtu);
+		pmtu_too_big(core, c, pkt->icmp_mtu);
 		return;
 	}
 	if (t->state != TCP_SYN_SENT || c->passive)

@@ -13,6 +13,7 @@
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
  * tcp_ecn.c    explicit congestion notification
+ * tcp_pmtu.c   path MTU: ICMP, black holes
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_timer.c  deadlines
@@ -186,12 +187,16 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
+	uint64_t mtu_probe_ns; /* tcp_pmtu.c: when the next probe may go */
 	uint64_t ecn_end;      /* where the segment with our last CWR ends */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
 	uint32_t undo_retrans; /* retransmissions not yet reported as duplicates */
 	uint32_t retrans_ts;   /* timestamp clock at the first of them */
+	uint16_t mtu_full;     /* the MTU before a black hole was suspected; 0: none is */
+	uint16_t mtu_probe_wait_s;
+	uint8_t mtu_probing;
 	uint8_t retrans_ts_known;
 	uint8_t undo_timeout; /* the reduction was a timeout's */
 	uint8_t frto;	      /* enum frto_step */
@@ -239,6 +244,17 @@ bool ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
 void ecn_reduced(struct tcb *t);
 uint8_t ecn_ack_flags(const struct tcb *t);
 uint8_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
+
+/* tcp_pmtu.c */
+void pmtu_set(struct conn *c, uint32_t mtu);
+/* A router says so; mtu 0: it does not tell which */
+void pmtu_too_big(struct dmm_core *core, struct conn *c, uint32_t mtu);
+void pmtu_on_timeout(struct dmm_core *core, struct tcb *t);
+uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns);
+/* The newest segment is a probe */
+void pmtu_probe_sent(struct tcb *t);
+void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
+bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
 
 /* tcp_rack.c */
 void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);

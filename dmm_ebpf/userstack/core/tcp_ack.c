@@ -19,6 +19,7 @@ struct ack_ctx {
 	bool advanced;
 	bool dsack;
 	bool undo;     /* proof that the last reduction was needless */
+	bool probe;    /* the MTU probe arrived */
 	bool original; /* a segment below undo_end that was sent once was delivered */
 	uint32_t popped_segs;
 };
@@ -77,6 +78,8 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 	if (tcb_is_outer(t)) {
 		o->delivered_bytes += s->len;
 		o->delivered_ns = now_ns;
+		if ((s->flags & (SEG_PROBE | SEG_RETRANS)) == SEG_PROBE)
+			ctx->probe = true;
 		ctx->original |= !(s->flags & SEG_RETRANS) && seg_end(s) <= o->undo_end;
 	}
 	if (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
@@ -367,6 +370,8 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 		sack_process(t, &ctx, pkt, ack, now_ns);
 	if (ack > (int64_t)t->snd_una)
 		cumulative(core, t, &ctx, (uint64_t)ack, now_ns);
+	if (ctx.probe)
+		pmtu_probe_arrived(core, t);
 	if (tcb_is_outer(t)) {
 		ctx.s.ece = ecn_echoed(core, t, pkt);
 		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);

@@ -528,19 +528,24 @@ static bool frto_new_data(const struct dmm_core *core, struct tcb *t, uint32_t c
 static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns)
 {
-	uint32_t len;
+	uint32_t len, n, probe;
 	bool fin;
 
 	if (t->flags & TF_TLP_DUE) {
-		len = out_tlp(core, t, buf, cap, meta, now_ns);
-		if (len)
-			return len;
+		n = out_tlp(core, t, buf, cap, meta, now_ns);
+		if (n)
+			return n;
 	}
 	if (t->fl && t->fl->lost.head != FLIGHT_NIL && !frto_new_data(core, t, cap)) {
 		uint32_t idx = t->fl->lost.head;
 
 		if (frto_waits(t))
 			return 0;
+		if (flight_seg(t->fl, idx)->flags & SEG_PROBE) {
+			if (!pmtu_probe_lost(core, t, flight_seg(t->fl, idx), now_ns))
+				return 0;
+			idx = t->fl->lost.head;
+		}
 		if (!(t->flags & TF_FORCE_RTX) && !cwnd_allows(t, flight_seg(t->fl, idx)->len))
 			return 0;
 		if (pace_blocked(core, t, now_ns))
@@ -554,7 +559,11 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	}
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
 		return 0;
-	return out_new(core, t, buf, meta, len, fin, now_ns);
+	probe = len == t->mss ? pmtu_probe_len(t, cap, now_ns) : 0;
+	n = out_new(core, t, buf, meta, probe ? probe : len, fin, now_ns);
+	if (n && probe)
+		pmtu_probe_sent(t);
+	return n;
 }
 
 uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,

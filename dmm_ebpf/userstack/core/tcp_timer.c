@@ -100,6 +100,7 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	if (tcb_is_outer(t)) {
 		undo_on_timeout(t);
 		ecn_reduced(t);
+		pmtu_on_timeout(core, t);
 	}
 	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
 	t->fl->recovery_end = t->snd_nxt;

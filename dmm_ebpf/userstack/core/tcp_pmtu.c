@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_pmtu.c: the path MTU of the outer leg: ICMP (RFC 1191, RFC 8201) and, for paths that drop long packets
+ * without a word, black-hole detection (RFC 4821, RFC 8899).
+ *
+ * Two timeouts in a row of a full-size segment shorten the segments, in steps. A path that was merely dead
+ * looks the same: so as soon as something has passed again, one segment of the old size goes as a probe,
+ * later ones after PROBE_MIN_S, doubled up to PROBE_MAX_S. A probe that arrives brings the old MTU back; one
+ * that is lost is cut and sent again, and the congestion control is told that it was for nothing.
+ *
+ * Invariants: outer.mtu_full != 0 only while a black hole is suspected, and is then larger than conn.mtu; at
+ * most one segment with SEG_PROBE is in flight; nothing else is longer than the MTU.
+ */
+#include "core.h"
+
+enum { MTU_MIN_V4 = 552, MTU_MIN_V6 = 1280 };
+enum { HOLE_STEP_V4 = 1260, HOLE_LEAST_V4 = 576, PROBE_MIN_S = 30, PROBE_MAX_S = 600 };
+
+void pmtu_set(struct conn *c, uint32_t mtu)
+{
+	uint32_t least = c->pair.family == WIRE_AF_INET ? MTU_MIN_V4 : MTU_MIN_V6;
+
+	c->mtu = (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
+}
+
+/* Next lower of RFC 1191's plateaus, for routers that do not tell the MTU */
+static uint32_t plateau(uint32_t mtu)
+{
+	static const uint16_t steps[] = {8166, 4352, 2002, 1492, 1280, 1006, 576};
+
+	for (uint32_t i = 0; i < sizeof(steps) / sizeof(*steps); i++) {
+		if (steps[i] < mtu)
+			return steps[i];
+	}
+	return MTU_MIN_V4;
+}
+
+/* true: it is smaller than before */
+static bool shrink(struct dmm_core *core, struct conn *c, uint32_t mtu)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	uint32_t old = c->mtu;
+
+	if (mtu >= old)
+		return false;
+	pmtu_set(c, mtu);
+	if (c->mtu >= old) {
+		c->mtu = (uint16_t)old;
+		return false;
+	}
+	tcp_set_mss(core, t);
+	c->outer.cc.mss = t->mss;
+	c->outer.mtu_probing = 0; /* a probe in flight is cut with the rest */
+	if (t->fl && flight_resegment(&core->mem, t->fl, t->mss)) {
+		t->flags |= TF_FORCE_RTX;
+		tcp_ready(core, t);
+	}
+	return true;
+}
+
+void pmtu_too_big(struct dmm_core *core, struct conn *c, uint32_t mtu)
+{
+	if (shrink(core, c, mtu ? mtu : plateau(c->mtu)))
+		c->outer.mtu_full = 0; /* a router that tells is better than a guess */
+}
+
+void pmtu_on_timeout(struct dmm_core *core, struct tcb *t)
+{
+	struct conn *c = tcb_conn(t);
+	struct outer *o = &c->outer;
+	uint32_t old = c->mtu, next = MTU_MIN_V6;
+
+	if (c->pair.family == WIRE_AF_INET)
+		next = old > HOLE_STEP_V4 ? HOLE_STEP_V4 : HOLE_LEAST_V4;
+	if (t->retries < 2 || t->retries % 2 || flight_seg(t->fl, t->fl->head)->len < t->mss)
+		return;
+	if (!shrink(core, c, next))
+		return;
+	core->counters[DMM_CORE_MTU_HOLES]++;
+	if (!o->mtu_full)
+		o->mtu_full = (uint16_t)old;
+	o->mtu_probe_ns = 0;
+	o->mtu_probe_wait_s = PROBE_MIN_S;
+}
+
+/* Payload of a probe that may go now; 0: none */
+uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns)
+{
+	const struct conn *c = tcb_conn(t);
+	const struct outer *o = &c->outer;
+	uint64_t room = t->snd_una + t->snd_wnd;
+	uint32_t len;
+
+	if (!tcb_is_outer(t) || !o->mtu_full || o->mtu_probing || now_ns < o->mtu_probe_ns)
+		return 0;
+	if ((t->flags & (TF_RECOVERY | TF_FIN_SENT)) || cap < o->mtu_full)
+		return 0;
+	len = t->mss + o->mtu_full - c->mtu;
+	if (len > t->peer_mss || t->snd.tail + 1 < t->snd_nxt + 4ull * len || room < t->snd_nxt + len)
+		return 0; /* a few segments behind it let its loss show */
+	return len;
+}
+
+void pmtu_probe_sent(struct tcb *t)
+{
+	flight_seg(t->fl, flight_idx(t->fl, t->fl->count - 1))->flags |= SEG_PROBE;
+	tcb_conn(t)->outer.mtu_probing = 1;
+}
+
+void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t)
+{
+	struct conn *c = tcb_conn(t);
+
+	c->outer.mtu_probing = 0;
+	if (!c->outer.mtu_full)
+		return;
+	c->mtu = c->outer.mtu_full;
+	c->outer.mtu_full = 0;
+	tcp_set_mss(core, t);
+	c->outer.cc.mss = t->mss;
+}
+
+/* false: no memory, it stays whole */
+bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+	bool alone = t->fl->lost_bytes == s->len && (t->flags & TF_RECOVERY) && !o->undo_timeout;
+
+	s->flags &= (uint16_t)~SEG_PROBE;
+	if (!flight_resegment(&core->mem, t->fl, t->mss)) {
+		s->flags |= SEG_PROBE;
+		return false;
+	}
+	o->mtu_probing = 0;
+	o->mtu_probe_ns = now_ns + o->mtu_probe_wait_s * NS_PER_S;
+	o->mtu_probe_wait_s = (uint16_t)min_u32(2u * o->mtu_probe_wait_s, PROBE_MAX_S);
+	if (alone && o->undo_una)
+		undo_reduction(core, t, now_ns);
+	return true;
+}
