@@ -31,6 +31,7 @@ CONFIG = {
     "keepalive": "keepalive_ns",
     "time_wait": "time_wait_ns",
     "congestion": "congestion",
+    "ecn_off": "ecn_off",
     "seed": "seed",
 }
 PATH_NUMBER = 9

@@ -214,7 +214,13 @@ class Run:
             elif name == "ts":
                 value, echo = values
                 out.append(
-                    (name, (clock if value is None else value, flow.core_ts_last if echo is None else echo))
+                    (
+                        name,
+                        (
+                            clock if value is None else value,
+                            flow.core_ts_last if echo is None else flow.core_ts_first + echo,
+                        ),
+                    )
                 )
             elif name != "nots":
                 out.append((name, tuple(int(v or 0) for v in values)))
