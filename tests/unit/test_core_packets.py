@@ -279,6 +279,36 @@ def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:
     assert core.count("ECN_ECE") == 1
 
 
+def test_ports_again_before_the_old_connection_is_over(make_core: Callable[..., Core]) -> None:
+    """The app's side is over and its bytes have arrived, only the peer's last ACK is missing: a new connect() goes
+    through at once, in front of the old sequence numbers."""
+    core = make_core()
+    conn = open_active(core)
+    conn.send(OUTER, flags=FIN | ACK)
+    conn.seq[OUTER] += 1
+    core.get(OUTER)
+    (fin,) = core.get(INNER)
+    assert fin.flags & FIN
+    conn.ack[INNER] += 1
+    conn.send(INNER, b"bye", flags=FIN | ACK)
+    (last,) = core.get(OUTER)
+    assert (last.flags & FIN, last.payload) == (FIN, b"bye")
+    again = to_core(INNER, 900_000, 0, SYN, options=SYN_OPTIONS)
+    core.put(INNER, again)  # the bytes are on their way: they go first
+    assert core.actions() == []
+    conn.ack[OUTER] += 3
+    conn.send(OUTER)
+    core.put(INNER, again)
+    closed, disown, (resolve, handle, _) = core.actions()
+    assert (closed[0], disown[0], resolve) == (CLOSED, DISOWN, RESOLVE)
+    (rst,) = [s for s in core.get(OUTER) if s.flags & RST]
+    assert (rst.seq, rst.ack) == (last.seq + 4, 7002)
+    core.lib.dmm_core_resolved(core.ptr, handle, 9, 1500, core.now)
+    (syn,) = core.get(OUTER)
+    assert syn.flags & SYN
+    assert 0 < (syn.seq - rst.seq) % 2**32 < 2**31
+
+
 def test_strangers_get_rst(make_core: Callable[..., Core]) -> None:
     core = make_core()
     for leg in (INNER, OUTER):

@@ -88,12 +88,20 @@ static void pair_of(struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint
 	pair->proto = WIRE_PROTO_TCP;
 }
 
-/* RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT */
+/*
+ * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The app's may
+ * also replace one whose outer leg still waits for the peer's last words, if the app's bytes have all
+ * arrived.
+ */
 static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pkt)
 {
 	const struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
 
-	if (outer->state != TCP_TIME_WAIT || (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT))
+	if (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT)
+		return false;
+	if (leg == DMM_LEG_INNER && (outer->flags & TF_FIN_SENT) && !stream_held(&outer->snd))
+		return true;
+	if (outer->state != TCP_TIME_WAIT)
 		return false;
 	if (leg == DMM_LEG_INNER)
 		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones

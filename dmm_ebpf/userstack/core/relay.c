@@ -112,7 +112,8 @@ static void leg_hold(struct dmm_core *core, struct tcb *t, const struct pkt *pkt
 	tcp_set_rtx(core, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
 }
 
-/* Our sequence numbers must lie in front of those of the connection that old leaves in TIME_WAIT */
+/* Our sequence numbers must lie in front of those of the old connection. Its peer is told if it may still
+ * hold it; should the RST be lost or inexact, the answer to our SYN is reset in turn (RFC 9293 figure 9). */
 static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bool *has_floor)
 {
 	const struct tcb *t;
@@ -123,6 +124,14 @@ static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bo
 	t = &old->leg[DMM_LEG_OUTER];
 	*floor = t->iss + (uint32_t)t->snd_nxt;
 	*has_floor = true;
+	if (t->state != TCP_TIME_WAIT && t->state != TCP_CLOSE) {
+		struct wire_seg rst = {
+			.flags = TH_RST | TH_ACK, .seq = *floor, .ack = t->irs + (uint32_t)t->rcv_nxt};
+		struct wire_dir dir;
+
+		ctl_dir(&old->pair, DMM_LEG_OUTER, &dir);
+		ctl_push_tcp(core, DMM_LEG_OUTER, old->path, &dir, &rst);
+	}
 	conn_kill(core, old, 0);
 }
 
