@@ -61,3 +61,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> ScenarioFi
     if file_path.suffix == ".tcp":
         return ScenarioFile.from_parent(parent, path=file_path)
     return None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the compiled core."""
+    if DIRECTORY in config.stash:
+        config.stash[DIRECTORY].cleanup()
