@@ -304,6 +304,9 @@ void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	tcp_ready(core, t);
 }
 
+/* How late the caller may be without the rate falling behind: what a busy host's scheduler takes */
+#define PACE_LATE_NS 4000000ull
+
 /* Pacing lets the clock run behind by what is sent together: a millisecond's worth, two segments at least */
 static uint64_t pace_quantum_ns(const struct tcb *t)
 {
@@ -345,7 +348,10 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 	o->cc.inflight_bytes = tcp_inflight(t);
 	o->last_data_ns = now_ns;
 	if (o->cc.pacing_Bps) {
-		uint64_t least_ns = now_ns - min_u64(now_ns, pace_quantum_ns(t));
+		/* A timer that fired late, not a pause of the app's, when there is more in flight: made up
+		 * for */
+		uint64_t late_ns = t->fl->inflight_bytes > s->len ? PACE_LATE_NS : 0;
+		uint64_t least_ns = now_ns - min_u64(now_ns, pace_quantum_ns(t) + late_ns);
 
 		o->pace_ns = max_u64(o->pace_ns, least_ns) + s->len * NS_PER_S / o->cc.pacing_Bps;
 	}
@@ -500,7 +506,8 @@ static void note_idle(struct dmm_core *core, struct tcb *t, uint64_t unsent, uin
 
 	if (!t->fl && (unsent || fin_due) && t->rtx_mode == RTX_NONE)
 		tcp_set_rtx(core, t, RTX_PERSIST, now_ns + tcp_rto_ns(t));
-	if (tcb_is_outer(t) && !unsent && cwnd_allows(t, t->mss))
+	/* The peer's window counts as well: what is not sent for its sake says nothing of the path. */
+	if (tcb_is_outer(t) && cwnd_allows(t, t->mss))
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
 }
 
