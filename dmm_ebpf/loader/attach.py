@@ -216,7 +216,8 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
                 _pin(progs[spec.name], folder / "progs" / spec.pin)
             _link_all(folder, progs, cgroup_fd, cgroup)
         except BaseException:
-            with suppress(OSError):  # what could not be removed is in instances(), for detach(); the cause is shown
+            # What could not be removed is in instances(), for detach(); the cause is what is shown.
+            with suppress(OSError):
                 _remove(folder)
             programs.close_programs(progs)
             programs.close_maps(opened)

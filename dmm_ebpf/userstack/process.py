@@ -121,7 +121,8 @@ class StackProcess:
             request = {}
         answer: dict[str, Any] = {"id": request.get("id")}
         try:
-            return answer | {"ok": True, "result": self._call(str(request.get("method")), request.get("params") or {})}
+            result = self._call(str(request.get("method")), request.get("params") or {})
+            return answer | {"ok": True, "result": result}
         except DmmError as exc:
             return answer | {"ok": False, "error": exc.to_wire()}
 
