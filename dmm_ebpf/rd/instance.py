@@ -147,10 +147,9 @@ class Instance:
     async def close(self) -> list[str]:
         """Detach: hooks first, so that no new flow comes, then stacks, then every other trace. Returns what went."""
         asyncio.get_running_loop().remove_reader(self._events.fileno())
-        for instance_map in self._attached.maps.values():
-            if instance_map is self._attached.maps["stack_state"]:
-                for stack_id in range(C.DMM_MAX_STACKS):
-                    instance_map.update(struct.pack("=I", stack_id), bytes(abi.sizeof("dmm_stack_state")))
+        for stack_id in range(C.DMM_MAX_STACKS):
+            down = bytes(abi.sizeof("dmm_stack_state"))
+            self._attached.maps["stack_state"].update(struct.pack("=I", stack_id), down)
         removed = await self.stacks.close()
         removed += await asyncio.to_thread(loader.detach, self.state.instance)
         self._events.close()

@@ -15,7 +15,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dmm_ebpf import abi
@@ -70,7 +70,6 @@ class _Stack:
     reason: str = ""
     pid: int = 0
     restarts: int = 0
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
 
 class StackManager:
