@@ -80,7 +80,7 @@ static void dir_of(struct wire_dir *d, const struct pkt *k)
 
 static void seg_of(struct wire_seg *s, const struct pkt *k)
 {
-	*s = (struct wire_seg){.seq = k->seq, .ack = k->ack, .flags = k->flags, .wnd = k->wnd};
+	*s = (struct wire_seg){.seq = k->seq, .ack = k->ack, .flags = k->flags, .wnd = k->wnd, .urg = k->urg};
 	if (k->mss)
 		wire_opt_mss(s, k->mss);
 	if (k->has_sack_perm || k->has_wscale)
@@ -119,7 +119,8 @@ static void again_tcp(const struct pkt *k)
 	wire_csum_full(out, &d, headers, k->payload_len,
 		       csum_copy(out + headers, k->payload, k->payload_len));
 	CHECK(wire_parse(out, headers + k->payload_len, true, &b) == WIRE_TCP);
-	CHECK(b.seq == k->seq && b.ack == k->ack && b.flags == k->flags && b.wnd == k->wnd);
+	CHECK(b.seq == k->seq && b.ack == k->ack && b.flags == k->flags && b.wnd == k->wnd &&
+	      b.urg == k->urg);
 	CHECK(b.sport_be == k->sport_be && b.dport_be == k->dport_be && b.tos == k->tos);
 	CHECK(!memcmp(b.saddr, k->saddr, 16) && !memcmp(b.daddr, k->daddr, 16));
 	CHECK(b.mss == k->mss && b.has_ts == k->has_ts && b.tsval == k->tsval && b.tsecr == k->tsecr);
@@ -143,8 +144,7 @@ static void again_icmp(const struct pkt *k)
 	struct pkt b;
 	uint32_t n;
 
-	if (mapped(k->saddr) != mapped(k->daddr) || (k->family == WIRE_AF_INET6 && mapped(k->saddr)))
-		return; /* never in an IPv6 header, so no connection has them */
+	CHECK(mapped(k->saddr) == (k->family == WIRE_AF_INET) && mapped(k->daddr) == mapped(k->saddr));
 	dir_of(&d, k);
 	n = wire_icmp_error(out, &d, &s, k->icmp_type, k->icmp_code);
 	CHECK(n <= sizeof(out));

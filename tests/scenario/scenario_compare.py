@@ -117,6 +117,7 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
         ("tos", line.attrs.get("tos"), packet.tos),
         ("gso", line.attrs.get("gso"), packet.gso_size),
         ("len", line.attrs.get("len"), packet.total_len),
+        ("urg", line.attrs.get("urg"), packet.urgent),
     ]
     if line.leg == OUTER and flow.core_isn is not None:
         pairs.append(("path", PATH_NUMBER, packet.path))

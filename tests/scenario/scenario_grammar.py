@@ -44,7 +44,7 @@ IN_ATTRS = {
     "csum_ok",
     "src",
 }
-OUT_ATTRS = {"tos", "gso", "len", "port"}
+OUT_ATTRS = {"tos", "gso", "len", "port", "urg"}
 VERBS = {
     "open",
     "app",

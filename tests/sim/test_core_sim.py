@@ -132,21 +132,15 @@ def test_spurious_timeout_is_undone(
 
 @pytest.mark.parametrize("strip", [0, STRIP_TS], ids=["Eifel", "DSACK"])
 def test_reordering_taken_for_loss_is_undone(programs: Programs, strip: int) -> None:
-    """The first segments that come late are sent again for nothing: the window comes back."""
-    result = simulate(
-        programs.sim_asan,
-        check=1,
-        up=0,
-        down=20_000_000,
-        delay_ns=20 * MS,
-        reorder=0.02,
-        reorder_ns=30 * MS,
-        strip=strip,
-        queue_bytes=100_000_000,
-    )
+    """The first segments that come late are sent again for nothing: the window comes back. How soon no more is
+    taken for loss is a matter of luck, so the mean counts; without undo it is 6 s."""
+    keys = {"up": 0, "down": 20_000_000, "delay_ns": 20 * MS, "queue_bytes": 100_000_000}
+    keys |= {"reorder": 0.02, "reorder_ns": 30 * MS, "strip": strip}
+    result = simulate(programs.sim_asan, check=1, **keys)
     assert (result["complete"], result["wrong"], result["rto_b"]) == (1, 0, 0)
     assert result["undone_b"] >= 1
-    assert result["done_ns"] < 4 * S
+    done_ns = [simulate(programs.sim, seed=seed, **keys)["done_ns"] for seed in range(1, 9)]
+    assert sum(done_ns) / len(done_ns) < 5.3 * S
 
 
 @pytest.mark.parametrize("cc", ["cubic", "reno"])

@@ -44,6 +44,8 @@ struct cc_sample {
 	uint64_t tx_inflight_bytes;   /* inflight when that segment was sent */
 	uint32_t app_limited;	      /* the sample was taken while the sender had nothing more to send */
 	uint32_t ece;		      /* ECN echo seen */
+	uint32_t in_order; /* the cumulative acknowledgment moved, or the path is known to reorder: this ACK
+			      is no sign of loss */
 };
 
 struct cc_ops {

@@ -159,6 +159,8 @@ static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
 		cubic_on_ece(cc, q, s);
 	if (!s->acked_bytes || s->ece || (cc->in_recovery && !(q->after_rto && slow_start)))
 		return;
+	if (!s->in_order) /* RFC 5681 section 3.2 step 1: not on duplicates */
+		return;
 	if (slow_start) {
 		/* half a window in use is enough while it doubles */
 		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || q->after_rto)

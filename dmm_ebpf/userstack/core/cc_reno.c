@@ -88,6 +88,8 @@ static void reno_on_ack(struct cc *cc, const struct cc_sample *s)
 		reno_on_ece(cc, r, s);
 	if (!s->acked_bytes || s->ece || (cc->in_recovery && !(r->after_rto && slow_start)))
 		return;
+	if (!s->in_order) /* RFC 5681 section 3.2 step 1: not on duplicates */
+		return;
 	if (slow_start) {
 		if (limited || s->prior_inflight_bytes * 2 > cc->cwnd_bytes || r->after_rto)
 			reno_slow_start(cc, r, s);

@@ -88,6 +88,17 @@ static void pair_of(struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint
 	pair->proto = WIRE_PROTO_TCP;
 }
 
+/* RFC 6191 section 2: a SYN of the remote peer's is newer than its connection in TIME_WAIT */
+static bool is_newer(const struct tcb *t, const struct pkt *pkt)
+{
+	bool beyond = (int32_t)(pkt->seq - t->irs - (uint32_t)t->rcv_nxt) > 0;
+	int32_t later = (int32_t)(pkt->tsval - t->ts_recent);
+
+	if (!pkt->has_ts)
+		return beyond;
+	return !(t->flags & TF_TS) || later > 0 || (!later && beyond);
+}
+
 /*
  * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The app's may
  * also replace one whose outer leg still waits for the peer's last words, if the app's bytes have all
@@ -106,9 +117,7 @@ static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pk
 	if (leg == DMM_LEG_INNER)
 		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones
 			      */
-	if ((outer->flags & TF_TS) && pkt->has_ts && (int32_t)(pkt->tsval - outer->ts_recent) > 0)
-		return true;
-	return (int32_t)(pkt->seq - outer->irs - (uint32_t)outer->rcv_nxt) > 0;
+	return is_newer(outer, pkt);
 }
 
 static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns)

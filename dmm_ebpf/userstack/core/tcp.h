@@ -13,9 +13,11 @@
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
  * tcp_ecn.c    explicit congestion notification
+ * tcp_urg.c    urgent data
  * tcp_pmtu.c   path MTU: ICMP, black holes
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_out.c    departure: which segment is next, and its making
+ * tcp_pace.c   departure: when
  * tcp_timer.c  deadlines
  *
  * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
@@ -65,7 +67,7 @@ enum {
 	TCP_INNER_HALF_CLOSED_S = 60, /* an orphan of the kernel's dies silently after tcp_fin_timeout */
 	TCP_QUICKACKS = 16,
 	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
-	TCP_MIN_MSS = 64,
+	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */
 	TCP_MAX_WSCALE = 14,
 	TCP_DUP_THRESH = 3,
 	TCP_HOLD_S = 150, /* longer than any kernel goes on with a SYN */
@@ -118,6 +120,7 @@ struct tcb {
 	struct stream snd;
 	uint64_t snd_una;
 	uint64_t snd_nxt;
+	uint64_t snd_up;  /* tcp_urg.c: the octet behind the urgent data */
 	uint64_t snd_wl1; /* segment of the last window update */
 	uint64_t rcv_nxt;
 	uint64_t rcv_adv; /* right edge of the advertised window */
@@ -245,6 +248,11 @@ void ecn_reduced(struct tcb *t);
 uint8_t ecn_ack_flags(const struct tcb *t);
 uint8_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
 
+/* tcp_urg.c */
+/* seq: of the segment, in 64 bits */
+void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq);
+void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq);
+
 /* tcp_pmtu.c */
 void pmtu_set(struct conn *c, uint32_t mtu);
 /* A router says so; mtu 0: it does not tell which */
@@ -267,6 +275,12 @@ void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns);
 uint64_t tcp_pto_ns(const struct tcb *t);
 bool tcp_tlp_allowed(const struct tcb *t);
+
+/* tcp_pace.c */
+/* true: nothing may go now; the leg is made ready again in time */
+bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* A segment of len bytes went out, on the outer leg */
+void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
 
 /* tcp_out.c */
 void tcp_ready(struct dmm_core *core, struct tcb *t);

@@ -287,6 +287,7 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 		undo_reduction(core, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, now_ns);
+	ctx->s.in_order = ctx->advanced || (t->flags & TF_REORD);
 	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece))
 		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
 }

@@ -189,21 +189,28 @@ static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt 
 	return true;
 }
 
-/* RFC 7323 section 5.3. false: dropped. */
+/* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. false: dropped.
+ */
 static bool paws_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
+	bool stale = now_s - t->ts_recent_s > 24u * 86400;
 
-	if (!(t->flags & TF_TS) || !pkt->has_ts)
+	if (!(t->flags & TF_TS))
 		return true;
-	if ((int32_t)(pkt->tsval - t->ts_recent) >= 0) {
+	if (!pkt->has_ts) { /* section 3.2: dropped without a word, but for a RST */
+		if (!(pkt->flags & TH_RST))
+			core->counters[DMM_CORE_PAWS]++;
+		return pkt->flags & TH_RST;
+	}
+	if ((int32_t)(pkt->tsval - t->ts_recent) >= 0 || stale) {
 		if (seq <= (int64_t)t->last_ack_sent) {
 			t->ts_recent = pkt->tsval;
 			t->ts_recent_s = now_s;
 		}
 		return true;
 	}
-	if (now_s - t->ts_recent_s > 24u * 86400 || (pkt->flags & TH_RST))
+	if (pkt->flags & TH_RST)
 		return true;
 	core->counters[DMM_CORE_PAWS]++;
 	/* a duplicate only if we have it: it may as well be a late segment that fills a hole */
@@ -219,6 +226,9 @@ static bool seq_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 
 	/* Linux's rule: what was received since our last ACK may come again, for its ACK field */
 	if (end >= (int64_t)t->last_ack_sent && seq <= (int64_t)t->rcv_adv)
+		return true;
+	/* a RST that some stacks send from before their FIN */
+	if ((pkt->flags & TH_RST) && (t->flags & TF_FIN_RCVD) && seq == (int64_t)t->rcv_nxt - 1)
 		return true;
 	core->counters[DMM_CORE_BAD_SEQ]++;
 	if (pkt->flags & TH_RST)
@@ -458,10 +468,12 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 	if (!tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns))
 		return;
 	in_fin_acked(core, t, now_ns);
-	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2)
+	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2) {
+		urg_input(core, t, &pkt, seq);
 		in_payload(core, t, &pkt, seq, now_ns);
-	else if (pkt.payload_len || (pkt.flags & TH_FIN))
+	} else if (pkt.payload_len || (pkt.flags & TH_FIN)) {
 		ack_now(core, t); /* the FIN again: our ACK of it was lost */
+	}
 }
 
 void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)

@@ -89,14 +89,15 @@ static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
 
 void tcp_window_opened(struct dmm_core *core, struct tcb *t)
 {
+	uint64_t most = 65535ull << t->rcv_wscale; /* what the field can say */
 	uint64_t cur, room, least;
 
 	if ((t->flags & TF_FIN_RCVD) ||
 	    (t->state != TCP_ESTABLISHED && t->state != TCP_FIN_WAIT1 && t->state != TCP_FIN_WAIT2))
 		return;
 	cur = t->rcv_adv - t->rcv_nxt;
-	room = rcv_room(core, t);
-	least = min_u64(tcp_rcv_limit(core, t) / 4, max_u64(2 * t->mss, 65536));
+	room = min_u64(rcv_room(core, t), most);
+	least = min_u64(tcp_rcv_limit(core, t) / 4, min_u64(max_u64(2 * t->mss, 65536), most / 2));
 	if (room >= 2 * cur && room >= cur + least) {
 		t->flags |= TF_ACK_NOW;
 		tcp_ready(core, t);
@@ -177,13 +178,15 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	seg->seq = wire_seq(t, seq);
 	seg->ack = flags & TH_ACK ? wire_ack(t, t->rcv_nxt) : 0;
 	seg->opt_len = 0;
-	seg->wnd = 0;
+	seg->wnd = seg->urg = 0;
 	if (flags & TH_RST)
 		return;
 	seg->wnd = take_window(core, t, flags & TH_SYN);
 	if (flags & TH_SYN)
 		return;
 	seg->flags |= ecn_ack_flags(t);
+	if (unlikely(t->snd_up > seq))
+		urg_mark(t, seg, seq);
 	if (t->flags & TF_TS)
 		wire_opt_ts(seg, tcp_ts_now(t, now_ns), t->ts_recent);
 	if (put_sack(core, t, seg, len))
@@ -304,29 +307,6 @@ void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	tcp_ready(core, t);
 }
 
-/* How late the caller may be without the rate falling behind: what a busy host's scheduler takes */
-#define PACE_LATE_NS 4000000ull
-
-/* Pacing lets the clock run behind by what is sent together: a millisecond's worth, two segments at least */
-static uint64_t pace_quantum_ns(const struct tcb *t)
-{
-	uint64_t rate_Bps = tcb_conn(t)->outer.cc.pacing_Bps;
-	uint64_t bytes = max_u64(min_u64(rate_Bps / 1000, 65536), 2u * t->mss);
-
-	return bytes * NS_PER_S / rate_Bps;
-}
-
-static bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
-{
-	struct outer *o = &tcb_conn(t)->outer;
-
-	if (!tcb_is_outer(t) || !o->cc.pacing_Bps || o->pace_ns <= now_ns)
-		return false;
-	tcp_set_deadline(core, t, &o->pace_wake_ns,
-			 o->pace_ns + pace_quantum_ns(t) - t->mss * NS_PER_S / o->cc.pacing_Bps);
-	return true;
-}
-
 static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
@@ -347,14 +327,7 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 	s->flags = (uint16_t)((s->flags & ~SEG_APP_LIMITED) | (o->app_limited_until ? SEG_APP_LIMITED : 0));
 	o->cc.inflight_bytes = tcp_inflight(t);
 	o->last_data_ns = now_ns;
-	if (o->cc.pacing_Bps) {
-		/* A timer that fired late, not a pause of the app's, when there is more in flight: made up
-		 * for */
-		uint64_t late_ns = t->fl->inflight_bytes > s->len ? PACE_LATE_NS : 0;
-		uint64_t least_ns = now_ns - min_u64(now_ns, pace_quantum_ns(t) + late_ns);
-
-		o->pace_ns = max_u64(o->pace_ns, least_ns) + s->len * NS_PER_S / o->cc.pacing_Bps;
-	}
+	pace_sent(t, s->len, now_ns);
 }
 
 static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -404,7 +377,8 @@ static uint32_t max_payload(const struct dmm_core *core, const struct tcb *t, ui
 	uint32_t headers = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + WIRE_TCP_OPT_MAX;
 	uint32_t gso = core->cfg.inner_gso_max;
 
-	if (tcb_is_outer(t) || gso <= core->cfg.inner_mtu)
+	/* the pieces of a longer packet would all have the same urgent pointer */
+	if (tcb_is_outer(t) || gso <= core->cfg.inner_mtu || t->snd_up > t->snd_nxt)
 		return t->mss;
 	gso = min_u32(min_u32(gso, cap), 65535);
 	return gso > headers + t->mss ? gso - headers : t->mss;
@@ -585,8 +559,14 @@ uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t
 		return out_rst(core, t, buf, meta, now_ns);
 	if (t->state == TCP_CLOSE)
 		return 0;
-	if (t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV)
-		return t->flags & TF_SYN_DUE ? out_syn(core, t, buf, meta, now_ns) : 0;
+	if (t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV) {
+		if (t->flags & TF_SYN_DUE)
+			return out_syn(core, t, buf, meta, now_ns);
+		/* RFC 5961 and RFC 9293 want some answers at once, and not a SYN-ACK again */
+		if (t->state == TCP_SYN_RECV && t->snd_nxt && (t->flags & TF_ACK_NOW))
+			return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
+		return 0;
+	}
 	if ((t->flags & TF_ACK_NOW) && (t->ooo || t->dsack_end))
 		return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
 	if (t->state != TCP_TIME_WAIT) {

@@ -41,18 +41,16 @@ uint64_t tcp_rto_ns(const struct tcb *t)
 	return min_u64(rto_ns << min_u32(t->backoff, 12), max_ns);
 }
 
-/* The timer that fits what is in flight: a tail loss probe before the retransmission timeout */
+/* The timer that fits what is in flight: a tail loss probe before the retransmission timeout (RFC 8985) */
 void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	uint64_t pto_ns;
-
 	if (!t->fl)
 		return;
 	if (t->fl->rto_ns == NEVER)
 		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
-	pto_ns = now_ns + tcp_pto_ns(t);
-	if (tcp_tlp_allowed(t) && pto_ns < t->fl->rto_ns)
-		tcp_set_rtx(core, t, RTX_TLP, pto_ns);
+	if (tcp_tlp_allowed(
+		    t)) /* never later than the timeout, which the probe then puts off (section 7.2) */
+		tcp_set_rtx(core, t, RTX_TLP, min_u64(now_ns + tcp_pto_ns(t), t->fl->rto_ns));
 	else
 		tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
 }
@@ -138,7 +136,7 @@ static void fire_persist(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	if (t->snd_una + t->snd_wnd > t->snd_nxt)
 		t->flags |= TF_PUSH_ANY;
 	else
-		t->flags |= TF_PROBE_DUE;
+		t->flags |= TF_PROBE_DUE | (t->snd_up > t->snd_nxt ? TF_ACK_NOW : 0);
 	t->backoff = (uint8_t)min_u32(t->backoff + 1u, 12);
 	tcp_set_rtx(core, t, RTX_PERSIST, now_ns + min_u64(tcp_rto_ns(t), 60 * NS_PER_S));
 	tcp_ready(core, t);

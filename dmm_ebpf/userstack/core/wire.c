@@ -177,6 +177,7 @@ static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csu
 	pkt->ack = get_be32(p + 8);
 	pkt->flags = p[13];
 	pkt->wnd = get_be16(p + 14);
+	pkt->urg = get_be16(p + 18);
 	if (!pkt->sport_be || !pkt->dport_be)
 		return WIRE_MALFORMED;
 	if ((pkt->flags & TH_SYN) && (pkt->flags & (TH_FIN | TH_RST)))
@@ -207,6 +208,8 @@ static enum wire_result parse_quote(const uint8_t *p, uint32_t len, struct pkt *
 			return WIRE_MALFORMED;
 		memcpy(pkt->saddr, p + 8, 16);
 		memcpy(pkt->daddr, p + 24, 16);
+		if (!memcmp(pkt->saddr, v4_mapped, 12) || !memcmp(pkt->daddr, v4_mapped, 12))
+			return WIRE_MALFORMED;
 	}
 	ports_of(pkt, p + ihl);
 	return WIRE_ICMP;
@@ -376,7 +379,8 @@ static void tcp_header(uint8_t *p, const struct wire_dir *dir, const struct wire
 	p[12] = (uint8_t)((WIRE_TCP_LEN + seg->opt_len) / 4 << 4);
 	p[13] = seg->flags;
 	put_be16(p + 14, seg->wnd);
-	memset(p + 16, 0, 4);
+	put_be16(p + 16, 0);
+	put_be16(p + 18, seg->urg);
 }
 
 uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,

@@ -72,6 +72,7 @@ struct pkt {
 	uint32_t ack;
 	uint16_t wnd; /* as on the wire, unscaled */
 	uint16_t mss; /* 0: no such option */
+	uint16_t urg; /* the pointer, whatever the flags say */
 	uint8_t wscale;
 	bool has_wscale;
 	bool has_ts;
@@ -94,6 +95,7 @@ struct wire_seg {
 	uint32_t seq;
 	uint32_t ack;
 	uint16_t wnd;
+	uint16_t urg; /* urgent pointer */
 	uint8_t flags;
 	uint8_t opt_len; /* multiple of 4 */
 	uint8_t opt[WIRE_TCP_OPT_MAX];

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_urg.c: urgent data (RFC 9293 section 3.8.5, RFC 6093): the mark that one leg's peer sets is set for the
+ * other's.
+ *
+ * The bytes stay in line here, only the pointer is carried: it names the octet behind the urgent data (as all
+ * stacks have it, RFC 6093 section 3.1) and may lie beyond what has arrived. Both legs count a stream's bytes
+ * alike, so the position needs no translation.
+ *
+ * Invariants: snd_up only grows. A leg is in urgent mode while snd_una < snd_up. The notice does not wait for
+ * the window: a pure ACK carries it when no data may go.
+ */
+#include "core.h"
+
+static bool is_open(const struct tcb *t)
+{
+	return t->state != TCP_CLOSE && t->state != TCP_SYN_SENT && t->state != TCP_SYN_RECV &&
+	       t->state != TCP_TIME_WAIT;
+}
+
+void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq)
+{
+	struct tcb *peer = tcb_peer(t);
+	int64_t up = seq + pkt->urg;
+
+	if (!(pkt->flags & TH_URG) || !pkt->urg || up <= (int64_t)max_u64(peer->snd_up, peer->snd_una))
+		return;
+	peer->snd_up = (uint64_t)up;
+	if (!is_open(peer)) /* goes with the first data */
+		return;
+	peer->flags |= TF_ACK_NOW;
+	tcp_ready(core, peer);
+}
+
+void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq)
+{
+	if (t->snd_una >= t->snd_up || seq >= t->snd_up)
+		return;
+	if (t->snd_up - seq <= 65535)
+		seg->urg = (uint16_t)(t->snd_up - seq);
+	else if (seq + 65535 > t->snd_nxt)
+		seg->urg = 65535; /* beyond what was sent: the peer will hear more before it gets there */
+	else
+		return;
+	seg->flags |= TH_URG;
+}
