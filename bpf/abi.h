@@ -19,7 +19,7 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 1,
+	DMM_ABI_VERSION = 2,
 	DMM_MAX_STACKS = 64, /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,  /* per policy */
 	DMM_MAX_NICS = 16,
@@ -265,6 +265,14 @@ struct dmm_xdp_flow {
 	__u32 pad;
 };
 
+/*
+ * cookie_state[stack id], written by the stack process: until when an ACK of no flow may carry a SYN cookie
+ * of its making, CLOCK_MONOTONIC. 0: it has made none.
+ */
+struct dmm_cookie_state {
+	__u64 until_ns;
+};
+
 /* counters[enum]: per CPU __u64 */
 enum dmm_counter {
 	DMM_CNT_CONNECT = 0,	  /* connect hook runs in the instance's namespace */
@@ -276,6 +284,7 @@ enum dmm_counter {
 	DMM_CNT_LISTENERS_FULL,
 	DMM_CNT_XDP_FLOW,     /* packets given to a stack: known flow */
 	DMM_CNT_XDP_LISTENER, /* SYNs given to a stack */
+	DMM_CNT_XDP_COOKIE,   /* ACKs given to a stack that may carry a SYN cookie */
 	DMM_CNT_XDP_ICMP,
 	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue */
 	DMM_CNT_MAX,

@@ -5,6 +5,8 @@
  * - TCP of a flow in xdp_flows[], in either role;
  * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up and sits on
  * this NIC;
+ * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket for its
+ * 5-tuple: connections of the kernel's, older than the listener's route or not, stay the kernel's;
  * - an ICMP error that quotes a flow in xdp_flows[].
  *
  * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers and link-local addresses (they need
@@ -21,7 +23,10 @@
 #define IP_OFFSET_MASK 0x1fff
 #define TCP_FLAG_BYTE 13
 #define TCP_FLAGS_SYN 0x02
+#define TCP_FLAGS_RST 0x04
+#define TCP_FLAGS_ACK 0x10
 #define TCP_FLAGS_RST_ACK_FIN 0x15
+#define TCP_STATE_LISTEN 10
 
 struct dmm_packet {
 	const struct dmm_nic *nic;
@@ -98,15 +103,57 @@ static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, const struct 
 	return !xdp_is_forwarded(ctx, &packet->pair);
 }
 
+/* bpf_ktime_get_coarse_ns() lags by a tick, so a cookie of the last tick passes: the stack looks again. */
+static __always_inline bool xdp_cookies_out(const struct dmm_packet *packet)
+{
+	__u32 stack = packet->nic->stack;
+	const struct dmm_cookie_state *state = map_lookup(DMM_MAP(cookie_state), &stack);
+
+	return state && state->until_ns && dmm_ktime_coarse_ns() < state->until_ns;
+}
+
+/* A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may find a listener. */
+static __always_inline bool xdp_kernel_has(struct xdp_md *ctx, const struct dmm_addr_pair *pair)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk;
+	bool listens;
+
+	if (pair->family == AF_INET) {
+		tuple.ipv4.saddr = ((const __u32 *)pair->raddr)[3];
+		tuple.ipv4.daddr = ((const __u32 *)pair->laddr)[3];
+		tuple.ipv4.sport = pair->rport_be;
+		tuple.ipv4.dport = pair->lport_be;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		addr_copy(tuple.ipv6.saddr, (const __u32 *)pair->raddr);
+		addr_copy(tuple.ipv6.daddr, (const __u32 *)pair->laddr);
+		tuple.ipv6.sport = pair->rport_be;
+		tuple.ipv6.dport = pair->lport_be;
+		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return false;
+	listens = sk->state == TCP_STATE_LISTEN;
+	bpf_sk_release(sk);
+	return !listens;
+}
+
 static __always_inline int xdp_tcp(struct xdp_md *ctx, struct dmm_packet *packet)
 {
+	__u8 flags = packet->tcp_flags;
+	bool syn = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST_ACK_FIN)) == TCP_FLAGS_SYN;
+	bool ack = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST | TCP_FLAGS_ACK)) == TCP_FLAGS_ACK;
+
 	if (xdp_flow_owned(packet))
 		return xdp_steer(packet, DMM_CNT_XDP_FLOW);
-	if (!(packet->tcp_flags & TCP_FLAGS_SYN) || (packet->tcp_flags & TCP_FLAGS_RST_ACK_FIN))
+	if (!syn && !(ack && xdp_cookies_out(packet)))
 		return XDP_PASS;
-	if (xdp_listener_owned(ctx, packet))
+	if (!xdp_listener_owned(ctx, packet))
+		return XDP_PASS;
+	if (syn)
 		return xdp_steer(packet, DMM_CNT_XDP_LISTENER);
-	return XDP_PASS;
+	return xdp_kernel_has(ctx, &packet->pair) ? XDP_PASS : xdp_steer(packet, DMM_CNT_XDP_COOKIE);
 }
 
 static __always_inline void pair_set4(struct dmm_addr_pair *pair, __u32 laddr_be, __u32 raddr_be)

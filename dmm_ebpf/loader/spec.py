@@ -81,6 +81,7 @@ MAPS: tuple[MapSpec, ...] = (
     _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
     _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_NICS),
     _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
+    _array("cookie_state", "dmm_cookie_state", C.DMM_MAX_STACKS),
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
     _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),

@@ -52,6 +52,7 @@ COUNTERS = {
     C.DMM_CNT_LISTENERS_FULL: "listeners_full",
     C.DMM_CNT_XDP_FLOW: "xdp_flow",
     C.DMM_CNT_XDP_LISTENER: "xdp_listener",
+    C.DMM_CNT_XDP_COOKIE: "xdp_cookie",
     C.DMM_CNT_XDP_ICMP: "xdp_icmp",
     C.DMM_CNT_XDP_NO_SOCKET: "xdp_no_socket",
 }

@@ -45,6 +45,7 @@ MAX_USER_STACKS = 34  # marks and devices dmm-0 .. dmm-33
 USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp")
+SYN_COOKIES = ("auto", "always", "off")
 _IO_TO_COME = ("af_packet", "tun")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
@@ -105,6 +106,10 @@ def _io(value: object) -> str:
             f'io = "{value}" is not available in this version', f"expected {_alternatives(USER_IO)}"
         )
     return _choice(value, "an I/O adapter", USER_IO)
+
+
+def _syn_cookies(value: object) -> str:
+    return _choice(value, "a mode of SYN cookies", SYN_COOKIES)
 
 
 def _devices(value: object) -> tuple[str, ...]:
@@ -234,6 +239,7 @@ class UserStack(Frozen):
     sndbuf_bytes: SizeField = Field(default=None, alias="sndbuf")
     rcvbuf_bytes: SizeField = Field(default=None, alias="rcvbuf")
     memory_bytes: SizeField = Field(default=None, alias="memory")
+    syn_cookies: Annotated[str, BeforeValidator(_syn_cookies)] = "auto"
 
 
 class RejectStack(Frozen):

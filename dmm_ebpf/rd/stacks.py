@@ -213,7 +213,9 @@ class StackManager:
             s.config = config
             s.supervisor.spec = self._spec(s.state, config, s.nics)
             with contextlib.suppress(DmmError, OSError):
-                await s.supervisor.query("configure", congestion=config.congestion)
+                await s.supervisor.query(
+                    "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
+                )
 
     async def _start(self, name: str, stack_id: int, config: UserStack) -> None:
         record = next(r for r in self._state.stacks if r.name == name)
@@ -261,10 +263,12 @@ class StackManager:
             nics=nics,
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
+            cookie_state_fd=maps["cookie_state"].fd,
             congestion=config.congestion,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
             memory_bytes=config.memory_bytes or 0,
+            syn_cookies=config.syn_cookies,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
         )

@@ -7,8 +7,9 @@
  * long for the other; when a step used its budget up, the next turn starts without waiting.
  *
  * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
- * leaves. A packet is pulled from the core only when there is a place for it: the core keeps what cannot be
- * sent, and that is what makes the window of the other leg close.
+ * leaves, and cookie_state is told of a SYN cookie before that leaves. A packet is pulled from the core only
+ * when there is a place for it: the core keeps what cannot be sent, and that is what makes the window of the
+ * other leg close.
  *
  * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
  * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
@@ -65,24 +66,24 @@ static void wake(struct dmm_engine *e)
 
 /* ---- the core's actions ---- */
 
-static int flow_syscall(struct dmm_engine *e, int command, const struct dmm_core_addr_pair *pair)
+/* value NULL: deletes key */
+static int map_syscall(int fd, const void *key, const void *value)
 {
-	uint32_t value[2] = {e->stack_id, 0}; /* struct dmm_xdp_flow */
 	union bpf_attr attr;
 
 	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)e->xdp_flows_fd;
-	attr.key = (uintptr_t)pair;
-	if (command == BPF_MAP_UPDATE_ELEM) {
-		attr.value = (uintptr_t)value;
-		attr.flags = BPF_ANY;
-	}
-	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
+	attr.map_fd = (uint32_t)fd;
+	attr.key = (uintptr_t)key;
+	attr.value = (uintptr_t)value;
+	attr.flags = BPF_ANY;
+	return (int)syscall(SYS_bpf, value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, &attr, sizeof(attr));
 }
 
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
 {
-	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_UPDATE_ELEM, &action->pair)) {
+	uint32_t value[2] = {e->stack_id, 0}; /* struct dmm_xdp_flow */
+
+	if (e->xdp_flows_fd >= 0 && map_syscall(e->xdp_flows_fd, &action->pair, value)) {
 		/* Full: the answers would go to the kernel. */
 		e->stats.flow_errors++;
 		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
@@ -93,7 +94,19 @@ static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t 
 
 static void disown(struct dmm_engine *e, const struct dmm_action *action)
 {
-	if (e->xdp_flows_fd >= 0 && flow_syscall(e, BPF_MAP_DELETE_ELEM, &action->pair) && errno != ENOENT)
+	if (e->xdp_flows_fd >= 0 && map_syscall(e->xdp_flows_fd, &action->pair, NULL) && errno != ENOENT)
+		e->stats.flow_errors++;
+}
+
+/* XDP gives us ACKs of no flow for as long as a cookie may come back. The time moves once a minute. */
+static void tell_cookies(struct dmm_engine *e)
+{
+	uint64_t until_ns = dmm_core_cookies_until_ns(e->core); /* struct dmm_cookie_state */
+
+	if (until_ns == e->cookies_told_ns || e->cookie_state_fd < 0)
+		return;
+	e->cookies_told_ns = until_ns;
+	if (map_syscall(e->cookie_state_fd, &e->stack_id, &until_ns))
 		e->stats.flow_errors++;
 }
 
@@ -140,6 +153,7 @@ static void run_actions(struct dmm_engine *e)
 	uint64_t now = engine_now_ns();
 	struct dmm_action action;
 
+	tell_cookies(e);
 	while (dmm_core_action(e->core, &action)) {
 		if (action.type == DMM_ACTION_OWN)
 			own(e, &action, now);
@@ -278,6 +292,7 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->tun_fd = config->tun_fd;
 	e->request_fd = config->request_fd;
 	e->xdp_flows_fd = config->xdp_flows_fd;
+	e->cookie_state_fd = config->cookie_state_fd;
 	e->stack_id = config->stack_id;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
@@ -392,6 +407,13 @@ uint32_t dmm_engine_set_congestion(struct dmm_engine *e, const char *name)
 	known = dmm_core_set_congestion(e->core, name);
 	engine_unlock(e);
 	return known;
+}
+
+void dmm_engine_set_syn_cookies(struct dmm_engine *e, uint32_t mode)
+{
+	engine_lock(e);
+	dmm_core_set_syn_cookies(e->core, mode);
+	engine_unlock(e);
 }
 
 void dmm_engine_path_forget(struct dmm_engine *e, const uint8_t *addr)

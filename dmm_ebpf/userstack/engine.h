@@ -23,9 +23,10 @@ struct dmm_engine;
 
 struct dmm_engine_config {
 	struct dmm_core_config core;
-	int tun_fd;	  /* stays the caller's */
-	int request_fd;	  /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
-	int xdp_flows_fd; /* map xdp_flows, or -1: no XDP program steers packets here */
+	int tun_fd;	     /* stays the caller's */
+	int request_fd;	     /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
+	int xdp_flows_fd;    /* map xdp_flows, or -1: no XDP program steers packets here */
+	int cookie_state_fd; /* map cookie_state, or -1: ditto */
 	uint32_t stack_id;
 	uint64_t path_key[2]; /* random: of the path table's hash */
 };
@@ -57,7 +58,7 @@ struct dmm_engine_stats {
 	uint64_t kicks_again;
 	uint64_t waits; /* times the loop had nothing to do */
 	uint64_t flows_owned;
-	uint64_t flow_errors; /* xdp_flows could not be written */
+	uint64_t flow_errors; /* xdp_flows or cookie_state could not be written */
 	uint64_t resolves;    /* requests sent */
 	uint64_t paths;	      /* entries of the path table now */
 	uint64_t connections; /* now */
@@ -84,10 +85,12 @@ void dmm_engine_path_set(struct dmm_engine *engine, const uint8_t *addr, uint32_
 			 uint32_t mtu);
 /* There is none; connections that wait for it get error, others keep what they had. */
 void dmm_engine_path_failed(struct dmm_engine *engine, const uint8_t *addr, uint32_t error);
-/* What was said of addr no longer holds: the next packet or connection to it asks again. */
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
+/* See dmm_core_set_syn_cookies(). */
+void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
+/* What was said of addr no longer holds: the next packet or connection to it asks again. */
 void dmm_engine_path_forget(struct dmm_engine *engine, const uint8_t *addr);
 /* How long ago a packet was sent to addr, ns; UINT64_MAX: never, or the path is not known. */
 uint64_t dmm_engine_path_idle_ns(struct dmm_engine *engine, const uint8_t *addr);

@@ -31,6 +31,10 @@ _CORE_COUNTERS = {
     for value, name in ffi.typeof("enum dmm_core_counter").elements.items()
     if name != "DMM_CORE_MAX"
 }
+_SYN_COOKIES = {
+    name.removeprefix("DMM_SYN_COOKIES_").lower(): value
+    for value, name in ffi.typeof("enum dmm_syn_cookies").elements.items()
+}
 _INFO_NUMBERS = [
     name for name, _ in ffi.typeof("struct dmm_conn_info").fields if name not in ("pair", "congestion")
 ]
@@ -108,12 +112,14 @@ class Engine:
         config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
         config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
         config.core.rcvbuf_max_bytes = self.spec.rcvbuf_bytes
+        config.core.syn_cookies = _SYN_COOKIES[self.spec.syn_cookies]
         ffi.memmove(
             config.core.congestion, self.spec.congestion.encode()[:15], len(self.spec.congestion[:15])
         )
         config.tun_fd = self._tun_fd
         config.request_fd = self._request_end.fileno()
         config.xdp_flows_fd = self.spec.xdp_flows_fd
+        config.cookie_state_fd = self.spec.cookie_state_fd
         config.stack_id = self.spec.stack_id
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]
         self._engine = lib.dmm_engine_create(config)
@@ -179,6 +185,12 @@ class Engine:
         """The congestion control of connections that open from now on; UsageError for a name it does not know."""
         if not lib.dmm_engine_set_congestion(self._engine, name.encode()):
             raise UsageError(f"use congestion control {name!r}", why="the stack has none of that name")
+
+    def set_syn_cookies(self, mode: str) -> None:
+        """What becomes of a peer's SYN from now on: "auto", "always" or "off"; UsageError for another mode."""
+        if mode not in _SYN_COOKIES:
+            raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
+        lib.dmm_engine_set_syn_cookies(self._engine, _SYN_COOKIES[mode])
 
     def path_set(self, addr: bytes, nic: int, mac: bytes, mtu: int) -> None:
         """See resolver.PathTable."""

@@ -24,8 +24,9 @@ struct nic {
 
 struct dmm_engine {
 	struct dmm_core *core;
-	int tun_fd, request_fd, xdp_flows_fd, wake_fd;
+	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, wake_fd;
 	uint32_t stack_id;
+	uint64_t cookies_told_ns; /* what cookie_state says */
 	uint32_t n_nic, n_xsk;
 	struct nic nic[MAX_NICS];
 	struct dmm_xsk *xsk[MAX_XSKS];

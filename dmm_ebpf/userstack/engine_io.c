@@ -94,6 +94,18 @@ static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
 	return total <= room && total >= (*v6 ? IP6_BYTES : IP4_MIN_BYTES) ? total : 0;
 }
 
+/* Whom a frame came from, for dmm_rx_meta.back: its link-layer address, and above it the NIC's index plus 1
+ */
+static uint64_t back_of(const uint8_t *frame, uint32_t nic)
+{
+	const uint8_t *src = frame + MAC_BYTES;
+	uint64_t back = nic + 1;
+
+	for (uint32_t i = 0; i < MAC_BYTES; i++)
+		back = back << 8 | src[i];
+	return src[0] & 1 ? 0 : back; /* a group address is nobody's */
+}
+
 void engine_xsk_in(struct dmm_engine *e, uint32_t i)
 {
 	struct dmm_xsk *xsk = e->xsk[i];
@@ -113,6 +125,7 @@ void engine_xsk_in(struct dmm_engine *e, uint32_t i)
 		}
 		if (e->nic[e->xsk_nic[i]].software)
 			meta.csum_ok = csum_is_partial(frame + ETH_BYTES, len, v6);
+		meta.back = back_of(frame, e->xsk_nic[i]);
 		e->stats.nic_rx_bytes += len;
 		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);
 	}
@@ -168,23 +181,41 @@ static uint32_t xsk_of(const struct dmm_engine *e, const struct nic *nic, const 
 	return 0;
 }
 
-/* Sends the IP packet that the core wrote behind the first socket's Ethernet header. */
-static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta,
-		     uint64_t now)
+/* The NIC and the link-layer address that a packet leaves by; NULL: not known now. */
+static const struct nic *next_hop(struct dmm_engine *e, const uint8_t *ip, const struct dmm_tx_meta *meta,
+				  uint64_t now, uint8_t dst_mac[MAC_BYTES])
 {
-	uint8_t *ip = frame + ETH_BYTES;
 	uint8_t addr[16];
 
+	if (meta->path == DMM_PATH_NONE && meta->back) {
+		for (uint32_t i = 0; i < MAC_BYTES; i++)
+			dst_mac[i] = (uint8_t)(meta->back >> 8 * (MAC_BYTES - 1 - i));
+		return &e->nic[(meta->back >> 8 * MAC_BYTES) - 1];
+	}
 	destination(ip, meta->family, addr);
 	struct path *path = path_find(&e->paths, addr, meta->path);
 
 	if (!path)
 		engine_path_ask(e, addr, 1, now);
-	if (!path || path->state != PATH_READY || e->nic[path->nic].n_xsk == 0) {
+	if (!path || path->state != PATH_READY)
+		return NULL;
+	path->used_ns = now;
+	memcpy(dst_mac, path->dst_mac, MAC_BYTES);
+	return &e->nic[path->nic];
+}
+
+/* Sends the IP packet that the core wrote behind the first socket's Ethernet header. */
+static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta,
+		     uint64_t now)
+{
+	uint8_t *ip = frame + ETH_BYTES;
+	uint8_t dst_mac[MAC_BYTES];
+	const struct nic *nic = next_hop(e, ip, meta, now, dst_mac);
+
+	if (!nic || nic->n_xsk == 0) {
 		e->stats.nic_tx_no_path++;
 		return; /* as lost on the way: retransmission finds the path known */
 	}
-	const struct nic *nic = &e->nic[path->nic];
 	uint32_t i = e->n_xsk == 1 ? 0 : xsk_of(e, nic, ip, meta->family);
 
 	if (i != 0) {
@@ -193,11 +224,10 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 		memcpy(other + ETH_BYTES, ip, len);
 		frame = other;
 	}
-	memcpy(frame, path->dst_mac, MAC_BYTES);
+	memcpy(frame, dst_mac, MAC_BYTES);
 	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
 	frame[12] = meta->family == AF_INET6 ? 0x86 : 0x08;
 	frame[13] = meta->family == AF_INET6 ? 0xdd : 0x00;
-	path->used_ns = now;
 	dmm_xsk_tx_commit(e->xsk[i], len + ETH_BYTES);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;

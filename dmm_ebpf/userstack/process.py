@@ -135,6 +135,8 @@ class StackProcess:
             return list(self.engine.connections())
         if method == "configure":
             self.engine.set_congestion(str(params.get("congestion")))
+            if "syn_cookies" in params:
+                self.engine.set_syn_cookies(str(params["syn_cookies"]))
             return None
         if method == "stop":
             self.stop()

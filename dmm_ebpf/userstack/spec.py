@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class StackSpec:
     sndbuf_bytes: int = 0
     rcvbuf_bytes: int = 0
     memory_bytes: int = 0
+    syn_cookies: str = "auto"
+    cookie_state_fd: int = -1
 
     @property
     def control_path(self) -> Path:
@@ -78,6 +80,7 @@ class StackSpec:
         raw["run_dir"] = Path(raw["run_dir"])
         return cls(**raw)
 
-    def with_descriptors(self, *, netns_fd: int, xsks_fd: int, xdp_flows_fd: int) -> StackSpec:
-        """The same with other descriptor numbers."""
-        return replace(self, netns_fd=netns_fd, xsks_fd=xsks_fd, xdp_flows_fd=xdp_flows_fd)
+    def inherited(self) -> list[int]:
+        """The descriptors that the process needs."""
+        fds = (self.netns_fd, self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd)
+        return [fd for fd in fds if fd >= 0]

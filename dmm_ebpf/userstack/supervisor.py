@@ -156,7 +156,6 @@ class StackSupervisor:
 
     def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
         spec = self.spec
-        inherited = [fd for fd in (channel_fd, spec.netns_fd, spec.xsks_fd, spec.xdp_flows_fd) if fd >= 0]
         # The package that runs here is the one that is to run there, installed or not.
         root = str(Path(__file__).resolve().parents[2])
         environment = {
@@ -172,7 +171,7 @@ class StackSupervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=inherited,
+                pass_fds=[channel_fd, *spec.inherited()],
                 env=environment,
                 cwd="/",
                 start_new_session=True,

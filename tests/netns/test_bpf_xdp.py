@@ -11,6 +11,7 @@ import ipaddress
 import mmap
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -236,6 +237,62 @@ def test_a_syn_for_a_listener_goes_to_the_peers_stack(steer: Steer, address: str
     for flags in (ACK, SYN | ACK, SYN | RST, SYN | FIN, RST, FIN, 0):
         assert steer.run(eth(ip4(tcp(flags=flags)))) == PASS
     assert steer.run(eth(ip4(tcp(flags=SYN, dport=PORT + 1)))) == PASS
+
+
+def cookies(steer: Steer, seconds: float, stack: int = STACK) -> None:
+    """cookie_state: the stack's last cookie expires in so many seconds."""
+    state = abi.new("dmm_cookie_state", until_ns=time.monotonic_ns() + int(seconds * 1e9))
+    steer.attached.maps["cookie_state"].update(u32(stack), abi.pack(state))
+
+
+@pytest.mark.parametrize("wrap", [ip4, ip6])
+def test_acks_go_to_the_stack_while_it_has_cookies_out(steer: Steer, wrap: Callable[..., bytes]) -> None:
+    steer.listen("::", 1)
+    ack = eth(wrap(tcp()))
+    assert steer.run(ack) == PASS
+    cookies(steer, 60, STACK + 1)
+    assert steer.run(ack) == PASS
+    cookies(steer, 60)
+    for flags in (ACK, ACK | PSH, ACK | FIN | PSH):
+        assert steer.run(eth(wrap(tcp(flags=flags)))) == REDIRECT
+    for flags in (SYN | ACK, RST | ACK, RST, FIN, 0):
+        assert steer.run(eth(wrap(tcp(flags=flags)))) == PASS
+    assert steer.run(eth(wrap(tcp(dport=PORT + 1)))) == PASS
+    assert steer.count(C.DMM_CNT_XDP_COOKIE) == 3
+    Policy().user(STACK).user(6).route(1, "0.0.0.0/0", 6).route(1, "::/0", 6).apply(steer.attached, 2)
+    assert steer.run(ack) == PASS
+    flip(steer.attached, 1)
+    assert steer.run(ack) == REDIRECT
+    stack_up(steer.attached, STACK, 0)
+    assert steer.run(ack) == PASS
+    stack_up(steer.attached, STACK)
+    cookies(steer, -1)
+    assert steer.run(ack) == PASS
+
+
+@pytest.mark.parametrize(("us", "them", "wrap"), [(US4, THEM4, ip4), (US6, THEM6, ip6)])
+def test_acks_of_the_kernels_own_connections_pass(
+    steer: Steer, us: str, them: str, wrap: Callable[..., bytes]
+) -> None:
+    steer.host.ip(f"addr add {them}/{128 if ':' in them else 32} dev lo")
+    steer.listen(us, 1)
+    cookies(steer, 60)
+    family = socket.AF_INET6 if ":" in us else socket.AF_INET
+    with ExitStack() as stack:
+        server, client = (stack.enter_context(steer.host.call(socket.socket, family)) for _ in range(2))
+        server.bind((us, PORT))
+        server.listen()
+        client.bind((them, 0))
+        client.connect((us, PORT))
+        accepted, (_, sport, *_) = server.accept()
+        frame = eth(wrap(tcp(sport=sport)))
+        assert steer.run(frame) == PASS
+        assert steer.run(eth(wrap(tcp(sport=sport ^ 1)))) == REDIRECT  # a listener is no connection
+        accepted.close()  # first, so its end is in TIME_WAIT
+        assert client.recv(1) == b""
+        client.close()
+        assert steer.run(frame) == PASS
+    assert steer.run(eth(wrap(tcp(sport=sport ^ 1)))) == REDIRECT
 
 
 @pytest.mark.parametrize("address", [US6, "::"])

@@ -7,7 +7,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from scenario_core import ACK, INNER, OUTER, PATH_NUMBER
+from scenario_core import ACK, BACK_NUMBER, INNER, NO_PATH, OUTER, PATH_NUMBER, RST, SYN
 from scenario_grammar import COMPARE, NS, IcmpLine, Packet
 from scenario_packets import FLAG_BITS, Icmp, Tcp
 
@@ -119,7 +119,9 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
         ("len", line.attrs.get("len"), packet.total_len),
         ("urg", line.attrs.get("urg"), packet.urgent),
     ]
-    if line.leg == OUTER and flow.core_isn is not None:
+    if line.leg == OUTER and packet.flags & (SYN | RST) and packet.path == NO_PATH:
+        pairs.append(("back", BACK_NUMBER, packet.back))  # an answer without a connection
+    elif line.leg == OUTER and flow.core_isn is not None:
         pairs.append(("path", PATH_NUMBER, packet.path))
     wrong = [
         f"{name}: {want} wanted, {got} got" for name, want, got in pairs if want is not None and want != got

@@ -19,7 +19,7 @@ from scenario_packets import HOST, HOST_PORT, PEER, Tcp, read
 SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, ACK = 1, 2, 4, 16
-META = ("path", "gso_size", "csum_start", "csum_offset", "needs_csum", "family")
+META = ("path", "back", "gso_size", "csum_start", "csum_offset", "needs_csum", "family")
 CONFIG = {
     "memory": "memory_bytes",
     "connections": "max_connections",
@@ -32,9 +32,13 @@ CONFIG = {
     "time_wait": "time_wait_ns",
     "congestion": "congestion",
     "ecn_off": "ecn_off",
+    "half_open": "half_open_max",
+    "syn_cookies": "syn_cookies",
     "seed": "seed",
 }
 PATH_NUMBER = 9
+BACK_NUMBER = 77
+NO_PATH = 0xFFFFFFFF
 LARGEST = 65535
 
 
@@ -74,7 +78,7 @@ class Core:
     def put(self, leg: int, data: bytes, csum_ok: bool = False) -> None:
         """A packet arrives on leg."""
         exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
-        meta = self.ffi.new("struct dmm_rx_meta *", {"csum_ok": csum_ok})
+        meta = self.ffi.new("struct dmm_rx_meta *", {"csum_ok": csum_ok, "back": BACK_NUMBER})
         self.lib.dmm_core_input(self.ptr, leg, exact, len(data), meta, self.now)
 
     def get(self, leg: int) -> Any:

@@ -80,6 +80,7 @@ class Tcp:
     total_len: int = 0  # of the IP packet; only filled by read()
     gso_size: int = 0  # ditto
     path: int = 0  # ditto
+    back: int = 0  # ditto
 
     def pack(self, data_offset: int | None = None) -> bytes:
         """The whole IP packet. data_offset: that number of words in the header instead of the right one."""
@@ -217,5 +218,5 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
         raise BadPacketError("its TCP data offset points outside")
     return Tcp(
         _text(src), _text(dst), sport, dport, seq, ack, flags, win, _read_options(body[20:head]), body[head:],
-        tos, urgent, len(data), meta["gso_size"], meta["path"],
+        tos, urgent, len(data), meta["gso_size"], meta["path"], meta["back"],
     )  # fmt: skip

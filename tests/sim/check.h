@@ -82,10 +82,14 @@ static inline void check_ranges(const struct tcb *t)
 static inline void check_core(const struct dmm_core *core)
 {
 	uint64_t chunks = 0;
+	uint32_t half_open = 0;
 
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
+		half_open += c->half_open;
+		if (c->passive && c->leg[DMM_LEG_OUTER].state == TCP_SYN_RECV)
+			CHECK(c->half_open);
 		CHECK(c->live_pos == i);
 		for (uint32_t l = 0; l < 2; l++) {
 			const struct tcb *t = &c->leg[l], *peer = &c->leg[!l];
@@ -104,6 +108,7 @@ static inline void check_core(const struct dmm_core *core)
 			check_ranges(t);
 		}
 	}
+	CHECK(half_open == core->n_half_open && half_open <= core->cfg.half_open_max);
 	CHECK(chunks * MEM_CHUNK_BYTES == core->mem.chunk_bytes);
 	CHECK(core->mem.chunk_bytes <= core->mem.limit_bytes);
 }

@@ -26,6 +26,10 @@ static const char *const counter_names[] = {
 	[DMM_CORE_ECN_CE] = "ecn_ce",
 	[DMM_CORE_ECN_ECE] = "ecn_ece",
 	[DMM_CORE_MTU_HOLES] = "mtu_holes",
+	[DMM_CORE_SYN_COOKIES_SENT] = "syn_cookies_sent",
+	[DMM_CORE_SYN_COOKIES_VALID] = "syn_cookies_valid",
+	[DMM_CORE_SYN_COOKIES_INVALID] = "syn_cookies_invalid",
+	[DMM_CORE_HALF_OPEN_DROPPED] = "half_open_dropped",
 };
 
 _Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");

@@ -21,7 +21,7 @@ struct view {
 	uint32_t seq, ack; /* what we would send next, what we have */
 	uint8_t flags;
 	bool ts;
-	uint32_t tsval;
+	uint32_t tsval, tsecr;
 };
 
 static struct view views[TUPLES][2];
@@ -77,7 +77,7 @@ static void options(struct input *in, struct wire_seg *s, struct view *v, uint32
 		return;
 	}
 	if (bits & 1)
-		wire_opt_ts(s, v->tsval + (bits & 2 ? take(in, 1) : 0), 0);
+		wire_opt_ts(s, v->tsval + (bits & 2 ? take(in, 1) : 0), v->tsecr);
 	for (uint32_t i = 0; i < n; i++) {
 		sack[i].start = s->ack + (uint32_t)(int16_t)take(in, 2);
 		sack[i].end = sack[i].start + (bits & 8 ? 1448 * take(in, 1) : take(in, 2));
@@ -177,6 +177,7 @@ static void learn(uint32_t leg, const uint8_t *p, uint32_t n, const struct dmm_t
 		v->seq = k.ack;
 	v->flags = k.flags;
 	v->ts = k.has_ts;
+	v->tsecr = k.tsval;
 }
 
 static void drain(struct dmm_core *core, uint64_t now)
@@ -264,6 +265,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(cfg.congestion, "wan", 4);
 	else if (how & 8)
 		memcpy(cfg.congestion, "reno", 5);
+	cfg.syn_cookies = how >> 4 & 3; /* 3: as off */
+	cfg.half_open_max = how >> 6 & 1;
 	memset(views, 0, sizeof(views));
 	core = dmm_core_create(&cfg);
 	CHECK(core);

@@ -12,6 +12,7 @@ from corelab import Programs
 INNER, OUTER = 0, 1
 SYN, ACK, FIN, SYNACK, RSTACK = 0, 1, 4, 5, 6
 ANSWER, POLL, DRAIN = 16, 32, 64
+COOKIES_ALWAYS, COOKIES_OFF, ONE_HALF_OPEN = 16, 32, 64  # in the first byte
 
 
 def packet(
@@ -34,11 +35,24 @@ def handshake(active: bool, tuple_no: int) -> bytes:
     )
 
 
+def cookie_handshake(tuple_no: int) -> bytes:
+    """The peer's handshake first, by a SYN cookie, then the inner leg."""
+    options = bytes([0x3F, 0x05, 0xB4, 0])
+    return (
+        packet(OUTER, SYN, tuple_no, 32, options)
+        + packet(OUTER, ACK, tuple_no, 0, b"", DRAIN | ANSWER)
+        + bytes([200])
+        + packet(INNER, SYNACK, tuple_no, 32, options)
+    )
+
+
 def program(rng: random.Random) -> bytes:
     """A handshake or two, data both ways, holes with SACK, time, and an end."""
-    out = bytes([rng.choice([0, 0, 1, 2, 4, 7])])
+    how = rng.choice([0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN])
+    out = bytes([how])
     for tuple_no in rng.sample(range(3), rng.randint(1, 2)):
-        out += handshake(rng.random() < 0.5, tuple_no)
+        cookie = how & COOKIES_ALWAYS and rng.random() < 0.7
+        out += cookie_handshake(tuple_no) if cookie else handshake(rng.random() < 0.5, tuple_no)
         for _ in range(rng.randint(2, 25)):
             leg = rng.choice([INNER, OUTER])
             kind = rng.choice([ACK, ACK, ACK, ACK, FIN, RSTACK] if rng.random() < 0.2 else [ACK])

@@ -38,13 +38,24 @@ struct dmm_core_config {
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */
 	uint32_t ecn_off;	   /* 1: no ECN (RFC 3168) on the outer leg */
-	char congestion[16];	   /* default for new connections: see cc.c; "": cubic */
+	uint32_t half_open_max; /* connections whose peer has not ended the handshake it began; 0: a quarter
+				   of max_connections, at most 1024 */
+	uint32_t syn_cookies;	/* enum dmm_syn_cookies */
+	char congestion[16];	/* default for new connections: see cc.c; "": cubic */
+};
+
+/* What becomes of a peer's SYN (RFC 4987) */
+enum dmm_syn_cookies {
+	DMM_SYN_COOKIES_AUTO = 0, /* a connection; a cookie while half_open_max is reached */
+	DMM_SYN_COOKIES_ALWAYS = 1,
+	DMM_SYN_COOKIES_OFF = 2, /* a connection; the oldest half-open one makes room */
 };
 
 /* What the I/O layer knows of a received packet */
 struct dmm_rx_meta {
 	uint32_t csum_ok;  /* 1: TCP checksum needs no check (inner leg: CHECKSUM_PARTIAL or verified) */
 	uint32_t gso_size; /* informative */
+	uint64_t back; /* outer leg: the caller's name of whom the packet came from on the link; 0: none */
 };
 
 /* What the I/O layer needs to send a packet */
@@ -56,6 +67,7 @@ struct dmm_tx_meta {
 	uint32_t csum_offset; /* 16; the field then holds the pseudo-header sum */
 	uint32_t needs_csum;  /* 0 on the outer leg: the checksum is complete */
 	uint32_t family;      /* AF_INET or AF_INET6 */
+	uint64_t back; /* with DMM_PATH_NONE: rx meta.back of the packet that this one answers; 0: none */
 };
 
 struct dmm_core_addr_pair {
@@ -132,6 +144,10 @@ enum dmm_core_counter {
 	DMM_CORE_ECN_CE,    /* data that came with congestion experienced */
 	DMM_CORE_ECN_ECE,   /* windows in which the peer echoed it */
 	DMM_CORE_MTU_HOLES, /* times a path was taken for one that drops long packets silently */
+	DMM_CORE_SYN_COOKIES_SENT,
+	DMM_CORE_SYN_COOKIES_VALID,   /* came back, and opened a connection */
+	DMM_CORE_SYN_COOKIES_INVALID, /* ACKs of no connection, while cookies are out, that carry none */
+	DMM_CORE_HALF_OPEN_DROPPED,   /* oldest half-open connections that made room */
 	DMM_CORE_MAX,
 };
 
@@ -168,6 +184,12 @@ void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, 
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
+
+/* enum dmm_syn_cookies, from now on; other values change nothing. */
+void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode);
+/* Until when a segment of no connection may carry a cookie: hand such segments in. 0: no cookie was sent yet.
+ */
+uint64_t dmm_core_cookies_until_ns(const struct dmm_core *core);
 
 /* Reset every connection on both legs (the stack is being stopped). */
 void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns);

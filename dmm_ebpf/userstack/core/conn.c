@@ -30,6 +30,7 @@ bool conn_table_init(struct dmm_core *core)
 		core->free_slots[i] = max - 1 - i;
 	list_init(&core->reap);
 	list_init(&core->time_wait);
+	list_init(&core->half_open);
 	return true;
 }
 
@@ -118,6 +119,7 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 		tcp_release(core, &c->leg[l]);
 	}
 	unhash(core, c);
+	halfopen_leave(core, c);
 	c->phase = CONN_DEAD;
 	if (error)
 		c->error = (uint16_t)error;
@@ -180,14 +182,19 @@ struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair 
 	tcp_init(&c->leg[1], 1);
 	c->outer.min_rtt_prev_ns = c->outer.min_rtt_cur_ns = NEVER;
 	c->outer.pace_wake_ns = NEVER;
-	c->leg[0].ts_offset = (uint32_t)siphash(core->isn_secret, pair, 5);
-	c->leg[1].ts_offset = (uint32_t)(siphash(core->isn_secret, pair, 5) >> 32);
+	for (uint32_t l = 0; l < 2; l++)
+		c->leg[l].ts_offset = conn_ts_offset(core, pair, l);
 	core->slots[slot] = c;
 	core->live[core->n_live++] = slot;
 	bucket = bucket_of(core, pair);
 	c->hash_next = *bucket;
 	*bucket = slot + 1;
 	return c;
+}
+
+uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg)
+{
+	return (uint32_t)(siphash(core->isn_secret, pair, 5) >> (leg ? 32 : 0));
 }
 
 /* RFC 6528: a keyed hash of the connection's names plus a clock of 4 us steps */

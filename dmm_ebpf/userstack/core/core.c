@@ -6,7 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { BURST_PKTS = 16 };
+enum {
+	BURST_PKTS = 16,
+	HALF_OPEN_DEFAULT = 1024,
+};
 
 static void config_defaults(struct dmm_core_config *cfg)
 {
@@ -30,6 +33,10 @@ static void config_defaults(struct dmm_core_config *cfg)
 		cfg->keepalive_ns = 7200 * NS_PER_S;
 	if (!cfg->time_wait_ns)
 		cfg->time_wait_ns = 60 * NS_PER_S;
+	if (!cfg->half_open_max)
+		cfg->half_open_max = min_u32(cfg->max_connections / 4, HALF_OPEN_DEFAULT);
+	if (!cfg->half_open_max)
+		cfg->half_open_max = 1;
 	cfg->congestion[sizeof(cfg->congestion) - 1] = 0;
 }
 
@@ -55,6 +62,8 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 		core->isn_secret[i] = splitmix64(&seed);
 	}
 	core->rng = splitmix64(&seed) | 1;
+	for (int i = 0; i < 2; i++)
+		core->cookie_secret[i] = splitmix64(&seed);
 	mem_init(&core->mem, core->cfg.memory_bytes);
 	wheel_init(&core->wheel, 0);
 	list_init(&core->ready[0]);
@@ -130,6 +139,8 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 	pair_of(&pair, pkt, leg);
 	c = conn_find(core, &pair);
 	if (!c && !syn) {
+		if (leg == DMM_LEG_OUTER && cookie_accept(core, &pair, pkt, now_ns))
+			return;
 		core->counters[DMM_CORE_NO_CONN]++;
 		ctl_reset_unknown(core, leg, DMM_PATH_NONE, pkt);
 		return;
@@ -156,6 +167,7 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 	struct pkt parsed;
 
 	core->counters[DMM_CORE_IN_PACKETS]++;
+	core->back = meta && leg & 1 ? meta->back : 0;
 	switch (wire_parse(pkt, len, !meta || !meta->csum_ok, &parsed)) {
 	case WIRE_TCP:
 		input_tcp(core, leg & 1, &parsed, now_ns);
@@ -170,6 +182,7 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 		core->counters[DMM_CORE_BAD_CSUM]++;
 		break;
 	}
+	core->back = 0;
 	conn_reap(core);
 }
 
@@ -254,6 +267,17 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
 	if (ops)
 		core->cc_ops = ops;
 	return !!ops;
+}
+
+void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode)
+{
+	if (mode <= DMM_SYN_COOKIES_OFF)
+		core->cfg.syn_cookies = mode;
+}
+
+uint64_t dmm_core_cookies_until_ns(const struct dmm_core *core)
+{
+	return core->cookies_until_ns;
 }
 
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns)

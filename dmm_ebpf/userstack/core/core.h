@@ -33,13 +33,14 @@ struct conn {
 	uint16_t mtu;  /* of the outer path */
 	uint8_t phase; /* enum conn_phase */
 	uint8_t passive;
-	uint8_t owned; /* OWN was said, DISOWN is due */
-	uint8_t tos;   /* DSCP of the app's packets, carried to the outer leg */
+	uint8_t owned;	/* OWN was said, DISOWN is due */
+	bool half_open; /* in core.half_open */
+	uint8_t tos;	/* DSCP of the app's packets, carried to the outer leg */
 	uint16_t error;
 	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ...
 			     */
 	bool has_isn_floor; /* ... that this one replaces */
-	struct list link;   /* reap or time_wait list */
+	struct list link;   /* reap, time_wait or half_open list */
 	struct tcb leg[2];
 	struct outer outer;
 };
@@ -56,6 +57,7 @@ struct ctl_queue {
 	uint32_t head;
 	uint32_t count;
 	struct {
+		uint64_t back;
 		uint32_t path;
 		uint16_t len;
 		uint8_t family;
@@ -88,6 +90,11 @@ struct dmm_core {
 	struct list ready[2]; /* tcbs that may have something to send */
 	struct list reap;
 	struct list time_wait; /* oldest first */
+	struct list half_open; /* oldest first */
+	uint32_t n_half_open;
+	uint64_t cookie_secret[2];
+	uint64_t cookies_until_ns; /* when the last cookie that was sent expires */
+	uint64_t back;		   /* of the packet that is being taken in; 0 else */
 	struct ctl_queue ctl[2];
 	struct action_queue actions;
 	uint64_t counters[DMM_CORE_MAX];
@@ -108,6 +115,8 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
 void conn_reap(struct dmm_core *core);
 void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uint32_t error);
 uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns);
+/* What a leg's timestamp clock is ahead of the core's */
+uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg);
 
 static inline struct conn *tcb_conn(const struct tcb *t)
 {
@@ -123,6 +132,21 @@ static inline bool tcb_is_outer(const struct tcb *t)
 {
 	return t->leg == DMM_LEG_OUTER;
 }
+
+/* halfopen.c: connections whose peer has not ended its handshake */
+bool halfopen_full(const struct dmm_core *core);
+/* Makes room by dropping the oldest */
+void halfopen_enter(struct dmm_core *core, struct conn *c);
+/* Nothing if it is not in there */
+void halfopen_leave(struct dmm_core *core, struct conn *c);
+
+/* cookie.c: handshakes without a connection */
+bool cookie_wanted(const struct dmm_core *core);
+void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
+		   uint64_t now_ns);
+/* A segment of no connection. true: its cookie was good, and it is dealt with */
+bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
+		   uint64_t now_ns);
 
 /* ctl.c: packets without a connection */
 void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_dir *dir);

@@ -2,7 +2,9 @@
 /*
  * ctl.c: packets that belong to no connection's send queue: RST to strangers, ICMP errors, single ACKs.
  *
- * A bounded ring per leg; a full ring drops, which also bounds what a flood can make us answer.
+ * A bounded ring per leg; a full ring drops, which also bounds what a flood can make us answer. An answer
+ * that has no path goes back to whom it came from on the link: a path that must be looked up would make the
+ * flood's forged addresses work for the whole stack.
  */
 #include "core.h"
 
@@ -26,6 +28,7 @@ static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint32_t path, uin
 	if (q->count == CTL_SLOTS)
 		return NULL;
 	i = (q->head + q->count++) % CTL_SLOTS;
+	q->slot[i].back = path == DMM_PATH_NONE && leg == DMM_LEG_OUTER ? core->back : 0;
 	q->slot[i].path = path;
 	q->slot[i].family = family;
 	*len = &q->slot[i].len;
@@ -93,6 +96,7 @@ uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t ca
 	memcpy(buf, q->slot[i].data, len);
 	memset(meta, 0, sizeof(*meta));
 	meta->path = q->slot[i].path;
+	meta->back = q->slot[i].back;
 	meta->family = q->slot[i].family;
 	return len;
 }

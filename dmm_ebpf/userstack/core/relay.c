@@ -6,7 +6,9 @@
  * done, so connect() means what it says; a refusal becomes a RST to the app's kernel, an ICMP error an ICMP
  * error, silence silence. Passive open (the remote peer connects): the peer's SYN is kept until the kernel
  * has answered ours, and our ACK to the kernel until the peer's handshake is done, so accept() returns
- * neither early nor for a port scan.
+ * neither early nor for a port scan. With a SYN cookie the order is another (cookie.c): the peer's handshake
+ * is over when the kernel gets to see a SYN, so what the peer sends meanwhile is kept, unanswered, and a
+ * refusal becomes a RST.
  *
  * Invariants: a connection ends when both legs have; a RST on one leg ends the other at once, except that
  * bytes which the kernel's window takes are delivered before its RST. FIN and data need nothing here: a FIN
@@ -155,6 +157,8 @@ static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dm
 		c->tos = pkt->tos & 0xfc;
 	core->counters[c->passive ? DMM_CORE_PASSIVE_OPEN : DMM_CORE_ACTIVE_OPEN]++;
 	leg_hold(core, &c->leg[leg], pkt, now_ns);
+	if (c->passive)
+		halfopen_enter(core, c);
 	core_action(core, DMM_ACTION_RESOLVE, c, 0);
 }
 
@@ -167,7 +171,12 @@ void relay_inner_syn(struct dmm_core *core, struct conn *old, const struct dmm_c
 void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
 		     const struct pkt *pkt, uint64_t now_ns)
 {
-	open_by_syn(core, old, pair, pkt, DMM_LEG_OUTER, now_ns);
+	/* what replaces an old connection must know its sequence numbers, and comes from a peer that exists
+	 */
+	if (!old && cookie_wanted(core))
+		cookie_answer(core, pair, pkt, now_ns);
+	else
+		open_by_syn(core, old, pair, pkt, DMM_LEG_OUTER, now_ns);
 }
 
 void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns)
@@ -181,8 +190,10 @@ void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32
 	pmtu_set(c, mtu);
 	c->owned = 1;
 	core_action(core, DMM_ACTION_OWN, c, 0);
-	if (c->passive)
+	if (c->passive) {
 		tcp_set_mss(core, &c->leg[DMM_LEG_OUTER]);
+		c->outer.cc.mss = c->leg[DMM_LEG_OUTER].mss;
+	}
 	tcp_connect(core, next, conn_isn(core, c, next->leg, now_ns), now_ns);
 }
 
@@ -250,8 +261,14 @@ void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	struct conn *c = tcb_conn(t);
 	struct tcb *peer = tcb_peer(t);
 
-	if (tcb_is_outer(t))
+	if (tcb_is_outer(t)) {
+		halfopen_leave(core, c);
 		cc_start(core, c, now_ns);
+	}
+	if (c->passive && tcb_is_outer(t) && peer->state == TCP_CLOSE) {
+		t->flags |= TF_HOLD; /* by a cookie: the inner leg is yet to be opened */
+		return;
+	}
 	if (peer->state == TCP_SYN_RECV && (peer->flags & TF_HOLD)) {
 		/* this leg was opened for the peer's SYN, which can be answered now */
 		if (c->passive)
@@ -312,6 +329,10 @@ void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint
 		icmp_outer(core, c, pkt);
 	} else if (c->passive && c->leg[0].state == TCP_SYN_SENT && pkt->seq == c->leg[0].iss &&
 		   pkt->icmp == ICMP_KIND_UNREACH) {
+		if (c->leg[1].state != TCP_SYN_RECV) {
+			relay_reset(core, &c->leg[0], icmp_errno(pkt)); /* the peer's handshake is over */
+			return;
+		}
 		icmp_to_peer(core, c, pkt->icmp_type, pkt->icmp_code);
 		conn_kill(core, c, icmp_errno(pkt));
 	}

@@ -217,6 +217,8 @@ void tcp_init(struct tcb *t, uint32_t leg);
 void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state);
 /* Active open */
 void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns);
+/* The smallest window scale with which a window of limit bytes can be told */
+uint8_t tcp_pick_wscale(uint64_t limit);
 void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /* Frees buffers and timers; the state becomes TCP_CLOSE */

@@ -54,7 +54,7 @@ void tcp_release(struct dmm_core *core, struct tcb *t)
 	tcp_set_state(core, t, TCP_CLOSE);
 }
 
-static uint8_t pick_wscale(uint64_t limit)
+uint8_t tcp_pick_wscale(uint64_t limit)
 {
 	uint8_t ws = 0;
 
@@ -77,7 +77,7 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 		    (pkt->has_wscale ? TF_WS : 0);
 	ecn_learn_syn(core, t, pkt);
 	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
-	t->rcv_wscale = pkt->has_wscale ? pick_wscale(tcp_rcv_limit(core, t)) : 0;
+	t->rcv_wscale = pkt->has_wscale ? tcp_pick_wscale(tcp_rcv_limit(core, t)) : 0;
 	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
 	if (t->peer_mss < TCP_MIN_MSS)
 		t->peer_mss = TCP_MIN_MSS;
@@ -91,7 +91,7 @@ void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t no
 {
 	t->iss = iss;
 	t->last_rx_ns = now_ns;
-	t->rcv_wscale = pick_wscale(tcp_rcv_limit(core, t));
+	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(core, t));
 	tcp_set_mss(core, t);
 	tcp_set_state(core, t, TCP_SYN_SENT);
 	t->flags |= TF_SYN_DUE;

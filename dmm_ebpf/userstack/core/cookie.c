@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection, and its ACK
+ * brings back all that a connection needs.
+ *
+ * The SYN-ACK's sequence number is the cookie: 29 bits of a keyed hash and 3 bits that say which MSS the peer
+ * offered, rounded down. The hash covers addresses, ports, the peer's sequence number, the options, and the
+ * number of the minute, which makes a cookie worthless after one to two minutes as a change of key would. If
+ * the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp, which the
+ * peer echoes; without timestamps they are not agreed to.
+ *
+ * The inner leg is opened when the ACK has come. Until the app's kernel has answered, the outer leg is
+ * established and held (TF_HOLD): it takes data as far as the window of the SYN-ACK goes and sends nothing.
+ *
+ * Not told again: the SYN-ACK is never retransmitted, and a peer whose ACK was lost and who waits for us to
+ * speak first waits for its own timers. So cookies are for when there is no room (halfopen.c).
+ *
+ * Refuses: any ACK when no cookie is out; a segment that does not begin right behind the peer's SYN.
+ */
+#include "core.h"
+
+#define COOKIE_MINUTE_NS (60 * NS_PER_S)
+
+enum {
+	MSS_BITS = 3,
+	MSS_MASK = (1 << MSS_BITS) - 1,
+	/* what the timestamp carries */
+	TS_BITS = 6,
+	TS_MASK = (1 << TS_BITS) - 1,
+	OPT_WSCALE = 0x0f,
+	OPT_WSCALE_NONE = 0x0f, /* TCP_MAX_WSCALE is smaller */
+	OPT_SACK = 0x10,
+	OPT_ECN = 0x20,
+	/* in the hash only */
+	OPT_TS = 0x40,
+};
+
+/* The least that is taken, the defaults of both families, tunnels and PPPoE, Ethernet, jumbo frames */
+static const uint16_t mss_table[MSS_MASK + 1] = {TCP_MIN_MSS, 536, 1220, 1360, 1400, 1440, 1460, 8940};
+
+bool cookie_wanted(const struct dmm_core *core)
+{
+	if (core->cfg.syn_cookies == DMM_SYN_COOKIES_ALWAYS)
+		return true;
+	return core->cfg.syn_cookies != DMM_SYN_COOKIES_OFF && halfopen_full(core);
+}
+
+static uint32_t mss_index(const struct dmm_core_addr_pair *pair, const struct pkt *syn)
+{
+	uint32_t mss = syn->mss ? syn->mss : (pair->family == WIRE_AF_INET ? 536 : 1220);
+	uint32_t i = MSS_MASK;
+
+	while (i && mss_table[i] > mss)
+		i--;
+	return i;
+}
+
+static uint32_t options_of(const struct dmm_core *core, const struct pkt *syn)
+{
+	uint32_t options = OPT_TS;
+
+	if (!syn->has_ts)
+		return 0;
+	options |= syn->has_wscale ? syn->wscale & OPT_WSCALE : OPT_WSCALE_NONE;
+	options |= syn->has_sack_perm ? OPT_SACK : 0;
+	if (!core->cfg.ecn_off && (syn->flags & (TH_ECE | TH_CWR)) == (TH_ECE | TH_CWR))
+		options |= OPT_ECN;
+	return options;
+}
+
+static uint32_t make_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t irs,
+			    uint64_t minute, uint32_t options, uint32_t mss)
+{
+	struct {
+		struct dmm_core_addr_pair pair;
+		uint64_t when;
+		uint64_t what;
+	} said = {*pair, minute, (uint64_t)irs << 32 | options << MSS_BITS | mss};
+
+	return (uint32_t)(siphash(core->cookie_secret, &said, 7) >> 32 & ~(uint64_t)MSS_MASK) | mss;
+}
+
+/* Never ahead of the clock that the connection will go on with */
+static uint32_t make_tsval(uint32_t clock, uint32_t options)
+{
+	uint32_t tsval = (clock & ~(uint32_t)TS_MASK) | (options & TS_MASK);
+
+	return (options & TS_MASK) > (clock & TS_MASK) ? tsval - (TS_MASK + 1) : tsval;
+}
+
+/* Of the SYN-ACK; neither changes while a cookie is out */
+static uint16_t first_window(const struct dmm_core *core)
+{
+	return (uint16_t)min_u32(core->cfg.rcvbuf_max_bytes, 65535);
+}
+
+static uint8_t window_scale(const struct dmm_core *core)
+{
+	return tcp_pick_wscale(core->cfg.rcvbuf_max_bytes);
+}
+
+void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
+		   uint64_t now_ns)
+{
+	uint32_t clock = (uint32_t)(now_ns / NS_PER_MS) + conn_ts_offset(core, pair, DMM_LEG_OUTER);
+	uint32_t options = options_of(core, syn);
+	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
+	struct wire_seg seg = {
+		.seq = make_cookie(core, pair, syn->seq, minute, options, mss_index(pair, syn)),
+		.ack = syn->seq + 1,
+		.wnd = first_window(core),
+		.flags = TH_SYN | TH_ACK | (options & OPT_ECN ? TH_ECE : 0),
+	};
+	struct wire_dir dir;
+
+	/* the path is not known; the smallest MTU of this host's is the best guess */
+	wire_opt_mss(&seg, (uint16_t)(core->cfg.inner_mtu - wire_ip_len(pair->family) - WIRE_TCP_LEN));
+	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options), syn->tsval,
+			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(core));
+	ctl_dir(pair, DMM_LEG_OUTER, &dir);
+	ctl_push_tcp(core, DMM_LEG_OUTER, DMM_PATH_NONE, &dir, &seg);
+	core->counters[DMM_CORE_SYN_COOKIES_SENT]++;
+	core->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
+}
+
+/* The SYN that pkt's cookie stands for; false: it is none of ours, or too old */
+static bool read_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+			const struct pkt *pkt, uint64_t now_ns, struct pkt *syn)
+{
+	uint32_t options = pkt->has_ts ? OPT_TS | (pkt->tsecr & TS_MASK) : 0;
+	uint32_t cookie = pkt->ack - 1, irs = pkt->seq - 1, mss = cookie & MSS_MASK;
+	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
+
+	if (cookie != make_cookie(core, pair, irs, minute, options, mss) &&
+	    (!minute || cookie != make_cookie(core, pair, irs, minute - 1, options, mss)))
+		return false;
+	*syn = (struct pkt){.seq = irs, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
+	syn->mss = mss_table[mss];
+	if (!options)
+		return true;
+	syn->has_ts = true;
+	syn->tsval = pkt->tsval;
+	syn->has_sack_perm = options & OPT_SACK;
+	syn->has_wscale = (options & OPT_WSCALE) != OPT_WSCALE_NONE;
+	syn->wscale = options & OPT_WSCALE;
+	if (options & OPT_ECN)
+		syn->flags |= TH_ECE | TH_CWR;
+	return true;
+}
+
+/* In SYN-RECEIVED, as if a connection had sent the SYN-ACK */
+static void restore(struct dmm_core *core, struct conn *c, const struct pkt *syn, uint32_t iss,
+		    uint64_t now_ns)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+
+	c->passive = 1;
+	pmtu_set(c, core->cfg.inner_mtu);
+	tcp_learn_syn(core, t, syn, now_ns);
+	t->rcv_wscale = t->flags & TF_WS ? window_scale(core) : 0;
+	t->rcv_adv = t->rcv_nxt + first_window(core);
+	t->iss = iss;
+	t->snd_nxt = 1;
+	t->flags |= TF_SYN_RTX; /* when it was sent is not known */
+	tcp_set_state(core, t, TCP_SYN_RECV);
+}
+
+bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
+		   uint64_t now_ns)
+{
+	struct conn *c;
+	struct pkt syn;
+
+	if (now_ns >= core->cookies_until_ns || (pkt->flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
+		return false;
+	if (!read_cookie(core, pair, pkt, now_ns, &syn)) {
+		core->counters[DMM_CORE_SYN_COOKIES_INVALID]++;
+		return false;
+	}
+	core->counters[DMM_CORE_SYN_COOKIES_VALID]++;
+	c = conn_create(core, pair);
+	if (!c) {
+		ctl_reset_unknown(core, DMM_LEG_OUTER, DMM_PATH_NONE, pkt);
+		return true;
+	}
+	core->counters[DMM_CORE_PASSIVE_OPEN]++;
+	restore(core, c, &syn, pkt->ack - 1, now_ns);
+	core_action(core, DMM_ACTION_RESOLVE, c, 0);
+	tcp_input(core, &c->leg[DMM_LEG_OUTER], pkt, now_ns);
+	return true;
+}
