@@ -136,6 +136,9 @@ def print_status(status: Row) -> None:
     stacks = status.get("stacks") or []
     if stacks:
         print_stacks(stacks, indent="  ")
+    for stack in stacks:
+        if stack.get("counters"):
+            print(f"  {units.clean(stack.get('name'))} counted: {_counters_text(stack['counters'])}")
 
 
 def _nic_text(nic: Row) -> str:

@@ -311,6 +311,7 @@ class Instance:
         """Every stack of the policy, and those that are still draining."""
         counts = Counter(d.stack for d in self._decisions())
         defined = dict(self._policy.stacks) if self._policy else {}
+        counters = await self.stacks.core_counters()
         rows = []
         for name in dict.fromkeys([KERNEL, *defined, *self.stacks.names()]):
             config = defined.get(name)
@@ -325,6 +326,7 @@ class Instance:
             }
             if row["kind"] == "user":
                 row.update(self.stacks.describe(name))
+                row["counters"] = counters.get(name, {})
             if config is not None:
                 row["options"] = config.model_dump(mode="json", exclude_none=True, exclude={"kind"})
                 for key in ("transport", "congestion", "io", "fallback"):

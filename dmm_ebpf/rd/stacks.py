@@ -154,6 +154,13 @@ class StackManager:
         answers = await asyncio.gather(*(s.supervisor.query(method) for _, s in up), return_exceptions=True)
         return {name: a for (name, _), a in zip(up, answers, strict=True) if not isinstance(a, BaseException)}
 
+    async def core_counters(self) -> dict[str, dict[str, int]]:
+        """What the user stacks that are up have counted since their process began: enum dmm_core_counter by name."""
+        return {
+            name: {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
+            for name, stats in (await self.query_all("stats")).items()
+        }
+
     # -- life --
 
     async def ensure(self, wanted: Mapping[str, tuple[int, UserStack]]) -> list[str]:
