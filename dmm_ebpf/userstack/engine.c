@@ -293,6 +293,7 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->request_fd = config->request_fd;
 	e->xdp_flows_fd = config->xdp_flows_fd;
 	e->cookie_state_fd = config->cookie_state_fd;
+	e->cookies_told_ns = UINT64_MAX; /* a process before this one may have left something there */
 	e->stack_id = config->stack_id;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);

@@ -135,6 +135,11 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", 'expected "cubic", "wan", "bbr" or "reno"'],
     ),
     (
+        "mode of SYN cookies",
+        U + 'syn_cookies = "on"\n',
+        ["policy.toml:3:", '"on"', 'expected "auto", "always" or "off"'],
+    ),
+    (
         "io to come",
         U + 'io = "tun"\n',
         ["policy.toml:3:", "not available in this version", '"auto" or "af_xdp"'],
