@@ -309,6 +309,24 @@ def test_ports_again_before_the_old_connection_is_over(make_core: Callable[..., 
     assert 0 < (syn.seq - rst.seq) % 2**32 < 2**31
 
 
+def test_the_last_ack_to_the_kernel_outlives_the_connection(make_core: Callable[..., Core]) -> None:
+    """The peer's last ACK comes before the kernel's FIN was answered, as it does on a fast wire."""
+    core = make_core()
+    conn = open_active(core)
+    conn.send(OUTER, flags=FIN | ACK)
+    conn.seq[OUTER] += 1
+    core.get(INNER)
+    conn.ack[INNER] += 1
+    conn.send(INNER, flags=FIN | ACK)
+    (fin,) = [s for s in core.get(OUTER) if s.flags & FIN]
+    conn.ack[OUTER] = fin.seq + 1
+    conn.send(OUTER)
+    assert [a[0] for a in core.actions()] == [CLOSED, DISOWN]
+    (last,) = core.get(INNER)
+    assert (last.flags, last.ack, len(last.options)) == (ACK, conn.seq[INNER] + 1, 12)
+    assert core.count("NO_CONN") == 0
+
+
 def test_strangers_get_rst(make_core: Callable[..., Core]) -> None:
     core = make_core()
     for leg in (INNER, OUTER):

@@ -32,8 +32,12 @@ void relay_closed(struct dmm_core *core, struct tcb *t)
 		return;
 	if (outer->state == TCP_TIME_WAIT && list_empty(&c->link))
 		list_add_tail(&core->time_wait, &c->link);
-	if (leg_over(outer))
-		conn_kill(core, c, 0);
+	if (!leg_over(outer))
+		return;
+	/* the kernel's FIN goes with the connection: its ACK, should it still be due, must not */
+	if (inner->flags & TF_ACK_NOW)
+		tcp_ack_apart(core, inner, inner->last_rx_ns);
+	conn_kill(core, c, 0);
 }
 
 /* Ends a leg. flush: deliver what its window takes first. */
