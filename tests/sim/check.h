@@ -83,14 +83,18 @@ static inline void check_core(const struct dmm_core *core)
 {
 	uint64_t chunks = 0;
 	uint32_t half_open = 0;
+	uint32_t parked = 0;
 
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
+		CHECK(c->live_pos == i);
+		parked += c->phase == CONN_PARKED;
+		if (c->phase == CONN_PARKED)
+			continue;
 		half_open += c->half_open;
 		if (c->passive && c->leg[DMM_LEG_OUTER].state == TCP_SYN_RECV)
 			CHECK(c->half_open);
-		CHECK(c->live_pos == i);
 		for (uint32_t l = 0; l < 2; l++) {
 			const struct tcb *t = &c->leg[l], *peer = &c->leg[!l];
 
@@ -109,6 +113,7 @@ static inline void check_core(const struct dmm_core *core)
 		}
 	}
 	CHECK(half_open == core->n_half_open && half_open <= core->cfg.half_open_max);
+	CHECK(parked == core->n_parked);
 	CHECK(chunks * MEM_CHUNK_BYTES == core->mem.chunk_bytes);
 	CHECK(core->mem.chunk_bytes <= core->mem.limit_bytes);
 }

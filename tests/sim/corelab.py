@@ -25,6 +25,8 @@ class Programs:
     sim_asan: Path
     fuzz: Path
     bridge: Path
+    scale: Path
+    scale_asan: Path
 
 
 def _compile(compiler: str, flags: tuple[str, ...], mains: tuple[str, ...], output: Path) -> Path:
@@ -44,6 +46,8 @@ def build(directory: Path) -> Programs:
         ("clang", ("-O1", *SANITIZE), ("sim.c", "kern.c"), directory / "sim_asan"),
         ("clang", ("-O1", "-fsanitize=fuzzer", *SANITIZE), ("fuzz_core.c",), directory / "fuzz"),
         ("gcc", ("-O2",), ("tunbridge.c",), directory / "bridge"),
+        ("gcc", ("-O2",), ("scale.c",), directory / "scale"),
+        ("clang", ("-O1", *SANITIZE), ("scale.c",), directory / "scale_asan"),
     )
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return Programs(*pool.map(lambda job: _compile(*job), jobs))

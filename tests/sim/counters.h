@@ -25,6 +25,7 @@ static const char *const counter_names[] = {
 	[DMM_CORE_UNDONE] = "undone",
 	[DMM_CORE_ECN_CE] = "ecn_ce",
 	[DMM_CORE_ECN_ECE] = "ecn_ece",
+	[DMM_CORE_NO_MEMORY] = "no_memory",
 	[DMM_CORE_MTU_HOLES] = "mtu_holes",
 	[DMM_CORE_SYN_COOKIES_SENT] = "syn_cookies_sent",
 	[DMM_CORE_SYN_COOKIES_VALID] = "syn_cookies_valid",

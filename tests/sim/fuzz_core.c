@@ -267,6 +267,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(cfg.congestion, "reno", 5);
 	cfg.syn_cookies = how >> 4 & 3; /* 3: as off */
 	cfg.half_open_max = how >> 6 & 1;
+	if (how >> 7)
+		cfg.park_ns = NS_PER_MS;
 	memset(views, 0, sizeof(views));
 	core = dmm_core_create(&cfg);
 	CHECK(core);

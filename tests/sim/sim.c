@@ -542,7 +542,7 @@ static int report(void)
 		printf("owned_%c=%lu\ndisowned_%c=%lu\nclosed_%c=%lu\ncore_error_%c=%u\n", 'a' + h,
 		       H[h].owned, 'a' + h, H[h].disowned, 'a' + h, H[h].closed, 'a' + h, H[h].last_error);
 		printf("chunks_%c=%lu\nslabs_%c=%lu\n", 'a' + h, H[h].core->mem.chunk_bytes, 'a' + h,
-		       H[h].core->mem.slab_bytes);
+		       mem_held_bytes(&H[h].core->mem));
 		for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 			printf("%s_%c=%lu\n", counter_names[c], 'a' + h, dmm_core_counter(H[h].core, c));
 	}

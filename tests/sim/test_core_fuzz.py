@@ -12,7 +12,7 @@ from corelab import Programs
 INNER, OUTER = 0, 1
 SYN, ACK, FIN, SYNACK, RSTACK = 0, 1, 4, 5, 6
 ANSWER, POLL, DRAIN = 16, 32, 64
-COOKIES_ALWAYS, COOKIES_OFF, ONE_HALF_OPEN = 16, 32, 64  # in the first byte
+COOKIES_ALWAYS, COOKIES_OFF, ONE_HALF_OPEN, PARK_AT_ONCE = 16, 32, 64, 128  # in the first byte
 
 
 def packet(
@@ -49,6 +49,7 @@ def cookie_handshake(tuple_no: int) -> bytes:
 def program(rng: random.Random) -> bytes:
     """A handshake or two, data both ways, holes with SACK, time, and an end."""
     how = rng.choice([0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN])
+    how |= rng.choice([0, PARK_AT_ONCE])
     out = bytes([how])
     for tuple_no in rng.sample(range(3), rng.randint(1, 2)):
         cookie = how & COOKIES_ALWAYS and rng.random() < 0.7

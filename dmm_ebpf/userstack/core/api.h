@@ -37,6 +37,7 @@ struct dmm_core_config {
 	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */
+	uint64_t park_ns;	   /* quiet for so long, a connection is put away small; 0: 10 s */
 	uint32_t ecn_off;	   /* 1: no ECN (RFC 3168) on the outer leg */
 	uint32_t half_open_max; /* connections whose peer has not ended the handshake it began; 0: a quarter
 				   of max_connections, at most 1024 */
@@ -122,6 +123,19 @@ struct dmm_conn_info {
 	char congestion[16];
 };
 
+/* What a core has of the system's memory. Per idle connection it takes
+ * (used_bytes - payload_bytes + table_bytes) / connections, once they are parked. */
+struct dmm_core_memory {
+	uint64_t used_bytes; /* objects in use, each rounded up to its size class: connections, scoreboards,
+				payload */
+	uint64_t held_bytes; /* taken from the system for them, spare slabs included */
+	uint64_t payload_bytes; /* of used_bytes: chunks of payload */
+	uint64_t payload_limit_bytes;
+	uint64_t table_bytes; /* of the table of connections; it is made for max_connections at once */
+	uint32_t connections;
+	uint32_t parked; /* of them: idle, put away small */
+};
+
 enum dmm_core_counter {
 	DMM_CORE_IN_PACKETS = 0, /* both legs */
 	DMM_CORE_OUT_PACKETS,
@@ -143,6 +157,7 @@ enum dmm_core_counter {
 	DMM_CORE_UNDONE,    /* loss recoveries and timeouts that turned out needless and were taken back */
 	DMM_CORE_ECN_CE,    /* data that came with congestion experienced */
 	DMM_CORE_ECN_ECE,   /* windows in which the peer echoed it */
+	DMM_CORE_NO_MEMORY, /* parked connections that could not be woken: the system has no memory */
 	DMM_CORE_MTU_HOLES, /* times a path was taken for one that drops long packets silently */
 	DMM_CORE_SYN_COOKIES_SENT,
 	DMM_CORE_SYN_COOKIES_VALID,   /* came back, and opened a connection */
@@ -196,6 +211,7 @@ void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns);
 
 /* Connection number index (0-based, in no order). Returns 1, or 0 past the last. */
 uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct dmm_conn_info *info);
+void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory);
 uint32_t dmm_core_connections(const struct dmm_core *core);
 uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter);
 

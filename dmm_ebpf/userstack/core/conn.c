@@ -3,8 +3,8 @@
  * conn.c: the table of connections: create, find, free, and the queue of actions.
  *
  * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good until the
- * API call ends, because conn_kill() only marks it. A handle names one connection: a reused slot gets another
- * generation.
+ * API call or its timer's turn ends, because conn_kill() only marks it. A handle names one connection: a
+ * reused slot gets another generation.
  *
  * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when buffers are
  * nearly full.
@@ -57,8 +57,11 @@ struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *p
 	while (at) {
 		struct conn *c = core->slots[at - 1];
 
-		if (!memcmp(&c->pair, pair, sizeof(*pair)))
-			return c;
+		if (!memcmp(&c->pair, pair, sizeof(*pair))) {
+			struct conn *awake = unlikely(c->phase == CONN_PARKED) ? conn_wake(core, c) : c;
+
+			return awake ? awake : c;
+		}
 		at = c->hash_next;
 	}
 	return NULL;
@@ -130,21 +133,47 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 	list_add_tail(&core->reap, &c->link);
 }
 
+static void free_slot(struct dmm_core *core, const struct conn *c)
+{
+	uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
+	uint32_t last = core->live[--core->n_live];
+
+	core->live[c->live_pos] = last;
+	core->slots[last]->live_pos = c->live_pos;
+	core->slots[slot] = NULL;
+	core->slot_gen[slot]++;
+	core->free_slots[core->cfg.max_connections - core->n_live - 1] = slot;
+}
+
 void conn_reap(struct dmm_core *core)
 {
 	while (!list_empty(&core->reap)) {
 		struct conn *c = container_of(core->reap.next, struct conn, link);
-		uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
-		uint32_t last = core->live[--core->n_live];
 
 		list_del(&c->link);
-		core->live[c->live_pos] = last;
-		core->slots[last]->live_pos = c->live_pos;
-		core->slots[slot] = NULL;
-		core->slot_gen[slot]++;
-		core->free_slots[core->cfg.max_connections - core->n_live - 1] = slot;
+		free_slot(core, c);
 		mem_free(&core->mem, c, sizeof(*c));
 	}
+}
+
+void conn_forget_all(struct dmm_core *core)
+{
+	while (core->n_live) {
+		struct conn *c = core->slots[core->live[0]];
+
+		if (c->phase == CONN_PARKED) {
+			free_slot(core, c);
+			conn_free_parked(core, c);
+			continue;
+		}
+		conn_kill(core, c, 0);
+		conn_reap(core);
+	}
+}
+
+void conn_replace(struct dmm_core *core, struct conn *c)
+{
+	core->slots[c->handle & ((1u << HANDLE_SLOT_BITS) - 1)] = c;
 }
 
 static bool have_room(struct dmm_core *core)

@@ -31,6 +31,8 @@ static void config_defaults(struct dmm_core_config *cfg)
 		cfg->syn_retries = 6;
 	if (!cfg->keepalive_ns)
 		cfg->keepalive_ns = 7200 * NS_PER_S;
+	if (!cfg->park_ns)
+		cfg->park_ns = 10 * NS_PER_S;
 	if (!cfg->time_wait_ns)
 		cfg->time_wait_ns = 60 * NS_PER_S;
 	if (!cfg->half_open_max)
@@ -66,6 +68,8 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 		core->cookie_secret[i] = splitmix64(&seed);
 	mem_init(&core->mem, core->cfg.memory_bytes);
 	wheel_init(&core->wheel, 0);
+	wheel_init(&core->park_wheel, 0);
+	core->park_next_ns = NEVER;
 	list_init(&core->ready[0]);
 	list_init(&core->ready[1]);
 	return core;
@@ -75,10 +79,7 @@ void dmm_core_destroy(struct dmm_core *core)
 {
 	if (!core)
 		return;
-	while (core->n_live) {
-		conn_kill(core, core->slots[core->live[0]], 0);
-		conn_reap(core);
-	}
+	conn_forget_all(core);
 	conn_table_deinit(core);
 	mem_deinit(&core->mem);
 	free(core);
@@ -138,6 +139,8 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 
 	pair_of(&pair, pkt, leg);
 	c = conn_find(core, &pair);
+	if (c && unlikely(c->phase == CONN_PARKED))
+		return; /* no memory to wake it: the packet comes again */
 	if (!c && !syn) {
 		if (leg == DMM_LEG_OUTER && cookie_accept(core, &pair, pkt, now_ns))
 			return;
@@ -228,6 +231,8 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 {
 	struct wheel_node *n;
 
+	if (unlikely(core->park_next_ns <= now_ns))
+		park_poll(core, now_ns);
 	wheel_advance(&core->wheel, now_ns);
 	while ((n = wheel_pop(&core->wheel)))
 		tcp_timer(core, container_of(n, struct tcb, timer), now_ns);
@@ -236,7 +241,7 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 		if (!list_empty(&core->ready[leg]) || core->ctl[leg].count)
 			return now_ns;
 	}
-	return wheel_next_ns(&core->wheel);
+	return min_u64(wheel_next_ns(&core->wheel), core->park_next_ns);
 }
 
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action)
@@ -292,8 +297,14 @@ void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, 
 void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns)
 {
 	(void)now_ns;
-	for (uint32_t i = 0; i < core->n_live; i++)
-		relay_abort(core, core->slots[core->live[i]], 103); /* ECONNABORTED */
+	for (uint32_t i = 0; i < core->n_live; i++) {
+		struct conn *c = core->slots[core->live[i]];
+
+		if (c->phase == CONN_PARKED)
+			c = conn_wake(core, c);
+		if (c) /* else there is no memory: its peers find out by themselves */
+			relay_abort(core, c, 103); /* ECONNABORTED */
+	}
 	conn_reap(core);
 }
 
@@ -301,10 +312,15 @@ uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct 
 {
 	const struct conn *c;
 	const struct tcb *inner, *outer;
+	struct conn copy;
 
 	if (index >= core->n_live)
 		return 0;
 	c = core->slots[core->live[index]];
+	if (c->phase == CONN_PARKED) {
+		conn_unpark_copy(&copy, c);
+		c = &copy;
+	}
 	inner = &c->leg[DMM_LEG_INNER];
 	outer = &c->leg[DMM_LEG_OUTER];
 	memset(info, 0, sizeof(*info));
@@ -331,6 +347,23 @@ uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct 
 	snprintf(info->congestion, sizeof(info->congestion), "%s",
 		 c->outer.cc.ops ? c->outer.cc.ops->name : core->cc_ops->name);
 	return 1;
+}
+
+void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory)
+{
+	uint64_t per_slot = sizeof(*core->slots) + sizeof(*core->free_slots) + sizeof(*core->slot_gen) +
+			    sizeof(*core->live);
+
+	*memory = (struct dmm_core_memory){
+		.used_bytes = core->mem.used_bytes,
+		.held_bytes = mem_held_bytes(&core->mem),
+		.payload_bytes = core->mem.chunk_bytes,
+		.payload_limit_bytes = core->mem.limit_bytes,
+		.table_bytes = core->cfg.max_connections * per_slot +
+			       (core->bucket_mask + 1ull) * sizeof(*core->buckets),
+		.connections = core->n_live,
+		.parked = core->n_parked,
+	};
 }
 
 uint32_t dmm_core_connections(const struct dmm_core *core)

@@ -21,7 +21,8 @@ enum conn_phase {
 	CONN_RESOLVING, /* waiting for dmm_core_resolved() */
 	CONN_OPENING,	/* one leg is up or trying, the other not yet */
 	CONN_OPEN,
-	CONN_DEAD, /* to be freed before the API call returns */
+	CONN_DEAD,   /* to be freed before the API call returns */
+	CONN_PARKED, /* only what stands before isn_floor is there, see park.c */
 };
 
 struct conn {
@@ -30,16 +31,17 @@ struct conn {
 	uint32_t hash_next; /* slot + 1 of the next in the bucket; 0: none */
 	uint32_t live_pos;
 	uint32_t path;
-	uint16_t mtu;  /* of the outer path */
+	uint16_t mtu; /* of the outer path */
+	uint16_t error;
 	uint8_t phase; /* enum conn_phase */
 	uint8_t passive;
 	uint8_t owned;	/* OWN was said, DISOWN is due */
 	bool half_open; /* in core.half_open */
-	uint8_t tos;	/* DSCP of the app's packets, carried to the outer leg */
-	uint16_t error;
+	/* so far what the table reads: one cache line, all there is of a parked connection */
 	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ...
 			     */
 	bool has_isn_floor; /* ... that this one replaces */
+	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
 	struct list link;   /* reap, time_wait or half_open list */
 	struct tcb leg[2];
 	struct outer outer;
@@ -76,6 +78,9 @@ struct dmm_core {
 	struct dmm_core_config cfg;
 	struct mem mem;
 	struct wheel wheel;
+	struct wheel park_wheel; /* of parked connections */
+	uint64_t park_next_ns;	 /* no later than the first deadline in it */
+	uint32_t n_parked;
 	uint64_t secret[2];
 	uint64_t isn_secret[2];
 	uint64_t rng;
@@ -106,6 +111,7 @@ struct dmm_core {
 /* conn.c: the table of connections */
 bool conn_table_init(struct dmm_core *core);
 void conn_table_deinit(struct dmm_core *core);
+/* Wakes it if it is parked; without memory for that it comes back parked */
 struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
 struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle);
 /* NULL: limit reached; counted */
@@ -113,10 +119,25 @@ struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair 
 /* Marks it for freeing at the end of the API call; error goes into the CLOSED action */
 void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
 void conn_reap(struct dmm_core *core);
+/* Frees all without a word to anyone: the core is going to be destroyed */
+void conn_forget_all(struct dmm_core *core);
+/* c takes over the place in the table of the object that had its handle */
+void conn_replace(struct dmm_core *core, struct conn *c);
 void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uint32_t error);
 uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns);
 /* What a leg's timestamp clock is ahead of the core's */
 uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg);
+
+/* park.c: true: c was quiet and is parked, the pointer is void */
+bool conn_park(struct dmm_core *core, struct conn *c, uint64_t now_ns);
+/* The connection, awake; NULL: no memory, it stays as it is */
+struct conn *conn_wake(struct dmm_core *core, struct conn *parked);
+/* What conn_wake() would make, for looking at only */
+void conn_unpark_copy(struct conn *to, const struct conn *parked);
+/* Frees the object; the table still refers to it */
+void conn_free_parked(struct dmm_core *core, struct conn *parked);
+/* Wakes those with a deadline that is due */
+void park_poll(struct dmm_core *core, uint64_t now_ns);
 
 static inline struct conn *tcb_conn(const struct tcb *t)
 {

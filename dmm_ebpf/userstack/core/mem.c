@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mem.c: see mem.h. Free objects are poisoned under AddressSanitizer, so a use after free is found in pools
  * too. */
+#ifndef _DEFAULT_SOURCE
+#define _DEFAULT_SOURCE 1 /* MAP_ANONYMOUS */
+#endif
+
 #include "mem.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #ifndef __has_feature
 #define __has_feature(x) 0
@@ -16,29 +21,58 @@
 #endif
 
 struct mem_slab {
-	struct mem_slab *next;
-	uint64_t pad[7]; /* objects start on a cache line */
+	struct list partial; /* of its class, or spare */
+	struct list all;
+	struct mem_free_obj *free;
+	uint32_t fresh;	 /* offset of what was never handed out */
+	uint32_t used;	 /* objects */
+	uint64_t pad[2]; /* objects start on a cache line */
 };
 
 struct mem_free_obj {
 	struct mem_free_obj *next;
 };
 
+_Static_assert(sizeof(struct mem_slab) == 64, "one cache line");
+
 void mem_init(struct mem *m, uint64_t limit_bytes)
 {
 	memset(m, 0, sizeof(*m));
+	for (uint32_t i = 0; i < MEM_CLASSES; i++)
+		list_init(&m->partial[i]);
+	list_init(&m->slabs);
+	list_init(&m->spare);
 	m->limit_bytes = limit_bytes;
+}
+
+/* Straight from the system: malloc would keep what is given back */
+static struct mem_slab *slab_map(void)
+{
+	size_t size = MEM_SLAB_BYTES, before;
+	char *p = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		return NULL;
+	before = -(uintptr_t)p & (size - 1);
+	if (before)
+		munmap(p, before);
+	munmap(p + before + size, size - before);
+	return (struct mem_slab *)(p + before);
+}
+
+static void slab_unmap(struct mem *m, struct mem_slab *s)
+{
+	list_del(&s->partial);
+	list_del(&s->all);
+	m->n_slabs--;
+	ASAN_UNPOISON_MEMORY_REGION(s, MEM_SLAB_BYTES);
+	munmap(s, MEM_SLAB_BYTES);
 }
 
 void mem_deinit(struct mem *m)
 {
-	while (m->slabs) {
-		struct mem_slab *s = m->slabs;
-
-		m->slabs = s->next;
-		ASAN_UNPOISON_MEMORY_REGION(s, MEM_SLAB_BYTES);
-		free(s);
-	}
+	while (!list_empty(&m->slabs))
+		slab_unmap(m, container_of(m->slabs.next, struct mem_slab, all));
 }
 
 /* The class of a size and what it is rounded up to */
@@ -56,58 +90,113 @@ static uint32_t mem_class(size_t size, size_t *rounded)
 	return 1 + 4 * (n - MEM_MIN_SHIFT) + sub;
 }
 
-static bool mem_grow(struct mem *m, uint32_t cls, size_t size)
+static struct mem_slab *slab_of(const void *p)
 {
-	struct mem_slab *s = aligned_alloc(64, MEM_SLAB_BYTES);
+	return (struct mem_slab *)((uintptr_t)p & ~(uintptr_t)(MEM_SLAB_BYTES - 1));
+}
 
-	if (!s)
-		return false;
-	s->next = m->slabs;
-	m->slabs = s;
-	m->slab_bytes += MEM_SLAB_BYTES;
-	for (size_t off = sizeof(*s); off + size <= MEM_SLAB_BYTES; off += size) {
-		struct mem_free_obj *o = (void *)((char *)s + off);
+static bool slab_full(const struct mem_slab *s, size_t size)
+{
+	return !s->free && s->fresh + size > MEM_SLAB_BYTES;
+}
 
-		o->next = m->free[cls];
-		m->free[cls] = o;
-		ASAN_POISON_MEMORY_REGION(o, size);
+/* A slab with nothing in it for class cls */
+static bool mem_grow(struct mem *m, uint32_t cls)
+{
+	struct mem_slab *s;
+
+	if (!list_empty(&m->spare)) {
+		s = container_of(m->spare.next, struct mem_slab, partial);
+		list_del(&s->partial);
+		m->n_spare--;
+	} else {
+		s = slab_map();
+		if (!s)
+			return false;
+		list_init(&s->partial);
+		list_add_tail(&m->slabs, &s->all);
+		m->n_slabs++;
 	}
+	s->free = NULL;
+	s->used = 0;
+	s->fresh = sizeof(*s);
+	ASAN_POISON_MEMORY_REGION(s + 1, MEM_SLAB_BYTES - sizeof(*s));
+	list_add_tail(&m->partial[cls], &s->partial);
 	return true;
+}
+
+static void slab_emptied(struct mem *m, struct mem_slab *s)
+{
+	list_del(&s->partial);
+	list_add_tail(&m->spare, &s->partial);
+	m->n_spare++;
+	while (m->n_spare > MEM_SPARE_SLABS + (m->n_slabs - m->n_spare) / 8) {
+		slab_unmap(m, container_of(m->spare.next, struct mem_slab, partial));
+		m->n_spare--;
+	}
 }
 
 void *mem_alloc(struct mem *m, size_t size)
 {
-	struct mem_free_obj *o;
+	struct mem_slab *s;
 	size_t rounded;
 	uint32_t cls;
+	void *o;
 
-	if (unlikely(size > (size_t)1 << MEM_MAX_SHIFT))
-		return malloc(size);
+	if (unlikely(size > (size_t)1 << MEM_MAX_SHIFT)) {
+		o = malloc(size);
+		if (o) {
+			m->used_bytes += size;
+			m->large_bytes += size;
+		}
+		return o;
+	}
 	cls = mem_class(size, &rounded);
-	if (unlikely(!m->free[cls]) && !mem_grow(m, cls, rounded))
+	if (unlikely(list_empty(&m->partial[cls])) && !mem_grow(m, cls))
 		return NULL;
-	o = m->free[cls];
-	ASAN_UNPOISON_MEMORY_REGION(o, rounded);
-	m->free[cls] = o->next;
+	s = container_of(m->partial[cls].next, struct mem_slab, partial);
+	if (likely(s->free)) {
+		o = s->free;
+		ASAN_UNPOISON_MEMORY_REGION(o, rounded);
+		s->free = s->free->next;
+	} else {
+		o = (char *)s + s->fresh;
+		ASAN_UNPOISON_MEMORY_REGION(o, rounded);
+		s->fresh += (uint32_t)rounded;
+	}
+	s->used++;
+	m->used_bytes += rounded;
+	if (unlikely(slab_full(s, rounded)))
+		list_del(&s->partial);
 	return o;
 }
 
 void mem_free(struct mem *m, void *p, size_t size)
 {
 	struct mem_free_obj *o = p;
+	struct mem_slab *s;
 	size_t rounded;
 	uint32_t cls;
 
 	if (!p)
 		return;
 	if (unlikely(size > (size_t)1 << MEM_MAX_SHIFT)) {
+		m->used_bytes -= size;
+		m->large_bytes -= size;
 		free(p);
 		return;
 	}
 	cls = mem_class(size, &rounded);
-	o->next = m->free[cls];
-	m->free[cls] = o;
+	s = slab_of(p);
+	m->used_bytes -= rounded;
+	if (unlikely(slab_full(s, rounded)))
+		list_add_tail(&m->partial[cls], &s->partial);
+	o->next = s->free;
+	s->free = o;
 	ASAN_POISON_MEMORY_REGION(o, rounded);
+	/* a class keeps its last slab: one object that comes and goes shall cost no more than its links */
+	if (unlikely(!--s->used) && m->partial[cls].next != m->partial[cls].prev)
+		slab_emptied(m, s);
 }
 
 void *mem_chunk_get(struct mem *m, uint64_t reserve)

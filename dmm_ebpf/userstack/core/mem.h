@@ -2,9 +2,13 @@
 /*
  * mem.h: the core's memory.
  *
- * Owns every object of a core below 64 KiB. Objects come from power-of-two classes cut out of slabs, so the
- * packet path never calls malloc; larger arrays (they double when they grow) come from malloc. Slabs go back
- * to the system only with mem_deinit(). Payload chunks are counted against a limit, nothing else is.
+ * Owns every object of a core up to 64 KiB. Objects come from size classes (four per power of two) cut out of
+ * slabs, so the packet path never calls malloc; larger arrays (they double when they grow) come from malloc.
+ * A slab knows how many of its objects are in use; one with none serves any class again, and goes back to the
+ * system when more than a few wait. Payload chunks are counted against a limit, nothing else is.
+ *
+ * Invariants: a slab lies at a multiple of its size, so an object's slab is its address rounded down; a slab
+ * is on its class's list exactly while it has room and something in use, or was made last.
  *
  * Refuses: a chunk beyond the limit; the caller drops the segment and the sender's window does the rest.
  */
@@ -19,14 +23,19 @@ enum {
 	MEM_MAX_SHIFT = 16,	/* 64 KiB */
 	MEM_CLASSES = 4 * (MEM_MAX_SHIFT - MEM_MIN_SHIFT) + 1,
 	MEM_SLAB_BYTES = 256 * 1024,
+	MEM_SPARE_SLABS = 16, /* and an eighth of those in use: they wait for the next load */
 };
 
 struct mem {
-	void *free[MEM_CLASSES];
-	struct mem_slab *slabs;
+	struct list partial[MEM_CLASSES]; /* slabs with room */
+	struct list slabs;		  /* all of them */
+	struct list spare;		  /* those with nothing in use */
+	uint32_t n_slabs;
+	uint32_t n_spare;
 	uint64_t chunk_bytes; /* handed out */
 	uint64_t limit_bytes; /* of chunk_bytes */
-	uint64_t slab_bytes;  /* taken from the system, large arrays not included */
+	uint64_t used_bytes;  /* of all objects handed out, as large as their class is, large arrays too */
+	uint64_t large_bytes; /* of used_bytes: large arrays */
 };
 
 void mem_init(struct mem *m, uint64_t limit_bytes);
@@ -36,6 +45,12 @@ void mem_deinit(struct mem *m);
 void *mem_alloc(struct mem *m, size_t size);
 /* size is the one given to mem_alloc() */
 void mem_free(struct mem *m, void *p, size_t size);
+
+/* Bytes taken from the system */
+static inline uint64_t mem_held_bytes(const struct mem *m)
+{
+	return (uint64_t)m->n_slabs * MEM_SLAB_BYTES + m->large_bytes;
+}
 
 /*
  * A payload chunk of MEM_CHUNK_BYTES. reserve: bytes of the limit this caller must leave for others

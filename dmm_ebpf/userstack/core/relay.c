@@ -329,6 +329,8 @@ void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint
 		core->counters[DMM_CORE_NO_CONN]++;
 		return;
 	}
+	if (c->phase == CONN_PARKED)
+		return; /* no memory to wake it */
 	if (outer) {
 		icmp_outer(core, c, pkt);
 	} else if (c->passive && c->leg[0].state == TCP_SYN_SENT && pkt->seq == c->leg[0].iss &&

@@ -209,6 +209,11 @@ struct outer {
 void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
 void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
 void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* Arms the node for the earliest deadline, if it is not armed */
+void tcp_timer_start(struct dmm_core *core, struct tcb *t);
+/* When a peer that stays silent is asked whether it is there */
+uint64_t tcp_keep_due_ns(const struct dmm_core *core, const struct tcb *t);
+void tcp_keep_start(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 uint64_t tcp_rto_ns(const struct tcb *t);
 void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
@@ -293,6 +298,9 @@ uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t
 void tcp_window_opened(struct dmm_core *core, struct tcb *t);
 /* Queues a pure ACK as it is now, apart from what the ready list does */
 void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* The answer to a segment from the past without payload: a keep-alive probe, of which every open connection
+ * may get one; limited all the same, for two stacks could answer each other for ever */
+void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 /*
  * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room

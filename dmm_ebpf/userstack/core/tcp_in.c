@@ -129,7 +129,7 @@ static void syn_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
 	t->rack_dsack_round = 0;
 	tcp_set_state(core, t, TCP_ESTABLISHED);
-	tcp_set_deadline(core, t, &t->keep_ns, now_ns + core->cfg.keepalive_ns);
+	tcp_keep_start(core, t, now_ns);
 	relay_established(core, t, now_ns);
 }
 
@@ -238,7 +238,7 @@ static bool seq_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 			set_dsack(t, seq, seq + pkt->payload_len);
 		ack_now(core, t);
 	} else {
-		tcp_challenge_ack(core, t, now_ns); /* two stacks could answer each other for ever */
+		tcp_stale_ack(core, t, now_ns);
 	}
 	return false;
 }
@@ -447,7 +447,10 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 	if (!paws_ok(core, t, &pkt, seq, now_ns) || !seq_ok(core, t, &pkt, seq, now_ns))
 		return;
 	t->last_rx_ns = now_ns;
-	t->keep_probes = 0;
+	if (unlikely(t->keep_probes)) {
+		t->keep_probes = 0;
+		tcp_keep_start(core, t, now_ns);
+	}
 	if (pkt.flags & TH_RST) {
 		in_rst(core, t, seq, now_ns);
 		return;

@@ -282,25 +282,42 @@ void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	ctl_push_tcp(core, t->leg, c->path, &dir, &seg);
 }
 
-/* RFC 5961 section 7: a limit for the whole stack, and one answer per connection and half second, as Linux */
-void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+/* One answer per connection and half second to what is not acceptable, as Linux; true: it was given */
+static bool answered_lately(struct tcb *t, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
 	uint32_t now_ms = (uint32_t)(now_ns / NS_PER_MS) | 1;
+
+	if (!tcb_is_outer(t))
+		return false;
+	if (o->challenge_ms && now_ms - o->challenge_ms < 500)
+		return true;
+	o->challenge_ms = now_ms;
+	return false;
+}
+
+void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	if (answered_lately(t, now_ns))
+		return;
+	t->flags |= TF_ACK_NOW;
+	tcp_ready(core, t);
+}
+
+/* RFC 5961 section 7: a limit for the whole stack, too */
+void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
 	uint64_t second = now_ns / NS_PER_S;
 
 	if (tcb_is_outer(t)) {
-		if (o->challenge_ms && now_ms - o->challenge_ms < 500)
-			return;
 		if (core->challenge_second != second) {
 			/* a random limit: its exact value would be a side channel (CVE-2016-5696) */
 			core->challenge_second = second;
 			core->challenge_left = 500 + (uint32_t)(xorshift64(&core->rng) % 1000);
 		}
-		if (!core->challenge_left)
+		if (!core->challenge_left || answered_lately(t, now_ns))
 			return;
 		core->challenge_left--;
-		o->challenge_ms = now_ms;
 	}
 	core->counters[DMM_CORE_CHALLENGE_ACKS]++;
 	t->flags |= TF_ACK_NOW;

@@ -182,15 +182,36 @@ static void fire_rtx(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	}
 }
 
+static uint64_t keep_period_ns(const struct dmm_core *core, const struct tcb *t)
+{
+	bool half = !tcb_is_outer(t) && t->state == TCP_CLOSE_WAIT;
+
+	return half ? TCP_INNER_HALF_CLOSED_S * NS_PER_S : core->cfg.keepalive_ns;
+}
+
+uint64_t tcp_keep_due_ns(const struct dmm_core *core, const struct tcb *t)
+{
+	return t->last_rx_ns + keep_period_ns(core, t);
+}
+
+/* The outer leg's timer also looks from time to time whether the connection can be parked */
+void tcp_keep_start(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	uint64_t due_ns = tcp_keep_due_ns(core, t);
+
+	if (tcb_is_outer(t))
+		due_ns = min_u64(due_ns, now_ns + core->cfg.park_ns);
+	tcp_set_deadline(core, t, &t->keep_ns, due_ns);
+}
+
 /* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone without a
  * word */
 static void fire_keepalive(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	bool half = !tcb_is_outer(t) && t->state == TCP_CLOSE_WAIT;
-	uint64_t period_ns = half ? TCP_INNER_HALF_CLOSED_S * NS_PER_S : core->cfg.keepalive_ns;
+	uint64_t period_ns = keep_period_ns(core, t);
 
 	if (now_ns < t->last_rx_ns + period_ns) {
-		tcp_set_deadline(core, t, &t->keep_ns, t->last_rx_ns + period_ns);
+		tcp_keep_start(core, t, now_ns);
 		return;
 	}
 	if (t->fl || t->rtx_mode == RTX_PERSIST) { /* those timers find a dead peer sooner */
@@ -205,6 +226,12 @@ static void fire_keepalive(struct dmm_core *core, struct tcb *t, uint64_t now_ns
 	t->flags |= TF_PROBE_DUE;
 	tcp_set_deadline(core, t, &t->keep_ns, now_ns + min_u64(period_ns, TCP_KEEPALIVE_INTVL_S * NS_PER_S));
 	tcp_ready(core, t);
+}
+
+void tcp_timer_start(struct dmm_core *core, struct tcb *t)
+{
+	if (!t->timer.tick && next_deadline(t) != NEVER)
+		wheel_arm(&core->wheel, &t->timer, next_deadline(t));
 }
 
 void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
@@ -226,8 +253,9 @@ void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	}
 	if (t->rtx_ns <= now_ns && c->phase != CONN_DEAD)
 		fire_rtx(core, t, now_ns);
-	if (c->phase == CONN_DEAD || t->timer.tick)
+	if (c->phase == CONN_DEAD)
 		return;
-	if (next_deadline(t) != NEVER)
-		wheel_arm(&core->wheel, &t->timer, next_deadline(t));
+	if (tcb_is_outer(t) && now_ns - t->last_rx_ns >= core->cfg.park_ns && conn_park(core, c, now_ns))
+		return;
+	tcp_timer_start(core, t);
 }
