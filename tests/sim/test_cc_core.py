@@ -90,3 +90,27 @@ def test_hostile_path(programs: Programs, cc: str, seed: int) -> None:
         limit_ns=7200 * S,
     )
     assert (result["complete"], result["errors"], result["wrong"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("cc", "least"), [("cubic", 0.9), ("reno", 0.7)])
+@pytest.mark.parametrize("rtt_ms", [80, 120])
+def test_a_shallow_queue_does_not_undo_recovery(
+    programs: Programs, cc: str, least: float, rtt_ms: int
+) -> None:
+    """Slow start overflows a queue of 0.4 BDP by hundreds of segments. Resent in a burst they overflow it again, for
+    ever at 120 ms; PRR sends them as fast as others arrive, and each is sent again once."""
+    result = simulate(
+        programs.sim,
+        cc=cc,
+        up=2**36,
+        down=0,
+        rate_Bps=RATE_BPS,
+        delay_ns=rtt_ms * MS // 2,
+        queue_bytes=RATE_BPS * rtt_ms * 4 // 10_000,
+        loss=0,
+        limit_ns=20 * S,
+        **WIDE,
+    )
+    assert result["rto_a"] == 0
+    assert result["queue_lost"] == result["retransmits_a"] > 300
+    assert result["got_b"] / 19 / RATE_BPS > least

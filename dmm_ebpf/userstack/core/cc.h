@@ -50,6 +50,8 @@ struct cc_sample {
 
 struct cc_ops {
 	const char *name;
+	uint32_t prr; /* 1: recovery sends by PRR (RFC 9937) towards the cwnd_bytes that on_enter_recovery
+			 sets */
 	void (*init)(struct cc *cc,
 		     uint64_t now_ns); /* cwnd_bytes is set to the initial window by tcp.c before */
 	void (*on_ack)(struct cc *cc,

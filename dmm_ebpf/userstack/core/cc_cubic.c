@@ -231,6 +231,7 @@ static void cubic_on_undo(struct cc *cc, uint64_t now_ns)
 
 const struct cc_ops cc_cubic = {
 	.name = "cubic",
+	.prr = 1,
 	.init = cubic_init,
 	.on_ack = cubic_on_ack,
 	.on_enter_recovery = cubic_enter_recovery,

@@ -150,6 +150,7 @@ static void reno_on_undo(struct cc *cc, uint64_t now_ns)
 
 const struct cc_ops cc_reno = {
 	.name = "reno",
+	.prr = 1,
 	.init = reno_init,
 	.on_ack = reno_on_ack,
 	.on_enter_recovery = reno_enter_recovery,

@@ -52,6 +52,15 @@ struct seg_list {
 	uint32_t tail;
 };
 
+/* tcp_prr.c, in the words of RFC 9937 */
+struct prr {
+	uint64_t ssthresh_bytes; /* 0: no episode */
+	uint64_t recover_fs_bytes;
+	uint64_t delivered_bytes;
+	uint64_t out_bytes;
+	uint64_t snd_cnt_bytes; /* may be sent before the next ACK */
+};
+
 struct flight {
 	struct seg *ring;
 	uint32_t cap;  /* power of two */
@@ -72,6 +81,7 @@ struct flight {
 	uint64_t rto_ns;       /* deadline of the retransmission timeout */
 	uint32_t reno_dups;    /* duplicate ACKs of a peer without SACK */
 	uint32_t tlp_is_retrans;
+	struct prr prr;
 };
 
 struct flight *flight_create(struct mem *m);

@@ -12,6 +12,7 @@
  * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
+ * tcp_prr.c    how fast a recovery sends
  * tcp_ecn.c    explicit congestion notification
  * tcp_urg.c    urgent data
  * tcp_pmtu.c   path MTU: ICMP, black holes
@@ -277,11 +278,19 @@ void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);
 uint64_t rack_mark_all_lost(struct tcb *t);
-void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* delivered_bytes: by the ACK that told of the loss */
+void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns);
 /* Loss found outside an ACK (timer, MTU): tells the congestion control */
 void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns);
 uint64_t tcp_pto_ns(const struct tcb *t);
 bool tcp_tlp_allowed(const struct tcb *t);
+
+/* tcp_prr.c, all for the outer leg only */
+void prr_start(struct tcb *t, uint64_t delivered_bytes);
+void prr_end(struct tcb *t);
+/* safe: the ACK moved snd_una and told of no further loss */
+void prr_ack(struct tcb *t, uint64_t delivered_bytes, bool safe);
+void prr_sent(struct tcb *t, uint32_t len);
 
 /* tcp_pace.c */
 /* true: nothing may go now; the leg is made ready again in time */

@@ -22,6 +22,8 @@ struct ack_ctx {
 	bool probe;    /* the MTU probe arrived */
 	bool original; /* a segment below undo_end that was sent once was delivered */
 	uint32_t popped_segs;
+	uint64_t arrived;	  /* before this ACK, see arrived_without_sack() */
+	uint64_t delivered_bytes; /* RFC 9937's DeliveredData: acked_bytes, and what duplicates stand for */
 };
 
 uint64_t tcp_min_rtt_ns(const struct tcb *t)
@@ -255,6 +257,7 @@ void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
 		t->rack_mult = 1;
 	if (!tcb_is_outer(t))
 		return;
+	prr_end(t);
 	cc->in_recovery = 0;
 	cc->ops->on_exit_recovery(cc, now_ns);
 }
@@ -286,10 +289,21 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 	if (ctx->undo)
 		undo_reduction(core, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
-		tcp_enter_recovery(core, t, now_ns);
+		tcp_enter_recovery(core, t, ctx->delivered_bytes, now_ns);
 	ctx->s.in_order = ctx->advanced || (t->flags & TF_REORD);
-	if (tcb_is_outer(t) && (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece))
+	if (!tcb_is_outer(t))
+		return;
+	if (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece)
 		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
+	prr_ack(t, ctx->delivered_bytes, ctx->advanced && !ctx->s.lost_bytes);
+}
+
+/* Each duplicate stands for a segment, up to what is outstanding: a peer may send any number of them */
+static uint64_t arrived_without_sack(const struct tcb *t)
+{
+	uint64_t dups = t->fl ? (uint64_t)t->fl->reno_dups * t->mss : 0;
+
+	return t->snd_una + min_u64(dups, t->snd_nxt - t->snd_una);
 }
 
 /* NewReno (RFC 6582) stands in for RACK with a peer that has no SACK */
@@ -309,6 +323,7 @@ static uint64_t reno_detect(struct tcb *t, const struct ack_ctx *ctx)
 		/* a partial ACK: the next hole was lost too */
 		if (!ctx->advanced || t->snd_una >= fl->recovery_end || (s->flags & SEG_RETRANS))
 			return 0;
+		t->flags |= TF_FORCE_RTX; /* RFC 6582 section 3.2 step 3, however little has arrived */
 	} else if (fl->reno_dups < TCP_DUP_THRESH) {
 		return 0;
 	}
@@ -320,17 +335,20 @@ static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *c
 {
 	uint64_t wait_ns = 0;
 
-	if (t->flags & TF_SACK)
+	if (t->flags & TF_SACK) {
 		ctx->s.lost_bytes = rack_detect(t, now_ns, &wait_ns);
-	else
+		ctx->delivered_bytes = ctx->s.acked_bytes;
+	} else {
 		ctx->s.lost_bytes = reno_detect(t, ctx);
+		ctx->delivered_bytes = max_u64(arrived_without_sack(t), ctx->arrived) - ctx->arrived;
+	}
 	if (!t->fl->count) {
 		flight_destroy(&core->mem, t->fl);
 		t->fl = NULL;
 		tcp_set_rtx(core, t, RTX_NONE, NEVER);
 	}
 	cc_tell(core, t, ctx, now_ns);
-	if (ctx->s.acked_bytes || ctx->s.lost_bytes)
+	if (ctx->delivered_bytes || ctx->s.acked_bytes || ctx->s.lost_bytes)
 		tcp_ready(core, t);
 	if (!t->fl)
 		return;
@@ -359,6 +377,7 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 		return false;
 	}
 	ctx.s.prior_inflight_bytes = tcp_inflight(t);
+	ctx.arrived = arrived_without_sack(t);
 	if (ack >= (int64_t)t->snd_una) {
 		window_update(core, t, pkt, seq, (uint64_t)ack);
 		if (!t->fl)

@@ -344,6 +344,7 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 	s->flags = (uint16_t)((s->flags & ~SEG_APP_LIMITED) | (o->app_limited_until ? SEG_APP_LIMITED : 0));
 	o->cc.inflight_bytes = tcp_inflight(t);
 	o->last_data_ns = now_ns;
+	prr_sent(t, s->len);
 	pace_sent(t, s->len, now_ns);
 }
 
@@ -385,6 +386,8 @@ static bool cwnd_allows(const struct tcb *t, uint32_t len)
 	if (!tcb_is_outer(t))
 		return true;
 	inflight = tcp_inflight(t);
+	if (inflight && t->fl->prr.ssthresh_bytes)
+		return len <= t->fl->prr.snd_cnt_bytes;
 	return !inflight || inflight + len <= tcb_conn(t)->outer.cc.cwnd_bytes;
 }
 

@@ -109,7 +109,7 @@ uint64_t rack_mark_all_lost(struct tcb *t)
 	return lost;
 }
 
-void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns)
 {
 	struct cc *cc = &tcb_conn(t)->outer.cc;
 
@@ -123,6 +123,7 @@ void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	ecn_reduced(t);
 	cc->in_recovery = 1;
 	cc->ops->on_enter_recovery(cc, now_ns);
+	prr_start(t, delivered_bytes);
 }
 
 void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns)
@@ -133,7 +134,7 @@ void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, 
 	if (!lost_bytes)
 		return;
 	if (!(t->flags & TF_RECOVERY))
-		tcp_enter_recovery(core, t, now_ns);
+		tcp_enter_recovery(core, t, 0, now_ns);
 	tcp_ready(core, t);
 	if (!tcb_is_outer(t))
 		return;

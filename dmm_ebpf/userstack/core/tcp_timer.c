@@ -97,6 +97,7 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	t->fl->tlp_end = 0;
 	if (tcb_is_outer(t)) {
 		undo_on_timeout(t);
+		prr_end(t);
 		ecn_reduced(t);
 		pmtu_on_timeout(core, t);
 	}

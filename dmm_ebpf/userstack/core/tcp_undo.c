@@ -109,6 +109,7 @@ void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	}
 	if ((t->flags & TF_RECOVERY) && (!t->fl || !t->fl->lost_bytes))
 		tcp_exit_recovery(t, now_ns);
+	prr_end(t);
 	o->undo_una = 0;
 	o->frto = FRTO_OFF;
 	core->counters[DMM_CORE_UNDONE]++;
