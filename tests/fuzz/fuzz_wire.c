@@ -100,6 +100,18 @@ static uint32_t add_sack(struct wire_seg *s, const struct pkt *k)
 	return n;
 }
 
+/* The counters that the parser found, in the order of either kind, if they fit */
+static uint8_t add_accecn(struct wire_seg *s, const struct pkt *k)
+{
+	bool ect1_first = k->accecn_fields & 1 << ECN_ECT1,
+	     all = k->accecn_fields & 1 << ECN_ECT0 && ect1_first;
+
+	if (!(k->accecn_fields & 1 << ECN_CE) || s->opt_len + WIRE_ACCECN_FULL > WIRE_TCP_OPT_MAX)
+		return 0;
+	wire_opt_accecn(s, k->accecn, ect1_first, all);
+	return k->accecn_fields;
+}
+
 static void again_tcp(const struct pkt *k)
 {
 	static uint8_t out[65536 + 128];
@@ -107,10 +119,12 @@ static void again_tcp(const struct pkt *k)
 	struct wire_seg s;
 	struct pkt b;
 	uint32_t headers, n_sack;
+	uint8_t counters;
 
 	dir_of(&d, k);
 	seg_of(&s, k);
 	n_sack = add_sack(&s, k);
+	counters = add_accecn(&s, k);
 	CHECK(s.opt_len <= WIRE_TCP_OPT_MAX && !(s.opt_len & 3));
 	headers = wire_ip_len(k->family) + WIRE_TCP_LEN + s.opt_len;
 	if (headers + k->payload_len > 65535)
@@ -125,6 +139,10 @@ static void again_tcp(const struct pkt *k)
 	CHECK(!memcmp(b.saddr, k->saddr, 16) && !memcmp(b.daddr, k->daddr, 16));
 	CHECK(b.mss == k->mss && b.has_ts == k->has_ts && b.tsval == k->tsval && b.tsecr == k->tsecr);
 	CHECK(b.has_sack_perm == k->has_sack_perm && b.has_wscale == k->has_wscale && b.wscale == k->wscale);
+	CHECK(b.accecn_fields == counters && !(k->accecn_fields & ~0xeu));
+	CHECK(!counters || !memcmp(b.accecn, k->accecn, sizeof(b.accecn)));
+	for (uint32_t i = 0; i < ACCECN_COUNTERS; i++)
+		CHECK(k->accecn[i] <= 0xffffff);
 	CHECK(b.n_sack == n_sack && !memcmp(b.sack, k->sack, n_sack * sizeof(*b.sack)));
 	CHECK(b.payload_len == k->payload_len && !memcmp(b.payload, k->payload, k->payload_len));
 }

@@ -9,13 +9,14 @@ from typing import Any
 
 from scenario_core import ACK, BACK_NUMBER, INNER, NO_PATH, OUTER, PATH_NUMBER, RST, SYN
 from scenario_grammar import COMPARE, NS, IcmpLine, Packet
-from scenario_packets import FLAG_BITS, Icmp, Tcp
+from scenario_packets import ACE_SHIFT, FLAG_BITS, Icmp, Tcp
 
 STRICT_FLAGS = "SFR."
 OPERATORS = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+ABSENT = {"nots": ("ts",), "nosack": ("sack",), "noaccecn": ("accecn0", "accecn1"), "nop": ()}
 PORT = 80
 
 
@@ -115,6 +116,7 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
     ]
     pairs += [
         ("tos", line.attrs.get("tos"), packet.tos),
+        ("ace", line.attrs.get("ace"), packet.flags >> ACE_SHIFT & 7),
         ("gso", line.attrs.get("gso"), packet.gso_size),
         ("len", line.attrs.get("len"), packet.total_len),
         ("urg", line.attrs.get("urg"), packet.urgent),
@@ -144,10 +146,8 @@ def _option_differences(line: Packet, packet: Tcp, flow: Flow) -> list[str]:
     got = dict(packet.options)
     wrong = []
     for name, values in line.options:
-        if name in ("nots", "nosack", "nop"):
-            absent = {"nots": "ts", "nosack": "sack"}.get(name)
-            if absent in got:
-                wrong.append(f"option {absent}: not wanted")
+        if name in ABSENT:
+            wrong += [f"option {absent}: not wanted" for absent in ABSENT[name] if absent in got]
             continue
         if name not in got:
             wrong.append(f"option {name}: missing")

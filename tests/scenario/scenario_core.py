@@ -34,6 +34,7 @@ CONFIG = {
     "ecn_off": "ecn_off",
     "half_open": "half_open_max",
     "syn_cookies": "syn_cookies",
+    "accecn_off": "accecn_off",
     "seed": "seed",
 }
 PATH_NUMBER = 9

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenario_packets import FLAG_BITS, ICMP_KINDS
+from scenario_packets import ACCECN, FLAG_BITS, ICMP_KINDS
 
 NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
 LEGS = {"inner": 0, "outer": 1}
@@ -38,13 +38,15 @@ IN_ATTRS = {
     "pad",
     "frag",
     "tos",
+    "ace",
     "urg",
     "port",
     "garble",
     "csum_ok",
     "src",
 }
-OUT_ATTRS = {"tos", "gso", "len", "port", "urg"}
+OUT_ATTRS = {"tos", "ace", "gso", "len", "port", "urg"}
+PLAIN_OPTIONS = ("sackOK", "nop", "eol", "nots", "nosack", "noaccecn")
 VERBS = {
     "open",
     "app",
@@ -157,7 +159,11 @@ def _option(text: str) -> tuple[str, tuple[int | None, ...]]:
         if len(flat) % 2 or not flat:
             raise ValueError("sack takes blocks start:end")
         return name, tuple(flat)
-    counts = {"mss": 1, "wscale": 1, "ts": 2, "sackOK": 0, "nop": 0, "eol": 0, "nots": 0, "nosack": 0}
+    if name in ACCECN:
+        if len(values) > 3:
+            raise ValueError(f"{name} takes up to three counters")
+        return name, tuple(_number(value) for value in values)
+    counts = {"mss": 1, "wscale": 1, "ts": 2} | dict.fromkeys(PLAIN_OPTIONS, 0)
     if name not in counts:
         raise ValueError(f"{name!r} is no option")
     if len(values) != counts[name]:

@@ -12,7 +12,9 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
-FLAG_BITS = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128}
+FLAG_BITS = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128, "A": 256}
+ACE_SHIFT = 6  # AE, CWR, ECE as one number (RFC 9768)
+ACCECN = {"accecn0": 172, "accecn1": 174}  # counters of ECT(0), CE, ECT(1), and the other way round
 HOST = {4: "192.0.2.1", 6: "2001:db8::1"}
 PEER = {4: "198.51.100.7", 6: "2001:db8:1::7"}
 ROUTER = {4: "203.0.113.1", 6: "2001:db8:2::1"}
@@ -87,7 +89,7 @@ class Tcp:
         options = options_to_bytes(self.options)
         words = (20 + len(options)) // 4 if data_offset is None else data_offset
         tcp = struct.pack(">HHII", self.sport, self.dport, self.seq % 2**32, self.ack % 2**32)
-        tcp += struct.pack(">BBHHH", (words & 15) << 4, self.flags, self.win, 0, self.urgent)
+        tcp += struct.pack(">HHHH", (words & 15) << 12 | self.flags, self.win, 0, self.urgent)
         tcp += options + self.payload
         src, dst = _address(self.src), _address(self.dst)
         tcp = tcp[:16] + struct.pack(">H", checksum(_pseudo(src, dst, 6, len(tcp)) + tcp)) + tcp[18:]
@@ -138,6 +140,10 @@ def options_to_bytes(options: list[tuple[str, tuple[int, ...]]]) -> bytes:
                 out += struct.pack(f">BB{len(values)}I", 5, 2 + 4 * len(values), *(v % 2**32 for v in values))
             case "ts":
                 out += struct.pack(">BBII", 8, 10, values[0] % 2**32, values[1] % 2**32)
+            case "accecn0" | "accecn1":
+                out += bytes((ACCECN[name], 2 + 3 * len(values))) + b"".join(
+                    v.to_bytes(3, "big") for v in values
+                )
             case "raw":
                 out += bytes(values)
             case _:
@@ -159,7 +165,11 @@ def _read_options(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
             out.append(("sack", struct.unpack(f">{len(body) // 4}I", body)))
         elif kind in names and len(body) == struct.calcsize(names[kind][1]):
             out.append((names[kind][0], struct.unpack(names[kind][1], body)))
-        elif kind in names or kind == 5:
+        elif kind in ACCECN.values() and len(body) in (0, 3, 6, 9):
+            name = next(name for name, number in ACCECN.items() if number == kind)
+            counters = [int.from_bytes(body[at : at + 3], "big") for at in range(0, len(body), 3)]
+            out.append((name, tuple(counters)))
+        elif kind in names or kind == 5 or kind in ACCECN.values():
             raise BadPacketError(f"TCP option {kind} has length {len(body) + 2}")
         else:
             out.append(("raw", (kind, len(body) + 2, *body)))
@@ -212,8 +222,8 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
             raise BadPacketError("the checksum field does not hold the pseudo-header sum")
     elif checksum(pseudo + body):
         raise BadPacketError("its TCP checksum is wrong")
-    sport, dport, seq, ack, offset, flags, win, _, urgent = struct.unpack(">HHIIBBHHH", body[:20])
-    head = (offset >> 4) * 4
+    sport, dport, seq, ack, offset_flags, win, _, urgent = struct.unpack(">HHIIHHHH", body[:20])
+    head, flags = (offset_flags >> 12) * 4, offset_flags & 0x1FF
     if head < 20 or head > len(body):
         raise BadPacketError("its TCP data offset points outside")
     return Tcp(

@@ -10,7 +10,18 @@ from typing import Any
 from scenario_compare import OPERATORS, PORT, Flow, MismatchError, Sent, differences, flag_text, port_of
 from scenario_core import ACK, CONFIG, FIN, INNER, OUTER, PATH_NUMBER, SYN, App, Core, stream
 from scenario_grammar import COMPARE, LEGS, NS, IcmpLine, Packet, Scenario, ScenarioError, Step, duration_ns
-from scenario_packets import FLAG_BITS, HOST, HOST_PORT, PEER, ROUTER, BadPacketError, Icmp, Tcp, checksum
+from scenario_packets import (
+    ACE_SHIFT,
+    FLAG_BITS,
+    HOST,
+    HOST_PORT,
+    PEER,
+    ROUTER,
+    BadPacketError,
+    Icmp,
+    Tcp,
+    checksum,
+)
 
 START_NS = 100 * NS["s"]
 SLACK_NS = 100 * NS["us"]
@@ -174,7 +185,7 @@ class Run:
         port = line.attrs.get("port", PORT)
         flow = self.flow(line.leg, port)
         core_isn = flow.core_isn or 0
-        flags = sum(FLAG_BITS[name] for name in line.flags)
+        flags = sum(FLAG_BITS[name] for name in line.flags) | line.attrs.get("ace", 0) << ACE_SHIFT
         ack = (core_isn + line.ack if line.ack is not None else 0) % 2**32
         if line.ack is None and flags & ACK:
             raise MismatchError("a packet to the core with the ACK flag needs ack N")

@@ -84,6 +84,11 @@ static void options(struct input *in, struct wire_seg *s, struct view *v, uint32
 	}
 	if (n && s->opt_len + 4 + 8 * n <= WIRE_TCP_OPT_MAX)
 		wire_opt_sack(s, sack, n);
+	if (bits & 4 && s->opt_len + WIRE_ACCECN_FULL <= WIRE_TCP_OPT_MAX) {
+		uint32_t bytes[ACCECN_COUNTERS] = {take(in, 2), take(in, 1), take(in, 2)};
+
+		wire_opt_accecn(s, bytes, bits & 16, bits & 32);
+	}
 }
 
 static void packet(struct dmm_core *core, struct input *in, uint64_t now)
@@ -111,9 +116,9 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	if (bend & 3) /* ECN, in the handshake and in data */
 		d.tos = s.seq & 3;
 	else if (s.flags & TH_SYN)
-		s.flags |= v->tsval & 1 ? TH_ECE | TH_CWR : v->tsval & 2 ? TH_ECE : 0;
+		s.flags |= (uint16_t)((v->tsval & 7) * TH_ECE);
 	else
-		s.flags |= (uint8_t)(bend << 3 & TH_ECE);
+		s.flags |= (uint16_t)((bend >> 3 & 7) * TH_ECE);
 	headers = wire_headers(buf, &d, &s, len);
 	memset(buf + headers, (int)s.seq, len);
 	if (!(bend & 128) || !in->left)

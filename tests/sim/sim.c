@@ -21,7 +21,8 @@ struct params {
 	double loss, loss_back, dup, reorder, corrupt;
 	uint64_t reorder_ns, strip, mss, v6, refuse, mute, unreach, sndbuf, rcvbuf, krcvbuf, gso, pause_ns;
 	uint64_t abort_at, close_at, inner_drop_from_ns, inner_drop_to_ns, cut_from_ns, cut_to_ns,
-		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, ecn_drop, hole_bytes, again, isn, kts, kws;
+		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, accecn_off, ecn_drop, hole_bytes, again, isn,
+		kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
 		gap_ns, check, down_after_ns;
 	char cc[16];
@@ -286,6 +287,7 @@ static void setup_host(uint32_t i)
 		.time_wait_ns = P.timewait_ns,
 		.keepalive_ns = P.keepalive_ns,
 		.ecn_off = (uint32_t)P.ecn_off,
+		.accecn_off = (uint32_t)P.accecn_off,
 	};
 
 	memcpy(cfg.congestion, P.cc, sizeof(cfg.congestion));
@@ -478,6 +480,7 @@ static const struct {
 	    U(stall_to_ns),
 	    U(mark_bytes),
 	    U(ecn_off),
+	    U(accecn_off),
 	    U(ecn_drop),
 	    U(hole_bytes),
 	    U(again),

@@ -38,7 +38,8 @@ struct dmm_core_config {
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */
 	uint64_t park_ns;	   /* quiet for so long, a connection is put away small; 0: 10 s */
-	uint32_t ecn_off;	   /* 1: no ECN (RFC 3168) on the outer leg */
+	uint32_t ecn_off;	   /* 1: no ECN on the outer leg */
+	uint32_t accecn_off;	   /* 1: only ECN of RFC 3168, no accurate ECN (RFC 9768) */
 	uint32_t half_open_max; /* connections whose peer has not ended the handshake it began; 0: a quarter
 				   of max_connections, at most 1024 */
 	uint32_t syn_cookies;	/* enum dmm_syn_cookies */
@@ -120,6 +121,7 @@ struct dmm_conn_info {
 	uint32_t mss;
 	uint32_t sndbuf_bytes; /* held for the outer leg */
 	uint32_t rcvbuf_bytes; /* held for the inner leg */
+	uint32_t ecn;	       /* outer leg, as agreed on: 0 none, 1 RFC 3168, 2 accurate (RFC 9768) */
 	char congestion[16];
 };
 
@@ -155,14 +157,15 @@ enum dmm_core_counter {
 				 in use */
 	DMM_CORE_CHALLENGE_ACKS,
 	DMM_CORE_UNDONE,    /* loss recoveries and timeouts that turned out needless and were taken back */
-	DMM_CORE_ECN_CE,    /* data that came with congestion experienced */
-	DMM_CORE_ECN_ECE,   /* windows in which the peer echoed it */
+	DMM_CORE_ECN_CE,    /* packets (RFC 3168: data) that came with congestion experienced */
+	DMM_CORE_ECN_ECE,   /* RFC 3168: windows in which the peer echoed it */
 	DMM_CORE_NO_MEMORY, /* parked connections that could not be woken: the system has no memory */
 	DMM_CORE_MTU_HOLES, /* times a path was taken for one that drops long packets silently */
 	DMM_CORE_SYN_COOKIES_SENT,
 	DMM_CORE_SYN_COOKIES_VALID,   /* came back, and opened a connection */
 	DMM_CORE_SYN_COOKIES_INVALID, /* ACKs of no connection, while cookies are out, that carry none */
 	DMM_CORE_HALF_OPEN_DROPPED,   /* oldest half-open connections that made room */
+	DMM_CORE_ECN_MARKS,	      /* accurate ECN: marks that peers told of */
 	DMM_CORE_MAX,
 };
 

@@ -43,7 +43,7 @@ struct cc_sample {
 	uint64_t interval_lost_bytes; /* lost over the same interval */
 	uint64_t tx_inflight_bytes;   /* inflight when that segment was sent */
 	uint32_t app_limited;	      /* the sample was taken while the sender had nothing more to send */
-	uint32_t ece;		      /* ECN echo seen */
+	uint32_t ece;	   /* accurate ECN: segments reported as marked; RFC 3168: 1, marks were echoed */
 	uint32_t in_order; /* the cumulative acknowledgment moved, or the path is known to reorder: this ACK
 			      is no sign of loss */
 };

@@ -7,7 +7,8 @@
  * offered, rounded down. The hash covers addresses, ports, the peer's sequence number, the options, and the
  * number of the minute, which makes a cookie worthless after one to two minutes as a change of key would. If
  * the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp, which the
- * peer echoes; without timestamps they are not agreed to.
+ * peer echoes; without timestamps they are not agreed to. A peer that asks for accurate ECN is given that of
+ * RFC 3168, which needs one bit only.
  *
  * The inner leg is opened when the ACK has come. Until the app's kernel has answered, the outer leg is
  * established and held (TF_HOLD): it takes data as far as the window of the SYN-ACK goes and sends nothing.

@@ -344,6 +344,8 @@ uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct 
 	info->mss = outer->mss;
 	info->sndbuf_bytes = (uint32_t)stream_held(&outer->snd);
 	info->rcvbuf_bytes = (uint32_t)stream_held(&inner->snd);
+	if (outer->state != TCP_SYN_SENT)
+		info->ecn = outer->flags & TF_ACCECN ? 2 : !!(outer->flags & TF_ECN);
 	snprintf(info->congestion, sizeof(info->congestion), "%s",
 		 c->outer.cc.ops ? c->outer.cc.ops->name : core->cc_ops->name);
 	return 1;

@@ -13,10 +13,12 @@
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
  * tcp_prr.c    how fast a recovery sends
- * tcp_ecn.c    explicit congestion notification
+ * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
+ * tcp_accecn.c accurate ECN (RFC 9768)
  * tcp_urg.c    urgent data
  * tcp_pmtu.c   path MTU: ICMP, black holes
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
+ * tcp_opt.c    SACK and ECN feedback in a segment's options
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_pace.c   departure: when
  * tcp_timer.c  deadlines
@@ -99,6 +101,8 @@ enum tcb_flag {
 	TF_ECN = 1 << 18,	/* asked for with our SYN; on an open leg: agreed on */
 	TF_ECN_ECHO = 1 << 21,	/* a mark arrived: say so in each ACK */
 	TF_ECN_CWR = 1 << 22,	/* the window was reduced: say so in the next new data */
+	TF_ACCECN = 1 << 23,	/* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
+	TF_NO_ECT = 1 << 24,	/* marks would not come back: nothing sent is ECT */
 	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
 };
 
@@ -172,6 +176,35 @@ enum frto_step {
 	FRTO_NEW_DATA, /* new data goes before any other retransmission */
 };
 
+enum accecn_flag {
+	ACC_SERVER = 1 << 0,	/* the peer's SYN came first */
+	ACC_FIRST = 1 << 1,	/* nothing but SYNs has come yet */
+	ACC_HANDSHAKE = 1 << 2, /* the next pure ACK says how the SYN-ACK came */
+	ACC_PLAIN_SYN = 1 << 3, /* SYN-ACKs ask for nothing any more */
+	ACC_ACE_BAD = 1 << 4,	/* the path clears the peer's ACE field */
+	ACC_OPT_BAD = 1 << 5,	/* the path clears the peer's option */
+	ACC_OPT_SEEN = 1 << 6,	/* the peer's option arrives */
+	ACC_OPT_OFF = 1 << 7,	/* packets with our option seem to be dropped */
+};
+
+/* tcp_accecn.c; r_ is what we received, s_ what the peer tells of what we sent */
+struct accecn {
+	uint32_t r_bytes[ACCECN_COUNTERS]; /* payload, of code point i + 1; 24 bits go out */
+	uint32_t s_ce_bytes;		   /* 24 bits */
+	uint32_t opt_ms;		   /* when our option went last */
+	uint32_t opt_dsack; /* start of the duplicate reported beside our option; 0: none was */
+	uint16_t s_marks;   /* counted since the peer's last option */
+	uint8_t r_cep;
+	uint8_t s_cep;
+	uint8_t ce_untold;	  /* marks since our last ACK */
+	uint8_t ce_share;	  /* marked segments of 256, smoothed */
+	uint8_t syn_ecn : 2;	  /* how the peer's SYN or SYN-ACK came */
+	uint8_t last_ecn : 2;	  /* how the packet before came */
+	uint8_t last_counter : 2; /* which byte counter grew last; 0: none did */
+	uint8_t opt_due : 2;	  /* ACKs that should bear our option */
+	uint8_t flags;		  /* enum accecn_flag */
+};
+
 /* What only the outer leg has */
 struct outer {
 	struct cc cc;
@@ -192,7 +225,10 @@ struct outer {
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
 	uint64_t mtu_probe_ns; /* tcp_pmtu.c: when the next probe may go */
-	uint64_t ecn_end;      /* where the segment with our last CWR ends */
+	union {
+		uint64_t ecn_end;     /* RFC 3168: where the segment with our last CWR ends */
+		struct accecn accecn; /* TF_ACCECN */
+	};
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -248,13 +284,30 @@ bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool
 void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
 /* tcp_ecn.c; functions that return flags return those of the TCP header */
-uint8_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t);
+uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t);
 void ecn_learn_syn(const struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
-void ecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
-bool ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
+void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt);
+void ecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* delivered_segs: newly acknowledged or SACKed by pkt. Returns the marks that it tells of, for cc_sample.ece
+ */
+uint32_t ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
 void ecn_reduced(struct tcb *t);
-uint8_t ecn_ack_flags(const struct tcb *t);
-uint8_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
+uint16_t ecn_ack_flags(const struct tcb *t);
+uint16_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
+
+/* tcp_accecn.c, only with TF_ACCECN */
+void accecn_begin(struct tcb *t, const struct pkt *pkt);
+void accecn_syn_again(struct tcb *t, const struct pkt *pkt);
+/* The SYN-ACK's flags and option, behind those options that it has */
+void accecn_synack(struct tcb *t, struct wire_seg *seg);
+void accecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+void accecn_duplicate(struct tcb *t, uint64_t start);
+uint32_t accecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
+bool accecn_option_due(const struct tcb *t, uint64_t now_ns);
+/* The ACE field of a segment that has all but our option */
+void accecn_ace(struct tcb *t, struct wire_seg *seg, bool pure);
+/* room: bytes left for options. dsack_start: of the duplicate that seg reports; 0: none */
+void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start, uint64_t now_ns);
 
 /* tcp_urg.c */
 /* seq: of the segment, in 64 bits */
@@ -298,6 +351,13 @@ bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 /* A segment of len bytes went out, on the outer leg */
 void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
 
+/* tcp_opt.c */
+/* SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left for another ACK */
+bool opt_feedback(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns);
+/* Our option of RFC 9768, if it is due and fits. dsack_start: as accecn_option() takes it */
+void opt_accecn(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len,
+		uint64_t dsack_start, uint64_t now_ns);
+
 /* tcp_out.c */
 void tcp_ready(struct dmm_core *core, struct tcb *t);
 void tcp_unready(struct tcb *t);
@@ -320,6 +380,7 @@ uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
 void tcp_set_mss(struct dmm_core *core, struct tcb *t);
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
+uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_inflight(const struct tcb *t);
 uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns);
 

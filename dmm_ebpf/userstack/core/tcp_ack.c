@@ -24,6 +24,7 @@ struct ack_ctx {
 	uint32_t popped_segs;
 	uint64_t arrived;	  /* before this ACK, see arrived_without_sack() */
 	uint64_t delivered_bytes; /* RFC 9937's DeliveredData: acked_bytes, and what duplicates stand for */
+	uint32_t delivered_segs;
 };
 
 uint64_t tcp_min_rtt_ns(const struct tcb *t)
@@ -71,6 +72,7 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 	struct outer *o = &tcb_conn(t)->outer;
 
 	ctx->s.acked_bytes += s->len;
+	ctx->delivered_segs++;
 	if (!(s->flags & SEG_RETRANS)) {
 		uint64_t rtt_ns = now_ns - s->xmit_ns;
 
@@ -393,7 +395,7 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	if (ctx.probe)
 		pmtu_probe_arrived(core, t);
 	if (tcb_is_outer(t)) {
-		ctx.s.ece = ecn_echoed(core, t, pkt);
+		ctx.s.ece = ecn_echoed(core, t, pkt, ctx.delivered_segs);
 		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);
 		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original, pkt->payload_len);
 	}

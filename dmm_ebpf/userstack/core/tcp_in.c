@@ -116,6 +116,8 @@ static void set_dsack(struct tcb *t, int64_t start, int64_t end)
 		start = 1;
 	if (end <= start || !(t->flags & TF_SACK))
 		return;
+	if (t->flags & TF_ACCECN)
+		accecn_duplicate(t, (uint64_t)start);
 	t->dsack_start = (uint64_t)start;
 	t->dsack_end = (uint64_t)end;
 }
@@ -172,8 +174,7 @@ static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt 
 	if (t->state != TCP_SYN_RECV || (pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
 		return false;
 	if (pkt->seq == t->irs) {
-		if ((pkt->flags & (TH_ECE | TH_CWR)) != (TH_ECE | TH_CWR))
-			t->flags &= ~(uint32_t)TF_ECN; /* the peer fell back */
+		ecn_learn_syn_again(t, pkt);
 		if (pkt->has_ts)
 			t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
 		if (!(t->flags & TF_HOLD)) {
@@ -440,7 +441,7 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 	if (in_syn_again(core, t, &pkt, now_ns))
 		return;
 	if (t->state == TCP_SYN_RECV && (pkt.flags & TH_SYN) && pkt.seq == t->irs && t->snd_nxt == 1) {
-		pkt.flags &= (uint8_t)~TH_SYN; /* simultaneous open: the SYN-ACK's SYN was taken already */
+		pkt.flags &= (uint16_t)~TH_SYN; /* simultaneous open: the SYN-ACK's SYN was taken already */
 		pkt.seq++;
 	}
 	seq = rcv_unwrap(t, pkt.seq);
@@ -456,6 +457,8 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		return;
 	}
 	if (pkt.flags & TH_SYN) {
+		if ((t->flags & TF_ACCECN) && pkt.seq == t->irs)
+			accecn_syn_again(t, &pkt);
 		tcp_challenge_ack(core, t, now_ns); /* RFC 5961 section 4.2 */
 		return;
 	}
@@ -467,7 +470,7 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		in_time_wait(core, t, &pkt, now_ns);
 		return;
 	}
-	ecn_input(core, t, &pkt);
+	ecn_input(core, t, &pkt, now_ns);
 	if (!tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns))
 		return;
 	in_fin_acked(core, t, now_ns);
@@ -481,7 +484,8 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 
 void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	uint32_t keep = t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_FIN_RCVD | TF_FIN_SENT);
+	uint32_t keep =
+		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
 	bool again = t->state == TCP_TIME_WAIT;
 
 	if (!again) {

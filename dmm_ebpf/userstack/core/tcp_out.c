@@ -30,14 +30,14 @@ uint64_t tcp_inflight(const struct tcb *t)
 	return t->fl->inflight_bytes - min_u64(dups, t->fl->inflight_bytes);
 }
 
-static uint32_t leg_mtu(const struct dmm_core *core, const struct tcb *t)
+uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t)
 {
 	return tcb_is_outer(t) ? tcb_conn(t)->mtu : core->cfg.inner_mtu;
 }
 
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t)
 {
-	return (uint16_t)(leg_mtu(core, t) - wire_ip_len(tcb_conn(t)->pair.family) - WIRE_TCP_LEN);
+	return (uint16_t)(tcp_mtu(core, t) - wire_ip_len(tcb_conn(t)->pair.family) - WIRE_TCP_LEN);
 }
 
 void tcp_set_mss(struct dmm_core *core, struct tcb *t)
@@ -128,42 +128,6 @@ static uint32_t wire_seq(const struct tcb *t, uint64_t seq)
 	return t->iss + (uint32_t)seq;
 }
 
-static uint32_t wire_ack(const struct tcb *t, uint64_t seq)
-{
-	return t->irs + (uint32_t)seq;
-}
-
-/* SACK blocks, as many as fit beside a payload of len bytes; true: nothing was left out */
-static bool put_sack(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len)
-{
-	uint32_t used = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len + len;
-	uint32_t left =
-		min_u32(WIRE_TCP_OPT_MAX - seg->opt_len, leg_mtu(core, t) - min_u32(used, leg_mtu(core, t)));
-	uint32_t max = left < 12 ? 0 : min_u32((left - 4) / 8, WIRE_MAX_SACK), n = 0;
-	struct wire_sack out[WIRE_MAX_SACK];
-	struct range r[WIRE_MAX_SACK];
-
-	if (!(t->flags & TF_SACK) || (!t->ooo && !t->dsack_end))
-		return true;
-	if (!max)
-		return false;
-	if (t->dsack_end) {
-		out[n].start = wire_ack(t, t->dsack_start);
-		out[n++].end = wire_ack(t, t->dsack_end);
-		t->dsack_end = 0;
-	}
-	if (t->ooo) {
-		uint32_t got = ranges_report(t->ooo, r, max - n);
-
-		for (uint32_t i = 0; i < got; i++) {
-			out[n].start = wire_ack(t, r[i].start);
-			out[n++].end = wire_ack(t, r[i].end);
-		}
-	}
-	wire_opt_sack(seg, out, n);
-	return true;
-}
-
 static void ack_sent(struct tcb *t)
 {
 	t->flags &= ~(uint32_t)(TF_ACK_NOW | TF_OOO_ACK);
@@ -171,12 +135,12 @@ static void ack_sent(struct tcb *t)
 	t->unacked_segs = 0;
 }
 
-static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint8_t flags, uint64_t seq,
+static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint16_t flags, uint64_t seq,
 		     uint32_t len, uint64_t now_ns)
 {
 	seg->flags = flags;
 	seg->seq = wire_seq(t, seq);
-	seg->ack = flags & TH_ACK ? wire_ack(t, t->rcv_nxt) : 0;
+	seg->ack = flags & TH_ACK ? t->irs + (uint32_t)t->rcv_nxt : 0;
 	seg->opt_len = 0;
 	seg->wnd = seg->urg = 0;
 	if (flags & TH_RST)
@@ -189,7 +153,7 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 		urg_mark(t, seg, seq);
 	if (t->flags & TF_TS)
 		wire_opt_ts(seg, tcp_ts_now(t, now_ns), t->ts_recent);
-	if (put_sack(core, t, seg, len))
+	if (opt_feedback(core, t, seg, len, now_ns))
 		ack_sent(t);
 	t->last_ack_sent = t->rcv_nxt;
 }
@@ -253,6 +217,8 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS),
 			  tcp_ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
 			  t->rcv_wscale);
+	if (answer && (t->flags & TF_ACCECN))
+		accecn_synack(t, &seg);
 	if (!(t->flags & TF_SYN_RTX))
 		t->syn_ns = now_ns;
 	t->snd_nxt = 1;
@@ -353,7 +319,7 @@ static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, 
 {
 	struct seg *s = flight_seg(t->fl, idx);
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
-	uint8_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
+	uint16_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
 	struct wire_seg seg;
 	uint8_t ecn = 0;
 	uint32_t n;
@@ -362,6 +328,8 @@ static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, 
 	if (s->seq + payload == t->snd.tail + 1)
 		flags |= TH_PSH;
 	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
+	if (!(s->flags & SEG_RETRANS))
+		opt_accecn(core, t, &seg, payload, 0, now_ns);
 	n = emit(core, t, buf, meta, &seg, ecn, s->seq - 1, payload);
 	sent_data(core, t, s, now_ns);
 	return n;
@@ -573,7 +541,7 @@ uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t
 	uint32_t n;
 
 	if ((t->flags & TF_HOLD) ||
-	    cap < leg_mtu(core, t)) /* a buffer the contract does not allow gets nothing */
+	    cap < tcp_mtu(core, t)) /* a buffer the contract does not allow gets nothing */
 		return 0;
 	if ((t->flags & TF_RST_DUE) && !(t->flags & TF_RST_FLUSH))
 		return out_rst(core, t, buf, meta, now_ns);

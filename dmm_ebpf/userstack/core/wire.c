@@ -55,6 +55,25 @@ uint64_t csum_copy(void *dst, const void *src, size_t len)
 	return csum_add(q, len, add64(a, b));
 }
 
+static const uint8_t accecn_order[2][ACCECN_COUNTERS] = {{ECN_ECT0, ECN_CE, ECN_ECT1},
+							 {ECN_ECT1, ECN_CE, ECN_ECT0}};
+
+/* RFC 9768 section 3.2.3: whole counters are taken from an option of any length, the rest is skipped */
+static void opt_accecn(struct pkt *pkt, const uint8_t *o, uint32_t len)
+{
+	const uint8_t *order = accecn_order[o[0] == 174];
+
+	if (pkt->has_accecn)
+		return;
+	pkt->has_accecn = true;
+	for (uint32_t i = 0; i < ACCECN_COUNTERS && 5 + 3 * i <= len; i++) {
+		const uint8_t *p = o + 2 + 3 * i;
+
+		pkt->accecn[order[i] - 1] = (uint32_t)p[0] << 16 | get_be16(p + 1);
+		pkt->accecn_fields |= (uint8_t)(1 << order[i]);
+	}
+}
+
 static void opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
 {
 	switch (o[0]) {
@@ -88,6 +107,10 @@ static void opt_one(struct pkt *pkt, const uint8_t *o, uint32_t len)
 			pkt->tsval = get_be32(o + 2);
 			pkt->tsecr = get_be32(o + 6);
 		}
+		break;
+	case 172:
+	case 174:
+		opt_accecn(pkt, o, len);
 		break;
 	default: /* RFC 9293 section 3.1: unknown options are skipped */
 		break;
@@ -175,7 +198,7 @@ static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csu
 		return WIRE_MALFORMED;
 	ports_of(pkt, p);
 	pkt->ack = get_be32(p + 8);
-	pkt->flags = p[13];
+	pkt->flags = (uint16_t)((p[12] & 1) << 8 | p[13]);
 	pkt->wnd = get_be16(p + 14);
 	pkt->urg = get_be16(p + 18);
 	if (!pkt->sport_be || !pkt->dport_be)
@@ -376,8 +399,8 @@ static void tcp_header(uint8_t *p, const struct wire_dir *dir, const struct wire
 	memcpy(p + 2, &dir->dport_be, 2);
 	put_be32(p + 4, seg->seq);
 	put_be32(p + 8, seg->ack);
-	p[12] = (uint8_t)((WIRE_TCP_LEN + seg->opt_len) / 4 << 4);
-	p[13] = seg->flags;
+	p[12] = (uint8_t)((WIRE_TCP_LEN + seg->opt_len) / 4 << 4 | (seg->flags & TH_AE) >> 8);
+	p[13] = (uint8_t)seg->flags;
 	put_be16(p + 14, seg->wnd);
 	put_be16(p + 16, 0);
 	put_be16(p + 18, seg->urg);
@@ -474,4 +497,21 @@ void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t 
 		put_be32(p + 4 + 8 * i, sack[i].start);
 		put_be32(p + 8 + 8 * i, sack[i].end);
 	}
+}
+
+void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first, bool all)
+{
+	const uint8_t *order = accecn_order[ect1_first];
+	uint8_t n = all ? 3 : 2, *p = opt_more(seg, all ? 12 : 8);
+
+	p[0] = ect1_first ? 174 : 172;
+	p[1] = (uint8_t)(2 + 3 * n);
+	for (uint8_t i = 0; i < n; i++) {
+		uint32_t count = bytes[order[i] - 1];
+
+		p[2 + 3 * i] = (uint8_t)(count >> 16);
+		put_be16(p + 3 + 3 * i, (uint16_t)count);
+	}
+	if (all)
+		p[11] = 1;
 }

@@ -36,6 +36,22 @@ enum tcp_flag {
 	TH_URG = 0x20,
 	TH_ECE = 0x40,
 	TH_CWR = 0x80,
+	TH_AE = 0x100, /* RFC 9768; once the nonce sum of RFC 3540 */
+};
+
+/* The ECN field of the IP header (RFC 3168 section 5) */
+enum ecn_codepoint {
+	ECN_NOT_ECT,
+	ECN_ECT1,
+	ECN_ECT0,
+	ECN_CE,
+};
+
+enum {
+	WIRE_ECN_MASK = 3,
+	ACCECN_COUNTERS = 3,
+	WIRE_ACCECN_MIN = 8, /* of the option: two counters */
+	WIRE_ACCECN_FULL = 12,
 };
 
 enum wire_result {
@@ -66,8 +82,8 @@ struct pkt {
 	uint16_t dport_be;
 	uint8_t family;
 	uint8_t tos;
-	uint8_t flags; /* enum tcp_flag */
 	uint8_t n_sack;
+	uint16_t flags; /* enum tcp_flag */
 	uint32_t seq;
 	uint32_t ack;
 	uint16_t wnd; /* as on the wire, unscaled */
@@ -77,6 +93,9 @@ struct pkt {
 	bool has_wscale;
 	bool has_ts;
 	bool has_sack_perm;
+	bool has_accecn;
+	uint8_t accecn_fields;		  /* 1 << code point of each counter that the option has */
+	uint32_t accecn[ACCECN_COUNTERS]; /* bytes, 24 bits, of code point i + 1 (RFC 9768 section 3.2.3) */
 	uint32_t tsval;
 	uint32_t tsecr;
 	struct wire_sack sack[WIRE_MAX_SACK];
@@ -96,7 +115,7 @@ struct wire_seg {
 	uint32_t ack;
 	uint16_t wnd;
 	uint16_t urg; /* urgent pointer */
-	uint8_t flags;
+	uint16_t flags;
 	uint8_t opt_len; /* multiple of 4 */
 	uint8_t opt[WIRE_TCP_OPT_MAX];
 };
@@ -145,6 +164,8 @@ void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval,
 		       uint8_t wscale);
 void wire_opt_ts(struct wire_seg *seg, uint32_t tsval, uint32_t tsecr);
 void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t n);
+/* bytes: of code point i + 1. all: three counters in 12 bytes, else two in 8; the third is left out */
+void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first, bool all);
 
 /* Internet checksum over native 64-bit words: unfolded sums are added, folded at the end (RFC 1071) */
 uint64_t csum_add(const void *data, size_t len, uint64_t sum);
