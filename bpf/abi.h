@@ -20,8 +20,9 @@
 
 enum dmm_limits {
 	DMM_ABI_VERSION = 2,
-	DMM_MAX_STACKS = 64, /* stack ids 0..63; 0 is the kernel's stack, untouched */
-	DMM_MAX_RULES = 64,  /* per policy */
+	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
+	DMM_MAX_RULES = 64,	/* per policy */
+	DMM_MAX_PROCESSES = 16, /* of one user stack */
 	DMM_MAX_NICS = 16,
 	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
 	DMM_NEAR_FLOWS = 2048,	/* in flows[] */
@@ -109,8 +110,12 @@ struct dmm_stack {
 
 /* stack_state[id]: runtime, not policy; written by the RD */
 struct dmm_stack_state {
-	__u32 up; /* 1: the process serves; 0: new flows take the fallback */
-	__u32 pid;
+	__u32 up;	 /* bit i: process i of the stack takes new flows; 0: they take the fallback */
+	__u32 pid;	 /* of the first that is up */
+	__u32 processes; /* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
+	__u32 pad;
+	__u32 marks[16]; /* of process i > 0; process 0 has dmm_stack.mark */
+	__u32 taps[16];	 /* of process i > 0, as in dmm_xdp_flow; process 0 has none */
 };
 
 /* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
@@ -262,12 +267,14 @@ struct dmm_tun_mark {
  * flow. */
 struct dmm_xdp_flow {
 	__u32 stack;
-	__u32 pad;
+	__u32 tap; /* 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) * DMM_MAX_NICS + slot]
+		    */
 };
 
 /*
- * cookie_state[stack id], written by the stack process: until when an ACK of no flow may carry a SYN cookie
- * of its making, CLOCK_MONOTONIC. 0: it has made none.
+ * cookie_state[stack id], written by the stack's processes: until when an ACK of no flow may carry a SYN
+ * cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only grows, so that the latest is not
+ * lost.
  */
 struct dmm_cookie_state {
 	__u64 until_ns;

@@ -73,6 +73,15 @@ static __always_inline int connect_refuse(struct bpf_sock_addr *ctx)
 	return 0;
 }
 
+/* The local port is not chosen yet; cookies are given out one after the other. */
+static __always_inline void connect_process(struct bpf_sock_addr *ctx, struct dmm_served *served)
+{
+	struct dmm_process process;
+
+	process_pick(served->stack, served->id, hash_spread((__u32)dmm_socket_cookie(ctx)), &process);
+	served->mark = process.mark;
+}
+
 /* Returns 1 to let connect() go on, 0 for EPERM. */
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_query *query, bool socket6)
 {
@@ -105,9 +114,11 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	if (served.reject)
 		return connect_refuse(ctx);
 	if (served.stack) {
-		stack_apply(ctx, served.stack, facts.mark, stream, socket6 && !addr_is_mapped(query->addr));
-		if (served.stack->kind == DMM_STACK_USER)
+		if (served.stack->kind == DMM_STACK_USER) {
 			mark_remember(sk, served.id);
+			connect_process(ctx, &served);
+		}
+		stack_apply(ctx, &served, facts.mark, stream, socket6 && !addr_is_mapped(query->addr));
 	}
 	if (!stream)
 		return 1;

@@ -177,9 +177,53 @@ static __always_inline bool stack_is_up(__u32 id)
 	return state && state->up;
 }
 
+/* What tells one process of a user stack from the others. */
+struct dmm_process {
+	__u32 mark;
+	__u32 tap;
+};
+
+/*
+ * Which process of a stack that is up takes a new flow. Only a flow whose process is down goes elsewhere, so
+ * that the same hash finds the same process for as long as it lives.
+ */
+static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id, __u32 hash,
+					 struct dmm_process *process)
+{
+	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
+	__u32 processes, up, at, i;
+
+	process->mark = stack->mark;
+	process->tap = 0;
+	if (!state || likely(state->processes < 2))
+		return;
+	processes = state->processes;
+	up = state->up;
+	at = ((__u64)hash * processes) >> 32;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DMM_MAX_PROCESSES; i++, at++) {
+		if (at >= processes)
+			at = 0;
+		if (up & (1u << (at & (DMM_MAX_PROCESSES - 1))))
+			break;
+	}
+	at &= DMM_MAX_PROCESSES - 1;
+	if (at == 0)
+		return;
+	process->mark = state->marks[at];
+	process->tap = state->taps[at];
+}
+
+/* 2^32 divided by the golden ratio: consecutive numbers, and every other one, come out evenly spread. */
+static __always_inline __u32 hash_spread(__u32 value)
+{
+	return value * 0x9e3779b1;
+}
+
 struct dmm_served {
 	const struct dmm_stack *stack; /* NULL: the kernel's stack, untouched */
 	__u32 id;
+	__u32 mark; /* to be set under the stack's mask, where the stack sets one */
 	bool reject;
 };
 
@@ -214,6 +258,7 @@ static __always_inline void stack_resolve(__u32 half, __u32 id, bool user_allowe
 	} else if (stack->kind) {
 		served->stack = stack;
 		served->id = id;
+		served->mark = stack->mark;
 	}
 }
 
@@ -241,9 +286,10 @@ static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, b
  * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
  * SO_PRIORITY comes after IP_TOS, which changes it.
  */
-static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
-					bool ipv6)
+static __always_inline void stack_apply(void *ctx, const struct dmm_served *served, __u32 old_mark,
+					bool stream, bool ipv6)
 {
+	const struct dmm_stack *stack = served->stack;
 	__u32 flags = stack->flags;
 
 	if (stack->kind == DMM_STACK_USER)
@@ -253,7 +299,7 @@ static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack
 	if (flags & DMM_SET_DSCP)
 		dscp_set(ctx, stack, ipv6);
 	if (flags & DMM_SET_MARK) {
-		__u32 mark = (old_mark & ~stack->mark_mask) | (stack->mark & stack->mark_mask);
+		__u32 mark = (old_mark & ~stack->mark_mask) | (served->mark & stack->mark_mask);
 
 		option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
 	}

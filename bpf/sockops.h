@@ -124,9 +124,29 @@ static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock
 	}
 }
 
-static __always_inline bool stack_bears_mark(const struct dmm_stack *stack, __u32 mark)
+/* mark is that of one of the stack's processes. */
+static __always_inline bool stack_bears_mark(__u32 half, __u32 id, __u32 mark)
 {
-	return stack && stack->kind == DMM_STACK_USER && (mark & stack->mark_mask) == stack->mark;
+	const struct dmm_stack *stack = stack_get(half, id);
+	const struct dmm_stack_state *state;
+	__u32 i;
+
+	if (!stack || stack->kind != DMM_STACK_USER)
+		return false;
+	mark &= stack->mark_mask;
+	if (mark == stack->mark)
+		return true;
+	state = map_lookup(DMM_MAP(stack_state), &id);
+	if (!state)
+		return false;
+		/* Not only the first of them that state->processes counts: one that is being retired still
+		 * has flows. */
+#pragma clang loop unroll(disable)
+	for (i = 1; i < DMM_MAX_PROCESSES; i++) {
+		if (state->marks[i] == mark)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -137,11 +157,11 @@ static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark, __u32 wanted)
 {
 	__u32 id;
 
-	if (stack_bears_mark(stack_get(half, wanted), mark))
+	if (stack_bears_mark(half, wanted, mark))
 		return wanted;
 #pragma clang loop unroll(disable)
 	for (id = 1; id < DMM_MAX_STACKS; id++) {
-		if (stack_bears_mark(stack_get(half, id), mark))
+		if (stack_bears_mark(half, id, mark))
 			return id;
 	}
 	return 0;
@@ -203,10 +223,12 @@ static __always_inline void accepted_stack(__u32 half, __u32 mark, __u32 wanted,
 			return;
 		served->id = id;
 		served->stack = stack;
+		served->mark = stack->mark;
 		return;
 	}
 	served->id = id;
 	served->stack = stack_get(half, id);
+	served->mark = mark;
 }
 
 static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
@@ -231,7 +253,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 	flow.decision.direction = DMM_DIR_LISTEN;
 	decision_verdict(&flow.decision, &verdict, served.id);
 	if (served.stack) {
-		stack_apply(ctx, served.stack, sk->mark, true, flow.pair.family == AF_INET6);
+		stack_apply(ctx, &served, sk->mark, true, flow.pair.family == AF_INET6);
 		if (served.stack->kind == DMM_STACK_USER)
 			mark_remember(sk, served.id);
 	}

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * xdp.h: which frames of a NIC go to its user stack's AF_XDP socket. Everything not named here is XDP_PASS.
+ * xdp.h: which frames of a NIC go to its user stack: to the AF_XDP socket of the queue, or, where the stack
+ * has several processes and another than the first takes the flow, to that process's TAP device. Everything
+ * not named here is XDP_PASS.
  *
  * - TCP of a flow in xdp_flows[], in either role;
  * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up and sits on
@@ -32,22 +34,41 @@ struct dmm_packet {
 	const struct dmm_nic *nic;
 	struct dmm_addr_pair pair;
 	__u32 xsk; /* index in xsks[] */
+	__u32 tap; /* as in struct dmm_xdp_flow */
 	__u8 tcp_flags;
 };
 
 static __always_inline int xdp_steer(const struct dmm_packet *packet, __u32 counter)
 {
-	int verdict = bpf_redirect_map(DMM_MAP(xsks), packet->xsk, XDP_PASS);
+	int verdict;
 
+	if (unlikely(packet->tap))
+		verdict = bpf_redirect_map(DMM_MAP(taps),
+					   (packet->tap - 1) * DMM_MAX_NICS + packet->nic->slot, XDP_PASS);
+	else
+		verdict = bpf_redirect_map(DMM_MAP(xsks), packet->xsk, XDP_PASS);
 	count(verdict == XDP_REDIRECT ? counter : DMM_CNT_XDP_NO_SOCKET);
 	return verdict;
 }
 
-static __always_inline bool xdp_flow_owned(const struct dmm_packet *packet)
+static __always_inline bool xdp_flow_owned(struct dmm_packet *packet)
 {
 	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &packet->pair);
 
-	return flow && flow->stack == packet->nic->stack;
+	if (!flow || flow->stack != packet->nic->stack)
+		return false;
+	packet->tap = flow->tap;
+	return true;
+}
+
+/* The same for every packet of a flow: until the stack owns it, its SYNs must find the same process. */
+static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
+{
+	const __u32 *raddr = (const __u32 *)pair->raddr;
+	__u32 hash = hash_spread(raddr[0] ^ raddr[1] ^ raddr[2] ^ raddr[3]);
+
+	hash = hash_spread(hash ^ (hash >> 15) ^ ((__u32)pair->lport_be << 16 | pair->rport_be));
+	return hash_spread(hash ^ (hash >> 16));
 }
 
 /*
@@ -76,12 +97,13 @@ static __always_inline bool xdp_is_forwarded(struct xdp_md *ctx, const struct dm
 	return ret != BPF_FIB_LKUP_RET_NOT_FWDED && ret != BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
-static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, const struct dmm_packet *packet)
+static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_packet *packet)
 {
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
 	const struct dmm_control *control = control_get();
 	const struct dmm_listener *listener;
 	const struct dmm_stack *stack;
+	struct dmm_process process;
 	struct dmm_verdict verdict;
 	__u32 generation;
 	__u32 table;
@@ -100,6 +122,8 @@ static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, const struct 
 	stack = stack_get(query.half, verdict.stack);
 	if (!stack || stack->kind != DMM_STACK_USER || !stack_is_up(verdict.stack))
 		return false;
+	process_pick(stack, verdict.stack, pair_hash(&packet->pair), &process);
+	packet->tap = process.tap;
 	return !xdp_is_forwarded(ctx, &packet->pair);
 }
 

@@ -90,7 +90,7 @@ def print_listeners(rows: list[Row]) -> None:
 
 
 def print_stacks(rows: list[Row], indent: str = "") -> None:
-    """The table of `dmm-ebpf stacks`, and under it why a stack does not serve."""
+    """The table of `dmm-ebpf stacks`; below, the processes of stacks that have several, and why one does not serve."""
     print_table(
         [
             *_instance_column(rows),
@@ -109,10 +109,38 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
         rows,
         indent,
     )
+    _print_processes(rows, indent)
     for row in rows:
-        if row.get("reason") and row.get("state") != "up":
+        if row.get("reason"):
             name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
             print(f"{indent}{name} is {state}: {reason}")
+
+
+def _print_processes(stacks: list[Row], indent: str) -> None:
+    rows = [
+        {"instance": stack.get("instance"), "stack": stack.get("name"), **process}
+        for stack in stacks
+        if len(stack.get("processes") or ()) > 1
+        for process in stack["processes"]
+    ]
+    if not rows:
+        return
+    print()
+    print_table(
+        [
+            *_instance_column(rows),
+            Column("STACK", _text("stack"), flex=True),
+            Column("PROCESS", _number("process"), right=True),
+            Column("STATE", _text("state")),
+            Column("CONNECTIONS", _number("connections"), right=True),
+            Column("PID", _number("pid"), right=True),
+            Column("DEVICE", _text("tun"), rank=1),
+            Column("MARK", _text("mark"), rank=3),
+            Column("RESTARTS", _number("restarts"), right=True, rank=2),
+        ],
+        rows,
+        indent,
+    )
 
 
 def print_status(status: Row) -> None:

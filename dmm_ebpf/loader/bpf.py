@@ -33,6 +33,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
+    DEVMAP = 14
     XSKMAP = 17
     SK_STORAGE = 24
     RINGBUF = 27

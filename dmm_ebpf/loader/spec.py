@@ -83,6 +83,7 @@ MAPS: tuple[MapSpec, ...] = (
     _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
     _array("cookie_state", "dmm_cookie_state", C.DMM_MAX_STACKS),
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
+    MapSpec("taps", MapType.DEVMAP, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
     # The three below belong to the programs alone.

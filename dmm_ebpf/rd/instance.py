@@ -31,10 +31,12 @@ from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
+from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.stacks import MARK_MASK, StackManager
+from dmm_ebpf.rd.stacks import StackManager, core_counters
 
 C = abi.C
+LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
 KERNEL = "kernel"
 
@@ -164,7 +166,8 @@ class Instance:
             users = new.user_stacks()
             wanted = {name: users[name] for name in new.routed_stacks() if name in users}
             ids = IdSpace.from_dict(self._ids.to_dict())
-            marks = await asyncio.to_thread(self.stacks.marks, list(wanted))
+            counts = {name: config.instances for name, config in wanted.items()}
+            marks = await asyncio.to_thread(self.stacks.marks, counts)
             compiled = await asyncio.to_thread(
                 compile_policy,
                 new,
@@ -310,8 +313,8 @@ class Instance:
     async def list_stacks(self) -> list[dict[str, Any]]:
         """Every stack of the policy, and those that are still draining."""
         counts = Counter(d.stack for d in self._decisions())
+        asked = await self.stacks.query_all("stats", within_s=LISTING_S)
         defined = dict(self._policy.stacks) if self._policy else {}
-        counters = await self.stacks.core_counters()
         rows = []
         for name in dict.fromkeys([KERNEL, *defined, *self.stacks.names()]):
             config = defined.get(name)
@@ -326,7 +329,10 @@ class Instance:
             }
             if row["kind"] == "user":
                 row.update(self.stacks.describe(name))
-                row["counters"] = counters.get(name, {})
+                row["counters"] = core_counters(asked, name)
+                for process in row.get("processes", ()):
+                    said = asked.get((name, process["process"]))
+                    process["connections"] = said["connections"] if said else None
             if config is not None:
                 row["options"] = config.model_dump(mode="json", exclude_none=True, exclude={"kind"})
                 for key in ("transport", "congestion", "io", "fallback"):

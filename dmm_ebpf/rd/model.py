@@ -40,7 +40,7 @@ from dmm_ebpf.rd.values import (
 KERNEL = "kernel"
 REJECT = "reject"
 MAX_NAME = 31
-MAX_USER_STACKS = 34  # marks and devices dmm-0 .. dmm-33
+MAX_USER_PROCESSES = 34  # of all user stacks together: marks and devices dmm-0 .. dmm-33
 
 USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
@@ -110,6 +110,13 @@ def _io(value: object) -> str:
 
 def _syn_cookies(value: object) -> str:
     return _choice(value, "a mode of SYN cookies", SYN_COOKIES)
+
+
+def _instances(value: object) -> int:
+    most = C.DMM_MAX_PROCESSES
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueRefusedError(f"{shown(value)} is not a number of processes", f"expected 1 to {most}")
+    return value
 
 
 def _devices(value: object) -> tuple[str, ...]:
@@ -226,12 +233,13 @@ class KernelStack(Frozen):
 
 
 class UserStack(Frozen):
-    """A user-space stack: one process, with a transport of its own."""
+    """A user-space stack: one process or several that share its flows, with a transport of its own."""
 
     kind: Literal["user"]
     transport: Annotated[str, BeforeValidator(_transport)] = "tcp"
     congestion: Annotated[str, BeforeValidator(_user_congestion)] = "cubic"
     io: Annotated[str, BeforeValidator(_io)] = "auto"
+    instances: Annotated[int, BeforeValidator(_instances)] = 1
     fallback: Annotated[str, BeforeValidator(_stack_name)] = KERNEL
     devices: Annotated[
         tuple[str, ...], BeforeValidator(_devices)

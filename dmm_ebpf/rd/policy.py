@@ -24,7 +24,7 @@ from dmm_ebpf.rd.locate import describe, place
 from dmm_ebpf.rd.model import (
     BUILT_IN,
     KERNEL,
-    MAX_USER_STACKS,
+    MAX_USER_PROCESSES,
     REJECT,
     STACK_MODELS,
     Frozen,
@@ -223,10 +223,13 @@ class _Parser:
                 raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
             self.stacks[name] = self._model(STACK_MODELS[kind], data, path)
         users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
-        for number, (name, user) in enumerate(users.items()):
-            if number == MAX_USER_STACKS:
-                hint = f"a policy has at most {MAX_USER_STACKS}"
-                raise self._refused(("stacks", name), f"there are {len(users)} user stacks", hint)
+        processes = 0
+        for name, user in users.items():
+            processes += user.instances
+            if processes > MAX_USER_PROCESSES:
+                why = f"{len(users)} user stacks have {sum(u.instances for u in users.values())} processes together"
+                hint = f"a policy has at most {MAX_USER_PROCESSES}"
+                raise self._refused(("stacks", name), why, hint)
             self._check_fallback(name, user)
 
     def _check_fallback(self, name: str, stack: UserStack) -> None:

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
 
 @dataclass
 class StackState:
-    """What a user stack has made on the host: enough to find it again, or to remove it."""
+    """What a process of a user stack has made on the host: enough to find it again, or to remove it."""
 
     name: str
     stack_id: int
@@ -35,6 +35,17 @@ class StackState:
     nics: list[str] = field(default_factory=list)
     pid: int = 0
     start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
+    process: int = 0  # its number among the stack's processes
+
+    @property
+    def label(self) -> str:
+        """The process as listings and logs name it, "wan" or "wan@1"."""
+        return f"{self.name}@{self.process}" if self.process else self.name
+
+    @property
+    def tap(self) -> int:
+        """Of its flows in xdp_flows, see struct dmm_xdp_flow."""
+        return self.k + 1 if self.process else 0
 
 
 @dataclass

@@ -29,7 +29,7 @@ from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import flows
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.instance import AttachOptions, Instance
-from dmm_ebpf.rd.rundir import ROOT, RunDir, State, check_name
+from dmm_ebpf.rd.rundir import ROOT, RunDir, StackState, State, check_name
 from dmm_ebpf.rd.server import Server
 
 __all__ = [
@@ -277,7 +277,6 @@ def offline_status(instance: str) -> dict[str, Any]:
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     attached = loader.adopt(instance)
     maps = attached.maps
-    names = _OfflineNames(state)
     return {
         "instance": instance,
         "pid": None,
@@ -294,7 +293,9 @@ def offline_status(instance: str) -> dict[str, Any]:
         "stacks": [
             {"instance": instance, "name": s.name, "id": s.stack_id, "kind": "user", "tun": s.tun}
             | _offline_stack_state(maps["stack_state"].lookup(s.stack_id.to_bytes(4, sys.byteorder)))
-            for s in names.state.stacks
+            | {"processes": [_offline_process(p) for p in state.stacks if p.name == s.name]}
+            for s in state.stacks
+            if s.process == 0
         ],
     }
 
@@ -322,6 +323,10 @@ def _offline_stack_state(value: bytes | None) -> dict[str, Any]:
         "state": "up" if up else "down",
         "pid": abi.unpack("dmm_stack_state", value).pid if value else None,
     }
+
+
+def _offline_process(record: StackState) -> dict[str, Any]:
+    return {"process": record.process, "pid": record.pid or None, "tun": record.tun}
 
 
 class _OfflineNames:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user stacks of an instance: from a name in the policy to a process that packets reach, and back.
+"""The user stacks of an instance: from a name in the policy to processes that packets reach, and back.
 
-Owns, for each user stack: its number k in the namespace (mark, rule and table), the XDP program on its NICs, its
-process (through StackSupervisor), the routing mirror that leads to its TUN device, and its line in stack_state[].
+Owns, for each user stack: the XDP program on its NICs, its processes (rd/processes.py) and their numbers, and its line
+in stack_state[].
 
-Invariant: stack_state[id].up is 1 only while everything a flow needs is in place. It is set last and cleared first.
+Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in place. The bit is set
+last and cleared first.
 """
 
 from __future__ import annotations
@@ -12,64 +13,72 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
-from dmm_ebpf.hal import sockdiag, tcingress, tuning
+from dmm_ebpf.hal import tuning
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
-from dmm_ebpf.loader import Attached, Map
+from dmm_ebpf.hal.routes import StackNumbers
+from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd import rundir
-from dmm_ebpf.rd.flows import pair_text
 from dmm_ebpf.rd.model import UserStack
+from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
-from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
+from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
-MARK_BASE = 0x0DD00000
-MARK_MASK = 0x0FF00000
-MARK_SHIFT = 20
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
 FWMARK_ACCEPT = "net/ipv4/tcp_fwmark_accept"
 
 log = logging.getLogger("dmm-ebpf")
 
 
-def mark_of(k: int) -> int:
-    """The SO_MARK bits of stack number k."""
-    return MARK_BASE + (k << MARK_SHIFT)
-
-
 def free_k(used: Collection[int]) -> int:
-    """The lowest stack number that nobody in the namespace uses."""
+    """The lowest number of a process that nobody in the namespace uses."""
     for k in range(MAX_K):
         if k not in used:
             return k
     raise ConflictError(
-        "number another user stack",
+        "number another process of a user stack",
         why=f"all {MAX_K} marks under mask {MARK_MASK:#x} are taken in this network namespace",
-        hint="detach an instance or use fewer user stacks",
+        hint="detach an instance, or use fewer user stacks or fewer processes",
     )
 
 
 @dataclass
 class _Stack:
-    state: StackState
+    name: str
+    stack_id: int
     config: UserStack
     nics: list[NicSpec]
-    supervisor: StackSupervisor
-    mirror: RouteMirror | None = None
-    draining: bool = False
-    status: str = "starting"
-    reason: str = ""
-    pid: int = 0
-    restarts: int = 0
+    processes: list[Process] = field(default_factory=list)
+
+    def process(self, number: int) -> Process | None:
+        return next((p for p in self.processes if p.number == number), None)
+
+    @property
+    def status(self) -> str:
+        """up while any process takes new flows."""
+        active = [p for p in self.processes if not p.retiring]
+        if not active:
+            return "draining"
+        return "up" if any(p.status == "up" for p in active) else active[0].status
+
+    @property
+    def reason(self) -> str:
+        """Why it, or some of its processes, does not serve; empty when all is well."""
+        down = [p for p in self.processes if p.reason]
+        if len(self.processes) == 1 or not down:
+            return down[0].reason if down else ""
+        return (
+            f"{len(down)} of {len(self.processes)} processes down, {down[0].record.label}: {down[0].reason}"
+        )
 
 
 class StackManager:
@@ -89,13 +98,15 @@ class StackManager:
         self._netns = netns
         self._notify = notify
         self._stacks: dict[str, _Stack] = {}
-        self._drains: dict[str, asyncio.Task[None]] = {}
+        self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._lock = asyncio.Lock()  # held while processes are started or stopped
 
     # -- what the policy compiler and the listings ask --
 
-    def marks(self, names: Iterable[str]) -> dict[str, int]:
-        """The marks of user stacks by name, numbering those that have none yet."""
-        names = list(names)
+    def marks(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """The marks of each user stack's process 0; wanted: how many processes each has. Numbers those that have no
+        number yet.
+        """
         with rundir.host_lock():
             used = {
                 s.k
@@ -104,31 +115,36 @@ class StackManager:
                 for s in st.stacks
             }
             used |= {s.k for s in self._state.stacks} | StackNumbers.in_use()
-            known = {s.name: s for s in self._state.stacks}
-            for name in names:
-                if name not in known:
-                    k = free_k(used)
-                    used.add(k)
-                    known[name] = StackState(
-                        name=name, stack_id=0, k=k, tun=StackNumbers(k, MARK_BASE, MARK_MASK).tun, nics=[]
-                    )
-                    self._state.stacks.append(known[name])
+            known = {(s.name, s.process): s for s in self._state.stacks}
+            for key in ((name, number) for name, count in wanted.items() for number in range(count)):
+                if key in known:
+                    continue
+                k = free_k(used)
+                used.add(k)
+                known[key] = StackState(
+                    name=key[0], stack_id=0, k=k, tun=numbers_of(k).tun, nics=[], process=key[1]
+                )
+                self._state.stacks.append(known[key])
             self._run.save(self._state)
-        return {name: mark_of(known[name].k) for name in names}
+        return {name: numbers_of(known[name, 0].k).mark for name in wanted}
 
     def describe(self, name: str) -> dict[str, Any]:
-        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off"."""
+        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off". pid, tun and mark are those
+        of its first process.
+        """
         s = self._stacks.get(name)
-        if s is None:
+        if s is None or not s.processes:
             return {"state": "off", "reason": "no route leads to it", "pid": None, "restarts": 0, "nics": []}
+        rows = [p.describe() for p in s.processes]
         return {
-            "state": "draining" if s.draining and s.status == "up" else s.status,
+            "state": s.status,
             "reason": s.reason,
-            "pid": s.pid or None,
-            "restarts": s.restarts,
-            "tun": s.state.tun,
-            "mark": f"{mark_of(s.state.k):#x}/{MARK_MASK:#x}",
+            "pid": rows[0]["pid"],
+            "restarts": sum(p.restarts for p in s.processes),
+            "tun": rows[0]["tun"],
+            "mark": rows[0]["mark"],
             "nics": [n.name for n in s.nics],
+            "processes": rows,
         }
 
     def nics(self) -> list[dict[str, Any]]:
@@ -148,100 +164,123 @@ class StackManager:
         """User stacks that exist here, draining ones included."""
         return list(self._stacks)
 
-    async def query_all(self, method: str) -> dict[str, Any]:
-        """method asked of every stack that is up; a stack that does not answer is left out."""
-        up = [(name, s) for name, s in self._stacks.items() if s.status == "up"]
-        answers = await asyncio.gather(*(s.supervisor.query(method) for _, s in up), return_exceptions=True)
-        return {name: a for (name, _), a in zip(up, answers, strict=True) if not isinstance(a, BaseException)}
-
-    async def core_counters(self) -> dict[str, dict[str, int]]:
-        """What the user stacks that are up have counted since their process began: enum dmm_core_counter by name."""
+    async def query_all(self, method: str, *, within_s: float | None = None) -> dict[tuple[str, int], Any]:
+        """method asked of every process that is up, by stack and number; one that does not answer is left out."""
+        up = [(name, p) for name, s in self._stacks.items() for p in s.processes if p.status == "up"]
+        asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         return {
-            name: {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
-            for name, stats in (await self.query_all("stats")).items()
+            (name, p.number): a
+            for (name, p), a in zip(up, answers, strict=True)
+            if not isinstance(a, BaseException)
         }
 
     # -- life --
 
-    async def ensure(self, wanted: Mapping[str, tuple[int, UserStack]]) -> list[str]:
+    async def ensure(self, wanted: Mapping[str, tuple[int, UserStack]]) -> list[tuple[str, int]]:
         """Start what is wanted (name -> id, config) and not there, and wait until it serves.
 
-        All or nothing: if one cannot start, those started by this call are stopped again and its DmmError is raised.
-        Returns the names that were started.
+        All or nothing: if one process cannot start, those started by this call are stopped again and its DmmError is
+        raised. Returns what was started: names, and numbers of processes.
         """
-        started: list[str] = []
-        try:
-            for name, (stack_id, config) in wanted.items():
-                present = self._stacks.get(name)
-                if present is not None:
-                    await self._keep(present, config)
-                    continue
-                started.append(name)
-                await self._start(name, stack_id, config)
-        except BaseException:
-            for name in reversed(started):
-                await self._stop(name)
-            raise
+        started: list[tuple[str, int]] = []
+        async with self._lock:
+            try:
+                for name, (stack_id, config) in wanted.items():
+                    present = self._stacks.get(name)
+                    if present is not None:
+                        await self._keep(present, config)
+                    for number in range(config.instances):
+                        if present is not None and present.process(number) is not None:
+                            continue
+                        started.append((name, number))
+                        present = present or await self._open(name, stack_id, config)
+                        await self._start(present, number)
+            except BaseException:
+                await self._stop_all(started)
+                raise
         return started
 
-    async def drop(self, names: Iterable[str]) -> None:
-        """Stop stacks at once (those that ensure() has just started for a policy that was then refused)."""
-        for name in names:
-            await self._stop(name)
+    async def drop(self, started: Collection[tuple[str, int]]) -> None:
+        """Stop at once what ensure() has just started for a policy that was then refused."""
+        async with self._lock:
+            await self._stop_all(started)
 
-    def retire(self, keep: Collection[str]) -> None:
-        """Let every other stack serve its open flows to their end, and then stop it."""
+    async def _stop_all(self, started: Collection[tuple[str, int]]) -> None:
+        for name, number in reversed(list(started)):
+            await self._stop(name, number)
+
+    def retire(self, keep: Mapping[str, UserStack]) -> None:
+        """Let every other stack, and the processes that a stack has beyond its number, serve their open flows to the
+        end, and then stop them.
+        """
         for name, s in self._stacks.items():
-            if name in keep or s.draining:
-                continue
-            s.draining = True
-            self._drains[name] = asyncio.get_running_loop().create_task(self._drain(name))
+            count = keep[name].instances if name in keep else 0
+            for p in s.processes:
+                if p.number < count or p.retiring:
+                    continue
+                p.retiring = True
+                drain = asyncio.get_running_loop().create_task(self._drain(name, p))
+                self._drains[name, p.number] = drain
+            self._publish(s)
+        self._end_strays()
 
     async def close(self) -> list[str]:
         """Stop everything; flows of the user stacks are reset. Returns what was removed, as text."""
         for task in self._drains.values():
             task.cancel()
         removed = []
-        for name in list(self._stacks):
-            await self._stop(name)
+        for s in self._stacks.values():
+            for p in s.processes:
+                p.retiring = True  # so that none gets a new flow while the others end
+        for name, s in list(self._stacks.items()):
+            await self._stop_all([(name, p.number) for p in s.processes])
             removed.append(f"stack {name}")
-        for left in list(self._state.stacks):
-            self._forget(left)
+        self._end_strays()
         removed += restore_sysctls(self._state)
         self._run.save(self._state)
         return removed
 
     async def _keep(self, s: _Stack, config: UserStack) -> None:
-        s.draining = False
-        task = self._drains.pop(s.state.name, None)
-        if task is not None:
-            task.cancel()
+        for p in s.processes:
+            if p.number >= config.instances:
+                continue
+            p.retiring = False
+            task = self._drains.pop((s.name, p.number), None)
+            if task is not None:
+                task.cancel()
+        self._publish(s)
         if config != s.config:
             s.config = config
-            s.supervisor.spec = self._spec(s.state, config, s.nics)
-            with contextlib.suppress(DmmError, OSError):
-                await s.supervisor.query(
-                    "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
-                )
+            for p in s.processes:
+                p.supervisor.spec = self._spec(s, p.record)
+                with contextlib.suppress(DmmError, OSError):
+                    await p.supervisor.query(
+                        "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
+                    )
 
-    async def _start(self, name: str, stack_id: int, config: UserStack) -> None:
-        record = next(r for r in self._state.stacks if r.name == name)
-        record.stack_id = stack_id
-        nics = self._nics_of(config)
-        record.nics = [n.name for n in nics]
+    async def _open(self, name: str, stack_id: int, config: UserStack) -> _Stack:
+        """A stack with no process yet, and its XDP program on its NICs."""
+        s = _Stack(name, stack_id, config, self._nics_of(config))
+        self._stacks[name] = s
+        self._publish(s)
+        await asyncio.to_thread(self._attach_nics, s)
+        return s
+
+    async def _start(self, s: _Stack, number: int) -> None:
+        record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
+        record.stack_id = s.stack_id
+        record.nics = [n.name for n in s.nics]
         self._run.save(self._state)
-        self._set_up(stack_id, up=False)
-        spec = self._spec(record, config, nics)
-        supervisor = StackSupervisor(
-            spec,
-            on_up=lambda info: self._on_up(name, info),
-            on_down=lambda reason: self._on_down(name, reason),
+        process = Process(
+            record,
+            self._spec(s, record),
+            self._attached,
+            save=lambda: self._run.save(self._state),
+            changed=lambda p: self._changed(s, p),
         )
-        self._stacks[name] = _Stack(record, config, nics, supervisor)
-        await asyncio.to_thread(self._attach_nics, record, nics)
-        if record.pid and await supervisor.adopt(record.pid, record.start_time):
-            return
-        await supervisor.start()
+        s.processes.append(process)
+        await process.start()
 
     def _nics_of(self, config: UserStack) -> list[NicSpec]:
         specs = []
@@ -250,48 +289,51 @@ class StackManager:
             if taken is not None:
                 raise ConflictError(
                     f"serve {info.name} with one more user stack",
-                    why=f"stack {taken.state.name} holds its queues, and a queue has one AF_XDP UMEM",
+                    why=f"stack {taken.name} holds its queues, and a queue has one AF_XDP UMEM",
                     hint="give each user stack devices of its own",
                 )
             slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
             specs.append(NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu))
         return specs
 
-    def _spec(self, record: StackState, config: UserStack, nics: list[NicSpec]) -> StackSpec:
-        maps = self._attached.maps
+    def _spec(self, s: _Stack, record: StackState) -> StackSpec:
+        maps, config = self._attached.maps, s.config
         return StackSpec(
             instance=self._state.instance,
-            name=record.name,
-            stack_id=record.stack_id,
+            name=s.name,
+            stack_id=s.stack_id,
             k=record.k,
-            mark=mark_of(record.k),
+            mark=numbers_of(record.k).mark,
             mark_mask=MARK_MASK,
             tun=record.tun,
-            nics=nics,
+            nics=s.nics,
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
             cookie_state_fd=maps["cookie_state"].fd,
             congestion=config.congestion,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
-            memory_bytes=config.memory_bytes or 0,
+            memory_bytes=(config.memory_bytes or 0) // config.instances,
             syn_cookies=config.syn_cookies,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
+            process=record.process,
+            tap=record.tap,
+            taps_fd=maps["taps"].fd,
         )
 
-    def _attach_nics(self, record: StackState, nics: list[NicSpec]) -> None:
-        for n in nics:
+    def _attach_nics(self, s: _Stack) -> None:
+        for n in s.nics:
             if self._attached.attach_xdp(n.ifindex, n.name) != "native":
                 self._attached.detach_xdp(n.ifindex)
                 # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
                 raise KernelFeatureError(
-                    f"serve {n.name} with stack {record.name}",
+                    f"serve {n.name} with stack {s.name}",
                     why="its driver takes no XDP program at this MTU",
                     hint="use a device with native XDP, or an MTU of at most one page",
                 )
-            log.info("XDP program on %s for stack %s", n.name, record.name)
-            value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=record.stack_id))
+            log.info("XDP program on %s for stack %s", n.name, s.name)
+            value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=s.stack_id))
             self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
 
     def _detach_nics(self, nics: Iterable[NicSpec]) -> None:
@@ -300,102 +342,88 @@ class StackManager:
             self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
             self._state.nics.pop(n.name, None)
 
-    def _on_up(self, name: str, info: Mapping[str, Any]) -> None:
-        s = self._stacks[name]
-        s.pid, s.status, s.reason = int(info["pid"]), "up", ""
-        s.state.pid, s.state.start_time = s.pid, int(info["start_time"])
-        self._run.save(self._state)
-        try:
-            self._lead_in(s)
-        except (DmmError, OSError) as e:
-            s.status, s.reason = "down", str(e)
-            raise
-        self._set_up(s.state.stack_id, up=True, pid=s.pid)
-        log.info("stack %s is up, pid %d, on %s", name, s.pid, ", ".join(n.name for n in s.nics))
-        self._notify({"type": "stack", "stack": name, "state": "up", "pid": s.pid})
+    def _changed(self, s: _Stack, p: Process) -> None:
+        if p.status == "up":
+            self._want_fwmark_accept()
+        self._publish(s)
+        label = p.record.label
+        if p.status == "up":
+            log.info("stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics))
+        else:
+            left = "the other processes" if s.status == "up" else "its fallback"
+            log.warning("stack %s went down: %s; new flows go to %s", label, p.reason, left)
+        event = {"type": "stack", "stack": s.name, "process": p.number, "state": p.status}
+        self._notify(event | ({"pid": p.pid} if p.status == "up" else {"reason": p.reason}))
 
-    def _lead_in(self, s: _Stack) -> None:
-        """Everything between an app's socket and the stack's TUN device."""
-        numbers = StackNumbers(s.state.k, MARK_BASE, MARK_MASK)
-        ifindex = socket.if_nametoindex(s.state.tun)
-        tuning.prepare_tun(s.state.tun)
-        mark = abi.pack(abi.new("dmm_tun_mark", mark=numbers.mark, mask=MARK_MASK))
-        self._attached.maps["tun_marks"].update(struct.pack("=I", ifindex), mark)
-        tcingress.attach(ifindex, self._attached.ingress_fd())
-        self._want_fwmark_accept()
-        if s.mirror is None:
-            s.mirror = RouteMirror(numbers, [n.name for n in s.nics])
-            asyncio.get_running_loop().add_reader(s.mirror.fileno(), self._mirror_ready, s)
-        s.mirror.sync()
-
-    def _mirror_ready(self, s: _Stack) -> None:
-        if s.mirror is None:
-            return
-        try:
-            s.mirror.handle_events()
-        except (DmmError, OSError) as e:
-            log.warning("stack %s: the routing mirror is behind: %s", s.state.name, e)
-
-    def _on_down(self, name: str, reason: str) -> None:
-        s = self._stacks[name]
-        self._set_up(s.state.stack_id, up=False)
-        s.status, s.reason, s.pid = "down", reason, 0
-        s.restarts += 1
-        s.state.pid = 0
-        self._run.save(self._state)
-        self._end_flows(s.state)
-        if not self._closing(name):
-            log.warning("stack %s went down: %s; new flows take its fallback", name, reason)
-        self._notify({"type": "stack", "stack": name, "state": "down", "reason": reason})
-
-    def _closing(self, name: str) -> bool:
-        return self._stacks[name].status == "stopping"
-
-    def _end_flows(self, record: StackState) -> None:
-        gone = end_flows(self._attached.maps["xdp_flows"], record)
-        if gone:
-            log.info("stack %s: %d flows that it carried are reset", record.name, gone)
-
-    async def _stop(self, name: str) -> None:
+    async def _stop(self, name: str, number: int) -> None:
+        """Stop a process, and with its last one the stack."""
         s = self._stacks.get(name)
         if s is None:
             return
-        self._set_up(s.state.stack_id, up=False)
-        s.status = "stopping"
-        await s.supervisor.stop()
-        self._end_flows(s.state)
-        if s.mirror is not None:
-            asyncio.get_running_loop().remove_reader(s.mirror.fileno())
-            s.mirror.remove()
-            s.mirror.close()
-        self._detach_nics(s.nics)
-        del self._stacks[name]
-        self._drains.pop(name, None)
-        self._forget(s.state)
+        p = s.process(number)
+        if p is not None:
+            p.retiring = True
+            self._publish(s)
+            await p.stop()
+            s.processes.remove(p)
+            self._forget(p.record)
+        self._drains.pop((name, number), None)
+        self._publish(s)
+        if not s.processes:
+            self._detach_nics(s.nics)
+            del self._stacks[name]
         self._run.save(self._state)
 
     def _forget(self, record: StackState) -> None:
-        StackNumbers(record.k, MARK_BASE, MARK_MASK).remove()
+        numbers_of(record.k).remove()
         if record in self._state.stacks:
             self._state.stacks.remove(record)
 
-    async def _drain(self, name: str) -> None:
+    def _end_strays(self) -> None:
+        """Records of processes that are not ours to keep: numbered for a policy that was refused, or left draining by
+        a Resource Director that was killed.
+        """
+        kept = {id(p.record) for s in self._stacks.values() for p in s.processes}
+        for record in [r for r in self._state.stacks if id(r) not in kept]:
+            if record.pid and kill_process(record.pid, record.start_time):
+                log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
+                end_flows(self._attached.maps["xdp_flows"], record)
+            self._forget(record)
+        self._run.save(self._state)
+
+    async def _drain(self, name: str, p: Process) -> None:
         while True:
-            s = self._stacks[name]
             try:
-                stats = await s.supervisor.query("stats")
+                stats = await p.supervisor.query("stats")
                 if not stats["connections"]:
                     break
             except (DmmError, OSError):
                 break
             await asyncio.sleep(1)
-        log.info("stack %s has no flows left and is stopped", name)
-        self._drains.pop(name, None)
-        await self._stop(name)
+        async with self._lock:
+            if p.retiring:
+                log.info("stack %s has no flows left and is stopped", p.record.label)
+                self._drains.pop((name, p.number), None)
+                await self._stop(name, p.number)
 
-    def _set_up(self, stack_id: int, *, up: bool, pid: int = 0) -> None:
-        value = abi.pack(abi.new("dmm_stack_state", up=int(up), pid=pid))
-        self._attached.maps["stack_state"].update(struct.pack("=I", stack_id), value)
+    def _publish(self, s: _Stack) -> None:
+        """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
+        value = abi.new("dmm_stack_state")
+        for p in s.processes:
+            if p.number:
+                # A retiring process's too: the sockets that it serves bear its mark.
+                value.marks[p.number], value.taps[p.number] = p.mark, p.record.tap
+            if p.retiring:
+                continue
+            value.processes = max(value.processes, p.number + 1)
+            if p.status == "up":
+                value.up |= 1 << p.number
+                value.pid = value.pid or p.pid
+        key = struct.pack("=I", s.stack_id)
+        self._attached.maps["stack_state"].update(key, abi.pack(value))
+        if s.processes and not any(p.status == "up" for p in s.processes):
+            # Nobody is left who could tell a SYN cookie from any other number.
+            self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))
 
     def _want_fwmark_accept(self) -> None:
         """tcp_fwmark_accept makes an accepted socket answer through the stack its SYN came from (ip-sysctl.rst)."""
@@ -420,23 +448,17 @@ def _free_slot(nics: Mapping[str, int]) -> int:
     raise ConflictError("serve one more NIC", why=f"an instance serves {C.DMM_MAX_NICS} at most")
 
 
-def end_flows(xdp_flows: Map, record: StackState) -> int:
-    """Reset what a stack that is gone has carried, and delete its XDP entries; returns how many there were.
-
-    Only sockets whose 5-tuple the stack owned are reset: one with its mark that is not among them was made after the
-    stack went, by the main table, and is well.
+def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int]:
+    """What the processes of a user stack have counted together since each began: enum dmm_core_counter by name.
+    answers: of query_all("stats").
     """
-    owned = set()
-    for key, value in xdp_flows.items():
-        if abi.unpack("dmm_xdp_flow", value).stack == record.stack_id:
-            pair = abi.unpack("dmm_addr_pair", key)
-            owned.add(pair_text(pair))
-            xdp_flows.delete(key)
-    if owned:
-        sockdiag.destroy_by_mark(
-            mark_of(record.k), MARK_MASK, lambda s: (s.laddr, s.lport, s.raddr, s.rport) in owned
-        )
-    return len(owned)
+    totals: Counter[str] = Counter()
+    for (stack, _), stats in answers.items():
+        if stack == name:
+            totals.update(
+                {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
+            )
+    return dict(totals)
 
 
 def restore_sysctls(state: State) -> list[str]:

@@ -15,10 +15,10 @@ from pathlib import Path
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Map
+from dmm_ebpf.rd.processes import end_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.stacks import MARK_BASE, MARK_MASK, end_flows, restore_sysctls
+from dmm_ebpf.rd.stacks import restore_sysctls
 from dmm_ebpf.userstack.supervisor import kill_process
 
 
@@ -56,7 +56,7 @@ def _kill_stacks(state: State) -> list[str]:
     gone = []
     for stack in state.stacks:
         if stack.pid and kill_process(stack.pid, stack.start_time, signal.SIGKILL):
-            gone.append(f"stack {stack.name}, pid {stack.pid}")
+            gone.append(f"stack {stack.label}, pid {stack.pid}")
     return gone
 
 
@@ -80,10 +80,9 @@ def _undo_in_netns(state: State, maps: Mapping[str, Map]) -> list[str]:
 def _undo_network(state: State, maps: Mapping[str, Map]) -> list[str]:
     removed = []
     for stack in state.stacks:
-        numbers = StackNumbers(stack.k, MARK_BASE, MARK_MASK)
         if "xdp_flows" in maps:
             end_flows(maps["xdp_flows"], stack)
-        removed += numbers.remove()
+        removed += numbers_of(stack.k).remove()
     return removed + restore_sysctls(state)
 
 

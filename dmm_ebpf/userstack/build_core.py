@@ -20,6 +20,7 @@ _HEADERS = (
     _PACKAGE / "hal/halerr.h",
     _HERE / "core/api.h",
     _PACKAGE / "hal/afxdp.h",
+    _PACKAGE / "hal/tapnic.h",
     _PACKAGE / "hal/tun.h",
     _PACKAGE / "hal/privileges.h",
     _HERE / "engine.h",

@@ -66,8 +66,7 @@ static void wake(struct dmm_engine *e)
 
 /* ---- the core's actions ---- */
 
-/* value NULL: deletes key */
-static int map_syscall(int fd, const void *key, const void *value)
+static int map_syscall(int command, int fd, const void *key, const void *value)
 {
 	union bpf_attr attr;
 
@@ -75,15 +74,14 @@ static int map_syscall(int fd, const void *key, const void *value)
 	attr.map_fd = (uint32_t)fd;
 	attr.key = (uintptr_t)key;
 	attr.value = (uintptr_t)value;
-	attr.flags = BPF_ANY;
-	return (int)syscall(SYS_bpf, value ? BPF_MAP_UPDATE_ELEM : BPF_MAP_DELETE_ELEM, &attr, sizeof(attr));
+	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
 }
 
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
 {
-	uint32_t value[2] = {e->stack_id, 0}; /* struct dmm_xdp_flow */
+	uint32_t value[2] = {e->stack_id, e->tap}; /* struct dmm_xdp_flow */
 
-	if (e->xdp_flows_fd >= 0 && map_syscall(e->xdp_flows_fd, &action->pair, value)) {
+	if (e->xdp_flows_fd >= 0 && map_syscall(BPF_MAP_UPDATE_ELEM, e->xdp_flows_fd, &action->pair, value)) {
 		/* Full: the answers would go to the kernel. */
 		e->stats.flow_errors++;
 		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
@@ -94,19 +92,26 @@ static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t 
 
 static void disown(struct dmm_engine *e, const struct dmm_action *action)
 {
-	if (e->xdp_flows_fd >= 0 && map_syscall(e->xdp_flows_fd, &action->pair, NULL) && errno != ENOENT)
+	if (e->xdp_flows_fd >= 0 && map_syscall(BPF_MAP_DELETE_ELEM, e->xdp_flows_fd, &action->pair, NULL) &&
+	    errno != ENOENT)
 		e->stats.flow_errors++;
 }
 
-/* XDP gives us ACKs of no flow for as long as a cookie may come back. The time moves once a minute. */
+/*
+ * XDP gives us ACKs of no flow for as long as a cookie may come back. The time moves once a minute. Other
+ * processes of the stack may have told a later one; when none is left, the Resource Director clears it.
+ */
 static void tell_cookies(struct dmm_engine *e)
 {
 	uint64_t until_ns = dmm_core_cookies_until_ns(e->core); /* struct dmm_cookie_state */
+	uint64_t told_ns = 0;
 
 	if (until_ns == e->cookies_told_ns || e->cookie_state_fd < 0)
 		return;
 	e->cookies_told_ns = until_ns;
-	if (map_syscall(e->cookie_state_fd, &e->stack_id, &until_ns))
+	if (map_syscall(BPF_MAP_LOOKUP_ELEM, e->cookie_state_fd, &e->stack_id, &told_ns) ||
+	    (told_ns < until_ns &&
+	     map_syscall(BPF_MAP_UPDATE_ELEM, e->cookie_state_fd, &e->stack_id, &until_ns)))
 		e->stats.flow_errors++;
 }
 
@@ -177,8 +182,8 @@ static uint64_t turn(struct dmm_engine *e)
 	engine_tun_in(e);
 	run_actions(e);
 	engine_nic_out(e);
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		engine_xsk_in(e, i);
+	for (uint32_t i = 0; i < e->n_port; i++)
+		engine_port_in(e, i);
 	run_actions(e);
 	dmm_core_poll(e->core, engine_now_ns());
 	run_actions(e);
@@ -190,8 +195,8 @@ static uint64_t turn(struct dmm_engine *e)
 
 	if (e->more)
 		return now;
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		e->nic_blocked = e->nic_blocked || e->xsk_again[i];
+	for (uint32_t i = 0; i < e->n_port; i++)
+		e->nic_blocked = e->nic_blocked || e->port[i].again;
 	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
 	uint64_t due = dmm_core_poll(e->core, now);
 
@@ -205,14 +210,14 @@ static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
 	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};
 	fds[n++] =
 		(struct pollfd){.fd = e->tun_fd, .events = (short)(POLLIN | (e->tun_tx_len ? POLLOUT : 0))};
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		fds[n++] = (struct pollfd){.fd = dmm_xsk_fd(e->xsk[i]), .events = POLLIN};
+	for (uint32_t i = 0; i < e->n_port; i++)
+		fds[n++] = (struct pollfd){.fd = port_fd(&e->port[i]), .events = POLLIN};
 	return n;
 }
 
 static void wait_until(struct dmm_engine *e, uint64_t due)
 {
-	struct pollfd fds[MAX_XSKS + 2];
+	struct pollfd fds[MAX_PORTS + 2];
 	nfds_t n = poll_set(e, fds);
 	uint64_t now = engine_now_ns();
 	uint64_t left = due > now ? due - now : 0;
@@ -293,8 +298,8 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->request_fd = config->request_fd;
 	e->xdp_flows_fd = config->xdp_flows_fd;
 	e->cookie_state_fd = config->cookie_state_fd;
-	e->cookies_told_ns = UINT64_MAX; /* a process before this one may have left something there */
 	e->stack_id = config->stack_id;
+	e->tap = config->tap;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
 	e->tun_tx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
@@ -313,8 +318,8 @@ void dmm_engine_destroy(struct dmm_engine *e)
 {
 	if (!e)
 		return;
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		dmm_xsk_close(e->xsk[i]);
+	for (uint32_t i = 0; i < e->n_port; i++)
+		port_close(&e->port[i]);
 	if (e->core)
 		dmm_core_destroy(e->core);
 	paths_deinit(&e->paths);
@@ -339,16 +344,26 @@ int dmm_engine_nic_add(struct dmm_engine *e, uint32_t ifindex, const uint8_t *ma
 	return (int)e->n_nic++;
 }
 
+static int port_add(struct dmm_engine *e, const struct port *port)
+{
+	struct nic *nic = &e->nic[port->nic];
+
+	if (port->nic >= e->n_nic || e->n_port == MAX_PORTS ||
+	    nic->n_port == sizeof(nic->port) / sizeof(nic->port[0]))
+		return -ENOSPC;
+	nic->port[nic->n_port++] = e->n_port;
+	e->port[e->n_port++] = *port;
+	return 0;
+}
+
 int dmm_engine_xsk_add(struct dmm_engine *e, uint32_t nic, struct dmm_xsk *xsk)
 {
-	struct nic *to = &e->nic[nic];
+	return port_add(e, &(struct port){.xsk = xsk, .nic = nic});
+}
 
-	if (nic >= e->n_nic || e->n_xsk == MAX_XSKS || to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
-		return -ENOSPC;
-	to->xsk[to->n_xsk++] = xsk;
-	e->xsk_nic[e->n_xsk] = nic;
-	e->xsk[e->n_xsk++] = xsk;
-	return 0;
+int dmm_engine_tap_add(struct dmm_engine *e, uint32_t nic, struct dmm_tapnic *tap)
+{
+	return port_add(e, &(struct port){.tap = tap, .nic = nic});
 }
 
 /* ---- from other threads ---- */
@@ -440,20 +455,31 @@ uint64_t dmm_engine_path_idle_ns(struct dmm_engine *e, const uint8_t *addr)
 	return idle;
 }
 
+static void port_stats(const struct port *port, struct dmm_engine_stats *stats)
+{
+	struct dmm_tapnic_stats tap;
+	struct dmm_xsk_stats xsk;
+
+	if (port->tap) {
+		dmm_tapnic_stats(port->tap, &tap);
+		stats->kicks += tap.sends;
+		stats->kicks_again += tap.sends_again;
+		return;
+	}
+	dmm_xsk_stats(port->xsk, &xsk);
+	stats->nic_rx_dropped += xsk.rx_dropped;
+	stats->nic_rx_ring_full += xsk.rx_ring_full;
+	stats->nic_rx_fill_ring_empty += xsk.rx_fill_ring_empty;
+	stats->kicks += xsk.kicks;
+	stats->kicks_again += xsk.kicks_again;
+}
+
 void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
 {
 	engine_lock(e);
 	*stats = e->stats;
-	for (uint32_t i = 0; i < e->n_xsk; i++) {
-		struct dmm_xsk_stats one;
-
-		dmm_xsk_stats(e->xsk[i], &one);
-		stats->nic_rx_dropped += one.rx_dropped;
-		stats->nic_rx_ring_full += one.rx_ring_full;
-		stats->nic_rx_fill_ring_empty += one.rx_fill_ring_empty;
-		stats->kicks += one.kicks;
-		stats->kicks_again += one.kicks_again;
-	}
+	for (uint32_t i = 0; i < e->n_port; i++)
+		port_stats(&e->port[i], stats);
 	stats->paths = e->paths.used;
 	stats->connections = dmm_core_connections(e->core);
 	engine_unlock(e);

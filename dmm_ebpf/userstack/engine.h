@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * engine.h: the loop that joins a core (sans I/O) to its TUN device and its AF_XDP sockets.
+ * engine.h: the loop that joins a core (sans I/O) to its TUN device and its ports on NICs.
  *
  * dmm_engine_run() is for one thread and returns when the engine is stopped or has lost a device. Every other
  * function may be called from any thread at any time: the loop holds the engine's lock only while it works,
@@ -17,6 +17,7 @@
 #include "core/api.h"
 #include "../hal/afxdp.h"
 #include "../hal/halerr.h"
+#include "../hal/tapnic.h"
 #include "../hal/tun.h"
 
 struct dmm_engine;
@@ -28,6 +29,7 @@ struct dmm_engine_config {
 	int xdp_flows_fd;    /* map xdp_flows, or -1: no XDP program steers packets here */
 	int cookie_state_fd; /* map cookie_state, or -1: ditto */
 	uint32_t stack_id;
+	uint32_t tap;	      /* of this process's flows in xdp_flows: struct dmm_xdp_flow */
 	uint64_t path_key[2]; /* random: of the path table's hash */
 };
 
@@ -65,7 +67,7 @@ struct dmm_engine_stats {
 };
 
 struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config);
-/* Closes the AF_XDP sockets too. */
+/* Closes the AF_XDP sockets and TAP devices too. */
 void dmm_engine_destroy(struct dmm_engine *engine);
 
 /* A NIC that packets leave by; software: 1 for veth, whose packets may carry a checksum that was never filled
@@ -73,6 +75,8 @@ void dmm_engine_destroy(struct dmm_engine *engine);
 int dmm_engine_nic_add(struct dmm_engine *engine, uint32_t ifindex, const uint8_t *mac, uint32_t software);
 /* Takes xsk over. Before dmm_engine_run(). Returns 0 or -ENOSPC. */
 int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *xsk);
+/* The same for a TAP device with its packet socket. */
+int dmm_engine_tap_add(struct dmm_engine *engine, uint32_t nic, struct dmm_tapnic *tap);
 
 /* Returns 0 after dmm_engine_stop(), -ENODEV when the TUN device is gone, -ENETDOWN when a NIC is. */
 int dmm_engine_run(struct dmm_engine *engine);

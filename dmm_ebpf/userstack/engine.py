@@ -22,6 +22,7 @@ from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 _TXQUEUELEN = 10000
+_TAP_QUEUELEN = 4096  # frames, as many as an AF_XDP socket's receive side has
 _INNER_GSO_MAX_BYTES = 65535
 _BATCH = 256
 _NEVER = (1 << 64) - 1
@@ -69,7 +70,9 @@ class Engine:
     """One engine with its devices; a PathTable for the resolver."""
 
     def __init__(self, spec: StackSpec) -> None:
-        """Makes the TUN device and the AF_XDP sockets, in the calling thread's namespace. Raises DmmError."""
+        """Makes the TUN device and the AF_XDP sockets or TAP devices, in the calling thread's namespace. Raises
+        DmmError.
+        """
         self.spec = spec
         self.nics: list[NicSpec] = []
         self.zerocopy: dict[str, bool] = {}
@@ -121,10 +124,11 @@ class Engine:
         config.xdp_flows_fd = self.spec.xdp_flows_fd
         config.cookie_state_fd = self.spec.cookie_state_fd
         config.stack_id = self.spec.stack_id
+        config.tap = self.spec.tap
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
-            raise DmmError(f"start stack {self.spec.name}", why="out of memory")
+            raise DmmError(f"start stack {self.spec.label}", why="out of memory")
 
     def _open_nic(self, nic: NicSpec) -> None:
         kind = next((n.kind for n in hal_nic.list_nics() if n.ifindex == nic.ifindex), "")
@@ -132,6 +136,32 @@ class Engine:
         if index < 0:
             raise DmmError(f"serve {nic.name}", why="a stack serves 16 NICs at most")
         self.nics.append(nic)
+        if self.spec.tap:
+            self._open_tap(index, nic)
+        else:
+            self._open_queues(index, nic)
+
+    def _open_tap(self, index: int, nic: NicSpec) -> None:
+        name = self.spec.tap_device(nic)
+        if nic.mtu > lib.DMM_XSK_MAX_MTU:
+            self._error.code, self._error.what = errno.ERANGE, b"receive frames"
+            raise _error(self._error, nic.name)
+        out = ffi.new("struct dmm_tapnic **")
+        if lib.dmm_tapnic_open(name.encode(), nic.ifindex, out, self._error) < 0:
+            raise _error(self._error, name)
+        tap = out[0]
+        if lib.dmm_engine_tap_add(self._engine, index, tap) < 0:
+            lib.dmm_tapnic_close(tap)
+            raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
+        self.zerocopy[nic.name] = False
+        tuning.prepare_tun(name)
+        if lib.dmm_tun_up(name.encode(), nic.mtu, _TAP_QUEUELEN, self._error) < 0:
+            raise _error(self._error, name)
+        slot = (self.spec.tap - 1) * abi.C.DMM_MAX_NICS + nic.slot
+        if self.spec.taps_fd >= 0 and lib.dmm_tapnic_register(tap, self.spec.taps_fd, slot, self._error) < 0:
+            raise _error(self._error, name)
+
+    def _open_queues(self, index: int, nic: NicSpec) -> None:
         mtu = max(n.mtu for n in self.spec.nics)
         for queue in range(nic.queues):
             out = ffi.new("struct dmm_xsk **")
@@ -168,7 +198,7 @@ class Engine:
             self._thread.join(timeout)
 
     def close(self) -> None:
-        """After the loop's end: closes the sockets and the TUN device, which takes its routes along."""
+        """After the loop's end: closes the sockets and the devices; the TUN device takes its routes along."""
         if self._engine != ffi.NULL:
             lib.dmm_engine_destroy(self._engine)
             self._engine = ffi.NULL

@@ -11,27 +11,26 @@
 
 #include "engine.h"
 #include "paths.h"
+#include "port.h"
 
-enum { MAX_NICS = 16, MAX_XSKS = 128, MAC_BYTES = 6 };
+enum { MAX_NICS = 16, MAX_PORTS = 128, MAC_BYTES = 6 };
 
 struct nic {
 	uint32_t ifindex;
 	uint8_t mac[MAC_BYTES];
 	uint32_t software;
-	uint32_t n_xsk;
-	struct dmm_xsk *xsk[64];
+	uint32_t n_port;
+	uint32_t port[64]; /* indices of the engine's ports */
 };
 
 struct dmm_engine {
 	struct dmm_core *core;
 	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, wake_fd;
-	uint32_t stack_id;
+	uint32_t stack_id, tap;
 	uint64_t cookies_told_ns; /* what cookie_state says */
-	uint32_t n_nic, n_xsk;
+	uint32_t n_nic, n_port;
 	struct nic nic[MAX_NICS];
-	struct dmm_xsk *xsk[MAX_XSKS];
-	uint32_t xsk_nic[MAX_XSKS];
-	bool xsk_again[MAX_XSKS]; /* the kernel did not take everything */
+	struct port port[MAX_PORTS];
 	struct paths paths;
 	struct dmm_engine_stats stats;
 	uint8_t *tun_rx;
@@ -51,10 +50,10 @@ uint64_t engine_now_ns(void);
 /* A PENDING entry whose path has been asked for; NULL: too much is being asked already. */
 struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now);
 
-/* Reads what the TUN device, or socket number i, has, up to a budget; sets more when the budget was used up.
+/* Reads what the TUN device, or port number i, has, up to a budget; sets more when the budget was used up.
  */
 void engine_tun_in(struct dmm_engine *e);
-void engine_xsk_in(struct dmm_engine *e, uint32_t i);
+void engine_port_in(struct dmm_engine *e, uint32_t i);
 /* Sends what the core has, as long as there is room; sets nic_blocked or tun_tx_len when there is none. */
 void engine_nic_out(struct dmm_engine *e);
 void engine_tun_out(struct dmm_engine *e);

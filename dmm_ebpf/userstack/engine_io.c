@@ -106,16 +106,16 @@ static uint64_t back_of(const uint8_t *frame, uint32_t nic)
 	return src[0] & 1 ? 0 : back; /* a group address is nobody's */
 }
 
-void engine_xsk_in(struct dmm_engine *e, uint32_t i)
+void engine_port_in(struct dmm_engine *e, uint32_t i)
 {
-	struct dmm_xsk *xsk = e->xsk[i];
-	uint32_t count = dmm_xsk_rx_peek(xsk, NIC_RX_BUDGET);
+	struct port *port = &e->port[i];
+	uint32_t count = port_rx_peek(port, NIC_RX_BUDGET);
 	uint64_t now = engine_now_ns(); /* after the packets came */
 
 	for (uint32_t k = 0; k < count; k++) {
 		struct dmm_rx_meta meta = {0};
 		uint32_t frame_len;
-		const uint8_t *frame = dmm_xsk_rx_frame(xsk, k, &frame_len);
+		const uint8_t *frame = port_rx_frame(port, k, &frame_len);
 		bool v6;
 		uint32_t len = ip_length(frame, frame_len, &v6);
 
@@ -123,32 +123,32 @@ void engine_xsk_in(struct dmm_engine *e, uint32_t i)
 			e->stats.nic_rx_ignored++;
 			continue;
 		}
-		if (e->nic[e->xsk_nic[i]].software)
+		if (e->nic[port->nic].software)
 			meta.csum_ok = csum_is_partial(frame + ETH_BYTES, len, v6);
-		meta.back = back_of(frame, e->xsk_nic[i]);
+		meta.back = back_of(frame, port->nic);
 		e->stats.nic_rx_bytes += len;
 		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);
 	}
 	e->stats.nic_rx_pkts += count;
-	dmm_xsk_rx_release(xsk, count);
+	port_rx_release(port, count);
 	if (count == NIC_RX_BUDGET)
 		e->more = true;
 }
 
-static void xsk_kick(struct dmm_engine *e, uint32_t i)
+static void port_kick(struct dmm_engine *e, struct port *port)
 {
-	int ret = dmm_xsk_tx_kick(e->xsk[i]);
+	int ret = port_tx_kick(port);
 
-	e->xsk_again[i] = ret == 1;
+	port->again = ret == 1;
 	if (ret < 0)
 		e->error = -ENETDOWN;
 }
 
-/* Where the core may write the next packet: the first socket's frame, once every socket has one free. */
+/* Where the core may write the next packet: the first port's frame, once every port has one free. */
 static uint8_t *nic_room(struct dmm_engine *e)
 {
-	for (uint32_t i = e->n_xsk; i-- > 0;) {
-		uint8_t *frame = dmm_xsk_tx_begin(e->xsk[i]);
+	for (uint32_t i = e->n_port; i-- > 0;) {
+		uint8_t *frame = port_tx_begin(&e->port[i]);
 
 		if (!frame)
 			return NULL;
@@ -169,16 +169,12 @@ static void destination(const uint8_t *ip, uint32_t family, uint8_t addr[16])
 	memcpy(addr + 12, ip + 16, 4);
 }
 
-/* The same socket for all packets of a connection, so that they stay in order. */
-static uint32_t xsk_of(const struct dmm_engine *e, const struct nic *nic, const uint8_t *ip, uint32_t family)
+/* The same port for all packets of a connection, so that they stay in order. */
+static uint32_t port_of(const struct nic *nic, const uint8_t *ip, uint32_t family)
 {
 	const uint8_t *ports = ip + (family == AF_INET6 ? IP6_BYTES : (ip[0] & 15u) * 4);
-	uint32_t pick = (uint32_t)(ports[1] ^ ports[3]) % nic->n_xsk;
 
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		if (e->xsk[i] == nic->xsk[pick])
-			return i;
-	return 0;
+	return nic->port[(uint32_t)(ports[1] ^ ports[3]) % nic->n_port];
 }
 
 /* The NIC and the link-layer address that a packet leaves by; NULL: not known now. */
@@ -204,7 +200,7 @@ static const struct nic *next_hop(struct dmm_engine *e, const uint8_t *ip, const
 	return &e->nic[path->nic];
 }
 
-/* Sends the IP packet that the core wrote behind the first socket's Ethernet header. */
+/* Sends the IP packet that the core wrote behind the first port's Ethernet header. */
 static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta,
 		     uint64_t now)
 {
@@ -212,14 +208,15 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 	uint8_t dst_mac[MAC_BYTES];
 	const struct nic *nic = next_hop(e, ip, meta, now, dst_mac);
 
-	if (!nic || nic->n_xsk == 0) {
+	if (!nic || nic->n_port == 0) {
 		e->stats.nic_tx_no_path++;
 		return; /* as lost on the way: retransmission finds the path known */
 	}
-	uint32_t i = e->n_xsk == 1 ? 0 : xsk_of(e, nic, ip, meta->family);
+	uint32_t i = e->n_port == 1 ? 0 : port_of(nic, ip, meta->family);
+	struct port *port = &e->port[i];
 
 	if (i != 0) {
-		uint8_t *other = dmm_xsk_tx_begin(e->xsk[i]);
+		uint8_t *other = port_tx_begin(port);
 
 		memcpy(other + ETH_BYTES, ip, len);
 		frame = other;
@@ -228,11 +225,11 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
 	frame[12] = meta->family == AF_INET6 ? 0x86 : 0x08;
 	frame[13] = meta->family == AF_INET6 ? 0xdd : 0x00;
-	dmm_xsk_tx_commit(e->xsk[i], len + ETH_BYTES);
+	port_tx_commit(port, len + ETH_BYTES);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
-	if (dmm_xsk_tx_unkicked(e->xsk[i]) >= KICK_PKTS)
-		xsk_kick(e, i);
+	if (port_tx_unkicked(port) >= KICK_PKTS)
+		port_kick(e, port);
 }
 
 void engine_nic_out(struct dmm_engine *e)
@@ -241,7 +238,7 @@ void engine_nic_out(struct dmm_engine *e)
 	uint32_t sent = 0;
 
 	e->nic_blocked = false;
-	if (e->n_xsk == 0)
+	if (e->n_port == 0)
 		return;
 	for (; sent < NIC_TX_BUDGET; sent++) {
 		struct dmm_tx_meta meta = {0};
@@ -259,9 +256,9 @@ void engine_nic_out(struct dmm_engine *e)
 			break;
 		nic_send(e, frame, len, &meta, now);
 	}
-	for (uint32_t i = 0; i < e->n_xsk; i++)
-		if (dmm_xsk_tx_unkicked(e->xsk[i]) || e->xsk_again[i])
-			xsk_kick(e, i);
+	for (uint32_t i = 0; i < e->n_port; i++)
+		if (port_tx_unkicked(&e->port[i]) || e->port[i].again)
+			port_kick(e, &e->port[i]);
 	if (sent == NIC_TX_BUDGET)
 		e->more = true;
 }

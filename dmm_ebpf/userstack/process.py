@@ -141,7 +141,7 @@ class StackProcess:
         if method == "stop":
             self.stop()
             return None
-        raise UsageError(f"ask stack {self.spec.name} for {method!r}", why="it knows no such request")
+        raise UsageError(f"ask stack {self.spec.label} for {method!r}", why="it knows no such request")
 
 
 def _listen(spec: StackSpec) -> socket.socket:

@@ -28,8 +28,11 @@ class NicSpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """One user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP program is in
-    use.
+    """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP
+    program is in use.
+
+    process counts from 0. Process 0 has the NICs' AF_XDP sockets; another has a TAP device for each NIC, and
+    then tap, as in struct dmm_xdp_flow, is not 0.
     """
 
     instance: str
@@ -50,21 +53,35 @@ class StackSpec:
     memory_bytes: int = 0
     syn_cookies: str = "auto"
     cookie_state_fd: int = -1
+    process: int = 0
+    tap: int = 0
+    taps_fd: int = -1
+
+    @property
+    def label(self) -> str:
+        """The process in messages and file names: the stack's name, with "@1" and so on after the first. No stack
+        is called so: a name has no "@".
+        """
+        return f"{self.name}@{self.process}" if self.process else self.name
+
+    def tap_device(self, nic: NicSpec) -> str:
+        """Name of the TAP device by which frames of nic come."""
+        return f"{self.tun}.{nic.slot}"
 
     @property
     def control_path(self) -> Path:
         """The stack process's socket."""
-        return Path(self.run_dir) / f"stack-{self.name}.sock"
+        return Path(self.run_dir) / f"stack-{self.label}.sock"
 
     @property
     def pid_path(self) -> Path:
         """Its pid and start time."""
-        return Path(self.run_dir) / f"stack-{self.name}.pid"
+        return Path(self.run_dir) / f"stack-{self.label}.pid"
 
     @property
     def log_path(self) -> Path:
         """What it writes to stderr."""
-        return Path(self.run_dir) / f"stack-{self.name}.log"
+        return Path(self.run_dir) / f"stack-{self.label}.log"
 
     def to_json(self) -> str:
         """For the process."""
@@ -82,5 +99,5 @@ class StackSpec:
 
     def inherited(self) -> list[int]:
         """The descriptors that the process needs."""
-        fds = (self.netns_fd, self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd)
+        fds = (self.netns_fd, self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd, self.taps_fd)
         return [fd for fd in fds if fd >= 0]

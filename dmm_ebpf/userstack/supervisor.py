@@ -44,7 +44,7 @@ log = logging.getLogger("dmm-ebpf")
 
 
 class StackSupervisor:
-    """One stack's process. Lives in the Resource Director's event loop."""
+    """One process of a stack. Lives in the Resource Director's event loop."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class StackSupervisor:
         try:
             info = await self.query("ping")
             if int(info["pid"]) != pid:
-                raise DmmError(f"adopt stack {self.spec.name}", why="its socket is another process's")
+                raise DmmError(f"adopt stack {self.spec.label}", why="its socket is another process's")
         except (DmmError, OSError) as exc:
-            log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.name, pid, exc)
+            log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.label, pid, exc)
             os.close(fd)
             return False
         self._stopping = False
@@ -115,7 +115,7 @@ class StackSupervisor:
 
     async def query(self, method: str, **params: Any) -> Any:
         """Asks the process. Raises DmmError when it refuses, is not there or does not answer."""
-        what = f"ask stack {self.spec.name} for {method}"
+        what = f"ask stack {self.spec.label} for {method}"
         try:
             async with asyncio.timeout(QUERY_DEADLINE_S):
                 reader, writer = await asyncio.open_unix_connection(str(self.spec.control_path))
@@ -180,7 +180,7 @@ class StackSupervisor:
     async def _ready(self, channel: socket.socket) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         channel.setblocking(False)
-        what = f"start stack {self.spec.name}"
+        what = f"start stack {self.spec.label}"
         data = b""
         try:
             async with asyncio.timeout(READY_DEADLINE_S):
@@ -240,7 +240,7 @@ class StackSupervisor:
                 async with asyncio.timeout(STOP_DEADLINE_S):
                     await gone.wait()
             except TimeoutError:
-                log.warning("stack %s, pid %d, does not end and is killed", self.spec.name, self.pid)
+                log.warning("stack %s, pid %d, does not end and is killed", self.spec.label, self.pid)
                 self._kill()
                 await gone.wait()
         finally:
@@ -290,4 +290,4 @@ class StackSupervisor:
                 await self._came_up(info)
                 return
             except (DmmError, OSError) as exc:
-                log.warning("stack %s: %s; next try in %g s", self.spec.name, exc, self._backoff_s)
+                log.warning("stack %s: %s; next try in %g s", self.spec.label, exc, self._backoff_s)

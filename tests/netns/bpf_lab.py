@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,6 +247,16 @@ def follow(attached: loader.Attached, flags: int = C.DMM_CONTROL_EVENTS) -> None
 def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
     """stack_state[number].up."""
     attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
+
+
+def processes_up(attached: loader.Attached, number: int, up: int, others: Sequence[tuple[int, int]]) -> None:
+    """stack_state[number] of a stack with several processes: bits of those that are up, mark and tap of those after
+    the first.
+    """
+    state = abi.new("dmm_stack_state", up=up, processes=1 + len(others))
+    for i, (mark, tap) in enumerate(others, 1):
+        state.marks[i], state.taps[i] = mark, tap
+    attached.maps["stack_state"].update(u32(number), abi.pack(state))
 
 
 def u32(value: int) -> bytes:

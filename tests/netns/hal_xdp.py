@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _MAP_CREATE, _LOOKUP, _NEXT_KEY, _PROG_LOAD = 0, 1, 4, 5
-_XSKMAP, _HASH, _PROG_XDP, _PROG_SCHED_CLS = 17, 1, 6, 3
+_XSKMAP, _DEVMAP, _HASH, _PROG_XDP, _PROG_SCHED_CLS = 17, 14, 1, 6, 3
 _DRV_MODE = 1 << 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,6 +33,10 @@ def make_map(kind: int, key: int, value: int, entries: int) -> int:
 
 def xskmap(entries: int = 1024) -> int:
     return make_map(_XSKMAP, 4, 4, entries)
+
+
+def devmap(entries: int = 1024) -> int:
+    return make_map(_DEVMAP, 4, 4, entries)
 
 
 def flow_map() -> int:
@@ -60,7 +64,9 @@ def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
 
 
 def redirect_tcp(xsks_fd: int) -> int:
-    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel."""
+    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel. The map may be one of
+    devices.
+    """
     program = [
         _insn(0xBF, 6, 1),  # r6 = ctx
         _insn(0x61, 2, 1, 0),  # r2 = data

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from bpf_lab import SO_MAX_PACING_RATE, USER_MARK, Agent, Bench, Policy, bench, flip, stack_up
+from bpf_lab import SO_MAX_PACING_RATE, USER_MARK, Agent, Bench, Policy, bench, flip, processes_up, stack_up
 from lab import Cgroup
 
 from dmm_ebpf.abi import C
@@ -92,6 +92,24 @@ def test_user_stack_sets_mark_and_congestion(bench: Bench) -> None:
         assert bench.agent.mark(name) == USER_MARK + (5 << 20)
         assert bench.agent.congestion(name) == "reno"
         assert decision(bench, name).stack == 5
+
+
+def test_connections_are_spread_over_the_processes_of_a_stack(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
+    marks = [USER_MARK + (k << 20) for k in (5, 7, 9)]
+
+    def chosen(count: int) -> list[int]:
+        taken = [bench.agent.mark(connected(bench, bench.b.ip4)) for _ in range(count)]
+        return [taken.count(mark) for mark in marks]
+
+    processes_up(bench.attached, 5, 0b111, [(marks[1], 8), (marks[2], 10)])
+    spread = chosen(30)
+    assert sum(spread) == 30 and min(spread) >= 6, spread
+    processes_up(bench.attached, 5, 0b101, [(marks[1], 8), (marks[2], 10)])
+    first, second, third = chosen(20)
+    assert second == 0 and first and third
+    processes_up(bench.attached, 5, 0b100, [(marks[1], 8), (marks[2], 10)])
+    assert chosen(4) == [0, 0, 4]
 
 
 def test_other_bits_of_the_mark_stay(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from bpf_lab import USER_MARK, Agent, Bench, Policy, bench, listener_key, stack_up
+from bpf_lab import USER_MARK, Agent, Bench, Policy, bench, listener_key, processes_up, stack_up
 from lab.waiting import wait_for
 
 from dmm_ebpf import abi
@@ -248,6 +248,19 @@ def test_a_child_that_came_through_a_user_stack_is_known_by_its_mark(bench: Benc
         made = decision(bench)
         assert (made.stack, made.wanted, made.route) == (6, 6, 2)
     assert bench.agent.mark("l") == 0
+
+
+@pytest.mark.parametrize("processes", [0b11, 0b01], ids=["up", "down"])
+def test_a_child_that_came_through_another_process_keeps_that_ones_mark(bench: Bench, processes: int) -> None:
+    policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(5).user(6).route(1, "0.0.0.0/0", 6, route=2)
+    policy.apply(bench.attached)
+    mark = USER_MARK + (9 << 20)
+    processes_up(bench.attached, 6, processes, [(mark, 10)])
+    port = bench.agent.listen("l", "0.0.0.0")
+    mark_at_ingress(bench, mark)
+    with client(bench, port):
+        assert bench.agent.mark("x") == mark
+        assert decision(bench).stack == 6
 
 
 def test_a_child_that_is_used_again_loses_the_user_stacks_mark(bench: Bench) -> None:

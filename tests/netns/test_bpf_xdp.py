@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from bpf_lab import MARK_MASK, Policy, counter, flip, listener_key, netns_cookie, stack_up, u32
+from bpf_lab import MARK_MASK, Policy, counter, flip, listener_key, netns_cookie, processes_up, stack_up, u32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import Cgroup, Host, Lab
@@ -111,7 +111,9 @@ class Steer:
         assert done.data == frame
         return int(done.retval)
 
-    def own(self, laddr: str, raddr: str, lport: int = PORT, rport: int = THEIRS, stack: int = STACK) -> None:
+    def own(
+        self, laddr: str, raddr: str, lport: int = PORT, rport: int = THEIRS, stack: int = STACK, tap: int = 0
+    ) -> None:
         """xdp_flows: a stack owns this flow."""
         pair = abi.new(
             "dmm_addr_pair",
@@ -122,13 +124,20 @@ class Steer:
             family=socket.AF_INET6 if ":" in laddr else socket.AF_INET,
             proto=6,
         )
-        self.attached.maps["xdp_flows"].update(abi.pack(pair), abi.pack(abi.new("dmm_xdp_flow", stack=stack)))
+        self.attached.maps["xdp_flows"].update(
+            abi.pack(pair), abi.pack(abi.new("dmm_xdp_flow", stack=stack, tap=tap))
+        )
 
     def listen(self, address: str, table: int, port: int = PORT) -> None:
         """listeners: as TCP_LISTEN_CB would write it, for both halves."""
         entry = abi.new("dmm_listener", count=1)
         entry.tables[0] = entry.tables[1] = table
         self.attached.maps["listeners"].update(listener_key(address, port), abi.pack(entry))
+
+    def tap(self, tap: int) -> None:
+        """taps: a device of the host's stands for a process's TAP device."""
+        key = u32((tap - 1) * C.DMM_MAX_NICS + SLOT)
+        self.host.call(self.attached.maps["taps"].update, key, u32(LO))
 
     def count(self, number: int) -> int:
         """A counter."""
@@ -394,6 +403,41 @@ def test_an_owned_flow_without_a_socket_passes_and_is_counted(steer: Steer) -> N
     assert steer.attached.maps["xsks"].delete(u32(SLOT * C.DMM_MAX_QUEUES))
     assert steer.run(eth(ip4(tcp()))) == PASS
     assert (steer.count(C.DMM_CNT_XDP_NO_SOCKET), steer.count(C.DMM_CNT_XDP_FLOW)) == (1, 0)
+
+
+def test_a_flow_of_another_process_goes_to_its_tap_device(steer: Steer) -> None:
+    steer.own(US4, THEM4, tap=4)
+    quote = icmp4(3, ip4(tcp(PORT, THEIRS), US4, THEM4))
+    for frame in (eth(ip4(tcp())), quote):
+        assert steer.run(frame) == PASS
+    assert steer.count(C.DMM_CNT_XDP_NO_SOCKET) == 2
+    steer.tap(4)
+    assert steer.attached.maps["xsks"].delete(u32(SLOT * C.DMM_MAX_QUEUES))
+    for frame in (eth(ip4(tcp())), quote):
+        assert steer.run(frame) == REDIRECT
+
+
+def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Steer) -> None:
+    """Process 1 has no TAP device here, so what it would get passes."""
+    steer.listen("::", 1)
+    syns = [eth(ip4(tcp(port, flags=SYN))) for port in range(40000, 40200)]
+    syns += [eth(ip6(tcp(port, flags=SYN))) for port in range(40000, 40200)]
+
+    def to_second() -> set[int]:
+        return {i for i, syn in enumerate(syns) if steer.run(syn) == PASS}
+
+    assert to_second() == set()
+    processes_up(steer.attached, STACK, 0b111, [(1, 2), (2, 3)])
+    steer.tap(3)
+    second = to_second()
+    assert len(syns) / 4 < len(second) < len(syns) / 2.4
+    assert to_second() == second
+    processes_up(steer.attached, STACK, 0b011, [(1, 2), (2, 3)])
+    assert second <= to_second(), "the death of one process moved the flows of another"
+    processes_up(steer.attached, STACK, 0b101, [(1, 2), (2, 3)])
+    assert to_second() == set(), "a process that is down was chosen"
+    processes_up(steer.attached, STACK, 0b010, [(1, 2), (2, 3)])
+    assert len(to_second()) == len(syns)
 
 
 def test_a_device_that_is_no_nic_of_ours_passes_everything(steer: Steer) -> None:

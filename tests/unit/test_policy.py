@@ -128,6 +128,14 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("kernel redefined", '[stacks.kernel]\nkind = "kernel"\n', ["policy.toml:1:", "cannot be redefined"]),
     ("no kind", "[stacks.a]\ndscp = 1\n", ["policy.toml:1:", '"kind" is missing']),
     ("odd kind", '[stacks.a]\nkind = "lwip"\n', ["policy.toml:2:", '"lwip"', '"user"']),
+    ("no process", U + "instances = 0\n", ["policy.toml:3:", '"0" is not a number of processes', "1 to 16"]),
+    ("too many processes", U + "instances = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
+    (
+        "processes in words",
+        U + 'instances = "two"\n',
+        ["policy.toml:3:", '"two" is not a number of processes'],
+    ),
+    ("processes by truth", U + "instances = true\n", ["policy.toml:3:", "not a number of processes"]),
     ("transport to come", U + 'transport = "quic"\n', ["policy.toml:3:", '"quic"', 'expected "tcp"']),
     (
         "congestion of user stacks",
@@ -269,6 +277,8 @@ def test_limits() -> None:
     assert f"policy.toml:{3 + 2 * 64 + 1}:" in sentence
     users = "".join(stack.format(n).replace("kernel", "user") for n in range(35))
     assert "at most 34" in refusal(users)
+    few = "".join(f'[stacks.s{n}]\nkind = "user"\ninstances = 12\n' for n in range(3))
+    assert "3 user stacks have 36 processes together; a policy has at most 34" in refusal(few)
 
 
 def test_too_large_and_junk(tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+/* tapnic.c: see tapnic.h. */
+#include "tapnic.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/filter.h>
+#include <linux/if.h>
+#include <linux/if_packet.h>
+#include <linux/if_tun.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+	FRAME_BYTES = 4096, /* DMM_XSK_MAX_MTU and its Ethernet header fit */
+	RX_FRAMES = 64,
+	TX_FRAMES = 256, /* a power of two */
+	SEND_BATCH = 64,
+	SNDBUF_BYTES = 8 << 20, /* about as many frames as an AF_XDP socket's transmit side has */
+};
+
+struct dmm_tapnic {
+	int tap_fd, packet_fd;
+	uint32_t ifindex; /* of the TAP device */
+	uint32_t rx_first, rx_end;
+	uint32_t tx_head, tx_tail; /* grow; committed are head .. tail - 1 */
+	uint32_t rx_len[RX_FRAMES];
+	struct iovec iov[TX_FRAMES];
+	struct mmsghdr msg[TX_FRAMES];
+	struct dmm_tapnic_stats stats;
+	uint8_t rx[RX_FRAMES][FRAME_BYTES];
+	uint8_t tx[TX_FRAMES][FRAME_BYTES];
+};
+
+static int fail(struct dmm_hal_error *err, int code, const char *what, const char *name)
+{
+	err->code = code;
+	snprintf(err->what, sizeof(err->what), "%s %s", what, name);
+	return -code;
+}
+
+static int tap_make(struct dmm_tapnic *tap, const char *name, struct dmm_hal_error *err)
+{
+	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sock_fprog filter = {.len = 1, .filter = &nothing};
+	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
+	size_t len = strlen(name);
+
+	if (len >= sizeof(ifr.ifr_name))
+		return fail(err, ENAMETOOLONG, "make TAP device", name);
+	memcpy(ifr.ifr_name, name, len);
+	tap->tap_fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	if (tap->tap_fd < 0)
+		return fail(err, errno, "open /dev/net/tun for device", name);
+	if (ioctl(tap->tap_fd, TUNSETIFF, &ifr))
+		return fail(err, errno, "make TAP device", name);
+	if (ioctl(tap->tap_fd, TUNATTACHFILTER, &filter))
+		return fail(err, errno, "close to the kernel TAP device", name);
+	if (ioctl(tap->packet_fd, SIOCGIFINDEX, &ifr))
+		return fail(err, errno, "find the index of TAP device", name);
+	tap->ifindex = (uint32_t)ifr.ifr_ifindex;
+	return 0;
+}
+
+static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_hal_error *err)
+{
+	struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = (int)nic_ifindex};
+	int on = 1, sndbuf = SNDBUF_BYTES;
+
+	/* Protocol 0: no packet handler is registered, so nothing is received. */
+	tap->packet_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (tap->packet_fd < 0)
+		return fail(err, errno, "open", "a packet socket");
+	if (bind(tap->packet_fd, (struct sockaddr *)&to, sizeof(to)))
+		return fail(err, errno, "bind", "a packet socket");
+	if (setsockopt(tap->packet_fd, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof(on)))
+		return fail(err, errno, "set PACKET_QDISC_BYPASS on", "a packet socket");
+	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
+		return fail(err, errno, "set the send buffer of", "a packet socket");
+	return 0;
+}
+
+int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **out,
+		    struct dmm_hal_error *err)
+{
+	struct dmm_tapnic *tap = calloc(1, sizeof(*tap));
+	int ret;
+
+	*out = NULL;
+	if (!tap)
+		return fail(err, ENOMEM, "make TAP device", name);
+	tap->tap_fd = tap->packet_fd = -1;
+	for (uint32_t i = 0; i < TX_FRAMES; i++) {
+		tap->iov[i].iov_base = tap->tx[i];
+		tap->msg[i].msg_hdr.msg_iov = &tap->iov[i];
+		tap->msg[i].msg_hdr.msg_iovlen = 1;
+	}
+	ret = packet_make(tap, nic_ifindex, err);
+	if (!ret)
+		ret = tap_make(tap, name, err);
+	if (ret) {
+		dmm_tapnic_close(tap);
+		return ret;
+	}
+	*out = tap;
+	return 0;
+}
+
+void dmm_tapnic_close(struct dmm_tapnic *tap)
+{
+	if (!tap)
+		return;
+	if (tap->tap_fd >= 0)
+		close(tap->tap_fd);
+	if (tap->packet_fd >= 0)
+		close(tap->packet_fd);
+	free(tap);
+}
+
+int dmm_tapnic_fd(const struct dmm_tapnic *tap)
+{
+	return tap->tap_fd;
+}
+
+int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t index,
+			struct dmm_hal_error *err)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.map_fd = (uint32_t)taps_map_fd;
+	attr.key = (uintptr_t)&index;
+	attr.value = (uintptr_t)&tap->ifindex;
+	attr.flags = BPF_ANY;
+	if (syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+		return fail(err, errno, "put a TAP device into", "the map of devices");
+	return 0;
+}
+
+uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
+{
+	if (tap->rx_first == tap->rx_end)
+		tap->rx_first = tap->rx_end = 0;
+	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max) {
+		ssize_t n = read(tap->tap_fd, tap->rx[tap->rx_end], FRAME_BYTES);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break; /* nothing now; that the device is gone, poll(2) tells */
+		tap->rx_len[tap->rx_end++] = (uint32_t)n;
+	}
+	uint32_t ready = tap->rx_end - tap->rx_first;
+
+	return ready < max ? ready : max;
+}
+
+const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len)
+{
+	*len = tap->rx_len[tap->rx_first + i];
+	return tap->rx[tap->rx_first + i];
+}
+
+void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n)
+{
+	tap->rx_first += n;
+}
+
+uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap)
+{
+	if (tap->tx_tail - tap->tx_head == TX_FRAMES)
+		return NULL;
+	return tap->tx[tap->tx_tail % TX_FRAMES];
+}
+
+void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len)
+{
+	tap->iov[tap->tx_tail++ % TX_FRAMES].iov_len = len;
+}
+
+uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
+{
+	return tap->tx_tail - tap->tx_head;
+}
+
+int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
+{
+	while (tap->tx_head != tap->tx_tail) {
+		uint32_t at = tap->tx_head % TX_FRAMES;
+		uint32_t n = tap->tx_tail - tap->tx_head;
+
+		if (n > SEND_BATCH)
+			n = SEND_BATCH;
+		if (n > TX_FRAMES - at)
+			n = TX_FRAMES - at;
+		tap->stats.sends++;
+		int sent = sendmmsg(tap->packet_fd, &tap->msg[at], n, MSG_DONTWAIT);
+
+		if (sent > 0) {
+			tap->tx_head += (uint32_t)sent;
+			continue;
+		}
+		if (errno == EINTR)
+			continue;
+		if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+			tap->stats.sends_again++;
+			return 1;
+		}
+		if (errno == ENETDOWN || errno == ENXIO || errno == ENODEV)
+			return -errno;
+		tap->tx_head++;
+		tap->stats.refused++;
+	}
+	return 0;
+}
+
+void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_tapnic_stats *stats)
+{
+	*stats = tap->stats;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tapnic.h: a NIC whose AF_XDP sockets another process holds: frames come by a TAP device that the NIC's XDP
+ * program redirects to (ndo_xdp_xmit), and go by a packet socket on the NIC.
+ *
+ * An AF_XDP receive queue has one UMEM, with one owner of its fill and completion rings; a queue cannot be
+ * shared with a process that may be killed at any moment. A TAP device takes redirected frames whatever the
+ * number of queues, and is gone with its descriptor; a map of devices forgets it then by itself. The packet
+ * socket goes around the qdisc, as AF_XDP does (PACKET_QDISC_BYPASS, packet(7)), and receives nothing.
+ *
+ * Invariant: only frames redirected by XDP can be read. What the kernel itself would send through the TAP
+ * device is dropped by a socket filter, so that no local program can speak to the stack as if it were the
+ * network.
+ *
+ * Frames carry Ethernet headers. One thread uses it at a time. Nothing is allocated after open.
+ */
+#ifndef DMM_TAPNIC_H
+#define DMM_TAPNIC_H
+
+#include <stdint.h>
+#include "halerr.h"
+
+struct dmm_tapnic;
+
+struct dmm_tapnic_stats {
+	uint64_t sends;	      /* system calls */
+	uint64_t sends_again; /* the socket's buffer or the driver's queue was full */
+	uint64_t refused;     /* packets that the kernel does not take: longer than the device's MTU */
+};
+
+/* Makes TAP device name, still down, and a sending socket on the device with nic_ifindex, in the calling
+ * thread's namespace. Returns 0, or -errno with err filled. */
+int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **out,
+		    struct dmm_hal_error *err);
+void dmm_tapnic_close(struct dmm_tapnic *tap);
+
+/* Readable when frames have come. */
+int dmm_tapnic_fd(const struct dmm_tapnic *tap);
+
+/* Puts the TAP device into a DEVMAP under index. It must be up, or frames are dropped. Returns 0, or -errno
+ * with err filled. */
+int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t index,
+			struct dmm_hal_error *err);
+
+/* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them. */
+uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max);
+const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len);
+/* Forgets the first n of them. */
+void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n);
+
+/* A free frame to write a packet to, or NULL. The same frame until dmm_tapnic_tx_commit(). */
+uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap);
+void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len);
+/* Sends what was committed. Returns 0 when the kernel took everything, 1 when it must be called again later,
+ * or -errno when the NIC is gone. */
+int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);
+/* Committed and not sent. */
+uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap);
+
+void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_tapnic_stats *stats);
+
+#endif /* DMM_TAPNIC_H */

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a user stack, and everything between an app's socket and its TUN device.
+
+Each process has a number k of its own in the namespace: mark, rule, table and TUN device. So a socket's mark says
+which process of a stack carries it, for as long as it lives, and the death of one concerns no flow of another.
+Process 0 has the AF_XDP sockets on the stack's NICs; each other one has a TAP device for every NIC (hal/tapnic.h).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal import sockdiag, tcingress, tuning
+from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
+from dmm_ebpf.loader import Attached, Map
+from dmm_ebpf.rd.flows import pair_text
+from dmm_ebpf.rd.rundir import StackState
+from dmm_ebpf.userstack.supervisor import StackSpec, StackSupervisor
+
+MARK_BASE = 0x0DD00000
+MARK_MASK = 0x0FF00000
+
+log = logging.getLogger("dmm-ebpf")
+
+
+def numbers_of(k: int) -> StackNumbers:
+    """What process number k of the namespace owns there."""
+    return StackNumbers(k, MARK_BASE, MARK_MASK)
+
+
+class Process:
+    """Starts, follows and stops one process. Lives in the RD's event loop and namespace."""
+
+    def __init__(
+        self,
+        record: StackState,
+        spec: StackSpec,
+        attached: Attached,
+        *,
+        save: Callable[[], None],
+        changed: Callable[[Process], None],
+    ) -> None:
+        """save keeps the record. changed is called when status has become "up" or "down", not for a stop() that was
+        asked for; what it raises for "up" ends the process.
+        """
+        self.record = record
+        self.retiring = False  # carries its flows to their end, and gets no new one
+        self.status = "starting"
+        self.reason = ""
+        self.restarts = 0
+        self.supervisor = StackSupervisor(spec, on_up=self._on_up, on_down=self._on_down)
+        self._attached = attached
+        self._save = save
+        self._changed = changed
+        self._mirror: RouteMirror | None = None
+
+    @property
+    def number(self) -> int:
+        """Among the stack's processes, from 0."""
+        return self.record.process
+
+    @property
+    def pid(self) -> int:
+        """0: there is none now."""
+        return self.record.pid if self.status == "up" else 0
+
+    @property
+    def mark(self) -> int:
+        """The SO_MARK bits of the sockets it serves."""
+        return numbers_of(self.record.k).mark
+
+    async def start(self) -> None:
+        """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
+        record = self.record
+        if record.pid and await self.supervisor.adopt(record.pid, record.start_time):
+            return
+        await self.supervisor.start()
+
+    async def stop(self) -> None:
+        """End the process, reset its flows, and take away what led to it."""
+        self.status = "stopping"
+        await self.supervisor.stop()
+        self._end_flows()
+        if self._mirror is not None:
+            asyncio.get_running_loop().remove_reader(self._mirror.fileno())
+            self._mirror.close()
+            self._mirror = None
+        numbers_of(self.record.k).remove()
+
+    def describe(self) -> dict[str, Any]:
+        """For `dmm-ebpf stacks`."""
+        return {
+            "process": self.number,
+            "state": "draining" if self.retiring and self.status == "up" else self.status,
+            "reason": self.reason,
+            "pid": self.pid or None,
+            "restarts": self.restarts,
+            "tun": self.record.tun,
+            "mark": f"{self.mark:#x}/{MARK_MASK:#x}",
+        }
+
+    def _on_up(self, info: Mapping[str, Any]) -> None:
+        self.record.pid, self.record.start_time = int(info["pid"]), int(info["start_time"])
+        self._save()
+        self.status, self.reason = "up", ""
+        try:
+            self._lead_in()
+            self._changed(self)
+        except (DmmError, OSError) as e:
+            self.status, self.reason = "down", str(e)
+            raise
+
+    def _lead_in(self) -> None:
+        numbers = numbers_of(self.record.k)
+        ifindex = socket.if_nametoindex(self.record.tun)
+        tuning.prepare_tun(self.record.tun)
+        mark = abi.pack(abi.new("dmm_tun_mark", mark=numbers.mark, mask=MARK_MASK))
+        self._attached.maps["tun_marks"].update(struct.pack("=I", ifindex), mark)
+        tcingress.attach(ifindex, self._attached.ingress_fd())
+        if self._mirror is None:
+            self._mirror = RouteMirror(numbers, self.record.nics)
+            asyncio.get_running_loop().add_reader(self._mirror.fileno(), self._mirror_ready)
+        self._mirror.sync()
+
+    def _mirror_ready(self) -> None:
+        if self._mirror is None:
+            return
+        try:
+            self._mirror.handle_events()
+        except (DmmError, OSError) as e:
+            log.warning("stack %s: the routing mirror is behind: %s", self.record.label, e)
+
+    def _on_down(self, reason: str) -> None:
+        self.status, self.reason = "down", reason
+        self.record.pid = 0
+        self.restarts += 1
+        # First, so that no new flow is given to it while the old ones are reset.
+        self._changed(self)
+        self._save()
+        self._end_flows()
+
+    def _end_flows(self) -> None:
+        gone = end_flows(self._attached.maps["xdp_flows"], self.record)
+        if gone:
+            log.info("stack %s: %d flows that it carried are reset", self.record.label, gone)
+
+
+def end_flows(xdp_flows: Map, record: StackState) -> int:
+    """Reset what a process that is gone has carried, and delete its XDP entries; returns how many there were.
+
+    Only sockets whose 5-tuple the process owned are reset: one with its mark that is not among them was made after it
+    went, by the main table, and is well.
+    """
+    owned = set()
+    for key, value in xdp_flows.items():
+        flow = abi.unpack("dmm_xdp_flow", value)
+        if (flow.stack, flow.tap) == (record.stack_id, record.tap):
+            pair = abi.unpack("dmm_addr_pair", key)
+            owned.add(pair_text(pair))
+            xdp_flows.delete(key)
+    if owned:
+        sockdiag.destroy_by_mark(
+            numbers_of(record.k).mark,
+            MARK_MASK,
+            lambda s: (s.laddr, s.lport, s.raddr, s.rport) in owned,
+        )
+    return len(owned)

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or, in a process that shares
+ * the NIC with the one that has those, its TAP device and packet socket (hal/tapnic.h).
+ *
+ * Exactly one of xsk and tap is set. Two calls per packet go through here; a branch that always goes the same
+ * way costs less than a table of functions.
+ */
+#ifndef DMM_PORT_H
+#define DMM_PORT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../hal/afxdp.h"
+#include "../hal/tapnic.h"
+
+struct port {
+	struct dmm_xsk *xsk;
+	struct dmm_tapnic *tap;
+	uint32_t nic; /* index of the engine's NIC */
+	bool again;   /* the kernel did not take everything */
+};
+
+static inline void port_close(struct port *port)
+{
+	dmm_xsk_close(port->xsk);
+	dmm_tapnic_close(port->tap);
+}
+
+static inline int port_fd(const struct port *port)
+{
+	return port->xsk ? dmm_xsk_fd(port->xsk) : dmm_tapnic_fd(port->tap);
+}
+
+static inline uint32_t port_rx_peek(struct port *port, uint32_t max)
+{
+	return port->xsk ? dmm_xsk_rx_peek(port->xsk, max) : dmm_tapnic_rx_peek(port->tap, max);
+}
+
+static inline const uint8_t *port_rx_frame(const struct port *port, uint32_t i, uint32_t *len)
+{
+	return port->xsk ? dmm_xsk_rx_frame(port->xsk, i, len) : dmm_tapnic_rx_frame(port->tap, i, len);
+}
+
+static inline void port_rx_release(struct port *port, uint32_t n)
+{
+	if (port->xsk)
+		dmm_xsk_rx_release(port->xsk, n);
+	else
+		dmm_tapnic_rx_release(port->tap, n);
+}
+
+static inline uint8_t *port_tx_begin(struct port *port)
+{
+	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
+}
+
+static inline void port_tx_commit(struct port *port, uint32_t len)
+{
+	if (port->xsk)
+		dmm_xsk_tx_commit(port->xsk, len);
+	else
+		dmm_tapnic_tx_commit(port->tap, len);
+}
+
+static inline uint32_t port_tx_unkicked(const struct port *port)
+{
+	return port->xsk ? dmm_xsk_tx_unkicked(port->xsk) : dmm_tapnic_tx_unkicked(port->tap);
+}
+
+static inline int port_tx_kick(struct port *port)
+{
+	return port->xsk ? dmm_xsk_tx_kick(port->xsk) : dmm_tapnic_tx_kick(port->tap);
+}
+
+#endif /* DMM_PORT_H */

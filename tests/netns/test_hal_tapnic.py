@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NIC shared by TAP device and packet socket, by itself: frames in and out, in order, and from nobody else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hal_xdp
+from dmm_ebpf.userstack._core import ffi, lib
+from hal_lab import Host, hosts, link, wait_until
+
+TAP = "dmm-9.0"
+
+
+@contextmanager
+def tapnic_on(host: Host) -> Iterator[Any]:
+    """TAP device dmm-9.0 that gets the TCP frames of the host's eth0."""
+    taps = hal_xdp.devmap(1)
+    prog = hal_xdp.redirect_tcp(taps)
+    hal_xdp.attach(host, "eth0", prog)
+    error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
+    index = host.ns.run_in(socket.if_nametoindex, "eth0")
+    opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, out, error)
+    assert opened == 0, ffi.string(error.what)
+    try:
+        assert host.ns.run_in(lib.dmm_tun_up, TAP.encode(), 1500, 4096, error) == 0, ffi.string(error.what)
+        registered = host.ns.run_in(lib.dmm_tapnic_register, out[0], taps, 0, error)
+        assert registered == 0, ffi.string(error.what)
+        yield out[0]
+    finally:
+        lib.dmm_tapnic_close(out[0])
+        os.close(prog)
+        os.close(taps)
+
+
+def frame(number: int, size: int = 200) -> bytes:
+    head = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x00" + b"\x45" + bytes(8) + b"\x06"
+    return (head + struct.pack("=I", number)).ljust(size, b"z")
+
+
+def number_of(raw: bytes) -> int:
+    return int(struct.unpack_from("=I", raw, 24)[0])
+
+
+def packet_socket(host: Host, device: str = "eth0") -> socket.socket:
+    sock = host.ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.bind((device, 3))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+    return sock
+
+
+def read(tap: Any, most: int) -> list[bytes]:
+    """What is at hand, taken over."""
+    length = ffi.new("uint32_t *")
+    count = lib.dmm_tapnic_rx_peek(tap, most)
+    got = []
+    for i in range(count):
+        raw = lib.dmm_tapnic_rx_frame(tap, i, length)
+        got.append(bytes(ffi.buffer(raw, length[0])))
+    lib.dmm_tapnic_rx_release(tap, count)
+    return got
+
+
+def test_redirected_frames_come_in_order():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with tapnic_on(a) as tap, packet_socket(b) as sender:
+            got: list[bytes] = []
+            for start in range(0, 1000, 100):
+                for number in range(start, start + 100):
+                    sender.send(frame(number, 60 + number))
+                while len(got) < start + 100:
+                    assert select.select([lib.dmm_tapnic_fd(tap)], [], [], 5)[0]
+                    got += read(tap, 7)
+            assert got == [frame(number, 60 + number) for number in range(1000)]
+
+
+def test_frames_are_sent_in_order():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with tapnic_on(a) as tap, packet_socket(b) as receiver:
+            receiver.settimeout(5)
+            got: list[int] = []
+            for number in range(1000):
+                data = frame(number)
+                while (room := lib.dmm_tapnic_tx_begin(tap)) == ffi.NULL:
+                    assert lib.dmm_tapnic_tx_kick(tap) in (0, 1)
+                ffi.memmove(room, data, len(data))
+                lib.dmm_tapnic_tx_commit(tap, len(data))
+            wait_until(lambda: lib.dmm_tapnic_tx_kick(tap) == 0)
+            assert lib.dmm_tapnic_tx_unkicked(tap) == 0
+            while len(got) < 1000:
+                raw = receiver.recv(2000)
+                if raw[6:12] == b"\2\0\0\0\0\1":
+                    got.append(number_of(raw))
+                    assert raw == frame(got[-1])
+            assert got == list(range(1000))
+
+
+def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with tapnic_on(a) as tap, packet_socket(b) as receiver:
+            receiver.settimeout(5)
+            for number, size in ((1, 200), (2, 3000), (3, 200)):
+                ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(number, size), size)
+                lib.dmm_tapnic_tx_commit(tap, size)
+            assert lib.dmm_tapnic_tx_kick(tap) == 0
+            ours = (raw for raw in iter(lambda: receiver.recv(4000), b"") if raw[6:12] == b"\2\0\0\0\0\1")
+            assert [number_of(next(ours)), number_of(next(ours))] == [1, 3]
+            stats = ffi.new("struct dmm_tapnic_stats *")
+            lib.dmm_tapnic_stats(tap, stats)
+            assert stats.refused == 1
+            a.sh("ip link set eth0 down")
+            ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(4), 200)
+            lib.dmm_tapnic_tx_commit(tap, 200)
+            assert lib.dmm_tapnic_tx_kick(tap) == -errno.ENETDOWN
+
+
+def test_local_programs_cannot_speak_to_the_stack_through_its_device():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with tapnic_on(a) as tap, packet_socket(a, TAP) as local, packet_socket(b) as sender:
+            for number in range(10):
+                local.send(frame(number))
+            sender.send(frame(77))
+            assert select.select([lib.dmm_tapnic_fd(tap)], [], [], 5)[0]
+            assert read(tap, 64) == [frame(77)]
+
+
+def test_the_device_goes_with_its_descriptor_and_the_kernel_gets_the_frames_again():
+    with hosts(2) as (a, b):
+        link(a, b)
+        with tapnic_on(a):
+            error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
+            index = a.ns.run_in(socket.if_nametoindex, "eth0")
+            again = a.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, out, error)
+            assert (again, out[0]) == (-errno.EBUSY, ffi.NULL)
+            assert TAP in ffi.string(error.what).decode()
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, out, error) == -errno.ENAMETOOLONG
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0", 99999, out, error) == -errno.ENODEV
+        assert TAP not in a.sh("ip link")
+        with packet_socket(a) as kernel, packet_socket(b) as sender:
+            kernel.settimeout(5)
+            sender.send(frame(5))
+            while (raw := kernel.recv(2000))[6:12] != b"\2\0\0\0\0\1":
+                pass
+            assert number_of(raw) == 5
