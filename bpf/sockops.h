@@ -273,12 +273,9 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dm
 {
 	struct dmm_flow *flow;
 
-	if (likely(!events_wanted(control))) {
-		if (state == BPF_TCP_ESTABLISHED)
-			state_flag_set(ctx);
-		return;
-	}
 	state_flag_set(ctx);
+	if (likely(!events_wanted(control)))
+		return;
 	flow = flow_find(ctx);
 	if (!flow)
 		return;
@@ -336,9 +333,13 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 {
 	const struct dmm_control *control = control_get();
-	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
 	struct bpf_sock *sk = ctx->sk;
+	__u64 netns_cookie;
 
+	/* Only a follower is told of a SYN: every connect() would pay for what comes next. */
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB && likely(!events_wanted(control)))
+		return;
+	netns_cookie = bpf_get_netns_cookie(ctx);
 	if (!control || !sk || netns_cookie != control->netns_cookie)
 		return;
 	switch (op) {
