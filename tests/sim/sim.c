@@ -24,7 +24,7 @@ struct params {
 		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, accecn_off, ecn_drop, hole_bytes, again, isn,
 		kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
-		gap_ns, check, down_after_ns;
+		gap_ns, check, down_after_ns, linux_window;
 	char cc[16];
 };
 
@@ -125,6 +125,57 @@ static bool router_error(uint32_t from, const uint8_t *p, uint32_t len)
 	return true;
 }
 
+/* Bytes that host 1 holds out of order */
+static uint64_t held_ooo(const struct tcb *t)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; t->ooo && i < t->ooo->n; i++)
+		sum += t->ooo->v[t->ooo->first + i].end - t->ooo->v[t->ooo->first + i].start;
+	return sum;
+}
+
+/*
+ * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window=1, one connection,
+ * no limit of memory): tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more
+ * when that has grown, and for what waits out of order; tcp_grow_window() lets the window follow by two bytes
+ * for each that arrives, as far as the free room goes.
+ */
+static void linux_window(uint8_t *p, uint32_t len)
+{
+	static uint64_t edge, room, mark_ns, mark_ack, arrived, space = 14480, threshold = 65536;
+	uint32_t ip = p[0] >> 4 == 4 ? 20 : 40;
+	uint64_t ack, held, extent, copied, want, left;
+	const struct tcb *t;
+	struct pkt k;
+
+	if (!P.linux_window || !H[1].core->n_live || wire_parse(p, len, false, &k) != WIRE_TCP ||
+	    k.flags & (TH_SYN | TH_RST))
+		return;
+	t = &H[1].core->slots[H[1].core->live[0]]->leg[DMM_LEG_OUTER];
+	ack = t->rcv_nxt;
+	held = held_ooo(t);
+	extent = held ? t->ooo->v[t->ooo->first + t->ooo->n - 1].end - ack : 0;
+	room = max_u64(max_u64(room, 65536), 2 * space + extent);
+	if (now - mark_ns >= 2 * P.delay_ns) {
+		copied = ack - mark_ack;
+		if (copied > space) {
+			want = 2 * copied + 4 * copied * (copied - space) / space;
+			room = max_u64(room, want + extent);
+			space = copied;
+		}
+		mark_ns = now;
+		mark_ack = ack;
+	}
+	left = room > held ? room - held : 0;
+	threshold = max_u64(threshold,
+			    min_u64(threshold + 2 * (ack + held - min_u64(arrived, ack + held)), left));
+	arrived = ack + held;
+	edge = max_u64(edge, ack + min_u64(threshold, left));
+	put_be16(p + ip + 14, (uint16_t)min_u64((edge - ack) >> t->rcv_wscale, get_be16(p + ip + 14)));
+	refix_csum(p, len);
+}
+
 static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 {
 	struct host *h = &H[from];
@@ -162,6 +213,8 @@ static void link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		e.data = malloc(len);
 		memcpy(e.data, p, len);
 		middlebox(e.data, len);
+		if (from)
+			linux_window(e.data, len);
 		if (P.mark_bytes && backlog * P.rate_Bps / NS_PER_S > P.mark_bytes)
 			n_marked += mark_ce(e.data);
 		if (rnd() < P.corrupt)
@@ -485,7 +538,8 @@ static const struct {
 	    U(hole_bytes),
 	    U(again),
 	    U(check),
-	    U(down_after_ns)};
+	    U(down_after_ns),
+	    U(linux_window)};
 
 static void parse_args(int argc, char **argv)
 {

@@ -11,7 +11,9 @@ RTT_NS = 100 * MS
 WIDE = {"krcvbuf": 2**30, "sndbuf": 2**30, "rcvbuf": 2**30, "memory": 2**32}
 
 
-def bulk(programs: Programs, cc: str, loss: float, seconds: int, seed: int = 1) -> dict[str, int]:
+def bulk(
+    programs: Programs, cc: str, loss: float, seconds: int, seed: int = 1, **more: int
+) -> dict[str, int]:
     """A flow that does not end, for so long; the queue is one BDP."""
     return simulate(
         programs.sim,
@@ -26,6 +28,7 @@ def bulk(programs: Programs, cc: str, loss: float, seconds: int, seed: int = 1) 
         limit_ns=seconds * S,
         seed=seed,
         **WIDE,
+        **more,
     )
 
 
@@ -39,6 +42,36 @@ def share(programs: Programs, cc: str, loss: float) -> float:
 @pytest.mark.parametrize("loss", [0, 0.01, 0.05, 0.12])
 def test_wan_fills_a_lossy_path(programs: Programs, loss: float) -> None:
     assert share(programs, "wan", loss) >= 0.97
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.05, 0.12])
+def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: float) -> None:
+    """It begins at 64 KiB and follows what was read: while it is full, copies keep holes from holding it up."""
+    shares = []
+    for seed in (1, 2, 3):
+        early, late = (
+            bulk(programs, "wan", loss, seconds, seed, linux_window=1, loss_back=loss) for seconds in (8, 18)
+        )
+        assert late["spare_copies_a"] > 0
+        shares.append((late["got_b"] - early["got_b"]) / 10 / (RATE_BPS * (1 - loss) * 1448 / 1538))
+    assert sorted(shares)[1] >= 0.96
+
+
+def test_wan_keeps_its_rate_while_a_small_window_is_the_limit(programs: Programs) -> None:
+    """With half a BDP of window no round measures the path; the estimate of it must not fall to what was sent."""
+    keys = WIDE | {"rcvbuf": RATE_BPS * RTT_NS // S // 2, "cc": "wan", "loss": 0.01, "down": 0, "up": 2**36}
+    early, late = (
+        simulate(
+            programs.sim,
+            rate_Bps=RATE_BPS,
+            delay_ns=RTT_NS // 2,
+            queue_bytes=RATE_BPS * RTT_NS // S,
+            limit_ns=seconds * S,
+            **keys,
+        )
+        for seconds in (10, 30)
+    )
+    assert (late["got_b"] - early["got_b"]) / 20 >= 0.8 * (RATE_BPS / 2) * 0.6
 
 
 def test_bbr_fills_a_clean_path_and_tolerates_one_percent(programs: Programs) -> None:

@@ -166,6 +166,7 @@ enum dmm_core_counter {
 	DMM_CORE_SYN_COOKIES_INVALID, /* ACKs of no connection, while cookies are out, that carry none */
 	DMM_CORE_HALF_OPEN_DROPPED,   /* oldest half-open connections that made room */
 	DMM_CORE_ECN_MARKS,	      /* accurate ECN: marks that peers told of */
+	DMM_CORE_SPARE_COPIES,	      /* of what was on the way, sent while nothing else could be */
 	DMM_CORE_MAX,
 };
 

@@ -13,12 +13,21 @@
 
 struct cc_ops;
 
+/* Losses are random, copies do no harm (tcp_spare.c) */
+enum cc_spare {
+	CC_SPARE_NONE,
+	CC_SPARE_HOLES, /* of retransmissions */
+	CC_SPARE_ALL,	/* of everything on the way */
+};
+
 /* One per outer leg, inside the connection. Input fields are kept by tcp.c, output fields by the plug-in. */
 struct cc {
 	const struct cc_ops *ops;
 	/* output */
 	uint64_t cwnd_bytes;
-	uint64_t pacing_Bps; /* of payload; 0: send as cwnd allows */
+	uint64_t pacing_Bps;  /* of payload; 0: send as cwnd allows */
+	uint64_t spare_bytes; /* what is in flight and copies may add up to in a round trip */
+	uint32_t spare;	      /* enum cc_spare: what idle time may be used for */
 	/* input, valid at every call */
 	uint32_t mss;
 	uint32_t in_recovery;	 /* 1: a loss was marked and recovery_point is not acknowledged */

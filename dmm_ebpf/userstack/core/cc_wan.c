@@ -44,8 +44,12 @@ static void wan_enter(struct wan *w, uint8_t mode, const struct cc_sample *s)
 
 static void wan_enter_down(struct wan *w, const struct cc_sample *s)
 {
-	w->bw_max[1] = w->bw_max[0];
-	w->bw_max[0] = 0;
+	/* a cycle in which the app or the peer's window was the limit has measured nothing to replace the old
+	 */
+	if (w->bw_max[0]) {
+		w->bw_max[1] = w->bw_max[0];
+		w->bw_max[0] = 0;
+	}
 	w->extra_max[1] = w->extra_max[0];
 	w->extra_max[0] = 0;
 	w->cycle++;
@@ -156,11 +160,10 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 			      uint64_t delivered)
 {
 	uint64_t bw = w->delivered_max_Bps;
+	int limited = !!(w->flags & F_ROUND_APP_LIMITED);
 
-	if (w->flags & F_ROUND_APP_LIMITED)
-		return;
 	/* a shallow queue overflows: the more we send, the more is lost, and no more arrives */
-	if (bw < w->full_bw + w->full_bw / 2 && wan_excess_loss(cc, w, lost, delivered)) {
+	if (!limited && bw < w->full_bw + w->full_bw / 2 && wan_excess_loss(cc, w, lost, delivered)) {
 		wan_startup_done(w, s);
 		return;
 	}
@@ -173,7 +176,7 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 	if (bw >= w->full_bw + w->full_bw / 4) {
 		w->full_bw = bw;
 		w->full_bw_count = 0;
-	} else if (++w->full_bw_count >= 3) {
+	} else if (!limited && ++w->full_bw_count >= 3) {
 		wan_startup_done(w, s);
 	}
 }
@@ -228,6 +231,8 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	uint64_t lost, delivered, total, mean;
 
 	wan_trim(cc, w);
+	if (w->flags & F_ROUND_APP_LIMITED || w->round_rtt_ns == UINT64_MAX)
+		w->flags |= F_POOL_IDLE; /* as far as is known */
 	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
 		w->flags |= F_POOL_IDLE;
 		/* who fills the queue does not let it run empty for long: these were others of our kind, or
@@ -488,6 +493,17 @@ static void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s
 	cc->cwnd_bytes = max64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 
+/* What copies may fill idle time: loss is known to be random, or nothing is known yet
+ */
+static uint32_t wan_spare(const struct wan *w)
+{
+	if (w->flags & (F_RIVAL | F_TIGHT | F_SUSPECT))
+		return CC_SPARE_NONE;
+	if (w->p_ppm >= SPARE_ALL_PPM)
+		return CC_SPARE_ALL;
+	return !(w->flags & F_FULL_BW) || w->p_ppm >= SPARE_MIN_PPM ? CC_SPARE_HOLES : CC_SPARE_NONE;
+}
+
 static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
 {
 	struct wan *w = wan_of(cc);
@@ -509,6 +525,8 @@ static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
 	w->flags &= ~F_IDLE_RESTART;
 	wan_set_pacing(cc, w);
 	wan_set_cwnd(cc, w, s);
+	cc->spare = wan_spare(w);
+	cc->spare_bytes = wan_bdp(w, SPARE_GAIN);
 }
 
 static void wan_init(struct cc *cc, uint64_t now_ns)

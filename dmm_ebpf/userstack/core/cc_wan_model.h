@@ -21,10 +21,13 @@
 #define MIN_RTT_WIN_NS (10 * NS_PER_S)
 #define PROBE_RTT_NS (200 * NS_PER_MS)
 #define CWND_MIN_SEGS 4u
-#define RIVAL_STRIKES 3u  /* DOWNs in a row with a foreign queue that begin F_RIVAL */
-#define RIVAL_CALM 4u	  /* DOWNs without a foreign queue that end F_RIVAL */
-#define P_KNOWN_SEGS 100u /* p_hat of fewer packets is no knowledge */
-#define POOL_SEGS 256u	  /* fewer packets than this say little about loss */
+#define RIVAL_STRIKES 3u	 /* DOWNs in a row with a foreign queue that begin F_RIVAL */
+#define RIVAL_CALM 4u		 /* DOWNs without a foreign queue that end F_RIVAL */
+#define SPARE_MIN_PPM 5000u	 /* p_hat from which a retransmission is worth a copy in idle time */
+#define SPARE_GAIN (UNIT + 307u) /* copies and the rest, in BDP a round trip */
+#define SPARE_ALL_PPM 20000u	 /* and from which every segment is */
+#define P_KNOWN_SEGS 100u	 /* p_hat of fewer packets is no knowledge */
+#define POOL_SEGS 256u		 /* fewer packets than this say little about loss */
 
 #define GAIN_STARTUP 3072u	 /* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
 #define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */

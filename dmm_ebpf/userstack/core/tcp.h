@@ -19,6 +19,7 @@
  * tcp_pmtu.c   path MTU: ICMP, black holes
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_opt.c    SACK and ECN feedback in a segment's options
+ * tcp_spare.c  copies of what is on the way while nothing else can be sent
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_pace.c   departure: when
  * tcp_timer.c  deadlines
@@ -229,6 +230,11 @@ struct outer {
 		uint64_t ecn_end;     /* RFC 3168: where the segment with our last CWR ends */
 		struct accecn accecn; /* TF_ACCECN */
 	};
+	/* tcp_spare.c */
+	uint64_t spare_seq;	/* where the running pass goes on; 0: none runs */
+	uint64_t spare_left;	/* bytes that it may still send */
+	uint64_t spare_pass_ns; /* when the last one began */
+	uint64_t spare_ns;	/* of the last copy; 0: none yet */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -282,6 +288,11 @@ bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end);
 bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
 bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
 void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+
+/* tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room */
+bool spare_pick(struct dmm_core *core, struct tcb *t, uint64_t now_ns, uint32_t *idx);
+void spare_sent(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns);
 
 /* tcp_ecn.c; functions that return flags return those of the TCP header */
 uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t);

@@ -141,6 +141,8 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 
 		if (i == 0 && is_dsack(t, pkt, ack)) {
 			ctx->dsack = true;
+			if (spare_explains_dsack(t, now_ns))
+				continue;
 			rack_dsack(t);
 			if (tcb_is_outer(t) && start > 0)
 				ctx->undo |= undo_on_dsack(t, (uint64_t)start, (uint64_t)end);

@@ -314,23 +314,31 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 	pace_sent(t, s->len, now_ns);
 }
 
-static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-			    uint32_t idx, uint64_t now_ns)
+/* The segment's packet. A copy neither asks for ECN nor tells of it: marks are counted by segment. */
+static uint32_t make_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			     struct seg *s, bool copy, uint64_t now_ns)
 {
-	struct seg *s = flight_seg(t->fl, idx);
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
 	uint16_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
 	struct wire_seg seg;
 	uint8_t ecn = 0;
-	uint32_t n;
 
-	flags |= ecn_data_flags(t, s, &ecn);
+	if (!copy)
+		flags |= ecn_data_flags(t, s, &ecn);
 	if (s->seq + payload == t->snd.tail + 1)
 		flags |= TH_PSH;
 	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
-	if (!(s->flags & SEG_RETRANS))
+	if (!copy && !(s->flags & SEG_RETRANS))
 		opt_accecn(core, t, &seg, payload, 0, now_ns);
-	n = emit(core, t, buf, meta, &seg, ecn, s->seq - 1, payload);
+	return emit(core, t, buf, meta, &seg, ecn, s->seq - 1, payload);
+}
+
+static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			    uint32_t idx, uint64_t now_ns)
+{
+	struct seg *s = flight_seg(t->fl, idx);
+	uint32_t n = make_segment(core, t, buf, meta, s, false, now_ns);
+
 	sent_data(core, t, s, now_ns);
 	return n;
 }
@@ -473,6 +481,22 @@ static void note_idle(struct dmm_core *core, struct tcb *t, uint64_t unsent, uin
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
 }
 
+/* Nothing else can be sent: a copy of what is on the way, if that may help */
+static uint32_t out_spare(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			  uint64_t now_ns)
+{
+	struct seg *s;
+	uint32_t idx, n;
+
+	if (!cwnd_allows(t, t->mss) || pace_blocked(core, t, now_ns) || !spare_pick(core, t, now_ns, &idx))
+		return 0;
+	s = flight_seg(t->fl, idx);
+	n = make_segment(core, t, buf, meta, s, true, now_ns);
+	pace_sent(t, s->len, now_ns);
+	spare_sent(core, t, now_ns);
+	return n;
+}
+
 static bool frto_waits(const struct tcb *t)
 {
 	return tcb_is_outer(t) && tcb_conn(t)->outer.frto != FRTO_OFF && !(t->flags & TF_FORCE_RTX);
@@ -524,7 +548,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	len = new_length(core, t, cap, t->flags & TF_PUSH_ANY, &fin);
 	if (!len && !fin) {
 		note_idle(core, t, unsent_bytes(t), now_ns);
-		return 0;
+		return out_spare(core, t, buf, meta, now_ns);
 	}
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
 		return 0;
