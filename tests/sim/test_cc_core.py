@@ -75,11 +75,14 @@ def test_one_megabyte_from_cold(programs: Programs, cc: str, rtt_ms: int) -> Non
 
 @pytest.mark.parametrize("cc", ["bbr", "wan"])
 def test_needless_recoveries_are_undone(programs: Programs, cc: str) -> None:
-    """A.18: reordering beyond RACK's window costs neither bytes nor the rate."""
+    """A.18: reordering beyond RACK's window costs neither bytes nor the rate, whatever the order was."""
     keys = {"reorder": 0.02, "reorder_ns": 40 * MS, "loss": 0, "up": 20_000_000, "down": 0}
-    result = simulate(programs.sim_asan, check=1, cc=cc, **WIDE, **keys)
-    assert (result["complete"], result["wrong"]) == (1, 0)
-    assert result["done_ns"] < 20_000_000 * S // RATE_BPS * 1.5
+    done_ns = []
+    for seed in (1, 2, 3):
+        result = simulate(programs.sim_asan, check=1, cc=cc, seed=seed, **WIDE, **keys)
+        assert (result["complete"], result["wrong"]) == (1, 0)
+        done_ns.append(result["done_ns"])
+    assert sorted(done_ns)[1] < 20_000_000 * S // RATE_BPS * 1.4
 
 
 @pytest.mark.parametrize("cc", ["bbr", "wan"])
