@@ -49,7 +49,9 @@ void tcp_release(struct dmm_core *core, struct tcb *t)
 	if (tcb_is_outer(t))
 		tcb_conn(t)->outer.pace_wake_ns = NEVER;
 	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
-	if (!(t->flags & TF_RST_DUE))
+	if (t->flags & TF_RST_DUE) /* also one that waited for the handshake, to let bytes go first */
+		tcp_ready(core, t);
+	else
 		tcp_unready(t);
 	tcp_set_state(core, t, TCP_CLOSE);
 }
