@@ -5,56 +5,6 @@
 
 static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
-static inline uint64_t add64(uint64_t sum, uint64_t w)
-{
-	sum += w;
-	return sum + (sum < w); /* end-around carry */
-}
-
-uint64_t csum_add(const void *data, size_t len, uint64_t sum)
-{
-	const uint8_t *p = data;
-	uint64_t a = sum, b = 0, w, x;
-
-	for (; len >= 16; len -= 16, p += 16) {
-		memcpy(&w, p, 8);
-		memcpy(&x, p + 8, 8);
-		a = add64(a, w);
-		b = add64(b, x);
-	}
-	a = add64(a, b);
-	if (len >= 8) {
-		memcpy(&w, p, 8);
-		a = add64(a, w);
-		p += 8;
-		len -= 8;
-	}
-	if (len) {
-		w = 0;
-		memcpy(&w, p, len);
-		a = add64(a, w);
-	}
-	return a;
-}
-
-uint64_t csum_copy(void *dst, const void *src, size_t len)
-{
-	const uint8_t *p = src;
-	uint8_t *q = dst;
-	uint64_t a = 0, b = 0, w, x;
-
-	for (; len >= 16; len -= 16, p += 16, q += 16) {
-		memcpy(&w, p, 8);
-		memcpy(&x, p + 8, 8);
-		memcpy(q, &w, 8);
-		memcpy(q + 8, &x, 8);
-		a = add64(a, w);
-		b = add64(b, x);
-	}
-	memcpy(q, p, len);
-	return csum_add(q, len, add64(a, b));
-}
-
 static const uint8_t accecn_order[2][ACCECN_COUNTERS] = {{ECN_ECT0, ECN_CE, ECN_ECT1},
 							 {ECN_ECT1, ECN_CE, ECN_ECT0}};
 
@@ -352,7 +302,7 @@ void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_l
 	uint16_t csum;
 
 	sum = csum_add(buf + ip_len, tcp_len, sum);
-	csum = (uint16_t)~csum_fold(add64(sum, csum_fold(payload_sum)));
+	csum = (uint16_t)~csum_fold(csum_join(sum, csum_fold(payload_sum)));
 	memcpy(buf + ip_len + WIRE_CSUM_OFFSET, &csum, 2);
 }
 

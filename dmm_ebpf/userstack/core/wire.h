@@ -172,6 +172,13 @@ uint64_t csum_add(const void *data, size_t len, uint64_t sum);
 /* memcpy and csum_add in one pass */
 uint64_t csum_copy(void *dst, const void *src, size_t len);
 
+/* The sum of two partial sums; the carry goes round */
+static inline uint64_t csum_join(uint64_t sum, uint64_t w)
+{
+	sum += w;
+	return sum + (sum < w);
+}
+
 static inline uint16_t csum_fold(uint64_t s)
 {
 	s = (s >> 32) + (s & 0xffffffffu);
