@@ -45,6 +45,7 @@ MAX_USER_PROCESSES = 34  # of all user stacks together: marks and devices dmm-0 
 USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp")
+MAX_BUSY_POLL_US = 1_000_000
 SYN_COOKIES = ("auto", "always", "off")
 _IO_TO_COME = ("af_packet", "tun")
 
@@ -116,6 +117,14 @@ def _instances(value: object) -> int:
     most = C.DMM_MAX_PROCESSES
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ValueRefusedError(f"{shown(value)} is not a number of processes", f"expected 1 to {most}")
+    return value
+
+
+def _busy_poll_us(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_BUSY_POLL_US:
+        raise ValueRefusedError(
+            f"{shown(value)} is not a time of busy polling", f"expected 0 to {MAX_BUSY_POLL_US} microseconds"
+        )
     return value
 
 
@@ -248,6 +257,7 @@ class UserStack(Frozen):
     rcvbuf_bytes: SizeField = Field(default=None, alias="rcvbuf")
     memory_bytes: SizeField = Field(default=None, alias="memory")
     syn_cookies: Annotated[str, BeforeValidator(_syn_cookies)] = "auto"
+    busy_poll_us: Annotated[int, BeforeValidator(_busy_poll_us)] = 0
 
 
 class RejectStack(Frozen):

@@ -315,6 +315,7 @@ class StackManager:
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
             memory_bytes=(config.memory_bytes or 0) // config.instances,
             syn_cookies=config.syn_cookies,
+            busy_poll_us=config.busy_poll_us,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
             process=record.process,

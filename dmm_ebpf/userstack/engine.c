@@ -256,12 +256,26 @@ static void abort_all(struct dmm_engine *e)
 	}
 }
 
+/* Whether packets came so recently that the next is looked for rather than waited for */
+static bool busy(struct dmm_engine *e, uint64_t received_before)
+{
+	uint64_t now;
+
+	if (!e->busy_poll_ns)
+		return false;
+	now = engine_now_ns();
+	if (e->stats.tun_rx_pkts + e->stats.nic_rx_pkts != received_before)
+		e->busy_from_ns = now;
+	return now - e->busy_from_ns < e->busy_poll_ns;
+}
+
 int dmm_engine_run(struct dmm_engine *e)
 {
 	/* Timers of a paced sender are finer than the default slack of 50 us. */
 	prctl(PR_SET_TIMERSLACK, 1000ul, 0, 0, 0);
 	engine_lock(e);
 	for (;;) {
+		uint64_t received = e->stats.tun_rx_pkts + e->stats.nic_rx_pkts;
 		uint64_t due = turn(e);
 		uint32_t stop = __atomic_load_n(&e->stop, __ATOMIC_ACQUIRE);
 
@@ -269,7 +283,7 @@ int dmm_engine_run(struct dmm_engine *e)
 			abort_all(e);
 		if (stop || e->error)
 			break;
-		if (due > engine_now_ns()) {
+		if (!busy(e, received) && due > engine_now_ns()) {
 			wait_until(e, due);
 		} else {
 			engine_unlock(e);
@@ -299,6 +313,7 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->xdp_flows_fd = config->xdp_flows_fd;
 	e->cookie_state_fd = config->cookie_state_fd;
 	e->stack_id = config->stack_id;
+	e->busy_poll_ns = config->busy_poll_us * 1000ull;
 	e->tap = config->tap;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);

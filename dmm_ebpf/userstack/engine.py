@@ -124,6 +124,7 @@ class Engine:
         config.xdp_flows_fd = self.spec.xdp_flows_fd
         config.cookie_state_fd = self.spec.cookie_state_fd
         config.stack_id = self.spec.stack_id
+        config.busy_poll_us = self.spec.busy_poll_us
         config.tap = self.spec.tap
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]
         self._engine = lib.dmm_engine_create(config)

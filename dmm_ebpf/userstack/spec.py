@@ -51,6 +51,7 @@ class StackSpec:
     sndbuf_bytes: int = 0
     rcvbuf_bytes: int = 0
     memory_bytes: int = 0
+    busy_poll_us: int = 0
     syn_cookies: str = "auto"
     cookie_state_fd: int = -1
     process: int = 0

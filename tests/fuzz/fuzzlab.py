@@ -128,7 +128,9 @@ class Target:
 
 
 TARGETS = {
-    "wire": Target("wire", ROOT / "tests" / "fuzz" / "fuzz_wire.c", ("wire.c", "csum.c"), 400, 0.15, _wire_seed),
+    "wire": Target(
+        "wire", ROOT / "tests" / "fuzz" / "fuzz_wire.c", ("wire.c", "csum.c"), 400, 0.15, _wire_seed
+    ),
     "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.85, _core_seed),
 }
 # With a fault that is found at once: tools/fuzz --self-test

@@ -93,6 +93,27 @@ def test_a_listener_is_reached_through_the_stack(family, peer):
             assert stack.query("stats")["core_passive_open"] == 1
 
 
+def test_busy_polling_does_not_sleep_between_packets():
+    """While requests follow each other the loop looks for the next; without busy polling each costs it a sleep."""
+    slept = {}
+    for busy_poll_us in (0, 1_000_000):
+        with hosts(2) as (a, b):
+            link(a, b)
+            with stack_on(a, busy_poll_us=busy_poll_us) as stack, listen(b, socket.AF_INET) as server:
+                with stack.connect((PEERS[0][1], server.getsockname()[1])) as app:
+                    accepted, _ = server.accept()
+                    before = stack.query("stats")["waits"]
+                    for _ in range(200):
+                        app.sendall(b"x")
+                        assert accepted.recv(1) == b"x"
+                        accepted.sendall(b"y")
+                        assert app.recv(1) == b"y"
+                    slept[busy_poll_us] = stack.query("stats")["waits"] - before
+                    accepted.close()
+    assert slept[0] > 200
+    assert slept[1_000_000] < 20
+
+
 def _left(peer: str) -> str:
     return peer[:-1] + "1"
 

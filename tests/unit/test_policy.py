@@ -143,6 +143,11 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", 'expected "cubic", "wan", "bbr" or "reno"'],
     ),
     (
+        "busy polling",
+        U + "busy_poll_us = -1\n",
+        ["policy.toml:3:", '"-1" is not a time of busy polling', "expected 0 to 1000000"],
+    ),
+    (
         "mode of SYN cookies",
         U + 'syn_cookies = "on"\n',
         ["policy.toml:3:", '"on"', 'expected "auto", "always" or "off"'],
