@@ -30,8 +30,8 @@ struct dmm_engine_config {
 	int cookie_state_fd; /* map cookie_state, or -1: ditto */
 	uint32_t stack_id;
 	uint32_t busy_poll_us; /* how long the loop looks for packets before it sleeps; 0: not at all */
-	uint32_t tap;	      /* of this process's flows in xdp_flows: struct dmm_xdp_flow */
-	uint64_t path_key[2]; /* random: of the path table's hash */
+	uint32_t tap;	       /* of this process's flows in xdp_flows: struct dmm_xdp_flow */
+	uint64_t path_key[2];  /* random: of the path table's hash */
 };
 
 struct dmm_engine_request {

@@ -27,8 +27,8 @@ struct dmm_engine {
 	struct dmm_core *core;
 	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, wake_fd;
 	uint32_t stack_id, tap;
-	uint64_t busy_poll_ns; /* after the last packet the loop does not sleep for so long */
-	uint64_t busy_from_ns; /* when that packet came */
+	uint64_t busy_poll_ns;	  /* after the last packet the loop does not sleep for so long */
+	uint64_t busy_from_ns;	  /* when that packet came */
 	uint64_t cookies_told_ns; /* what cookie_state says */
 	uint32_t n_nic, n_port;
 	struct nic nic[MAX_NICS];

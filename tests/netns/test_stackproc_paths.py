@@ -99,17 +99,20 @@ def test_busy_polling_does_not_sleep_between_packets():
     for busy_poll_us in (0, 1_000_000):
         with hosts(2) as (a, b):
             link(a, b)
-            with stack_on(a, busy_poll_us=busy_poll_us) as stack, listen(b, socket.AF_INET) as server:
-                with stack.connect((PEERS[0][1], server.getsockname()[1])) as app:
-                    accepted, _ = server.accept()
-                    before = stack.query("stats")["waits"]
-                    for _ in range(200):
-                        app.sendall(b"x")
-                        assert accepted.recv(1) == b"x"
-                        accepted.sendall(b"y")
-                        assert app.recv(1) == b"y"
-                    slept[busy_poll_us] = stack.query("stats")["waits"] - before
-                    accepted.close()
+            with (
+                stack_on(a, busy_poll_us=busy_poll_us) as stack,
+                listen(b, socket.AF_INET) as server,
+                stack.connect((PEERS[0][1], server.getsockname()[1])) as app,
+            ):
+                accepted, _ = server.accept()
+                before = stack.query("stats")["waits"]
+                for _ in range(200):
+                    app.sendall(b"x")
+                    assert accepted.recv(1) == b"x"
+                    accepted.sendall(b"y")
+                    assert app.recv(1) == b"y"
+                slept[busy_poll_us] = stack.query("stats")["waits"] - before
+                accepted.close()
     assert slept[0] > 200
     assert slept[1_000_000] < 20
 
