@@ -24,7 +24,7 @@ struct params {
 		stall_from_ns, stall_to_ns, mark_bytes, ecn_off, accecn_off, ecn_drop, hole_bytes, again, isn,
 		kts, kws;
 	uint64_t stop_early, icmp_code, icmp_mtu, simopen, timewait_ns, abort_all_ns, keepalive_ns, synloss,
-		gap_ns, check, down_after_ns, linux_window;
+		gap_ns, check, down_after_ns, linux_window, cookies;
 	char cc[16];
 };
 
@@ -341,6 +341,7 @@ static void setup_host(uint32_t i)
 		.keepalive_ns = P.keepalive_ns,
 		.ecn_off = (uint32_t)P.ecn_off,
 		.accecn_off = (uint32_t)P.accecn_off,
+		.syn_cookies = (uint32_t)P.cookies,
 	};
 
 	memcpy(cfg.congestion, P.cc, sizeof(cfg.congestion));
@@ -539,7 +540,8 @@ static const struct {
 	    U(again),
 	    U(check),
 	    U(down_after_ns),
-	    U(linux_window)};
+	    U(linux_window),
+	    U(cookies)};
 
 static void parse_args(int argc, char **argv)
 {

@@ -3,10 +3,14 @@
  * cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection, and its ACK
  * brings back all that a connection needs.
  *
- * The SYN-ACK's sequence number is the cookie: 29 bits of a keyed hash and 3 bits that say which MSS the peer
- * offered, rounded down. The hash covers addresses, ports, the peer's sequence number, the options, and the
- * number of the minute, which makes a cookie worthless after one to two minutes as a change of key would. If
- * the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp, which the
+ * The SYN-ACK's sequence number is the cookie: two keyed hashes, of 23 and 6 bits, and 3 bits that say which
+ * MSS the peer offered, rounded down. The hashes cover addresses, ports, options, and the number of the
+ * minute, which makes a cookie worthless after one to two minutes as a change of key would; the longer one
+ * covers the peer's sequence number too. So a segment that arrives before the peer's first one, whose
+ * sequence number is therefore not known, is still seen to answer a cookie: it is dropped, for it will come
+ * again, where a RST would end a connection that merely lost its ACK.
+ *
+ * If the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp, which the
  * peer echoes; without timestamps they are not agreed to. A peer that asks for accurate ECN is given that of
  * RFC 3168, which needs one bit only.
  *
@@ -16,7 +20,7 @@
  * Not told again: the SYN-ACK is never retransmitted, and a peer whose ACK was lost and who waits for us to
  * speak first waits for its own timers. So cookies are for when there is no room (halfopen.c).
  *
- * Refuses: any ACK when no cookie is out; a segment that does not begin right behind the peer's SYN.
+ * Refuses: any ACK when no cookie is out, or with another cookie than ours.
  */
 #include "core.h"
 
@@ -34,6 +38,16 @@ enum {
 	OPT_ECN = 0x20,
 	/* in the hash only */
 	OPT_TS = 0x40,
+	WITH_IRS = 0x10000,
+};
+
+/* The bits that do not depend on the peer's sequence number */
+#define PART_MASK ((1u << (MSS_BITS + 6)) - 1)
+
+enum fit {
+	FIT_NOT,   /* none of ours, or too old */
+	FIT_LATER, /* not the segment right behind the SYN */
+	FIT_WHOLE,
 };
 
 /* The least that is taken, the defaults of both families, tunnels and PPPoE, Ethernet, jumbo frames */
@@ -69,16 +83,26 @@ static uint32_t options_of(const struct dmm_core *core, const struct pkt *syn)
 	return options;
 }
 
-static uint32_t make_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t irs,
-			    uint64_t minute, uint32_t options, uint32_t mss)
+static uint32_t hash(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint64_t minute,
+		     uint64_t what)
 {
 	struct {
 		struct dmm_core_addr_pair pair;
 		uint64_t when;
 		uint64_t what;
-	} said = {*pair, minute, (uint64_t)irs << 32 | options << MSS_BITS | mss};
+	} said = {*pair, minute, what};
 
-	return (uint32_t)(siphash(core->cookie_secret, &said, 7) >> 32 & ~(uint64_t)MSS_MASK) | mss;
+	return (uint32_t)siphash(core->cookie_secret, &said, 7);
+}
+
+static uint32_t make_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t irs,
+			    uint64_t minute, uint32_t options, uint32_t mss)
+{
+	uint64_t what = options << MSS_BITS | mss;
+	uint32_t whole = hash(core, pair, minute, what | WITH_IRS | (uint64_t)irs << 32);
+	uint32_t part = hash(core, pair, minute, what);
+
+	return (whole & ~PART_MASK) | (part & PART_MASK & ~(uint32_t)MSS_MASK) | mss;
 }
 
 /* Never ahead of the clock that the connection will go on with */
@@ -124,21 +148,37 @@ void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 	core->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
 }
 
-/* The SYN that pkt's cookie stands for; false: it is none of ours, or too old */
-static bool read_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
-			const struct pkt *pkt, uint64_t now_ns, struct pkt *syn)
+static enum fit fits(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+		     const struct pkt *pkt, uint32_t options, uint64_t now_ns)
+{
+	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
+	uint32_t cookie = pkt->ack - 1;
+
+	for (uint64_t age = 0; age < 2 && age <= minute; age++) {
+		uint32_t want =
+			make_cookie(core, pair, pkt->seq - 1, minute - age, options, cookie & MSS_MASK);
+
+		if (cookie == want)
+			return FIT_WHOLE;
+		if (!((cookie ^ want) & PART_MASK))
+			return FIT_LATER;
+	}
+	return FIT_NOT;
+}
+
+/* With FIT_WHOLE: syn is the SYN that pkt's cookie stands for */
+static enum fit read_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+			    const struct pkt *pkt, uint64_t now_ns, struct pkt *syn)
 {
 	uint32_t options = pkt->has_ts ? OPT_TS | (pkt->tsecr & TS_MASK) : 0;
-	uint32_t cookie = pkt->ack - 1, irs = pkt->seq - 1, mss = cookie & MSS_MASK;
-	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
+	enum fit fit = fits(core, pair, pkt, options, now_ns);
 
-	if (cookie != make_cookie(core, pair, irs, minute, options, mss) &&
-	    (!minute || cookie != make_cookie(core, pair, irs, minute - 1, options, mss)))
-		return false;
-	*syn = (struct pkt){.seq = irs, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
-	syn->mss = mss_table[mss];
+	if (fit != FIT_WHOLE)
+		return fit;
+	*syn = (struct pkt){.seq = pkt->seq - 1, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
+	syn->mss = mss_table[(pkt->ack - 1) & MSS_MASK];
 	if (!options)
-		return true;
+		return fit;
 	syn->has_ts = true;
 	syn->tsval = pkt->tsval;
 	syn->has_sack_perm = options & OPT_SACK;
@@ -146,7 +186,7 @@ static bool read_cookie(const struct dmm_core *core, const struct dmm_core_addr_
 	syn->wscale = options & OPT_WSCALE;
 	if (options & OPT_ECN)
 		syn->flags |= TH_ECE | TH_CWR;
-	return true;
+	return fit;
 }
 
 /* In SYN-RECEIVED, as if a connection had sent the SYN-ACK */
@@ -171,12 +211,14 @@ bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 {
 	struct conn *c;
 	struct pkt syn;
+	enum fit fit;
 
 	if (now_ns >= core->cookies_until_ns || (pkt->flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
 		return false;
-	if (!read_cookie(core, pair, pkt, now_ns, &syn)) {
-		core->counters[DMM_CORE_SYN_COOKIES_INVALID]++;
-		return false;
+	fit = read_cookie(core, pair, pkt, now_ns, &syn);
+	if (fit != FIT_WHOLE) {
+		core->counters[fit == FIT_LATER ? DMM_CORE_BAD_SEQ : DMM_CORE_SYN_COOKIES_INVALID]++;
+		return fit == FIT_LATER;
 	}
 	core->counters[DMM_CORE_SYN_COOKIES_VALID]++;
 	c = conn_create(core, pair);
