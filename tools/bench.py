@@ -15,17 +15,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import bench_fairness
 import bench_inner
 import bench_wide
 import typer
-from bench_matrix import LOSSES_PCT, RATES_MBIT, RIVALS, RTTS_MS, Plan, cells, numbers
+from bench_matrix import LOSSES_PCT, RATES_MBIT, RIVALS, RTTS_MS, Cell, Plan, cells, numbers
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.build import program_path
 from lab.programs import start_server
@@ -216,6 +217,14 @@ def rivals_of(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def grid_of(
+    rates: str | None, rtts: str | None, losses: str | None, default: Sequence[Iterable[float]]
+) -> tuple[Cell, ...]:
+    """The paths that the options name; default: rates, round trips and losses of what was left out."""
+    given = ((rates, "Mbit/s"), (rtts, "ms"), (losses, "percent"))
+    return cells(*(numbers(text or words(d), unit) for (text, unit), d in zip(given, default, strict=True)))
+
+
 def main(
     what: Annotated[
         list[str] | None,
@@ -226,15 +235,28 @@ def main(
     *,
     rounds: Annotated[int, typer.Option(help="Rounds of each side.", min=1)] = 7,
     seconds: Annotated[
-        int | None, typer.Option(help="Seconds of each transfer; 4 unless given, for matrix 20.", min=2)
+        int | None,
+        typer.Option(help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30.", min=2),
     ] = None,
-    rates: Annotated[str, typer.Option(help="matrix, coldstart: Mbit/s.")] = words(RATES_MBIT),
-    rtts: Annotated[str, typer.Option(help="matrix, coldstart: ms.")] = words(RTTS_MS),
-    losses: Annotated[str, typer.Option(help="matrix, coldstart: percent, each way.")] = words(LOSSES_PCT),
-    repeat: Annotated[int, typer.Option(help="matrix: runs of each rival in a cell.", min=1)] = 1,
+    rates: Annotated[
+        str | None, typer.Option(help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100.")
+    ] = None,
+    rtts: Annotated[
+        str | None, typer.Option(help=f"ms; {words(RTTS_MS)} unless given, for fairness 40.")
+    ] = None,
+    losses: Annotated[
+        str | None,
+        typer.Option(help=f"percent, each way; {words(LOSSES_PCT)} unless given, for fairness 0."),
+    ] = None,
+    buffers: Annotated[
+        str, typer.Option(help="fairness: the bottleneck's buffer in bandwidth-delay products.")
+    ] = words(bench_fairness.BUFFERS_BDP),
+    repeat: Annotated[int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)] = 1,
     fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
-    sim: Annotated[bool, typer.Option(help="matrix: ask the simulator about each cell as well.")] = False,
+    sim: Annotated[
+        bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
+    ] = False,
     plots: Annotated[Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -243,14 +265,19 @@ def main(
     Example: tools/bench connect kernel --rounds 15
 
     Example: tools/bench matrix --rates 100 --losses 0,5 --seconds 6 --plots plots
+
+    Example: tools/bench fairness --buffers 1 --repeat 3 --sim
     """
     chosen = what or list(TITLES)
     known = [*TITLES, *bench_wide.TITLES]
     if unknown := [name for name in chosen if name not in known]:
         raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(known)}")
-    grid = cells(numbers(rates, "Mbit/s"), numbers(rtts, "ms"), numbers(losses, "percent"))
+    grid = grid_of(rates, rtts, losses, (RATES_MBIT, RTTS_MS, LOSSES_PCT))
     plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim)
-    wide = bench_wide.Wide(plan, fetches, rounds, seconds or 4, plots)
+    default = (bench_fairness.RATES_MBIT, bench_fairness.RTTS_MS, bench_fairness.LOSSES_PCT)
+    contests = bench_fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
+    fair_plan = bench_fairness.FairPlan(contests, seconds or 30, repeat, sim)
+    wide = bench_wide.Wide(plan, fair_plan, fetches, rounds, seconds or 4, plots)
     results: dict[str, Result] = {}
     wide_results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -194,21 +194,27 @@ def payload_bps(intervals: Sequence[dict[str, Any]], start: float, end: float) -
     return got * 8 / (end - start)
 
 
-class _Window(threading.Thread):
-    """Reads emulator and CPU over the measured part of a flow, while iperf3 runs in the caller's thread."""
+class Window(threading.Thread):
+    """Reads emulator and CPU over the measured part of a run, while iperf3 runs in other threads.
 
-    def __init__(self, link: WanLink, seconds: float) -> None:
+    seconds: what is measured, from start_s after the first bytes on. Afterwards: mean bytes in the bottleneck's queue,
+    the part of the frames that it dropped, busy cores of the machine, frames that the laboratory lost.
+    """
+
+    def __init__(self, link: WanLink, seconds: float, start_s: float = START_S) -> None:
         super().__init__(name="bench-window", daemon=True)
         self.link = link
         self.seconds = seconds
+        self.start_s = start_s
         self.cancelled = threading.Event()
         self.queue_bytes = 0.0
+        self.dropped = 0.0
         self.busy_cores = 0.0
         self.own_drops = 0
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Waits for the flow's first bytes, for START_S, resets the counters, and reads them after the window."""
+        """Waits for the first bytes, for start_s, resets the counters, and reads them after the window."""
         try:
             self._run()
         except (DmmError, TimeoutError, OSError) as error:
@@ -220,7 +226,7 @@ class _Window(threading.Thread):
             BEGIN_TIMEOUT_S,
             "the flow's first bytes",
         )
-        self.cancelled.wait(START_S)
+        self.cancelled.wait(self.start_s)
         before = self.link.stats().own_drops
         self.link.reset()
         busy, began = busy_s(), time.monotonic()
@@ -228,14 +234,15 @@ class _Window(threading.Thread):
         stats, took = self.link.stats(), time.monotonic() - began
         self.busy_cores = (busy_s() - busy) / took
         self.queue_bytes = stats.ab.queue_mean_bytes
+        self.dropped = stats.ab.queue_drops / max(stats.ab.rx_pkts, 1)
         self.own_drops = before + stats.own_drops
 
 
 def flow(
     link: WanLink, seconds: float, run: Callable[[list[str]], dict[str, Any]]
-) -> tuple[dict[str, Any], _Window]:
+) -> tuple[dict[str, Any], Window]:
     """One iperf3 flow, run(options), and what the emulator saw of it."""
-    window = _Window(link, seconds)
+    window = Window(link, seconds)
     window.start()
     try:
         # One second more than is counted, so that the receiver's last interval is whole.

@@ -34,7 +34,7 @@ GREY = "#666666"
 # ---- tables ----
 
 
-def _figure(value: float | None, digits: int, *, good: bool | None = None) -> str:
+def figure_text(value: float | None, digits: int, *, good: bool | None = None) -> str:
     if value is None:
         return ""
     text = f"{value:.{digits}f}"
@@ -66,11 +66,13 @@ def matrix_table(results: Sequence[Result]) -> Table:
         for rival in rivals:
             share = result.median(rival, "share")
             is_goal = rival == "wan" and share is not None
-            line.append(_figure(share, 3, good=share >= GOAL_SHARE if is_goal and share else None))
+            line.append(figure_text(share, 3, good=share >= GOAL_SHARE if is_goal and share else None))
         if with_sim:
-            line.append(_figure(result.sim_share, 3))
-        line.append(" / ".join(_figure(result.median(r, "queue_ms"), 1) for r in rivals))
-        line.append(" / ".join(_figure(100 * (result.median(r, "retransmits") or 0.0), 1) for r in rivals))
+            line.append(figure_text(result.sim_share, 3))
+        line.append(" / ".join(figure_text(result.median(r, "queue_ms"), 1) for r in rivals))
+        line.append(
+            " / ".join(figure_text(100 * (result.median(r, "retransmits") or 0.0), 1) for r in rivals)
+        )
         bad = [r for r in rivals if not result.valid(r)]
         line.append(f"not valid: {', '.join(bad)}" if bad else "")
         table.add_row(*line)
@@ -88,9 +90,9 @@ def cold_table(results: Sequence[ColdResult]) -> Table:
             f"{cell.rate_mbit:g}",
             f"{cell.rtt_ms:g}",
             f"{cell.loss_pct:g}",
-            _figure(medians["wan"], 3),
-            _figure(medians["bbr"], 3),
-            _figure(result.ratio, 3, good=result.ratio <= COLD_GOAL),
+            figure_text(medians["wan"], 3),
+            figure_text(medians["bbr"], 3),
+            figure_text(result.ratio, 3, good=result.ratio <= COLD_GOAL),
         )
     return table
 
@@ -120,13 +122,8 @@ def latency_table(sides: dict[str, Latency]) -> Table:
 # ---- plots ----
 
 
-def _grid(
-    results: Sequence[Result] | Sequence[ColdResult], *, one_scale: bool = True
-) -> tuple[Figure, dict[tuple[float, float], Axes]]:
-    """A panel for each (rate, round trip): rates downwards, round trips to the right.
-
-    one_scale: all have the same vertical axis.
-    """
+def pyplot() -> Any:
+    """matplotlib.pyplot, set up for files that look alike and are the same for the same figures."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -136,6 +133,26 @@ def _grid(
 
     mpl.rcParams.update({"font.size": 9, "svg.hashsalt": "dmm-ebpf", "axes.spines.top": False})
     mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"})
+    return plt
+
+
+def write_figure(figure: Figure, path: Path) -> list[Path]:
+    """As SVG and PNG; the files."""
+    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
+    figure.savefig(files[0], metadata={"Date": None})
+    figure.savefig(files[1], dpi=150)
+    pyplot().close(figure)
+    return files
+
+
+def _grid(
+    results: Sequence[Result] | Sequence[ColdResult], *, one_scale: bool = True
+) -> tuple[Figure, dict[tuple[float, float], Axes]]:
+    """A panel for each (rate, round trip): rates downwards, round trips to the right.
+
+    one_scale: all have the same vertical axis.
+    """
+    plt = pyplot()
     rates = sorted({r.cell.rate_mbit for r in results})
     rtts = sorted({r.cell.rtt_ms for r in results})
     size = (max(6.4, 1.2 + 2.9 * len(rtts)), 1.5 + 2.1 * len(rates))
@@ -159,8 +176,6 @@ def _grid(
 
 def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str, path: Path) -> list[Path]:
     """Legend, loss axis, files."""
-    from matplotlib import pyplot as plt
-
     named: dict[str, Any] = {}
     for panel in panels.values():
         named |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
@@ -171,11 +186,7 @@ def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str,
     figure.legend(
         list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False
     )
-    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
-    figure.savefig(files[0], metadata={"Date": None})
-    figure.savefig(files[1], dpi=150)
-    plt.close(figure)
-    return files
+    return write_figure(figure, path)
 
 
 def _loss_axis(panels: dict[tuple[float, float], Axes], losses: Sequence[float]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the wide-area benchmarks for tools/bench: matrix, coldstart, latency, with estimate, progress and plots."""
+"""Runs the wide-area benchmarks for tools/bench (TITLES), with estimate, progress and plots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_fairness import Contest, FairPlan, Outcome, Shared, run_fairness
+from bench_fairness_report import fairness_table, plot_fairness
 from bench_flows import ColdResult, Latency, bench_latency, cold_start
 from bench_matrix import Cell, Plan, Result, run_matrix
 from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix
@@ -18,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 TITLES = {
     "matrix": "one bulk flow over bad paths: ours, kernel bbr, kernel cubic",
+    "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
 }
@@ -29,6 +32,7 @@ class Wide:
     """What the command line asks for."""
 
     plan: Plan
+    fair_plan: FairPlan
     fetches: int = 11
     rounds: int = 5
     latency_seconds: float = 3.0
@@ -67,6 +71,24 @@ def matrix(wide: Wide, directory: Path) -> list[Result]:
     return found
 
 
+def fairness(wide: Wide, directory: Path) -> list[Outcome]:
+    """Every contest; nothing is lost when it is interrupted but the one at hand."""
+    found = []
+    plan = wide.fair_plan
+    with _progress("fairness", plan.n_runs, plan.estimate_s) as (progress, task):
+
+        def done(contest: Contest, run: Shared) -> None:
+            shown = f"{contest}: {run.shares[0]:.3f}, {run.shares[1]:.3f}"
+            progress.update(task, advance=1, description=shown + ("" if run.valid else " (not valid)"))
+
+        try:
+            for outcome in run_fairness(plan, directory, done):
+                found.append(outcome)
+        except KeyboardInterrupt:
+            print("bench: interrupted; what follows are the contests that were done", file=sys.stderr)
+    return found
+
+
 def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
     """Every cell."""
     cells = wide.plan.cells
@@ -98,6 +120,13 @@ def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
             console.print(matrix_table(results))
         if wide.plots and results:
             files = plot_matrix(results, wide.plots)
+    elif what == "fairness":
+        outcomes = fairness(wide, directory)
+        answer = [outcome.to_json() for outcome in outcomes]
+        if show:
+            console.print(fairness_table(outcomes))
+        if wide.plots and outcomes:
+            files = plot_fairness(outcomes, wide.plots)
     elif what == "coldstart":
         cold = coldstart(wide, directory)
         answer = [result.to_json() for result in cold]
