@@ -22,6 +22,7 @@ import errno
 import ipaddress
 import logging
 import socket
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,6 +233,8 @@ class RouteMirror:
         self._events.bind((0, _GROUPS))
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._syncing = threading.Lock()
+        self._closed = False
 
     def fileno(self) -> int:
         """Readable when routes, addresses or devices changed; -1 after close()."""
@@ -240,10 +243,10 @@ class RouteMirror:
     def sync(self) -> SyncResult:
         """Makes the rules if they are not there, and brings the table in step with main. Idempotent.
 
-        Raises ConflictError where somebody else's rule has our preference.
+        After close() it does nothing. Raises ConflictError where somebody else's rule has our preference.
         """
-        with explained("mirror the main routing table"):
-            return aside(self._install)
+        with self._syncing, explained("mirror the main routing table"):
+            return SyncResult() if self._closed else aside(self._install)
 
     def handle_events(self) -> None:
         """To be called when fileno() is readable. What a later synchronisation fails with is kept in
@@ -279,9 +282,11 @@ class RouteMirror:
         return self.numbers.remove()
 
     def close(self) -> None:
-        """Stops following. A synchronisation under way in a thread ends by itself; the rules and the table
-        stay.
+        """Stops following; the rules and the table stay. A synchronisation under way in a thread is waited for: what
+        is removed next must not come back.
         """
+        with self._syncing:
+            self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -119,7 +119,7 @@ def test_fetches_through_both_processes_arrive_whole(wired, payload, who):
         assert (got.exit_code, got.sha256) == (0, sha256)
     for one in routed:
         sent = [one.ask_stack(name)["nic_rx_pkts"] for name in ("wan", "wan@1")]
-        assert min(sent) > 1000, sent
+        assert min(sent) > 50, sent  # a peer may acknowledge many segments at once
 
 
 def test_iperf3_with_eight_streams_over_a_lossy_link(site):

@@ -139,6 +139,20 @@ def test_remove_needs_numbers_only_is_idempotent_and_spares_others():
         assert everything(a) == before
 
 
+def test_what_was_removed_after_close_does_not_come_back():
+    """A change just before the end has asked for a synchronisation that its thread may do only later."""
+    with hosts(2) as (a, b):
+        link(a, b)
+        before = everything(a)
+        add_tun(a)
+        with Mirror(a, "eth0") as mirror:
+            mirror.sync()
+        a.ns.run_in(numbers().remove)
+        assert mirror.sync() == routes.SyncResult()
+        a.sh("ip link del dmm-0")
+        assert everything(a) == before
+
+
 def test_multipath_is_mirrored_only_when_all_of_it_is_served():
     with hosts(3) as (a, b, c):
         link(a, b, net=1)
