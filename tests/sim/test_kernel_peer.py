@@ -198,7 +198,9 @@ def test_both_ways_between_kernels(programs: Programs, loss: float, congestion: 
     assert (counters["active_open"], counters["passive_open"]) == ("2", "2")
     assert counters["bad_csum"] == "0"
     if not loss:
-        assert counters["retransmits"] == counters["rto"] == "0"
+        # A host that stands still for 2 ms is probed (RFC 8985 section 7): that is no loss, and no timeout.
+        assert counters["rto"] == "0"
+        assert int(counters["retransmits"]) <= 4
 
 
 def test_marks_slow_down_without_loss(programs: Programs) -> None:
