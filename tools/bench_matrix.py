@@ -335,7 +335,9 @@ def build_simulator(directory: Path) -> Path:
     top = Path(__file__).resolve().parents[1]
     core = top / "dmm_ebpf" / "userstack" / "core"
     target = directory / "sim"
-    sources = [top / "tests/sim/sim.c", top / "tests/sim/kern.c", *sorted(core.glob("*.c"))]
+    sim = top / "tests" / "sim"
+    mains = [sim / name for name in ("sim.c", "kern.c", "wild.c", "path.c", "params.c")]
+    sources = [*mains, *sorted(core.glob("*.c"))]
     command = ["gcc", "-std=gnu11", "-O2", f"-I{core}", *map(str, sources), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
+SIM = ("sim.c", "kern.c", "wild.c", "path.c", "params.c")
 WARN = ("-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 MS = 1_000_000
@@ -42,8 +43,8 @@ def _compile(compiler: str, flags: tuple[str, ...], mains: tuple[str, ...], outp
 def build(directory: Path) -> Programs:
     """Compile everything into directory."""
     jobs = (
-        ("gcc", ("-O2",), ("sim.c", "kern.c"), directory / "sim"),
-        ("clang", ("-O1", *SANITIZE), ("sim.c", "kern.c"), directory / "sim_asan"),
+        ("gcc", ("-O2",), SIM, directory / "sim"),
+        ("clang", ("-O1", *SANITIZE), SIM, directory / "sim_asan"),
         ("clang", ("-O1", "-fsanitize=fuzzer", *SANITIZE), ("fuzz_core.c",), directory / "fuzz"),
         ("gcc", ("-O2",), ("tunbridge.c",), directory / "bridge"),
         ("gcc", ("-O2",), ("scale.c",), directory / "scale"),
@@ -51,6 +52,11 @@ def build(directory: Path) -> Programs:
     )
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return Programs(*pool.map(lambda job: _compile(*job), jobs))
+
+
+def build_sanitized(directory: Path) -> Path:
+    """The simulator alone, with ASan and UBSan."""
+    return _compile("clang", ("-O1", *SANITIZE), SIM, directory / "sim_asan")
 
 
 def simulate(binary: Path, timeout_s: float = 60, **keys: float | str) -> dict[str, int]:

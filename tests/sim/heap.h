@@ -10,6 +10,8 @@
 struct parcel {
 	uint64_t at_ns, order;
 	uint32_t to, len; /* host */
+	uint32_t at;	  /* enum place of path.h */
+	bool csum_ok;
 	uint8_t *data;
 };
 

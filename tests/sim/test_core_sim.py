@@ -66,11 +66,11 @@ WHOLE = {
         "inner_drop_to_ns": 3100 * MS,
     },
     "path down for 8 s": {"cut_from_ns": 1100 * MS, "cut_to_ns": 9100 * MS},
-    "SYN cookies": {"cookies": 1},
-    "SYN cookies, all at once": {"cookies": 1, "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
-    "SYN cookies, heavy reordering": {"cookies": 1, "reorder": 0.6, "reorder_ns": 30 * MS},
-    "SYN cookies, no options": {"cookies": 1, "strip": 7, "loss": 0.05},
-    "SYN cookies, IPv6, tiny windows": {"cookies": 1, "v6": 1, "sndbuf": 4096, "rcvbuf": 4096},
+    "SYN cookies": {"syn_cookies": 1},
+    "SYN cookies, all at once": {"syn_cookies": 1, "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
+    "SYN cookies, heavy reordering": {"syn_cookies": 1, "reorder": 0.6, "reorder_ns": 30 * MS},
+    "SYN cookies, no options": {"syn_cookies": 1, "strip": 7, "loss": 0.05},
+    "SYN cookies, IPv6, tiny windows": {"syn_cookies": 1, "v6": 1, "sndbuf": 4096, "rcvbuf": 4096},
     "little memory": {"memory": 65_536, "loss": 0.02},
     "kernel's sequence numbers wrap": {"isn": 2**32 - 300_000},
     "reno": {"cc": "reno", "loss": 0.05},
@@ -281,7 +281,7 @@ def test_thousand_connections(programs: Programs) -> None:
 
 def test_thousand_syn_cookies(programs: Programs) -> None:
     """A queue that overflows takes many of the ACKs that carry the cookies; what follows them makes up for it."""
-    result = simulate(programs.sim_asan, timeout_s=120, conns=1000, up=2000, down=2000, cookies=1)
+    result = simulate(programs.sim_asan, timeout_s=120, conns=1000, up=2000, down=2000, syn_cookies=1)
     assert (result["complete"], result["errors"], result["wrong"]) == (1000, 0, 0)
     assert result["syn_cookies_valid_b"] == result["passive_open_b"] == 1000
     assert result["bad_seq_b"] > 0
@@ -377,12 +377,12 @@ def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> 
     isn=st.integers(0, 2**32 - 1),
     mark_bytes=st.sampled_from([0, 0, 1, 10_000]),
     accecn_off=st.integers(0, 1),
-    cookies=st.sampled_from([0, 0, 1]),
+    syn_cookies=st.sampled_from([0, 0, 1]),
     cc=st.sampled_from(["cubic", "reno", "wan"]),
 )
 def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -> None:
     if not keys["up"]:
-        keys["cookies"] = (
+        keys["syn_cookies"] = (
             0  # a client that only listens, and whose one ACK is lost, learns it by keep-alive alone
         )
     result = simulate(programs.sim_asan, check=1, limit_ns=7200 * S, **keys)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole simulated connections as Hypothesis makes them up: paths, peers, hosts and apps of every kind, and the verdict.
+
+A case is the words of tests/sim/params.def that differ from the defaults, so that what is left after shrinking is what
+matters. Used by the tests (a few, always the same) and by `tools/soak simulated` (as many as one likes).
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from corelab import MS, S
+from hypothesis import strategies as st
+
+Case = dict[str, "int | float | str"]
+Result = dict[str, int]
+
+LIMIT_NS = 6 * 3600 * S
+LONGEST_RUN_S = 120  # of real time; the longest seen is some seconds
+CONGESTIONS = ("cubic", "reno", "bbr", "wan")
+ALWAYS = {"check": 1, "limit_ns": LIMIT_NS, "keepalive_ns": 60 * S}
+# As tests/sim/wild.h has them
+WILD = ("renege", "lie", "shut", "shrink", "acks", "data", "flags", "ts")
+
+
+class ViolationError(Exception):
+    """A run broke the invariant; the text is one sentence."""
+
+
+def _percent(most: int) -> st.SearchStrategy[float]:
+    return st.integers(0, most).map(lambda value: value / 100)
+
+
+def _ms(most: int) -> st.SearchStrategy[int]:
+    return st.integers(0, most).map(lambda value: value * MS)
+
+
+def _some(**words: st.SearchStrategy[object]) -> st.SearchStrategy[Case]:
+    """Any of the words, or often none at all."""
+    return st.just({}) | st.fixed_dictionaries({}, optional=words)
+
+
+LINK = _some(
+    loss=_percent(15),
+    loss_back=_percent(15),
+    dup=_percent(20),
+    reorder=_percent(50),
+    reorder_ns=_ms(100),
+    corrupt=_percent(5),
+    delay_ns=_ms(200),
+    rate_Bps=st.sampled_from([20_000, 100_000, 1_000_000, 1_000_000_000]),
+    queue_bytes=st.integers(3000, 1_000_000),
+    mark_bytes=st.sampled_from([1, 10_000]),
+    mtu=st.integers(576, 9000),
+    v6=st.just(1),
+)
+MIDDLEBOXES = _some(
+    strip=st.integers(1, 7),
+    mss=st.sampled_from([1, 64, 88, 536, 1400]),
+    ecn_drop=st.just(1),
+    icmp_mtu=st.integers(600, 1499),
+    hole_bytes=st.integers(600, 1499),
+    synloss=st.integers(1, 4),
+)
+_START = _ms(400).map(lambda value: value + S)
+TROUBLE = st.one_of(
+    *[st.just({})] * 8,
+    st.fixed_dictionaries(
+        {"cut_from_ns": _START, "cut_to_ns": st.sampled_from([2 * S, 10 * S, 100 * S, 2**62])}
+    ),
+    st.fixed_dictionaries({"stall_from_ns": _START, "stall_to_ns": st.sampled_from([2 * S, 10 * S])}),
+    st.fixed_dictionaries({"abort_all_ns": _ms(300)}),
+    st.sampled_from([{"refuse": 1}, {"mute": 1}, {"unreach": 101}, {"unreach": 113}]),
+)
+INNER = _some(
+    inner_loss=_percent(15),
+    inner_dup=_percent(20),
+    inner_reorder=_percent(50),
+    inner_reorder_ns=_ms(20),
+    inner_drop_from_ns=_ms(300).map(lambda value: value + S),
+    inner_drop_to_ns=st.sampled_from([2 * S, 10 * S]),
+    gso=st.sampled_from([0, 4000]),
+)
+HOSTS = _some(
+    memory=st.sampled_from([65_536, 200_000, 1_000_000]),
+    maxconn=st.integers(1, 5),
+    sndbuf=st.sampled_from([1, 2000, 10_000]),
+    rcvbuf=st.sampled_from([1, 2000, 10_000]),
+    krcvbuf=st.sampled_from([300, 1000, 3000, 20_000]),
+    isn=st.integers(0, 2**32 - 1) | st.just(2**32 - 20_000),
+    kts=st.just(1),
+    kws=st.just(1),
+    ecn_off=st.just(1),
+    accecn_off=st.just(1),
+    syn_cookies=st.integers(1, 2),  # always, never
+    half_open=st.integers(1, 3),
+    timewait_ns=st.sampled_from([1, 60 * S]),
+)
+APPS = _some(
+    up=st.integers(0, 100_000),
+    down=st.integers(0, 100_000),
+    conns=st.integers(2, 8),
+    gap_ns=_ms(100),
+    pause_ns=st.sampled_from([2 * S, 30 * S]),
+    abort_at=st.integers(1, 60_000),
+    abort_at_b=st.integers(1, 60_000),
+    close_at=st.integers(1, 60_000),
+    down_after_ns=st.sampled_from([2 * S, 300 * S]),
+    write_bytes=st.sampled_from([100, 5000, 40_000]),
+    write_gap_ns=st.sampled_from([10 * MS, 300 * MS, 20 * S]),
+    read_bytes=st.sampled_from([500, 5000, 40_000]),
+    read_gap_ns=st.sampled_from([10 * MS, 300 * MS]),
+    again=st.integers(1, 2),
+    simopen=st.just(1),
+)
+PEER = st.just({}) | st.fixed_dictionaries(
+    {"direct": st.just(1)},
+    optional={"wild_sack": st.just(1)} | {f"wild_{what}": _percent(10) for what in WILD},
+)
+
+
+def _put_together(parts: tuple[int, str, Case, Case, Case, Case, Case, Case, Case]) -> Case:
+    seed, congestion, *groups = parts
+    case: Case = {"seed": seed, "cc": congestion, "up": 30_000, "down": 30_000}
+    for group in groups:
+        case = case | group
+    if case.get("v6"):
+        case["mtu"] = max(1280, int(case.get("mtu", 1500)))
+        for word in ("icmp_mtu", "hole_bytes"):
+            if word in case:
+                case[word] = max(1281, int(case[word]))
+    if case.get("direct"):
+        # What only two cores do, or a kern is too simple for: it knows nothing of path MTU
+        for word in ("simopen", "icmp_mtu", "hole_bytes", "again"):
+            case.pop(word, None)
+    # Each is nothing without the other
+    for pair in (
+        ("write_bytes", "write_gap_ns"),
+        ("read_bytes", "read_gap_ns"),
+        ("cut_from_ns", "cut_to_ns"),
+    ):
+        if not all(word in case for word in pair):
+            for word in pair:
+                case.pop(word, None)
+    if "again" in case:  # the ports are used again when both ends are done, so both must end by themselves
+        for word in ("simopen", "abort_at", "abort_at_b", "write_gap_ns", "read_gap_ns"):
+            case.pop(word, None)
+    return case
+
+
+def cases() -> st.SearchStrategy[Case]:
+    """Everything that can be said about a simulation, in every mixture."""
+    groups = (LINK, MIDDLEBOXES, TROUBLE, INNER, HOSTS, APPS, PEER)
+    return st.tuples(st.integers(1, 2**31), st.sampled_from(CONGESTIONS), *groups).map(_put_together)
+
+
+def words(case: Mapping[str, object]) -> list[str]:
+    """A case as the simulator's arguments."""
+    return [f"{word}={value}" for word, value in case.items()]
+
+
+# Where any of these is said, a connection may well end with an error, or an app resets it
+_MAY_FAIL = {
+    "cut_from_ns", "abort_all_ns", "refuse", "mute", "unreach", "memory", "maxconn", "abort_at", "abort_at_b", "mtu",
+    "stall_from_ns", "inner_drop_from_ns", "corrupt", "hole_bytes", "rate_Bps", "queue_bytes", "pause_ns", "mss",
+    "half_open",
+}  # fmt: skip
+
+
+def must_complete(case: Mapping[str, object]) -> bool:
+    """Whether no excuse is left: little is lost, and neither end nor a limit gives up."""
+    rare = all(float(str(case.get(word, 0))) <= 0.05 for word in ("loss", "loss_back", "inner_loss"))
+    return rare and not _MAY_FAIL & case.keys() and not any(word.startswith("wild_") for word in case)
+
+
+def judge(case: Mapping[str, object], result: Result) -> None:
+    """Raises ViolationError unless every connection delivered exactly or reported an error, and nothing is left."""
+    conns = int(str(case.get("conns", 1)))
+    for word, meaning in (
+        ("wrong", "bytes arrived that were not sent there"),
+        ("truncated", "the end of a stream arrived, and not all of it before"),
+        ("hung", "an app waits for ever"),
+    ):
+        if result[word]:
+            raise ViolationError(f"{meaning} ({word}={result[word]})")
+    if result["complete"] + result["errors"] + result["aborted"] != conns:
+        raise ViolationError(f"{conns} connections, and other verdicts than that many")
+    for side in "ab":
+        for word, nothing in (("left", 0), ("chunks", 0), ("disowned", result[f"owned_{side}"])):
+            if result.get(f"{word}_{side}", nothing) != nothing:
+                raise ViolationError(
+                    f"{word}_{side} is {result[f'{word}_{side}']}, not {nothing}, when all is over"
+                )
+    if must_complete(case) and result["complete"] != conns:
+        raise ViolationError(f"{result['errors']} of {conns} connections failed with no reason")
+
+
+def run(binary: Path, case: Mapping[str, object]) -> Result:
+    """One simulation, judged. Raises ViolationError."""
+    try:
+        done = subprocess.run(
+            [binary, *words(ALWAYS), *words(case)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LONGEST_RUN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ViolationError(f"the simulation did not end within {LONGEST_RUN_S} s") from None
+    result = {
+        name: int(value) for name, value in (x.split("=") for x in done.stdout.splitlines() if "=" in x)
+    }
+    if "complete" not in result:
+        how = (
+            f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else done.stdout.strip()
+        )
+        broken = [
+            x for x in done.stderr.splitlines() if "broken" in x or "ERROR" in x or "runtime error" in x
+        ]
+        raise ViolationError(
+            broken[0].strip() if broken else f"the simulator ended by {how or done.returncode}"
+        )
+    judge(case, result)
+    return result

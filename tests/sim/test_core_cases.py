@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections of every kind (simcases.py): the streams arrive exactly, or an app is told of an error.
+
+Always the same cases here. `tools/soak simulated` makes up others, as many as one likes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import simcases
+from corelab import Programs
+from hypothesis import HealthCheck, Phase, given, settings
+
+EXAMPLES = 700
+BUDGET_S = 60.0
+SHRINK_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_stream_arrives_exactly_or_reports_an_error(programs: Programs) -> None:
+    verdicts: Counter[str] = Counter()
+    end = time.monotonic() + BUDGET_S
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    @given(simcases.cases())
+    def check(case: simcases.Case) -> None:
+        if time.monotonic() > end + (SHRINK_S if verdicts["failed"] else 0):
+            return  # a slow machine does fewer, and a broken case is not made smaller for ever
+        try:
+            result = simcases.run(programs.sim_asan, case)
+        except simcases.ViolationError:
+            verdicts["failed"] += 1
+            raise
+        verdicts.update({name: result[name] for name in ("complete", "errors", "aborted")})
+
+    check()
+    # many must have come through, and some failed, or the cases prove little
+    assert verdicts["complete"] > 50
+    assert verdicts["complete"] > verdicts["errors"] / 4 > 0
+
+
+@pytest.mark.parametrize("every", [1, 7, 30])
+def test_bytes_changed_on_the_way_are_seen(programs: Programs, every: int) -> None:
+    """The harness itself: damage under a right checksum is what no TCP can find, and the verdict must."""
+    with pytest.raises(simcases.ViolationError, match="bytes arrived that were not sent there"):
+        simcases.run(programs.sim_asan, {"forge_every": every, "up": 100_000, "down": 0})
+
+
+def test_an_app_that_waits_for_ever_is_seen(programs: Programs) -> None:
+    with pytest.raises(simcases.ViolationError, match="an app waits for ever"):
+        simcases.run(programs.sim_asan, {"down_after_ns": 2**62})
+
+
+def test_a_failure_without_a_reason_is_seen() -> None:
+    result = dict.fromkeys(("wrong", "truncated", "hung", "complete", "aborted"), 0) | {"errors": 1}
+    result |= {"owned_a": 1, "disowned_a": 1, "owned_b": 1, "disowned_b": 1}
+    with pytest.raises(simcases.ViolationError, match="failed with no reason"):
+        simcases.judge({"loss": 0.01}, result)
+    simcases.judge({"loss": 0.15}, result)
+
+
+def soak(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "soak.py", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_the_tool_counts_what_it_ran() -> None:
+    done = soak("simulated", "--connections", "60", "--workers", "2", "--seed", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing found" in done.stdout
+
+
+def test_the_tool_repeats_a_broken_case() -> None:
+    done = soak("repeat", "forge_every=3", "seed=4")
+    assert done.returncode == 1
+    assert "bytes arrived that were not sent there" in done.stderr
+    assert soak("repeat", "seed=4").returncode == 0
+
+
+def test_the_tool_says_in_one_sentence_what_is_wrong() -> None:
+    done = soak("repeat", "seeds")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
