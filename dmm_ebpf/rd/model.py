@@ -93,6 +93,13 @@ def _alternatives(choices: tuple[str, ...]) -> str:
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
 
 
+def _whole(value: object, least: int, most: int, what: str, unit: str = "") -> int:
+    """A whole number from least to most. unit: what is said of it behind the range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueRefusedError(f"{shown(value)} is not {what}", f"expected {least} to {most}{unit}")
+    return value
+
+
 def _transport(value: object) -> str:
     return _choice(value, "a transport", USER_TRANSPORTS)
 
@@ -114,18 +121,11 @@ def _syn_cookies(value: object) -> str:
 
 
 def _instances(value: object) -> int:
-    most = C.DMM_MAX_PROCESSES
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueRefusedError(f"{shown(value)} is not a number of processes", f"expected 1 to {most}")
-    return value
+    return _whole(value, 1, C.DMM_MAX_PROCESSES, "a number of processes")
 
 
 def _busy_poll_us(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_BUSY_POLL_US:
-        raise ValueRefusedError(
-            f"{shown(value)} is not a time of busy polling", f"expected 0 to {MAX_BUSY_POLL_US} microseconds"
-        )
-    return value
+    return _whole(value, 0, MAX_BUSY_POLL_US, "a time of busy polling", " microseconds")
 
 
 def _devices(value: object) -> tuple[str, ...]:
@@ -175,11 +175,7 @@ def _netns(value: object) -> str:
 
 
 def _priority(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0x7FFFFFFF:
-        raise ValueRefusedError(
-            f"{shown(value)} is not a priority", "expected 0 to 2147483647, as SO_PRIORITY in socket(7)"
-        )
-    return value
+    return _whole(value, 0, 0x7FFFFFFF, "a priority", ", as SO_PRIORITY in socket(7)")
 
 
 def _to(value: object) -> tuple[Prefix, ...]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import ConflictError, PrivilegeError, UsageError
+from dmm_ebpf.userstack.spec import process_label
 
 ROOT = Path("/run/dmm-ebpf")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
@@ -40,7 +41,7 @@ class StackState:
     @property
     def label(self) -> str:
         """The process as listings and logs name it, "wan" or "wan@1"."""
-        return f"{self.name}@{self.process}" if self.process else self.name
+        return process_label(self.name, self.process)
 
     @property
     def tap(self) -> int:

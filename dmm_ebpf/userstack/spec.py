@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 
+def process_label(name: str, process: int) -> str:
+    """A process of a stack in messages and file names: the stack's name, with "@1" and so on after the first. No stack
+    is called so: a name has no "@".
+    """
+    return f"{name}@{process}" if process else name
+
+
 @dataclass(frozen=True)
 class NicSpec:
     """One NIC: slot is its place in xsks, queues how many receive queues to serve, mtu of the IP packet in
@@ -60,10 +67,8 @@ class StackSpec:
 
     @property
     def label(self) -> str:
-        """The process in messages and file names: the stack's name, with "@1" and so on after the first. No stack
-        is called so: a name has no "@".
-        """
-        return f"{self.name}@{self.process}" if self.process else self.name
+        """See process_label()."""
+        return process_label(self.name, self.process)
 
     def tap_device(self, nic: NicSpec) -> str:
         """Name of the TAP device by which frames of nic come."""
