@@ -7,9 +7,9 @@
  * load-acquire.
  */
 #include "afxdp.h"
+#include "bpfmap.h"
 
 #include <errno.h>
-#include <linux/bpf.h>
 #include <linux/if_xdp.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -17,7 +17,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifndef XDP_MAX_TX_SKB_BUDGET
@@ -252,14 +251,8 @@ uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk)
 int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index, struct dmm_hal_error *err)
 {
 	uint32_t value = (uint32_t)xsk->fd;
-	union bpf_attr attr;
 
-	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)xsks_map_fd;
-	attr.key = (uintptr_t)&index;
-	attr.value = (uintptr_t)&value;
-	attr.flags = BPF_ANY;
-	if (syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+	if (dmm_bpf_map(BPF_MAP_UPDATE_ELEM, xsks_map_fd, &index, &value))
 		return fail(err, errno, "put an AF_XDP socket into the map of sockets", xsk->queue);
 	return 0;
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tapnic.c: see tapnic.h. */
 #include "tapnic.h"
+#include "bpfmap.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/if.h>
 #include <linux/if_packet.h>
@@ -14,7 +14,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
@@ -131,14 +130,7 @@ int dmm_tapnic_fd(const struct dmm_tapnic *tap)
 int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t index,
 			struct dmm_hal_error *err)
 {
-	union bpf_attr attr;
-
-	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)taps_map_fd;
-	attr.key = (uintptr_t)&index;
-	attr.value = (uintptr_t)&tap->ifindex;
-	attr.flags = BPF_ANY;
-	if (syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr)))
+	if (dmm_bpf_map(BPF_MAP_UPDATE_ELEM, taps_map_fd, &index, &tap->ifindex))
 		return fail(err, errno, "put a TAP device into", "the map of devices");
 	return 0;
 }

@@ -17,7 +17,6 @@
 #include "engine.h"
 
 #include <errno.h>
-#include <linux/bpf.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -25,10 +24,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "../hal/bpfmap.h"
 #include "engine_int.h"
 
 enum { ABORT_TURNS = 64 };
@@ -66,22 +65,11 @@ static void wake(struct dmm_engine *e)
 
 /* ---- the core's actions ---- */
 
-static int map_syscall(int command, int fd, const void *key, const void *value)
-{
-	union bpf_attr attr;
-
-	memset(&attr, 0, sizeof(attr));
-	attr.map_fd = (uint32_t)fd;
-	attr.key = (uintptr_t)key;
-	attr.value = (uintptr_t)value;
-	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
-}
-
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
 {
 	uint32_t value[2] = {e->stack_id, e->tap}; /* struct dmm_xdp_flow */
 
-	if (e->xdp_flows_fd >= 0 && map_syscall(BPF_MAP_UPDATE_ELEM, e->xdp_flows_fd, &action->pair, value)) {
+	if (e->xdp_flows_fd >= 0 && dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->xdp_flows_fd, &action->pair, value)) {
 		/* Full: the answers would go to the kernel. */
 		e->stats.flow_errors++;
 		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
@@ -92,7 +80,7 @@ static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t 
 
 static void disown(struct dmm_engine *e, const struct dmm_action *action)
 {
-	if (e->xdp_flows_fd >= 0 && map_syscall(BPF_MAP_DELETE_ELEM, e->xdp_flows_fd, &action->pair, NULL) &&
+	if (e->xdp_flows_fd >= 0 && dmm_bpf_map(BPF_MAP_DELETE_ELEM, e->xdp_flows_fd, &action->pair, NULL) &&
 	    errno != ENOENT)
 		e->stats.flow_errors++;
 }
@@ -109,9 +97,9 @@ static void tell_cookies(struct dmm_engine *e)
 	if (until_ns == e->cookies_told_ns || e->cookie_state_fd < 0)
 		return;
 	e->cookies_told_ns = until_ns;
-	if (map_syscall(BPF_MAP_LOOKUP_ELEM, e->cookie_state_fd, &e->stack_id, &told_ns) ||
+	if (dmm_bpf_map(BPF_MAP_LOOKUP_ELEM, e->cookie_state_fd, &e->stack_id, &told_ns) ||
 	    (told_ns < until_ns &&
-	     map_syscall(BPF_MAP_UPDATE_ELEM, e->cookie_state_fd, &e->stack_id, &until_ns)))
+	     dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->cookie_state_fd, &e->stack_id, &until_ns)))
 		e->stats.flow_errors++;
 }
 
