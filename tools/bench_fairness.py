@@ -15,19 +15,34 @@ import json
 import math
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_matrix import FRAME_BYTES, POLICY, RUN_OVERHEAD_S, TCP_BUFFERS_BYTES, Cell, Window, payload_bps
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sim"))
+
+from bench_matrix import (
+    FRAME_BYTES,
+    POLICY,
+    RUN_OVERHEAD_S,
+    TCP_BUFFERS_BYTES,
+    Cell,
+    Window,
+    payload_bps,
+    run_valid,
+    valid_if_any,
+)
+from cclab import build as build_simulator
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.routed import Routed
 from lab.units import Queue
 
-from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.errors import UsageError
 
 OURS = "wan"
 PAIRS = ((OURS, OURS), (OURS, "cubic"), (OURS, "bbr"), ("cubic", "bbr"))
@@ -94,7 +109,7 @@ class Outcome:
     @property
     def median(self) -> Shared:
         """Medians over the runs, of the valid ones if there are any."""
-        runs = [run for run in self.runs if run.valid] or list(self.runs)
+        runs = valid_if_any(self.runs)
         return Shared(
             (statistics.median(r.shares[0] for r in runs), statistics.median(r.shares[1] for r in runs)),
             statistics.median(r.queue_ms for r in runs),
@@ -211,15 +226,6 @@ def run_once(contest: Contest, directory: Path, seconds: float, seed: int) -> Sh
     return Shared((first, second), cell.queue_ms(window.queue_bytes), window.dropped, window.own_drops)
 
 
-def run_valid(contest: Contest, directory: Path, seconds: float, seed: int) -> Shared:
-    """run_once(), once more if the laboratory lost frames or the programs did not come to terms."""
-    try:
-        run = run_once(contest, directory, seconds, seed)
-    except (DmmError, TimeoutError, subprocess.SubprocessError):
-        return run_once(contest, directory, seconds, seed)
-    return run if run.valid else run_once(contest, directory, seconds, seed)
-
-
 def run_fairness(
     plan: FairPlan, directory: Path, done: Callable[[Contest, Shared], None] = lambda contest, run: None
 ) -> Iterator[Outcome]:
@@ -228,26 +234,13 @@ def run_fairness(
     for contest in plan.contests:
         runs = []
         for number in range(plan.repeat):
-            runs.append(run_valid(contest, directory, plan.seconds, seed=number + 1))
+            runs.append(run_valid(partial(run_once, contest, directory, plan.seconds, seed=number + 1)))
             done(contest, runs[-1])
         outcome = Outcome(contest, tuple(runs))
         yield replace(outcome, simulated=simulate(simulator, contest, plan.seconds)) if simulator else outcome
 
 
 # ---- the simulator ----
-
-
-def build_simulator(directory: Path) -> Path:
-    """tests/sim/cc: congestion controls and reference rivals over one bottleneck, in virtual time. Its path."""
-    top = Path(__file__).resolve().parents[1]
-    core = top / "dmm_ebpf" / "userstack" / "core"
-    target = directory / "ccsim"
-    sources = [*sorted((top / "tests/sim/cc").glob("*.c")), core / "cc_wan.c", core / "cc_bbr.c"]
-    command = ["gcc", "-std=gnu11", "-O2", *map(str, sources), "-o", str(target), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DmmError("build the simulator", why=done.stderr.strip())
-    return target
 
 
 def sim_arguments(contest: Contest, seconds: float) -> list[str]:

@@ -15,14 +15,19 @@ from __future__ import annotations
 import math
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sim"))
+
+import corelab
 from bench_inner import busy_s
 from lab import Cgroup, Lab, WanLink, iperf3, iperf3_server, wait_for
 from lab.routed import Routed
@@ -100,6 +105,22 @@ class Plan:
         return self.n_runs * (START_S + self.seconds + RUN_OVERHEAD_S)
 
 
+class Valid(Protocol):
+    """A run that knows whether the laboratory spoilt it."""
+
+    @property
+    def valid(self) -> bool: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=Valid)
+
+
+def valid_if_any(runs: Iterable[AnyRun]) -> list[AnyRun]:
+    """The valid ones, or all if there are none."""
+    runs = list(runs)
+    return [run for run in runs if run.valid] or runs
+
+
 @dataclass(frozen=True)
 class Run:
     """What one flow did after its start. retransmits: of all its segments, the start included."""
@@ -129,9 +150,8 @@ class Result:
 
     def median(self, rival: str, what: str) -> float | None:
         """The median over a rival's runs, of the valid ones if there are any."""
-        runs = [run for run in self.runs if run.rival == rival]
-        values = [getattr(run, what) for run in runs if run.valid] or [getattr(run, what) for run in runs]
-        return statistics.median(values) if values else None
+        runs = valid_if_any(run for run in self.runs if run.rival == rival)
+        return statistics.median(getattr(run, what) for run in runs) if runs else None
 
     def valid(self, rival: str) -> bool:
         """Whether a rival has a valid run."""
@@ -297,13 +317,13 @@ def run_once(cell: Cell, rival: str, directory: Path, seconds: float, seed: int)
     )
 
 
-def run_valid(cell: Cell, rival: str, directory: Path, seconds: float, seed: int) -> Run:
-    """run_once(), once more if the laboratory lost frames or the programs did not come to terms."""
+def run_valid(run_once: Callable[[], AnyRun]) -> AnyRun:
+    """A run, once more if the laboratory lost frames or the programs did not come to terms."""
     try:
-        run = run_once(cell, rival, directory, seconds, seed)
+        run = run_once()
     except (DmmError, TimeoutError, subprocess.SubprocessError):
-        return run_once(cell, rival, directory, seconds, seed)
-    return run if run.valid else run_once(cell, rival, directory, seconds, seed)
+        return run_once()
+    return run if run.valid else run_once()
 
 
 def run_cell(cell: Cell, plan: Plan, directory: Path, done: Callable[[Cell, Run], None]) -> Result:
@@ -311,7 +331,7 @@ def run_cell(cell: Cell, plan: Plan, directory: Path, done: Callable[[Cell, Run]
     runs = []
     for number in range(plan.repeat):
         for rival in order(plan.rivals, number):
-            run = run_valid(cell, rival, directory, plan.seconds, seed=number + 1)
+            run = run_valid(partial(run_once, cell, rival, directory, plan.seconds, seed=number + 1))
             runs.append(run)
             done(cell, run)
     return Result(cell, tuple(runs))
@@ -332,17 +352,10 @@ def run_matrix(
 
 def build_simulator(directory: Path) -> Path:
     """tests/sim/sim: the core under a virtual clock. Its path."""
-    top = Path(__file__).resolve().parents[1]
-    core = top / "dmm_ebpf" / "userstack" / "core"
-    target = directory / "sim"
-    sim = top / "tests" / "sim"
-    mains = [sim / name for name in ("sim.c", "kern.c", "wild.c", "path.c", "params.c")]
-    sources = [*mains, *sorted(core.glob("*.c"))]
-    command = ["gcc", "-std=gnu11", "-O2", f"-I{core}", *map(str, sources), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DmmError("build the simulator", why=done.stderr.strip())
-    return target
+    try:
+        return corelab.build_plain(directory)
+    except AssertionError as error:
+        raise DmmError("build the simulator", why=str(error).strip()) from None
 
 
 def sim_arguments(cell: Cell, until_s: float) -> list[str]:

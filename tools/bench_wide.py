@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,35 +108,32 @@ def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
         return bench_latency(directory, wide.rounds, wide.latency_seconds)
 
 
+# What is found one by one: how, and how it is shown
+_LISTS: dict[
+    str, tuple[Callable[[Wide, Path], Any], Callable[[Any], Any], Callable[[Any, Path], list[Path]]]
+] = {
+    "matrix": (matrix, matrix_table, plot_matrix),
+    "fairness": (fairness, fairness_table, plot_fairness),
+    "coldstart": (coldstart, cold_table, plot_cold),
+}
+
+
 def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
     """One benchmark: printed if show, drawn if plots are wanted; what goes into the JSON."""
     console = Console(soft_wrap=True)
     files: list[Path] = []
     answer: Any
-    if what == "matrix":
-        results = matrix(wide, directory)
-        answer = [result.to_json() for result in results]
+    if what in _LISTS:
+        find, table_of, plot = _LISTS[what]
+        found = find(wide, directory)
+        answer = [one.to_json() for one in found]
         if show:
-            console.print(matrix_table(results))
-        if wide.plots and results:
-            files = plot_matrix(results, wide.plots)
-    elif what == "fairness":
-        outcomes = fairness(wide, directory)
-        answer = [outcome.to_json() for outcome in outcomes]
-        if show:
-            console.print(fairness_table(outcomes))
-        if wide.plots and outcomes:
-            files = plot_fairness(outcomes, wide.plots)
-    elif what == "coldstart":
-        cold = coldstart(wide, directory)
-        answer = [result.to_json() for result in cold]
-        if show:
-            console.print(cold_table(cold))
-        if wide.plots:
-            files = plot_cold(cold, wide.plots)
+            console.print(table_of(found))
+        if wide.plots and found:
+            files = plot(found, wide.plots)
     else:
         sides = latency(wide, directory)
-        answer = {side: asdict(found) for side, found in sides.items()}
+        answer = {side: asdict(of) for side, of in sides.items()}
         if show:
             console.print(latency_table(sides))
     for file in files:
