@@ -8,12 +8,12 @@ import errno
 import os
 import select
 import socket
-import struct
 from contextlib import contextmanager
 
 import hal_xdp
 import pytest
 from dmm_ebpf.userstack._core import ffi, lib
+from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
 
 
@@ -33,22 +33,6 @@ def xsk_on(host: Host, frames: int = 64, mtu: int = 1500):
         lib.dmm_xsk_close(out[0])
         os.close(prog)
         os.close(xsks)
-
-
-def frame(number: int, size: int = 200) -> bytes:
-    head = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x00" + b"\x45" + bytes(8) + b"\x06"
-    return (head + struct.pack("=I", number)).ljust(size, b"z")
-
-
-def packet_socket(host: Host) -> socket.socket:
-    sock = host.ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    sock.bind(("eth0", 3))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    return sock
-
-
-def number_of(raw: bytes) -> int:
-    return struct.unpack_from("=I", raw, 24)[0]
 
 
 def test_receiving_more_than_the_rings_hold_in_order():
@@ -77,20 +61,9 @@ def test_sending_more_than_the_rings_hold_in_order():
         link(a, b)
         with xsk_on(a) as xsk, packet_socket(b) as receiver:
             receiver.settimeout(5)
-            got: list[int] = []
-            for number in range(1000):
-                data = frame(number)
-                while (room := lib.dmm_xsk_tx_begin(xsk)) == ffi.NULL:
-                    assert lib.dmm_xsk_tx_kick(xsk) in (0, 1)
-                ffi.memmove(room, data, len(data))
-                lib.dmm_xsk_tx_commit(xsk, len(data))
+            send_numbered(xsk, 1000, lib.dmm_xsk_tx_begin, lib.dmm_xsk_tx_commit, lib.dmm_xsk_tx_kick)
             wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
-            while len(got) < 1000:
-                raw = receiver.recv(2000)
-                if raw[6:12] == b"\2\0\0\0\0\1":
-                    got.append(number_of(raw))
-                    assert raw == frame(got[-1])
-            assert got == list(range(1000))
+            assert received_numbers(receiver, 1000) == list(range(1000))
             stats = ffi.new("struct dmm_xsk_stats *")
             lib.dmm_xsk_stats(xsk, stats)
             assert (stats.tx_invalid_descs, stats.rx_dropped) == (0, 0)

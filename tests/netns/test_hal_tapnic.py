@@ -7,13 +7,13 @@ import errno
 import os
 import select
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import hal_xdp
 from dmm_ebpf.userstack._core import ffi, lib
+from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
 
 TAP = "dmm-9.0"
@@ -38,22 +38,6 @@ def tapnic_on(host: Host) -> Iterator[Any]:
         lib.dmm_tapnic_close(out[0])
         os.close(prog)
         os.close(taps)
-
-
-def frame(number: int, size: int = 200) -> bytes:
-    head = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x00" + b"\x45" + bytes(8) + b"\x06"
-    return (head + struct.pack("=I", number)).ljust(size, b"z")
-
-
-def number_of(raw: bytes) -> int:
-    return int(struct.unpack_from("=I", raw, 24)[0])
-
-
-def packet_socket(host: Host, device: str = "eth0") -> socket.socket:
-    sock = host.ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    sock.bind((device, 3))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    return sock
 
 
 def read(tap: Any, most: int) -> list[bytes]:
@@ -87,21 +71,12 @@ def test_frames_are_sent_in_order():
         link(a, b)
         with tapnic_on(a) as tap, packet_socket(b) as receiver:
             receiver.settimeout(5)
-            got: list[int] = []
-            for number in range(1000):
-                data = frame(number)
-                while (room := lib.dmm_tapnic_tx_begin(tap)) == ffi.NULL:
-                    assert lib.dmm_tapnic_tx_kick(tap) in (0, 1)
-                ffi.memmove(room, data, len(data))
-                lib.dmm_tapnic_tx_commit(tap, len(data))
+            send_numbered(
+                tap, 1000, lib.dmm_tapnic_tx_begin, lib.dmm_tapnic_tx_commit, lib.dmm_tapnic_tx_kick
+            )
             wait_until(lambda: lib.dmm_tapnic_tx_kick(tap) == 0)
             assert lib.dmm_tapnic_tx_unkicked(tap) == 0
-            while len(got) < 1000:
-                raw = receiver.recv(2000)
-                if raw[6:12] == b"\2\0\0\0\0\1":
-                    got.append(number_of(raw))
-                    assert raw == frame(got[-1])
-            assert got == list(range(1000))
+            assert received_numbers(receiver, 1000) == list(range(1000))
 
 
 def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
