@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what attaches, runs and detaches, what is refused, and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cli_lab import Cli, one_sentence
+from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
+from typer.testing import CliRunner
+
+from dmm_ebpf.cli.app import app
+from dmm_ebpf.errors import ConflictError, KernelFeatureError, PolicyError, PrivilegeError
+
+pytestmark = pytest.mark.usefixtures("run_root")
+
+# -- attach, run, detach --
+
+
+def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> None:
+    got: list[Any] = []
+    service.attach = lambda options: got.append(vars(options)) or 0
+    said = cli(
+        "attach", "--cgroup", "/shop.slice", "--policy", "p.toml", "--netns", "red", "-d", "-i", "shop"
+    )
+    assert said.code == 0
+    assert got == [
+        {
+            "instance": "shop",
+            "cgroup": "/shop.slice",
+            "policy": Path("p.toml"),
+            "netns": "red",
+            "daemon": True,
+        }
+    ]
+    assert "instance shop is attached to /shop.slice" in said.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PrivilegeError("attach", why="not root"), 77),
+        (KernelFeatureError("attach", why="no BTF"), 69),
+        (ConflictError("attach", why="another RD"), 75),
+        (PolicyError("read p.toml", why="line 3"), 2),
+        (PermissionError(1, "Operation not permitted"), 77),
+        (OSError(28, "No space left on device"), 1),
+        (RuntimeError("what\nnow\x1b"), 1),
+    ],
+)
+def test_whatever_attach_meets_is_one_sentence(
+    cli: Cli, service: SimpleNamespace, error: Exception, code: int
+) -> None:
+    def attach(_options: Any) -> int:
+        raise error
+
+    service.attach = attach
+    one_sentence(cli("attach", "--cgroup", "/"), code, "")
+
+
+def test_a_bug_is_traced_for_who_asks(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(_options: Any) -> int:
+        raise RuntimeError("surprise")
+
+    service.attach = attach
+    said = cli("attach", "--cgroup", "/")
+    assert "RuntimeError: surprise; this is a bug, DMM_DEBUG=1" in said.err
+    monkeypatch.setenv("DMM_DEBUG", "1")
+    assert "Traceback" in cli("attach", "--cgroup", "/").err
+
+
+def test_interrupted(cli: Cli, service: SimpleNamespace) -> None:
+    def attach(_options: Any) -> int:
+        raise KeyboardInterrupt
+
+    service.attach = attach
+    assert cli("attach", "--cgroup", "/").code == 130
+
+
+@pytest.mark.parametrize("dashes", [["--"], []])
+def test_run_returns_the_commands_code(cli: Cli, service: SimpleNamespace, dashes: list[str]) -> None:
+    got: list[Any] = []
+    service.run = lambda options: got.append(options.argv) or 143
+    assert cli("run", "--policy", "p.toml", *dashes, "curl", "-v", "--json", "x").code == 143
+    assert got == [["curl", "-v", "--json", "x"]]
+
+
+def test_detach(cli: Cli, service: SimpleNamespace) -> None:
+    service.detach = lambda name: [f"links of {name}"] if name == "default" else []
+    assert cli("detach").out == "instance default: removed links of default\n"
+    assert cli("detach", "--json").json == [{"instance": "default", "removed": ["links of default"]}]
+    assert cli("detach", "-i", "red").out == "instance red: there was nothing to remove\n"
+
+
+def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
+    def detach(name: str) -> list[str]:
+        if name == "a":
+            raise ConflictError("detach a", why="busy")
+        return [name]
+
+    service.instances = lambda: ["a", "b"]
+    service.detach = detach
+    said = cli("detach", "--all")
+    assert said.out == "instance b: removed b\n"
+    assert said.code == 75
+
+
+# -- what is refused --
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["flows", "--nope"], 2, "No such option: --nope"),
+        (["nope"], 2, "No such command 'nope'"),
+        (["run"], 2, "Missing argument"),
+        (["attach"], 2, "Missing option '--cgroup'"),
+        (["attach", "--cgroup", "/", "--instance", "../x"], 2, "'../x'"),
+        (["detach", "--instance", "a/b"], 2, "'a/b'"),
+        (["flows", "--instance", "nope"], 1, "there is no such instance"),
+        (["flows", "--instance", ""], 2, "instance name"),
+        (["flows", "--follow", "--instance", "nope"], 1, "there is no such instance"),
+        (["flows", "--state", "open"], 2, "a TCP state is one of established"),
+        (["flows", "--dst", "10.0.0.300"], 2, "neither an address nor a prefix"),
+        (["flows", "--dst", "10.0.0.1:0"], 2, "'0' is not a port from 1 to 65535"),
+        (["flows", "--pid", "x"], 2, "a pid is a number"),
+        (["listeners", "--instance", "nope"], 1, "there is no such instance"),
+        (["route", "get", "example.com"], 2, "is not an IPv4 or IPv6 address"),
+        (["route", "get", "1.2.3.4:99999"], 2, "'99999' is not a port"),
+        (["route", "get", "1.2.3.4:"], 2, "'' is not a port"),
+        (["route", "get", "1.2.3.4", "--proto", "icmp"], 2, "'icmp'"),
+        (["route", "get", "1.2.3.4", "--uid", "no-such-user"], 2, "there is no such user"),
+        (["route", "get", "1.2.3.4", "--mark", "0x1ffffffff"], 2, "32 bits"),
+        (["route", "get", "1.2.3.4", "--mark", "-1"], 2, "32 bits"),
+        (["route", "get", "1.2.3.4", "--policy", "x", "--instance", "y"], 2, "exclude each other"),
+        (["policy", "apply", "/nonexistent"], 2, "No such file or directory"),
+        (["policy", "apply", "/"], 2, "Is a directory"),
+        (["policy", "check", "/nonexistent"], 2, "/nonexistent"),
+        (["policy", "show", "--instance", "nope"], 1, "there is no such instance"),
+        (["top"], 2, "are not a terminal"),
+        (["top", "--interval", "0"], 2, "--interval"),
+        (["top", "--filter", "stack="], 2, "'stack='"),
+    ],
+)
+def test_refusals_are_one_sentence(cli: Cli, args: list[str], code: int, text: str) -> None:
+    one_sentence(cli(*args), code, text)
+
+
+def test_a_policy_that_is_not_text(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_bytes(b"abc\xff")
+    one_sentence(cli("policy", "apply", str(file)), 2, "it is not UTF-8 at byte 3")
+
+
+def test_a_refused_policy_keeps_its_sentence(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").touch()
+    error = PolicyError("read policy p.toml", why="line 3: unknown key")
+    with FakeRd("default", {"policy_apply": error}):
+        one_sentence(cli("policy", "apply", str(tmp_path / "p.toml")), 2, "line 3: unknown key")
+
+
+def test_a_policy_that_is_too_long_for_the_socket(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_bytes(b"#" * (64 * 1024 * 1024))
+    one_sentence(cli("policy", "apply", str(tmp_path / "p.toml")), 2, "(routes_from)")
+
+
+# -- help and completion --
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    runner = CliRunner()
+    assert runner.invoke(app, ["--help"]).exit_code == 0
+    for command in (
+        *("attach", "detach", "run", "status", "flows", "listeners", "stacks", "top"),
+        *("policy check", "policy apply", "policy show", "route get"),
+    ):
+        result = runner.invoke(app, [*command.split(), "--help"])
+        assert result.exit_code == 0
+        assert f"dmm-ebpf {command}" in result.output.split("Example", 1)[1]
+        assert max(len(line) for line in result.output.splitlines()) <= 80
+
+
+def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
+    for args in ([], ["policy"], ["route"]):
+        said = cli(*args)
+        assert said.code == 2
+        assert "Commands:" in said.err
