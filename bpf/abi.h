@@ -19,13 +19,13 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 2,
+	DMM_ABI_VERSION = 3,
 	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	/* per policy */
 	DMM_MAX_PROCESSES = 16, /* of one user stack */
 	DMM_MAX_NICS = 16,
 	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
-	DMM_NEAR_FLOWS = 2048,	/* in flows[] */
+	DMM_NEAR_FLOWS = 2048,	/* in flows[]; a power of two */
 	DMM_MAX_FLOWS = 262144, /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
@@ -194,9 +194,8 @@ struct dmm_addr_pair {
 };
 
 /*
- * flows[socket cookie] and, when that is full, more_flows[socket cookie]: every open TCP socket of the
- * instance's cgroups and namespace; never evicted while open. flows[] is small so that its hash table stays
- * in the processor's cache: a large one costs each connect() a miss. A connecting socket's record is made by
+ * Every open TCP socket of the instance's cgroups and namespace has one, in flows[] or, when its place there
+ * is taken, in more_flows[socket cookie]; never evicted while open. A connecting socket's record is made by
  * connect(), before its local address is chosen: laddr, lport_be and state are zero until somebody follows
  * events or the connection begins to end; inet_diag has them, as it has newer figures.
  */
@@ -213,6 +212,16 @@ struct dmm_flow {
 	__u32 retransmits; /* segments, total */
 	__u32 pad;
 	struct dmm_decision decision;
+};
+
+/*
+ * flows[socket cookie % DMM_NEAR_FLOWS] or its neighbour (the index with its lowest bit turned over). An
+ * array, since connect() waits for it: a place costs it one compare-and-swap, a hash table's element two
+ * locks. Small, so that it stays in the processor's cache.
+ */
+struct dmm_near_flow {
+	__u64 owner;	      /* socket cookie; 0: free */
+	struct dmm_flow flow; /* whole if flow.cookie is owner, else being written */
 };
 
 enum dmm_event_type {

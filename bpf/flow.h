@@ -2,10 +2,11 @@
 /*
  * flow.h: flow records and the event ring.
  *
- * flows[] and more_flows[] are plain hashes, not LRUs: an open flow is never evicted; when both are full the
- * new flow is counted in DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a
- * connecting socket, the only allocation on its way; an accepted socket's is made at PASSIVE_ESTABLISHED. It
- * goes at TCP_CLOSE, or, when it never got established, with the socket (release.h).
+ * An open flow is never evicted: flows[] is an array in which a socket has two places, more_flows[] a plain
+ * hash, no LRU, for those that find both taken; when that is full the new flow is counted in
+ * DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a connecting socket; an
+ * accepted socket's is made at PASSIVE_ESTABLISHED. It goes at TCP_CLOSE, or, when it never got established,
+ * with the socket (release.h).
  *
  * Events are put in the ring only while somebody follows (DMM_CONTROL_EVENTS). Waking a reader costs more
  * than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader looks again a little later
@@ -101,22 +102,69 @@ static __always_inline void flow_fill(struct bpf_sock_ops *ctx, struct dmm_flow 
 	flow->pad = 0;
 }
 
-/* Whether more_flows[] has ever been needed; until then nobody looks there. */
-static __always_inline __u32 *overflowed(void)
+/* way: 0 or 1, the two places of a socket. */
+static __always_inline struct dmm_near_flow *near_place(__u64 cookie, __u32 way)
+{
+	__u32 index = ((__u32)cookie ^ way) & (DMM_NEAR_FLOWS - 1);
+
+	return map_lookup(DMM_MAP(flows), &index);
+}
+
+static __always_inline struct dmm_near_flow *near_find(__u64 cookie)
+{
+	struct dmm_near_flow *near = near_place(cookie, 0);
+
+	if (near && likely(near->owner == cookie))
+		return near;
+	near = near_place(cookie, 1);
+	return near && near->owner == cookie ? near : NULL;
+}
+
+static __always_inline bool near_take(struct dmm_near_flow *near, __u64 cookie)
+{
+	return near && !near->owner && !__sync_val_compare_and_swap(&near->owner, 0, cookie);
+}
+
+/* A place for the socket, which may have one of an earlier connect(); NULL: both are other sockets'. */
+static __always_inline struct dmm_near_flow *near_claim(__u64 cookie)
+{
+	struct dmm_near_flow *near = near_find(cookie);
+
+	if (unlikely(near))
+		return near;
+	near = near_place(cookie, 0);
+	if (likely(near_take(near, cookie)))
+		return near;
+	near = near_place(cookie, 1);
+	return near_take(near, cookie) ? near : NULL;
+}
+
+/* Not whole while it is written: the cookie goes first and comes last. */
+static __always_inline void near_fill(struct dmm_near_flow *near, const struct dmm_flow *flow)
+{
+	*(volatile __u64 *)&near->flow.cookie = 0;
+	__builtin_memcpy((char *)&near->flow + sizeof(flow->cookie),
+			 (const char *)flow + sizeof(flow->cookie), sizeof(*flow) - sizeof(flow->cookie));
+	asm volatile("" ::: "memory");
+	*(volatile __u64 *)&near->flow.cookie = flow->cookie;
+}
+
+/* How many records are in more_flows[]; while there are none, nobody looks there. */
+static __always_inline __u64 *more_count(void)
 {
 	__u32 zero = 0;
 
-	return map_lookup(DMM_MAP(overflow), &zero);
+	return map_lookup(DMM_MAP(more_count), &zero);
 }
 
 static __always_inline struct dmm_flow *flow_lookup(__u64 cookie)
 {
-	struct dmm_flow *flow = map_lookup(DMM_MAP(flows), &cookie);
-	const __u32 *more;
+	struct dmm_near_flow *near = near_find(cookie);
+	const __u64 *more;
 
-	if (likely(flow))
-		return flow;
-	more = overflowed();
+	if (likely(near))
+		return &near->flow;
+	more = more_count();
 	return more && *more ? map_lookup(DMM_MAP(more_flows), &cookie) : NULL;
 }
 
@@ -125,32 +173,45 @@ static __always_inline struct dmm_flow *flow_find(struct bpf_sock_ops *ctx)
 	return flow_lookup(dmm_socket_cookie(ctx));
 }
 
+static __always_inline void more_drop(__u64 cookie)
+{
+	__u64 *more = more_count();
+
+	if (more && unlikely(*more) && !bpf_map_delete_elem(DMM_MAP(more_flows), &cookie))
+		__sync_fetch_and_add(more, -1);
+}
+
+/* Two may drop a record at once (release.h), and one of them be late: the place is another socket's by then.
+ */
 static __always_inline void flow_drop(__u64 cookie)
 {
-	const __u32 *more;
+	struct dmm_near_flow *near = near_find(cookie);
 
-	if (!bpf_map_delete_elem(DMM_MAP(flows), &cookie))
-		return;
-	more = overflowed();
-	if (more && *more)
-		bpf_map_delete_elem(DMM_MAP(more_flows), &cookie);
+	if (likely(near))
+		__sync_val_compare_and_swap(&near->owner, cookie, 0);
+	else
+		more_drop(cookie);
 }
 
 /* Replaces what an earlier connect() of the socket left, in whichever map it is. */
 static __always_inline void flow_keep(const struct dmm_flow *flow)
 {
-	__u32 *more = overflowed();
+	struct dmm_near_flow *near = near_claim(flow->cookie);
+	__u64 *more;
 
-	if (!more)
-		return;
-	if (likely(!map_update(DMM_MAP(flows), &flow->cookie, flow, BPF_ANY))) {
-		if (unlikely(*more))
-			bpf_map_delete_elem(DMM_MAP(more_flows), (void *)&flow->cookie);
+	more_drop(flow->cookie);
+	if (likely(near)) {
+		near_fill(near, flow);
 		return;
 	}
-	*more = 1;
-	if (map_update(DMM_MAP(more_flows), &flow->cookie, flow, BPF_ANY))
+	more = more_count();
+	if (!more)
+		return;
+	__sync_fetch_and_add(more, 1);
+	if (map_update(DMM_MAP(more_flows), &flow->cookie, flow, BPF_NOEXIST)) {
+		__sync_fetch_and_add(more, -1);
 		count(DMM_CNT_FLOWS_FULL);
+	}
 }
 
 #endif /* DMM_FLOW_H */

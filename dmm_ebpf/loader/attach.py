@@ -37,6 +37,8 @@ from dmm_ebpf.loader.maps import Map
 from dmm_ebpf.loader.spec import MAPS, PROGRAMS, ProgSpec
 
 _ZERO_KEY = struct.pack("=I", 0)
+_NEAR_FLOW = struct.Struct("=QQ")  # the head of a struct dmm_near_flow: owner, flow.cookie
+_OWNER_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ class Attached:
 
     def flows(self) -> Iterator[bytes]:
         """Every struct dmm_flow: those of flows[], then those of more_flows[]."""
-        for name in ("flows", "more_flows"):
-            for _, value in self.maps[name].items():
-                yield value
+        for _, value in self.maps["flows"].items():
+            owner, cookie = _NEAR_FLOW.unpack_from(value)
+            if owner and owner == cookie:
+                yield value[_OWNER_BYTES:]
+        for _, value in self.maps["more_flows"].items():
+            yield value
 
     def attach_xdp(self, ifindex: int, ifname: str) -> xdp.Mode:
         """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.

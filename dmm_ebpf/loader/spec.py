@@ -74,8 +74,7 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),
     _storage("decisions"),
     _storage("shared_facts", BPF_F_CLONE),
-    # Small, and its memory is there beforehand: connect() waits for this insertion.
-    MapSpec("flows", MapType.HASH, 8, abi.sizeof("dmm_flow"), C.DMM_NEAR_FLOWS),
+    _array("flows", "dmm_near_flow", C.DMM_NEAR_FLOWS),
     _hash("more_flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
     MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
     _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
@@ -88,7 +87,7 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
     # The three below belong to the programs alone.
     _hash("listener_locks", _LISTENER_KEY, 4, 1024),
-    MapSpec("overflow", MapType.ARRAY, 4, 4, 1),
+    MapSpec("more_count", MapType.ARRAY, 4, 8, 1),
     MapSpec("wakeup", MapType.ARRAY, 4, 8, 1),
 )
 

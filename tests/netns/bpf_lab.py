@@ -134,7 +134,7 @@ class Agent:
         return int(self(f"s[{name!r}].getsockopt(socket.SOL_SOCKET, {option})"))
 
     def cookie(self, name: str) -> int:
-        """SO_COOKIE, the key of flows[]."""
+        """SO_COOKIE, which a flow is kept by."""
         return int(self(f"struct.unpack('=Q', s[{name!r}].getsockopt(socket.SOL_SOCKET, 57, 8))[0]"))
 
 
@@ -298,12 +298,12 @@ class Bench:
         return int(self.far.getsockname()[1])
 
     def flow(self, cookie: int) -> Any | None:
-        """flows[cookie] or more_flows[cookie]."""
-        for name in ("flows", "more_flows"):
-            value = self.attached.maps[name].lookup(struct.pack("=Q", cookie))
-            if value is not None:
-                return abi.unpack("dmm_flow", value)
-        return None
+        """The record of a socket."""
+        return next((f for f in self.flows() if f.cookie == cookie), None)
+
+    def flows(self) -> list[Any]:
+        """Every struct dmm_flow."""
+        return [abi.unpack("dmm_flow", value) for value in self.attached.flows()]
 
     def listener(self, address: str, port: int) -> Any | None:
         """listeners[address, port]."""

@@ -86,7 +86,7 @@ def test_an_accepted_flow_is_recorded_with_its_listeners_facts(bench: Bench, whe
         agent.close("x")
         assert peer.recv(1) == b""
     assert bench.event(C.DMM_EVENT_CLOSE, cookie).flow.decision.pid == agent.pid
-    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.flows() == []
     assert bench.listener(where, port) is not None
 
 
@@ -97,7 +97,7 @@ def test_a_refused_connect_leaves_no_record(bench: Bench) -> None:
         bench.agent.connect("x", bench.b.ip4, 1)
     bench.event(C.DMM_EVENT_CONNECT, cookie)
     assert bench.event(C.DMM_EVENT_CLOSE, cookie).flow.state == CLOSE
-    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.flows() == []
 
 
 def unsent(bench: Bench, name: str = "x") -> int:
@@ -131,7 +131,7 @@ def test_a_socket_may_connect_again_after_it_failed(bench: Bench) -> None:
     bench.agent.connect("x", bench.b.ip4, bench.port)
     flow = bench.flow(cookie)
     assert flow is not None and ends(flow)[2:] == (bench.b.ip4, bench.port)
-    assert len(list(bench.attached.flows())) == 1
+    assert len(bench.flows()) == 1
     bench.agent.close("x")
     bench.far.accept()[0].close()
     bench.event(C.DMM_EVENT_CLOSE, cookie)
@@ -203,7 +203,7 @@ def test_a_program_that_left_the_cgroup_keeps_its_flows(bench: Bench, make_cgrou
         bench.agent.close(name)
     bench.far.accept()[0].close()
     bench.event(C.DMM_EVENT_CLOSE, up)
-    assert list(bench.attached.flows()) == []
+    assert bench.flows() == []
 
 
 def test_while_nobody_follows_there_is_no_event_and_no_record_is_left(bench: Bench) -> None:
@@ -223,12 +223,12 @@ def test_while_nobody_follows_there_is_no_event_and_no_record_is_left(bench: Ben
     assert ends(flow) == (*agent("s['x'].getsockname()"), "127.0.0.1", port)
     for name in ("y", "x", "l"):
         agent.close(name)
-    wait_for(lambda: not list(bench.attached.flows()), 5, "the flows to end")
+    wait_for(lambda: not bench.flows(), 5, "the flows to end")
     with pytest.raises(ConnectionRefusedError):
         agent.open("z")
         agent.connect("z", "127.0.0.1", port)
     agent.close("z")
-    assert list(bench.attached.flows()) == [] and bench.reader.read() == []
+    assert bench.flows() == [] and bench.reader.read() == []
 
 
 @pytest.mark.parametrize("how", ["close", "exit", "follow"])
@@ -248,14 +248,35 @@ def test_a_connect_given_up_unwatched_leaves_no_record(bench: Bench, how: str) -
         if how == "follow":
             follow(bench.attached)
         agent.close("x")
-    wait_for(lambda: not list(bench.attached.flows()), 5, "the record to go")
+    wait_for(lambda: not bench.flows(), 5, "the record to go")
+
+
+def near_flow(owner: int) -> bytes:
+    """A struct dmm_near_flow that is taken, or with owner 0 is free."""
+    return abi.pack(abi.new("dmm_near_flow", owner=owner, flow={"cookie": owner}))
+
+
+def take_all_places(bench: Bench) -> None:
+    """Fills flows[] with strangers."""
+    places = range(C.DMM_NEAR_FLOWS)
+    values = b"".join(near_flow((1 << 63) + i) for i in places)
+    bench.attached.maps["flows"].update_batch(b"".join(u32(i) for i in places), values, len(places))
+
+
+def free_place(bench: Bench, index: int) -> None:
+    """Makes room in flows[]."""
+    bench.attached.maps["flows"].update(u32(index % C.DMM_NEAR_FLOWS), near_flow(0))
+
+
+def more_count(bench: Bench) -> int:
+    """How many records the programs believe to be in more_flows[]; that many there are."""
+    (count,) = struct.unpack("=Q", bench.attached.maps["more_count"].lookup(u32(0)) or b"")
+    assert len(list(bench.attached.maps["more_flows"].items())) == count
+    return int(count)
 
 
 def test_more_flows_than_the_near_map_holds(bench: Bench) -> None:
-    near = bench.attached.maps["flows"]
-    spare = [struct.pack("=Q", (1 << 63) + i) for i in range(C.DMM_NEAR_FLOWS)]
-    empty = bytes(near.value_size)
-    near.update_batch(b"".join(spare), empty * len(spare), len(spare))
+    take_all_places(bench)
     agent = bench.agent
     for name in ("x", "y"):
         agent.open(name)
@@ -263,22 +284,50 @@ def test_more_flows_than_the_near_map_holds(bench: Bench) -> None:
     cookies = [agent.cookie(name) for name in ("x", "y")]
     more = bench.attached.maps["more_flows"]
     assert {struct.pack("=Q", cookie) for cookie in cookies} == {key for key, _ in more.items()}
-    assert len(list(bench.attached.flows())) == C.DMM_NEAR_FLOWS + 2
+    assert len(bench.flows()) == C.DMM_NEAR_FLOWS + 2 and more_count(bench) == 2
     for cookie in cookies:
         assert bench.event(C.DMM_EVENT_ESTABLISHED, cookie).flow.decision.pid == agent.pid
     bench.a.ip("route del default")
     failed = unsent(bench, "z")
-    for key in spare:
-        near.delete(key)
+    assert more_count(bench) == 3
+    for index in range(C.DMM_NEAR_FLOWS):
+        free_place(bench, index)
     agent.connect("z", bench.b.ip4, bench.port)  # from now on there is room in the near map
     cookies.append(failed)
-    assert len(list(bench.attached.flows())) == 3
+    assert len(bench.flows()) == 3 and more_count(bench) == 2
     for name in ("x", "y", "z"):
         agent.close(name)
         bench.far.accept()[0].close()
     for cookie in cookies:
         bench.event(C.DMM_EVENT_CLOSE, cookie)
-    assert list(bench.attached.flows()) == [] and bench.count(C.DMM_CNT_FLOWS_FULL) == 0
+    assert bench.flows() == [] and bench.count(C.DMM_CNT_FLOWS_FULL) == 0 and more_count(bench) == 0
+
+
+def test_a_flow_whose_place_is_taken_has_its_neighbour(bench: Bench) -> None:
+    bench.a.ip("route del default")
+    bench.agent.open("x")
+    cookie = bench.agent.cookie("x")
+    take_all_places(bench)
+    free_place(bench, cookie ^ 1)
+    for address in ("198.51.100.1", "198.51.100.2"):
+        with pytest.raises(OSError, match="unreachable"):
+            bench.agent.connect("x", address, 80)
+        index = (cookie ^ 1) % C.DMM_NEAR_FLOWS
+        near = abi.unpack("dmm_near_flow", bench.attached.maps["flows"].lookup(u32(index)) or b"")
+        assert (near.owner, near.flow.cookie) == (cookie, cookie) and ends(near.flow)[2:] == (address, 80)
+        assert more_count(bench) == 0
+        free_place(bench, cookie)  # the second connect() stays where the first was
+    assert len(bench.flows()) == C.DMM_NEAR_FLOWS - 1
+    bench.agent.close("x")
+    assert bench.flow(cookie) is None and len(bench.flows()) == C.DMM_NEAR_FLOWS - 2
+
+
+def test_a_record_that_is_being_written_is_not_shown(bench: Bench) -> None:
+    half = abi.new("dmm_near_flow", owner=7, flow={"cookie": 6})
+    bench.attached.maps["flows"].update(u32(7), abi.pack(half))
+    assert bench.flows() == []
+    bench.attached.maps["flows"].update(u32(7), near_flow(7))
+    assert [flow.cookie for flow in bench.flows()] == [7]
 
 
 def test_a_connect_given_up_leaves_no_record(bench: Bench) -> None:
@@ -310,7 +359,7 @@ def test_a_reset_and_a_killed_program_close_their_flows(bench: Bench) -> None:
     assert peers[1].recv(1) == b""
     peers[1].close()
     bench.event(C.DMM_EVENT_CLOSE, cookies[1])
-    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.flows() == []
 
 
 def test_figures_are_those_of_the_last_change_of_state(bench: Bench) -> None:
@@ -342,9 +391,9 @@ def test_many_flows_and_none_is_lost(bench: Bench) -> None:
     agent, n = bench.agent, 300
     bench.far.listen(n)
     agent(f"p = [socket.create_connection(({bench.b.ip4!r}, {bench.port})) for _ in range({n})]")
-    keys = {key for key, _ in bench.attached.maps["flows"].items()}
+    kept = sorted(flow.cookie for flow in bench.flows())
     cookies = agent("[struct.unpack('=Q', q.getsockopt(1, 57, 8))[0] for q in p]")
-    assert keys == {struct.pack("=Q", cookie) for cookie in cookies}
+    assert kept == sorted(cookies)
     peers = [bench.far.accept()[0] for _ in range(n)]
     agent("for q in p: q.close()")
     for peer in peers:
@@ -352,7 +401,7 @@ def test_many_flows_and_none_is_lost(bench: Bench) -> None:
         peer.close()
     for cookie in cookies:
         bench.event(C.DMM_EVENT_CLOSE, cookie)
-    assert list(bench.attached.maps["flows"].items()) == []
+    assert bench.flows() == []
     for kind in (C.DMM_EVENT_CONNECT, C.DMM_EVENT_ESTABLISHED, C.DMM_EVENT_CLOSE):
         assert sum(e.type == kind for e in bench.events) == n
     assert bench.count(C.DMM_CNT_EVENTS_LOST) == 0

@@ -216,8 +216,8 @@ def test_two_instances_on_two_cgroups_coexist(made, make_cgroup, lab: Lab) -> No
         port = agent.listen("l", "127.0.0.1")
         agent.open("x")
         agent.connect("x", "127.0.0.1", port)
-        value = attached.maps["flows"].lookup(agent.cookie("x").to_bytes(8, sys.byteorder))
-        assert abi.unpack("dmm_flow", value or b"").decision.stack == stack
+        flows = {f.cookie: f for f in (abi.unpack("dmm_flow", value) for value in attached.flows())}
+        assert flows[agent.cookie("x")].decision.stack == stack
         assert counter(attached, C.DMM_CNT_CONNECT) == 1
     loader.detach(both[0].instance)
     assert loader.adopt(both[1].instance).cgroup == groups[1].relative
