@@ -13,6 +13,7 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import soak_sim
+import soak_transfers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -83,6 +84,87 @@ def repeat(
     if why:
         print(f"soak: {why}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def show_transfers(summary: soak_transfers.Summary) -> None:
+    """What arrived, what the packets went through, and a line for what was found."""
+    console = Console(soft_wrap=True)
+    table = Table(title=f"transfers, seed {summary.options.seed}", title_justify="left")
+    for name in ("program", "transfers", "intact", "errors", "MB"):
+        table.add_column(name, justify="left" if name == "program" else "right")
+    for name, counts in summary.programs.items():
+        figures = (counts["transfers"], counts["verified"], counts["errors"])
+        table.add_row(name, *map(str, figures), f"{counts['bytes'] / 1e6:.1f}")
+    console.print(table)
+    table = Table(title="packets", title_justify="left")
+    for name in ("stack of", "leg", "lost", "late", "doubled", "sent again by the stack, by the kernel"):
+        table.add_column(name, justify="left" if name in ("stack of", "leg") else "right")
+    for phase in summary.phases:
+        for way, counts in phase.outer.items():
+            figures = [str(counts[fate]) for fate in ("lost", "late", "doubled")]
+            table.add_row(phase.roles, f"outer, {way.replace('_', ' ')}", *figures, "")
+        for host, ways in phase.inner.items():
+            stack = phase.stacks[host]
+            inner = stack.get("inner_retransmits", 0)
+            sent_again = {
+                "to_stack": f"{phase.kernel[host].get('RetransSegs', 0)} by the kernel",
+                "to_kernel": f"{inner} by the stack, {stack.get('retransmits', 0) - inner} on the outer leg",
+            }
+            for way, text in sent_again.items():
+                figures = [str(ways[way][fate]) for fate in ("lost", "late", "doubled")]
+                table.add_row(phase.roles, f"inner, {host}, {way.replace('_', ' ')}", *figures, text)
+    console.print(table)
+    for failure in summary.failures:
+        print(f"soak: found: {failure.what}; repeat it with: {failure.repeat}")
+    total = f"{summary.bytes_verified / 1e9:.3f} GB in {summary.seconds:.0f} s"
+    print(f"soak: {total}, {'with faults' if summary.failures else 'all of it intact'}")
+
+
+@app.command()
+def transfers(
+    *,
+    gigabytes: Annotated[float, typer.Option(help="Payload, all roles together.", min=0.001)] = 10.0,
+    seed: Annotated[int, typer.Option(help="Another seed makes up other transfers.", min=0)] = 1,
+    cc: Annotated[str, typer.Option(help="The user stack's congestion control.")] = "wan",
+    role: Annotated[
+        list[str] | None, typer.Option(help="Whose host has the stack: client, server, both. Default: each.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Transfers at a time.", min=1)] = 16,
+    rate: Annotated[str, typer.Option(help="Of the link, each way.")] = "1gbit",
+    delay: Annotated[str, typer.Option(help="Of the link, one way.")] = "2ms",
+    loss: Annotated[str, typer.Option(help="On the outer leg, each way.")] = "1%",
+    reorder: Annotated[str, typer.Option(help="On the outer leg, each way.")] = "1%",
+    duplicate: Annotated[str, typer.Option(help="On the outer leg, each way.")] = "1%",
+    inner_loss: Annotated[str, typer.Option(help="On the inner leg, each way.")] = "0.5%",
+    inner_reorder: Annotated[str, typer.Option(help="On the inner leg, each way.")] = "0.5%",
+    inner_duplicate: Annotated[str, typer.Option(help="On the inner leg, each way.")] = "0.5%",
+    only: Annotated[
+        str | None, typer.Option(metavar="PROGRAM:NUMBER", help="One transfer, as printed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """curl, iperf3 and redis through the user stack, with loss, reordering and duplication on both legs.
+
+    Example: tools/soak transfers --gigabytes 10
+    """
+    options = soak_transfers.Options(
+        bytes_wanted=round(gigabytes * 1e9),
+        seed=seed,
+        congestion=cc,
+        roles=tuple(role or soak_transfers.ROLES),
+        parallel=parallel,
+        rate=rate,
+        delay=delay,
+        outer={"loss": loss, "reorder": reorder, "duplicate": duplicate},
+        inner={"loss": inner_loss, "reorder": inner_reorder, "duplicate": inner_duplicate},
+        only=only,
+    )
+    summary = soak_transfers.soak(options, Console(stderr=True))
+    if as_json:
+        print(json.dumps(summary.as_json(), indent=2))
+    else:
+        show_transfers(summary)
+    raise typer.Exit(int(bool(summary.failures)))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ static const char *const counter_names[] = {
 	[DMM_CORE_HALF_OPEN_DROPPED] = "half_open_dropped",
 	[DMM_CORE_ECN_MARKS] = "ecn_marks",
 	[DMM_CORE_SPARE_COPIES] = "spare_copies",
+	[DMM_CORE_INNER_RETRANSMITS] = "inner_retransmits",
 };
 
 _Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");

@@ -159,6 +159,10 @@ http {{
         listen 0.0.0.0:{port};
         listen [::]:{port} ipv6only=on;
         root {root};
+        location /put/ {{
+            alias {dir}/put/;
+            dav_methods PUT;
+        }}
     }}
 }}
 """
@@ -167,8 +171,8 @@ http {{
 def nginx(
     host: Host, root: Path, directory: Path, *, port: int = 80, workers: int = 1, cgroup: Cgroup | None = None
 ) -> Server:
-    """nginx serving the files under root, IPv4 and IPv6; its own files are in directory."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """nginx serving the files under root, IPv4 and IPv6; its own files are in directory, as is what is PUT to /put/."""
+    (directory / "put").mkdir(parents=True, exist_ok=True)
     conf = directory / "nginx.conf"
     conf.write_text(_NGINX_CONF.format(dir=directory, port=port, root=root, workers=workers))
     argv: list[str | Path] = ["nginx", "-c", conf, "-p", directory, "-e", directory / "error.log"]

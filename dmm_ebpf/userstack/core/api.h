@@ -151,7 +151,7 @@ enum dmm_core_counter {
 	DMM_CORE_ACTIVE_OPEN,	/* by the app */
 	DMM_CORE_PASSIVE_OPEN,	/* by the remote peer */
 	DMM_CORE_REFUSED_LIMIT, /* max_connections or memory reached */
-	DMM_CORE_RETRANSMITS,
+	DMM_CORE_RETRANSMITS,	/* of data, both legs */
 	DMM_CORE_RTO,
 	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
 				 in use */
@@ -167,6 +167,7 @@ enum dmm_core_counter {
 	DMM_CORE_HALF_OPEN_DROPPED,   /* oldest half-open connections that made room */
 	DMM_CORE_ECN_MARKS,	      /* accurate ECN: marks that peers told of */
 	DMM_CORE_SPARE_COPIES,	      /* of what was on the way, sent while nothing else could be */
+	DMM_CORE_INNER_RETRANSMITS,   /* of RETRANSMITS, those towards the app's kernel */
 	DMM_CORE_MAX,
 };
 

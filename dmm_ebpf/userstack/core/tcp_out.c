@@ -351,6 +351,8 @@ static uint32_t out_again(struct dmm_core *core, struct tcb *t, uint8_t *buf, st
 	if (tcb_is_outer(t)) {
 		tcb_conn(t)->outer.retransmits++;
 		undo_on_resend(t, flight_seg(t->fl, idx), now_ns);
+	} else {
+		core->counters[DMM_CORE_INNER_RETRANSMITS]++;
 	}
 	return out_segment(core, t, buf, meta, idx, now_ns);
 }

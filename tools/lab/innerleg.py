@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bad line where there is none: loss, reordering and duplication between an app's kernel and its user stack.
+
+The stack's TUN device is no place for tools/lab/wanem, and netem may not be built into the kernel. nftables' netdev
+hooks see every packet of the device both ways: they drop some, and send others, or copies of others, to a second device
+that gives them back some time later (tools/lab/reinject). Which ones, the kernel's random numbers say: no seed
+repeats them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from dmm_ebpf.errors import DmmError
+from lab.build import program_path
+from lab.hosts import READY_TIMEOUT_S, Host, kill_group
+from lab.waiting import wait_readable
+
+TABLE = "inner_leg"
+WAYS = {"to_stack": "egress", "to_kernel": "ingress"}
+FATES = ("lost", "late", "doubled")
+_MOD = 100_000
+_RULES = """\
+table netdev {table} {{
+    chain to_stack {{
+        type filter hook egress device "{device}" priority 0;
+        numgen random mod {mod} < {lost} counter drop comment "lost"
+        numgen random mod {mod} < {doubled} counter dup to "late-stack" comment "doubled"
+        numgen random mod {mod} < {late} counter fwd to "late-stack" comment "late"
+    }}
+    chain to_kernel {{
+        type filter hook ingress device "{device}" priority 0;
+        numgen random mod {mod} < {lost} counter drop comment "lost"
+        numgen random mod {mod} < {doubled} counter dup to "late-kernel" comment "doubled"
+        numgen random mod {mod} < {late} counter fwd to "late-kernel" comment "late"
+    }}
+    chain back {{
+        type filter hook ingress device "late-kernel" priority 0;
+        meta mark set {mark}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class WayStats:
+    """Packets of up to 64 KiB that one way has lost, held back, and doubled (the copy is late)."""
+
+    lost: int
+    late: int
+    doubled: int
+
+
+class InnerLeg:
+    """Impairs a stack's device on a host until it is closed; a context manager.
+
+    device, mark: of the stack's process, as `dmm-ebpf stacks` says. lost, late, doubled: probabilities, each way.
+    delay_us: how long what is late, and each copy, is held.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        device: str,
+        mark: int,
+        *,
+        lost: float,
+        late: float,
+        doubled: float,
+        delay_us: int = 1000,
+    ) -> None:
+        self.host = host
+        self.put_back: dict[str, int] | None = None
+        # No link-local address: with one, the kernel has groups to report on these devices.
+        host.sysctl("net.ipv6.conf.default.addr_gen_mode", 1)
+        try:
+            self._process = self._start(device, delay_us)
+        finally:
+            host.sysctl("net.ipv6.conf.default.addr_gen_mode", 0)
+        # What comes back has a source that is not routed to the device that it comes in by.
+        host.sysctl("net.ipv4.conf.all.rp_filter", 0)
+        host.sysctl("net.ipv4.conf.late-kernel.rp_filter", 0)
+        parts = {name: round(p * _MOD) for name, p in (("lost", lost), ("late", late), ("doubled", doubled))}
+        try:
+            self._nft(
+                "-f", "-", rules=_RULES.format(table=TABLE, device=device, mark=mark, mod=_MOD, **parts)
+            )
+        except BaseException:
+            kill_group(self._process)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, device: str, delay_us: int) -> subprocess.Popen[Any]:
+        process = self.host.popen(
+            [program_path("reinject"), device, str(delay_us)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout and process.stderr
+        if (
+            not wait_readable(process.stdout.fileno(), READY_TIMEOUT_S)
+            or process.stdout.readline() != "ready\n"
+        ):
+            process.kill()
+            why = process.stderr.read().strip()
+            kill_group(process)
+            raise DmmError(f"make a way round {device}", why=why or "it said nothing for 10 s")
+        return process
+
+    def _nft(self, *words: str, rules: str | None = None) -> str:
+        done = self.host.run(["nft", *words], input=rules, check=False)
+        if done.returncode:
+            why = " ".join(done.stderr.split())
+            raise DmmError(f"impair the inner leg on {self.host.name}", why=why or "nft failed")
+        return str(done.stdout)
+
+    def stats(self) -> dict[str, WayStats]:
+        """What happened so far, by way: to_stack, to_kernel."""
+        listed = json.loads(self._nft("-j", "list", "table", "netdev", TABLE))["nftables"]
+        counted = {way: dict.fromkeys(FATES, 0) for way in WAYS}
+        for item in listed:
+            rule = item.get("rule")
+            if rule and rule["chain"] in counted:
+                packets = next(word["counter"]["packets"] for word in rule["expr"] if "counter" in word)
+                counted[rule["chain"]][rule["comment"]] = packets
+        return {way: WayStats(**fates) for way, fates in counted.items()}
+
+    def close(self) -> None:
+        """The device is as before; what was under way round it is lost. Harmless when repeated."""
+        if self.put_back is not None:
+            return
+        self.put_back = {}
+        try:
+            self._nft("delete", "table", "netdev", TABLE)
+            out, _ = self._process.communicate("", timeout=READY_TIMEOUT_S)
+            self.put_back = json.loads(out or "{}")
+        finally:
+            kill_group(self._process)
+            self.host.processes.remove(self._process)
