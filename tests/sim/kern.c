@@ -62,8 +62,9 @@ static void syn_options(const struct kern *k, const struct ksock *s, struct wire
 	bool answer = seg->flags & TH_ACK;
 
 	wire_opt_mss(seg, k->mss);
-	wire_opt_syn_tail(seg, true, answer ? s->ts : k->options_ts, (uint32_t)(now_ns / NS_PER_MS),
-			  answer ? s->ts_recent : 0, answer ? s->my_ws != 0xff : k->options_ws, 7);
+	wire_opt_syn_tail(seg, k->options_sack, answer ? s->ts : k->options_ts,
+			  (uint32_t)(now_ns / NS_PER_MS), answer ? s->ts_recent : 0,
+			  answer ? s->my_ws != 0xff : k->options_ws, 7);
 }
 
 static void transmit(struct kern *k, struct ksock *s, uint8_t flags, uint64_t off, uint32_t len,

@@ -68,7 +68,7 @@ struct kern {
 	bool listening;
 	bool refuse; /* answers a SYN by RST */
 	bool mute;   /* answers a SYN not at all */
-	bool options_ts, options_ws;
+	bool options_sack, options_ts, options_ws;
 	uint16_t mss;
 	uint32_t gso_max;
 	uint64_t keepalive_ns; /* 0: never asks whether a silent peer is there */

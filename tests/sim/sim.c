@@ -270,6 +270,7 @@ static void setup_host(uint32_t i)
 				.listening = i || P.simopen,
 				.refuse = i && P.refuse,
 				.mute = i && P.mute,
+				.options_sack = !P.ksack,
 				.options_ts = !P.kts,
 				.options_ws = !P.kws,
 				.mss = on_link ? (uint16_t)(P.mtu - (P.v6 ? 60 : 40)) : 1460,

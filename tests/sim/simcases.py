@@ -91,6 +91,7 @@ HOSTS = _some(
     rcvbuf=st.sampled_from([1, 2000, 10_000]),
     krcvbuf=st.sampled_from([300, 1000, 3000, 20_000]),
     isn=st.integers(0, 2**32 - 1) | st.just(2**32 - 20_000),
+    ksack=st.just(1),
     kts=st.just(1),
     kws=st.just(1),
     ecn_off=st.just(1),

@@ -100,6 +100,27 @@ def test_sequence_numbers_of_the_core_wrap(programs: Programs) -> None:
         assert result["complete"] == 1
 
 
+@pytest.mark.parametrize("ksack", [0, 1])
+@pytest.mark.parametrize("sndbuf", [1, 500])
+def test_a_lossy_inner_leg_is_not_flooded(programs: Programs, sndbuf: int, ksack: int) -> None:
+    """The kerns keep nothing out of order, so each loss costs what is behind it; that may not go in one burst, for it
+    would be lost again: once a window of one-byte segments was sent some 10,000 times."""
+    result = simulate(
+        programs.sim,
+        up=20_000,
+        down=20_000,
+        inner_reorder=0.4,
+        inner_reorder_ns=8 * MS,
+        inner_loss=0.02,
+        sndbuf=sndbuf,
+        ksack=ksack,
+    )
+    assert (result["got_a"], result["got_b"], result["wrong"]) == (20_000, 20_000, 0)
+    segments = 20_000 // sndbuf
+    assert result["retransmits_a"] < segments + 50
+    assert result["retransmits_b"] < segments + 50
+
+
 def test_reordering_costs_no_timeouts(programs: Programs) -> None:
     result = simulate(programs.sim_asan, reorder=0.2)
     assert result["rto_a"] == result["rto_b"] == 0

@@ -81,6 +81,7 @@ struct flight {
 	uint64_t rto_ns;       /* deadline of the retransmission timeout */
 	uint32_t reno_dups;    /* duplicate ACKs of a peer without SACK */
 	uint32_t tlp_is_retrans;
+	uint64_t loss_window_bytes; /* tcp_inner.c; 0: no limit */
 	struct prr prr;
 };
 

@@ -12,7 +12,8 @@
  * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
- * tcp_prr.c    how fast a recovery sends
+ * tcp_prr.c    how fast a recovery sends on the outer leg
+ * tcp_inner.c  and on the inner leg
  * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
  * tcp_accecn.c accurate ECN (RFC 9768)
  * tcp_urg.c    urgent data
@@ -355,6 +356,13 @@ void prr_end(struct tcb *t);
 /* safe: the ACK moved snd_una and told of no further loss */
 void prr_ack(struct tcb *t, uint64_t delivered_bytes, bool safe);
 void prr_sent(struct tcb *t, uint32_t len);
+
+/* tcp_inner.c, all for the inner leg only */
+/* Something was marked lost; acked_bytes: by the ACK that told of it */
+void inner_lost(struct tcb *t, uint64_t acked_bytes);
+void inner_acked(struct tcb *t, uint64_t acked_bytes);
+void inner_recovered(struct tcb *t);
+bool inner_allows(const struct tcb *t, uint32_t len);
 
 /* tcp_pace.c */
 /* true: nothing may go now; the leg is made ready again in time */

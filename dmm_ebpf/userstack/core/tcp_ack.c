@@ -259,8 +259,10 @@ void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
 	t->flags &= ~(uint32_t)(TF_RECOVERY | TF_FORCE_RTX);
 	if (t->rack_persist && !--t->rack_persist)
 		t->rack_mult = 1;
-	if (!tcb_is_outer(t))
+	if (!tcb_is_outer(t)) {
+		inner_recovered(t);
 		return;
+	}
 	prr_end(t);
 	cc->in_recovery = 0;
 	cc->ops->on_exit_recovery(cc, now_ns);
@@ -295,8 +297,13 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, ctx->delivered_bytes, now_ns);
 	ctx->s.in_order = ctx->advanced || (t->flags & TF_REORD);
-	if (!tcb_is_outer(t))
+	if (!tcb_is_outer(t)) {
+		if (ctx->s.lost_bytes)
+			inner_lost(t, ctx->s.acked_bytes);
+		else
+			inner_acked(t, ctx->s.acked_bytes);
 		return;
+	}
 	if (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece)
 		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
 	prr_ack(t, ctx->delivered_bytes, ctx->advanced && !ctx->s.lost_bytes);

@@ -362,7 +362,7 @@ static bool cwnd_allows(const struct tcb *t, uint32_t len)
 	uint64_t inflight;
 
 	if (!tcb_is_outer(t))
-		return true;
+		return inner_allows(t, len);
 	inflight = tcp_inflight(t);
 	if (inflight && t->fl->prr.ssthresh_bytes)
 		return len <= t->fl->prr.snd_cnt_bytes;

@@ -136,8 +136,10 @@ void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, 
 	if (!(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, 0, now_ns);
 	tcp_ready(core, t);
-	if (!tcb_is_outer(t))
+	if (!tcb_is_outer(t)) {
+		inner_lost(t, 0);
 		return;
+	}
 	c->outer.lost_bytes += lost_bytes;
 	c->outer.cc.inflight_bytes = tcp_inflight(t);
 	s.prior_inflight_bytes = c->outer.cc.inflight_bytes + lost_bytes;

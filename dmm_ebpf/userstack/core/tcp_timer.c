@@ -106,8 +106,10 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	t->fl->rto_ns = now_ns + tcp_rto_ns(t);
 	tcp_set_rtx(core, t, RTX_RTO, t->fl->rto_ns);
 	tcp_ready(core, t);
-	if (!tcb_is_outer(t))
+	if (!tcb_is_outer(t)) {
+		inner_lost(t, 0);
 		return;
+	}
 	c->outer.rto_count++;
 	c->outer.lost_bytes += lost;
 	cc->inflight_bytes = 0;
