@@ -39,6 +39,26 @@ struct dmm_verdict {
 
 /* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on kernels that
  * allow it. */
+#ifdef DMM_TASK_COMM
+/* One helper call instead of four, each of which is dear where a return from a function is (retbleed, SRSO).
+ */
+static __always_inline void facts_current(struct dmm_facts *facts)
+{
+	const void *task = dmm_current_task();
+	const void *cred = KERNEL_LOAD(void *, task, DMM_TASK_CRED);
+	const void *at = KERNEL_LOAD(void *, task, DMM_TASK_CGROUPS);
+	__u64 *comm = (__u64 *)facts->comm;
+
+	comm[0] = KERNEL_LOAD(__u64, task, DMM_TASK_COMM);
+	comm[1] = KERNEL_LOAD(__u64, task, DMM_TASK_COMM + 8);
+	facts->pid = KERNEL_LOAD(__u32, task, DMM_TASK_TGID);
+	/* None of these is NULL, but the verifier may want to be told. */
+	facts->uid = cred ? KERNEL_LOAD(__u32, cred, DMM_CRED_UID) : 0;
+	at = at ? KERNEL_LOAD(void *, at, DMM_CGROUPS_DFL) : NULL;
+	at = at ? KERNEL_LOAD(void *, at, DMM_CGROUP_KN) : NULL;
+	facts->cgroup_id = at ? KERNEL_LOAD(__u64, at, DMM_KN_ID) : 0;
+}
+#else
 static __always_inline void facts_current(struct dmm_facts *facts)
 {
 	facts->cgroup_id = bpf_get_current_cgroup_id();
@@ -46,6 +66,7 @@ static __always_inline void facts_current(struct dmm_facts *facts)
 	facts->uid = (__u32)bpf_get_current_uid_gid();
 	bpf_get_current_comm(facts->comm, sizeof(facts->comm));
 }
+#endif
 
 static __always_inline bool comm_equal(const char *a, const char *b)
 {
@@ -70,7 +91,8 @@ static __always_inline bool rule_matches(const struct dmm_rule *rule, const stru
 		return false;
 	if ((flags & DMM_RULE_COMM) && !comm_equal(facts->comm, rule->comm))
 		return false;
-	if ((flags & DMM_RULE_CGROUP) &&
+	/* The task's own cgroup is its own ancestor. */
+	if ((flags & DMM_RULE_CGROUP) && facts->cgroup_id != rule->cgroup_id &&
 	    bpf_get_current_ancestor_cgroup_id(rule->cgroup_level) != rule->cgroup_id)
 		return false;
 	return true;

@@ -67,6 +67,12 @@ static __u64 (*dmm_socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cooki
  */
 static __u64 (*dmm_ktime_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
+/* Neither does it declare this one; the result is the kernel's struct task_struct, which may be read. */
+static void *(*dmm_current_task)(void) = (void *)BPF_FUNC_get_current_task_btf;
+
+/* A field of a kernel struct, whose offset the loader took from the kernel's BTF. */
+#define KERNEL_LOAD(type, base, offset) (*(type const volatile *)((const char *)(base) + (offset)))
+
 static __always_inline void *map_lookup(void *map, const void *key)
 {
 	return bpf_map_lookup_elem(map, (void *)key);

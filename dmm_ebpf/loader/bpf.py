@@ -8,7 +8,7 @@ turn OSError into sentences. Numbers are linux/bpf.h's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -235,6 +235,17 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
 def btf_load(data: bytes) -> int:
     """BPF_BTF_LOAD. Returns an fd."""
     return _check(lib.dmm_btf_load(data, len(data)))
+
+
+def kernel_offsets(members: Sequence[tuple[str, str]]) -> list[int]:
+    """Where members of the running kernel's structs are, in bytes, by its BTF; members: (struct, member).
+
+    OSError: no BTF, or (ENOENT) no such member.
+    """
+    names = [ffi.new("char[]", name.encode()) for pair in members for name in pair]
+    offsets = ffi.new("unsigned int[]", len(members))
+    _check(lib.dmm_kernel_offsets(ffi.new("const char *[]", names), len(members), offsets))
+    return list(offsets)
 
 
 def prog_load(

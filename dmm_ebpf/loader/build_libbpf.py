@@ -42,6 +42,7 @@ ffibuilder.cdef(
     int dmm_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values, unsigned int *count);
     int dmm_map_update_batch(int fd, const void *keys, const void *values, unsigned int *count);
     int dmm_btf_load(const void *data, size_t bytes);
+    int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets);
     int dmm_prog_load(const struct dmm_prog_spec *spec);
     int dmm_prog_info(int fd, struct dmm_prog_info *info);
     int dmm_prog_fd_by_id(unsigned int id);

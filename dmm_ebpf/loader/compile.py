@@ -39,7 +39,7 @@ def _cflags(defines: tuple[str, ...]) -> list[str]:
 
 @functools.cache
 def compile_programs(defines: tuple[str, ...] = ()) -> Mapping[str, bytes]:
-    """Program name to bytecode (struct bpf_insn, 8 bytes each). defines: C macros without a value."""
+    """Program name to bytecode (struct bpf_insn, 8 bytes each). defines: C macros, NAME or NAME=VALUE."""
     job = {
         "source": str(abi.bpf_dir() / "dmm.bpf.c"),
         "compat": str(abi.bpf_dir() / "compat"),

@@ -162,6 +162,47 @@ static int dmm_btf_load(const void *data, size_t bytes)
 	return failed(bpf_btf_load(data, bytes, NULL));
 }
 
+/* In bytes. Members of anonymous structs count as their parent's own, as in C. */
+static int member_offset(const struct btf *btf, unsigned int id, const char *name)
+{
+	const struct btf_type *type = btf__type_by_id(btf, id);
+	const struct btf_member *members = btf_members(type);
+
+	for (unsigned int i = 0; i < btf_vlen(type); i++) {
+		const char *found = btf__name_by_offset(btf, members[i].name_off);
+		int bytes = (int)btf_member_bit_offset(type, i) / 8;
+
+		if (!strcmp(found, name))
+			return bytes;
+		if (!*found && btf_is_composite(btf__type_by_id(btf, members[i].type))) {
+			int inner = member_offset(btf, members[i].type, name);
+
+			if (inner >= 0)
+				return bytes + inner;
+		}
+	}
+	return -ENOENT;
+}
+
+/* pairs: a struct of the kernel's and its member, n times; offsets: n of them, in bytes. */
+static int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	int ret = 0;
+
+	if (!btf)
+		return -errno;
+	for (unsigned int i = 0; i < n && ret >= 0; i++) {
+		ret = btf__find_by_name_kind(btf, pairs[2 * i], BTF_KIND_STRUCT);
+		if (ret >= 0)
+			ret = member_offset(btf, (unsigned int)ret, pairs[2 * i + 1]);
+		if (ret >= 0)
+			offsets[i] = (unsigned int)ret;
+	}
+	btf__free(btf);
+	return failed(ret) < 0 ? ret : 0;
+}
+
 static int dmm_prog_load(const struct dmm_prog_spec *spec)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = spec->expected_attach_type,

@@ -8,6 +8,7 @@ A program that the verifier refuses is a KernelFeatureError with the last lines 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 from collections.abc import Mapping, MutableMapping
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import bpf, maps
-from dmm_ebpf.loader.bpf import MapType, ProgType
+from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.maps import Map
 from dmm_ebpf.loader.spec import MAPS, PROGRAMS, MapSpec, ProgSpec
 
@@ -25,8 +26,23 @@ LOG_LINES = 3
 _INSN = struct.Struct("=BBhi")  # struct bpf_insn: code, dst | src << 4, off, imm
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
-_CALL, _MOV_IMM, _EXIT = 0x85, 0xB7, 0x95
-_FUNC_GET_CURRENT_PID_TGID = 14
+_CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x79, 0x15
+_FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
+
+_TASK_MEMBERS = {
+    "DMM_TASK_TGID": ("task_struct", "tgid"),
+    "DMM_TASK_COMM": ("task_struct", "comm"),
+    "DMM_TASK_CRED": ("task_struct", "cred"),
+    "DMM_CRED_UID": ("cred", "uid"),
+    "DMM_TASK_CGROUPS": ("task_struct", "cgroups"),
+    "DMM_CGROUPS_DFL": ("css_set", "dfl_cgrp"),
+    "DMM_CGROUP_KN": ("cgroup", "kn"),
+    "DMM_KN_ID": ("kernfs_node", "id"),
+}
+_TASK_CHAINS = (
+    ("DMM_TASK_CRED", "DMM_CRED_UID"),
+    ("DMM_TASK_CGROUPS", "DMM_CGROUPS_DFL", "DMM_CGROUP_KN", "DMM_KN_ID"),
+)
 
 
 def bind_maps(code: bytes, fds: Mapping[int, int]) -> bytes:
@@ -161,17 +177,61 @@ def close_programs(loaded: MutableMapping[str, int]) -> None:
         os.close(loaded.popitem()[1])
 
 
-def defines() -> tuple[str, ...]:
-    """Macros for the compiler: what this kernel's helpers allow."""
-    code = _INSN.pack(_CALL, 0, 0, _FUNC_GET_CURRENT_PID_TGID)
-    code += _INSN.pack(_MOV_IMM, 0, 0, 1) + _INSN.pack(_EXIT, 0, 0, 0)
+def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+    return _INSN.pack(code, src << 4 | dst, off, imm)
+
+
+def _accepts(kind: ProgType, attach_type: AttachType, code: bytes) -> bool:
+    """Whether the kernel loads a program that does this and ends."""
+    code += _insn(_MOV_IMM, imm=1) + _insn(_EXIT)
     try:
-        fd = bpf.prog_load("dmm_probe", ProgType.SOCK_OPS, code, attach_type=bpf.AttachType.CGROUP_SOCK_OPS)
+        fd = bpf.prog_load("dmm_probe", kind, code, attach_type=attach_type)
     except OSError as error:
         if error.errno == errno.EPERM:
             raise PrivilegeError(
                 "load BPF programs", why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
             ) from error
-        return ()
+        return False
     os.close(fd)
-    return ("DMM_SOCKOPS_CURRENT",)
+    return True
+
+
+@functools.cache
+def _task_offsets() -> dict[str, int]:
+    """_TASK_MEMBERS in the running kernel; empty if it does not tell."""
+    try:
+        return dict(zip(_TASK_MEMBERS, bpf.kernel_offsets(list(_TASK_MEMBERS.values())), strict=True))
+    except OSError:
+        return {}
+
+
+def _task_reading(at: Mapping[str, int]) -> bytes:
+    """The loads of facts_current() in bpf/decide.h."""
+    code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
+    code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(_LDX_DW, dst=1, off=at["DMM_TASK_COMM"])
+    for first, *others in _TASK_CHAINS:
+        code += _insn(_LDX_DW, dst=1, off=at[first])
+        for left, name in zip(range(len(others), 0, -1), others, strict=True):
+            load = _LDX_W if name == "DMM_CRED_UID" else _LDX_DW
+            # NULL: over this load and the pairs that follow.
+            code += _insn(_JEQ_IMM, dst=1, off=2 * left - 1) + _insn(load, dst=1, src=1, off=at[name])
+    return code
+
+
+def defines() -> tuple[str, ...]:
+    """Macros for the compiler: what this kernel's helpers allow, and where its structs have what is read of a task."""
+    found: list[str] = []
+    call = _insn(_CALL, imm=_FUNC_GET_CURRENT_PID_TGID)
+    in_sockops = _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, call)
+    if in_sockops:
+        found.append("DMM_SOCKOPS_CURRENT")
+    offsets = _task_offsets()
+    if offsets and all(
+        _accepts(kind, attach_type, _task_reading(offsets))
+        for kind, attach_type in (
+            (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT),
+            *([(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)] if in_sockops else []),
+        )
+    ):
+        found += [f"{name}={offset}" for name, offset in offsets.items()]
+    return tuple(found)

@@ -12,8 +12,10 @@ import pytest
 from bpf_lab import SO_MAX_PACING_RATE, USER_MARK, Agent, Bench, Policy, bench, flip, processes_up, stack_up
 from lab import Cgroup
 
+from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader import programs
 
 __all__ = ["bench"]
 
@@ -35,7 +37,8 @@ def decision(bench: Bench, name: str, agent: Agent | None = None):
     """What flows[] says was decided for a socket."""
     flow = bench.flow((agent or bench.agent).cookie(name))
     assert flow is not None
-    return flow.decision
+    # A copy: a member does not outlive its struct.
+    return abi.unpack("dmm_decision", abi.pack(abi.ffi.addressof(flow.decision)))
 
 
 def test_without_a_policy_sockets_are_only_observed(bench: Bench) -> None:
@@ -140,6 +143,41 @@ def test_dscp_of_a_v4_mapped_destination_is_ipv4s(bench: Bench) -> None:
     bench.agent.connect("x", f"::ffff:{bench.b.ip4}", bench.port)
     assert decision(bench, "x").stack == 3
     assert bench.agent.tos("x") == 46 << 2
+
+
+@pytest.fixture(params=["reads the task", "asks helpers"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Named before bench in a test, so that it is in force when the programs are compiled."""
+    if request.param == "asks helpers":
+        monkeypatch.setattr(programs, "defines", lambda: ("DMM_SOCKOPS_CURRENT",))
+    else:
+        assert any(name.startswith("DMM_TASK_COMM=") for name in programs.defines())
+    return str(request.param)
+
+
+def test_a_record_says_who_connected(kernel: str, bench: Bench) -> None:
+    child = bench.cgroup.child("till")
+    agent = Agent(child, bench.a)
+    agent("libc.prctl(15, b'a name too long', 0, 0, 0)")
+    agent("libc.prctl(15, b'till', 0, 0, 0); os.setresuid(1234, 1234, 0)")
+    inside = cgroups.cgroup_id(child.path)
+    flags, level = C.DMM_RULE_CGROUP | C.DMM_RULE_COMM, cgroups.level(child.path)
+    policy = Policy().rule(2, flags=flags, cgroup_id=inside, cgroup_level=level, comm=b"till")
+    policy.route(2, "0.0.0.0/0", 0).apply(bench.attached)
+    connect = f"s['x'].connect(({bench.b.ip4!r}, {bench.port}))"
+    for how in (
+        connect,
+        f"t = __import__('threading').Thread(target=lambda: {connect}); t.start(); t.join()",
+    ):
+        agent.open("x")
+        agent(how)
+        made = decision(bench, "x", agent)
+        assert (made.pid, made.uid, made.cgroup_id) == (agent.pid, 1234, inside)
+        assert bytes(abi.ffi.buffer(made.comm)) == b"till".ljust(16, b"\0") and made.rule == 1
+    port = agent.listen("l", "127.0.0.1")
+    entry = bench.listener("127.0.0.1", port)
+    assert entry is not None and (entry.pid, entry.uid, entry.cgroup_id) == (agent.pid, 1234, inside)
+    assert abi.text(entry.comm) == "till"
 
 
 def test_fallback_while_the_user_stack_is_down(bench: Bench) -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -203,6 +205,17 @@ def test_cgroup_names_ids_and_levels(cgroup: Cgroup) -> None:
     assert cgroups.level(deep.path) == 3 and cgroups.level(cgroups.find_cgroup2()) == 0
     assert cgroups.path_of(cgroups.cgroup_id(cgroups.find_cgroup2())) == "/"
     assert cgroups.path_of(2**40) is None
+
+
+def test_the_kernel_tells_where_its_structs_have_what() -> None:
+    """dev is in a struct in a union of sk_buff, neither of which has a name."""
+    members = [("list_head", "prev"), ("sk_buff", "next"), ("sk_buff", "dev")]
+    pointer = struct.calcsize("P")
+    assert bpf.kernel_offsets(members) == [pointer, 0, 2 * pointer]
+    for absent in (("sk_buff", "no_such_member"), ("no_such_struct", "next")):
+        with pytest.raises(OSError) as raised:
+            bpf.kernel_offsets([members[0], absent])
+        assert raised.value.errno == errno.ENOENT
 
 
 def test_two_instances_on_two_cgroups_coexist(made, make_cgroup, lab: Lab) -> None:
