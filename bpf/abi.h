@@ -99,7 +99,7 @@ enum dmm_stack_flag {
 struct dmm_stack {
 	__u32 kind;	/* enum dmm_stack_kind; 0: no such stack */
 	__u32 flags;	/* enum dmm_stack_flag; a user stack always sets its mark */
-	__u32 fallback; /* stack id that serves new flows while this user stack is not up */
+	__u32 fallback; /* stack id that serves new flows while this user stack is down or full */
 	__u32 mark;
 	__u32 mark_mask; /* bits of the socket's mark that are replaced; the others stay */
 	__u32 priority;	 /* SO_PRIORITY */
@@ -116,6 +116,19 @@ struct dmm_stack_state {
 	__u32 pad;
 	__u32 marks[16]; /* of process i > 0; process 0 has dmm_stack.mark */
 	__u32 taps[16];	 /* of process i > 0, as in dmm_xdp_flow; process 0 has none */
+};
+
+/* Why a process of a user stack takes no new flow now */
+enum dmm_full {
+	DMM_FULL_CONNECTIONS = 1, /* max_connections is reached */
+	DMM_FULL_MEMORY = 2,
+	DMM_FULL_FRAMES = 4,  /* the NIC has not taken a frame for long, and none is free */
+	DMM_FULL_REFUSED = 8, /* a flow had to be refused: no memory of the system's, or xdp_flows is full */
+};
+
+/* stack_load[id * DMM_MAX_PROCESSES + process]: runtime; written by that process alone */
+struct dmm_stack_load {
+	__u32 full; /* bit set of enum dmm_full; not 0: the fallback serves new flows, the open ones stay */
 };
 
 /* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
@@ -293,6 +306,7 @@ struct dmm_cookie_state {
 enum dmm_counter {
 	DMM_CNT_CONNECT = 0,	  /* connect hook runs in the instance's namespace */
 	DMM_CNT_CONNECT_FALLBACK, /* user stack down, fallback taken */
+	DMM_CNT_CONNECT_FULL,	  /* user stack full, fallback taken */
 	DMM_CNT_CONNECT_REJECT,
 	DMM_CNT_SOCKOPT_FAILED, /* a stack's socket option was refused by the kernel */
 	DMM_CNT_FLOWS_FULL,	/* flow record not kept: map full */
@@ -300,6 +314,7 @@ enum dmm_counter {
 	DMM_CNT_LISTENERS_FULL,
 	DMM_CNT_XDP_FLOW,     /* packets given to a stack: known flow */
 	DMM_CNT_XDP_LISTENER, /* SYNs given to a stack */
+	DMM_CNT_XDP_FULL,     /* SYNs left to the kernel because the stack is full */
 	DMM_CNT_XDP_COOKIE,   /* ACKs given to a stack that may carry a SYN cookie */
 	DMM_CNT_XDP_ICMP,
 	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue */

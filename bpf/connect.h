@@ -78,7 +78,7 @@ static __always_inline void connect_process(struct bpf_sock_addr *ctx, struct dm
 {
 	struct dmm_process process;
 
-	process_pick(served->stack, served->id, hash_spread((__u32)dmm_socket_cookie(ctx)), &process);
+	process_pick(served->stack, served->id, hash_spread((__u32)dmm_socket_cookie(ctx)), true, &process);
 	served->mark = process.mark;
 }
 

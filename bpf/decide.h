@@ -199,17 +199,47 @@ static __always_inline bool stack_is_up(__u32 id)
 	return state && state->up;
 }
 
+static __always_inline bool process_is_full(__u32 id, __u32 number)
+{
+	__u32 key = id * DMM_MAX_PROCESSES + number;
+	const struct dmm_stack_load *load = map_lookup(DMM_MAP(stack_load), &key);
+
+	return load && load->full;
+}
+
+/* Whether a user stack serves a new connect(); if not, it is counted why. */
+static __always_inline bool stack_takes_flow(__u32 id)
+{
+	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
+	__u32 up = state ? state->up : 0;
+	__u32 i;
+
+	if (!up) {
+		count(DMM_CNT_CONNECT_FALLBACK);
+		return false;
+	}
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DMM_MAX_PROCESSES && up; i++, up >>= 1) {
+		if ((up & 1) && !process_is_full(id, i))
+			return true;
+	}
+	count(DMM_CNT_CONNECT_FULL);
+	return false;
+}
+
 /* What tells one process of a user stack from the others. */
 struct dmm_process {
 	__u32 mark;
 	__u32 tap;
+	__u32 number;
 };
 
 /*
  * Which process of a stack that is up takes a new flow. Only a flow whose process is down goes elsewhere, so
- * that the same hash finds the same process for as long as it lives.
+ * that the same hash finds the same process for as long as it lives. pass_full: it may be another, as long as
+ * it has room.
  */
-static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id, __u32 hash,
+static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id, __u32 hash, bool pass_full,
 					 struct dmm_process *process)
 {
 	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
@@ -217,6 +247,7 @@ static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id
 
 	process->mark = stack->mark;
 	process->tap = 0;
+	process->number = 0;
 	if (!state || likely(state->processes < 2))
 		return;
 	processes = state->processes;
@@ -226,7 +257,7 @@ static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id
 	for (i = 0; i < DMM_MAX_PROCESSES; i++, at++) {
 		if (at >= processes)
 			at = 0;
-		if (up & (1u << (at & (DMM_MAX_PROCESSES - 1))))
+		if ((up & (1u << (at & (DMM_MAX_PROCESSES - 1)))) && !(pass_full && process_is_full(id, at)))
 			break;
 	}
 	at &= DMM_MAX_PROCESSES - 1;
@@ -234,6 +265,7 @@ static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id
 		return;
 	process->mark = state->marks[at];
 	process->tap = state->taps[at];
+	process->number = at;
 }
 
 /* 2^32 divided by the golden ratio: consecutive numbers, and every other one, come out evenly spread. */
@@ -266,8 +298,7 @@ static __always_inline void stack_resolve(__u32 half, __u32 id, bool user_allowe
 	if (stack->kind == DMM_STACK_USER) {
 		if (!user_allowed)
 			return;
-		if (!stack_is_up(id)) {
-			count(DMM_CNT_CONNECT_FALLBACK);
+		if (!stack_takes_flow(id)) {
 			id = stack->fallback;
 			stack = id ? stack_get(half, id) : NULL;
 			if (!stack || stack->kind == DMM_STACK_USER)

@@ -5,8 +5,8 @@
  * not named here is XDP_PASS.
  *
  * - TCP of a flow in xdp_flows[], in either role;
- * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up and sits on
- * this NIC;
+ * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not full, and
+ * sits on this NIC;
  * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket for its
  * 5-tuple: connections of the kernel's, older than the listener's route or not, stay the kernel's;
  * - an ICMP error that quotes a flow in xdp_flows[].
@@ -97,7 +97,7 @@ static __always_inline bool xdp_is_forwarded(struct xdp_md *ctx, const struct dm
 	return ret != BPF_FIB_LKUP_RET_NOT_FWDED && ret != BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
-static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_packet *packet)
+static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_packet *packet, bool syn)
 {
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
 	const struct dmm_control *control = control_get();
@@ -122,9 +122,16 @@ static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_pa
 	stack = stack_get(query.half, verdict.stack);
 	if (!stack || stack->kind != DMM_STACK_USER || !stack_is_up(verdict.stack))
 		return false;
-	process_pick(stack, verdict.stack, pair_hash(&packet->pair), &process);
+	if (xdp_is_forwarded(ctx, &packet->pair))
+		return false;
+	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
+	process_pick(stack, verdict.stack, pair_hash(&packet->pair), false, &process);
 	packet->tap = process.tap;
-	return !xdp_is_forwarded(ctx, &packet->pair);
+	if (syn && process_is_full(verdict.stack, process.number)) {
+		count(DMM_CNT_XDP_FULL);
+		return false;
+	}
+	return true;
 }
 
 /* bpf_ktime_get_coarse_ns() lags by a tick, so a cookie of the last tick passes: the stack looks again. */
@@ -173,7 +180,7 @@ static __always_inline int xdp_tcp(struct xdp_md *ctx, struct dmm_packet *packet
 		return xdp_steer(packet, DMM_CNT_XDP_FLOW);
 	if (!syn && !(ack && xdp_cookies_out(packet)))
 		return XDP_PASS;
-	if (!xdp_listener_owned(ctx, packet))
+	if (!xdp_listener_owned(ctx, packet, syn))
 		return XDP_PASS;
 	if (syn)
 		return xdp_steer(packet, DMM_CNT_XDP_LISTENER);

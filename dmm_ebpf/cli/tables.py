@@ -97,6 +97,7 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
             Column("STACK", _text("name"), flex=True),
             Column("KIND", _text("kind")),
             Column("STATE", _text("state")),
+            *_full_column(rows),
             Column("FLOWS", _number("flows"), right=True),
             Column("PID", _number("pid"), right=True, rank=1),
             Column("TRANSPORT", _text("transport"), rank=3),
@@ -111,9 +112,33 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
     )
     _print_processes(rows, indent)
     for row in rows:
+        if row.get("full"):
+            _say_full(row, indent)
         if row.get("reason"):
             name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
             print(f"{indent}{name} is {state}: {reason}")
+
+
+def _full_column(rows: list[Row]) -> list[Column]:
+    """Of what a stack is full, only where one is."""
+    if not any(row.get("full") for row in rows):
+        return []
+    return [Column("FULL", lambda r: units.clean(",".join(map(str, r.get("full") or ()))))]
+
+
+def _say_full(row: Row, indent: str) -> None:
+    """Of how much a full stack has how much in use."""
+    used = {
+        "connections": f"{row.get('in_use')} of {row.get('max_connections')} connections",
+        "memory": f"{units.size(row.get('memory_bytes'), iec=True)} of "
+        f"{units.size(row.get('memory_limit_bytes'), iec=True)} of memory",
+        "frames": "its NIC takes no frames",
+        "refused": "it had to refuse a connection within the last second",
+    }
+    why = ", ".join(used.get(str(reason), str(reason)) for reason in row["full"])
+    print(
+        f"{indent}{units.clean(row.get('name'))} is full ({why}): new flows go to {units.clean(row.get('fallback'))}"
+    )
 
 
 def _print_processes(stacks: list[Row], indent: str) -> None:
@@ -132,6 +157,7 @@ def _print_processes(stacks: list[Row], indent: str) -> None:
             Column("STACK", _text("stack"), flex=True),
             Column("PROCESS", _number("process"), right=True),
             Column("STATE", _text("state")),
+            *_full_column(rows),
             Column("CONNECTIONS", _number("connections"), right=True),
             Column("PID", _number("pid"), right=True),
             Column("DEVICE", _text("tun"), rank=1),

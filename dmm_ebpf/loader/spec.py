@@ -69,6 +69,7 @@ MAPS: tuple[MapSpec, ...] = (
     _array("rules", "dmm_rule", 2 * C.DMM_MAX_RULES),
     _array("stacks", "dmm_stack", 2 * C.DMM_MAX_STACKS),
     _array("stack_state", "dmm_stack_state", C.DMM_MAX_STACKS),
+    _array("stack_load", "dmm_stack_load", C.DMM_MAX_STACKS * C.DMM_MAX_PROCESSES),
     MapSpec("routes4", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes4"),
     MapSpec("routes6", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes6"),
     MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),

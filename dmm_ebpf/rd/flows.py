@@ -45,6 +45,7 @@ EVENTS = {
 COUNTERS = {
     C.DMM_CNT_CONNECT: "connect",
     C.DMM_CNT_CONNECT_FALLBACK: "connect_fallback",
+    C.DMM_CNT_CONNECT_FULL: "connect_full",
     C.DMM_CNT_CONNECT_REJECT: "connect_reject",
     C.DMM_CNT_SOCKOPT_FAILED: "sockopt_failed",
     C.DMM_CNT_FLOWS_FULL: "flows_full",
@@ -52,6 +53,7 @@ COUNTERS = {
     C.DMM_CNT_LISTENERS_FULL: "listeners_full",
     C.DMM_CNT_XDP_FLOW: "xdp_flow",
     C.DMM_CNT_XDP_LISTENER: "xdp_listener",
+    C.DMM_CNT_XDP_FULL: "xdp_full",
     C.DMM_CNT_XDP_COOKIE: "xdp_cookie",
     C.DMM_CNT_XDP_ICMP: "xdp_icmp",
     C.DMM_CNT_XDP_NO_SOCKET: "xdp_no_socket",

@@ -26,7 +26,7 @@ from dmm_ebpf.hal import sockdiag, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd import evaluate, flows, sync
+from dmm_ebpf.rd import evaluate, flows, load, sync
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
@@ -330,9 +330,9 @@ class Instance:
             if row["kind"] == "user":
                 row.update(self.stacks.describe(name))
                 row["counters"] = core_counters(asked, name)
+                row.update(load.figures(asked, name))
                 for process in row.get("processes", ()):
-                    said = asked.get((name, process["process"]))
-                    process["connections"] = said["connections"] if said else None
+                    process.update(load.process_figures(asked.get((name, process["process"]))))
             if config is not None:
                 row["options"] = config.model_dump(mode="json", exclude_none=True, exclude={"kind"})
                 for key in ("transport", "congestion", "io", "fallback"):
@@ -364,14 +364,14 @@ class Instance:
         ]
 
     def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What a new flow would get now: the policy's verdict, then the fallback if that stack is not up."""
+        """What a new flow would get now: the policy's verdict, then the fallback if that stack is down or full."""
         if self._policy is None:
             return {"stack": KERNEL, "wanted": KERNEL, "table": None, "rule": None, "route": None}
         verdict = evaluate.route_get(self._policy, evaluate.Query.from_params(params))
         answer = verdict.to_dict()
         config = self._policy.stacks.get(answer["wanted"])
         served = answer["stack"] == answer["wanted"]  # a user stack never serves UDP, nor loopback
-        if served and isinstance(config, UserStack) and not self.stacks.is_up(answer["wanted"]):
+        if served and isinstance(config, UserStack) and not self.stacks.takes_flows(answer["wanted"]):
             answer["stack"] = config.fallback
         return answer
 

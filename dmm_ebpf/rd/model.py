@@ -124,6 +124,10 @@ def _instances(value: object) -> int:
     return _whole(value, 1, C.DMM_MAX_PROCESSES, "a number of processes")
 
 
+def _max_connections(value: object) -> int:
+    return _whole(value, 1, C.DMM_MAX_XDP_FLOWS, "a number of connections")
+
+
 def _busy_poll_us(value: object) -> int:
     return _whole(value, 0, MAX_BUSY_POLL_US, "a time of busy polling", " microseconds")
 
@@ -252,6 +256,7 @@ class UserStack(Frozen):
     sndbuf_bytes: SizeField = Field(default=None, alias="sndbuf")
     rcvbuf_bytes: SizeField = Field(default=None, alias="rcvbuf")
     memory_bytes: SizeField = Field(default=None, alias="memory")
+    max_connections: Annotated[int | None, BeforeValidator(_max_connections)] = None
     syn_cookies: Annotated[str, BeforeValidator(_syn_cookies)] = "auto"
     busy_poll_us: Annotated[int, BeforeValidator(_busy_poll_us)] = 0
 

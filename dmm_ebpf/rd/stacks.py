@@ -26,13 +26,14 @@ from dmm_ebpf.hal import tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Attached
-from dmm_ebpf.rd import rundir
+from dmm_ebpf.rd import load, rundir
 from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
+MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
 FWMARK_ACCEPT = "net/ipv4/tcp_fwmark_accept"
 
@@ -135,7 +136,7 @@ class StackManager:
         s = self._stacks.get(name)
         if s is None or not s.processes:
             return {"state": "off", "reason": "no route leads to it", "pid": None, "restarts": 0, "nics": []}
-        rows = [p.describe() for p in s.processes]
+        rows = [p.describe() | {"full": self._full(s, p)} for p in s.processes]
         return {
             "state": s.status,
             "reason": s.reason,
@@ -145,6 +146,7 @@ class StackManager:
             "mark": rows[0]["mark"],
             "nics": [n.name for n in s.nics],
             "processes": rows,
+            "full": self._why_full(s),
         }
 
     def nics(self) -> list[dict[str, Any]]:
@@ -155,10 +157,16 @@ class StackManager:
             for n in s.nics
         ]
 
-    def is_up(self, name: str) -> bool:
-        """True if new flows reach the stack."""
+    def takes_flows(self, name: str) -> bool:
+        """True if new flows reach the stack: it is up, and not full."""
         s = self._stacks.get(name)
-        return s is not None and s.status == "up"
+        return s is not None and s.status == "up" and not self._why_full(s)
+
+    def _full(self, s: _Stack, p: Process) -> list[str]:
+        return load.reasons(self._attached.maps["stack_load"], s.stack_id, p.number) if p.pid else []
+
+    def _why_full(self, s: _Stack) -> list[str]:
+        return load.together(self._full(s, p) for p in s.processes if p.status == "up" and not p.retiring)
 
     def names(self) -> list[str]:
         """User stacks that exist here, draining ones included."""
@@ -310,10 +318,14 @@ class StackManager:
             xsks_fd=maps["xsks"].fd,
             xdp_flows_fd=maps["xdp_flows"].fd,
             cookie_state_fd=maps["cookie_state"].fd,
+            stack_load_fd=maps["stack_load"].fd,
             congestion=config.congestion,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
             memory_bytes=(config.memory_bytes or 0) // config.instances,
+            max_connections=-(-config.max_connections // config.instances)
+            if config.max_connections
+            else MAX_CONNECTIONS,
             syn_cookies=config.syn_cookies,
             busy_poll_us=config.busy_poll_us,
             run_dir=self._run.path,

@@ -60,7 +60,7 @@ ffibuilder.set_source(
     "dmm_ebpf.userstack._core",
     _PRAGMAS + "".join(f'#include "{header.relative_to(_PACKAGE)}"\n' for header in _HEADERS),
     sources=[_relative(path) for path in sources()],
-    depends=[_relative(path) for path in sorted(_PACKAGE.glob("**/*.h"))],
+    depends=[_relative(path) for path in [*sorted(_PACKAGE.glob("**/*.h")), _ROOT / "bpf/abi.h"]],
     include_dirs=[_relative(_PACKAGE)],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=c11", "-O2", *WARNINGS],

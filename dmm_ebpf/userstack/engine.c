@@ -7,9 +7,9 @@
  * long for the other; when a step used its budget up, the next turn starts without waiting.
  *
  * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
- * leaves, and cookie_state is told of a SYN cookie before that leaves. A packet is pulled from the core only
- * when there is a place for it: the core keeps what cannot be sent, and that is what makes the window of the
- * other leg close.
+ * leaves, cookie_state is told of a SYN cookie before that leaves, and stack_load that the stack is full
+ * before the app learns that its connection is open. A packet is pulled from the core only when there is a
+ * place for it: the core keeps what cannot be sent, and that is what makes the window of the other leg close.
  *
  * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
  * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
@@ -103,6 +103,31 @@ static void tell_cookies(struct dmm_engine *e)
 		e->stats.flow_errors++;
 }
 
+/* Returns when to look again at the latest. */
+static uint64_t tell_load(struct dmm_engine *e, uint64_t now)
+{
+	uint32_t key = e->stack_id * DMM_MAX_PROCESSES + e->process;
+	struct dmm_stack_load value;
+	struct dmm_core_memory memory;
+	struct load_signs signs;
+
+	dmm_core_memory(e->core, &memory);
+	signs = (struct load_signs){
+		.in_use = dmm_core_in_use(e->core),
+		.memory_bytes = memory.payload_bytes,
+		.memory_limit_bytes = memory.payload_limit_bytes,
+		.refused = dmm_core_counter(e->core, DMM_CORE_REFUSED_LIMIT) + e->stats.flow_errors,
+		.sent_pkts = e->stats.nic_tx_pkts,
+		.blocked = e->nic_blocked,
+	};
+	value.full = load_update(&e->load, &signs, now);
+	if (value.full != e->load_told && e->stack_load_fd >= 0 &&
+	    dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->stack_load_fd, &key, &value))
+		e->stats.flow_errors++;
+	e->load_told = value.full;
+	return load_again_ns(&e->load);
+}
+
 static bool request_path(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh)
 {
 	struct dmm_engine_request request = {.refresh = refresh};
@@ -173,6 +198,7 @@ static uint64_t turn(struct dmm_engine *e)
 	for (uint32_t i = 0; i < e->n_port; i++)
 		engine_port_in(e, i);
 	run_actions(e);
+	tell_load(e, engine_now_ns());
 	dmm_core_poll(e->core, engine_now_ns());
 	run_actions(e);
 	engine_tun_out(e);
@@ -187,7 +213,9 @@ static uint64_t turn(struct dmm_engine *e)
 		e->nic_blocked = e->nic_blocked || e->port[i].again;
 	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
 	uint64_t due = dmm_core_poll(e->core, now);
+	uint64_t look_ns = tell_load(e, now);
 
+	due = look_ns < due ? look_ns : due;
 	return e->nic_blocked || e->tun_tx_len ? now + TX_RETRY_NS : due;
 }
 
@@ -300,7 +328,11 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->request_fd = config->request_fd;
 	e->xdp_flows_fd = config->xdp_flows_fd;
 	e->cookie_state_fd = config->cookie_state_fd;
+	e->stack_load_fd = config->stack_load_fd;
 	e->stack_id = config->stack_id;
+	e->process = config->process;
+	e->load.max_connections = config->max_connections ? config->max_connections : UINT32_MAX;
+	e->load_told = UINT32_MAX; /* whatever a process before this one said */
 	e->busy_poll_ns = config->busy_poll_us * 1000ull;
 	e->tap = config->tap;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -479,12 +511,20 @@ static void port_stats(const struct port *port, struct dmm_engine_stats *stats)
 
 void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
 {
+	struct dmm_core_memory memory;
+
 	engine_lock(e);
 	*stats = e->stats;
 	for (uint32_t i = 0; i < e->n_port; i++)
 		port_stats(&e->port[i], stats);
+	dmm_core_memory(e->core, &memory);
 	stats->paths = e->paths.used;
 	stats->connections = dmm_core_connections(e->core);
+	stats->in_use = dmm_core_in_use(e->core);
+	stats->max_connections = e->load.max_connections;
+	stats->memory_bytes = memory.payload_bytes;
+	stats->memory_limit_bytes = memory.payload_limit_bytes;
+	stats->full = e->load.full;
 	engine_unlock(e);
 }
 

@@ -25,6 +25,7 @@ _TXQUEUELEN = 10000
 _TAP_QUEUELEN = 4096  # frames, as many as an AF_XDP socket's receive side has
 _INNER_GSO_MAX_BYTES = 65535
 _BATCH = 256
+_LATECOMERS = 64  # connections that may come before the hooks know that a stack is full
 _NEVER = (1 << 64) - 1
 
 _CORE_COUNTERS = {
@@ -111,6 +112,8 @@ class Engine:
         config = ffi.new("struct dmm_engine_config *")
         config.core.seed = secrets.randbits(64)
         config.core.memory_bytes = self.spec.memory_bytes
+        most = self.spec.max_connections
+        config.core.max_connections = most + max(most // 8, _LATECOMERS)
         config.core.inner_mtu = self.inner_mtu
         config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
         config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
@@ -123,7 +126,10 @@ class Engine:
         config.request_fd = self._request_end.fileno()
         config.xdp_flows_fd = self.spec.xdp_flows_fd
         config.cookie_state_fd = self.spec.cookie_state_fd
+        config.stack_load_fd = self.spec.stack_load_fd
         config.stack_id = self.spec.stack_id
+        config.process = self.spec.process
+        config.max_connections = most
         config.busy_poll_us = self.spec.busy_poll_us
         config.tap = self.spec.tap
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #include "engine.h"
+#include "load.h"
 #include "paths.h"
 #include "port.h"
 
@@ -25,11 +26,13 @@ struct nic {
 
 struct dmm_engine {
 	struct dmm_core *core;
-	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, wake_fd;
-	uint32_t stack_id, tap;
+	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, stack_load_fd, wake_fd;
+	uint32_t stack_id, process, tap;
 	uint64_t busy_poll_ns;	  /* after the last packet the loop does not sleep for so long */
 	uint64_t busy_from_ns;	  /* when that packet came */
 	uint64_t cookies_told_ns; /* what cookie_state says */
+	struct load load;
+	uint32_t load_told; /* what stack_load says */
 	uint32_t n_nic, n_port;
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];

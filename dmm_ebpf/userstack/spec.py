@@ -58,9 +58,11 @@ class StackSpec:
     sndbuf_bytes: int = 0
     rcvbuf_bytes: int = 0
     memory_bytes: int = 0
+    max_connections: int = 100_000
     busy_poll_us: int = 0
     syn_cookies: str = "auto"
     cookie_state_fd: int = -1
+    stack_load_fd: int = -1
     process: int = 0
     tap: int = 0
     taps_fd: int = -1
@@ -105,5 +107,5 @@ class StackSpec:
 
     def inherited(self) -> list[int]:
         """The descriptors that the process needs."""
-        fds = (self.netns_fd, self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd, self.taps_fd)
-        return [fd for fd in fds if fd >= 0]
+        maps = (self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd, self.stack_load_fd, self.taps_fd)
+        return [fd for fd in (self.netns_fd, *maps) if fd >= 0]

@@ -259,6 +259,12 @@ def processes_up(attached: loader.Attached, number: int, up: int, others: Sequen
     attached.maps["stack_state"].update(u32(number), abi.pack(state))
 
 
+def process_full(attached: loader.Attached, number: int, process: int, full: int) -> None:
+    """stack_load of one process of stack number: full is a bit set of enum dmm_full."""
+    key = u32(number * C.DMM_MAX_PROCESSES + process)
+    attached.maps["stack_load"].update(key, abi.pack(abi.new("dmm_stack_load", full=full)))
+
+
 def u32(value: int) -> bytes:
     """A key or value of one __u32."""
     return struct.pack("=I", value)

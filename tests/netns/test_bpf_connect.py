@@ -9,7 +9,18 @@ import socket
 from pathlib import Path
 
 import pytest
-from bpf_lab import SO_MAX_PACING_RATE, USER_MARK, Agent, Bench, Policy, bench, flip, processes_up, stack_up
+from bpf_lab import (
+    SO_MAX_PACING_RATE,
+    USER_MARK,
+    Agent,
+    Bench,
+    Policy,
+    bench,
+    flip,
+    process_full,
+    processes_up,
+    stack_up,
+)
 from lab import Cgroup
 
 from dmm_ebpf import abi
@@ -192,6 +203,43 @@ def test_fallback_while_the_user_stack_is_down(bench: Bench) -> None:
     assert decision(bench, connected(bench, bench.b.ip4)).stack == 5
     stack_up(bench.attached, 5, 0)
     assert decision(bench, connected(bench, bench.b.ip4)).stack == 3
+
+
+def test_fallback_while_the_user_stack_is_full(bench: Bench) -> None:
+    policy = Policy().rule(1).user(5, fallback=3).route(1, "0.0.0.0/0", 5)
+    policy.stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno").apply(bench.attached)
+    stack_up(bench.attached, 5)
+    process_full(bench.attached, 4, 0, C.DMM_FULL_MEMORY)  # another stack
+    process_full(bench.attached, 5, 1, C.DMM_FULL_MEMORY)  # a process that the stack does not have
+    before = connected(bench, bench.b.ip4)
+    assert decision(bench, before).stack == 5
+    process_full(bench.attached, 5, 0, C.DMM_FULL_MEMORY)
+    full = connected(bench, bench.b.ip4)
+    made = decision(bench, full)
+    assert (made.stack, made.wanted) == (3, 5)
+    assert bench.agent.congestion(full) == "reno" and bench.agent.mark(full) == 0
+    assert decision(bench, before).stack == 5
+    assert bench.count(C.DMM_CNT_CONNECT_FULL) == 1
+    assert bench.count(C.DMM_CNT_CONNECT_FALLBACK) == 0
+    process_full(bench.attached, 5, 0, 0)
+    assert decision(bench, connected(bench, bench.b.ip4)).stack == 5
+
+
+def test_a_full_process_leaves_new_flows_to_those_with_room(bench: Bench) -> None:
+    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
+    marks = [USER_MARK + (5 << 20), USER_MARK + (7 << 20), USER_MARK + (9 << 20)]
+    processes_up(bench.attached, 5, 0b111, [(marks[1], 8), (marks[2], 10)])
+
+    def chosen(count: int) -> set[int]:
+        return {bench.agent.mark(connected(bench, bench.b.ip4)) for _ in range(count)}
+
+    process_full(bench.attached, 5, 0, C.DMM_FULL_CONNECTIONS)
+    assert chosen(20) == set(marks[1:])
+    process_full(bench.attached, 5, 2, C.DMM_FULL_CONNECTIONS)
+    assert chosen(8) == {marks[1]}
+    processes_up(bench.attached, 5, 0b101, [(marks[1], 8), (marks[2], 10)])
+    assert chosen(4) == {0}
+    assert bench.count(C.DMM_CNT_CONNECT_FULL) == 4
 
 
 def test_fallback_may_reject_and_goes_one_level_deep(bench: Bench) -> None:

@@ -17,7 +17,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
-from bpf_lab import MARK_MASK, Policy, counter, flip, listener_key, netns_cookie, processes_up, stack_up, u32
+from bpf_lab import (
+    MARK_MASK,
+    Policy,
+    counter,
+    flip,
+    listener_key,
+    netns_cookie,
+    process_full,
+    processes_up,
+    stack_up,
+    u32,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import Cgroup, Host, Lab
@@ -279,6 +290,28 @@ def test_acks_go_to_the_stack_while_it_has_cookies_out(steer: Steer, wrap: Calla
     assert steer.run(ack) == PASS
 
 
+@pytest.mark.parametrize("wrap", [ip4, ip6])
+def test_a_full_stack_leaves_syns_to_the_kernel_and_keeps_the_rest(
+    steer: Steer, wrap: Callable[..., bytes]
+) -> None:
+    steer.listen("::", 1)
+    syn = eth(wrap(tcp(flags=SYN)))
+    process_full(steer.attached, STACK + 1, 0, C.DMM_FULL_MEMORY)
+    assert steer.run(syn) == REDIRECT
+    process_full(steer.attached, STACK, 0, C.DMM_FULL_MEMORY)
+    assert steer.run(syn) == PASS
+    assert steer.count(C.DMM_CNT_XDP_FULL) == 1
+    cookies(steer, 60)
+    assert steer.run(eth(wrap(tcp()))) == REDIRECT  # it may answer a cookie from before
+    steer.own(US4, THEM4)
+    steer.own(US6, THEM6)
+    for flags in (SYN, ACK):
+        assert steer.run(eth(wrap(tcp(flags=flags)))) == REDIRECT
+    assert steer.count(C.DMM_CNT_XDP_FULL) == 1
+    process_full(steer.attached, STACK, 0, 0)
+    assert steer.run(eth(wrap(tcp(flags=SYN, sport=THEIRS + 1)))) == REDIRECT
+
+
 @pytest.mark.parametrize(("us", "them", "wrap"), [(US4, THEM4, ip4), (US6, THEM6, ip6)])
 def test_acks_of_the_kernels_own_connections_pass(
     steer: Steer, us: str, them: str, wrap: Callable[..., bytes]
@@ -434,6 +467,10 @@ def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Stee
     assert to_second() == second
     processes_up(steer.attached, STACK, 0b011, [(1, 2), (2, 3)])
     assert second <= to_second(), "the death of one process moved the flows of another"
+    process_full(steer.attached, STACK, 1, C.DMM_FULL_MEMORY)
+    second = to_second()
+    assert steer.count(C.DMM_CNT_XDP_FULL) == len(second) > 0, "a full process's SYNs went to another one"
+    process_full(steer.attached, STACK, 1, 0)
     processes_up(steer.attached, STACK, 0b101, [(1, 2), (2, 3)])
     assert to_second() == set(), "a process that is down was chosen"
     processes_up(steer.attached, STACK, 0b010, [(1, 2), (2, 3)])

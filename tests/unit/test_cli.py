@@ -144,6 +144,28 @@ def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
     assert told[-1] == "wan is up: 1 of 2 processes down, wan@1: exit code 1"
 
 
+def test_a_full_stack_says_of_what(cli: Cli) -> None:
+    used = {"in_use": 4, "max_connections": 4, "memory_bytes": 200 << 20, "memory_limit_bytes": 256 << 20}
+    full = STACK | used | {"full": ["connections", "memory"]}
+    with FakeRd("default", {"stacks": [full, STACK | {"name": "b"}]}):
+        told = cli("stacks").out.splitlines()
+    assert [line.split()[:5] for line in told[:3]] == [
+        ["STACK", "KIND", "STATE", "FULL", "FLOWS"],
+        ["wan", "user", "up", "connections,memory", "1"],
+        ["b", "user", "up", "-", "1"],
+    ]
+    why = "4 of 4 connections, 200Mi of 256Mi of memory"
+    assert told[3:] == [f"wan is full ({why}): new flows go to kernel"]
+    part = [{"process": 0, "state": "up", "full": ["frames"]}, {"process": 1, "state": "up", "full": []}]
+    with FakeRd("default", {"stacks": [STACK | {"full": [], "processes": part}]}):
+        told = cli("stacks").out.splitlines()
+    assert [line.split()[:4] for line in told[3:]] == [
+        ["STACK", "PROCESS", "STATE", "FULL"],
+        ["wan", "0", "up", "frames"],
+        ["wan", "1", "up", "-"],
+    ]
+
+
 def test_commands_may_be_abbreviated(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         assert cli("fl", "-j").json == [FLOW, FLOW6]

@@ -148,6 +148,16 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", '"-1" is not a time of busy polling', "expected 0 to 1000000"],
     ),
     (
+        "no connection",
+        U + "max_connections = 0\n",
+        ["policy.toml:3:", '"0" is not a number of connections', "expected 1 to 1048576"],
+    ),
+    (
+        "connections by size",
+        U + 'max_connections = "4K"\n',
+        ["policy.toml:3:", "not a number of connections"],
+    ),
+    (
         "mode of SYN cookies",
         U + 'syn_cookies = "on"\n',
         ["policy.toml:3:", '"on"', 'expected "auto", "always" or "off"'],

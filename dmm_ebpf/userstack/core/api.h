@@ -218,6 +218,8 @@ void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns);
 uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct dmm_conn_info *info);
 void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory);
 uint32_t dmm_core_connections(const struct dmm_core *core);
+/* Of them, those that nobody may drop to make room for others: neither in TIME_WAIT nor half open */
+uint32_t dmm_core_in_use(const struct dmm_core *core);
 uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter);
 
 #endif /* DMM_CORE_API_H */

@@ -123,6 +123,9 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 	}
 	unhash(core, c);
 	halfopen_leave(core, c);
+	if (c->time_wait)
+		core->n_time_wait--;
+	c->time_wait = false;
 	c->phase = CONN_DEAD;
 	if (error)
 		c->error = (uint16_t)error;

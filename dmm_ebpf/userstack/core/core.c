@@ -373,6 +373,11 @@ uint32_t dmm_core_connections(const struct dmm_core *core)
 	return core->n_live;
 }
 
+uint32_t dmm_core_in_use(const struct dmm_core *core)
+{
+	return core->n_live - core->n_time_wait - core->n_half_open;
+}
+
 uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter)
 {
 	return counter < DMM_CORE_MAX ? core->counters[counter] : 0;

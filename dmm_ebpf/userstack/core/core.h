@@ -42,6 +42,7 @@ struct conn {
 			     */
 	bool has_isn_floor; /* ... that this one replaces */
 	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
+	bool time_wait;	    /* in core.time_wait */
 	struct list link;   /* reap, time_wait or half_open list */
 	struct tcb leg[2];
 	struct outer outer;
@@ -95,6 +96,7 @@ struct dmm_core {
 	struct list ready[2]; /* tcbs that may have something to send */
 	struct list reap;
 	struct list time_wait; /* oldest first */
+	uint32_t n_time_wait;
 	struct list half_open; /* oldest first */
 	uint32_t n_half_open;
 	uint64_t cookie_secret[2];

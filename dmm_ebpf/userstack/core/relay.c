@@ -30,8 +30,11 @@ void relay_closed(struct dmm_core *core, struct tcb *t)
 
 	if (c->phase == CONN_DEAD || (!leg_over(inner) && inner->state != TCP_TIME_WAIT))
 		return;
-	if (outer->state == TCP_TIME_WAIT && list_empty(&c->link))
+	if (outer->state == TCP_TIME_WAIT && list_empty(&c->link)) {
 		list_add_tail(&core->time_wait, &c->link);
+		c->time_wait = true;
+		core->n_time_wait++;
+	}
 	if (!leg_over(outer))
 		return;
 	/* the kernel's FIN goes with the connection: its ACK, should it still be due, must not */

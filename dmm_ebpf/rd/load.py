@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How full the processes of user stacks are: why one takes no new flow (stack_load[]), and of how much.
+
+Reads only. Who writes it, and at what levels, is in userstack/load.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.loader import Map
+
+C = abi.C
+REASONS = {
+    C.DMM_FULL_CONNECTIONS: "connections",
+    C.DMM_FULL_MEMORY: "memory",
+    C.DMM_FULL_FRAMES: "frames",
+    C.DMM_FULL_REFUSED: "refused",
+}
+FIGURES = ("in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
+
+
+def reasons(stack_load: Map, stack_id: int, process: int) -> list[str]:
+    """Why a process is full: names of enum dmm_full; empty while it takes new flows."""
+    value = stack_load.lookup(struct.pack("=I", stack_id * C.DMM_MAX_PROCESSES + process))
+    full = abi.unpack("dmm_stack_load", value).full if value else 0
+    return [name for bit, name in REASONS.items() if full & bit]
+
+
+def together(full: Iterable[list[str]]) -> list[str]:
+    """Why a stack is full whose processes are full for these reasons; it is not while any has none."""
+    each = list(full)
+    return list(dict.fromkeys(name for names in each for name in names)) if each and all(each) else []
+
+
+def figures(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int | None]:
+    """What is in use of a stack, and how much there is, over the processes that answered; None: none did. answers: of
+    query_all("stats").
+    """
+    said = [stats for (stack, _), stats in answers.items() if stack == name]
+    return {key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES}
+
+
+def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:
+    """The same of one process, with all its connections."""
+    return {key: int(stats[key]) if stats else None for key in ("connections", *FIGURES)}
