@@ -6,6 +6,7 @@ ffi makes and reads the structs; C holds every enumerator by name. There is no s
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from pathlib import Path
@@ -90,7 +91,8 @@ def addr16(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> byte
     return ip.packed
 
 
+@functools.lru_cache(maxsize=4096)  # listings of many flows have few addresses
 def addr_text(data: bytes) -> str:
     """The address that addr16() packed, IPv4 as dotted quad."""
-    ip = ipaddress.IPv6Address(bytes(data))
+    ip = ipaddress.IPv6Address(data)
     return str(ip.ipv4_mapped or ip)

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import bench_connections
 import bench_fairness
 import bench_inner
 import bench_wide
@@ -253,6 +254,9 @@ def main(
     ] = words(bench_fairness.BUFFERS_BDP),
     repeat: Annotated[int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)] = 1,
     fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
+    count: Annotated[
+        int, typer.Option(help="connections: how many are open at once.", min=1, max=100_000)
+    ] = bench_connections.COUNT,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
@@ -277,7 +281,7 @@ def main(
     default = (bench_fairness.RATES_MBIT, bench_fairness.RTTS_MS, bench_fairness.LOSSES_PCT)
     contests = bench_fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
     fair_plan = bench_fairness.FairPlan(contests, seconds or 30, repeat, sim)
-    wide = bench_wide.Wide(plan, fair_plan, fetches, rounds, seconds or 4, plots)
+    wide = bench_wide.Wide(plan, fair_plan, fetches, rounds, seconds or 4, plots, count)
     results: dict[str, Result] = {}
     wide_results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:

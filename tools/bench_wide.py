@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench_connections import COUNT, SIDES, Held, connections_table, held_once
 from bench_fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench_fairness_report import fairness_table, plot_fairness
 from bench_flows import ColdResult, Latency, bench_latency, cold_start
@@ -23,8 +24,10 @@ TITLES = {
     "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
+    "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
+HOLD_S = 25.0  # for the estimate: to start, and until connections are parked
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Wide:
     rounds: int = 5
     latency_seconds: float = 3.0
     plots: Path | None = None
+    count: int = COUNT
 
 
 def minutes(seconds: float) -> str:
@@ -108,6 +112,21 @@ def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
         return bench_latency(directory, wide.rounds, wide.latency_seconds)
 
 
+def connections(wide: Wide, directory: Path) -> dict[str, Held]:
+    """Each side once."""
+    found = {}
+    estimate_s = len(SIDES) * (HOLD_S + wide.count / 4000)
+    with _progress("connections", len(SIDES), estimate_s) as (progress, task):
+        for side in SIDES:
+
+            def say(what: str, side: str = side) -> None:
+                progress.update(task, description=f"{side}: {what}")
+
+            found[side] = held_once(side, wide.count, directory, say)
+            progress.update(task, advance=1)
+    return found
+
+
 # What is found one by one: how, and how it is shown
 _LISTS: dict[
     str, tuple[Callable[[Wide, Path], Any], Callable[[Any], Any], Callable[[Any, Path], list[Path]]]
@@ -131,6 +150,11 @@ def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
             console.print(table_of(found))
         if wide.plots and found:
             files = plot(found, wide.plots)
+    elif what == "connections":
+        held = connections(wide, directory)
+        answer = {side: of.to_json() for side, of in held.items()}
+        if show:
+            console.print(connections_table(held))
     else:
         sides = latency(wide, directory)
         answer = {side: asdict(of) for side, of in sides.items()}

@@ -73,7 +73,8 @@ def listing(method: str, instance: str | None, offline: Callable[[str], list[Row
 
 def _rows(method: str, name: str, offline: Callable[[str], list[Row]] | None) -> list[Row]:
     try:
-        with client.Client(name) as rd:
+        timeout_s = client.LISTING_TIMEOUT_S if method == "flows" else client.CALL_TIMEOUT_S
+        with client.Client(name, timeout_s=timeout_s) as rd:
             answer = rd.call(method)
     except NotAttachedError as exc:
         if offline is None or not client.socket_path(name).parent.is_dir():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.wire import Connection, Message
 
 CALL_TIMEOUT_S = 10.0
+# Flows by the hundred thousand take seconds to put together.
+LISTING_TIMEOUT_S = 60.0
 # A million routes are validated, compiled and written before the RD answers.
 APPLY_TIMEOUT_S = 600.0
 

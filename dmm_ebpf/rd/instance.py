@@ -352,9 +352,8 @@ class Instance:
         sockets = await asyncio.to_thread(sockdiag.list_tcp, listeners=False)
         live = {s.cookie: vars(s) for s in sockets}
         outer = {}
-        for connections in (await self.stacks.query_all("connections")).values():
-            for c in connections:
-                outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
+        async for c in self.stacks.connections():
+            outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
         return flows.merge_live(rows, live, outer)
 
     def list_listeners(self) -> list[dict[str, Any]]:

@@ -335,6 +335,7 @@ class _OfflineNames:
     def __init__(self, state: State) -> None:
         self.state = state
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
+        self._cgroup_paths: dict[int, str | None] = {}
 
     def stack(self, stack_id: int) -> str:
         return self._ids.stack_name(stack_id) or f"#{stack_id}"
@@ -350,7 +351,9 @@ class _OfflineNames:
         return None if none else f"#{route} of generation {generation}"
 
     def cgroup(self, cgroup_id: int) -> str | None:
-        return cgroups.path_of(cgroup_id) if cgroup_id else None
+        if cgroup_id not in self._cgroup_paths:
+            self._cgroup_paths[cgroup_id] = cgroups.path_of(cgroup_id) if cgroup_id else None
+        return self._cgroup_paths[cgroup_id]
 
 
 # -- helpers --

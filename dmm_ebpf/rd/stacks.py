@@ -15,7 +15,7 @@ import contextlib
 import logging
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 C = abi.C
 MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
+CONNECTIONS_PART = 4096
 FWMARK_ACCEPT = "net/ipv4/tcp_fwmark_accept"
 
 log = logging.getLogger("dmm-ebpf")
@@ -182,6 +183,23 @@ class StackManager:
             for (name, p), a in zip(up, answers, strict=True)
             if not isinstance(a, BaseException)
         }
+
+    async def connections(self) -> AsyncIterator[dict[str, Any]]:
+        """What the processes that are up say of their connections, asked of each in parts: a list of a hundred thousand
+        would take a stack process more memory than they do. One that ends meanwhile may be missing, or hide another.
+        """
+        for p in [p for s in self._stacks.values() for p in s.processes if p.status == "up"]:
+            first = 0
+            while True:
+                try:
+                    part = await p.supervisor.query("connections", first=first, most=CONNECTIONS_PART)
+                except DmmError:
+                    break
+                for connection in part:
+                    yield connection
+                first += len(part)
+                if len(part) < CONNECTIONS_PART:
+                    break
 
     # -- life --
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_MESSAGE_BYTES = (
+    128 * 1024 * 1024
+)  # a listing of all flows that there may be records of, at half a KiB each
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 256 * 1024
 

@@ -528,6 +528,13 @@ void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
 	engine_unlock(e);
 }
 
+void dmm_engine_memory(struct dmm_engine *e, struct dmm_core_memory *memory)
+{
+	engine_lock(e);
+	dmm_core_memory(e->core, memory);
+	engine_unlock(e);
+}
+
 uint64_t dmm_engine_core_counter(struct dmm_engine *e, uint32_t counter)
 {
 	engine_lock(e);

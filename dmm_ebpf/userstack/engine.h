@@ -112,6 +112,8 @@ uint64_t dmm_engine_path_idle_ns(struct dmm_engine *engine, const uint8_t *addr)
 void dmm_engine_nic_set_mac(struct dmm_engine *engine, uint32_t nic, const uint8_t *mac);
 
 void dmm_engine_stats(struct dmm_engine *engine, struct dmm_engine_stats *stats);
+/* See dmm_core_memory(). */
+void dmm_engine_memory(struct dmm_engine *engine, struct dmm_core_memory *memory);
 uint64_t dmm_engine_core_counter(struct dmm_engine *engine, uint32_t counter);
 /* Connections number first to first + max - 1; returns how many there were. */
 uint32_t dmm_engine_connections(struct dmm_engine *engine, uint32_t first, uint32_t max,

@@ -21,7 +21,9 @@ from dmm_ebpf.hal import tuning
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
-_TXQUEUELEN = 10000
+# Packets. A program that ends resets all its connections at once, and nobody sends a lost reset again: TUN drops what
+# finds its queue full, so there is room for as many as a process has connections.
+_TXQUEUELEN = 131072
 _TAP_QUEUELEN = 4096  # frames, as many as an AF_XDP socket's receive side has
 _INNER_GSO_MAX_BYTES = 65535
 _BATCH = 256
@@ -40,6 +42,7 @@ _SYN_COOKIES = {
 _INFO_NUMBERS = [
     name for name, _ in ffi.typeof("struct dmm_conn_info").fields if name not in ("pair", "congestion")
 ]
+_MEMORY = [name for name, _ in ffi.typeof("struct dmm_core_memory").fields if name != "connections"]
 _STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
 
 _HINTS: dict[int, tuple[type[DmmError], str, str]] = {
@@ -253,26 +256,30 @@ class Engine:
     # -- figures --
 
     def stats(self) -> dict[str, int]:
-        """struct dmm_engine_stats by name, and the core's counters as core_NAME."""
+        """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory as memory_NAME."""
         raw = ffi.new("struct dmm_engine_stats *")
         lib.dmm_engine_stats(self._engine, raw)
         values = {name: int(getattr(raw, name)) for name in _STATS}
+        memory = ffi.new("struct dmm_core_memory *")
+        lib.dmm_engine_memory(self._engine, memory)
+        values |= {f"memory_{name}": int(getattr(memory, name)) for name in _MEMORY}
         for number, name in _CORE_COUNTERS.items():
             values[f"core_{name}"] = int(lib.dmm_engine_core_counter(self._engine, number))
         return values
 
-    def connections(self) -> Iterator[dict[str, Any]]:
-        """Every connection: struct dmm_conn_info by name, with laddr, lport, raddr, rport as text and
-        numbers.
+    def connections(self, first: int = 0, most: int = _NEVER) -> Iterator[dict[str, Any]]:
+        """Connections number first and up, at most so many: struct dmm_conn_info by name, with laddr, lport, raddr,
+        rport as text and numbers. They are in no order, which changes as connections end.
         """
         batch = ffi.new("struct dmm_conn_info[]", _BATCH)
-        first = 0
-        while True:
-            count = lib.dmm_engine_connections(self._engine, first, _BATCH, batch)
+        end = first + most
+        while first < end:
+            wanted = min(_BATCH, end - first)
+            count = lib.dmm_engine_connections(self._engine, first, wanted, batch)
             for i in range(count):
                 yield _describe(batch[i])
             first += count
-            if count < _BATCH:
+            if count < wanted:
                 return
 
 

@@ -132,7 +132,7 @@ class StackProcess:
         if method == "stats":
             return self.engine.stats() | self.resolver.stats()
         if method == "connections":
-            return list(self.engine.connections())
+            return list(self.engine.connections(**_part(params)))
         if method == "configure":
             self.engine.set_congestion(str(params.get("congestion")))
             if "syn_cookies" in params:
@@ -142,6 +142,15 @@ class StackProcess:
             self.stop()
             return None
         raise UsageError(f"ask stack {self.spec.label} for {method!r}", why="it knows no such request")
+
+
+def _part(params: Mapping[str, Any]) -> dict[str, int]:
+    """Which connections are asked for; all of them if params do not say."""
+    part = {name: params[name] for name in ("first", "most") if name in params}
+    for name, value in part.items():
+        if not isinstance(value, int) or value < 0:
+            raise UsageError(f"list connections with {name} {value!r}", why="it is not a whole number")
+    return part
 
 
 def _listen(spec: StackSpec) -> socket.socket:

@@ -197,13 +197,16 @@ uint64_t tcp_keep_due_ns(const struct dmm_core *core, const struct tcb *t)
 	return t->last_rx_ns + keep_period_ns(core, t);
 }
 
-/* The outer leg's timer also looks from time to time whether the connection can be parked */
+/* The outer leg's timer also looks whether the connection can be parked: when both legs may have been quiet
+ * for long enough, and then from time to time */
 void tcp_keep_start(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	uint64_t due_ns = tcp_keep_due_ns(core, t);
+	uint64_t due_ns = tcp_keep_due_ns(core, t), park_ns;
 
-	if (tcb_is_outer(t))
-		due_ns = min_u64(due_ns, now_ns + core->cfg.park_ns);
+	if (tcb_is_outer(t)) {
+		park_ns = max_u64(t->last_rx_ns, tcb_peer(t)->last_rx_ns) + core->cfg.park_ns;
+		due_ns = min_u64(due_ns, park_ns > now_ns ? park_ns : now_ns + core->cfg.park_ns);
+	}
 	tcp_set_deadline(core, t, &t->keep_ns, due_ns);
 }
 

@@ -2,8 +2,8 @@
 /*
  * pingpong: how long a request and its answer take, on one connection or on a new one each.
  *
- * pingpong serve ADDRESS PORT sends back what it gets, on any number of connections, until killed.
- * pingpong rr ADDRESS PORT SECONDS BYTES: one connection, one request of BYTES after the other.
+ * pingpong serve ADDRESS PORT sends back what it gets, on as many connections as it may have open, until
+ * killed. pingpong rr ADDRESS PORT SECONDS BYTES: one connection, one request of BYTES after the other.
  * pingpong crr ADDRESS PORT SECONDS BYTES: connect, one request, its answer, reset (SO_LINGER 0, so that no
  * TIME_WAIT fills the port range); the time of a transaction is from connect() to the answer.
  * Both print one line: transactions, elapsed ns, and their median and 99th percentile in ns.
@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -79,6 +80,18 @@ static void echo(int fd)
 		close(fd);
 }
 
+/* As many connections as the system lets it have */
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		fail("read the limit of open files");
+	limit.rlim_cur = limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		fail("raise the limit of open files");
+}
+
 static void serve(const struct sockaddr_in *at)
 {
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -87,6 +100,7 @@ static void serve(const struct sockaddr_in *at)
 
 	if (listener < 0 || epoll < 0)
 		fail("make a socket");
+	allow_descriptors();
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(listener, (const struct sockaddr *)at, sizeof(*at)) || listen(listener, 4096))
 		fail("listen");
