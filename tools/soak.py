@@ -96,23 +96,13 @@ def show_transfers(summary: soak_transfers.Summary) -> None:
         figures = (counts["transfers"], counts["verified"], counts["errors"])
         table.add_row(name, *map(str, figures), f"{counts['bytes'] / 1e6:.1f}")
     console.print(table)
-    table = Table(title="packets", title_justify="left")
-    for name in ("stack of", "leg", "lost", "late", "doubled", "sent again by the stack, by the kernel"):
+    table = Table(title="packets, and segments that their senders sent again", title_justify="left")
+    for name in ("stack of", "leg", "lost", "late", "doubled", "sent again"):
         table.add_column(name, justify="left" if name in ("stack of", "leg") else "right")
     for phase in summary.phases:
-        for way, counts in phase.outer.items():
-            figures = [str(counts[fate]) for fate in ("lost", "late", "doubled")]
-            table.add_row(phase.roles, f"outer, {way.replace('_', ' ')}", *figures, "")
-        for host, ways in phase.inner.items():
-            stack = phase.stacks[host]
-            inner = stack.get("inner_retransmits", 0)
-            sent_again = {
-                "to_stack": f"{phase.kernel[host].get('RetransSegs', 0)} by the kernel",
-                "to_kernel": f"{inner} by the stack, {stack.get('retransmits', 0) - inner} on the outer leg",
-            }
-            for way, text in sent_again.items():
-                figures = [str(ways[way][fate]) for fate in ("lost", "late", "doubled")]
-                table.add_row(phase.roles, f"inner, {host}, {way.replace('_', ' ')}", *figures, text)
+        for leg, counts, sent_again in phase.legs():
+            figures = (counts["lost"], counts["late"], counts["doubled"], sent_again)
+            table.add_row(phase.roles, leg, *map(str, figures))
     console.print(table)
     for failure in summary.failures:
         print(f"soak: found: {failure.what}; repeat it with: {failure.repeat}")

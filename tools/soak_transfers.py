@@ -60,7 +60,7 @@ POLICY = """
 kind = "user"
 transport = "tcp"
 congestion = "{congestion}"
-fallback = "kernel"
+fallback = "reject"
 
 [[rules]]
 name = "all"
@@ -122,6 +122,22 @@ class Phase:
     def bytes_verified(self) -> int:
         """Payload that arrived and was compared."""
         return sum(counts["bytes"] for counts in self.programs.values())
+
+    def legs(self) -> Iterator[tuple[str, dict[str, int], int]]:
+        """Each leg and way: its name, its packets' fates, and what its sender sent again."""
+        for way, sender in (("to_server", "client"), ("to_client", "server")):
+            stack = self.stacks.get(sender)
+            again = stack["retransmits"] - stack["inner_retransmits"] if stack else self._by_kernel(sender)
+            yield f"outer, {way.replace('_', ' ')}", self.outer[way], again
+        for host, ways in self.inner.items():
+            for way, again in (
+                ("to_stack", self._by_kernel(host)),
+                ("to_kernel", self.stacks[host]["inner_retransmits"]),
+            ):
+                yield f"inner of {host}, {way.replace('_', ' ')}", ways[way], again
+
+    def _by_kernel(self, host: str) -> int:
+        return self.kernel[host].get("RetransSegs", 0)
 
 
 @dataclass
@@ -316,7 +332,7 @@ class Site:
                 phase.kernel[name] = dict(host.call(kernel_counters) - before[name])
             for name, dmm in routed.items():
                 row = dmm.stack("user")
-                phase.stacks[name] = {k: v for k, v in row["counters"].items() if v}
+                phase.stacks[name] = row["counters"]
                 if row["restarts"]:
                     work.failures.append(
                         Failure(f"the stack on {name} ended and was started again", f"--role {roles}")

@@ -41,6 +41,7 @@ enum {
 	HELD_PKTS = 1024,
 	PKT_BYTES = sizeof(struct virtio_net_hdr) + 65535,
 	TXQUEUELEN = 1000,
+	SENDER_ROOM_BYTES = 16 << 20, /* packets that DEVICE has not been rid of yet count */
 };
 
 struct held {
@@ -101,11 +102,13 @@ static int open_tun(const char *name)
 static int open_sender(const char *device, struct sockaddr_ll *to)
 {
 	int one = 1;
+	int room_bytes = SENDER_ROOM_BYTES;
 	/* Protocol 0: it sends, and hears nothing. */
 	int fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof(one)) ||
-	    setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof(one)))
+	    setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof(one)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room_bytes, sizeof(room_bytes)))
 		fail("open a packet socket");
 	*to = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(device)};
 	if (!to->sll_ifindex)
