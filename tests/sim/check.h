@@ -118,4 +118,54 @@ static inline void check_core(const struct dmm_core *core)
 	CHECK(core->mem.chunk_bytes <= core->mem.limit_bytes);
 }
 
+/* What still has to go from this leg and is not on the way */
+static inline bool check_owes(const struct tcb *t)
+{
+	return t->snd.tail + 1 > max_u64(t->snd_nxt, 1) || (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
+}
+
+static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
+{
+	uint64_t due_ns = min_u64(min_u64(t->rtx_ns, t->delack_ns), t->keep_ns);
+	bool waits = t->flags & TF_HOLD;
+
+	if (tcb_is_outer(t))
+		due_ns = min_u64(due_ns, c->outer.pace_wake_ns);
+	CHECK(list_empty(&t->ready));
+	if (t->state == TCP_CLOSE) {
+		CHECK(due_ns == NEVER && !t->timer.tick && !t->fl);
+		return;
+	}
+	/* held behind the other leg's handshake, which has a timer; else it has its own */
+	CHECK(due_ns != NEVER || (waits && c->leg[!t->leg].rtx_ns != NEVER));
+	CHECK(due_ns == NEVER || (t->timer.tick && t->timer.tick <= wheel_tick_of(due_ns)));
+	if (t->fl)
+		CHECK(t->rtx_mode == RTX_RTO || t->rtx_mode == RTX_TLP || t->rtx_mode == RTX_REO);
+	else if (t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV)
+		CHECK(t->rtx_mode == RTX_SYN || t->rtx_mode == RTX_HOLD || waits);
+	else if (t->state == TCP_TIME_WAIT)
+		CHECK(t->rtx_mode == RTX_TIME_WAIT);
+	else if (check_owes(t) && !waits)
+		CHECK(t->rtx_mode == RTX_PERSIST || (tcb_is_outer(t) && c->outer.pace_wake_ns != NEVER));
+	CHECK(t->rtx_mode == RTX_NONE || t->rtx_ns != NEVER);
+}
+
+/*
+ * When nothing is left to be sent now (dmm_core_poll() said so, and both legs were drained): no open
+ * connection may wait for ever. Each leg has a deadline, what is in flight or owed one of its own.
+ */
+static inline void check_core_rests(const struct dmm_core *core)
+{
+	CHECK(!core->n_parked || core->park_next_ns != NEVER);
+	for (uint32_t i = 0; i < core->n_live; i++) {
+		const struct conn *c = core->slots[core->live[i]];
+
+		if (c->phase == CONN_PARKED)
+			continue;
+		CHECK(c->leg[0].state != TCP_CLOSE || c->leg[1].state != TCP_CLOSE);
+		check_leg_rests(c, &c->leg[0]);
+		check_leg_rests(c, &c->leg[1]);
+	}
+}
+
 #endif /* SIM_CHECK_H */

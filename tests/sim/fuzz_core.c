@@ -279,8 +279,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(core);
 	for (uint32_t i = 0; in.left && i < MAX_STEPS; i++)
 		step(core, &in, &now);
-	/* left alone, everything must come to rest and end */
-	drain(core, now);
+	/* left alone, everything must come to rest, wait for something, and end */
+	do
+		drain(core, now);
+	while (dmm_core_poll(core, now) <= now);
+	check_core_rests(core);
 	dmm_core_abort_all(core, now);
 	drain(core, now);
 	check_core(core);

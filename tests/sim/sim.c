@@ -348,6 +348,10 @@ static void run(void)
 				exit(3);
 			}
 		}
+		for (uint32_t i = 0; P.check && i < 2; i++) {
+			if (H[i].core)
+				check_core_rests(H[i].core);
+		}
 		if (started == P.conns && once_more())
 			continue;
 		if (started == P.conns && all_over())

@@ -253,7 +253,7 @@ struct outer {
 void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
 void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
 void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-/* Arms the node for the earliest deadline, if it is not armed */
+/* Arms the node for the earliest deadline, unless it is armed for an earlier one */
 void tcp_timer_start(struct dmm_core *core, struct tcb *t);
 /* When a peer that stays silent is asked whether it is there */
 uint64_t tcp_keep_due_ns(const struct dmm_core *core, const struct tcb *t);

@@ -15,13 +15,17 @@ static uint64_t next_deadline(const struct tcb *t)
 	return tcb_is_outer(t) ? min_u64(at, tcb_conn(t)->outer.pace_wake_ns) : at;
 }
 
+static void arm(struct dmm_core *core, struct tcb *t, uint64_t deadline_ns)
+{
+	if (deadline_ns != NEVER && (!t->timer.tick || wheel_tick_of(deadline_ns) < t->timer.tick))
+		wheel_arm(&core->wheel, &t->timer, deadline_ns);
+}
+
 void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns)
 {
 	*field = deadline_ns;
-	if (deadline_ns == NEVER || tcb_conn(t)->phase == CONN_DEAD)
-		return;
-	if (!t->timer.tick || wheel_tick_of(deadline_ns) < t->timer.tick)
-		wheel_arm(&core->wheel, &t->timer, deadline_ns);
+	if (tcb_conn(t)->phase != CONN_DEAD)
+		arm(core, t, deadline_ns);
 }
 
 void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns)
@@ -236,8 +240,8 @@ static void fire_keepalive(struct dmm_core *core, struct tcb *t, uint64_t now_ns
 
 void tcp_timer_start(struct dmm_core *core, struct tcb *t)
 {
-	if (!t->timer.tick && next_deadline(t) != NEVER)
-		wheel_arm(&core->wheel, &t->timer, next_deadline(t));
+	/* what fired may have armed it already, for later than what has not */
+	arm(core, t, next_deadline(t));
 }
 
 void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
