@@ -120,6 +120,8 @@ static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pk
 
 	if (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT)
 		return false;
+	if (inner->state == TCP_TIME_WAIT && outer->state == TCP_CLOSE && !(outer->flags & TF_RST_DUE))
+		return true; /* all that waits is the answer to a FIN that the kernel may send again */
 	if (leg == DMM_LEG_INNER && (outer->flags & TF_FIN_SENT) && !stream_held(&outer->snd))
 		return true;
 	if (outer->state != TCP_TIME_WAIT)

@@ -28,19 +28,16 @@ void relay_closed(struct dmm_core *core, struct tcb *t)
 	struct conn *c = tcb_conn(t);
 	struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
 
-	if (c->phase == CONN_DEAD || (!leg_over(inner) && inner->state != TCP_TIME_WAIT))
+	if (c->phase == CONN_DEAD || !(leg_over(inner) || inner->state == TCP_TIME_WAIT) ||
+	    !(leg_over(outer) || outer->state == TCP_TIME_WAIT))
 		return;
-	if (outer->state == TCP_TIME_WAIT && list_empty(&c->link)) {
+	if (leg_over(inner) && leg_over(outer)) {
+		conn_kill(core, c, 0);
+	} else if (list_empty(&c->link)) {
 		list_add_tail(&core->time_wait, &c->link);
 		c->time_wait = true;
 		core->n_time_wait++;
 	}
-	if (!leg_over(outer))
-		return;
-	/* the kernel's FIN goes with the connection: its ACK, should it still be due, must not */
-	if (inner->flags & TF_ACK_NOW)
-		tcp_ack_apart(core, inner, inner->last_rx_ns);
-	conn_kill(core, c, 0);
 }
 
 /* Ends a leg. flush: deliver what its window takes first. */

@@ -69,7 +69,8 @@ enum {
 	TCP_INNER_SYN_RETRIES = 4,
 	TCP_KEEPALIVE_PROBES = 9,
 	TCP_KEEPALIVE_INTVL_S = 75,
-	TCP_INNER_HALF_CLOSED_S = 60, /* an orphan of the kernel's dies silently after tcp_fin_timeout */
+	TCP_INNER_TIME_WAIT_MS = 1000, /* the kernel sends its FIN again after 200 ms, 400 ms */
+	TCP_INNER_HALF_CLOSED_S = 60,  /* an orphan of the kernel's dies silently after tcp_fin_timeout */
 	TCP_QUICKACKS = 16,
 	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
 	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */

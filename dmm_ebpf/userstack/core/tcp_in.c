@@ -489,6 +489,7 @@ void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	uint32_t keep =
 		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
 	bool again = t->state == TCP_TIME_WAIT;
+	uint64_t wait_ns;
 
 	if (!again) {
 		tcp_release(core, t);
@@ -497,7 +498,8 @@ void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		if (keep & TF_ACK_NOW)
 			tcp_ready(core, t);
 	}
-	tcp_set_rtx(core, t, RTX_TIME_WAIT, now_ns + core->cfg.time_wait_ns);
+	wait_ns = tcb_is_outer(t) ? core->cfg.time_wait_ns : TCP_INNER_TIME_WAIT_MS * NS_PER_MS;
+	tcp_set_rtx(core, t, RTX_TIME_WAIT, now_ns + wait_ns);
 	if (!again)
 		relay_closed(core, t);
 }

@@ -471,20 +471,13 @@ static uint32_t out_tlp(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint
 	return n;
 }
 
-/* Something has to go, cannot now, and no ACK will come: a timer looks again */
-static void try_later(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
-{
-	if (!t->fl && t->rtx_mode == RTX_NONE)
-		tcp_set_rtx(core, t, RTX_PERSIST, now_ns + tcp_rto_ns(t));
-}
-
 static void note_idle(struct dmm_core *core, struct tcb *t, uint64_t unsent, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
 	bool fin_due = (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
 
-	if (unsent || fin_due)
-		try_later(core, t, now_ns);
+	if (!t->fl && (unsent || fin_due) && t->rtx_mode == RTX_NONE)
+		tcp_set_rtx(core, t, RTX_PERSIST, now_ns + tcp_rto_ns(t));
 	/* The peer's window counts as well: what is not sent for its sake says nothing of the path. */
 	if (tcb_is_outer(t) && cwnd_allows(t, t->mss))
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
@@ -563,9 +556,9 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 		return 0;
 	probe = len == t->mss ? pmtu_probe_len(t, cap, now_ns) : 0;
 	n = out_new(core, t, buf, meta, probe ? probe : len, fin, now_ns);
-	if (!n) /* no memory for the scoreboard */
-		try_later(core, t, now_ns);
-	if (n && probe)
+	if (!n) /* no memory for the scoreboard: a timer looks again */
+		note_idle(core, t, unsent_bytes(t), now_ns);
+	else if (probe)
 		pmtu_probe_sent(t);
 	return n;
 }
