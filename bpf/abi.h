@@ -24,9 +24,10 @@ enum dmm_limits {
 	DMM_MAX_RULES = 64,	/* per policy */
 	DMM_MAX_PROCESSES = 16, /* of one user stack */
 	DMM_MAX_NICS = 16,
-	DMM_MAX_QUEUES = 64,	/* receive queues per NIC */
-	DMM_NEAR_FLOWS = 2048,	/* in flows[]; a power of two */
-	DMM_MAX_FLOWS = 262144, /* in more_flows[] */
+	DMM_MAX_QUEUES = 64,	  /* receive queues per NIC */
+	DMM_NEAR_FLOWS = 2048,	  /* in flows[]; a power of two */
+	DMM_RECENT_ROUTES = 1024, /* a power of two */
+	DMM_MAX_FLOWS = 262144,	  /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
 	DMM_EVENTS_BYTES = 4194304,
@@ -174,6 +175,14 @@ struct dmm_port_key {
 struct dmm_port_value {
 	__u32 route;
 	__u32 stack;
+};
+
+/* recent_routes[hash of destination]: written and read by the programs alone, see bpf/recent.h */
+struct dmm_recent_route {
+	__u64 addr[2];
+	__u64 policy; /* from the highest bit: generation (32), table (32) */
+	__u64 found;  /* from the highest bit: route (32), port_be (16), proto (8), stack (8) */
+	__u64 sum;
 };
 
 /*

@@ -11,6 +11,7 @@
 
 #include "decide.h"
 #include "flow.h"
+#include "recent.h"
 
 /* 0.0.0.0 and :: mean this host to connect() (ip(7)). */
 static __always_inline bool addr_is_loopback(const __u32 *addr)
@@ -82,6 +83,32 @@ static __always_inline void connect_process(struct bpf_sock_addr *ctx, struct dm
 	served->mark = process.mark;
 }
 
+/* The first rule that matches and whose table has a route wins. */
+static __always_inline bool policy_find(const struct dmm_facts *facts, const struct dmm_query *query,
+					__u32 generation, struct dmm_verdict *verdict)
+{
+	__u32 n_rules = rules_count(query->half);
+	__u32 i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < DMM_MAX_RULES; i++) {
+		const struct dmm_rule *rule;
+
+		if (i >= n_rules)
+			break;
+		rule = rule_get(query->half, i);
+		if (!rule)
+			break;
+		if (!rule_matches(rule, facts, DMM_DIR_CONNECT))
+			continue;
+		if (!route_find_recent(rule->table, query, generation, verdict))
+			continue;
+		verdict->rule = i + 1;
+		return true;
+	}
+	return false;
+}
+
 /* Returns 1 to let connect() go on, 0 for EPERM. */
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_query *query, bool socket6)
 {
@@ -109,7 +136,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	query->half = flow.decision.generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
-	if (flow.decision.generation && !sk->bound_dev_if && policy_find(&facts, query, &verdict))
+	if (flow.decision.generation && !sk->bound_dev_if &&
+	    policy_find(&facts, query, flow.decision.generation, &verdict))
 		stack_resolve(query->half, verdict.stack, stream && !addr_is_loopback(query->addr), &served);
 	if (served.reject)
 		return connect_refuse(ctx);

@@ -159,32 +159,6 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 	return port->route != DMM_ROUTE_NONE;
 }
 
-/* The first rule that matches and whose table has a route wins (connect). */
-static __always_inline bool policy_find(const struct dmm_facts *facts, const struct dmm_query *query,
-					struct dmm_verdict *verdict)
-{
-	__u32 n_rules = rules_count(query->half);
-	__u32 i;
-
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_MAX_RULES; i++) {
-		const struct dmm_rule *rule;
-
-		if (i >= n_rules)
-			break;
-		rule = rule_get(query->half, i);
-		if (!rule)
-			break;
-		if (!rule_matches(rule, facts, DMM_DIR_CONNECT))
-			continue;
-		if (!route_find(rule->table, query, verdict))
-			continue;
-		verdict->rule = i + 1;
-		return true;
-	}
-	return false;
-}
-
 static __always_inline const struct dmm_stack *stack_get(__u32 half, __u32 id)
 {
 	__u32 key = half * DMM_MAX_STACKS + id;

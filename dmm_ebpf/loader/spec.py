@@ -86,7 +86,8 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("taps", MapType.DEVMAP, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
-    # The three below belong to the programs alone.
+    # The four below belong to the programs alone.
+    _array("recent_routes", "dmm_recent_route", C.DMM_RECENT_ROUTES),
     _hash("listener_locks", _LISTENER_KEY, 4, 1024),
     MapSpec("more_count", MapType.ARRAY, 4, 8, 1),
     MapSpec("wakeup", MapType.ARRAY, 4, 8, 1),
