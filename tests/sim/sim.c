@@ -113,14 +113,14 @@ static uint64_t held_ooo(const struct tcb *t)
 }
 
 /*
- * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window=1, one connection,
- * no limit of memory): tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more
+ * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window, in bytes: its
+ * tcp_rmem[1], of which half is window; one connection, no limit of memory): tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more
  * when that has grown, and for what waits out of order; tcp_grow_window() lets the window follow by two bytes
  * for each that arrives, as far as the free room goes.
  */
 static void linux_window(uint8_t *p, uint32_t len)
 {
-	static uint64_t edge, room, mark_ns, mark_ack, arrived, space = 14480, threshold = 65536;
+	static uint64_t edge, room, mark_ns, mark_ack, arrived, space = 14480, threshold;
 	uint32_t ip = p[0] >> 4 == 4 ? 20 : 40;
 	uint64_t ack, held, extent, copied, want, left;
 	const struct tcb *t;
@@ -133,7 +133,7 @@ static void linux_window(uint8_t *p, uint32_t len)
 	ack = t->rcv_nxt;
 	held = held_ooo(t);
 	extent = held ? t->ooo->v[t->ooo->first + t->ooo->n - 1].end - ack : 0;
-	room = max_u64(max_u64(room, 65536), 2 * space + extent);
+	room = max_u64(max_u64(room, P.linux_window / 2), 2 * space + extent);
 	if (now - mark_ns >= 2 * P.delay_ns) {
 		copied = ack - mark_ack;
 		if (copied > space) {
@@ -145,7 +145,7 @@ static void linux_window(uint8_t *p, uint32_t len)
 		mark_ack = ack;
 	}
 	left = room > held ? room - held : 0;
-	threshold = max_u64(threshold,
+	threshold = max_u64(max_u64(threshold, P.linux_window / 2),
 			    min_u64(threshold + 2 * (ack + held - min_u64(arrived, ack + held)), left));
 	arrived = ack + held;
 	edge = max_u64(edge, ack + min_u64(threshold, left));

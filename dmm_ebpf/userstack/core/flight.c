@@ -197,6 +197,7 @@ void flight_mark_lost(struct flight *fl, uint32_t idx, bool front)
 
 	flight_unlink(fl, s);
 	s->flags |= SEG_LOST;
+	s->losses += s->losses < UINT8_MAX;
 	fl->lost_bytes += s->len;
 	if (front)
 		list_push_front(fl, &fl->lost, idx);

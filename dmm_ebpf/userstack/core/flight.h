@@ -28,6 +28,9 @@ enum seg_flag {
 	SEG_FIN = 8,	      /* its last sequence number is the FIN */
 	SEG_PROBE = 32,	      /* longer than the MTU: tcp_pmtu.c */
 	SEG_APP_LIMITED = 16, /* sent while the sender had nothing more */
+	SEG_COPIED = 64,      /* a copy is on the way besides: tcp_spare.c */
+	/* which of its transmissions has arrived cannot be told (Karn) */
+	SEG_AMBIGUOUS = SEG_RETRANS | SEG_COPIED,
 };
 
 struct seg {
@@ -44,7 +47,8 @@ struct seg {
 	uint32_t next;
 	uint32_t skip; /* SACKed: an index behind this one up to which all is SACKed */
 	uint16_t flags;
-	uint16_t pad;
+	uint8_t losses; /* how often it was marked lost; 255: or more */
+	uint8_t pad;
 };
 
 struct seg_list {

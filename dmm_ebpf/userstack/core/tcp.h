@@ -293,7 +293,7 @@ void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
 /* tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room */
 bool spare_pick(struct dmm_core *core, struct tcb *t, uint64_t now_ns, uint32_t *idx);
-void spare_sent(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void spare_sent(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
 bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns);
 
 /* tcp_ecn.c; functions that return flags return those of the TCP header */
@@ -339,7 +339,7 @@ void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
 bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
 
 /* tcp_rack.c */
-void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns);
+void rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
 /* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);

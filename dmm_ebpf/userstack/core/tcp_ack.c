@@ -21,6 +21,7 @@ struct ack_ctx {
 	bool undo;     /* proof that the last reduction was needless */
 	bool probe;    /* the MTU probe arrived */
 	bool original; /* a segment below undo_end that was sent once was delivered */
+	uint64_t old_fack; /* before this ACK */
 	uint32_t popped_segs;
 	uint64_t arrived;	  /* before this ACK, see arrived_without_sack() */
 	uint64_t delivered_bytes; /* RFC 9937's DeliveredData: acked_bytes, and what duplicates stand for */
@@ -84,14 +85,14 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 		o->delivered_ns = now_ns;
 		if ((s->flags & (SEG_PROBE | SEG_RETRANS)) == SEG_PROBE)
 			ctx->probe = true;
-		ctx->original |= !(s->flags & SEG_RETRANS) && seg_end(s) <= o->undo_end;
+		ctx->original |= !(s->flags & SEG_AMBIGUOUS) && seg_end(s) <= o->undo_end;
 	}
 	if (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
 	    (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns)) {
 		ctx->best = *s;
 		ctx->has_best = true;
 	}
-	rack_update(t, s, now_ns);
+	rack_update(t, s, ctx->old_fack, now_ns);
 }
 
 static int64_t snd_unwrap(const struct tcb *t, uint32_t seq)
@@ -389,6 +390,7 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	}
 	ctx.s.prior_inflight_bytes = tcp_inflight(t);
 	ctx.arrived = arrived_without_sack(t);
+	ctx.old_fack = t->fl ? t->fl->fack : 0;
 	if (ack >= (int64_t)t->snd_una) {
 		window_update(core, t, pkt, seq, (uint64_t)ack);
 		if (!t->fl)

@@ -495,7 +495,7 @@ static uint32_t out_spare(struct dmm_core *core, struct tcb *t, uint8_t *buf, st
 	s = flight_seg(t->fl, idx);
 	n = make_segment(core, t, buf, meta, s, true, now_ns);
 	pace_sent(t, s->len, now_ns);
-	spare_sent(core, t, now_ns);
+	spare_sent(core, t, s, now_ns);
 	return n;
 }
 

@@ -13,8 +13,11 @@ static bool sent_after(uint64_t t1_ns, uint64_t end1, uint64_t t2_ns, uint64_t e
 	return t1_ns > t2_ns || (t1_ns == t2_ns && end1 > end2);
 }
 
-/* RFC 8985 section 6.2 steps 1 to 3 */
-void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns)
+/*
+ * RFC 8985 section 6.2 steps 1 to 3. Only what an earlier ACK had overtaken came out of order: the blocks of
+ * one ACK stand in no order, and one that stands for several lost ones brings older segments besides newer.
+ */
+void rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	uint64_t rtt_ns = now_ns - s->xmit_ns;
@@ -25,7 +28,7 @@ void rack_update(struct tcb *t, const struct seg *s, uint64_t now_ns)
 		/* too soon: this is the first transmission's arrival */
 		if (min_rtt_ns != NEVER && rtt_ns < min_rtt_ns)
 			return;
-	} else if (end < fl->fack) {
+	} else if (end < old_fack && !(s->flags & SEG_COPIED)) {
 		t->flags |= TF_REORD;
 	}
 	if (end > fl->fack)

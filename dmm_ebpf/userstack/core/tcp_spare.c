@@ -86,10 +86,11 @@ bool spare_pick(struct dmm_core *core, struct tcb *t, uint64_t now_ns, uint32_t 
 	return false;
 }
 
-void spare_sent(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+void spare_sent(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
 
+	s->flags |= SEG_COPIED;
 	core->counters[DMM_CORE_SPARE_COPIES]++;
 	o->retransmits++;
 	o->spare_ns = now_ns;
