@@ -114,9 +114,9 @@ static uint64_t held_ooo(const struct tcb *t)
 
 /*
  * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window, in bytes: its
- * tcp_rmem[1], of which half is window; one connection, no limit of memory): tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more
- * when that has grown, and for what waits out of order; tcp_grow_window() lets the window follow by two bytes
- * for each that arrives, as far as the free room goes.
+ * tcp_rmem[1], of which half is window; one connection, no limit of memory): tcp_rcvbuf_grow() makes room for
+ * twice what the program read in a round trip, more when that has grown, and for what waits out of order;
+ * tcp_grow_window() lets the window follow by two bytes for each that arrives, as far as the free room goes.
  */
 static void linux_window(uint8_t *p, uint32_t len)
 {

@@ -15,17 +15,19 @@ static void list_push(struct flight *fl, struct seg_list *l, uint32_t idx)
 	l->tail = idx;
 }
 
-static void list_push_front(struct flight *fl, struct seg_list *l, uint32_t idx)
+/* after: FLIGHT_NIL: to the front */
+static void list_insert(struct flight *fl, struct seg_list *l, uint32_t after, uint32_t idx)
 {
 	struct seg *s = flight_seg(fl, idx);
+	uint32_t *link = after == FLIGHT_NIL ? &l->head : &flight_seg(fl, after)->next;
 
-	s->next = l->head;
-	s->prev = FLIGHT_NIL;
-	if (l->head != FLIGHT_NIL)
-		flight_seg(fl, l->head)->prev = idx;
+	s->next = *link;
+	s->prev = after;
+	*link = idx;
+	if (s->next != FLIGHT_NIL)
+		flight_seg(fl, s->next)->prev = idx;
 	else
 		l->tail = idx;
-	l->head = idx;
 }
 
 static void list_unlink(struct flight *fl, struct seg_list *l, struct seg *s)
@@ -46,6 +48,8 @@ static void flight_unlink(struct flight *fl, struct seg *s)
 	if (s->flags & SEG_SACKED)
 		return;
 	if (s->flags & SEG_LOST) {
+		if (fl->again != FLIGHT_NIL && flight_seg(fl, fl->again) == s)
+			fl->again = s->prev;
 		list_unlink(fl, &fl->lost, s);
 		fl->lost_bytes -= s->len;
 	} else {
@@ -68,6 +72,7 @@ struct flight *flight_create(struct mem *m)
 		return NULL;
 	}
 	fl->tx = fl->lost = (struct seg_list){FLIGHT_NIL, FLIGHT_NIL};
+	fl->again = FLIGHT_NIL;
 	fl->rto_ns = NEVER;
 	return fl;
 }
@@ -197,12 +202,13 @@ void flight_mark_lost(struct flight *fl, uint32_t idx, bool front)
 
 	flight_unlink(fl, s);
 	s->flags |= SEG_LOST;
-	s->losses += s->losses < UINT8_MAX;
 	fl->lost_bytes += s->len;
-	if (front)
-		list_push_front(fl, &fl->lost, idx);
-	else
+	if (!front) {
 		list_push(fl, &fl->lost, idx);
+		return;
+	}
+	list_insert(fl, &fl->lost, fl->again, idx);
+	fl->again = idx;
 }
 
 void flight_resend(struct flight *fl, uint32_t idx)
@@ -213,6 +219,14 @@ void flight_resend(struct flight *fl, uint32_t idx)
 	s->flags = (uint16_t)((s->flags & ~SEG_LOST) | SEG_RETRANS);
 	list_push(fl, &fl->tx, idx);
 	fl->inflight_bytes += s->len;
+}
+
+void flight_sent(struct flight *fl, struct seg *s, uint64_t now_ns)
+{
+	const struct seg *before = s->prev != FLIGHT_NIL ? flight_seg(fl, s->prev) : NULL;
+
+	s->xmit_ns = now_ns;
+	s->order = before && before->xmit_ns == now_ns ? before->order + 1 : 1;
 }
 
 void flight_renege(struct flight *fl)
@@ -240,7 +254,7 @@ void flight_unlose(struct flight *fl, uint64_t end)
 			continue;
 		flight_unlink(fl, s);
 		s->flags &= (uint16_t)~SEG_LOST;
-		list_push_front(fl, &fl->tx, idx);
+		list_insert(fl, &fl->tx, FLIGHT_NIL, idx);
 		fl->inflight_bytes += s->len;
 	}
 }
@@ -313,6 +327,7 @@ bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max)
 	fl->count = fl->n_sacked = 0;
 	fl->inflight_bytes = fl->lost_bytes = 0;
 	fl->tx = fl->lost = (struct seg_list){FLIGHT_NIL, FLIGHT_NIL};
+	fl->again = FLIGHT_NIL;
 	for (uint32_t i = 0; i < old.count; i++)
 		cut_one(fl, flight_seg(&old, flight_idx(&old, i)), max);
 	relist(fl, &old, old.lost.head);

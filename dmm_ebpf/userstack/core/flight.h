@@ -34,8 +34,8 @@ enum seg_flag {
 };
 
 struct seg {
-	uint64_t seq; /* 64 bits, 0 is the SYN */
-	uint64_t xmit_ns;
+	uint64_t seq;	  /* 64 bits, 0 is the SYN */
+	uint64_t xmit_ns; /* of the last transmission */
 	/* of the connection when it was sent last: what the delivery rate sample needs */
 	uint64_t first_tx_ns;
 	uint64_t delivered_ns;
@@ -47,8 +47,7 @@ struct seg {
 	uint32_t next;
 	uint32_t skip; /* SACKed: an index behind this one up to which all is SACKed */
 	uint16_t flags;
-	uint8_t losses; /* how often it was marked lost; 255: or more */
-	uint8_t pad;
+	uint16_t order; /* of those sent in that nanosecond; from 1 */
 };
 
 struct seg_list {
@@ -72,14 +71,18 @@ struct flight {
 	uint32_t count;
 	struct seg_list tx;
 	struct seg_list lost;
+	uint32_t again; /* lost: the last of those at its front that were sent again already */
 	uint32_t n_sacked;
 	uint64_t inflight_bytes;
 	uint64_t lost_bytes;
 	uint64_t fack; /* highest sequence number known to have arrived */
 	/* RACK: the most recently sent segment that has arrived */
 	uint64_t rack_xmit_ns;
-	uint64_t rack_end;
+	uint32_t rack_order; /* 0: none has */
 	uint64_t rack_rtt_ns;
+	/* the last segment that arrived and was sent only once */
+	uint64_t sure_rtt_ns;
+	uint64_t sure_ns;      /* when that was */
 	uint64_t recovery_end; /* RFC 6675's RecoveryPoint */
 	uint64_t tlp_end;      /* 0: no probe outstanding */
 	uint64_t rto_ns;       /* deadline of the retransmission timeout */
@@ -128,10 +131,14 @@ uint32_t flight_lower_bound(const struct flight *fl, uint64_t seq);
 uint32_t flight_next_unsacked(struct flight *fl, uint32_t nth);
 
 void flight_mark_sacked(struct flight *fl, uint32_t idx);
-/* front: a segment that was sent again already; the receiver waits for it the longest */
+/* front: before all that was sent only once, and after what went to the front before; the receiver waits for
+ * it the longest */
 void flight_mark_lost(struct flight *fl, uint32_t idx, bool front);
-/* Sent again now: to the end of tx */
+/* To be sent again now: to the end of tx */
 void flight_resend(struct flight *fl, uint32_t idx);
+/* The last of tx is sent now. Which was sent first is all that RACK judges by; retransmissions do not go in
+ * sequence order, so that the order within a batch must be kept, too. */
+void flight_sent(struct flight *fl, struct seg *s, uint64_t now_ns);
 
 /* Forgets all SACK marks: the receiver has reneged (RFC 2018 section 8) */
 void flight_renege(struct flight *fl);

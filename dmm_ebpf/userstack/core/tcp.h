@@ -233,10 +233,12 @@ struct outer {
 		struct accecn accecn; /* TF_ACCECN */
 	};
 	/* tcp_spare.c */
-	uint64_t spare_seq;	/* where the running pass goes on; 0: none runs */
-	uint64_t spare_left;	/* bytes that it may still send */
-	uint64_t spare_pass_ns; /* when the last one began */
-	uint64_t spare_ns;	/* of the last copy; 0: none yet */
+	uint64_t spare_seq;	  /* where the running pass goes on; 0: none runs */
+	uint64_t spare_left;	  /* bytes that it may still send */
+	uint64_t spare_pass_ns;	  /* when the last one began */
+	uint64_t spare_ns;	  /* of the last copy; 0: none yet */
+	uint64_t reord_delivered; /* tcp_rack.c: delivered_bytes when reordering was seen last */
+	uint32_t reord_acks;	  /* ACKs that saw it, one soon after the other */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -339,7 +341,8 @@ void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
 bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
 
 /* tcp_rack.c */
-void rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
+bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
+void rack_reordered(struct tcb *t);
 /* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);

@@ -21,6 +21,7 @@ struct ack_ctx {
 	bool undo;     /* proof that the last reduction was needless */
 	bool probe;    /* the MTU probe arrived */
 	bool original; /* a segment below undo_end that was sent once was delivered */
+	bool reordered;
 	uint64_t old_fack; /* before this ACK */
 	uint32_t popped_segs;
 	uint64_t arrived;	  /* before this ACK, see arrived_without_sack() */
@@ -92,7 +93,7 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 		ctx->best = *s;
 		ctx->has_best = true;
 	}
-	rack_update(t, s, ctx->old_fack, now_ns);
+	ctx->reordered |= rack_update(t, s, ctx->old_fack, now_ns);
 }
 
 static int64_t snd_unwrap(const struct tcb *t, uint32_t seq)
@@ -347,6 +348,8 @@ static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *c
 {
 	uint64_t wait_ns = 0;
 
+	if (ctx->reordered)
+		rack_reordered(t);
 	if (t->flags & TF_SACK) {
 		ctx->s.lost_bytes = rack_detect(t, now_ns, &wait_ns);
 		ctx->delivered_bytes = ctx->s.acked_bytes;

@@ -294,7 +294,7 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 {
 	struct outer *o = &tcb_conn(t)->outer;
 
-	s->xmit_ns = now_ns;
+	flight_sent(t->fl, s, now_ns);
 	t->flags &= ~(uint32_t)TF_FORCE_RTX;
 	if (t->rtx_mode == RTX_NONE || t->rtx_mode == RTX_TLP || t->rtx_mode == RTX_PERSIST)
 		tcp_rearm(core, t, now_ns);

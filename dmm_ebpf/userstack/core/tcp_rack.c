@@ -8,36 +8,79 @@
  */
 #include "core.h"
 
-static bool sent_after(uint64_t t1_ns, uint64_t end1, uint64_t t2_ns, uint64_t end2)
+/* Reordering is no chance when so many ACKs see it, each within so many segments of the last */
+enum { REORD_ACKS = 8, REORD_SEGS = 500 };
+
+/* What arrived last, by time of transmission, was sent after s? */
+static bool sent_before_rack(const struct flight *fl, const struct seg *s)
 {
-	return t1_ns > t2_ns || (t1_ns == t2_ns && end1 > end2);
+	return fl->rack_xmit_ns > s->xmit_ns || (fl->rack_xmit_ns == s->xmit_ns && fl->rack_order > s->order);
 }
 
 /*
- * RFC 8985 section 6.2 steps 1 to 3. Only what an earlier ACK had overtaken came out of order: the blocks of
- * one ACK stand in no order, and one that stands for several lost ones brings older segments besides newer.
+ * A retransmission is acknowledged sooner than what was sent only once, just now: through the same queue it
+ * cannot have come faster, so the ACK is for an earlier transmission. Believed, it would make all that was
+ * sent between the two look lost.
  */
-void rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns)
+static bool faster_than_others(const struct flight *fl, uint64_t rtt_ns, uint64_t now_ns)
+{
+	return now_ns - fl->sure_ns <= fl->sure_rtt_ns / 4 && rtt_ns + fl->sure_rtt_ns / 64 < fl->sure_rtt_ns;
+}
+
+/*
+ * RFC 8985 section 6.2 steps 1 to 3; true: reordering. Only what an earlier ACK had overtaken came out of
+ * order: the blocks of one ACK stand in no order, and one that stands for several lost ones brings older
+ * segments besides newer. A retransmission is ambiguous, unless it is acknowledged sooner than it can have
+ * arrived: then the first transmission came late.
+ */
+bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	uint64_t rtt_ns = now_ns - s->xmit_ns;
 	uint64_t end = seg_end(s);
 	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
+	bool overtaken = end < old_fack && !(s->flags & SEG_COPIED);
 
 	if (s->flags & SEG_RETRANS) {
-		/* too soon: this is the first transmission's arrival */
 		if (min_rtt_ns != NEVER && rtt_ns < min_rtt_ns)
-			return;
-	} else if (end < old_fack && !(s->flags & SEG_COPIED)) {
-		t->flags |= TF_REORD;
+			return overtaken;
+		overtaken = false;
+		if (faster_than_others(fl, rtt_ns, now_ns))
+			return false;
+	} else if (!(s->flags & SEG_COPIED)) {
+		fl->sure_rtt_ns = rtt_ns;
+		fl->sure_ns = now_ns;
 	}
 	if (end > fl->fack)
 		fl->fack = end;
-	if (sent_after(s->xmit_ns, end, fl->rack_xmit_ns, fl->rack_end)) {
+	if (!sent_before_rack(fl, s)) {
 		fl->rack_xmit_ns = s->xmit_ns;
-		fl->rack_end = end;
+		fl->rack_order = s->order;
 		fl->rack_rtt_ns = rtt_ns;
 	}
+	return overtaken;
+}
+
+/*
+ * From now on a reordering window is waited for. Where ACKs are lost as well, a SACK block may be told of
+ * late, when three ACKs with it were lost, and look like reordering; then every loss would cost a quarter of
+ * a round trip more, and one that is lost again and again, several. A congestion control that takes loss
+ * for random is not hurt by a few needless retransmissions, so with it seldom is never.
+ */
+void rack_reordered(struct tcb *t)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+	uint64_t since_bytes;
+
+	if (!tcb_is_outer(t) || !o->cc.spare) {
+		t->flags |= TF_REORD;
+		return;
+	}
+	since_bytes = o->delivered_bytes - o->reord_delivered;
+	o->reord_delivered = o->delivered_bytes;
+	o->reord_acks = since_bytes <= REORD_SEGS * (uint64_t)t->mss ? o->reord_acks + 1 : 1;
+	if (o->reord_acks >= REORD_ACKS)
+		t->flags |= TF_REORD;
 }
 
 /* Step 4: without reordering, wait no longer than three duplicates did */
@@ -60,7 +103,7 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 	uint64_t window_ns, lost = 0;
 
 	*wait_ns = 0;
-	if (!fl->rack_xmit_ns && !fl->rack_end)
+	if (!fl->rack_order)
 		return 0;
 	window_ns = rack_window_ns(t);
 	while (fl->tx.head != FLIGHT_NIL) {
@@ -68,7 +111,7 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 		struct seg *s = flight_seg(fl, idx);
 		uint64_t deadline_ns = s->xmit_ns + fl->rack_rtt_ns + window_ns;
 
-		if (!sent_after(fl->rack_xmit_ns, fl->rack_end, s->xmit_ns, seg_end(s)))
+		if (!sent_before_rack(fl, s))
 			break;
 		if (deadline_ns > now_ns) {
 			*wait_ns = deadline_ns - now_ns;

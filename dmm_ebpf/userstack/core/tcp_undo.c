@@ -105,7 +105,7 @@ void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	if (o->undo_timeout && t->fl) {
 		flight_unlose(t->fl, o->undo_end);
 		/* what RACK learned from the retransmission is about the original */
-		t->fl->rack_xmit_ns = t->fl->rack_end = 0;
+		t->fl->rack_xmit_ns = t->fl->rack_order = 0;
 	}
 	if ((t->flags & TF_RECOVERY) && (!t->fl || !t->fl->lost_bytes))
 		tcp_exit_recovery(t, now_ns);
