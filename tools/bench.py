@@ -255,7 +255,7 @@ def main(
     repeat: Annotated[int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)] = 1,
     fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
     count: Annotated[
-        int, typer.Option(help="connections: how many are open at once.", min=1, max=100_000)
+        int, typer.Option(help="connections: how many are open at once.", min=1, max=bench_connections.COUNT_MAX)
     ] = bench_connections.COUNT,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
     sim: Annotated[

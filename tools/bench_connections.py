@@ -27,6 +27,7 @@ POLICY = """
 [stacks.wan]
 kind = "user"
 congestion = "wan"
+max_connections = {count}
 [[rules]]
 cgroup = "{cgroup}"
 table = "t"
@@ -35,6 +36,7 @@ to = "default"
 stack = "wan"
 """
 COUNT = 100_000
+COUNT_MAX = 250_000  # there are records for 262,144 flows
 SIDES = ("kernel", "stack connects", "stack listens")
 GOAL_BYTES = 1024  # of an idle connection, both legs together, beyond buffers in use
 FLOW_MAPS = ("flows", "more_flows", "xdp_flows")
@@ -180,7 +182,8 @@ def held_once(side: str, count: int, directory: Path, say: Callable[[str], None]
         routed = None
         if side != "kernel":
             ours = (client, cgroups[0]) if side == "stack connects" else (server, cgroups[1])
-            routed = stack.enter_context(Routed(*ours, POLICY, directory))
+            policy = POLICY.replace("{count}", str(count))
+            routed = stack.enter_context(Routed(*ours, policy, directory))
         with Holders(client, server, cgroups, count, directory) as holders:
             return _hold(holders, count, routed, say)
 
