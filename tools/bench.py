@@ -255,8 +255,15 @@ def main(
     repeat: Annotated[int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)] = 1,
     fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
     count: Annotated[
-        int, typer.Option(help="connections: how many are open at once.", min=1, max=bench_connections.COUNT_MAX)
+        int,
+        typer.Option(help="connections: how many are open at once.", min=1, max=bench_connections.COUNT_MAX),
     ] = bench_connections.COUNT,
+    busy_poll_us: Annotated[
+        int, typer.Option(help="latency: measure a user stack that looks for packets so long, too.", min=0)
+    ] = 0,
+    instances: Annotated[
+        int, typer.Option(help="processes: how many the second user stack has.", min=2, max=16)
+    ] = 2,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
@@ -281,7 +288,9 @@ def main(
     default = (bench_fairness.RATES_MBIT, bench_fairness.RTTS_MS, bench_fairness.LOSSES_PCT)
     contests = bench_fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
     fair_plan = bench_fairness.FairPlan(contests, seconds or 30, repeat, sim)
-    wide = bench_wide.Wide(plan, fair_plan, fetches, rounds, seconds or 4, plots, count)
+    wide = bench_wide.Wide(
+        plan, fair_plan, fetches, rounds, seconds or 4, plots, count, busy_poll_us, instances
+    )
     results: dict[str, Result] = {}
     wide_results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -8,12 +8,13 @@ wire is a veth pair. docs/benchmarks.md says what the figures mean.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench_inner import busy_s
 from bench_matrix import POLICY, TCP_BUFFERS_BYTES, Cell
@@ -23,12 +24,17 @@ from lab.programs import start_server
 from lab.routed import Routed
 
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.userstack.spec import process_label
 
 FILE_BYTES = 1_000_000
 FETCH_TIMEOUT_S = 60.0
 ECHO_PORT = 4001
 REQUEST_BYTES = 64
 SIDES = ("wan", "bbr")
+FLOWS = 8  # at once, for several processes of a stack
+
+Side = TypeVar("Side")
+Measured = TypeVar("Measured")
 
 # ---- a file from a cold start ----
 
@@ -126,17 +132,23 @@ def exchange(client: Host, cgroup: Cgroup, address: str, seconds: float, *, fres
     return Exchange(count / elapsed_ns * 1e9, median_ns / 1e3, p99_ns / 1e3)
 
 
-def bulk(client: Host, cgroup: Cgroup, address: str, seconds: float) -> tuple[float, float]:
-    """Gb/s of one iperf3 flow, and the machine's CPU for each byte in ns."""
+def bulk(client: Host, cgroup: Cgroup, address: str, seconds: float, *options: str) -> tuple[float, float]:
+    """Gb/s of an iperf3 flow, or as many as its options say, and the machine's CPU for each byte in ns."""
     busy = busy_s()
-    answer = iperf3(client, address, "-t", f"{max(1, round(seconds))}", cgroup=cgroup)
+    answer = iperf3(client, address, "-t", f"{max(1, round(seconds))}", *options, cgroup=cgroup)
     busy = busy_s() - busy
     got = answer["end"]["sum_received"]
     return got["bits_per_second"] / 1e9, busy * 1e9 / got["bytes"]
 
 
-def latency_once(side: str, directory: Path, seconds: float) -> Latency:
-    """One side ("user stack" or "kernel"), all three measurements."""
+def stack_policy(**keys: int | str) -> str:
+    """A policy that sends everything of the cgroup to a user stack with these keys."""
+    words = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+    return POLICY.replace('congestion = "wan"\n', words)
+
+
+def latency_once(policy: str | None, directory: Path, seconds: float) -> Latency:
+    """One side, all three measurements: the user stack of policy, or the kernel if that is None."""
     with Lab("latency") as lab, ExitStack() as stack:
         client, server = lab.host("client"), lab.host("server")
         lab.wire(client, server)
@@ -144,12 +156,8 @@ def latency_once(side: str, directory: Path, seconds: float) -> Latency:
         serve: list[str | Path] = [program_path("pingpong"), "serve", server.ip4, str(ECHO_PORT)]
         start_server(server, serve, ECHO_PORT, directory / "pingpong.log")
         iperf3_server(server, directory / "iperf3")
-        if side == "user stack":
-            stack.enter_context(
-                Routed(
-                    client, cgroup, POLICY.replace('congestion = "wan"', 'congestion = "cubic"'), directory
-                )
-            )
+        if policy is not None:
+            stack.enter_context(Routed(client, cgroup, policy, directory))
         asked = exchange(client, cgroup, server.ip4, seconds, fresh=False)
         connected = exchange(client, cgroup, server.ip4, seconds, fresh=True)
         gbps, cpu = bulk(client, cgroup, server.ip4, seconds)
@@ -175,11 +183,74 @@ def median_latency(runs: Sequence[Latency]) -> Latency:
     )
 
 
-def bench_latency(directory: Path, rounds: int, seconds: float) -> dict[str, Latency]:
-    """Both sides, rounds alternating; medians."""
-    sides = ("user stack", "kernel")
-    found: dict[str, list[Latency]] = {side: [] for side in sides}
+def latency_sides(busy_poll_us: int) -> dict[str, str | None]:
+    """The policy of each side, the kernel last; busy_poll_us, unless it is 0: of one side more."""
+    sides: dict[str, str | None] = {"user stack": stack_policy(congestion="cubic")}
+    if busy_poll_us:
+        policy = stack_policy(congestion="cubic", busy_poll_us=busy_poll_us)
+        sides[f"busy_poll_us = {busy_poll_us}"] = policy
+    return sides | {"kernel": None}
+
+
+def in_turn(
+    sides: dict[str, Side], rounds: int, once: Callable[[Side], Measured]
+) -> dict[str, list[Measured]]:
+    """once(what a side is) of each, in every round; the order changes from round to round."""
+    found: dict[str, list[Measured]] = {side: [] for side in sides}
     for number in range(rounds):
         for side in sorted(sides, reverse=bool(number % 2)):
-            found[side].append(latency_once(side, directory, seconds))
-    return {side: median_latency(runs) for side, runs in found.items()}
+            found[side].append(once(sides[side]))
+    return found
+
+
+def bench_latency(directory: Path, rounds: int, seconds: float, busy_poll_us: int = 0) -> dict[str, Latency]:
+    """Every side, rounds alternating; medians."""
+    runs = in_turn(
+        latency_sides(busy_poll_us), rounds, lambda policy: latency_once(policy, directory, seconds)
+    )
+    return {side: median_latency(found) for side, found in runs.items()}
+
+
+# ---- several processes of a stack ----
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """FLOWS bulk flows at once: Gb/s together, the machine's CPU for each byte, and how many connections each process
+    of the stack has had, iperf3's own among them.
+    """
+
+    gbps: float
+    cpu_ns_per_byte: float
+    connections: tuple[int, ...]
+
+
+def bulk_once(instances: int, directory: Path, seconds: float) -> Bulk:
+    """A user stack of so many processes on a clean wire; 0: the kernel."""
+    with Lab("processes") as lab, ExitStack() as stack:
+        client, server = lab.host("client"), lab.host("server")
+        lab.wire(client, server)
+        cgroup = stack.enter_context(Cgroup())
+        iperf3_server(server, directory / "iperf3")
+        policy = stack_policy(congestion="cubic", instances=max(1, instances))
+        routed = stack.enter_context(Routed(client, cgroup, policy, directory)) if instances else None
+        gbps, cpu = bulk(client, cgroup, server.ip4, seconds, "-P", str(FLOWS))
+        labels = [process_label("wan", number) for number in range(instances)]
+        opened = [routed.ask_stack(label)["core_active_open"] for label in labels] if routed else []
+    return Bulk(gbps, cpu, tuple(opened))
+
+
+def bench_processes(directory: Path, rounds: int, seconds: float, instances: int) -> dict[str, Bulk]:
+    """A stack of one process, one of several, and the kernel, rounds alternating; medians, and the connections of the
+    last round.
+    """
+    sides = {"1 process": 1, f"{instances} processes": instances, "kernel": 0}
+    runs = in_turn(sides, rounds, lambda count: bulk_once(count, directory, seconds))
+    return {
+        side: Bulk(
+            statistics.median(run.gbps for run in found),
+            statistics.median(run.cpu_ns_per_byte for run in found),
+            found[-1].connections,
+        )
+        for side, found in runs.items()
+    }

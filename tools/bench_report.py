@@ -7,11 +7,11 @@ share of the round trip, in the same panels; coldstart.svg, ours over kernel BBR
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench_flows import ColdResult, Exchange, Latency
+from bench_flows import FLOWS, Bulk, ColdResult, Exchange, Latency
 from bench_matrix import GOAL_SHARE, RIVALS, Result
 from rich.table import Table
 
@@ -98,24 +98,45 @@ def cold_table(results: Sequence[ColdResult]) -> Table:
 
 
 def latency_table(sides: dict[str, Latency]) -> Table:
-    """One line a figure, both sides and their ratio."""
-    user, kernel = sides["user stack"], sides["kernel"]
+    """One line a figure: every side, and what each user stack's is of the kernel's."""
+    ours = [side for side in sides if side != "kernel"]
     table = Table(title="clean wire, one core's worth of stack; medians", title_justify="left")
-    for name in ("what", "user stack", "kernel", "ratio"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    table.add_column("what")
+    for name in (*ours, "kernel", *(f"{side} ÷ kernel" for side in ours)):
+        table.add_column(name, justify="right")
 
-    def line(what: str, ours: float, theirs: float) -> None:
-        table.add_row(what, f"{ours:.4g}", f"{theirs:.4g}", f"{ours / theirs:.2f}")
+    def line(what: str, value: Callable[[Latency], float]) -> None:
+        kernel = value(sides["kernel"])
+        mine = [value(sides[side]) for side in ours]
+        table.add_row(what, *(f"{v:.4g}" for v in (*mine, kernel)), *(f"{v / kernel:.2f}" for v in mine))
 
-    def exchange(what: str, ours: Exchange, theirs: Exchange) -> None:
-        line(f"{what} a second", ours.per_second, theirs.per_second)
-        line(f"{what}, median µs", ours.median_us, theirs.median_us)
-        line(f"{what}, 99th percentile µs", ours.p99_us, theirs.p99_us)
+    def exchange(what: str, part: Callable[[Latency], Exchange]) -> None:
+        line(f"{what} a second", lambda of: part(of).per_second)
+        line(f"{what}, median µs", lambda of: part(of).median_us)
+        line(f"{what}, 99th percentile µs", lambda of: part(of).p99_us)
 
-    exchange("requests", user.request_response, kernel.request_response)
-    exchange("connections", user.connections, kernel.connections)
-    line("bulk, Gb/s", user.bulk_gbps, kernel.bulk_gbps)
-    line("CPU of the machine, ns a byte", user.cpu_ns_per_byte, kernel.cpu_ns_per_byte)
+    exchange("requests", lambda of: of.request_response)
+    exchange("connections", lambda of: of.connections)
+    line("bulk, Gb/s", lambda of: of.bulk_gbps)
+    line("CPU of the machine, ns a byte", lambda of: of.cpu_ns_per_byte)
+    return table
+
+
+def processes_table(sides: dict[str, Bulk]) -> Table:
+    """One line a side, each against the stack with one process."""
+    one = sides["1 process"]
+    table = Table(title=f"{FLOWS} bulk flows at once on a clean wire; medians", title_justify="left")
+    table.add_column("side")
+    for name in ("Gb/s", "÷ 1 process", "CPU of the machine, ns a byte", "connections of each process"):
+        table.add_column(name, justify="right")
+    for side, found in sides.items():
+        table.add_row(
+            side,
+            f"{found.gbps:.2f}",
+            f"{found.gbps / one.gbps:.2f}",
+            f"{found.cpu_ns_per_byte:.2f}",
+            ", ".join(str(n) for n in found.connections),
+        )
     return table
 
 

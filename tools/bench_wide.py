@@ -13,9 +13,9 @@ from typing import Any
 from bench_connections import COUNT, SIDES, Held, connections_table, held_once
 from bench_fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench_fairness_report import fairness_table, plot_fairness
-from bench_flows import ColdResult, Latency, bench_latency, cold_start
+from bench_flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
 from bench_matrix import Cell, Plan, Result, run_matrix
-from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix
+from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,6 +24,7 @@ TITLES = {
     "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
+    "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
@@ -41,6 +42,8 @@ class Wide:
     latency_seconds: float = 3.0
     plots: Path | None = None
     count: int = COUNT
+    busy_poll_us: int = 0
+    instances: int = 2
 
 
 def minutes(seconds: float) -> str:
@@ -106,10 +109,16 @@ def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
 
 
 def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
-    """Both sides."""
-    estimate_s = wide.rounds * 2 * (3 * wide.latency_seconds + 4)
+    """Every side."""
+    estimate_s = wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.latency_seconds + 4)
     with _progress("latency", 1, estimate_s):
-        return bench_latency(directory, wide.rounds, wide.latency_seconds)
+        return bench_latency(directory, wide.rounds, wide.latency_seconds, wide.busy_poll_us)
+
+
+def processes(wide: Wide, directory: Path) -> dict[str, Bulk]:
+    """Every side."""
+    with _progress("processes", 1, wide.rounds * 3 * (wide.latency_seconds + 4)):
+        return bench_processes(directory, wide.rounds, wide.latency_seconds, wide.instances)
 
 
 def connections(wide: Wide, directory: Path) -> dict[str, Held]:
@@ -155,6 +164,11 @@ def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
         answer = {side: of.to_json() for side, of in held.items()}
         if show:
             console.print(connections_table(held))
+    elif what == "processes":
+        bulks = processes(wide, directory)
+        answer = {side: asdict(of) for side, of in bulks.items()}
+        if show:
+            console.print(processes_table(bulks))
     else:
         sides = latency(wide, directory)
         answer = {side: asdict(of) for side, of in sides.items()}

@@ -21,9 +21,7 @@ from dmm_ebpf.hal import tuning
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
-# Packets. A program that ends resets all its connections at once, and nobody sends a lost reset again: TUN drops what
-# finds its queue full, so there is room for as many as a process has connections.
-_TXQUEUELEN = 131072
+_TXQUEUELEN_MIN = 10000  # packets
 _TAP_QUEUELEN = 4096  # frames, as many as an AF_XDP socket's receive side has
 _INNER_GSO_MAX_BYTES = 65535
 _BATCH = 256
@@ -103,8 +101,21 @@ class Engine:
             raise _error(self._error, name)
         self._tun_fd = fd
         tuning.prepare_tun(name)
-        if lib.dmm_tun_up(name.encode(), self.inner_mtu, _TXQUEUELEN, self._error) < 0:
+        if lib.dmm_tun_up(name.encode(), self.inner_mtu, self._tun_packets, self._error) < 0:
             raise _error(self._error, name)
+
+    @property
+    def _max_connections(self) -> int:
+        """Places in the core: a few more than the stack is to have, for those on their way when it is full."""
+        most = self.spec.max_connections
+        return most + max(most // 8, _LATECOMERS)
+
+    @property
+    def _tun_packets(self) -> int:
+        """Length of the TUN device's queue. A program that ends may reset all its connections at once, and nobody sends
+        a lost reset again: TUN drops what finds its queue full, so there is room for one of each.
+        """
+        return max(_TXQUEUELEN_MIN, self._max_connections)
 
     @property
     def inner_mtu(self) -> int:
@@ -115,8 +126,7 @@ class Engine:
         config = ffi.new("struct dmm_engine_config *")
         config.core.seed = secrets.randbits(64)
         config.core.memory_bytes = self.spec.memory_bytes
-        most = self.spec.max_connections
-        config.core.max_connections = most + max(most // 8, _LATECOMERS)
+        config.core.max_connections = self._max_connections
         config.core.inner_mtu = self.inner_mtu
         config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
         config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
@@ -132,7 +142,7 @@ class Engine:
         config.stack_load_fd = self.spec.stack_load_fd
         config.stack_id = self.spec.stack_id
         config.process = self.spec.process
-        config.max_connections = most
+        config.max_connections = self.spec.max_connections
         config.busy_poll_us = self.spec.busy_poll_us
         config.tap = self.spec.tap
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]

@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 from lab import wait_for
+from lab.holding import Holders
 
 from dmm_ebpf import loader
 
 MANY = 2000
 PAYLOAD_BYTES = 20_000
+BURST = 30_000
 
 # Echoes PAYLOAD_BYTES on each connection, and closes when one byte more, or the end, comes.
 SERVER = """
@@ -94,6 +96,19 @@ def test_2000_connections_open_at_once_each_with_its_own_bytes(wired, who):
     assert client.wait(10) == 0
     wait_for(lambda: not routed.ask_stack("wan")["connections"], 10, "the stack's connections to end")
     wait_for(lambda: not any(_in_maps(routed).values()), 10, "the records of flows to go")
+
+
+def test_a_program_that_resets_all_its_connections_at_once_leaves_none_in_the_stack(wired, tmp_path):
+    # Several times as many as the stack handles while they are sent: a reset that is lost is not sent again.
+    routed = wired.attach_client()
+    cgroups = (wired.client_cgroup, wired.server_cgroup)
+    with Holders(wired.client, wired.server, cgroups, BURST, tmp_path) as holders:
+        assert holders.tell("open", 60).done == BURST
+        assert routed.ask_stack("wan")["connections"] == BURST
+        assert holders.tell("reset", 10).done == BURST
+        wait_for(lambda: not routed.ask_stack("wan")["connections"], 20, "every reset to arrive")
+    assert routed.ask_stack("wan")["core_rst_in"] == BURST
+    assert not any(_in_maps(routed).values())
 
 
 def _start(wired, who):

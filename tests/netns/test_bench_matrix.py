@@ -142,8 +142,18 @@ def test_a_cold_start_is_fetched_by_both(no_leaks: None, tmp_path: Path):
 
 def test_latency_counts_requests_on_either_side(no_leaks: None, tmp_path: Path):
     tmp_path.chmod(0o755)
-    for side in ("user stack", "kernel"):
-        found = bench_flows.latency_once(side, tmp_path, 0.2)
+    sides = bench_flows.latency_sides(50)
+    assert list(sides) == ["user stack", "busy_poll_us = 50", "kernel"]
+    for policy in sides.values():
+        found = bench_flows.latency_once(policy, tmp_path, 0.2)
         assert found.request_response.per_second > 10
         assert found.connections.median_us <= found.connections.p99_us
         assert found.bulk_gbps > 0
+
+
+def test_processes_share_the_flows(no_leaks: None, tmp_path: Path):
+    tmp_path.chmod(0o755)
+    found = bench_flows.bulk_once(2, tmp_path, 1)
+    assert found.gbps > 0
+    assert sum(found.connections) == bench_flows.FLOWS + 1
+    assert len(found.connections) == 2

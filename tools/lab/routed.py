@@ -77,6 +77,7 @@ class Routed:
                 raise DmmError("attach", why=self.log.read_text().strip().splitlines()[-1])
         except BaseException:
             kill_group(process)
+            self.detach()
             raise
         return process
 
