@@ -27,7 +27,18 @@ import bench_fairness
 import bench_inner
 import bench_wide
 import typer
-from bench_matrix import LOSSES_PCT, RATES_MBIT, RIVALS, RTTS_MS, Cell, Plan, cells, numbers
+from bench_matrix import (
+    KERNEL_RECEIVE_BYTES,
+    LOSSES_PCT,
+    RATES_MBIT,
+    RIVALS,
+    RTTS_MS,
+    TCP_BUFFERS_BYTES,
+    Cell,
+    Plan,
+    cells,
+    numbers,
+)
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.build import program_path
 from lab.programs import start_server
@@ -264,6 +275,14 @@ def main(
     instances: Annotated[
         int, typer.Option(help="processes: how many the second user stack has.", min=2, max=16)
     ] = 2,
+    receive_mib: Annotated[
+        int,
+        typer.Option(
+            help="matrix: MiB that the receiver's buffer begins with; 0: 128 KiB, as a stock kernel's.",
+            min=0,
+            max=TCP_BUFFERS_BYTES >> 20,
+        ),
+    ] = TCP_BUFFERS_BYTES >> 20,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
@@ -284,7 +303,8 @@ def main(
     if unknown := [name for name in chosen if name not in known]:
         raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(known)}")
     grid = grid_of(rates, rtts, losses, (RATES_MBIT, RTTS_MS, LOSSES_PCT))
-    plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim)
+    receive_bytes = receive_mib << 20 or KERNEL_RECEIVE_BYTES
+    plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim, receive_bytes)
     default = (bench_fairness.RATES_MBIT, bench_fairness.RTTS_MS, bench_fairness.LOSSES_PCT)
     contests = bench_fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
     fair_plan = bench_fairness.FairPlan(contests, seconds or 30, repeat, sim)

@@ -41,6 +41,7 @@ LOSSES_PCT = (0.0, 1.0, 5.0, 12.0)
 START_S = 3
 GOAL_SHARE = 0.97
 TCP_BUFFERS_BYTES = 512 << 20
+KERNEL_RECEIVE_BYTES = 128 << 10  # tcp_rmem[1] of a stock kernel, where a receive buffer begins
 FIRST_BYTES = 20_000  # more than iperf3 says before its flow begins
 BEGIN_TIMEOUT_S = 60.0
 RUN_OVERHEAD_S = 4.0  # hosts, attach, iperf3's handshake and farewell: for the estimate only
@@ -86,13 +87,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: seconds are those that count, after START_S."""
+    """What is to be run: seconds are those that count, after START_S; receive_bytes is the receiver's tcp_rmem[1]."""
 
     cells: tuple[Cell, ...]
     rivals: tuple[str, ...] = RIVALS
     seconds: float = 20.0
     repeat: int = 1
     simulate: bool = False
+    receive_bytes: int = TCP_BUFFERS_BYTES
 
     @property
     def n_runs(self) -> int:
@@ -277,10 +279,12 @@ def flow(
     return answer, window
 
 
-def run_once(cell: Cell, rival: str, directory: Path, seconds: float, seed: int) -> Run:
+def run_once(cell: Cell, rival: str, plan: Plan, directory: Path, seed: int) -> Run:
     """A laboratory, one flow of a rival ("wan": our stack; else a congestion control of the kernel), and its end."""
+    seconds = plan.seconds
     with Lab("matrix") as lab, ExitStack() as stack:
-        client, server = (lab.host(name, tcp_buffers=TCP_BUFFERS_BYTES) for name in ("client", "server"))
+        client, server = lab.host("client", tcp_buffers=TCP_BUFFERS_BYTES), lab.host("server")
+        server.tcp_buffers(TCP_BUFFERS_BYTES, plan.receive_bytes)
         path: dict[str, Any] = {
             "rate": f"{cell.rate_mbit:g}mbit",
             "delay": f"{cell.rtt_ms / 2:g}ms",
@@ -331,7 +335,7 @@ def run_cell(cell: Cell, plan: Plan, directory: Path, done: Callable[[Cell, Run]
     runs = []
     for number in range(plan.repeat):
         for rival in order(plan.rivals, number):
-            run = run_valid(partial(run_once, cell, rival, directory, plan.seconds, seed=number + 1))
+            run = run_valid(partial(run_once, cell, rival, plan, directory, seed=number + 1))
             runs.append(run)
             done(cell, run)
     return Result(cell, tuple(runs))
@@ -344,7 +348,7 @@ def run_matrix(
     simulator = build_simulator(directory) if plan.simulate else None
     for cell in plan.cells:
         result = run_cell(cell, plan, directory, done)
-        yield replace(result, sim_share=simulate(simulator, cell, plan.seconds)) if simulator else result
+        yield replace(result, sim_share=simulate(simulator, cell, plan)) if simulator else result
 
 
 # ---- the simulator ----
@@ -358,8 +362,11 @@ def build_simulator(directory: Path) -> Path:
         raise DmmError("build the simulator", why=str(error).strip()) from None
 
 
-def sim_arguments(cell: Cell, until_s: float) -> list[str]:
-    """The cell in the words of tests/sim/sim.c: a flow of ours without end, stopped after until_s seconds."""
+def sim_arguments(cell: Cell, until_s: float, receive_bytes: int = TCP_BUFFERS_BYTES) -> list[str]:
+    """The cell in the words of tests/sim/sim.c: a flow of ours without end, stopped after until_s seconds.
+
+    The receiver's window is modelled after a Linux kernel's whose tcp_rmem[1] is receive_bytes.
+    """
     rate_bytes = cell.rate_mbit * 1e6 / 8
     keys = {
         "cc": "wan",
@@ -372,16 +379,17 @@ def sim_arguments(cell: Cell, until_s: float) -> list[str]:
         "sndbuf": 1 << 30,
         "rcvbuf": 1 << 30,
         "memory": 4 << 30,
+        "linux_window": receive_bytes,
         "limit_ns": round(until_s * 1e9),
     }
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def simulate(simulator: Path, cell: Cell, seconds: float) -> float:
+def simulate(simulator: Path, cell: Cell, plan: Plan) -> float:
     """Share of the limit that our core gets in virtual time, over the same part of the flow."""
     got = []
-    for until_s in (START_S, START_S + seconds):
-        argv = [str(simulator), *sim_arguments(cell, until_s)]
+    for until_s in (START_S, START_S + plan.seconds):
+        argv = [str(simulator), *sim_arguments(cell, until_s, plan.receive_bytes)]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         got.append(int(dict(line.split("=") for line in done.stdout.splitlines())["got_b"]))
-    return (got[1] - got[0]) * 8 / seconds / cell.limit_bps
+    return (got[1] - got[0]) * 8 / plan.seconds / cell.limit_bps

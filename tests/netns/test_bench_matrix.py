@@ -93,9 +93,10 @@ def test_medians_leave_out_runs_in_which_the_laboratory_lost_frames():
 
 
 def test_the_simulator_gets_the_same_path():
-    said = dict(word.split("=") for word in sim_arguments(Cell(100, 50, 5), 3))
+    said = dict(word.split("=") for word in sim_arguments(Cell(100, 50, 5), 3, 131072))
     assert (said["rate_Bps"], said["delay_ns"], said["loss"]) == ("12500000", "25000000", "0.05")
     assert (said["queue_bytes"], said["limit_ns"]) == ("625000", "3000000000")
+    assert said["linux_window"] == "131072"
 
 
 def test_tables_and_plots_hold_every_cell(tmp_path: Path):

@@ -36,7 +36,9 @@ def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: floa
     """It begins at 64 KiB and follows what was read: while it is full, copies keep holes from holding it up."""
     shares = []
     for seed in (1, 2, 3):
-        early, late = (bulk(programs, "wan", loss, seconds, seed=seed, linux_window=131072) for seconds in (8, 18))
+        early, late = (
+            bulk(programs, "wan", loss, seconds, seed=seed, linux_window=131072) for seconds in (8, 18)
+        )
         assert late["spare_copies_a"] > 0
         shares.append((late["got_b"] - early["got_b"]) / 10 / (RATE_BPS * (1 - loss) * 1448 / 1538))
     assert sorted(shares)[1] >= 0.96

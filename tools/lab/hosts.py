@@ -138,9 +138,12 @@ class Host:
         """Sets a sysctl of this network namespace: host.sysctl("net.ipv4.ip_forward", 1)."""
         self.call(write_sysctls, {name: str(value)})
 
-    def tcp_buffers(self, most_bytes: int) -> None:
-        """Lets kernel TCP's automatic buffers grow to most_bytes each way; a long fat pipe needs it."""
-        self.sysctl("net.ipv4.tcp_rmem", f"4096 131072 {most_bytes}")
+    def tcp_buffers(self, most_bytes: int, receive_bytes: int = 131072) -> None:
+        """Lets kernel TCP's automatic buffers grow to most_bytes each way, that for receiving from receive_bytes on.
+
+        A long fat pipe needs it.
+        """
+        self.sysctl("net.ipv4.tcp_rmem", f"4096 {receive_bytes} {most_bytes}")
         self.sysctl("net.ipv4.tcp_wmem", f"4096 131072 {most_bytes}")
 
     def pids(self) -> list[int]:
