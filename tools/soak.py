@@ -35,6 +35,7 @@ def show_simulated(summary: soak_sim.Summary) -> None:
         "reported an error": str(summary.verdicts["errors"]),
         "reset by an app": str(summary.verdicts["aborted"]),
         "had to deliver, and did": str(summary.had_to_complete),
+        "might have failed": f"{summary.connections - summary.had_to_complete}, {summary.whole_by_chance} delivered",
         "by congestion control": ", ".join(f"{cc} {n}" for cc, n in summary.by_congestion.items()),
         "on the links": f"{summary.packets} packets",
         "time": f"{summary.simulated_s / 3600:.1f} h simulated in {summary.took_s:.0f} s",

@@ -55,6 +55,7 @@ class Summary:
     verdicts: dict[str, int] = field(default_factory=dict)
     by_congestion: dict[str, int] = field(default_factory=dict)
     had_to_complete: int = 0
+    whole_by_chance: int = 0  # delivered, of those that might have failed
     packets: int = 0
     bytes_delivered: int = 0
     simulated_s: float = 0.0
@@ -87,7 +88,7 @@ def _work(binary: Path, number: int, share: int, reports: Any) -> None:
         report_multiple_bugs=False,
         print_blob=False,
     )
-    @given(simcases.cases())
+    @given(simcases.honest_cases() | simcases.wild_cases())
     def simulate(case: simcases.Case) -> None:
         nonlocal broken, done, first_broken
         if done >= share or (broken and time.monotonic() > first_broken + SHRINK_S):
@@ -101,12 +102,14 @@ def _work(binary: Path, number: int, share: int, reports: Any) -> None:
         if broken:
             return
         conns = sum(result[name] for name in TOTALS)
+        must = simcases.must_complete(case)
         done += conns
         reports.put(
             Counter({name: result[name] for name in TOTALS})
             | Counter(
                 simulations=1,
-                had_to_complete=conns * simcases.must_complete(case),
+                had_to_complete=conns * must,
+                whole_by_chance=result["complete"] * (not must),
                 packets=result["sent_pkts"],
                 bytes_delivered=result["got_a"] + result["got_b"],
                 simulated_ns=result["end_ns"],
@@ -181,6 +184,7 @@ def soak(connections: int, first_seed: int, workers: int) -> Summary:
         verdicts={verdict: totals[verdict] for verdict in TOTALS},
         by_congestion={cc: totals[f"cc {cc}"] for cc in simcases.CONGESTIONS},
         had_to_complete=totals["had_to_complete"],
+        whole_by_chance=totals["whole_by_chance"],
         packets=totals["packets"],
         bytes_delivered=totals["bytes_delivered"],
         simulated_s=totals["simulated_ns"] / 1e9,

@@ -102,7 +102,7 @@ static void done(struct ksock *s, uint32_t error, uint64_t now_ns)
 
 void kern_reset(struct ksock *s)
 {
-	s->una = s->nxt = s->got = s->adv = s->read_until = s->written = 0;
+	s->una = s->nxt = s->sent = s->got = s->adv = s->read_until = s->written = 0;
 	s->write_ns = s->read_ns = s->shut_until_ns = 0;
 	s->fin_sent = s->fin_acked = s->fin_got = s->fin_put = s->aborted = s->stale = false;
 	s->tries = s->probes = s->n_kept = 0;
@@ -207,7 +207,7 @@ static void take_data(struct kern *k, struct ksock *s, const struct pkt *p, uint
 
 static void on_open(struct kern *k, struct ksock *s, const struct pkt *p, uint64_t now_ns)
 {
-	uint64_t end = s->nxt + (s->fin_sent ? 1 : 0);
+	uint64_t end = s->sent + s->fin_put;
 	int64_t ack = (int64_t)s->una + (int32_t)(p->ack - s->iss - 1 - (uint32_t)s->una);
 
 	if (p->flags & TH_SYN) {
@@ -226,11 +226,12 @@ static void on_open(struct kern *k, struct ksock *s, const struct pkt *p, uint64
 			s->tries = 0;
 			s->rto_ns = now_ns + 300 * NS_PER_MS;
 		}
-		if (s->fin_sent && ack == (int64_t)end) {
-			s->fin_acked = true;
+		if (s->fin_put && ack == (int64_t)end) {
+			s->fin_acked = s->fin_sent = true;
 			ack--;
 		}
 		s->una = (uint64_t)ack;
+		s->nxt = max_u64(s->nxt, s->una);
 	}
 	take_data(k, s, p, now_ns);
 	if (s->got >= s->abort_at) {
@@ -345,7 +346,7 @@ static void run_app(struct ksock *s, uint64_t now_ns)
 		s->write_ns = s->written < s->to_send ? now_ns + s->write_gap_ns : NEVER;
 	}
 	if (s->close_at <= s->got) {
-		s->to_send = s->written = s->nxt;
+		s->to_send = s->written = s->sent;
 		s->close_at = NEVER;
 	}
 }
@@ -376,6 +377,7 @@ static void send_more(struct kern *k, struct ksock *s, uint64_t now_ns)
 			len = wild_piece(k->wild, len);
 		transmit(k, s, TH_ACK | TH_PSH, s->nxt, (uint32_t)len, now_ns);
 		s->nxt += len;
+		s->sent = max_u64(s->sent, s->nxt);
 	}
 	if (s->nxt >= s->to_send && !s->fin_sent) {
 		transmit(k, s, TH_ACK | TH_FIN, s->nxt, 0, now_ns);

@@ -23,6 +23,7 @@ struct ksock {
 	struct dmm_core_addr_pair pair; /* laddr is this endpoint */
 	uint32_t iss, irs;
 	uint64_t una, nxt, fin_at; /* sent: offsets in stream bytes, 0 is the first */
+	uint64_t sent;		   /* the highest that nxt has been: a timeout takes nxt back */
 	uint64_t got;		   /* in order */
 	uint64_t to_send;	   /* bytes the app writes, then it shuts down */
 	uint64_t written;	   /* of them, so far */

@@ -260,8 +260,9 @@ static void setup_host(uint32_t i)
 {
 	struct host *h = &H[i];
 	bool on_link = i && P.direct;
-	/* A reset can get lost where this kern stands, so it asks after a silent peer as a real one would */
-	bool lossy = on_link || P.inner_loss > 0 || P.inner_drop_to_ns || P.wild_a;
+	/* A reset can get lost where this kern stands, or come before what it follows, so the kern asks after
+	 * a silent peer as a real one would */
+	bool lossy = on_link || P.inner_loss > 0 || P.inner_reorder > 0 || P.inner_drop_to_ns || P.wild_a;
 
 	h->index = i;
 	if (!on_link)
