@@ -16,7 +16,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -261,10 +261,14 @@ def simulate(simulator: Path, contest: Contest, seconds: float) -> Shared:
     """The same flows in virtual time; the kernel's are modelled."""
     argv = [str(simulator), *sim_arguments(contest, seconds)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    first, second = json.loads(done.stdout)["flows"]
+    return shared_of(json.loads(done.stdout)["flows"])
+
+
+def shared_of(flows: Sequence[Mapping[str, float]]) -> Shared:
+    """Two flows as ccsim.c prints them. If nothing arrived of either, their drops count alike."""
+    first, second = flows
     # Of what came to the bottleneck; the flows' own shares of drops count by what they sent.
-    dropped = (first["queue_loss"] * first["ratio"] + second["queue_loss"] * second["ratio"]) / (
-        first["ratio"] + second["ratio"]
-    )
+    weights = (first["ratio"], second["ratio"]) if first["ratio"] + second["ratio"] else (1.0, 1.0)
+    dropped = (first["queue_loss"] * weights[0] + second["queue_loss"] * weights[1]) / sum(weights)
     queue_ms = (first["qdelay_ms"] + second["qdelay_ms"]) / 2
     return Shared((first["ratio"], second["ratio"]), queue_ms, dropped)

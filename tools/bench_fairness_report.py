@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FAIR_JAIN = 0.9  # printed in green from here on
 
@@ -92,9 +93,8 @@ def _bars(panel: Axes, outcomes: Sequence[Outcome], buffers: Sequence[float]) ->
     panel.set_xticks(range(len(buffers)), [f"{buffer:g}" for buffer in buffers])
 
 
-def plot_fairness(outcomes: Sequence[Outcome], directory: Path) -> list[Path]:
-    """A row for each path, a panel for each pair; the files written."""
-    directory.mkdir(parents=True, exist_ok=True)
+def draw_fairness(outcomes: Sequence[Outcome]) -> Figure:
+    """A row for each path, a panel for each pair."""
     rows = _rows(outcomes)
     pairs = list(dict.fromkeys(o.contest.pair for o in outcomes))
     buffers = sorted({o.contest.buffer_bdp for o in outcomes})
@@ -122,4 +122,10 @@ def plot_fairness(outcomes: Sequence[Outcome], directory: Path) -> list[Path]:
     figure.legend(
         list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False
     )
-    return write_figure(figure, directory / "fairness")
+    return figure
+
+
+def plot_fairness(outcomes: Sequence[Outcome], directory: Path) -> list[Path]:
+    """The drawing as files, which are returned."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return write_figure(draw_fairness(outcomes), directory / "fairness")

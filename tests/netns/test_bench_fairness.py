@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from bench_fairness import (
@@ -14,11 +15,13 @@ from bench_fairness import (
     build_simulator,
     contests,
     run_once,
+    shared_of,
     sim_arguments,
     simulate,
 )
-from bench_fairness_report import fairness_table, plot_fairness
+from bench_fairness_report import draw_fairness, fairness_table, plot_fairness
 from bench_matrix import FRAME_BYTES, Cell
+from bench_report import NAMES
 from rich.console import Console
 
 from dmm_ebpf.errors import UsageError
@@ -66,19 +69,62 @@ def test_the_simulator_runs_the_same_contest(tmp_path):
     assert shared.jain > 0.6
 
 
-def test_table_and_plot_show_every_contest(tmp_path):
-    outcomes = [
-        Outcome(contest(*pair, buffer_bdp=buffer), (Shared((0.7, 0.2), 3, 0.01),))
-        for pair in PAIRS
+def test_two_flows_of_which_nothing_arrived_have_shares():
+    silent = {"ratio": 0.0, "queue_loss": 0.2, "qdelay_ms": 1.0}
+    shared = shared_of([silent, silent | {"queue_loss": 0.4}])
+    assert shared.shares == (0, 0)
+    assert shared.dropped == pytest.approx(0.3)
+    assert shared_of([silent | {"ratio": 0.5}, silent | {"queue_loss": 0.4}]).dropped == pytest.approx(0.2)
+
+
+def every_contest():
+    """Shares, queue and buffers that are different in each, so that none can stand for another."""
+    return [
+        Outcome(
+            contest(*pair, buffer_bdp=buffer),
+            (Shared((0.7 - n / 20 - buffer / 10, 0.2 + n / 20), 4 + n, 0.01),),
+        )
+        for n, pair in enumerate(PAIRS)
         for buffer in (0.1, 1.0)
     ]
+
+
+def test_the_table_shows_every_contest(tmp_path):
+    outcomes = every_contest()
     console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
     console.print(fairness_table(outcomes))
     text = console.export_text()
     assert text.count("cubic") == text.count("bbr") == 4
     assert "…" not in text
-    for path in plot_fairness(outcomes, tmp_path):
-        assert path.stat().st_size > 5000
+    for outcome in outcomes:
+        assert f"{outcome.median.shares[0]:.2f}" in text
+
+
+def test_the_plot_shows_every_contest():
+    outcomes = every_contest()
+    panels = {panel.get_title(loc="left"): panel for panel in draw_fairness(outcomes).axes}
+    assert len(panels) == len(PAIRS)
+    for pair in PAIRS:
+        mine = [outcome for outcome in outcomes if outcome.contest.pair == pair]
+        panel = panels[" and ".join(NAMES[name] for name in pair)]
+        first, second = panel.containers
+        for place, bars in enumerate((first, second)):
+            assert [bar.get_height() for bar in bars] == [o.median.shares[place] for o in mine]
+        for left, right in zip(first, second, strict=True):
+            assert left.get_x() < right.get_x() < left.get_x() + 1
+        (queue,) = [line for line in panel.lines if line.get_label() == "queue ÷ round trip"]
+        assert list(queue.get_ydata()) == [o.median.queue_ms / CELL.rtt_ms for o in mine]
+        assert [label.get_text() for label in panel.get_xticklabels()] == ["0.1", "1"]
+        assert panel.get_ylim()[0] == 0
+        assert panel.get_ylim()[1] > max(max(o.median.shares) for o in outcomes)
+
+
+def test_the_plot_is_written_as_a_drawing_and_as_a_picture(tmp_path):
+    files = plot_fairness(every_contest(), tmp_path / "new")
+    assert {path.suffix for path in files} == {".svg", ".png"}
+    drawing = ElementTree.parse(next(path for path in files if path.suffix == ".svg")).getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(drawing.findall(".//*[@id]")) > 50
 
 
 def test_two_real_flows_share_a_bottleneck(tmp_path):
