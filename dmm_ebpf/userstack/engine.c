@@ -30,10 +30,9 @@
 #include "../hal/bpfmap.h"
 #include "engine_int.h"
 
-enum { ABORT_TURNS = 64 };
-
 #define NS_PER_S 1000000000ull
-#define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */
+#define ABORT_NS (4 * NS_PER_S) /* the longest that resets of all connections may take */
+#define TX_RETRY_NS 50000ull	/* a full NIC: completions come without an event to wait for */
 
 uint64_t engine_now_ns(void)
 {
@@ -259,8 +258,10 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 
 static void abort_all(struct dmm_engine *e)
 {
+	uint64_t until_ns = engine_now_ns() + ABORT_NS;
+
 	dmm_core_abort_all(e->core, engine_now_ns());
-	for (int i = 0; i < ABORT_TURNS && !e->error; i++) {
+	while (!e->error && engine_now_ns() < until_ns) {
 		uint64_t before = e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path;
 
 		turn(e);

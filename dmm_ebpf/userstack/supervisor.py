@@ -35,7 +35,7 @@ __all__ = ["NicSpec", "StackSpec", "StackSupervisor", "kill_process"]
 
 READY_DEADLINE_S = 10.0
 QUERY_DEADLINE_S = 5.0
-STOP_DEADLINE_S = 3.0
+STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS of engine.c
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 30.0
 HEALTHY_S = 60.0

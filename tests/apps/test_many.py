@@ -10,10 +10,13 @@ from lab import wait_for
 from lab.holding import Holders
 
 from dmm_ebpf import loader
+from dmm_ebpf.hal import sockdiag
 
 MANY = 2000
 PAYLOAD_BYTES = 20_000
 BURST = 30_000
+OPEN = 20_000
+ESTABLISHED = 1  # TCP_ESTABLISHED
 
 # Echoes PAYLOAD_BYTES on each connection, and closes when one byte more, or the end, comes.
 SERVER = """
@@ -109,6 +112,24 @@ def test_a_program_that_resets_all_its_connections_at_once_leaves_none_in_the_st
         wait_for(lambda: not routed.ask_stack("wan")["connections"], 20, "every reset to arrive")
     assert routed.ask_stack("wan")["core_rst_in"] == BURST
     assert not any(_in_maps(routed).values())
+
+
+def test_detach_resets_thousands_of_connections_at_both_ends(wired, tmp_path):
+    routed = wired.attach_client()
+    cgroups = (wired.client_cgroup, wired.server_cgroup)
+    with Holders(wired.client, wired.server, cgroups, OPEN, tmp_path) as holders:
+        assert holders.tell("open", 60).done == OPEN
+        assert _established(wired.client) == _established(wired.server) == OPEN
+        routed.close()
+        assert "flows that it carried are reset" not in routed.log.read_text(), (
+            "the stack left some to others"
+        )
+        wait_for(lambda: not _established(wired.client), 10, "the client's sockets to be reset")
+        wait_for(lambda: not _established(wired.server), 10, "the server's sockets to be reset")
+
+
+def _established(host):
+    return sum(sock.state == ESTABLISHED for sock in host.call(lambda: sockdiag.list_tcp(listeners=False)))
 
 
 def _start(wired, who):
