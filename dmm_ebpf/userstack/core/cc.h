@@ -59,6 +59,7 @@ struct cc_sample {
 
 struct cc_ops {
 	const char *name;
+	uint32_t loss_tolerant; /* 1: a few losses do not slow it down */
 	uint32_t prr; /* 1: recovery sends by PRR (RFC 9937) towards the cwnd_bytes that on_enter_recovery
 			 sets */
 	void (*init)(struct cc *cc,

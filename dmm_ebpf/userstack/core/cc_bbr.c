@@ -545,6 +545,7 @@ static void bbr_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 
 const struct cc_ops cc_bbr = {
 	.name = "bbr",
+	.loss_tolerant = 1,
 	.init = bbr_init,
 	.on_ack = bbr_on_ack,
 	.on_enter_recovery = bbr_on_enter_recovery,

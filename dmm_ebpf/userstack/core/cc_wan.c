@@ -510,6 +510,7 @@ static void wan_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 
 const struct cc_ops cc_wan = {
 	.name = "wan",
+	.loss_tolerant = 1,
 	.init = wan_init,
 	.on_ack = wan_on_ack,
 	.on_enter_recovery = wan_on_recovery,

@@ -64,15 +64,15 @@ bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t
 /*
  * From now on a reordering window is waited for. Where ACKs are lost as well, a SACK block may be told of
  * late, when three ACKs with it were lost, and look like reordering; then every loss would cost a quarter of
- * a round trip more, and one that is lost again and again, several. A congestion control that takes loss
- * for random is not hurt by a few needless retransmissions, so with it seldom is never.
+ * a round trip more, and one that is lost again and again, several. A congestion control that
+ * takes no single loss for congestion is not hurt by a few needless retransmissions: with it seldom is never.
  */
 void rack_reordered(struct tcb *t)
 {
 	struct outer *o = &tcb_conn(t)->outer;
 	uint64_t since_bytes;
 
-	if (!tcb_is_outer(t) || !o->cc.spare) {
+	if (!tcb_is_outer(t) || !o->cc.ops->loss_tolerant) {
 		t->flags |= TF_REORD;
 		return;
 	}
