@@ -117,6 +117,7 @@ def transfers(
     gigabytes: Annotated[float, typer.Option(help="Payload, all roles together.", min=0.001)] = 10.0,
     seed: Annotated[int, typer.Option(help="Another seed makes up other transfers.", min=0)] = 1,
     cc: Annotated[str, typer.Option(help="The user stack's congestion control.")] = "wan",
+    instances: Annotated[int, typer.Option(help="Processes of each stack.", min=1)] = 1,
     role: Annotated[
         list[str] | None, typer.Option(help="Whose host has the stack: client, server, both. Default: each.")
     ] = None,
@@ -142,6 +143,7 @@ def transfers(
         bytes_wanted=round(gigabytes * 1e9),
         seed=seed,
         congestion=cc,
+        instances=instances,
         roles=tuple(role or soak_transfers.ROLES),
         parallel=parallel,
         rate=rate,

@@ -60,6 +60,7 @@ POLICY = """
 kind = "user"
 transport = "tcp"
 congestion = "{congestion}"
+instances = {instances}
 fallback = "reject"
 
 [[rules]]
@@ -82,6 +83,7 @@ class Options:
     bytes_wanted: int
     seed: int
     congestion: str
+    instances: int
     roles: tuple[str, ...]
     parallel: int
     rate: str
@@ -260,6 +262,7 @@ class Work:
             "gigabytes": repr(o.phase_bytes / 1e9),
             "seed": o.seed,
             "cc": o.congestion,
+            "instances": o.instances,
             "rate": o.rate,
             "delay": o.delay,
             **o.outer,
@@ -343,17 +346,31 @@ class Site:
 
     @contextmanager
     def _attach(self, host: Host, cgroup: Cgroup, phase: Phase) -> Iterator[Routed]:
-        policy = POLICY.format(congestion=self.options.congestion)
+        policy = POLICY.format(congestion=self.options.congestion, instances=self.options.instances)
         with Routed(host, cgroup, policy, self.directory) as routed:
-            row = routed.stack("user")
-            mark = int(row["mark"].partition("/")[0], 0)
             lost, late, doubled = (
                 parse_probability(self.options.inner[name]) for name in ("loss", "reorder", "duplicate")
             )
-            with InnerLeg(host, row["tun"], mark, lost=lost, late=late, doubled=doubled) as inner:
+            with ExitStack() as stack:
+                legs = [
+                    stack.enter_context(
+                        InnerLeg(
+                            host,
+                            process["tun"],
+                            int(process["mark"].partition("/")[0], 0),
+                            lost=lost,
+                            late=late,
+                            doubled=doubled,
+                        )
+                    )
+                    for process in routed.stack("user")["processes"]
+                ]
                 yield routed
-                phase.inner[host.name] = {way: asdict(stats) for way, stats in inner.stats().items()}
-            phase.inner[host.name]["put_back"] = inner.put_back or {}
+                phase.inner[host.name] = total = {way: dict.fromkeys(FATES, 0) for way in WAYS}
+                for leg in legs:
+                    for way, stats in leg.stats().items():
+                        for fate, packets in asdict(stats).items():
+                            total[way][fate] += packets
 
     def _outer(self) -> dict[str, dict[str, int]]:
         stats = self.link.stats()

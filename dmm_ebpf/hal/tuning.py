@@ -17,9 +17,22 @@ from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
 
 _ROOT = Path("/proc/sys")
 
-# An accepted socket takes the mark that the tc program put on the SYN, so that its SYN-ACK goes back
-# through dmm-k.
-INSTANCE_SETTINGS: Mapping[str, str] = {"net/ipv4/tcp_fwmark_accept": "1"}
+# The mark that the tc program put on a stack's packet goes over to what answers it, which thereby goes back through
+# dmm-k: tcp_fwmark_accept to the accepted socket, so to its SYN-ACK, too; fwmark_reflect to answers that no socket
+# sends, as a RST to a segment of a connection that the kernel has forgotten, or a firewall's ICMP error. Otherwise
+# these would go to the remote peer, which knows other sequence numbers, and the stack would wait in vain.
+INSTANCE_SETTINGS: Mapping[str, str] = {
+    "net/ipv4/tcp_fwmark_accept": "1",
+    "net/ipv4/fwmark_reflect": "1",
+    "net/ipv6/fwmark_reflect": "1",
+}
+
+
+def instance_settings() -> dict[str, str]:
+    """INSTANCE_SETTINGS that this kernel has: those of IPv6 are left out where it runs without."""
+    return {
+        k: v for k, v in INSTANCE_SETTINGS.items() if not k.startswith("net/ipv6/") or (_ROOT / k).exists()
+    }
 
 
 def device_settings(device: str) -> dict[str, str]:

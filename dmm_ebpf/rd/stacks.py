@@ -36,7 +36,6 @@ C = abi.C
 MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
 CONNECTIONS_PART = 4096
-FWMARK_ACCEPT = "net/ipv4/tcp_fwmark_accept"
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -375,7 +374,7 @@ class StackManager:
 
     def _changed(self, s: _Stack, p: Process) -> None:
         if p.status == "up":
-            self._want_fwmark_accept()
+            self._want_sysctls()
         self._publish(s)
         label = p.record.label
         if p.status == "up":
@@ -456,19 +455,19 @@ class StackManager:
             # Nobody is left who could tell a SYN cookie from any other number.
             self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))
 
-    def _want_fwmark_accept(self) -> None:
-        """tcp_fwmark_accept makes an accepted socket answer through the stack its SYN came from (ip-sysctl.rst)."""
-        if FWMARK_ACCEPT in self._state.sysctls:
+    def _want_sysctls(self) -> None:
+        """What answers a stack's packets must go back to it: tuning.INSTANCE_SETTINGS (ip-sysctl.rst)."""
+        missing = {k: v for k, v in tuning.instance_settings().items() if k not in self._state.sysctls}
+        if not missing:
             return
         with rundir.host_lock():
-            others = [
-                st.sysctls[FWMARK_ACCEPT]
-                for st in rundir.all_states()
-                if st.netns_inode == self._state.netns_inode and FWMARK_ACCEPT in st.sysctls
-            ]
-            self._state.sysctls[FWMARK_ACCEPT] = others[0] if others else tuning.read(FWMARK_ACCEPT)
+            others = [st for st in rundir.all_states() if st.netns_inode == self._state.netns_inode]
+            for path in missing:
+                before = [st.sysctls[path] for st in others if path in st.sysctls]
+                self._state.sysctls[path] = before[0] if before else tuning.read(path)
             self._run.save(self._state)
-            tuning.write(FWMARK_ACCEPT, "1")
+            for path, value in missing.items():
+                tuning.write(path, value)
 
 
 def _free_slot(nics: Mapping[str, int]) -> int:

@@ -52,7 +52,15 @@ def _rules_and_links(host):
     text = host.run(
         ["sh", "-c", "ip rule; ip -6 rule; ip -br link; ip route show table all | grep -c dmm || true"]
     )
-    sysctl = host.run(["cat", "/proc/sys/net/ipv4/tcp_fwmark_accept"])
+    sysctl = host.run(
+        [
+            "cat",
+            *(
+                f"/proc/sys/net/{name}"
+                for name in ("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
+            ),
+        ]
+    )
     return text.stdout + sysctl.stdout
 
 
@@ -338,3 +346,48 @@ def test_a_device_without_native_xdp_is_refused_and_nothing_is_left(wired):
     with pytest.raises(DmmError, match=r"br0.*native XDP"):
         wired.attach_client(policy)
     assert _rules_and_links(wired.client) == before
+
+
+FORGETS = """
+import socket, sys
+TCP_REPAIR = 19
+listening = socket.create_server(("::", 7004), family=socket.AF_INET6, dualstack_ipv6=True)
+print("ready", flush=True)
+c, _ = listening.accept()
+assert c.recv(1) == b"x"
+c.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+c.close()
+print("forgotten", flush=True)
+"""
+
+FORGOTTEN = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 7004), timeout=20)
+s.sendall(b"x")
+print("sent", flush=True)
+sys.stdin.readline()
+try:
+    s.sendall(b"x")
+    print("answered", s.recv(1))
+except ConnectionResetError:
+    print("reset")
+"""
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+def test_a_connection_that_the_kernel_has_forgotten_is_reset(wired, ipv6):
+    """A socket under repair closes without a word; the RST to what comes then is for the stack to hear."""
+    wired.attach_server()
+    server = wired.server_cgroup.spawn(
+        ["/usr/bin/python3", "-c", FORGETS], host=wired.server, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout.readline() == "ready\n"
+    client = wired.client.popen(
+        ["/usr/bin/python3", "-c", FORGOTTEN, wired.server.ip6 if ipv6 else wired.server.ip4],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert client.stdout.readline() == "sent\n"
+    assert server.stdout.readline() == "forgotten\n"
+    assert client.communicate("go\n", 30)[0] == "reset\n"

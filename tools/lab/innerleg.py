@@ -2,13 +2,15 @@
 """A bad line where there is none: loss, reordering and duplication between an app's kernel and its user stack.
 
 The stack's TUN device is no place for tools/lab/wanem, and netem may not be built into the kernel. nftables' netdev
-hooks see every packet of the device both ways: they drop some, and send others, or copies of others, to a second device
-that gives them back some time later (tools/lab/reinject). Which ones, the kernel's random numbers say: no seed
-repeats them.
+hooks see every packet of the device both ways: they send some to a device where they are lost, and some, or copies, to
+another that gives them back some time later (tools/lab/reinject). A drop would not do for loss: the kernel that sends
+is told of it, and then forgets a connection whose SYN-ACK it could not send. Which packets, the kernel's random
+numbers say: no seed repeats them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from dataclasses import dataclass
@@ -20,26 +22,26 @@ from lab.build import program_path
 from lab.hosts import READY_TIMEOUT_S, Host, kill_group
 from lab.waiting import wait_readable
 
-TABLE = "inner_leg"
 WAYS = {"to_stack": "egress", "to_kernel": "ingress"}
 FATES = ("lost", "late", "doubled")
 _MOD = 100_000
+_counter = itertools.count()
 _RULES = """\
 table netdev {table} {{
     chain to_stack {{
         type filter hook egress device "{device}" priority 0;
-        numgen random mod {mod} < {lost} counter drop comment "lost"
-        numgen random mod {mod} < {doubled} counter dup to "late-stack" comment "doubled"
-        numgen random mod {mod} < {late} counter fwd to "late-stack" comment "late"
+        numgen random mod {mod} < {lost} counter fwd to "{gone}" comment "lost"
+        numgen random mod {mod} < {doubled} counter dup to "{late_stack}" comment "doubled"
+        numgen random mod {mod} < {late} counter fwd to "{late_stack}" comment "late"
     }}
     chain to_kernel {{
         type filter hook ingress device "{device}" priority 0;
-        numgen random mod {mod} < {lost} counter drop comment "lost"
-        numgen random mod {mod} < {doubled} counter dup to "late-kernel" comment "doubled"
-        numgen random mod {mod} < {late} counter fwd to "late-kernel" comment "late"
+        numgen random mod {mod} < {lost} counter fwd to "{gone}" comment "lost"
+        numgen random mod {mod} < {doubled} counter dup to "{late_kernel}" comment "doubled"
+        numgen random mod {mod} < {late} counter fwd to "{late_kernel}" comment "late"
     }}
     chain back {{
-        type filter hook ingress device "late-kernel" priority 0;
+        type filter hook ingress device "{late_kernel}" priority 0;
         meta mark set {mark}
     }}
 }}
@@ -75,20 +77,31 @@ class InnerLeg:
     ) -> None:
         self.host = host
         self.put_back: dict[str, int] | None = None
+        number = next(_counter)
+        self._table = f"inner_leg_{number}"
+        late_stack, late_kernel, gone = (f"{name}{number}" for name in ("late-stack", "late-kernel", "lost"))
         # No link-local address: with one, the kernel has groups to report on these devices.
         host.sysctl("net.ipv6.conf.default.addr_gen_mode", 1)
         try:
-            self._process = self._start(device, delay_us)
+            self._process = self._start(device, delay_us, late_stack, late_kernel, gone)
         finally:
             host.sysctl("net.ipv6.conf.default.addr_gen_mode", 0)
         # What comes back has a source that is not routed to the device that it comes in by.
         host.sysctl("net.ipv4.conf.all.rp_filter", 0)
-        host.sysctl("net.ipv4.conf.late-kernel.rp_filter", 0)
+        host.sysctl(f"net.ipv4.conf.{late_kernel}.rp_filter", 0)
         parts = {name: round(p * _MOD) for name, p in (("lost", lost), ("late", late), ("doubled", doubled))}
+        rules = _RULES.format(
+            table=self._table,
+            device=device,
+            late_stack=late_stack,
+            late_kernel=late_kernel,
+            gone=gone,
+            mark=mark,
+            mod=_MOD,
+            **parts,
+        )
         try:
-            self._nft(
-                "-f", "-", rules=_RULES.format(table=TABLE, device=device, mark=mark, mod=_MOD, **parts)
-            )
+            self._nft("-f", "-", rules=rules)
         except BaseException:
             kill_group(self._process)
             raise
@@ -101,9 +114,9 @@ class InnerLeg:
     ) -> None:
         self.close()
 
-    def _start(self, device: str, delay_us: int) -> subprocess.Popen[Any]:
+    def _start(self, device: str, delay_us: int, *devices: str) -> subprocess.Popen[Any]:
         process = self.host.popen(
-            [program_path("reinject"), device, str(delay_us)],
+            [program_path("reinject"), device, str(delay_us), *devices],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -129,7 +142,7 @@ class InnerLeg:
 
     def stats(self) -> dict[str, WayStats]:
         """What happened so far, by way: to_stack, to_kernel."""
-        listed = json.loads(self._nft("-j", "list", "table", "netdev", TABLE))["nftables"]
+        listed = json.loads(self._nft("-j", "list", "table", "netdev", self._table))["nftables"]
         counted = {way: dict.fromkeys(FATES, 0) for way in WAYS}
         for item in listed:
             rule = item.get("rule")
@@ -144,7 +157,7 @@ class InnerLeg:
             return
         self.put_back = {}
         try:
-            self._nft("delete", "table", "netdev", TABLE)
+            self._nft("delete", "table", "netdev", self._table)
             out, _ = self._process.communicate("", timeout=READY_TIMEOUT_S)
             self.put_back = json.loads(out or "{}")
         finally:

@@ -38,6 +38,7 @@ enum {
 	TO_STACK = 0,
 	TO_KERNEL = 1,
 	WAYS = 2,
+	FDS = WAYS + 2,
 	HELD_PKTS = 1024,
 	PKT_BYTES = sizeof(struct virtio_net_hdr) + 65535,
 	TXQUEUELEN = 1000,
@@ -59,8 +60,6 @@ struct way {
 	uint64_t lost;
 	struct held *held;
 };
-
-static const char *const tun_names[WAYS] = {"late-stack", "late-kernel"};
 
 static void fail(const char *what)
 {
@@ -85,7 +84,7 @@ static int open_tun(const char *name)
 
 	if (fd < 0 || sock < 0)
 		fail("open /dev/net/tun");
-	memcpy(ifr.ifr_name, name, strlen(name));
+	strncpy(ifr.ifr_name, name, sizeof(ifr.ifr_name) - 1);
 	if (ioctl(fd, TUNSETIFF, &ifr) || ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
 	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN))
 		fail("make a TUN device");
@@ -116,13 +115,21 @@ static int open_sender(const char *device, struct sockaddr_ll *to)
 	return fd;
 }
 
+static void waste(int tun_fd)
+{
+	static uint8_t wasted[PKT_BYTES];
+
+	while (read(tun_fd, wasted, sizeof(wasted)) >= 0)
+		;
+	if (errno != EAGAIN)
+		fail("read from a TUN device");
+}
+
 static void take(struct way *way, uint64_t delay_ns)
 {
-	for (;;) {
-		static uint8_t excess[PKT_BYTES];
+	while (way->count < HELD_PKTS) {
 		struct held *slot = &way->held[(way->first + way->count) % HELD_PKTS];
-		int full = way->count == HELD_PKTS;
-		ssize_t n = read(way->tun_fd, full ? excess : slot->data, PKT_BYTES);
+		ssize_t n = read(way->tun_fd, slot->data, PKT_BYTES);
 
 		if (n < 0) {
 			if (errno == EAGAIN)
@@ -131,10 +138,6 @@ static void take(struct way *way, uint64_t delay_ns)
 		}
 		if ((size_t)n <= sizeof(struct virtio_net_hdr))
 			continue;
-		if (full) {
-			way->lost++;
-			continue;
-		}
 		slot->len = (size_t)n;
 		slot->due_ns = now_ns() + delay_ns;
 		way->count++;
@@ -170,7 +173,7 @@ static void give(struct way ways[WAYS], int which, int sender_fd, struct sockadd
 	}
 }
 
-static void wait_for_next(const struct way ways[WAYS], struct pollfd fds[WAYS + 1])
+static void wait_for_next(const struct way ways[WAYS], struct pollfd fds[FDS])
 {
 	uint64_t next_ns = UINT64_MAX;
 	uint64_t now = now_ns();
@@ -183,31 +186,32 @@ static void wait_for_next(const struct way ways[WAYS], struct pollfd fds[WAYS + 
 		left.tv_sec = (time_t)((next_ns - now) / 1000000000u);
 		left.tv_nsec = (long)((next_ns - now) % 1000000000u);
 	}
-	if (ppoll(fds, WAYS + 1, next_ns == UINT64_MAX ? NULL : &left, NULL) < 0 && errno != EINTR)
+	if (ppoll(fds, FDS, next_ns == UINT64_MAX ? NULL : &left, NULL) < 0 && errno != EINTR)
 		fail("wait for packets");
 }
 
 int main(int argc, char **argv)
 {
 	struct way ways[WAYS] = {0};
-	struct pollfd fds[WAYS + 1] = {{.fd = STDIN_FILENO, .events = POLLIN}};
+	struct pollfd fds[FDS] = {{.fd = STDIN_FILENO, .events = POLLIN}};
 	struct sockaddr_ll to;
 	uint64_t delay_ns;
 	int sender_fd;
 
-	if (argc != 3) {
-		fprintf(stderr, "usage: reinject DEVICE DELAY_US\n");
+	if (argc != 6) {
+		fprintf(stderr, "usage: reinject DEVICE DELAY_US TO_STACK TO_KERNEL LOST\n");
 		return 2;
 	}
 	delay_ns = strtoull(argv[2], NULL, 10) * 1000;
 	sender_fd = open_sender(argv[1], &to);
 	for (int i = 0; i < WAYS; i++) {
-		ways[i].tun_fd = open_tun(tun_names[i]);
+		ways[i].tun_fd = open_tun(argv[3 + i]);
 		ways[i].held = calloc(HELD_PKTS, sizeof(*ways[i].held));
 		if (!ways[i].held)
 			fail("get memory");
 		fds[1 + i] = (struct pollfd){.fd = ways[i].tun_fd, .events = POLLIN};
 	}
+	fds[FDS - 1] = (struct pollfd){.fd = open_tun(argv[5]), .events = POLLIN};
 	puts("ready");
 	fflush(stdout);
 	while (!fds[0].revents) {
@@ -216,6 +220,7 @@ int main(int argc, char **argv)
 			take(&ways[i], delay_ns);
 			give(ways, i, sender_fd, &to);
 		}
+		waste(fds[FDS - 1].fd);
 	}
 	printf("{\"to_stack\": %llu, \"to_kernel\": %llu, \"lost\": %llu}\n",
 	       (unsigned long long)ways[TO_STACK].put_back, (unsigned long long)ways[TO_KERNEL].put_back,
