@@ -264,6 +264,8 @@ static void on_rst(struct ksock *s, const struct pkt *p, uint64_t now_ns)
 	else if ((s->state == K_SYN_RECV || s->state == K_OPEN) &&
 		 p->seq == s->irs + 1 + (uint32_t)s->got + s->fin_got)
 		done(s, 104, now_ns);
+	else if (s->state == K_OPEN)
+		s->ack_due = true; /* RFC 5961 section 3.2: whoever means it answers with an exact one */
 }
 
 void kern_input(struct kern *k, const uint8_t *b, uint32_t len, bool csum_ok, uint64_t now_ns)

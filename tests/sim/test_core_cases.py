@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import simcases
-from corelab import Programs
+from corelab import MS, Programs, S
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +64,57 @@ def test_whatever_anyone_does_every_stream_arrives_or_reports_an_error(programs:
     # some must have failed, or the cases prove little, but far from all
     assert verdicts["errors"] > 10
     assert verdicts["complete"] > verdicts["errors"] / 2
+
+
+# Found by tools/soak, and mended
+MENDED: dict[str, simcases.Case] = {
+    "the ACK of the app's last FIN was lost on the inner leg": {
+        "seed": 3,
+        "gso": 4000,
+        "sndbuf": 500,
+        "inner_loss": 0.02,
+        "inner_reorder": 0.4,
+        "inner_reorder_ns": 8 * MS,
+    },
+    "all is aborted while a kernel's small window is full": {
+        "seed": 2**30,
+        "cc": "reno",
+        "abort_all_ns": 280 * MS,
+        "krcvbuf": 300,
+        "direct": 1,
+        "wild_shut": 0.05,
+        "wild_data": 0.07,
+    },
+    "a window of a byte, and a peer that goes back to what was acknowledged": {
+        "seed": 59651,
+        "cc": "reno",
+        "up": 351,
+        "down": 3000,
+        "loss": 0.04,
+        "loss_back": 0.1,
+        "dup": 0.13,
+        "reorder": 0.15,
+        "reorder_ns": 49 * MS,
+        "v6": 1,
+        "mtu": 4125,
+        "rcvbuf": 1,
+        "conns": 7,
+        "direct": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_once_broke(programs: Programs, name: str) -> None:
+    simcases.run(programs.sim_asan, {"up": 30_000, "down": 30_000} | MENDED[name])
+
+
+def test_a_wild_peer_and_the_core_do_not_answer_each_other_for_ever(programs: Programs) -> None:
+    """Once a peer that made several packets of one, and the core's ACKs, kept a link busy without end."""
+    often = {"wild_acks": 0.4, "wild_data": 0.45, "wild_flags": 0.2, "wild_shut": 0.25, "wild_renege": 0.25}
+    result = simcases.run(programs.sim_asan, {"seed": 2**30, "direct": 1, "wild_sack": 1, "v6": 1} | often)
+    assert result["sent_pkts"] < 20_000
+    assert result["end_ns"] < 3600 * S
 
 
 @settings(

@@ -4,6 +4,9 @@
 
 #include "params.h"
 
+#define NOISE_EVERY_NS (50 * NS_PER_MS)
+#define NOISE_AHEAD_NS (10 * NS_PER_S)
+
 static double chance(struct wild *w)
 {
 	return (double)(xorshift64(&w->rng) >> 11) / 9007199254740992.0;
@@ -178,6 +181,9 @@ static void noise_flags(struct wild *w, struct kern *k, struct ksock *s, uint64_
 
 void wild_noise(struct wild *w, struct kern *k, struct ksock *s, uint64_t now_ns)
 {
+	if (w->noise_ns > now_ns + NOISE_AHEAD_NS)
+		return;
+	w->noise_ns = max_u64(w->noise_ns, now_ns) + NOISE_EVERY_NS;
 	if (chance(w) < w->acks)
 		noise_acks(w, k, s, now_ns);
 	if (chance(w) < w->data)

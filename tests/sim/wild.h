@@ -23,6 +23,7 @@
 
 struct wild {
 	uint64_t rng;
+	uint64_t noise_ns; /* how far noise has used up its allowance */
 	double renege, lie, shut, shrink, acks, data, flags, ts;
 	bool sack;
 };
@@ -42,7 +43,9 @@ uint64_t wild_merge(struct ksock *s, uint64_t got);
 bool wild_drops(struct wild *w, const struct ksock *s, uint64_t now_ns);
 /* How much of a piece of the stream goes into one segment */
 uint64_t wild_piece(struct wild *w, uint64_t len);
-/* A packet came in on an open connection: what is sent that nobody asked for */
+/* A packet came in on an open connection: what is sent that nobody asked for. Some hundred times at once,
+ * then 20 times a second: the core may answer each packet, and one that brings forth several would never end.
+ */
 void wild_noise(struct wild *w, struct kern *k, struct ksock *s, uint64_t now_ns);
 
 #endif /* SIM_WILD_H */
