@@ -46,6 +46,7 @@ USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp")
 MAX_BUSY_POLL_US = 1_000_000
+MAX_BUFFER_BYTES = 1 << 30  # RFC 7323 section 2.3
 SYN_COOKIES = ("auto", "always", "off")
 _IO_TO_COME = ("af_packet", "tun")
 
@@ -122,6 +123,13 @@ def _syn_cookies(value: object) -> str:
 
 def _instances(value: object) -> int:
     return _whole(value, 1, C.DMM_MAX_PROCESSES, "a number of processes")
+
+
+def _buffer(value: object) -> int:
+    size = parse_size(value)
+    if size > MAX_BUFFER_BYTES:
+        raise ValueRefusedError(f"{shown(value)} is {size} bytes", "expected 1G at most, as a window reaches")
+    return size
 
 
 def _max_connections(value: object) -> int:
@@ -226,6 +234,7 @@ class Frozen(BaseModel):
 _AsText = PlainSerializer(str, return_type=str, when_used="json-unless-none")
 MarkField = Annotated[Mark | None, BeforeValidator(parse_mark), _AsText]
 SizeField = Annotated[int | None, BeforeValidator(parse_size)]
+BufferField = Annotated[int | None, BeforeValidator(_buffer)]
 
 
 class KernelStack(Frozen):
@@ -253,8 +262,8 @@ class UserStack(Frozen):
     devices: Annotated[
         tuple[str, ...], BeforeValidator(_devices)
     ] = ()  # (): whichever the route to the peer uses
-    sndbuf_bytes: SizeField = Field(default=None, alias="sndbuf")
-    rcvbuf_bytes: SizeField = Field(default=None, alias="rcvbuf")
+    sndbuf_bytes: BufferField = Field(default=None, alias="sndbuf")
+    rcvbuf_bytes: BufferField = Field(default=None, alias="rcvbuf")
     memory_bytes: SizeField = Field(default=None, alias="memory")
     max_connections: Annotated[int | None, BeforeValidator(_max_connections)] = None
     syn_cookies: Annotated[str, BeforeValidator(_syn_cookies)] = "auto"

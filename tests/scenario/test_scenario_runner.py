@@ -30,7 +30,7 @@ CASES = {
     "+0 app write 50\n+0 outer > P. 2:52(50) ack 1": "seq: 2 wanted, 1 got",
     "+0 app write 50\n+0 outer > P. 1:50(49) ack 1": "length: 49 wanted, 50 got",
     "+0 app write 50\n+0 outer > F. 1:51(50) ack 1": "flag F: True wanted, False got",
-    "+0 app write 50\n+0 outer > P. 1:51(50) ack 1 win 1": "win: 1 wanted, 32768 got",
+    "+0 app write 50\n+0 outer > P. 1:51(50) ack 1 win 1": "win: 1 wanted, 64 got",
     "+0 app write 50\n+0 outer > P. 1:51(50) ack 1 <sack 1:2>": "option sack: missing",
     "+0 app write 50\n+0 outer > P. 1:51(50) ack 1 {len 99}": "len: 99 wanted, 90 got",
     "+0 app write 50\n+3ms outer > P. 1:51(50) ack 1": "time: 0.000 ms after the line before, 3.000 ± 0.1 wanted",

@@ -168,6 +168,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", "not available in this version", '"auto" or "af_xdp"'],
     ),
     ("devices", U + 'devices = ["a/b"]\n', ["policy.toml:3:", "network device"]),
+    ("buffer beyond a window", U + 'rcvbuf = "2G"\n', ["policy.toml:3:", "rcvbuf", "expected 1G at most"]),
     ("size", U + 'sndbuf = "16X"\n', ["policy.toml:3:", "sndbuf", '"16X" is not a size']),
     ("dscp", '[stacks.a]\nkind = "kernel"\ndscp = "af99"\n', ["policy.toml:3:", '"af99" is not a DSCP']),
     (

@@ -32,8 +32,9 @@ struct dmm_core_config {
 	uint32_t max_connections; /* 0: 100000 */
 	uint32_t inner_mtu;	  /* of the TUN device, bytes of IP packet; 0: 1500 */
 	uint32_t inner_gso_max; /* longest IP packet the inner side takes with meta.gso_size set; 0: no GSO */
-	uint32_t sndbuf_max_bytes; /* per connection and direction, unacknowledged plus unsent; 0: 16 MiB */
-	uint32_t rcvbuf_max_bytes; /* 0: 16 MiB */
+	uint32_t sndbuf_max_bytes; /* per connection, unacknowledged plus unsent; 0: as much as its share of
+				      memory_bytes is, at most 1 GiB */
+	uint32_t rcvbuf_max_bytes; /* per connection, towards the app; 0: likewise */
 	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
 	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns;	   /* 0: 60 s */

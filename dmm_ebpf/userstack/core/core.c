@@ -11,6 +11,12 @@ enum {
 	HALF_OPEN_DEFAULT = 1024,
 };
 
+/* No direction's share is more than half of the memory (tcp_window.c). */
+static uint32_t buffer_max(uint32_t given, uint64_t memory_bytes)
+{
+	return (uint32_t)min_u64(given ? given : memory_bytes / 2, TCP_MAX_WINDOW);
+}
+
 static void config_defaults(struct dmm_core_config *cfg)
 {
 	if (!cfg->memory_bytes)
@@ -20,13 +26,8 @@ static void config_defaults(struct dmm_core_config *cfg)
 	cfg->max_connections = min_u32(cfg->max_connections, 1u << HANDLE_SLOT_BITS);
 	if (!cfg->inner_mtu)
 		cfg->inner_mtu = 1500;
-	if (!cfg->sndbuf_max_bytes)
-		cfg->sndbuf_max_bytes = 16u << 20;
-	if (!cfg->rcvbuf_max_bytes)
-		cfg->rcvbuf_max_bytes = 16u << 20;
-	/* the window field and its scale reach no further (RFC 7323 section 2.3) */
-	cfg->sndbuf_max_bytes = min_u32(cfg->sndbuf_max_bytes, 1u << 30);
-	cfg->rcvbuf_max_bytes = min_u32(cfg->rcvbuf_max_bytes, 1u << 30);
+	cfg->sndbuf_max_bytes = buffer_max(cfg->sndbuf_max_bytes, cfg->memory_bytes);
+	cfg->rcvbuf_max_bytes = buffer_max(cfg->rcvbuf_max_bytes, cfg->memory_bytes);
 	if (!cfg->syn_retries)
 		cfg->syn_retries = 6;
 	if (!cfg->keepalive_ns)

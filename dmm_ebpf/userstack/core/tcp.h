@@ -23,6 +23,7 @@
  * tcp_spare.c  copies of what is on the way while nothing else can be sent
  * tcp_out.c    departure: which segment is next, and its making
  * tcp_pace.c   departure: when
+ * tcp_window.c how much the peer may send
  * tcp_timer.c  deadlines
  *
  * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
@@ -75,6 +76,7 @@ enum {
 	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
 	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */
 	TCP_MAX_WSCALE = 14,
+	TCP_MAX_WINDOW = 1 << 30, /* RFC 7323 section 2.3 */
 	TCP_DUP_THRESH = 3,
 	TCP_HOLD_S = 150, /* longer than any kernel goes on with a SYN */
 	TCP_NOTSENT_MIN_BYTES =
@@ -156,6 +158,7 @@ struct tcb {
 	uint32_t ts_recent_s; /* when ts_recent was set */
 	uint32_t ts_offset;
 	uint32_t unacked_segs; /* received since the last ACK was sent */
+	uint32_t rcv_want;     /* outer leg: window that the peer's rate wants, bytes; 0: not measured yet */
 	uint16_t mss;	       /* payload bytes per packet, timestamps taken off */
 	uint16_t peer_mss;     /* the peer's option, or the default */
 	uint8_t leg;
@@ -227,6 +230,7 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
+	uint32_t rcv_round_ms; /* tcp_window.c: when the running round trip ends */
 	uint64_t mtu_probe_ns; /* tcp_pmtu.c: when the next probe may go */
 	union {
 		uint64_t ecn_end;     /* RFC 3168: where the segment with our last CWR ends */
@@ -239,6 +243,7 @@ struct outer {
 	uint64_t spare_ns;	  /* of the last copy; 0: none yet */
 	uint64_t reord_delivered; /* tcp_rack.c: delivered_bytes when reordering was seen last */
 	uint32_t reord_acks;	  /* ACKs that saw it, one soon after the other */
+	uint32_t rcv_round_mark;  /* tcp_window.c: low bits of what had arrived when the round trip began */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -368,6 +373,22 @@ void inner_acked(struct tcb *t, uint64_t acked_bytes);
 void inner_recovered(struct tcb *t);
 bool inner_allows(const struct tcb *t, uint32_t len);
 
+/* tcp_window.c */
+/* Announces a window that has grown enough */
+void tcp_window_opened(struct dmm_core *core, struct tcb *t);
+/* The window field of a segment that goes out; moves rcv_adv */
+uint16_t window_take(struct dmm_core *core, struct tcb *t, bool syn);
+/* Payload came in on the outer leg */
+void window_measure(struct tcb *t, uint64_t now_ns);
+/*
+ * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
+ * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait
+ * for each other.
+ */
+uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t);
+/* The most that this leg receives and the other leg holds */
+uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
+
 /* tcp_pace.c */
 /* true: nothing may go now; the leg is made ready again in time */
 bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
@@ -386,25 +407,17 @@ void tcp_ready(struct dmm_core *core, struct tcb *t);
 void tcp_unready(struct tcb *t);
 uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
 		    struct dmm_tx_meta *meta, uint64_t now_ns);
-/* Announces a window that has grown enough */
-void tcp_window_opened(struct dmm_core *core, struct tcb *t);
 /* Queues a pure ACK as it is now, apart from what the ready list does */
 void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 /* The answer to a segment from the past without payload: a keep-alive probe, of which every open connection
  * may get one; limited all the same, for two stacks could answer each other for ever */
 void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-/*
- * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
- * for what the peer sends, and each direction that holds little may take the last: two full stacks must not
- * wait for each other.
- */
-uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t);
-uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
 void tcp_set_mss(struct dmm_core *core, struct tcb *t);
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
 uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_inflight(const struct tcb *t);
+uint64_t tcp_unsent(const struct tcb *t);
 uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns);
 
 #endif /* DMM_TCP_H */

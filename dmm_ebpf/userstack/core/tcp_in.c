@@ -387,6 +387,8 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 			in_order(core, t, data, (uint32_t)(end - start), now_ns);
 		else
 			out_of_order(core, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
+		if (tcb_is_outer(t))
+			window_measure(t, now_ns);
 	} else if (pkt->payload_len) {
 		ack_now(core, t); /* nothing of it fits */
 	}

@@ -47,75 +47,9 @@ void tcp_set_mss(struct dmm_core *core, struct tcb *t)
 	t->mss = (uint16_t)(mss - (t->flags & TF_TS ? 12 : 0));
 }
 
-/* Room for what this leg receives: what the other leg may hold */
-uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t)
-{
-	return tcb_is_outer(t) ? core->cfg.rcvbuf_max_bytes : core->cfg.sndbuf_max_bytes;
-}
-
-uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t)
-{
-	if (!tcb_is_outer(t))
-		return core->mem.limit_bytes / 4;
-	return tcb_peer(t)->snd.n_chunks < 2 ? 0 : core->mem.limit_bytes / 8;
-}
-
-static uint64_t unsent_bytes(const struct tcb *t)
+uint64_t tcp_unsent(const struct tcb *t)
 {
 	return t->snd.tail + 1 - max_u64(min_u64(t->snd_nxt, t->snd.tail + 1), 1);
-}
-
-static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
-{
-	const struct tcb *peer = tcb_peer(t);
-	uint64_t limit = tcp_rcv_limit(core, t), held = stream_held(&peer->snd);
-	uint64_t room = limit > held ? limit - held : 0;
-	uint64_t left, reserve;
-
-	if (!tcb_is_outer(t)) {
-		/* what cannot be sent soon is better kept by the app's kernel, which makes the app wait */
-		uint64_t most = max_u64(TCP_NOTSENT_MIN_BYTES, 2 * tcb_conn(t)->outer.cc.cwnd_bytes);
-		uint64_t unsent = unsent_bytes(peer);
-
-		room = min_u64(room, most > unsent ? most - unsent : 0);
-	}
-	left = mem_chunks_left(&core->mem);
-	reserve = tcp_mem_reserve(core, t);
-	room = min_u64(room, left > reserve ? (left - reserve) / 2 : 0);
-	if (room < min_u64(limit / 2, t->mss)) /* silly window avoidance, RFC 9293 section 3.8.6.2.2 */
-		room = 0;
-	return room;
-}
-
-void tcp_window_opened(struct dmm_core *core, struct tcb *t)
-{
-	uint64_t most = 65535ull << t->rcv_wscale; /* what the field can say */
-	uint64_t cur, room, least;
-
-	if ((t->flags & TF_FIN_RCVD) ||
-	    (t->state != TCP_ESTABLISHED && t->state != TCP_FIN_WAIT1 && t->state != TCP_FIN_WAIT2))
-		return;
-	cur = t->rcv_adv - t->rcv_nxt;
-	room = min_u64(rcv_room(core, t), most);
-	least = min_u64(tcp_rcv_limit(core, t) / 4, min_u64(max_u64(2 * t->mss, 65536), most / 2));
-	if (room >= 2 * cur && room >= cur + least) {
-		t->flags |= TF_ACK_NOW;
-		tcp_ready(core, t);
-	}
-}
-
-/* The window field; moves rcv_adv */
-static uint16_t take_window(struct dmm_core *core, struct tcb *t, bool syn)
-{
-	uint64_t edge = max_u64(t->rcv_adv, t->rcv_nxt + rcv_room(core, t));
-	uint8_t ws = syn ? 0 : t->rcv_wscale;
-	uint64_t wnd = edge - t->rcv_nxt;
-
-	/* what was promised must not shrink by rounding */
-	wnd = edge == t->rcv_adv ? (wnd + (1u << ws) - 1) >> ws : wnd >> ws;
-	wnd = min_u64(wnd, 65535);
-	t->rcv_adv = max_u64(t->rcv_adv, t->rcv_nxt + (wnd << ws));
-	return (uint16_t)wnd;
 }
 
 uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns)
@@ -145,7 +79,7 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	seg->wnd = seg->urg = 0;
 	if (flags & TH_RST)
 		return;
-	seg->wnd = take_window(core, t, flags & TH_SYN);
+	seg->wnd = window_take(core, t, flags & TH_SYN);
 	if (flags & TH_SYN)
 		return;
 	seg->flags |= ecn_ack_flags(t);
@@ -386,7 +320,7 @@ static uint32_t max_payload(const struct dmm_core *core, const struct tcb *t, ui
 static uint32_t new_length(const struct dmm_core *core, const struct tcb *t, uint32_t cap, bool any,
 			   bool *fin)
 {
-	uint64_t unsent = unsent_bytes(t), edge = t->snd_una + t->snd_wnd;
+	uint64_t unsent = tcp_unsent(t), edge = t->snd_una + t->snd_wnd;
 	uint64_t usable = edge > t->snd_nxt ? edge - t->snd_nxt : 0;
 	uint64_t len = min_u64(min_u64(unsent, usable), max_payload(core, t, cap));
 
@@ -549,7 +483,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	}
 	len = new_length(core, t, cap, t->flags & TF_PUSH_ANY, &fin);
 	if (!len && !fin) {
-		note_idle(core, t, unsent_bytes(t), now_ns);
+		note_idle(core, t, tcp_unsent(t), now_ns);
 		return out_spare(core, t, buf, meta, now_ns);
 	}
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
@@ -557,7 +491,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	probe = len == t->mss ? pmtu_probe_len(t, cap, now_ns) : 0;
 	n = out_new(core, t, buf, meta, probe ? probe : len, fin, now_ns);
 	if (!n) /* no memory for the scoreboard: a timer looks again */
-		note_idle(core, t, unsent_bytes(t), now_ns);
+		note_idle(core, t, tcp_unsent(t), now_ns);
 	else if (probe)
 		pmtu_probe_sent(t);
 	return n;
