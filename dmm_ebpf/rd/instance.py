@@ -36,6 +36,7 @@ from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import StackManager, core_counters
 
 C = abi.C
+ROWS_AT_ONCE = 1000  # of a long listing; then others have a turn
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
 KERNEL = "kernel"
@@ -343,10 +344,11 @@ class Instance:
 
     async def list_flows(self) -> list[dict[str, Any]]:
         now_ns = time.monotonic_ns()
-        rows = [
-            flows.flow_dict(abi.unpack("dmm_flow", value), self.state.instance, self, now_ns)
-            for value in self._attached.flows()
-        ]
+        rows = []
+        for value in self._attached.flows():
+            rows.append(flows.flow_dict(abi.unpack("dmm_flow", value), self.state.instance, self, now_ns))
+            if not len(rows) % ROWS_AT_ONCE:
+                await asyncio.sleep(0)
         if not rows:
             return rows
         sockets = await asyncio.to_thread(sockdiag.list_tcp, listeners=False)

@@ -14,7 +14,7 @@ from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd import client
 from dmm_ebpf.tui.model import Snapshot
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 15.0  # a hundred thousand flows take a third of it
 
 
 class Source(Protocol):
