@@ -106,7 +106,8 @@ def show_transfers(summary: soak_transfers.Summary) -> None:
             table.add_row(phase.roles, leg, *map(str, figures))
     console.print(table)
     for failure in summary.failures:
-        print(f"soak: found: {failure.what}; repeat it with: {failure.repeat}")
+        again = f"; repeat it with: {failure.repeat}" if failure.repeat else ""
+        print(f"soak: found: {failure.what}{again}")
     total = f"{summary.bytes_verified / 1e9:.3f} GB in {summary.seconds:.0f} s"
     print(f"soak: {total}, {'with faults' if summary.failures else 'all of it intact'}")
 

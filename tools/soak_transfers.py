@@ -97,13 +97,29 @@ class Options:
         """Of one phase. Sizes and places of transfers follow from it, not from how many phases there are."""
         return self.bytes_wanted // len(self.roles)
 
+    def command(self, roles: str) -> str:
+        """What makes one phase's transfers again."""
+        words = {
+            "gigabytes": repr(self.phase_bytes / 1e9),
+            "seed": self.seed,
+            "cc": self.congestion,
+            "instances": self.instances,
+            "parallel": self.parallel,
+            "rate": self.rate,
+            "delay": self.delay,
+            **self.outer,
+            **{f"inner-{name}": value for name, value in self.inner.items()},
+            "role": roles,
+        }
+        return "tools/soak transfers " + " ".join(f"--{name} {value}" for name, value in words.items())
+
 
 @dataclass(frozen=True)
 class Failure:
-    """A transfer that did not arrive intact, or something else that a run must not show."""
+    """A transfer that did not arrive intact, or something else that a run must not show; the command for it again."""
 
     what: str
-    repeat: str
+    repeat: str = ""
 
 
 @dataclass
@@ -252,25 +268,12 @@ class Work:
                 self._tasks[job.program], completed=counts["bytes"], errors=counts["errors"]
             )
             if why:
-                failure = Failure(f"{job.kind}, stack of {job.roles}: {why}", self._repeat(job))
+                failure = Failure(
+                    f"{job.kind}, stack of {job.roles}: {why}",
+                    f"{self.options.command(job.roles)} --only {job.name}",
+                )
                 self.failures.append(failure)
                 self._progress.console.print(f"soak: found: {failure.what}", markup=False, soft_wrap=True)
-
-    def _repeat(self, job: Job) -> str:
-        o = self.options
-        words = {
-            "gigabytes": repr(o.phase_bytes / 1e9),
-            "seed": o.seed,
-            "cc": o.congestion,
-            "instances": o.instances,
-            "rate": o.rate,
-            "delay": o.delay,
-            **o.outer,
-            **{f"inner-{name}": value for name, value in o.inner.items()},
-            "role": job.roles,
-            "only": job.name,
-        }
-        return "tools/soak transfers " + " ".join(f"--{name} {value}" for name, value in words.items())
 
 
 def _serve(work: Work, programs: Programs) -> None:
@@ -337,9 +340,8 @@ class Site:
                 row = dmm.stack("user")
                 phase.stacks[name] = row["counters"]
                 if row["restarts"]:
-                    work.failures.append(
-                        Failure(f"the stack on {name} ended and was started again", f"--role {roles}")
-                    )
+                    what = f"the stack on {name} ended and was started again"
+                    work.failures.append(Failure(what, self.options.command(roles)))
             phase.outer = self._outer()
         phase.seconds = round(time.monotonic() - began, 1)
         return phase, work.failures
@@ -439,7 +441,5 @@ def soak(options: Options, console: Console) -> Summary:
             failures += found
     if not options.only:
         missing = untouched(options, phases)
-        failures += [
-            Failure(f"no packet was {name}: nothing is proven", "more --gigabytes") for name in missing
-        ]
+        failures += [Failure(f"no packet was {name}: nothing is proven") for name in missing]
     return Summary(options, phases, failures, time.monotonic() - began)
