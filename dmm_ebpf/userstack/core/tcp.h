@@ -238,10 +238,10 @@ struct outer {
 	};
 	/* tcp_spare.c */
 	uint64_t spare_seq;	  /* where the running pass goes on; 0: none runs */
-	uint64_t spare_left;	  /* bytes that it may still send */
 	uint64_t spare_pass_ns;	  /* when the last one began */
 	uint64_t spare_ns;	  /* of the last copy; 0: none yet */
-	uint64_t reord_delivered; /* tcp_rack.c: delivered_bytes when reordering was seen last */
+	uint32_t spare_left;	  /* bytes that the running pass may still send */
+	uint32_t reord_delivered; /* tcp_rack.c: low half of delivered_bytes when reordering was seen last */
 	uint32_t reord_acks;	  /* ACKs that saw it, one soon after the other */
 	uint32_t rcv_round_mark;  /* tcp_window.c: low bits of what had arrived when the round trip began */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */

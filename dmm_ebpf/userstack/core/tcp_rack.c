@@ -70,14 +70,14 @@ bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t
 void rack_reordered(struct tcb *t)
 {
 	struct outer *o = &tcb_conn(t)->outer;
-	uint64_t since_bytes;
+	uint32_t since_bytes;
 
 	if (!tcb_is_outer(t) || !o->cc.ops->loss_tolerant) {
 		t->flags |= TF_REORD;
 		return;
 	}
-	since_bytes = o->delivered_bytes - o->reord_delivered;
-	o->reord_delivered = o->delivered_bytes;
+	since_bytes = (uint32_t)o->delivered_bytes - o->reord_delivered;
+	o->reord_delivered = (uint32_t)o->delivered_bytes;
 	o->reord_acks = since_bytes <= REORD_SEGS * (uint64_t)t->mss ? o->reord_acks + 1 : 1;
 	if (o->reord_acks >= REORD_ACKS)
 		t->flags |= TF_REORD;

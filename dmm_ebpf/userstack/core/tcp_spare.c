@@ -65,7 +65,7 @@ static bool pass_begin(struct dmm_core *core, struct tcb *t, struct outer *o, ui
 	o->spare_pass_ns = now_ns;
 	o->spare_seq = t->snd_una;
 	room = o->cc.spare_bytes - min_u64(tcp_inflight(t), o->cc.spare_bytes);
-	o->spare_left = max_u64(room / PASSES_PER_RTT, t->mss);
+	o->spare_left = (uint32_t)min_u64(max_u64(room / PASSES_PER_RTT, t->mss), UINT32_MAX);
 	return true;
 }
 
