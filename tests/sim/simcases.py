@@ -215,7 +215,7 @@ def honest_cases() -> st.SearchStrategy[Case]:
     """As hard as may be without an excuse: what excuse() says of each is None."""
     return _cases(
         _some(**HONEST_LINK),
-        _some(**_without(MIDDLEBOXES, "synloss")),
+        _some(**_without(MIDDLEBOXES, "synloss", "hole_bytes")),
         _some(**_without(HOSTS, "maxconn", "half_open", "timewait_ns", "memory")),
         _some(**_without(APPS, "abort_at", "abort_at_b")),
         HONEST_INNER,
@@ -267,6 +267,8 @@ def excuse(case: Mapping[str, object]) -> str | None:
         return "of the tries that are left all may be lost"
     if inner_down and (said("inner_loss") or said("inner_drop_to_ns") > LONGEST_CUT_S * S):
         return "the same on the inner leg"
+    if said("hole_bytes"):
+        return "a black hole is found by full-sized segments: a shorter one that is too long may time out"
     if said("timewait_ns", TIME_WAIT_NS) < TIME_WAIT_NS:
         return "a FIN that comes again may find its connection gone"
     if said("direct") and ("rate_Bps" in case or "queue_bytes" in case):
