@@ -77,7 +77,8 @@ for line in sys.stdin:
     elif what == "stall":
         for _ in range(count):
             s = socket.create_connection((host, 7000), 20)
-            data = os.urandom(16 << 20)
+            s.settimeout(60)  # of all that sendall() does, most of it waiting
+            data = os.urandom(2 << 20)
             sender = threading.Thread(target=s.sendall, args=(struct.pack("!I", len(data)) + data,), daemon=True)
             sender.start()
             stalled.append((s, data, sender))
@@ -190,13 +191,13 @@ def test_a_listeners_peers_beyond_max_connections_are_served_by_the_kernel(wired
 def test_connect_while_memory_is_short_takes_the_fallback(wired, start):
     routed = wired.attach_client(SMALL)
     client = start()
-    slow = client("stall 12")
+    slow = client("stall 40")
     wait_for(lambda: _full(routed) == ["memory"], 20, "the stack's memory to be used up")
     more = client("open 2")
     assert _who(routed, more) == ["kernel"] * 2
     assert client("check 0") == ["True"] * 2
     assert "wan" in _who(routed, slow)
-    assert client("drain 0") == ["12"]
+    assert client("drain 0") == ["40"]
     wait_for(lambda: not _full(routed), 20, "the stack to have memory")
     assert _who(routed, client("open 1")) == ["wan"]
     assert client("check 0") == ["True"] * 3

@@ -24,9 +24,9 @@ def ends(flow) -> tuple[str, int, str, int]:
     """(local address, local port, remote address, remote port)."""
     pair = flow.pair
     return (
-        abi.addr_text(pair.laddr),
+        abi.addr_text(bytes(abi.ffi.buffer(pair.laddr))),
         socket.ntohs(pair.lport_be),
-        abi.addr_text(pair.raddr),
+        abi.addr_text(bytes(abi.ffi.buffer(pair.raddr))),
         socket.ntohs(pair.rport_be),
     )
 

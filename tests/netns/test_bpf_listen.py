@@ -50,7 +50,8 @@ def test_published_under_its_address_and_withdrawn(bench: Bench, address: str) -
     assert (entry.pid, abi.text(entry.comm), entry.uid, entry.mark) == (agent.pid, "nginx", 0, 0)
     assert entry.cgroup_id == cgroups.cgroup_id(bench.cgroup.path)
     event = bench.event(C.DMM_EVENT_LISTEN, cookie).flow
-    assert abi.addr_text(event.pair.laddr) == address and socket.ntohs(event.pair.lport_be) == port
+    assert abi.addr_text(bytes(abi.ffi.buffer(event.pair.laddr))) == address
+    assert socket.ntohs(event.pair.lport_be) == port
     assert (event.decision.listening, event.decision.table) == (1, 4)
     agent.close("l")
     assert bench.listener(address, port) is None

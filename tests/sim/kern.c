@@ -268,6 +268,15 @@ static void on_rst(struct ksock *s, const struct pkt *p, uint64_t now_ns)
 		s->ack_due = true; /* RFC 5961 section 3.2: whoever means it answers with an exact one */
 }
 
+/* RFC 9293 section 3.10.7.3: an ACK of what was never sent, so of an older connection: the far end is rid of
+ * it */
+static void refuse_ack(struct kern *k, struct ksock *s, uint32_t ack, uint64_t now_ns)
+{
+	struct wire_seg rst = {.seq = ack, .flags = TH_RST};
+
+	kern_emit(k, s, rst, 0, 0, 0, now_ns);
+}
+
 void kern_input(struct kern *k, const uint8_t *b, uint32_t len, bool csum_ok, uint64_t now_ns)
 {
 	struct pkt p;
@@ -297,6 +306,10 @@ void kern_input(struct kern *k, const uint8_t *b, uint32_t len, bool csum_ok, ui
 		s->established_ns = now_ns;
 		s->rto_ns = NEVER;
 		s->ack_due = true;
+		return;
+	}
+	if (s->state == K_SYN_SENT && (p.flags & TH_ACK) && p.ack != s->iss + 1) {
+		refuse_ack(k, s, p.ack, now_ns);
 		return;
 	}
 	if (s->state == K_SYN_RECV && (p.flags & TH_ACK) && p.ack == s->iss + 1) {
