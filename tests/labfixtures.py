@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 from lab import Cgroup, Lab, cgroup2_mount, random_file
 from lab.cgroups import PREFIX as CGROUP_PREFIX
-from lab.hosts import LAB_VARIABLE, NETNS_PREFIX, STATE_DIR
+from lab.cgroups import remove_cgroups_of_the_dead
+from lab.hosts import LAB_VARIABLE, NETNS_PREFIX, STATE_DIR, clean
 from lab.netns import NETNS_DIR, pids, start_time
+
+from dmm_ebpf.rd.service import detach
 
 EXCLUSIVE = "DMM_LAB_EXCLUSIVE"
 INSTANCE_DIRS = (Path("/sys/fs/bpf/dmm-ebpf"), Path("/run/dmm-ebpf"))
@@ -101,6 +104,23 @@ def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> 
 def instance_name(number: int | str) -> str:
     """The name of a dmm-ebpf instance of this test process, which no other test process uses."""
     return f"t{os.getpid()}x{number}"
+
+
+def _instances_of_the_dead() -> list[str]:
+    pattern = re.compile(r"t(\d+)x\d+")  # as instance_name() makes them
+    names = {Path(path).name for directory in INSTANCE_DIRS for path in _names(directory)}
+    found = [match for name in names if (match := pattern.fullmatch(name))]
+    return [match[0] for match in found if start_time(int(match[1])) is None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cleared_host() -> None:
+    """Removes what a run that was killed has left: it would change the host whenever a test meets it."""
+    if os.environ.get(EXCLUSIVE) == "1":
+        clean()
+        remove_cgroups_of_the_dead()
+        for instance in _instances_of_the_dead():
+            detach(instance)
 
 
 @pytest.fixture

@@ -33,6 +33,29 @@ def cgroup2_mount() -> Path:
     )
 
 
+def remove_cgroups_of_the_dead() -> list[str]:
+    """Kills and removes the groups of processes that have ended without doing so; their names."""
+    dead = [
+        path
+        for path in cgroup2_mount().glob(f"{PREFIX}*.*")
+        if not Path("/proc", path.name.removeprefix(PREFIX).partition(".")[0]).exists()
+    ]
+    for path in dead:
+        _remove(path)
+    return [path.name for path in dead]
+
+
+def _populated(path: Path) -> bool:
+    return "populated 1" in (path / "cgroup.events").read_text()
+
+
+def _remove(group: Path) -> None:
+    (group / "cgroup.kill").write_text("1")
+    wait_for(lambda: not _populated(group), 10, f"{group} to be empty")
+    for path, _, _ in os.walk(group, topdown=False):
+        Path(path).rmdir()
+
+
 class Cgroup:
     """A cgroup v2 group. Children may be made below it; close() kills and removes all of them."""
 
@@ -89,9 +112,6 @@ class Cgroup:
         """Kills every process in this group and below it (cgroup.kill)."""
         (self.path / "cgroup.kill").write_text("1")
 
-    def _populated(self) -> bool:
-        return "populated 1" in (self.path / "cgroup.events").read_text()
-
     def close(self) -> None:
         """Kills and removes the group and all below it; harmless when repeated."""
         if not self.path.exists():
@@ -103,6 +123,4 @@ class Cgroup:
                 if stream:
                     with contextlib.suppress(OSError):
                         stream.close()
-        wait_for(lambda: not self._populated(), 10, f"{self.path} to be empty")
-        for path, _, _ in os.walk(self.path, topdown=False):
-            Path(path).rmdir()
+        _remove(self.path)
