@@ -33,6 +33,8 @@
 #define NS_PER_S 1000000000ull
 #define ABORT_NS (4 * NS_PER_S) /* the longest that resets of all connections may take */
 #define TX_RETRY_NS 50000ull	/* a full NIC: completions come without an event to wait for */
+#define PAUSE_NS 1000000ull	/* a turn takes less, unless the scheduler took the processor away */
+#define MAX_TURNS_WITHOUT_TIMERS 64u
 
 uint64_t engine_now_ns(void)
 {
@@ -184,6 +186,20 @@ static void run_actions(struct dmm_engine *e)
 /* ---- the loop ---- */
 
 /*
+ * An ACK that waits to be read after a pause of ours is not late: a timer that ran before it would hold its
+ * segment for lost. A flood of packets must not stop the timers, though.
+ */
+static bool timers_may_run(struct dmm_engine *e, uint64_t now)
+{
+	bool unread = e->unread || now - e->read_ns > PAUSE_NS;
+
+	if (unread && ++e->turns_without_timers < MAX_TURNS_WITHOUT_TIMERS)
+		return false;
+	e->turns_without_timers = 0;
+	return true;
+}
+
+/*
  * One turn. Returns when the next is due at the latest. Every step reads the clock itself: a turn may be
  * interrupted for milliseconds, and an ACK stamped with the time of its beginning would make the path look
  * shorter than it is.
@@ -191,6 +207,8 @@ static void run_actions(struct dmm_engine *e)
 static uint64_t turn(struct dmm_engine *e)
 {
 	e->more = false;
+	e->unread = false;
+	e->read_ns = engine_now_ns();
 	engine_tun_in(e);
 	run_actions(e);
 	engine_nic_out(e);
@@ -198,15 +216,18 @@ static uint64_t turn(struct dmm_engine *e)
 		engine_port_in(e, i);
 	run_actions(e);
 	tell_load(e, engine_now_ns());
-	dmm_core_poll(e->core, engine_now_ns());
+
+	uint64_t now = engine_now_ns();
+
+	if (timers_may_run(e, now))
+		dmm_core_poll(e->core, now);
 	run_actions(e);
 	engine_tun_out(e);
 	engine_nic_out(e);
 	run_actions(e);
 
-	uint64_t now = engine_now_ns();
-
-	if (e->more)
+	now = engine_now_ns();
+	if (e->more || !timers_may_run(e, now))
 		return now;
 	for (uint32_t i = 0; i < e->n_port; i++)
 		e->nic_blocked = e->nic_blocked || e->port[i].again;

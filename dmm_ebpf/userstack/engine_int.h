@@ -42,7 +42,10 @@ struct dmm_engine {
 	uint8_t *tun_tx; /* holds a packet the kernel did not take when tun_tx_len != 0 */
 	uint32_t tun_tx_len;
 	struct dmm_tx_meta tun_tx_meta;
-	bool more; /* a budget was used up */
+	bool more;	  /* a budget was used up */
+	bool unread;	  /* one for input: there may be packets that the core has not seen */
+	uint64_t read_ns; /* when the last look for input began */
+	uint32_t turns_without_timers;
 	bool nic_blocked;
 	int error;
 	uint32_t stop; /* atomic; 1: now, 2: abort first */

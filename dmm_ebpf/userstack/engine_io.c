@@ -131,8 +131,10 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 	}
 	e->stats.nic_rx_pkts += count;
 	port_rx_release(port, count);
-	if (count == NIC_RX_BUDGET)
+	if (count == NIC_RX_BUDGET) {
 		e->more = true;
+		e->unread = true;
+	}
 }
 
 static void port_kick(struct dmm_engine *e, struct port *port)

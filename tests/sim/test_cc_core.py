@@ -44,6 +44,30 @@ def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: floa
     assert sorted(shares)[1] >= 0.96
 
 
+@pytest.mark.parametrize("loss", [0, 0.12])
+@pytest.mark.parametrize(("rtt_ms", "longer_ms"), [(20, 6), (100, 100)])
+def test_wan_believes_that_the_path_has_become_longer(
+    programs: Programs, rtt_ms: int, longer_ms: int, loss: float
+) -> None:
+    """What looks like a queue that never empties costs at most until PROBE_RTT, and never all of the rate."""
+    got = {
+        seconds: bulk(
+            programs,
+            "wan",
+            loss,
+            seconds,
+            delay_ns=rtt_ms * MS // 2,
+            queue_bytes=RATE_BPS * rtt_ms // 1000,
+            longer_from_ns=3 * S,
+            longer_ns=longer_ms * MS // 2,
+        )["got_b"]
+        for seconds in (4, 13, 15, 25)
+    }
+    limit = RATE_BPS * (1 - loss) * 1448 / 1538
+    assert (got[13] - got[4]) / 9 >= 0.6 * limit
+    assert (got[25] - got[15]) / 10 >= 0.93 * limit
+
+
 def test_wan_keeps_its_rate_while_a_small_window_is_the_limit(programs: Programs) -> None:
     """With half a BDP of window no round measures the path; the estimate of it must not fall to what was sent."""
     early, late = (bulk(programs, "wan", 0.01, seconds, rcvbuf=BDP_BYTES // 2) for seconds in (10, 30))

@@ -63,10 +63,13 @@ def test_queue_loss_is_not_taken_for_random_loss(ccsim: Path, buf: float, loss: 
 
 
 def test_ten_flows_that_come_one_after_the_other(ccsim: Path) -> None:
-    flows = run(ccsim, *(f"wan:start={i}" for i in range(10)), dur=60, warm=40)
-    shares = [flow.ratio for flow in flows]
-    assert sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) > 0.85
-    assert max(flow.queue_loss for flow in flows) < 0.03
+    jain = []
+    for seed in (1, 2, 3):
+        flows = run(ccsim, *(f"wan:start={i}" for i in range(10)), dur=100, warm=40, seed=seed)
+        shares = [flow.ratio for flow in flows]
+        jain.append(sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)))
+        assert max(flow.queue_loss for flow in flows) < 0.03
+    assert sorted(jain)[1] > 0.85
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ struct cc_sample {
 	uint64_t now_ns;
 	uint64_t acked_bytes;		/* newly acknowledged or SACKed by this ACK */
 	uint64_t lost_bytes;		/* newly marked lost */
+	uint64_t loss_delay_ns;		/* how long the mark waits: RACK's reordering window */
 	uint64_t rtt_ns;		/* 0: no sample */
 	uint64_t prior_inflight_bytes;	/* before this ACK */
 	uint64_t delivered_bytes;	/* connection total, acknowledged or SACKed, this ACK included */

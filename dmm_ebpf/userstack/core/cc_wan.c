@@ -65,6 +65,7 @@ static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sampl
 	if (w->flags & F_TIGHT)
 		base *= 3;
 	wan_enter(w, WAN_CRUISE, s);
+	w->pool_rtt_ns = UINT64_MAX;
 	w->cruise_ns = base + wan_random(cc, base / 4);
 }
 
@@ -82,7 +83,7 @@ static void wan_enter_up(const struct cc *cc, struct wan *w, const struct cc_sam
 
 /*
  * The loss experiment. Opens when ACKs of packets sent at the low rate come in and RACK has had its
- * reordering window (a quarter of an RTT) to mark what was sent before.
+ * reordering window (a quarter of an RTT, or more) to mark what was sent before.
  */
 static void wan_window(struct wan *w, const struct cc_sample *s)
 {
@@ -92,7 +93,7 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 	if (w->flags & F_LEARNING || w->mode != WAN_DOWN)
 		return;
 	if (!w->win_from_ns)
-		w->win_from_ns = s->now_ns + w->min_rtt_ns / 4 + NS_PER_MS;
+		w->win_from_ns = s->now_ns + max64(w->min_rtt_ns / 4, s->loss_delay_ns) + NS_PER_MS;
 	if (s->now_ns < w->win_from_ns)
 		return;
 	w->flags |= F_LEARNING;
@@ -105,8 +106,6 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 {
 	uint64_t lost, delivered, expect;
 
-	if (w->flags & F_RIVAL)
-		wan_forget(w, 1);
 	if (!(w->flags & F_LEARNING))
 		return;
 	w->flags &= ~F_LEARNING;
@@ -114,7 +113,9 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 	delivered = s->delivered_bytes - w->win_delivered;
 	if (lost + delivered < 8ull * cc->mss)
 		return;
-	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 20))
+	if (w->flags & F_RIVAL && mul_div(lost, PPM, lost + delivered) < w->p_ppm)
+		wan_learn(cc, w, lost, delivered);
+	else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 20))
 		wan_learn(cc, w, lost, delivered);
 	if (!(w->flags & F_SUSPECT))
 		return;
@@ -263,7 +264,8 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 		w->suspect_ppm = mul_div(lost, PPM, total);
 		return;
 	}
-	if (!(w->flags & (F_POOL_IDLE | F_RIVAL))) {
+	if (!(w->flags & (F_POOL_IDLE | F_RIVAL)) && w->round_rtt_ns < w->pool_rtt_ns) {
+		w->pool_rtt_ns = w->round_rtt_ns;
 		mean = mul_div(delivered + min64(lost, mul_div(total, w->p_ppm, PPM)), NS_PER_S,
 			       s->now_ns - w->pool_ns);
 		w->bw_max[0] = min64(w->bw_max[0], mean);
@@ -383,7 +385,8 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 		return;
 	}
 	if (!w->probe_rtt_done_ns) {
-		if (cc->inflight_bytes > wan_bdp(w, CWND_PROBE_RTT) + CWND_MIN_SEGS * cc->mss)
+		/* cwnd is that of PROBE_RTT since the ACK that began it */
+		if (cc->inflight_bytes > cc->cwnd_bytes)
 			return;
 		w->probe_rtt_done_ns = s->now_ns + max64(PROBE_RTT_NS, w->min_rtt_ns);
 		w->phase_rounds = 0;

@@ -104,7 +104,8 @@ struct wan {
 	/* a pool of rounds, large enough to judge loss and rate by */
 	uint64_t pool_delivered;
 	uint64_t pool_lost;
-	uint64_t pool_ns; /* 0: closed */
+	uint64_t pool_ns;     /* 0: closed */
+	uint64_t pool_rtt_ns; /* what bw was last corrected at, in this CRUISE */
 	/* random loss: an exponentially forgotten pair of counts */
 	uint64_t lost_total;
 	uint64_t p_lost;

@@ -242,7 +242,7 @@ struct outer {
 	uint64_t spare_ns;	  /* of the last copy; 0: none yet */
 	uint32_t spare_left;	  /* bytes that the running pass may still send */
 	uint32_t reord_delivered; /* tcp_rack.c: low half of delivered_bytes when reordering was seen last */
-	uint32_t reord_acks;	  /* ACKs that saw it, one soon after the other */
+	uint32_t reord_events;	  /* how often it was seen, once soon after the other */
 	uint32_t rcv_round_mark;  /* tcp_window.c: low bits of what had arrived when the round trip began */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
@@ -349,6 +349,8 @@ bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64
 bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
 void rack_reordered(struct tcb *t);
 /* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
+/* How long a segment that was overtaken is waited for */
+uint64_t rack_window_ns(const struct tcb *t);
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);
 uint64_t rack_mark_all_lost(struct tcb *t);

@@ -8,8 +8,11 @@
  */
 #include "core.h"
 
-/* Reordering is no chance when so many ACKs see it, each within so many segments of the last */
-enum { REORD_ACKS = 8, REORD_SEGS = 500 };
+/*
+ * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
+ * seen sooner than after a few segments is the same event. And how far the window grows by DSACKs then.
+ */
+enum { REORD_EVENTS = 8, REORD_SEGS = 500, REORD_EVENT_SEGS = 32, TOLERANT_MULT_MAX = 2 };
 
 /* What arrived last, by time of transmission, was sent after s? */
 static bool sent_before_rack(const struct flight *fl, const struct seg *s)
@@ -77,14 +80,16 @@ void rack_reordered(struct tcb *t)
 		return;
 	}
 	since_bytes = (uint32_t)o->delivered_bytes - o->reord_delivered;
+	if (o->reord_events && since_bytes < REORD_EVENT_SEGS * (uint64_t)t->mss)
+		return;
 	o->reord_delivered = (uint32_t)o->delivered_bytes;
-	o->reord_acks = since_bytes <= REORD_SEGS * (uint64_t)t->mss ? o->reord_acks + 1 : 1;
-	if (o->reord_acks >= REORD_ACKS)
+	o->reord_events = since_bytes <= REORD_SEGS * (uint64_t)t->mss ? o->reord_events + 1 : 1;
+	if (o->reord_events >= REORD_EVENTS)
 		t->flags |= TF_REORD;
 }
 
 /* Step 4: without reordering, wait no longer than three duplicates did */
-static uint64_t rack_window_ns(const struct tcb *t)
+uint64_t rack_window_ns(const struct tcb *t)
 {
 	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
 	uint32_t mult = t->rack_mult ? t->rack_mult : 1;
@@ -126,10 +131,14 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 /* A duplicate arrived: the window was too small; once a round trip is enough (section 6.2 step 4) */
 void rack_dsack(struct tcb *t)
 {
+	bool tolerant = tcb_is_outer(t) && tcb_conn(t)->outer.cc.ops->loss_tolerant;
+
 	if (t->snd_una < t->rack_dsack_round)
 		return;
 	t->rack_dsack_round = t->snd_nxt;
-	t->rack_mult = (uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, 200) : 2);
+	/* where many ACKs are lost there are duplicates in every round trip, however long one waits */
+	t->rack_mult =
+		(uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, tolerant ? TOLERANT_MULT_MAX : 200) : 2);
 	t->rack_persist = 16;
 }
 

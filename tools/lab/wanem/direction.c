@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,6 +26,8 @@
 /* An interface that takes nothing for this long is down: its frames are then lost, and counted. */
 #define GIVE_UP_NS NS_PER_S
 #define NICE (-15)
+/* Longer than it takes to read a clock twice; shorter than what a frame's delivery may be wrong by. */
+#define CLOCKS_APART_NS 20000ULL
 
 static uint64_t clock_ns(clockid_t clock)
 {
@@ -39,10 +42,21 @@ uint64_t clock_now_ns(void)
 	return clock_ns(CLOCK_MONOTONIC);
 }
 
+/*
+ * A thread that loses the processor between two clocks takes the pause for their difference, and would
+ * deliver what it reads early by that much.
+ */
 static void read_clock(struct direction *direction)
 {
-	direction->now_ns = clock_now_ns();
-	direction->real_minus_mono_ns = clock_ns(CLOCK_REALTIME) - direction->now_ns;
+	uint64_t before_ns, real_ns, now_ns;
+
+	do {
+		before_ns = clock_now_ns();
+		real_ns = clock_ns(CLOCK_REALTIME);
+		now_ns = clock_now_ns();
+	} while (now_ns - before_ns > CLOCKS_APART_NS);
+	direction->now_ns = now_ns;
+	direction->real_minus_mono_ns = real_ns - now_ns;
 }
 
 /* Moves what has been received into the emulator. */
@@ -163,6 +177,33 @@ static void wait_for_event(struct direction *direction)
 		getsockopt(direction->rx.fd, SOL_SOCKET, SO_ERROR, &error, &error_bytes);
 }
 
+/*
+ * Frames sent into a veth wait in a queue of the sending processor. A thread that moved to another would send
+ * later frames past those that wait: reordering that nobody asked for. Each direction stays where it starts.
+ */
+static void stay_on_one_processor(uint32_t index)
+{
+	cpu_set_t allowed, one;
+	uint32_t nth;
+
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0) {
+		fprintf(stderr, "cannot read the allowed processors: %s; frames may be reordered\n",
+			strerror(errno));
+		return;
+	}
+	nth = index % (uint32_t)CPU_COUNT(&allowed);
+	CPU_ZERO(&one);
+	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &allowed) || nth--)
+			continue;
+		CPU_SET(cpu, &one);
+		break;
+	}
+	if (sched_setaffinity(0, sizeof(one), &one) < 0)
+		fprintf(stderr, "cannot stay on one processor: %s; frames may be reordered\n",
+			strerror(errno));
+}
+
 static void *run(void *argument)
 {
 	struct direction *direction = argument;
@@ -173,6 +214,7 @@ static void *run(void *argument)
 	if (setpriority(PRIO_PROCESS, 0, NICE) < 0)
 		fprintf(stderr, "cannot raise the emulator's priority: %s; frames may be late\n",
 			strerror(errno));
+	stay_on_one_processor(direction->index);
 	while (!__atomic_load_n(&direction->quit, __ATOMIC_ACQUIRE)) {
 		wait_for_event(direction);
 		pthread_mutex_lock(&direction->lock);
@@ -211,6 +253,7 @@ static int open_ports(struct direction *direction, const struct direction_config
 int direction_init(struct direction *direction, const struct direction_config *config)
 {
 	*direction = (struct direction){
+		.index = config->index,
 		.tick_ns = config->tick_ns,
 		.wake_fd = -1,
 		.rx.fd = -1,

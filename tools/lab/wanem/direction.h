@@ -29,6 +29,7 @@ struct direction {
 	bool lock_wanted;
 	int wake_fd; /* eventfd: the parameters have changed, or it is time to end */
 	bool quit;
+	uint32_t index; /* 0: from A to B */
 	/* The thread's alone, planned under the lock and slept by without it. */
 	uint64_t wake_ns;
 	bool hear_port;
