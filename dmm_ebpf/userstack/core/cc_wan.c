@@ -12,9 +12,10 @@
  *   rate without.
  * - p_hat is an experiment, not an average. It is learned only from packets sent slower than the model allows
  *   (DOWN) and from STARTUP rounds that a later round outran by a quarter. Loss that our own rate causes goes
- * away when we slow down; random loss does not. A queue that is there all the same voids the experiment,
- * somebody else's halves p_hat, an ECN echo clears it. An estimate that was too high shrinks by the gain of
- * DOWN each time, so it cannot feed on itself.
+ * away when we slow down; random loss does not. A queue that is there all the same voids the experiment;
+ * beside somebody else's (or on a path that has become longer, which looks alike) p_hat may only fall; an ECN
+ * echo clears it. An estimate that was too high shrinks by the gain of DOWN each time, so it cannot feed on
+ * itself.
  * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in CRUISE starts
  *   the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft: BBRBeta) until the next
  * UP.
@@ -113,9 +114,8 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 	delivered = s->delivered_bytes - w->win_delivered;
 	if (lost + delivered < 8ull * cc->mss)
 		return;
-	if (w->flags & F_RIVAL && mul_div(lost, PPM, lost + delivered) < w->p_ppm)
-		wan_learn(cc, w, lost, delivered);
-	else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 20))
+	if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 20) ||
+	    (w->flags & F_RIVAL && mul_div(lost, PPM, lost + delivered) < w->p_ppm))
 		wan_learn(cc, w, lost, delivered);
 	if (!(w->flags & F_SUSPECT))
 		return;
@@ -225,7 +225,8 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 /*
  * CRUISE, after enough packets. Loss in excess starts the experiment. And where a queue stood all the while
  * the bottleneck was never idle, so the mean rate is the rate: it corrects the upward bias of a maximum over
- * noisy samples, which on short paths with loss is several per cent and would keep the queue standing.
+ * noisy samples, which on short paths with loss is several per cent and would keep the queue standing. What
+ * stands and does not become shorter by it is no queue of ours: then once a CRUISE is enough.
  */
 static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
