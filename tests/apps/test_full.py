@@ -188,6 +188,7 @@ def test_a_listeners_peers_beyond_max_connections_are_served_by_the_kernel(wired
     assert client("check 0") == ["True"] * 6
 
 
+@pytest.mark.parametrize("start", ["ipv4"], indirect=True)
 def test_connect_while_memory_is_short_takes_the_fallback(wired, start):
     routed = wired.attach_client(SMALL)
     client = start()
