@@ -9,10 +9,10 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import KernelFeatureError
+from lab.closing import Closing
 from lab.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _remove(group: Path) -> None:
         Path(path).rmdir()
 
 
-class Cgroup:
+class Cgroup(Closing):
     """A cgroup v2 group. Children may be made below it; close() kills and removes all of them."""
 
     def __init__(self, name: str | None = None, *, parent: Cgroup | None = None) -> None:
@@ -64,14 +64,6 @@ class Cgroup:
         self.path: Path = base / (name or f"{PREFIX}{os.getpid()}.{next(_counter)}")
         self.path.mkdir()
         self.processes: list[subprocess.Popen[Any]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def relative(self) -> str:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dmm_ebpf.errors import DmmError
 from lab.build import program_path
 from lab.cgroups import Cgroup
+from lab.closing import Closing
 from lab.hosts import Host, kill_group
 from lab.programs import Server, start_server
 from lab.waiting import wait_readable
@@ -49,7 +49,7 @@ def shares(count: int) -> list[int]:
     return [count // pairs + (i < count % pairs) for i in range(pairs)]
 
 
-class Holders:
+class Holders(Closing):
     """count connections from client to server, all held; a context manager that ends them."""
 
     def __init__(
@@ -77,14 +77,6 @@ class Holders:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def tell(self, word: str, timeout: float) -> Told:
         """ "open", "check", "close" or "reset", done to all of them. DmmError after timeout seconds."""

@@ -24,11 +24,11 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError, UsageError
 from lab.build import wanem_path
+from lab.closing import Closing
 from lab.links import LinkParams, WanLink, Wire, wan_assignments
 from lab.netns import NETNS_DIR, call_in, ip_batch, offloads_off, pids, pids_in, start_time
 from lab.waiting import wait_pid_gone, wait_readable
@@ -189,7 +189,7 @@ def _prepare_host(is_wan: bool) -> None:
     write_sysctls(values)
 
 
-class Lab:
+class Lab(Closing):
     """Hosts and links that come and go together; a context manager.
 
     name: for people; the Lab's real name, self.name, adds the pid and a number unless unique is false.
@@ -226,14 +226,6 @@ class Lab:
                 why="one with that name is there",
                 hint=f"end it with `wanlab down --name {self.name}`",
             ) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def host(self, name: str, *, tcp_buffers: int | None = None) -> Host:
         """A new host; tcp_buffers as in Host.tcp_buffers."""

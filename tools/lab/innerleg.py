@@ -14,11 +14,11 @@ import itertools
 import json
 import subprocess
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dmm_ebpf.errors import DmmError
 from lab.build import program_path
+from lab.closing import Closing
 from lab.hosts import READY_TIMEOUT_S, Host, kill_group
 from lab.waiting import wait_readable
 
@@ -57,7 +57,7 @@ class WayStats:
     doubled: int
 
 
-class InnerLeg:
+class InnerLeg(Closing):
     """Impairs a stack's device on a host until it is closed; a context manager.
 
     device, mark: of the stack's process, as `dmm-ebpf stacks` says. lost, late, doubled: probabilities, each way.
@@ -105,14 +105,6 @@ class InnerLeg:
         except BaseException:
             kill_group(self._process)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start(self, device: str, delay_us: int, *devices: str) -> subprocess.Popen[Any]:
         process = self.host.popen(

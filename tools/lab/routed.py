@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.rundir import ROOT
 from dmm_ebpf.userstack import control
 from lab.cgroups import Cgroup
+from lab.closing import Closing
 from lab.hosts import Host, kill_group
 from lab.waiting import wait_for
 
@@ -27,7 +27,7 @@ STOP_TIMEOUT_S = 20.0
 _counter = itertools.count()
 
 
-class Routed:
+class Routed(Closing):
     """`dmm-ebpf attach` in the foreground on a host, on one cgroup, with a policy; detached when closed.
 
     policy may hold {cgroup}, which becomes the cgroup's path as rules name it.
@@ -46,14 +46,6 @@ class Routed:
         if policy is not None:
             self.write_policy(policy)
         self.process = self._start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def write_policy(self, policy: str) -> None:
         """Replace the policy file at once, as an editor does."""
