@@ -26,6 +26,7 @@ from lab.netns import NETNS_DIR, pids, start_time
 from dmm_ebpf.rd.service import detach
 
 EXCLUSIVE = "DMM_LAB_EXCLUSIVE"
+INSTANCE = "t{pid}x{number}"
 INSTANCE_DIRS = (Path("/sys/fs/bpf/dmm-ebpf"), Path("/run/dmm-ebpf"))
 
 
@@ -103,11 +104,11 @@ def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> 
 
 def instance_name(number: int | str) -> str:
     """The name of a dmm-ebpf instance of this test process, which no other test process uses."""
-    return f"t{os.getpid()}x{number}"
+    return INSTANCE.format(pid=os.getpid(), number=number)
 
 
 def _instances_of_the_dead() -> list[str]:
-    pattern = re.compile(r"t(\d+)x\d+")  # as instance_name() makes them
+    pattern = re.compile(INSTANCE.format(pid=r"(\d+)", number=r"\d+"))
     names = {Path(path).name for directory in INSTANCE_DIRS for path in _names(directory)}
     found = [match for name in names if (match := pattern.fullmatch(name))]
     return [match[0] for match in found if start_time(int(match[1])) is None]

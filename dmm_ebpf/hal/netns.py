@@ -18,9 +18,9 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 
 P = ParamSpec("P")
@@ -59,7 +59,7 @@ def _setns(fd: int) -> None:
         raise OSError(number, os.strerror(number), "setns")
 
 
-class NetNS:
+class NetNS(Closing):
     """An open network namespace: fd, inode (its identity on this host) and cookie (its identity in BPF)."""
 
     def __init__(self, fd: int, label: str) -> None:
@@ -151,14 +151,6 @@ class NetNS:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _candidates() -> list[Path]:

@@ -12,10 +12,10 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Literal
 
 from dmm_ebpf import abi
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError
 from dmm_ebpf.loader import bpf
 from dmm_ebpf.loader.bpf import MapType
@@ -44,7 +44,7 @@ def _round8(size: int) -> int:
     return (size + 7) & ~7
 
 
-class Map:
+class Map(Closing):
     """A BPF map by its fd, which it owns. Sizes in bytes; value_size is that of one CPU's value."""
 
     def __init__(self, fd: int) -> None:
@@ -63,14 +63,6 @@ class Map:
 
     def __repr__(self) -> str:
         return f"Map({self.name!r}, id={self.id}, fd={self.fd})"
-
-    def __enter__(self) -> Map:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the fd; a second call does nothing."""

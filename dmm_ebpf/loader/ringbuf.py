@@ -9,16 +9,15 @@ A ring has one read position: there can be one reader at a time.
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from dmm_ebpf import abi
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf
 
 BUFFER_RECORDS = 1024
 
 
-class EventReader:
+class EventReader(Closing):
     """Reads struct dmm_event records; map_fd is not taken over."""
 
     def __init__(self, map_fd: int) -> None:
@@ -41,11 +40,3 @@ class EventReader:
     def close(self) -> None:
         """Ends reading; records not yet read stay in the ring for the next reader."""
         self._ring.close()
-
-    def __enter__(self) -> EventReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

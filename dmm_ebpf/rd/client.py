@@ -10,9 +10,9 @@ nothing, and never retries.
 from __future__ import annotations
 
 import socket
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import NotAttachedError, PrivilegeError, UsageError, from_wire
 from dmm_ebpf.rd import rundir
 
@@ -57,7 +57,7 @@ def _not_permitted(what: str) -> PrivilegeError:
     return PrivilegeError(what, why="Permission denied", hint="run it as root")
 
 
-class Client:
+class Client(Closing):
     """One connection to the RD of instance, opened at the first call. For one thread at a time."""
 
     def __init__(self, instance: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
@@ -65,14 +65,6 @@ class Client:
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._number = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
@@ -123,7 +115,7 @@ class Client:
         return Subscription(self.instance, method, params, timeout_s=self._timeout_s)
 
 
-class Subscription:
+class Subscription(Closing):
     """An open stream of events: iterate it, or select() on it and call read_ready(). close() ends it."""
 
     def __init__(self, instance: str, method: str, params: Message, *, timeout_s: float) -> None:
@@ -138,14 +130,6 @@ class Subscription:
         except OSError as exc:
             self._connection.close()
             raise _gone(self._what, instance) from exc
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[Message]:
         while True:

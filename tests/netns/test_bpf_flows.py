@@ -14,6 +14,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.loader import EventReader, create_routes_map
+from dmm_ebpf.rd.flows import pair_text
 
 __all__ = ["bench"]
 
@@ -22,13 +23,7 @@ ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE, CLOSE_WAIT = 1, 2, 4, 5, 7, 
 
 def ends(flow) -> tuple[str, int, str, int]:
     """(local address, local port, remote address, remote port)."""
-    pair = flow.pair
-    return (
-        abi.addr_text(bytes(abi.ffi.buffer(pair.laddr))),
-        socket.ntohs(pair.lport_be),
-        abi.addr_text(bytes(abi.ffi.buffer(pair.raddr))),
-        socket.ntohs(pair.rport_be),
-    )
+    return pair_text(flow.pair)
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])

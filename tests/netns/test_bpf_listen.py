@@ -15,6 +15,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader import programs
+from dmm_ebpf.rd.flows import pair_text
 
 __all__ = ["bench"]
 
@@ -50,8 +51,7 @@ def test_published_under_its_address_and_withdrawn(bench: Bench, address: str) -
     assert (entry.pid, abi.text(entry.comm), entry.uid, entry.mark) == (agent.pid, "nginx", 0, 0)
     assert entry.cgroup_id == cgroups.cgroup_id(bench.cgroup.path)
     event = bench.event(C.DMM_EVENT_LISTEN, cookie).flow
-    assert abi.addr_text(bytes(abi.ffi.buffer(event.pair.laddr))) == address
-    assert socket.ntohs(event.pair.lport_be) == port
+    assert pair_text(event.pair)[:2] == (address, port)
     assert (event.decision.listening, event.decision.table) == (1, 4)
     agent.close("l")
     assert bench.listener(address, port) is None

@@ -156,7 +156,7 @@ void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 	for (; copies; copies--) {
 		if (rnd() < loss)
 			continue;
-		e.at_ns = *free_ns + P.delay_ns + (P.longer_ns && now >= P.longer_from_ns ? P.longer_ns : 0);
+		e.at_ns = *free_ns + P.delay_ns + (now >= P.longer_from_ns ? P.longer_ns : 0);
 		if (rnd() < P.reorder)
 			e.at_ns += (uint64_t)((double)P.reorder_ns * rnd());
 		e.data = malloc(len);

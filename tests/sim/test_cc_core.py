@@ -19,11 +19,16 @@ def bulk(programs: Programs, cc: str, loss: float, seconds: int, **more: int) ->
     return simulate(programs.sim, cc=cc, **keys)
 
 
+def limit(loss: float) -> float:
+    """The most payload a second that can arrive, in bytes."""
+    return RATE_BPS * (1 - loss) * 1448 / 1538
+
+
 def share(programs: Programs, cc: str, loss: float) -> float:
     """Goodput from the 3rd to the 23rd second ÷ (rate × (1 - loss) × 1448 / 1538)."""
     early, late = bulk(programs, cc, loss, 3), bulk(programs, cc, loss, 23)
     assert late["rto_a"] == early["rto_a"] == 0
-    return (late["got_b"] - early["got_b"]) / 20 / (RATE_BPS * (1 - loss) * 1448 / 1538)
+    return (late["got_b"] - early["got_b"]) / 20 / limit(loss)
 
 
 @pytest.mark.parametrize("loss", [0, 0.01, 0.05, 0.12])
@@ -40,7 +45,7 @@ def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: floa
             bulk(programs, "wan", loss, seconds, seed=seed, linux_window=131072) for seconds in (8, 18)
         )
         assert late["spare_copies_a"] > 0
-        shares.append((late["got_b"] - early["got_b"]) / 10 / (RATE_BPS * (1 - loss) * 1448 / 1538))
+        shares.append((late["got_b"] - early["got_b"]) / 10 / limit(loss))
     assert sorted(shares)[1] >= 0.96
 
 
@@ -63,9 +68,8 @@ def test_wan_believes_that_the_path_has_become_longer(
         )["got_b"]
         for seconds in (4, 13, 15, 25)
     }
-    limit = RATE_BPS * (1 - loss) * 1448 / 1538
-    assert (got[13] - got[4]) / 9 >= 0.6 * limit
-    assert (got[25] - got[15]) / 10 >= 0.93 * limit
+    assert (got[13] - got[4]) / 9 >= 0.6 * limit(loss)
+    assert (got[25] - got[15]) / 10 >= 0.93 * limit(loss)
 
 
 def test_wan_keeps_its_rate_while_a_small_window_is_the_limit(programs: Programs) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import KernelFeatureError
-from lab.closing import Closing
+from lab.netns import start_time
 from lab.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -33,16 +34,16 @@ def cgroup2_mount() -> Path:
     )
 
 
-def remove_cgroups_of_the_dead() -> list[str]:
-    """Kills and removes the groups of processes that have ended without doing so; their names."""
-    dead = [
-        path
-        for path in cgroup2_mount().glob(f"{PREFIX}*.*")
-        if not Path("/proc", path.name.removeprefix(PREFIX).partition(".")[0]).exists()
-    ]
-    for path in dead:
-        _remove(path)
-    return [path.name for path in dead]
+def remove_cgroups_of_the_dead() -> None:
+    """Kills and removes the groups of processes that have ended without doing so."""
+    for path in cgroup2_mount().glob(f"{PREFIX}*.*"):
+        if start_time(int(path.name.removeprefix(PREFIX).partition(".")[0])) is None:
+            _kill(path)
+            _remove(path)
+
+
+def _kill(group: Path) -> None:
+    (group / "cgroup.kill").write_text("1")
 
 
 def _populated(path: Path) -> bool:
@@ -50,7 +51,6 @@ def _populated(path: Path) -> bool:
 
 
 def _remove(group: Path) -> None:
-    (group / "cgroup.kill").write_text("1")
     wait_for(lambda: not _populated(group), 10, f"{group} to be empty")
     for path, _, _ in os.walk(group, topdown=False):
         Path(path).rmdir()
@@ -102,7 +102,7 @@ class Cgroup(Closing):
 
     def kill(self) -> None:
         """Kills every process in this group and below it (cgroup.kill)."""
-        (self.path / "cgroup.kill").write_text("1")
+        _kill(self.path)
 
     def close(self) -> None:
         """Kills and removes the group and all below it; harmless when repeated."""

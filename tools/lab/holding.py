@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from lab.build import program_path
 from lab.cgroups import Cgroup
-from lab.closing import Closing
 from lab.hosts import Host, kill_group
 from lab.programs import Server, start_server
 from lab.waiting import wait_readable

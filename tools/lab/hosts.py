@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError, UsageError
 from lab.build import wanem_path
-from lab.closing import Closing
 from lab.links import LinkParams, WanLink, Wire, wan_assignments
 from lab.netns import NETNS_DIR, call_in, ip_batch, offloads_off, pids, pids_in, start_time
 from lab.waiting import wait_pid_gone, wait_readable

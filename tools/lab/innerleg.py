@@ -16,9 +16,9 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from lab.build import program_path
-from lab.closing import Closing
 from lab.hosts import READY_TIMEOUT_S, Host, kill_group
 from lab.waiting import wait_readable
 

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.rundir import ROOT
 from dmm_ebpf.userstack import control
 from lab.cgroups import Cgroup
-from lab.closing import Closing
 from lab.hosts import Host, kill_group
 from lab.waiting import wait_for
 

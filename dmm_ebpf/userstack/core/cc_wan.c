@@ -425,7 +425,7 @@ static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
 
 	w->lost_total += s->lost_bytes;
 	if (s->ece) {
-		wan_forget(w, 32);
+		wan_forget(w);
 		w->flags |= F_ECE;
 	}
 	wan_update_round(w, s);

@@ -228,9 +228,9 @@ static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, 
 	wan_set_p(w);
 }
 
-static inline void wan_forget(struct wan *w, uint32_t shift)
+static inline void wan_forget(struct wan *w)
 {
-	w->p_lost >>= shift;
+	w->p_lost = 0;
 	wan_set_p(w);
 }
 

@@ -348,9 +348,9 @@ bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64
 /* tcp_rack.c */
 bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
 void rack_reordered(struct tcb *t);
-/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
 /* How long a segment that was overtaken is waited for */
 uint64_t rack_window_ns(const struct tcb *t);
+/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);
 uint64_t rack_mark_all_lost(struct tcb *t);

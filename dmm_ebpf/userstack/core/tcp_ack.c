@@ -298,7 +298,6 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 		undo_reduction(core, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
 		tcp_enter_recovery(core, t, ctx->delivered_bytes, now_ns);
-	ctx->s.loss_delay_ns = t->fl ? rack_window_ns(t) : 0;
 	ctx->s.in_order = ctx->advanced || (t->flags & TF_REORD);
 	if (!tcb_is_outer(t)) {
 		if (ctx->s.lost_bytes)
@@ -307,6 +306,7 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 			inner_acked(t, ctx->s.acked_bytes);
 		return;
 	}
+	ctx->s.loss_delay_ns = t->fl ? rack_window_ns(t) : 0;
 	if (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece)
 		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
 	prr_ack(t, ctx->delivered_bytes, ctx->advanced && !ctx->s.lost_bytes);

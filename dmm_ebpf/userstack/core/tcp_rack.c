@@ -12,7 +12,7 @@
  * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
  * seen sooner than after a few segments is the same event. And how far the window grows by DSACKs then.
  */
-enum { REORD_EVENTS = 8, REORD_SEGS = 500, REORD_EVENT_SEGS = 32, TOLERANT_MULT_MAX = 2 };
+enum { REORD_EVENTS = 8, REORD_SEGS = 500, REORD_EVENT_SEGS = 32, MULT_MAX = 200, TOLERANT_MULT_MAX = 2 };
 
 /* What arrived last, by time of transmission, was sent after s? */
 static bool sent_before_rack(const struct flight *fl, const struct seg *s)
@@ -64,6 +64,11 @@ bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t
 	return overtaken;
 }
 
+static bool tolerates_loss(const struct tcb *t)
+{
+	return tcb_is_outer(t) && tcb_conn(t)->outer.cc.ops->loss_tolerant;
+}
+
 /*
  * From now on a reordering window is waited for. Where ACKs are lost as well, a SACK block may be told of
  * late, when three ACKs with it were lost, and look like reordering; then every loss would cost a quarter of
@@ -75,7 +80,7 @@ void rack_reordered(struct tcb *t)
 	struct outer *o = &tcb_conn(t)->outer;
 	uint32_t since_bytes;
 
-	if (!tcb_is_outer(t) || !o->cc.ops->loss_tolerant) {
+	if (!tolerates_loss(t)) {
 		t->flags |= TF_REORD;
 		return;
 	}
@@ -131,14 +136,13 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 /* A duplicate arrived: the window was too small; once a round trip is enough (section 6.2 step 4) */
 void rack_dsack(struct tcb *t)
 {
-	bool tolerant = tcb_is_outer(t) && tcb_conn(t)->outer.cc.ops->loss_tolerant;
+	uint32_t most = tolerates_loss(t) ? TOLERANT_MULT_MAX : MULT_MAX;
 
 	if (t->snd_una < t->rack_dsack_round)
 		return;
 	t->rack_dsack_round = t->snd_nxt;
 	/* where many ACKs are lost there are duplicates in every round trip, however long one waits */
-	t->rack_mult =
-		(uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, tolerant ? TOLERANT_MULT_MAX : 200) : 2);
+	t->rack_mult = (uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, most) : 2);
 	t->rack_persist = 16;
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the laboratory's things have in common: each is a context manager that closes itself."""
+"""Base of everything that has to be closed: a context manager whose end is its close()."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Closing(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends and removes all that belongs to it; harmless when repeated."""
+        """Ends what it stands for; harmless when repeated."""
 
     def __enter__(self) -> Self:
         return self
