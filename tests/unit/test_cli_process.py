@@ -21,9 +21,12 @@ from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 
 from dmm_ebpf.cli.gather import Follower
 
+# A shell's background job starts with SIGINT ignored, and its children inherit that.
 BOOT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from dmm_ebpf.rd import rundir
 rundir.ROOT = Path(sys.argv.pop(1))
 from dmm_ebpf.cli.main import main
