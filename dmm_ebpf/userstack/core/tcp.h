@@ -346,6 +346,8 @@ void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
 bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
 
 /* tcp_rack.c */
+/* Acknowledged now, but not for its last transmission: nothing can be measured by it */
+bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns);
 bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
 void rack_reordered(struct tcb *t);
 /* How long a segment that was overtaken is waited for */

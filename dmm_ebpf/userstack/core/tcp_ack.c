@@ -88,8 +88,9 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 			ctx->probe = true;
 		ctx->original |= !(s->flags & SEG_AMBIGUOUS) && seg_end(s) <= o->undo_end;
 	}
-	if (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
-	    (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns)) {
+	if (!rack_told_late(t, s, now_ns) &&
+	    (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
+	     (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns))) {
 		ctx->best = *s;
 		ctx->has_best = true;
 	}

@@ -10,9 +10,17 @@
 
 /*
  * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
- * seen sooner than after a few segments is the same event. And how far the window grows by DSACKs then.
+ * seen sooner than after a few segments is the same event; and it is over when none was seen for long. And how
+ * far the window grows by DSACKs then.
  */
-enum { REORD_EVENTS = 8, REORD_SEGS = 500, REORD_EVENT_SEGS = 32, MULT_MAX = 200, TOLERANT_MULT_MAX = 2 };
+enum {
+	REORD_EVENTS = 8,
+	REORD_SEGS = 500,
+	REORD_EVENT_SEGS = 32,
+	REORD_OVER_SEGS = 10 * REORD_SEGS,
+	MULT_MAX = 200,
+	TOLERANT_MULT_MAX = 2,
+};
 
 /* What arrived last, by time of transmission, was sent after s? */
 static bool sent_before_rack(const struct flight *fl, const struct seg *s)
@@ -30,6 +38,21 @@ static bool faster_than_others(const struct flight *fl, uint64_t rtt_ns, uint64_
 	return now_ns - fl->sure_ns <= fl->sure_rtt_ns / 4 && rtt_ns + fl->sure_rtt_ns / 64 < fl->sure_rtt_ns;
 }
 
+static bool faster_than_light(const struct tcb *t, uint64_t rtt_ns)
+{
+	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
+
+	return min_rtt_ns != NEVER && rtt_ns < min_rtt_ns;
+}
+
+bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns)
+{
+	uint64_t rtt_ns = now_ns - s->xmit_ns;
+
+	return s->flags & SEG_RETRANS &&
+	       (faster_than_light(t, rtt_ns) || faster_than_others(t->fl, rtt_ns, now_ns));
+}
+
 /*
  * RFC 8985 section 6.2 steps 1 to 3; true: reordering. Only what an earlier ACK had overtaken came out of
  * order: the blocks of one ACK stand in no order, and one that stands for several lost ones brings older
@@ -41,19 +64,16 @@ bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t
 	struct flight *fl = t->fl;
 	uint64_t rtt_ns = now_ns - s->xmit_ns;
 	uint64_t end = seg_end(s);
-	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
 	bool overtaken = end < old_fack && !(s->flags & SEG_COPIED);
 
 	if (s->flags & SEG_RETRANS) {
-		if (min_rtt_ns != NEVER && rtt_ns < min_rtt_ns)
-			return overtaken;
-		overtaken = false;
-		if (faster_than_others(fl, rtt_ns, now_ns))
-			return false;
+		overtaken = overtaken && faster_than_light(t, rtt_ns);
 	} else if (!(s->flags & SEG_COPIED)) {
 		fl->sure_rtt_ns = rtt_ns;
 		fl->sure_ns = now_ns;
 	}
+	if (rack_told_late(t, s, now_ns))
+		return overtaken;
 	if (end > fl->fack)
 		fl->fack = end;
 	if (!sent_before_rack(fl, s)) {
@@ -93,6 +113,19 @@ void rack_reordered(struct tcb *t)
 		t->flags |= TF_REORD;
 }
 
+/* One lump of late ACKs must not cost every loss a longer wait from then on */
+static void reordering_over(struct tcb *t)
+{
+	struct outer *o = &tcb_conn(t)->outer;
+
+	if (!(t->flags & TF_REORD) || !tolerates_loss(t) ||
+	    (uint32_t)o->delivered_bytes - o->reord_delivered <= REORD_OVER_SEGS * (uint64_t)t->mss)
+		return;
+	t->flags &= ~(uint32_t)TF_REORD;
+	t->rack_mult = 1;
+	o->reord_events = 0;
+}
+
 /* Step 4: without reordering, wait no longer than three duplicates did */
 uint64_t rack_window_ns(const struct tcb *t)
 {
@@ -115,6 +148,7 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 	*wait_ns = 0;
 	if (!fl->rack_order)
 		return 0;
+	reordering_over(t);
 	window_ns = rack_window_ns(t);
 	while (fl->tx.head != FLIGHT_NIL) {
 		uint32_t idx = fl->tx.head;
