@@ -228,6 +228,15 @@ static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, 
 	wan_set_p(w);
 }
 
+/*
+ * Just after STARTUP, and nothing was lost yet: whoever sends a megabyte is done before the model has settled.
+ * To give way then would only lengthen that; the bottleneck is kept busy until the first probe.
+ */
+static inline int wan_untroubled(const struct wan *w)
+{
+	return w->cycle == 1 && !w->lost_total;
+}
+
 static inline void wan_forget(struct wan *w)
 {
 	w->p_lost = 0;

@@ -19,7 +19,7 @@ static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 	/* a queue of ours: away with it, half of it in a round */
 	if (w->last_round_rtt_ns != UINT64_MAX && w->last_round_rtt_ns > empty)
 		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
-	return GAIN_CRUISE - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+	return (wan_untroubled(w) ? UNIT : GAIN_CRUISE) - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
 }
 
 static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
@@ -30,7 +30,9 @@ static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 	case WAN_DRAIN:
 		return GAIN_DRAIN;
 	case WAN_DOWN:
-		return cc->inflight_bytes > wan_bdp(w, UNIT) ? GAIN_DOWN_FAST : GAIN_DOWN;
+		if (cc->inflight_bytes > wan_bdp(w, UNIT))
+			return GAIN_DOWN_FAST;
+		return wan_untroubled(w) ? UNIT : GAIN_DOWN;
 	case WAN_UP:
 		return wan_gain_up(cc, w);
 	case WAN_CRUISE:
