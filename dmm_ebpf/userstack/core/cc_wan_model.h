@@ -33,7 +33,7 @@
 #define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
 #define GAIN_DOWN 922u		 /* 0.9 */
 #define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
-#define GAIN_CRUISE 1014u	 /* 0.99, draft: BBRPacingMarginPercent */
+#define MARGIN 10u		 /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
 #define TRIM_UP 16u		 /* a round of CRUISE that saw a queue */
 #define TRIM_DOWN 2u		 /* one that saw none */
 #define BIAS_MAX 82u		 /* 0.08 */

@@ -8,6 +8,14 @@
 
 #include "cc_wan_model.h"
 
+/* What CRUISE leaves free: a maximum is the less too high the more packets there are in a round trip */
+static inline uint32_t wan_margin(const struct cc *cc, const struct wan *w)
+{
+	if (wan_untroubled(w))
+		return 0;
+	return MARGIN - (uint32_t)min64(wan_bdp(w, UNIT) / cc->mss / 256, MARGIN / 2);
+}
+
 static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 {
 	uint64_t empty = wan_rtt_plus(cc, w, 50), excess = 0;
@@ -19,7 +27,7 @@ static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 	/* a queue of ours: away with it, half of it in a round */
 	if (w->last_round_rtt_ns != UINT64_MAX && w->last_round_rtt_ns > empty)
 		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
-	return (wan_untroubled(w) ? UNIT : GAIN_CRUISE) - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+	return UNIT - wan_margin(cc, w) - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
 }
 
 static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
@@ -30,7 +38,7 @@ static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 	case WAN_DRAIN:
 		return GAIN_DRAIN;
 	case WAN_DOWN:
-		if (cc->inflight_bytes > wan_bdp(w, UNIT))
+		if (cc->inflight_bytes > wan_bdp(w, UNIT) + (wan_untroubled(w) ? 2ull * cc->mss : 0))
 			return GAIN_DOWN_FAST;
 		return wan_untroubled(w) ? UNIT : GAIN_DOWN;
 	case WAN_UP:
