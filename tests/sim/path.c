@@ -134,6 +134,23 @@ static bool swallowed(const uint8_t *p, uint32_t len)
 	return now >= P.cut_from_ns && now < P.cut_to_ns;
 }
 
+static void count_again(uint32_t from, const uint8_t *p, uint32_t len)
+{
+	static uint32_t highest;
+	static bool any;
+	struct pkt pkt;
+
+	if (from || wire_parse(p, len, false, &pkt) != WIRE_TCP || !pkt.payload_len)
+		return;
+	if (any && (int32_t)(pkt.seq - highest) < 0) {
+		path_stats.again++;
+		path_stats.again_ect += !!ecn_of(p);
+		return;
+	}
+	any = true;
+	highest = pkt.seq + pkt.payload_len;
+}
+
 void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 {
 	uint64_t *free_ns = &link_free_ns[from];
@@ -145,6 +162,7 @@ void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 	if (router_error(from, p, len) || swallowed(p, len))
 		return;
 	path_stats.sent++;
+	count_again(from, p, len);
 	if (backlog * P.rate_Bps / NS_PER_S > P.queue_bytes) {
 		path_stats.queue_lost++;
 		return;
@@ -157,7 +175,7 @@ void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		if (rnd() < loss)
 			continue;
 		e.at_ns = *free_ns + P.delay_ns + (now >= P.longer_from_ns ? P.longer_ns : 0);
-		if (rnd() < P.reorder)
+		if (rnd() < P.reorder && (!P.reorder_to_ns || now < P.reorder_to_ns))
 			e.at_ns += (uint64_t)((double)P.reorder_ns * rnd());
 		e.data = malloc(len);
 		memcpy(e.data, p, len);

@@ -371,6 +371,19 @@ static void run(void)
 	}
 }
 
+/* Connections that hold the order of the network for unreliable (RFC 8985 section 6.2 step 4) */
+static uint32_t reordered(const struct dmm_core *core)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < core->n_live; i++) {
+		const struct conn *c = core->slots[core->live[i]];
+
+		n += c->phase != CONN_PARKED && c->leg[DMM_LEG_OUTER].flags & TF_REORD;
+	}
+	return n;
+}
+
 static void report_core(const struct host *h)
 {
 	int side = 'a' + (int)h->index;
@@ -379,8 +392,8 @@ static void report_core(const struct host *h)
 	       connections(h), side, h->owned, side, h->disowned, side, h->closed, side, h->last_error);
 	if (!h->core)
 		return;
-	printf("chunks_%c=%lu\nslabs_%c=%lu\n", side, h->core->mem.chunk_bytes, side,
-	       mem_held_bytes(&h->core->mem));
+	printf("chunks_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side, h->core->mem.chunk_bytes, side,
+	       mem_held_bytes(&h->core->mem), side, reordered(h->core));
 	for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 		printf("%s_%c=%lu\n", counter_names[c], side, dmm_core_counter(h->core, c));
 }
@@ -409,7 +422,8 @@ static int report(void)
 	       path_stats.max_backlog_ns);
 	report_core(&H[0]);
 	report_core(&H[1]);
-	printf("marked=%lu\n", path_stats.marked);
+	printf("marked=%lu\nagain=%lu\nagain_ect=%lu\n", path_stats.marked, path_stats.again,
+	       path_stats.again_ect);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return n.wrong || n.truncated ? 1 : 0;

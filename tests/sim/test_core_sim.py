@@ -187,6 +187,38 @@ def test_ecn_replaces_loss(programs: Programs, cc: str, v6: int, accecn_off: int
     assert off["queue_lost"] > 0
 
 
+@pytest.mark.parametrize(
+    ("cc", "loss", "accecn_off", "most"),
+    [("wan", 0.05, 1, 1.0), ("wan", 0.003, 1, 0.0), ("wan", 0.05, 0, 0.0), ("cubic", 0.05, 1, 0.0)],
+    ids=["much random loss", "little", "RFC 9768", "cubic"],
+)
+def test_retransmissions_are_ect_only_where_much_is_lost_at_random(
+    programs: Programs, cc: str, loss: float, accecn_off: int, most: float
+) -> None:
+    """RFC 3168 section 6.1.5 but for one case; there a Linux receiver would be slow to tell what has arrived."""
+    keys = {"up": 30_000_000, "down": 0, "delay_ns": 20 * MS, "queue_bytes": 500_000, "limit_ns": 20 * S}
+    result = simulate(programs.sim_asan, cc=cc, loss=loss, accecn_off=accecn_off, **keys)
+    assert result["again"] > 0
+    share = result["again_ect"] / result["again"]
+    assert share > 0.7 if most else share == 0
+
+
+def test_reordering_that_has_ended_costs_no_more_waiting(programs: Programs) -> None:
+    """A control that tolerates loss waits RACK's window only as long as there is reordering."""
+    keys = {"up": 2_000_000_000, "down": 0, "delay_ns": 20 * MS, "queue_bytes": 500_000, "limit_ns": 4 * S}
+    for reorder_to_ns, waits in ((0, 1), (2 * S, 0)):
+        result = simulate(
+            programs.sim,
+            check=1,
+            cc="wan",
+            reorder=0.2,
+            reorder_ns=8 * MS,
+            reorder_to_ns=reorder_to_ns,
+            **keys,
+        )
+        assert result["reordered_a"] == waits
+
+
 def test_path_that_drops_ecn_syns(programs: Programs) -> None:
     """A SYN that is sent again asks for RFC 9768 once more after a second, for nothing after three; only RFC 3168 is
     not asked for twice."""
