@@ -29,16 +29,16 @@
 #define P_KNOWN_SEGS 100u	 /* p_hat of fewer packets is no knowledge */
 #define POOL_SEGS 256u		 /* fewer packets than this say little about loss */
 
-#define GAIN_STARTUP 3072u	 /* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
-#define GAIN_DRAIN 512u		 /* draft: BBRDrainPacingGain */
-#define GAIN_DOWN 922u		 /* 0.9 */
-#define GAIN_DOWN_FAST 768u	 /* 0.75, while more than a BDP is in flight */
-#define MARGIN 10u		 /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
-#define TRIM_UP 16u		 /* a round of CRUISE that saw a queue */
-#define TRIM_DOWN 2u		 /* one that saw none */
-#define BIAS_MAX 82u		 /* 0.08 */
-#define GAIN_QUEUE_MAX 102u	 /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
-#define GAIN_TIGHT 973u		 /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
+#define GAIN_STARTUP 3072u  /* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
+#define GAIN_DRAIN 512u	    /* draft: BBRDrainPacingGain */
+#define GAIN_DOWN 922u	    /* 0.9 */
+#define GAIN_DOWN_FAST 768u /* 0.75, while more than a BDP is in flight */
+#define MARGIN 10u	    /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
+#define TRIM_UP 16u	    /* a round of CRUISE that saw a queue */
+#define TRIM_DOWN 2u	    /* one that saw none */
+#define BIAS_MAX 82u	    /* 0.08 */
+#define GAIN_QUEUE_MAX 102u /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
+#define GAIN_TIGHT 973u	    /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
 #define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
 #define GAIN_UP_INIT (UNIT + 128u)
 #define GAIN_UP_MAX (UNIT + 256u)
@@ -229,8 +229,8 @@ static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, 
 }
 
 /*
- * Just after STARTUP, and nothing was lost yet: whoever sends a megabyte is done before the model has settled.
- * To give way then would only lengthen that; the bottleneck is kept busy until the first probe.
+ * Just after STARTUP, and nothing was lost yet: whoever sends a megabyte is done before the model has
+ * settled. To give way then would only lengthen that; the bottleneck is kept busy until the first probe.
  */
 static inline int wan_untroubled(const struct wan *w)
 {
