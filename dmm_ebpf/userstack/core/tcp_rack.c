@@ -10,8 +10,8 @@
 
 /*
  * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
- * seen sooner than after a few segments is the same event; and it is over when none was seen for long. And how
- * far the window grows by DSACKs then.
+ * seen sooner than after a few segments is the same event; and it is over when none was seen for long. And
+ * how far the window grows by DSACKs then.
  */
 enum {
 	REORD_EVENTS = 8,
