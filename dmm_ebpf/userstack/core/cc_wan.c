@@ -347,7 +347,7 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 		wan_startup_queue(w, s);
 		break;
 	case WAN_DRAIN:
-		if (cc->inflight_bytes <= wan_bdp(w, UNIT) + 2ull * cc->mss)
+		if (cc->inflight_bytes <= wan_drained_bytes(cc, w))
 			wan_enter_down(w, s);
 		break;
 	case WAN_DOWN:

@@ -237,6 +237,15 @@ static inline int wan_untroubled(const struct wan *w)
 	return w->cycle == 1 && !w->lost_total;
 }
 
+/*
+ * In flight when DRAIN has emptied the queue. min_rtt may be that of a small packet: a segment is on the wire
+ * besides, and another waits for its ACK.
+ */
+static inline uint64_t wan_drained_bytes(const struct cc *cc, const struct wan *w)
+{
+	return wan_bdp(w, UNIT) + 2ull * cc->mss;
+}
+
 static inline void wan_forget(struct wan *w)
 {
 	w->p_lost = 0;

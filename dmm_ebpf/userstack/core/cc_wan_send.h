@@ -38,9 +38,9 @@ static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 	case WAN_DRAIN:
 		return GAIN_DRAIN;
 	case WAN_DOWN:
-		if (cc->inflight_bytes > wan_bdp(w, UNIT) + (wan_untroubled(w) ? 2ull * cc->mss : 0))
-			return GAIN_DOWN_FAST;
-		return wan_untroubled(w) ? UNIT : GAIN_DOWN;
+		if (wan_untroubled(w))
+			return cc->inflight_bytes > wan_drained_bytes(cc, w) ? GAIN_DOWN_FAST : UNIT;
+		return cc->inflight_bytes > wan_bdp(w, UNIT) ? GAIN_DOWN_FAST : GAIN_DOWN;
 	case WAN_UP:
 		return wan_gain_up(cc, w);
 	case WAN_CRUISE:
