@@ -5,16 +5,11 @@
 
 #include "util.h"
 
-static inline uint8_t ecn_of(const uint8_t *p)
-{
-	return p[1] >> (p[0] >> 4 == 4 ? 0 : 4) & 3;
-}
-
 /* Returns whether the packet may carry the mark and did not yet */
 static inline bool mark_ce(uint8_t *p)
 {
 	bool v4 = p[0] >> 4 == 4;
-	uint8_t shift = v4 ? 0 : 4, ecn = ecn_of(p);
+	uint8_t shift = v4 ? 0 : 4, ecn = p[1] >> shift & 3;
 	uint32_t c;
 
 	if (!ecn || ecn == 3)

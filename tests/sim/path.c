@@ -134,17 +134,17 @@ static bool swallowed(const uint8_t *p, uint32_t len)
 	return now >= P.cut_from_ns && now < P.cut_to_ns;
 }
 
-static void count_again(uint32_t from, const uint8_t *p, uint32_t len)
+static void count_resent(uint32_t from, const uint8_t *p, uint32_t len)
 {
 	static uint32_t highest;
 	static bool any;
 	struct pkt pkt;
 
-	if (from || wire_parse(p, len, false, &pkt) != WIRE_TCP || !pkt.payload_len)
+	if (from || P.conns != 1 || wire_parse(p, len, false, &pkt) != WIRE_TCP || !pkt.payload_len)
 		return;
 	if (any && (int32_t)(pkt.seq - highest) < 0) {
-		path_stats.again++;
-		path_stats.again_ect += !!ecn_of(p);
+		path_stats.resent++;
+		path_stats.resent_ect += !!(pkt.tos & WIRE_ECN_MASK);
 		return;
 	}
 	any = true;
@@ -162,7 +162,7 @@ void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 	if (router_error(from, p, len) || swallowed(p, len))
 		return;
 	path_stats.sent++;
-	count_again(from, p, len);
+	count_resent(from, p, len);
 	if (backlog * P.rate_Bps / NS_PER_S > P.queue_bytes) {
 		path_stats.queue_lost++;
 		return;

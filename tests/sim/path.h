@@ -17,8 +17,8 @@ enum place { AT_LINK, AT_CORE, AT_KERN }; /* where a packet arrives: off the lin
 
 struct path_stats {
 	uint64_t sent, queue_lost, max_backlog_ns, marked;
-	/* data of host 0 that had been sent before, with one connection: all, and what of it was ECT */
-	uint64_t again, again_ect;
+	/* of one connection's data from host 0: what had been sent before, and what of that was ECT */
+	uint64_t resent, resent_ect;
 };
 
 /* Virtual time; sim.c moves it */

@@ -422,8 +422,8 @@ static int report(void)
 	       path_stats.max_backlog_ns);
 	report_core(&H[0]);
 	report_core(&H[1]);
-	printf("marked=%lu\nagain=%lu\nagain_ect=%lu\n", path_stats.marked, path_stats.again,
-	       path_stats.again_ect);
+	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
+	       path_stats.resent_ect);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return n.wrong || n.truncated ? 1 : 0;

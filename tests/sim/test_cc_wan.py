@@ -72,8 +72,8 @@ def test_ten_flows_that_come_one_after_the_other(ccsim: Path) -> None:
         jain.append(sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)))
         queue_loss.append(max(flow.queue_loss for flow in flows))
     assert statistics.median(jain) > 0.85
-    assert statistics.median(queue_loss) < 0.035
-    assert max(queue_loss) < 0.1
+    assert statistics.median(queue_loss) < 0.03
+    assert max(queue_loss) < 0.05
 
 
 @pytest.mark.parametrize(

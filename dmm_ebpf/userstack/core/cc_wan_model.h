@@ -34,6 +34,7 @@
 #define GAIN_DOWN 922u	    /* 0.9 */
 #define GAIN_DOWN_FAST 768u /* 0.75, while more than a BDP is in flight */
 #define MARGIN 10u	    /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
+#define MARGIN_SEGS 256u    /* so many in flight take 1/1024 off it */
 #define TRIM_UP 16u	    /* a round of CRUISE that saw a queue */
 #define TRIM_DOWN 2u	    /* one that saw none */
 #define BIAS_MAX 82u	    /* 0.08 */

@@ -13,7 +13,7 @@ static inline uint32_t wan_margin(const struct cc *cc, const struct wan *w)
 {
 	if (wan_untroubled(w))
 		return 0;
-	return MARGIN - (uint32_t)min64(wan_bdp(w, UNIT) / cc->mss / 256, MARGIN / 2);
+	return MARGIN - (uint32_t)min64(wan_bdp(w, UNIT) / cc->mss / MARGIN_SEGS, MARGIN / 2);
 }
 
 static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)

@@ -348,7 +348,7 @@ bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64
 /* tcp_rack.c */
 /* Acknowledged now, but not for its last transmission: nothing can be measured by it */
 bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns);
-bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns);
+bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns);
 void rack_reordered(struct tcb *t);
 /* How long a segment that was overtaken is waited for */
 uint64_t rack_window_ns(const struct tcb *t);

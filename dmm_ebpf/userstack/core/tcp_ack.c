@@ -72,6 +72,7 @@ void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint6
 static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, uint64_t now_ns)
 {
 	struct outer *o = &tcb_conn(t)->outer;
+	bool told_late = rack_told_late(t, s, now_ns);
 
 	ctx->s.acked_bytes += s->len;
 	ctx->delivered_segs++;
@@ -88,13 +89,13 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 			ctx->probe = true;
 		ctx->original |= !(s->flags & SEG_AMBIGUOUS) && seg_end(s) <= o->undo_end;
 	}
-	if (!rack_told_late(t, s, now_ns) &&
+	if (!told_late &&
 	    (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
 	     (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns))) {
 		ctx->best = *s;
 		ctx->has_best = true;
 	}
-	ctx->reordered |= rack_update(t, s, ctx->old_fack, now_ns);
+	ctx->reordered |= rack_update(t, s, told_late, ctx->old_fack, now_ns);
 }
 
 static int64_t snd_unwrap(const struct tcb *t, uint32_t seq)

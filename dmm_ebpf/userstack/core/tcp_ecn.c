@@ -145,9 +145,9 @@ uint16_t ecn_ack_flags(const struct tcb *t)
  * once, and puts that off until its program lets go of the socket; the blocks of all that came meanwhile, up
  * to several hundred segments, are then told in one ACK of three. What is never told is sent again.
  */
-static bool retrans_without_ect(const struct tcb *t)
+static bool retrans_is_ect(const struct tcb *t)
 {
-	return !(t->flags & TF_ECN) || !tcb_is_outer(t) || tcb_conn(t)->outer.cc.spare != CC_SPARE_ALL;
+	return t->flags & TF_ECN && tcb_conn(t)->outer.cc.spare == CC_SPARE_ALL;
 }
 
 /* For a data segment; *tos gets the code point */
@@ -155,7 +155,7 @@ uint16_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos)
 {
 	if (!(t->flags & (TF_ECN | TF_ACCECN)) || (t->flags & TF_NO_ECT))
 		return 0;
-	if (s->flags & SEG_RETRANS && retrans_without_ect(t))
+	if (s->flags & SEG_RETRANS && !retrans_is_ect(t))
 		return 0;
 	*tos = ECN_ECT0;
 	if (!(t->flags & TF_ECN_CWR))

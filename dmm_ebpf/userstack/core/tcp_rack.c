@@ -59,7 +59,7 @@ bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns)
  * segments besides newer. A retransmission is ambiguous, unless it is acknowledged sooner than it can have
  * arrived: then the first transmission came late.
  */
-bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t now_ns)
+bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	uint64_t rtt_ns = now_ns - s->xmit_ns;
@@ -72,7 +72,7 @@ bool rack_update(struct tcb *t, const struct seg *s, uint64_t old_fack, uint64_t
 		fl->sure_rtt_ns = rtt_ns;
 		fl->sure_ns = now_ns;
 	}
-	if (rack_told_late(t, s, now_ns))
+	if (told_late)
 		return overtaken;
 	if (end > fl->fack)
 		fl->fack = end;
