@@ -7,13 +7,14 @@ failure is a DmmError.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.cli import gather, output, tables
-from dmm_ebpf.errors import DmmError, PolicyError, UsageError
+from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError, UsageError
 from dmm_ebpf.tui import units
 from dmm_ebpf.tui.flowfilter import FlowFilter, parse_endpoint
 
@@ -53,6 +54,17 @@ def detach(instance: str, *, everything: bool, as_json: bool) -> None:
             )
     if error is not None:
         raise error
+
+
+def compile_programs() -> None:
+    """Compile what attach and run may want, and keep it."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("keep compiled programs", why="not root", hint="run it with sudo")
+    from dmm_ebpf.loader import cache
+    from dmm_ebpf.loader import compile as compiler
+
+    for kept in compiler.prepare():
+        print(f"{cache.FOLDER}: {kept}")
 
 
 def policy_check(file: Path, *, as_json: bool) -> None:

@@ -228,6 +228,22 @@ def run(
     )
 
 
+@app.command("compile")
+def compile_programs() -> None:
+    """Compile the BPF programs now, so that attach and run need no compiler.
+
+    What is compiled is kept in /var/cache/dmm-ebpf: for this kernel, and in a form that suits any. Installing
+    dmm-ebpf does this; without it the first attach or run does, and takes a few seconds longer.
+
+    \b
+    Example:
+      dmm-ebpf compile
+    """
+    from dmm_ebpf.cli import actions
+
+    actions.compile_programs()
+
+
 @app.command()
 def status(instance: AnyInstanceOption = None, as_json: JsonOption = False) -> None:
     """Show each instance: policy, stacks, flows, counters.

@@ -11,6 +11,7 @@ Only links are used, so programs that others have on the cgroup stay and run too
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import struct
 import weakref
@@ -32,7 +33,7 @@ from dmm_ebpf.errors import (
 from dmm_ebpf.loader import bpf, bpffs, programs, xdp
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
-from dmm_ebpf.loader.compile import compile_programs
+from dmm_ebpf.loader.compile import code as compiled
 from dmm_ebpf.loader.maps import Map
 from dmm_ebpf.loader.spec import MAPS, PROGRAMS, ProgSpec
 
@@ -199,7 +200,7 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
     bpffs.check_name(instance)
     cgroup_fd = _open_cgroup(cgroup)
     try:
-        code = compile_programs(programs.defines())
+        code = compiled()
         folder = _make_folder(instance)
         opened: dict[str, Map] = {}
         progs: dict[str, int] = {}
@@ -279,16 +280,30 @@ def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
             raise _incomplete(instance, f"its map {spec.name} was made by another version of dmm-ebpf")
 
 
+def _tags(code: bytes) -> set[str]:
+    """What the kernel may call a program of these instructions: a hash of them without fds, SHA-1 before Linux 6.18 and
+    SHA-256 since (bpf_prog_calc_tag()), of which it keeps 8 bytes.
+    """
+    bare = programs.bind_maps(code, dict.fromkeys(range(len(MAPS)), 0))
+    return {made(bare).hexdigest()[:16] for made in (hashlib.sha1, hashlib.sha256)}
+
+
 def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
-    """Tags are the kernel's hash of the instructions; ours are known by loading them, which attaches nothing."""
-    fresh = programs.load_programs(compile_programs(programs.defines()), opened)
+    """That the pinned programs are ours. A kernel that hashes otherwise is asked by loading them once more, which
+    attaches nothing.
+    """
+    code = compiled()
+    pinned = {name: bpf.prog_info(fd).tag for name, fd in progs.items()}
+    if all(tag in _tags(code[name]) for name, tag in pinned.items()):
+        return
+    fresh = programs.load_programs(code, opened)
     try:
-        for name, fd in progs.items():
-            pinned, ours = bpf.prog_info(fd).tag, bpf.prog_info(fresh[name]).tag
-            if pinned != ours:
+        for name, tag in pinned.items():
+            ours = bpf.prog_info(fresh[name]).tag
+            if tag != ours:
                 raise _incomplete(
                     instance,
-                    f"its program {name} was loaded by another version of dmm-ebpf (tag {pinned}, not {ours})",
+                    f"its program {name} was loaded by another version of dmm-ebpf (tag {tag}, not {ours})",
                 )
     finally:
         programs.close_programs(fresh)

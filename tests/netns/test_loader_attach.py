@@ -128,6 +128,21 @@ def test_adopt_finds_the_same_maps_and_programs(made, cgroup: Cgroup) -> None:
         adopted.close()
 
 
+def test_adopt_knows_its_programs_without_loading_them(
+    made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by loading them, on a kernel that hashes instructions in another way."""
+    attached = made(cgroup)
+    real, calls = programs.load_programs, []
+    monkeypatch.setattr(programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1])
+    loader.adopt(attached.instance).close()
+    assert not calls
+    monkeypatch.setattr(importlib.import_module("dmm_ebpf.loader.attach"), "_tags", lambda _: set())
+    descriptors = descriptors_open()
+    loader.adopt(attached.instance).close()
+    assert len(calls) == 1 and descriptors_open() <= descriptors
+
+
 def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
     attached = made(cgroup)
     name = attached.instance
