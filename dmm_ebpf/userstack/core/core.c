@@ -162,8 +162,6 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 	/* the old connection is not wholly over, the new SYN will come again */
 	if (syn && (t->state == TCP_CLOSE || (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER)))
 		return;
-	if (leg == DMM_LEG_INNER && pkt->payload_len)
-		c->tos = pkt->tos & 0xfc;
 	tcp_input(core, t, pkt, now_ns);
 }
 

@@ -282,8 +282,11 @@ void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint
 void tcp_release(struct dmm_core *core, struct tcb *t);
 void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
-/* tcp_ack.c: false: the segment must be dropped, it was answered if RFC 9293 says so */
-bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
+/* tcp_ack.c */
+/* Whether the peer may have sent this ACK field (RFC 5961 section 5.2) */
+bool tcp_ack_ok(const struct tcb *t, uint32_t field);
+/* tcp_ack_ok() was asked */
+void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
 uint64_t tcp_min_rtt_ns(const struct tcb *t);
 void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns);
 

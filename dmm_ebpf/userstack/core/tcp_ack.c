@@ -4,8 +4,8 @@
  * 6675), its window, the round-trip time (RFC 6298), the delivery rate (draft-ietf-ccwg-bbr, delivery rate
  * samples).
  *
- * Refuses: an ACK of what was never sent; one older than the largest window (RFC 5961 section 5.2); SACK
- * blocks outside what is in flight.
+ * Refuses: an ACK of what was never sent; one older than the largest window (tcp_ack_ok(), which the caller
+ * asks before anything of the segment counts); SACK blocks outside what is in flight.
  */
 #include "core.h"
 
@@ -378,22 +378,19 @@ static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *c
 		tcp_rearm(core, t, now_ns);
 }
 
-bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns)
+bool tcp_ack_ok(const struct tcb *t, uint32_t field)
+{
+	int64_t ack = snd_unwrap(t, field);
+
+	return ack <= (int64_t)t->snd_nxt && ack >= (int64_t)t->snd_una - (int64_t)t->max_wnd;
+}
+
+void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns)
 {
 	int64_t ack = snd_unwrap(t, pkt->ack);
 	uint32_t old_wnd = t->snd_wnd;
 	struct ack_ctx ctx = {.s.now_ns = now_ns};
 
-	if (ack > (int64_t)t->snd_nxt) {
-		core->counters[DMM_CORE_BAD_SEQ]++;
-		tcp_challenge_ack(core, t, now_ns);
-		return false;
-	}
-	if (ack < (int64_t)t->snd_una - (int64_t)t->max_wnd) {
-		core->counters[DMM_CORE_BAD_SEQ]++;
-		tcp_challenge_ack(core, t, now_ns);
-		return false;
-	}
 	ctx.s.prior_inflight_bytes = tcp_inflight(t);
 	ctx.arrived = arrived_without_sack(t);
 	ctx.old_fack = t->fl ? t->fl->fack : 0;
@@ -419,11 +416,10 @@ bool tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	if (!t->fl) {
 		if (ctx.undo) /* a DSACK after all is acknowledged */
 			undo_reduction(core, t, now_ns);
-		return true;
+		return;
 	}
 	if (ctx.s.rtt_ns)
 		tcp_rtt_sample(core, t, ctx.s.rtt_ns, now_ns);
 	tlp_process(t, &ctx, pkt, (uint64_t)(ack < 0 ? 0 : ack), now_ns);
 	after_flight(core, t, &ctx, now_ns);
-	return true;
 }

@@ -192,38 +192,18 @@ static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt 
 	return true;
 }
 
-/* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. false: dropped.
- */
-static bool paws_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+/* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. Only compared
+ * here: it is stored when all else about the segment is acceptable too (accepted()). */
+static bool paws_ok(const struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
-	bool stale = now_s - t->ts_recent_s > 24u * 86400;
 
-	if (!(t->flags & TF_TS))
+	if ((int32_t)(pkt->tsval - t->ts_recent) >= 0 || now_s - t->ts_recent_s > 24u * 86400)
 		return true;
-	if (!pkt->has_ts) { /* section 3.2: dropped without a word, but for a RST */
-		if (!(pkt->flags & TH_RST))
-			core->counters[DMM_CORE_PAWS]++;
-		return pkt->flags & TH_RST;
-	}
-	if ((int32_t)(pkt->tsval - t->ts_recent) >= 0 || stale) {
-		if (seq <= (int64_t)t->last_ack_sent) {
-			t->ts_recent = pkt->tsval;
-			t->ts_recent_s = now_s;
-		}
-		return true;
-	}
-	if (pkt->flags & TH_RST)
-		return true;
-	core->counters[DMM_CORE_PAWS]++;
-	/* a duplicate only if we have it: it may as well be a late segment that fills a hole */
-	if (seq + pkt->payload_len <= (int64_t)t->rcv_nxt)
-		set_dsack(t, seq, seq + pkt->payload_len);
-	ack_now(core, t);
-	return false;
+	return pkt->flags & TH_RST;
 }
 
-static bool seq_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static bool seq_ok(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 {
 	int64_t end = seq + pkt->payload_len + !!(pkt->flags & TH_SYN) + !!(pkt->flags & TH_FIN);
 
@@ -231,19 +211,80 @@ static bool seq_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	if (end >= (int64_t)t->last_ack_sent && seq <= (int64_t)t->rcv_adv)
 		return true;
 	/* a RST that some stacks send from before their FIN */
-	if ((pkt->flags & TH_RST) && (t->flags & TF_FIN_RCVD) && seq == (int64_t)t->rcv_nxt - 1)
+	return (pkt->flags & TH_RST) && (t->flags & TF_FIN_RCVD) && seq == (int64_t)t->rcv_nxt - 1;
+}
+
+/* Late or early data whose numbers can be the peer's all the same: near the window, with an acceptable ACK */
+static bool seems_ours(const struct dmm_core *core, const struct tcb *t, const struct pkt *pkt, int64_t seq)
+{
+	int64_t reach = (int64_t)tcp_rcv_limit(core, t), off = seq - (int64_t)t->rcv_nxt;
+
+	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_ACK || (!pkt->payload_len && !(pkt->flags & TH_FIN)))
+		return false;
+	return off >= -reach && off <= reach && tcp_ack_ok(t, pkt->ack);
+}
+
+/*
+ * A segment that is not acceptable changes nothing; the answer is an ACK (RFC 9293, RFC 7323, RFC 5961, each
+ * section cited above). The peer's own data is told of at once, as a duplicate if we have it (RFC 2883): with
+ * an old timestamp it may as well be a late segment that fills a hole. For all else one answer in a while is
+ * enough.
+ */
+static void refused(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+{
+	int64_t end = seq + pkt->payload_len;
+
+	if (pkt->flags & TH_RST)
+		return;
+	if (!seems_ours(core, t, pkt, seq)) {
+		tcp_stale_ack(core, t, now_ns);
+		return;
+	}
+	if (end <= (int64_t)t->rcv_nxt)
+		set_dsack(t, seq, end);
+	ack_now(core, t);
+}
+
+/* Timestamp and sequence number are acceptable (RFC 9293 section 3.10.7.4, first check) */
+static bool window_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		      uint64_t now_ns)
+{
+	if (t->flags & TF_TS) {
+		if (!pkt->has_ts && !(pkt->flags & TH_RST)) { /* section 3.2: dropped without a word */
+			core->counters[DMM_CORE_PAWS]++;
+			return false;
+		}
+		if (pkt->has_ts && !paws_ok(t, pkt, now_ns)) {
+			core->counters[DMM_CORE_PAWS]++;
+			refused(core, t, pkt, seq, now_ns);
+			return false;
+		}
+	}
+	if (seq_ok(t, pkt, seq))
 		return true;
 	core->counters[DMM_CORE_BAD_SEQ]++;
-	if (pkt->flags & TH_RST)
-		return false;
-	if (pkt->payload_len || (pkt->flags & TH_FIN)) {
-		if (end <= (int64_t)t->rcv_nxt)
-			set_dsack(t, seq, seq + pkt->payload_len);
-		ack_now(core, t);
-	} else {
-		tcp_stale_ack(core, t, now_ns);
-	}
+	refused(core, t, pkt, seq, now_ns);
 	return false;
+}
+
+/* All of a segment's numbers are acceptable: what it says of the peer, whatever else it brings */
+static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		     uint64_t now_ns)
+{
+	bool old_ack = (int32_t)(pkt->ack - t->iss - (uint32_t)t->snd_una) < 0;
+
+	t->last_rx_ns = now_ns;
+	if (unlikely(t->keep_probes)) {
+		t->keep_probes = 0;
+		tcp_keep_start(core, t, now_ns);
+	}
+	/* RFC 7323 section 4.3; not by an old ACK, as Linux has it (tcp_ack) */
+	if ((t->flags & TF_TS) && seq <= (int64_t)t->last_ack_sent && !old_ack) {
+		t->ts_recent = pkt->tsval;
+		t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
+	}
+	if (!tcb_is_outer(t) && pkt->payload_len)
+		tcb_conn(t)->tos = pkt->tos & 0xfc;
 }
 
 static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t now_ns)
@@ -396,15 +437,27 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 		in_fin(core, t, now_ns);
 }
 
-/* The ACK that ends a passive handshake; false: the segment goes no further */
-static bool in_syn_recv_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
-			    uint64_t now_ns)
+/* The ACK field of a synchronized connection's segment, or the one that ends a passive handshake */
+static bool ack_field_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
-	if ((t->flags & TF_HOLD) || t->snd_nxt != 1 || pkt->ack != t->iss + 1) {
+	if (t->state != TCP_SYN_RECV) {
+		if (likely(tcp_ack_ok(t, pkt->ack)))
+			return true;
 		core->counters[DMM_CORE_BAD_SEQ]++;
-		ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+		tcp_challenge_ack(core, t, now_ns);
 		return false;
 	}
+	if (!(t->flags & TF_HOLD) && t->snd_nxt == 1 && pkt->ack == t->iss + 1)
+		return true;
+	core->counters[DMM_CORE_BAD_SEQ]++;
+	ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+	return false;
+}
+
+/* false: the segment goes no further */
+static bool in_syn_recv_acked(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+			      uint64_t now_ns)
+{
 	t->snd_wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 	t->max_wnd = t->snd_wnd;
 	t->snd_wl1 = (uint64_t)seq;
@@ -426,17 +479,28 @@ static void in_fin_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	}
 }
 
-static void in_time_wait(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void in_time_wait(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+			 uint64_t now_ns)
 {
-	if (pkt->flags & TH_RST)
-		return;
-	if (pkt->flags & TH_FIN)
+	bool fin = pkt->flags & TH_FIN;
+
+	if (fin && seq + pkt->payload_len + 1 == (int64_t)t->rcv_nxt)
 		tcp_enter_time_wait(core, t, now_ns);
-	if (pkt->payload_len || (pkt->flags & (TH_FIN | TH_SYN)))
+	if (pkt->payload_len || fin)
 		ack_now(core, t);
 }
 
-/* RFC 9293 section 3.10.7.4 */
+/* RFC 5961 section 4.2. The SYN-ACK itself once more tells that our answer may be lost. */
+static void in_syn_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool again = pkt->seq == t->irs && (!(pkt->flags & TH_ACK) || pkt->ack == t->iss + 1);
+
+	if (again && (t->flags & TF_ACCECN))
+		accecn_syn_again(t, pkt);
+	tcp_challenge_ack(core, t, now_ns);
+}
+
+/* RFC 9293 section 3.10.7.4. Before accepted() nothing is written but counters, and that an answer is due. */
 static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *in, uint64_t now_ns)
 {
 	struct pkt pkt = *in;
@@ -449,34 +513,27 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		pkt.seq++;
 	}
 	seq = rcv_unwrap(t, pkt.seq);
-	if (!paws_ok(core, t, &pkt, seq, now_ns) || !seq_ok(core, t, &pkt, seq, now_ns))
+	if (!window_ok(core, t, &pkt, seq, now_ns))
 		return;
-	t->last_rx_ns = now_ns;
-	if (unlikely(t->keep_probes)) {
-		t->keep_probes = 0;
-		tcp_keep_start(core, t, now_ns);
-	}
 	if (pkt.flags & TH_RST) {
 		in_rst(core, t, seq, now_ns);
 		return;
 	}
 	if (pkt.flags & TH_SYN) {
-		if ((t->flags & TF_ACCECN) && pkt.seq == t->irs)
-			accecn_syn_again(t, &pkt);
-		tcp_challenge_ack(core, t, now_ns); /* RFC 5961 section 4.2 */
+		in_syn_synchronized(core, t, &pkt, now_ns);
 		return;
 	}
-	if (!(pkt.flags & TH_ACK))
+	if (!(pkt.flags & TH_ACK) || !ack_field_ok(core, t, &pkt, now_ns))
 		return;
-	if (t->state == TCP_SYN_RECV && !in_syn_recv_ack(core, t, &pkt, seq, now_ns))
+	accepted(core, t, &pkt, seq, now_ns);
+	if (t->state == TCP_SYN_RECV && !in_syn_recv_acked(core, t, &pkt, seq, now_ns))
 		return;
 	if (t->state == TCP_TIME_WAIT) {
-		in_time_wait(core, t, &pkt, now_ns);
+		in_time_wait(core, t, &pkt, seq, now_ns);
 		return;
 	}
 	ecn_input(core, t, &pkt, now_ns);
-	if (!tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns))
-		return;
+	tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns);
 	in_fin_acked(core, t, now_ns);
 	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2) {
 		urg_input(core, t, &pkt, seq);
