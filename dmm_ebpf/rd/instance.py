@@ -335,7 +335,7 @@ class Instance:
                 for process in row.get("processes", ()):
                     process.update(load.process_figures(asked.get((name, process["process"]))))
             if config is not None:
-                row["options"] = config.model_dump(mode="json", exclude_none=True, exclude={"kind"})
+                row["options"] = config.options()
                 for key in ("transport", "congestion", "io", "fallback"):
                     if key in row["options"]:
                         row[key] = row["options"][key]

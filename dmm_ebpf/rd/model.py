@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of a policy: what keys exist, of what type, and the records that the rest of the RD reads.
 
-Owns the pydantic models of the TOML text (stacks, rules, routes as written) and Policy, what they become once names are
+Owns the records of the TOML text (stacks, rules, routes as written) and Policy, what they become once names are
 resolved. All of it is frozen. It refuses what one key or one table shows to be wrong by itself; what needs two
 places to see (an unknown name, a contradiction, a fallback to a user stack) is policy.py's.
 """
@@ -9,13 +9,11 @@ places to see (an unknown name, a contradiction, a fallback to a user stack) is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from typing import Any, Literal, Self
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.locate import place
@@ -220,83 +218,118 @@ def _direction(value: object) -> int:
     )
 
 
-class Frozen(BaseModel):
-    """A model that refuses unknown keys and cannot be changed."""
+class KeyRefusedError(Exception):
+    """The key of a table that is refused, as the policy writes it; refused: why, or None when it is missing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    def __init__(self, key: str, refused: ValueRefusedError | None) -> None:
+        super().__init__(key)
+        self.key = key
+        self.refused = refused
+
+
+def _by(read: Callable[[Any], Any], name: str = "") -> dict[str, Any]:
+    """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the key as a policy
+    writes it, where that is not the field's name.
+    """
+    return {"read": read, "name": name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A table of the policy; each field's metadata is made by _by(), and one without default must be there."""
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
         """The keys as a policy writes them."""
-        return tuple(field.alias or name for name, field in cls.model_fields.items())
+        return tuple(one.metadata["name"] or one.name for one in fields(cls))
+
+    @classmethod
+    def read(cls, data: Mapping[str, object]) -> Self:
+        """The record of a table whose keys are known ones. KeyRefusedError: the first key that is refused."""
+        values: dict[str, Any] = {}
+        for one, key in zip(fields(cls), cls.keys(), strict=True):
+            if key in data:
+                try:
+                    values[one.name] = one.metadata["read"](data[key])
+                except ValueRefusedError as refused:
+                    raise KeyRefusedError(key, refused) from None
+            elif one.default is MISSING:
+                raise KeyRefusedError(key, None)
+        return cls(**values)
+
+    def options(self) -> dict[str, Any]:
+        """What is not None, by field, as listings print it; without kind."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "kind"}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
-_AsText = PlainSerializer(str, return_type=str, when_used="json-unless-none")
-MarkField = Annotated[Mark | None, BeforeValidator(parse_mark), _AsText]
-SizeField = Annotated[int | None, BeforeValidator(parse_size)]
-BufferField = Annotated[int | None, BeforeValidator(_buffer)]
+def _plain(value: Any) -> Any:
+    """value as JSON has it."""
+    if isinstance(value, Mark | UidRange):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
-class KernelStack(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class KernelStack(Record):
     """The kernel's own stack, with options that are set on each socket it serves; None leaves a thing as it is."""
 
-    kind: Literal["kernel"] = "kernel"
-    congestion: Annotated[str | None, BeforeValidator(_kernel_congestion)] = None
-    dscp: Annotated[int | None, BeforeValidator(parse_dscp)] = None
-    mark: MarkField = None
-    pacing_rate_Bps: Annotated[int | None, BeforeValidator(parse_rate)] = Field(  # noqa: N815
-        default=None, alias="pacing_rate"
-    )
-    priority: Annotated[int | None, BeforeValidator(_priority)] = None
+    kind: Literal["kernel"] = field(default="kernel", metadata=_by(str))
+    congestion: str | None = field(default=None, metadata=_by(_kernel_congestion))
+    dscp: int | None = field(default=None, metadata=_by(parse_dscp))
+    mark: Mark | None = field(default=None, metadata=_by(parse_mark))
+    pacing_rate_Bps: int | None = field(default=None, metadata=_by(parse_rate, "pacing_rate"))  # noqa: N815
+    priority: int | None = field(default=None, metadata=_by(_priority))
 
 
-class UserStack(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class UserStack(Record):
     """A user-space stack: one process or several that share its flows, with a transport of its own."""
 
-    kind: Literal["user"]
-    transport: Annotated[str, BeforeValidator(_transport)] = "tcp"
-    congestion: Annotated[str, BeforeValidator(_user_congestion)] = "cubic"
-    io: Annotated[str, BeforeValidator(_io)] = "auto"
-    instances: Annotated[int, BeforeValidator(_instances)] = 1
-    fallback: Annotated[str, BeforeValidator(_stack_name)] = KERNEL
-    devices: Annotated[
-        tuple[str, ...], BeforeValidator(_devices)
-    ] = ()  # (): whichever the route to the peer uses
-    sndbuf_bytes: BufferField = Field(default=None, alias="sndbuf")
-    rcvbuf_bytes: BufferField = Field(default=None, alias="rcvbuf")
-    memory_bytes: SizeField = Field(default=None, alias="memory")
-    max_connections: Annotated[int | None, BeforeValidator(_max_connections)] = None
-    syn_cookies: Annotated[str, BeforeValidator(_syn_cookies)] = "auto"
-    busy_poll_us: Annotated[int, BeforeValidator(_busy_poll_us)] = 0
+    kind: Literal["user"] = field(metadata=_by(str))
+    transport: str = field(default="tcp", metadata=_by(_transport))
+    congestion: str = field(default="cubic", metadata=_by(_user_congestion))
+    io: str = field(default="auto", metadata=_by(_io))
+    instances: int = field(default=1, metadata=_by(_instances))
+    fallback: str = field(default=KERNEL, metadata=_by(_stack_name))
+    devices: tuple[str, ...] = field(
+        default=(), metadata=_by(_devices)
+    )  # (): whichever the route to the peer uses
+    sndbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "sndbuf"))
+    rcvbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "rcvbuf"))
+    memory_bytes: int | None = field(default=None, metadata=_by(parse_size, "memory"))
+    max_connections: int | None = field(default=None, metadata=_by(_max_connections))
+    syn_cookies: str = field(default="auto", metadata=_by(_syn_cookies))
+    busy_poll_us: int = field(default=0, metadata=_by(_busy_poll_us))
 
 
-class RejectStack(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class RejectStack(Record):
     """No stack: connect() and bind() fail with EPERM."""
 
-    kind: Literal["reject"] = "reject"
+    kind: Literal["reject"] = field(default="reject", metadata=_by(str))
 
 
 Stack = KernelStack | UserStack | RejectStack
-STACK_MODELS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]] = {
+STACK_RECORDS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]] = {
     "kernel": KernelStack,
     "user": UserStack,
     "reject": RejectStack,
 }
 
 
-class Rule(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Rule(Record):
     """Which sockets look in which table; what is None does not matter, all else must match."""
 
-    table: Annotated[str, BeforeValidator(_table_name)]
-    name: Annotated[str | None, BeforeValidator(_rule_name)] = None
-    cgroup: Annotated[str | None, BeforeValidator(_cgroup)] = None  # itself or anything below it
-    uid: Annotated[UidRange | None, BeforeValidator(parse_uid), _AsText] = None
-    comm: Annotated[str | None, BeforeValidator(_comm)] = None
-    mark: MarkField = None
-    netns: Annotated[str | None, BeforeValidator(_netns)] = None
-    direction: Annotated[int, BeforeValidator(_direction)] = Field(
-        default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN
-    )
+    table: str = field(metadata=_by(_table_name))
+    name: str | None = field(default=None, metadata=_by(_rule_name))
+    cgroup: str | None = field(default=None, metadata=_by(_cgroup))  # itself or anything below it
+    uid: UidRange | None = field(default=None, metadata=_by(parse_uid))
+    comm: str | None = field(default=None, metadata=_by(_comm))
+    mark: Mark | None = field(default=None, metadata=_by(parse_mark))
+    netns: str | None = field(default=None, metadata=_by(_netns))
+    direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=_by(_direction))
 
     def text(self) -> str:
         """The conditions in one line, for example "cgroup /shop.slice uid 1000 connect"; "all" when there are none."""
@@ -312,13 +345,14 @@ class Rule(Frozen):
         return " ".join(words) or "all"
 
 
-class RouteModel(Frozen):
+@dataclass(frozen=True, kw_only=True)
+class RouteRecord(Record):
     """A route as written in the policy; "default" is two prefixes."""
 
-    to: Annotated[tuple[Prefix, ...], BeforeValidator(_to)]
-    stack: Annotated[str, BeforeValidator(_stack_name)]
-    proto: Annotated[int, BeforeValidator(_proto)] = 0
-    ports: Annotated[Ports, BeforeValidator(parse_ports)] = ()
+    to: tuple[Prefix, ...] = field(metadata=_by(_to))
+    stack: str = field(metadata=_by(_stack_name))
+    proto: int = field(default=0, metadata=_by(_proto))
+    ports: Ports = field(default=(), metadata=_by(parse_ports))
 
     @property
     def match(self) -> Match:

@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.locate import describe, place
@@ -26,10 +24,11 @@ from dmm_ebpf.rd.model import (
     KERNEL,
     MAX_USER_PROCESSES,
     REJECT,
-    STACK_MODELS,
-    Frozen,
+    STACK_RECORDS,
+    KeyRefusedError,
     Policy,
-    RouteModel,
+    Record,
+    RouteRecord,
     Rule,
     Stack,
     UserStack,
@@ -47,7 +46,7 @@ _MAX_STACKS = C.DMM_MAX_STACKS - 1
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
 
 KeyPath = tuple[str | int, ...]
-Model = TypeVar("Model", bound=Frozen)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def load(path: Path) -> Policy:
@@ -172,26 +171,20 @@ class _Parser:
             raise self._refused(path, f"expected tables, each beginning with {header}")
         return value
 
-    def _model(self, model: type[Model], data: object, path: KeyPath) -> Model:
+    def _record(self, kind: type[AnyRecord], data: object, path: KeyPath) -> AnyRecord:
         if not isinstance(data, dict):
             raise self._refused(path, f"{shown(data)} is not a table")
-        known = model.keys()
+        known = kind.keys()
         for key in data:
             if key not in known:
                 raise self._unknown_key((*path, key), known)
         try:
-            return model.model_validate(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-        where = (*path, *first["loc"])
-        refused = first.get("ctx", {}).get("error")
-        if isinstance(refused, ValueRefusedError):
-            raise self._refused(where, refused.why, refused.hint)
-        if first["type"] == "missing":
-            raise self._refused(
-                path, f'the key "{first["loc"][-1]}" is missing', f"add {first['loc'][-1]} = ..."
-            )
-        raise self._refused(where, f"{shown(first['input'])} is not accepted: {first['msg']}")
+            return kind.read(data)
+        except KeyRefusedError as error:
+            key, refused = error.key, error.refused
+        if refused is None:
+            raise self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
+        raise self._refused((*path, key), refused.why, refused.hint)
 
     def _name(self, name: str, what: str, path: KeyPath) -> None:
         try:
@@ -218,10 +211,10 @@ class _Parser:
                 raise self._refused(
                     path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
                 )
-            if not isinstance(kind, str) or kind not in STACK_MODELS:
+            if not isinstance(kind, str) or kind not in STACK_RECORDS:
                 hint = 'expected "kernel", "user" or "reject"'
                 raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
-            self.stacks[name] = self._model(STACK_MODELS[kind], data, path)
+            self.stacks[name] = self._record(STACK_RECORDS[kind], data, path)
         users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
         processes = 0
         for name, user in users.items():
@@ -266,7 +259,9 @@ class _Parser:
             header = f"[[tables.{name}.routes]]"
             routes = self._array(data.get("routes", []), (*path, "routes"), header)
             for position, route in enumerate(routes):
-                self._add_route(table, position, self._model(RouteModel, route, (*path, "routes", position)))
+                self._add_route(
+                    table, position, self._record(RouteRecord, route, (*path, "routes", position))
+                )
             table.inline_count = len(table)
             if "routes_from" in data:
                 self._read_file(table, data["routes_from"], (*path, "routes_from"))
@@ -274,7 +269,7 @@ class _Parser:
             out[name] = table
         return out
 
-    def _add_route(self, table: RouteTable, position: int, route: RouteModel) -> None:
+    def _add_route(self, table: RouteTable, position: int, route: RouteRecord) -> None:
         hint = self._stack_problem(route.stack)
         if hint is not None:
             path = ("tables", table.name, "routes", position, "stack")
@@ -328,7 +323,7 @@ class _Parser:
         names: dict[str, int] = {}
         for index, data in enumerate(items):
             path: KeyPath = ("rules", index)
-            rule = self._model(Rule, data, path)
+            rule = self._record(Rule, data, path)
             if rule.table not in tables:
                 hint = _suggest(rule.table, tables, "table")
                 raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
