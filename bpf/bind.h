@@ -12,44 +12,36 @@
 
 #include "decide.h"
 
-/* The first rule that matches a listener gives the table; peers are not known yet, so there is no second
- * chance. */
-static __always_inline void listen_rule_find(const struct dmm_facts *facts, __u32 generation,
-					     struct dmm_decision *decision)
+/* The body of step rule_listen. */
+static __always_inline int rule_listen(struct dmm_search *search)
 {
-	__u32 half = generation & 1;
-	__u32 n_rules = generation ? rules_count(half) : 0;
-	__u32 i;
+	const struct dmm_rule *rule = rule_next(search, DMM_DIR_LISTEN);
 
-	decision->rule = 0;
-	decision->table = 0;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_MAX_RULES; i++) {
-		const struct dmm_rule *rule;
-
-		if (i >= n_rules)
-			break;
-		rule = rule_get(half, i);
-		if (!rule)
-			break;
-		if (!rule_matches(rule, facts, DMM_DIR_LISTEN))
-			continue;
-		decision->rule = i + 1;
-		decision->table = rule->table;
-		break;
-	}
+	if (!rule)
+		return 0;
+	search->verdict.rule = search->next;
+	search->verdict.table = rule->table;
+	return 1;
 }
 
-static __always_inline void decision_listen(struct dmm_decision *decision, const struct dmm_facts *facts,
+/*
+ * search: facts alone. The first rule that matches a listener gives the table; peers are not known yet, so
+ * there is no second chance.
+ */
+static __always_inline void decision_listen(struct dmm_decision *decision, struct dmm_search *search,
 					    __u32 generation)
 {
-	decision_facts(decision, facts);
+	search->query.half = generation & 1;
+	if (generation)
+		dmm_loop(rules_count(generation & 1), DMM_STEP(rule_listen), search, 0);
+	decision_facts(decision, &search->facts);
 	decision->generation = generation;
 	decision->direction = DMM_DIR_LISTEN;
 	decision->route = DMM_ROUTE_NONE;
 	decision->stack = 0;
 	decision->wanted = 0;
-	listen_rule_find(facts, generation, decision);
+	decision->rule = search->verdict.rule;
+	decision->table = search->verdict.table;
 }
 
 static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
@@ -59,21 +51,21 @@ static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
 #else
 	const struct dmm_control *control = control_get();
 	struct bpf_sock *sk = ctx->sk;
-	struct dmm_facts facts = {};
+	struct dmm_search search = {};
 	struct dmm_decision *decision;
 
 	if (!control || !sk || CTX_LOAD(u32, ctx, type) != SOCK_STREAM ||
 	    CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
 		return 1;
-	facts.netns_cookie = bpf_get_netns_cookie(ctx);
-	if (facts.netns_cookie != control->netns_cookie)
+	search.facts.netns_cookie = bpf_get_netns_cookie(ctx);
+	if (search.facts.netns_cookie != control->netns_cookie)
 		return 1;
 	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!decision)
 		return 1;
-	facts_current(&facts);
-	facts.mark = sk->mark;
-	decision_listen(decision, &facts, control->generation);
+	facts_current(&search.facts);
+	search.facts.mark = sk->mark;
+	decision_listen(decision, &search, control->generation);
 #endif
 	return 1;
 }

@@ -74,105 +74,88 @@ static __always_inline int connect_refuse(struct bpf_sock_addr *ctx)
 	return 0;
 }
 
-/* The local port is not chosen yet; cookies are given out one after the other. */
-static __always_inline void connect_process(struct bpf_sock_addr *ctx, struct dmm_served *served)
+/* The body of step rule_connect. */
+static __always_inline int rule_connect(struct dmm_search *search)
 {
-	struct dmm_process process;
+	const struct dmm_rule *rule = rule_next(search, DMM_DIR_CONNECT);
 
-	process_pick(served->stack, served->id, hash_spread((__u32)dmm_socket_cookie(ctx)), true, &process);
-	served->mark = process.mark;
+	if (!rule || !route_find_recent(rule->table, &search->query, search->generation, &search->verdict))
+		return 0;
+	search->verdict.rule = search->next;
+	return 1;
 }
 
 /* The first rule that matches and whose table has a route wins. */
-static __always_inline bool policy_find(const struct dmm_facts *facts, const struct dmm_query *query,
-					__u32 generation, struct dmm_verdict *verdict)
+static __always_inline bool policy_find(struct dmm_search *search)
 {
-	__u32 n_rules = rules_count(query->half);
-	__u32 i;
-
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_MAX_RULES; i++) {
-		const struct dmm_rule *rule;
-
-		if (i >= n_rules)
-			break;
-		rule = rule_get(query->half, i);
-		if (!rule)
-			break;
-		if (!rule_matches(rule, facts, DMM_DIR_CONNECT))
-			continue;
-		if (!route_find_recent(rule->table, query, generation, verdict))
-			continue;
-		verdict->rule = i + 1;
-		return true;
-	}
-	return false;
+	dmm_loop(rules_count(search->query.half), DMM_STEP(rule_connect), search, 0);
+	return search->verdict.rule;
 }
 
 /* Returns 1 to let connect() go on, 0 for EPERM. */
-static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_query *query, bool socket6)
+static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_search *search, bool socket6)
 {
 	const struct dmm_control *control = control_get();
 	bool stream = CTX_LOAD(u32, ctx, type) == SOCK_STREAM;
+	struct dmm_query *query = &search->query;
+	struct dmm_facts *facts = &search->facts;
 	struct bpf_sock *sk = ctx->sk;
-	struct dmm_verdict verdict;
 	struct dmm_served served = {};
-	struct dmm_facts facts;
 	struct dmm_flow flow = {};
 
 	if (!control || !sk)
 		return 1;
-	facts.netns_cookie = bpf_get_netns_cookie(ctx);
-	if (facts.netns_cookie != control->netns_cookie)
+	facts->netns_cookie = bpf_get_netns_cookie(ctx);
+	if (facts->netns_cookie != control->netns_cookie)
 		return 1;
 	if (CTX_LOAD(u32, ctx, protocol) != (stream ? IPPROTO_TCP : IPPROTO_UDP))
 		return 1;
 	count(DMM_CNT_CONNECT);
-	facts_current(&facts);
-	facts.mark = mark_clean(ctx, control, sk);
-	flow.decision.generation = control->generation;
-	flow.decision.direction = DMM_DIR_CONNECT;
-	verdict_none(&verdict);
-	query->half = flow.decision.generation & 1;
+	facts_current(facts);
+	facts->mark = mark_clean(ctx, control, sk);
+	search->generation = control->generation;
+	verdict_none(&search->verdict);
+	query->half = search->generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
-	if (flow.decision.generation && !sk->bound_dev_if &&
-	    policy_find(&facts, query, flow.decision.generation, &verdict))
-		stack_resolve(query->half, verdict.stack, stream && !addr_is_loopback(query->addr), &served);
+	if (search->generation && !sk->bound_dev_if && policy_find(search))
+		stack_resolve(ctx, query->half, search->verdict.stack,
+			      stream && !addr_is_loopback(query->addr), &served);
 	if (served.reject)
 		return connect_refuse(ctx);
 	if (served.stack) {
-		if (served.stack->kind == DMM_STACK_USER) {
+		if (served.stack->kind == DMM_STACK_USER)
 			mark_remember(sk, served.id);
-			connect_process(ctx, &served);
-		}
-		stack_apply(ctx, &served, facts.mark, stream, socket6 && !addr_is_mapped(query->addr));
+		stack_apply(ctx, &served, facts->mark, stream, socket6 && !addr_is_mapped(query->addr));
 	}
 	if (!stream)
 		return 1;
-	decision_facts(&flow.decision, &facts);
-	decision_verdict(&flow.decision, &verdict, served.id);
-	connect_record(ctx, query, facts.netns_cookie, &flow);
+	flow.decision.generation = search->generation;
+	flow.decision.direction = DMM_DIR_CONNECT;
+	decision_facts(&flow.decision, facts);
+	decision_verdict(&flow.decision, &search->verdict, served.id);
+	connect_record(ctx, query, facts->netns_cookie, &flow);
 	return 1;
 }
 
 static __always_inline int connect4(struct bpf_sock_addr *ctx)
 {
-	struct dmm_query query = {};
+	struct dmm_search search = {};
 
-	addr_set4(query.addr, CTX_LOAD(u32, ctx, user_ip4));
-	return connect_decide(ctx, &query, false);
+	addr_set4(search.query.addr, CTX_LOAD(u32, ctx, user_ip4));
+	return connect_decide(ctx, &search, false);
 }
 
 static __always_inline int connect6(struct bpf_sock_addr *ctx)
 {
-	struct dmm_query query = {};
+	struct dmm_search search = {};
+	__u32 *addr = search.query.addr;
 
-	query.addr[0] = CTX_LOAD(u32, ctx, user_ip6[0]);
-	query.addr[1] = CTX_LOAD(u32, ctx, user_ip6[1]);
-	query.addr[2] = CTX_LOAD(u32, ctx, user_ip6[2]);
-	query.addr[3] = CTX_LOAD(u32, ctx, user_ip6[3]);
-	return connect_decide(ctx, &query, true);
+	addr[0] = CTX_LOAD(u32, ctx, user_ip6[0]);
+	addr[1] = CTX_LOAD(u32, ctx, user_ip6[1]);
+	addr[2] = CTX_LOAD(u32, ctx, user_ip6[2]);
+	addr[3] = CTX_LOAD(u32, ctx, user_ip6[3]);
+	return connect_decide(ctx, &search, true);
 }
 
 #endif /* DMM_CONNECT_H */

@@ -37,6 +37,15 @@ struct dmm_verdict {
 	__u32 stack;
 };
 
+/* A way through the rules. */
+struct dmm_search {
+	struct dmm_facts facts;
+	struct dmm_query query; /* half alone for listeners */
+	struct dmm_verdict verdict;
+	__u32 generation;
+	__u32 next; /* the rule that comes next, 0-based */
+};
+
 /* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on kernels that
  * allow it. */
 #ifdef DMM_TASK_COMM
@@ -108,8 +117,17 @@ static __always_inline const struct dmm_rule *rule_get(__u32 half, __u32 index)
 static __always_inline __u32 rules_count(__u32 half)
 {
 	const struct dmm_policy_head *head = map_lookup(DMM_MAP(heads), &half);
+	__u32 n_rules = head ? head->n_rules : 0;
 
-	return head ? head->n_rules : 0;
+	return n_rules < DMM_MAX_RULES ? n_rules : DMM_MAX_RULES;
+}
+
+/* The next rule; NULL if it does not match. */
+static __always_inline const struct dmm_rule *rule_next(struct dmm_search *search, __u32 direction)
+{
+	const struct dmm_rule *rule = rule_get(search->query.half, search->next++);
+
+	return rule && rule_matches(rule, &search->facts, direction) ? rule : NULL;
 }
 
 static __always_inline const struct dmm_route_value *prefix_find(__u32 table, const struct dmm_query *query)
@@ -138,11 +156,13 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 
 	if (!prefix)
 		return false;
-	verdict->table = table;
 	if (!prefix->portset) {
+		if (prefix->route == DMM_ROUTE_NONE)
+			return false;
+		verdict->table = table;
 		verdict->route = prefix->route;
 		verdict->stack = prefix->stack;
-		return prefix->route != DMM_ROUTE_NONE;
+		return true;
 	}
 	trie = map_lookup(DMM_MAP(ports), &query->half);
 	if (!trie)
@@ -152,25 +172,25 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 	key.proto = query->proto;
 	key.port_be = query->port_be;
 	port = map_lookup(trie, &key);
-	if (!port)
+	if (!port || port->route == DMM_ROUTE_NONE)
 		return false;
+	verdict->table = table;
 	verdict->route = port->route;
 	verdict->stack = port->stack;
-	return port->route != DMM_ROUTE_NONE;
+	return true;
 }
 
 static __always_inline const struct dmm_stack *stack_get(__u32 half, __u32 id)
 {
-	__u32 key = half * DMM_MAX_STACKS + id;
+	/* No branch on id, which the verifier would follow number by number where id is a loop's. */
+	__u32 key = half * DMM_MAX_STACKS + (id & (DMM_MAX_STACKS - 1));
 
-	return id < DMM_MAX_STACKS ? map_lookup(DMM_MAP(stacks), &key) : NULL;
+	return map_lookup(DMM_MAP(stacks), &key);
 }
 
-static __always_inline bool stack_is_up(__u32 id)
+static __always_inline const struct dmm_stack_state *stack_state_get(__u32 id)
 {
-	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
-
-	return state && state->up;
+	return map_lookup(DMM_MAP(stack_state), &id);
 }
 
 static __always_inline bool process_is_full(__u32 id, __u32 number)
@@ -181,26 +201,6 @@ static __always_inline bool process_is_full(__u32 id, __u32 number)
 	return load && load->full;
 }
 
-/* Whether a user stack serves a new connect(); if not, it is counted why. */
-static __always_inline bool stack_takes_flow(__u32 id)
-{
-	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
-	__u32 up = state ? state->up : 0;
-	__u32 i;
-
-	if (!up) {
-		count(DMM_CNT_CONNECT_FALLBACK);
-		return false;
-	}
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_MAX_PROCESSES && up; i++, up >>= 1) {
-		if ((up & 1) && !process_is_full(id, i))
-			return true;
-	}
-	count(DMM_CNT_CONNECT_FULL);
-	return false;
-}
-
 /* What tells one process of a user stack from the others. */
 struct dmm_process {
 	__u32 mark;
@@ -208,38 +208,59 @@ struct dmm_process {
 	__u32 number;
 };
 
-/*
- * Which process of a stack that is up takes a new flow. Only a flow whose process is down goes elsewhere, so
- * that the same hash finds the same process for as long as it lives. pass_full: it may be another, as long as
- * it has room.
- */
-static __always_inline void process_pick(const struct dmm_stack *stack, __u32 id, __u32 hash, bool pass_full,
-					 struct dmm_process *process)
-{
-	const struct dmm_stack_state *state = map_lookup(DMM_MAP(stack_state), &id);
-	__u32 processes, up, at, i;
+/* A way around the processes of a stack. */
+struct dmm_process_search {
+	__u32 id;
+	__u32 with_room; /* 1: only one that is not full */
+	__u32 next;
+	__u32 found;
+	struct dmm_process process;
+};
 
-	process->mark = stack->mark;
-	process->tap = 0;
-	process->number = 0;
-	if (!state || likely(state->processes < 2))
-		return;
-	processes = state->processes;
-	up = state->up;
-	at = ((__u64)hash * processes) >> 32;
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_MAX_PROCESSES; i++, at++) {
-		if (at >= processes)
-			at = 0;
-		if ((up & (1u << (at & (DMM_MAX_PROCESSES - 1)))) && !(pass_full && process_is_full(id, at)))
-			break;
+static __always_inline bool process_takes(const struct dmm_stack_state *state, __u32 id, __u32 number,
+					  bool with_room)
+{
+	return (state->up >> number & 1) && !(with_room && process_is_full(id, number));
+}
+
+/* The body of step process_try. */
+static __always_inline int process_try(struct dmm_process_search *search)
+{
+	const struct dmm_stack_state *state = stack_state_get(search->id);
+	__u32 number = search->next & (DMM_MAX_PROCESSES - 1);
+
+	if (!state)
+		return 1;
+	search->next = (number + 1) % (state->processes ?: 1);
+	if (!process_takes(state, search->id, number, search->with_room))
+		return 0;
+	search->process.number = number;
+	if (number) {
+		search->process.mark = state->marks[number];
+		search->process.tap = state->taps[number];
 	}
-	at &= DMM_MAX_PROCESSES - 1;
-	if (at == 0)
-		return;
-	process->mark = state->marks[at];
-	process->tap = state->taps[at];
-	process->number = at;
+	search->found = 1;
+	return 1;
+}
+
+/*
+ * Which process of a stack takes a new flow; false: none. Only a flow whose process is down goes elsewhere,
+ * so that the same hash finds the same process for as long as it lives. with_room: it may be another, as long
+ * as it has room.
+ */
+static __always_inline bool process_pick(const struct dmm_stack *stack, const struct dmm_stack_state *state,
+					 __u32 id, __u32 hash, bool with_room, struct dmm_process *process)
+{
+	struct dmm_process_search search = {.id = id, .with_room = with_room, .process.mark = stack->mark};
+	__u32 processes = state->processes;
+
+	*process = search.process;
+	if (likely(processes < 2))
+		return process_takes(state, id, 0, with_room);
+	search.next = ((__u64)hash * processes) >> 32;
+	dmm_loop(processes, DMM_STEP(process_try), &search, 0);
+	*process = search.process;
+	return search.found;
 }
 
 /* 2^32 divided by the golden ratio: consecutive numbers, and every other one, come out evenly spread. */
@@ -256,11 +277,37 @@ struct dmm_served {
 };
 
 /*
+ * Whether a user stack serves a new connect(), and by which process; if not, it is counted why. The local
+ * port is not chosen yet, so the cookie stands for the flow: cookies are given out one after the other.
+ */
+static __always_inline bool user_stack_takes(void *ctx, const struct dmm_stack *stack, __u32 id,
+					     struct dmm_served *served)
+{
+	const struct dmm_stack_state *state = stack_state_get(id);
+	__u32 hash = hash_spread((__u32)dmm_socket_cookie(ctx));
+	struct dmm_process process;
+
+	if (!state || !state->up) {
+		count(DMM_CNT_CONNECT_FALLBACK);
+		return false;
+	}
+	if (!process_pick(stack, state, id, hash, true, &process)) {
+		count(DMM_CNT_CONNECT_FULL);
+		return false;
+	}
+	served->stack = stack;
+	served->id = id;
+	served->mark = process.mark;
+	return true;
+}
+
+/*
  * Who serves a flow that policy gives to stack id. user_allowed: the flow can be carried by a user stack at
  * all; if it cannot, the kernel serves it as if there were no policy. A fallback that is itself a user stack
  * is the kernel: one level, so that a chain of dead stacks costs nothing.
  */
-static __always_inline void stack_resolve(__u32 half, __u32 id, bool user_allowed, struct dmm_served *served)
+static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half, __u32 id, bool user_allowed,
+					  struct dmm_served *served)
 {
 	const struct dmm_stack *stack = id ? stack_get(half, id) : NULL;
 
@@ -270,14 +317,12 @@ static __always_inline void stack_resolve(__u32 half, __u32 id, bool user_allowe
 	if (!stack)
 		return;
 	if (stack->kind == DMM_STACK_USER) {
-		if (!user_allowed)
+		if (!user_allowed || user_stack_takes(ctx, stack, id, served))
 			return;
-		if (!stack_takes_flow(id)) {
-			id = stack->fallback;
-			stack = id ? stack_get(half, id) : NULL;
-			if (!stack || stack->kind == DMM_STACK_USER)
-				return;
-		}
+		id = stack->fallback;
+		stack = id ? stack_get(half, id) : NULL;
+		if (!stack || stack->kind == DMM_STACK_USER)
+			return;
 	}
 	if (stack->kind == DMM_STACK_REJECT) {
 		served->id = id;

@@ -60,6 +60,18 @@
 
 #define DMM_MAP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
 
+/*
+ * A step of a loop: a function of dmm.bpf.c with one argument, which returns 1 to end the loop. The loader
+ * links it to each program that refers to it (dmm_ebpf/loader/link.py).
+ *
+ * Loops of more than a few turns are calls of bpf_loop(): the verifier looks at the step once, where it
+ * follows every way through every turn of a for, which the kernel gives up beyond 8192 branches.
+ */
+#define DMM_STEP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_FUNC, DMM_STEP_##name))
+
+/* argument: what the step is given, on the caller's stack. */
+static long (*dmm_loop)(__u32 turns, void *step, void *argument, __u64 flags) = (void *)BPF_FUNC_loop;
+
 /* BCC declares this helper as returning u32, which cuts the cookie. */
 static __u64 (*dmm_socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * dmm.bpf.c: the one translation unit: every BPF program of dmm-ebpf, one entry point each.
+ * dmm.bpf.c: the one translation unit: every BPF program of dmm-ebpf, one entry point each, and every step
+ * of a loop (DMM_STEP in defs.h).
  *
  * Entry points only, on purpose: BCC rewrites the body of functions in this file, and leaves the included
  * parts alone.
@@ -56,4 +57,29 @@ int dmm_ingress(struct __sk_buff *ctx)
 int dmm_listener_set(struct dmm_listener_set *ctx)
 {
 	return listener_set(ctx);
+}
+
+int dmm_rule_connect(struct dmm_search *search)
+{
+	return rule_connect(search);
+}
+
+int dmm_rule_listen(struct dmm_search *search)
+{
+	return rule_listen(search);
+}
+
+int dmm_process_try(struct dmm_process_search *search)
+{
+	return process_try(search);
+}
+
+int dmm_stack_mark(struct dmm_mark_search *search)
+{
+	return stack_mark(search);
+}
+
+int dmm_lock_try(struct dmm_lock *lock)
+{
+	return lock_try(lock);
 }

@@ -16,17 +16,26 @@
 
 #define DMM_LOCK_SPINS 1024
 
-static __always_inline bool listener_lock(const struct dmm_listener_key *key)
+struct dmm_lock {
+	const struct dmm_listener_key *key;
+	__u64 held;
+};
+
+/* The body of step lock_try. */
+static __always_inline int lock_try(struct dmm_lock *lock)
 {
 	__u32 one = 1;
-	__u32 i;
 
-#pragma clang loop unroll(disable)
-	for (i = 0; i < DMM_LOCK_SPINS; i++) {
-		if (!map_update(DMM_MAP(listener_locks), key, &one, BPF_NOEXIST))
-			return true;
-	}
-	return false;
+	lock->held = !map_update(DMM_MAP(listener_locks), lock->key, &one, BPF_NOEXIST);
+	return lock->held;
+}
+
+static __always_inline bool listener_lock(const struct dmm_listener_key *key)
+{
+	struct dmm_lock lock = {.key = key};
+
+	dmm_loop(DMM_LOCK_SPINS, DMM_STEP(lock_try), &lock, 0);
+	return lock.held;
 }
 
 static __always_inline void listener_unlock(const struct dmm_listener_key *key)

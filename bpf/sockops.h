@@ -41,10 +41,10 @@ static __always_inline void listen_facts(struct bpf_sock *sk, struct dmm_decisio
 					 __u64 netns_cookie, __u32 generation)
 {
 #ifdef DMM_SOCKOPS_CURRENT
-	struct dmm_facts facts = {.netns_cookie = netns_cookie, .mark = sk->mark};
+	struct dmm_search search = {.facts = {.netns_cookie = netns_cookie, .mark = sk->mark}};
 
-	facts_current(&facts);
-	decision_listen(decision, &facts, generation);
+	facts_current(&search.facts);
+	decision_listen(decision, &search, generation);
 #else
 	(void)sk;
 	(void)netns_cookie;
@@ -149,22 +149,37 @@ static __always_inline bool stack_bears_mark(__u32 half, __u32 id, __u32 mark)
 	return false;
 }
 
+/* A way through the stacks. */
+struct dmm_mark_search {
+	__u32 half;
+	__u32 mark;
+	__u32 next;
+	__u32 found;
+};
+
+/* The body of step stack_mark. */
+static __always_inline int stack_mark(struct dmm_mark_search *search)
+{
+	__u32 id = search->next++;
+
+	if (!stack_bears_mark(search->half, id, search->mark))
+		return 0;
+	search->found = id;
+	return 1;
+}
+
 /*
  * The user stack whose mark a socket carries; 0: none. The mark came with the SYN (tcp_fwmark_accept). It is
  * the route's stack, unless the policy changed during the handshake, or the mark is somebody else's.
  */
 static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark, __u32 wanted)
 {
-	__u32 id;
+	struct dmm_mark_search search = {.half = half, .mark = mark, .next = 1};
 
 	if (stack_bears_mark(half, wanted, mark))
 		return wanted;
-#pragma clang loop unroll(disable)
-	for (id = 1; id < DMM_MAX_STACKS; id++) {
-		if (stack_bears_mark(half, id, mark))
-			return id;
-	}
-	return 0;
+	dmm_loop(DMM_MAX_STACKS - 1, DMM_STEP(stack_mark), &search, 0);
+	return search.found;
 }
 
 /* Who listens, and so accepts; the address says it, except where several share one. */

@@ -102,6 +102,7 @@ static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_pa
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
 	const struct dmm_control *control = control_get();
 	const struct dmm_listener *listener;
+	const struct dmm_stack_state *state;
 	const struct dmm_stack *stack;
 	struct dmm_process process;
 	struct dmm_verdict verdict;
@@ -120,12 +121,14 @@ static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_pa
 	if (!table || !route_find(table, &query, &verdict) || verdict.stack != packet->nic->stack)
 		return false;
 	stack = stack_get(query.half, verdict.stack);
-	if (!stack || stack->kind != DMM_STACK_USER || !stack_is_up(verdict.stack))
+	state = stack_state_get(verdict.stack);
+	if (!stack || stack->kind != DMM_STACK_USER || !state || !state->up)
 		return false;
 	if (xdp_is_forwarded(ctx, &packet->pair))
 		return false;
 	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
-	process_pick(stack, verdict.stack, pair_hash(&packet->pair), false, &process);
+	if (!process_pick(stack, state, verdict.stack, pair_hash(&packet->pair), false, &process))
+		return false;
 	packet->tap = process.tap;
 	if (syn && process_is_full(verdict.stack, process.number)) {
 		count(DMM_CNT_XDP_FULL);

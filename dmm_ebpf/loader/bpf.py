@@ -95,6 +95,14 @@ class MapInfo:
 
 
 @dataclass(frozen=True)
+class Functions:
+    """A program's functions: fd of the BTF with their types, and struct bpf_func_info of each."""
+
+    btf_fd: int
+    info: bytes
+
+
+@dataclass(frozen=True)
 class ProgInfo:
     """struct bpf_prog_info; tag is the kernel's hash of the instructions."""
 
@@ -249,7 +257,13 @@ def kernel_offsets(members: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def prog_load(
-    name: str, kind: int, insns: bytes, *, attach_type: int = AttachType.NONE, flags: int = 0
+    name: str,
+    kind: int,
+    insns: bytes,
+    *,
+    attach_type: int = AttachType.NONE,
+    flags: int = 0,
+    functions: Functions | None = None,
 ) -> int:
     """BPF_PROG_LOAD. Returns an fd; a refusal is a VerifierError with the whole log (loaded again to get it)."""
     spec = ffi.new("struct dmm_prog_spec *")
@@ -257,6 +271,8 @@ def prog_load(
     code = ffi.from_buffer(insns)
     spec.name, spec.type, spec.expected_attach_type, spec.flags = c_name, kind, attach_type, flags
     spec.insns, spec.insn_cnt = code, len(insns) // 8
+    info = ffi.from_buffer(functions.info if functions else b"")
+    spec.btf_fd, spec.func_info, spec.func_info_bytes = functions.btf_fd if functions else 0, info, len(info)
     ret = lib.dmm_prog_load(spec)
     if ret >= 0:
         return int(ret)

@@ -23,6 +23,7 @@ ffibuilder.cdef(
     struct dmm_prog_spec {
         const char *name; int type; int expected_attach_type; unsigned int flags;
         const void *insns; size_t insn_cnt; char *log; unsigned int log_bytes;
+        int btf_fd; const void *func_info; unsigned int func_info_bytes;
     };
     struct dmm_prog_info { unsigned int type, id; unsigned char tag[8]; char name[16]; };
     struct dmm_link_info { unsigned int type, id, prog_id, attach_type, ifindex; unsigned long long cgroup_id; };

@@ -22,7 +22,7 @@ from typing import Any
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import cache, programs
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS
+from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
 
 COMPILE_SECONDS = 60
 _NO_BCC = 3
@@ -42,7 +42,7 @@ class _NoBccError(KernelFeatureError):
 
 
 def code() -> Code:
-    """Program name to bytecode (struct bpf_insn, 8 bytes each) for the running kernel."""
+    """Program or step name to bytecode (struct bpf_insn, 8 bytes each) for the running kernel."""
     wanted = features()
     try:
         return compile_programs(wanted)
@@ -89,7 +89,7 @@ def features() -> tuple[str, ...]:
 
 @functools.cache
 def compile_programs(defines: tuple[str, ...] = ()) -> Code:
-    """Program name to bytecode, as kept or as BCC compiles it. defines: C macros, NAME or NAME=VALUE."""
+    """Program or step name to bytecode, as kept or as BCC compiles it. defines: C macros, NAME or NAME=VALUE."""
     kept = _kept(defines)
     if kept is not None:
         return kept
@@ -114,14 +114,14 @@ def _kept(defines: tuple[str, ...]) -> Code | None:
     if not isinstance(value, dict) or bcc_version() not in (None, value.get("bcc")):
         return None
     try:
-        found = {spec.name: bytes.fromhex(value["programs"][spec.name]) for spec in PROGRAMS}
+        found = {name: bytes.fromhex(value["programs"][name]) for name in FUNCTIONS}
     except (KeyError, TypeError, ValueError):
         return None
     return None if any(not insns or len(insns) % _INSN_BYTES for insns in found.values()) else found
 
 
 def _key(defines: tuple[str, ...]) -> dict[str, Any]:
-    return {"sources": _sources(), "flags": _macros(defines), "programs": [spec.name for spec in PROGRAMS]}
+    return {"sources": _sources(), "flags": _macros(defines), "programs": list(FUNCTIONS)}
 
 
 @functools.cache
@@ -141,6 +141,7 @@ def _digest(files: list[Path]) -> str:
 def _macros(defines: tuple[str, ...]) -> list[str]:
     return [
         *(f"-DDMM_MAP_{spec.name}={number}" for number, spec in enumerate(MAPS)),
+        *(f"-DDMM_STEP_{name.removeprefix('dmm_')}={number}" for number, name in enumerate(STEPS)),
         *(f"-D{name}" for name in defines),
     ]
 
@@ -153,12 +154,12 @@ def _cflags(defines: tuple[str, ...]) -> list[str]:
 
 
 def _compile(defines: tuple[str, ...]) -> dict[str, str]:
-    """Program name to bytecode in hexadecimal."""
+    """Program or step name to bytecode in hexadecimal."""
     job = {
         "source": str(abi.bpf_dir() / "dmm.bpf.c"),
         "compat": str(abi.bpf_dir() / "compat"),
         "cflags": _cflags(defines),
-        "programs": [spec.name for spec in PROGRAMS],
+        "programs": list(FUNCTIONS),
     }
     # -I: what lies beside the script or in PYTHONPATH must not stand in for bcc's own imports.
     command = [sys.executable, "-I", str(_CHILD)]

@@ -51,6 +51,9 @@ struct dmm_prog_spec {
 	size_t insn_cnt;
 	char *log;
 	unsigned int log_bytes;
+	int btf_fd; /* 0: no func_info */
+	const void *func_info;
+	unsigned int func_info_bytes;
 };
 
 struct dmm_prog_info {
@@ -207,8 +210,13 @@ static int dmm_prog_load(const struct dmm_prog_spec *spec)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = spec->expected_attach_type,
 		    .prog_flags = spec->flags, .log_buf = spec->log, .log_size = spec->log_bytes,
-		    .log_level = spec->log ? 1 : 0);
+		    .log_level = spec->log ? 1 : 0, .prog_btf_fd = spec->btf_fd);
 
+	if (spec->btf_fd) {
+		opts.func_info = spec->func_info;
+		opts.func_info_rec_size = sizeof(struct bpf_func_info);
+		opts.func_info_cnt = spec->func_info_bytes / sizeof(struct bpf_func_info);
+	}
 	return failed(
 		bpf_prog_load(spec->type, spec->name, "Dual BSD/GPL", spec->insns, spec->insn_cnt, &opts));
 }

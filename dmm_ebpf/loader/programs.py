@@ -11,21 +11,20 @@ import errno
 import functools
 import os
 import struct
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
-from dmm_ebpf.loader import bpf, maps
+from dmm_ebpf.loader import bpf, link, maps
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
+from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS, MapSpec, ProgSpec
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, STEPS, MapSpec, ProgSpec
 
 LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
 LOG_LINES = 3
 
-_INSN = struct.Struct("=BBhi")  # struct bpf_insn: code, dst | src << 4, off, imm
-_LD_IMM64 = 0x18
-_PSEUDO_MAP_FD = 1
 _CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x79, 0x15
 _FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
 
@@ -48,14 +47,8 @@ _TASK_CHAINS = (
 def bind_maps(code: bytes, fds: Mapping[int, int]) -> bytes:
     """code with each map number replaced by that map's fd."""
     out = bytearray(code)
-    at = 0
-    while at < len(out):
-        opcode, registers, off, imm = _INSN.unpack_from(out, at)
-        if opcode == _LD_IMM64:
-            if registers >> 4 == _PSEUDO_MAP_FD:
-                _INSN.pack_into(out, at, opcode, registers, off, fds[imm])
-            at += _INSN.size  # its second half is data
-        at += _INSN.size
+    for at, number in link.references(code, link.PSEUDO_MAP_FD):
+        link.set_immediate(out, at, fds[number])
     return bytes(out)
 
 
@@ -69,8 +62,7 @@ def storage_btf(value_bytes: int) -> bytes:
     types = struct.pack("=4I", 1, kind_int, 4, 1 << 24 | 32)
     types += struct.pack("=4I", 5, kind_int, 1, 8)
     types += struct.pack("=6I", 0, kind_array, 0, 2, 1, value_bytes)
-    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
-    return header + types + strings
+    return link.btf(types, strings)
 
 
 def _create(spec: MapSpec) -> Map:
@@ -142,10 +134,31 @@ def _keep_log(log: str) -> str:
     return f"whole log in {LOG_FILE}"
 
 
-def _load(spec: ProgSpec, code: bytes) -> int:
+@contextmanager
+def _functions(linked: Linked) -> Iterator[bpf.Functions | None]:
+    """What the kernel is told of a program's functions; None: there is but one."""
+    if not linked.functions:
+        yield None
+        return
+    fd = bpf.btf_load(link.function_btf([name for name, _ in linked.functions]))
+    try:
+        yield bpf.Functions(fd, link.function_info(linked))
+    finally:
+        os.close(fd)
+
+
+def _load(spec: ProgSpec, linked: Linked) -> int:
     what = f"load the BPF program {spec.name}"
     try:
-        return bpf.prog_load(spec.name, spec.type, code, attach_type=spec.attach_type, flags=spec.flags)
+        with _functions(linked) as functions:
+            return bpf.prog_load(
+                spec.name,
+                spec.type,
+                linked.code,
+                attach_type=spec.attach_type,
+                flags=spec.flags,
+                functions=functions,
+            )
     except bpf.VerifierError as error:
         tail = [line for line in error.log.strip().splitlines() if not line.startswith("processed ")]
         why = " / ".join(tail[-LOG_LINES:]) or str(error.strerror)
@@ -159,12 +172,13 @@ def _load(spec: ProgSpec, code: bytes) -> int:
 
 
 def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[str, int]:
-    """Program name to fd, all of spec.PROGRAMS."""
+    """Program name to fd, all of spec.PROGRAMS. code: what compile_programs() gave."""
     fds = {number: opened[spec.name].fd for number, spec in enumerate(MAPS)}
+    bound = {name: bind_maps(one, fds) for name, one in code.items()}
     loaded: dict[str, int] = {}
     try:
         for spec in PROGRAMS:
-            loaded[spec.name] = _load(spec, bind_maps(code[spec.name], fds))
+            loaded[spec.name] = _load(spec, link.link(spec.name, bound, STEPS))
     except BaseException:
         close_programs(loaded)
         raise
@@ -178,7 +192,7 @@ def close_programs(loaded: MutableMapping[str, int]) -> None:
 
 
 def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
-    return _INSN.pack(code, src << 4 | dst, off, imm)
+    return link.INSN.pack(code, src << 4 | dst, off, imm)
 
 
 def _accepts(kind: ProgType, attach_type: AttachType, code: bytes) -> bool:

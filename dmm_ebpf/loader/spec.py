@@ -107,3 +107,16 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )
+
+# Steps of loops, which link.py puts behind the programs that refer to them. A step's number is its place here; C calls
+# it DMM_STEP(name without dmm_).
+STEPS: tuple[str, ...] = (
+    "dmm_rule_connect",
+    "dmm_rule_listen",
+    "dmm_process_try",
+    "dmm_stack_mark",
+    "dmm_lock_try",
+)
+
+# What is compiled, each on its own.
+FUNCTIONS: tuple[str, ...] = (*(spec.name for spec in PROGRAMS), *STEPS)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.loader import bpffs, cgroup, programs
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS
+from dmm_ebpf.loader import bpffs, cgroup, link, programs
+from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
 
 INSN = struct.Struct("=BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
@@ -48,6 +48,37 @@ def test_only_map_references_are_bound(parts: list[tuple[str, int, int]]) -> Non
     assert programs.bind_maps(code, fds) == wanted
 
 
+def _call_of(number: int) -> bytes:
+    """A load of a step's address, as the compiler leaves it."""
+    return INSN.pack(LD_IMM64, 2 | link.PSEUDO_FUNC << 4, 0, number) + bytes(8)
+
+
+EXIT = INSN.pack(0x95, 0, 0, 0)
+
+
+def test_a_program_without_loops_stays_as_it_is() -> None:
+    assert link.link("p", {"p": EXIT, "s": EXIT}, ["s"]) == link.Linked(EXIT)
+
+
+def test_steps_are_linked_once_each_and_with_the_steps_they_need() -> None:
+    code = {
+        "p": _call_of(2) + _call_of(0) + _call_of(2) + EXIT,  # instructions 0 to 6
+        "a": EXIT,
+        "unused": EXIT,
+        "c": EXIT + _call_of(0) + EXIT,
+    }
+    linked = link.link("p", code, ["a", "unused", "c"])
+    # Behind each step's own start is the move of the argument from r2 to r1.
+    assert linked.functions == [("p", 0), ("c", 7), ("a", 12)]
+    assert len(linked.code) == 8 * 14
+    found = {at // 8: at // 8 + imm + 1 for at, imm in link.references(linked.code, link.PSEUDO_FUNC)}
+    assert found == {0: 7, 2: 12, 4: 7, 9: 12}
+    for start in (7, 12):
+        assert INSN.unpack_from(linked.code, start * 8) == (0xBF, 0x21, 0, 0)
+    info = link.function_info(linked)
+    assert list(struct.iter_unpack("=2I", info)) == [(0, 3), (7, 4), (12, 5)]
+
+
 def test_storage_btf_has_the_layout_of_btf_rst() -> None:
     data = programs.storage_btf(72)
     magic, version, flags, header, type_off, type_len, str_off, str_len = struct.unpack_from(
@@ -63,7 +94,9 @@ def test_every_map_and_program_of_the_sources_is_specified() -> None:
     text = "".join(path.read_text() for path in sorted(abi.bpf_dir().glob("*.[ch]")))
     assert set(re.findall(r"DMM_MAP\((\w+)\)", text)) - {"name"} == {spec.name for spec in MAPS}
     entries = (abi.bpf_dir() / "dmm.bpf.c").read_text()
-    assert re.findall(r"^int (\w+)\(", entries, re.MULTILINE) == [spec.name for spec in PROGRAMS]
+    assert re.findall(r"^int (\w+)\(", entries, re.MULTILINE) == list(FUNCTIONS)
+    steps = set(re.findall(r"DMM_STEP\((\w+)\)", text)) - {"name"}
+    assert steps == {name.removeprefix("dmm_") for name in STEPS}
     assert all(len(spec.name) <= 15 for spec in MAPS), "a map's name is cut at 15 characters"
     assert all("." not in spec.name for spec in MAPS), "bpffs refuses dots"
 
