@@ -180,6 +180,7 @@ def print_status(status: Row) -> None:
         ("netns", units.clean(status.get("netns"))),
         ("policy", f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none"),
         ("", f"{count(status, 'rules')}, {count(status, 'routes')}"),
+        *_refused_lines(status.get("policy_refused")),
         ("flows", f"{_number('flows')(status)} open, {count(status, 'listeners')}"),
         *(("nic", _nic_text(nic)) for nic in status.get("nics") or ()),
         ("counters", _counters_text(status.get("counters") or {})),
@@ -193,6 +194,14 @@ def print_status(status: Row) -> None:
     for stack in stacks:
         if stack.get("counters"):
             print(f"  {units.clean(stack.get('name'))} counted: {_counters_text(stack['counters'])}")
+
+
+def _refused_lines(refused: Row | None) -> list[tuple[str, str]]:
+    """Why the policy file is not what is in force, when it is not."""
+    if not refused:
+        return []
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(refused.get("since") or 0)))
+    return [("REFUSED", f"since {since}: {units.clean(refused.get('reason'))}")]
 
 
 def _nic_text(nic: Row) -> str:
@@ -223,7 +232,7 @@ def event_line(event: Row, *, iec: bool) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(moment)) + f".{int(moment * 1000) % 1000:03d}"
     kind = str(event.get("type"))
     head = f"{clock} {units.clean(event.get('instance'))} {kind:<11}"
-    if kind in {"stack", "policy"}:
+    if kind in {"stack", "policy", "policy_refused"}:
         told = [
             f"{key} {units.clean(event[key])}" for key in event if key not in {"type", "time", "instance"}
         ]

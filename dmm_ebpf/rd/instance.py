@@ -34,6 +34,7 @@ from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import StackManager, core_counters
+from dmm_ebpf.rd.watch import PolicyWatch
 
 C = abi.C
 ROWS_AT_ONCE = 1000  # of a long listing; then others have a turn
@@ -67,13 +68,13 @@ class Instance:
         self._applying = asyncio.Lock()
         self._since = time.monotonic()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
-        self._followers = 0
         # A Resource Director that was killed may have had followers.
         sync.set_events(attached.maps, wanted=False)
         self._events = EventReader(attached.maps["events"].fd)
         self._cgroups: dict[str, int] = {}  # of the rules in force
         self._cgroup_paths: dict[int, str | None] = {}
         self.stacks = StackManager(attached, run, state, netns, self.publish)
+        self.watch = PolicyWatch(self)
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
 
     # -- life --
@@ -236,11 +237,10 @@ class Instance:
                     await self.apply(self._policy, Path(self.state.policy) if self.state.policy else None)
                     return
 
-    def policy_files(self) -> list[Path]:
-        """The files that the policy in force was read from."""
-        if self.state.policy is None or self._policy is None:
-            return []
-        return [Path(self.state.policy), *self._policy.files]
+    @property
+    def policy(self) -> Policy | None:
+        """The policy in force; None when there is none, or its text cannot be read again after a take-over."""
+        return self._policy
 
     def policy_show(self) -> dict[str, Any]:
         return {
@@ -300,6 +300,7 @@ class Instance:
             "netns": self.state.netns,
             "cgroup": self.state.cgroup,
             "policy": self.state.policy,
+            "policy_refused": self.watch.trouble,
             "generation": self.state.generation,
             "uptime_s": round(time.monotonic() - self._since, 1),
             "flows": sum(1 for _ in self._attached.flows()),
@@ -378,27 +379,20 @@ class Instance:
 
     # -- events --
 
-    def subscribe(
-        self, callback: Callable[[dict[str, Any]], None], *, sockets: bool = True
-    ) -> Callable[[], None]:
-        """callback gets every event from now on; the returned function ends that.
-
-        sockets: wants what happens to sockets too. While nobody does, the hooks report nothing, which costs connections
-        less; who does not may get such events all the same.
+    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """callback gets every event from now on; the returned function ends that. While nobody follows, the hooks
+        report nothing, which costs connections less.
         """
         self._listeners.append(callback)
-        self._follow(sockets)
+        if len(self._listeners) == 1:
+            sync.set_events(self._attached.maps, wanted=True)
 
         def unsubscribe() -> None:
             self._listeners.remove(callback)
-            self._follow(-sockets)
+            if not self._listeners:
+                sync.set_events(self._attached.maps, wanted=False)
 
         return unsubscribe
-
-    def _follow(self, change: int) -> None:
-        before, self._followers = self._followers, self._followers + change
-        if bool(before) != bool(self._followers):
-            sync.set_events(self._attached.maps, wanted=bool(self._followers))
 
     def publish(self, event: dict[str, Any]) -> None:
         event.setdefault("time", round(time.time(), 6))

@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.locate import place
 from dmm_ebpf.rd.routes import Match, RouteTable
+from dmm_ebpf.rd.routes_file import Stamp
 from dmm_ebpf.rd.values import (
     Mark,
     Ports,
@@ -376,7 +377,9 @@ class Policy:
     stacks: Mapping[str, Stack]
     rules: tuple[Rule, ...]
     tables: Mapping[str, RouteTable]
-    files: tuple[Path, ...] = ()  # routes files that it was made from
+    files: Mapping[Path, Stamp] = field(
+        default_factory=dict
+    )  # routes files, as they were when they were read
 
     @property
     def n_routes(self) -> int:

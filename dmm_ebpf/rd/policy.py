@@ -35,10 +35,17 @@ from dmm_ebpf.rd.model import (
     check_name,
 )
 from dmm_ebpf.rd.routes import RouteTable
-from dmm_ebpf.rd.routes_file import MAX_ROUTES, read_routes, read_text_file, require_regular
+from dmm_ebpf.rd.routes_file import (
+    MAX_ROUTES,
+    Stamp,
+    read_routes,
+    read_text_file,
+    require_regular,
+    stamp_of,
+)
 from dmm_ebpf.rd.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
 
-__all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse"]
+__all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
 
 MAX_POLICY_BYTES = 4 << 20
 _MAX_LINE = 1 << 16
@@ -51,18 +58,24 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 def load(path: Path) -> Policy:
     """The policy in the file at path; PolicyError when it is refused."""
+    return parse(read(path), source=str(path), base=path.parent)
+
+
+def read(path: Path) -> str:
+    """The text of the policy file at path; PolicyError when there is none."""
     data = read_text_file(path, "policy", MAX_POLICY_BYTES)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise PolicyError(f"accept {path}:{line}", why="it is not UTF-8", hint="save it as UTF-8") from None
-    return parse(text, source=str(path), base=path.parent)
 
 
-def parse(text: str, *, source: str, base: Path) -> Policy:
-    """The policy in text. source names it in errors; routes_from is relative to base."""
-    return _Parser(text, source, base).policy()
+def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None = None) -> Policy:
+    """The policy in text. source names it in errors; routes_from is relative to base. files, if given, is told the
+    routes files that were looked at, also when the policy is refused.
+    """
+    return _Parser(text, source, base, {} if files is None else files).policy()
 
 
 def _suggest(name: object, known: Iterable[str], kind: str) -> str:
@@ -80,13 +93,13 @@ def _suggest(name: object, known: Iterable[str], kind: str) -> str:
 class _Parser:
     """One policy text on its way to a Policy."""
 
-    def __init__(self, text: str, source: str, base: Path) -> None:
+    def __init__(self, text: str, source: str, base: Path, files: dict[Path, Stamp]) -> None:
         self.text = text
         self.source = source
         self.base = base
         self.stacks: dict[str, Stack] = {}
         self.reject_used = False
-        self.files: list[Path] = []
+        self.files = files
 
     def policy(self) -> Policy:
         data = self._toml()
@@ -106,7 +119,7 @@ class _Parser:
             stacks=stacks,
             rules=rules,
             tables=tables,
-            files=tuple(self.files),
+            files=self.files,
         )
 
     def _place(self, path: KeyPath) -> str:
@@ -285,12 +298,12 @@ class _Parser:
                 path, f"{shown(name)} is not a file's name", 'expected for example "prefixes.csv"'
             )
         file = self.base / name
+        self.files[file] = stamp_of(file)
         try:
             require_regular(file, "routes file")
         except PolicyError as error:
             raise self._refused(path, f"routes file {file}: {error.why}", error.hint) from None
         read_routes(file, table, self._stack_problem)
-        self.files.append(file)
 
     def _check_contradictions(self, table: RouteTable) -> None:
         table.index_duplicates()

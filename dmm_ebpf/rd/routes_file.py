@@ -26,6 +26,19 @@ MAX_LINE = 4096
 MAX_ROUTES = 8_000_000
 _EXPECTED = "expected to,proto,ports,stack, for example 203.0.113.0/24,tcp,443,wan"
 
+Stamp = tuple[int, ...] | None
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells one content at path, whatever links lead there, from the next: device, inode, size, and the times of
+    change in ns; None when there is no such file now.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
 
 def read_text_file(path: Path, what: str, limit_bytes: int) -> bytes:
     """The bytes of a regular file of at most limit_bytes; PolicyError tells what is wrong with it otherwise."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Resource Director's Unix socket: who may ask, what can be asked, and the watch on the policy file.
+"""The Resource Director's Unix socket: who may ask, and what can be asked.
 
 Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became. A request that fails is answered with
 its sentence; it never ends the connection of another client, nor the RD.
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
-from dmm_ebpf.rd import policy, wire
+from dmm_ebpf.rd import wire
 from dmm_ebpf.rd.instance import Instance
 
 log = logging.getLogger("dmm-ebpf")
 FOLLOW_BACKLOG_EVENTS = 65536
-WATCH_DEBOUNCE_MS = 200
 CGROUP_LOOK_S = 1.0
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -59,7 +58,7 @@ class Server:
         finally:
             os.umask(mask)
         loop = asyncio.get_running_loop()
-        watches = [loop.create_task(self._watch()), loop.create_task(self._watch_cgroups())]
+        watches = [loop.create_task(self._instance.watch.run()), loop.create_task(self._watch_cgroups())]
         async with server:
             await self._stop.wait()
         for watch in watches:
@@ -151,58 +150,11 @@ class Server:
         finally:
             unsubscribe()
 
-    async def _watch(self) -> None:
-        """Apply the policy file when it changes; a wrong one is reported and the one in force stays."""
-        from watchfiles import awatch
-
-        while True:
-            files = self._instance.policy_files()
-            if not files:
-                # A policy may come later, by `policy apply`.
-                await self._policy_event(asyncio.Event())
-                continue
-            changed = asyncio.Event()
-            done = asyncio.get_running_loop().create_task(self._policy_event(changed))
-            async for changes in awatch(
-                *{f.resolve().parent for f in files},
-                watch_filter=_only({str(f.resolve()) for f in files}),
-                debounce=WATCH_DEBOUNCE_MS,
-                stop_event=changed,
-                recursive=False,
-            ):
-                if changes:
-                    await self._reload(files[0])
-            done.cancel()
-
     async def _watch_cgroups(self) -> None:
         """A service manager removes a service's cgroup and makes it again; nothing tells of that but looking."""
         while True:
             await asyncio.sleep(CGROUP_LOOK_S)
             await self._instance.refresh_cgroups()
-
-    async def _policy_event(self, seen: asyncio.Event) -> None:
-        """Set seen, and end, at the next change of policy."""
-        unsubscribe = self._instance.subscribe(
-            lambda e: seen.set() if e.get("type") == "policy" else None, sockets=False
-        )
-        try:
-            await seen.wait()
-        finally:
-            unsubscribe()
-
-    async def _reload(self, path: Path) -> None:
-        try:
-            new = await asyncio.to_thread(policy.load, path)
-            if new.text == self._instance.state.policy_text and not new.files:
-                return
-            await self._instance.apply(new, path)
-        except DmmError as e:
-            log.error("%s; the policy in force stays", e)
-            self._instance.publish({"type": "policy_refused", "path": str(path), "reason": str(e)})
-
-
-def _only(names: set[str]) -> Callable[[Any, str], bool]:
-    return lambda _, path: path in names
 
 
 def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:

@@ -352,7 +352,7 @@ def test_routes_file(tmp_path: Path) -> None:
         "default,any,,kernel"
     )
     got = parse(FROM, _csv(tmp_path, text))
-    assert got.files == (tmp_path / "p.csv",)
+    assert list(got.files) == [tmp_path / "p.csv"]
     assert [(route.text(), route.stack) for route in got.tables["t"]] == [
         ("10.0.0.0/8", "wan"),
         ("2001:db8::/32 tcp 443,8000-8100", "kernel"),

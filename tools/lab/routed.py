@@ -22,7 +22,7 @@ from lab.hosts import Host, kill_group
 from lab.waiting import wait_for
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
-READY_TIMEOUT_S = 20.0
+READY_TIMEOUT_S = 90.0  # a start compiles and verifies, which a busy machine takes long for
 STOP_TIMEOUT_S = 20.0
 _counter = itertools.count()
 

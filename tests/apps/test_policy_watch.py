@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole instance follows its policy file, and tells what it refuses. Each way by itself: tests/unit/test_watch.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from lab import wait_for
+from lab.routed import CLI
+from lab.waiting import wait_readable
+
+from dmm_ebpf.rd.client import Client
+
+WITHIN_S = 20.0
+
+
+def _policy(name):
+    return (
+        f'# {name}\n[stacks.s]\nkind = "kernel"\n[[rules]]\ntable = "t"\n'
+        '[[tables.t.routes]]\nto = "default"\nstack = "s"\n'
+    )
+
+
+def _ask(routed, method):
+    with Client(routed.instance) as client:
+        return client.call(method)
+
+
+def _expect(routed, text, way):
+    wait_for(
+        lambda: _ask(routed, "policy_show")["text"] == text, WITHIN_S, f"the policy to be applied: {way}"
+    )
+    wait_for(lambda: _ask(routed, "status")["policy_refused"] is None, WITHIN_S, f"all to be well: {way}")
+
+
+def test_a_policy_file_as_kubernetes_mounts_it_is_followed(site):
+    """policy.toml -> ..data/policy.toml, and ..data -> a directory, turned at each change."""
+    routed = site.attach_client(_policy("first"))
+    folder, file = routed.policy_file.parent, routed.policy_file
+    for name in ("2026_1", "2026_2", "2026_3"):
+        (folder / name).mkdir()
+        (folder / name / "policy.toml").write_text(text := _policy(name))
+        (folder / "..tmp").symlink_to(name)
+        (folder / "..tmp").rename(folder / "..data")
+        if not file.is_symlink():
+            (folder / "link").symlink_to("..data/policy.toml")
+            (folder / "link").rename(file)
+        _expect(routed, text, f"..data turned to {name}")
+
+
+def test_an_emptied_file_is_refused_and_told_until_it_is_mended(site):
+    routed = site.attach_client(text := _policy("first"))
+    generation = _ask(routed, "status")["generation"]
+    routed.policy_file.write_text("")
+    told = wait_for(lambda: _ask(routed, "status")["policy_refused"], WITHIN_S, "the refusal in status")
+    assert told["path"] == str(routed.policy_file)
+    assert "it is empty" in told["reason"]
+    assert "it is empty" in routed.log.read_text()
+    shown = routed.cli("status", "--instance", routed.instance).stdout
+    assert any("REFUSED" in line and "it is empty" in line for line in shown.splitlines()), shown
+    assert _ask(routed, "policy_show")["text"] == text
+    assert _ask(routed, "status")["generation"] == generation
+    routed.write_policy(nothing := "# routes nothing\n")
+    _expect(routed, nothing, "a comment is a policy")
+
+
+def test_a_refusal_reaches_followers(site):
+    routed = site.attach_client(_policy("first"))
+    words = ["flows", "--follow", "--json", "--instance", routed.instance]
+    with subprocess.Popen([*CLI, *words], stdout=subprocess.PIPE, text=True) as follower:
+        try:
+            # Nothing tells from when on it follows: another reason each time, until one has come through.
+            for number in range(20):
+                routed.policy_file.write_text(f"wrong{number} = 1\n")
+                if wait_readable(follower.stdout.fileno(), 1):
+                    break
+            event = json.loads(follower.stdout.readline())
+        finally:
+            follower.kill()
+    assert (event["type"], event["path"]) == ("policy_refused", str(routed.policy_file))
+    assert "wrong" in event["reason"]

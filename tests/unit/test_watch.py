@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy file is followed whatever is done to it and above it, and what cannot be applied is told.
+
+Real files; the instance is reduced to what a watch asks of it. tests/apps/test_policy_watch.py has the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.rd import policy as policies
+from dmm_ebpf.rd import watch
+from dmm_ebpf.rd.watch import PolicyWatch
+
+WITHIN_S = 10.0
+
+
+def text_of(name, routes='[[tables.t.routes]]\nto = "default"\nstack = "s"\n', more=""):
+    return f'# {name}\n[stacks.s]\nkind = "kernel"\n[[rules]]\ntable = "t"\n{more}{routes}'
+
+
+class Subject:
+    """An instance with a policy file, and its watch."""
+
+    def __init__(self, file):
+        self.file = file
+        self.state = SimpleNamespace(policy=str(file))
+        self.policy = None
+        self.applied = 0
+        self.events = []
+        self.refuses = None  # what apply() fails with
+        self.watch = PolicyWatch(self)
+
+    async def apply(self, new, path):
+        if self.refuses is not None:
+            raise self.refuses
+        self.policy, self.state.policy = new, str(path)
+        self.applied += 1
+
+    def publish(self, event):
+        self.events.append(event)
+
+    async def expect(self, text, way):
+        await self._until(lambda: self.policy and self.policy.text == text, way)
+        assert self.watch.trouble is None, way
+
+    async def expect_refusal(self, why):
+        await self._until(lambda: self.watch.trouble and why in self.watch.trouble["reason"], why)
+        assert self.watch.trouble["path"] == self.state.policy
+        return self.watch.trouble
+
+    async def _until(self, condition, what):
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                while not condition():
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            pytest.fail(f"not within {WITHIN_S} s: {what}; trouble: {self.watch.trouble}")
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch):
+    """Runs a coroutine function with a Subject whose file, in a directory of its own, is followed."""
+    monkeypatch.setattr(watch, "LOOK_S", 0.01)
+    monkeypatch.setattr(watch, "RETRY_S", 0.05)
+    folder = tmp_path / "conf"
+    folder.mkdir()
+
+    def run(story):
+        async def main():
+            subject = Subject(folder / "policy.toml")
+            subject.file.write_text(text_of("first"))
+            running = asyncio.create_task(subject.watch.run())
+            try:
+                await subject.expect(text_of("first"), "found at the start")
+                await story(subject)
+            finally:
+                running.cancel()
+
+        asyncio.run(main())
+
+    return run
+
+
+def replace(link, target):
+    """Turn a link at once, as ln -sfn and a kubelet do."""
+    new = link.with_name(link.name + ".tmp")
+    new.symlink_to(target)
+    new.rename(link)
+
+
+def test_a_file_written_in_place_or_renamed_is_applied_once(follow):
+    async def story(s):
+        s.file.write_text(text := text_of("in place"))
+        await s.expect(text, "written in place")
+        new = s.file.with_name("new")
+        new.write_text(text := text_of("renamed"))
+        new.rename(s.file)
+        await s.expect(text, "renamed, as an editor does")
+        before = s.applied
+        s.file.touch()
+        await asyncio.sleep(0.2)  # nothing is to happen, and nothing tells of that
+        assert s.applied == before
+
+    follow(story)
+
+
+def test_a_directory_that_is_replaced_is_followed(follow):
+    async def story(s):
+        folder = s.file.parent
+        shutil.move(folder, folder.with_name("old"))
+        await s.expect_refusal("there is no such file")
+        folder.mkdir()
+        s.file.write_text(text := text_of("replaced"))
+        await s.expect(text, "the directory was replaced")
+        s.file.write_text(text := text_of("replaced, changed"))
+        await s.expect(text, "changed there")
+
+    follow(story)
+
+
+def test_a_link_above_the_file_that_turns_is_followed(follow):
+    async def story(s):
+        folder = s.file.parent
+        for number in range(3):
+            (folder / f"..{number}").mkdir()
+            (folder / f"..{number}" / "policy.toml").write_text(text := text_of(f"turn {number}"))
+            replace(folder / "..data", f"..{number}")
+            if not s.file.is_symlink():
+                replace(s.file, "..data/policy.toml")
+            await s.expect(text, f"..data turned, {number}")
+
+    follow(story)
+
+
+def test_a_link_that_becomes_a_file_and_the_other_way_round_is_followed(follow):
+    async def story(s):
+        other = s.file.with_name("other.toml")
+        other.write_text(text := text_of("other"))
+        replace(s.file, other.name)
+        await s.expect(text, "the file became a link")
+        other.write_text(text := text_of("other, changed"))
+        await s.expect(text, "its target changed")
+        new = s.file.with_name("new")
+        new.write_text(text := text_of("plain"))
+        new.rename(s.file)
+        await s.expect(text, "the link became a file")
+        s.file.write_text(text := text_of("plain, changed"))
+        await s.expect(text, "and changed")
+
+    follow(story)
+
+
+def test_a_file_that_is_deleted_leaves_its_policy_in_force_and_is_told(follow):
+    async def story(s):
+        s.file.unlink()
+        await s.expect_refusal("there is no such file")
+        assert s.policy.text == text_of("first")
+        s.file.write_text(text := text_of("again"))
+        await s.expect(text, "made again")
+
+    follow(story)
+
+
+@pytest.mark.parametrize("nothing", ["", " \n\t\n", "\ufeff"])
+def test_an_emptied_file_is_not_a_policy_but_a_comment_is(follow, nothing):
+    async def story(s):
+        s.file.write_text(nothing, encoding="utf-8")
+        await s.expect_refusal("it is empty")
+        assert s.policy.text == text_of("first")
+        s.file.write_text(comment := "# routes nothing\n")
+        await s.expect(comment, "a comment is a policy")
+        assert s.policy.rules == ()
+
+    follow(story)
+
+
+def test_a_refusal_is_published_once_for_each_reason_and_keeps_its_time(follow):
+    async def story(s):
+        s.file.write_text("wrong = 1\n")
+        since = (await s.expect_refusal("wrong"))["since"]
+        s.file.touch()
+        s.file.write_text("worse = 1\n")
+        assert (await s.expect_refusal("worse"))["since"] == since
+        assert [e["type"] for e in s.events] == ["policy_refused"] * 2
+        s.file.write_text(text := text_of("mended"))
+        await s.expect(text, "mended")
+
+    follow(story)
+
+
+def test_routes_files_are_followed_too_and_one_that_comes_late(follow):
+    async def story(s):
+        folder = s.file.parent
+        for name, routes in (("a", "192.0.2.0/24,,,s\n"), ("b", "192.0.2.0/24,,,s\n198.51.100.0/24,,,s\n")):
+            (folder / name).mkdir()
+            (folder / name / "routes.csv").write_text(routes)
+        s.file.write_text(text := text_of("routes", "", '[tables.t]\nroutes_from = "now/routes.csv"\n'))
+        await s.expect_refusal("now/routes.csv")
+        replace(folder / "now", "a")
+        await s.expect(text, "the routes file came late")
+        assert s.policy.n_routes == 1
+        replace(folder / "now", "b")
+        await s._until(lambda: s.policy.n_routes == 2, "a link above the routes file turned")
+        (folder / "now" / "routes.csv").write_text("no route\n")
+        await s.expect_refusal("routes.csv:1")
+        (folder / "now" / "routes.csv").write_text("192.0.2.0/24,,,s\n")
+        await s._until(lambda: s.policy.n_routes == 1, "the routes file was mended")
+
+    follow(story)
+
+
+def test_what_was_applied_by_hand_is_followed_from_then_on_and_not_applied_again(follow):
+    async def story(s):
+        other = s.file.with_name("other.toml")
+        (s.file.parent / "r.csv").write_text("192.0.2.0/24,,,s\n")
+        other.write_text(text := text_of("other", "", '[tables.t]\nroutes_from = "r.csv"\n'))
+        await s.apply(policies.load(other), other)
+        before = s.applied
+        await asyncio.sleep(0.2)  # nothing is to happen, and nothing tells of that
+        assert s.applied == before
+        s.file.write_text(text_of("no longer"))
+        other.write_text(text := text_of("other, changed"))
+        await s.expect(text, "the file that was applied by hand")
+
+    follow(story)
+
+
+def test_what_fails_for_another_reason_than_the_file_is_tried_again(follow):
+    async def story(s):
+        s.refuses = DmmError("start stack wan", why="there is no device eth9")
+        s.file.write_text(text := text_of("later"))
+        await s.expect_refusal("eth9")
+        s.refuses = None
+        await s.expect(text, "tried again without a change")
+
+    follow(story)
+
+
+def test_reload_reads_the_file_now_and_applies_it_changed_or_not(follow):
+    async def story(s):
+        before = s.applied
+        await s.watch.reload()
+        assert s.applied == before + 1
+        s.file.write_text("")
+        await s.watch.reload()
+        assert s.applied == before + 1
+        assert "it is empty" in s.watch.trouble["reason"]
+
+    follow(story)
