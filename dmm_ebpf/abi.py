@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/abi.h as Python sees it: the same text, read by cffi.
+"""bpf/abi.h as Python sees it: the same text, read by cffi when the package is built (build_abi.py).
 
-ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to keep in step.
+ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to keep in step; a
+header that has changed since the build is refused.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import ipaddress
-import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import cffi
+from dmm_ebpf._abi import ffi as _ffi
+from dmm_ebpf._abi import lib as _lib
+from dmm_ebpf.errors import DmmError
+
+ffi: Any = _ffi
+C: Any = _lib
 
 _HERE = Path(__file__).resolve().parent
-_TYPES = "".join(
-    f"typedef uint{bits}_t __u{bits};\ntypedef int{bits}_t __s{bits};\n" for bits in (8, 16, 32, 64)
-)
 
 
 def bpf_dir() -> Path:
@@ -29,21 +31,17 @@ def bpf_dir() -> Path:
     raise FileNotFoundError("bpf/abi.h is neither beside the package nor inside it")
 
 
-def _strip(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+def _check_built() -> None:
+    header = bpf_dir() / "abi.h"
+    if hashlib.sha256(header.read_bytes()).hexdigest() != ffi.string(C.dmm_abi_digest).decode():
+        raise DmmError(
+            "use the compiled parts of dmm-ebpf",
+            why=f"{header} has changed since they were built",
+            hint="build them: tools/bootstrap",
+        )
 
 
-def _load() -> tuple[cffi.FFI, SimpleNamespace]:
-    text = _strip((bpf_dir() / "abi.h").read_text(encoding="utf-8"))
-    ffi = cffi.FFI()
-    ffi.cdef(_TYPES + text)
-    constants: dict[str, int] = {}
-    for name in re.findall(r"^enum (\w+) \{", text, re.MULTILINE):
-        constants.update(ffi.typeof(f"enum {name}").relements)
-    return ffi, SimpleNamespace(**constants)
-
-
-ffi, C = _load()
+_check_built()
 
 
 def new(struct: str, **fields: Any) -> Any:

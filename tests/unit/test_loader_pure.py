@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
-from dmm_ebpf.errors import UsageError
+from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.loader import bpffs, cgroup, link, programs
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
 
@@ -137,3 +137,14 @@ def test_mountinfo_is_read_as_proc5_says(tmp_path: Path, monkeypatch: pytest.Mon
     found = [str(mount.path) for mount in cgroup._mounts(mountinfo, Path("/"))]
     assert found == ["/mnt/with space\\", "/container"]
     assert cgroup._mounts(tmp_path / "none", Path("/")) == []
+
+
+def test_a_header_that_changed_since_the_build_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abi._check_built()
+    header = tmp_path / "abi.h"
+    header.write_bytes((abi.bpf_dir() / "abi.h").read_bytes() + b"\n")
+    monkeypatch.setattr(abi, "bpf_dir", lambda: tmp_path)
+    with pytest.raises(DmmError, match="has changed since they were built; build them: tools/bootstrap"):
+        abi._check_built()
