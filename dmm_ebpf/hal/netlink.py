@@ -1,38 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyroute2 from anywhere, and the framing of netlink(7) for what is read by hand.
+"""netlink(7): messages, their attributes, and a socket to ask the kernel's rtnetlink by.
 
-pyroute2 runs an event loop of its own inside each call, which asyncio forbids in a
-thread whose loop is running. aside() then lends it a thread; a new thread has its creator's network
-namespace.
+The kernel answers within send(2), so nothing here waits and nothing needs an event loop. A refusal is an OSError with
+the kernel's errno.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
+import itertools
 import os
+import socket
 import struct
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
 
-from pyroute2 import NetlinkError
-
+from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_RECEIVE_BYTES = 1 << 17
+_DUMPS = 5  # that were disturbed by a change, before one is taken as it is
+
+Message = tuple[int, bytes]  # type, payload
 
 
-def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """function(...) in the caller's network namespace, where no event loop is running. Blocks."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return function(*args, **kwargs)
-    with ThreadPoolExecutor(1, "dmm-netlink") as pool:
-        return pool.submit(function, *args, **kwargs).result()
+class RouteSocket(Closing):
+    """A NETLINK_ROUTE socket of the calling thread's network namespace. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._numbers = itertools.count(1)
+
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
+    def dump(self, kind: int, payload: bytes) -> list[bytes]:
+        """Every object that a request of that type lists: the payloads of the answers."""
+        found: list[bytes] = []
+        for _ in range(_DUMPS):
+            found, disturbed = self._exchange(kind, _NLM_F_DUMP, payload)
+            if not disturbed:
+                break
+        return found
+
+    def get(self, kind: int, payload: bytes) -> bytes:
+        """The one object that is asked for."""
+        found, _ = self._exchange(kind, _NLM_F_ACK, payload)
+        if not found:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return found[0]
+
+    def change(self, kind: int, flags: int, payload: bytes) -> None:
+        """A request that changes something. flags: NLM_F_CREATE and so on."""
+        self._exchange(kind, flags | _NLM_F_ACK, payload)
+
+    def _exchange(self, kind: int, flags: int, payload: bytes) -> tuple[list[bytes], bool]:
+        """The payloads of the answers, and whether the list changed while it was read."""
+        number = next(self._numbers)
+        length = _HEADER.size + len(payload)
+        self._socket.send(_HEADER.pack(length, kind, flags | _NLM_F_REQUEST, number, 0) + payload)
+        found: list[bytes] = []
+        disturbed = False
+        while True:
+            for answer, answer_flags, body in _frames(self._socket.recv(_RECEIVE_BYTES)):
+                disturbed = disturbed or bool(answer_flags & _NLM_F_DUMP_INTR)
+                if answer in (_NLMSG_ERROR, _NLMSG_DONE):
+                    code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return found, disturbed
+                found.append(body)
 
 
 @contextlib.contextmanager
@@ -40,25 +82,30 @@ def explained(what: str) -> Iterator[None]:
     """Turns the kernel's refusal into a DmmError about what."""
     try:
         yield
-    except NetlinkError as exc:
-        why = os.strerror(exc.code)
-        if exc.code in (errno.EPERM, errno.EACCES):
+    except OSError as exc:
+        why = os.strerror(exc.errno or 0)
+        if exc.errno in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
         raise DmmError(what, why=why) from exc
 
 
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[Message]:
     """Type and payload of each message of a datagram (struct nlmsghdr)."""
+    return ((kind, payload) for kind, _, payload in _frames(data))
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and payload of each."""
     offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        if length < 16:
+    while offset + _HEADER.size <= len(data):
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
             return
-        yield kind, data[offset + 16 : offset + length]
+        yield kind, flags, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 
-def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """Type and value of each attribute from offset on (struct nlattr, without its flag bits)."""
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
@@ -66,3 +113,13 @@ def attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & 0x3FFF, data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def attribute_u32(kind: int, value: int) -> bytes:
+    """One attribute that is a u32 in host order."""
+    return attribute(kind, struct.pack("=I", value))

@@ -16,12 +16,10 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from pyroute2 import IPRoute
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.hal.netlink import aside
+from dmm_ebpf.hal import rtnl
+from dmm_ebpf.hal.netlink import RouteSocket
 
 _ARPHRD_ETHER = 1
 _IFF_UP = 0x1
@@ -31,7 +29,6 @@ _ETHTOOL_GDRVINFO = 0x3
 _ETHTOOL_GCHANNELS = 0x3C
 _DRVINFO_BYTES = 196
 _RT_TABLE_MAIN = 254
-_RTN_UNICAST = 1
 
 TUN_PREFIX = "dmm-"
 
@@ -62,12 +59,7 @@ class Nic:
         return self.xdp_mode != "none"
 
 
-_XDP_MODES = {
-    "xdp": "native",
-    "xdpgeneric": "generic",
-    "xdpoffload": "offload",
-    None: "none",
-}  # pyroute2's words
+_XDP_MODES = ("none", "native", "generic", "offload", "multi")  # XDP_ATTACHED_* of linux/if_link.h
 
 
 def _ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
@@ -100,81 +92,54 @@ def _driver(sock: socket.socket, name: str) -> str:
     return answer[4:36].split(b"\0", 1)[0].decode("ascii", "replace")
 
 
-def _nic(link: Any, sock: socket.socket) -> Nic:
-    name = str(link.get_attr("IFLA_IFNAME"))
-    info = link.get_attr("IFLA_LINKINFO")
-    kind = (info.get_attr("IFLA_INFO_KIND") if info else None) or ""
-    mac = link.get_attr("IFLA_ADDRESS") or ""
-    xdp = link.get_attr("IFLA_XDP")
-    mode = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp else None
-    prog = int((xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else 0) or 0)
-    channels = _channels(sock, name) or (
-        int(link.get_attr("IFLA_NUM_RX_QUEUES") or 1),
-        int(link.get_attr("IFLA_NUM_TX_QUEUES") or 1),
-    )
+def _nic(link: rtnl.Link, sock: socket.socket) -> Nic:
+    rx_queues, tx_queues = _channels(sock, link.name) or (link.rx_queues, link.tx_queues)
     return Nic(
-        ifindex=int(link["index"]),
-        name=name,
-        mac=bytes.fromhex(mac.replace(":", "")),
-        mtu=int(link.get_attr("IFLA_MTU") or 0),
-        kind=str(kind),
-        driver=_driver(sock, name),
-        rx_queues=max(1, channels[0]),
-        tx_queues=max(1, channels[1]),
-        up=bool(link["flags"] & _IFF_UP),
-        ethernet=link["ifi_type"] == _ARPHRD_ETHER,
-        loopback=bool(link["flags"] & _IFF_LOOPBACK),
-        master=int(link.get_attr("IFLA_MASTER") or 0),
-        xdp_prog_id=prog,
-        xdp_mode=_XDP_MODES.get(mode, "multi"),
-        qdisc=str(link.get_attr("IFLA_QDISC") or ""),
+        ifindex=link.index,
+        name=link.name,
+        mac=link.mac,
+        mtu=link.mtu,
+        kind=link.kind,
+        driver=_driver(sock, link.name),
+        rx_queues=max(1, rx_queues),
+        tx_queues=max(1, tx_queues),
+        up=bool(link.flags & _IFF_UP),
+        ethernet=link.type == _ARPHRD_ETHER,
+        loopback=bool(link.flags & _IFF_LOOPBACK),
+        master=link.master,
+        xdp_prog_id=link.xdp_prog_id,
+        xdp_mode=_XDP_MODES[min(link.xdp_attached, len(_XDP_MODES) - 1)],
+        qdisc=link.qdisc,
     )
-
-
-def _list() -> list[Nic]:
-    with IPRoute() as ipr, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return [_nic(link, sock) for link in ipr.get_links()]
 
 
 def list_nics() -> list[Nic]:
     """Every device of the namespace, in the kernel's order."""
-    return aside(_list)
-
-
-def route_devices(route: Any) -> list[int]:
-    """Every device a route message can send to: one, or one for each next hop of a multipath route."""
-    multipath = route.get_attr("RTA_MULTIPATH")
-    if multipath:
-        return [int(hop["oif"]) for hop in multipath]
-    oif = route.get_attr("RTA_OIF")
-    return [int(oif)] if oif else []
-
-
-def _default_devices() -> list[int]:
-    found: list[int] = []
-    with IPRoute() as ipr:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            routes = [
-                route
-                for route in ipr.get_routes(family=family, table=_RT_TABLE_MAIN)
-                if route["dst_len"] == 0 and route["type"] == _RTN_UNICAST
-            ]
-            for route in sorted(routes, key=lambda r: int(r.get_attr("RTA_PRIORITY") or 0)):
-                found += [index for index in route_devices(route) if index not in found]
-    return found
+    with RouteSocket() as routes, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return [_nic(link, sock) for link in rtnl.links(routes)]
 
 
 def default_route_nics() -> list[int]:
     """ifindexes of the main table's default routes, IPv4 first, best metric first."""
-    return aside(_default_devices)
+    found: list[int] = []
+    with RouteSocket() as sock:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            routes = [
+                route
+                for route in rtnl.routes(sock, family)
+                if route.table == _RT_TABLE_MAIN and route.dst_len == 0 and route.type == rtnl.RTN_UNICAST
+            ]
+            for route in sorted(routes, key=lambda r: r.metric):
+                found += [index for index in route.devices if index not in found]
+    return found
 
 
 def _global_devices() -> set[int]:
-    with IPRoute() as ipr:
+    with RouteSocket() as sock:
         return {
-            int(addr["index"])
-            for addr in ipr.get_addr()
-            if addr["scope"] == 0 and not ipaddress.ip_address(addr.get_attr("IFA_ADDRESS")).is_loopback
+            address.index
+            for address in rtnl.addresses(sock)
+            if address.scope == 0 and not ipaddress.ip_address(address.address).is_loopback
         }
 
 
@@ -193,7 +158,7 @@ def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
     chosen = [by_index[i] for i in default_route_nics() if i in by_index]
     if chosen:
         return chosen
-    with_address = aside(_global_devices)
+    with_address = _global_devices()
     return [n for n in usable if n.up and n.ifindex in with_address]
 
 

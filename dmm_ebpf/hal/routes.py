@@ -24,22 +24,18 @@ import logging
 import socket
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
-
-from pyroute2 import IPRoute, NetlinkError
+from dataclasses import dataclass, field, replace
 
 from dmm_ebpf.errors import ConflictError, DmmError
-from dmm_ebpf.hal.netlink import aside, explained, messages
-from dmm_ebpf.hal.nic import TUN_PREFIX, route_devices
+from dmm_ebpf.hal import rtnl
+from dmm_ebpf.hal.netlink import RouteSocket, explained, messages
+from dmm_ebpf.hal.nic import TUN_PREFIX
 
 RULE_PREF_BASE = 3536
 TABLE_BASE = 56576
 RTPROT_DMM = 0xDD  # not in iproute2's rt_protos; marks what is ours
 
 _RT_TABLE_MAIN = 254
-_RTN_UNICAST = 1
-_RTN_THROW = 9
 _SCOPE_LINK = 253
 _SCOPE_NOWHERE = 255
 _IFF_UP = 0x1
@@ -90,13 +86,13 @@ class StackNumbers:
     def remove(self) -> list[str]:
         """Takes rules and table away and tells what went. Idempotent; needs nothing but the numbers."""
         with explained("remove the routes of a user stack"):
-            return aside(_remove, self)
+            return _remove(self)
 
     @staticmethod
     def in_use() -> set[int]:
         """Every k of which a rule or a device exists in this namespace, whoever made it."""
         with explained("list ip rules"):
-            return aside(_in_use)
+            return _in_use()
 
 
 @dataclass
@@ -135,30 +131,20 @@ class _Addresses:
         return None
 
 
-def _addresses(ipr: IPRoute) -> _Addresses:
+def _addresses(sock: RouteSocket) -> _Addresses:
     found = _Addresses()
-    for addr in ipr.get_addr():
-        flags = int(addr.get_attr("IFA_FLAGS") or addr["flags"])
-        index = int(addr["index"])
-        if addr["family"] == socket.AF_INET:
-            text = addr.get_attr("IFA_LOCAL") or addr.get_attr("IFA_ADDRESS")
-            if not flags & _IFA_F_SECONDARY:
-                interface = ipaddress.IPv4Interface(f"{text}/{addr['prefixlen']}")
-                found.v4.setdefault(index, []).append((interface, int(addr["scope"])))
-        elif addr["scope"] == 0 and not flags & _IFA_F_UNUSABLE:
-            text = addr.get_attr("IFA_LOCAL") or addr.get_attr("IFA_ADDRESS")
-            found.v6.setdefault(index, []).append(str(text))
+    for one in rtnl.addresses(sock):
+        if one.family == socket.AF_INET:
+            if not one.flags & _IFA_F_SECONDARY:
+                interface = ipaddress.IPv4Interface(f"{one.address}/{one.prefixlen}")
+                found.v4.setdefault(one.index, []).append((interface, one.scope))
+        elif one.scope == 0 and not one.flags & _IFA_F_UNUSABLE:
+            found.v6.setdefault(one.index, []).append(one.address)
     return found
 
 
-def _table_of(route: Any) -> int:
-    return int(route.get_attr("RTA_TABLE") or route["table"])
-
-
-def _key(route: Any) -> Key:
-    family = route["family"]
-    dst = route.get_attr("RTA_DST") or ("0.0.0.0" if family == socket.AF_INET else "::")
-    return (str(dst), int(route["dst_len"]), int(route["tos"]), int(route.get_attr("RTA_PRIORITY") or 0))
+def _key(route: rtnl.Route) -> Key:
+    return (route.dst, route.dst_len, route.tos, route.metric)
 
 
 @dataclass(frozen=True)
@@ -180,24 +166,22 @@ class _View:
     addresses: _Addresses
 
 
-def _wanted(ipr: IPRoute, route: Any, view: _View) -> _Wanted:
-    devices = route_devices(route)
-    if route["type"] != _RTN_UNICAST or not devices or not set(devices) <= view.served:
+def _wanted(sock: RouteSocket, route: rtnl.Route, view: _View) -> _Wanted:
+    if route.type != rtnl.RTN_UNICAST or not route.devices or not set(route.devices) <= view.served:
         return _Wanted(None)
-    family, oif = route["family"], devices[0]
-    source = route.get_attr("RTA_PREFSRC")
-    if family == socket.AF_INET:
-        gateway = route.get_attr("RTA_GATEWAY")
-        source = source or view.addresses.source4(oif, gateway, int(route["scope"]))
-        return _Wanted(source, int(route["scope"])) if source else _Wanted(None)
-    dst, length, _tos, _metric = _key(route)
-    network = ipaddress.IPv6Network((dst, length))
+    oif, source = route.devices[0], route.prefsrc or None
+    if route.family == socket.AF_INET:
+        source = source or view.addresses.source4(oif, route.gateway or None, route.scope)
+        return _Wanted(source, route.scope) if source else _Wanted(None)
+    network = ipaddress.IPv6Network((route.dst, route.dst_len))
     if network.is_link_local or network.is_multicast:
         return _Wanted(None)
-    return _Wanted(source or _source6(ipr, network, oif, view.addresses))
+    return _Wanted(source or _source6(sock, network, oif, view.addresses))
 
 
-def _source6(ipr: IPRoute, network: ipaddress.IPv6Network, oif: int, addresses: _Addresses) -> str | None:
+def _source6(
+    sock: RouteSocket, network: ipaddress.IPv6Network, oif: int, addresses: _Addresses
+) -> str | None:
     """RFC 6724 rule 5 prefers the outgoing device's addresses; among several the kernel is asked."""
     own = addresses.v6.get(oif, [])
     if len(own) == 1:
@@ -208,11 +192,9 @@ def _source6(ipr: IPRoute, network: ipaddress.IPv6Network, oif: int, addresses: 
     if network.prefixlen < 3:
         sample = ipaddress.IPv6Address("2000::1")
     try:
-        answer = ipr.route("get", family=socket.AF_INET6, dst=str(sample), oif=oif)
-    except NetlinkError:
+        return rtnl.route_to(sock, str(sample), oif).prefsrc or None
+    except OSError:
         return own[0] if own else None
-    source = answer[0].get_attr("RTA_PREFSRC") if answer else None
-    return str(source) if source else None
 
 
 class RouteMirror:
@@ -246,7 +228,7 @@ class RouteMirror:
         After close() it does nothing. Raises ConflictError where somebody else's rule has our preference.
         """
         with self._syncing, explained("mirror the main routing table"):
-            return SyncResult() if self._closed else aside(self._install)
+            return SyncResult() if self._closed else self._install()
 
     def handle_events(self) -> None:
         """To be called when fileno() is readable. What a later synchronisation fails with is kept in
@@ -309,50 +291,40 @@ class RouteMirror:
 
     def _install(self) -> SyncResult:
         numbers = self.numbers
-        with IPRoute() as ipr:
+        with RouteSocket() as sock:
             for family in (socket.AF_INET, socket.AF_INET6):
-                present = False
-                for rule in ipr.get_rules(family=family):
-                    if int(rule.get_attr("FRA_PRIORITY") or 0) != numbers.pref:
-                        continue
-                    if not _our_rule(rule, numbers):
-                        raise ConflictError(
-                            f"add ip rule {numbers.pref}",
-                            why="a rule of that preference that is not ours is there",
-                            hint="see 'ip rule'",
-                        )
-                    present = True
-                if not present:
-                    ipr.rule(
-                        "add",
-                        family=family,
-                        priority=numbers.pref,
-                        table=numbers.table,
-                        fwmark=numbers.mark,
-                        fwmask=numbers.mask,
-                        protocol=RTPROT_DMM,
+                wanted = rtnl.Rule(
+                    family, numbers.pref, numbers.table, numbers.mark, numbers.mask, RTPROT_DMM
+                )
+                present = [rule for rule in rtnl.rules(sock, family) if rule.priority == numbers.pref]
+                if any(replace(rule, proto=RTPROT_DMM) != wanted for rule in present):
+                    raise ConflictError(
+                        f"add ip rule {numbers.pref}",
+                        why="a rule of that preference that is not ours is there",
+                        hint="see 'ip rule'",
                     )
-            return self._sync(ipr)
+                if not present:
+                    rtnl.add_rule(sock, wanted)
+            return self._sync(sock)
 
-    def _sync(self, ipr: IPRoute) -> SyncResult:
+    def _sync(self, sock: RouteSocket) -> SyncResult:
         result = SyncResult()
         tun, served = 0, set()
-        for link in ipr.get_links():
-            name = link.get_attr("IFLA_IFNAME")
-            if name == self.numbers.tun and link["flags"] & _IFF_UP:
-                tun = int(link["index"])
-            elif name in self._nics:
-                served.add(int(link["index"]))
-        view = _View(tun, served, _addresses(ipr))
+        for link in rtnl.links(sock):
+            if link.name == self.numbers.tun and link.flags & _IFF_UP:
+                tun = link.index
+            elif link.name in self._nics:
+                served.add(link.index)
+        view = _View(tun, served, _addresses(sock))
         for family in (socket.AF_INET, socket.AF_INET6):
-            self._sync_family(ipr, family, view, result)
+            self._sync_family(sock, family, view, result)
         return result
 
-    def _sync_family(self, ipr: IPRoute, family: int, view: _View, result: SyncResult) -> None:
-        main, have = self._dump(ipr, family)
+    def _sync_family(self, sock: RouteSocket, family: int, view: _View, result: SyncResult) -> None:
+        main, have = self._dump(sock, family)
         wanted: dict[Key, _Wanted] = {}
         for route in main:
-            wanted.setdefault(_key(route), _wanted(ipr, route, view))
+            wanted.setdefault(_key(route), _wanted(sock, route, view))
         if family == socket.AF_INET6 and main:
             for text in _IPV6_THROWN:
                 net = ipaddress.IPv6Network(text)
@@ -361,78 +333,59 @@ class RouteMirror:
             wanted = {key: want for key, want in wanted.items() if want.source is None}
         for key, want in wanted.items():
             if have.get(key) != want:
-                result.added += self._put(ipr, family, key, want, tun=view.tun, exists=key in have)
+                result.added += self._put(sock, family, key, want, tun=view.tun, exists=key in have)
             result.unicast += want.source is not None
             result.thrown += want.source is None
         for key in have.keys() - wanted.keys():
-            result.removed += _delete(ipr, family, self.numbers.table, key)
+            result.removed += _delete(sock, family, self.numbers.table, key)
 
-    def _dump(self, ipr: IPRoute, family: int) -> tuple[list[Any], dict[Key, _Wanted]]:
-        main: list[Any] = []
+    def _dump(self, sock: RouteSocket, family: int) -> tuple[list[rtnl.Route], dict[Key, _Wanted]]:
+        main: list[rtnl.Route] = []
         have: dict[Key, _Wanted] = {}
-        for route in ipr.get_routes(family=family):
-            table = _table_of(route)
-            if table == _RT_TABLE_MAIN and not route["flags"] & 0x200:  # RTM_F_CLONED: IPv6 exceptions
+        for route in rtnl.routes(sock, family):
+            if route.table == _RT_TABLE_MAIN and not route.flags & rtnl.RTM_F_CLONED:  # IPv6 exceptions
                 main.append(route)
-            elif table == self.numbers.table:
-                unicast = route["type"] == _RTN_UNICAST
+            elif route.table == self.numbers.table:
+                unicast = route.type == rtnl.RTN_UNICAST
                 have[_key(route)] = _Wanted(
-                    route.get_attr("RTA_PREFSRC") if unicast else None,
-                    int(route["scope"]) if unicast and family == socket.AF_INET else 0,
+                    (route.prefsrc or None) if unicast else None,
+                    route.scope if unicast and family == socket.AF_INET else 0,
                 )
         return main, have
 
-    def _put(self, ipr: IPRoute, family: int, key: Key, want: _Wanted, *, tun: int, exists: bool) -> int:
-        dst, length, tos, metric = key
-        arguments: dict[str, Any] = {
-            "family": family,
-            "dst": dst,
-            "dst_len": length,
-            "tos": tos,
-            "table": self.numbers.table,
-            "proto": RTPROT_DMM,
-        }
-        if metric:
-            arguments["priority"] = metric
-        if want.source is None:
-            arguments["type"] = "throw"
-            arguments["scope"] = 0
-        else:
-            arguments |= {"oif": tun, "prefsrc": want.source, "scope": want.scope}
+    def _put(self, sock: RouteSocket, family: int, key: Key, want: _Wanted, *, tun: int, exists: bool) -> int:
+        table = self.numbers.table
         if exists:
-            _delete(ipr, family, self.numbers.table, key)
+            _delete(sock, family, table, key)
+        if want.source is None:
+            route = _mirrored(family, table, key, scope=0, kind=rtnl.RTN_THROW)
+        else:
+            route = _mirrored(family, table, key, scope=want.scope, kind=rtnl.RTN_UNICAST)
+            route = replace(route, devices=(tun,), prefsrc=want.source)
         try:
-            ipr.route("add", **arguments)
-        except NetlinkError as exc:
+            rtnl.add_route(sock, route)
+        except OSError as exc:
             # The device, or the source address, may have gone since the dump: an event follows, and with it
             # a new sync.
-            if exc.code in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL, errno.EEXIST, errno.ENETUNREACH):
+            if exc.errno in (errno.ENODEV, errno.ENETDOWN, errno.EINVAL, errno.EEXIST, errno.ENETUNREACH):
                 return 0
             raise
         return 1
 
 
-def _delete(ipr: IPRoute, family: int, table: int, key: Key) -> int:
+def _mirrored(family: int, table: int, key: Key, *, scope: int, kind: int) -> rtnl.Route:
     dst, length, tos, metric = key
-    arguments: dict[str, Any] = {"family": family, "dst": dst, "dst_len": length, "tos": tos, "table": table}
-    if metric:
-        arguments["priority"] = metric
+    return rtnl.Route(family, dst, length, tos, table, RTPROT_DMM, scope, kind, metric=metric)
+
+
+def _delete(sock: RouteSocket, family: int, table: int, key: Key) -> int:
     try:
-        ipr.route("del", proto=RTPROT_DMM, scope=_SCOPE_NOWHERE, type=0, **arguments)
-    except NetlinkError as exc:
-        if exc.code not in _GONE:
+        rtnl.remove_route(sock, _mirrored(family, table, key, scope=_SCOPE_NOWHERE, kind=0))
+    except OSError as exc:
+        if exc.errno not in _GONE:
             raise
         return 0
     return 1
-
-
-def _our_rule(rule: Any, numbers: StackNumbers) -> bool:
-    table = int(rule.get_attr("FRA_TABLE") or rule["table"])
-    return (
-        table == numbers.table
-        and rule.get_attr("FRA_FWMARK") == numbers.mark
-        and rule.get_attr("FRA_FWMASK") == numbers.mask
-    )
 
 
 def _foreign(kind: int, body: bytes) -> bool:
@@ -442,30 +395,25 @@ def _foreign(kind: int, body: bytes) -> bool:
 
 def _remove(numbers: StackNumbers) -> list[str]:
     removed = []
-    with IPRoute() as ipr:
+    with RouteSocket() as sock:
         for family, version in ((socket.AF_INET, "IPv4"), (socket.AF_INET6, "IPv6")):
-            for rule in list(ipr.get_rules(family=family)):
-                pref = int(rule.get_attr("FRA_PRIORITY") or 0)
-                table = int(rule.get_attr("FRA_TABLE") or rule["table"])
-                if pref == numbers.pref and table == numbers.table:
-                    ipr.rule("del", family=family, priority=pref, table=table)
-                    removed.append(f"{version} ip rule {pref}")
+            for rule in rtnl.rules(sock, family):
+                if (rule.priority, rule.table) == (numbers.pref, numbers.table):
+                    rtnl.remove_rule(sock, rule)
+                    removed.append(f"{version} ip rule {numbers.pref}")
             gone = 0
-            for route in list(ipr.get_routes(family=family)):
-                if route["proto"] == RTPROT_DMM and _table_of(route) == numbers.table:
-                    gone += _delete(ipr, family, numbers.table, _key(route))
+            for route in rtnl.routes(sock, family):
+                if (route.proto, route.table) == (RTPROT_DMM, numbers.table):
+                    gone += _delete(sock, family, numbers.table, _key(route))
             if gone:
                 removed.append(f"{gone} {version} routes of table {numbers.table}")
     return removed
 
 
 def _in_use() -> set[int]:
-    with IPRoute() as ipr:
-        used = {
-            int(rule.get_attr("FRA_PRIORITY") or 0) - RULE_PREF_BASE
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for rule in ipr.get_rules(family=family)
+    with RouteSocket() as sock:
+        prefs = {
+            rule.priority for family in (socket.AF_INET, socket.AF_INET6) for rule in rtnl.rules(sock, family)
         }
-        names = {str(link.get_attr("IFLA_IFNAME")) for link in ipr.get_links()}
-    used = {k for k in used if 0 <= k < _MAX_K}
-    return used | {k for k in range(_MAX_K) if f"{TUN_PREFIX}{k}" in names}
+        names = {link.name for link in rtnl.links(sock)}
+    return {k for k in range(_MAX_K) if RULE_PREF_BASE + k in prefs or f"{TUN_PREFIX}{k}" in names}
