@@ -11,7 +11,6 @@ Only links are used, so programs that others have on the cgroup stay and run too
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import struct
 import weakref
@@ -280,21 +279,14 @@ def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
             raise _incomplete(instance, f"its map {spec.name} was made by another version of dmm-ebpf")
 
 
-def _tags(code: bytes) -> set[str]:
-    """What the kernel may call a program of these instructions: a hash of them without fds, SHA-1 before Linux 6.18 and
-    SHA-256 since (bpf_prog_calc_tag()), of which it keeps 8 bytes.
-    """
-    bare = programs.bind_maps(code, dict.fromkeys(range(len(MAPS)), 0))
-    return {made(bare).hexdigest()[:16] for made in (hashlib.sha1, hashlib.sha256)}
-
-
 def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
     """That the pinned programs are ours. A kernel that hashes otherwise is asked by loading them once more, which
     attaches nothing.
     """
     code = compiled()
     pinned = {name: bpf.prog_info(fd).tag for name, fd in progs.items()}
-    if all(tag in _tags(code[name]) for name, tag in pinned.items()):
+    known = programs.tags(code)
+    if all(tag in known[name] for name, tag in pinned.items()):
         return
     fresh = programs.load_programs(code, opened)
     try:

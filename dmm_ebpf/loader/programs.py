@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 import struct
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -171,14 +172,30 @@ def _load(spec: ProgSpec, linked: Linked) -> int:
         raise DmmError(what, why=str(error.strerror)) from error
 
 
+def linked(code: Mapping[str, bytes], fds: Mapping[int, int]) -> dict[str, Linked]:
+    """Program name to what the kernel is given of it. code: what compile_programs() gave. fds: by map number."""
+    bound = {name: bind_maps(one, fds) for name, one in code.items()}
+    return {spec.name: link.link(spec.name, bound, STEPS) for spec in PROGRAMS}
+
+
+def tags(code: Mapping[str, bytes]) -> dict[str, set[str]]:
+    """What the kernel may call each program: a hash of its instructions without fds, SHA-1 before Linux 6.18 and
+    SHA-256 since (bpf_prog_calc_tag()), of which it keeps 8 bytes.
+    """
+    bare = linked(code, dict.fromkeys(range(len(MAPS)), 0))
+    return {
+        name: {made(whole.code).hexdigest()[:16] for made in (hashlib.sha1, hashlib.sha256)}
+        for name, whole in bare.items()
+    }
+
+
 def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[str, int]:
     """Program name to fd, all of spec.PROGRAMS. code: what compile_programs() gave."""
-    fds = {number: opened[spec.name].fd for number, spec in enumerate(MAPS)}
-    bound = {name: bind_maps(one, fds) for name, one in code.items()}
+    whole = linked(code, {number: opened[spec.name].fd for number, spec in enumerate(MAPS)})
     loaded: dict[str, int] = {}
     try:
         for spec in PROGRAMS:
-            loaded[spec.name] = _load(spec, link.link(spec.name, bound, STEPS))
+            loaded[spec.name] = _load(spec, whole[spec.name])
     except BaseException:
         close_programs(loaded)
         raise

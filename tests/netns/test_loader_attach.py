@@ -137,7 +137,7 @@ def test_adopt_knows_its_programs_without_loading_them(
     monkeypatch.setattr(programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1])
     loader.adopt(attached.instance).close()
     assert not calls
-    monkeypatch.setattr(importlib.import_module("dmm_ebpf.loader.attach"), "_tags", lambda _: set())
+    monkeypatch.setattr(programs, "tags", lambda code: {name: set() for name in code})
     descriptors = descriptors_open()
     loader.adopt(attached.instance).close()
     assert len(calls) == 1 and descriptors_open() <= descriptors
