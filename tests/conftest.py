@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for every test: hosts and links (`lab`), cgroups (`cgroup`), and the check that nothing is left behind."""
+"""Fixtures for every test: hosts and links (`lab`, `site`), cgroups (`cgroup`), and the check that nothing is left."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ for path in (ROOT, ROOT / "tools", ROOT / "tests"):
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
 
-pytest_plugins = ["labfixtures"]
+pytest_plugins = ["labfixtures", "sitefixtures"]

@@ -31,7 +31,7 @@ from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError, UsageError
 from lab.build import wanem_path
 from lab.links import LinkParams, WanLink, Wire, wan_assignments
 from lab.netns import NETNS_DIR, call_in, ip_batch, offloads_off, pids, pids_in, start_time
-from lab.waiting import wait_pid_gone, wait_readable
+from lab.waiting import patient, wait_pid_gone, wait_readable
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class Host:
         options.setdefault("stdin", subprocess.PIPE if input is not None else subprocess.DEVNULL)
         process = self.popen(argv, text=text, **options)
         try:
-            out, err = process.communicate(input, timeout)
+            out, err = process.communicate(input, patient(timeout))
         finally:
             kill_group(process)
             self.processes.remove(process)

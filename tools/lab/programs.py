@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError
 from lab.hosts import kill_group
-from lab.waiting import wait_for
+from lab.waiting import patient, wait_for
 
 if TYPE_CHECKING:
     from lab.cgroups import Cgroup
@@ -215,7 +215,7 @@ def _hash_stream(stream: IO[bytes]) -> tuple[str, int]:
 
 def _fetch(host: Host, argv: list[str], cgroup: Cgroup | None, timeout: float) -> Fetched:
     """timeout(1) ends a client that hangs: a pipe can be read to its end without watching a clock."""
-    argv = ["timeout", "--kill-after=1", f"{timeout:g}", *argv]
+    argv = ["timeout", "--kill-after=1", f"{patient(timeout):g}", *argv]
     began = time.monotonic()
     process = host.popen(
         cgroup.argv(argv) if cgroup else argv,

@@ -19,7 +19,7 @@ from dmm_ebpf.rd.rundir import ROOT
 from dmm_ebpf.userstack import control
 from lab.cgroups import Cgroup
 from lab.hosts import Host, kill_group
-from lab.waiting import wait_for
+from lab.waiting import patient, wait_for
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 READY_TIMEOUT_S = 90.0  # a start compiles and verifies, which a busy machine takes long for
@@ -80,7 +80,9 @@ class Routed(Closing):
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One dmm-ebpf command, anywhere."""
-        done = subprocess.run([*CLI, *words], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [*CLI, *words], capture_output=True, text=True, check=False, timeout=patient(60)
+        )
         if check and done.returncode:
             raise DmmError(f"run dmm-ebpf {' '.join(words)}", why=done.stderr.strip())
         return done
@@ -116,7 +118,7 @@ class Routed(Closing):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
-                self.process.wait(STOP_TIMEOUT_S)
+                self.process.wait(patient(STOP_TIMEOUT_S))
             except subprocess.TimeoutExpired:
                 self.kill_director()
                 raise
@@ -131,7 +133,7 @@ class Routed(Closing):
 
 
 async def _ask_stack(path: Path, method: str) -> Any:
-    async with asyncio.timeout(STOP_TIMEOUT_S):
+    async with asyncio.timeout(patient(STOP_TIMEOUT_S)):
         reader, writer = await asyncio.open_unix_connection(str(path))
         await control.write(writer, {"id": 1, "method": method, "params": {}})
         answer = await control.read(reader)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a condition up to a deadline; nothing here ever sleeps blindly past what it waits for."""
+"""Waiting for a condition up to a deadline; nothing here ever sleeps blindly past what it waits for.
+
+On a machine that is known to be slow, DMM_LAB_PATIENCE makes every deadline of the laboratory so many times as long.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.005
+PATIENCE = float(os.environ.get("DMM_LAB_PATIENCE", "1"))
+
+
+def patient(seconds: float) -> float:
+    """A deadline, in seconds, as this machine needs it."""
+    return seconds * PATIENCE
 
 
 def wait_for(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
     """The first true value that predicate() gives within timeout seconds; else TimeoutError saying what was awaited."""
+    timeout = patient(timeout)
     deadline = time.monotonic() + timeout
     never = threading.Event()
     while True:
@@ -33,7 +43,7 @@ def wait_readable(fd: int, timeout: float) -> bool:
     """Whether fd became readable (for a pidfd: its process ended) within timeout seconds."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
-    return bool(poller.poll(max(0, timeout) * 1000))
+    return bool(poller.poll(max(0, patient(timeout)) * 1000))
 
 
 def wait_pid_gone(pid: int, timeout: float) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for the end-to-end tests: two hosts with real programs, and dmm-ebpf attached as a user would attach it."""
+"""Fixtures for end-to-end tests: two hosts with real programs, and dmm-ebpf attached as a user would attach it."""
 
 from __future__ import annotations
 
