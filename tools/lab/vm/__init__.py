@@ -8,7 +8,8 @@ The guest sees every file of the host, read-only below a tmpfs: what it writes i
 disk and no port; several may run at once. Emulation is in software, so a guest is some ten times slower than the host.
 """
 
+from lab.vm.bytecode import prepare
 from lab.vm.machine import Options, run
 from lab.vm.packages import Kernel, find_kernel
 
-__all__ = ["Kernel", "Options", "find_kernel", "run"]
+__all__ = ["Kernel", "Options", "find_kernel", "prepare", "run"]

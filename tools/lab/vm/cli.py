@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dmm_ebpf.errors import DmmError
+from lab.vm.bytecode import prepare
 from lab.vm.machine import Options, run
 from lab.vm.packages import find_kernel
 
@@ -27,6 +28,10 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     timeout: Annotated[
         float, typer.Option(help="Seconds until it is ended, with 124.", min=1)
     ] = Options.timeout_s,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compiled", help="First compile dmm-ebpf's programs for this kernel, on the host."),
+    ] = False,
     append: Annotated[str, typer.Option(help="More words for the kernel's command line.")] = Options.append,
     console: Annotated[
         bool, typer.Option("--console", help="Show the guest's console on stderr.")
@@ -40,7 +45,10 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     sudo tools/kernelvm --kernel 6.1 -- uname -r
     """
     options = Options(memory_mb=memory, timeout_s=timeout, append=append, console=console)
-    raise typer.Exit(run(find_kernel(kernel), command, options))
+    found = find_kernel(kernel)
+    if compiled:
+        prepare(found)
+    raise typer.Exit(run(found, command, options))
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

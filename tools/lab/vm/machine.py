@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ CONSOLE_KEPT_BYTES = 1 << 16
 # Nothing else of the caller's environment means the same in the guest.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "COLUMNS", "CI")
 ENVIRONMENT_PREFIX = "DMM_"
+# An emulated machine is some ten times slower, and the host may be busy.
+PATIENCE = "20"
 COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off "
     "nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on"
@@ -46,14 +48,24 @@ COMMAND_LINE = (
 PANIC = b"Kernel panic - not syncing"
 
 
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 @dataclass(frozen=True)
 class Options:
-    """What a guest is given. append: more words for its kernel's command line; console: its console goes to stderr."""
+    """What a guest is given.
+
+    append: more words for its kernel's command line; console: its console goes to stderr; output: takes what the
+    command writes, as it comes, with 1 for stdout and 2 for stderr.
+    """
 
     memory_mb: int = 2048
     timeout_s: float = 600.0
     append: str = ""
     console: bool = False
+    output: Callable[[int, bytes], None] = _write_all
 
 
 @dataclass
@@ -95,7 +107,7 @@ class _Machine(Closing):
     """A running qemu and the sockets to it."""
 
     def __init__(self, kernel: Kernel, archive: bytes, options: Options) -> None:
-        self._modules = kernel.modules
+        self._kernel = kernel
         self._options = options
         self._console = bytearray()
         self._said = bytearray()
@@ -141,7 +153,9 @@ class _Machine(Closing):
 
     def converse(self, command: Sequence[str], deadline: float) -> _Attempt:
         """Passes output on until the command's exit code came, the guest ended without, or time is up."""
-        self._sockets["control"].sendall(f"{self._modules}\n{_script(command)}\n".encode())
+        self._sockets["control"].sendall(
+            f"{self._kernel.modules}\n{_script(command, self._kernel)}\n".encode()
+        )
         ended = _Attempt()
         boot_deadline = min(deadline, time.monotonic() + BOOT_TIMEOUT_S)
         is_ready = False
@@ -167,7 +181,7 @@ class _Machine(Closing):
         if not data:
             self._selector.unregister(self._sockets[name])
         elif name in ("stdout", "stderr"):
-            _write_all(1 if name == "stdout" else 2, data)
+            self._options.output(1 if name == "stdout" else 2, data)
         elif name == "console":
             self._console += data
             del self._console[:-CONSOLE_KEPT_BYTES]
@@ -222,18 +236,14 @@ def _qemu_argv(kernel: Kernel, ends: dict[str, int], options: Options) -> list[s
     return argv
 
 
-def _script(command: Sequence[str]) -> str:
+def _script(command: Sequence[str], kernel: Kernel) -> str:
     """What the guest's shell is to run, in one line of base64."""
     passed = {
         name: value
         for name, value in os.environ.items()
         if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIX)
     }
+    passed |= {"DMM_GUEST_KERNEL": kernel.release, "DMM_LAB_PATIENCE": PATIENCE}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(passed.items()))
     text = f"{exports}cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}\n"
     return base64.b64encode(text.encode()).decode()
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
