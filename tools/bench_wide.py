@@ -16,6 +16,7 @@ from bench_fairness_report import fairness_table, plot_fairness
 from bench_flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
 from bench_matrix import Cell, Plan, Result, run_matrix
 from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
+from bench_startup import ROUND_S, bench_startup, startup_table, summary
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,6 +26,7 @@ TITLES = {
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
+    "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
@@ -136,6 +138,12 @@ def connections(wide: Wide, directory: Path) -> dict[str, Held]:
     return found
 
 
+def startup(wide: Wide, directory: Path) -> dict[str, Any]:
+    """Every side."""
+    with _progress("startup", wide.rounds, wide.rounds * ROUND_S) as (progress, task):
+        return summary(bench_startup(directory, wide.rounds, lambda n: progress.update(task, completed=n)))
+
+
 # What is found one by one: how, and how it is shown
 _LISTS: dict[
     str, tuple[Callable[[Wide, Path], Any], Callable[[Any], Any], Callable[[Any, Path], list[Path]]]
@@ -164,6 +172,10 @@ def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
         answer = {side: of.to_json() for side, of in held.items()}
         if show:
             console.print(connections_table(held))
+    elif what == "startup":
+        answer = startup(wide, directory)
+        if show:
+            console.print(startup_table(answer))
     elif what == "processes":
         bulks = processes(wide, directory)
         answer = {side: asdict(of) for side, of in bulks.items()}

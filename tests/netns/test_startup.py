@@ -11,12 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lab import Lab
 
 from dmm_ebpf.loader import cache
 from dmm_ebpf.loader import compile as compiler
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 MACHINE_ONLY = re.compile("DMM_(TASK|CRED|CGROUP|KN)")
+
+USER_POLICY = """
+[stacks.wan]
+kind = "user"
+[[rules]]
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "wan"
+"""
 
 Apart = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,6 +90,44 @@ def test_what_install_keeps_serves_another_kernel_too(
     assert len(kept(tmp_path)) == 2
     warm = apart(*CLI, "run", "--instance", instance(), "--", "echo", "ran", without_bcc=True)
     assert (warm.returncode, warm.stdout, warm.stderr) == (0, "ran\n", "")
+
+
+# What takes long to import and has nothing to do with starting.
+HEAVY = (
+    "pydantic",
+    "pyroute2",
+    "textual",
+    "rich",
+    "bcc",
+    "cffi",
+    "pycparser",
+    "watchfiles",
+    "importlib.metadata",
+)
+
+
+def imported(stderr: str) -> set[str]:
+    """Modules, as `python -X importtime` lists them."""
+    return {
+        line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")
+    }
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["kernel", "user stack"])
+def test_a_start_imports_nothing_heavy(
+    lab: Lab, instance: Callable[[], str], tmp_path: Path, user: bool
+) -> None:
+    host, peer = lab.host("host"), lab.host("peer")
+    lab.wire(host, peer)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(USER_POLICY)
+    options = ("--policy", str(policy)) if user else ()
+    python = (sys.executable, "-X", "importtime", "-m", "dmm_ebpf.cli.main")
+    done = host.run([*python, "run", "--instance", instance(), *options, "--", "echo", "ran"])
+    assert done.stdout == "ran\n"
+    found = imported(done.stderr)
+    assert {"dmm_ebpf.rd.service", "asyncio"} <= found
+    assert not [name for name in found if name.startswith(HEAVY)]
 
 
 def test_programs_of_another_bcc_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
