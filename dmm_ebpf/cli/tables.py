@@ -117,6 +117,16 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
         if row.get("reason"):
             name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
             print(f"{indent}{name} is {state}: {reason}")
+        _say_unlimited(row, indent)
+
+
+def _say_unlimited(row: Row, indent: str) -> None:
+    """Which limits of the host's the processes of a stack have to do without."""
+    missing = {(p.get("limits") or {}).get("missing") for p in row.get("processes") or ()}
+    for why in sorted(filter(None, missing)):
+        print(
+            f"{indent}{units.clean(row.get('name'))} has only resource limits (setrlimit): {units.clean(why)}"
+        )
 
 
 def _full_column(rows: list[Row]) -> list[Column]:

@@ -26,8 +26,9 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError
-from dmm_ebpf.hal import rtnl
+from dmm_ebpf.hal import rtnl, tundevice
 from dmm_ebpf.hal.netlink import RouteSocket, explained, messages
 from dmm_ebpf.hal.nic import TUN_PREFIX
 
@@ -84,9 +85,13 @@ class StackNumbers:
         return TABLE_BASE + self.k
 
     def remove(self) -> list[str]:
-        """Takes rules and table away and tells what went. Idempotent; needs nothing but the numbers."""
+        """Takes rules and table away, and devices that outlived their process, and tells what went. Idempotent; needs
+        nothing but the numbers.
+        """
+        names = [self.tun, *(f"{self.tun}.{slot}" for slot in range(abi.C.DMM_MAX_NICS))]
+        devices = [f"device {name}" for name in tundevice.remove(names)]
         with explained("remove the routes of a user stack"):
-            return _remove(self)
+            return devices + _remove(self)
 
     @staticmethod
     def in_use() -> set[int]:

@@ -13,13 +13,15 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import sockdiag, tcingress, tuning
+from dmm_ebpf.hal import procgroup, sockdiag, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
+from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd.flows import pair_text
 from dmm_ebpf.rd.rundir import StackState
 from dmm_ebpf.userstack.supervisor import StackSpec, StackSupervisor
@@ -33,6 +35,11 @@ log = logging.getLogger("dmm-ebpf")
 def numbers_of(k: int) -> StackNumbers:
     """What process number k of the namespace owns there."""
     return StackNumbers(k, MARK_BASE, MARK_MASK)
+
+
+def group_of(instance: str, record: StackState) -> Path:
+    """The directory of a process's own cgroup."""
+    return procgroup.path_of(find_cgroup2(), instance, record.label)
 
 
 class Process:
@@ -104,6 +111,18 @@ class Process:
             "restarts": self.restarts,
             "tun": self.record.tun,
             "mark": f"{self.mark:#x}/{MARK_MASK:#x}",
+            "limits": self._limits(),
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        """What keeps the process from eating the host: its cgroup's limits, and why one is missing."""
+        group = Path(self.supervisor.spec.cgroup)
+        granted = procgroup.granted(group)
+        return {
+            "cgroup": str(group),
+            "memory_bytes": granted.memory_bytes,
+            "processes": granted.processes,
+            "missing": self.supervisor.no_group or granted.missing,
         }
 
     def _on_up(self, info: Mapping[str, Any]) -> None:

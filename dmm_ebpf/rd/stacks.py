@@ -28,14 +28,13 @@ from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd import load, rundir
 from dmm_ebpf.rd.model import UserStack
-from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, numbers_of
+from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
 MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
-CONNECTIONS_PART = 4096
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -191,13 +190,13 @@ class StackManager:
             first = 0
             while True:
                 try:
-                    part = await p.supervisor.query("connections", first=first, most=CONNECTIONS_PART)
+                    part = await p.supervisor.query("connections", first=first)
                 except DmmError:
                     break
                 for connection in part:
                     yield connection
                 first += len(part)
-                if len(part) < CONNECTIONS_PART:
+                if not part or first > 2 * p.supervisor.spec.max_connections:
                     break
 
     # -- life --
@@ -350,6 +349,7 @@ class StackManager:
             process=record.process,
             tap=record.tap,
             taps_fd=maps["taps"].fd,
+            cgroup=str(group_of(self._state.instance, record)),
         )
 
     def _attach_nics(self, s: _Stack) -> None:

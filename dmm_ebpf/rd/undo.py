@@ -14,9 +14,10 @@ from pathlib import Path
 
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal import procgroup
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Map
-from dmm_ebpf.rd.processes import end_flows, numbers_of
+from dmm_ebpf.rd.processes import end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import restore_sysctls
 from dmm_ebpf.userstack.supervisor import kill_process
@@ -38,6 +39,7 @@ def undo(run_dir: RunDir) -> list[str]:
     step("hooks", lambda: loader.detach(run_dir.instance))
     if state is not None:
         step("stack processes", lambda: _kill_stacks(state))
+        step("cgroups of stack processes", lambda: _remove_groups(state))
         step("network namespace", lambda: _undo_in_netns(state, maps))
         if state.own_cgroup:
             step("cgroup", lambda: _remove_cgroup(Path(state.cgroup)))
@@ -58,6 +60,12 @@ def _kill_stacks(state: State) -> list[str]:
         if stack.pid and kill_process(stack.pid, stack.start_time, signal.SIGKILL):
             gone.append(f"stack {stack.label}, pid {stack.pid}")
     return gone
+
+
+def _remove_groups(state: State) -> list[str]:
+    for stack in state.stacks:
+        procgroup.remove(group_of(state.instance, stack))
+    return []
 
 
 def _open_maps(instance: str) -> Mapping[str, Map]:

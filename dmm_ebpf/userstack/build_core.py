@@ -23,6 +23,8 @@ _HEADERS = (
     _PACKAGE / "hal/tapnic.h",
     _PACKAGE / "hal/tun.h",
     _PACKAGE / "hal/privileges.h",
+    _PACKAGE / "hal/landlock.h",
+    _PACKAGE / "hal/seccomp.h",
     _HERE / "engine.h",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
@@ -64,7 +66,7 @@ ffibuilder.set_source(
     include_dirs=[_relative(_PACKAGE)],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=c11", "-O2", *WARNINGS],
-    libraries=["pthread"],
+    libraries=["pthread", "seccomp"],
     # One file name, however the module is built: an older build under another name would be found first.
     py_limited_api=False,
 )

@@ -3,7 +3,8 @@
 big endian).
 
 A request is {"id", "method", "params"}; its answer {"id", "ok": true, "result"} or {"id", "ok": false,
-"error"}, where error is DmmError.to_wire(). Refused: messages longer than MAX_BYTES.
+"error"}, where error is DmmError.to_wire(). Refused: messages longer than the reader asked for, and containers and
+strings longer than any message has.
 """
 
 from __future__ import annotations
@@ -16,23 +17,39 @@ import msgpack
 
 from dmm_ebpf.errors import DmmError
 
-MAX_BYTES = 64 << 20
+REQUEST_BYTES = 4096
+ANSWER_BYTES = 1 << 20
 _LENGTH = struct.Struct(">I")
+_LIMITS = {
+    "max_str_len": 4096,
+    "max_bin_len": 0,
+    "max_ext_len": 0,
+    "max_array_len": 4096,
+    "max_map_len": 512,
+}
 
 
-async def read(reader: asyncio.StreamReader) -> Any | None:
-    """The next message, or None at the end of the stream. Raises DmmError for what is no message."""
+class MessageError(DmmError):
+    """What came is no message of this protocol."""
+
+
+def _refuse(why: str) -> MessageError:
+    return MessageError("read a control message", why=why)
+
+
+async def read(reader: asyncio.StreamReader, most_bytes: int = ANSWER_BYTES) -> Any | None:
+    """The next message, or None at the end of the stream. Raises MessageError for what is no message."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        if length > MAX_BYTES:
-            raise DmmError("read a control message", why=f"{length} bytes are more than {MAX_BYTES}")
+        if length > most_bytes:
+            raise _refuse(f"{length} bytes are more than {most_bytes}")
         data = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     try:
-        return msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as exc:
-        raise DmmError("read a control message", why=str(exc) or "it is not msgpack") from exc
+        return msgpack.unpackb(data, **_LIMITS)
+    except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as exc:
+        raise _refuse(str(exc) or "it is not msgpack") from exc
 
 
 async def write(writer: asyncio.StreamWriter, message: Any) -> None:

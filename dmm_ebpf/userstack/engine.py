@@ -83,6 +83,8 @@ class Engine:
         self.requests, self._request_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._request_end.setblocking(False)
         self._thread: threading.Thread | None = None
+        self._go = threading.Event()
+        self._called_off = False
         self.result: int | None = None
         self._engine = ffi.NULL
         try:
@@ -90,9 +92,16 @@ class Engine:
             self._create()
             for nic in spec.nics:
                 self._open_nic(nic)
+            self._close_registers()
         except BaseException:
             self.close()
             raise
+
+    def _close_registers(self) -> None:
+        """What was registered stays; nobody else's place can be taken after this."""
+        for fd in (self.spec.xsks_fd, self.spec.taps_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def _open_tun(self) -> None:
         name = self.spec.tun
@@ -198,15 +207,22 @@ class Engine:
 
     # -- the loop --
 
-    def start(self, ended: Callable[[int], None]) -> None:
-        """Runs the loop in a thread; ended(result) is called in that thread when it returns."""
+    def prepare(self, ended: Callable[[int], None]) -> None:
+        """Makes the loop's thread, which waits for start(); ended(result) is called in it when the loop returns."""
 
         def work() -> None:
+            self._go.wait()
+            if self._called_off:
+                return
             self.result = lib.dmm_engine_run(self._engine)
             ended(self.result)
 
         self._thread = threading.Thread(target=work, name="dmm-engine", daemon=True)
         self._thread.start()
+
+    def start(self) -> None:
+        """Lets the loop run."""
+        self._go.set()
 
     def stop(self, *, abort: bool) -> None:
         """Asks the loop to end; abort: with a reset to both ends of every connection."""
@@ -218,7 +234,13 @@ class Engine:
             self._thread.join(timeout)
 
     def close(self) -> None:
-        """After the loop's end: closes the sockets and the devices; the TUN device takes its routes along."""
+        """After the loop's end, or without start(): closes the sockets and the devices; the TUN device takes its routes
+        along.
+        """
+        if self._thread is not None and not self._go.is_set():
+            self._called_off = True
+            self._go.set()
+            self._thread.join()
         if self._engine != ffi.NULL:
             lib.dmm_engine_destroy(self._engine)
             self._engine = ffi.NULL

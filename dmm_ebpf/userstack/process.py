@@ -6,8 +6,8 @@ one line of JSON goes out when the stack serves, or says why it cannot. After th
 it goes on when the Resource Director dies, and ends by SIGTERM, by "stop" on its control socket, or with
 its devices.
 
-Order: enter the namespace, open devices and sockets, listen, drop every privilege, say ready, only then
-read packets.
+Order: enter the namespace, open devices and sockets, listen, drop every privilege, make the packet loop's thread,
+give up every system call that is not needed, say ready, only then read packets.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.userstack import control, sandbox
+from dmm_ebpf.userstack import answers, controlserver, sandbox
 from dmm_ebpf.userstack.engine import Engine
-from dmm_ebpf.userstack.pidfile import start_time
 from dmm_ebpf.userstack.resolver import Resolver, ResolverNic
 from dmm_ebpf.userstack.spec import StackSpec
 
-_DEFAULT_MEMORY_BYTES = 256 << 20
+MOST_CONNECTIONS = 1024  # in one answer
 _JOIN_S = 5.0
 
 log = logging.getLogger("dmm-ebpf.stack")
@@ -48,35 +48,37 @@ class StackProcess:
             [ResolverNic(i, nic.ifindex, nic.name, nic.mtu) for i, nic in enumerate(self.engine.nics)],
             self.engine.requests,
         )
-        self.listener = _listen(spec)
-        sandbox.limit_resources(spec.memory_bytes or _DEFAULT_MEMORY_BYTES)
-        self.unprivileged = sandbox.drop_privileges()
+        self.listener = controlserver.listen(spec.control_path)
+        self._info: dict[str, Any] = {"pid": os.getpid(), "zerocopy": self.engine.zerocopy}
+        self._server: controlserver.ControlServer | None = None
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
         self._stopping = False
 
+    def confine(self) -> None:
+        """Gives up every right, for good. Raises DmmError; the process must then end."""
+        time.localtime()  # reads the time zone, which the log needs
+        sandbox.limit_resources(self.spec.payload_bytes)
+        confinement = sandbox.drop_privileges()
+        self._info |= {"own_user": confinement.own_user, "landlock": confinement.landlock}
+        self.engine.prepare(self._engine_ended)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop)
+        self._server = controlserver.ControlServer(self.listener, self._answer)
+        sandbox.seal()
+
     def info(self) -> dict[str, Any]:
-        """What the supervisor is told when the stack serves."""
-        return {
-            "pid": os.getpid(),
-            "start_time": start_time(os.getpid()),
-            "tun": self.spec.tun,
-            "tun_ifindex": socket.if_nametoindex(self.spec.tun),
-            "zerocopy": self.engine.zerocopy,
-            "unprivileged": self.unprivileged,
-        }
+        """What the supervisor is told when the stack serves; its form is in answers.py."""
+        return self._info
 
     async def serve(self) -> int:
         """Runs until stopped; the exit code."""
-        loop = self._loop
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        resolver = loop.create_task(self.resolver.run())
+        resolver = self._loop.create_task(self.resolver.run())
         resolver.add_done_callback(self._resolver_ended)
-        server = await asyncio.start_unix_server(self._client, sock=self.listener)
-        self.engine.start(self._engine_ended)
+        self.engine.start()
         await self._done.wait()
-        server.close()
+        if self._server is not None:
+            self._server.close()
         self.engine.join(_JOIN_S)
         # The engine is closed only when nothing is left that calls it.
         resolver.cancel()
@@ -107,21 +109,12 @@ class StackProcess:
 
     # -- control --
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while (request := await control.read(reader)) is not None:
-                await control.write(writer, self._answer(request))
-        except (DmmError, ConnectionError) as exc:
-            log.warning("control: %s", exc)
-        finally:
-            writer.close()
-
     def _answer(self, request: Any) -> dict[str, Any]:
-        if not isinstance(request, Mapping):
-            request = {}
+        request = request if isinstance(request, Mapping) else {}
+        params = request.get("params")
         answer: dict[str, Any] = {"id": request.get("id")}
         try:
-            result = self._call(str(request.get("method")), request.get("params") or {})
+            result = self._call(str(request.get("method")), params if isinstance(params, Mapping) else {})
             return answer | {"ok": True, "result": result}
         except DmmError as exc:
             return answer | {"ok": False, "error": exc.to_wire()}
@@ -132,7 +125,8 @@ class StackProcess:
         if method == "stats":
             return self.engine.stats() | self.resolver.stats()
         if method == "connections":
-            return list(self.engine.connections(**_part(params)))
+            part = self.engine.connections(**_part(params))
+            return [[row[name] for name in answers.COLUMNS] for row in part]
         if method == "configure":
             self.engine.set_congestion(str(params.get("congestion")))
             if "syn_cookies" in params:
@@ -145,28 +139,13 @@ class StackProcess:
 
 
 def _part(params: Mapping[str, Any]) -> dict[str, int]:
-    """Which connections are asked for; all of them if params do not say."""
-    part = {name: params[name] for name in ("first", "most") if name in params}
+    """Which connections are asked for: so many that an answer holds, unless params say fewer."""
+    part = {"first": 0, "most": MOST_CONNECTIONS}
+    part |= {name: params[name] for name in part if name in params}
     for name, value in part.items():
         if not isinstance(value, int) or value < 0:
             raise UsageError(f"list connections with {name} {value!r}", why="it is not a whole number")
-    return part
-
-
-def _listen(spec: StackSpec) -> socket.socket:
-    path = spec.control_path
-    try:
-        path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        sock.listen(16)
-    except OSError as exc:
-        raise DmmError(f"listen on {path}", why=os.strerror(exc.errno or 0)) from exc
-    return sock
+    return part | {"most": min(part["most"], MOST_CONNECTIONS)}
 
 
 def _read_spec(channel: socket.socket) -> StackSpec:
@@ -179,10 +158,11 @@ def _read_spec(channel: socket.socket) -> StackSpec:
 async def _run(spec: StackSpec, channel: socket.socket) -> int:
     try:
         process = StackProcess(spec)
+        process.confine()
     except DmmError as exc:
-        channel.sendall(json.dumps({"ok": False, "error": exc.to_wire()}).encode())
+        channel.sendall(json.dumps({"id": 0, "ok": False, "error": exc.to_wire()}).encode())
         return 1
-    channel.sendall(json.dumps({"ok": True} | process.info()).encode())
+    channel.sendall(json.dumps({"id": 0, "ok": True, "result": process.info()}).encode())
     channel.close()
     return await process.serve()
 

@@ -28,10 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pyroute2 import AsyncIPRoute, NetlinkError
-
 from dmm_ebpf import abi
-from dmm_ebpf.hal.netlink import attributes, messages
+from dmm_ebpf.hal.netlink import RouteSocket, attribute, attributes, messages
 from dmm_ebpf.hal.routes import RTPROT_DMM
 
 log = logging.getLogger("dmm-ebpf.stack")
@@ -43,6 +41,7 @@ _DEBOUNCE_S = 0.1
 _DISCARD_PORT = 9
 _SO_BINDTODEVICE = 25
 _RTM_NEWLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 24, 25
+_RTM_GETROUTE = 26
 _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
 _NLM_F_DUMP_REQUEST = 0x301
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # LINK, NEIGH, addresses and routes of both families
@@ -51,6 +50,8 @@ _IFLA_ADDRESS = 1
 _NUD_STALE, _NUD_FAILED = 0x04, 0x20
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 _RTN_UNICAST = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_VIA = 1, 4, 5, 8, 18
+_RTAX_MTU = 2
 REQUEST = struct.Struct("=16sII")
 
 Hop = tuple[int, str]  # ifindex, address of the neighbour
@@ -111,6 +112,7 @@ class Resolver:
         self._requests = requests
         self._requests.setblocking(False)
         self._events = _event_socket()
+        self._routes = RouteSocket()
         self._pokers = {
             (nic.ifindex, family): _poker(family, nic.name)
             for nic in nics
@@ -128,8 +130,8 @@ class Resolver:
         self._dump_neighbours()
         loop.add_reader(self._requests.fileno(), self._read_requests)
         try:
-            async with AsyncIPRoute() as ipr, asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._answer(ipr))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._answer())
                 tasks.create_task(self._follow_routes())
                 tasks.create_task(self._keep_alive())
         finally:
@@ -139,6 +141,7 @@ class Resolver:
     def close(self) -> None:
         """Closes what the constructor opened."""
         self._events.close()
+        self._routes.close()
         for sock in self._pokers.values():
             sock.close()
 
@@ -158,11 +161,11 @@ class Resolver:
                 return
             self._queue.put_nowait(REQUEST.unpack(data)[0])
 
-    async def _answer(self, ipr: AsyncIPRoute) -> None:
+    async def _answer(self) -> None:
         while True:
             addr = await self._queue.get()
             try:
-                hop, mtu = await self._route(ipr, addr)
+                hop, mtu = self._route(addr)
             except OSError as exc:
                 self._drop(addr)
                 self._table.path_forget(addr)
@@ -178,25 +181,28 @@ class Resolver:
             elif neighbour.deadline is None:
                 self._resolve(hop, neighbour)
 
-    async def _route(self, ipr: AsyncIPRoute, addr: bytes) -> tuple[Hop, int]:
+    def _route(self, addr: bytes) -> tuple[Hop, int]:
         """The neighbour that leads to addr, and the path's MTU. Raises OSError with what an app is to see."""
         ip = ipaddress.ip_address(abi.addr_text(addr))
         if ip.is_link_local and ip.version == 6:
             raise OSError(errno.EHOSTUNREACH, "link-local")
-        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-        try:
-            answer = await ipr.route("get", family=family, dst=str(ip))
-        except NetlinkError as exc:
-            raise OSError(exc.code, "RTM_GETROUTE") from exc
-        route: Any = answer[0]
-        nic = self._nics.get(int(route.get_attr("RTA_OIF") or 0))
-        if route["type"] != _RTN_UNICAST or nic is None:
+        kind, values = self._ask_route(ip)
+        (oif,) = struct.unpack("=I", values.get(_RTA_OIF, bytes(4)))
+        nic = self._nics.get(oif)
+        if kind != _RTN_UNICAST or nic is None:
             raise OSError(errno.EHOSTUNREACH, "not through a NIC of this stack")
-        via = route.get_attr("RTA_VIA")
-        gateway = route.get_attr("RTA_GATEWAY") or (via["addr"] if via else None) or str(ip)
-        metrics = route.get_attr("RTA_METRICS")
-        mtu = int((metrics.get_attr("RTAX_MTU") if metrics else 0) or nic.mtu)
-        return (nic.ifindex, str(gateway)), min(mtu, nic.mtu)
+        gateway = values.get(_RTA_GATEWAY) or values.get(_RTA_VIA, b"")[2:] or ip.packed
+        family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
+        metrics = dict(attributes(values.get(_RTA_METRICS, b""), 0))
+        (mtu,) = struct.unpack("=I", metrics.get(_RTAX_MTU, bytes(4)))
+        return (nic.ifindex, socket.inet_ntop(family, gateway)), min(mtu or nic.mtu, nic.mtu)
+
+    def _ask_route(self, ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[int, dict[int, bytes]]:
+        """The kernel's route for a packet to ip: its type and its attributes (rtnetlink(7), struct rtmsg)."""
+        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+        payload = struct.pack("=8BI", family, ip.max_prefixlen, *(0,) * 7) + attribute(_RTA_DST, ip.packed)
+        answer = self._routes.get(_RTM_GETROUTE, payload)
+        return answer[7], dict(attributes(answer, 12))
 
     def _tell(self, destination: _Destination, mac: bytes) -> None:
         destination.known = True

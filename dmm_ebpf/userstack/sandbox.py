@@ -1,31 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stack process gives up before it reads its first packet.
 
-All capabilities including the bounding set, its user and groups, the right to gain privileges by execve(2),
-core dumps and being traced. It keeps what it has open: TUN device, AF_XDP sockets, the map of flows,
-netlink sockets, its control socket. Limits keep a bug from eating the host.
+First, while it has one thread: all capabilities including the bounding set, its user and groups, the right to gain
+privileges by execve(2), core dumps, being traced, and with Landlock, where the kernel has it, every file. Then, when
+all its threads are there: every system call that a packet loop does not need. It keeps what it has open: TUN device,
+AF_XDP sockets or TAP devices, netlink sockets, its control socket, its log. Limits keep a bug from eating the host.
+
+The user is the process's own: a number above every range that is given to people, services and containers, and that
+no other live process of its pid namespace has, since it is made of the pid. So one stack process can neither signal
+nor trace another, whatever else should fail.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import resource
+from dataclasses import dataclass
+from pathlib import Path
 
-from dmm_ebpf.errors import PrivilegeError
+from dmm_ebpf.errors import DmmError, PrivilegeError
 from dmm_ebpf.userstack._core import ffi, lib
 
-_NOBODY = 65534
+# Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need 22 bits (PID_MAX_LIMIT).
+UID_BASE = 0x7DC00000
+MAX_PROCESSES = 8  # threads, and what the kernel counts as such; it has two
+
 _MAX_DESCRIPTORS = 1024
 _SPARE_BYTES = 2 << 30  # address space for code, stacks, thread arenas and UMEM mappings, besides payload
 
 
-def _nobody() -> tuple[int, int]:
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        return _NOBODY, _NOBODY
-    return entry.pw_uid, entry.pw_gid
+@dataclass(frozen=True)
+class Confinement:
+    """How far it went. uid is the process's; landlock the kernel's version, 0: it has none."""
+
+    uid: int
+    own_user: bool  # False: the user namespace does not know the number; no capability is left all the same
+    landlock: int
+
+
+def uid_of(pid: int) -> int:
+    """The user that the stack process pid becomes."""
+    return UID_BASE + pid
 
 
 def limit_resources(memory_bytes: int) -> None:
@@ -39,15 +54,32 @@ def limit_resources(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def drop_privileges() -> bool:
-    """For good; while the process has one thread. False: no capability is left, but the user ids could not
-    be changed.
-
-    Raises PrivilegeError when anything else cannot be given up; the process must then end.
-    """
-    error = ffi.new("struct dmm_hal_error *")
-    uid, gid = _nobody()
-    ret = lib.dmm_privileges_drop(uid, gid, error)
+def _checked(ret: int, error: object) -> int:
     if ret < 0:
-        raise PrivilegeError(ffi.string(error.what).decode(), why=os.strerror(error.code))
-    return bool(ret)
+        raise PrivilegeError(
+            ffi.string(error.what).decode(),  # type: ignore[attr-defined]
+            why=os.strerror(error.code),  # type: ignore[attr-defined]
+        )
+    return ret
+
+
+def drop_privileges() -> Confinement:
+    """For good; while the process has one thread. Raises DmmError when anything cannot be given up; the process must
+    then end.
+    """
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads != 1:
+        raise DmmError("give up all privileges", why=f"the process has {threads} threads already")
+    error = ffi.new("struct dmm_hal_error *")
+    uid = uid_of(os.getpid())
+    own_user = bool(_checked(lib.dmm_privileges_drop(uid, uid, error), error))
+    if own_user:
+        # For a user that others have too it would count theirs.
+        resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
+    return Confinement(os.getuid(), own_user, _checked(lib.dmm_landlock_apply(error), error))
+
+
+def seal() -> None:
+    """The last step, for all threads: the system calls that are left. Raises PrivilegeError as above."""
+    error = ffi.new("struct dmm_hal_error *")
+    _checked(lib.dmm_seccomp_apply(error), error)

@@ -11,6 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+_DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
+_CONNECTION_BYTES = (
+    4096  # both legs and their share of the tables take a third of it, see docs/architecture.md
+)
+_QUEUE_BYTES = 32 << 20  # UMEM of one receive queue with large frames
+_PROGRAM_BYTES = 256 << 20  # interpreter, code and whatever the kernel counts besides
+
 
 def process_label(name: str, process: int) -> str:
     """A process of a stack in messages and file names: the stack's name, with "@1" and so on after the first. No stack
@@ -66,6 +73,23 @@ class StackSpec:
     process: int = 0
     tap: int = 0
     taps_fd: int = -1
+    cgroup: str = ""  # directory of the process's own cgroup; empty: it gets none
+
+    @property
+    def payload_bytes(self) -> int:
+        """How much payload the core may hold."""
+        return self.memory_bytes or _DEFAULT_MEMORY_BYTES
+
+    @property
+    def memory_limit_bytes(self) -> int:
+        """More than the process ever needs: the limit of its cgroup."""
+        queues = sum(nic.queues for nic in self.nics)
+        return (
+            self.payload_bytes
+            + self.max_connections * _CONNECTION_BYTES
+            + queues * _QUEUE_BYTES
+            + _PROGRAM_BYTES
+        )
 
     @property
     def label(self) -> str:

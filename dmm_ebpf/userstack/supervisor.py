@@ -7,7 +7,11 @@ seen through a pidfd, which also works for an adopted process, is not polled, an
 process. on_up and on_down are called in the event loop, alternately, beginning with on_up; on_down is not
 called for a stop() that was asked for.
 
-Invariant: at most one process of the stack is alive; a start first ends what the pid file names.
+What the process says is not believed: see answers.py. One that answers what no stack process of ours says is ended
+and started again.
+
+Invariants: at most one process of the stack is alive; a start first ends what the pid file names. Before a process
+starts, and when it has ended, its devices are gone, also those that were made persistent.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf.errors import DmmError, from_wire
-from dmm_ebpf.userstack import control, pidfile
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal import procgroup, tundevice
+from dmm_ebpf.userstack import answers, control, controlserver, pidfile, sandbox
 from dmm_ebpf.userstack.pidfile import kill_process
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
@@ -39,12 +44,16 @@ STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS o
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 30.0
 HEALTHY_S = 60.0
+READY_BYTES = 4096
+LAST_WORDS_BYTES = 4096
 
 log = logging.getLogger("dmm-ebpf")
 
 
 class StackSupervisor:
     """One process of a stack. Lives in the Resource Director's event loop."""
+
+    COMMAND = (sys.executable, "-P", "-m", "dmm_ebpf.userstack.process")
 
     def __init__(
         self,
@@ -54,11 +63,12 @@ class StackSupervisor:
         on_down: Callable[[str], None],
     ) -> None:
         """spec may be replaced at any time; the next process gets the new one. info of on_up: see
-        StackProcess.info.
+        StackProcess.info, and start_time.
         """
         self.spec = spec
         self.pid = 0
         self.restarts = 0
+        self.no_group = ""  # why the process is in no cgroup of its own
         self._on_up = on_up
         self._on_down = on_down
         self._pidfd = -1
@@ -88,9 +98,7 @@ class StackSupervisor:
         if fd is None:
             return False
         try:
-            info = await self.query("ping")
-            if int(info["pid"]) != pid:
-                raise DmmError(f"adopt stack {self.spec.label}", why="its socket is another process's")
+            info = await self._ask(pid, "ping") | {"start_time": started}
         except (DmmError, OSError) as exc:
             log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.label, pid, exc)
             os.close(fd)
@@ -114,13 +122,29 @@ class StackSupervisor:
         self._tidy()
 
     async def query(self, method: str, **params: Any) -> Any:
-        """Asks the process. Raises DmmError when it refuses, is not there or does not answer."""
-        what = f"ask stack {self.spec.label} for {method}"
+        """Asks the process. Raises DmmError when it refuses, is not there or does not answer; the process that answers
+        nonsense is ended, and so replaced.
+        """
+        pid = self.pid
+        try:
+            return await self._ask(pid, method, **params)
+        except answers.AnswerError as exc:
+            if pid and pid == self.pid:
+                log.error("%s; pid %d is ended", exc, pid)
+                self._kill()
+            raise
+
+    async def _ask(self, pid: int, method: str, **params: Any) -> Any:
+        label, number = self.spec.label, next(self._ids)
+        what = f"ask stack {label} for {method}"
         try:
             async with asyncio.timeout(QUERY_DEADLINE_S):
                 reader, writer = await asyncio.open_unix_connection(str(self.spec.control_path))
                 try:
-                    await control.write(writer, {"id": next(self._ids), "method": method, "params": params})
+                    listener, _uid = controlserver.peer(writer.get_extra_info("socket"))
+                    if listener != pid:
+                        raise DmmError(what, why="its socket is another process's")
+                    await control.write(writer, {"id": number, "method": method, "params": params})
                     answer = await control.read(reader)
                 finally:
                     writer.close()
@@ -128,16 +152,17 @@ class StackSupervisor:
             raise DmmError(what, why=f"no answer within {QUERY_DEADLINE_S:g} s") from exc
         except OSError as exc:
             raise DmmError(what, why=os.strerror(exc.errno or 0)) from exc
-        if not isinstance(answer, Mapping):
+        except control.MessageError as exc:
+            raise answers.nonsense(label, method, exc.why) from exc
+        if answer is None:
             raise DmmError(what, why="it hung up")
-        if not answer.get("ok"):
-            raise from_wire(answer.get("error") or {})
-        return answer.get("result")
+        return answers.result_of(label, method, number, answer)
 
     # -- the process --
 
     async def _spawn(self) -> dict[str, Any]:
         """Starts a process and returns what it says when it serves; on failure it is gone again."""
+        self._remove_devices()
         parent, child = socket.socketpair()
         with parent:
             with child:
@@ -145,14 +170,37 @@ class StackSupervisor:
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
             try:
+                self._into_group()
                 answer = await self._ready(parent)
             except BaseException:
                 self._kill()
                 await self._end_process()
                 self._tidy()
                 raise
-        pidfile.write(self.spec.pid_path, self.pid, int(answer["start_time"]))
-        return answer
+        started = pidfile.start_time(self.pid)
+        pidfile.write(self.spec.pid_path, self.pid, started)
+        return answer | {"start_time": started}
+
+    def _into_group(self) -> None:
+        """Before the process is told what to do. Without a group it has its resource limits alone."""
+        path = Path(self.spec.cgroup)
+        self.no_group = ""
+        if not self.spec.cgroup:
+            return
+        limits = procgroup.Limits(self.spec.memory_limit_bytes, sandbox.MAX_PROCESSES)
+        try:
+            procgroup.make(path, limits)
+            procgroup.take(path, self.pid)
+        except OSError as exc:
+            self.no_group = f"{path}: {os.strerror(exc.errno or 0)}"
+            log.warning("stack %s has no cgroup of its own: %s", self.spec.label, self.no_group)
+
+    def _remove_devices(self) -> None:
+        names = [self.spec.tun]
+        if self.spec.tap:
+            names += [self.spec.tap_device(nic) for nic in self.spec.nics]
+        for name in tundevice.remove(names, idle_only=True):
+            log.warning("stack %s: device %s had outlived its process and is removed", self.spec.label, name)
 
     def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
         spec = self.spec
@@ -167,7 +215,7 @@ class StackSupervisor:
         }
         with spec.log_path.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "dmm_ebpf.userstack.process", str(channel_fd)],
+                [*self.COMMAND, str(channel_fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -186,7 +234,7 @@ class StackSupervisor:
             async with asyncio.timeout(READY_DEADLINE_S):
                 await loop.sock_sendall(channel, self.spec.to_json().encode())
                 channel.shutdown(socket.SHUT_WR)
-                while part := await loop.sock_recv(channel, 65536):
+                while len(data) <= READY_BYTES and (part := await loop.sock_recv(channel, READY_BYTES)):
                     data += part
         except TimeoutError as exc:
             raise DmmError(what, why=f"it was not ready within {READY_DEADLINE_S:g} s") from exc
@@ -196,17 +244,20 @@ class StackSupervisor:
             raise DmmError(
                 what, why=f"its process ended: {self._last_words()}", hint=f"see {self.spec.log_path}"
             )
-        answer: dict[str, Any] = json.loads(data)
-        if not answer.pop("ok"):
-            raise from_wire(answer["error"])
-        return answer
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            answer = None
+        info: dict[str, Any] = answers.result_of(self.spec.label, "ping", 0, answer)
+        return info
 
     def _last_words(self) -> str:
         """The last line of the process's log."""
-        with contextlib.suppress(OSError):
-            lines = self.spec.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with contextlib.suppress(OSError), self.spec.log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+            lines = file.read(LAST_WORDS_BYTES).decode("utf-8", "replace").splitlines()
             if lines:
-                return lines[-1]
+                return answers.plain(lines[-1])
         return "it said nothing"
 
     async def _came_up(self, info: Mapping[str, Any]) -> None:
@@ -258,12 +309,15 @@ class StackSupervisor:
         self._child = None
         os.close(self._pidfd)
         self._pidfd, self.pid = -1, 0
+        self._remove_devices()
         return reason
 
     def _tidy(self) -> None:
         """The process cannot take its files along: it has no right to the directory."""
         for path in (self.spec.control_path, self.spec.pid_path):
             path.unlink(missing_ok=True)
+        if self.spec.cgroup:
+            procgroup.remove(Path(self.spec.cgroup))
 
     # -- death --
 

@@ -16,7 +16,7 @@ from hal_lab import hosts, link, listen, wait_until
 from stack_lab import stack_on
 
 from dmm_ebpf.errors import ConflictError, DmmError, UsageError
-from dmm_ebpf.userstack import pidfile
+from dmm_ebpf.userstack import pidfile, sandbox
 from dmm_ebpf.userstack.supervisor import StackSupervisor, kill_process
 
 
@@ -50,14 +50,14 @@ def test_privileges_are_gone_before_the_first_packet():
                 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
                     assert int(now[name], 16) == 0, f"{task.name} {name}"
                 assert now["NoNewPrivs"] == "1"
-                assert now["Uid"].split() == ["65534"] * 4
-                assert now["Gid"].split() == ["65534"] * 4
+                assert now["Seccomp"] == "2"
+                assert now["Uid"].split() == [str(sandbox.uid_of(stack.supervisor.pid))] * 4
+                assert now["Gid"].split() == now["Uid"].split()
                 assert now["Groups"] == ""
             limits = Path(f"/proc/{stack.supervisor.pid}/limits").read_text(encoding="ascii")
             assert "Max core file size        0                    0" in limits
             # Owned by root: the process is not dumpable, so its own user cannot trace it either.
             assert Path(f"/proc/{stack.supervisor.pid}/mem").stat().st_uid == 0
-            assert stack.ups[0]["unprivileged"] is True
             mode = stack.spec.control_path.stat()
             assert stat.S_IMODE(mode.st_mode) == 0o600
             assert mode.st_uid == 0

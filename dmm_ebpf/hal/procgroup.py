@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cgroup v2 group for one process, with a limit on its memory and on its processes.
+
+A group stands at ROOT_NAME/<instance>/<process> below the root of the hierarchy, outside of every group that an
+instance is attached to, unless that is the root. What limits there are is the host's choice: a controller that its
+root does not hand down (cgroup.subtree_control) is not switched on here, since that changes every group of the host.
+Empty groups are removed with their process, the parents with the last of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT_NAME = "dmm-ebpf"
+_CONTROLLERS = ("memory", "pids")
+_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a group may have: bytes of memory, number of processes and threads."""
+
+    memory_bytes: int
+    processes: int
+
+
+@dataclass(frozen=True)
+class Granted:
+    """What it got; None: there is no such limit, and missing says why."""
+
+    memory_bytes: int | None
+    processes: int | None
+    missing: str = ""
+
+
+def _hand_down(directory: Path) -> set[str]:
+    """Gives the controllers of a group to those below it; those that there are."""
+    there = set((directory / "cgroup.controllers").read_text(encoding="ascii").split())
+    wanted = [name for name in _CONTROLLERS if name in there]
+    if wanted:
+        text = " ".join(f"+{name}" for name in wanted)
+        (directory / "cgroup.subtree_control").write_text(text, encoding="ascii")
+    return set(wanted)
+
+
+def _make(path: Path) -> set[str]:
+    """The group and its parents; the controllers that it has. A parent may go while it is empty, so more than once."""
+    parents = (path.parent.parent, path.parent)
+    for attempt in range(_TRIES):
+        try:
+            for parent in parents:
+                parent.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=True)
+            _hand_down(parents[0])
+            return _hand_down(parents[1])
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+    return set()
+
+
+def path_of(hierarchy: Path, instance: str, process: str) -> Path:
+    """Where the group of a process stands; hierarchy is the root of cgroup v2."""
+    return hierarchy / ROOT_NAME / instance / process
+
+
+def make(path: Path, limits: Limits) -> None:
+    """Makes the group, or takes an empty one that is there, and sets the limits that it can have. Raises OSError."""
+    has = _make(path)
+    for name, value in (("memory", limits.memory_bytes), ("pids", limits.processes)):
+        if name in has:
+            (path / f"{name}.max").write_text(str(value), encoding="ascii")
+
+
+def _limit(path: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # "max" is none
+        return int(path.read_text(encoding="ascii"))
+    return None
+
+
+def granted(path: Path) -> Granted:
+    """The limits that a group has."""
+    found = {name: _limit(path / f"{name}.max") for name in _CONTROLLERS}
+    lacking = [name for name, value in found.items() if value is None]
+    missing = f"cgroup {path} has no limit of {' and '.join(lacking)}" if lacking else ""
+    return Granted(found["memory"], found["pids"], missing)
+
+
+def take(path: Path, pid: int) -> None:
+    """Puts a process into the group. Raises OSError."""
+    (path / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+def remove(path: Path) -> bool:
+    """Removes the group of a process that is gone, and its parents when they are empty. False: it is not empty."""
+    gone = True
+    for directory in (path, path.parent, path.parent.parent):
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = directory != path
+            break
+    return gone

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stack process may say: the shape of every answer, checked before anybody uses it.
+
+A stack process reads packets of strangers, so the Resource Director takes it for a stranger too: an answer that is
+not exactly what was asked for is an AnswerError, and its process is to be ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dmm_ebpf.errors import DmmError, from_wire
+
+MAX_STATS = 256
+MAX_NICS = 16
+_TEXT = 300  # characters of a sentence
+_NUMBERS = ("connections", "in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
+_U64 = 1 << 64
+
+
+class AnswerError(DmmError):
+    """No stack process of ours answers so."""
+
+
+def plain(text: object, most: int = _TEXT) -> str:
+    """Text of a stranger as it may stand in a log or on a terminal: one line, printable, not long."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
+
+
+def _numbers(values: Sequence[Any], below: int = _U64) -> bool:
+    return set(map(type, values)) <= {int} and (not values or (min(values) >= 0 and max(values) < below))
+
+
+def _texts(values: Sequence[Any], most: int) -> bool:
+    if not set(map(type, values)) <= {str}:
+        return False
+    return all(len(v) <= most and v.isascii() and v.isprintable() for v in set(values))
+
+
+def _u16(values: Sequence[Any]) -> bool:
+    return _numbers(values, 1 << 16)
+
+
+def _state(values: Sequence[Any]) -> bool:
+    return _numbers(values, 16)
+
+
+def _address(values: Sequence[Any]) -> bool:
+    return _texts(values, 45)
+
+
+# What is asked of each connection, and what it may be
+COLUMNS: Mapping[str, Callable[[Sequence[Any]], bool]] = {
+    "laddr": _address,
+    "lport": _u16,
+    "raddr": _address,
+    "rport": _u16,
+    "outer_state": _state,
+    "srtt_us": _numbers,
+    "retransmits": _numbers,
+    "cwnd_bytes": _numbers,
+    "pacing_Bps": _numbers,
+    "congestion": lambda values: _texts(values, 15),
+}
+
+
+def _info(result: Any) -> bool:
+    """What a process is: see StackProcess.info()."""
+    if not isinstance(result, dict) or set(result) != {"pid", "own_user", "landlock", "zerocopy"}:
+        return False
+    zerocopy = result["zerocopy"]
+    return (
+        _numbers([result["pid"], result["landlock"]], 1 << 31)
+        and type(result["own_user"]) is bool
+        and isinstance(zerocopy, dict)
+        and len(zerocopy) <= MAX_NICS
+        and _texts(list(zerocopy), 15)
+        and set(map(type, zerocopy.values())) <= {bool}
+    )
+
+
+def _stats(result: Any) -> bool:
+    return (
+        isinstance(result, dict)
+        and len(result) <= MAX_STATS
+        and _texts(list(result), 64)
+        and _numbers(list(result.values()))
+        and all(name in result for name in _NUMBERS)
+    )
+
+
+def _connections(result: Any) -> bool:
+    """A list of rows, each with a value for every one of COLUMNS."""
+    if not isinstance(result, list) or not set(map(type, result)) <= {list}:
+        return False
+    if not set(map(len, result)) <= {len(COLUMNS)}:
+        return False
+    return all(
+        check(column) for check, column in zip(COLUMNS.values(), zip(*result, strict=True), strict=False)
+    )
+
+
+def _nothing(result: Any) -> bool:
+    return result is None
+
+
+_SHAPES: Mapping[str, Callable[[Any], bool]] = {
+    "ping": _info,
+    "stats": _stats,
+    "connections": _connections,
+    "configure": _nothing,
+    "stop": _nothing,
+}
+
+
+def nonsense(label: str, method: str, why: str) -> AnswerError:
+    """The error for an answer that is none."""
+    return AnswerError(f"ask stack {label} for {method}", why=why)
+
+
+def result_of(label: str, method: str, number: int, answer: Any) -> Any:
+    """The result in an answer to request number. Raises the DmmError that the process answers with, or AnswerError."""
+    if not isinstance(answer, dict) or answer.get("id") != number or type(answer.get("ok")) is not bool:
+        raise nonsense(label, method, "what came back is no answer to it")
+    if not answer["ok"]:
+        error = answer.get("error")
+        raise from_wire({k: plain(v) for k, v in error.items()} if isinstance(error, dict) else {})
+    result: Any = answer.get("result")
+    if method in _SHAPES and not _SHAPES[method](result):
+        raise nonsense(label, method, "the answer has not the form that it must have")
+    if method == "connections":
+        return [dict(zip(COLUMNS, row, strict=True)) for row in result]
+    return result

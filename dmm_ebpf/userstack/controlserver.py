@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket of a stack process: who may ask, how much, and for how long.
+
+Only root is heard: whoever else gets hold of the socket is hung up on before a byte of it is read (SO_PEERCRED,
+unix(7)). What is not a request ends its connection; a connection that says nothing, or does not take its answer, is
+ended after IDLE_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.userstack import control
+
+MAX_CLIENTS = 16
+IDLE_S = 30.0
+_UCRED = struct.Struct("=iII")  # pid, uid, gid
+
+log = logging.getLogger("dmm-ebpf.stack")
+
+
+def listen(path: Path) -> socket.socket:
+    """A socket for ControlServer at path, root's alone; what stands there is replaced. Raises DmmError."""
+    try:
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(MAX_CLIENTS)
+        sock.setblocking(False)
+    except OSError as exc:
+        raise DmmError(f"listen on {path}", why=os.strerror(exc.errno or 0)) from exc
+    return sock
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """pid and uid of the process at the other end of a UNIX socket: who connected, or who listens."""
+    pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
+class ControlServer:
+    """Hands requests to answer, and what it returns back. Lives in the event loop."""
+
+    def __init__(self, listener: socket.socket, answer: Callable[[Any], dict[str, Any]]) -> None:
+        self._listener = listener
+        self._answer = answer
+        self._clients: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Hangs up on everybody."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for client in self._clients:
+            client.cancel()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # it has gone again, or there are no descriptors left
+            return
+        _pid, uid = peer(sock)
+        if uid != 0 or len(self._clients) == MAX_CLIENTS:
+            log.warning("control: a process of user %d was not heard", uid)
+            sock.close()
+            return
+        client = self._loop.create_task(self._serve(sock))
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        try:
+            while True:
+                async with asyncio.timeout(IDLE_S):
+                    request = await control.read(reader, control.REQUEST_BYTES)
+                    if request is None:
+                        return
+                    await control.write(writer, self._answer(request))
+        except TimeoutError:
+            return
+        except (DmmError, ConnectionError) as exc:
+            log.warning("control: %s", exc)
+        finally:
+            writer.close()
