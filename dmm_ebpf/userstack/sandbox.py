@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dmm_ebpf.userstack._core import ffi, lib
 UID_BASE = 0x7DC00000
 MAX_PROCESSES = 8  # threads, and what the kernel counts as such; it has two
 
+_ALONE_S = 5.0
 _MAX_DESCRIPTORS = 1024
 _SPARE_BYTES = 2 << 30  # address space for code, stacks, thread arenas and UMEM mappings, besides payload
 
@@ -63,13 +65,20 @@ def _checked(ret: int, error: object) -> int:
     return ret
 
 
+def _be_alone() -> None:
+    """Waits for threads that have been joined: the kernel ends them a little later. Raises DmmError when one stays."""
+    deadline = time.monotonic() + _ALONE_S
+    while (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
+        if time.monotonic() > deadline:
+            raise DmmError("give up all privileges", why=f"the process has {threads} threads already")
+        time.sleep(0.001)
+
+
 def drop_privileges() -> Confinement:
     """For good; while the process has one thread. Raises DmmError when anything cannot be given up; the process must
     then end.
     """
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads != 1:
-        raise DmmError("give up all privileges", why=f"the process has {threads} threads already")
+    _be_alone()
     error = ffi.new("struct dmm_hal_error *")
     uid = uid_of(os.getpid())
     own_user = bool(_checked(lib.dmm_privileges_drop(uid, uid, error), error))
