@@ -88,7 +88,11 @@ static __always_inline int rule_connect(struct dmm_search *search)
 /* The first rule that matches and whose table has a route wins. */
 static __always_inline bool policy_find(struct dmm_search *search)
 {
-	dmm_loop(rules_count(search->query.half), DMM_STEP(rule_connect), search, 0);
+	__u32 n_rules = rules_count(search->query.half);
+
+	/* The first one here: a call that most do without. */
+	if (n_rules && !rule_connect(search))
+		dmm_loop(n_rules - 1, DMM_STEP(rule_connect), search, 0);
 	return search->verdict.rule;
 }
 
