@@ -59,7 +59,7 @@ static int tun_in_netns(const char *netns, const char *name, uint32_t mtu)
 	close(ns);
 	int fd = dmm_tun_open(name, &err);
 
-	if (fd < 0 || dmm_tun_up(name, mtu, TXQUEUELEN, &err))
+	if (fd < 0 || dmm_tun_up(name, mtu, TXQUEUELEN, &err) < 0)
 		die(err.what, err.code);
 	return fd;
 }

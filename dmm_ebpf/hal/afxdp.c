@@ -59,9 +59,10 @@ struct dmm_xsk {
 	uint64_t kicks, kicks_again;
 };
 
-static int fail(struct dmm_hal_error *err, int code, const char *what, uint32_t queue)
+static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what, uint32_t queue)
 {
 	err->code = code;
+	err->call = call;
 	snprintf(err->what, sizeof(err->what), "%s (receive queue %u)", what, queue);
 	return -code;
 }
@@ -103,7 +104,7 @@ static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 	xsk->umem = mmap(NULL, xsk->umem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (xsk->umem == MAP_FAILED) {
 		xsk->umem = NULL;
-		return fail(err, errno, "map the UMEM of an AF_XDP socket", xsk->queue);
+		return fail(err, DMM_HAL_OTHER, errno, "map the UMEM of an AF_XDP socket", xsk->queue);
 	}
 	struct xdp_umem_reg reg = {
 		.addr = (uintptr_t)xsk->umem,
@@ -112,7 +113,8 @@ static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 	};
 
 	if (setsockopt(xsk->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)))
-		return fail(err, errno, "register the UMEM of an AF_XDP socket", xsk->queue);
+		return fail(err, DMM_HAL_XSK_UMEM, errno, "register the UMEM of an AF_XDP socket",
+			    xsk->queue);
 	return 0;
 }
 
@@ -125,10 +127,12 @@ static int rings_make(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 
 	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
 		if (setsockopt(xsk->fd, SOL_XDP, options[i], &size, sizeof(size)))
-			return fail(err, errno, "make the rings of an AF_XDP socket", xsk->queue);
+			return fail(err, DMM_HAL_OTHER, errno, "make the rings of an AF_XDP socket",
+				    xsk->queue);
 	}
 	if (getsockopt(xsk->fd, SOL_XDP, XDP_MMAP_OFFSETS, &off, &len))
-		return fail(err, errno, "read the ring offsets of an AF_XDP socket", xsk->queue);
+		return fail(err, DMM_HAL_OTHER, errno, "read the ring offsets of an AF_XDP socket",
+			    xsk->queue);
 	int ret = ring_map(xsk, &xsk->fill, &off.fr, sizeof(uint64_t), XDP_UMEM_PGOFF_FILL_RING);
 
 	if (!ret)
@@ -138,7 +142,7 @@ static int rings_make(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 		ret = ring_map(xsk, &xsk->rx, &off.rx, sizeof(struct xdp_desc), XDP_PGOFF_RX_RING);
 	if (!ret)
 		ret = ring_map(xsk, &xsk->tx, &off.tx, sizeof(struct xdp_desc), XDP_PGOFF_TX_RING);
-	return ret ? fail(err, -ret, "map the rings of an AF_XDP socket", xsk->queue) : 0;
+	return ret ? fail(err, DMM_HAL_OTHER, -ret, "map the rings of an AF_XDP socket", xsk->queue) : 0;
 }
 
 static void frames_deal(struct dmm_xsk *xsk)
@@ -168,7 +172,7 @@ static int queue_bind(struct dmm_xsk *xsk, uint32_t ifindex, struct dmm_hal_erro
 	int budget = TX_BUDGET;
 
 	if (bind(xsk->fd, (struct sockaddr *)&addr, sizeof(addr)))
-		return fail(err, errno, "bind an AF_XDP socket", xsk->queue);
+		return fail(err, DMM_HAL_XSK_BIND, errno, "bind an AF_XDP socket", xsk->queue);
 	if (!getsockopt(xsk->fd, SOL_XDP, XDP_OPTIONS, &options, &len))
 		xsk->zerocopy = options.flags & XDP_OPTIONS_ZEROCOPY;
 	/* Older kernels do not know it, and then EAGAIN says that the rest waits for another call. */
@@ -181,14 +185,14 @@ int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames
 {
 	*out = NULL;
 	if (mtu > DMM_XSK_MAX_MTU)
-		return fail(err, ERANGE, "open an AF_XDP socket", queue);
+		return fail(err, DMM_HAL_MTU_CHECK, ERANGE, "open an AF_XDP socket", queue);
 	frames = frames ? frames : DEFAULT_FRAMES;
 	if (frames < 4 || (frames & (frames - 1)))
-		return fail(err, EINVAL, "open an AF_XDP socket", queue);
+		return fail(err, DMM_HAL_OTHER, EINVAL, "open an AF_XDP socket", queue);
 	struct dmm_xsk *xsk = calloc(1, sizeof(*xsk));
 
 	if (!xsk)
-		return fail(err, ENOMEM, "open an AF_XDP socket", queue);
+		return fail(err, DMM_HAL_OTHER, ENOMEM, "open an AF_XDP socket", queue);
 	xsk->queue = queue;
 	xsk->side_frames = frames / 2;
 	xsk->frame_bytes = mtu + L2_BYTES + KERNEL_HEADROOM_BYTES <= SMALL_FRAME_BYTES ? SMALL_FRAME_BYTES
@@ -198,9 +202,9 @@ int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames
 	int ret = 0;
 
 	if (!xsk->tx_stack)
-		ret = fail(err, ENOMEM, "open an AF_XDP socket", queue);
+		ret = fail(err, DMM_HAL_OTHER, ENOMEM, "open an AF_XDP socket", queue);
 	else if (xsk->fd < 0)
-		ret = fail(err, errno, "open an AF_XDP socket", queue);
+		ret = fail(err, DMM_HAL_XSK_SOCKET, errno, "open an AF_XDP socket", queue);
 	if (!ret)
 		ret = umem_register(xsk, err);
 	if (!ret)
@@ -253,7 +257,8 @@ int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
 	uint32_t value = (uint32_t)xsk->fd;
 
 	if (dmm_bpf_map(BPF_MAP_UPDATE_ELEM, xsks_map_fd, &index, &value))
-		return fail(err, errno, "put an AF_XDP socket into the map of sockets", xsk->queue);
+		return fail(err, DMM_HAL_OTHER, errno, "put an AF_XDP socket into the map of sockets",
+			    xsk->queue);
 	return 0;
 }
 

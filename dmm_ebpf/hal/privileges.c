@@ -16,6 +16,7 @@ enum { MAX_CAPABILITY = 63 };
 static int fail(struct dmm_hal_error *err, const char *what)
 {
 	err->code = errno;
+	err->call = DMM_HAL_OTHER;
 	snprintf(err->what, sizeof(err->what), "%s", what);
 	return -err->code;
 }

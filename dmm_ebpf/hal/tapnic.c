@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
-#include <linux/if.h>
+#include <net/if.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <stdio.h>
@@ -37,9 +37,11 @@ struct dmm_tapnic {
 	uint8_t tx[TX_FRAMES][FRAME_BYTES];
 };
 
-static int fail(struct dmm_hal_error *err, int code, const char *what, const char *name)
+static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
+		const char *name)
 {
 	err->code = code;
+	err->call = call;
 	snprintf(err->what, sizeof(err->what), "%s %s", what, name);
 	return -code;
 }
@@ -52,17 +54,17 @@ static int tap_make(struct dmm_tapnic *tap, const char *name, struct dmm_hal_err
 	size_t len = strlen(name);
 
 	if (len >= sizeof(ifr.ifr_name))
-		return fail(err, ENAMETOOLONG, "make TAP device", name);
+		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
 	memcpy(ifr.ifr_name, name, len);
 	tap->tap_fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (tap->tap_fd < 0)
-		return fail(err, errno, "open /dev/net/tun for device", name);
+		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
 	if (ioctl(tap->tap_fd, TUNSETIFF, &ifr))
-		return fail(err, errno, "make TAP device", name);
+		return fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
 	if (ioctl(tap->tap_fd, TUNATTACHFILTER, &filter))
-		return fail(err, errno, "close to the kernel TAP device", name);
+		return fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
 	if (ioctl(tap->packet_fd, SIOCGIFINDEX, &ifr))
-		return fail(err, errno, "find the index of TAP device", name);
+		return fail(err, DMM_HAL_OTHER, errno, "find the index of TAP device", name);
 	tap->ifindex = (uint32_t)ifr.ifr_ifindex;
 	return 0;
 }
@@ -71,17 +73,19 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 {
 	struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_ifindex = (int)nic_ifindex};
 	int on = 1, sndbuf = SNDBUF_BYTES;
+	char nic[IF_NAMESIZE] = "a gone device";
 
+	if_indextoname(nic_ifindex, nic);
 	/* Protocol 0: no packet handler is registered, so nothing is received. */
 	tap->packet_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (tap->packet_fd < 0)
-		return fail(err, errno, "open", "a packet socket");
+		return fail(err, DMM_HAL_PACKET_SOCKET, errno, "open a packet socket on", nic);
 	if (bind(tap->packet_fd, (struct sockaddr *)&to, sizeof(to)))
-		return fail(err, errno, "bind", "a packet socket");
+		return fail(err, DMM_HAL_OTHER, errno, "bind a packet socket to", nic);
 	if (setsockopt(tap->packet_fd, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof(on)))
-		return fail(err, errno, "set PACKET_QDISC_BYPASS on", "a packet socket");
+		return fail(err, DMM_HAL_OTHER, errno, "go around the qdisc of", nic);
 	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
-		return fail(err, errno, "set the send buffer of", "a packet socket");
+		return fail(err, DMM_HAL_OTHER, errno, "set the send buffer of a packet socket on", nic);
 	return 0;
 }
 
@@ -93,7 +97,7 @@ int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **
 
 	*out = NULL;
 	if (!tap)
-		return fail(err, ENOMEM, "make TAP device", name);
+		return fail(err, DMM_HAL_OTHER, ENOMEM, "make TAP device", name);
 	tap->tap_fd = tap->packet_fd = -1;
 	for (uint32_t i = 0; i < TX_FRAMES; i++) {
 		tap->iov[i].iov_base = tap->tx[i];
@@ -131,7 +135,7 @@ int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t 
 			struct dmm_hal_error *err)
 {
 	if (dmm_bpf_map(BPF_MAP_UPDATE_ELEM, taps_map_fd, &index, &tap->ifindex))
-		return fail(err, errno, "put a TAP device into", "the map of devices");
+		return fail(err, DMM_HAL_OTHER, errno, "put into the map of devices", "a TAP device");
 	return 0;
 }
 

@@ -23,9 +23,11 @@ enum {
 
 _Static_assert(HDR_BYTES == 10, "virtio_net_hdr without num_buffers");
 
-static int fail(struct dmm_hal_error *err, int code, const char *what, const char *name)
+static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
+		const char *name)
 {
 	err->code = code;
+	err->call = call;
 	snprintf(err->what, sizeof(err->what), "%s %s", what, name);
 	return -code;
 }
@@ -37,46 +39,71 @@ int dmm_tun_open(const char *name, struct dmm_hal_error *err)
 	int code;
 
 	if (strlen(name) >= sizeof(ifr.ifr_name))
-		return fail(err, ENAMETOOLONG, "make TUN device", name);
+		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TUN device", name);
 	memcpy(ifr.ifr_name, name, strlen(name));
 	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
-		return fail(err, errno, "open /dev/net/tun for device", name);
+		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
 	if (ioctl(fd, TUNSETIFF, &ifr)) {
 		code = errno;
 		close(fd);
-		return fail(err, code, "make TUN device", name);
+		return fail(err, DMM_HAL_TUN_MAKE, code, "make TUN device", name);
 	}
 	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
 	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)) {
 		code = errno;
 		close(fd);
-		return fail(err, code, "set the offloads of TUN device", name);
+		return fail(err, DMM_HAL_TUN_OFFLOAD, code, "set the offloads of TUN device", name);
 	}
 	return fd;
+}
+
+/*
+ * The longest queue up to packets that the kernel takes: how long that may be, and with what errno it refuses
+ * more, differs from kernel to kernel. Returns its length, or -errno of the last refusal when it takes none.
+ * A refusal leaves the queue as it is.
+ */
+static int queue_length_set(int sock, struct ifreq *ifr, uint32_t packets)
+{
+	uint32_t taken = 0, refused = packets + 1, next = packets;
+	int code = EINVAL;
+
+	while (next > taken) {
+		ifr->ifr_qlen = (int)next;
+		if (ioctl(sock, SIOCSIFTXQLEN, ifr)) {
+			code = errno;
+			refused = next;
+		} else {
+			taken = next;
+		}
+		next = taken + (refused - taken) / 2;
+	}
+	return taken ? (int)taken : -code;
 }
 
 int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_hal_error *err)
 {
 	struct ifreq ifr = {0};
 	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int ret = 0;
+	int ret = 0, length = 0;
 
 	if (sock < 0)
-		return fail(err, errno, "open a socket to configure", name);
+		return fail(err, DMM_HAL_OTHER, errno, "open a socket to configure", name);
 	memcpy(ifr.ifr_name, name, strnlen(name, sizeof(ifr.ifr_name) - 1));
 	ifr.ifr_mtu = (int)mtu;
 	if (ioctl(sock, SIOCSIFMTU, &ifr))
-		ret = fail(err, errno, "set the MTU of", name);
-	ifr.ifr_qlen = (int)txqueuelen;
-	if (!ret && ioctl(sock, SIOCSIFTXQLEN, &ifr))
-		ret = fail(err, errno, "set the queue length of", name);
+		ret = fail(err, DMM_HAL_MTU_SET, errno, "set the MTU of", name);
+	if (!ret) {
+		length = queue_length_set(sock, &ifr, txqueuelen);
+		if (length < 0)
+			ret = fail(err, DMM_HAL_OTHER, -length, "set the queue length of", name);
+	}
 	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_POINTOPOINT | IFF_NOARP;
 	if (!ret && ioctl(sock, SIOCSIFFLAGS, &ifr))
-		ret = fail(err, errno, "take up", name);
+		ret = fail(err, DMM_HAL_OTHER, errno, "take up", name);
 	close(sock);
-	return ret;
+	return ret ? ret : length;
 }
 
 int dmm_tun_read(int fd, uint8_t *buf, struct dmm_rx_meta *meta)

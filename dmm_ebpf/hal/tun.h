@@ -24,7 +24,8 @@ enum {
 int dmm_tun_open(const char *name, struct dmm_hal_error *err);
 
 /* Sets MTU (bytes of IP packet) and queue length, and takes the device up, in the calling thread's namespace.
- */
+ * Returns the queue's length: txqueuelen, or the most that the kernel takes if that is less; or -errno with
+ * err filled. */
 int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_hal_error *err);
 
 /* Reads one packet to buf + DMM_TUN_HEADROOM; buf has room for DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT bytes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import socket
@@ -15,10 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tuning
 from dmm_ebpf.userstack._core import ffi, lib
+from dmm_ebpf.userstack.halerrors import hal_error
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 _TXQUEUELEN_MIN = 10000  # packets
@@ -43,29 +45,7 @@ _INFO_NUMBERS = [
 _MEMORY = [name for name, _ in ffi.typeof("struct dmm_core_memory").fields if name != "connections"]
 _STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
 
-_HINTS: dict[int, tuple[type[DmmError], str, str]] = {
-    errno.EBUSY: (
-        ConflictError,
-        "another program holds it",
-        "stop what else uses AF_XDP, or dmm-k, on this host",
-    ),
-    errno.EOPNOTSUPP: (KernelFeatureError, "the device's driver does not support it", "name another device"),
-    errno.ERANGE: (
-        KernelFeatureError,
-        f"the device's MTU is above {lib.DMM_XSK_MAX_MTU} bytes, which one frame does not hold",
-        "lower the MTU or name another device",
-    ),
-    errno.ENOSPC: (KernelFeatureError, "the device has too few queues", "raise them with 'ethtool -L'"),
-    errno.EPERM: (PrivilegeError, "it needs CAP_NET_ADMIN and CAP_NET_RAW", "run as root"),
-    errno.EAFNOSUPPORT: (KernelFeatureError, "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)", ""),
-    errno.ENOBUFS: (DmmError, "locked memory is limited (RLIMIT_MEMLOCK)", "raise it with 'ulimit -l'"),
-}
-
-
-def _error(error: Any, device: str) -> DmmError:
-    """The sentence for a struct dmm_hal_error."""
-    kind, why, hint = _HINTS.get(error.code, (DmmError, os.strerror(error.code), ""))
-    return kind(f"{ffi.string(error.what).decode()} of {device}", why=why, hint=hint)
+log = logging.getLogger("dmm-ebpf.stack")
 
 
 class Engine:
@@ -107,11 +87,18 @@ class Engine:
         name = self.spec.tun
         fd = lib.dmm_tun_open(name.encode(), self._error)
         if fd < 0:
-            raise _error(self._error, name)
+            raise hal_error(self._error)
         self._tun_fd = fd
         tuning.prepare_tun(name)
-        if lib.dmm_tun_up(name.encode(), self.inner_mtu, self._tun_packets, self._error) < 0:
-            raise _error(self._error, name)
+        self._take_up(name, self.inner_mtu, self._tun_packets)
+
+    def _take_up(self, name: str, mtu: int, packets: int) -> None:
+        """packets: length of the device's queue, or less where the kernel takes no more."""
+        length = lib.dmm_tun_up(name.encode(), mtu, packets, self._error)
+        if length < 0:
+            raise hal_error(self._error)
+        if length < packets:
+            log.warning("%s: this kernel takes a queue of %d packets, not of %d", name, length, packets)
 
     @property
     def _max_connections(self) -> int:
@@ -173,29 +160,29 @@ class Engine:
     def _open_tap(self, index: int, nic: NicSpec) -> None:
         name = self.spec.tap_device(nic)
         if nic.mtu > lib.DMM_XSK_MAX_MTU:
-            self._error.code, self._error.what = errno.ERANGE, b"receive frames"
-            raise _error(self._error, nic.name)
+            self._error.code, self._error.call = errno.ERANGE, lib.DMM_HAL_MTU_CHECK
+            self._error.what = b"receive frames"
+            raise hal_error(self._error, nic.name)
         out = ffi.new("struct dmm_tapnic **")
         if lib.dmm_tapnic_open(name.encode(), nic.ifindex, out, self._error) < 0:
-            raise _error(self._error, name)
+            raise hal_error(self._error)
         tap = out[0]
         if lib.dmm_engine_tap_add(self._engine, index, tap) < 0:
             lib.dmm_tapnic_close(tap)
             raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
         self.zerocopy[nic.name] = False
         tuning.prepare_tun(name)
-        if lib.dmm_tun_up(name.encode(), nic.mtu, _TAP_QUEUELEN, self._error) < 0:
-            raise _error(self._error, name)
+        self._take_up(name, nic.mtu, _TAP_QUEUELEN)
         slot = (self.spec.tap - 1) * abi.C.DMM_MAX_NICS + nic.slot
         if self.spec.taps_fd >= 0 and lib.dmm_tapnic_register(tap, self.spec.taps_fd, slot, self._error) < 0:
-            raise _error(self._error, name)
+            raise hal_error(self._error)
 
     def _open_queues(self, index: int, nic: NicSpec) -> None:
         mtu = max(n.mtu for n in self.spec.nics)
         for queue in range(nic.queues):
             out = ffi.new("struct dmm_xsk **")
             if lib.dmm_xsk_open(nic.ifindex, queue, mtu, 0, out, self._error) < 0:
-                raise _error(self._error, nic.name)
+                raise hal_error(self._error, nic.name)
             xsk = out[0]
             self.zerocopy[nic.name] = bool(lib.dmm_xsk_is_zerocopy(xsk))
             slot = nic.slot * abi.C.DMM_MAX_QUEUES + queue
@@ -203,7 +190,7 @@ class Engine:
                 lib.dmm_xsk_close(xsk)
                 raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
             if self.spec.xsks_fd >= 0 and lib.dmm_xsk_register(xsk, self.spec.xsks_fd, slot, self._error) < 0:
-                raise _error(self._error, nic.name)
+                raise hal_error(self._error, nic.name)
 
     # -- the loop --
 

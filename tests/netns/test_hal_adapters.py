@@ -110,7 +110,7 @@ def tun_on(host: Host, name: str, address: str):
     fd = host.ns.run_in(lib.dmm_tun_open, name.encode(), error)
     assert fd >= 0, ffi.string(error.what)
     try:
-        assert host.ns.run_in(lib.dmm_tun_up, name.encode(), 1500, 1000, error) == 0
+        assert host.ns.run_in(lib.dmm_tun_up, name.encode(), 1500, 1000, error) == 1000
         host.sh(f"ip addr add {address} dev {name}")
         yield fd
     finally:

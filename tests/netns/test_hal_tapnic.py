@@ -30,7 +30,7 @@ def tapnic_on(host: Host) -> Iterator[Any]:
     opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, out, error)
     assert opened == 0, ffi.string(error.what)
     try:
-        assert host.ns.run_in(lib.dmm_tun_up, TAP.encode(), 1500, 4096, error) == 0, ffi.string(error.what)
+        assert host.ns.run_in(lib.dmm_tun_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
         registered = host.ns.run_in(lib.dmm_tapnic_register, out[0], taps, 0, error)
         assert registered == 0, ffi.string(error.what)
         yield out[0]
