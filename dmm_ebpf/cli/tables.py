@@ -193,6 +193,7 @@ def print_status(status: Row) -> None:
         *_refused_lines(status.get("policy_refused")),
         ("flows", f"{_number('flows')(status)} open, {count(status, 'listeners')}"),
         *(("nic", _nic_text(nic)) for nic in status.get("nics") or ()),
+        *(("MISSING", _missing_text(entry)) for entry in status.get("missing") or ()),
         ("counters", _counters_text(status.get("counters") or {})),
     ]
     print(f"instance {units.clean(status.get('instance'))}")
@@ -210,8 +211,16 @@ def _refused_lines(refused: Row | None) -> list[tuple[str, str]]:
     """Why the policy file is not what is in force, when it is not."""
     if not refused:
         return []
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(refused.get("since") or 0)))
-    return [("REFUSED", f"since {since}: {units.clean(refused.get('reason'))}")]
+    return [("REFUSED", f"{_since(refused)}: {units.clean(refused.get('reason'))}")]
+
+
+def _missing_text(entry: Row) -> str:
+    """What should stand on the host and does not."""
+    return f"{units.clean(entry.get('what'))}: {units.clean(entry.get('why'))} ({_since(entry)})"
+
+
+def _since(entry: Row) -> str:
+    return time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(float(entry.get("since") or 0)))
 
 
 def _nic_text(nic: Row) -> str:

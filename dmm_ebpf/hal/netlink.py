@@ -33,11 +33,17 @@ class RouteSocket(Closing):
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
         self._numbers = itertools.count(1)
 
     def close(self) -> None:
         """Closes the socket."""
         self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """By which events name what was changed through this socket."""
+        return int(self._socket.getsockname()[0])
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
         """Every object that a request of that type lists: the payloads of the answers."""
@@ -67,7 +73,7 @@ class RouteSocket(Closing):
         found: list[bytes] = []
         disturbed = False
         while True:
-            for answer, answer_flags, body in _frames(self._socket.recv(_RECEIVE_BYTES)):
+            for answer, answer_flags, _, body in _frames(self._socket.recv(_RECEIVE_BYTES)):
                 disturbed = disturbed or bool(answer_flags & _NLM_F_DUMP_INTR)
                 if answer in (_NLMSG_ERROR, _NLMSG_DONE):
                     code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
@@ -91,17 +97,44 @@ def explained(what: str) -> Iterator[None]:
 
 def messages(data: bytes) -> Iterator[Message]:
     """Type and payload of each message of a datagram (struct nlmsghdr)."""
-    return ((kind, payload) for kind, _, payload in _frames(data))
+    return ((kind, payload) for kind, _, _, payload in _frames(data))
 
 
-def _frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, flags and payload of each."""
+def signed_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, port of who caused it (0: the kernel), and payload of each message of a datagram."""
+    return ((kind, port, payload) for kind, _, port, payload in _frames(data))
+
+
+def event_socket(groups: int) -> socket.socket:
+    """Hears of what these rtnetlink groups tell, in the calling thread's namespace; does not block."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    sock.setblocking(False)
+    sock.bind((0, groups))
+    return sock
+
+
+def drain(sock: socket.socket) -> bool:
+    """Takes all that an event_socket() has; whether there was anything, or something was lost."""
+    heard = False
+    while True:
+        try:
+            sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return heard
+        except OSError as exc:
+            if exc.errno != errno.ENOBUFS:
+                raise
+        heard = True
+
+
+def _frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, port and payload of each."""
     offset = 0
     while offset + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+        length, kind, flags, _, port = _HEADER.unpack_from(data, offset)
         if length < _HEADER.size:
             return
-        yield kind, flags, data[offset + _HEADER.size : offset + length]
+        yield kind, flags, port, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 

@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
@@ -151,6 +151,20 @@ class NetNS(Closing):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def inode_at(path: Path) -> int:
+    """The inode of the namespace that path leads to; 0 when it leads nowhere."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def home_of(inode: int, without: Collection[int] = ()) -> Path | None:
+    """A name or a process that has the namespace of that inode, processes without left out; None: there is none."""
+    left_out = {Path("/proc/thread-self/ns/net"), *(Path(f"/proc/{pid}/ns/net") for pid in without)}
+    return next((p for p in _candidates() if p not in left_out and inode_at(p) == inode), None)
 
 
 def _candidates() -> list[Path]:

@@ -24,6 +24,8 @@ from dmm_ebpf.hal.netlink import RouteSocket
 _ARPHRD_ETHER = 1
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GDRVINFO = 0x3
 _ETHTOOL_GCHANNELS = 0x3C
@@ -169,6 +171,33 @@ def _named(nics: Iterable[Nic], name: str) -> Nic:
                 raise UsageError(f"use device {name}", why="it is not an Ethernet device")
             return nic
     raise UsageError(f"use device {name}", why="there is no such device", hint="see 'ip link'")
+
+
+def is_up(name: str) -> bool | None:
+    """Whether the device is set up; None when there is no such device (now)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        flags = _flags(sock, name)
+    return None if flags is None else bool(flags & _IFF_UP)
+
+
+def set_up(name: str) -> None:
+    """Sets the device up, if it is there. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        flags = _flags(sock, name)
+        if flags is not None:
+            fcntl.ioctl(
+                sock.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", name.encode()[:15], flags | _IFF_UP)
+            )
+
+
+def _flags(sock: socket.socket, name: str) -> int | None:
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15]))
+    except OSError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
+        return None
+    return int(struct.unpack_from("=H", answer, 16)[0])
 
 
 def ifindex_of(name: str) -> int | None:

@@ -22,14 +22,16 @@ import errno
 import ipaddress
 import logging
 import socket
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import rtnl, tundevice
-from dmm_ebpf.hal.netlink import RouteSocket, explained, messages
+from dmm_ebpf.hal.netlink import RouteSocket, attributes, event_socket, explained, signed_messages
 from dmm_ebpf.hal.nic import TUN_PREFIX
 
 RULE_PREF_BASE = 3536
@@ -44,7 +46,11 @@ _IFA_F_SECONDARY = 0x01
 _IFA_F_UNUSABLE = 0x08 | 0x20 | 0x40  # DADFAILED, DEPRECATED, TENTATIVE
 _IP6_METRIC = 1024  # what the kernel takes for 0
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+_RTM_NEWRULE, _RTM_DELRULE = 32, 33
+# LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+_RTA_TABLE = 15
+_PORTS_KEPT = 64
 _IPV6_THROWN = ("fe80::/10", "ff00::/8")
 _DEBOUNCE_S = 0.05
 _MAX_K = 34
@@ -203,7 +209,8 @@ def _source6(
 
 
 class RouteMirror:
-    """The rule and the mirror table of one stack, in the namespace of the thread that makes it.
+    """The rule and the mirror table of one stack, in the namespace of the thread that makes it. What somebody else
+    takes away of them comes back.
 
     nics are names of the devices that the stack serves. The descriptor of fileno() becomes readable when
     something changed; handle_events() then belongs to be called, from an event loop (it synchronises 50 ms
@@ -215,11 +222,10 @@ class RouteMirror:
         self.numbers = numbers
         self.last_error: Exception | None = None
         self._nics = frozenset(nics)
-        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._events.setblocking(False)
-        self._events.bind((0, _GROUPS))
+        self._events = event_socket(_GROUPS)
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._ports: deque[int] = deque(maxlen=_PORTS_KEPT)  # of sockets by which something was changed here
         self._syncing = threading.Lock()
         self._closed = False
 
@@ -233,7 +239,9 @@ class RouteMirror:
         After close() it does nothing. Raises ConflictError where somebody else's rule has our preference.
         """
         with self._syncing, explained("mirror the main routing table"):
-            return SyncResult() if self._closed else self._install()
+            result = SyncResult() if self._closed else self._install()
+        self.last_error = None
+        return result
 
     def handle_events(self) -> None:
         """To be called when fileno() is readable. What a later synchronisation fails with is kept in
@@ -257,7 +265,6 @@ class RouteMirror:
         async def resync() -> None:
             try:
                 await asyncio.to_thread(self.sync)
-                self.last_error = None
             except (DmmError, OSError) as exc:
                 self.last_error = exc
                 log.warning("the routes of %s are behind: %s", self.numbers.tun, exc)
@@ -291,12 +298,27 @@ class RouteMirror:
                     raise
                 changed = True
                 continue
-            changed = changed or any(_foreign(kind, body) for kind, body in messages(data))
+            changed = changed or any(self._concerns(*message) for message in signed_messages(data))
         return changed
+
+    def _concerns(self, kind: int, sender: int, body: bytes) -> bool:
+        """Whether an event is a reason to synchronise: all are, but what was done here, and mirrored routes unless
+        somebody takes one away from our table.
+        """
+        ours = sender in self._ports
+        if kind in (_RTM_NEWRULE, _RTM_DELRULE):
+            return not ours
+        if kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or len(body) < 12 or body[5] != RTPROT_DMM:
+            return True
+        if kind == _RTM_NEWROUTE or ours:
+            return False
+        table = dict(attributes(body, 12)).get(_RTA_TABLE, b"")
+        return int.from_bytes(table, sys.byteorder) == self.numbers.table
 
     def _install(self) -> SyncResult:
         numbers = self.numbers
         with RouteSocket() as sock:
+            self._ports.append(sock.port)
             for family in (socket.AF_INET, socket.AF_INET6):
                 wanted = rtnl.Rule(
                     family, numbers.pref, numbers.table, numbers.mark, numbers.mask, RTPROT_DMM
@@ -391,11 +413,6 @@ def _delete(sock: RouteSocket, family: int, table: int, key: Key) -> int:
             raise
         return 0
     return 1
-
-
-def _foreign(kind: int, body: bytes) -> bool:
-    """False for events about routes that carry our protocol."""
-    return not (kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and len(body) > 5 and body[5] == RTPROT_DMM)
 
 
 def _remove(numbers: StackNumbers) -> list[str]:

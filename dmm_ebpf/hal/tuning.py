@@ -107,7 +107,12 @@ def restore(before: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
 
 def prepare_tun(device: str) -> None:
     """device_settings() on a TUN device; IPv6 settings are left out where the kernel runs without IPv6."""
-    for key, value in device_settings(device).items():
-        if key.startswith("net/ipv6/") and not (_ROOT / key).exists():
-            continue
-        write(key, value)
+    for key in unprepared(device):
+        write(key, device_settings(device)[key])
+
+
+def unprepared(device: str) -> list[str]:
+    """Those of device_settings() that do not stand as they should."""
+    wanted = device_settings(device).items()
+    there = ((k, v) for k, v in wanted if not k.startswith("net/ipv6/") or (_ROOT / k).exists())
+    return [key for key, value in there if read(key) != value]

@@ -29,11 +29,13 @@ from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import evaluate, flows, load, sync
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
+from dmm_ebpf.rd.guard import Guard, Item
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import StackManager, core_counters
+from dmm_ebpf.rd.standing import Group, Namespace
 from dmm_ebpf.rd.watch import PolicyWatch
 
 C = abi.C
@@ -75,6 +77,12 @@ class Instance:
         self._cgroup_paths: dict[int, str | None] = {}
         self.stacks = StackManager(attached, run, state, netns, self.publish)
         self.watch = PolicyWatch(self)
+        self.guard = Guard(self._standing)
+        self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
+        self._ground = [
+            Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
+            Group(Path(state.cgroup), attached.cgroup_id),
+        ]
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
 
     # -- life --
@@ -263,6 +271,14 @@ class Instance:
         for value in self._attached.flows():
             yield abi.unpack("dmm_flow", value).decision
 
+    # -- what has to stand on the host --
+
+    def _standing(self) -> list[Item]:
+        return [*self._ground, *self.stacks.standing()]
+
+    def _own_pids(self) -> list[int]:
+        return [os.getpid(), *self.stacks.pids()]
+
     # -- names, for flows.Names --
 
     def stack(self, stack_id: int) -> str:
@@ -309,6 +325,7 @@ class Instance:
             "routes": self._policy.n_routes if self._policy else 0,
             "counters": flows.counters_dict(maps["counters"].lookup_percpu),
             "nics": self.stacks.nics(),
+            "missing": self.guard.missing(),
             "stacks": await self.list_stacks(),
         }
 

@@ -22,7 +22,9 @@ from dmm_ebpf.hal import procgroup, sockdiag, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
+from dmm_ebpf.rd import standing
 from dmm_ebpf.rd.flows import pair_text
+from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import StackState
 from dmm_ebpf.userstack.supervisor import StackSpec, StackSupervisor
 
@@ -100,6 +102,17 @@ class Process:
             self._mirror.close()
             self._mirror = None
         numbers_of(self.record.k).remove()
+
+    def standing(self) -> list[Item]:
+        """What has to stand on the host while the process is up."""
+        if self.status != "up" or self._mirror is None:
+            return []
+        label, tun = self.record.label, self.record.tun
+        return [
+            *(standing.StackDevice(label, name) for name in self.supervisor.spec.devices()),
+            standing.Ingress(label, tun, self._attached.ingress_fd()),
+            standing.Mirror(label, self._mirror),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """For `dmm-ebpf stacks`."""

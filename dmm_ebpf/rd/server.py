@@ -58,7 +58,16 @@ class Server:
         finally:
             os.umask(mask)
         loop = asyncio.get_running_loop()
-        watches = [loop.create_task(self._instance.watch.run()), loop.create_task(self._watch_cgroups())]
+        instance = self._instance
+        watches = [
+            loop.create_task(watch)
+            for watch in (
+                instance.watch.run(),
+                instance.guard.run(),
+                self._watch_cgroups(),
+                self._stop_when_orphaned(),
+            )
+        ]
         async with server:
             await self._stop.wait()
         for watch in watches:
@@ -149,6 +158,11 @@ class Server:
                 await wire.write_frame(writer, wire.event(number, event))
         finally:
             unsubscribe()
+
+    async def _stop_when_orphaned(self) -> None:
+        await self._instance.orphaned.wait()
+        log.warning("the network namespace was deleted: detaching")
+        self.stop()
 
     async def _watch_cgroups(self) -> None:
         """A service manager removes a service's cgroup and makes it again; nothing tells of that but looking."""

@@ -27,9 +27,11 @@ from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd import load, rundir
+from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
@@ -147,6 +149,19 @@ class StackManager:
             "processes": rows,
             "full": self._why_full(s),
         }
+
+    def standing(self) -> list[Item]:
+        """What has to stand on the host for the stacks that are there."""
+        wanted = tuning.instance_settings()
+        settings = [Setting(path, wanted[path]) for path in self._state.sysctls if path in wanted]
+        return [
+            *settings,
+            *(item for s in self._stacks.values() for p in s.processes for item in p.standing()),
+        ]
+
+    def pids(self) -> list[int]:
+        """Of the stack processes that live."""
+        return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
 
     def nics(self) -> list[dict[str, Any]]:
         """The NICs that have our XDP program, for `dmm-ebpf status`."""

@@ -100,6 +100,10 @@ class StackSpec:
         """Name of the TAP device by which frames of nic come."""
         return f"{self.tun}.{nic.slot}"
 
+    def devices(self) -> list[str]:
+        """Names of the devices that the process makes."""
+        return [self.tun, *(self.tap_device(nic) for nic in self.nics if self.tap)]
+
     @property
     def control_path(self) -> Path:
         """The stack process's socket."""

@@ -226,3 +226,27 @@ def test_own_changes_do_not_wake_the_watcher():
             assert m.mirror._drain()
             assert m.sync().added == 1
             assert not m.mirror._drain()
+
+
+def test_what_somebody_else_takes_away_comes_back():
+    with hosts(2) as (a, b):
+        link(a, b)
+        a.sh("ip route add default via 10.9.1.2")
+        a.sh("ip -6 route add default via fd09:1::2")
+        add_tun(a)
+        with Mirror(a, "eth0") as mirror:
+            mirror.sync()
+            expected = [("dmm-0", "10.9.1.1"), ("dmm-0", "fd09:1::1")]
+
+            def leads() -> list[tuple[str, str]]:
+                return [get(a, "192.0.2.7"), get(a, "2001:db8::7")]
+
+            assert leads() == expected
+            for version in ("-4", "-6"):
+                for what in (f"rule del pref {numbers().pref}", f"route flush table {numbers().table}"):
+                    a.sh(f"ip {version} {what}")
+                    assert leads() != expected, what
+                    assert select.select([mirror.mirror.fileno()], [], [], 5)[0], what
+                    a.ns.run_in(mirror.mirror.handle_events)
+                    assert leads() == expected, what
+            assert not mirror.mirror._drain()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The items that an instance's guard looks after (rd/guard.py): settings, devices, rules and routes of user stacks, and
+the network namespace and the cgroup that the instance is in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dmm_ebpf.hal import netns, nic, tcingress, tuning
+from dmm_ebpf.hal.routes import RouteMirror
+from dmm_ebpf.rd.guard import Item
+
+
+class Setting(Item):
+    """A kernel setting, named by its path below /proc/sys."""
+
+    def __init__(self, path: str, value: str) -> None:
+        super().__init__(f"sysctl {path.replace('/', '.')}")
+        self._path = path
+        self._value = value
+
+    def look(self) -> str:
+        now = tuning.read(self._path)
+        return "" if now == self._value else f"it is {now}, and {self._value} is needed"
+
+    async def mend(self) -> None:
+        tuning.write(self._path, self._value)
+
+
+class StackDevice(Item):
+    """A TUN or TAP device of a stack process that lives: it is up, with the settings that it was given. One that is
+    gone ends the process, which tells that itself.
+    """
+
+    def __init__(self, stack: str, name: str) -> None:
+        super().__init__(f"device {name} of stack {stack}")
+        self._name = name
+
+    def look(self) -> str:
+        up = nic.is_up(self._name)
+        if up is None:
+            return ""
+        if not up:
+            return "it is down"
+        wrong = tuning.unprepared(self._name)
+        return f"its settings were changed ({', '.join(wrong)})" if wrong else ""
+
+    async def mend(self) -> None:
+        await asyncio.to_thread(nic.set_up, self._name)
+        tuning.prepare_tun(self._name)
+
+
+class Ingress(Item):
+    """The tc program at the ingress of a stack process's TUN device."""
+
+    def __init__(self, stack: str, name: str, prog_fd: int) -> None:
+        super().__init__(f"tc program at device {name} of stack {stack}")
+        self._name = name
+        self._prog_fd = prog_fd
+
+    def look(self) -> str:
+        index = nic.ifindex_of(self._name)
+        return "" if index is None or tcingress.attached(index) else "it was taken away"
+
+    async def mend(self) -> None:
+        index = nic.ifindex_of(self._name)
+        if index is not None:
+            await asyncio.to_thread(tcingress.attach, index, self._prog_fd)
+
+
+class Mirror(Item):
+    """The ip rules and the table that lead to a stack process. The mirror follows events; here is what failed then."""
+
+    def __init__(self, stack: str, mirror: RouteMirror) -> None:
+        super().__init__(f"rules and routes of stack {stack}")
+        self._mirror = mirror
+
+    def look(self) -> str:
+        return str(self._mirror.last_error or "")
+
+    async def mend(self) -> None:
+        await asyncio.to_thread(self._mirror.sync)
+
+
+class Namespace(Item):
+    """The network namespace: somebody else has it too, by a name or by a process. Otherwise only we keep it from
+    ending, and gone is called.
+    """
+
+    def __init__(
+        self, label: str, inode: int, own_pids: Callable[[], Iterable[int]], gone: Callable[[], None]
+    ) -> None:
+        """own_pids: of this process and its stack processes."""
+        super().__init__(f"network namespace {label}")
+        self._inode = inode
+        self._own_pids = own_pids
+        self._gone = gone
+        self._home: Path | None = None
+
+    def look(self) -> str:
+        if self._home is None or netns.inode_at(self._home) != self._inode:
+            self._home = netns.home_of(self._inode, set(self._own_pids()))
+        return "" if self._home else "it was deleted: nothing but this instance is left in it"
+
+    async def mend(self) -> None:
+        self._gone()
+
+
+class Group(Item):
+    """The cgroup that the hooks are on."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        """number: its id."""
+        super().__init__(f"cgroup {path}")
+        self._path = path
+        self._number = number
+
+    def look(self) -> str:
+        try:
+            number = self._path.stat().st_ino
+        except FileNotFoundError:
+            return "it was removed, and the hooks with it; attach again when it is back"
+        return "" if number == self._number else "it was made anew without the hooks; detach and attach again"
+
+    async def mend(self) -> None:
+        """Nothing: which processes come to a cgroup that is made anew is not for us to say."""
