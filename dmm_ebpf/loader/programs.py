@@ -13,6 +13,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -149,27 +150,26 @@ def _functions(linked: Linked) -> Iterator[bpf.Functions | None]:
 
 
 def _load(spec: ProgSpec, linked: Linked) -> int:
+    with _functions(linked) as functions:
+        return bpf.prog_load(
+            spec.name,
+            spec.type,
+            linked.code,
+            attach_type=spec.attach_type,
+            flags=spec.flags,
+            functions=functions,
+        )
+
+
+def _refused(spec: ProgSpec, error: OSError) -> DmmError:
     what = f"load the BPF program {spec.name}"
-    try:
-        with _functions(linked) as functions:
-            return bpf.prog_load(
-                spec.name,
-                spec.type,
-                linked.code,
-                attach_type=spec.attach_type,
-                flags=spec.flags,
-                functions=functions,
-            )
-    except bpf.VerifierError as error:
+    if isinstance(error, bpf.VerifierError):
         tail = [line for line in error.log.strip().splitlines() if not line.startswith("processed ")]
         why = " / ".join(tail[-LOG_LINES:]) or str(error.strerror)
-        raise KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log)) from error
-    except OSError as error:
-        if error.errno == errno.EPERM:
-            raise PrivilegeError(
-                what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
-            ) from error
-        raise DmmError(what, why=str(error.strerror)) from error
+        return KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log))
+    if error.errno == errno.EPERM:
+        return PrivilegeError(what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root")
+    return DmmError(what, why=str(error.strerror))
 
 
 def linked(code: Mapping[str, bytes], fds: Mapping[int, int]) -> dict[str, Linked]:
@@ -190,15 +190,25 @@ def tags(code: Mapping[str, bytes]) -> dict[str, set[str]]:
 
 
 def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[str, int]:
-    """Program name to fd, all of spec.PROGRAMS. code: what compile_programs() gave."""
+    """Program name to fd, all of spec.PROGRAMS. code: what compile_programs() gave.
+
+    As many at a time as there are processors: the kernel's verifier holds no lock for who may load any program. The
+    longest begin first.
+    """
     whole = linked(code, {number: opened[spec.name].fd for number, spec in enumerate(MAPS)})
+    order = sorted(PROGRAMS, key=lambda spec: len(whole[spec.name].code), reverse=True)
+    with ThreadPoolExecutor(os.cpu_count(), "dmm-load") as pool:
+        loading = {spec.name: pool.submit(_load, spec, whole[spec.name]) for spec in order}
     loaded: dict[str, int] = {}
-    try:
-        for spec in PROGRAMS:
-            loaded[spec.name] = _load(spec, whole[spec.name])
-    except BaseException:
+    refused: DmmError | None = None
+    for spec in PROGRAMS:
+        try:
+            loaded[spec.name] = loading[spec.name].result()
+        except OSError as error:
+            refused = refused or _refused(spec, error)
+    if refused is not None:
         close_programs(loaded)
-        raise
+        raise refused
     return loaded
 
 
