@@ -76,6 +76,11 @@ def sizeof(struct: str) -> int:
     return int(ffi.sizeof(f"struct {struct}"))
 
 
+def offset(struct: str, member: str) -> int:
+    """Where member begins in `struct struct`, in bytes."""
+    return int(ffi.offsetof(f"struct {struct}", member))
+
+
 def text(array: Any) -> str:
     """A char array as text, up to its first NUL."""
     return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("utf-8", "replace")

@@ -225,13 +225,13 @@ def _evaluate(file: Path, query: dict[str, Any]) -> dict[str, Any]:
 
 def flows(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:
     """List open flows."""
-    listing = gather.flows(instance)
-    rows = [row for row in listing.rows if wanted.matches(row)]
+    found = gather.flows(instance)
+    rows = (row for row in found if wanted.matches(row))
     if as_json:
-        output.print_json(rows)
+        output.print_json_rows(rows)
     else:
-        tables.print_flows(rows, iec=iec)
-    listing.finish()
+        tables.print_flows(list(rows), iec=iec)
+    found.finish()
 
 
 def follow(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:

@@ -51,38 +51,73 @@ def the_instance(name: str | None) -> str:
     )
 
 
-def listing(method: str, instance: str | None, offline: Callable[[str], list[Row]] | None = None) -> Listing:
-    """The rows that method gives for instance, or for all (None), each with its instance's name."""
-    result = Listing()
-    names = client.instances() if instance is None else [instance]
-    if not names:
-        note("no instance is attached; dmm-ebpf attach starts one")
-    for name in names:
-        try:
-            rows = _rows(method, name, offline)
-        except DmmError as exc:
-            if instance is not None:
-                raise
-            if client.socket_path(name).parent.is_dir():
-                result.error = result.error or exc
-            # Otherwise it was detached since the names were read.
-            continue
-        result.rows += ({**row, "instance": row.get("instance", name)} for row in rows)
+Offline = Callable[[str], list[Row]]
+
+
+class Rows:
+    """The rows that method gives for instance, or for all (None), each with its instance's name, as they come.
+
+    Iterate them, once; then finish() raises what kept an instance from giving (all of) its own. Where that leaves no
+    row of the only instance asked, iterating raises it.
+    """
+
+    def __init__(self, method: str, instance: str | None, offline: Offline | None = None) -> None:
+        self._method, self._instance, self._offline = method, instance, offline
+        self._error: DmmError | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        names = client.instances() if self._instance is None else [self._instance]
+        if not names:
+            note("no instance is attached; dmm-ebpf attach starts one")
+        for name in names:
+            given = False
+            try:
+                for row in _rows(self._method, name, self._offline):
+                    given = True
+                    yield {**row, "instance": row.get("instance", name)}
+            except DmmError as exc:
+                if self._instance is not None and not given:
+                    raise
+                if self._instance is not None or client.socket_path(name).parent.is_dir():
+                    self._error = self._error or exc
+                # Otherwise it was detached since the names were read.
+
+    def finish(self) -> None:
+        """Raise what was held back, after the rows are shown."""
+        if self._error is not None:
+            raise self._error
+
+
+def listing(method: str, instance: str | None, offline: Offline | None = None) -> Listing:
+    """The rows that method gives for instance, or for all (None), put together."""
+    rows = Rows(method, instance, offline)
+    result = Listing(list(rows))
+    try:
+        rows.finish()
+    except DmmError as exc:
+        result.error = exc
     return result
 
 
-def _rows(method: str, name: str, offline: Callable[[str], list[Row]] | None) -> list[Row]:
+def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
+    given = False
     try:
         timeout_s = client.LISTING_TIMEOUT_S if method == "flows" else client.CALL_TIMEOUT_S
         with client.Client(name, timeout_s=timeout_s) as rd:
+            if method == "flows":
+                for row in rd.rows(method):
+                    given = True
+                    yield row
+                return
             answer = rd.call(method)
     except NotAttachedError as exc:
-        if offline is None or not client.socket_path(name).parent.is_dir():
+        if given or offline is None or not client.socket_path(name).parent.is_dir():
             raise
         rows = offline(name)
         note(f"instance {name}: {exc.why}; shown from what it left pinned")
-        return rows
-    return [{**answer, "rd": "up"}] if isinstance(answer, dict) else list(answer)
+        yield from rows
+        return
+    yield from [{**answer, "rd": "up"}] if isinstance(answer, dict) else list(answer)
 
 
 def status(instance: str | None) -> Listing:
@@ -107,15 +142,15 @@ def stacks(instance: str | None) -> Listing:
     return listing("stacks", instance, offline)
 
 
-def flows(instance: str | None) -> Listing:
-    """The open flows of instance or of all."""
+def flows(instance: str | None) -> Rows:
+    """The open flows of instance or of all: there may be a great many."""
 
     def offline(name: str) -> list[Row]:
         from dmm_ebpf.rd import service
 
         return list(service.offline_flows(name))
 
-    return listing("flows", instance, offline)
+    return Rows("flows", instance, offline)
 
 
 class Follower:

@@ -45,6 +45,18 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
+def print_json_rows(rows: Iterable[Row]) -> None:
+    """print_json() of a list that is never held whole, unless it is for a person."""
+    if sys.stdout.isatty():
+        print_json(list(rows))
+        return
+    between = "["
+    for row in rows:
+        sys.stdout.write(between + json.dumps(row))
+        between = ", "
+    print("]" if between == ", " else "[]")
+
+
 def print_json_line(value: Any) -> None:
     """value as one line of JSON, at once: for streams."""
     print(json.dumps(value), flush=True)

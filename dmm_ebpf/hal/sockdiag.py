@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Generator, Iterator
 from dataclasses import dataclass
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
@@ -39,6 +39,7 @@ _LIVE = _ALL & ~(1 << 0 | 1 << TCP_LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE)
 
 _REQ = struct.Struct("=BBBxI")
 _ID = struct.Struct("=2s2s16s16sI8s")
+_COOKIE = struct.Struct("=Q")
 _MSG_HEAD = struct.Struct("=BBBB")
 _MSG_TAIL = struct.Struct("=IIIII")
 
@@ -137,7 +138,12 @@ def _message(kind: int, flags: int, payload: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(payload), kind, flags, 1, 0) + payload
 
 
-def _dump(sock: socket.socket, family: int, states: int, match: bytes) -> Iterator[TcpSocket]:
+def _cookie(body: bytes) -> int:
+    return int(_COOKIE.unpack_from(body, 4 + _ID.size - _COOKIE.size)[0])
+
+
+def _dump(sock: socket.socket, family: int, states: int, match: bytes) -> Iterator[bytes]:
+    """The body of each answer: struct inet_diag_msg and attributes."""
     request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(_ID.size)
     sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request + match))
     while True:
@@ -146,7 +152,7 @@ def _dump(sock: socket.socket, family: int, states: int, match: bytes) -> Iterat
                 return
             if kind == _NLMSG_ERROR:
                 raise OSError(-struct.unpack_from("=i", body)[0], "inet_diag")
-            yield _parse(body)
+            yield body
 
 
 def _open() -> socket.socket:
@@ -156,13 +162,10 @@ def _open() -> socket.socket:
     return sock
 
 
-def _list(states: int, match: bytes) -> list[TcpSocket]:
+def _each(states: int, match: bytes) -> Iterator[bytes]:
     with _open() as sock:
-        return [
-            item
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for item in _dump(sock, family, states, match)
-        ]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            yield from _dump(sock, family, states, match)
 
 
 @contextlib.contextmanager
@@ -182,25 +185,15 @@ def list_tcp(*, mark: int = 0, mask: int = 0, listeners: bool = True) -> list[Tc
     """TCP sockets, IPv4 then IPv6; only those whose mark & mask == mark where mask is not 0."""
     states = _ALL if listeners else _ALL & ~(1 << TCP_LISTEN)
     with _explained("list TCP sockets"):
-        return _list(states, _filter(mark, mask) if mask else b"")
+        return [_parse(body) for body in _each(states, _filter(mark, mask) if mask else b"")]
 
 
-def tcp_info_by_cookie() -> dict[int, dict[str, int]]:
-    """Figures of every connection, by socket cookie: bytes_acked, bytes_received, rtt_us, total_retrans and
-    more.
-    """
-    return {
-        item.cookie: {
-            "state": item.state,
-            "bytes_acked": item.bytes_acked,
-            "bytes_received": item.bytes_received,
-            "rtt_us": item.rtt_us,
-            "min_rtt_us": item.min_rtt_us,
-            "total_retrans": item.total_retrans,
-            "delivery_rate_Bps": item.delivery_rate_Bps,
-        }
-        for item in list_tcp(listeners=False)
-    }
+def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
+    """Those connections whose cookies are asked for, one by one as the kernel tells of them."""
+    with _explained("list TCP sockets"):
+        for body in _each(_ALL & ~(1 << TCP_LISTEN), b""):
+            if _cookie(body) in cookies:
+                yield _parse(body)
 
 
 def destroy_by_mark(mark: int, mask: int, pick: Callable[[TcpSocket], bool] | None = None) -> int:
@@ -212,7 +205,7 @@ def destroy_by_mark(mark: int, mask: int, pick: Callable[[TcpSocket], bool] | No
         raise UsageError("destroy sockets by mark", why="a mask of 0 would mean all of them")
     gone = 0
     with _explained("destroy TCP sockets by mark"), _open() as sock:
-        for item in _list(_LIVE, _filter(mark & mask, mask)):
+        for item in [_parse(body) for body in _each(_LIVE, _filter(mark & mask, mask))]:
             if pick is not None and not pick(item):
                 continue
             request = _REQ.pack(item.family, socket.IPPROTO_TCP, 0, _LIVE) + item.ident

@@ -9,6 +9,7 @@ nothing, and never retries.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -79,24 +80,62 @@ class Client(Closing):
             connection.shutdown()
 
     def call(self, method: str, /, **params: Any) -> Any:
-        """The result of method. Raises NotAttachedError, PrivilegeError, WireError, or what the RD said."""
+        """The result of method; of a listing that comes in pages, all its rows.
+
+        Raises NotAttachedError, PrivilegeError, WireError, or what the RD said.
+        """
+        rows: list[Any] = []
+        result: Any = None
+        for message in self._exchange(method, params):
+            if "page" in message:
+                rows += message["page"]
+            else:
+                result = _result(message, f"ask instance {self.instance} for {method}")
+        return rows + result if rows else result
+
+    def rows(self, method: str, /, **params: Any) -> Iterator[Any]:
+        """The rows of a listing that comes in pages, as they come. Raises as call() does."""
+        for message in self._exchange(method, params):
+            if "page" in message:
+                yield from message["page"]
+            else:
+                yield from _result(message, f"ask instance {self.instance} for {method}")
+
+    def _exchange(self, method: str, params: Message) -> Iterator[Message]:
+        """The pages that answer a request, if any, and the reply."""
         what = f"ask instance {self.instance} for {method}"
         if self._connection is None:
             self._connection = _connect(self.instance, what, self._timeout_s)
         self._number += 1
+        ended = False
         try:
-            message = self._exchange(self._connection, what, method, params)
-        except BaseException:
-            # A late answer to this call must never be taken for the answer to the next one.
-            self.close()
-            raise
-        return _result(message, what)
+            self._send(self._connection, what, method, params)
+            while not ended:
+                message = self._receive(self._connection, what)
+                ended = not isinstance(message.get("page"), list)
+                yield message
+        finally:
+            if not ended:
+                # A late answer to this call must never be taken for the answer to the next one.
+                self.close()
 
-    def _exchange(self, connection: Connection, what: str, method: str, params: Message) -> Message:
+    def _send(self, connection: Connection, what: str, method: str, params: Message) -> None:
         from dmm_ebpf.rd import wire
 
         try:
             connection.send(wire.request(self._number, method, params))
+        except TimeoutError as exc:
+            raise _silent(what, self.instance) from exc
+        except OSError as exc:
+            # It may have said why, and hung up before it read this.
+            with contextlib.suppress(NotAttachedError):
+                self._receive(connection, what)
+            raise _gone(what, self.instance) from exc
+
+    def _receive(self, connection: Connection, what: str) -> Message:
+        from dmm_ebpf.rd import wire
+
+        try:
             message = connection.receive()
         except TimeoutError as exc:
             raise _silent(what, self.instance) from exc
@@ -104,6 +143,9 @@ class Client(Closing):
             raise _gone(what, self.instance) from exc
         if message is None:
             raise _gone(what, self.instance)
+        if message.get("id") == wire.CONNECTION:
+            self.close()
+            _result(message, what)
         if message.get("id") != self._number:
             raise wire.WireError(
                 f"an answer to request {message.get('id')} arrived, expected one to {self._number}"
@@ -183,7 +225,7 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
             hint="attach the instance again to take over what it left, "
             f"or remove that with dmm-ebpf detach --instance {instance}",
         )
-    if isinstance(exc, TimeoutError):
+    if isinstance(exc, TimeoutError | BlockingIOError):  # EAGAIN: more than it has taken are waiting
         return _silent(what, instance)
     return NotAttachedError(what, why=exc.strerror or str(exc))
 

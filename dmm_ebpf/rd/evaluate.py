@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
@@ -20,6 +20,7 @@ from dmm_ebpf.rd.model import KERNEL, Policy, RejectStack, Rule, UserStack
 from dmm_ebpf.rd.routes import Match, RouteTable
 from dmm_ebpf.rd.values import TCP, ValueRefusedError, parse_address, parse_protocol, shown
 
+Kind = TypeVar("Kind", str, int)
 DIRECTIONS = {"connect": C.DMM_DIR_CONNECT, "listen": C.DMM_DIR_LISTEN}
 
 
@@ -45,24 +46,42 @@ class Query:
     def from_params(cls, params: Mapping[str, Any]) -> Query:
         """From the parameters of the RD's route_get request; None is as good as absent. Raises UsageError."""
         try:
-            proto = parse_protocol(str(params.get("proto") or "tcp").lower()) or TCP
-            parse_address(str(params["addr"]))
-            direction = DIRECTIONS[params.get("direction") or "connect"]
+            addr = _param(params, "addr", str)
+            if addr is None:
+                raise ValueRefusedError("addr is missing")
+            proto = parse_protocol((_param(params, "proto", str) or "tcp").lower()) or TCP
+            parse_address(addr)
+            direction = _param(params, "direction", str) or "connect"
+            if direction not in DIRECTIONS:
+                raise ValueRefusedError(f"direction {shown(direction)} is unknown")
+            return cls(
+                addr=addr,
+                port=_number(params, "port", 0xFFFF) or 0,
+                proto=proto,
+                cgroup=_param(params, "cgroup", str),
+                uid=_number(params, "uid", 0xFFFFFFFF),
+                comm=_param(params, "comm", str),
+                mark=_number(params, "mark", 0xFFFFFFFF),
+                netns=_param(params, "netns", str),
+                direction=DIRECTIONS[direction],
+            )
         except ValueRefusedError as error:
             raise UsageError("ask for a route", why=error.why, hint=error.hint) from None
-        except KeyError as error:
-            raise UsageError("ask for a route", why=f"{shown(error.args[0])} is missing or unknown") from None
-        return cls(
-            addr=str(params["addr"]),
-            port=int(params.get("port") or 0),
-            proto=proto,
-            cgroup=params.get("cgroup"),
-            uid=params.get("uid"),
-            comm=params.get("comm"),
-            mark=params.get("mark"),
-            netns=params.get("netns"),
-            direction=direction,
-        )
+
+
+def _param(params: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind | None:
+    """A parameter of that very type; None when it is absent."""
+    value = params.get(name)
+    if value is None or type(value) is kind:
+        return value
+    raise ValueRefusedError(f"{name} {shown(value)} is no {'text' if kind is str else 'whole number'}")
+
+
+def _number(params: Mapping[str, Any], name: str, most: int) -> int | None:
+    value = _param(params, name, int)
+    if value is not None and not 0 <= value <= most:
+        raise ValueRefusedError(f"{name} {shown(value)} is not between 0 and {most}")
+    return value
 
 
 @dataclass(frozen=True)

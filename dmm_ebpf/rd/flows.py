@@ -17,6 +17,7 @@ from dmm_ebpf import abi
 
 C = abi.C
 
+_COOKIE_AT = abi.offset("dmm_flow", "cookie")
 UNTOLD = "?"
 # include/net/tcp_states.h; 0 is ours: the record does not say, inet_diag does.
 TCP_STATES = {
@@ -135,42 +136,50 @@ def listener_dict(key: bytes, value: bytes, instance: str, generation: int, name
     }
 
 
-def merge_live(
-    flows: Iterable[dict[str, Any]],
-    by_cookie: Mapping[int, Mapping[str, Any]],
-    by_pair: Mapping[tuple[str, int, str, int], Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Flows with the newest state and figures.
+Live = Mapping[str, Any]
+Pair = tuple[str, int, str, int]
 
-    by_cookie: each socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old as the last
-    change of state. A record that says no state, and has no socket there, is left out: its connect() has failed, or
-    it has just ended.
+
+def merge_live(
+    flows: Iterable[dict[str, Any]], by_cookie: Mapping[int, Live], by_pair: Mapping[Pair, Live]
+) -> list[dict[str, Any]]:
+    """Flows with the newest state and figures: merge() of each with what is known of it, by cookie and by pair."""
+    merged = (merge(flow, by_cookie.get(flow["cookie"]), by_pair) for flow in flows)
+    return [flow for flow in merged if flow is not None]
+
+
+def merge(flow: dict[str, Any], live: Live | None, by_pair: Mapping[Pair, Live]) -> dict[str, Any] | None:
+    """flow with the newest state and figures; None for one to be left out.
+
+    live: its socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old as the last change of
+    state. A record that says no state, and has no socket, is left out: its connect() has failed, or it has just ended.
     by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the
     round trip, the retransmissions and the window are those of the path, not of the hop to the stack process.
     """
-    merged = []
-    for flow in flows:
-        live = by_cookie.get(flow["cookie"])
-        if live is None and flow["state"] == UNTOLD:
-            continue
-        merged.append(flow)
-        if live is not None:
-            flow["state"] = TCP_STATES.get(live["state"], str(live["state"]))
-            for ours, theirs in (("src", "laddr"), ("sport", "lport"), ("dst", "raddr"), ("dport", "rport")):
-                flow[ours] = live[theirs]
-            flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
-            flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
-            flow["srtt_us"] = live["rtt_us"]
-            flow["retransmits"] = live["total_retrans"]
-        outer = by_pair.get((flow["src"], flow["sport"], flow["dst"], flow["dport"]))
-        if outer is not None:
-            flow["srtt_us"] = outer["srtt_us"]
-            flow["retransmits"] = outer["retransmits"]
-            flow["cwnd_bytes"] = outer["cwnd_bytes"]
-            flow["pacing_Bps"] = outer["pacing_Bps"]
-            flow["outer_state"] = TCP_STATES.get(outer["outer_state"], str(outer["outer_state"]))
-            flow["congestion"] = outer["congestion"]
-    return merged
+    if live is None and flow["state"] == UNTOLD:
+        return None
+    if live is not None:
+        flow["state"] = TCP_STATES.get(live["state"], str(live["state"]))
+        for ours, theirs in (("src", "laddr"), ("sport", "lport"), ("dst", "raddr"), ("dport", "rport")):
+            flow[ours] = live[theirs]
+        flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
+        flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
+        flow["srtt_us"] = live["rtt_us"]
+        flow["retransmits"] = live["total_retrans"]
+    outer = by_pair.get((flow["src"], flow["sport"], flow["dst"], flow["dport"]))
+    if outer is not None:
+        flow["srtt_us"] = outer["srtt_us"]
+        flow["retransmits"] = outer["retransmits"]
+        flow["cwnd_bytes"] = outer["cwnd_bytes"]
+        flow["pacing_Bps"] = outer["pacing_Bps"]
+        flow["outer_state"] = TCP_STATES.get(outer["outer_state"], str(outer["outer_state"]))
+        flow["congestion"] = outer["congestion"]
+    return flow
+
+
+def cookie_of(record: bytes) -> int:
+    """The socket cookie of a `struct dmm_flow`."""
+    return int.from_bytes(record[_COOKIE_AT : _COOKIE_AT + 8], sys.byteorder)
 
 
 def counters_dict(read: Callable[[bytes], list[bytes]]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from dmm_ebpf.rd.standing import Group, Namespace
 from dmm_ebpf.rd.watch import PolicyWatch
 
 C = abi.C
-ROWS_AT_ONCE = 1000  # of a long listing; then others have a turn
+ROWS_AT_ONCE = 500  # of a long listing; then others have a turn
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
 KERNEL = "kernel"
@@ -360,21 +360,29 @@ class Instance:
             rows.append(row)
         return rows
 
-    async def list_flows(self) -> list[dict[str, Any]]:
+    async def list_flows(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """Open flows, in pages, so that neither a hundred thousand of them nor the time they take are in anybody's way.
+
+        Each row is as its socket was when its page was made. A flow that opens or ends meanwhile may be missing.
+        """
         now_ns = time.monotonic_ns()
-        rows = []
-        for value in self._attached.flows():
-            rows.append(flows.flow_dict(abi.unpack("dmm_flow", value), self.state.instance, self, now_ns))
-            if not len(rows) % ROWS_AT_ONCE:
-                await asyncio.sleep(0)
-        if not rows:
-            return rows
-        sockets = await asyncio.to_thread(sockdiag.list_tcp, listeners=False)
-        live = {s.cookie: vars(s) for s in sockets}
+        records = {flows.cookie_of(value): value for value in self._attached.flows()}
+        if not records:
+            return
         outer = {}
         async for c in self.stacks.connections():
             outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
-        return flows.merge_live(rows, live, outer)
+        page: list[dict[str, Any]] = []
+        for record, live in _with_sockets(records):
+            row = flows.flow_dict(abi.unpack("dmm_flow", record), self.state.instance, self, now_ns)
+            if (merged := flows.merge(row, live, outer)) is not None:
+                page.append(merged)
+            if len(page) >= ROWS_AT_ONCE:
+                yield page
+                page = []
+                await asyncio.sleep(0)
+        if page:
+            yield page
 
     def list_listeners(self) -> list[dict[str, Any]]:
         return [
@@ -384,9 +392,10 @@ class Instance:
 
     def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
         """What a new flow would get now: the policy's verdict, then the fallback if that stack is down or full."""
+        query = evaluate.Query.from_params(params)
         if self._policy is None:
             return {"stack": KERNEL, "wanted": KERNEL, "table": None, "rule": None, "route": None}
-        verdict = evaluate.route_get(self._policy, evaluate.Query.from_params(params))
+        verdict = evaluate.route_get(self._policy, query)
         answer = verdict.to_dict()
         config = self._policy.stacks.get(answer["wanted"])
         served = answer["stack"] == answer["wanted"]  # a user stack never serves UDP, nor loopback
@@ -423,6 +432,17 @@ class Instance:
             return
         for record in records:
             self.publish(flows.event_dict(record, self.state.instance, self))
+
+
+def _with_sockets(records: dict[int, bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Each flow's record, and its socket if there is one. Empties records."""
+    with contextlib.closing(sockdiag.iter_tcp(records)) as sockets:
+        for live in sockets:
+            record = records.pop(live.cookie, None)
+            if record is not None:
+                yield record, vars(live)
+    while records:
+        yield records.popitem()[1], None
 
 
 def _cgroup_lookup(path: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Resource Director's Unix socket: who may ask, and what can be asked.
 
-Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became. A request that fails is answered with
-its sentence; it never ends the connection of another client, nor the RD.
+Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became; nothing that others send is read. A
+request that fails is answered with its sentence; it never ends the connection of another client, nor the RD. Who sends
+half a request, or does not read the answer, is hung up on.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 from dmm_ebpf.rd import wire
 from dmm_ebpf.rd.instance import Instance
+from dmm_ebpf.rd.values import shown
 
 log = logging.getLogger("dmm-ebpf")
-FOLLOW_BACKLOG_EVENTS = 65536
+FOLLOW_BACKLOG_EVENTS = 16384  # some 1 KiB each, shared by all followers
+MAX_CLIENTS = 256
+REQUEST_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 30.0
 CGROUP_LOOK_S = 1.0
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
+Listing = Callable[[], AsyncIterator[list[dict[str, Any]]]]
 
 
 class Server:
@@ -40,13 +46,13 @@ class Server:
         self._methods: dict[str, Method] = {
             "status": lambda _: instance.status(),
             "stacks": lambda _: instance.list_stacks(),
-            "flows": lambda _: instance.list_flows(),
             "listeners": _plain(lambda _: instance.list_listeners()),
             "route_get": _plain(instance.route_get),
             "policy_show": _plain(lambda _: instance.policy_show()),
             "policy_apply": self._apply,
             "stop": self._stop_method,
         }
+        self._listings: dict[str, Listing] = {"flows": instance.list_flows}
 
     async def serve(self) -> None:
         """Answer until stop() is called or a client asks for it. Returns with the socket still in place."""
@@ -54,7 +60,7 @@ class Server:
             self._path.unlink()  # the lock is ours, so a socket that stands here is stale
         mask = os.umask(0o177)
         try:
-            server = await asyncio.start_unix_server(self._client, str(self._path))
+            server = await asyncio.start_unix_server(self._client, str(self._path), backlog=MAX_CLIENTS)
         finally:
             os.umask(mask)
         loop = asyncio.get_running_loop()
@@ -93,52 +99,89 @@ class Server:
         return {"removed": await asyncio.shield(self._removed)}
 
     async def _apply(self, params: dict[str, Any]) -> dict[str, Any]:
-        text = params.get("text")
+        text, path = params.get("text"), params.get("path")
         if not isinstance(text, str):
             raise UsageError("apply a policy", why="the request has no text")
-        return await self._instance.apply_text(text, params.get("path"))
+        if path is not None and not isinstance(path, str):
+            raise UsageError("apply a policy", why="the path in the request is no text")
+        return await self._instance.apply_text(text, path)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
+        if (refusal := self._refusal(writer)) is not None:
+            writer.write(wire.failure(wire.CONNECTION, refusal))
+            writer.close()
+            return
         if task is not None:
             self._clients.add(task)
             task.add_done_callback(self._clients.discard)
         try:
             await self._talk(reader, writer)
+            writer.close()
         except (OSError, asyncio.CancelledError):
-            pass  # the client is gone, or we are
+            writer.close()  # the client is gone, or we are
         except DmmError as e:
             log.warning("a client was hung up on: %s", e)
-        finally:
-            writer.close()
+            writer.transport.abort()  # it may not read what it is still to be sent
+
+    def _refusal(self, writer: asyncio.StreamWriter) -> DmmError | None:
+        """Why this client is not served; told before a byte of what it sends is read."""
+        uid = _peer_uid(writer)
+        if uid != 0:
+            return PrivilegeError("answer on this socket", why=f"uid {uid} asks, and only root may")
+        if len(self._clients) >= MAX_CLIENTS:
+            return DmmError(
+                "answer one more client",
+                why=f"{MAX_CLIENTS} are connected",
+                hint="end programs that follow flows or keep a connection open",
+            )
+        return None
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        uid = _peer_uid(writer)
-        while (message := await wire.read_message(reader)) is not None:
+        while (message := await wire.read_request(reader, within_s=REQUEST_WITHIN_S)) is not None:
             number, method, params = wire.parse_request(message)
-            if uid != 0:
-                error = PrivilegeError(f"answer {method}", why=f"uid {uid} asks, and only root may")
-                await wire.write_frame(writer, wire.failure(number, error))
-                return
             if method == "follow":
-                await self._follow(number, writer)
+                await self._follow(number, reader, writer)
                 return
-            await wire.write_frame(writer, await self._answer(number, method, params))
+            async with contextlib.aclosing(self._answer(number, method, params)) as frames:
+                async for frame in frames:
+                    await wire.write_frame(writer, frame, within_s=ANSWER_WITHIN_S)
 
-    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> bytes:
-        known = self._methods.get(method)
+    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        """The frames that answer a request: pages of a long listing, and the reply."""
+        known, listing = self._methods.get(method), self._listings.get(method)
         try:
-            if known is None:
-                raise UsageError(f"answer {method}", why="this Resource Director knows no such request")
-            return wire.reply(number, await known(params))
+            if listing is not None:
+                async for rows in listing():
+                    yield wire.page(number, rows)
+                yield wire.reply(number, [])
+            elif known is not None:
+                yield wire.reply(number, await known(params))
+            else:
+                raise UsageError(
+                    f"answer {shown(method)}", why="this Resource Director knows no such request"
+                )
         except DmmError as e:
-            return wire.failure(number, e)
+            yield wire.failure(number, e)
         except Exception as e:
-            log.exception("request %s failed", method)
-            error = DmmError(f"answer {method}", why=f"{type(e).__name__}: {e}", hint="the RD's log has more")
-            return wire.failure(number, error)
+            log.exception("request %s failed", shown(method))
+            error = DmmError(
+                f"answer {shown(method)}", why=f"{type(e).__name__}: {e}", hint="the RD's log has more"
+            )
+            yield wire.failure(number, error)
 
-    async def _follow(self, number: int, writer: asyncio.StreamWriter) -> None:
+    async def _follow(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Send events until the client hangs up, or sends anything more."""
+        loop = asyncio.get_running_loop()
+        ends = [loop.create_task(self._send_events(number, writer)), loop.create_task(reader.read(1))]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    async def _send_events(self, number: int, writer: asyncio.StreamWriter) -> None:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(FOLLOW_BACKLOG_EVENTS)
         lost = 0
 

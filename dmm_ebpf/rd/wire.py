@@ -4,11 +4,14 @@
     request   {"id": n, "method": m, "params": {...}}
     reply     {"id": n, "ok": true, "result": ...}  |  {"id": n, "ok": false, "error": DmmError.to_wire()}
     stream    {"id": n, "event": {...}}, again and again until the client closes its socket
+    pages     {"id": n, "page": [...]}, again and again, then the reply, whose result is the last page, perhaps empty
+    refusal   the reply with id CONNECTION: the connection is refused, whatever it would ask
 
-Invariants: a message is a map with text keys all the way down, and no longer than MAX_MESSAGE_BYTES.
-Whatever else arrives is refused with one WireError, before memory is taken for bytes that nobody sent;
-after a WireError the stream has lost its framing and must be closed. Decoding is sans-I/O (Decoder); the
-helpers for asyncio streams and for blocking sockets only carry bytes to it.
+Invariants: a message is a map with text keys all the way down, and no longer than MAX_MESSAGE_BYTES; a request
+is small but for one text, a policy, and nearly flat. Whatever else arrives is refused with one WireError, before
+memory is taken for bytes that nobody sent or for more objects than a request has; after a WireError the stream
+has lost its framing and must be closed. Decoding is sans-I/O (Decoder); the helpers for asyncio streams and for
+blocking sockets only carry bytes to it.
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-MAX_MESSAGE_BYTES = (
-    128 * 1024 * 1024
-)  # a listing of all flows that there may be records of, at half a KiB each
+CONNECTION = 0  # requests are numbered from 1
+MAX_MESSAGE_BYTES = 16 << 20  # an answer: long listings come in pages
+MAX_REQUEST_BYTES = 5 << 20  # a policy's text of policy.MAX_POLICY_BYTES, and the map around it
+_REQUEST_CONTAINERS = 16
+_REQUEST_LIMITS = {"max_map_len": 32, "max_array_len": 32, "max_bin_len": 0, "max_ext_len": 0}
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 256 * 1024
 
@@ -64,6 +69,11 @@ def failure(number: int, error: DmmError) -> bytes:
     return encode({"id": number, "ok": False, "error": error.to_wire()})
 
 
+def page(number: int, rows: list[Any]) -> bytes:
+    """A part of the long listing that request number asked for; the reply ends it."""
+    return encode({"id": number, "page": rows})
+
+
 def event(number: int, fields: Message) -> bytes:
     """One event of the stream that request number opened."""
     return encode({"id": number, "event": fields})
@@ -71,9 +81,29 @@ def event(number: int, fields: Message) -> bytes:
 
 def decode_body(body: bytes | bytearray | memoryview) -> Message:
     """The map that a frame's body holds. Raises WireError for anything else."""
+    return _unpack(body)
+
+
+def decode_request(body: bytes) -> Message:
+    """As decode_body(), for what a stranger sent: a byte of msgpack may ask for an object of sixty, so containers are
+    counted, and what is in each.
+    """
+    containers = 0
+
+    def counted(container: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > _REQUEST_CONTAINERS:
+            raise ValueError(f"it holds more than {_REQUEST_CONTAINERS} lists and maps")
+        return container
+
+    return _unpack(body, object_hook=counted, list_hook=counted, **_REQUEST_LIMITS)
+
+
+def _unpack(body: bytes | bytearray | memoryview, **limits: Any) -> Message:
     try:
         # raw=False checks UTF-8, strict_map_key refuses keys that Python could not hash.
-        message = msgpack.unpackb(body, raw=False, strict_map_key=True)
+        message = msgpack.unpackb(body, raw=False, strict_map_key=True, **limits)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as exc:
         reason = str(exc) or type(exc).__name__
         raise WireError(f"{len(body)} bytes arrived that are not one msgpack map ({reason})") from exc
@@ -130,28 +160,38 @@ def check_length(head: bytes, limit_bytes: int = MAX_MESSAGE_BYTES) -> int:
     return length
 
 
-async def read_message(reader: asyncio.StreamReader, limit_bytes: int = MAX_MESSAGE_BYTES) -> Message | None:
-    """The next message of an asyncio stream; None when the peer closed between messages. Raises WireError."""
+async def read_request(
+    reader: asyncio.StreamReader, *, within_s: float, limit_bytes: int = MAX_REQUEST_BYTES
+) -> Message | None:
+    """The next request of an asyncio stream, however long the peer is silent before it; None when it closed there.
+
+    within_s: from its first byte to its last. Raises WireError.
+    """
     import asyncio
 
+    first = await reader.read(1)
+    if not first:
+        return None
     try:
-        head = await reader.readexactly(_LENGTH.size)
+        async with asyncio.timeout(within_s):
+            head = first + await reader.readexactly(_LENGTH.size - 1)
+            return decode_request(await reader.readexactly(check_length(head, limit_bytes)))
+    except TimeoutError as exc:
+        raise WireError(f"a request was not whole after {within_s:g} s", hint="") from exc
     except asyncio.IncompleteReadError as exc:
-        if not exc.partial:
-            return None
-        raise WireError("the connection ended inside a message's length") from exc
-    length = check_length(head, limit_bytes)
-    try:
-        return decode_body(await reader.readexactly(length))
-    except asyncio.IncompleteReadError as exc:
-        missing = length - len(exc.partial)
-        raise WireError(f"the connection ended {missing} bytes before a message did") from exc
+        raise WireError("the connection ended inside a message", hint="") from exc
 
 
-async def write_frame(writer: asyncio.StreamWriter, frame: bytes) -> None:
-    """Send one frame made by request(), reply(), failure() or event(), and wait while the peer is slow."""
+async def write_frame(writer: asyncio.StreamWriter, frame: bytes, *, within_s: float | None = None) -> None:
+    """Send one frame, and wait while the peer is slow, but no longer than within_s: then WireError."""
+    import asyncio
+
     writer.write(frame)
-    await writer.drain()
+    try:
+        async with asyncio.timeout(within_s):
+            await writer.drain()
+    except TimeoutError as exc:
+        raise WireError(f"an answer was not read for {within_s:g} s", hint="") from exc
 
 
 class Connection:

@@ -49,7 +49,9 @@ def test_listing_and_destroying_by_mark(family, peer):
             assert (item.state, item.bytes_acked, item.bytes_received) == (1, 1001, 500)
             assert item.rtt_us > 0
             assert len(a.ns.run_in(sockdiag.list_tcp)) == 3
-            assert a.ns.run_in(sockdiag.tcp_info_by_cookie)[item.cookie]["bytes_acked"] == 1001
+            [again] = a.ns.run_in(lambda: list(sockdiag.iter_tcp({item.cookie})))
+            assert (again.cookie, again.bytes_acked) == (item.cookie, 1001)
+            assert not a.ns.run_in(lambda: list(sockdiag.iter_tcp(set())))
             assert a.ns.run_in(sockdiag.destroy_by_mark, MARK, MASK) == 1
             with pytest.raises(ConnectionAbortedError):
                 ours.recv(1)

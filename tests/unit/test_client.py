@@ -77,7 +77,7 @@ class FakeRd:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await wire.read_message(reader)) is not None:
+        while (message := await wire.read_request(reader, within_s=10)) is not None:
             number, method, params = wire.parse_request(message)
             self.asked.append((method, params))
             if method in self._hang:
@@ -175,12 +175,12 @@ def test_bodies_that_are_refused(body: bytes, reason: str) -> None:
 
 
 def test_a_length_above_the_limit_is_refused_before_its_body_comes() -> None:
-    with pytest.raises(WireError, match="a message of 134217729 bytes is announced"):
+    with pytest.raises(WireError, match="a message of 16777217 bytes is announced"):
         wire.Decoder().feed((wire.MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
 
 
 def test_a_message_above_the_limit_is_not_sent() -> None:
-    with pytest.raises(WireError, match="is above the limit of 134217728"):
+    with pytest.raises(WireError, match="is above the limit of 16777216"):
         wire.encode({"text": b"x" * wire.MAX_MESSAGE_BYTES})
 
 
@@ -204,7 +204,7 @@ def test_the_asyncio_reader_agrees_with_the_decoder(data: bytes) -> None:
         reader.feed_data(data)
         reader.feed_eof()
         got = []
-        while (message := await wire.read_message(reader, limit_bytes=50)) is not None:
+        while (message := await wire.read_request(reader, within_s=10, limit_bytes=50)) is not None:
             got.append(message)
         return got
 
