@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP sockets of a namespace by sock_diag(7): listing with tcp_info and mark, and SOCK_DESTROY by mark.
+"""TCP sockets of a namespace by sock_diag(7): listing with tcp_info and mark, and SOCK_DESTROY.
 
 The messages are read with struct instead of pyroute2's DiagSocket, which cannot destroy, cannot filter in
 the kernel, does not report errors, and decodes every attribute of every socket of a host. Needs
 CAP_NET_ADMIN for marks.
 
-Refused: destroying listeners, and destroying with a mask of 0 (that would be every socket of the host).
+Refused: destroying listeners, and finding with a mask of 0 (that would be every socket of the host).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
 from dmm_ebpf.hal.netlink import attributes, messages
@@ -34,6 +35,7 @@ _INET_DIAG_BC_MARK_COND = 10
 TCP_LISTEN = 10
 _TIME_WAIT, _CLOSE = 6, 7
 _RECEIVE_BYTES = 1 << 18
+_DESTROY_AT_ONCE = 64
 _ALL = (1 << 13) - 1
 _LIVE = _ALL & ~(1 << 0 | 1 << TCP_LISTEN | 1 << _TIME_WAIT | 1 << _CLOSE)
 
@@ -196,23 +198,50 @@ def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
                 yield _parse(body)
 
 
-def destroy_by_mark(mark: int, mask: int, pick: Callable[[TcpSocket], bool] | None = None) -> int:
-    """Aborts every connection whose mark & mask == mark, telling its peer; its app sees ECONNABORTED.
+class SocketId(NamedTuple):
+    """A connection, told apart from every other one that ever had its 5-tuple (struct inet_diag_sockid has the cookie).
 
-    pick: which of them; None: all. Listeners stay. Returns how many connections went.
+    Ports are 2 bytes and addresses 16, in network order; of an IPv4 address the first 4.
     """
+
+    family: int
+    raw: bytes
+
+    @property
+    def pair(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """Local port, remote port, local address, remote address."""
+        return self.raw[:2], self.raw[2:4], self.raw[4:20], self.raw[20:36]
+
+
+def find_by_mark(mark: int, mask: int) -> list[SocketId]:
+    """The connections whose mark & mask == mark. Listeners are none."""
     if mask == 0:
-        raise UsageError("destroy sockets by mark", why="a mask of 0 would mean all of them")
+        raise UsageError("find sockets by mark", why="a mask of 0 would mean all of them")
+    with _explained("find TCP sockets by mark"):
+        return [
+            SocketId(body[0], body[_MSG_HEAD.size : _MSG_HEAD.size + _ID.size])
+            for body in _each(_LIVE, _filter(mark & mask, mask))
+        ]
+
+
+def destroy(sockets: Sequence[SocketId]) -> int:
+    """Aborts each, telling its peer; its app sees ECONNABORTED. Returns how many were still there."""
     gone = 0
-    with _explained("destroy TCP sockets by mark"), _open() as sock:
-        for item in [_parse(body) for body in _each(_LIVE, _filter(mark & mask, mask))]:
-            if pick is not None and not pick(item):
-                continue
-            request = _REQ.pack(item.family, socket.IPPROTO_TCP, 0, _LIVE) + item.ident
-            sock.send(_message(_SOCK_DESTROY, _NLM_F_REQUEST | _NLM_F_ACK, request))
-            for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
-                code = -struct.unpack_from("=i", body)[0] if kind == _NLMSG_ERROR else 0
-                if code not in (0, errno.ENOENT):  # ENOENT: closed by itself meanwhile
-                    raise OSError(code, "SOCK_DESTROY")
-                gone += code == 0
+    with _explained("destroy TCP sockets"), _open() as sock:
+        for first in range(0, len(sockets), _DESTROY_AT_ONCE):
+            part = sockets[first : first + _DESTROY_AT_ONCE]
+            sock.send(b"".join(_destruction(one) for one in part))
+            answers = 0
+            while answers < len(part):
+                for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
+                    code = -struct.unpack_from("=i", body)[0] if kind == _NLMSG_ERROR else 0
+                    if code not in (0, errno.ENOENT):  # ENOENT: closed by itself meanwhile
+                        raise OSError(code, "SOCK_DESTROY")
+                    answers += 1
+                    gone += code == 0
     return gone
+
+
+def _destruction(one: SocketId) -> bytes:
+    request = _REQ.pack(one.family, socket.IPPROTO_TCP, 0, _LIVE) + one.raw
+    return _message(_SOCK_DESTROY, _NLM_F_REQUEST | _NLM_F_ACK, request)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from dmm_ebpf.hal import procgroup, sockdiag, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
-from dmm_ebpf.rd import standing
-from dmm_ebpf.rd.flows import pair_text
+from dmm_ebpf.rd import endflows, standing
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import StackState
 from dmm_ebpf.userstack.supervisor import StackSpec, StackSupervisor
@@ -69,6 +68,7 @@ class Process:
         self._save = save
         self._changed = changed
         self._mirror: RouteMirror | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     @property
     def number(self) -> int:
@@ -96,7 +96,9 @@ class Process:
         """End the process, reset its flows, and take away what led to it."""
         self.status = "stopping"
         await self.supervisor.stop()
-        self._end_flows()
+        if self._ending is not None:
+            await self._ending
+        await self._end_flows(asyncio.get_running_loop().create_future())
         if self._mirror is not None:
             asyncio.get_running_loop().remove_reader(self._mirror.fileno())
             self._mirror.close()
@@ -169,38 +171,39 @@ class Process:
         except (DmmError, OSError) as e:
             log.warning("stack %s: the routing mirror is behind: %s", self.record.label, e)
 
-    def _on_down(self, reason: str) -> None:
+    def _on_down(self, reason: str) -> Awaitable[Any]:
+        """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
         self.status, self.reason = "down", reason
         self.record.pid = 0
         self.restarts += 1
         # First, so that no new flow is given to it while the old ones are reset.
         self._changed(self)
         self._save()
-        self._end_flows()
+        loop = asyncio.get_running_loop()
+        disowned = loop.create_future()
+        self._ending = loop.create_task(self._end_flows(disowned))
+        return disowned
 
-    def _end_flows(self) -> None:
-        gone = end_flows(self._attached.maps["xdp_flows"], self.record)
-        if gone:
-            log.info("stack %s: %d flows that it carried are reset", self.record.label, gone)
+    async def _end_flows(self, disowned: asyncio.Future[None]) -> None:
+        """In a thread: with a hundred thousand flows it takes a second or more."""
+        label = self.record.label
+        try:
+            owned, sockets = await asyncio.to_thread(
+                endflows.disown, self._attached.maps["xdp_flows"], self.record, self.mark, MARK_MASK
+            )
+            disowned.set_result(None)
+            await asyncio.to_thread(sockdiag.destroy, sockets)
+            if owned:
+                log.info("stack %s: %d flows that it carried are reset", label, owned)
+        except DmmError as e:
+            log.error("stack %s: its flows could not all be reset: %s", label, e)
+        finally:
+            if not disowned.done():
+                disowned.set_result(None)
 
 
 def end_flows(xdp_flows: Map, record: StackState) -> int:
-    """Reset what a process that is gone has carried, and delete its XDP entries; returns how many there were.
-
-    Only sockets whose 5-tuple the process owned are reset: one with its mark that is not among them was made after it
-    went, by the main table, and is well.
-    """
-    owned = set()
-    for key, value in xdp_flows.items():
-        flow = abi.unpack("dmm_xdp_flow", value)
-        if (flow.stack, flow.tap) == (record.stack_id, record.tap):
-            pair = abi.unpack("dmm_addr_pair", key)
-            owned.add(pair_text(pair))
-            xdp_flows.delete(key)
-    if owned:
-        sockdiag.destroy_by_mark(
-            numbers_of(record.k).mark,
-            MARK_MASK,
-            lambda s: (s.laddr, s.lport, s.raddr, s.rport) in owned,
-        )
-    return len(owned)
+    """Reset what a process that is gone has carried, and delete its XDP entries; returns how many there were."""
+    owned, sockets = endflows.disown(xdp_flows, record, numbers_of(record.k).mark, MARK_MASK)
+    sockdiag.destroy(sockets)
+    return owned

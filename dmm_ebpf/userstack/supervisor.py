@@ -5,7 +5,7 @@ backoff.
 The process is in a session of its own and is not bound to the life of the Resource Director. Its death is
 seen through a pidfd, which also works for an adopted process, is not polled, and never means another
 process. on_up and on_down are called in the event loop, alternately, beginning with on_up; on_down is not
-called for a stop() that was asked for.
+called for a stop() that was asked for. The next process starts when what on_down returned is done.
 
 What the process says is not believed: see answers.py. One that answers what no stack process of ours says is ended
 and started again.
@@ -26,7 +26,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class StackSupervisor:
         spec: StackSpec,
         *,
         on_up: Callable[[Mapping[str, Any]], None],
-        on_down: Callable[[str], None],
+        on_down: Callable[[str], Awaitable[Any] | None],
     ) -> None:
         """spec may be replaced at any time; the next process gets the new one. info of on_up: see
         StackProcess.info, and start_time.
@@ -327,13 +327,16 @@ class StackSupervisor:
         reason = self._reap()
         if loop.time() - self._up_since >= HEALTHY_S:
             self._backoff_s = BACKOFF_FIRST_S
+        settled = None
         try:
-            self._on_down(reason)
+            settled = self._on_down(reason)
         finally:
             if not self._stopping:
-                self._restarting = loop.create_task(self._restart())
+                self._restarting = loop.create_task(self._restart(settled))
 
-    async def _restart(self) -> None:
+    async def _restart(self, settled: Awaitable[Any] | None) -> None:
+        if settled is not None:
+            await settled
         while not self._stopping:
             delay = self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)

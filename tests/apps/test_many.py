@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import time
 
 import pytest
 from lab import wait_for
@@ -11,6 +14,7 @@ from lab.holding import Holders
 
 from dmm_ebpf import loader
 from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.rd.client import Client
 
 MANY = 2000
 PAYLOAD_BYTES = 20_000
@@ -126,6 +130,26 @@ def test_detach_resets_thousands_of_connections_at_both_ends(wired, tmp_path):
         )
         wait_for(lambda: not _established(wired.client), 10, "the client's sockets to be reset")
         wait_for(lambda: not _established(wired.server), 10, "the server's sockets to be reset")
+
+
+def test_a_killed_stack_with_many_flows_keeps_the_director_from_nobody(wired, tmp_path):
+    routed = wired.attach_client()
+    cgroups = (wired.client_cgroup, wired.server_cgroup)
+    with Holders(wired.client, wired.server, cgroups, BURST, tmp_path) as holders:
+        assert holders.tell("open", 60).done == BURST
+        [process] = routed.stack("wan")["processes"]
+        os.kill(process["pid"], signal.SIGKILL)
+        waits = []
+        with Client(routed.instance) as director:
+            while f"{BURST} flows that it carried are reset" not in routed.log.read_text():
+                began = time.monotonic()
+                director.call("policy_show")
+                waits.append(time.monotonic() - began)
+                assert sum(waits) < 20
+        assert max(waits) < 0.3
+        wait_for(lambda: not _established(wired.client), 10, "the client's sockets to be reset")
+        wait_for(lambda: routed.stack("wan")["state"] == "up", 10, "the stack to be back")
+        assert not _in_maps(routed)["xdp_flows"]
 
 
 def _established(host):

@@ -78,7 +78,7 @@ class Stack:
             self.changed.notify_all()
 
     def _down(self, reason: str) -> None:
-        sockdiag.destroy_by_mark(MARK, MASK)
+        sockdiag.destroy(sockdiag.find_by_mark(MARK, MASK))
         with self.changed:
             self.downs.append(reason)
             self.changed.notify_all()

@@ -52,7 +52,7 @@ def test_listing_and_destroying_by_mark(family, peer):
             [again] = a.ns.run_in(lambda: list(sockdiag.iter_tcp({item.cookie})))
             assert (again.cookie, again.bytes_acked) == (item.cookie, 1001)
             assert not a.ns.run_in(lambda: list(sockdiag.iter_tcp(set())))
-            assert a.ns.run_in(sockdiag.destroy_by_mark, MARK, MASK) == 1
+            assert a.ns.run_in(lambda: sockdiag.destroy(sockdiag.find_by_mark(MARK, MASK))) == 1
             with pytest.raises(ConnectionAbortedError):
                 ours.recv(1)
             assert select.select([accepted[0]], [], [], 5)[0], "the peer was not told"
@@ -60,7 +60,7 @@ def test_listing_and_destroying_by_mark(family, peer):
                 accepted[0].recv(1)
             other.sendall(b"still here")
             assert accepted[1].recv(100) == b"still here"
-            assert a.ns.run_in(sockdiag.destroy_by_mark, MARK, MASK) == 0
+            assert a.ns.run_in(lambda: sockdiag.destroy(sockdiag.find_by_mark(MARK, MASK))) == 0
             assert any(s.state == sockdiag.TCP_LISTEN for s in a.ns.run_in(sockdiag.list_tcp))
             for conn in accepted:
                 conn.close()
@@ -68,4 +68,4 @@ def test_listing_and_destroying_by_mark(family, peer):
 
 def test_mask_zero_is_refused():
     with pytest.raises(UsageError):
-        sockdiag.destroy_by_mark(0, 0)
+        sockdiag.find_by_mark(0, 0)
