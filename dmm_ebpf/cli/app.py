@@ -221,6 +221,9 @@ def run(
 
     if instance is not None:
         rundir.check_name(instance)
+    from dmm_ebpf.loader import ahead
+
+    ahead.begin()
     from dmm_ebpf.rd import service
 
     raise typer.Exit(

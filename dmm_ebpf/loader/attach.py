@@ -29,7 +29,7 @@ from dmm_ebpf.errors import (
     PrivilegeError,
     UsageError,
 )
-from dmm_ebpf.loader import bpf, bpffs, programs, xdp
+from dmm_ebpf.loader import ahead, bpf, bpffs, programs, xdp
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
@@ -199,15 +199,13 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
     bpffs.check_name(instance)
     cgroup_fd = _open_cgroup(cgroup)
     try:
-        code = compiled()
         folder = _make_folder(instance)
         opened: dict[str, Map] = {}
         progs: dict[str, int] = {}
         try:
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
-            opened = programs.create_maps()
-            progs = programs.load_programs(code, opened)
+            opened, progs = ahead.take()
             control = abi.new(
                 "dmm_control",
                 abi_version=C.DMM_ABI_VERSION,

@@ -23,7 +23,7 @@ from lab.waiting import wait_for
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError, UsageError
-from dmm_ebpf.loader import bpf, bpffs, programs
+from dmm_ebpf.loader import ahead, bpf, bpffs, programs
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import AttachType, ProgType
 from dmm_ebpf.loader.spec import MAPS, PROGRAMS
@@ -141,6 +141,34 @@ def test_adopt_knows_its_programs_without_loading_them(
     descriptors = descriptors_open()
     loader.adopt(attached.instance).close()
     assert len(calls) == 1 and descriptors_open() <= descriptors
+
+
+def test_what_was_loaded_ahead_is_what_is_attached(
+    made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = programs.load_programs, []
+    monkeypatch.setattr(programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1])
+    ahead.begin()
+    wait_for(lambda: calls, 20, "loading to begin by itself")
+    attached = made(cgroup)
+    assert len(calls) == 1 and not nothing_attached(cgroup)
+    loader.detach(attached.instance)
+    made(cgroup)
+    assert len(calls) == 2  # the next attach loads for itself
+
+
+def test_what_fails_ahead_is_told_by_attach(made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise DmmError("load ahead", why="it was made to fail")
+
+    descriptors = descriptors_open()
+    with monkeypatch.context() as patched:
+        patched.setattr(programs, "load_programs", failing)
+        ahead.begin()
+        with pytest.raises(DmmError, match="made to fail"):
+            made(cgroup)
+    assert descriptors_open() <= descriptors and nothing_attached(cgroup)
+    made(cgroup)
 
 
 def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
