@@ -14,7 +14,6 @@ import json
 import logging
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -147,6 +146,8 @@ def _macros(defines: tuple[str, ...]) -> list[str]:
 
 
 def _cflags(defines: tuple[str, ...]) -> list[str]:
+    import sysconfig
+
     include = Path("/usr/include")
     multiarch = sysconfig.get_config_var("MULTIARCH")
     paths = [abi.bpf_dir(), include, *([include / multiarch] if multiarch else [])]

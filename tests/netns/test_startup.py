@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from lab import Cgroup, Lab
 
 from dmm_ebpf.loader import cache
 from dmm_ebpf.loader import compile as compiler
@@ -76,6 +76,24 @@ def test_a_start_that_finds_its_programs_kept_needs_no_compiler(
     warm = apart(*run, without_bcc=True)
     assert (warm.returncode, warm.stdout, warm.stderr) == (0, "ran\n", "")
     assert kept(tmp_path) == [made]
+
+
+@pytest.mark.parametrize("daemon", [True, False], ids=["daemon", "foreground"])
+def test_an_attach_without_compiler_or_cache_is_one_sentence(
+    apart: Apart, instance: Callable[[], str], cgroup: Cgroup, daemon: bool
+) -> None:
+    words = (
+        "attach",
+        "--cgroup",
+        cgroup.relative,
+        "--instance",
+        instance(),
+        *(["--daemon"] if daemon else []),
+    )
+    done = apart(*CLI, *words, without_bcc=True)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.count("\n") == 1
+    assert "does not find BCC" in done.stderr and "install python3-bpfcc" in done.stderr
 
 
 def test_what_install_keeps_serves_another_kernel_too(
