@@ -105,8 +105,6 @@ struct dmm_core {
 	struct ctl_queue ctl[2];
 	struct action_queue actions;
 	uint64_t counters[DMM_CORE_MAX];
-	uint64_t challenge_second;
-	uint32_t challenge_left;
 	uint16_t ip_id;
 };
 

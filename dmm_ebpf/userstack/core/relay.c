@@ -298,16 +298,15 @@ static uint32_t icmp_errno(const struct pkt *pkt)
 static void icmp_outer(struct dmm_core *core, struct conn *c, const struct pkt *pkt)
 {
 	struct tcb *t = &c->leg[DMM_LEG_OUTER];
-	uint64_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
+	uint32_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
 
-	ahead = (uint32_t)ahead;
 	if (!t->snd_nxt || ahead >= t->snd_nxt - t->snd_una)
 		return; /* quotes nothing that is in flight: RFC 5927 section 4 */
 	if (pkt->icmp == ICMP_KIND_TOO_BIG) {
-		pmtu_too_big(core, c, pkt->icmp_mtu);
+		pmtu_too_big(core, c, t->snd_una + ahead, pkt->icmp_mtu);
 		return;
 	}
-	if (t->state != TCP_SYN_SENT || c->passive)
+	if (c->passive || (t->state != TCP_SYN_SENT && t->state != TCP_SYN_RECV))
 		return; /* soft on an open connection: RFC 5927 section 5.2 */
 	icmp_to_app(core, c, pkt->icmp_type, pkt->icmp_code);
 	conn_kill(core, c, icmp_errno(pkt));

@@ -9,7 +9,8 @@
  * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
  * one packet when it is pulled.
  *
- * tcp_in.c     arrival: handshake, acceptability, RST, payload, FIN
+ * tcp_in.c     arrival: acceptability, RST, payload, FIN
+ * tcp_open.c   arrival: the handshake
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
  * tcp_prr.c    how fast a recovery sends on the outer leg
@@ -103,7 +104,8 @@ enum tcb_flag {
 	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
 	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
 	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
-	TF_ECN = 1 << 18,	/* asked for with our SYN; on an open leg: agreed on */
+	TF_ECN = 1 << 18,	/* agreed on; in SYN-RECEIVED: asked for by the peer */
+	TF_ECN_ASKED = 1 << 25, /* until open: asked for with our SYN */
 	TF_ECN_ECHO = 1 << 21,	/* a mark arrived: say so in each ACK */
 	TF_ECN_CWR = 1 << 22,	/* the window was reduced: say so in the next new data */
 	TF_ACCECN = 1 << 23,	/* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
@@ -272,15 +274,25 @@ void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 /* tcp_in.c */
 void tcp_init(struct tcb *t, uint32_t leg);
 void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state);
+void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* Frees buffers and timers; the state becomes TCP_CLOSE */
+void tcp_release(struct dmm_core *core, struct tcb *t);
+void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+
+/* tcp_open.c */
 /* Active open */
 void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns);
 /* The smallest window scale with which a window of limit bytes can be told */
 uint8_t tcp_pick_wscale(uint64_t limit);
 void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* Frees buffers and timers; the state becomes TCP_CLOSE */
-void tcp_release(struct dmm_core *core, struct tcb *t);
-void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* This leg's first SYN was ours */
+bool open_is_ours(const struct tcb *t);
+bool open_acks_syn(const struct tcb *t, const struct pkt *pkt);
+/* Our SYN was acknowledged */
+void open_done(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+void open_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* true: dealt with */
+bool open_syn_received(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 
 /* tcp_ack.c */
 /* Whether the peer may have sent this ACK field (RFC 5961 section 5.2) */
@@ -339,8 +351,8 @@ void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq);
 
 /* tcp_pmtu.c */
 void pmtu_set(struct conn *c, uint32_t mtu);
-/* A router says so; mtu 0: it does not tell which */
-void pmtu_too_big(struct dmm_core *core, struct conn *c, uint32_t mtu);
+/* A router says so of the segment that begins at seq; mtu 0: it does not tell which */
+void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu);
 void pmtu_on_timeout(struct dmm_core *core, struct tcb *t);
 uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns);
 /* The newest segment is a probe */

@@ -34,7 +34,7 @@ uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t)
 		t->flags |= TF_NO_ECT;
 		return 0;
 	}
-	t->flags |= TF_ECN;
+	t->flags |= TF_ECN_ASKED;
 	return rfc_3168 ? TH_ECE | TH_CWR : TH_ECE | TH_CWR | TH_AE;
 }
 
@@ -67,19 +67,17 @@ static uint32_t kind_of_request(const struct dmm_core *core, uint32_t ace)
 
 void ecn_learn_syn(const struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
 {
-	bool answer = pkt->flags & TH_ACK, asked = t->flags & TF_ECN;
+	bool answer = pkt->flags & TH_ACK, asked = t->flags & TF_ECN_ASKED;
 	struct outer *o = &tcb_conn(t)->outer;
 
 	if (!tcb_is_outer(t) || core->cfg.ecn_off)
 		return;
 	memset(&o->accecn, 0, sizeof(o->accecn));
 	t->flags &= ~(uint32_t)(TF_ECN | TF_ACCECN);
-	if (answer) {
-		t->flags |= asked ? kind_of_answer(core, ace_of(pkt)) : 0;
-	} else {
-		t->flags &= ~(uint32_t)TF_NO_ECT;
+	if (!answer)
 		t->flags |= kind_of_request(core, ace_of(pkt));
-	}
+	else if (asked)
+		t->flags |= kind_of_answer(core, ace_of(pkt));
 	if (t->flags & TF_ACCECN)
 		accecn_begin(t, pkt);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): handshake, acceptability, RST, SYN, payload, FIN.
+ * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): acceptability, RST, SYN, payload, FIN. The handshake
+ * is in tcp_open.c.
  *
  * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961
  * say to refuse; each refusal is counted, and answered where they say so.
@@ -56,50 +57,6 @@ void tcp_release(struct dmm_core *core, struct tcb *t)
 	tcp_set_state(core, t, TCP_CLOSE);
 }
 
-uint8_t tcp_pick_wscale(uint64_t limit)
-{
-	uint8_t ws = 0;
-
-	while (ws < TCP_MAX_WSCALE && limit >> ws > 65535)
-		ws++;
-	return ws;
-}
-
-void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
-{
-	bool v4 = tcb_conn(t)->pair.family == WIRE_AF_INET;
-
-	t->irs = pkt->seq;
-	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 1;
-	t->rcv_fin = 0;
-	t->snd_wnd = t->max_wnd = pkt->wnd; /* never scaled in a SYN */
-	t->snd_wl1 = 0;
-	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
-	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
-		    (pkt->has_wscale ? TF_WS : 0);
-	ecn_learn_syn(core, t, pkt);
-	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
-	t->rcv_wscale = pkt->has_wscale ? tcp_pick_wscale(tcp_rcv_limit(core, t)) : 0;
-	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
-	if (t->peer_mss < TCP_MIN_MSS)
-		t->peer_mss = TCP_MIN_MSS;
-	t->ts_recent = pkt->has_ts ? pkt->tsval : 0;
-	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
-	t->last_rx_ns = now_ns;
-	tcp_set_mss(core, t);
-}
-
-void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns)
-{
-	t->iss = iss;
-	t->last_rx_ns = now_ns;
-	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(core, t));
-	tcp_set_mss(core, t);
-	tcp_set_state(core, t, TCP_SYN_SENT);
-	t->flags |= TF_SYN_DUE;
-	tcp_ready(core, t);
-}
-
 /* The peer's sequence number in 64 bits, near what is expected; negative: from before the SYN */
 static int64_t rcv_unwrap(const struct tcb *t, uint32_t seq)
 {
@@ -122,74 +79,6 @@ static void set_dsack(struct tcb *t, int64_t start, int64_t end)
 		accecn_duplicate(t, (uint64_t)start);
 	t->dsack_start = (uint64_t)start;
 	t->dsack_end = (uint64_t)end;
-}
-
-static void syn_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
-{
-	t->snd_una = 1;
-	t->retries = t->backoff = 0;
-	tcp_set_rtx(core, t, RTX_NONE, NEVER);
-	if (!(t->flags & TF_SYN_RTX))
-		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
-	t->rack_dsack_round = 0;
-	tcp_set_state(core, t, TCP_ESTABLISHED);
-	tcp_keep_start(core, t, now_ns);
-	relay_established(core, t, now_ns);
-}
-
-/* RFC 9293 section 3.10.7.3 */
-static void in_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
-{
-	bool ack_ok = (pkt->flags & TH_ACK) && pkt->ack == t->iss + 1 && t->snd_nxt == 1;
-
-	if ((pkt->flags & TH_ACK) && !ack_ok) {
-		core->counters[DMM_CORE_BAD_SEQ]++;
-		if (!(pkt->flags & TH_RST))
-			ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
-		return;
-	}
-	if (pkt->flags & TH_RST) {
-		if (ack_ok) {
-			core->counters[DMM_CORE_RST_IN]++;
-			relay_refused(core, t, now_ns);
-		}
-		return;
-	}
-	if (!(pkt->flags & TH_SYN))
-		return;
-	tcp_learn_syn(core, t, pkt, now_ns);
-	if (ack_ok) {
-		t->flags |= TF_ACK_NOW;
-		tcp_ready(core, t);
-		syn_acked(core, t, now_ns);
-		return;
-	}
-	/* simultaneous open: our SYN goes again, as a SYN-ACK */
-	tcp_set_state(core, t, TCP_SYN_RECV);
-	t->flags |= TF_SYN_DUE;
-	tcp_ready(core, t);
-}
-
-/* A SYN while the handshake is under way; true: dealt with */
-static bool in_syn_again(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
-{
-	if (t->state != TCP_SYN_RECV || (pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
-		return false;
-	if (pkt->seq == t->irs) {
-		ecn_learn_syn_again(t, pkt);
-		if (pkt->has_ts)
-			t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
-		if (!(t->flags & TF_HOLD)) {
-			t->flags |= TF_SYN_DUE | TF_SYN_RTX;
-			tcp_ready(core, t);
-		}
-		return true;
-	}
-	if (!(t->flags & TF_HOLD))
-		return false;
-	/* never answered: the peer gave that attempt up and made another with the same ports */
-	tcp_learn_syn(core, t, pkt, now_ns);
-	return true;
 }
 
 /* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. Only compared
@@ -447,7 +336,7 @@ static bool ack_field_ok(struct dmm_core *core, struct tcb *t, const struct pkt 
 		tcp_challenge_ack(core, t, now_ns);
 		return false;
 	}
-	if (!(t->flags & TF_HOLD) && t->snd_nxt == 1 && pkt->ack == t->iss + 1)
+	if (!(t->flags & TF_HOLD) && open_acks_syn(t, pkt))
 		return true;
 	core->counters[DMM_CORE_BAD_SEQ]++;
 	ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
@@ -461,7 +350,7 @@ static bool in_syn_recv_acked(struct dmm_core *core, struct tcb *t, const struct
 	t->snd_wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 	t->max_wnd = t->snd_wnd;
 	t->snd_wl1 = (uint64_t)seq;
-	syn_acked(core, t, now_ns);
+	open_done(core, t, now_ns);
 	return t->state == TCP_ESTABLISHED;
 }
 
@@ -506,11 +395,13 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 	struct pkt pkt = *in;
 	int64_t seq;
 
-	if (in_syn_again(core, t, &pkt, now_ns))
-		return;
-	if (t->state == TCP_SYN_RECV && (pkt.flags & TH_SYN) && pkt.seq == t->irs && t->snd_nxt == 1) {
-		pkt.flags &= (uint16_t)~TH_SYN; /* simultaneous open: the SYN-ACK's SYN was taken already */
-		pkt.seq++;
+	if (unlikely(t->state == TCP_SYN_RECV)) {
+		if (open_syn_received(core, t, &pkt, now_ns))
+			return;
+		if ((pkt.flags & TH_SYN) && pkt.seq == t->irs && t->snd_nxt == 1) {
+			pkt.flags &= (uint16_t)~TH_SYN; /* the SYN-ACK's SYN was taken already */
+			pkt.seq++;
+		}
 	}
 	seq = rcv_unwrap(t, pkt.seq);
 	if (!window_ok(core, t, &pkt, seq, now_ns))
@@ -572,7 +463,7 @@ void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint
 			ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
 		break;
 	case TCP_SYN_SENT:
-		in_syn_sent(core, t, pkt, now_ns);
+		open_syn_sent(core, t, pkt, now_ns);
 		break;
 	default:
 		in_synchronized(core, t, pkt, now_ns);

@@ -153,10 +153,11 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 			  t->rcv_wscale);
 	if (answer && (t->flags & TF_ACCECN))
 		accecn_synack(t, &seg);
-	if (!(t->flags & TF_SYN_RTX))
+	if (!t->snd_nxt)
 		t->syn_ns = now_ns;
 	t->snd_nxt = 1;
-	tcp_set_rtx(core, t, RTX_SYN, now_ns + tcp_rto_ns(t));
+	if (t->rtx_mode != RTX_SYN) /* a SYN that comes again puts nothing off */
+		tcp_set_rtx(core, t, RTX_SYN, now_ns + tcp_rto_ns(t));
 	return emit(core, t, buf, meta, &seg, 0, 0, 0);
 }
 
@@ -204,21 +205,12 @@ void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	tcp_ready(core, t);
 }
 
-/* RFC 5961 section 7: a limit for the whole stack, too */
+/* RFC 5961 section 7. There is no limit for the whole stack: who uses it up by a connection of his own could
+ * tell by it how other connections answer (CVE-2016-5696, and why Linux has turned its own off). */
 void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
-	uint64_t second = now_ns / NS_PER_S;
-
-	if (tcb_is_outer(t)) {
-		if (core->challenge_second != second) {
-			/* a random limit: its exact value would be a side channel (CVE-2016-5696) */
-			core->challenge_second = second;
-			core->challenge_left = 500 + (uint32_t)(xorshift64(&core->rng) % 1000);
-		}
-		if (!core->challenge_left || answered_lately(t, now_ns))
-			return;
-		core->challenge_left--;
-	}
+	if (answered_lately(t, now_ns))
+		return;
 	core->counters[DMM_CORE_CHALLENGE_ACKS]++;
 	t->flags |= TF_ACK_NOW;
 	tcp_ready(core, t);

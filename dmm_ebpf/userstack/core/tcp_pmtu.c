@@ -58,9 +58,25 @@ static bool shrink(struct dmm_core *core, struct conn *c, uint32_t mtu)
 	return true;
 }
 
-void pmtu_too_big(struct dmm_core *core, struct conn *c, uint32_t mtu)
+/* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it could not
+ * pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7) */
+static bool was_too_big(const struct conn *c, uint64_t seq, uint32_t mtu)
 {
-	if (shrink(core, c, mtu ? mtu : plateau(c->mtu)))
+	const struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	uint32_t nth = t->fl ? flight_lower_bound(t->fl, seq) : 0;
+	const struct seg *s;
+
+	if (!t->fl || nth == t->fl->count)
+		return false;
+	s = flight_seg(t->fl, flight_idx(t->fl, nth));
+	return s->seq == seq && c->mtu - t->mss + s->len - !!(s->flags & SEG_FIN) > mtu;
+}
+
+void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu)
+{
+	if (!mtu)
+		mtu = plateau(c->mtu);
+	if (was_too_big(c, seq, mtu) && shrink(core, c, mtu))
 		c->outer.mtu_full = 0; /* a router that tells is better than a guess */
 }
 

@@ -71,7 +71,7 @@ static void fire_syn(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
 	uint32_t limit = tcb_is_outer(t) ? core->cfg.syn_retries : TCP_INNER_SYN_RETRIES;
 
-	if (t->state == TCP_SYN_RECV)
+	if (t->state == TCP_SYN_RECV && !open_is_ours(t))
 		limit = TCP_SYNACK_RETRIES;
 	if (++t->retries > limit) {
 		relay_gave_up(core, t, now_ns);

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_open.c: the handshake of a leg (RFC 9293 sections 3.5 and 3.10.7.3): what a SYN says, SYN-SENT,
+ * SYN-RECEIVED and what is special there.
+ *
+ * On the outer leg anybody may write a SYN, so it proves nothing; what acknowledges our SYN does, for it
+ * names a number that only those on the path have seen. Therefore a SYN that comes in SYN-SENT (simultaneous
+ * open) is answered, but stands for a possibility only: until our SYN is acknowledged another SYN-ACK still
+ * counts as the answer to it, and a RST without that number takes back the possibility alone. In SYN-RECEIVED
+ * a SYN with another number is nothing but a segment outside the window: should its sender have given the
+ * first attempt up, our SYN-ACK finds out. The inner leg's peer is this host's kernel: there it replaces the
+ * one that waits.
+ */
+#include "core.h"
+
+uint8_t tcp_pick_wscale(uint64_t limit)
+{
+	uint8_t ws = 0;
+
+	while (ws < TCP_MAX_WSCALE && limit >> ws > 65535)
+		ws++;
+	return ws;
+}
+
+void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool v4 = tcb_conn(t)->pair.family == WIRE_AF_INET;
+
+	t->irs = pkt->seq;
+	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 1;
+	t->rcv_fin = 0;
+	t->snd_wnd = t->max_wnd = pkt->wnd; /* never scaled in a SYN */
+	t->snd_wl1 = 0;
+	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
+	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
+		    (pkt->has_wscale ? TF_WS : 0);
+	ecn_learn_syn(core, t, pkt);
+	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
+	t->rcv_wscale = pkt->has_wscale ? tcp_pick_wscale(tcp_rcv_limit(core, t)) : 0;
+	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
+	if (t->peer_mss < TCP_MIN_MSS)
+		t->peer_mss = TCP_MIN_MSS;
+	t->ts_recent = pkt->has_ts ? pkt->tsval : 0;
+	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
+	t->last_rx_ns = now_ns;
+	tcp_set_mss(core, t);
+}
+
+static void ask(struct dmm_core *core, struct tcb *t)
+{
+	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(core, t));
+	tcp_set_mss(core, t);
+	tcp_set_state(core, t, TCP_SYN_SENT);
+	t->flags |= TF_SYN_DUE;
+	tcp_ready(core, t);
+}
+
+void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns)
+{
+	t->iss = iss;
+	t->last_rx_ns = now_ns;
+	ask(core, t);
+}
+
+bool open_acks_syn(const struct tcb *t, const struct pkt *pkt)
+{
+	return (pkt->flags & TH_ACK) && pkt->ack == t->iss + 1 && t->snd_nxt == 1;
+}
+
+bool open_is_ours(const struct tcb *t)
+{
+	return !tcb_conn(t)->passive == tcb_is_outer(t);
+}
+
+void open_done(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ECN_ASKED);
+	t->snd_una = 1;
+	t->retries = t->backoff = 0;
+	tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	if (!(t->flags & TF_SYN_RTX))
+		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
+	t->rack_dsack_round = 0;
+	tcp_set_state(core, t, TCP_ESTABLISHED);
+	tcp_keep_start(core, t, now_ns);
+	relay_established(core, t, now_ns);
+}
+
+/* A SYN-ACK that acknowledges our SYN */
+static void answered(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	tcp_learn_syn(core, t, pkt, now_ns);
+	t->flags |= TF_ACK_NOW;
+	tcp_ready(core, t);
+	open_done(core, t, now_ns);
+}
+
+static void refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	core->counters[DMM_CORE_RST_IN]++;
+	relay_refused(core, t, now_ns);
+}
+
+void open_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool ack_ok = open_acks_syn(t, pkt);
+
+	if ((pkt->flags & TH_ACK) && !ack_ok) {
+		core->counters[DMM_CORE_BAD_SEQ]++;
+		ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+	} else if (pkt->flags & TH_RST) {
+		if (ack_ok)
+			refused(core, t, now_ns);
+	} else if ((pkt->flags & TH_SYN) && ack_ok) {
+		answered(core, t, pkt, now_ns);
+	} else if (pkt->flags & TH_SYN) {
+		/* simultaneous open: our SYN goes again, as a SYN-ACK */
+		tcp_learn_syn(core, t, pkt, now_ns);
+		tcp_set_state(core, t, TCP_SYN_RECV);
+		t->flags |= TF_SYN_DUE;
+		tcp_ready(core, t);
+	}
+}
+
+/* Back to SYN-SENT, as if the SYN had not come. That our SYN goes again is for a peer that it has not
+ * reached. */
+static void forget_syn(struct dmm_core *core, struct tcb *t)
+{
+	t->irs = t->ts_recent = 0;
+	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 0;
+	t->peer_mss = 0;
+	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS | TF_ECN | TF_ACCECN | TF_ACK_NOW);
+	t->flags |= TF_SYN_RTX;
+	ask(core, t);
+}
+
+/* In SYN-RECEIVED, after we had asked; true: dealt with */
+static bool in_simultaneous(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	bool ack_ok = open_acks_syn(t, pkt);
+
+	if (pkt->flags & TH_RST) {
+		if (ack_ok)
+			refused(core, t, now_ns);
+		else if (pkt->flags & TH_ACK)
+			core->counters[DMM_CORE_BAD_SEQ]++;
+		else if (pkt->seq == t->irs + 1)
+			forget_syn(core, t);
+		else
+			return false;
+		return true;
+	}
+	if (!ack_ok || !(pkt->flags & TH_SYN) || pkt->seq == t->irs)
+		return false;
+	answered(core, t, pkt, now_ns);
+	return true;
+}
+
+/* The SYN that is being answered, once more */
+static void syn_again(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
+{
+	ecn_learn_syn_again(t, pkt);
+	if (pkt->has_ts && (int32_t)(pkt->tsval - t->ts_recent) > 0)
+		t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
+	if (t->flags & TF_HOLD)
+		return;
+	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
+	tcp_ready(core, t);
+}
+
+bool open_syn_received(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
+		return open_is_ours(t) && in_simultaneous(core, t, pkt, now_ns);
+	if (pkt->seq == t->irs) {
+		syn_again(core, t, pkt);
+		return true;
+	}
+	if (!(t->flags & TF_HOLD) || tcb_is_outer(t))
+		return false;
+	tcp_learn_syn(core, t, pkt, now_ns);
+	return true;
+}
