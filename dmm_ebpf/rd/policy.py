@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd import toml_limits
 from dmm_ebpf.rd.locate import describe, place
 from dmm_ebpf.rd.model import (
     BUILT_IN,
@@ -43,12 +44,11 @@ from dmm_ebpf.rd.routes_file import (
     require_regular,
     stamp_of,
 )
+from dmm_ebpf.rd.toml_limits import MAX_POLICY_BYTES
 from dmm_ebpf.rd.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
 
 __all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
 
-MAX_POLICY_BYTES = 4 << 20
-_MAX_LINE = 1 << 16
 _MAX_STACKS = C.DMM_MAX_STACKS - 1
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
 
@@ -135,19 +135,7 @@ class _Parser:
         return PolicyError(f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint)
 
     def _toml(self) -> dict[str, Any]:
-        if len(self.text) > MAX_POLICY_BYTES:
-            raise PolicyError(
-                f"accept {self.source}",
-                why=f"it is larger than {MAX_POLICY_BYTES >> 20} MiB",
-                hint="move long lists of routes to a file and name it in routes_from",
-            )
-        for number, line in enumerate(self.text.split("\n"), 1):
-            if len(line) > _MAX_LINE:
-                raise PolicyError(
-                    f"accept {self.source}:{number}",
-                    why=f"the line is longer than {_MAX_LINE} characters",
-                    hint="break it, or move routes to a file and name it in routes_from",
-                )
+        toml_limits.check(self.text, self.source)
         try:
             return tomllib.loads(self.text)
         except RecursionError:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -306,6 +308,57 @@ def test_too_large_and_junk(tmp_path: Path) -> None:
     path.write_text("x\n" * 1_000_000)
     with pytest.raises(PolicyError, match=r"policy\.toml:1: it is not TOML"):
         policy.load(path)
+
+
+_PARTS = ".".join(["a"] * 30_000)
+_MANY = 300_000
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param(f"{_PARTS} = 1", "a key has more than 8 dotted parts", id="key"),
+        pytest.param(f"[{_PARTS}]", "a key has more than 8 dotted parts", id="table"),
+        pytest.param(f"[[ {_PARTS} ]]", "a key has more than 8 dotted parts", id="array of tables"),
+        pytest.param(
+            f"x = {{ y = 1, {_PARTS} = 1 }}", "a key has more than 8 dotted parts", id="inline table"
+        ),
+        pytest.param('[ "a" . ' + ".".join(["'b'"] * 16_000) + " ]", "a key has more than 8", id="quoted"),
+        pytest.param("\n".join(f"[a{n}.b]" for n in range(_MANY)), "more than 10000 different", id="tables"),
+        pytest.param("\n".join(f"a{n}.b=1" for n in range(_MANY)), "more than 10000 different", id="keys"),
+        pytest.param(
+            "\n".join(f"[['{n}'.b]]" for n in range(_MANY // 2)),
+            "more than 10000 different",
+            id="quoted tables",
+        ),
+        pytest.param("x = " + "{a=" * 21_000, "nested too deeply", id="inline depth"),
+        pytest.param("x = " + "[" * 65_000, "nested too deeply", id="array depth"),
+        pytest.param("x = " + "9" * 65_000, "too many digits", id="digits"),
+        pytest.param(("a . " * 16_000 + "\n") * 60, "", id="dots that are no key"),
+        pytest.param(("." * 65_000 + "\n") * 60, "", id="nothing but dots"),
+        pytest.param(("a.b " * 16_000 + "\n") * 60, "", id="words"),
+        pytest.param((""" "'" """ * 10_000 + "\n") * 60, "", id="quotes"),
+    ],
+)
+def test_a_text_that_would_take_gigabytes_takes_a_sentence(tmp_path: Path, text: str, why: str) -> None:
+    file = tmp_path / "huge.toml"
+    file.write_text(text)
+    script = """
+import resource, sys
+from pathlib import Path
+from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd.policy import load
+resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+try:
+    load(Path(sys.argv[1]))
+except PolicyError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=True)
+    assert why in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert len(done.stdout) < 500
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
