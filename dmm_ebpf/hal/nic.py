@@ -121,6 +121,15 @@ def list_nics() -> list[Nic]:
         return [_nic(link, sock) for link in rtnl.links(routes)]
 
 
+def find(ifindex: int, name: str) -> Nic | None:
+    """The device of that index, whatever it is called now; else the one of that name; None when there is neither."""
+    with RouteSocket() as routes, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        link = rtnl.link(routes, ifindex)
+        if link is None and (index := ifindex_of(name)) is not None:
+            link = rtnl.link(routes, index)
+        return _nic(link, sock) if link is not None else None
+
+
 def default_route_nics() -> list[int]:
     """ifindexes of the main table's default routes, IPv4 first, best metric first."""
     found: list[int] = []
@@ -198,6 +207,14 @@ def _flags(sock: socket.socket, name: str) -> int | None:
             raise
         return None
     return int(struct.unpack_from("=H", answer, 16)[0])
+
+
+def name_of(ifindex: int) -> str | None:
+    """What the device is called now; None when there is no such device (now)."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return None
 
 
 def ifindex_of(name: str) -> int | None:

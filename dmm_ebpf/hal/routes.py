@@ -18,6 +18,7 @@ to a device.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -228,6 +229,14 @@ class RouteMirror:
         self._ports: deque[int] = deque(maxlen=_PORTS_KEPT)  # of sockets by which something was changed here
         self._syncing = threading.Lock()
         self._closed = False
+
+    def serve(self, nics: Iterable[str]) -> None:
+        """The stack serves these devices from now on, or, where no event loop runs, from the next sync() on."""
+        before, self._nics = self._nics, frozenset(nics)
+        if self._nics != before and self._timer is None:
+            with contextlib.suppress(RuntimeError):
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(_DEBOUNCE_S, self._fire, loop)
 
     def fileno(self) -> int:
         """Readable when routes, addresses or devices changed; -1 after close()."""

@@ -7,6 +7,7 @@ Functions work in the network namespace of the socket that they are given.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Mapping
@@ -114,6 +115,16 @@ class Rule:
 def links(sock: RouteSocket) -> list[Link]:
     """Every device, in the kernel's order."""
     return [_link(body) for body in sock.dump(_RTM_GETLINK, bytes(_IFINFO.size))]
+
+
+def link(sock: RouteSocket, index: int) -> Link | None:
+    """One device; None when it is not there."""
+    try:
+        return _link(sock.get(_RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)))
+    except OSError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
+        return None
 
 
 def addresses(sock: RouteSocket) -> list[Address]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd import endflows, standing
 from dmm_ebpf.rd.guard import Item
+from dmm_ebpf.rd.nics import DeviceGoneError
 from dmm_ebpf.rd.rundir import StackState
-from dmm_ebpf.userstack.supervisor import StackSpec, StackSupervisor
+from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
 
 MARK_BASE = 0x0DD00000
 MARK_MASK = 0x0FF00000
@@ -52,18 +53,21 @@ class Process:
         spec: StackSpec,
         attached: Attached,
         *,
+        renew: Callable[[], StackSpec],
         save: Callable[[], None],
         changed: Callable[[Process], None],
     ) -> None:
-        """save keeps the record. changed is called when status has become "up" or "down", not for a stop() that was
-        asked for; what it raises for "up" ends the process.
+        """renew makes the spec of the next process, in a thread. save keeps the record. changed is called when status
+        has become "up" or "down", not for a stop() that was asked for; what it raises for "up" ends the process.
         """
         self.record = record
         self.retiring = False  # carries its flows to their end, and gets no new one
         self.status = "starting"
         self.reason = ""
         self.restarts = 0
-        self.supervisor = StackSupervisor(spec, on_up=self._on_up, on_down=self._on_down)
+        self.waits = False  # cannot be started for want of a device
+        self.supervisor = StackSupervisor(spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down)
+        self._renew = renew
         self._attached = attached
         self._save = save
         self._changed = changed
@@ -151,6 +155,22 @@ class Process:
             self.status, self.reason = "down", str(e)
             raise
 
+    def _renewed(self) -> StackSpec:
+        try:
+            spec = self._renew()
+        except DeviceGoneError:
+            self.waits = True
+            raise
+        self.waits = False
+        return spec
+
+    def serve(self, nics: Sequence[NicSpec]) -> None:
+        """The NICs have other names now."""
+        self.record.nics = [n.name for n in nics]
+        self._save()
+        if self._mirror is not None:
+            self._mirror.serve(self.record.nics)
+
     def _lead_in(self) -> None:
         numbers = numbers_of(self.record.k)
         ifindex = socket.if_nametoindex(self.record.tun)
@@ -161,6 +181,7 @@ class Process:
         if self._mirror is None:
             self._mirror = RouteMirror(numbers, self.record.nics)
             asyncio.get_running_loop().add_reader(self._mirror.fileno(), self._mirror_ready)
+        self._mirror.serve(self.record.nics)
         self._mirror.sync()
 
     def _mirror_ready(self) -> None:

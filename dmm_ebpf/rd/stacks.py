@@ -14,14 +14,14 @@ import asyncio
 import contextlib
 import logging
 import struct
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
-from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
@@ -29,6 +29,7 @@ from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd import load, rundir
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.model import UserStack
+from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 from dmm_ebpf.rd.standing import Setting
@@ -54,12 +55,33 @@ def free_k(used: Collection[int]) -> int:
 
 
 @dataclass
-class _Stack:
+class _Stack(Serving):
     name: str
     stack_id: int
     config: UserStack
     nics: list[NicSpec]
     processes: list[Process] = field(default_factory=list)
+
+    def waits(self) -> bool:
+        """See Serving."""
+        return any(p.waits for p in self.processes)
+
+    def restart(self, reason: str) -> None:
+        """See Serving."""
+        for p in self.processes:
+            p.supervisor.fail(reason)
+
+    def hurry(self) -> None:
+        """See Serving."""
+        for p in self.processes:
+            if p.waits:
+                p.supervisor.hurry()
+
+    def follow_names(self, nics: list[NicSpec]) -> None:
+        """See Serving."""
+        self.nics = nics
+        for p in self.processes:
+            p.serve(self.nics)
 
     def process(self, number: int) -> Process | None:
         return next((p for p in self.processes if p.number == number), None)
@@ -101,6 +123,8 @@ class StackManager:
         self._notify = notify
         self._stacks: dict[str, _Stack] = {}
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._nics = Nics(attached, state)
+        self._renewing = threading.Lock()
         self._lock = asyncio.Lock()  # held while processes are started or stopped
 
     # -- what the policy compiler and the listings ask --
@@ -154,10 +178,9 @@ class StackManager:
         """What has to stand on the host for the stacks that are there."""
         wanted = tuning.instance_settings()
         settings = [Setting(path, wanted[path]) for path in self._state.sysctls if path in wanted]
-        return [
-            *settings,
-            *(item for s in self._stacks.values() for p in s.processes for item in p.standing()),
-        ]
+        stacks = self._stacks.values()
+        served = [ServedNic(self._nics, s, n) for s in stacks for n in s.nics]
+        return [*settings, *served, *(item for s in stacks for p in s.processes for item in p.standing())]
 
     def pids(self) -> list[int]:
         """Of the stack processes that live."""
@@ -300,10 +323,11 @@ class StackManager:
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> _Stack:
         """A stack with no process yet, and its XDP program on its NICs."""
-        s = _Stack(name, stack_id, config, self._nics_of(config))
+        taken = {n.name: other for other, s in self._stacks.items() for n in s.nics}
+        s = _Stack(name, stack_id, config, self._nics.choose(list(config.devices), taken))
         self._stacks[name] = s
         self._publish(s)
-        await asyncio.to_thread(self._attach_nics, s)
+        await asyncio.to_thread(self._nics.attach, s.name, s.stack_id, s.nics)
         return s
 
     async def _start(self, s: _Stack, number: int) -> None:
@@ -315,25 +339,19 @@ class StackManager:
             record,
             self._spec(s, record),
             self._attached,
+            renew=lambda: self._renew(s, record),
             save=lambda: self._run.save(self._state),
             changed=lambda p: self._changed(s, p),
         )
         s.processes.append(process)
         await process.start()
 
-    def _nics_of(self, config: UserStack) -> list[NicSpec]:
-        specs = []
-        for info in hal_nic.serving_nics(list(config.devices) or None):
-            taken = next((s for s in self._stacks.values() if any(n.name == info.name for n in s.nics)), None)
-            if taken is not None:
-                raise ConflictError(
-                    f"serve {info.name} with one more user stack",
-                    why=f"stack {taken.name} holds its queues, and a queue has one AF_XDP UMEM",
-                    hint="give each user stack devices of its own",
-                )
-            slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
-            specs.append(NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu))
-        return specs
+    def _renew(self, s: _Stack, record: StackState) -> StackSpec:
+        """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
+        with self._renewing:
+            s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
+        record.nics = [n.name for n in s.nics]
+        return replace(self._spec(s, record), nics=there(s.nics))
 
     def _spec(self, s: _Stack, record: StackState) -> StackSpec:
         maps, config = self._attached.maps, s.config
@@ -367,26 +385,6 @@ class StackManager:
             cgroup=str(group_of(self._state.instance, record)),
         )
 
-    def _attach_nics(self, s: _Stack) -> None:
-        for n in s.nics:
-            if self._attached.attach_xdp(n.ifindex, n.name) != "native":
-                self._attached.detach_xdp(n.ifindex)
-                # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
-                raise KernelFeatureError(
-                    f"serve {n.name} with stack {s.name}",
-                    why="its driver takes no XDP program at this MTU",
-                    hint="use a device with native XDP, or an MTU of at most one page",
-                )
-            log.info("XDP program on %s for stack %s", n.name, s.name)
-            value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=s.stack_id))
-            self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
-
-    def _detach_nics(self, nics: Iterable[NicSpec]) -> None:
-        for n in nics:
-            self._attached.detach_xdp(n.ifindex)
-            self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
-            self._state.nics.pop(n.name, None)
-
     def _changed(self, s: _Stack, p: Process) -> None:
         if p.status == "up":
             self._want_sysctls()
@@ -415,7 +413,7 @@ class StackManager:
         self._drains.pop((name, number), None)
         self._publish(s)
         if not s.processes:
-            self._detach_nics(s.nics)
+            self._nics.detach(s.nics)
             del self._stacks[name]
         self._run.save(self._state)
 
@@ -483,14 +481,6 @@ class StackManager:
             self._run.save(self._state)
             for path, value in missing.items():
                 tuning.write(path, value)
-
-
-def _free_slot(nics: Mapping[str, int]) -> int:
-    used = set(nics.values())
-    for slot in range(C.DMM_MAX_NICS):
-        if slot not in used:
-            return slot
-    raise ConflictError("serve one more NIC", why=f"an instance serves {C.DMM_MAX_NICS} at most")
 
 
 def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int]:

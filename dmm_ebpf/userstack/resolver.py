@@ -24,6 +24,7 @@ import ipaddress
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -46,7 +47,7 @@ _RTM_NEWNEIGH, _RTM_DELNEIGH, _RTM_GETNEIGH = 28, 29, 30
 _NLM_F_DUMP_REQUEST = 0x301
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # LINK, NEIGH, addresses and routes of both families
 _NDA_DST, _NDA_LLADDR = 1, 2
-_IFLA_ADDRESS = 1
+_IFLA_ADDRESS, _IFLA_MTU = 1, 4
 _NUD_STALE, _NUD_FAILED = 0x04, 0x20
 _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 _RTN_UNICAST = 1
@@ -109,6 +110,7 @@ class Resolver:
         """Opens its sockets; to be made in the stack's namespace, before privileges are dropped."""
         self._table = table
         self._nics = {nic.ifindex: nic for nic in nics}
+        self._mtus = {nic.ifindex: nic.mtu for nic in nics}  # now
         self._requests = requests
         self._requests.setblocking(False)
         self._events = _event_socket()
@@ -195,7 +197,7 @@ class Resolver:
         family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
         metrics = dict(attributes(values.get(_RTA_METRICS, b""), 0))
         (mtu,) = struct.unpack("=I", metrics.get(_RTAX_MTU, bytes(4)))
-        return (nic.ifindex, socket.inet_ntop(family, gateway)), min(mtu or nic.mtu, nic.mtu)
+        return (nic.ifindex, socket.inet_ntop(family, gateway)), min(mtu or nic.mtu, self._mtus[nic.ifindex])
 
     def _ask_route(self, ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> tuple[int, dict[int, bytes]]:
         """The kernel's route for a packet to ip: its type and its attributes (rtnetlink(7), struct rtmsg)."""
@@ -329,12 +331,19 @@ class Resolver:
             self._usable(hop, mac, state)
 
     def _link_event(self, body: bytes) -> None:
-        """struct ifinfomsg and its attributes."""
+        """struct ifinfomsg and its attributes. An MTU above that of the start waits for the next start: devices and
+        frames are made for that one.
+        """
         (ifindex,) = struct.unpack_from("=i", body, 4)
         nic = self._nics.get(ifindex)
-        mac = dict(attributes(body, 16)).get(_IFLA_ADDRESS, b"")
-        if nic is not None and len(mac) == 6:
+        if nic is None:
+            return
+        values = dict(attributes(body, 16))
+        mac, mtu = values.get(_IFLA_ADDRESS, b""), values.get(_IFLA_MTU, b"")
+        if len(mac) == 6:
             self._table.nic_set_mac(nic.index, mac)
+        if len(mtu) == 4:
+            self._mtus[ifindex] = min(nic.mtu, int.from_bytes(mtu, sys.byteorder))
 
     async def _follow_routes(self) -> None:
         """After a change every destination is looked up again, in place: its connections follow the new

@@ -61,9 +61,11 @@ class StackSupervisor:
         *,
         on_up: Callable[[Mapping[str, Any]], None],
         on_down: Callable[[str], Awaitable[Any] | None],
+        renew: Callable[[], StackSpec] | None = None,
     ) -> None:
         """spec may be replaced at any time; the next process gets the new one. info of on_up: see
-        StackProcess.info, and start_time.
+        StackProcess.info, and start_time. renew makes the spec anew before each restart, in a thread; what it
+        raises puts that off.
         """
         self.spec = spec
         self.pid = 0
@@ -71,6 +73,9 @@ class StackSupervisor:
         self.no_group = ""  # why the process is in no cgroup of its own
         self._on_up = on_up
         self._on_down = on_down
+        self._renew = renew
+        self._failure = ""
+        self._hurried = asyncio.Event()
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -120,6 +125,17 @@ class StackSupervisor:
             self._restarting = None
         await self._end_process()
         self._tidy()
+
+    def fail(self, reason: str) -> None:
+        """Ends a process that cannot go on; on_down gets the reason, and the next one is started."""
+        if self.pid and not self._failure:
+            self._failure = reason
+            self._kill()
+
+    def hurry(self) -> None:
+        """Start the next process now: what kept it from starting has gone."""
+        self._backoff_s = BACKOFF_FIRST_S
+        self._hurried.set()
 
     async def query(self, method: str, **params: Any) -> Any:
         """Asks the process. Raises DmmError when it refuses, is not there or does not answer; the process that answers
@@ -309,7 +325,10 @@ class StackSupervisor:
         self._child = None
         os.close(self._pidfd)
         self._pidfd, self.pid = -1, 0
-        self._remove_devices()
+        try:
+            self._remove_devices()
+        except (DmmError, OSError) as exc:
+            log.warning("stack %s: %s", self.spec.label, exc)
         return reason
 
     def _tidy(self) -> None:
@@ -325,6 +344,7 @@ class StackSupervisor:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         reason = self._reap()
+        reason, self._failure = self._failure or reason, ""
         if loop.time() - self._up_since >= HEALTHY_S:
             self._backoff_s = BACKOFF_FIRST_S
         settled = None
@@ -340,11 +360,20 @@ class StackSupervisor:
         while not self._stopping:
             delay = self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
-            await asyncio.sleep(delay)
+            await self._pause(delay)
             try:
+                if self._renew is not None:
+                    self.spec = await asyncio.to_thread(self._renew)
                 info = await self._spawn()
                 self.restarts += 1
                 await self._came_up(info)
                 return
             except (DmmError, OSError) as exc:
                 log.warning("stack %s: %s; next try in %g s", self.spec.label, exc, self._backoff_s)
+
+    async def _pause(self, delay_s: float) -> None:
+        """The wait between two tries, unless there is hurry."""
+        self._hurried.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._hurried.wait()

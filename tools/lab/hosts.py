@@ -256,6 +256,11 @@ class Lab(Closing):
         self.links.append(link)
         return link
 
+    def remake(self, link: Wire, *, mtu: int = 1500, queues: int = 1) -> None:
+        """A plain wire that has been deleted is made anew, with the names and addresses that it had."""
+        self._add_veth(link.a, (link.b.host, link.b.name, link.b.mac), mtu, queues)
+        self._configure(link.a, link.b, "dynamic")
+
     def wan(
         self,
         a: Host,

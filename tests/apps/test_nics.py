@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NIC that changes while a user stack serves it: its address, its MTU, its queues, its name, its very being."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import threading
+
+import pytest
+from lab import curl_fetch, nginx, wait_for
+
+from dmm_ebpf.rd.client import Client
+
+WITHIN_S = 20.0
+SIOCETHTOOL, ETHTOOL_SCHANNELS = 0x8946, 0x3D
+ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
+PACKET_OUTGOING = 4
+
+
+@pytest.fixture
+def fetched(wired, payload):
+    """A function that fetches a file through the stack "wan" of the client, which is attached."""
+    return _fetched(wired, payload)
+
+
+def _fetched(wired, payload):
+    path, sha256 = payload(1_000_000)
+    server = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
+    url = server.url(path.name)
+    routed = wired.attach_client()
+
+    def fetch():
+        before = _counted(routed)
+        assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+        assert _counted(routed) > before, "the kernel's own stack carried it"
+
+    fetch.routed = routed
+    fetch()
+    return fetch
+
+
+def _counted(routed):
+    """Packets that XDP has given to a stack."""
+    with Client(routed.instance) as client:
+        return client.call("status")["counters"]["xdp_flow"]
+
+
+def _wan(routed):
+    with Client(routed.instance) as client:
+        return next(s for s in client.call("stacks") if s["name"] == "wan")
+
+
+def _up(routed, not_pid=None):
+    def up():
+        stack = _wan(routed)
+        return stack if stack["state"] == "up" and stack["pid"] != not_pid else None
+
+    return wait_for(up, WITHIN_S, "the stack to be up")
+
+
+@contextlib.contextmanager
+def _frames(host):
+    """IPv4 frames that come in at the host's NIC: a list of (source MAC, length), filled while the block runs."""
+    frames, ended = [], threading.Event()
+    sock = host.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
+    sock.bind((host.nic.name, ETH_P_ALL))
+    sock.settimeout(0.05)
+
+    def read():
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                data, (_, _, kind, *_) = sock.recvfrom(65536)
+                if kind != PACKET_OUTGOING and data[12:14] == struct.pack("!H", ETH_P_IP):
+                    frames.append((data[6:12].hex(":"), len(data)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield frames
+    finally:
+        ended.set()
+        reader.join()
+        sock.close()
+
+
+def test_a_new_mac_is_used_at_once_and_after_a_restart(wired, fetched):
+    nic = wired.client.nic.name
+    for mac in ("02:dd:00:00:aa:01", "02:dd:00:00:aa:02"):
+        wired.client.ip(f"link set {nic} address {mac}")
+        with _frames(wired.server) as frames:
+            fetched()
+        assert {source for source, _ in frames} == {mac}
+        pid = _wan(fetched.routed)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        _up(fetched.routed, pid)
+        with _frames(wired.server) as frames:
+            fetched()
+        assert {source for source, _ in frames} == {mac}, "after the restart"
+
+
+SEND = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 7200))
+s.sendall(bytes(100_000))
+s.shutdown(socket.SHUT_WR)
+assert s.recv(1) == b""
+"""
+
+
+def test_a_smaller_mtu_is_followed_without_a_restart(wired, fetched, python):
+    with wired.server.call(lambda: socket.create_server((wired.server.ip4, 7200))) as listening:
+        reader = threading.Thread(target=_read_all, args=(listening,))
+        reader.start()
+
+        def longest():
+            with _frames(wired.server) as frames:
+                python(wired.client, wired.client_cgroup, SEND, wired.server.ip4)
+            return max(length for _, length in frames)
+
+        try:
+            assert longest() == 1500 + 14
+            wired.client.ip(f"link set {wired.client.nic.name} mtu 1300")
+            # New connections are told; an open one finds out by its losses, as for any other path (RFC 4821).
+            wait_for(lambda: longest() == 1300 + 14, WITHIN_S, "no frame to be longer than the NIC takes")
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            reader.join()
+    assert _wan(fetched.routed)["restarts"] == 0
+
+
+def _read_all(listening):
+    """Reads what connections bring to its end, one after the other, until the socket is shut down."""
+    with contextlib.suppress(OSError):
+        while True:
+            accepted, _ = listening.accept()
+            with accepted:
+                while accepted.recv(65536):
+                    pass
+
+
+def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, fetched):
+    routed, nic = fetched.routed, wired.client.nic.name
+    first = _wan(routed)["pid"]
+    wired.client.ip(f"link del {nic}")
+    down = wait_for(lambda: (s := _wan(routed))["state"] == "down" and s, WITHIN_S, "the stack to be down")
+    assert down["reason"] == f"device {nic} is gone"
+    with Client(routed.instance) as client:
+        (missing,) = wait_for(lambda: client.call("status")["missing"], WITHIN_S, "status to tell")
+    assert (missing["what"], missing["why"]) == (f"device {nic} of stack wan", "it is gone")
+    wired.lab.remake(wired.link, queues=2)
+    back = _up(routed, first)
+    assert back["nics"] == [nic]
+    fetched()
+    with Client(routed.instance) as client:
+        wait_for(lambda: client.call("status")["missing"] == [], WITHIN_S, "nothing to be missing")
+        (shown,) = client.call("status")["nics"]
+    assert shown["ifindex"] == wired.client.call(socket.if_nametoindex, nic)
+
+
+def test_a_nic_with_another_name_goes_on_being_served(wired, fetched):
+    routed, nic = fetched.routed, wired.client.nic.name
+    pid = _wan(routed)["pid"]
+    wired.client.ip(
+        f"link set {nic} down",
+        f"link set {nic} name uplink0",
+        "link set uplink0 up",
+        f"route add default via {wired.server.ip4} dev uplink0",
+    )
+    wait_for(lambda: _wan(routed)["nics"] == ["uplink0"], WITHIN_S, "the new name to be shown")
+    wait_for(lambda: "dev dmm-" in _to(wired), WITHIN_S, "the routes to lead to the stack again")
+    fetched()
+    assert _wan(routed)["pid"] == pid
+    os.kill(pid, signal.SIGKILL)
+    _up(routed, pid)
+    fetched()
+
+
+def _to(wired):
+    return wired.client.run(["ip", "route", "get", wired.server.ip4, "mark", "0xdd00000"]).stdout
+
+
+def test_more_queues_are_served_after_a_restart(site, payload):
+    site.wire(queues=2)
+    nic = site.client.nic.name
+    for host in (site.client, site.server):
+        host.call(_set_channels, host.nic.name, 1)
+    fetch = _fetched(site, payload)
+    pid = _wan(fetch.routed)["pid"]
+    site.client.call(_set_channels, nic, 2)
+    _up(fetch.routed, pid)
+    assert f"device {nic}: it has 2 receive queues, and 1 are served" in fetch.routed.log.read_text()
+    fetch()
+
+
+def _set_channels(name, count):
+    """struct ethtool_channels: command, four maxima, and rx, tx, other, combined."""
+    buffer = ctypes.create_string_buffer(
+        struct.pack("=9I", ETHTOOL_SCHANNELS, 0, 0, 0, 0, count, count, 0, 0)
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("@16sP16x", name.encode(), ctypes.addressof(buffer)))
