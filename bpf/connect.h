@@ -52,18 +52,26 @@ static __always_inline __u32 mark_clean(struct bpf_sock_addr *ctx, const struct 
 	return mark;
 }
 
-static __always_inline void connect_record(struct bpf_sock_addr *ctx, const struct dmm_query *query,
-					   __u64 netns_cookie, struct dmm_flow *flow)
+/* stack: who serves. */
+static __always_inline void connect_record(struct bpf_sock_addr *ctx, const struct dmm_search *search,
+					   __u32 stack)
 {
-	flow->cookie = dmm_socket_cookie(ctx);
-	flow->netns_cookie = netns_cookie;
-	flow->opened_ns = dmm_ktime_coarse_ns();
-	flow->updated_ns = flow->opened_ns;
-	addr_copy((__u32 *)flow->pair.raddr, query->addr);
-	flow->pair.rport_be = query->port_be;
-	flow->pair.family = addr_is_mapped(query->addr) ? AF_INET : AF_INET6;
-	flow->pair.proto = IPPROTO_TCP;
-	flow_keep(flow);
+	const struct dmm_query *query = &search->query;
+	struct dmm_flow flow = {};
+
+	flow.cookie = dmm_socket_cookie(ctx);
+	flow.netns_cookie = search->facts.netns_cookie;
+	flow.opened_ns = dmm_ktime_coarse_ns();
+	flow.updated_ns = flow.opened_ns;
+	addr_copy((__u32 *)flow.pair.raddr, query->addr);
+	flow.pair.rport_be = query->port_be;
+	flow.pair.family = addr_is_mapped(query->addr) ? AF_INET : AF_INET6;
+	flow.pair.proto = IPPROTO_TCP;
+	flow.decision.generation = search->generation;
+	flow.decision.direction = DMM_DIR_CONNECT;
+	decision_facts(&flow.decision, &search->facts);
+	decision_verdict(&flow.decision, &search->verdict, stack);
+	flow_keep(&flow);
 }
 
 /* What was recorded of an earlier connect() that failed; a refused one records nothing. */
@@ -88,11 +96,7 @@ static __always_inline int rule_connect(struct dmm_search *search)
 /* The first rule that matches and whose table has a route wins. */
 static __always_inline bool policy_find(struct dmm_search *search)
 {
-	__u32 n_rules = rules_count(search->query.half);
-
-	/* The first one here: a call that most do without. */
-	if (n_rules && !rule_connect(search))
-		dmm_loop(n_rules - 1, DMM_STEP(rule_connect), search, 0);
+	dmm_loop(rules_count(search->query.half), DMM_STEP(rule_connect), search, 0);
 	return search->verdict.rule;
 }
 
@@ -105,7 +109,6 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	struct dmm_facts *facts = &search->facts;
 	struct bpf_sock *sk = ctx->sk;
 	struct dmm_served served = {};
-	struct dmm_flow flow = {};
 
 	if (!control || !sk)
 		return 1;
@@ -134,11 +137,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	}
 	if (!stream)
 		return 1;
-	flow.decision.generation = search->generation;
-	flow.decision.direction = DMM_DIR_CONNECT;
-	decision_facts(&flow.decision, facts);
-	decision_verdict(&flow.decision, &search->verdict, served.id);
-	connect_record(ctx, query, facts->netns_cookie, &flow);
+	connect_record(ctx, search, served.id);
 	return 1;
 }
 

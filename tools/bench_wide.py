@@ -17,6 +17,7 @@ from bench_flows import Bulk, ColdResult, Latency, bench_latency, bench_processe
 from bench_matrix import Cell, Plan, Result, run_matrix
 from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
 from bench_startup import ROUND_S, bench_startup, startup_table, summary
+from bench_verify import bench_verify, verify_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,6 +28,7 @@ TITLES = {
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
+    "verify": "the kernel's verifier: instructions, states and time of each BPF program",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
@@ -154,6 +156,24 @@ _LISTS: dict[
 }
 
 
+def _once(what: str, wide: Wide, directory: Path) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """What was found, that as JSON, and how it is shown."""
+    if what == "connections":
+        held = connections(wide, directory)
+        return held, {side: of.to_json() for side, of in held.items()}, connections_table
+    if what == "startup":
+        starts = startup(wide, directory)
+        return starts, starts, startup_table
+    if what == "verify":
+        verified = bench_verify()
+        return verified, [asdict(one) for one in verified], verify_table
+    if what == "processes":
+        bulks = processes(wide, directory)
+        return bulks, {side: asdict(of) for side, of in bulks.items()}, processes_table
+    sides = latency(wide, directory)
+    return sides, {side: asdict(of) for side, of in sides.items()}, latency_table
+
+
 def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
     """One benchmark: printed if show, drawn if plots are wanted; what goes into the JSON."""
     console = Console(soft_wrap=True)
@@ -167,25 +187,10 @@ def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
             console.print(table_of(found))
         if wide.plots and found:
             files = plot(found, wide.plots)
-    elif what == "connections":
-        held = connections(wide, directory)
-        answer = {side: of.to_json() for side, of in held.items()}
-        if show:
-            console.print(connections_table(held))
-    elif what == "startup":
-        answer = startup(wide, directory)
-        if show:
-            console.print(startup_table(answer))
-    elif what == "processes":
-        bulks = processes(wide, directory)
-        answer = {side: asdict(of) for side, of in bulks.items()}
-        if show:
-            console.print(processes_table(bulks))
     else:
-        sides = latency(wide, directory)
-        answer = {side: asdict(of) for side, of in sides.items()}
+        found, answer, table_of = _once(what, wide, directory)
         if show:
-            console.print(latency_table(sides))
+            console.print(table_of(found))
     for file in files:
         print(f"bench: wrote {file}", file=sys.stderr)
     return answer

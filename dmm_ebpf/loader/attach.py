@@ -24,12 +24,11 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.errors import (
     ConflictError,
     DmmError,
-    KernelFeatureError,
     NotAttachedError,
     PrivilegeError,
     UsageError,
 )
-from dmm_ebpf.loader import ahead, bpf, bpffs, programs, xdp
+from dmm_ebpf.loader import ahead, bpf, bpffs, explain, programs, xdp
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
@@ -164,12 +163,9 @@ def _link(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
                     why=f"program {', '.join(blockers)} was attached exclusively (without BPF_F_ALLOW_MULTI)",
                     hint="take it off, or attach to a cgroup that is not below it",
                 ) from error
-            raise PrivilegeError(what, why="the kernel wants CAP_NET_ADMIN", hint="run it as root") from error
         if error.errno == errno.E2BIG:
             raise ConflictError(what, why="64 programs are attached there, the kernel's limit") from error
-        if error.errno == errno.EINVAL:
-            raise KernelFeatureError(what, why="this kernel has no such BPF link") from error
-        raise DmmError(what, why=str(error.strerror)) from error
+        raise explain.link_refused(what, error) from error
 
 
 def _pin(fd: int, path: Path) -> None:

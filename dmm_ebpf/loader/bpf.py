@@ -7,11 +7,13 @@ turn OSError into sentences. Numbers are linux/bpf.h's.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from dmm_ebpf.loader._libbpf import ffi, lib
 
@@ -20,6 +22,7 @@ lib.dmm_quiet()
 ENOTSUPP = 524  # the kernel's own; not in errno
 BPF_FS_MAGIC = 0xCAFE4A11
 CGROUP2_MAGIC = 0x63677270
+STATS_LOG_BYTES = 1 << 16
 FIRST_LOG_BYTES = 1 << 20
 LAST_LOG_BYTES = 1 << 26
 
@@ -69,6 +72,10 @@ class LinkType(IntEnum):
     CGROUP = 3
     XDP = 6
 
+
+LOG_STATES, LOG_STATS = 1, 4
+# What the verifier answers when a program is too much for it.
+_GAVE_UP = (-errno.E2BIG, -errno.EFAULT)
 
 BPF_F_NO_PREALLOC = 1
 BPF_F_CLONE = 1 << 9
@@ -228,7 +235,7 @@ def map_lookup_batch(
         ffi.from_buffer(values),
         n,
     )
-    last = ret == -2  # ENOENT: the end, with n[0] entries all the same
+    last = ret == -errno.ENOENT  # the end, with n[0] entries all the same
     if not last:
         _check(ret)
     return bytes(following), bytes(keys), bytes(values), int(n[0]), last
@@ -265,7 +272,24 @@ def prog_load(
     flags: int = 0,
     functions: Functions | None = None,
 ) -> int:
-    """BPF_PROG_LOAD. Returns an fd; a refusal is a VerifierError with the whole log (loaded again to get it)."""
+    """BPF_PROG_LOAD. Returns an fd; a refusal is a VerifierError with the log."""
+    return prog_verify(name, kind, insns, attach_type=attach_type, flags=flags, functions=functions)[0]
+
+
+def prog_verify(
+    name: str,
+    kind: int,
+    insns: bytes,
+    *,
+    attach_type: int = AttachType.NONE,
+    flags: int = 0,
+    functions: Functions | None = None,
+) -> tuple[int, str]:
+    """prog_load(), with what the verifier says of its work.
+
+    The log of a refusal has every state of the verifier's, for which the program is loaded again, unless that would
+    take as long once more as it takes to give up.
+    """
     spec = ffi.new("struct dmm_prog_spec *")
     c_name = ffi.new("char[]", name.encode()[:15])
     code = ffi.from_buffer(insns)
@@ -273,21 +297,54 @@ def prog_load(
     spec.insns, spec.insn_cnt = code, len(insns) // 8
     info = ffi.from_buffer(functions.info if functions else b"")
     spec.btf_fd, spec.func_info, spec.func_info_bytes = functions.btf_fd if functions else 0, info, len(info)
-    ret = lib.dmm_prog_load(spec)
+    ret, log = _load(spec, LOG_STATS, STATS_LOG_BYTES)
     if ret >= 0:
-        return int(ret)
-    if ret == -1:  # EPERM: privileges, not the program
-        return _check(ret)
+        return ret, log
+    if ret == -errno.EPERM:  # privileges, not the program
+        return _check(ret), log
+    if ret in _GAVE_UP:
+        raise VerifierError(-ret, log)
     log_bytes = FIRST_LOG_BYTES
     while True:
-        log = ffi.new("char[]", log_bytes)
-        spec.log, spec.log_bytes = log, log_bytes
-        again = lib.dmm_prog_load(spec)
+        again, log = _load(spec, LOG_STATES, log_bytes)
         if again >= 0:
-            return int(again)
-        if again != -28 or log_bytes >= LAST_LOG_BYTES:  # ENOSPC: the log did not fit
-            raise VerifierError(-again, ffi.string(log).decode("utf-8", "replace"))
+            return again, log
+        if again != -errno.ENOSPC or log_bytes >= LAST_LOG_BYTES:  # ENOSPC: the log did not fit
+            raise VerifierError(-again, log)
         log_bytes *= 8
+
+
+def _load(spec: Any, log_level: int, log_bytes: int) -> tuple[int, str]:
+    log = ffi.new("char[]", log_bytes)
+    spec.log, spec.log_bytes, spec.log_level = log, log_bytes, log_level
+    ret = int(lib.dmm_prog_load(spec))
+    return ret, ffi.string(log).decode("utf-8", "replace")
+
+
+def _outcome(ret: int) -> bool | None:
+    return None if ret < 0 else bool(ret)
+
+
+def has_map_type(kind: int) -> bool | None:
+    """Whether the kernel has maps of that type; None: could not tell. Wrong without privileges, as all has_*()."""
+    return _outcome(lib.dmm_has_map_type(kind))
+
+
+def has_prog_type(kind: int) -> bool | None:
+    """Whether the kernel has programs of that type; None: could not tell."""
+    return _outcome(lib.dmm_has_prog_type(kind))
+
+
+def has_links() -> bool | None:
+    """Whether the kernel has BPF_LINK_CREATE, asked with descriptors that are none; None: could not tell."""
+    ret = int(lib.dmm_link_create(-1, -1, AttachType.CGROUP_SOCK_OPS, 0))
+    return {-errno.EBADF: True, -errno.EINVAL: False}.get(ret)
+
+
+def helper_name(helper: int) -> str:
+    """As in bpf-helpers(7)."""
+    name = lib.dmm_helper_name(helper)
+    return f"number {helper}" if name == ffi.NULL else f"bpf_{ffi.string(name).decode()}"
 
 
 def prog_info(fd: int) -> ProgInfo:

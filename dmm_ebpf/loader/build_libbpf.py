@@ -22,7 +22,7 @@ ffibuilder.cdef(
     struct dmm_map_info { unsigned int type, id, key_size, value_size, max_entries, flags; char name[16]; };
     struct dmm_prog_spec {
         const char *name; int type; int expected_attach_type; unsigned int flags;
-        const void *insns; size_t insn_cnt; char *log; unsigned int log_bytes;
+        const void *insns; size_t insn_cnt; char *log; unsigned int log_bytes, log_level;
         int btf_fd; const void *func_info; unsigned int func_info_bytes;
     };
     struct dmm_prog_info { unsigned int type, id; unsigned char tag[8]; char name[16]; };
@@ -45,6 +45,9 @@ ffibuilder.cdef(
     int dmm_btf_load(const void *data, size_t bytes);
     int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets);
     int dmm_prog_load(const struct dmm_prog_spec *spec);
+    int dmm_has_map_type(int type);
+    int dmm_has_prog_type(int type);
+    const char *dmm_helper_name(unsigned int helper);
     int dmm_prog_info(int fd, struct dmm_prog_info *info);
     int dmm_prog_fd_by_id(unsigned int id);
     int dmm_prog_query(int target_fd, int type, unsigned int *attach_flags, unsigned int *ids, unsigned int *count);

@@ -55,11 +55,21 @@ def _mounts(mountinfo: Path, prefix: Path) -> list[_Mount]:
     return whole + partial
 
 
+def _known() -> bool:
+    """Whether the kernel has the file system; true where it does not tell."""
+    try:
+        return "cgroup2" in Path("/proc/filesystems").read_text(encoding="ascii").split()
+    except OSError:
+        return True
+
+
 def _find() -> _Mount:
     mounts = _mounts(Path("/proc/self/mountinfo"), Path("/"))
     if not mounts:
         mounts = _mounts(Path("/proc/1/mountinfo"), initns.root())
     if not mounts:
+        if not _known():
+            raise KernelFeatureError("find cgroup v2", why="this kernel has none (CONFIG_CGROUPS)")
         raise KernelFeatureError(
             "find cgroup v2",
             why="no cgroup2 file system is mounted",

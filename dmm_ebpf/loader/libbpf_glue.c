@@ -50,8 +50,8 @@ struct dmm_prog_spec {
 	const void *insns;
 	size_t insn_cnt;
 	char *log;
-	unsigned int log_bytes;
-	int btf_fd; /* 0: no func_info */
+	unsigned int log_bytes, log_level; /* BPF_LOG_* of linux/bpf_verifier.h */
+	int btf_fd;			   /* 0: no func_info */
 	const void *func_info;
 	unsigned int func_info_bytes;
 };
@@ -210,7 +210,7 @@ static int dmm_prog_load(const struct dmm_prog_spec *spec)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = spec->expected_attach_type,
 		    .prog_flags = spec->flags, .log_buf = spec->log, .log_size = spec->log_bytes,
-		    .log_level = spec->log ? 1 : 0, .prog_btf_fd = spec->btf_fd);
+		    .log_level = spec->log_level, .prog_btf_fd = spec->btf_fd);
 
 	if (spec->btf_fd) {
 		opts.func_info = spec->func_info;
@@ -219,6 +219,33 @@ static int dmm_prog_load(const struct dmm_prog_spec *spec)
 	}
 	return failed(
 		bpf_prog_load(spec->type, spec->name, "Dual BSD/GPL", spec->insns, spec->insn_cnt, &opts));
+}
+
+/* Whether the kernel has it: 1, 0, or a negative errno when that could not be told. All want CAP_BPF and
+ * CAP_NET_ADMIN, without which the answer is 0. */
+static int dmm_has_map_type(int type)
+{
+	return libbpf_probe_bpf_map_type(type, NULL);
+}
+
+static int dmm_has_prog_type(int type)
+{
+	return libbpf_probe_bpf_prog_type(type, NULL);
+}
+
+/* Without bpf_; NULL if the headers that this was built with do not name it. */
+static const char *dmm_helper_name(unsigned int helper)
+{
+/* Headers of Linux 6.2 and later leave the comma to the macro. */
+#ifdef ___BPF_FUNC_MAPPER
+#define NAME(name, ...) #name,
+#else
+#define NAME(name, ...) #name
+#endif
+	static const char *const names[] = {__BPF_FUNC_MAPPER(NAME)};
+#undef NAME
+
+	return helper < sizeof(names) / sizeof(names[0]) ? names[helper] : NULL;
 }
 
 static int dmm_prog_info(int fd, struct dmm_prog_info *out)

@@ -16,8 +16,8 @@ from typing import Literal
 
 from dmm_ebpf import abi
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import DmmError, PrivilegeError
-from dmm_ebpf.loader import bpf
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import bpf, explain
 from dmm_ebpf.loader.bpf import MapType
 
 BATCH = 4096
@@ -33,11 +33,9 @@ _INNER: dict[RoutesKind, tuple[str, str]] = {
 
 
 def _error(what: str, error: OSError, max_entries: int = 0) -> DmmError:
-    if error.errno == errno.EPERM:
-        return PrivilegeError(what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root")
     if error.errno in (errno.E2BIG, errno.ENOSPC) and max_entries:
         return DmmError(what, why=f"it is full ({max_entries} entries)")
-    return DmmError(what, why=str(error.strerror))
+    return explain.refused(what, error)
 
 
 def _round8(size: int) -> int:

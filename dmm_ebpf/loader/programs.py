@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
-from dmm_ebpf.loader import bpf, link, maps
+from dmm_ebpf.errors import DmmError, KernelFeatureError
+from dmm_ebpf.loader import bpf, explain, link, maps
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
@@ -26,6 +26,7 @@ from dmm_ebpf.loader.spec import MAPS, PROGRAMS, STEPS, MapSpec, ProgSpec
 
 LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
 LOG_LINES = 3
+_FIGURES = ("processed ", "verification time ", "stack depth ")
 
 _CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x79, 0x15
 _FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
@@ -104,16 +105,7 @@ def create_maps() -> dict[str, Map]:
             made[spec.name] = _create(spec)
     except OSError as error:
         close_maps(made)
-        what = f"create the BPF map {spec.name}"
-        if error.errno == errno.EPERM:
-            raise PrivilegeError(
-                what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
-            ) from error
-        if error.errno in (errno.EINVAL, errno.ENOSYS):
-            raise KernelFeatureError(
-                what, why=f"this kernel does not know the map type {spec.type.name}"
-            ) from error
-        raise DmmError(what, why=str(error.strerror)) from error
+        raise explain.map_refused(f"create the BPF map {spec.name}", spec.type, error) from error
     except BaseException:
         close_maps(made)
         raise
@@ -149,9 +141,9 @@ def _functions(linked: Linked) -> Iterator[bpf.Functions | None]:
         os.close(fd)
 
 
-def _load(spec: ProgSpec, linked: Linked) -> int:
+def _load(spec: ProgSpec, linked: Linked) -> tuple[int, str]:
     with _functions(linked) as functions:
-        return bpf.prog_load(
+        return bpf.prog_verify(
             spec.name,
             spec.type,
             linked.code,
@@ -163,13 +155,27 @@ def _load(spec: ProgSpec, linked: Linked) -> int:
 
 def _refused(spec: ProgSpec, error: OSError) -> DmmError:
     what = f"load the BPF program {spec.name}"
-    if isinstance(error, bpf.VerifierError):
-        tail = [line for line in error.log.strip().splitlines() if not line.startswith("processed ")]
-        why = " / ".join(tail[-LOG_LINES:]) or str(error.strerror)
-        return KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log))
-    if error.errno == errno.EPERM:
-        return PrivilegeError(what, why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root")
-    return DmmError(what, why=str(error.strerror))
+    if not isinstance(error, bpf.VerifierError):
+        return explain.refused(what, error)
+    lacking = explain.program_lacks(spec.type, error.log)
+    if lacking:
+        return KernelFeatureError(what, why=lacking, hint=explain.NEEDED)
+    tail = [line for line in error.log.strip().splitlines() if not line.startswith(_FIGURES)]
+    why = " / ".join(tail[-LOG_LINES:]) or str(error.strerror)
+    return KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log))
+
+
+def load(spec: ProgSpec, linked: Linked) -> tuple[int, str]:
+    """An fd, and what the verifier says of its work."""
+    try:
+        return _load(spec, linked)
+    except OSError as error:
+        raise _refused(spec, error) from error
+
+
+def map_fds(opened: Mapping[str, Map]) -> dict[int, int]:
+    """By map number, for linked()."""
+    return {number: opened[spec.name].fd for number, spec in enumerate(MAPS)}
 
 
 def linked(code: Mapping[str, bytes], fds: Mapping[int, int]) -> dict[str, Linked]:
@@ -195,7 +201,7 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
     As many at a time as there are processors: the kernel's verifier holds no lock for who may load any program. The
     longest begin first.
     """
-    whole = linked(code, {number: opened[spec.name].fd for number, spec in enumerate(MAPS)})
+    whole = linked(code, map_fds(opened))
     order = sorted(PROGRAMS, key=lambda spec: len(whole[spec.name].code), reverse=True)
     with ThreadPoolExecutor(os.cpu_count(), "dmm-load") as pool:
         loading = {spec.name: pool.submit(_load, spec, whole[spec.name]) for spec in order}
@@ -203,7 +209,7 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
     refused: DmmError | None = None
     for spec in PROGRAMS:
         try:
-            loaded[spec.name] = loading[spec.name].result()
+            loaded[spec.name] = loading[spec.name].result()[0]
         except OSError as error:
             refused = refused or _refused(spec, error)
     if refused is not None:
@@ -223,16 +229,14 @@ def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
 
 
 def _accepts(kind: ProgType, attach_type: AttachType, code: bytes) -> bool:
-    """Whether the kernel loads a program that does this and ends."""
+    """Whether the kernel loads a program that does this and ends; DmmError when it cannot be told."""
     code += _insn(_MOV_IMM, imm=1) + _insn(_EXIT)
     try:
         fd = bpf.prog_load("dmm_probe", kind, code, attach_type=attach_type)
     except OSError as error:
-        if error.errno == errno.EPERM:
-            raise PrivilegeError(
-                "load BPF programs", why="the kernel wants CAP_BPF and CAP_NET_ADMIN", hint="run it as root"
-            ) from error
-        return False
+        if error.errno in (errno.EINVAL, errno.EACCES):
+            return False
+        raise explain.refused("load BPF programs", error) from error
     os.close(fd)
     return True
 

@@ -12,8 +12,8 @@ import socket
 from pathlib import Path
 from typing import Literal
 
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, NotAttachedError, PrivilegeError
-from dmm_ebpf.loader import bpf
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, NotAttachedError
+from dmm_ebpf.loader import bpf, explain
 
 Mode = Literal["native", "generic"]
 
@@ -72,13 +72,13 @@ def _create(prog_fd: int, ifindex: int, ifname: str) -> int:
         conflict = _conflict(ifindex, ifname, what)
         if conflict is not None:
             raise conflict from refusal
-    if refusal.errno == errno.EPERM:
-        raise PrivilegeError(what, why="the kernel wants CAP_NET_ADMIN", hint="run it as root") from refusal
+    if refusal.errno == errno.EINVAL and bpf.has_links() is False:
+        raise explain.link_refused(what, refusal) from refusal
     if refusal.errno in _NOT_NATIVE:
         raise KernelFeatureError(
             what, why=f"neither native nor generic mode is possible there: {refusal.strerror}"
         ) from refusal
-    raise DmmError(what, why=str(refusal.strerror)) from refusal
+    raise explain.refused(what, refusal) from refusal
 
 
 def attach(folder: Path, prog_fd: int, ifindex: int, ifname: str) -> Mode:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hal.netns, hal.nic, hal.tuning, hal.probe on real namespaces."""
+"""hal.netns, hal.nic, hal.tuning on real namespaces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hal_lab import hosts, link
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.hal import nic, probe, tuning
+from dmm_ebpf.hal import nic, tuning
 from dmm_ebpf.hal.netns import NetNS
 
 
@@ -110,9 +110,3 @@ def test_settings_are_set_together_and_put_back_only_where_ours_stand():
         with pytest.raises(Exception, match="no such setting"):
             a.ns.run_in(tuning.set_all, {key: "1", "net/ipv4/no_such_thing": "1"})
         assert a.ns.run_in(tuning.read, key) == "0"
-
-
-def test_this_kernel_can_everything():
-    with hosts(1) as (a,):
-        for feature in a.ns.run_in(probe.all_features):
-            assert feature.outcome is probe.Outcome.YES, f"{feature.name}: {feature.why}"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host lacks is found by trying and told in one sentence; here it is hidden from the command, or never was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lab import Cgroup, Lab
+
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
+from dmm_ebpf.loader import explain, link, programs
+from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
+from dmm_ebpf.loader.link import Linked
+from dmm_ebpf.loader.spec import ProgSpec
+
+CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
+BIND = 64  # bpf_bind(), for cgroup programs alone
+POLICY = """
+[stacks.wan]
+kind = "user"
+[[rules]]
+cgroup = "{cgroup}"
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "wan"
+"""
+
+
+def calling(helper: int) -> Linked:
+    return Linked(link.INSN.pack(0x85, 0, 0, helper) + link.INSN.pack(0x95, 0, 0, 0))
+
+
+def in_own_mounts(script: str, *command: str) -> list[str]:
+    """command, after script, in a mount namespace of its own, whose process 1 is in it too."""
+    start = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]
+    return [*start, f'{script}\nexec "$@"', "sh", *command]
+
+
+@pytest.mark.parametrize(("helper", "name"), [(BIND, "bpf_bind"), (5000, "number 5000")])
+def test_a_helper_that_the_kernel_has_not_is_named(helper: int, name: str) -> None:
+    spec = ProgSpec("dmm_test", ProgType.XDP, AttachType.XDP)
+    with pytest.raises(KernelFeatureError) as raised:
+        programs.load(spec, calling(helper))
+    assert str(raised.value) == (
+        f"cannot load the BPF program dmm_test: this kernel has no {name} for programs of type xdp; "
+        "Linux 6.1 and later have it"
+    )
+
+
+def test_what_the_verifier_refuses_for_another_cause_keeps_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "LOG_FILE", tmp_path / "log")
+    spec = ProgSpec("dmm_test", ProgType.XDP, AttachType.XDP)
+    with pytest.raises(KernelFeatureError, match=r"the verifier says: .*R0"):
+        programs.load(spec, Linked(link.INSN.pack(0x95, 0, 0, 0)))
+
+
+def test_an_errno_without_a_known_cause_is_not_explained() -> None:
+    error = OSError(22, os.strerror(22))
+    # This kernel has arrays, so EINVAL means something else.
+    assert str(explain.map_refused("make it", MapType.ARRAY, error)) == "cannot make it: Invalid argument"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [
+        (
+            ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"],
+            "it needs CAP_BPF; run it as",
+        ),
+        (["unshare", "--user", "--map-root-user"], "although this process has the capabilities"),
+    ],
+)
+def test_a_refusal_of_bpf_names_what_is_missing(prefix: list[str], why: str) -> None:
+    source = "from dmm_ebpf.loader import programs; programs.create_maps()"
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert f"{PrivilegeError.__name__}: cannot create the BPF map control: " in done.stderr
+    assert why in done.stderr
+
+
+def test_without_btf_the_programs_load_and_read_the_task_by_helpers() -> None:
+    source = (
+        "from dmm_ebpf.loader import compile, programs\n"
+        "found = programs.defines()\n"
+        "maps = programs.create_maps()\n"
+        "programs.close_programs(programs.load_programs(compile.compile_programs(found), maps))\n"
+        "print(found)"
+    )
+    hidden = in_own_mounts("mount -t tmpfs none /sys/kernel/btf", sys.executable, "-c", source)
+    done = subprocess.run(hidden, capture_output=True, text=True, check=True, timeout=120)
+    assert "DMM_TASK" not in done.stdout
+
+
+def test_without_cgroup2_a_sentence_and_nothing_left() -> None:
+    unmount = "for at in $(findmnt -nlo TARGET -t cgroup2); do umount -l $at; done"
+    command = in_own_mounts(unmount, *CLI, "run", "--instance", f"lacks{os.getpid()}", "--", "true")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == KernelFeatureError.exit_code, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot find cgroup v2: no cgroup2 file system is mounted; mount it" in done.stderr
+    assert not Path(f"/run/dmm-ebpf/lacks{os.getpid()}").exists()
+
+
+def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
+    lab: Lab, make_cgroup, tmp_path: Path
+) -> None:
+    host, other = lab.host("host"), lab.host("other")
+    lab.wire(host, other)
+    cgroup: Cgroup = make_cgroup()
+    policy = tmp_path / "policy.toml"
+    policy.write_text(POLICY.replace("{cgroup}", cgroup.relative))
+    instance = f"lacks{os.getpid()}"
+    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
+    done = host.run([*hide, *attach], check=False)
+    assert done.returncode == KernelFeatureError.exit_code, done.stderr
+    assert "cannot open /dev/net/tun for device" in done.stderr
+    assert "CONFIG_TUN" in done.stderr and "modprobe tun" in done.stderr
+    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
+    assert not Path("/run/dmm-ebpf", instance).exists()
