@@ -9,9 +9,11 @@ away. A Python trace is only shown with DMM_DEBUG=1 in the environment.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import traceback
+from typing import Any
 
 import typer
 
@@ -39,12 +41,13 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _guarded(args: list[str] | None) -> int:
-    command = typer.main.get_command(app)
     if COMPLETE_VARIABLE in os.environ:
-        command.main(args, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE)
+        typer.main.get_command(app).main(args, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE)
+    words = list(sys.argv[1:] if args is None else args)
+    command = _command_tree(words)
     try:
         # Not main(): that would end the process by itself on a broken pipe.
-        with command.make_context(PROGRAM, list(sys.argv[1:] if args is None else args)) as context:
+        with command.make_context(PROGRAM, words) as context:
             command.invoke(context)
         code = 0
     except typer.Exit as exc:
@@ -54,6 +57,17 @@ def _guarded(args: list[str] | None) -> int:
     except Exception as exc:
         code = _failed(exc)
     return code
+
+
+def _command_tree(words: list[str]) -> Any:
+    """As far as words need it: building all of it takes longer than running some commands."""
+    first = words[0] if words else ""
+    named = [c for c in app.registered_commands if c.callback and first == (c.name or c.callback.__name__)]
+    if not named:
+        return typer.main.get_command(app)
+    part = copy.copy(app)
+    part.registered_commands, part.registered_groups = named, []
+    return typer.main.get_command(part)
 
 
 def _failed(exc: Exception) -> int:

@@ -12,6 +12,7 @@ from cli_lab import Cli, one_sentence
 from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 from typer.testing import CliRunner
 
+from dmm_ebpf.cli import main
 from dmm_ebpf.cli.app import app
 from dmm_ebpf.errors import ConflictError, KernelFeatureError, PolicyError, PrivilegeError
 
@@ -190,3 +191,12 @@ def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
         said = cli(*args)
         assert said.code == 2
         assert "Commands:" in said.err
+
+
+def test_of_the_command_tree_only_what_is_called_is_built() -> None:
+    whole = main._command_tree([])
+    assert {"run", "attach", "compile", "policy"} <= set(whole.commands)
+    for name in ("run", "compile"):
+        assert list(main._command_tree([name, "--", "true"]).commands) == [name]
+    for words in (["policy", "check"], ["ru", "true"], ["--version"], ["nothing"]):
+        assert main._command_tree(words).commands.keys() == whole.commands.keys()
