@@ -10,6 +10,7 @@ that namespace wherever they are used.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -109,6 +110,22 @@ class NetNS(Closing):
                     return cls.from_arg(path)
             except (OSError, DmmError):
                 continue
+        return None
+
+    @classmethod
+    def find_cookie(cls, cookie: int) -> Self | None:
+        """The namespace of that cookie, likewise."""
+        seen: set[int] = set()
+        for path in _candidates():
+            with contextlib.suppress(OSError, DmmError):
+                inode = path.stat().st_ino
+                if inode in seen:
+                    continue
+                seen.add(inode)
+                found = cls.from_arg(path)
+                if found.cookie == cookie:
+                    return found
+                found.close()
         return None
 
     @property

@@ -226,8 +226,12 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
     return Attached(instance, cgroups.cgroup_id(cgroup), opened, progs, folder)
 
 
-def _incomplete(instance: str, why: str) -> ConflictError:
-    return ConflictError(
+class HalfAttachedError(ConflictError):
+    """What is pinned is not whole: whoever attached it, or took it away, was killed half way."""
+
+
+def _incomplete(instance: str, why: str, kind: type[ConflictError] = ConflictError) -> ConflictError:
+    return kind(
         f"take over instance {instance}",
         why=why,
         hint=f"detach it (dmm-ebpf detach --instance {instance}) and attach again",
@@ -238,9 +242,8 @@ def _get(instance: str, path: Path) -> int:
     try:
         return bpf.obj_get(str(path))
     except FileNotFoundError as error:
-        raise _incomplete(
-            instance, f"it is half attached ({path.parent.name}/{path.name} is missing)"
-        ) from error
+        why = f"it is half attached ({path.parent.name}/{path.name} is missing)"
+        raise _incomplete(instance, why, HalfAttachedError) from error
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise _no_root(f"take over instance {instance}", error) from error
@@ -268,8 +271,8 @@ def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
             instance, f"its maps have ABI version {control.abi_version}, this is {C.DMM_ABI_VERSION}"
         )
     for spec in MAPS:
-        one = opened[spec.name]
-        if (one.key_size, one.value_size) != (spec.key_size, spec.value_size):
+        one = opened.get(spec.name)
+        if one is not None and (one.key_size, one.value_size) != (spec.key_size, spec.value_size):
             raise _incomplete(instance, f"its map {spec.name} was made by another version of dmm-ebpf")
 
 
@@ -377,6 +380,35 @@ def detach(instance: str) -> list[str]:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise _no_root(f"detach instance {instance}", error) from error
         raise DmmError(f"detach instance {instance}", why=str(error)) from error
+
+
+def unhook(instance: str) -> list[str]:
+    """The first part of detach(): the cgroup's hooks go, so that no new flow comes; XDP and all pins else stay, so that
+    what the open flows need is there until they have ended.
+    """
+    folder = bpffs.instance_dir(instance)
+    if folder is None:
+        return []
+    links = (folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup)
+    try:
+        return [_remove_link(path) for path in links if path.exists()]
+    except OSError as error:
+        raise DmmError(f"take the hooks of instance {instance} off", why=str(error)) from error
+
+
+def open_maps(instance: str) -> Mapping[str, Map]:
+    """Those maps that are pinned, for undoing what they name; none if another version of dmm-ebpf made them."""
+    folder = bpffs.instance_dir(instance)
+    if folder is None:
+        return {}
+    paths = {spec.name: folder / "maps" / spec.name for spec in MAPS}
+    opened = {name: Map(_get(instance, path)) for name, path in paths.items() if path.exists()}
+    if "control" in opened:
+        with suppress(ConflictError):
+            _check_abi(instance, opened)
+            return opened
+    programs.close_maps(opened)
+    return {}
 
 
 def instances() -> list[str]:

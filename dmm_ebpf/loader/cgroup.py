@@ -7,12 +7,16 @@ Inside `ip netns exec` the hierarchy is hidden with the rest of /sys; it is then
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmm_ebpf.errors import KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
 from dmm_ebpf.loader import bpf, initns
+
+_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,32 @@ def path_of(cgroup_id: int) -> str | None:
         return None
     relative = real.relative_to(mount.point)
     return "/" if relative == Path() else f"/{relative}"
+
+
+def dissolve(path: Path) -> list[str]:
+    """Removes a cgroup and those below it; what runs there goes on one level above. Says what went; nothing: it was not
+    there. DmmError when it cannot be emptied.
+    """
+    if not path.is_dir():
+        return []
+    for _ in range(_TRIES):
+        below = sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True)
+        try:
+            for group in (*below, path):
+                _move_up(group, path.parent)
+                group.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            # Something was forked into it since it was looked at.
+            if error.errno != errno.EBUSY:
+                raise DmmError(f"remove the cgroup {path}", why=str(error.strerror)) from error
+            continue
+        return [f"cgroup {path}"]
+    raise DmmError(f"remove the cgroup {path}", why="processes are forked into it without end")
+
+
+def _move_up(group: Path, to: Path) -> None:
+    for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
+        with contextlib.suppress(ProcessLookupError):
+            (to / "cgroup.procs").write_text(pid, encoding="ascii")
