@@ -34,24 +34,27 @@ def detach(instance: str, *, everything: bool, as_json: bool) -> None:
     from dmm_ebpf.rd import service
 
     names = service.instances() if everything else [instance]
-    removed: list[dict[str, Any]] = []
+    gone: list[dict[str, Any]] = []
     error: DmmError | None = None
     for name in names:
         try:
-            removed.append({"instance": name, "removed": service.detach(name)})
+            undone = service.detach(name)
+            gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
         except DmmError as exc:
             error = error or exc
     if as_json:
-        output.print_json(removed)
+        output.print_json(gone)
     else:
         if not names:
             output.note("no instance is attached")
-        for entry in removed:
+        for entry in gone:
             what = ", ".join(units.clean(text) for text in entry["removed"])
             print(
                 f"instance {entry['instance']}: "
                 + (f"removed {what}" if what else "there was nothing to remove")
             )
+            for text in entry["unknown"]:
+                output.note(f"instance {entry['instance']}: {text}")
     if error is not None:
         raise error
 

@@ -32,12 +32,22 @@ _ClickError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Click
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line args (None: this process's) and exit with its code."""
+    _open_standard_streams()
     code = _guarded(args)
     try:
         sys.stdout.flush()
     except OSError as exc:
         code = _output_failed(exc)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """What the caller has closed leads to /dev/null: whatever is opened next would else be read and written as it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def _guarded(args: list[str] | None) -> int:

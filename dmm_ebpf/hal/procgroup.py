@@ -10,6 +10,8 @@ Empty groups are removed with their process, the parents with the last of them.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,3 +107,12 @@ def remove(path: Path) -> bool:
             gone = directory != path
             break
     return gone
+
+
+def remove_all(hierarchy: Path, instance: str) -> None:
+    """Removes the groups of all processes of an instance, which are gone. Raises OSError."""
+    top = hierarchy / ROOT_NAME / instance
+    for path in [p for p in top.glob("*") if p.is_dir()] if top.is_dir() else []:
+        if not remove(path):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+    remove(top / "none")  # the parents, should they be empty

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterable
 
 from dmm_ebpf import abi
 from dmm_ebpf.hal import sockdiag
@@ -28,12 +29,19 @@ def disown(xdp_flows: Map, record: StackState, mark: int, mask: int) -> tuple[in
     A process that takes the dead one's place may start afterwards: what it owns, and new sockets, are not among them.
     """
     owner = _OWNER.pack(record.stack_id, record.tap)
-    owned = {key for key, value in xdp_flows.items() if value == owner}
+    return _disown(xdp_flows, {key for key, value in xdp_flows.items() if value == owner}, [mark], mask)
+
+
+def disown_all(xdp_flows: Map, marks: Iterable[int], mask: int) -> tuple[int, list[SocketId]]:
+    """The same for all processes of an instance, whose sockets bear these marks."""
+    return _disown(xdp_flows, {key for key, _ in xdp_flows.items()}, marks, mask)
+
+
+def _disown(xdp_flows: Map, owned: set[bytes], marks: Iterable[int], mask: int) -> tuple[int, list[SocketId]]:
     for key in owned:
         xdp_flows.delete(key)
-    if not owned:
-        return 0, []
-    return len(owned), [one for one in sockdiag.find_by_mark(mark, mask) if _pair(one) in owned]
+    sockets = (one for mark in marks if owned for one in sockdiag.find_by_mark(mark, mask))
+    return len(owned), [one for one in sockets if _pair(one) in owned]
 
 
 def _pair(one: SocketId) -> bytes:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal import sockdiag, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd import evaluate, flows, load, sync
+from dmm_ebpf.rd import evaluate, flows, load, sync, undo
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.guard import Guard, Item
@@ -34,8 +34,10 @@ from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
+from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.stacks import StackManager, core_counters
 from dmm_ebpf.rd.standing import Group, Namespace
+from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.rd.watch import PolicyWatch
 
 C = abi.C
@@ -68,6 +70,8 @@ class Instance:
         self._policy: Policy | None = None
         self._labels: dict[int, Labels] = {}
         self._applying = asyncio.Lock()
+        self._appliers: set[asyncio.Task[Any]] = set()  # tasks in apply()
+        self._closing = False
         self._since = time.monotonic()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         # A Resource Director that was killed may have had followers.
@@ -93,55 +97,83 @@ class Instance:
     ) -> Instance:
         """Attach, or adopt what a Resource Director that was killed left behind; then apply options.policy.
 
-        A failure leaves the host as it was (an adopted instance as it was found).
+        A failure leaves the host as it was (an adopted instance as it was found); a cancellation detaches both.
+        own_cgroup: options.cgroup is the path of one that is made, and goes with the instance.
         """
-        cgroup = cgroups.resolve(options.cgroup)
+        cgroup = Path(options.cgroup) if own_cgroup else cgroups.resolve(options.cgroup)
         first = policies.load(options.policy) if options.policy else None
-        state = run.load()
-        if options.instance in loader.instances():
-            self = cls._adopt(options, run, state, cgroup, netns)
-        else:
-            state = State(
-                instance=options.instance,
-                pid=os.getpid(),
-                cgroup=str(cgroup),
-                netns_inode=netns.inode,
-                netns=options.netns,
-                own_cgroup=own_cgroup,
-            )
-            run.save(state)
-            attached = await asyncio.to_thread(
-                loader.attach, options.instance, cgroup, netns_cookie=netns.cookie, mark_mask=MARK_MASK
-            )
-            self = cls(run, state, attached, netns, adopted=False)
+        self = await cls._adopt(options, run, cgroup, netns, own_cgroup)
+        self = self or await cls._attach(options, run, cgroup, netns, own_cgroup)
         try:
             if self.adopted:
+                await in_thread(self.stacks.bury)
                 await self._resume()
             if first is not None:
                 await self.apply(first, options.policy)
-        except BaseException:
-            if not self.adopted:
-                await self.close()
+        except BaseException as e:
+            if not self.adopted or isinstance(e, asyncio.CancelledError):
+                try:
+                    await self.close()
+                except DmmError as left:
+                    log.error("%s", left)
             raise
         return self
 
     @classmethod
-    def _adopt(
-        cls, options: AttachOptions, run: RunDir, state: State | None, cgroup: Path, netns: NetNS
-    ) -> Instance:
-        what = f"attach instance {options.instance}"
-        hint = f"run `dmm-ebpf detach --instance {options.instance}` first"
-        if state is None:
-            raise ConflictError(what, why="its programs are attached, but by whom is not known", hint=hint)
-        if state.cgroup != str(cgroup):
-            raise ConflictError(what, why=f"it is attached to {state.cgroup}, not to {cgroup}", hint=hint)
-        if state.netns_inode != netns.inode:
-            raise ConflictError(what, why="it is attached in another network namespace", hint=hint)
-        attached = loader.adopt(options.instance)
-        state.pid = os.getpid()
+    async def _adopt(
+        cls, options: AttachOptions, run: RunDir, cgroup: Path, netns: NetNS, own_cgroup: bool
+    ) -> Instance | None:
+        """None: nothing is there that could be taken over, though there may be something to clear away."""
+        state = run.load()
+        if options.instance not in loader.instances() or (state and state.own_cgroup):
+            return None
+        why = _why_not_ours(state, None if own_cgroup else cgroup, netns)
+        if state is None or why:
+            hint = f"run `dmm-ebpf detach --instance {options.instance}` first"
+            raise ConflictError(f"attach instance {options.instance}", why=why, hint=hint)
+        try:
+            attached = await in_thread(loader.adopt, options.instance)
+        except loader.HalfAttachedError:
+            if state.whole:
+                raise
+            return None  # it was killed while attaching
+        state.pid, state.whole = os.getpid(), True
         run.save(state)
         log.info("adopted instance %s as its last Resource Director left it", options.instance)
         return cls(run, state, attached, netns, adopted=True)
+
+    @classmethod
+    async def _attach(
+        cls, options: AttachOptions, run: RunDir, cgroup: Path, netns: NetNS, own_cgroup: bool
+    ) -> Instance:
+        left = await in_thread(undo.clear, run)
+        for what in left.removed + left.unknown:
+            log.warning("left by a Resource Director that was killed: %s", what)
+        state = State(
+            instance=options.instance,
+            pid=os.getpid(),
+            cgroup=str(cgroup),
+            netns_inode=netns.inode,
+            netns=options.netns,
+            own_cgroup=own_cgroup,
+        )
+        try:
+            run.save(state)
+            if own_cgroup:
+                cgroups.dissolve(cgroup)
+                cgroup.mkdir()
+            attached = await in_thread(
+                loader.attach, options.instance, cgroup, netns_cookie=netns.cookie, mark_mask=MARK_MASK
+            )
+            state.whole = True
+            run.save(state)
+            return cls(run, state, attached, netns, adopted=False)
+        except BaseException:
+            try:
+                undo.clear(run)
+            except DmmError as e:
+                log.error("%s", e)
+            raise
 
     async def _resume(self) -> None:
         """Take the policy that is in force, and the stack processes that live on, under our care."""
@@ -157,55 +189,89 @@ class Instance:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
 
     async def close(self) -> list[str]:
-        """Detach: hooks first, so that no new flow comes, then stacks, then every other trace. Returns what went."""
+        """Detach: hooks first, so that no new flow comes, then stacks, then every other trace. Returns what went; a
+        step that fails keeps no other from being tried, and DmmError tells of all that failed.
+        """
+        self._closing = True
+        for task in self._appliers:
+            task.cancel()
+        async with self._applying:  # until what they had begun is undone
+            return await self._close()
+
+    async def _close(self) -> list[str]:
+        steps = Steps(f"detach instance {self.state.instance} wholly")
         asyncio.get_running_loop().remove_reader(self._events.fileno())
-        for stack_id in range(C.DMM_MAX_STACKS):
-            down = bytes(abi.sizeof("dmm_stack_state"))
-            self._attached.maps["stack_state"].update(struct.pack("=I", stack_id), down)
-        removed = await self.stacks.close()
-        removed += await asyncio.to_thread(loader.detach, self.state.instance)
+        steps.do("hooks", lambda: loader.unhook(self.state.instance))
+        steps.do("listeners", self._take_no_flows)
+        await self.stacks.close(steps)
+        await steps.wait("pins", in_thread(loader.detach, self.state.instance))
         self._events.close()
+        if self.state.own_cgroup:
+            steps.do("cgroup", lambda: cgroups.dissolve(Path(self.state.cgroup)))
+        steps.finish()
         self._run.remove()
-        return removed
+        return steps.removed
+
+    def _take_no_flows(self) -> None:
+        down = bytes(abi.sizeof("dmm_stack_state"))
+        for stack_id in range(C.DMM_MAX_STACKS):
+            self._attached.maps["stack_state"].update(struct.pack("=I", stack_id), down)
 
     # -- policy --
 
     async def apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
         """Put new in force. DmmError if it cannot be; then nothing has changed."""
-        async with self._applying:
-            users = new.user_stacks()
-            wanted = {name: users[name] for name in new.routed_stacks() if name in users}
-            ids = IdSpace.from_dict(self._ids.to_dict())
-            counts = {name: config.instances for name, config in wanted.items()}
-            marks = await asyncio.to_thread(self.stacks.marks, counts)
-            compiled = await asyncio.to_thread(
-                compile_policy,
-                new,
-                ids,
-                marks,
-                MARK_MASK,
-                _cgroup_lookup,
-                netns_lookup=_netns_cookie,
-                congestion_controls=_congestion_controls(),
-                busy_stacks=self._busy_stacks(),
-            )
-            started = await self.stacks.ensure(
-                {name: (ids.stack(name), config) for name, config in wanted.items()}
-            )
-            try:
-                generation = await asyncio.to_thread(self._sync, compiled)
-            except BaseException:
-                await self.stacks.drop(started)
-                raise
-            self._ids, self._policy = ids, new
-            self._labels[generation] = compiled.labels
-            self._forget_generations(generation)
-            self.state.ids = ids.to_dict()
-            self.state.generation = generation
-            self.state.policy = str(path) if path else None
-            self.state.policy_text = new.text
-            self._run.save(self.state)
-            self.stacks.retire(wanted)
+        task = asyncio.current_task()
+        if task is None or self._closing:
+            raise self._too_late()
+        self._appliers.add(task)
+        try:
+            async with self._applying:
+                return await self._apply(new, path)
+        except asyncio.CancelledError:
+            if self._closing:
+                raise self._too_late() from None
+            raise
+        finally:
+            self._appliers.discard(task)
+
+    def _too_late(self) -> DmmError:
+        return NotAttachedError("apply the policy", why=f"instance {self.state.instance} is being detached")
+
+    async def _apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
+        users = new.user_stacks()
+        wanted = {name: users[name] for name in new.routed_stacks() if name in users}
+        ids = IdSpace.from_dict(self._ids.to_dict())
+        counts = {name: config.instances for name, config in wanted.items()}
+        marks = await in_thread(self.stacks.marks, counts)
+        compiled = await asyncio.to_thread(
+            compile_policy,
+            new,
+            ids,
+            marks,
+            MARK_MASK,
+            _cgroup_lookup,
+            netns_lookup=_netns_cookie,
+            congestion_controls=_congestion_controls(),
+            busy_stacks=self._busy_stacks(),
+        )
+        started = await self.stacks.ensure(
+            {name: (ids.stack(name), config) for name, config in wanted.items()}
+        )
+        try:
+            generation = await in_thread(self._sync, compiled)
+        except BaseException:
+            await self.stacks.drop(started)
+            raise
+        self._ids, self._policy = ids, new
+        self._labels[generation] = compiled.labels
+        self._forget_generations(generation)
+        self.state.ids = ids.to_dict()
+        self.state.generation = generation
+        self.state.policy = str(path) if path else None
+        self.state.policy_text = new.text
+        self._run.save(self.state)
+        self.stacks.retire(wanted)
         summary = {
             "generation": generation,
             "rules": len(new.rules),
@@ -443,6 +509,15 @@ def _with_sockets(records: dict[int, bytes]) -> Iterator[tuple[bytes, dict[str, 
                 yield record, vars(live)
     while records:
         yield records.popitem()[1], None
+
+
+def _why_not_ours(state: State | None, cgroup: Path | None, netns: NetNS) -> str:
+    """Why what is attached cannot be taken over for this cgroup (None: for one of its own); empty: it can."""
+    if state is None:
+        return "its programs are attached, but its state.json, which says by whom, is lost"
+    if state.cgroup != str(cgroup):
+        return f"it is attached to {state.cgroup}, not to {cgroup or 'a cgroup of its own'}"
+    return "" if state.netns_inode == netns.inode else "it is attached in another network namespace"
 
 
 def _cgroup_lookup(path: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from dmm_ebpf.rd import endflows, standing
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.nics import DeviceGoneError
 from dmm_ebpf.rd.rundir import StackState
-from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
+from dmm_ebpf.rd.signals import in_thread
+from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
 
 MARK_BASE = 0x0DD00000
 MARK_MASK = 0x0FF00000
@@ -92,22 +94,31 @@ class Process:
     async def start(self) -> None:
         """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
         record = self.record
-        if record.pid and await self.supervisor.adopt(record.pid, record.start_time):
-            return
+        if record.pid:
+            if await self.supervisor.adopt(record.pid, record.start_time):
+                return
+            await in_thread(kill_process, record.pid, record.start_time)
+            record.pid = 0
+            await in_thread(end_flows, self._attached.maps["xdp_flows"], record)
         await self.supervisor.start()
 
     async def stop(self) -> None:
         """End the process, reset its flows, and take away what led to it."""
         self.status = "stopping"
-        await self.supervisor.stop()
+        steps = Steps(f"stop stack {self.record.label}")
+        await steps.wait("its process", self.supervisor.stop())
         if self._ending is not None:
-            await self._ending
-        await self._end_flows(asyncio.get_running_loop().create_future())
+            await steps.wait("its old flows", self._ending)
+        await steps.wait("its flows", self._end_flows(asyncio.get_running_loop().create_future()))
+        steps.do("its routes", self._lead_out)
+        steps.do("its numbers", lambda: numbers_of(self.record.k).remove())
+        steps.finish()
+
+    def _lead_out(self) -> None:
         if self._mirror is not None:
             asyncio.get_running_loop().remove_reader(self._mirror.fileno())
             self._mirror.close()
             self._mirror = None
-        numbers_of(self.record.k).remove()
 
     def standing(self) -> list[Item]:
         """What has to stand on the host while the process is up."""
@@ -226,5 +237,12 @@ class Process:
 def end_flows(xdp_flows: Map, record: StackState) -> int:
     """Reset what a process that is gone has carried, and delete its XDP entries; returns how many there were."""
     owned, sockets = endflows.disown(xdp_flows, record, numbers_of(record.k).mark, MARK_MASK)
+    sockdiag.destroy(sockets)
+    return owned
+
+
+def end_all_flows(xdp_flows: Map, ks: Iterable[int]) -> int:
+    """The same for all processes of an instance, whose numbers are ks."""
+    owned, sockets = endflows.disown_all(xdp_flows, [numbers_of(k).mark for k in ks], MARK_MASK)
     sockdiag.destroy(sockets)
     return owned

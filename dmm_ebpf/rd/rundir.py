@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -66,6 +67,7 @@ class State:
     nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks
     sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys -> value before us
     own_cgroup: bool = False  # made by `run`, to be removed
+    whole: bool = False  # every hook is in place: what is missing of them has been taken away since
 
     @classmethod
     def from_json(cls, text: str) -> State:
@@ -95,36 +97,47 @@ class RunDir:
         self._state = self.path / "state.json"
         self._lock_fd = -1
 
-    def create(self) -> None:
-        """Make the directory, root's alone."""
-        try:
-            ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
-            with host_lock():
-                self.path.mkdir(mode=0o700, exist_ok=True)
-        except PermissionError as e:
-            raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
-
-    def lock(self) -> None:
-        """Take the instance for this process until it ends; ConflictError if another RD has it (flock(2))."""
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
+    def claim(self) -> None:
+        """Make the directory, root's alone, and take the instance for this process and its forks until they end;
+        ConflictError if a living process has it.
+        """
+        if not self.try_claim():
             raise ConflictError(
                 f"attach instance {self.instance}",
-                why=f"a Resource Director with pid {holder} serves it already",
+                why=f"a Resource Director with pid {self.holder() or 'unknown'} serves it already",
                 hint="choose another --instance, or detach that one first",
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            )
+
+    def try_claim(self) -> bool:
+        """claim(), but False if a living process has the instance (flock(2))."""
+        if self._lock_fd >= 0:
+            return True
+        try:
+            # All under the host's lock, or remove() could take the directory away in between.
+            with host_lock():
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if not _flock(fd):
+                    os.close(fd)
+                    return False
+        except PermissionError as e:
+            raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
         self._lock_fd = fd
+        self.relock_pid()
+        return True
+
+    def holder(self) -> int:
+        """The pid of the process that has the instance, as it says itself; 0 where nothing is said."""
+        try:
+            return int((self.path / "lock").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
 
     def relock_pid(self) -> None:
         """Write this process's pid into the lock, after a fork that kept the lock's descriptor."""
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        text = f"{os.getpid()}\n".encode()
+        os.pwrite(self._lock_fd, text, 0)
+        os.ftruncate(self._lock_fd, len(text))
 
     def is_locked(self) -> bool:
         """True if a live process holds the instance."""
@@ -147,7 +160,7 @@ class RunDir:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError):
-            # Half a file cannot happen (rename), a foreign one can: it names nothing that we could undo.
+            # Half a file cannot happen (rename), a foreign one can: what it should name is looked for (rd/found.py).
             return None
 
     def save(self, state: State) -> None:
@@ -158,12 +171,20 @@ class RunDir:
             json.dump(asdict(state), f)
         new.replace(self._state)
 
+    def forget(self) -> None:
+        """Remove state.json: all that it named is gone."""
+        self._state.unlink(missing_ok=True)
+
+    def is_bare(self) -> bool:
+        """True while nothing says that the instance has made anything on the host."""
+        return not self._state.exists()
+
     def remove(self) -> bool:
-        """Remove the directory and all in it; False if there was none."""
-        if not self.path.exists():
-            return False
+        """Remove the directory and all in it; False if there was none, or if it is another process's by now."""
         with host_lock():
-            shutil.rmtree(self.path)
+            found = self.path.exists() and (self._lock_fd < 0 or _is_file(self._lock_fd, self.path / "lock"))
+            if found:
+                shutil.rmtree(self.path)
             if not any(ROOT.glob("[!.]*")):
                 # The last instance takes the common directory along; whoever waits for the lock makes it anew.
                 (ROOT / ".lock").unlink()
@@ -171,7 +192,7 @@ class RunDir:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-        return True
+        return found
 
 
 def all_states() -> list[State]:
@@ -200,6 +221,18 @@ def host_lock() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _flock(fd: int) -> bool:
+    """False if somebody else has it for longer than is_locked() takes to look."""
+    for last in (False, False, True):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not last:
+                time.sleep(0.01)
+    return False
 
 
 def _is_file(fd: int, path: Path) -> bool:

@@ -43,6 +43,7 @@ class Server:
         self._stop = asyncio.Event()
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.Task[None]] = set()
+        self._reloading: asyncio.Task[None] | None = None
         self._methods: dict[str, Method] = {
             "status": lambda _: instance.status(),
             "stacks": lambda _: instance.list_stacks(),
@@ -78,14 +79,23 @@ class Server:
             await self._stop.wait()
         for watch in watches:
             watch.cancel()
+        # What they were putting back must not come after it has been removed.
+        await asyncio.gather(*watches, return_exceptions=True)
 
     def stop(self) -> None:
         """End serve()."""
         self._stop.set()
 
-    async def finish(self, removed: list[str]) -> None:
-        """Tell whoever asked for the stop what was removed, and hang up on every client."""
-        if not self._removed.done():
+    def reload(self) -> None:
+        """Read the policy file again (SIGHUP)."""
+        self._reloading = asyncio.get_running_loop().create_task(self._instance.watch.reload())
+
+    async def finish(self, removed: list[str] | DmmError) -> None:
+        """Tell whoever asked for the stop what was removed, or why not all was, and hang up on every client."""
+        if isinstance(removed, DmmError):
+            self._removed.set_exception(removed)
+            self._removed.exception()  # it is told where it was raised, should nobody have asked
+        else:
             self._removed.set_result(removed)
         await asyncio.sleep(0)
         pending = [t for t in self._clients if not t.done()]

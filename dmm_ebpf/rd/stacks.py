@@ -18,11 +18,12 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError
-from dmm_ebpf.hal import tuning
+from dmm_ebpf.hal import procgroup, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Attached
@@ -32,7 +33,10 @@ from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.standing import Setting
+from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
@@ -125,6 +129,7 @@ class StackManager:
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state)
         self._renewing = threading.Lock()
+        self._closing = False
         self._lock = asyncio.Lock()  # held while processes are started or stopped
 
     # -- what the policy compiler and the listings ask --
@@ -151,7 +156,7 @@ class StackManager:
                     name=key[0], stack_id=0, k=k, tun=numbers_of(k).tun, nics=[], process=key[1]
                 )
                 self._state.stacks.append(known[key])
-            self._run.save(self._state)
+            self._save()
         return {name: numbers_of(known[name, 0].k).mark for name in wanted}
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -287,21 +292,42 @@ class StackManager:
             self._publish(s)
         self._end_strays()
 
-    async def close(self) -> list[str]:
-        """Stop everything; flows of the user stacks are reset. Returns what was removed, as text."""
+    async def close(self, steps: Steps) -> None:
+        """Stop everything; flows of the user stacks are reset."""
         for task in self._drains.values():
             task.cancel()
-        removed = []
-        for s in self._stacks.values():
-            for p in s.processes:
-                p.retiring = True  # so that none gets a new flow while the others end
-        for name, s in list(self._stacks.items()):
-            await self._stop_all([(name, p.number) for p in s.processes])
-            removed.append(f"stack {name}")
-        self._end_strays()
-        removed += restore_sysctls(self._state)
-        self._run.save(self._state)
-        return removed
+        await asyncio.gather(*self._drains.values(), return_exceptions=True)
+        self._closing = True
+        async with self._lock:
+            for s in self._stacks.values():
+                for p in s.processes:
+                    p.retiring = True  # so that none gets a new flow while the others end
+            for name, s in list(self._stacks.items()):
+                for p in list(s.processes):
+                    await steps.wait(f"stack {p.record.label}", self._stop(name, p.number))
+                if name in self._stacks:
+                    steps.do(f"devices of stack {name}", partial(self._nics.detach, s.nics))
+                steps.removed.append(f"stack {name}")
+            steps.do("stacks of before", self._end_strays)
+            steps.do("settings", partial(restore_sysctls, self._state))
+            self._save()
+
+    def bury(self) -> None:
+        """End the flows of processes that died while no Resource Director was there to see it."""
+        for record in self._state.stacks:
+            if not record.pid or pidfile.start_time(record.pid) != record.start_time:
+                record.pid = 0
+                gone = end_flows(self._attached.maps["xdp_flows"], record)
+                if gone:
+                    log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
+
+    def _save(self) -> None:
+        """The state; while everything ends, what it names is gone all the same when it cannot be written."""
+        try:
+            self._run.save(self._state)
+        except OSError:
+            if not self._closing:
+                raise
 
     async def _keep(self, s: _Stack, config: UserStack) -> None:
         for p in s.processes:
@@ -327,20 +353,20 @@ class StackManager:
         s = _Stack(name, stack_id, config, self._nics.choose(list(config.devices), taken))
         self._stacks[name] = s
         self._publish(s)
-        await asyncio.to_thread(self._nics.attach, s.name, s.stack_id, s.nics)
+        await in_thread(self._nics.attach, s.name, s.stack_id, s.nics)
         return s
 
     async def _start(self, s: _Stack, number: int) -> None:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
         record.stack_id = s.stack_id
         record.nics = [n.name for n in s.nics]
-        self._run.save(self._state)
+        self._save()
         process = Process(
             record,
             self._spec(s, record),
             self._attached,
             renew=lambda: self._renew(s, record),
-            save=lambda: self._run.save(self._state),
+            save=self._save,
             changed=lambda p: self._changed(s, p),
         )
         s.processes.append(process)
@@ -415,10 +441,11 @@ class StackManager:
         if not s.processes:
             self._nics.detach(s.nics)
             del self._stacks[name]
-        self._run.save(self._state)
+        self._save()
 
     def _forget(self, record: StackState) -> None:
         numbers_of(record.k).remove()
+        procgroup.remove(group_of(self._state.instance, record))
         if record in self._state.stacks:
             self._state.stacks.remove(record)
 
@@ -428,11 +455,12 @@ class StackManager:
         """
         kept = {id(p.record) for s in self._stacks.values() for p in s.processes}
         for record in [r for r in self._state.stacks if id(r) not in kept]:
-            if record.pid and kill_process(record.pid, record.start_time):
-                log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
+            if record.pid:
+                if kill_process(record.pid, record.start_time):
+                    log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
                 end_flows(self._attached.maps["xdp_flows"], record)
             self._forget(record)
-        self._run.save(self._state)
+        self._save()
 
     async def _drain(self, name: str, p: Process) -> None:
         while True:
@@ -478,7 +506,7 @@ class StackManager:
             for path in missing:
                 before = [st.sysctls[path] for st in others if path in st.sysctls]
                 self._state.sysctls[path] = before[0] if before else tuning.read(path)
-            self._run.save(self._state)
+            self._save()
             for path, value in missing.items():
                 tuning.write(path, value)
 

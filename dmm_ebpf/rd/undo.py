@@ -2,103 +2,137 @@
 """Detaching an instance whose Resource Director is dead: everything that state.json and the pins name is removed.
 
 Each step stands alone, so that one that fails keeps no other from being done; the failures are told at the end.
-Order as in a live detach: hooks first, so that no new flow comes, then what the flows used.
+Order as in a live detach: hooks first, so that no new flow comes, then the processes and their flows, then the rest.
+What names a thing goes after it, so that an undoing that is killed can be done again. What a lost state.json does not
+name is looked for (found.py); what cannot be found is said.
 """
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dmm_ebpf import loader
-from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import procgroup
+from dmm_ebpf.hal import procgroup, sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Map
-from dmm_ebpf.rd.processes import end_flows, group_of, numbers_of
+from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.rd import found, rundir
+from dmm_ebpf.rd.found import FoundProcess
+from dmm_ebpf.rd.processes import MARK_MASK, end_all_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import restore_sysctls
-from dmm_ebpf.userstack.supervisor import kill_process
+from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.userstack import pidfile
 
 
-def undo(run_dir: RunDir) -> list[str]:
-    """Remove what is left of the instance; returns what was removed, as text. DmmError names what could not be."""
-    state = run_dir.load()
-    removed: list[str] = []
-    problems: list[str] = []
+@dataclass
+class Undone:
+    """removed: what went, as text. unknown: what could not be found out, as sentences."""
 
-    def step(what: str, action: Callable[[], list[str]]) -> None:
-        try:
-            removed.extend(action())
-        except (DmmError, OSError) as e:
-            problems.append(f"{what}: {e}")
+    removed: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
-    maps = _open_maps(run_dir.instance)
-    step("hooks", lambda: loader.detach(run_dir.instance))
-    if state is not None:
-        step("stack processes", lambda: _kill_stacks(state))
-        step("cgroups of stack processes", lambda: _remove_groups(state))
-        step("network namespace", lambda: _undo_in_netns(state, maps))
-        if state.own_cgroup:
-            step("cgroup", lambda: _remove_cgroup(Path(state.cgroup)))
-    if problems:
-        raise DmmError(
-            f"detach instance {run_dir.instance} wholly",
-            why="; ".join(problems),
-            hint="what could be removed is gone; detach again when the cause is mended",
-        )
+
+def undo(run_dir: RunDir) -> Undone:
+    """clear(), and the run directory too."""
+    undone = clear(run_dir)
     if run_dir.remove():
-        removed.append(str(run_dir.path))
-    return removed
+        undone.removed.append(str(run_dir.path))
+    return undone
 
 
-def _kill_stacks(state: State) -> list[str]:
-    gone = []
-    for stack in state.stacks:
-        if stack.pid and kill_process(stack.pid, stack.start_time, signal.SIGKILL):
-            gone.append(f"stack {stack.label}, pid {stack.pid}")
-    return gone
+def clear(run_dir: RunDir) -> Undone:
+    """Remove what is left of an instance that the caller has claimed; DmmError names what could not be removed."""
+    state = run_dir.load()
+    processes = found.stack_processes(run_dir.instance)
+    maps = loader.open_maps(run_dir.instance)
+    netns = NetNS.find(state.netns_inode) if state else found.namespace(processes, maps)
+    killed: set[int] = set()
+
+    steps = Steps(f"detach instance {run_dir.instance} wholly")
+    steps.do("hooks", lambda: loader.unhook(run_dir.instance))
+    steps.do("stack processes", lambda: _end_processes(_named(state, processes), killed))
+    steps.do("their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance))
+    if netns is not None:
+        _clear_network(steps, netns, state, _numbers(state, processes, maps), maps, killed)
+    if state is None and (processes or found.numbers_in(maps) or any(run_dir.path.glob("stack-*"))):
+        _clear_unnamed(steps, netns)
+    if netns is not None:
+        netns.close()
+    steps.do("pins", lambda: loader.detach(run_dir.instance))
+    if state is not None and state.own_cgroup:
+        steps.do("cgroup", lambda: cgroups.dissolve(Path(state.cgroup)))
+    steps.finish()
+    run_dir.forget()
+    return Undone(steps.removed, steps.unknown)
 
 
-def _remove_groups(state: State) -> list[str]:
-    for stack in state.stacks:
-        procgroup.remove(group_of(state.instance, stack))
-    return []
+def _clear_network(  # noqa: PLR0917 - what clear() has gathered
+    steps: Steps, netns: NetNS, state: State | None, ks: set[int], maps: Mapping[str, Map], killed: set[int]
+) -> None:
+    steps.do("flows", lambda: netns.run_in(_end_flows, maps, ks, killed))
+    for k in sorted(ks):
+        steps.do(f"number {k} of user stacks", partial(netns.run_in, numbers_of(k).remove))
+    if state is not None:
+        steps.do("settings", lambda: netns.run_in(restore_sysctls, state))
 
 
-def _open_maps(instance: str) -> Mapping[str, Map]:
-    """The maps, held open over the removal of their pins; none where an attach was cut off half way."""
-    try:
-        return loader.adopt(instance).maps
-    except DmmError:
-        return {}
+def _end_processes(processes: Iterable[FoundProcess], killed: set[int]) -> list[str]:
+    """killed: gets the numbers of those that were alive."""
+    alive = [p for p in processes if pidfile.kill_process(p.pid, p.start_time, signal.SIGTERM)]
+    for process in alive:
+        pidfile.kill_process(process.pid, process.start_time)
+        if process.k is not None:
+            killed.add(process.k)
+    return [f"stack {p.label}, pid {p.pid}" for p in alive]
 
 
-def _undo_in_netns(state: State, maps: Mapping[str, Map]) -> list[str]:
-    if not state.stacks and not state.sysctls:
-        return []
-    netns = NetNS.find(state.netns_inode)
+def _named(state: State | None, processes: list[FoundProcess]) -> list[FoundProcess]:
+    by_pid = {p.pid: p for p in processes}
+    for s in state.stacks if state else ():
+        if s.pid:
+            by_pid[s.pid] = FoundProcess(s.pid, s.start_time, s.label, s.k)
+    return list(by_pid.values())
+
+
+def _numbers(state: State | None, processes: list[FoundProcess], maps: Mapping[str, Map]) -> set[int]:
+    """Numbers that are the instance's and nobody else's by now."""
+    if state is not None:
+        return {s.k for s in state.stacks}
+    others = {s.k for other in rundir.all_states() for s in other.stacks}
+    return {p.k for p in processes if p.k is not None} | (found.numbers_in(maps) - others)
+
+
+def _end_flows(maps: Mapping[str, Map], ks: set[int], killed: set[int]) -> None:
+    if "xdp_flows" in maps:
+        end_all_flows(maps["xdp_flows"], ks)
+        return
+    for k in killed:
+        # Which of its sockets it carried nothing tells any more; it did a moment ago, so all.
+        sockdiag.destroy(sockdiag.find_by_mark(numbers_of(k).mark, MARK_MASK))
+
+
+def _clear_unnamed(steps: Steps, netns: NetNS | None) -> None:
+    """What state.json should have named, as far as it shows."""
     if netns is None:
-        return []  # it took its devices, rules and routes along
-    return netns.run_in(lambda: _undo_network(state, maps))
+        netns = NetNS.from_arg()
+        steps.unknown.append(
+            "state.json is lost, and nothing says which network namespace the instance worked in: ip rules were looked"
+            " for in this one alone"
+        )
+    steps.do("ip rules of nobody", lambda: netns.run_in(_remove_numbers_of_nobody, netns.inode))
+    changed = netns.run_in(found.settings_of_nobody, netns.inode)
+    if changed:
+        names = ", ".join(path.replace("/", ".") for path in changed)
+        steps.unknown.append(
+            f"state.json is lost, and with it what {names} were before they were set to 1: set them as you need them"
+        )
 
 
-def _undo_network(state: State, maps: Mapping[str, Map]) -> list[str]:
-    removed = []
-    for stack in state.stacks:
-        if "xdp_flows" in maps:
-            end_flows(maps["xdp_flows"], stack)
-        removed += numbers_of(stack.k).remove()
-    return removed + restore_sysctls(state)
-
-
-def _remove_cgroup(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    for pid in (path / "cgroup.procs").read_text().split():
-        with contextlib.suppress(OSError):
-            (path.parent / "cgroup.procs").write_text(pid)
-    path.rmdir()
-    return [f"cgroup {path}"]
+def _remove_numbers_of_nobody(netns_inode: int) -> list[str]:
+    with rundir.host_lock():
+        return [text for k in found.numbers_of_nobody(netns_inode) for text in numbers_of(k).remove()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process: `python -m dmm_ebpf.userstack.process FD`, started by the supervisor.
+"""A stack process: `python -m dmm_ebpf.userstack.process FD INSTANCE STACK TUN`, started by the supervisor.
 
 FD is one end of a stream socket: the spec (JSON, until the other end shuts its direction down) comes in,
 one line of JSON goes out when the stack serves, or says why it cannot. After that the process needs nobody:

@@ -38,6 +38,7 @@ from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 __all__ = ["NicSpec", "StackSpec", "StackSupervisor", "kill_process"]
 
+PROGRAM = "dmm_ebpf.userstack.process"
 READY_DEADLINE_S = 10.0
 QUERY_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS of engine.c
@@ -53,7 +54,7 @@ log = logging.getLogger("dmm-ebpf")
 class StackSupervisor:
     """One process of a stack. Lives in the Resource Director's event loop."""
 
-    COMMAND = (sys.executable, "-P", "-m", "dmm_ebpf.userstack.process")
+    COMMAND = (sys.executable, "-P", "-m", PROGRAM)
 
     def __init__(
         self,
@@ -186,16 +187,16 @@ class StackSupervisor:
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
             try:
+                # Before it is told what to do: should we be killed, no process serves that nothing names.
+                started = pidfile.start_time(self.pid)
+                pidfile.write(self.spec.pid_path, self.pid, started)
                 self._into_group()
-                answer = await self._ready(parent)
+                return await self._ready(parent) | {"start_time": started}
             except BaseException:
                 self._kill()
                 await self._end_process()
                 self._tidy()
                 raise
-        started = pidfile.start_time(self.pid)
-        pidfile.write(self.spec.pid_path, self.pid, started)
-        return answer | {"start_time": started}
 
     def _into_group(self) -> None:
         """Before the process is told what to do. Without a group it has its resource limits alone."""
@@ -231,7 +232,8 @@ class StackSupervisor:
         }
         with spec.log_path.open("ab") as output:
             return subprocess.Popen(
-                [*self.COMMAND, str(channel_fd)],
+                # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/found.py).
+                [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.tun],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -14,6 +14,7 @@ import pytest
 from lab import curl_fetch, nginx, wait_for
 from lab.routed import CLI
 
+from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
 
 BEGIN = """
@@ -117,6 +118,35 @@ try:
 except OSError as e:
     print(errno.errorcode[e.errno])
 """
+
+
+def test_a_take_over_resets_what_a_stack_carried_that_died_meanwhile(wired, served):
+    """Nobody saw it die: its flows would hang, and a later connection of their 5-tuples would be given to the stack."""
+    routed = wired.attach_client()
+    holders = [
+        wired.client_cgroup.spawn(
+            ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
+            host=wired.client,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for holder in holders:
+        assert holder.stdout.readline() == "connected\n"
+    stack_pid = routed.stack("wan")["pid"]
+    routed.kill_director()
+    os.kill(stack_pid, signal.SIGKILL)
+    maps = loader.open_maps(routed.instance)
+    try:
+        assert len(list(maps["xdp_flows"].items())) == 3
+        routed.restart()
+        for holder in holders:
+            assert holder.communicate(timeout=10)[0] == "ECONNABORTED\n"
+        assert list(maps["xdp_flows"].items()) == []
+    finally:
+        for one in maps.values():
+            one.close()
 
 
 def test_a_killed_director_is_replaced_and_its_stack_goes_on(wired, served):

@@ -92,17 +92,27 @@ def test_run_returns_the_commands_code(cli: Cli, service: SimpleNamespace, dashe
 
 
 def test_detach(cli: Cli, service: SimpleNamespace) -> None:
-    service.detach = lambda name: [f"links of {name}"] if name == "default" else []
-    assert cli("detach").out == "instance default: removed links of default\n"
-    assert cli("detach", "--json").json == [{"instance": "default", "removed": ["links of default"]}]
+    def detach(name: str) -> SimpleNamespace:
+        found = name == "default"
+        return SimpleNamespace(
+            removed=[f"links of {name}"] if found else [], unknown=["what x was"] if found else []
+        )
+
+    service.detach = detach
+    said = cli("detach")
+    assert said.out == "instance default: removed links of default\n"
+    assert said.err == "dmm-ebpf: instance default: what x was\n"
+    assert cli("detach", "--json").json == [
+        {"instance": "default", "removed": ["links of default"], "unknown": ["what x was"]}
+    ]
     assert cli("detach", "-i", "red").out == "instance red: there was nothing to remove\n"
 
 
 def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
-    def detach(name: str) -> list[str]:
+    def detach(name: str) -> SimpleNamespace:
         if name == "a":
             raise ConflictError("detach a", why="busy")
-        return [name]
+        return SimpleNamespace(removed=[name], unknown=[])
 
     service.instances = lambda: ["a", "b"]
     service.detach = detach

@@ -25,7 +25,7 @@ def test_a_name_that_could_leave_the_directory_is_refused(name):
 
 def test_state_comes_back_as_it_was_saved(root):
     run = RunDir("default")
-    run.create()
+    run.claim()
     state = State(
         "default", 1, "/cg", 42, stacks=[StackState("wan", 1, 3, "dmm-3", ["eth0"], 7, 99)], nics={"eth0": 0}
     )
@@ -37,7 +37,7 @@ def test_state_comes_back_as_it_was_saved(root):
 
 def test_a_foreign_state_file_is_no_state(root):
     run = RunDir("default")
-    run.create()
+    run.claim()
     for text in ("", "{", "[]", '{"instance": 1}', json.dumps({"x": 1})):
         (run.path / "state.json").write_text(text)
         assert run.load() is None
@@ -45,11 +45,10 @@ def test_a_foreign_state_file_is_no_state(root):
 
 def test_a_second_director_is_told_who_has_the_instance(root):
     first, second = RunDir("default"), RunDir("default")
-    first.create()
-    first.lock()
+    first.claim()
     assert second.is_locked()
     with pytest.raises(ConflictError, match=f"pid {os.getpid()} serves it already"):
-        second.lock()
+        second.claim()
     assert first.remove()
     assert not second.is_locked()
     assert not second.remove()
@@ -58,8 +57,8 @@ def test_a_second_director_is_told_who_has_the_instance(root):
 
 def test_the_common_directory_stays_while_an_instance_does(root):
     first, second = RunDir("a"), RunDir("b")
-    first.create()
-    second.create()
+    first.claim()
+    second.claim()
     assert first.remove()
     assert second.path.is_dir()
     with rundir.host_lock():

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dmm-ebpf detach`: asks the Resource Director of an instance to end, or undoes what a dead one has left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+
+from dmm_ebpf import loader
+from dmm_ebpf.errors import DmmError, NotAttachedError
+from dmm_ebpf.rd import found, rundir
+from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.signals import Signals
+from dmm_ebpf.rd.undo import Undone, undo
+from dmm_ebpf.userstack import pidfile
+
+log = logging.getLogger("dmm-ebpf")
+STOP_TIMEOUT_S = 20
+
+
+def instances() -> list[str]:
+    """Instances of this host, whether their RD lives or not."""
+    names = {d.name for d in rundir.ROOT.iterdir() if d.is_dir()} if rundir.ROOT.is_dir() else set()
+    with contextlib.suppress(DmmError):
+        names |= set(loader.instances())
+    return sorted(names)
+
+
+def detach(instance: str) -> Undone:
+    """Remove every trace of an instance, its RD alive or not."""
+    run_dir = RunDir(instance)
+    homeless = found.homeless_directors(run_dir) if run_dir.is_bare() else []
+    if not homeless and instance not in instances() and not found.stack_processes(instance):
+        run_dir.remove()
+        return Undone()
+    for director in homeless:
+        _end(run_dir, director.pid, director.start_time)
+    return _undo_if_dead(run_dir) or _ask(run_dir)
+
+
+def collect_runs() -> None:
+    """Undo what commands of `run` have left whose process was killed, and whose watcher too."""
+    for name in instances():
+        with contextlib.suppress(DmmError):
+            run_dir = RunDir(name)
+            if run_dir.is_locked():
+                continue
+            state = run_dir.load()
+            if state is not None and state.own_cgroup and _undo_if_dead(run_dir):
+                log.warning("instance %s was left by a `dmm-ebpf run` that was killed: it is detached", name)
+
+
+def _undo_if_dead(run_dir: RunDir) -> Undone | None:
+    """None: a living process has the instance."""
+    with Signals():  # what has begun is brought to its end
+        return undo(run_dir) if run_dir.try_claim() else None
+
+
+def _ask(run_dir: RunDir) -> Undone:
+    try:
+        with Client(run_dir.instance, timeout_s=STOP_TIMEOUT_S) as client:
+            removed: list[str] = client.call("stop")["removed"]
+    except NotAttachedError:
+        # It is starting or ending, or its socket was removed: a signal reaches it all the same.
+        pid = run_dir.holder()
+        _end(run_dir, pid, pidfile.start_time(pid))
+        undone = _undo_if_dead(run_dir) or Undone()
+        return Undone([f"what its Resource Director, pid {pid}, had made", *undone.removed], undone.unknown)
+    _await_unlocked(run_dir)
+    return Undone(removed)
+
+
+def _end(run_dir: RunDir, pid: int, started: int) -> None:
+    """SIGTERM to a Resource Director, and wait until it has detached."""
+    fd = pidfile.open_process(pid, started)
+    if fd is None:
+        return
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        if not select.select([fd], [], [], STOP_TIMEOUT_S)[0]:
+            raise DmmError(
+                f"detach instance {run_dir.instance}",
+                why=f"its Resource Director, pid {pid}, does not end",
+                hint="kill it and detach again",
+            )
+    finally:
+        os.close(fd)
+
+
+def _await_unlocked(run_dir: RunDir) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while run_dir.is_locked():
+        if time.monotonic() > deadline:
+            raise DmmError(
+                f"detach instance {run_dir.instance}",
+                why="its Resource Director answered but does not end",
+                hint="kill it and detach again",
+            )
+        time.sleep(0.01)
