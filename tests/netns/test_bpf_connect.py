@@ -26,6 +26,7 @@ from lab import Cgroup
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader import compile as compiling
 from dmm_ebpf.loader import programs
 
 __all__ = ["bench"]
@@ -160,7 +161,7 @@ def test_dscp_of_a_v4_mapped_destination_is_ipv4s(bench: Bench) -> None:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Named before bench in a test, so that it is in force when the programs are compiled."""
     if request.param == "asks helpers":
-        monkeypatch.setattr(programs, "defines", lambda: ("DMM_SOCKOPS_CURRENT",))
+        monkeypatch.setattr(compiling, "features", lambda: ("DMM_SOCKOPS_CURRENT",))
     else:
         assert any(name.startswith("DMM_TASK_COMM=") for name in programs.defines())
     return str(request.param)

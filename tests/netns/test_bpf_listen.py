@@ -14,7 +14,7 @@ from lab.waiting import wait_for
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.loader import programs
+from dmm_ebpf.loader import compile as compiling
 from dmm_ebpf.rd.flows import pair_text
 
 __all__ = ["bench"]
@@ -105,7 +105,7 @@ class TestWithoutCurrent:
     @pytest.fixture(autouse=True)
     def old_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Named before bench in each test, so that it is in force when the programs are compiled."""
-        monkeypatch.setattr(programs, "defines", lambda: ())
+        monkeypatch.setattr(compiling, "features", lambda: ())
 
     def test_bind_gives_facts_and_table(self, old_kernel: None, bench: Bench) -> None:
         child = bench.cgroup.child("srv")
