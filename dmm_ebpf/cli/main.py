@@ -90,7 +90,8 @@ def _failed(exc: Exception) -> int:
         return _output_failed(exc)
     if isinstance(exc, PermissionError):
         where = f" ({exc.filename})" if exc.filename else ""
-        return _complain(f"cannot do that: {exc.strerror}{where}; run it as root", 77)
+        hint = "; run it as root" if os.geteuid() else ""
+        return _complain(f"cannot do that: {exc.strerror}{where}{hint}", 77)
     hint = "DMM_DEBUG=1 in the environment shows the trace"
     if isinstance(exc, OSError) and exc.strerror:
         where = f" ({exc.filename})" if exc.filename else ""

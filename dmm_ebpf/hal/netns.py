@@ -60,6 +60,13 @@ def _setns(fd: int) -> None:
         raise OSError(number, os.strerror(number), "setns")
 
 
+def _not_entered(label: str, error: OSError) -> DmmError:
+    what = f"enter network namespace {label}"
+    if error.errno == errno.EPERM:
+        return PrivilegeError(what, why="CAP_SYS_ADMIN is needed", hint="run as root")
+    return UsageError(what, why=os.strerror(error.errno or 0))
+
+
 class NetNS(Closing):
     """An open network namespace: fd, inode (its identity on this host) and cookie (its identity in BPF)."""
 
@@ -75,11 +82,7 @@ class NetNS(Closing):
             self.cookie = self.run_in(_cookie)
         except OSError as exc:
             self.close()
-            if exc.errno == errno.EPERM:
-                raise PrivilegeError(
-                    f"enter network namespace {label}", why="CAP_SYS_ADMIN is needed", hint="run as root"
-                ) from exc
-            raise UsageError(f"enter network namespace {label}", why=os.strerror(exc.errno or 0)) from exc
+            raise _not_entered(label, exc) from exc
         except DmmError:
             self.close()
             raise
@@ -148,13 +151,11 @@ class NetNS(Closing):
         return self.executor.submit(function, *args, **kwargs).result()
 
     def enter(self) -> None:
-        """Moves the calling thread, and the threads that it will make, for good. PrivilegeError."""
+        """Moves the calling thread, and the threads that it will make, for good. DmmError."""
         try:
             _setns(self.fd)
         except OSError as exc:
-            raise PrivilegeError(
-                f"enter network namespace {self.label}", why=os.strerror(exc.errno or 0), hint="run as root"
-            ) from exc
+            raise _not_entered(self.label, exc) from exc
 
     def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         """A socket that belongs to this namespace."""

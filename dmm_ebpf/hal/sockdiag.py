@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Container, Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -170,29 +170,35 @@ def _each(states: int, match: bytes) -> Iterator[bytes]:
             yield from _dump(sock, family, states, match)
 
 
+_LISTING = {errno.ENOENT: "TCP in sock_diag (CONFIG_INET_TCP_DIAG; modprobe tcp_diag)"}
+_DESTROYING = {errno.EOPNOTSUPP: "INET_DIAG_DESTROY (CONFIG_INET_DIAG_DESTROY)"}
+
+
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, lacking: Mapping[int, str]) -> Iterator[None]:
+    """lacking: errno to what the kernel then has not."""
     try:
         yield
     except OSError as exc:
         why = os.strerror(exc.errno or 0)
         if exc.errno in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
-        if exc.errno == errno.EOPNOTSUPP:
-            raise KernelFeatureError(what, why="the kernel has no INET_DIAG_DESTROY") from exc
+        missing = lacking.get(exc.errno or 0)
+        if missing:
+            raise KernelFeatureError(what, why=f"this kernel has no {missing}") from exc
         raise DmmError(what, why=why) from exc
 
 
 def list_tcp(*, mark: int = 0, mask: int = 0, listeners: bool = True) -> list[TcpSocket]:
     """TCP sockets, IPv4 then IPv6; only those whose mark & mask == mark where mask is not 0."""
     states = _ALL if listeners else _ALL & ~(1 << TCP_LISTEN)
-    with _explained("list TCP sockets"):
+    with _explained("list TCP sockets", _LISTING):
         return [_parse(body) for body in _each(states, _filter(mark, mask) if mask else b"")]
 
 
 def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
     """Those connections whose cookies are asked for, one by one as the kernel tells of them."""
-    with _explained("list TCP sockets"):
+    with _explained("list TCP sockets", _LISTING):
         for body in _each(_ALL & ~(1 << TCP_LISTEN), b""):
             if _cookie(body) in cookies:
                 yield _parse(body)
@@ -217,7 +223,7 @@ def find_by_mark(mark: int, mask: int) -> list[SocketId]:
     """The connections whose mark & mask == mark. Listeners are none."""
     if mask == 0:
         raise UsageError("find sockets by mark", why="a mask of 0 would mean all of them")
-    with _explained("find TCP sockets by mark"):
+    with _explained("find TCP sockets by mark", _LISTING):
         return [
             SocketId(body[0], body[_MSG_HEAD.size : _MSG_HEAD.size + _ID.size])
             for body in _each(_LIVE, _filter(mark & mask, mask))
@@ -227,7 +233,7 @@ def find_by_mark(mark: int, mask: int) -> list[SocketId]:
 def destroy(sockets: Sequence[SocketId]) -> int:
     """Aborts each, telling its peer; its app sees ECONNABORTED. Returns how many were still there."""
     gone = 0
-    with _explained("destroy TCP sockets"), _open() as sock:
+    with _explained("destroy TCP sockets", _DESTROYING), _open() as sock:
         for first in range(0, len(sockets), _DESTROY_AT_ONCE):
             part = sockets[first : first + _DESTROY_AT_ONCE]
             sock.send(b"".join(_destruction(one) for one in part))

@@ -9,11 +9,12 @@ shows the namespace of the thread that opens it.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 
 _ROOT = Path("/proc/sys")
 
@@ -64,7 +65,7 @@ def read(key: str) -> str:
 
 
 def write(key: str, value: str) -> None:
-    """Sets it. KernelFeatureError when there is none, PrivilegeError when it may not be written."""
+    """Sets it. KernelFeatureError when there is none, PrivilegeError when it may not be written, else DmmError."""
     try:
         (_ROOT / key).write_text(value, encoding="ascii")
     except FileNotFoundError as exc:
@@ -72,11 +73,10 @@ def write(key: str, value: str) -> None:
             f"set {key.replace('/', '.')}", why="this kernel has no such setting"
         ) from exc
     except OSError as exc:
-        raise PrivilegeError(
-            f"set {key.replace('/', '.')} to {value}",
-            why=os.strerror(exc.errno or 0),
-            hint="/proc/sys must be writable",
-        ) from exc
+        what, why = f"set {key.replace('/', '.')} to {value}", os.strerror(exc.errno or 0)
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PrivilegeError(what, why=why, hint="/proc/sys must be writable") from exc
+        raise DmmError(what, why=why) from exc
 
 
 def set_all(settings: Mapping[str, str]) -> dict[str, str]:
@@ -88,7 +88,7 @@ def set_all(settings: Mapping[str, str]) -> dict[str, str]:
             if old != value:
                 write(key, value)
                 before[key] = old
-    except (KernelFeatureError, PrivilegeError):
+    except DmmError:
         for key, old in before.items():
             write(key, old)
         raise

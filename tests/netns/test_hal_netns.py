@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hal_lab import hosts, link
 
-from dmm_ebpf.errors import UsageError
+from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal import nic, tuning
 from dmm_ebpf.hal.netns import NetNS
 
@@ -107,6 +107,11 @@ def test_settings_are_set_together_and_put_back_only_where_ours_stand():
         assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == list(tuning.INSTANCE_SETTINGS)
         assert a.ns.run_in(tuning.read, key) == "0"
         assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == []
+        with pytest.raises(DmmError, match=r"tcp_fwmark_accept to nonsense: Invalid argument$") as refused:
+            a.ns.run_in(tuning.write, key, "nonsense")
+        assert type(refused.value) is DmmError, (
+            "a value that the kernel does not take is no lack of privilege"
+        )
         with pytest.raises(Exception, match="no such setting"):
             a.ns.run_in(tuning.set_all, {key: "1", "net/ipv4/no_such_thing": "1"})
         assert a.ns.run_in(tuning.read, key) == "0"
