@@ -53,8 +53,8 @@ class Site:
     def wan(self, **options: Any) -> None:
         self.link = self.lab.wan(self.client, self.server, **options)
 
-    def attach_client(self, policy: str | None = WAN) -> Routed:
-        return self.stack.enter_context(Routed(self.client, self.client_cgroup, policy, self.directory))
+    def attach_client(self, policy: str | None = WAN, kind: type[Routed] = Routed) -> Routed:
+        return self.stack.enter_context(kind(self.client, self.client_cgroup, policy, self.directory))
 
     def attach_server(self, policy: str | None = WAN) -> Routed:
         return self.stack.enter_context(Routed(self.server, self.server_cgroup, policy, self.directory))

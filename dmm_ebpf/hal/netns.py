@@ -185,11 +185,17 @@ def home_of(inode: int, without: Collection[int] = ()) -> Path | None:
     return next((p for p in _candidates() if p not in left_out and inode_at(p) == inode), None)
 
 
+def name_of(inode: int) -> Path | None:
+    """The name of the namespace of that inode, as ip-netns(8) has it; None: it has none."""
+    return next((path for path in _names() if inode_at(path) == inode), None)
+
+
+def _names() -> list[Path]:
+    return [path for directory in _RUN_DIRS if directory.is_dir() for path in sorted(directory.iterdir())]
+
+
 def _candidates() -> list[Path]:
-    found = [Path("/proc/thread-self/ns/net")]
-    for directory in _RUN_DIRS:
-        if directory.is_dir():
-            found += sorted(directory.iterdir())
+    found = [Path("/proc/thread-self/ns/net"), *_names()]
     return found + [p / "ns/net" for p in Path("/proc").iterdir() if p.name.isdecimal()]
 
 

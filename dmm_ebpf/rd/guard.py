@@ -88,7 +88,7 @@ class Guard:
         try:
             await item.mend()
         except (DmmError, OSError) as e:
-            left = f"{why}; {e}"
+            left = why if str(e) in why else f"{why}; {e}"
         else:
             left = await asyncio.to_thread(_look, item)
         self._tell(item.what, left or why, mended=not left)

@@ -16,7 +16,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.stacks import StackManager, core_counters
-from dmm_ebpf.rd.standing import Group, Namespace
+from dmm_ebpf.rd.standing import Group, Namespace, StateFile
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.rd.watch import PolicyWatch
 
@@ -86,6 +86,7 @@ class Instance:
         self._ground = [
             Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
             Group(Path(state.cgroup), attached.cgroup_id),
+            StateFile(run, state),
         ]
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
 
@@ -138,7 +139,7 @@ class Instance:
                 raise
             return None  # it was killed while attaching
         state.pid, state.whole = os.getpid(), True
-        run.save(state)
+        run.keep(state)
         log.info("adopted instance %s as its last Resource Director left it", options.instance)
         return cls(run, state, attached, netns, adopted=True)
 
@@ -258,19 +259,25 @@ class Instance:
         started = await self.stacks.ensure(
             {name: (ids.stack(name), config) for name, config in wanted.items()}
         )
+        generation = sync.next_generation(sync.current_generation(self._attached.maps))
+        after: dict[str, Any] = {
+            "ids": ids.to_dict(),
+            "generation": generation,
+            "policy": str(path) if path else None,
+            "policy_text": new.text,
+        }
         try:
-            generation = await in_thread(self._sync, compiled)
+            # Before it is in force: what cannot be written down is refused, and nothing has changed.
+            self._run.save(replace(self.state, **after))
+            await in_thread(self._sync, compiled, generation)
         except BaseException:
             await self.stacks.drop(started)
+            self._run.keep(self.state)
             raise
         self._ids, self._policy = ids, new
         self._labels[generation] = compiled.labels
         self._forget_generations(generation)
-        self.state.ids = ids.to_dict()
-        self.state.generation = generation
-        self.state.policy = str(path) if path else None
-        self.state.policy_text = new.text
-        self._run.save(self.state)
+        vars(self.state).update(after)
         self.stacks.retire(wanted)
         summary = {
             "generation": generation,
@@ -283,10 +290,11 @@ class Instance:
         log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
         return summary
 
-    def _sync(self, compiled: Compiled) -> int:
+    def _sync(self, compiled: Compiled, generation: int) -> int:
         return sync.apply(
             self._attached.maps,
             compiled,
+            generation=generation,
             inner=loader,
             listener_set=self._attached.set_listener_table,
             in_cgroup=sync.in_cgroup_by_path(cgroups.path_of),

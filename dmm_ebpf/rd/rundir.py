@@ -7,11 +7,15 @@ so that whatever a killed Resource Director leaves behind is named there. It is 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf.errors import ConflictError, PrivilegeError, UsageError
+from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError, UsageError
 from dmm_ebpf.userstack.spec import process_label
 
 ROOT = Path("/run/dmm-ebpf")
+log = logging.getLogger("dmm-ebpf")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
 
 
@@ -95,6 +100,8 @@ class RunDir:
         self.socket = self.path / "rd.sock"
         self.log = self.path / "rd.log"
         self._state = self.path / "state.json"
+        self.unsaved = ""  # why state.json is not what keep() was given last
+        self._saving = threading.Lock()
         self._lock_fd = -1
 
     def claim(self) -> None:
@@ -164,12 +171,29 @@ class RunDir:
             return None
 
     def save(self, state: State) -> None:
-        """Replace state.json."""
+        """Replace state.json, before that is made which it describes. DmmError if it cannot be written; then the old
+        one stands.
+        """
         new = self._state.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as f:
-            json.dump(asdict(state), f)
-        new.replace(self._state)
+        with self._saving:
+            try:
+                fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with os.fdopen(fd, "w", encoding="utf-8") as f:
+                    json.dump(asdict(state), f)
+                new.replace(self._state)
+            except OSError as e:
+                with contextlib.suppress(OSError):
+                    new.unlink()  # half of it would take the room that others lack
+                raise unwritable(self._state, e) from e
+        self.unsaved = ""
+
+    def keep(self, state: State) -> None:
+        """save() of what has happened already. If it cannot be written, unsaved says why until it could be."""
+        try:
+            self.save(state)
+        except DmmError as e:
+            self.unsaved = str(e)
+            log.warning("%s; it is tried again", e)
 
     def forget(self) -> None:
         """Remove state.json: all that it named is gone."""
@@ -193,6 +217,13 @@ class RunDir:
             os.close(self._lock_fd)
             self._lock_fd = -1
         return found
+
+
+def unwritable(path: Path, error: OSError) -> DmmError:
+    """The sentence for a file of ours that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = (error.strerror or str(error)).lower()
+    return DmmError(f"write {path}", why=why, hint=f"make room in {path.parent}" if full else "")
 
 
 def all_states() -> list[State]:

@@ -129,7 +129,6 @@ class StackManager:
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state)
         self._renewing = threading.Lock()
-        self._closing = False
         self._lock = asyncio.Lock()  # held while processes are started or stopped
 
     # -- what the policy compiler and the listings ask --
@@ -145,6 +144,7 @@ class StackManager:
                 if st.netns_inode == self._state.netns_inode and st.instance != self._state.instance
                 for s in st.stacks
             }
+            known_before = len(self._state.stacks)
             used |= {s.k for s in self._state.stacks} | StackNumbers.in_use()
             known = {(s.name, s.process): s for s in self._state.stacks}
             for key in ((name, number) for name, count in wanted.items() for number in range(count)):
@@ -156,7 +156,11 @@ class StackManager:
                     name=key[0], stack_id=0, k=k, tun=numbers_of(k).tun, nics=[], process=key[1]
                 )
                 self._state.stacks.append(known[key])
-            self._save()
+            try:
+                self._run.save(self._state)
+            except DmmError:
+                self._state.stacks[known_before:] = []
+                raise
         return {name: numbers_of(known[name, 0].k).mark for name in wanted}
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -297,7 +301,6 @@ class StackManager:
         for task in self._drains.values():
             task.cancel()
         await asyncio.gather(*self._drains.values(), return_exceptions=True)
-        self._closing = True
         async with self._lock:
             for s in self._stacks.values():
                 for p in s.processes:
@@ -310,7 +313,7 @@ class StackManager:
                 steps.removed.append(f"stack {name}")
             steps.do("stacks of before", self._end_strays)
             steps.do("settings", partial(restore_sysctls, self._state))
-            self._save()
+            self._run.keep(self._state)
 
     def bury(self) -> None:
         """End the flows of processes that died while no Resource Director was there to see it."""
@@ -320,14 +323,6 @@ class StackManager:
                 gone = end_flows(self._attached.maps["xdp_flows"], record)
                 if gone:
                     log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
-
-    def _save(self) -> None:
-        """The state; while everything ends, what it names is gone all the same when it cannot be written."""
-        try:
-            self._run.save(self._state)
-        except OSError:
-            if not self._closing:
-                raise
 
     async def _keep(self, s: _Stack, config: UserStack) -> None:
         for p in s.processes:
@@ -360,13 +355,13 @@ class StackManager:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
         record.stack_id = s.stack_id
         record.nics = [n.name for n in s.nics]
-        self._save()
+        self._run.save(self._state)
         process = Process(
             record,
             self._spec(s, record),
             self._attached,
             renew=lambda: self._renew(s, record),
-            save=self._save,
+            save=lambda: self._run.keep(self._state),
             changed=lambda p: self._changed(s, p),
         )
         s.processes.append(process)
@@ -441,7 +436,7 @@ class StackManager:
         if not s.processes:
             self._nics.detach(s.nics)
             del self._stacks[name]
-        self._save()
+        self._run.keep(self._state)
 
     def _forget(self, record: StackState) -> None:
         numbers_of(record.k).remove()
@@ -460,7 +455,7 @@ class StackManager:
                     log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
                 end_flows(self._attached.maps["xdp_flows"], record)
             self._forget(record)
-        self._save()
+        self._run.keep(self._state)
 
     async def _drain(self, name: str, p: Process) -> None:
         while True:
@@ -506,7 +501,7 @@ class StackManager:
             for path in missing:
                 before = [st.sysctls[path] for st in others if path in st.sysctls]
                 self._state.sysctls[path] = before[0] if before else tuning.read(path)
-            self._save()
+            self._run.save(self._state)
             for path, value in missing.items():
                 tuning.write(path, value)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dmm_ebpf.hal import netns, nic, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror
 from dmm_ebpf.rd.guard import Item
+from dmm_ebpf.rd.rundir import RunDir, State
 
 
 class Setting(Item):
@@ -85,9 +86,24 @@ class Mirror(Item):
         await asyncio.to_thread(self._mirror.sync)
 
 
+class StateFile(Item):
+    """state.json says what there is."""
+
+    def __init__(self, run: RunDir, state: State) -> None:
+        super().__init__(f"state of instance {run.instance}")
+        self._run = run
+        self._state = state
+
+    def look(self) -> str:
+        return self._run.unsaved
+
+    async def mend(self) -> None:
+        self._run.save(self._state)
+
+
 class Namespace(Item):
-    """The network namespace: somebody else has it too, by a name or by a process. Otherwise only we keep it from
-    ending, and gone is called.
+    """The network namespace. When the name that it had is gone, and no process but ours is seen in it, only we keep it
+    from ending, and gone is called. One that had no name is let be: whose it is may be out of our sight.
     """
 
     def __init__(
@@ -98,9 +114,12 @@ class Namespace(Item):
         self._inode = inode
         self._own_pids = own_pids
         self._gone = gone
-        self._home: Path | None = None
+        self._home = netns.name_of(inode)
+        self._named = self._home is not None
 
     def look(self) -> str:
+        if not self._named:
+            return ""
         if self._home is None or netns.inode_at(self._home) != self._inode:
             self._home = netns.home_of(self._inode, set(self._own_pids()))
         return "" if self._home else "it was deleted: nothing but this instance is left in it"

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 _KILL_WAIT_MS = 2000
+_RECORD_BYTES = 48
 
 
 def start_time(pid: int) -> int:
@@ -53,10 +54,14 @@ def kill_process(pid: int, started: int, number: int = signal.SIGKILL) -> bool:
 
 
 def write(path: Path, pid: int, started: int) -> None:
-    """Records a process; the file is replaced whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(f"{pid} {started}\n", encoding="ascii")
-    temporary.replace(path)
+    """Records a process, by one write(2) over the last one of the same length: a full disk keeps no process from being
+    started again.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, f"{pid} {started}".ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
+    finally:
+        os.close(fd)
 
 
 def read(path: Path) -> tuple[int, int] | None:

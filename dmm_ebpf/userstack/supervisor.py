@@ -28,7 +28,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import procgroup, tundevice
@@ -189,7 +189,7 @@ class StackSupervisor:
             try:
                 # Before it is told what to do: should we be killed, no process serves that nothing names.
                 started = pidfile.start_time(self.pid)
-                pidfile.write(self.spec.pid_path, self.pid, started)
+                self._record(started)
                 self._into_group()
                 return await self._ready(parent) | {"start_time": started}
             except BaseException:
@@ -197,6 +197,12 @@ class StackSupervisor:
                 await self._end_process()
                 self._tidy()
                 raise
+
+    def _record(self, started: int) -> None:
+        try:
+            pidfile.write(self.spec.pid_path, self.pid, started)
+        except OSError as exc:
+            raise _file_error(self.spec.pid_path, exc) from exc
 
     def _into_group(self) -> None:
         """Before the process is told what to do. Without a group it has its resource limits alone."""
@@ -230,7 +236,7 @@ class StackSupervisor:
                 dict.fromkeys([root, *filter(None, [os.environ.get("PYTHONPATH")])])
             ),
         }
-        with spec.log_path.open("ab") as output:
+        with self._log_file() as output:
             return subprocess.Popen(
                 # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/found.py).
                 [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.tun],
@@ -242,6 +248,16 @@ class StackSupervisor:
                 cwd="/",
                 start_new_session=True,
             )
+
+    def _log_file(self) -> BinaryIO:
+        """Where the process writes; nowhere if the file cannot be opened, which is no reason not to serve."""
+        try:
+            return self.spec.log_path.open("ab")
+        except OSError as exc:
+            log.warning(
+                "stack %s goes without a log: %s", self.spec.label, _file_error(self.spec.log_path, exc)
+            )
+            return Path(os.devnull).open("wb")
 
     async def _ready(self, channel: socket.socket) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
@@ -379,3 +395,7 @@ class StackSupervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._hurried.wait()
+
+
+def _file_error(path: Path, error: OSError) -> DmmError:
+    return DmmError(f"write {path}", why=os.strerror(error.errno or 0).lower())

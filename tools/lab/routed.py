@@ -54,7 +54,7 @@ class Routed(Closing):
         new.rename(self.policy_file)
 
     def _start(self) -> subprocess.Popen[Any]:
-        argv = [*CLI, "attach", "--instance", self.instance, "--cgroup", str(self.cgroup.path)]
+        argv = [*self._command(), "attach", "--instance", self.instance, "--cgroup", str(self.cgroup.path)]
         if self._has_policy:
             argv += ["--policy", str(self.policy_file)]
         with self.log.open("ab") as log:
@@ -72,6 +72,10 @@ class Routed(Closing):
             self.detach()
             raise
         return process
+
+    def _command(self) -> tuple[str, ...]:
+        """What the Resource Director is started by."""
+        return CLI
 
     def restart(self) -> None:
         """Attach again, after the Resource Director was killed."""

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No room in the run directory: what runs goes on, what dies comes back, and what cannot be written is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+from lab import curl_fetch, nginx, wait_for
+from lab.routed import CLI, Routed
+from lab.waiting import wait_pid_gone
+
+WITHIN_S = 20.0
+SIZE = "size=256k"
+
+HOLD = """
+import errno, socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+print("connected", flush=True)
+try:
+    s.recv(1)
+    print("closed")
+except OSError as e:
+    print(errno.errorcode[e.errno])
+"""
+
+
+class Cramped(Routed):
+    """An instance whose /run is a small file system of its own."""
+
+    def _command(self):
+        mounted = f'mount -t tmpfs -o {SIZE} none /run && exec "$@"'
+        return ("unshare", "--mount", "sh", "-c", mounted, "sh", *CLI)
+
+    def inside(self, *words, check=False):
+        """A command that sees the instance's /run."""
+        argv = ["nsenter", "--mount", "--target", str(self.process.pid), *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=check, timeout=60)
+
+    def cli(self, *words, check=True):
+        return self.inside(*CLI, *words, check=check)
+
+    def fill(self):
+        """Every page: dd(1) ends when there is none left."""
+        done = self.inside("dd", "if=/dev/zero", "of=/run/filler", "bs=4096")
+        assert "No space left" in done.stderr
+
+    def make_room(self):
+        self.inside("rm", "/run/filler", check=True)
+
+    def detach(self):
+        if self.process.poll() is None:
+            super().detach()
+
+
+def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
+    path, sha256 = payload(1_000_000)
+    server = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
+    before = wired.client.run(["sh", "-c", "ip rule; ip -6 rule; ip -br link"]).stdout
+    routed = wired.attach_client(kind=Cramped)
+    stack = routed.stack("wan")
+    holder = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
+        host=wired.client,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "connected\n"
+    routed.fill()
+
+    shown = routed.ask("policy", "show")
+    routed.write_policy(shown["text"] + "# changed\n")
+    applied = routed.cli(
+        "policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False
+    )
+    assert applied.returncode == 1
+    assert f"cannot write /run/dmm-ebpf/{routed.instance}/state.json: no space left" in applied.stderr
+    assert len(applied.stderr.strip().splitlines()) == 1
+    assert routed.ask("policy", "show") == shown
+
+    os.kill(stack["pid"], signal.SIGKILL)
+    assert holder.communicate(timeout=WITHIN_S)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
+    wait_for(
+        lambda: (s := routed.stack("wan"))["state"] == "up" and s["pid"] != stack["pid"],
+        WITHIN_S,
+        "the stack",
+    )
+    assert curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup).sha256 == sha256
+    told = routed.ask("status")[0]["missing"]
+    assert [entry["what"] for entry in told] == [f"state of instance {routed.instance}"]
+    assert "no space left" in told[0]["why"]
+
+    routed.make_room()
+    wait_for(lambda: routed.ask("status")[0]["missing"] == [], WITHIN_S, "the state to be written")
+    state = json.loads(routed.inside("cat", f"/run/dmm-ebpf/{routed.instance}/state.json").stdout)
+    assert [s["pid"] for s in state["stacks"]] == [routed.stack("wan")["pid"]]
+    wait_for(
+        lambda: routed.ask("policy", "show")["text"].endswith("# changed\n"), WITHIN_S, "the changed file"
+    )
+
+    routed.fill()
+    stack = routed.stack("wan")
+    routed.process.send_signal(signal.SIGINT)
+    assert routed.process.wait(WITHIN_S) == 0, routed.log.read_text()
+    assert wait_pid_gone(stack["pid"], 1)
+    assert wired.client.run(["sh", "-c", "ip rule; ip -6 rule; ip -br link"]).stdout == before
