@@ -14,6 +14,7 @@ import threading
 
 import pytest
 from lab import curl_fetch, nginx, wait_for
+from sitefixtures import WAN
 
 from dmm_ebpf.rd.client import Client
 
@@ -29,11 +30,11 @@ def fetched(wired, payload):
     return _fetched(wired, payload)
 
 
-def _fetched(wired, payload):
+def _fetched(wired, payload, policy=WAN):
     path, sha256 = payload(1_000_000)
     server = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
     url = server.url(path.name)
-    routed = wired.attach_client()
+    routed = wired.attach_client(policy)
 
     def fetch():
         before = _counted(routed)
@@ -144,17 +145,24 @@ def _read_all(listening):
                     pass
 
 
-def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, fetched):
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, payload, instances):
+    fetched = _fetched(wired, payload, WAN.replace("[stacks.lan]", f"instances = {instances}\n[stacks.lan]"))
     routed, nic = fetched.routed, wired.client.nic.name
     first = _wan(routed)["pid"]
     wired.client.ip(f"link del {nic}")
     down = wait_for(lambda: (s := _wan(routed))["state"] == "down" and s, WITHIN_S, "the stack to be down")
-    assert down["reason"] == f"device {nic} is gone"
+    assert f"device {nic} is gone" in down["reason"]
     with Client(routed.instance) as client:
         (missing,) = wait_for(lambda: client.call("status")["missing"], WITHIN_S, "status to tell")
     assert (missing["what"], missing["why"]) == (f"device {nic} of stack wan", "it is gone")
     wired.lab.remake(wired.link, queues=2)
     back = _up(routed, first)
+    wait_for(
+        lambda: [p["state"] for p in _wan(routed)["processes"]] == ["up"] * instances,
+        WITHIN_S,
+        "all processes",
+    )
     assert back["nics"] == [nic]
     fetched()
     with Client(routed.instance) as client:

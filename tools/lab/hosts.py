@@ -22,7 +22,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -258,8 +258,13 @@ class Lab(Closing):
 
     def remake(self, link: Wire, *, mtu: int = 1500, queues: int = 1) -> None:
         """A plain wire that has been deleted is made anew, with the names and addresses that it had."""
-        self._add_veth(link.a, (link.b.host, link.b.name, link.b.mac), mtu, queues)
-        self._configure(link.a, link.b, "dynamic")
+        # Under its name a stack may be waiting for it, whose XDP program lets nobody change offloads.
+        unnamed = replace(link.a, name="remade0")
+        self._add_veth(unnamed, (link.b.host, link.b.name, link.b.mac), mtu, queues)
+        for nic in (unnamed, link.b):
+            nic.host.call(offloads_off, nic.name)
+        link.a.host.ip(f"link set {unnamed.name} name {link.a.name}")
+        self._set_addresses(link.a, link.b, "dynamic")
 
     def wan(
         self,
@@ -344,6 +349,11 @@ class Lab(Closing):
         )
 
     def _configure(self, near: Nic, far: Nic, neighbours: str) -> None:
+        for nic in (near, far):
+            nic.host.call(offloads_off, nic.name)
+        self._set_addresses(near, far, neighbours)
+
+    def _set_addresses(self, near: Nic, far: Nic, neighbours: str) -> None:
         if neighbours not in {"dynamic", "static"}:
             raise UsageError(f"use {neighbours!r} neighbours", why="they are dynamic or static")
         for nic, peer in ((near, far), (far, near)):
@@ -363,7 +373,6 @@ class Lab(Closing):
                     f"neigh replace {address} lladdr {peer.mac} nud permanent dev {nic.name}"
                     for address in (peer.ip4, peer.ip6)
                 ]
-            host.call(offloads_off, nic.name)
             host.ip(*lines)
 
     def _start_wanem(
