@@ -149,6 +149,7 @@ events {{ worker_connections 1024; }}
 http {{
     access_log off;
     sendfile on;
+    client_header_timeout 10m;
     client_max_body_size 0;
     client_body_temp_path {dir}/body;
     proxy_temp_path {dir}/proxy;
