@@ -143,8 +143,12 @@ class RunDir:
     def relock_pid(self) -> None:
         """Write this process's pid into the lock, after a fork that kept the lock's descriptor."""
         text = f"{os.getpid()}\n".encode()
-        os.pwrite(self._lock_fd, text, 0)
-        os.ftruncate(self._lock_fd, len(text))
+        try:
+            # Over the old one, which needs no room, and only then cut.
+            os.pwrite(self._lock_fd, text, 0)
+            os.ftruncate(self._lock_fd, len(text))
+        except OSError as e:
+            raise unwritable(self.path / "lock", e) from e
 
     def is_locked(self) -> bool:
         """True if a live process holds the instance."""

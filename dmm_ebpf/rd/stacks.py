@@ -37,6 +37,7 @@ from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.userstack import pidfile
+from dmm_ebpf.userstack.spec import pid_path
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
@@ -318,6 +319,9 @@ class StackManager:
     def bury(self) -> None:
         """End the flows of processes that died while no Resource Director was there to see it."""
         for record in self._state.stacks:
+            # Of the two this is never behind: no process serves that it does not name.
+            recorded = pidfile.read(pid_path(self._run.path, record.label))
+            record.pid, record.start_time = recorded or (record.pid, record.start_time)
             if not record.pid or pidfile.start_time(record.pid) != record.start_time:
                 record.pid = 0
                 gone = end_flows(self._attached.maps["xdp_flows"], record)

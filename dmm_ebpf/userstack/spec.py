@@ -26,6 +26,11 @@ def process_label(name: str, process: int) -> str:
     return f"{name}@{process}" if process else name
 
 
+def pid_path(run_dir: Path, label: str) -> Path:
+    """The file with the pid and start time of the process of that label."""
+    return run_dir / f"stack-{label}.pid"
+
+
 @dataclass(frozen=True)
 class NicSpec:
     """One NIC: slot is its place in xsks, queues how many receive queues to serve, mtu of the IP packet in
@@ -112,7 +117,7 @@ class StackSpec:
     @property
     def pid_path(self) -> Path:
         """Its pid and start time."""
-        return Path(self.run_dir) / f"stack-{self.label}.pid"
+        return pid_path(Path(self.run_dir), self.label)
 
     @property
     def log_path(self) -> Path:

@@ -30,13 +30,17 @@ except OSError as e:
 class Cramped(Routed):
     """An instance whose /run is a small file system of its own."""
 
+    home = 0  # a process that has it, when the Resource Director is gone
+
     def _command(self):
+        if self.home:
+            return ("nsenter", "--mount", "--target", str(self.home), *CLI)
         mounted = f'mount -t tmpfs -o {SIZE} none /run && exec "$@"'
         return ("unshare", "--mount", "sh", "-c", mounted, "sh", *CLI)
 
     def inside(self, *words, check=False):
         """A command that sees the instance's /run."""
-        argv = ["nsenter", "--mount", "--target", str(self.process.pid), *words]
+        argv = ["nsenter", "--mount", "--target", str(self.home or self.process.pid), *words]
         return subprocess.run(argv, capture_output=True, text=True, check=check, timeout=60)
 
     def cli(self, *words, check=True):
@@ -51,7 +55,7 @@ class Cramped(Routed):
         self.inside("rm", "/run/filler", check=True)
 
     def detach(self):
-        if self.process.poll() is None:
+        if self.process.poll() is None or self.home:
             super().detach()
 
 
@@ -106,3 +110,43 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
     assert routed.process.wait(WITHIN_S) == 0, routed.log.read_text()
     assert wait_pid_gone(stack["pid"], 1)
     assert wired.client.run(["sh", "-c", "ip rule; ip -6 rule; ip -br link"]).stdout == before
+
+
+TALK = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+print("connected", flush=True)
+sys.stdin.readline()
+s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+print(s.recv(4, socket.MSG_WAITALL).decode())
+"""
+
+
+def test_a_director_takes_over_what_no_state_tells_of(wired, payload):
+    """The stack was started again while nothing could be written; then the Resource Director was killed."""
+    path, _ = payload(1000)
+    nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
+    routed = wired.attach_client(kind=Cramped)
+    first = routed.stack("wan")["pid"]
+    routed.fill()
+    os.kill(first, signal.SIGKILL)
+    second = wait_for(
+        lambda: (s := routed.stack("wan"))["state"] == "up" and s["pid"] != first and s["pid"],
+        WITHIN_S,
+        "the stack",
+    )
+    talker = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", TALK, wired.server.ip4],
+        host=wired.client,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert talker.stdout.readline() == "connected\n"
+    assert [flow["stack"] for flow in routed.flows(pid=talker.pid)] == ["wan"]
+    routed.home = second
+    routed.kill_director()
+    routed.make_room()
+    routed.restart()
+    assert routed.stack("wan")["pid"] == second, "the stack process was replaced"
+    assert talker.communicate("go\n", WITHIN_S)[0] == "HTTP\n", "an open flow did not survive"
