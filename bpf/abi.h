@@ -19,7 +19,7 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 3,
+	DMM_ABI_VERSION = 4,
 	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	/* per policy */
 	DMM_MAX_PROCESSES = 16, /* of one user stack */
@@ -30,6 +30,7 @@ enum dmm_limits {
 	DMM_MAX_FLOWS = 262144,	  /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
+	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
 	DMM_EVENTS_BYTES = 4194304,
 	DMM_COMM_LEN = 16, /* TASK_COMM_LEN */
 	DMM_CC_LEN = 16,   /* TCP_CA_NAME_MAX */
@@ -124,12 +125,17 @@ enum dmm_full {
 	DMM_FULL_CONNECTIONS = 1, /* max_connections is reached */
 	DMM_FULL_MEMORY = 2,
 	DMM_FULL_FRAMES = 4,  /* the NIC has not taken a frame for long, and none is free */
-	DMM_FULL_REFUSED = 8, /* a flow had to be refused: no memory of the system's, or xdp_flows is full */
+	DMM_FULL_REFUSED = 8, /* a flow had to be refused: no memory of the system's, or no claim on it */
 };
 
-/* stack_load[id * DMM_MAX_PROCESSES + process]: runtime; written by that process alone */
+/*
+ * stack_load[id * DMM_MAX_PROCESSES + process]: runtime; written by dmm_ingress for that process. While full
+ * is not 0, or beat_ns is longer ago than DMM_BEAT_MAX_NS, new flows go elsewhere; the open ones stay.
+ */
 struct dmm_stack_load {
-	__u32 full; /* bit set of enum dmm_full; not 0: the fallback serves new flows, the open ones stay */
+	__u32 full; /* bit set of enum dmm_full */
+	__u32 pad;
+	__u64 beat_ns; /* when it was heard of last, CLOCK_MONOTONIC_COARSE; 0: nobody waits for that */
 };
 
 /* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
@@ -287,15 +293,43 @@ struct dmm_nic {
 	__u32 stack; /* the user stack whose AF_XDP sockets sit on this NIC */
 };
 
-/* tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel
+/*
+ * tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel,
+ * and whose device it is: nobody else can send there.
  */
 struct dmm_tun_mark {
 	__u32 mark;
-	__u32 mask; /* the other bits of skb->mark stay */
+	__u32 mask;    /* the other bits of skb->mark stay */
+	__u32 stack;   /* 0: it has nothing to ask */
+	__u32 tap;     /* as in struct dmm_xdp_flow */
+	__u32 process; /* its number among the stack's */
 };
 
-/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by the stack process that owns the
- * flow. */
+enum dmm_ask_op {
+	DMM_ASK_CLAIM = 1,   /* packets of pair are to be given to me from now on */
+	DMM_ASK_DISOWN = 2,  /* no longer, if they still are */
+	DMM_ASK_STATE = 3,   /* I live; full and cookies_until_ns are so */
+	DMM_ASK_REFUSED = 4, /* the answer to a claim that is not granted; there is none to others */
+};
+
+enum dmm_ask_protocol {
+	DMM_ASK_PROTOCOL = 253, /* for experiments (RFC 3692, RFC 4727): never leaves the device */
+};
+
+/*
+ * What a stack process asks of dmm_ingress: a packet that it writes to its own TUN device. A process has no
+ * map itself: what it says here is weighed, and concerns itself alone.
+ */
+struct dmm_ask {
+	__u8 ip[20]; /* an IPv4 header, of which version, length and protocol count */
+	__u32 op;    /* enum dmm_ask_op */
+	__u64 cookies_until_ns;
+	__u32 conn; /* the asker's own, comes back with a refusal */
+	__u32 full; /* bit set of enum dmm_full */
+	struct dmm_addr_pair pair;
+};
+
+/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by dmm_ingress. */
 struct dmm_xdp_flow {
 	__u32 stack;
 	__u32 tap; /* 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) * DMM_MAX_NICS + slot]
@@ -303,9 +337,9 @@ struct dmm_xdp_flow {
 };
 
 /*
- * cookie_state[stack id], written by the stack's processes: until when an ACK of no flow may carry a SYN
- * cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only grows, so that the latest is not
- * lost.
+ * cookie_state[stack id], written by dmm_ingress for the stack's processes: until when an ACK of no flow may
+ * carry a SYN cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only grows, so that the
+ * latest is not lost.
  */
 struct dmm_cookie_state {
 	__u64 until_ns;

@@ -193,12 +193,15 @@ static __always_inline const struct dmm_stack_state *stack_state_get(__u32 id)
 	return map_lookup(DMM_MAP(stack_state), &id);
 }
 
+/* Full, or hung: it has not run for so long that a new flow would wait. */
 static __always_inline bool process_is_full(__u32 id, __u32 number)
 {
 	__u32 key = id * DMM_MAX_PROCESSES + number;
 	const struct dmm_stack_load *load = map_lookup(DMM_MAP(stack_load), &key);
 
-	return load && load->full;
+	if (!load)
+		return false;
+	return load->full || (load->beat_ns && dmm_ktime_coarse_ns() - load->beat_ns > DMM_BEAT_MAX_NS);
 }
 
 /* What tells one process of a user stack from the others. */

@@ -20,6 +20,7 @@
 
 #include "decide.h"
 #include "listener.h"
+#include "socket.h"
 
 #define IP_FRAG_MASK 0x3fff /* MF and the offset, not DF (RFC 791) */
 #define IP_OFFSET_MASK 0x1fff
@@ -28,7 +29,6 @@
 #define TCP_FLAGS_RST 0x04
 #define TCP_FLAGS_ACK 0x10
 #define TCP_FLAGS_RST_ACK_FIN 0x15
-#define TCP_STATE_LISTEN 10
 
 struct dmm_packet {
 	const struct dmm_nic *nic;
@@ -149,26 +149,12 @@ static __always_inline bool xdp_cookies_out(const struct dmm_packet *packet)
 /* A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may find a listener. */
 static __always_inline bool xdp_kernel_has(struct xdp_md *ctx, const struct dmm_addr_pair *pair)
 {
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk;
+	struct bpf_sock *sk = socket_find(ctx, pair);
 	bool listens;
 
-	if (pair->family == AF_INET) {
-		tuple.ipv4.saddr = ((const __u32 *)pair->raddr)[3];
-		tuple.ipv4.daddr = ((const __u32 *)pair->laddr)[3];
-		tuple.ipv4.sport = pair->rport_be;
-		tuple.ipv4.dport = pair->lport_be;
-		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-	} else {
-		addr_copy(tuple.ipv6.saddr, (const __u32 *)pair->raddr);
-		addr_copy(tuple.ipv6.daddr, (const __u32 *)pair->laddr);
-		tuple.ipv6.sport = pair->rport_be;
-		tuple.ipv6.dport = pair->lport_be;
-		sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
 	if (!sk)
 		return false;
-	listens = sk->state == TCP_STATE_LISTEN;
+	listens = sk->state == BPF_TCP_LISTEN;
 	bpf_sk_release(sk);
 	return !listens;
 }

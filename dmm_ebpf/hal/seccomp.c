@@ -13,7 +13,6 @@
 #include "seccomp.h"
 
 #include <errno.h>
-#include <linux/bpf.h>
 #include <seccomp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -86,9 +85,6 @@ static int allow_some(scmp_filter_ctx ctx)
 		{SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH)},
 		/* abort(3) */
 		{SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
-		{SCMP_SYS(bpf), SCMP_A0(SCMP_CMP_EQ, BPF_MAP_LOOKUP_ELEM)},
-		{SCMP_SYS(bpf), SCMP_A0(SCMP_CMP_EQ, BPF_MAP_UPDATE_ELEM)},
-		{SCMP_SYS(bpf), SCMP_A0(SCMP_CMP_EQ, BPF_MAP_DELETE_ELEM)},
 	};
 	int ret = 0;
 

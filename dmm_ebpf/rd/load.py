@@ -7,6 +7,7 @@ Reads only. Who writes it, and at what levels, is in userstack/load.h.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,9 +24,26 @@ REASONS = {
 FIGURES = ("in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
 
 
+def _key(stack_id: int, process: int) -> bytes:
+    return struct.pack("=I", stack_id * C.DMM_MAX_PROCESSES + process)
+
+
+def begin(stack_load: Map, stack_id: int, process: int) -> None:
+    """A process has just come up: it is not full, and is to be heard of from now on."""
+    value = abi.new("dmm_stack_load", beat_ns=time.monotonic_ns())
+    stack_load.update(_key(stack_id, process), abi.pack(value))
+
+
+def hung(stack_load: Map, stack_id: int, process: int) -> bool:
+    """Whether a process was not heard of for so long that the hooks give it no new flow."""
+    value = stack_load.lookup(_key(stack_id, process))
+    beat_ns = abi.unpack("dmm_stack_load", value).beat_ns if value else 0
+    return bool(beat_ns) and time.monotonic_ns() - beat_ns > C.DMM_BEAT_MAX_NS
+
+
 def reasons(stack_load: Map, stack_id: int, process: int) -> list[str]:
     """Why a process is full: names of enum dmm_full; empty while it takes new flows."""
-    value = stack_load.lookup(struct.pack("=I", stack_id * C.DMM_MAX_PROCESSES + process))
+    value = stack_load.lookup(_key(stack_id, process))
     full = abi.unpack("dmm_stack_load", value).full if value else 0
     return [name for bit, name in REASONS.items() if full & bit]
 

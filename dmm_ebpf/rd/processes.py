@@ -22,7 +22,7 @@ from dmm_ebpf.hal import procgroup, sockdiag, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
-from dmm_ebpf.rd import endflows, standing
+from dmm_ebpf.rd import endflows, load, standing
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.nics import DeviceGoneError
 from dmm_ebpf.rd.rundir import StackState
@@ -82,6 +82,14 @@ class Process:
         return self.record.process
 
     @property
+    def hung(self) -> bool:
+        """It has not run for a while, though it is up: the hooks give it no new flow."""
+        record = self.record
+        return self.status == "up" and load.hung(
+            self._attached.maps["stack_load"], record.stack_id, record.process
+        )
+
+    @property
     def pid(self) -> int:
         """0: there is none now."""
         return self.record.pid if self.status == "up" else 0
@@ -131,11 +139,18 @@ class Process:
             standing.Mirror(label, self._mirror),
         ]
 
+    @property
+    def shown(self) -> str:
+        """The status as listings say it."""
+        if self.hung:
+            return "hung"
+        return "draining" if self.retiring and self.status == "up" else self.status
+
     def describe(self) -> dict[str, Any]:
         """For `dmm-ebpf stacks`."""
         return {
             "process": self.number,
-            "state": "draining" if self.retiring and self.status == "up" else self.status,
+            "state": self.shown,
             "reason": self.reason,
             "pid": self.pid or None,
             "restarts": self.restarts,
@@ -186,7 +201,18 @@ class Process:
         numbers = numbers_of(self.record.k)
         ifindex = socket.if_nametoindex(self.record.tun)
         tuning.prepare_tun(self.record.tun)
-        mark = abi.pack(abi.new("dmm_tun_mark", mark=numbers.mark, mask=MARK_MASK))
+        record = self.record
+        mark = abi.pack(
+            abi.new(
+                "dmm_tun_mark",
+                mark=numbers.mark,
+                mask=MARK_MASK,
+                stack=record.stack_id,
+                tap=record.tap,
+                process=record.process,
+            )
+        )
+        load.begin(self._attached.maps["stack_load"], record.stack_id, record.process)
         self._attached.maps["tun_marks"].update(struct.pack("=I", ifindex), mark)
         tcingress.attach(ifindex, self._attached.ingress_fd())
         if self._mirror is None:

@@ -37,11 +37,12 @@ from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.userstack import pidfile
-from dmm_ebpf.userstack.spec import pid_path
+from dmm_ebpf.userstack.spec import pid_path, process_label
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 
 C = abi.C
 MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
+BEATS_S = 1.0
 MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
 
 log = logging.getLogger("dmm-ebpf")
@@ -97,7 +98,7 @@ class _Stack(Serving):
         active = [p for p in self.processes if not p.retiring]
         if not active:
             return "draining"
-        return "up" if any(p.status == "up" for p in active) else active[0].status
+        return "up" if any(p.shown == "up" for p in active) else active[0].shown
 
     @property
     def reason(self) -> str:
@@ -130,6 +131,8 @@ class StackManager:
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state)
         self._renewing = threading.Lock()
+        self._watch: asyncio.Task[None] | None = None
+        self._hung: set[tuple[str, int]] = set()
         self._lock = asyncio.Lock()  # held while processes are started or stopped
 
     # -- what the policy compiler and the listings ask --
@@ -221,7 +224,12 @@ class StackManager:
 
     async def query_all(self, method: str, *, within_s: float | None = None) -> dict[tuple[str, int], Any]:
         """method asked of every process that is up, by stack and number; one that does not answer is left out."""
-        up = [(name, p) for name, s in self._stacks.items() for p in s.processes if p.status == "up"]
+        up = [
+            (name, p)
+            for name, s in self._stacks.items()
+            for p in s.processes
+            if p.status == "up" and not p.hung
+        ]
         asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return {
@@ -234,7 +242,7 @@ class StackManager:
         """What the processes that are up say of their connections, asked of each in parts: a list of a hundred thousand
         would take a stack process more memory than they do. One that ends meanwhile may be missing, or hide another.
         """
-        for p in [p for s in self._stacks.values() for p in s.processes if p.status == "up"]:
+        for p in [p for s in self._stacks.values() for p in s.processes if p.status == "up" and not p.hung]:
             first = 0
             while True:
                 try:
@@ -302,6 +310,9 @@ class StackManager:
         for task in self._drains.values():
             task.cancel()
         await asyncio.gather(*self._drains.values(), return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         async with self._lock:
             for s in self._stacks.values():
                 for p in s.processes:
@@ -370,6 +381,8 @@ class StackManager:
         )
         s.processes.append(process)
         await process.start()
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._watch_beats())
 
     def _renew(self, s: _Stack, record: StackState) -> StackSpec:
         """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
@@ -390,9 +403,6 @@ class StackManager:
             tun=record.tun,
             nics=s.nics,
             xsks_fd=maps["xsks"].fd,
-            xdp_flows_fd=maps["xdp_flows"].fd,
-            cookie_state_fd=maps["cookie_state"].fd,
-            stack_load_fd=maps["stack_load"].fd,
             congestion=config.congestion,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
@@ -409,6 +419,19 @@ class StackManager:
             taps_fd=maps["taps"].fd,
             cgroup=str(group_of(self._state.instance, record)),
         )
+
+    async def _watch_beats(self) -> None:
+        """Says it when a process hangs, and when it runs again; the hooks see that by themselves."""
+        while True:
+            await asyncio.sleep(BEATS_S)
+            now = {(s.name, p.number): p for s in self._stacks.values() for p in s.processes if p.hung}
+            for key, p in now.items():
+                if key not in self._hung:
+                    log.warning("stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid)
+                    self._notify({"type": "stack", "stack": key[0], "process": key[1], "state": "hung"})
+            for name, number in self._hung - now.keys():
+                log.info("stack %s runs again, or is gone", process_label(name, number))
+            self._hung = set(now)
 
     def _changed(self, s: _Stack, p: Process) -> None:
         if p.status == "up":

@@ -8,8 +8,9 @@
  *
  * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
  * leaves, cookie_state is told of a SYN cookie before that leaves, and stack_load that the stack is full
- * before the app learns that its connection is open. A packet is pulled from the core only when there is a
- * place for it: the core keeps what cannot be sent, and that is what makes the window of the other leg close.
+ * before the app learns that its connection is open; all by packets to the program on our TUN device. A
+ * packet is pulled from the core only when there is a place for it: the core keeps what cannot be sent, and
+ * that is what makes the window of the other leg close.
  *
  * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
  * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
@@ -24,16 +25,17 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "../hal/bpfmap.h"
 #include "engine_int.h"
 
 #define NS_PER_S 1000000000ull
 #define ABORT_NS (4 * NS_PER_S) /* the longest that resets of all connections may take */
-#define TX_RETRY_NS 50000ull	/* a full NIC: completions come without an event to wait for */
-#define PAUSE_NS 1000000ull	/* a turn takes less, unless the scheduler took the processor away */
+#define BEAT_NS (NS_PER_S / 4)
+#define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */
+#define PAUSE_NS 1000000ull  /* a turn takes less, unless the scheduler took the processor away */
 #define MAX_TURNS_WITHOUT_TIMERS 64u
 
 uint64_t engine_now_ns(void)
@@ -66,67 +68,89 @@ static void wake(struct dmm_engine *e)
 
 /* ---- the core's actions ---- */
 
+/*
+ * A packet to the program at the ingress of our own TUN device (bpf/ingress.h), which runs within write(2).
+ * False: it was not sent.
+ */
+static bool ask(struct dmm_engine *e, struct dmm_ask *what)
+{
+	static const struct dmm_tx_meta plain = {.family = AF_INET};
+	uint8_t buf[DMM_TUN_HEADROOM + sizeof(*what)];
+
+	what->ip[0] = 0x45; /* version 4, five words (RFC 791) */
+	what->ip[3] = sizeof(*what);
+	what->ip[9] = DMM_ASK_PROTOCOL;
+	memcpy(buf + DMM_TUN_HEADROOM, what, sizeof(*what));
+	return dmm_tun_write(e->tun_fd, buf, sizeof(*what), &plain) == 0;
+}
+
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
 {
-	uint32_t value[2] = {e->stack_id, e->tap}; /* struct dmm_xdp_flow */
+	struct dmm_ask claim = {.op = DMM_ASK_CLAIM, .conn = action->conn};
 
-	if (e->xdp_flows_fd >= 0 && dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->xdp_flows_fd, &action->pair, value)) {
-		/* Full: the answers would go to the kernel. */
-		e->stats.flow_errors++;
-		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
-		return;
-	}
+	memcpy(&claim.pair, &action->pair, sizeof(claim.pair));
 	e->stats.flows_owned++;
+	if (!ask(e, &claim))
+		engine_refused(e, &claim, now);
+}
+
+/* Its packets would go to the kernel, or to who has it: a full map, or somebody else's connection. */
+void engine_refused(struct dmm_engine *e, const struct dmm_ask *claim, uint64_t now)
+{
+	e->stats.flows_owned--;
+	e->stats.flow_errors++;
+	dmm_core_unreachable(e->core, claim->conn, EHOSTUNREACH, now);
 }
 
 static void disown(struct dmm_engine *e, const struct dmm_action *action)
 {
-	if (e->xdp_flows_fd >= 0 && dmm_bpf_map(BPF_MAP_DELETE_ELEM, e->xdp_flows_fd, &action->pair, NULL) &&
-	    errno != ENOENT)
+	struct dmm_ask end = {.op = DMM_ASK_DISOWN};
+
+	memcpy(&end.pair, &action->pair, sizeof(end.pair));
+	if (!ask(e, &end))
 		e->stats.flow_errors++;
 }
 
 /*
- * XDP gives us ACKs of no flow for as long as a cookie may come back. The time moves once a minute. Other
- * processes of the stack may have told a later one; when none is left, the Resource Director clears it.
+ * That we live, whether we are full, and until when XDP may give us ACKs of no flow, since they may carry our
+ * cookies. Returns when to tell it again at the latest.
  */
-static void tell_cookies(struct dmm_engine *e)
+static uint64_t tell_state(struct dmm_engine *e, uint64_t now)
 {
-	uint64_t until_ns = dmm_core_cookies_until_ns(e->core); /* struct dmm_cookie_state */
-	uint64_t told_ns = 0;
+	uint64_t cookies_ns = dmm_core_cookies_until_ns(e->core);
+	struct dmm_ask state = {.op = DMM_ASK_STATE, .full = e->load.full, .cookies_until_ns = cookies_ns};
 
-	if (until_ns == e->cookies_told_ns || e->cookie_state_fd < 0)
-		return;
-	e->cookies_told_ns = until_ns;
-	if (dmm_bpf_map(BPF_MAP_LOOKUP_ELEM, e->cookie_state_fd, &e->stack_id, &told_ns) ||
-	    (told_ns < until_ns &&
-	     dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->cookie_state_fd, &e->stack_id, &until_ns)))
-		e->stats.flow_errors++;
+	if (state.full == e->load_told && cookies_ns == e->cookies_told_ns && now < e->beat_ns)
+		return e->beat_ns;
+	e->load_told = state.full;
+	e->cookies_told_ns = cookies_ns;
+	e->beat_ns = now + BEAT_NS;
+	if (!ask(e, &state))
+		e->beat_ns = now; /* the next turn tries again */
+	return now + BEAT_NS;
 }
 
 /* Returns when to look again at the latest. */
-static uint64_t tell_load(struct dmm_engine *e, uint64_t now)
+static uint64_t look_at_load(struct dmm_engine *e, uint64_t now)
 {
-	uint32_t key = e->stack_id * DMM_MAX_PROCESSES + e->process;
-	struct dmm_stack_load value;
 	struct dmm_core_memory memory;
-	struct load_signs signs;
+	uint64_t again_ns, beat_ns;
 
 	dmm_core_memory(e->core, &memory);
-	signs = (struct load_signs){
-		.in_use = dmm_core_in_use(e->core),
-		.memory_bytes = memory.payload_bytes,
-		.memory_limit_bytes = memory.payload_limit_bytes,
-		.refused = dmm_core_counter(e->core, DMM_CORE_REFUSED_LIMIT) + e->stats.flow_errors,
-		.sent_pkts = e->stats.nic_tx_pkts,
-		.blocked = e->nic_blocked,
-	};
-	value.full = load_update(&e->load, &signs, now);
-	if (value.full != e->load_told && e->stack_load_fd >= 0 &&
-	    dmm_bpf_map(BPF_MAP_UPDATE_ELEM, e->stack_load_fd, &key, &value))
-		e->stats.flow_errors++;
-	e->load_told = value.full;
-	return load_again_ns(&e->load);
+	load_update(
+		&e->load,
+		&(struct load_signs){
+			.in_use = dmm_core_in_use(e->core),
+			.memory_bytes = memory.payload_bytes,
+			.memory_limit_bytes = memory.payload_limit_bytes,
+			.refused = dmm_core_counter(e->core, DMM_CORE_REFUSED_LIMIT) + e->stats.flow_errors,
+			.sent_pkts = e->stats.nic_tx_pkts,
+			.blocked = e->nic_blocked,
+		},
+		now);
+	beat_ns = tell_state(e, now);
+	again_ns = load_again_ns(&e->load);
+	return again_ns < beat_ns ? again_ns : beat_ns;
 }
 
 static bool request_path(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh)
@@ -172,7 +196,7 @@ static void run_actions(struct dmm_engine *e)
 	uint64_t now = engine_now_ns();
 	struct dmm_action action;
 
-	tell_cookies(e);
+	tell_state(e, now);
 	while (dmm_core_action(e->core, &action)) {
 		if (action.type == DMM_ACTION_OWN)
 			own(e, &action, now);
@@ -215,7 +239,7 @@ static uint64_t turn(struct dmm_engine *e)
 	for (uint32_t i = 0; i < e->n_port; i++)
 		engine_port_in(e, i);
 	run_actions(e);
-	tell_load(e, engine_now_ns());
+	look_at_load(e, engine_now_ns());
 
 	uint64_t now = engine_now_ns();
 
@@ -233,7 +257,7 @@ static uint64_t turn(struct dmm_engine *e)
 		e->nic_blocked = e->nic_blocked || e->port[i].again;
 	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
 	uint64_t due = dmm_core_poll(e->core, now);
-	uint64_t look_ns = tell_load(e, now);
+	uint64_t look_ns = look_at_load(e, now);
 
 	due = look_ns < due ? look_ns : due;
 	return e->nic_blocked || e->tun_tx_len ? now + TX_RETRY_NS : due;
@@ -348,15 +372,9 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 		return NULL;
 	e->tun_fd = config->tun_fd;
 	e->request_fd = config->request_fd;
-	e->xdp_flows_fd = config->xdp_flows_fd;
-	e->cookie_state_fd = config->cookie_state_fd;
-	e->stack_load_fd = config->stack_load_fd;
-	e->stack_id = config->stack_id;
-	e->process = config->process;
 	e->load.max_connections = config->max_connections ? config->max_connections : UINT32_MAX;
 	e->load_told = UINT32_MAX; /* whatever a process before this one said */
 	e->busy_poll_ns = config->busy_poll_us * 1000ull;
-	e->tap = config->tap;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
 	e->tun_tx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);

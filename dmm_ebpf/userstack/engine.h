@@ -24,17 +24,11 @@ struct dmm_engine;
 
 struct dmm_engine_config {
 	struct dmm_core_config core;
-	int tun_fd;	     /* stays the caller's */
-	int request_fd;	     /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
-	int xdp_flows_fd;    /* map xdp_flows, or -1: no XDP program steers packets here */
-	int cookie_state_fd; /* map cookie_state, or -1: ditto */
-	int stack_load_fd;   /* map stack_load, or -1: nobody is told when the stack is full */
-	uint32_t stack_id;
-	uint32_t process;	  /* number of this one among the stack's */
+	int tun_fd;	/* stays the caller's */
+	int request_fd; /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
 	uint32_t max_connections; /* in use; with so many the stack is full; 0: however many. Leave the core
 				     room for more: some are on their way when that is told */
 	uint32_t busy_poll_us;	  /* how long the loop looks for packets before it sleeps; 0: not at all */
-	uint32_t tap;		  /* of this process's flows in xdp_flows: struct dmm_xdp_flow */
 	uint64_t path_key[2];	  /* random: of the path table's hash */
 };
 
@@ -65,7 +59,7 @@ struct dmm_engine_stats {
 	uint64_t kicks_again;
 	uint64_t waits; /* times the loop had nothing to do */
 	uint64_t flows_owned;
-	uint64_t flow_errors; /* a map could not be written */
+	uint64_t flow_errors; /* a claim was refused, or could not be made */
 	uint64_t resolves;    /* requests sent */
 	uint64_t paths;	      /* entries of the path table now */
 	uint64_t connections; /* now */

@@ -133,14 +133,8 @@ class Engine:
         )
         config.tun_fd = self._tun_fd
         config.request_fd = self._request_end.fileno()
-        config.xdp_flows_fd = self.spec.xdp_flows_fd
-        config.cookie_state_fd = self.spec.cookie_state_fd
-        config.stack_load_fd = self.spec.stack_load_fd
-        config.stack_id = self.spec.stack_id
-        config.process = self.spec.process
         config.max_connections = self.spec.max_connections
         config.busy_poll_us = self.spec.busy_poll_us
-        config.tap = self.spec.tap
         config.path_key = [secrets.randbits(64), secrets.randbits(64)]
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:

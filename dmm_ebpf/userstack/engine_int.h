@@ -26,13 +26,13 @@ struct nic {
 
 struct dmm_engine {
 	struct dmm_core *core;
-	int tun_fd, request_fd, xdp_flows_fd, cookie_state_fd, stack_load_fd, wake_fd;
-	uint32_t stack_id, process, tap;
-	uint64_t busy_poll_ns;	  /* after the last packet the loop does not sleep for so long */
-	uint64_t busy_from_ns;	  /* when that packet came */
-	uint64_t cookies_told_ns; /* what cookie_state says */
+	int tun_fd, request_fd, wake_fd;
+	uint64_t busy_poll_ns; /* after the last packet the loop does not sleep for so long */
+	uint64_t busy_from_ns; /* when that packet came */
+	uint64_t cookies_told_ns;
 	struct load load;
-	uint32_t load_told; /* what stack_load says */
+	uint32_t load_told;
+	uint64_t beat_ns; /* when the programs are told again that this process lives */
 	uint32_t n_nic, n_port;
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
@@ -57,6 +57,9 @@ uint64_t engine_now_ns(void);
 
 /* A PENDING entry whose path has been asked for; NULL: too much is being asked already. */
 struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now);
+
+/* What dmm_ingress answers to a claim that it does not grant. */
+void engine_refused(struct dmm_engine *e, const struct dmm_ask *ask, uint64_t now);
 
 /* Reads what the TUN device, or port number i, has, up to a budget; sets more when the budget was used up.
  */

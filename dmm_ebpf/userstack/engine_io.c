@@ -25,10 +25,20 @@ enum {
 	TCP_CSUM_OFFSET = 16,
 };
 
+/* What the program on our device sends back, which no packet of TCP can be taken for. */
+static bool is_refusal(const uint8_t *packet, uint32_t len, struct dmm_ask *ask)
+{
+	if (len != sizeof(*ask) || packet[0] != 0x45 || packet[9] != DMM_ASK_PROTOCOL)
+		return false;
+	memcpy(ask, packet, sizeof(*ask));
+	return ask->op == DMM_ASK_REFUSED;
+}
+
 void engine_tun_in(struct dmm_engine *e)
 {
 	uint64_t now = engine_now_ns();
 	struct dmm_rx_meta meta;
+	struct dmm_ask ask;
 
 	for (uint32_t i = 0; i < TUN_RX_BUDGET; i++) {
 		int len = dmm_tun_read(e->tun_fd, e->tun_rx, &meta);
@@ -38,6 +48,10 @@ void engine_tun_in(struct dmm_engine *e)
 		if (len < 0) {
 			e->error = -ENODEV;
 			return;
+		}
+		if (is_refusal(e->tun_rx + DMM_TUN_HEADROOM, (uint32_t)len, &ask)) {
+			engine_refused(e, &ask, now);
+			continue;
 		}
 		e->stats.tun_rx_pkts++;
 		e->stats.tun_rx_bytes += (uint32_t)len;

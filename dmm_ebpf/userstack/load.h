@@ -5,7 +5,8 @@
  * Each reason comes at one level and goes at a lower one, so that a stack at its limit does not change its
  * mind with every packet. What the kernel side makes of it is in bpf/decide.h and bpf/xdp.h.
  *
- * No I/O, no clock: the engine shows the signs and the time, and tells stack_load[] what comes out.
+ * No I/O, no clock: the engine shows the signs and the time, and tells stack_load[] what comes out
+ * (bpf/ingress.h).
  */
 #ifndef DMM_LOAD_H
 #define DMM_LOAD_H

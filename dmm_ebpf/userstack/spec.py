@@ -63,7 +63,6 @@ class StackSpec:
     tun: str
     nics: Sequence[NicSpec]
     xsks_fd: int
-    xdp_flows_fd: int
     run_dir: Path
     netns_fd: int
     congestion: str = ""
@@ -73,8 +72,6 @@ class StackSpec:
     max_connections: int = 100_000
     busy_poll_us: int = 0
     syn_cookies: str = "auto"
-    cookie_state_fd: int = -1
-    stack_load_fd: int = -1
     process: int = 0
     tap: int = 0
     taps_fd: int = -1
@@ -140,5 +137,4 @@ class StackSpec:
 
     def inherited(self) -> list[int]:
         """The descriptors that the process needs."""
-        maps = (self.xsks_fd, self.xdp_flows_fd, self.cookie_state_fd, self.stack_load_fd, self.taps_fd)
-        return [fd for fd in (self.netns_fd, *maps) if fd >= 0]
+        return [fd for fd in (self.netns_fd, self.xsks_fd, self.taps_fd) if fd >= 0]

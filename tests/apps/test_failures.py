@@ -95,6 +95,27 @@ def test_after_a_kill_new_connections_are_made_within_100_ms(wired, served, vict
     assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
 
 
+def test_a_stack_that_does_not_run_gets_no_new_flow_until_it_runs_again(wired, served):
+    routed = wired.attach_client()
+    url, sha256 = served
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+    pid = routed.stack("wan")["pid"]
+    before = routed.ask("status")[0]["counters"]["connect_full"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: routed.stack("wan")["state"] == "hung", 5, "the stack to be missed")
+        assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+        assert routed.ask("status")[0]["counters"]["connect_full"] > before
+        wait_for(lambda: "hangs" in routed.log.read_text(), 5, "a line in the log")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: routed.stack("wan")["state"] == "up", 5, "the stack to run again")
+    full = routed.ask("status")[0]["counters"]["connect_full"]
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
+    assert routed.ask("status")[0]["counters"]["connect_full"] == full
+    assert routed.stack("wan")["pid"] == pid
+
+
 def test_a_dying_stack_resets_its_flows_instead_of_leaving_them_hanging(wired, served, python):
     routed = wired.attach_client()
     holder = wired.client_cgroup.spawn(

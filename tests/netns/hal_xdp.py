@@ -13,8 +13,8 @@ from hal_lab import Host
 from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
-_MAP_CREATE, _LOOKUP, _NEXT_KEY, _PROG_LOAD = 0, 1, 4, 5
-_XSKMAP, _DEVMAP, _HASH, _PROG_XDP, _PROG_SCHED_CLS = 17, 14, 1, 6, 3
+_MAP_CREATE, _LOOKUP, _PROG_LOAD = 0, 1, 5
+_XSKMAP, _DEVMAP, _PROG_XDP, _PROG_SCHED_CLS = 17, 14, 6, 3
 _DRV_MODE = 1 << 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,26 +37,6 @@ def xskmap(entries: int = 1024) -> int:
 
 def devmap(entries: int = 1024) -> int:
     return make_map(_DEVMAP, 4, 4, entries)
-
-
-def flow_map() -> int:
-    return make_map(_HASH, 40, 8, 1024)
-
-
-def keys(map_fd: int, size: int) -> list[bytes]:
-    """Every key of a hash map."""
-    found: list[bytes] = []
-    last = ctypes.create_string_buffer(size)
-    following = ctypes.create_string_buffer(size)
-    pointer = 0
-    while True:
-        try:
-            _bpf(_NEXT_KEY, struct.pack("=I4xQQQ", map_fd, pointer, ctypes.addressof(following), 0))
-        except OSError:
-            return found
-        found.append(following.raw)
-        last.raw = following.raw
-        pointer = ctypes.addressof(last)
 
 
 def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:

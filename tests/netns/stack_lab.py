@@ -36,7 +36,6 @@ class Stack:
         self.host = host
         self.numbers = StackNumbers(0, MARK, MASK)
         self.xsks = hal_xdp.xskmap()
-        self.flows = hal_xdp.flow_map()
         self._prog = hal_xdp.redirect_tcp(self.xsks)
         found = [n for n in host.ns.run_in(hal_nic.list_nics) if n.kind == "veth"]
         for n in found:
@@ -51,7 +50,6 @@ class Stack:
             tun=self.numbers.tun,
             nics=[NicSpec(n.ifindex, n.name, i, n.rx_queues, n.mac, n.mtu) for i, n in enumerate(found)],
             xsks_fd=self.xsks,
-            xdp_flows_fd=self.flows,
             run_dir=run_dir,
             netns_fd=host.ns.fd,
             **spec,
@@ -110,7 +108,7 @@ class Stack:
         self._loop.close()
         self.mirror.close()
         self.host.ns.run_in(self.numbers.remove)
-        for fd in (self.xsks, self.flows, self._prog):
+        for fd in (self.xsks, self._prog):
             os.close(fd)
 
 

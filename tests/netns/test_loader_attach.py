@@ -117,11 +117,11 @@ def test_detach_works_while_another_process_holds_the_links(made, cgroup: Cgroup
 
 def test_adopt_finds_the_same_maps_and_programs(made, cgroup: Cgroup) -> None:
     attached = made(cgroup)
-    attached.maps["tun_marks"].update(u32(4), bytes(8))
+    attached.maps["tun_marks"].update(u32(4), bytes(20))
     attached.close()
     adopted = loader.adopt(attached.instance)
     try:
-        assert adopted.maps["tun_marks"].lookup(u32(4)) == bytes(8)
+        assert adopted.maps["tun_marks"].lookup(u32(4)) == bytes(20)
         assert adopted.cgroup_id == attached.cgroup_id and adopted.cgroup == cgroup.relative
         assert bpf.prog_info(adopted.ingress_fd()).name == "dmm_ingress"
     finally:

@@ -10,7 +10,6 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-import hal_xdp
 import pytest
 from hal_lab import hosts, link, listen, wait_until
 from stack_lab import stack_on
@@ -69,7 +68,7 @@ def test_stop_resets_connections_and_leaves_nothing():
         with stack_on(a) as stack, listen(b) as server:
             app = stack.connect(("10.9.1.2", server.getsockname()[1]))
             accepted, _ = server.accept()
-            wait_until(lambda: len(hal_xdp.keys(stack.flows, 40)) == 1)
+            wait_until(lambda: len(stack.query("connections")) == 1)
             pid = stack.supervisor.pid
             stack.do(stack.supervisor.stop())
             accepted.settimeout(5)

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * socket.h: the kernel's socket of a 5-tuple, from a program that sees packets.
+ */
+#ifndef DMM_SOCKET_H
+#define DMM_SOCKET_H
+
+#include "defs.h"
+
+/*
+ * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A socket that is
+ * bound to another device than the context's is not found.
+ */
+static __always_inline struct bpf_sock *socket_find(void *ctx, const struct dmm_addr_pair *pair)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (pair->family == AF_INET) {
+		tuple.ipv4.saddr = ((const __u32 *)pair->raddr)[3];
+		tuple.ipv4.daddr = ((const __u32 *)pair->laddr)[3];
+		tuple.ipv4.sport = pair->rport_be;
+		tuple.ipv4.dport = pair->lport_be;
+		return bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	}
+	addr_copy(tuple.ipv6.saddr, (const __u32 *)pair->raddr);
+	addr_copy(tuple.ipv6.daddr, (const __u32 *)pair->laddr);
+	tuple.ipv6.sport = pair->rport_be;
+	tuple.ipv6.dport = pair->lport_be;
+	return bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
+#endif /* DMM_SOCKET_H */
