@@ -38,7 +38,7 @@ class Asker:
         error = ffi.new("struct dmm_hal_error *")
         self.fd: int = lib.dmm_tun_open(self.name.encode(), error)
         assert self.fd >= 0, ffi.string(error.what)
-        assert lib.dmm_tun_up(self.name.encode(), 1500, 100, error) == 0
+        assert lib.dmm_tun_up(self.name.encode(), 1500, 100, error) >= 0
         ifindex = socket.if_nametoindex(self.name)
         entry = abi.new("dmm_tun_mark", mark=self.mark, mask=MARK_MASK, stack=STACK, tap=tap, process=number)
         attached.maps["tun_marks"].update(u32(ifindex), abi.pack(entry))
