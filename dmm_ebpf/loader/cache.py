@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path("/var/cache/dmm-ebpf")
-MAX_ENTRIES = 24
+MAX_ENTRIES = 48
 MAX_ENTRY_BYTES = 1 << 20
 
 _MAGIC = b"dmm-ebpf cache 1\n"
