@@ -77,6 +77,10 @@ class Attached:
         """
         return xdp.attach(self.folder, self.progs["dmm_xdp"], ifindex, ifname)
 
+    def xdp_refusal(self, ifindex: int) -> int:
+        """The errno with which a NIC without our program refuses it natively; 0 if it takes it."""
+        return xdp.native_refusal(self.progs["dmm_xdp"], ifindex)
+
     def detach_xdp(self, ifindex: int) -> bool:
         """Takes the XDP program off again, from any network namespace; False if it was not there."""
         return xdp.detach(self.folder, ifindex)

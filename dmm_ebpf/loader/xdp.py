@@ -81,6 +81,15 @@ def _create(prog_fd: int, ifindex: int, ifname: str) -> int:
     raise explain.refused(what, refusal) from refusal
 
 
+def native_refusal(prog_fd: int, ifindex: int) -> int:
+    """The errno with which the device's driver refuses the program; 0 if it takes it. Nothing stays attached."""
+    try:
+        os.close(bpf.link_create(prog_fd, ifindex, bpf.AttachType.XDP, bpf.XDP_FLAGS_DRV_MODE))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 def attach(folder: Path, prog_fd: int, ifindex: int, ifname: str) -> Mode:
     """Links and pins; if it is ours already, nothing changes. folder: the instance's pins."""
     what = f"attach XDP to {ifname}"

@@ -8,7 +8,9 @@ follow ends it, and the next one starts with the device as it is, or when it is 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.loader import Attached
+from dmm_ebpf.loader.bpf import ENOTSUPP
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import State
 from dmm_ebpf.userstack.spec import NicSpec
@@ -25,6 +28,19 @@ from dmm_ebpf.userstack.spec import NicSpec
 C = abi.C
 
 log = logging.getLogger("dmm-ebpf")
+
+
+def _no_native(what: str, code: int) -> KernelFeatureError:
+    """code: the errno with which the driver refused."""
+    if code in (errno.EOPNOTSUPP, ENOTSUPP):
+        return KernelFeatureError(
+            what, why="its driver has no native XDP", hint="name the device below it, or one that has"
+        )
+    if code == errno.ERANGE:
+        return KernelFeatureError(
+            what, why="its driver takes no XDP program at this MTU", hint="lower it to at most one page"
+        )
+    return KernelFeatureError(what, why=f"its driver refuses native XDP: {os.strerror(code)}")
 
 
 class DeviceGoneError(DmmError):
@@ -58,11 +74,7 @@ class Nics:
             if self._attached.attach_xdp(n.ifindex, n.name) != "native":
                 self._attached.detach_xdp(n.ifindex)
                 # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
-                raise KernelFeatureError(
-                    f"serve {n.name} with stack {stack}",
-                    why="its driver takes no XDP program at this MTU",
-                    hint="use a device with native XDP, or an MTU of at most one page",
-                )
+                raise _no_native(f"serve {n.name} with stack {stack}", self._attached.xdp_refusal(n.ifindex))
             key = struct.pack("=I", n.ifindex)
             value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id))
             if self._attached.maps["nics"].lookup(key) != value:

@@ -22,6 +22,7 @@ BIND = 64  # bpf_bind(), for cgroup programs alone
 POLICY = """
 [stacks.wan]
 kind = "user"
+{devices}
 [[rules]]
 cgroup = "{cgroup}"
 table = "t"
@@ -109,6 +110,33 @@ def test_without_cgroup2_a_sentence_and_nothing_left() -> None:
     assert not Path(f"/run/dmm-ebpf/lacks{os.getpid()}").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "make", "why"),
+    [
+        ("br0", "link add br0 type bridge", "its driver has no native XDP"),
+        ("eth0", "link set eth0 mtu 9000", "its driver takes no XDP program at this MTU"),
+    ],
+)
+def test_a_device_without_native_xdp_is_told_from_an_mtu_above_a_page(
+    lab: Lab, make_cgroup, tmp_path: Path, device: str, make: str, why: str
+) -> None:
+    host, other = lab.host("host"), lab.host("other")
+    lab.wire(host, other)
+    other.ip(f"link set {other.nic.name} mtu 9000")
+    host.ip(make.replace("eth0", host.nic.name))
+    device = device.replace("eth0", host.nic.name)
+    cgroup: Cgroup = make_cgroup()
+    policy = tmp_path / "policy.toml"
+    text = POLICY.replace("{devices}", f'devices = ["{device}"]')
+    policy.write_text(text.replace("{cgroup}", cgroup.relative))
+    instance = f"lacks{os.getpid()}"
+    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    done = host.run(attach, check=False)
+    assert done.returncode == KernelFeatureError.exit_code, done.stderr
+    assert f"cannot serve {device} with stack wan: {why}" in done.stderr
+    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
+
+
 def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
     lab: Lab, make_cgroup, tmp_path: Path
 ) -> None:
@@ -116,7 +144,7 @@ def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
     lab.wire(host, other)
     cgroup: Cgroup = make_cgroup()
     policy = tmp_path / "policy.toml"
-    policy.write_text(POLICY.replace("{cgroup}", cgroup.relative))
+    policy.write_text(POLICY.replace("{devices}", "").replace("{cgroup}", cgroup.relative))
     instance = f"lacks{os.getpid()}"
     attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
