@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
-SIM = ("sim.c", "kern.c", "wild.c", "path.c", "params.c")
+SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c")
 WARN = ("-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 MS = 1_000_000

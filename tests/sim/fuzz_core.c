@@ -3,11 +3,13 @@
  * fuzz_core.c: libFuzzer target for a whole core.
  *
  * The input is a program: packets on both legs, time, answers to RESOLVE. Packets are made relative to what
- * the core said last (so that they are acceptable often), then bent by the input; some are raw bytes. Checked
- * after each step: the core's invariants (check.h), and that everything it sends is a well-formed packet with
- * a right checksum.
+ * the core said last (so that they are acceptable often), then bent by the input; some are an outsider's,
+ * with numbers that the input makes up, some raw bytes. Checked after each step: the core's invariants
+ * (check.h), that no packet that is not acceptable changed anything (unmoved.h), and that everything the core
+ * sends is a well-formed packet with a right checksum. At the end each open connection must still take what
+ * its peer would send next: a stall is a fault.
  */
-#include "check.h"
+#include "unmoved.h"
 
 enum { TUPLES = 3, MAX_STEPS = 400, MAX_OUT = 20000 };
 
@@ -22,6 +24,8 @@ struct view {
 	uint8_t flags;
 	bool ts;
 	uint32_t tsval, tsecr;
+	bool said_ts;
+	uint32_t said; /* the newest timestamp in what was acceptable */
 };
 
 static struct view views[TUPLES][2];
@@ -91,6 +95,33 @@ static void options(struct input *in, struct wire_seg *s, struct view *v, uint32
 	}
 }
 
+static struct view *view_of(const struct pkt *k, uint32_t leg, bool from_core)
+{
+	uint16_t port = leg == DMM_LEG_OUTER ? (from_core ? k->sport_be : k->dport_be)
+					     : (from_core ? k->dport_be : k->sport_be);
+	uint32_t tuple = k->family == WIRE_AF_INET6 ? 2 : port - 0x1027u;
+
+	return tuple < TUPLES ? &views[tuple][leg] : NULL;
+}
+
+static void give(struct dmm_core *core, uint32_t leg, const uint8_t *p, uint32_t n,
+		 const struct dmm_rx_meta *rx, uint64_t now)
+{
+	struct view *v;
+	struct pkt k;
+
+	if (unmoved_input(core, leg, p, n, rx, now) != MAY_CHANGE)
+		return;
+	if (wire_parse(p, n, false, &k) != WIRE_TCP || !k.has_ts)
+		return;
+	v = view_of(&k, leg, false);
+	if (!v)
+		return;
+	if (!v->said_ts || (k.flags & TH_SYN) || (int32_t)(k.tsval - v->said) > 0)
+		v->said = k.tsval;
+	v->said_ts = true;
+}
+
 static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 {
 	static const uint8_t flag_set[] = {
@@ -129,7 +160,7 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 		n -= min_u32(n - 1, take(in, 1) & 15);
 		rx.csum_ok = 1;
 	}
-	dmm_core_input(core, leg, buf, n, &rx, now);
+	give(core, leg, buf, n, &rx, now);
 	if (!(bend & 3))
 		v->seq += len + !!(s.flags & TH_SYN) + !!(s.flags & TH_FIN);
 	v->tsval++;
@@ -144,21 +175,49 @@ static void icmp(struct dmm_core *core, struct input *in, uint64_t now)
 
 	tuple_dir(tuple, !leg, &d, addr); /* quotes what the core sent */
 	n = wire_icmp_error(buf, &d, &s, (uint8_t)take(in, 1), (uint8_t)take(in, 1));
-	dmm_core_input(core, leg, buf, n, NULL, now);
+	give(core, leg, buf, n, NULL, now);
+}
+
+/* He knows the tuple, and guesses the rest */
+static void outsider(struct dmm_core *core, struct input *in, uint32_t what, uint64_t now)
+{
+	uint32_t leg = what & 1, tuple = (what >> 2) % TUPLES, bits = take(in, 1), len, headers;
+	struct wire_seg s = {.flags = (uint16_t)(what >> 7 << 8)};
+	struct dmm_rx_meta rx = {.csum_ok = 1};
+	uint8_t addr[2][16];
+	struct wire_dir d;
+
+	tuple_dir(tuple, leg, &d, addr);
+	s.flags |= (uint16_t)take(in, 1);
+	s.wnd = (uint16_t)take(in, 2);
+	s.seq = bits & 1 ? take(in, 4) : views[tuple][leg].seq;
+	s.ack = bits & 2 ? take(in, 4) : views[tuple][leg].ack;
+	s.urg = (uint16_t)(bits & 4 ? take(in, 2) : 0);
+	d.tos = bits & 8 ? (uint8_t)take(in, 1) : 0;
+	if (bits & 16)
+		wire_opt_ts(&s, take(in, 4), 0);
+	len = bits & 32 ? take(in, 1) : 0;
+	headers = wire_headers(buf, &d, &s, len);
+	memset(buf + headers, 0x5a, len);
+	give(core, leg, buf, headers + len, &rx, now);
 }
 
 static void raw(struct dmm_core *core, struct input *in, uint64_t now)
 {
-	uint32_t leg = take(in, 1) & 1, n = take(in, 1);
+	uint32_t what = take(in, 1), leg = what & 1, n;
 	struct dmm_rx_meta rx = {.csum_ok = 1};
 	uint8_t *exact;
 
-	n = (uint32_t)min_u64(n, in->left);
+	if (what & 2) {
+		outsider(core, in, what, now);
+		return;
+	}
+	n = (uint32_t)min_u64(take(in, 1), in->left);
 	exact = malloc(n ? n : 1); /* so that AddressSanitizer sees a read past the end */
 	memcpy(exact, in->p, n);
 	in->p += n;
 	in->left -= n;
-	dmm_core_input(core, leg, exact, n, &rx, now);
+	give(core, leg, exact, n, &rx, now);
 	free(exact);
 }
 
@@ -166,17 +225,15 @@ static void learn(uint32_t leg, const uint8_t *p, uint32_t n, const struct dmm_t
 {
 	struct pkt k;
 	enum wire_result r = wire_parse(p, n, !m->needs_csum, &k);
-	uint32_t tuple;
 	struct view *v;
 
 	if (r == WIRE_ICMP)
 		return;
 	CHECK(r == WIRE_TCP);
 	CHECK(leg == DMM_LEG_INNER || !m->gso_size);
-	tuple = k.family == 10 ? 2 : (leg ? k.sport_be : k.dport_be) - 0x1027u;
-	if (tuple >= TUPLES)
+	v = view_of(&k, leg, true);
+	if (!v)
 		return;
-	v = &views[tuple][leg];
 	v->ack = k.seq + k.payload_len + !!(k.flags & TH_SYN) + !!(k.flags & TH_FIN);
 	if (k.flags & TH_ACK)
 		v->seq = k.ack;
@@ -252,6 +309,53 @@ static void step(struct dmm_core *core, struct input *in, uint64_t *now)
 	check_core(core);
 }
 
+/* What the peer of an open leg sends next is acceptable */
+static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now)
+{
+	const struct tcb *t = &c->leg[leg];
+	struct wire_seg s = {.flags = TH_ACK, .wnd = 1000};
+	struct dmm_rx_meta rx = {.csum_ok = 1};
+	uint64_t refused = core->counters[DMM_CORE_PAWS] + core->counters[DMM_CORE_BAD_SEQ];
+	struct wire_dir d;
+	uint32_t n;
+
+	if (t->state != TCP_ESTABLISHED)
+		return;
+	s.seq = t->irs + (uint32_t)t->rcv_nxt;
+	s.ack = t->iss + (uint32_t)t->snd_nxt;
+	ctl_dir(&c->pair, !leg, &d);
+	if (t->flags & TF_TS) {
+		struct pkt k = {.family = c->pair.family,
+				.dport_be = leg ? c->pair.lport_be : c->pair.rport_be,
+				.sport_be = leg ? c->pair.rport_be : c->pair.lport_be};
+		const struct view *v = view_of(&k, leg, false);
+
+		if (!v || !v->said_ts)
+			return;
+		wire_opt_ts(&s, v->said, 0);
+	}
+	n = wire_headers(buf, &d, &s, 1);
+	buf[n] = 0x5a;
+	dmm_core_input(core, leg, buf, n + 1, &rx, now);
+	CHECK(core->counters[DMM_CORE_PAWS] + core->counters[DMM_CORE_BAD_SEQ] == refused);
+}
+
+static void nobody_is_stalled(struct dmm_core *core, uint64_t now)
+{
+	for (uint32_t i = 0; i < core->n_live; i++) {
+		for (uint32_t leg = 0; leg < 2; leg++) {
+			struct conn copy;
+			const struct conn *c = core->slots[core->live[i]];
+
+			if (c->phase == CONN_PARKED)
+				conn_unpark_copy(&copy, c);
+			else
+				copy = *c;
+			next_is_taken(core, &copy, leg, now);
+		}
+	}
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -284,6 +388,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		drain(core, now);
 	while (dmm_core_poll(core, now) <= now);
 	check_core_rests(core);
+	nobody_is_stalled(core, now);
 	dmm_core_abort_all(core, now);
 	drain(core, now);
 	check_core(core);

@@ -10,7 +10,9 @@
 #include "counters.h"
 #include "kern.h"
 #include "params.h"
+#include "outsider.h"
 #include "path.h"
+#include "unmoved.h"
 #include "verdict.h"
 #include "wild.h"
 
@@ -56,17 +58,26 @@ static void kern_send(void *arg, const uint8_t *p, uint32_t len, uint32_t gso)
 	memcpy(h->in[h->n_in++].data, p, len);
 }
 
+static void core_input(struct host *h, uint32_t leg, const uint8_t *p, uint32_t len,
+		       const struct dmm_rx_meta *rx)
+{
+	if (P.check)
+		unmoved_input(h->core, leg, p, len, rx, now);
+	else
+		dmm_core_input(h->core, leg, p, len, rx, now);
+}
+
 static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok)
 {
 	struct host *h = &H[host];
 	struct dmm_rx_meta rx = {.csum_ok = 1};
 
 	if (at == AT_CORE)
-		dmm_core_input(h->core, DMM_LEG_INNER, p, len, &rx, now);
+		core_input(h, DMM_LEG_INNER, p, len, &rx);
 	else if (at == AT_KERN || !h->core)
 		kern_input(&h->kern, p, len, csum_ok, now);
 	else
-		dmm_core_input(h->core, DMM_LEG_OUTER, p, len, NULL, now);
+		core_input(h, DMM_LEG_OUTER, p, len, NULL);
 }
 
 /* The outer leg's initial sequence number of the first connection */
@@ -171,6 +182,8 @@ static bool pump(struct host *h)
 		did = true;
 	}
 	h->n_in = 0;
+	if (P.outsider)
+		outsider_sends(h->core, now);
 	actions(h);
 	note_isn(h);
 	while ((n = dmm_core_output(h->core, DMM_LEG_OUTER, buf, (uint32_t)P.mtu, &m, now))) {
@@ -422,6 +435,7 @@ static int report(void)
 	       path_stats.max_backlog_ns);
 	report_core(&H[0]);
 	report_core(&H[1]);
+	outsider_report();
 	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
 	       path_stats.resent_ect);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);

@@ -46,6 +46,13 @@ def cookie_handshake(tuple_no: int) -> bytes:
     )
 
 
+def outsider(leg: int, tuple_no: int, rng: random.Random) -> bytes:
+    """Somebody who knows the tuple and guesses the numbers."""
+    flags = rng.choice([0x10, 0x18, 0x02, 0x04, 0x11, 0x00, rng.randrange(256)])
+    bits = rng.choice([1 | 2, 1 | 16 | 32, 2 | 16 | 32, 1 | 2 | 16, 1 | 2 | 8 | 16 | 32])
+    return bytes([12 | DRAIN, leg | 2 | tuple_no << 2, bits, flags]) + rng.randbytes(20)
+
+
 def program(rng: random.Random) -> bytes:
     """A handshake or two, data both ways, holes with SACK, time, and an end."""
     how = rng.choice([0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN])
@@ -62,6 +69,8 @@ def program(rng: random.Random) -> bytes:
             out += packet(leg, kind, tuple_no, bend, tail, rng.choice([DRAIN, DRAIN | POLL, 0]))
             if rng.random() < 0.3:
                 out += bytes([14 | DRAIN | POLL])
+            if rng.random() < 0.3:
+                out += outsider(leg, tuple_no, rng)
     return out
 
 
