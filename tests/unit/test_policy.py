@@ -469,3 +469,15 @@ def test_hundred_thousand_routes_take_little_memory(tmp_path: Path) -> None:
     )
     assert sum(memoryview(column).nbytes for column in columns) <= 30 * 100_000
     assert not table.duplicates
+
+
+def test_routes_of_all_files_are_counted_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "MAX_ROUTES", 3)
+    (tmp_path / "two.csv").write_text("10.0.0.0/8,,,kernel\n10.1.0.0/16,,,kernel\n")
+    text = "".join(
+        f'[tables.{name}]\nroutes_from = "{file}"\n'
+        for name, file in zip("ab", ("two.csv",) * 2, strict=True)
+    )
+    assert "there are 4 routes" in refusal(text + '[tables.c]\nroutes_from = "missing.csv"\n', tmp_path)
