@@ -34,11 +34,11 @@ from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.stacks import StackManager, core_counters
 from dmm_ebpf.rd.standing import Group, Namespace, StateFile
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.rd.watch import PolicyWatch
+from dmm_ebpf.threads import in_thread
 
 C = abi.C
 ROWS_AT_ONCE = 500  # of a long listing; then others have a turn

@@ -26,8 +26,8 @@ from dmm_ebpf.rd import endflows, load, standing
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.nics import DeviceGoneError
 from dmm_ebpf.rd.rundir import StackState
-from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
 
 MARK_BASE = 0x0DD00000

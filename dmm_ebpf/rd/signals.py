@@ -11,13 +11,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Hear = Callable[[signal.Signals], object]
@@ -96,20 +92,6 @@ class Stop:
             self.by = number
             if self._stop is not None:
                 self._stop()
-
-
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """asyncio.to_thread(), but a cancellation is passed on only when the thread has ended: nothing then goes on making
-    what is being undone.
-    """
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # it is the cancellation that is told
-        raise
 
 
 def _has_terminal() -> bool:

@@ -33,9 +33,9 @@ from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
-from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.spec import pid_path, process_label
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process

@@ -32,6 +32,7 @@ from typing import Any, BinaryIO
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import procgroup, tundevice
+from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack import answers, control, controlserver, pidfile, sandbox
 from dmm_ebpf.userstack.pidfile import kill_process
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
@@ -381,7 +382,7 @@ class StackSupervisor:
             await self._pause(delay)
             try:
                 if self._renew is not None:
-                    self.spec = await asyncio.to_thread(self._renew)
+                    self.spec = await in_thread(self._renew)
                 info = await self._spawn()
                 self.restarts += 1
                 await self._came_up(info)

@@ -6,8 +6,8 @@ import asyncio
 import pytest
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.signals import in_thread
 from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.threads import in_thread
 
 
 def test_every_step_is_tried_and_every_failure_told():
