@@ -50,6 +50,9 @@ def collect_runs() -> None:
             run_dir = RunDir(name)
             if run_dir.is_locked():
                 continue
+            if run_dir.is_husk() and name not in loader.instances():
+                _undo_if_dead(run_dir)
+                continue
             state = run_dir.load()
             if state is not None and state.own_cgroup and _undo_if_dead(run_dir):
                 log.warning("instance %s was left by a `dmm-ebpf run` that was killed: it is detached", name)

@@ -207,6 +207,13 @@ class RunDir:
         """True while nothing says that the instance has made anything on the host."""
         return not self._state.exists()
 
+    def is_husk(self) -> bool:
+        """True where a process was killed right after it had made the directory: nothing but the lock is there."""
+        try:
+            return {path.name for path in self.path.iterdir()} <= {"lock"}
+        except FileNotFoundError:
+            return False
+
     def remove(self) -> bool:
         """Remove the directory and all in it; False if there was none, or if it is another process's by now."""
         with host_lock():
