@@ -56,7 +56,7 @@ def test_pid_file(tmp_path: Path):
 
 def test_spec_survives_json(tmp_path: Path):
     nic = NicSpec(7, "eth0", 1, 2, bytes(range(6)), 1500)
-    spec = StackSpec("i", "wan", 3, 0, 1, 2, "dmm-0", [nic], 5, 6, tmp_path, 7, congestion="cubic")
+    spec = StackSpec("i", "wan", 3, 0, 1, 2, "dmm-0", [nic], 5, tmp_path, 7, congestion="cubic")
     assert StackSpec.from_json(spec.to_json()) == spec
     assert spec.control_path == tmp_path / "stack-wan.sock"
 
