@@ -37,6 +37,7 @@ from lab import (
     wait_for,
 )
 from lab.routed import Routed
+from lab.waiting import patient
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
@@ -257,7 +258,7 @@ def seen(s: Story) -> None:
     listed = s.client.run(["ss", "-tnH", "state", "established"]).stdout
     expect(f"{s.server.ip4}:80" in listed, "ss does not show the peer")
     s.say(f"ss: {' '.join(listed.split()[2:4])}")
-    curl.wait(60)
+    curl.wait(patient(60))
     rule = json.loads(s.client.run(["nft", "-j", "list", "chain", "inet", "demo", "out"]).stdout)
     packets = next(
         e["counter"]["packets"]
@@ -288,7 +289,7 @@ def policy_change(s: Story) -> None:
     (old,) = s.dmm.flows(dport=80)
     expect(old["stack"] == "wan", "the open flow was moved")
     s.told("curl ← nginx", "lan", s.fetch(cgroup=s.cg_client))
-    expect(curl.wait(60) == 0, "the transfer that ran did not finish")
+    expect(curl.wait(patient(60)) == 0, "the transfer that ran did not finish")
     digest = subprocess.run(
         ["sha256sum", str(s.directory / "slow.bin")], capture_output=True, text=True, check=True
     )

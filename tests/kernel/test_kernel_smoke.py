@@ -167,7 +167,8 @@ def test_listening_by_kernel_and_user_stack(wired, payload, hold, traces):
     assert _got(peers) == [sha256] * 4
     counters = _counters(routed)
     assert counters["xdp_listener"] >= 2
-    assert counters["xdp_flow"] > 500
+    # Two transfers: what comes in are acknowledgements, of several segments each.
+    assert counters["xdp_flow"] > 100
     routed.close()
     assert traces() == before
 
