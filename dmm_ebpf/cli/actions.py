@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.cli import gather, output, tables
-from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 from dmm_ebpf.tui import units
 from dmm_ebpf.tui.flowfilter import FlowFilter, parse_endpoint
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.model import Policy
 
 # What the Resource Director's socket takes in one message, less what goes with the text.
-MAX_POLICY_BYTES = 63 * 1024 * 1024
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 
@@ -104,21 +103,9 @@ def _counts_text(counts: dict[str, Any]) -> str:
 
 def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
     """Send a policy file's text to the Resource Director, which checks it again before it takes it."""
-    from dmm_ebpf.rd import client
+    from dmm_ebpf.rd import client, policy
 
-    what = f"read policy {file}"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise PolicyError(what, why=f"it is not UTF-8 at byte {exc.start}") from exc
-    except OSError as exc:
-        raise PolicyError(what, why=exc.strerror or str(exc)) from exc
-    if len(text.encode()) > MAX_POLICY_BYTES:
-        raise PolicyError(
-            what,
-            why=f"it is longer than {MAX_POLICY_BYTES} bytes",
-            hint="put long route lists in a file of their own (routes_from)",
-        )
+    text = policy.read(file)
     with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
         answer = rd.call("policy_apply", path=str(file.resolve()), text=text)
     if as_json:

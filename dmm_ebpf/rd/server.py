@@ -20,14 +20,15 @@ from typing import Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 from dmm_ebpf.rd import wire
+from dmm_ebpf.rd.backlog import Backlog
 from dmm_ebpf.rd.instance import Instance
 from dmm_ebpf.rd.values import shown
 
 log = logging.getLogger("dmm-ebpf")
-FOLLOW_BACKLOG_EVENTS = 16384  # some 1 KiB each, shared by all followers
 MAX_CLIENTS = 256
+LARGE_AT_ONCE = 4  # requests that are longer than any but a policy is
 REQUEST_WITHIN_S = 10.0
-ANSWER_WITHIN_S = 30.0
+ANSWER_WITHIN_S = 600.0  # a listing may go to a pager
 CGROUP_LOOK_S = 1.0
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -43,6 +44,11 @@ class Server:
         self._stop = asyncio.Event()
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.Task[None]] = set()
+        self._idle: dict[
+            asyncio.Task[None], None
+        ] = {}  # clients that ask nothing now, the longest idle one first
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._backlog = Backlog()
         self._reloading: asyncio.Task[None] | None = None
         self._methods: dict[str, Method] = {
             "status": lambda _: instance.status(),
@@ -139,16 +145,26 @@ class Server:
         uid = _peer_uid(writer)
         if uid != 0:
             return PrivilegeError("answer on this socket", why=f"uid {uid} asks, and only root may")
-        if len(self._clients) >= MAX_CLIENTS:
+        if len(self._clients) >= MAX_CLIENTS and not self._hang_up_on_one():
             return DmmError(
                 "answer one more client",
                 why=f"{MAX_CLIENTS} are connected",
-                hint="end programs that follow flows or keep a connection open",
+                hint="end programs that follow flows",
             )
         return None
 
+    def _hang_up_on_one(self) -> bool:
+        """Who has asked nothing for the longest time makes room; false if all are being answered."""
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        del self._idle[longest]
+        self._clients.discard(longest)
+        longest.cancel()
+        return True
+
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await wire.read_request(reader, within_s=REQUEST_WITHIN_S)) is not None:
+        while (message := await self._request(reader)) is not None:
             number, method, params = wire.parse_request(message)
             if method == "follow":
                 await self._follow(number, reader, writer)
@@ -156,6 +172,18 @@ class Server:
             async with contextlib.aclosing(self._answer(number, method, params)) as frames:
                 async for frame in frames:
                     await wire.write_frame(writer, frame, within_s=ANSWER_WITHIN_S)
+
+    async def _request(self, reader: asyncio.StreamReader) -> wire.Message | None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._idle[task] = None
+        try:
+            first = await reader.read(1)
+        finally:
+            self._idle.pop(task, None)
+        if not first:
+            return None
+        return await wire.read_request(reader, first, within_s=REQUEST_WITHIN_S, large=self._large)
 
     async def _answer(self, number: int, method: str, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """The frames that answer a request: pages of a long listing, and the reply."""
@@ -192,22 +220,9 @@ class Server:
             await asyncio.gather(*ends, return_exceptions=True)
 
     async def _send_events(self, number: int, writer: asyncio.StreamWriter) -> None:
-        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(FOLLOW_BACKLOG_EVENTS)
-        lost = 0
-
-        def take(event: dict[str, Any]) -> None:
-            nonlocal lost
-            try:
-                queue.put_nowait(event)
-            except asyncio.QueueFull:
-                lost += 1
-
-        unsubscribe = self._instance.subscribe(take)
+        unsubscribe = self._instance.subscribe(self._backlog.add)
         try:
-            while True:
-                event = await queue.get()
-                if lost:
-                    event, lost = {**event, "events_lost": lost}, 0
+            async for event in self._backlog.follow():
                 await wire.write_frame(writer, wire.event(number, event))
         finally:
             unsubscribe()

@@ -23,7 +23,7 @@ _PARTS = re.compile(_PART)
 
 def check(text: str, source: str) -> None:
     """PolicyError, with the line, when text is beyond a bound. source names it."""
-    if len(text) > MAX_POLICY_BYTES:
+    if len(text.encode(errors="surrogatepass")) > MAX_POLICY_BYTES:
         raise PolicyError(
             f"accept {source}",
             why=f"it is larger than {MAX_POLICY_BYTES >> 20} MiB",

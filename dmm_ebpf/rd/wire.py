@@ -33,6 +33,7 @@ Message = dict[str, Any]
 CONNECTION = 0  # requests are numbered from 1
 MAX_MESSAGE_BYTES = 16 << 20  # an answer: long listings come in pages
 MAX_REQUEST_BYTES = 5 << 20  # a policy's text of policy.MAX_POLICY_BYTES, and the map around it
+SMALL_REQUEST_BYTES = 64 << 10
 _REQUEST_CONTAINERS = 16
 _REQUEST_LIMITS = {"max_map_len": 32, "max_array_len": 32, "max_bin_len": 0, "max_ext_len": 0}
 _LENGTH = struct.Struct(">I")
@@ -161,21 +162,27 @@ def check_length(head: bytes, limit_bytes: int = MAX_MESSAGE_BYTES) -> int:
 
 
 async def read_request(
-    reader: asyncio.StreamReader, *, within_s: float, limit_bytes: int = MAX_REQUEST_BYTES
-) -> Message | None:
-    """The next request of an asyncio stream, however long the peer is silent before it; None when it closed there.
+    reader: asyncio.StreamReader,
+    first: bytes,
+    *,
+    within_s: float,
+    large: asyncio.Semaphore,
+    limit_bytes: int = MAX_REQUEST_BYTES,
+) -> Message:
+    """The request that begins with the byte first, whole within_s seconds from now. Raises WireError.
 
-    within_s: from its first byte to its last. Raises WireError.
+    large: held while one that is longer than SMALL_REQUEST_BYTES is taken in.
     """
     import asyncio
 
-    first = await reader.read(1)
-    if not first:
-        return None
     try:
         async with asyncio.timeout(within_s):
             head = first + await reader.readexactly(_LENGTH.size - 1)
-            return decode_request(await reader.readexactly(check_length(head, limit_bytes)))
+            length = check_length(head, limit_bytes)
+            if length <= SMALL_REQUEST_BYTES:
+                return decode_request(await reader.readexactly(length))
+            async with large:
+                return decode_request(await reader.readexactly(length))
     except TimeoutError as exc:
         raise WireError(f"a request was not whole after {within_s:g} s", hint="") from exc
     except asyncio.IncompleteReadError as exc:

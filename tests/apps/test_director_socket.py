@@ -163,23 +163,40 @@ def test_followers_that_hang_up_are_gone(director: Routed) -> None:
 
 
 def test_clients_beyond_the_limit_are_told_so(director: Routed) -> None:
-    clients = [_connect(director) for _ in range(MAX_CLIENTS)]
+    followers = [_connect(director) for _ in range(MAX_CLIENTS)]
     try:
-        for sock in clients:
-            sock.sendall(wire.request(1, "policy_show", {}))
-        for sock in clients:
-            assert _answer(sock)
+        for sock in followers:
+            sock.sendall(wire.request(1, "follow", {}))
+        director.cli(
+            "status", "--instance", director.instance, check=False
+        )  # they have been taken when it ends
         refused = director.cli("status", "--instance", director.instance, check=False)
         assert refused.returncode
         assert f"{MAX_CLIENTS} are connected" in refused.stderr
     finally:
-        for sock in clients:
+        for sock in followers:
             sock.close()
     wait_for(
         lambda: not director.cli("status", "--instance", director.instance, check=False).returncode,
         10,
         "the director to answer again",
     )
+
+
+def test_clients_that_ask_nothing_make_room(director: Routed) -> None:
+    clients = [_connect(director) for _ in range(MAX_CLIENTS)]
+    try:
+        for sock in clients:
+            sock.sendall(wire.request(1, "policy_show", {}))
+        for sock in clients:
+            assert _answer(sock)
+        assert director.ask("status")[0]["rd"] == "up"
+        assert _answer(clients[0]) is None
+        clients[-1].sendall(wire.request(2, "policy_show", {}))
+        assert _answer(clients[-1])
+    finally:
+        for sock in clients:
+            sock.close()
 
 
 def _record(number: int) -> tuple[bytes, bytes]:

@@ -26,6 +26,13 @@ from dmm_ebpf.rd import client, rundir, wire
 from dmm_ebpf.rd.wire import WireError
 
 
+async def _next_request(reader: asyncio.StreamReader, **limits: int) -> wire.Message | None:
+    first = await reader.read(1)
+    if not first:
+        return None
+    return await wire.read_request(reader, first, within_s=10, large=asyncio.Semaphore(), **limits)
+
+
 class FakeRd:
     """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a list of events.
 
@@ -77,7 +84,7 @@ class FakeRd:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await wire.read_request(reader, within_s=10)) is not None:
+        while (message := await _next_request(reader)) is not None:
             number, method, params = wire.parse_request(message)
             self.asked.append((method, params))
             if method in self._hang:
@@ -204,7 +211,7 @@ def test_the_asyncio_reader_agrees_with_the_decoder(data: bytes) -> None:
         reader.feed_data(data)
         reader.feed_eof()
         got = []
-        while (message := await wire.read_request(reader, within_s=10, limit_bytes=50)) is not None:
+        while (message := await _next_request(reader, limit_bytes=50)) is not None:
             got.append(message)
         return got
 

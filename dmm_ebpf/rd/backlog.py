@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events that followers have not taken yet, kept once for all of them, and no more than BACKLOG_EVENTS.
+
+A follower that is too slow loses the oldest, and is told how many in the next one that it gets ("events_lost").
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+BACKLOG_EVENTS = 16384  # some 1 KiB each
+
+
+class Backlog:
+    """A ring of events; each follower has its own place in it. Lives in one event loop."""
+
+    def __init__(self, most: int = BACKLOG_EVENTS) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=most)
+        self._seen = 0  # events ever added
+        self._more = asyncio.Event()
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Keep event. Each follower may hand it on: one that was just added is not added again."""
+        if self._events and self._events[-1] is event:
+            return
+        self._events.append(event)
+        self._seen += 1
+        self._more.set()
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """Every event from now on."""
+        place = self._seen
+        while True:
+            while place == self._seen:
+                self._more = asyncio.Event() if self._more.is_set() else self._more
+                await self._more.wait()
+            oldest = self._seen - len(self._events)
+            lost, place = max(0, oldest - place), max(place, oldest)
+            event = self._events[place - oldest]
+            place += 1
+            yield {**event, "events_lost": lost} if lost else event
