@@ -44,17 +44,20 @@ _OWNER_BYTES = 8
 class Attached:
     """An attached instance. Owns the fds of its maps and programs; the hooks live on when it is closed.
 
-    cgroup_id: of the cgroup the hooks are on. progs: program name to fd. folder: its pins.
+    cgroup_id: of the cgroup the hooks are on. progs: program name to fd. links: name of the pin to fd, of the hooks on
+    the cgroup. folder: its pins.
     """
 
     instance: str
     cgroup_id: int
     maps: Mapping[str, Map]
     progs: MutableMapping[str, int]
+    links: MutableMapping[str, int]
     folder: Path
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, programs.close_programs, self.progs)
+        for descriptors in (self.progs, self.links):
+            weakref.finalize(self, programs.close_all, descriptors)
 
     @property
     def cgroup(self) -> str | None:
@@ -100,10 +103,18 @@ class Attached:
         except OSError as error:
             raise DmmError("write a listener's table", why=str(error.strerror)) from error
 
+    def unhook(self) -> list[str]:
+        """unhook(), and the hooks whose pins somebody removed."""
+        try:
+            return unhook(self.instance)
+        finally:
+            programs.close_all(self.links)
+
     def close(self) -> None:
         """Closes the fds; the instance stays attached. A second call does nothing."""
         programs.close_maps(self.maps)
-        programs.close_programs(self.progs)
+        programs.close_all(self.progs)
+        programs.close_all(self.links)
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
@@ -172,22 +183,21 @@ def _link(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
         raise explain.link_refused(what, error) from error
 
 
-def _pin(fd: int, path: Path) -> None:
+def pin_fd(fd: int, path: Path) -> None:
+    """BPF_OBJ_PIN; DmmError says what the kernel had against it."""
     try:
         bpf.obj_pin(fd, str(path))
     except OSError as error:
         raise DmmError(f"pin {path}", why=str(error.strerror)) from error
 
 
-def _link_all(folder: Path, progs: Mapping[str, int], cgroup_fd: int, path: Path) -> None:
-    for spec in PROGRAMS:
-        if not spec.cgroup:
-            continue
-        fd = _link(spec, progs[spec.name], cgroup_fd, path)
-        try:
-            _pin(fd, folder / "links" / spec.pin)
-        finally:
-            os.close(fd)
+def link_once(spec: ProgSpec, prog_fd: int, cgroup: Path) -> int:
+    """A new link of one cgroup program; its fd. DmmError if the kernel refuses it."""
+    cgroup_fd = _open_cgroup(cgroup)
+    try:
+        return _link(spec, prog_fd, cgroup_fd, cgroup)
+    finally:
+        os.close(cgroup_fd)
 
 
 def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) -> Attached:
@@ -202,6 +212,7 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
         folder = _make_folder(instance)
         opened: dict[str, Map] = {}
         progs: dict[str, int] = {}
+        links: dict[str, int] = {}
         try:
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
@@ -214,20 +225,24 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
             )
             opened["control"].update(_ZERO_KEY, abi.pack(control))
             for name, one in opened.items():
-                _pin(one.fd, folder / "maps" / name)
+                pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
-                _pin(progs[spec.name], folder / "progs" / spec.pin)
-            _link_all(folder, progs, cgroup_fd, cgroup)
+                pin_fd(progs[spec.name], folder / "progs" / spec.pin)
+            for spec in PROGRAMS:
+                if spec.cgroup:
+                    links[spec.pin] = _link(spec, progs[spec.name], cgroup_fd, cgroup)
+                    pin_fd(links[spec.pin], folder / "links" / spec.pin)
         except BaseException:
             # What could not be removed is in instances(), for detach(); the cause is what is shown.
             with suppress(OSError):
                 _remove(folder)
-            programs.close_programs(progs)
+            programs.close_all(links)
+            programs.close_all(progs)
             programs.close_maps(opened)
             raise
     finally:
         os.close(cgroup_fd)
-    return Attached(instance, cgroups.cgroup_id(cgroup), opened, progs, folder)
+    return Attached(instance, cgroups.cgroup_id(cgroup), opened, progs, links, folder)
 
 
 class HalfAttachedError(ConflictError):
@@ -254,15 +269,8 @@ def _get(instance: str, path: Path) -> int:
         raise DmmError(f"take over instance {instance}", why=f"{path}: {error.strerror}") from error
 
 
-def _linked_cgroup(instance: str, folder: Path) -> int:
-    ids: set[int] = set()
-    for spec in PROGRAMS:
-        if spec.cgroup:
-            fd = _get(instance, folder / "links" / spec.pin)
-            try:
-                ids.add(bpf.link_info(fd).cgroup_id)
-            finally:
-                os.close(fd)
+def _linked_cgroup(instance: str, links: Mapping[str, int]) -> int:
+    ids = {bpf.link_info(fd).cgroup_id for fd in links.values()}
     if len(ids) != 1 or 0 in ids:
         raise _incomplete(instance, "the cgroup it was attached to is gone")
     return ids.pop()
@@ -299,7 +307,7 @@ def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Ma
                     f"its program {name} was loaded by another version of dmm-ebpf (tag {tag}, not {ours})",
                 )
     finally:
-        programs.close_programs(fresh)
+        programs.close_all(fresh)
 
 
 def adopt(instance: str) -> Attached:
@@ -312,19 +320,24 @@ def adopt(instance: str) -> Attached:
         raise NotAttachedError(f"take over instance {instance}", why="it is not attached")
     opened: dict[str, Map] = {}
     progs: dict[str, int] = {}
+    links: dict[str, int] = {}
     try:
         for map_spec in MAPS:
             opened[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
         for spec in PROGRAMS:
             progs[spec.name] = _get(instance, folder / "progs" / spec.pin)
-        cgroup_id = _linked_cgroup(instance, folder)
+        for spec in PROGRAMS:
+            if spec.cgroup:
+                links[spec.pin] = _get(instance, folder / "links" / spec.pin)
+        cgroup_id = _linked_cgroup(instance, links)
         _check_abi(instance, opened)
         _check_tags(instance, progs, opened)
     except BaseException:
-        programs.close_programs(progs)
+        programs.close_all(links)
+        programs.close_all(progs)
         programs.close_maps(opened)
         raise
-    return Attached(instance, cgroup_id, opened, progs, folder)
+    return Attached(instance, cgroup_id, opened, progs, links, folder)
 
 
 def _remove_link(path: Path) -> str:

@@ -213,12 +213,12 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
         except OSError as error:
             refused = refused or _refused(spec, error)
     if refused is not None:
-        close_programs(loaded)
+        close_all(loaded)
         raise refused
     return loaded
 
 
-def close_programs(loaded: MutableMapping[str, int]) -> None:
+def close_all(loaded: MutableMapping[str, int]) -> None:
     """Closes every fd and empties loaded, so that a second call does nothing."""
     while loaded:
         os.close(loaded.popitem()[1])

@@ -35,7 +35,7 @@ from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import StackManager, core_counters
-from dmm_ebpf.rd.standing import Group, Namespace, StateFile
+from dmm_ebpf.rd.standing import Group, Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.rd.watch import PolicyWatch
 from dmm_ebpf.threads import in_thread
@@ -86,6 +86,8 @@ class Instance:
         self._ground = [
             Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
             Group(Path(state.cgroup), attached.cgroup_id),
+            Hooks(attached, Path(state.cgroup)),
+            Pins(attached),
             StateFile(run, state),
         ]
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
@@ -202,7 +204,7 @@ class Instance:
     async def _close(self) -> list[str]:
         steps = Steps(f"detach instance {self.state.instance} wholly")
         asyncio.get_running_loop().remove_reader(self._events.fileno())
-        steps.do("hooks", lambda: loader.unhook(self.state.instance))
+        steps.do("hooks", self._attached.unhook)
         steps.do("listeners", self._take_no_flows)
         await self.stacks.close(steps)
         await steps.wait("pins", in_thread(loader.detach, self.state.instance))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The items that an instance's guard looks after (rd/guard.py): settings, devices, rules and routes of user stacks, and
-the network namespace and the cgroup that the instance is in.
+"""The items that an instance's guard looks after (rd/guard.py): settings, devices, rules and routes of user stacks, the
+network namespace and the cgroup that the instance is in, its hooks and its pins.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from pathlib import Path
 
 from dmm_ebpf.hal import netns, nic, tcingress, tuning
 from dmm_ebpf.hal.routes import RouteMirror
+from dmm_ebpf.loader import Attached, restore
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import RunDir, State
+from dmm_ebpf.threads import in_thread
+
+_NAMED = 3  # of the pins that are gone
 
 
 class Setting(Item):
@@ -146,3 +150,42 @@ class Group(Item):
 
     async def mend(self) -> None:
         """Nothing: which processes come to a cgroup that is made anew is not for us to say."""
+
+
+class Hooks(Item):
+    """The programs on the cgroup, for as long as it is the one that they were put on."""
+
+    def __init__(self, attached: Attached, cgroup: Path) -> None:
+        super().__init__(f"hooks on cgroup {cgroup}")
+        self._attached = attached
+        self._cgroup = cgroup
+
+    def look(self) -> str:
+        off = restore.unhooked(self._attached)
+        return f"somebody detached {', '.join(off)}" if off and self._stands() else ""
+
+    def _stands(self) -> bool:
+        """What is to be said of a cgroup that is gone or another, Group says."""
+        try:
+            return self._cgroup.stat().st_ino == self._attached.cgroup_id
+        except FileNotFoundError:
+            return False
+
+    async def mend(self) -> None:
+        await in_thread(restore.hook, self._attached, self._cgroup)
+
+
+class Pins(Item):
+    """What lets the instance outlive its Resource Director, and detach work without it."""
+
+    def __init__(self, attached: Attached) -> None:
+        super().__init__(f"pins in {attached.folder}")
+        self._attached = attached
+
+    def look(self) -> str:
+        gone = restore.unpinned(self._attached)
+        more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
+        return f"somebody removed {', '.join(gone[:_NAMED])}{more}" if gone else ""
+
+    async def mend(self) -> None:
+        await in_thread(restore.pin, self._attached)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -113,6 +114,43 @@ def test_the_cgroup_that_is_removed_is_told(site):
     assert told["what"] == f"cgroup {group}"
     group.mkdir()
     wait_for(lambda: "made anew" in _missing(routed)[0]["why"], WITHIN_S, "status to tell of the new one")
+
+
+def _hooks(cgroup):
+    shown = subprocess.run(
+        ["bpftool", "-j", "cgroup", "show", str(cgroup.path)], check=True, capture_output=True, text=True
+    ).stdout
+    return sorted(program["name"] for program in json.loads(shown.strip() or "[]"))
+
+
+def _detach_hook(pins, name):
+    subprocess.run(["bpftool", "link", "detach", "pinned", str(pins / "links" / name)], check=True)
+
+
+def test_hooks_and_pins_that_somebody_takes_away_come_back(wired):
+    routed = wired.attach_client()
+    pins = Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}")
+    hooks = _hooks(wired.client_cgroup)
+    assert "dmm_connect4" in hooks
+    whole = sorted(pins.rglob("*"))
+
+    _detach_hook(pins, "connect4")
+    wait_for(lambda: _hooks(wired.client_cgroup) == hooks, WITHIN_S, "the hook to come back")
+    for gone in (pins / "links" / "connect4", pins):
+        subprocess.run(["rm", "-r", str(gone)], check=True)
+        assert _hooks(wired.client_cgroup) == hooks, "the director's descriptors hold the hooks"
+        wait_for(lambda: sorted(pins.rglob("*")) == whole, WITHIN_S, f"{gone} to come back")
+    _detach_hook(pins, "connect4")  # by the pin that was made anew
+    wait_for(lambda: _hooks(wired.client_cgroup) == hooks, WITHIN_S, "the hook to come back again")
+    wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
+
+    log = routed.log.read_text()
+    assert log.count("somebody detached connect4") == 1, log
+    assert log.count("somebody removed links/connect4") == 1, log
+    assert "it was put right" in log
+    routed.cli("detach", "--instance", routed.instance)
+    assert _hooks(wired.client_cgroup) == []
+    assert not pins.exists()
 
 
 def test_an_instance_whose_namespace_is_deleted_detaches(wired):

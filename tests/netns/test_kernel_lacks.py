@@ -92,7 +92,7 @@ def test_without_btf_the_programs_load_and_read_the_task_by_helpers() -> None:
         "from dmm_ebpf.loader import compile, programs\n"
         "found = programs.defines()\n"
         "maps = programs.create_maps()\n"
-        "programs.close_programs(programs.load_programs(compile.compile_programs(found), maps))\n"
+        "programs.close_all(programs.load_programs(compile.compile_programs(found), maps))\n"
         "print(found)"
     )
     hidden = in_own_mounts("mount -t tmpfs none /sys/kernel/btf", sys.executable, "-c", source)

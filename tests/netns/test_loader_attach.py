@@ -327,7 +327,7 @@ def test_a_sharing_foreign_program_stays(made, cgroup: Cgroup) -> None:
         Path(pin).unlink()
 
 
-@pytest.mark.parametrize("step", ["create_maps", "load_programs", "_pin", "_link"])
+@pytest.mark.parametrize("step", ["create_maps", "load_programs", "pin_fd", "_link"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_failure_at_any_step_leaves_nothing(
     made, cgroup: Cgroup, instance: Callable[[], str], monkeypatch: pytest.MonkeyPatch, step: str, after: int

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What somebody took away of an attached instance, made again from the descriptors that its Resource Director holds:
+pins that were removed, and hooks whose links were detached.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import bpf, bpffs
+from dmm_ebpf.loader.attach import Attached, link_once, pin_fd
+from dmm_ebpf.loader.spec import PROGRAMS
+
+
+def unpinned(attached: Attached) -> list[str]:
+    """The pins that are gone, as FOLDER/NAME. Those of XDP programs are not looked for."""
+    there = {f"{name}/{pin}" for name in bpffs.FOLDERS for pin in _names(attached.folder / name)}
+    return [pin for pin in _pins(attached) if pin not in there]
+
+
+def unhooked(attached: Attached) -> list[str]:
+    """The hooks that are not on the cgroup any more, by the names of their pins."""
+    return [name for name, fd in list(attached.links.items()) if not bpf.link_info(fd).cgroup_id]
+
+
+def hook(attached: Attached, cgroup: Path) -> None:
+    """Put the hooks that are off back. cgroup: the directory of attached.cgroup_id, as cgroup.resolve() gives it."""
+    off = unhooked(attached)
+    for spec in PROGRAMS:
+        if spec.pin in off:
+            fd = link_once(spec, attached.progs[spec.name], cgroup)
+            os.close(attached.links[spec.pin])
+            attached.links[spec.pin] = fd
+            (attached.folder / "links" / spec.pin).unlink(missing_ok=True)  # it is the old link's
+    pin(attached)
+
+
+def pin(attached: Attached) -> None:
+    """Put the pins that are gone back."""
+    descriptors = _pins(attached)
+    try:
+        for folder in (
+            attached.folder.parent,
+            attached.folder,
+            *map(attached.folder.joinpath, bpffs.FOLDERS),
+        ):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DmmError(f"make {error.filename}", why=str(error.strerror)) from error
+    for path in unpinned(attached):
+        pin_fd(descriptors[path], attached.folder / path)
+
+
+def _pins(attached: Attached) -> dict[str, int]:
+    """What is pinned, as FOLDER/NAME, and its descriptor."""
+    return (
+        {f"maps/{name}": one.fd for name, one in attached.maps.items()}
+        | {f"progs/{name.removeprefix('dmm_')}": fd for name, fd in attached.progs.items()}
+        | {f"links/{name}": fd for name, fd in attached.links.items()}
+    )
+
+
+def _names(folder: Path) -> Iterator[str]:
+    try:
+        yield from os.listdir(folder)  # noqa: PTH208 - names are wanted
+    except FileNotFoundError:
+        return
