@@ -2,8 +2,8 @@
 """Where listings come from: every instance's Resource Director (RD), or its pinned maps when the RD is dead.
 
 Owns the choice of instances for a command. A listing takes what it can get: an instance whose RD is dead
-is read from its pins with a note, one that was detached meanwhile is left out, and one that cannot be
-read at all makes the command fail only after the others are shown.
+is read from its pins with a note, one that was detached meanwhile is left out, one that is starting or ending is left
+out with a note, and one that cannot be read at all makes the command fail only after the others are shown.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ class Rows:
             except DmmError as exc:
                 if self._instance is not None and not given:
                     raise
+                if isinstance(exc, client.NotServingError):
+                    note(f"instance {name}: {exc.why}; left out")
+                    continue
                 if self._instance is not None or client.socket_path(name).parent.is_dir():
                     self._error = self._error or exc
                 # Otherwise it was detached since the names were read.
@@ -110,6 +113,8 @@ def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
                     yield row
                 return
             answer = rd.call(method)
+    except client.NotServingError:
+        raise
     except NotAttachedError as exc:
         if given or offline is None or not client.socket_path(name).parent.is_dir():
             raise

@@ -58,6 +58,10 @@ def _not_permitted(what: str) -> PrivilegeError:
     return PrivilegeError(what, why="Permission denied", hint="run it as root")
 
 
+class NotServingError(NotAttachedError):
+    """A living process has the instance, and does not serve it yet, or no longer."""
+
+
 class Client(Closing):
     """One connection to the RD of instance, opened at the first call. For one thread at a time."""
 
@@ -219,6 +223,10 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
             hint="dmm-ebpf attach starts one, dmm-ebpf status lists them",
         )
     if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+        if rundir.RunDir(instance).is_locked():
+            return NotServingError(
+                what, why="its Resource Director is starting or ending", hint="ask again in a moment"
+            )
         return NotAttachedError(
             what,
             why="its Resource Director is not running",

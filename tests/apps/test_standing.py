@@ -93,7 +93,8 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
 
 def test_what_cannot_be_put_back_is_told_until_it_can(wired):
     routed = wired.attach_client()
-    rule = RULE_PREF_BASE + int(routed.stack("wan")["tun"].removeprefix("dmm-"))
+    k = int(routed.stack("wan")["tun"].removeprefix("dmm-"))
+    rule = RULE_PREF_BASE + k
     wired.client.ip(f"rule del pref {rule}", f"rule add pref {rule} from 192.0.2.1 table main")
     (told,) = wait_for(lambda: _missing(routed), WITHIN_S, "status to tell of the rule")
     assert told["what"] == "rules and routes of stack wan"
@@ -103,7 +104,7 @@ def test_what_cannot_be_put_back_is_told_until_it_can(wired):
     assert any("MISSING" in line and "rules and routes" in line for line in shown.splitlines()), shown
     wired.client.ip(f"rule del pref {rule}")
     wait_for(lambda: _missing(routed) == [], WITHIN_S, "the rule to come back")
-    assert "dd00000" in _shown(wired.client, f"ip rule show pref {rule}")
+    assert f"{0xDD + k:x}00000" in _shown(wired.client, f"ip rule show pref {rule}")
 
 
 def test_the_cgroup_that_is_removed_is_told(site):

@@ -21,8 +21,10 @@ from cli_lab import (
 from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 
 from dmm_ebpf import __version__
+from dmm_ebpf.errors import ConflictError
 from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd import client
+from dmm_ebpf.rd.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("run_root")
 
@@ -306,6 +308,27 @@ def test_flows_of_a_dead_rd_come_from_its_pins(cli: Cli, service: SimpleNamespac
     assert cli("status", "--json").json[0]["rd"] == "dead"
     assert cli("stacks", "--json").json == [STACK]
     assert "director  dead" in cli("status").out
+
+
+@pytest.mark.parametrize("command", ["status", "flows", "stacks", "listeners"])
+def test_an_instance_that_is_starting_is_left_out(cli: Cli, service: SimpleNamespace, command: str) -> None:
+    def half(name: str) -> None:
+        raise ConflictError(f"take over instance {name}", why="it is half attached")
+
+    service.offline_flows = service.offline_status = half
+    starting = RunDir("starting")
+    starting.claim()
+    with FakeRd("default", ANSWERS):
+        said = cli(command, "--json")
+        named = cli(command, "--json", "-i", "starting")
+    starting.remove()
+    assert {row["instance"] for row in said.json} == {"default"}
+    assert (said.code, said.err) == (
+        0,
+        "dmm-ebpf: instance starting: its Resource Director is starting or ending; left out\n",
+    )
+    assert (named.code, named.out) == (1, "")
+    assert "its Resource Director is starting or ending; ask again in a moment" in named.err
 
 
 def test_one_unreadable_instance_does_not_hide_the_others(cli: Cli) -> None:
