@@ -27,9 +27,9 @@ _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 def detach(instance: str, *, everything: bool, as_json: bool) -> None:
     """Detach one instance or all; all are tried before the first error is raised."""
-    from dmm_ebpf.rd import rundir
+    from dmm_ebpf.instancename import check_name
 
-    rundir.check_name(instance)
+    check_name(instance)
     from dmm_ebpf.rd import service
 
     names = service.instances() if everything else [instance]

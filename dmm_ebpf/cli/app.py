@@ -179,9 +179,9 @@ def attach(
       dmm-ebpf attach --cgroup /lab --netns red -i red --policy lab.toml -d
     """
     from dmm_ebpf.cli.output import note
-    from dmm_ebpf.rd import rundir
+    from dmm_ebpf.instancename import check_name
 
-    rundir.check_name(instance)
+    check_name(instance)
     service = _service()
     options = service.AttachOptions(
         instance=instance, cgroup=cgroup, policy=policy, netns=netns, daemon=daemon
@@ -232,10 +232,10 @@ def run(
       dmm-ebpf run --policy policy.toml -- curl -O https://203.0.113.7/big
       dmm-ebpf run --netns red -- iperf3 -s
     """
-    from dmm_ebpf.rd import rundir
+    from dmm_ebpf.instancename import check_name
 
     if instance is not None:
-        rundir.check_name(instance)
+        check_name(instance)
     from dmm_ebpf.loader import ahead
 
     ahead.begin()

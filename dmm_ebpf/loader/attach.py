@@ -28,6 +28,7 @@ from dmm_ebpf.errors import (
     PrivilegeError,
     UsageError,
 )
+from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import ahead, bpf, bpffs, explain, programs, xdp
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
@@ -206,7 +207,7 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
     netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE). mark_mask: struct dmm_control.
     ConflictError: the instance exists already, or an exclusive program is in the way. On any error nothing is left.
     """
-    bpffs.check_name(instance)
+    check_name(instance)
     cgroup_fd = _open_cgroup(cgroup)
     try:
         folder = _make_folder(instance)

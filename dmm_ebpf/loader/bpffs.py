@@ -5,23 +5,22 @@ Pins are in the bpffs at /sys/fs/bpf of process 1's mount namespace, which initn
 mounted in the namespace of an `ip netns exec` would be another file system, and would take the hooks with it when that
 command ends. Nothing has to enter the namespace except to mount bpffs where it is missing; a child does that.
 
-Layout: <bpffs>/dmm-ebpf/<instance>/{maps,progs,links}/NAME. bpffs refuses dots in names, so instance names have none.
+Layout: <bpffs>/dmm-ebpf/<instance>/{maps,progs,links}/NAME.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
 
-from dmm_ebpf.errors import KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
+from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import bpf, initns
 
 BPFFS = Path("/sys/fs/bpf")
 TOP = "dmm-ebpf"
 FOLDERS = ("links", "progs", "maps")  # the order in which they are taken away
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
 
 
 def _path() -> Path:
@@ -58,16 +57,6 @@ def ensure() -> Path:
             raise PrivilegeError(what, why="mounting needs CAP_SYS_ADMIN", hint="run it as root") from error
         raise KernelFeatureError(what, why=str(error.strerror)) from error
     return _path()
-
-
-def check_name(instance: str) -> str:
-    """instance, if it can be a name."""
-    if not _NAME.fullmatch(instance):
-        raise UsageError(
-            f"use {instance!r} as an instance name",
-            why="it must be 1 to 48 letters, digits, '-' and '_', and begin with a letter or digit",
-        )
-    return instance
 
 
 def top() -> Path | None:

@@ -14,7 +14,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import NotAttachedError, PrivilegeError, UsageError, from_wire
+from dmm_ebpf.errors import NotAttachedError, PrivilegeError, from_wire
+from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.rd import rundir
 
 if TYPE_CHECKING:
@@ -43,15 +44,7 @@ def instances() -> list[str]:
         return []
     except PermissionError as exc:
         raise _not_permitted("list the instances") from exc
-    return [name for name in names if _is_name(name)]
-
-
-def _is_name(name: str) -> bool:
-    try:
-        rundir.check_name(name)
-    except UsageError:
-        return False
-    return True
+    return [name for name in names if is_name(name)]
 
 
 def _not_permitted(what: str) -> PrivilegeError:
@@ -66,7 +59,7 @@ class Client(Closing):
     """One connection to the RD of instance, opened at the first call. For one thread at a time."""
 
     def __init__(self, instance: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        self.instance = rundir.check_name(instance)
+        self.instance = check_name(instance)
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._number = 0

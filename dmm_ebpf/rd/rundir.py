@@ -13,7 +13,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
@@ -23,12 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError, UsageError
+from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError
+from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.userstack.spec import process_label
 
 ROOT = Path("/run/dmm-ebpf")
 log = logging.getLogger("dmm-ebpf")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,31}")
 
 
 @dataclass
@@ -79,16 +78,6 @@ class State:
         raw = json.loads(text)
         raw["stacks"] = [StackState(**s) for s in raw.get("stacks", [])]
         return cls(**raw)
-
-
-def check_name(instance: str) -> str:
-    """instance, if it can be a directory and a bpffs name; UsageError if not."""
-    if not _NAME.fullmatch(instance):
-        raise UsageError(
-            f"use the instance name {instance!r}",
-            why="a name is 1 to 32 of A-Z a-z 0-9 . _ - and does not begin with . or -",
-        )
-    return instance
 
 
 class RunDir:
@@ -241,7 +230,7 @@ def all_states() -> list[State]:
     """The states of every instance on this host."""
     if not ROOT.is_dir():
         return []
-    states = (RunDir(d.name).load() for d in sorted(ROOT.iterdir()) if d.is_dir() and _NAME.fullmatch(d.name))
+    states = (RunDir(d.name).load() for d in sorted(ROOT.iterdir()) if d.is_dir() and is_name(d.name))
     return [s for s in states if s is not None]
 
 

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError, UsageError
-from dmm_ebpf.loader import bpffs, cgroup, link, programs
+from dmm_ebpf.instancename import check_name
+from dmm_ebpf.loader import cgroup, link, programs
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
+from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.rundir import RunDir
 
 INSN = struct.Struct("=BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1
@@ -113,15 +116,16 @@ def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:
     assert next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
 
 
-@pytest.mark.parametrize("name", ["default", "run-1234", "A_b", "0", "x" * 48])
+@pytest.mark.parametrize("name", ["default", "run-1234", "A_b", "0", "x" * 32])
 def test_names_that_are_taken(name: str) -> None:
-    assert bpffs.check_name(name) == name
+    assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a.b", "a/b", "-a", "_a", "a b", "a\n", "ä", "x" * 49])
+@pytest.mark.parametrize("name", ["", ".", "..", "a.b", "a/b", "-a", "_a", "a b", "a\n", "ä", "x" * 33])
 def test_names_that_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="instance name"):
-        bpffs.check_name(name)
+    for use in (check_name, RunDir, Client, loader.adopt):
+        with pytest.raises(UsageError, match="cannot use the instance name"):
+            use(name)
 
 
 def test_mountinfo_is_read_as_proc5_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "x" * 33, "ü", "a b", "a\n"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a.b", "_a", "x" * 33, "ü", "a b", "a\n"])
 def test_a_name_that_could_leave_the_directory_is_refused(name):
     with pytest.raises(UsageError, match="cannot use the instance name"):
         RunDir(name)
