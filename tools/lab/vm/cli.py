@@ -10,15 +10,24 @@ from typing import Annotated
 
 import typer
 
-from dmm_ebpf.errors import DmmError
+from dmm_ebpf.errors import DmmError, UsageError
 from lab.vm.bytecode import prepare
-from lab.vm.machine import Options, run
+from lab.vm.machine import Options, check_host, run
 from lab.vm.packages import find_kernel
 
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+LONGEST_S = 86400
+EXIT_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# The base class of what is wrong with a command line: click's, or that of the copy that newer typers carry.
+_ClickError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
-@app.command(no_args_is_help=True)
+@app.command()
 def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     command: Annotated[
         list[str], typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND…")
@@ -26,7 +35,7 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     kernel: Annotated[str, typer.Option(help="Debian's kernel to boot: 6.1, 6.12, 6.12.117.")],
     memory: Annotated[int, typer.Option(help="Memory of the guest in MB.", min=256)] = Options.memory_mb,
     timeout: Annotated[
-        float, typer.Option(help="Seconds until it is ended, with 124.", min=1)
+        int, typer.Option(help="Seconds until it is ended, with 124.", min=1, max=LONGEST_S)
     ] = Options.timeout_s,
     compiled: Annotated[
         bool,
@@ -45,6 +54,10 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     sudo tools/kernelvm --kernel 6.1 -- uname -r
     """
     options = Options(memory_mb=memory, timeout_s=timeout, append=append, console=console)
+    if not command[0]:
+        raise UsageError("run a command", why="its name is empty")
+    # Before a kernel is downloaded for nothing.
+    check_host()
     found = find_kernel(kernel)
     if compiled:
         prepare(found)
@@ -60,7 +73,28 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        app()
-    except DmmError as error:
-        print(f"kernelvm: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        # What typer says by itself of a command line is a picture.
+        code = app(standalone_mode=False)
+    except Exception as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, DmmError):
+        return _complain(str(error), error.exit_code)
+    if isinstance(error, _ClickError):
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
+        return _complain(f"cannot take this command line: {said.rstrip('.')}; see kernelvm --help", 2)
+    if isinstance(error, BrokenPipeError):
+        return EXIT_BROKEN_PIPE
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"cannot go on: {error.strerror or error}{where}", 1)
+    raise error
+
+
+def _complain(sentence: str, code: int) -> int:
+    line = " ".join(sentence.split())
+    print("kernelvm: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return code

@@ -10,23 +10,26 @@ from __future__ import annotations
 import lzma
 import shutil
 import stat
+import struct
 from pathlib import Path
 
 from dmm_ebpf.errors import DmmError
-from lab.vm.packages import Kernel
+from lab.vm.packages import REMOVE, Kernel
 
 GUEST = Path(__file__).parent / "guest"
 # virtio_console carries control, stdout and stderr; 9p is the host's file system.
 MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay")
+ELF64_HEADER_SIZE = 64
+PT_INTERP = 3
 DIRECTORIES = ("bin", "dev", "proc", "sys", "modules", "host", "over", "root")
 
 
 def initramfs(kernel: Kernel) -> bytes:
-    """The archive for a kernel; DmmError when busybox is missing or a needed module is in neither place."""
+    """The archive for a kernel; DmmError without a busybox that can be used, and for a kernel that is not whole."""
     archive = bytearray()
     for name in DIRECTORIES:
         archive += _entry(name, stat.S_IFDIR | 0o755)
-    archive += _entry("bin/busybox", stat.S_IFREG | 0o755, _busybox().read_bytes())
+    archive += _entry("bin/busybox", stat.S_IFREG | 0o755, busybox().read_bytes())
     archive += _entry("init", stat.S_IFREG | 0o755, (GUEST / "init").read_bytes())
     archive += _entry("stage2", stat.S_IFREG | 0o755, (GUEST / "stage2").read_bytes())
     for number, path in enumerate(_modules(kernel)):
@@ -36,11 +39,28 @@ def initramfs(kernel: Kernel) -> bytes:
     return bytes(archive + _entry("TRAILER!!!", 0))
 
 
-def _busybox() -> Path:
+def busybox() -> Path:
+    """The host's busybox; DmmError when there is none, or one that needs libraries, which a guest has not yet."""
     found = shutil.which("busybox")
     if not found:
-        raise DmmError("boot a guest", why="busybox is not here", hint="run tools/bootstrap")
+        raise DmmError("boot a guest", why="busybox is not in PATH", hint="run tools/bootstrap")
+    if not _is_static(Path(found).read_bytes()):
+        raise DmmError(
+            f"boot a guest with {found}",
+            why="it is not a program without libraries",
+            hint="install busybox-static",
+        )
     return Path(found)
+
+
+def _is_static(program: bytes) -> bool:
+    """Whether an ELF64 file names no interpreter (elf(5): e_phoff, e_phentsize, e_phnum, p_type)."""
+    if program[:5] != b"\x7fELF\x02" or len(program) < ELF64_HEADER_SIZE:
+        return False
+    (start,) = struct.unpack_from("<Q", program, 32)
+    size, number = struct.unpack_from("<HH", program, 54)
+    types = [program[at : at + 4] for at in range(start, start + size * number, size or 1)]
+    return struct.pack("<I", PT_INTERP) not in types
 
 
 def _entry(name: str, mode: int, data: bytes = b"") -> bytes:
@@ -80,5 +100,9 @@ def _module_name(file: str) -> str:
 
 def _module_bytes(path: Path) -> bytes:
     """The module as ELF: busybox's insmod cannot be relied on to unpack one."""
-    data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
+    try:
+        data = path.read_bytes()
+        return lzma.decompress(data) if path.suffix == ".xz" else data
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DmmError(f"read the module {path}", why=why or "it is broken", hint=REMOVE) from None

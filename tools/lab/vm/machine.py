@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import DmmError, PrivilegeError
-from lab.vm.initramfs import initramfs
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from lab.vm.initramfs import busybox, initramfs
 from lab.vm.packages import Kernel
 
 QEMU = "qemu-system-x86_64"
@@ -34,7 +34,6 @@ QEMU = "qemu-system-x86_64"
 CPU = "Haswell,-avx2"
 ATTEMPTS = 4
 BOOT_TIMEOUT_S = 300.0
-TIMEOUT_EXIT_CODE = 124  # as timeout(1)
 CONSOLE_KEPT_BYTES = 1 << 16
 # Nothing else of the caller's environment means the same in the guest.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TERM", "COLUMNS", "CI")
@@ -45,7 +44,14 @@ COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off "
     "nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on"
 )
+COMMAND_LINE_SIZE = 2048  # of x86, with the zero at its end; the kernel cuts what is longer, without a word
 PANIC = b"Kernel panic - not syncing"
+
+
+class GuestTimeoutError(DmmError):
+    """Time was up before the command ended."""
+
+    exit_code = 124  # as timeout(1)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -62,7 +68,7 @@ class Options:
     """
 
     memory_mb: int = 2048
-    timeout_s: float = 600.0
+    timeout_s: int = 600
     append: str = ""
     console: bool = False
     output: Callable[[int, bytes], None] = _write_all
@@ -70,30 +76,39 @@ class Options:
 
 @dataclass
 class _Attempt:
-    """How one boot ended: an exit code, or why there is none; is_emulator tells whose fault that was."""
+    """How one boot ended: an exit code, or why there is none; is_emulator tells whose fault that was, is_late that
+    time was up."""
 
     exit_code: int | None = None
     why: str = ""
     is_emulator: bool = False
+    is_late: bool = False
 
 
 def run(kernel: Kernel, command: Sequence[str], options: Options) -> int:
-    """Runs a command in a guest, from the current directory; its exit code, 124 when timeout_s were not enough.
+    """Runs a command in a guest, from the current directory; its exit code.
 
-    stdout and stderr come out here as they are written. DmmError when there is no qemu, when the guest cannot be
-    started, or when it panics again and again.
+    stdout and stderr come out here as they are written. GuestTimeoutError when timeout_s were not enough, UsageError
+    for more words than a kernel's command line holds, DmmError when there is no qemu, when the guest cannot be started,
+    or when it panics again and again.
     """
-    if os.geteuid():
-        raise PrivilegeError(
-            "give a guest the files of this host", why="only root may read all of them", hint="use sudo"
+    check_host()
+    if len(_command_line(options).encode()) >= COMMAND_LINE_SIZE:
+        raise UsageError(
+            f"give {kernel.release} its command line",
+            why=f"with what is appended it is longer than {COMMAND_LINE_SIZE - 1} bytes",
         )
-    if not shutil.which(QEMU):
-        raise DmmError("boot a guest", why=f"{QEMU} is not here", hint="run tools/bootstrap")
     archive = initramfs(kernel)
     deadline = time.monotonic() + options.timeout_s
     for number in range(1, ATTEMPTS + 1):
         with _Machine(kernel, archive, options) as machine:
             ended = machine.converse(command, deadline)
+        if ended.is_late:
+            raise GuestTimeoutError(
+                f"run {command[0]} under {kernel.release}",
+                why=f"{ended.why} within {options.timeout_s} s",
+                hint="--timeout gives it longer",
+            )
         if ended.exit_code is not None:
             return ended.exit_code
         if not ended.is_emulator:
@@ -101,6 +116,24 @@ def run(kernel: Kernel, command: Sequence[str], options: Options) -> int:
         again = f"; trying again ({number + 1} of {ATTEMPTS})" if number < ATTEMPTS else ""
         print(f"kernelvm: {kernel.release} in the emulator: {ended.why}{again}", file=sys.stderr, flush=True)
     raise DmmError(f"run {command[0]} under {kernel.release}", why=ended.why)
+
+
+def check_host() -> None:
+    """Raises PrivilegeError or DmmError for what a guest needs of this host and is not there."""
+    if os.geteuid():
+        raise PrivilegeError(
+            "give a guest the files of this host", why="only root may read all of them", hint="use sudo"
+        )
+    for program in (QEMU, "setpriv"):
+        if not shutil.which(program):
+            raise DmmError("boot a guest", why=f"{program} is not in PATH", hint="run tools/bootstrap")
+    busybox()
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise DmmError(
+            "start a command in the current directory", why=error.strerror or "it cannot be read"
+        ) from None
 
 
 class _Machine(Closing):
@@ -164,7 +197,9 @@ class _Machine(Closing):
             events = self._selector.select(max(0.0, until - time.monotonic()))
             if not events and time.monotonic() >= until:
                 if time.monotonic() >= deadline:
-                    return _Attempt(exit_code=TIMEOUT_EXIT_CODE)
+                    return _Attempt(
+                        why="it did not end" if is_ready else "the guest did not start", is_late=True
+                    )
                 return _Attempt(why=f"no start within {BOOT_TIMEOUT_S:g} s", is_emulator=True)
             for key, _ in events:
                 for line in self._take(key.data):
@@ -226,7 +261,7 @@ def _qemu_argv(kernel: Kernel, ends: dict[str, int], options: Options) -> list[s
         str(options.memory_mb),
     ]
     argv += ["-kernel", str(kernel.image), "-initrd", f"/dev/fd/{ends['initrd']}"]
-    argv += ["-append", f"{COMMAND_LINE} {options.append}".strip()]
+    argv += ["-append", _command_line(options)]
     argv += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
     argv += ["-device", "virtio-9p-pci,fsdev=root,mount_tag=root", "-device", "virtio-serial-pci"]
     argv += ["-chardev", f"socket,id=console,fd={ends['console']}", "-serial", "chardev:console"]
@@ -236,6 +271,10 @@ def _qemu_argv(kernel: Kernel, ends: dict[str, int], options: Options) -> list[s
     return argv
 
 
+def _command_line(options: Options) -> str:
+    return f"{COMMAND_LINE} {options.append}".strip()
+
+
 def _script(command: Sequence[str], kernel: Kernel) -> str:
     """What the guest's shell is to run, in one line of base64."""
     passed = {
@@ -243,7 +282,17 @@ def _script(command: Sequence[str], kernel: Kernel) -> str:
         for name, value in os.environ.items()
         if name in ENVIRONMENT or name.startswith(ENVIRONMENT_PREFIX)
     }
+    name = shlex.quote(command[0])
     passed |= {"DMM_GUEST_KERNEL": kernel.release, "DMM_LAB_PATIENCE": PATIENCE}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(passed.items()))
-    text = f"{exports}cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}\n"
+    where = str(Path.cwd())
+    lost = f"kernelvm: cannot enter {where} under {kernel.release}: the guest has its own /dev, /proc, /run and /sys"
+    missing = f"kernelvm: cannot run {command[0]} under {kernel.release}: there is no such command; name one of PATH"
+    # 127 as of a shell that finds no command.
+    text = (
+        f"{exports}"
+        f"cd {shlex.quote(where)} 2>/dev/null || {{ echo {shlex.quote(lost)} >&2; exit 1; }}\n"
+        f"[ -e {name} ] || command -v {name} >/dev/null || {{ echo {shlex.quote(missing)} >&2; exit 127; }}\n"
+        f"exec {shlex.join(command)}\n"
+    )
     return base64.b64encode(text.encode()).decode()

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ CACHE_DIR = Path("/var/cache/dmm-ebpf/kernels")
 FLAVOUR = "-amd64"
 OTHER_FLAVOURS = ("-cloud-amd64", "-rt-amd64")
 DOWNLOAD_TIMEOUT_S = 600
+REMOVE = "remove the kernel from the cache, and it is downloaded again"
 # Three quarters of a kernel's modules are for hardware that an emulated machine has not.
 LEFT_OUT = (
     "sound",
@@ -59,15 +60,23 @@ def find_kernel(version: str) -> Kernel:
             f"find a kernel {version!r}", why="a version is two numbers with a dot or more, as in 6.1"
         )
     found = _newest([path.name for path in _cached()], version)
-    if found:
-        return _kernel_in(CACHE_DIR / found)
-    with _cache_lock():
-        found = _newest([path.name for path in _cached()], version) or _fetch(_package_for(version))
-    return _kernel_in(CACHE_DIR / found)
+    if not found:
+        with _cache_lock():
+            found = _newest([path.name for path in _cached()], version) or _fetch(_package_for(version))
+    return _whole(CACHE_DIR / found)
 
 
 def _cached() -> list[Path]:
     return list(CACHE_DIR.glob("linux-image-*")) if CACHE_DIR.is_dir() else []
+
+
+def _whole(directory: Path, hint: str = REMOVE) -> Kernel:
+    """The kernel in a directory of the cache; DmmError when what was put there is not there, or another's."""
+    kernel = _kernel_in(directory)
+    for path in (kernel.image, kernel.modules / "modules.dep", kernel.modules / "modules.builtin"):
+        if not (path.is_file() and path.stat().st_size):
+            raise DmmError(f"use {directory}", why=f"{path.relative_to(directory)} is not in it", hint=hint)
+    return kernel
 
 
 def _kernel_in(directory: Path) -> Kernel:
@@ -94,7 +103,8 @@ def _package_for(version: str) -> str:
     """The name of the archive's newest package of a version; the package lists are updated when they know none."""
     found = _newest(_known_packages(), version)
     if not found:
-        _apt("update the package lists", "apt-get", "update", "-q")
+        # Without the option, lists that cannot be had are a warning, and a package in them would not seem to exist.
+        _apt("update the package lists", "apt-get", "update", "-q", "--error-on=any")
         known = _known_packages()
         found = _newest(known, version)
     if not found:
@@ -115,21 +125,49 @@ def _known_packages() -> list[str]:
 
 
 def _apt(what: str, *argv: str | Path, cwd: Path | None = None) -> str:
-    """Runs a command of apt or dpkg; its output, or a DmmError with the last thing it said."""
+    """Runs a command of apt or kmod; its output, or a DmmError with the cause that it names."""
+    _need(what, str(argv[0]))
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, cwd=cwd, timeout=DOWNLOAD_TIMEOUT_S, check=False
+            argv,
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=_plain(),
+            timeout=DOWNLOAD_TIMEOUT_S,
+            check=False,
         )
-    except FileNotFoundError:
-        raise DmmError(what, why=f"{argv[0]} is not here", hint="kernels come as Debian packages") from None
     except subprocess.TimeoutExpired:
         raise DmmError(what, why=f"{argv[0]} took longer than {DOWNLOAD_TIMEOUT_S} s") from None
     if done.returncode:
-        said = [
-            line.strip() for line in done.stderr.splitlines() if line.strip() and not line.startswith("W:")
-        ]
-        raise DmmError(what, why=said[-1] if said else f"{argv[0]} exited with {done.returncode}")
+        raise DmmError(what, why=_cause(str(argv[0]), done.returncode, done.stderr))
     return done.stdout
+
+
+def _need(what: str, *programs: str) -> None:
+    for program in programs:
+        if not shutil.which(program):
+            raise DmmError(
+                what,
+                why=f"{program} is not in PATH",
+                hint="kernels come as Debian packages: run tools/bootstrap",
+            )
+
+
+def _plain() -> dict[str, str]:
+    """The environment, with messages in the language that _cause reads."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+
+def _cause(program: str, code: int, stderr: str) -> str:
+    """Of what a program said, its first error, which the later ones follow from."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"E: |[a-z-]+: (error|ERROR|FATAL)|tar: ", line)]
+    # tar calls the file at which the disk became full one of which it "wrote only" a part.
+    full = [line for line in errors if os.strerror(errno.ENOSPC) in line]
+    if full or errors or lines:
+        return (full or errors or lines)[0].removeprefix("E: ")
+    return f"{program} was ended by signal {-code}" if code < 0 else f"{program} exited with {code}"
 
 
 @contextlib.contextmanager
@@ -143,7 +181,7 @@ def _cache_lock() -> Iterator[None]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in CACHE_DIR.glob(".new-*"):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(lock)
@@ -151,8 +189,9 @@ def _cache_lock() -> Iterator[None]:
 
 def _fetch(package: str) -> str:
     """Downloads and unpacks a package beside the cache, then moves it in: a kernel in the cache is a whole one."""
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=CACHE_DIR))
+    new = CACHE_DIR / f".new-{package}"
     try:
+        new.mkdir(mode=0o700)
         # apt gives up its rights for a download, and may then not write here.
         options = ("-q", "-o", "APT::Sandbox::User=root")
         _apt(f"download {package}", "apt-get", *options, "download", package, cwd=new)
@@ -161,6 +200,7 @@ def _fetch(package: str) -> str:
         _unpack(archive, tree)
         tree.chmod(0o755)
         _apt(f"list the modules of {package}", "depmod", "-b", tree, _kernel_in(tree).release)
+        _whole(tree, hint="")
         tree.rename(CACHE_DIR / package)
     except OSError as error:
         raise DmmError(
@@ -172,11 +212,23 @@ def _fetch(package: str) -> str:
 
 
 def _unpack(archive: Path, tree: Path) -> None:
+    what = f"unpack {archive.name} in {CACHE_DIR}"
+    _need(what, "dpkg-deb", "tar")
     tree.mkdir()
     excluded = [f"--exclude=./lib/modules/*/kernel/{part}" for part in LEFT_OUT]
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as unpacked:
-        extract: list[str | Path] = ["tar", "-x", "-C", tree, *excluded, "./boot", "./lib"]
-        done = subprocess.run(extract, stdin=unpacked.stdout, capture_output=True, text=True, check=False)
-    if done.returncode or unpacked.returncode:
-        said = done.stderr.strip().splitlines()
-        raise DmmError(f"unpack {archive.name} in {CACHE_DIR}", why=said[0] if said else "dpkg-deb failed")
+    extract: list[str | Path] = ["tar", "-x", "-C", tree, *excluded, "./boot", "./lib"]
+    # A file, not a pipe that nobody reads while tar runs.
+    with archive.with_suffix(".said").open("w+", encoding="utf-8", errors="replace") as said:
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE, stderr=said, env=_plain()
+        ) as unpacked:
+            done = subprocess.run(
+                extract, stdin=unpacked.stdout, capture_output=True, text=True, env=_plain(), check=False
+            )
+        said.seek(0)
+        spoken = said.read()
+    # An archive that is cut makes tar fail too, a tar that is killed dpkg-deb: the first of them names the cause.
+    if done.returncode < 0 or (done.returncode and not unpacked.returncode):
+        raise DmmError(what, why=_cause("tar", done.returncode, done.stderr))
+    if unpacked.returncode:
+        raise DmmError(what, why=_cause("dpkg-deb", unpacked.returncode, spoken))
