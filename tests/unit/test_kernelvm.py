@@ -312,3 +312,22 @@ def test_a_command_that_the_guest_has_not_is_127_and_a_sentence() -> None:
 def test_a_command_that_the_guest_has_is_run_with_its_words() -> None:
     done = as_guest("printf", "%s", "a b'c")
     assert (done.returncode, done.stdout, done.stderr) == (0, "a b'c", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("--kernel", "--kernel needs a version, as in --kernel 6.1, and has none"),
+        ("--kernel abc", "--kernel needs a version, as in --kernel 6.1, and has abc"),
+        ("--kernel --all", "--kernel needs a version, as in --kernel 6.1, and has --all"),
+        ("--kernel 6.1 --all", "--all names its kernels itself; give it, or --kernel"),
+        ("--all --kernel 6.1", "--all names its kernels itself; give it, or --kernel"),
+        ("--kernel 6.1 -k flow", "--kernel runs only tests/kernel, and takes no -k"),
+    ],
+)
+def test_the_whole_test_refuses_kernels_that_cannot_be_meant(words: str, why: str) -> None:
+    done = subprocess.run(
+        [ROOT / "tools/test", *words.split()], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"test: cannot take this command line: {why}\n"
