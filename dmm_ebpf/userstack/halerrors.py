@@ -49,7 +49,7 @@ _CAUSES: Mapping[tuple[int, int], _Cause] = {
     (lib.DMM_HAL_XSK_SOCKET, errno.EAFNOSUPPORT): (
         KernelFeatureError,
         "this kernel has no AF_XDP (CONFIG_XDP_SOCKETS)",
-        "",
+        "boot a kernel that is built with it",
     ),
     (lib.DMM_HAL_XSK_SOCKET, errno.EPERM): _NOT_RAW,
     (lib.DMM_HAL_XSK_UMEM, errno.ENOBUFS): (

@@ -19,6 +19,23 @@ from dmm_ebpf.loader.spec import ProgSpec
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 BIND = 64  # bpf_bind(), for cgroup programs alone
+# Starts a command for which socket(2) knows no AF_XDP, as in a kernel without CONFIG_XDP_SOCKETS: seccomp(2) says so.
+WITHOUT_AF_XDP = """
+import ctypes, errno, os, sys
+
+class Compare(ctypes.Structure):
+    _fields_ = [("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64)]
+
+EQUAL, ALLOW, ERRNO = 4, 0x7FFF0000, 0x00050000 | errno.EAFNOSUPPORT
+lib = ctypes.CDLL("libseccomp.so.2")
+lib.seccomp_init.restype = ctypes.c_void_p
+context = ctypes.c_void_p(lib.seccomp_init(ctypes.c_uint32(ALLOW)))
+number = lib.seccomp_syscall_resolve_name(b"socket")
+family = Compare(0, EQUAL, 44, 0)
+assert not lib.seccomp_rule_add_array(context, ctypes.c_uint32(ERRNO), number, 1, ctypes.byref(family))
+assert not lib.seccomp_load(context)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 POLICY = """
 [stacks.wan]
 kind = "user"
@@ -152,5 +169,27 @@ def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     assert "cannot open /dev/net/tun for device" in done.stderr
     assert "CONFIG_TUN" in done.stderr and "modprobe tun" in done.stderr
+    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
+    assert not Path("/run/dmm-ebpf", instance).exists()
+
+
+def test_without_af_xdp_no_user_stack_on_a_device_but_a_sentence_and_nothing_left(
+    lab: Lab, make_cgroup, tmp_path: Path
+) -> None:
+    host, other = lab.host("host"), lab.host("other")
+    lab.wire(host, other)
+    cgroup: Cgroup = make_cgroup()
+    policy = tmp_path / "policy.toml"
+    text = POLICY.replace("{devices}", f'devices = ["{host.nic.name}"]')
+    policy.write_text(text.replace("{cgroup}", cgroup.relative))
+    instance = f"lacks{os.getpid()}"
+    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    done = host.run([sys.executable, "-c", WITHOUT_AF_XDP, *attach], check=False)
+    assert done.returncode == KernelFeatureError.exit_code, done.stderr
+    sentence = (
+        f"cannot open an AF_XDP socket (receive queue 0) of {host.nic.name}: this kernel has no AF_XDP "
+    )
+    assert done.stderr.endswith(f"{sentence}(CONFIG_XDP_SOCKETS); boot a kernel that is built with it\n")
+    assert "prog/xdp" not in host.run(["ip", "link", "show", host.nic.name]).stdout
     assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
     assert not Path("/run/dmm-ebpf", instance).exists()
