@@ -242,11 +242,6 @@ int dmm_xsk_fd(const struct dmm_xsk *xsk)
 	return xsk->fd;
 }
 
-uint32_t dmm_xsk_queue(const struct dmm_xsk *xsk)
-{
-	return xsk->queue;
-}
-
 uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk)
 {
 	return xsk->zerocopy;

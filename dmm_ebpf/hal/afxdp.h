@@ -35,7 +35,6 @@ int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames
 void dmm_xsk_close(struct dmm_xsk *xsk);
 
 int dmm_xsk_fd(const struct dmm_xsk *xsk);
-uint32_t dmm_xsk_queue(const struct dmm_xsk *xsk);
 uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk);
 
 /* Puts the socket into an XSKMAP under index. Returns 0, or -errno with err filled. */
