@@ -7,6 +7,7 @@ failure is a DmmError.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -35,9 +36,10 @@ def detach(instance: str, *, everything: bool, as_json: bool) -> None:
     names = service.instances() if everything else [instance]
     gone: list[dict[str, Any]] = []
     error: DmmError | None = None
+    told = contextlib.ExitStack()  # never closed: the process ends when all is told
     for name in names:
         try:
-            undone = service.detach(name)
+            undone = service.detach(name, told)
             gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
         except DmmError as exc:
             error = error or exc

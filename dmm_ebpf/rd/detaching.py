@@ -31,8 +31,17 @@ def instances() -> list[str]:
     return sorted(names)
 
 
-def detach(instance: str) -> Undone:
-    """Remove every trace of an instance, its RD alive or not."""
+def detach(instance: str, until: contextlib.ExitStack | None = None) -> Undone:
+    """Remove every trace of an instance, its RD alive or not.
+
+    Once something is being undone here it is brought to its end whatever signals come; until, where it is given, keeps
+    them off until it is closed, for a caller who has to tell what was removed.
+    """
+    with contextlib.ExitStack() as here:
+        return _detach(instance, until or here)
+
+
+def _detach(instance: str, until: contextlib.ExitStack) -> Undone:
     run_dir = RunDir(instance)
     homeless = found.homeless_directors(run_dir) if run_dir.is_bare() else []
     if not homeless and instance not in instances() and not found.stack_processes(instance):
@@ -40,31 +49,36 @@ def detach(instance: str) -> Undone:
         return Undone()
     for director in homeless:
         _end(run_dir, director.pid, director.start_time)
-    return _undo_if_dead(run_dir) or _ask(run_dir)
+    return _undo_if_dead(run_dir, until) or _ask(run_dir, until)
 
 
 def collect_runs() -> None:
     """Undo what commands of `run` have left whose process was killed, and whose watcher too."""
     for name in instances():
-        with contextlib.suppress(DmmError):
+        with contextlib.suppress(DmmError), contextlib.ExitStack() as until:
             run_dir = RunDir(name)
             if run_dir.is_locked():
                 continue
             if run_dir.is_husk() and name not in loader.instances():
-                _undo_if_dead(run_dir)
+                _undo_if_dead(run_dir, until)
                 continue
             state = run_dir.load()
-            if state is not None and state.own_cgroup and _undo_if_dead(run_dir):
+            if state is not None and state.own_cgroup and _undo_if_dead(run_dir, until):
                 log.warning("instance %s was left by a `dmm-ebpf run` that was killed: it is detached", name)
 
 
-def _undo_if_dead(run_dir: RunDir) -> Undone | None:
+def _undo_if_dead(run_dir: RunDir, until: contextlib.ExitStack) -> Undone | None:
     """None: a living process has the instance."""
-    with Signals():  # what has begun is brought to its end
-        return undo(run_dir) if run_dir.try_claim() else None
+    with contextlib.ExitStack() as here:
+        signals = here.enter_context(Signals())
+        if not run_dir.try_claim():
+            return None
+        here.pop_all()
+        until.push(signals)
+        return undo(run_dir)
 
 
-def _ask(run_dir: RunDir) -> Undone:
+def _ask(run_dir: RunDir, until: contextlib.ExitStack) -> Undone:
     try:
         with Client(run_dir.instance, timeout_s=STOP_TIMEOUT_S) as client:
             removed: list[str] = client.call("stop")["removed"]
@@ -72,7 +86,7 @@ def _ask(run_dir: RunDir) -> Undone:
         # It is starting or ending, or its socket was removed: a signal reaches it all the same.
         pid = run_dir.holder()
         _end(run_dir, pid, pidfile.start_time(pid))
-        undone = _undo_if_dead(run_dir) or Undone()
+        undone = _undo_if_dead(run_dir, until) or Undone()
         return Undone([f"what its Resource Director, pid {pid}, had made", *undone.removed], undone.unknown)
     _await_unlocked(run_dir)
     return Undone(removed)
