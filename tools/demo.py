@@ -37,7 +37,7 @@ from lab import (
     wait_for,
 )
 from lab.routed import Routed
-from lab.waiting import patient
+from lab.waiting import PATIENCE, patient
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
@@ -50,6 +50,7 @@ DELAY_MS = 25
 LOSS = 0.01
 FILE_BYTES = 10_000_000
 # Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire (and then loss).
+SLOWLY = str(int(1e6 / PATIENCE))  # bytes a second: the transfer goes on while others look at it
 LIMIT_BPS = RATE_MBIT * 1e6 * 1448 / 1538
 
 CLIENT_POLICY = """\
@@ -245,7 +246,8 @@ def seen(s: Story) -> None:
         ]
     )
     curl = s.cg_client.spawn(
-        ["curl", "-s", "-o", "/dev/null", f"http://{s.server.ip4}/file.bin"], host=s.client
+        ["curl", "-s", "--limit-rate", SLOWLY, "-o", "/dev/null", f"http://{s.server.ip4}/file.bin"],
+        host=s.client,
     )
     (flow,) = wait_for(
         lambda: [f for f in s.dmm.flows(dport=80) if f["bytes_received"] > 100_000], 10, "the flow"
@@ -275,7 +277,7 @@ def seen(s: Story) -> None:
 def policy_change(s: Story) -> None:
     """The policy file changes while a transfer runs: the transfer stays where it is, the next connection moves."""
     url = f"http://{s.server.ip4}/file.bin"
-    slow = ["curl", "-s", "--limit-rate", "4M", "-o", str(s.directory / "slow.bin"), url]
+    slow = ["curl", "-s", "--limit-rate", SLOWLY, "-o", str(s.directory / "slow.bin"), url]
     curl = s.cg_client.spawn(slow, host=s.client)
     wait_for(
         lambda: [f for f in s.dmm.flows(dport=80) if f["stack"] == "wan"],
