@@ -108,7 +108,7 @@ def instance_name(number: int | str) -> str:
 
 
 def _instances_of_the_dead() -> list[str]:
-    pattern = re.compile(INSTANCE.format(pid=r"(\d+)", number=r"\d+"))
+    pattern = re.compile(INSTANCE.format(pid=r"(\d+)", number=r"\d+[a-z]?"))  # a letter: of whose making
     names = {Path(path).name for directory in INSTANCE_DIRS for path in _names(directory)}
     found = [match for name in names if (match := pattern.fullmatch(name))]
     return [match[0] for match in found if start_time(int(match[1])) is None]
