@@ -328,21 +328,26 @@ def test_a_take_over_that_ends(subject: Subject, stack_too: bool):
 
 
 def test_a_detach_that_ends(subject: Subject):
+    stack = 0
     moments: dict[str, Reached] = {
         "the first hook": lambda s: not (s.pins / "links" / "connect4").exists(),
-        "the stack process": lambda s: not Path(f"/proc/{s.stack_pid()}/fd").exists(),
+        "the stack process": lambda s: not Path(f"/proc/{stack}").exists(),
         "the pins": lambda s: not any_in(s.pins),
     }
     for what, reached in moments.items():
         for number in (signal.SIGKILL, signal.SIGTERM):
-            subject.attached().end(signal.SIGKILL)
+            director = subject.attached()
+            stack = subject.stack_pid()
+            assert Path(f"/proc/{stack}/fd").exists()
+            director.end(signal.SIGKILL)
             detach = subject.start("detach", "--instance", subject.instance)
             subject.wait(reached, detach, what)
             code, said = detach.end(number)
             if number == signal.SIGKILL:
                 subject.detach()
             else:
-                assert code == 0, said
+                # Python gives its handlers up in its last moments (Py_FinalizeEx), when all is done.
+                assert code == 0 or (what == "the pins" and code == -number), (what, said)
             subject.assert_nothing_left(f"{number.name} at {what}")
 
 
