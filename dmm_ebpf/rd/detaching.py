@@ -75,7 +75,9 @@ def _undo_if_dead(run_dir: RunDir, until: contextlib.ExitStack) -> Undone | None
             return None
         here.pop_all()
         until.push(signals)
-        return undo(run_dir)
+        undone = undo(run_dir)
+        signals.silence()
+        return undone
 
 
 def _ask(run_dir: RunDir, until: contextlib.ExitStack) -> Undone:

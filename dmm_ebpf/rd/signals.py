@@ -58,6 +58,13 @@ class Signals(Closing):
         while self._early:
             hear(self._early.pop(0))
 
+    def silence(self) -> None:
+        """The work is done, and none ends the process any more: what is ignored stays so while Python ends, where
+        handlers are given up (Py_FinalizeEx).
+        """
+        for number in HEARD:
+            signal.signal(number, signal.SIG_IGN)
+
     def close(self) -> None:
         """Give the signals back to who had them."""
         for number, before in self._before.items():
