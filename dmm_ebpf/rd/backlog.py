@@ -30,9 +30,11 @@ class Backlog:
         self._seen += 1
         self._more.set()
 
-    async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """Every event from now on."""
-        place = self._seen
+    def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """Every event that is added after this call."""
+        return self._from(self._seen)
+
+    async def _from(self, place: int) -> AsyncIterator[dict[str, Any]]:
         while True:
             while place == self._seen:
                 self._more = asyncio.Event() if self._more.is_set() else self._more

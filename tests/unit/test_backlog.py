@@ -20,8 +20,6 @@ def test_each_follower_gets_each_event_once_and_is_told_what_it_lost() -> None:
         backlog = Backlog(most=4)
         first, second = backlog.follow(), backlog.follow()
         waiting = [asyncio.ensure_future(_next(follower)) for follower in (first, second)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
         event = {"number": 0}
         backlog.add(event)
         backlog.add(event)  # by the other follower's subscription
