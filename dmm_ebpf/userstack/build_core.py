@@ -24,7 +24,7 @@ _HEADERS = (
     _PACKAGE / "hal/tun.h",
     _PACKAGE / "hal/privileges.h",
     _PACKAGE / "hal/landlock.h",
-    _PACKAGE / "hal/seccomp.h",
+    _PACKAGE / "hal/syscalls.h",
     _HERE / "engine.h",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")

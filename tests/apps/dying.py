@@ -157,7 +157,10 @@ class Subject:
 
 def any_in(folder: Path, pattern: str = "*") -> bool:
     """Whether anything of that name is in a folder, which need not be there."""
-    return any(folder.glob(pattern))
+    # Path.glob() fails on a folder that goes away while it lists.
+    with contextlib.suppress(FileNotFoundError):
+        return any(folder.glob(pattern))
+    return False
 
 
 def kill(pid: int) -> None:

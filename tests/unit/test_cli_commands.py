@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,7 @@ def test_run_returns_the_commands_code(cli: Cli, service: SimpleNamespace, dashe
 
 
 def test_detach(cli: Cli, service: SimpleNamespace) -> None:
-    def detach(name: str) -> SimpleNamespace:
+    def detach(name: str, _told: ExitStack) -> SimpleNamespace:
         found = name == "default"
         return SimpleNamespace(
             removed=[f"links of {name}"] if found else [], unknown=["what x was"] if found else []
@@ -109,7 +110,7 @@ def test_detach(cli: Cli, service: SimpleNamespace) -> None:
 
 
 def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
-    def detach(name: str) -> SimpleNamespace:
+    def detach(name: str, _told: ExitStack) -> SimpleNamespace:
         if name == "a":
             raise ConflictError("detach a", why="busy")
         return SimpleNamespace(removed=[name], unknown=[])

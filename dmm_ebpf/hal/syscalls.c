@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * seccomp.c: see seccomp.h.
+ * syscalls.c: see syscalls.h.
  *
  * What is not allowed fails instead of killing the process: for who has taken it over that is the same, and
  * a C library that one day tries another call on a path nobody has walked here must not cost a hundred
@@ -10,7 +10,7 @@
  * A filter cannot look behind a pointer. So there is no sendto(2) rule that tells addresses apart: what a
  * descriptor can reach was decided when it was opened.
  */
-#include "seccomp.h"
+#include "syscalls.h"
 
 #include <errno.h>
 #include <seccomp.h>
@@ -80,11 +80,11 @@ static int allow_some(scmp_filter_ctx ctx)
 	} rules[] = {
 		{SCMP_SYS(mmap), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)},
 		{SCMP_SYS(mprotect), SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)},
-		{SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, FIONBIO)},
-		{SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_TIMERSLACK)},
-		{SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH)},
+		{SCMP_SYS(ioctl), SCMP_A1(SCMP_CMP_EQ, FIONBIO, 0)},
+		{SCMP_SYS(prctl), SCMP_A0(SCMP_CMP_EQ, PR_SET_TIMERSLACK, 0)},
+		{SCMP_SYS(newfstatat), SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH, 0)},
 		/* abort(3) */
-		{SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid())},
+		{SCMP_SYS(tgkill), SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid(), 0)},
 	};
 	int ret = 0;
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * seccomp.h: the system calls that are left to a stack process once it serves (seccomp(2), by libseccomp).
+ * syscalls.h: the system calls that are left to a stack process once it serves (seccomp(2), by libseccomp).
  */
-#ifndef DMM_SECCOMP_H
-#define DMM_SECCOMP_H
+#ifndef DMM_SYSCALLS_H
+#define DMM_SYSCALLS_H
 
 #include "halerr.h"
 
@@ -14,4 +14,4 @@
  */
 int dmm_seccomp_apply(struct dmm_hal_error *err);
 
-#endif /* DMM_SECCOMP_H */
+#endif /* DMM_SYSCALLS_H */
