@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import signal
@@ -37,7 +38,7 @@ from lab import (
     wait_for,
 )
 from lab.routed import Routed
-from lab.waiting import PATIENCE, patient
+from lab.waiting import patient, wait_readable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
@@ -50,7 +51,6 @@ DELAY_MS = 25
 LOSS = 0.01
 FILE_BYTES = 10_000_000
 # Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire (and then loss).
-SLOWLY = str(int(1e6 / PATIENCE))  # bytes a second: the transfer goes on while others look at it
 LIMIT_BPS = RATE_MBIT * 1e6 * 1448 / 1538
 
 CLIENT_POLICY = """\
@@ -176,6 +176,26 @@ class Story:
         expect(got.sha256 == self.sha256, "the file arrived changed")
         return got
 
+    def hold(self) -> subprocess.Popen[bytes]:
+        """curl, getting the file, with part of it here: it goes on when read_rest() takes what it writes.
+
+        Its own --limit-rate lets whole megabytes pass at once where the machine is slow.
+        """
+        curl: subprocess.Popen[bytes] = self.cg_client.spawn(
+            ["curl", "-s", f"http://{self.server.ip4}/file.bin"], host=self.client, stdout=subprocess.PIPE
+        )
+        assert curl.stdout is not None
+        wait_readable(curl.stdout.fileno(), 30)
+        return curl
+
+    def read_rest(self, curl: subprocess.Popen[bytes]) -> None:
+        """All that hold() held back; DemoError if it is not the file."""
+        assert curl.stdout is not None
+        with curl.stdout as output:
+            digest = hashlib.file_digest(output, "sha256").hexdigest()
+        expect(curl.wait(patient(60)) == 0, "the transfer that ran did not finish")
+        expect(digest == self.sha256, "the transfer that ran was harmed")
+
     def fetch_head(self) -> None:
         """A new connection that is answered."""
         url = f"http://{self.server.ip4}/file.bin"
@@ -245,10 +265,7 @@ def seen(s: Story) -> None:
             f"add rule inet demo out ip daddr {s.server.ip4} tcp dport 80 counter",
         ]
     )
-    curl = s.cg_client.spawn(
-        ["curl", "-s", "--limit-rate", SLOWLY, "-o", "/dev/null", f"http://{s.server.ip4}/file.bin"],
-        host=s.client,
-    )
+    curl = s.hold()
     (flow,) = wait_for(
         lambda: [f for f in s.dmm.flows(dport=80) if f["bytes_received"] > 100_000], 10, "the flow"
     )
@@ -260,7 +277,7 @@ def seen(s: Story) -> None:
     listed = s.client.run(["ss", "-tnH", "state", "established"]).stdout
     expect(f"{s.server.ip4}:80" in listed, "ss does not show the peer")
     s.say(f"ss: {' '.join(listed.split()[2:4])}")
-    curl.wait(patient(60))
+    s.read_rest(curl)
     rule = json.loads(s.client.run(["nft", "-j", "list", "chain", "inet", "demo", "out"]).stdout)
     packets = next(
         e["counter"]["packets"]
@@ -276,9 +293,7 @@ def seen(s: Story) -> None:
 
 def policy_change(s: Story) -> None:
     """The policy file changes while a transfer runs: the transfer stays where it is, the next connection moves."""
-    url = f"http://{s.server.ip4}/file.bin"
-    slow = ["curl", "-s", "--limit-rate", SLOWLY, "-o", str(s.directory / "slow.bin"), url]
-    curl = s.cg_client.spawn(slow, host=s.client)
+    curl = s.hold()
     wait_for(
         lambda: [f for f in s.dmm.flows(dport=80) if f["stack"] == "wan"],
         10,
@@ -291,11 +306,7 @@ def policy_change(s: Story) -> None:
     (old,) = s.dmm.flows(dport=80)
     expect(old["stack"] == "wan", "the open flow was moved")
     s.told("curl ← nginx", "lan", s.fetch(cgroup=s.cg_client))
-    expect(curl.wait(patient(60)) == 0, "the transfer that ran did not finish")
-    digest = subprocess.run(
-        ["sha256sum", str(s.directory / "slow.bin")], capture_output=True, text=True, check=True
-    )
-    expect(digest.stdout.split()[0] == s.sha256, "the transfer that ran was harmed")
+    s.read_rest(curl)
     s.say("the transfer that ran meanwhile stayed on stack [cyan]wan[/] and ended [green]right[/]")
     s.dmm.apply(CLIENT_POLICY)
 
