@@ -40,7 +40,7 @@ from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 __all__ = ["NicSpec", "StackSpec", "StackSupervisor", "kill_process"]
 
 PROGRAM = "dmm_ebpf.userstack.process"
-READY_DEADLINE_S = 30.0  # an emulated or busy machine takes more than 10
+READY_DEADLINE_S = 90.0  # an emulated or busy machine takes more than 30
 QUERY_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS of engine.c
 BACKOFF_FIRST_S = 0.1
