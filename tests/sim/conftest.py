@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core's test programs, built once per session."""
+"""The core's test programs, linked once per session."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from corelab import Programs, build
+from corelab import Programs, build_all
 
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    return build(tmp_path_factory.mktemp("core"))
+    return build_all(tmp_path_factory.mktemp("core"))
