@@ -8,6 +8,7 @@
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -17,11 +18,22 @@
 enum {
 	HDR_BYTES = sizeof(struct virtio_net_hdr),
 	HDR_OFFSET = DMM_TUN_HEADROOM - HDR_BYTES,
-	TCP_DOFF_OFFSET = 12,
-	TCP_MIN_HEADER_BYTES = 20,
 };
 
-_Static_assert(HDR_BYTES == 10, "virtio_net_hdr without num_buffers");
+/* The core's record is the kernel's header, so that neither way anything is translated. */
+_Static_assert(HDR_BYTES == 10 && sizeof(struct dmm_vnet) == HDR_BYTES, "virtio_net_hdr without num_buffers");
+_Static_assert(offsetof(struct dmm_vnet, gso_type) == offsetof(struct virtio_net_hdr, gso_type), "gso_type");
+_Static_assert(offsetof(struct dmm_vnet, hdr_len) == offsetof(struct virtio_net_hdr, hdr_len), "hdr_len");
+_Static_assert(offsetof(struct dmm_vnet, gso_size) == offsetof(struct virtio_net_hdr, gso_size), "gso_size");
+_Static_assert(offsetof(struct dmm_vnet, csum_start) == offsetof(struct virtio_net_hdr, csum_start),
+	       "csum_start");
+_Static_assert((int)DMM_VNET_NEEDS_CSUM == VIRTIO_NET_HDR_F_NEEDS_CSUM &&
+		       (int)DMM_VNET_DATA_VALID == VIRTIO_NET_HDR_F_DATA_VALID,
+	       "flags");
+_Static_assert((int)DMM_VNET_GSO_TCPV4 == VIRTIO_NET_HDR_GSO_TCPV4 &&
+		       (int)DMM_VNET_GSO_TCPV6 == VIRTIO_NET_HDR_GSO_TCPV6 &&
+		       (int)DMM_VNET_GSO_ECN == VIRTIO_NET_HDR_GSO_ECN,
+	       "kinds of segmentation");
 
 static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
 		const char *name)
@@ -108,8 +120,6 @@ int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_h
 
 int dmm_tun_read(int fd, uint8_t *buf, struct dmm_rx_meta *meta)
 {
-	struct virtio_net_hdr hdr;
-
 	for (;;) {
 		ssize_t n = read(fd, buf + HDR_OFFSET, HDR_BYTES + DMM_TUN_MAX_PKT);
 
@@ -120,32 +130,14 @@ int dmm_tun_read(int fd, uint8_t *buf, struct dmm_rx_meta *meta)
 		}
 		if (n <= HDR_BYTES)
 			continue;
-		memcpy(&hdr, buf + HDR_OFFSET, sizeof(hdr));
-		/* NEEDS_CSUM: CHECKSUM_PARTIAL, the packet never left this host. */
-		meta->csum_ok = !!(hdr.flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID));
-		meta->gso_size = hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE ? 0 : hdr.gso_size;
+		memcpy(&meta->vnet, buf + HDR_OFFSET, HDR_BYTES);
 		return (int)(n - HDR_BYTES);
 	}
 }
 
 int dmm_tun_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_tx_meta *meta)
 {
-	struct virtio_net_hdr hdr = {0};
-	const uint8_t *pkt = buf + DMM_TUN_HEADROOM;
-
-	if (meta->needs_csum) {
-		hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-		hdr.csum_start = (uint16_t)meta->csum_start;
-		hdr.csum_offset = (uint16_t)meta->csum_offset;
-		if (meta->gso_size && meta->csum_start + TCP_MIN_HEADER_BYTES <= len) {
-			hdr.gso_type = meta->family == AF_INET6 ? VIRTIO_NET_HDR_GSO_TCPV6
-								: VIRTIO_NET_HDR_GSO_TCPV4;
-			hdr.gso_size = (uint16_t)meta->gso_size;
-			hdr.hdr_len = (uint16_t)(meta->csum_start +
-						 (pkt[meta->csum_start + TCP_DOFF_OFFSET] >> 4) * 4);
-		}
-	}
-	memcpy(buf + HDR_OFFSET, &hdr, sizeof(hdr));
+	memcpy(buf + HDR_OFFSET, &meta->vnet, HDR_BYTES);
 	for (;;) {
 		if (write(fd, buf + HDR_OFFSET, HDR_BYTES + len) >= 0)
 			return 0;

@@ -138,7 +138,8 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 			continue;
 		}
 		if (e->nic[port->nic].software)
-			meta.csum_ok = csum_is_partial(frame + ETH_BYTES, len, v6);
+			meta.vnet.flags =
+				csum_is_partial(frame + ETH_BYTES, len, v6) ? DMM_VNET_NEEDS_CSUM : 0;
 		meta.back = back_of(frame, port->nic);
 		e->stats.nic_rx_bytes += len;
 		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);

@@ -19,7 +19,9 @@ from scenario_packets import HOST, HOST_PORT, PEER, Tcp, read
 SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, ACK = 1, 2, 4, 16
-META = ("path", "back", "gso_size", "csum_start", "csum_offset", "needs_csum", "family")
+META = ("path", "back", "family")
+VNET = ("flags", "gso_type", "hdr_len", "gso_size", "csum_start", "csum_offset")
+DATA_VALID = 2
 CONFIG = {
     "memory": "memory_bytes",
     "connections": "max_connections",
@@ -79,7 +81,8 @@ class Core:
     def put(self, leg: int, data: bytes, csum_ok: bool = False) -> None:
         """A packet arrives on leg."""
         exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
-        meta = self.ffi.new("struct dmm_rx_meta *", {"csum_ok": csum_ok, "back": BACK_NUMBER})
+        meta = self.ffi.new("struct dmm_rx_meta *", {"back": BACK_NUMBER})
+        meta.vnet.flags = DATA_VALID if csum_ok else 0
         self.lib.dmm_core_input(self.ptr, leg, exact, len(data), meta, self.now)
 
     def get(self, leg: int) -> Any:
@@ -88,7 +91,9 @@ class Core:
         n = self.lib.dmm_core_output(self.ptr, leg, self.buffer, room, self.meta, self.now)
         if not n:
             return None
-        return read(bytes(self.ffi.buffer(self.buffer, n)), {name: getattr(self.meta, name) for name in META})
+        meta = {name: getattr(self.meta, name) for name in META}
+        meta |= {name: getattr(self.meta.vnet, name) for name in VNET}
+        return read(bytes(self.ffi.buffer(self.buffer, n)), meta)
 
     def poll(self) -> int:
         """Runs timers; when to come again."""

@@ -215,7 +215,7 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
     if proto != 6 or len(body) < 20:
         raise BadPacketError(f"its protocol is {proto} and {len(body)} bytes follow the IP header")
     pseudo = _pseudo(src, dst, 6, len(body))
-    if meta["needs_csum"]:
+    if meta["flags"]:
         if (meta["csum_start"], meta["csum_offset"]) != (len(data) - len(body), 16):
             raise BadPacketError("csum_start or csum_offset does not point at the TCP checksum")
         if struct.unpack(">H", body[16:18])[0] != ~checksum(pseudo) & 0xFFFF:

@@ -132,7 +132,7 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	uint32_t bend = take(in, 1);
 	struct view *v = &views[tuple][leg];
 	struct wire_seg s = {.flags = flag_set[what >> 3 & 15]};
-	struct dmm_rx_meta rx = {.csum_ok = !leg};
+	struct dmm_rx_meta rx = {.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID};
 	uint8_t addr[2][16];
 	struct wire_dir d;
 
@@ -158,7 +158,7 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	if (bend & 128) { /* break it */
 		buf[take(in, 1) % n] ^= (uint8_t)take(in, 1);
 		n -= min_u32(n - 1, take(in, 1) & 15);
-		rx.csum_ok = 1;
+		rx.vnet.flags = DMM_VNET_DATA_VALID;
 	}
 	give(core, leg, buf, n, &rx, now);
 	if (!(bend & 3))
@@ -183,7 +183,7 @@ static void outsider(struct dmm_core *core, struct input *in, uint32_t what, uin
 {
 	uint32_t leg = what & 1, tuple = (what >> 2) % TUPLES, bits = take(in, 1), len, headers;
 	struct wire_seg s = {.flags = (uint16_t)(what >> 7 << 8)};
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 	uint8_t addr[2][16];
 	struct wire_dir d;
 
@@ -205,7 +205,7 @@ static void outsider(struct dmm_core *core, struct input *in, uint32_t what, uin
 static void raw(struct dmm_core *core, struct input *in, uint64_t now)
 {
 	uint32_t what = take(in, 1), leg = what & 1, n;
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 	uint8_t *exact;
 
 	if (what & 2) {
@@ -224,13 +224,13 @@ static void raw(struct dmm_core *core, struct input *in, uint64_t now)
 static void learn(uint32_t leg, const uint8_t *p, uint32_t n, const struct dmm_tx_meta *m)
 {
 	struct pkt k;
-	enum wire_result r = wire_parse(p, n, !m->needs_csum, &k);
+	enum wire_result r = wire_parse(p, n, !m->vnet.flags, &k);
 	struct view *v;
 
 	if (r == WIRE_ICMP)
 		return;
 	CHECK(r == WIRE_TCP);
-	CHECK(leg == DMM_LEG_INNER || !m->gso_size);
+	CHECK(leg == DMM_LEG_INNER || !m->vnet.gso_size);
 	v = view_of(&k, leg, true);
 	if (!v)
 		return;
@@ -314,7 +314,7 @@ static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t 
 {
 	const struct tcb *t = &c->leg[leg];
 	struct wire_seg s = {.flags = TH_ACK, .wnd = 1000};
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 	uint64_t refused = core->counters[DMM_CORE_PAWS] + core->counters[DMM_CORE_BAD_SEQ];
 	struct wire_dir d;
 	uint32_t n;

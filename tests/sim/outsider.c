@@ -152,7 +152,7 @@ static const struct conn *look(const struct dmm_core *core, uint32_t nth, struct
 static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t now_ns)
 {
 	static uint8_t buf[2048];
-	struct dmm_rx_meta meta = {.csum_ok = leg == DMM_LEG_INNER};
+	struct dmm_rx_meta meta = {.vnet.flags = leg == DMM_LEG_INNER ? DMM_VNET_DATA_VALID : 0};
 	struct conn awake;
 	const struct conn *c = look(core, nth, &awake);
 	uint32_t state = c->leg[leg].state;
@@ -161,8 +161,8 @@ static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t
 		uint32_t len = below(10) ? segment(c, leg, buf) : icmp_error(c, leg, buf), handle;
 		bool found;
 
-		if (!P.outsider_any &&
-		    unmoved_judge(core, leg, buf, len, meta.csum_ok, now_ns, &handle, &found) == MAY_CHANGE)
+		if (!P.outsider_any && unmoved_judge(core, leg, buf, len, meta.vnet.flags, now_ns, &handle,
+						     &found) == MAY_CHANGE)
 			continue;
 		unmoved_input(core, leg, buf, len, &meta, now_ns);
 		sent++;

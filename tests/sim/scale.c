@@ -65,7 +65,7 @@ static void names(uint32_t i, uint32_t side, struct wire_dir *d)
 
 static void app_send(uint32_t side, uint32_t i, uint8_t flags, uint32_t len)
 {
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 	struct sock *k = &S[side].v[i];
 	struct wire_seg seg = {.flags = flags, .wnd = 60000};
 	uint8_t buf[128 + RESPONSE_BYTES];
@@ -155,7 +155,7 @@ static void pull(uint32_t side)
 
 static void arrive(struct side *s)
 {
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 
 	while (s->first && s->first->at_ns <= now) {
 		struct packet *p = s->first;

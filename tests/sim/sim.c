@@ -70,7 +70,7 @@ static void core_input(struct host *h, uint32_t leg, const uint8_t *p, uint32_t 
 static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok)
 {
 	struct host *h = &H[host];
-	struct dmm_rx_meta rx = {.csum_ok = 1};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 
 	if (at == AT_CORE)
 		core_input(h, DMM_LEG_INNER, p, len, &rx);
@@ -106,8 +106,8 @@ static void actions(struct host *h)
 
 static void check_meta(const struct dmm_tx_meta *m, uint32_t leg, uint32_t n)
 {
-	if ((leg == DMM_LEG_OUTER && (m->needs_csum || m->gso_size || n > P.mtu)) ||
-	    (leg == DMM_LEG_INNER && n > 1500 && !m->gso_size)) {
+	if ((leg == DMM_LEG_OUTER && (m->vnet.flags || m->vnet.gso_type || n > P.mtu)) ||
+	    (leg == DMM_LEG_INNER && n > 1500 && !m->vnet.gso_size)) {
 		printf("bad_meta=1\n");
 		exit(3);
 	}
@@ -195,8 +195,8 @@ static bool pump(struct host *h)
 	}
 	while ((n = dmm_core_output(h->core, DMM_LEG_INNER, buf, P.gso ? (uint32_t)P.gso : 1500, &m, now))) {
 		check_meta(&m, DMM_LEG_INNER, n);
-		if (!path_inner_send(h->index, AT_KERN, buf, n, m.needs_csum))
-			input(h->index, AT_KERN, buf, n, m.needs_csum);
+		if (!path_inner_send(h->index, AT_KERN, buf, n, m.vnet.flags))
+			input(h->index, AT_KERN, buf, n, m.vnet.flags);
 		did = true;
 	}
 	if (P.check)

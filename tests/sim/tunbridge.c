@@ -87,7 +87,8 @@ static int read_leg(struct dmm_core *core, int fd, uint32_t leg)
 
 		if (n <= (ssize_t)skip)
 			break;
-		meta.csum_ok = leg == DMM_LEG_INNER; /* checksum left to us, or made by this host's kernel */
+		/* checksum left to us, or made by this host's kernel */
+		meta.vnet.flags = leg == DMM_LEG_INNER ? DMM_VNET_DATA_VALID : 0;
 		if (leg == DMM_LEG_OUTER && happens(loss))
 			continue;
 		if (leg == DMM_LEG_OUTER && happens(marks))
@@ -113,19 +114,7 @@ static void write_leg(struct dmm_core *core, int fd, uint32_t leg)
 		return;
 	}
 	while ((n = dmm_core_output(core, leg, buf + 10, 65535, &m, now_ns()))) {
-		struct virtio_net_hdr h = {0};
-
-		if (m.needs_csum) {
-			h.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-			h.csum_start = (uint16_t)m.csum_start;
-			h.csum_offset = (uint16_t)m.csum_offset;
-		}
-		if (m.gso_size) {
-			h.gso_type = m.family == 2 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
-			h.gso_size = (uint16_t)m.gso_size;
-			h.hdr_len = (uint16_t)(m.csum_start + (buf[10 + m.csum_start + 12] >> 4) * 4);
-		}
-		memcpy(buf, &h, 10);
+		memcpy(buf, &m.vnet, sizeof(m.vnet));
 		if (write(fd, buf, n + 10) < 0 && errno != EAGAIN)
 			die("write inner");
 	}

@@ -402,7 +402,7 @@ static inline enum unmoved_verdict unmoved_input(struct dmm_core *core, uint32_t
 {
 	static struct unmoved u;
 
-	unmoved_before(&u, core, leg, p, len, meta && meta->csum_ok, now_ns);
+	unmoved_before(&u, core, leg, p, len, meta && meta->vnet.flags, now_ns);
 	dmm_core_input(core, leg, p, len, meta, now_ns);
 	unmoved_after(&u, core);
 	return u.verdict;

@@ -80,7 +80,7 @@ class Segment:
         assert struct.unpack(">H", data[2:4])[0] == len(data)
         src, dst = socket.inet_ntoa(data[12:16]), socket.inet_ntoa(data[16:20])
         tcp = data[20:]
-        if meta["needs_csum"]:  # the field holds the sum of the pseudo-header, not complemented
+        if meta["flags"]:  # the field holds the sum of the pseudo-header, not complemented
             assert (meta["csum_start"], meta["csum_offset"]) == (20, 16)
             assert struct.unpack(">H", tcp[16:18])[0] == ~checksum(pseudo(src, dst, len(tcp))) & 0xFFFF
         else:
@@ -138,10 +138,9 @@ class Core:
         while n := self.lib.dmm_core_output(
             self.ptr, leg, self.buffer, 65535 if leg == INNER else 1500, meta, self.now
         ):
-            names = ("path", "gso_size", "csum_start", "csum_offset", "needs_csum", "family")
-            out.append(
-                (bytes(self.ffi.buffer(self.buffer, n)), {name: getattr(meta, name) for name in names})
-            )
+            said = {name: getattr(meta, name) for name in ("path", "family")}
+            said |= {name: getattr(meta.vnet, name) for name, _ in self.ffi.typeof("struct dmm_vnet").fields}
+            out.append((bytes(self.ffi.buffer(self.buffer, n)), said))
         return out
 
     def get(self, leg: int) -> list[Segment]:

@@ -31,7 +31,8 @@ struct dmm_core_config {
 	uint64_t memory_bytes;	  /* limit on all buffered payload; 0: 256 MiB */
 	uint32_t max_connections; /* 0: 100000 */
 	uint32_t inner_mtu;	  /* of the TUN device, bytes of IP packet; 0: 1500 */
-	uint32_t inner_gso_max; /* longest IP packet the inner side takes with meta.gso_size set; 0: no GSO */
+	uint32_t inner_gso_max;	  /* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no
+				     GSO */
 	uint32_t sndbuf_max_bytes; /* per connection, unacknowledged plus unsent; 0: as much as its share of
 				      memory_bytes is, at most 1 GiB */
 	uint32_t rcvbuf_max_bytes; /* per connection, towards the app; 0: likewise */
@@ -54,23 +55,45 @@ enum dmm_syn_cookies {
 	DMM_SYN_COOKIES_OFF = 2, /* a connection; the oldest half-open one makes room */
 };
 
+/* Of struct dmm_vnet */
+enum dmm_vnet_flag {
+	DMM_VNET_NEEDS_CSUM = 1, /* the checksum field holds the folded pseudo-header sum, not complemented */
+	DMM_VNET_DATA_VALID = 2, /* received only: the checksum is complete and right */
+};
+
+enum dmm_vnet_gso {
+	DMM_VNET_GSO_NONE = 0,
+	DMM_VNET_GSO_TCPV4 = 1,
+	DMM_VNET_GSO_TCPV6 = 4,
+	DMM_VNET_GSO_ECN = 0x80, /* or'ed to these: CWR is set, and belongs to the first segment alone */
+};
+
+/*
+ * What is left to a device, or was done by it, with a packet's checksum and segments: struct virtio_net_hdr,
+ * field by field (virtio 1.2 section 5.1.6, linux/virtio_net.h), in this host's byte order. All 0: nothing.
+ * csum_start and hdr_len count from the IP header: who puts a link-layer header in front adds its length.
+ */
+struct dmm_vnet {
+	uint8_t flags;	      /* enum dmm_vnet_flag */
+	uint8_t gso_type;     /* enum dmm_vnet_gso */
+	uint16_t hdr_len;     /* bytes of IP and TCP header, of a packet to be cut */
+	uint16_t gso_size;    /* payload bytes of each segment but the last; 0 without gso_type */
+	uint16_t csum_start;  /* with NEEDS_CSUM: offset of the TCP header ... */
+	uint16_t csum_offset; /* ... and of the checksum in it: 16 */
+};
+
 /* What the I/O layer knows of a received packet */
 struct dmm_rx_meta {
-	uint32_t csum_ok;  /* 1: TCP checksum needs no check (inner leg: CHECKSUM_PARTIAL or verified) */
-	uint32_t gso_size; /* informative */
+	struct dmm_vnet vnet; /* with either flag the TCP checksum is not checked */
 	uint64_t back; /* outer leg: the caller's name of whom the packet came from on the link; 0: none */
 };
 
 /* What the I/O layer needs to send a packet */
 struct dmm_tx_meta {
-	uint32_t path; /* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
-	uint32_t gso_size;   /* inner leg: payload bytes per segment when the packet is longer than the MTU,
-				else 0 */
-	uint32_t csum_start; /* inner leg: offset of the TCP header when the checksum is left to the kernel */
-	uint32_t csum_offset; /* 16; the field then holds the pseudo-header sum */
-	uint32_t needs_csum;  /* 0 on the outer leg: the checksum is complete */
-	uint32_t family;      /* AF_INET or AF_INET6 */
-	uint64_t back; /* with DMM_PATH_NONE: rx meta.back of the packet that this one answers; 0: none */
+	uint32_t path;	 /* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
+	uint32_t family; /* AF_INET or AF_INET6 */
+	uint64_t back;	 /* with DMM_PATH_NONE: rx meta.back of the packet that this one answers; 0: none */
+	struct dmm_vnet vnet; /* all 0 on the outer leg */
 };
 
 struct dmm_core_addr_pair {

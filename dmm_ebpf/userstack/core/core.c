@@ -172,7 +172,9 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 
 	core->counters[DMM_CORE_IN_PACKETS]++;
 	core->back = meta && leg & 1 ? meta->back : 0;
-	switch (wire_parse(pkt, len, !meta || !meta->csum_ok, &parsed)) {
+	switch (wire_parse(pkt, len,
+			   !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
+			   &parsed)) {
 	case WIRE_TCP:
 		input_tcp(core, leg & 1, &parsed, now_ns);
 		break;

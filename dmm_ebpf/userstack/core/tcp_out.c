@@ -92,6 +92,22 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 	t->last_ack_sent = t->rcv_nxt;
 }
 
+/* The checksum is left to the device */
+static void vnet_partial(struct dmm_vnet *v, uint8_t family)
+{
+	v->flags = DMM_VNET_NEEDS_CSUM;
+	v->csum_start = (uint16_t)wire_ip_len(family);
+	v->csum_offset = WIRE_CSUM_OFFSET;
+}
+
+/* Likewise the cutting into segments */
+static void vnet_gso(struct dmm_vnet *v, uint8_t family, uint32_t headers_len, uint32_t segment_bytes)
+{
+	v->gso_type = family == WIRE_AF_INET ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6;
+	v->hdr_len = (uint16_t)headers_len;
+	v->gso_size = (uint16_t)segment_bytes;
+}
+
 /* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of the
  * stream. Returns its length. */
 static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -99,7 +115,7 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 {
 	struct conn *c = tcb_conn(t);
 	struct wire_dir dir;
-	uint32_t headers, ip_len = wire_ip_len(c->pair.family);
+	uint32_t headers;
 
 	ctl_dir(&c->pair, t->leg, &dir);
 	dir.id = core->ip_id++;
@@ -113,10 +129,9 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 		wire_csum_full(buf, &dir, headers, len, stream_copy_csum(&t->snd, off, buf + headers, len));
 		c->outer.segments_sent++;
 	} else {
-		meta->needs_csum = 1;
-		meta->csum_start = ip_len;
-		meta->csum_offset = WIRE_CSUM_OFFSET;
-		meta->gso_size = len > t->mss ? t->mss : 0;
+		vnet_partial(&meta->vnet, c->pair.family);
+		if (len > t->mss)
+			vnet_gso(&meta->vnet, c->pair.family, headers, t->mss);
 		wire_csum_partial(buf, &dir, headers, len);
 		stream_copy(&t->snd, off, buf + headers, len);
 	}
