@@ -18,6 +18,9 @@ from dmm_ebpf.rd import watch
 from dmm_ebpf.rd.watch import PolicyWatch
 
 WITHIN_S = 10.0
+SETTLED = (
+    3  # looks: one that has begun already, one that sees a change, one that sees the same again and acts
+)
 
 
 def text_of(name, routes='[[tables.t.routes]]\nto = "default"\nstack = "s"\n', more=""):
@@ -34,7 +37,18 @@ class Subject:
         self.applied = 0
         self.events = []
         self.refuses = None  # what apply() fails with
+        self.looks = 0
+        self.looked = asyncio.Condition()
         self.watch = PolicyWatch(self)
+        self._look, self.watch._look = self.watch._look, self._counted
+
+    async def _counted(self):
+        try:
+            await self._look()
+        finally:
+            async with self.looked:
+                self.looks += 1
+                self.looked.notify_all()
 
     async def apply(self, new, path):
         if self.refuses is not None:
@@ -54,11 +68,16 @@ class Subject:
         assert self.watch.trouble["path"] == self.state.policy
         return self.watch.trouble
 
+    async def expect_nothing(self):
+        """What has been done to files until now is seen, and nothing is applied."""
+        applied, enough = self.applied, self.looks + SETTLED
+        await self._until(lambda: self.looks >= enough, f"{SETTLED} looks")
+        assert self.applied == applied
+
     async def _until(self, condition, what):
         try:
-            async with asyncio.timeout(WITHIN_S):
-                while not condition():
-                    await asyncio.sleep(0.001)
+            async with asyncio.timeout(WITHIN_S), self.looked:
+                await self.looked.wait_for(condition)
         except TimeoutError:
             pytest.fail(f"not within {WITHIN_S} s: {what}; trouble: {self.watch.trouble}")
 
@@ -102,10 +121,8 @@ def test_a_file_written_in_place_or_renamed_is_applied_once(follow):
         new.write_text(text := text_of("renamed"))
         new.rename(s.file)
         await s.expect(text, "renamed, as an editor does")
-        before = s.applied
         s.file.touch()
-        await asyncio.sleep(0.2)  # nothing is to happen, and nothing tells of that
-        assert s.applied == before
+        await s.expect_nothing()
 
     follow(story)
 
@@ -221,9 +238,7 @@ def test_what_was_applied_by_hand_is_followed_from_then_on_and_not_applied_again
         (s.file.parent / "r.csv").write_text("192.0.2.0/24,,,s\n")
         other.write_text(text := text_of("other", "", '[tables.t]\nroutes_from = "r.csv"\n'))
         await s.apply(policies.load(other), other)
-        before = s.applied
-        await asyncio.sleep(0.2)  # nothing is to happen, and nothing tells of that
-        assert s.applied == before
+        await s.expect_nothing()
         s.file.write_text(text_of("no longer"))
         other.write_text(text := text_of("other, changed"))
         await s.expect(text, "the file that was applied by hand")
