@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
+from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 
@@ -105,14 +106,19 @@ class NetNS(Closing):
         return cls(os.dup(fd), f"descriptor {fd}")
 
     @classmethod
-    def find(cls, inode: int) -> Self | None:
-        """The namespace of that inode, looked for among names and processes; None when it is gone."""
+    def find(cls, inode: int, cookie: int = 0) -> Self | None:
+        """The namespace of that inode, looked for among names and processes; None when it is gone. The kernel gives the
+        inode of one that is gone to the next; its cookie, where it is known (not 0), tells them apart.
+        """
         for path in _candidates():
-            try:
-                if path.stat().st_ino == inode:
-                    return cls.from_arg(path)
-            except (OSError, DmmError):
-                continue
+            with contextlib.suppress(OSError, DmmError):
+                if path.stat().st_ino != inode:
+                    continue
+                found = cls.from_arg(path)
+                if cookie in {0, found.cookie}:
+                    return found
+                found.close()
+                return None
         return None
 
     @classmethod
@@ -171,6 +177,11 @@ class NetNS(Closing):
             self.fd = -1
 
 
+def identity() -> tuple[int, int]:
+    """Inode and cookie of the calling thread's namespace."""
+    return Path("/proc/thread-self/ns/net").stat().st_ino, _cookie()
+
+
 def inode_at(path: Path) -> int:
     """The inode of the namespace that path leads to; 0 when it leads nowhere."""
     try:
@@ -191,7 +202,7 @@ def name_of(inode: int) -> Path | None:
 
 
 def _names() -> list[Path]:
-    return [path for directory in _RUN_DIRS if directory.is_dir() for path in sorted(directory.iterdir())]
+    return [path for directory in _RUN_DIRS for path in listing.entries(directory)]
 
 
 def _candidates() -> list[Path]:

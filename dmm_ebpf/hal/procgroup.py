@@ -15,6 +15,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmm_ebpf import listing
+
 ROOT_NAME = "dmm-ebpf"
 _CONTROLLERS = ("memory", "pids")
 _TRIES = 8
@@ -112,7 +114,7 @@ def remove(path: Path) -> bool:
 def remove_all(hierarchy: Path, instance: str) -> None:
     """Removes the groups of all processes of an instance, which are gone. Raises OSError."""
     top = hierarchy / ROOT_NAME / instance
-    for path in [p for p in top.glob("*") if p.is_dir()] if top.is_dir() else []:
+    for path in listing.folders(top):
         if not remove(path):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
     remove(top / "none")  # the parents, should they be empty

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, listing
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import (
     ConflictError,
@@ -366,18 +366,19 @@ def _remove(folder: Path) -> list[str]:
     removed: list[str] = []
     for name in bpffs.FOLDERS:
         sub = folder / name
-        if not sub.is_dir():
-            continue
-        pins = sorted(sub.iterdir())
+        pins = listing.entries(sub)
         for path in pins:
             if name == "links":
-                removed.append(_remove_link(path))
+                with suppress(FileNotFoundError):
+                    removed.append(_remove_link(path))
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
         if pins and name != "links":
             removed.append(f"{len(pins)} pinned {name}")
-        sub.rmdir()
-    folder.rmdir()
+        with suppress(FileNotFoundError):
+            sub.rmdir()
+    with suppress(FileNotFoundError):
+        folder.rmdir()
     removed.append(f"pins {bpffs.BPFFS / bpffs.TOP / folder.name}")
     with suppress(OSError):  # other instances are there
         folder.parent.rmdir()
@@ -408,8 +409,12 @@ def unhook(instance: str) -> list[str]:
     if folder is None:
         return []
     links = (folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup)
+    removed: list[str] = []
     try:
-        return [_remove_link(path) for path in links if path.exists()]
+        for path in links:
+            with suppress(FileNotFoundError):
+                removed.append(_remove_link(path))
+        return removed
     except OSError as error:
         raise DmmError(f"take the hooks of instance {instance} off", why=str(error)) from error
 
@@ -433,6 +438,6 @@ def instances() -> list[str]:
     """Names of all instances that have pins, sorted; also half-made ones, which only detach() accepts."""
     folder = bpffs.top()
     try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder is not None else []
+        return [path.name for path in listing.folders(folder)] if folder is not None else []
     except PermissionError as error:
         raise _no_root("list instances", error) from error

@@ -156,12 +156,14 @@ def dissolve(path: Path) -> list[str]:
     if not path.is_dir():
         return []
     for _ in range(_TRIES):
-        below = sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True)
         try:
+            below = sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True)
             for group in (*below, path):
                 _move_up(group, path.parent)
                 group.rmdir()
         except FileNotFoundError:
+            if not path.is_dir():
+                return []
             continue
         except OSError as error:
             # Something was forked into it since it was looked at.

@@ -13,6 +13,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
+from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import NotAttachedError, PrivilegeError, from_wire
 from dmm_ebpf.instancename import check_name, is_name
@@ -39,9 +40,7 @@ def socket_path(instance: str) -> Path:
 def instances() -> list[str]:
     """Names of the instances with a run directory, sorted; an RD may be dead. Raises PrivilegeError."""
     try:
-        names = sorted(entry.name for entry in rundir.ROOT.iterdir() if entry.is_dir())
-    except FileNotFoundError:
-        return []
+        names = [folder.name for folder in listing.folders(rundir.ROOT)]
     except PermissionError as exc:
         raise _not_permitted("list the instances") from exc
     return [name for name in names if is_name(name)]

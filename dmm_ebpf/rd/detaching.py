@@ -10,7 +10,7 @@ import select
 import signal
 import time
 
-from dmm_ebpf import loader
+from dmm_ebpf import listing, loader
 from dmm_ebpf.errors import DmmError, NotAttachedError
 from dmm_ebpf.rd import found, rundir
 from dmm_ebpf.rd.client import Client
@@ -25,7 +25,7 @@ STOP_TIMEOUT_S = 20
 
 def instances() -> list[str]:
     """Instances of this host, whether their RD lives or not."""
-    names = {d.name for d in rundir.ROOT.iterdir() if d.is_dir()} if rundir.ROOT.is_dir() else set()
+    names = {folder.name for folder in listing.folders(rundir.ROOT)}
     with contextlib.suppress(DmmError):
         names |= set(loader.instances())
     return sorted(names)

@@ -140,7 +140,7 @@ class Instance:
             if state.whole:
                 raise
             return None  # it was killed while attaching
-        state.pid, state.whole = os.getpid(), True
+        state.pid, state.whole, state.netns_cookie = os.getpid(), True, netns.cookie
         run.keep(state)
         log.info("adopted instance %s as its last Resource Director left it", options.instance)
         return cls(run, state, attached, netns, adopted=True)
@@ -157,6 +157,7 @@ class Instance:
             pid=os.getpid(),
             cgroup=str(cgroup),
             netns_inode=netns.inode,
+            netns_cookie=netns.cookie,
             netns=options.netns,
             own_cgroup=own_cgroup,
         )
@@ -527,7 +528,7 @@ def _why_not_ours(state: State | None, cgroup: Path | None, netns: NetNS) -> str
         return "its programs are attached, but its state.json, which says by whom, is lost"
     if state.cgroup != str(cgroup):
         return f"it is attached to {state.cgroup}, not to {cgroup or 'a cgroup of its own'}"
-    return "" if state.netns_inode == netns.inode else "it is attached in another network namespace"
+    return "" if state.is_in(netns) else "it is attached in another network namespace"
 
 
 def _cgroup_lookup(path: str) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
         flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns)
         for value in loader.adopt(instance).flows()
     ]
-    netns = NetNS.find(state.netns_inode)
+    netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket
         return []
     with netns:

@@ -20,11 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dmm_ebpf import listing
 from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError
 from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.userstack.spec import process_label
+
+if TYPE_CHECKING:
+    from dmm_ebpf.hal.netns import NetNS
 
 ROOT = Path("/run/dmm-ebpf")
 log = logging.getLogger("dmm-ebpf")
@@ -62,6 +66,9 @@ class State:
     pid: int
     cgroup: str
     netns_inode: int
+    netns_cookie: int = (
+        0  # tells the namespace from a later one of that inode; 0: an older version wrote this
+    )
     netns: str | None = None  # as the user named it
     policy: str | None = None  # path of the policy file, if there is one
     policy_text: str | None = None  # the policy in force
@@ -72,6 +79,10 @@ class State:
     sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys -> value before us
     own_cgroup: bool = False  # made by `run`, to be removed
     whole: bool = False  # every hook is in place: what is missing of them has been taken away since
+
+    def is_in(self, namespace: NetNS) -> bool:
+        """True if that is the network namespace that the instance works in."""
+        return self.netns_inode == namespace.inode and self.netns_cookie in {0, namespace.cookie}
 
     @classmethod
     def from_json(cls, text: str) -> State:
@@ -199,20 +210,25 @@ class RunDir:
     def is_husk(self) -> bool:
         """True where a process was killed right after it had made the directory: nothing but the lock is there."""
         try:
-            return {path.name for path in self.path.iterdir()} <= {"lock"}
+            return set(os.listdir(self.path)) <= {"lock"}  # noqa: PTH208 - names are wanted
         except FileNotFoundError:
             return False
+
+    def had_stacks(self) -> bool:
+        """True where files of stack processes are left."""
+        return any(path.name.startswith("stack-") for path in listing.entries(self.path))
 
     def remove(self) -> bool:
         """Remove the directory and all in it; False if there was none, or if it is another process's by now."""
         with host_lock():
             found = self.path.exists() and (self._lock_fd < 0 or _is_file(self._lock_fd, self.path / "lock"))
             if found:
-                shutil.rmtree(self.path)
-            if not any(ROOT.glob("[!.]*")):
+                _remove_tree(self.path)
+            if all(path.name.startswith(".") for path in listing.entries(ROOT)):
                 # The last instance takes the common directory along; whoever waits for the lock makes it anew.
-                (ROOT / ".lock").unlink()
-                ROOT.rmdir()
+                (ROOT / ".lock").unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    ROOT.rmdir()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -227,11 +243,29 @@ def unwritable(path: Path, error: OSError) -> DmmError:
 
 
 def all_states() -> list[State]:
-    """The states of every instance on this host."""
-    if not ROOT.is_dir():
-        return []
-    states = (RunDir(d.name).load() for d in sorted(ROOT.iterdir()) if d.is_dir() and is_name(d.name))
-    return [s for s in states if s is not None]
+    """The states of every instance on this host, as they look from the calling thread's network namespace: a state of
+    a namespace that is gone, whose inode is this one's now, has inode 0. DmmError when that cannot be told.
+    """
+    loaded = (RunDir(folder.name).load() for folder in listing.folders(ROOT) if is_name(folder.name))
+    states = [state for state in loaded if state is not None]
+    if any(state.netns_cookie for state in states):
+        from dmm_ebpf.hal import netns  # the command line alone has no use for it
+
+        inode, cookie = netns.identity()
+        for state in states:
+            if state.netns_inode == inode and state.netns_cookie not in {0, cookie}:
+                state.netns_inode = 0
+    return states
+
+
+def _remove_tree(folder: Path) -> None:
+    """rmtree(), while a process that ends may take files of its own away."""
+
+    def failed(_function: object, _path: str, error: tuple[type, BaseException, object]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            raise error[1]
+
+    shutil.rmtree(folder, onerror=failed)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def clear(run_dir: RunDir) -> Undone:
     state = run_dir.load()
     processes = found.stack_processes(run_dir.instance)
     maps = loader.open_maps(run_dir.instance)
-    netns = NetNS.find(state.netns_inode) if state else found.namespace(processes, maps)
+    netns = NetNS.find(state.netns_inode, state.netns_cookie) if state else found.namespace(processes, maps)
     killed: set[int] = set()
 
     steps = Steps(f"detach instance {run_dir.instance} wholly")
@@ -59,7 +59,7 @@ def clear(run_dir: RunDir) -> Undone:
     steps.do("their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance))
     if netns is not None:
         _clear_network(steps, netns, state, _numbers(state, processes, maps), maps, killed)
-    if state is None and (processes or found.numbers_in(maps) or any(run_dir.path.glob("stack-*"))):
+    if state is None and (processes or found.numbers_in(maps) or run_dir.had_stacks()):
         _clear_unnamed(steps, netns)
     if netns is not None:
         netns.close()

@@ -61,6 +61,7 @@ def test_by_pid_path_and_descriptor():
     with hosts(1) as (a,):
         with NetNS.from_arg(f"/run/netns/{a.name}") as by_path, NetNS.from_fd(a.ns.fd) as by_fd:
             assert by_path.cookie == by_fd.cookie == a.ns.cookie
+        assert NetNS.find(a.ns.inode, a.ns.cookie + 1) is None
         found = NetNS.find(a.ns.inode)
         assert found is not None and found.cookie == a.ns.cookie
         found.close()

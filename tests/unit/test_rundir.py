@@ -7,6 +7,7 @@ import os
 import pytest
 
 from dmm_ebpf.errors import ConflictError, UsageError
+from dmm_ebpf.hal import netns
 from dmm_ebpf.rd import rundir
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 
@@ -33,6 +34,28 @@ def test_state_comes_back_as_it_was_saved(root):
     assert run.load() == state
     assert run.path.stat().st_mode & 0o777 == 0o700
     assert rundir.all_states() == [state]
+
+
+def test_a_namespace_is_told_from_a_later_one_of_its_inode(root):
+    inode, cookie = netns.identity()
+    for name, of in (("now", cookie), ("before", cookie - 1), ("old", 0)):
+        run = RunDir(name)
+        run.claim()
+        run.save(State(name, 1, "/cg", inode, of))
+    with netns.NetNS.from_arg() as here:
+        assert [RunDir(name).load().is_in(here) for name in ("now", "before", "old")] == [True, False, True]
+    seen = {state.instance: state.netns_inode for state in rundir.all_states()}
+    assert seen == {"now": inode, "before": 0, "old": inode}
+
+
+def test_a_state_of_an_older_version_has_no_cookie(root):
+    run = RunDir("default")
+    run.claim()
+    run.save(State("default", 1, "/cg", 42, 7))
+    raw = json.loads((run.path / "state.json").read_text())
+    del raw["netns_cookie"]
+    (run.path / "state.json").write_text(json.dumps(raw))
+    assert run.load() == State("default", 1, "/cg", 42, 0)
 
 
 def test_a_foreign_state_file_is_no_state(root):
