@@ -9,6 +9,7 @@
 #include "check.h"
 #include "counters.h"
 #include "kern.h"
+#include "nic.h"
 #include "params.h"
 #include "outsider.h"
 #include "path.h"
@@ -38,6 +39,8 @@ struct host {
 
 static struct host H[2];
 static uint32_t isn_seen[2];
+/* of all that the cores put on the link, and when; and how many packets the device had to cut */
+static uint64_t wire_hash, super_segments;
 
 static void kern_send(void *arg, const uint8_t *p, uint32_t len, uint32_t gso)
 {
@@ -106,7 +109,10 @@ static void actions(struct host *h)
 
 static void check_meta(const struct dmm_tx_meta *m, uint32_t leg, uint32_t n)
 {
-	if ((leg == DMM_LEG_OUTER && (m->vnet.flags || m->vnet.gso_type || n > P.mtu)) ||
+	bool offload = m->vnet.flags || m->vnet.gso_type;
+	uint32_t longest = m->vnet.gso_type ? (uint32_t)m->vnet.hdr_len + m->vnet.gso_size : n;
+
+	if ((leg == DMM_LEG_OUTER && ((offload && !P.tso) || longest > P.mtu)) ||
 	    (leg == DMM_LEG_INNER && n > 1500 && !m->vnet.gso_size)) {
 		printf("bad_meta=1\n");
 		exit(3);
@@ -164,6 +170,18 @@ static void linux_window(uint8_t *p, uint32_t len)
 	path_mend_csum(p, len);
 }
 
+static void to_link(uint32_t from, const uint8_t *p, uint32_t len)
+{
+	static uint8_t q[65536];
+	uint64_t head[] = {now, from, len};
+
+	memcpy(q, p, len);
+	if (from)
+		linux_window(q, len);
+	wire_hash = unmoved_hash(unmoved_hash(wire_hash, head, sizeof(head)), q, len);
+	path_link_send(from, q, len);
+}
+
 static bool pump(struct host *h)
 {
 	static uint8_t buf[65536];
@@ -186,11 +204,10 @@ static bool pump(struct host *h)
 		outsider_sends(h->core, now);
 	actions(h);
 	note_isn(h);
-	while ((n = dmm_core_output(h->core, DMM_LEG_OUTER, buf, (uint32_t)P.mtu, &m, now))) {
+	while ((n = dmm_core_output(h->core, DMM_LEG_OUTER, buf, P.tso ? 65535 : (uint32_t)P.mtu, &m, now))) {
 		check_meta(&m, DMM_LEG_OUTER, n);
-		if (h->index)
-			linux_window(buf, n);
-		path_link_send(h->index, buf, n);
+		super_segments += !!m.vnet.gso_type;
+		nic_send(h->index, buf, n, &m.vnet, to_link);
 		did = true;
 	}
 	while ((n = dmm_core_output(h->core, DMM_LEG_INNER, buf, P.gso ? (uint32_t)P.gso : 1500, &m, now))) {
@@ -228,6 +245,8 @@ static void setup_core(struct host *h)
 		.memory_bytes = P.memory,
 		.max_connections = (uint32_t)P.maxconn,
 		.inner_gso_max = (uint32_t)P.gso,
+		.outer_gso_max = (uint32_t)P.tso,
+		.outer_csum_partial = !!P.tso,
 		.sndbuf_max_bytes = (uint32_t)P.sndbuf,
 		.rcvbuf_max_bytes = (uint32_t)P.rcvbuf,
 		.time_wait_ns = P.timewait_ns,
@@ -438,6 +457,7 @@ static int report(void)
 	outsider_report();
 	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
 	       path_stats.resent_ect);
+	printf("wire=%lu\nsuper_segments=%lu\n", wire_hash, super_segments);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return n.wrong || n.truncated ? 1 : 0;

@@ -33,6 +33,8 @@ struct dmm_core_config {
 	uint32_t inner_mtu;	  /* of the TUN device, bytes of IP packet; 0: 1500 */
 	uint32_t inner_gso_max;	  /* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no
 				     GSO */
+	uint32_t outer_gso_max;	  /* likewise of the outer side, as dmm_core_set_outer_offload() has it */
+	uint32_t outer_csum_partial;
 	uint32_t sndbuf_max_bytes; /* per connection, unacknowledged plus unsent; 0: as much as its share of
 				      memory_bytes is, at most 1 GiB */
 	uint32_t rcvbuf_max_bytes; /* per connection, towards the app; 0: likewise */
@@ -93,7 +95,7 @@ struct dmm_tx_meta {
 	uint32_t path;	 /* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
 	uint32_t family; /* AF_INET or AF_INET6 */
 	uint64_t back;	 /* with DMM_PATH_NONE: rx meta.back of the packet that this one answers; 0: none */
-	struct dmm_vnet vnet; /* all 0 on the outer leg */
+	struct dmm_vnet vnet; /* on the outer leg all 0 unless its device can do more */
 };
 
 struct dmm_core_addr_pair {
@@ -207,8 +209,8 @@ void dmm_core_destroy(struct dmm_core *core);
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
 
-/* The next packet for leg, written to buf (room for cap bytes: the MTU, or inner_gso_max). Returns its
- * length; 0: none now. */
+/* The next packet for leg, written to buf (room for cap bytes: the MTU, or the leg's gso_max, which need not
+ * all be there each time). Returns its length; 0: none now. */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
 
@@ -228,6 +230,14 @@ void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, 
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
+
+/*
+ * What the device of the outer leg does with packets, from now on. csum_partial 1: the checksum may be left
+ * to it (DMM_VNET_NEEDS_CSUM), as it may always be on the inner leg. gso_max, with csum_partial: the longest
+ * IP packet, bytes, that it cuts into segments as TSO does; the segments are those that would else have been
+ * pulled one by one. 0 each: packets go out whole, as they are.
+ */
+void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t gso_max, uint32_t csum_partial);
 
 /* enum dmm_syn_cookies, from now on; other values change nothing. */
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode);

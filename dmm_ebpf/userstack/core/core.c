@@ -192,6 +192,15 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 	conn_reap(core);
 }
 
+/* What a packet counts for in a burst. To the kernel a long one is one, on the outer leg it is as many as the
+ * wire sees. */
+static uint8_t burst_of(uint32_t leg, uint32_t n, const struct dmm_tx_meta *meta)
+{
+	return leg == DMM_LEG_OUTER && meta->vnet.gso_size
+		       ? (uint8_t)min_u32(n / meta->vnet.gso_size, BURST_PKTS)
+		       : 1;
+}
+
 static uint32_t output_ready(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			     struct dmm_tx_meta *meta, uint64_t now_ns)
 {
@@ -205,7 +214,7 @@ static uint32_t output_ready(struct dmm_core *core, uint32_t leg, uint8_t *buf, 
 			continue;
 		}
 		/* a few packets in a row keep the caches warm, then the next one's turn */
-		if (!list_empty(&t->ready) && ++t->burst >= BURST_PKTS) {
+		if (!list_empty(&t->ready) && (t->burst += burst_of(leg, n, meta)) >= BURST_PKTS) {
 			t->burst = 0;
 			tcp_unready(t);
 			tcp_ready(core, t);
@@ -275,6 +284,12 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
 	if (ops)
 		core->cc_ops = ops;
 	return !!ops;
+}
+
+void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t gso_max, uint32_t csum_partial)
+{
+	core->cfg.outer_gso_max = gso_max;
+	core->cfg.outer_csum_partial = csum_partial;
 }
 
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode)

@@ -23,6 +23,7 @@
  * tcp_opt.c    SACK and ECN feedback in a segment's options
  * tcp_spare.c  copies of what is on the way while nothing else can be sent
  * tcp_out.c    departure: which segment is next, and its making
+ * tcp_run.c    departure: which segments may share a packet that the device cuts
  * tcp_pace.c   departure: when
  * tcp_window.c how much the peer may send
  * tcp_timer.c  deadlines
@@ -414,7 +415,17 @@ bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 /* A segment of len bytes went out, on the outer leg */
 void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
 
+/* The most that goes together: what a burst may be, in payload bytes */
+uint64_t pace_burst_bytes(const struct tcb *t);
+
+/* tcp_run.c */
+/* Payload that a packet of headers_len bytes of headers may have beyond one segment; 0: it stays alone. The
+ * newest segment, mss bytes of new data, is what it begins with; seg is its header. */
+uint32_t run_most(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg, uint32_t cap);
+
 /* tcp_opt.c */
+/* A data segment of len bytes has no options but timestamps */
+bool opt_plain(const struct dmm_core *core, const struct tcb *t, uint32_t len, uint64_t now_ns);
 /* SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left for another ACK */
 bool opt_feedback(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns);
 /* Our option of RFC 9768, if it is due and fits. dsack_start: as accecn_option() takes it */

@@ -47,6 +47,16 @@ static bool put_sack(struct tcb *t, struct wire_seg *seg, uint32_t left)
 	return true;
 }
 
+bool opt_plain(const struct dmm_core *core, const struct tcb *t, uint32_t len, uint64_t now_ns)
+{
+	struct wire_seg seg = {.opt_len = t->flags & TF_TS ? 12 : 0};
+
+	if (t->ooo || t->dsack_end)
+		return false;
+	return !(t->flags & TF_ACCECN) || !accecn_option_due(t, now_ns) ||
+	       option_room(core, t, &seg, len) < WIRE_ACCECN_MIN;
+}
+
 void opt_accecn(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len,
 		uint64_t dsack_start, uint64_t now_ns)
 {

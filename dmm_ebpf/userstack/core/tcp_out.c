@@ -4,7 +4,8 @@
  *
  * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data obeys the
  * peer's window, on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO
- * packet; its checksum is left to the kernel.
+ * packet; its checksum is left to the kernel. On the outer leg a packet may hold several segments of new
+ * data, if the device cuts it (tcp_run.c).
  */
 #include "core.h"
 
@@ -109,9 +110,9 @@ static void vnet_gso(struct dmm_vnet *v, uint8_t family, uint32_t headers_len, u
 }
 
 /* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of the
- * stream. Returns its length. */
+ * stream. more: segments, beyond the first, that the device makes of it. Returns its length. */
 static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-		     const struct wire_seg *seg, uint8_t ecn, uint64_t off, uint32_t len)
+		     const struct wire_seg *seg, uint32_t more, uint8_t ecn, uint64_t off, uint32_t len)
 {
 	struct conn *c = tcb_conn(t);
 	struct wire_dir dir;
@@ -119,22 +120,29 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 
 	ctl_dir(&c->pair, t->leg, &dir);
 	dir.id = core->ip_id++;
-	if (tcb_is_outer(t))
+	if (tcb_is_outer(t)) {
 		dir.tos = c->tos | ecn;
+		core->ip_id = (uint16_t)(core->ip_id + more);
+	}
 	headers = wire_headers(buf, &dir, seg, len);
 	memset(meta, 0, sizeof(*meta));
 	meta->family = c->pair.family;
 	if (tcb_is_outer(t)) {
 		meta->path = c->path;
-		wire_csum_full(buf, &dir, headers, len, stream_copy_csum(&t->snd, off, buf + headers, len));
-		c->outer.segments_sent++;
-	} else {
-		vnet_partial(&meta->vnet, c->pair.family);
-		if (len > t->mss)
-			vnet_gso(&meta->vnet, c->pair.family, headers, t->mss);
-		wire_csum_partial(buf, &dir, headers, len);
-		stream_copy(&t->snd, off, buf + headers, len);
+		c->outer.segments_sent += 1 + more;
+		if (!core->cfg.outer_csum_partial) {
+			wire_csum_full(buf, &dir, headers, len,
+				       stream_copy_csum(&t->snd, off, buf + headers, len));
+			return headers + len;
+		}
 	}
+	vnet_partial(&meta->vnet, c->pair.family);
+	if (tcb_is_outer(t) ? more : len > t->mss)
+		vnet_gso(&meta->vnet, c->pair.family, headers, t->mss);
+	if (more && (seg->flags & TH_CWR))
+		meta->vnet.gso_type |= DMM_VNET_GSO_ECN;
+	wire_csum_partial(buf, &dir, headers, len);
+	stream_copy(&t->snd, off, buf + headers, len);
 	return headers + len;
 }
 
@@ -145,7 +153,7 @@ static uint32_t out_rst(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	uint32_t n;
 
 	fill_seg(core, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, t->snd_nxt, 0, now_ns);
-	n = emit(core, t, buf, meta, &seg, 0, 0, 0);
+	n = emit(core, t, buf, meta, &seg, 0, 0, 0, 0);
 	core->counters[DMM_CORE_RST_OUT]++;
 	t->flags &= ~(uint32_t)TF_RST_DUE;
 	tcp_release(core, t);
@@ -173,7 +181,7 @@ static uint32_t out_syn(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	t->snd_nxt = 1;
 	if (t->rtx_mode != RTX_SYN) /* a SYN that comes again puts nothing off */
 		tcp_set_rtx(core, t, RTX_SYN, now_ns + tcp_rto_ns(t));
-	return emit(core, t, buf, meta, &seg, 0, 0, 0);
+	return emit(core, t, buf, meta, &seg, 0, 0, 0, 0);
 }
 
 static uint32_t out_ack(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -182,7 +190,7 @@ static uint32_t out_ack(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	struct wire_seg seg;
 
 	fill_seg(core, t, &seg, TH_ACK, seq, 0, now_ns);
-	return emit(core, t, buf, meta, &seg, 0, 0, 0);
+	return emit(core, t, buf, meta, &seg, 0, 0, 0, 0);
 }
 
 void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
@@ -255,23 +263,31 @@ static void sent_data(struct dmm_core *core, struct tcb *t, struct seg *s, uint6
 	pace_sent(t, s->len, now_ns);
 }
 
-/* The segment's packet. A copy neither asks for ECN nor tells of it: marks are counted by segment. */
-static uint32_t make_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-			     struct seg *s, bool copy, uint64_t now_ns)
+/* The segment's header. A copy neither asks for ECN nor tells of it: marks are counted by segment. */
+static void segment_head(struct dmm_core *core, struct tcb *t, const struct seg *s, bool copy,
+			 struct wire_seg *seg, uint8_t *ecn, uint64_t now_ns)
 {
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
 	uint16_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
-	struct wire_seg seg;
-	uint8_t ecn = 0;
 
+	*ecn = 0;
 	if (!copy)
-		flags |= ecn_data_flags(t, s, &ecn);
+		flags |= ecn_data_flags(t, s, ecn);
 	if (s->seq + payload == t->snd.tail + 1)
 		flags |= TH_PSH;
-	fill_seg(core, t, &seg, flags, s->seq, payload, now_ns);
+	fill_seg(core, t, seg, flags, s->seq, payload, now_ns);
 	if (!copy && !(s->flags & SEG_RETRANS))
-		opt_accecn(core, t, &seg, payload, 0, now_ns);
-	return emit(core, t, buf, meta, &seg, ecn, s->seq - 1, payload);
+		opt_accecn(core, t, seg, payload, 0, now_ns);
+}
+
+static uint32_t make_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			     const struct seg *s, bool copy, uint64_t now_ns)
+{
+	struct wire_seg seg;
+	uint8_t ecn;
+
+	segment_head(core, t, s, copy, &seg, &ecn, now_ns);
+	return emit(core, t, buf, meta, &seg, 0, ecn, s->seq - 1, s->len - !!(s->flags & SEG_FIN));
 }
 
 static uint32_t out_segment(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -364,20 +380,19 @@ static void fin_sent(struct dmm_core *core, struct tcb *t)
 		tcp_set_state(core, t, TCP_LAST_ACK);
 }
 
-static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-			uint32_t len, bool fin, uint64_t now_ns)
+/* A segment of new data on the scoreboard; NULL: no memory */
+static struct seg *push_new(struct dmm_core *core, struct tcb *t, uint32_t len, bool fin)
 {
 	struct seg *s;
 
-	idle_restart(t, now_ns);
 	if (!t->fl) {
 		t->fl = flight_create(&core->mem);
 		if (!t->fl)
-			return 0;
+			return NULL;
 	}
 	s = flight_push(&core->mem, t->fl, t->snd_nxt, len + fin);
 	if (!s)
-		return 0;
+		return NULL;
 	if (fin) {
 		s->flags |= SEG_FIN;
 		fin_sent(core, t);
@@ -386,7 +401,55 @@ static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	t->flags &= ~(uint32_t)TF_PUSH_ANY;
 	if (t->rtx_mode == RTX_PERSIST)
 		t->backoff = 0;
-	return out_segment(core, t, buf, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
+	return s;
+}
+
+/* What could be pulled next, one by one, joins the packet that seg is the header of; *more: how many. Returns
+ * their payload. */
+static uint32_t add_run(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t cap,
+			uint32_t *more, uint64_t now_ns)
+{
+	uint32_t most = run_most(core, t, seg, cap), total = 0, len = t->mss;
+	bool fin = false;
+
+	while (total < most && len == t->mss && !fin) {
+		struct seg *s;
+
+		len = new_length(core, t, cap, false, &fin);
+		if (!len || len > most - total || !cwnd_allows(t, len) || !opt_plain(core, t, len, now_ns) ||
+		    pace_blocked(core, t, now_ns))
+			break;
+		s = push_new(core, t, len, fin);
+		if (!s)
+			break;
+		if (s->seq + len == t->snd.tail + 1)
+			seg->flags |= TH_PSH | (fin ? TH_FIN : 0);
+		sent_data(core, t, s, now_ns);
+		total += len;
+		++*more;
+	}
+	return total;
+}
+
+/* cap 0: nothing joins it */
+static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
+			struct dmm_tx_meta *meta, uint32_t len, bool fin, uint64_t now_ns)
+{
+	uint64_t off = t->snd_nxt - 1;
+	struct wire_seg seg;
+	uint32_t more = 0;
+	struct seg *s;
+	uint8_t ecn;
+
+	idle_restart(t, now_ns);
+	s = push_new(core, t, len, fin);
+	if (!s)
+		return 0;
+	segment_head(core, t, s, false, &seg, &ecn, now_ns);
+	sent_data(core, t, s, now_ns);
+	if (cap && tcb_is_outer(t) && len == t->mss && !fin)
+		len += add_run(core, t, &seg, cap, &more, now_ns);
+	return emit(core, t, buf, meta, &seg, more, ecn, off, len);
 }
 
 /* Tail loss probe (RFC 8985 section 7.3): new data if there is any, else the last segment again */
@@ -401,7 +464,7 @@ static uint32_t out_tlp(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint
 		return 0;
 	len = new_length(core, t, cap, false, &fin);
 	if (len || fin) {
-		n = out_new(core, t, buf, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
+		n = out_new(core, t, buf, 0, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
 		t->fl->tlp_is_retrans = 0;
 	} else {
 		n = out_again(core, t, buf, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
@@ -496,7 +559,7 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
 		return 0;
 	probe = len == t->mss ? pmtu_probe_len(t, cap, now_ns) : 0;
-	n = out_new(core, t, buf, meta, probe ? probe : len, fin, now_ns);
+	n = out_new(core, t, buf, probe ? 0 : cap, meta, probe ? probe : len, fin, now_ns);
 	if (!n) /* no memory for the scoreboard: a timer looks again */
 		note_idle(core, t, tcp_unsent(t), now_ns);
 	else if (probe)

@@ -13,13 +13,21 @@
 /* How late the caller may be without the rate falling behind: what a busy host's scheduler takes */
 #define PACE_LATE_NS 4000000ull
 
-/* Pacing lets the clock run behind by what is sent together: a millisecond's worth, two segments at least */
+/* A millisecond's worth, two segments at least */
+static uint64_t quantum_bytes(const struct tcb *t)
+{
+	return max_u64(min_u64(tcb_conn(t)->outer.cc.pacing_Bps / 1000, 65536), 2u * t->mss);
+}
+
+/* Pacing lets the clock run behind by what is sent together */
 static uint64_t quantum_ns(const struct tcb *t)
 {
-	uint64_t rate_Bps = tcb_conn(t)->outer.cc.pacing_Bps;
-	uint64_t bytes = max_u64(min_u64(rate_Bps / 1000, 65536), 2u * t->mss);
+	return quantum_bytes(t) * NS_PER_S / tcb_conn(t)->outer.cc.pacing_Bps;
+}
 
-	return bytes * NS_PER_S / rate_Bps;
+uint64_t pace_burst_bytes(const struct tcb *t)
+{
+	return tcb_conn(t)->outer.cc.pacing_Bps ? quantum_bytes(t) : UINT64_MAX;
 }
 
 bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)

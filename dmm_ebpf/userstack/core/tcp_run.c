@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_run.c: which segments of new data may leave the outer leg as one packet, which the device cuts (TSO).
+ *
+ * The wire must see, byte for byte, the segments that would have been pulled one by one at that moment. So
+ * each is chosen, paced and put on the scoreboard by itself (tcp_out.c); what is saved is the making of their
+ * packets. That a device can make the same ones is asked here: from the header of the first it makes the
+ * others with the sequence number and the IPv4 identification counted on, PSH and FIN on the last alone, CWR
+ * on the first alone, all else as it is (include/net/tso.h, net/ipv4/tcp_offload.c). So nothing may go whose
+ * options differ or whose urgent pointer counts from its own segment, and nothing whose CWR is a bit of
+ * accurate ECN's counter, which the device would take for the other meaning.
+ *
+ * Refuses also new data that F-RTO counts.
+ */
+#include "core.h"
+
+uint32_t run_most(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg, uint32_t cap)
+{
+	uint32_t headers = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len;
+	uint32_t gso = min_u32(min_u32(core->cfg.outer_gso_max, cap), 65535);
+
+	if (!core->cfg.outer_csum_partial || gso < headers + 2u * t->mss)
+		return 0;
+	if (tcb_conn(t)->outer.frto != FRTO_OFF || t->snd_up > t->snd_una)
+		return 0;
+	if ((t->flags & TF_ACCECN) && (seg->flags & TH_CWR))
+		return 0;
+	if (seg->opt_len != (t->flags & TF_TS ? 12 : 0))
+		return 0;
+	return (uint32_t)min_u64((gso - headers) / t->mss * t->mss, pace_burst_bytes(t)) - t->mss;
+}
