@@ -49,8 +49,13 @@ def _frame(body: bytes) -> bytes:
 
 
 def _memory_kib(routed: Routed, what: str = "VmRSS") -> int:
-    lines = Path(f"/proc/{routed.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what))
+    return _memory_of(routed.process.pid, what)
+
+
+def _memory_of(pid: int, what: str) -> int:
+    """In KiB; 0 when the process has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(what)), 0)
 
 
 def _answer(sock: socket.socket) -> wire.Message | None:
@@ -218,15 +223,17 @@ def test_a_hundred_thousand_flows_are_listed_in_pages(director: Routed, tmp_path
     out = tmp_path / "flows.json"
     with out.open("wb") as file:
         listing = subprocess.Popen([*CLI, "flows", "--instance", director.instance, "--json"], stdout=file)
-        slowest = 0.0
+        slowest, largest = 0.0, 0
         while listing.poll() is None:
             began = time.monotonic()
             with _connect(director) as sock:
                 sock.sendall(wire.request(1, "policy_show", {}))
                 assert _answer(sock)
             slowest = max(slowest, time.monotonic() - began)
+            largest = max(largest, _memory_of(listing.pid, "VmHWM"))
     assert listing.returncode == 0
     rows = json.loads(out.read_bytes())
     assert len({row["cookie"] for row in rows}) == len(rows) == count
     assert slowest < 1.0
+    assert largest < 150 << 10
     assert _memory_kib(director, "VmHWM") - before < 150 << 10
