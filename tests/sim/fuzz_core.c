@@ -143,8 +143,8 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	s.ack = s.flags & TH_ACK ? v->ack - (bend & 4 ? take(in, 2) : 0) + (bend & 8 ? take(in, 1) : 0) : 0;
 	s.wnd = (uint16_t)(bend & 16 ? take(in, 2) : 65535);
 	options(in, &s, v, bend & 32 ? take(in, 1) : (v->ts ? 1 : 0));
-	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? 8 : 1) : 0;
-	len = min_u32(len, leg ? 1400 : 60000);
+	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? (cuts ? 80 : 8) : 1) : 0;
+	len = min_u32(len, leg && !cuts ? 1400 : 60000);
 	if (bend & 3) /* ECN, in the handshake and in data */
 		d.tos = s.seq & 3;
 	else if (s.flags & TH_SYN)
@@ -160,6 +160,10 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 		buf[take(in, 1) % n] ^= (uint8_t)take(in, 1);
 		n -= min_u32(n - 1, take(in, 1) & 15);
 		rx.vnet.flags = DMM_VNET_DATA_VALID;
+	}
+	if (leg && cuts && !(what & 128) && len > 100) { /* it came in pieces */
+		rx.vnet.gso_type = d.family == WIRE_AF_INET ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6;
+		rx.vnet.gso_size = (uint16_t)(1 + len / (2 + (bend >> 2 & 7)));
 	}
 	give(core, leg, buf, n, &rx, now);
 	if (!(bend & 3))

@@ -8,6 +8,7 @@
  */
 #include "check.h"
 #include "counters.h"
+#include "gro.h"
 #include "kern.h"
 #include "nic.h"
 #include "params.h"
@@ -35,12 +36,13 @@ struct host {
 	struct waiting *in; /* inner packets to the core: FIFO */
 	uint32_t n_in, cap_in;
 	uint64_t kern_next, core_next;
+	struct gro gro;
 };
 
 static struct host H[2];
 static uint32_t isn_seen[2];
 /* of all that the cores put on the link, and when; and how many packets the device had to cut */
-static uint64_t wire_hash, super_segments;
+static uint64_t wire_hash, super_segments, merged;
 
 static void kern_send(void *arg, const uint8_t *p, uint32_t len, uint32_t gso)
 {
@@ -70,6 +72,44 @@ static void core_input(struct host *h, uint32_t leg, const uint8_t *p, uint32_t 
 		dmm_core_input(h->core, leg, p, len, rx, now);
 }
 
+static void split_input(uint32_t host, const uint8_t *p, uint32_t len)
+{
+	core_input(&H[host], DMM_LEG_OUTER, p, len, NULL);
+}
+
+static void gro_flush(struct host *h)
+{
+	struct dmm_rx_meta rx = {0};
+	uint32_t len;
+
+	if (!h->gro.n)
+		return;
+	merged += h->gro.n > 1;
+	len = gro_take(&h->gro, &rx.vnet);
+	if (P.gro_split && rx.vnet.gso_type) {
+		rx.vnet.csum_start = h->gro.data[0] >> 4 == 4 ? 20 : 40;
+		nic_cut(h->index, h->gro.data, len, &rx.vnet, split_input);
+		return;
+	}
+	core_input(h, DMM_LEG_OUTER, h->gro.data, len, &rx);
+}
+
+static void link_input(struct host *h, const uint8_t *p, uint32_t len)
+{
+	struct pkt k;
+	bool waits = P.gro_ns && gro_may_wait(p, len, &k);
+
+	if (waits && gro_joins(&h->gro, p, &k)) {
+		gro_add(&h->gro, p, &k);
+		return;
+	}
+	gro_flush(h);
+	if (waits)
+		gro_begin(&h->gro, p, len, &k, now + P.gro_ns);
+	else
+		core_input(h, DMM_LEG_OUTER, p, len, NULL);
+}
+
 static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok)
 {
 	struct host *h = &H[host];
@@ -80,7 +120,7 @@ static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, 
 	else if (at == AT_KERN || !h->core)
 		kern_input(&h->kern, p, len, csum_ok, now);
 	else
-		core_input(h, DMM_LEG_OUTER, p, len, NULL);
+		link_input(h, p, len);
 }
 
 /* The outer leg's initial sequence number of the first connection */
@@ -328,7 +368,7 @@ static uint32_t connections(const struct host *h)
 
 static bool all_over(void)
 {
-	if (path_next_ns() != NEVER || H[0].n_in || H[1].n_in)
+	if (H[0].gro.n || H[1].gro.n || path_next_ns() != NEVER || H[0].n_in || H[1].n_in)
 		return false;
 	for (uint32_t i = 0; i < P.conns; i++) {
 		if (!verdict_is_over(&H[0].kern.v[i], &H[1].kern.v[i]))
@@ -392,6 +432,8 @@ static void run(void)
 		next = min_u64(min_u64(H[0].kern_next, H[1].kern_next),
 			       min_u64(H[0].core_next, H[1].core_next));
 		next = min_u64(next, path_next_ns());
+		for (uint32_t i = 0; i < 2; i++)
+			next = min_u64(next, H[i].gro.n ? H[i].gro.due_ns : NEVER);
 		if (started < P.conns)
 			next = min_u64(next, P.start_ns + started * P.gap_ns);
 		if (P.abort_all_ns)
@@ -400,6 +442,10 @@ static void run(void)
 			return;
 		now = max_u64(now, next);
 		path_deliver(input);
+		for (uint32_t i = 0; i < 2; i++) {
+			if (H[i].gro.n && H[i].gro.due_ns <= now)
+				gro_flush(&H[i]);
+		}
 	}
 }
 
@@ -457,7 +503,7 @@ static int report(void)
 	outsider_report();
 	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
 	       path_stats.resent_ect);
-	printf("wire=%lu\nsuper_segments=%lu\n", wire_hash, super_segments);
+	printf("wire=%lu\nsuper_segments=%lu\nmerged=%lu\n", wire_hash, super_segments, merged);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
 	printf("conn_bytes=%zu\n", sizeof(struct conn));
 	return n.wrong || n.truncated ? 1 : 0;

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that the link's device cuts (nic.h): the wire sees the segments that the core sends one by one without."""
+"""Packets that the link's device cuts (nic.h), or has put together (gro.h): for the wire, and for the core's answers,
+they are the segments that they stand for."""
 
 from __future__ import annotations
 
@@ -52,3 +53,23 @@ def test_few_packets_carry_a_bulk_transfer(programs: Programs, tso: int) -> None
     pulled = result["out_packets_a"]
     assert pulled < simulate(programs.sim, **keys)["out_packets_a"]
     assert result["super_segments"] >= 10_000_000 // tso
+
+
+@pytest.mark.parametrize("gro_ns", [300_000, 3_000_000])
+@pytest.mark.parametrize("case", CASES)
+def test_segments_count_the_same_when_they_arrive_as_one_packet(
+    programs: Programs, case: str, gro_ns: int
+) -> None:
+    """Put together, or at the same moment one by one: whatever both hosts send after it is the same."""
+    for seed in range(1, 5):
+        keys = {"seed": seed, "up": 600_000, "down": 600_000, "gro_ns": gro_ns} | CASES[case]
+        apart = simulate(programs.sim, gro_split=1, **keys)
+        whole = simulate(programs.sim_asan, check=1, tso=65_535, **keys)
+        assert whole["merged"] == apart["merged"] > 0
+        assert (whole["complete"], whole["wrong"]) == (apart["complete"], 0)
+        if "memory" in keys or "abort_at_b" in keys:  # which finds room; how many a closed port answers
+            continue
+        assert whole["wire"] == apart["wire"]
+        for counter in ("ecn_ce", "ecn_marks", "retransmits", "paws", "challenge_acks"):
+            assert whole[f"{counter}_a"] == apart[f"{counter}_a"]
+            assert whole[f"{counter}_b"] == apart[f"{counter}_b"]

@@ -403,6 +403,9 @@ static inline enum unmoved_verdict unmoved_input(struct dmm_core *core, uint32_t
 	static struct unmoved u;
 
 	unmoved_before(&u, core, leg, p, len, meta && meta->vnet.flags, now_ns);
+	/* of a packet put together, too far from the window, the last segments may be near it */
+	if (meta && meta->vnet.gso_type && u.verdict == ANSWER_ONLY)
+		u.verdict = DUPLICATE_ONLY;
 	dmm_core_input(core, leg, p, len, meta, now_ns);
 	unmoved_after(&u, core);
 	return u.verdict;

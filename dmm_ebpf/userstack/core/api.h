@@ -204,7 +204,8 @@ void dmm_core_destroy(struct dmm_core *core);
 /*
  * A packet came in. Inner leg: from the app's kernel (may be up to 64 KiB with gso). Outer leg: from the NIC,
  * TCP, or an ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new SYN on either leg makes a
- * connection.
+ * connection. On the outer leg, segments put together on the way in (GRO: vnet.gso_type and gso_size, the
+ * length of each but the last) count as the segments that they were.
  */
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);

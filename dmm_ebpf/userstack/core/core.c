@@ -165,6 +165,13 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 	tcp_input(core, t, pkt, now_ns);
 }
 
+/* Segments that arrived as one packet. What stands alone on the wire is not put together with others. */
+static void note_segments(struct pkt *pkt, const struct dmm_vnet *vnet)
+{
+	if (vnet->gso_type && pkt->payload_len > vnet->gso_size && !(pkt->flags & (TH_SYN | TH_RST | TH_URG)))
+		pkt->segment_bytes = vnet->gso_size;
+}
+
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns)
 {
@@ -176,6 +183,8 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 			   !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
 			   &parsed)) {
 	case WIRE_TCP:
+		if (meta && leg & 1)
+			note_segments(&parsed, &meta->vnet);
 		input_tcp(core, leg & 1, &parsed, now_ns);
 		break;
 	case WIRE_ICMP:

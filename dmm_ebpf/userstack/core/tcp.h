@@ -10,6 +10,7 @@
  * one packet when it is pulled.
  *
  * tcp_in.c     arrival: acceptability, RST, payload, FIN
+ * tcp_merged.c arrival: segments that came as one packet
  * tcp_open.c   arrival: the handshake
  * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
@@ -280,6 +281,14 @@ void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint
 void tcp_release(struct dmm_core *core, struct tcb *t);
 void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 
+/* tcp_merged.c */
+/* How many segments it was on the wire */
+uint32_t merged_count(const struct pkt *pkt);
+/* Taken as one it has the effect that its segments have one after the other */
+bool merged_is_plain(const struct tcb *t, const struct pkt *pkt);
+/* The segment whose payload begins at off */
+void merged_piece(const struct tcb *t, const struct pkt *pkt, uint32_t off, struct pkt *piece);
+
 /* tcp_open.c */
 /* Active open */
 void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns);
@@ -398,8 +407,8 @@ bool inner_allows(const struct tcb *t, uint32_t len);
 void tcp_window_opened(struct dmm_core *core, struct tcb *t);
 /* The window field of a segment that goes out; moves rcv_adv */
 uint16_t window_take(struct dmm_core *core, struct tcb *t, bool syn);
-/* Payload came in on the outer leg */
-void window_measure(struct tcb *t, uint64_t now_ns);
+/* Payload came in on the outer leg; later_bytes of it by segments behind the first of the packet */
+void window_measure(struct tcb *t, uint32_t later_bytes, uint64_t now_ns);
 /*
  * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
  * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait

@@ -220,19 +220,19 @@ static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 
 /* RFC 5681 section 4.2; the inner leg's peer may hold small writes back until an ACK comes (Nagle), so at
  * once there */
-static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint64_t now_ns)
+static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint32_t segs, uint64_t now_ns)
 {
-	t->unacked_segs++;
+	t->unacked_segs += segs;
 	if (!tcb_is_outer(t) || hole || t->ooo || t->quickacks || t->unacked_segs >= 2) {
-		if (t->quickacks)
-			t->quickacks--;
+		t->quickacks -= (uint8_t)min_u32(t->quickacks, segs);
 		ack_now(core, t);
 	} else if (t->delack_ns == NEVER) {
 		tcp_set_deadline(core, t, &t->delack_ns, now_ns + TCP_DELACK_MS * NS_PER_MS);
 	}
 }
 
-static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, uint32_t len, uint64_t now_ns)
+static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, uint32_t len, uint32_t segs,
+		     uint64_t now_ns)
 {
 	struct tcb *peer = tcb_peer(t);
 	struct stream *st = &peer->snd;
@@ -260,7 +260,7 @@ static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, 
 	st->tail = t->rcv_nxt - 1;
 	if (!got)
 		return;
-	in_order_ack(core, t, hole, now_ns);
+	in_order_ack(core, t, hole, segs, now_ns);
 	tcp_ready(core, peer);
 }
 
@@ -314,11 +314,12 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 	}
 	if (start < end) {
 		if (start == (int64_t)t->rcv_nxt)
-			in_order(core, t, data, (uint32_t)(end - start), now_ns);
+			in_order(core, t, data, (uint32_t)(end - start), merged_count(pkt), now_ns);
 		else
 			out_of_order(core, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
 		if (tcb_is_outer(t))
-			window_measure(t, now_ns);
+			window_measure(t, pkt->segment_bytes ? pkt->payload_len - pkt->segment_bytes : 0,
+				       now_ns);
 	} else if (pkt->payload_len) {
 		ack_now(core, t); /* nothing of it fits */
 	}
@@ -393,6 +394,7 @@ static void in_syn_synchronized(struct dmm_core *core, struct tcb *t, const stru
 static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *in, uint64_t now_ns)
 {
 	struct pkt pkt = *in;
+	uint32_t last = (merged_count(in) - 1) * in->segment_bytes; /* where its last segment begins */
 	int64_t seq;
 
 	if (unlikely(t->state == TCP_SYN_RECV)) {
@@ -424,7 +426,7 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		return;
 	}
 	ecn_input(core, t, &pkt, now_ns);
-	tcp_ack(core, t, &pkt, (uint64_t)seq, now_ns);
+	tcp_ack(core, t, &pkt, (uint64_t)seq + last, now_ns);
 	in_fin_acked(core, t, now_ns);
 	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2) {
 		urg_input(core, t, &pkt, seq);
@@ -454,7 +456,7 @@ void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		relay_closed(core, t);
 }
 
-void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void input_one(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	switch (t->state) {
 	case TCP_CLOSE:
@@ -467,5 +469,19 @@ void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint
 		break;
 	default:
 		in_synchronized(core, t, pkt, now_ns);
+	}
+}
+
+void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	struct pkt piece;
+
+	if (likely(!pkt->segment_bytes) || merged_is_plain(t, pkt)) {
+		input_one(core, t, pkt, now_ns);
+		return;
+	}
+	for (uint32_t off = 0; off < pkt->payload_len && t->state != TCP_CLOSE; off += pkt->segment_bytes) {
+		merged_piece(t, pkt, off, &piece);
+		input_one(core, t, &piece, now_ns);
 	}
 }

@@ -62,7 +62,7 @@ static uint64_t mem_share(const struct dmm_core *core, const struct tcb *t)
 	return max_u64(share, min_u64(least, mine + over(left, tcp_mem_reserve(core, t)) / 2));
 }
 
-void window_measure(struct tcb *t, uint64_t now_ns)
+void window_measure(struct tcb *t, uint32_t later_bytes, uint64_t now_ns)
 {
 	const struct stream *st = &tcb_peer(t)->snd;
 	struct outer *o = &tcb_conn(t)->outer;
@@ -75,6 +75,7 @@ void window_measure(struct tcb *t, uint64_t now_ns)
 	if (t->rcv_want && (int32_t)(now_ms - o->rcv_round_ms) < 0)
 		return;
 	arrived = (uint32_t)(st->tail + (st->n_chunks - in_order) * MEM_CHUNK_BYTES);
+	arrived -= later_bytes;
 	grown = (int32_t)(arrived - o->rcv_round_mark); /* negative: what was out of order was given up */
 	if (t->rcv_want && grown > 0)
 		want = (uint32_t)min_u64((uint64_t)grown * ROUNDS_HELD, TCP_MAX_WINDOW);

@@ -76,7 +76,8 @@ struct wire_sack {
 struct pkt {
 	const uint8_t *payload;
 	uint32_t payload_len;
-	uint8_t saddr[16]; /* IPv4 as ::ffff:a.b.c.d */
+	uint32_t segment_bytes; /* of each segment but the last that it was put together of; 0: it is one */
+	uint8_t saddr[16];	/* IPv4 as ::ffff:a.b.c.d */
 	uint8_t daddr[16];
 	uint16_t sport_be;
 	uint16_t dport_be;
