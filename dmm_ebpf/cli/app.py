@@ -66,6 +66,12 @@ def _instances(incomplete: str) -> list[str]:
         return []
 
 
+def _devices(incomplete: str) -> list[str]:
+    import socket
+
+    return [name for _, name in socket.if_nameindex() if name.startswith(incomplete)]
+
+
 def _service() -> ModuleType:
     """The Resource Director's half of the package. An import makes thousands of objects and no garbage; looking for
     some meanwhile takes a tenth of its time.
@@ -449,6 +455,41 @@ def stacks(instance: AnyInstanceOption = None, as_json: JsonOption = False) -> N
     else:
         tables.print_stacks(listing.rows)
     listing.finish()
+
+
+@app.command()
+def hal(
+    devices: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DEVICE]...", help="All about these.  [default: a table of all]", autocompletion=_devices
+        ),
+    ] = None,
+    netns: NetnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List network devices: what each can, which port of user stacks it is fit for, and why.
+
+    Nothing is attached or changed. What could not be told is said, with the reason.
+
+    \b
+    Examples:
+      dmm-ebpf hal
+      dmm-ebpf hal eth0
+      dmm-ebpf hal --netns red --json | jq '.[] | {name, fit_for}'
+    """
+    from dmm_ebpf.cli import hardware, output
+
+    rows = hardware.listing(devices or (), netns)
+    if as_json:
+        output.print_json(rows)
+        return
+    from dmm_ebpf.cli import hardwaretables
+
+    if not devices:
+        hardwaretables.print_devices(rows)
+    for row in rows if devices else ():
+        hardwaretables.print_device(row)
 
 
 @app.command()

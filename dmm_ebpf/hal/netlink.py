@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""netlink(7): messages, their attributes, and a socket to ask the kernel's rtnetlink by.
+"""netlink(7): messages, their attributes, and sockets to ask the kernel by.
 
 The kernel answers within send(2), so nothing here waits and nothing needs an event loop. A refusal is an OSError with
 the kernel's errno.
@@ -28,11 +28,11 @@ _DUMPS = 5  # that were disturbed by a change, before one is taken as it is
 Message = tuple[int, bytes]  # type, payload
 
 
-class RouteSocket(Closing):
-    """A NETLINK_ROUTE socket of the calling thread's network namespace. For one thread at a time."""
+class NetlinkSocket(Closing):
+    """A netlink socket of the calling thread's network namespace. protocol: NETLINK_*. For one thread at a time."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    def __init__(self, protocol: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.bind((0, 0))
         self._numbers = itertools.count(1)
 
@@ -81,6 +81,13 @@ class RouteSocket(Closing):
                         raise OSError(code, os.strerror(code))
                     return found, disturbed
                 found.append(body)
+
+
+class RouteSocket(NetlinkSocket):
+    """One that asks rtnetlink(7)."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,9 @@ TUN_PREFIX = "dmm-"
 
 @dataclass(frozen=True)
 class Nic:
-    """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none."""
+    """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none; bus and bus_name: of the
+    hardware below it (pci, 0000:00:03.0), empty where there is none.
+    """
 
     ifindex: int
     name: str
@@ -54,6 +56,8 @@ class Nic:
     xdp_prog_id: int
     xdp_mode: str
     qdisc: str
+    bus: str
+    bus_name: str
 
     @property
     def has_xdp(self) -> bool:
@@ -64,7 +68,7 @@ class Nic:
 _XDP_MODES = ("none", "native", "generic", "offload", "multi")  # XDP_ATTACHED_* of linux/if_link.h
 
 
-def _ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
+def ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
     """The answer to an ethtool request, or None where the driver has none."""
     buffer = array.array("B", request)
     address, _ = buffer.buffer_info()
@@ -80,7 +84,7 @@ def _ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
 
 def _channels(sock: socket.socket, name: str) -> tuple[int, int] | None:
     """Receive and transmit queues in use (struct ethtool_channels)."""
-    answer = _ethtool(sock, name, struct.pack("=I32x", _ETHTOOL_GCHANNELS))
+    answer = ethtool(sock, name, struct.pack("=I32x", _ETHTOOL_GCHANNELS))
     if answer is None:
         return None
     rx, tx, _other, combined = struct.unpack_from("=4I", answer, 20)
@@ -88,7 +92,7 @@ def _channels(sock: socket.socket, name: str) -> tuple[int, int] | None:
 
 
 def _driver(sock: socket.socket, name: str) -> str:
-    answer = _ethtool(sock, name, struct.pack(f"=I{_DRVINFO_BYTES - 4}x", _ETHTOOL_GDRVINFO))
+    answer = ethtool(sock, name, struct.pack(f"=I{_DRVINFO_BYTES - 4}x", _ETHTOOL_GDRVINFO))
     if answer is None:
         return ""
     return answer[4:36].split(b"\0", 1)[0].decode("ascii", "replace")
@@ -112,6 +116,8 @@ def _nic(link: rtnl.Link, sock: socket.socket) -> Nic:
         xdp_prog_id=link.xdp_prog_id,
         xdp_mode=_XDP_MODES[min(link.xdp_attached, len(_XDP_MODES) - 1)],
         qdisc=link.qdisc,
+        bus=link.bus,
+        bus_name=link.bus_name,
     )
 
 

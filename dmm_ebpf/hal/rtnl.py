@@ -38,6 +38,7 @@ _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_QDISC, _IFLA_MASTER = 1, 3, 4, 6, 10
 _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_XDP = 18, 31, 32, 43
+_IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57  # Linux 5.14
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -52,7 +53,9 @@ RTM_F_CLONED = 0x200
 
 @dataclass(frozen=True)
 class Link:
-    """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else empty; xdp_attached: XDP_ATTACHED_*."""
+    """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else empty; xdp_attached: XDP_ATTACHED_*;
+    bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none.
+    """
 
     index: int
     name: str
@@ -67,6 +70,8 @@ class Link:
     tx_queues: int
     xdp_attached: int
     xdp_prog_id: int
+    bus: str
+    bus_name: str
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,8 @@ def _link(body: bytes) -> Link:
         tx_queues=_u32(values, _IFLA_NUM_TX_QUEUES, 1),
         xdp_attached=xdp.get(_IFLA_XDP_ATTACHED, b"\0")[0],
         xdp_prog_id=_u32(xdp, _IFLA_XDP_PROG_ID),
+        bus=_text(values, _IFLA_PARENT_DEV_BUS_NAME),
+        bus_name=_text(values, _IFLA_PARENT_DEV_NAME),
     )
 
 

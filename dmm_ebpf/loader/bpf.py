@@ -354,6 +354,11 @@ def prog_info(fd: int) -> ProgInfo:
     return ProgInfo(info.type, info.id, bytes(ffi.buffer(info.tag)).hex(), _name(info.name))
 
 
+def prog_by_id(prog_id: int) -> int:
+    """BPF_PROG_GET_FD_BY_ID. Returns an fd."""
+    return _check(lib.dmm_prog_fd_by_id(prog_id))
+
+
 def prog_name(prog_id: int) -> str:
     """The name of a program by id; empty if it has none or is gone."""
     fd = lib.dmm_prog_fd_by_id(prog_id)
