@@ -88,7 +88,7 @@ def without_tap(facts: Facts, *, ethernet: bool) -> Choice:
     against = _unfit(facts)
     if not against and not ethernet:
         against = "it is not an Ethernet device"
-    if not against and facts.native_xdp is not True:
+    if not against and facts.native_xdp is False:
         against = _lacks(facts)[0]
     if not against and facts.foreign_xdp:
         against = next(iter(_xdp_in_the_way(facts)))
@@ -96,6 +96,10 @@ def without_tap(facts: Facts, *, ethernet: bool) -> Choice:
         against = f"at an MTU of {facts.mtu} a packet does not fit a page"
     if against:
         return Choice(Port.NONE, (against,))
+    if isinstance(facts.native_xdp, Unknown):
+        return Choice(
+            Port.AF_XDP, ("AF_XDP if its driver takes an XDP program, which the start of a stack tries",)
+        )
     how = "with zero-copy" if facts.zero_copy is True else "that copies"
     return Choice(Port.AF_XDP, (f"{_what(facts)} has native XDP: AF_XDP {how}",))
 

@@ -112,7 +112,7 @@ def test_what_no_user_stack_can_serve(changed: dict[str, Any], why: str) -> None
         ({"qdisc": "tbf"}, True, Port.AF_XDP, "AF_XDP with zero-copy"),
         ({}, False, Port.NONE, "not an Ethernet device"),
         ({"native_xdp": False}, True, Port.NONE, "no native XDP"),
-        ({"native_xdp": WHY}, True, Port.NONE, "could not tell"),
+        ({"native_xdp": WHY}, True, Port.AF_XDP, "the start of a stack tries"),
         ({"foreign_xdp": "x"}, True, Port.NONE, "the XDP program x is on it"),
         ({"foreign_xdp": WHY}, True, Port.NONE, "could not tell"),
         ({"mtu": 9000, "frags": True}, True, Port.NONE, "MTU of 9000"),
