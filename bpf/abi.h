@@ -36,6 +36,10 @@ enum dmm_limits {
 	DMM_CC_LEN = 16,   /* TCP_CA_NAME_MAX */
 };
 
+enum dmm_mark {
+	DMM_TCIN_MARK = 0x646d6d, /* skb->mark of what tc gives to a TAP device, and of nothing else there */
+};
+
 enum dmm_control_flag {
 	DMM_CONTROL_EVENTS = 1, /* somebody reads the ring events; otherwise nothing is put there */
 };
@@ -117,7 +121,7 @@ struct dmm_stack_state {
 	__u32 processes; /* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
 	__u32 pad;
 	__u32 marks[16]; /* of process i > 0; process 0 has dmm_stack.mark */
-	__u32 taps[16];	 /* of process i > 0, as in dmm_xdp_flow; process 0 has none */
+	__u32 taps[16];	 /* of process i, as in dmm_xdp_flow; 0: it has AF_XDP sockets */
 };
 
 /* Why a process of a user stack takes no new flow now */
@@ -287,10 +291,13 @@ struct dmm_listener {
 	char comm[16];
 };
 
-/* nics[ifindex] */
+/*
+ * nics[ifindex]. tap_devs[(tap - 1) * DMM_MAX_NICS + slot] is, for a process whose packets come by tc, the
+ * ifindex of its TAP device for that NIC, or 0; written by the RD.
+ */
 struct dmm_nic {
 	__u32 slot;  /* xsks index = slot * DMM_MAX_QUEUES + receive queue */
-	__u32 stack; /* the user stack whose AF_XDP sockets sit on this NIC */
+	__u32 stack; /* the user stack whose AF_XDP sockets sit on this NIC; 0: none */
 };
 
 /*
@@ -332,14 +339,14 @@ struct dmm_ask {
 /* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by dmm_ingress. */
 struct dmm_xdp_flow {
 	__u32 stack;
-	__u32 tap; /* 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) * DMM_MAX_NICS + slot]
-		    */
+	__u32 tap; /* 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) * DMM_MAX_NICS + slot],
+		    * or of tap_devs[] */
 };
 
 /*
  * cookie_state[stack id], written by dmm_ingress for the stack's processes: until when an ACK of no flow may
  * carry a SYN cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only grows, so that the
- * latest is not lost.
+ * latest is not lost. cookie_state[0]: the same for all stacks.
  */
 struct dmm_cookie_state {
 	__u64 until_ns;

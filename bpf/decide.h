@@ -238,10 +238,9 @@ static __always_inline int process_try(struct dmm_process_search *search)
 	if (!process_takes(state, search->id, number, search->with_room))
 		return 0;
 	search->process.number = number;
-	if (number) {
+	search->process.tap = state->taps[number];
+	if (number)
 		search->process.mark = state->marks[number];
-		search->process.tap = state->taps[number];
-	}
 	search->found = 1;
 	return 1;
 }
@@ -258,8 +257,10 @@ static __always_inline bool process_pick(const struct dmm_stack *stack, const st
 	__u32 processes = state->processes;
 
 	*process = search.process;
-	if (likely(processes < 2))
+	if (likely(processes < 2)) {
+		process->tap = state->taps[0];
 		return process_takes(state, id, 0, with_room);
+	}
 	search.next = ((__u64)hash * processes) >> 32;
 	dmm_loop(processes, DMM_STEP(process_try), &search, 0);
 	*process = search.process;

@@ -12,6 +12,7 @@
 #include "sockops.h"
 #include "release.h"
 #include "xdp.h"
+#include "tcin.h"
 #include "ingress.h"
 
 int dmm_release(struct bpf_sock *ctx)
@@ -47,6 +48,11 @@ int dmm_bind6(struct bpf_sock_addr *ctx)
 int dmm_xdp(struct xdp_md *ctx)
 {
 	return xdp(ctx);
+}
+
+int dmm_tcin(struct __sk_buff *ctx)
+{
+	return tcin(ctx);
 }
 
 int dmm_ingress(struct __sk_buff *ctx)

@@ -77,22 +77,28 @@ static __always_inline void flow_disown(const struct dmm_ask *ask, const struct 
 		bpf_map_delete_elem(DMM_MAP(xdp_flows), (void *)&ask->pair);
 }
 
+static __always_inline void cookies_tell(__u32 stack, __u64 until_ns)
+{
+	struct dmm_cookie_state *cookies = map_lookup(DMM_MAP(cookie_state), &stack);
+
+	if (cookies && until_ns > cookies->until_ns)
+		cookies->until_ns = until_ns;
+}
+
 static __always_inline void state_tell(const struct dmm_ask *ask, const struct dmm_tun_mark *tun)
 {
 	__u32 key = tun->stack * DMM_MAX_PROCESSES + tun->process;
 	struct dmm_stack_load *load = map_lookup(DMM_MAP(stack_load), &key);
 	__u64 now = dmm_ktime_coarse_ns();
-	struct dmm_cookie_state *cookies;
 
 	if (load) {
 		load->full = ask->full;
 		load->beat_ns = now;
 	}
-	key = tun->stack;
-	cookies = map_lookup(DMM_MAP(cookie_state), &key);
-	if (cookies && ask->cookies_until_ns > cookies->until_ns &&
-	    ask->cookies_until_ns < now + COOKIES_MAX_NS)
-		cookies->until_ns = ask->cookies_until_ns;
+	if (ask->cookies_until_ns >= now + COOKIES_MAX_NS)
+		return;
+	cookies_tell(tun->stack, ask->cookies_until_ns);
+	cookies_tell(0, ask->cookies_until_ns);
 }
 
 /* The device's queue takes it back to the process. */

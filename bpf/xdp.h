@@ -1,44 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * xdp.h: which frames of a NIC go to its user stack: to the AF_XDP socket of the queue, or, where the stack
- * has several processes and another than the first takes the flow, to that process's TAP device. Everything
- * not named here is XDP_PASS.
- *
- * - TCP of a flow in xdp_flows[], in either role;
- * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not full, and
- * sits on this NIC;
- * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket for its
- * 5-tuple: connections of the kernel's, older than the listener's route or not, stay the kernel's;
- * - an ICMP error that quotes a flow in xdp_flows[].
- *
- * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers and link-local addresses (they need
- * a scope, which a 5-tuple has not), anything truncated, frames that would be forwarded. Only headers are
- * read; lengths beyond them and checksums are for the stack to check.
+ * xdp.h: frames of the stack whose AF_XDP sockets sit on the NIC: to the socket of the queue, or, where the
+ * stack has several processes and another than the first takes the flow, to that process's TAP device.
  */
 #ifndef DMM_XDP_H
 #define DMM_XDP_H
 
-#include "decide.h"
-#include "listener.h"
-#include "socket.h"
+#include "steer.h"
 
-#define IP_FRAG_MASK 0x3fff /* MF and the offset, not DF (RFC 791) */
-#define IP_OFFSET_MASK 0x1fff
-#define TCP_FLAG_BYTE 13
-#define TCP_FLAGS_SYN 0x02
-#define TCP_FLAGS_RST 0x04
-#define TCP_FLAGS_ACK 0x10
-#define TCP_FLAGS_RST_ACK_FIN 0x15
-
-struct dmm_packet {
-	const struct dmm_nic *nic;
-	struct dmm_addr_pair pair;
-	__u32 xsk; /* index in xsks[] */
-	__u32 tap; /* as in struct dmm_xdp_flow */
-	__u8 tcp_flags;
-};
-
-static __always_inline int xdp_steer(const struct dmm_packet *packet, __u32 counter)
+static __always_inline int xdp_deliver(const struct dmm_packet *packet, __u32 xsk, __u32 counter)
 {
 	int verdict;
 
@@ -46,280 +16,31 @@ static __always_inline int xdp_steer(const struct dmm_packet *packet, __u32 coun
 		verdict = bpf_redirect_map(DMM_MAP(taps),
 					   (packet->tap - 1) * DMM_MAX_NICS + packet->nic->slot, XDP_PASS);
 	else
-		verdict = bpf_redirect_map(DMM_MAP(xsks), packet->xsk, XDP_PASS);
+		verdict = bpf_redirect_map(DMM_MAP(xsks), xsk, XDP_PASS);
 	count(verdict == XDP_REDIRECT ? counter : DMM_CNT_XDP_NO_SOCKET);
 	return verdict;
 }
 
-static __always_inline bool xdp_flow_owned(struct dmm_packet *packet)
-{
-	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &packet->pair);
-
-	if (!flow || flow->stack != packet->nic->stack)
-		return false;
-	packet->tap = flow->tap;
-	return true;
-}
-
-/* The same for every packet of a flow: until the stack owns it, its SYNs must find the same process. */
-static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
-{
-	const __u32 *raddr = (const __u32 *)pair->raddr;
-	__u32 hash = hash_spread(raddr[0] ^ raddr[1] ^ raddr[2] ^ raddr[3]);
-
-	hash = hash_spread(hash ^ (hash >> 15) ^ ((__u32)pair->lport_be << 16 | pair->rport_be));
-	return hash_spread(hash ^ (hash >> 16));
-}
-
-/*
- * A listener on a wildcard address must not draw SYNs that this host only forwards. Without forwarding the
- * kernel would drop what is not its own, and so it does when the stack shows it the SYN; so that case needs
- * no look-up.
- */
-static __always_inline bool xdp_is_forwarded(struct xdp_md *ctx, const struct dmm_addr_pair *pair)
-{
-	struct bpf_fib_lookup fib = {};
-	int ret;
-
-	fib.family = pair->family;
-	fib.l4_protocol = IPPROTO_TCP;
-	fib.sport = pair->rport_be;
-	fib.dport = pair->lport_be;
-	fib.ifindex = ctx->ingress_ifindex;
-	if (pair->family == AF_INET) {
-		fib.ipv4_src = ((const __u32 *)pair->raddr)[3];
-		fib.ipv4_dst = ((const __u32 *)pair->laddr)[3];
-	} else {
-		addr_copy(fib.ipv6_src, (const __u32 *)pair->raddr);
-		addr_copy(fib.ipv6_dst, (const __u32 *)pair->laddr);
-	}
-	ret = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
-	return ret != BPF_FIB_LKUP_RET_NOT_FWDED && ret != BPF_FIB_LKUP_RET_FWD_DISABLED;
-}
-
-static __always_inline bool xdp_listener_owned(struct xdp_md *ctx, struct dmm_packet *packet, bool syn)
-{
-	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
-	const struct dmm_control *control = control_get();
-	const struct dmm_listener *listener;
-	const struct dmm_stack_state *state;
-	const struct dmm_stack *stack;
-	struct dmm_process process;
-	struct dmm_verdict verdict;
-	__u32 generation;
-	__u32 table;
-
-	generation = control ? control->generation : 0;
-	if (!generation)
-		return false;
-	listener = listener_find((const __u32 *)packet->pair.laddr, packet->pair.lport_be);
-	if (!listener)
-		return false;
-	query.half = generation & 1;
-	table = listener->tables[query.half];
-	addr_copy(query.addr, (const __u32 *)packet->pair.raddr);
-	if (!table || !route_find(table, &query, &verdict) || verdict.stack != packet->nic->stack)
-		return false;
-	stack = stack_get(query.half, verdict.stack);
-	state = stack_state_get(verdict.stack);
-	if (!stack || stack->kind != DMM_STACK_USER || !state || !state->up)
-		return false;
-	if (xdp_is_forwarded(ctx, &packet->pair))
-		return false;
-	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
-	if (!process_pick(stack, state, verdict.stack, pair_hash(&packet->pair), false, &process))
-		return false;
-	packet->tap = process.tap;
-	if (syn && process_is_full(verdict.stack, process.number)) {
-		count(DMM_CNT_XDP_FULL);
-		return false;
-	}
-	return true;
-}
-
-/* bpf_ktime_get_coarse_ns() lags by a tick, so a cookie of the last tick passes: the stack looks again. */
-static __always_inline bool xdp_cookies_out(const struct dmm_packet *packet)
-{
-	__u32 stack = packet->nic->stack;
-	const struct dmm_cookie_state *state = map_lookup(DMM_MAP(cookie_state), &stack);
-
-	return state && state->until_ns && dmm_ktime_coarse_ns() < state->until_ns;
-}
-
-/* A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may find a listener. */
-static __always_inline bool xdp_kernel_has(struct xdp_md *ctx, const struct dmm_addr_pair *pair)
-{
-	struct bpf_sock *sk = socket_find(ctx, pair);
-	bool listens;
-
-	if (!sk)
-		return false;
-	listens = sk->state == BPF_TCP_LISTEN;
-	bpf_sk_release(sk);
-	return !listens;
-}
-
-static __always_inline int xdp_tcp(struct xdp_md *ctx, struct dmm_packet *packet)
-{
-	__u8 flags = packet->tcp_flags;
-	bool syn = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST_ACK_FIN)) == TCP_FLAGS_SYN;
-	bool ack = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST | TCP_FLAGS_ACK)) == TCP_FLAGS_ACK;
-
-	if (xdp_flow_owned(packet))
-		return xdp_steer(packet, DMM_CNT_XDP_FLOW);
-	if (!syn && !(ack && xdp_cookies_out(packet)))
-		return XDP_PASS;
-	if (!xdp_listener_owned(ctx, packet, syn))
-		return XDP_PASS;
-	if (syn)
-		return xdp_steer(packet, DMM_CNT_XDP_LISTENER);
-	return xdp_kernel_has(ctx, &packet->pair) ? XDP_PASS : xdp_steer(packet, DMM_CNT_XDP_COOKIE);
-}
-
-static __always_inline void pair_set4(struct dmm_addr_pair *pair, __u32 laddr_be, __u32 raddr_be)
-{
-	addr_set4((__u32 *)pair->laddr, laddr_be);
-	addr_set4((__u32 *)pair->raddr, raddr_be);
-	pair->family = AF_INET;
-	pair->proto = IPPROTO_TCP;
-}
-
-static __always_inline void pair_set6(struct dmm_addr_pair *pair, const struct in6_addr *laddr,
-				      const struct in6_addr *raddr)
-{
-	addr_copy((__u32 *)pair->laddr, laddr->in6_u.u6_addr32);
-	addr_copy((__u32 *)pair->raddr, raddr->in6_u.u6_addr32);
-	pair->family = AF_INET6;
-	pair->proto = IPPROTO_TCP;
-}
-
-static __always_inline int xdp_tcp_header(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-	struct tcphdr *th = header;
-
-	if ((void *)(th + 1) > data_end)
-		return XDP_PASS;
-	packet->pair.lport_be = th->dest;
-	packet->pair.rport_be = th->source;
-	packet->tcp_flags = ((const __u8 *)th)[TCP_FLAG_BYTE];
-	return xdp_tcp(ctx, packet);
-}
-
-/* The quoted packet is one that this host sent: its source is local (RFC 792, RFC 4443 section 2.4). */
-static __always_inline int xdp_quote_ports(struct xdp_md *ctx, struct dmm_packet *packet, const __u16 *ports)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-
-	if ((void *)(ports + 4) > data_end)
-		return XDP_PASS;
-	packet->pair.lport_be = ports[0];
-	packet->pair.rport_be = ports[1];
-	return xdp_flow_owned(packet) ? xdp_steer(packet, DMM_CNT_XDP_ICMP) : XDP_PASS;
-}
-
-static __always_inline int xdp_icmp4(struct xdp_md *ctx, struct dmm_packet *packet, void *header,
-				     __u32 daddr_be)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-	struct icmphdr *icmp = header;
-	struct iphdr *quote = (void *)(icmp + 1);
-
-	if ((void *)(quote + 1) > data_end)
-		return XDP_PASS;
-	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED &&
-	    icmp->type != ICMP_PARAMETERPROB)
-		return XDP_PASS;
-	if (quote->version != 4 || quote->ihl < 5 || quote->protocol != IPPROTO_TCP ||
-	    quote->saddr != daddr_be || (quote->frag_off & htons(IP_OFFSET_MASK)))
-		return XDP_PASS;
-	pair_set4(&packet->pair, quote->saddr, quote->daddr);
-	return xdp_quote_ports(ctx, packet, (void *)quote + quote->ihl * 4);
-}
-
-static __always_inline int xdp_icmp6(struct xdp_md *ctx, struct dmm_packet *packet, void *header,
-				     const struct in6_addr *daddr)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-	struct icmp6hdr *icmp = header;
-	struct ipv6hdr *quote = (void *)(icmp + 1);
-	const __u32 *to = daddr->in6_u.u6_addr32;
-	const __u32 *from;
-
-	if ((void *)(quote + 1) > data_end)
-		return XDP_PASS;
-	if (icmp->icmp6_type < ICMPV6_DEST_UNREACH || icmp->icmp6_type > ICMPV6_PARAMPROB)
-		return XDP_PASS;
-	from = quote->saddr.in6_u.u6_addr32;
-	if (quote->version != 6 || quote->nexthdr != IPPROTO_TCP || from[0] != to[0] || from[1] != to[1] ||
-	    from[2] != to[2] || from[3] != to[3])
-		return XDP_PASS;
-	pair_set6(&packet->pair, &quote->saddr, &quote->daddr);
-	return xdp_quote_ports(ctx, packet, (void *)(quote + 1));
-}
-
-static __always_inline int xdp_ipv4(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-	struct iphdr *ip = header;
-
-	if ((void *)(ip + 1) > data_end)
-		return XDP_PASS;
-	if (ip->version != 4 || ip->ihl < 5 || (ip->frag_off & htons(IP_FRAG_MASK)))
-		return XDP_PASS;
-	header += ip->ihl * 4;
-	if (ip->protocol == IPPROTO_TCP) {
-		pair_set4(&packet->pair, ip->daddr, ip->saddr);
-		return xdp_tcp_header(ctx, packet, header);
-	}
-	if (ip->protocol == IPPROTO_ICMP)
-		return xdp_icmp4(ctx, packet, header, ip->daddr);
-	return XDP_PASS;
-}
-
-/* fe80::/10 (RFC 4291 section 2.5.6) */
-static __always_inline bool addr_is_link_local(const struct in6_addr *addr)
-{
-	return (addr->in6_u.u6_addr32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-}
-
-static __always_inline int xdp_ipv6(struct xdp_md *ctx, struct dmm_packet *packet, void *header)
-{
-	void *data_end = (void *)(long)ctx->data_end;
-	struct ipv6hdr *ip = header;
-
-	if ((void *)(ip + 1) > data_end || ip->version != 6)
-		return XDP_PASS;
-	if (addr_is_link_local(&ip->saddr) || addr_is_link_local(&ip->daddr))
-		return XDP_PASS;
-	if (ip->nexthdr == IPPROTO_TCP) {
-		pair_set6(&packet->pair, &ip->daddr, &ip->saddr);
-		return xdp_tcp_header(ctx, packet, ip + 1);
-	}
-	if (ip->nexthdr == IPPROTO_ICMPV6)
-		return xdp_icmp6(ctx, packet, ip + 1, &ip->daddr);
-	return XDP_PASS;
-}
-
 static __always_inline int xdp(struct xdp_md *ctx)
 {
-	void *data_end = (void *)(long)ctx->data_end;
+	struct dmm_input in = {
+		.ctx = ctx, .data_end = (void *)(long)ctx->data_end, .ifindex = ctx->ingress_ifindex};
 	struct ethhdr *eth = (void *)(long)ctx->data;
 	__u32 ifindex = ctx->ingress_ifindex;
 	__u32 queue = ctx->rx_queue_index;
 	struct dmm_packet packet = {};
+	int counter;
 
-	if ((void *)(eth + 1) > data_end || queue >= DMM_MAX_QUEUES)
+	if ((void *)(eth + 1) > in.data_end || queue >= DMM_MAX_QUEUES)
 		return XDP_PASS;
 	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
-	if (!packet.nic)
+	if (!packet.nic || !packet.nic->stack)
 		return XDP_PASS;
-	packet.xsk = packet.nic->slot * DMM_MAX_QUEUES + queue;
-	if (eth->h_proto == htons(ETH_P_IP))
-		return xdp_ipv4(ctx, &packet, eth + 1);
-	if (eth->h_proto == htons(ETH_P_IPV6))
-		return xdp_ipv6(ctx, &packet, eth + 1);
-	return XDP_PASS;
+	packet.stack = packet.nic->stack;
+	counter = steer(&in, &packet, eth + 1, eth->h_proto);
+	if (counter < 0)
+		return XDP_PASS;
+	return xdp_deliver(&packet, packet.nic->slot * DMM_MAX_QUEUES + queue, counter);
 }
 
 #endif /* DMM_XDP_H */

@@ -2,6 +2,7 @@
 /* tapnic.c: see tapnic.h. */
 #include "tapnic.h"
 #include "bpfmap.h"
+#include "../../bpf/abi.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <net/if.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,7 @@ enum {
 
 struct dmm_tapnic {
 	int tap_fd, packet_fd;
+	enum dmm_tapnic_way way;
 	uint32_t ifindex; /* of the TAP device */
 	uint32_t rx_first, rx_end;
 	uint32_t tx_head, tx_tail; /* grow; committed are head .. tail - 1 */
@@ -48,8 +51,14 @@ static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, con
 
 static int tap_make(struct dmm_tapnic *tap, const char *name, struct dmm_hal_error *err)
 {
-	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
-	struct sock_fprog filter = {.len = 1, .filter = &nothing};
+	struct sock_filter marked[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, DMM_TCIN_MARK, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+		BPF_STMT(BPF_RET | BPF_K, 0),
+	};
+	bool by_tc = tap->way == DMM_TAPNIC_TC;
+	struct sock_fprog filter = {.len = by_tc ? 4 : 1, .filter = by_tc ? marked : marked + 3};
 	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
 	size_t len = strlen(name);
 
@@ -82,14 +91,15 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 		return fail(err, DMM_HAL_PACKET_SOCKET, errno, "open a packet socket on", nic);
 	if (bind(tap->packet_fd, (struct sockaddr *)&to, sizeof(to)))
 		return fail(err, DMM_HAL_OTHER, errno, "bind a packet socket to", nic);
-	if (setsockopt(tap->packet_fd, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof(on)))
+	if (tap->way == DMM_TAPNIC_XDP &&
+	    setsockopt(tap->packet_fd, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof(on)))
 		return fail(err, DMM_HAL_OTHER, errno, "go around the qdisc of", nic);
 	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
 		return fail(err, DMM_HAL_OTHER, errno, "set the send buffer of a packet socket on", nic);
 	return 0;
 }
 
-int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **out,
+int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, enum dmm_tapnic_way way, struct dmm_tapnic **out,
 		    struct dmm_hal_error *err)
 {
 	struct dmm_tapnic *tap = calloc(1, sizeof(*tap));
@@ -99,6 +109,7 @@ int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **
 	if (!tap)
 		return fail(err, DMM_HAL_OTHER, ENOMEM, "make TAP device", name);
 	tap->tap_fd = tap->packet_fd = -1;
+	tap->way = way;
 	for (uint32_t i = 0; i < TX_FRAMES; i++) {
 		tap->iov[i].iov_base = tap->tx[i];
 		tap->msg[i].msg_hdr.msg_iov = &tap->iov[i];
@@ -204,7 +215,10 @@ int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 		}
 		if (errno == EINTR)
 			continue;
-		if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+		/* By the qdisc: dropped there, as on the path. */
+		bool is_lost = errno == ENOBUFS && tap->way == DMM_TAPNIC_TC;
+
+		if (!is_lost && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)) {
 			tap->stats.sends_again++;
 			return 1;
 		}

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tapnic.h: a NIC whose AF_XDP sockets another process holds: frames come by a TAP device that the NIC's XDP
- * program redirects to (ndo_xdp_xmit), and go by a packet socket on the NIC.
+ * tapnic.h: a NIC without AF_XDP sockets of one's own: frames come by a TAP device that a program at the NIC
+ * redirects to, and go by a packet socket on the NIC, which receives nothing.
  *
- * An AF_XDP receive queue has one UMEM, with one owner of its fill and completion rings; a queue cannot be
- * shared with a process that may be killed at any moment. A TAP device takes redirected frames whatever the
- * number of queues, and is gone with its descriptor; a map of devices forgets it then by itself. The packet
- * socket goes around the qdisc, as AF_XDP does (PACKET_QDISC_BYPASS, packet(7)), and receives nothing.
+ * By XDP (ndo_xdp_xmit): the stack's first process holds the AF_XDP sockets. A receive queue has one UMEM,
+ * with one owner of its fill and completion rings; a queue cannot be shared with a process that may be killed
+ * at any moment. A TAP device takes redirected frames whatever the number of queues, and is gone with its
+ * descriptor; a map of devices forgets it then by itself. The packet socket goes around the qdisc, as AF_XDP
+ * does (PACKET_QDISC_BYPASS, packet(7)).
  *
- * Invariant: only frames redirected by XDP can be read. What the kernel itself would send through the TAP
- * device is dropped by a socket filter, so that no local program can speak to the stack as if it were the
- * network.
+ * By tc: any device with Ethernet frames will do, whatever its driver, and any number of stacks. Frames go
+ * through the NIC's qdisc and tc egress; what a qdisc drops is lost as on the path.
+ *
+ * Invariant: only redirected frames can be read. What the kernel itself would send through the TAP device is
+ * dropped by a socket filter, so that no local program can speak to the stack as if it were the network: all
+ * of it, where frames come by XDP; by tc, what does not bear DMM_TCIN_MARK.
  *
  * Frames carry Ethernet headers. One thread uses it at a time. Nothing is allocated after open.
  */
@@ -22,15 +26,18 @@
 
 struct dmm_tapnic;
 
+enum dmm_tapnic_way { DMM_TAPNIC_XDP = 0, DMM_TAPNIC_TC = 1 };
+
 struct dmm_tapnic_stats {
 	uint64_t sends;	      /* system calls */
 	uint64_t sends_again; /* the socket's buffer or the driver's queue was full */
-	uint64_t refused;     /* packets that the kernel does not take: longer than the device's MTU */
+	uint64_t refused; /* packets that the kernel does not take: longer than the device's MTU; or that a
+			     qdisc has dropped */
 };
 
 /* Makes TAP device name, still down, and a sending socket on the device with nic_ifindex, in the calling
  * thread's namespace. Returns 0, or -errno with err filled. */
-int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, struct dmm_tapnic **out,
+int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, enum dmm_tapnic_way way, struct dmm_tapnic **out,
 		    struct dmm_hal_error *err);
 void dmm_tapnic_close(struct dmm_tapnic *tap);
 

@@ -29,7 +29,7 @@ from dmm_ebpf.errors import (
     UsageError,
 )
 from dmm_ebpf.instancename import check_name
-from dmm_ebpf.loader import ahead, bpf, bpffs, explain, programs, xdp
+from dmm_ebpf.loader import ahead, bpf, bpffs, explain, programs, tcx, xdp
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
@@ -92,6 +92,24 @@ class Attached:
     def ingress_fd(self) -> int:
         """The tc program for cls_bpf, direct action. The fd stays this object's."""
         return self.progs["dmm_ingress"]
+
+    def tcin_fd(self) -> int:
+        """The tc program for the ingress of a NIC, for cls_bpf, direct action. The fd stays this object's."""
+        return self.progs["dmm_tcin"]
+
+    def attach_tcx(self, ifindex: int) -> bool:
+        """Puts it at the ingress of a NIC of the current network namespace, before all others; False: this kernel has
+        no tcx.
+        """
+        return tcx.attach(self.folder, self.tcin_fd(), ifindex)
+
+    def detach_tcx(self, ifindex: int) -> None:
+        """Takes it off again."""
+        tcx.detach(self.folder, ifindex)
+
+    def has_tcx(self, ifindex: int) -> bool:
+        """Whether it is there."""
+        return tcx.attached(self.tcin_fd(), ifindex)
 
     def set_listener_table(self, key: bytes, half: int, table: int, rule: int) -> bool:
         """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.

@@ -83,6 +83,7 @@ MAPS: tuple[MapSpec, ...] = (
     _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
     _array("cookie_state", "dmm_cookie_state", C.DMM_MAX_STACKS),
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
+    MapSpec("tap_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     MapSpec("taps", MapType.DEVMAP, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
@@ -104,6 +105,7 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_bind4", _ADDR, AttachType.CGROUP_INET4_BIND, cgroup=True),
     ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
     ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
+    ProgSpec("dmm_tcin", ProgType.SCHED_CLS),
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )

@@ -43,7 +43,7 @@ MAX_USER_PROCESSES = 34  # of all user stacks together: marks and devices dmm-0 
 
 USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
-USER_IO = ("auto", "af_xdp")
+USER_IO = ("auto", "af_xdp", "tap")
 MAX_BUSY_POLL_US = 1_000_000
 MAX_BUFFER_BYTES = 1 << 30  # RFC 7323 section 2.3
 SYN_COOKIES = ("auto", "always", "off")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NICs of an instance's user stacks: which, with what facts, and our XDP program on them.
+"""The NICs of an instance's user stacks: which, with what facts, and our programs on them: XDP for the stack that has
+AF_XDP sockets there, tc for any number of stacks with TAP devices.
 
 A device changes while it is served: its address, its MTU, the number of its queues, its name, or it is deleted and made
 anew. So each start of a stack process begins with the facts of that moment; a change that a living process cannot
@@ -13,16 +14,18 @@ import logging
 import os
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.bpf import ENOTSUPP
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import State
+from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.spec import NicSpec
 
 C = abi.C
@@ -50,46 +53,89 @@ class DeviceGoneError(DmmError):
 class Nics:
     """The NICs of one instance. Works in the calling thread's network namespace, for one thread at a time."""
 
-    def __init__(self, attached: Attached, state: State) -> None:
+    def __init__(self, attached: Attached, state: State, save: Callable[[], None]) -> None:
+        """save writes state.json."""
         self._attached = attached
         self._state = state
+        self._save = save
+        self._tc_name = tc_name(state.instance)
 
-    def choose(self, devices: Sequence[str], taken: Mapping[str, str]) -> list[NicSpec]:
-        """The NICs for a user stack; devices: as in the policy. taken: the stack of each NIC that has one."""
+    def choose(self, devices: Sequence[str]) -> list[NicSpec]:
+        """The NICs for a user stack; devices: as in the policy."""
         specs = []
         for info in hal_nic.serving_nics(devices or None):
-            if info.name in taken:
-                raise ConflictError(
-                    f"serve {info.name} with one more user stack",
-                    why=f"stack {taken[info.name]} holds its queues, and a queue has one AF_XDP UMEM",
-                    hint="give each user stack devices of its own",
-                )
             slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
             specs.append(_spec(info, slot))
         return specs
 
-    def attach(self, stack: str, stack_id: int, nics: Iterable[NicSpec]) -> None:
-        """Our XDP program on each of them; where it is already, nothing changes."""
+    def attach(self, stack: str, stack_id: int, port: str, nics: Iterable[NicSpec]) -> None:
+        """Our program on each of them; where it is already, nothing changes. port: "af_xdp" or "tap"."""
         for n in nics:
-            if self._attached.attach_xdp(n.ifindex, n.name) != "native":
-                self._attached.detach_xdp(n.ifindex)
-                # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
-                raise _no_native(f"serve {n.name} with stack {stack}", self._attached.xdp_refusal(n.ifindex))
-            key = struct.pack("=I", n.ifindex)
-            value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id))
-            if self._attached.maps["nics"].lookup(key) != value:
-                log.info("XDP program on %s for stack %s", n.name, stack)
-                self._attached.maps["nics"].update(key, value)
+            if port == "tap":
+                self._attach_tc(stack, n)
+            else:
+                self._attach_xdp(stack, stack_id, n)
 
-    def detach(self, nics: Iterable[NicSpec]) -> None:
-        """Takes it off them, also where the device is gone."""
-        for n in nics:
+    def _attach_xdp(self, stack: str, stack_id: int, n: NicSpec) -> None:
+        if self._attached.attach_xdp(n.ifindex, n.name) != "native":
             self._attached.detach_xdp(n.ifindex)
-            self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
-            self._state.nics.pop(n.name, None)
+            # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
+            raise _no_native(f"serve {n.name} with stack {stack}", self._attached.xdp_refusal(n.ifindex))
+        if self._entry(n) != (n.slot, stack_id):
+            log.info("XDP program on %s for stack %s", n.name, stack)
+            self._enter(n, stack_id)
 
-    def renew(self, stack: str, stack_id: int, nics: Sequence[NicSpec]) -> list[NicSpec]:
-        """The NICs as they are now, with our XDP program on those that were made anew; one that is not there stays as
+    def _attach_tc(self, stack: str, n: NicSpec) -> None:
+        if self._entry(n) is None:
+            self._enter(n, 0)
+        if n.name not in self._state.tc_nics:
+            log.info("tc program on %s for stack %s", n.name, stack)
+            self._state.tc_nics[n.name] = False
+        if self._attached.attach_tcx(n.ifindex):
+            return
+        if not tcfilter.has_clsact(n.ifindex):
+            self._state.tc_nics[n.name] = True
+        self._save()
+        tcfilter.attach_nic(n.ifindex, self._attached.tcin_fd(), self._tc_name)
+
+    def _entry(self, n: NicSpec) -> tuple[int, int] | None:
+        value = self._attached.maps["nics"].lookup(struct.pack("=I", n.ifindex))
+        return None if value is None else struct.unpack("=II", value)
+
+    def _enter(self, n: NicSpec, stack_id: int) -> None:
+        value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id))
+        self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
+
+    def detach(self, port: str, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
+        """Takes it off them, also where the device is gone. shared: ifindexes of those that other stacks with the same
+        port go on using.
+        """
+        for n in nics:
+            if n.ifindex in shared:
+                continue
+            if port == "tap":
+                clsact = self._state.tc_nics.pop(n.name, False)
+                self._attached.detach_tcx(n.ifindex)
+                tcfilter.detach_nic(n.ifindex, self._tc_name, clsact=clsact)
+                used = (self._entry(n) or (0, 0))[1] != 0
+            else:
+                self._attached.detach_xdp(n.ifindex)
+                used = n.name in self._state.tc_nics
+                if used:
+                    self._enter(n, 0)
+            if not used:
+                self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
+                self._state.nics.pop(n.name, None)
+
+    def missing_program(self, port: str, info: hal_nic.Nic) -> str:
+        """That our program is not there (with XDP: nor anybody's), as a reason; empty: it is."""
+        if port == "tap":
+            there = self._attached.has_tcx(info.ifindex) or self._tc_name in tcfilter.attached(info.ifindex)
+            return "" if there else "our tc program was taken off"
+        return "" if info.has_xdp else "our XDP program was taken off"
+
+    def renew(self, stack: str, stack_id: int, port: str, nics: Sequence[NicSpec]) -> list[NicSpec]:
+        """The NICs as they are now, with our program on those that were made anew; one that is not there stays as
         it was. Raises DmmError: DeviceGoneError if none is there.
         """
         found = [hal_nic.find(n.ifindex, n.name) for n in nics]
@@ -99,16 +145,34 @@ class Nics:
                 f"start stack {stack}", why=f"device {gone} is gone", hint="it starts when the device is back"
             )
         now = [_spec(info, n.slot) if info else n for info, n in zip(found, nics, strict=True)]
-        self.detach(old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex)
+        self.detach(port, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
         self.rename(nics, now)
-        self.attach(stack, stack_id, there(now))
+        self.attach(stack, stack_id, port, there(now))
         return now
 
-    def rename(self, old: Iterable[NicSpec], new: Iterable[NicSpec]) -> None:
+    def rename(self, old: Sequence[NicSpec], new: Sequence[NicSpec]) -> None:
         """Slots go on under the names that the devices have now."""
+        names = {o.name: n.name for o, n in zip(old, new, strict=True)}
+        self._state.tc_nics = {names.get(name, name): made for name, made in self._state.tc_nics.items()}
         for n in old:
             self._state.nics.pop(n.name, None)
         self._state.nics.update({n.name: n.slot for n in new})
+
+
+def tc_name(instance: str) -> str:
+    """What the instance's tc programs on NICs are called."""
+    return f"dmm_tcin:{instance}"
+
+
+def remove_tc(instance: str, state: State | None) -> list[str]:
+    """Takes the instance's tc programs off every device of the calling thread's namespace; what was removed."""
+    made = state.tc_nics if state else {}
+    found = [
+        info.name
+        for info in hal_nic.list_nics()
+        if tcfilter.detach_nic(info.ifindex, tc_name(instance), clsact=made.get(info.name, False))
+    ]
+    return [f"tc program on {name}" for name in found]
 
 
 def _spec(info: hal_nic.Nic, slot: int) -> NicSpec:
@@ -132,6 +196,7 @@ class Serving(ABC):
     """What the guard of a NIC asks of the stack that the NIC belongs to."""
 
     name: str
+    port: str  # "af_xdp" or "tap"
     nics: list[NicSpec]
 
     @abstractmethod
@@ -172,9 +237,9 @@ class ServedNic(Item):
             return "it was made anew"
         if now.name != served.name:
             return f"it is called {now.name} now"
-        if now.rx_queues > served.queues:
+        if self._serving.port == "af_xdp" and now.rx_queues > served.queues:
             return f"it has {now.rx_queues} receive queues, and {served.queues} are served"
-        return "" if now.has_xdp else "our XDP program was taken off"
+        return self._nics.missing_program(self._serving.port, now)
 
     async def mend(self) -> None:
         now = self._now
@@ -187,5 +252,7 @@ class ServedNic(Item):
             new = [replace(n, name=hal_nic.name_of(n.ifindex) or n.name) for n in self._serving.nics]
             self._nics.rename(self._serving.nics, new)
             self._serving.follow_names(new)
+        elif self._serving.port == "tap" and now.ifindex == self._nic.ifindex:
+            await in_thread(self._nics.attach, self._serving.name, 0, "tap", [self._nic])
         else:
             self._serving.restart(f"device {self._nic.name}: {self.look()}")

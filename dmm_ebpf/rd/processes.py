@@ -18,7 +18,7 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import procgroup, sockdiag, tcingress, tuning
+from dmm_ebpf.hal import nic, procgroup, sockdiag, tcfilter, tuning
 from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
@@ -30,6 +30,7 @@ from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
 
+C = abi.C
 MARK_BASE = 0x0DD00000
 MARK_MASK = 0x0FF00000
 
@@ -118,6 +119,7 @@ class Process:
         if self._ending is not None:
             await steps.wait("its old flows", self._ending)
         await steps.wait("its flows", self._end_flows(asyncio.get_running_loop().create_future()))
+        steps.do("its devices", self._tell_taps)
         steps.do("its routes", self._lead_out)
         steps.do("its numbers", lambda: numbers_of(self.record.k).remove())
         steps.finish()
@@ -214,12 +216,23 @@ class Process:
         )
         load.begin(self._attached.maps["stack_load"], record.stack_id, record.process)
         self._attached.maps["tun_marks"].update(struct.pack("=I", ifindex), mark)
-        tcingress.attach(ifindex, self._attached.ingress_fd())
+        self._tell_taps()
+        tcfilter.attach(ifindex, self._attached.ingress_fd())
         if self._mirror is None:
             self._mirror = RouteMirror(numbers, self.record.nics)
             asyncio.get_running_loop().add_reader(self._mirror.fileno(), self._mirror_ready)
         self._mirror.serve(self.record.nics)
         self._mirror.sync()
+
+    def _tell_taps(self) -> None:
+        """Where the tc program on the NICs finds the process. Its devices are gone when it is down."""
+        spec = self.supervisor.spec
+        if spec.port != "tap":
+            return
+        for n in spec.nics:
+            ifindex = (nic.ifindex_of(spec.tap_device(n)) or 0) if self.status == "up" else 0
+            key = struct.pack("=I", (spec.tap - 1) * C.DMM_MAX_NICS + n.slot)
+            self._attached.maps["tap_devs"].update(key, struct.pack("=I", ifindex))
 
     def _mirror_ready(self) -> None:
         if self._mirror is None:
@@ -232,6 +245,7 @@ class Process:
     def _on_down(self, reason: str) -> Awaitable[Any]:
         """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
         self.status, self.reason = "down", reason
+        self._tell_taps()
         self.record.pid = 0
         self.restarts += 1
         # First, so that no new flow is given to it while the old ones are reset.

@@ -46,6 +46,7 @@ class StackState:
     pid: int = 0
     start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
     process: int = 0  # its number among the stack's processes
+    port: str = "af_xdp"  # of the stack, see userstack/spec.py
 
     @property
     def label(self) -> str:
@@ -55,7 +56,7 @@ class StackState:
     @property
     def tap(self) -> int:
         """Of its flows in xdp_flows, see struct dmm_xdp_flow."""
-        return self.k + 1 if self.process else 0
+        return self.k + 1 if self.process or self.port == "tap" else 0
 
 
 @dataclass
@@ -75,7 +76,10 @@ class State:
     generation: int = 0
     ids: dict[str, Any] = field(default_factory=dict)
     stacks: list[StackState] = field(default_factory=list)
-    nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks
+    nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and tap_devs
+    tc_nics: dict[str, bool] = field(
+        default_factory=dict
+    )  # with our tc program; whether we made clsact there
     sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys -> value before us
     own_cgroup: bool = False  # made by `run`, to be removed
     whole: bool = False  # every hook is in place: what is missing of them has been taken away since

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import procgroup, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.routes import StackNumbers
@@ -65,6 +65,8 @@ class _Stack(Serving):
     name: str
     stack_id: int
     config: UserStack
+    port: str
+    port_reason: str  # why this one, where the policy leaves the choice
     nics: list[NicSpec]
     processes: list[Process] = field(default_factory=list)
 
@@ -129,7 +131,7 @@ class StackManager:
         self._notify = notify
         self._stacks: dict[str, _Stack] = {}
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._nics = Nics(attached, state)
+        self._nics = Nics(attached, state, lambda: run.save(state))
         self._renewing = threading.Lock()
         self._watch: asyncio.Task[None] | None = None
         self._hung: set[tuple[str, int]] = set()
@@ -173,7 +175,15 @@ class StackManager:
         """
         s = self._stacks.get(name)
         if s is None or not s.processes:
-            return {"state": "off", "reason": "no route leads to it", "pid": None, "restarts": 0, "nics": []}
+            return {
+                "state": "off",
+                "reason": "no route leads to it",
+                "pid": None,
+                "restarts": 0,
+                "nics": [],
+                "port": None,
+                "port_reason": "",
+            }
         rows = [p.describe() | {"full": self._full(s, p)} for p in s.processes]
         return {
             "state": s.status,
@@ -183,6 +193,8 @@ class StackManager:
             "tun": rows[0]["tun"],
             "mark": rows[0]["mark"],
             "nics": [n.name for n in s.nics],
+            "port": s.port,
+            "port_reason": s.port_reason,
             "processes": rows,
             "full": self._why_full(s),
         }
@@ -200,9 +212,14 @@ class StackManager:
         return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
 
     def nics(self) -> list[dict[str, Any]]:
-        """The NICs that have our XDP program, for `dmm-ebpf status`."""
+        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc"."""
         return [
-            {"ifname": n.name, "ifindex": n.ifindex, "mode": "native", "stack": name}
+            {
+                "ifname": n.name,
+                "ifindex": n.ifindex,
+                "mode": "tc" if s.port == "tap" else "native",
+                "stack": name,
+            }
             for name, s in self._stacks.items()
             for n in s.nics
         ]
@@ -321,7 +338,7 @@ class StackManager:
                 for p in list(s.processes):
                     await steps.wait(f"stack {p.record.label}", self._stop(name, p.number))
                 if name in self._stacks:
-                    steps.do(f"devices of stack {name}", partial(self._nics.detach, s.nics))
+                    steps.do(f"devices of stack {name}", partial(self._leave, s))
                 steps.removed.append(f"stack {name}")
             steps.do("stacks of before", self._end_strays)
             steps.do("settings", partial(restore_sysctls, self._state))
@@ -340,6 +357,12 @@ class StackManager:
                     log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
 
     async def _keep(self, s: _Stack, config: UserStack) -> None:
+        if config.io not in ("auto", s.port):
+            raise ConflictError(
+                f"serve stack {s.name} by {config.io}",
+                why=f'it runs with io = "{s.port}", and its flows are bound to that',
+                hint="give the stack that is to be served otherwise another name",
+            )
         for p in s.processes:
             if p.number >= config.instances:
                 continue
@@ -358,17 +381,49 @@ class StackManager:
                     )
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> _Stack:
-        """A stack with no process yet, and its XDP program on its NICs."""
-        taken = {n.name: other for other, s in self._stacks.items() for n in s.nics}
-        s = _Stack(name, stack_id, config, self._nics.choose(list(config.devices), taken))
+        """A stack with no process yet, and our program on its NICs."""
+        s = _Stack(name, stack_id, config, config.io, "", self._nics.choose(list(config.devices)))
         self._stacks[name] = s
         self._publish(s)
-        await in_thread(self._nics.attach, s.name, s.stack_id, s.nics)
+        served = next((r.port for r in self._state.stacks if r.name == name and r.pid), "")
+        if config.io == "auto":
+            s.port = served or "af_xdp"
+        try:
+            await self._take_nics(s)
+        except (ConflictError, KernelFeatureError) as e:
+            if config.io != "auto" or s.port == "tap":
+                raise
+            await in_thread(self._leave, s)
+            s.port, s.port_reason = "tap", f"not af_xdp: {e.why}"
+            await self._take_nics(s)
         return s
+
+    async def _take_nics(self, s: _Stack) -> None:
+        if s.port == "af_xdp":
+            for n in s.nics:
+                self._refuse_shared(s, n)
+        await in_thread(self._nics.attach, s.name, s.stack_id, s.port, s.nics)
+
+    def _refuse_shared(self, s: _Stack, n: NicSpec) -> None:
+        for other in self._others(s):
+            if other.port == "af_xdp" and any(n.ifindex == m.ifindex for m in other.nics):
+                raise ConflictError(
+                    f"serve {n.name} with one more user stack by AF_XDP",
+                    why=f"stack {other.name} holds its queues, and a queue has one AF_XDP UMEM",
+                    hint='use io = "tap", or give each user stack devices of its own',
+                )
+
+    def _others(self, s: _Stack) -> list[_Stack]:
+        return [other for other in self._stacks.values() if other is not s]
+
+    def _leave(self, s: _Stack) -> None:
+        """Our program off the stack's NICs, but for those where another stack needs it."""
+        shared = {n.ifindex for other in self._others(s) if other.port == s.port for n in other.nics}
+        self._nics.detach(s.port, s.nics, shared)
 
     async def _start(self, s: _Stack, number: int) -> None:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
-        record.stack_id = s.stack_id
+        record.stack_id, record.port = s.stack_id, s.port
         record.nics = [n.name for n in s.nics]
         self._run.save(self._state)
         process = Process(
@@ -387,7 +442,7 @@ class StackManager:
     def _renew(self, s: _Stack, record: StackState) -> StackSpec:
         """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
         with self._renewing:
-            s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
+            s.nics = self._nics.renew(s.name, s.stack_id, s.port, s.nics)
         record.nics = [n.name for n in s.nics]
         return replace(self._spec(s, record), nics=there(s.nics))
 
@@ -415,6 +470,7 @@ class StackManager:
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
             process=record.process,
+            port=record.port,
             tap=record.tap,
             taps_fd=maps["taps"].fd,
             cgroup=str(group_of(self._state.instance, record)),
@@ -461,7 +517,7 @@ class StackManager:
         self._drains.pop((name, number), None)
         self._publish(s)
         if not s.processes:
-            self._nics.detach(s.nics)
+            self._leave(s)
             del self._stacks[name]
         self._run.keep(self._state)
 
@@ -503,9 +559,10 @@ class StackManager:
         """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
         value = abi.new("dmm_stack_state")
         for p in s.processes:
+            value.taps[p.number] = p.record.tap
             if p.number:
                 # A retiring process's too: the sockets that it serves bear its mark.
-                value.marks[p.number], value.taps[p.number] = p.mark, p.record.tap
+                value.marks[p.number] = p.mark
             if p.retiring:
                 continue
             value.processes = max(value.processes, p.number + 1)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dmm_ebpf.hal import netns, nic, tcingress, tuning
+from dmm_ebpf.hal import netns, nic, tcfilter, tuning
 from dmm_ebpf.hal.routes import RouteMirror
 from dmm_ebpf.loader import Attached, restore
 from dmm_ebpf.rd.guard import Item
@@ -68,12 +68,12 @@ class Ingress(Item):
 
     def look(self) -> str:
         index = nic.ifindex_of(self._name)
-        return "" if index is None or tcingress.attached(index) else "it was taken away"
+        return "" if index is None or tcfilter.attached(index) else "it was taken away"
 
     async def mend(self) -> None:
         index = nic.ifindex_of(self._name)
         if index is not None:
-            await asyncio.to_thread(tcingress.attach, index, self._prog_fd)
+            await asyncio.to_thread(tcfilter.attach, index, self._prog_fd)
 
 
 class Mirror(Item):

@@ -22,6 +22,7 @@ from dmm_ebpf.loader import Map
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import found, rundir
 from dmm_ebpf.rd.found import FoundProcess
+from dmm_ebpf.rd.nics import remove_tc
 from dmm_ebpf.rd.processes import MARK_MASK, end_all_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import restore_sysctls
@@ -58,9 +59,9 @@ def clear(run_dir: RunDir) -> Undone:
     steps.do("stack processes", lambda: _end_processes(_named(state, processes), killed))
     steps.do("their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance))
     if netns is not None:
-        _clear_network(steps, netns, state, _numbers(state, processes, maps), maps, killed)
+        _clear_network(steps, run_dir.instance, netns, state, _numbers(state, processes, maps), maps, killed)
     if state is None and (processes or found.numbers_in(maps) or run_dir.had_stacks()):
-        _clear_unnamed(steps, netns)
+        _clear_unnamed(steps, run_dir.instance, netns)
     if netns is not None:
         netns.close()
     steps.do("pins", lambda: loader.detach(run_dir.instance))
@@ -72,11 +73,18 @@ def clear(run_dir: RunDir) -> Undone:
 
 
 def _clear_network(  # noqa: PLR0917 - what clear() has gathered
-    steps: Steps, netns: NetNS, state: State | None, ks: set[int], maps: Mapping[str, Map], killed: set[int]
+    steps: Steps,
+    instance: str,
+    netns: NetNS,
+    state: State | None,
+    ks: set[int],
+    maps: Mapping[str, Map],
+    killed: set[int],
 ) -> None:
     steps.do("flows", lambda: netns.run_in(_end_flows, maps, ks, killed))
     for k in sorted(ks):
         steps.do(f"number {k} of user stacks", partial(netns.run_in, numbers_of(k).remove))
+    steps.do("tc programs", lambda: netns.run_in(remove_tc, instance, state))
     if state is not None:
         steps.do("settings", lambda: netns.run_in(restore_sysctls, state))
 
@@ -116,7 +124,7 @@ def _end_flows(maps: Mapping[str, Map], ks: set[int], killed: set[int]) -> None:
         sockdiag.destroy(sockdiag.find_by_mark(numbers_of(k).mark, MARK_MASK))
 
 
-def _clear_unnamed(steps: Steps, netns: NetNS | None) -> None:
+def _clear_unnamed(steps: Steps, instance: str, netns: NetNS | None) -> None:
     """What state.json should have named, as far as it shows."""
     if netns is None:
         netns = NetNS.from_arg()
@@ -124,6 +132,7 @@ def _clear_unnamed(steps: Steps, netns: NetNS | None) -> None:
             "state.json is lost, and nothing says which network namespace the instance worked in: ip rules were looked"
             " for in this one alone"
         )
+    steps.do("tc programs", lambda: netns.run_in(remove_tc, instance, None))
     steps.do("ip rules of nobody", lambda: netns.run_in(_remove_numbers_of_nobody, netns.inode))
     changed = netns.run_in(found.settings_of_nobody, netns.inode)
     if changed:

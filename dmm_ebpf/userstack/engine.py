@@ -158,7 +158,9 @@ class Engine:
             self._error.what = b"receive frames"
             raise hal_error(self._error, nic.name)
         out = ffi.new("struct dmm_tapnic **")
-        if lib.dmm_tapnic_open(name.encode(), nic.ifindex, out, self._error) < 0:
+        by_tc = self.spec.port == "tap"
+        way = lib.DMM_TAPNIC_TC if by_tc else lib.DMM_TAPNIC_XDP
+        if lib.dmm_tapnic_open(name.encode(), nic.ifindex, way, out, self._error) < 0:
             raise hal_error(self._error)
         tap = out[0]
         if lib.dmm_engine_tap_add(self._engine, index, tap) < 0:
@@ -168,7 +170,12 @@ class Engine:
         tuning.prepare_tun(name)
         self._take_up(name, nic.mtu, _TAP_QUEUELEN)
         slot = (self.spec.tap - 1) * abi.C.DMM_MAX_NICS + nic.slot
-        if self.spec.taps_fd >= 0 and lib.dmm_tapnic_register(tap, self.spec.taps_fd, slot, self._error) < 0:
+        # By tc it is the Resource Director that says where the device is.
+        if (
+            not by_tc
+            and self.spec.taps_fd >= 0
+            and lib.dmm_tapnic_register(tap, self.spec.taps_fd, slot, self._error) < 0
+        ):
             raise hal_error(self._error)
 
     def _open_queues(self, index: int, nic: NicSpec) -> None:

@@ -50,8 +50,8 @@ class StackSpec:
     """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP
     program is in use.
 
-    process counts from 0. Process 0 has the NICs' AF_XDP sockets; another has a TAP device for each NIC, and
-    then tap, as in struct dmm_xdp_flow, is not 0.
+    process counts from 0. With port "af_xdp" process 0 has the NICs' AF_XDP sockets. Every other process, and with port
+    "tap" the first too, has a TAP device for each NIC, and then tap, as in struct dmm_xdp_flow, is not 0.
     """
 
     instance: str
@@ -73,6 +73,7 @@ class StackSpec:
     busy_poll_us: int = 0
     syn_cookies: str = "auto"
     process: int = 0
+    port: str = "af_xdp"
     tap: int = 0
     taps_fd: int = -1
     cgroup: str = ""  # directory of the process's own cgroup; empty: it gets none

@@ -387,11 +387,11 @@ def test_a_cgroup_that_is_made_again_is_routed_again(wired, served, make_cgroup,
     assert json.loads(python(wired.client, inner, OPTIONS, wired.server.ip4))[0] == "cubic"
 
 
-def test_a_device_without_native_xdp_is_refused_and_nothing_is_left(wired):
+def test_a_device_without_native_xdp_is_refused_for_af_xdp_and_nothing_is_left(wired):
     wired.client.ip("link add br0 type bridge", "link set br0 up", "addr add 198.51.100.1/24 dev br0")
     before = _rules_and_links(wired.client)
     policy = (
-        '[stacks.wan]\nkind = "user"\ndevices = ["br0"]\n[[rules]]\ntable = "t"\n'
+        '[stacks.wan]\nkind = "user"\nio = "af_xdp"\ndevices = ["br0"]\n[[rules]]\ntable = "t"\n'
         '[[tables.t.routes]]\nto = "default"\nstack = "wan"\n'
     )
     with pytest.raises(DmmError, match=r"br0.*native XDP"):

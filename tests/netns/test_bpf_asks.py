@@ -19,7 +19,7 @@ from dmm_ebpf.userstack._core import ffi, lib
 from lab import Cgroup, Host, Lab
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.hal import tcingress
+from dmm_ebpf.hal import tcfilter
 
 C = abi.C
 SO_MARK = 36
@@ -42,7 +42,7 @@ class Asker:
         ifindex = socket.if_nametoindex(self.name)
         entry = abi.new("dmm_tun_mark", mark=self.mark, mask=MARK_MASK, stack=STACK, tap=tap, process=number)
         attached.maps["tun_marks"].update(u32(ifindex), abi.pack(entry))
-        tcingress.attach(ifindex, attached.ingress_fd())
+        tcfilter.attach(ifindex, attached.ingress_fd())
         self.drain()
 
     def drain(self) -> None:

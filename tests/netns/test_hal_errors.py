@@ -33,7 +33,7 @@ elif sys.argv[1] == "xsk":
     done = lib.dmm_xsk_open(socket.if_nametoindex(sys.argv[2]), 0, 1500, 0, out, error)
 else:
     out = ffi.new("struct dmm_tapnic **")
-    done = lib.dmm_tapnic_open(b"dmm-9.1", socket.if_nametoindex(sys.argv[2]), out, error)
+    done = lib.dmm_tapnic_open(b"dmm-9.1", socket.if_nametoindex(sys.argv[2]), 0, out, error)
 shown = hal_error(error)
 print(type(shown).__name__, shown, sep="\\n")
 """

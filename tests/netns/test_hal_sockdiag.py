@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hal.sockdiag and hal.tcingress on real sockets and a real device."""
+"""hal.sockdiag and hal.tcfilter on real sockets and a real device."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def tapnic_on(host: Host) -> Iterator[Any]:
     hal_xdp.attach(host, "eth0", prog)
     error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
     index = host.ns.run_in(socket.if_nametoindex, "eth0")
-    opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, out, error)
+    opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, 0, out, error)
     assert opened == 0, ffi.string(error.what)
     try:
         assert host.ns.run_in(lib.dmm_tun_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
@@ -116,11 +116,11 @@ def test_the_device_goes_with_its_descriptor_and_the_kernel_gets_the_frames_agai
         with tapnic_on(a):
             error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
             index = a.ns.run_in(socket.if_nametoindex, "eth0")
-            again = a.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, out, error)
+            again = a.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, 0, out, error)
             assert (again, out[0]) == (-errno.EBUSY, ffi.NULL)
             assert TAP in ffi.string(error.what).decode()
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, out, error) == -errno.ENAMETOOLONG
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0", 99999, out, error) == -errno.ENODEV
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, 0, out, error) == -errno.ENAMETOOLONG
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0", 99999, 0, out, error) == -errno.ENODEV
         assert TAP not in a.sh("ip link")
         with packet_socket(a) as kernel, packet_socket(b) as sender:
             kernel.settimeout(5)

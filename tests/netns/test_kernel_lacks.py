@@ -144,7 +144,7 @@ def test_a_device_without_native_xdp_is_told_from_an_mtu_above_a_page(
     device = device.replace("eth0", host.nic.name)
     cgroup: Cgroup = make_cgroup()
     policy = tmp_path / "policy.toml"
-    text = POLICY.replace("{devices}", f'devices = ["{device}"]')
+    text = POLICY.replace("{devices}", f'io = "af_xdp"\ndevices = ["{device}"]')
     policy.write_text(text.replace("{cgroup}", cgroup.relative))
     instance = f"lacks{os.getpid()}"
     attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]

@@ -18,7 +18,7 @@ from hal_lab import Host, Pump, hosts, link, listen, wait_until
 from stack_lab import MARK, SO_MARK, Stack, stack_on
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.hal import tcingress, tuning
+from dmm_ebpf.hal import tcfilter, tuning
 
 PEERS = [(socket.AF_INET, "10.9.1.2"), (socket.AF_INET6, "fd09:1::2")]
 
@@ -132,10 +132,10 @@ def test_an_unmarked_listener_answers_through_the_device_that_its_syn_came_from(
             prog = hal_xdp.mark_packets(MARK)
             index = a.ns.run_in(socket.if_nametoindex, "dmm-0")
             for _ in range(2):  # a second time replaces
-                a.ns.run_in(tcingress.attach, index, prog)
-            assert a.ns.run_in(tcingress.attached, index) == ["dmm_tun"]
+                a.ns.run_in(tcfilter.attach, index, prog)
+            assert a.ns.run_in(tcfilter.attached, index) == ["dmm_tun"]
             with pytest.raises(UsageError):
-                a.ns.run_in(tcingress.attach, a.ns.run_in(socket.if_nametoindex, "eth0"), prog)
+                a.ns.run_in(tcfilter.attach, a.ns.run_in(socket.if_nametoindex, "eth0"), prog)
             os.close(prog)
             with b.ns.socket(family, socket.SOCK_STREAM) as client:
                 client.settimeout(10)

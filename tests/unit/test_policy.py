@@ -168,7 +168,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     (
         "io to come",
         U + 'io = "tun"\n',
-        ["policy.toml:3:", "not available in this version", '"auto" or "af_xdp"'],
+        ["policy.toml:3:", "not available in this version", '"auto", "af_xdp" or "tap"'],
     ),
     ("devices", U + 'devices = ["a/b"]\n', ["policy.toml:3:", "network device"]),
     ("buffer beyond a window", U + 'rcvbuf = "2G"\n', ["policy.toml:3:", "rcvbuf", "expected 1G at most"]),

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Direct-action BPF programs at the ingress of devices: the clsact qdisc, and filters known by a name of ours.
+
+On a device of a stack process nobody else has anything; qdisc and filter die with the device. A NIC is the host's, and
+there this is for kernels without tcx (before 6.6): our filter goes in front of those that it meets, each instance has
+its own, and clsact is taken away again only by who made it, when nothing is left in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dmm_ebpf.errors import ConflictError, UsageError
+from dmm_ebpf.hal.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RouteSocket,
+    attribute,
+    attribute_u32,
+    attributes,
+    explained,
+)
+from dmm_ebpf.hal.nic import TUN_PREFIX
+
+# linux/rtnetlink.h and pkt_sched.h
+_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
+_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
+_TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
+_CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), _EGRESS
+_HANDLE = 0x1
+_PRIO = 1
+_NIC_PRIO = 100  # or less, so as to come before what is there
+_ETH_P_ALL = 0x0003
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
+_TCA_BPF_FLAG_ACT_DIRECT = 1
+_GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
+_DEVICE_NAME = "dmm_tun"
+
+
+@dataclass(frozen=True)
+class _Filter:
+    handle: int
+    info: int  # priority and protocol, as struct tcmsg has them
+    name: str  # of a BPF program; empty: another kind
+
+
+def attach(ifindex: int, prog_fd: int) -> None:
+    """Puts the program at the ingress of a stack process's device, in place of a former one of ours. Raises
+    DmmError.
+    """
+    what = f"attach a tc program to device {ifindex}"
+    with explained(what), RouteSocket() as sock:
+        if not socket.if_indextoname(ifindex).startswith(TUN_PREFIX):
+            raise UsageError(what, why="it is not a device of a user stack")
+        _ensure_clsact(sock, ifindex)
+        _add(sock, ifindex, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def attach_nic(ifindex: int, prog_fd: int, name: str) -> None:
+    """Puts the program at the ingress of a NIC, before the programs that are there, under that name; where it is
+    already, nothing changes. Raises DmmError."""
+    with explained(f"attach a tc program to device {ifindex}"), RouteSocket() as sock:
+        there = list(_filters(sock, ifindex, _INGRESS))
+        if any(one.name == name for one in there):
+            return
+        first = min((one.info >> 16 for one in there), default=_NIC_PRIO + 1)
+        if first <= 1:
+            raise ConflictError(
+                f"attach a tc program to device {ifindex}",
+                why="another tc filter has priority 1 at its ingress, and nothing comes before that",
+                hint="give that one another priority: tc filter add ... pref 100",
+            )
+        _ensure_clsact(sock, ifindex)
+        prio = min(first - 1, _NIC_PRIO)
+        _add(sock, ifindex, prog_fd, name, prio=prio, flags=NLM_F_CREATE | NLM_F_EXCL)
+
+
+def has_clsact(ifindex: int) -> bool:
+    """Whether the device has the qdisc, whoever made it. Raises DmmError."""
+    with explained(f"list the qdiscs of device {ifindex}"), RouteSocket() as sock:
+        bodies = sock.dump(_RTM_GETQDISC, _TCMSG.pack(0, ifindex, 0, 0, 0))
+        return any(
+            _TCMSG.unpack_from(body)[1] == ifindex
+            and dict(attributes(body, _TCMSG.size)).get(_TCA_KIND) == b"clsact\0"
+            for body in bodies
+        )
+
+
+def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
+    """Takes the programs of that name off a NIC, which may be gone; clsact: the qdisc too, if it is empty then.
+    Returns whether there was one. Raises DmmError.
+    """
+    with explained(f"take the tc program off device {ifindex}"), RouteSocket() as sock:
+        found = [one for one in _filters(sock, ifindex, _INGRESS) if one.name == name]
+        for one in found:
+            payload = _TCMSG.pack(0, ifindex, one.handle, _INGRESS, one.info)
+            _change_if_there(sock, _RTM_DELTFILTER, payload + attribute(_TCA_KIND, b"bpf\0"))
+        if (
+            clsact
+            and not any(_filters(sock, ifindex, _INGRESS))
+            and not any(_filters(sock, ifindex, _EGRESS))
+        ):
+            payload = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
+            _change_if_there(sock, _RTM_DELQDISC, payload)
+        return bool(found)
+
+
+def _add(sock: RouteSocket, ifindex: int, prog_fd: int, name: str, *, prio: int, flags: int) -> None:
+    options = (
+        attribute_u32(_TCA_BPF_FD, prog_fd)
+        + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
+        + attribute_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
+    )
+    info = prio << 16 | socket.htons(_ETH_P_ALL)
+    payload = _TCMSG.pack(0, ifindex, _HANDLE, _INGRESS, info)
+    payload += attribute(_TCA_KIND, b"bpf\0") + attribute(_TCA_OPTIONS, options)
+    sock.change(_RTM_NEWTFILTER, flags, payload)
+
+
+def _change_if_there(sock: RouteSocket, kind: int, payload: bytes) -> None:
+    try:
+        sock.change(kind, 0, payload)
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise
+
+
+def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
+    payload = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
+    try:
+        sock.change(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, payload)
+    except OSError as exc:
+        if exc.errno != errno.EEXIST:
+            raise
+
+
+def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:
+    try:
+        bodies = sock.dump(_RTM_GETTFILTER, _TCMSG.pack(0, ifindex, 0, parent, 0))
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise
+        return
+    for body in bodies:
+        _, _, handle, _, info = _TCMSG.unpack_from(body)
+        options = dict(attributes(body, _TCMSG.size)).get(_TCA_OPTIONS, b"")
+        name = dict(attributes(options)).get(_TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        if handle:  # a dump names each priority once more, without a handle
+            yield _Filter(handle, info, name)
+
+
+def attached(ifindex: int) -> list[str]:
+    """Names of the BPF programs at the device's ingress."""
+    with explained(f"list the tc programs of device {ifindex}"), RouteSocket() as sock:
+        return [one.name for one in _filters(sock, ifindex, _INGRESS) if one.name]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""io = "tap" on every kernel: by tcx where there is, by clsact before Linux 6.6, over devices that only some have."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from lab import curl_fetch, nginx
+
+from dmm_ebpf.errors import DmmError
+
+POLICY = """
+[stacks.wan]
+kind = "user"
+io = "tap"
+devices = ["{device}"]
+
+[[rules]]
+cgroup = "{{cgroup}}"
+table = "t"
+
+[[tables.t.routes]]
+to = "default"
+stack = "wan"
+"""
+
+TRACES = (
+    "ip -br link; for d in $(ls /sys/class/net); do "
+    "tc qdisc show dev $d; tc filter show dev $d ingress 2>/dev/null; done"
+)
+
+
+def _vlan_on_bond(host, number: int) -> None:
+    host.ip(
+        "link add bond0 type bond mode active-backup miimon 100",
+        f"link set {host.nic.name} down",
+        f"link set {host.nic.name} master bond0",
+        "link set bond0 up",
+        "link add link bond0 name vlan5 type vlan id 5",
+        f"address add 192.0.2.{number}/24 dev vlan5",
+        "link set vlan5 up",
+    )
+
+
+def _device(site, kind: str) -> tuple[str, str]:
+    """The client's device, and the server's address by it."""
+    if kind == "veth":
+        return site.client.nic.name, site.server.ip4
+    try:
+        for number, host in enumerate((site.client, site.server), 1):
+            _vlan_on_bond(host, number)
+    except DmmError as error:
+        if "DMM_GUEST_KERNEL" in os.environ:
+            raise
+        pytest.skip(f"this kernel: {error.why}")
+    return "vlan5", "192.0.2.2"
+
+
+@pytest.mark.parametrize("kind", ["veth", "802.1Q on a bond"])
+def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
+    device, peer = _device(wired, kind)
+    path, sha256 = payload(300_000)
+    url = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup).url(
+        path.name
+    )
+    url = url.replace(wired.server.ip4, peer)
+    host = wired.client
+    before = host.run(["sh", "-c", TRACES]).stdout
+    routed = wired.attach_client(POLICY.format(device=device))
+    got = curl_fetch(host, url, cgroup=wired.client_cgroup, timeout=60)
+    assert got.sha256 == sha256, got.stderr
+    stack = routed.stack("wan")
+    assert (stack["port"], stack["counters"]["active_open"]) == ("tap", 1)
+    routed.close()
+    assert host.run(["sh", "-c", TRACES]).stdout == before
+
+
+def test_a_filter_at_the_first_priority_is_told_and_nothing_is_left(wired):
+    host = wired.client
+    dev = host.nic.name
+    host.run(["tc", "qdisc", "add", "dev", dev, "clsact"])
+    host.run(f"tc filter add dev {dev} ingress pref 1 protocol ip u32 match u32 0 0 classid 1:1".split())
+    before = host.run(["sh", "-c", TRACES]).stdout
+    if os.uname().release.startswith("6.1."):
+        with pytest.raises(DmmError, match="priority 1 at its ingress"):
+            wired.attach_client(POLICY.format(device=dev))
+    else:
+        wired.attach_client(POLICY.format(device=dev)).close()  # tcx comes before all filters
+    assert host.run(["sh", "-c", TRACES]).stdout == before
