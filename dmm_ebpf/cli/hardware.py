@@ -21,11 +21,9 @@ from dmm_ebpf.hal import choice, genl, inway, nic, rss, sysfs
 from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import bpf
-from dmm_ebpf.rd.model import USER_IO
 
 COULD_NOT_TELL = "could_not_tell"
 _TCX = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS of linux/bpf.h, Linux 6.6
-_HAS_TAP = choice.Port.TAP in USER_IO
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> Row:
     xdp = _xdp(one, host.xdp)
     facts = _facts(one, host, xdp)
     fit = choice.choose(facts)
-    now = fit if _HAS_TAP else choice.without_tap(facts, ethernet=one.ethernet)
+    now = choice.auto_now(facts, ethernet=one.ethernet)
     return {
         key: told(value)
         for key, value in {

@@ -14,7 +14,9 @@ from dmm_ebpf.cli.output import Column, Row, print_table
 from dmm_ebpf.tui import units
 
 _WAYS = (("rx", "receive"), ("tx", "send"))
-_WITHOUT_TAP = "In this version AF_XDP on native XDP is the only port of user stacks."
+_AUTO_NOW = (
+    'In this version io = "auto" takes AF_XDP wherever a driver has native XDP; io = "tap" is never refused.'
+)
 # What tells most of a NIC, by the features of ethtool that mean it.
 _OFFLOADS = {
     "TX checksum": ("tx-checksum-ip-generic", "tx-checksum-ipv4"),
@@ -123,7 +125,7 @@ def _print_now(rows: list[Row]) -> None:
     """Where what io = "auto" has today is not what the device is fit for."""
     if all(row["auto_now"]["port"] == row["fit_for"]["port"] for row in rows):
         return
-    print(_WITHOUT_TAP)
+    print(_AUTO_NOW)
     for row in rows:
         if row["auto_now"]["port"] != row["fit_for"]["port"]:
             print(f"{units.clean(row['name'])} now: {_now(row)}")
@@ -176,7 +178,7 @@ def print_device(row: Row) -> None:
         ("fit for", _fit(row).removeprefix("fit for ")),
     ]
     if row["auto_now"]["port"] != row["fit_for"]["port"]:
-        lines.append(("now", f"{_now(row)} (in this version AF_XDP is the only port)"))
+        lines.append(("now", f"{_now(row)}"))
     lines.append(
         (
             "default",

@@ -102,7 +102,7 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
             Column("PID", _number("pid"), right=True, rank=1),
             Column("TRANSPORT", _text("transport"), rank=3),
             Column("CONGESTION", _text("congestion"), rank=2),
-            Column("IO", _text("io"), rank=4),
+            Column("IO", lambda r: units.clean(str(r.get("port") or r.get("io") or "")), rank=4),
             Column("NICS", lambda r: units.clean(",".join(map(str, r.get("nics") or ()))), rank=5),
             Column("FALLBACK", _text("fallback"), rank=6),
             Column("RESTARTS", _number("restarts"), right=True, rank=7),

@@ -83,23 +83,23 @@ def choose(facts: Facts) -> Choice:
     return Choice(Port.AF_XDP, (f"{_what(facts)} has zero-copy, and nothing is in the way",))
 
 
-def without_tap(facts: Facts, *, ethernet: bool) -> Choice:
-    """What it is while AF_XDP on native XDP, copying or not, is the only port there is: that, or none."""
-    against = _unfit(facts)
-    if not against and not ethernet:
-        against = "it is not an Ethernet device"
-    if not against and facts.native_xdp is False:
+def auto_now(facts: Facts, *, ethernet: bool) -> Choice:
+    """What io = "auto" takes in this version: AF_XDP where a driver has native XDP, copying or not, else tap."""
+    unfit = _unfit(facts) or ("" if ethernet else "it is not an Ethernet device")
+    if unfit:
+        return Choice(Port.NONE, (unfit,))
+    against = ""
+    if facts.native_xdp is False:
         against = _lacks(facts)[0]
-    if not against and facts.foreign_xdp:
+    elif facts.foreign_xdp:
         against = next(iter(_xdp_in_the_way(facts)))
-    if not against and facts.mtu > largest_mtu(facts.page):
+    elif facts.mtu > largest_mtu(facts.page):
         against = f"at an MTU of {facts.mtu} a packet does not fit a page"
     if against:
-        return Choice(Port.NONE, (against,))
+        return Choice(Port.TAP, (against,))
     if isinstance(facts.native_xdp, Unknown):
-        return Choice(
-            Port.AF_XDP, ("AF_XDP if its driver takes an XDP program, which the start of a stack tries",)
-        )
+        why = "AF_XDP if its driver takes an XDP program, which the start of a stack tries, else tap"
+        return Choice(Port.AF_XDP, (why,))
     how = "with zero-copy" if facts.zero_copy is True else "that copies"
     return Choice(Port.AF_XDP, (f"{_what(facts)} has native XDP: AF_XDP {how}",))
 

@@ -10,6 +10,7 @@
 #include <net/if.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/virtio_net.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +20,14 @@
 #include <unistd.h>
 
 enum {
+	ETH_BYTES = 14,
 	FRAME_BYTES = 4096, /* DMM_XSK_MAX_MTU and its Ethernet header fit */
 	RX_FRAMES = 64,
 	TX_FRAMES = 256, /* a power of two */
+	HDR_BYTES = sizeof(struct virtio_net_hdr),
+	LONG_ROOM = 65535,   /* of an IP packet */
+	LONG_BYTES = 65600,  /* with both headers, and for the next one to be aligned */
+	LONG_TX_FRAMES = 64, /* a power of two */
 	SEND_BATCH = 64,
 	SNDBUF_BYTES = 8 << 20, /* about as many frames as an AF_XDP socket's transmit side has */
 };
@@ -30,15 +36,22 @@ struct dmm_tapnic {
 	int tap_fd, packet_fd;
 	enum dmm_tapnic_way way;
 	uint32_t ifindex; /* of the TAP device */
+	uint32_t frame_bytes, tx_frames;
+	uint32_t head; /* bytes in front of the Ethernet header */
 	uint32_t rx_first, rx_end;
 	uint32_t tx_head, tx_tail; /* grow; committed are head .. tail - 1 */
 	uint32_t rx_len[RX_FRAMES];
 	struct iovec iov[TX_FRAMES];
 	struct mmsghdr msg[TX_FRAMES];
 	struct dmm_tapnic_stats stats;
-	uint8_t rx[RX_FRAMES][FRAME_BYTES];
-	uint8_t tx[TX_FRAMES][FRAME_BYTES];
+	uint8_t *rx, *tx; /* frames; each begins so that its IP header is aligned to 4 bytes */
 };
+
+/* Where a frame's header begins: the IP header stands at a multiple of 4. */
+static uint8_t *frame_at(const struct dmm_tapnic *tap, uint8_t *frames, uint32_t i)
+{
+	return frames + (size_t)i * tap->frame_bytes;
+}
 
 static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
 		const char *name)
@@ -60,16 +73,21 @@ static int tap_make(struct dmm_tapnic *tap, const char *name, struct dmm_hal_err
 	bool by_tc = tap->way == DMM_TAPNIC_TC;
 	struct sock_fprog filter = {.len = by_tc ? 4 : 1, .filter = by_tc ? marked : marked + 3};
 	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
+	int hdr_bytes = HDR_BYTES;
 	size_t len = strlen(name);
 
 	if (len >= sizeof(ifr.ifr_name))
 		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
 	memcpy(ifr.ifr_name, name, len);
+	ifr.ifr_flags |= by_tc ? IFF_VNET_HDR : 0;
 	tap->tap_fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (tap->tap_fd < 0)
 		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
 	if (ioctl(tap->tap_fd, TUNSETIFF, &ifr))
 		return fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
+	if (by_tc && (ioctl(tap->tap_fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
+		      ioctl(tap->tap_fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)))
+		return fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
 	if (ioctl(tap->tap_fd, TUNATTACHFILTER, &filter))
 		return fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
 	if (ioctl(tap->packet_fd, SIOCGIFINDEX, &ifr))
@@ -94,9 +112,24 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 	if (tap->way == DMM_TAPNIC_XDP &&
 	    setsockopt(tap->packet_fd, SOL_PACKET, PACKET_QDISC_BYPASS, &on, sizeof(on)))
 		return fail(err, DMM_HAL_OTHER, errno, "go around the qdisc of", nic);
+	if (tap->way == DMM_TAPNIC_TC &&
+	    setsockopt(tap->packet_fd, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
+		return fail(err, DMM_HAL_OTHER, errno, "leave checksums and segments to", nic);
 	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
 		return fail(err, DMM_HAL_OTHER, errno, "set the send buffer of a packet socket on", nic);
 	return 0;
+}
+
+static int frames_make(struct dmm_tapnic *tap)
+{
+	bool by_tc = tap->way == DMM_TAPNIC_TC;
+
+	tap->frame_bytes = by_tc ? LONG_BYTES : FRAME_BYTES;
+	tap->tx_frames = by_tc ? LONG_TX_FRAMES : TX_FRAMES;
+	tap->head = by_tc ? HDR_BYTES : 0;
+	tap->rx = malloc((size_t)RX_FRAMES * tap->frame_bytes);
+	tap->tx = malloc((size_t)tap->tx_frames * tap->frame_bytes);
+	return tap->rx && tap->tx ? 0 : -ENOMEM;
 }
 
 int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, enum dmm_tapnic_way way, struct dmm_tapnic **out,
@@ -110,8 +143,13 @@ int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, enum dmm_tapnic_way 
 		return fail(err, DMM_HAL_OTHER, ENOMEM, "make TAP device", name);
 	tap->tap_fd = tap->packet_fd = -1;
 	tap->way = way;
-	for (uint32_t i = 0; i < TX_FRAMES; i++) {
-		tap->iov[i].iov_base = tap->tx[i];
+	ret = frames_make(tap);
+	if (ret) {
+		dmm_tapnic_close(tap);
+		return fail(err, DMM_HAL_OTHER, ENOMEM, "make TAP device", name);
+	}
+	for (uint32_t i = 0; i < tap->tx_frames; i++) {
+		tap->iov[i].iov_base = frame_at(tap, tap->tx, i);
 		tap->msg[i].msg_hdr.msg_iov = &tap->iov[i];
 		tap->msg[i].msg_hdr.msg_iovlen = 1;
 	}
@@ -134,6 +172,8 @@ void dmm_tapnic_close(struct dmm_tapnic *tap)
 		close(tap->tap_fd);
 	if (tap->packet_fd >= 0)
 		close(tap->packet_fd);
+	free(tap->rx);
+	free(tap->tx);
 	free(tap);
 }
 
@@ -155,11 +195,11 @@ uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
 	if (tap->rx_first == tap->rx_end)
 		tap->rx_first = tap->rx_end = 0;
 	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max) {
-		ssize_t n = read(tap->tap_fd, tap->rx[tap->rx_end], FRAME_BYTES);
+		ssize_t n = read(tap->tap_fd, frame_at(tap, tap->rx, tap->rx_end), tap->frame_bytes);
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
+		if (n <= (ssize_t)tap->head)
 			break; /* nothing now; that the device is gone, poll(2) tells */
 		tap->rx_len[tap->rx_end++] = (uint32_t)n;
 	}
@@ -168,10 +208,19 @@ uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
 	return ready < max ? ready : max;
 }
 
-const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len)
+const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
+				   struct dmm_vnet *vnet)
 {
-	*len = tap->rx_len[tap->rx_first + i];
-	return tap->rx[tap->rx_first + i];
+	const uint8_t *frame = frame_at(tap, tap->rx, tap->rx_first + i);
+
+	*len = tap->rx_len[tap->rx_first + i] - tap->head;
+	memset(vnet, 0, sizeof(*vnet));
+	if (tap->way == DMM_TAPNIC_TC) {
+		memcpy(vnet, frame, HDR_BYTES);
+		vnet->csum_start -= vnet->flags & DMM_VNET_NEEDS_CSUM ? ETH_BYTES : 0;
+		vnet->hdr_len -= vnet->hdr_len > ETH_BYTES ? ETH_BYTES : 0;
+	}
+	return frame + tap->head;
 }
 
 void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n)
@@ -181,14 +230,32 @@ void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n)
 
 uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap)
 {
-	if (tap->tx_tail - tap->tx_head == TX_FRAMES)
+	if (tap->tx_tail - tap->tx_head == tap->tx_frames)
 		return NULL;
-	return tap->tx[tap->tx_tail % TX_FRAMES];
+	return frame_at(tap, tap->tx, tap->tx_tail % tap->tx_frames) + tap->head;
 }
 
-void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len)
+void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_vnet *vnet)
 {
-	tap->iov[tap->tx_tail++ % TX_FRAMES].iov_len = len;
+	uint32_t i = tap->tx_tail++ % tap->tx_frames;
+	struct dmm_vnet framed = *vnet;
+
+	tap->iov[i].iov_len = len + tap->head;
+	if (tap->way == DMM_TAPNIC_XDP)
+		return;
+	framed.csum_start += framed.flags & DMM_VNET_NEEDS_CSUM ? ETH_BYTES : 0;
+	framed.hdr_len += framed.gso_type ? ETH_BYTES : 0;
+	memcpy(frame_at(tap, tap->tx, i), &framed, HDR_BYTES);
+}
+
+bool dmm_tapnic_offloads(const struct dmm_tapnic *tap)
+{
+	return tap->way == DMM_TAPNIC_TC;
+}
+
+uint32_t dmm_tapnic_room(const struct dmm_tapnic *tap)
+{
+	return tap->way == DMM_TAPNIC_TC ? LONG_ROOM : FRAME_BYTES - ETH_BYTES;
 }
 
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
@@ -199,13 +266,13 @@ uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 {
 	while (tap->tx_head != tap->tx_tail) {
-		uint32_t at = tap->tx_head % TX_FRAMES;
+		uint32_t at = tap->tx_head % tap->tx_frames;
 		uint32_t n = tap->tx_tail - tap->tx_head;
 
 		if (n > SEND_BATCH)
 			n = SEND_BATCH;
-		if (n > TX_FRAMES - at)
-			n = TX_FRAMES - at;
+		if (n > tap->tx_frames - at)
+			n = tap->tx_frames - at;
 		tap->stats.sends++;
 		int sent = sendmmsg(tap->packet_fd, &tap->msg[at], n, MSG_DONTWAIT);
 

@@ -10,19 +10,24 @@
  * does (PACKET_QDISC_BYPASS, packet(7)).
  *
  * By tc: any device with Ethernet frames will do, whatever its driver, and any number of stacks. Frames go
- * through the NIC's qdisc and tc egress; what a qdisc drops is lost as on the path.
+ * through the NIC's qdisc and tc egress; what a qdisc drops is lost as on the path. Both ways they have a
+ * virtio_net header: GRO's merged segments come as one frame, and up to 64 KiB may go as one, which the NIC
+ * or the kernel cuts, with checksums left open.
  *
  * Invariant: only redirected frames can be read. What the kernel itself would send through the TAP device is
  * dropped by a socket filter, so that no local program can speak to the stack as if it were the network: all
  * of it, where frames come by XDP; by tc, what does not bear DMM_TCIN_MARK.
  *
- * Frames carry Ethernet headers. One thread uses it at a time. Nothing is allocated after open.
+ * Frames carry Ethernet headers; a struct dmm_vnet counts from the IP header behind it, and is all 0 by XDP.
+ * One thread uses it at a time. Nothing is allocated after open.
  */
 #ifndef DMM_TAPNIC_H
 #define DMM_TAPNIC_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include "halerr.h"
+#include "../userstack/core/api.h"
 
 struct dmm_tapnic;
 
@@ -51,13 +56,18 @@ int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t 
 
 /* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them. */
 uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max);
-const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len);
+const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
+				   struct dmm_vnet *vnet);
 /* Forgets the first n of them. */
 void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n);
 
 /* A free frame to write a packet to, or NULL. The same frame until dmm_tapnic_tx_commit(). */
 uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap);
-void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len);
+void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_vnet *vnet);
+/* Whether checksums and segments may be left to who takes the frames. */
+bool dmm_tapnic_offloads(const struct dmm_tapnic *tap);
+/* The longest IP packet, bytes, that a frame of it has room for. */
+uint32_t dmm_tapnic_room(const struct dmm_tapnic *tap);
 /* Sends what was committed. Returns 0 when the kernel took everything, 1 when it must be called again later,
  * or -errno when the NIC is gone. */
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);

@@ -52,7 +52,7 @@ def _conflict(ifindex: int, ifname: str, what: str) -> ConflictError | None:
     return ConflictError(
         what,
         why=f"the XDP program {named} is on {ifname}",
-        hint='take it off, or keep user stacks from this NIC with io = "af_packet"',
+        hint='take it off, or use io = "tap", which needs no XDP',
     )
 
 

@@ -426,8 +426,11 @@ static int port_add(struct dmm_engine *e, const struct port *port)
 	if (port->nic >= e->n_nic || e->n_port == MAX_PORTS ||
 	    nic->n_port == sizeof(nic->port) / sizeof(nic->port[0]))
 		return -ENOSPC;
+	e->room = e->n_port && e->room < port_room(port) ? e->room : port_room(port);
+	e->offloads = (!e->n_port || e->offloads) && port_offloads(port);
 	nic->port[nic->n_port++] = e->n_port;
 	e->port[e->n_port++] = *port;
+	dmm_core_set_outer_offload(e->core, e->offloads ? e->room : 0, e->offloads);
 	return 0;
 }
 

@@ -153,7 +153,7 @@ class Engine:
 
     def _open_tap(self, index: int, nic: NicSpec) -> None:
         name = self.spec.tap_device(nic)
-        if nic.mtu > lib.DMM_XSK_MAX_MTU:
+        if self.spec.port != "tap" and nic.mtu > lib.DMM_XSK_MAX_MTU:
             self._error.code, self._error.call = errno.ERANGE, lib.DMM_HAL_MTU_CHECK
             self._error.what = b"receive frames"
             raise hal_error(self._error, nic.name)

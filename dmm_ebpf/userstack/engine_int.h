@@ -34,6 +34,8 @@ struct dmm_engine {
 	uint32_t load_told;
 	uint64_t beat_ns; /* when the programs are told again that this process lives */
 	uint32_t n_nic, n_port;
+	uint32_t room; /* the longest IP packet that every port has room for */
+	bool offloads; /* every port takes super-segments, with checksums left open */
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
 	struct paths paths;

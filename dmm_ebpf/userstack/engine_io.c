@@ -129,7 +129,7 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 	for (uint32_t k = 0; k < count; k++) {
 		struct dmm_rx_meta meta = {0};
 		uint32_t frame_len;
-		const uint8_t *frame = port_rx_frame(port, k, &frame_len);
+		const uint8_t *frame = port_rx_frame(port, k, &frame_len, &meta.vnet);
 		bool v6;
 		uint32_t len = ip_length(frame, frame_len, &v6);
 
@@ -137,7 +137,7 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 			e->stats.nic_rx_ignored++;
 			continue;
 		}
-		if (e->nic[port->nic].software)
+		if (!port_offloads(port) && e->nic[port->nic].software)
 			meta.vnet.flags =
 				csum_is_partial(frame + ETH_BYTES, len, v6) ? DMM_VNET_NEEDS_CSUM : 0;
 		meta.back = back_of(frame, port->nic);
@@ -242,7 +242,7 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
 	frame[12] = meta->family == AF_INET6 ? 0x86 : 0x08;
 	frame[13] = meta->family == AF_INET6 ? 0xdd : 0x00;
-	port_tx_commit(port, len + ETH_BYTES);
+	port_tx_commit(port, len + ETH_BYTES, &meta->vnet);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
 	if (port_tx_unkicked(port) >= KICK_PKTS)
@@ -266,8 +266,8 @@ void engine_nic_out(struct dmm_engine *e)
 			e->stats.nic_tx_blocked++;
 			break;
 		}
-		uint32_t len = dmm_core_output(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, DMM_XSK_MAX_MTU,
-					       &meta, now);
+		uint32_t len =
+			dmm_core_output(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, e->room, &meta, now);
 
 		if (len == 0)
 			break;

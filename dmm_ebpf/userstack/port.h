@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "../hal/afxdp.h"
 #include "../hal/tapnic.h"
@@ -38,9 +39,19 @@ static inline uint32_t port_rx_peek(struct port *port, uint32_t max)
 	return port->xsk ? dmm_xsk_rx_peek(port->xsk, max) : dmm_tapnic_rx_peek(port->tap, max);
 }
 
-static inline const uint8_t *port_rx_frame(const struct port *port, uint32_t i, uint32_t *len)
+static inline const uint8_t *port_rx_frame(const struct port *port, uint32_t i, uint32_t *len,
+					   struct dmm_vnet *vnet)
 {
-	return port->xsk ? dmm_xsk_rx_frame(port->xsk, i, len) : dmm_tapnic_rx_frame(port->tap, i, len);
+	if (port->tap)
+		return dmm_tapnic_rx_frame(port->tap, i, len, vnet);
+	memset(vnet, 0, sizeof(*vnet));
+	return dmm_xsk_rx_frame(port->xsk, i, len);
+}
+
+/* The longest IP packet that a frame has room for */
+static inline uint32_t port_room(const struct port *port)
+{
+	return port->xsk ? DMM_XSK_MAX_MTU : dmm_tapnic_room(port->tap);
 }
 
 static inline void port_rx_release(struct port *port, uint32_t n)
@@ -56,12 +67,17 @@ static inline uint8_t *port_tx_begin(struct port *port)
 	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
 }
 
-static inline void port_tx_commit(struct port *port, uint32_t len)
+static inline bool port_offloads(const struct port *port)
+{
+	return port->tap && dmm_tapnic_offloads(port->tap);
+}
+
+static inline void port_tx_commit(struct port *port, uint32_t len, const struct dmm_vnet *vnet)
 {
 	if (port->xsk)
 		dmm_xsk_tx_commit(port->xsk, len);
 	else
-		dmm_tapnic_tx_commit(port->tap, len);
+		dmm_tapnic_tx_commit(port->tap, len, vnet);
 }
 
 static inline uint32_t port_tx_unkicked(const struct port *port)

@@ -102,6 +102,27 @@ def test_a_fetch_each_way(wired, payload, family):
     assert (carried(server), carried(client)) == (2, 2)
 
 
+def test_segments_go_and_come_together(wired, payload):
+    routed = wired.attach_server(LISTEN)
+    url, sha256 = served(wired, payload, size=10_000_000)
+    fetch(wired, url, sha256)
+    stats = routed.ask_stack("wan")
+    assert carried(routed) == 1
+    assert stats["nic_tx_bytes"] > 3000 * stats["nic_tx_pkts"], "each segment was a packet of its own"
+    assert stats["tun_rx_bytes"] > 3000 * stats["tun_rx_pkts"]
+
+
+def test_a_device_with_a_large_mtu(site, payload):
+    site.wire(mtu=9000)
+    client = site.attach_client(WAN)
+    stack = client.stack("wan")
+    assert (stack["port"], stack["state"]) == ("tap", "up")
+    assert "takes no XDP program at this MTU" in stack["port_reason"]
+    url, sha256 = served(site, payload, size=3_000_000)
+    fetch(site, url, sha256, site.client_cgroup)
+    assert carried(client) == 1
+
+
 def test_ten_stacks_on_one_nic_at_once(wired, payload):
     urls = [served(wired, payload, FIRST_PORT + i) for i in range(TEN)]
     routed = wired.attach_client(many(TEN))

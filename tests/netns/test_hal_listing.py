@@ -143,7 +143,7 @@ def test_a_foreign_xdp_program_is_named_and_stays(pair: tuple[Host, Host]) -> No
     assert before is None and row["xdp"]["attached"] == {"mode": "native", "id": shown}
     assert row["xdp"]["native"] is True
     assert f"(id {shown})" in row["in_the_way"]["xdp"]
-    assert row["fit_for"]["port"] == "tap" and row["auto_now"]["port"] == "none"
+    assert row["fit_for"]["port"] == "tap" and row["auto_now"]["port"] == "tap"
     assert json.loads(a.sh("ip", "-j", "link", "show", "eth0"))[0]["xdp"]["prog"]["id"] == shown
 
 

@@ -17,6 +17,7 @@ from hal_frames import frame, number_of, packet_socket, received_numbers, send_n
 from hal_lab import Host, hosts, link, wait_until
 
 TAP = "dmm-9.0"
+VNET = ffi.new("struct dmm_vnet *")  # nothing is left to the device
 
 
 @contextmanager
@@ -40,13 +41,18 @@ def tapnic_on(host: Host) -> Iterator[Any]:
         os.close(taps)
 
 
+def commit(tap: Any, size: int) -> None:
+    """A frame that needs nothing."""
+    lib.dmm_tapnic_tx_commit(tap, size, VNET)
+
+
 def read(tap: Any, most: int) -> list[bytes]:
     """What is at hand, taken over."""
     length = ffi.new("uint32_t *")
     count = lib.dmm_tapnic_rx_peek(tap, most)
     got = []
     for i in range(count):
-        raw = lib.dmm_tapnic_rx_frame(tap, i, length)
+        raw = lib.dmm_tapnic_rx_frame(tap, i, length, VNET)
         got.append(bytes(ffi.buffer(raw, length[0])))
     lib.dmm_tapnic_rx_release(tap, count)
     return got
@@ -71,9 +77,7 @@ def test_frames_are_sent_in_order():
         link(a, b)
         with tapnic_on(a) as tap, packet_socket(b) as receiver:
             receiver.settimeout(5)
-            send_numbered(
-                tap, 1000, lib.dmm_tapnic_tx_begin, lib.dmm_tapnic_tx_commit, lib.dmm_tapnic_tx_kick
-            )
+            send_numbered(tap, 1000, lib.dmm_tapnic_tx_begin, commit, lib.dmm_tapnic_tx_kick)
             wait_until(lambda: lib.dmm_tapnic_tx_kick(tap) == 0)
             assert lib.dmm_tapnic_tx_unkicked(tap) == 0
             assert received_numbers(receiver, 1000) == list(range(1000))
@@ -86,7 +90,7 @@ def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
             receiver.settimeout(5)
             for number, size in ((1, 200), (2, 3000), (3, 200)):
                 ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(number, size), size)
-                lib.dmm_tapnic_tx_commit(tap, size)
+                lib.dmm_tapnic_tx_commit(tap, size, VNET)
             assert lib.dmm_tapnic_tx_kick(tap) == 0
             ours = (raw for raw in iter(lambda: receiver.recv(4000), b"") if raw[6:12] == b"\2\0\0\0\0\1")
             assert [number_of(next(ours)), number_of(next(ours))] == [1, 3]
@@ -95,7 +99,7 @@ def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
             assert stats.refused == 1
             a.sh("ip link set eth0 down")
             ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(4), 200)
-            lib.dmm_tapnic_tx_commit(tap, 200)
+            lib.dmm_tapnic_tx_commit(tap, 200, VNET)
             assert lib.dmm_tapnic_tx_kick(tap) == -errno.ENETDOWN
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dmm_ebpf.hal.answer import Unknown
-from dmm_ebpf.hal.choice import Facts, Port, choose, largest_mtu, without_tap
+from dmm_ebpf.hal.choice import Facts, Port, auto_now, choose, largest_mtu
 
 BEST = Facts(
     name="eth0",
@@ -99,7 +99,7 @@ def test_every_obstacle_is_said_and_what_follows_from_another_is_not() -> None:
     ],
 )
 def test_what_no_user_stack_can_serve(changed: dict[str, Any], why: str) -> None:
-    for got in (choose(replace(BEST, **changed)), without_tap(replace(BEST, **changed), ethernet=True)):
+    for got in (choose(replace(BEST, **changed)), auto_now(replace(BEST, **changed), ethernet=True)):
         assert got.port == Port.NONE
         assert why in got.reason
 
@@ -111,16 +111,14 @@ def test_what_no_user_stack_can_serve(changed: dict[str, Any], why: str) -> None
         ({"zero_copy": False}, True, Port.AF_XDP, "AF_XDP that copies"),
         ({"qdisc": "tbf"}, True, Port.AF_XDP, "AF_XDP with zero-copy"),
         ({}, False, Port.NONE, "not an Ethernet device"),
-        ({"native_xdp": False}, True, Port.NONE, "no native XDP"),
+        ({"native_xdp": False}, True, Port.TAP, "no native XDP"),
         ({"native_xdp": WHY}, True, Port.AF_XDP, "the start of a stack tries"),
-        ({"foreign_xdp": "x"}, True, Port.NONE, "the XDP program x is on it"),
-        ({"foreign_xdp": WHY}, True, Port.NONE, "could not tell"),
-        ({"mtu": 9000, "frags": True}, True, Port.NONE, "MTU of 9000"),
+        ({"foreign_xdp": "x"}, True, Port.TAP, "the XDP program x is on it"),
+        ({"foreign_xdp": WHY}, True, Port.TAP, "could not tell"),
+        ({"mtu": 9000, "frags": True}, True, Port.TAP, "MTU of 9000"),
     ],
 )
-def test_what_it_is_while_there_is_no_tap(
-    changed: dict[str, Any], ethernet: bool, port: Port, why: str
-) -> None:
-    got = without_tap(replace(BEST, **changed), ethernet=ethernet)
+def test_what_auto_takes_now(changed: dict[str, Any], ethernet: bool, port: Port, why: str) -> None:
+    got = auto_now(replace(BEST, **changed), ethernet=ethernet)
     assert got.port == port
     assert why in got.reason
