@@ -15,6 +15,9 @@ from bench_fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench_fairness_report import fairness_table, plot_fairness
 from bench_flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
 from bench_matrix import Cell, Plan, Result, run_matrix
+from bench_ports import SIDES as PORT_SIDES
+from bench_ports import TRANSFER_S, bench_ports, ports_table
+from bench_ports import summary as ports_summary
 from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
 from bench_startup import ROUND_S, bench_startup, startup_table, summary
 from bench_verify import bench_verify, verify_table
@@ -27,6 +30,7 @@ TITLES = {
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
+    "ports": "bulk flows by each port of a user stack, offloads as they come: tap, af_xdp, kernel",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "verify": "the kernel's verifier: instructions, states and time of each BPF program",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
@@ -146,6 +150,17 @@ def startup(wide: Wide, directory: Path) -> dict[str, Any]:
         return summary(bench_startup(directory, wide.rounds, lambda n: progress.update(task, completed=n)))
 
 
+def ports(wide: Wide, directory: Path) -> dict[str, Any]:
+    """Every side."""
+    each_s = len(PORT_SIDES) * (2 * wide.latency_seconds + TRANSFER_S)
+    with _progress("ports", wide.rounds, wide.rounds * each_s) as (progress, task):
+
+        def done(n: int) -> None:
+            progress.update(task, completed=n)
+
+        return ports_summary(bench_ports(directory, wide.rounds, int(wide.latency_seconds), done))
+
+
 # What is found one by one: how, and how it is shown
 _LISTS: dict[
     str, tuple[Callable[[Wide, Path], Any], Callable[[Any], Any], Callable[[Any, Path], list[Path]]]
@@ -164,6 +179,9 @@ def _once(what: str, wide: Wide, directory: Path) -> tuple[Any, Any, Callable[[A
     if what == "startup":
         starts = startup(wide, directory)
         return starts, starts, startup_table
+    if what == "ports":
+        carried = ports(wide, directory)
+        return carried, carried, ports_table
     if what == "verify":
         verified = bench_verify()
         return verified, [asdict(one) for one in verified], verify_table

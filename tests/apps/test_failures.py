@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from lab import curl_fetch, nginx, wait_for
 from lab.routed import CLI
+from sitefixtures import WAN
 
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
@@ -278,7 +279,12 @@ def test_a_foreign_xdp_program_is_never_replaced(wired, tmp_path):
     )
     shown = wired.client.run(["ip", "-j", "link", "show", device]).stdout
     with pytest.raises(DmmError, match=rf"{device}.*XDP"):
-        wired.attach_client()
+        wired.attach_client(WAN.replace('kind = "user"\n', 'kind = "user"\nio = "af_xdp"\n'))
+    assert wired.client.run(["ip", "-j", "link", "show", device]).stdout == shown
+    routed = wired.attach_client()
+    stack = routed.stack("wan")
+    assert stack["port"] == "tap" and f"is on {device}" in stack["port_reason"]
+    routed.close()
     assert wired.client.run(["ip", "-j", "link", "show", device]).stdout == shown
 
 

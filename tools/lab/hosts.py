@@ -246,12 +246,24 @@ class Lab(Closing):
         return host
 
     def wire(
-        self, a: Host, b: Host, *, mtu: int = 1500, queues: int = 1, neighbours: str = "dynamic"
+        self,
+        a: Host,
+        b: Host,
+        *,
+        mtu: int = 1500,
+        queues: int = 1,
+        neighbours: str = "dynamic",
+        offloads: bool = False,
     ) -> Wire:
-        """Joins two hosts by a veth pair, with addresses and, if they have none yet, default routes."""
+        """Joins two hosts by a veth pair, with addresses and, if they have none yet, default routes. offloads: as the
+        kernel makes it; else every frame is whole.
+        """
         near, far = self._new_nics(a, b)
         self._add_veth(near, (b, far.name, far.mac), mtu, queues)
-        self._configure(near, far, neighbours)
+        if not offloads:
+            for nic in (near, far):
+                nic.host.call(offloads_off, nic.name)
+        self._set_addresses(near, far, neighbours)
         link = Wire(near, far)
         self.links.append(link)
         return link
