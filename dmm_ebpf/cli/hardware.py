@@ -23,7 +23,7 @@ from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import bpf
 
 COULD_NOT_TELL = "could_not_tell"
-_TCX = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS of linux/bpf.h, Linux 6.6
+_TCX = {"ingress": bpf.AttachType.TCX_INGRESS, "egress": bpf.AttachType.TCX_EGRESS}
 
 
 @dataclass(frozen=True)

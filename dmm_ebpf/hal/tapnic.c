@@ -44,10 +44,10 @@ struct dmm_tapnic {
 	struct iovec iov[TX_FRAMES];
 	struct mmsghdr msg[TX_FRAMES];
 	struct dmm_tapnic_stats stats;
-	uint8_t *rx, *tx; /* frames; each begins so that its IP header is aligned to 4 bytes */
+	uint8_t *rx, *tx; /* frames */
 };
 
-/* Where a frame's header begins: the IP header stands at a multiple of 4. */
+/* Number i of rx or tx, with what stands in front of its Ethernet header */
 static uint8_t *frame_at(const struct dmm_tapnic *tap, uint8_t *frames, uint32_t i)
 {
 	return frames + (size_t)i * tap->frame_bytes;

@@ -64,6 +64,8 @@ class AttachType(IntEnum):
     CGROUP_INET6_CONNECT = 11
     CGROUP_INET_SOCK_RELEASE = 34
     XDP = 37
+    TCX_INGRESS = 46  # Linux 6.6
+    TCX_EGRESS = 47
 
 
 class LinkType(IntEnum):

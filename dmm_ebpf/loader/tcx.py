@@ -14,7 +14,6 @@ from pathlib import Path
 
 from dmm_ebpf.loader import bpf, explain
 
-_INGRESS = 46  # BPF_TCX_INGRESS of linux/bpf.h
 _BEFORE_ALL = 1 << 3  # BPF_F_BEFORE, of no program in particular
 
 
@@ -26,7 +25,7 @@ def pin_path(folder: Path, ifindex: int) -> Path:
 def attached(prog_fd: int, ifindex: int) -> bool:
     """Whether the program is there by tcx."""
     try:
-        _, ids = bpf.prog_query(ifindex, _INGRESS)
+        _, ids = bpf.prog_query(ifindex, bpf.AttachType.TCX_INGRESS)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENODEV):  # no tcx, no device
             return False
@@ -43,7 +42,7 @@ def attach(folder: Path, prog_fd: int, ifindex: int) -> bool:
     path = pin_path(folder, ifindex)
     path.unlink(missing_ok=True)  # of a device that went away, or of a link that somebody has detached
     try:
-        fd = bpf.link_create(prog_fd, ifindex, _INGRESS, _BEFORE_ALL)
+        fd = bpf.link_create(prog_fd, ifindex, bpf.AttachType.TCX_INGRESS, _BEFORE_ALL)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False

@@ -31,10 +31,11 @@ from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.guard import Guard, Item
 from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.load import core_counters
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
 from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.stacks import StackManager, core_counters
+from dmm_ebpf.rd.stacks import StackManager
 from dmm_ebpf.rd.standing import Group, Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.rd.watch import PolicyWatch

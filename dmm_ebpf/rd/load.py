@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How full the processes of user stacks are: why one takes no new flow (stack_load[]), and of how much.
+"""How full the processes of user stacks are: why one takes no new flow (stack_load[]), and of how much;
+and what they have counted.
 
 Reads only. Who writes it, and at what levels, is in userstack/load.h.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -65,3 +67,16 @@ def figures(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> 
 def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:
     """The same of one process, with all its connections."""
     return {key: int(stats[key]) if stats else None for key in ("connections", *FIGURES)}
+
+
+def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int]:
+    """What the processes of a user stack have counted together since each began: enum dmm_core_counter by name.
+    answers: of query_all("stats").
+    """
+    totals: Counter[str] = Counter()
+    for (stack, _), stats in answers.items():
+        if stack == name:
+            totals.update(
+                {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
+            )
+    return dict(totals)

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import struct
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +32,7 @@ from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
 from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.settings import restore_sysctls
 from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.threads import in_thread
@@ -588,32 +588,3 @@ class StackManager:
             self._run.save(self._state)
             for path, value in missing.items():
                 tuning.write(path, value)
-
-
-def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int]:
-    """What the processes of a user stack have counted together since each began: enum dmm_core_counter by name.
-    answers: of query_all("stats").
-    """
-    totals: Counter[str] = Counter()
-    for (stack, _), stats in answers.items():
-        if stack == name:
-            totals.update(
-                {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
-            )
-    return dict(totals)
-
-
-def restore_sysctls(state: State) -> list[str]:
-    """Give sysctls their values back, unless another instance in the namespace still counts on ours."""
-    removed = []
-    with rundir.host_lock():
-        for path, before in list(state.sysctls.items()):
-            shared = any(
-                st.netns_inode == state.netns_inode and st.instance != state.instance and path in st.sysctls
-                for st in rundir.all_states()
-            )
-            if not shared and tuning.read(path) != before:
-                tuning.write(path, before)
-                removed.append(f"sysctl {path.replace('/', '.')} back to {before}")
-            del state.sysctls[path]
-    return removed

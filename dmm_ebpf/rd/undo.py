@@ -25,7 +25,7 @@ from dmm_ebpf.rd.found import FoundProcess
 from dmm_ebpf.rd.nics import remove_tc
 from dmm_ebpf.rd.processes import MARK_MASK, end_all_flows, numbers_of
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.stacks import restore_sysctls
+from dmm_ebpf.rd.settings import restore_sysctls
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.userstack import pidfile
 

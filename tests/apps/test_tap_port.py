@@ -21,7 +21,6 @@ TAP = WAN.replace('kind = "user"\n', 'kind = "user"\nio = "tap"\n')
 LISTEN = TAP.replace('table = "shop"\n', 'direction = "listen"\ntable = "shop"\n', 1)
 TEN = 10
 FIRST_PORT = 7100
-TCX_INGRESS = 46  # BPF_TCX_INGRESS of linux/bpf.h
 
 # A tc program of somebody else's: it marks what it sees, and nft counts that.
 FOREIGN = """
@@ -72,7 +71,9 @@ def left_on(host) -> str:
 
 def tcx(host) -> list[str]:
     """Names of the programs at the ingress of the host's NIC by tcx, in their order."""
-    _, ids = host.call(lambda: bpf.prog_query(socket.if_nametoindex(host.nic.name), TCX_INGRESS))
+    _, ids = host.call(
+        lambda: bpf.prog_query(socket.if_nametoindex(host.nic.name), bpf.AttachType.TCX_INGRESS)
+    )
     return [bpf.prog_name(one) for one in ids]
 
 

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 
 import pytest
 from lab import curl_fetch, nginx
 
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import bpf
 
 POLICY = """
 [stacks.wan]
@@ -57,6 +60,16 @@ def _device(site, kind: str) -> tuple[str, str]:
     return "vlan5", "192.0.2.2"
 
 
+def has_tcx() -> bool:
+    """Whether this kernel has it (Linux 6.6)."""
+    try:
+        bpf.prog_query(socket.if_nametoindex("lo"), bpf.AttachType.TCX_INGRESS)
+    except OSError as error:
+        assert error.errno == errno.EINVAL
+        return False
+    return True
+
+
 @pytest.mark.parametrize("kind", ["veth", "802.1Q on a bond"])
 def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
     device, peer = _device(wired, kind)
@@ -82,7 +95,7 @@ def test_a_filter_at_the_first_priority_is_told_and_nothing_is_left(wired):
     host.run(["tc", "qdisc", "add", "dev", dev, "clsact"])
     host.run(f"tc filter add dev {dev} ingress pref 1 protocol ip u32 match u32 0 0 classid 1:1".split())
     before = host.run(["sh", "-c", TRACES]).stdout
-    if os.uname().release.startswith("6.1."):
+    if not host.call(has_tcx):
         with pytest.raises(DmmError, match="priority 1 at its ingress"):
             wired.attach_client(POLICY.format(device=dev))
     else:

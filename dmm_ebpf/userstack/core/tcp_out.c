@@ -6,6 +6,9 @@
  * peer's window, on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO
  * packet; its checksum is left to the kernel. On the outer leg a packet may hold several segments of new
  * data, if the device cuts it (tcp_run.c).
+ *
+ * Longer than 600 lines, because every branch of that order reads the same few fields and comes back to
+ * emit().
  */
 #include "core.h"
 
