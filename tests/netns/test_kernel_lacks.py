@@ -127,6 +127,15 @@ def test_without_cgroup2_a_sentence_and_nothing_left() -> None:
     assert not Path(f"/run/dmm-ebpf/lacks{os.getpid()}").exists()
 
 
+def _attach_command(cgroup: Cgroup, directory: Path, options: str) -> tuple[str, list[str]]:
+    """An instance's name, and what attaches it with a user stack; options: more lines of the stack's."""
+    policy = directory / "policy.toml"
+    policy.write_text(POLICY.replace("{devices}", options).replace("{cgroup}", cgroup.relative))
+    instance = f"lacks{os.getpid()}"
+    words = ["attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    return instance, [*CLI, *words]
+
+
 @pytest.mark.parametrize(
     ("device", "make", "why"),
     [
@@ -142,12 +151,7 @@ def test_a_device_without_native_xdp_is_told_from_an_mtu_above_a_page(
     other.ip(f"link set {other.nic.name} mtu 9000")
     host.ip(make.replace("eth0", host.nic.name))
     device = device.replace("eth0", host.nic.name)
-    cgroup: Cgroup = make_cgroup()
-    policy = tmp_path / "policy.toml"
-    text = POLICY.replace("{devices}", f'io = "af_xdp"\ndevices = ["{device}"]')
-    policy.write_text(text.replace("{cgroup}", cgroup.relative))
-    instance = f"lacks{os.getpid()}"
-    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    instance, attach = _attach_command(make_cgroup(), tmp_path, f'io = "af_xdp"\ndevices = ["{device}"]')
     done = host.run(attach, check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     assert f"cannot serve {device} with stack wan: {why}" in done.stderr
@@ -159,11 +163,7 @@ def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
 ) -> None:
     host, other = lab.host("host"), lab.host("other")
     lab.wire(host, other)
-    cgroup: Cgroup = make_cgroup()
-    policy = tmp_path / "policy.toml"
-    policy.write_text(POLICY.replace("{devices}", "").replace("{cgroup}", cgroup.relative))
-    instance = f"lacks{os.getpid()}"
-    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    instance, attach = _attach_command(make_cgroup(), tmp_path, "")
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
     done = host.run([*hide, *attach], check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
@@ -178,12 +178,7 @@ def test_without_af_xdp_no_user_stack_on_a_device_but_a_sentence_and_nothing_lef
 ) -> None:
     host, other = lab.host("host"), lab.host("other")
     lab.wire(host, other)
-    cgroup: Cgroup = make_cgroup()
-    policy = tmp_path / "policy.toml"
-    text = POLICY.replace("{devices}", f'devices = ["{host.nic.name}"]')
-    policy.write_text(text.replace("{cgroup}", cgroup.relative))
-    instance = f"lacks{os.getpid()}"
-    attach = [*CLI, "attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    instance, attach = _attach_command(make_cgroup(), tmp_path, f'devices = ["{host.nic.name}"]')
     done = host.run([sys.executable, "-c", WITHOUT_AF_XDP, *attach], check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     sentence = (

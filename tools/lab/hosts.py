@@ -260,10 +260,7 @@ class Lab(Closing):
         """
         near, far = self._new_nics(a, b)
         self._add_veth(near, (b, far.name, far.mac), mtu, queues)
-        if not offloads:
-            for nic in (near, far):
-                nic.host.call(offloads_off, nic.name)
-        self._set_addresses(near, far, neighbours)
+        self._configure(near, far, neighbours, offloads=offloads)
         link = Wire(near, far)
         self.links.append(link)
         return link
@@ -360,9 +357,10 @@ class Lab(Closing):
             ]
         )
 
-    def _configure(self, near: Nic, far: Nic, neighbours: str) -> None:
-        for nic in (near, far):
-            nic.host.call(offloads_off, nic.name)
+    def _configure(self, near: Nic, far: Nic, neighbours: str, *, offloads: bool = False) -> None:
+        if not offloads:
+            for nic in (near, far):
+                nic.host.call(offloads_off, nic.name)
         self._set_addresses(near, far, neighbours)
 
     def _set_addresses(self, near: Nic, far: Nic, neighbours: str) -> None:
