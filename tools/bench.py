@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import bench_connections
 import bench_fairness
 import bench_inner
+import bench_ports
 import bench_wide
 import typer
 from bench_matrix import (
@@ -229,6 +230,15 @@ def rivals_of(text: str) -> tuple[str, ...]:
     return chosen
 
 
+def port_items_of(text: str) -> tuple[str, ...]:
+    """ "bulk,many" as a tuple."""
+    chosen = tuple(text.split(","))
+    if unknown := [name for name in chosen if name not in bench_ports.ITEMS]:
+        known = ", ".join(bench_ports.ITEMS)
+        raise typer.BadParameter(f"ports measures no {unknown[0]!r}; it measures {known}")
+    return chosen
+
+
 def grid_of(
     rates: str | None, rtts: str | None, losses: str | None, default: Sequence[Iterable[float]]
 ) -> tuple[Cell, ...]:
@@ -248,7 +258,9 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each side.", min=1)] = 7,
     seconds: Annotated[
         int | None,
-        typer.Option(help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30.", min=2),
+        typer.Option(
+            help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30, ports 2.", min=2
+        ),
     ] = None,
     rates: Annotated[
         str | None, typer.Option(help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100.")
@@ -284,6 +296,9 @@ def main(
         ),
     ] = TCP_BUFFERS_BYTES >> 20,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
+    only: Annotated[
+        str, typer.Option(help=f"ports: what is measured, any of {', '.join(bench_ports.ITEMS)}.")
+    ] = ",".join(bench_ports.ITEMS),
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
     ] = False,
@@ -309,7 +324,17 @@ def main(
     contests = bench_fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
     fair_plan = bench_fairness.FairPlan(contests, seconds or 30, repeat, sim)
     wide = bench_wide.Wide(
-        plan, fair_plan, fetches, rounds, seconds or 4, plots, count, busy_poll_us, instances
+        plan,
+        fair_plan,
+        fetches,
+        rounds,
+        seconds or 4,
+        plots,
+        count,
+        busy_poll_us,
+        instances,
+        seconds or bench_ports.SECONDS,
+        port_items_of(only),
     )
     results: dict[str, Result] = {}
     wide_results: dict[str, Any] = {}

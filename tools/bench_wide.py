@@ -15,8 +15,10 @@ from bench_fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench_fairness_report import fairness_table, plot_fairness
 from bench_flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
 from bench_matrix import Cell, Plan, Result, run_matrix
-from bench_ports import SIDES as PORT_SIDES
-from bench_ports import TRANSFER_S, bench_ports, ports_table
+from bench_ports import ITEMS as PORT_ITEMS
+from bench_ports import SECONDS as PORT_SECONDS
+from bench_ports import bench_ports, ports_table
+from bench_ports import estimate_s as ports_estimate_s
 from bench_ports import summary as ports_summary
 from bench_report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
 from bench_startup import ROUND_S, bench_startup, startup_table, summary
@@ -30,7 +32,7 @@ TITLES = {
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
-    "ports": "bulk flows by each port of a user stack, offloads as they come: tap, af_xdp, kernel",
+    "ports": "what a user stack's port carries, offloads as they come: tap, its ceiling, the kernel, af_xdp",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "verify": "the kernel's verifier: instructions, states and time of each BPF program",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
@@ -52,6 +54,8 @@ class Wide:
     count: int = COUNT
     busy_poll_us: int = 0
     instances: int = 2
+    port_seconds: int = PORT_SECONDS
+    port_items: tuple[str, ...] = tuple(PORT_ITEMS)
 
 
 def minutes(seconds: float) -> str:
@@ -152,13 +156,13 @@ def startup(wide: Wide, directory: Path) -> dict[str, Any]:
 
 def ports(wide: Wide, directory: Path) -> dict[str, Any]:
     """Every side."""
-    each_s = len(PORT_SIDES) * (2 * wide.latency_seconds + TRANSFER_S)
-    with _progress("ports", wide.rounds, wide.rounds * each_s) as (progress, task):
+    items, seconds = wide.port_items, wide.port_seconds
+    with _progress("ports", wide.rounds, wide.rounds * ports_estimate_s(items, seconds)) as (progress, task):
 
         def done(n: int) -> None:
             progress.update(task, completed=n)
 
-        return ports_summary(bench_ports(directory, wide.rounds, int(wide.latency_seconds), done))
+        return ports_summary(bench_ports(directory, wide.rounds, seconds, items, done))
 
 
 # What is found one by one: how, and how it is shown
