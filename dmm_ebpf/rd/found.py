@@ -23,7 +23,7 @@ from dmm_ebpf.rd import rundir
 from dmm_ebpf.rd.processes import MARK_BASE, MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.userstack import pidfile
-from dmm_ebpf.userstack.supervisor import PROGRAM
+from dmm_ebpf.userstack.launching import PROGRAM
 
 _K_SHIFT = (MARK_MASK & -MARK_MASK).bit_length() - 1
 

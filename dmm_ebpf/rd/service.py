@@ -10,6 +10,10 @@ for detach to remove.
 
 from __future__ import annotations
 
+import dmm_ebpf.lean  # noqa: F401 - before asyncio is imported
+
+# isort: split
+
 import asyncio
 import logging
 import sys

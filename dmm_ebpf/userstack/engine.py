@@ -9,7 +9,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -120,7 +119,7 @@ class Engine:
 
     def _create(self) -> None:
         config = ffi.new("struct dmm_engine_config *")
-        config.core.seed = secrets.randbits(64)
+        config.core.seed = _random64()
         config.core.memory_bytes = self.spec.memory_bytes
         config.core.max_connections = self._max_connections
         config.core.inner_mtu = self.inner_mtu
@@ -135,7 +134,7 @@ class Engine:
         config.request_fd = self._request_end.fileno()
         config.max_connections = self.spec.max_connections
         config.busy_poll_us = self.spec.busy_poll_us
-        config.path_key = [secrets.randbits(64), secrets.randbits(64)]
+        config.path_key = [_random64(), _random64()]
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.label}", why="out of memory")
@@ -301,6 +300,11 @@ class Engine:
             first += count
             if count < wanted:
                 return
+
+
+def _random64() -> int:
+    """secrets.randbits(64), without importing what else secrets can do."""
+    return int.from_bytes(os.urandom(8), "little")
 
 
 def _describe(info: Any) -> dict[str, Any]:

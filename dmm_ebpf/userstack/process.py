@@ -12,6 +12,10 @@ give up every system call that is not needed, say ready, only then read packets.
 
 from __future__ import annotations
 
+import dmm_ebpf.lean  # noqa: F401 - before asyncio is imported
+
+# isort: split
+
 import asyncio
 import json
 import logging
@@ -180,4 +184,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Without taking the interpreter apart, for which the Resource Director would wait: nothing is left to do.
+    os._exit(main())

@@ -25,7 +25,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,13 +32,12 @@ from typing import Any, BinaryIO
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import procgroup, tundevice
 from dmm_ebpf.threads import in_thread
-from dmm_ebpf.userstack import answers, control, controlserver, pidfile, sandbox
+from dmm_ebpf.userstack import answers, control, controlserver, launching, pidfile, sandbox
 from dmm_ebpf.userstack.pidfile import kill_process
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 __all__ = ["NicSpec", "StackSpec", "StackSupervisor", "kill_process"]
 
-PROGRAM = "dmm_ebpf.userstack.process"
 READY_DEADLINE_S = 90.0  # an emulated or busy machine takes more than 30
 QUERY_DEADLINE_S = 5.0
 STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS of engine.c
@@ -55,7 +53,7 @@ log = logging.getLogger("dmm-ebpf")
 class StackSupervisor:
     """One process of a stack. Lives in the Resource Director's event loop."""
 
-    COMMAND = (sys.executable, "-P", "-m", PROGRAM)
+    COMMAND = launching.COMMAND
 
     def __init__(
         self,
@@ -228,15 +226,6 @@ class StackSupervisor:
 
     def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
         spec = self.spec
-        # The package that runs here is the one that is to run there, installed or not.
-        root = str(Path(__file__).resolve().parents[2])
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            "PYTHONPATH": os.pathsep.join(
-                dict.fromkeys([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-            ),
-        }
         with self._log_file() as output:
             return subprocess.Popen(
                 # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/found.py).
@@ -245,7 +234,7 @@ class StackSupervisor:
                 stdout=output,
                 stderr=output,
                 pass_fds=[channel_fd, *spec.inherited()],
-                env=environment,
+                env=launching.environment(),
                 cwd="/",
                 start_new_session=True,
             )

@@ -120,6 +120,7 @@ HEAVY = (
     "cffi",
     "pycparser",
     "watchfiles",
+    "_ssl",
     "importlib.metadata",
 )
 

@@ -54,12 +54,11 @@ def test_completion(run_root: Path) -> None:  # noqa: F811
 def test_help_imports_nothing_heavy(run_root: Path) -> None:  # noqa: F811
     heavy = ["pydantic", "textual", "pyroute2", "msgpack", "bcc", "rich.console", "asyncio"]
     code = f"""
-import sys
-sys.argv = ["dmm-ebpf", "--help"]
 import atexit
+import sys
 atexit.register(lambda: print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr))
 from dmm_ebpf.cli.main import main
-main()
+main(["--help"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
