@@ -21,6 +21,7 @@ import logging
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from dmm_ebpf import abi
@@ -195,8 +196,14 @@ class _Swap:
             self.tries[kind] = trie
             if entries.count:
                 trie.update_batch(entries.keys, entries.values, entries.count)
-        for kind, trie in self.tries.items():
-            self.inner.set_inner(self.maps[kind], self.half, trie)
+        # Each waits for a grace period, tens of milliseconds; side by side they wait for the same one.
+        with ThreadPoolExecutor(len(self.tries), "dmm-inner") as pool:
+            putting = [
+                pool.submit(self.inner.set_inner, self.maps[kind], self.half, trie)
+                for kind, trie in self.tries.items()
+            ]
+        for put in putting:
+            put.result()
         for index, rule in enumerate(self.compiled.rules):
             self.maps["rules"].update(struct.pack("=I", self.half * C.DMM_MAX_RULES + index), rule)
         empty = bytes(abi.sizeof("dmm_stack"))
