@@ -157,11 +157,13 @@ def _tcp(host: Host) -> dict[str, int]:
 
 
 def _dropped(host: Host) -> int:
-    """Frames that the host's devices and their queueing disciplines did not take."""
+    """Frames that the host's devices and their queueing disciplines did not take. A clsact has no queue: what it drops
+    is what a program has done with, as ours with a stack's questions.
+    """
     links = json.loads(host.run(["ip", "-j", "-s", "link", "show"]).stdout)
     queues = json.loads(host.run(["tc", "-j", "-s", "qdisc", "show"]).stdout or "[]")
     devices = sum(one["stats64"][way]["dropped"] for one in links for way in ("rx", "tx"))
-    return int(devices) + sum(int(one.get("drops", 0)) for one in queues)
+    return int(devices) + sum(int(one.get("drops", 0)) for one in queues if one["kind"] != "clsact")
 
 
 def _told(wire: _Wire) -> int:
