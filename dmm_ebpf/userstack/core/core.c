@@ -250,6 +250,7 @@ uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint
 
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 {
+	uint64_t trim_ns = mem_trim(&core->mem, now_ns);
 	struct wheel_node *n;
 
 	if (unlikely(core->park_next_ns <= now_ns))
@@ -262,7 +263,7 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 		if (!list_empty(&core->ready[leg]) || core->ctl[leg].count)
 			return now_ns;
 	}
-	return min_u64(wheel_next_ns(&core->wheel), core->park_next_ns);
+	return min_u64(wheel_next_ns(&core->wheel), min_u64(core->park_next_ns, trim_ns));
 }
 
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action)

@@ -20,6 +20,8 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
+#define TRIM_NS NS_PER_S
+
 struct mem_slab {
 	struct list partial; /* of its class, or spare */
 	struct list all;
@@ -106,9 +108,10 @@ static bool mem_grow(struct mem *m, uint32_t cls)
 	struct mem_slab *s;
 
 	if (!list_empty(&m->spare)) {
-		s = container_of(m->spare.next, struct mem_slab, partial);
+		s = container_of(m->spare.prev, struct mem_slab, partial);
 		list_del(&s->partial);
 		m->n_spare--;
+		m->n_idle = min_u32(m->n_idle, m->n_spare);
 	} else {
 		s = slab_map();
 		if (!s)
@@ -130,10 +133,25 @@ static void slab_emptied(struct mem *m, struct mem_slab *s)
 	list_del(&s->partial);
 	list_add_tail(&m->spare, &s->partial);
 	m->n_spare++;
-	while (m->n_spare > MEM_SPARE_SLABS + (m->n_slabs - m->n_spare) / 8) {
-		slab_unmap(m, container_of(m->spare.next, struct mem_slab, partial));
-		m->n_spare--;
+}
+
+uint64_t mem_trim(struct mem *m, uint64_t now_ns)
+{
+	if (likely(m->n_spare <= MEM_SPARE_SLABS)) {
+		m->trim_ns = 0;
+		return NEVER;
 	}
+	if (m->trim_ns && now_ns < m->trim_ns)
+		return m->trim_ns;
+	if (m->trim_ns) {
+		uint32_t keep = m->n_spare - min_u32(m->n_idle, m->n_spare - MEM_SPARE_SLABS);
+
+		for (; m->n_spare > keep; m->n_spare--)
+			slab_unmap(m, container_of(m->spare.next, struct mem_slab, partial));
+	}
+	m->n_idle = m->n_spare;
+	m->trim_ns = m->n_spare > MEM_SPARE_SLABS ? now_ns + TRIM_NS : 0;
+	return m->trim_ns ? m->trim_ns : NEVER;
 }
 
 void *mem_alloc(struct mem *m, size_t size)

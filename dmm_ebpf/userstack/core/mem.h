@@ -4,8 +4,9 @@
  *
  * Owns every object of a core up to 64 KiB. Objects come from size classes (four per power of two) cut out of
  * slabs, so the packet path never calls malloc; larger arrays (they double when they grow) come from malloc.
- * A slab knows how many of its objects are in use; one with none serves any class again, and goes back to the
- * system when more than a few wait. Payload chunks are counted against a limit, nothing else is.
+ * A slab knows how many of its objects are in use; one with none serves any class again, and what nobody
+ * needed for a second goes back to the system, but for a few: flows that come and go would else have the
+ * kernel clear the same pages again and again. Payload chunks are counted against a limit, nothing else is.
  *
  * Invariants: a slab lies at a multiple of its size, so an object's slab is its address rounded down; a slab
  * is on its class's list exactly while it has room and something in use, or was made last.
@@ -23,15 +24,17 @@ enum {
 	MEM_MAX_SHIFT = 16,	/* 64 KiB */
 	MEM_CLASSES = 4 * (MEM_MAX_SHIFT - MEM_MIN_SHIFT) + 1,
 	MEM_SLAB_BYTES = 256 * 1024,
-	MEM_SPARE_SLABS = 16, /* and an eighth of those in use: they wait for the next load */
+	MEM_SPARE_SLABS = 16, /* wait for the next load, however long that takes */
 };
 
 struct mem {
 	struct list partial[MEM_CLASSES]; /* slabs with room */
 	struct list slabs;		  /* all of them */
-	struct list spare;		  /* those with nothing in use */
+	struct list spare;		  /* those with nothing in use, the last emptied one last */
 	uint32_t n_slabs;
 	uint32_t n_spare;
+	uint32_t n_idle;      /* the least that n_spare was since trim_ns was set */
+	uint64_t trim_ns;     /* when what was idle till then is given back; 0: few enough are spare */
 	uint64_t chunk_bytes; /* handed out */
 	uint64_t limit_bytes; /* of chunk_bytes */
 	uint64_t used_bytes;  /* of all objects handed out, as large as their class is, large arrays too */
@@ -45,6 +48,9 @@ void mem_deinit(struct mem *m);
 void *mem_alloc(struct mem *m, size_t size);
 /* size is the one given to mem_alloc() */
 void mem_free(struct mem *m, void *p, size_t size);
+
+/* Gives spare slabs back. Returns when to call again at the latest, or NEVER. */
+uint64_t mem_trim(struct mem *m, uint64_t now_ns);
 
 /* Bytes taken from the system */
 static inline uint64_t mem_held_bytes(const struct mem *m)
