@@ -29,6 +29,9 @@ enum {
 	LONG_BYTES = 65600,  /* with both headers, and for the next one to be aligned */
 	LONG_TX_FRAMES = 64, /* a power of two */
 	SEND_BATCH = 64,
+	/* What is read, or waits to be sent, at once: so much stays in a processor's own cache until it is
+	   used */
+	HOT_BYTES = 128 << 10,
 	SNDBUF_BYTES = 8 << 20, /* about as many frames as an AF_XDP socket's transmit side has */
 };
 
@@ -39,7 +42,9 @@ struct dmm_tapnic {
 	uint32_t frame_bytes, tx_frames;
 	uint32_t head; /* bytes in front of the Ethernet header */
 	uint32_t rx_first, rx_end;
+	uint32_t rx_bytes;	   /* of what was last read at once */
 	uint32_t tx_head, tx_tail; /* grow; committed are head .. tail - 1 */
+	uint32_t tx_bytes;	   /* of those committed since the last attempt to send */
 	uint32_t rx_len[RX_FRAMES];
 	struct iovec iov[TX_FRAMES];
 	struct mmsghdr msg[TX_FRAMES];
@@ -192,9 +197,10 @@ int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t 
 
 uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
 {
+	tap->rx_bytes = 0;
 	if (tap->rx_first == tap->rx_end)
 		tap->rx_first = tap->rx_end = 0;
-	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max) {
+	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max && tap->rx_bytes < HOT_BYTES) {
 		ssize_t n = read(tap->tap_fd, frame_at(tap, tap->rx, tap->rx_end), tap->frame_bytes);
 
 		if (n < 0 && errno == EINTR)
@@ -202,10 +208,16 @@ uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
 		if (n <= (ssize_t)tap->head)
 			break; /* nothing now; that the device is gone, poll(2) tells */
 		tap->rx_len[tap->rx_end++] = (uint32_t)n;
+		tap->rx_bytes += (uint32_t)n;
 	}
 	uint32_t ready = tap->rx_end - tap->rx_first;
 
 	return ready < max ? ready : max;
+}
+
+bool dmm_tapnic_rx_more(const struct dmm_tapnic *tap)
+{
+	return tap->rx_bytes >= HOT_BYTES;
 }
 
 const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
@@ -232,6 +244,8 @@ uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap)
 {
 	if (tap->tx_tail - tap->tx_head == tap->tx_frames)
 		return NULL;
+	if (tap->tx_head == tap->tx_tail)
+		tap->tx_head = tap->tx_tail = 0; /* the frames that were used last */
 	return frame_at(tap, tap->tx, tap->tx_tail % tap->tx_frames) + tap->head;
 }
 
@@ -241,6 +255,7 @@ void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm
 	struct dmm_vnet framed = *vnet;
 
 	tap->iov[i].iov_len = len + tap->head;
+	tap->tx_bytes += len;
 	if (tap->way == DMM_TAPNIC_XDP)
 		return;
 	framed.csum_start += framed.flags & DMM_VNET_NEEDS_CSUM ? ETH_BYTES : 0;
@@ -263,8 +278,14 @@ uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
 	return tap->tx_tail - tap->tx_head;
 }
 
+bool dmm_tapnic_tx_due(const struct dmm_tapnic *tap)
+{
+	return tap->tx_bytes >= HOT_BYTES;
+}
+
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 {
+	tap->tx_bytes = 0;
 	while (tap->tx_head != tap->tx_tail) {
 		uint32_t at = tap->tx_head % tap->tx_frames;
 		uint32_t n = tap->tx_tail - tap->tx_head;

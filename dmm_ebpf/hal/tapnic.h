@@ -54,8 +54,10 @@ int dmm_tapnic_fd(const struct dmm_tapnic *tap);
 int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t index,
 			struct dmm_hal_error *err);
 
-/* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them. */
+/* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them.
+ * dmm_tapnic_rx_more(): fewer were, because they are long, and more may wait in the device. */
 uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max);
+bool dmm_tapnic_rx_more(const struct dmm_tapnic *tap);
 const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
 				   struct dmm_vnet *vnet);
 /* Forgets the first n of them. */
@@ -73,6 +75,8 @@ uint32_t dmm_tapnic_room(const struct dmm_tapnic *tap);
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);
 /* Committed and not sent. */
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap);
+/* Whether so much waits that it should be sent before more is written. */
+bool dmm_tapnic_tx_due(const struct dmm_tapnic *tap);
 
 void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_tapnic_stats *stats);
 

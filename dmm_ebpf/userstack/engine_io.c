@@ -17,7 +17,6 @@ enum {
 	TUN_TX_BUDGET = 32,
 	NIC_RX_BUDGET = 64,
 	NIC_TX_BUDGET = 128,
-	KICK_PKTS = 32, /* what one call sends at least, see af_xdp's budget */
 	ETH_BYTES = 14,
 	IP4_MIN_BYTES = 20,
 	IP6_BYTES = 40,
@@ -120,10 +119,10 @@ static uint64_t back_of(const uint8_t *frame, uint32_t nic)
 	return src[0] & 1 ? 0 : back; /* a group address is nobody's */
 }
 
-void engine_port_in(struct dmm_engine *e, uint32_t i)
+/* Takes what is at hand of a port, at most max frames. Returns how many there were. */
+static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 {
-	struct port *port = &e->port[i];
-	uint32_t count = port_rx_peek(port, NIC_RX_BUDGET);
+	uint32_t count = port_rx_peek(port, max);
 	uint64_t now = engine_now_ns(); /* after the packets came */
 
 	for (uint32_t k = 0; k < count; k++) {
@@ -146,7 +145,18 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 	}
 	e->stats.nic_rx_pkts += count;
 	port_rx_release(port, count);
-	if (count == NIC_RX_BUDGET) {
+	return count;
+}
+
+void engine_port_in(struct dmm_engine *e, uint32_t i)
+{
+	uint32_t left = NIC_RX_BUDGET, count;
+
+	do {
+		count = port_in(e, &e->port[i], left);
+		left -= count;
+	} while (count && left && port_rx_more(&e->port[i]));
+	if (!left) {
 		e->more = true;
 		e->unread = true;
 	}
@@ -245,7 +255,7 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 	port_tx_commit(port, len + ETH_BYTES, &meta->vnet);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
-	if (port_tx_unkicked(port) >= KICK_PKTS)
+	if (port_tx_due(port))
 		port_kick(e, port);
 }
 

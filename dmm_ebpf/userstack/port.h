@@ -16,6 +16,8 @@
 #include "../hal/afxdp.h"
 #include "../hal/tapnic.h"
 
+enum { PORT_KICK_PKTS = 32 }; /* what one call sends at least, see af_xdp's budget */
+
 struct port {
 	struct dmm_xsk *xsk;
 	struct dmm_tapnic *tap;
@@ -62,6 +64,12 @@ static inline void port_rx_release(struct port *port, uint32_t n)
 		dmm_tapnic_rx_release(port->tap, n);
 }
 
+/* Whether more frames may be at hand than were last told of, though fewer than the most that was asked for */
+static inline bool port_rx_more(const struct port *port)
+{
+	return port->tap && dmm_tapnic_rx_more(port->tap);
+}
+
 static inline uint8_t *port_tx_begin(struct port *port)
 {
 	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
@@ -83,6 +91,14 @@ static inline void port_tx_commit(struct port *port, uint32_t len, const struct 
 static inline uint32_t port_tx_unkicked(const struct port *port)
 {
 	return port->xsk ? dmm_xsk_tx_unkicked(port->xsk) : dmm_tapnic_tx_unkicked(port->tap);
+}
+
+/* Whether enough waits for a system call of its own. */
+static inline bool port_tx_due(const struct port *port)
+{
+	if (port->tap && dmm_tapnic_tx_due(port->tap))
+		return true;
+	return port_tx_unkicked(port) >= PORT_KICK_PKTS;
 }
 
 static inline int port_tx_kick(struct port *port)
