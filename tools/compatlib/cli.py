@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of tools/compat."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from compatlib.case import CARRIERS
+from compatlib.cases import GROUPS
+from compatlib.limits import known_limits, objection
+from compatlib.page import page as page_text
+from compatlib.run import DIFFERS, Result, Spot, run, spots
+from dmm_ebpf.errors import DmmError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command()
+def compat(
+    *,
+    only: Annotated[
+        list[str] | None, typer.Option(help='A group, or "GROUP: CASE", with * and ?; may be given again.')
+    ] = None,
+    carrier: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(CARRIERS)}; may be given again.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The cells that the tests run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Write docs/compatibility.md; needs every cell.")
+    ] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Only print the groups and their cases.")] = False,
+) -> None:
+    """Try what else may be on a host beside dmm-ebpf, and compare with the same host without it.
+
+    Exits with 1 when a cell differs that limits.toml does not name, or holds though it is named.
+    """
+    wanted = spots(only or (), quick=quick)
+    chosen = tuple(carrier or CARRIERS)
+    _check(wanted, chosen, page and bool(only or carrier or quick))
+    if groups:
+        for name in GROUPS:
+            cases = dict.fromkeys(spot.case.name for spot in wanted if spot.case.group == name)
+            print(f"{name}: {'; '.join(cases)}") if cases else None
+        return
+    results = _run(wanted, chosen)
+    limits = known_limits()
+    objections = [(r, text) for r in results if (text := objection(r, limits))]
+    if page:
+        PAGE.write_text(page_text(results, limits))
+    if as_json:
+        print(json.dumps([r.as_dict() for r in results], indent=1))
+    else:
+        _show(results, objections)
+    raise typer.Exit(1 if objections else 0)
+
+
+def _check(wanted: list[Spot], carriers: tuple[str, ...], is_part: bool) -> None:
+    if not wanted:
+        raise typer.BadParameter("no case is called so; --groups lists them", param_hint="--only")
+    if set(carriers) - set(CARRIERS):
+        raise typer.BadParameter(f"a carrier is one of {', '.join(CARRIERS)}", param_hint="--carrier")
+    if is_part:
+        raise typer.BadParameter(
+            "the page needs every cell: no --only, --carrier or --quick", param_hint="--page"
+        )
+
+
+def _run(wanted: list[Spot], carriers: tuple[str, ...]) -> list[Result]:
+    with (
+        tempfile.TemporaryDirectory(prefix="dmm-compat-") as name,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        bar = progress.add_task("cells", total=len(wanted) * (len(carriers) + 1))
+        return run(wanted, Path(name), carriers, lambda carrier, spot: progress.advance(bar))
+
+
+def _show(results: list[Result], objections: list[tuple[Result, str]]) -> None:
+    console = Console()
+    table = Table(title="cells by group", title_justify="left")
+    verdicts = Counter((r.group, r.carrier, r.verdict) for r in results)
+    for heading in ("group", *dict.fromkeys(r.carrier for r in results)):
+        table.add_column(heading)
+    for group in dict.fromkeys(r.group for r in results):
+        cells = [
+            ", ".join(f"{n} {v}" for (g, c, v), n in sorted(verdicts.items()) if (g, c) == (group, carrier))
+            for carrier in dict.fromkeys(r.carrier for r in results)
+        ]
+        table.add_row(group, *cells)
+    console.print(table)
+    known = sum(r.verdict == DIFFERS for r in results) - sum("differs, and" in text for _, text in objections)
+    console.print(f"{known} cells differ as limits.toml says")
+    for result, text in objections:
+        line = f"{result.group}: {result.case}, {result.direction}, {result.family}, {result.carrier}: {text}"
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of tools/compat."""
+    try:
+        app()
+    except DmmError as error:
+        print(f"compat: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
