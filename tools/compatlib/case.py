@@ -58,6 +58,7 @@ class Case:
     ip(8) line and the line that undoes it. app: more for the application's socket (agent.py). target: the name of the
     address that is connected to; server: who serves, when it is not the direction's own (cell.py); redirected: it
     listens on {port2}. tool: which iptables. prepare: what no field says; it undoes itself by the cell's stack.
+    program: instead of the application of agent.py; what it returns are the facts.
     during, after: what is looked at while the connection stands, and when it has ended. mbit: a rate that has to hold,
     in Mbit/s, from this host; below zero, to it.
     """
@@ -77,6 +78,7 @@ class Case:
     redirected: bool = False
     tool: str = ""
     prepare: Step | None = None
+    program: Callable[[Cell], dict[str, Any]] | None = None
     during: tuple[Watch, ...] = ()
     after: tuple[Watch, ...] = ()
     size: int = PAYLOAD

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lab import Host, wait_for
+from lab.waiting import patient
 
 from compatlib.case import CHAINS, CONNECT, FORWARD, IP4, IP6, LISTEN, PUBLISHED, USER, Case
 from compatlib.site import Agent, Site, Untried
 from dmm_ebpf.errors import DmmError
 
 SEED = 7
+PATIENCE_S = 5  # how long the application waits for a byte
 TABLE = "inet t"
 
 
@@ -160,7 +162,7 @@ class Cell:
                 self.set_up()
             except Untried as error:
                 return Seen(untried=str(error))
-            return self._connections()
+            return self._program() if self.case.program else self._connections()
 
     def set_up(self) -> None:
         """The case's rules, settings and steps."""
@@ -205,6 +207,17 @@ class Cell:
         flush = (tool, "-t", table, "-F", chain)
         self.run(tool, "-w", "-t", table, "-A", chain, *self.fill(words).split(), undo=flush)
 
+    def _program(self) -> Seen:
+        assert self.case.program
+        opened = self.site.opened()
+        try:
+            seen = Seen(self.case.program(self))
+        except DmmError as error:
+            return Seen({"outcome": str(error)})
+        if self.site.carrier in USER:
+            seen.carried = "user" if self.site.opened() > opened else "kernel"
+        return seen
+
     def _ends(self) -> tuple[Agent, Agent]:
         """Who connects, and who serves."""
         site = self.site
@@ -224,7 +237,7 @@ class Cell:
         for_server = case.app if own is server else case.app.get("other", {})
         listening = server.ask(
             "listen", address="0.0.0.0" if self.family == IP4 else "::", port=int(self.words["serves"]),
-            **{k: v for k, v in for_server.items() if k not in ("other", "bind")},
+            **{"patience": patient(PATIENCE_S)} | {k: v for k, v in for_server.items() if k not in ("other", "bind")},
         )  # fmt: skip
         if "error" in listening:
             seen.facts["listen"] = listening["error"]
@@ -233,6 +246,7 @@ class Cell:
         opened = self.site.opened()
         told: dict[str, Any] = {
             "address": self.words["target"], "port": self.port, "up": case.size, "down": case.size, "seed": SEED,
+            "patience": patient(PATIENCE_S),
         } | {k: v for k, v in for_client.items() if k != "other"}  # fmt: skip
         if told.get("bind"):
             told["bind"] = self.words[told["bind"]]

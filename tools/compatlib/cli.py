@@ -17,6 +17,7 @@ from rich.table import Table
 
 from compatlib.case import CARRIERS
 from compatlib.cases import GROUPS
+from compatlib.guest import tried_there
 from compatlib.limits import known_limits, objection
 from compatlib.page import page as page_text
 from compatlib.run import DIFFERS, Result, Spot, run, spots
@@ -41,6 +42,9 @@ def compat(
     page: Annotated[
         bool, typer.Option("--page", help="Write docs/compatibility.md; needs every cell.")
     ] = False,
+    kernel: Annotated[
+        str, typer.Option(help="Try what this kernel cannot under another one, emulated: 6.1. Takes long.")
+    ] = "",
     groups: Annotated[bool, typer.Option("--groups", help="Only print the groups and their cases.")] = False,
 ) -> None:
     """Try what else may be on a host beside dmm-ebpf, and compare with the same host without it.
@@ -56,6 +60,8 @@ def compat(
             print(f"{name}: {'; '.join(cases)}") if cases else None
         return
     results = _run(wanted, chosen)
+    if kernel:
+        results = tried_there(results, kernel)
     limits = known_limits()
     objections = [(r, text) for r in results if (text := objection(r, limits))]
     if page:

@@ -33,6 +33,7 @@ data) and what the host sees (counters, entries, devices, rates) is compared wit
 Directions: *connect* and *listen* are of a program on the host; *forward* is a container that connects through the
 host, *published* one whose port the host publishes by DNAT.
 A verdict stands for IPv4 and IPv6 unless it names one.
+One with a version behind it was tried under that kernel, in an emulated machine (`--kernel`).
 """
 
 
@@ -73,11 +74,12 @@ def _cell(results: Iterable[Result], limits: list[Limit], notes: dict[str, int])
 
 
 def _word(result: Result, limits: list[Limit], notes: dict[str, int]) -> str:
+    there = f" ({result.kernel})" if result.kernel else ""
     if result.verdict == SAME:
-        return SAME
+        return SAME + there
     limit = limit_of(result, limits)
     why = limit.why if limit else result.detail or "not known"
     if result.verdict == UNTRIED:
         why = f"Could not be tried here: {result.detail}"
     number = notes.setdefault(why[0].upper() + why[1:].rstrip(".") + ".", len(notes) + 1)
-    return f"{result.verdict} [{number}](#why)"
+    return f"{result.verdict}{there} [{number}](#why)"

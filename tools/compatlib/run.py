@@ -40,7 +40,10 @@ class Spot:
 
 @dataclass(frozen=True)
 class Result:
-    """A cell's verdict. detail: what differs, or why the kernel serves, or what is missing here."""
+    """A cell's verdict.
+
+    detail: what differs, or why the kernel serves, or what is missing here. kernel: where it was tried, if not here.
+    """
 
     group: str
     case: str
@@ -51,6 +54,7 @@ class Result:
     detail: str
     facts: dict[str, Any]
     seconds: float
+    kernel: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -196,11 +196,13 @@ class Site(Closing):
 
     def _build(self) -> None:
         self.lab = self.stack.enter_context(Lab("compat"))
+        self.scratch = self.directory / self.lab.name  # what cells make, other sites do not see
+        self.scratch.mkdir()
         self.client, self.peer, self.box = (self.lab.host(name) for name in ("client", "peer", "box"))
         self.lab.wire(self.client, self.peer, offloads=True)
         self.lab.wire(self.client, self.peer, offloads=True)
         self.lab.wire(self.client, self.box, offloads=True)
-        for host in (self.client, self.peer):
+        for host in (self.client, self.peer, self.box):
             for name, value in SYSCTLS.items():
                 with contextlib.suppress(DmmError):  # older kernels have not all
                     host.sysctl(name, value)

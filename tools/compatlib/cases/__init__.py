@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from compatlib.case import Case
-from compatlib.cases import devices, filters, marks, nat, queueing, routing, tools, tracking
+from compatlib.cases import devices, filters, marks, nat, programs, queueing, routing, tools, tracking
 
 CASES: tuple[Case, ...] = (
     *filters.CASES,
@@ -15,6 +15,7 @@ CASES: tuple[Case, ...] = (
     *queueing.CASES,
     *devices.CASES,
     *tools.CASES,
+    *programs.CASES,
 )
 
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))

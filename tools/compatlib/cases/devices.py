@@ -25,7 +25,7 @@ def _restrict(cell: Cell) -> None:
     import socket
 
     index = cell.host.call(socket.if_nametoindex, cell.site.device)
-    built = compiled(RESTRICT % {"index": index}, f"compat-restrict-{index}.o")
+    built = compiled(cell, RESTRICT % {"index": index}, f"compat-restrict-{index}.o")
     pins = f"/sys/fs/bpf/{cell.site.lab.name.replace('.', '-')}-{cell.port}"
     cell.run("bpftool", "prog", "loadall", str(built), pins, undo=("rm", "-r", pins))
     for name, way in (("out", "egress"), ("in", "ingress")):

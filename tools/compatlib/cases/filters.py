@@ -106,7 +106,8 @@ NFT_CASES = (
         "by the device's index", NFT, OWN,
         nft=('to {to} oif "{dev}" counter', 'from {from} iif "{dev}" counter'), during=(counters,),
     ),
-    Case("no such address", NFT, (CONNECT,), target="absent"),
+    Case("no such address", NFT, (CONNECT,), target="absent", sysctls=(("net.ipv4.tcp_syn_retries", "3"),),
+         app={"patience": 9}),
     Case("a port nobody serves", NFT, (CONNECT,), nft=("to {to} counter",), app={"port": 9}),
     Case(
         "the peer's filter rejects", NFT, (CONNECT,),

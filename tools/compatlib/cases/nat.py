@@ -58,6 +58,6 @@ CASES = (
          nft=("raw-pre {from} tcp flags syn notrack",
               "from {from} ct state invalid,untracked counter synproxy mss 1460 wscale 7 timestamp sack-perm",
               "from {from} ct state invalid drop")),
-    Case("IPv4 and IPv6 as they are, with a NAT table that does not match", GROUP, OWN, during=(counters,),
+    Case("a NAT table that does not match", GROUP, OWN, during=(counters,),
          nft=("nat-post oifname nowhere masquerade", "nat-pre tcp dport 1 redirect to :2", "to {to} counter")),
 )  # fmt: skip

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from compatlib.watch import hits, qdisc
 IMPATIENT = {"patience": 2, "other": {"patience": 2}}  # what is lost is lost for good
 GROUP = "at the device"
 BULK = 3_000_000
-FOLDER = Path("/run/dmm-wanlab")
 
 # Of somebody else's: at `drop` it drops TCP segments above 200 bytes, at `pass` nothing.
 PROGRAM = """
@@ -30,29 +28,16 @@ char _license[] SEC("license") = "GPL";
 """
 
 
-@cache
-def compiled(source: str, name: str) -> Path:
-    """A BPF object, made once in a run. Untried when clang is not there."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    made = FOLDER / name
-    argv = [
-        "clang",
-        "-O2",
-        "-g",
-        "-target",
-        "bpf",
-        "-I/usr/include/x86_64-linux-gnu",
-        "-xc",
-        "-c",
-        "-",
-        "-o",
-        str(made),
-    ]
-    try:
-        subprocess.run(argv, input=source, text=True, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", "") or str(error)
-        raise Untried(f"clang: {' '.join(said.split())}") from error
+def compiled(cell: Cell, source: str, name: str) -> Path:
+    """A BPF object, made once for a site. Untried when clang is not there."""
+    made = cell.site.scratch / name
+    argv = ["clang", "-O2", "-g", "-target", "bpf", "-I/usr/include/x86_64-linux-gnu", "-xc", "-c", "-"]
+    if not made.exists():
+        try:
+            subprocess.run([*argv, "-o", str(made)], input=source, text=True, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", "") or str(error)
+            raise Untried(f"clang: {' '.join(said.split())}") from error
     return made
 
 
@@ -112,7 +97,7 @@ def _police(cell: Cell) -> None:
 
 def _program(where: str, section: str) -> Step:
     def prepare(cell: Cell) -> None:
-        built = compiled(PROGRAM, "compat-tc.o")
+        built = compiled(cell, PROGRAM, "compat-tc.o")
         cell.host.run(["tc", "qdisc", "add", "dev", cell.site.device, "clsact"], check=False)
         at = f"dev {{dev}} {where} pref 7"
         _tc(cell, f"filter add {at} bpf da obj {built} sec tc/{section}", f"filter del {at}")

@@ -30,13 +30,18 @@ def _vrf(cell: Cell) -> None:
 
 
 def _strict_everywhere(cell: Cell) -> None:
-    cell.sysctl("net.ipv4.conf.all.rp_filter", "1")
-    cell.host.call(_make_strict)
+    before = cell.host.call(_filters)
+    cell.stack.callback(cell.host.call, _set_filters, before)
+    cell.host.call(_set_filters, dict.fromkeys(before, "1"))
 
 
-def _make_strict() -> None:
-    for setting in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter"):
-        setting.write_text("1")
+def _filters() -> dict[Path, str]:
+    return {setting: setting.read_text() for setting in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter")}
+
+
+def _set_filters(values: dict[Path, str]) -> None:
+    for setting, value in values.items():
+        setting.write_text(value)
 
 
 def _two_defaults(cell: Cell) -> None:

@@ -19,7 +19,7 @@ GROUP = "listings"
 
 def _tcpdump(cell: Cell) -> None:
     """tcpdump on the device, whose lines go to a file; short frames, so that none is lost for want of room."""
-    said = cell.site.directory / f"tcpdump-{cell.site.carrier}-{cell.port}"
+    said = cell.site.scratch / f"tcpdump-{cell.port}"
     options = ["-l", "-n", "-s", "128", "-B", "8192", "--immediate-mode", "-i", cell.site.device]
     try:
         with said.open("w") as out:
