@@ -34,6 +34,11 @@ Directions: *connect* and *listen* are of a program on the host; *forward* is a 
 host, *published* one whose port the host publishes by DNAT.
 A verdict stands for IPv4 and IPv6 unless it names one.
 One with a version behind it was tried under that kernel, in an emulated machine (`--kernel`).
+
+A case is one declaration in `tools/compatlib/cases`; cells that are known not to hold stand in
+`tools/compatlib/limits.toml`, with why.
+The tests try the quick cases (all of them with `DMM_COMPAT=all`), and fail for a cell that differs and is not named
+there, and for one that is named and holds.
 """
 
 

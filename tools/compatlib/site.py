@@ -235,6 +235,7 @@ class Site(Closing):
                 self.addresses[IP6][name + suffix] = host.nics[number].ip6
         ip4, ip6 = self.addresses[IP4], self.addresses[IP6]
         ip4["extra"], ip6["extra"] = "198.18.0.11", "2001:db8:0::11"
+        ip4["fresh"], ip6["fresh"] = "198.18.0.21", "2001:db8:0::21"
         ip4["absent"], ip6["absent"] = "198.18.0.77", "2001:db8:0::77"
         inner = self.client.nics[2].name
         self.client.ip(

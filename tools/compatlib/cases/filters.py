@@ -179,6 +179,21 @@ def _iptables(tool: str) -> tuple[Case, ...]:
             "TCPMSS", group, OWN, tool=tool, during=(hits,),
             iptables=("mangle to {-to} --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",),
         ),
+        Case(
+            "SNAT", group, (CONNECT,), tool=tool, iptables=("nat POSTROUTING {-to} -j SNAT --to-source {extra}",),
+        ),
+        Case(
+            "masquerade by the device's name", group, (CONNECT, FORWARD), tool=tool, during=(hits,),
+            iptables=("nat POSTROUTING {-to} -o {dev} -j MASQUERADE",),
+        ),
+        Case(
+            "DNAT in OUTPUT", group, (CONNECT,), tool=tool, target="virtual",
+            iptables=("nat OUTPUT {-to} -j DNAT --to-destination {peer@}:{port}",),
+        ),
+        Case(
+            "REDIRECT in PREROUTING", group, (LISTEN,), tool=tool, redirected=True, during=(hits,),
+            iptables=("nat PREROUTING {-from} -j REDIRECT --to-ports {port2}",),
+        ),
     )  # fmt: skip
 
 

@@ -78,10 +78,10 @@ def _iperf3(cell: Cell) -> dict[str, Any]:
     cell.stack.callback(started.stop)
     said = {}
     for way, options in (("to the server", ()), ("from the server", ("-R",))):
-        words = ("-n", str(BULK), "-P", "4", *options)
+        words = ("-t", "1", "-P", "4", *options)
         told = iperf3(client, cell.words["target"], *words, cgroup=client_group, port=cell.port, timeout=30)
         sums = (told["end"][side]["bytes"] for side in ("sum_sent", "sum_received"))
-        said[way] = "done" if all(size > BULK / 2 for size in sums) else "not done"
+        said[way] = "done" if min(sums) > BULK / 10 else "not done"
     return said
 
 

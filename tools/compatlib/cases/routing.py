@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compatlib.case import CONNECT, DIRECTIONS, IP4, LISTEN, OWN, Case
+from compatlib.case import CONNECT, DIRECTIONS, IP4, IP6, LISTEN, OWN, Case
 from compatlib.cell import Cell
 from compatlib.watch import hits, path
 
@@ -122,6 +122,8 @@ CASES = (
     Case("a socket bound to an address", WAYS, (CONNECT,), target="service", app={"bind": "extra"}, quick=True),
     Case("two defaults, the second before the first", WAYS, (CONNECT,), target="service", prepare=_two_defaults,
          during=(path,), quick=True),
+    Case("a newer address, which the kernel prefers", WAYS, (CONNECT,), families=(IP6,),
+         ip=(("addr add {fresh}/64 dev eth0 nodad", "addr del {fresh}/64 dev eth0"),)),
     Case("ECMP", WAYS, (CONNECT,), target="service", prepare=_ecmp, connections=6, size=100_000),
     Case("the host's own address", WAYS, (CONNECT,), target="client", server="bystander", quick=True),
     Case("a listener's other address, over the other wire", WAYS, (LISTEN,), target="client", during=(path,),
