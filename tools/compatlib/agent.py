@@ -130,7 +130,7 @@ class Agent:
         saw: Told = {"local": sock.getsockname()[:2], "peer": sock.getpeername()[:2], "mark": mark_of(sock)}
         self.served.append(saw)
         with contextlib.suppress(OSError, ValueError), sock:
-            limit = struct.pack("@ll", int(patience) + 2, 0)  # who connects gives up first
+            limit = struct.pack("@ll", int(patience) + 10, 0)  # who connects gives up first
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             asked = json.loads(read_line(sock))

@@ -124,7 +124,7 @@ class Cell:
             raise Untried(f"there is no {argv[0]}") from error
         if done.returncode:
             said = " ".join((done.stderr or done.stdout).split())
-            raise Untried(f"{' '.join(argv[:3])}: {said}")
+            raise Untried(f"{' '.join(argv[:3])}: {said.partition('. ')[0]}")
         if undo:
             self.stack.callback(host.run, [self.fill(word) for word in undo], check=False)
         return str(done.stdout)
