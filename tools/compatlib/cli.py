@@ -20,7 +20,7 @@ from compatlib.cases import GROUPS
 from compatlib.guest import tried_there
 from compatlib.limits import known_limits, objection
 from compatlib.page import page as page_text
-from compatlib.run import DIFFERS, Result, Spot, run, spots
+from compatlib.run import DIFFERS, SAME, Result, Spot, run, spots
 from dmm_ebpf.errors import DmmError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
@@ -37,6 +37,11 @@ def compat(
     carrier: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(CARRIERS)}; may be given again.")
     ] = None,
+    family: Annotated[str, typer.Option(help="ip4 or ip6 alone.")] = "",
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Print each cell that is not the same, with what was seen."),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="The cells that the tests run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")] = False,
     page: Annotated[
@@ -51,9 +56,9 @@ def compat(
 
     Exits with 1 when a cell differs that limits.toml does not name, or holds though it is named.
     """
-    wanted = spots(only or (), quick=quick)
+    wanted = [s for s in spots(only or (), quick=quick) if family in ("", s.family)]
     chosen = tuple(carrier or CARRIERS)
-    _check(wanted, chosen, page and bool(only or carrier or quick))
+    _check(wanted, chosen, page and bool(only or carrier or quick or family))
     if groups:
         for name in GROUPS:
             cases = dict.fromkeys(spot.case.name for spot in wanted if spot.case.group == name)
@@ -69,7 +74,7 @@ def compat(
     if as_json:
         print(json.dumps([r.as_dict() for r in results], indent=1))
     else:
-        _show(results, objections)
+        _show(results, objections, verbose)
     raise typer.Exit(1 if objections else 0)
 
 
@@ -80,7 +85,7 @@ def _check(wanted: list[Spot], carriers: tuple[str, ...], is_part: bool) -> None
         raise typer.BadParameter(f"a carrier is one of {', '.join(CARRIERS)}", param_hint="--carrier")
     if is_part:
         raise typer.BadParameter(
-            "the page needs every cell: no --only, --carrier or --quick", param_hint="--page"
+            "the page needs every cell: no --only, --carrier, --family or --quick", param_hint="--page"
         )
 
 
@@ -93,7 +98,7 @@ def _run(wanted: list[Spot], carriers: tuple[str, ...]) -> list[Result]:
         return run(wanted, Path(name), carriers, lambda carrier, spot: progress.advance(bar))
 
 
-def _show(results: list[Result], objections: list[tuple[Result, str]]) -> None:
+def _show(results: list[Result], objections: list[tuple[Result, str]], is_verbose: bool) -> None:
     console = Console()
     table = Table(title="cells by group", title_justify="left")
     verdicts = Counter((r.group, r.carrier, r.verdict) for r in results)
@@ -106,11 +111,18 @@ def _show(results: list[Result], objections: list[tuple[Result, str]]) -> None:
         ]
         table.add_row(group, *cells)
     console.print(table)
+    for result in results if is_verbose else ():
+        if result.verdict != SAME:
+            _line(console, result, f"{result.verdict}: {result.detail or 'no reason is told'}")
     known = sum(r.verdict == DIFFERS for r in results) - sum("differs, and" in text for _, text in objections)
     console.print(f"{known} cells differ as limits.toml says")
     for result, text in objections:
-        line = f"{result.group}: {result.case}, {result.direction}, {result.family}, {result.carrier}: {text}"
-        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        _line(console, result, text, style="red")
+
+
+def _line(console: Console, result: Result, text: str, style: str = "") -> None:
+    place = f"{result.group}: {result.case}, {result.direction}, {result.family}, {result.carrier}"
+    console.print(f"{place}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
