@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -126,7 +127,8 @@ def _line(console: Console, result: Result, text: str, style: str = "") -> None:
 
 
 def main() -> None:
-    """Entry point of tools/compat."""
+    """Entry point of tools/compat. SIGTERM ends it as Ctrl-C does: what was made is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except DmmError as error:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -93,17 +93,23 @@ def run(
 ) -> list[Result]:
     """Every cell, by every carrier and without any; the results in the order of wanted."""
     carriers = tuple(carriers)
+    stopping = threading.Event()
     sites = list(dict.fromkeys(spot.site for spot in wanted))
     with ThreadPoolExecutor(WORKERS) as pool:
         running = [
-            (carrier, pool.submit(_run_site, site, carrier, part, directory, done))
+            (carrier, pool.submit(_run_site, site, carrier, part, directory, done=done, stopping=stopping))
             for site in sites
             for carrier in (REFERENCE, *carriers)
             for part in _shards([spot for spot in wanted if spot.site == site])
         ]
         seen: dict[str, dict[str, Seen]] = {carrier: {} for carrier in (REFERENCE, *carriers)}
-        for carrier, future in running:
-            seen[carrier] |= future.result()
+        try:
+            for carrier, future in running:
+                seen[carrier] |= future.result()
+        except BaseException:
+            stopping.set()  # each site ends with the cell that it is at
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [
         _result(spot, carrier, seen[REFERENCE][spot.name], seen[carrier][spot.name])
         for spot in wanted
@@ -117,15 +123,25 @@ def _shards(wanted: list[Spot]) -> list[list[Spot]]:
 
 
 def _run_site(
-    kind: str, carrier: str, wanted: list[Spot], directory: Path, done: Callable[[str, Spot], None]
+    kind: str,
+    carrier: str,
+    wanted: list[Spot],
+    directory: Path,
+    *,
+    done: Callable[[str, Spot], None],
+    stopping: threading.Event,
 ) -> dict[str, Seen]:
-    """The cells of one site by one carrier. A cell that breaks the site gets a new one for those that follow."""
+    """The cells of one site by one carrier. A cell that breaks the site gets a new one for those that follow.
+
+    Raises DmmError when the hosts cannot be made, or dmm-ebpf does not attach to the plain one.
+    """
     found: dict[str, Seen] = {}
     left = list(wanted)
-    while left:
+    while left and not stopping.is_set():
+        spot = None
         try:
             with Site(kind, carrier, directory) as site:
-                while left:
+                while left and not stopping.is_set():
                     spot = left.pop(0)
                     found[spot.name] = Seen({"broken": "the cell could not be ended"})
                     began = time.monotonic()
@@ -136,10 +152,9 @@ def _run_site(
             found |= {spot.name: Seen(untried=str(error)) for spot in left}
             left = []
         except (DmmError, OSError, TimeoutError, ValueError) as error:
-            if not left or left[-1].name not in found:
-                with contextlib.suppress(StopIteration):
-                    broken = next(s for s in reversed(wanted) if s.name in found)
-                    found[broken.name] = Seen({"broken": str(error)})
+            if spot is None:  # no hosts, or nothing attached: the next ones would fare no better
+                raise
+            found[spot.name] = Seen({"broken": str(error)})
     return found
 
 
