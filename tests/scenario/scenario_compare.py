@@ -7,7 +7,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-from scenario_core import ACK, BACK_NUMBER, INNER, NO_PATH, OUTER, PATH_NUMBER, RST, SYN
+from scenario_core import ACK, INNER, LINKS, OUTER, RST, SYN
 from scenario_grammar import COMPARE, NS, IcmpLine, Packet
 from scenario_packets import ACE_SHIFT, FLAG_BITS, Icmp, Tcp
 
@@ -35,6 +35,7 @@ class Flow:
     ts_base: int = 1000  # the far end's clock: ts_base + ms since the start
     core_ts_first: int = 0
     core_ts_last: int = 0
+    link: int = LINKS[OUTER]  # by which what the core sends must go
 
     def relative(self, packet: Tcp) -> tuple[int, int]:
         """(seq, ack) as scripts write them: signed, relative to the initial sequence numbers."""
@@ -100,6 +101,7 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
             return ["one is ICMP, the other TCP"]
         pairs += [("kind", line.kind, packet.kind), ("mtu", line.mtu, packet.mtu)]
         pairs += [("quote", line.quote, (packet.seq - flow.isn) % 2**32)]
+        pairs += _link_pairs(line, sent)
         return [
             f"{name}: {want} wanted, {got} got"
             for name, want, got in pairs
@@ -121,16 +123,20 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
         ("len", line.attrs.get("len"), packet.total_len),
         ("urg", line.attrs.get("urg"), packet.urgent),
     ]
-    if line.leg == OUTER and packet.flags & (SYN | RST) and packet.path == NO_PATH:
-        pairs.append(("back", BACK_NUMBER, packet.back))  # an answer without a connection
-    elif line.leg == OUTER and flow.core_isn is not None:
-        pairs.append(("path", PATH_NUMBER, packet.path))
+    pairs += _link_pairs(line, sent)
     wrong = [
         f"{name}: {want} wanted, {got} got" for name, want, got in pairs if want is not None and want != got
     ]
     if line.win not in (None, "*") and not _compare_win(line.win, packet.win):
         wrong.append(f"win: {line.win} wanted, {packet.win} got")
     return wrong + _option_differences(line, packet, flow)
+
+
+def _link_pairs(line: Packet | IcmpLine, sent: Sent) -> list[tuple[str, Any, Any]]:
+    packet, usual = sent.packet, sent.flow.link
+    if isinstance(packet, Tcp) and packet.flags & (SYN | RST) and packet.link == LINKS[OUTER]:
+        usual = LINKS[OUTER]  # an answer without a connection
+    return [("link", line.attrs.get("link", usual), packet.link)] if sent.leg == OUTER else []
 
 
 def _compare_win(want: str | None, got: int) -> bool:

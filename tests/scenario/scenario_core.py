@@ -19,7 +19,7 @@ from scenario_packets import HOST, HOST_PORT, PEER, Tcp, read
 SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, ACK = 1, 2, 4, 16
-META = ("path", "back", "family")
+META = ("link", "family")
 VNET = ("flags", "gso_type", "hdr_len", "gso_size", "csum_start", "csum_offset")
 DATA_VALID = 2
 CONFIG = {
@@ -39,9 +39,7 @@ CONFIG = {
     "accecn_off": "accecn_off",
     "seed": "seed",
 }
-PATH_NUMBER = 9
-BACK_NUMBER = 77
-NO_PATH = 0xFFFFFFFF
+LINKS = (9, 77)  # of what comes from the host's kernel, and from the peer, unless a line says otherwise
 LARGEST = 65535
 
 
@@ -78,16 +76,16 @@ class Core:
         self.buffer = self.ffi.new(f"uint8_t[{LARGEST}]")
         self.meta = self.ffi.new("struct dmm_tx_meta *")
 
-    def put(self, leg: int, data: bytes, csum_ok: bool = False) -> None:
-        """A packet arrives on leg."""
+    def put(self, leg: int, data: bytes, link: int, mtu: int, csum_ok: bool = False) -> None:
+        """A packet arrives on leg; link and mtu are of its way on the outer leg."""
         exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
-        meta = self.ffi.new("struct dmm_rx_meta *", {"back": BACK_NUMBER})
+        meta = self.ffi.new("struct dmm_rx_meta *", {"link": link, "mtu": mtu})
         meta.vnet.flags = DATA_VALID if csum_ok else 0
         self.lib.dmm_core_input(self.ptr, leg, exact, len(data), meta, self.now)
 
     def get(self, leg: int) -> Any:
         """The next packet for leg, or None. Raises BadPacketError."""
-        room = LARGEST if leg == INNER else 1500
+        room = LARGEST if leg == INNER else 9000
         n = self.lib.dmm_core_output(self.ptr, leg, self.buffer, room, self.meta, self.now)
         if not n:
             return None
@@ -104,7 +102,7 @@ class Core:
         action = self.ffi.new("struct dmm_action *")
         if not self.lib.dmm_core_action(self.ptr, action):
             return None
-        names = {getattr(self.lib, f"DMM_ACTION_{n}"): n for n in ("OWN", "DISOWN", "RESOLVE", "CLOSED")}
+        names = {getattr(self.lib, f"DMM_ACTION_{n}"): n for n in ("OWN", "DISOWN", "CLOSED")}
         return names.get(action.type, f"action {action.type}").lower(), action.conn, action.error
 
     def info(self, port: int) -> dict[str, Any] | None:
@@ -133,6 +131,7 @@ class App:
         self.mss = mtu - (40 if family == 4 else 60)
         self.state = "closed"
         self.refuse = False
+        self.held: list[Tcp] | None = None  # None: nothing is held
         self.isn, self.core_isn = isn, 0
         self.nxt = self.rcv = self.edge = 0
         self.scale = 0
@@ -192,6 +191,9 @@ class App:
 
     def packet(self, tcp: Tcp) -> None:
         """A packet of the core's for this socket."""
+        if self.held is not None:
+            self.held.append(tcp)
+            return
         if tcp.flags & RST:
             self.dead = True
             self.state = "reset"
@@ -206,6 +208,17 @@ class App:
             return
         else:
             self._emit(RST, seq=(tcp.ack - self.isn) % 2**32)
+
+    def hold(self) -> None:
+        """The kernel is slow: what comes waits."""
+        self.held = []
+
+    def listen(self, refuse: bool) -> None:
+        """Answers SYNs; what was held comes now."""
+        self.refuse = refuse
+        waiting, self.held = self.held or [], None
+        for tcp in waiting:
+            self.packet(tcp)
 
     def _syn(self, tcp: Tcp) -> None:
         answer = not tcp.flags & ACK

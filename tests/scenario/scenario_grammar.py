@@ -44,15 +44,16 @@ IN_ATTRS = {
     "garble",
     "csum_ok",
     "src",
+    "link",
+    "mtu",
 }
-OUT_ATTRS = {"tos", "ace", "gso", "len", "port", "urg"}
+OUT_ATTRS = {"tos", "ace", "gso", "len", "port", "urg", "link"}
 PLAIN_OPTIONS = ("sackOK", "nop", "eol", "nots", "nosack", "noaccecn")
 VERBS = {
     "open",
     "app",
     "action",
     "no",
-    "resolve",
     "unreachable",
     "state",
     "info",

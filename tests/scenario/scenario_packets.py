@@ -81,8 +81,7 @@ class Tcp:
     urgent: int = 0
     total_len: int = 0  # of the IP packet; only filled by read()
     gso_size: int = 0  # ditto
-    path: int = 0  # ditto
-    back: int = 0  # ditto
+    link: int = 0  # ditto
 
     def pack(self, data_offset: int | None = None) -> bytes:
         """The whole IP packet. data_offset: that number of words in the header instead of the right one."""
@@ -107,6 +106,7 @@ class Icmp:
     sport: int
     dport: int
     seq: int
+    link: int = 0  # only filled by read()
 
     def pack(self, quoted: Tcp) -> bytes:
         """The whole IP packet; it quotes the IP header and 8 bytes more."""
@@ -195,7 +195,7 @@ def _text(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET6 if len(address) == 16 else socket.AF_INET, address)
 
 
-def _read_icmp(src: bytes, dst: bytes, proto: int, body: bytes) -> Icmp:
+def _read_icmp(src: bytes, dst: bytes, proto: int, body: bytes, link: int) -> Icmp:
     v6 = proto == 58
     if checksum((_pseudo(src, dst, 58, len(body)) if v6 else b"") + body):
         raise BadPacketError("its ICMP checksum is wrong")
@@ -204,14 +204,14 @@ def _read_icmp(src: bytes, dst: bytes, proto: int, body: bytes) -> Icmp:
     quoted = body[8 + (40 if v6 else (body[8] & 15) * 4) :]
     sport, dport, seq = struct.unpack(">HHI", quoted[:8])
     name = names.get((body[0], body[1]), f"{body[0]}/{body[1]}")
-    return Icmp(_text(src), _text(dst), name, mtu, sport, dport, seq)
+    return Icmp(_text(src), _text(dst), name, mtu, sport, dport, seq, link)
 
 
 def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
     """A packet of the core's; meta is what came with it (struct dmm_tx_meta). Raises BadPacketError."""
     src, dst, proto, tos, body = _read_ip(data)
     if proto in (1, 58):
-        return _read_icmp(src, dst, proto, body)
+        return _read_icmp(src, dst, proto, body, meta["link"])
     if proto != 6 or len(body) < 20:
         raise BadPacketError(f"its protocol is {proto} and {len(body)} bytes follow the IP header")
     pseudo = _pseudo(src, dst, 6, len(body))
@@ -228,5 +228,5 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
         raise BadPacketError("its TCP data offset points outside")
     return Tcp(
         _text(src), _text(dst), sport, dport, seq, ack, flags, win, _read_options(body[20:head]), body[head:],
-        tos, urgent, len(data), meta["gso_size"], meta["path"], meta["back"],
+        tos, urgent, len(data), meta["gso_size"], meta["link"],
     )  # fmt: skip

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any
 
 from scenario_compare import OPERATORS, PORT, Flow, MismatchError, Sent, differences, flag_text, port_of
-from scenario_core import ACK, CONFIG, FIN, INNER, OUTER, PATH_NUMBER, SYN, App, Core, stream
+from scenario_core import ACK, CONFIG, FIN, INNER, LINKS, OUTER, SYN, App, Core, stream
 from scenario_grammar import COMPARE, LEGS, NS, IcmpLine, Packet, Scenario, ScenarioError, Step, duration_ns
 from scenario_packets import (
     ACE_SHIFT,
@@ -79,9 +79,7 @@ class Run:
         def isn(now: int) -> int:
             core = Core(built, now, settings)
             syn = Tcp(HOST[self.family], PEER[self.family], HOST_PORT, PORT, 0, 0, SYN)
-            core.put(INNER, syn.pack())
-            _, conn, _ = core.action() or ("", 0, 0)
-            core.lib.dmm_core_resolved(core.ptr, conn, PATH_NUMBER, self.mtu, now)
+            core.put(INNER, syn.pack(), LINKS[INNER], self.mtu)
             return int(core.get(OUTER).seq)
 
         at = START_NS
@@ -170,7 +168,7 @@ class Run:
         self.trace.append(
             f"{(self.core.now - self.start) / NS['s']:.6f} inner < {flag_text(tcp.flags)} ({len(tcp.payload)})"
         )
-        self.core.put(INNER, tcp.pack())
+        self._put(INNER, tcp.dport, tcp.pack(), {})
 
     def send(self, line: Packet) -> None:
         """A packet line towards the core."""
@@ -210,8 +208,14 @@ class Run:
             f"{(self.core.now - self.start) / NS['s']:.6f} {'inner' if line.leg == INNER else 'outer'} < "
             f"{line.flags} {seq}:{seq + length}({length}) ack {line.ack}"
         )
-        self.core.put(line.leg, self._bend(tcp, line.attrs), bool(line.attrs.get("csum_ok")))
+        self._put(line.leg, port, self._bend(tcp, line.attrs), line.attrs)
         self._settle()
+
+    def _put(self, leg: int, port: int, data: bytes, attrs: dict[str, int]) -> None:
+        link = attrs.get("link", LINKS[leg])
+        if leg == INNER:
+            self.flow(OUTER, port).link = link or self.flow(OUTER, port).link
+        self.core.put(leg, data, link, attrs.get("mtu", self.mtu), bool(attrs.get("csum_ok")))
 
     def _in_options(self, line: Packet, flow: Flow, core_isn: int) -> list[tuple[str, tuple[int, ...]]]:
         out: list[tuple[str, tuple[int, ...]]] = []
@@ -268,7 +272,7 @@ class Run:
         self.trace.append(
             f"{(self.core.now - self.start) / NS['s']:.6f} < icmp {line.kind} quote {line.quote}"
         )
-        self.core.put(line.leg, bytes(data[: line.attrs.get("truncate", len(data))]))
+        self._put(line.leg, port, bytes(data[: line.attrs.get("truncate", len(data))]), line.attrs)
         self._settle()
 
     # Expectations
@@ -334,14 +338,12 @@ class Run:
         syn_win = str(min(flow.win << (0 if "wscale" in without else int(options.get("wscale", "7"))), 65535))
         if kind == "active":
             app.connect()
-            self._do_resolve([])
             self._take(SYN)
             self.advance(self.core.now + rtt)
             self.send(Packet(OUTER, True, "S.", 0, 0, 0, None, 1, syn_win, syn_options, attrs))
             self._take(ACK)
         elif kind == "passive":
             self.send(Packet(OUTER, True, "S", 0, 0, 0, None, None, syn_win, syn_options, attrs))
-            self._do_resolve([])
             self._take(SYN | ACK)
             self.advance(self.core.now + rtt)
             self.send(Packet(OUTER, True, ".", 1, 1, 0, None, 1, None, None, attrs))
@@ -363,16 +365,9 @@ class Run:
         while action := self.core.action():
             self.actions.append(action)
 
-    def _do_resolve(self, words: list[str]) -> None:
-        """Answers the oldest RESOLVE."""
-        options = dict(word.split("=", 1) for word in words)
-        conn = self._find_action("resolve")[1]
-        mtu = int(options.get("mtu", self.mtu))
-        self.core.lib.dmm_core_resolved(self.core.ptr, conn, PATH_NUMBER, mtu, self.core.now)
-        self._settle()
-
     def _do_unreachable(self, words: list[str]) -> None:
-        conn = self._find_action("resolve")[1]
+        """Refuses the oldest OWN."""
+        conn = self._find_action("own")[1]
         self.core.lib.dmm_core_unreachable(self.core.ptr, conn, getattr(errno, words[0]), self.core.now)
         self._settle()
 
@@ -464,10 +459,10 @@ class Run:
         app, verb = self.app(), words[0]
         facts = {"eof": app.eof, "dead": app.dead, "not-eof": not app.eof, "not-dead": not app.dead}
         match verb:
-            case "connect" | "close" | "reset":
+            case "connect" | "close" | "reset" | "hold":
                 getattr(app, verb)()
             case "listen" | "refuse":
-                app.refuse = verb == "refuse"
+                app.listen(verb == "refuse")
             case "write":
                 app.write(int(words[1]))
             case "window":
@@ -504,7 +499,6 @@ class Run:
             "open",
             "app",
             "quiet",
-            "resolve",
             "unreachable",
             "abort",
         ):

@@ -2,12 +2,12 @@
 /*
  * fuzz_core.c: libFuzzer target for a whole core.
  *
- * The input is a program: packets on both legs, time, answers to RESOLVE. Packets are made relative to what
- * the core said last (so that they are acceptable often), then bent by the input; some are an outsider's,
- * with numbers that the input makes up, some raw bytes. Checked after each step: the core's invariants
- * (check.h), that no packet that is not acceptable changed anything (unmoved.h), and that everything the core
- * sends is a well-formed packet with a right checksum. At the end each open connection must still take what
- * its peer would send next: a stall is a fault.
+ * The input is a program: packets on both legs, by ways and devices that change, time, refused claims.
+ * Packets are made relative to what the core said last (so that they are acceptable often), then bent by the
+ * input; some are an outsider's, with numbers that the input makes up, some raw bytes. Checked after each
+ * step: the core's invariants (check.h), that no packet that is not acceptable changed anything (unmoved.h),
+ * and that everything the core sends is a well-formed packet with a right checksum. At the end each open
+ * connection must still take what its peer would send next: a stall is a fault.
  */
 #include "unmoved.h"
 
@@ -29,7 +29,8 @@ struct view {
 };
 
 static struct view views[TUPLES][2];
-static bool cuts; /* the outer leg's device does */
+static bool cuts;    /* the outer leg's device does */
+static uint32_t mtu; /* of the outer leg's device */
 static uint8_t buf[65536 + 64];
 
 static uint32_t take(struct input *in, uint32_t n)
@@ -133,7 +134,7 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	uint32_t bend = take(in, 1);
 	struct view *v = &views[tuple][leg];
 	struct wire_seg s = {.flags = flag_set[what >> 3 & 15]};
-	struct dmm_rx_meta rx = {.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID};
+	struct dmm_rx_meta rx = {.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID, .link = what, .mtu = mtu};
 	uint8_t addr[2][16];
 	struct wire_dir d;
 
@@ -255,7 +256,7 @@ static void drain(struct dmm_core *core, uint64_t now)
 	uint32_t n, count = 0;
 
 	for (uint32_t leg = 0; leg < 2; leg++) {
-		while ((n = dmm_core_output(core, leg, out, leg && !cuts ? 1500 : 65535, &m, now))) {
+		while ((n = dmm_core_output(core, leg, out, leg && !cuts ? 2040 : 65535, &m, now))) {
 			learn(leg, out, n, &m);
 			CHECK(++count < MAX_OUT);
 		}
@@ -269,19 +270,17 @@ static void answers(struct dmm_core *core, struct input *in, uint64_t now)
 	while (dmm_core_action(core, &a)) {
 		uint32_t how = take(in, 1);
 
-		if (a.type != DMM_ACTION_RESOLVE)
-			continue;
-		if (how == 255)
+		if (a.type == DMM_ACTION_OWN && how == 255)
 			dmm_core_unreachable(core, a.conn, take(in, 1), now);
-		else if (how != 254)
-			dmm_core_resolved(core, a.conn, how, 400 + how * 4, now);
+		else if (a.type == DMM_ACTION_OWN && how < 254)
+			mtu = 400 + how * 4;
 	}
 }
 
 static void step(struct dmm_core *core, struct input *in, uint64_t *now)
 {
 	struct dmm_conn_info info;
-	uint32_t op = take(in, 1);
+	uint32_t op = take(in, 1), arg;
 
 	switch (op & 15) {
 	default:
@@ -300,8 +299,11 @@ static void step(struct dmm_core *core, struct input *in, uint64_t *now)
 		*now = max_u64(*now, min_u64(dmm_core_poll(core, *now), *now + 7200 * NS_PER_S));
 		break;
 	case 15:
-		if (take(in, 1) == 77)
+		arg = take(in, 1);
+		if (arg == 77)
 			dmm_core_abort_all(core, *now);
+		else if (arg > 127)
+			mtu = 8 * arg;
 		break;
 	}
 	if (op & 16)
@@ -388,6 +390,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (how >> 7)
 		cfg.park_ns = NS_PER_MS;
 	memset(views, 0, sizeof(views));
+	mtu = 0;
 	core = dmm_core_create(&cfg);
 	CHECK(core);
 	for (uint32_t i = 0; in.left && i < MAX_STEPS; i++)

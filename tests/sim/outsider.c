@@ -3,6 +3,7 @@
 #include "outsider.h"
 
 #include "params.h"
+#include "path.h"
 #include "unmoved.h"
 
 #include <stdio.h>
@@ -152,7 +153,8 @@ static const struct conn *look(const struct dmm_core *core, uint32_t nth, struct
 static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t now_ns)
 {
 	static uint8_t buf[2048];
-	struct dmm_rx_meta meta = {.vnet.flags = leg == DMM_LEG_INNER ? DMM_VNET_DATA_VALID : 0};
+	struct dmm_rx_meta meta = {.vnet.flags = leg == DMM_LEG_INNER ? DMM_VNET_DATA_VALID : 0,
+				   .link = leg == DMM_LEG_INNER ? KERNELS_LINK : OUTSIDERS_LINK};
 	struct conn awake;
 	const struct conn *c = look(core, nth, &awake);
 	uint32_t state = c->leg[leg].state;

@@ -13,6 +13,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Of packets: as this host's kernel sends them, from the other host, from somebody else */
+enum way { KERNELS_LINK = 1, PEERS_LINK, OUTSIDERS_LINK };
+
 enum place { AT_LINK, AT_CORE, AT_KERN }; /* where a packet arrives: off the link, or on an inner leg */
 
 struct path_stats {

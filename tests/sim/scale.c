@@ -16,6 +16,7 @@
 
 enum { MTU = 1500, GSO = 60000, REQUEST_BYTES = 200, RESPONSE_BYTES = 1000, PER_ADDRESS = 50000 };
 
+#define LINK (1ull << 48 | 0x020000000001) /* a MAC address, as a stack process has it */
 #define DELAY_NS (10 * NS_PER_MS)
 #define OPEN_EVERY_NS (NS_PER_MS / 20)
 
@@ -65,7 +66,7 @@ static void names(uint32_t i, uint32_t side, struct wire_dir *d)
 
 static void app_send(uint32_t side, uint32_t i, uint8_t flags, uint32_t len)
 {
-	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID, .link = LINK, .mtu = MTU};
 	struct sock *k = &S[side].v[i];
 	struct wire_seg seg = {.flags = flags, .wnd = 60000};
 	uint8_t buf[128 + RESPONSE_BYTES];
@@ -135,8 +136,6 @@ static void pull(uint32_t side)
 	uint32_t n;
 
 	while (dmm_core_action(s->core, &a)) {
-		if (a.type == DMM_ACTION_RESOLVE)
-			dmm_core_resolved(s->core, a.conn, 1, MTU, now);
 		s->owned += a.type == DMM_ACTION_OWN;
 		s->disowned += a.type == DMM_ACTION_DISOWN;
 	}
@@ -155,7 +154,7 @@ static void pull(uint32_t side)
 
 static void arrive(struct side *s)
 {
-	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
+	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID, .link = LINK, .mtu = MTU};
 
 	while (s->first && s->first->at_ns <= now) {
 		struct packet *p = s->first;

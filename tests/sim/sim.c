@@ -74,12 +74,14 @@ static void core_input(struct host *h, uint32_t leg, const uint8_t *p, uint32_t 
 
 static void split_input(uint32_t host, const uint8_t *p, uint32_t len)
 {
-	core_input(&H[host], DMM_LEG_OUTER, p, len, NULL);
+	struct dmm_rx_meta rx = {.link = PEERS_LINK, .mtu = (uint32_t)P.mtu};
+
+	core_input(&H[host], DMM_LEG_OUTER, p, len, &rx);
 }
 
 static void gro_flush(struct host *h)
 {
-	struct dmm_rx_meta rx = {0};
+	struct dmm_rx_meta rx = {.link = PEERS_LINK, .mtu = (uint32_t)P.mtu};
 	uint32_t len;
 
 	if (!h->gro.n)
@@ -107,13 +109,14 @@ static void link_input(struct host *h, const uint8_t *p, uint32_t len)
 	if (waits)
 		gro_begin(&h->gro, p, len, &k, now + P.gro_ns);
 	else
-		core_input(h, DMM_LEG_OUTER, p, len, NULL);
+		split_input(h->index, p, len);
 }
 
 static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok)
 {
 	struct host *h = &H[host];
-	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
+	struct dmm_rx_meta rx = {
+		.vnet.flags = DMM_VNET_DATA_VALID, .link = KERNELS_LINK, .mtu = (uint32_t)P.mtu};
 
 	if (at == AT_CORE)
 		core_input(h, DMM_LEG_INNER, p, len, &rx);
@@ -135,10 +138,8 @@ static void actions(struct host *h)
 	struct dmm_action a;
 
 	while (dmm_core_action(h->core, &a)) {
-		if (a.type == DMM_ACTION_RESOLVE && P.unreach)
+		if (a.type == DMM_ACTION_OWN && P.unreach)
 			dmm_core_unreachable(h->core, a.conn, (uint32_t)P.unreach, now);
-		else if (a.type == DMM_ACTION_RESOLVE)
-			dmm_core_resolved(h->core, a.conn, 7, (uint32_t)P.mtu, now);
 		h->owned += a.type == DMM_ACTION_OWN;
 		h->disowned += a.type == DMM_ACTION_DISOWN;
 		h->closed += a.type == DMM_ACTION_CLOSED;
@@ -152,7 +153,7 @@ static void check_meta(const struct dmm_tx_meta *m, uint32_t leg, uint32_t n)
 	bool offload = m->vnet.flags || m->vnet.gso_type;
 	uint32_t longest = m->vnet.gso_type ? (uint32_t)m->vnet.hdr_len + m->vnet.gso_size : n;
 
-	if ((leg == DMM_LEG_OUTER && ((offload && !P.tso) || longest > P.mtu)) ||
+	if ((leg == DMM_LEG_OUTER && ((offload && !P.tso) || longest > P.mtu || !m->link)) ||
 	    (leg == DMM_LEG_INNER && n > 1500 && !m->vnet.gso_size)) {
 		printf("bad_meta=1\n");
 		exit(3);
@@ -346,7 +347,7 @@ static void setup_host(uint32_t i)
 				.options_sack = !P.ksack,
 				.options_ts = !P.kts,
 				.options_ws = !P.kws,
-				.mss = on_link ? (uint16_t)(P.mtu - (P.v6 ? 60 : 40)) : 1460,
+				.mss = (uint16_t)(P.mtu - (P.v6 ? 60 : 40)),
 				.gso_max = P.gso && !on_link ? 60000 : 0,
 				.keepalive_ns = lossy ? 75 * NS_PER_S : 0,
 				.send = kern_send,

@@ -69,6 +69,8 @@ def program(rng: random.Random) -> bytes:
             out += packet(leg, kind, tuple_no, bend, tail, rng.choice([DRAIN, DRAIN | POLL, 0]))
             if rng.random() < 0.3:
                 out += bytes([14 | DRAIN | POLL])
+            if rng.random() < 0.1:
+                out += bytes([15 | DRAIN, rng.randrange(128, 256)])  # another MTU of the device
             if rng.random() < 0.3:
                 out += outsider(leg, tuple_no, rng)
     return out

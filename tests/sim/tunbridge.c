@@ -78,7 +78,7 @@ static int happens(double probability)
 static int read_leg(struct dmm_core *core, int fd, uint32_t leg)
 {
 	static uint8_t buf[65536 + 10];
-	struct dmm_rx_meta meta = {0};
+	struct dmm_rx_meta meta = {.link = 1, .mtu = MTU};
 	int n_pkts = 0;
 
 	for (; n_pkts < BATCH; n_pkts++) {
@@ -125,10 +125,8 @@ static void actions(struct dmm_core *core)
 	struct dmm_action a;
 
 	while (dmm_core_action(core, &a)) {
-		if (a.type == DMM_ACTION_RESOLVE && a.pair.raddr[15] == 66)
+		if (a.type == DMM_ACTION_OWN && a.pair.raddr[15] == 66)
 			dmm_core_unreachable(core, a.conn, EHOSTUNREACH, now_ns());
-		else if (a.type == DMM_ACTION_RESOLVE)
-			dmm_core_resolved(core, a.conn, 1, MTU, now_ns());
 	}
 }
 

@@ -6,7 +6,8 @@
  * What may change all the same is named: counters; that an ACK is due (TF_ACK_NOW, the place on the ready
  * list, the time of the last limited answer, RFC 5961 section 7); for old data with an acceptable ACK field
  * the duplicate that this ACK reports (RFC 2883, and RFC 9768 section 3.2.3.2.2, which counts it); RSTs and
- * ICMP errors to strangers; that a parked connection is awake.
+ * ICMP errors to strangers; that a parked connection is awake; by a packet from the inner leg, the way that
+ * the connection's packets take, and what follows from another MTU of its device.
  */
 #ifndef SIM_UNMOVED_H
 #define SIM_UNMOVED_H
@@ -30,6 +31,7 @@ struct unmoved {
 	enum unmoved_verdict verdict;
 	uint32_t handle; /* that the packet is for */
 	bool found;
+	bool looked; /* v is filled */
 	uint32_t leg;
 	uint32_t n, cap;
 	struct unmoved_conn *v;
@@ -311,13 +313,23 @@ static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, ui
 	return what == WIRE_TCP ? unmoved_tcp(core, c, leg, &k, now_ns) : unmoved_icmp(c, leg, &k);
 }
 
+static inline bool unmoved_device(const struct unmoved *u, const struct dmm_core *core,
+				  const struct dmm_rx_meta *meta)
+{
+	return u->found && u->leg == DMM_LEG_INNER && meta && meta->mtu &&
+	       meta->mtu != core->slots[u->handle & ((1u << HANDLE_SLOT_BITS) - 1)]->mtu_dev;
+}
+
 static inline void unmoved_before(struct unmoved *u, const struct dmm_core *core, uint32_t leg,
-				  const uint8_t *p, uint32_t len, bool csum_ok, uint64_t now_ns)
+				  const uint8_t *p, uint32_t len, const struct dmm_rx_meta *meta,
+				  uint64_t now_ns)
 {
 	u->leg = leg;
 	u->n = 0;
-	u->verdict = unmoved_judge(core, leg, p, len, csum_ok, now_ns, &u->handle, &u->found);
-	if (u->verdict == MAY_CHANGE)
+	u->verdict =
+		unmoved_judge(core, leg, p, len, meta && meta->vnet.flags, now_ns, &u->handle, &u->found);
+	u->looked = u->verdict != MAY_CHANGE && !unmoved_device(u, core, meta);
+	if (!u->looked)
 		return;
 	if (u->cap < core->n_live) {
 		u->cap = core->n_live;
@@ -334,6 +346,8 @@ static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *w
 {
 	struct tcb *a = &was->c.leg[u->leg], *b = &is->c.leg[u->leg];
 
+	if (u->leg == DMM_LEG_INNER)
+		is->c.link = was->c.link;
 	if (u->verdict == SILENT)
 		return;
 	b->flags = (b->flags & ~(uint32_t)TF_ACK_NOW) | (a->flags & TF_ACK_NOW);
@@ -364,8 +378,8 @@ static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn 
 		memset(&is->c.leg[l].ready, 0, sizeof(struct list));
 	for (uint32_t l = 0; l < 2; l++)
 		memset(&was->c.leg[l].ready, 0, sizeof(struct list));
-	memset(&is->c.link, 0, sizeof(is->c.link));
-	memset(&was->c.link, 0, sizeof(was->c.link));
+	memset(&is->c.queued, 0, sizeof(is->c.queued));
+	memset(&was->c.queued, 0, sizeof(was->c.queued));
 	for (at = 0; at < sizeof(was->c) && a[at] == b[at]; at++)
 		;
 	if (at == sizeof(was->c) && was->content == is->content)
@@ -385,7 +399,7 @@ static inline void unmoved_after(struct unmoved *u, const struct dmm_core *core)
 {
 	static struct unmoved_conn is;
 
-	if (u->verdict == MAY_CHANGE)
+	if (!u->looked)
 		return;
 	CHECK(unmoved_globals(core) == u->globals);
 	CHECK(core->n_live == u->n);
@@ -402,10 +416,11 @@ static inline enum unmoved_verdict unmoved_input(struct dmm_core *core, uint32_t
 {
 	static struct unmoved u;
 
-	unmoved_before(&u, core, leg, p, len, meta && meta->vnet.flags, now_ns);
-	/* of a packet put together, too far from the window, the last segments may be near it */
-	if (meta && meta->vnet.gso_type && u.verdict == ANSWER_ONLY)
-		u.verdict = DUPLICATE_ONLY;
+	unmoved_before(&u, core, leg, p, len, meta, now_ns);
+	/* of a packet put together, too far from the window, the last segments may be near it; of one without
+	 * ACK, which nobody answers in the window, the first may be before it */
+	if (meta && meta->vnet.gso_type && u.verdict != MAY_CHANGE)
+		u.verdict = u.verdict == SILENT ? ANSWER_ONLY : DUPLICATE_ONLY;
 	dmm_core_input(core, leg, p, len, meta, now_ns);
 	unmoved_after(&u, core);
 	return u.verdict;

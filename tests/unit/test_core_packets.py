@@ -19,10 +19,11 @@ import pytest
 CORE = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, PSH, ACK, ECE, CWR = 1, 2, 4, 8, 16, 64, 128
-OWN, DISOWN, RESOLVE, CLOSED = 1, 2, 3, 4
+OWN, DISOWN, CLOSED = 1, 2, 3
 HOST, PEER = "192.0.2.1", "198.51.100.7"
 MS = 1_000_000
 S = 1_000_000_000
+LINKS = (9, 77)  # of what comes from this host's kernel, and from the peer
 COUNTERS = ("MALFORMED", "BAD_CSUM", "NO_CONN", "PAWS", "CHALLENGE_ACKS")
 
 
@@ -130,7 +131,8 @@ class Core:
 
     def put(self, leg: int, packet: Segment | bytes) -> None:
         data = packet if isinstance(packet, bytes) else packet.pack()
-        self.lib.dmm_core_input(self.ptr, leg, data, len(data), self.ffi.NULL, self.now)
+        meta = self.ffi.new("struct dmm_rx_meta *", {"link": LINKS[leg]})
+        self.lib.dmm_core_input(self.ptr, leg, data, len(data), meta, self.now)
 
     def raw(self, leg: int) -> list[tuple[bytes, dict[str, int]]]:
         out = []
@@ -138,7 +140,7 @@ class Core:
         while n := self.lib.dmm_core_output(
             self.ptr, leg, self.buffer, 65535 if leg == INNER else 1500, meta, self.now
         ):
-            said = {name: getattr(meta, name) for name in ("path", "family")}
+            said = {name: getattr(meta, name) for name in ("link", "family")}
             said |= {name: getattr(meta.vnet, name) for name, _ in self.ffi.typeof("struct dmm_vnet").fields}
             out.append((bytes(self.ffi.buffer(self.buffer, n)), said))
         return out
@@ -152,12 +154,6 @@ class Core:
         while self.lib.dmm_core_action(self.ptr, action):
             out.append((action.type, action.conn, action.error))
         return out
-
-    def resolve(self) -> None:
-        ((kind, conn, _),) = self.actions()
-        assert kind == RESOLVE
-        self.lib.dmm_core_resolved(self.ptr, conn, 9, 1500, self.now)
-        assert [a[0] for a in self.actions()] == [OWN]
 
     def wait(self, ns: int) -> None:
         self.now += ns
@@ -214,8 +210,8 @@ class Open:
 
 def open_active(core: Core, ecn: int = 0) -> Open:
     core.put(INNER, to_core(INNER, 1000, 0, SYN, options=SYN_OPTIONS))
-    assert core.get(INNER) == core.get(OUTER) == []
-    core.resolve()
+    assert core.get(INNER) == []
+    assert [a[0] for a in core.actions()] == [OWN]
     (syn,) = core.get(OUTER)
     core.wait(20 * MS)
     core.put(OUTER, to_core(OUTER, 7000, syn.seq + 1, SYN | ACK | ecn, options=SYN_OPTIONS))
@@ -233,12 +229,11 @@ def open_active(core: Core, ecn: int = 0) -> Open:
 def test_syn_is_linux_like(make_core: Callable[..., Core]) -> None:
     core = make_core()
     core.put(INNER, to_core(INNER, 1000, 0, SYN, options=SYN_OPTIONS))
-    core.resolve()
     ((data, meta),) = core.raw(OUTER)
     syn = Segment.parse(data, meta)
     assert (syn.src, syn.dst, syn.sport, syn.dport, syn.flags) == (HOST, PEER, 40000, 80, SYN | ECE | CWR)
     assert data[6:9] == b"\x40\x00\x40"  # DF, TTL 64
-    assert meta["path"] == 9
+    assert meta["link"] == LINKS[INNER]
     assert syn.options[:8] == b"\x02\x04\x05\xb4\x04\x02\x08\x0a"
     # half of the 256 MiB that a stack has: 65,535 << 11 is 2 KiB less
     assert syn.options[16:] == b"\x01\x03\x03\x0c"
@@ -299,12 +294,9 @@ def test_ports_again_before_the_old_connection_is_over(make_core: Callable[..., 
     conn.ack[OUTER] += 3
     conn.send(OUTER)
     core.put(INNER, again)
-    closed, disown, (resolve, handle, _) = core.actions()
-    assert (closed[0], disown[0], resolve) == (CLOSED, DISOWN, RESOLVE)
-    (rst,) = [s for s in core.get(OUTER) if s.flags & RST]
-    assert (rst.seq, rst.ack) == (last.seq + 4, 7002)
-    core.lib.dmm_core_resolved(core.ptr, handle, 9, 1500, core.now)
-    (syn,) = core.get(OUTER)
+    assert [a[0] for a in core.actions()] == [CLOSED, DISOWN, OWN]
+    rst, syn = core.get(OUTER)
+    assert (rst.flags & RST, rst.seq, rst.ack) == (RST, last.seq + 4, 7002)
     assert syn.flags & SYN
     assert 0 < (syn.seq - rst.seq) % 2**32 < 2**31
 
@@ -333,7 +325,7 @@ def test_strangers_get_rst(make_core: Callable[..., Core]) -> None:
     for leg in (INNER, OUTER):
         core.put(leg, to_core(leg, 500, 900, ACK, payload=b"abc"))
         (rst,) = core.get(leg)
-        assert (rst.flags, rst.seq) == (RST, 900)
+        assert (rst.flags, rst.seq, rst.meta["link"]) == (RST, 900, LINKS[leg])
         core.put(leg, to_core(leg, 500, 0, FIN, payload=b"abc"))
         (rst,) = core.get(leg)
         assert (rst.flags, rst.seq, rst.ack) == (RST | ACK, 0, 504)
@@ -353,13 +345,12 @@ def test_bad_packets_are_counted(make_core: Callable[..., Core]) -> None:
     core.put(OUTER, to_core(OUTER, 1, 0, SYN | FIN))
     assert core.count("MALFORMED") == len(good) + 1
     core.put(OUTER, good + b"\0\0\0")  # padding of a short Ethernet frame
-    assert [a[0] for a in core.actions()] == [RESOLVE]
+    assert [a[0] for a in core.actions()] == [OWN]
 
 
 def test_accept_waits_for_the_peers_ack(make_core: Callable[..., Core]) -> None:
     core = make_core()
     core.put(OUTER, to_core(OUTER, 7000, 0, SYN, options=SYN_OPTIONS))
-    core.resolve()
     assert core.get(OUTER) == []
     (syn,) = core.get(INNER)
     assert (syn.src, syn.dst, syn.flags) == (PEER, HOST, SYN)
@@ -376,7 +367,7 @@ def test_closed_port_and_firewall(make_core: Callable[..., Core]) -> None:
     """What the host's kernel says to an incoming SYN is what the remote peer hears: RST, ICMP, or nothing."""
     core = make_core()
     core.put(OUTER, to_core(OUTER, 7000, 0, SYN))
-    core.resolve()
+    assert [a[0] for a in core.actions()] == [OWN]
     (syn,) = core.get(INNER)
     core.put(INNER, to_core(INNER, 0, syn.seq + 1, RST | ACK))
     (rst,) = core.get(OUTER)
@@ -384,10 +375,10 @@ def test_closed_port_and_firewall(make_core: Callable[..., Core]) -> None:
     assert [a[0] for a in core.actions()] == [CLOSED, DISOWN]
 
     core.put(OUTER, to_core(OUTER, 9000, 0, SYN))
-    core.resolve()
     (syn,) = core.get(INNER)
     core.put(INNER, icmp(HOST, PEER, 3, 13, 0, syn))
-    ((data, _),) = core.raw(OUTER)
+    ((data, meta),) = core.raw(OUTER)
+    assert meta["link"] == LINKS[INNER]  # as the firewall's answer would have gone
     assert (data[9], data[20], data[21]) == (1, 3, 13)
     assert data[28 + 20 : 28 + 28] == to_core(OUTER, 9000, 0, SYN).pack()[20:28]
 

@@ -2,13 +2,13 @@
 /*
  * api.h: the whole of what the world sees of the C core (sans I/O).
  *
- * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over the stack's
- * TUN device, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the inner
- * leg the core plays the remote peer, on the outer leg it plays this host. Bytes go in by dmm_core_input(),
- * packets are pulled out by dmm_core_output(), time is passed in, nothing here makes a system call or reads a
- * clock. Packets are whole IP packets (IPv4 or IPv6) with no link-layer header. No function but create and
- * destroy blocks; no packet of any content makes a function fail: what is wrong is counted, and ends at most
- * its own connection.
+ * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over a TAP device
+ * of the stack's, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the
+ * inner leg the core plays the remote peer, on the outer leg it plays this host. Bytes go in by
+ * dmm_core_input(), packets are pulled out by dmm_core_output(), time is passed in, nothing here makes a
+ * system call or reads a clock. Packets are whole IP packets (IPv4 or IPv6) with no link-layer header. No
+ * function but create and destroy blocks; no packet of any content makes a function fail: what is wrong is
+ * counted, and ends at most its own connection.
  *
  * One thread uses a core at a time. Times are ns of one monotonic clock of the caller's.
  * Text below is read by cffi, which strips lines that start with '#'.
@@ -20,17 +20,13 @@
 
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
-enum dmm_path {
-	DMM_PATH_NONE = 0xffffffff
-}; /* no path was resolved for this packet: look its destination up */
-
 struct dmm_core;
 
 struct dmm_core_config {
 	uint64_t seed;		  /* of every random choice; simulations repeat exactly */
 	uint64_t memory_bytes;	  /* limit on all buffered payload; 0: 256 MiB */
 	uint32_t max_connections; /* 0: 100000 */
-	uint32_t inner_mtu;	  /* of the TUN device, bytes of IP packet; 0: 1500 */
+	uint32_t inner_mtu;	  /* of the inner leg, bytes of IP packet; 0: 1500 */
 	uint32_t inner_gso_max;	  /* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no
 				     GSO */
 	uint32_t outer_gso_max;	  /* likewise of the outer side, as dmm_core_set_outer_offload() has it */
@@ -87,15 +83,21 @@ struct dmm_vnet {
 /* What the I/O layer knows of a received packet */
 struct dmm_rx_meta {
 	struct dmm_vnet vnet; /* with either flag the TCP checksum is not checked */
-	uint64_t back; /* outer leg: the caller's name of whom the packet came from on the link; 0: none */
+	uint16_t pad[3];
+	uint64_t link; /* the caller's name of a way on the outer leg: of a packet from the outer leg, the way
+			  back to whom it came from; of one from the inner leg, the way that this host's
+			  kernel would have sent it; 0: none */
+	uint32_t mtu;  /* of that way's device, bytes of IP packet; 0: not known */
+	uint32_t pad2;
 };
 
 /* What the I/O layer needs to send a packet */
 struct dmm_tx_meta {
-	uint32_t path;	 /* outer leg: what dmm_core_resolved() said, or DMM_PATH_NONE (RST to a stranger) */
-	uint32_t family; /* AF_INET or AF_INET6 */
-	uint64_t back;	 /* with DMM_PATH_NONE: rx meta.back of the packet that this one answers; 0: none */
+	uint64_t link; /* rx meta.link. Outer leg: the way it goes; 0: none is known, drop it. Inner leg: the
+			  way by which an answer to it would go */
+	uint32_t family;      /* AF_INET or AF_INET6 */
 	struct dmm_vnet vnet; /* on the outer leg all 0 unless its device can do more */
+	uint16_t pad;
 };
 
 struct dmm_core_addr_pair {
@@ -110,11 +112,10 @@ struct dmm_core_addr_pair {
 
 /* What the core asks of its caller; pulled with dmm_core_action() */
 enum dmm_action_type {
-	DMM_ACTION_OWN = 1,    /* packets of pair must be given to this core from now on */
+	DMM_ACTION_OWN = 1,    /* packets of pair must be given to this core from now on; where they
+				  cannot be, dmm_core_unreachable() says so */
 	DMM_ACTION_DISOWN = 2, /* the outer leg is over */
-	DMM_ACTION_RESOLVE =
-		3, /* find the path to pair.raddr; answer with dmm_core_resolved() or _unreachable() */
-	DMM_ACTION_CLOSED = 4, /* the connection is gone (for logs); info in error */
+	DMM_ACTION_CLOSED = 3, /* the connection is gone (for logs); info in error */
 };
 
 struct dmm_action {
@@ -210,8 +211,9 @@ void dmm_core_destroy(struct dmm_core *core);
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
 
-/* The next packet for leg, written to buf (room for cap bytes: the MTU, or the leg's gso_max, which need not
- * all be there each time). Returns its length; 0: none now. */
+/* The next packet for leg, written to buf (room for cap bytes: the MTU, on the outer leg the largest that a
+ * meta told, or the leg's gso_max, which need not all be there each time). Returns its length; 0: none now.
+ */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
 
@@ -220,12 +222,12 @@ uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint
  * packets on either leg. Pacing deadlines are included. */
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns);
 
-/* The next action, oldest first. Returns 1 and fills action, or 0. */
+/* The next action, oldest first. Returns 1 and fills action, or 0. Pulled after an input and before outputs,
+ * OWN comes ahead of the first packet of its connection. */
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action);
 
-/* Answers to DMM_ACTION_RESOLVE; dmm_core_unreachable() is good until the connection is open. path is any
- * number of the caller's; mtu is of the IP packet. error: EHOSTUNREACH, ENETUNREACH. */
-void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint32_t mtu, uint64_t now_ns);
+/* The connection cannot be: the app's connect() fails with error (EHOSTUNREACH, ENETUNREACH), a peer hears
+ * nothing. Good until it is open. */
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns);
 
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing

@@ -132,8 +132,8 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 	core_action(core, DMM_ACTION_CLOSED, c, c->error);
 	if (c->owned)
 		core_action(core, DMM_ACTION_DISOWN, c, 0);
-	list_del(&c->link);
-	list_add_tail(&core->reap, &c->link);
+	list_del(&c->queued);
+	list_add_tail(&core->reap, &c->queued);
 }
 
 static void free_slot(struct dmm_core *core, const struct conn *c)
@@ -151,9 +151,9 @@ static void free_slot(struct dmm_core *core, const struct conn *c)
 void conn_reap(struct dmm_core *core)
 {
 	while (!list_empty(&core->reap)) {
-		struct conn *c = container_of(core->reap.next, struct conn, link);
+		struct conn *c = container_of(core->reap.next, struct conn, queued);
 
-		list_del(&c->link);
+		list_del(&c->queued);
 		free_slot(core, c);
 		mem_free(&core->mem, c, sizeof(*c));
 	}
@@ -186,13 +186,13 @@ static bool have_room(struct dmm_core *core)
 	if (core->n_live < core->cfg.max_connections)
 		return true;
 	if (!list_empty(&core->time_wait)) {
-		conn_kill(core, container_of(core->time_wait.next, struct conn, link), 0);
+		conn_kill(core, container_of(core->time_wait.next, struct conn, queued), 0);
 		conn_reap(core);
 	}
 	return core->n_live < core->cfg.max_connections;
 }
 
-struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair)
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt)
 {
 	struct conn *c = have_room(core) ? mem_alloc(&core->mem, sizeof(*c)) : NULL;
 	uint32_t slot, *bucket;
@@ -206,10 +206,10 @@ struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair 
 	c->pair = *pair;
 	c->handle = slot | (uint32_t)core->slot_gen[slot] << HANDLE_SLOT_BITS;
 	c->live_pos = core->n_live;
-	c->path = DMM_PATH_NONE;
-	c->mtu = pair->family == WIRE_AF_INET ? 576 : 1280; /* until resolved */
-	c->phase = CONN_RESOLVING;
-	list_init(&c->link);
+	c->link = pkt->link;
+	pmtu_start(core, c, pkt->link_mtu);
+	c->phase = CONN_OPENING;
+	list_init(&c->queued);
 	tcp_init(&c->leg[0], 0);
 	tcp_init(&c->leg[1], 1);
 	c->outer.min_rtt_prev_ns = c->outer.min_rtt_cur_ns = NEVER;
@@ -222,6 +222,20 @@ struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair 
 	c->hash_next = *bucket;
 	*bucket = slot + 1;
 	return c;
+}
+
+void conn_follow(struct dmm_core *core, struct conn *c, const struct pkt *pkt)
+{
+	if (pkt->link)
+		c->link = pkt->link;
+	if (pkt->link_mtu && pkt->link_mtu != c->mtu_dev)
+		pmtu_device(core, c, pkt->link_mtu);
+}
+
+void conn_turn_back(struct conn *c, const struct pkt *pkt)
+{
+	if (c->passive && c->leg[DMM_LEG_INNER].state == TCP_SYN_SENT && pkt->link)
+		c->link = pkt->link;
 }
 
 uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg)

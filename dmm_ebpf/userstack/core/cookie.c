@@ -138,12 +138,13 @@ void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 	};
 	struct wire_dir dir;
 
-	/* the path is not known; the smallest MTU of this host's is the best guess */
-	wire_opt_mss(&seg, (uint16_t)(core->cfg.inner_mtu - wire_ip_len(pair->family) - WIRE_TCP_LEN));
+	/* the kernel's route is not known; the device's MTU is the best guess */
+	wire_opt_mss(&seg, (uint16_t)(pmtu_of_device(core, pair->family, syn->link_mtu) -
+				      wire_ip_len(pair->family) - WIRE_TCP_LEN));
 	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options), syn->tsval,
 			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(core));
 	ctl_dir(pair, DMM_LEG_OUTER, &dir);
-	ctl_push_tcp(core, DMM_LEG_OUTER, DMM_PATH_NONE, &dir, &seg);
+	ctl_push_tcp(core, DMM_LEG_OUTER, syn->link, &dir, &seg);
 	core->counters[DMM_CORE_SYN_COOKIES_SENT]++;
 	core->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
 }
@@ -196,7 +197,6 @@ static void restore(struct dmm_core *core, struct conn *c, const struct pkt *syn
 	struct tcb *t = &c->leg[DMM_LEG_OUTER];
 
 	c->passive = 1;
-	pmtu_set(c, core->cfg.inner_mtu);
 	tcp_learn_syn(core, t, syn, now_ns);
 	t->rcv_wscale = t->flags & TF_WS ? window_scale(core) : 0;
 	t->rcv_adv = t->rcv_nxt + first_window(core);
@@ -221,14 +221,15 @@ bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 		return fit == FIT_LATER;
 	}
 	core->counters[DMM_CORE_SYN_COOKIES_VALID]++;
-	c = conn_create(core, pair);
+	c = conn_create(core, pair, pkt);
 	if (!c) {
-		ctl_reset_unknown(core, DMM_LEG_OUTER, DMM_PATH_NONE, pkt);
+		ctl_reset_unknown(core, DMM_LEG_OUTER, pkt->link, pkt);
 		return true;
 	}
 	core->counters[DMM_CORE_PASSIVE_OPEN]++;
 	restore(core, c, &syn, pkt->ack - 1, now_ns);
-	core_action(core, DMM_ACTION_RESOLVE, c, 0);
 	tcp_input(core, &c->leg[DMM_LEG_OUTER], pkt, now_ns);
+	if (c->phase != CONN_DEAD)
+		relay_open(core, c, now_ns);
 	return true;
 }

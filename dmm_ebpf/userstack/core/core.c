@@ -148,7 +148,7 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 		if (leg == DMM_LEG_OUTER && cookie_accept(core, &pair, pkt, now_ns))
 			return;
 		core->counters[DMM_CORE_NO_CONN]++;
-		ctl_reset_unknown(core, leg, DMM_PATH_NONE, pkt);
+		ctl_reset_unknown(core, leg, pkt->link, pkt);
 		return;
 	}
 	if (syn && (!c || may_replace(c, leg, pkt))) {
@@ -158,6 +158,8 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 			relay_outer_syn(core, c, &pair, pkt, now_ns);
 		return;
 	}
+	if (leg == DMM_LEG_INNER)
+		conn_follow(core, c, pkt);
 	t = &c->leg[leg];
 	/* the old connection is not wholly over, the new SYN will come again */
 	if (syn && (t->state == TCP_CLOSE || (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER)))
@@ -172,16 +174,25 @@ static void note_segments(struct pkt *pkt, const struct dmm_vnet *vnet)
 		pkt->segment_bytes = vnet->gso_size;
 }
 
+static void note_link(struct pkt *pkt, const struct dmm_rx_meta *meta)
+{
+	pkt->link = meta->link;
+	pkt->link_mtu = (uint16_t)min_u32(meta->mtu, 65535);
+}
+
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns)
 {
+	enum wire_result what;
 	struct pkt parsed;
 
 	core->counters[DMM_CORE_IN_PACKETS]++;
-	core->back = meta && leg & 1 ? meta->back : 0;
-	switch (wire_parse(pkt, len,
-			   !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
-			   &parsed)) {
+	what = wire_parse(pkt, len,
+			  !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
+			  &parsed);
+	if (meta)
+		note_link(&parsed, meta);
+	switch (what) {
 	case WIRE_TCP:
 		if (meta && leg & 1)
 			note_segments(&parsed, &meta->vnet);
@@ -197,7 +208,6 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 		core->counters[DMM_CORE_BAD_CSUM]++;
 		break;
 	}
-	core->back = 0;
 	conn_reap(core);
 }
 
@@ -276,15 +286,6 @@ uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action)
 	q->head = (q->head + 1) & (q->cap - 1);
 	q->count--;
 	return 1;
-}
-
-void dmm_core_resolved(struct dmm_core *core, uint32_t conn, uint32_t path, uint32_t mtu, uint64_t now_ns)
-{
-	struct conn *c = conn_by_handle(core, conn);
-
-	if (c)
-		relay_resolved(core, c, path, mtu, now_ns);
-	conn_reap(core);
 }
 
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)

@@ -18,8 +18,7 @@
 #include "wire.h"
 
 enum conn_phase {
-	CONN_RESOLVING, /* waiting for dmm_core_resolved() */
-	CONN_OPENING,	/* one leg is up or trying, the other not yet */
+	CONN_OPENING, /* one leg is up or trying, the other not yet */
 	CONN_OPEN,
 	CONN_DEAD,   /* to be freed before the API call returns */
 	CONN_PARKED, /* only what stands before isn_floor is there, see park.c */
@@ -30,8 +29,9 @@ struct conn {
 	uint32_t handle;
 	uint32_t hash_next; /* slot + 1 of the next in the bucket; 0: none */
 	uint32_t live_pos;
-	uint32_t path;
-	uint16_t mtu; /* of the outer path */
+	uint16_t mtu_dev;  /* of the device that it goes by */
+	uint16_t mtu_most; /* what the kernel's route or a router on the path allows; 65535: anything */
+	uint16_t mtu;	   /* of the outer path */
 	uint16_t error;
 	uint8_t phase; /* enum conn_phase */
 	uint8_t passive;
@@ -43,7 +43,8 @@ struct conn {
 	bool has_isn_floor; /* ... that this one replaces */
 	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
 	bool time_wait;	    /* in core.time_wait */
-	struct list link;   /* reap, time_wait or half_open list */
+	uint64_t link;	    /* the way of its packets on the outer leg; 0: none */
+	struct list queued; /* reap, time_wait or half_open list */
 	struct tcb leg[2];
 	struct outer outer;
 };
@@ -60,8 +61,7 @@ struct ctl_queue {
 	uint32_t head;
 	uint32_t count;
 	struct {
-		uint64_t back;
-		uint32_t path;
+		uint64_t link;
 		uint16_t len;
 		uint8_t family;
 		uint8_t data[CTL_BYTES];
@@ -101,7 +101,6 @@ struct dmm_core {
 	uint32_t n_half_open;
 	uint64_t cookie_secret[2];
 	uint64_t cookies_until_ns; /* when the last cookie that was sent expires */
-	uint64_t back;		   /* of the packet that is being taken in; 0 else */
 	struct ctl_queue ctl[2];
 	struct action_queue actions;
 	uint64_t counters[DMM_CORE_MAX];
@@ -114,8 +113,12 @@ void conn_table_deinit(struct dmm_core *core);
 /* Wakes it if it is parked; without memory for that it comes back parked */
 struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
 struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle);
-/* NULL: limit reached; counted */
-struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
+/* By pkt, which says the way and its MTU. NULL: limit reached; counted */
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt);
+/* A packet of its came from the inner leg: the kernel may have another way for it now */
+void conn_follow(struct dmm_core *core, struct conn *c, const struct pkt *pkt);
+/* One came from the outer leg: the way back, as long as the kernel has said none */
+void conn_turn_back(struct conn *c, const struct pkt *pkt);
 /* Marks it for freeing at the end of the API call; error goes into the CLOSED action */
 void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
 void conn_reap(struct dmm_core *core);
@@ -171,13 +174,13 @@ bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 
 /* ctl.c: packets without a connection */
 void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_dir *dir);
-void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		  const struct wire_seg *seg);
 /* An ICMP error that quotes the segment (dir, seg) and goes to dir's source, out of leg */
-void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		   const struct wire_seg *seg, uint8_t type, uint8_t code);
 /* RFC 9293 section 3.10.7.1: the answer to a segment that belongs to no connection */
-void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint32_t path, const struct pkt *pkt);
+void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint64_t link, const struct pkt *pkt);
 uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta);
 
 /* relay.c: what one leg's events mean for the other. leg: where it happened. */
@@ -185,7 +188,8 @@ void relay_inner_syn(struct dmm_core *core, struct conn *old, const struct dmm_c
 		     const struct pkt *pkt, uint64_t now_ns);
 void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
 		     const struct pkt *pkt, uint64_t now_ns);
-void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns);
+/* Opens the leg whose peer has not asked */
+void relay_open(struct dmm_core *core, struct conn *c, uint64_t now_ns);
 void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, uint64_t now_ns);
 void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void relay_refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns);

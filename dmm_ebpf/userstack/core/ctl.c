@@ -3,8 +3,8 @@
  * ctl.c: packets that belong to no connection's send queue: RST to strangers, ICMP errors, single ACKs.
  *
  * A bounded ring per leg; a full ring drops, which also bounds what a flood can make us answer. An answer
- * that has no path goes back to whom it came from on the link: a path that must be looked up would make the
- * flood's forged addresses work for the whole stack.
+ * without a connection goes back the way that the packet came: to look the way up would make a flood's forged
+ * addresses work for the whole stack.
  */
 #include "core.h"
 
@@ -20,7 +20,7 @@ void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_di
 	dir->dport_be = out ? pair->rport_be : pair->lport_be;
 }
 
-static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint32_t path, uint8_t family, uint16_t **len)
+static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint64_t link, uint8_t family, uint16_t **len)
 {
 	struct ctl_queue *q = &core->ctl[leg];
 	uint32_t i;
@@ -28,18 +28,17 @@ static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint32_t path, uin
 	if (q->count == CTL_SLOTS)
 		return NULL;
 	i = (q->head + q->count++) % CTL_SLOTS;
-	q->slot[i].back = path == DMM_PATH_NONE && leg == DMM_LEG_OUTER ? core->back : 0;
-	q->slot[i].path = path;
+	q->slot[i].link = link;
 	q->slot[i].family = family;
 	*len = &q->slot[i].len;
 	return q->slot[i].data;
 }
 
-void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		  const struct wire_seg *seg)
 {
 	uint16_t *len;
-	uint8_t *p = ctl_slot(core, leg, path, dir->family, &len);
+	uint8_t *p = ctl_slot(core, leg, link, dir->family, &len);
 
 	if (!p)
 		return;
@@ -49,17 +48,17 @@ void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint32_t path, const stru
 	wire_csum_full(p, dir, *len, 0, 0);
 }
 
-void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint32_t path, const struct wire_dir *dir,
+void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		   const struct wire_seg *seg, uint8_t type, uint8_t code)
 {
 	uint16_t *len;
-	uint8_t *p = ctl_slot(core, leg, path, dir->family, &len);
+	uint8_t *p = ctl_slot(core, leg, link, dir->family, &len);
 
 	if (p)
 		*len = (uint16_t)wire_icmp_error(p, dir, seg, type, code);
 }
 
-void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint32_t path, const struct pkt *pkt)
+void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint64_t link, const struct pkt *pkt)
 {
 	struct wire_dir dir = {
 		.saddr = pkt->daddr,
@@ -78,7 +77,7 @@ void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint32_t path, const
 		seg.flags |= TH_ACK;
 		seg.ack = pkt->seq + pkt->payload_len + !!(pkt->flags & TH_SYN) + !!(pkt->flags & TH_FIN);
 	}
-	ctl_push_tcp(core, leg, path, &dir, &seg);
+	ctl_push_tcp(core, leg, link, &dir, &seg);
 }
 
 uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta)
@@ -95,8 +94,7 @@ uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t ca
 		return 0;
 	memcpy(buf, q->slot[i].data, len);
 	memset(meta, 0, sizeof(*meta));
-	meta->path = q->slot[i].path;
-	meta->back = q->slot[i].back;
+	meta->link = q->slot[i].link;
 	meta->family = q->slot[i].family;
 	return len;
 }

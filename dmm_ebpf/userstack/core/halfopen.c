@@ -25,7 +25,7 @@ void halfopen_leave(struct dmm_core *core, struct conn *c)
 		return;
 	c->half_open = false;
 	core->n_half_open--;
-	list_del(&c->link);
+	list_del(&c->queued);
 }
 
 /* Silent towards the peer, which most likely does not exist. The kernel's half of it would keep a place in
@@ -43,7 +43,7 @@ static void drop(struct dmm_core *core, struct conn *c)
 			rst.ack = inner->irs + (uint32_t)inner->rcv_nxt;
 		}
 		ctl_dir(&c->pair, DMM_LEG_INNER, &dir);
-		ctl_push_tcp(core, DMM_LEG_INNER, 0, &dir, &rst);
+		ctl_push_tcp(core, DMM_LEG_INNER, c->link, &dir, &rst);
 	}
 	core->counters[DMM_CORE_HALF_OPEN_DROPPED]++;
 	conn_kill(core, c, ERR_CONNABORTED);
@@ -52,8 +52,8 @@ static void drop(struct dmm_core *core, struct conn *c)
 void halfopen_enter(struct dmm_core *core, struct conn *c)
 {
 	while (halfopen_full(core))
-		drop(core, container_of(core->half_open.next, struct conn, link));
+		drop(core, container_of(core->half_open.next, struct conn, queued));
 	c->half_open = true;
 	core->n_half_open++;
-	list_add_tail(&core->half_open, &c->link);
+	list_add_tail(&core->half_open, &c->queued);
 }

@@ -108,7 +108,7 @@ static void unsqueeze(struct conn *c, const struct parked *p)
 /* Nodes point to themselves while they are on no list; they are made again, not kept */
 static void links_init(struct conn *c)
 {
-	list_init(&c->link);
+	list_init(&c->queued);
 	for (uint32_t l = 0; l < 2; l++) {
 		list_init(&c->leg[l].ready);
 		wheel_node_init(&c->leg[l].timer);
@@ -117,7 +117,7 @@ static void links_init(struct conn *c)
 
 static void links_clear(struct conn *c)
 {
-	memset(&c->link, 0, sizeof(c->link));
+	memset(&c->queued, 0, sizeof(c->queued));
 	for (uint32_t l = 0; l < 2; l++) {
 		memset(&c->leg[l].ready, 0, sizeof(c->leg[l].ready));
 		memset(&c->leg[l].timer, 0, sizeof(c->leg[l].timer));
@@ -138,7 +138,7 @@ static bool leg_quiet(const struct dmm_core *core, const struct tcb *t, uint64_t
 
 static bool conn_quiet(const struct dmm_core *core, const struct conn *c, uint64_t now_ns)
 {
-	return c->phase == CONN_OPEN && list_empty(&c->link) && c->outer.pace_wake_ns == NEVER &&
+	return c->phase == CONN_OPEN && list_empty(&c->queued) && c->outer.pace_wake_ns == NEVER &&
 	       leg_quiet(core, &c->leg[0], now_ns) && leg_quiet(core, &c->leg[1], now_ns);
 }
 

@@ -33,8 +33,8 @@ void relay_closed(struct dmm_core *core, struct tcb *t)
 		return;
 	if (leg_over(inner) && leg_over(outer)) {
 		conn_kill(core, c, 0);
-	} else if (list_empty(&c->link)) {
-		list_add_tail(&core->time_wait, &c->link);
+	} else if (list_empty(&c->queued)) {
+		list_add_tail(&core->time_wait, &c->queued);
 		c->time_wait = true;
 		core->n_time_wait++;
 	}
@@ -136,7 +136,7 @@ static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bo
 		struct wire_dir dir;
 
 		ctl_dir(&old->pair, DMM_LEG_OUTER, &dir);
-		ctl_push_tcp(core, DMM_LEG_OUTER, old->path, &dir, &rst);
+		ctl_push_tcp(core, DMM_LEG_OUTER, old->link, &dir, &rst);
 	}
 	conn_kill(core, old, 0);
 }
@@ -149,9 +149,9 @@ static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dm
 	struct conn *c;
 
 	replace(core, old, &floor, &has_floor);
-	c = conn_create(core, pair);
+	c = conn_create(core, pair, pkt);
 	if (!c) {
-		ctl_reset_unknown(core, leg, DMM_PATH_NONE, pkt);
+		ctl_reset_unknown(core, leg, pkt->link, pkt);
 		return;
 	}
 	c->passive = leg == DMM_LEG_OUTER;
@@ -163,7 +163,7 @@ static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dm
 	leg_hold(core, &c->leg[leg], pkt, now_ns);
 	if (c->passive)
 		halfopen_enter(core, c);
-	core_action(core, DMM_ACTION_RESOLVE, c, 0);
+	relay_open(core, c, now_ns);
 }
 
 void relay_inner_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
@@ -183,21 +183,12 @@ void relay_outer_syn(struct dmm_core *core, struct conn *old, const struct dmm_c
 		open_by_syn(core, old, pair, pkt, DMM_LEG_OUTER, now_ns);
 }
 
-void relay_resolved(struct dmm_core *core, struct conn *c, uint32_t path, uint32_t mtu, uint64_t now_ns)
+void relay_open(struct dmm_core *core, struct conn *c, uint64_t now_ns)
 {
 	struct tcb *next = &c->leg[c->passive ? DMM_LEG_INNER : DMM_LEG_OUTER];
 
-	if (c->phase != CONN_RESOLVING)
-		return;
-	c->phase = CONN_OPENING;
-	c->path = path;
-	pmtu_set(c, mtu);
 	c->owned = 1;
 	core_action(core, DMM_ACTION_OWN, c, 0);
-	if (c->passive) {
-		tcp_set_mss(core, &c->leg[DMM_LEG_OUTER]);
-		c->outer.cc.mss = c->leg[DMM_LEG_OUTER].mss;
-	}
 	tcp_connect(core, next, conn_isn(core, c, next->leg, now_ns), now_ns);
 }
 
@@ -208,7 +199,7 @@ static void icmp_to_app(struct dmm_core *core, const struct conn *c, uint8_t typ
 	struct wire_dir dir;
 
 	ctl_dir(&c->pair, DMM_LEG_OUTER, &dir);
-	ctl_push_icmp(core, DMM_LEG_INNER, 0, &dir, &syn, type, code);
+	ctl_push_icmp(core, DMM_LEG_INNER, c->link, &dir, &syn, type, code);
 }
 
 /* To the remote peer: the error with which the host's firewall met its SYN */
@@ -218,7 +209,7 @@ static void icmp_to_peer(struct dmm_core *core, const struct conn *c, uint8_t ty
 	struct wire_dir dir;
 
 	ctl_dir(&c->pair, DMM_LEG_INNER, &dir);
-	ctl_push_icmp(core, DMM_LEG_OUTER, c->path, &dir, &syn, type, code);
+	ctl_push_icmp(core, DMM_LEG_OUTER, c->link, &dir, &syn, type, code);
 }
 
 void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, uint64_t now_ns)
@@ -226,7 +217,7 @@ void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, ui
 	bool v4 = c->pair.family == WIRE_AF_INET;
 
 	(void)now_ns;
-	if (c->phase != CONN_RESOLVING && c->phase != CONN_OPENING)
+	if (c->phase != CONN_OPENING)
 		return;
 	if (!c->passive) {
 		if (error == ERR_NETUNREACH)
@@ -332,8 +323,11 @@ void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint
 		return; /* no memory to wake it */
 	if (outer) {
 		icmp_outer(core, c, pkt);
-	} else if (c->passive && c->leg[0].state == TCP_SYN_SENT && pkt->seq == c->leg[0].iss &&
-		   pkt->icmp == ICMP_KIND_UNREACH) {
+		return;
+	}
+	conn_follow(core, c, pkt);
+	if (c->passive && c->leg[0].state == TCP_SYN_SENT && pkt->seq == c->leg[0].iss &&
+	    pkt->icmp == ICMP_KIND_UNREACH) {
 		if (c->leg[1].state != TCP_SYN_RECV) {
 			relay_reset(core, &c->leg[0], icmp_errno(pkt)); /* the peer's handshake is over */
 			return;

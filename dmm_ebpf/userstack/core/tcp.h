@@ -19,7 +19,7 @@
  * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
  * tcp_accecn.c accurate ECN (RFC 9768)
  * tcp_urg.c    urgent data
- * tcp_pmtu.c   path MTU: ICMP, black holes
+ * tcp_pmtu.c   path MTU: device, route, ICMP, black holes
  * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
  * tcp_opt.c    SACK and ECN feedback in a segment's options
  * tcp_spare.c  copies of what is on the way while nothing else can be sent
@@ -360,7 +360,14 @@ void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int6
 void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq);
 
 /* tcp_pmtu.c */
-void pmtu_set(struct conn *c, uint32_t mtu);
+/* A way's MTU by that of its device; 0: not known */
+uint32_t pmtu_of_device(const struct dmm_core *core, uint8_t family, uint32_t mtu);
+/* A new connection goes by a device of that MTU; 0: not known */
+void pmtu_start(const struct dmm_core *core, struct conn *c, uint32_t mtu);
+/* It goes by another now, or that one's MTU has changed */
+void pmtu_device(struct dmm_core *core, struct conn *c, uint32_t mtu);
+/* This host's kernel offers that MSS: its route allows no more */
+void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss);
 /* A router says so of the segment that begins at seq; mtu 0: it does not tell which */
 void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu);
 void pmtu_on_timeout(struct dmm_core *core, struct tcb *t);

@@ -172,7 +172,9 @@ static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt
 		t->ts_recent = pkt->tsval;
 		t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	}
-	if (!tcb_is_outer(t) && pkt->payload_len)
+	if (tcb_is_outer(t))
+		conn_turn_back(tcb_conn(t), pkt);
+	else if (pkt->payload_len)
 		tcb_conn(t)->tos = pkt->tos & 0xfc;
 }
 
@@ -340,7 +342,7 @@ static bool ack_field_ok(struct dmm_core *core, struct tcb *t, const struct pkt 
 	if (!(t->flags & TF_HOLD) && open_acks_syn(t, pkt))
 		return true;
 	core->counters[DMM_CORE_BAD_SEQ]++;
-	ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+	ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
 	return false;
 }
 
@@ -462,7 +464,7 @@ static void input_one(struct dmm_core *core, struct tcb *t, const struct pkt *pk
 	case TCP_CLOSE:
 		core->counters[DMM_CORE_NO_CONN]++;
 		if (tcb_conn(t)->phase != CONN_DEAD)
-			ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+			ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
 		break;
 	case TCP_SYN_SENT:
 		open_syn_sent(core, t, pkt, now_ns);

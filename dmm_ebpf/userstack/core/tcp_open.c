@@ -44,6 +44,8 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	t->last_rx_ns = now_ns;
 	tcp_set_mss(core, t);
+	if (!tcb_is_outer(t) && pkt->mss)
+		pmtu_route(core, tcb_conn(t), pkt->mss);
 }
 
 static void ask(struct dmm_core *core, struct tcb *t)
@@ -107,7 +109,7 @@ void open_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 
 	if ((pkt->flags & TH_ACK) && !ack_ok) {
 		core->counters[DMM_CORE_BAD_SEQ]++;
-		ctl_reset_unknown(core, t->leg, tcb_conn(t)->path, pkt);
+		ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
 	} else if (pkt->flags & TH_RST) {
 		if (ack_ok)
 			refused(core, t, now_ns);
@@ -162,6 +164,8 @@ static void syn_again(struct dmm_core *core, struct tcb *t, const struct pkt *pk
 	ecn_learn_syn_again(t, pkt);
 	if (pkt->has_ts && (int32_t)(pkt->tsval - t->ts_recent) > 0)
 		t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
+	if (tcb_is_outer(t))
+		conn_turn_back(tcb_conn(t), pkt);
 	if (t->flags & TF_HOLD)
 		return;
 	t->flags |= TF_SYN_DUE | TF_SYN_RTX;

@@ -129,9 +129,9 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 	}
 	headers = wire_headers(buf, &dir, seg, len);
 	memset(meta, 0, sizeof(*meta));
+	meta->link = c->link;
 	meta->family = c->pair.family;
 	if (tcb_is_outer(t)) {
-		meta->path = c->path;
 		c->outer.segments_sent += 1 + more;
 		if (!core->cfg.outer_csum_partial) {
 			wire_csum_full(buf, &dir, headers, len,
@@ -206,7 +206,7 @@ void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		return;
 	fill_seg(core, t, &seg, TH_ACK, t->snd_nxt, 0, now_ns);
 	ctl_dir(&c->pair, t->leg, &dir);
-	ctl_push_tcp(core, t->leg, c->path, &dir, &seg);
+	ctl_push_tcp(core, t->leg, c->link, &dir, &seg);
 }
 
 /* One answer per connection and half second to what is not acceptable, as Linux; true: it was given */

@@ -1,26 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_pmtu.c: the path MTU of the outer leg: ICMP (RFC 1191, RFC 8201) and, for paths that drop long packets
- * without a word, black-hole detection (RFC 4821, RFC 8899).
+ * tcp_pmtu.c: the path MTU of the outer leg: the device's and the route's, ICMP (RFC 1191, RFC 8201) and, for
+ * paths that drop long packets without a word, black-hole detection (RFC 4821, RFC 8899).
+ *
+ * Each packet from this host's kernel says the MTU of the device that it would have gone by, and the path MTU
+ * follows, down and up. A route that allows less than its device shows in the MSS that the kernel offers.
+ * Neither that nor what a router said is exceeded later.
  *
  * Two timeouts in a row of a full-size segment shorten the segments, in steps. A path that was merely dead
  * looks the same: so as soon as something has passed again, one segment of the old size goes as a probe,
  * later ones after PROBE_MIN_S, doubled up to PROBE_MAX_S. A probe that arrives brings the old MTU back; one
  * that is lost is cut and sent again, and the congestion control is told that it was for nothing.
  *
- * Invariants: outer.mtu_full != 0 only while a black hole is suspected, and is then larger than conn.mtu; at
- * most one segment with SEG_PROBE is in flight; nothing else is longer than the MTU.
+ * Invariants: conn.mtu <= min(conn.mtu_dev, conn.mtu_most), unless the protocol's least MTU is larger; equal
+ * but for a black hole; outer.mtu_full != 0 only while a black hole is suspected, and is then larger than
+ * conn.mtu; at most one segment with SEG_PROBE is in flight; nothing else is longer than the MTU.
  */
 #include "core.h"
 
 enum { MTU_MIN_V4 = 552, MTU_MIN_V6 = 1280 };
 enum { HOLE_STEP_V4 = 1260, HOLE_LEAST_V4 = 576, PROBE_MIN_S = 30, PROBE_MAX_S = 600 };
 
-void pmtu_set(struct conn *c, uint32_t mtu)
+static uint16_t at_least(uint8_t family, uint32_t mtu)
 {
-	uint32_t least = c->pair.family == WIRE_AF_INET ? MTU_MIN_V4 : MTU_MIN_V6;
+	uint32_t least = family == WIRE_AF_INET ? MTU_MIN_V4 : MTU_MIN_V6;
 
-	c->mtu = (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
+	return (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
+}
+
+uint32_t pmtu_of_device(const struct dmm_core *core, uint8_t family, uint32_t mtu)
+{
+	return at_least(family, mtu ? mtu : core->cfg.inner_mtu);
+}
+
+void pmtu_start(const struct dmm_core *core, struct conn *c, uint32_t mtu)
+{
+	c->mtu_dev = (uint16_t)(mtu ? mtu : core->cfg.inner_mtu);
+	c->mtu_most = 65535;
+	c->mtu = at_least(c->pair.family, c->mtu_dev);
 }
 
 /* Next lower of RFC 1191's plateaus, for routers that do not tell the MTU */
@@ -35,27 +52,62 @@ static uint32_t plateau(uint32_t mtu)
 	return MTU_MIN_V4;
 }
 
+static void change(struct dmm_core *core, struct conn *c, uint16_t mtu)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+
+	c->mtu = mtu;
+	tcp_set_mss(core, t);
+	c->outer.cc.mss = t->mss;
+}
+
 /* true: it is smaller than before */
 static bool shrink(struct dmm_core *core, struct conn *c, uint32_t mtu)
 {
 	struct tcb *t = &c->leg[DMM_LEG_OUTER];
-	uint32_t old = c->mtu;
+	uint16_t less = at_least(c->pair.family, mtu);
 
-	if (mtu >= old)
+	if (less >= c->mtu)
 		return false;
-	pmtu_set(c, mtu);
-	if (c->mtu >= old) {
-		c->mtu = (uint16_t)old;
-		return false;
-	}
-	tcp_set_mss(core, t);
-	c->outer.cc.mss = t->mss;
+	change(core, c, less);
 	c->outer.mtu_probing = 0; /* a probe in flight is cut with the rest */
 	if (t->fl && flight_resegment(&core->mem, t->fl, t->mss)) {
 		t->flags |= TF_FORCE_RTX;
 		tcp_ready(core, t);
 	}
 	return true;
+}
+
+/* The device or the route allows something else now */
+static void follow(struct dmm_core *core, struct conn *c)
+{
+	uint16_t mtu = at_least(c->pair.family, min_u32(c->mtu_dev, c->mtu_most));
+
+	if (c->outer.mtu_full && mtu > c->mtu) {
+		c->outer.mtu_full = mtu; /* a probe finds out */
+		return;
+	}
+	c->outer.mtu_full = 0;
+	if (mtu > c->mtu)
+		change(core, c, mtu);
+	else
+		shrink(core, c, mtu);
+}
+
+void pmtu_device(struct dmm_core *core, struct conn *c, uint32_t mtu)
+{
+	c->mtu_dev = (uint16_t)mtu;
+	follow(core, c);
+}
+
+void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss)
+{
+	uint32_t mtu = mss + wire_ip_len(c->pair.family) + WIRE_TCP_LEN;
+
+	if (mtu >= c->mtu_dev)
+		return;
+	c->mtu_most = (uint16_t)min_u32(c->mtu_most, mtu);
+	follow(core, c);
 }
 
 /* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it could not
@@ -76,8 +128,10 @@ void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t 
 {
 	if (!mtu)
 		mtu = plateau(c->mtu);
-	if (was_too_big(c, seq, mtu) && shrink(core, c, mtu))
-		c->outer.mtu_full = 0; /* a router that tells is better than a guess */
+	if (!was_too_big(c, seq, mtu) || !shrink(core, c, mtu))
+		return;
+	c->outer.mtu_full = 0; /* a router that tells is better than a guess */
+	c->mtu_most = (uint16_t)min_u32(c->mtu_most, c->mtu);
 }
 
 void pmtu_on_timeout(struct dmm_core *core, struct tcb *t)
@@ -130,10 +184,8 @@ void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t)
 	c->outer.mtu_probing = 0;
 	if (!c->outer.mtu_full)
 		return;
-	c->mtu = c->outer.mtu_full;
+	change(core, c, c->outer.mtu_full);
 	c->outer.mtu_full = 0;
-	tcp_set_mss(core, t);
-	c->outer.cc.mss = t->mss;
 }
 
 /* false: no memory, it stays whole */

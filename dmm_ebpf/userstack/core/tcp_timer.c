@@ -82,6 +82,19 @@ static void fire_syn(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	tcp_ready(core, t);
 }
 
+/*
+ * The kernel answers a probe of the inner leg by the way that it would take now, and so the outer leg learns
+ * of another route, neighbour or device (conn_follow()), also when the app itself has nothing to send. Of an
+ * app that has closed there may be no socket any more, which would say RST.
+ */
+static void ask_way(struct dmm_core *core, struct tcb *inner)
+{
+	if (inner->state != TCP_ESTABLISHED)
+		return;
+	inner->flags |= TF_PROBE_DUE;
+	tcp_ready(core, inner);
+}
+
 static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
 	struct conn *c = tcb_conn(t);
@@ -114,6 +127,8 @@ static void fire_rto(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		inner_lost(t, 0);
 		return;
 	}
+	if (t->retries > 1)
+		ask_way(core, tcb_peer(t));
 	c->outer.rto_count++;
 	c->outer.lost_bytes += lost;
 	cc->inflight_bytes = 0;

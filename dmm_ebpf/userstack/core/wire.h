@@ -77,7 +77,9 @@ struct pkt {
 	const uint8_t *payload;
 	uint32_t payload_len;
 	uint32_t segment_bytes; /* of each segment but the last that it was put together of; 0: it is one */
-	uint8_t saddr[16];	/* IPv4 as ::ffff:a.b.c.d */
+	uint64_t link;		/* struct dmm_rx_meta; these three are not read from the packet */
+	uint16_t link_mtu;
+	uint8_t saddr[16]; /* IPv4 as ::ffff:a.b.c.d */
 	uint8_t daddr[16];
 	uint16_t sport_be;
 	uint16_t dport_be;
