@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_connections
 import bench_fairness
-import bench_inner
 import bench_ports
 import bench_wide
 import typer
@@ -148,49 +147,33 @@ def bench_kernel(directory: Path, rounds: int, seconds: int) -> Result:
     return {"gbps": rates, "ratio": rates["attached"] / rates["not attached"], "goal": ">= 0.98"}
 
 
-def user_gbps(directory: Path, seconds: int, congestion: str, *options: str) -> float:
-    """One flow from a user stack on the client to the kernel of the server, over a plain wire of whole frames."""
+def bench_user(directory: Path, rounds: int, seconds: int) -> Result:
+    """iperf3 over a plain wire of whole frames, through a user stack on the client, against the kernel's cubic."""
     with Lab("user") as lab, ExitStack() as stack:
         client, server = lab.host("client"), lab.host("server")
-        lab.wan(client, server) if options == ("wan",) else lab.wire(client, server)
+        lab.wire(client, server)
         cgroup = stack.enter_context(Cgroup())
         iperf3_server(server, directory / "iperf3")
-        policy = USER_POLICY.replace("{congestion}", congestion)
-        stack.enter_context(Routed(client, cgroup, policy, directory))
-        return gbps(client, server, cgroup, seconds)
 
+        def user_stack() -> float:
+            # Attached for this alone: the kernel's rounds meet no program on the wire.
+            with Routed(client, cgroup, USER_POLICY.replace("{congestion}", "cubic"), directory):
+                return gbps(client, server, cgroup, seconds)
 
-def bench_user(directory: Path, rounds: int, seconds: int) -> Result:
-    """One flow through the user stack on a wire without delay, against raw AF_XDP forwarding of such frames."""
-    forwarder = bench_inner.build(directory)
-    rates = medians(
-        {
-            "user stack": lambda: user_gbps(directory, seconds, "cubic"),
-            "raw AF_XDP": lambda: bench_inner.bench_xdp(forwarder, seconds)["gbps"],
-        },
-        rounds,
-    )
-    return {"gbps": rates, "ratio": rates["user stack"] / rates["raw AF_XDP"], "goal": "reported"}
-
-
-def bench_inner_leg(directory: Path, rounds: int, seconds: int) -> Result:
-    """The two candidates for the inner leg: TUN with segmentation offload, and veth with AF_XDP."""
-    forwarder = bench_inner.build(directory)
-    rates = medians(
-        {
-            "tun": lambda: bench_inner.bench_tun(forwarder, seconds)["gbps"],
-            "veth": lambda: bench_inner.bench_xdp(forwarder, seconds)["gbps"],
-        },
-        rounds,
-    )
-    return {"gbps": rates, "ratio": rates["tun"] / rates["veth"], "goal": "reported"}
+        rates = medians(
+            {
+                "user stack": user_stack,
+                "kernel": lambda: gbps(client, server, cgroup, seconds, "-C", "cubic"),
+            },
+            rounds,
+        )
+    return {"gbps": rates, "ratio": rates["user stack"] / rates["kernel"], "goal": "reported"}
 
 
 TITLES = {
     "connect": "connect() to loopback, 10,000 routes: hooks / none",
     "kernel": "iperf3 over the kernel's stack: attached / not attached",
-    "user": "one flow: user stack / raw AF_XDP forwarding",
-    "inner": "inner leg: TUN with offload / veth with AF_XDP",
+    "user": "one flow of whole frames: user stack / kernel cubic",
 }
 
 
@@ -217,9 +200,7 @@ def run_one(item: str, directory: Path, rounds: int, seconds: int) -> Result:
         return bench_connect(directory, rounds)
     if item == "kernel":
         return bench_kernel(directory, rounds, seconds)
-    if item == "user":
-        return bench_user(directory, rounds, seconds)
-    return bench_inner_leg(directory, rounds, seconds)
+    return bench_user(directory, rounds, seconds)
 
 
 def rivals_of(text: str) -> tuple[str, ...]:

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench_inner import busy_s
 from bench_matrix import POLICY, TCP_BUFFERS_BYTES, Cell
 from lab import Cgroup, Host, Lab, curl_fetch, iperf3, iperf3_server, nginx, random_file
 from lab.build import program_path
+from lab.cpu import busy_s
 from lab.programs import start_server
 from lab.routed import Routed
 

@@ -28,8 +28,8 @@ from typing import Any, Protocol, TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sim"))
 
 import corelab
-from bench_inner import busy_s
 from lab import Cgroup, Lab, WanLink, iperf3, iperf3_server, wait_for
+from lab.cpu import busy_s
 from lab.routed import Routed
 
 from dmm_ebpf.errors import DmmError, UsageError

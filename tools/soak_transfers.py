@@ -2,7 +2,7 @@
 """Real programs over a line that is bad on both legs: what `tools/soak transfers` does.
 
 Two hosts and an emulated link that loses, reorders and doubles packets both ways (the outer leg). On each host whose
-programs go through a user stack, packets between the kernel and the stack's device suffer the same (the inner leg). In
+programs go through a user stack, packets between the kernel and the stack suffer the same (the inner leg). In
 one phase the client's host has the stack, in the next the server's, in the last both. A run proves something only
 if packets were lost, late and doubled on every leg, both ways: counters that stayed 0 are found as well.
 """
@@ -39,12 +39,14 @@ from rich.progress import (
 from soak_jobs import NOISE_BYTES, SEND_BUFFER_BYTES, SHARES, Job, Noise, Programs, make_job
 
 from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.hal import stackdevice
 
 ROLES = {"client": ("client",), "server": ("server",), "both": ("client", "server")}
 NO_TRANSFERS = {"bytes": 0, "transfers": 0, "verified": 0, "errors": 0}
 TMPFS = Path("/dev/shm")
 LEAST_NOISE_BYTES = 10_000_000
 MOST_FAILURES = 20
+SLOT = 0  # of the only NIC
 OUTER_FATES = {"losses": "lost", "reordered": "late", "duplicated": "doubled"}
 # Of the kernel's ends: what the bad line made them see (Documentation/networking/snmp_counter.rst).
 KERNEL_COUNTERS = (
@@ -358,8 +360,7 @@ class Site:
                     stack.enter_context(
                         InnerLeg(
                             host,
-                            process["tun"],
-                            int(process["mark"].partition("/")[0], 0),
+                            stackdevice.inner(process["device"], SLOT),
                             lost=lost,
                             late=late,
                             doubled=doubled,

@@ -1,51 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bad line where there is none: loss, reordering and duplication between an app's kernel and its user stack.
 
-The stack's TUN device is no place for tools/lab/wanem, and netem may not be built into the kernel. nftables' netdev
-hooks see every packet of the device both ways: they send some to a device where they are lost, and some, or copies, to
-another that gives them back some time later (tools/lab/reinject). A drop would not do for loss: the kernel that sends
-is told of it, and then forgets a connection whose SYN-ACK it could not send. Which packets, the kernel's random
-numbers say: no seed repeats them.
+The stack's inner device is no place for tools/lab/wanem, and netem may not be built into the kernel. Two BPF programs
+(innerleg.bpf.c) see every packet of the device both ways: they lose some, and send some, or copies, to another device
+that gives them back some time later (tools/lab/reinject). Which packets, the kernel's random numbers say: no seed
+repeats them. They come by tcx, in front of dmm-ebpf's own program there: Linux 6.6.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
+import socket
+import struct
 import subprocess
+import sys
+import sysconfig
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dmm_ebpf import abi, loader
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
-from lab.build import program_path
+from dmm_ebpf.loader import bpf, explain
+from dmm_ebpf.loader.programs import bind_maps
+from lab.build import LAB_DIR, program_path
 from lab.hosts import READY_TIMEOUT_S, Host, kill_group
-from lab.waiting import wait_readable
+from lab.waiting import patient, wait_readable
 
-WAYS = {"to_stack": "egress", "to_kernel": "ingress"}
+WAYS = ("to_stack", "to_kernel")
 FATES = ("lost", "late", "doubled")
-_MOD = 100_000
+_SOURCE = LAB_DIR / "innerleg.bpf.c"
+_ODDS = 1 << 32
+# struct leg of innerleg.bpf.c: odds and devices, then the counters.
+_SETTINGS = struct.Struct("=6I")
+_PACKETS = struct.Struct(f"={len(WAYS) * len(FATES)}Q")
+_KEY = bytes(4)
+_BEFORE_ALL = 1 << 3  # BPF_F_BEFORE, of no program in particular
+_COMPILE_TIMEOUT_S = 60.0
 _counter = itertools.count()
-_RULES = """\
-table netdev {table} {{
-    chain to_stack {{
-        type filter hook egress device "{device}" priority 0;
-        numgen random mod {mod} < {lost} counter fwd to "{gone}" comment "lost"
-        numgen random mod {mod} < {doubled} counter dup to "{late_stack}" comment "doubled"
-        numgen random mod {mod} < {late} counter fwd to "{late_stack}" comment "late"
-    }}
-    chain to_kernel {{
-        type filter hook ingress device "{device}" priority 0;
-        numgen random mod {mod} < {lost} counter fwd to "{gone}" comment "lost"
-        numgen random mod {mod} < {doubled} counter dup to "{late_kernel}" comment "doubled"
-        numgen random mod {mod} < {late} counter fwd to "{late_kernel}" comment "late"
-    }}
-    chain back {{
-        type filter hook ingress device "{late_kernel}" priority 0;
-        meta mark set {mark}
-    }}
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -58,57 +55,37 @@ class WayStats:
 
 
 class InnerLeg(Closing):
-    """Impairs a stack's device on a host until it is closed; a context manager.
+    """Impairs the inner device of a stack process on a host until it is closed; a context manager.
 
-    device, mark: of the stack's process, as `dmm-ebpf stacks` says. lost, late, doubled: probabilities, each way.
-    delay_us: how long what is late, and each copy, is held.
+    device: as dmm_ebpf.hal.stackdevice.inner() names it. lost, late, doubled: probabilities, each way. delay_us: how
+    long what is late, and each copy, is held.
     """
 
     def __init__(
-        self,
-        host: Host,
-        device: str,
-        mark: int,
-        *,
-        lost: float,
-        late: float,
-        doubled: float,
-        delay_us: int = 1000,
+        self, host: Host, device: str, *, lost: float, late: float, doubled: float, delay_us: int = 1000
     ) -> None:
         self.host = host
         self.put_back: dict[str, int] | None = None
         number = next(_counter)
-        self._table = f"inner_leg_{number}"
-        late_stack, late_kernel, gone = (f"{name}{number}" for name in ("late-stack", "late-kernel", "lost"))
-        # No link-local address: with one, the kernel has groups to report on these devices.
-        host.sysctl("net.ipv6.conf.default.addr_gen_mode", 1)
-        try:
-            self._process = self._start(device, delay_us, late_stack, late_kernel, gone)
-        finally:
-            host.sysctl("net.ipv6.conf.default.addr_gen_mode", 0)
-        # What comes back has a source that is not routed to the device that it comes in by.
-        host.sysctl("net.ipv4.conf.all.rp_filter", 0)
-        host.sysctl(f"net.ipv4.conf.{late_kernel}.rp_filter", 0)
-        parts = {name: round(p * _MOD) for name, p in (("lost", lost), ("late", late), ("doubled", doubled))}
-        rules = _RULES.format(
-            table=self._table,
-            device=device,
-            late_stack=late_stack,
-            late_kernel=late_kernel,
-            gone=gone,
-            mark=mark,
-            mod=_MOD,
-            **parts,
-        )
-        try:
-            self._nft("-f", "-", rules=rules)
-        except BaseException:
-            kill_group(self._process)
-            raise
+        late_devices = tuple(f"{name}{number}" for name in ("late-stack", "late-kernel"))
+        with ExitStack() as made:
+            # No link-local address: with one, the kernel has groups to report on these devices.
+            host.sysctl("net.ipv6.conf.default.addr_gen_mode", 1)
+            try:
+                self._process = self._start(device, delay_us, *late_devices)
+            finally:
+                host.sysctl("net.ipv6.conf.default.addr_gen_mode", 0)
+            made.callback(self._stop)
+            odds = [min(round(p * _ODDS), _ODDS - 1) for p in (lost, late, doubled)]
+            try:
+                self._map_fd = host.call(_attach, made, device, late_devices, odds)
+            except OSError as error:
+                raise explain.refused(f"impair the inner leg on {host.name}", error) from error
+            self._made = made.pop_all()
 
     def _start(self, device: str, delay_us: int, *devices: str) -> subprocess.Popen[Any]:
         process = self.host.popen(
-            [program_path("reinject"), device, str(delay_us), *devices],
+            [program_path("reinject"), device, str(int(abi.C.DMM_TCIN_MARK)), str(delay_us), *devices],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -125,33 +102,66 @@ class InnerLeg(Closing):
             raise DmmError(f"make a way round {device}", why=why or "it said nothing for 10 s")
         return process
 
-    def _nft(self, *words: str, rules: str | None = None) -> str:
-        done = self.host.run(["nft", *words], input=rules, check=False)
-        if done.returncode:
-            why = " ".join(done.stderr.split())
-            raise DmmError(f"impair the inner leg on {self.host.name}", why=why or "nft failed")
-        return str(done.stdout)
-
     def stats(self) -> dict[str, WayStats]:
         """What happened so far, by way: to_stack, to_kernel."""
-        listed = json.loads(self._nft("-j", "list", "table", "netdev", self._table))["nftables"]
-        counted = {way: dict.fromkeys(FATES, 0) for way in WAYS}
-        for item in listed:
-            rule = item.get("rule")
-            if rule and rule["chain"] in counted:
-                packets = next(word["counter"]["packets"] for word in rule["expr"] if "counter" in word)
-                counted[rule["chain"]][rule["comment"]] = packets
-        return {way: WayStats(**fates) for way, fates in counted.items()}
+        value = bpf.map_lookup(self._map_fd, _KEY, _SETTINGS.size + _PACKETS.size)
+        packets = iter(_PACKETS.unpack_from(value, _SETTINGS.size))
+        return {way: WayStats(*itertools.islice(packets, len(FATES))) for way in WAYS}
 
-    def close(self) -> None:
-        """The device is as before; what was under way round it is lost. Harmless when repeated."""
-        if self.put_back is not None:
-            return
-        self.put_back = {}
+    def _stop(self) -> None:
         try:
-            self._nft("delete", "table", "netdev", self._table)
             out, _ = self._process.communicate("", timeout=READY_TIMEOUT_S)
             self.put_back = json.loads(out or "{}")
         finally:
             kill_group(self._process)
             self.host.processes.remove(self._process)
+
+    def close(self) -> None:
+        """The device is as before; what was under way round it is lost. Harmless when repeated."""
+        self._made.close()
+
+
+def _attach(made: ExitStack, device: str, late_devices: tuple[str, ...], odds: list[int]) -> int:
+    """In the host's network namespace: the programs at their devices until made is closed; fd of their map."""
+    map_fd = bpf.map_create("innerleg", bpf.MapType.ARRAY, 4, _SETTINGS.size + _PACKETS.size, 1)
+    made.callback(os.close, map_fd)
+    late = [socket.if_nametoindex(name) for name in late_devices]
+    inner = socket.if_nametoindex(device)
+    settings = _SETTINGS.pack(*odds, *late, inner)
+    bpf.map_update(map_fd, _KEY, settings + bytes(_PACKETS.size))
+    for name, ifindex, kind in (
+        ("back", late[1], bpf.AttachType.TCX_INGRESS),
+        ("to_stack", inner, bpf.AttachType.TCX_EGRESS),
+        ("to_kernel", inner, bpf.AttachType.TCX_INGRESS),
+    ):
+        prog_fd = bpf.prog_load(name, bpf.ProgType.SCHED_CLS, bind_maps(_programs()[name], {0: map_fd}))
+        try:
+            made.callback(os.close, bpf.link_create(prog_fd, ifindex, kind, _BEFORE_ALL))
+        finally:
+            os.close(prog_fd)
+    return map_fd
+
+
+@functools.cache
+def _programs() -> dict[str, bytes]:
+    """Bytecode of innerleg.bpf.c by function, with map 0 for its map."""
+    include = Path("/usr/include")
+    folders = (abi.bpf_dir(), include, include / str(sysconfig.get_config_var("MULTIARCH")))
+    job = {
+        "source": str(_SOURCE),
+        "compat": str(abi.bpf_dir() / "compat"),
+        "cflags": [*(f"-I{folder}" for folder in folders), "-Wall", "-Wextra", "-Werror"],
+        "programs": ["to_stack", "to_kernel", "back"],
+    }
+    command = [sys.executable, "-I", str(Path(loader.__file__).with_name("bcc_child.py"))]
+    done = subprocess.run(
+        command,
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=patient(_COMPILE_TIMEOUT_S),
+        check=False,
+    )
+    if done.returncode:
+        raise DmmError(f"compile {_SOURCE.name}", why=done.stderr.strip())
+    return {name: bytes.fromhex(code) for name, code in json.loads(done.stdout).items()}

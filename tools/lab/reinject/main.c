@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * reinject: a way round that takes a while, for IP packets between a host's kernel and a TUN device of
- * somebody else's.
+ * reinject: a way round that takes a while, for frames between a host's kernel and a TAP device of somebody
+ * else's.
  *
- * reinject DEVICE DELAY_US makes two TUN devices in its network namespace, and says "ready". What is sent out
- * of late-stack leaves, DELAY_US later, through DEVICE, for the process behind that; what is sent out of
- * late-kernel comes in from late-kernel again, DELAY_US later, for the kernel. Whoever steers packets here
- * (nftables: fwd, dup) makes them overtaken or doubled. Packets keep their offloads: up to 64 KiB, the
- * checksum left to the device.
+ * reinject DEVICE MARK DELAY_US TO_STACK TO_KERNEL makes two TAP devices of those last names in its network
+ * namespace, and says "ready". What is sent out of TO_STACK leaves, DELAY_US later, through DEVICE with that
+ * mark, for the process behind it; what is sent out of TO_KERNEL comes in from TO_KERNEL again, DELAY_US
+ * later. Whoever steers packets here (innerleg.bpf.c) makes them overtaken or doubled. Packets keep their
+ * offloads: up to 64 KiB, the checksum left to the device.
  *
  * It ends when its standard input does, and then prints one line of JSON: how many packets it put back each
  * way, and how many it lost because it held too many, or the device had no room.
  *
- * What it puts back passes neither the qdisc nor the netfilter egress hook of DEVICE, so nothing comes here
- * twice.
+ * What leaves through DEVICE passes neither its qdisc nor a tc program, so nothing comes here twice.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_ether.h>
@@ -38,9 +36,10 @@ enum {
 	TO_STACK = 0,
 	TO_KERNEL = 1,
 	WAYS = 2,
-	FDS = WAYS + 2,
+	FDS = WAYS + 1,
 	HELD_PKTS = 1024,
-	PKT_BYTES = sizeof(struct virtio_net_hdr) + 65535,
+	HEAD_BYTES = sizeof(struct virtio_net_hdr) + ETH_HLEN,
+	PKT_BYTES = HEAD_BYTES + 65535,
 	TXQUEUELEN = 1000,
 	SENDER_ROOM_BYTES = 16 << 20, /* packets that DEVICE has not been rid of yet count */
 };
@@ -53,7 +52,7 @@ struct held {
 
 /* One way: packets in order of time, since all wait equally long. */
 struct way {
-	int tun_fd;
+	int tap_fd;
 	uint32_t first;
 	uint32_t count;
 	uint64_t put_back;
@@ -75,9 +74,9 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-static int open_tun(const char *name)
+static int open_tap(const char *name)
 {
-	struct ifreq ifr = {.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL};
+	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL};
 	int hdr_bytes = sizeof(struct virtio_net_hdr);
 	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -87,18 +86,18 @@ static int open_tun(const char *name)
 	strncpy(ifr.ifr_name, name, sizeof(ifr.ifr_name) - 1);
 	if (ioctl(fd, TUNSETIFF, &ifr) || ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
 	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN))
-		fail("make a TUN device");
+		fail("make a TAP device");
 	ifr.ifr_qlen = TXQUEUELEN;
 	if (ioctl(sock, SIOCSIFTXQLEN, &ifr))
-		fail("set the queue length of a TUN device");
-	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_POINTOPOINT | IFF_NOARP;
+		fail("set the queue length of a TAP device");
+	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_NOARP;
 	if (ioctl(sock, SIOCSIFFLAGS, &ifr))
-		fail("take a TUN device up");
+		fail("take a TAP device up");
 	close(sock);
 	return fd;
 }
 
-static int open_sender(const char *device, struct sockaddr_ll *to)
+static int open_sender(const char *device, uint32_t mark, struct sockaddr_ll *to)
 {
 	int one = 1;
 	int room_bytes = SENDER_ROOM_BYTES;
@@ -107,6 +106,7 @@ static int open_sender(const char *device, struct sockaddr_ll *to)
 
 	if (fd < 0 || setsockopt(fd, SOL_PACKET, PACKET_VNET_HDR, &one, sizeof(one)) ||
 	    setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof(one)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room_bytes, sizeof(room_bytes)))
 		fail("open a packet socket");
 	*to = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(device)};
@@ -115,38 +115,23 @@ static int open_sender(const char *device, struct sockaddr_ll *to)
 	return fd;
 }
 
-static void waste(int tun_fd)
-{
-	static uint8_t wasted[PKT_BYTES];
-
-	while (read(tun_fd, wasted, sizeof(wasted)) >= 0)
-		;
-	if (errno != EAGAIN)
-		fail("read from a TUN device");
-}
-
 static void take(struct way *way, uint64_t delay_ns)
 {
 	while (way->count < HELD_PKTS) {
 		struct held *slot = &way->held[(way->first + way->count) % HELD_PKTS];
-		ssize_t n = read(way->tun_fd, slot->data, PKT_BYTES);
+		ssize_t n = read(way->tap_fd, slot->data, PKT_BYTES);
 
 		if (n < 0) {
 			if (errno == EAGAIN)
 				return;
-			fail("read from a TUN device");
+			fail("read from a TAP device");
 		}
-		if ((size_t)n <= sizeof(struct virtio_net_hdr))
+		if (n < HEAD_BYTES)
 			continue;
 		slot->len = (size_t)n;
 		slot->due_ns = now_ns() + delay_ns;
 		way->count++;
 	}
-}
-
-static int is_ipv6(const struct held *packet)
-{
-	return packet->data[sizeof(struct virtio_net_hdr)] >> 4 == 6;
 }
 
 static void give(struct way ways[WAYS], int which, int sender_fd, struct sockaddr_ll *to)
@@ -159,11 +144,12 @@ static void give(struct way ways[WAYS], int which, int sender_fd, struct sockadd
 		ssize_t n;
 
 		if (which == TO_STACK) {
-			to->sll_protocol = htons(is_ipv6(packet) ? ETH_P_IPV6 : ETH_P_IP);
+			memcpy(&to->sll_protocol, packet->data + HEAD_BYTES - sizeof(to->sll_protocol),
+			       sizeof(to->sll_protocol));
 			n = sendto(sender_fd, packet->data, packet->len, 0, (const struct sockaddr *)to,
 				   sizeof(*to));
 		} else {
-			n = write(way->tun_fd, packet->data, packet->len);
+			n = write(way->tap_fd, packet->data, packet->len);
 		}
 		if (n < 0)
 			way->lost++;
@@ -199,19 +185,18 @@ int main(int argc, char **argv)
 	int sender_fd;
 
 	if (argc != 6) {
-		fprintf(stderr, "usage: reinject DEVICE DELAY_US TO_STACK TO_KERNEL LOST\n");
+		fprintf(stderr, "usage: reinject DEVICE MARK DELAY_US TO_STACK TO_KERNEL\n");
 		return 2;
 	}
-	delay_ns = strtoull(argv[2], NULL, 10) * 1000;
-	sender_fd = open_sender(argv[1], &to);
+	sender_fd = open_sender(argv[1], (uint32_t)strtoul(argv[2], NULL, 0), &to);
+	delay_ns = strtoull(argv[3], NULL, 10) * 1000;
 	for (int i = 0; i < WAYS; i++) {
-		ways[i].tun_fd = open_tun(argv[3 + i]);
+		ways[i].tap_fd = open_tap(argv[4 + i]);
 		ways[i].held = calloc(HELD_PKTS, sizeof(*ways[i].held));
 		if (!ways[i].held)
 			fail("get memory");
-		fds[1 + i] = (struct pollfd){.fd = ways[i].tun_fd, .events = POLLIN};
+		fds[1 + i] = (struct pollfd){.fd = ways[i].tap_fd, .events = POLLIN};
 	}
-	fds[FDS - 1] = (struct pollfd){.fd = open_tun(argv[5]), .events = POLLIN};
 	puts("ready");
 	fflush(stdout);
 	while (!fds[0].revents) {
@@ -220,7 +205,6 @@ int main(int argc, char **argv)
 			take(&ways[i], delay_ns);
 			give(ways, i, sender_fd, &to);
 		}
-		waste(fds[FDS - 1].fd);
 	}
 	printf("{\"to_stack\": %llu, \"to_kernel\": %llu, \"lost\": %llu}\n",
 	       (unsigned long long)ways[TO_STACK].put_back, (unsigned long long)ways[TO_KERNEL].put_back,
