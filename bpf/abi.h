@@ -19,7 +19,7 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 4,
+	DMM_ABI_VERSION = 5,
 	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	/* per policy */
 	DMM_MAX_PROCESSES = 16, /* of one user stack */
@@ -37,7 +37,8 @@ enum dmm_limits {
 };
 
 enum dmm_mark {
-	DMM_TCIN_MARK = 0x646d6d, /* skb->mark of what tc gives to a TAP device, and of nothing else there */
+	DMM_TCIN_MARK = 0x646d6d,  /* skb->mark of what tc gives to a TAP device, and of nothing else there */
+	DMM_INNER_MARK = 0x646d6e, /* of what a stack process sends to the app, until it is at the NIC */
 };
 
 enum dmm_control_flag {
@@ -49,8 +50,8 @@ struct dmm_control {
 	__u32 abi_version;
 	__u32 generation;   /* 0: no policy yet, programs only observe */
 	__u64 netns_cookie; /* sockets of other network namespaces are left alone */
-	__u32 mark_mask;    /* the bits of SO_MARK that user stacks may set */
-	__u32 flags;	    /* enum dmm_control_flag */
+	__u32 pad;
+	__u32 flags; /* enum dmm_control_flag */
 };
 
 /* heads[generation & 1] */
@@ -104,7 +105,7 @@ enum dmm_stack_flag {
 /* stacks[(generation & 1) * DMM_MAX_STACKS + id]; ids are stable by name for an instance's life */
 struct dmm_stack {
 	__u32 kind;	/* enum dmm_stack_kind; 0: no such stack */
-	__u32 flags;	/* enum dmm_stack_flag; a user stack always sets its mark */
+	__u32 flags;	/* enum dmm_stack_flag */
 	__u32 fallback; /* stack id that serves new flows while this user stack is down or full */
 	__u32 mark;
 	__u32 mark_mask; /* bits of the socket's mark that are replaced; the others stay */
@@ -120,8 +121,8 @@ struct dmm_stack_state {
 	__u32 pid;	 /* of the first that is up */
 	__u32 processes; /* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
 	__u32 pad;
-	__u32 marks[16]; /* of process i > 0; process 0 has dmm_stack.mark */
-	__u32 taps[16];	 /* of process i, as in dmm_xdp_flow; 0: it has AF_XDP sockets */
+	__u32 seats[16]; /* of process i, as in dmm_xdp_flow */
+	__u32 taps[16];	 /* likewise; 0: it has AF_XDP sockets */
 };
 
 /* Why a process of a user stack takes no new flow now */
@@ -195,10 +196,19 @@ struct dmm_recent_route {
 	__u64 sum;
 };
 
+/* Why the kernel serves a flow that its route gives to a user stack */
+enum dmm_why {
+	DMM_WHY_DOWN = 1,
+	DMM_WHY_FULL = 2,   /* or hung */
+	DMM_WHY_DEVICE = 3, /* it leaves by a device that the stack does not serve, lo among them */
+	DMM_WHY_SOCKET = 4, /* connecting to a loopback address */
+	DMM_WHY_PEER = 5,   /* an accepted flow that came by the kernel */
+};
+
 /*
  * What was decided for a socket, and from what facts. Part of each flow record. In socket storage only where
- * a socket is no flow, or must be remembered beyond its flow: listeners, and sockets that bear a user stack's
- * mark (decisions); listeners with SO_REUSEPORT once more for their accepted children (shared_facts, cloned).
+ * a socket is no flow: listeners (decisions), those with SO_REUSEPORT once more for their accepted children
+ * (shared_facts, cloned).
  */
 struct dmm_decision {
 	__u32 generation; /* 0: decided without a policy */
@@ -212,7 +222,26 @@ struct dmm_decision {
 	__u32 uid;
 	__u32 listening; /* 1: this socket is counted in listeners */
 	__u32 wanted;	 /* the stack the route names; differs from stack after fallback */
+	__u32 process;	 /* of a user stack: which one serves */
+	__u32 taken;	 /* 1: that process has it; 0: it was asked for, or the kernel serves */
+	__u32 why;	 /* enum dmm_why, where wanted is a user stack and stack another; 0: none is known */
+	__u32 pad;
 	char comm[16];
+};
+
+enum dmm_way_state {
+	DMM_WAY_ASKED = 0, /* by the connect hook; the SYN has not been seen at a device */
+	DMM_WAY_TAKEN = 1, /* the process has it */
+};
+
+/* ways: socket storage of a socket that a user stack is to serve, or serves; stack 0: the kernel does. */
+struct dmm_way {
+	__u32 stack;
+	__u32 process; /* its number among the stack's */
+	__u32 seat;    /* as in struct dmm_xdp_flow */
+	__u32 state;   /* enum dmm_way_state */
+	__u32 mark;    /* of the SYN, as in struct dmm_xdp_flow */
+	__u32 priority;
 };
 
 struct dmm_addr_pair {
@@ -301,15 +330,15 @@ struct dmm_nic {
 };
 
 /*
- * tun_marks[ifindex of dmm-k]: what the tc ingress program puts on packets that a stack sends to the kernel,
- * and whose device it is: nobody else can send there.
+ * seats[ifindex of the TAP device of an inner leg]: whose it is, and for which NIC: nobody else can send
+ * there. The other way, inner_devs[(seat - 1) * DMM_MAX_NICS + slot] is that device's ifindex, or 0.
  */
-struct dmm_tun_mark {
-	__u32 mark;
-	__u32 mask;    /* the other bits of skb->mark stay */
-	__u32 stack;   /* 0: it has nothing to ask */
-	__u32 tap;     /* as in struct dmm_xdp_flow */
+struct dmm_seat {
+	__u32 stack;
 	__u32 process; /* its number among the stack's */
+	__u32 seat;    /* as in struct dmm_xdp_flow */
+	__u32 tap;     /* likewise */
+	__u32 nic;     /* ifindex */
 };
 
 enum dmm_ask_op {
@@ -319,28 +348,39 @@ enum dmm_ask_op {
 	DMM_ASK_REFUSED = 4, /* the answer to a claim that is not granted; there is none to others */
 };
 
-enum dmm_ask_protocol {
-	DMM_ASK_PROTOCOL = 253, /* for experiments (RFC 3692, RFC 4727): never leaves the device */
+enum dmm_ask_type {
+	DMM_ASK_TYPE = 0x88b5, /* EtherType for local experiments (IEEE 802): never leaves the device */
 };
 
 /*
- * What a stack process asks of dmm_ingress: a packet that it writes to its own TUN device. A process has no
- * map itself: what it says here is weighed, and concerns itself alone.
+ * What a stack process asks of dmm_ingress: a frame that it writes to the TAP device of an inner leg of its
+ * own. A process has no map itself: what it says here is weighed, and concerns itself alone.
  */
 struct dmm_ask {
-	__u8 ip[20]; /* an IPv4 header, of which version, length and protocol count */
-	__u32 op;    /* enum dmm_ask_op */
-	__u64 cookies_until_ns;
+	__u8 eth[14]; /* an Ethernet header, of which the type counts */
+	__u16 pad;
+	__u32 op;   /* enum dmm_ask_op */
 	__u32 conn; /* the asker's own, comes back with a refusal */
+	__u64 cookies_until_ns;
 	__u32 full; /* bit set of enum dmm_full */
 	struct dmm_addr_pair pair;
+	__u32 pad_end;
 };
 
-/* xdp_flows[struct dmm_addr_pair]: laddr is this host. Added and deleted by dmm_ingress. */
+/*
+ * xdp_flows[struct dmm_addr_pair]: the flows of user stacks as a NIC has them, behind whatever the host
+ * translates; laddr is this host. Added and deleted by dmm_ingress.
+ */
 struct dmm_xdp_flow {
 	__u32 stack;
-	__u32 tap; /* 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) * DMM_MAX_NICS + slot],
-		    * or of tap_devs[] */
+	__u32 tap;     /* from the wire; 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) *
+			* DMM_MAX_NICS + slot], or of tap_devs[] */
+	__u32 seat;    /* the process, by a number of its own in the namespace, from 1 */
+	__u32 process; /* among the stack's */
+	/* Of the app's latest packet; packets to the wire bear them, too, for qdiscs and filters of the NIC
+	 */
+	__u32 mark;
+	__u32 priority;
 };
 
 /*
@@ -367,7 +407,9 @@ enum dmm_counter {
 	DMM_CNT_XDP_FULL,     /* SYNs left to the kernel because the stack is full */
 	DMM_CNT_XDP_COOKIE,   /* ACKs given to a stack that may carry a SYN cookie */
 	DMM_CNT_XDP_ICMP,
-	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue */
+	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue, or no device */
+	DMM_CNT_SYN_LET_GO,    /* SYNs of this host left to the kernel: no process could take them any more */
+	DMM_CNT_INNER_DROPPED, /* from the app, owned flow, but its process is gone */
 	DMM_CNT_MAX,
 };
 

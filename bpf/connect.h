@@ -3,7 +3,9 @@
  * connect.h: cgroup/connect4 and connect6: which stack serves a connecting socket.
  *
  * A socket of another network namespace is left alone; one bound to a device, and one whose peer is this
- * host's loopback, never goes to a user stack. What is decided for a TCP socket goes straight into its flow
+ * host's loopback, never goes to a user stack. For one that does, the decision is written into its storage
+ * (way.h), where the program at the NIC finds it with the SYN (tcout.h): the kernel routes it as any other.
+ * What is decided for a TCP socket goes straight into its flow
  * record: one allocation, and none that lives longer than the flow. UDP sockets have no record.
  */
 #ifndef DMM_CONNECT_H
@@ -12,6 +14,7 @@
 #include "decide.h"
 #include "flow.h"
 #include "recent.h"
+#include "way.h"
 
 /* 0.0.0.0 and :: mean this host to connect() (ip(7)). */
 static __always_inline bool addr_is_loopback(const __u32 *addr)
@@ -21,40 +24,28 @@ static __always_inline bool addr_is_loopback(const __u32 *addr)
 	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && (addr[3] == 0 || addr[3] == bpf_htonl(1));
 }
 
-/* The socket bears a user stack's mark, and may outlive this flow (AF_UNSPEC, connect(2)). */
-static __always_inline void mark_remember(struct bpf_sock *sk, __u32 stack)
+/* The storage of a socket may be older than this flow (AF_UNSPEC, connect(2)). */
+static __always_inline void way_forget(struct bpf_sock *sk)
 {
-	struct dmm_decision *decision;
+	struct dmm_way *way = way_get(sk);
 
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (decision)
-		decision->stack = stack;
+	if (unlikely(way))
+		way->stack = 0;
 }
 
-/*
- * A socket that is used again after a user stack served it must not keep that stack's mark. One that bears
- * such bits and is not remembered was given them by its program, and keeps them.
- */
-static __always_inline __u32 mark_clean(struct bpf_sock_addr *ctx, const struct dmm_control *control,
-					struct bpf_sock *sk)
+/* False: no memory to remember it with. */
+static __always_inline bool way_ask(struct bpf_sock *sk, const struct dmm_served *served)
 {
-	struct dmm_decision *decision;
-	__u32 mark = sk->mark;
+	struct dmm_way way = {.stack = served->id,
+			      .process = served->process.number,
+			      .seat = served->process.seat,
+			      .state = DMM_WAY_ASKED};
 
-	if (likely(!(mark & control->mark_mask)))
-		return mark;
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, 0);
-	if (!decision || !decision->stack)
-		return mark;
-	decision->stack = 0;
-	mark &= ~control->mark_mask;
-	option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
-	return mark;
+	return way_set(sk, &way);
 }
 
-/* stack: who serves. */
 static __always_inline void connect_record(struct bpf_sock_addr *ctx, const struct dmm_search *search,
-					   __u32 stack)
+					   const struct dmm_served *served)
 {
 	const struct dmm_query *query = &search->query;
 	struct dmm_flow flow = {};
@@ -70,7 +61,7 @@ static __always_inline void connect_record(struct bpf_sock_addr *ctx, const stru
 	flow.decision.generation = search->generation;
 	flow.decision.direction = DMM_DIR_CONNECT;
 	decision_facts(&flow.decision, &search->facts);
-	decision_verdict(&flow.decision, &search->verdict, stack);
+	decision_verdict(&flow.decision, &search->verdict, served);
 	flow_keep(&flow);
 }
 
@@ -119,7 +110,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 		return 1;
 	count(DMM_CNT_CONNECT);
 	facts_current(facts);
-	facts->mark = mark_clean(ctx, control, sk);
+	facts->mark = sk->mark;
+	way_forget(sk);
 	search->generation = control->generation;
 	verdict_none(&search->verdict);
 	query->half = search->generation & 1;
@@ -130,14 +122,16 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 			      stream && !addr_is_loopback(query->addr), &served);
 	if (served.reject)
 		return connect_refuse(ctx);
-	if (served.stack) {
-		if (served.stack->kind == DMM_STACK_USER)
-			mark_remember(sk, served.id);
-		stack_apply(ctx, &served, facts->mark, stream, socket6 && !addr_is_mapped(query->addr));
+	if (served.stack && served.stack->kind == DMM_STACK_USER) {
+		/* Its options wait until it is known who serves, see sockops.h. */
+		if (!way_ask(sk, &served))
+			served.id = 0;
+	} else if (served.stack) {
+		stack_apply(ctx, served.stack, facts->mark, stream, socket6 && !addr_is_mapped(query->addr));
 	}
 	if (!stream)
 		return 1;
-	connect_record(ctx, search, served.id);
+	connect_record(ctx, search, &served);
 	return 1;
 }
 

@@ -206,7 +206,7 @@ static __always_inline bool process_is_full(__u32 id, __u32 number)
 
 /* What tells one process of a user stack from the others. */
 struct dmm_process {
-	__u32 mark;
+	__u32 seat;
 	__u32 tap;
 	__u32 number;
 };
@@ -239,8 +239,7 @@ static __always_inline int process_try(struct dmm_process_search *search)
 		return 0;
 	search->process.number = number;
 	search->process.tap = state->taps[number];
-	if (number)
-		search->process.mark = state->marks[number];
+	search->process.seat = state->seats[number];
 	search->found = 1;
 	return 1;
 }
@@ -250,15 +249,16 @@ static __always_inline int process_try(struct dmm_process_search *search)
  * so that the same hash finds the same process for as long as it lives. with_room: it may be another, as long
  * as it has room.
  */
-static __always_inline bool process_pick(const struct dmm_stack *stack, const struct dmm_stack_state *state,
-					 __u32 id, __u32 hash, bool with_room, struct dmm_process *process)
+static __always_inline bool process_pick(const struct dmm_stack_state *state, __u32 id, __u32 hash,
+					 bool with_room, struct dmm_process *process)
 {
-	struct dmm_process_search search = {.id = id, .with_room = with_room, .process.mark = stack->mark};
+	struct dmm_process_search search = {.id = id, .with_room = with_room};
 	__u32 processes = state->processes;
 
 	*process = search.process;
 	if (likely(processes < 2)) {
 		process->tap = state->taps[0];
+		process->seat = state->seats[0];
 		return process_takes(state, id, 0, with_room);
 	}
 	search.next = ((__u64)hash * processes) >> 32;
@@ -276,7 +276,9 @@ static __always_inline __u32 hash_spread(__u32 value)
 struct dmm_served {
 	const struct dmm_stack *stack; /* NULL: the kernel's stack, untouched */
 	__u32 id;
-	__u32 mark; /* to be set under the stack's mask, where the stack sets one */
+	__u32 why; /* enum dmm_why, where the route's stack is a user stack and this is another */
+	struct dmm_process process; /* of a user stack */
+	bool taken;		    /* by that process, already */
 	bool reject;
 };
 
@@ -289,19 +291,19 @@ static __always_inline bool user_stack_takes(void *ctx, const struct dmm_stack *
 {
 	const struct dmm_stack_state *state = stack_state_get(id);
 	__u32 hash = hash_spread((__u32)dmm_socket_cookie(ctx));
-	struct dmm_process process;
 
 	if (!state || !state->up) {
 		count(DMM_CNT_CONNECT_FALLBACK);
+		served->why = DMM_WHY_DOWN;
 		return false;
 	}
-	if (!process_pick(stack, state, id, hash, true, &process)) {
+	if (!process_pick(state, id, hash, true, &served->process)) {
 		count(DMM_CNT_CONNECT_FULL);
+		served->why = DMM_WHY_FULL;
 		return false;
 	}
 	served->stack = stack;
 	served->id = id;
-	served->mark = process.mark;
 	return true;
 }
 
@@ -317,11 +319,16 @@ static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half,
 
 	served->stack = NULL;
 	served->id = 0;
+	served->why = 0;
 	served->reject = false;
 	if (!stack)
 		return;
 	if (stack->kind == DMM_STACK_USER) {
-		if (!user_allowed || user_stack_takes(ctx, stack, id, served))
+		if (!user_allowed) {
+			served->why = DMM_WHY_SOCKET;
+			return;
+		}
+		if (user_stack_takes(ctx, stack, id, served))
 			return;
 		id = stack->fallback;
 		stack = id ? stack_get(half, id) : NULL;
@@ -334,7 +341,6 @@ static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half,
 	} else if (stack->kind) {
 		served->stack = stack;
 		served->id = id;
-		served->mark = stack->mark;
 	}
 }
 
@@ -362,20 +368,17 @@ static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, b
  * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
  * SO_PRIORITY comes after IP_TOS, which changes it.
  */
-static __always_inline void stack_apply(void *ctx, const struct dmm_served *served, __u32 old_mark,
-					bool stream, bool ipv6)
+static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
+					bool ipv6)
 {
-	const struct dmm_stack *stack = served->stack;
 	__u32 flags = stack->flags;
 
-	if (stack->kind == DMM_STACK_USER)
-		flags |= DMM_SET_MARK | DMM_SET_CONGESTION;
 	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
 		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
 	if (flags & DMM_SET_DSCP)
 		dscp_set(ctx, stack, ipv6);
 	if (flags & DMM_SET_MARK) {
-		__u32 mark = (old_mark & ~stack->mark_mask) | (served->mark & stack->mark_mask);
+		__u32 mark = (old_mark & ~stack->mark_mask) | (stack->mark & stack->mark_mask);
 
 		option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
 	}
@@ -400,13 +403,16 @@ static __always_inline void decision_facts(struct dmm_decision *decision, const 
 }
 
 static __always_inline void decision_verdict(struct dmm_decision *decision, const struct dmm_verdict *verdict,
-					     __u32 stack)
+					     const struct dmm_served *served)
 {
 	decision->rule = verdict->rule;
 	decision->table = verdict->table;
 	decision->route = verdict->route;
 	decision->wanted = verdict->stack;
-	decision->stack = stack;
+	decision->stack = served->id;
+	decision->process = served->process.number;
+	decision->taken = served->taken;
+	decision->why = served->why;
 }
 
 static __always_inline void verdict_none(struct dmm_verdict *verdict)

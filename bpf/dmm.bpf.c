@@ -13,6 +13,7 @@
 #include "release.h"
 #include "xdp.h"
 #include "tcin.h"
+#include "tcout.h"
 #include "ingress.h"
 
 int dmm_release(struct bpf_sock *ctx)
@@ -55,6 +56,11 @@ int dmm_tcin(struct __sk_buff *ctx)
 	return tcin(ctx);
 }
 
+int dmm_tcout(struct __sk_buff *ctx)
+{
+	return tcout(ctx);
+}
+
 int dmm_ingress(struct __sk_buff *ctx)
 {
 	return ingress(ctx);
@@ -78,11 +84,6 @@ int dmm_rule_listen(struct dmm_search *search)
 int dmm_process_try(struct dmm_process_search *search)
 {
 	return process_try(search);
-}
-
-int dmm_stack_mark(struct dmm_mark_search *search)
-{
-	return stack_mark(search);
 }
 
 int dmm_lock_try(struct dmm_lock *lock)

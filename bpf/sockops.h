@@ -124,64 +124,6 @@ static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock
 	}
 }
 
-/* mark is that of one of the stack's processes. */
-static __always_inline bool stack_bears_mark(__u32 half, __u32 id, __u32 mark)
-{
-	const struct dmm_stack *stack = stack_get(half, id);
-	const struct dmm_stack_state *state;
-	__u32 i;
-
-	if (!stack || stack->kind != DMM_STACK_USER)
-		return false;
-	mark &= stack->mark_mask;
-	if (mark == stack->mark)
-		return true;
-	state = map_lookup(DMM_MAP(stack_state), &id);
-	if (!state)
-		return false;
-		/* Not only the first of them that state->processes counts: one that is being retired still
-		 * has flows. */
-#pragma clang loop unroll(disable)
-	for (i = 1; i < DMM_MAX_PROCESSES; i++) {
-		if (state->marks[i] == mark)
-			return true;
-	}
-	return false;
-}
-
-/* A way through the stacks. */
-struct dmm_mark_search {
-	__u32 half;
-	__u32 mark;
-	__u32 next;
-	__u32 found;
-};
-
-/* The body of step stack_mark. */
-static __always_inline int stack_mark(struct dmm_mark_search *search)
-{
-	__u32 id = search->next++;
-
-	if (!stack_bears_mark(search->half, id, search->mark))
-		return 0;
-	search->found = id;
-	return 1;
-}
-
-/*
- * The user stack whose mark a socket carries; 0: none. The mark came with the SYN (tcp_fwmark_accept). It is
- * the route's stack, unless the policy changed during the handshake, or the mark is somebody else's.
- */
-static __always_inline __u32 stack_by_mark(__u32 half, __u32 mark, __u32 wanted)
-{
-	struct dmm_mark_search search = {.half = half, .mark = mark, .next = 1};
-
-	if (stack_bears_mark(half, wanted, mark))
-		return wanted;
-	dmm_loop(DMM_MAX_STACKS - 1, DMM_STEP(stack_mark), &search, 0);
-	return search.found;
-}
-
 /* Who listens, and so accepts; the address says it, except where several share one. */
 static __always_inline void accepted_facts(struct bpf_sock *sk, const struct dmm_listener *listener,
 					   struct dmm_decision *decision)
@@ -218,32 +160,60 @@ static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u
 }
 
 /*
- * Who serves an accepted connection. A mark says that a user stack carries it; without one it came by the
- * kernel, also when its route names a user stack (down, or another NIC): then the fallback's options apply.
+ * Options of the stack that serves when a user stack that policy names does not: its fallback's. Returns the
+ * fallback's id; 0: the kernel's stack, untouched.
  */
-static __always_inline void accepted_stack(__u32 half, __u32 mark, __u32 wanted, struct dmm_served *served)
+static __always_inline __u32 fallback_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half,
+					    __u32 wanted, bool ipv6)
 {
-	__u32 id = mark ? stack_by_mark(half, mark, wanted) : 0;
+	const struct dmm_stack *stack = wanted ? stack_get(half, wanted) : NULL;
+	__u32 id;
 
-	served->id = 0;
-	served->stack = NULL;
-	if (!id) {
-		const struct dmm_stack *stack = wanted ? stack_get(half, wanted) : NULL;
+	if (!stack)
+		return 0;
+	id = stack->kind == DMM_STACK_USER ? stack->fallback : wanted;
+	stack = id ? stack_get(half, id) : NULL;
+	if (!stack || stack->kind != DMM_STACK_KERNEL)
+		return 0;
+	stack_apply(ctx, stack, sk->mark, true, ipv6);
+	return id;
+}
 
-		if (!stack)
-			return;
-		id = stack->kind == DMM_STACK_USER ? stack->fallback : wanted;
-		stack = id ? stack_get(half, id) : NULL;
-		if (!stack || stack->kind != DMM_STACK_KERNEL)
-			return;
-		served->id = id;
-		served->stack = stack;
-		served->mark = stack->mark;
+/* What the app's own socket uses towards a stack process */
+static __always_inline void inner_apply(struct bpf_sock_ops *ctx, __u32 half, __u32 id)
+{
+	const struct dmm_stack *stack = stack_get(half, id);
+
+	if (stack && stack->kind == DMM_STACK_USER && stack->congestion[0])
+		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+}
+
+/*
+ * Who serves an accepted connection: a user stack if a process of it has its 5-tuple; else it came by the
+ * kernel, also when its route names a user stack (down, or another NIC).
+ */
+static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half,
+					   __u32 wanted, struct dmm_flow *flow, struct dmm_served *served)
+{
+	const struct dmm_xdp_flow *owned = map_lookup(DMM_MAP(xdp_flows), &flow->pair);
+	const struct dmm_stack *stack;
+	struct dmm_way way = {.state = DMM_WAY_TAKEN};
+
+	if (owned) {
+		way.stack = owned->stack;
+		way.process = owned->process;
+		way.seat = owned->seat;
+		way_set(sk, &way);
+		served->id = way.stack;
+		served->process.number = way.process;
+		served->taken = true;
+		inner_apply(ctx, half, way.stack);
 		return;
 	}
-	served->id = id;
-	served->stack = stack_get(half, id);
-	served->mark = mark;
+	served->id = fallback_apply(ctx, sk, half, wanted, flow->pair.family == AF_INET6);
+	stack = wanted ? stack_get(half, wanted) : NULL;
+	if (stack && stack->kind == DMM_STACK_USER)
+		served->why = DMM_WHY_PEER;
 }
 
 static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
@@ -262,20 +232,47 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 	if (generation) {
 		if (listener)
 			accepted_route(&flow.pair, generation & 1, listener, &verdict);
-		accepted_stack(generation & 1, sk->mark & control->mark_mask, verdict.stack, &served);
+		accepted_serve(ctx, sk, generation & 1, verdict.stack, &flow, &served);
 	}
 	flow.decision.generation = generation;
 	flow.decision.direction = DMM_DIR_LISTEN;
-	decision_verdict(&flow.decision, &verdict, served.id);
-	if (served.stack) {
-		stack_apply(ctx, &served, sk->mark, true, flow.pair.family == AF_INET6);
-		if (served.stack->kind == DMM_STACK_USER)
-			mark_remember(sk, served.id);
-	}
+	decision_verdict(&flow.decision, &verdict, &served);
 	state_flag_set(ctx);
 	flow_keep(&flow);
 	if (events_wanted(control))
 		event_emit(DMM_EVENT_ESTABLISHED, &flow);
+}
+
+/*
+ * A connection of a socket for which a user stack was asked is open: has a process taken its SYN, the socket
+ * gets what the inner leg needs, else what its route's fallback sets. A SYN that met no program of ours left
+ * by a device that the stack does not serve.
+ */
+static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+				      const struct dmm_control *control)
+{
+	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, 0);
+	__u32 half = control->generation & 1;
+	struct dmm_flow *flow;
+
+	if (likely(!way))
+		return;
+	if (way->stack && way->state == DMM_WAY_TAKEN) {
+		inner_apply(ctx, half, way->stack);
+		return;
+	}
+	flow = flow_find(ctx);
+	if (!flow || flow->decision.direction != DMM_DIR_CONNECT)
+		return;
+	if (way->stack) {
+		way->stack = 0;
+		flow->decision.why = DMM_WHY_DEVICE;
+	} else if (!flow->decision.why) {
+		return;
+	}
+	flow->decision.process = 0;
+	flow->decision.stack =
+		fallback_apply(ctx, sk, half, flow->decision.wanted, CTX_LOAD(u32, ctx, family) == AF_INET6);
 }
 
 /*
@@ -362,6 +359,7 @@ static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 		connecting(ctx, control, BPF_TCP_SYN_SENT, DMM_EVENT_CONNECT);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		connected(ctx, sk, control);
 		connecting(ctx, control, BPF_TCP_ESTABLISHED, DMM_EVENT_ESTABLISHED);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

@@ -58,8 +58,9 @@ static __always_inline bool flow_owned(struct dmm_packet *packet)
 	if (!flow)
 		return false;
 	packet->tap = flow->tap;
-	/* By tc also what comes by a NIC that its stack is not on: the kernel must not see it. */
-	return packet->stack ? flow->stack == packet->stack : flow->tap;
+	/* By tc also what comes by a NIC that its stack is not on, or what XDP could not deliver: the kernel
+	 * must not see it. */
+	return packet->stack ? flow->stack == packet->stack : true;
 }
 
 /* The same for every packet of a flow: until the stack owns it, its SYNs must find the same process. */
@@ -140,7 +141,7 @@ static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_
 	if (is_forwarded(ctx, ifindex, &packet->pair))
 		return false;
 	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
-	if (!process_pick(stack, state, verdict.stack, pair_hash(&packet->pair), false, &process))
+	if (!process_pick(state, verdict.stack, pair_hash(&packet->pair), false, &process))
 		return false;
 	packet->tap = process.tap;
 	if (!packet->stack && !tap_device(packet, process.tap))

@@ -223,9 +223,7 @@ def attach(s: Story) -> None:
     s.routed = s.stack.enter_context(Routed(s.client, s.cg_client, CLIENT_POLICY, s.directory))
     stack = s.dmm.stack("wan")
     s.say(f"dmm-ebpf attach --cgroup {s.cg_client.relative} --policy {s.dmm.policy_file.name}")
-    s.say(
-        f"stack wan is {stack['state']}: process {stack['pid']} behind {stack['tun']}, mark {stack['mark']}"
-    )
+    s.say(f"stack wan is {stack['state']}: process {stack['pid']} behind {stack['device']}")
     for port in (80, 8081, 22):
         where = ("route", "get", f"{s.server.ip4}:{port}", "--cgroup", s.cg_client.relative)
         answer = s.dmm.ask(*where)

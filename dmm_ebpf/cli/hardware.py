@@ -178,7 +178,7 @@ def _facts(one: nic.Nic, host: _Host, xdp: genl.XdpFeatures) -> choice.Facts:
         driver=one.driver,
         kind=_kind(one),
         loopback=one.loopback,
-        own=one.name.startswith(nic.TUN_PREFIX),
+        own=one.name.startswith(nic.OWN_PREFIX),
         master=master.name if master else "",
         master_kind=master.kind if master else "",
         mtu=one.mtu,

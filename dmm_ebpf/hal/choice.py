@@ -84,7 +84,9 @@ def choose(facts: Facts) -> Choice:
 
 
 def auto_now(facts: Facts, *, ethernet: bool) -> Choice:
-    """What io = "auto" takes in this version: AF_XDP where a driver has native XDP, copying or not, else tap."""
+    """What io = "auto" takes in this version: AF_XDP where a driver has native XDP, copying or not, and nothing of the
+    host's would be gone around; else tap.
+    """
     unfit = _unfit(facts) or ("" if ethernet else "it is not an Ethernet device")
     if unfit:
         return Choice(Port.NONE, (unfit,))
@@ -95,6 +97,9 @@ def auto_now(facts: Facts, *, ethernet: bool) -> Choice:
         against = next(iter(_xdp_in_the_way(facts)))
     elif facts.mtu > largest_mtu(facts.page):
         against = f"at an MTU of {facts.mtu} a packet does not fit a page"
+    around = gone_around(facts.qdisc, facts.filters, facts.hooks)
+    if not against and around:
+        against = around[0]
     if against:
         return Choice(Port.TAP, (against,))
     if isinstance(facts.native_xdp, Unknown):
@@ -158,11 +163,19 @@ def _in_the_way(facts: Facts) -> list[str]:
             )
         elif not facts.frags:
             found.append(f"at an MTU of {facts.mtu} a packet does not fit a page, and XDP takes no fragments")
-    if isinstance(facts.qdisc, Unknown):
-        found.append(_untold("whether somebody set its qdisc", facts.qdisc))
-    elif facts.qdisc:
-        found.append(f"qdisc {facts.qdisc} would be gone around")
-    for what, those in (("tc filter", facts.filters), ("nft hook", facts.hooks)):
+    return [*found, *gone_around(facts.qdisc, facts.filters, facts.hooks)]
+
+
+def gone_around(
+    qdisc: str | Unknown, filters: tuple[str, ...] | Unknown, hooks: tuple[str, ...] | Unknown
+) -> list[str]:
+    """What of the host's AF_XDP would go around on a device, each as a reason against it; see Facts."""
+    found = []
+    if isinstance(qdisc, Unknown):
+        found.append(_untold("whether somebody set its qdisc", qdisc))
+    elif qdisc:
+        found.append(f"qdisc {qdisc} would be gone around")
+    for what, those in (("tc filter", filters), ("nft hook", hooks)):
         if isinstance(those, Unknown):
             found.append(_untold(f"whether it has a {what}", those))
         elif those:

@@ -32,7 +32,7 @@ _ETHTOOL_GCHANNELS = 0x3C
 _DRVINFO_BYTES = 196
 _RT_TABLE_MAIN = 254
 
-TUN_PREFIX = "dmm-"
+OWN_PREFIX = "dmm-"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
     nics = list_nics()
     if devices:
         return [_named(nics, name) for name in dict.fromkeys(devices)]
-    usable = [n for n in nics if n.ethernet and not n.loopback and not n.name.startswith(TUN_PREFIX)]
+    usable = [n for n in nics if n.ethernet and not n.loopback and not n.name.startswith(OWN_PREFIX)]
     by_index = {n.ifindex: n for n in usable}
     chosen = [by_index[i] for i in default_route_nics() if i in by_index]
     if chosen:

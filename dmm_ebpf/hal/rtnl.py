@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read and changed by rtnetlink(7): links, addresses, routes and rules, as records.
+"""What is read by rtnetlink(7): links, addresses and routes, as records.
 
-Only what somebody here asks for is decoded, in the layouts of linux/rtnetlink.h, if_link.h, if_addr.h and fib_rules.h.
+Only what somebody here asks for is decoded, in the layouts of linux/rtnetlink.h, if_link.h and if_addr.h.
 Functions work in the network namespace of the socket that they are given.
 """
 
@@ -13,27 +13,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dmm_ebpf.hal.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    RouteSocket,
-    attribute,
-    attribute_u32,
-    attributes,
-)
+from dmm_ebpf.hal.netlink import RouteSocket, attributes
 
-_RTM_GETLINK, _RTM_GETADDR = 18, 22
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
-_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
+_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, prefixlen, flags, scope, index
 _RTMSG = struct.Struct(
     "=8BI"
 )  # struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
-_RULE = struct.Struct(
-    "=8BI"
-)  # struct fib_rule_hdr: family, dst_len, src_len, tos, table, -, -, action, flags
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_QDISC, _IFLA_MASTER = 1, 3, 4, 6, 10
@@ -44,11 +32,8 @@ _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, _RTA_TABLE = 9, 15
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
-_FR_ACT_TO_TBL = 1
 
-RTN_UNICAST, RTN_THROW = 1, 9
-RTM_F_CLONED = 0x200
+RTN_UNICAST = 1
 
 
 @dataclass(frozen=True)
@@ -105,18 +90,6 @@ class Route:
     prefsrc: str = ""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One rule that leads to a table. mask: None where it does not compare marks."""
-
-    family: int
-    priority: int
-    table: int
-    mark: int = 0
-    mask: int | None = None
-    proto: int = 0
-
-
 def links(sock: RouteSocket) -> list[Link]:
     """Every device, in the kernel's order."""
     return [_link(body) for body in sock.dump(_RTM_GETLINK, bytes(_IFINFO.size))]
@@ -141,47 +114,6 @@ def addresses(sock: RouteSocket) -> list[Address]:
 def routes(sock: RouteSocket, family: int) -> list[Route]:
     """Every route of all tables."""
     return [_route(body) for body in sock.dump(_RTM_GETROUTE, _RTMSG.pack(family, *(0,) * 8))]
-
-
-def route_to(sock: RouteSocket, address: str, oif: int) -> Route:
-    """What the kernel would do with a packet to address that is to leave by a device."""
-    family = _family(address)
-    packed = socket.inet_pton(family, address)
-    payload = _RTMSG.pack(family, 8 * len(packed), *(0,) * 7)
-    payload += attribute(_RTA_DST, packed) + attribute_u32(_RTA_OIF, oif)
-    return _route(sock.get(_RTM_GETROUTE, payload))
-
-
-def add_route(sock: RouteSocket, route: Route) -> None:
-    """EEXIST: it is there. At most one device, and no gateway."""
-    sock.change(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route_payload(route))
-
-
-def remove_route(sock: RouteSocket, route: Route) -> None:
-    """ESRCH: there is no such route. type 0 and scope 255 match any."""
-    sock.change(_RTM_DELROUTE, 0, _route_payload(route))
-
-
-def rules(sock: RouteSocket, family: int) -> list[Rule]:
-    """Every rule, in their order."""
-    return [_rule(body) for body in sock.dump(_RTM_GETRULE, _RULE.pack(family, *(0,) * 8))]
-
-
-def add_rule(sock: RouteSocket, rule: Rule) -> None:
-    """EEXIST: it is there."""
-    payload = _rule_payload(rule) + attribute(_FRA_PROTOCOL, bytes([rule.proto]))
-    if rule.mask is not None:
-        payload += attribute_u32(_FRA_FWMARK, rule.mark) + attribute_u32(_FRA_FWMASK, rule.mask)
-    sock.change(_RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, payload)
-
-
-def remove_rule(sock: RouteSocket, rule: Rule) -> None:
-    """The first rule of that priority that leads to that table. ENOENT: there is none."""
-    sock.change(_RTM_DELRULE, 0, _rule_payload(rule))
-
-
-def _family(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _u32(values: Mapping[int, bytes], kind: int, default: int = 0) -> int:
@@ -264,36 +196,3 @@ def _next_hops(data: bytes) -> tuple[int, ...]:
         found.append(ifindex)
         offset += (length + 3) & ~3
     return tuple(found)
-
-
-def _route_payload(route: Route) -> bytes:
-    payload = _RTMSG.pack(
-        route.family, route.dst_len, 0, route.tos, 0, route.proto, route.scope, route.type, 0
-    )
-    payload += attribute(_RTA_DST, socket.inet_pton(route.family, route.dst))
-    payload += attribute_u32(_RTA_TABLE, route.table)
-    if route.metric:
-        payload += attribute_u32(_RTA_PRIORITY, route.metric)
-    if route.devices:
-        payload += attribute_u32(_RTA_OIF, route.devices[0])
-    if route.prefsrc:
-        payload += attribute(_RTA_PREFSRC, socket.inet_pton(route.family, route.prefsrc))
-    return payload
-
-
-def _rule(body: bytes) -> Rule:
-    family, _, _, _, table, *_ = _RULE.unpack_from(body)
-    values = dict(attributes(body, _RULE.size))
-    return Rule(
-        family=family,
-        priority=_u32(values, _FRA_PRIORITY),
-        table=_u32(values, _FRA_TABLE, table),
-        mark=_u32(values, _FRA_FWMARK),
-        mask=_u32(values, _FRA_FWMASK) if _FRA_FWMASK in values else None,
-        proto=values.get(_FRA_PROTOCOL, b"\0")[0],
-    )
-
-
-def _rule_payload(rule: Rule) -> bytes:
-    payload = _RULE.pack(rule.family, 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
-    return payload + attribute_u32(_FRA_PRIORITY, rule.priority) + attribute_u32(_FRA_TABLE, rule.table)

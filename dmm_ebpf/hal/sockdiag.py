@@ -5,7 +5,7 @@ The messages are read with struct instead of pyroute2's DiagSocket, which cannot
 the kernel, does not report errors, and decodes every attribute of every socket of a host. Needs
 CAP_NET_ADMIN for marks.
 
-Refused: destroying listeners, and finding with a mask of 0 (that would be every socket of the host).
+Refused: destroying listeners.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.hal.netlink import attributes, messages
 
 _NETLINK_SOCK_DIAG = 4
@@ -33,7 +33,7 @@ _INET_DIAG_REQ_BYTECODE = 1
 _INET_DIAG_BC_MARK_COND = 10
 
 TCP_LISTEN = 10
-_TIME_WAIT, _CLOSE = 6, 7
+_SYN_SENT, _TIME_WAIT, _CLOSE = 2, 6, 7
 _RECEIVE_BYTES = 1 << 18
 _DESTROY_AT_ONCE = 64
 _ALL = (1 << 13) - 1
@@ -218,15 +218,18 @@ class SocketId(NamedTuple):
         """Local port, remote port, local address, remote address."""
         return self.raw[:2], self.raw[2:4], self.raw[4:20], self.raw[20:36]
 
+    @property
+    def cookie(self) -> int:
+        """bpf_get_socket_cookie()"""
+        return int(_COOKIE.unpack_from(self.raw, _ID.size - _COOKIE.size)[0])
 
-def find_by_mark(mark: int, mask: int) -> list[SocketId]:
-    """The connections whose mark & mask == mark. Listeners are none."""
-    if mask == 0:
-        raise UsageError("find sockets by mark", why="a mask of 0 would mean all of them")
-    with _explained("find TCP sockets by mark", _LISTING):
+
+def connections() -> list[SocketId]:
+    """Every connection of the namespace that is, or was, open. Listeners are none."""
+    with _explained("list TCP sockets", _LISTING):
         return [
             SocketId(body[0], body[_MSG_HEAD.size : _MSG_HEAD.size + _ID.size])
-            for body in _each(_LIVE, _filter(mark & mask, mask))
+            for body in _each(_LIVE & ~(1 << _SYN_SENT), b"")
         ]
 
 

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /* tapnic.c: see tapnic.h. */
 #include "tapnic.h"
+#include "tap.h"
 #include "bpfmap.h"
-#include "../../bpf/abi.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <net/if.h>
 #include <linux/if_packet.h>
-#include <linux/if_tun.h>
 #include <linux/virtio_net.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -69,36 +67,11 @@ static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, con
 
 static int tap_make(struct dmm_tapnic *tap, const char *name, struct dmm_hal_error *err)
 {
-	struct sock_filter marked[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, DMM_TCIN_MARK, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
-		BPF_STMT(BPF_RET | BPF_K, 0),
-	};
-	bool by_tc = tap->way == DMM_TAPNIC_TC;
-	struct sock_fprog filter = {.len = by_tc ? 4 : 1, .filter = by_tc ? marked : marked + 3};
-	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
-	int hdr_bytes = HDR_BYTES;
-	size_t len = strlen(name);
-
-	if (len >= sizeof(ifr.ifr_name))
-		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
-	memcpy(ifr.ifr_name, name, len);
-	ifr.ifr_flags |= by_tc ? IFF_VNET_HDR : 0;
-	tap->tap_fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	tap->tap_fd = dmm_tap_open(name, tap->way == DMM_TAPNIC_TC ? DMM_TAP_MARKED : DMM_TAP_NOTHING, err);
 	if (tap->tap_fd < 0)
-		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
-	if (ioctl(tap->tap_fd, TUNSETIFF, &ifr))
-		return fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
-	if (by_tc && (ioctl(tap->tap_fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
-		      ioctl(tap->tap_fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)))
-		return fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
-	if (ioctl(tap->tap_fd, TUNATTACHFILTER, &filter))
-		return fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
-	if (ioctl(tap->packet_fd, SIOCGIFINDEX, &ifr))
-		return fail(err, DMM_HAL_OTHER, errno, "find the index of TAP device", name);
-	tap->ifindex = (uint32_t)ifr.ifr_ifindex;
-	return 0;
+		return tap->tap_fd;
+	tap->ifindex = if_nametoindex(name);
+	return tap->ifindex ? 0 : fail(err, DMM_HAL_OTHER, errno, "find the index of TAP device", name);
 }
 
 static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_hal_error *err)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct-action BPF programs at the ingress of devices: the clsact qdisc, and filters known by a name of ours.
+"""Direct-action BPF programs at ingress and egress of devices: the clsact qdisc, and filters known by a name of ours.
 
 On a device of a stack process nobody else has anything; qdisc and filter die with the device. A NIC is the host's, and
 there this is for kernels without tcx (before 6.6): our filter goes in front of those that it meets, each instance has
@@ -25,7 +25,7 @@ from dmm_ebpf.hal.netlink import (
     attributes,
     explained,
 )
-from dmm_ebpf.hal.nic import TUN_PREFIX
+from dmm_ebpf.hal.nic import OWN_PREFIX
 
 # linux/rtnetlink.h and pkt_sched.h
 _RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
@@ -33,6 +33,7 @@ _RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
 _CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), _EGRESS
+_HOOKS = {_INGRESS: "ingress", _EGRESS: "egress"}
 _HANDLE = 0x1
 _PRIO = 1
 _NIC_PRIO = 100  # or less, so as to come before what is there
@@ -41,7 +42,7 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _TCA_BPF_FLAG_ACT_DIRECT = 1
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
-_DEVICE_NAME = "dmm_tun"
+_DEVICE_NAME = "dmm_inner"
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,34 @@ def attach(ifindex: int, prog_fd: int) -> None:
     """
     what = f"attach a tc program to device {ifindex}"
     with explained(what), RouteSocket() as sock:
-        if not socket.if_indextoname(ifindex).startswith(TUN_PREFIX):
+        if not socket.if_indextoname(ifindex).startswith(OWN_PREFIX):
             raise UsageError(what, why="it is not a device of a user stack")
         _ensure_clsact(sock, ifindex)
-        _add(sock, ifindex, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
+        _add(sock, ifindex, _INGRESS, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def attach_nic(ifindex: int, prog_fd: int, name: str) -> None:
-    """Puts the program at the ingress of a NIC, before the programs that are there, under that name; where it is
-    already, nothing changes. Raises DmmError."""
+def attach_nic(ifindex: int, prog_fds: tuple[int, int], name: str) -> None:
+    """Puts the programs at ingress and egress of a NIC, before the programs that are there, under that name; where one
+    is already, nothing changes. Raises DmmError."""
     with explained(f"attach a tc program to device {ifindex}"), RouteSocket() as sock:
-        there = list(_filters(sock, ifindex, _INGRESS))
-        if any(one.name == name for one in there):
-            return
-        first = min((one.info >> 16 for one in there), default=_NIC_PRIO + 1)
-        if first <= 1:
-            raise ConflictError(
-                f"attach a tc program to device {ifindex}",
-                why="another tc filter has priority 1 at its ingress, and nothing comes before that",
-                hint="give that one another priority: tc filter add ... pref 100",
-            )
-        _ensure_clsact(sock, ifindex)
-        prio = min(first - 1, _NIC_PRIO)
-        _add(sock, ifindex, prog_fd, name, prio=prio, flags=NLM_F_CREATE | NLM_F_EXCL)
+        for parent, prog_fd in zip(_HOOKS, prog_fds, strict=True):
+            _attach_first(sock, ifindex, parent, prog_fd, name)
+
+
+def _attach_first(sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, name: str) -> None:
+    there = list(_filters(sock, ifindex, parent))
+    if any(one.name == name for one in there):
+        return
+    first = min((one.info >> 16 for one in there), default=_NIC_PRIO + 1)
+    if first <= 1:
+        raise ConflictError(
+            f"attach a tc program to device {ifindex}",
+            why=f"another tc filter has priority 1 at its {_HOOKS[parent]}, and nothing comes before that",
+            hint="give that one another priority: tc filter add ... pref 100",
+        )
+    _ensure_clsact(sock, ifindex)
+    prio = min(first - 1, _NIC_PRIO)
+    _add(sock, ifindex, parent, prog_fd, name, prio=prio, flags=NLM_F_CREATE | NLM_F_EXCL)
 
 
 def has_clsact(ifindex: int) -> bool:
@@ -97,29 +103,29 @@ def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
     """Takes the programs of that name off a NIC, which may be gone; clsact: the qdisc too, if it is empty then.
     Returns whether there was one. Raises DmmError.
     """
-    with explained(f"take the tc program off device {ifindex}"), RouteSocket() as sock:
-        found = [one for one in _filters(sock, ifindex, _INGRESS) if one.name == name]
-        for one in found:
-            payload = _TCMSG.pack(0, ifindex, one.handle, _INGRESS, one.info)
+    with explained(f"take the tc programs off device {ifindex}"), RouteSocket() as sock:
+        found = [
+            (parent, one) for parent in _HOOKS for one in _filters(sock, ifindex, parent) if one.name == name
+        ]
+        for parent, one in found:
+            payload = _TCMSG.pack(0, ifindex, one.handle, parent, one.info)
             _change_if_there(sock, _RTM_DELTFILTER, payload + attribute(_TCA_KIND, b"bpf\0"))
-        if (
-            clsact
-            and not any(_filters(sock, ifindex, _INGRESS))
-            and not any(_filters(sock, ifindex, _EGRESS))
-        ):
+        if clsact and not any(one for parent in _HOOKS for one in _filters(sock, ifindex, parent)):
             payload = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
             _change_if_there(sock, _RTM_DELQDISC, payload)
         return bool(found)
 
 
-def _add(sock: RouteSocket, ifindex: int, prog_fd: int, name: str, *, prio: int, flags: int) -> None:
+def _add(
+    sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, name: str, *, prio: int, flags: int
+) -> None:
     options = (
         attribute_u32(_TCA_BPF_FD, prog_fd)
         + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
         + attribute_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
     )
     info = prio << 16 | socket.htons(_ETH_P_ALL)
-    payload = _TCMSG.pack(0, ifindex, _HANDLE, _INGRESS, info)
+    payload = _TCMSG.pack(0, ifindex, _HANDLE, parent, info)
     payload += attribute(_TCA_KIND, b"bpf\0") + attribute(_TCA_OPTIONS, options)
     sock.change(_RTM_NEWTFILTER, flags, payload)
 
@@ -158,5 +164,14 @@ def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:
 
 def attached(ifindex: int) -> list[str]:
     """Names of the BPF programs at the device's ingress."""
+    return _names(ifindex, _INGRESS)
+
+
+def attached_nic(ifindex: int, name: str) -> bool:
+    """Whether the programs of that name are at both of the NIC's hooks."""
+    return all(name in _names(ifindex, parent) for parent in _HOOKS)
+
+
+def _names(ifindex: int, parent: int) -> list[str]:
     with explained(f"list the tc programs of device {ifindex}"), RouteSocket() as sock:
-        return [one.name for one in _filters(sock, ifindex, _INGRESS) if one.name]
+        return [one.name for one in _filters(sock, ifindex, parent) if one.name]

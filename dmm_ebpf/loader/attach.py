@@ -66,13 +66,8 @@ class Attached:
         return cgroups.path_of(self.cgroup_id)
 
     def flows(self) -> Iterator[bytes]:
-        """Every struct dmm_flow: those of flows[], then those of more_flows[]."""
-        for _, value in self.maps["flows"].items():
-            owner, cookie = _NEAR_FLOW.unpack_from(value)
-            if owner and owner == cookie:
-                yield value[_OWNER_BYTES:]
-        for _, value in self.maps["more_flows"].items():
-            yield value
+        """Every struct dmm_flow."""
+        return flow_records(self.maps)
 
     def attach_xdp(self, ifindex: int, ifname: str) -> xdp.Mode:
         """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.
@@ -90,26 +85,27 @@ class Attached:
         return xdp.detach(self.folder, ifindex)
 
     def ingress_fd(self) -> int:
-        """The tc program for cls_bpf, direct action. The fd stays this object's."""
+        """The tc program of an inner leg's device, for cls_bpf, direct action. The fd stays this object's."""
         return self.progs["dmm_ingress"]
 
-    def tcin_fd(self) -> int:
-        """The tc program for the ingress of a NIC, for cls_bpf, direct action. The fd stays this object's."""
-        return self.progs["dmm_tcin"]
+    def tc_fds(self) -> tuple[int, int]:
+        """The tc programs for ingress and egress of a NIC, for cls_bpf, direct action. The fds stay this object's."""
+        return self.progs["dmm_tcin"], self.progs["dmm_tcout"]
 
     def attach_tcx(self, ifindex: int) -> bool:
-        """Puts it at the ingress of a NIC of the current network namespace, before all others; False: this kernel has
-        no tcx.
-        """
-        return tcx.attach(self.folder, self.tcin_fd(), ifindex)
+        """Puts them at a NIC of the current network namespace, before all others; False: this kernel has no tcx."""
+        return all(
+            tcx.attach(self.folder, hook, fd, ifindex)
+            for hook, fd in zip(tcx.Hook, self.tc_fds(), strict=True)
+        )
 
     def detach_tcx(self, ifindex: int) -> None:
-        """Takes it off again."""
+        """Takes them off again."""
         tcx.detach(self.folder, ifindex)
 
     def has_tcx(self, ifindex: int) -> bool:
-        """Whether it is there."""
-        return tcx.attached(self.tcin_fd(), ifindex)
+        """Whether both are there."""
+        return all(tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.Hook, self.tc_fds(), strict=True))
 
     def set_listener_table(self, key: bytes, half: int, table: int, rule: int) -> bool:
         """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.
@@ -134,6 +130,16 @@ class Attached:
         programs.close_maps(self.maps)
         programs.close_all(self.progs)
         programs.close_all(self.links)
+
+
+def flow_records(maps: Mapping[str, Map]) -> Iterator[bytes]:
+    """Every struct dmm_flow: those of flows[], then those of more_flows[]; none of a map that is not there."""
+    for _, value in maps["flows"].items() if "flows" in maps else ():
+        owner, cookie = _NEAR_FLOW.unpack_from(value)
+        if owner and owner == cookie:
+            yield value[_OWNER_BYTES:]
+    for _, value in maps["more_flows"].items() if "more_flows" in maps else ():
+        yield value
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
@@ -219,10 +225,10 @@ def link_once(spec: ProgSpec, prog_fd: int, cgroup: Path) -> int:
         os.close(cgroup_fd)
 
 
-def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) -> Attached:
+def attach(instance: str, cgroup: Path, *, netns_cookie: int) -> Attached:
     """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with no policy yet.
 
-    netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE). mark_mask: struct dmm_control.
+    netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE).
     ConflictError: the instance exists already, or an exclusive program is in the way. On any error nothing is left.
     """
     check_name(instance)
@@ -236,12 +242,7 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int, mark_mask: int) ->
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
             opened, progs = ahead.take()
-            control = abi.new(
-                "dmm_control",
-                abi_version=C.DMM_ABI_VERSION,
-                netns_cookie=netns_cookie,
-                mark_mask=mark_mask,
-            )
+            control = abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie)
             opened["control"].update(_ZERO_KEY, abi.pack(control))
             for name, one in opened.items():
                 pin_fd(one.fd, folder / "maps" / name)

@@ -57,8 +57,8 @@ def _hash(name: str, key_size: int, value_size: int, entries: int) -> MapSpec:
     return MapSpec(name, MapType.HASH, key_size, value_size, entries, BPF_F_NO_PREALLOC)
 
 
-def _storage(name: str, flags: int = 0) -> MapSpec:
-    return MapSpec(name, MapType.SK_STORAGE, 4, abi.sizeof("dmm_decision"), 0, BPF_F_NO_PREALLOC | flags)
+def _storage(name: str, value: str, flags: int = 0) -> MapSpec:
+    return MapSpec(name, MapType.SK_STORAGE, 4, abi.sizeof(value), 0, BPF_F_NO_PREALLOC | flags)
 
 
 _LISTENER_KEY = abi.sizeof("dmm_listener_key")
@@ -73,8 +73,9 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("routes4", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes4"),
     MapSpec("routes6", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes6"),
     MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),
-    _storage("decisions"),
-    _storage("shared_facts", BPF_F_CLONE),
+    _storage("decisions", "dmm_decision"),
+    _storage("shared_facts", "dmm_decision", BPF_F_CLONE),
+    _storage("ways", "dmm_way"),
     _array("flows", "dmm_near_flow", C.DMM_NEAR_FLOWS),
     _hash("more_flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
     MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
@@ -85,7 +86,8 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
     MapSpec("tap_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     MapSpec("taps", MapType.DEVMAP, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
-    _hash("tun_marks", 4, abi.sizeof("dmm_tun_mark"), C.DMM_MAX_STACKS),
+    MapSpec("inner_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
+    _hash("seats", 4, abi.sizeof("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
     # The four below belong to the programs alone.
     _array("recent_routes", "dmm_recent_route", C.DMM_RECENT_ROUTES),
@@ -106,6 +108,7 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
     ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
     ProgSpec("dmm_tcin", ProgType.SCHED_CLS),
+    ProgSpec("dmm_tcout", ProgType.SCHED_CLS),
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )
@@ -116,7 +119,6 @@ STEPS: tuple[str, ...] = (
     "dmm_rule_connect",
     "dmm_rule_listen",
     "dmm_process_try",
-    "dmm_stack_mark",
     "dmm_lock_try",
 )
 

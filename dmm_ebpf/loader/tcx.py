@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tc program at the ingress of a NIC by a tcx link (Linux 6.6), in front of every other program that is there.
+"""The tc programs at ingress and egress of a NIC by tcx links (Linux 6.6), in front of every other that is there.
 
 A link is made in the network namespace that the caller is in, because that is where the kernel looks the ifindex up.
 It is gone with its pin, or with its device.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 
 from dmm_ebpf.loader import bpf, explain
@@ -17,15 +18,22 @@ from dmm_ebpf.loader import bpf, explain
 _BEFORE_ALL = 1 << 3  # BPF_F_BEFORE, of no program in particular
 
 
-def pin_path(folder: Path, ifindex: int) -> Path:
-    """links/tcx-<ifindex>."""
-    return folder / "links" / f"tcx-{ifindex}"
+class Hook(Enum):
+    """Where a program is: the end of its pin's name, and the kernel's type."""
+
+    IN = ("in", bpf.AttachType.TCX_INGRESS)
+    OUT = ("out", bpf.AttachType.TCX_EGRESS)
 
 
-def attached(prog_fd: int, ifindex: int) -> bool:
+def pin_path(folder: Path, hook: Hook, ifindex: int) -> Path:
+    """links/tcx-<ifindex>-in or -out."""
+    return folder / "links" / f"tcx-{ifindex}-{hook.value[0]}"
+
+
+def attached(hook: Hook, prog_fd: int, ifindex: int) -> bool:
     """Whether the program is there by tcx."""
     try:
-        _, ids = bpf.prog_query(ifindex, bpf.AttachType.TCX_INGRESS)
+        _, ids = bpf.prog_query(ifindex, hook.value[1])
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENODEV):  # no tcx, no device
             return False
@@ -33,16 +41,16 @@ def attached(prog_fd: int, ifindex: int) -> bool:
     return bpf.prog_info(prog_fd).id in ids
 
 
-def attach(folder: Path, prog_fd: int, ifindex: int) -> bool:
+def attach(folder: Path, hook: Hook, prog_fd: int, ifindex: int) -> bool:
     """Links and pins; if it is there already, nothing changes. folder: the instance's pins. False: this kernel has no
     tcx. Raises DmmError.
     """
-    if attached(prog_fd, ifindex):
+    if attached(hook, prog_fd, ifindex):
         return True
-    path = pin_path(folder, ifindex)
+    path = pin_path(folder, hook, ifindex)
     path.unlink(missing_ok=True)  # of a device that went away, or of a link that somebody has detached
     try:
-        fd = bpf.link_create(prog_fd, ifindex, bpf.AttachType.TCX_INGRESS, _BEFORE_ALL)
+        fd = bpf.link_create(prog_fd, ifindex, hook.value[1], _BEFORE_ALL)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
@@ -55,6 +63,14 @@ def attach(folder: Path, prog_fd: int, ifindex: int) -> bool:
 
 
 def detach(folder: Path, ifindex: int) -> None:
-    """Takes it off, from any network namespace, if it was there."""
-    with suppress(FileNotFoundError):
-        pin_path(folder, ifindex).unlink()
+    """Takes both off, from any network namespace, where they were: at once, which the end of a pin alone would not."""
+    for hook in Hook:
+        path = pin_path(folder, hook, ifindex)
+        with suppress(FileNotFoundError):
+            fd = bpf.obj_get(str(path))
+            try:
+                with suppress(OSError):  # its device went away first
+                    bpf.link_detach(fd)
+            finally:
+                os.close(fd)
+            path.unlink()

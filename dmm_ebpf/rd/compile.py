@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a Policy to the bytes of the policy maps.
 
-Owns the translation, which is pure: the same policy, numbers, marks and answers about the host give the same bytes,
+Owns the translation, which is pure: the same policy, numbers and answers about the host give the same bytes,
 and nothing is written anywhere. It refuses what only this host can tell to be wrong: a cgroup or network namespace
-that does not exist, a congestion control that is not loaded, a mark that would steer kernel sockets into a user stack.
+that does not exist, a congestion control that is not loaded.
 
 The kernel decides with one look-up of the address and at most one of the port (abi.h, struct dmm_route_value). A
 prefix whose routes take every protocol and port carries its route inline. Any other prefix gets a port set: its own
@@ -122,8 +122,6 @@ class Compiled:
 def compile_policy(
     policy: Policy,
     ids: IdSpace,
-    marks: Mapping[str, int],
-    mark_mask: int,
     cgroup_lookup: CgroupLookup,
     *,
     netns_lookup: NetnsLookup | None = None,
@@ -133,18 +131,17 @@ def compile_policy(
     """The map contents of policy.
 
     ids: the instance's numbers; new names get theirs, which is the only effect of this function.
-    marks: for each user stack that routes name, the mark under mark_mask that steers to it.
     cgroup_lookup: path below the cgroup v2 mount → (cgroup id, level below the root); OSError or DmmError if
     there is none.
     netns_lookup: name → network namespace cookie, with the same errors; needed by rules with netns.
     congestion_controls: what net.ipv4.tcp_available_congestion_control lists; None: not checked.
     busy_stacks: stack numbers that open flows still have.
-    Raises PolicyError with the place; ValueError when marks lacks a user stack, a bug of the caller.
+    Raises PolicyError with the place.
     """
     ids.assign(policy.stacks, policy.tables, busy_stacks)
     host = _Host(policy, cgroup_lookup, netns_lookup)
     rules = tuple(host.rule(index, rule, ids) for index, rule in enumerate(policy.rules))
-    stacks = _StackPacker(policy, ids, marks, mark_mask, congestion_controls)
+    stacks = _StackPacker(policy, ids, congestion_controls)
     routes = _RouteCompiler(ids)
     for table, base in zip(policy.tables.values(), route_bases(policy), strict=True):
         routes.add_table(table, base)
@@ -235,14 +232,10 @@ class _StackPacker:
         self,
         policy: Policy,
         ids: IdSpace,
-        marks: Mapping[str, int],
-        mark_mask: int,
         congestion_controls: Collection[str] | None,
     ) -> None:
         self.policy = policy
         self.ids = ids
-        self.marks = marks
-        self.mark_mask = mark_mask
         self.congestion_controls = congestion_controls
 
     def all(self) -> dict[int, bytes]:
@@ -254,21 +247,16 @@ class _StackPacker:
             elif not isinstance(stack, UserStack):
                 out[self.ids.stack(name)] = abi.pack(abi.new("dmm_stack", kind=C.DMM_STACK_REJECT))
             elif name in routed:
-                out[self.ids.stack(name)] = self._user(name, stack)
+                out[self.ids.stack(name)] = self._user(stack)
         return out
 
-    def _user(self, name: str, stack: UserStack) -> bytes:
-        mark = self.marks.get(name, 0)
-        if mark == 0 or mark & ~self.mark_mask:
-            raise ValueError(f"no mark under {self.mark_mask:#x} for the user stack {name}")
+    def _user(self, stack: UserStack) -> bytes:
         return abi.pack(
             abi.new(
                 "dmm_stack",
                 kind=C.DMM_STACK_USER,
-                flags=C.DMM_SET_MARK | C.DMM_SET_CONGESTION,
+                flags=C.DMM_SET_CONGESTION,
                 fallback=self.ids.stack(stack.fallback),
-                mark=mark,
-                mark_mask=self.mark_mask,
                 congestion=INNER_CONGESTION,
             )
         )
@@ -283,9 +271,6 @@ class _StackPacker:
             out.flags |= C.DMM_SET_DSCP
             out.dscp = stack.dscp
         if stack.mark is not None:
-            if stack.mark.value & self.mark_mask:
-                why = f"the mark {stack.mark} has bits under {self.mark_mask:#x}, which steer to user stacks"
-                _refuse(self.policy, ("stacks", name, "mark"), why, "use other bits")
             out.flags |= C.DMM_SET_MARK
             out.mark, out.mark_mask = stack.mark
         if stack.pacing_rate_Bps is not None:

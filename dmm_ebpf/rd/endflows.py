@@ -1,47 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of the flows of a stack process that is gone: its entries in xdp_flows go, its sockets are reset.
+"""What becomes of the flows of a stack process that is gone: its sockets are reset, its entries in xdp_flows go.
 
-Only sockets whose 5-tuple the process owned are reset: one with its mark that is not among them was made after it went,
-by the main table, and is well. All of it takes long with many flows; call it in a thread of the instance's namespace.
+Its sockets are those whose 5-tuple it owns, and those whose flow record says that it serves them, which is how a flow
+behind a translation is known.
+One that still waits for the answer to its SYN is let be: the next SYN goes on to the wire (bpf/tcout.h), or to the
+process that took the dead one's place.
+All of it takes long with many flows; call it in a thread of the instance's namespace.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 
 from dmm_ebpf import abi
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.sockdiag import SocketId
-from dmm_ebpf.loader import Map
+from dmm_ebpf.loader import Map, flow_records
 from dmm_ebpf.rd.rundir import StackState
 
 _MAPPED = abi.addr16("0.0.0.0")[:12]
-_OWNER = struct.Struct("=II")  # struct dmm_xdp_flow
+_OWNER = struct.Struct("=IxxxxI")  # struct dmm_xdp_flow: stack, seat
 _PORTS_AT = abi.offset("dmm_addr_pair", "lport_be")
 _PAIR_BYTES = abi.sizeof("dmm_addr_pair")
+_SERVED = struct.Struct("=I")
+_COOKIE_AT = abi.offset("dmm_flow", "cookie")
+_DECISION_AT = abi.offset("dmm_flow", "decision")
+_STACK_AT = _DECISION_AT + abi.offset("dmm_decision", "stack")
+_PROCESS_AT = _DECISION_AT + abi.offset("dmm_decision", "process")
+_TAKEN_AT = _DECISION_AT + abi.offset("dmm_decision", "taken")
 
 
-def disown(xdp_flows: Map, record: StackState, mark: int, mask: int) -> tuple[int, list[SocketId]]:
-    """Delete the process's entries; how many there were, and the sockets that are to be reset.
-
-    A process that takes the dead one's place may start afterwards: what it owns, and new sockets, are not among them.
-    """
-    owner = _OWNER.pack(record.stack_id, record.tap)
-    return _disown(xdp_flows, {key for key, value in xdp_flows.items() if value == owner}, [mark], mask)
-
-
-def disown_all(xdp_flows: Map, marks: Iterable[int], mask: int) -> tuple[int, list[SocketId]]:
-    """The same for all processes of an instance, whose sockets bear these marks."""
-    return _disown(xdp_flows, {key for key, _ in xdp_flows.items()}, marks, mask)
+def owned_by(maps: Mapping[str, Map], record: StackState | None = None) -> set[bytes]:
+    """The struct dmm_addr_pair of every flow that the process owns; None: any process."""
+    if "xdp_flows" not in maps:
+        return set()
+    return {
+        key
+        for key, value in maps["xdp_flows"].items()
+        if record is None or _OWNER.unpack_from(value) == (record.stack_id, record.seat)
+    }
 
 
-def _disown(xdp_flows: Map, owned: set[bytes], marks: Iterable[int], mask: int) -> tuple[int, list[SocketId]]:
+def served_by(maps: Mapping[str, Map], record: StackState | None = None) -> set[int]:
+    """Cookies of the sockets whose flow records say that the process has taken them; None: any process."""
+    return {
+        int(struct.unpack_from("=Q", flow, _COOKIE_AT)[0])
+        for flow in flow_records(maps)
+        if _word(flow, _TAKEN_AT)
+        and (
+            record is None
+            or (_word(flow, _STACK_AT), _word(flow, _PROCESS_AT)) == (record.stack_id, record.process)
+        )
+    }
+
+
+def _word(flow: bytes, at: int) -> int:
+    return int(_SERVED.unpack_from(flow, at)[0])
+
+
+def end(maps: Mapping[str, Map], owned: Collection[bytes], served: Collection[int]) -> int:
+    """Reset the sockets, then delete the entries; how many entries there were."""
+    if owned or served:
+        sockdiag.destroy(
+            [one for one in sockdiag.connections() if one.cookie in served or _pair(one) in owned]
+        )
     for key in owned:
-        xdp_flows.delete(key)
-    sockets = (one for mark in marks if owned for one in sockdiag.find_by_mark(mark, mask))
-    return len(owned), [one for one in sockets if _pair(one) in owned]
+        maps["xdp_flows"].delete(key)
+    return len(owned)
 
 
 def _pair(one: SocketId) -> bytes:
@@ -56,5 +83,5 @@ def _pair(one: SocketId) -> bytes:
     return pair.ljust(_PAIR_BYTES, b"\0")
 
 
-if _PORTS_AT != 32 or abi.sizeof("dmm_xdp_flow") != _OWNER.size:
+if _PORTS_AT != 32 or abi.offset("dmm_xdp_flow", "seat") != _OWNER.size - 4:
     raise AssertionError("struct dmm_addr_pair and struct dmm_xdp_flow are not as they are read here")

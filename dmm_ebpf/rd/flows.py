@@ -58,6 +58,15 @@ COUNTERS = {
     C.DMM_CNT_XDP_COOKIE: "xdp_cookie",
     C.DMM_CNT_XDP_ICMP: "xdp_icmp",
     C.DMM_CNT_XDP_NO_SOCKET: "xdp_no_socket",
+    C.DMM_CNT_SYN_LET_GO: "syn_let_go",
+    C.DMM_CNT_INNER_DROPPED: "inner_dropped",
+}
+WHY = {
+    C.DMM_WHY_DOWN: "down",
+    C.DMM_WHY_FULL: "full",
+    C.DMM_WHY_DEVICE: "device",
+    C.DMM_WHY_SOCKET: "socket",
+    C.DMM_WHY_PEER: "peer",
 }
 
 
@@ -85,6 +94,7 @@ def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, 
         "direction": DIRECTIONS.get(decision.direction),
         "stack": names.stack(decision.stack),
         "wanted": names.stack(decision.wanted),
+        "why": WHY.get(decision.why, ""),
         "table": names.table(decision.table),
         "rule": names.rule(decision.generation, decision.rule),
         "route": names.route(decision.generation, decision.route),

@@ -14,18 +14,12 @@ from pathlib import Path
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import tuning
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.hal.nic import TUN_PREFIX
-from dmm_ebpf.hal.routes import StackNumbers
+from dmm_ebpf.hal.nic import OWN_PREFIX
 from dmm_ebpf.loader import Map
-from dmm_ebpf.rd import rundir
-from dmm_ebpf.rd.processes import MARK_BASE, MARK_MASK
-from dmm_ebpf.rd.rundir import RunDir, State
+from dmm_ebpf.rd.rundir import RunDir
 from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.launching import PROGRAM
-
-_K_SHIFT = (MARK_MASK & -MARK_MASK).bit_length() - 1
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,10 @@ def stack_processes(instance: str) -> list[FoundProcess]:
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             if PROGRAM not in argv:
                 continue
-            _fd, owner, label, tun, *_ = argv[argv.index(PROGRAM) + 1 :]
+            _fd, owner, label, device, *_ = argv[argv.index(PROGRAM) + 1 :]
             started = pidfile.start_time(pid)
             if owner == instance and started:
-                found.append(FoundProcess(pid, started, label, int(tun.removeprefix(TUN_PREFIX))))
+                found.append(FoundProcess(pid, started, label, int(device.removeprefix(OWN_PREFIX))))
     return found
 
 
@@ -65,18 +59,10 @@ def homeless_directors(run_dir: RunDir) -> list[FoundProcess]:
 
 
 def numbers_in(maps: Mapping[str, Map]) -> set[int]:
-    """The numbers of the processes that an instance's hooks have ever led to."""
-    if "tun_marks" not in maps:
+    """The numbers of the processes that an instance's hooks lead to."""
+    if "seats" not in maps:
         return set()
-    marks = (abi.unpack("dmm_tun_mark", value).mark for _, value in maps["tun_marks"].items())
-    return {(mark - MARK_BASE) >> _K_SHIFT for mark in marks if mark}
-
-
-def numbers_of_nobody(netns_inode: int) -> set[int]:
-    """Numbers in the current namespace that no state.json names and that have no device: only rules or routes."""
-    named = {s.k for state in _states_in(netns_inode) for s in state.stacks}
-    devices = {n.removeprefix(TUN_PREFIX) for n in os.listdir("/proc/sys/net/ipv4/conf")}  # noqa: PTH208
-    return {k for k in StackNumbers.in_use() if k not in named and str(k) not in devices}
+    return {abi.unpack("dmm_seat", value).seat - 1 for _, value in maps["seats"].items()}
 
 
 def namespace(processes: list[FoundProcess], maps: Mapping[str, Map]) -> NetNS | None:
@@ -88,17 +74,6 @@ def namespace(processes: list[FoundProcess], maps: Mapping[str, Map]) -> NetNS |
         return None
     control = maps["control"].lookup(bytes(4))
     return NetNS.find_cookie(abi.unpack("dmm_control", control).netns_cookie) if control else None
-
-
-def settings_of_nobody(netns_inode: int) -> list[str]:
-    """Settings in the current namespace that stand as user stacks need them, though no state.json says why."""
-    named = {path for state in _states_in(netns_inode) for path in state.sysctls}
-    wanted = tuning.instance_settings()
-    return [path for path, value in wanted.items() if path not in named and tuning.read(path) == value]
-
-
-def _states_in(netns_inode: int) -> list[State]:
-    return [state for state in rundir.all_states() if state.netns_inode == netns_inode]
 
 
 def _pids() -> Iterator[int]:

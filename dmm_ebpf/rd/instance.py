@@ -33,7 +33,6 @@ from dmm_ebpf.rd.guard import Guard, Item
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.load import core_counters
 from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
-from dmm_ebpf.rd.processes import MARK_MASK
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.rd.stacks import StackManager
 from dmm_ebpf.rd.standing import Group, Hooks, Namespace, Pins, StateFile
@@ -167,9 +166,7 @@ class Instance:
             if own_cgroup:
                 cgroups.dissolve(cgroup)
                 cgroup.mkdir()
-            attached = await in_thread(
-                loader.attach, options.instance, cgroup, netns_cookie=netns.cookie, mark_mask=MARK_MASK
-            )
+            attached = await in_thread(loader.attach, options.instance, cgroup, netns_cookie=netns.cookie)
             state.whole = True
             run.save(state)
             return cls(run, state, attached, netns, adopted=False)
@@ -248,13 +245,11 @@ class Instance:
         wanted = {name: users[name] for name in new.routed_stacks() if name in users}
         ids = IdSpace.from_dict(self._ids.to_dict())
         counts = {name: config.instances for name, config in wanted.items()}
-        marks = await in_thread(self.stacks.marks, counts)
+        await in_thread(self.stacks.number, counts)
         compiled = await asyncio.to_thread(
             compile_policy,
             new,
             ids,
-            marks,
-            MARK_MASK,
             _cgroup_lookup,
             netns_lookup=_netns_cookie,
             congestion_controls=_congestion_controls(),

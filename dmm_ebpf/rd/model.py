@@ -39,7 +39,7 @@ from dmm_ebpf.rd.values import (
 KERNEL = "kernel"
 REJECT = "reject"
 MAX_NAME = 31
-MAX_USER_PROCESSES = 34  # of all user stacks together: marks and devices dmm-0 .. dmm-33
+MAX_USER_PROCESSES = C.DMM_MAX_STACKS  # of all user stacks together: their seats, see bpf/abi.h
 
 USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")

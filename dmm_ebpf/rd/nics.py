@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NICs of an instance's user stacks: which, with what facts, and our programs on them: XDP for the stack that has
-AF_XDP sockets there, tc for any number of stacks with TAP devices.
+"""The NICs of an instance's user stacks: which, with what facts, and our programs on them: those of tc for any number
+of stacks, and XDP for the one that has AF_XDP sockets there.
 
 A device changes while it is served: its address, its MTU, the number of its queues, its name, or it is deleted and made
 anew. So each start of a stack process begins with the facts of that moment; a change that a living process cannot
@@ -19,8 +19,9 @@ from dataclasses import replace
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
+from dmm_ebpf.hal import choice, inway, tcfilter
 from dmm_ebpf.hal import nic as hal_nic
-from dmm_ebpf.hal import tcfilter
+from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.bpf import ENOTSUPP
 from dmm_ebpf.rd.guard import Item
@@ -68,13 +69,27 @@ class Nics:
             specs.append(_spec(info, slot))
         return specs
 
-    def attach(self, stack: str, stack_id: int, port: str, nics: Iterable[NicSpec]) -> None:
-        """Our program on each of them; where it is already, nothing changes. port: "af_xdp" or "tap"."""
+    def gone_around(self, nics: Iterable[NicSpec]) -> str:
+        """What of the host's AF_XDP would go around on one of them, as a reason against it; empty: nothing."""
+        qdiscs, hooks = inway.qdiscs(), inway.netdev_hooks()
         for n in nics:
-            if port == "tap":
-                self._attach_tc(stack, n)
-            else:
+            reasons = choice.gone_around(
+                qdiscs if isinstance(qdiscs, Unknown) else inway.root_qdisc(qdiscs, n.ifindex),
+                qdiscs if isinstance(qdiscs, Unknown) else inway.filters(qdiscs, n.ifindex),
+                hooks if isinstance(hooks, Unknown) else tuple(h.what for h in hooks if h.on(n.name)),
+            )
+            if reasons:
+                return f"on {n.name} {reasons[0]}"
+        return ""
+
+    def attach(self, stack: str, stack_id: int, port: str, nics: Iterable[NicSpec]) -> None:
+        """Our programs on each of them: those of tc, and with port "af_xdp" that of XDP; where they are already,
+        nothing changes.
+        """
+        for n in nics:
+            if port == "af_xdp":
                 self._attach_xdp(stack, stack_id, n)
+            self.attach_tc(stack, n)
 
     def _attach_xdp(self, stack: str, stack_id: int, n: NicSpec) -> None:
         if self._attached.attach_xdp(n.ifindex, n.name) != "native":
@@ -85,18 +100,19 @@ class Nics:
             log.info("XDP program on %s for stack %s", n.name, stack)
             self._enter(n, stack_id)
 
-    def _attach_tc(self, stack: str, n: NicSpec) -> None:
+    def attach_tc(self, stack: str, n: NicSpec) -> None:
+        """Those of tc alone."""
         if self._entry(n) is None:
             self._enter(n, 0)
         if n.name not in self._state.tc_nics:
-            log.info("tc program on %s for stack %s", n.name, stack)
+            log.info("tc programs on %s for stack %s", n.name, stack)
             self._state.tc_nics[n.name] = False
         if self._attached.attach_tcx(n.ifindex):
             return
         if not tcfilter.has_clsact(n.ifindex):
             self._state.tc_nics[n.name] = True
         self._save()
-        tcfilter.attach_nic(n.ifindex, self._attached.tcin_fd(), self._tc_name)
+        tcfilter.attach_nic(n.ifindex, self._attached.tc_fds(), self._tc_name)
 
     def _entry(self, n: NicSpec) -> tuple[int, int] | None:
         value = self._attached.maps["nics"].lookup(struct.pack("=I", n.ifindex))
@@ -106,33 +122,29 @@ class Nics:
         value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id))
         self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
 
-    def detach(self, port: str, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
-        """Takes it off them, also where the device is gone. shared: ifindexes of those that other stacks with the same
-        port go on using.
+    def detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
+        """Takes them off, also where the device is gone. shared: ifindexes of those that other stacks go on using: they
+        keep those of tc, and XDP where it is not this stack's.
         """
         for n in nics:
-            if n.ifindex in shared:
-                continue
-            if port == "tap":
-                clsact = self._state.tc_nics.pop(n.name, False)
-                self._attached.detach_tcx(n.ifindex)
-                tcfilter.detach_nic(n.ifindex, self._tc_name, clsact=clsact)
-                used = (self._entry(n) or (0, 0))[1] != 0
-            else:
+            by_xdp = (self._entry(n) or (0, 0))[1] == stack_id
+            if by_xdp or n.ifindex not in shared:
                 self._attached.detach_xdp(n.ifindex)
-                used = n.name in self._state.tc_nics
-                if used:
+            if n.ifindex in shared:
+                if by_xdp:
                     self._enter(n, 0)
-            if not used:
-                self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
-                self._state.nics.pop(n.name, None)
+                continue
+            clsact = self._state.tc_nics.pop(n.name, False)
+            self._attached.detach_tcx(n.ifindex)
+            tcfilter.detach_nic(n.ifindex, self._tc_name, clsact=clsact)
+            self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
+            self._state.nics.pop(n.name, None)
 
-    def missing_program(self, port: str, info: hal_nic.Nic) -> str:
-        """That our program is not there (with XDP: nor anybody's), as a reason; empty: it is."""
-        if port == "tap":
-            there = self._attached.has_tcx(info.ifindex) or self._tc_name in tcfilter.attached(info.ifindex)
-            return "" if there else "our tc program was taken off"
-        return "" if info.has_xdp else "our XDP program was taken off"
+    def missing_tc(self, info: hal_nic.Nic) -> str:
+        """That our programs of tc are not there, as a reason; empty: they are."""
+        index = info.ifindex
+        there = self._attached.has_tcx(index) or tcfilter.attached_nic(index, self._tc_name)
+        return "" if there else "our tc programs were taken off"
 
     def renew(self, stack: str, stack_id: int, port: str, nics: Sequence[NicSpec]) -> list[NicSpec]:
         """The NICs as they are now, with our program on those that were made anew; one that is not there stays as
@@ -145,7 +157,7 @@ class Nics:
                 f"start stack {stack}", why=f"device {gone} is gone", hint="it starts when the device is back"
             )
         now = [_spec(info, n.slot) if info else n for info, n in zip(found, nics, strict=True)]
-        self.detach(port, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
+        self.detach(stack_id, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
         self.rename(nics, now)
         self.attach(stack, stack_id, port, there(now))
         return now
@@ -161,7 +173,7 @@ class Nics:
 
 def tc_name(instance: str) -> str:
     """What the instance's tc programs on NICs are called."""
-    return f"dmm_tcin:{instance}"
+    return f"{inway.OURS}tc:{instance}"
 
 
 def remove_tc(instance: str, state: State | None) -> list[str]:
@@ -212,8 +224,8 @@ class Serving(ABC):
         """Start at once what waits for a device."""
 
     @abstractmethod
-    def follow_names(self, nics: list[NicSpec]) -> None:
-        """The NICs have other names now."""
+    async def follow(self, nics: list[NicSpec]) -> None:
+        """The NICs have other names or MTUs now."""
 
 
 class ServedNic(Item):
@@ -233,13 +245,21 @@ class ServedNic(Item):
             return "it is gone"
         if self._serving.waits():
             return "it is back, and the stack is not yet"
+        return self._changed(served, now) or self._nics.missing_tc(now)
+
+    def _changed(self, served: NicSpec, now: hal_nic.Nic) -> str:
+        """What is not as the processes know it."""
         if now.ifindex != served.ifindex:
             return "it was made anew"
         if now.name != served.name:
             return f"it is called {now.name} now"
-        if self._serving.port == "af_xdp" and now.rx_queues > served.queues:
+        by_xdp = self._serving.port == "af_xdp"
+        if by_xdp and now.rx_queues > served.queues:
             return f"it has {now.rx_queues} receive queues, and {served.queues} are served"
-        return self._nics.missing_program(self._serving.port, now)
+        if now.mtu != served.mtu:
+            return f"its MTU is {now.mtu} now"
+        # Nor is anybody else's there.
+        return "our XDP program was taken off" if by_xdp and not now.has_xdp else ""
 
     async def mend(self) -> None:
         now = self._now
@@ -248,11 +268,25 @@ class ServedNic(Item):
                 self._serving.restart(f"device {self._nic.name} is gone")
         elif self._serving.waits():
             self._serving.hurry()
-        elif now.ifindex == self._nic.ifindex and now.name != self._nic.name:
-            new = [replace(n, name=hal_nic.name_of(n.ifindex) or n.name) for n in self._serving.nics]
-            self._nics.rename(self._serving.nics, new)
-            self._serving.follow_names(new)
-        elif self._serving.port == "tap" and now.ifindex == self._nic.ifindex:
-            await in_thread(self._nics.attach, self._serving.name, 0, "tap", [self._nic])
-        else:
+        elif self._must_restart(now):
             self._serving.restart(f"device {self._nic.name}: {self.look()}")
+        elif (now.name, now.mtu) != (self._nic.name, self._nic.mtu):
+            new = [
+                replace(n, name=now.name, mtu=now.mtu) if n.ifindex == now.ifindex else n
+                for n in self._serving.nics
+            ]
+            self._nics.rename(self._serving.nics, new)
+            await self._serving.follow(new)
+        else:
+            await in_thread(self._nics.attach_tc, self._serving.name, self._nic)
+
+    def _must_restart(self, now: hal_nic.Nic) -> bool:
+        """Whether the change is one that a living process cannot follow. Frames of AF_XDP have the length that they
+        had.
+        """
+        served = self._nic
+        if now.ifindex != served.ifindex:
+            return True
+        if self._serving.port != "af_xdp":
+            return False
+        return not now.has_xdp or now.rx_queues > served.queues or now.mtu > served.mtu

@@ -35,7 +35,7 @@ def offline_status(instance: str) -> dict[str, Any]:
         "routes": None,
         "counters": flows.counters_dict(maps["counters"].lookup_percpu),
         "stacks": [
-            {"instance": instance, "name": s.name, "id": s.stack_id, "kind": "user", "tun": s.tun}
+            {"instance": instance, "name": s.name, "id": s.stack_id, "kind": "user", "device": s.device}
             | _offline_stack_state(maps["stack_state"].lookup(s.stack_id.to_bytes(4, sys.byteorder)))
             | {"processes": [_offline_process(p) for p in state.stacks if p.name == s.name]}
             for s in state.stacks
@@ -70,7 +70,7 @@ def _offline_stack_state(value: bytes | None) -> dict[str, Any]:
 
 
 def _offline_process(record: StackState) -> dict[str, Any]:
-    return {"process": record.process, "pid": record.pid or None, "tun": record.tun}
+    return {"process": record.process, "pid": record.pid or None, "device": record.device}
 
 
 class _OfflineNames:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a user stack, and everything between an app's socket and its TUN device.
+"""One process of a user stack, and what leads from an app's packets to it.
 
-Each process has a number k of its own in the namespace: mark, rule, table and TUN device. So a socket's mark says
-which process of a stack carries it, for as long as it lives, and the death of one concerns no flow of another.
-Process 0 has the AF_XDP sockets on the stack's NICs; each other one has a TAP device for every NIC (hal/tapnic.h).
+Each process has a number k of its own in the namespace, by which its devices are named, and its seat, k + 1, in the
+maps: so the death of one concerns no flow of another. For every NIC it has a TAP device for the inner leg
+(bpf/tcout.h, bpf/ingress.h). From the wire, process 0 of a stack with port "af_xdp" has AF_XDP sockets; each other one
+has another TAP device for every NIC (hal/tapnic.h).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import nic, procgroup, sockdiag, tcfilter, tuning
-from dmm_ebpf.hal.routes import RouteMirror, StackNumbers
+from dmm_ebpf.hal import nic, procgroup, stackdevice, tcfilter
 from dmm_ebpf.loader import Attached, Map
 from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd import endflows, load, standing
@@ -31,15 +30,7 @@ from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
 
 C = abi.C
-MARK_BASE = 0x0DD00000
-MARK_MASK = 0x0FF00000
-
 log = logging.getLogger("dmm-ebpf")
-
-
-def numbers_of(k: int) -> StackNumbers:
-    """What process number k of the namespace owns there."""
-    return StackNumbers(k, MARK_BASE, MARK_MASK)
 
 
 def group_of(instance: str, record: StackState) -> Path:
@@ -74,7 +65,6 @@ class Process:
         self._attached = attached
         self._save = save
         self._changed = changed
-        self._mirror: RouteMirror | None = None
         self._ending: asyncio.Task[None] | None = None
 
     @property
@@ -95,11 +85,6 @@ class Process:
         """0: there is none now."""
         return self.record.pid if self.status == "up" else 0
 
-    @property
-    def mark(self) -> int:
-        """The SO_MARK bits of the sockets it serves."""
-        return numbers_of(self.record.k).mark
-
     async def start(self) -> None:
         """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
         record = self.record
@@ -108,7 +93,7 @@ class Process:
                 return
             await in_thread(kill_process, record.pid, record.start_time)
             record.pid = 0
-            await in_thread(end_flows, self._attached.maps["xdp_flows"], record)
+            await in_thread(end_flows, self._attached.maps, record)
         await self.supervisor.start()
 
     async def stop(self) -> None:
@@ -119,26 +104,18 @@ class Process:
         if self._ending is not None:
             await steps.wait("its old flows", self._ending)
         await steps.wait("its flows", self._end_flows(asyncio.get_running_loop().create_future()))
-        steps.do("its devices", self._tell_taps)
-        steps.do("its routes", self._lead_out)
-        steps.do("its numbers", lambda: numbers_of(self.record.k).remove())
+        steps.do("its places in the maps", self._lead_out)
+        steps.do("its devices", lambda: stackdevice.remove_all(self.record.k))
         steps.finish()
-
-    def _lead_out(self) -> None:
-        if self._mirror is not None:
-            asyncio.get_running_loop().remove_reader(self._mirror.fileno())
-            self._mirror.close()
-            self._mirror = None
 
     def standing(self) -> list[Item]:
         """What has to stand on the host while the process is up."""
-        if self.status != "up" or self._mirror is None:
+        if self.status != "up":
             return []
-        label, tun = self.record.label, self.record.tun
+        label, spec = self.record.label, self.supervisor.spec
         return [
-            *(standing.StackDevice(label, name) for name in self.supervisor.spec.devices()),
-            standing.Ingress(label, tun, self._attached.ingress_fd()),
-            standing.Mirror(label, self._mirror),
+            *(standing.StackDevice(label, name) for name in spec.devices()),
+            *(standing.Ingress(label, spec.inner_device(n), self._attached.ingress_fd()) for n in spec.nics),
         ]
 
     @property
@@ -156,8 +133,7 @@ class Process:
             "reason": self.reason,
             "pid": self.pid or None,
             "restarts": self.restarts,
-            "tun": self.record.tun,
-            "mark": f"{self.mark:#x}/{MARK_MASK:#x}",
+            "device": self.record.device,
             "limits": self._limits(),
         }
 
@@ -192,64 +168,62 @@ class Process:
         self.waits = False
         return spec
 
-    def serve(self, nics: Sequence[NicSpec]) -> None:
-        """The NICs have other names now."""
+    async def serve(self, nics: Sequence[NicSpec]) -> None:
+        """The NICs have other names or MTUs now."""
         self.record.nics = [n.name for n in nics]
         self._save()
-        if self._mirror is not None:
-            self._mirror.serve(self.record.nics)
+        before = {n.ifindex: n for n in self.supervisor.spec.nics}
+        for n in nics:
+            old = before.get(n.ifindex, n)
+            if n.mtu != old.mtu and self.status == "up":
+                # The process knows its NICs by the names of its start.
+                await self.supervisor.query("configure", nic=old.name, mtu=n.mtu)
 
     def _lead_in(self) -> None:
-        numbers = numbers_of(self.record.k)
-        ifindex = socket.if_nametoindex(self.record.tun)
-        tuning.prepare_tun(self.record.tun)
-        record = self.record
-        mark = abi.pack(
-            abi.new(
-                "dmm_tun_mark",
-                mark=numbers.mark,
-                mask=MARK_MASK,
-                stack=record.stack_id,
-                tap=record.tap,
-                process=record.process,
-            )
-        )
-        load.begin(self._attached.maps["stack_load"], record.stack_id, record.process)
-        self._attached.maps["tun_marks"].update(struct.pack("=I", ifindex), mark)
-        self._tell_taps()
-        tcfilter.attach(ifindex, self._attached.ingress_fd())
-        if self._mirror is None:
-            self._mirror = RouteMirror(numbers, self.record.nics)
-            asyncio.get_running_loop().add_reader(self._mirror.fileno(), self._mirror_ready)
-        self._mirror.serve(self.record.nics)
-        self._mirror.sync()
-
-    def _tell_taps(self) -> None:
-        """Where the tc program on the NICs finds the process. Its devices are gone when it is down."""
-        spec = self.supervisor.spec
-        if spec.port != "tap":
-            return
+        record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
+        load.begin(maps["stack_load"], record.stack_id, record.process)
         for n in spec.nics:
-            ifindex = (nic.ifindex_of(spec.tap_device(n)) or 0) if self.status == "up" else 0
-            key = struct.pack("=I", (spec.tap - 1) * C.DMM_MAX_NICS + n.slot)
-            self._attached.maps["tap_devs"].update(key, struct.pack("=I", ifindex))
+            inner = nic.ifindex_of(spec.inner_device(n))
+            if inner is None:
+                continue
+            seat = abi.new(
+                "dmm_seat",
+                stack=record.stack_id,
+                process=record.process,
+                seat=record.seat,
+                tap=record.tap,
+                nic=n.ifindex,
+            )
+            maps["seats"].update(struct.pack("=I", inner), abi.pack(seat))
+            tcfilter.attach(inner, self._attached.ingress_fd())
+            self._tell_place("inner_devs", record.seat, n, inner)
+            if record.tap:
+                self._tell_place("tap_devs", record.tap, n, nic.ifindex_of(spec.outer_device(n)) or 0)
 
-    def _mirror_ready(self) -> None:
-        if self._mirror is None:
-            return
-        try:
-            self._mirror.handle_events()
-        except (DmmError, OSError) as e:
-            log.warning("stack %s: the routing mirror is behind: %s", self.record.label, e)
+    def _lead_out(self) -> None:
+        """Its devices go with it, or are gone."""
+        record, maps = self.record, self._attached.maps
+        for n in self.supervisor.spec.nics:
+            self._tell_place("inner_devs", record.seat, n, 0)
+            if record.tap:
+                self._tell_place("tap_devs", record.tap, n, 0)
+        for key, value in maps["seats"].items():
+            if abi.unpack("dmm_seat", value).seat == record.seat:
+                maps["seats"].delete(key)
+
+    def _tell_place(self, name: str, place: int, n: NicSpec, ifindex: int) -> None:
+        """place: seat or tap, from 1."""
+        key = struct.pack("=I", (place - 1) * C.DMM_MAX_NICS + n.slot)
+        self._attached.maps[name].update(key, struct.pack("=I", ifindex))
 
     def _on_down(self, reason: str) -> Awaitable[Any]:
         """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
         self.status, self.reason = "down", reason
-        self._tell_taps()
         self.record.pid = 0
         self.restarts += 1
         # First, so that no new flow is given to it while the old ones are reset.
         self._changed(self)
+        self._lead_out()
         self._save()
         loop = asyncio.get_running_loop()
         disowned = loop.create_future()
@@ -257,32 +231,27 @@ class Process:
         return disowned
 
     async def _end_flows(self, disowned: asyncio.Future[None]) -> None:
-        """In a thread: with a hundred thousand flows it takes a second or more."""
+        """In a thread: with a hundred thousand flows it takes a second or more. Until they are reset they stay the
+        process's, so that nothing of them gets to their peers, which know other sequence numbers.
+        """
         label = self.record.label
         try:
-            owned, sockets = await asyncio.to_thread(
-                endflows.disown, self._attached.maps["xdp_flows"], self.record, self.mark, MARK_MASK
-            )
-            disowned.set_result(None)
-            await asyncio.to_thread(sockdiag.destroy, sockets)
+            owned = await asyncio.to_thread(end_flows, self._attached.maps, self.record)
             if owned:
                 log.info("stack %s: %d flows that it carried are reset", label, owned)
         except DmmError as e:
             log.error("stack %s: its flows could not all be reset: %s", label, e)
         finally:
-            if not disowned.done():
-                disowned.set_result(None)
+            disowned.set_result(None)
 
 
-def end_flows(xdp_flows: Map, record: StackState) -> int:
-    """Reset what a process that is gone has carried, and delete its XDP entries; returns how many there were."""
-    owned, sockets = endflows.disown(xdp_flows, record, numbers_of(record.k).mark, MARK_MASK)
-    sockdiag.destroy(sockets)
-    return owned
+def end_flows(maps: Mapping[str, Map], record: StackState) -> int:
+    """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns how many there
+    were.
+    """
+    return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record))
 
 
-def end_all_flows(xdp_flows: Map, ks: Iterable[int]) -> int:
-    """The same for all processes of an instance, whose numbers are ks."""
-    owned, sockets = endflows.disown_all(xdp_flows, [numbers_of(k).mark for k in ks], MARK_MASK)
-    sockdiag.destroy(sockets)
-    return owned
+def end_all_flows(maps: Mapping[str, Map]) -> int:
+    """The same for all processes of an instance."""
+    return endflows.end(maps, endflows.owned_by(maps), endflows.served_by(maps))

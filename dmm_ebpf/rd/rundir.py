@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf import listing
 from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError
+from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.userstack.spec import process_label
 
@@ -40,8 +41,7 @@ class StackState:
 
     name: str
     stack_id: int
-    k: int  # mark, rule and table number in the namespace
-    tun: str
+    k: int  # among all processes of the namespace
     nics: list[str] = field(default_factory=list)
     pid: int = 0
     start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
@@ -52,6 +52,16 @@ class StackState:
     def label(self) -> str:
         """The process as listings and logs name it, "wan" or "wan@1"."""
         return process_label(self.name, self.process)
+
+    @property
+    def device(self) -> str:
+        """What the names of its devices begin with."""
+        return stackdevice.name_of(self.k)
+
+    @property
+    def seat(self) -> int:
+        """Of its flows in xdp_flows, see struct dmm_xdp_flow."""
+        return self.k + 1
 
     @property
     def tap(self) -> int:
@@ -79,8 +89,7 @@ class State:
     nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and tap_devs
     tc_nics: dict[str, bool] = field(
         default_factory=dict
-    )  # with our tc program; whether we made clsact there
-    sysctls: dict[str, str] = field(default_factory=dict)  # path under /proc/sys -> value before us
+    )  # with our tc programs; whether we made clsact there
     own_cgroup: bool = False  # made by `run`, to be removed
     whole: bool = False  # every hook is in place: what is missing of them has been taken away since
 
@@ -91,8 +100,14 @@ class State:
     @classmethod
     def from_json(cls, text: str) -> State:
         raw = json.loads(text)
-        raw["stacks"] = [StackState(**s) for s in raw.get("stacks", [])]
-        return cls(**raw)
+        raw["stacks"] = [StackState(**_known(StackState, s)) for s in raw.get("stacks", [])]
+        return cls(**_known(cls, raw))
+
+
+def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """Without what another version wrote besides."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in raw.items() if name in names}
 
 
 class RunDir:
@@ -274,7 +289,7 @@ def _remove_tree(folder: Path) -> None:
 
 @contextmanager
 def host_lock() -> Iterator[None]:
-    """Held while marks, rules and sysctls that all instances share are allotted or given back."""
+    """Held while numbers that all instances share are allotted or given back."""
     path = ROOT / ".lock"
     while True:
         ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)

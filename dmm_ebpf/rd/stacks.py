@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user stacks of an instance: from a name in the policy to processes that packets reach, and back.
 
-Owns, for each user stack: the XDP program on its NICs, its processes (rd/processes.py) and their numbers, and its line
-in stack_state[].
+Owns, for each user stack: our programs on its NICs (rd/nics.py), its processes (rd/processes.py) and their numbers, and
+its line in stack_state[].
 
 Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in place. The bit is set
 last and cleared first.
@@ -22,18 +22,15 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
-from dmm_ebpf.hal import procgroup, tuning
+from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd import load, rundir
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.model import UserStack
 from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
-from dmm_ebpf.rd.processes import MARK_MASK, Process, end_flows, group_of, numbers_of
+from dmm_ebpf.rd.processes import Process, end_flows, group_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
-from dmm_ebpf.rd.settings import restore_sysctls
-from dmm_ebpf.rd.standing import Setting
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack import pidfile
@@ -43,19 +40,18 @@ from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
 C = abi.C
 MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 BEATS_S = 1.0
-MAX_K = 34  # marks 0xdd .. 0xfe fit the mask's eight bits
 
 log = logging.getLogger("dmm-ebpf")
 
 
 def free_k(used: Collection[int]) -> int:
     """The lowest number of a process that nobody in the namespace uses."""
-    for k in range(MAX_K):
+    for k in range(stackdevice.MAX_K):
         if k not in used:
             return k
     raise ConflictError(
         "number another process of a user stack",
-        why=f"all {MAX_K} marks under mask {MARK_MASK:#x} are taken in this network namespace",
+        why=f"all {stackdevice.MAX_K} numbers are taken in this network namespace",
         hint="detach an instance, or use fewer user stacks or fewer processes",
     )
 
@@ -85,11 +81,12 @@ class _Stack(Serving):
             if p.waits:
                 p.supervisor.hurry()
 
-    def follow_names(self, nics: list[NicSpec]) -> None:
+    async def follow(self, nics: list[NicSpec]) -> None:
         """See Serving."""
         self.nics = nics
         for p in self.processes:
-            p.serve(self.nics)
+            with contextlib.suppress(DmmError, OSError):
+                await p.serve(self.nics)
 
     def process(self, number: int) -> Process | None:
         return next((p for p in self.processes if p.number == number), None)
@@ -139,10 +136,8 @@ class StackManager:
 
     # -- what the policy compiler and the listings ask --
 
-    def marks(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """The marks of each user stack's process 0; wanted: how many processes each has. Numbers those that have no
-        number yet.
-        """
+    def number(self, wanted: Mapping[str, int]) -> None:
+        """Numbers those processes of user stacks that have no number yet; wanted: how many each stack has."""
         with rundir.host_lock():
             used = {
                 s.k
@@ -151,27 +146,24 @@ class StackManager:
                 for s in st.stacks
             }
             known_before = len(self._state.stacks)
-            used |= {s.k for s in self._state.stacks} | StackNumbers.in_use()
+            used |= {s.k for s in self._state.stacks} | stackdevice.numbers_in_use()
             known = {(s.name, s.process): s for s in self._state.stacks}
             for key in ((name, number) for name, count in wanted.items() for number in range(count)):
                 if key in known:
                     continue
                 k = free_k(used)
                 used.add(k)
-                known[key] = StackState(
-                    name=key[0], stack_id=0, k=k, tun=numbers_of(k).tun, nics=[], process=key[1]
-                )
+                known[key] = StackState(name=key[0], stack_id=0, k=k, nics=[], process=key[1])
                 self._state.stacks.append(known[key])
             try:
                 self._run.save(self._state)
             except DmmError:
                 self._state.stacks[known_before:] = []
                 raise
-        return {name: numbers_of(known[name, 0].k).mark for name in wanted}
 
     def describe(self, name: str) -> dict[str, Any]:
-        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off". pid, tun and mark are those
-        of its first process.
+        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off". pid and device are those of
+        its first process.
         """
         s = self._stacks.get(name)
         if s is None or not s.processes:
@@ -190,8 +182,7 @@ class StackManager:
             "reason": s.reason,
             "pid": rows[0]["pid"],
             "restarts": sum(p.restarts for p in s.processes),
-            "tun": rows[0]["tun"],
-            "mark": rows[0]["mark"],
+            "device": rows[0]["device"],
             "nics": [n.name for n in s.nics],
             "port": s.port,
             "port_reason": s.port_reason,
@@ -201,11 +192,9 @@ class StackManager:
 
     def standing(self) -> list[Item]:
         """What has to stand on the host for the stacks that are there."""
-        wanted = tuning.instance_settings()
-        settings = [Setting(path, wanted[path]) for path in self._state.sysctls if path in wanted]
         stacks = self._stacks.values()
         served = [ServedNic(self._nics, s, n) for s in stacks for n in s.nics]
-        return [*settings, *served, *(item for s in stacks for p in s.processes for item in p.standing())]
+        return [*served, *(item for s in stacks for p in s.processes for item in p.standing())]
 
     def pids(self) -> list[int]:
         """Of the stack processes that live."""
@@ -341,7 +330,6 @@ class StackManager:
                     steps.do(f"devices of stack {name}", partial(self._leave, s))
                 steps.removed.append(f"stack {name}")
             steps.do("stacks of before", self._end_strays)
-            steps.do("settings", partial(restore_sysctls, self._state))
             self._run.keep(self._state)
 
     def bury(self) -> None:
@@ -352,7 +340,7 @@ class StackManager:
             record.pid, record.start_time = recorded or (record.pid, record.start_time)
             if not record.pid or pidfile.start_time(record.pid) != record.start_time:
                 record.pid = 0
-                gone = end_flows(self._attached.maps["xdp_flows"], record)
+                gone = end_flows(self._attached.maps, record)
                 if gone:
                     log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
 
@@ -388,6 +376,9 @@ class StackManager:
         served = next((r.port for r in self._state.stacks if r.name == name and r.pid), "")
         if config.io == "auto":
             s.port = served or "af_xdp"
+            around = "" if served else await in_thread(self._nics.gone_around, s.nics)
+            if around:
+                s.port, s.port_reason = "tap", f"not af_xdp: {around}"
         try:
             await self._take_nics(s)
         except (ConflictError, KernelFeatureError) as e:
@@ -417,9 +408,9 @@ class StackManager:
         return [other for other in self._stacks.values() if other is not s]
 
     def _leave(self, s: _Stack) -> None:
-        """Our program off the stack's NICs, but for those where another stack needs it."""
-        shared = {n.ifindex for other in self._others(s) if other.port == s.port for n in other.nics}
-        self._nics.detach(s.port, s.nics, shared)
+        """Our programs off the stack's NICs, but for those where another stack needs them."""
+        shared = {n.ifindex for other in self._others(s) for n in other.nics}
+        self._nics.detach(s.stack_id, s.nics, shared)
 
     async def _start(self, s: _Stack, number: int) -> None:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
@@ -453,9 +444,7 @@ class StackManager:
             name=s.name,
             stack_id=s.stack_id,
             k=record.k,
-            mark=numbers_of(record.k).mark,
-            mark_mask=MARK_MASK,
-            tun=record.tun,
+            device=record.device,
             nics=s.nics,
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
@@ -490,8 +479,6 @@ class StackManager:
             self._hung = set(now)
 
     def _changed(self, s: _Stack, p: Process) -> None:
-        if p.status == "up":
-            self._want_sysctls()
         self._publish(s)
         label = p.record.label
         if p.status == "up":
@@ -522,7 +509,7 @@ class StackManager:
         self._run.keep(self._state)
 
     def _forget(self, record: StackState) -> None:
-        numbers_of(record.k).remove()
+        stackdevice.remove_all(record.k)
         procgroup.remove(group_of(self._state.instance, record))
         if record in self._state.stacks:
             self._state.stacks.remove(record)
@@ -536,7 +523,7 @@ class StackManager:
             if record.pid:
                 if kill_process(record.pid, record.start_time):
                     log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
-                end_flows(self._attached.maps["xdp_flows"], record)
+                end_flows(self._attached.maps, record)
             self._forget(record)
         self._run.keep(self._state)
 
@@ -560,9 +547,7 @@ class StackManager:
         value = abi.new("dmm_stack_state")
         for p in s.processes:
             value.taps[p.number] = p.record.tap
-            if p.number:
-                # A retiring process's too: the sockets that it serves bear its mark.
-                value.marks[p.number] = p.mark
+            value.seats[p.number] = p.record.seat
             if p.retiring:
                 continue
             value.processes = max(value.processes, p.number + 1)
@@ -574,17 +559,3 @@ class StackManager:
         if s.processes and not any(p.status == "up" for p in s.processes):
             # Nobody is left who could tell a SYN cookie from any other number.
             self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))
-
-    def _want_sysctls(self) -> None:
-        """What answers a stack's packets must go back to it: tuning.INSTANCE_SETTINGS (ip-sysctl.rst)."""
-        missing = {k: v for k, v in tuning.instance_settings().items() if k not in self._state.sysctls}
-        if not missing:
-            return
-        with rundir.host_lock():
-            others = [st for st in rundir.all_states() if st.netns_inode == self._state.netns_inode]
-            for path in missing:
-                before = [st.sysctls[path] for st in others if path in st.sysctls]
-                self._state.sysctls[path] = before[0] if before else tuning.read(path)
-            self._run.save(self._state)
-            for path, value in missing.items():
-                tuning.write(path, value)

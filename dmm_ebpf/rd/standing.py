@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The items that an instance's guard looks after (rd/guard.py): settings, devices, rules and routes of user stacks, the
-network namespace and the cgroup that the instance is in, its hooks and its pins.
+"""The items that an instance's guard looks after (rd/guard.py): devices of user stacks, the network
+namespace and the cgroup that the instance is in, its hooks and its pins.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dmm_ebpf.hal import netns, nic, tcfilter, tuning
-from dmm_ebpf.hal.routes import RouteMirror
 from dmm_ebpf.loader import Attached, restore
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import RunDir, State
@@ -19,24 +18,8 @@ from dmm_ebpf.threads import in_thread
 _NAMED = 3  # of the pins that are gone
 
 
-class Setting(Item):
-    """A kernel setting, named by its path below /proc/sys."""
-
-    def __init__(self, path: str, value: str) -> None:
-        super().__init__(f"sysctl {path.replace('/', '.')}")
-        self._path = path
-        self._value = value
-
-    def look(self) -> str:
-        now = tuning.read(self._path)
-        return "" if now == self._value else f"it is {now}, and {self._value} is needed"
-
-    async def mend(self) -> None:
-        tuning.write(self._path, self._value)
-
-
 class StackDevice(Item):
-    """A TUN or TAP device of a stack process that lives: it is up, with the settings that it was given. One that is
+    """A TAP device of a stack process that lives: it is up, with the settings that it was given. One that is
     gone ends the process, which tells that itself.
     """
 
@@ -55,11 +38,11 @@ class StackDevice(Item):
 
     async def mend(self) -> None:
         await asyncio.to_thread(nic.set_up, self._name)
-        tuning.prepare_tun(self._name)
+        tuning.prepare_device(self._name)
 
 
 class Ingress(Item):
-    """The tc program at the ingress of a stack process's TUN device."""
+    """The tc program at the ingress of a stack process's inner device."""
 
     def __init__(self, stack: str, name: str, prog_fd: int) -> None:
         super().__init__(f"tc program at device {name} of stack {stack}")
@@ -74,20 +57,6 @@ class Ingress(Item):
         index = nic.ifindex_of(self._name)
         if index is not None:
             await asyncio.to_thread(tcfilter.attach, index, self._prog_fd)
-
-
-class Mirror(Item):
-    """The ip rules and the table that lead to a stack process. The mirror follows events; here is what failed then."""
-
-    def __init__(self, stack: str, mirror: RouteMirror) -> None:
-        super().__init__(f"rules and routes of stack {stack}")
-        self._mirror = mirror
-
-    def look(self) -> str:
-        return str(self._mirror.last_error or "")
-
-    async def mend(self) -> None:
-        await asyncio.to_thread(self._mirror.sync)
 
 
 class StateFile(Item):

@@ -97,7 +97,6 @@ def apply(
     in_cgroup: InCgroup | None = None,
     generation: int | None = None,
     netns_cookie: int | None = None,
-    mark_mask: int | None = None,
 ) -> int:
     """Put compiled in force; returns its generation.
 
@@ -106,11 +105,11 @@ def apply(
     inner: makes and places the tries.
     in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it; None: by their paths.
     generation: must have the other parity than the one in force; None: the next one.
-    netns_cookie, mark_mask: for control[0]; None: as they are there.
+    netns_cookie: for control[0]; None: as it is there.
     DmmError, and the running policy untouched, when the kernel refuses something.
     """
     below = in_cgroup or in_cgroup_by_path(cgroup.path_of)
-    return _Swap(maps, compiled, inner, listener_set, below).run(generation, netns_cookie, mark_mask)
+    return _Swap(maps, compiled, inner, listener_set, below).run(generation, netns_cookie)
 
 
 def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
@@ -171,7 +170,7 @@ class _Swap:
         self.half = 0
         self.tries: dict[InnerKind, Map] = {}
 
-    def run(self, generation: int | None, netns_cookie: int | None, mark_mask: int | None) -> int:
+    def run(self, generation: int | None, netns_cookie: int | None) -> int:
         current = current_generation(self.maps)
         new = next_generation(current) if generation is None else generation
         if not 0 < new <= _U32_MAX or (new & 1 == current & 1 and current):
@@ -180,7 +179,7 @@ class _Swap:
         try:
             self._fill()
             self._listeners()
-            self._flip(new, netns_cookie, mark_mask)
+            self._flip(new, netns_cookie)
         except BaseException:
             self._clear(self.half)
             self._close()
@@ -212,14 +211,12 @@ class _Swap:
             self.maps["stacks"].update(key, self.compiled.stacks.get(number, empty))
         self.maps["heads"].update(struct.pack("=I", self.half), self.compiled.head)
 
-    def _flip(self, generation: int, netns_cookie: int | None, mark_mask: int | None) -> None:
+    def _flip(self, generation: int, netns_cookie: int | None) -> None:
         with _control(self.maps["control"]) as control:
             control.abi_version = C.DMM_ABI_VERSION
             control.generation = generation
             if netns_cookie is not None:
                 control.netns_cookie = netns_cookie
-            if mark_mask is not None:
-                control.mark_mask = mark_mask
 
     def _settle(self, generation: int) -> None:
         """What is left when the policy is in force; a failure here costs memory or lateness, so it is logged."""

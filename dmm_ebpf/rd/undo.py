@@ -16,16 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from dmm_ebpf import loader
-from dmm_ebpf.hal import procgroup, sockdiag
+from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Map
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd import found, rundir
 from dmm_ebpf.rd.found import FoundProcess
 from dmm_ebpf.rd.nics import remove_tc
-from dmm_ebpf.rd.processes import MARK_MASK, end_all_flows, numbers_of
+from dmm_ebpf.rd.processes import end_all_flows
 from dmm_ebpf.rd.rundir import RunDir, State
-from dmm_ebpf.rd.settings import restore_sysctls
 from dmm_ebpf.rd.steps import Steps
 from dmm_ebpf.userstack import pidfile
 
@@ -52,14 +51,12 @@ def clear(run_dir: RunDir) -> Undone:
     processes = found.stack_processes(run_dir.instance)
     maps = loader.open_maps(run_dir.instance)
     netns = NetNS.find(state.netns_inode, state.netns_cookie) if state else found.namespace(processes, maps)
-    killed: set[int] = set()
-
     steps = Steps(f"detach instance {run_dir.instance} wholly")
     steps.do("hooks", lambda: loader.unhook(run_dir.instance))
-    steps.do("stack processes", lambda: _end_processes(_named(state, processes), killed))
+    steps.do("stack processes", lambda: _end_processes(_named(state, processes)))
     steps.do("their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance))
     if netns is not None:
-        _clear_network(steps, run_dir.instance, netns, state, _numbers(state, processes, maps), maps, killed)
+        _clear_network(steps, run_dir.instance, netns, state, _numbers(state, processes, maps), maps)
     if state is None and (processes or found.numbers_in(maps) or run_dir.had_stacks()):
         _clear_unnamed(steps, run_dir.instance, netns)
     if netns is not None:
@@ -79,23 +76,25 @@ def _clear_network(  # noqa: PLR0917 - what clear() has gathered
     state: State | None,
     ks: set[int],
     maps: Mapping[str, Map],
-    killed: set[int],
 ) -> None:
-    steps.do("flows", lambda: netns.run_in(_end_flows, maps, ks, killed))
+    steps.do("flows", lambda: netns.run_in(_end_flows, maps))
+    if ks and "xdp_flows" not in maps:
+        steps.unknown.append(
+            "the maps are lost, and with them which connections user stacks carried: those wait until they time out"
+        )
     for k in sorted(ks):
-        steps.do(f"number {k} of user stacks", partial(netns.run_in, numbers_of(k).remove))
+        steps.do(f"number {k} of user stacks", partial(netns.run_in, stackdevice.remove_all, k))
     steps.do("tc programs", lambda: netns.run_in(remove_tc, instance, state))
-    if state is not None:
-        steps.do("settings", lambda: netns.run_in(restore_sysctls, state))
 
 
-def _end_processes(processes: Iterable[FoundProcess], killed: set[int]) -> list[str]:
-    """killed: gets the numbers of those that were alive."""
+def _end_flows(maps: Mapping[str, Map]) -> None:
+    end_all_flows(maps)
+
+
+def _end_processes(processes: Iterable[FoundProcess]) -> list[str]:
     alive = [p for p in processes if pidfile.kill_process(p.pid, p.start_time, signal.SIGTERM)]
     for process in alive:
         pidfile.kill_process(process.pid, process.start_time)
-        if process.k is not None:
-            killed.add(process.k)
     return [f"stack {p.label}, pid {p.pid}" for p in alive]
 
 
@@ -115,33 +114,12 @@ def _numbers(state: State | None, processes: list[FoundProcess], maps: Mapping[s
     return {p.k for p in processes if p.k is not None} | (found.numbers_in(maps) - others)
 
 
-def _end_flows(maps: Mapping[str, Map], ks: set[int], killed: set[int]) -> None:
-    if "xdp_flows" in maps:
-        end_all_flows(maps["xdp_flows"], ks)
-        return
-    for k in killed:
-        # Which of its sockets it carried nothing tells any more; it did a moment ago, so all.
-        sockdiag.destroy(sockdiag.find_by_mark(numbers_of(k).mark, MARK_MASK))
-
-
 def _clear_unnamed(steps: Steps, instance: str, netns: NetNS | None) -> None:
     """What state.json should have named, as far as it shows."""
     if netns is None:
         netns = NetNS.from_arg()
         steps.unknown.append(
-            "state.json is lost, and nothing says which network namespace the instance worked in: ip rules were looked"
-            " for in this one alone"
+            "state.json is lost, and nothing says which network namespace the instance worked in: tc programs were"
+            " looked for in this one alone"
         )
     steps.do("tc programs", lambda: netns.run_in(remove_tc, instance, None))
-    steps.do("ip rules of nobody", lambda: netns.run_in(_remove_numbers_of_nobody, netns.inode))
-    changed = netns.run_in(found.settings_of_nobody, netns.inode)
-    if changed:
-        names = ", ".join(path.replace("/", ".") for path in changed)
-        steps.unknown.append(
-            f"state.json is lost, and with it what {names} were before they were set to 1: set them as you need them"
-        )
-
-
-def _remove_numbers_of_nobody(netns_inode: int) -> list[str]:
-    with rundir.host_lock():
-        return [text for k in found.numbers_of_nobody(netns_inode) for text in numbers_of(k).remove()]

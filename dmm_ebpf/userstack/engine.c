@@ -2,15 +2,15 @@
 /*
  * engine.c: see engine.h.
  *
- * One turn of the loop: read what the TUN device has, read what the NICs have, carry out what the core asks,
- * run timers, send to the NICs, write to the TUN device. Each step has a budget, so that neither leg waits
+ * One turn of the loop: read what the inner legs have, read what the NICs have, carry out what the core asks,
+ * run timers, send to the NICs, write to the inner legs. Each step has a budget, so that neither leg waits
  * long for the other; when a step used its budget up, the next turn starts without waiting.
  *
  * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
  * leaves, cookie_state is told of a SYN cookie before that leaves, and stack_load that the stack is full
- * before the app learns that its connection is open; all by packets to the program on our TUN device. A
- * packet is pulled from the core only when there is a place for it: the core keeps what cannot be sent, and
- * that is what makes the window of the other leg close.
+ * before the app learns that its connection is open; all by frames to the program on the TAP device of an
+ * inner leg. A packet is pulled from the core only when there is a place for it: the core keeps what cannot
+ * be sent, and that is what makes the window of the other leg close.
  *
  * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
  * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
@@ -69,19 +69,19 @@ static void wake(struct dmm_engine *e)
 /* ---- the core's actions ---- */
 
 /*
- * A packet to the program at the ingress of our own TUN device (bpf/ingress.h), which runs within write(2).
- * False: it was not sent.
+ * A frame to the program at the ingress of a TAP device of our own (bpf/ingress.h), which runs within
+ * write(2). False: it was not sent.
  */
 static bool ask(struct dmm_engine *e, struct dmm_ask *what)
 {
-	static const struct dmm_tx_meta plain = {.family = AF_INET};
-	uint8_t buf[DMM_TUN_HEADROOM + sizeof(*what)];
+	static const struct dmm_vnet plain;
+	uint8_t buf[DMM_TAP_HEADROOM - DMM_TAP_ETH_BYTES + sizeof(*what)];
 
-	what->ip[0] = 0x45; /* version 4, five words (RFC 791) */
-	what->ip[3] = sizeof(*what);
-	what->ip[9] = DMM_ASK_PROTOCOL;
-	memcpy(buf + DMM_TUN_HEADROOM, what, sizeof(*what));
-	return dmm_tun_write(e->tun_fd, buf, sizeof(*what), &plain) == 0;
+	what->eth[DMM_TAP_ETH_BYTES - 2] = DMM_ASK_TYPE >> 8;
+	what->eth[DMM_TAP_ETH_BYTES - 1] = DMM_ASK_TYPE & 0xff;
+	memcpy(buf + DMM_TAP_HEADROOM - DMM_TAP_ETH_BYTES, what, sizeof(*what));
+	return e->n_nic &&
+	       dmm_tap_write(e->nic[0].inner_fd, buf, sizeof(*what) - DMM_TAP_ETH_BYTES, &plain) == 0;
 }
 
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
@@ -153,44 +153,6 @@ static uint64_t look_at_load(struct dmm_engine *e, uint64_t now)
 	return again_ns < beat_ns ? again_ns : beat_ns;
 }
 
-static bool request_path(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh)
-{
-	struct dmm_engine_request request = {.refresh = refresh};
-
-	memcpy(request.addr, addr, sizeof(request.addr));
-	if (write(e->request_fd, &request, sizeof(request)) != (ssize_t)sizeof(request))
-		return false;
-	e->stats.resolves++;
-	return true;
-}
-
-struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now)
-{
-	struct path *path = path_add(&e->paths, addr, now);
-
-	if (path && !request_path(e, addr, refresh)) {
-		path_remove(&e->paths, path);
-		path = NULL;
-	}
-	return path;
-}
-
-static void resolve(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
-{
-	const uint8_t *addr = action->pair.raddr;
-	struct path *path = path_find(&e->paths, addr, PATH_NONE);
-
-	if (path && path->state == PATH_READY) {
-		path->used_ns = now;
-		dmm_core_resolved(e->core, action->conn, path_number(&e->paths, path), path->mtu, now);
-		return;
-	}
-	if (!path)
-		path = engine_path_ask(e, addr, 0, now);
-	if (!path || path_wait(&e->paths, path, action->conn))
-		dmm_core_unreachable(e->core, action->conn, EHOSTUNREACH, now);
-}
-
 static void run_actions(struct dmm_engine *e)
 {
 	uint64_t now = engine_now_ns();
@@ -202,8 +164,6 @@ static void run_actions(struct dmm_engine *e)
 			own(e, &action, now);
 		else if (action.type == DMM_ACTION_DISOWN)
 			disown(e, &action);
-		else if (action.type == DMM_ACTION_RESOLVE)
-			resolve(e, &action, now);
 	}
 }
 
@@ -233,7 +193,7 @@ static uint64_t turn(struct dmm_engine *e)
 	e->more = false;
 	e->unread = false;
 	e->read_ns = engine_now_ns();
-	engine_tun_in(e);
+	engine_inner_in(e);
 	run_actions(e);
 	engine_nic_out(e);
 	for (uint32_t i = 0; i < e->n_port; i++)
@@ -246,7 +206,7 @@ static uint64_t turn(struct dmm_engine *e)
 	if (timers_may_run(e, now))
 		dmm_core_poll(e->core, now);
 	run_actions(e);
-	engine_tun_out(e);
+	engine_inner_out(e);
 	engine_nic_out(e);
 	run_actions(e);
 
@@ -260,7 +220,7 @@ static uint64_t turn(struct dmm_engine *e)
 	uint64_t look_ns = look_at_load(e, now);
 
 	due = look_ns < due ? look_ns : due;
-	return e->nic_blocked || e->tun_tx_len ? now + TX_RETRY_NS : due;
+	return e->nic_blocked || e->inner_tx_len ? now + TX_RETRY_NS : due;
 }
 
 static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
@@ -268,8 +228,10 @@ static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
 	nfds_t n = 0;
 
 	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};
-	fds[n++] =
-		(struct pollfd){.fd = e->tun_fd, .events = (short)(POLLIN | (e->tun_tx_len ? POLLOUT : 0))};
+	for (uint32_t i = 0; i < e->n_nic; i++)
+		fds[n++] = (struct pollfd){
+			.fd = e->nic[i].inner_fd,
+			.events = (short)(POLLIN | (e->inner_tx_len && e->inner_tx_nic == i ? POLLOUT : 0))};
 	for (uint32_t i = 0; i < e->n_port; i++)
 		fds[n++] = (struct pollfd){.fd = port_fd(&e->port[i]), .events = POLLIN};
 	return n;
@@ -277,7 +239,7 @@ static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
 
 static void wait_until(struct dmm_engine *e, uint64_t due)
 {
-	struct pollfd fds[MAX_PORTS + 2];
+	struct pollfd fds[MAX_PORTS + MAX_NICS + 1];
 	nfds_t n = poll_set(e, fds);
 	uint64_t now = engine_now_ns();
 	uint64_t left = due > now ? due - now : 0;
@@ -294,11 +256,9 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 	if (fds[0].revents)
 		while (read(e->wake_fd, &drained, sizeof(drained)) < 0 && errno == EINTR)
 			;
-	if (fds[1].revents & (POLLERR | POLLNVAL))
-		e->error = -ENODEV;
-	for (nfds_t i = 2; i < n; i++)
+	for (nfds_t i = 1; i < n; i++)
 		if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL))
-			e->error = -ENETDOWN;
+			e->error = i <= e->n_nic ? -ENODEV : -ENETDOWN;
 }
 
 static void abort_all(struct dmm_engine *e)
@@ -307,13 +267,13 @@ static void abort_all(struct dmm_engine *e)
 
 	dmm_core_abort_all(e->core, engine_now_ns());
 	while (!e->error && engine_now_ns() < until_ns) {
-		uint64_t before = e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path;
+		uint64_t before = e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link;
 
 		turn(e);
-		if (!e->more && !e->nic_blocked && !e->tun_tx_len &&
-		    before == e->stats.nic_tx_pkts + e->stats.tun_tx_pkts + e->stats.nic_tx_no_path)
+		if (!e->more && !e->nic_blocked && !e->inner_tx_len &&
+		    before == e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link)
 			return;
-		if (e->nic_blocked || e->tun_tx_len)
+		if (e->nic_blocked || e->inner_tx_len)
 			wait_until(e, engine_now_ns() + NS_PER_S / 1000);
 	}
 }
@@ -326,7 +286,7 @@ static bool busy(struct dmm_engine *e, uint64_t received_before)
 	if (!e->busy_poll_ns)
 		return false;
 	now = engine_now_ns();
-	if (e->stats.tun_rx_pkts + e->stats.nic_rx_pkts != received_before)
+	if (e->stats.inner_rx_pkts + e->stats.nic_rx_pkts != received_before)
 		e->busy_from_ns = now;
 	return now - e->busy_from_ns < e->busy_poll_ns;
 }
@@ -337,7 +297,7 @@ int dmm_engine_run(struct dmm_engine *e)
 	prctl(PR_SET_TIMERSLACK, 1000ul, 0, 0, 0);
 	engine_lock(e);
 	for (;;) {
-		uint64_t received = e->stats.tun_rx_pkts + e->stats.nic_rx_pkts;
+		uint64_t received = e->stats.inner_rx_pkts + e->stats.nic_rx_pkts;
 		uint64_t due = turn(e);
 		uint32_t stop = __atomic_load_n(&e->stop, __ATOMIC_ACQUIRE);
 
@@ -370,19 +330,16 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 
 	if (!e)
 		return NULL;
-	e->tun_fd = config->tun_fd;
-	e->request_fd = config->request_fd;
 	e->load.max_connections = config->max_connections ? config->max_connections : UINT32_MAX;
 	e->load_told = UINT32_MAX; /* whatever a process before this one said */
 	e->busy_poll_ns = config->busy_poll_us * 1000ull;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	e->tun_rx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
-	e->tun_tx = malloc(DMM_TUN_HEADROOM + DMM_TUN_MAX_PKT + 1);
+	e->inner_rx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
+	e->inner_tx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
 	e->core = dmm_core_create(&config->core);
 	pthread_mutex_init(&e->gate, NULL);
 	pthread_mutex_init(&e->lock, NULL);
-	if (e->wake_fd < 0 || !e->tun_rx || !e->tun_tx || !e->core ||
-	    paths_init(&e->paths, config->path_key)) {
+	if (e->wake_fd < 0 || !e->inner_rx || !e->inner_tx || !e->core) {
 		dmm_engine_destroy(e);
 		return NULL;
 	}
@@ -397,9 +354,10 @@ void dmm_engine_destroy(struct dmm_engine *e)
 		port_close(&e->port[i]);
 	if (e->core)
 		dmm_core_destroy(e->core);
-	paths_deinit(&e->paths);
-	free(e->tun_rx);
-	free(e->tun_tx);
+	for (uint32_t i = 0; i < e->n_nic; i++)
+		close(e->nic[i].inner_fd);
+	free(e->inner_rx);
+	free(e->inner_tx);
 	if (e->wake_fd >= 0)
 		close(e->wake_fd);
 	pthread_mutex_destroy(&e->gate);
@@ -407,15 +365,16 @@ void dmm_engine_destroy(struct dmm_engine *e)
 	free(e);
 }
 
-int dmm_engine_nic_add(struct dmm_engine *e, uint32_t ifindex, const uint8_t *mac, uint32_t software)
+int dmm_engine_nic_add(struct dmm_engine *e, const struct dmm_engine_nic *config)
 {
 	if (e->n_nic == MAX_NICS)
 		return -ENOSPC;
 	struct nic *nic = &e->nic[e->n_nic];
 
-	nic->ifindex = ifindex;
-	nic->software = software;
-	memcpy(nic->mac, mac, MAC_BYTES);
+	nic->inner_fd = config->inner_fd;
+	nic->mtu = config->mtu;
+	nic->software = config->software;
+	memcpy(nic->mac, config->mac, MAC_BYTES);
 	return (int)e->n_nic++;
 }
 
@@ -446,51 +405,12 @@ int dmm_engine_tap_add(struct dmm_engine *e, uint32_t nic, struct dmm_tapnic *ta
 
 /* ---- from other threads ---- */
 
-void dmm_engine_nic_set_mac(struct dmm_engine *e, uint32_t nic, const uint8_t *mac)
+void dmm_engine_nic_set_mtu(struct dmm_engine *e, uint32_t nic, uint32_t mtu)
 {
 	engine_lock(e);
 	if (nic < e->n_nic)
-		memcpy(e->nic[nic].mac, mac, MAC_BYTES);
+		e->nic[nic].mtu = mtu;
 	engine_unlock(e);
-}
-
-void dmm_engine_path_set(struct dmm_engine *e, const uint8_t *addr, uint32_t nic, const uint8_t *dst_mac,
-			 uint32_t mtu)
-{
-	uint64_t now = engine_now_ns();
-
-	engine_lock(e);
-	struct path *path = path_find(&e->paths, addr, PATH_NONE);
-
-	if (path && nic < e->n_nic) {
-		path->nic = (uint8_t)nic;
-		path->mtu = mtu;
-		memcpy(path->dst_mac, dst_mac, MAC_BYTES);
-		if (path->state == PATH_PENDING) {
-			path->state = PATH_READY;
-			e->paths.n_pending--;
-		}
-		for (uint32_t conn; (conn = path_unwait(&e->paths, path)) != PATH_NONE;)
-			dmm_core_resolved(e->core, conn, path_number(&e->paths, path), mtu, now);
-	}
-	engine_unlock(e);
-	wake(e);
-}
-
-void dmm_engine_path_failed(struct dmm_engine *e, const uint8_t *addr, uint32_t error)
-{
-	uint64_t now = engine_now_ns();
-
-	engine_lock(e);
-	struct path *path = path_find(&e->paths, addr, PATH_NONE);
-
-	if (path && path->state == PATH_PENDING) {
-		for (uint32_t conn; (conn = path_unwait(&e->paths, path)) != PATH_NONE;)
-			dmm_core_unreachable(e->core, conn, error, now);
-		path_remove(&e->paths, path);
-	}
-	engine_unlock(e);
-	wake(e);
 }
 
 uint32_t dmm_engine_set_congestion(struct dmm_engine *e, const char *name)
@@ -508,29 +428,6 @@ void dmm_engine_set_syn_cookies(struct dmm_engine *e, uint32_t mode)
 	engine_lock(e);
 	dmm_core_set_syn_cookies(e->core, mode);
 	engine_unlock(e);
-}
-
-void dmm_engine_path_forget(struct dmm_engine *e, const uint8_t *addr)
-{
-	engine_lock(e);
-	struct path *path = path_find(&e->paths, addr, PATH_NONE);
-
-	if (path && path->state == PATH_READY)
-		path_remove(&e->paths, path);
-	engine_unlock(e);
-}
-
-uint64_t dmm_engine_path_idle_ns(struct dmm_engine *e, const uint8_t *addr)
-{
-	uint64_t idle = UINT64_MAX;
-
-	engine_lock(e);
-	struct path *path = path_find(&e->paths, addr, PATH_NONE);
-
-	if (path && path->state == PATH_READY)
-		idle = engine_now_ns() - path->used_ns;
-	engine_unlock(e);
-	return idle;
 }
 
 static void port_stats(const struct port *port, struct dmm_engine_stats *stats)
@@ -561,7 +458,6 @@ void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
 	for (uint32_t i = 0; i < e->n_port; i++)
 		port_stats(&e->port[i], stats);
 	dmm_core_memory(e->core, &memory);
-	stats->paths = e->paths.used;
 	stats->connections = dmm_core_connections(e->core);
 	stats->in_use = dmm_core_in_use(e->core);
 	stats->max_connections = e->load.max_connections;

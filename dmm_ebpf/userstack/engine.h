@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * engine.h: the loop that joins a core (sans I/O) to its TUN device and its ports on NICs.
+ * engine.h: the loop that joins a core (sans I/O) to its inner legs and its ports on NICs.
+ *
+ * The inner leg of a NIC is a TAP device: what the kernel would have sent to the wire of the NIC, for a flow
+ * of ours, comes by it with its Ethernet header (bpf/tcout.h), and what is written to it comes to the kernel
+ * as if from the NIC (bpf/ingress.h). So each packet of an app tells device, source and next hop as the
+ * kernel has just chosen them, and nothing else has to be known of routes and neighbours.
  *
  * dmm_engine_run() is for one thread and returns when the engine is stopped or has lost a device. Every other
  * function may be called from any thread at any time: the loop holds the engine's lock only while it works,
- * and hands it over to whoever waits for it. What the loop asks of its caller (the path to a destination)
- * comes as datagrams of struct dmm_engine_request on the request descriptor; the answer is
- * dmm_engine_path_set() or _failed().
+ * and hands it over to whoever waits for it.
  *
  * Text below is read by cffi, which strips lines that start with '#'.
  */
@@ -18,40 +21,40 @@
 #include "../hal/afxdp.h"
 #include "../hal/halerr.h"
 #include "../hal/tapnic.h"
-#include "../hal/tun.h"
+#include "../hal/tap.h"
 
 struct dmm_engine;
 
 struct dmm_engine_config {
 	struct dmm_core_config core;
-	int tun_fd;	/* stays the caller's */
-	int request_fd; /* non-blocking, message-preserving (a SOCK_SEQPACKET end); stays the caller's */
 	uint32_t max_connections; /* in use; with so many the stack is full; 0: however many. Leave the core
 				     room for more: some are on their way when that is told */
 	uint32_t busy_poll_us;	  /* how long the loop looks for packets before it sleeps; 0: not at all */
-	uint64_t path_key[2];	  /* random: of the path table's hash */
 };
 
-struct dmm_engine_request {
-	uint8_t addr[16]; /* find the path to this destination */
-	uint32_t refresh; /* 1: a packet was sent to it whose path is no longer known */
-	uint32_t pad;
+/* A NIC that packets leave by */
+struct dmm_engine_nic {
+	int inner_fd;	   /* its inner leg: a TAP device with DMM_TAP_MARKED; the engine takes it over */
+	uint32_t mtu;	   /* bytes of IP packet */
+	uint32_t software; /* 1: veth, whose packets may carry a checksum that was never filled in */
+	uint8_t mac[6];	   /* until a frame of the inner leg tells another */
+	uint8_t pad[2];
 };
 
 struct dmm_engine_stats {
-	uint64_t tun_rx_pkts;
-	uint64_t tun_rx_bytes;
-	uint64_t tun_tx_pkts;
-	uint64_t tun_tx_bytes;
-	uint64_t tun_tx_refused; /* packets the kernel did not take */
-	uint64_t tun_tx_blocked; /* times its queue was full */
+	uint64_t inner_rx_pkts;
+	uint64_t inner_rx_bytes;
+	uint64_t inner_tx_pkts;
+	uint64_t inner_tx_bytes;
+	uint64_t inner_tx_refused; /* packets the kernel did not take */
+	uint64_t inner_tx_blocked; /* times its queue was full */
 	uint64_t nic_rx_pkts;
 	uint64_t nic_rx_bytes;
 	uint64_t nic_rx_ignored; /* neither IPv4 nor IPv6, or cut short */
 	uint64_t nic_tx_pkts;
 	uint64_t nic_tx_bytes;
 	uint64_t nic_tx_blocked; /* times no frame was free */
-	uint64_t nic_tx_no_path; /* packets dropped because their path is not known */
+	uint64_t nic_tx_no_link; /* packets dropped because no NIC of ours leads to their peer */
 	uint64_t nic_rx_dropped; /* the kernel's figures, all queues */
 	uint64_t nic_rx_ring_full;
 	uint64_t nic_rx_fill_ring_empty;
@@ -60,8 +63,6 @@ struct dmm_engine_stats {
 	uint64_t waits; /* times the loop had nothing to do */
 	uint64_t flows_owned;
 	uint64_t flow_errors; /* a claim was refused, or could not be made */
-	uint64_t resolves;    /* requests sent */
-	uint64_t paths;	      /* entries of the path table now */
 	uint64_t connections; /* now */
 	uint64_t in_use;      /* of them, see dmm_core_in_use() */
 	uint64_t max_connections;
@@ -71,39 +72,30 @@ struct dmm_engine_stats {
 };
 
 struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config);
-/* Closes the AF_XDP sockets and TAP devices too. */
+/* Closes the AF_XDP sockets and all TAP devices too. */
 void dmm_engine_destroy(struct dmm_engine *engine);
 
-/* A NIC that packets leave by; software: 1 for veth, whose packets may carry a checksum that was never filled
- * in. Returns its index, or -ENOSPC. */
-int dmm_engine_nic_add(struct dmm_engine *engine, uint32_t ifindex, const uint8_t *mac, uint32_t software);
+/* Returns the NIC's index, or -ENOSPC. */
+int dmm_engine_nic_add(struct dmm_engine *engine, const struct dmm_engine_nic *nic);
 /* Takes xsk over. Before dmm_engine_run(). Returns 0 or -ENOSPC. */
 int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *xsk);
 /* The same for a TAP device with its packet socket. */
 int dmm_engine_tap_add(struct dmm_engine *engine, uint32_t nic, struct dmm_tapnic *tap);
 
-/* Returns 0 after dmm_engine_stop(), -ENODEV when the TUN device is gone, -ENETDOWN when a NIC is. */
+/* Returns 0 after dmm_engine_stop(), -ENODEV when the device of an inner leg is gone, -ENETDOWN when a NIC
+ * is. */
 int dmm_engine_run(struct dmm_engine *engine);
 /* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a signal
  * handler's thread, and before dmm_engine_run(). */
 void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
 
-/* The path to addr is nic and dst_mac; packets are at most mtu long. Also changes a known one in place. */
-void dmm_engine_path_set(struct dmm_engine *engine, const uint8_t *addr, uint32_t nic, const uint8_t *dst_mac,
-			 uint32_t mtu);
-/* There is none; connections that wait for it get error, others keep what they had. */
-void dmm_engine_path_failed(struct dmm_engine *engine, const uint8_t *addr, uint32_t error);
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
 /* See dmm_core_set_syn_cookies(). */
 void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
-/* What was said of addr no longer holds: the next packet or connection to it asks again. */
-void dmm_engine_path_forget(struct dmm_engine *engine, const uint8_t *addr);
-/* How long ago a packet was sent to addr, ns; UINT64_MAX: never, or the path is not known. */
-uint64_t dmm_engine_path_idle_ns(struct dmm_engine *engine, const uint8_t *addr);
-/* A NIC's own address changed. */
-void dmm_engine_nic_set_mac(struct dmm_engine *engine, uint32_t nic, const uint8_t *mac);
+/* A NIC's MTU changed: connections follow it with the next packet of their inner leg. */
+void dmm_engine_nic_set_mtu(struct dmm_engine *engine, uint32_t nic, uint32_t mtu);
 
 void dmm_engine_stats(struct dmm_engine *engine, struct dmm_engine_stats *stats);
 /* See dmm_core_memory(). */

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C engine as Python sees it: devices opened with errors as sentences, paths, figures, the loop in a
-thread.
-"""
+"""The C engine as Python sees it: devices opened with errors as sentences, figures, the loop in a thread."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -48,26 +45,22 @@ log = logging.getLogger("dmm-ebpf.stack")
 
 
 class Engine:
-    """One engine with its devices; a PathTable for the resolver."""
+    """One engine with its devices."""
 
     def __init__(self, spec: StackSpec) -> None:
-        """Makes the TUN device and the AF_XDP sockets or TAP devices, in the calling thread's namespace. Raises
-        DmmError.
+        """Makes the devices of the inner legs, and AF_XDP sockets or the devices of the outer one, in the calling
+        thread's namespace. Raises DmmError.
         """
         self.spec = spec
         self.nics: list[NicSpec] = []
         self.zerocopy: dict[str, bool] = {}
-        self._tun_fd = -1
         self._error = ffi.new("struct dmm_hal_error *")
-        self.requests, self._request_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._request_end.setblocking(False)
         self._thread: threading.Thread | None = None
         self._go = threading.Event()
         self._called_off = False
         self.result: int | None = None
         self._engine = ffi.NULL
         try:
-            self._open_tun()
             self._create()
             for nic in spec.nics:
                 self._open_nic(nic)
@@ -82,18 +75,9 @@ class Engine:
             if fd >= 0:
                 os.close(fd)
 
-    def _open_tun(self) -> None:
-        name = self.spec.tun
-        fd = lib.dmm_tun_open(name.encode(), self._error)
-        if fd < 0:
-            raise hal_error(self._error)
-        self._tun_fd = fd
-        tuning.prepare_tun(name)
-        self._take_up(name, self.inner_mtu, self._tun_packets)
-
     def _take_up(self, name: str, mtu: int, packets: int) -> None:
         """packets: length of the device's queue, or less where the kernel takes no more."""
-        length = lib.dmm_tun_up(name.encode(), mtu, packets, self._error)
+        length = lib.dmm_tap_up(name.encode(), mtu, packets, self._error)
         if length < 0:
             raise hal_error(self._error)
         if length < packets:
@@ -106,15 +90,15 @@ class Engine:
         return most + max(most // 8, _LATECOMERS)
 
     @property
-    def _tun_packets(self) -> int:
-        """Length of the TUN device's queue. A program that ends may reset all its connections at once, and nobody sends
-        a lost reset again: TUN drops what finds its queue full, so there is room for one of each.
+    def _inner_packets(self) -> int:
+        """Length of an inner device's queue. A program that ends may reset all its connections at once, and nobody
+        sends a lost reset again: a TAP device drops what finds its queue full, so there is room for one of each.
         """
         return max(_TXQUEUELEN_MIN, self._max_connections)
 
     @property
     def inner_mtu(self) -> int:
-        """MTU of the TUN device: the smallest of the NICs', so that no segment is too long outside."""
+        """The smallest MTU of the NICs, so that no segment is too long outside."""
         return min((nic.mtu for nic in self.spec.nics), default=1500)
 
     def _create(self) -> None:
@@ -130,19 +114,21 @@ class Engine:
         ffi.memmove(
             config.core.congestion, self.spec.congestion.encode()[:15], len(self.spec.congestion[:15])
         )
-        config.tun_fd = self._tun_fd
-        config.request_fd = self._request_end.fileno()
         config.max_connections = self.spec.max_connections
         config.busy_poll_us = self.spec.busy_poll_us
-        config.path_key = [_random64(), _random64()]
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.label}", why="out of memory")
 
     def _open_nic(self, nic: NicSpec) -> None:
-        kind = next((n.kind for n in hal_nic.list_nics() if n.ifindex == nic.ifindex), "")
-        index = lib.dmm_engine_nic_add(self._engine, nic.ifindex, nic.mac, kind == "veth")
+        found = hal_nic.find(nic.ifindex, nic.name)
+        one = ffi.new("struct dmm_engine_nic *")
+        one.inner_fd = self._open_inner(nic)
+        one.mtu, one.software = nic.mtu, found is not None and found.kind == "veth"
+        ffi.memmove(one.mac, nic.mac, len(nic.mac))
+        index = lib.dmm_engine_nic_add(self._engine, one)
         if index < 0:
+            os.close(one.inner_fd)
             raise DmmError(f"serve {nic.name}", why="a stack serves 16 NICs at most")
         self.nics.append(nic)
         if self.spec.tap:
@@ -150,8 +136,17 @@ class Engine:
         else:
             self._open_queues(index, nic)
 
+    def _open_inner(self, nic: NicSpec) -> int:
+        name = self.spec.inner_device(nic)
+        fd = int(lib.dmm_tap_open(name.encode(), lib.DMM_TAP_MARKED, self._error))
+        if fd < 0:
+            raise hal_error(self._error)
+        tuning.prepare_device(name)
+        self._take_up(name, nic.mtu, self._inner_packets)
+        return fd
+
     def _open_tap(self, index: int, nic: NicSpec) -> None:
-        name = self.spec.tap_device(nic)
+        name = self.spec.outer_device(nic)
         if self.spec.port != "tap" and nic.mtu > lib.DMM_XSK_MAX_MTU:
             self._error.code, self._error.call = errno.ERANGE, lib.DMM_HAL_MTU_CHECK
             self._error.what = b"receive frames"
@@ -166,7 +161,7 @@ class Engine:
             lib.dmm_tapnic_close(tap)
             raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
         self.zerocopy[nic.name] = False
-        tuning.prepare_tun(name)
+        tuning.prepare_device(name)
         self._take_up(name, nic.mtu, _TAP_QUEUELEN)
         slot = (self.spec.tap - 1) * abi.C.DMM_MAX_NICS + nic.slot
         # By tc it is the Resource Director that says where the device is.
@@ -221,9 +216,7 @@ class Engine:
             self._thread.join(timeout)
 
     def close(self) -> None:
-        """After the loop's end, or without start(): closes the sockets and the devices; the TUN device takes its routes
-        along.
-        """
+        """After the loop's end, or without start(): closes the sockets and the devices."""
         if self._thread is not None and not self._go.is_set():
             self._called_off = True
             self._go.set()
@@ -231,14 +224,8 @@ class Engine:
         if self._engine != ffi.NULL:
             lib.dmm_engine_destroy(self._engine)
             self._engine = ffi.NULL
-        if self._tun_fd >= 0:
-            os.close(self._tun_fd)
-            self._tun_fd = -1
-        with contextlib.suppress(OSError):
-            self.requests.close()
-            self._request_end.close()
 
-    # -- PathTable --
+    # -- settings --
 
     def set_congestion(self, name: str) -> None:
         """The congestion control of connections that open from now on; UsageError for a name it does not know."""
@@ -251,26 +238,13 @@ class Engine:
             raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
         lib.dmm_engine_set_syn_cookies(self._engine, _SYN_COOKIES[mode])
 
-    def path_set(self, addr: bytes, nic: int, mac: bytes, mtu: int) -> None:
-        """See resolver.PathTable."""
-        lib.dmm_engine_path_set(self._engine, addr, nic, mac, mtu)
-
-    def path_failed(self, addr: bytes, error: int) -> None:
-        """See resolver.PathTable."""
-        lib.dmm_engine_path_failed(self._engine, addr, error)
-
-    def path_forget(self, addr: bytes) -> None:
-        """See resolver.PathTable."""
-        lib.dmm_engine_path_forget(self._engine, addr)
-
-    def path_idle_ns(self, addr: bytes) -> int | None:
-        """See resolver.PathTable."""
-        idle = int(lib.dmm_engine_path_idle_ns(self._engine, addr))
-        return None if idle == _NEVER else idle
-
-    def nic_set_mac(self, nic: int, mac: bytes) -> None:
-        """See resolver.PathTable."""
-        lib.dmm_engine_nic_set_mac(self._engine, nic, mac)
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """The MTU of the NIC of that name, bytes of IP packet, from now on; UsageError for a NIC not served."""
+        for index, nic in enumerate(self.nics):
+            if nic.name == name:
+                lib.dmm_engine_nic_set_mtu(self._engine, index, mtu)
+                return
+        raise UsageError(f"set the MTU of {name}", why="the stack does not serve it")
 
     # -- figures --
 

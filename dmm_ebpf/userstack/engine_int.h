@@ -11,14 +11,14 @@
 
 #include "engine.h"
 #include "load.h"
-#include "paths.h"
 #include "port.h"
 
 enum { MAX_NICS = 16, MAX_PORTS = 128, MAC_BYTES = 6 };
 
 struct nic {
-	uint32_t ifindex;
+	int inner_fd; /* TAP device of the inner leg */
 	uint8_t mac[MAC_BYTES];
+	uint32_t mtu;
 	uint32_t software;
 	uint32_t n_port;
 	uint32_t port[64]; /* indices of the engine's ports */
@@ -26,7 +26,7 @@ struct nic {
 
 struct dmm_engine {
 	struct dmm_core *core;
-	int tun_fd, request_fd, wake_fd;
+	int wake_fd;
 	uint64_t busy_poll_ns; /* after the last packet the loop does not sleep for so long */
 	uint64_t busy_from_ns; /* when that packet came */
 	uint64_t cookies_told_ns;
@@ -38,12 +38,12 @@ struct dmm_engine {
 	bool offloads; /* every port takes super-segments, with checksums left open */
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
-	struct paths paths;
 	struct dmm_engine_stats stats;
-	uint8_t *tun_rx;
-	uint8_t *tun_tx; /* holds a packet the kernel did not take when tun_tx_len != 0 */
-	uint32_t tun_tx_len;
-	struct dmm_tx_meta tun_tx_meta;
+	uint8_t *inner_rx;
+	uint8_t *inner_tx; /* holds a packet the kernel did not take when inner_tx_len != 0 */
+	uint32_t inner_tx_len;
+	uint32_t inner_tx_nic;
+	struct dmm_vnet inner_tx_vnet;
 	bool more;	  /* a budget was used up */
 	bool unread;	  /* one for input: there may be packets that the core has not seen */
 	uint64_t read_ns; /* when the last look for input began */
@@ -57,18 +57,15 @@ struct dmm_engine {
 /* CLOCK_MONOTONIC */
 uint64_t engine_now_ns(void);
 
-/* A PENDING entry whose path has been asked for; NULL: too much is being asked already. */
-struct path *engine_path_ask(struct dmm_engine *e, const uint8_t addr[16], uint32_t refresh, uint64_t now);
-
 /* What dmm_ingress answers to a claim that it does not grant. */
 void engine_refused(struct dmm_engine *e, const struct dmm_ask *ask, uint64_t now);
 
-/* Reads what the TUN device, or port number i, has, up to a budget; sets more when the budget was used up.
+/* Reads what the inner legs, or port number i, have, up to a budget; sets more when the budget was used up.
  */
-void engine_tun_in(struct dmm_engine *e);
+void engine_inner_in(struct dmm_engine *e);
 void engine_port_in(struct dmm_engine *e, uint32_t i);
-/* Sends what the core has, as long as there is room; sets nic_blocked or tun_tx_len when there is none. */
+/* Sends what the core has, as long as there is room; sets nic_blocked or inner_tx_len when there is none. */
 void engine_nic_out(struct dmm_engine *e);
-void engine_tun_out(struct dmm_engine *e);
+void engine_inner_out(struct dmm_engine *e);
 
 #endif /* DMM_ENGINE_INT_H */

@@ -13,8 +13,8 @@
 #include <sys/socket.h>
 
 enum {
-	TUN_RX_BUDGET = 16, /* packets of up to 64 KiB */
-	TUN_TX_BUDGET = 32,
+	INNER_RX_BUDGET = 16, /* packets of up to 64 KiB */
+	INNER_TX_BUDGET = 32,
 	NIC_RX_BUDGET = 64,
 	NIC_TX_BUDGET = 128,
 	ETH_BYTES = 14,
@@ -24,40 +24,94 @@ enum {
 	TCP_CSUM_OFFSET = 16,
 };
 
-/* What the program on our device sends back, which no packet of TCP can be taken for. */
-static bool is_refusal(const uint8_t *packet, uint32_t len, struct dmm_ask *ask)
+/*
+ * A link, as struct dmm_rx_meta has it: a link-layer address, and above it the NIC's index plus 1. A group
+ * address is nobody's.
+ */
+static uint64_t link_of(const uint8_t mac[MAC_BYTES], uint32_t nic)
 {
-	if (len != sizeof(*ask) || packet[0] != 0x45 || packet[9] != DMM_ASK_PROTOCOL)
+	uint64_t link = nic + 1;
+
+	for (uint32_t i = 0; i < MAC_BYTES; i++)
+		link = link << 8 | mac[i];
+	return mac[0] & 1 ? 0 : link;
+}
+
+static void link_mac(uint64_t link, uint8_t mac[MAC_BYTES])
+{
+	for (uint32_t i = 0; i < MAC_BYTES; i++)
+		mac[i] = (uint8_t)(link >> 8 * (MAC_BYTES - 1 - i));
+}
+
+/* Index of the engine's NIC; MAX_NICS: it names none. */
+static uint32_t link_nic(const struct dmm_engine *e, uint64_t link)
+{
+	uint64_t number = link >> 8 * MAC_BYTES;
+
+	return number && number <= e->n_nic ? (uint32_t)number - 1 : MAX_NICS;
+}
+
+/* No packet is longer than every port has room for. */
+static uint32_t mtu_of(const struct dmm_engine *e, uint32_t nic)
+{
+	return e->room && e->room < e->nic[nic].mtu ? e->room : e->nic[nic].mtu;
+}
+
+static void frame_type(uint8_t *frame, uint32_t family)
+{
+	frame[12] = family == AF_INET6 ? 0x86 : 0x08;
+	frame[13] = family == AF_INET6 ? 0xdd : 0x00;
+}
+
+/* What the program on our device sends back. eth: of a frame with len bytes behind the Ethernet header. */
+static bool is_refusal(const uint8_t *eth, uint32_t len, struct dmm_ask *ask)
+{
+	if (len != sizeof(*ask) - ETH_BYTES || eth[12] != DMM_ASK_TYPE >> 8 ||
+	    eth[13] != (DMM_ASK_TYPE & 0xff))
 		return false;
-	memcpy(ask, packet, sizeof(*ask));
+	memcpy(ask, eth, sizeof(*ask));
 	return ask->op == DMM_ASK_REFUSED;
 }
 
-void engine_tun_in(struct dmm_engine *e)
+/*
+ * A frame that the kernel meant for the wire: where it was to go is the link of its connection from now on,
+ * and its source the NIC's own address, whatever becomes of route, neighbour and device.
+ */
+static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const struct dmm_vnet *vnet,
+			uint64_t now)
+{
+	const uint8_t *eth = e->inner_rx + DMM_TAP_HEADROOM - ETH_BYTES;
+	struct nic *nic = &e->nic[i];
+	struct dmm_rx_meta meta = {.vnet = *vnet, .link = link_of(eth, i), .mtu = mtu_of(e, i)};
+	struct dmm_ask refused;
+
+	if (is_refusal(eth, len, &refused)) {
+		engine_refused(e, &refused, now);
+		return;
+	}
+	memcpy(nic->mac, eth + MAC_BYTES, MAC_BYTES);
+	e->stats.inner_rx_pkts++;
+	e->stats.inner_rx_bytes += len;
+	dmm_core_input(e->core, DMM_LEG_INNER, e->inner_rx + DMM_TAP_HEADROOM, len, &meta, now);
+}
+
+void engine_inner_in(struct dmm_engine *e)
 {
 	uint64_t now = engine_now_ns();
-	struct dmm_rx_meta meta;
-	struct dmm_ask ask;
+	struct dmm_vnet vnet;
 
-	for (uint32_t i = 0; i < TUN_RX_BUDGET; i++) {
-		int len = dmm_tun_read(e->tun_fd, e->tun_rx, &meta);
+	for (uint32_t i = 0; i < e->n_nic; i++) {
+		uint32_t budget = INNER_RX_BUDGET;
+		int len = 0;
 
-		if (len == 0)
-			return;
-		if (len < 0) {
+		while (budget && (len = dmm_tap_read(e->nic[i].inner_fd, e->inner_rx, &vnet)) > 0) {
+			inner_frame(e, i, (uint32_t)len, &vnet, now);
+			budget--;
+		}
+		if (len < 0)
 			e->error = -ENODEV;
-			return;
-		}
-		if (is_refusal(e->tun_rx + DMM_TUN_HEADROOM, (uint32_t)len, &ask)) {
-			engine_refused(e, &ask, now);
-			continue;
-		}
-		e->stats.tun_rx_pkts++;
-		e->stats.tun_rx_bytes += (uint32_t)len;
-		dmm_core_input(e->core, DMM_LEG_INNER, e->tun_rx + DMM_TUN_HEADROOM, (uint32_t)len, &meta,
-			       now);
+		e->more = e->more || !budget;
 	}
-	e->more = true;
 }
 
 static uint32_t sum_add(uint32_t sum, const uint8_t *p, uint32_t bytes)
@@ -107,18 +161,6 @@ static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
 	return total <= room && total >= (*v6 ? IP6_BYTES : IP4_MIN_BYTES) ? total : 0;
 }
 
-/* Whom a frame came from, for dmm_rx_meta.back: its link-layer address, and above it the NIC's index plus 1
- */
-static uint64_t back_of(const uint8_t *frame, uint32_t nic)
-{
-	const uint8_t *src = frame + MAC_BYTES;
-	uint64_t back = nic + 1;
-
-	for (uint32_t i = 0; i < MAC_BYTES; i++)
-		back = back << 8 | src[i];
-	return src[0] & 1 ? 0 : back; /* a group address is nobody's */
-}
-
 /* Takes what is at hand of a port, at most max frames. Returns how many there were. */
 static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 {
@@ -139,7 +181,8 @@ static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 		if (!port_offloads(port) && e->nic[port->nic].software)
 			meta.vnet.flags =
 				csum_is_partial(frame + ETH_BYTES, len, v6) ? DMM_VNET_NEEDS_CSUM : 0;
-		meta.back = back_of(frame, port->nic);
+		meta.link = link_of(frame + MAC_BYTES, port->nic);
+		meta.mtu = mtu_of(e, port->nic);
 		e->stats.nic_rx_bytes += len;
 		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);
 	}
@@ -185,17 +228,6 @@ static uint8_t *nic_room(struct dmm_engine *e)
 	return NULL;
 }
 
-static void destination(const uint8_t *ip, uint32_t family, uint8_t addr[16])
-{
-	if (family == AF_INET6) {
-		memcpy(addr, ip + 24, 16);
-		return;
-	}
-	memset(addr, 0, 10);
-	addr[10] = addr[11] = 0xff;
-	memcpy(addr + 12, ip + 16, 4);
-}
-
 /* The same port for all packets of a connection, so that they stay in order. */
 static uint32_t port_of(const struct nic *nic, const uint8_t *ip, uint32_t family)
 {
@@ -204,40 +236,16 @@ static uint32_t port_of(const struct nic *nic, const uint8_t *ip, uint32_t famil
 	return nic->port[(uint32_t)(ports[1] ^ ports[3]) % nic->n_port];
 }
 
-/* The NIC and the link-layer address that a packet leaves by; NULL: not known now. */
-static const struct nic *next_hop(struct dmm_engine *e, const uint8_t *ip, const struct dmm_tx_meta *meta,
-				  uint64_t now, uint8_t dst_mac[MAC_BYTES])
-{
-	uint8_t addr[16];
-
-	if (meta->path == DMM_PATH_NONE && meta->back) {
-		for (uint32_t i = 0; i < MAC_BYTES; i++)
-			dst_mac[i] = (uint8_t)(meta->back >> 8 * (MAC_BYTES - 1 - i));
-		return &e->nic[(meta->back >> 8 * MAC_BYTES) - 1];
-	}
-	destination(ip, meta->family, addr);
-	struct path *path = path_find(&e->paths, addr, meta->path);
-
-	if (!path)
-		engine_path_ask(e, addr, 1, now);
-	if (!path || path->state != PATH_READY)
-		return NULL;
-	path->used_ns = now;
-	memcpy(dst_mac, path->dst_mac, MAC_BYTES);
-	return &e->nic[path->nic];
-}
-
 /* Sends the IP packet that the core wrote behind the first port's Ethernet header. */
-static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta,
-		     uint64_t now)
+static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_tx_meta *meta)
 {
 	uint8_t *ip = frame + ETH_BYTES;
-	uint8_t dst_mac[MAC_BYTES];
-	const struct nic *nic = next_hop(e, ip, meta, now, dst_mac);
+	uint32_t number = link_nic(e, meta->link);
+	const struct nic *nic = &e->nic[number];
 
-	if (!nic || nic->n_port == 0) {
-		e->stats.nic_tx_no_path++;
-		return; /* as lost on the way: retransmission finds the path known */
+	if (number == MAX_NICS || nic->n_port == 0) {
+		e->stats.nic_tx_no_link++;
+		return; /* as lost on the way */
 	}
 	uint32_t i = e->n_port == 1 ? 0 : port_of(nic, ip, meta->family);
 	struct port *port = &e->port[i];
@@ -248,10 +256,9 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 		memcpy(other + ETH_BYTES, ip, len);
 		frame = other;
 	}
-	memcpy(frame, dst_mac, MAC_BYTES);
+	link_mac(meta->link, frame);
 	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
-	frame[12] = meta->family == AF_INET6 ? 0x86 : 0x08;
-	frame[13] = meta->family == AF_INET6 ? 0xdd : 0x00;
+	frame_type(frame, meta->family);
 	port_tx_commit(port, len + ETH_BYTES, &meta->vnet);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
@@ -281,7 +288,7 @@ void engine_nic_out(struct dmm_engine *e)
 
 		if (len == 0)
 			break;
-		nic_send(e, frame, len, &meta, now);
+		nic_send(e, frame, len, &meta);
 	}
 	for (uint32_t i = 0; i < e->n_port; i++)
 		if (port_tx_unkicked(&e->port[i]) || e->port[i].again)
@@ -291,37 +298,58 @@ void engine_nic_out(struct dmm_engine *e)
 }
 
 /* Writes the packet at hand; false: the kernel's queue is full. */
-static bool tun_flush(struct dmm_engine *e)
+static bool inner_flush(struct dmm_engine *e)
 {
-	int ret = dmm_tun_write(e->tun_fd, e->tun_tx, e->tun_tx_len, &e->tun_tx_meta);
+	int fd = e->nic[e->inner_tx_nic].inner_fd;
+	int ret = dmm_tap_write(fd, e->inner_tx, e->inner_tx_len, &e->inner_tx_vnet);
 
 	if (ret == -EAGAIN) {
-		e->stats.tun_tx_blocked++;
+		e->stats.inner_tx_blocked++;
 		return false;
 	}
 	if (ret == -EBADFD || ret == -EBADF)
 		e->error = -ENODEV;
 	if (ret) {
-		e->stats.tun_tx_refused++;
+		e->stats.inner_tx_refused++;
 	} else {
-		e->stats.tun_tx_pkts++;
-		e->stats.tun_tx_bytes += e->tun_tx_len;
+		e->stats.inner_tx_pkts++;
+		e->stats.inner_tx_bytes += e->inner_tx_len;
 	}
-	e->tun_tx_len = 0;
+	e->inner_tx_len = 0;
 	return true;
 }
 
-void engine_tun_out(struct dmm_engine *e)
+/*
+ * As if the packet had come to the NIC from the other end of its link. What has none came by no NIC of ours,
+ * which cannot be; the first will do.
+ */
+static void inner_address(struct dmm_engine *e, const struct dmm_tx_meta *meta)
+{
+	uint8_t *eth = e->inner_tx + DMM_TAP_HEADROOM - ETH_BYTES;
+	uint32_t number = link_nic(e, meta->link);
+
+	e->inner_tx_nic = number == MAX_NICS ? 0 : number;
+	e->inner_tx_vnet = meta->vnet;
+	memcpy(eth, e->nic[e->inner_tx_nic].mac, MAC_BYTES);
+	link_mac(meta->link, eth + MAC_BYTES);
+	frame_type(eth, meta->family);
+}
+
+void engine_inner_out(struct dmm_engine *e)
 {
 	uint64_t now = engine_now_ns();
 
-	if (e->tun_tx_len && !tun_flush(e))
+	if (e->inner_tx_len && !inner_flush(e))
 		return;
-	for (uint32_t i = 0; i < TUN_TX_BUDGET && !e->error; i++) {
-		memset(&e->tun_tx_meta, 0, sizeof(e->tun_tx_meta));
-		e->tun_tx_len = dmm_core_output(e->core, DMM_LEG_INNER, e->tun_tx + DMM_TUN_HEADROOM,
-						DMM_TUN_MAX_PKT, &e->tun_tx_meta, now);
-		if (e->tun_tx_len == 0 || !tun_flush(e))
+	for (uint32_t i = 0; i < INNER_TX_BUDGET && !e->error; i++) {
+		struct dmm_tx_meta meta = {0};
+
+		e->inner_tx_len = dmm_core_output(e->core, DMM_LEG_INNER, e->inner_tx + DMM_TAP_HEADROOM,
+						  DMM_TAP_MAX_PKT, &meta, now);
+		if (e->inner_tx_len == 0)
+			return;
+		inner_address(e, &meta);
+		if (!inner_flush(e))
 			return;
 	}
 	e->more = true;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process: `python -m dmm_ebpf.userstack.process FD INSTANCE STACK TUN`, started by the supervisor.
+"""A stack process: `python -m dmm_ebpf.userstack.process FD INSTANCE STACK DEVICE`, started by the supervisor.
 
 FD is one end of a stream socket: the spec (JSON, until the other end shuts its direction down) comes in,
 one line of JSON goes out when the stack serves, or says why it cannot. After that the process needs nobody:
@@ -31,11 +31,11 @@ from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.userstack import answers, controlserver, sandbox
 from dmm_ebpf.userstack.engine import Engine
-from dmm_ebpf.userstack.resolver import Resolver, ResolverNic
 from dmm_ebpf.userstack.spec import StackSpec
 
 MOST_CONNECTIONS = 1024  # in one answer
 _JOIN_S = 5.0
+_MAX_MTU = 65535
 
 log = logging.getLogger("dmm-ebpf.stack")
 
@@ -47,11 +47,6 @@ class StackProcess:
         """Opens all that needs privileges, then has none. Raises DmmError."""
         self.spec = spec
         self.engine = Engine(spec)
-        self.resolver = Resolver(
-            self.engine,
-            [ResolverNic(i, nic.ifindex, nic.name, nic.mtu) for i, nic in enumerate(self.engine.nics)],
-            self.engine.requests,
-        )
         self.listener = controlserver.listen(spec.control_path)
         self._info: dict[str, Any] = {"pid": os.getpid(), "zerocopy": self.engine.zerocopy}
         self._server: controlserver.ControlServer | None = None
@@ -77,19 +72,13 @@ class StackProcess:
 
     async def serve(self) -> int:
         """Runs until stopped; the exit code."""
-        resolver = self._loop.create_task(self.resolver.run())
-        resolver.add_done_callback(self._resolver_ended)
         self.engine.start()
         await self._done.wait()
         if self._server is not None:
             self._server.close()
         self.engine.join(_JOIN_S)
-        # The engine is closed only when nothing is left that calls it.
-        resolver.cancel()
-        await asyncio.wait([resolver])
         result = self.engine.result
         self.engine.close()
-        self.resolver.close()
         if result == 0 and self._stopping:
             return 0
         log.error("the packet loop ended: %s", os.strerror(-(result or 0)) if result else "unexpectedly")
@@ -103,13 +92,6 @@ class StackProcess:
     def _engine_ended(self, _result: int) -> None:
         """In the engine's thread."""
         self._loop.call_soon_threadsafe(self._done.set)
-
-    def _resolver_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        # Without it no new connection finds its path: end, so that a fresh process takes over.
-        log.error("the resolver failed", exc_info=task.exception())
-        self.engine.stop(abort=False)
 
     # -- control --
 
@@ -127,14 +109,17 @@ class StackProcess:
         if method == "ping":
             return self.info()
         if method == "stats":
-            return self.engine.stats() | self.resolver.stats()
+            return self.engine.stats()
         if method == "connections":
             part = self.engine.connections(**_part(params))
             return [[row[name] for name in answers.COLUMNS] for row in part]
         if method == "configure":
-            self.engine.set_congestion(str(params.get("congestion")))
+            if "congestion" in params:
+                self.engine.set_congestion(str(params["congestion"]))
             if "syn_cookies" in params:
                 self.engine.set_syn_cookies(str(params["syn_cookies"]))
+            if "nic" in params:
+                self.engine.set_mtu(str(params["nic"]), _mtu(params.get("mtu")))
             return None
         if method == "stop":
             self.stop()
@@ -150,6 +135,12 @@ def _part(params: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(value, int) or value < 0:
             raise UsageError(f"list connections with {name} {value!r}", why="it is not a whole number")
     return part | {"most": min(part["most"], MOST_CONNECTIONS)}
+
+
+def _mtu(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value <= _MAX_MTU:
+        raise UsageError(f"set an MTU of {value!r}", why="it is no number of bytes")
+    return value
 
 
 def _read_spec(channel: socket.socket) -> StackSpec:

@@ -3,8 +3,8 @@
 
 First, while it has one thread: all capabilities including the bounding set, its user and groups, the right to gain
 privileges by execve(2), core dumps, being traced, and with Landlock, where the kernel has it, every file. Then, when
-all its threads are there: every system call that a packet loop does not need. It keeps what it has open: TUN device,
-AF_XDP sockets or TAP devices, netlink sockets, its control socket, its log. Limits keep a bug from eating the host.
+all its threads are there: every system call that a packet loop does not need. It keeps what it has open: TAP devices,
+AF_XDP or packet sockets, its control socket, its log. Limits keep a bug from eating the host.
 
 The user is the process's own: a number above every range that is given to people, services and containers, and that
 no other live process of its pid namespace has, since it is made of the pid. So one stack process can neither signal

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf.hal import stackdevice
+
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
 _CONNECTION_BYTES = (
     4096  # both legs and their share of the tables take a third of it, see docs/architecture.md
@@ -58,9 +60,7 @@ class StackSpec:
     name: str
     stack_id: int
     k: int
-    mark: int
-    mark_mask: int
-    tun: str
+    device: str
     nics: Sequence[NicSpec]
     xsks_fd: int
     run_dir: Path
@@ -99,13 +99,20 @@ class StackSpec:
         """See process_label()."""
         return process_label(self.name, self.process)
 
-    def tap_device(self, nic: NicSpec) -> str:
+    def inner_device(self, nic: NicSpec) -> str:
+        """Name of the TAP device by which the process has its inner leg on nic."""
+        return stackdevice.inner(self.device, nic.slot)
+
+    def outer_device(self, nic: NicSpec) -> str:
         """Name of the TAP device by which frames of nic come."""
-        return f"{self.tun}.{nic.slot}"
+        return stackdevice.outer(self.device, nic.slot)
 
     def devices(self) -> list[str]:
         """Names of the devices that the process makes."""
-        return [self.tun, *(self.tap_device(nic) for nic in self.nics if self.tap)]
+        return [
+            *(self.inner_device(nic) for nic in self.nics),
+            *(self.outer_device(nic) for nic in self.nics if self.tap),
+        ]
 
     @property
     def control_path(self) -> Path:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import procgroup, tundevice
+from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack import answers, control, controlserver, launching, pidfile, sandbox
 from dmm_ebpf.userstack.pidfile import kill_process
@@ -218,10 +218,7 @@ class StackSupervisor:
             log.warning("stack %s has no cgroup of its own: %s", self.spec.label, self.no_group)
 
     def _remove_devices(self) -> None:
-        names = [self.spec.tun]
-        if self.spec.tap:
-            names += [self.spec.tap_device(nic) for nic in self.spec.nics]
-        for name in tundevice.remove(names, idle_only=True):
+        for name in stackdevice.remove(self.spec.devices(), idle_only=True):
             log.warning("stack %s: device %s had outlived its process and is removed", self.spec.label, name)
 
     def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
@@ -229,7 +226,7 @@ class StackSupervisor:
         with self._log_file() as output:
             return subprocess.Popen(
                 # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/found.py).
-                [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.tun],
+                [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.device],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -19,7 +19,7 @@ from lab.netns import pids
 from lab.routed import CLI
 
 from dmm_ebpf.hal import procgroup
-from dmm_ebpf.hal.nic import TUN_PREFIX
+from dmm_ebpf.hal.nic import OWN_PREFIX
 from dmm_ebpf.rd.rundir import ROOT, RunDir
 from dmm_ebpf.userstack import pidfile
 
@@ -131,7 +131,7 @@ class Subject:
     def traces(self) -> list[str]:
         """All that the instance has on the host now, whatever tells of it."""
         lines = self.host.run(["sh", "-c", SEEN]).stdout.splitlines()
-        found = [line for line in lines if "eth" not in line or TUN_PREFIX in line]
+        found = [line for line in lines if "eth" not in line or OWN_PREFIX in line]
         found += [line for line in self.host.run(["ip", "-d", "link"]).stdout.splitlines() if "xdp" in line]
         found += [
             str(path) for path in (self.run_dir, self.pins, self.own_cgroup, self.groups) if path.exists()

@@ -191,7 +191,7 @@ def test_detach_leaves_nothing(wired, director):
     before = _left_on(wired.client)
     routed = wired.attach_client(TWO)
     pids = [p["pid"] for p in _processes(routed)]
-    assert _left_on(wired.client).count("dmm-") > 3
+    assert "dmm-" in _left_on(wired.client)
     if director == "killed":
         routed.kill_director()
     routed.close()

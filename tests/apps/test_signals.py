@@ -426,11 +426,6 @@ def test_a_lost_state_is_found_again(subject: Subject, alive: bool, lost: str):
         assert director.returncode == 0, said
         subject.assert_nothing_left("detach")
         return
-    for name in ("tcp_fwmark_accept", "fwmark_reflect"):
-        assert f"net.ipv4.{name}" in said, "what cannot be known is to be said"
-    subject.host.sysctl("net.ipv4.tcp_fwmark_accept", 0)
-    subject.host.sysctl("net.ipv4.fwmark_reflect", 0)
-    subject.host.sysctl("net.ipv6.fwmark_reflect", 0)
     subject.assert_nothing_left("detach")
 
 

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 from lab import wait_for
 from lab.waiting import wait_pid_gone
 
-from dmm_ebpf.hal.routes import RULE_PREF_BASE, TABLE_BASE
+from dmm_ebpf.loader import bpf, bpffs, tcx
 from dmm_ebpf.rd.client import Client
 
 WITHIN_S = 10.0  # a second, and what a busy machine takes more
@@ -39,6 +41,12 @@ def _missing(routed):
         return client.call("status")["missing"]
 
 
+def _programs(ifname, hook):
+    """Names of those that are at a NIC by tcx."""
+    _, ids = bpf.prog_query(socket.if_nametoindex(ifname), hook.value[1])
+    return [bpf.prog_name(i) for i in ids]
+
+
 def _shown(host, command):
     return host.run(["sh", "-c", command]).stdout
 
@@ -61,50 +69,31 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
         assert client.stdout.readline() == f"{word}\n"
 
     talk("hello")
-    tun = routed.stack("wan")["tun"]
-    k = int(tun.removeprefix("dmm-"))
-    rule, table = RULE_PREF_BASE + k, TABLE_BASE + k
-    ways = {
-        f"ip rule del pref {rule}": f"ip rule show pref {rule}",
-        f"ip -6 rule del pref {rule}": f"ip -6 rule show pref {rule}",
-        f"ip route flush table {table}": f"ip route show table {table}",
-        f"ip -6 route flush table {table}": f"ip -6 route show table {table}",
-        f"ip link set {tun} down": f"ip route show table {table}",
-        f"tc qdisc del dev {tun} clsact": f"tc filter show dev {tun} ingress",
-        "echo 0 >/proc/sys/net/ipv4/tcp_fwmark_accept": "cat /proc/sys/net/ipv4/tcp_fwmark_accept",
-        "echo 0 >/proc/sys/net/ipv6/fwmark_reflect": "cat /proc/sys/net/ipv6/fwmark_reflect",
-        f"echo 1 >/proc/sys/net/ipv4/conf/{tun}/rp_filter": f"cat /proc/sys/net/ipv4/conf/{tun}/rp_filter",
+    device = f"{routed.stack('wan')['device']}.0.in"
+    settings = f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6"
+    nic = wired.client.nic.name
+    pins = bpffs.instance_dir(routed.instance) / "links"
+    shown = {
+        f"ip link set {device} down": f"ip -br link show dev {device} up",
+        f"tc qdisc del dev {device} clsact": f"tc filter show dev {device} ingress",
+        f"echo 0 >{settings}": f"cat {settings}",
     }
+    ways = {damage: partial(_shown, wired.client, look) for damage, look in shown.items()}
+    for hook in tcx.Hook:
+        (pin,) = pins.glob(f"tcx-*-{hook.value[0]}")
+        ways[f"bpftool link detach pinned {pin}"] = partial(wired.client.call, _programs, nic, hook)
     for damage, look in ways.items():
-        before = _shown(wired.client, look)
-        assert before.strip(), look
+        before = look()
+        assert before, damage
         began = time.monotonic()
         wired.client.run(["sh", "-c", damage])
-        wait_for(
-            lambda b=before, c=look: _shown(wired.client, c) == b, WITHIN_S, f"what this took away: {damage}"
-        )
+        wait_for(lambda b=before, c=look: c() == b, WITHIN_S, f"what this took away: {damage}")
         print(f"{time.monotonic() - began:.2f} s after {damage}")
         talk(damage)
     assert routed.flows(pid=client.pid)[0]["stack"] == "wan"
     wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
-    assert "rp_filter" in routed.log.read_text()
+    assert "disable_ipv6" in routed.log.read_text()
     client.stdin.close()
-
-
-def test_what_cannot_be_put_back_is_told_until_it_can(wired):
-    routed = wired.attach_client()
-    k = int(routed.stack("wan")["tun"].removeprefix("dmm-"))
-    rule = RULE_PREF_BASE + k
-    wired.client.ip(f"rule del pref {rule}", f"rule add pref {rule} from 192.0.2.1 table main")
-    (told,) = wait_for(lambda: _missing(routed), WITHIN_S, "status to tell of the rule")
-    assert told["what"] == "rules and routes of stack wan"
-    assert f"rule {rule}" in told["why"]
-    assert "not ours" in told["why"]
-    shown = routed.cli("status", "--instance", routed.instance).stdout
-    assert any("MISSING" in line and "rules and routes" in line for line in shown.splitlines()), shown
-    wired.client.ip(f"rule del pref {rule}")
-    wait_for(lambda: _missing(routed) == [], WITHIN_S, "the rule to come back")
-    assert f"{0xDD + k:x}00000" in _shown(wired.client, f"ip rule show pref {rule}")
 
 
 def test_the_cgroup_that_is_removed_is_told(site):

@@ -110,7 +110,7 @@ def test_segments_go_and_come_together(wired, payload):
     stats = routed.ask_stack("wan")
     assert carried(routed) == 1
     assert stats["nic_tx_bytes"] > 3000 * stats["nic_tx_pkts"], "each segment was a packet of its own"
-    assert stats["tun_rx_bytes"] > 3000 * stats["tun_rx_pkts"]
+    assert stats["inner_rx_bytes"] > 3000 * stats["inner_rx_pkts"]
 
 
 def test_a_device_with_a_large_mtu(site, payload):
@@ -253,9 +253,10 @@ def test_programs_of_others_stay_and_go_on_seeing_what_is_not_ours(wired, payloa
     routed = wired.attach_client(TAP)
     fetch(wired, url, sha256, wired.client_cgroup)
     assert carried(routed) == 1
-    assert seen() == 0, "the outer leg's packets went past our program"
+    by_stack = seen()
+    assert by_stack > 10, "what comes to the app did not go past their program"
     fetch(wired, url, sha256)  # by the kernel
-    assert seen() > 10
+    assert seen() > by_stack + 10
     routed.close()
     assert left_on(host) == before
     fetch(wired, url, sha256)
@@ -301,7 +302,7 @@ def test_a_program_that_was_taken_off_is_put_back(wired, payload):
     url, sha256 = served(wired, payload)
     routed = wired.attach_client(TAP)
     index = wired.client.call(lambda: socket.if_nametoindex(wired.client.nic.name))
-    pin = f"/sys/fs/bpf/dmm-ebpf/{routed.instance}/links/tcx-{index}"
+    pin = f"/sys/fs/bpf/dmm-ebpf/{routed.instance}/links/tcx-{index}-in"
     wired.client.run(["bpftool", "link", "detach", "pinned", pin])
     wait_for(lambda: tcx(wired.client) == ["dmm_tcin"], 5, "the tc program")
     fetch(wired, url, sha256, wired.client_cgroup)

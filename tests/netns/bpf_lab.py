@@ -28,8 +28,6 @@ from dmm_ebpf.abi import C
 
 SO_NETNS_COOKIE = 71
 SO_MAX_PACING_RATE = 47
-MARK_MASK = 0x0FF00000
-USER_MARK = 0x0DD00000
 
 # Reads Python from stdin, one JSON string a line; answers with JSON: the value, or the errno of an OSError.
 AGENT = """
@@ -181,11 +179,8 @@ class Policy:
         return self
 
     def user(self, number: int, **fields: Any) -> Policy:
-        """A user stack with its mark; k is its number."""
-        mark = USER_MARK + (number << 20)
-        return self.stack(
-            number, C.DMM_STACK_USER, mark=mark, mark_mask=MARK_MASK, **{"congestion": b"reno", **fields}
-        )
+        """A user stack."""
+        return self.stack(number, C.DMM_STACK_USER, **{"congestion": b"reno", **fields})
 
     def route(self, table: int, prefix: str, stack: int, *, route: int = 0, portset: int = 0) -> Policy:
         """A prefix; with a portset, ports() say more."""
@@ -249,13 +244,11 @@ def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
     attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
 
 
-def processes_up(attached: loader.Attached, number: int, up: int, others: Sequence[tuple[int, int]]) -> None:
-    """stack_state[number] of a stack with several processes: bits of those that are up, mark and tap of those after
-    the first.
-    """
-    state = abi.new("dmm_stack_state", up=up, processes=1 + len(others))
-    for i, (mark, tap) in enumerate(others, 1):
-        state.marks[i], state.taps[i] = mark, tap
+def processes_up(attached: loader.Attached, number: int, up: int, places: Sequence[tuple[int, int]]) -> None:
+    """stack_state[number] of a stack with several processes: bits of those that are up, seat and tap of each."""
+    state = abi.new("dmm_stack_state", up=up, processes=len(places))
+    for i, (seat, tap) in enumerate(places):
+        state.seats[i], state.taps[i] = seat, tap
     attached.maps["stack_state"].update(u32(number), abi.pack(state))
 
 
@@ -344,7 +337,7 @@ def bench(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ben
     with ExitStack() as stack:
         name = instance()
         stack.callback(loader.detach, name)
-        attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(a), mark_mask=MARK_MASK)
+        attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(a))
         stack.callback(attached.close)
         follow(attached)
         far = stack.enter_context(b.call(dual_listener))

@@ -14,7 +14,7 @@ from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _MAP_CREATE, _LOOKUP, _PROG_LOAD = 0, 1, 5
-_XSKMAP, _DEVMAP, _PROG_XDP, _PROG_SCHED_CLS = 17, 14, 6, 3
+_XSKMAP, _DEVMAP, _PROG_XDP = 17, 14, 6
 _DRV_MODE = 1 << 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,17 +78,6 @@ def _load(kind: int, program: list[bytes]) -> int:
     text = ctypes.create_string_buffer(b"Apache-2.0")
     attr = struct.pack("=IIQQ", kind, len(program), ctypes.addressof(code), ctypes.addressof(text))
     return _bpf(_PROG_LOAD, attr)
-
-
-def mark_packets(mark: int) -> int:
-    """tc program: skb->mark = mark, and on."""
-    program = [
-        _insn(0xB4, 2, 0, 0, mark),
-        _insn(0x63, 1, 2, 8),  # __sk_buff.mark
-        _insn(0xB7, 0, 0, 0, 0),  # TC_ACT_OK
-        _insn(0x95),
-    ]
-    return _load(_PROG_SCHED_CLS, program)
 
 
 def attach(host: Host, device: str, prog_fd: int) -> None:

@@ -15,9 +15,11 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.userstack import process
+from dmm_ebpf.userstack.spec import StackSpec
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _BUFFER = ctypes.create_string_buffer(4096)
@@ -61,6 +63,12 @@ class TakenOver(process.StackProcess):
     """Does as it is told."""
 
     lies: Mapping[str, Any] = {}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        # While it may still look: the descriptor of its TAP device.
+        fds = Path("/proc/self/fd")
+        self.device = next(int(fd.name) for fd in fds.iterdir() if str(fd.readlink()) == "/dev/net/tun")
 
     def _answer(self, request: Any) -> dict[str, Any]:
         if request["method"] == "do":

@@ -6,12 +6,13 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from bpf_lab import (
     SO_MAX_PACING_RATE,
-    USER_MARK,
     Agent,
     Bench,
     Policy,
@@ -19,9 +20,9 @@ from bpf_lab import (
     flip,
     process_full,
     processes_up,
-    stack_up,
 )
 from lab import Cgroup
+from seat_lab import Seat, begin, connect, mac_of, serve_nic
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -43,6 +44,59 @@ def connected(bench: Bench, address: str, agent: Agent | None = None) -> str:
     agent.open(name, socket.AF_INET6 if ":" in address else socket.AF_INET)
     agent.connect(name, address, bench.port)
     return name
+
+
+Serve = Callable[..., list[Seat]]
+
+
+@pytest.fixture
+def serve(bench: Bench) -> Iterator[Serve]:
+    """serve(stack, count): so many processes of a user stack on the NIC, all up."""
+    serve_nic(bench.a, bench.attached)
+    with ExitStack() as stack:
+        taken = 0
+
+        def made(number: int, count: int = 1) -> list[Seat]:
+            nonlocal taken
+            seats = []
+            for process in range(count):
+                k, taken = taken, taken + 1
+                seat = bench.a.call(
+                    lambda p=process, k=k: Seat(bench.attached, bench.a.nic.name, number, p, k + 1, k=k)
+                )
+                stack.callback(seat.close)
+                seats.append(seat)
+            processes_up(bench.attached, number, (1 << count) - 1, places(seats))
+            return seats
+
+        yield made
+
+
+def places(seats: list[Seat]) -> list[tuple[int, int]]:
+    """For stack_state[]."""
+    return [(seat.seat, seat.tap) for seat in seats]
+
+
+def carried(bench: Bench, seats: list[Seat], address: str) -> str:
+    """A fresh socket of the agent's, connected by a user stack's process."""
+    name = f"c{next(_names)}"
+    bench.agent.open(name, socket.AF_INET6 if ":" in address else socket.AF_INET)
+    connect(bench.agent, seats, mac_of(bench.a), name, address, bench.port)
+    assert decision(bench, name).taken
+    return name
+
+
+def chosen(bench: Bench, count: int) -> list[int]:
+    """The numbers of the processes that so many SYNs go to; of those that the kernel serves, -1."""
+    found = []
+    for _ in range(count):
+        name = f"c{next(_names)}"
+        bench.agent.open(name)
+        begin(bench.agent, name, bench.b.ip4, bench.port)
+        made = decision(bench, name)
+        assert made.taken == (made.stack == 5)
+        found.append(made.process if made.taken else -1)
+    return found
 
 
 def decision(bench: Bench, name: str, agent: Agent | None = None):
@@ -99,52 +153,52 @@ def test_kernel_stack_sets_the_socket_options(bench: Bench, family: str) -> None
     assert bench.count(C.DMM_CNT_SOCKOPT_FAILED) == 0
 
 
-def test_user_stack_sets_mark_and_congestion(bench: Bench) -> None:
+def test_user_stack_sets_congestion_and_nothing_else(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    seats = serve(5)
     for address in (bench.b.ip4, bench.b.ip6):
-        name = connected(bench, address)
-        assert bench.agent.mark(name) == USER_MARK + (5 << 20)
+        name = carried(bench, seats, address)
+        assert bench.agent.mark(name) == 0
         assert bench.agent.congestion(name) == "reno"
-        assert decision(bench, name).stack == 5
+        made = decision(bench, name)
+        assert (made.stack, made.taken, made.why) == (5, 1, 0)
 
 
-def test_connections_are_spread_over_the_processes_of_a_stack(bench: Bench) -> None:
+def test_connections_are_spread_over_the_processes_of_a_stack(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
-    marks = [USER_MARK + (k << 20) for k in (5, 7, 9)]
+    at = places(serve(5, 3))
 
-    def chosen(count: int) -> list[int]:
-        taken = [bench.agent.mark(connected(bench, bench.b.ip4)) for _ in range(count)]
-        return [taken.count(mark) for mark in marks]
+    def counts(count: int) -> list[int]:
+        taken = chosen(bench, count)
+        return [taken.count(process) for process in range(3)]
 
-    processes_up(bench.attached, 5, 0b111, [(marks[1], 8), (marks[2], 10)])
-    spread = chosen(30)
+    spread = counts(30)
     assert sum(spread) == 30 and min(spread) >= 6, spread
-    processes_up(bench.attached, 5, 0b101, [(marks[1], 8), (marks[2], 10)])
-    first, second, third = chosen(20)
+    processes_up(bench.attached, 5, 0b101, at)
+    first, second, third = counts(20)
     assert second == 0 and first and third
-    processes_up(bench.attached, 5, 0b100, [(marks[1], 8), (marks[2], 10)])
-    assert chosen(4) == [0, 0, 4]
+    processes_up(bench.attached, 5, 0b100, at)
+    assert counts(4) == [0, 0, 4]
 
 
-def test_other_bits_of_the_mark_stay(bench: Bench) -> None:
+def test_the_mark_of_the_program_stays(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    seats = serve(5)
     bench.agent.open("x")
     bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x7ff0_1234)")
-    bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert bench.agent.mark("x") == 0x70001234 | (USER_MARK + (5 << 20))
+    connect(bench.agent, seats, mac_of(bench.a), "x", bench.b.ip4, bench.port)
+    assert bench.agent.mark("x") == 0x7FF01234 and decision(bench, "x").taken
 
 
-def test_v4_mapped_destination_takes_the_ipv4_routes(bench: Bench) -> None:
+def test_v4_mapped_destination_takes_the_ipv4_routes(bench: Bench, serve: Serve) -> None:
     policy = Policy().rule(1).user(2).stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno")
     policy.route(1, f"{bench.b.ip4}/32", 2, route=4).route(1, "::/0", 3, route=6).apply(bench.attached)
-    stack_up(bench.attached, 2)
+    seats = serve(2)
     bench.agent.open("x", socket.AF_INET6)
-    bench.agent.connect("x", f"::ffff:{bench.b.ip4}", bench.port)
+    connect(bench.agent, seats, mac_of(bench.a), "x", f"::ffff:{bench.b.ip4}", bench.port)
     flow = bench.flow(bench.agent.cookie("x"))
     assert flow is not None
-    assert (flow.decision.stack, flow.decision.route) == (2, 4)
+    assert (flow.decision.stack, flow.decision.taken, flow.decision.route) == (2, 1, 4)
     assert flow.pair.family == socket.AF_INET
 
 
@@ -192,54 +246,49 @@ def test_a_record_says_who_connected(kernel: str, bench: Bench) -> None:
     assert abi.text(entry.comm) == "till"
 
 
-def test_fallback_while_the_user_stack_is_down(bench: Bench) -> None:
+def test_fallback_while_the_user_stack_is_down(bench: Bench, serve: Serve) -> None:
     policy = Policy().rule(1).user(5, fallback=3).route(1, "0.0.0.0/0", 5)
     policy.stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno").apply(bench.attached)
     down = connected(bench, bench.b.ip4)
     made = decision(bench, down)
-    assert (made.stack, made.wanted) == (3, 5)
+    assert (made.stack, made.wanted, made.why) == (3, 5, C.DMM_WHY_DOWN)
     assert bench.agent.congestion(down) == "reno" and bench.agent.mark(down) == 0
     assert bench.count(C.DMM_CNT_CONNECT_FALLBACK) == 1
-    stack_up(bench.attached, 5)
-    assert decision(bench, connected(bench, bench.b.ip4)).stack == 5
-    stack_up(bench.attached, 5, 0)
+    seats = serve(5)
+    assert decision(bench, carried(bench, seats, bench.b.ip4)).stack == 5
+    processes_up(bench.attached, 5, 0, places(seats))
     assert decision(bench, connected(bench, bench.b.ip4)).stack == 3
 
 
-def test_fallback_while_the_user_stack_is_full(bench: Bench) -> None:
+def test_fallback_while_the_user_stack_is_full(bench: Bench, serve: Serve) -> None:
     policy = Policy().rule(1).user(5, fallback=3).route(1, "0.0.0.0/0", 5)
     policy.stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno").apply(bench.attached)
-    stack_up(bench.attached, 5)
+    seats = serve(5)
     process_full(bench.attached, 4, 0, C.DMM_FULL_MEMORY)  # another stack
     process_full(bench.attached, 5, 1, C.DMM_FULL_MEMORY)  # a process that the stack does not have
-    before = connected(bench, bench.b.ip4)
+    before = carried(bench, seats, bench.b.ip4)
     assert decision(bench, before).stack == 5
     process_full(bench.attached, 5, 0, C.DMM_FULL_MEMORY)
     full = connected(bench, bench.b.ip4)
     made = decision(bench, full)
-    assert (made.stack, made.wanted) == (3, 5)
+    assert (made.stack, made.wanted, made.why) == (3, 5, C.DMM_WHY_FULL)
     assert bench.agent.congestion(full) == "reno" and bench.agent.mark(full) == 0
     assert decision(bench, before).stack == 5
     assert bench.count(C.DMM_CNT_CONNECT_FULL) == 1
     assert bench.count(C.DMM_CNT_CONNECT_FALLBACK) == 0
     process_full(bench.attached, 5, 0, 0)
-    assert decision(bench, connected(bench, bench.b.ip4)).stack == 5
+    assert decision(bench, carried(bench, seats, bench.b.ip4)).stack == 5
 
 
-def test_a_full_process_leaves_new_flows_to_those_with_room(bench: Bench) -> None:
+def test_a_full_process_leaves_new_flows_to_those_with_room(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
-    marks = [USER_MARK + (5 << 20), USER_MARK + (7 << 20), USER_MARK + (9 << 20)]
-    processes_up(bench.attached, 5, 0b111, [(marks[1], 8), (marks[2], 10)])
-
-    def chosen(count: int) -> set[int]:
-        return {bench.agent.mark(connected(bench, bench.b.ip4)) for _ in range(count)}
-
+    at = places(serve(5, 3))
     process_full(bench.attached, 5, 0, C.DMM_FULL_CONNECTIONS)
-    assert chosen(20) == set(marks[1:])
+    assert set(chosen(bench, 20)) == {1, 2}
     process_full(bench.attached, 5, 2, C.DMM_FULL_CONNECTIONS)
-    assert chosen(8) == {marks[1]}
-    processes_up(bench.attached, 5, 0b101, [(marks[1], 8), (marks[2], 10)])
-    assert chosen(4) == {0}
+    assert set(chosen(bench, 8)) == {1}
+    processes_up(bench.attached, 5, 0b101, at)
+    assert set(chosen(bench, 4)) == {-1}
     assert bench.count(C.DMM_CNT_CONNECT_FULL) == 4
 
 
@@ -376,9 +425,9 @@ def test_the_generation_flips_at_once_and_old_flows_keep_theirs(bench: Bench) ->
     ]
 
 
-def test_loopback_never_goes_to_a_user_stack(bench: Bench) -> None:
+def test_loopback_never_goes_to_a_user_stack(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    serve(5)
     agent = bench.agent
     for i, (address, family) in enumerate(
         [("127.0.0.1", socket.AF_INET), ("127.9.9.9", socket.AF_INET), ("0.0.0.0", socket.AF_INET)]
@@ -388,7 +437,7 @@ def test_loopback_never_goes_to_a_user_stack(bench: Bench) -> None:
         agent.open(f"k{i}", family)
         agent.connect(f"k{i}", address, port)
         made = decision(bench, f"k{i}")
-        assert (made.stack, made.wanted, agent.mark(f"k{i}")) == (0, 5, 0), address
+        assert (made.stack, made.wanted, made.why) == (0, 5, C.DMM_WHY_SOCKET), address
 
 
 def test_loopback_takes_kernel_options_and_reject(bench: Bench) -> None:
@@ -403,21 +452,21 @@ def test_loopback_takes_kernel_options_and_reject(bench: Bench) -> None:
         bench.agent.connect("y", "::1", port)
 
 
-def test_a_socket_bound_to_a_device_stays_with_the_kernel(bench: Bench) -> None:
+def test_a_socket_bound_to_a_device_stays_with_the_kernel(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    serve(5)
     bench.agent.open("x")
     bench.agent(f"s['x'].setsockopt(socket.SOL_SOCKET, 25, b'{bench.a.nic.name}')")
     bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert decision(bench, "x").stack == 0 and bench.agent.mark("x") == 0
+    assert (decision(bench, "x").stack, decision(bench, "x").taken) == (0, 0)
 
 
-def test_connected_udp_gets_kernel_options_only(bench: Bench) -> None:
+def test_connected_udp_gets_kernel_options_only(bench: Bench, serve: Serve) -> None:
     policy = Policy().rule(1).user(5).stack(2, KERNEL, flags=C.DMM_SET_DSCP | C.DMM_SET_PRIORITY, dscp=10)
     policy.stacks[2]["priority"] = 6
     policy.route(1, "0.0.0.0/0", 0, portset=1).ports(1, 1000, 16, 2, route=1, proto=17)
     policy.ports(1, 2000, 16, 5, route=2, proto=17).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    serve(5)
     agent = bench.agent
     for name, port in (("u", 1000), ("v", 2000)):
         agent.open(name, kind=socket.SOCK_DGRAM)
@@ -428,26 +477,19 @@ def test_connected_udp_gets_kernel_options_only(bench: Bench) -> None:
     assert bench.flows() == []
 
 
-def test_a_reused_socket_loses_the_user_stacks_mark(bench: Bench) -> None:
+def test_a_reused_socket_is_no_longer_the_user_stacks(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, f"{bench.b.ip4}/32", 5).apply(bench.attached)
-    stack_up(bench.attached, 5)
+    seats = serve(5)
     bench.agent.open("x")
-    bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x30)")
-    bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert bench.agent.mark("x") == USER_MARK + (5 << 20) | 0x30
+    connect(bench.agent, seats, mac_of(bench.a), "x", bench.b.ip4, bench.port)
+    assert decision(bench, "x").taken
     # AF_UNSPEC dissolves the association (connect(2)).
     bench.agent("libc.connect(s['x'].fileno(), bytes(16), 16)")
     Policy().apply(bench.attached, 2)
     bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert bench.agent.mark("x") == 0x30 and decision(bench, "x").stack == 0
-
-
-def test_a_mark_that_the_program_set_itself_stays(bench: Bench) -> None:
-    Policy().rule(1).user(5).route(1, "192.0.2.1/32", 5).apply(bench.attached)
-    bench.agent.open("x")
-    bench.agent("s['x'].setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x0aa00007)")
-    bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert bench.agent.mark("x") == 0x0AA00007
+    made = decision(bench, "x")
+    assert (made.stack, made.taken, made.why) == (0, 0, 0)
+    assert bench.far.accept()[0].getpeername()[1] == bench.agent("s['x'].getsockname()[1]")
 
 
 def test_other_network_namespaces_are_left_alone(bench: Bench) -> None:

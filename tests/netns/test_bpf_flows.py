@@ -423,10 +423,10 @@ def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
     assert len(list(maps["counters"].items())) == C.DMM_CNT_MAX
     assert list(maps["nics"].items()) == []
     for i in range(5):
-        maps["tun_marks"].update(u32(i), abi.pack(abi.new("dmm_tun_mark", mark=i)))
-    assert {k for k, _ in maps["tun_marks"].items()} == {u32(i) for i in range(5)}
-    assert maps["tun_marks"].delete(u32(3)) and not maps["tun_marks"].delete(u32(3))
-    assert maps["tun_marks"].lookup(u32(3)) is None
+        maps["seats"].update(u32(i), abi.pack(abi.new("dmm_seat", seat=i)))
+    assert {k for k, _ in maps["seats"].items()} == {u32(i) for i in range(5)}
+    assert maps["seats"].delete(u32(3)) and not maps["seats"].delete(u32(3))
+    assert maps["seats"].lookup(u32(3)) is None
     Policy().route(1, "10.0.0.0/8", 1).route(1, "10.1.0.0/16", 2).apply(bench.attached)
     with create_routes_map("routes4", 3) as trie:
         keys = [abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=1, addr_be=i)) for i in range(3)]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from bpf_lab import USER_MARK, Agent, Bench, Policy, bench, listener_key, processes_up, stack_up
+from bpf_lab import Agent, Bench, Policy, bench, listener_key
 from lab.waiting import wait_for
+from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -226,55 +227,50 @@ def test_accepted_ipv6_sockets_get_their_traffic_class(bench: Bench) -> None:
         assert decision(bench).stack == 3
 
 
-def mark_at_ingress(bench: Bench, mark: int) -> None:
-    """What dmm-k's tc program and tcp_fwmark_accept do to a stack's SYN, done to the far host's."""
-    bench.a.sysctl("net.ipv4.tcp_fwmark_accept", 1)
-    rule = "add table inet t; add chain inet t c { type filter hook prerouting priority -300; }; "
-    rule += f"add rule inet t c iifname {bench.a.nic.name} tcp flags syn meta mark set {mark:#x}"
-    bench.a.run(["nft", rule])
+@contextmanager
+def carried_client(bench: Bench, port: int, stack: int, process: int = 0, k: int = 0) -> Iterator[Seat]:
+    """A client that a process of a user stack brings, accepted by the agent as x."""
+    serve_nic(bench.a, bench.attached)
+    seat = bench.a.call(lambda: Seat(bench.attached, bench.a.nic.name, stack, process, k + 1, k=k))
+    try:
+        syn, mac = Segment(bench.b.ip4, bench.a.ip4, 40000 + k, port, seq=100), mac_of(bench.a)
+        assert seat.claim(syn.answer(ACK).pair)
+        seat.send(syn, mac)
+        seat.send(seat.segment(SYN | ACK).answer(ACK, seq=101), mac)
+        bench.agent.accept("l", "x")
+        yield seat
+    finally:
+        seat.close()
 
 
-def test_a_child_that_came_through_a_user_stack_is_known_by_its_mark(bench: Bench) -> None:
+@pytest.mark.parametrize(("process", "k"), [(0, 0), (1, 9)])
+def test_a_child_that_came_by_a_process_is_its(bench: Bench, process: int, k: int) -> None:
+    """Also of one that is to take no new flow any more: this one it has."""
     policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(5).user(6)
     policy.stack(3, KERNEL, flags=C.DMM_SET_DSCP, dscp=1).route(1, "0.0.0.0/0", 6, route=2)
     policy.apply(bench.attached)
-    for number in (5, 6):
-        stack_up(bench.attached, number)
     port = bench.agent.listen("l", "0.0.0.0")
-    mark_at_ingress(bench, USER_MARK + (6 << 20))
-    # The answer would go to the stack's device; here there is none, so the mark must not route anywhere else.
-    with client(bench, port):
-        assert bench.agent.mark("x") == USER_MARK + (6 << 20)
+    assert bench.attached.set_listener_table(listener_key("0.0.0.0", port), 1, 1, 1)
+    with carried_client(bench, port, 6, process, k):
+        assert bench.agent.mark("x") == 0
         assert bench.agent.congestion("x") == "reno"
         made = decision(bench)
         assert (made.stack, made.wanted, made.route) == (6, 6, 2)
-    assert bench.agent.mark("l") == 0
+        assert (made.process, made.taken, made.why) == (process, 1, 0)
 
 
-@pytest.mark.parametrize("processes", [0b11, 0b01], ids=["up", "down"])
-def test_a_child_that_came_through_another_process_keeps_that_ones_mark(bench: Bench, processes: int) -> None:
-    policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(5).user(6).route(1, "0.0.0.0/0", 6, route=2)
-    policy.apply(bench.attached)
-    mark = USER_MARK + (9 << 20)
-    processes_up(bench.attached, 6, processes, [(mark, 10)])
-    port = bench.agent.listen("l", "0.0.0.0")
-    mark_at_ingress(bench, mark)
-    with client(bench, port):
-        assert bench.agent.mark("x") == mark
-        assert decision(bench).stack == 6
-
-
-def test_a_child_that_is_used_again_loses_the_user_stacks_mark(bench: Bench) -> None:
+def test_a_child_that_is_used_again_is_no_longer_the_user_stacks(bench: Bench) -> None:
     policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(6).user(7).route(1, "0.0.0.0/0", 7)
     policy.apply(bench.attached)
     port = bench.agent.listen("l", "0.0.0.0")
-    mark_at_ingress(bench, USER_MARK + (6 << 20) + 3)
-    with client(bench, port):
+    assert bench.attached.set_listener_table(listener_key("0.0.0.0", port), 1, 1, 1)
+    with carried_client(bench, port, 6):
         made = decision(bench)
-        assert (made.stack, made.wanted) == (6, 7), "the mark says who carries it, the route who should"
+        assert (made.stack, made.wanted) == (6, 7), "the 5-tuple says who carries it, the route who should"
         bench.agent("libc.connect(s['x'].fileno(), bytes(16), 16)")  # AF_UNSPEC, connect(2)
-    bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert bench.agent.mark("x") == 3 and decision(bench).stack == 0
+        bench.agent.connect("x", bench.b.ip4, bench.port)
+        made = decision(bench)
+        assert (made.stack, made.taken) == (0, 0)
 
 
 def test_a_child_of_a_user_route_that_came_by_the_kernel_takes_the_fallback(bench: Bench) -> None:
@@ -283,16 +279,8 @@ def test_a_child_of_a_user_route_that_came_by_the_kernel_takes_the_fallback(benc
     port = bench.agent.listen("l", "0.0.0.0")
     with client(bench, port):
         made = decision(bench)
-        assert (made.stack, made.wanted) == (3, 5)
+        assert (made.stack, made.wanted, made.why) == (3, 5, C.DMM_WHY_PEER)
         assert bench.agent.congestion("x") == "reno" and bench.agent.mark("x") == 0
-
-
-def test_a_foreign_mark_names_no_stack(bench: Bench) -> None:
-    Policy().rule(1, C.DMM_DIR_LISTEN).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
-    port = bench.agent.listen("l", "0.0.0.0")
-    mark_at_ingress(bench, 0x0AA00007)
-    with client(bench, port):
-        assert decision(bench).stack == 0 and bench.agent.mark("x") == 0x0AA00007
 
 
 def test_a_policy_change_is_written_to_listeners_without_losing_counts(bench: Bench) -> None:

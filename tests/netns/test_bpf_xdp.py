@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import pytest
 from bpf_lab import (
-    MARK_MASK,
     Policy,
     counter,
     flip,
@@ -163,7 +162,7 @@ def steer(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ste
     with ExitStack() as stack:
         name = instance()
         stack.callback(loader.detach, name)
-        attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(host), mark_mask=MARK_MASK)
+        attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(host))
         stack.callback(attached.close)
         nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=STACK))
         attached.maps["nics"].update(u32(LO), nic)
@@ -460,20 +459,20 @@ def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Stee
         return {i for i, syn in enumerate(syns) if steer.run(syn) == PASS}
 
     assert to_second() == set()
-    processes_up(steer.attached, STACK, 0b111, [(1, 2), (2, 3)])
+    processes_up(steer.attached, STACK, 0b111, [(1, 0), (2, 2), (3, 3)])
     steer.tap(3)
     second = to_second()
     assert len(syns) / 4 < len(second) < len(syns) / 2.4
     assert to_second() == second
-    processes_up(steer.attached, STACK, 0b011, [(1, 2), (2, 3)])
+    processes_up(steer.attached, STACK, 0b011, [(1, 0), (2, 2), (3, 3)])
     assert second <= to_second(), "the death of one process moved the flows of another"
     process_full(steer.attached, STACK, 1, C.DMM_FULL_MEMORY)
     second = to_second()
     assert steer.count(C.DMM_CNT_XDP_FULL) == len(second) > 0, "a full process's SYNs went to another one"
     process_full(steer.attached, STACK, 1, 0)
-    processes_up(steer.attached, STACK, 0b101, [(1, 2), (2, 3)])
+    processes_up(steer.attached, STACK, 0b101, [(1, 0), (2, 2), (3, 3)])
     assert to_second() == set(), "a process that is down was chosen"
-    processes_up(steer.attached, STACK, 0b010, [(1, 2), (2, 3)])
+    processes_up(steer.attached, STACK, 0b010, [(1, 0), (2, 2), (3, 3)])
     assert len(to_second()) == len(syns)
 
 

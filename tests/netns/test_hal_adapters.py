@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C adapters by themselves: an AF_XDP socket on a veth, a TUN device with offload, against the kernel."""
+"""The C adapters by themselves: an AF_XDP socket on a veth, a TAP device with offload, against the kernel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import pytest
 from dmm_ebpf.userstack._core import ffi, lib
 from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
+
+from dmm_ebpf.abi import C
+from dmm_ebpf.hal import tuning
 
 
 @contextmanager
@@ -104,49 +107,100 @@ def test_what_cannot_be_opened_says_why(index, queue, mtu, frames, code):
         assert out[0] == ffi.NULL
 
 
+MAC = "02:00:00:00:00:09"  # of both ends: a device without ARP sends to its own address
+
+
 @contextmanager
-def tun_on(host: Host, name: str, address: str):
+def tap_on(host: Host, name: str, address: str, *, marked: bool = True):
+    """A device of an inner leg that the host's own packets go to; marked: as our tc programs mark theirs."""
     error = ffi.new("struct dmm_hal_error *")
-    fd = host.ns.run_in(lib.dmm_tun_open, name.encode(), error)
+    fd = host.ns.run_in(lib.dmm_tap_open, name.encode(), lib.DMM_TAP_MARKED, error)
     assert fd >= 0, ffi.string(error.what)
     try:
-        assert host.ns.run_in(lib.dmm_tun_up, name.encode(), 1500, 1000, error) == 1000
+        host.sh(f"ip link set {name} address {MAC}")
+        host.ns.run_in(tuning.prepare_device, name)
+        assert host.ns.run_in(lib.dmm_tap_up, name.encode(), 1500, 1000, error) == 1000
         host.sh(f"ip addr add {address} dev {name}")
+        if marked:
+            rule = "add table ip t; add chain ip t c { type filter hook postrouting priority 0; }; "
+            host.sh("nft", f"{rule} add rule ip t c oifname {name} meta mark set {C.DMM_TCIN_MARK}")
         yield fd
     finally:
         os.close(fd)
 
 
-def test_tun_is_exclusive_and_goes_with_its_descriptor():
+def test_a_tap_device_is_exclusive_and_goes_with_its_descriptor():
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        with tun_on(a, "dmm-9", "10.97.0.1/24"):
-            assert a.ns.run_in(lib.dmm_tun_open, b"dmm-9", error) == -errno.EBUSY
-            assert "dmm-9" in ffi.string(error.what).decode()
-            assert "qlen 1000" in a.sh("ip link show dmm-9")
+        with tap_on(a, "dmm-9.0.in", "10.97.0.1/24"):
+            again = a.ns.run_in(lib.dmm_tap_open, b"dmm-9.0.in", lib.DMM_TAP_MARKED, error)
+            assert again == -errno.EBUSY
+            assert "dmm-9.0.in" in ffi.string(error.what).decode()
+            shown = a.sh("ip -d link show dmm-9.0.in")
+            assert "qlen 1000" in shown and "tun type tap" in shown and "NOARP" in shown
         assert "dmm-9" not in a.sh("ip link")
-        assert a.ns.run_in(lib.dmm_tun_open, b"x" * 16, error) == -errno.ENAMETOOLONG
+        long = a.ns.run_in(lib.dmm_tap_open, b"x" * 16, lib.DMM_TAP_MARKED, error)
+        assert long == -errno.ENAMETOOLONG
+
+
+def test_what_the_host_sends_by_itself_is_not_read():
+    with hosts(1) as (a,), tap_on(a, "dmm-9.0.in", "10.97.0.1/24", marked=False) as fd:
+        buf = ffi.new("uint8_t[]", lib.DMM_TAP_HEADROOM + lib.DMM_TAP_MAX_PKT)
+        vnet = ffi.new("struct dmm_vnet *")
+        with a.ns.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender, packet_socket(a, "dmm-9.0.in") as raw:
+            sender.sendto(b"a program's", ("10.97.0.2", 9))
+            raw.send(frame(1))
+            assert lib.dmm_tap_read(fd, buf, vnet) == 0
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, C.DMM_TCIN_MARK)
+            sender.sendto(b"one of ours", ("10.97.0.2", 9))
+            assert lib.dmm_tap_read(fd, buf, vnet) == 20 + 8 + 11
+
+
+def test_offsets_count_from_the_ip_header_both_ways():
+    """An open checksum of 8 bytes behind the IP header, read and written again, is where it was."""
+    with (
+        hosts(2) as (a, b),
+        tap_on(a, "dmm-9.0.in", "10.97.0.1/24") as left,
+        tap_on(b, "dmm-9.0.in", "10.97.0.2/24") as right,
+    ):
+        buf = ffi.new("uint8_t[]", lib.DMM_TAP_HEADROOM + lib.DMM_TAP_MAX_PKT)
+        vnet = ffi.new("struct dmm_vnet *")
+        with (
+            a.ns.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+            b.ns.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        ):
+            receiver.bind(("10.97.0.2", 0))
+            receiver.settimeout(5)
+            sender.sendto(b"hello", receiver.getsockname())
+            length = lib.dmm_tap_read(left, buf, vnet)
+            assert (length, buf[lib.DMM_TAP_HEADROOM]) == (33, 0x45)
+            assert (vnet.flags, vnet.csum_start, vnet.csum_offset) == (lib.DMM_VNET_NEEDS_CSUM, 20, 6)
+            before = bytes(ffi.buffer(vnet))
+            assert lib.dmm_tap_write(right, buf, length, vnet) == 0
+            assert bytes(ffi.buffer(vnet)) == before, "the caller's record is its own"
+            assert receiver.recv(100) == b"hello"
 
 
 def test_segmentation_is_left_out_both_ways_between_two_kernels():
     """Packets of up to 64 KiB, with open checksums, from one kernel's TCP to another's and back."""
     with (
         hosts(2) as (a, b),
-        tun_on(a, "dmm-0", "10.97.0.1/24") as left,
-        tun_on(b, "dmm-0", "10.97.0.2/24") as right,
+        tap_on(a, "dmm-9.0.in", "10.97.0.1/24") as left,
+        tap_on(b, "dmm-9.0.in", "10.97.0.2/24") as right,
     ):
-        buf = ffi.new("uint8_t[]", lib.DMM_TUN_HEADROOM + lib.DMM_TUN_MAX_PKT)
-        rx, tx = ffi.new("struct dmm_rx_meta *"), ffi.new("struct dmm_tx_meta *")
+        buf = ffi.new("uint8_t[]", lib.DMM_TAP_HEADROOM + lib.DMM_TAP_MAX_PKT)
+        vnet = ffi.new("struct dmm_vnet *")
         longest = {left: 0, right: 0}
 
         def move(source: int, sink: int) -> None:
-            while (length := lib.dmm_tun_read(source, buf, rx)) > 0:
-                ip = lib.DMM_TUN_HEADROOM
+            while (length := lib.dmm_tap_read(source, buf, vnet)) > 0:
+                ip = lib.DMM_TAP_HEADROOM
                 if buf[ip] >> 4 != 4:
                     continue
                 longest[source] = max(longest[source], length)
-                tx.vnet = rx.vnet
-                assert lib.dmm_tun_write(sink, buf, length, tx) in (0, -errno.EAGAIN)
+                if vnet.gso_type:
+                    assert vnet.hdr_len == 20 + (buf[ip + 32] >> 4) * 4
+                assert lib.dmm_tap_write(sink, buf, length, vnet) in (0, -errno.EAGAIN)
 
         server = b.ns.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.bind(("10.97.0.2", 0))

@@ -26,8 +26,8 @@ import socket, sys
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
 error = ffi.new("struct dmm_hal_error *")
-if sys.argv[1] == "tun":
-    done = lib.dmm_tun_open(b"dmm-9", error)
+if sys.argv[1] == "device":
+    done = lib.dmm_tap_open(b"dmm-9", lib.DMM_TAP_MARKED, error)
 elif sys.argv[1] == "xsk":
     out = ffi.new("struct dmm_xsk **")
     done = lib.dmm_xsk_open(socket.if_nametoindex(sys.argv[2]), 0, 1500, 0, out, error)
@@ -61,10 +61,10 @@ def in_namespace(host: Host) -> list[str]:
 def test_a_queue_is_as_long_as_the_kernel_takes() -> None:
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        fd = a.ns.run_in(lib.dmm_tun_open, NAME.encode(), error)
+        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error)
         assert fd >= 0, ffi.string(error.what)
         try:
-            length = a.ns.run_in(lib.dmm_tun_up, NAME.encode(), 1500, LONGEST, error)
+            length = a.ns.run_in(lib.dmm_tap_up, NAME.encode(), 1500, LONGEST, error)
             assert 0 < length <= LONGEST, hal_error(error)
             assert f"qlen {length}" in a.sh(f"ip link show {NAME}")
             if length < LONGEST:
@@ -77,9 +77,9 @@ def test_a_queue_is_as_long_as_the_kernel_takes() -> None:
 def test_a_refused_mtu_is_not_blamed_on_a_frame() -> None:
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        fd = a.ns.run_in(lib.dmm_tun_open, NAME.encode(), error)
+        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error)
         try:
-            assert a.ns.run_in(lib.dmm_tun_up, NAME.encode(), 100_000, 500, error) == -errno.EINVAL
+            assert a.ns.run_in(lib.dmm_tap_up, NAME.encode(), 100_000, 500, error) == -errno.EINVAL
             sentence = str(hal_error(error))
             assert sentence == f"cannot set the MTU of {NAME}: the device does not take that MTU"
         finally:
@@ -90,15 +90,15 @@ def test_a_device_of_that_name_is_a_conflict() -> None:
     with hosts(1) as (a,):
         a.sh(f"ip link add {NAME} type veth peer name other")
         error = ffi.new("struct dmm_hal_error *")
-        assert a.ns.run_in(lib.dmm_tun_open, NAME.encode(), error) == -errno.EBUSY
+        assert a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error) == -errno.EBUSY
         shown = hal_error(error)
         assert isinstance(shown, ConflictError)
-        assert f"make TUN device {NAME}: a device of that name exists" in str(shown)
+        assert f"make TAP device {NAME}: a device of that name exists" in str(shown)
 
 
 def test_no_tun_device_node() -> None:
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
-    kind, sentence = opened_by(hide, "tun")
+    kind, sentence = opened_by(hide, "device")
     assert kind == KernelFeatureError.__name__
     assert "open /dev/net/tun" in sentence and "CONFIG_TUN" in sentence and "modprobe tun" in sentence
 
@@ -106,7 +106,7 @@ def test_no_tun_device_node() -> None:
 @pytest.mark.parametrize(
     ("capability", "what", "step"),
     [
-        ("net_admin", "tun", "make TUN device dmm-9"),
+        ("net_admin", "device", "make TAP device dmm-9"),
         ("net_raw", "xsk", "open an AF_XDP socket (receive queue 0)"),
         ("net_raw", "tap", "open a packet socket on eth0"),
     ],

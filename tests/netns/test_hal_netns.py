@@ -96,23 +96,27 @@ def test_serving_nics_named_default_and_otherwise():
                 a.ns.run_in(nic.serving_nics, [wrong])
 
 
-def test_settings_are_set_together_and_put_back_only_where_ours_stand():
+def test_a_setting_is_of_the_namespace_that_asks():
     with hosts(1) as (a,):
         key = "net/ipv4/tcp_fwmark_accept"
         assert a.ns.run_in(tuning.read, key) == "0"
-        before = a.ns.run_in(tuning.set_all, tuning.INSTANCE_SETTINGS)
-        assert before == dict.fromkeys(tuning.INSTANCE_SETTINGS, "0")
-        assert a.ns.run_in(tuning.read, key) == "1"
-        assert tuning.read(key) == "0"
-        assert a.ns.run_in(tuning.set_all, tuning.INSTANCE_SETTINGS) == {}
-        assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == list(tuning.INSTANCE_SETTINGS)
-        assert a.ns.run_in(tuning.read, key) == "0"
-        assert a.ns.run_in(tuning.restore, before, tuning.INSTANCE_SETTINGS) == []
+        a.ns.run_in(tuning.write, key, "1")
+        assert (a.ns.run_in(tuning.read, key), tuning.read(key)) == ("1", "0")
         with pytest.raises(DmmError, match=r"tcp_fwmark_accept to nonsense: Invalid argument$") as refused:
             a.ns.run_in(tuning.write, key, "nonsense")
         assert type(refused.value) is DmmError, (
             "a value that the kernel does not take is no lack of privilege"
         )
-        with pytest.raises(Exception, match="no such setting"):
-            a.ns.run_in(tuning.set_all, {key: "1", "net/ipv4/no_such_thing": "1"})
-        assert a.ns.run_in(tuning.read, key) == "0"
+        with pytest.raises(DmmError, match="no such setting"):
+            a.ns.run_in(tuning.write, "net/ipv4/no_such_thing", "1")
+
+
+def test_a_prepared_device_has_no_ipv6_of_the_hosts():
+    with hosts(1) as (a,):
+        a.sh("ip tuntap add dev dmm-0.0.in mode tap")
+        key = "net/ipv6/conf/dmm-0.0.in/disable_ipv6"
+        assert a.ns.run_in(tuning.unprepared, "dmm-0.0.in") == [key]
+        a.ns.run_in(tuning.prepare_device, "dmm-0.0.in")
+        assert a.ns.run_in(tuning.unprepared, "dmm-0.0.in") == []
+        a.sh("ip link set dmm-0.0.in up")
+        assert "inet6" not in a.sh("ip addr show dmm-0.0.in")

@@ -16,13 +16,13 @@ from dmm_ebpf.userstack._core import ffi, lib
 from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
 
-TAP = "dmm-9.0"
+TAP = "dmm-9.0.out"
 VNET = ffi.new("struct dmm_vnet *")  # nothing is left to the device
 
 
 @contextmanager
 def tapnic_on(host: Host) -> Iterator[Any]:
-    """TAP device dmm-9.0 that gets the TCP frames of the host's eth0."""
+    """TAP device dmm-9.0.out that gets the TCP frames of the host's eth0."""
     taps = hal_xdp.devmap(1)
     prog = hal_xdp.redirect_tcp(taps)
     hal_xdp.attach(host, "eth0", prog)
@@ -31,7 +31,7 @@ def tapnic_on(host: Host) -> Iterator[Any]:
     opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, 0, out, error)
     assert opened == 0, ffi.string(error.what)
     try:
-        assert host.ns.run_in(lib.dmm_tun_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
+        assert host.ns.run_in(lib.dmm_tap_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
         registered = host.ns.run_in(lib.dmm_tapnic_register, out[0], taps, 0, error)
         assert registered == 0, ffi.string(error.what)
         yield out[0]
@@ -124,7 +124,7 @@ def test_the_device_goes_with_its_descriptor_and_the_kernel_gets_the_frames_agai
             assert (again, out[0]) == (-errno.EBUSY, ffi.NULL)
             assert TAP in ffi.string(error.what).decode()
             assert a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, 0, out, error) == -errno.ENAMETOOLONG
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0", 99999, 0, out, error) == -errno.ENODEV
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0.out", 99999, 0, out, error) == -errno.ENODEV
         assert TAP not in a.sh("ip link")
         with packet_socket(a) as kernel, packet_socket(b) as sender:
             kernel.settimeout(5)

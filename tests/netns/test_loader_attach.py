@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from bpf_lab import MARK_MASK, Agent, Policy, counter, netns_cookie, u32
+from bpf_lab import Agent, Policy, counter, netns_cookie, u32
 from lab import Cgroup, Host, Lab
 from lab.waiting import wait_for
 
@@ -42,7 +42,7 @@ def made(lab: Lab, instance: Callable[[], str]) -> Iterator[Callable[..., loader
         def attach(group: Cgroup, name: str = "", where: Host = host) -> loader.Attached:
             name = name or instance()
             stack.callback(loader.detach, name)
-            attached = loader.attach(name, group.path, netns_cookie=netns_cookie(where), mark_mask=MARK_MASK)
+            attached = loader.attach(name, group.path, netns_cookie=netns_cookie(where))
             stack.callback(attached.close)
             return attached
 
@@ -89,7 +89,7 @@ def test_attach_links_pins_and_fills_control_in(made, cgroup: Cgroup) -> None:
         | {f"links/{s.pin}" for s in PROGRAMS if s.cgroup}
     )
     control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
-    assert (control.abi_version, control.generation, control.mark_mask) == (C.DMM_ABI_VERSION, 0, MARK_MASK)
+    assert (control.abi_version, control.generation) == (C.DMM_ABI_VERSION, 0)
 
 
 def test_detach_leaves_nothing_and_may_be_repeated(made, cgroup: Cgroup) -> None:
@@ -117,11 +117,11 @@ def test_detach_works_while_another_process_holds_the_links(made, cgroup: Cgroup
 
 def test_adopt_finds_the_same_maps_and_programs(made, cgroup: Cgroup) -> None:
     attached = made(cgroup)
-    attached.maps["tun_marks"].update(u32(4), bytes(20))
+    attached.maps["seats"].update(u32(4), bytes(20))
     attached.close()
     adopted = loader.adopt(attached.instance)
     try:
-        assert adopted.maps["tun_marks"].lookup(u32(4)) == bytes(20)
+        assert adopted.maps["seats"].lookup(u32(4)) == bytes(20)
         assert adopted.cgroup_id == attached.cgroup_id and adopted.cgroup == cgroup.relative
         assert bpf.prog_info(adopted.ingress_fd()).name == "dmm_ingress"
     finally:
@@ -223,7 +223,7 @@ def test_a_name_is_attached_once(made, cgroup: Cgroup) -> None:
 @pytest.mark.parametrize("name", ["", "a.b", "../x", "-x", "x" * 49, "a b", "a/b"])
 def test_impossible_names_are_refused(cgroup: Cgroup, name: str) -> None:
     for call in (
-        lambda: loader.attach(name, cgroup.path, netns_cookie=1, mark_mask=1),
+        lambda: loader.attach(name, cgroup.path, netns_cookie=1),
         lambda: loader.adopt(name),
         lambda: loader.detach(name),
     ):
@@ -236,7 +236,7 @@ def test_a_cgroup_that_is_none_is_refused(
 ) -> None:
     for path, why in ((cgroup.path / "no", "No such file"), (tmp_path, "not in a cgroup v2")):
         with pytest.raises(UsageError, match=why):
-            loader.attach(instance(), path, netns_cookie=1, mark_mask=1)
+            loader.attach(instance(), path, netns_cookie=1)
     with pytest.raises(UsageError, match="no such cgroup"):
         cgroups.resolve("/surely/not/here")
 
@@ -365,7 +365,7 @@ def test_an_attach_killed_half_way_is_refused_by_adopt_and_removed_by_detach(
         "    if len(n) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*args)\n"
         "a._link = link\n"
-        f"a.attach({name!r}, Path({str(cgroup.path)!r}), netns_cookie=1, mark_mask=1)\n"
+        f"a.attach({name!r}, Path({str(cgroup.path)!r}), netns_cookie=1)\n"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -396,7 +396,7 @@ def test_everything_works_inside_ip_netns_exec(lab: Lab, cgroup: Cgroup, instanc
             "print(pathlib.Path('/sys/fs/cgroup').exists() and any(pathlib.Path('/sys/fs/cgroup').iterdir()))"
         )
         inside(
-            f"a = loader.attach({name!r}, c.resolve({cgroup.relative!r}), netns_cookie=5, mark_mask=1)\n"
+            f"a = loader.attach({name!r}, c.resolve({cgroup.relative!r}), netns_cookie=5)\n"
             f"assert a.cgroup == {cgroup.relative!r}, a.cgroup"
         )
         outside = loader.adopt(name)
@@ -415,7 +415,7 @@ def test_without_privileges_the_sentence_says_so(cgroup: Cgroup, instance: Calla
         "import os, sys; from pathlib import Path; from dmm_ebpf import loader; from dmm_ebpf.errors import DmmError\n"
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "try:\n"
-        f"    loader.attach({instance()!r}, Path({str(cgroup.path)!r}), netns_cookie=1, mark_mask=1)\n"
+        f"    loader.attach({instance()!r}, Path({str(cgroup.path)!r}), netns_cookie=1)\n"
         "except DmmError as error:\n"
         "    print(type(error).__name__, error)\n"
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from bpf_lab import MARK_MASK, netns_cookie
+from bpf_lab import netns_cookie
 from lab import Cgroup, Host, Lab
 from lab.waiting import wait_for
 
@@ -38,7 +38,7 @@ def attached(
     with ExitStack() as stack:
         name = instance()
         stack.callback(loader.detach, name)
-        made = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(pair[0]), mark_mask=MARK_MASK)
+        made = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(pair[0]))
         stack.callback(made.close)
         yield made
 
@@ -114,7 +114,7 @@ def test_two_instances_cannot_share_a_nic(
 ) -> None:
     put(attached, pair[0])
     name = instance()
-    other = loader.attach(name, make_cgroup().path, netns_cookie=netns_cookie(pair[0]), mark_mask=MARK_MASK)
+    other = loader.attach(name, make_cgroup().path, netns_cookie=netns_cookie(pair[0]))
     try:
         with pytest.raises(ConflictError, match=r"\(dmm_xdp\)"):
             put(other, pair[0])

@@ -118,7 +118,7 @@ def test_losing_the_device_ends_the_process_with_a_reason():
     with hosts(2) as (a, b):
         link(a, b)
         with stack_on(a) as stack:
-            a.sh("ip link del dmm-0")
+            a.sh("ip link del dmm-0.0.in")
             wait_changed(stack, 2, 1)
             assert "No such device" in stack.downs[0]
 
@@ -198,7 +198,7 @@ def test_two_stacks_cannot_hold_one_queue():
     with hosts(2) as (a, b):
         link(a, b)
         with stack_on(a) as stack:
-            spec = replace(stack.spec, name="second", tun="dmm-1", k=1)
+            spec = replace(stack.spec, name="second", device="dmm-1", k=1)
             other = StackSupervisor(spec, on_up=stack._up, on_down=stack._down)
             with pytest.raises(ConflictError, match=r"bind an AF_XDP socket \(receive queue 0\) of eth0"):
                 stack.do(other.start())
@@ -206,7 +206,7 @@ def test_two_stacks_cannot_hold_one_queue():
             assert "dmm-1" not in a.sh("ip link")
             taken = replace(stack.spec, name="third")
             other = StackSupervisor(taken, on_up=stack._up, on_down=stack._down)
-            with pytest.raises(ConflictError, match="make TUN device dmm-0"):
+            with pytest.raises(ConflictError, match=r"make TAP device dmm-0\.0\.in"):
                 stack.do(other.start())
 
 

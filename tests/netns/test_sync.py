@@ -27,8 +27,6 @@ from dmm_ebpf.rd.compile import Compiled, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.values import parse_address
 
-MASK = 0x0FF00000
-MARKS = {"u": 0x0DD00000}
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 STACKS = """
 [stacks.k]
@@ -79,7 +77,7 @@ def _compiled(text: str, ids: IdSpace, base: Path = Path("/")) -> tuple[policy.P
         found = cgroup.resolve(path)
         return cgroup.cgroup_id(found), cgroup.level(found)
 
-    return parsed, compile_policy(parsed, ids, MARKS, MASK, lookup)
+    return parsed, compile_policy(parsed, ids, lookup)
 
 
 def _random_policy(rng: random.Random, n: int) -> str:
@@ -166,10 +164,10 @@ def test_whole_half_is_written_and_the_old_tries_are_freed(opened: dict[str, map
     rule = '[[rules]]\ntable = "t"\nuid = 7\n'
     _, first = _compiled(STACKS + rule + route, ids)
     _, second = _compiled(rule + rule.replace("7", "8") + route.replace('"u"', '"kernel"'), ids)
-    assert sync.apply(opened, first, listener_set=_no_listener, netns_cookie=99, mark_mask=MASK) == 1
+    assert sync.apply(opened, first, listener_set=_no_listener, netns_cookie=99) == 1
     assert sync.apply(opened, second, listener_set=_no_listener) == 2
     control = abi.unpack("dmm_control", opened["control"].lookup(bytes(4)))
-    assert (control.generation, control.netns_cookie, control.mark_mask) == (2, 99, MASK)
+    assert (control.generation, control.netns_cookie) == (2, 99)
     assert control.abi_version == C.DMM_ABI_VERSION
 
     heads = [
@@ -293,7 +291,7 @@ def attached(
     """The real programs on a fresh cgroup."""
     name = instance()
     group = make_cgroup()
-    made = loader.attach(name, group.path, netns_cookie=_netns_cookie(), mark_mask=MASK)
+    made = loader.attach(name, group.path, netns_cookie=_netns_cookie())
     try:
         yield made, group
     finally:

@@ -46,7 +46,7 @@ STACK = {
     "transport": "tcp",
     "congestion": "bbr",
     "io": "af_xdp",
-    "tun": "dmm-0",
+    "device": "dmm-0",
     "nics": ["eth0"],
     "fallback": "kernel",
     "flows": 1,

@@ -133,15 +133,22 @@ def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
     down = STACK | {"state": "down", "reason": "eth0 has no AF_XDP\x1b"}
     with FakeRd("default", {"stacks": [STACK, down]}):
         assert cli("stacks").out.splitlines()[3:] == ["wan is down: eth0 has no AF_XDP?"]
-    first = {"process": 0, "state": "up", "connections": 7, "pid": 41, "tun": "dmm-0", "restarts": 0}
-    second = {"process": 1, "state": "down", "connections": None, "pid": None, "tun": "dmm-1", "restarts": 2}
+    first = {"process": 0, "state": "up", "connections": 7, "pid": 41, "device": "dmm-0", "restarts": 0}
+    second = {
+        "process": 1,
+        "state": "down",
+        "connections": None,
+        "pid": None,
+        "device": "dmm-1",
+        "restarts": 2,
+    }
     half = STACK | {"reason": "1 of 2 processes down, wan@1: exit code 1", "processes": [first, second]}
     with FakeRd("default", {"stacks": [half]}):
         told = cli("stacks").out.splitlines()[3:]
     assert [line.split() for line in told[:-1]] == [
-        ["STACK", "PROCESS", "STATE", "CONNECTIONS", "PID", "DEVICE", "MARK", "RESTARTS"],
-        ["wan", "0", "up", "7", "41", "dmm-0", "-", "0"],
-        ["wan", "1", "down", "-", "-", "dmm-1", "-", "2"],
+        ["STACK", "PROCESS", "STATE", "CONNECTIONS", "PID", "DEVICE", "RESTARTS"],
+        ["wan", "0", "up", "7", "41", "dmm-0", "0"],
+        ["wan", "1", "down", "-", "-", "dmm-1", "2"],
     ]
     assert told[-1] == "wan is up: 1 of 2 processes down, wan@1: exit code 1"
 

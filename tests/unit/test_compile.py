@@ -20,8 +20,6 @@ from dmm_ebpf.rd.compile import Compiled, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.portsets import MISS, Layer, paint, trie_entries
 
-MASK = 0x0FF00000
-MARKS = {"u": 0x0DD00000}
 CGROUPS = {"/a/b": (4711, 2)}
 STACKS = """
 [stacks.k]
@@ -40,7 +38,7 @@ fallback = "k"
 def compiled(text: str, **options: object) -> Compiled:
     parsed = policy.parse(text, source="policy.toml", base=Path("/"))
     ids = options.pop("ids", None) or IdSpace()
-    return compile_policy(parsed, ids, MARKS, MASK, CGROUPS.__getitem__, **options)
+    return compile_policy(parsed, ids, CGROUPS.__getitem__, **options)
 
 
 def route(to: str, stack: str, extra: str = "") -> str:
@@ -63,22 +61,19 @@ def test_stacks() -> None:
     )
     assert (kernel.dscp, abi.text(kernel.congestion)) == (18, "bbr")
     user = abi.unpack("dmm_stack", out.stacks[ids.stack("u")])
-    assert (user.kind, user.mark, user.mark_mask) == (C.DMM_STACK_USER, 0x0DD00000, MASK)
-    assert user.flags == C.DMM_SET_MARK | C.DMM_SET_CONGESTION
+    assert (user.kind, user.mark, user.mark_mask) == (C.DMM_STACK_USER, 0, 0)
+    assert user.flags == C.DMM_SET_CONGESTION
     assert (user.fallback, abi.text(user.congestion)) == (ids.stack("k"), "reno")
     assert abi.unpack("dmm_stack", out.stacks[ids.stack("reject")]).kind == C.DMM_STACK_REJECT
     plain = abi.unpack("dmm_stack", out.stacks[0])
     assert (plain.kind, plain.flags) == (C.DMM_STACK_KERNEL, 0)
 
 
-def test_user_stack_that_no_route_names_needs_no_mark() -> None:
+def test_user_stack_that_no_route_names_is_left_out() -> None:
     ids = IdSpace()
-    parsed = policy.parse(STACKS, source="p", base=Path("/"))
-    out = compile_policy(parsed, ids, {}, MASK, CGROUPS.__getitem__)
+    out = compiled(STACKS, ids=ids)
     assert ids.stack("u") not in out.stacks
-    parsed = policy.parse(STACKS + route("default", "u"), source="p", base=Path("/"))
-    with pytest.raises(ValueError, match="no mark"):
-        compile_policy(parsed, ids, {}, MASK, CGROUPS.__getitem__)
+    assert ids.stack("u") in compiled(STACKS + route("default", "u"), ids=ids).stacks
 
 
 def test_rules() -> None:
@@ -207,7 +202,7 @@ def _refusal(text: str, **options: object) -> str:
     parsed = policy.parse(text, source="policy.toml", base=Path("/"))
     lookup = options.pop("cgroup_lookup", _absent)
     with pytest.raises(PolicyError) as caught:
-        compile_policy(parsed, IdSpace(), MARKS, MASK, lookup, **options)
+        compile_policy(parsed, IdSpace(), lookup, **options)
     return str(caught.value)
 
 
@@ -238,10 +233,10 @@ def test_congestion_control_that_is_not_loaded() -> None:
     assert "modprobe tcp_bbr, or use one of cubic, reno" in sentence
 
 
-def test_mark_of_a_kernel_stack_that_steers_to_a_user_stack() -> None:
-    sentence = _refusal('[stacks.a]\nkind = "kernel"\nmark = "0x0dd00000"\n')
-    assert "policy.toml:3: stack a, mark" in sentence
-    assert "steer to user stacks" in sentence
+def test_any_mark_may_be_a_kernel_stacks() -> None:
+    ids = IdSpace()
+    out = compiled('[stacks.a]\nkind = "kernel"\nmark = "0x0dd00000"\n', ids=ids)
+    assert abi.unpack("dmm_stack", out.stacks[ids.stack("a")]).mark == 0x0DD00000
 
 
 ports_strategy = st.one_of(

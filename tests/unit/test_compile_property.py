@@ -15,8 +15,6 @@ from dmm_ebpf.rd import evaluate, policy
 from dmm_ebpf.rd.compile import compile_policy, route_bases
 from dmm_ebpf.rd.ids import IdSpace
 
-MASK = 0x0FF00000
-MARKS = {"u": 0x0DD00000, "v": 0x0DE00000}
 CGROUPS = {"/": (1, 0), "/a": (11, 1), "/a/b": (12, 2), "/c": (13, 1)}
 STACKS = """
 [stacks.k]
@@ -143,7 +141,7 @@ def test_compiled_is_evaluated(
     )
     parsed = policy.parse(text, source="p.toml", base=Path("/"))
     ids = IdSpace()
-    compiled = compile_policy(parsed, ids, MARKS, MASK, CGROUPS.__getitem__)
+    compiled = compile_policy(parsed, ids, CGROUPS.__getitem__)
     reader = Reader(compiled, CGROUPS)
     for query in asked:
         verdict = evaluate.route_get(parsed, query)

@@ -53,6 +53,8 @@ def test_a_flow_has_every_field_that_is_promised():
         "dport": 443,
         "direction": "connect",
         "stack": "wan",
+        "wanted": "wan",
+        "why": "",
         "table": "shop",
         "rule": "g5r2",
         "route": "g5:4",
@@ -65,6 +67,21 @@ def test_a_flow_has_every_field_that_is_promised():
     }
     assert expected.items() <= row.items()
     assert 1.9 < row["age_s"] < 60
+
+
+def test_why_the_kernel_serves_what_its_route_gives_to_a_stack():
+    def why(number):
+        return flows.flow_dict(record(stack=0, why=number), "x", Names(), time.monotonic_ns())["why"]
+
+    reasons = {
+        "down": C.DMM_WHY_DOWN,
+        "full": C.DMM_WHY_FULL,
+        "device": C.DMM_WHY_DEVICE,
+        "socket": C.DMM_WHY_SOCKET,
+        "peer": C.DMM_WHY_PEER,
+    }
+    assert {name: why(number) for name, number in reasons.items()} == {name: name for name in reasons}
+    assert why(0) == ""
 
 
 def test_what_nothing_decided_is_null():

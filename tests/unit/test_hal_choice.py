@@ -109,7 +109,9 @@ def test_what_no_user_stack_can_serve(changed: dict[str, Any], why: str) -> None
     [
         ({}, True, Port.AF_XDP, "AF_XDP with zero-copy"),
         ({"zero_copy": False}, True, Port.AF_XDP, "AF_XDP that copies"),
-        ({"qdisc": "tbf"}, True, Port.AF_XDP, "AF_XDP with zero-copy"),
+        ({"qdisc": "tbf"}, True, Port.TAP, "qdisc tbf would be gone around"),
+        ({"filters": ("ingress bpf x",)}, True, Port.TAP, "tc filter ingress bpf x would be gone around"),
+        ({"hooks": ("f c",)}, True, Port.TAP, "nft hook f c would be gone around"),
         ({}, False, Port.NONE, "not an Ethernet device"),
         ({"native_xdp": False}, True, Port.TAP, "no native XDP"),
         ({"native_xdp": WHY}, True, Port.AF_XDP, "the start of a stack tries"),

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.hal.netlink import attributes, messages
-from dmm_ebpf.hal.routes import StackNumbers
 from dmm_ebpf.userstack import control, pidfile
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
@@ -34,10 +34,15 @@ def test_no_bytes_make_the_framing_fail(data):
         list(attributes(body, 0))
 
 
-def test_numbers_of_a_stack():
-    numbers = StackNumbers(5, 0x0DD00000, 0x0FF00000)
-    assert (numbers.mark, numbers.tun, numbers.pref, numbers.table) == (0x0E200000, "dmm-5", 3541, 56581)
-    assert StackNumbers(33, 0x0DD00000, 0x0FF00000).mark == 0x0FE00000
+def test_names_of_the_devices_of_a_process(tmp_path: Path):
+    nics = [NicSpec(7 + slot, f"eth{slot}", slot, 2, bytes(6), 1500) for slot in (0, 3)]
+    name = stackdevice.name_of(5)
+    by_xdp = StackSpec("i", "wan", 3, 5, name, nics, 5, tmp_path, 7)
+    assert by_xdp.devices() == ["dmm-5.0.in", "dmm-5.3.in"]
+    by_tc = StackSpec("i", "wan", 3, 5, name, nics, 5, tmp_path, 7, port="tap", tap=6)
+    assert by_tc.devices() == ["dmm-5.0.in", "dmm-5.3.in", "dmm-5.0.out", "dmm-5.3.out"]
+    last = stackdevice.name_of(stackdevice.MAX_K - 1)
+    assert len(stackdevice.outer(last, 15)) < 16, "IFNAMSIZ"
 
 
 def test_pid_file(tmp_path: Path):
@@ -56,7 +61,7 @@ def test_pid_file(tmp_path: Path):
 
 def test_spec_survives_json(tmp_path: Path):
     nic = NicSpec(7, "eth0", 1, 2, bytes(range(6)), 1500)
-    spec = StackSpec("i", "wan", 3, 0, 1, 2, "dmm-0", [nic], 5, tmp_path, 7, congestion="cubic")
+    spec = StackSpec("i", "wan", 3, 0, "dmm-0", [nic], 5, tmp_path, 7, congestion="cubic")
     assert StackSpec.from_json(spec.to_json()) == spec
     assert spec.control_path == tmp_path / "stack-wan.sock"
 

@@ -294,10 +294,10 @@ def test_limits() -> None:
     sentence = refusal(ROUTE + 65 * rule)
     assert "at most 64" in sentence
     assert f"policy.toml:{3 + 2 * 64 + 1}:" in sentence
-    users = "".join(stack.format(n).replace("kernel", "user") for n in range(35))
-    assert "at most 34" in refusal(users)
-    few = "".join(f'[stacks.s{n}]\nkind = "user"\ninstances = 12\n' for n in range(3))
-    assert "3 user stacks have 36 processes together; a policy has at most 34" in refusal(few)
+    users = "".join(stack.format(n).replace("kernel", "user") for n in range(65))
+    assert "at most 63" in refusal(users)
+    few = "".join(f'[stacks.s{n}]\nkind = "user"\ninstances = 13\n' for n in range(5))
+    assert "5 user stacks have 65 processes together; a policy has at most 64" in refusal(few)
 
 
 def test_too_large_and_junk(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking away TUN and TAP devices of stack processes that have ended.
+"""The TAP devices of stack processes: their names by the process's number, and taking away those that were left.
 
 The kernel removes them with their process, unless somebody has made one persistent or holds its descriptor too. Only
 devices of kind tun are touched. Works in the calling thread's namespace.
@@ -11,13 +11,48 @@ import errno
 import struct
 from collections.abc import Iterable
 
+from dmm_ebpf import abi
+from dmm_ebpf.hal import rtnl
 from dmm_ebpf.hal.netlink import RouteSocket, attributes, explained
-from dmm_ebpf.hal.nic import ifindex_of
+from dmm_ebpf.hal.nic import OWN_PREFIX, ifindex_of
 
 _RTM_DELLINK, _RTM_GETLINK = 17, 18
 _IFLA_LINKINFO, _IFLA_CARRIER = 18, 33
 _IFLA_INFO_KIND = 1
 _GONE = (errno.ENODEV, errno.ENXIO)
+
+
+MAX_K = abi.C.DMM_MAX_STACKS  # process numbers of a namespace are below it
+
+
+def name_of(k: int) -> str:
+    """What the names of all devices of process number k begin with, and what listings call it."""
+    return f"{OWN_PREFIX}{k}"
+
+
+def inner(name: str, slot: int) -> str:
+    """The device by which the process has its inner leg on the NIC of that slot. name: name_of() its number."""
+    return f"{name}.{slot}.in"
+
+
+def outer(name: str, slot: int) -> str:
+    """The device by which packets come from the wire of that NIC, where no AF_XDP socket takes them."""
+    return f"{name}.{slot}.out"
+
+
+def numbers_in_use() -> set[int]:
+    """Every number of which a device exists in this namespace, whoever made it."""
+    with explained("list devices"), RouteSocket() as sock:
+        names = [link.name for link in rtnl.links(sock)]
+    numbers = (name.removeprefix(OWN_PREFIX).split(".")[0] for name in names if name.startswith(OWN_PREFIX))
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
+def remove_all(k: int) -> list[str]:
+    """Takes away what outlived process number k, and tells what went. Idempotent."""
+    slots = range(abi.C.DMM_MAX_NICS)
+    names = [leg(name_of(k), slot) for slot in slots for leg in (inner, outer)]
+    return [f"device {name}" for name in remove(names)]
 
 
 def _ifinfo(index: int) -> bytes:

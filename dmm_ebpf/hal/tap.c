@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-/* tun.c: see tun.h. Header fields: virtio specification 1.2, section 5.1.6; flags:
+/* tap.c: see tap.h. Header fields: virtio specification 1.2, section 5.1.6; flags:
  * Documentation/networking/tuntap.rst. */
-#include "tun.h"
+#include "tap.h"
+#include "../../bpf/abi.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,8 +20,10 @@
 
 enum {
 	HDR_BYTES = sizeof(struct virtio_net_hdr),
-	HDR_OFFSET = DMM_TUN_HEADROOM - HDR_BYTES,
+	HEAD_BYTES = HDR_BYTES + DMM_TAP_ETH_BYTES,
 };
+
+_Static_assert((int)HEAD_BYTES == DMM_TAP_HEADROOM, "both headers and nothing else");
 
 /* The core's record is the kernel's header, so that neither way anything is translated. */
 _Static_assert(HDR_BYTES == 10 && sizeof(struct dmm_vnet) == HDR_BYTES, "virtio_net_hdr without num_buffers");
@@ -44,29 +49,50 @@ static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, con
 	return -code;
 }
 
-int dmm_tun_open(const char *name, struct dmm_hal_error *err)
+static int filter_set(int fd, bool marked)
 {
-	struct ifreq ifr = {.ifr_flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL};
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, DMM_TCIN_MARK, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+		BPF_STMT(BPF_RET | BPF_K, 0),
+	};
+	struct sock_fprog filter = {.len = marked ? 4 : 1, .filter = marked ? code : code + 3};
+
+	return ioctl(fd, TUNATTACHFILTER, &filter);
+}
+
+/* In the order in which a device comes to life; 0, or -errno with err filled. */
+static int tap_set_up(int fd, const char *name, bool marked, struct dmm_hal_error *err)
+{
+	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
 	int hdr_bytes = HDR_BYTES;
-	int code;
 
-	if (strlen(name) >= sizeof(ifr.ifr_name))
-		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TUN device", name);
 	memcpy(ifr.ifr_name, name, strlen(name));
-	int fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	ifr.ifr_flags |= marked ? IFF_VNET_HDR : 0;
+	if (ioctl(fd, TUNSETIFF, &ifr))
+		return fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
+	if (marked && (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
+		       ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)))
+		return fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
+	if (filter_set(fd, marked))
+		return fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
+	return 0;
+}
 
+int dmm_tap_open(const char *name, enum dmm_tap_input input, struct dmm_hal_error *err)
+{
+	int fd, ret;
+
+	if (strlen(name) >= IFNAMSIZ)
+		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
+	fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
-	if (ioctl(fd, TUNSETIFF, &ifr)) {
-		code = errno;
+	ret = tap_set_up(fd, name, input == DMM_TAP_MARKED, err);
+	if (ret) {
 		close(fd);
-		return fail(err, DMM_HAL_TUN_MAKE, code, "make TUN device", name);
-	}
-	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
-	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)) {
-		code = errno;
-		close(fd);
-		return fail(err, DMM_HAL_TUN_OFFLOAD, code, "set the offloads of TUN device", name);
+		return ret;
 	}
 	return fd;
 }
@@ -94,7 +120,7 @@ static int queue_length_set(int sock, struct ifreq *ifr, uint32_t packets)
 	return taken ? (int)taken : -code;
 }
 
-int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_hal_error *err)
+int dmm_tap_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_hal_error *err)
 {
 	struct ifreq ifr = {0};
 	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -111,35 +137,41 @@ int dmm_tun_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_h
 		if (length < 0)
 			ret = fail(err, DMM_HAL_OTHER, -length, "set the queue length of", name);
 	}
-	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_POINTOPOINT | IFF_NOARP;
+	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_NOARP;
 	if (!ret && ioctl(sock, SIOCSIFFLAGS, &ifr))
 		ret = fail(err, DMM_HAL_OTHER, errno, "take up", name);
 	close(sock);
 	return ret ? ret : length;
 }
 
-int dmm_tun_read(int fd, uint8_t *buf, struct dmm_rx_meta *meta)
+int dmm_tap_read(int fd, uint8_t *buf, struct dmm_vnet *vnet)
 {
 	for (;;) {
-		ssize_t n = read(fd, buf + HDR_OFFSET, HDR_BYTES + DMM_TUN_MAX_PKT);
+		ssize_t n = read(fd, buf, HEAD_BYTES + DMM_TAP_MAX_PKT);
 
 		if (n < 0) {
 			if (errno == EINTR)
 				continue;
 			return errno == EAGAIN ? 0 : -errno;
 		}
-		if (n <= HDR_BYTES)
+		if (n <= HEAD_BYTES)
 			continue;
-		memcpy(&meta->vnet, buf + HDR_OFFSET, HDR_BYTES);
-		return (int)(n - HDR_BYTES);
+		memcpy(vnet, buf, HDR_BYTES);
+		vnet->csum_start -= vnet->flags & DMM_VNET_NEEDS_CSUM ? DMM_TAP_ETH_BYTES : 0;
+		vnet->hdr_len -= vnet->hdr_len > DMM_TAP_ETH_BYTES ? DMM_TAP_ETH_BYTES : 0;
+		return (int)(n - HEAD_BYTES);
 	}
 }
 
-int dmm_tun_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_tx_meta *meta)
+int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_vnet *vnet)
 {
-	memcpy(buf + HDR_OFFSET, &meta->vnet, HDR_BYTES);
+	struct dmm_vnet framed = *vnet;
+
+	framed.csum_start += framed.flags & DMM_VNET_NEEDS_CSUM ? DMM_TAP_ETH_BYTES : 0;
+	framed.hdr_len += framed.gso_type ? DMM_TAP_ETH_BYTES : 0;
+	memcpy(buf, &framed, HDR_BYTES);
 	for (;;) {
-		if (write(fd, buf + HDR_OFFSET, HDR_BYTES + len) >= 0)
+		if (write(fd, buf, HEAD_BYTES + len) >= 0)
 			return 0;
 		if (errno == EINTR)
 			continue;

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * way.h: ways, the socket storage that says which process of a user stack is to serve a socket, or serves it,
+ * and what follows from it for the socket's flow record.
+ */
+#ifndef DMM_WAY_H
+#define DMM_WAY_H
+
+#include "flow.h"
+
+/* NULL: the kernel serves. */
+static __always_inline struct dmm_way *way_get(struct bpf_sock *sk)
+{
+	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, 0);
+
+	return way && way->stack ? way : NULL;
+}
+
+/* False: no memory. */
+static __always_inline bool way_set(struct bpf_sock *sk, const struct dmm_way *to)
+{
+	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!way)
+		return false;
+	*way = *to;
+	return true;
+}
+
+/* Who serves the flow of that socket after all */
+static __always_inline void way_tell(__u64 cookie, const struct dmm_way *way, __u32 why)
+{
+	struct dmm_flow *flow = flow_lookup(cookie);
+
+	if (!flow)
+		return;
+	flow->decision.stack = why ? 0 : way->stack;
+	flow->decision.process = why ? 0 : way->process;
+	flow->decision.taken = !why;
+	flow->decision.why = why;
+}
+
+#endif /* DMM_WAY_H */

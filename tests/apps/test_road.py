@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The road through the device: the kernel routes, filters and translates the packets of an app whose flow a user stack
+carries, as it does everybody's; a stack that cannot take a SYN leaves the flow to the kernel, and `flows` says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from lab import wait_for
+from sitefixtures import WAN
+
+WITHIN_S = 15.0
+PORT = 7100
+IOS = ("tap", "af_xdp")
+
+# Tells each client its address, then sends back what comes.
+ECHO = """
+import socket, sys, threading
+listening = socket.create_server(("::", 7100), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+print("ready", flush=True)
+def serve(c, peer):
+    c.sendall((peer.removeprefix("::ffff:") + "\\n").encode())
+    while data := c.recv(65536):
+        c.sendall(data)
+while True:
+    c, address = listening.accept()
+    threading.Thread(target=serve, args=(c, address[0]), daemon=True).start()
+"""
+
+# Connects, says whom the peer takes it for, then echoes lines; an error's name ends it.
+TALK = """
+import errno, socket, sys
+try:
+    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
+    file = s.makefile("rw")
+    print(file.readline().strip(), flush=True)
+    for line in sys.stdin:
+        file.write(line)
+        file.flush()
+        print(file.readline().strip(), flush=True)
+except OSError as e:
+    print(errno.errorcode.get(e.errno, str(e)), flush=True)
+"""
+
+
+def policy(io: str) -> str:
+    return WAN.replace('kind = "user"\n', f'kind = "user"\nio = "{io}"\n')
+
+
+class Talker:
+    """A program in the client's cgroup with a connection to the echo server."""
+
+    def __init__(self, site, address: str, port: int = PORT) -> None:
+        self.process = site.client_cgroup.spawn(
+            ["/usr/bin/python3", "-c", TALK, address, str(port)],
+            host=site.client,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.peer = self.process.stdout.readline().strip()
+
+    def says(self, word: str) -> str:
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def flow(self, routed) -> dict:
+        (flow,) = routed.flows(pid=self.process.pid)
+        return flow
+
+
+@pytest.fixture
+def echo(wired):
+    """The echo server on the server's host."""
+    process = wired.server_cgroup.spawn(
+        ["/usr/bin/python3", "-c", ECHO], host=wired.server, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return wired
+
+
+def nft(host, rules: str) -> None:
+    host.run(["nft", "-f", "-"], input=rules)
+
+
+def counted(host, chain: str) -> list[int]:
+    """Packets of each counter of a chain of table t."""
+    shown = json.loads(host.run(["nft", "-j", "list", "chain", "inet", "t", chain]).stdout)["nftables"]
+    rules = [item["rule"]["expr"] for item in shown if "rule" in item]
+    return [e["counter"]["packets"] for expr in rules for e in expr if "counter" in e]
+
+
+@pytest.mark.parametrize("io", IOS)
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_rules_that_name_the_device_see_the_flow(echo, io, family):
+    nic = echo.client.nic.name
+    nft(
+        echo.client,
+        f"""
+        table inet t {{
+            chain out {{
+                type filter hook output priority 0;
+                oifname "{nic}" tcp dport {PORT} ct state new counter
+                oifname "{nic}" tcp dport {PORT} ct state established counter
+                oifname "{nic}" tcp dport 7101 reject with icmpx admin-prohibited
+            }}
+            chain post {{ type filter hook postrouting priority 0; oifname "{nic}" tcp dport {PORT} counter; }}
+            chain in {{
+                type filter hook input priority 0;
+                iifname "{nic}" tcp sport {PORT} ct state established counter
+                iifname "{nic}" tcp sport {PORT} ct state invalid counter
+            }}
+            chain pre {{
+                type filter hook prerouting priority 0;
+                iifname "{nic}" fib saddr . iif oif missing counter drop
+            }}
+        }}
+        """,
+    )
+    echo.client.sysctl(f"net.ipv4.conf.{nic}.rp_filter", 1)
+    routed = echo.attach_client(policy(io))
+    talker = Talker(echo, getattr(echo.server, family))
+    assert talker.peer == getattr(echo.client, family)
+    assert talker.says("hello") == "hello"
+    assert (talker.flow(routed)["stack"], talker.flow(routed)["why"]) == ("wan", "")
+    new, established = counted(echo.client, "out")
+    assert new == 1
+    assert established >= 2
+    assert counted(echo.client, "post")[0] >= 3
+    came, invalid = counted(echo.client, "in")
+    assert came >= 3
+    assert invalid == 0
+    assert counted(echo.client, "pre") == [0]
+    refused = Talker(echo, getattr(echo.server, family), 7101)
+    assert refused.peer == ("EHOSTUNREACH" if family == "ip4" else "EACCES")
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_a_source_that_is_translated_by_the_device(echo, io):
+    client, address = echo.client, "198.51.100.7"
+    client.ip(f"addr add {address}/32 dev {client.nic.name}")
+    echo.server.ip(f"route add {address} via {client.ip4}")
+    nft(
+        client,
+        f"""
+        table inet t {{
+            chain nat {{
+                type nat hook postrouting priority srcnat;
+                oifname "{client.nic.name}" tcp dport {PORT} counter snat ip to {address}
+            }}
+        }}
+        """,
+    )
+    routed = echo.attach_client(policy(io))
+    talker = Talker(echo, echo.server.ip4)
+    assert talker.peer == address
+    assert talker.says("hello") == "hello"
+    assert talker.flow(routed)["stack"] == "wan"
+    assert counted(client, "nat") == [1]
+    stack = routed.stack("wan")
+    assert stack["counters"]["active_open"] == 1
+    os.kill(stack["pid"], signal.SIGKILL)
+    # Its connection is gone with the process, and the app learns it though nobody sends.
+    assert talker.says("are you there") in {"ECONNABORTED", "ECONNRESET", "EPIPE"}
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_a_route_of_the_sockets_mark_and_a_table_of_its_own(echo, io):
+    """What the kernel would do with the socket's packets, it does."""
+    client = echo.client
+    client.ip(
+        f"route add {echo.server.ip4} via {echo.server.ip4} dev {client.nic.name} onlink table 77",
+        "rule add ipproto tcp dport 7100 lookup 77 pref 70",
+        "rule add ipproto tcp dport 7101 prohibit pref 71",
+    )
+    routed = echo.attach_client(policy(io))
+    talker = Talker(echo, echo.server.ip4)
+    assert talker.says("hello") == "hello"
+    assert talker.flow(routed)["stack"] == "wan"
+    assert Talker(echo, echo.server.ip4, 7101).peer == "EACCES"
+
+
+def test_a_flow_that_stays_on_the_host_is_the_kernels(wired):
+    own = wired.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", ECHO], host=wired.client, stdout=subprocess.PIPE, text=True
+    )
+    assert own.stdout.readline() == "ready\n"
+    routed = wired.attach_client(policy("tap"))
+    talker = Talker(wired, wired.client.ip4)
+    assert talker.says("hello") == "hello"
+    flow = talker.flow(routed)
+    assert (flow["stack"], flow["wanted"], flow["why"]) == ("kernel", "wan", "device")
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_a_syn_that_waits_goes_on_when_its_process_hangs_or_is_gone(echo, io):
+    """The connect hook has given the socket to a process that does not take the SYN any more."""
+    routed = echo.attach_client(policy(io))
+    pid = routed.stack("wan")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    waiting = Talker.__new__(Talker)
+    waiting.process = echo.client_cgroup.spawn(
+        ["/usr/bin/python3", "-c", TALK, echo.server.ip4, str(PORT)],
+        host=echo.client,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: routed.flows(pid=waiting.process.pid), WITHIN_S, "connect()")
+    os.kill(pid, signal.SIGKILL)
+    assert waiting.process.stdout.readline().strip() == echo.client.ip4
+    assert waiting.says("hello") == "hello"
+    flow = waiting.flow(routed)
+    assert (flow["stack"], flow["wanted"], flow["why"]) in {
+        ("kernel", "wan", "down"),
+        ("kernel", "wan", "full"),
+    }
+    wait_for(lambda: routed.stack("wan")["pid"] not in {pid, None}, WITHIN_S, "another process")
+    after = Talker(echo, echo.server.ip4)
+    assert after.says("hello") == "hello"
+    assert after.flow(routed)["stack"] == "wan"
+
+
+@pytest.mark.parametrize("io", IOS)
+def test_the_next_hop_and_the_mtu_are_followed(echo, io):
+    client, server = echo.client, echo.server
+    routed = echo.attach_client(policy(io))
+    talker = Talker(echo, server.ip4)
+    assert talker.says("hello") == "hello"
+    pid = routed.stack("wan")["pid"]
+    # Another link-layer address of the peer, as when a gateway fails over.
+    server.ip(f"link set {server.nic.name} address 02:00:00:00:77:01")
+    client.ip(f"neigh replace {server.ip4} lladdr 02:00:00:00:77:01 dev {client.nic.name} nud reachable")
+    assert talker.says("other address") == "other address"
+    client.ip(f"link set {client.nic.name} mtu 1300")
+    server.ip(f"link set {server.nic.name} mtu 1300")
+    word = "x" * 60_000
+    assert talker.says(word) == word
+    assert routed.stack("wan")["pid"] == pid
+    assert talker.flow(routed)["stack"] == "wan"
+
+
+def test_auto_leaves_what_the_host_does_with_the_device_in_its_place(wired):
+    shaper = f"qdisc add dev {wired.client.nic.name} root tbf rate 100mbit burst 64kb latency 100ms"
+    wired.client.run(["tc", *shaper.split()])
+    stack = wired.attach_client(WAN).stack("wan")
+    assert stack["port"] == "tap"
+    assert stack["port_reason"] == f"not af_xdp: on {wired.client.nic.name} qdisc tbf would be gone around"

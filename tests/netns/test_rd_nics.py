@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rd.nics: our tc programs on the NICs of user stacks, by tcx and, where a kernel has none, by clsact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from bpf_lab import Bench, bench, u32
+
+from dmm_ebpf import abi, loader
+from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.hal import tcfilter
+from dmm_ebpf.rd.nics import Nics, remove_tc, tc_name
+from dmm_ebpf.rd.rundir import State
+from dmm_ebpf.userstack.spec import NicSpec
+
+__all__ = ["bench"]
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """clsact: as on a kernel before 6.6, which refuses the link."""
+    if request.param == "clsact":
+        monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: False)
+    return str(request.param)
+
+
+@pytest.fixture
+def state(bench: Bench) -> State:
+    """Of the instance, as far as NICs need it."""
+    return State(bench.attached.instance, 0, "/", 0)
+
+
+def served(bench: Bench, state: State) -> tuple[Nics, NicSpec]:
+    """The NIC of host a, chosen."""
+    nics = Nics(bench.attached, state, lambda: None)
+    (spec,) = bench.a.call(nics.choose, [bench.a.nic.name])
+    return nics, spec
+
+
+def there(bench: Bench, ifindex: int) -> bool:
+    """Whether both programs are, by whichever way."""
+    by_filter: Callable[..., bool] = tcfilter.attached_nic
+    return bench.a.call(bench.attached.has_tcx, ifindex) or bench.a.call(
+        by_filter, ifindex, tc_name(bench.attached.instance)
+    )
+
+
+def entry(bench: Bench, ifindex: int) -> tuple[int, int] | None:
+    """nics[]: slot and stack."""
+    value = bench.attached.maps["nics"].lookup(u32(ifindex))
+    if value is None:
+        return None
+    nic = abi.unpack("dmm_nic", value)
+    return int(nic.slot), int(nic.stack)
+
+
+def test_the_programs_come_and_go(way: str, bench: Bench, state: State) -> None:
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    assert there(bench, spec.ifindex) and entry(bench, spec.ifindex) == (spec.slot, 0)
+    assert state.tc_nics == {spec.name: way == "clsact"}
+    assert bench.a.call(tcfilter.has_clsact, spec.ifindex) == (way == "clsact")
+    bench.agent.open("x")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+    bench.a.call(nics.detach, 5, [spec])
+    assert not there(bench, spec.ifindex) and entry(bench, spec.ifindex) is None
+    assert not bench.a.call(tcfilter.has_clsact, spec.ifindex)
+    assert (state.tc_nics, state.nics) == ({}, {})
+    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    assert there(bench, spec.ifindex), "attached at once after"
+
+
+def test_a_nic_that_another_stack_goes_on_using_keeps_them(way: str, bench: Bench, state: State) -> None:
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "lan", 6, "tap", [spec])
+    bench.a.call(nics.attach, "wan", 5, "af_xdp", [spec])
+    assert entry(bench, spec.ifindex) == (spec.slot, 5)
+    bench.a.call(nics.detach, 6, [spec], {spec.ifindex})  # whose the XDP program is not
+    assert there(bench, spec.ifindex) and entry(bench, spec.ifindex) == (spec.slot, 5)
+    (info,) = (one for one in bench.a.call(hal_nic.list_nics) if one.ifindex == spec.ifindex)
+    assert info.has_xdp
+    bench.a.call(nics.detach, 5, [spec], {spec.ifindex})
+    assert there(bench, spec.ifindex) and entry(bench, spec.ifindex) == (spec.slot, 0)
+    (info,) = (one for one in bench.a.call(hal_nic.list_nics) if one.ifindex == spec.ifindex)
+    assert not info.has_xdp
+
+
+def test_what_was_taken_off_is_told_and_put_back(way: str, bench: Bench, state: State) -> None:
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    (info,) = (one for one in bench.a.call(hal_nic.list_nics) if one.ifindex == spec.ifindex)
+    assert bench.a.call(nics.missing_tc, info) == ""
+    if way == "tcx":
+        bench.attached.detach_tcx(spec.ifindex)
+    else:
+        bench.a.run(["tc", "qdisc", "del", "dev", spec.name, "clsact"])
+    assert bench.a.call(nics.missing_tc, info) == "our tc programs were taken off"
+    bench.a.call(nics.attach_tc, "wan", spec)
+    assert bench.a.call(nics.missing_tc, info) == ""
+
+
+def test_by_clsact_they_are_found_without_the_director(
+    bench: Bench, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: False)
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    assert bench.a.call(remove_tc, "another", state) == []
+    assert bench.a.call(remove_tc, state.instance, state) == [f"tc program on {spec.name}"]
+    assert not bench.a.call(tcfilter.has_clsact, spec.ifindex)
+    assert bench.a.call(remove_tc, state.instance, state) == []
