@@ -50,6 +50,7 @@ RATE_MBIT = 100
 DELAY_MS = 25
 LOSS = 0.01
 FILE_BYTES = 10_000_000
+SHAPED_MBIT = 20
 # Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire (and then loss).
 LIMIT_BPS = RATE_MBIT * 1e6 * 1448 / 1538
 
@@ -57,6 +58,12 @@ CLIENT_POLICY = """\
 [stacks.wan]                # a user-space TCP stack: its own process, AF_XDP to the NIC
 kind = "user"
 transport = "tcp"
+congestion = "wan"
+fallback = "kernel"
+
+[stacks.side]               # another one on the same NIC, by its tc hooks: qdiscs and nft's hooks hold for it
+kind = "user"
+io = "tap"
 congestion = "wan"
 fallback = "kernel"
 
@@ -81,6 +88,12 @@ to = "default"
 proto = "tcp"
 ports = "8081"
 stack = "lan"
+
+[[tables.shop.routes]]
+to = "default"
+proto = "tcp"
+ports = "5202"
+stack = "side"
 """
 
 SERVER_POLICY = """\
@@ -276,17 +289,54 @@ def seen(s: Story) -> None:
     expect(f"{s.server.ip4}:80" in listed, "ss does not show the peer")
     s.say(f"ss: {' '.join(listed.split()[2:4])}")
     s.read_rest(curl)
-    rule = json.loads(s.client.run(["nft", "-j", "list", "chain", "inet", "demo", "out"]).stdout)
-    packets = next(
-        e["counter"]["packets"]
+    packets = _counted(s.client, "out")
+    expect(packets > 0, "the firewall did not see the flow")
+    s.say(f"nft rule in OUTPUT on {s.server.ip4}:80 counted {packets} packets")
+    s.client.run(["nft", "delete table inet demo"])
+
+
+def beside(s: Story) -> None:
+    """Another user stack on the same NIC: a firewall rule by the NIC's name and a shaper on it hold for its flows."""
+    nic = s.client.nic.name
+    stacks = {name: s.dmm.stack(name) for name in ("wan", "side")}
+    expect(all(stack["nics"] == [nic] for stack in stacks.values()), "the two stacks are not on one NIC")
+    ports = ", ".join(f"{name} by {stack['port']}" for name, stack in stacks.items())
+    s.say(f"on {nic}: {ports}")
+    s.client.run(
+        [
+            "nft",
+            "add table inet demo; add chain inet demo post { type filter hook postrouting priority 0; };"
+            f"add rule inet demo post oifname {nic} tcp dport 5202 counter",
+        ]
+    )
+    s.client.run(
+        ["tc", *f"qdisc add dev {nic} root tbf rate {SHAPED_MBIT}mbit burst 32kb latency 100ms".split()]
+    )
+    s.say(f"tc qdisc add dev {nic} root tbf rate {SHAPED_MBIT}mbit …")
+    iperf3_server(s.server, s.directory / "iperf3-side", port=5202)
+    answer = iperf3(s.client, s.server.ip4, "-t", "4", "-O", "1", cgroup=s.cg_client, port=5202)
+    mbit = answer["end"]["sum_received"]["bits_per_second"] / 1e6
+    expect(mbit < SHAPED_MBIT, f"the shaper did not hold: {mbit:.1f} Mb/s")
+    expect(mbit > SHAPED_MBIT / 2, f"the stack did not use what the shaper leaves: {mbit:.1f} Mb/s")
+    packets = _counted(s.client, "post")
+    expect(packets > 0, "the firewall did not see the flow leave by the NIC")
+    s.say(
+        f"[bold]iperf3[/]: stack [cyan]side[/], {mbit:.1f} Mb/s; nft counted {packets} packets with oifname {nic}"
+    )
+    s.client.run(["tc", "qdisc", "del", "dev", nic, "root"])
+    s.client.run(["nft", "delete table inet demo"])
+
+
+def _counted(host: Host, chain: str) -> int:
+    """What the one counter of a chain of table demo says."""
+    rule = json.loads(host.run(["nft", "-j", "list", "chain", "inet", "demo", chain]).stdout)
+    return next(
+        int(e["counter"]["packets"])
         for item in rule["nftables"]
         if "rule" in item
         for e in item["rule"]["expr"]
         if "counter" in e
     )
-    expect(packets > 0, "the firewall did not see the flow")
-    s.say(f"nft rule in OUTPUT on {s.server.ip4}:80 counted {packets} packets")
-    s.client.run(["nft", "delete table inet demo"])
 
 
 def policy_change(s: Story) -> None:
@@ -373,6 +423,7 @@ STEPS: list[tuple[str, Callable[[Story], None]]] = [
     ("A policy, and a cgroup to apply it to", attach),
     ("Unmodified programs connect", programs),
     ("Firewall, ss and flows see the real addresses", seen),
+    ("Two user stacks on one NIC, a rule that names it, and a shaper", beside),
     ("The policy changes while programs run", policy_change),
     ("A stack is killed, then the Resource Director", killed),
     ("The other direction: a server listens behind a user stack", listening),
