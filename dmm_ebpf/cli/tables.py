@@ -28,11 +28,11 @@ def count(row: Row, key: str) -> str:
 
 
 def stack_text(flow: Row) -> str:
-    """The stack that serves, and the one the route named when that was down: kernel (for wan)."""
-    stack, wanted = flow.get("stack"), flow.get("wanted")
-    return (
-        units.clean(stack) if wanted in (None, stack) else f"{units.clean(stack)} (for {units.clean(wanted)})"
-    )
+    """The stack that serves, and the one the route named where that is another, with why: kernel (for wan: full)."""
+    stack, wanted, why = flow.get("stack"), flow.get("wanted"), flow.get("why")
+    if wanted in (None, stack):
+        return units.clean(stack)
+    return f"{units.clean(stack)} (for {units.clean(wanted)}{f': {units.clean(why)}' if why else ''})"
 
 
 def _instance_column(rows: list[Row]) -> list[Column]:
