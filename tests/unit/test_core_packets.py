@@ -239,6 +239,20 @@ def test_syn_is_linux_like(make_core: Callable[..., Core]) -> None:
     assert syn.options[16:] == b"\x01\x03\x03\x0c"
 
 
+def test_the_peer_sees_the_timestamps_of_the_apps_kernel(make_core: Callable[..., Core]) -> None:
+    """So that they go on from those of the last connection, whoever carried it, as a peer in TIME-WAIT asks."""
+    core = make_core()
+    for value in (5, 0xFFFFFFFE):
+        options = b"\x02\x04\x05\xb4\x04\x02" + timestamps(value, 0)[2:] + b"\x01\x03\x03\x07"
+        core.put(INNER, to_core(INNER, 1000, 0, SYN, options=options))
+        (syn,) = core.get(OUTER)
+        assert struct.unpack(">I", syn.options[8:12])[0] == value
+        core.wait(3 * MS)
+        core.put(INNER, to_core(INNER, 1001, 0, RST))
+        core.put(OUTER, to_core(OUTER, 1, syn.seq + 1, RST | ACK))
+        core.get(INNER)
+
+
 def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:
     """New data is ECT(0), what is sent again and pure ACKs are not; CE is echoed until CWR comes, and an echo is
     answered by CWR on the next new data, once."""

@@ -141,6 +141,18 @@ static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bo
 	conn_kill(core, old, 0);
 }
 
+/*
+ * What the app's kernel has chosen for this connection, the peer sees. Its timestamps go on from those of the
+ * last connection between the two hosts, also when another process or the kernel carried that: else a peer in
+ * TIME-WAIT would refuse the SYN (RFC 6191, RFC 7323 section 5).
+ */
+static void take_after(struct conn *c, const struct pkt *syn, uint64_t now_ns)
+{
+	c->tos = syn->tos & 0xfc;
+	if (syn->has_ts)
+		c->leg[DMM_LEG_OUTER].ts_offset = syn->tsval - (uint32_t)(now_ns / NS_PER_MS);
+}
+
 static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dmm_core_addr_pair *pair,
 			const struct pkt *pkt, uint32_t leg, uint64_t now_ns)
 {
@@ -158,7 +170,7 @@ static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dm
 	c->isn_floor = floor;
 	c->has_isn_floor = has_floor;
 	if (!c->passive)
-		c->tos = pkt->tos & 0xfc;
+		take_after(c, pkt, now_ns);
 	core->counters[c->passive ? DMM_CORE_PASSIVE_OPEN : DMM_CORE_ACTIVE_OPEN]++;
 	leg_hold(core, &c->leg[leg], pkt, now_ns);
 	if (c->passive)
