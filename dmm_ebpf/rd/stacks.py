@@ -22,6 +22,7 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
+from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached
@@ -351,6 +352,8 @@ class StackManager:
                 why=f'it runs with io = "{s.port}", and its flows are bound to that',
                 hint="give the stack that is to be served otherwise another name",
             )
+        if config.devices != s.config.devices:
+            self._refuse_other_devices(s, config)
         for p in s.processes:
             if p.number >= config.instances:
                 continue
@@ -367,6 +370,16 @@ class StackManager:
                     await p.supervisor.query(
                         "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
                     )
+
+    def _refuse_other_devices(self, s: _Stack, config: UserStack) -> None:
+        """A device that is not there is a UsageError."""
+        wanted = {n.ifindex: n.name for n in hal_nic.serving_nics(list(config.devices) or None)}
+        if wanted.keys() != {n.ifindex for n in s.nics}:
+            raise ConflictError(
+                f"serve stack {s.name} on {', '.join(wanted.values()) or 'no device'}",
+                why=f"it runs on {', '.join(n.name for n in s.nics)}, and its flows are bound to that",
+                hint="give the stack that is to be on other devices another name",
+            )
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> _Stack:
         """A stack with no process yet, and our program on its NICs."""

@@ -14,6 +14,8 @@ import pytest
 from lab import wait_for
 from sitefixtures import WAN
 
+from dmm_ebpf.errors import DmmError
+
 WITHIN_S = 15.0
 PORT = 7100
 IOS = ("tap", "af_xdp")
@@ -244,6 +246,19 @@ def test_the_next_hop_and_the_mtu_are_followed(echo, io):
     assert talker.says(word) == word
     assert routed.stack("wan")["pid"] == pid
     assert talker.flow(routed)["stack"] == "wan"
+
+
+def test_other_devices_for_a_stack_that_runs_are_refused(wired):
+    routed = wired.attach_client(policy("tap"))
+    nic = wired.client.nic.name
+    wired.client.ip("link add other0 type bridge", "link set other0 up")
+    generation = routed.ask("status")[0]["generation"]
+    for devices, why in (('"nope"', "there is no such device"), ('"other0"', f"it runs on {nic}")):
+        with pytest.raises(DmmError, match=why):
+            routed.apply(policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = [{devices}]\n'))
+    routed.apply(policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = ["{nic}"]\n'))
+    assert routed.ask("status")[0]["generation"] == generation + 1
+    assert routed.stack("wan")["restarts"] == 0
 
 
 def test_auto_leaves_what_the_host_does_with_the_device_in_its_place(wired):
