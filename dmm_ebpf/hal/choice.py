@@ -13,6 +13,7 @@ import enum
 from dataclasses import dataclass
 
 from dmm_ebpf.hal.answer import Unknown, YesNo
+from dmm_ebpf.hal.nic import TAKE_ALL
 
 # What of a page is left for a packet: the headroom of XDP (XDP_PACKET_HEADROOM), the tailroom that the kernel keeps in
 # it (struct skb_shared_info, 320 bytes where a cache line has 64) and the Ethernet header take the rest. veth and
@@ -20,9 +21,6 @@ from dmm_ebpf.hal.answer import Unknown, YesNo
 _HEADROOM_BYTES = 256
 _TAILROOM_BYTES = 320
 _ETHERNET_BYTES = 14
-
-# Masters that take what their ports receive before anybody else sees it, and have the addresses themselves.
-_TAKE_ALL = frozenset({"bridge", "bond", "team", "openvswitch"})
 
 
 class Port(enum.StrEnum):
@@ -120,7 +118,7 @@ def _unfit(facts: Facts) -> str:
         return "it is a device of a user stack"
     if facts.loopback:
         return "what goes over it stays on this host"
-    if facts.master_kind in _TAKE_ALL:
+    if facts.master_kind in TAKE_ALL:
         return (
             f"it belongs to {facts.master_kind} {facts.master}, which has the addresses: name {facts.master}"
         )

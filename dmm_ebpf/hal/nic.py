@@ -33,6 +33,8 @@ _DRVINFO_BYTES = 196
 _RT_TABLE_MAIN = 254
 
 OWN_PREFIX = "dmm-"
+# Kinds of masters that take what their ports receive before anybody else sees it, and have the addresses themselves.
+TAKE_ALL = frozenset({"bridge", "bond", "team", "openvswitch"})
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,15 @@ def find(ifindex: int, name: str) -> Nic | None:
         return _nic(link, sock) if link is not None else None
 
 
+def taker_of(nic: Nic) -> str:
+    """Name of the device that takes what this one receives, and has the addresses; empty: there is none."""
+    if not nic.master:
+        return ""
+    with RouteSocket() as routes:
+        master = rtnl.link(routes, nic.master)
+    return master.name if master is not None and master.kind in TAKE_ALL else ""
+
+
 def default_route_nics() -> list[int]:
     """ifindexes of the main table's default routes, IPv4 first, best metric first."""
     found: list[int] = []
@@ -184,6 +195,10 @@ def _named(nics: Iterable[Nic], name: str) -> Nic:
         if nic.name == name:
             if not nic.ethernet or nic.loopback:
                 raise UsageError(f"use device {name}", why="it is not an Ethernet device")
+            taker = taker_of(nic)
+            if taker:
+                why = f"it belongs to {taker}, which has the addresses"
+                raise UsageError(f"use device {name}", why=why, hint=f"name {taker}")
             return nic
     raise UsageError(f"use device {name}", why="there is no such device", hint="see 'ip link'")
 

@@ -36,6 +36,10 @@ class IdSpace:
         """The number of a stack; KeyError when it has none."""
         return 0 if name == KERNEL else self._stacks[name]
 
+    def has_stack(self, name: str) -> bool:
+        """Whether it has a number."""
+        return name == KERNEL or name in self._stacks
+
     def table(self, name: str) -> int:
         """The number of a table; KeyError when it has none."""
         return self._tables[name]

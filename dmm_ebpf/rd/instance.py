@@ -408,9 +408,11 @@ class Instance:
         asked = await self.stacks.query_all("stats", within_s=LISTING_S)
         defined = dict(self._policy.stacks) if self._policy else {}
         rows = []
-        for name in dict.fromkeys([KERNEL, *defined, *self.stacks.names()]):
+        # One that is being started for a policy not yet in force has no number.
+        others = filter(self._ids.has_stack, self.stacks.names())
+        for name in dict.fromkeys([KERNEL, *defined, *others]):
             config = defined.get(name)
-            stack_id = 0 if name == KERNEL else self._ids.stack(name)
+            stack_id = self._ids.stack(name)
             row: dict[str, Any] = {
                 "instance": self.state.instance,
                 "name": name,

@@ -150,12 +150,11 @@ class Nics:
         """The NICs as they are now, with our program on those that were made anew; one that is not there stays as
         it was. Raises DmmError: DeviceGoneError if none is there.
         """
-        found = [hal_nic.find(n.ifindex, n.name) for n in nics]
+        found = [_found(n) for n in nics]
         if not any(found):
             gone = ", ".join(n.name for n in nics)
-            raise DeviceGoneError(
-                f"start stack {stack}", why=f"device {gone} is gone", hint="it starts when the device is back"
-            )
+            why = f"device {gone} is gone, or belongs to a bridge or a bond"
+            raise DeviceGoneError(f"start stack {stack}", why=why, hint="it starts when the device is back")
         now = [_spec(info, n.slot) if info else n for info, n in zip(found, nics, strict=True)]
         self.detach(stack_id, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
         self.rename(nics, now)
@@ -189,6 +188,12 @@ def remove_tc(instance: str, state: State | None) -> list[str]:
 
 def _spec(info: hal_nic.Nic, slot: int) -> NicSpec:
     return NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu)
+
+
+def _found(n: NicSpec) -> hal_nic.Nic | None:
+    """The device as it is now; None: it is not there, or another one takes what it receives."""
+    info = hal_nic.find(n.ifindex, n.name)
+    return None if info is None or hal_nic.taker_of(info) else info
 
 
 def there(nics: Iterable[NicSpec]) -> list[NicSpec]:
@@ -237,12 +242,16 @@ class ServedNic(Item):
         self._serving = serving
         self._nic = nic
         self._now: hal_nic.Nic | None = None
+        self._taker = ""
 
     def look(self) -> str:
         served, self._now = self._nic, hal_nic.find(self._nic.ifindex, self._nic.name)
         now = self._now
         if now is None:
             return "it is gone"
+        self._taker = hal_nic.taker_of(now)
+        if self._taker:
+            return f"it belongs to {self._taker} now, which has the addresses"
         if self._serving.waits():
             return "it is back, and the stack is not yet"
         return self._changed(served, now) or self._nics.missing_tc(now)
@@ -266,6 +275,8 @@ class ServedNic(Item):
         if now is None:
             if all(hal_nic.find(n.ifindex, n.name) is None for n in self._serving.nics):
                 self._serving.restart(f"device {self._nic.name} is gone")
+        elif self._taker:
+            self._serving.restart(f"device {self._nic.name} belongs to {self._taker} now")
         elif self._serving.waits():
             self._serving.hurry()
         elif self._must_restart(now):

@@ -261,6 +261,28 @@ def test_other_devices_for_a_stack_that_runs_are_refused(wired):
     assert routed.stack("wan")["restarts"] == 0
 
 
+@pytest.mark.parametrize("io", IOS)
+def test_a_device_that_is_put_under_a_bridge_is_left_until_it_is_free(echo, io):
+    """The bridge has the addresses then; what goes by it is the kernel's."""
+    client, nic = echo.client, echo.client.nic.name
+    routed = echo.attach_client(policy(io))
+    client.ip("link add top0 type bridge", "link set top0 up", f"link set {nic} master top0")
+    client.ip(f"addr flush dev {nic}", f"addr add {client.ip4}/24 dev top0")
+    wait_for(lambda: routed.stack("wan")["state"] != "up", WITHIN_S, "the stack to be down")
+    talker = Talker(echo, echo.server.ip4)
+    assert (talker.peer, talker.says("hello")) == (client.ip4, "hello")
+    assert talker.flow(routed)["stack"] == "kernel"
+    with pytest.raises(DmmError, match="it belongs to top0"):
+        other = f'[stacks.other]\nkind = "user"\ndevices = ["{nic}"]\n'
+        routed.apply(other + policy(io).replace('stack = "wan"', 'stack = "other"'))
+    routed.apply(policy(io))
+    client.ip(f"link set {nic} nomaster", "link del top0", f"addr add {client.ip4}/24 dev {nic}")
+    wait_for(lambda: routed.stack("wan")["state"] == "up", WITHIN_S, "the stack to be up again")
+    talker = Talker(echo, echo.server.ip4)
+    assert talker.says("hello") == "hello"
+    assert talker.flow(routed)["stack"] == "wan"
+
+
 def test_auto_leaves_what_the_host_does_with_the_device_in_its_place(wired):
     shaper = f"qdisc add dev {wired.client.nic.name} root tbf rate 100mbit burst 64kb latency 100ms"
     wired.client.run(["tc", *shaper.split()])
