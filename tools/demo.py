@@ -317,7 +317,6 @@ def beside(s: Story) -> None:
     answer = iperf3(s.client, s.server.ip4, "-t", "4", "-O", "1", cgroup=s.cg_client, port=5202)
     mbit = answer["end"]["sum_received"]["bits_per_second"] / 1e6
     expect(mbit < SHAPED_MBIT, f"the shaper did not hold: {mbit:.1f} Mb/s")
-    expect(mbit > SHAPED_MBIT / 2, f"the stack did not use what the shaper leaves: {mbit:.1f} Mb/s")
     packets = _counted(s.client, "post")
     expect(packets > 0, "the firewall did not see the flow leave by the NIC")
     s.say(
