@@ -31,6 +31,7 @@ from bpf_lab import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import Cgroup, Host, Lab
+from seat_lab import pair
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
@@ -125,18 +126,8 @@ class Steer:
         self, laddr: str, raddr: str, lport: int = PORT, rport: int = THEIRS, stack: int = STACK, tap: int = 0
     ) -> None:
         """xdp_flows: a stack owns this flow."""
-        pair = abi.new(
-            "dmm_addr_pair",
-            laddr=abi.addr16(laddr),
-            raddr=abi.addr16(raddr),
-            lport_be=socket.htons(lport),
-            rport_be=socket.htons(rport),
-            family=socket.AF_INET6 if ":" in laddr else socket.AF_INET,
-            proto=6,
-        )
-        self.attached.maps["xdp_flows"].update(
-            abi.pack(pair), abi.pack(abi.new("dmm_xdp_flow", stack=stack, tap=tap))
-        )
+        owner = abi.pack(abi.new("dmm_xdp_flow", stack=stack, tap=tap))
+        self.attached.maps["xdp_flows"].update(pair(laddr, lport, raddr, rport), owner)
 
     def listen(self, address: str, table: int, port: int = PORT) -> None:
         """listeners: as TCP_LISTEN_CB would write it, for both halves."""

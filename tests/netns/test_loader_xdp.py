@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import pytest
 from bpf_lab import netns_cookie
-from lab import Cgroup, Host, Lab
+from lab import Host
 from lab.waiting import wait_for
 
 from dmm_ebpf import loader
@@ -20,27 +19,6 @@ from dmm_ebpf.loader.bpf import AttachType, ProgType
 
 # XDP_PASS without looking: r0 = 2; exit.
 PASS = bytes.fromhex("b700000002000000 9500000000000000")
-
-
-@pytest.fixture
-def pair(lab: Lab) -> tuple[Host, Host]:
-    """Two wired hosts."""
-    a, b = lab.host("a"), lab.host("b")
-    lab.wire(a, b)
-    return a, b
-
-
-@pytest.fixture
-def attached(
-    pair: tuple[Host, Host], cgroup: Cgroup, instance: Callable[[], str]
-) -> Iterator[loader.Attached]:
-    """An instance of host a."""
-    with ExitStack() as stack:
-        name = instance()
-        stack.callback(loader.detach, name)
-        made = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(pair[0]))
-        stack.callback(made.close)
-        yield made
 
 
 def nic(host: Host) -> dict[str, object]:
