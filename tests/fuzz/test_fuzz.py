@@ -4,29 +4,22 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fuzzlab import ROOT, TARGETS, BuildError
+from lab.fuzz.fuzzlab import ROOT, TARGETS, BuildError
 
 TOOL = ROOT / "tools" / "fuzz"
 
 
-@pytest.fixture(scope="module")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return TARGETS["wire"].build(tmp_path_factory.mktemp("fuzz") / "wire")
-
-
-def test_no_packet_breaks_the_wire_parser(wire: Path, tmp_path: Path) -> None:
-    target = TARGETS["wire"]
+@pytest.mark.parametrize("name", ["wire", "fragment"])
+def test_no_packet_breaks_what_reads_it_first(name: str, tmp_path: Path) -> None:
+    target = TARGETS[name]
     target.write_seeds(tmp_path / "seeds")
     done = subprocess.run(
         [
-            wire,
+            target.build(tmp_path / name),
             "-max_total_time=3",
             f"-max_len={target.max_len}",
             "-seed=1",

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from scenario_core import build
 from scenario_grammar import ScenarioError, parse
 from scenario_run import Run

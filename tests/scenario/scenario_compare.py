@@ -118,6 +118,8 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
     ]
     pairs += [
         ("tos", line.attrs.get("tos"), packet.tos),
+        ("ttl", line.attrs.get("ttl"), packet.ttl),
+        ("label", line.attrs.get("label"), packet.label),
         ("ace", line.attrs.get("ace"), packet.flags >> ACE_SHIFT & 7),
         ("gso", line.attrs.get("gso"), packet.gso_size),
         ("len", line.attrs.get("len"), packet.total_len),

@@ -20,6 +20,7 @@ SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 META = ("link", "family")
+GSO_TCP = {4: 1, 6: 4}  # enum dmm_vnet, by the version of IP
 VNET = ("flags", "gso_type", "hdr_len", "gso_size", "csum_start", "csum_offset")
 DATA_VALID = 2
 CONFIG = {
@@ -76,11 +77,13 @@ class Core:
         self.buffer = self.ffi.new(f"uint8_t[{LARGEST}]")
         self.meta = self.ffi.new("struct dmm_tx_meta *")
 
-    def put(self, leg: int, data: bytes, link: int, mtu: int, csum_ok: bool = False) -> None:
-        """A packet arrives on leg; link and mtu are of its way on the outer leg."""
+    def put(self, leg: int, data: bytes, link: int, mtu: int, csum_ok: bool = False, gso: int = 0) -> None:
+        """A packet arrives on leg; link and mtu are of its way on the outer leg. gso: payload of each segment in it."""
         exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
         meta = self.ffi.new("struct dmm_rx_meta *", {"link": link, "mtu": mtu})
         meta.vnet.flags = DATA_VALID if csum_ok else 0
+        if gso:
+            meta.vnet.gso_type, meta.vnet.gso_size = GSO_TCP[data[0] >> 4], gso
         self.lib.dmm_core_input(self.ptr, leg, exact, len(data), meta, self.now)
 
     def get(self, leg: int) -> Any:

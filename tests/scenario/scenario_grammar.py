@@ -38,16 +38,20 @@ IN_ATTRS = {
     "pad",
     "frag",
     "tos",
+    "ttl",
+    "label",
     "ace",
     "urg",
     "port",
     "garble",
     "csum_ok",
+    "more",
     "src",
     "link",
     "mtu",
+    "gso",
 }
-OUT_ATTRS = {"tos", "ace", "gso", "len", "port", "urg", "link"}
+OUT_ATTRS = {"tos", "ttl", "label", "ace", "gso", "len", "port", "urg", "link"}
 PLAIN_OPTIONS = ("sackOK", "nop", "eol", "nots", "nosack", "noaccecn")
 VERBS = {
     "open",

@@ -56,10 +56,12 @@ def _pseudo(src: bytes, dst: bytes, proto: int, length: int) -> bytes:
     return src + dst + struct.pack(">II", length, proto)
 
 
-def _ip(src: bytes, dst: bytes, proto: int, body: bytes, tos: int = 0) -> bytes:
+def _ip(
+    src: bytes, dst: bytes, proto: int, body: bytes, tos: int = 0, ttl: int = 64, label: int = 0
+) -> bytes:
     if len(src) == 16:
-        return struct.pack(">IHBB", 6 << 28 | tos << 20, len(body), proto, 64) + src + dst + body
-    head = struct.pack(">BBHHHBBH", 0x45, tos, 20 + len(body), 1, 0x4000, 64, proto, 0) + src + dst
+        return struct.pack(">IHBB", 6 << 28 | tos << 20 | label, len(body), proto, ttl) + src + dst + body
+    head = struct.pack(">BBHHHBBH", 0x45, tos, 20 + len(body), 1, 0x4000, ttl, proto, 0) + src + dst
     return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + body
 
 
@@ -82,6 +84,8 @@ class Tcp:
     total_len: int = 0  # of the IP packet; only filled by read()
     gso_size: int = 0  # ditto
     link: int = 0  # ditto
+    ttl: int = 64
+    label: int = 0
 
     def pack(self, data_offset: int | None = None) -> bytes:
         """The whole IP packet. data_offset: that number of words in the header instead of the right one."""
@@ -92,7 +96,7 @@ class Tcp:
         tcp += options + self.payload
         src, dst = _address(self.src), _address(self.dst)
         tcp = tcp[:16] + struct.pack(">H", checksum(_pseudo(src, dst, 6, len(tcp)) + tcp)) + tcp[18:]
-        return _ip(src, dst, 6, tcp, self.tos)
+        return _ip(src, dst, 6, tcp, self.tos, self.ttl, self.label)
 
 
 @dataclass
@@ -176,6 +180,12 @@ def _read_options(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
     return out
 
 
+def _read_ttl_label(data: bytes) -> tuple[int, int]:
+    if data[0] >> 4 == 6:
+        return data[7], struct.unpack(">I", data[:4])[0] & 0xFFFFF
+    return data[8], 0
+
+
 def _read_ip(data: bytes) -> tuple[bytes, bytes, int, int, bytes]:
     """(source, destination, protocol, TOS, what follows)"""
     if data[0] >> 4 == 6:
@@ -228,5 +238,5 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
         raise BadPacketError("its TCP data offset points outside")
     return Tcp(
         _text(src), _text(dst), sport, dport, seq, ack, flags, win, _read_options(body[20:head]), body[head:],
-        tos, urgent, len(data), meta["gso_size"], meta["link"],
+        tos, urgent, len(data), meta["gso_size"], meta["link"], *_read_ttl_label(data),
     )  # fmt: skip

@@ -23,11 +23,12 @@ from scenario_packets import (
     checksum,
 )
 
+from dmm_ebpf.tcpstates import TCP_STATES
+
 START_NS = 100 * NS["s"]
 SLACK_NS = 100 * NS["us"]
 RING = 40
-STATES = ["-", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE"]
-STATES += ["CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING"]
+STATES = ["-", *(state.name for state in TCP_STATES)]
 TIMED_CONFIG = {"keepalive", "time_wait"}
 
 
@@ -51,6 +52,7 @@ class Run:
         self.trace: deque[str] = deque(maxlen=RING)
         self.apps: dict[int, App] = {}
         self.app_on = False
+        self.more = False  # another packet comes before the core is asked what it has to send
         self.actions: deque[tuple[str, int, int]] = deque()
 
     def _settings(self, config: dict[str, str]) -> dict[str, Any]:
@@ -143,6 +145,8 @@ class Run:
 
     def advance(self, to: int, until: int | None = None) -> None:
         """Runs the clock to `to`, or until a packet is there on leg `until`."""
+        if self.more and to <= self.core.now:
+            return
         while True:
             due = self._settle()
             if until is not None and self.queue[until]:
@@ -195,7 +199,8 @@ class Run:
         tcp = Tcp(
             src[self.family], dst[self.family], *ports, flow.isn + seq, ack, flags,
             flow.win if line.win is None else int(line.win), self._in_options(line, flow, core_isn), payload,
-            line.attrs.get("tos", 0), line.attrs.get("urg", 0),
+            line.attrs.get("tos", 0), line.attrs.get("urg", 0), ttl=line.attrs.get("ttl", 64),
+            label=line.attrs.get("label", 0),
         )  # fmt: skip
         if "src" in line.attrs:
             tcp.src = {
@@ -209,13 +214,16 @@ class Run:
             f"{line.flags} {seq}:{seq + length}({length}) ack {line.ack}"
         )
         self._put(line.leg, port, self._bend(tcp, line.attrs), line.attrs)
-        self._settle()
+        self.more = "more" in line.attrs
+        if not self.more:
+            self._settle()
 
     def _put(self, leg: int, port: int, data: bytes, attrs: dict[str, int]) -> None:
         link = attrs.get("link", LINKS[leg])
         if leg == INNER:
             self.flow(OUTER, port).link = link or self.flow(OUTER, port).link
-        self.core.put(leg, data, link, attrs.get("mtu", self.mtu), bool(attrs.get("csum_ok")))
+        mtu, csum_ok = attrs.get("mtu", self.mtu), bool(attrs.get("csum_ok"))
+        self.core.put(leg, data, link, mtu, csum_ok, attrs.get("gso", 0))
 
     def _in_options(self, line: Packet, flow: Flow, core_isn: int) -> list[tuple[str, tuple[int, ...]]]:
         out: list[tuple[str, tuple[int, ...]]] = []

@@ -85,5 +85,5 @@ def test_a_scenario_has_a_title(tmp_path: Path) -> None:
 
 
 def test_every_scenario_has_a_title_of_its_own() -> None:
-    titles = [parse(path).title for path in sorted(Path(__file__).parent.glob("*.tcp"))]
+    titles = [parse(path).title for path in sorted(Path(__file__).parent.rglob("*.tcp"))]
     assert len(titles) == len(set(titles)) > 100

@@ -5,10 +5,10 @@
  * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over a TAP device
  * of the stack's, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the
  * inner leg the core plays the remote peer, on the outer leg it plays this host. Bytes go in by
- * dmm_core_input(), packets are pulled out by dmm_core_output(), time is passed in, nothing here makes a
- * system call or reads a clock. Packets are whole IP packets (IPv4 or IPv6) with no link-layer header. No
- * function but create and destroy blocks; no packet of any content makes a function fail: what is wrong is
- * counted, and ends at most its own connection.
+ * dmm_core_input(), packets are pulled out by dmm_core_output(), time is passed in; nothing here reads a
+ * clock or makes a system call, but for memory (mmap(2)). Packets are whole IP packets (IPv4 or
+ * IPv6) with no link-layer header. No function but create and destroy blocks; no packet of any content makes
+ * a function fail: what is wrong is counted, and ends at most its own connection.
  *
  * One thread uses a core at a time. Times are ns of one monotonic clock of the caller's.
  * Text below is read by cffi, which strips lines that start with '#'.
@@ -29,7 +29,8 @@ struct dmm_core_config {
 	uint32_t inner_mtu;	  /* of the inner leg, bytes of IP packet; 0: 1500 */
 	uint32_t inner_gso_max;	  /* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no
 				     GSO */
-	uint32_t outer_gso_max;	  /* likewise of the outer side, as dmm_core_set_outer_offload() has it */
+	uint32_t outer_gso_max;	  /* likewise of every device of the outer side, until told otherwise by
+				     dmm_core_set_outer_offload() */
 	uint32_t outer_csum_partial;
 	uint32_t sndbuf_max_bytes; /* per connection, unacknowledged plus unsent; 0: as much as its share of
 				      memory_bytes is, at most 1 GiB */
@@ -80,14 +81,20 @@ struct dmm_vnet {
 	uint16_t csum_offset; /* ... and of the checksum in it: 16 */
 };
 
+enum {
+	DMM_LINK_DEVICE_SHIFT = 48, /* of meta.link, to the number of its device */
+	DMM_CORE_DEVICES = 17,	    /* numbers with offloads of their own; a higher one has those of 0 */
+};
+
 /* What the I/O layer knows of a received packet */
 struct dmm_rx_meta {
 	struct dmm_vnet vnet; /* with either flag the TCP checksum is not checked */
 	uint16_t pad[3];
-	uint64_t link; /* the caller's name of a way on the outer leg: of a packet from the outer leg, the way
-			  back to whom it came from; of one from the inner leg, the way that this host's
-			  kernel would have sent it; 0: none */
-	uint32_t mtu;  /* of that way's device, bytes of IP packet; 0: not known */
+	uint64_t
+		link; /* the caller's name of a way on the outer leg: of a packet from the outer leg, the way
+			 back to whom it came from; of one from the inner leg, the way that this host's
+			 kernel would have sent it; 0: none. Its upper 16 bits are the number of the device */
+	uint32_t mtu; /* of that way's device, bytes of IP packet; 0: not known */
 	uint32_t pad2;
 };
 
@@ -195,6 +202,9 @@ enum dmm_core_counter {
 	DMM_CORE_ECN_MARKS,	      /* accurate ECN: marks that peers told of */
 	DMM_CORE_SPARE_COPIES,	      /* of what was on the way, sent while nothing else could be */
 	DMM_CORE_INNER_RETRANSMITS,   /* of RETRANSMITS, those towards the app's kernel */
+	DMM_CORE_REASSEMBLED,	      /* packets that came in fragments, put together */
+	DMM_CORE_FRAGMENTS_DROPPED, /* packets that came in fragments and could not be: late, overlapping, too
+				       many at once */
 	DMM_CORE_MAX,
 };
 
@@ -203,10 +213,10 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config);
 void dmm_core_destroy(struct dmm_core *core);
 
 /*
- * A packet came in. Inner leg: from the app's kernel (may be up to 64 KiB with gso). Outer leg: from the NIC,
- * TCP, or an ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new SYN on either leg makes a
- * connection. On the outer leg, segments put together on the way in (GRO: vnet.gso_type and gso_size, the
- * length of each but the last) count as the segments that they were.
+ * A packet came in, or a fragment of one. Inner leg: from the app's kernel (may be up to 64 KiB with gso).
+ * Outer leg: from the NIC, TCP, or an ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new
+ * SYN on either leg makes a connection. On the outer leg, segments put together on the way in (GRO:
+ * vnet.gso_type and gso_size, the length of each but the last) count as the segments that they were.
  */
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
@@ -216,6 +226,32 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
  */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
+
+/*
+ * Payload where the core holds it: bytes of them in n parts, laid out as struct iovec. So many parts are
+ * enough for the payload of one packet.
+ */
+enum { DMM_MAX_PARTS = 17 };
+
+struct dmm_part {
+	const uint8_t *data;
+	uint64_t bytes;
+};
+
+struct dmm_payload {
+	uint32_t n;
+	uint32_t bytes;
+	struct dmm_part part[DMM_MAX_PARTS];
+};
+
+/*
+ * dmm_core_output() without a copy: of the packet's length, which it returns, the last payload->bytes are not
+ * in buf but in payload's parts. They stay there, whatever else is called, until dmm_core_output_taken(),
+ * which must come soon: what is freed meanwhile waits for it.
+ */
+uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
+			       struct dmm_tx_meta *meta, struct dmm_payload *payload, uint64_t now_ns);
+void dmm_core_output_taken(struct dmm_core *core);
 
 /* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to call
  * again at the latest (absolute, ns); UINT64_MAX: nothing is pending. After it, dmm_core_output() may have
@@ -235,12 +271,14 @@ void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, 
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
 
 /*
- * What the device of the outer leg does with packets, from now on. csum_partial 1: the checksum may be left
- * to it (DMM_VNET_NEEDS_CSUM), as it may always be on the inner leg. gso_max, with csum_partial: the longest
- * IP packet, bytes, that it cuts into segments as TSO does; the segments are those that would else have been
+ * What a device of the outer leg does with packets, from now on, also with those of open connections. device:
+ * its number (meta.link), below DMM_CORE_DEVICES. csum_partial 1: the checksum may be left to it
+ * (DMM_VNET_NEEDS_CSUM), as it may always be on the inner leg. gso_max, with csum_partial: the longest IP
+ * packet, bytes, that it cuts into segments as TSO does; the segments are those that would else have been
  * pulled one by one. 0 each: packets go out whole, as they are.
  */
-void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t gso_max, uint32_t csum_partial);
+void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
+				uint32_t csum_partial);
 
 /* enum dmm_syn_cookies, from now on; other values change nothing. */
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode);

@@ -52,7 +52,7 @@ static uint64_t bbr_bdp(const struct cc *cc, const struct bbr *b, uint64_t bw, u
 {
 	if (b->min_rtt_ns == INFINITE)
 		return cc->cwnd_bytes;
-	return bbr_mul_div(bbr_mul_div(bw, b->min_rtt_ns, NS_PER_S), gain, UNIT);
+	return mul_div(mul_div(bw, b->min_rtt_ns, NS_PER_S), gain, UNIT);
 }
 
 /* QuantizationBudget() */
@@ -76,7 +76,7 @@ static uint64_t bbr_inflight_with_headroom(const struct cc *cc, const struct bbr
 
 	if (b->inflight_longterm == INFINITE)
 		return INFINITE;
-	headroom = max_u64(cc->mss, bbr_mul_div(b->inflight_longterm, 15, 100));
+	headroom = max_u64(cc->mss, mul_div(b->inflight_longterm, 15, 100));
 	return max_u64(b->inflight_longterm - min_u64(b->inflight_longterm, headroom),
 		       (uint64_t)MIN_PIPE_SEGS * cc->mss);
 }
@@ -380,7 +380,7 @@ static void bbr_check_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_sa
 
 static void bbr_set_pacing_with_gain(struct cc *cc, const struct bbr *b, uint32_t gain)
 {
-	uint64_t rate = bbr_mul_div(b->bw, gain * (100ull - PACING_MARGIN_PERCENT), UNIT * 100);
+	uint64_t rate = mul_div(b->bw, gain * (100ull - PACING_MARGIN_PERCENT), UNIT * 100);
 
 	if (rate && (b->flags & F_FULL_BW_REACHED || rate > cc->pacing_Bps))
 		cc->pacing_Bps = rate;
@@ -472,8 +472,7 @@ static void bbr_init(struct cc *cc, uint64_t now_ns)
 	b->inflight_longterm = INFINITE;
 	b->probe_up_acked_per_inc = INFINITE;
 	bbr_reset_short_term(b);
-	cc->pacing_Bps =
-		bbr_mul_div(bbr_mul_div(cc->cwnd_bytes, NS_PER_S, rtt_ns), STARTUP_PACING_GAIN, UNIT);
+	cc->pacing_Bps = mul_div(mul_div(cc->cwnd_bytes, NS_PER_S, rtt_ns), STARTUP_PACING_GAIN, UNIT);
 	cc->pacing_Bps = max_u64(cc->pacing_Bps, 1);
 }
 

@@ -129,18 +129,10 @@ static inline struct bbr *bbr_of(struct cc *cc)
 	return (struct bbr *)cc->priv;
 }
 
-/* a * b / c without overflow; c > 0; saturates */
-static inline uint64_t bbr_mul_div(uint64_t a, uint64_t b, uint64_t c)
-{
-	__uint128_t r = (__uint128_t)a * b / c;
-
-	return r > UINT64_MAX ? UINT64_MAX : (uint64_t)r;
-}
-
 /* Beta, 0.7: no deeper a cut than CUBIC's */
 static inline uint64_t bbr_beta(uint64_t v)
 {
-	return bbr_mul_div(v, 7, 10);
+	return mul_div(v, 7, 10);
 }
 
 static inline bool bbr_in_probe_bw(const struct bbr *b)
@@ -156,7 +148,7 @@ static inline bool bbr_probing(const struct bbr *b)
 
 static inline uint64_t bbr_delivery_rate(const struct cc_sample *s)
 {
-	return s->interval_ns ? bbr_mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns) : 0;
+	return s->interval_ns ? mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns) : 0;
 }
 
 static inline uint64_t bbr_max_bw(const struct bbr *b)
@@ -214,7 +206,7 @@ static inline void bbr_check_full_bw(struct bbr *b, const struct cc_sample *s)
 
 	if ((b->flags & (F_FULL_BW_NOW | F_APP_LIMITED)) || !(b->flags & F_ROUND_START) || !rate)
 		return;
-	if (rate >= bbr_mul_div(b->full_bw, 5, 4)) {
+	if (rate >= mul_div(b->full_bw, 5, 4)) {
 		bbr_reset_full_bw(b, rate);
 		return;
 	}
@@ -255,7 +247,7 @@ static inline void bbr_max_update(struct bbr_max m[3], uint64_t value, uint64_t 
 /* "BBR.extra_acked" */
 static inline void bbr_update_ack_aggregation(const struct cc *cc, struct bbr *b, const struct cc_sample *s)
 {
-	uint64_t expected = bbr_mul_div(b->bw, s->now_ns - b->extra_acked_interval_start_ns, NS_PER_S);
+	uint64_t expected = mul_div(b->bw, s->now_ns - b->extra_acked_interval_start_ns, NS_PER_S);
 	uint64_t window = b->flags & F_FULL_BW_REACHED ? EXTRA_ACKED_FILTER_LEN : 1;
 
 	if (b->extra_acked_delivered <= expected) {

@@ -59,7 +59,7 @@ static void wan_enter_down(struct wan *w, const struct cc_sample *s)
 
 static void wan_enter_cruise(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
-	uint64_t base = max64(6 * w->min_rtt_ns, NS_PER_S / 2);
+	uint64_t base = max_u64(6 * w->min_rtt_ns, NS_PER_S / 2);
 
 	w->flags &= ~F_PROBED;
 	w->calm = w->flags & F_RIVAL ? 0 : w->calm;
@@ -90,11 +90,11 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 {
 	if (!s->rtt_ns || s->prior_delivered_bytes < w->phase_delivered)
 		return;
-	w->phase_rtt_ns = min64(w->phase_rtt_ns, s->rtt_ns);
+	w->phase_rtt_ns = min_u64(w->phase_rtt_ns, s->rtt_ns);
 	if (w->flags & F_LEARNING || w->mode != WAN_DOWN)
 		return;
 	if (!w->win_from_ns)
-		w->win_from_ns = s->now_ns + max64(w->min_rtt_ns / 4, s->loss_delay_ns) + NS_PER_MS;
+		w->win_from_ns = s->now_ns + max_u64(w->min_rtt_ns / 4, s->loss_delay_ns) + NS_PER_MS;
 	if (s->now_ns < w->win_from_ns)
 		return;
 	w->flags |= F_LEARNING;
@@ -187,7 +187,7 @@ static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uin
 {
 	if (!(w->flags & F_PROBED) || !wan_excess_loss(cc, w, lost, delivered))
 		return 0;
-	w->gain_up = (uint32_t)max64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
+	w->gain_up = (uint32_t)max_u64(UNIT + (w->gain_up - UNIT) / 2, GAIN_UP_MIN);
 	w->flags = (w->flags | F_TIGHT) & ~F_PROBED;
 	w->suspect_ppm = mul_div(lost, PPM, lost + delivered);
 	return 1;
@@ -210,7 +210,8 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 	grew = bw >= w->full_bw + mul_div(w->full_bw, asked, 2ull * UNIT);
 	empty = s->rtt_ns && s->rtt_ns <= wan_rtt_plus(cc, w, 50);
 	if (!grew && (!empty || asked > UP_BLIND)) {
-		w->gain_up = (uint32_t)min64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
+		w->gain_up =
+			(uint32_t)min_u64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
 		wan_enter_down(w, s);
 		return;
 	}
@@ -219,7 +220,7 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 	 * must be seen to be delivered. With a queue go on as long as we are given most of what we ask for.
 	 */
 	w->up_stage += empty && w->up_stage < UP_STAGES;
-	w->full_bw = max64(w->full_bw, bw);
+	w->full_bw = max_u64(w->full_bw, bw);
 }
 
 /*
@@ -267,10 +268,10 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	}
 	if (!(w->flags & (F_POOL_IDLE | F_RIVAL)) && w->round_rtt_ns < w->pool_rtt_ns) {
 		w->pool_rtt_ns = w->round_rtt_ns;
-		mean = mul_div(delivered + min64(lost, mul_div(total, w->p_ppm, PPM)), NS_PER_S,
+		mean = mul_div(delivered + min_u64(lost, mul_div(total, w->p_ppm, PPM)), NS_PER_S,
 			       s->now_ns - w->pool_ns);
-		w->bw_max[0] = min64(w->bw_max[0], mean);
-		w->bw_max[1] = min64(w->bw_max[1], mean);
+		w->bw_max[0] = min_u64(w->bw_max[0], mean);
+		w->bw_max[1] = min_u64(w->bw_max[1], mean);
 	}
 	w->pool_ns = 0;
 }
@@ -337,7 +338,7 @@ static int wan_down_done(const struct cc *cc, const struct wan *w, const struct 
 	if (!(w->flags & F_LEARNING))
 		return 0;
 	seen = s->delivered_bytes - w->win_delivered;
-	return seen >= max64(min64(128ull * cc->mss, bdp * 3), bdp / 2);
+	return seen >= max_u64(min_u64(128ull * cc->mss, bdp * 3), bdp / 2);
 }
 
 static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
@@ -389,7 +390,7 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 		/* cwnd is that of PROBE_RTT since the ACK that began it */
 		if (cc->inflight_bytes > cc->cwnd_bytes)
 			return;
-		w->probe_rtt_done_ns = s->now_ns + max64(PROBE_RTT_NS, w->min_rtt_ns);
+		w->probe_rtt_done_ns = s->now_ns + max_u64(PROBE_RTT_NS, w->min_rtt_ns);
 		w->phase_rounds = 0;
 		w->round_rtt_ns = UINT64_MAX;
 		w->last_round_rtt_ns = UINT64_MAX;
@@ -398,12 +399,12 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 	if (s->now_ns < w->probe_rtt_done_ns || !w->phase_rounds)
 		return;
 	/* what was seen here replaces the old minimum: a longer path must be believed */
-	rtt = min64(w->round_rtt_ns, w->last_round_rtt_ns);
+	rtt = min_u64(w->round_rtt_ns, w->last_round_rtt_ns);
 	if (rtt == UINT64_MAX)
 		rtt = w->min_rtt_ns;
 	/* a rival of our own kind slows down at the same time and lets us see the path empty; others do not
 	 */
-	w->base_rtt_ns = min64(w->base_rtt_ns, w->min_rtt_ns);
+	w->base_rtt_ns = min_u64(w->base_rtt_ns, w->min_rtt_ns);
 	w->calm = 0;
 	w->strikes = 0;
 	if (rtt > w->base_rtt_ns + w->base_rtt_ns / 8 + 2 * NS_PER_MS)
@@ -412,7 +413,7 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 		w->flags &= ~F_RIVAL;
 	w->min_rtt_ns = rtt;
 	w->min_rtt_stamp_ns = s->now_ns;
-	cc->cwnd_bytes = max64(cc->cwnd_bytes, w->prior_cwnd_bytes);
+	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, w->prior_cwnd_bytes);
 	if (w->flags & F_FULL_BW)
 		wan_enter_cruise(cc, w, s);
 	else
@@ -477,7 +478,7 @@ static void wan_on_exit_recovery(struct cc *cc, uint64_t now_ns)
 	if (!(w->flags & F_RTO))
 		return;
 	w->flags &= ~F_RTO;
-	cc->cwnd_bytes = max64(cc->cwnd_bytes, w->prior_cwnd_bytes);
+	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, w->prior_cwnd_bytes);
 }
 
 /* Draft: BBROnEnterRTO: the model stays, cwnd starts again and is restored when recovery ends. */
@@ -489,7 +490,7 @@ static void wan_on_rto(struct cc *cc, uint64_t now_ns)
 	if (!(w->flags & F_RTO))
 		w->prior_cwnd_bytes = cc->cwnd_bytes;
 	w->flags |= F_RTO;
-	cc->cwnd_bytes = max64(cc->inflight_bytes + cc->mss, CWND_MIN_SEGS * (uint64_t)cc->mss);
+	cc->cwnd_bytes = max_u64(cc->inflight_bytes + cc->mss, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 
 /* The recovery was needless; the model took no harm, only cwnd after a timeout did. */
@@ -509,7 +510,7 @@ static void wan_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 	w->extra_delivered = 0;
 	w->flags |= F_IDLE_RESTART;
 	if (w->flags & F_FULL_BW && w->mode != WAN_PROBE_RTT && bw)
-		cc->pacing_Bps = max64(bw, cc->mss);
+		cc->pacing_Bps = max_u64(bw, cc->mss);
 }
 
 const struct cc_ops cc_wan = {

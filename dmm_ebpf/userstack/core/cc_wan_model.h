@@ -11,9 +11,8 @@
 #define DMM_CC_WAN_MODEL_H
 
 #include "cc.h"
+#include "util.h"
 
-#define NS_PER_S 1000000000ull
-#define NS_PER_MS 1000000ull
 #define UNIT 1024u	       /* gains and ratios are in 1/1024 */
 #define PPM 1000000u	       /* loss is in parts per million */
 #define P_MAX_PPM 200000u      /* more loss than this is never held for random */
@@ -126,31 +125,13 @@ struct wan {
 	uint64_t extra_ns;
 	uint64_t extra_delivered;
 	uint64_t extra_max[2];
-};
+} __attribute__((may_alias));
 
 _Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv), "the state must fit in cc.priv");
 
 static inline struct wan *wan_of(struct cc *cc)
 {
 	return (struct wan *)cc->priv;
-}
-
-static inline uint64_t min64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline uint64_t max64(uint64_t a, uint64_t b)
-{
-	return a > b ? a : b;
-}
-
-/* a * b / c without overflow; c > 0; saturates */
-static inline uint64_t mul_div(uint64_t a, uint64_t b, uint64_t c)
-{
-	__uint128_t r = (__uint128_t)a * b / c;
-
-	return r > UINT64_MAX ? UINT64_MAX : (uint64_t)r;
 }
 
 static inline uint64_t sqrt64(uint64_t v)
@@ -172,15 +153,14 @@ static inline uint64_t sqrt64(uint64_t v)
 
 static inline uint64_t wan_random(struct cc *cc, uint64_t below)
 {
-	cc->rng ^= cc->rng << 13;
-	cc->rng ^= cc->rng >> 7;
-	cc->rng ^= cc->rng << 17;
-	return below ? cc->rng % below : 0;
+	uint64_t r = xorshift64(&cc->rng);
+
+	return below ? r % below : 0;
 }
 
 static inline uint64_t wan_bw(const struct wan *w)
 {
-	return min64(max64(w->bw_max[0], w->bw_max[1]), w->bw_lo);
+	return min_u64(max_u64(w->bw_max[0], w->bw_max[1]), w->bw_lo);
 }
 
 static inline uint64_t wan_bdp(const struct wan *w, uint32_t gain)
@@ -193,9 +173,9 @@ static inline uint64_t wan_bdp(const struct wan *w, uint32_t gain)
 /* The path's own RTT with room for pacing quanta, ACK timing, and 1/share of it for jitter */
 static inline uint64_t wan_rtt_plus(const struct cc *cc, const struct wan *w, uint32_t share)
 {
-	uint64_t segs_ns = mul_div(4ull * cc->mss, NS_PER_S, max64(wan_bw(w), 1));
+	uint64_t segs_ns = mul_div(4ull * cc->mss, NS_PER_S, max_u64(wan_bw(w), 1));
 
-	return w->min_rtt_ns + max64(w->min_rtt_ns / share, min64(segs_ns, w->min_rtt_ns / 4)) +
+	return w->min_rtt_ns + max_u64(w->min_rtt_ns / share, min_u64(segs_ns, w->min_rtt_ns / 4)) +
 	       NS_PER_MS / 4;
 }
 
@@ -203,7 +183,7 @@ static inline void wan_set_p(struct wan *w)
 {
 	uint64_t ppm = w->p_total ? mul_div(w->p_lost, PPM, w->p_total) : 0;
 
-	w->p_ppm = (uint32_t)min64(ppm, P_MAX_PPM);
+	w->p_ppm = (uint32_t)min_u64(ppm, P_MAX_PPM);
 }
 
 /* Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it. */
@@ -215,7 +195,7 @@ static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, 
 		return;
 	expect = mul_div(total, w->p_ppm, PPM);
 	diff = lost > expect ? lost - expect : expect - lost;
-	sigma = cc->mss * sqrt64(max64(expect, lost) / cc->mss + 1);
+	sigma = cc->mss * sqrt64(max_u64(expect, lost) / cc->mss + 1);
 	if (diff > 3 * sigma && total > 50ull * cc->mss) {
 		w->p_lost = 0;
 		w->p_total = 0;
@@ -256,7 +236,7 @@ static inline void wan_forget(struct wan *w)
 static inline uint64_t wan_sample_bw(const struct wan *w, const struct cc_sample *s)
 {
 	uint64_t total = s->interval_delivered_bytes + s->interval_lost_bytes;
-	uint64_t credit = min64(s->interval_lost_bytes, mul_div(total, w->p_ppm, PPM));
+	uint64_t credit = min_u64(s->interval_lost_bytes, mul_div(total, w->p_ppm, PPM));
 
 	return mul_div(s->interval_delivered_bytes + credit, NS_PER_S, s->interval_ns);
 }
@@ -270,10 +250,10 @@ static inline void wan_update_bw(struct wan *w, const struct cc_sample *s)
 	bw = wan_sample_bw(w, s);
 	if (s->app_limited && bw < wan_bw(w))
 		return;
-	w->bw_max[0] = max64(w->bw_max[0], bw);
+	w->bw_max[0] = max_u64(w->bw_max[0], bw);
 	if (!(w->flags & F_FULL_BW))
-		w->delivered_max_Bps = max64(w->delivered_max_Bps,
-					     mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
+		w->delivered_max_Bps = max_u64(
+			w->delivered_max_Bps, mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
 }
 
 static inline void wan_update_round(struct wan *w, const struct cc_sample *s)
@@ -282,7 +262,7 @@ static inline void wan_update_round(struct wan *w, const struct cc_sample *s)
 	if (s->app_limited)
 		w->flags |= F_ROUND_APP_LIMITED;
 	if (s->rtt_ns)
-		w->round_rtt_ns = min64(w->round_rtt_ns, s->rtt_ns);
+		w->round_rtt_ns = min_u64(w->round_rtt_ns, s->rtt_ns);
 	if (s->acked_bytes && s->prior_delivered_bytes >= w->next_round_delivered) {
 		w->next_round_delivered = s->delivered_bytes;
 		w->flags |= F_ROUND_START;
@@ -302,8 +282,8 @@ static inline void wan_update_extra(const struct cc *cc, struct wan *w, const st
 	}
 	w->extra_delivered += s->acked_bytes;
 	w->extra_max[0] =
-		max64(w->extra_max[0],
-		      min64(w->extra_delivered - min64(w->extra_delivered, expected), cc->cwnd_bytes));
+		max_u64(w->extra_max[0],
+			min_u64(w->extra_delivered - min_u64(w->extra_delivered, expected), cc->cwnd_bytes));
 }
 
 static inline void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
@@ -339,23 +319,23 @@ static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint
  */
 static inline uint32_t wan_bias(const struct cc *cc, const struct wan *w)
 {
-	uint64_t segs = max64(wan_bdp(w, UNIT) / cc->mss, 4);
+	uint64_t segs = max_u64(wan_bdp(w, UNIT) / cc->mss, 4);
 	uint64_t variance = mul_div((uint64_t)UNIT * UNIT, w->p_ppm, 2ull * PPM * segs);
 
-	return (uint32_t)min64(3 * sqrt64(variance) / 2, BIAS_MAX);
+	return (uint32_t)min_u64(3 * sqrt64(variance) / 2, BIAS_MAX);
 }
 
 static inline void wan_trim(const struct cc *cc, struct wan *w)
 {
-	uint64_t seg_ns = mul_div(cc->mss, NS_PER_S, max64(wan_bw(w), 1));
+	uint64_t seg_ns = mul_div(cc->mss, NS_PER_S, max_u64(wan_bw(w), 1));
 	uint64_t empty = w->min_rtt_ns + w->min_rtt_ns / 64 + seg_ns + NS_PER_MS / 10;
 
 	if (w->round_rtt_ns == UINT64_MAX)
 		return;
 	if (w->round_rtt_ns > empty)
-		w->trim = (uint16_t)min64(w->trim + TRIM_UP, wan_bias(cc, w));
+		w->trim = (uint16_t)min_u64(w->trim + TRIM_UP, wan_bias(cc, w));
 	else
-		w->trim -= (uint16_t)min64(w->trim, TRIM_DOWN);
+		w->trim -= (uint16_t)min_u64(w->trim, TRIM_DOWN);
 }
 
 /*
@@ -368,7 +348,7 @@ static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 		return;
 	if (w->phase_rtt_ns > w->min_rtt_ns + w->min_rtt_ns / 8 + 2 * NS_PER_MS) {
 		w->calm = 0;
-		w->strikes = (uint8_t)min64(w->strikes + 1u, RIVAL_STRIKES);
+		w->strikes = (uint8_t)min_u64(w->strikes + 1u, RIVAL_STRIKES);
 		if (w->strikes >= RIVAL_STRIKES) {
 			w->flags |= F_RIVAL;
 			/* every time: those who share a queue must probe alike, or who lost a probe stays
@@ -377,7 +357,7 @@ static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 		}
 	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
 		w->strikes = 0;
-		w->calm = (uint8_t)min64(w->calm + 1u, RIVAL_CALM);
+		w->calm = (uint8_t)min_u64(w->calm + 1u, RIVAL_CALM);
 		if (w->calm >= RIVAL_CALM) {
 			w->flags &= ~F_RIVAL;
 			w->base_rtt_ns = w->min_rtt_ns;
@@ -390,10 +370,10 @@ static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 static inline uint32_t wan_gain_up(const struct cc *cc, const struct wan *w)
 {
 	uint64_t gain = w->gain_up - UNIT;
-	uint64_t floor = mul_div(4ull * cc->mss, UNIT, max64(wan_bdp(w, UNIT), 4ull * cc->mss));
+	uint64_t floor = mul_div(4ull * cc->mss, UNIT, max_u64(wan_bdp(w, UNIT), 4ull * cc->mss));
 
-	gain = w->flags & F_ALONE ? gain / 2 : max64(gain, floor);
-	return UNIT + (uint32_t)min64(gain << w->up_stage, UNIT);
+	gain = w->flags & F_ALONE ? gain / 2 : max_u64(gain, floor);
+	return UNIT + (uint32_t)min_u64(gain << w->up_stage, UNIT);
 }
 
 #endif /* DMM_CC_WAN_MODEL_H */

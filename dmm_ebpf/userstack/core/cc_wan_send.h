@@ -13,7 +13,7 @@ static inline uint32_t wan_margin(const struct cc *cc, const struct wan *w)
 {
 	if (wan_untroubled(w))
 		return 0;
-	return MARGIN - (uint32_t)min64(wan_bdp(w, UNIT) / cc->mss / MARGIN_SEGS, MARGIN / 2);
+	return MARGIN - (uint32_t)min_u64(wan_bdp(w, UNIT) / cc->mss / MARGIN_SEGS, MARGIN / 2);
 }
 
 static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
@@ -27,7 +27,7 @@ static inline uint32_t wan_cruise_gain(const struct cc *cc, const struct wan *w)
 	/* a queue of ours: away with it, half of it in a round */
 	if (w->last_round_rtt_ns != UINT64_MAX && w->last_round_rtt_ns > empty)
 		excess = mul_div(w->last_round_rtt_ns - empty, UNIT / 2, w->min_rtt_ns);
-	return UNIT - wan_margin(cc, w) - w->trim - (uint32_t)min64(excess, GAIN_QUEUE_MAX);
+	return UNIT - wan_margin(cc, w) - w->trim - (uint32_t)min_u64(excess, GAIN_QUEUE_MAX);
 }
 
 static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
@@ -72,7 +72,7 @@ static inline void wan_set_pacing(struct cc *cc, const struct wan *w)
 	if (!rate)
 		return;
 	if (w->flags & F_FULL_BW || rate > cc->pacing_Bps)
-		cc->pacing_Bps = max64(rate, cc->mss);
+		cc->pacing_Bps = max_u64(rate, cc->mss);
 }
 
 /*
@@ -86,12 +86,12 @@ static inline void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sa
 
 	target += mul_div(target, w->p_ppm, 4ull * PPM) + 3ull * cc->mss;
 	if (w->mode != WAN_PROBE_RTT)
-		target += max64(w->extra_max[0], w->extra_max[1]);
+		target += max_u64(w->extra_max[0], w->extra_max[1]);
 	if (w->flags & F_FULL_BW)
-		cc->cwnd_bytes = min64(cc->cwnd_bytes + s->acked_bytes, target);
+		cc->cwnd_bytes = min_u64(cc->cwnd_bytes + s->acked_bytes, target);
 	else if (!w->queue_from_ns && (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss))
 		cc->cwnd_bytes += mul_div(s->acked_bytes, PPM, PPM - w->p_ppm);
-	cc->cwnd_bytes = max64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
+	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 
 /* What copies may fill idle time: loss is known to be random, or nothing is known yet */

@@ -238,6 +238,21 @@ void conn_turn_back(struct conn *c, const struct pkt *pkt)
 		c->link = pkt->link;
 }
 
+void conn_learn_app(struct conn *c, const struct pkt *pkt)
+{
+	if (pkt->payload_len || (pkt->flags & TH_SYN))
+		c->tos = pkt->tos & (uint8_t)~WIRE_ECN_MASK;
+	c->ttl = pkt->ttl;
+	c->flow_label = pkt->flow_label;
+}
+
+void conn_learn_peer(struct conn *c, const struct pkt *pkt)
+{
+	if (pkt->payload_len || (pkt->flags & TH_SYN))
+		c->peer_tos = pkt->tos & (uint8_t)~WIRE_ECN_MASK;
+	c->peer_label = pkt->flow_label;
+}
+
 uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg)
 {
 	return (uint32_t)(siphash(core->isn_secret, pair, 5) >> (leg ? 32 : 0));

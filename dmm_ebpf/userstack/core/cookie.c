@@ -124,6 +124,18 @@ static uint8_t window_scale(const struct dmm_core *core)
 	return tcp_pick_wscale(core->cfg.rcvbuf_max_bytes);
 }
 
+/* The kernel is not asked, so nothing is known of its route and of rules that write another: the device's MTU
+ * is the best guess, and what the kernel has said to the latest peer. */
+static uint16_t first_mss(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+			  const struct pkt *syn)
+{
+	uint32_t said = core->listener_mss[pair->family != WIRE_AF_INET];
+	uint32_t mss =
+		pmtu_of_device(core, pair->family, syn->link_mtu) - wire_ip_len(pair->family) - WIRE_TCP_LEN;
+
+	return (uint16_t)(said ? min_u32(mss, said) : mss);
+}
+
 void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
 		   uint64_t now_ns)
 {
@@ -138,9 +150,7 @@ void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
 	};
 	struct wire_dir dir;
 
-	/* the kernel's route is not known; the device's MTU is the best guess */
-	wire_opt_mss(&seg, (uint16_t)(pmtu_of_device(core, pair->family, syn->link_mtu) -
-				      wire_ip_len(pair->family) - WIRE_TCP_LEN));
+	wire_opt_mss(&seg, first_mss(core, pair, syn));
 	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options), syn->tsval,
 			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(core));
 	ctl_dir(pair, DMM_LEG_OUTER, &dir);

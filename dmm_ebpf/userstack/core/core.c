@@ -53,9 +53,11 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 	core->cfg = *config;
 	config_defaults(&core->cfg);
 	core->cc_ops = cc_find(core->cfg.congestion[0] ? core->cfg.congestion : "cubic");
-	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 ||
+	core->fragments = fragments_create(&core->mem, &core->counters[DMM_CORE_FRAGMENTS_DROPPED]);
+	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 || !core->fragments ||
 	    !conn_table_init(core)) {
 		conn_table_deinit(core);
+		fragments_destroy(core->fragments);
 		free(core);
 		return NULL;
 	}
@@ -67,6 +69,8 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 	core->rng = splitmix64(&seed) | 1;
 	for (int i = 0; i < 2; i++)
 		core->cookie_secret[i] = splitmix64(&seed);
+	for (uint32_t i = 0; i < DMM_CORE_DEVICES; i++)
+		dmm_core_set_outer_offload(core, i, core->cfg.outer_gso_max, core->cfg.outer_csum_partial);
 	mem_init(&core->mem, core->cfg.memory_bytes);
 	wheel_init(&core->wheel, 0);
 	wheel_init(&core->park_wheel, 0);
@@ -82,6 +86,7 @@ void dmm_core_destroy(struct dmm_core *core)
 		return;
 	conn_forget_all(core);
 	conn_table_deinit(core);
+	fragments_destroy(core->fragments);
 	mem_deinit(&core->mem);
 	free(core);
 }
@@ -168,10 +173,15 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 }
 
 /* Segments that arrived as one packet. What stands alone on the wire is not put together with others. */
-static void note_segments(struct pkt *pkt, const struct dmm_vnet *vnet)
+static void note_segments(struct pkt *pkt, uint32_t leg, const struct dmm_vnet *vnet)
 {
-	if (vnet->gso_type && pkt->payload_len > vnet->gso_size && !(pkt->flags & (TH_SYN | TH_RST | TH_URG)))
+	if (!vnet->gso_type || pkt->payload_len <= vnet->gso_size ||
+	    (pkt->flags & (TH_SYN | TH_RST | TH_URG)))
+		return;
+	if (leg == DMM_LEG_OUTER)
 		pkt->segment_bytes = vnet->gso_size;
+	else
+		pkt->cut_bytes = vnet->gso_size;
 }
 
 static void note_link(struct pkt *pkt, const struct dmm_rx_meta *meta)
@@ -180,13 +190,12 @@ static void note_link(struct pkt *pkt, const struct dmm_rx_meta *meta)
 	pkt->link_mtu = (uint16_t)min_u32(meta->mtu, 65535);
 }
 
-void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
-		    const struct dmm_rx_meta *meta, uint64_t now_ns)
+static void input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
+		  const struct dmm_rx_meta *meta, uint64_t now_ns)
 {
 	enum wire_result what;
 	struct pkt parsed;
 
-	core->counters[DMM_CORE_IN_PACKETS]++;
 	what = wire_parse(pkt, len,
 			  !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
 			  &parsed);
@@ -194,8 +203,8 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 		note_link(&parsed, meta);
 	switch (what) {
 	case WIRE_TCP:
-		if (meta && leg & 1)
-			note_segments(&parsed, &meta->vnet);
+		if (meta)
+			note_segments(&parsed, leg & 1, &meta->vnet);
 		input_tcp(core, leg & 1, &parsed, now_ns);
 		break;
 	case WIRE_ICMP:
@@ -209,6 +218,41 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 		break;
 	}
 	conn_reap(core);
+}
+
+/* A fragment, or a packet with IPv6 extension headers */
+static void input_long(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
+		       const struct dmm_rx_meta *meta, uint64_t now_ns)
+{
+	struct dmm_rx_meta whole = {0};
+	bool joined;
+
+	switch (fragment_take(core->fragments, leg, &pkt, &len, &joined, now_ns)) {
+	case FRAGMENT_WHOLE:
+		if (meta)
+			whole = *meta;
+		if (joined)
+			memset(&whole.vnet, 0, sizeof(whole.vnet));
+		core->counters[DMM_CORE_REASSEMBLED] += joined;
+		input(core, leg, pkt, len, &whole, now_ns);
+		break;
+	case FRAGMENT_REFUSED:
+		core->counters[DMM_CORE_MALFORMED]++;
+		break;
+	case FRAGMENT_KEPT:
+	case FRAGMENT_DROPPED:
+		break;
+	}
+}
+
+void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
+		    const struct dmm_rx_meta *meta, uint64_t now_ns)
+{
+	core->counters[DMM_CORE_IN_PACKETS]++;
+	if (len >= WIRE_IP4_LEN && unlikely(chain_is_long(pkt, len)))
+		input_long(core, leg & 1, pkt, len, meta, now_ns);
+	else
+		input(core, leg, pkt, len, meta, now_ns);
 }
 
 /* What a packet counts for in a burst. To the kernel a long one is one, on the outer leg it is as many as the
@@ -258,9 +302,27 @@ uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint
 	return n;
 }
 
+uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
+			       struct dmm_tx_meta *meta, struct dmm_payload *payload, uint64_t now_ns)
+{
+	uint32_t n;
+
+	payload->n = payload->bytes = 0;
+	core->parts = payload;
+	n = dmm_core_output(core, leg, buf, cap, meta, now_ns);
+	core->parts = NULL;
+	return n;
+}
+
+void dmm_core_output_taken(struct dmm_core *core)
+{
+	mem_unpin(&core->mem);
+}
+
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 {
 	uint64_t trim_ns = mem_trim(&core->mem, now_ns);
+	uint64_t fragments_ns = fragments_expire(core->fragments, now_ns);
 	struct wheel_node *n;
 
 	if (unlikely(core->park_next_ns <= now_ns))
@@ -273,7 +335,8 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 		if (!list_empty(&core->ready[leg]) || core->ctl[leg].count)
 			return now_ns;
 	}
-	return min_u64(wheel_next_ns(&core->wheel), min_u64(core->park_next_ns, trim_ns));
+	return min_u64(wheel_next_ns(&core->wheel),
+		       min_u64(core->park_next_ns, min_u64(trim_ns, fragments_ns)));
 }
 
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action)
@@ -297,10 +360,18 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
 	return !!ops;
 }
 
-void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t gso_max, uint32_t csum_partial)
+void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
+				uint32_t csum_partial)
 {
-	core->cfg.outer_gso_max = gso_max;
-	core->cfg.outer_csum_partial = csum_partial;
+	if (device < DMM_CORE_DEVICES)
+		core->offload[device] = (struct offload){.gso_max = gso_max, .csum_partial = csum_partial};
+}
+
+const struct offload *core_offload(const struct dmm_core *core, uint64_t link)
+{
+	uint64_t device = link >> DMM_LINK_DEVICE_SHIFT;
+
+	return &core->offload[device < DMM_CORE_DEVICES ? device : 0];
 }
 
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode)
@@ -332,7 +403,7 @@ void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns)
 		if (c->phase == CONN_PARKED)
 			c = conn_wake(core, c);
 		if (c) /* else there is no memory: its peers find out by themselves */
-			relay_abort(core, c, 103); /* ECONNABORTED */
+			relay_abort(core, c, ECONNABORTED);
 	}
 	conn_reap(core);
 }

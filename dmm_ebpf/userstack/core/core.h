@@ -9,8 +9,11 @@
 #ifndef DMM_CORE_H
 #define DMM_CORE_H
 
+#include <errno.h>
+
 #include "api.h"
 #include "cc.h"
+#include "fragment.h"
 #include "mem.h"
 #include "tcp.h"
 #include "util.h"
@@ -42,8 +45,16 @@ struct conn {
 			     */
 	bool has_isn_floor; /* ... that this one replaces */
 	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
+	uint8_t ttl;	    /* of the app's packets, likewise; also the hop limit */
+	uint8_t peer_ttl;   /* the least of the peer's packets, carried to the inner leg (RFC 5082) */
+	uint8_t peer_tos;   /* DSCP of the peer's packets, carried to the inner leg */
 	bool time_wait;	    /* in core.time_wait */
-	uint64_t link;	    /* the way of its packets on the outer leg; 0: none */
+	uint16_t mss_most;  /* what the app takes in a segment, if no MTU allows so little; 0: more */
+	uint16_t app_segment; /* the longest that the app's kernel was seen to cut its data to; 0: none yet */
+	uint32_t flow_label;  /* of the app's packets, IPv6 */
+	uint32_t peer_label;  /* of the peer's */
+	uint64_t link;	      /* the way of its packets on the outer leg; 0: none */
+	struct hold hold;
 	struct list queued; /* reap, time_wait or half_open list */
 	struct tcb leg[2];
 	struct outer outer;
@@ -75,9 +86,17 @@ struct action_queue {
 	uint32_t count;
 };
 
+/* What a device of the outer leg does with packets, see dmm_core_set_outer_offload() */
+struct offload {
+	uint32_t gso_max;
+	uint32_t csum_partial;
+};
+
 struct dmm_core {
 	struct dmm_core_config cfg;
+	struct offload offload[DMM_CORE_DEVICES];
 	struct mem mem;
+	struct fragments *fragments;
 	struct wheel wheel;
 	struct wheel park_wheel; /* of parked connections */
 	uint64_t park_next_ns;	 /* no later than the first deadline in it */
@@ -97,13 +116,15 @@ struct dmm_core {
 	struct list reap;
 	struct list time_wait; /* oldest first */
 	uint32_t n_time_wait;
-	struct list half_open; /* oldest first */
+	uint16_t listener_mss[2]; /* in the latest SYN-ACK of this host's kernel: IPv4, IPv6; 0: none yet */
+	struct list half_open;	  /* oldest first */
 	uint32_t n_half_open;
 	uint64_t cookie_secret[2];
 	uint64_t cookies_until_ns; /* when the last cookie that was sent expires */
 	struct ctl_queue ctl[2];
 	struct action_queue actions;
 	uint64_t counters[DMM_CORE_MAX];
+	struct dmm_payload *parts; /* where the packet that is made tells its payload; NULL: it is copied */
 	uint16_t ip_id;
 };
 
@@ -119,6 +140,10 @@ struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair 
 void conn_follow(struct dmm_core *core, struct conn *c, const struct pkt *pkt);
 /* One came from the outer leg: the way back, as long as the kernel has said none */
 void conn_turn_back(struct conn *c, const struct pkt *pkt);
+/* What the IP header of an app's packet says, for those to the peer */
+void conn_learn_app(struct conn *c, const struct pkt *pkt);
+/* What that of a peer's packet says, for those to the app; its TTL apart (tcp_in.c) */
+void conn_learn_peer(struct conn *c, const struct pkt *pkt);
 /* Marks it for freeing at the end of the API call; error goes into the CLOSED action */
 void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
 void conn_reap(struct dmm_core *core);
@@ -127,6 +152,8 @@ void conn_forget_all(struct dmm_core *core);
 /* c takes over the place in the table of the object that had its handle */
 void conn_replace(struct dmm_core *core, struct conn *c);
 void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uint32_t error);
+/* Of the device that a link leads by */
+const struct offload *core_offload(const struct dmm_core *core, uint64_t link);
 uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns);
 /* What a leg's timestamp clock is ahead of the core's */
 uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg);

@@ -12,8 +12,6 @@
  */
 #include "core.h"
 
-enum { ERR_CONNABORTED = 103 };
-
 bool halfopen_full(const struct dmm_core *core)
 {
 	return core->n_half_open >= core->cfg.half_open_max;
@@ -46,7 +44,7 @@ static void drop(struct dmm_core *core, struct conn *c)
 		ctl_push_tcp(core, DMM_LEG_INNER, c->link, &dir, &rst);
 	}
 	core->counters[DMM_CORE_HALF_OPEN_DROPPED]++;
-	conn_kill(core, c, ERR_CONNABORTED);
+	conn_kill(core, c, ECONNABORTED);
 }
 
 void halfopen_enter(struct dmm_core *core, struct conn *c)

@@ -26,16 +26,18 @@ struct mem_slab {
 	struct list partial; /* of its class, or spare */
 	struct list all;
 	struct mem_free_obj *free;
-	uint32_t fresh;	 /* offset of what was never handed out */
-	uint32_t used;	 /* objects */
-	uint64_t pad[2]; /* objects start on a cache line */
+	uint32_t fresh;		  /* offset of what was never handed out */
+	uint32_t used;		  /* objects */
+	struct mem_slab *waiting; /* the next one with such chunks */
+	uint64_t waits;		  /* 1 << number of each chunk that is put back by mem_unpin() */
 };
 
 struct mem_free_obj {
 	struct mem_free_obj *next;
 };
 
-_Static_assert(sizeof(struct mem_slab) == 64, "one cache line");
+_Static_assert(sizeof(struct mem_slab) == 64, "one cache line, where the first object starts");
+_Static_assert(MEM_SLAB_BYTES / MEM_CHUNK_BYTES <= 64, "a bit for each chunk");
 
 void mem_init(struct mem *m, uint64_t limit_bytes)
 {
@@ -122,6 +124,7 @@ static bool mem_grow(struct mem *m, uint32_t cls)
 	}
 	s->free = NULL;
 	s->used = 0;
+	s->waits = 0;
 	s->fresh = sizeof(*s);
 	ASAN_POISON_MEMORY_REGION(s + 1, MEM_SLAB_BYTES - sizeof(*s));
 	list_add_tail(&m->partial[cls], &s->partial);
@@ -229,10 +232,43 @@ void *mem_chunk_get(struct mem *m, uint64_t reserve)
 	return c;
 }
 
+static void *chunk_at(struct mem_slab *s, uint32_t number)
+{
+	return (char *)(s + 1) + (size_t)number * MEM_CHUNK_BYTES;
+}
+
+static void chunk_wait(struct mem *m, const void *chunk)
+{
+	struct mem_slab *s = slab_of(chunk);
+
+	if (!s->waits) {
+		s->waiting = m->waiting;
+		m->waiting = s;
+	}
+	s->waits |= 1ull << ((size_t)((const char *)chunk - (const char *)(s + 1)) / MEM_CHUNK_BYTES);
+}
+
 void mem_chunk_put(struct mem *m, void *chunk)
 {
 	if (!chunk)
 		return;
 	m->chunk_bytes -= MEM_CHUNK_BYTES;
-	mem_free(m, chunk, MEM_CHUNK_BYTES);
+	if (unlikely(m->pinned))
+		chunk_wait(m, chunk);
+	else
+		mem_free(m, chunk, MEM_CHUNK_BYTES);
+}
+
+void mem_unpin(struct mem *m)
+{
+	m->pinned = false;
+	while (m->waiting) {
+		struct mem_slab *s = m->waiting;
+		uint64_t waits = s->waits;
+
+		m->waiting = s->waiting;
+		s->waits = 0; /* before the last one of them empties it */
+		for (; waits; waits &= waits - 1)
+			mem_free(m, chunk_at(s, (uint32_t)__builtin_ctzll(waits)), MEM_CHUNK_BYTES);
+	}
 }

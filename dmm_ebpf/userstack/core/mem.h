@@ -39,6 +39,8 @@ struct mem {
 	uint64_t limit_bytes; /* of chunk_bytes */
 	uint64_t used_bytes;  /* of all objects handed out, as large as their class is, large arrays too */
 	uint64_t large_bytes; /* of used_bytes: large arrays */
+	struct mem_slab *waiting; /* those with chunks that wait for mem_unpin() */
+	bool pinned;
 };
 
 void mem_init(struct mem *m, uint64_t limit_bytes);
@@ -64,6 +66,14 @@ static inline uint64_t mem_held_bytes(const struct mem *m)
  */
 void *mem_chunk_get(struct mem *m, uint64_t reserve);
 void mem_chunk_put(struct mem *m, void *chunk);
+
+/* From now on chunks that are put back keep their content, until mem_unpin(). */
+static inline void mem_pin(struct mem *m)
+{
+	m->pinned = true;
+}
+
+void mem_unpin(struct mem *m);
 
 static inline uint64_t mem_chunks_left(const struct mem *m)
 {

@@ -16,8 +16,6 @@
  */
 #include "core.h"
 
-enum { ERR_NETUNREACH = 101, ERR_TIMEDOUT = 110, ERR_REFUSED = 111, ERR_HOSTUNREACH = 113 };
-
 static bool leg_over(const struct tcb *t)
 {
 	return t->state == TCP_CLOSE && !(t->flags & TF_RST_DUE);
@@ -40,7 +38,9 @@ void relay_closed(struct dmm_core *core, struct tcb *t)
 	}
 }
 
-/* Ends a leg. flush: deliver what its window takes first. */
+/* Ends a leg. flush: deliver first what its window takes, on the outer leg all that the app's kernel was told
+ * has arrived; and what ends the handshake, since a RST alone takes a connection out of the queue of
+ * accept(). */
 static void leg_reset(struct dmm_core *core, struct tcb *t, bool flush)
 {
 	bool unanswered = t->state == TCP_SYN_SENT;
@@ -53,7 +53,7 @@ static void leg_reset(struct dmm_core *core, struct tcb *t, bool flush)
 	}
 	t->flags &= ~(uint32_t)TF_HOLD;
 	t->flags |= TF_RST_DUE | (unanswered ? TF_RST_BARE : 0);
-	if (flush && stream_held(&t->snd) && t->state != TCP_SYN_RECV)
+	if (flush && (stream_held(&t->snd) || tcp_is_greeting(t)) && t->state != TCP_SYN_RECV)
 		t->flags |= TF_RST_FLUSH;
 	else
 		tcp_release(core, t);
@@ -71,15 +71,17 @@ void relay_reset(struct dmm_core *core, struct tcb *t, uint32_t error)
 	struct tcb *peer = tcb_peer(t);
 
 	set_error(tcb_conn(t), error);
+	if (t->state == TCP_SYN_RECV)
+		peer->flags &= ~(uint32_t)TF_ACK_NOW; /* nobody was ever there */
 	tcp_release(core, t);
-	leg_reset(core, peer, !tcb_is_outer(peer));
+	leg_reset(core, peer, true);
 	relay_closed(core, t);
 }
 
 void relay_refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
 	(void)now_ns;
-	relay_reset(core, t, ERR_REFUSED);
+	relay_reset(core, t, ECONNREFUSED);
 }
 
 void relay_abort(struct dmm_core *core, struct conn *c, uint32_t error)
@@ -90,22 +92,34 @@ void relay_abort(struct dmm_core *core, struct conn *c, uint32_t error)
 	relay_closed(core, &c->leg[DMM_LEG_OUTER]);
 }
 
+/* The app's kernel has bytes that are not acknowledged: its own time-out, which a RST would come before, is
+ * what the app is to hear of (ETIMEDOUT) */
+static void leg_mute(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+{
+	t->flags |= TF_HOLD;
+	tcp_set_rtx(core, t, RTX_HOLD, now_ns + TCP_MUTE_S * NS_PER_S);
+}
+
 /* A timer has run out of retries */
 void relay_gave_up(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 {
 	struct conn *c = tcb_conn(t);
 	struct tcb *peer = tcb_peer(t);
+	bool mute;
 
-	(void)now_ns;
-	set_error(c, ERR_TIMEDOUT);
+	set_error(c, ETIMEDOUT);
 	/* the peer of a held leg was never answered, and is left to find out by itself, as without us */
 	if (t->rtx_mode == RTX_HOLD || (t->flags & TF_HOLD && t->state == TCP_SYN_RECV) ||
 	    (peer->flags & TF_HOLD && peer->state == TCP_SYN_RECV)) {
 		conn_kill(core, c, 0);
 		return;
 	}
+	mute = tcb_is_outer(t) && hold_pending(peer);
 	leg_reset(core, t, false);
-	leg_reset(core, peer, !tcb_is_outer(peer));
+	if (mute)
+		leg_mute(core, peer, now_ns);
+	else
+		leg_reset(core, peer, !tcb_is_outer(peer));
 	relay_closed(core, t);
 }
 
@@ -118,9 +132,22 @@ static void leg_hold(struct dmm_core *core, struct tcb *t, const struct pkt *pkt
 	tcp_set_rtx(core, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
 }
 
+/* An end that came in one burst with the next SYN: who sent it is in LAST-ACK, and would challenge the SYN
+ * that takes its place, which then comes again a second later only */
+static void acknowledge_ends(struct dmm_core *core, struct conn *c, uint64_t now_ns)
+{
+	for (uint32_t leg = 0; leg < 2; leg++) {
+		struct tcb *t = &c->leg[leg];
+
+		if (t->state == TCP_TIME_WAIT && (t->flags & TF_ACK_NOW))
+			tcp_ack_apart(core, t, now_ns);
+	}
+}
+
 /* Our sequence numbers must lie in front of those of the old connection. Its peer is told if it may still
  * hold it; should the RST be lost or inexact, the answer to our SYN is reset in turn (RFC 9293 figure 9). */
-static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bool *has_floor)
+static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bool *has_floor,
+		    uint64_t now_ns)
 {
 	const struct tcb *t;
 
@@ -130,6 +157,7 @@ static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bo
 	t = &old->leg[DMM_LEG_OUTER];
 	*floor = t->iss + (uint32_t)t->snd_nxt;
 	*has_floor = true;
+	acknowledge_ends(core, old, now_ns);
 	if (t->state != TCP_TIME_WAIT && t->state != TCP_CLOSE) {
 		struct wire_seg rst = {
 			.flags = TH_RST | TH_ACK, .seq = *floor, .ack = t->irs + (uint32_t)t->rcv_nxt};
@@ -148,7 +176,6 @@ static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bo
  */
 static void take_after(struct conn *c, const struct pkt *syn, uint64_t now_ns)
 {
-	c->tos = syn->tos & 0xfc;
 	if (syn->has_ts)
 		c->leg[DMM_LEG_OUTER].ts_offset = syn->tsval - (uint32_t)(now_ns / NS_PER_MS);
 }
@@ -160,7 +187,7 @@ static void open_by_syn(struct dmm_core *core, struct conn *old, const struct dm
 	bool has_floor;
 	struct conn *c;
 
-	replace(core, old, &floor, &has_floor);
+	replace(core, old, &floor, &has_floor, now_ns);
 	c = conn_create(core, pair, pkt);
 	if (!c) {
 		ctl_reset_unknown(core, leg, pkt->link, pkt);
@@ -232,7 +259,7 @@ void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error, ui
 	if (c->phase != CONN_OPENING)
 		return;
 	if (!c->passive) {
-		if (error == ERR_NETUNREACH)
+		if (error == ENETUNREACH)
 			icmp_to_app(core, c, v4 ? 3 : 1, 0);
 		else
 			icmp_to_app(core, c, v4 ? 3 : 1, v4 ? 1 : 3);
@@ -292,10 +319,8 @@ void relay_established(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 static uint32_t icmp_errno(const struct pkt *pkt)
 {
 	if (pkt->family == WIRE_AF_INET)
-		return pkt->icmp_code == 0   ? ERR_NETUNREACH
-		       : pkt->icmp_code == 3 ? ERR_REFUSED
-					     : ERR_HOSTUNREACH;
-	return pkt->icmp_code == 0 ? ERR_NETUNREACH : pkt->icmp_code == 4 ? ERR_REFUSED : ERR_HOSTUNREACH;
+		return pkt->icmp_code == 0 ? ENETUNREACH : pkt->icmp_code == 3 ? ECONNREFUSED : EHOSTUNREACH;
+	return pkt->icmp_code == 0 ? ENETUNREACH : pkt->icmp_code == 4 ? ECONNREFUSED : EHOSTUNREACH;
 }
 
 static void icmp_outer(struct dmm_core *core, struct conn *c, const struct pkt *pkt)

@@ -130,3 +130,20 @@ uint64_t stream_copy_csum(const struct stream *st, uint64_t off, uint8_t *dst, u
 	}
 	return sum;
 }
+
+_Static_assert((DMM_MAX_PARTS - 1) * MEM_CHUNK_BYTES >= UINT16_MAX, "a packet begins anywhere in a chunk");
+
+void stream_parts(const struct stream *st, uint64_t off, uint32_t len, struct dmm_payload *to)
+{
+	to->n = 0;
+	to->bytes = len;
+	while (len) {
+		uint32_t at = off % MEM_CHUNK_BYTES;
+		uint32_t n = min_u32(len, MEM_CHUNK_BYTES - at);
+
+		to->part[to->n++] =
+			(struct dmm_part){.data = *stream_slot(st, off / MEM_CHUNK_BYTES) + at, .bytes = n};
+		off += n;
+		len -= n;
+	}
+}

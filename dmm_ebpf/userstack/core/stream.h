@@ -12,6 +12,7 @@
 #ifndef DMM_STREAM_H
 #define DMM_STREAM_H
 
+#include "api.h"
 #include "mem.h"
 
 struct stream {
@@ -43,6 +44,9 @@ void stream_release(struct mem *m, struct stream *st);
  */
 void stream_copy(const struct stream *st, uint64_t off, uint8_t *dst, uint32_t len);
 uint64_t stream_copy_csum(const struct stream *st, uint64_t off, uint8_t *dst, uint32_t len);
+
+/* Where [off, off + len), which must be held, lies; at most as much as a packet may have */
+void stream_parts(const struct stream *st, uint64_t off, uint32_t len, struct dmm_payload *to);
 
 static inline uint64_t stream_held(const struct stream *st)
 {

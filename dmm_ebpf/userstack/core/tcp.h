@@ -16,6 +16,7 @@
  * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
  * tcp_prr.c    how fast a recovery sends on the outer leg
  * tcp_inner.c  and on the inner leg
+ * tcp_hold.c   what the app's kernel is told of before the peer has it
  * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
  * tcp_accecn.c accurate ECN (RFC 9768)
  * tcp_urg.c    urgent data
@@ -81,7 +82,8 @@ enum {
 	TCP_MAX_WSCALE = 14,
 	TCP_MAX_WINDOW = 1 << 30, /* RFC 7323 section 2.3 */
 	TCP_DUP_THRESH = 3,
-	TCP_HOLD_S = 150, /* longer than any kernel goes on with a SYN */
+	TCP_HOLD_S = 150,  /* longer than any kernel goes on with a SYN */
+	TCP_MUTE_S = 1800, /* and longer than it goes on with data, unless told otherwise */
 	TCP_NOTSENT_MIN_BYTES =
 		256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
 };
@@ -101,18 +103,19 @@ enum tcb_flag {
 	TF_RECOVERY = 1 << 11,
 	TF_FORCE_RTX = 1 << 12, /* the first retransmission of a recovery goes whatever cwnd says */
 	TF_TLP_DUE = 1 << 13,
-	TF_PUSH_ANY = 1 << 14,	/* the persist timer fired: send however small the window is */
-	TF_REORD = 1 << 15,	/* RACK: reordering was seen on this path */
-	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
-	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
-	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
-	TF_ECN = 1 << 18,	/* agreed on; in SYN-RECEIVED: asked for by the peer */
-	TF_ECN_ASKED = 1 << 25, /* until open: asked for with our SYN */
-	TF_ECN_ECHO = 1 << 21,	/* a mark arrived: say so in each ACK */
-	TF_ECN_CWR = 1 << 22,	/* the window was reduced: say so in the next new data */
-	TF_ACCECN = 1 << 23,	/* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
-	TF_NO_ECT = 1 << 24,	/* marks would not come back: nothing sent is ECT */
-	TF_OOO_ACK = 1 << 20,	/* the pending ACK reports out-of-order data: one per segment */
+	TF_PUSH_ANY = 1 << 14,	 /* the persist timer fired: send however small the window is */
+	TF_REORD = 1 << 15,	 /* RACK: reordering was seen on this path */
+	TF_SYN_RTX = 1 << 16,	 /* the SYN was sent more than once: no RTT sample from it (Karn) */
+	TF_RST_BARE = 1 << 17,	 /* the RST carries no ACK: nothing was received yet */
+	TF_RST_FLUSH = 1 << 19,	 /* what the window takes goes before the RST */
+	TF_ECN = 1 << 18,	 /* agreed on; in SYN-RECEIVED: asked for by the peer */
+	TF_ECN_ASKED = 1 << 25,	 /* until open: asked for with our SYN */
+	TF_ECN_ECHO = 1 << 21,	 /* a mark arrived: say so in each ACK */
+	TF_ECN_CWR = 1 << 22,	 /* the window was reduced: say so in the next new data */
+	TF_ACCECN = 1 << 23,	 /* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
+	TF_NO_ECT = 1 << 24,	 /* marks would not come back: nothing sent is ECT */
+	TF_PROBE_OWED = 1 << 26, /* inner leg: a probe is answered when the peer is heard of */
+	TF_OOO_ACK = 1 << 20,	 /* the pending ACK reports out-of-order data: one per segment */
 };
 
 enum rtx_mode {
@@ -162,7 +165,6 @@ struct tcb {
 	uint32_t ts_recent_s; /* when ts_recent was set */
 	uint32_t ts_offset;
 	uint32_t unacked_segs; /* received since the last ACK was sent */
-	uint32_t rcv_want;     /* outer leg: window that the peer's rate wants, bytes; 0: not measured yet */
 	uint16_t mss;	       /* payload bytes per packet, timestamps taken off */
 	uint16_t peer_mss;     /* the peer's option, or the default */
 	uint8_t leg;
@@ -195,6 +197,15 @@ enum accecn_flag {
 	ACC_OPT_BAD = 1 << 5,	/* the path clears the peer's option */
 	ACC_OPT_SEEN = 1 << 6,	/* the peer's option arrives */
 	ACC_OPT_OFF = 1 << 7,	/* packets with our option seem to be dropped */
+};
+
+/* tcp_hold.c, of the inner leg; sequence numbers of what the app sends; all 0: nothing is held */
+struct hold {
+	uint64_t seg[2];      /* where the last two packets from the app's kernel began */
+	uint64_t lifted;      /* what is below may be acknowledged whatever the peer has */
+	uint64_t again_start; /* came again while it was held, and was not answered */
+	uint64_t again_end;
+	uint64_t peer_had; /* then, of what the app has sent */
 };
 
 /* tcp_accecn.c; r_ is what we received, s_ what the peer tells of what we sent */
@@ -234,7 +245,6 @@ struct outer {
 	uint32_t retransmits;
 	uint32_t rto_count;
 	uint32_t challenge_ms; /* of the last challenge ACK */
-	uint32_t rcv_round_ms; /* tcp_window.c: when the running round trip ends */
 	uint64_t mtu_probe_ns; /* tcp_pmtu.c: when the next probe may go */
 	union {
 		uint64_t ecn_end;     /* RFC 3168: where the segment with our last CWR ends */
@@ -247,7 +257,14 @@ struct outer {
 	uint32_t spare_left;	  /* bytes that the running pass may still send */
 	uint32_t reord_delivered; /* tcp_rack.c: low half of delivered_bytes when reordering was seen last */
 	uint32_t reord_events;	  /* how often it was seen, once soon after the other */
-	uint32_t rcv_round_mark;  /* tcp_window.c: low bits of what had arrived when the round trip began */
+	/* tcp_window.c */
+	uint32_t rcv_space;	  /* the most that came in a round trip and was taken in one, bytes */
+	uint32_t rcv_came;	  /* the most that came in a round trip of late, bytes */
+	uint32_t rcv_rtt_ms;	  /* the shortest round trip of the last one; UINT32_MAX: none is known */
+	uint32_t rcv_rtt_new_ms;  /* and of the running one */
+	uint32_t rcv_round_tick;  /* when the running round trip began */
+	uint32_t rcv_round_came;  /* low bits of what had come then */
+	uint32_t rcv_round_taken; /* and of what the app's kernel had taken */
 	/* tcp_undo.c: the last reduction was for [undo_una, undo_end) */
 	uint64_t undo_una; /* 0: nothing can be undone */
 	uint64_t undo_end;
@@ -259,6 +276,8 @@ struct outer {
 	uint8_t retrans_ts_known;
 	uint8_t undo_timeout; /* the reduction was a timeout's */
 	uint8_t frto;	      /* enum frto_step */
+	uint8_t rcv_grows;    /* round trips for which rcv_space still counts as growing */
+	uint8_t rcv_measured; /* a round trip is being measured */
 };
 
 /* tcp_timer.c */
@@ -368,10 +387,12 @@ void pmtu_start(const struct dmm_core *core, struct conn *c, uint32_t mtu);
 void pmtu_device(struct dmm_core *core, struct conn *c, uint32_t mtu);
 /* This host's kernel offers that MSS: its route allows no more */
 void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss);
+/* The app's kernel cuts its data to so many bytes, more than any before. */
+void pmtu_app_segment(struct dmm_core *core, struct conn *c, uint32_t bytes);
 /* A router says so of the segment that begins at seq; mtu 0: it does not tell which */
 void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu);
 void pmtu_on_timeout(struct dmm_core *core, struct tcb *t);
-uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns);
+uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32_t cap, uint64_t now_ns);
 /* The newest segment is a probe */
 void pmtu_probe_sent(struct tcb *t);
 void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
@@ -409,13 +430,31 @@ void inner_acked(struct tcb *t, uint64_t acked_bytes);
 void inner_recovered(struct tcb *t);
 bool inner_allows(const struct tcb *t, uint32_t len);
 
+/* tcp_hold.c, all for the inner leg only */
+/* What is to be acknowledged; on either leg */
+uint64_t hold_ack(const struct tcb *t);
+/* ack goes out now */
+void hold_told(struct tcb *t, uint64_t ack);
+/* Something came, or got to the peer: an ACK now, if it is worth one */
+void hold_tell(struct dmm_core *core, struct tcb *t);
+/* Data that begins at seq comes in order */
+void hold_arrived(struct tcb *t, uint64_t seq);
+/* All below upto may be acknowledged now */
+void hold_lift(struct dmm_core *core, struct tcb *t, uint64_t upto);
+/* [start, end) came, all that a segment has. true: it is held, and was dealt with */
+bool hold_again(struct dmm_core *core, struct tcb *t, int64_t start, int64_t end);
+/* The peer has answered what was asked for what came again, or for a probe */
+void hold_heard(struct dmm_core *core, struct tcb *t);
+/* Bytes are held, or a FIN */
+bool hold_pending(const struct tcb *t);
+
 /* tcp_window.c */
 /* Announces a window that has grown enough */
 void tcp_window_opened(struct dmm_core *core, struct tcb *t);
-/* The window field of a segment that goes out; moves rcv_adv */
-uint16_t window_take(struct dmm_core *core, struct tcb *t, bool syn);
-/* Payload came in on the outer leg; later_bytes of it by segments behind the first of the packet */
-void window_measure(struct tcb *t, uint32_t later_bytes, uint64_t now_ns);
+/* The window field of a segment that goes out with this ACK; moves rcv_adv */
+uint16_t window_take(struct dmm_core *core, struct tcb *t, uint64_t ack, bool syn);
+/* Payload came in on the outer leg */
+void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /*
  * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
  * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait
@@ -451,6 +490,8 @@ void opt_accecn(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint
 /* tcp_out.c */
 void tcp_ready(struct dmm_core *core, struct tcb *t);
 void tcp_unready(struct tcb *t);
+/* Whether the ACK that ends the handshake is yet to be sent */
+bool tcp_is_greeting(const struct tcb *t);
 uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
 		    struct dmm_tx_meta *meta, uint64_t now_ns);
 /* Queues a pure ACK as it is now, apart from what the ready list does */
@@ -460,7 +501,12 @@ void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
 void tcp_set_mss(struct dmm_core *core, struct tcb *t);
+/* What a SYN of this leg says. The app's kernel is told what the peer takes, if that is less. */
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
+/* What the peer of this leg takes in a segment: what it has said, or less if the app's kernel cuts its data
+ * shorter than it was told to, as it does when a firewall of this host's has written less into what it got.
+ */
+uint32_t tcp_peer_takes(const struct dmm_core *core, const struct tcb *t);
 uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t);
 uint64_t tcp_inflight(const struct tcb *t);
 uint64_t tcp_unsent(const struct tcb *t);

@@ -190,6 +190,8 @@ static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx
 	if (!stream_held(&t->snd) && !peer->ooo)
 		stream_release(&core->mem, &t->snd);
 	tcp_window_opened(core, peer);
+	if (tcb_is_outer(t))
+		hold_tell(core, peer);
 }
 
 static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq,

@@ -114,6 +114,31 @@ static bool seems_ours(const struct dmm_core *core, const struct tcb *t, const s
 }
 
 /*
+ * A keep-alive or a zero-window probe of the app's kernel (RFC 9293 section 3.8.6.1, RFC 1122 section
+ * 4.2.3.6) asks for the peer: it is answered when the peer has been heard of, so that the app's own time-outs
+ * hold. What is in flight on the outer leg asks already.
+ */
+static bool is_probe(const struct tcb *t, const struct pkt *pkt, int64_t seq)
+{
+	return !tcb_is_outer(t) && seq == (int64_t)t->rcv_nxt - 1 && !pkt->payload_len &&
+	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK && tcp_ack_ok(t, pkt->ack);
+}
+
+static bool probe_relayed(struct dmm_core *core, struct tcb *t)
+{
+	struct tcb *outer = tcb_peer(t);
+
+	if (outer->state != TCP_ESTABLISHED && outer->state != TCP_CLOSE_WAIT)
+		return false;
+	t->flags |= TF_PROBE_OWED;
+	if (!outer->fl) {
+		outer->flags |= TF_PROBE_DUE;
+		tcp_ready(core, outer);
+	}
+	return true;
+}
+
+/*
  * A segment that is not acceptable changes nothing; the answer is an ACK (RFC 9293, RFC 7323, RFC 5961, each
  * section cited above). The peer's own data is told of at once, as a duplicate if we have it (RFC 2883): with
  * an old timestamp it may as well be a late segment that fills a hole. For all else one answer in a while is
@@ -125,11 +150,13 @@ static void refused(struct dmm_core *core, struct tcb *t, const struct pkt *pkt,
 
 	if (pkt->flags & TH_RST)
 		return;
+	if (is_probe(t, pkt, seq) && probe_relayed(core, t))
+		return;
 	if (!seems_ours(core, t, pkt, seq)) {
 		tcp_stale_ack(core, t, now_ns);
 		return;
 	}
-	if (end <= (int64_t)t->rcv_nxt)
+	if (end <= (int64_t)hold_ack(t))
 		set_dsack(t, seq, end);
 	ack_now(core, t);
 }
@@ -156,6 +183,33 @@ static bool window_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pk
 	return false;
 }
 
+/* An app that refuses what has come too far (IP_MINTTL, RFC 5082) is to see how far the packets came. Which
+ * of the peer's segments brought what goes to the app is not kept, so the least TTL that was seen counts. */
+static void heard_of_peer(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
+{
+	struct conn *c = tcb_conn(t);
+	struct tcb *inner = &c->leg[DMM_LEG_INNER];
+
+	conn_turn_back(c, pkt);
+	conn_learn_peer(c, pkt);
+	if (unlikely(pkt->ttl < c->peer_ttl))
+		c->peer_ttl = pkt->ttl;
+	if (unlikely(inner->flags & TF_PROBE_OWED)) {
+		inner->flags &= ~(uint32_t)TF_PROBE_OWED;
+		hold_heard(core, inner);
+	}
+}
+
+/* RFC 7323 section 4.3; on the inner leg, while bytes are held, only what brings more (tcp_hold.c) */
+static bool tells_ts(const struct tcb *t, const struct pkt *pkt, int64_t seq)
+{
+	int64_t end = seq + pkt->payload_len + !!(pkt->flags & TH_FIN);
+
+	if (tcb_is_outer(t) || t->last_ack_sent == t->rcv_nxt)
+		return seq <= (int64_t)t->last_ack_sent;
+	return seq <= (int64_t)t->rcv_nxt && end > (int64_t)t->rcv_nxt;
+}
+
 /* All of a segment's numbers are acceptable: what it says of the peer, whatever else it brings */
 static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
 		     uint64_t now_ns)
@@ -167,15 +221,15 @@ static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt
 		t->keep_probes = 0;
 		tcp_keep_start(core, t, now_ns);
 	}
-	/* RFC 7323 section 4.3; not by an old ACK, as Linux has it (tcp_ack) */
-	if ((t->flags & TF_TS) && seq <= (int64_t)t->last_ack_sent && !old_ack) {
+	/* not by an old ACK, as Linux has it (tcp_ack) */
+	if ((t->flags & TF_TS) && tells_ts(t, pkt, seq) && !old_ack) {
 		t->ts_recent = pkt->tsval;
 		t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	}
 	if (tcb_is_outer(t))
-		conn_turn_back(tcb_conn(t), pkt);
-	else if (pkt->payload_len)
-		tcb_conn(t)->tos = pkt->tos & 0xfc;
+		heard_of_peer(core, t, pkt);
+	else
+		conn_learn_app(tcb_conn(t), pkt);
 }
 
 static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t now_ns)
@@ -195,7 +249,7 @@ static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t n
 	if (t->state == TCP_SYN_RECV)
 		relay_refused(core, t, now_ns);
 	else
-		relay_reset(core, t, tcb_is_outer(t) ? 104 : 0); /* ECONNRESET */
+		relay_reset(core, t, tcb_is_outer(t) ? ECONNRESET : 0);
 }
 
 static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
@@ -209,23 +263,33 @@ static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 		stream_cut(&core->mem, &peer->snd, peer->snd.tail);
 		ooo_release(core, t);
 	}
-	ack_now(core, t);
+	if (tcb_is_outer(t) || t->state != TCP_ESTABLISHED)
+		ack_now(core, t);
 	peer->flags |= TF_FIN;
 	tcp_ready(core, peer);
-	if (t->state == TCP_ESTABLISHED)
+	if (t->state == TCP_ESTABLISHED) {
 		tcp_set_state(core, t, TCP_CLOSE_WAIT);
-	else if (t->state == TCP_FIN_WAIT1)
+		if (!tcb_is_outer(t))
+			hold_tell(core, t);
+	} else if (t->state == TCP_FIN_WAIT1) {
 		tcp_set_state(core, t, TCP_CLOSING);
-	else if (t->state == TCP_FIN_WAIT2)
+	} else if (t->state == TCP_FIN_WAIT2) {
 		tcp_enter_time_wait(core, t, now_ns);
+	}
 }
 
-/* RFC 5681 section 4.2; the inner leg's peer may hold small writes back until an ACK comes (Nagle), so at
- * once there */
+/* RFC 5681 section 4.2; on the inner leg what is not held goes at once */
 static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint32_t segs, uint64_t now_ns)
 {
 	t->unacked_segs += segs;
-	if (!tcb_is_outer(t) || hole || t->ooo || t->quickacks || t->unacked_segs >= 2) {
+	if (!tcb_is_outer(t)) {
+		if (hole) /* which was reported: what SACK blocks told of cannot be held any more */
+			hold_lift(core, t, t->rcv_nxt);
+		else
+			hold_tell(core, t);
+		return;
+	}
+	if (hole || t->ooo || t->quickacks || t->unacked_segs >= 2) {
 		t->quickacks -= (uint8_t)min_u32(t->quickacks, segs);
 		ack_now(core, t);
 	} else if (t->delack_ns == NEVER) {
@@ -253,7 +317,11 @@ static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, 
 		core->counters[DMM_CORE_OOO_DROPPED]++;
 		ack_now(core, t); /* we live, and this is all we take */
 	}
+	if (!tcb_is_outer(t) && got)
+		hold_arrived(t, t->rcv_nxt);
 	t->rcv_nxt += got;
+	if (!tcb_is_outer(t) && got < len) /* what was dropped comes again first */
+		hold_lift(core, t, t->rcv_nxt);
 	if (t->ooo) {
 		t->rcv_nxt = ranges_take(t->ooo, t->rcv_nxt);
 		if (!t->ooo->n)
@@ -306,11 +374,11 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 	if (end > limit)
 		end = limit;
 	if (start < (int64_t)t->rcv_nxt) {
-		int64_t skip = (int64_t)t->rcv_nxt - start;
+		int64_t skip = (int64_t)t->rcv_nxt - start, told = (int64_t)hold_ack(t);
 
 		if (pkt->payload_len || (pkt->flags & TH_FIN))
 			ack_now(core, t);
-		set_dsack(t, start, end < (int64_t)t->rcv_nxt ? end : (int64_t)t->rcv_nxt);
+		set_dsack(t, start, end < told ? end : told);
 		data += skip < pkt->payload_len ? skip : pkt->payload_len;
 		start += skip;
 	}
@@ -320,8 +388,7 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 		else
 			out_of_order(core, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
 		if (tcb_is_outer(t))
-			window_measure(t, pkt->segment_bytes ? pkt->payload_len - pkt->segment_bytes : 0,
-				       now_ns);
+			window_measure(t, pkt, now_ns);
 	} else if (pkt->payload_len) {
 		ack_now(core, t); /* nothing of it fits */
 	}
@@ -430,6 +497,12 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 	ecn_input(core, t, &pkt, now_ns);
 	tcp_ack(core, t, &pkt, (uint64_t)seq + last, now_ns);
 	in_fin_acked(core, t, now_ns);
+	if (unlikely(t->flags & TF_RST_DUE)) { /* nobody is there to take what it brings */
+		tcp_ready(core, t);
+		return;
+	}
+	if (hold_again(core, t, seq, seq + pkt.payload_len + !!(pkt.flags & TH_FIN)))
+		return;
 	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2) {
 		urg_input(core, t, &pkt, seq);
 		in_payload(core, t, &pkt, seq, now_ns);
@@ -478,6 +551,8 @@ void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint
 {
 	struct pkt piece;
 
+	if (unlikely(pkt->cut_bytes > tcb_conn(t)->app_segment))
+		pmtu_app_segment(core, tcb_conn(t), pkt->cut_bytes);
 	if (likely(!pkt->segment_bytes) || merged_is_plain(t, pkt)) {
 		input_one(core, t, pkt, now_ns);
 		return;

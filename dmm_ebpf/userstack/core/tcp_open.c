@@ -43,9 +43,18 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->ts_recent = pkt->has_ts ? pkt->tsval : 0;
 	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	t->last_rx_ns = now_ns;
+	if (tcb_is_outer(t)) {
+		tcb_conn(t)->peer_ttl = pkt->ttl;
+		conn_learn_peer(tcb_conn(t), pkt);
+	} else {
+		conn_learn_app(tcb_conn(t), pkt);
+	}
 	tcp_set_mss(core, t);
-	if (!tcb_is_outer(t) && pkt->mss)
+	if (!tcb_is_outer(t) && pkt->mss) {
 		pmtu_route(core, tcb_conn(t), pkt->mss);
+		if (pkt->flags & TH_ACK)
+			core->listener_mss[!v4] = pkt->mss;
+	}
 }
 
 static void ask(struct dmm_core *core, struct tcb *t)

@@ -49,7 +49,7 @@ static bool put_sack(struct tcb *t, struct wire_seg *seg, uint32_t left)
 
 bool opt_plain(const struct dmm_core *core, const struct tcb *t, uint32_t len, uint64_t now_ns)
 {
-	struct wire_seg seg = {.opt_len = t->flags & TF_TS ? 12 : 0};
+	struct wire_seg seg = {.opt_len = t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0};
 
 	if (t->ooo || t->dsack_end)
 		return false;

@@ -12,6 +12,8 @@
  */
 #include "core.h"
 
+enum { PARTS_FROM_BYTES = 1024 }; /* a shorter payload is copied in less time than told of */
+
 void tcp_ready(struct dmm_core *core, struct tcb *t)
 {
 	/* code that goes on after conn_kill() must leave no trace in the lists */
@@ -39,16 +41,42 @@ uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t)
 	return tcb_is_outer(t) ? tcb_conn(t)->mtu : core->cfg.inner_mtu;
 }
 
+/* What this host may send in a segment and take in one, as far as it knows without the peer */
+static uint32_t own_mss(const struct dmm_core *core, const struct tcb *t)
+{
+	uint32_t mss = tcp_mtu(core, t) - wire_ip_len(tcb_conn(t)->pair.family) - WIRE_TCP_LEN;
+	uint16_t most = tcb_is_outer(t) ? tcb_conn(t)->mss_most : 0;
+
+	return most ? min_u32(mss, most) : mss;
+}
+
 uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t)
 {
-	return (uint16_t)(tcp_mtu(core, t) - wire_ip_len(tcb_conn(t)->pair.family) - WIRE_TCP_LEN);
+	uint16_t other = tcb_is_outer(t) ? 0 : tcb_peer(t)->peer_mss;
+	uint32_t mss = own_mss(core, t);
+
+	return (uint16_t)(other ? min_u32(mss, other) : mss);
+}
+
+uint32_t tcp_peer_takes(const struct dmm_core *core, const struct tcb *t)
+{
+	const struct conn *c = tcb_conn(t);
+	const struct tcb *inner = &c->leg[DMM_LEG_INNER];
+	uint32_t most = t->peer_mss ? t->peer_mss : 65535, app;
+
+	if (!tcb_is_outer(t) || !c->app_segment)
+		return most;
+	app = c->app_segment + (inner->flags & TF_TS ? WIRE_OPT_TS_LEN : 0u);
+	if (app < TCP_MIN_MSS)
+		app = TCP_MIN_MSS;
+	return app < tcp_adv_mss(core, inner) ? min_u32(most, app) : most;
 }
 
 void tcp_set_mss(struct dmm_core *core, struct tcb *t)
 {
-	uint32_t mss = min_u32(tcp_adv_mss(core, t), t->peer_mss ? t->peer_mss : 65535);
+	uint32_t mss = min_u32(own_mss(core, t), tcp_peer_takes(core, t));
 
-	t->mss = (uint16_t)(mss - (t->flags & TF_TS ? 12 : 0));
+	t->mss = (uint16_t)(mss - (t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0));
 }
 
 uint64_t tcp_unsent(const struct tcb *t)
@@ -76,14 +104,16 @@ static void ack_sent(struct tcb *t)
 static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint16_t flags, uint64_t seq,
 		     uint32_t len, uint64_t now_ns)
 {
+	uint64_t ack = hold_ack(t);
+
 	seg->flags = flags;
 	seg->seq = wire_seq(t, seq);
-	seg->ack = flags & TH_ACK ? t->irs + (uint32_t)t->rcv_nxt : 0;
+	seg->ack = flags & TH_ACK ? t->irs + (uint32_t)ack : 0;
 	seg->opt_len = 0;
 	seg->wnd = seg->urg = 0;
 	if (flags & TH_RST)
 		return;
-	seg->wnd = window_take(core, t, flags & TH_SYN);
+	seg->wnd = window_take(core, t, ack, flags & TH_SYN);
 	if (flags & TH_SYN)
 		return;
 	seg->flags |= ecn_ack_flags(t);
@@ -91,9 +121,11 @@ static void fill_seg(struct dmm_core *core, struct tcb *t, struct wire_seg *seg,
 		urg_mark(t, seg, seq);
 	if (t->flags & TF_TS)
 		wire_opt_ts(seg, tcp_ts_now(t, now_ns), t->ts_recent);
+	if (!tcb_is_outer(t))
+		hold_told(t, ack);
 	if (opt_feedback(core, t, seg, len, now_ns))
 		ack_sent(t);
-	t->last_ack_sent = t->rcv_nxt;
+	t->last_ack_sent = ack;
 }
 
 /* The checksum is left to the device */
@@ -112,6 +144,18 @@ static void vnet_gso(struct dmm_vnet *v, uint8_t family, uint32_t headers_len, u
 	v->gso_size = (uint16_t)segment_bytes;
 }
 
+/* Each end sees in the IP header what the other has asked for */
+static void dir_of(const struct tcb *t, struct wire_dir *dir)
+{
+	const struct conn *c = tcb_conn(t);
+	bool outer = tcb_is_outer(t);
+
+	ctl_dir(&c->pair, t->leg, dir);
+	dir->tos = outer ? c->tos : c->peer_tos;
+	dir->ttl = outer ? c->ttl : c->peer_ttl;
+	dir->flow_label = outer ? c->flow_label : c->peer_label;
+}
+
 /* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of the
  * stream. more: segments, beyond the first, that the device makes of it. Returns its length. */
 static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -121,19 +165,18 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 	struct wire_dir dir;
 	uint32_t headers;
 
-	ctl_dir(&c->pair, t->leg, &dir);
+	dir_of(t, &dir);
+	dir.tos |= ecn;
 	dir.id = core->ip_id++;
-	if (tcb_is_outer(t)) {
-		dir.tos = c->tos | ecn;
+	if (tcb_is_outer(t))
 		core->ip_id = (uint16_t)(core->ip_id + more);
-	}
 	headers = wire_headers(buf, &dir, seg, len);
 	memset(meta, 0, sizeof(*meta));
 	meta->link = c->link;
 	meta->family = c->pair.family;
 	if (tcb_is_outer(t)) {
 		c->outer.segments_sent += 1 + more;
-		if (!core->cfg.outer_csum_partial) {
+		if (!core_offload(core, c->link)->csum_partial) {
 			wire_csum_full(buf, &dir, headers, len,
 				       stream_copy_csum(&t->snd, off, buf + headers, len));
 			return headers + len;
@@ -145,8 +188,27 @@ static uint32_t emit(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct 
 	if (more && (seg->flags & TH_CWR))
 		meta->vnet.gso_type |= DMM_VNET_GSO_ECN;
 	wire_csum_partial(buf, &dir, headers, len);
-	stream_copy(&t->snd, off, buf + headers, len);
+	if (core->parts && len >= PARTS_FROM_BYTES) {
+		stream_parts(&t->snd, off, len, core->parts);
+		mem_pin(&core->mem);
+	} else {
+		stream_copy(&t->snd, off, buf + headers, len);
+	}
 	return headers + len;
+}
+
+/*
+ * The sequence number of what carries none of the stream. One beyond the peer's window is dropped with all
+ * that it says (RFC 9293 section 3.10.7.4), and a peer may take its window back under what was lost on the
+ * way: Linux tells zero when it has no memory, and would never hear that we have what it sends. Where SND.NXT
+ * is beyond by no more than a window's rounding it stays, else the segment might seem old (Linux:
+ * tcp_acceptable_seq()).
+ */
+static uint64_t bare_seq(const struct tcb *t)
+{
+	uint64_t edge = t->snd_una + t->snd_wnd, rounding = t->snd_wnd ? (1u << t->snd_wscale) - 1 : 0;
+
+	return t->snd_una && t->snd_nxt > edge + rounding ? edge : t->snd_nxt;
 }
 
 static uint32_t out_rst(struct dmm_core *core, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
@@ -155,7 +217,7 @@ static uint32_t out_rst(struct dmm_core *core, struct tcb *t, uint8_t *buf, stru
 	struct wire_seg seg;
 	uint32_t n;
 
-	fill_seg(core, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, t->snd_nxt, 0, now_ns);
+	fill_seg(core, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, bare_seq(t), 0, now_ns);
 	n = emit(core, t, buf, meta, &seg, 0, 0, 0, 0);
 	core->counters[DMM_CORE_RST_OUT]++;
 	t->flags &= ~(uint32_t)TF_RST_DUE;
@@ -204,8 +266,8 @@ void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 
 	if (t->flags & TF_HOLD)
 		return;
-	fill_seg(core, t, &seg, TH_ACK, t->snd_nxt, 0, now_ns);
-	ctl_dir(&c->pair, t->leg, &dir);
+	fill_seg(core, t, &seg, TH_ACK, bare_seq(t), 0, now_ns);
+	dir_of(t, &dir);
 	ctl_push_tcp(core, t->leg, c->link, &dir, &seg);
 }
 
@@ -452,6 +514,8 @@ static uint32_t out_new(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint
 	sent_data(core, t, s, now_ns);
 	if (cap && tcb_is_outer(t) && len == t->mss && !fin)
 		len += add_run(core, t, &seg, cap, &more, now_ns);
+	if (tcb_is_outer(t))
+		tcp_window_opened(core, tcb_peer(t)); /* less waits now */
 	return emit(core, t, buf, meta, &seg, more, ecn, off, len);
 }
 
@@ -561,13 +625,18 @@ static uint32_t out_data(struct dmm_core *core, struct tcb *t, uint8_t *buf, uin
 	}
 	if ((len && !cwnd_allows(t, len)) || pace_blocked(core, t, now_ns))
 		return 0;
-	probe = len == t->mss ? pmtu_probe_len(t, cap, now_ns) : 0;
+	probe = len == t->mss ? pmtu_probe_len(core, t, cap, now_ns) : 0;
 	n = out_new(core, t, buf, probe ? 0 : cap, meta, probe ? probe : len, fin, now_ns);
 	if (!n) /* no memory for the scoreboard: a timer looks again */
 		note_idle(core, t, tcp_unsent(t), now_ns);
 	else if (probe)
 		pmtu_probe_sent(t);
 	return n;
+}
+
+bool tcp_is_greeting(const struct tcb *t)
+{
+	return t->state == TCP_ESTABLISHED && (t->flags & TF_ACK_NOW) && t->rcv_nxt == 1;
 }
 
 uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
@@ -591,16 +660,17 @@ uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t
 		return 0;
 	}
 	if ((t->flags & TF_ACK_NOW) && (t->ooo || t->dsack_end))
-		return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
+		return out_ack(core, t, buf, meta, bare_seq(t), now_ns);
 	if (t->state != TCP_TIME_WAIT) {
 		n = out_data(core, t, buf, cap, meta, now_ns);
 		if (n)
 			return n;
 	}
-	if (t->flags & TF_RST_DUE) /* all that the window takes has gone */
+	/* all that the window takes has gone, or has arrived */
+	if ((t->flags & TF_RST_DUE) && !(tcb_is_outer(t) && stream_held(&t->snd)) && !tcp_is_greeting(t))
 		return out_rst(core, t, buf, meta, now_ns);
 	if (t->flags & TF_ACK_NOW)
-		return out_ack(core, t, buf, meta, t->snd_nxt, now_ns);
+		return out_ack(core, t, buf, meta, bare_seq(t), now_ns);
 	if (t->flags & TF_PROBE_DUE) {
 		/* one sequence number before what the peer expects: it must answer */
 		t->flags &= ~(uint32_t)TF_PROBE_DUE;

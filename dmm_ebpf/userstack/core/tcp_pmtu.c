@@ -5,7 +5,8 @@
  *
  * Each packet from this host's kernel says the MTU of the device that it would have gone by, and the path MTU
  * follows, down and up. A route that allows less than its device shows in the MSS that the kernel offers.
- * Neither that nor what a router said is exceeded later.
+ * Neither that nor what a router said is exceeded later. What a firewall of this host's writes into the SYN
+ * or SYN-ACK that the kernel gets shows in the segments that it cuts.
  *
  * Two timeouts in a row of a full-size segment shorten the segments, in steps. A path that was merely dead
  * looks the same: so as soon as something has passed again, one segment of the old size goes as a probe,
@@ -106,8 +107,21 @@ void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss)
 
 	if (mtu >= c->mtu_dev)
 		return;
+	if (mtu < at_least(c->pair.family, mtu))
+		c->mss_most = (uint16_t)max_u64(mss, TCP_MIN_MSS);
 	c->mtu_most = (uint16_t)min_u32(c->mtu_most, mtu);
 	follow(core, c);
+}
+
+void pmtu_app_segment(struct dmm_core *core, struct conn *c, uint32_t bytes)
+{
+	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	uint16_t before = t->mss;
+
+	c->app_segment = (uint16_t)bytes;
+	change(core, c, c->mtu);
+	if (t->fl && t->mss < before && flight_resegment(&core->mem, t->fl, t->mss))
+		c->outer.mtu_probing = 0;
 }
 
 /* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it could not
@@ -154,7 +168,7 @@ void pmtu_on_timeout(struct dmm_core *core, struct tcb *t)
 }
 
 /* Payload of a probe that may go now; 0: none */
-uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns)
+uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32_t cap, uint64_t now_ns)
 {
 	const struct conn *c = tcb_conn(t);
 	const struct outer *o = &c->outer;
@@ -166,7 +180,8 @@ uint32_t pmtu_probe_len(const struct tcb *t, uint32_t cap, uint64_t now_ns)
 	if ((t->flags & (TF_RECOVERY | TF_FIN_SENT)) || cap < o->mtu_full)
 		return 0;
 	len = t->mss + o->mtu_full - c->mtu;
-	if (len > t->peer_mss || t->snd.tail + 1 < t->snd_nxt + 4ull * len || room < t->snd_nxt + len)
+	if (len > tcp_peer_takes(core, t) || t->snd.tail + 1 < t->snd_nxt + 4ull * len ||
+	    room < t->snd_nxt + len)
 		return 0; /* a few segments behind it let its loss show */
 	return len;
 }

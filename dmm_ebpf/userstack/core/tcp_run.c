@@ -17,15 +17,16 @@
 uint32_t run_most(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg, uint32_t cap)
 {
 	uint32_t headers = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len;
-	uint32_t gso = min_u32(min_u32(core->cfg.outer_gso_max, cap), 65535);
+	const struct offload *offload = core_offload(core, tcb_conn(t)->link);
+	uint32_t gso = min_u32(min_u32(offload->gso_max, cap), 65535);
 
-	if (!core->cfg.outer_csum_partial || gso < headers + 2u * t->mss)
+	if (!offload->csum_partial || gso < headers + 2u * t->mss)
 		return 0;
 	if (tcb_conn(t)->outer.frto != FRTO_OFF || t->snd_up > t->snd_una)
 		return 0;
 	if ((t->flags & TF_ACCECN) && (seg->flags & TH_CWR))
 		return 0;
-	if (seg->opt_len != (t->flags & TF_TS ? 12 : 0))
+	if (seg->opt_len != (t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0))
 		return 0;
 	return (uint32_t)min_u64((gso - headers) / t->mss * t->mss, pace_burst_bytes(t)) - t->mss;
 }

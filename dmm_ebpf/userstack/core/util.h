@@ -26,9 +26,22 @@ static inline uint64_t min_u64(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+static inline uint32_t max_u32(uint32_t a, uint32_t b)
+{
+	return a > b ? a : b;
+}
+
 static inline uint64_t max_u64(uint64_t a, uint64_t b)
 {
 	return a > b ? a : b;
+}
+
+/* a * b / c without overflow; c > 0; saturates */
+static inline uint64_t mul_div(uint64_t a, uint64_t b, uint64_t c)
+{
+	__uint128_t r = (__uint128_t)a * b / c;
+
+	return r > UINT64_MAX ? UINT64_MAX : (uint64_t)r;
 }
 
 static inline uint32_t min_u32(uint32_t a, uint32_t b)

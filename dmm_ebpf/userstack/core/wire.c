@@ -151,8 +151,6 @@ static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csu
 	pkt->flags = (uint16_t)((p[12] & 1) << 8 | p[13]);
 	pkt->wnd = get_be16(p + 14);
 	pkt->urg = get_be16(p + 18);
-	if (!pkt->sport_be || !pkt->dport_be)
-		return WIRE_MALFORMED;
 	if ((pkt->flags & TH_SYN) && (pkt->flags & (TH_FIN | TH_RST)))
 		return WIRE_MALFORMED;
 	parse_options(pkt, p + WIRE_TCP_LEN, off - WIRE_TCP_LEN);
@@ -247,6 +245,7 @@ static enum wire_result parse_ip4(const uint8_t *p, uint32_t len, bool check_csu
 		return WIRE_BAD_CSUM;
 	pkt->family = WIRE_AF_INET;
 	pkt->tos = p[1];
+	pkt->ttl = p[8];
 	memcpy(pkt->saddr, v4_mapped, 12);
 	memcpy(pkt->saddr + 12, p + 12, 4);
 	memcpy(pkt->daddr, v4_mapped, 12);
@@ -269,6 +268,8 @@ static enum wire_result parse_ip6(const uint8_t *p, uint32_t len, bool check_csu
 		return WIRE_MALFORMED;
 	pkt->family = WIRE_AF_INET6;
 	pkt->tos = (uint8_t)(get_be16(p) >> 4);
+	pkt->ttl = p[7];
+	pkt->flow_label = get_be32(p) & WIRE_FLOW_LABEL_MASK;
 	memcpy(pkt->saddr, p + 8, 16);
 	memcpy(pkt->daddr, p + 24, 16);
 	if (!memcmp(pkt->saddr, v4_mapped, 12) || !memcmp(pkt->daddr, v4_mapped, 12))
@@ -326,7 +327,7 @@ static uint32_t ip_header(uint8_t *buf, const struct wire_dir *dir, uint8_t prot
 		put_be16(buf + 2, (uint16_t)(WIRE_IP4_LEN + l4_len));
 		put_be16(buf + 4, dir->id);
 		buf[6] = 0x40; /* DF: path MTU discovery, RFC 1191 */
-		buf[8] = WIRE_TTL;
+		buf[8] = dir->ttl ? dir->ttl : WIRE_TTL;
 		buf[9] = proto;
 		memcpy(buf + 12, dir->saddr + 12, 4);
 		memcpy(buf + 16, dir->daddr + 12, 4);
@@ -334,10 +335,10 @@ static uint32_t ip_header(uint8_t *buf, const struct wire_dir *dir, uint8_t prot
 		memcpy(buf + 10, &csum, 2);
 		return WIRE_IP4_LEN;
 	}
-	put_be32(buf, 6u << 28 | (uint32_t)dir->tos << 20);
+	put_be32(buf, 6u << 28 | (uint32_t)dir->tos << 20 | dir->flow_label);
 	put_be16(buf + 4, (uint16_t)l4_len);
 	buf[6] = proto;
-	buf[7] = WIRE_TTL;
+	buf[7] = dir->ttl ? dir->ttl : WIRE_TTL;
 	memcpy(buf + 8, dir->saddr, 16);
 	memcpy(buf + 24, dir->daddr, 16);
 	return WIRE_IP6_LEN;

@@ -5,8 +5,9 @@
  * Pure functions of their arguments. Every length is checked against what was received before a byte is read;
  * what a parser leaves in struct pkt lies inside the packet.
  *
- * Refuses (WIRE_MALFORMED): fragments, IPv6 extension headers, anything but TCP and ICMP errors about TCP,
- * addresses no connection can have (multicast, unspecified, broadcast), SYN with FIN or RST.
+ * Refuses (WIRE_MALFORMED): fragments and IPv6 extension headers (fragment.h), anything but TCP and ICMP
+ * errors about TCP, addresses no connection can have (multicast, unspecified, broadcast), SYN with FIN or
+ * RST.
  */
 #ifndef DMM_WIRE_H
 #define DMM_WIRE_H
@@ -25,6 +26,7 @@ enum {
 	WIRE_CSUM_OFFSET = 16, /* of the checksum in the TCP header */
 	WIRE_MAX_SACK = 4,
 	WIRE_TTL = 64,
+	WIRE_FLOW_LABEL_MASK = 0xfffff,
 };
 
 enum tcp_flag {
@@ -50,7 +52,8 @@ enum ecn_codepoint {
 enum {
 	WIRE_ECN_MASK = 3,
 	ACCECN_COUNTERS = 3,
-	WIRE_ACCECN_MIN = 8, /* of the option: two counters */
+	WIRE_ACCECN_MIN = 8,  /* of the option: two counters */
+	WIRE_OPT_TS_LEN = 12, /* timestamps, with two NOPs in front */
 	WIRE_ACCECN_FULL = 12,
 };
 
@@ -77,6 +80,7 @@ struct pkt {
 	const uint8_t *payload;
 	uint32_t payload_len;
 	uint32_t segment_bytes; /* of each segment but the last that it was put together of; 0: it is one */
+	uint32_t cut_bytes;	/* inner leg: to which the app's kernel wants it cut; 0: it is not to be */
 	uint64_t link;		/* struct dmm_rx_meta; these three are not read from the packet */
 	uint16_t link_mtu;
 	uint8_t saddr[16]; /* IPv4 as ::ffff:a.b.c.d */
@@ -85,13 +89,15 @@ struct pkt {
 	uint16_t dport_be;
 	uint8_t family;
 	uint8_t tos;
+	uint8_t ttl; /* or the hop limit */
 	uint8_t n_sack;
 	uint16_t flags; /* enum tcp_flag */
 	uint32_t seq;
 	uint32_t ack;
-	uint16_t wnd; /* as on the wire, unscaled */
-	uint16_t mss; /* 0: no such option */
-	uint16_t urg; /* the pointer, whatever the flags say */
+	uint32_t flow_label; /* IPv6 (RFC 6437) */
+	uint16_t wnd;	     /* as on the wire, unscaled */
+	uint16_t mss;	     /* 0: no such option */
+	uint16_t urg;	     /* the pointer, whatever the flags say */
 	uint8_t wscale;
 	bool has_wscale;
 	bool has_ts;
@@ -132,6 +138,8 @@ struct wire_dir {
 	uint16_t id; /* IPv4 identification */
 	uint8_t family;
 	uint8_t tos;
+	uint8_t ttl;	     /* or the hop limit; 0: WIRE_TTL */
+	uint32_t flow_label; /* RFC 6437 */
 };
 
 static inline uint32_t wire_ip_len(uint8_t family)

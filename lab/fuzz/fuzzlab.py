@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fuzz targets: what they are built from, with libFuzzer, ASan and UBSan, and the inputs that they start from.
+
+Used by tools/fuzz (long runs) and by the tests (short ones).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.fuzz.steps import program
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CORE = ROOT / "dmm_ebpf" / "userstack" / "core"
+SIM = ROOT / "lab" / "sim"
+FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
+SANITIZE = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined")
+SEED_FILES = 200
+
+
+class BuildError(Exception):
+    """A target does not build; the text is one sentence."""
+
+
+def _checksum(data: bytes) -> int:
+    padded = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f">{len(padded) // 2}H", padded))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _wire_packet(rng: random.Random) -> bytes:
+    """A TCP segment or an ICMP error over either family, options of every kind; fuzz_wire.c mends the checksums."""
+    options = [
+        b"\x02\x04\x05\xb4", b"\x03\x03\x07", b"\x04\x02", b"\x01", b"\x08\x0a" + rng.randbytes(8),
+        b"\x05\x12" + rng.randbytes(16), b"\xfd\x06" + rng.randbytes(4), b"\x05\x0a" + rng.randbytes(8),
+    ]  # fmt: skip
+    chosen = b"".join(rng.sample(options, rng.randint(0, 3)))[:40]
+    chosen += b"\0" * (-len(chosen) % 4)
+    flags = rng.choice([2, 18, 16, 24, 17, 4, 20, 0x29])
+    tcp = rng.randbytes(12) + bytes([(5 + len(chosen) // 4) << 4, flags]) + rng.randbytes(2) + bytes(4)
+    body = tcp + chosen + rng.randbytes(rng.choice([0, 0, 1, 17, 64]))
+    v6 = rng.random() < 0.4
+
+    def ip(proto: int, payload: bytes) -> bytes:
+        if v6:
+            addresses = b"\x20\x01" + rng.randbytes(14) + b"\xfd\x00" + rng.randbytes(14)
+            return struct.pack(">IHBB", 6 << 28, len(payload), proto, 64) + addresses + payload
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0x4000, 64, proto, 0)
+        head += bytes([10, *rng.randbytes(3), 192, *rng.randbytes(3)])
+        return head[:10] + struct.pack(">H", _checksum(head)) + head[12:] + payload
+
+    if rng.random() < 0.7:
+        return ip(6, body)
+    kinds = [(1, 0), (1, 4), (2, 0), (3, 0)] if v6 else [(3, 1), (3, 3), (3, 4), (11, 0)]
+    return ip(58 if v6 else 1, bytes([*rng.choice(kinds), 0, 0]) + rng.randbytes(4) + ip(6, body))
+
+
+def _wire_seed(rng: random.Random) -> bytes:
+    return bytes([rng.choice([7, 7, 3, 15, 0])]) + _wire_packet(rng)
+
+
+def _fragment_seed(rng: random.Random) -> bytes:
+    """A packet's fragments in some order, as fuzz_fragment.c reads them; some twice, bent or late."""
+    name, marks = rng.randrange(4), rng.choice([0, 0x40, 0x41, 0x42, 0xFE])
+    size, each = rng.randrange(9, 3000), rng.choice([1, 3, 60, 185])
+    steps = []
+    for at in range(0, size, each * 8):
+        more = at + each * 8 < size
+        what = name << 3 | (32 | 64 if more else 0)
+        length = bytes([each]) if more else (size - at).to_bytes(2, "big")
+        bent = rng.random() < 0.02
+        place = (at // 8 | bent << 15).to_bytes(2, "big")
+        steps.append(bytes([what]) + place + length + (b"\0\1" if bent else b"") + bytes([marks]))
+    order = rng.choice(["mixed", "reversed", "kept"])
+    if order == "mixed":
+        rng.shuffle(steps)
+    elif order == "reversed":
+        steps.reverse()
+    steps = [one * rng.choice([1, 1, 1, 2]) for one in steps]
+    if rng.random() < 0.2:
+        steps.insert(rng.randrange(len(steps)), bytes([7, rng.choice([2, 61, 130])]))
+    raw = rng.randbytes(60)
+    return b"".join(steps) + (bytes([6, 30]) + raw if rng.random() < 0.5 else b"")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One fuzz target. share: of the time of a run of all."""
+
+    name: str
+    main: Path
+    only: tuple[str, ...] | None  # of the core's sources; None: all
+    max_len: int
+    share: float
+    seed: Callable[[random.Random], bytes]
+
+    def sources(self) -> list[Path]:
+        """Its C files."""
+        core = sorted(CORE.glob("*.c")) if self.only is None else [CORE / name for name in self.only]
+        return [self.main, *core]
+
+    def digest(self) -> str:
+        """Of everything that it is built from."""
+        seen = hashlib.sha256(" ".join((*FLAGS, *SANITIZE)).encode())
+        for path in (*self.sources(), *sorted(CORE.glob("*.h")), *sorted(self.main.parent.glob("*.h"))):
+            seen.update(path.name.encode() + b"\0" + path.read_bytes())
+        return seen.hexdigest()[:16]
+
+    def build(self, output: Path) -> Path:
+        """Compiles it to output."""
+        command = ["clang", *FLAGS, *SANITIZE, *map(str, self.sources()), "-o", str(output)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise BuildError(
+                f"cannot build the target {self.name}: clang was not found; run tools/bootstrap"
+            ) from None
+        if done.returncode:
+            first = next(
+                (line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:]
+            )
+            raise BuildError(f"cannot build the target {self.name}: {first}")
+        return output
+
+    def write_seeds(self, directory: Path) -> None:
+        """The first inputs, always the same."""
+        directory.mkdir(parents=True, exist_ok=True)
+        rng = random.Random(self.name)
+        for number in range(SEED_FILES):
+            (directory / f"seed-{number}").write_bytes(self.seed(rng)[: self.max_len])
+
+
+TARGETS = {
+    "wire": Target("wire", HERE / "fuzz_wire.c", ("wire.c", "csum.c"), 400, 0.15, _wire_seed),
+    "fragment": Target(
+        "fragment",
+        HERE / "fuzz_fragment.c",
+        ("fragment.c", "chain.c", "csum.c", "mem.c"),
+        1000,
+        0.15,
+        _fragment_seed,
+    ),
+    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.7, program),
+}
+# With a fault that is found at once: tools/fuzz --self-test
+SELF_TEST = Target("self-test", HERE / "fuzz_self_test.c", (), 64, 1, lambda rng: b"D" + rng.randbytes(20))
