@@ -19,17 +19,24 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 5,
-	DMM_MAX_STACKS = 64,	/* stack ids 0..63; 0 is the kernel's stack, untouched */
-	DMM_MAX_RULES = 64,	/* per policy */
-	DMM_MAX_PROCESSES = 16, /* of one user stack */
-	DMM_MAX_NICS = 16,
+	DMM_ABI_VERSION = 10,
+	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
+	DMM_MAX_RULES = 64,	  /* per policy */
+	DMM_MAX_PROCESSES = 16,	  /* of one user stack */
+	DMM_MAX_NICS = 16,	  /* served */
+	DMM_MAX_DEVICES = 256,	  /* that have our programs */
 	DMM_MAX_QUEUES = 64,	  /* receive queues per NIC */
 	DMM_NEAR_FLOWS = 2048,	  /* in flows[]; a power of two */
 	DMM_RECENT_ROUTES = 1024, /* a power of two */
 	DMM_MAX_FLOWS = 262144,	  /* in more_flows[] */
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
+	DMM_MAX_EARLIER = 65536,
+	DMM_MAX_FORWARDS = 64, /* per policy: rules with direction "forward" times their source prefixes */
+	DMM_MAX_INSIDE = 1024, /* devices by which packets of others come in */
+	DMM_MAX_NOTES = 4096,  /* SYNs on their way through the host */
+	DMM_MAX_FORWARDED = 16384,    /* flows of others that are told of; more are carried, too */
+	DMM_MAX_FRAGMENTS = 4096,     /* packets of owned flows of which a fragment has come of late */
 	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
 	DMM_EVENTS_BYTES = 4194304,
 	DMM_COMM_LEN = 16, /* TASK_COMM_LEN */
@@ -38,26 +45,32 @@ enum dmm_limits {
 
 enum dmm_mark {
 	DMM_TCIN_MARK = 0x646d6d,  /* skb->mark of what tc gives to a TAP device, and of nothing else there */
-	DMM_INNER_MARK = 0x646d6e, /* of what a stack process sends to the app, until it is at the NIC */
+	DMM_INNER_MARK = 0x646d6e, /* the least inner_mark, see struct dmm_control */
 };
 
 enum dmm_control_flag {
-	DMM_CONTROL_EVENTS = 1, /* somebody reads the ring events; otherwise nothing is put there */
+	DMM_CONTROL_EVENTS = 1,	    /* somebody reads the ring events; otherwise nothing is put there */
+	DMM_CONTROL_CONTAINERS = 2, /* sockets of other network namespaces that connect are meant, too */
+	DMM_CONTROL_FORWARD = 4,    /* flows of others may be a user stack's: rules or containers say so */
 };
 
 /* control[0]: written by the RD. generation selects the half of every policy map by (generation & 1). */
 struct dmm_control {
 	__u32 abi_version;
 	__u32 generation;   /* 0: no policy yet, programs only observe */
-	__u64 netns_cookie; /* sockets of other network namespaces are left alone */
-	__u32 pad;
-	__u32 flags; /* enum dmm_control_flag */
+	__u64 netns_cookie; /* sockets of other network namespaces are left alone, but see flags */
+	__u32 inner_mark;   /* skb->mark of what a stack process sends to the app, until its own instance's
+			     * program   at the NIC takes it off: one of another instance on that NIC may come
+			     * first */
+	__u32 flags;	    /* enum dmm_control_flag */
 };
 
 /* heads[generation & 1] */
 struct dmm_policy_head {
 	__u32 n_rules;
 	__u32 n_routes; /* for listings only */
+	__u32 rejects;	/* 1: a route names a stack that refuses, so datagrams have to be looked at */
+	__u32 n_forwards;
 };
 
 enum dmm_rule_flag {
@@ -71,6 +84,7 @@ enum dmm_rule_flag {
 enum dmm_direction {
 	DMM_DIR_CONNECT = 1,
 	DMM_DIR_LISTEN = 2,
+	DMM_DIR_FORWARD = 4, /* never with the others: rules[] has it for its number alone, see forwards[] */
 };
 
 /* rules[(generation & 1) * DMM_MAX_RULES + i], i < n_rules, in policy order; first match wins */
@@ -88,10 +102,37 @@ struct dmm_rule {
 	char comm[16]; /* compared whole, zero padded */
 };
 
+/*
+ * forwards[(generation & 1) * DMM_MAX_FORWARDS + i], i < n_forwards: a rule with direction "forward" and one
+ * of its source prefixes, in policy order; first match whose table has a route wins. By which devices it
+ * holds is said by inside[].
+ */
+struct dmm_forward {
+	__u8 source[16];
+	__u32 prefixlen; /* bits of source that count */
+	__u32 family;	 /* AF_INET or AF_INET6; 0: both, source does not matter */
+	__u32 table;
+	__u32 rule;  /* 1-based */
+	__u32 named; /* 1: it names its devices, so it holds for what this host translates or has itself, too
+		      */
+	__u32 pad;
+};
+
+/*
+ * inside[ifindex]: a device by which packets of others come in: the host's end of a container's veth, a
+ * bridge, a gateway's LAN; or a NIC of a user stack. Written by the RD.
+ */
+struct dmm_inside {
+	__u64 forwards[2]; /* by generation & 1: bit i: forwards[i] of that half holds here */
+	__u32 bare;	   /* as in struct dmm_nic */
+	__u32 pad;
+};
+
 enum dmm_stack_kind {
 	DMM_STACK_KERNEL = 1,
 	DMM_STACK_USER = 2,
-	DMM_STACK_REJECT = 3, /* connect() gives EPERM; bind(), listen() and accept() are never refused */
+	DMM_STACK_REJECT =
+		3, /* connect() and sendto() fail; bind(), listen() and accept() are never refused */
 };
 
 enum dmm_stack_flag {
@@ -100,6 +141,16 @@ enum dmm_stack_flag {
 	DMM_SET_MARK = 4,
 	DMM_SET_PACING = 8,
 	DMM_SET_PRIORITY = 16,
+	DMM_SET_USER_TIMEOUT = 32,
+	DMM_SET_KEEPALIVE = 64, /* SO_KEEPALIVE, with those of struct dmm_patience that are not 0 */
+};
+
+/* When a peer that is silent is taken for dead; 0: not set */
+struct dmm_patience {
+	__u32 user_timeout_ms;	 /* TCP_USER_TIMEOUT */
+	__u32 keepalive_time_s;	 /* TCP_KEEPIDLE */
+	__u32 keepalive_intvl_s; /* TCP_KEEPINTVL */
+	__u32 keepalive_probes;	 /* TCP_KEEPCNT */
 };
 
 /* stacks[(generation & 1) * DMM_MAX_STACKS + id]; ids are stable by name for an instance's life */
@@ -112,7 +163,11 @@ struct dmm_stack {
 	__u32 priority;	 /* SO_PRIORITY */
 	__u32 max_pacing_rate_Bps;
 	__u32 dscp;	     /* 0..63 */
-	char congestion[16]; /* for a user stack: what the app's kernel socket uses on the inner leg */
+	__u32 refusal;	     /* the errno of a stack that rejects */
+	char congestion[16]; /* for a user stack: what the app's kernel socket uses on the inner leg, */
+	char usual[16]; /* if it has this one, the namespace's, and so has chosen none; all 0: in any case */
+	struct dmm_patience patience;
+	struct dmm_patience usual_patience; /* of a socket whose program has set nothing */
 };
 
 /* stack_state[id]: runtime, not policy; written by the RD */
@@ -122,7 +177,6 @@ struct dmm_stack_state {
 	__u32 processes; /* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
 	__u32 pad;
 	__u32 seats[16]; /* of process i, as in dmm_xdp_flow */
-	__u32 taps[16];	 /* likewise; 0: it has AF_XDP sockets */
 };
 
 /* Why a process of a user stack takes no new flow now */
@@ -201,8 +255,10 @@ enum dmm_why {
 	DMM_WHY_DOWN = 1,
 	DMM_WHY_FULL = 2,   /* or hung */
 	DMM_WHY_DEVICE = 3, /* it leaves by a device that the stack does not serve, lo among them */
-	DMM_WHY_SOCKET = 4, /* connecting to a loopback address */
+	DMM_WHY_SOCKET = 4, /* connecting to a loopback or link-local address */
 	DMM_WHY_PEER = 5,   /* an accepted flow that came by the kernel */
+	DMM_WHY_OPTION = 6, /* its SYN asks for what no user stack carries, see synopts.h */
+	DMM_WHY_ATTACH = 7, /* it was open before the hooks were there */
 };
 
 /*
@@ -293,10 +349,16 @@ enum dmm_event_type {
 	DMM_EVENT_UNLISTEN = 5,
 };
 
+enum {
+	DMM_ERROR_UNTOLD = 0xffff,
+};
+
 /* records of the ring buffer events */
 struct dmm_event {
 	__u32 type;
-	__u32 pad;
+	__u8 before;	   /* DMM_EVENT_CLOSE: the state it was closed from, as in struct dmm_flow */
+	__u8 process_gone; /* and whether the process of a user stack that had it takes no flows */
+	__u16 error;   /* and what its socket reports, an errno; DMM_ERROR_UNTOLD: this kernel does not say */
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	struct dmm_flow flow;
 };
@@ -314,19 +376,35 @@ struct dmm_listener {
 	__u32 rules[2];	 /* 1-based; 0: none */
 	__u32 uid;
 	__u32 pid;
-	__u32 mark; /* the socket's own mark, for rules on mark */
+	__u32 mark;   /* the socket's own mark, for rules on mark */
+	__u32 device; /* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
+	__u32 pad;
 	__u64 cgroup_id;
 	__u64 netns_cookie;
 	char comm[16];
 };
 
 /*
- * nics[ifindex]. tap_devs[(tap - 1) * DMM_MAX_NICS + slot] is, for a process whose packets come by tc, the
- * ifindex of its TAP device for that NIC, or 0; written by the RD.
+ * earlier[socket cookie]: a TCP socket of the instance's cgroup that was there before the hooks were; written
+ * by the RD. A connection stays while it is open, for listings: the kernel serves it. A listener stays until
+ * dmm_earlier has put it in listeners[]; flow.pair has its address, flow.decision who listens.
+ */
+struct dmm_earlier {
+	struct dmm_flow flow;
+	__u32 mark;
+	__u32 device; /* as in struct dmm_listener */
+	__u32 mptcp;  /* 1: a listener of MPTCP's, whose end no release hook tells of */
+	__u32 pad;
+};
+
+/*
+ * nics[ifindex]. outer_devs[(seat - 1) * DMM_MAX_NICS + slot] is the ifindex of the TAP device by which a
+ * process gets what comes from the wire of that NIC by tc, or 0; written by the RD.
  */
 struct dmm_nic {
-	__u32 slot;  /* xsks index = slot * DMM_MAX_QUEUES + receive queue */
-	__u32 stack; /* the user stack whose AF_XDP sockets sit on this NIC; 0: none */
+	__u32 slot; /* xsks index = slot * DMM_MAX_QUEUES + receive queue; DMM_MAX_NICS: no stack serves it */
+	__u32 stack; /* the user stack whose process 0 gets its frames from XDP, by AF_XDP sockets; 0: none */
+	__u32 bare;  /* 1: its packets have no link header, as those of a tunnel or of WireGuard */
 };
 
 /*
@@ -337,8 +415,8 @@ struct dmm_seat {
 	__u32 stack;
 	__u32 process; /* its number among the stack's */
 	__u32 seat;    /* as in struct dmm_xdp_flow */
-	__u32 tap;     /* likewise */
 	__u32 nic;     /* ifindex */
+	__u32 home;    /* as in struct dmm_xdp_flow */
 };
 
 enum dmm_ask_op {
@@ -373,14 +451,81 @@ struct dmm_ask {
  */
 struct dmm_xdp_flow {
 	__u32 stack;
-	__u32 tap;     /* from the wire; 0: to the AF_XDP socket of the queue; t: by way of taps[(t - 1) *
-			* DMM_MAX_NICS + slot], or of tap_devs[] */
 	__u32 seat;    /* the process, by a number of its own in the namespace, from 1 */
 	__u32 process; /* among the stack's */
 	/* Of the app's latest packet; packets to the wire bear them, too, for qdiscs and filters of the NIC
 	 */
 	__u32 mark;
 	__u32 priority;
+	__u32 orphan; /* 1: a flow of others whose process has died: the next one resets it, both ways */
+	/*
+	 * home: slot, plus 1, of the latest NIC that the process serves by which it left; 0: none is known.
+	 * away: ifindex of a device that it does not serve and by which the app's latest packet left; 0:
+	 * none. Packets of both legs then go by that device, and through the process's devices for its home.
+	 * addresses: of that packet's Ethernet header; 0 where there was none.
+	 */
+	__u32 home;
+	__u32 away;
+	__u8 addresses[12];
+	__u32 own; /* 1: a socket of this host's has sent for it; it is not forwarded */
+};
+
+/* Of the frame of such a packet, as a process gets it: the first byte of its source; the last two are the
+ * MTU. */
+enum dmm_away {
+	DMM_AWAY_SOURCE = 1, /* a group's, so nobody's */
+};
+
+enum dmm_forwarded_state {
+	DMM_FORWARDED_NOTED = 0,  /* its SYN has come in */
+	DMM_FORWARDED_TAKEN = 1,  /* a process has been given its SYN */
+	DMM_FORWARDED_LET_GO = 2, /* the SYN has gone on to the wire, and with it the flow */
+	DMM_FORWARDED_GONE =
+		3, /* the process has given it up: what comes yet has numbers that no peer knows */
+};
+
+/*
+ * A flow of others, which has no socket of this namespace. notes[sequence number of its SYN, as in the
+ * packet]: from the device where it comes in to the NIC where it leaves: nothing else of it is the same on
+ * both sides of every translation. Then, forwarded[struct dmm_addr_pair, as in xdp_flows].
+ */
+struct dmm_forwarded {
+	__u64 cookie;		   /* of a container's socket, whose connect() has decided; 0: rule did */
+	__u64 opened_ns;	   /* CLOCK_MONOTONIC_COARSE */
+	struct dmm_addr_pair pair; /* as it came in: laddr is who opened it */
+	__u32 ifindex;		   /* by which it came in */
+	__u32 state;		   /* enum dmm_forwarded_state */
+	__u32 seq_be;
+	__u32 stack;
+	__u32 process;
+	__u32 seat;
+	__u32 generation;
+	__u32 rule; /* the four below as in struct dmm_decision */
+	__u32 table;
+	__u32 route;
+	__u32 mark; /* of the SYN, as in struct dmm_xdp_flow */
+	__u32 priority;
+};
+
+enum dmm_fragments_of {
+	DMM_FRAGMENTS_IN = 0,  /* from the wire */
+	DMM_FRAGMENTS_OUT = 1, /* of this host, or passing through */
+	DMM_FRAGMENTS_OF_PEER =
+		2, /* the latest one from the wire between these two addresses, whatever its id */
+};
+
+/* fragments[key]: of which flow the first fragment of a packet is; of owned flows, and of others between two
+ * addresses that one has. */
+struct dmm_fragment_key {
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u32 id_be; /* identification, as it stands in the header */
+	__u32 of;    /* enum dmm_fragments_of */
+};
+
+struct dmm_fragment {
+	struct dmm_addr_pair pair; /* as in xdp_flows */
+	__u64 seen_ns;		   /* CLOCK_MONOTONIC_COARSE */
 };
 
 /*
@@ -398,18 +543,27 @@ enum dmm_counter {
 	DMM_CNT_CONNECT_FALLBACK, /* user stack down, fallback taken */
 	DMM_CNT_CONNECT_FULL,	  /* user stack full, fallback taken */
 	DMM_CNT_CONNECT_REJECT,
-	DMM_CNT_SOCKOPT_FAILED, /* a stack's socket option was refused by the kernel */
-	DMM_CNT_FLOWS_FULL,	/* flow record not kept: map full */
-	DMM_CNT_EVENTS_LOST,	/* ring buffer full */
+	DMM_CNT_DATAGRAM_REJECT, /* of sockets that are not connected */
+	DMM_CNT_SOCKOPT_FAILED,	 /* a stack's socket option was refused by the kernel */
+	DMM_CNT_FLOWS_FULL,	 /* flow record not kept: map full */
+	DMM_CNT_EVENTS_LOST,	 /* ring buffer full */
 	DMM_CNT_LISTENERS_FULL,
 	DMM_CNT_XDP_FLOW,     /* packets given to a stack: known flow */
 	DMM_CNT_XDP_LISTENER, /* SYNs given to a stack */
 	DMM_CNT_XDP_FULL,     /* SYNs left to the kernel because the stack is full */
 	DMM_CNT_XDP_COOKIE,   /* ACKs given to a stack that may carry a SYN cookie */
 	DMM_CNT_XDP_ICMP,
-	DMM_CNT_XDP_NO_SOCKET, /* owned flow, but no AF_XDP socket on that queue, or no device */
+	DMM_CNT_XDP_NO_SOCKET, /* from the wire, owned flow, but its process has no device */
 	DMM_CNT_SYN_LET_GO,    /* SYNs of this host left to the kernel: no process could take them any more */
 	DMM_CNT_INNER_DROPPED, /* from the app, owned flow, but its process is gone */
+	DMM_CNT_FORWARD_IN,    /* SYNs of others given to a stack, as they came from the wire */
+	DMM_CNT_FORWARD_OUT,   /* SYNs of others given to a stack, as they were to leave */
+	DMM_CNT_FORWARD_LET_GO,
+	DMM_CNT_SYN_OPTION, /* SYNs left to the kernel for what they ask: of this host, let go, too; of others
+			     */
+	DMM_CNT_FRAGMENT_IN,	 /* fragments from the wire given to a stack */
+	DMM_CNT_FRAGMENT_OUT,	 /* fragments of this host's given to a stack */
+	DMM_CNT_FRAGMENT_COPIED, /* that came before the first of their packet, which may be a stack's */
 	DMM_CNT_MAX,
 };
 

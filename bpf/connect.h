@@ -2,11 +2,12 @@
 /*
  * connect.h: cgroup/connect4 and connect6: which stack serves a connecting socket.
  *
- * A socket of another network namespace is left alone; one bound to a device, and one whose peer is this
- * host's loopback, never goes to a user stack. For one that does, the decision is written into its storage
- * (way.h), where the program at the NIC finds it with the SYN (tcout.h): the kernel routes it as any other.
- * What is decided for a TCP socket goes straight into its flow
- * record: one allocation, and none that lives longer than the flow. UDP sockets have no record.
+ * A socket of another network namespace is left alone, unless containers are meant; one whose peer is this
+ * host's loopback or has a link-local address never goes to a user stack, and of datagrams none that is bound
+ * to a device. For one that does, the decision is written into its storage (way.h), where the program at the
+ * NIC finds it with the SYN (tcout.h): the kernel routes it as any other. What is decided for a TCP socket
+ * goes straight into its flow record: one allocation, and none that lives longer than the flow. UDP sockets
+ * have no record.
  */
 #ifndef DMM_CONNECT_H
 #define DMM_CONNECT_H
@@ -16,12 +17,21 @@
 #include "recent.h"
 #include "way.h"
 
+/* BCC does not declare it. */
+static int (*dmm_set_retval)(int retval) = (void *)BPF_FUNC_set_retval;
+
 /* 0.0.0.0 and :: mean this host to connect() (ip(7)). */
 static __always_inline bool addr_is_loopback(const __u32 *addr)
 {
 	if (addr_is_mapped(addr))
 		return (addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || addr[3] == 0;
 	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && (addr[3] == 0 || addr[3] == bpf_htonl(1));
+}
+
+/* A 5-tuple has no scope, which a link-local address needs (RFC 4007). */
+static __always_inline bool addr_is_carried(const __u32 *addr)
+{
+	return !addr_is_loopback(addr) && (addr[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
 }
 
 /* The storage of a socket may be older than this flow (AF_UNSPEC, connect(2)). */
@@ -44,8 +54,35 @@ static __always_inline bool way_ask(struct bpf_sock *sk, const struct dmm_served
 	return way_set(sk, &way);
 }
 
-static __always_inline void connect_record(struct bpf_sock_addr *ctx, const struct dmm_search *search,
-					   const struct dmm_served *served)
+#ifdef DMM_MPTCP
+/* Neither does it declare this one. */
+static void *(*dmm_mptcp_of)(struct bpf_sock *sk) = (void *)BPF_FUNC_skc_to_mptcp_sock;
+#endif
+
+/*
+ * The socket of an MPTCP subflow goes without cgroup/sock_release: the application has released another one.
+ * So nothing is recorded of it before sock_ops sees its SYN, and is told of its end from then on (sockops.h).
+ */
+static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_decision *decision)
+{
+#ifdef DMM_MPTCP
+	struct dmm_decision *later;
+
+	if (likely(!dmm_mptcp_of(sk)))
+		return false;
+	later = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (later)
+		__builtin_memcpy(later, decision, sizeof(*later));
+	return true;
+#else
+	(void)sk;
+	(void)decision;
+	return false;
+#endif
+}
+
+static __always_inline void connect_record(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+					   const struct dmm_search *search, const struct dmm_served *served)
 {
 	const struct dmm_query *query = &search->query;
 	struct dmm_flow flow = {};
@@ -62,15 +99,24 @@ static __always_inline void connect_record(struct bpf_sock_addr *ctx, const stru
 	flow.decision.direction = DMM_DIR_CONNECT;
 	decision_facts(&flow.decision, &search->facts);
 	decision_verdict(&flow.decision, &search->verdict, served);
-	flow_keep(&flow);
+	if (!record_later(sk, &flow.decision))
+		flow_keep(&flow);
+}
+
+/* What the call returns instead of EPERM, which is what a hook's 0 means by itself. */
+static __always_inline int refuse(const struct dmm_stack *stack)
+{
+	if (stack->refusal)
+		dmm_set_retval(-(int)stack->refusal);
+	return 0;
 }
 
 /* What was recorded of an earlier connect() that failed; a refused one records nothing. */
-static __always_inline int connect_refuse(struct bpf_sock_addr *ctx)
+static __always_inline int connect_refuse(struct bpf_sock_addr *ctx, const struct dmm_stack *stack)
 {
 	flow_drop(dmm_socket_cookie(ctx));
 	count(DMM_CNT_CONNECT_REJECT);
-	return 0;
+	return refuse(stack);
 }
 
 /* The body of step rule_connect. */
@@ -91,7 +137,7 @@ static __always_inline bool policy_find(struct dmm_search *search)
 	return search->verdict.rule;
 }
 
-/* Returns 1 to let connect() go on, 0 for EPERM. */
+/* Returns 1 to let connect() go on, 0 to refuse it. */
 static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_search *search, bool socket6)
 {
 	const struct dmm_control *control = control_get();
@@ -104,12 +150,15 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	if (!control || !sk)
 		return 1;
 	facts->netns_cookie = bpf_get_netns_cookie(ctx);
-	if (facts->netns_cookie != control->netns_cookie)
+	if (!netns_is_meant(control, facts->netns_cookie))
 		return 1;
 	if (CTX_LOAD(u32, ctx, protocol) != (stream ? IPPROTO_TCP : IPPROTO_UDP))
 		return 1;
-	count(DMM_CNT_CONNECT);
 	facts_current(facts);
+	/* NFS, a subflow that MPTCP adds: whose they are no rule can tell. */
+	if (unlikely(facts->kernel))
+		return 1;
+	count(DMM_CNT_CONNECT);
 	facts->mark = sk->mark;
 	way_forget(sk);
 	search->generation = control->generation;
@@ -117,11 +166,11 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	query->half = search->generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
-	if (search->generation && !sk->bound_dev_if && policy_find(search))
-		stack_resolve(ctx, query->half, search->verdict.stack,
-			      stream && !addr_is_loopback(query->addr), &served);
-	if (served.reject)
-		return connect_refuse(ctx);
+	if (search->generation && (stream || !sk->bound_dev_if) && policy_find(search))
+		stack_resolve(ctx, query->half, search->verdict.stack, stream && addr_is_carried(query->addr),
+			      &served);
+	if (served.stack && served.stack->kind == DMM_STACK_REJECT)
+		return connect_refuse(ctx, served.stack);
 	if (served.stack && served.stack->kind == DMM_STACK_USER) {
 		/* Its options wait until it is known who serves, see sockops.h. */
 		if (!way_ask(sk, &served))
@@ -131,7 +180,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	}
 	if (!stream)
 		return 1;
-	connect_record(ctx, search, &served);
+	connect_record(ctx, sk, search, &served);
 	return 1;
 }
 
@@ -143,15 +192,20 @@ static __always_inline int connect4(struct bpf_sock_addr *ctx)
 	return connect_decide(ctx, &search, false);
 }
 
-static __always_inline int connect6(struct bpf_sock_addr *ctx)
+/* The peer that the caller has named, word by word: the verifier takes no wider load. */
+static __always_inline void addr_load6(__u32 *addr, struct bpf_sock_addr *ctx)
 {
-	struct dmm_search search = {};
-	__u32 *addr = search.query.addr;
-
 	addr[0] = CTX_LOAD(u32, ctx, user_ip6[0]);
 	addr[1] = CTX_LOAD(u32, ctx, user_ip6[1]);
 	addr[2] = CTX_LOAD(u32, ctx, user_ip6[2]);
 	addr[3] = CTX_LOAD(u32, ctx, user_ip6[3]);
+}
+
+static __always_inline int connect6(struct bpf_sock_addr *ctx)
+{
+	struct dmm_search search = {};
+
+	addr_load6(search.query.addr, ctx);
 	return connect_decide(ctx, &search, true);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * decide.h: policy evaluation: rules, then a table's routes, then the stack, then the stack's socket options.
+ * decide.h: policy evaluation: rules, then a table's routes, then the stack.
  *
  * Invariants: control's generation is read once by the caller and everything is looked up in that half; at
  * most two LPM look-ups per rule that matched; nothing here writes a policy map.
@@ -9,6 +9,7 @@
 #define DMM_DECIDE_H
 
 #include "defs.h"
+#include "options.h"
 
 /* Who acts, as rules see it. */
 struct dmm_facts {
@@ -17,8 +18,8 @@ struct dmm_facts {
 	__u32 pid;
 	__u32 uid;
 	__u32 mark;
-	__u32 pad;
-	char comm[DMM_COMM_LEN];
+	__u32 kernel;		 /* 1: a thread of the kernel's */
+	char comm[DMM_COMM_LEN]; /* the process's, not the thread's */
 };
 
 /* What is looked up: an address with the protocol and port that ports[] is keyed by. */
@@ -49,6 +50,8 @@ struct dmm_search {
 /* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on kernels that
  * allow it. */
 #ifdef DMM_TASK_COMM
+#define PF_KTHREAD 0x00200000 /* linux/sched.h */
+
 /* One helper call instead of four, each of which is dear where a return from a function is (retbleed, SRSO).
  */
 static __always_inline void facts_current(struct dmm_facts *facts)
@@ -56,18 +59,21 @@ static __always_inline void facts_current(struct dmm_facts *facts)
 	const void *task = dmm_current_task();
 	const void *cred = KERNEL_LOAD(void *, task, DMM_TASK_CRED);
 	const void *at = KERNEL_LOAD(void *, task, DMM_TASK_CGROUPS);
+	const void *leader = KERNEL_LOAD(void *, task, DMM_TASK_LEADER);
 	__u64 *comm = (__u64 *)facts->comm;
 
-	comm[0] = KERNEL_LOAD(__u64, task, DMM_TASK_COMM);
-	comm[1] = KERNEL_LOAD(__u64, task, DMM_TASK_COMM + 8);
+	facts->kernel = !!(KERNEL_LOAD(__u32, task, DMM_TASK_FLAGS) & PF_KTHREAD);
 	facts->pid = KERNEL_LOAD(__u32, task, DMM_TASK_TGID);
 	/* None of these is NULL, but the verifier may want to be told. */
+	comm[0] = leader ? KERNEL_LOAD(__u64, leader, DMM_TASK_COMM) : 0;
+	comm[1] = leader ? KERNEL_LOAD(__u64, leader, DMM_TASK_COMM + 8) : 0;
 	facts->uid = cred ? KERNEL_LOAD(__u32, cred, DMM_CRED_UID) : 0;
 	at = at ? KERNEL_LOAD(void *, at, DMM_CGROUPS_DFL) : NULL;
 	at = at ? KERNEL_LOAD(void *, at, DMM_CGROUP_KN) : NULL;
 	facts->cgroup_id = at ? KERNEL_LOAD(__u64, at, DMM_KN_ID) : 0;
 }
 #else
+/* Without the kernel's BTF: the thread's name, and none is known to be the kernel's. */
 static __always_inline void facts_current(struct dmm_facts *facts)
 {
 	facts->cgroup_id = bpf_get_current_cgroup_id();
@@ -207,7 +213,6 @@ static __always_inline bool process_is_full(__u32 id, __u32 number)
 /* What tells one process of a user stack from the others. */
 struct dmm_process {
 	__u32 seat;
-	__u32 tap;
 	__u32 number;
 };
 
@@ -238,7 +243,6 @@ static __always_inline int process_try(struct dmm_process_search *search)
 	if (!process_takes(state, search->id, number, search->with_room))
 		return 0;
 	search->process.number = number;
-	search->process.tap = state->taps[number];
 	search->process.seat = state->seats[number];
 	search->found = 1;
 	return 1;
@@ -257,7 +261,6 @@ static __always_inline bool process_pick(const struct dmm_stack_state *state, __
 
 	*process = search.process;
 	if (likely(processes < 2)) {
-		process->tap = state->taps[0];
 		process->seat = state->seats[0];
 		return process_takes(state, id, 0, with_room);
 	}
@@ -279,7 +282,6 @@ struct dmm_served {
 	__u32 why; /* enum dmm_why, where the route's stack is a user stack and this is another */
 	struct dmm_process process; /* of a user stack */
 	bool taken;		    /* by that process, already */
-	bool reject;
 };
 
 /*
@@ -320,7 +322,6 @@ static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half,
 	served->stack = NULL;
 	served->id = 0;
 	served->why = 0;
-	served->reject = false;
 	if (!stack)
 		return;
 	if (stack->kind == DMM_STACK_USER) {
@@ -335,62 +336,9 @@ static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half,
 		if (!stack || stack->kind == DMM_STACK_USER)
 			return;
 	}
-	if (stack->kind == DMM_STACK_REJECT) {
-		served->id = id;
-		served->reject = true;
-	} else if (stack->kind) {
+	if (stack->kind) {
 		served->stack = stack;
 		served->id = id;
-	}
-}
-
-static __always_inline void option_set(void *ctx, int level, int name, const void *value, int len)
-{
-	if (bpf_setsockopt(ctx, level, name, (void *)value, len))
-		count(DMM_CNT_SOCKOPT_FAILED);
-}
-
-/* RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself only for TCP. */
-static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, bool ipv6)
-{
-	int level = ipv6 ? SOL_IPV6 : SOL_IP;
-	int name = ipv6 ? IPV6_TCLASS : IP_TOS;
-	int old = 0;
-	int tos;
-
-	if (bpf_getsockopt(ctx, level, name, &old, sizeof(old)) || old < 0)
-		old = 0;
-	tos = (stack->dscp << 2) | (old & ECN_MASK);
-	option_set(ctx, level, name, &tos, sizeof(tos));
-}
-
-/*
- * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
- * SO_PRIORITY comes after IP_TOS, which changes it.
- */
-static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
-					bool ipv6)
-{
-	__u32 flags = stack->flags;
-
-	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
-		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
-	if (flags & DMM_SET_DSCP)
-		dscp_set(ctx, stack, ipv6);
-	if (flags & DMM_SET_MARK) {
-		__u32 mark = (old_mark & ~stack->mark_mask) | (stack->mark & stack->mark_mask);
-
-		option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
-	}
-	if (flags & DMM_SET_PACING) {
-		__u32 rate = stack->max_pacing_rate_Bps;
-
-		option_set(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate));
-	}
-	if (flags & DMM_SET_PRIORITY) {
-		__u32 priority = stack->priority;
-
-		option_set(ctx, SOL_SOCKET, SO_PRIORITY, &priority, sizeof(priority));
 	}
 }
 

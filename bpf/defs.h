@@ -27,11 +27,13 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define ENOSPC 28
 #define SOCK_DGRAM 2
 #define SOL_SOCKET 1
 #define SOL_IP 0
 #define SOL_TCP 6
 #define SOL_IPV6 41
+#define SO_KEEPALIVE 9
 #define SO_PRIORITY 12
 #define SO_REUSEPORT 15
 #define SO_MARK 36
@@ -108,6 +110,12 @@ static __always_inline const struct dmm_control *control_get(void)
 	__u32 zero = 0;
 
 	return map_lookup(DMM_MAP(control), &zero);
+}
+
+/* Whose connects are decided: the instance's own namespace, and with containers every other. */
+static __always_inline bool netns_is_meant(const struct dmm_control *control, __u64 netns_cookie)
+{
+	return netns_cookie == control->netns_cookie || (control->flags & DMM_CONTROL_CONTAINERS);
 }
 
 static __always_inline bool addr_is_mapped(const __u32 *words)

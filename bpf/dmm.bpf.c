@@ -9,9 +9,12 @@
 #include "defs.h"
 #include "connect.h"
 #include "bind.h"
+#include "sendmsg.h"
 #include "sockops.h"
 #include "release.h"
+#include "earlier.h"
 #include "xdp.h"
+#include "tcfrom.h"
 #include "tcin.h"
 #include "tcout.h"
 #include "ingress.h"
@@ -36,6 +39,16 @@ int dmm_connect6(struct bpf_sock_addr *ctx)
 	return connect6(ctx);
 }
 
+int dmm_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return sendmsg4(ctx);
+}
+
+int dmm_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return sendmsg6(ctx);
+}
+
 int dmm_bind4(struct bpf_sock_addr *ctx)
 {
 	return bind_remember(ctx);
@@ -56,6 +69,11 @@ int dmm_tcin(struct __sk_buff *ctx)
 	return tcin(ctx);
 }
 
+int dmm_tcfrom(struct __sk_buff *ctx)
+{
+	return tcfrom(ctx);
+}
+
 int dmm_tcout(struct __sk_buff *ctx)
 {
 	return tcout(ctx);
@@ -71,6 +89,11 @@ int dmm_listener_set(struct dmm_listener_set *ctx)
 	return listener_set(ctx);
 }
 
+int dmm_earlier(struct dmm_iter_tcp *ctx)
+{
+	return earlier(ctx);
+}
+
 int dmm_rule_connect(struct dmm_search *search)
 {
 	return rule_connect(search);
@@ -81,6 +104,11 @@ int dmm_rule_listen(struct dmm_search *search)
 	return rule_listen(search);
 }
 
+int dmm_forward_try(struct dmm_forward_search *search)
+{
+	return forward_try(search);
+}
+
 int dmm_process_try(struct dmm_process_search *search)
 {
 	return process_try(search);
@@ -89,4 +117,19 @@ int dmm_process_try(struct dmm_process_search *search)
 int dmm_lock_try(struct dmm_lock *lock)
 {
 	return lock_try(lock);
+}
+
+int dmm_option_tc(struct dmm_option_search *search)
+{
+	return option_tc(search);
+}
+
+int dmm_option_xdp(struct dmm_option_search *search)
+{
+	return option_xdp(search);
+}
+
+int dmm_header_next(struct dmm_headers *headers)
+{
+	return header_next(headers);
 }

@@ -37,19 +37,35 @@ static __always_inline bool events_wanted(const struct dmm_control *control)
 }
 
 /* Call only if events_wanted(). */
-static __always_inline void event_emit(__u32 type, const struct dmm_flow *flow)
+/* To be submitted; NULL: no room. */
+static __always_inline struct dmm_event *event_begin(__u32 type, const struct dmm_flow *flow)
 {
 	struct dmm_event *event = bpf_ringbuf_reserve(DMM_MAP(events), sizeof(*event), 0);
 
 	if (!event) {
 		count(DMM_CNT_EVENTS_LOST);
-		return;
+		return NULL;
 	}
 	event->type = type;
-	event->pad = 0;
+	event->before = 0;
+	event->process_gone = 0;
+	event->error = 0;
 	event->time_ns = bpf_ktime_get_ns();
 	__builtin_memcpy(&event->flow, flow, sizeof(*flow));
+	return event;
+}
+
+static __always_inline void event_submit(struct dmm_event *event)
+{
 	bpf_ringbuf_submit(event, wake_flags(event->time_ns));
+}
+
+static __always_inline void event_emit(__u32 type, const struct dmm_flow *flow)
+{
+	struct dmm_event *event = event_begin(type, flow);
+
+	if (event)
+		event_submit(event);
 }
 
 /* The addresses are those of the packets: an AF_INET6 socket with a v4-mapped peer sends IPv4. */

@@ -4,7 +4,7 @@
  * NIC.
  *
  * What the process sends to the app goes to that NIC's ingress, as if it had come from the wire there: every
- * rule and every socket of the host sees it as it sees others. DMM_INNER_MARK takes it past tcin.h. And here
+ * rule and every socket of the host sees it as it sees others. A mark takes it past tcin.h. And here
  * is answered what the process asks of the maps (struct dmm_ask): the process itself has no right to them,
  * since it reads packets of strangers. write(2) to the device runs this program before it returns, unless
  * packets of the device are steered to another processor (RPS), so a flow is claimed before its SYN leaves.
@@ -12,16 +12,19 @@
  * Who asks is known by the device. What is granted:
  * - a flow that nobody owns and of which the kernel has no socket, or a listener, or one that is over
  * (TIME_WAIT);
+ * - a flow of others whose SYN was given to the process, whoever owned it;
  * - a flow whose socket is the process's to serve (way.h), whoever owned it: its former owner's connection
  * has ended;
  * - to give up what is its own, to be alive, full, and to have SYN cookies out for a while.
  *
- * A process cannot speak for a flow of another: that is dropped.
+ * A process cannot speak for a flow of another: that is dropped. So is what hides whose it is: fragments and
+ * extension headers, which no process sends.
  */
 #ifndef DMM_INGRESS_H
 #define DMM_INGRESS_H
 
 #include "frame.h"
+#include "parts.h"
 #include "socket.h"
 #include "tcout.h"
 
@@ -57,6 +60,7 @@ static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb, cons
 
 			if (way && way->stack == seat->stack && way->seat == seat->seat) {
 				holder = DMM_HOLDER_ASKER;
+				fresh->own = 1;
 				fresh->mark = way->mark;
 				fresh->priority = way->priority;
 			}
@@ -66,17 +70,35 @@ static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb, cons
 	return holder;
 }
 
+/* Whose a flow of others is: the process that has been given its SYN. */
+static __always_inline enum dmm_holder
+forwarded_holder(const struct dmm_addr_pair *pair, const struct dmm_seat *seat, struct dmm_xdp_flow *fresh)
+{
+	const struct dmm_forwarded *forwarded = forwarded_find(pair);
+
+	if (!forwarded || forwarded->state != DMM_FORWARDED_TAKEN || forwarded->stack != seat->stack ||
+	    forwarded->seat != seat->seat)
+		return DMM_HOLDER_NOBODY;
+	fresh->mark = forwarded->mark;
+	fresh->priority = forwarded->priority;
+	return DMM_HOLDER_ASKER;
+}
+
 static __always_inline bool flow_claim(struct __sk_buff *skb, const struct dmm_ask *ask,
 				       const struct dmm_seat *seat)
 {
 	struct dmm_xdp_flow fresh = {
-		.stack = seat->stack, .tap = seat->tap, .seat = seat->seat, .process = seat->process};
-	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &ask->pair);
+		.stack = seat->stack, .seat = seat->seat, .process = seat->process, .home = seat->home};
+	struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &ask->pair);
 	enum dmm_holder holder;
 
-	if (flow && flow_is_of(flow, seat))
+	if (flow && flow_is_of(flow, seat)) {
+		flow->orphan = 0;
 		return true;
+	}
 	holder = socket_holder(skb, &ask->pair, seat, &fresh);
+	if (holder == DMM_HOLDER_NOBODY)
+		holder = forwarded_holder(&ask->pair, seat, &fresh);
 	if (holder == DMM_HOLDER_OTHER)
 		return false;
 	return !map_update(DMM_MAP(xdp_flows), &ask->pair, &fresh,
@@ -86,9 +108,14 @@ static __always_inline bool flow_claim(struct __sk_buff *skb, const struct dmm_a
 static __always_inline void flow_disown(const struct dmm_ask *ask, const struct dmm_seat *seat)
 {
 	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &ask->pair);
+	struct dmm_forwarded *forwarded;
 
-	if (flow && flow_is_of(flow, seat))
-		bpf_map_delete_elem(DMM_MAP(xdp_flows), (void *)&ask->pair);
+	if (!flow || !flow_is_of(flow, seat))
+		return;
+	forwarded = forwarded_find(&ask->pair);
+	if (forwarded)
+		forwarded->state = DMM_FORWARDED_GONE;
+	bpf_map_delete_elem(DMM_MAP(xdp_flows), (void *)&ask->pair);
 }
 
 static __always_inline void cookies_tell(__u32 stack, __u64 until_ns)
@@ -144,36 +171,41 @@ static __always_inline int ask_answer(struct __sk_buff *skb, const struct dmm_as
 	return TC_ACT_SHOT;
 }
 
-/* Whether a packet for an app belongs to a flow of another process */
-static __always_inline bool is_of_another(struct __sk_buff *skb, const struct dmm_seat *seat)
+/* Whose flow a packet for an app belongs to; NULL: nobody's */
+static __always_inline struct dmm_xdp_flow *flow_in(struct __sk_buff *skb)
 {
 	struct dmm_tcp_frame frame = {};
-	const struct dmm_xdp_flow *flow;
 
 	/* This host is to receive it. */
-	if (!frame_read(skb, false, &frame))
-		return false;
-	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
-	return flow && !flow_is_of(flow, seat);
+	if (!frame_read(skb, sizeof(struct ethhdr), false, &frame))
+		return NULL;
+	return map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 }
 
 static __always_inline int ingress(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	const struct dmm_seat *seat = map_lookup(DMM_MAP(seats), &ifindex);
+	const struct dmm_control *control = control_get();
+	struct dmm_xdp_flow *flow;
 	struct dmm_ask ask;
+	__u32 nic;
 
-	if (!seat)
+	if (!seat || !control)
 		return TC_ACT_SHOT;
 	if (unlikely(skb->protocol == htons(DMM_ASK_TYPE))) {
 		if (skb->len != sizeof(ask) || bpf_skb_load_bytes(skb, 0, &ask, sizeof(ask)))
 			return TC_ACT_SHOT;
 		return ask_answer(skb, &ask, seat);
 	}
-	if (is_of_another(skb, seat))
+	flow = flow_in(skb);
+	if (flow ? !flow_is_of(flow, seat) : is_in_parts(skb, sizeof(struct ethhdr)))
 		return TC_ACT_SHOT;
-	skb->mark = DMM_INNER_MARK;
-	return bpf_redirect(seat->nic, BPF_F_INGRESS);
+	nic = seat->nic;
+	if (unlikely(flow && flow->away))
+		nic = away_enter(skb, nic, flow);
+	skb->mark = control->inner_mark;
+	return bpf_redirect(nic, BPF_F_INGRESS);
 }
 
 #endif /* DMM_INGRESS_H */

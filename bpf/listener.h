@@ -43,8 +43,15 @@ static __always_inline void listener_unlock(const struct dmm_listener_key *key)
 	bpf_map_delete_elem(DMM_MAP(listener_locks), (void *)key);
 }
 
+static __always_inline void listener_key_fill(struct dmm_listener_key *key, const struct dmm_addr_pair *pair)
+{
+	addr_copy((__u32 *)key->addr, (const __u32 *)pair->laddr);
+	key->port_be = pair->lport_be;
+	key->pad = 0;
+}
+
 static __always_inline void listener_fill(struct dmm_listener *listener, const struct dmm_decision *decision,
-					  __u64 netns_cookie, __u32 mark)
+					  __u64 netns_cookie, __u32 mark, __u32 device)
 {
 	__u32 half = decision->generation & 1;
 
@@ -53,6 +60,7 @@ static __always_inline void listener_fill(struct dmm_listener *listener, const s
 	listener->uid = decision->uid;
 	listener->pid = decision->pid;
 	listener->mark = mark;
+	listener->device = device;
 	listener->cgroup_id = decision->cgroup_id;
 	listener->netns_cookie = netns_cookie;
 	__builtin_memcpy(listener->comm, decision->comm, sizeof(listener->comm));
@@ -61,7 +69,7 @@ static __always_inline void listener_fill(struct dmm_listener *listener, const s
 /* The last socket to join decides whose facts are shown and which table serves. */
 static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 					     const struct dmm_decision *decision, __u64 netns_cookie,
-					     __u32 mark)
+					     __u32 mark, __u32 device)
 {
 	struct dmm_listener fresh = {.count = 1};
 	struct dmm_listener *listener;
@@ -73,7 +81,7 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 	}
 	listener = map_lookup(DMM_MAP(listeners), key);
 	if (listener) {
-		listener_fill(listener, decision, netns_cookie, mark);
+		listener_fill(listener, decision, netns_cookie, mark, device);
 		__sync_fetch_and_add(&listener->count, 1);
 	} else {
 		/* Spelled out for both halves: a variable index into the program's stack is not verifiable.
@@ -87,6 +95,7 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 		fresh.uid = decision->uid;
 		fresh.pid = decision->pid;
 		fresh.mark = mark;
+		fresh.device = device;
 		fresh.cgroup_id = decision->cgroup_id;
 		fresh.netns_cookie = netns_cookie;
 		__builtin_memcpy(fresh.comm, decision->comm, sizeof(fresh.comm));

@@ -5,11 +5,30 @@
  * The connect hook has made its record, and changes of state are called back only from ESTABLISHED on, or,
  * while somebody follows, from the SYN on, which shows in the record's state. A record without a state is
  * thus nobody else's to remove, and goes when the last descriptor is closed. Every other goes at TCP_CLOSE.
+ *
+ * A listener that was there before the hooks ends here, too, where the kernel calls nobody back for it.
  */
 #ifndef DMM_RELEASE_H
 #define DMM_RELEASE_H
 
 #include "flow.h"
+#include "listener.h"
+
+static __always_inline void released_listener(struct bpf_sock *sk)
+{
+	struct dmm_listener_key *at = bpf_sk_storage_get(DMM_MAP(unwatched), sk, NULL, 0);
+	struct dmm_decision *decision;
+	struct dmm_listener_key key;
+
+	if (likely(!at))
+		return;
+	__builtin_memcpy(&key, at, sizeof(key));
+	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, 0);
+	if (!decision || !decision->listening)
+		return;
+	decision->listening = 0;
+	listener_withdraw(&key);
+}
 
 static __always_inline int released(struct bpf_sock *ctx)
 {
@@ -17,9 +36,14 @@ static __always_inline int released(struct bpf_sock *ctx)
 	const struct dmm_flow *flow;
 	__u64 cookie;
 
-	if (state != BPF_TCP_CLOSE && state != BPF_TCP_SYN_SENT)
+	if (state != BPF_TCP_CLOSE && state != BPF_TCP_SYN_SENT && state != BPF_TCP_LISTEN)
 		return 1;
 	if (CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
+		return 1;
+	/* In TCP_CLOSE, too: shutdown() has ended it. */
+	if (state != BPF_TCP_SYN_SENT)
+		released_listener(ctx);
+	if (state == BPF_TCP_LISTEN)
 		return 1;
 	cookie = dmm_socket_cookie(ctx);
 	flow = flow_lookup(cookie);

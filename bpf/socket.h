@@ -7,6 +7,15 @@
 
 #include "defs.h"
 
+/* BCC does not declare it. */
+static struct bpf_sock *(*dmm_sk_fullsock)(struct bpf_sock *sk) = (void *)BPF_FUNC_sk_fullsock;
+
+/* Sockets that apps have opened to others, and that others have opened to them */
+static __always_inline bool is_stream(const struct bpf_sock *sk)
+{
+	return sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+}
+
 /*
  * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A socket that is
  * bound to another device than the context's is not found.

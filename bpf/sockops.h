@@ -3,7 +3,8 @@
  * sockops.h: the sock_ops program: flow records, listeners, and the options of accepted connections.
  *
  * ctx->reply is never written, so other sock_ops programs of the host keep their say. Callback flags are
- * added to those that are set, never taken away. Sockets of other network namespaces are left alone.
+ * added to those that are set, never taken away. Sockets of other network namespaces are left alone, but for
+ * those of containers that connect.
  */
 #ifndef DMM_SOCKOPS_H
 #define DMM_SOCKOPS_H
@@ -12,6 +13,7 @@
 #include "connect.h"
 #include "flow.h"
 #include "listener.h"
+#include "synopts.h"
 
 /* The one callback that is asked for: a callback on each ACK or retransmission would cost the flow its speed.
  */
@@ -26,13 +28,6 @@ static __always_inline void state_flag_set(struct bpf_sock_ops *ctx)
 static __always_inline struct dmm_decision *decision_get(struct bpf_sock *sk, __u64 flags)
 {
 	return bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, flags);
-}
-
-static __always_inline void listener_key_fill(struct dmm_listener_key *key, const struct dmm_addr_pair *pair)
-{
-	addr_copy((__u32 *)key->addr, (const __u32 *)pair->laddr);
-	key->port_be = pair->lport_be;
-	key->pad = 0;
 }
 
 /* What is known of the listener when this kernel's sock_ops helpers name nobody: what bind() saw, if that is
@@ -91,11 +86,14 @@ static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_so
 		decision->table = 0;
 		decision->rule = 0;
 	}
-	decision->listening = 0;
 	flow_fill(ctx, &flow, BPF_TCP_LISTEN, netns_cookie);
 	listener_key_fill(&key, &flow.pair);
+	/* It listened before, and nobody told of the end (struct dmm_earlier). */
+	if (decision->listening)
+		listener_withdraw(&key);
+	decision->listening = 0;
 	listen_share(ctx, sk, decision);
-	if (!listener_publish(&key, decision, netns_cookie, sk->mark))
+	if (!listener_publish(&key, decision, netns_cookie, sk->mark, sk->bound_dev_if))
 		return;
 	decision->listening = 1;
 	state_flag_set(ctx);
@@ -179,13 +177,52 @@ static __always_inline __u32 fallback_apply(struct bpf_sock_ops *ctx, struct bpf
 	return id;
 }
 
+/* Whether the app has given its socket a congestion control of its own, as far as it shows: another than
+ * usual */
+static __always_inline bool congestion_chosen(struct bpf_sock_ops *ctx, const struct dmm_stack *stack)
+{
+	const __u32 *usual = (const __u32 *)stack->usual;
+	__u32 now[4] = {};
+
+	return usual[0] && !bpf_getsockopt(ctx, SOL_TCP, TCP_CONGESTION, now, sizeof(now)) &&
+	       (now[0] != usual[0] || now[1] != usual[1] || now[2] != usual[2] || now[3] != usual[3]);
+}
+
 /* What the app's own socket uses towards a stack process */
 static __always_inline void inner_apply(struct bpf_sock_ops *ctx, __u32 half, __u32 id)
 {
 	const struct dmm_stack *stack = stack_get(half, id);
 
-	if (stack && stack->kind == DMM_STACK_USER && stack->congestion[0])
+	if (!stack || stack->kind != DMM_STACK_USER)
+		return;
+	patience_apply(ctx, stack);
+	if (stack->congestion[0] && !congestion_chosen(ctx, stack))
 		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+}
+
+/* BCC declares it for no kernel (Linux 5.10). */
+static long (*dmm_load_hdr_opt)(struct bpf_sock_ops *ctx, void *found, __u32 bytes,
+				__u64 flags) = (void *)BPF_FUNC_load_hdr_opt;
+
+/* In the packet that ends the handshake, the first of the peer's that the socket itself sees. */
+static __always_inline bool option_came(struct bpf_sock_ops *ctx, __u8 kind)
+{
+	__u8 found[4] = {kind};
+
+	/* -ENOSPC: it is longer than found. -ENOMSG, not there, and -EBADMSG are less. */
+	return dmm_load_hdr_opt(ctx, found, sizeof(found), 0) >= -ENOSPC;
+}
+
+/*
+ * Why an accepted connection that a user stack should have is the kernel's: what its SYN asked for, if that
+ * shows in the handshake's last packet, too, or that it came by the kernel.
+ */
+static __always_inline __u32 accepted_why(struct bpf_sock_ops *ctx)
+{
+	if (option_came(ctx, DMM_OPTION_MD5) || option_came(ctx, DMM_OPTION_AO) ||
+	    option_came(ctx, DMM_OPTION_MPTCP) || option_came(ctx, DMM_OPTION_FAST_OPEN))
+		return DMM_WHY_OPTION;
+	return DMM_WHY_PEER;
 }
 
 /*
@@ -213,7 +250,7 @@ static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_
 	served->id = fallback_apply(ctx, sk, half, wanted, flow->pair.family == AF_INET6);
 	stack = wanted ? stack_get(half, wanted) : NULL;
 	if (stack && stack->kind == DMM_STACK_USER)
-		served->why = DMM_WHY_PEER;
+		served->why = accepted_why(ctx);
 }
 
 static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
@@ -264,6 +301,12 @@ static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock 
 	flow = flow_find(ctx);
 	if (!flow || flow->decision.direction != DMM_DIR_CONNECT)
 		return;
+	/* A container's packets have no socket any more at the NIC. */
+	if (way->stack && flow->decision.taken) {
+		way->state = DMM_WAY_TAKEN;
+		inner_apply(ctx, half, way->stack);
+		return;
+	}
 	if (way->stack) {
 		way->stack = 0;
 		flow->decision.why = DMM_WHY_DEVICE;
@@ -275,18 +318,44 @@ static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock 
 		fallback_apply(ctx, sk, half, flow->decision.wanted, CTX_LOAD(u32, ctx, family) == AF_INET6);
 }
 
+/* Whether the connect hook has left the record to its SYN (record_later() in connect.h). */
+static __always_inline struct dmm_decision *record_waits(struct bpf_sock *sk)
+{
+#ifdef DMM_MPTCP
+	struct dmm_decision *decision = sk ? decision_get(sk, 0) : NULL;
+
+	return decision && decision->direction == DMM_DIR_CONNECT ? decision : NULL;
+#else
+	(void)sk;
+	return NULL;
+#endif
+}
+
+static __always_inline void record_late(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie)
+{
+	const struct dmm_decision *decision = record_waits(sk);
+	struct dmm_flow flow = {};
+
+	if (likely(!decision))
+		return;
+	flow_fill(ctx, &flow, BPF_TCP_SYN_SENT, netns_cookie);
+	__builtin_memcpy(&flow.decision, decision, sizeof(flow.decision));
+	flow_keep(&flow);
+}
+
 /*
  * TCP_CONNECT_CB (a SYN is about to be sent) and ACTIVE_ESTABLISHED_CB. The record is there since connect(),
- * and what it lacks inet_diag knows; only who follows is told more. So the handshake itself is watched only
- * then: the callback that it would cost is a good part of what the hooks cost at all.
+ * and what it lacks inet_diag knows, except of other namespaces; only who follows is told more. So the
+ * handshake itself is watched only then: the callback that it would cost is a good part of what the hooks
+ * cost at all.
  */
-static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control,
+static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control, bool own,
 				       __u32 state, __u32 event)
 {
 	struct dmm_flow *flow;
 
 	state_flag_set(ctx);
-	if (likely(!events_wanted(control)))
+	if (likely(!events_wanted(control) && own))
 		return;
 	flow = flow_find(ctx);
 	if (!flow)
@@ -294,10 +363,49 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dm
 	pair_fill(ctx, &flow->pair);
 	flow_counts(ctx, flow);
 	flow->state = state;
-	event_emit(event, flow);
+	if (events_wanted(control))
+		event_emit(event, flow);
 }
 
-static __always_inline void closed(struct bpf_sock_ops *ctx)
+#ifdef DMM_SK_ERR
+/* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
+static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
+
+static __always_inline __u16 socket_error(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	void *tcp = sk ? dmm_tcp_of(sk) : NULL;
+
+	return tcp ? KERNEL_LOAD(__u32, tcp, DMM_SK_ERR) : DMM_ERROR_UNTOLD;
+}
+#else
+static __always_inline __u16 socket_error(struct bpf_sock_ops *ctx)
+{
+	(void)ctx;
+	return DMM_ERROR_UNTOLD;
+}
+#endif
+
+static __always_inline bool process_gone(const struct dmm_decision *decision)
+{
+	const struct dmm_stack_state *state = decision->taken ? stack_state_get(decision->stack) : NULL;
+
+	return state && !(state->up >> (decision->process & (DMM_MAX_PROCESSES - 1)) & 1);
+}
+
+static __always_inline void event_closed(struct bpf_sock_ops *ctx, const struct dmm_flow *flow, __u32 before)
+{
+	struct dmm_event *event = event_begin(DMM_EVENT_CLOSE, flow);
+
+	if (!event)
+		return;
+	event->before = before;
+	event->error = socket_error(ctx);
+	event->process_gone = process_gone(&event->flow.decision);
+	event_submit(event);
+}
+
+static __always_inline void closed(struct bpf_sock_ops *ctx, __u32 before)
 {
 	if (events_wanted(control_get())) {
 		struct dmm_flow *flow = flow_find(ctx);
@@ -307,7 +415,7 @@ static __always_inline void closed(struct bpf_sock_ops *ctx)
 				pair_fill(ctx, &flow->pair);
 			flow_counts(ctx, flow);
 			flow->state = BPF_TCP_CLOSE;
-			event_emit(DMM_EVENT_CLOSE, flow);
+			event_closed(ctx, flow, before);
 		}
 	}
 	flow_drop(dmm_socket_cookie(ctx));
@@ -330,7 +438,7 @@ static __always_inline void state_changed(struct bpf_sock_ops *ctx)
 		return;
 	}
 	if (new_state == BPF_TCP_CLOSE) {
-		closed(ctx);
+		closed(ctx, old_state);
 		return;
 	}
 	flow = flow_find(ctx);
@@ -347,20 +455,25 @@ static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 	const struct dmm_control *control = control_get();
 	struct bpf_sock *sk = ctx->sk;
 	__u64 netns_cookie;
+	bool own;
 
 	/* Only a follower is told of a SYN: every connect() would pay for what comes next. */
-	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB && likely(!events_wanted(control)))
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB && likely(!events_wanted(control)) && !record_waits(sk))
 		return;
 	netns_cookie = bpf_get_netns_cookie(ctx);
-	if (!control || !sk || netns_cookie != control->netns_cookie)
+	if (!control || !sk || !netns_is_meant(control, netns_cookie))
+		return;
+	own = netns_cookie == control->netns_cookie;
+	if (!own && (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB))
 		return;
 	switch (op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		connecting(ctx, control, BPF_TCP_SYN_SENT, DMM_EVENT_CONNECT);
+		record_late(ctx, sk, netns_cookie);
+		connecting(ctx, control, own, BPF_TCP_SYN_SENT, DMM_EVENT_CONNECT);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		connected(ctx, sk, control);
-		connecting(ctx, control, BPF_TCP_ESTABLISHED, DMM_EVENT_ESTABLISHED);
+		connecting(ctx, control, own, BPF_TCP_ESTABLISHED, DMM_EVENT_ESTABLISHED);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		accepted(ctx, sk, netns_cookie, control);

@@ -6,61 +6,99 @@
  * - TCP of a flow in xdp_flows[], in either role;
  * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not full, and
  * sits on this NIC;
+ * - a SYN that a rule for forwarded flows gives to such a stack;
  * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket for its
  * 5-tuple: connections of the kernel's, older than the listener's route or not, stay the kernel's;
  * - an ICMP error that quotes a flow in xdp_flows[].
  *
- * Refused, so the kernel's: fragments, VLAN tags, IPv6 extension headers and link-local addresses (they need
- * a scope, which a 5-tuple has not), anything truncated, frames that would be forwarded. Only headers are
- * read; lengths beyond them and checksums are for the stack to check.
+ * Who asks gives a SYN to the kernel all the same if it asks for what no user stack carries (synopts.h).
+ *
+ * Left to parts.h, which tc asks: fragments and IPv6 extension headers.
+ *
+ * Refused, so the kernel's: VLAN tags and link-local addresses (they need a scope, which a 5-tuple has not),
+ * anything truncated, and of others' flows all that no rule names. Only headers are read; lengths beyond them
+ * and checksums are for the stack to check.
  */
 #ifndef DMM_STEER_H
 #define DMM_STEER_H
 
 #include "decide.h"
+#include "forward.h"
 #include "listener.h"
 #include "socket.h"
+#include "synopts.h"
 
 #define IP_FRAG_MASK 0x3fff /* MF and the offset, not DF (RFC 791) */
 #define IP_OFFSET_MASK 0x1fff
+#define NEXTHDR_HOP 0 /* as in the kernel's net/ipv6.h, which is not for BPF */
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_NONE 59
+#define NEXTHDR_DEST 60
 #define TCP_FLAG_BYTE 13
+#define TCP_FLAGS_FIN 0x01
 #define TCP_FLAGS_SYN 0x02
 #define TCP_FLAGS_RST 0x04
 #define TCP_FLAGS_ACK 0x10
 #define TCP_FLAGS_RST_ACK_FIN 0x15
 
+/* The SYN with which a connection begins, whatever ECN says in it */
+static __always_inline bool is_first(__u32 flags)
+{
+	return (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST_ACK_FIN)) == TCP_FLAGS_SYN;
+}
+
 enum dmm_steer {
-	DMM_STEER_NOT = -1, /* the packet is the kernel's */
+	DMM_STEER_NOT = -1,   /* the packet is the kernel's */
+	DMM_STEER_PARTS = -2, /* parts.h is to look at it */
+	DMM_STEER_TCP = -3,   /* steer_tcp() says whose it is */
 };
+
+/* Extension headers of IPv6 in front of TCP that is a stack's all the same */
+static __always_inline bool is_passed_over(__u8 nexthdr)
+{
+	return nexthdr == NEXTHDR_HOP || nexthdr == NEXTHDR_ROUTING || nexthdr == NEXTHDR_FRAGMENT ||
+	       nexthdr == NEXTHDR_DEST;
+}
 
 /* A packet that comes in, and whom it is for */
 struct dmm_packet {
 	const struct dmm_nic *nic;
 	struct dmm_addr_pair pair;
-	__u32 stack; /* the only one that is asked for; 0: all that have a TAP device on the NIC */
-	__u32 tap;   /* as in struct dmm_xdp_flow */
+	__u32 stack; /* its process 0 alone is asked for; 0: all that have a TAP device on the NIC */
+	__u32 seat;  /* as in struct dmm_xdp_flow */
+	__u32 home;  /* likewise */
 	__u8 tcp_flags;
 };
 
-/* The device of a process on the NIC: tap_devs[] has it for stacks whose packets come by tc. */
-static __always_inline __u32 tap_device(const struct dmm_packet *packet, __u32 tap)
+/* A process's device for what comes from the NIC of that slot; 0: it has none. */
+static __always_inline __u32 outer_device(__u32 slot, __u32 seat)
 {
-	__u32 key = (tap - 1) * DMM_MAX_NICS + packet->nic->slot;
-	const __u32 *ifindex = tap ? map_lookup(DMM_MAP(tap_devs), &key) : NULL;
+	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
+	const __u32 *ifindex = seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(outer_devs), &key) : NULL;
 
 	return ifindex ? *ifindex : 0;
 }
 
-static __always_inline bool flow_owned(struct dmm_packet *packet)
+enum dmm_owned {
+	DMM_OWNED_NOT,
+	DMM_OWNED, /* by who is asked for */
+	DMM_OWNED_ELSE,
+};
+
+static __always_inline enum dmm_owned flow_owned(struct dmm_packet *packet)
 {
 	const struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &packet->pair);
 
 	if (!flow)
-		return false;
-	packet->tap = flow->tap;
+		return DMM_OWNED_NOT;
+	packet->seat = flow->seat;
+	packet->home = flow->home;
 	/* By tc also what comes by a NIC that its stack is not on, or what XDP could not deliver: the kernel
 	 * must not see it. */
-	return packet->stack ? flow->stack == packet->stack : true;
+	if (packet->stack && (flow->stack != packet->stack || flow->process))
+		return DMM_OWNED_ELSE;
+	return DMM_OWNED;
 }
 
 /* The same for every packet of a flow: until the stack owns it, its SYNs must find the same process. */
@@ -110,6 +148,24 @@ static __always_inline bool cookies_out(__u32 stack)
 	return state && state->until_ns && dmm_ktime_coarse_ns() < state->until_ns;
 }
 
+/* The process of a stack that is up, for a flow that comes by this NIC; false: it takes none from there. */
+static __always_inline bool process_here(const struct dmm_stack_state *state, __u32 stack,
+					 struct dmm_packet *packet, struct dmm_process *process)
+{
+	if (!process_pick(state, stack, pair_hash(&packet->pair), false, process))
+		return false;
+	packet->seat = process->seat;
+	return packet->stack ? !process->number : outer_device(packet->nic->slot, process->seat) != 0;
+}
+
+static __always_inline bool process_has_room(__u32 stack, const struct dmm_process *process)
+{
+	if (!process_is_full(stack, process->number))
+		return true;
+	count(DMM_CNT_XDP_FULL);
+	return false;
+}
+
 static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_packet *packet, bool syn)
 {
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
@@ -141,17 +197,53 @@ static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_
 	if (is_forwarded(ctx, ifindex, &packet->pair))
 		return false;
 	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
-	if (!process_pick(state, verdict.stack, pair_hash(&packet->pair), false, &process))
+	if (!process_here(state, verdict.stack, packet, &process))
 		return false;
-	packet->tap = process.tap;
-	if (!packet->stack && !tap_device(packet, process.tap))
+	return syn ? process_has_room(verdict.stack, &process) : cookies_out(verdict.stack);
+}
+
+static __always_inline void pair_turn(struct dmm_addr_pair *to, const struct dmm_addr_pair *from)
+{
+	addr_copy((__u32 *)to->laddr, (const __u32 *)from->raddr);
+	addr_copy((__u32 *)to->raddr, (const __u32 *)from->laddr);
+	to->lport_be = from->rport_be;
+	to->rport_be = from->lport_be;
+	to->family = from->family;
+	to->proto = from->proto;
+	to->pad = 0;
+}
+
+/*
+ * A SYN that is to be forwarded, or translated, and whose rule gives it to a stack on this NIC. While that
+ * has SYN cookies out, it is left to the kernel: nothing would tell an ACK with a cookie from one that the
+ * kernel forwards.
+ */
+static __always_inline bool forward_owned(void *ctx, __u32 ifindex, struct dmm_packet *packet)
+{
+	const struct dmm_control *control = control_get();
+	struct dmm_forwarded fresh = {.state = DMM_FORWARDED_TAKEN, .ifindex = ifindex};
+	const struct dmm_stack_state *state;
+	struct dmm_process process = {};
+	struct dmm_verdict verdict = {};
+	__u64 holds = forwards_at_all(control) ? forward_holds(control, ifindex) : 0;
+
+	if (!holds)
 		return false;
-	if (!syn)
-		return cookies_out(verdict.stack);
-	if (process_is_full(verdict.stack, process.number)) {
-		count(DMM_CNT_XDP_FULL);
+	pair_turn(&fresh.pair, &packet->pair);
+	if (!forward_find(control, holds, &fresh.pair, !is_forwarded(ctx, ifindex, &packet->pair),
+			  &verdict) ||
+	    (packet->stack && verdict.stack != packet->stack) ||
+	    !stack_is_user(control->generation, verdict.stack) || cookies_out(verdict.stack))
 		return false;
-	}
+	state = stack_state_get(verdict.stack);
+	if (!state || !state->up || !process_here(state, verdict.stack, packet, &process) ||
+	    !process_has_room(verdict.stack, &process))
+		return false;
+	forwarded_verdict(&fresh, &verdict, control->generation);
+	fresh.opened_ns = dmm_ktime_coarse_ns();
+	fresh.process = process.number;
+	fresh.seat = process.seat;
+	map_update(DMM_MAP(forwarded), &packet->pair, &fresh, BPF_ANY);
 	return true;
 }
 
@@ -168,20 +260,37 @@ static __always_inline bool kernel_has(void *ctx, const struct dmm_addr_pair *pa
 	return !listens;
 }
 
-/* Returns what to count when the packet goes to packet->tap, or DMM_STEER_NOT. */
+/* A packet with which a flow may begin */
+static __always_inline bool steers_syn(int counter)
+{
+	return counter == DMM_CNT_XDP_LISTENER || counter == DMM_CNT_FORWARD_IN;
+}
+
+/* Whether a SYN that a process is to have goes there. ctx: __sk_buff, or xdp_md if xdp. */
+static __always_inline bool syn_is_carried(void *ctx, __u32 link, bool xdp)
+{
+	if (likely(!syn_is_foreign(ctx, link, 0, xdp)))
+		return true;
+	count(DMM_CNT_SYN_OPTION);
+	return false;
+}
+
+/* Returns what to count when the packet goes to the process of packet->seat, or DMM_STEER_NOT. */
 static __always_inline int steer_tcp(void *ctx, __u32 ifindex, struct dmm_packet *packet)
 {
 	__u8 flags = packet->tcp_flags;
-	bool syn = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST_ACK_FIN)) == TCP_FLAGS_SYN;
+	bool syn = is_first(flags);
 	bool ack = (flags & (TCP_FLAGS_SYN | TCP_FLAGS_RST | TCP_FLAGS_ACK)) == TCP_FLAGS_ACK;
 
-	if (flow_owned(packet))
-		return DMM_CNT_XDP_FLOW;
+	enum dmm_owned owned = flow_owned(packet);
+
+	if (owned != DMM_OWNED_NOT)
+		return owned == DMM_OWNED ? DMM_CNT_XDP_FLOW : DMM_STEER_NOT;
 	/* Without a stack of its own the first look is at what holds for all. */
 	if (!syn && !(ack && cookies_out(packet->stack)))
 		return DMM_STEER_NOT;
 	if (!listener_owned(ctx, ifindex, packet, syn))
-		return DMM_STEER_NOT;
+		return syn && forward_owned(ctx, ifindex, packet) ? DMM_CNT_FORWARD_IN : DMM_STEER_NOT;
 	if (syn)
 		return DMM_CNT_XDP_LISTENER;
 	return kernel_has(ctx, &packet->pair) ? DMM_STEER_NOT : DMM_CNT_XDP_COOKIE;
@@ -220,7 +329,7 @@ static __always_inline int steer_tcp_header(const struct dmm_input *in, struct d
 	packet->pair.lport_be = th->dest;
 	packet->pair.rport_be = th->source;
 	packet->tcp_flags = ((const __u8 *)th)[TCP_FLAG_BYTE];
-	return steer_tcp(in->ctx, in->ifindex, packet);
+	return DMM_STEER_TCP;
 }
 
 /* The quoted packet is one that this host sent: its source is local (RFC 792, RFC 4443 section 2.4). */
@@ -232,7 +341,7 @@ static __always_inline int steer_quote_ports(const struct dmm_input *in, struct 
 		return DMM_STEER_NOT;
 	packet->pair.lport_be = ports[0];
 	packet->pair.rport_be = ports[1];
-	return flow_owned(packet) ? DMM_CNT_XDP_ICMP : DMM_STEER_NOT;
+	return flow_owned(packet) == DMM_OWNED ? DMM_CNT_XDP_ICMP : DMM_STEER_NOT;
 }
 
 static __always_inline int steer_icmp4(const struct dmm_input *in, struct dmm_packet *packet, void *header,
@@ -279,8 +388,10 @@ static __always_inline int steer_ipv4(const struct dmm_input *in, struct dmm_pac
 
 	if ((void *)(ip + 1) > in->data_end)
 		return DMM_STEER_NOT;
-	if (ip->version != 4 || ip->ihl < 5 || (ip->frag_off & htons(IP_FRAG_MASK)))
+	if (ip->version != 4 || ip->ihl < 5)
 		return DMM_STEER_NOT;
+	if (ip->frag_off & htons(IP_FRAG_MASK))
+		return ip->protocol == IPPROTO_TCP ? DMM_STEER_PARTS : DMM_STEER_NOT;
 	header += ip->ihl * 4;
 	if (ip->protocol == IPPROTO_TCP) {
 		pair_set4(&packet->pair, ip->daddr, ip->saddr);
@@ -311,6 +422,17 @@ static __always_inline int steer_ipv6(const struct dmm_input *in, struct dmm_pac
 	}
 	if (ip->nexthdr == IPPROTO_ICMPV6)
 		return steer_icmp6(in, packet, ip + 1, &ip->daddr);
+	return is_passed_over(ip->nexthdr) ? DMM_STEER_PARTS : DMM_STEER_NOT;
+}
+
+/* As steer(), but of TCP only the 5-tuple is read: enum dmm_steer. */
+static __always_inline int steer_read(const struct dmm_input *in, struct dmm_packet *packet, void *header,
+				      __u16 protocol)
+{
+	if (protocol == htons(ETH_P_IP))
+		return steer_ipv4(in, packet, header);
+	if (protocol == htons(ETH_P_IPV6))
+		return steer_ipv6(in, packet, header);
 	return DMM_STEER_NOT;
 }
 
@@ -318,11 +440,9 @@ static __always_inline int steer_ipv6(const struct dmm_input *in, struct dmm_pac
 static __always_inline int steer(const struct dmm_input *in, struct dmm_packet *packet, void *header,
 				 __u16 protocol)
 {
-	if (protocol == htons(ETH_P_IP))
-		return steer_ipv4(in, packet, header);
-	if (protocol == htons(ETH_P_IPV6))
-		return steer_ipv6(in, packet, header);
-	return DMM_STEER_NOT;
+	int result = steer_read(in, packet, header, protocol);
+
+	return result == DMM_STEER_TCP ? steer_tcp(in->ctx, in->ifindex, packet) : result;
 }
 
 #endif /* DMM_STEER_H */

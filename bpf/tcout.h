@@ -6,51 +6,108 @@
  *
  * - A packet of a flow in xdp_flows[] is its process's.
  * - A SYN of no such flow is for the process that the connect hook has written into its socket's storage. Is
- * that gone, full or not on this NIC, the SYN goes on to the wire, and with it the whole flow: the kernel
+ * that gone, full or not on this NIC, or asks the SYN for what it does not carry (synopts.h), the SYN goes on
+ * to the wire, and with it the whole flow: the kernel
  * serves it.
  *
+ * - A SYN of others, which has no socket here, is for the process that was asked for where it came in
+ * (tcfrom.h, forward.h).
  * - An ICMP error of this host's that quotes a packet of such a flow, as a firewall that rejects it sends, is
  * for the process: the peer does not know the numbers that it quotes.
  *
  * What a stack process sends to the wire by a packet socket goes on, with the mark and the priority of the
  * app's packets. So does everything else.
  *
- * A packet of a flow whose process has no device here, or has had it, is dropped: the peer knows other
- * sequence numbers.
- * Dropped is what is redirected to device 0; TC_ACT_SHOT would tell TCP of congestion.
+ * An open flow may come to leave by a device that its process does not serve: away.h. Where that cannot be,
+ * or its process has given it up, the packet is dropped: the peer knows other sequence numbers. Dropped is
+ * what is redirected to device 0; TC_ACT_SHOT would tell TCP of congestion.
+ *
+ * What somebody has copied of either leg, to look at it elsewhere, goes where he sent it: is_copy().
  */
 #ifndef DMM_TCOUT_H
 #define DMM_TCOUT_H
 
+#include "away.h"
+#include "forward.h"
 #include "frame.h"
+#include "parts.h"
 #include "way.h"
 
 #define AF_PACKET 17
-#define TCP_FLAGS_SYN_ACK 0x12
-
-/* BCC does not declare it. */
-static struct bpf_sock *(*dmm_sk_fullsock)(struct bpf_sock *sk) = (void *)BPF_FUNC_sk_fullsock;
 
 static __always_inline __u32 inner_device(__u32 seat, __u32 slot)
 {
 	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
-	const __u32 *ifindex = seat ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
+	const __u32 *ifindex = seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
 
 	return ifindex ? *ifindex : 0;
 }
 
-static __always_inline int inner_give(struct __sk_buff *skb, __u32 device)
+static __always_inline int inner_drop(void)
 {
-	if (!device)
-		count(DMM_CNT_INNER_DROPPED);
-	skb->mark = DMM_TCIN_MARK;
-	return bpf_redirect(device, 0);
+	count(DMM_CNT_INNER_DROPPED);
+	return bpf_redirect(0, 0);
 }
 
-/* Sockets that this host's apps have opened to others, and that others have opened to them */
-static __always_inline bool is_stream(const struct bpf_sock *sk)
+/* An acknowledgement or a reset, or a SYN-ACK with a cookie, to which Linux gives no socket in a flood
+ * (tcp_make_synack()): nothing that would be sent again. */
+static __always_inline bool is_bare_answer(const struct __sk_buff *skb, __u32 link,
+					   const struct dmm_tcp_frame *frame)
 {
-	return sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+	__u32 ip = skb->protocol == htons(ETH_P_IP) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	return !(frame->flags & TCP_FLAGS_FIN) && !is_first(frame->flags) &&
+	       skb->len <= link + ip + frame->header_bytes;
+}
+
+/* By which the flow's latest packet left */
+static __always_inline bool is_flows_device(const struct dmm_xdp_flow *flow, __u32 ifindex,
+					    const struct dmm_nic *nic)
+{
+	return flow->away ? flow->away == ifindex : nic->slot + 1 == flow->home;
+}
+
+/*
+ * Whether somebody else's rule has made this packet of a flow out of another, of either leg: tc's mirred,
+ * nftables' dup, iptables' TEE, bpf_clone_redirect(). No copy has a socket. Of what has none, this host's own
+ * comes from no device, and can only be an answer for which TCP or a firewall needs no socket (answer); what
+ * is forwarded comes from one, and not from that by which the flow leaves, where tc says that its copies come
+ * from. A redirection to an ifb is a copy that comes back to the device it was made on.
+ */
+static __always_inline bool is_copy(const struct __sk_buff *skb, const struct dmm_nic *nic,
+				    const struct dmm_xdp_flow *flow, bool answer)
+{
+	__u32 from = skb->ingress_ifindex;
+
+	if (likely(skb->sk))
+		return false;
+	if (!from)
+		return !answer || !is_flows_device(flow, skb->ifindex, nic);
+	if (flow->own)
+		return true;
+	if (from == skb->ifindex)
+		return false;
+	nic = map_lookup(DMM_MAP(nics), &from);
+	return nic && is_flows_device(flow, from, nic);
+}
+
+static __always_inline int inner_give(struct __sk_buff *skb, const struct dmm_nic *nic,
+				      struct dmm_xdp_flow *flow)
+{
+	__u32 device = inner_device(flow->seat, nic->slot);
+
+	if (unlikely(!device)) {
+		device = flow->home ? inner_device(flow->seat, flow->home - 1) : 0;
+		if (!device || !away_leave(skb, nic, flow))
+			return inner_drop();
+		skb->mark = DMM_TCIN_MARK;
+		return bpf_redirect(device, 0);
+	}
+	if (unlikely(flow->away))
+		flow->away = 0;
+	if (unlikely(flow->home != nic->slot + 1))
+		flow->home = nic->slot + 1;
+	return frame_give(skb, nic, device, DMM_CNT_INNER_DROPPED);
 }
 
 /* A socket behind a translation shows only here that a process serves it. */
@@ -68,8 +125,18 @@ static __always_inline void socket_tie(struct __sk_buff *skb, struct bpf_sock *s
 	way_tell(dmm_socket_cookie(skb), &now, 0);
 }
 
+/* A SYN of this host's, or one that it forwards: with what is not carried, or with data (RFC 7413). */
+static __always_inline bool syn_asks_more(struct __sk_buff *skb, const struct dmm_nic *nic)
+{
+	if (likely(!syn_is_foreign(skb, link_bytes(nic), skb->len, false)))
+		return false;
+	count(DMM_CNT_SYN_OPTION);
+	return true;
+}
+
 /* 0: the process takes it; else enum dmm_why. */
-static __always_inline __u32 syn_refused(const struct dmm_way *way, __u32 device)
+static __always_inline __u32 syn_refused(struct __sk_buff *skb, const struct dmm_nic *nic,
+					 const struct dmm_way *way, __u32 device)
 {
 	const struct dmm_stack_state *state = stack_state_get(way->stack);
 
@@ -79,10 +146,21 @@ static __always_inline __u32 syn_refused(const struct dmm_way *way, __u32 device
 		return DMM_WHY_DEVICE;
 	/* Also when an earlier SYN was given to it: a process that has seen one has claimed the flow by now.
 	 */
-	return process_is_full(way->stack, way->process) ? DMM_WHY_FULL : 0;
+	if (process_is_full(way->stack, way->process))
+		return DMM_WHY_FULL;
+	return syn_asks_more(skb, nic) ? DMM_WHY_OPTION : 0;
 }
 
-static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk, __u32 slot)
+/* It goes on to the wire, and with it the flow. */
+static __always_inline int syn_let_go(struct __sk_buff *skb, struct dmm_way *way, __u32 why)
+{
+	count(DMM_CNT_SYN_LET_GO);
+	way_tell(dmm_socket_cookie(skb), way, why);
+	way->stack = 0;
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk, const struct dmm_nic *nic)
 {
 	struct dmm_way *way = way_get(sk);
 	__u32 mark = skb->mark;
@@ -91,16 +169,12 @@ static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk, _
 
 	if (!way)
 		return TC_ACT_UNSPEC;
-	device = inner_device(way->seat, slot);
-	why = syn_refused(way, device);
-	if (!why && !syn_give(skb, device))
+	device = inner_device(way->seat, nic->slot);
+	why = syn_refused(skb, nic, way, device);
+	if (!why && !syn_give(skb, nic, device))
 		why = DMM_WHY_DOWN;
-	if (why) {
-		count(DMM_CNT_SYN_LET_GO);
-		way_tell(dmm_socket_cookie(skb), way, why);
-		way->stack = 0;
-		return TC_ACT_UNSPEC;
-	}
+	if (why)
+		return syn_let_go(skb, way, why);
 	way->mark = mark;
 	way->priority = skb->priority;
 	if (way->state != DMM_WAY_TAKEN) {
@@ -118,28 +192,161 @@ static __always_inline bool was_taken(struct bpf_sock *sk)
 	return unlikely(way && way->state == DMM_WAY_TAKEN);
 }
 
+/*
+ * A packet of a TCP socket, of no flow that a process has, in which TCP does not stand at its place:
+ * extension headers of IPv6 (RFC 8200) come before it. With a SYN the flow is the kernel's; of one that a
+ * process had the peer knows other numbers.
+ */
+static __always_inline int veiled_out(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	struct dmm_way *way = way_get(sk);
+
+	if (!way)
+		return TC_ACT_UNSPEC;
+	if (way->state == DMM_WAY_TAKEN)
+		return inner_drop();
+	count(DMM_CNT_SYN_OPTION);
+	return syn_let_go(skb, way, DMM_WHY_OPTION);
+}
+
+/* The process that is to take a SYN of others. 0: there is one; else enum dmm_why. */
+static __always_inline __u32 note_process(const struct dmm_forwarded *note, const struct dmm_addr_pair *pair,
+					  struct dmm_way *way)
+{
+	const struct dmm_stack_state *state = stack_state_get(note->stack);
+	struct dmm_process process = {};
+
+	way->stack = note->stack;
+	way->process = note->process;
+	way->seat = note->seat;
+	if (note->cookie)
+		return 0;
+	if (!state || !state->up)
+		return DMM_WHY_DOWN;
+	if (!process_pick(state, note->stack, pair_hash(pair), true, &process))
+		return DMM_WHY_FULL;
+	way->process = process.number;
+	way->seat = process.seat;
+	return 0;
+}
+
+/* A SYN without a socket of this host's: where it came in something may have been noted of it. */
+static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm_tcp_frame *frame,
+					 const struct dmm_nic *nic)
+{
+	struct dmm_forwarded *note = map_lookup(DMM_MAP(notes), &frame->seq_be);
+	struct dmm_way way = {};
+	__u32 mark = skb->mark;
+	__u32 device;
+	__u32 why;
+
+	if (!note || note->state == DMM_FORWARDED_LET_GO ||
+	    dmm_ktime_coarse_ns() - note->opened_ns > NOTE_MAX_NS) {
+		forwarded_forget(&frame->pair);
+		return TC_ACT_UNSPEC;
+	}
+	why = note_process(note, &frame->pair, &way);
+	device = inner_device(way.seat, nic->slot);
+	if (!why)
+		why = syn_refused(skb, nic, &way, device);
+	if (!why && !syn_give(skb, nic, device))
+		why = DMM_WHY_DOWN;
+	if (note->cookie)
+		way_tell(note->cookie, &way, why);
+	if (why) {
+		count(DMM_CNT_FORWARD_LET_GO);
+		note->state = DMM_FORWARDED_LET_GO;
+		forwarded_forget(&frame->pair);
+		return TC_ACT_UNSPEC;
+	}
+	count(DMM_CNT_FORWARD_OUT);
+	note->state = DMM_FORWARDED_TAKEN;
+	note->process = way.process;
+	note->seat = way.seat;
+	note->mark = mark;
+	note->priority = skb->priority;
+	map_update(DMM_MAP(forwarded), &frame->pair, note, BPF_ANY);
+	return bpf_redirect(0, 0);
+}
+
+/*
+ * A packet of a flow that no process owns, and of no socket of this host's: it is passing through. Was the
+ * flow a process's, the peer knows other sequence numbers.
+ */
+static __always_inline int passing_out(struct __sk_buff *skb, const struct dmm_tcp_frame *frame,
+				       const struct dmm_nic *nic)
+{
+	if (!forwards_at_all(control_get()))
+		return TC_ACT_UNSPEC;
+	if (is_first(frame->flags))
+		return syn_forwarded(skb, frame, nic);
+	return unlikely(forwarded_find(&frame->pair)) ? inner_drop() : TC_ACT_UNSPEC;
+}
+
 /* A frame of a packet socket: what a stack process sends to the wire bears what its app's packets bear. */
-static __always_inline int outer_out(struct __sk_buff *skb)
+static __always_inline int outer_out(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	struct dmm_tcp_frame frame = {};
-	const struct dmm_xdp_flow *flow;
+	struct dmm_xdp_flow *flow;
 
-	flow = frame_read(skb, true, &frame) ? map_lookup(DMM_MAP(xdp_flows), &frame.pair) : NULL;
-	if (flow) {
-		skb->mark = flow->mark;
-		skb->priority = flow->priority;
-	}
-	return TC_ACT_UNSPEC;
+	if (!frame_read(skb, link_bytes(nic), true, &frame))
+		return TC_ACT_UNSPEC;
+	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
+	if (!flow)
+		return TC_ACT_UNSPEC;
+	skb->mark = flow->mark;
+	skb->priority = flow->priority;
+	return likely(!flow->away || flow->away == skb->ifindex) ? TC_ACT_UNSPEC : away_send(skb, nic, flow);
 }
 
 /* No TCP. An ICMP error of this host's, a firewall's say, is for the process whose packet it is about. */
 static __always_inline int other_out(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	struct dmm_addr_pair pair = {};
-	const struct dmm_xdp_flow *flow;
+	struct dmm_xdp_flow *flow;
 
-	flow = quote_read(skb, &pair) ? map_lookup(DMM_MAP(xdp_flows), &pair) : NULL;
-	return flow ? inner_give(skb, inner_device(flow->seat, nic->slot)) : TC_ACT_UNSPEC;
+	if (!quote_read(skb, link_bytes(nic), &pair))
+		return TC_ACT_UNSPEC;
+	flow = map_lookup(DMM_MAP(xdp_flows), &pair);
+	return flow && !is_copy(skb, nic, flow, true) ? inner_give(skb, nic, flow) : TC_ACT_UNSPEC;
+}
+
+/* What the app's packets bear, the outer leg's will. */
+static __always_inline void bearing_note(const struct __sk_buff *skb, struct dmm_xdp_flow *flow)
+{
+	if (unlikely(flow->mark != skb->mark || flow->priority != skb->priority)) {
+		flow->mark = skb->mark;
+		flow->priority = skb->priority;
+	}
+}
+
+/*
+ * What the kernel has cut, for a device of a smaller MTU or since it came in fragments, or has put extension
+ * headers in front of. A later fragment of no known flow goes on: nobody can do anything with it.
+ */
+static __always_inline int parts_out(struct __sk_buff *skb, struct bpf_sock *sk, const struct dmm_nic *nic)
+{
+	struct dmm_parts parts = {};
+	enum dmm_part part = part_read(skb, link_bytes(nic), true, &parts);
+	struct dmm_xdp_flow *flow;
+
+	if (part == DMM_PART_NOT)
+		return TC_ACT_UNSPEC;
+	flow = part_flow(&parts, part, DMM_FRAGMENTS_OUT);
+	if (flow) {
+		if (unlikely(is_copy(skb, nic, flow, false)))
+			return TC_ACT_UNSPEC;
+		bearing_note(skb, flow);
+		if (part != DMM_PART_WHOLE)
+			count(DMM_CNT_FRAGMENT_OUT);
+		return inner_give(skb, nic, flow);
+	}
+	if (part == DMM_PART_LATER)
+		return TC_ACT_UNSPEC;
+	if (sk)
+		return is_stream(sk) ? veiled_out(skb, sk) : TC_ACT_UNSPEC;
+	return !is_first(parts.frame.flags) && forwarded_find(&parts.frame.pair) ? inner_drop()
+										 : TC_ACT_UNSPEC;
 }
 
 static __always_inline int tcout(struct __sk_buff *skb)
@@ -152,26 +359,35 @@ static __always_inline int tcout(struct __sk_buff *skb)
 
 	if (!nic || skb->vlan_present)
 		return TC_ACT_UNSPEC;
+	/* One that a process has already, and somebody's program sends by a device of his own */
+	if (nic->slot == DMM_MAX_NICS && skb->mark == DMM_TCIN_MARK)
+		return TC_ACT_UNSPEC;
 	sk = sk ? dmm_sk_fullsock(sk) : NULL;
 	if (sk && sk->family == AF_PACKET)
-		return outer_out(skb);
-	if (!frame_read(skb, true, &frame))
-		return other_out(skb, nic);
+		return outer_out(skb, nic);
+	if (!frame_read(skb, link_bytes(nic), true, &frame))
+		return unlikely(is_in_parts(skb, link_bytes(nic))) ? parts_out(skb, sk, nic)
+		       : sk && is_stream(sk)			   ? veiled_out(skb, sk)
+								   : other_out(skb, nic);
 	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 	if (flow) {
-		if (unlikely(flow->mark != skb->mark || flow->priority != skb->priority)) {
-			flow->mark = skb->mark;
-			flow->priority = skb->priority;
-		}
-		if (sk && is_stream(sk))
+		if (unlikely(is_copy(skb, nic, flow, is_bare_answer(skb, link_bytes(nic), &frame))))
+			return TC_ACT_UNSPEC;
+		bearing_note(skb, flow);
+		if (sk && is_stream(sk)) {
+			if (unlikely(!flow->own))
+				flow->own = 1;
 			socket_tie(skb, sk, flow);
-		return inner_give(skb, inner_device(flow->seat, nic->slot));
+		}
+		return inner_give(skb, nic, flow);
 	}
-	if (!sk || !is_stream(sk))
+	if (!sk)
+		return passing_out(skb, &frame, nic);
+	if (!is_stream(sk))
 		return TC_ACT_UNSPEC;
-	if ((frame.flags & TCP_FLAGS_SYN_ACK) == TCP_FLAGS_SYN)
-		return syn_out(skb, sk, nic->slot);
-	return was_taken(sk) ? inner_give(skb, 0) : TC_ACT_UNSPEC;
+	if (is_first(frame.flags))
+		return syn_out(skb, sk, nic);
+	return was_taken(sk) ? inner_drop() : TC_ACT_UNSPEC;
 }
 
 #endif /* DMM_TCOUT_H */

@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * xdp.h: frames of the stack whose AF_XDP sockets sit on the NIC: to the socket of the queue, or, where the
- * stack has several processes and another than the first takes the flow, to that process's TAP device.
+ * xdp.h: frames of the process whose AF_XDP sockets take the NIC's frames now, each to the socket of its
+ * queue.
+ *
+ * Everything else goes on to tcin.h, which has a device of every process: so comes what is for another
+ * process of the stack, or came by a queue without a socket, or in several frames that the socket takes not.
+ *
+ * Generic XDP also sees what a process sends to the app by the NIC's ingress (ingress.h). No frame on a wire
+ * comes from a group address (IEEE 802.3, 3.2.4), so the process marks its own by that, and the mark is taken
+ * off here. Who forges it has his frame looked at by tcin.h alone.
  */
 #ifndef DMM_XDP_H
 #define DMM_XDP_H
 
 #include "steer.h"
 
-static __always_inline int xdp_deliver(const struct dmm_packet *packet, __u32 xsk, __u32 counter)
+static __always_inline int xdp_deliver(__u32 xsk, __u32 counter)
 {
-	int verdict;
+	int verdict = bpf_redirect_map(DMM_MAP(xsks), xsk, XDP_PASS);
 
-	if (unlikely(packet->tap))
-		verdict = bpf_redirect_map(DMM_MAP(taps),
-					   (packet->tap - 1) * DMM_MAX_NICS + packet->nic->slot, XDP_PASS);
-	else
-		verdict = bpf_redirect_map(DMM_MAP(xsks), xsk, XDP_PASS);
-	count(verdict == XDP_REDIRECT ? counter : DMM_CNT_XDP_NO_SOCKET);
+	if (verdict == XDP_REDIRECT)
+		count(counter);
 	return verdict;
 }
 
@@ -33,14 +36,18 @@ static __always_inline int xdp(struct xdp_md *ctx)
 
 	if ((void *)(eth + 1) > in.data_end || queue >= DMM_MAX_QUEUES)
 		return XDP_PASS;
+	if (unlikely(eth->h_source[0] & 1)) {
+		eth->h_source[0] &= ~1;
+		return XDP_PASS;
+	}
 	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
 	if (!packet.nic || !packet.nic->stack)
 		return XDP_PASS;
 	packet.stack = packet.nic->stack;
 	counter = steer(&in, &packet, eth + 1, eth->h_proto);
-	if (counter < 0)
+	if (counter < 0 || (steers_syn(counter) && !syn_is_carried(ctx, sizeof(*eth), true)))
 		return XDP_PASS;
-	return xdp_deliver(&packet, packet.nic->slot * DMM_MAX_QUEUES + queue, counter);
+	return xdp_deliver(packet.nic->slot * DMM_MAX_QUEUES + queue, counter);
 }
 
 #endif /* DMM_XDP_H */

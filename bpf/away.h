@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * away.h: an open flow whose packets have come to leave by a device that its process does not serve: a VPN
+ * came up, or the route changed. It goes on by that device, as TCP would, and its process need not know it:
+ *
+ * - what the app sends goes to the process as if it left by a NIC that it serves, its home (tcout.h);
+ * - what the process sends to the wire of its home goes by the other device (outer_out() in tcout.h), to the
+ * link-layer address that the kernel gave the app's latest packet;
+ * - what comes from the wire there goes to the process (tcin.h);
+ * - what the process sends to the app comes in there (ingress.h).
+ *
+ * The packets of the process must pass our programs for that. So its frames say that the flow is away, by an
+ * address that is 0, and a process with AF_XDP sockets sends what is to such an address by its packet socket.
+ * nics[] has the device for as long as it is up; when it goes, home is tried until the app's next packet
+ * shows another way.
+ */
+#ifndef DMM_AWAY_H
+#define DMM_AWAY_H
+
+#include "frame.h"
+
+/* Where the flow is away; NULL: there no more. */
+static __always_inline const struct dmm_nic *away_nic(struct dmm_xdp_flow *flow)
+{
+	__u32 ifindex = flow->away;
+	const struct dmm_nic *nic = map_lookup(DMM_MAP(nics), &ifindex);
+
+	if (!nic)
+		flow->away = 0;
+	return nic;
+}
+
+/* The app's packet leaves by nic: what of it is for the other packets, and its frame for the process. */
+static __always_inline bool away_leave(struct __sk_buff *skb, const struct dmm_nic *nic,
+				       struct dmm_xdp_flow *flow)
+{
+	__u8 addresses[12] = {[6] = DMM_AWAY_SOURCE};
+	__u32 ifindex = skb->ifindex;
+	__u32 mtu = 0;
+
+	if (dmm_check_mtu(skb, ifindex, &mtu, 0, 0) < 0)
+		return false;
+	addresses[10] = mtu >> 8;
+	addresses[11] = mtu;
+	if (nic->bare)
+		__builtin_memset(flow->addresses, 0, sizeof(flow->addresses));
+	else if (bpf_skb_load_bytes(skb, 0, flow->addresses, sizeof(flow->addresses)))
+		return false;
+	if (nic->bare && !frame_dress(skb))
+		return false;
+	flow->away = ifindex;
+	return !bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0);
+}
+
+/* A packet that the process sends to the wire of its home, nic; the program's result. */
+static __always_inline int away_send(struct __sk_buff *skb, const struct dmm_nic *nic,
+				     struct dmm_xdp_flow *flow)
+{
+	__u8 addresses[12];
+	const struct dmm_nic *away = away_nic(flow);
+
+	if (!away)
+		return TC_ACT_UNSPEC;
+	if (!away->bare) {
+		__builtin_memcpy(addresses, flow->addresses, sizeof(addresses));
+		if ((nic->bare && !frame_dress(skb)) ||
+		    bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+			return bpf_redirect(0, 0);
+	}
+	return bpf_redirect(flow->away, 0);
+}
+
+/* A packet that the process sends to the app, with its Ethernet header; where it is to come in. */
+static __always_inline __u32 away_enter(struct __sk_buff *skb, __u32 home, struct dmm_xdp_flow *flow)
+{
+	const struct dmm_nic *away = away_nic(flow);
+	__u8 addresses[12];
+
+	if (!away)
+		return home;
+	if (!away->bare) {
+		__builtin_memcpy(addresses, flow->addresses + 6, 6);
+		__builtin_memcpy(addresses + 6, flow->addresses, 6);
+		if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+			return home;
+	}
+	return flow->away;
+}
+
+#endif /* DMM_AWAY_H */

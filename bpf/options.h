@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * options.h: the socket options that policy gives the sockets of a stack.
+ *
+ * Invariant: an option that a socket has by itself is overwritten, except where the program's own wish can be
+ * told from what every socket has: what ends the wait for a peer that is silent (struct dmm_patience).
+ */
+#ifndef DMM_OPTIONS_H
+#define DMM_OPTIONS_H
+
+#include "defs.h"
+
+static __always_inline void option_set(void *ctx, int level, int name, const void *value, int len)
+{
+	if (bpf_setsockopt(ctx, level, name, (void *)value, len))
+		count(DMM_CNT_SOCKOPT_FAILED);
+}
+
+/* RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself only for TCP. */
+static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, bool ipv6)
+{
+	int level = ipv6 ? SOL_IPV6 : SOL_IP;
+	int name = ipv6 ? IPV6_TCLASS : IP_TOS;
+	int old = 0;
+	int tos;
+
+	if (bpf_getsockopt(ctx, level, name, &old, sizeof(old)) || old < 0)
+		old = 0;
+	tos = (stack->dscp << 2) | (old & ECN_MASK);
+	option_set(ctx, level, name, &tos, sizeof(tos));
+}
+
+/* Unless the program has set it itself, before now; usual: what it reads as when it has not. */
+static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 usual)
+{
+	__u32 now = usual;
+
+	if (value && (bpf_getsockopt(ctx, SOL_TCP, name, &now, sizeof(now)) || now == usual))
+		option_set(ctx, SOL_TCP, name, &value, sizeof(value));
+}
+
+/* The probes' times come before SO_KEEPALIVE, which starts the timer. */
+static __always_inline void patience_apply(void *ctx, const struct dmm_stack *stack)
+{
+	const struct dmm_patience *wanted = &stack->patience;
+	const struct dmm_patience *usual = &stack->usual_patience;
+	__u32 on = 1;
+
+	if (stack->flags & DMM_SET_USER_TIMEOUT)
+		option_give(ctx, TCP_USER_TIMEOUT, wanted->user_timeout_ms, usual->user_timeout_ms);
+	if (!(stack->flags & DMM_SET_KEEPALIVE))
+		return;
+	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s, usual->keepalive_time_s);
+	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s, usual->keepalive_intvl_s);
+	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes, usual->keepalive_probes);
+	option_set(ctx, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+/*
+ * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
+ * SO_PRIORITY comes after IP_TOS, which changes it.
+ */
+static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
+					bool ipv6)
+{
+	__u32 flags = stack->flags;
+
+	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
+		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+	if (stream)
+		patience_apply(ctx, stack);
+	if (flags & DMM_SET_DSCP)
+		dscp_set(ctx, stack, ipv6);
+	if (flags & DMM_SET_MARK) {
+		__u32 mark = (old_mark & ~stack->mark_mask) | (stack->mark & stack->mark_mask);
+
+		option_set(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+	}
+	if (flags & DMM_SET_PACING) {
+		__u32 rate = stack->max_pacing_rate_Bps;
+
+		option_set(ctx, SOL_SOCKET, SO_MAX_PACING_RATE, &rate, sizeof(rate));
+	}
+	if (flags & DMM_SET_PRIORITY) {
+		__u32 priority = stack->priority;
+
+		option_set(ctx, SOL_SOCKET, SO_PRIORITY, &priority, sizeof(priority));
+	}
+}
+
+#endif /* DMM_OPTIONS_H */
