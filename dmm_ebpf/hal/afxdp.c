@@ -5,9 +5,16 @@
  * A ring has a producer and a consumer index that only grow; each side keeps its own in a local copy,
  * publishes it with a store-release after it is done with the entries, and reads the other's with a
  * load-acquire.
+ *
+ * A packet in several frames is an entry for each, all but the last with XDP_PKT_CONTD. Whoever is above
+ * reads and writes packets in one piece, so such a packet is copied once, to or from a place of its own.
+ *
+ * Metadata of a packet to be sent (Documentation/networking/xsk-tx-metadata.rst) stand in front of it in its
+ * first frame, so with them every frame of the transmit side is used from META_BYTES on.
  */
 #include "afxdp.h"
 #include "bpfmap.h"
+#include "txmeta.h"
 
 #include <errno.h>
 #include <linux/if_xdp.h>
@@ -22,6 +29,10 @@
 #ifndef XDP_MAX_TX_SKB_BUDGET
 #define XDP_MAX_TX_SKB_BUDGET 9 /* Linux 6.18: packets that one call sends in copy mode, 32 without it */
 #endif
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4) /* Linux 6.6 */
+#define XDP_PKT_CONTD (1 << 0)
+#endif
 
 enum {
 	DEFAULT_FRAMES = 8192,
@@ -31,6 +42,8 @@ enum {
 	L2_BYTES = 18,		     /* Ethernet and one VLAN tag */
 	TX_BUDGET = 256,
 	MAX_KICKS = 16,
+	WHOLE_BYTES = DMM_XSK_LONG_MTU + L2_BYTES,
+	ETH_BYTES = 14,
 };
 
 struct ring {
@@ -50,10 +63,17 @@ struct dmm_xsk {
 	uint32_t frame_bytes;
 	uint32_t side_frames; /* of each side, and entries of each ring */
 	uint32_t zerocopy;
-	uint32_t tx_free; /* entries of tx_stack */
+	bool frags;
+	bool sums;	    /* checksums are left to who takes the frames */
+	bool sums_proved;   /* and a frame with metadata was taken */
+	uint32_t tx_offset; /* of a packet in its frames: META_BYTES, or 0 where the kernel has no metadata */
+	uint32_t rx_packet, rx_entry; /* with frags: the packet that was read last, and its first entry */
+	uint32_t tx_need;	      /* frames that the longest packet takes */
+	uint32_t tx_free;	      /* entries of tx_stack */
 	uint32_t tx_unkicked;
 	uint64_t *tx_stack; /* addresses of free frames */
 	uint8_t *umem;
+	uint8_t *rx_whole, *tx_whole; /* WHOLE_BYTES each, with frags */
 	size_t umem_bytes;
 	struct ring fill, completion, rx, tx;
 	uint64_t kicks, kicks_again;
@@ -98,6 +118,20 @@ static void ring_unmap(struct ring *ring)
 		munmap(ring->map, ring->map_bytes);
 }
 
+/* metadata: bytes of them, 0: none. Returns 0, or -1 with errno. */
+static int umem_offer(struct dmm_xsk *xsk, uint32_t metadata)
+{
+	struct umem_reg reg = {
+		.addr = (uintptr_t)xsk->umem,
+		.len = xsk->umem_bytes,
+		.chunk_size = xsk->frame_bytes,
+		.flags = metadata ? XDP_UMEM_TX_METADATA_LEN : 0,
+		.tx_metadata_len = metadata,
+	};
+
+	return setsockopt(xsk->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg));
+}
+
 static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 {
 	xsk->umem_bytes = (size_t)xsk->side_frames * 2 * xsk->frame_bytes;
@@ -106,13 +140,12 @@ static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 		xsk->umem = NULL;
 		return fail(err, DMM_HAL_OTHER, errno, "map the UMEM of an AF_XDP socket", xsk->queue);
 	}
-	struct xdp_umem_reg reg = {
-		.addr = (uintptr_t)xsk->umem,
-		.len = xsk->umem_bytes,
-		.chunk_size = xsk->frame_bytes,
-	};
-
-	if (setsockopt(xsk->fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)))
+	if (umem_offer(xsk, META_BYTES) == 0) {
+		xsk->tx_offset = META_BYTES;
+		return 0;
+	}
+	/* EINVAL: a kernel without metadata. */
+	if (errno != EINVAL || umem_offer(xsk, 0))
 		return fail(err, DMM_HAL_XSK_UMEM, errno, "register the UMEM of an AF_XDP socket",
 			    xsk->queue);
 	return 0;
@@ -151,7 +184,7 @@ static void frames_deal(struct dmm_xsk *xsk)
 
 	for (uint32_t i = 0; i < xsk->side_frames; i++) {
 		fill[i] = (uint64_t)i * xsk->frame_bytes;
-		xsk->tx_stack[i] = (uint64_t)(xsk->side_frames + i) * xsk->frame_bytes;
+		xsk->tx_stack[i] = (uint64_t)(xsk->side_frames + i) * xsk->frame_bytes + xsk->tx_offset;
 	}
 	xsk->tx_free = xsk->side_frames;
 	xsk->fill.local = xsk->side_frames;
@@ -165,7 +198,7 @@ static int queue_bind(struct dmm_xsk *xsk, uint32_t ifindex, struct dmm_hal_erro
 		.sxdp_family = AF_XDP,
 		.sxdp_ifindex = ifindex,
 		.sxdp_queue_id = xsk->queue,
-		.sxdp_flags = XDP_USE_NEED_WAKEUP,
+		.sxdp_flags = XDP_USE_NEED_WAKEUP | (xsk->frags ? XDP_USE_SG : 0),
 	};
 	struct xdp_options options = {0};
 	socklen_t len = sizeof(options);
@@ -180,11 +213,30 @@ static int queue_bind(struct dmm_xsk *xsk, uint32_t ifindex, struct dmm_hal_erro
 	return 0;
 }
 
-int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames, struct dmm_xsk **out,
-		 struct dmm_hal_error *err)
+/* Bytes of a packet in each frame of the transmit side */
+static uint32_t tx_frame_room(const struct dmm_xsk *xsk)
 {
+	return xsk->frame_bytes - META_BYTES;
+}
+
+/* The memory of a socket; 0 or -ENOMEM. */
+static int memory_make(struct dmm_xsk *xsk)
+{
+	xsk->tx_stack = calloc(xsk->side_frames, sizeof(*xsk->tx_stack));
+	if (xsk->frags) {
+		xsk->rx_whole = malloc(WHOLE_BYTES);
+		xsk->tx_whole = malloc(WHOLE_BYTES);
+	}
+	return xsk->tx_stack && (!xsk->frags || (xsk->rx_whole && xsk->tx_whole)) ? 0 : -ENOMEM;
+}
+
+int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames,
+		 enum dmm_xsk_packets packets, struct dmm_xsk **out, struct dmm_hal_error *err)
+{
+	bool frags = packets == DMM_XSK_FRAGS;
+
 	*out = NULL;
-	if (mtu > DMM_XSK_MAX_MTU)
+	if (mtu > (frags ? DMM_XSK_LONG_MTU : DMM_XSK_MAX_MTU))
 		return fail(err, DMM_HAL_MTU_CHECK, ERANGE, "open an AF_XDP socket", queue);
 	frames = frames ? frames : DEFAULT_FRAMES;
 	if (frames < 4 || (frames & (frames - 1)))
@@ -195,13 +247,16 @@ int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames
 		return fail(err, DMM_HAL_OTHER, ENOMEM, "open an AF_XDP socket", queue);
 	xsk->queue = queue;
 	xsk->side_frames = frames / 2;
-	xsk->frame_bytes = mtu + L2_BYTES + KERNEL_HEADROOM_BYTES <= SMALL_FRAME_BYTES ? SMALL_FRAME_BYTES
-										       : LARGE_FRAME_BYTES;
-	xsk->tx_stack = calloc(xsk->side_frames, sizeof(*xsk->tx_stack));
+	xsk->frags = frags;
+	xsk->frame_bytes = !frags && mtu + L2_BYTES + KERNEL_HEADROOM_BYTES <= SMALL_FRAME_BYTES
+				   ? SMALL_FRAME_BYTES
+				   : LARGE_FRAME_BYTES;
+	/* As if there were metadata: whether there are is known when the memory is registered. */
+	xsk->tx_need = (mtu + L2_BYTES + tx_frame_room(xsk) - 1) / tx_frame_room(xsk);
 	xsk->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
 	int ret = 0;
 
-	if (!xsk->tx_stack)
+	if (memory_make(xsk))
 		ret = fail(err, DMM_HAL_OTHER, ENOMEM, "open an AF_XDP socket", queue);
 	else if (xsk->fd < 0)
 		ret = fail(err, DMM_HAL_XSK_SOCKET, errno, "open an AF_XDP socket", queue);
@@ -233,6 +288,8 @@ void dmm_xsk_close(struct dmm_xsk *xsk)
 		close(xsk->fd);
 	if (xsk->umem)
 		munmap(xsk->umem, xsk->umem_bytes);
+	free(xsk->rx_whole);
+	free(xsk->tx_whole);
 	free(xsk->tx_stack);
 	free(xsk);
 }
@@ -247,6 +304,17 @@ uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk)
 	return xsk->zerocopy;
 }
 
+bool dmm_xsk_leave_sums(struct dmm_xsk *xsk)
+{
+	xsk->sums = xsk->tx_offset;
+	return xsk->sums;
+}
+
+bool dmm_xsk_sums(const struct dmm_xsk *xsk)
+{
+	return xsk->sums;
+}
+
 int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index, struct dmm_hal_error *err)
 {
 	uint32_t value = (uint32_t)xsk->fd;
@@ -257,37 +325,95 @@ int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
 	return 0;
 }
 
+static const struct xdp_desc *rx_desc(const struct dmm_xsk *xsk, uint32_t entry)
+{
+	return (const struct xdp_desc *)xsk->rx.entries + ((xsk->rx.local + entry) & xsk->rx.mask);
+}
+
+/* Entries of the packet whose first is number entry of ready; 0: its last is not there yet. */
+static uint32_t rx_entries(const struct dmm_xsk *xsk, uint32_t entry, uint32_t ready)
+{
+	for (uint32_t n = 1; entry + n <= ready; n++)
+		if (!(rx_desc(xsk, entry + n - 1)->options & XDP_PKT_CONTD))
+			return n;
+	return 0;
+}
+
 uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint32_t max)
 {
 	uint32_t ready = __atomic_load_n(xsk->rx.producer, __ATOMIC_ACQUIRE) - xsk->rx.local;
+	uint32_t packets = 0, entry = 0, n;
 
-	return ready < max ? ready : max;
+	if (!xsk->frags)
+		return ready < max ? ready : max;
+	xsk->rx_packet = xsk->rx_entry = 0;
+	for (; packets < max && (n = rx_entries(xsk, entry, ready)); packets++)
+		entry += n;
+	return packets;
 }
 
-const uint8_t *dmm_xsk_rx_frame(const struct dmm_xsk *xsk, uint32_t i, uint32_t *len)
+static const uint8_t *rx_put_together(struct dmm_xsk *xsk, uint32_t *len)
 {
-	const struct xdp_desc *desc =
-		(const struct xdp_desc *)xsk->rx.entries + ((xsk->rx.local + i) & xsk->rx.mask);
+	uint32_t entry = xsk->rx_entry, done = 0;
+	const struct xdp_desc *desc;
 
+	do {
+		desc = rx_desc(xsk, entry++);
+		if (done + desc->len > WHOLE_BYTES) {
+			*len = 0;
+			return xsk->rx_whole;
+		}
+		memcpy(xsk->rx_whole + done, xsk->umem + desc->addr, desc->len);
+		done += desc->len;
+	} while (desc->options & XDP_PKT_CONTD);
+	*len = done;
+	return xsk->rx_whole;
+}
+
+const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len)
+{
+	const struct xdp_desc *desc;
+
+	if (!xsk->frags)
+		xsk->rx_entry = i;
+	else if (i < xsk->rx_packet)
+		xsk->rx_packet = xsk->rx_entry = 0;
+	for (; xsk->frags && xsk->rx_packet < i; xsk->rx_packet++)
+		while (rx_desc(xsk, xsk->rx_entry++)->options & XDP_PKT_CONTD)
+			;
+	desc = rx_desc(xsk, xsk->rx_entry);
+	if (desc->options & XDP_PKT_CONTD)
+		return rx_put_together(xsk, len);
 	*len = desc->len;
 	return xsk->umem + desc->addr;
 }
 
+/* Entries of the first n packets */
+static uint32_t rx_entries_of(const struct dmm_xsk *xsk, uint32_t n)
+{
+	uint32_t entry = 0;
+
+	if (!xsk->frags)
+		return n;
+	while (n)
+		n -= !(rx_desc(xsk, entry++)->options & XDP_PKT_CONTD);
+	return entry;
+}
+
 void dmm_xsk_rx_release(struct dmm_xsk *xsk, uint32_t n)
 {
-	const struct xdp_desc *descs = xsk->rx.entries;
 	uint64_t *fill = xsk->fill.entries;
 
 	if (n == 0)
 		return;
+	n = rx_entries_of(xsk, n);
 	/* The fill ring has an entry for every frame of this side, so there is always room. */
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t addr = descs[(xsk->rx.local + i) & xsk->rx.mask].addr;
-
-		fill[(xsk->fill.local + i) & xsk->fill.mask] = addr & ~(uint64_t)(xsk->frame_bytes - 1);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		fill[(xsk->fill.local + i) & xsk->fill.mask] =
+			rx_desc(xsk, i)->addr & ~(uint64_t)(xsk->frame_bytes - 1);
 	xsk->rx.local += n;
 	xsk->fill.local += n;
+	xsk->rx_packet = xsk->rx_entry = 0;
 	__atomic_store_n(xsk->rx.consumer, xsk->rx.local, __ATOMIC_RELEASE);
 	__atomic_store_n(xsk->fill.producer, xsk->fill.local, __ATOMIC_RELEASE);
 	if (__atomic_load_n(xsk->fill.flags, __ATOMIC_RELAXED) & XDP_RING_NEED_WAKEUP)
@@ -304,29 +430,124 @@ static void tx_reap(struct dmm_xsk *xsk)
 	for (uint32_t i = 0; i < ready; i++) {
 		uint64_t addr = done[(xsk->completion.local + i) & xsk->completion.mask];
 
-		xsk->tx_stack[xsk->tx_free++] = addr & ~(uint64_t)(xsk->frame_bytes - 1);
+		xsk->tx_stack[xsk->tx_free++] = (addr & ~(uint64_t)(xsk->frame_bytes - 1)) + xsk->tx_offset;
 	}
 	xsk->completion.local += ready;
 	__atomic_store_n(xsk->completion.consumer, xsk->completion.local, __ATOMIC_RELEASE);
 }
 
-uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk)
+uint32_t dmm_xsk_room(const struct dmm_xsk *xsk)
 {
-	if (xsk->tx_free == 0)
-		tx_reap(xsk);
-	return xsk->tx_free ? xsk->umem + xsk->tx_stack[xsk->tx_free - 1] : NULL;
+	if (xsk->tx_need > 1)
+		return DMM_XSK_LONG_MTU;
+	return xsk->frame_bytes == SMALL_FRAME_BYTES ? tx_frame_room(xsk) - L2_BYTES : DMM_XSK_MAX_MTU;
 }
 
-void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len)
+uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk)
 {
-	/* There are as many entries as frames on this side, so a frame at hand means room in the ring. */
+	if (xsk->tx_free < xsk->tx_need)
+		tx_reap(xsk);
+	if (xsk->tx_free < xsk->tx_need)
+		return NULL;
+	return xsk->tx_need > 1 ? xsk->tx_whole : xsk->umem + xsk->tx_stack[xsk->tx_free - 1];
+}
+
+/* There are as many entries as frames on this side, so a frame at hand means room in the ring. */
+static uint8_t *tx_put(struct dmm_xsk *xsk, uint32_t len, uint32_t options)
+{
 	struct xdp_desc *desc = (struct xdp_desc *)xsk->tx.entries + (xsk->tx.local & xsk->tx.mask);
 
 	desc->addr = xsk->tx_stack[--xsk->tx_free];
 	desc->len = len;
-	desc->options = 0;
+	desc->options = options;
 	xsk->tx.local++;
+	return xsk->umem + desc->addr;
+}
+
+static void parts_copy(uint8_t *to, const struct dmm_payload *payload)
+{
+	for (uint32_t i = 0; i < payload->n; i++) {
+		memcpy(to, payload->part[i].data, payload->part[i].bytes);
+		to += payload->part[i].bytes;
+	}
+}
+
+/* Has who takes the packet fill in its checksum; returns the options of its first entry. */
+static uint32_t sum_leave(const struct dmm_xsk *xsk, const struct dmm_vnet *vnet)
+{
+	struct metadata *meta = (struct metadata *)(xsk->umem + xsk->tx_stack[xsk->tx_free - 1] - META_BYTES);
+
+	meta->flags = XDP_TXMD_FLAGS_CHECKSUM;
+	meta->csum_start = (uint16_t)(vnet->csum_start + ETH_BYTES);
+	meta->csum_offset = vnet->csum_offset;
+	return XDP_TX_METADATA;
+}
+
+void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_payload *payload,
+		       const struct dmm_vnet *vnet)
+{
+	uint8_t *packet = xsk->tx_need > 1 ? xsk->tx_whole : xsk->umem + xsk->tx_stack[xsk->tx_free - 1];
+	uint32_t options = 0;
+
+	if (payload->n)
+		parts_copy(packet + len - payload->bytes, payload);
+	if (vnet->flags & DMM_VNET_NEEDS_CSUM) {
+		if (xsk->sums)
+			options = sum_leave(xsk, vnet);
+		else
+			sum_fill(packet, len, vnet->csum_start + ETH_BYTES, vnet->csum_offset);
+	}
+	if (xsk->tx_need == 1)
+		tx_put(xsk, len, options);
+	for (uint32_t done = 0, part; xsk->tx_need > 1 && done < len; done += part) {
+		bool last = len - done <= tx_frame_room(xsk);
+
+		part = last ? len - done : tx_frame_room(xsk);
+		memcpy(tx_put(xsk, part, options | (last ? 0 : XDP_PKT_CONTD)), packet + done, part);
+		options = 0;
+	}
 	xsk->tx_unkicked++;
+}
+
+static struct xdp_desc *tx_desc(const struct dmm_xsk *xsk, uint32_t entry)
+{
+	return (struct xdp_desc *)xsk->tx.entries + (entry & xsk->tx.mask);
+}
+
+/* One of a packet that is whole in the frame is filled in; else it is lost on the way, and sent again. */
+static void sum_take_back(const struct dmm_xsk *xsk, struct xdp_desc *desc)
+{
+	uint8_t *packet = xsk->umem + desc->addr;
+	const struct metadata *meta = (const struct metadata *)(packet - META_BYTES);
+
+	desc->options &= ~(uint32_t)XDP_TX_METADATA;
+	if (!(desc->options & XDP_PKT_CONTD))
+		sum_fill(packet, desc->len, meta->csum_start, meta->csum_offset);
+}
+
+/*
+ * The kernel takes no frame with metadata, though it took the memory for them: what it has not taken is
+ * filled in here, and so are all others from now on. In copy mode nothing is taken but within sendto(2).
+ */
+static void sums_give_up(struct dmm_xsk *xsk)
+{
+	uint32_t from = __atomic_load_n(xsk->tx.consumer, __ATOMIC_ACQUIRE);
+
+	xsk->sums = false;
+	for (; from != xsk->tx.local; from++)
+		if (tx_desc(xsk, from)->options & XDP_TX_METADATA)
+			sum_take_back(xsk, tx_desc(xsk, from));
+}
+
+/* After the first frames with metadata: whether the kernel threw them away. */
+static void sums_prove(struct dmm_xsk *xsk)
+{
+	struct dmm_xsk_stats stats;
+
+	dmm_xsk_stats(xsk, &stats);
+	if (stats.tx_invalid_descs)
+		sums_give_up(xsk);
+	xsk->sums_proved = true;
 }
 
 uint32_t dmm_xsk_tx_unkicked(const struct dmm_xsk *xsk)
@@ -345,8 +566,15 @@ int dmm_xsk_tx_kick(struct dmm_xsk *xsk)
 		    !(__atomic_load_n(xsk->tx.flags, __ATOMIC_RELAXED) & XDP_RING_NEED_WAKEUP))
 			return 0;
 		xsk->kicks++;
-		if (sendto(xsk->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0)
+		if (sendto(xsk->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0) {
+			if (xsk->sums && !xsk->sums_proved)
+				sums_prove(xsk);
 			continue;
+		}
+		if (errno == EINVAL && xsk->sums) {
+			sums_give_up(xsk);
+			continue;
+		}
 		if (errno != EAGAIN && errno != EBUSY && errno != ENOBUFS && errno != ENOMEM)
 			return errno == EINTR ? 1 : -errno;
 		xsk->kicks_again++;

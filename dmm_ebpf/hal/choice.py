@@ -35,8 +35,9 @@ class Port(enum.StrEnum):
 class Facts:
     """What is asked of a device. driver, kind: empty where it has none; mtu: bytes of IP packet; page: bytes.
 
-    own: a device of a user stack. foreign_xdp: an XDP program that is not ours; qdisc: the root qdisc that somebody
-    set, empty for the kernel's default; filters, hooks: the tc filters and nft netdev hooks of others, in a few words.
+    own: a device of a user stack. carries_ip: IP packets go over it; bare: without link header. foreign_xdp: an XDP
+    program that is not ours; qdisc: the root qdisc that somebody set, empty for the kernel's default; filters, hooks:
+    the tc filters and nft netdev hooks of others, in a few words.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Facts:
     kind: str
     loopback: bool
     own: bool
+    carries_ip: bool
+    bare: bool
     master: str
     master_kind: str
     mtu: int
@@ -81,32 +84,6 @@ def choose(facts: Facts) -> Choice:
     return Choice(Port.AF_XDP, (f"{_what(facts)} has zero-copy, and nothing is in the way",))
 
 
-def auto_now(facts: Facts, *, ethernet: bool) -> Choice:
-    """What io = "auto" takes in this version: AF_XDP where a driver has native XDP, copying or not, and nothing of the
-    host's would be gone around; else tap.
-    """
-    unfit = _unfit(facts) or ("" if ethernet else "it is not an Ethernet device")
-    if unfit:
-        return Choice(Port.NONE, (unfit,))
-    against = ""
-    if facts.native_xdp is False:
-        against = _lacks(facts)[0]
-    elif facts.foreign_xdp:
-        against = next(iter(_xdp_in_the_way(facts)))
-    elif facts.mtu > largest_mtu(facts.page):
-        against = f"at an MTU of {facts.mtu} a packet does not fit a page"
-    around = gone_around(facts.qdisc, facts.filters, facts.hooks)
-    if not against and around:
-        against = around[0]
-    if against:
-        return Choice(Port.TAP, (against,))
-    if isinstance(facts.native_xdp, Unknown):
-        why = "AF_XDP if its driver takes an XDP program, which the start of a stack tries, else tap"
-        return Choice(Port.AF_XDP, (why,))
-    how = "with zero-copy" if facts.zero_copy is True else "that copies"
-    return Choice(Port.AF_XDP, (f"{_what(facts)} has native XDP: AF_XDP {how}",))
-
-
 def largest_mtu(page: int) -> int:
     """Bytes of the largest IP packet that one page of that many bytes holds under XDP."""
     return page - _HEADROOM_BYTES - _TAILROOM_BYTES - _ETHERNET_BYTES
@@ -118,6 +95,8 @@ def _unfit(facts: Facts) -> str:
         return "it is a device of a user stack"
     if facts.loopback:
         return "what goes over it stays on this host"
+    if not facts.carries_ip:
+        return "it carries no IP packets"
     if facts.master_kind in TAKE_ALL:
         return (
             f"it belongs to {facts.master_kind} {facts.master}, which has the addresses: name {facts.master}"
@@ -128,6 +107,8 @@ def _unfit(facts: Facts) -> str:
 def _lacks(facts: Facts) -> list[str]:
     """What AF_XDP needs and the device has not: only the first, the rest follows from it."""
     what = _what(facts)
+    if facts.bare:
+        return ["its packets have no Ethernet header"]
     if facts.native_xdp is False:
         return [f"{what} has no native XDP"]
     if isinstance(facts.native_xdp, Unknown):
@@ -161,19 +142,11 @@ def _in_the_way(facts: Facts) -> list[str]:
             )
         elif not facts.frags:
             found.append(f"at an MTU of {facts.mtu} a packet does not fit a page, and XDP takes no fragments")
-    return [*found, *gone_around(facts.qdisc, facts.filters, facts.hooks)]
-
-
-def gone_around(
-    qdisc: str | Unknown, filters: tuple[str, ...] | Unknown, hooks: tuple[str, ...] | Unknown
-) -> list[str]:
-    """What of the host's AF_XDP would go around on a device, each as a reason against it; see Facts."""
-    found = []
-    if isinstance(qdisc, Unknown):
-        found.append(_untold("whether somebody set its qdisc", qdisc))
-    elif qdisc:
-        found.append(f"qdisc {qdisc} would be gone around")
-    for what, those in (("tc filter", filters), ("nft hook", hooks)):
+    if isinstance(facts.qdisc, Unknown):
+        found.append(_untold("whether somebody set its qdisc", facts.qdisc))
+    elif facts.qdisc:
+        found.append(f"qdisc {facts.qdisc} would be gone around")
+    for what, those in (("tc filter", facts.filters), ("nft hook", facts.hooks)):
         if isinstance(those, Unknown):
             found.append(_untold(f"whether it has a {what}", those))
         elif those:

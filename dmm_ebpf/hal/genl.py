@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What generic netlink's families "ethtool" and "netdev" say of devices: speed, channels, offloads, XDP features.
 
-pyroute2 carries and splits the messages; it takes long to import, so only `dmm-ebpf hal` does. What the attributes mean
-is decided by pure functions, over a message as nested dictionaries. Reading needs no privilege and changes nothing.
-Functions work in the network namespace that the calling thread is in.
+pyroute2 carries and splits those of ethtool; it takes long to import, so only `dmm-ebpf hal` does. What the attributes
+mean is decided by pure functions, over a message as nested dictionaries. Reading needs no privilege and changes
+nothing. Functions work in the network namespace that the calling thread is in.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, TypeVar
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal.answer import Unknown, YesNo
+from dmm_ebpf.hal.netlink import NetlinkSocket, attribute, attributes
 
 T = TypeVar("T")
 Attributes = Mapping[str, Any]
@@ -25,13 +28,18 @@ Attributes = Mapping[str, Any]
 _LINKMODES_GET, _FEATURES_GET, _CHANNELS_GET = 4, 11, 17
 _CHANNELS = "RX_MAX TX_MAX OTHER_MAX COMBINED_MAX RX_COUNT TX_COUNT OTHER_COUNT COMBINED_COUNT"
 _SPEED_UNKNOWN = 0xFFFFFFFF
+_NETLINK_GENERIC = 16
+_GENL = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
+_GENL_ID_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
 # linux/netdev.h
 _DEV_GET = 1
+_NETDEV = {1: "IFINDEX", 3: "XDP_FEATURES", 4: "ZC_MAX_SEGS", 5: "RX_METADATA", 6: "XSK_FEATURES"}
 _XDP_BASIC, _XDP_REDIRECT, _XDP_NDO_XMIT, _XDP_ZEROCOPY, _XDP_HW_OFFLOAD, _XDP_RX_SG, _XDP_NDO_XMIT_SG = (
     1 << bit for bit in range(7)
 )
 _RX_METADATA = ("timestamp", "hash", "VLAN tag")
-_TX_METADATA = ("timestamp", "checksum", "launch time")
+_CHECKSUM = "checksum"
+_TX_METADATA = ("timestamp", _CHECKSUM, "launch time")
 _METADATA_SINCE = "this kernel's netdev family does not say"
 
 
@@ -71,6 +79,11 @@ class XdpFeatures:
     zero_copy_segments: int | Unknown
     rx_metadata: tuple[str, ...] | Unknown
     tx_metadata: tuple[str, ...] | Unknown
+
+    @property
+    def sums(self) -> YesNo:
+        """Whether zero-copy has checksums filled in (NETDEV_XSK_FLAGS_TX_CHECKSUM)."""
+        return self.tx_metadata if isinstance(self.tx_metadata, Unknown) else _CHECKSUM in self.tx_metadata
 
 
 def no_xdp_answer(why: str) -> XdpFeatures:
@@ -182,23 +195,38 @@ def _words(bits: int | None, names: tuple[str, ...]) -> tuple[str, ...] | Unknow
 
 
 def xdp_features() -> dict[int, XdpFeatures] | Unknown:
-    """By ifindex; or why the kernel cannot say it."""
-    from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
-
+    """By ifindex; or why the kernel cannot say it. Without pyroute2, since the Resource Director asks too."""
     try:
-        with closing(_family("netdev", _netdev_message())) as sock:
-            answers = list(_exchange(sock, _netdev_message(), _DEV_GET, NLM_F_REQUEST | NLM_F_DUMP, []))
+        with NetlinkSocket(_NETLINK_GENERIC) as sock:
+            answers = sock.dump(_family_number(sock, "netdev"), _GENL.pack(_DEV_GET, 1))
     except OSError as exc:
         if exc.errno == errno.ENOENT:
             return Unknown("this kernel has no netlink family netdev (Linux 6.3 brought it)")
         return Unknown(f"the netlink family netdev: {os.strerror(exc.errno or 0)}")
     found = {}
-    for message in answers:
-        values = tree(message)
+    for answer in answers:
+        values = _netdev_values(answer)
         index = _number(values, "IFINDEX")
         if index is not None:
             found[index] = xdp_of(values)
     return found
+
+
+def _family_number(sock: NetlinkSocket, name: str) -> int:
+    """By which messages of a generic family are sent; OSError ENOENT: the kernel has none of that name."""
+    wanted = attribute(_CTRL_FAMILY_NAME, name.encode() + b"\0")
+    answer = sock.get(_GENL_ID_CTRL, _GENL.pack(_CTRL_GETFAMILY, 1) + wanted)
+    number = dict(attributes(answer, _GENL.size)).get(_CTRL_FAMILY_ID, b"")
+    return int.from_bytes(number, sys.byteorder)
+
+
+def _netdev_values(answer: bytes) -> dict[str, int]:
+    """Of an answer of dev-get: the attributes that are numbers, by name."""
+    return {
+        _NETDEV[kind]: int.from_bytes(value, sys.byteorder)
+        for kind, value in attributes(answer, _GENL.size)
+        if kind in _NETDEV
+    }
 
 
 @dataclass(frozen=True)
@@ -292,18 +320,6 @@ def _message(*names: tuple[str, str]) -> Any:
         ) from exc
     fields = {"nla_map": names, "ethtoolheader": ethtoolheader, "ethtoolbitset": ethtoolbitset}
     return type("message", (genlmsg,), fields)
-
-
-def _netdev_message() -> Any:
-    return _message(
-        ("UNSPEC", "none"),
-        ("IFINDEX", "uint32"),
-        ("PAD", "none"),
-        ("XDP_FEATURES", "uint64"),
-        ("ZC_MAX_SEGS", "uint32"),
-        ("RX_METADATA", "uint64"),
-        ("XSK_FEATURES", "uint64"),
-    )
 
 
 _HEADER = (("UNSPEC", "none"), ("HEADER", "ethtoolheader"))

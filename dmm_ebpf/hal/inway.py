@@ -2,7 +2,7 @@
 """What of other people's stands on a device, that packets on AF_XDP would go around: qdiscs, tc filters, nft hooks.
 
 By rtnetlink and nfnetlink, in the calling thread's network namespace. Reading changes nothing. Messages are decoded by
-pure functions, in the layouts of linux/rtnetlink.h, pkt_cls.h and netfilter/nf_tables.h.
+pure functions, in the layouts of tcmsg.py and linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from dataclasses import dataclass
 
 from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.hal.netlink import NetlinkSocket, RouteSocket, attributes
+from dmm_ebpf.hal.tcmsg import (
+    HOOKS,
+    RTM_GETQDISC,
+    RTM_GETTFILTER,
+    TCA_BPF_NAME,
+    TCA_CHAIN,
+    TCA_KIND,
+    TCA_OPTIONS,
+    TCMSG,
+)
 
-_RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
-_TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
 _TC_H_ROOT = 0xFFFFFFFF
-_DIRECTIONS = {
-    "ingress": 0xFFFFFFF2,
-    "egress": 0xFFFFFFF3,
-}  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS, _EGRESS)
-_TCA_KIND, _TCA_OPTIONS = 1, 2
-_TCA_BPF_NAME = 7
 
 _NETLINK_NETFILTER = 12
 _NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
@@ -65,25 +67,47 @@ class NetdevHook:
 
 def qdisc_of(body: bytes) -> Qdisc | None:
     """From an answer to RTM_GETQDISC; None: it is cut short."""
-    if len(body) < _TCMSG.size:
+    if len(body) < TCMSG.size:
         return None
-    _, index, handle, parent, _ = _TCMSG.unpack_from(body)
-    kind = _text(dict(attributes(body, _TCMSG.size)).get(_TCA_KIND, b""))
+    _, index, handle, parent, _ = TCMSG.unpack_from(body)
+    kind = _text(dict(attributes(body, TCMSG.size)).get(TCA_KIND, b""))
     return Qdisc(index, kind, parent == _TC_H_ROOT, handle != 0)
 
 
-def filter_of(body: bytes) -> str:
-    """Kind of a tc filter, and the name of its BPF program; empty for one of ours, or cut short."""
-    if len(body) < _TCMSG.size:
-        return ""
-    values = dict(attributes(body, _TCMSG.size))
-    kind = _text(values.get(_TCA_KIND, b""))
+@dataclass(frozen=True)
+class Filter:
+    """A record of a dump of tc filters. place: its priority, protocol and chain. told: its kind, and the name of its
+    BPF program. whole: it is a filter, and not what the dump says of each place besides, without a handle.
+    """
+
+    place: tuple[int, bytes]
+    told: str
+    ours: bool
+    whole: bool
+
+
+def filter_of(body: bytes) -> Filter | None:
+    """From an answer to RTM_GETTFILTER; None: it is cut short."""
+    if len(body) < TCMSG.size:
+        return None
+    _, _, handle, _, info = TCMSG.unpack_from(body)
+    values = dict(attributes(body, TCMSG.size))
+    kind = _text(values.get(TCA_KIND, b""))
     program = (
-        _text(dict(attributes(values.get(_TCA_OPTIONS, b""))).get(_TCA_BPF_NAME, b""))
-        if kind == "bpf"
-        else ""
+        _text(dict(attributes(values.get(TCA_OPTIONS, b""))).get(TCA_BPF_NAME, b"")) if kind == "bpf" else ""
     )
-    return "" if program.startswith(OURS) else f"{kind} {program}".strip()
+    place = (info, values.get(TCA_CHAIN, b""))
+    return Filter(place, f"{kind} {program}".strip(), program.startswith(OURS), handle != 0)
+
+
+def others(bodies: Iterable[bytes]) -> list[str]:
+    """Other people's filters of a dump, each that tells itself apart once. Of a place without any (cls_fw has no handle
+    when it is the old kind, by the mark alone) its kind.
+    """
+    found = [one for one in map(filter_of, bodies) if one is not None]
+    filled = {one.place for one in found if one.whole}
+    told = (one.told for one in found if not one.ours and (one.whole or one.place not in filled))
+    return list(dict.fromkeys(told))
 
 
 def hook_of(body: bytes, *, flowtable: bool = False) -> NetdevHook | None:
@@ -116,7 +140,7 @@ def qdiscs() -> list[Qdisc] | Unknown:
     """Of every device."""
     try:
         with RouteSocket() as sock:
-            found = [qdisc_of(body) for body in sock.dump(_RTM_GETQDISC, bytes(_TCMSG.size))]
+            found = [qdisc_of(body) for body in sock.dump(RTM_GETQDISC, bytes(TCMSG.size))]
     except OSError as exc:
         return Unknown(os.strerror(exc.errno or 0))
     return [one for one in found if one is not None]
@@ -139,11 +163,9 @@ def filters(of_all: Iterable[Qdisc], index: int) -> tuple[str, ...] | Unknown:
 
 
 def _filters(sock: RouteSocket, index: int) -> Iterator[str]:
-    for direction, parent in _DIRECTIONS.items():
-        for body in sock.dump(_RTM_GETTFILTER, _TCMSG.pack(0, index, 0, parent, 0)):
-            told = filter_of(body)
-            if told:
-                yield f"{direction} {told}"
+    for parent, direction in HOOKS.items():
+        for told in others(sock.dump(RTM_GETTFILTER, TCMSG.pack(0, index, 0, parent, 0))):
+            yield f"{direction} {told}"
 
 
 def netdev_hooks() -> list[NetdevHook] | Unknown:

@@ -5,10 +5,10 @@
  * the kernel.
  */
 #include "landlock.h"
+#include "halfail.h"
 
 #include <errno.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -33,13 +33,6 @@ struct ruleset {
 	uint64_t handled_access_net;
 	uint64_t scoped;
 };
-
-static int fail(struct dmm_hal_error *err, const char *what)
-{
-	err->code = errno;
-	snprintf(err->what, sizeof(err->what), "%s", what);
-	return -err->code;
-}
 
 static struct ruleset everything(long abi)
 {
@@ -67,13 +60,13 @@ int dmm_landlock_apply(struct dmm_hal_error *err)
 	if (abi < 0 && (errno == ENOSYS || errno == EOPNOTSUPP))
 		return 0;
 	if (abi < 0)
-		return fail(err, "ask for the version of Landlock");
+		return dmm_hal_fail_self(err, "ask for the version of Landlock");
 	all = everything(abi);
 	fd = (int)syscall(SYS_landlock_create_ruleset, &all, sizeof(all), 0);
 	if (fd < 0)
-		return fail(err, "make a Landlock ruleset");
+		return dmm_hal_fail_self(err, "make a Landlock ruleset");
 	if (syscall(SYS_landlock_restrict_self, fd, 0))
-		ret = fail(err, "apply a Landlock ruleset");
+		ret = dmm_hal_fail_self(err, "apply a Landlock ruleset");
 	close(fd);
 	return ret ? ret : (int)abi;
 }

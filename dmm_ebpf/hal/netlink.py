@@ -112,9 +112,11 @@ def signed_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     return ((kind, port, payload) for kind, _, port, payload in _frames(data))
 
 
-def event_socket(groups: int) -> socket.socket:
-    """Hears of what these rtnetlink groups tell, in the calling thread's namespace; does not block."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+def event_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """Hears of what these groups of rtnetlink, or of another protocol, tell, in the calling thread's namespace; does
+    not block.
+    """
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     sock.setblocking(False)
     sock.bind((0, groups))
     return sock

@@ -24,6 +24,7 @@ from typing import ParamSpec, Self, TypeVar
 from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from dmm_ebpf.mountinfo import mounts
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -197,12 +198,15 @@ def home_of(inode: int, without: Collection[int] = ()) -> Path | None:
 
 
 def name_of(inode: int) -> Path | None:
-    """The name of the namespace of that inode, as ip-netns(8) has it; None: it has none."""
+    """The name of the namespace of that inode: as ip-netns(8) has it, or where a container engine keeps it mounted;
+    None: it has none that is seen from here.
+    """
     return next((path for path in _names() if inode_at(path) == inode), None)
 
 
 def _names() -> list[Path]:
-    return [path for directory in _RUN_DIRS for path in listing.entries(directory)]
+    names = [path for directory in _RUN_DIRS for path in listing.entries(directory)]
+    return names + [mount.point for mount in mounts("nsfs") if mount.root.startswith("net:")]
 
 
 def _candidates() -> list[Path]:

@@ -22,6 +22,9 @@ from dmm_ebpf.hal import rtnl
 from dmm_ebpf.hal.netlink import RouteSocket
 
 _ARPHRD_ETHER = 1
+# PPP, raw IP, ipip, ip6tnl, sit, gre, ip6gre, and VOID and NONE: WireGuard, TUN, xfrm (linux/if_arp.h). These the
+# kernel takes for devices without link header, when a BPF program redirects a packet (dev_is_mac_header_xmit()).
+BARE_TYPES = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE, 0xFFFF})
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _SIOCGIFFLAGS = 0x8913
@@ -35,12 +38,13 @@ _RT_TABLE_MAIN = 254
 OWN_PREFIX = "dmm-"
 # Kinds of masters that take what their ports receive before anybody else sees it, and have the addresses themselves.
 TAKE_ALL = frozenset({"bridge", "bond", "team", "openvswitch"})
+_NOT_LEFT_BY = frozenset({"vrf", "ifb"})
 
 
 @dataclass(frozen=True)
 class Nic:
     """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none; bus and bus_name: of the
-    hardware below it (pci, 0000:00:03.0), empty where there is none.
+    hardware below it (pci, 0000:00:03.0), empty where there is none. bare: packets go over it without link header.
     """
 
     ifindex: int
@@ -53,6 +57,7 @@ class Nic:
     tx_queues: int
     up: bool
     ethernet: bool
+    bare: bool
     loopback: bool
     master: int
     xdp_prog_id: int
@@ -60,6 +65,11 @@ class Nic:
     qdisc: str
     bus: str
     bus_name: str
+
+    @property
+    def carries_ip(self) -> bool:
+        """Whether a user stack could serve it: IP goes over it, to and from other hosts."""
+        return (self.ethernet or self.bare) and not self.loopback
 
     @property
     def has_xdp(self) -> bool:
@@ -113,6 +123,7 @@ def _nic(link: rtnl.Link, sock: socket.socket) -> Nic:
         tx_queues=max(1, tx_queues),
         up=bool(link.flags & _IFF_UP),
         ethernet=link.type == _ARPHRD_ETHER,
+        bare=is_bare(link),
         loopback=bool(link.flags & _IFF_LOOPBACK),
         master=link.master,
         xdp_prog_id=link.xdp_prog_id,
@@ -147,6 +158,33 @@ def taker_of(nic: Nic) -> str:
     return master.name if master is not None and master.kind in TAKE_ALL else ""
 
 
+def leaving() -> list[rtnl.Link]:
+    """The devices that are up and by which packets of this host's own addresses may leave, those with a global address
+    first: a route may lead to one that has none. Left out are a VRF, whose packets pass another device first, and an
+    ifb, to which no route leads, while tc may lead there what comes in.
+    """
+    with_address = _global_devices()
+    with RouteSocket() as routes:
+        links = rtnl.links(routes)
+    kinds = {link.index: link.kind for link in links}
+    found = [
+        link
+        for link in links
+        if link.flags & _IFF_UP
+        and not link.flags & _IFF_LOOPBACK
+        and (is_bare(link) or link.type == _ARPHRD_ETHER)
+        and not link.name.startswith(OWN_PREFIX)
+        and link.kind not in _NOT_LEFT_BY
+        and kinds.get(link.master) not in TAKE_ALL
+    ]
+    return sorted(found, key=lambda link: link.index not in with_address)
+
+
+def is_bare(link: rtnl.Link) -> bool:
+    """Whether packets go over it without link header."""
+    return link.type in BARE_TYPES
+
+
 def default_route_nics() -> list[int]:
     """ifindexes of the main table's default routes, IPv4 first, best metric first."""
     found: list[int] = []
@@ -174,14 +212,14 @@ def _global_devices() -> set[int]:
 def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
     """The devices that user stacks send and receive on.
 
-    devices names them; without, the devices of the default routes; without any of those, every Ethernet
+    devices names them; without, the devices of the default routes; without any of those, every
     device that is up, has a global address and is not one of ours. Raises UsageError for a name that is not
-    there or not Ethernet.
+    there, or of a device that no stack can serve.
     """
     nics = list_nics()
     if devices:
         return [_named(nics, name) for name in dict.fromkeys(devices)]
-    usable = [n for n in nics if n.ethernet and not n.loopback and not n.name.startswith(OWN_PREFIX)]
+    usable = [n for n in nics if n.carries_ip and not n.name.startswith(OWN_PREFIX)]
     by_index = {n.ifindex: n for n in usable}
     chosen = [by_index[i] for i in default_route_nics() if i in by_index]
     if chosen:
@@ -193,8 +231,9 @@ def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
 def _named(nics: Iterable[Nic], name: str) -> Nic:
     for nic in nics:
         if nic.name == name:
-            if not nic.ethernet or nic.loopback:
-                raise UsageError(f"use device {name}", why="it is not an Ethernet device")
+            if not nic.carries_ip:
+                why = "what goes over it stays on this host" if nic.loopback else "it carries no IP packets"
+                raise UsageError(f"use device {name}", why=why)
             taker = taker_of(nic)
             if taker:
                 why = f"it belongs to {taker}, which has the addresses"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /* privileges.c: see privileges.h. */
 #include "privileges.h"
+#include "halfail.h"
 
 #include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -13,20 +13,13 @@
 
 enum { MAX_CAPABILITY = 63 };
 
-static int fail(struct dmm_hal_error *err, const char *what)
-{
-	err->code = errno;
-	err->call = DMM_HAL_OTHER;
-	snprintf(err->what, sizeof(err->what), "%s", what);
-	return -err->code;
-}
-
 static int bounding_set_empty(struct dmm_hal_error *err)
 {
 	for (unsigned long cap = 0; cap <= MAX_CAPABILITY; cap++) {
 		/* EINVAL: past the last capability that this kernel knows */
 		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0))
-			return errno == EINVAL ? 0 : fail(err, "empty the capability bounding set");
+			return errno == EINVAL ? 0
+					       : dmm_hal_fail_self(err, "empty the capability bounding set");
 	}
 	return 0;
 }
@@ -37,7 +30,7 @@ static int ids_take(unsigned int uid, unsigned int gid, struct dmm_hal_error *er
 		return 1;
 	if (errno == EINVAL || errno == EPERM)
 		return 0;
-	return fail(err, "become an unprivileged user");
+	return dmm_hal_fail_self(err, "become an unprivileged user");
 }
 
 int dmm_privileges_drop(unsigned int uid, unsigned int gid, struct dmm_hal_error *err)
@@ -49,16 +42,16 @@ int dmm_privileges_drop(unsigned int uid, unsigned int gid, struct dmm_hal_error
 	if (ret)
 		return ret;
 	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
-		return fail(err, "clear the ambient capabilities");
+		return dmm_hal_fail_self(err, "clear the ambient capabilities");
 	ret = ids_take(uid, gid, err);
 	if (ret < 0)
 		return ret;
 	memset(none, 0, sizeof(none));
 	if (syscall(SYS_capset, &header, none))
-		return fail(err, "drop all capabilities");
+		return dmm_hal_fail_self(err, "drop all capabilities");
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-		return fail(err, "set no_new_privs");
+		return dmm_hal_fail_self(err, "set no_new_privs");
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
-		return fail(err, "become non-dumpable");
+		return dmm_hal_fail_self(err, "become non-dumpable");
 	return ret;
 }

@@ -26,6 +26,9 @@ _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_QDISC, _IFLA_MASTER = 1, 3, 4, 6, 10
 _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_XDP = 18, 31, 32, 43
+_IFLA_STATS64 = 23
+_TX_DROPPED = struct.Struct("=56xQ")  # of struct rtnl_link_stats64
+_IFLA_LINK_NETNSID = 37
 _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57  # Linux 5.14
 _IFLA_INFO_KIND = 1
 _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
@@ -39,7 +42,8 @@ RTN_UNICAST = 1
 @dataclass(frozen=True)
 class Link:
     """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else empty; xdp_attached: XDP_ATTACHED_*;
-    bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none.
+    bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none; peer_away: what it is
+    linked to is in another network namespace.
     """
 
     index: int
@@ -57,6 +61,7 @@ class Link:
     xdp_prog_id: int
     bus: str
     bus_name: str
+    peer_away: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,17 @@ class Route:
 def links(sock: RouteSocket) -> list[Link]:
     """Every device, in the kernel's order."""
     return [_link(body) for body in sock.dump(_RTM_GETLINK, bytes(_IFINFO.size))]
+
+
+def tx_dropped(sock: RouteSocket) -> dict[str, int]:
+    """Of every device, by name, how many packets that were to be sent it has dropped (ip-link(8), -s)."""
+    found = {}
+    for body in sock.dump(_RTM_GETLINK, bytes(_IFINFO.size)):
+        values = dict(attributes(body, _IFINFO.size))
+        stats = values.get(_IFLA_STATS64, b"")
+        if len(stats) >= _TX_DROPPED.size:
+            (found[_text(values, _IFLA_IFNAME)],) = _TX_DROPPED.unpack_from(stats)
+    return found
 
 
 def link(sock: RouteSocket, index: int) -> Link | None:
@@ -150,6 +166,7 @@ def _link(body: bytes) -> Link:
         xdp_prog_id=_u32(xdp, _IFLA_XDP_PROG_ID),
         bus=_text(values, _IFLA_PARENT_DEV_BUS_NAME),
         bus_name=_text(values, _IFLA_PARENT_DEV_NAME),
+        peer_away=_IFLA_LINK_NETNSID in values,
     )
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP sockets of a namespace by sock_diag(7): listing with tcp_info and mark, and SOCK_DESTROY.
 
-The messages are read with struct instead of pyroute2's DiagSocket, which cannot destroy, cannot filter in
-the kernel, does not report errors, and decodes every attribute of every socket of a host. Needs
-CAP_NET_ADMIN for marks.
+The messages are read with struct instead of pyroute2's DiagSocket, which cannot destroy,
+does not report errors, and decodes every attribute of every socket of a host. Needs CAP_NET_ADMIN for marks.
 
 Refused: destroying listeners.
 """
@@ -29,9 +28,10 @@ _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _INET_DIAG_INFO = 2
 _INET_DIAG_MARK = 15
-_INET_DIAG_REQ_BYTECODE = 1
-_INET_DIAG_BC_MARK_COND = 10
+_INET_DIAG_ULP_INFO = 19
+_INET_DIAG_CGROUP_ID = 21
 
+IPPROTO_TCP = int(socket.IPPROTO_TCP)
 TCP_LISTEN = 10
 _SYN_SENT, _TIME_WAIT, _CLOSE = 2, 6, 7
 _RECEIVE_BYTES = 1 << 18
@@ -130,12 +130,6 @@ def _parse(body: bytes) -> TcpSocket:
     )
 
 
-def _filter(mark: int, mask: int) -> bytes:
-    """A one-instruction inet_diag program: accept when sk_mark & mask == mark."""
-    code = struct.pack("=BBH", _INET_DIAG_BC_MARK_COND, 12, 16) + struct.pack("=II", mark, mask)
-    return struct.pack("=HH", 4 + len(code), _INET_DIAG_REQ_BYTECODE) + code
-
-
 def _message(kind: int, flags: int, payload: bytes) -> bytes:
     return struct.pack("=IHHII", 16 + len(payload), kind, flags, 1, 0) + payload
 
@@ -144,10 +138,10 @@ def _cookie(body: bytes) -> int:
     return int(_COOKIE.unpack_from(body, 4 + _ID.size - _COOKIE.size)[0])
 
 
-def _dump(sock: socket.socket, family: int, states: int, match: bytes) -> Iterator[bytes]:
+def _dump(sock: socket.socket, family: int, states: int) -> Iterator[bytes]:
     """The body of each answer: struct inet_diag_msg and attributes."""
     request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(_ID.size)
-    sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request + match))
+    sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request))
     while True:
         for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
             if kind == _NLMSG_DONE:
@@ -164,10 +158,10 @@ def _open() -> socket.socket:
     return sock
 
 
-def _each(states: int, match: bytes) -> Iterator[bytes]:
+def _each(states: int) -> Iterator[bytes]:
     with _open() as sock:
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from _dump(sock, family, states, match)
+            yield from _dump(sock, family, states)
 
 
 _LISTING = {errno.ENOENT: "TCP in sock_diag (CONFIG_INET_TCP_DIAG; modprobe tcp_diag)"}
@@ -189,19 +183,25 @@ def _explained(what: str, lacking: Mapping[int, str]) -> Iterator[None]:
         raise DmmError(what, why=why) from exc
 
 
-def list_tcp(*, mark: int = 0, mask: int = 0, listeners: bool = True) -> list[TcpSocket]:
-    """TCP sockets, IPv4 then IPv6; only those whose mark & mask == mark where mask is not 0."""
+def list_tcp(*, listeners: bool = True) -> list[TcpSocket]:
+    """TCP sockets, IPv4 then IPv6."""
     states = _ALL if listeners else _ALL & ~(1 << TCP_LISTEN)
     with _explained("list TCP sockets", _LISTING):
-        return [_parse(body) for body in _each(states, _filter(mark, mask) if mask else b"")]
+        return [_parse(body) for body in _each(states)]
 
 
 def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
     """Those connections whose cookies are asked for, one by one as the kernel tells of them."""
     with _explained("list TCP sockets", _LISTING):
-        for body in _each(_ALL & ~(1 << TCP_LISTEN), b""):
+        for body in _each(_ALL & ~(1 << TCP_LISTEN)):
             if _cookie(body) in cookies:
                 yield _parse(body)
+
+
+def open_cookies(cookies: set[int]) -> set[int]:
+    """Which of these cookies are connections' that there are."""
+    with _explained("list TCP sockets", _LISTING):
+        return {_cookie(body) for body in _each(_ALL & ~(1 << TCP_LISTEN))} & cookies
 
 
 class SocketId(NamedTuple):
@@ -229,8 +229,72 @@ def connections() -> list[SocketId]:
     with _explained("list TCP sockets", _LISTING):
         return [
             SocketId(body[0], body[_MSG_HEAD.size : _MSG_HEAD.size + _ID.size])
-            for body in _each(_LIVE & ~(1 << _SYN_SENT), b"")
+            for body in _each(_LIVE & ~(1 << _SYN_SENT))
         ]
+
+
+class Owned(NamedTuple):
+    """A TCP socket, listener or connection, and whose it is. Ports are 2 bytes and addresses 16, in network order, IPv4
+    ones v4-mapped. cgroup_id: of the cgroup that it was made in. device: ifindex that it is bound to, or 0.
+    """
+
+    state: int
+    family: int
+    laddr: bytes
+    lport: bytes
+    raddr: bytes
+    rport: bytes
+    device: int
+    cookie: int
+    uid: int
+    inode: int
+    mark: int
+    cgroup_id: int
+    mptcp: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a connection that is, or was, open, and not a part of an MPTCP connection."""
+        return bool(_LIVE & ~(1 << _SYN_SENT) & 1 << self.state) and not self.mptcp
+
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def _owned(body: bytes) -> Owned:
+    family, state, _timer, _retrans = _MSG_HEAD.unpack_from(body, 0)
+    lport, rport, laddr, raddr, device, cookie = _ID.unpack_from(body, _MSG_HEAD.size)
+    *_, uid, inode = _MSG_TAIL.unpack_from(body, _MSG_HEAD.size + _ID.size)
+    found = dict(attributes(body, _MSG_HEAD.size + _ID.size + _MSG_TAIL.size))
+    if family == socket.AF_INET:
+        laddr, raddr = _MAPPED + laddr[:4], _MAPPED + raddr[:4]
+    elif laddr.startswith(_MAPPED):
+        family = int(socket.AF_INET)
+    mark = found.get(_INET_DIAG_MARK, b"")
+    group = found.get(_INET_DIAG_CGROUP_ID, b"")
+    mptcp = b"mptcp" in found.get(_INET_DIAG_ULP_INFO, b"")
+    (number,) = _COOKIE.unpack(cookie)
+    return Owned(
+        state,
+        family,
+        laddr,
+        lport,
+        raddr,
+        rport,
+        device,
+        number,
+        uid,
+        inode,
+        _u32(mark, 0),
+        _u64(group, 0),
+        mptcp,
+    )
+
+
+def owned() -> list[Owned]:
+    """Every listener and every connection of the namespace; none that waits for its last ACKs alone."""
+    with _explained("list TCP sockets", _LISTING):
+        return [_owned(body) for body in _each(_LIVE | 1 << TCP_LISTEN)]
 
 
 def destroy(sockets: Sequence[SocketId]) -> int:

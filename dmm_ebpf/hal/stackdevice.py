@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections import Counter
 from collections.abc import Iterable
 
 from dmm_ebpf import abi
@@ -46,6 +47,20 @@ def numbers_in_use() -> set[int]:
         names = [link.name for link in rtnl.links(sock)]
     numbers = (name.removeprefix(OWN_PREFIX).split(".")[0] for name in names if name.startswith(OWN_PREFIX))
     return {int(number) for number in numbers if number.isdecimal()}
+
+
+def dropped() -> dict[str, int]:
+    """By the name of a process (name_of()) the packets that found the queue of a device of its full. What it writes to
+    them is not told by the kernel alone: a question that was answered (struct dmm_ask) counts as dropped there. Raises
+    DmmError.
+    """
+    with explained("read the counters of devices"), RouteSocket() as sock:
+        found = rtnl.tx_dropped(sock)
+    totals: Counter[str] = Counter()
+    for device, packets in found.items():
+        if device.startswith(OWN_PREFIX):
+            totals[device.split(".")[0]] += packets
+    return dict(totals)
 
 
 def remove_all(k: int) -> list[str]:

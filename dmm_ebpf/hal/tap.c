@@ -2,6 +2,7 @@
 /* tap.c: see tap.h. Header fields: virtio specification 1.2, section 5.1.6; flags:
  * Documentation/networking/tuntap.rst. */
 #include "tap.h"
+#include "halfail.h"
 #include "../../bpf/abi.h"
 
 #include <errno.h>
@@ -10,12 +11,11 @@
 #include <linux/if.h>
 #include <linux/if_tun.h>
 #include <linux/virtio_net.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
@@ -40,16 +40,12 @@ _Static_assert((int)DMM_VNET_GSO_TCPV4 == VIRTIO_NET_HDR_GSO_TCPV4 &&
 		       (int)DMM_VNET_GSO_ECN == VIRTIO_NET_HDR_GSO_ECN,
 	       "kinds of segmentation");
 
-static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
-		const char *name)
-{
-	err->code = code;
-	err->call = call;
-	snprintf(err->what, sizeof(err->what), "%s %s", what, name);
-	return -code;
-}
+_Static_assert(sizeof(struct iovec) == sizeof(struct dmm_part) &&
+		       offsetof(struct iovec, iov_base) == offsetof(struct dmm_part, data) &&
+		       offsetof(struct iovec, iov_len) == offsetof(struct dmm_part, bytes),
+	       "parts are handed to the kernel as they are");
 
-static int filter_set(int fd, bool marked)
+static int filter_set(int fd)
 {
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_MARK)),
@@ -57,39 +53,38 @@ static int filter_set(int fd, bool marked)
 		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
 		BPF_STMT(BPF_RET | BPF_K, 0),
 	};
-	struct sock_fprog filter = {.len = marked ? 4 : 1, .filter = marked ? code : code + 3};
+	struct sock_fprog filter = {.len = sizeof(code) / sizeof(code[0]), .filter = code};
 
 	return ioctl(fd, TUNATTACHFILTER, &filter);
 }
 
 /* In the order in which a device comes to life; 0, or -errno with err filled. */
-static int tap_set_up(int fd, const char *name, bool marked, struct dmm_hal_error *err)
+static int tap_set_up(int fd, const char *name, struct dmm_hal_error *err)
 {
-	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL};
+	struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL | IFF_VNET_HDR};
 	int hdr_bytes = HDR_BYTES;
 
 	memcpy(ifr.ifr_name, name, strlen(name));
-	ifr.ifr_flags |= marked ? IFF_VNET_HDR : 0;
 	if (ioctl(fd, TUNSETIFF, &ifr))
-		return fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
-	if (marked && (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
-		       ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN)))
-		return fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
-	if (filter_set(fd, marked))
-		return fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
+		return dmm_hal_fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
+	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
+	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN))
+		return dmm_hal_fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
+	if (filter_set(fd))
+		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
 	return 0;
 }
 
-int dmm_tap_open(const char *name, enum dmm_tap_input input, struct dmm_hal_error *err)
+int dmm_tap_open(const char *name, struct dmm_hal_error *err)
 {
 	int fd, ret;
 
 	if (strlen(name) >= IFNAMSIZ)
-		return fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
+		return dmm_hal_fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
 	fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
-	ret = tap_set_up(fd, name, input == DMM_TAP_MARKED, err);
+		return dmm_hal_fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
+	ret = tap_set_up(fd, name, err);
 	if (ret) {
 		close(fd);
 		return ret;
@@ -127,19 +122,19 @@ int dmm_tap_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_h
 	int ret = 0, length = 0;
 
 	if (sock < 0)
-		return fail(err, DMM_HAL_OTHER, errno, "open a socket to configure", name);
+		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "open a socket to configure", name);
 	memcpy(ifr.ifr_name, name, strnlen(name, sizeof(ifr.ifr_name) - 1));
 	ifr.ifr_mtu = (int)mtu;
 	if (ioctl(sock, SIOCSIFMTU, &ifr))
-		ret = fail(err, DMM_HAL_MTU_SET, errno, "set the MTU of", name);
+		ret = dmm_hal_fail(err, DMM_HAL_MTU_SET, errno, "set the MTU of", name);
 	if (!ret) {
 		length = queue_length_set(sock, &ifr, txqueuelen);
 		if (length < 0)
-			ret = fail(err, DMM_HAL_OTHER, -length, "set the queue length of", name);
+			ret = dmm_hal_fail(err, DMM_HAL_OTHER, -length, "set the queue length of", name);
 	}
 	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_NOARP;
 	if (!ret && ioctl(sock, SIOCSIFFLAGS, &ifr))
-		ret = fail(err, DMM_HAL_OTHER, errno, "take up", name);
+		ret = dmm_hal_fail(err, DMM_HAL_OTHER, errno, "take up", name);
 	close(sock);
 	return ret ? ret : length;
 }
@@ -163,15 +158,22 @@ int dmm_tap_read(int fd, uint8_t *buf, struct dmm_vnet *vnet)
 	}
 }
 
-int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_vnet *vnet)
+int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_payload *payload,
+		  const struct dmm_vnet *vnet)
 {
+	struct iovec iov[1 + DMM_MAX_PARTS] = {{.iov_base = buf, .iov_len = HEAD_BYTES + len}};
+	uint32_t parts = payload ? payload->n : 0;
 	struct dmm_vnet framed = *vnet;
 
 	framed.csum_start += framed.flags & DMM_VNET_NEEDS_CSUM ? DMM_TAP_ETH_BYTES : 0;
 	framed.hdr_len += framed.gso_type ? DMM_TAP_ETH_BYTES : 0;
 	memcpy(buf, &framed, HDR_BYTES);
+	if (parts) {
+		memcpy(iov + 1, payload->part, parts * sizeof(*iov));
+		iov[0].iov_len -= payload->bytes;
+	}
 	for (;;) {
-		if (write(fd, buf, HEAD_BYTES + len) >= 0)
+		if (writev(fd, iov, (int)(1 + parts)) >= 0)
 			return 0;
 		if (errno == EINTR)
 			continue;

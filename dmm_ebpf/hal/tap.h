@@ -25,14 +25,9 @@ enum {
 	DMM_TAP_ETH_BYTES = 14,
 };
 
-enum dmm_tap_input {
-	DMM_TAP_NOTHING = 0, /* frames come past the socket filter (XDP), or not at all */
-	DMM_TAP_MARKED = 1,  /* those of our tc programs; with virtio_net headers */
-};
-
-/* Makes device name, still down, and returns its non-blocking descriptor; or -errno with err filled (EBUSY:
- * it exists). */
-int dmm_tap_open(const char *name, enum dmm_tap_input input, struct dmm_hal_error *err);
+/* Makes device name, still down, which gives what our tc programs mark, with virtio_net headers, and returns
+ * its non-blocking descriptor; or -errno with err filled (EBUSY: it exists). */
+int dmm_tap_open(const char *name, struct dmm_hal_error *err);
 
 /* Sets MTU (bytes of IP packet) and queue length, and takes the device up, in the calling thread's namespace.
  * Returns the queue's length: txqueuelen, or the most that the kernel takes if that is less; or -errno with
@@ -41,11 +36,13 @@ int dmm_tap_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_h
 
 /* Reads one frame with its IP packet at buf + DMM_TAP_HEADROOM; buf has room for DMM_TAP_HEADROOM +
  * DMM_TAP_MAX_PKT bytes. Returns the packet's length, 0 when there is none now, or -errno when the device is
- * gone. vnet counts from the IP header. Only of a device with DMM_TAP_MARKED. */
+ * gone. vnet counts from the IP header. */
 int dmm_tap_read(int fd, uint8_t *buf, struct dmm_vnet *vnet);
 
-/* Writes the packet of len bytes at buf + DMM_TAP_HEADROOM, in front of which stands its Ethernet header.
- * Returns 0, -EAGAIN (keep it and try later), or another -errno: the kernel does not take this packet. */
-int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_vnet *vnet);
+/* Writes the packet of len bytes at buf + DMM_TAP_HEADROOM, in front of which stands its Ethernet header; the
+ * last payload->bytes of it are in payload's parts instead (NULL: none). Returns 0, -EAGAIN (keep it and try
+ * later), or another -errno: the kernel does not take this packet. */
+int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_payload *payload,
+		  const struct dmm_vnet *vnet);
 
 #endif /* DMM_TAP_H */

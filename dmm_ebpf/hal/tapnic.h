@@ -3,23 +3,20 @@
  * tapnic.h: a NIC without AF_XDP sockets of one's own: frames come by a TAP device that a program at the NIC
  * redirects to, and go by a packet socket on the NIC, which receives nothing.
  *
- * By XDP (ndo_xdp_xmit): the stack's first process holds the AF_XDP sockets. A receive queue has one UMEM,
- * with one owner of its fill and completion rings; a queue cannot be shared with a process that may be killed
- * at any moment. A TAP device takes redirected frames whatever the number of queues, and is gone with its
- * descriptor; a map of devices forgets it then by itself. The packet socket goes around the qdisc, as AF_XDP
- * does (PACKET_QDISC_BYPASS, packet(7)).
- *
- * By tc: any device with Ethernet frames will do, whatever its driver, and any number of stacks. Frames go
- * through the NIC's qdisc and tc egress; what a qdisc drops is lost as on the path. Both ways they have a
- * virtio_net header: GRO's merged segments come as one frame, and up to 64 KiB may go as one, which the NIC
- * or the kernel cuts, with checksums left open.
+ * Any device that carries IP will do, whatever its driver, and any number of stacks. Frames go through the
+ * NIC's qdisc and tc egress; what a qdisc drops is lost as on the path. Both ways they have a virtio_net
+ * header: GRO's merged segments come as one frame, and up to 64 KiB may go as one, which the NIC or the
+ * kernel cuts, with checksums left open.
  *
  * Invariant: only redirected frames can be read. What the kernel itself would send through the TAP device is
- * dropped by a socket filter, so that no local program can speak to the stack as if it were the network: all
- * of it, where frames come by XDP; by tc, what does not bear DMM_TCIN_MARK.
+ * dropped by a socket filter, so that no local program can speak to the stack as if it were the network: what
+ * does not bear DMM_TCIN_MARK.
  *
- * Frames carry Ethernet headers; a struct dmm_vnet counts from the IP header behind it, and is all 0 by XDP.
- * One thread uses it at a time. Nothing is allocated after open.
+ * A device may have no link header (bare): its frames have one all the same, whose addresses are 0 on the way
+ * in (bpf/frame.h), and which is not sent on the way out.
+ *
+ * Frames carry Ethernet headers, and IP packets of at most DMM_TAP_MAX_PKT (tap.h); a struct dmm_vnet counts
+ * from the IP header behind it. One thread uses it at a time. Nothing is allocated after open.
  */
 #ifndef DMM_TAPNIC_H
 #define DMM_TAPNIC_H
@@ -31,8 +28,6 @@
 
 struct dmm_tapnic;
 
-enum dmm_tapnic_way { DMM_TAPNIC_XDP = 0, DMM_TAPNIC_TC = 1 };
-
 struct dmm_tapnic_stats {
 	uint64_t sends;	      /* system calls */
 	uint64_t sends_again; /* the socket's buffer or the driver's queue was full */
@@ -41,18 +36,13 @@ struct dmm_tapnic_stats {
 };
 
 /* Makes TAP device name, still down, and a sending socket on the device with nic_ifindex, in the calling
- * thread's namespace. Returns 0, or -errno with err filled. */
-int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, enum dmm_tapnic_way way, struct dmm_tapnic **out,
+ * thread's namespace. Returns 0, or -errno with err filled. bare: the device has no link header. */
+int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, bool bare, struct dmm_tapnic **out,
 		    struct dmm_hal_error *err);
 void dmm_tapnic_close(struct dmm_tapnic *tap);
 
 /* Readable when frames have come. */
 int dmm_tapnic_fd(const struct dmm_tapnic *tap);
-
-/* Puts the TAP device into a DEVMAP under index. It must be up, or frames are dropped. Returns 0, or -errno
- * with err filled. */
-int dmm_tapnic_register(const struct dmm_tapnic *tap, int taps_map_fd, uint32_t index,
-			struct dmm_hal_error *err);
 
 /* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them.
  * dmm_tapnic_rx_more(): fewer were, because they are long, and more may wait in the device. */
@@ -65,13 +55,14 @@ void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n);
 
 /* A free frame to write a packet to, or NULL. The same frame until dmm_tapnic_tx_commit(). */
 uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap);
-void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_vnet *vnet);
+/* Of the frame's len bytes the last payload->bytes are in payload's parts, which must stay until the next
+ * dmm_tapnic_tx_kick() is over; none, unless dmm_tapnic_offloads(). */
+void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_payload *payload,
+			  const struct dmm_vnet *vnet);
 /* Whether checksums and segments may be left to who takes the frames. */
 bool dmm_tapnic_offloads(const struct dmm_tapnic *tap);
-/* The longest IP packet, bytes, that a frame of it has room for. */
-uint32_t dmm_tapnic_room(const struct dmm_tapnic *tap);
 /* Sends what was committed. Returns 0 when the kernel took everything, 1 when it must be called again later,
- * or -errno when the NIC is gone. */
+ * -ENETDOWN when the NIC is down and what was committed is lost, or -errno when it is gone. */
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);
 /* Committed and not sent. */
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap);

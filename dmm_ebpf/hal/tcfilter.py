@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dmm_ebpf.errors import ConflictError, UsageError
@@ -26,20 +25,29 @@ from dmm_ebpf.hal.netlink import (
     explained,
 )
 from dmm_ebpf.hal.nic import OWN_PREFIX
+from dmm_ebpf.hal.tcmsg import (
+    HOOKS,
+    INGRESS,
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
+    RTM_GETQDISC,
+    RTM_GETTFILTER,
+    RTM_NEWQDISC,
+    RTM_NEWTFILTER,
+    TCA_BPF_FD,
+    TCA_BPF_FLAGS,
+    TCA_BPF_NAME,
+    TCA_KIND,
+    TCA_OPTIONS,
+    TCMSG,
+)
 
-# linux/rtnetlink.h and pkt_sched.h
-_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_GETQDISC = 36, 37, 38
-_RTM_NEWTFILTER, _RTM_DELTFILTER, _RTM_GETTFILTER = 44, 45, 46
-_TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
+# linux/pkt_sched.h and pkt_cls.h
 _CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
-_INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3  # TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), _EGRESS
-_HOOKS = {_INGRESS: "ingress", _EGRESS: "egress"}
 _HANDLE = 0x1
 _PRIO = 1
 _NIC_PRIO = 100  # or less, so as to come before what is there
 _ETH_P_ALL = 0x0003
-_TCA_KIND, _TCA_OPTIONS = 1, 2
-_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS = 6, 7, 8
 _TCA_BPF_FLAG_ACT_DIRECT = 1
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 _DEVICE_NAME = "dmm_inner"
@@ -61,14 +69,15 @@ def attach(ifindex: int, prog_fd: int) -> None:
         if not socket.if_indextoname(ifindex).startswith(OWN_PREFIX):
             raise UsageError(what, why="it is not a device of a user stack")
         _ensure_clsact(sock, ifindex)
-        _add(sock, ifindex, _INGRESS, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
+        _add(sock, ifindex, INGRESS, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def attach_nic(ifindex: int, prog_fds: tuple[int, int], name: str) -> None:
-    """Puts the programs at ingress and egress of a NIC, before the programs that are there, under that name; where one
-    is already, nothing changes. Raises DmmError."""
+def attach_nic(ifindex: int, prog_fds: Sequence[int], name: str) -> None:
+    """Puts programs at ingress and, if there are two, egress of a device, before the programs that are there, under
+    that name; where one is already, nothing changes. Raises DmmError.
+    """
     with explained(f"attach a tc program to device {ifindex}"), RouteSocket() as sock:
-        for parent, prog_fd in zip(_HOOKS, prog_fds, strict=True):
+        for parent, prog_fd in zip(HOOKS, prog_fds, strict=False):
             _attach_first(sock, ifindex, parent, prog_fd, name)
 
 
@@ -80,7 +89,7 @@ def _attach_first(sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, na
     if first <= 1:
         raise ConflictError(
             f"attach a tc program to device {ifindex}",
-            why=f"another tc filter has priority 1 at its {_HOOKS[parent]}, and nothing comes before that",
+            why=f"another tc filter has priority 1 at its {HOOKS[parent]}, and nothing comes before that",
             hint="give that one another priority: tc filter add ... pref 100",
         )
     _ensure_clsact(sock, ifindex)
@@ -91,10 +100,10 @@ def _attach_first(sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, na
 def has_clsact(ifindex: int) -> bool:
     """Whether the device has the qdisc, whoever made it. Raises DmmError."""
     with explained(f"list the qdiscs of device {ifindex}"), RouteSocket() as sock:
-        bodies = sock.dump(_RTM_GETQDISC, _TCMSG.pack(0, ifindex, 0, 0, 0))
+        bodies = sock.dump(RTM_GETQDISC, TCMSG.pack(0, ifindex, 0, 0, 0))
         return any(
-            _TCMSG.unpack_from(body)[1] == ifindex
-            and dict(attributes(body, _TCMSG.size)).get(_TCA_KIND) == b"clsact\0"
+            TCMSG.unpack_from(body)[1] == ifindex
+            and dict(attributes(body, TCMSG.size)).get(TCA_KIND) == b"clsact\0"
             for body in bodies
         )
 
@@ -105,14 +114,14 @@ def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
     """
     with explained(f"take the tc programs off device {ifindex}"), RouteSocket() as sock:
         found = [
-            (parent, one) for parent in _HOOKS for one in _filters(sock, ifindex, parent) if one.name == name
+            (parent, one) for parent in HOOKS for one in _filters(sock, ifindex, parent) if one.name == name
         ]
         for parent, one in found:
-            payload = _TCMSG.pack(0, ifindex, one.handle, parent, one.info)
-            _change_if_there(sock, _RTM_DELTFILTER, payload + attribute(_TCA_KIND, b"bpf\0"))
-        if clsact and not any(one for parent in _HOOKS for one in _filters(sock, ifindex, parent)):
-            payload = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
-            _change_if_there(sock, _RTM_DELQDISC, payload)
+            payload = TCMSG.pack(0, ifindex, one.handle, parent, one.info)
+            _change_if_there(sock, RTM_DELTFILTER, payload + attribute(TCA_KIND, b"bpf\0"))
+        if clsact and not any(one for parent in HOOKS for one in _filters(sock, ifindex, parent)):
+            payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(TCA_KIND, b"clsact\0")
+            _change_if_there(sock, RTM_DELQDISC, payload)
         return bool(found)
 
 
@@ -120,14 +129,14 @@ def _add(
     sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, name: str, *, prio: int, flags: int
 ) -> None:
     options = (
-        attribute_u32(_TCA_BPF_FD, prog_fd)
-        + attribute(_TCA_BPF_NAME, name.encode() + b"\0")
-        + attribute_u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
+        attribute_u32(TCA_BPF_FD, prog_fd)
+        + attribute(TCA_BPF_NAME, name.encode() + b"\0")
+        + attribute_u32(TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
     )
     info = prio << 16 | socket.htons(_ETH_P_ALL)
-    payload = _TCMSG.pack(0, ifindex, _HANDLE, parent, info)
-    payload += attribute(_TCA_KIND, b"bpf\0") + attribute(_TCA_OPTIONS, options)
-    sock.change(_RTM_NEWTFILTER, flags, payload)
+    payload = TCMSG.pack(0, ifindex, _HANDLE, parent, info)
+    payload += attribute(TCA_KIND, b"bpf\0") + attribute(TCA_OPTIONS, options)
+    sock.change(RTM_NEWTFILTER, flags, payload)
 
 
 def _change_if_there(sock: RouteSocket, kind: int, payload: bytes) -> None:
@@ -139,9 +148,9 @@ def _change_if_there(sock: RouteSocket, kind: int, payload: bytes) -> None:
 
 
 def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
-    payload = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
+    payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(TCA_KIND, b"clsact\0")
     try:
-        sock.change(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, payload)
+        sock.change(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, payload)
     except OSError as exc:
         if exc.errno != errno.EEXIST:
             raise
@@ -149,27 +158,32 @@ def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
 
 def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:
     try:
-        bodies = sock.dump(_RTM_GETTFILTER, _TCMSG.pack(0, ifindex, 0, parent, 0))
+        bodies = sock.dump(RTM_GETTFILTER, TCMSG.pack(0, ifindex, 0, parent, 0))
     except OSError as exc:
         if exc.errno not in _GONE:
             raise
         return
     for body in bodies:
-        _, _, handle, _, info = _TCMSG.unpack_from(body)
-        options = dict(attributes(body, _TCMSG.size)).get(_TCA_OPTIONS, b"")
-        name = dict(attributes(options)).get(_TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        _, _, handle, _, info = TCMSG.unpack_from(body)
+        options = dict(attributes(body, TCMSG.size)).get(TCA_OPTIONS, b"")
+        name = dict(attributes(options)).get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
         if handle:  # a dump names each priority once more, without a handle
             yield _Filter(handle, info, name)
 
 
 def attached(ifindex: int) -> list[str]:
     """Names of the BPF programs at the device's ingress."""
-    return _names(ifindex, _INGRESS)
+    return _names(ifindex, INGRESS)
 
 
 def attached_nic(ifindex: int, name: str) -> bool:
     """Whether the programs of that name are at both of the NIC's hooks."""
-    return all(name in _names(ifindex, parent) for parent in _HOOKS)
+    return all(name in _names(ifindex, parent) for parent in HOOKS)
+
+
+def attached_inside(ifindex: int, name: str) -> bool:
+    """Whether a program of that name is at the device's ingress."""
+    return name in _names(ifindex, INGRESS)
 
 
 def _names(ifindex: int, parent: int) -> list[str]:
