@@ -39,14 +39,15 @@ from dmm_ebpf.loader.spec import MAPS, PROGRAMS, ProgSpec
 _ZERO_KEY = struct.pack("=I", 0)
 _NEAR_FLOW = struct.Struct("=QQ")  # the head of a struct dmm_near_flow: owner, flow.cookie
 _OWNER_BYTES = 8
+_USUAL_MTU = 1500
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Attached:
     """An attached instance. Owns the fds of its maps and programs; the hooks live on when it is closed.
 
-    cgroup_id: of the cgroup the hooks are on. progs: program name to fd. links: name of the pin to fd, of the hooks on
-    the cgroup. folder: its pins.
+    cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. progs: program name to fd.
+    links: name of the pin to fd, of the hooks on the cgroup. folder: its pins.
     """
 
     instance: str
@@ -69,12 +70,21 @@ class Attached:
         """Every struct dmm_flow."""
         return flow_records(self.maps)
 
-    def attach_xdp(self, ifindex: int, ifname: str) -> xdp.Mode:
+    def attach_xdp(self, ifindex: int, ifname: str, mtu: int = 1500) -> xdp.Mode:
         """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.
 
+        mtu: bytes of IP packet; with more than the usual a packet may come in several frames.
         ConflictError names the foreign program if there is one; KernelFeatureError if the NIC takes no XDP at all.
         """
-        return xdp.attach(self.folder, self.progs["dmm_xdp"], ifindex, ifname)
+        frags = self._xdp_frags if mtu > _USUAL_MTU and self.xdp_frags() else None
+        return xdp.attach(self.folder, self.progs["dmm_xdp"], ifindex, ifname, frags)
+
+    def _xdp_frags(self) -> int:
+        return programs.load_xdp_frags(compiled(), self.maps)
+
+    def xdp_frags(self) -> bool:
+        """Whether AF_XDP sockets take packets in several frames here."""
+        return bpf.xsk_frags()
 
     def xdp_refusal(self, ifindex: int) -> int:
         """The errno with which a NIC without our program refuses it natively; 0 if it takes it."""
@@ -96,7 +106,7 @@ class Attached:
         """Puts them at a NIC of the current network namespace, before all others; False: this kernel has no tcx."""
         return all(
             tcx.attach(self.folder, hook, fd, ifindex)
-            for hook, fd in zip(tcx.Hook, self.tc_fds(), strict=True)
+            for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True)
         )
 
     def detach_tcx(self, ifindex: int) -> None:
@@ -105,7 +115,23 @@ class Attached:
 
     def has_tcx(self, ifindex: int) -> bool:
         """Whether both are there."""
-        return all(tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.Hook, self.tc_fds(), strict=True))
+        return all(tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True))
+
+    def inside_fd(self) -> int:
+        """The tc program for the ingress of a device by which packets of others come in. The fd stays this object's."""
+        return self.progs["dmm_tcfrom"]
+
+    def attach_inside(self, ifindex: int) -> bool:
+        """attach_tcx() for that program."""
+        return tcx.attach(self.folder, tcx.Hook.FROM, self.inside_fd(), ifindex)
+
+    def detach_inside(self, ifindex: int) -> None:
+        """Takes it off again."""
+        tcx.detach(self.folder, ifindex, tcx.INSIDE)
+
+    def has_inside(self, ifindex: int) -> bool:
+        """Whether it is there by tcx."""
+        return tcx.attached(tcx.Hook.FROM, self.inside_fd(), ifindex)
 
     def set_listener_table(self, key: bytes, half: int, table: int, rule: int) -> bool:
         """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.
@@ -146,7 +172,8 @@ def _no_root(what: str, error: OSError) -> PrivilegeError:
     return PrivilegeError(what, why=f"{error.filename or 'the kernel'} refuses", hint="run it as root")
 
 
-def _open_cgroup(path: Path) -> int:
+def open_cgroup(path: Path) -> int:
+    """A descriptor of a cgroup's directory; UsageError if it is none."""
     what = f"attach to the cgroup {path}"
     try:
         if bpf.fs_magic(str(path)) != bpf.CGROUP2_MAGIC:
@@ -190,7 +217,8 @@ def _blockers(path: Path, attach_type: int) -> list[str]:
     return found
 
 
-def _link(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
+def link_hook(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
+    """A new link of one cgroup program; its fd. DmmError if the kernel refuses it. path: the cgroup's, for messages."""
     what = f"attach {spec.pin} to the cgroup {path}"
     try:
         return bpf.link_create(prog_fd, cgroup_fd, spec.attach_type)
@@ -216,23 +244,15 @@ def pin_fd(fd: int, path: Path) -> None:
         raise DmmError(f"pin {path}", why=str(error.strerror)) from error
 
 
-def link_once(spec: ProgSpec, prog_fd: int, cgroup: Path) -> int:
-    """A new link of one cgroup program; its fd. DmmError if the kernel refuses it."""
-    cgroup_fd = _open_cgroup(cgroup)
-    try:
-        return _link(spec, prog_fd, cgroup_fd, cgroup)
-    finally:
-        os.close(cgroup_fd)
-
-
-def attach(instance: str, cgroup: Path, *, netns_cookie: int) -> Attached:
+def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached:
     """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with no policy yet.
 
+    cgroup: None: to none yet; restore.hook() does it later.
     netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE).
     ConflictError: the instance exists already, or an exclusive program is in the way. On any error nothing is left.
     """
     check_name(instance)
-    cgroup_fd = _open_cgroup(cgroup)
+    cgroup_fd = -1 if cgroup is None else open_cgroup(cgroup)
     try:
         folder = _make_folder(instance)
         opened: dict[str, Map] = {}
@@ -242,15 +262,14 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int) -> Attached:
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
             opened, progs = ahead.take()
-            control = abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie)
-            opened["control"].update(_ZERO_KEY, abi.pack(control))
+            opened["control"].update(_ZERO_KEY, _control(opened["control"].id, netns_cookie))
             for name, one in opened.items():
                 pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
                 pin_fd(progs[spec.name], folder / "progs" / spec.pin)
             for spec in PROGRAMS:
-                if spec.cgroup:
-                    links[spec.pin] = _link(spec, progs[spec.name], cgroup_fd, cgroup)
+                if spec.cgroup and cgroup is not None:
+                    links[spec.pin] = link_hook(spec, progs[spec.name], cgroup_fd, cgroup)
                     pin_fd(links[spec.pin], folder / "links" / spec.pin)
         except BaseException:
             # What could not be removed is in instances(), for detach(); the cause is what is shown.
@@ -260,9 +279,18 @@ def attach(instance: str, cgroup: Path, *, netns_cookie: int) -> Attached:
             programs.close_all(progs)
             programs.close_maps(opened)
             raise
+        cgroup_id = 0 if cgroup is None else os.fstat(cgroup_fd).st_ino
     finally:
-        os.close(cgroup_fd)
-    return Attached(instance, cgroups.cgroup_id(cgroup), opened, progs, links, folder)
+        if cgroup_fd >= 0:
+            os.close(cgroup_fd)
+    return Attached(instance, cgroup_id, opened, progs, links, folder)
+
+
+def _control(map_id: int, netns_cookie: int) -> bytes:
+    """control[0] before the first policy. No two maps have one id, so no two instances have one mark."""
+    control = abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie)
+    control.inner_mark = (C.DMM_INNER_MARK + map_id) & 0xFFFFFFFF
+    return abi.pack(control)
 
 
 class HalfAttachedError(ConflictError):
@@ -289,11 +317,20 @@ def _get(instance: str, path: Path) -> int:
         raise DmmError(f"take over instance {instance}", why=f"{path}: {error.strerror}") from error
 
 
-def _linked_cgroup(instance: str, links: Mapping[str, int]) -> int:
-    ids = {bpf.link_info(fd).cgroup_id for fd in links.values()}
-    if len(ids) != 1 or 0 in ids:
-        raise _incomplete(instance, "the cgroup it was attached to is gone")
-    return ids.pop()
+def _adopt_links(instance: str, folder: Path, unhooked: bool) -> tuple[dict[str, int], int]:
+    """The hooks' links by pin, and the id of the cgroup they are on; 0: that is gone, or they have been on none yet."""
+    pins = [folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup]
+    if unhooked and not any(pin.exists() for pin in pins):
+        return {}, 0
+    links: dict[str, int] = {}
+    try:
+        for pin in pins:
+            links[pin.name] = _get(instance, pin)
+        ids = {bpf.link_info(fd).cgroup_id for fd in links.values()}
+    except BaseException:
+        programs.close_all(links)
+        raise
+    return links, ids.pop() if len(ids) == 1 else 0
 
 
 def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
@@ -330,9 +367,10 @@ def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Ma
         programs.close_all(fresh)
 
 
-def adopt(instance: str) -> Attached:
+def adopt(instance: str, *, unhooked: bool = False) -> Attached:
     """Opens what is pinned, if it is whole and what this version would have loaded; else ConflictError says why not.
 
+    unhooked: it is whole without hooks, too: its cgroup has not been there yet.
     NotAttachedError: there is no such instance.
     """
     folder = bpffs.instance_dir(instance)
@@ -346,10 +384,7 @@ def adopt(instance: str) -> Attached:
             opened[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
         for spec in PROGRAMS:
             progs[spec.name] = _get(instance, folder / "progs" / spec.pin)
-        for spec in PROGRAMS:
-            if spec.cgroup:
-                links[spec.pin] = _get(instance, folder / "links" / spec.pin)
-        cgroup_id = _linked_cgroup(instance, links)
+        links, cgroup_id = _adopt_links(instance, folder, unhooked)
         _check_abi(instance, opened)
         _check_tags(instance, progs, opened)
     except BaseException:

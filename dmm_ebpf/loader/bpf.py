@@ -8,6 +8,7 @@ turn OSError into sentences. Numbers are linux/bpf.h's.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.loader._libbpf import ffi, lib
 
 lib.dmm_quiet()
@@ -34,6 +36,7 @@ class MapType(IntEnum):
     ARRAY = 2
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
+    LRU_HASH = 9
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
     DEVMAP = 14
@@ -50,6 +53,7 @@ class ProgType(IntEnum):
     CGROUP_SOCK = 9
     SOCK_OPS = 13
     CGROUP_SOCK_ADDR = 18
+    TRACING = 26
     SYSCALL = 31
 
 
@@ -62,6 +66,9 @@ class AttachType(IntEnum):
     CGROUP_INET6_BIND = 9
     CGROUP_INET4_CONNECT = 10
     CGROUP_INET6_CONNECT = 11
+    CGROUP_UDP4_SENDMSG = 14
+    CGROUP_UDP6_SENDMSG = 15
+    TRACE_ITER = 28
     CGROUP_INET_SOCK_RELEASE = 34
     XDP = 37
     TCX_INGRESS = 46  # Linux 6.6
@@ -265,6 +272,11 @@ def kernel_offsets(members: Sequence[tuple[str, str]]) -> list[int]:
     return list(offsets)
 
 
+def kernel_function(name: str) -> int:
+    """The id of a function in the running kernel's BTF. OSError: no BTF, or (ENOENT) no such function."""
+    return _check(lib.dmm_kernel_function(name.encode()))
+
+
 def prog_load(
     name: str,
     kind: int,
@@ -286,8 +298,9 @@ def prog_verify(
     attach_type: int = AttachType.NONE,
     flags: int = 0,
     functions: Functions | None = None,
+    attach_btf_id: int = 0,
 ) -> tuple[int, str]:
-    """prog_load(), with what the verifier says of its work.
+    """prog_load(), with what the verifier says of its work. attach_btf_id: of the kernel's function that it is for.
 
     The log of a refusal has every state of the verifier's, for which the program is loaded again, unless that would
     take as long once more as it takes to give up.
@@ -297,6 +310,7 @@ def prog_verify(
     code = ffi.from_buffer(insns)
     spec.name, spec.type, spec.expected_attach_type, spec.flags = c_name, kind, attach_type, flags
     spec.insns, spec.insn_cnt = code, len(insns) // 8
+    spec.attach_btf_id = attach_btf_id
     info = ffi.from_buffer(functions.info if functions else b"")
     spec.btf_fd, spec.func_info, spec.func_info_bytes = functions.btf_fd if functions else 0, info, len(info)
     ret, log = _load(spec, LOG_STATS, STATS_LOG_BYTES)
@@ -406,6 +420,20 @@ def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> 
     return _check(lib.dmm_link_create(prog_fd, target, attach_type, flags))
 
 
+def iterate(link_fd: int) -> None:
+    """Run an iterator once over all that it is for, in the current network namespace."""
+    fd = _check(lib.dmm_iter_create(link_fd))
+    try:
+        while True:
+            try:
+                if not os.read(fd, 4096):
+                    return
+            except BlockingIOError:  # a million objects so far
+                continue
+    finally:
+        os.close(fd)
+
+
 def link_detach(fd: int) -> None:
     """BPF_LINK_DETACH: the program stops running whoever else holds the link."""
     _check(lib.dmm_link_detach(fd))
@@ -418,6 +446,19 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(info.type, info.id, info.prog_id, info.attach_type, info.ifindex, info.cgroup_id)
 
 
+@functools.cache
+def xsk_metadata() -> YesNo:
+    """Whether AF_XDP sockets take metadata of frames to be sent, such as that a checksum is open (Linux 6.11)."""
+    done = int(lib.dmm_xsk_metadata())
+    return bool(done) if done >= 0 else Unknown(f"an AF_XDP socket: {os.strerror(-done)}")
+
+
+@functools.cache
+def xsk_frags() -> bool:
+    """Whether AF_XDP sockets take packets in several frames (Linux 6.6); False, too, for who may not ask."""
+    return bool(lib.dmm_xsk_frags())
+
+
 def xdp_query(ifindex: int) -> XdpState:
     """The XDP programs of a device of the current network namespace."""
     state = ffi.new("struct dmm_xdp_state *")
@@ -428,12 +469,12 @@ def xdp_query(ifindex: int) -> XdpState:
 
 def obj_pin(fd: int, path: str) -> None:
     """BPF_OBJ_PIN."""
-    _check(lib.dmm_obj_pin(fd, path.encode()))
+    _check(lib.dmm_obj_pin(fd, os.fsencode(path)))
 
 
 def obj_get(path: str) -> int:
     """BPF_OBJ_GET. Returns an fd."""
-    return _check(lib.dmm_obj_get(path.encode()))
+    return _check(lib.dmm_obj_get(os.fsencode(path)))
 
 
 def possible_cpus() -> int:
@@ -443,12 +484,12 @@ def possible_cpus() -> int:
 
 def fs_magic(path: str) -> int:
     """statfs(2)'s f_type."""
-    return _check(lib.dmm_fs_magic(path.encode()))
+    return _check(lib.dmm_fs_magic(os.fsencode(path)))
 
 
 def mount_bpffs(mntns_fd: int, path: str) -> None:
     """Mounts bpffs on path inside the mount namespace mntns_fd."""
-    _check(lib.dmm_mount_bpffs(mntns_fd, path.encode()))
+    _check(lib.dmm_mount_bpffs(mntns_fd, os.fsencode(path)))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ ffibuilder.cdef(
     struct dmm_prog_spec {
         const char *name; int type; int expected_attach_type; unsigned int flags;
         const void *insns; size_t insn_cnt; char *log; unsigned int log_bytes, log_level;
-        int btf_fd; const void *func_info; unsigned int func_info_bytes;
+        unsigned int attach_btf_id; int btf_fd; const void *func_info; unsigned int func_info_bytes;
     };
     struct dmm_prog_info { unsigned int type, id; unsigned char tag[8]; char name[16]; };
     struct dmm_link_info { unsigned int type, id, prog_id, attach_type, ifindex; unsigned long long cgroup_id; };
@@ -44,6 +44,7 @@ ffibuilder.cdef(
     int dmm_map_update_batch(int fd, const void *keys, const void *values, unsigned int *count);
     int dmm_btf_load(const void *data, size_t bytes);
     int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets);
+    int dmm_kernel_function(const char *name);
     int dmm_prog_load(const struct dmm_prog_spec *spec);
     int dmm_has_map_type(int type);
     int dmm_has_prog_type(int type);
@@ -53,8 +54,11 @@ ffibuilder.cdef(
     int dmm_prog_query(int target_fd, int type, unsigned int *attach_flags, unsigned int *ids, unsigned int *count);
     int dmm_prog_test(int fd, struct dmm_test *test);
     int dmm_link_create(int prog_fd, int target, int type, unsigned int flags);
+    int dmm_iter_create(int link_fd);
     int dmm_link_detach(int fd);
     int dmm_link_info(int fd, struct dmm_link_info *info);
+    int dmm_xsk_frags(void);
+    int dmm_xsk_metadata(void);
     int dmm_xdp_query(int ifindex, struct dmm_xdp_state *state);
     int dmm_obj_pin(int fd, const char *path);
     int dmm_obj_get(const char *path);

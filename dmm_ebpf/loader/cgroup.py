@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
 from dmm_ebpf.loader import bpf, initns
+from dmm_ebpf.mountinfo import mounts
 
 _TRIES = 100
 
@@ -31,25 +32,16 @@ class _Mount:
         return self.prefix / self.point.relative_to("/")
 
 
-def _unescape(text: str) -> str:
-    """proc(5): space, tab, newline and backslash are octal in mountinfo."""
-    return text.encode().decode("unicode_escape").encode("latin-1").decode()
+class NoSuchCgroupError(UsageError):
+    """It may be made later."""
 
 
 def _mounts(mountinfo: Path, prefix: Path) -> list[_Mount]:
     """cgroup2 mounts of one namespace; those that show the whole hierarchy first."""
     whole: list[_Mount] = []
     partial: list[_Mount] = []
-    try:
-        lines = mountinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        fields, _, tail = line.partition(" - ")
-        if tail.split(" ", 1)[0] != "cgroup2":
-            continue
-        root, point = fields.split(" ")[3:5]
-        mount = _Mount(Path(_unescape(point)), prefix)
+    for root, point in mounts("cgroup2", mountinfo):
+        mount = _Mount(point, prefix)
         try:
             seen = bpf.fs_magic(str(mount.path)) == bpf.CGROUP2_MAGIC
         except OSError:
@@ -68,10 +60,10 @@ def _known() -> bool:
 
 
 def _find() -> _Mount:
-    mounts = _mounts(Path("/proc/self/mountinfo"), Path("/"))
-    if not mounts:
-        mounts = _mounts(Path("/proc/1/mountinfo"), initns.root())
-    if not mounts:
+    found = _mounts(Path("/proc/self/mountinfo"), Path("/"))
+    if not found:
+        found = _mounts(Path("/proc/1/mountinfo"), initns.root())
+    if not found:
         if not _known():
             raise KernelFeatureError("find cgroup v2", why="this kernel has none (CONFIG_CGROUPS)")
         raise KernelFeatureError(
@@ -79,7 +71,7 @@ def _find() -> _Mount:
             why="no cgroup2 file system is mounted",
             hint="mount it: mount -t cgroup2 none /sys/fs/cgroup/unified",
         )
-    return mounts[0]
+    return found[0]
 
 
 def find_cgroup2() -> Path:
@@ -87,22 +79,30 @@ def find_cgroup2() -> Path:
     return _find().path
 
 
-def resolve(path: str) -> Path:
-    """The directory of a cgroup, named from the hierarchy's root ("/shop.slice") or by its place in the file system."""
-    what = f"use the cgroup {path}"
+def place(path: str) -> Path:
+    """The directory of a cgroup, named from the hierarchy's root ("/shop.slice") or by its place in the file system,
+    whether it exists or not.
+    """
     if not path.startswith("/"):
-        raise UsageError(what, why="a cgroup is named by an absolute path, such as /shop.slice")
+        raise UsageError(
+            f"use the cgroup {path}", why="a cgroup is named by an absolute path, such as /shop.slice"
+        )
     mount = _find()
     given = Path(os.path.normpath(path))
     for base in (mount.path, mount.point):
         if given.is_relative_to(base):
-            found = mount.path / given.relative_to(base)
-            break
-    else:
-        found = mount.path / given.relative_to("/")
+            return mount.path / given.relative_to(base)
+    return mount.path / given.relative_to("/")
+
+
+def resolve(path: str) -> Path:
+    """place(path), where that exists; else NoSuchCgroupError."""
+    found = place(path)
     if not found.is_dir():
-        raise UsageError(
-            what, why=f"there is no such cgroup under {mount.point}", hint=f"create it: mkdir {found}"
+        raise NoSuchCgroupError(
+            f"use the cgroup {path}",
+            why=f"there is no such cgroup under {find_cgroup2()}",
+            hint=f"create it: mkdir {found}",
         )
     return found
 
@@ -149,9 +149,19 @@ def path_of(cgroup_id: int) -> str | None:
     return "/" if relative == Path() else f"/{relative}"
 
 
-def dissolve(path: Path) -> list[str]:
-    """Removes a cgroup and those below it; what runs there goes on one level above. Says what went; nothing: it was not
-    there. DmmError when it cannot be emptied.
+def own() -> str | None:
+    """The directory of this process's cgroup; None: it cannot be reached from here (cgroup_namespaces(7))."""
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        if line.startswith("0::"):
+            path = find_cgroup2() / line[len("0::") :].lstrip("/")
+            return str(path) if ".." not in path.parts and path.is_dir() else None
+    return None
+
+
+def dissolve(path: Path, home: str | None = None) -> list[str]:
+    """Removes a cgroup and those below it; what runs there goes on in home, or where that takes no processes (it is
+    gone, or controllers are handed on below it) one level above. Says what went; nothing: it was not there. DmmError
+    when it cannot be emptied.
     """
     if not path.is_dir():
         return []
@@ -159,7 +169,7 @@ def dissolve(path: Path) -> list[str]:
         try:
             below = sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True)
             for group in (*below, path):
-                _move_up(group, path.parent)
+                _move(group, Path(home) if home else path.parent, path.parent)
                 group.rmdir()
         except FileNotFoundError:
             if not path.is_dir():
@@ -174,7 +184,12 @@ def dissolve(path: Path) -> list[str]:
     raise DmmError(f"remove the cgroup {path}", why="processes are forked into it without end")
 
 
-def _move_up(group: Path, to: Path) -> None:
+def _move(group: Path, to: Path, otherwise: Path) -> None:
     for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
         with contextlib.suppress(ProcessLookupError):
-            (to / "cgroup.procs").write_text(pid, encoding="ascii")
+            try:
+                (to / "cgroup.procs").write_text(pid, encoding="ascii")
+            except ProcessLookupError:
+                raise
+            except OSError:
+                (otherwise / "cgroup.procs").write_text(pid, encoding="ascii")

@@ -22,7 +22,7 @@ _HERE = Path("/")
 def _root_mount(pid: int | str) -> str | None:
     """The id of the mount on /, as process pid sees it; None if it sees none (chroot) or is gone."""
     try:
-        with Path(f"/proc/{pid}/mountinfo").open(encoding="utf-8") as lines:
+        with Path(f"/proc/{pid}/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
                 fields = line.split(" ", 5)
                 if fields[4] == "/":

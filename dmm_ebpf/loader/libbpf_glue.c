@@ -15,17 +15,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <linux/bpf.h>
+#include <linux/if_xdp.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
 
-#define FILEID_KERNFS 0xfe     /* linux/exportfs.h */
+#define FILEID_KERNFS 0xfe /* linux/exportfs.h */
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#endif
 #define RING_LATE_NS 25000000L /* more than DMM_WAKE_NS of bpf/flow.h */
 
 struct dmm_map_spec {
@@ -51,7 +57,8 @@ struct dmm_prog_spec {
 	size_t insn_cnt;
 	char *log;
 	unsigned int log_bytes, log_level; /* BPF_LOG_* of linux/bpf_verifier.h */
-	int btf_fd;			   /* 0: no func_info */
+	unsigned int attach_btf_id;
+	int btf_fd; /* 0: no func_info */
 	const void *func_info;
 	unsigned int func_info_bytes;
 };
@@ -206,11 +213,25 @@ static int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned
 	return failed(ret) < 0 ? ret : 0;
 }
 
+/* The id of a function in the running kernel's BTF. */
+static int dmm_kernel_function(const char *name)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	int id;
+
+	if (!btf)
+		return -errno;
+	id = btf__find_by_name_kind(btf, name, BTF_KIND_FUNC);
+	btf__free(btf);
+	return failed(id);
+}
+
 static int dmm_prog_load(const struct dmm_prog_spec *spec)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = spec->expected_attach_type,
 		    .prog_flags = spec->flags, .log_buf = spec->log, .log_size = spec->log_bytes,
-		    .log_level = spec->log_level, .prog_btf_fd = spec->btf_fd);
+		    .log_level = spec->log_level, .attach_btf_id = spec->attach_btf_id,
+		    .prog_btf_fd = spec->btf_fd);
 
 	if (spec->btf_fd) {
 		opts.func_info = spec->func_info;
@@ -300,6 +321,11 @@ static int dmm_link_create(int prog_fd, int target, int type, unsigned int flags
 	return failed(bpf_link_create(prog_fd, target, type, &opts));
 }
 
+static int dmm_iter_create(int link_fd)
+{
+	return failed(bpf_iter_create(link_fd));
+}
+
 static int dmm_link_detach(int fd)
 {
 	return failed(bpf_link_detach(fd));
@@ -324,6 +350,46 @@ static int dmm_link_info(int fd, struct dmm_link_info *out)
 		out->ifindex = info.xdp.ifindex;
 	}
 	return 0;
+}
+
+/* Whether AF_XDP sockets take packets in several frames: the flag is looked at before the device, and there
+ * is none of index 0. */
+static int dmm_xsk_frags(void)
+{
+	struct sockaddr_xdp addr = {.sxdp_family = AF_XDP, .sxdp_flags = XDP_USE_SG};
+	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+	int knows;
+
+	if (fd < 0)
+		return 0;
+	knows = bind(fd, (struct sockaddr *)&addr, sizeof(addr)) && errno == ENODEV;
+	close(fd);
+	return knows;
+}
+
+/*
+ * Whether AF_XDP sockets take metadata of frames to be sent: memory with room for them is registered. 1, 0,
+ * or -errno. The flag is of Linux 6.11; 6.8 to 6.10 know metadata, but not it.
+ */
+static int dmm_xsk_metadata(void)
+{
+	struct {
+		__u64 addr, len;
+		__u32 chunk_size, headroom, flags, tx_metadata_len;
+	} reg = {.chunk_size = 4096, .len = 4096, .flags = 1 << 2, .tx_metadata_len = 24};
+	void *page = mmap(NULL, reg.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
+	int done = fd < 0 || page == MAP_FAILED ? -errno : 0;
+
+	if (!done) {
+		reg.addr = (__u64)(unsigned long)page;
+		done = setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &reg, sizeof(reg)) ? -errno : 1;
+	}
+	if (fd >= 0)
+		close(fd);
+	if (page != MAP_FAILED)
+		munmap(page, reg.len);
+	return done == -EINVAL ? 0 : done;
 }
 
 static int dmm_xdp_query(int ifindex, struct dmm_xdp_state *state)

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError
@@ -22,17 +23,22 @@ from dmm_ebpf.loader import bpf, explain, link, maps
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS, STEPS, MapSpec, ProgSpec
+from dmm_ebpf.loader.spec import EARLIER, MAPS, PROGRAMS, STEPS, MapSpec, ProgSpec
 
 LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
 LOG_LINES = 3
+BPF_F_XDP_HAS_FRAGS = 1 << 5
 _FIGURES = ("processed ", "verification time ", "stack depth ")
 
+_FUNC_SKC_TO_TCP_SOCK, _SOCK_OPS_SK = 137, 184  # the latter in struct bpf_sock_ops
 _CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x79, 0x15
+_FUNC_SKC_TO_MPTCP_SOCK, _SOCK_ADDR_SK = 196, 64  # the latter in struct bpf_sock_addr
 _FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
 
 _TASK_MEMBERS = {
     "DMM_TASK_TGID": ("task_struct", "tgid"),
+    "DMM_TASK_FLAGS": ("task_struct", "flags"),
+    "DMM_TASK_LEADER": ("task_struct", "group_leader"),
     "DMM_TASK_COMM": ("task_struct", "comm"),
     "DMM_TASK_CRED": ("task_struct", "cred"),
     "DMM_CRED_UID": ("cred", "uid"),
@@ -41,7 +47,9 @@ _TASK_MEMBERS = {
     "DMM_CGROUP_KN": ("cgroup", "kn"),
     "DMM_KN_ID": ("kernfs_node", "id"),
 }
+ITER_TCP = "DMM_ITER_TCP"
 _TASK_CHAINS = (
+    ("DMM_TASK_LEADER", "DMM_TASK_COMM"),
     ("DMM_TASK_CRED", "DMM_CRED_UID"),
     ("DMM_TASK_CGROUPS", "DMM_CGROUPS_DFL", "DMM_CGROUP_KN", "DMM_KN_ID"),
 )
@@ -141,7 +149,7 @@ def _functions(linked: Linked) -> Iterator[bpf.Functions | None]:
         os.close(fd)
 
 
-def _load(spec: ProgSpec, linked: Linked) -> tuple[int, str]:
+def _load(spec: ProgSpec, linked: Linked, attach_btf_id: int = 0) -> tuple[int, str]:
     with _functions(linked) as functions:
         return bpf.prog_verify(
             spec.name,
@@ -150,6 +158,7 @@ def _load(spec: ProgSpec, linked: Linked) -> tuple[int, str]:
             attach_type=spec.attach_type,
             flags=spec.flags,
             functions=functions,
+            attach_btf_id=attach_btf_id,
         )
 
 
@@ -165,10 +174,10 @@ def _refused(spec: ProgSpec, error: OSError) -> DmmError:
     return KernelFeatureError(what, why=f"the verifier says: {why}", hint=_keep_log(error.log))
 
 
-def load(spec: ProgSpec, linked: Linked) -> tuple[int, str]:
-    """An fd, and what the verifier says of its work."""
+def load(spec: ProgSpec, linked: Linked, attach_btf_id: int = 0) -> tuple[int, str]:
+    """An fd, and what the verifier says of its work. attach_btf_id: of the kernel's function that it is for."""
     try:
-        return _load(spec, linked)
+        return _load(spec, linked, attach_btf_id)
     except OSError as error:
         raise _refused(spec, error) from error
 
@@ -218,6 +227,23 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
     return loaded
 
 
+def load_xdp_frags(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> int:
+    """An fd of dmm_xdp that takes packets in several frames.
+
+    By itself, not instead of the other: from generic XDP such a program makes tc programs behind it see packets without
+    their Ethernet header (skb_pp_cow_data(), Linux 6.9, copies no mac_len), those of others, too.
+    """
+    (spec,) = (one for one in PROGRAMS if one.name == "dmm_xdp")
+    whole = linked(code, map_fds(opened))[spec.name]
+    return load(replace(spec, flags=spec.flags | BPF_F_XDP_HAS_FRAGS), whole)[0]
+
+
+def load_earlier(code: Mapping[str, bytes], opened: Mapping[str, Map], attach_btf_id: int) -> tuple[int, str]:
+    """load() of spec.EARLIER. attach_btf_id: of the kernel's TCP iterator, as iterator_id() tells it."""
+    bound = {name: bind_maps(one, map_fds(opened)) for name, one in code.items()}
+    return load(EARLIER, link.link(EARLIER.name, bound, STEPS), attach_btf_id)
+
+
 def close_all(loaded: MutableMapping[str, int]) -> None:
     """Closes every fd and empties loaded, so that a second call does nothing."""
     while loaded:
@@ -241,6 +267,14 @@ def _accepts(kind: ProgType, attach_type: AttachType, code: bytes) -> bool:
     return True
 
 
+# bpf_skc_to_mptcp_sock() of the context's socket
+_MPTCP_OF = (
+    _insn(_LDX_DW, dst=1, src=1, off=_SOCK_ADDR_SK)
+    + _insn(_JEQ_IMM, dst=1, off=1)
+    + _insn(_CALL, imm=_FUNC_SKC_TO_MPTCP_SOCK)
+)
+
+
 @functools.cache
 def _task_offsets() -> dict[str, int]:
     """_TASK_MEMBERS in the running kernel; empty if it does not tell."""
@@ -250,10 +284,38 @@ def _task_offsets() -> dict[str, int]:
         return {}
 
 
+def iterator_id(defines: Sequence[str]) -> int | None:
+    """What load_earlier() wants, from defines(); None: the kernel has no BTF, or no such iterator."""
+    told = (one.removeprefix(f"{ITER_TCP}=") for one in defines if one.startswith(f"{ITER_TCP}="))
+    return next(map(int, told), None)
+
+
+def _iterator() -> list[str]:
+    """Macros for bpf/earlier.h: where a socket's state is, and the id of the TCP iterator; none if it has none."""
+    try:
+        (state,) = bpf.kernel_offsets([("sock_common", "skc_state")])
+        return [f"DMM_SKC_STATE={state}", f"{ITER_TCP}={bpf.kernel_function('bpf_iter_tcp')}"]
+    except OSError:
+        return []
+
+
+def _socket_error() -> list[str]:
+    """The macro for socket_error() in bpf/sockops.h: where a socket's error is; none if it may not be read."""
+    try:
+        (at,) = bpf.kernel_offsets([("sock", "sk_err")])
+    except OSError:
+        return []
+    code = _insn(_LDX_DW, dst=1, src=1, off=_SOCK_OPS_SK) + _insn(_JEQ_IMM, dst=1, off=3)
+    code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK)
+    code += _insn(_JEQ_IMM, off=1) + _insn(_LDX_W, dst=1, off=at)
+    readable = _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, code)
+    return [f"DMM_SK_ERR={at}"] if readable else []
+
+
 def _task_reading(at: Mapping[str, int]) -> bytes:
     """The loads of facts_current() in bpf/decide.h."""
     code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
-    code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(_LDX_DW, dst=1, off=at["DMM_TASK_COMM"])
+    code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(_LDX_W, dst=1, off=at["DMM_TASK_FLAGS"])
     for first, *others in _TASK_CHAINS:
         code += _insn(_LDX_DW, dst=1, off=at[first])
         for left, name in zip(range(len(others), 0, -1), others, strict=True):
@@ -270,6 +332,8 @@ def defines() -> tuple[str, ...]:
     in_sockops = _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, call)
     if in_sockops:
         found.append("DMM_SOCKOPS_CURRENT")
+    if _accepts(ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, _MPTCP_OF):
+        found.append("DMM_MPTCP")
     offsets = _task_offsets()
     if offsets and all(
         _accepts(kind, attach_type, _task_reading(offsets))
@@ -279,4 +343,5 @@ def defines() -> tuple[str, ...]:
         )
     ):
         found += [f"{name}={offset}" for name, offset in offsets.items()]
+    found += _iterator() + _socket_error()
     return tuple(found)

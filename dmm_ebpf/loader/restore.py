@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf, bpffs
-from dmm_ebpf.loader.attach import Attached, link_once, pin_fd
+from dmm_ebpf.loader.attach import Attached, link_hook, open_cgroup, pin_fd
 from dmm_ebpf.loader.spec import PROGRAMS
 
 
@@ -23,19 +23,41 @@ def unpinned(attached: Attached) -> list[str]:
 
 def unhooked(attached: Attached) -> list[str]:
     """The hooks that are not on the cgroup any more, by the names of their pins."""
-    return [name for name, fd in list(attached.links.items()) if not bpf.link_info(fd).cgroup_id]
+    pins = [spec.pin for spec in PROGRAMS if spec.cgroup]
+    if not attached.cgroup_id:
+        return pins
+    links = dict(attached.links)
+    return [
+        pin for pin in pins if pin not in links or bpf.link_info(links[pin]).cgroup_id != attached.cgroup_id
+    ]
 
 
 def hook(attached: Attached, cgroup: Path) -> None:
-    """Put the hooks that are off back. cgroup: the directory of attached.cgroup_id, as cgroup.resolve() gives it."""
-    off = unhooked(attached)
-    for spec in PROGRAMS:
-        if spec.pin in off:
-            fd = link_once(spec, attached.progs[spec.name], cgroup)
-            os.close(attached.links[spec.pin])
-            attached.links[spec.pin] = fd
-            (attached.folder / "links" / spec.pin).unlink(missing_ok=True)  # it is the old link's
-    pin(attached)
+    """Put the hooks on a cgroup's directory, all that are not there. It may be another than the one they were on.
+
+    Takes less than a millisecond; the new links have no pins yet: pin().
+    """
+    cgroup_fd = open_cgroup(cgroup)
+    try:
+        number = os.fstat(cgroup_fd).st_ino
+        # Each question costs the lock of all cgroups, which the service manager has while it moves a process.
+        off = set(unhooked(attached)) if number == attached.cgroup_id else None
+        old: dict[str, int] = {}
+        try:
+            for spec in PROGRAMS:
+                if not spec.cgroup or (off is not None and spec.pin not in off):
+                    continue
+                link = link_hook(spec, attached.progs[spec.name], cgroup_fd, cgroup)
+                if spec.pin in attached.links:
+                    old[spec.pin] = attached.links[spec.pin]
+                attached.links[spec.pin] = link
+        finally:
+            for name, link in old.items():
+                os.close(link)
+                (attached.folder / "links" / name).unlink(missing_ok=True)
+        attached.cgroup_id = number
+    finally:
+        os.close(cgroup_fd)
 
 
 def pin(attached: Attached) -> None:

@@ -76,17 +76,35 @@ MAPS: tuple[MapSpec, ...] = (
     _storage("decisions", "dmm_decision"),
     _storage("shared_facts", "dmm_decision", BPF_F_CLONE),
     _storage("ways", "dmm_way"),
+    _storage("unwatched", "dmm_listener_key"),
     _array("flows", "dmm_near_flow", C.DMM_NEAR_FLOWS),
     _hash("more_flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
     MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
     _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
-    _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_NICS),
+    _hash("earlier", 8, abi.sizeof("dmm_earlier"), C.DMM_MAX_EARLIER),
+    _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_DEVICES),
     _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
     _array("cookie_state", "dmm_cookie_state", C.DMM_MAX_STACKS),
     MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
-    MapSpec("tap_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
-    MapSpec("taps", MapType.DEVMAP, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
+    MapSpec("outer_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     MapSpec("inner_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
+    _array("forwards", "dmm_forward", 2 * C.DMM_MAX_FORWARDS),
+    _hash("inside", 4, abi.sizeof("dmm_inside"), C.DMM_MAX_INSIDE),
+    MapSpec("notes", MapType.LRU_HASH, 4, abi.sizeof("dmm_forwarded"), C.DMM_MAX_NOTES),
+    MapSpec(
+        "forwarded",
+        MapType.LRU_HASH,
+        abi.sizeof("dmm_addr_pair"),
+        abi.sizeof("dmm_forwarded"),
+        C.DMM_MAX_FORWARDED,
+    ),
+    MapSpec(
+        "fragments",
+        MapType.LRU_HASH,
+        abi.sizeof("dmm_fragment_key"),
+        abi.sizeof("dmm_fragment"),
+        C.DMM_MAX_FRAGMENTS,
+    ),
     _hash("seats", 4, abi.sizeof("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
     MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
     # The four below belong to the programs alone.
@@ -104,23 +122,33 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
     ProgSpec("dmm_connect4", _ADDR, AttachType.CGROUP_INET4_CONNECT, cgroup=True),
     ProgSpec("dmm_connect6", _ADDR, AttachType.CGROUP_INET6_CONNECT, cgroup=True),
+    ProgSpec("dmm_sendmsg4", _ADDR, AttachType.CGROUP_UDP4_SENDMSG, cgroup=True),
+    ProgSpec("dmm_sendmsg6", _ADDR, AttachType.CGROUP_UDP6_SENDMSG, cgroup=True),
     ProgSpec("dmm_bind4", _ADDR, AttachType.CGROUP_INET4_BIND, cgroup=True),
     ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
     ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
     ProgSpec("dmm_tcin", ProgType.SCHED_CLS),
+    ProgSpec("dmm_tcfrom", ProgType.SCHED_CLS),
     ProgSpec("dmm_tcout", ProgType.SCHED_CLS),
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )
+
+# Loaded when it is run, and neither linked nor pinned; only where the kernel has BTF.
+EARLIER = ProgSpec("dmm_earlier", ProgType.TRACING, AttachType.TRACE_ITER)
 
 # Steps of loops, which link.py puts behind the programs that refer to them. A step's number is its place here; C calls
 # it DMM_STEP(name without dmm_).
 STEPS: tuple[str, ...] = (
     "dmm_rule_connect",
     "dmm_rule_listen",
+    "dmm_forward_try",
     "dmm_process_try",
     "dmm_lock_try",
+    "dmm_option_tc",
+    "dmm_option_xdp",
+    "dmm_header_next",
 )
 
 # What is compiled, each on its own.
-FUNCTIONS: tuple[str, ...] = (*(spec.name for spec in PROGRAMS), *STEPS)
+FUNCTIONS: tuple[str, ...] = (*(spec.name for spec in PROGRAMS), EARLIER.name, *STEPS)

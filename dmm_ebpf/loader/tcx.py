@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tc programs at ingress and egress of a NIC by tcx links (Linux 6.6), in front of every other that is there.
+"""The tc programs at ingress and egress of a NIC, and at the ingress of other devices, by tcx links (Linux 6.6), in
+front of every other that is there.
 
 A link is made in the network namespace that the caller is in, because that is where the kernel looks the ifindex up.
 It is gone with its pin, or with its device.
@@ -23,10 +24,15 @@ class Hook(Enum):
 
     IN = ("in", bpf.AttachType.TCX_INGRESS)
     OUT = ("out", bpf.AttachType.TCX_EGRESS)
+    FROM = ("from", bpf.AttachType.TCX_INGRESS)
+
+
+NIC = (Hook.IN, Hook.OUT)
+INSIDE = (Hook.FROM,)
 
 
 def pin_path(folder: Path, hook: Hook, ifindex: int) -> Path:
-    """links/tcx-<ifindex>-in or -out."""
+    """links/tcx-<ifindex>-in, -out or -from."""
     return folder / "links" / f"tcx-{ifindex}-{hook.value[0]}"
 
 
@@ -62,9 +68,9 @@ def attach(folder: Path, hook: Hook, prog_fd: int, ifindex: int) -> bool:
     return True
 
 
-def detach(folder: Path, ifindex: int) -> None:
-    """Takes both off, from any network namespace, where they were: at once, which the end of a pin alone would not."""
-    for hook in Hook:
+def detach(folder: Path, ifindex: int, hooks: tuple[Hook, ...] = NIC) -> None:
+    """Takes them off, from any network namespace, where they were: at once, which the end of a pin alone would not."""
+    for hook in hooks:
         path = pin_path(folder, hook, ifindex)
         with suppress(FileNotFoundError):
             fd = bpf.obj_get(str(path))

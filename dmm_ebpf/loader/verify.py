@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dmm_ebpf.loader import programs
+from dmm_ebpf.loader import link, programs
+from dmm_ebpf.loader.compile import features
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import PROGRAMS
+from dmm_ebpf.loader.spec import EARLIER, PROGRAMS, STEPS
 
 INSTRUCTIONS_LIMIT = 1_000_000  # BPF_COMPLEXITY_LIMIT_INSNS
 _SAID = re.compile(
@@ -51,11 +52,19 @@ def parse(program: str, instructions: int, log: str) -> Verified:
 
 
 def verify(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> list[Verified]:
-    """Every program, in the order of spec.PROGRAMS. code: what compile_programs() gave. Raises as load_programs()."""
+    """Every program, in the order of spec.PROGRAMS, then spec.EARLIER where the kernel has what it is for. code: what
+    compile_programs() gave. Raises as load_programs().
+    """
     linked = programs.linked(code, programs.map_fds(opened))
     found = []
     for spec in PROGRAMS:
         fd, log = programs.load(spec, linked[spec.name])
         os.close(fd)
         found.append(parse(spec.name, len(linked[spec.name].code) // 8, log))
+    iterator = programs.iterator_id(features())
+    if iterator is not None:
+        fd, log = programs.load_earlier(code, opened, iterator)
+        os.close(fd)
+        size = len(link.link(EARLIER.name, code, STEPS).code) // 8
+        found.append(parse(EARLIER.name, size, log))
     return found

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP program on a NIC: native if the driver can, generic if not, and never in place of somebody else's.
+"""The XDP program on a NIC: native if the driver can, in the form for several frames if it takes no other, generic if
+it cannot, and never in place of somebody else's.
 
 A link is made in the network namespace that the caller is in, because that is where the kernel looks the ifindex up.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -56,12 +59,25 @@ def _conflict(ifindex: int, ifname: str, what: str) -> ConflictError | None:
     )
 
 
-def _create(prog_fd: int, ifindex: int, ifname: str) -> int:
+def _link_frags(frags: Callable[[], int], ifindex: int, flags: int) -> int:
+    fd = frags()
+    try:
+        return bpf.link_create(fd, ifindex, bpf.AttachType.XDP, flags)
+    finally:
+        os.close(fd)
+
+
+def _create(prog_fd: int, ifindex: int, ifname: str, frags: Callable[[], int] | None) -> int:
     what = f"attach XDP to {ifname}"
+    native, generic = bpf.XDP_FLAGS_DRV_MODE, bpf.XDP_FLAGS_SKB_MODE
+    plain = partial(bpf.link_create, prog_fd, ifindex, bpf.AttachType.XDP)
+    ways = [partial(plain, native), partial(plain, generic)]
+    if frags is not None:
+        ways.insert(1, partial(_link_frags, frags, ifindex, native))
     refusal: OSError | None = None
-    for flags in (bpf.XDP_FLAGS_DRV_MODE, bpf.XDP_FLAGS_SKB_MODE):
+    for way in ways:
         try:
-            return bpf.link_create(prog_fd, ifindex, bpf.AttachType.XDP, flags)
+            return way()
         except OSError as error:
             refusal = error
             if error.errno not in _NOT_NATIVE:
@@ -90,8 +106,12 @@ def native_refusal(prog_fd: int, ifindex: int) -> int:
     return 0
 
 
-def attach(folder: Path, prog_fd: int, ifindex: int, ifname: str) -> Mode:
-    """Links and pins; if it is ours already, nothing changes. folder: the instance's pins."""
+def attach(
+    folder: Path, prog_fd: int, ifindex: int, ifname: str, frags: Callable[[], int] | None = None
+) -> Mode:
+    """Links and pins; if it is ours already, nothing changes. folder: the instance's pins. frags: loads the program
+    anew, so that it takes packets in several frames, for a driver that takes it so alone.
+    """
     what = f"attach XDP to {ifname}"
     path = pin_path(folder, ifindex)
     if _existing(path, ifindex):
@@ -103,7 +123,7 @@ def attach(folder: Path, prog_fd: int, ifindex: int, ifname: str) -> Mode:
     conflict = _conflict(ifindex, ifname, what)
     if conflict is not None:
         raise conflict
-    fd = _create(prog_fd, ifindex, ifname)
+    fd = _create(prog_fd, ifindex, ifname, frags)
     try:
         bpf.obj_pin(fd, str(path))
         return _mode(ifindex)
