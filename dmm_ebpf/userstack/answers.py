@@ -16,6 +16,7 @@ MAX_STATS = 256
 MAX_NICS = 16
 _TEXT = 300  # characters of a sentence
 _NUMBERS = ("connections", "in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
+_INFO = {"pid", "xsk_mtu", "own_user", "landlock", "zerocopy", "sums", "no_sockets"}
 _U64 = 1 << 64
 
 
@@ -65,18 +66,35 @@ COLUMNS: Mapping[str, Callable[[Sequence[Any]], bool]] = {
 }
 
 
+def _slots(values: Mapping[Any, Any]) -> bool:
+    """Whether they are of NICs."""
+    return set(values) <= {str(slot) for slot in range(MAX_NICS)}
+
+
+def _answers(values: Any) -> bool:
+    """Whether they are a yes or a no for each of some NICs."""
+    return (
+        isinstance(values, dict)
+        and len(values) <= MAX_NICS
+        and _slots(values)
+        and set(map(type, values.values())) <= {bool}
+    )
+
+
 def _info(result: Any) -> bool:
     """What a process is: see StackProcess.info()."""
-    if not isinstance(result, dict) or set(result) != {"pid", "own_user", "landlock", "zerocopy"}:
+    if not isinstance(result, dict) or set(result) != _INFO:
         return False
-    zerocopy = result["zerocopy"]
+    no_sockets = result["no_sockets"]
     return (
-        _numbers([result["pid"], result["landlock"]], 1 << 31)
+        _numbers([result["pid"], result["landlock"], result["xsk_mtu"]], 1 << 31)
         and type(result["own_user"]) is bool
-        and isinstance(zerocopy, dict)
-        and len(zerocopy) <= MAX_NICS
-        and _texts(list(zerocopy), 15)
-        and set(map(type, zerocopy.values())) <= {bool}
+        and _answers(result["zerocopy"])
+        and _answers(result["sums"])
+        and isinstance(no_sockets, dict)
+        and len(no_sockets) <= MAX_NICS
+        and _slots(no_sockets)
+        and _texts(list(no_sockets.values()), _TEXT)
     )
 
 

@@ -47,13 +47,13 @@ async def read(reader: asyncio.StreamReader, most_bytes: int = ANSWER_BYTES) -> 
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
     try:
-        return msgpack.unpackb(data, **_LIMITS)
+        return msgpack.unpackb(data, unicode_errors="surrogateescape", **_LIMITS)
     except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as exc:
         raise _refuse(str(exc) or "it is not msgpack") from exc
 
 
 async def write(writer: asyncio.StreamWriter, message: Any) -> None:
     """Sends one message and waits for room."""
-    data = msgpack.packb(message)
+    data = msgpack.packb(message, unicode_errors="surrogateescape")
     writer.write(_LENGTH.pack(len(data)) + data)
     await writer.drain()

@@ -35,7 +35,8 @@
 #define ABORT_NS (4 * NS_PER_S) /* the longest that resets of all connections may take */
 #define BEAT_NS (NS_PER_S / 4)
 #define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */
-#define PAUSE_NS 1000000ull  /* a turn takes less, unless the scheduler took the processor away */
+#define DOWN_RETRY_NS (NS_PER_S / 100)
+#define PAUSE_NS 1000000ull /* a turn takes less, unless the scheduler took the processor away */
 #define MAX_TURNS_WITHOUT_TIMERS 64u
 
 uint64_t engine_now_ns(void)
@@ -81,7 +82,7 @@ static bool ask(struct dmm_engine *e, struct dmm_ask *what)
 	what->eth[DMM_TAP_ETH_BYTES - 1] = DMM_ASK_TYPE & 0xff;
 	memcpy(buf + DMM_TAP_HEADROOM - DMM_TAP_ETH_BYTES, what, sizeof(*what));
 	return e->n_nic &&
-	       dmm_tap_write(e->nic[0].inner_fd, buf, sizeof(*what) - DMM_TAP_ETH_BYTES, &plain) == 0;
+	       dmm_tap_write(e->nic[0].inner_fd, buf, sizeof(*what) - DMM_TAP_ETH_BYTES, NULL, &plain) == 0;
 }
 
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
@@ -214,13 +215,15 @@ static uint64_t turn(struct dmm_engine *e)
 	if (e->more || !timers_may_run(e, now))
 		return now;
 	for (uint32_t i = 0; i < e->n_port; i++)
-		e->nic_blocked = e->nic_blocked || e->port[i].again;
+		e->nic_blocked = e->nic_blocked || (e->port[i].again && engine_may_send_by(e, i));
 	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
 	uint64_t due = dmm_core_poll(e->core, now);
 	uint64_t look_ns = look_at_load(e, now);
 
 	due = look_ns < due ? look_ns : due;
-	return e->nic_blocked || e->inner_tx_len ? now + TX_RETRY_NS : due;
+	if (e->inner_tx_len || (e->nic_blocked && !e->port[e->first].down))
+		return now + TX_RETRY_NS;
+	return e->nic_blocked && now + DOWN_RETRY_NS < due ? now + DOWN_RETRY_NS : due;
 }
 
 static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
@@ -258,7 +261,9 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 			;
 	for (nfds_t i = 1; i < n; i++)
 		if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL))
-			e->error = i <= e->n_nic ? -ENODEV : -ENETDOWN;
+			e->error = -ENODEV;
+	for (uint32_t i = 0; i < e->n_port; i++)
+		e->port[i].readable = fds[1 + e->n_nic + i].revents & POLLIN;
 }
 
 static void abort_all(struct dmm_engine *e)
@@ -333,6 +338,7 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->load.max_connections = config->max_connections ? config->max_connections : UINT32_MAX;
 	e->load_told = UINT32_MAX; /* whatever a process before this one said */
 	e->busy_poll_ns = config->busy_poll_us * 1000ull;
+	e->first = MAX_PORTS;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->inner_rx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
 	e->inner_tx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
@@ -374,36 +380,110 @@ int dmm_engine_nic_add(struct dmm_engine *e, const struct dmm_engine_nic *config
 	nic->inner_fd = config->inner_fd;
 	nic->mtu = config->mtu;
 	nic->software = config->software;
+	nic->generic = config->generic;
+	nic->tap = MAX_PORTS;
+	nic->by_tap = true;
 	memcpy(nic->mac, config->mac, MAC_BYTES);
 	return (int)e->n_nic++;
 }
 
-static int port_add(struct dmm_engine *e, const struct port *port)
+bool engine_may_send_by(const struct dmm_engine *e, uint32_t i)
 {
-	struct nic *nic = &e->nic[port->nic];
+	const struct nic *nic = &e->nic[e->port[i].nic];
 
-	if (port->nic >= e->n_nic || e->n_port == MAX_PORTS ||
-	    nic->n_port == sizeof(nic->port) / sizeof(nic->port[0]))
-		return -ENOSPC;
-	e->room = e->n_port && e->room < port_room(port) ? e->room : port_room(port);
-	e->offloads = (!e->n_port || e->offloads) && port_offloads(port);
-	nic->port[nic->n_port++] = e->n_port;
-	e->port[e->n_port++] = *port;
-	dmm_core_set_outer_offload(e->core, e->offloads ? e->room : 0, e->offloads);
-	return 0;
+	return !nic->by_tap || nic->tap == i;
+}
+
+/* The same, but for flows that are away */
+static bool sends_by(const struct dmm_engine *e, uint32_t i)
+{
+	return engine_may_send_by(e, i) && !e->nic[e->port[i].nic].by_tap == (e->port[i].xsk != NULL);
+}
+
+/* What may be left to a NIC: to all of its ports that it is sent by. */
+static void offload_chosen(struct dmm_engine *e, uint32_t number)
+{
+	uint32_t gso_max = UINT32_MAX;
+	bool sums = true, any = false;
+
+	for (uint32_t i = 0; i < e->n_port; i++) {
+		struct port *port = &e->port[i];
+
+		if (port->nic != number || !sends_by(e, i))
+			continue;
+		any = true;
+		port->sums = port_sums(port);
+		sums = sums && port->sums;
+		gso_max = port_offloads(port) ? port_room(port) : 0;
+	}
+	if (any)
+		dmm_core_set_outer_offload(e->core, number + 1, sums ? gso_max : 0, sums);
+}
+
+/* Whether the core had better write to a than to b: one that is up, then one with longer packets. */
+static bool port_is_better(const struct port *a, const struct port *b)
+{
+	return a->down != b->down ? b->down : port_room(a) > port_room(b);
+}
+
+void engine_ports_chosen(struct dmm_engine *e)
+{
+	e->first = MAX_PORTS;
+	for (uint32_t i = 0; i < e->n_port; i++)
+		if (sends_by(e, i) &&
+		    (e->first == MAX_PORTS || port_is_better(&e->port[i], &e->port[e->first])))
+			e->first = i;
+	for (uint32_t i = 0; i < e->n_nic; i++)
+		offload_chosen(e, i);
+}
+
+static uint32_t port_add(struct dmm_engine *e, const struct port *port)
+{
+	e->port[e->n_port] = *port;
+	return e->n_port++;
 }
 
 int dmm_engine_xsk_add(struct dmm_engine *e, uint32_t nic, struct dmm_xsk *xsk)
 {
-	return port_add(e, &(struct port){.xsk = xsk, .nic = nic});
+	struct nic *to = &e->nic[nic];
+
+	if (nic >= e->n_nic || e->n_port == MAX_PORTS || to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
+		return -ENOSPC;
+	to->xsk[to->n_xsk++] = port_add(e, &(struct port){.xsk = xsk, .nic = nic});
+	to->by_tap = false;
+	engine_ports_chosen(e);
+	return 0;
 }
 
 int dmm_engine_tap_add(struct dmm_engine *e, uint32_t nic, struct dmm_tapnic *tap)
 {
-	return port_add(e, &(struct port){.tap = tap, .nic = nic});
+	struct nic *to = &e->nic[nic];
+
+	if (nic >= e->n_nic || e->n_port == MAX_PORTS || to->tap != MAX_PORTS)
+		return -ENOSPC;
+	to->tap = port_add(e, &(struct port){.tap = tap, .nic = nic});
+	engine_ports_chosen(e);
+	return 0;
 }
 
 /* ---- from other threads ---- */
+
+uint32_t dmm_engine_nic_set_port(struct dmm_engine *e, uint32_t nic, enum dmm_engine_port port)
+{
+	bool has = false;
+
+	engine_lock(e);
+	if (nic < e->n_nic)
+		has = port == DMM_PORT_TAP ? e->nic[nic].tap != MAX_PORTS : e->nic[nic].n_xsk;
+	if (has) {
+		/* What the other one has been given goes first. */
+		engine_nic_kick(e, nic);
+		e->nic[nic].by_tap = port == DMM_PORT_TAP;
+		engine_ports_chosen(e);
+	}
+	engine_unlock(e);
+	return has;
+}
 
 void dmm_engine_nic_set_mtu(struct dmm_engine *e, uint32_t nic, uint32_t mtu)
 {

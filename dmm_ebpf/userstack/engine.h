@@ -34,9 +34,10 @@ struct dmm_engine_config {
 
 /* A NIC that packets leave by */
 struct dmm_engine_nic {
-	int inner_fd;	   /* its inner leg: a TAP device with DMM_TAP_MARKED; the engine takes it over */
+	int inner_fd;	   /* its inner leg: a TAP device (hal/tap.h); the engine takes it over */
 	uint32_t mtu;	   /* bytes of IP packet */
-	uint32_t software; /* 1: veth, whose packets may carry a checksum that was never filled in */
+	uint32_t software; /* 1: what comes by AF_XDP may carry a checksum that was never filled in */
+	uint32_t generic;  /* 1: XDP there is generic, and sees what goes to the app as well, see bpf/xdp.h */
 	uint8_t mac[6];	   /* until a frame of the inner leg tells another */
 	uint8_t pad[2];
 };
@@ -54,7 +55,10 @@ struct dmm_engine_stats {
 	uint64_t nic_tx_pkts;
 	uint64_t nic_tx_bytes;
 	uint64_t nic_tx_blocked; /* times no frame was free */
-	uint64_t nic_tx_no_link; /* packets dropped because no NIC of ours leads to their peer */
+	uint64_t nic_tx_no_link; /* packets dropped because no NIC of ours leads to their peer, or it is down
+				  */
+	uint64_t nic_tx_long; /* packets dropped because the NIC's port has just become one of shorter frames
+			       */
 	uint64_t nic_rx_dropped; /* the kernel's figures, all queues */
 	uint64_t nic_rx_ring_full;
 	uint64_t nic_rx_fill_ring_empty;
@@ -79,11 +83,11 @@ void dmm_engine_destroy(struct dmm_engine *engine);
 int dmm_engine_nic_add(struct dmm_engine *engine, const struct dmm_engine_nic *nic);
 /* Takes xsk over. Before dmm_engine_run(). Returns 0 or -ENOSPC. */
 int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *xsk);
-/* The same for a TAP device with its packet socket. */
+/* The same for a TAP device with its packet socket; a NIC has one at most. */
 int dmm_engine_tap_add(struct dmm_engine *engine, uint32_t nic, struct dmm_tapnic *tap);
 
-/* Returns 0 after dmm_engine_stop(), -ENODEV when the device of an inner leg is gone, -ENETDOWN when a NIC
- * is. */
+/* Returns 0 after dmm_engine_stop(), -ENODEV or -ENXIO when the device of an inner leg or a NIC is gone.
+ * While a NIC is down, what is sent is lost. */
 int dmm_engine_run(struct dmm_engine *engine);
 /* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a signal
  * handler's thread, and before dmm_engine_run(). */
@@ -94,6 +98,11 @@ void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
 /* See dmm_core_set_syn_cookies(). */
 void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
+enum dmm_engine_port { DMM_PORT_XSK = 0, DMM_PORT_TAP = 1 };
+
+/* What a NIC is sent by from now on, also for open connections; at first by AF_XDP sockets if it has any.
+ * Frames are taken from whatever brings them. Returns 1, or 0: the NIC has no such port, nothing changed. */
+uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic, enum dmm_engine_port port);
 /* A NIC's MTU changed: connections follow it with the next packet of their inner leg. */
 void dmm_engine_nic_set_mtu(struct dmm_engine *engine, uint32_t nic, uint32_t mtu);
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -25,12 +24,15 @@ _INNER_GSO_MAX_BYTES = 65535
 _BATCH = 256
 _LATECOMERS = 64  # connections that may come before the hooks know that a stack is full
 _NEVER = (1 << 64) - 1
+_WHY_CHARS = 200
+_TOO_MANY = "a stack serves 128 receive queues at most"
 
 _CORE_COUNTERS = {
     value: name.removeprefix("DMM_CORE_").lower()
     for value, name in ffi.typeof("enum dmm_core_counter").elements.items()
     if name != "DMM_CORE_MAX"
 }
+_PORTS = {"af_xdp": lib.DMM_PORT_XSK, "tap": lib.DMM_PORT_TAP}
 _SYN_COOKIES = {
     name.removeprefix("DMM_SYN_COOKIES_").lower(): value
     for value, name in ffi.typeof("enum dmm_syn_cookies").elements.items()
@@ -48,12 +50,12 @@ class Engine:
     """One engine with its devices."""
 
     def __init__(self, spec: StackSpec) -> None:
-        """Makes the devices of the inner legs, and AF_XDP sockets or the devices of the outer one, in the calling
-        thread's namespace. Raises DmmError.
-        """
+        """Makes the devices of both legs, and AF_XDP sockets, in the calling thread's namespace. Raises DmmError."""
         self.spec = spec
         self.nics: list[NicSpec] = []
-        self.zerocopy: dict[str, bool] = {}
+        self.zerocopy: dict[int, bool] = {}  # of each NIC with AF_XDP sockets, by slot
+        self.sums: dict[int, bool] = {}  # likewise: whether checksums are left to it
+        self.no_sockets: dict[int, str] = {}  # why a NIC has none that was to have some
         self._error = ffi.new("struct dmm_hal_error *")
         self._thread: threading.Thread | None = None
         self._go = threading.Event()
@@ -64,16 +66,15 @@ class Engine:
             self._create()
             for nic in spec.nics:
                 self._open_nic(nic)
-            self._close_registers()
+            self._close_register()
         except BaseException:
             self.close()
             raise
 
-    def _close_registers(self) -> None:
+    def _close_register(self) -> None:
         """What was registered stays; nobody else's place can be taken after this."""
-        for fd in (self.spec.xsks_fd, self.spec.taps_fd):
-            if fd >= 0:
-                os.close(fd)
+        if self.spec.xsks_fd >= 0:
+            os.close(self.spec.xsks_fd)
 
     def _take_up(self, name: str, mtu: int, packets: int) -> None:
         """packets: length of the device's queue, or less where the kernel takes no more."""
@@ -101,6 +102,11 @@ class Engine:
         """The smallest MTU of the NICs, so that no segment is too long outside."""
         return min((nic.mtu for nic in self.spec.nics), default=1500)
 
+    @property
+    def xsk_mtu(self) -> int:
+        """Bytes of IP packet that the AF_XDP sockets have room for: all the same, since it is copied between them."""
+        return max((nic.mtu for nic in self.spec.nics if nic.xsk), default=0)
+
     def _create(self) -> None:
         config = ffi.new("struct dmm_engine_config *")
         config.core.seed = _random64()
@@ -124,66 +130,75 @@ class Engine:
         found = hal_nic.find(nic.ifindex, nic.name)
         one = ffi.new("struct dmm_engine_nic *")
         one.inner_fd = self._open_inner(nic)
-        one.mtu, one.software = nic.mtu, found is not None and found.kind == "veth"
+        generic = nic.port == "af_xdp" and found is not None and found.xdp_mode == "generic"
+        one.mtu, one.generic = nic.mtu, generic
+        one.software = generic or (found is not None and found.kind == "veth")
         ffi.memmove(one.mac, nic.mac, len(nic.mac))
         index = lib.dmm_engine_nic_add(self._engine, one)
         if index < 0:
             os.close(one.inner_fd)
             raise DmmError(f"serve {nic.name}", why="a stack serves 16 NICs at most")
         self.nics.append(nic)
-        if self.spec.tap:
-            self._open_tap(index, nic)
-        else:
-            self._open_queues(index, nic)
+        self._open_outer(index, nic)
+        if nic.xsk:
+            frags = generic or self.xsk_mtu > lib.DMM_XSK_MAX_MTU
+            self._have_queues(index, nic, lib.DMM_XSK_FRAGS if frags else lib.DMM_XSK_PLAIN)
+        self.set_port(nic.slot, nic.port)
 
     def _open_inner(self, nic: NicSpec) -> int:
         name = self.spec.inner_device(nic)
-        fd = int(lib.dmm_tap_open(name.encode(), lib.DMM_TAP_MARKED, self._error))
+        fd = int(lib.dmm_tap_open(name.encode(), self._error))
         if fd < 0:
             raise hal_error(self._error)
         tuning.prepare_device(name)
         self._take_up(name, nic.mtu, self._inner_packets)
         return fd
 
-    def _open_tap(self, index: int, nic: NicSpec) -> None:
+    def _open_outer(self, index: int, nic: NicSpec) -> None:
+        """Where the device is, the Resource Director tells the program at the NIC's tc ingress."""
         name = self.spec.outer_device(nic)
-        if self.spec.port != "tap" and nic.mtu > lib.DMM_XSK_MAX_MTU:
-            self._error.code, self._error.call = errno.ERANGE, lib.DMM_HAL_MTU_CHECK
-            self._error.what = b"receive frames"
-            raise hal_error(self._error, nic.name)
         out = ffi.new("struct dmm_tapnic **")
-        by_tc = self.spec.port == "tap"
-        way = lib.DMM_TAPNIC_TC if by_tc else lib.DMM_TAPNIC_XDP
-        if lib.dmm_tapnic_open(name.encode(), nic.ifindex, way, out, self._error) < 0:
+        if lib.dmm_tapnic_open(name.encode(), nic.ifindex, nic.bare, out, self._error) < 0:
             raise hal_error(self._error)
-        tap = out[0]
-        if lib.dmm_engine_tap_add(self._engine, index, tap) < 0:
-            lib.dmm_tapnic_close(tap)
-            raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
-        self.zerocopy[nic.name] = False
+        if lib.dmm_engine_tap_add(self._engine, index, out[0]) < 0:
+            lib.dmm_tapnic_close(out[0])
+            raise DmmError(f"serve {nic.name}", why=_TOO_MANY)
         tuning.prepare_device(name)
         self._take_up(name, nic.mtu, _TAP_QUEUELEN)
-        slot = (self.spec.tap - 1) * abi.C.DMM_MAX_NICS + nic.slot
-        # By tc it is the Resource Director that says where the device is.
-        if (
-            not by_tc
-            and self.spec.taps_fd >= 0
-            and lib.dmm_tapnic_register(tap, self.spec.taps_fd, slot, self._error) < 0
-        ):
-            raise hal_error(self._error)
 
-    def _open_queues(self, index: int, nic: NicSpec) -> None:
-        mtu = max(n.mtu for n in self.spec.nics)
+    def _have_queues(self, index: int, nic: NicSpec, packets: int) -> None:
+        """AF_XDP sockets, or why there are none, where the NIC can do without. packets: enum dmm_xsk_packets."""
+        try:
+            self._add_queues(index, nic, self._open_queues(nic, packets))
+        except DmmError as exc:
+            if nic.port == "af_xdp":
+                raise
+            self.no_sockets[nic.slot] = exc.why[:_WHY_CHARS]
+            log.warning("%s: no AF_XDP sockets: %s", nic.name, exc)
+
+    def _open_queues(self, nic: NicSpec, packets: int) -> list[Any]:
+        """One for each queue of the NIC, or none."""
+        opened: list[Any] = []
         for queue in range(nic.queues):
             out = ffi.new("struct dmm_xsk **")
-            if lib.dmm_xsk_open(nic.ifindex, queue, mtu, 0, out, self._error) < 0:
-                raise hal_error(self._error, nic.name)
-            xsk = out[0]
-            self.zerocopy[nic.name] = bool(lib.dmm_xsk_is_zerocopy(xsk))
-            slot = nic.slot * abi.C.DMM_MAX_QUEUES + queue
+            if lib.dmm_xsk_open(nic.ifindex, queue, self.xsk_mtu, 0, packets, out, self._error) < 0:
+                error = hal_error(self._error, nic.name)
+                for xsk in opened:
+                    lib.dmm_xsk_close(xsk)
+                raise error
+            opened.append(out[0])
+        return opened
+
+    def _add_queues(self, index: int, nic: NicSpec, opened: list[Any]) -> None:
+        self.zerocopy[nic.slot] = all(lib.dmm_xsk_is_zerocopy(xsk) for xsk in opened)
+        leave = _driver_sums(nic.ifindex) if self.zerocopy[nic.slot] else self.spec.leave_sums
+        self.sums[nic.slot] = leave and all(lib.dmm_xsk_leave_sums(xsk) for xsk in opened)
+        for queue, xsk in enumerate(opened):
             if lib.dmm_engine_xsk_add(self._engine, index, xsk) < 0:
-                lib.dmm_xsk_close(xsk)
-                raise DmmError(f"serve {nic.name}", why="a stack serves 128 receive queues at most")
+                for left in opened[queue:]:
+                    lib.dmm_xsk_close(left)
+                raise DmmError(f"serve {nic.name}", why=_TOO_MANY)
+            slot = nic.slot * abi.C.DMM_MAX_QUEUES + queue
             if self.spec.xsks_fd >= 0 and lib.dmm_xsk_register(xsk, self.spec.xsks_fd, slot, self._error) < 0:
                 raise hal_error(self._error, nic.name)
 
@@ -238,13 +253,22 @@ class Engine:
             raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
         lib.dmm_engine_set_syn_cookies(self._engine, _SYN_COOKIES[mode])
 
-    def set_mtu(self, name: str, mtu: int) -> None:
-        """The MTU of the NIC of that name, bytes of IP packet, from now on; UsageError for a NIC not served."""
+    def set_mtu(self, slot: int, mtu: int) -> None:
+        """The MTU of the NIC of that slot, bytes of IP packet, from now on; UsageError for a NIC not served."""
+        lib.dmm_engine_nic_set_mtu(self._engine, self._index(slot, f"set an MTU of {mtu}"), mtu)
+
+    def set_port(self, slot: int, port: str) -> None:
+        """What the NIC of that slot is sent by from now on, "af_xdp" or "tap"; UsageError where it has no such port."""
+        what = f"send by {port}"
+        index = self._index(slot, what)
+        if port not in _PORTS or not lib.dmm_engine_nic_set_port(self._engine, index, _PORTS[port]):
+            raise UsageError(what, why=f"the stack has no such port on {self.nics[index].name}")
+
+    def _index(self, slot: int, what: str) -> int:
         for index, nic in enumerate(self.nics):
-            if nic.name == name:
-                lib.dmm_engine_nic_set_mtu(self._engine, index, mtu)
-                return
-        raise UsageError(f"set the MTU of {name}", why="the stack does not serve it")
+            if nic.slot == slot:
+                return index
+        raise UsageError(what, why=f"the stack serves no NIC number {slot}")
 
     # -- figures --
 
@@ -274,6 +298,16 @@ class Engine:
             first += count
             if count < wanted:
                 return
+
+
+def _driver_sums(ifindex: int) -> bool:
+    """Whether a driver's zero-copy fills in checksums; False, too, where that cannot be told."""
+    # Here, since few drivers have zero-copy, and every start would wait for it.
+    from dmm_ebpf.hal import genl
+
+    features = genl.xdp_features()
+    own = features.get(ifindex) if isinstance(features, dict) else None
+    return own is not None and own.sums is True
 
 
 def _random64() -> int:

@@ -13,15 +13,19 @@
 #include "load.h"
 #include "port.h"
 
-enum { MAX_NICS = 16, MAX_PORTS = 128, MAC_BYTES = 6 };
+enum { MAX_NICS = 16, MAX_PORTS = 144, MAC_BYTES = 6 };
+
+_Static_assert((int)MAX_NICS < (int)DMM_CORE_DEVICES, "each NIC has offloads of its own");
 
 struct nic {
 	int inner_fd; /* TAP device of the inner leg */
 	uint8_t mac[MAC_BYTES];
 	uint32_t mtu;
-	uint32_t software;
-	uint32_t n_port;
-	uint32_t port[64]; /* indices of the engine's ports */
+	uint32_t software, generic;
+	uint32_t n_xsk;
+	uint32_t xsk[64]; /* indices of the engine's ports that are AF_XDP sockets, */
+	uint32_t tap;	  /* and of the one that is a TAP device; MAX_PORTS: there is none */
+	bool by_tap;	  /* it is sent by that one */
 };
 
 struct dmm_engine {
@@ -34,8 +38,8 @@ struct dmm_engine {
 	uint32_t load_told;
 	uint64_t beat_ns; /* when the programs are told again that this process lives */
 	uint32_t n_nic, n_port;
-	uint32_t room; /* the longest IP packet that every port has room for */
-	bool offloads; /* every port takes super-segments, with checksums left open */
+	uint32_t first; /* of the ports that are sent by the one with the most room; MAX_PORTS: there is none
+			 */
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
 	struct dmm_engine_stats stats;
@@ -57,6 +61,12 @@ struct dmm_engine {
 /* CLOCK_MONOTONIC */
 uint64_t engine_now_ns(void);
 
+/* Whether packets to its NIC may go by port number i: with AF_XDP those of flows that are away go by tap */
+bool engine_may_send_by(const struct dmm_engine *e, uint32_t i);
+
+/* What follows from the ports that are sent by, and from what may be left to them */
+void engine_ports_chosen(struct dmm_engine *e);
+
 /* What dmm_ingress answers to a claim that it does not grant. */
 void engine_refused(struct dmm_engine *e, const struct dmm_ask *ask, uint64_t now);
 
@@ -66,6 +76,8 @@ void engine_inner_in(struct dmm_engine *e);
 void engine_port_in(struct dmm_engine *e, uint32_t i);
 /* Sends what the core has, as long as there is room; sets nic_blocked or inner_tx_len when there is none. */
 void engine_nic_out(struct dmm_engine *e);
+/* What a NIC's ports hold goes, as far as the kernel takes it. */
+void engine_nic_kick(struct dmm_engine *e, uint32_t nic);
 void engine_inner_out(struct dmm_engine *e);
 
 #endif /* DMM_ENGINE_INT_H */

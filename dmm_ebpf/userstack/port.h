@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or, in a process that shares
- * the NIC with the one that has those, its TAP device and packet socket (hal/tapnic.h).
+ * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or a TAP device and a packet
+ * socket (hal/tapnic.h).
  *
  * Exactly one of xsk and tap is set. Two calls per packet go through here; a branch that always goes the same
  * way costs less than a table of functions.
@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "../hal/afxdp.h"
+#include "../hal/tap.h"
 #include "../hal/tapnic.h"
 
 enum { PORT_KICK_PKTS = 32 }; /* what one call sends at least, see af_xdp's budget */
@@ -21,8 +22,13 @@ enum { PORT_KICK_PKTS = 32 }; /* what one call sends at least, see af_xdp's budg
 struct port {
 	struct dmm_xsk *xsk;
 	struct dmm_tapnic *tap;
-	uint32_t nic; /* index of the engine's NIC */
-	bool again;   /* the kernel did not take everything */
+	uint32_t nic;	 /* index of the engine's NIC */
+	bool sums;	 /* the core knows that it port_sums() */
+	bool again;	 /* the kernel did not take everything */
+	bool down;	 /* its device was, when it was last tried: what is sent is lost, as on the way */
+	bool came;	 /* something, at the last look */
+	bool readable;	 /* as poll(2) has said, and nobody looked since */
+	uint32_t passed; /* turns without a look */
 };
 
 static inline void port_close(struct port *port)
@@ -53,7 +59,7 @@ static inline const uint8_t *port_rx_frame(const struct port *port, uint32_t i, 
 /* The longest IP packet that a frame has room for */
 static inline uint32_t port_room(const struct port *port)
 {
-	return port->xsk ? DMM_XSK_MAX_MTU : dmm_tapnic_room(port->tap);
+	return port->xsk ? dmm_xsk_room(port->xsk) : DMM_TAP_MAX_PKT;
 }
 
 static inline void port_rx_release(struct port *port, uint32_t n)
@@ -75,17 +81,27 @@ static inline uint8_t *port_tx_begin(struct port *port)
 	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
 }
 
+/* Whether checksums and segments may be left to who takes the packets, and what comes says so, too */
 static inline bool port_offloads(const struct port *port)
 {
 	return port->tap && dmm_tapnic_offloads(port->tap);
 }
 
-static inline void port_tx_commit(struct port *port, uint32_t len, const struct dmm_vnet *vnet)
+/* Whether checksums may be left open */
+static inline bool port_sums(const struct port *port)
+{
+	return port->xsk ? dmm_xsk_sums(port->xsk) : dmm_tapnic_offloads(port->tap);
+}
+
+/* Segments are for ports that port_offloads(), and for those that port_sums() checksums and payload in parts.
+ */
+static inline void port_tx_commit(struct port *port, uint32_t len, const struct dmm_payload *payload,
+				  const struct dmm_vnet *vnet)
 {
 	if (port->xsk)
-		dmm_xsk_tx_commit(port->xsk, len);
+		dmm_xsk_tx_commit(port->xsk, len, payload, vnet);
 	else
-		dmm_tapnic_tx_commit(port->tap, len, vnet);
+		dmm_tapnic_tx_commit(port->tap, len, payload, vnet);
 }
 
 static inline uint32_t port_tx_unkicked(const struct port *port)

@@ -48,7 +48,13 @@ class StackProcess:
         self.spec = spec
         self.engine = Engine(spec)
         self.listener = controlserver.listen(spec.control_path)
-        self._info: dict[str, Any] = {"pid": os.getpid(), "zerocopy": self.engine.zerocopy}
+        self._info: dict[str, Any] = {
+            "pid": os.getpid(),
+            "xsk_mtu": self.engine.xsk_mtu,
+            "zerocopy": {str(slot): done for slot, done in self.engine.zerocopy.items()},
+            "sums": {str(slot): done for slot, done in self.engine.sums.items()},
+            "no_sockets": {str(slot): why for slot, why in self.engine.no_sockets.items()},
+        }
         self._server: controlserver.ControlServer | None = None
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
@@ -118,8 +124,10 @@ class StackProcess:
                 self.engine.set_congestion(str(params["congestion"]))
             if "syn_cookies" in params:
                 self.engine.set_syn_cookies(str(params["syn_cookies"]))
-            if "nic" in params:
-                self.engine.set_mtu(str(params["nic"]), _mtu(params.get("mtu")))
+            if "mtu" in params:
+                self.engine.set_mtu(_slot(params), _mtu(params["mtu"]))
+            if "port" in params:
+                self.engine.set_port(_slot(params), str(params["port"]))
             return None
         if method == "stop":
             self.stop()
@@ -135,6 +143,14 @@ def _part(params: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(value, int) or value < 0:
             raise UsageError(f"list connections with {name} {value!r}", why="it is not a whole number")
     return part | {"most": min(part["most"], MOST_CONNECTIONS)}
+
+
+def _slot(params: Mapping[str, Any]) -> int:
+    """Which NIC is meant: its name may have changed since the process was started."""
+    slot = params.get("slot")
+    if not isinstance(slot, int):
+        raise UsageError(f"change NIC {slot!r}", why="it is no number")
+    return slot
 
 
 def _mtu(value: Any) -> int:

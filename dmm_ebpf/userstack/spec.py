@@ -18,6 +18,7 @@ _CONNECTION_BYTES = (
     4096  # both legs and their share of the tables take a third of it, see docs/architecture.md
 )
 _QUEUE_BYTES = 32 << 20  # UMEM of one receive queue with large frames
+_DEVICE_BYTES = 9 << 20  # frames of a device of the outer leg
 _PROGRAM_BYTES = 256 << 20  # interpreter, code and whatever the kernel counts besides
 
 
@@ -35,8 +36,13 @@ def pid_path(run_dir: Path, label: str) -> Path:
 
 @dataclass(frozen=True)
 class NicSpec:
-    """One NIC: slot is its place in xsks, queues how many receive queues to serve, mtu of the IP packet in
-    bytes.
+    """One NIC: slot is its place in xsks and outer_devs, queues how many receive queues it has, mtu of the IP packet in
+    bytes. bare: its packets have no link header; mac is 0 then.
+
+    xsk: the process is to have AF_XDP sockets on the queues, besides its TAP device; has, once it runs, for packets of
+    at most xsk_mtu.
+    port: which of both it sends by at first; without sockets it cannot start with "af_xdp", and with "tap" goes on
+    without them, and says why (no_xsk).
     """
 
     ifindex: int
@@ -45,6 +51,11 @@ class NicSpec:
     queues: int
     mac: bytes
     mtu: int
+    bare: bool = False
+    xsk: bool = False
+    xsk_mtu: int = 0
+    no_xsk: str = ""
+    port: str = "tap"
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,9 @@ class StackSpec:
     """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP
     program is in use.
 
-    process counts from 0. With port "af_xdp" process 0 has the NICs' AF_XDP sockets. Every other process, and with port
-    "tap" the first too, has a TAP device for each NIC, and then tap, as in struct dmm_xdp_flow, is not 0.
+    process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for the outer one;
+    process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they leave checksums to what takes their
+    frames, as with zero-copy where the driver has that.
     """
 
     instance: str
@@ -73,9 +85,7 @@ class StackSpec:
     busy_poll_us: int = 0
     syn_cookies: str = "auto"
     process: int = 0
-    port: str = "af_xdp"
-    tap: int = 0
-    taps_fd: int = -1
+    leave_sums: bool = False
     cgroup: str = ""  # directory of the process's own cgroup; empty: it gets none
 
     @property
@@ -86,11 +96,12 @@ class StackSpec:
     @property
     def memory_limit_bytes(self) -> int:
         """More than the process ever needs: the limit of its cgroup."""
-        queues = sum(nic.queues for nic in self.nics)
+        queues = sum(nic.queues for nic in self.nics if nic.xsk)
         return (
             self.payload_bytes
             + self.max_connections * _CONNECTION_BYTES
             + queues * _QUEUE_BYTES
+            + len(self.nics) * _DEVICE_BYTES
             + _PROGRAM_BYTES
         )
 
@@ -104,14 +115,14 @@ class StackSpec:
         return stackdevice.inner(self.device, nic.slot)
 
     def outer_device(self, nic: NicSpec) -> str:
-        """Name of the TAP device by which frames of nic come."""
+        """Name of the TAP device by which frames of nic come, but for those that AF_XDP sockets take."""
         return stackdevice.outer(self.device, nic.slot)
 
     def devices(self) -> list[str]:
         """Names of the devices that the process makes."""
         return [
             *(self.inner_device(nic) for nic in self.nics),
-            *(self.outer_device(nic) for nic in self.nics if self.tap),
+            *(self.outer_device(nic) for nic in self.nics),
         ]
 
     @property
@@ -145,4 +156,4 @@ class StackSpec:
 
     def inherited(self) -> list[int]:
         """The descriptors that the process needs."""
-        return [fd for fd in (self.netns_fd, self.xsks_fd, self.taps_fd) if fd >= 0]
+        return [fd for fd in (self.netns_fd, self.xsks_fd) if fd >= 0]

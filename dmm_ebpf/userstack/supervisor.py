@@ -44,7 +44,7 @@ STOP_DEADLINE_S = 6.0  # it resets its connections first, for at most ABORT_NS o
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 30.0
 HEALTHY_S = 60.0
-READY_BYTES = 4096
+READY_BYTES = 16384
 LAST_WORDS_BYTES = 4096
 
 log = logging.getLogger("dmm-ebpf")
