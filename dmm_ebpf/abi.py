@@ -83,7 +83,7 @@ def offset(struct: str, member: str) -> int:
 
 def text(array: Any) -> str:
     """A char array as text, up to its first NUL."""
-    return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("utf-8", "replace")
+    return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def addr16(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:

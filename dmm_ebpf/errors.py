@@ -47,9 +47,19 @@ class UsageError(DmmError):
 
 
 class PolicyError(DmmError):
-    """A policy file that is refused; the running policy stays."""
+    """A policy file that is refused; the running policy stays. others: what else is wrong with it, each a sentence."""
 
     exit_code = 2
+    others: tuple[PolicyError, ...] = ()
+
+    def all(self) -> tuple[PolicyError, ...]:
+        """All that is wrong, this first."""
+        return (self, *self.others)
+
+    def to_wire(self) -> dict[str, Any]:
+        """With the others, which have none themselves."""
+        wire = super().to_wire()
+        return wire | {"others": [one.to_wire() for one in self.others]} if self.others else wire
 
 
 class PrivilegeError(DmmError):
@@ -90,4 +100,8 @@ def from_wire(error: dict[str, Any]) -> DmmError:
         )
     }
     kind = kinds.get(str(error.get("kind")), DmmError)
-    return kind(str(error.get("what")), why=str(error.get("why")), hint=str(error.get("hint", "")))
+    made = kind(str(error.get("what")), why=str(error.get("why")), hint=str(error.get("hint", "")))
+    if isinstance(made, PolicyError):
+        others = [from_wire(one) for one in error.get("others") or () if isinstance(one, dict)]
+        made.others = tuple(one for one in others if isinstance(one, PolicyError))
+    return made

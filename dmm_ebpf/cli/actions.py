@@ -8,56 +8,72 @@ failure is a DmmError.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.cli import gather, output, tables
-from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
-from dmm_ebpf.tui import units
-from dmm_ebpf.tui.flowfilter import FlowFilter, parse_endpoint
+from dmm_ebpf.cli import gather, output, tables, where
+from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.show import units
+from dmm_ebpf.show.flowfilter import FlowFilter, looks_like_port, parse_endpoint
 
 if TYPE_CHECKING:
     from dmm_ebpf.rd.model import Policy
+    from dmm_ebpf.rd.policy_warnings import Warned
 
-# What the Resource Director's socket takes in one message, less what goes with the text.
+_MAX_WARNINGS = 20  # of one policy
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 
-def detach(instance: str, *, everything: bool, as_json: bool) -> None:
-    """Detach one instance or all; all are tried before the first error is raised."""
+def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
+    """Detach one instance (None: "default") or all; all are tried before the first error is raised."""
     from dmm_ebpf.instancename import check_name
 
-    check_name(instance)
+    if everything and instance is not None:
+        raise UsageError(
+            "detach",
+            why=f"--all means every instance of this host, and --instance only {units.clean(instance)}",
+            hint="give one of them",
+        )
+    name = instance or "default"
+    check_name(name)
     from dmm_ebpf.rd import service
 
-    names = service.instances() if everything else [instance]
+    names = service.instances() if everything else [name]
     gone: list[dict[str, Any]] = []
     error: DmmError | None = None
     told = contextlib.ExitStack()  # never closed: the process ends when all is told
     for name in names:
         try:
             undone = service.detach(name, told)
+            if not (everything or undone.removed or undone.unknown):
+                raise NotAttachedError(f"detach instance {name}", why="there is none", hint=_others())
             gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
         except DmmError as exc:
             error = error or exc
     if as_json:
-        output.print_json(gone)
+        if gone or error is None:
+            output.print_json(gone)
     else:
         if not names:
             output.note("no instance is attached")
         for entry in gone:
             what = ", ".join(units.clean(text) for text in entry["removed"])
-            print(
-                f"instance {entry['instance']}: "
-                + (f"removed {what}" if what else "there was nothing to remove")
-            )
+            print(f"instance {entry['instance']}: removed {what or 'nothing'}")
             for text in entry["unknown"]:
                 output.note(f"instance {entry['instance']}: {text}")
     if error is not None:
         raise error
+
+
+def _others() -> str:
+    from dmm_ebpf.rd import service
+
+    names = service.instances()
+    return f"there are {', '.join(names)}" if names else "none is attached on this host"
 
 
 def compile_programs() -> None:
@@ -72,13 +88,39 @@ def compile_programs() -> None:
 
 
 def policy_check(file: Path, *, as_json: bool) -> None:
-    """Print what a policy holds. Raises PolicyError when it is refused."""
-    policy = load_policy(file)
+    """Print what a policy holds and what to warn of. Raises PolicyError, with all that is wrong, when it is refused."""
+    try:
+        policy = load_policy(file)
+    except PolicyError as exc:
+        if as_json:
+            told = [output.error_json(one) for one in exc.all()]
+            told[0].pop("others", None)
+            output.print_json({"ok": False, "error": told[0], "errors": told, "warnings": []})
+        raise
     counts = policy_counts(policy)
+    warned, more = _warnings(policy)
     if as_json:
-        output.print_json({"ok": True, **counts})
+        told = [{"place": one.place, "text": one.text} for one in warned]
+        output.print_json({"ok": True, **counts, "errors": [], "warnings": told, "more_warnings": more})
     else:
+        _print_warnings(warned, more)
         print(f"ok: {_counts_text(counts)}")
+
+
+def _warnings(policy: Policy) -> tuple[list[Warned], int]:
+    """The first of what is to warn of, and of how much more."""
+    from dmm_ebpf.rd.policy_warnings import warnings
+
+    found = iter(warnings(policy))
+    first = list(itertools.islice(found, _MAX_WARNINGS))
+    return first, sum(1 for _ in found)
+
+
+def _print_warnings(warned: list[Warned], more: int) -> None:
+    for one in warned:
+        output.note(f"warning: {one}")
+    if more:
+        output.note(f"and {more} warnings more")
 
 
 def load_policy(file: Path) -> Policy:
@@ -104,10 +146,14 @@ def _counts_text(counts: dict[str, Any]) -> str:
 
 
 def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
-    """Send a policy file's text to the Resource Director, which checks it again before it takes it."""
+    """Send a policy file's text to the Resource Director, which checks it again before it takes it.
+
+    What `policy check` would say of the file is said here, in the same words.
+    """
     from dmm_ebpf.rd import client, policy
 
     text = policy.read(file)
+    warned, more = _warnings(policy.parse(text, source=str(file), base=file.parent))
     with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
         answer = rd.call("policy_apply", path=str(file.resolve()), text=text)
     if as_json:
@@ -116,6 +162,9 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
         print(
             f"applied to instance {instance}: generation {answer.get('generation')}, {_counts_text(answer)}"
         )
+        _print_warnings(warned, more)
+        for entry in answer.get("pending") or ():
+            output.note(f"{tables.pending_text(entry)}, which does not exist")
 
 
 def policy_show(instance: str | None, *, as_json: bool) -> None:
@@ -138,33 +187,61 @@ def route_query(
     *,
     proto: str,
     cgroup: str | None,
+    container: str | None,
+    pid: str | None,
+    unit: str | None,
     uid: str | None,
     comm: str | None,
     mark: str | None,
     direction: str,
+    source: str | None = None,
+    in_interface: str | None = None,
 ) -> dict[str, Any]:
-    """The parameters of route_get from what was typed. Raises UsageError."""
-    host, port = parse_endpoint(address)
+    """The parameters of route_get from what was typed; a process gives those that were not. Raises UsageError."""
+    what = "ask for a route"
+    host, port = parse_endpoint(address, proto)
+    if port is None and looks_like_port(address):
+        before, _, last = address.rpartition(":")
+        output.note(f"{address} is an address without a port; for port {last} write [{before}]:{last}")
+    forward = {"--from": ("source", source), "--in-interface": ("in_interface", in_interface)}
+    for option, (_, value) in forward.items():
+        if value and direction != "forward":
+            raise UsageError(
+                what,
+                why=f"{option} is of flows that the host forwards, and this one's direction is {direction}",
+                hint="add --direction forward",
+            )
+    who = None
+    if pid is not None:
+        from dmm_ebpf.rd import places
+
+        who = places.person(where.number(pid, what))
     return {
         "addr": str(host),
         "port": port,
         "proto": proto,
-        "cgroup": None if cgroup is None else _cgroup(cgroup),
-        "uid": None if uid is None else _uid(uid),
-        "comm": comm,
+        "cgroup": group_of(what, cgroup, container=container, unit=unit, pid=pid),
+        "uid": _uid(uid) if uid is not None else who and who.uid,
+        "comm": comm if comm is not None else who and who.comm,
         "mark": None if mark is None else _mark(mark),
         "direction": direction,
+        **{key: value for key, value in forward.values() if value},
     }
 
 
+def group_of(
+    what: str, cgroup: str | None, *, container: str | None, unit: str | None, pid: str | None = None
+) -> str | None:
+    """The cgroup that was named, as rules name it; None when none was. Raises UsageError, which starts with what."""
+    found = where.place(what, cgroup=cgroup, container=container, unit=unit, pid=pid)
+    return None if found is None else _cgroup(found.cgroup)
+
+
 def _cgroup(text: str) -> str:
-    """As rules name it, wherever cgroup v2 is mounted; one that does not exist can be asked about too."""
+    """As rules name it, wherever cgroup v2 is mounted; whether it exists is for whoever answers to say."""
     from dmm_ebpf.loader import cgroup
 
-    try:
-        return cgroup.name_of(cgroup.resolve(text))
-    except DmmError:
-        return text
+    return cgroup.name_of(cgroup.place(text))
 
 
 def _uid(text: str) -> int:
@@ -208,10 +285,11 @@ def route_get(query: dict[str, Any], *, policy: Path | None, instance: str | Non
 
 def _evaluate(file: Path, query: dict[str, Any]) -> dict[str, Any]:
     from dmm_ebpf.rd import evaluate
+    from dmm_ebpf.rd.groups import known_cgroup
 
-    verdict: dict[str, Any] = evaluate.route_get(
-        load_policy(file), evaluate.Query.from_params(query)
-    ).to_dict()
+    policy, asked = load_policy(file), evaluate.Query.from_params(query)
+    known_cgroup(policy, asked)
+    verdict: dict[str, Any] = evaluate.route_get(policy, asked).to_dict()
     return verdict
 
 
@@ -241,6 +319,20 @@ def follow(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool
         follower.close()
 
 
+def _there(instance: str) -> None:
+    """NotAttachedError if the instance is not; what a dead Resource Director left is."""
+    from dmm_ebpf.rd import client
+
+    try:
+        with client.Client(instance) as rd:
+            rd.call("status")
+    except client.NotServingError:
+        raise
+    except NotAttachedError:
+        if not client.socket_path(instance).parent.is_dir():
+            raise
+
+
 def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> None:
     """Show the TUI until q."""
     wanted = FlowFilter.parse(filters)
@@ -256,8 +348,7 @@ def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> 
 
     source = RdSource(instance)
     if instance is not None:
-        with client.Client(instance) as rd:
-            rd.call("status")
+        _there(instance)
     else:
         client.instances()
     app = TopApp(source, interval_s=interval_s, flow_filter=wanted, filter_text=filters, iec=iec)

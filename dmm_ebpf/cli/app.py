@@ -8,68 +8,34 @@ sees.
 
 from __future__ import annotations
 
-import enum
 import gc
-from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from dmm_ebpf import __version__
+from dmm_ebpf.cli.options import (
+    INSTANCE_HELP,
+    AnyInstanceOption,
+    ContainerOption,
+    IecOption,
+    InstanceOption,
+    JsonOption,
+    NetnsOfOption,
+    NetnsOption,
+    PidOption,
+    PolicyOption,
+    UnitOption,
+    complete_devices,
+    complete_instances,
+    group,
+)
+from dmm_ebpf.cli.policies import policy_app, route_app
 
-
-class AbbreviatingGroup(TyperGroup):
-    """Commands may be abbreviated while only one is meant, as in iproute2: `dmm-ebpf ro g 203.0.113.7`."""
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or the only one whose name begins so."""
-        exact = super().get_command(ctx, cmd_name)
-        if exact is not None:
-            return exact
-        found = [name for name in self.list_commands(ctx) if name.startswith(cmd_name)]
-        if len(found) > 1:
-            ctx.fail(f"{cmd_name!r} may mean {' or '.join(found)}")
-        return super().get_command(ctx, found[0]) if found else None
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """In the order in which they are written here."""
-        return list(self.commands)
-
-
-def _group(**options: Any) -> typer.Typer:
-    return typer.Typer(
-        cls=AbbreviatingGroup,
-        no_args_is_help=True,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        **options,
-    )
-
-
-app = _group()
-policy_app = _group(help="Check, apply and show policies.")
-route_app = _group(help="Ask which stack a flow would get.")
+app = group()
 app.add_typer(policy_app, name="policy")
 app.add_typer(route_app, name="route")
-
-
-def _instances(incomplete: str) -> list[str]:
-    from dmm_ebpf.errors import DmmError
-    from dmm_ebpf.rd import client
-
-    try:
-        return [name for name in client.instances() if name.startswith(incomplete)]
-    except DmmError:
-        return []
-
-
-def _devices(incomplete: str) -> list[str]:
-    import socket
-
-    return [name for _, name in socket.if_nameindex() if name.startswith(incomplete)]
 
 
 def _service() -> ModuleType:
@@ -84,56 +50,6 @@ def _service() -> ModuleType:
         if enabled:
             gc.enable()
     return service
-
-
-class Proto(enum.StrEnum):
-    """Protocols that a policy can route."""
-
-    TCP = "tcp"
-    UDP = "udp"
-
-
-class Direction(enum.StrEnum):
-    """Who opens the flow."""
-
-    CONNECT = "connect"
-    LISTEN = "listen"
-
-
-_INSTANCE_HELP = "Name of the instance."
-InstanceOption = Annotated[
-    str, typer.Option("--instance", "-i", metavar="NAME", help=_INSTANCE_HELP, autocompletion=_instances)
-]
-AnyInstanceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--instance",
-        "-i",
-        metavar="NAME",
-        help="Only this instance.  [default: all]",
-        autocompletion=_instances,
-    ),
-]
-OneInstanceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--instance",
-        "-i",
-        metavar="NAME",
-        help="Name of the instance.  [default: default, or the only one]",
-        autocompletion=_instances,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON, numbers raw.")]
-IecOption = Annotated[bool, typer.Option("--iec", help="Count bytes by 1024 (Ki, Mi) rather than by 1000.")]
-PolicyOption = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Policy file (TOML).")]
-PolicyArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Policy file (TOML).")]
-NetnsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--netns", "-n", metavar="NS", help="Network namespace: a name of ip-netns(8), a pid, or a path."
-    ),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -162,45 +78,82 @@ def root(
 
 
 @app.command()
-def attach(
+def attach(  # noqa: PLR0917 - typer calls it, by keyword
     cgroup: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--cgroup", "-c", metavar="PATH", help="cgroup v2 whose sockets are routed, e.g. /shop.slice."
         ),
-    ],
+    ] = None,
+    container: ContainerOption = None,
+    pid: PidOption = None,
+    unit: UnitOption = None,
     policy: PolicyOption = None,
     netns: NetnsOption = None,
     daemon: Annotated[
         bool, typer.Option("--daemon", "-d", help="Return when it serves, and go on in the background.")
     ] = False,
+    pending: Annotated[
+        bool,
+        typer.Option(
+            "--pending", help="Also if the cgroup does not exist yet: it is routed from when it is made."
+        ),
+    ] = False,
     instance: InstanceOption = "default",
+    containers: Annotated[
+        bool,
+        typer.Option("--containers", help="Route what containers in the cgroup connect to, too."),
+    ] = False,
 ) -> None:
     """Attach to a cgroup and serve until Ctrl-C. Without a policy it only observes.
+
+    --container, --pid and --unit find the cgroup, and the network namespace too, unless --netns names one or
+    --containers routes from outside.
 
     \b
     Examples:
       dmm-ebpf attach --cgroup /
+      dmm-ebpf attach --container web --policy web.toml --daemon
+      dmm-ebpf attach --cgroup / --containers --policy policy.toml --daemon
       dmm-ebpf attach --cgroup /shop.slice --policy policy.toml --daemon
       dmm-ebpf attach --cgroup /lab --netns red -i red --policy lab.toml -d
     """
     from dmm_ebpf.cli.output import note
+    from dmm_ebpf.cli.where import attachable
     from dmm_ebpf.instancename import check_name
 
     check_name(instance)
     service = _service()
+    where = attachable(
+        f"attach instance {instance}", cgroup=cgroup, container=container, pid=pid, unit=unit, pending=pending
+    )
     options = service.AttachOptions(
-        instance=instance, cgroup=cgroup, policy=policy, netns=netns, daemon=daemon
+        instance=instance,
+        cgroup=where.cgroup,
+        policy=policy,
+        netns=netns or (None if containers else where.netns),
+        daemon=daemon,
+        pending=pending,
+        containers=containers,
     )
     code = service.attach(options)
     if daemon and code == 0:
-        note(f"instance {instance} is attached to {cgroup}")
+        note(f"instance {instance} is attached to {where}")
     raise typer.Exit(code)
 
 
 @app.command()
 def detach(
-    instance: InstanceOption = "default",
+    instance: Annotated[
+        str | None,
+        typer.Option(
+            "--instance",
+            "-i",
+            metavar="NAME",
+            help=f"{INSTANCE_HELP}  [default: default]",
+            autocompletion=complete_instances,
+        ),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Every instance of this host.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -220,24 +173,35 @@ def detach(
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
-def run(
+def run(  # noqa: PLR0917 - typer calls it, by keyword
     command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The command and its arguments.")],
     policy: PolicyOption = None,
     netns: NetnsOption = None,
+    container: NetnsOfOption = None,
     instance: Annotated[
         str | None,
         typer.Option("--instance", "-i", metavar="NAME", help="Name of the instance.  [default: its own]"),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user", "-u", metavar="USER", help="Run it as this user, name or uid.  [default: root]"
+        ),
     ] = None,
 ) -> None:
     """Run a command under a policy and return its exit code.
 
     The command gets a cgroup and an instance of its own, which live as long as it does.
+    What it leaves running goes on unrouted, in the cgroup in which dmm-ebpf was called.
 
     \b
     Examples:
       dmm-ebpf run --policy policy.toml -- curl -O https://203.0.113.7/big
       dmm-ebpf run --netns red -- iperf3 -s
+      dmm-ebpf run --user alice --policy policy.toml -- firefox
+      dmm-ebpf run --container web --policy p.toml -- curl http://203.0.113.7/
     """
+    from dmm_ebpf.cli import where
     from dmm_ebpf.instancename import check_name
 
     if instance is not None:
@@ -246,8 +210,11 @@ def run(
 
     ahead.begin()
     service = _service()
+    netns = where.netns("run a command", netns, container)
     raise typer.Exit(
-        service.run(service.RunOptions(argv=command, instance=instance, policy=policy, netns=netns))
+        service.run(
+            service.RunOptions(argv=command, instance=instance, policy=policy, netns=netns, user=user)
+        )
     )
 
 
@@ -287,94 +254,6 @@ def status(instance: AnyInstanceOption = None, as_json: JsonOption = False) -> N
     listing.finish()
 
 
-@policy_app.command("check")
-def policy_check(file: PolicyArgument, as_json: JsonOption = False) -> None:
-    """Read a policy and say what is wrong with it, or "ok"; nothing is attached or changed.
-
-    \b
-    Example:
-      dmm-ebpf policy check policy.toml && dmm-ebpf policy apply policy.toml
-    """
-    from dmm_ebpf.cli import actions
-
-    actions.policy_check(file, as_json=as_json)
-
-
-@policy_app.command("apply")
-def policy_apply(
-    file: PolicyArgument, instance: InstanceOption = "default", as_json: JsonOption = False
-) -> None:
-    """Put a policy in force, whole or not at all; established flows keep their stack.
-
-    \b
-    Example:
-      dmm-ebpf policy apply policy.toml --instance red
-    """
-    from dmm_ebpf.cli import actions
-
-    actions.policy_apply(file, instance, as_json=as_json)
-
-
-@policy_app.command("show")
-def policy_show(instance: OneInstanceOption = None, as_json: JsonOption = False) -> None:
-    """Print the policy in force as it was written.
-
-    \b
-    Example:
-      dmm-ebpf policy show > running.toml
-    """
-    from dmm_ebpf.cli import actions
-
-    actions.policy_show(instance, as_json=as_json)
-
-
-@route_app.command("get")
-def route_get(  # noqa: PLR0917 - typer calls it, by keyword
-    address: Annotated[
-        str, typer.Argument(metavar="ADDR[:PORT]", help="The peer; with a port, IPv6 as [ADDR]:PORT.")
-    ],
-    proto: Annotated[Proto, typer.Option("--proto", help="Protocol of the flow.")] = Proto.TCP,
-    cgroup: Annotated[
-        str | None, typer.Option("--cgroup", metavar="PATH", help="cgroup of the process.")
-    ] = None,
-    uid: Annotated[
-        str | None, typer.Option("--uid", metavar="UID", help="User of the process, number or name.")
-    ] = None,
-    comm: Annotated[str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")] = None,
-    mark: Annotated[
-        str | None, typer.Option("--mark", metavar="MARK", help="SO_MARK of the socket, 0x is hex.")
-    ] = None,
-    direction: Annotated[
-        Direction, typer.Option("--direction", help="listen: ADDR is a client's, PORT the one listened on.")
-    ] = Direction.CONNECT,
-    policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Ask this policy file, not an instance.")
-    ] = None,
-    instance: OneInstanceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell which stack a new flow would get, and the rule and the route that decide.
-
-    \b
-    Examples:
-      dmm-ebpf route get 203.0.113.7:443 --cgroup /shop.slice
-      dmm-ebpf route get [2001:db8::7]:443 --uid www-data --json
-      dmm-ebpf route get 203.0.113.7:80 --policy new.toml
-    """
-    from dmm_ebpf.cli import actions
-
-    query = actions.route_query(
-        address,
-        proto=proto.value,
-        cgroup=cgroup,
-        uid=uid,
-        comm=comm,
-        mark=mark,
-        direction=direction.value,
-    )
-    actions.route_get(query, policy=policy, instance=instance, as_json=as_json)
-
-
 @app.command()
 def flows(  # noqa: PLR0917 - typer calls it, by keyword
     instance: AnyInstanceOption = None,
@@ -382,13 +261,21 @@ def flows(  # noqa: PLR0917 - typer calls it, by keyword
         bool, typer.Option("--follow", "-f", help="Print events as they happen, until Ctrl-C.")
     ] = False,
     stack: Annotated[
-        str | None, typer.Option("--stack", metavar="NAME", help="Only flows on this stack.")
+        list[str] | None,
+        typer.Option(
+            "--stack", metavar="NAME", help="Only flows on this stack; may be given again, for more."
+        ),
     ] = None,
     comm: Annotated[
         str | None,
         typer.Option("--comm", metavar="PATTERN", help="Only of processes so named; * matches any."),
     ] = None,
     pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="Only of this process.")] = None,
+    cgroup: Annotated[
+        str | None, typer.Option("--cgroup", metavar="PATH", help="Only of this cgroup, and those below it.")
+    ] = None,
+    container: ContainerOption = None,
+    unit: UnitOption = None,
     dst: Annotated[
         str | None,
         typer.Option("--dst", metavar="PEER", help="Only to ADDR, PREFIX, either with :PORT, or :PORT."),
@@ -406,13 +293,15 @@ def flows(  # noqa: PLR0917 - typer calls it, by keyword
     \b
     Examples:
       dmm-ebpf flows --stack wan --state established
+      dmm-ebpf flows --container web
       dmm-ebpf flows --dst 203.0.113.0/24:443 --json | jq '.[].srtt_us'
       dmm-ebpf flows --follow --comm 'nginx*'
     """
     from dmm_ebpf.cli import actions
-    from dmm_ebpf.tui.flowfilter import FlowFilter
+    from dmm_ebpf.show.flowfilter import FlowFilter
 
-    wanted = FlowFilter.of(stack=stack, comm=comm, pid=pid, dst=dst, state=state)
+    where = actions.group_of("list flows", cgroup, container=container, unit=unit)
+    wanted = FlowFilter.of(stack=stack or (), comm=comm, pid=pid, cgroup=where, dst=dst, state=state)
     if follow:
         actions.follow(instance, wanted, iec=iec, as_json=as_json)
     else:
@@ -462,10 +351,13 @@ def hal(
     devices: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[DEVICE]...", help="All about these.  [default: a table of all]", autocompletion=_devices
+            metavar="[DEVICE]...",
+            help="All about these.  [default: a table of all]",
+            autocompletion=complete_devices,
         ),
     ] = None,
     netns: NetnsOption = None,
+    container: NetnsOfOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List network devices: what each can, which port of user stacks it is fit for, and why.
@@ -478,9 +370,9 @@ def hal(
       dmm-ebpf hal eth0
       dmm-ebpf hal --netns red --json | jq '.[] | {name, fit_for}'
     """
-    from dmm_ebpf.cli import hardware, output
+    from dmm_ebpf.cli import hardware, output, where
 
-    rows = hardware.listing(devices or (), netns)
+    rows = hardware.listing(devices or (), where.netns("list devices", netns, container))
     if as_json:
         output.print_json(rows)
         return

@@ -67,9 +67,10 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         names = client.instances() if self._instance is None else [self._instance]
-        if not names:
+        homeless = [] if names else client.homeless()
+        if not names and not homeless:
             note("no instance is attached; dmm-ebpf attach starts one")
-        for name in names:
+        for name in names or homeless:
             given = False
             try:
                 for row in _rows(self._method, name, self._offline):
@@ -81,7 +82,7 @@ class Rows:
                 if isinstance(exc, client.NotServingError):
                     note(f"instance {name}: {exc.why}; left out")
                     continue
-                if self._instance is not None or client.socket_path(name).parent.is_dir():
+                if self._instance is not None or homeless or client.socket_path(name).parent.is_dir():
                     self._error = self._error or exc
                 # Otherwise it was detached since the names were read.
 
@@ -126,14 +127,18 @@ def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
 
 
 def status(instance: str | None) -> Listing:
-    """status of instance or of all; `rd` says whether its Resource Director runs."""
+    """status of instance or of all; `rd` says whether its Resource Director runs, `nested` what rd.nested tells."""
+    from dmm_ebpf.rd.nested import nested
 
     def offline(name: str) -> list[Row]:
         from dmm_ebpf.rd import service
 
         return [{**service.offline_status(name), "rd": "dead"}]
 
-    return listing("status", instance, offline)
+    found = listing("status", instance, offline)
+    for row in found.rows:
+        row["nested"] = nested(row["instance"])
+    return found
 
 
 def stacks(instance: str | None) -> Listing:

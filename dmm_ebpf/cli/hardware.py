@@ -8,8 +8,6 @@ could tell is {"could_not_tell": reason}. Nothing is changed on the host, and no
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,24 +15,21 @@ from typing import Any
 
 from dmm_ebpf.cli.output import Row
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.hal import choice, genl, inway, nic, rss, sysfs
-from dmm_ebpf.hal.answer import Unknown
+from dmm_ebpf.hal import choice, genl, nic, rss, sysfs
+from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import bpf
+from dmm_ebpf.rd import portfacts
 
 COULD_NOT_TELL = "could_not_tell"
-_TCX = {"ingress": bpf.AttachType.TCX_INGRESS, "egress": bpf.AttachType.TCX_EGRESS}
 
 
 @dataclass(frozen=True)
 class _Host:
     """What is asked once for all devices."""
 
-    nics: dict[int, nic.Nic]
     ethtool: dict[int, genl.EthtoolAnswers]
-    xdp: dict[int, genl.XdpFeatures] | Unknown
-    qdiscs: list[inway.Qdisc] | Unknown
-    hooks: list[inway.NetdevHook] | Unknown
+    found: portfacts.Host
     rdma: tuple[sysfs.RdmaPort, ...] | Unknown
     served: frozenset[int]
 
@@ -51,11 +46,8 @@ def _rows(devices: Sequence[str]) -> list[Row]:
     everything = nic.list_nics()
     chosen = _chosen(everything, devices)
     host = _Host(
-        nics={one.ifindex: one for one in everything},
         ethtool=genl.ethtool_answers([one.ifindex for one in chosen]),
-        xdp=genl.xdp_features(),
-        qdiscs=inway.qdiscs(),
-        hooks=inway.netdev_hooks(),
+        found=portfacts.look(everything),
         rdma=sysfs.of_this_namespace(sysfs.rdma_ports, {one.name: one.ifindex for one in everything}),
         served=frozenset(one.ifindex for one in nic.serving_nics()),
     )
@@ -90,16 +82,15 @@ def told(value: Any) -> Any:
 
 def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> Row:
     ethtool = host.ethtool[one.ifindex]
-    xdp = _xdp(one, host.xdp)
-    facts = _facts(one, host, xdp)
+    xdp = portfacts.xdp_of(one, host.found)
+    facts = portfacts.facts(one, host.found)
     fit = choice.choose(facts)
-    now = choice.auto_now(facts, ethernet=one.ethernet)
     return {
         key: told(value)
         for key, value in {
             "name": one.name,
             "ifindex": one.ifindex,
-            "kind": _kind(one),
+            "kind": portfacts.kind_of(one),
             "driver": one.driver or None,
             "bus": f"{one.bus}/{one.bus_name}" if one.bus else None,
             "up": one.up,
@@ -117,7 +108,13 @@ def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> Row:
                 "hardware": xdp.hardware,
                 "attached": {"mode": one.xdp_mode, "id": one.xdp_prog_id} if one.has_xdp else None,
             },
-            "af_xdp": {"mode": _af_xdp(xdp), "zero_copy": xdp.zero_copy, "segments": xdp.zero_copy_segments},
+            "af_xdp": {
+                "mode": _af_xdp(xdp),
+                "zero_copy": xdp.zero_copy,
+                "segments": xdp.zero_copy_segments,
+                "metadata": bpf.xsk_metadata(),
+                "sums": _sums(xdp),
+            },
             "metadata": {"rx": xdp.rx_metadata, "tx": xdp.tx_metadata},
             "rdma": host.rdma
             if isinstance(host.rdma, Unknown)
@@ -128,21 +125,13 @@ def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> Row:
                 "tc_filters": facts.filters,
                 "nft_hooks": facts.hooks,
             },
-            "fit_for": {"port": fit.port.value, "why": fit.reasons},
-            "auto_now": {
-                "port": now.port.value,
-                "why": now.reasons,
+            "fit_for": {
+                "port": fit.port.value,
+                "why": fit.reasons,
                 "by_default": one.ifindex in host.served,
             },
         }.items()
     }
-
-
-def _kind(one: nic.Nic) -> str:
-    """As ip(8) calls it; TUN and TAP have one name there."""
-    if one.kind == "tun" and one.ethernet:
-        return "tap"
-    return one.kind or ("loopback" if one.loopback else "hardware" if one.bus else "other")
 
 
 def _queues(one: nic.Nic, channels: genl.Channels | Unknown | None) -> dict[str, int] | Unknown:
@@ -150,14 +139,6 @@ def _queues(one: nic.Nic, channels: genl.Channels | Unknown | None) -> dict[str,
         return channels
     most = (channels.rx_max, channels.tx_max) if channels else (one.rx_queues, one.tx_queues)
     return {"rx": one.rx_queues, "tx": one.tx_queues, "rx_max": most[0], "tx_max": most[1]}
-
-
-def _xdp(one: nic.Nic, found: dict[int, genl.XdpFeatures] | Unknown) -> genl.XdpFeatures:
-    if isinstance(found, Unknown):
-        features = genl.no_xdp_answer(found.why)
-        # That one runs there natively is told by the device itself, on any kernel.
-        return dataclasses.replace(features, native=True) if one.xdp_mode == "native" else features
-    return found.get(one.ifindex) or genl.no_xdp_answer("the kernel's netdev family does not list it")
 
 
 def _af_xdp(xdp: genl.XdpFeatures) -> str | Unknown:
@@ -171,82 +152,15 @@ def _af_xdp(xdp: genl.XdpFeatures) -> str | Unknown:
     return "zero-copy" if xdp.zero_copy else "copy"
 
 
-def _facts(one: nic.Nic, host: _Host, xdp: genl.XdpFeatures) -> choice.Facts:
-    master = host.nics.get(one.master)
-    return choice.Facts(
-        name=one.name,
-        driver=one.driver,
-        kind=_kind(one),
-        loopback=one.loopback,
-        own=one.name.startswith(nic.OWN_PREFIX),
-        master=master.name if master else "",
-        master_kind=master.kind if master else "",
-        mtu=one.mtu,
-        page=os.sysconf("SC_PAGE_SIZE"),
-        native_xdp=xdp.native,
-        zero_copy=xdp.zero_copy,
-        frags=xdp.frags,
-        foreign_xdp=_foreign_xdp(one),
-        qdisc=host.qdiscs if isinstance(host.qdiscs, Unknown) else inway.root_qdisc(host.qdiscs, one.ifindex),
-        filters=_filters(one, host.qdiscs),
-        hooks=host.hooks
-        if isinstance(host.hooks, Unknown)
-        else tuple(hook.what for hook in host.hooks if hook.on(one.name)),
-    )
-
-
-def _foreign_xdp(one: nic.Nic) -> str | Unknown:
-    """The program that is not ours, by name and id."""
-    if not one.has_xdp:
-        return ""
-    name = _program(one.xdp_prog_id)
-    if isinstance(name, Unknown):
-        return name
-    return "" if name.startswith(inway.OURS) else f"{name or 'without name'} (id {one.xdp_prog_id})"
-
-
-def _program(number: int) -> str | Unknown:
-    try:
-        fd = bpf.prog_by_id(number)
-    except OSError as exc:
-        if exc.errno == errno.EPERM:
-            return Unknown("CAP_SYS_ADMIN is needed to look at BPF programs")
-        return Unknown(f"BPF program {number}: {exc.strerror}")
-    try:
-        return bpf.prog_info(fd).name
-    finally:
-        os.close(fd)
-
-
-def _filters(one: nic.Nic, qdiscs: list[inway.Qdisc] | Unknown) -> tuple[str, ...] | Unknown:
-    """Those of tc(8) and those of BPF links (tcx), which tc does not list."""
-    classic = qdiscs if isinstance(qdiscs, Unknown) else inway.filters(qdiscs, one.ifindex)
-    links = _tcx(one.ifindex)
-    if isinstance(classic, Unknown):
-        return classic
-    return links if isinstance(links, Unknown) else (*classic, *links)
-
-
-def _tcx(index: int) -> tuple[str, ...] | Unknown:
-    found: list[str] = []
-    for direction, hook in _TCX.items():
-        try:
-            _, ids = bpf.prog_query(
-                index, hook
-            )  # the kernel reads an ifindex where a cgroup has its descriptor
-        except OSError as exc:
-            if exc.errno == errno.EINVAL:
-                return ()  # a kernel without tcx
-            if exc.errno == errno.EPERM:
-                return Unknown("CAP_NET_ADMIN is needed to list tcx programs")
-            return Unknown(f"tcx programs: {exc.strerror}")
-        for number in ids:
-            name = _program(number)
-            if not isinstance(name, str) or not name.startswith(inway.OURS):
-                found.append(
-                    f"{direction} tcx {name if isinstance(name, str) and name else f'program {number}'}"
-                )
-    return tuple(found)
+def _sums(xdp: genl.XdpFeatures) -> YesNo:
+    """Whether a stack leaves the checksums of what it sends by AF_XDP to the device (metadata): with zero-copy, to a
+    driver that has that. In copy mode the kernel would do it, but that costs no less than to sum while copying.
+    """
+    kernel = bpf.xsk_metadata()
+    if kernel is not True:
+        return kernel
+    mode = _af_xdp(xdp)
+    return mode if isinstance(mode, Unknown) else xdp.sums if mode == "zero-copy" else False
 
 
 def could_not_tell(row: Row) -> dict[str, list[str]]:

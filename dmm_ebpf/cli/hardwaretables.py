@@ -11,12 +11,9 @@ from typing import Any
 
 from dmm_ebpf.cli.hardware import COULD_NOT_TELL, could_not_tell
 from dmm_ebpf.cli.output import Column, Row, print_table
-from dmm_ebpf.tui import units
+from dmm_ebpf.show import units
 
 _WAYS = (("rx", "receive"), ("tx", "send"))
-_AUTO_NOW = (
-    'In this version io = "auto" takes AF_XDP wherever a driver has native XDP; io = "tap" is never refused.'
-)
 # What tells most of a NIC, by the features of ethtool that mean it.
 _OFFLOADS = {
     "TX checksum": ("tx-checksum-ip-generic", "tx-checksum-ipv4"),
@@ -111,7 +108,6 @@ def print_devices(rows: list[Row]) -> None:
     print()
     for row in rows:
         print(f"{units.clean(row['name'])}: {_fit(row)}")
-    _print_now(rows)
     for reason, names in _untold(rows).items():
         print(f"could not tell {names}: {units.clean(reason)}")
 
@@ -119,21 +115,6 @@ def print_devices(rows: list[Row]) -> None:
 def _fit(row: Row) -> str:
     port, why = row["fit_for"]["port"], units.clean("; ".join(row["fit_for"]["why"]))
     return f"not for user stacks: {why}" if port == "none" else f"fit for {port}: {why}"
-
-
-def _print_now(rows: list[Row]) -> None:
-    """Where what io = "auto" has today is not what the device is fit for."""
-    if all(row["auto_now"]["port"] == row["fit_for"]["port"] for row in rows):
-        return
-    print(_AUTO_NOW)
-    for row in rows:
-        if row["auto_now"]["port"] != row["fit_for"]["port"]:
-            print(f"{units.clean(row['name'])} now: {_now(row)}")
-
-
-def _now(row: Row) -> str:
-    port, why = row["auto_now"]["port"], units.clean("; ".join(row["auto_now"]["why"]))
-    return f"no user stack: {why}" if port == "none" else why
 
 
 def _untold(rows: list[Row]) -> dict[str, str]:
@@ -177,17 +158,15 @@ def print_device(row: Row) -> None:
         *((title, text) for title, text in _way(way)),
         ("fit for", _fit(row).removeprefix("fit for ")),
     ]
-    if row["auto_now"]["port"] != row["fit_for"]["port"]:
-        lines.append(("now", f"{_now(row)}"))
     lines.append(
         (
             "default",
-            "where a policy names no devices" if row["auto_now"]["by_default"] else "only where named",
+            "where a policy names no devices" if row["fit_for"]["by_default"] else "only where named",
         )
     )
     print(f"device {units.clean(row['name'])}")
     for title, text in lines:
-        print(f"  {title:<10}{text}".rstrip())
+        print(f"  {title:<11}{text}".rstrip())
     for reason, names in could_not_tell(row).items():
         print(
             f"  could not tell {', '.join(name.replace('_', ' ') for name in names)}: {units.clean(reason)}"
@@ -202,9 +181,11 @@ def _queues_long(queues: Row) -> str:
 def _af_xdp(af_xdp: Row) -> str:
     """Copy or not, and of how long packets."""
     segments, text = af_xdp["segments"], _shown(af_xdp["mode"], units.clean)
+    sums = f"metadata {_yes_no(af_xdp['metadata'])}, checksums left to it {_yes_no(af_xdp['sums'])}"
     if _unknown(segments) or not segments:
-        return text
-    return f"{text} of {'frames of one buffer alone' if segments == 1 else f'packets of up to {segments} buffers'}"
+        return f"{text}, {sums}"
+    of = "frames of one buffer alone" if segments == 1 else f"packets of up to {segments} buffers"
+    return f"{text} of {of}, {sums}"
 
 
 def _rdma_long(ports: Any) -> list[str]:

@@ -2,29 +2,32 @@
 """The entry point of dmm-ebpf: runs the command tree and turns every end into an exit code and at most one
 sentence.
 
-Exit codes: 0; a DmmError's own (2 usage and policy, 69 kernel feature, 75 conflict, 77 privilege, 1
-others); what the command of `run` returned; 130 after Ctrl-C; 141 when the reader of the output went
-away. A Python trace is only shown with DMM_DEBUG=1 in the environment.
+Exit codes are in docs/operations.md. A Python trace is only shown with DMM_DEBUG=1 in the environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
+import re
 import sys
 import traceback
 from typing import Any, NoReturn
 
 import typer
 
+from dmm_ebpf.cli import output
 from dmm_ebpf.cli.app import app
-from dmm_ebpf.errors import DmmError
+from dmm_ebpf.cli.start import EXIT_INTERRUPTED
+from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.show import units
 
 PROGRAM = "dmm-ebpf"
 COMPLETE_VARIABLE = "_DMM_EBPF_COMPLETE"
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_JSON_FLAG = re.compile(r"-[adf]*j[adf]*")  # alone, or with others that take no value
 
 # The base class of what is wrong with a command line: click's, or that of the copy that newer typers carry.
 # typer exports only this leaf of it.
@@ -60,12 +63,16 @@ def _open_standard_streams() -> None:
     os.close(fd)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may be any bytes
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _guarded(args: list[str] | None) -> int:
     if COMPLETE_VARIABLE in os.environ:
         typer.main.get_command(app).main(args, prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE)
     words = list(sys.argv[1:] if args is None else args)
+    output.begin()
     command = _command_tree(words)
     try:
         # Not main(): that would end the process by itself on a broken pipe.
@@ -77,8 +84,16 @@ def _guarded(args: list[str] | None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except Exception as exc:
-        code = _failed(exc)
+        code = _failed(exc, as_json=_wants_json(words))
     return code
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Also of a command line that is wrong. What follows the command of `run` is not ours."""
+    if words[:1] == ["run"]:
+        return False
+    ours = words[: words.index("--")] if "--" in words else words
+    return any(word == "--json" or _JSON_FLAG.fullmatch(word) for word in ours)
 
 
 def _command_tree(words: list[str]) -> Any:
@@ -92,44 +107,57 @@ def _command_tree(words: list[str]) -> Any:
     return typer.main.get_command(part)
 
 
-def _failed(exc: Exception) -> int:
+def _failed(exc: Exception, *, as_json: bool) -> int:
     """Say what went wrong. Returns the exit code."""
-    if isinstance(exc, DmmError):
-        return _complain(str(exc), exc.exit_code)
-    if isinstance(exc, _ClickError):
-        return _usage(exc)
     if isinstance(exc, BrokenPipeError):
         return _output_failed(exc)
+    if type(exc).__name__ == "NoArgsIsHelpError" and (context := getattr(exc, "ctx", None)) is not None:
+        print(context.get_help(), file=sys.stderr)
+        return 2
+    error = _as_ours(exc)
+    if as_json and not output.json_was_printed():
+        output.print_json({"error": output.error_json(error)})
+    code = _complain(str(error), error.exit_code)
+    for other in error.others if isinstance(error, PolicyError) else ():
+        _say(str(other))
+    return code
+
+
+def _as_ours(exc: Exception) -> DmmError:
+    """Any failure as one with a sentence and an exit code."""
+    if isinstance(exc, DmmError):
+        return exc
+    if isinstance(exc, _ClickError):
+        return _usage(exc)
+    where = f" ({exc.filename})" if isinstance(exc, OSError) and exc.filename else ""
     if isinstance(exc, PermissionError):
-        where = f" ({exc.filename})" if exc.filename else ""
-        hint = "; run it as root" if os.geteuid() else ""
-        return _complain(f"cannot do that: {exc.strerror}{where}{hint}", 77)
+        hint = "run it as root" if os.geteuid() else ""
+        return PrivilegeError("do that", why=f"{exc.strerror}{where}", hint=hint)
     hint = "DMM_DEBUG=1 in the environment shows the trace"
     if isinstance(exc, OSError) and exc.strerror:
-        where = f" ({exc.filename})" if exc.filename else ""
-        return _complain(f"cannot go on: {exc.strerror}{where}; {hint}", 1)
-    return _complain(f"cannot go on: {type(exc).__name__}: {exc}; this is a bug, {hint}", 1)
+        return DmmError("go on", why=f"{exc.strerror}{where}", hint=hint)
+    return DmmError("go on", why=f"{type(exc).__name__}: {exc}", hint=f"this is a bug, {hint}")
 
 
 def _complain(sentence: str, code: int) -> int:
     """One line on standard error, and the trace for who asked for it. Returns code."""
     if os.environ.get("DMM_DEBUG") == "1":
         traceback.print_exc()
-    line = " ".join(sentence.split())
-    print(f"{PROGRAM}: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    _say(sentence)
     return code
 
 
-def _usage(exc: Exception) -> int:
-    """What click says of a command line, as one of our sentences; the help when nothing was said."""
+def _say(sentence: str) -> None:
+    output.note(units.clean(" ".join(sentence.split())))
+
+
+def _usage(exc: Exception) -> UsageError:
+    """What click says of a command line, as one of our sentences."""
     context = getattr(exc, "ctx", None)
-    if type(exc).__name__ == "NoArgsIsHelpError" and context is not None:
-        print(context.get_help(), file=sys.stderr)
-        return 2
     path = context.command_path if context is not None else PROGRAM
     reason = exc.format_message() if hasattr(exc, "format_message") else str(exc)
     reason = " ".join(reason.split()).rstrip(".")
-    return _complain(f"cannot take this command line: {reason}; see {path} --help", 2)
+    return UsageError("take this command line", why=reason, hint=f"see {path} --help")
 
 
 def _output_failed(exc: OSError) -> int:

@@ -2,9 +2,9 @@
 """What goes to standard output: JSON, and tables that suit where they go.
 
 On a terminal a table is coloured (unless NO_COLOR is set) and fits the width: the least telling columns
-go first, then the widest texts are cut. Into a pipe or a file it is plain text with every column whole
-and no control sequences. Notes and errors go to standard error, so that standard output holds the answer
-alone.
+go first, which is said, then the widest texts are cut, which an ellipsis shows; an address never is.
+Into a pipe or a file it is plain text with every column whole and no control sequences. Notes and errors
+go to standard error, so that standard output holds the answer alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmm_ebpf.tui import units
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.show import units
 
 Row = dict[str, Any]
 _GAP = 2
@@ -35,14 +36,50 @@ class Column:
     cut: Callable[[str, int], str] = units.shorten  # in this way
 
 
+class _Answered:
+    """Whether JSON has gone to standard output: an answer is one document."""
+
+    yet = False
+
+
+def begin() -> None:
+    """A command begins: nothing of its answer is printed."""
+    _Answered.yet = False
+
+
+def json_was_printed() -> bool:
+    """Whether the command has printed JSON."""
+    return _Answered.yet
+
+
 def note(text: str) -> None:
     """One line for the person at the terminal, on standard error."""
-    print(f"dmm-ebpf: {text}", file=sys.stderr)
+    print(f"dmm-ebpf: {units.readable(text)}", file=sys.stderr)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON that any parser takes: half a surrogate pair, as names with bytes that are no UTF-8 have, is not Unicode."""
+    text = json.dumps(value, indent=indent)
+    return json.dumps(_readable(value), indent=indent) if "\\udc" in text else text
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return units.readable(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(one) for key, one in value.items()}
+    return [_readable(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def error_json(error: DmmError) -> Row:
+    """An error as every command's JSON has it."""
+    return {**error.to_wire(), "message": str(error)}
 
 
 def print_json(value: Any) -> None:
     """value as JSON: indented for a person, on one line for a program."""
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+    _Answered.yet = True
+    print(_json(value, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_json_rows(rows: Iterable[Row]) -> None:
@@ -52,14 +89,16 @@ def print_json_rows(rows: Iterable[Row]) -> None:
         return
     between = "["
     for row in rows:
-        sys.stdout.write(between + json.dumps(row))
+        _Answered.yet = True
+        sys.stdout.write(between + _json(row))
         between = ", "
+    _Answered.yet = True
     print("]" if between == ", " else "[]")
 
 
 def print_json_line(value: Any) -> None:
     """value as one line of JSON, at once: for streams."""
-    print(json.dumps(value), flush=True)
+    print(_json(value), flush=True)
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Row], indent: str = "") -> None:
@@ -130,10 +169,15 @@ def _print_terminal(
     from rich.text import Text
 
     console = Console(width=width, highlight=False)
-    _widths, lines = layout(columns, cells, width - len(indent))
-    console.print(Text(indent + lines[0], style="bold"), no_wrap=True, crop=True)
+    widths, lines = layout(columns, cells, width - len(indent))
+    # What does not fit even so is for the terminal to wrap: nothing is lost.
+    console.print(Text(indent + lines[0], style="bold"), soft_wrap=True)
     for line in lines[1:]:
-        console.print(_coloured(Text(indent + line)), no_wrap=True, crop=True)
+        console.print(_coloured(Text(indent + line)), soft_wrap=True)
+    left_out = [column.title for column, w in zip(columns, widths, strict=True) if not w]
+    if left_out:
+        sys.stdout.flush()
+        note(f"{width} columns have no room for {', '.join(left_out)}; a wider terminal or a pipe has")
 
 
 def _coloured(line: Any) -> Any:

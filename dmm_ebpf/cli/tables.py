@@ -11,7 +11,10 @@ import time
 from typing import Any
 
 from dmm_ebpf.cli.output import Column, Row, print_table
-from dmm_ebpf.tui import units
+from dmm_ebpf.rd.nested import nested_text
+from dmm_ebpf.show import units
+
+_DIRECTIONS = {"connect": "out", "listen": "in", "forward": "fwd"}
 
 
 def _text(key: str) -> Any:
@@ -28,10 +31,12 @@ def count(row: Row, key: str) -> str:
 
 
 def stack_text(flow: Row) -> str:
-    """The stack that serves, and the one the route named where that is another, with why: kernel (for wan: full)."""
+    """The stack that serves, and the one the route named where that is another, with why: kernel (for wan: full).
+    kernel (attach): it was open before the attach.
+    """
     stack, wanted, why = flow.get("stack"), flow.get("wanted"), flow.get("why")
     if wanted in (None, stack):
-        return units.clean(stack)
+        return f"{units.clean(stack)} ({units.clean(why)})" if why else units.clean(stack)
     return f"{units.clean(stack)} (for {units.clean(wanted)}{f': {units.clean(why)}' if why else ''})"
 
 
@@ -41,6 +46,13 @@ def _instance_column(rows: list[Row]) -> list[Column]:
     return [Column("INSTANCE", _text("instance"))] if several else []
 
 
+def _who(row: Row) -> str:
+    """The process; of what the host only forwards, the device by which it came in."""
+    if row.get("kind") == "forwarded":
+        return f"by {row.get('in_interface') or 'a device that is gone'}"
+    return units.process(row.get("comm"), row.get("pid"))
+
+
 def print_flows(rows: list[Row], *, iec: bool) -> None:
     """The table of `dmm-ebpf flows`."""
     print_table(
@@ -48,20 +60,13 @@ def print_flows(rows: list[Row], *, iec: bool) -> None:
             *_instance_column(rows),
             Column("STATE", lambda r: units.state(r.get("state"))),
             Column("LOCAL", lambda r: units.endpoint(r.get("src"), r.get("sport")), rank=4),
-            Column(
-                "DIR", lambda r: {"connect": "out", "listen": "in"}.get(str(r.get("direction")), "-"), rank=7
-            ),
-            Column(
-                "PEER",
-                lambda r: units.endpoint(r.get("dst"), r.get("dport")),
-                flex=True,
-                cut=units.shorten_middle,
-            ),
+            Column("DIR", lambda r: _DIRECTIONS.get(str(r.get("direction")), "-"), rank=7),
+            Column("PEER", lambda r: units.endpoint(r.get("dst"), r.get("dport"))),
             Column("STACK", stack_text),
             Column("TABLE", _text("table"), rank=6, flex=True),
             Column("RULE", _text("rule"), rank=5, flex=True),
             Column("ROUTE", _text("route"), flex=True),
-            Column("PROCESS", lambda r: units.process(r.get("comm"), r.get("pid")), flex=True),
+            Column("PROCESS", _who, flex=True),
             Column("SENT", lambda r: units.size(r.get("bytes_sent"), iec=iec), right=True, rank=1),
             Column("RECV", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True, rank=1),
             Column("SRTT", lambda r: units.duration_us(r.get("srtt_us")), right=True, rank=2),
@@ -89,6 +94,13 @@ def print_listeners(rows: list[Row]) -> None:
     )
 
 
+def _io(row: Row) -> str:
+    """The port; for AF_XDP how it works on each NIC, said once where all are the same."""
+    modes = sorted(set(map(str, (row.get("xdp") or {}).values())))
+    port = str(row.get("port") or row.get("io") or "")
+    return units.clean(f"{port} ({'; '.join(modes)})" if modes else port)
+
+
 def print_stacks(rows: list[Row], indent: str = "") -> None:
     """The table of `dmm-ebpf stacks`; below, the processes of stacks that have several, and why one does not serve."""
     print_table(
@@ -102,7 +114,7 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
             Column("PID", _number("pid"), right=True, rank=1),
             Column("TRANSPORT", _text("transport"), rank=3),
             Column("CONGESTION", _text("congestion"), rank=2),
-            Column("IO", lambda r: units.clean(str(r.get("port") or r.get("io") or "")), rank=4),
+            Column("IO", _io, rank=4),
             Column("NICS", lambda r: units.clean(",".join(map(str, r.get("nics") or ()))), rank=5),
             Column("FALLBACK", _text("fallback"), rank=6),
             Column("RESTARTS", _number("restarts"), right=True, rank=7),
@@ -117,7 +129,19 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
         if row.get("reason"):
             name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
             print(f"{indent}{name} is {state}: {reason}")
+        _say_ports(row, indent)
         _say_unlimited(row, indent)
+
+
+def _say_ports(row: Row, indent: str) -> None:
+    """Where the policy leaves the choice: the port of each NIC, and why."""
+    if row.get("io") != "auto":
+        return
+    for port in row.get("ports") or ():
+        name, nic, by, why = (
+            units.clean(v) for v in (row.get("name"), port["nic"], port["port"], port["why"])
+        )
+        print(f"{indent}{name} on {nic} by {by}: {why}")
 
 
 def _say_unlimited(row: Row, indent: str) -> None:
@@ -185,6 +209,7 @@ def print_status(status: Row) -> None:
     policy = status.get("policy")
     lines = [
         ("director", director),
+        *([("PROBLEM", units.clean(status["problem"]))] if status.get("problem") else []),
         ("cgroup", units.clean(status.get("cgroup"))),
         ("netns", units.clean(status.get("netns"))),
         ("policy", f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none"),
@@ -193,6 +218,9 @@ def print_status(status: Row) -> None:
         ("flows", f"{_number('flows')(status)} open, {count(status, 'listeners')}"),
         *(("nic", _nic_text(nic)) for nic in status.get("nics") or ()),
         *(("MISSING", _missing_text(entry)) for entry in status.get("missing") or ()),
+        *(("pending", pending_text(entry)) for entry in status.get("pending") or ()),
+        *(("NESTED", units.clean(nested_text(entry))) for entry in status.get("nested") or ()),
+        *(("NOT SERVED", units.clean(why)) for why in (status.get("earlier"),) if why),
         ("counters", _counters_text(status.get("counters") or {})),
     ]
     print(f"instance {units.clean(status.get('instance'))}")
@@ -218,6 +246,11 @@ def _missing_text(entry: Row) -> str:
     return f"{units.clean(entry.get('what'))}: {units.clean(entry.get('why'))} ({_since(entry)})"
 
 
+def pending_text(entry: Row) -> str:
+    """A rule that waits for its cgroup."""
+    return f"rule {units.clean(entry.get('rule'))}: waits for the cgroup {units.clean(entry.get('cgroup'))}"
+
+
 def _since(entry: Row) -> str:
     return time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(float(entry.get("since") or 0)))
 
@@ -232,16 +265,33 @@ def _counters_text(counters: Row) -> str:
     return ", ".join(told) or "all zero"
 
 
+# What route_get's "why" means, behind the stack that serves; {wanted}: the one that the route names.
+_WHY_NOT = {
+    "down": " (fallback: {wanted} is down or full)",
+    "udp": " ({wanted} carries TCP alone)",
+    "loopback": " ({wanted} carries nothing that stays on this host)",
+    "forwarded": " ({wanted} is for sockets, and what is only forwarded has none here)",
+    "link-local": " ({wanted} carries nothing to link-local addresses)",
+    "listener": " ({wanted} refuses no connection that a client opens)",
+    "outside": " (it is outside {attached}, to which the instance is attached)",
+}
+
+
 def print_route(answer: Row, asked: str) -> None:
     """The answer of `route get`, in the manner of ip-route(8)."""
-    wanted = answer.get("wanted")
-    fallback = (
-        f" (fallback: {units.clean(wanted)} is down)" if wanted not in (None, answer.get("stack")) else ""
-    )
+    names = {key: units.clean(answer.get(key)) for key in ("wanted", "attached")}
+    why = _WHY_NOT.get(str(answer.get("why")), "").format(**names)
     print(
-        f"{asked} stack {units.clean(answer.get('stack'))}{fallback} table {units.clean(answer.get('table'))}"
+        f"{asked} stack {units.clean(answer.get('stack'))}{why} table {units.clean(answer.get('table'))}"
         f"\n    rule {units.clean(answer.get('rule'))}\n    route {units.clean(answer.get('route'))}"
     )
+    for key, value in (answer.get("assumed") or {}).items():
+        print(f"    for a process in {units.clean(value)} itself; --{key} names another {key}")
+    for entry in answer.get("unasked") or ():
+        needs = " and ".join(
+            f"--{key.replace('_', '-')}" if key != "netns" else key for key in entry["needs"]
+        )
+        print(f"    rule {units.clean(entry['rule'])} comes before, and may match: it asks for {needs}")
 
 
 def event_line(event: Row, *, iec: bool) -> str:
@@ -268,4 +318,6 @@ def event_line(event: Row, *, iec: bool) -> str:
     if kind == "close":
         sent, received = event.get("bytes_sent"), event.get("bytes_received")
         line += f" sent {units.size(sent, iec=iec)} received {units.size(received, iec=iec)}"
+        if event.get("reason"):
+            line += f" reason {units.clean(event['reason'])}"
     return line

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import NotAttachedError, PrivilegeError, from_wire
+from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError, from_wire
 from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.rd import rundir
 
@@ -44,6 +44,18 @@ def instances() -> list[str]:
     except PermissionError as exc:
         raise _not_permitted("list the instances") from exc
     return [name for name in names if is_name(name)]
+
+
+def homeless() -> list[str]:
+    """Names of instances that somebody took the run directory from: their programs are attached, and nobody can be
+    asked. Sorted; empty for who may not look.
+    """
+    from dmm_ebpf import loader
+
+    try:
+        return sorted(set(loader.instances()) - set(instances()))
+    except DmmError:
+        return []
 
 
 def _not_permitted(what: str) -> PrivilegeError:
@@ -99,7 +111,7 @@ class Client(Closing):
 
     def _exchange(self, method: str, params: Message) -> Iterator[Message]:
         """The pages that answer a request, if any, and the reply."""
-        what = f"ask instance {self.instance} for {method}"
+        what = f"ask instance {self.instance} for {method.replace('_', ' ')}"
         if self._connection is None:
             self._connection = _connect(self.instance, what, self._timeout_s)
         self._number += 1
@@ -209,11 +221,7 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
     if isinstance(exc, PermissionError):
         return _not_permitted(what)
     if isinstance(exc, FileNotFoundError) and not (rundir.ROOT / instance).is_dir():
-        return NotAttachedError(
-            what,
-            why="there is no such instance",
-            hint="dmm-ebpf attach starts one, dmm-ebpf status lists them",
-        )
+        return _absent(what, instance)
     if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
         if rundir.RunDir(instance).is_locked():
             return NotServingError(
@@ -228,6 +236,20 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
     if isinstance(exc, TimeoutError | BlockingIOError):  # EAGAIN: more than it has taken are waiting
         return _silent(what, instance)
     return NotAttachedError(what, why=exc.strerror or str(exc))
+
+
+def _absent(what: str, instance: str) -> NotAttachedError:
+    if instance in homeless():
+        return NotAttachedError(
+            what,
+            why=f"its run directory {rundir.ROOT / instance} is gone, though its programs are attached",
+            hint=f"take them away with dmm-ebpf detach --instance {instance}, and attach it again",
+        )
+    return NotAttachedError(
+        what,
+        why="there is no such instance",
+        hint="dmm-ebpf attach starts one, dmm-ebpf status lists them",
+    )
 
 
 def _silent(what: str, instance: str) -> NotAttachedError:

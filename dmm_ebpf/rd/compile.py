@@ -14,21 +14,25 @@ this port" is already worked out. Equal port sets are stored once.
 from __future__ import annotations
 
 import bisect
+import errno
+import ipaddress
+import socket
 import sys
 from array import array
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.locate import describe
-from dmm_ebpf.rd.model import KernelStack, Policy, Rule, UserStack
+from dmm_ebpf.rd.model import KernelStack, Policy, RejectStack, Rule, UserStack
 from dmm_ebpf.rd.portsets import MISS, Layer, PortSet, paint, trie_entries
 from dmm_ebpf.rd.routes import Match, RouteTable, port_rank, prefix_key, route_text
-from dmm_ebpf.rd.values import PORT_MAX, TCP, UDP
+from dmm_ebpf.rd.usual import LINUX, Usual
+from dmm_ebpf.rd.values import PORT_MAX, TCP, UDP, Prefix
 
 CgroupLookup = Callable[[str], tuple[int, int]]
 NetnsLookup = Callable[[str], int]
@@ -91,13 +95,17 @@ class Labels:
 class Compiled:
     """One policy as map contents, for either half. Drop it once applied; keep labels and cgroups.
 
-    rules are struct dmm_rule in order; stacks map a number to struct dmm_stack; head is struct dmm_policy_head.
+    rules are struct dmm_rule in order, forwards struct dmm_forward; by_device are the patterns of the names of the
+    devices that each of forwards holds for, None: all. stacks map a number to struct dmm_stack; head is struct
+    dmm_policy_head.
     cgroups maps each cgroup that a rule names to its id: a cgroup that is deleted and made again has a new id,
     and the policy must then be compiled again.
     """
 
     head: bytes
     rules: tuple[bytes, ...]
+    forwards: tuple[bytes, ...]
+    by_device: tuple[tuple[str, ...] | None, ...]
     stacks: Mapping[int, bytes]
     routes4: Entries
     routes6: Entries
@@ -126,6 +134,7 @@ def compile_policy(
     *,
     netns_lookup: NetnsLookup | None = None,
     congestion_controls: Collection[str] | None = None,
+    usual: Usual = LINUX,
     busy_stacks: Collection[int] = (),
 ) -> Compiled:
     """The map contents of policy.
@@ -135,19 +144,30 @@ def compile_policy(
     there is none.
     netns_lookup: name → network namespace cookie, with the same errors; needed by rules with netns.
     congestion_controls: what net.ipv4.tcp_available_congestion_control lists; None: not checked.
+    usual: what the host's sockets have while their programs choose nothing.
     busy_stacks: stack numbers that open flows still have.
     Raises PolicyError with the place.
     """
     ids.assign(policy.stacks, policy.tables, busy_stacks)
     host = _Host(policy, cgroup_lookup, netns_lookup)
     rules = tuple(host.rule(index, rule, ids) for index, rule in enumerate(policy.rules))
-    stacks = _StackPacker(policy, ids, congestion_controls)
+    stacks = _StackPacker(policy, ids, congestion_controls, usual)
     routes = _RouteCompiler(ids)
     for table, base in zip(policy.tables.values(), route_bases(policy), strict=True):
         routes.add_table(table, base)
+    forwards, by_device = _forwards(policy.rules, ids)
+    head = abi.new(
+        "dmm_policy_head",
+        n_rules=len(rules),
+        n_routes=policy.n_routes,
+        rejects=_rejects(policy),
+        n_forwards=len(forwards),
+    )
     return Compiled(
-        head=abi.pack(abi.new("dmm_policy_head", n_rules=len(rules), n_routes=policy.n_routes)),
+        head=abi.pack(head),
         rules=rules,
+        forwards=forwards,
+        by_device=by_device,
         stacks=stacks.all(),
         routes4=routes.entries(4),
         routes6=routes.entries(6),
@@ -155,6 +175,45 @@ def compile_policy(
         cgroups=host.cgroups,
         labels=Labels(policy, ids),
     )
+
+
+def _rejects(policy: Policy) -> bool:
+    """Whether a route names a stack that refuses."""
+    return any(isinstance(policy.stacks[name], RejectStack) for name in policy.routed_stacks())
+
+
+def _forwards(
+    rules: Sequence[Rule], ids: IdSpace
+) -> tuple[tuple[bytes, ...], tuple[tuple[str, ...] | None, ...]]:
+    """struct dmm_forward of each rule and source, and the devices that it holds for."""
+    made: list[bytes] = []
+    by_device: list[tuple[str, ...] | None] = []
+    for number, rule in enumerate(rules, 1):
+        if not rule.forwards:
+            continue
+        for source in rule.sources or (None,):
+            address, length, family = _source(source)
+            out = abi.new(
+                "dmm_forward",
+                source=address,
+                prefixlen=length,
+                family=family,
+                table=ids.table(rule.table),
+                rule=number,
+                named=rule.in_interface is not None,
+            )
+            made.append(abi.pack(out))
+            by_device.append(rule.in_interface)
+    return tuple(made), tuple(by_device)
+
+
+def _source(prefix: Prefix | None) -> tuple[bytes, int, int]:
+    """source, prefixlen and family of struct dmm_forward."""
+    if prefix is None:
+        return bytes(16), 0, 0
+    if prefix.family == 4:
+        return abi.addr16(ipaddress.IPv4Address(prefix.addr)), 96 + prefix.length, socket.AF_INET
+    return prefix.addr.to_bytes(16, "big"), prefix.length, socket.AF_INET6
 
 
 def route_bases(policy: Policy) -> list[int]:
@@ -233,10 +292,12 @@ class _StackPacker:
         policy: Policy,
         ids: IdSpace,
         congestion_controls: Collection[str] | None,
+        usual: Usual,
     ) -> None:
         self.policy = policy
         self.ids = ids
         self.congestion_controls = congestion_controls
+        self.usual = usual
 
     def all(self) -> dict[int, bytes]:
         routed = set(self.policy.routed_stacks())
@@ -244,22 +305,26 @@ class _StackPacker:
         for name, stack in self.policy.stacks.items():
             if isinstance(stack, KernelStack):
                 out[self.ids.stack(name)] = self._kernel(name, stack)
-            elif not isinstance(stack, UserStack):
-                out[self.ids.stack(name)] = abi.pack(abi.new("dmm_stack", kind=C.DMM_STACK_REJECT))
+            elif isinstance(stack, RejectStack):
+                refusal = getattr(errno, stack.errno)
+                out[self.ids.stack(name)] = abi.pack(
+                    abi.new("dmm_stack", kind=C.DMM_STACK_REJECT, refusal=refusal)
+                )
             elif name in routed:
                 out[self.ids.stack(name)] = self._user(stack)
         return out
 
     def _user(self, stack: UserStack) -> bytes:
-        return abi.pack(
-            abi.new(
-                "dmm_stack",
-                kind=C.DMM_STACK_USER,
-                flags=C.DMM_SET_CONGESTION,
-                fallback=self.ids.stack(stack.fallback),
-                congestion=INNER_CONGESTION,
-            )
+        out = abi.new(
+            "dmm_stack",
+            kind=C.DMM_STACK_USER,
+            flags=C.DMM_SET_CONGESTION,
+            fallback=self.ids.stack(stack.fallback),
+            congestion=INNER_CONGESTION,
+            usual=self.usual.congestion.encode(),
         )
+        self._patience(out, stack)
+        return abi.pack(out)
 
     def _kernel(self, name: str, stack: KernelStack) -> bytes:
         out = abi.new("dmm_stack", kind=C.DMM_STACK_KERNEL)
@@ -279,7 +344,22 @@ class _StackPacker:
         if stack.priority is not None:
             out.flags |= C.DMM_SET_PRIORITY
             out.priority = stack.priority
+        self._patience(out, stack)
         return abi.pack(out)
+
+    def _patience(self, out: Any, stack: KernelStack | UserStack) -> None:
+        wanted, usual = out.patience, out.usual_patience
+        if stack.user_timeout_ms is not None:
+            out.flags |= C.DMM_SET_USER_TIMEOUT
+            wanted.user_timeout_ms = stack.user_timeout_ms
+        if stack.keepalive:
+            out.flags |= C.DMM_SET_KEEPALIVE
+            wanted.keepalive_time_s = stack.keepalive_time_s or 0
+            wanted.keepalive_intvl_s = stack.keepalive_intvl_s or 0
+            wanted.keepalive_probes = stack.keepalive_probes or 0
+        usual.keepalive_time_s = self.usual.keepalive_time_s
+        usual.keepalive_intvl_s = self.usual.keepalive_intvl_s
+        usual.keepalive_probes = self.usual.keepalive_probes
 
     def _check_congestion(self, name: str, congestion: str) -> None:
         known = self.congestion_controls

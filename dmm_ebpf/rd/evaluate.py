@@ -5,30 +5,44 @@ Owns route_get(), the answer of `dmm-ebpf route get`. It is written to be read: 
 route of a table as docs/policy.md tells, with no index and nothing shared with compile.py, so that the tests can hold
 the compiled maps against it. A million routes take it well under a second.
 
-A fact that the query does not give (None) matches no rule that asks for it.
+A fact that the query does not give (None) matches no rule that asks for it; the verdict tells of such rules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.rd.model import KERNEL, Policy, RejectStack, Rule, UserStack
 from dmm_ebpf.rd.routes import Match, RouteTable
-from dmm_ebpf.rd.values import TCP, ValueRefusedError, parse_address, parse_protocol, shown
+from dmm_ebpf.rd.values import (
+    TCP,
+    Prefix,
+    ValueRefusedError,
+    is_named,
+    parse_address,
+    parse_protocol,
+    shown,
+)
 
 Kind = TypeVar("Kind", str, int)
-DIRECTIONS = {"connect": C.DMM_DIR_CONNECT, "listen": C.DMM_DIR_LISTEN}
+DIRECTIONS = {
+    "connect": C.DMM_DIR_CONNECT,
+    "listen": C.DMM_DIR_LISTEN,
+    "forward": C.DMM_DIR_FORWARD,
+}
 
 
 @dataclass(frozen=True)
 class Query:
     """A flow as rules and routes see it.
 
-    addr is the peer's address, in both directions. port is the peer's for connect, the local one for listen; 0, or
+    addr is the peer's address, in both directions; with forward it is the destination, and source and in_interface say
+    who opens the flow and by which device it comes in, before any translation.
+    port is the peer's for connect, the local one for listen; 0, or
     none given, meets only routes without ports. cgroup is a path below the cgroup v2 mount.
     """
 
@@ -40,6 +54,8 @@ class Query:
     comm: str | None = None
     mark: int | None = None
     netns: str | None = None
+    source: str | None = None
+    in_interface: str | None = None
     direction: int = C.DMM_DIR_CONNECT
 
     @classmethod
@@ -51,6 +67,9 @@ class Query:
                 raise ValueRefusedError("addr is missing")
             proto = parse_protocol((_param(params, "proto", str) or "tcp").lower()) or TCP
             parse_address(addr)
+            source = _param(params, "source", str)
+            if source is not None:
+                parse_address(source)
             direction = _param(params, "direction", str) or "connect"
             if direction not in DIRECTIONS:
                 raise ValueRefusedError(f"direction {shown(direction)} is unknown")
@@ -63,6 +82,8 @@ class Query:
                 comm=_param(params, "comm", str),
                 mark=_number(params, "mark", 0xFFFFFFFF),
                 netns=_param(params, "netns", str),
+                source=source,
+                in_interface=_param(params, "in_interface", str),
                 direction=DIRECTIONS[direction],
             )
         except ValueRefusedError as error:
@@ -88,7 +109,9 @@ def _number(params: Mapping[str, Any], name: str, most: int) -> int | None:
 class Verdict:
     """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a route for it.
 
-    wanted is the stack that the route names; stack is the one that serves if wanted is up (see served_stack()).
+    wanted is the stack that the route names; stack is the one that serves if wanted is up. why: where that is
+    another, one of the texts of why_not(). unasked: rules that come before and may match, by what they ask for and the
+    query does not say: (the rule's text, names of Query's fields).
     """
 
     stack: str
@@ -97,6 +120,8 @@ class Verdict:
     rule: int = 0
     rule_text: str | None = None
     route: str | None = None
+    why: str | None = None
+    unasked: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; rule is its text, rule_number its number."""
@@ -107,6 +132,8 @@ class Verdict:
             "rule": self.rule_text,
             "rule_number": self.rule,
             "route": self.route,
+            "why": self.why,
+            "unasked": [{"rule": rule, "needs": list(needs)} for rule, needs in self.unasked],
         }
 
 
@@ -121,38 +148,53 @@ def route_get(policy: Policy, query: Query) -> Verdict:
         family, addr = parse_address(query.addr)
     except ValueRefusedError as error:
         raise UsageError("ask for a route", why=error.why, hint=error.hint) from None
+    unasked: list[tuple[str, tuple[str, ...]]] = []
     for number, rule in enumerate(policy.rules, 1):
+        if needs := lacking(rule, query):
+            unasked.append((policy.rule_text(number - 1), needs))
         if not rule_matches(rule, query):
             continue
         table = policy.tables[rule.table]
         index = find_route(table, family, addr, query.proto, query.port)
         if index is not None:
             route = table[index]
+            why = why_not(policy, query, route.stack)
             return Verdict(
-                stack=served_stack(policy, query, route.stack),
+                stack=KERNEL if why else route.stack,
                 wanted=route.stack,
                 table=rule.table,
                 rule=number,
                 rule_text=policy.rule_text(number - 1),
                 route=route.text(),
+                why=why,
+                unasked=tuple(unasked),
             )
         if query.direction == C.DMM_DIR_LISTEN:
-            return Verdict(KERNEL, KERNEL, rule.table, number, policy.rule_text(number - 1))
-    return Verdict(KERNEL, KERNEL)
+            text = policy.rule_text(number - 1)
+            return Verdict(KERNEL, KERNEL, rule.table, number, text, unasked=tuple(unasked))
+    return Verdict(KERNEL, KERNEL, unasked=tuple(unasked))
 
 
-def served_stack(policy: Policy, query: Query, wanted: str) -> str:
-    """The stack that serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h have it.
+def why_not(policy: Policy, query: Query, wanted: str) -> str | None:
+    """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h have it: "udp",
+    "loopback", "link-local", "listener" or "forwarded"; None: wanted may serve it.
 
     A user stack carries TCP to other hosts; UDP, and what stays on this host, is the kernel's as if there were no
-    policy. A rejecting stack refuses connect(); a connection that a client has opened is the kernel's.
+    policy. A rejecting stack refuses connect(); a connection that a client has opened is the kernel's. What is
+    forwarded is a user stack's or the kernel's, whose options are for sockets.
     """
     stack = policy.stacks[wanted]
+    if query.direction == C.DMM_DIR_FORWARD and not isinstance(stack, UserStack):
+        return "forwarded"
     if query.direction == C.DMM_DIR_LISTEN:
-        return KERNEL if isinstance(stack, RejectStack) else wanted
-    if isinstance(stack, UserStack) and (query.proto != TCP or _is_this_host(query.addr)):
-        return KERNEL
-    return wanted
+        return "listener" if isinstance(stack, RejectStack) else None
+    if not isinstance(stack, UserStack):
+        return None
+    if query.proto != TCP:
+        return "udp"
+    if _is_this_host(query.addr):
+        return "loopback"
+    return "link-local" if _is_link_local(query.addr) else None
 
 
 def _is_this_host(address: str) -> bool:
@@ -163,22 +205,52 @@ def _is_this_host(address: str) -> bool:
     return addr in (0, 1)
 
 
+def _is_link_local(address: str) -> bool:
+    """fe80::/10 (RFC 4291 section 2.5.6)"""
+    family, addr = parse_address(address)
+    return family == 6 and addr >> 118 == 0xFE80 >> 6
+
+
 def rule_matches(rule: Rule, query: Query) -> bool:
     """True when everything that the rule asks for is so."""
     if not rule.direction & query.direction:
         return False
-    if rule.cgroup is not None and not _is_below(query.cgroup, rule.cgroup):
+    if rule.forwards and not _forward_matches(rule, query):
+        return False
+    if rule.cgroup is not None and not is_below(query.cgroup, rule.cgroup):
         return False
     if rule.uid is not None and (query.uid is None or not rule.uid.first <= query.uid <= rule.uid.last):
         return False
-    if rule.comm is not None and query.comm != rule.comm:
-        return False
     if rule.mark is not None and (query.mark is None or query.mark & rule.mark.mask != rule.mark.value):
         return False
-    return rule.netns is None or query.netns == rule.netns
+    return rule.comm in {None, query.comm} and rule.netns in {None, query.netns}
 
 
-def _is_below(path: str | None, ancestor: str) -> bool:
+def _forward_matches(rule: Rule, query: Query) -> bool:
+    if rule.sources is not None and not (query.source and _comes_from(query.source, rule.sources)):
+        return False
+    name = query.in_interface
+    return rule.in_interface is None or (name is not None and is_named(name, rule.in_interface))
+
+
+def _comes_from(source: str, prefixes: tuple[Prefix, ...]) -> bool:
+    family, addr = parse_address(source)
+    bits = 32 if family == 4 else 128
+    return any(p.family == family and not (p.addr ^ addr) >> (bits - p.length) for p in prefixes)
+
+
+def lacking(rule: Rule, query: Query) -> tuple[str, ...]:
+    """What the rule asks for and the query does not say, where the rule may match by all that it does say."""
+    keys = ("cgroup", "uid", "comm", "mark", "netns", "in_interface")
+    needs = {key for key in keys if getattr(rule, key) is not None and getattr(query, key) is None}
+    asked: dict[str, Any] = dict.fromkeys(needs)
+    if not needs or not rule_matches(replace(rule, **asked), query):
+        return ()
+    return tuple(key for key in keys if key in needs)
+
+
+def is_below(path: str | None, ancestor: str) -> bool:
+    """Whether a cgroup is another one, or below it."""
     if path is None:
         return False
     parts = [part for part in path.split("/") if part]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -19,9 +18,9 @@ from typing import Any
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import netlink
+from dmm_ebpf.rd.news import News
 
 LOOK_S = 1.0
-DEBOUNCE_S = 0.05
 QUIET_S = 60.0  # what somebody breaks again and again is logged once in so long
 _GROUPS = 0x1 | 0x8  # LINK, TC
 
@@ -53,23 +52,22 @@ class Guard:
         self._items = items
         self._missing: dict[str, dict[str, Any]] = {}
         self._told: dict[tuple[str, str], float] = {}
+        self._news = News()
 
     def missing(self) -> list[dict[str, Any]]:
         """What does not stand and could not be put back: what, why, since (Unix time)."""
         return [dict(entry) for entry in self._missing.values()]
 
+    def look_soon(self) -> None:
+        """Something has changed on the host."""
+        self._news.tell()
+
     async def run(self) -> None:
         """Guard until cancelled."""
-        loop = asyncio.get_running_loop()
-        changed = asyncio.Event()
-        with netlink.event_socket(_GROUPS) as events:
-            loop.add_reader(events.fileno(), _hear, events, changed)
-            try:
-                while True:
-                    await self.look()
-                    await _wait(changed)
-            finally:
-                loop.remove_reader(events.fileno())
+        with self._news.heard_by([netlink.event_socket(_GROUPS)]):
+            while True:
+                await self.look()
+                await self._news.wait(LOOK_S)
 
     async def look(self) -> None:
         """Look at every item once, and mend."""
@@ -103,11 +101,6 @@ class Guard:
         log.warning("%s: %s%s", what, why, "; it was put right" if mended else "")
 
 
-def _hear(events: socket.socket, changed: asyncio.Event) -> None:
-    if netlink.drain(events):
-        changed.set()
-
-
 def _look_at_all(items: Iterable[Item]) -> list[str]:
     return [_look(item) for item in items]
 
@@ -117,14 +110,3 @@ def _look(item: Item) -> str:
         return item.look()
     except (DmmError, OSError) as e:
         return str(e)
-
-
-async def _wait(changed: asyncio.Event) -> None:
-    """Until something has changed and a burst of it is over, or until it is time to look anyway."""
-    try:
-        async with asyncio.timeout(LOOK_S):
-            await changed.wait()
-    except TimeoutError:
-        return
-    await asyncio.sleep(DEBOUNCE_S)
-    changed.clear()

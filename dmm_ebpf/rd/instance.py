@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import struct
@@ -22,21 +23,26 @@ from typing import Any
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
-from dmm_ebpf.hal import sockdiag, tuning
+from dmm_ebpf.hal import nic, sockdiag, stackdevice, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd import evaluate, flows, load, sync, undo
+from dmm_ebpf.rd import away, evaluate, flows, load, sync, undo
 from dmm_ebpf.rd import policy as policies
 from dmm_ebpf.rd.compile import Compiled, Labels, compile_policy
+from dmm_ebpf.rd.earlier import Earlier
+from dmm_ebpf.rd.groups import Groups, attach_place, known_cgroup, lookup
 from dmm_ebpf.rd.guard import Guard, Item
 from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.inside import Inside
+from dmm_ebpf.rd.live import with_sockets
 from dmm_ebpf.rd.load import core_counters
-from dmm_ebpf.rd.model import BUILT_IN, Policy, UserStack
-from dmm_ebpf.rd.rundir import RunDir, State
+from dmm_ebpf.rd.model import BUILT_IN, KERNEL, Policy, UserStack
+from dmm_ebpf.rd.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.stacks import StackManager
-from dmm_ebpf.rd.standing import Group, Hooks, Namespace, Pins, StateFile
+from dmm_ebpf.rd.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.rd.usual import Usual
 from dmm_ebpf.rd.watch import PolicyWatch
 from dmm_ebpf.threads import in_thread
 
@@ -44,7 +50,6 @@ C = abi.C
 ROWS_AT_ONCE = 500  # of a long listing; then others have a turn
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
-KERNEL = "kernel"
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class AttachOptions:
     policy: Path | None = None
     netns: str | None = None
     daemon: bool = False
+    pending: bool = False  # also if the cgroup is not there yet
+    containers: bool = False  # also sockets of other network namespaces that the cgroup has
+    home: str | None = None  # the directory of the cgroup to which goes what is left in one that is made
 
 
 class Instance:
@@ -77,16 +85,17 @@ class Instance:
         # A Resource Director that was killed may have had followers.
         sync.set_events(attached.maps, wanted=False)
         self._events = EventReader(attached.maps["events"].fd)
-        self._cgroups: dict[str, int] = {}  # of the rules in force
         self._cgroup_paths: dict[int, str | None] = {}
         self.stacks = StackManager(attached, run, state, netns, self.publish)
+        self.inside = Inside(attached, state, self.stacks.ifindexes, lambda: run.save(state))
         self.watch = PolicyWatch(self)
         self.guard = Guard(self._standing)
+        self.earlier = Earlier(attached, netns.cookie)
+        self.groups = Groups(attached, Path(state.cgroup), self.guard.look_soon, self.earlier.look)
         self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
         self._ground = [
             Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
-            Group(Path(state.cgroup), attached.cgroup_id),
-            Hooks(attached, Path(state.cgroup)),
+            Hooks(attached, Path(state.cgroup), self.groups),
             Pins(attached),
             StateFile(run, state),
         ]
@@ -103,11 +112,14 @@ class Instance:
         A failure leaves the host as it was (an adopted instance as it was found); a cancellation detaches both.
         own_cgroup: options.cgroup is the path of one that is made, and goes with the instance.
         """
-        cgroup = Path(options.cgroup) if own_cgroup else cgroups.resolve(options.cgroup)
+        cgroup = Path(options.cgroup) if own_cgroup else attach_place(options.cgroup, pending=options.pending)
         first = policies.load(options.policy) if options.policy else None
         self = await cls._adopt(options, run, cgroup, netns, own_cgroup)
         self = self or await cls._attach(options, run, cgroup, netns, own_cgroup)
         try:
+            # It gets its tables from the policy that comes next.
+            if not own_cgroup:
+                await in_thread(self.earlier.begin, adopted=self.adopted)
             if self.adopted:
                 await in_thread(self.stacks.bury)
                 await self._resume()
@@ -130,17 +142,18 @@ class Instance:
         state = run.load()
         if options.instance not in loader.instances() or (state and state.own_cgroup):
             return None
-        why = _why_not_ours(state, None if own_cgroup else cgroup, netns)
+        why = why_not_for(state, None if own_cgroup else cgroup, netns)
         if state is None or why:
             hint = f"run `dmm-ebpf detach --instance {options.instance}` first"
             raise ConflictError(f"attach instance {options.instance}", why=why, hint=hint)
         try:
-            attached = await in_thread(loader.adopt, options.instance)
+            attached = await in_thread(loader.adopt, options.instance, unhooked=state.whole)
         except loader.HalfAttachedError:
             if state.whole:
                 raise
             return None  # it was killed while attaching
         state.pid, state.whole, state.netns_cookie = os.getpid(), True, netns.cookie
+        state.containers = options.containers
         run.keep(state)
         log.info("adopted instance %s as its last Resource Director left it", options.instance)
         return cls(run, state, attached, netns, adopted=True)
@@ -159,14 +172,17 @@ class Instance:
             netns_inode=netns.inode,
             netns_cookie=netns.cookie,
             netns=options.netns,
+            containers=options.containers,
             own_cgroup=own_cgroup,
+            home=options.home,
         )
         try:
             run.save(state)
             if own_cgroup:
                 cgroups.dissolve(cgroup)
                 cgroup.mkdir()
-            attached = await in_thread(loader.attach, options.instance, cgroup, netns_cookie=netns.cookie)
+            there = cgroup if cgroup.is_dir() else None
+            attached = await in_thread(loader.attach, options.instance, there, netns_cookie=netns.cookie)
             state.whole = True
             run.save(state)
             return cls(run, state, attached, netns, adopted=False)
@@ -205,11 +221,12 @@ class Instance:
         asyncio.get_running_loop().remove_reader(self._events.fileno())
         steps.do("hooks", self._attached.unhook)
         steps.do("listeners", self._take_no_flows)
+        steps.do("devices of others", self.inside.close)
         await self.stacks.close(steps)
         await steps.wait("pins", in_thread(loader.detach, self.state.instance))
         self._events.close()
         if self.state.own_cgroup:
-            steps.do("cgroup", lambda: cgroups.dissolve(Path(self.state.cgroup)))
+            steps.do("cgroup", lambda: cgroups.dissolve(Path(self.state.cgroup), self.state.home))
         steps.finish()
         self._run.remove()
         return steps.removed
@@ -221,15 +238,19 @@ class Instance:
 
     # -- policy --
 
-    async def apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
-        """Put new in force. DmmError if it cannot be; then nothing has changed."""
+    async def apply(
+        self, new: Policy, path: Path | None, *, unless: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """Put new in force. DmmError if it cannot be; then nothing has changed. unless is asked when it is new's turn:
+        true means that it is wanted no more; then nothing is done, and the answer is empty.
+        """
         task = asyncio.current_task()
         if task is None or self._closing:
             raise self._too_late()
         self._appliers.add(task)
         try:
             async with self._applying:
-                return await self._apply(new, path)
+                return {} if unless() else await self._apply(new, path)
         except asyncio.CancelledError:
             if self._closing:
                 raise self._too_late() from None
@@ -244,15 +265,16 @@ class Instance:
         users = new.user_stacks()
         wanted = {name: users[name] for name in new.routed_stacks() if name in users}
         ids = IdSpace.from_dict(self._ids.to_dict())
-        counts = {name: config.instances for name, config in wanted.items()}
+        counts = {name: config.processes for name, config in wanted.items()}
         await in_thread(self.stacks.number, counts)
         compiled = await asyncio.to_thread(
             compile_policy,
             new,
             ids,
-            _cgroup_lookup,
+            lookup,
             netns_lookup=_netns_cookie,
-            congestion_controls=_congestion_controls(),
+            congestion_controls=tuning.read("net/ipv4/tcp_available_congestion_control").split(),
+            usual=Usual.read(),
             busy_stacks=self._busy_stacks(),
         )
         started = await self.stacks.ensure(
@@ -278,13 +300,16 @@ class Instance:
         self._forget_generations(generation)
         vars(self.state).update(after)
         self.stacks.retire(wanted)
-        summary = {
+        summary: dict[str, Any] = {
             "generation": generation,
             "rules": len(new.rules),
             "routes": new.n_routes,
             "stacks": sum(name not in BUILT_IN for name in new.stacks),
         }
-        self._cgroups = dict(compiled.cgroups)
+        self.groups.follow(new, compiled, generation)
+        await self.groups.look()
+        summary["pending"] = self.groups.pending()
+        await in_thread(self.inside.put_in_force, generation & 1, compiled.by_device)
         self.publish({"type": "policy", "path": self.state.policy, **summary})
         log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
         return summary
@@ -297,6 +322,8 @@ class Instance:
             inner=loader,
             listener_set=self._attached.set_listener_table,
             in_cgroup=sync.in_cgroup_by_path(cgroups.path_of),
+            devices=lambda half: self.inside.prepare(half, compiled.by_device),
+            containers=self.state.containers,
         )
 
     async def apply_text(self, text: str, path: str | None) -> dict[str, Any]:
@@ -306,17 +333,6 @@ class Instance:
             policies.parse, text, source=path or "policy", base=source.parent if source else Path("/")
         )
         return await self.apply(new, source)
-
-    async def refresh_cgroups(self) -> None:
-        """Apply the policy again if a cgroup that a rule names was removed and made again: it has another id now."""
-        if self._policy is None:
-            return
-        for path, number in self._cgroups.items():
-            with contextlib.suppress(DmmError, OSError):
-                if _cgroup_lookup(path)[0] != number:
-                    log.info("cgroup %s was made again: the policy is applied again", path)
-                    await self.apply(self._policy, Path(self.state.policy) if self.state.policy else None)
-                    return
 
     @property
     def policy(self) -> Policy | None:
@@ -347,7 +363,7 @@ class Instance:
     # -- what has to stand on the host --
 
     def _standing(self) -> list[Item]:
-        return [*self._ground, *self.stacks.standing()]
+        return [*self._ground, *self.stacks.standing(), self.inside]
 
     def _own_pids(self) -> list[int]:
         return [os.getpid(), *self.stacks.pids()]
@@ -382,7 +398,7 @@ class Instance:
     # -- what can be asked --
 
     async def status(self) -> dict[str, Any]:
-        maps = self._attached.maps
+        maps, counts = self._attached.maps, await self._counts()
         return {
             "instance": self.state.instance,
             "pid": os.getpid(),
@@ -392,20 +408,29 @@ class Instance:
             "policy_refused": self.watch.trouble,
             "generation": self.state.generation,
             "uptime_s": round(time.monotonic() - self._since, 1),
-            "flows": sum(1 for _ in self._attached.flows()),
+            "flows": counts.total(),
             "listeners": sum(1 for _ in maps["listeners"].items()),
             "rules": len(self._policy.rules) if self._policy else 0,
             "routes": self._policy.n_routes if self._policy else 0,
             "counters": flows.counters_dict(maps["counters"].lookup_percpu),
             "nics": self.stacks.nics(),
+            "problem": None,
             "missing": self.guard.missing(),
-            "stacks": await self.list_stacks(),
+            "pending": self.groups.pending(),
+            "earlier": self.earlier.trouble,
+            "stacks": await self.list_stacks(counts),
         }
 
-    async def list_stacks(self) -> list[dict[str, Any]]:
-        """Every stack of the policy, and those that are still draining."""
-        counts = Counter(d.stack for d in self._decisions())
+    async def _counts(self) -> Counter[int]:
+        passing = list(self._passing().values())
+        return await in_thread(flows.by_stack, self._records(), passing, sockdiag.open_cookies)
+
+    async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
+        """Every stack of the policy, and those that are still draining. counts: flows by stack, if known already."""
+        if counts is None:
+            counts = await self._counts()
         asked = await self.stacks.query_all("stats", within_s=LISTING_S)
+        dropped = await in_thread(stackdevice.dropped)
         defined = dict(self._policy.stacks) if self._policy else {}
         rows = []
         # One that is being started for a policy not yet in force has no number.
@@ -424,6 +449,7 @@ class Instance:
             if row["kind"] == "user":
                 row.update(self.stacks.describe(name))
                 row["counters"] = core_counters(asked, name)
+                row["counters"] |= load.device_counters(dropped, row.get("processes", ()))
                 row.update(load.figures(asked, name))
                 for process in row.get("processes", ()):
                     process.update(load.process_figures(asked.get((name, process["process"]))))
@@ -441,23 +467,62 @@ class Instance:
         Each row is as its socket was when its page was made. A flow that opens or ends meanwhile may be missing.
         """
         now_ns = time.monotonic_ns()
-        records = {flows.cookie_of(value): value for value in self._attached.flows()}
-        if not records:
+        await in_thread(self.earlier.prune)
+        records = {flows.cookie_of(value): value for value in self._records()}
+        passing = self._passing()
+        if not records and not passing:
             return
+        at_nic = {one.cookie: pair for pair, one in passing.items() if one.cookie}
         outer = {}
         async for c in self.stacks.connections():
             outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
+        elsewhere = {}
+        if self.state.containers:
+            elsewhere = await in_thread(away.sockets, dict(records), self.state.netns_cookie)
+
+        def of_socket(record: bytes, here: dict[str, Any] | None) -> dict[str, Any] | None:
+            live = here or elsewhere.get(flows.cookie_of(record))
+            flow = abi.unpack("dmm_flow", record)
+            row = flows.flow_dict(flow, self.state.instance, self, now_ns)
+            if flow.netns_cookie != self.state.netns_cookie:
+                row["kind"] = flows.CONTAINER
+            return flows.merge(row, live, outer, at_nic.get(flow.cookie))
+
+        def of_others(pair: flows.Pair, one: Any) -> dict[str, Any] | None:
+            device = nic.name_of(one.ifindex)
+            row = flows.forwarded_dict(one, self.state.instance, self, device, now_ns)
+            return flows.merge(row, None, outer, pair)
+
+        rows = itertools.chain(
+            itertools.starmap(of_socket, with_sockets(records)),
+            (of_others(pair, one) for pair, one in passing.items() if not one.cookie),
+        )
         page: list[dict[str, Any]] = []
-        for record, live in _with_sockets(records):
-            row = flows.flow_dict(abi.unpack("dmm_flow", record), self.state.instance, self, now_ns)
-            if (merged := flows.merge(row, live, outer)) is not None:
-                page.append(merged)
+        for row in rows:
+            if row is not None:
+                page.append(row)
             if len(page) >= ROWS_AT_ONCE:
                 yield page
                 page = []
                 await asyncio.sleep(0)
         if page:
             yield page
+
+    def _records(self) -> Iterator[bytes]:
+        """The struct dmm_flow of every socket that is known of."""
+        return itertools.chain(self._attached.flows(), self.earlier.connections())
+
+    def _passing(self) -> dict[flows.Pair, Any]:
+        """The struct dmm_forwarded of what user stacks carry for others, by the flow as the NIC has it."""
+        maps = self._attached.maps
+        found = {}
+        for key, value in maps["forwarded"].items():
+            one = abi.unpack("dmm_forwarded", value)
+            if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps["xdp_flows"].lookup(key)) is None:
+                continue
+            if not abi.unpack("dmm_xdp_flow", owned).orphan:
+                found[flows.pair_text(abi.unpack("dmm_addr_pair", key))] = one
+        return found
 
     def list_listeners(self) -> list[dict[str, Any]]:
         return [
@@ -466,17 +531,37 @@ class Instance:
         ]
 
     def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What a new flow would get now: the policy's verdict, then the fallback if that stack is down or full."""
+        """What a new flow would get now: the policy's verdict, then the fallback if that stack is down or full.
+
+        Of a socket whose cgroup is not said, that it is in the instance's own; then the answer says so (assumed). What
+        is forwarded has no socket, and so no cgroup.
+        """
         query = evaluate.Query.from_params(params)
-        if self._policy is None:
-            return {"stack": KERNEL, "wanted": KERNEL, "table": None, "rule": None, "route": None}
-        verdict = evaluate.route_get(self._policy, query)
-        answer = verdict.to_dict()
-        config = self._policy.stacks.get(answer["wanted"])
-        served = answer["stack"] == answer["wanted"]  # a user stack never serves UDP, nor loopback
-        if served and isinstance(config, UserStack) and not self.stacks.takes_flows(answer["wanted"]):
-            answer["stack"] = config.fallback
+        attached = cgroups.name_of(Path(self.state.cgroup))
+        policy = self._policy or policies.parse("", source="none", base=Path("/"))
+        known_cgroup(policy, query)
+        assumed: dict[str, str] = {}
+        if query.cgroup is None and query.direction != C.DMM_DIR_FORWARD:
+            assumed = {"cgroup": attached}
+            query = replace(query, cgroup=attached)
+        query = replace(query, netns=query.netns or self._netns_of(policy))
+        answer: dict[str, Any] = {"attached": attached, "assumed": assumed}
+        if query.cgroup is not None and not evaluate.is_below(query.cgroup, attached):
+            return answer | evaluate.Verdict(KERNEL, KERNEL, why="outside").to_dict()
+        answer |= evaluate.route_get(policy, query).to_dict()
+        config = policy.stacks.get(answer["wanted"])
+        serves = answer["why"] is None
+        if serves and isinstance(config, UserStack) and not self.stacks.takes_flows(answer["wanted"]):
+            answer |= {"stack": config.fallback, "why": "down"}
         return answer
+
+    def _netns_of(self, policy: Policy) -> str | None:
+        """The instance's network namespace as a rule of the policy names it, if one does."""
+        for rule in policy.rules:
+            with contextlib.suppress(DmmError, OSError):
+                if rule.netns is not None and _netns_cookie(rule.netns) == self.state.netns_cookie:
+                    return rule.netns
+        return None
 
     # -- events --
 
@@ -509,35 +594,6 @@ class Instance:
             self.publish(flows.event_dict(record, self.state.instance, self))
 
 
-def _with_sockets(records: dict[int, bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each flow's record, and its socket if there is one. Empties records."""
-    with contextlib.closing(sockdiag.iter_tcp(records)) as sockets:
-        for live in sockets:
-            record = records.pop(live.cookie, None)
-            if record is not None:
-                yield record, vars(live)
-    while records:
-        yield records.popitem()[1], None
-
-
-def _why_not_ours(state: State | None, cgroup: Path | None, netns: NetNS) -> str:
-    """Why what is attached cannot be taken over for this cgroup (None: for one of its own); empty: it can."""
-    if state is None:
-        return "its programs are attached, but its state.json, which says by whom, is lost"
-    if state.cgroup != str(cgroup):
-        return f"it is attached to {state.cgroup}, not to {cgroup or 'a cgroup of its own'}"
-    return "" if state.is_in(netns) else "it is attached in another network namespace"
-
-
-def _cgroup_lookup(path: str) -> tuple[int, int]:
-    found = cgroups.resolve(path)
-    return cgroups.cgroup_id(found), cgroups.level(found)
-
-
 def _netns_cookie(name: str) -> int:
     with NetNS.from_arg(name) as netns:
         return netns.cookie
-
-
-def _congestion_controls() -> list[str]:
-    return tuning.read("net/ipv4/tcp_available_congestion_control").split()

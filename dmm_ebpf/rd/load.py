@@ -80,3 +80,8 @@ def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: st
                 {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
             )
     return dict(totals)
+
+
+def device_counters(dropped: Mapping[str, int], processes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """What the kernel has dropped at the TAP devices of a stack's processes. dropped: of stackdevice.dropped()."""
+    return {"tap_queue_dropped": sum(dropped.get(str(process.get("device")), 0) for process in processes)}

@@ -8,6 +8,7 @@ places to see (an unknown name, a contradiction, a fallback to a user stack) is 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -45,9 +46,16 @@ USER_TRANSPORTS = ("tcp",)
 USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp", "tap")
 MAX_BUSY_POLL_US = 1_000_000
+MIN_USER_TIMEOUT_MS = 200  # TCP_RTO_MIN, include/net/tcp.h: before it nothing is sent again
+MAX_USER_TIMEOUT_MS = 0x7FFFFFFF  # tcp(7)
+MAX_KEEPALIVE_S = 32767  # MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/tcp.h
+MAX_KEEPALIVE_PROBES = 127  # MAX_TCP_KEEPCNT
 MAX_BUFFER_BYTES = 1 << 30  # RFC 7323 section 2.3
 SYN_COOKIES = ("auto", "always", "off")
-_IO_TO_COME = ("af_packet", "tun")
+REFUSALS = ("EPERM", "EACCES", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT")  # errno(3)
+_IO_OLD = ("af_packet", "tun")
+
+log = logging.getLogger("dmm-ebpf")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _CONGESTION = re.compile(r"[a-z0-9_-]{1,15}", re.ASCII)
@@ -109,10 +117,9 @@ def _user_congestion(value: object) -> str:
 
 
 def _io(value: object) -> str:
-    if value in _IO_TO_COME:
-        raise ValueRefusedError(
-            f'io = "{value}" is not available in this version', f"expected {_alternatives(USER_IO)}"
-        )
+    if value in _IO_OLD:
+        log.warning('io = "%s" is an old name and means io = "tap" now, which does the same', value)
+        return "tap"
     return _choice(value, "an I/O adapter", USER_IO)
 
 
@@ -120,7 +127,11 @@ def _syn_cookies(value: object) -> str:
     return _choice(value, "a mode of SYN cookies", SYN_COOKIES)
 
 
-def _instances(value: object) -> int:
+def _errno(value: object) -> str:
+    return _choice(value, "an error of connect()", REFUSALS)
+
+
+def _processes(value: object) -> int:
     return _whole(value, 1, C.DMM_MAX_PROCESSES, "a number of processes")
 
 
@@ -137,6 +148,19 @@ def _max_connections(value: object) -> int:
 
 def _busy_poll_us(value: object) -> int:
     return _whole(value, 0, MAX_BUSY_POLL_US, "a time of busy polling", " microseconds")
+
+
+def _user_timeout_ms(value: object) -> int:
+    most, unit = MAX_USER_TIMEOUT_MS, " milliseconds, as TCP_USER_TIMEOUT in tcp(7)"
+    return _whole(value, MIN_USER_TIMEOUT_MS, most, "a user time-out", unit)
+
+
+def _keepalive_s(value: object) -> int:
+    return _whole(value, 1, MAX_KEEPALIVE_S, "a time of keep-alive", " seconds")
+
+
+def _keepalive_probes(value: object) -> int:
+    return _whole(value, 1, MAX_KEEPALIVE_PROBES, "a number of keep-alive probes")
 
 
 def _devices(value: object) -> tuple[str, ...]:
@@ -214,25 +238,47 @@ def _direction(value: object) -> int:
         return int(C.DMM_DIR_CONNECT)
     if value == "listen":
         return int(C.DMM_DIR_LISTEN)
+    if value == "forward":
+        return int(C.DMM_DIR_FORWARD)
     raise ValueRefusedError(
-        f"{shown(value)} is not a direction", 'expected "connect" or "listen"; leave it out to mean both'
+        f"{shown(value)} is not a direction",
+        'expected "connect", "listen" or "forward"; leave it out to mean the first two',
     )
 
 
-class KeyRefusedError(Exception):
-    """The key of a table that is refused, as the policy writes it; refused: why, or None when it is missing."""
+def _sources(value: object) -> tuple[Prefix, ...]:
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise ValueRefusedError("the list is empty", "leave it out to mean every source")
+    found = [prefix for text in texts for prefix in parse_prefix(_text(text, "a prefix"))]
+    return tuple(dict.fromkeys(found))
 
-    def __init__(self, key: str, refused: ValueRefusedError | None) -> None:
-        super().__init__(key)
-        self.key = key
-        self.refused = refused
+
+def _in_interface(value: object) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [value]
+    if not names:
+        raise ValueRefusedError("the list is empty", "leave it out to mean every device")
+    for name in names:
+        if not isinstance(name, str) or not _DEVICE.fullmatch(name) or name in (".", ".."):
+            raise ValueRefusedError(
+                f"{shown(name)} is not a network device's name", 'expected for example "lan0" or "veth*"'
+            )
+    return tuple(dict.fromkeys(names))
 
 
-def _by(read: Callable[[Any], Any], name: str = "") -> dict[str, Any]:
+class KeysRefusedError(Exception):
+    """The keys of a table that are refused, as the policy writes them, each with why, or None when it is missing."""
+
+    def __init__(self, keys: dict[str, ValueRefusedError | None]) -> None:
+        super().__init__(", ".join(keys))
+        self.keys = keys
+
+
+def _by(read: Callable[[Any], Any], name: str = "", *, old: str = "") -> dict[str, Any]:
     """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the key as a policy
-    writes it, where that is not the field's name.
+    writes it, where that is not the field's name. old: what the key was called, and may be for one version more.
     """
-    return {"read": read, "name": name}
+    return {"read": read, "name": name, "old": old}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,23 +291,48 @@ class Record:
         return tuple(one.metadata["name"] or one.name for one in fields(cls))
 
     @classmethod
+    def old_keys(cls) -> dict[str, str]:
+        """The keys that had another name, by that."""
+        olds = (one.metadata["old"] for one in fields(cls))
+        return {old: key for old, key in zip(olds, cls.keys(), strict=True) if old}
+
+    @classmethod
     def read(cls, data: Mapping[str, object]) -> Self:
-        """The record of a table whose keys are known ones. KeyRefusedError: the first key that is refused."""
+        """The record of a table whose keys are known ones. KeysRefusedError: all keys that are refused."""
         values: dict[str, Any] = {}
+        wrong: dict[str, ValueRefusedError | None] = {}
+        olds = {key: old for old, key in cls.old_keys().items()}
         for one, key in zip(fields(cls), cls.keys(), strict=True):
-            if key in data:
+            old = olds.get(key, "")
+            if old in data and key in data:
+                wrong[old] = ValueRefusedError(
+                    f"it is the old name of {key}, which is there, too", "take one away"
+                )
+                continue
+            written = _written(key, old, data)
+            if written in data:
                 try:
-                    values[one.name] = one.metadata["read"](data[key])
+                    values[one.name] = one.metadata["read"](data[written])
                 except ValueRefusedError as refused:
-                    raise KeyRefusedError(key, refused) from None
+                    wrong[written] = refused
             elif one.default is MISSING:
-                raise KeyRefusedError(key, None)
+                wrong[key] = None
+        if wrong:
+            raise KeysRefusedError(wrong)
         return cls(**values)
 
     def options(self) -> dict[str, Any]:
         """What is not None, by field, as listings print it; without kind."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "kind"}
         return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _written(key: str, old: str, data: Mapping[str, object]) -> str:
+    """The name by which data may have a key."""
+    if not old or old not in data:
+        return key
+    log.warning("%s is an old name of the key %s, which does the same", old, key)
+    return old
 
 
 def _plain(value: Any) -> Any:
@@ -272,7 +343,23 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelStack(Record):
+class _Patient(Record):
+    """When the sockets of a stack take a silent peer for dead, where their programs do not say it; None: as it is."""
+
+    user_timeout_ms: int | None = field(default=None, metadata=_by(_user_timeout_ms))
+    keepalive_time_s: int | None = field(default=None, metadata=_by(_keepalive_s))
+    keepalive_intvl_s: int | None = field(default=None, metadata=_by(_keepalive_s))
+    keepalive_probes: int | None = field(default=None, metadata=_by(_keepalive_probes))
+
+    @property
+    def keepalive(self) -> bool:
+        """Whether they send probes at all."""
+        keys = (self.keepalive_time_s, self.keepalive_intvl_s, self.keepalive_probes)
+        return any(value is not None for value in keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelStack(_Patient):
     """The kernel's own stack, with options that are set on each socket it serves; None leaves a thing as it is."""
 
     kind: Literal["kernel"] = field(default="kernel", metadata=_by(str))
@@ -284,14 +371,14 @@ class KernelStack(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserStack(Record):
+class UserStack(_Patient):
     """A user-space stack: one process or several that share its flows, with a transport of its own."""
 
     kind: Literal["user"] = field(metadata=_by(str))
     transport: str = field(default="tcp", metadata=_by(_transport))
     congestion: str = field(default="cubic", metadata=_by(_user_congestion))
     io: str = field(default="auto", metadata=_by(_io))
-    instances: int = field(default=1, metadata=_by(_instances))
+    processes: int = field(default=1, metadata=_by(_processes, old="instances"))
     fallback: str = field(default=KERNEL, metadata=_by(_stack_name))
     devices: tuple[str, ...] = field(
         default=(), metadata=_by(_devices)
@@ -306,9 +393,10 @@ class UserStack(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RejectStack(Record):
-    """No stack: connect() and bind() fail with EPERM."""
+    """No stack: connect() fails, and sendto() of a socket that is not connected; errno: in which way."""
 
     kind: Literal["reject"] = field(default="reject", metadata=_by(str))
+    errno: str = field(default="EPERM", metadata=_by(_errno))
 
 
 Stack = KernelStack | UserStack | RejectStack
@@ -330,7 +418,15 @@ class Rule(Record):
     comm: str | None = field(default=None, metadata=_by(_comm))
     mark: Mark | None = field(default=None, metadata=_by(parse_mark))
     netns: str | None = field(default=None, metadata=_by(_netns))
+    # What is forwarded: who opens it, before any translation, and the device by which it comes in, * and ? allowed.
+    sources: tuple[Prefix, ...] | None = field(default=None, metadata=_by(_sources, "from"))
+    in_interface: tuple[str, ...] | None = field(default=None, metadata=_by(_in_interface))
     direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=_by(_direction))
+
+    @property
+    def forwards(self) -> bool:
+        """Whether it is for flows that the host forwards."""
+        return self.direction == int(C.DMM_DIR_FORWARD)
 
     def text(self) -> str:
         """The conditions in one line, for example "cgroup /shop.slice uid 1000 connect"; "all" when there are none."""
@@ -339,11 +435,22 @@ class Rule(Record):
             value: Any = getattr(self, key)
             if value is not None:
                 words.append(f"{key} {value}")
+        if self.sources is not None:
+            words.append(f"from {','.join(map(str, self.sources))}")
+        if self.in_interface is not None:
+            words.append(f"in {','.join(self.in_interface)}")
         if self.direction == C.DMM_DIR_CONNECT:
             words.append("connect")
         elif self.direction == C.DMM_DIR_LISTEN:
             words.append("listen")
+        elif self.forwards:
+            words.append("forward")
         return " ".join(words) or "all"
+
+
+def forward_entries(rule: Rule) -> int:
+    """How many places of forwards[] the rule takes."""
+    return len(rule.sources or (None,)) if rule.forwards else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NICs of an instance's user stacks: which, with what facts, and our programs on them: those of tc for any number
-of stacks, and XDP for the one that has AF_XDP sockets there.
+of stacks, and XDP for the one whose AF_XDP sockets take the frames there (rd/ports.py says when).
 
 A device changes while it is served: its address, its MTU, the number of its queues, its name, or it is deleted and made
 anew. So each start of a stack process begins with the facts of that moment; a change that a living process cannot
@@ -13,15 +13,15 @@ import errno
 import logging
 import os
 import struct
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
-from dmm_ebpf.hal import choice, inway, tcfilter
+from dmm_ebpf.hal import inway, tcfilter
 from dmm_ebpf.hal import nic as hal_nic
-from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.bpf import ENOTSUPP
 from dmm_ebpf.rd.guard import Item
@@ -30,6 +30,11 @@ from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.spec import NicSpec
 
 C = abi.C
+
+NO_SLOT = C.DMM_MAX_NICS  # of a device that no stack serves
+_MAC_BYTES = 6
+# Bytes of the longest packet, not to be cut, in front of which the kernel puts a link header (BPF_SKB_MAX_LEN).
+_BARE_MTU = 16000
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -47,6 +52,25 @@ def _no_native(what: str, code: int) -> KernelFeatureError:
     return KernelFeatureError(what, why=f"its driver refuses native XDP: {os.strerror(code)}")
 
 
+def _refuse_bare(stack: str, n: NicSpec) -> None:
+    if n.bare:
+        raise KernelFeatureError(
+            f"serve {n.name} with stack {stack} by AF_XDP",
+            why="its packets have no Ethernet header, which AF_XDP needs",
+            hint='use io = "tap"',
+        )
+
+
+def _no_generic(what: str) -> KernelFeatureError:
+    """Generic XDP runs after GRO, and sees what a sender on this host did not cut: packets of up to 64 KiB."""
+    return KernelFeatureError(
+        what,
+        why="its driver has no native XDP for its MTU, and this kernel's AF_XDP takes no packet of more than a page, "
+        "as generic XDP gives them (Linux 6.6)",
+        hint='use io = "tap"',
+    )
+
+
 class DeviceGoneError(DmmError):
     """A NIC of a user stack is not there now."""
 
@@ -60,6 +84,7 @@ class Nics:
         self._state = state
         self._save = save
         self._tc_name = tc_name(state.instance)
+        self._lock = threading.RLock()  # held while what is on a device changes
 
     def choose(self, devices: Sequence[str]) -> list[NicSpec]:
         """The NICs for a user stack; devices: as in the policy."""
@@ -69,57 +94,104 @@ class Nics:
             specs.append(_spec(info, slot))
         return specs
 
-    def gone_around(self, nics: Iterable[NicSpec]) -> str:
-        """What of the host's AF_XDP would go around on one of them, as a reason against it; empty: nothing."""
-        qdiscs, hooks = inway.qdiscs(), inway.netdev_hooks()
+    def attach(self, stack: str, nics: Iterable[NicSpec]) -> None:
+        """Our programs of tc on each of them; where they are already, nothing changes."""
         for n in nics:
-            reasons = choice.gone_around(
-                qdiscs if isinstance(qdiscs, Unknown) else inway.root_qdisc(qdiscs, n.ifindex),
-                qdiscs if isinstance(qdiscs, Unknown) else inway.filters(qdiscs, n.ifindex),
-                hooks if isinstance(hooks, Unknown) else tuple(h.what for h in hooks if h.on(n.name)),
-            )
-            if reasons:
-                return f"on {n.name} {reasons[0]}"
-        return ""
-
-    def attach(self, stack: str, stack_id: int, port: str, nics: Iterable[NicSpec]) -> None:
-        """Our programs on each of them: those of tc, and with port "af_xdp" that of XDP; where they are already,
-        nothing changes.
-        """
-        for n in nics:
-            if port == "af_xdp":
-                self._attach_xdp(stack, stack_id, n)
             self.attach_tc(stack, n)
 
-    def _attach_xdp(self, stack: str, stack_id: int, n: NicSpec) -> None:
-        if self._attached.attach_xdp(n.ifindex, n.name) != "native":
-            self._attached.detach_xdp(n.ifindex)
-            # Generic XDP runs after GRO: merged packets would not fit an AF_XDP frame and be lost.
-            raise _no_native(f"serve {n.name} with stack {stack}", self._attached.xdp_refusal(n.ifindex))
-        if self._entry(n) != (n.slot, stack_id):
+    def put_xdp(self, stack: str, n: NicSpec, *, explicit: bool) -> None:
+        """Our XDP program on it, which as yet lets all frames pass; where it is already, nothing changes. explicit: the
+        policy names the port, so what is slower than tap will do, too: generic XDP, and packets in several frames.
+        Raises DmmError: ConflictError or KernelFeatureError where that cannot be, and then nothing has changed.
+        """
+        _refuse_bare(stack, n)
+        if self._attached.attach_xdp(n.ifindex, n.name, n.mtu if explicit else 0) != "native":
+            what = f"serve {n.name} with stack {stack}"
+            if not explicit:
+                self._attached.detach_xdp(n.ifindex)
+                raise _no_native(what, self._attached.xdp_refusal(n.ifindex))
+            if not self._attached.xdp_frags():
+                self._attached.detach_xdp(n.ifindex)
+                raise _no_generic(what)
+
+    def take_xdp(self, stack: str, stack_id: int, n: NicSpec) -> None:
+        """From now on the stack's process 0 gets its frames from that program."""
+        if self._entry(n.ifindex) != (n.slot, stack_id):
             log.info("XDP program on %s for stack %s", n.name, stack)
             self._enter(n, stack_id)
 
+    def pass_xdp(self, stack_id: int, n: NicSpec) -> None:
+        """From now on all that comes is for tc."""
+        if self._entry(n.ifindex) == (n.slot, stack_id):
+            self._enter(n, 0)
+
+    def leave_xdp(self, stack_id: int, n: NicSpec) -> None:
+        """pass_xdp(), and our XDP program off it, unless another stack has it."""
+        self.pass_xdp(stack_id, n)
+        if not self._xdp_stack(n.ifindex):
+            self._attached.detach_xdp(n.ifindex)
+
     def attach_tc(self, stack: str, n: NicSpec) -> None:
         """Those of tc alone."""
-        if self._entry(n) is None:
-            self._enter(n, 0)
-        if n.name not in self._state.tc_nics:
-            log.info("tc programs on %s for stack %s", n.name, stack)
-            self._state.tc_nics[n.name] = False
-        if self._attached.attach_tcx(n.ifindex):
-            return
-        if not tcfilter.has_clsact(n.ifindex):
-            self._state.tc_nics[n.name] = True
-        self._save()
-        tcfilter.attach_nic(n.ifindex, self._attached.tc_fds(), self._tc_name)
+        with self._lock:
+            if not self._is_served(n.ifindex):
+                self._enter(n, 0)
+            self._put_tc(n.ifindex, n.name, f"for stack {stack}")
 
-    def _entry(self, n: NicSpec) -> tuple[int, int] | None:
-        value = self._attached.maps["nics"].lookup(struct.pack("=I", n.ifindex))
-        return None if value is None else struct.unpack("=II", value)
+    def _put_tc(self, ifindex: int, name: str, why: str) -> None:
+        if name not in self._state.tc_nics:
+            log.info("tc programs on %s, %s", name, why)
+            self._state.tc_nics[name] = False
+        if self._attached.attach_tcx(ifindex):
+            return
+        if not tcfilter.has_clsact(ifindex):
+            self._state.tc_nics[name] = True
+        self._save()
+        tcfilter.attach_nic(ifindex, self._attached.tc_fds(), self._tc_name)
+
+    def _take_tc(self, ifindex: int, name: str) -> None:
+        clsact = self._state.tc_nics.pop(name, False)
+        self._attached.detach_tcx(ifindex)
+        tcfilter.detach_nic(ifindex, self._tc_name, clsact=clsact)
+        self._attached.maps["nics"].delete(struct.pack("=I", ifindex))
+
+    def beside(self) -> dict[int, bool]:
+        """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex: whether they are bare."""
+        nics = (
+            (key, abi.unpack("dmm_nic", value)) for key, value in list(self._attached.maps["nics"].items())
+        )
+        return {struct.unpack("=I", key)[0]: bool(nic.bare) for key, nic in nics if nic.slot == NO_SLOT}
+
+    def put_beside(self, ifindex: int, name: str, *, bare: bool) -> None:
+        """Those of tc on a device that no stack serves; where one does, nothing changes."""
+        with self._lock:
+            if self._is_served(ifindex):
+                return
+            self._enter(NicSpec(ifindex, name, NO_SLOT, 0, b"", 0, bare), 0)
+            self._put_tc(ifindex, name, "by which open flows may come to leave")
+
+    def take_beside(self, ifindex: int) -> None:
+        """Takes them off again, unless a stack serves it now."""
+        with self._lock:
+            if self._entry(ifindex) and not self._is_served(ifindex):
+                self._take_tc(ifindex, hal_nic.name_of(ifindex) or "")
+
+    def _entry(self, ifindex: int) -> tuple[int, int] | None:
+        value = self._attached.maps["nics"].lookup(struct.pack("=I", ifindex))
+        return None if value is None else struct.unpack_from("=II", value)
+
+    def _xdp_stack(self, ifindex: int) -> int:
+        """The stack that gets frames from XDP there; 0: none."""
+        entry = self._entry(ifindex)
+        return entry[1] if entry else 0
+
+    def _is_served(self, ifindex: int) -> bool:
+        """Whether a stack serves it."""
+        entry = self._entry(ifindex)
+        return entry is not None and entry[0] != NO_SLOT
 
     def _enter(self, n: NicSpec, stack_id: int) -> None:
-        value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id))
+        value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id, bare=n.bare))
         self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
 
     def detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
@@ -127,38 +199,35 @@ class Nics:
         keep those of tc, and XDP where it is not this stack's.
         """
         for n in nics:
-            by_xdp = (self._entry(n) or (0, 0))[1] == stack_id
+            by_xdp = self._xdp_stack(n.ifindex) == stack_id
             if by_xdp or n.ifindex not in shared:
                 self._attached.detach_xdp(n.ifindex)
             if n.ifindex in shared:
                 if by_xdp:
                     self._enter(n, 0)
                 continue
-            clsact = self._state.tc_nics.pop(n.name, False)
-            self._attached.detach_tcx(n.ifindex)
-            tcfilter.detach_nic(n.ifindex, self._tc_name, clsact=clsact)
-            self._attached.maps["nics"].delete(struct.pack("=I", n.ifindex))
+            with self._lock:
+                self._take_tc(n.ifindex, n.name)
             self._state.nics.pop(n.name, None)
 
-    def missing_tc(self, info: hal_nic.Nic) -> str:
+    def missing_tc(self, index: int) -> str:
         """That our programs of tc are not there, as a reason; empty: they are."""
-        index = info.ifindex
         there = self._attached.has_tcx(index) or tcfilter.attached_nic(index, self._tc_name)
         return "" if there else "our tc programs were taken off"
 
-    def renew(self, stack: str, stack_id: int, port: str, nics: Sequence[NicSpec]) -> list[NicSpec]:
-        """The NICs as they are now, with our program on those that were made anew; one that is not there stays as
-        it was. Raises DmmError: DeviceGoneError if none is there.
+    def renew(self, stack: str, stack_id: int, nics: Sequence[NicSpec]) -> list[NicSpec]:
+        """The NICs as they are now, with our programs of tc on those that were made anew; one that is not there stays
+        as it was. Raises DmmError: DeviceGoneError if none is there.
         """
         found = [_found(n) for n in nics]
         if not any(found):
             gone = ", ".join(n.name for n in nics)
             why = f"device {gone} is gone, or belongs to a bridge or a bond"
             raise DeviceGoneError(f"start stack {stack}", why=why, hint="it starts when the device is back")
-        now = [_spec(info, n.slot) if info else n for info, n in zip(found, nics, strict=True)]
+        now = [_as_it_is(n, info) if info else n for info, n in zip(found, nics, strict=True)]
         self.detach(stack_id, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
         self.rename(nics, now)
-        self.attach(stack, stack_id, port, there(now))
+        self.attach(stack, there(now))
         return now
 
     def rename(self, old: Sequence[NicSpec], new: Sequence[NicSpec]) -> None:
@@ -177,7 +246,7 @@ def tc_name(instance: str) -> str:
 
 def remove_tc(instance: str, state: State | None) -> list[str]:
     """Takes the instance's tc programs off every device of the calling thread's namespace; what was removed."""
-    made = state.tc_nics if state else {}
+    made = {**state.tc_inside, **state.tc_nics} if state else {}
     found = [
         info.name
         for info in hal_nic.list_nics()
@@ -187,7 +256,20 @@ def remove_tc(instance: str, state: State | None) -> list[str]:
 
 
 def _spec(info: hal_nic.Nic, slot: int) -> NicSpec:
-    return NicSpec(info.ifindex, info.name, slot, info.rx_queues, info.mac, info.mtu)
+    mac = bytes(_MAC_BYTES) if info.bare else info.mac
+    return NicSpec(info.ifindex, info.name, slot, info.rx_queues, mac, _mtu(info), info.bare)
+
+
+def _mtu(info: hal_nic.Nic) -> int:
+    """What its processes go by."""
+    return min(info.mtu, _BARE_MTU) if info.bare else info.mtu
+
+
+def _as_it_is(n: NicSpec, info: hal_nic.Nic) -> NicSpec:
+    now = _spec(info, n.slot)
+    return replace(
+        n, ifindex=now.ifindex, name=now.name, queues=now.queues, mac=now.mac, mtu=now.mtu, bare=now.bare
+    )
 
 
 def _found(n: NicSpec) -> hal_nic.Nic | None:
@@ -199,6 +281,12 @@ def _found(n: NicSpec) -> hal_nic.Nic | None:
 def there(nics: Iterable[NicSpec]) -> list[NicSpec]:
     """Those that are there now."""
     return [n for n in nics if hal_nic.name_of(n.ifindex) is not None]
+
+
+def xdp_mode(n: NicSpec) -> str:
+    """Of the XDP program that is on it now: "native", "generic" or "none"."""
+    info = hal_nic.find(n.ifindex, n.name)
+    return info.xdp_mode if info else "none"
 
 
 def _free_slot(nics: Mapping[str, int]) -> int:
@@ -213,8 +301,15 @@ class Serving(ABC):
     """What the guard of a NIC asks of the stack that the NIC belongs to."""
 
     name: str
-    port: str  # "af_xdp" or "tap"
     nics: list[NicSpec]
+
+    @abstractmethod
+    def by_xdp(self, nic: NicSpec) -> bool:
+        """Whether the policy says that frames of nic are to come by AF_XDP, and they do."""
+
+    @abstractmethod
+    async def take_back(self, nic: NicSpec) -> None:
+        """Put our XDP program on nic again. Raises DmmError."""
 
     @abstractmethod
     def waits(self) -> bool:
@@ -254,7 +349,7 @@ class ServedNic(Item):
             return f"it belongs to {self._taker} now, which has the addresses"
         if self._serving.waits():
             return "it is back, and the stack is not yet"
-        return self._changed(served, now) or self._nics.missing_tc(now)
+        return self._changed(served, now) or self._nics.missing_tc(now.ifindex)
 
     def _changed(self, served: NicSpec, now: hal_nic.Nic) -> str:
         """What is not as the processes know it."""
@@ -262,13 +357,10 @@ class ServedNic(Item):
             return "it was made anew"
         if now.name != served.name:
             return f"it is called {now.name} now"
-        by_xdp = self._serving.port == "af_xdp"
-        if by_xdp and now.rx_queues > served.queues:
-            return f"it has {now.rx_queues} receive queues, and {served.queues} are served"
-        if now.mtu != served.mtu:
+        if _mtu(now) != served.mtu:
             return f"its MTU is {now.mtu} now"
         # Nor is anybody else's there.
-        return "our XDP program was taken off" if by_xdp and not now.has_xdp else ""
+        return "our XDP program was taken off" if self._serving.by_xdp(served) and not now.has_xdp else ""
 
     async def mend(self) -> None:
         now = self._now
@@ -279,25 +371,16 @@ class ServedNic(Item):
             self._serving.restart(f"device {self._nic.name} belongs to {self._taker} now")
         elif self._serving.waits():
             self._serving.hurry()
-        elif self._must_restart(now):
+        elif now.ifindex != self._nic.ifindex:
             self._serving.restart(f"device {self._nic.name}: {self.look()}")
-        elif (now.name, now.mtu) != (self._nic.name, self._nic.mtu):
+        elif (now.name, _mtu(now)) != (self._nic.name, self._nic.mtu):
             new = [
-                replace(n, name=now.name, mtu=now.mtu) if n.ifindex == now.ifindex else n
+                replace(n, name=now.name, mtu=_mtu(now)) if n.ifindex == now.ifindex else n
                 for n in self._serving.nics
             ]
             self._nics.rename(self._serving.nics, new)
             await self._serving.follow(new)
+        elif self._serving.by_xdp(self._nic) and not now.has_xdp:
+            await self._serving.take_back(self._nic)
         else:
             await in_thread(self._nics.attach_tc, self._serving.name, self._nic)
-
-    def _must_restart(self, now: hal_nic.Nic) -> bool:
-        """Whether the change is one that a living process cannot follow. Frames of AF_XDP have the length that they
-        had.
-        """
-        served = self._nic
-        if now.ifindex != served.ifindex:
-            return True
-        if self._serving.port != "af_xdp":
-            return False
-        return not now.has_xdp or now.rx_queues > served.queues or now.mtu > served.mtu

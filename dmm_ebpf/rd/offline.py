@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from dmm_ebpf import abi, loader
+from dmm_ebpf.errors import ConflictError, NotAttachedError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import cgroup as cgroups
@@ -17,30 +18,66 @@ from dmm_ebpf.rd.rundir import RunDir, StackState, State
 
 
 def offline_status(instance: str) -> dict[str, Any]:
-    """`status` from pins and state.json alone; the shape is that of a live RD's answer."""
+    """`status` from pins and state.json alone; the shape is that of a live RD's answer. problem: why the pins cannot be
+    read, as those of another version; then what they would have told is None, or "unknown" of a stack.
+    """
     state = RunDir(instance).load() or State(instance, 0, "", 0)
-    attached = loader.adopt(instance)
-    maps = attached.maps
-    return {
+    told: dict[str, Any] = {
         "instance": instance,
         "pid": None,
         "netns": state.netns,
         "cgroup": state.cgroup,
         "policy": state.policy,
+        "policy_refused": None,
         "generation": state.generation,
         "uptime_s": None,
-        "flows": sum(1 for _ in attached.flows()),
-        "listeners": sum(1 for _ in maps["listeners"].items()),
+        "flows": None,
+        "listeners": None,
         "rules": None,
         "routes": None,
+        "counters": {},
+        "nics": [],
+        "problem": None,
+        "missing": [],
+        "pending": [],
+        "earlier": None,
+    }
+    try:
+        attached = loader.adopt(instance, unhooked=state.whole)
+    except (ConflictError, NotAttachedError) as exc:
+        return told | {
+            "problem": str(exc),
+            "stacks": [_offline_stack(state, s, None) for s in _stacks(state)],
+        }
+    maps = attached.maps
+    return told | {
+        "flows": sum(1 for _ in attached.flows()),
+        "listeners": sum(1 for _ in maps["listeners"].items()),
         "counters": flows.counters_dict(maps["counters"].lookup_percpu),
-        "stacks": [
-            {"instance": instance, "name": s.name, "id": s.stack_id, "kind": "user", "device": s.device}
-            | _offline_stack_state(maps["stack_state"].lookup(s.stack_id.to_bytes(4, sys.byteorder)))
-            | {"processes": [_offline_process(p) for p in state.stacks if p.name == s.name]}
-            for s in state.stacks
-            if s.process == 0
-        ],
+        "stacks": [_offline_stack(state, s, maps["stack_state"]) for s in _stacks(state)],
+    }
+
+
+def _stacks(state: State) -> list[StackState]:
+    """Of each user stack its first process."""
+    return [s for s in state.stacks if s.process == 0]
+
+
+def _offline_stack(state: State, stack: StackState, states: loader.Map | None) -> dict[str, Any]:
+    """states: the map stack_state, if it can be read."""
+    key = stack.stack_id.to_bytes(4, sys.byteorder)
+    return {
+        "instance": state.instance,
+        "name": stack.name,
+        "id": stack.stack_id,
+        "kind": "user",
+        "device": stack.device,
+        **(
+            _offline_stack_state(states.lookup(key))
+            if states
+            else {"state": "unknown", "pid": stack.pid or None}
+        ),
+        "processes": [_offline_process(p) for p in state.stacks if p.name == stack.name],
     }
 
 
@@ -51,7 +88,7 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
     now_ns = time.monotonic_ns()
     rows = [
         flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns)
-        for value in loader.adopt(instance).flows()
+        for value in loader.adopt(instance, unhooked=state.whole).flows()
     ]
     netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket

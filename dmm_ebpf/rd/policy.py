@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a policy file to a Policy, or to one sentence that says what is wrong, and where.
+"""From a policy file to a Policy, or to one sentence for each thing that is wrong, and where.
 
 Owns the reading, the checks that need more than one key to see, and the wording and place of every error. A Policy that
 load() or parse() returns is complete: every name it uses exists, no two routes contradict, and it fits the limits of
@@ -9,11 +9,12 @@ control loaded) is compile.py's.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from dmm_ebpf.rd.model import (
     MAX_USER_PROCESSES,
     REJECT,
     STACK_RECORDS,
-    KeyRefusedError,
+    KeysRefusedError,
     Policy,
     Record,
     RouteRecord,
@@ -35,6 +36,7 @@ from dmm_ebpf.rd.model import (
     Stack,
     UserStack,
     check_name,
+    forward_entries,
 )
 from dmm_ebpf.rd.routes import RouteTable
 from dmm_ebpf.rd.routes_file import (
@@ -51,8 +53,17 @@ from dmm_ebpf.rd.values import PROTOCOL_NAMES, ValueRefusedError, range_text, sh
 __all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
 
 _MAX_STACKS = C.DMM_MAX_STACKS - 1
+MAX_ERRORS = 20  # of one policy; each costs a walk over the text
 _SUGGESTIONS_FROM = 1000  # names that are compared, a tenth of a millisecond each
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
+
+# What TCP has no socket option for.
+_OF_A_NAMESPACE = {
+    key: f"Linux has it for a whole network namespace only (sysctl net.ipv4.tcp_{key}), where it holds for the sockets "
+    "of every stack; of one stack set user_timeout_ms"
+    for key in ("retries1", "retries2", "syn_retries", "orphan_retries")
+}
+_FORWARD_KEYS = {"sources": "from", "in_interface": "in_interface"}
 
 KeyPath = tuple[str | int, ...]
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -92,26 +103,33 @@ def _suggest(name: object, known: Iterable[str], kind: str) -> str:
     return f"known are {listed}"
 
 
+class _EnoughError(Exception):
+    """As many errors as are told of one policy."""
+
+
 class _Parser:
-    """One policy text on its way to a Policy."""
+    """One policy text on its way to a Policy. What is wrong with one part of it keeps no other from being read."""
 
     def __init__(self, text: str, source: str, base: Path, files: dict[Path, Stamp]) -> None:
         self.text = text
         self.source = source
         self.base = base
         self.stacks: dict[str, Stack] = {}
+        self.named: Collection[str] = ()  # also those that are refused
         self.reject_used = False
         self.files = files
+        self.tables: dict[str, RouteTable] = {}
+        self.rules: list[Rule] = []
+        self.wrong: list[PolicyError] = []
 
     def policy(self) -> Policy:
         data = self._toml()
-        for key in data:
-            if key not in ("stacks", "rules", "tables"):
-                raise self._unknown_key((key,), ("stacks", "rules", "tables"))
-        self._read_stacks(self._table(data, ("stacks",)))
-        tables = self._read_tables(self._table(data, ("tables",)))
-        rules = self._read_rules(data.get("rules", []), tables)
-        self._check_limits()
+        with contextlib.suppress(_EnoughError):
+            self._read(data)
+        if self.wrong:
+            first, *others = self.wrong
+            first.others = tuple(others)
+            raise first
         stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
         if self.reject_used:
             stacks[REJECT] = BUILT_IN[REJECT]
@@ -119,10 +137,32 @@ class _Parser:
             source=self.source,
             text=self.text,
             stacks=stacks,
-            rules=rules,
-            tables=tables,
+            rules=tuple(self.rules),
+            tables=self.tables,
             files=self.files,
         )
+
+    def _read(self, data: dict[str, Any]) -> None:
+        for key in data:
+            if key not in ("stacks", "rules", "tables"):
+                self._note(self._unknown_key((key,), ("stacks", "rules", "tables")))
+        for read in (self._read_stacks, self._read_tables, self._read_rules, self._check_limits):
+            with self._noting():
+                read(data)
+
+    def _note(self, error: PolicyError) -> None:
+        """_EnoughError: no more are wanted."""
+        self.wrong.append(error)
+        if len(self.wrong) >= MAX_ERRORS:
+            raise _EnoughError
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """A part of the policy, which is given up at the first error; what comes behind it goes on."""
+        try:
+            yield
+        except PolicyError as error:
+            self._note(error)
 
     def _place(self, path: KeyPath) -> str:
         return place(self.source, self.text, path)
@@ -133,7 +173,7 @@ class _Parser:
     def _unknown_key(self, path: KeyPath, known: Iterable[str]) -> PolicyError:
         above = describe(path[:-1])
         why = f"unknown key {shown(path[-1])}"
-        hint = _suggest(path[-1], known, "key")
+        hint = _OF_A_NAMESPACE.get(str(path[-1])) or _suggest(path[-1], known, "key")
         return PolicyError(f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint)
 
     def _toml(self) -> dict[str, Any]:
@@ -177,17 +217,23 @@ class _Parser:
     def _record(self, kind: type[AnyRecord], data: object, path: KeyPath) -> AnyRecord:
         if not isinstance(data, dict):
             raise self._refused(path, f"{shown(data)} is not a table")
-        known = kind.keys()
-        for key in data:
-            if key not in known:
-                raise self._unknown_key((*path, key), known)
+        known, olds = kind.keys(), kind.old_keys()
+        unknown = itertools.islice((key for key in data if key not in known and key not in olds), MAX_ERRORS)
+        wrong = [self._unknown_key((*path, key), known) for key in unknown]
         try:
-            return kind.read(data)
-        except KeyRefusedError as error:
-            key, refused = error.key, error.refused
+            made = kind.read(data)
+        except KeysRefusedError as error:
+            wrong += [self._refused_key(path, key, refused) for key, refused in error.keys.items()]
+        if not wrong:
+            return made
+        for one in wrong[:-1]:
+            self._note(one)
+        raise wrong[-1]
+
+    def _refused_key(self, path: KeyPath, key: str, refused: ValueRefusedError | None) -> PolicyError:
         if refused is None:
-            raise self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
-        raise self._refused((*path, key), refused.why, refused.hint)
+            return self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
+        return self._refused((*path, key), refused.why, refused.hint)
 
     def _name(self, name: str, what: str, path: KeyPath) -> None:
         try:
@@ -195,38 +241,45 @@ class _Parser:
         except ValueRefusedError as refused:
             raise self._refused(path, refused.why, refused.hint) from None
 
-    def _read_stacks(self, stacks: dict[str, Any]) -> None:
+    def _read_stacks(self, data: dict[str, Any]) -> None:
+        stacks = self._table(data, ("stacks",))
         if len(stacks) > _MAX_STACKS:
             raise self._refused(
                 ("stacks",), f"there are {len(stacks)} stacks", f"a policy has at most {_MAX_STACKS}"
             )
-        for name, data in stacks.items():
-            path: KeyPath = ("stacks", name)
-            self._name(name, "stack", path)
-            if name in BUILT_IN:
-                raise self._refused(
-                    path, f'"{name}" is always defined and cannot be redefined', "choose another name"
-                )
-            if not isinstance(data, dict):
-                raise self._refused(path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]")
-            kind = data.get("kind")
-            if kind is None:
-                raise self._refused(
-                    path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
-                )
-            if not isinstance(kind, str) or kind not in STACK_RECORDS:
-                hint = 'expected "kernel", "user" or "reject"'
-                raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
-            self.stacks[name] = self._record(STACK_RECORDS[kind], data, path)
+        self.named = stacks.keys()
+        for name, stack in stacks.items():
+            with self._noting():
+                self.stacks[name] = self._read_stack(name, stack)
         users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
         processes = 0
         for name, user in users.items():
-            processes += user.instances
+            processes += user.processes
             if processes > MAX_USER_PROCESSES:
-                why = f"{len(users)} user stacks have {sum(u.instances for u in users.values())} processes together"
+                why = f"{len(users)} user stacks have {sum(u.processes for u in users.values())} processes together"
                 hint = f"a policy has at most {MAX_USER_PROCESSES}"
                 raise self._refused(("stacks", name), why, hint)
-            self._check_fallback(name, user)
+            with self._noting():
+                self._check_fallback(name, user)
+
+    def _read_stack(self, name: str, data: object) -> Stack:
+        path: KeyPath = ("stacks", name)
+        self._name(name, "stack", path)
+        if name in BUILT_IN:
+            raise self._refused(
+                path, f'"{name}" is always defined and cannot be redefined', "choose another name"
+            )
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]")
+        kind = data.get("kind")
+        if kind is None:
+            raise self._refused(
+                path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
+            )
+        if not isinstance(kind, str) or kind not in STACK_RECORDS:
+            hint = 'expected "kernel", "user" or "reject"'
+            raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
+        return self._record(STACK_RECORDS[kind], data, path)
 
     def _check_fallback(self, name: str, stack: UserStack) -> None:
         path: KeyPath = ("stacks", name, "fallback")
@@ -239,39 +292,43 @@ class _Parser:
 
     def _stack_problem(self, name: str) -> str | None:
         """None when routes may name the stack, else what to do."""
-        if name in self.stacks or name == KERNEL:
+        if name in self.named or name == KERNEL:  # one that is refused is told of once
             return None
         if name == REJECT:
             self.reject_used = True
             return None
-        return _suggest(name, [*self.stacks, KERNEL, REJECT], "stack")
+        return _suggest(name, [*self.named, KERNEL, REJECT], "stack")
 
-    def _read_tables(self, tables: dict[str, Any]) -> dict[str, RouteTable]:
-        out: dict[str, RouteTable] = {}
-        for name, data in tables.items():
-            path: KeyPath = ("tables", name)
-            self._name(name, "table", path)
-            if not isinstance(data, dict):
-                raise self._refused(
-                    path, f"{shown(data)} is not a table", f"begin it with [[tables.{name}.routes]]"
-                )
-            for key in data:
-                if key not in ("routes", "routes_from"):
-                    raise self._unknown_key((*path, key), ("routes", "routes_from"))
-            table = RouteTable(name)
-            header = f"[[tables.{name}.routes]]"
+    def _read_tables(self, data: dict[str, Any]) -> None:
+        for name, table in self._table(data, ("tables",)).items():
+            self.tables[name] = RouteTable(name)
+            with self._noting():
+                self._read_table(self.tables[name], table)
+            self._check_total()  # before another file is read
+
+    def _read_table(self, table: RouteTable, data: object) -> None:
+        path: KeyPath = ("tables", table.name)
+        self._name(table.name, "table", path)
+        header = f"[[tables.{table.name}.routes]]"
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with {header}")
+        for key in data:
+            if key not in ("routes", "routes_from"):
+                self._note(self._unknown_key((*path, key), ("routes", "routes_from")))
+        with self._noting():
             routes = self._array(data.get("routes", []), (*path, "routes"), header)
             for position, route in enumerate(routes):
-                self._add_route(
-                    table, position, self._record(RouteRecord, route, (*path, "routes", position))
-                )
-            table.inline_count = len(table)
-            if "routes_from" in data:
+                try:
+                    self._add_route(
+                        table, position, self._record(RouteRecord, route, (*path, "routes", position))
+                    )
+                except PolicyError as error:  # cheaper than _noting(), of which there may be a million
+                    self._note(error)
+        table.inline_count = len(table)
+        if "routes_from" in data:
+            with self._noting():
                 self._read_file(table, data["routes_from"], (*path, "routes_from"))
-            self._check_contradictions(table)
-            out[name] = table
-            self._check_total(out)  # before another file is read
-        return out
+        self._check_contradictions(table)
 
     def _add_route(self, table: RouteTable, position: int, route: RouteRecord) -> None:
         hint = self._stack_problem(route.stack)
@@ -294,7 +351,7 @@ class _Parser:
             require_regular(file, "routes file")
         except PolicyError as error:
             raise self._refused(path, f"routes file {file}: {error.why}", error.hint) from None
-        read_routes(file, table, self._stack_problem)
+        read_routes(file, table, self._stack_problem, self._note)
 
     def _check_contradictions(self, table: RouteTable) -> None:
         table.index_duplicates()
@@ -318,33 +375,63 @@ class _Parser:
             return self._place(("tables", table.name, "routes", table.origin[index]))
         return table.where(index)
 
-    def _read_rules(self, rules: object, tables: dict[str, RouteTable]) -> tuple[Rule, ...]:
-        items = self._array(rules, ("rules",), "[[rules]]")
+    def _read_rules(self, data: dict[str, Any]) -> None:
+        items = self._array(data.get("rules", []), ("rules",), "[[rules]]")
         if len(items) > C.DMM_MAX_RULES:
             hint = f"a policy has at most {C.DMM_MAX_RULES}"
             raise self._refused(("rules", C.DMM_MAX_RULES), f"there are {len(items)} rules", hint)
-        out: list[Rule] = []
         names: dict[str, int] = {}
-        for index, data in enumerate(items):
-            path: KeyPath = ("rules", index)
-            rule = self._record(Rule, data, path)
-            if rule.table not in tables:
-                hint = _suggest(rule.table, tables, "table")
-                raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
-            if rule.name is not None:
-                earlier = names.setdefault(rule.name, index)
-                if earlier != index:
-                    why = f'rule {earlier + 1} is called "{rule.name}" too'
-                    raise self._refused((*path, "name"), why, "give each rule its own name")
-            out.append(rule)
-        return tuple(out)
+        for index, item in enumerate(items):
+            with self._noting():
+                self.rules.append(self._read_rule(index, item, names))
+        self._check_forwards(self.rules)
 
-    def _check_limits(self) -> None:
+    def _read_rule(self, index: int, data: object, names: dict[str, int]) -> Rule:
+        path: KeyPath = ("rules", index)
+        rule = self._record(Rule, data, path)
+        if rule.table not in self.tables:
+            hint = _suggest(rule.table, self.tables, "table")
+            raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
+        if rule.name is not None:
+            earlier = names.setdefault(rule.name, index)
+            if earlier != index:
+                why = f'rule {earlier + 1} is called "{rule.name}" too'
+                raise self._refused((*path, "name"), why, "give each rule its own name")
+        self._check_forward(rule, self.tables[rule.table], path)
+        return rule
+
+    def _check_forward(self, rule: Rule, table: RouteTable, path: KeyPath) -> None:
+        if not rule.forwards:
+            for field_name, key in _FORWARD_KEYS.items():
+                if getattr(rule, field_name) is not None:
+                    why = "it is for flows that the host forwards"
+                    raise self._refused((*path, key), why, 'add direction = "forward", or leave it out')
+            return
+        for key in ("cgroup", "uid", "comm", "mark", "netns"):
+            if getattr(rule, key) is not None:
+                why = 'with direction = "forward" there is no socket that it could be asked of'
+                raise self._refused((*path, key), why, "name from, in_interface or both instead")
+        for name in table.stack_names:
+            stack = self.stacks.get(name)
+            if isinstance(stack, UserStack) and stack.syn_cookies == "always":
+                why = f'its stack {name} has syn_cookies = "always", which a forwarded connection cannot have'
+                raise self._refused((*path, "table"), why, 'use syn_cookies = "auto"')
+
+    def _check_forwards(self, rules: list[Rule]) -> None:
+        total = 0
+        for index, rule in enumerate(rules):
+            total += forward_entries(rule)
+            if total > C.DMM_MAX_FORWARDS:
+                why = f"the rules for what is forwarded have more than {C.DMM_MAX_FORWARDS} sources together"
+                hint = f"a policy has at most {C.DMM_MAX_FORWARDS}, and a rule without from counts as one"
+                raise self._refused(("rules", index), why, hint)
+
+    def _check_limits(self, _data: dict[str, Any]) -> None:
         if len(self.stacks) + self.reject_used > _MAX_STACKS:
             raise self._refused(("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one")
 
-    def _check_total(self, tables: dict[str, RouteTable]) -> None:
-        total = sum(len(table) for table in tables.values())
+    def _check_total(self) -> None:
+        total = sum(len(table) for table in self.tables.values())
         if total > MAX_ROUTES:
             raise self._refused(
                 ("tables",), f"there are {total} routes", f"a policy has at most {MAX_ROUTES}"

@@ -3,8 +3,8 @@
 
 Each process has a number k of its own in the namespace, by which its devices are named, and its seat, k + 1, in the
 maps: so the death of one concerns no flow of another. For every NIC it has a TAP device for the inner leg
-(bpf/tcout.h, bpf/ingress.h). From the wire, process 0 of a stack with port "af_xdp" has AF_XDP sockets; each other one
-has another TAP device for every NIC (hal/tapnic.h).
+(bpf/tcout.h, bpf/ingress.h) and one for the outer leg (bpf/tcin.h, hal/tapnic.h). Process 0 may have AF_XDP sockets
+besides, and uses them where rd/ports.py says so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import logging
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
 
 C = abi.C
+ORPHANS_S = 300.0  # as long as a peer, or an app, may take to send again (RFC 9293: R2)
 log = logging.getLogger("dmm-ebpf")
 
 
@@ -59,13 +61,19 @@ class Process:
         self.status = "starting"
         self.reason = ""
         self.restarts = 0
+        self.sums: Mapping[int, bool] = {}  # by slot: whether checksums are left to what takes its frames
+        self.zerocopy: Mapping[int, bool] = {}  # by slot of a NIC where it has AF_XDP sockets,
         self.waits = False  # cannot be started for want of a device
+        self.xsk_mtu = 0  # for packets of that length
+        self.no_sockets: dict[int, str] = {}  # why it has none where it was to have some
         self.supervisor = StackSupervisor(spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down)
         self._renew = renew
         self._attached = attached
         self._save = save
         self._changed = changed
         self._ending: asyncio.Task[None] | None = None
+        self._orphans: asyncio.TimerHandle | None = None
+        self._stopping = False
 
     @property
     def number(self) -> int:
@@ -93,12 +101,13 @@ class Process:
                 return
             await in_thread(kill_process, record.pid, record.start_time)
             record.pid = 0
-            await in_thread(end_flows, self._attached.maps, record)
+            await in_thread(partial(end_flows, self._attached.maps, record, heir=True))
         await self.supervisor.start()
+        self._let_orphans_go()
 
     async def stop(self) -> None:
         """End the process, reset its flows, and take away what led to it."""
-        self.status = "stopping"
+        self.status, self._stopping = "stopping", True
         steps = Steps(f"stop stack {self.record.label}")
         await steps.wait("its process", self.supervisor.stop())
         if self._ending is not None:
@@ -150,7 +159,11 @@ class Process:
 
     def _on_up(self, info: Mapping[str, Any]) -> None:
         self.record.pid, self.record.start_time = int(info["pid"]), int(info["start_time"])
+        self.zerocopy = {int(slot): done for slot, done in info["zerocopy"].items()}
+        self.sums = {int(slot): done for slot, done in info["sums"].items()}
         self._save()
+        self.xsk_mtu = int(info["xsk_mtu"])
+        self.no_sockets = {int(slot): why for slot, why in info["no_sockets"].items()}
         self.status, self.reason = "up", ""
         try:
             self._lead_in()
@@ -176,8 +189,11 @@ class Process:
         for n in nics:
             old = before.get(n.ifindex, n)
             if n.mtu != old.mtu and self.status == "up":
-                # The process knows its NICs by the names of its start.
-                await self.supervisor.query("configure", nic=old.name, mtu=n.mtu)
+                await self.supervisor.query("configure", slot=n.slot, mtu=n.mtu)
+
+    async def send_by(self, n: NicSpec, port: str) -> None:
+        """Packets to that NIC go by that port from now on. Raises DmmError."""
+        await self.supervisor.query("configure", slot=n.slot, port=port)
 
     def _lead_in(self) -> None:
         record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
@@ -191,29 +207,26 @@ class Process:
                 stack=record.stack_id,
                 process=record.process,
                 seat=record.seat,
-                tap=record.tap,
                 nic=n.ifindex,
+                home=n.slot + 1,
             )
             maps["seats"].update(struct.pack("=I", inner), abi.pack(seat))
             tcfilter.attach(inner, self._attached.ingress_fd())
-            self._tell_place("inner_devs", record.seat, n, inner)
-            if record.tap:
-                self._tell_place("tap_devs", record.tap, n, nic.ifindex_of(spec.outer_device(n)) or 0)
+            self._tell_place("inner_devs", n, inner)
+            self._tell_place("outer_devs", n, nic.ifindex_of(spec.outer_device(n)) or 0)
 
     def _lead_out(self) -> None:
         """Its devices go with it, or are gone."""
         record, maps = self.record, self._attached.maps
         for n in self.supervisor.spec.nics:
-            self._tell_place("inner_devs", record.seat, n, 0)
-            if record.tap:
-                self._tell_place("tap_devs", record.tap, n, 0)
+            self._tell_place("inner_devs", n, 0)
+            self._tell_place("outer_devs", n, 0)
         for key, value in maps["seats"].items():
             if abi.unpack("dmm_seat", value).seat == record.seat:
                 maps["seats"].delete(key)
 
-    def _tell_place(self, name: str, place: int, n: NicSpec, ifindex: int) -> None:
-        """place: seat or tap, from 1."""
-        key = struct.pack("=I", (place - 1) * C.DMM_MAX_NICS + n.slot)
+    def _tell_place(self, name: str, n: NicSpec, ifindex: int) -> None:
+        key = struct.pack("=I", (self.record.seat - 1) * C.DMM_MAX_NICS + n.slot)
         self._attached.maps[name].update(key, struct.pack("=I", ifindex))
 
     def _on_down(self, reason: str) -> Awaitable[Any]:
@@ -236,20 +249,33 @@ class Process:
         """
         label = self.record.label
         try:
-            owned = await asyncio.to_thread(end_flows, self._attached.maps, self.record)
+            ending = partial(end_flows, self._attached.maps, self.record, heir=not self._stopping)
+            owned = await asyncio.to_thread(ending)
             if owned:
                 log.info("stack %s: %d flows that it carried are reset", label, owned)
         except DmmError as e:
             log.error("stack %s: its flows could not all be reset: %s", label, e)
         finally:
             disowned.set_result(None)
+        self._let_orphans_go()
+
+    def _let_orphans_go(self) -> None:
+        """In a while: who has sent nothing until then is not reset any more."""
+        if self._orphans is not None:
+            self._orphans.cancel()
+        if not self._stopping:
+            loop = asyncio.get_running_loop()
+            self._orphans = loop.call_later(
+                ORPHANS_S,
+                lambda: loop.run_in_executor(None, endflows.end_orphans, self._attached.maps, self.record),
+            )
 
 
-def end_flows(maps: Mapping[str, Map], record: StackState) -> int:
+def end_flows(maps: Mapping[str, Map], record: StackState, *, heir: bool = False) -> int:
     """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns how many there
-    were.
+    were. heir: see endflows.end().
     """
-    return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record))
+    return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record), heir=heir)
 
 
 def end_all_flows(maps: Mapping[str, Map]) -> int:

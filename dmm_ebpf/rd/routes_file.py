@@ -79,13 +79,20 @@ def unreadable(path: Path, what: str, error: OSError | ValueError) -> PolicyErro
     return PolicyError(f"read {what} {shown(str(path))[1:-1]}", why=why.lower())
 
 
-def read_routes(path: Path, table: RouteTable, stack_known: Callable[[str], str | None]) -> None:
-    """Append the routes of the file to table. stack_known gives None for a defined stack, else why and what to do."""
+def read_routes(
+    path: Path,
+    table: RouteTable,
+    stack_known: Callable[[str], str | None],
+    wrong: Callable[[PolicyError], None],
+) -> None:
+    """Append the routes of the file to table. stack_known gives None for a defined stack, else why and what to do.
+    wrong is told of each line that is refused, and may raise; PolicyError: no more can be read.
+    """
     require_regular(path, "routes file")
     table.file = str(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            _Reader(path, table, stack_known).read(file)
+            _Reader(path, table, stack_known, wrong).read(file)
     except UnicodeDecodeError as error:
         raise PolicyError(
             f"read routes file {path}", why=f"it is not UTF-8 ({error.reason})", hint="save it as UTF-8"
@@ -97,8 +104,15 @@ def read_routes(path: Path, table: RouteTable, stack_known: Callable[[str], str 
 class _Reader:
     """One pass over one file; the two caches make a line cost little more than its prefix."""
 
-    def __init__(self, path: Path, table: RouteTable, stack_known: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        table: RouteTable,
+        stack_known: Callable[[str], str | None],
+        wrong: Callable[[PolicyError], None],
+    ) -> None:
         self.path = path
+        self.wrong = wrong
         self.table = table
         self.stack_known = stack_known
         self.stacks: dict[str, int] = {}
@@ -116,18 +130,18 @@ class _Reader:
             self.line += 1
             if len(text) == MAX_LINE and text[-1] != "\n":
                 raise self.refuse(f"the line is longer than {MAX_LINE} characters", _EXPECTED)
-            fields = self._fields(text)
-            if not fields:
-                continue
-            if first:
-                first = False
-                fields[0] = fields[0].removeprefix("\ufeff")
-                if tuple(fields) == HEADER:
-                    continue
-            if len(fields) != 4:
-                raise self.refuse(f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED)
-            to, proto, ports, stack = fields
             try:
+                fields = self._fields(text)
+                if not fields:
+                    continue
+                if first:
+                    first = False
+                    fields[0] = fields[0].removeprefix("\ufeff")
+                    if tuple(fields) == HEADER:
+                        continue
+                if len(fields) != 4:
+                    raise self.refuse(f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED)
+                to, proto, ports, stack = fields
                 match = matches.get((proto, ports))
                 if match is None:
                     match = self._match(proto, ports)
@@ -137,7 +151,9 @@ class _Reader:
                 for prefix in parse_prefix(to):
                     add(prefix, match, stack_index, self.line)
             except ValueRefusedError as error:
-                raise self.refuse(error.why, error.hint) from None
+                self.wrong(self.refuse(error.why, error.hint))
+            except PolicyError as error:
+                self.wrong(error)
             if len(self.table) > MAX_ROUTES:
                 raise self.refuse(f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes")
 

@@ -46,7 +46,6 @@ class StackState:
     pid: int = 0
     start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
     process: int = 0  # its number among the stack's processes
-    port: str = "af_xdp"  # of the stack, see userstack/spec.py
 
     @property
     def label(self) -> str:
@@ -62,11 +61,6 @@ class StackState:
     def seat(self) -> int:
         """Of its flows in xdp_flows, see struct dmm_xdp_flow."""
         return self.k + 1
-
-    @property
-    def tap(self) -> int:
-        """Of its flows in xdp_flows, see struct dmm_xdp_flow."""
-        return self.k + 1 if self.process or self.port == "tap" else 0
 
 
 @dataclass
@@ -86,11 +80,16 @@ class State:
     generation: int = 0
     ids: dict[str, Any] = field(default_factory=dict)
     stacks: list[StackState] = field(default_factory=list)
-    nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and tap_devs
+    nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and outer_devs
     tc_nics: dict[str, bool] = field(
         default_factory=dict
     )  # with our tc programs; whether we made clsact there
+    tc_inside: dict[str, bool] = field(
+        default_factory=dict
+    )  # likewise, of devices by which others' packets come
+    containers: bool = False  # sockets of other network namespaces are meant, too
     own_cgroup: bool = False  # made by `run`, to be removed
+    home: str | None = None  # the directory of the cgroup to which goes what runs there then
     whole: bool = False  # every hook is in place: what is missing of them has been taken away since
 
     def is_in(self, namespace: NetNS) -> bool:
@@ -102,6 +101,15 @@ class State:
         raw = json.loads(text)
         raw["stacks"] = [StackState(**_known(StackState, s)) for s in raw.get("stacks", [])]
         return cls(**_known(cls, raw))
+
+
+def why_not_for(state: State | None, cgroup: Path | None, netns: NetNS) -> str:
+    """Why what is attached cannot be taken over for this cgroup (None: for one of its own); empty: it can."""
+    if state is None:
+        return "its programs are attached, but its state.json, which says by whom, is lost"
+    if state.cgroup != str(cgroup):
+        return f"it is attached to {state.cgroup}, not to {cgroup or 'a cgroup of its own'}"
+    return "" if state.is_in(netns) else "it is attached in another network namespace"
 
 
 def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +254,9 @@ class RunDir:
             if all(path.name.startswith(".") for path in listing.entries(ROOT)):
                 # The last instance takes the common directory along; whoever waits for the lock makes it anew.
                 (ROOT / ".lock").unlink(missing_ok=True)
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(
+                    OSError
+                ):  # it may be a mount, as in a director's container (rmdir(2) EBUSY)
                     ROOT.rmdir()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)

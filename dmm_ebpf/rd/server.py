@@ -29,7 +29,6 @@ MAX_CLIENTS = 256
 LARGE_AT_ONCE = 4  # requests that are longer than any but a policy is
 REQUEST_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 600.0  # a listing may go to a pager
-CGROUP_LOOK_S = 1.0
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
 Listing = Callable[[], AsyncIterator[list[dict[str, Any]]]]
@@ -77,7 +76,7 @@ class Server:
             for watch in (
                 instance.watch.run(),
                 instance.guard.run(),
-                self._watch_cgroups(),
+                instance.groups.run(),
                 self._stop_when_orphaned(),
             )
         ]
@@ -231,12 +230,6 @@ class Server:
         await self._instance.orphaned.wait()
         log.warning("the network namespace was deleted: detaching")
         self.stop()
-
-    async def _watch_cgroups(self) -> None:
-        """A service manager removes a service's cgroup and makes it again; nothing tells of that but looking."""
-        while True:
-            await asyncio.sleep(CGROUP_LOOK_S)
-            await self._instance.refresh_cgroups()
 
 
 def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:

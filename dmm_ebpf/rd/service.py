@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.rd import starting
+from dmm_ebpf.rd import notify, starting
 from dmm_ebpf.rd.daemon import daemonize
 from dmm_ebpf.rd.detaching import detach, instances
 from dmm_ebpf.rd.instance import AttachOptions, Instance
+from dmm_ebpf.rd.nested import nested, nested_text
 from dmm_ebpf.rd.offline import offline_flows, offline_status
 from dmm_ebpf.rd.rundir import RunDir
 from dmm_ebpf.rd.running import RunOptions, run
@@ -60,18 +61,19 @@ def attach(options: AttachOptions) -> int:
 
     def serve_as_daemon(ready: Callable[[], None]) -> int:
         with starting.clean(run_dir):
-            starting.log_to(run_dir.log.open("a", encoding="utf-8", buffering=1))
+            starting.log_to(run_dir.log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1))
             return serve(ready)
 
     with Signals() as signals, starting.claimed(run_dir):
         if options.daemon:
             return daemonize(run_dir, signals, serve_as_daemon)
         starting.log_to(sys.stderr)
-        return serve(
-            lambda: log.info(
-                "instance %s is attached to %s; Ctrl-C detaches", options.instance, options.cgroup
-            )
-        )
+        return serve(lambda: _tell(options))
+
+
+def _tell(options: AttachOptions) -> None:
+    log.info("instance %s is attached to %s; Ctrl-C detaches", options.instance, options.cgroup)
+    notify.tell("READY=1", f"STATUS=instance {options.instance} is attached to {options.cgroup}")
 
 
 def _absolute(options: AttachOptions) -> AttachOptions:
@@ -89,6 +91,8 @@ async def _main(
 ) -> None:
     stop = Stop(signals)
     instance = await starting.opened(Instance.open(options, run_dir, netns), stop, run_dir)
+    for one in nested(options.instance):
+        log.warning("%s", nested_text(one))
     server = Server(instance, run_dir.socket)
     stop.then(server.stop, server.reload)
     try:

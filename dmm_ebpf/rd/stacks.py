@@ -16,20 +16,24 @@ import logging
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
+from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached
-from dmm_ebpf.rd import load, rundir
+from dmm_ebpf.rd import beside, load, ports, rundir
+from dmm_ebpf.rd.beside import Beside
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.model import UserStack
-from dmm_ebpf.rd.nics import Nics, ServedNic, Serving, there
+from dmm_ebpf.rd.nics import Nics, ServedNic, there, xdp_mode
+from dmm_ebpf.rd.onestack import Stack
+from dmm_ebpf.rd.ports import AF_XDP, AUTO, TAP, Ports
+from dmm_ebpf.rd.portwatch import PortWatch
 from dmm_ebpf.rd.processes import Process, end_flows, group_of
 from dmm_ebpf.rd.rundir import RunDir, StackState, State
 from dmm_ebpf.rd.steps import Steps
@@ -57,58 +61,15 @@ def free_k(used: Collection[int]) -> int:
     )
 
 
-@dataclass
-class _Stack(Serving):
-    name: str
-    stack_id: int
-    config: UserStack
-    port: str
-    port_reason: str  # why this one, where the policy leaves the choice
-    nics: list[NicSpec]
-    processes: list[Process] = field(default_factory=list)
-
-    def waits(self) -> bool:
-        """See Serving."""
-        return any(p.waits for p in self.processes)
-
-    def restart(self, reason: str) -> None:
-        """See Serving."""
-        for p in self.processes:
-            p.supervisor.fail(reason)
-
-    def hurry(self) -> None:
-        """See Serving."""
-        for p in self.processes:
-            if p.waits:
-                p.supervisor.hurry()
-
-    async def follow(self, nics: list[NicSpec]) -> None:
-        """See Serving."""
-        self.nics = nics
-        for p in self.processes:
-            with contextlib.suppress(DmmError, OSError):
-                await p.serve(self.nics)
-
-    def process(self, number: int) -> Process | None:
-        return next((p for p in self.processes if p.number == number), None)
-
-    @property
-    def status(self) -> str:
-        """up while any process takes new flows."""
-        active = [p for p in self.processes if not p.retiring]
-        if not active:
-            return "draining"
-        return "up" if any(p.shown == "up" for p in active) else active[0].shown
-
-    @property
-    def reason(self) -> str:
-        """Why it, or some of its processes, does not serve; empty when all is well."""
-        down = [p for p in self.processes if p.reason]
-        if len(self.processes) == 1 or not down:
-            return down[0].reason if down else ""
-        return (
-            f"{len(down)} of {len(self.processes)} processes down, {down[0].record.label}: {down[0].reason}"
-        )
+def _xdp(s: Stack) -> dict[str, str]:
+    """How AF_XDP works on each NIC that has it, in words; "metadata": checksums are left to what takes the frames."""
+    zerocopy, sums = (s.first.zerocopy, s.first.sums) if s.first else ({}, {})
+    return {
+        n.name: f"{xdp_mode(n)}, {'zero-copy' if zerocopy.get(n.slot) else 'copy'}"
+        f"{', metadata' if sums.get(n.slot) else ''}"
+        for n in s.nics
+        if s.ports.of(n).port == AF_XDP
+    }
 
 
 class StackManager:
@@ -127,11 +88,13 @@ class StackManager:
         self._state = state
         self._netns = netns
         self._notify = notify
-        self._stacks: dict[str, _Stack] = {}
+        self._stacks: dict[str, Stack] = {}
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state, lambda: run.save(state))
         self._renewing = threading.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._beside = Beside(self._nics, self._served)
+        self._portwatch = PortWatch(self._settle_all)
+        self._watch: list[asyncio.Task[None]] = []
         self._hung: set[tuple[str, int]] = set()
         self._lock = asyncio.Lock()  # held while processes are started or stopped
 
@@ -175,9 +138,10 @@ class StackManager:
                 "restarts": 0,
                 "nics": [],
                 "port": None,
-                "port_reason": "",
+                "ports": [],
             }
         rows = [p.describe() | {"full": self._full(s, p)} for p in s.processes]
+        ports_now = s.ports.rows(s.nics)
         return {
             "state": s.status,
             "reason": s.reason,
@@ -185,8 +149,9 @@ class StackManager:
             "restarts": sum(p.restarts for p in s.processes),
             "device": rows[0]["device"],
             "nics": [n.name for n in s.nics],
-            "port": s.port,
-            "port_reason": s.port_reason,
+            "port": ports.shown(ports_now),
+            "ports": ports_now,
+            "xdp": _xdp(s),
             "processes": rows,
             "full": self._why_full(s),
         }
@@ -194,7 +159,9 @@ class StackManager:
     def standing(self) -> list[Item]:
         """What has to stand on the host for the stacks that are there."""
         stacks = self._stacks.values()
-        served = [ServedNic(self._nics, s, n) for s in stacks for n in s.nics]
+        served: list[Item] = [ServedNic(self._nics, s, n) for s in stacks for n in s.nics]
+        if served:
+            served.append(self._beside)
         return [*served, *(item for s in stacks for p in s.processes for item in p.standing())]
 
     def pids(self) -> list[int]:
@@ -202,27 +169,31 @@ class StackManager:
         return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
 
     def nics(self) -> list[dict[str, Any]]:
-        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc"."""
+        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc" where no frame comes so."""
         return [
             {
                 "ifname": n.name,
                 "ifindex": n.ifindex,
-                "mode": "tc" if s.port == "tap" else "native",
+                "mode": xdp_mode(n) if s.ports.of(n).port == AF_XDP else "tc",
                 "stack": name,
             }
             for name, s in self._stacks.items()
             for n in s.nics
         ]
 
+    def ifindexes(self) -> set[int]:
+        """Of the devices that have the programs of a NIC, whether a stack serves them or not."""
+        return self._served() | self._nics.beside().keys()
+
     def takes_flows(self, name: str) -> bool:
         """True if new flows reach the stack: it is up, and not full."""
         s = self._stacks.get(name)
         return s is not None and s.status == "up" and not self._why_full(s)
 
-    def _full(self, s: _Stack, p: Process) -> list[str]:
+    def _full(self, s: Stack, p: Process) -> list[str]:
         return load.reasons(self._attached.maps["stack_load"], s.stack_id, p.number) if p.pid else []
 
-    def _why_full(self, s: _Stack) -> list[str]:
+    def _why_full(self, s: Stack) -> list[str]:
         return load.together(self._full(s, p) for p in s.processes if p.status == "up" and not p.retiring)
 
     def names(self) -> list[str]:
@@ -277,12 +248,14 @@ class StackManager:
                     present = self._stacks.get(name)
                     if present is not None:
                         await self._keep(present, config)
-                    for number in range(config.instances):
+                    for number in range(config.processes):
                         if present is not None and present.process(number) is not None:
                             continue
                         started.append((name, number))
                         present = present or await self._open(name, stack_id, config)
                         await self._start(present, number)
+                    if present is not None:
+                        await self._settle(present)
             except BaseException:
                 await self._stop_all(started)
                 raise
@@ -302,7 +275,7 @@ class StackManager:
         end, and then stop them.
         """
         for name, s in self._stacks.items():
-            count = keep[name].instances if name in keep else 0
+            count = keep[name].processes if name in keep else 0
             for p in s.processes:
                 if p.number < count or p.retiring:
                     continue
@@ -317,9 +290,9 @@ class StackManager:
         for task in self._drains.values():
             task.cancel()
         await asyncio.gather(*self._drains.values(), return_exceptions=True)
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        for task in self._watch:
+            task.cancel()
+        await asyncio.gather(*self._watch, return_exceptions=True)
         async with self._lock:
             for s in self._stacks.values():
                 for p in s.processes:
@@ -328,6 +301,7 @@ class StackManager:
                 for p in list(s.processes):
                     await steps.wait(f"stack {p.record.label}", self._stop(name, p.number))
                 if name in self._stacks:
+                    await s.ports.close()
                     steps.do(f"devices of stack {name}", partial(self._leave, s))
                 steps.removed.append(f"stack {name}")
             steps.do("stacks of before", self._end_strays)
@@ -341,21 +315,17 @@ class StackManager:
             record.pid, record.start_time = recorded or (record.pid, record.start_time)
             if not record.pid or pidfile.start_time(record.pid) != record.start_time:
                 record.pid = 0
-                gone = end_flows(self._attached.maps, record)
+                gone = end_flows(self._attached.maps, record, heir=True)
                 if gone:
                     log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
 
-    async def _keep(self, s: _Stack, config: UserStack) -> None:
-        if config.io not in ("auto", s.port):
-            raise ConflictError(
-                f"serve stack {s.name} by {config.io}",
-                why=f'it runs with io = "{s.port}", and its flows are bound to that',
-                hint="give the stack that is to be served otherwise another name",
-            )
+    async def _keep(self, s: Stack, config: UserStack) -> None:
+        if config.io == AF_XDP:
+            self._refuse_without_sockets(s)
         if config.devices != s.config.devices:
             self._refuse_other_devices(s, config)
         for p in s.processes:
-            if p.number >= config.instances:
+            if p.number >= config.processes:
                 continue
             p.retiring = False
             task = self._drains.pop((s.name, p.number), None)
@@ -363,6 +333,8 @@ class StackManager:
                 task.cancel()
         self._publish(s)
         if config != s.config:
+            if config.io != s.config.io:
+                await self._settle(s, config.io)
             s.config = config
             for p in s.processes:
                 p.supervisor.spec = self._spec(s, p.record)
@@ -371,7 +343,16 @@ class StackManager:
                         "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
                     )
 
-    def _refuse_other_devices(self, s: _Stack, config: UserStack) -> None:
+    def _refuse_without_sockets(self, s: Stack) -> None:
+        without = [n.name for n in s.nics if not n.xsk]
+        if without:
+            raise ConflictError(
+                f"serve stack {s.name} on {', '.join(without)} by {AF_XDP}",
+                why="it runs without AF_XDP sockets there, and a process that runs can open none",
+                hint="give the stack that is to be served so another name",
+            )
+
+    def _refuse_other_devices(self, s: Stack, config: UserStack) -> None:
         """A device that is not there is a UsageError."""
         wanted = {n.ifindex: n.name for n in hal_nic.serving_nics(list(config.devices) or None)}
         if wanted.keys() != {n.ifindex for n in s.nics}:
@@ -381,53 +362,90 @@ class StackManager:
                 hint="give the stack that is to be on other devices another name",
             )
 
-    async def _open(self, name: str, stack_id: int, config: UserStack) -> _Stack:
+    async def _open(self, name: str, stack_id: int, config: UserStack) -> Stack:
         """A stack with no process yet, and our program on its NICs."""
-        s = _Stack(name, stack_id, config, config.io, "", self._nics.choose(list(config.devices)))
+        nics = self._nics.choose(list(config.devices))
+        s = Stack(name, stack_id, config, Ports(self._nics, name, stack_id), nics)
         self._stacks[name] = s
         self._publish(s)
-        served = next((r.port for r in self._state.stacks if r.name == name and r.pid), "")
-        if config.io == "auto":
-            s.port = served or "af_xdp"
-            around = "" if served else await in_thread(self._nics.gone_around, s.nics)
-            if around:
-                s.port, s.port_reason = "tap", f"not af_xdp: {around}"
-        try:
-            await self._take_nics(s)
-        except (ConflictError, KernelFeatureError) as e:
-            if config.io != "auto" or s.port == "tap":
-                raise
-            await in_thread(self._leave, s)
-            s.port, s.port_reason = "tap", f"not af_xdp: {e.why}"
-            await self._take_nics(s)
-        return s
-
-    async def _take_nics(self, s: _Stack) -> None:
-        if s.port == "af_xdp":
+        if config.io == AF_XDP:
             for n in s.nics:
                 self._refuse_shared(s, n)
-        await in_thread(self._nics.attach, s.name, s.stack_id, s.port, s.nics)
+        for n in s.nics:
+            await in_thread(s.ports.begin, n, config.io)
+        await in_thread(self._nics.attach, s.name, s.nics)
+        await in_thread(self._take_others)
+        return s
 
-    def _refuse_shared(self, s: _Stack, n: NicSpec) -> None:
-        for other in self._others(s):
-            if other.port == "af_xdp" and any(n.ifindex == m.ifindex for m in other.nics):
-                raise ConflictError(
-                    f"serve {n.name} with one more user stack by AF_XDP",
-                    why=f"stack {other.name} holds its queues, and a queue has one AF_XDP UMEM",
-                    hint='use io = "tap", or give each user stack devices of its own',
-                )
+    def _served(self) -> set[int]:
+        return {n.ifindex for s in self._stacks.values() for n in s.nics}
 
-    def _others(self, s: _Stack) -> list[_Stack]:
+    def _take_others(self) -> None:
+        if self._beside.look():
+            self._beside.put_right()
+
+    def _refuse_shared(self, s: Stack, n: NicSpec) -> None:
+        held = self._held(s, n)
+        if held:
+            raise ConflictError(
+                f"serve {n.name} with one more user stack by AF_XDP",
+                why=f"stack {held} holds its queues, and a queue has one AF_XDP UMEM",
+                hint='use io = "tap", or give each user stack devices of its own',
+            )
+
+    def _held(self, s: Stack, n: NicSpec) -> str:
+        """The other stack that has AF_XDP sockets on the NIC; empty: none."""
+        holders = (o.name for o in self._others(s) for m in o.nics if m.ifindex == n.ifindex and m.xsk)
+        return next(holders, "")
+
+    def _with_sockets(self, s: Stack) -> list[NicSpec]:
+        """The stack's NICs, with those marked where a process 0 that starts is to have AF_XDP sockets. Runs in a
+        thread.
+        """
+        io = s.config.io
+        facts = ports.facts_of(s.nics) if io == AUTO else {}
+        return [
+            replace(
+                n,
+                xsk=ports.fit_for_sockets(io, facts.get(n.slot)) and not self._held(s, n),
+                xsk_mtu=0,
+                port=AF_XDP if io == AF_XDP else TAP,
+            )
+            for n in s.nics
+        ]
+
+    async def _settle(self, s: Stack, io: str = "") -> None:
+        """Give its NICs the ports that they are to have, by its policy or by io."""
+
+        def held(n: NicSpec) -> str:
+            return self._held(s, n)
+
+        try:
+            await s.ports.settle(io or s.config.io, there(s.nics), s.first, held)
+        except DmmError:
+            if io:
+                await self._settle(s)
+            raise
+
+    async def _settle_all(self) -> None:
+        for s in list(self._stacks.values()):
+            await self._settle(s)
+
+    def _others(self, s: Stack) -> list[Stack]:
         return [other for other in self._stacks.values() if other is not s]
 
-    def _leave(self, s: _Stack) -> None:
+    def _leave(self, s: Stack) -> None:
         """Our programs off the stack's NICs, but for those where another stack needs them."""
         shared = {n.ifindex for other in self._others(s) for n in other.nics}
         self._nics.detach(s.stack_id, s.nics, shared)
+        if not self._others(s):
+            beside.leave(self._nics)
 
-    async def _start(self, s: _Stack, number: int) -> None:
+    async def _start(self, s: Stack, number: int) -> None:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
-        record.stack_id, record.port = s.stack_id, s.port
+        record.stack_id = s.stack_id
+        if number == 0:
+            s.nics = await in_thread(self._with_sockets, s)
         record.nics = [n.name for n in s.nics]
         self._run.save(self._state)
         process = Process(
@@ -440,17 +458,26 @@ class StackManager:
         )
         s.processes.append(process)
         await process.start()
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._watch_beats())
+        if not self._watch:
+            work = (self._watch_beats(), self._portwatch.run())
+            self._watch = [asyncio.get_running_loop().create_task(one) for one in work]
 
-    def _renew(self, s: _Stack, record: StackState) -> StackSpec:
+    def _renew(self, s: Stack, record: StackState) -> StackSpec:
         """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
         with self._renewing:
-            s.nics = self._nics.renew(s.name, s.stack_id, s.port, s.nics)
+            before = {n.slot: n.ifindex for n in s.nics}
+            s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
+            for n in there(s.nics):
+                sockets = s.config.io == AF_XDP and record.process == 0
+                if sockets or before[n.slot] != n.ifindex:
+                    s.ports.begin(n, s.config.io)
+            if record.process == 0:
+                s.nics = self._with_sockets(s)
         record.nics = [n.name for n in s.nics]
-        return replace(self._spec(s, record), nics=there(s.nics))
+        spec = self._spec(s, record)
+        return replace(spec, nics=there(spec.nics))
 
-    def _spec(self, s: _Stack, record: StackState) -> StackSpec:
+    def _spec(self, s: Stack, record: StackState) -> StackSpec:
         maps, config = self._attached.maps, s.config
         return StackSpec(
             instance=self._state.instance,
@@ -458,13 +485,13 @@ class StackManager:
             stack_id=s.stack_id,
             k=record.k,
             device=record.device,
-            nics=s.nics,
+            nics=s.nics if record.process == 0 else [replace(n, xsk=False, port=TAP) for n in s.nics],
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
-            memory_bytes=(config.memory_bytes or 0) // config.instances,
-            max_connections=-(-config.max_connections // config.instances)
+            memory_bytes=(config.memory_bytes or 0) // config.processes,
+            max_connections=-(-config.max_connections // config.processes)
             if config.max_connections
             else MAX_CONNECTIONS,
             syn_cookies=config.syn_cookies,
@@ -472,9 +499,6 @@ class StackManager:
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
             process=record.process,
-            port=record.port,
-            tap=record.tap,
-            taps_fd=maps["taps"].fd,
             cgroup=str(group_of(self._state.instance, record)),
         )
 
@@ -491,8 +515,11 @@ class StackManager:
                 log.info("stack %s runs again, or is gone", process_label(name, number))
             self._hung = set(now)
 
-    def _changed(self, s: _Stack, p: Process) -> None:
+    def _changed(self, s: Stack, p: Process) -> None:
         self._publish(s)
+        if p.number == 0 and p.status == "up":
+            s.note_sockets(p)
+            self._portwatch.hurry()
         label = p.record.label
         if p.status == "up":
             log.info("stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics))
@@ -517,6 +544,7 @@ class StackManager:
         self._drains.pop((name, number), None)
         self._publish(s)
         if not s.processes:
+            await s.ports.close()
             self._leave(s)
             del self._stacks[name]
         self._run.keep(self._state)
@@ -555,11 +583,10 @@ class StackManager:
                 self._drains.pop((name, p.number), None)
                 await self._stop(name, p.number)
 
-    def _publish(self, s: _Stack) -> None:
+    def _publish(self, s: Stack) -> None:
         """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
         value = abi.new("dmm_stack_state")
         for p in s.processes:
-            value.taps[p.number] = p.record.tap
             value.seats[p.number] = p.record.seat
             if p.retiring:
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dmm_ebpf.hal import netns, nic, tcfilter, tuning
 from dmm_ebpf.loader import Attached, restore
+from dmm_ebpf.rd.groups import Groups
 from dmm_ebpf.rd.guard import Item
 from dmm_ebpf.rd.rundir import RunDir, State
 from dmm_ebpf.threads import in_thread
@@ -101,47 +102,24 @@ class Namespace(Item):
         self._gone()
 
 
-class Group(Item):
-    """The cgroup that the hooks are on."""
-
-    def __init__(self, path: Path, number: int) -> None:
-        """number: its id."""
-        super().__init__(f"cgroup {path}")
-        self._path = path
-        self._number = number
-
-    def look(self) -> str:
-        try:
-            number = self._path.stat().st_ino
-        except FileNotFoundError:
-            return "it was removed, and the hooks with it; attach again when it is back"
-        return "" if number == self._number else "it was made anew without the hooks; detach and attach again"
-
-    async def mend(self) -> None:
-        """Nothing: which processes come to a cgroup that is made anew is not for us to say."""
-
-
 class Hooks(Item):
-    """The programs on the cgroup, for as long as it is the one that they were put on."""
+    """The programs on the instance's cgroup."""
 
-    def __init__(self, attached: Attached, cgroup: Path) -> None:
-        super().__init__(f"hooks on cgroup {cgroup}")
+    def __init__(self, attached: Attached, cgroup: Path, groups: Groups) -> None:
+        super().__init__(f"cgroup {cgroup}")
         self._attached = attached
-        self._cgroup = cgroup
+        self._groups = groups
 
     def look(self) -> str:
+        if self._groups.missing:
+            return "it does not exist; its sockets are routed from the moment it is made"
+        if self._groups.moved:
+            return "it was made anew without the hooks"
         off = restore.unhooked(self._attached)
-        return f"somebody detached {', '.join(off)}" if off and self._stands() else ""
-
-    def _stands(self) -> bool:
-        """What is to be said of a cgroup that is gone or another, Group says."""
-        try:
-            return self._cgroup.stat().st_ino == self._attached.cgroup_id
-        except FileNotFoundError:
-            return False
+        return f"somebody detached {', '.join(off)}" if off else ""
 
     async def mend(self) -> None:
-        await in_thread(restore.hook, self._attached, self._cgroup)
+        await self._groups.look(mend=True)
 
 
 class Pins(Item):

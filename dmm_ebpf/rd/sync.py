@@ -73,6 +73,7 @@ class InnerMaps(Protocol):
         """Put inner at outer[index]; returns after an RCU grace period."""
 
 
+ForHalf = Callable[[int], object]
 ListenerSet = Callable[[bytes, int, int, int], object]
 InCgroup = Callable[[int, int], bool]
 
@@ -97,6 +98,8 @@ def apply(
     in_cgroup: InCgroup | None = None,
     generation: int | None = None,
     netns_cookie: int | None = None,
+    devices: ForHalf | None = None,
+    containers: bool = False,
 ) -> int:
     """Put compiled in force; returns its generation.
 
@@ -106,10 +109,19 @@ def apply(
     in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it; None: by their paths.
     generation: must have the other parity than the one in force; None: the next one.
     netns_cookie: for control[0]; None: as it is there.
+    devices: writes, for that half, which devices compiled.forwards hold for; called before the change.
+    containers: whether sockets of other network namespaces are meant.
     DmmError, and the running policy untouched, when the kernel refuses something.
     """
     below = in_cgroup or in_cgroup_by_path(cgroup.path_of)
-    return _Swap(maps, compiled, inner, listener_set, below).run(generation, netns_cookie)
+    swap = _Swap(maps, compiled, inner, listener_set, below, devices)
+    return swap.run(generation, netns_cookie, control_flags(compiled, containers=containers))
+
+
+def control_flags(compiled: Compiled, *, containers: bool) -> int:
+    """Of enum dmm_control_flag, those that a policy decides."""
+    flags = C.DMM_CONTROL_CONTAINERS if containers else 0
+    return flags | (C.DMM_CONTROL_FORWARD if containers or compiled.forwards else 0)
 
 
 def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
@@ -153,24 +165,25 @@ def set_events(maps: Mapping[str, Map], wanted: bool) -> None:
 class _Swap:
     """One change of policy."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what apply() was given
         self,
         maps: Mapping[str, Map],
         compiled: Compiled,
         inner: InnerMaps,
         listener_set: ListenerSet,
         in_cgroup: InCgroup,
+        devices: ForHalf | None,
     ) -> None:
         self.maps = maps
         self.compiled = compiled
         self.inner = inner
         self.listener_set = listener_set
         self.in_cgroup = in_cgroup
-        self.rules = [abi.unpack("dmm_rule", rule) for rule in compiled.rules]
+        self.devices = devices
         self.half = 0
         self.tries: dict[InnerKind, Map] = {}
 
-    def run(self, generation: int | None, netns_cookie: int | None) -> int:
+    def run(self, generation: int | None, netns_cookie: int | None, flags: int) -> int:
         current = current_generation(self.maps)
         new = next_generation(current) if generation is None else generation
         if not 0 < new <= _U32_MAX or (new & 1 == current & 1 and current):
@@ -179,7 +192,7 @@ class _Swap:
         try:
             self._fill()
             self._listeners()
-            self._flip(new, netns_cookie)
+            self._flip(new, netns_cookie, flags)
         except BaseException:
             self._clear(self.half)
             self._close()
@@ -203,18 +216,22 @@ class _Swap:
             ]
         for put in putting:
             put.result()
-        for index, rule in enumerate(self.compiled.rules):
-            self.maps["rules"].update(struct.pack("=I", self.half * C.DMM_MAX_RULES + index), rule)
+        set_rules(self.maps, self.half, dict(enumerate(self.compiled.rules)))
+        for index, forward in enumerate(self.compiled.forwards):
+            self.maps["forwards"].update(struct.pack("=I", self.half * C.DMM_MAX_FORWARDS + index), forward)
+        if self.devices is not None:
+            self.devices(self.half)
         empty = bytes(abi.sizeof("dmm_stack"))
         for number in range(C.DMM_MAX_STACKS):
             key = struct.pack("=I", self.half * C.DMM_MAX_STACKS + number)
             self.maps["stacks"].update(key, self.compiled.stacks.get(number, empty))
         self.maps["heads"].update(struct.pack("=I", self.half), self.compiled.head)
 
-    def _flip(self, generation: int, netns_cookie: int | None) -> None:
+    def _flip(self, generation: int, netns_cookie: int | None, flags: int) -> None:
         with _control(self.maps["control"]) as control:
             control.abi_version = C.DMM_ABI_VERSION
             control.generation = generation
+            control.flags = control.flags & C.DMM_CONTROL_EVENTS | flags
             if netns_cookie is not None:
                 control.netns_cookie = netns_cookie
 
@@ -229,11 +246,9 @@ class _Swap:
         self._clear(self.half ^ 1)
 
     def _listeners(self) -> None:
-        for key, value in list(self.maps["listeners"].items()):
-            listener = abi.unpack("dmm_listener", value)
-            table, rule = listener_table(self.rules, listener, self.in_cgroup)
-            if (listener.tables[self.half], listener.rules[self.half]) != (table, rule):
-                self.listener_set(key, self.half, table, rule)
+        set_listener_tables(
+            self.maps["listeners"], self.compiled.rules, self.half, self.listener_set, self.in_cgroup
+        )
 
     def _clear(self, half: int) -> None:
         """Free the tries of a half that no program reads."""
@@ -246,8 +261,32 @@ class _Swap:
             trie.close()
 
 
+def set_rules(maps: Mapping[str, Map], half: int, rules: Mapping[int, bytes]) -> None:
+    """Write rules of a half by their index. In the half in force only what a rule's names stand for may differ: each
+    rule is one write, and a program may see some of them before others.
+    """
+    for index, rule in rules.items():
+        maps["rules"].update(struct.pack("=I", half * C.DMM_MAX_RULES + index), rule)
+
+
+def set_listener_tables(
+    listeners: Map, rules: Sequence[bytes], half: int, listener_set: ListenerSet, in_cgroup: InCgroup
+) -> None:
+    """Have the peers of every listening socket looked up, in that half, where these rules say."""
+    unpacked = [abi.unpack("dmm_rule", rule) for rule in rules]
+    for key, value in list(listeners.items()):
+        listener = abi.unpack("dmm_listener", value)
+        table, rule = listener_table(unpacked, listener, in_cgroup)
+        if (listener.tables[half], listener.rules[half]) != (table, rule):
+            listener_set(key, half, table, rule)
+
+
 def listener_table(rules: Sequence[Any], listener: Any, in_cgroup: InCgroup) -> tuple[int, int]:
-    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in bpf/bind.h; or (0, 0)."""
+    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in bpf/bind.h; or (0, 0).
+    One that is bound to a device is the kernel's.
+    """
+    if listener.device:
+        return 0, 0
     for number, rule in enumerate(rules, 1):
         if _matches(rule, listener, in_cgroup):
             return int(rule.table), number

@@ -63,7 +63,7 @@ def clear(run_dir: RunDir) -> Undone:
         netns.close()
     steps.do("pins", lambda: loader.detach(run_dir.instance))
     if state is not None and state.own_cgroup:
-        steps.do("cgroup", lambda: cgroups.dissolve(Path(state.cgroup)))
+        steps.do("cgroup", lambda: cgroups.dissolve(Path(state.cgroup), state.home))
     steps.finish()
     run_dir.forget()
     return Undone(steps.removed, steps.unknown)

@@ -14,6 +14,8 @@ import itertools
 import pwd
 import re
 import socket
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 U32_MAX = 0xFFFFFFFF
@@ -64,6 +66,11 @@ class Prefix(NamedTuple):
 
     def __str__(self) -> str:
         return prefix_text(*self)
+
+
+def is_named(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a device's name is one of these, in which * and ? stand for others."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class Mark(NamedTuple):

@@ -99,10 +99,10 @@ class PolicyWatch:
         files: Stamps = {path: await asyncio.to_thread(stamp_of, path)}
         try:
             new = await asyncio.to_thread(self._load, path, files, always)
-            if self._instance.policy is not before:
-                return  # somebody was faster with another one; the next look compares with that
             if new is not None:
-                await self._instance.apply(new, path)
+                await self._instance.apply(new, path, unless=lambda: self._instance.policy is not before)
+            if self._instance.policy is not (new or before):
+                return  # somebody was faster with another one; the next look compares with that
             self._trouble, self._in_force = None, self._instance.policy
         except (DmmError, OSError) as e:
             if not isinstance(e, PolicyError):

@@ -49,7 +49,7 @@ class WireError(DmmError):
 
 def encode(message: Message) -> bytes:
     """One frame. Raises WireError above MAX_MESSAGE_BYTES, TypeError for what msgpack cannot say."""
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+    body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogateescape")
     if len(body) > MAX_MESSAGE_BYTES:
         raise WireError(f"a message of {len(body)} bytes is above the limit of {MAX_MESSAGE_BYTES}", hint="")
     return _LENGTH.pack(len(body)) + body
@@ -103,8 +103,10 @@ def decode_request(body: bytes) -> Message:
 
 def _unpack(body: bytes | bytearray | memoryview, **limits: Any) -> Message:
     try:
-        # raw=False checks UTF-8, strict_map_key refuses keys that Python could not hash.
-        message = msgpack.unpackb(body, raw=False, strict_map_key=True, **limits)
+        # strict_map_key refuses keys that Python could not hash. Names of files, cgroups and devices may be any bytes.
+        message = msgpack.unpackb(
+            body, raw=False, unicode_errors="surrogateescape", strict_map_key=True, **limits
+        )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as exc:
         reason = str(exc) or type(exc).__name__
         raise WireError(f"{len(body)} bytes arrived that are not one msgpack map ({reason})") from exc

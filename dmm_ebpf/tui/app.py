@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf top`: live flows in a terminal of 80 columns and 24 lines or more.
+"""`dmm-ebpf top`: live flows in a terminal, of 80 columns and 24 lines to show all, of 40 and 10 to show flows.
 
 Owns the screen, the keys, and the pace of looking. Looks happen in a thread, one at a time, so that a
 Resource Director that is slow never stops a key. Paused, it looks no more, while sorting, filtering and
@@ -20,8 +20,9 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Input, Static
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.tui import model, units
-from dmm_ebpf.tui.flowfilter import FlowFilter
+from dmm_ebpf.show import units
+from dmm_ebpf.show.flowfilter import FlowFilter
+from dmm_ebpf.tui import model
 from dmm_ebpf.tui.flowtable import FlowTable
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dmm_ebpf.tui.source import Source
 
 _MAX_STACK_LINES = 5
+_SHORT_LINES = 14  # a screen with fewer has no room for what is not flows
 _COLUMNS = list(model.ORDERS)
 _SORT_KEYS = {
     "n": "PROCESS",
@@ -54,16 +56,16 @@ _HELP = """\
   o i t x a                    sort by out, in, srtt, retransmits, state
   /                            filter; Esc clears it
   p or space                   pause and go on
-  q                            quit
+  q or Ctrl-C                  quit
 
 [b]Filter[/b]: words that must appear, and terms, all of which must hold
-  stack=NAME   comm=PATTERN   pid=PID   dst=PREFIX:PORT   state=STATE
+  stack=NAME   comm=PATTERN   pid=PID   cgroup=PATH   dst=PREFIX:PORT   state=STATE
   curl stack=wan dst=203.0.113.0/24
 
 [b]Columns[/b]
   OUT and IN are bits a second of the program's own bytes. SRTT and RETR
   are the path's: of the user stack's outer leg where one serves.
-  STACK! is a fallback: the route names a stack that was down.
+  STACK! is not the stack that the route names: `why` in flows --json.
 
 Any key closes this."""
 
@@ -79,6 +81,10 @@ class HelpScreen(ModalScreen[None]):
     }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = False
+
     def compose(self) -> ComposeResult:
         """One text."""
         with VerticalScroll():
@@ -88,11 +94,17 @@ class HelpScreen(ModalScreen[None]):
         """Any key closes, and does nothing else."""
         event.stop()
         event.prevent_default()
-        self.dismiss()
+        self._leave()
 
     def on_click(self) -> None:
         """So does a click."""
-        self.dismiss()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Once: a second key may come before the first has closed it."""
+        if not self._left:
+            self._left = True
+            self.dismiss()
 
 
 class FilterInput(Input):
@@ -111,12 +123,15 @@ class TopApp(App[None]):
     #title { height: 1; background: $panel; color: $text; }
     #stacks { height: auto; max-height: 6; color: $text; }
     #detail { height: 3; color: $text-muted; }
+    .short #stacks { max-height: 1; }
+    .short #detail { display: none; }
     FilterInput { height: 1; border: none; padding: 0; display: none; background: $panel; }
     FilterInput:focus { border: none; }
     FilterInput.open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("p,space", "pause", "Pause", key_display="p"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("escape", "clear_filter", "Clear filter", show=False),
@@ -170,10 +185,16 @@ class TopApp(App[None]):
         """Look now and then at every interval."""
         # Queries go through it: the screen on top may be the help.
         self._main = self.screen
+        self._main.set_class(self.size.height < _SHORT_LINES, "short")
         self.query_one(FlowTable).focus()
         self._draw()
         self.set_interval(self._interval_s, self.look)
         self.look()
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Few lines are for flows."""
+        if self._main is not None:
+            self._main.set_class(event.size.height < _SHORT_LINES, "short")
 
     def on_unmount(self) -> None:
         """Let a look in progress end."""

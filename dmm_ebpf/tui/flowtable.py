@@ -7,7 +7,7 @@ moved it. Titles stay in the first line; a click on one asks to sort by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +18,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from dmm_ebpf.tui import units
+from dmm_ebpf.show import units
+from dmm_ebpf.tcpstates import TCP_STATES
 from dmm_ebpf.tui.model import DEFAULT_ORDER, FlowRow, Key
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _Column:
     least: int  # characters it has on the narrowest screen
     soon: int = 0  # characters it gets before the others grow
     right: bool = False
+    rank: int = 0  # where the least of all is too much, the highest rank is left out first; 0 stays
     shorten: Callable[[str, int], str] = units.shorten
 
 
@@ -43,16 +45,7 @@ def _stack(row: FlowRow) -> str:
     return units.clean(stack) + ("" if wanted in (None, stack) else "!")
 
 
-# States whose first letters would not tell them apart.
-_SHORT_STATES = {
-    "FIN-WAIT-1": "FIN-1",
-    "FIN-WAIT-2": "FIN-2",
-    "CLOSE-WAIT": "CLO-W",
-    "CLOSED": "CLOSD",
-    "CLOSING": "CLOSG",
-    "LAST-ACK": "L-ACK",
-    "TIME-WAIT": "TIM-W",
-}
+_SHORT_STATES = {state.said: state.short for state in TCP_STATES}
 
 
 def _short_state(text: str, width: int) -> str:
@@ -69,30 +62,52 @@ COLUMNS = (
         shorten=units.shorten_middle,
     ),
     _Column("STACK", _stack, 7, soon=12),
-    _Column("ROUTE", lambda r: units.clean(r.flow.get("route")), 9),
+    _Column("ROUTE", lambda r: units.clean(r.flow.get("route")), 9, rank=5),
     _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True),
-    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True),
-    _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True),
-    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 4, right=True),
-    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5, shorten=_short_state),
+    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True, rank=1),
+    _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True, rank=3),
+    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 4, right=True, rank=4),
+    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5, rank=2, shorten=_short_state),
 )
 
 
 def column_widths(natural: list[int], room: int) -> list[int]:
-    """Widths in room: each column its least, some more soon, then a character to the one that lacks most."""
-    widths = [column.least for column in COLUMNS]
-    room -= sum(widths) + len(widths) - 1
+    """Widths in room, 0 for one left out: each its least, some more soon, then a character to who lacks most."""
+    widths = _least_widths(room)
+    room -= _taken(widths)
     for i, column in enumerate(COLUMNS):
+        if not widths[i]:
+            continue
         more = max(min(min(natural[i], column.soon) - widths[i], room), 0)
         widths[i] += more
         room -= more
     while room > 0:
-        lacking = max(range(len(widths)), key=lambda i: natural[i] - widths[i])
+        lacking = max((i for i, w in enumerate(widths) if w), key=lambda i: natural[i] - widths[i])
         if natural[lacking] <= widths[lacking]:
             break
         widths[lacking] += 1
         room -= 1
     return widths
+
+
+def _least_widths(room: int) -> list[int]:
+    """As many columns as have their least in room."""
+    widths = [column.least for column in COLUMNS]
+    for rank in range(max(column.rank for column in COLUMNS), 0, -1):
+        if _taken(widths) <= room:
+            break
+        widths = [0 if column.rank == rank else w for column, w in zip(COLUMNS, widths, strict=True)]
+    return widths
+
+
+def _taken(widths: list[int]) -> int:
+    """Characters of a line: columns, and one between each two."""
+    return sum(widths) + sum(map(bool, widths)) - 1
+
+
+def _shown(widths: list[int]) -> Iterator[tuple[_Column, int]]:
+    """Columns that are not left out, with their widths."""
+    return ((column, width) for column, width in zip(COLUMNS, widths, strict=True) if width)
 
 
 class FlowTable(Widget, can_focus=True):
@@ -192,7 +207,7 @@ class FlowTable(Widget, can_focus=True):
             self._go(self._top + event.y - 1)
             return
         left = 0
-        for column, width in zip(COLUMNS, self._widths(), strict=True):
+        for column, width in _shown(self._widths()):
             if left <= event.x <= left + width:
                 self.post_message(self.TitleClicked(column.title))
                 return
@@ -247,7 +262,7 @@ class FlowTable(Widget, can_focus=True):
         plain = self.get_component_rich_style("flowtable--title")
         chosen = self.get_component_rich_style("flowtable--sorted")
         segments = []
-        for column, width in zip(COLUMNS, widths, strict=True):
+        for column, width in _shown(widths):
             is_chosen = column.title == self._sorted_by
             text = column.title[:width]
             if is_chosen:
@@ -263,7 +278,7 @@ class FlowTable(Widget, can_focus=True):
         mark = self.get_component_rich_style("flowtable--cursor", partial=True) if cursor else Style()
         fallback = self.get_component_rich_style("flowtable--fallback", partial=True)
         segments = []
-        for column, width in zip(COLUMNS, widths, strict=True):
+        for column, width in _shown(widths):
             text = column.cell(row)
             style = base + fallback if column.title == "STACK" and text.endswith("!") else base
             segments.append(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmm_ebpf.tui import units
-from dmm_ebpf.tui.flowfilter import FlowFilter
+from dmm_ebpf.show import units
+from dmm_ebpf.show.flowfilter import FlowFilter
 
 Key = tuple[str, int]
 

@@ -2,15 +2,16 @@
 """Where `dmm-ebpf top` looks: every Resource Director (RD) of the host, or one.
 
 An RD that cannot be asked becomes a note in the snapshot, never an error: top goes on with the others,
-and finds it again when it is back.
+and finds it again when it is back. What a dead one has left pinned is shown meanwhile: its hooks work on.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any, Protocol
 
-from dmm_ebpf.errors import DmmError
+from dmm_ebpf.errors import DmmError, NotAttachedError
 from dmm_ebpf.rd import client
 from dmm_ebpf.tui.model import Snapshot
 
@@ -50,6 +51,16 @@ class RdSource:
             try:
                 # Both or none: a stack's totals must not come from half an answer.
                 answers = rd.call("stacks"), rd.call("flows")
+            except NotAttachedError as exc:
+                if isinstance(exc, client.NotServingError) or not client.socket_path(name).parent.is_dir():
+                    notes.append(f"{name}: {exc.why}")
+                    continue
+                try:
+                    answers = _left_by(name)
+                except DmmError as worse:
+                    notes.append(f"{name}: {exc.why}; {worse.why}")
+                    continue
+                notes.append(f"{name}: {exc.why}; shown from what it left pinned")
             except DmmError as exc:
                 notes.append(f"{name}: {exc.why}")
                 continue
@@ -62,3 +73,13 @@ class RdSource:
         self._closed = True
         for rd in list(self._clients.values()):
             rd.abort()
+
+
+def _left_by(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Stacks and flows of an instance whose RD is dead. Raises DmmError."""
+    from dmm_ebpf.rd import service
+
+    status = service.offline_status(name)
+    flows = list(service.offline_flows(name))
+    counts = Counter(str(flow["stack"]) for flow in flows)
+    return [{**stack, "flows": counts[str(stack["name"])]} for stack in status["stacks"]], flows

@@ -8,65 +8,79 @@ obeyed.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import ipaddress
 import re
+import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.tui import units
+from dmm_ebpf.show import units
+from dmm_ebpf.tcpstates import TCP_STATES
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# The kernel's names (include/net/tcp_states.h) by those of RFC 9293 and ss(8); both are taken.
-_STATES = {
-    "ESTABLISHED": "ESTABLISHED",
-    "SYN_SENT": "SYN_SENT",
-    "SYN_RECV": "SYN_RECV",
-    "FIN_WAIT_1": "FIN_WAIT1",
-    "FIN_WAIT_2": "FIN_WAIT2",
-    "TIME_WAIT": "TIME_WAIT",
-    "CLOSED": "CLOSE",
-    "CLOSE_WAIT": "CLOSE_WAIT",
-    "LAST_ACK": "LAST_ACK",
-    "LISTEN": "LISTEN",
-    "CLOSING": "CLOSING",
+# The kernel's names by those of RFC 9293 and ss(8); both are taken.
+_STATES = {"ESTABLISHED": "ESTABLISHED"} | {
+    state.said.replace("-", "_"): state.name for state in TCP_STATES if state.said != "ESTAB"
 }
 _WITH_PORT = re.compile(r"\[(?P<v6>[^]]*)\](?::(?P<p6>[^:]*))?|(?P<v4>[^:]*):(?P<p4>[^:]*)")
-_KEYS = ("stack", "comm", "pid", "dst", "state")
+_KEYS = ("stack", "comm", "pid", "cgroup", "dst", "state")
 
 
-def parse_port(text: str, what: str) -> int:
-    """A port, 1 to 65535. Raises UsageError, which starts with what."""
-    if text.isascii() and text.isdecimal() and 0 < int(text) < 65536:
-        return int(text)
-    raise UsageError(what, why=f"{text!r} is not a port from 1 to 65535")
+def parse_port(text: str, what: str, proto: str | None = None) -> int:
+    """A port, 1 to 65535, or the name that services(5) has for it. proto: "tcp" or "udp"; None: whichever has the name.
+    Raises UsageError, which starts with what.
+    """
+    why = f"{text!r} is not a port from 1 to 65535"
+    if text.isascii() and text.isdecimal():
+        if 0 < int(text[:6]) < 65536:
+            return int(text)
+    elif text:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a zero byte, or half a character
+            return socket.getservbyname(text, *([proto] if proto else []))
+        why += f", nor {f'a {proto} service' if proto else 'a service'} in /etc/services"
+    raise UsageError(what, why=why)
 
 
-def split_port(text: str, what: str) -> tuple[str, int | None]:
+def split_port(text: str, what: str, proto: str | None = None) -> tuple[str, int | None]:
     """(address, port) of ADDR, ADDR:PORT, [ADDR]:PORT, :PORT or a bare IPv6 address. Raises UsageError."""
     match = _WITH_PORT.fullmatch(text)
     if match is None:
         return text, None
     host = match["v6"] if match["v4"] is None else match["v4"]
     port = match["p6"] if match["v4"] is None else match["p4"]
-    return host, None if port is None else parse_port(port, what)
+    return host, None if port is None else parse_port(port, what, proto)
 
 
-def parse_endpoint(text: str) -> tuple[Address, int | None]:
-    """The peer that `route get` is asked about. Raises UsageError."""
+def parse_endpoint(text: str, proto: str | None = None) -> tuple[Address, int | None]:
+    """The peer that `route get` is asked about. A host's name is not looked up: it may have many addresses, each with a
+    route of its own. Raises UsageError.
+    """
     what = f"take {text!r} as ADDR or ADDR:PORT"
-    host, port = split_port(text, what)
+    host, port = split_port(text, what, proto)
     try:
         return ipaddress.ip_address(host), port
     except ValueError:
         raise UsageError(
             what,
-            why=f"{host!r} is not an IPv4 or IPv6 address",
-            hint="with a port, write 203.0.113.7:443 or [2001:db8::7]:443",
+            why=f"{host!r} is not an IPv4 or IPv6 address, and names are not looked up",
+            hint="with a port, write 203.0.113.7:443 or [2001:db8::7]:https",
         ) from None
+
+
+def looks_like_port(text: str) -> bool:
+    """Whether an IPv6 address may have been meant as a shorter one and a port: ::1:80."""
+    before, _, last = text.rpartition(":")
+    try:
+        ipaddress.IPv6Address(before)
+    except ValueError:
+        return False
+    return last.isascii() and last.isdecimal()
 
 
 @dataclass(frozen=True)
@@ -121,9 +135,10 @@ def parse_pid(text: str) -> int:
 class FlowFilter:
     """What a flow must have to be shown; None and () ask for nothing."""
 
-    stack: str | None = None
+    stack: tuple[str, ...] = ()  # any of these
     comm: str | None = None  # a shell pattern
     pid: int | None = None
+    cgroup: str | None = None  # as rules name it; those below it are meant too
     dst: Peer | None = None
     state: str | None = None  # as the kernel names it
     words: tuple[str, ...] = ()  # each somewhere in what a line of the listing says, in any case
@@ -132,33 +147,40 @@ class FlowFilter:
     def parse(cls, text: str) -> FlowFilter:
         """From words and key=value terms, as typed in top. Raises UsageError."""
         terms: dict[str, str] = {}
+        stacks = []
         words = []
         for term in text.split():
             key, equals, value = term.partition("=")
             if not equals:
                 words.append(term.lower())
+            elif key in terms:
+                raise UsageError(f"filter by {term!r}", why=f"{key} is given twice", hint="only stack may be")
+            elif key == "stack" and value:
+                stacks.append(value)
             elif key in _KEYS and value:
                 terms[key] = value
             else:
                 raise UsageError(f"filter by {term!r}", why=f"a term is a word or {'|'.join(_KEYS)}=VALUE")
-        return cls.of(words=tuple(words), **terms)
+        return cls.of(words=tuple(words), stack=stacks, **terms)
 
     @classmethod
     def of(
         cls,
         *,
-        stack: str | None = None,
+        stack: Sequence[str] = (),
         comm: str | None = None,
         pid: str | int | None = None,
+        cgroup: str | None = None,
         dst: str | None = None,
         state: str | None = None,
         words: tuple[str, ...] = (),
     ) -> FlowFilter:
         """From texts as typed. Raises UsageError."""
         return cls(
-            stack=stack,
+            stack=tuple(stack),
             comm=comm,
             pid=None if pid is None else parse_pid(str(pid)),
+            cgroup=None if cgroup is None else cgroup.rstrip("/"),
             dst=None if dst is None else Peer.parse(dst),
             state=None if state is None else parse_state(state),
             words=words,
@@ -167,9 +189,10 @@ class FlowFilter:
     def matches(self, flow: dict[str, Any]) -> bool:
         """True when flow has all that is asked for."""
         return (
-            (self.stack is None or flow.get("stack") == self.stack)
+            (not self.stack or flow.get("stack") in self.stack)
             and (self.comm is None or fnmatch.fnmatchcase(str(flow.get("comm")), self.comm))
             and (self.pid is None or flow.get("pid") == self.pid)
+            and (self.cgroup is None or f"{flow.get('cgroup') or ''}/".startswith(f"{self.cgroup}/"))
             and (self.state is None or flow.get("state") == self.state)
             and (self.dst is None or self.dst.matches(flow.get("dst"), flow.get("dport")))
             and (not self.words or self._has_words(flow))

@@ -9,18 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dmm_ebpf.tcpstates import TCP_STATES
+
 _SI = ("", "K", "M", "G", "T", "P", "E")
-_SHORT_STATES = {
-    "ESTABLISHED": "ESTAB",
-    "SYN_SENT": "SYN-SENT",
-    "SYN_RECV": "SYN-RECV",
-    "FIN_WAIT1": "FIN-WAIT-1",
-    "FIN_WAIT2": "FIN-WAIT-2",
-    "TIME_WAIT": "TIME-WAIT",
-    "CLOSE": "CLOSED",
-    "CLOSE_WAIT": "CLOSE-WAIT",
-    "LAST_ACK": "LAST-ACK",
-}
+_SAID = {state.name: state.said for state in TCP_STATES}
 NONE = "-"
 
 
@@ -28,7 +20,15 @@ def clean(text: Any) -> str:
     """text without control characters and terminal sequences; "-" for None and the empty string."""
     if text is None or text == "":
         return NONE
-    return "".join(c if c.isprintable() else "?" for c in str(text))
+    return "".join(c if c.isprintable() else "?" for c in readable(str(text)))
+
+
+def readable(text: str) -> str:
+    """text, where bytes of a name that are no UTF-8 (PEP 383) are backslash, x and two digits."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair from elsewhere
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def quantity(value: float | None, *, iec: bool = False) -> str:
@@ -96,7 +96,7 @@ def endpoint(address: Any, port: Any) -> str:
 def state(name: Any) -> str:
     """A TCP state of the kernel as ss(8) writes it: ESTAB, SYN-SENT, FIN-WAIT-1."""
     text = clean(name).upper()
-    return _SHORT_STATES.get(text, text)
+    return _SAID.get(text, text)
 
 
 def process(comm: Any, pid: Any) -> str:
