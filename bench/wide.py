@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the wide-area benchmarks for tools/bench (TITLES), with estimate, progress and plots."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.connections import COUNT, SIDES, Held, connections_table, held_once
+from bench.fairness import Contest, FairPlan, Outcome, Shared, run_fairness
+from bench.fairness_report import fairness_table, plot_fairness
+from bench.flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
+from bench.matrix import Cell, Plan, Result, run_matrix
+from bench.ports import ITEMS as PORT_ITEMS
+from bench.ports import SECONDS as PORT_SECONDS
+from bench.ports import bench_ports, ports_table
+from bench.ports import estimate_s as ports_estimate_s
+from bench.ports import summary as ports_summary
+from bench.report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
+from bench.startup import ROUND_S, bench_startup, startup_table, summary
+from bench.verify import bench_verify, verify_table
+
+TITLES = {
+    "matrix": "one bulk flow over bad paths: ours, kernel bbr, kernel cubic",
+    "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
+    "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
+    "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
+    "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
+    "ports": "what a user stack's port carries, offloads as they come: tap, its ceiling, the kernel, af_xdp",
+    "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
+    "verify": "the kernel's verifier: instructions, states and time of each BPF program",
+    "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
+}
+COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
+HOLD_S = 25.0  # for the estimate: to start, and until connections are parked
+
+
+@dataclass(frozen=True)
+class Wide:
+    """What the command line asks for."""
+
+    plan: Plan
+    fair_plan: FairPlan
+    fetches: int = 11
+    rounds: int = 5
+    latency_seconds: float = 3.0
+    plots: Path | None = None
+    count: int = COUNT
+    busy_poll_us: int = 0
+    processes: int = 2
+    port_seconds: int = PORT_SECONDS
+    port_items: tuple[str, ...] = tuple(PORT_ITEMS)
+
+
+def minutes(seconds: float) -> str:
+    """For an estimate."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def _progress(what: str, total: int, estimate_s: float) -> Iterator[tuple[Progress, Any]]:
+    console = Console(stderr=True)
+    console.print(f"bench: {TITLES[what]}: {total} runs, about {minutes(estimate_s)}", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield progress, progress.add_task(what, total=total)
+
+
+def matrix(wide: Wide, directory: Path) -> list[Result]:
+    """Every cell; nothing is lost when it is interrupted but the cell at hand."""
+    found = []
+    plan = wide.plan
+    with _progress("matrix", plan.n_runs, plan.estimate_s) as (progress, task):
+
+        def done(cell: Cell, run: Any) -> None:
+            shown = f"{cell}: {run.rival} {run.share:.3f}" + ("" if run.valid else " (not valid)")
+            progress.update(task, advance=1, description=shown)
+
+        try:
+            for result in run_matrix(plan, directory, done):
+                found.append(result)
+        except KeyboardInterrupt:
+            print("bench: interrupted; what follows are the cells that were done", file=sys.stderr)
+    return found
+
+
+def fairness(wide: Wide, directory: Path) -> list[Outcome]:
+    """Every contest; nothing is lost when it is interrupted but the one at hand."""
+    found = []
+    plan = wide.fair_plan
+    with _progress("fairness", plan.n_runs, plan.estimate_s) as (progress, task):
+
+        def done(contest: Contest, run: Shared) -> None:
+            shown = f"{contest}: {run.shares[0]:.3f}, {run.shares[1]:.3f}"
+            progress.update(task, advance=1, description=shown + ("" if run.valid else " (not valid)"))
+
+        try:
+            for outcome in run_fairness(plan, directory, done):
+                found.append(outcome)
+        except KeyboardInterrupt:
+            print("bench: interrupted; what follows are the contests that were done", file=sys.stderr)
+    return found
+
+
+def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
+    """Every cell."""
+    cells = wide.plan.cells
+    found = []
+    estimate_s = len(cells) * (wide.fetches * 2 * COLD_FETCH_S + 4)
+    with _progress("coldstart", len(cells), estimate_s) as (progress, task):
+        for cell in cells:
+            found.append(cold_start(cell, directory, wide.fetches))
+            progress.update(task, advance=1, description=f"{cell}: ours / bbr {found[-1].ratio:.2f}")
+    return found
+
+
+def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
+    """Every side."""
+    estimate_s = wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.latency_seconds + 4)
+    with _progress("latency", 1, estimate_s):
+        return bench_latency(directory, wide.rounds, wide.latency_seconds, wide.busy_poll_us)
+
+
+def processes(wide: Wide, directory: Path) -> dict[str, Bulk]:
+    """Every side."""
+    with _progress("processes", 1, wide.rounds * 3 * (wide.latency_seconds + 4)):
+        return bench_processes(directory, wide.rounds, wide.latency_seconds, wide.processes)
+
+
+def connections(wide: Wide, directory: Path) -> dict[str, Held]:
+    """Each side once."""
+    found = {}
+    estimate_s = len(SIDES) * (HOLD_S + wide.count / 4000)
+    with _progress("connections", len(SIDES), estimate_s) as (progress, task):
+        for side in SIDES:
+
+            def say(what: str, side: str = side) -> None:
+                progress.update(task, description=f"{side}: {what}")
+
+            found[side] = held_once(side, wide.count, directory, say)
+            progress.update(task, advance=1)
+    return found
+
+
+def startup(wide: Wide, directory: Path) -> dict[str, Any]:
+    """Every side."""
+    with _progress("startup", wide.rounds, wide.rounds * ROUND_S) as (progress, task):
+        return summary(bench_startup(directory, wide.rounds, lambda n: progress.update(task, completed=n)))
+
+
+def ports(wide: Wide, directory: Path) -> dict[str, Any]:
+    """Every side."""
+    items, seconds = wide.port_items, wide.port_seconds
+    with _progress("ports", wide.rounds, wide.rounds * ports_estimate_s(items, seconds)) as (progress, task):
+
+        def done(n: int) -> None:
+            progress.update(task, completed=n)
+
+        return ports_summary(bench_ports(directory, wide.rounds, seconds, items, done))
+
+
+# What is found one by one: how, and how it is shown
+_LISTS: dict[
+    str, tuple[Callable[[Wide, Path], Any], Callable[[Any], Any], Callable[[Any, Path], list[Path]]]
+] = {
+    "matrix": (matrix, matrix_table, plot_matrix),
+    "fairness": (fairness, fairness_table, plot_fairness),
+    "coldstart": (coldstart, cold_table, plot_cold),
+}
+
+
+def _once(what: str, wide: Wide, directory: Path) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """What was found, that as JSON, and how it is shown."""
+    if what == "connections":
+        held = connections(wide, directory)
+        return held, {side: of.to_json() for side, of in held.items()}, connections_table
+    if what == "startup":
+        starts = startup(wide, directory)
+        return starts, starts, startup_table
+    if what == "ports":
+        carried = ports(wide, directory)
+        return carried, carried, ports_table
+    if what == "verify":
+        verified = bench_verify()
+        return verified, [asdict(one) for one in verified], verify_table
+    if what == "processes":
+        bulks = processes(wide, directory)
+        return bulks, {side: asdict(of) for side, of in bulks.items()}, processes_table
+    sides = latency(wide, directory)
+    return sides, {side: asdict(of) for side, of in sides.items()}, latency_table
+
+
+def run(what: str, wide: Wide, directory: Path, *, show: bool) -> Any:
+    """One benchmark: printed if show, drawn if plots are wanted; what goes into the JSON."""
+    console = Console(soft_wrap=True)
+    files: list[Path] = []
+    answer: Any
+    if what in _LISTS:
+        find, table_of, plot = _LISTS[what]
+        found = find(wide, directory)
+        answer = [one.to_json() for one in found]
+        if show:
+            console.print(table_of(found))
+        if wide.plots and found:
+            files = plot(found, wide.plots)
+    else:
+        found, answer, table_of = _once(what, wide, directory)
+        if show:
+            console.print(table_of(found))
+    for file in files:
+        print(f"bench: wrote {file}", file=sys.stderr)
+    return answer

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the core's test programs (simulator, sanitizer build, fuzz target, bridge) and runs the simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
+SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c")
+WARN = ("-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+MS = 1_000_000
+S = 1_000_000_000
+
+
+CACHE = HERE.parent.parent / "build" / "sim"
+KEPT_S = 7 * 86400  # what no build has used for so long goes
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Paths of what was built."""
+
+    sim: Path
+    sim_asan: Path
+    fuzz: Path
+    bridge: Path
+    scale: Path
+    scale_asan: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A program made of the core and of mains, which are files of this folder."""
+
+    name: str
+    mains: tuple[str, ...]
+    compiler: str
+    flags: tuple[str, ...]
+
+
+PLAIN = Recipe("sim", SIM, "gcc", ("-O2",))
+SANITIZED = Recipe("sim_asan", SIM, "clang", ("-O1", *SANITIZE))
+RECIPES = (
+    PLAIN,
+    SANITIZED,
+    Recipe("fuzz", ("fuzz_core.c",), "clang", ("-O1", "-fsanitize=fuzzer", *SANITIZE)),
+    Recipe("bridge", ("tunbridge.c",), "gcc", ("-O2",)),
+    Recipe("scale", ("scale.c",), "gcc", ("-O2",)),
+    Recipe("scale_asan", ("scale.c",), "clang", ("-O1", *SANITIZE)),
+)
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _made_from(compiler: str, flags: tuple[str, ...]) -> str:
+    """A digest of all that an object is made from but its own file: the compiler, its flags, every header."""
+    seen = hashlib.sha256("\0".join((_run(compiler, "--version"), *WARN, *flags)).encode())
+    for folder in (CORE, HERE):
+        for path in sorted((*folder.glob("*.h"), *folder.glob("*.def"))):
+            seen.update(path.name.encode() + b"\0" + path.read_bytes())
+    return seen.hexdigest()
+
+
+def _object(source: Path, recipe: Recipe, made_from: str) -> Path:
+    """A file's object, out of the cache if it is there."""
+    digest = hashlib.sha256(f"{made_from} {source.parent.name}".encode() + source.read_bytes()).hexdigest()
+    output = CACHE / f"{source.stem}-{digest[:32]}.o"
+    if not output.exists():
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:
+            part = Path(name) / "part.o"
+            _run(recipe.compiler, *WARN, *recipe.flags, "-c", source, "-o", part)
+            part.rename(output)  # so that it is whole, whoever else compiles it now
+    output.touch()
+    return output
+
+
+def build(directory: Path, *recipes: Recipe) -> list[Path]:
+    """Compiles and links programs into directory. An object is compiled once for all of them, and kept in build/sim."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for path in CACHE.glob("*.o"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+    made_from = {recipe: _made_from(recipe.compiler, recipe.flags) for recipe in recipes}
+    core = sorted(CORE.glob("*.c"))
+    wanted = {
+        (source, made_from[recipe]): recipe
+        for recipe in recipes
+        for source in (*core, *(HERE / name for name in recipe.mains))
+    }
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        made = pool.map(lambda key: _object(key[0], wanted[key], key[1]), wanted)
+        objects = dict(zip(wanted, made, strict=True))
+
+    def link(recipe: Recipe) -> Path:
+        sources = (*core, *(HERE / name for name in recipe.mains))
+        output = directory / recipe.name
+        parts = [objects[source, made_from[recipe]] for source in sources]
+        _run(recipe.compiler, *recipe.flags, *parts, "-o", output)
+        return output
+
+    return [link(recipe) for recipe in recipes]
+
+
+def build_all(directory: Path) -> Programs:
+    """Every program."""
+    return Programs(*build(directory, *RECIPES))
+
+
+def build_plain(directory: Path) -> Path:
+    """The simulator alone, as fast as it goes."""
+    return build(directory, PLAIN)[0]
+
+
+def build_sanitized(directory: Path) -> Path:
+    """The simulator alone, with ASan and UBSan."""
+    return build(directory, SANITIZED)[0]
+
+
+def simulate(binary: Path, timeout_s: float = 60, **keys: float | str) -> dict[str, int]:
+    """One run of the simulator; keys and results as sim.c says. Fails if an invariant broke."""
+    arguments = [f"{name}={value}" for name, value in keys.items()]
+    done = subprocess.run(
+        [binary, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-500:]}\n{done.stderr[-4000:]}"
+    return {name: int(value) for name, value in (line.split("=") for line in done.stdout.splitlines())}
