@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dmm_ebpf.rd.service import detach
 from lab import Cgroup, Lab, cgroup2_mount, random_file
 from lab.cgroups import PREFIX as CGROUP_PREFIX
 from lab.cgroups import remove_cgroups_of_the_dead
 from lab.hosts import LAB_VARIABLE, NETNS_PREFIX, STATE_DIR, clean
 from lab.netns import NETNS_DIR, pids, start_time
-
-from dmm_ebpf.rd.service import detach
 
 EXCLUSIVE = "DMM_LAB_EXCLUSIVE"
 INSTANCE = "t{pid}x{number}"

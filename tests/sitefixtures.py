@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lab import Cgroup, Host, Lab
 from lab.routed import Routed
 
@@ -34,6 +36,15 @@ stack = "wan"
 """
 
 
+def by(io: str, *devices: str) -> str:
+    """WAN with that io, and on these devices if any are named."""
+    named = f"devices = {json.dumps(devices)}\n" if devices else ""
+    return WAN.replace('kind = "user"\n', f'kind = "user"\nio = "{io}"\n{named}')
+
+
+XDP, TAP, AUTO = by("af_xdp"), by("tap"), by("auto")
+
+
 class Site:
     """A client and a server host with a link, and what is started on them."""
 
@@ -53,10 +64,10 @@ class Site:
     def wan(self, **options: Any) -> None:
         self.link = self.lab.wan(self.client, self.server, **options)
 
-    def attach_client(self, policy: str | None = WAN, kind: type[Routed] = Routed) -> Routed:
+    def attach_client(self, policy: str | None = XDP, kind: type[Routed] = Routed) -> Routed:
         return self.stack.enter_context(kind(self.client, self.client_cgroup, policy, self.directory))
 
-    def attach_server(self, policy: str | None = WAN) -> Routed:
+    def attach_server(self, policy: str | None = XDP) -> Routed:
         return self.stack.enter_context(Routed(self.server, self.server_cgroup, policy, self.directory))
 
 

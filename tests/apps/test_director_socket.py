@@ -17,14 +17,14 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from lab import Cgroup, Lab, wait_for
-from lab.routed import CLI, Routed
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.rd import wire
 from dmm_ebpf.rd.policy import MAX_POLICY_BYTES
 from dmm_ebpf.rd.rundir import ROOT
 from dmm_ebpf.rd.server import MAX_CLIENTS
+from lab import Cgroup, Lab, wait_for
+from lab.routed import CLI, Routed
 
 MANY = 100_000
 MEMORY_KIB = 40 << 10

@@ -8,11 +8,13 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+
 from lab import wait_for
 
 POLICY = """
 [stacks.wan]
 kind = "user"
+io = "af_xdp"
 {limit}
 
 [[rules]]
@@ -25,7 +27,7 @@ stack = "wan"
 """
 FEW = POLICY.replace("{limit}", "max_connections = 4")
 SMALL = POLICY.replace("{limit}", 'memory = "4M"')
-HALVES = POLICY.replace("{limit}", "max_connections = 4\ninstances = 2")
+HALVES = POLICY.replace("{limit}", "max_connections = 4\nprocesses = 2")
 
 # Answers each chunk with its SHA-256, so that both directions are checked: 4 bytes of length, then the bytes.
 SERVER = """

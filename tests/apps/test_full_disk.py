@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 
+from talking import browser
+
 from lab import curl_fetch, nginx, wait_for
 from lab.routed import CLI, Routed
 from lab.waiting import wait_pid_gone
@@ -112,16 +114,6 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
     assert wired.client.run(["sh", "-c", "ip rule; ip -6 rule; ip -br link"]).stdout == before
 
 
-TALK = """
-import socket, sys
-s = socket.create_connection((sys.argv[1], 80))
-print("connected", flush=True)
-sys.stdin.readline()
-s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-print(s.recv(4, socket.MSG_WAITALL).decode())
-"""
-
-
 def test_a_director_takes_over_what_no_state_tells_of(wired, payload):
     """The stack was started again while nothing could be written; then the Resource Director was killed."""
     path, _ = payload(1000)
@@ -135,14 +127,7 @@ def test_a_director_takes_over_what_no_state_tells_of(wired, payload):
         WITHIN_S,
         "the stack",
     )
-    talker = wired.client_cgroup.spawn(
-        ["/usr/bin/python3", "-c", TALK, wired.server.ip4],
-        host=wired.client,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert talker.stdout.readline() == "connected\n"
+    talker = browser(wired.client, wired.client_cgroup, wired.server.ip4)
     assert [flow["stack"] for flow in routed.flows(pid=talker.pid)] == ["wan"]
     routed.home = second
     routed.kill_director()

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import pytest
+from sitefixtures import by
+
+from dmm_ebpf.hal import stackdevice
 from lab import curl_fetch, nginx
 from lab.build import program_path
 from lab.innerleg import InnerLeg
 from lab.programs import start_server
-from sitefixtures import WAN
-
-from dmm_ebpf.hal import stackdevice
 
 ECHO_PORT = 7400
 DELAY_US = 20_000
@@ -19,7 +19,7 @@ CURL_TIMED_OUT = 28
 
 @pytest.fixture(params=["af_xdp", "tap"])
 def attached(request, wired):
-    policy = WAN.replace('kind = "user"\n', f'kind = "user"\nio = "{request.param}"\n')
+    policy = by(request.param)
     return wired.attach_client(policy)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 
 import pytest
-from lab import curl_fetch, iperf3, iperf3_server, nginx, wait_for
+from talking import program, server
 
 from dmm_ebpf.userstack.pidfile import start_time
+from lab import curl_fetch, iperf3, iperf3_server, nginx, wait_for
 
 TWO = """
 [stacks.wan]
 kind = "user"
+io = "af_xdp"
 congestion = "wan"
-instances = 2
+processes = 2
 
 [[rules]]
 cgroup = "{cgroup}"
@@ -66,19 +67,11 @@ asyncio.run(main())
 
 
 def _python(host, cgroup, script, *args):
-    return cgroup.spawn(
-        ["/usr/bin/python3", "-c", script, *map(str, args)],
-        host=host,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return program(host, cgroup, script, *map(str, args))
 
 
 def _echo(site):
-    server = _python(site.server, site.server_cgroup, ECHO)
-    assert server.stdout.readline() == "ready\n"
-    return server
+    return server(site.server, site.server_cgroup, ECHO)
 
 
 def _say(program):
@@ -213,7 +206,7 @@ def test_a_new_director_takes_every_process_over(wired):
 
 
 def test_processes_are_added_and_taken_away_while_flows_go_on(wired):
-    one, three = TWO.replace("instances = 2\n", ""), TWO.replace("instances = 2", "instances = 3")
+    one, three = TWO.replace("processes = 2\n", ""), TWO.replace("processes = 2", "processes = 3")
     routed = wired.attach_client(one)
     _echo(wired)
     first = _python(wired.client, wired.client_cgroup, MANY, wired.server.ip4, 7000, 5)
@@ -229,10 +222,11 @@ def test_processes_are_added_and_taken_away_while_flows_go_on(wired):
     third = _python(wired.client, wired.client_cgroup, MANY, wired.server.ip4, 7000, 10)
     assert third.stdout.readline() == "connected\n"
     assert [p["connections"] for p in _processes(routed)] == [counts[0] + 10, counts[1], counts[2]]
-    for program, count in ((first, 5), (second, 30), (third, 10)):
-        assert _say(program) == ["well"] * count
+    for one, count in ((first, 5), (second, 30), (third, 10)):
+        assert _say(one) == ["well"] * count
     second.stdin.close()
     second.wait(10)
     wait_for(lambda: len(_processes(routed)) == 1, 20, "the processes without flows to end")
     assert _say(first) == ["well"] * 5
-    assert wired.client.run(["ip", "-br", "link"]).stdout.count("dmm-") == 1
+    links = wired.client.run(["ip", "-br", "link"]).stdout
+    assert (links.count("dmm-"), links.count("dmm-0.0.")) == (2, 2)  # both legs of the first process

@@ -9,12 +9,12 @@ import subprocess
 import time
 
 import pytest
-from lab import wait_for
-from lab.holding import Holders
 
 from dmm_ebpf import loader
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.rd.client import Client
+from lab import wait_for
+from lab.holding import Holders
 
 MANY = 2000
 PAYLOAD_BYTES = 20_000

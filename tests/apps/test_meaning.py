@@ -7,6 +7,7 @@ import json
 import subprocess
 
 import pytest
+
 from lab import curl_fetch, nginx, wait_for
 
 CONNECT_ERRNO = """

@@ -6,17 +6,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 
 import pytest
-from lab import curl_fetch, nginx, wait_for
-from sitefixtures import WAN
+from sitefixtures import XDP
 
 from dmm_ebpf.rd.client import Client
+from lab import curl_fetch, nginx, wait_for
 
 WITHIN_S = 20.0
 SIOCETHTOOL, ETHTOOL_SCHANNELS = 0x8946, 0x3D
@@ -30,7 +32,7 @@ def fetched(wired, payload):
     return _fetched(wired, payload)
 
 
-def _fetched(wired, payload, policy=WAN):
+def _fetched(wired, payload, policy=XDP):
     path, sha256 = payload(1_000_000)
     server = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
     url = server.url(path.name)
@@ -145,9 +147,9 @@ def _read_all(listening):
                     pass
 
 
-@pytest.mark.parametrize("instances", [1, 2])
-def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, payload, instances):
-    fetched = _fetched(wired, payload, WAN.replace("[stacks.lan]", f"instances = {instances}\n[stacks.lan]"))
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, payload, processes):
+    fetched = _fetched(wired, payload, XDP.replace("[stacks.lan]", f"processes = {processes}\n[stacks.lan]"))
     routed, nic = fetched.routed, wired.client.nic.name
     first = _wan(routed)["pid"]
     wired.client.ip(f"link del {nic}")
@@ -166,7 +168,7 @@ def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, pa
     wired.lab.remake(wired.link, queues=2)
     back = _up(routed, first)
     wait_for(
-        lambda: [p["state"] for p in _wan(routed)["processes"]] == ["up"] * instances,
+        lambda: [p["state"] for p in _wan(routed)["processes"]] == ["up"] * processes,
         WITHIN_S,
         "all processes",
     )
@@ -195,17 +197,77 @@ def test_a_nic_with_another_name_goes_on_being_served(wired, fetched):
     fetched()
 
 
-def test_more_queues_are_served_after_a_restart(site, payload):
-    site.wire(queues=2)
-    nic = site.client.nic.name
+# Over twelve connections, for each line read: noise there and back, compared.
+ECHOES = """
+import os, socket, sys
+conns = [socket.create_connection((sys.argv[1], 7300)) for _ in range(12)]
+for line in sys.stdin:
+    for conn in conns:
+        noise, got = os.urandom(100_000), b""
+        conn.sendall(noise)
+        while len(got) < len(noise):
+            got += conn.recv(65536) or sys.exit("closed")
+        assert got == noise
+    print("same", flush=True)
+"""
+
+
+def _echo(conn):
+    with conn, contextlib.suppress(OSError):
+        while data := conn.recv(65536):
+            conn.sendall(data)
+
+
+def _echo_all(listening):
+    with contextlib.suppress(OSError):
+        while True:
+            threading.Thread(target=_echo, args=(listening.accept()[0],), daemon=True).start()
+
+
+def _received(host, device):
+    """Packets that the kernel gave to a TAP device."""
+    return json.loads(host.run(["ip", "-j", "-s", "link", "show", device]).stdout)[0]["stats64"]["tx"][
+        "packets"
+    ]
+
+
+def test_open_flows_follow_the_number_of_queues(site):
+    """What comes by a queue that has no AF_XDP socket comes by tc, and a socket has its queue when it is back."""
+    site.wire(queues=4)
     for host in (site.client, site.server):
-        host.call(_set_channels, host.nic.name, 1)
-    fetch = _fetched(site, payload)
-    pid = _wan(fetch.routed)["pid"]
-    site.client.call(_set_channels, nic, 2)
-    _up(fetch.routed, pid)
-    assert f"device {nic}: it has 2 receive queues, and 1 are served" in fetch.routed.log.read_text()
-    fetch()
+        host.call(_set_channels, host.nic.name, 2)
+    routed = site.attach_client(XDP)
+    before = _wan(routed)
+    device = f"{before['device']}.0.out"
+    with site.server.call(lambda: socket.create_server((site.server.ip4, 7300))) as listening:
+        threading.Thread(target=_echo_all, args=(listening,), daemon=True).start()
+        client = site.client.popen(
+            site.client_cgroup.argv(["/usr/bin/python3", "-c", ECHOES, site.server.ip4]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            for count, by_tc in ((2, False), (4, True), (2, False), (3, True), (4, True)):
+                # A veth with XDP has at least as many as the other end sends by.
+                for host in (site.client, site.server) if by_tc else (site.server, site.client):
+                    host.call(_set_channels, host.nic.name, count)
+                packets = _received(site.client, device)
+                client.stdin.write("\n")
+                client.stdin.flush()
+                assert client.stdout.readline() == "same\n"
+                assert (_received(site.client, device) > packets) == by_tc, count
+        finally:
+            client.stdin.close()
+            assert client.wait(WITHIN_S) == 0
+            client.stdout.close()
+    site.server.call(_set_channels, site.server.nic.name, 1)
+    with pytest.raises(OSError, match="Invalid argument"):  # the kernel's: AF_XDP sockets are on the second
+        site.client.call(_set_channels, site.client.nic.name, 1)
+    after = _wan(routed)
+    assert (after["pid"], after["restarts"]) == (before["pid"], 0)
+    assert routed.ask_stack("wan")["core_active_open"] == 12
+    assert routed.ask("status")[0]["counters"]["xdp_no_socket"] == 0
 
 
 def _set_channels(name, count):

@@ -6,11 +6,10 @@ from __future__ import annotations
 import json
 import subprocess
 
+from dmm_ebpf.rd.client import Client
 from lab import wait_for
 from lab.routed import CLI
 from lab.waiting import wait_readable
-
-from dmm_ebpf.rd.client import Client
 
 WITHIN_S = 20.0
 

@@ -15,6 +15,7 @@ from dmm_ebpf.rd.rundir import RunDir
 POLICY = """
 [stacks.wan]
 kind = "user"
+io = "af_xdp"
 
 [[rules]]
 table = "t"

@@ -8,82 +8,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 
 import pytest
-from lab import wait_for
-from sitefixtures import WAN
+from sitefixtures import AUTO
+from sitefixtures import by as policy
+from talking import PORT, Talker, echo
 
 from dmm_ebpf.errors import DmmError
+from lab import wait_for
 
 WITHIN_S = 15.0
-PORT = 7100
 IOS = ("tap", "af_xdp")
 
-# Tells each client its address, then sends back what comes.
-ECHO = """
-import socket, sys, threading
-listening = socket.create_server(("::", 7100), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
-print("ready", flush=True)
-def serve(c, peer):
-    c.sendall((peer.removeprefix("::ffff:") + "\\n").encode())
-    while data := c.recv(65536):
-        c.sendall(data)
-while True:
-    c, address = listening.accept()
-    threading.Thread(target=serve, args=(c, address[0]), daemon=True).start()
-"""
 
-# Connects, says whom the peer takes it for, then echoes lines; an error's name ends it.
-TALK = """
-import errno, socket, sys
-try:
-    s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
-    file = s.makefile("rw")
-    print(file.readline().strip(), flush=True)
-    for line in sys.stdin:
-        file.write(line)
-        file.flush()
-        print(file.readline().strip(), flush=True)
-except OSError as e:
-    print(errno.errorcode.get(e.errno, str(e)), flush=True)
-"""
-
-
-def policy(io: str) -> str:
-    return WAN.replace('kind = "user"\n', f'kind = "user"\nio = "{io}"\n')
-
-
-class Talker:
+def talk(site, address: str, port: int = PORT, *, wait: bool = True) -> Talker:
     """A program in the client's cgroup with a connection to the echo server."""
-
-    def __init__(self, site, address: str, port: int = PORT) -> None:
-        self.process = site.client_cgroup.spawn(
-            ["/usr/bin/python3", "-c", TALK, address, str(port)],
-            host=site.client,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.peer = self.process.stdout.readline().strip()
-
-    def says(self, word: str) -> str:
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-    def flow(self, routed) -> dict:
-        (flow,) = routed.flows(pid=self.process.pid)
-        return flow
+    return Talker(site.client, site.client_cgroup, address, port, wait=wait)
 
 
-@pytest.fixture
-def echo(wired):
+@pytest.fixture(name="echo")
+def echo_fixture(wired):
     """The echo server on the server's host."""
-    process = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", ECHO], host=wired.server, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
+    echo(wired.server, wired.server_cgroup)
     return wired
 
 
@@ -110,7 +56,7 @@ def test_rules_that_name_the_device_see_the_flow(echo, io, family):
                 type filter hook output priority 0;
                 oifname "{nic}" tcp dport {PORT} ct state new counter
                 oifname "{nic}" tcp dport {PORT} ct state established counter
-                oifname "{nic}" tcp dport 7101 reject with icmpx admin-prohibited
+                oifname "{nic}" tcp dport 7301 reject with icmpx admin-prohibited
             }}
             chain post {{ type filter hook postrouting priority 0; oifname "{nic}" tcp dport {PORT} counter; }}
             chain in {{
@@ -127,7 +73,7 @@ def test_rules_that_name_the_device_see_the_flow(echo, io, family):
     )
     echo.client.sysctl(f"net.ipv4.conf.{nic}.rp_filter", 1)
     routed = echo.attach_client(policy(io))
-    talker = Talker(echo, getattr(echo.server, family))
+    talker = talk(echo, getattr(echo.server, family))
     assert talker.peer == getattr(echo.client, family)
     assert talker.says("hello") == "hello"
     assert (talker.flow(routed)["stack"], talker.flow(routed)["why"]) == ("wan", "")
@@ -139,7 +85,7 @@ def test_rules_that_name_the_device_see_the_flow(echo, io, family):
     assert came >= 3
     assert invalid == 0
     assert counted(echo.client, "pre") == [0]
-    refused = Talker(echo, getattr(echo.server, family), 7101)
+    refused = talk(echo, getattr(echo.server, family), 7301)
     assert refused.peer == ("EHOSTUNREACH" if family == "ip4" else "EACCES")
 
 
@@ -160,7 +106,7 @@ def test_a_source_that_is_translated_by_the_device(echo, io):
         """,
     )
     routed = echo.attach_client(policy(io))
-    talker = Talker(echo, echo.server.ip4)
+    talker = talk(echo, echo.server.ip4)
     assert talker.peer == address
     assert talker.says("hello") == "hello"
     assert talker.flow(routed)["stack"] == "wan"
@@ -178,23 +124,20 @@ def test_a_route_of_the_sockets_mark_and_a_table_of_its_own(echo, io):
     client = echo.client
     client.ip(
         f"route add {echo.server.ip4} via {echo.server.ip4} dev {client.nic.name} onlink table 77",
-        "rule add ipproto tcp dport 7100 lookup 77 pref 70",
-        "rule add ipproto tcp dport 7101 prohibit pref 71",
+        "rule add ipproto tcp dport 7300 lookup 77 pref 70",
+        "rule add ipproto tcp dport 7301 prohibit pref 71",
     )
     routed = echo.attach_client(policy(io))
-    talker = Talker(echo, echo.server.ip4)
+    talker = talk(echo, echo.server.ip4)
     assert talker.says("hello") == "hello"
     assert talker.flow(routed)["stack"] == "wan"
-    assert Talker(echo, echo.server.ip4, 7101).peer == "EACCES"
+    assert talk(echo, echo.server.ip4, 7301).peer == "EACCES"
 
 
 def test_a_flow_that_stays_on_the_host_is_the_kernels(wired):
-    own = wired.client_cgroup.spawn(
-        ["/usr/bin/python3", "-c", ECHO], host=wired.client, stdout=subprocess.PIPE, text=True
-    )
-    assert own.stdout.readline() == "ready\n"
+    echo(wired.client, wired.client_cgroup)
     routed = wired.attach_client(policy("tap"))
-    talker = Talker(wired, wired.client.ip4)
+    talker = talk(wired, wired.client.ip4)
     assert talker.says("hello") == "hello"
     flow = talker.flow(routed)
     assert (flow["stack"], flow["wanted"], flow["why"]) == ("kernel", "wan", "device")
@@ -206,17 +149,10 @@ def test_a_syn_that_waits_goes_on_when_its_process_hangs_or_is_gone(echo, io):
     routed = echo.attach_client(policy(io))
     pid = routed.stack("wan")["pid"]
     os.kill(pid, signal.SIGSTOP)
-    waiting = Talker.__new__(Talker)
-    waiting.process = echo.client_cgroup.spawn(
-        ["/usr/bin/python3", "-c", TALK, echo.server.ip4, str(PORT)],
-        host=echo.client,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    waiting = talk(echo, echo.server.ip4, wait=False)
     wait_for(lambda: routed.flows(pid=waiting.process.pid), WITHIN_S, "connect()")
     os.kill(pid, signal.SIGKILL)
-    assert waiting.process.stdout.readline().strip() == echo.client.ip4
+    assert waiting.answer() == echo.client.ip4
     assert waiting.says("hello") == "hello"
     flow = waiting.flow(routed)
     assert (flow["stack"], flow["wanted"], flow["why"]) in {
@@ -224,7 +160,7 @@ def test_a_syn_that_waits_goes_on_when_its_process_hangs_or_is_gone(echo, io):
         ("kernel", "wan", "full"),
     }
     wait_for(lambda: routed.stack("wan")["pid"] not in {pid, None}, WITHIN_S, "another process")
-    after = Talker(echo, echo.server.ip4)
+    after = talk(echo, echo.server.ip4)
     assert after.says("hello") == "hello"
     assert after.flow(routed)["stack"] == "wan"
 
@@ -233,7 +169,7 @@ def test_a_syn_that_waits_goes_on_when_its_process_hangs_or_is_gone(echo, io):
 def test_the_next_hop_and_the_mtu_are_followed(echo, io):
     client, server = echo.client, echo.server
     routed = echo.attach_client(policy(io))
-    talker = Talker(echo, server.ip4)
+    talker = talk(echo, server.ip4)
     assert talker.says("hello") == "hello"
     pid = routed.stack("wan")["pid"]
     # Another link-layer address of the peer, as when a gateway fails over.
@@ -269,7 +205,7 @@ def test_a_device_that_is_put_under_a_bridge_is_left_until_it_is_free(echo, io):
     client.ip("link add top0 type bridge", "link set top0 up", f"link set {nic} master top0")
     client.ip(f"addr flush dev {nic}", f"addr add {client.ip4}/24 dev top0")
     wait_for(lambda: routed.stack("wan")["state"] != "up", WITHIN_S, "the stack to be down")
-    talker = Talker(echo, echo.server.ip4)
+    talker = talk(echo, echo.server.ip4)
     assert (talker.peer, talker.says("hello")) == (client.ip4, "hello")
     assert talker.flow(routed)["stack"] == "kernel"
     with pytest.raises(DmmError, match="it belongs to top0"):
@@ -278,7 +214,7 @@ def test_a_device_that_is_put_under_a_bridge_is_left_until_it_is_free(echo, io):
     routed.apply(policy(io))
     client.ip(f"link set {nic} nomaster", "link del top0", f"addr add {client.ip4}/24 dev {nic}")
     wait_for(lambda: routed.stack("wan")["state"] == "up", WITHIN_S, "the stack to be up again")
-    talker = Talker(echo, echo.server.ip4)
+    talker = talk(echo, echo.server.ip4)
     assert talker.says("hello") == "hello"
     assert talker.flow(routed)["stack"] == "wan"
 
@@ -286,6 +222,6 @@ def test_a_device_that_is_put_under_a_bridge_is_left_until_it_is_free(echo, io):
 def test_auto_leaves_what_the_host_does_with_the_device_in_its_place(wired):
     shaper = f"qdisc add dev {wired.client.nic.name} root tbf rate 100mbit burst 64kb latency 100ms"
     wired.client.run(["tc", *shaper.split()])
-    stack = wired.attach_client(WAN).stack("wan")
-    assert stack["port"] == "tap"
-    assert stack["port_reason"] == f"not af_xdp: on {wired.client.nic.name} qdisc tbf would be gone around"
+    (port,) = wired.attach_client(AUTO).stack("wan")["ports"]
+    assert port["port"] == "tap"
+    assert port["why"] == "driver veth has no AF_XDP zero-copy; qdisc tbf would be gone around"

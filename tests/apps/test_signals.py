@@ -19,14 +19,15 @@ from pathlib import Path
 
 import pytest
 from dying import CLI, ENVIRONMENT, LIFE_S, Reached, Subject, any_in, kill
-from lab import Lab, wait_for
 
 from dmm_ebpf import loader
+from lab import Lab, wait_for
 
 POLICY = """
 [stacks.wan]
 kind = "user"
-instances = {instances}
+io = "af_xdp"
+processes = {processes}
 
 [[rules]]
 table = "t"
@@ -63,8 +64,8 @@ def subject(lab: Lab, make_cgroup, instance, tmp_path: Path) -> Iterator[Subject
     made.detach()
 
 
-def write_policy(path: Path, *, instances: int = 1, stack: str = "wan") -> None:
-    path.write_text(POLICY.format(instances=instances, stack=stack))
+def write_policy(path: Path, *, processes: int = 1, stack: str = "wan") -> None:
+    path.write_text(POLICY.format(processes=processes, stack=stack))
 
 
 def each(
@@ -285,7 +286,7 @@ def test_a_policy_that_is_being_applied_when_the_director_ends(subject: Subject)
         "its socket": lambda s: (s.run_dir / "stack-wan@1.sock").exists(),
     }
     new = subject.policy.with_name("new.toml")
-    write_policy(new, instances=2)
+    write_policy(new, processes=2)
     for what, reached in moments.items():
         for number in (signal.SIGTERM, signal.SIGKILL):
             director = subject.attached()

@@ -9,16 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import random_file
-from soak_jobs import SHARES, MismatchError, Noise, Programs, make_job
 
-SOAK = Path(__file__).resolve().parents[2] / "tools" / "soak.py"
+from lab import random_file
+from soak.jobs import SHARES, MismatchError, Noise, Programs, make_job
+
+ROOT = Path(__file__).resolve().parents[2]
 MB = 1_000_000
 
 
 def _soak(*words):
-    command = [sys.executable, str(SOAK), "transfers", *words, "--json"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    command = [sys.executable, "-m", "soak", "transfers", *words, "--json"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_every_program_s_bytes_arrive_with_both_legs_bad_on_both_hosts(no_leaks):

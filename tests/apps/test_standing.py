@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import time
 from functools import partial
 from pathlib import Path
 
-from lab import wait_for
-from lab.waiting import wait_pid_gone
-
 from dmm_ebpf.loader import bpf, bpffs, tcx
 from dmm_ebpf.rd.client import Client
+from lab import wait_for
+from lab.waiting import wait_pid_gone
 
 WITHIN_S = 10.0  # a second, and what a busy machine takes more
 
@@ -79,7 +79,7 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
         f"echo 0 >{settings}": f"cat {settings}",
     }
     ways = {damage: partial(_shown, wired.client, look) for damage, look in shown.items()}
-    for hook in tcx.Hook:
+    for hook in tcx.NIC:
         (pin,) = pins.glob(f"tcx-*-{hook.value[0]}")
         ways[f"bpftool link detach pinned {pin}"] = partial(wired.client.call, _programs, nic, hook)
     for damage, look in ways.items():
@@ -94,16 +94,6 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
     wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
     assert "disable_ipv6" in routed.log.read_text()
     client.stdin.close()
-
-
-def test_the_cgroup_that_is_removed_is_told(site):
-    routed = site.attach_client(None)
-    group = site.client_cgroup.path
-    group.rmdir()
-    (told,) = wait_for(lambda: _missing(routed), WITHIN_S, "status to tell of the cgroup")
-    assert told["what"] == f"cgroup {group}"
-    group.mkdir()
-    wait_for(lambda: "made anew" in _missing(routed)[0]["why"], WITHIN_S, "status to tell of the new one")
 
 
 def _hooks(cgroup):
@@ -152,4 +142,24 @@ def test_an_instance_whose_namespace_is_deleted_detaches(wired):
     assert wait_pid_gone(stack, 1)
     assert "network namespace" in routed.log.read_text()
     assert not Path(f"/run/dmm-ebpf/{routed.instance}").exists()
+    assert not Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}").exists()
+
+
+def test_an_instance_whose_run_directory_was_removed_is_not_taken_for_none(wired):
+    routed = wired.attach_client()
+    named = ("--instance", routed.instance)
+    shutil.rmtree(f"/run/dmm-ebpf/{routed.instance}")
+    told = f"/run/dmm-ebpf/{routed.instance} is gone, though its programs are attached"
+    for words in (
+        ("status",),
+        ("status", *named),
+        ("flows",),
+        ("stacks", *named),
+        ("policy", "show", *named),
+    ):
+        done = routed.cli(*words, check=False)
+        assert done.returncode == 1, (words, done)
+        assert told in done.stderr, words
+        assert f"dmm-ebpf detach --instance {routed.instance}" in done.stderr
+    routed.cli("detach", *named)
     assert not Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}").exists()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
+
 from lab import curl_fetch, nginx, wait_for
 
 FETCHES = 20

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lab import curl_fetch, nginx, wait_for
-from lab.routed import Routed
-from sitefixtures import WAN
+from sitefixtures import AUTO, TAP
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf
+from lab import curl_fetch, nginx, wait_for
+from lab.build import bpf_object
+from lab.routed import Routed
 
-TAP = WAN.replace('kind = "user"\n', 'kind = "user"\nio = "tap"\n')
 LISTEN = TAP.replace('table = "shop"\n', 'direction = "listen"\ntable = "shop"\n', 1)
 TEN = 10
 FIRST_PORT = 7100
@@ -35,9 +34,9 @@ char _license[] __attribute__((section("license"), used)) = "GPL";
 """
 
 
-def many(count: int, io: str = "tap") -> str:
+def many(count: int) -> str:
     """A policy with so many user stacks, each for a port of its own."""
-    stacks = "".join(f'[stacks.s{i}]\nkind = "user"\nio = "{io}"\nmemory = "16M"\n' for i in range(count))
+    stacks = "".join(f'[stacks.s{i}]\nkind = "user"\nio = "tap"\nmemory = "16M"\n' for i in range(count))
     routes = "".join(
         f'[[tables.t.routes]]\nto = "default"\nports = "{FIRST_PORT + i}"\nstack = "s{i}"\n'
         for i in range(count)
@@ -115,10 +114,10 @@ def test_segments_go_and_come_together(wired, payload):
 
 def test_a_device_with_a_large_mtu(site, payload):
     site.wire(mtu=9000)
-    client = site.attach_client(WAN)
+    client = site.attach_client(AUTO)
     stack = client.stack("wan")
     assert (stack["port"], stack["state"]) == ("tap", "up")
-    assert "takes no XDP program at this MTU" in stack["port_reason"]
+    assert stack["ports"][0]["why"] == "driver veth has no AF_XDP zero-copy"
     url, sha256 = served(site, payload, size=3_000_000)
     fetch(site, url, sha256, site.client_cgroup)
     assert carried(client) == 1
@@ -138,23 +137,12 @@ def test_ten_stacks_on_one_nic_at_once(wired, payload):
 
 def test_several_processes_of_a_stack(wired, payload):
     url, sha256 = served(wired, payload, size=10_000)
-    routed = wired.attach_client(TAP.replace('io = "tap"\n', 'io = "tap"\ninstances = 2\n'))
+    routed = wired.attach_client(TAP.replace('io = "tap"\n', 'io = "tap"\nprocesses = 2\n'))
     for _ in range(16):
         fetch(wired, url, sha256, wired.client_cgroup)
     carriers = [p["connections"] for p in routed.stack("wan")["processes"]]
     assert carried(routed) == 16
     assert len(carriers) == 2 and all(carriers), carriers
-
-
-def test_auto_takes_tap_where_the_queues_are_another_stacks(wired, payload):
-    urls = [served(wired, payload, FIRST_PORT + i) for i in range(2)]
-    routed = wired.attach_client(many(2, "auto"))
-    for each in urls:
-        fetch(wired, *each, wired.client_cgroup)
-    first, second = routed.stack("s0"), routed.stack("s1")
-    assert (first["port"], second["port"]) == ("af_xdp", "tap")
-    assert "stack s0 holds its queues" in second["port_reason"]
-    assert (carried(routed, "s0"), carried(routed, "s1")) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan", "vxlan"])
@@ -173,13 +161,9 @@ def test_devices_without_native_xdp(wired, payload, kind):
     url, sha256 = served(wired, payload)
     url = url.replace(far.ip4, "192.0.2.2")
     devices = 'kind = "user"\ndevices = ["top0"]\n'
-    routed = wired.attach_client(WAN.replace('kind = "user"\n', devices))
+    routed = wired.attach_client(AUTO.replace('kind = "user"\n', devices))
     stack = routed.stack("wan")
-    if kind == "macvlan":  # some drivers have it
-        assert stack["port"] in ("tap", "af_xdp")
-    else:
-        assert stack["port"] == "tap"
-        assert stack["port_reason"] == "not af_xdp: its driver has no native XDP"
+    assert stack["ports"] == [{"nic": "top0", "port": "tap", "why": f"driver {kind} has no native XDP"}]
     fetch(wired, url, sha256, near_cgroup := wired.client_cgroup)
     assert near_cgroup and carried(routed) == 1
 
@@ -217,20 +201,7 @@ def test_a_shaper_on_the_nic_holds(wired, payload):
 
 def test_programs_of_others_stay_and_go_on_seeing_what_is_not_ours(wired, payload):
     host, dev = wired.client, wired.client.nic.name
-    built = wired.directory / "foreign.o"
-    clang = [
-        "clang",
-        "-O2",
-        "-target",
-        "bpf",
-        "-I/usr/include/x86_64-linux-gnu",
-        "-xc",
-        "-c",
-        "-",
-        "-o",
-        built,
-    ]
-    subprocess.run(clang, input=FOREIGN, text=True, check=True)
+    built = bpf_object(FOREIGN, wired.directory / "foreign.o")
     host.run(["tc", "qdisc", "add", "dev", dev, "clsact"])
     host.run(
         ["tc", "filter", "add", "dev", dev, "ingress", "pref", "7", "bpf", "da", "obj", built, "sec", "tc"]
@@ -311,7 +282,7 @@ def test_a_program_that_was_taken_off_is_put_back(wired, payload):
 
 def test_a_new_director_takes_it_over(wired, payload):
     url, sha256 = served(wired, payload)
-    routed = wired.attach_client(WAN.replace('kind = "user"\n', 'kind = "user"\nio = "tap"\n'))
+    routed = wired.attach_client(TAP)
     pid = routed.stack("wan")["pid"]
     routed.kill_director()
     routed.restart()
@@ -321,8 +292,10 @@ def test_a_new_director_takes_it_over(wired, payload):
     assert carried(routed) == 1
 
 
-def test_a_stack_that_runs_does_not_change_its_port(wired):
+def test_a_stack_that_runs_without_af_xdp_sockets_gets_none(wired):
     routed = wired.attach_client(TAP)
-    with pytest.raises(DmmError, match='it runs with io = "tap"'):
+    with pytest.raises(DmmError, match="it runs without AF_XDP sockets there"):
         routed.apply(TAP.replace('"tap"', '"af_xdp"'))
     assert routed.stack("wan")["state"] == "up"
+    routed.apply(AUTO)
+    assert routed.stack("wan")["ports"][0]["why"] == "driver veth has no AF_XDP zero-copy"

@@ -7,6 +7,8 @@ import hashlib
 import json
 
 import pytest
+from talking import SEND_AND_READ
+
 from lab import busybox_fetch, busybox_httpd, curl_fetch, iperf3, iperf3_server, nginx, redis_server
 
 MB = 1_000_000
@@ -62,7 +64,7 @@ def test_an_upload_and_a_download_at_once(wired, payload, python):
         ["/usr/bin/python3", "-c", ECHO, "7000"], host=wired.server, stdout=-1, text=True
     )
     assert echo.stdout.readline() == "ready\n"
-    said = python(wired.client, wired.client_cgroup, ECHO_CLIENT, wired.server.ip4, "7000", str(path))
+    said = python(wired.client, wired.client_cgroup, SEND_AND_READ, wired.server.ip4, "7000", str(path))
     assert said == sha256
     echo.wait(10)
 
@@ -123,22 +125,6 @@ c, _ = s.accept()
 while data := c.recv(1 << 16):
     c.sendall(data)
 c.shutdown(socket.SHUT_WR)
-"""
-
-ECHO_CLIENT = """
-import hashlib, socket, sys, threading
-c = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-def send():
-    with open(sys.argv[3], "rb") as f:
-        c.sendfile(f)
-    c.shutdown(socket.SHUT_WR)
-t = threading.Thread(target=send)
-t.start()
-digest = hashlib.sha256()
-while data := c.recv(1 << 16):
-    digest.update(data)
-t.join()
-print(digest.hexdigest())
 """
 
 COUNTER = """

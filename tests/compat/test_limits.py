@@ -6,11 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compatlib.cases import CASES, GROUPS
-from compatlib.cell import amount
-from compatlib.limits import Limit, known_limits, objection
-from compatlib.page import page
-from compatlib.run import DIFFERS, KERNELS, SAME, UNTRIED, Result, spots
+
+from compat.cases import CASES, GROUPS
+from compat.cell import amount
+from compat.limits import Limit, known_limits, objection
+from compat.page import page
+from compat.run import DIFFERS, KERNELS, SAME, UNTRIED, Result, spots
 
 FILE = """
 [[differs]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lab import Cgroup, Host, Lab, wait_for
 from lab.routed import Routed
 
@@ -20,6 +21,7 @@ PORT = 7
 POLICY = """
 [stacks.wan]
 kind = "user"
+io = "af_xdp"
 transport = "tcp"
 congestion = "cubic"
 

@@ -10,26 +10,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from talking import SEND_AND_READ
+
 from lab import wait_for
 
 PEER = {4: "198.18.0.3", 6: "2001:db8::3"}
-
-# connect; send a file in a thread; read to the end; print the hash of what came
-ECHO = """
-import hashlib, socket, sys, threading
-c = socket.create_connection((sys.argv[1], 7))
-def send():
-    with open(sys.argv[2], "rb") as f:
-        c.sendfile(f)
-    c.shutdown(socket.SHUT_WR)
-t = threading.Thread(target=send)
-t.start()
-digest = hashlib.sha256()
-while data := c.recv(1 << 16):
-    digest.update(data)
-t.join()
-print(digest.hexdigest())
-"""
 
 # lwIP sends first and closes first
 GET = """
@@ -105,7 +90,7 @@ def test_echo_and_refusal(site, payload):
     path, digest = payload(1_000_000)
     peer = site.listen("echo")
     for number, family in enumerate((4, 6), 1):
-        assert site.app(ECHO, PEER[family], str(path)) == digest
+        assert site.app(SEND_AND_READ, PEER[family], "7", str(path)) == digest
         peer.said("eof 1000000", number)
         peer.said("closed", number)
         assert site.app(REFUSED, PEER[family]) == "refused"
@@ -160,7 +145,7 @@ def test_both_ways_with_loss(site, payload):
     site.attach()
     path, digest = payload(200_000)
     peer = site.listen("echo")
-    assert site.app(ECHO, PEER[4], str(path), timeout=90) == digest
+    assert site.app(SEND_AND_READ, PEER[4], "7", str(path), timeout=90) == digest
     peer.said("eof 200000")
     peer.said("closed")
     wait_for(

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from lab.cgroups import cgroup2_mount
 
 from dmm_ebpf.hal import procgroup
+from lab.cgroups import cgroup2_mount
 
 LIMITS = procgroup.Limits(memory_bytes=64 << 20, processes=8)
 BOMB = "import sys; sys.stdin.readline(); len(bytearray(200 << 20))"

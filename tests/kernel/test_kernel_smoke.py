@@ -11,11 +11,13 @@ import subprocess
 import sys
 
 import pytest
+
 from lab import curl_fetch, nginx, wait_for
 
 POLICY = """
 [stacks.wan]
 kind = "user"
+io = "af_xdp"
 congestion = "wan"
 fallback = "kernel"
 
@@ -75,9 +77,13 @@ def traces(wired):
     """All that an attached instance changes in the network of both hosts, as text."""
 
     def text():
-        script = "ip rule; ip -6 rule; ip -br link; ip route show table all | grep dmm; cat " + " ".join(
-            f"/proc/sys/net/{name}"
-            for name in ("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
+        # Names and settings alone: a device's state follows its carrier some time later.
+        script = (
+            "ip rule; ip -6 rule; ip -o link | cut -d' ' -f2; ip route show table all | grep dmm; cat "
+            + " ".join(
+                f"/proc/sys/net/{name}"
+                for name in ("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect")
+            )
         )
         return [host.run(["sh", "-c", script]).stdout for host in (wired.client, wired.server)]
 

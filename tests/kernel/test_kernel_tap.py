@@ -8,10 +8,10 @@ import os
 import socket
 
 import pytest
-from lab import curl_fetch, nginx
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf
+from lab import curl_fetch, nginx
 
 POLICY = """
 [stacks.wan]

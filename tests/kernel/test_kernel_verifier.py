@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import bench_verify
 import pytest
 
+import bench.verify
 from dmm_ebpf.loader import verify
-from dmm_ebpf.loader.spec import PROGRAMS
+from dmm_ebpf.loader.spec import EARLIER, PROGRAMS
 from dmm_ebpf.loader.verify import Verified
 
-# Measured on 6.1, 6.12 and 6.18: 15,607 for sockops, 7,400 for connect6, 2,300 for xdp, below 500 for the others.
-PROCESSED_MAX = 30_000
-ALL_PROCESSED_MAX = 60_000
-STATES_MAX = 1_500  # one program's
+# Measured on 6.18: 38,700 for tcin and 27,500 for xdp, which look for listeners, flows, parts and what is forwarded;
+# 120,400 for all, of which what a SYN asks for and the iterator that finds old listeners are 3,000.
+PROCESSED_MAX = 45_000
+ALL_PROCESSED_MAX = 130_000
+STATES_MAX = 3_000  # one program's
 STACK_MAX_BYTES = 512  # MAX_BPF_STACK, of a program and the deepest of its steps
 
 
@@ -24,10 +25,10 @@ def _rounded(depth: str) -> int:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Verified]:
-    return {one.program: one for one in bench_verify.bench_verify()}
+    return {one.program: one for one in bench.verify.bench_verify()}
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in PROGRAMS])
+@pytest.mark.parametrize("name", [spec.name for spec in (*PROGRAMS, EARLIER)])
 def test_a_program_is_within_bounds(found: dict[str, Verified], name: str) -> None:
     one = found[name]
     assert one.instructions <= one.processed * 2, "most of it is looked at"

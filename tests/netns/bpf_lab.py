@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from lab import Cgroup, Host, Lab
-from lab.waiting import wait_for, wait_readable
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
+from lab import Cgroup, Host, Lab
+from lab.waiting import wait_for, wait_readable
 
 SO_NETNS_COOKIE = 71
 SO_MAX_PACING_RATE = 47
@@ -217,7 +217,9 @@ class Policy:
         for number in range(1, C.DMM_MAX_STACKS):
             value = abi.new("dmm_stack", **self.stacks.get(number, {}))
             maps["stacks"].update(u32(half * C.DMM_MAX_STACKS + number), abi.pack(value))
-        maps["heads"].update(u32(half), abi.pack(abi.new("dmm_policy_head", n_rules=len(self.rules))))
+        rejects = any(stack["kind"] == C.DMM_STACK_REJECT for stack in self.stacks.values())
+        head = abi.new("dmm_policy_head", n_rules=len(self.rules), rejects=rejects)
+        maps["heads"].update(u32(half), abi.pack(head))
 
     def apply(self, attached: loader.Attached, generation: int = 1) -> None:
         """write(), then flip()."""
@@ -239,16 +241,30 @@ def follow(attached: loader.Attached, flags: int = C.DMM_CONTROL_EVENTS) -> None
     attached.maps["control"].update(u32(0), abi.pack(control))
 
 
+# Fields of a stack, and what a socket of it reads.
+PATIENT: dict[str, Any] = {
+    "flags": C.DMM_SET_USER_TIMEOUT | C.DMM_SET_KEEPALIVE,
+    "patience": {"user_timeout_ms": 5000, "keepalive_time_s": 20, "keepalive_probes": 4},
+    "usual_patience": {"keepalive_time_s": 7200, "keepalive_intvl_s": 75, "keepalive_probes": 9},
+}
+
+
+def patience(agent: Agent, name: str) -> list[int]:
+    """TCP_USER_TIMEOUT, TCP_KEEPIDLE, TCP_KEEPCNT, TCP_KEEPINTVL and SO_KEEPALIVE."""
+    options = ((6, 18), (6, 4), (6, 6), (6, 5), (1, 9))
+    return list(agent(f"[s[{name!r}].getsockopt(*one) for one in {options}]"))
+
+
 def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
     """stack_state[number].up."""
     attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
 
 
-def processes_up(attached: loader.Attached, number: int, up: int, places: Sequence[tuple[int, int]]) -> None:
-    """stack_state[number] of a stack with several processes: bits of those that are up, seat and tap of each."""
-    state = abi.new("dmm_stack_state", up=up, processes=len(places))
-    for i, (seat, tap) in enumerate(places):
-        state.seats[i], state.taps[i] = seat, tap
+def processes_up(attached: loader.Attached, number: int, up: int, seats: Sequence[int]) -> None:
+    """stack_state[number] of a stack with several processes: bits of those that are up, the seat of each."""
+    state = abi.new("dmm_stack_state", up=up, processes=len(seats))
+    for i, seat in enumerate(seats):
+        state.seats[i] = seat
     attached.maps["stack_state"].update(u32(number), abi.pack(state))
 
 

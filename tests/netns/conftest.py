@@ -8,9 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 from bpf_lab import netns_cookie
-from lab import Cgroup, Host, Lab
 
 from dmm_ebpf import loader
+from lab import Cgroup, Host, Lab
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from pyroute2 import IPRoute
 
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _MAP_CREATE, _LOOKUP, _PROG_LOAD = 0, 1, 5
-_XSKMAP, _DEVMAP, _PROG_XDP = 17, 14, 6
+_XSKMAP, _PROG_XDP = 17, 6
+_DATA, _PASS = 0, 2  # in struct xdp_md; XDP_PASS
 _DRV_MODE = 1 << 2
+_HAS_FRAGS = 1 << 5
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -35,48 +37,56 @@ def xskmap(entries: int = 1024) -> int:
     return make_map(_XSKMAP, 4, 4, entries)
 
 
-def devmap(entries: int = 1024) -> int:
-    return make_map(_DEVMAP, 4, 4, entries)
-
-
-def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+def insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
     return struct.pack("=BBhi", code, src << 4 | dst, off, imm)
 
 
-def redirect_tcp(xsks_fd: int) -> int:
-    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel. The map may be one of
-    devices.
+def if_tcp(data: int, then: list[bytes], otherwise: int) -> list[bytes]:
+    """A program: then, with r1 = ctx, for TCP over IPv4 or IPv6; for the rest it returns otherwise. data: where in the
+    context that field is, with data_end behind it.
     """
-    program = [
-        _insn(0xBF, 6, 1),  # r6 = ctx
-        _insn(0x61, 2, 1, 0),  # r2 = data
-        _insn(0x61, 3, 1, 4),  # r3 = data_end
-        _insn(0xBF, 4, 2),
-        _insn(0x07, 4, 0, 0, 34),
-        _insn(0x2D, 4, 3, 13),  # too short: pass
-        _insn(0x69, 5, 2, 12),  # ethertype
-        _insn(0x15, 5, 0, 3, 0x0008),  # IPv4: skip to its protocol
-        _insn(0x55, 5, 0, 10, 0xDD86),  # not IPv6: pass
-        _insn(0x71, 5, 2, 20),  # next header
-        _insn(0x05, 0, 0, 1),
-        _insn(0x71, 5, 2, 23),  # protocol
-        _insn(0x55, 5, 0, 6, 6),  # not TCP: pass
-        _insn(0x61, 2, 6, 16),  # rx_queue_index
-        _insn(0x18, 1, 1, 0, xsks_fd),
-        _insn(0),
-        _insn(0xB7, 3, 0, 0, 2),  # XDP_PASS where there is no socket
-        _insn(0x85, 0, 0, 0, 51),  # bpf_redirect_map
-        _insn(0x95),
-        _insn(0xB7, 0, 0, 0, 2),
-        _insn(0x95),
+    left = len(then)
+    return [
+        insn(0x61, 2, 1, data),  # r2 = data
+        insn(0x61, 3, 1, data + 4),  # r3 = data_end
+        insn(0xBF, 4, 2),
+        insn(0x07, 4, 0, 0, 34),
+        insn(0x2D, 4, 3, left + 7),  # too short
+        insn(0x69, 5, 2, 12),  # ethertype
+        insn(0x15, 5, 0, 3, 0x0008),  # IPv4: skip to its protocol
+        insn(0x55, 5, 0, left + 4, 0xDD86),  # not IPv6
+        insn(0x71, 5, 2, 20),  # next header
+        insn(0x05, 0, 0, 1),
+        insn(0x71, 5, 2, 23),  # protocol
+        insn(0x55, 5, 0, left, 6),  # not TCP
+        *then,
+        insn(0xB7, 0, 0, 0, otherwise),
+        insn(0x95),
     ]
-    return _load(_PROG_XDP, program)
 
 
-def _load(kind: int, program: list[bytes]) -> int:
+def redirect_tcp(xsks_fd: int, *, frags: bool = False) -> int:
+    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel. frags: it takes
+    packets in several frames.
+    """
+    to_socket = [
+        insn(0x61, 2, 1, 16),  # rx_queue_index
+        insn(0x18, 1, 1, 0, xsks_fd),
+        insn(0),
+        insn(0xB7, 3, 0, 0, _PASS),  # where there is no socket
+        insn(0x85, 0, 0, 0, 51),  # bpf_redirect_map
+        insn(0x95),
+    ]
+    program = if_tcp(_DATA, to_socket, _PASS)
+    return load(_PROG_XDP, program, _HAS_FRAGS if frags else 0)
+
+
+def load(kind: int, program: list[bytes], flags: int = 0) -> int:
     code = ctypes.create_string_buffer(b"".join(program))
     text = ctypes.create_string_buffer(b"Apache-2.0")
-    attr = struct.pack("=IIQQ", kind, len(program), ctypes.addressof(code), ctypes.addressof(text))
+    attr = struct.pack(
+        "=IIQQIIQII", kind, len(program), ctypes.addressof(code), ctypes.addressof(text), 0, 0, 0, 0, flags
+    )
     return _bpf(_PROG_LOAD, attr)
 
 

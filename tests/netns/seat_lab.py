@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from bpf_lab import Agent, u32
 from dmm_ebpf.userstack._core import ffi, lib
-from lab import Host
-from lab.waiting import wait_for, wait_readable
+from pieces import checksum
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.hal import stackdevice, tcfilter, tuning
+from lab import Host
+from lab.waiting import wait_for, wait_readable
 
 C = abi.C
 FIN, SYN, RST, ACK = 1, 2, 4, 16
@@ -41,13 +42,6 @@ def pair(laddr: str, lport: int, raddr: str, rport: int) -> bytes:
         proto=socket.IPPROTO_TCP,
     )
     return abi.pack(made)
-
-
-def _sum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -82,12 +76,12 @@ class Segment:
         )
         tcp += self.payload
         pseudo = src + dst + struct.pack(">II", len(tcp), socket.IPPROTO_TCP)
-        tcp = tcp[:16] + struct.pack(">H", _sum(pseudo + tcp)) + tcp[18:]
+        tcp = tcp[:16] + struct.pack(">H", checksum(pseudo + tcp)) + tcp[18:]
         link = to + b"\2\0\0\0\0\x99"
         if family == socket.AF_INET6:
             return link + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64) + src + dst + tcp
         ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0x4000, 64, 6, 0) + src + dst
-        return link + b"\x08\0" + ip[:10] + struct.pack(">H", _sum(ip)) + ip[12:] + tcp
+        return link + b"\x08\0" + ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:] + tcp
 
     @classmethod
     def parse(cls, frame: bytes) -> Segment | None:
@@ -113,24 +107,23 @@ class Seat:
         nic: str,
         stack: int,
         process: int = 0,
-        tap: int = 0,
         *,
         k: int | None = None,
     ) -> None:
         """k: its number in the namespace; None: as process."""
-        self.process, self.tap = process, tap
+        self.process = process
         k = process if k is None else k
         self.seat = k + 1
         self.name = stackdevice.inner(stackdevice.name_of(k), SLOT)
         self._attached = attached
         error = ffi.new("struct dmm_hal_error *")
-        self.fd: int = lib.dmm_tap_open(self.name.encode(), lib.DMM_TAP_MARKED, error)
+        self.fd: int = lib.dmm_tap_open(self.name.encode(), error)
         assert self.fd >= 0, ffi.string(error.what)
         tuning.prepare_device(self.name)
         assert lib.dmm_tap_up(self.name.encode(), 1500, 100, error) >= 0, ffi.string(error.what)
         self.ifindex = socket.if_nametoindex(self.name)
         self.nic = socket.if_nametoindex(nic)
-        entry = abi.new("dmm_seat", stack=stack, process=process, seat=self.seat, tap=tap, nic=self.nic)
+        entry = abi.new("dmm_seat", stack=stack, process=process, seat=self.seat, nic=self.nic)
         attached.maps["seats"].update(u32(self.ifindex), abi.pack(entry))
         self.lead(self.ifindex)
         tcfilter.attach(self.ifindex, attached.ingress_fd())

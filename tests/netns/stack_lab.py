@@ -42,6 +42,8 @@ class Stack:
     def __init__(self, host: Host, run_dir: Path, *, port: str = "af_xdp", **spec: Any) -> None:
         self.host = host
         self.maps, self.progs = ahead.take()
+        control = abi.new("dmm_control", inner_mark=C.DMM_INNER_MARK)
+        self.maps["control"].update(_u32(0), abi.pack(control))
         self.xsks = hal_xdp.xskmap()
         self._prog = hal_xdp.redirect_tcp(self.xsks)
         found = [n for n in host.ns.run_in(hal_nic.list_nics) if n.kind == "veth"]
@@ -57,12 +59,13 @@ class Stack:
             stack_id=STACK,
             k=SEAT - 1,
             device=stackdevice.name_of(SEAT - 1),
-            nics=[NicSpec(n.ifindex, n.name, i, n.rx_queues, n.mac, n.mtu) for i, n in enumerate(found)],
+            nics=[
+                NicSpec(n.ifindex, n.name, i, n.rx_queues, n.mac, n.mtu, xsk=port == "af_xdp", port=port)
+                for i, n in enumerate(found)
+            ],
             xsks_fd=self.xsks,
             run_dir=run_dir,
             netns_fd=host.ns.fd,
-            port=port,
-            tap=SEAT if port == "tap" else 0,
             **spec,
         )
         self.ups: list[Mapping[str, Any]] = []
@@ -83,12 +86,12 @@ class Stack:
         for n in self.spec.nics:
             inner = hal_nic.ifindex_of(self.spec.inner_device(n))
             assert inner is not None
-            seat = abi.new("dmm_seat", stack=STACK, seat=SEAT, tap=self.spec.tap, nic=n.ifindex)
+            seat = abi.new("dmm_seat", stack=STACK, seat=SEAT, nic=n.ifindex)
             self.maps["seats"].update(_u32(inner), abi.pack(seat))
             place = _u32((SEAT - 1) * C.DMM_MAX_NICS + n.slot)
             self.maps["inner_devs"].update(place, _u32(inner))
-            outer = hal_nic.ifindex_of(self.spec.outer_device(n)) if self.spec.tap else None
-            self.maps["tap_devs"].update(place, _u32(outer or 0))
+            outer = hal_nic.ifindex_of(self.spec.outer_device(n))
+            self.maps["outer_devs"].update(place, _u32(outer or 0))
             tcfilter.attach(inner, self.progs["dmm_ingress"])
         self._state(1)
         with self.changed:
@@ -102,7 +105,7 @@ class Stack:
 
     def _down(self, reason: str) -> None:
         self._state(0)
-        endflows.end(self.maps, endflows.owned_by(self.maps), set())
+        endflows.end(self.maps, endflows.owned_by(self.maps), {})
         with self.changed:
             self.downs.append(reason)
             self.changed.notify_all()

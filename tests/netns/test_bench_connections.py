@@ -11,13 +11,13 @@ import os
 import resource
 
 import pytest
-from bench_connections import Held, Memory, connections_table, held_once, rss_bytes
+from rich.console import Console
+
+from bench.connections import Held, Memory, connections_table, held_once, rss_bytes
+from dmm_ebpf.errors import DmmError
 from lab import Lab
 from lab.cgroups import Cgroup
 from lab.holding import PAIR_MAX, Holders, Told, shares
-from rich.console import Console
-
-from dmm_ebpf.errors import DmmError
 
 FEW = 300
 BEFORE = Memory(0, 0, 50_000_000, 2_000_000, 0, {"flows": 1000}, 0, 0)

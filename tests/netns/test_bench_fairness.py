@@ -7,7 +7,9 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-from bench_fairness import (
+from rich.console import Console
+
+from bench.fairness import (
     PAIRS,
     Contest,
     Outcome,
@@ -19,11 +21,9 @@ from bench_fairness import (
     sim_arguments,
     simulate,
 )
-from bench_fairness_report import draw_fairness, fairness_table, plot_fairness
-from bench_matrix import FRAME_BYTES, Cell
-from bench_report import NAMES
-from rich.console import Console
-
+from bench.fairness_report import draw_fairness, fairness_table, plot_fairness
+from bench.matrix import FRAME_BYTES, Cell
+from bench.report import NAMES
 from dmm_ebpf.errors import UsageError
 
 CELL = Cell(100, 40, 0)

@@ -8,9 +8,11 @@ import json
 import math
 from pathlib import Path
 
-import bench_flows
 import pytest
-from bench_matrix import (
+from rich.console import Console
+
+import bench.flows
+from bench.matrix import (
     Cell,
     Plan,
     Result,
@@ -22,9 +24,7 @@ from bench_matrix import (
     run_matrix,
     sim_arguments,
 )
-from bench_report import cold_table, matrix_table, plot_cold, plot_matrix
-from rich.console import Console
-
+from bench.report import cold_table, matrix_table, plot_cold, plot_matrix
 from dmm_ebpf.errors import DmmError, UsageError
 
 TINY = Cell(20, 20, 1)
@@ -104,7 +104,7 @@ def test_tables_and_plots_hold_every_cell(tmp_path: Path):
         Result(cell, (a_run("wan", 0.98), a_run("bbr", 0.9, own_drops=1)), 0.99)
         for cell in cells((20, 100), (20, 200), (0, 5))
     ]
-    cold = [bench_flows.ColdResult(r.cell, {"wan": [0.5, 0.6, 0.4], "bbr": [0.7, 0.5, 0.6]}) for r in results]
+    cold = [bench.flows.ColdResult(r.cell, {"wan": [0.5, 0.6, 0.4], "bbr": [0.7, 0.5, 0.6]}) for r in results]
     console = Console(file=io.StringIO(), record=True, width=200)
     console.print(matrix_table(results))
     console.print(cold_table(cold))
@@ -136,17 +136,17 @@ def test_one_cell_from_end_to_end(no_leaks: None, tmp_path: Path):
 
 def test_a_cold_start_is_fetched_by_both(no_leaks: None, tmp_path: Path):
     tmp_path.chmod(0o755)
-    found = bench_flows.cold_start(TINY, tmp_path, 1)
+    found = bench.flows.cold_start(TINY, tmp_path, 1)
     assert {side: len(times) for side, times in found.seconds.items()} == {"wan": 1, "bbr": 1}
     assert min(t for times in found.seconds.values() for t in times) > 0
 
 
 def test_latency_counts_requests_on_either_side(no_leaks: None, tmp_path: Path):
     tmp_path.chmod(0o755)
-    sides = bench_flows.latency_sides(50)
+    sides = bench.flows.latency_sides(50)
     assert list(sides) == ["user stack", "busy_poll_us = 50", "kernel"]
     for policy in sides.values():
-        found = bench_flows.latency_once(policy, tmp_path, 0.2)
+        found = bench.flows.latency_once(policy, tmp_path, 0.2)
         assert found.request_response.per_second > 10
         assert found.connections.median_us <= found.connections.p99_us
         assert found.bulk_gbps > 0
@@ -154,7 +154,7 @@ def test_latency_counts_requests_on_either_side(no_leaks: None, tmp_path: Path):
 
 def test_processes_share_the_flows(no_leaks: None, tmp_path: Path):
     tmp_path.chmod(0o755)
-    found = bench_flows.bulk_once(2, tmp_path, 1)
+    found = bench.flows.bulk_once(2, tmp_path, 1)
     assert found.gbps > 0
-    assert sum(found.connections) == bench_flows.FLOWS + 1
+    assert sum(found.connections) == bench.flows.FLOWS + 1
     assert len(found.connections) == 2

@@ -12,10 +12,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 from bpf_lab import netns_cookie, u32
-from lab import Cgroup, Host, Lab
 from seat_lab import Seat, pair
 
 from dmm_ebpf import abi, loader
+from lab import Cgroup, Host, Lab
 
 C = abi.C
 STACK = 5
@@ -51,7 +51,7 @@ def flows(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Flo
         stack.callback(loader.detach, name)
         attached = loader.attach(name, cgroup.path, netns_cookie=netns_cookie(host))
         stack.callback(attached.close)
-        askers = [host.call(Seat, attached, "lo", STACK, number, tap) for number, tap in ((0, 0), (1, 2))]
+        askers = [host.call(Seat, attached, "lo", STACK, number) for number in (0, 1)]
         for asker in askers:
             stack.callback(asker.close)
         yield Flows(host, attached, askers)
@@ -112,11 +112,11 @@ def test_the_storage_of_its_socket_says_whose_a_flow_is(flows: Flows) -> None:
     with app, accepted:
         serve(flows, app, second)
         assert not first.claim(pair_of(app))
-        old = abi.pack(abi.new("dmm_xdp_flow", stack=STACK, tap=first.tap, seat=first.seat))
+        old = abi.pack(abi.new("dmm_xdp_flow", stack=STACK, seat=first.seat))
         flows.attached.maps["xdp_flows"].update(pair_of(app), old)
         assert second.claim(pair_of(app))
         made = abi.unpack("dmm_xdp_flow", flows.attached.maps["xdp_flows"].lookup(pair_of(app)) or b"")
-        assert (made.stack, made.tap, made.seat, made.process) == (STACK, second.tap, second.seat, 1)
+        assert (made.stack, made.seat, made.process) == (STACK, second.seat, 1)
         first.disown(pair_of(app))
         assert flows.owner(pair_of(app)) == second.seat
 

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 from bpf_lab import (
+    PATIENT,
     SO_MAX_PACING_RATE,
     Agent,
     Bench,
     Policy,
     bench,
     flip,
+    patience,
     process_full,
     processes_up,
 )
-from lab import Cgroup
 from seat_lab import Seat, begin, connect, mac_of, serve_nic
 
 from dmm_ebpf import abi
@@ -29,6 +30,7 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader import compile as compiling
 from dmm_ebpf.loader import programs
+from lab import Cgroup
 
 __all__ = ["bench"]
 
@@ -62,7 +64,7 @@ def serve(bench: Bench) -> Iterator[Serve]:
             for process in range(count):
                 k, taken = taken, taken + 1
                 seat = bench.a.call(
-                    lambda p=process, k=k: Seat(bench.attached, bench.a.nic.name, number, p, k + 1, k=k)
+                    lambda p=process, k=k: Seat(bench.attached, bench.a.nic.name, number, p, k=k)
                 )
                 stack.callback(seat.close)
                 seats.append(seat)
@@ -72,9 +74,9 @@ def serve(bench: Bench) -> Iterator[Serve]:
         yield made
 
 
-def places(seats: list[Seat]) -> list[tuple[int, int]]:
+def places(seats: list[Seat]) -> list[int]:
     """For stack_state[]."""
-    return [(seat.seat, seat.tap) for seat in seats]
+    return [seat.seat for seat in seats]
 
 
 def carried(bench: Bench, seats: list[Seat], address: str) -> str:
@@ -164,6 +166,43 @@ def test_user_stack_sets_congestion_and_nothing_else(bench: Bench, serve: Serve)
         assert (made.stack, made.taken, made.why) == (5, 1, 0)
 
 
+def test_a_congestion_control_that_the_program_has_chosen_stays(bench: Bench, serve: Serve) -> None:
+    usual = bench.agent("open('/proc/sys/net/ipv4/tcp_congestion_control').read().strip()")
+    other = next(name for name in ("cubic", "reno") if name != usual)
+    seats = serve(5)
+    for told, wanted in ((usual, other), ("none", usual)):
+        policy = Policy().rule(1).user(5, congestion=other.encode(), usual=told.encode())
+        policy.route(1, "0.0.0.0/0", 5).apply(bench.attached)
+        assert bench.agent.congestion(carried(bench, seats, bench.b.ip4)) == wanted
+
+
+@pytest.mark.parametrize("by", ["kernel", "user"])
+def test_when_a_silent_peer_is_dead_says_the_stack_unless_the_program_has(
+    bench: Bench, serve: Serve, by: str
+) -> None:
+    policy, seats = Policy().rule(1).route(1, "0.0.0.0/0", 5), serve(5) if by == "user" else []
+    policy.stack(5, KERNEL if by == "kernel" else C.DMM_STACK_USER, **PATIENT).apply(bench.attached)
+    agent = bench.agent
+
+    def told(name: str, *own: tuple[int, int]) -> list[int]:
+        agent.open(name)
+        for option, value in own:
+            agent(f"s[{name!r}].setsockopt(6, {option}, {value})")
+        if seats:
+            connect(agent, seats, mac_of(bench.a), name, bench.b.ip4, bench.port)
+            assert decision(bench, name).taken
+        else:
+            agent.connect(name, bench.b.ip4, bench.port)
+        return patience(agent, name)
+
+    assert told("none") == [5000, 20, 4, 75, 1]
+    own = [(socket.TCP_USER_TIMEOUT, 900), (socket.TCP_KEEPIDLE, 33), (socket.TCP_KEEPCNT, 2)]
+    assert told("own", *own) == [900, 33, 2, 75, 1]
+    agent("s['own'].setsockopt(6, 18, 0); s['own'].setsockopt(1, 9, 0)")
+    assert patience(agent, "own") == [0, 33, 2, 75, 0]
+    assert bench.count(C.DMM_CNT_SOCKOPT_FAILED) == 0
+
+
 def test_connections_are_spread_over_the_processes_of_a_stack(bench: Bench, serve: Serve) -> None:
     Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).route(1, "::/0", 5).apply(bench.attached)
     at = places(serve(5, 3))
@@ -231,10 +270,14 @@ def test_a_record_says_who_connected(kernel: str, bench: Bench) -> None:
     policy = Policy().rule(2, flags=flags, cgroup_id=inside, cgroup_level=level, comm=b"till")
     policy.route(2, "0.0.0.0/0", 0).apply(bench.attached)
     connect = f"s['x'].connect(({bench.b.ip4!r}, {bench.port}))"
-    for how in (
-        connect,
-        f"t = __import__('threading').Thread(target=lambda: {connect}); t.start(); t.join()",
-    ):
+    rename = "libc.prctl(15, b'a thread', 0, 0, 0)"
+    threads = [
+        f"t = __import__('threading').Thread(target=lambda: ({pre}, {connect})); t.start(); t.join()"
+        for pre in ("0", rename)
+    ]
+    for how in (connect, *threads):
+        if kernel == "asks helpers" and how == threads[1]:
+            continue
         agent.open("x")
         agent(how)
         made = decision(bench, "x", agent)
@@ -450,15 +493,6 @@ def test_loopback_takes_kernel_options_and_reject(bench: Bench) -> None:
     bench.agent.open("y", socket.AF_INET6)
     with pytest.raises(PermissionError):
         bench.agent.connect("y", "::1", port)
-
-
-def test_a_socket_bound_to_a_device_stays_with_the_kernel(bench: Bench, serve: Serve) -> None:
-    Policy().rule(1).user(5).route(1, "0.0.0.0/0", 5).apply(bench.attached)
-    serve(5)
-    bench.agent.open("x")
-    bench.agent(f"s['x'].setsockopt(socket.SOL_SOCKET, 25, b'{bench.a.nic.name}')")
-    bench.agent.connect("x", bench.b.ip4, bench.port)
-    assert (decision(bench, "x").stack, decision(bench, "x").taken) == (0, 0)
 
 
 def test_connected_udp_gets_kernel_options_only(bench: Bench, serve: Serve) -> None:

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 
 import pytest
 from bpf_lab import Bench, Policy, bench
-from lab.waiting import wait_for
+from pieces import checksum
 from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
+from lab.waiting import wait_for
 
 __all__ = ["bench"]
 
@@ -30,10 +31,7 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
         rules += f'add rule inet t c iifname "{bench.a.nic.name}" tcp flags syn {test} counter; '
     bench.a.run(["nft", rules])
     with ExitStack() as stack:
-        made = [
-            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process, 1 + process)
-            for process in (0, 1)
-        ]
+        made = [bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process) for process in (0, 1)]
         for seat in made:
             stack.callback(seat.close)
         yield made
@@ -90,7 +88,7 @@ def test_a_packet_of_anothers_flow_is_dropped(bench: Bench, seats: list[Seat]) -
 def test_another_stacks_process_of_the_same_seat_is_another(bench: Bench, seats: list[Seat]) -> None:
     """A number is used again by the next instance's stack: what is left of the former owner is not its own."""
     syn = syn_to(bench, "ip4", bench.agent.listen("l", "0.0.0.0"))
-    former = abi.new("dmm_xdp_flow", stack=STACK + 1, tap=1, seat=seats[0].seat)
+    former = abi.new("dmm_xdp_flow", stack=STACK + 1, seat=seats[0].seat)
     bench.attached.maps["xdp_flows"].update(syn.answer(ACK).pair, abi.pack(former))
     seats[0].send(syn, mac_of(bench.a))
     seats[0].disown(syn.answer(ACK).pair)
@@ -106,9 +104,7 @@ def test_what_is_no_tcp_passes(bench: Bench, seats: list[Seat]) -> None:
     frame = bytearray(Segment(bench.b.ip4, bench.a.ip4, 40000, port).pack(mac_of(bench.a)))
     frame[14 + 9] = socket.IPPROTO_UDP
     head = frame[14:24] + b"\0\0" + frame[26:34]
-    total = sum(int.from_bytes(head[i : i + 2], "big") for i in range(0, 20, 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    frame[24:26] = (~total & 0xFFFF).to_bytes(2, "big")
+    frame[24:26] = checksum(bytes(head)).to_bytes(2, "big")
     frame[34 + 4 : 34 + 8] = (20).to_bytes(2, "big") + b"\0\0"  # length; no checksum
     seats[0].write(bytes(frame))
     assert bench.agent("len(s['u'].recv(100))") == 12

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from bpf_lab import Agent, Bench, Policy, bench, listener_key
-from lab.waiting import wait_for
+from bpf_lab import PATIENT, Agent, Bench, Policy, bench, listener_key, patience
 from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 
 from dmm_ebpf import abi
@@ -17,6 +16,7 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader import compile as compiling
 from dmm_ebpf.rd.flows import pair_text
+from lab.waiting import wait_for
 
 __all__ = ["bench"]
 
@@ -218,6 +218,14 @@ def test_accepted_sockets_get_the_options_of_the_peers_route(bench: Bench, where
         assert bench.agent.tos("x") == 34 << 2
 
 
+def test_accepted_sockets_of_a_kernel_stack_are_told_when_a_silent_peer_is_dead(bench: Bench) -> None:
+    Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL, **PATIENT).route(1, "0.0.0.0/0", 3).apply(
+        bench.attached
+    )
+    with client(bench, bench.agent.listen("l", "0.0.0.0")):
+        assert patience(bench.agent, "x") == [5000, 20, 4, 75, 1]
+
+
 def test_accepted_ipv6_sockets_get_their_traffic_class(bench: Bench) -> None:
     policy = Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL, flags=C.DMM_SET_DSCP, dscp=20)
     policy.route(1, "::/0", 3).apply(bench.attached)
@@ -231,7 +239,7 @@ def test_accepted_ipv6_sockets_get_their_traffic_class(bench: Bench) -> None:
 def carried_client(bench: Bench, port: int, stack: int, process: int = 0, k: int = 0) -> Iterator[Seat]:
     """A client that a process of a user stack brings, accepted by the agent as x."""
     serve_nic(bench.a, bench.attached)
-    seat = bench.a.call(lambda: Seat(bench.attached, bench.a.nic.name, stack, process, k + 1, k=k))
+    seat = bench.a.call(lambda: Seat(bench.attached, bench.a.nic.name, stack, process, k=k))
     try:
         syn, mac = Segment(bench.b.ip4, bench.a.ip4, 40000 + k, port, seq=100), mac_of(bench.a)
         assert seat.claim(syn.answer(ACK).pair)
@@ -257,6 +265,16 @@ def test_a_child_that_came_by_a_process_is_its(bench: Bench, process: int, k: in
         made = decision(bench)
         assert (made.stack, made.wanted, made.route) == (6, 6, 2)
         assert (made.process, made.taken, made.why) == (process, 1, 0)
+
+
+def test_accepted_sockets_are_told_when_a_silent_peer_is_dead(bench: Bench) -> None:
+    policy = Policy().rule(1, C.DMM_DIR_LISTEN).user(6, **PATIENT)
+    policy.route(1, "0.0.0.0/0", 6).apply(bench.attached)
+    port = bench.agent.listen("l", "0.0.0.0")
+    bench.agent("s['l'].setsockopt(6, 4, 44)")  # TCP_KEEPIDLE, which the child inherits
+    with carried_client(bench, port, 6):
+        assert decision(bench).taken
+        assert patience(bench.agent, "x") == [5000, 44, 4, 75, 1]
 
 
 def test_a_child_that_is_used_again_is_no_longer_the_user_stacks(bench: Bench) -> None:

@@ -9,11 +9,11 @@ from contextlib import ExitStack, closing
 
 import pytest
 from bpf_lab import Bench, Policy, bench, process_full, processes_up, u32
-from lab.waiting import wait_for, wait_readable
 from seat_lab import ACK, SYN, Seat, Segment, begin, connect, mac_of, pair, serve_nic
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
+from lab.waiting import wait_for, wait_readable
 
 __all__ = ["bench"]
 
@@ -25,13 +25,10 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
     """Two processes of stack 5, both up, on host a's NIC; no policy yet."""
     serve_nic(bench.a, bench.attached)
     with ExitStack() as stack:
-        made = [
-            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process, 1 + process)
-            for process in (0, 1)
-        ]
+        made = [bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process) for process in (0, 1)]
         for seat in made:
             stack.callback(seat.close)
-        processes_up(bench.attached, STACK, 0b11, [(seat.seat, seat.tap) for seat in made])
+        processes_up(bench.attached, STACK, 0b11, [seat.seat for seat in made])
         yield made
 
 
@@ -66,7 +63,7 @@ def by_kernel(bench: Bench) -> tuple[socket.socket, bytes]:
 
 def own(bench: Bench, flow: bytes, seat: Seat) -> None:
     """xdp_flows: that process has it."""
-    entry = abi.new("dmm_xdp_flow", stack=STACK, tap=seat.tap, seat=seat.seat, process=seat.process)
+    entry = abi.new("dmm_xdp_flow", stack=STACK, seat=seat.seat, process=seat.process)
     bench.attached.maps["xdp_flows"].update(flow, abi.pack(entry))
 
 
@@ -120,7 +117,7 @@ def test_a_syn_that_its_process_can_take_no_more_goes_to_the_wire(
         elif reason == "device":
             seat.lead(0)
     if reason == "down":
-        processes_up(bench.attached, STACK, 0, [(seat.seat, seat.tap) for seat in seats])
+        processes_up(bench.attached, STACK, 0, [seat.seat for seat in seats])
     bench.a.run(["nft", "delete table inet t"])
     assert at_far(bench, 10)
     with bench.far.accept()[0]:
@@ -145,7 +142,7 @@ def test_a_taken_syn_that_nobody_has_claimed_goes_to_the_wire_when_it_is_repeate
     if reason == "full":
         process_full(bench.attached, STACK, chosen.process, C.DMM_FULL_CONNECTIONS)
     else:
-        places = [(seat.seat, seat.tap) for seat in seats]
+        places = [seat.seat for seat in seats]
         processes_up(bench.attached, STACK, 0b11 & ~(1 << chosen.process), places)
     assert at_far(bench, 10)
     made = decision(bench)

@@ -30,14 +30,15 @@ from bpf_lab import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lab import Cgroup, Host, Lab
 from seat_lab import pair
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import bpf
+from lab import Cgroup, Host, Lab
 
 PASS, REDIRECT = 2, 4
+SHOT = 2  # of tc
 STACK, SLOT, LO = 5, 2, 1
 SYN, ACK, RST, FIN, PSH = 2, 16, 4, 1, 8
 US4, THEM4, US6, THEM6 = "192.0.2.1", "198.51.100.7", "2001:db8::1", "2001:db8:f::7"
@@ -122,11 +123,21 @@ class Steer:
         assert done.data == frame
         return int(done.retval)
 
+    def tc(self, frame: bytes) -> int:
+        """The verdict of the program at tc ingress, which sees what XDP has passed."""
+        return int(self.host.call(bpf.prog_test, self.attached.progs["dmm_tcin"], frame).retval)
+
     def own(
-        self, laddr: str, raddr: str, lport: int = PORT, rport: int = THEIRS, stack: int = STACK, tap: int = 0
+        self,
+        laddr: str,
+        raddr: str,
+        lport: int = PORT,
+        rport: int = THEIRS,
+        stack: int = STACK,
+        process: int = 0,
     ) -> None:
-        """xdp_flows: a stack owns this flow."""
-        owner = abi.pack(abi.new("dmm_xdp_flow", stack=stack, tap=tap))
+        """xdp_flows: a process of a stack owns this flow."""
+        owner = abi.pack(abi.new("dmm_xdp_flow", stack=stack, seat=process + 1, process=process))
         self.attached.maps["xdp_flows"].update(pair(laddr, lport, raddr, rport), owner)
 
     def listen(self, address: str, table: int, port: int = PORT) -> None:
@@ -134,11 +145,6 @@ class Steer:
         entry = abi.new("dmm_listener", count=1)
         entry.tables[0] = entry.tables[1] = table
         self.attached.maps["listeners"].update(listener_key(address, port), abi.pack(entry))
-
-    def tap(self, tap: int) -> None:
-        """taps: a device of the host's stands for a process's TAP device."""
-        key = u32((tap - 1) * C.DMM_MAX_NICS + SLOT)
-        self.host.call(self.attached.maps["taps"].update, key, u32(LO))
 
     def count(self, number: int) -> int:
         """A counter."""
@@ -421,27 +427,47 @@ def test_icmp_errors_about_anything_else_pass(steer: Steer) -> None:
         assert steer.run(frame) == PASS
 
 
-def test_an_owned_flow_without_a_socket_passes_and_is_counted(steer: Steer) -> None:
+def test_an_owned_flow_without_a_socket_is_dropped_by_tc_and_counted(steer: Steer) -> None:
     steer.own(US4, THEM4)
     assert steer.attached.maps["xsks"].delete(u32(SLOT * C.DMM_MAX_QUEUES))
     assert steer.run(eth(ip4(tcp()))) == PASS
+    assert steer.tc(eth(ip4(tcp()))) == SHOT
     assert (steer.count(C.DMM_CNT_XDP_NO_SOCKET), steer.count(C.DMM_CNT_XDP_FLOW)) == (1, 0)
 
 
-def test_a_flow_of_another_process_goes_to_its_tap_device(steer: Steer) -> None:
-    steer.own(US4, THEM4, tap=4)
+def test_a_flow_of_another_process_is_left_to_tc(steer: Steer) -> None:
     quote = icmp4(3, ip4(tcp(PORT, THEIRS), US4, THEM4))
-    for frame in (eth(ip4(tcp())), quote):
-        assert steer.run(frame) == PASS
+    for process, verdict in ((1, PASS), (0, REDIRECT)):
+        steer.own(US4, THEM4, process=process)
+        for frame in (eth(ip4(tcp())), quote):
+            assert steer.run(frame) == verdict
+            if process:
+                assert steer.tc(frame) == SHOT, "a process without a device"
     assert steer.count(C.DMM_CNT_XDP_NO_SOCKET) == 2
-    steer.tap(4)
-    assert steer.attached.maps["xsks"].delete(u32(SLOT * C.DMM_MAX_QUEUES))
-    for frame in (eth(ip4(tcp())), quote):
-        assert steer.run(frame) == REDIRECT
+
+
+def test_without_a_stack_whose_sockets_take_them_all_frames_pass(steer: Steer) -> None:
+    """So a NIC's flows are moved to the TAP devices by one write, and back."""
+    steer.own(US4, THEM4)
+    steer.listen("::", 1)
+    frames = [eth(ip4(tcp())), eth(ip4(tcp(sport=THEIRS + 1, flags=SYN)))]
+    for stack, verdict in ((0, PASS), (STACK, REDIRECT)):
+        nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=stack))
+        steer.attached.maps["nics"].update(u32(LO), nic)
+        assert [steer.run(frame) for frame in frames] == [verdict] * 2
+
+
+def test_what_a_process_sends_to_an_app_passes_generic_xdp_unmarked(steer: Steer) -> None:
+    steer.own(US4, THEM4)
+    frame = eth(ip4(tcp()))
+    marked = frame[:6] + bytes([frame[6] | 1]) + frame[7:]
+    done = steer.host.call(bpf.prog_test, steer.attached.progs["dmm_xdp"], marked)
+    assert (done.retval, done.data) == (PASS, frame)
+    assert steer.tc(frame) == SHOT, "by who it is alone, tc lets nothing of a flow pass"
 
 
 def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Steer) -> None:
-    """Process 1 has no TAP device here, so what it would get passes."""
+    """What is for another process than the first passes."""
     steer.listen("::", 1)
     syns = [eth(ip4(tcp(port, flags=SYN))) for port in range(40000, 40200)]
     syns += [eth(ip6(tcp(port, flags=SYN))) for port in range(40000, 40200)]
@@ -450,20 +476,21 @@ def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Stee
         return {i for i, syn in enumerate(syns) if steer.run(syn) == PASS}
 
     assert to_second() == set()
-    processes_up(steer.attached, STACK, 0b111, [(1, 0), (2, 2), (3, 3)])
-    steer.tap(3)
+    processes_up(steer.attached, STACK, 0b11, [1, 2])
     second = to_second()
-    assert len(syns) / 4 < len(second) < len(syns) / 2.4
+    assert len(syns) / 3 < len(second) < len(syns) / 1.5
     assert to_second() == second
-    processes_up(steer.attached, STACK, 0b011, [(1, 0), (2, 2), (3, 3)])
-    assert second <= to_second(), "the death of one process moved the flows of another"
-    process_full(steer.attached, STACK, 1, C.DMM_FULL_MEMORY)
-    second = to_second()
-    assert steer.count(C.DMM_CNT_XDP_FULL) == len(second) > 0, "a full process's SYNs went to another one"
-    process_full(steer.attached, STACK, 1, 0)
-    processes_up(steer.attached, STACK, 0b101, [(1, 0), (2, 2), (3, 3)])
+    processes_up(steer.attached, STACK, 0b111, [1, 2, 3])
+    others = to_second()
+    processes_up(steer.attached, STACK, 0b011, [1, 2, 3])
+    assert to_second() <= others, "the death of one process moved the flows of another"
+    process_full(steer.attached, STACK, 0, C.DMM_FULL_MEMORY)
+    assert len(to_second()) == len(syns)
+    assert steer.count(C.DMM_CNT_XDP_FULL) > 0, "a full process's SYNs went to another one"
+    process_full(steer.attached, STACK, 0, 0)
+    processes_up(steer.attached, STACK, 0b001, [1, 2, 3])
     assert to_second() == set(), "a process that is down was chosen"
-    processes_up(steer.attached, STACK, 0b010, [(1, 0), (2, 2), (3, 3)])
+    processes_up(steer.attached, STACK, 0b010, [1, 2, 3])
     assert len(to_second()) == len(syns)
 
 

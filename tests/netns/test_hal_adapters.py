@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import select
 import socket
@@ -13,22 +14,26 @@ from contextlib import contextmanager
 import hal_xdp
 import pytest
 from dmm_ebpf.userstack._core import ffi, lib
-from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
+from hal_frames import frame, is_ours, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
+from pieces import checksum
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.hal import tuning
+from dmm_ebpf.loader import bpf
+from lab.netns import offloads_off
 
 
 @contextmanager
-def xsk_on(host: Host, frames: int = 64, mtu: int = 1500):
+def xsk_on(host: Host, frames: int = 64, mtu: int = 1500, packets: int = lib.DMM_XSK_PLAIN):
     """An AF_XDP socket on eth0's queue 0 that gets the host's TCP frames."""
     xsks = hal_xdp.xskmap(1)
-    prog = hal_xdp.redirect_tcp(xsks)
+    prog = hal_xdp.redirect_tcp(xsks, frags=packets == lib.DMM_XSK_FRAGS)
     hal_xdp.attach(host, "eth0", prog)
     error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
     index = host.ns.run_in(socket.if_nametoindex, "eth0")
-    assert host.ns.run_in(lib.dmm_xsk_open, index, 0, mtu, frames, out, error) == 0, ffi.string(error.what)
+    opened = host.ns.run_in(lib.dmm_xsk_open, index, 0, mtu, frames, packets, out, error)
+    assert opened == 0, ffi.string(error.what)
     try:
         assert lib.dmm_xsk_register(out[0], xsks, 0, error) == 0
         yield out[0]
@@ -36,6 +41,12 @@ def xsk_on(host: Host, frames: int = 64, mtu: int = 1500):
         lib.dmm_xsk_close(out[0])
         os.close(prog)
         os.close(xsks)
+
+
+def commit(xsk, length: int, vnet=None, payload=None) -> None:
+    """What stands in the frame at hand goes, as it is unless vnet says otherwise."""
+    vnet, payload = vnet or ffi.new("struct dmm_vnet *"), payload or ffi.new("struct dmm_payload *")
+    lib.dmm_xsk_tx_commit(xsk, length, payload, vnet)
 
 
 def test_receiving_more_than_the_rings_hold_in_order():
@@ -64,13 +75,98 @@ def test_sending_more_than_the_rings_hold_in_order():
         link(a, b)
         with xsk_on(a) as xsk, packet_socket(b) as receiver:
             receiver.settimeout(5)
-            send_numbered(xsk, 1000, lib.dmm_xsk_tx_begin, lib.dmm_xsk_tx_commit, lib.dmm_xsk_tx_kick)
+            send_numbered(xsk, 1000, lib.dmm_xsk_tx_begin, commit, lib.dmm_xsk_tx_kick)
             wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
             assert received_numbers(receiver, 1000) == list(range(1000))
             stats = ffi.new("struct dmm_xsk_stats *")
             lib.dmm_xsk_stats(xsk, stats)
             assert (stats.tx_invalid_descs, stats.rx_dropped) == (0, 0)
             assert stats.kicks > 0
+
+
+needs_metadata = pytest.mark.skipif(
+    bpf.xsk_metadata() is not True, reason="this kernel's AF_XDP has no metadata of frames to be sent"
+)
+
+
+def open_sum(number: int, size: int) -> tuple[bytes, bytes]:
+    """A TCP frame with the pseudo-header's sum in the checksum's place, and as it must arrive."""
+    left = bytearray(frame(number, size))
+    left[50:52] = b"\x12\x34"
+    whole = bytearray(left)
+    whole[50:52] = checksum(bytes(left[34:])).to_bytes(2)
+    return bytes(left), bytes(whole)
+
+
+def leave_open(xsk, data: bytes, start: int = 20, in_parts: int = 0) -> None:
+    """Sends it with its checksum left open; start: where that begins to count, behind the Ethernet header."""
+    vnet = ffi.new("struct dmm_vnet *", {"flags": 1, "csum_start": start, "csum_offset": 16})
+    payload, held = ffi.new("struct dmm_payload *"), ffi.from_buffer(data)
+    if in_parts:
+        half, at = in_parts // 2, len(data) - in_parts
+        payload.n, payload.bytes = 2, in_parts
+        for i, (begin, bytes_) in enumerate(((at, half), (at + half, in_parts - half))):
+            payload.part[i].data, payload.part[i].bytes = held + begin, bytes_
+    wait_until(lambda: lib.dmm_xsk_tx_begin(xsk) != ffi.NULL)
+    ffi.memmove(lib.dmm_xsk_tx_begin(xsk), data, len(data) - in_parts)
+    commit(xsk, len(data), vnet, payload)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "packets"),
+    [
+        (1500, lib.DMM_XSK_PLAIN),
+        pytest.param(
+            9000,
+            lib.DMM_XSK_FRAGS,
+            marks=pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("offload", ["off", "on"])
+@needs_metadata
+def test_checksums_left_open_are_right_on_the_wire(mtu, packets, offload):
+    sizes = [60, 61, 1000, mtu + 14]
+    with hosts(2) as (a, b):
+        link(a, b)
+        for host in (a, b):
+            host.sh(f"ip link set eth0 mtu {mtu}")
+        if offload == "off":
+            a.ns.run_in(offloads_off, "eth0")
+        with xsk_on(a, mtu=mtu, packets=packets) as xsk, packet_socket(b) as other:
+            assert lib.dmm_xsk_leave_sums(xsk)
+            other.settimeout(5)
+            heard = filter(is_ours, iter(lambda: other.recv(65536), None))
+            for number in range(200):  # a side has 32 frames
+                left, whole = open_sum(number, sizes[number % len(sizes)])
+                leave_open(xsk, left, in_parts=(len(left) - 54 if number % 3 else 0))
+                wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
+                assert next(heard) == (whole if offload == "off" else left)
+            assert lib.dmm_xsk_sums(xsk)
+            stats = ffi.new("struct dmm_xsk_stats *")
+            lib.dmm_xsk_stats(xsk, stats)
+            assert stats.tx_invalid_descs == 0
+
+
+@needs_metadata
+def test_when_metadata_are_refused_checksums_are_filled_in_here():
+    """The kernel takes none that lie beyond the packet, and would never go on."""
+    with hosts(2) as (a, b):
+        link(a, b)
+        with xsk_on(a) as xsk, packet_socket(b) as other:
+            other.settimeout(5)
+            heard = filter(is_ours, iter(lambda: other.recv(65536), None))
+            assert lib.dmm_xsk_leave_sums(xsk)
+            wrong = frame(1, 200)
+            leave_open(xsk, wrong, start=1900)
+            frames = [open_sum(number, 200 + number) for number in (2, 3, 4)]
+            for left, _ in frames[:2]:
+                leave_open(xsk, left)
+            wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
+            assert not lib.dmm_xsk_sums(xsk)
+            leave_open(xsk, frames[2][0], in_parts=100)
+            wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
+            assert [next(heard) for _ in range(4)] == [wrong, *(whole for _, whole in frames)]
 
 
 def test_a_packet_of_the_largest_mtu_fits_a_frame():
@@ -87,6 +183,44 @@ def test_a_packet_of_the_largest_mtu_fits_a_frame():
             assert length[0] == 3014
 
 
+@pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most")
+def test_packets_of_several_frames_in_order_between_short_ones():
+    sizes = (9014, 60, 4096, 4097, 8192, 200)
+    with hosts(2) as (a, b):
+        link(a, b)
+        for host in (a, b):
+            host.sh("ip link set eth0 mtu 9000")
+        with xsk_on(a, mtu=9000, packets=lib.DMM_XSK_FRAGS) as xsk, packet_socket(b) as other:
+            other.settimeout(5)
+            length = ffi.new("uint32_t *")
+            for start in range(0, 600, 6):  # the fill ring has 32 frames
+                sent = [frame(start + i, size) for i, size in enumerate(sizes)]
+                for one in sent:
+                    other.send(one)
+                got: list[bytes] = []
+                while len(got) < len(sent):
+                    assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
+                    count = lib.dmm_xsk_rx_peek(xsk, 4)
+                    order = [*range(count), *reversed(range(count))]  # any order, and again
+                    read = {}
+                    for i in order:
+                        raw = lib.dmm_xsk_rx_frame(xsk, i, length)
+                        read[i] = bytes(ffi.buffer(raw, length[0]))
+                    got += [read[i] for i in range(count) if is_ours(read[i])]
+                    lib.dmm_xsk_rx_release(xsk, count)
+                assert got == sent
+                for one in sent:
+                    wait_until(lambda: lib.dmm_xsk_tx_begin(xsk) != ffi.NULL)
+                    ffi.memmove(lib.dmm_xsk_tx_begin(xsk), one, len(one))
+                    commit(xsk, len(one))
+                wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
+                heard = filter(is_ours, iter(lambda: other.recv(65536), None))
+                assert list(itertools.islice(heard, len(sent))) == sent
+            stats = ffi.new("struct dmm_xsk_stats *")
+            lib.dmm_xsk_stats(xsk, stats)
+            assert (stats.tx_invalid_descs, stats.rx_dropped, stats.rx_ring_full) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("index", "queue", "mtu", "frames", "code"),
     [
@@ -101,7 +235,9 @@ def test_what_cannot_be_opened_says_why(index, queue, mtu, frames, code):
         link(a, b)
         error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
         index = index or a.ns.run_in(socket.if_nametoindex, "eth0")
-        assert a.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, frames, out, error) == -code
+        assert (
+            a.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, frames, lib.DMM_XSK_PLAIN, out, error) == -code
+        )
         assert error.code == code
         assert f"(receive queue {queue})" in ffi.string(error.what).decode()
         assert out[0] == ffi.NULL
@@ -114,7 +250,7 @@ MAC = "02:00:00:00:00:09"  # of both ends: a device without ARP sends to its own
 def tap_on(host: Host, name: str, address: str, *, marked: bool = True):
     """A device of an inner leg that the host's own packets go to; marked: as our tc programs mark theirs."""
     error = ffi.new("struct dmm_hal_error *")
-    fd = host.ns.run_in(lib.dmm_tap_open, name.encode(), lib.DMM_TAP_MARKED, error)
+    fd = host.ns.run_in(lib.dmm_tap_open, name.encode(), error)
     assert fd >= 0, ffi.string(error.what)
     try:
         host.sh(f"ip link set {name} address {MAC}")
@@ -133,13 +269,13 @@ def test_a_tap_device_is_exclusive_and_goes_with_its_descriptor():
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
         with tap_on(a, "dmm-9.0.in", "10.97.0.1/24"):
-            again = a.ns.run_in(lib.dmm_tap_open, b"dmm-9.0.in", lib.DMM_TAP_MARKED, error)
+            again = a.ns.run_in(lib.dmm_tap_open, b"dmm-9.0.in", error)
             assert again == -errno.EBUSY
             assert "dmm-9.0.in" in ffi.string(error.what).decode()
             shown = a.sh("ip -d link show dmm-9.0.in")
             assert "qlen 1000" in shown and "tun type tap" in shown and "NOARP" in shown
         assert "dmm-9" not in a.sh("ip link")
-        long = a.ns.run_in(lib.dmm_tap_open, b"x" * 16, lib.DMM_TAP_MARKED, error)
+        long = a.ns.run_in(lib.dmm_tap_open, b"x" * 16, error)
         assert long == -errno.ENAMETOOLONG
 
 
@@ -176,7 +312,7 @@ def test_offsets_count_from_the_ip_header_both_ways():
             assert (length, buf[lib.DMM_TAP_HEADROOM]) == (33, 0x45)
             assert (vnet.flags, vnet.csum_start, vnet.csum_offset) == (lib.DMM_VNET_NEEDS_CSUM, 20, 6)
             before = bytes(ffi.buffer(vnet))
-            assert lib.dmm_tap_write(right, buf, length, vnet) == 0
+            assert lib.dmm_tap_write(right, buf, length, ffi.NULL, vnet) == 0
             assert bytes(ffi.buffer(vnet)) == before, "the caller's record is its own"
             assert receiver.recv(100) == b"hello"
 
@@ -200,7 +336,7 @@ def test_segmentation_is_left_out_both_ways_between_two_kernels():
                 longest[source] = max(longest[source], length)
                 if vnet.gso_type:
                     assert vnet.hdr_len == 20 + (buf[ip + 32] >> 4) * 4
-                assert lib.dmm_tap_write(sink, buf, length, vnet) in (0, -errno.EAGAIN)
+                assert lib.dmm_tap_write(sink, buf, length, ffi.NULL, vnet) in (0, -errno.EAGAIN)
 
         server = b.ns.socket(socket.AF_INET, socket.SOCK_STREAM)
         server.bind(("10.97.0.2", 0))

@@ -27,13 +27,13 @@ from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
 error = ffi.new("struct dmm_hal_error *")
 if sys.argv[1] == "device":
-    done = lib.dmm_tap_open(b"dmm-9", lib.DMM_TAP_MARKED, error)
+    done = lib.dmm_tap_open(b"dmm-9", error)
 elif sys.argv[1] == "xsk":
     out = ffi.new("struct dmm_xsk **")
-    done = lib.dmm_xsk_open(socket.if_nametoindex(sys.argv[2]), 0, 1500, 0, out, error)
+    done = lib.dmm_xsk_open(socket.if_nametoindex(sys.argv[2]), 0, 1500, 0, lib.DMM_XSK_PLAIN, out, error)
 else:
     out = ffi.new("struct dmm_tapnic **")
-    done = lib.dmm_tapnic_open(b"dmm-9.1", socket.if_nametoindex(sys.argv[2]), 0, out, error)
+    done = lib.dmm_tapnic_open(b"dmm-9.1", socket.if_nametoindex(sys.argv[2]), False, out, error)
 shown = hal_error(error)
 print(type(shown).__name__, shown, sep="\\n")
 """
@@ -47,10 +47,10 @@ def opened_by(prefix: list[str], *what: str) -> tuple[str, str]:
     return kind, sentence
 
 
-def open_xsk(host: Host, queue: int = 0) -> DmmError:
+def open_xsk(host: Host, queue: int = 0, mtu: int = 1500) -> DmmError:
     error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
     index = host.ns.run_in(socket.if_nametoindex, "eth0")
-    assert host.ns.run_in(lib.dmm_xsk_open, index, queue, 1500, 64, out, error) < 0
+    assert host.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, 64, lib.DMM_XSK_PLAIN, out, error) < 0
     return hal_error(error, "eth0")
 
 
@@ -61,7 +61,7 @@ def in_namespace(host: Host) -> list[str]:
 def test_a_queue_is_as_long_as_the_kernel_takes() -> None:
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error)
+        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), error)
         assert fd >= 0, ffi.string(error.what)
         try:
             length = a.ns.run_in(lib.dmm_tap_up, NAME.encode(), 1500, LONGEST, error)
@@ -77,7 +77,7 @@ def test_a_queue_is_as_long_as_the_kernel_takes() -> None:
 def test_a_refused_mtu_is_not_blamed_on_a_frame() -> None:
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error)
+        fd = a.ns.run_in(lib.dmm_tap_open, NAME.encode(), error)
         try:
             assert a.ns.run_in(lib.dmm_tap_up, NAME.encode(), 100_000, 500, error) == -errno.EINVAL
             sentence = str(hal_error(error))
@@ -90,7 +90,7 @@ def test_a_device_of_that_name_is_a_conflict() -> None:
     with hosts(1) as (a,):
         a.sh(f"ip link add {NAME} type veth peer name other")
         error = ffi.new("struct dmm_hal_error *")
-        assert a.ns.run_in(lib.dmm_tap_open, NAME.encode(), lib.DMM_TAP_MARKED, error) == -errno.EBUSY
+        assert a.ns.run_in(lib.dmm_tap_open, NAME.encode(), error) == -errno.EBUSY
         shown = hal_error(error)
         assert isinstance(shown, ConflictError)
         assert f"make TAP device {NAME}: a device of that name exists" in str(shown)
@@ -127,6 +127,14 @@ def test_locked_memory_that_is_limited() -> None:
         kind, sentence = opened_by([*in_namespace(a), *drop], "xsk", "eth0")
         assert kind == DmmError.__name__
         assert "register the UMEM" in sentence and "RLIMIT_MEMLOCK" in sentence
+
+
+def test_an_mtu_above_a_frame() -> None:
+    with hosts(2) as (a, b):
+        link(a, b)
+        shown = open_xsk(a, mtu=9000)
+        assert isinstance(shown, KernelFeatureError)
+        assert "MTU is above 3822" in str(shown)
 
 
 def test_what_bind_refuses() -> None:

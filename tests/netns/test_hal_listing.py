@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hal_tc
 import hal_xdp
 import pytest
 from hal_lab import Host, hosts, link
 
+from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.hal.choice import largest_mtu
+from dmm_ebpf.rd.nics import tc_name
 
 Rows = dict[str, dict[str, Any]]
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main", "hal")
@@ -134,6 +137,22 @@ def test_what_others_put_on_a_device_is_named(pair: tuple[Host, Host]) -> None:
     assert told(a)["lo"]["in_the_way"]["nft_hooks"] == []
 
 
+def test_a_filter_is_told_once_and_ours_never(pair: tuple[Host, Host]) -> None:
+    """A dump names the priority of each filter once more, as one of the same kind without a name."""
+    a, _ = pair
+    index = a.ns.run_in(socket.if_nametoindex, "eth0")
+    program = hal_tc.redirect_tcp(index)
+    try:
+        for name in ("theirs", tc_name("default")):
+            a.ns.run_in(tcfilter.attach_nic, index, (program, program), name)
+    finally:
+        os.close(program)
+    options = ("prio", "200", "chain", "5", "protocol", "ip", "bpf", "bytecode", "1,6 0 0 0")
+    a.sh("tc", "filter", "add", "dev", "eth0", "ingress", *options)
+    told_of = told(a)["eth0"]["in_the_way"]["tc_filters"]
+    assert told_of == ["ingress bpf theirs", "ingress bpf", "egress bpf theirs"]
+
+
 def test_a_foreign_xdp_program_is_named_and_stays(pair: tuple[Host, Host]) -> None:
     a, _ = pair
     before = told(a, "eth0")["eth0"]["xdp"]["attached"]
@@ -143,7 +162,7 @@ def test_a_foreign_xdp_program_is_named_and_stays(pair: tuple[Host, Host]) -> No
     assert before is None and row["xdp"]["attached"] == {"mode": "native", "id": shown}
     assert row["xdp"]["native"] is True
     assert f"(id {shown})" in row["in_the_way"]["xdp"]
-    assert row["fit_for"]["port"] == "tap" and row["auto_now"]["port"] == "tap"
+    assert row["fit_for"]["port"] == "tap"
     assert json.loads(a.sh("ip", "-j", "link", "show", "eth0"))[0]["xdp"]["prog"]["id"] == shown
 
 

@@ -44,7 +44,7 @@ def test_a_processs_devices_go_and_nobody_elses() -> None:
 def test_one_that_a_process_has_open_may_stay() -> None:
     with hosts(1) as (a,):
         error = ffi.new("struct dmm_hal_error *")
-        fd = a.ns.run_in(lib.dmm_tap_open, b"dmm-1.0.in", lib.DMM_TAP_MARKED, error)
+        fd = a.ns.run_in(lib.dmm_tap_open, b"dmm-1.0.in", error)
         assert fd >= 0, ffi.string(error.what)
         try:
             assert a.ns.run_in(lib.dmm_tap_up, b"dmm-1.0.in", 1500, 100, error) == 100

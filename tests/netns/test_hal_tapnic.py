@@ -11,39 +11,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import hal_xdp
+import hal_tc
 from dmm_ebpf.userstack._core import ffi, lib
 from hal_frames import frame, number_of, packet_socket, received_numbers, send_numbered
 from hal_lab import Host, hosts, link, wait_until
 
+from dmm_ebpf.hal import tcfilter
+
 TAP = "dmm-9.0.out"
+PROGRAM = "dmm_test"
 VNET = ffi.new("struct dmm_vnet *")  # nothing is left to the device
+WHOLE = ffi.new("struct dmm_payload *")  # no part of a frame is elsewhere
 
 
 @contextmanager
 def tapnic_on(host: Host) -> Iterator[Any]:
     """TAP device dmm-9.0.out that gets the TCP frames of the host's eth0."""
-    taps = hal_xdp.devmap(1)
-    prog = hal_xdp.redirect_tcp(taps)
-    hal_xdp.attach(host, "eth0", prog)
     error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
     index = host.ns.run_in(socket.if_nametoindex, "eth0")
-    opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, 0, out, error)
+    opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, False, out, error)
     assert opened == 0, ffi.string(error.what)
     try:
         assert host.ns.run_in(lib.dmm_tap_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
-        registered = host.ns.run_in(lib.dmm_tapnic_register, out[0], taps, 0, error)
-        assert registered == 0, ffi.string(error.what)
+        prog = hal_tc.redirect_tcp(host.ns.run_in(socket.if_nametoindex, TAP))
+        host.ns.run_in(tcfilter.attach_nic, index, (prog,), PROGRAM)
+        os.close(prog)
         yield out[0]
     finally:
         lib.dmm_tapnic_close(out[0])
-        os.close(prog)
-        os.close(taps)
+        host.ns.run_in(lambda: tcfilter.detach_nic(index, PROGRAM, clsact=True))
 
 
 def commit(tap: Any, size: int) -> None:
     """A frame that needs nothing."""
-    lib.dmm_tapnic_tx_commit(tap, size, VNET)
+    lib.dmm_tapnic_tx_commit(tap, size, WHOLE, VNET)
 
 
 def read(tap: Any, most: int) -> list[bytes]:
@@ -90,7 +91,7 @@ def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
             receiver.settimeout(5)
             for number, size in ((1, 200), (2, 3000), (3, 200)):
                 ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(number, size), size)
-                lib.dmm_tapnic_tx_commit(tap, size, VNET)
+                lib.dmm_tapnic_tx_commit(tap, size, WHOLE, VNET)
             assert lib.dmm_tapnic_tx_kick(tap) == 0
             ours = (raw for raw in iter(lambda: receiver.recv(4000), b"") if raw[6:12] == b"\2\0\0\0\0\1")
             assert [number_of(next(ours)), number_of(next(ours))] == [1, 3]
@@ -98,9 +99,21 @@ def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
             lib.dmm_tapnic_stats(tap, stats)
             assert stats.refused == 1
             a.sh("ip link set eth0 down")
-            ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(4), 200)
-            lib.dmm_tapnic_tx_commit(tap, 200, VNET)
+            for number in (4, 5):
+                ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(number), 200)
+                lib.dmm_tapnic_tx_commit(tap, 200, WHOLE, VNET)
             assert lib.dmm_tapnic_tx_kick(tap) == -errno.ENETDOWN
+            lib.dmm_tapnic_stats(tap, stats)
+            assert stats.refused == 3
+            a.sh("ip link set eth0 up")
+            ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(6), 200)
+            lib.dmm_tapnic_tx_commit(tap, 200, WHOLE, VNET)
+            assert lib.dmm_tapnic_tx_kick(tap) == 0
+            assert number_of(next(ours)) == 6
+            a.sh("ip link del eth0")
+            ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(7), 200)
+            lib.dmm_tapnic_tx_commit(tap, 200, WHOLE, VNET)
+            assert lib.dmm_tapnic_tx_kick(tap) == -errno.ENXIO
 
 
 def test_local_programs_cannot_speak_to_the_stack_through_its_device():
@@ -114,21 +127,17 @@ def test_local_programs_cannot_speak_to_the_stack_through_its_device():
             assert read(tap, 64) == [frame(77)]
 
 
-def test_the_device_goes_with_its_descriptor_and_the_kernel_gets_the_frames_again():
+def test_the_device_goes_with_its_descriptor():
     with hosts(2) as (a, b):
         link(a, b)
         with tapnic_on(a):
             error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_tapnic **")
             index = a.ns.run_in(socket.if_nametoindex, "eth0")
-            again = a.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, 0, out, error)
+            again = a.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, False, out, error)
             assert (again, out[0]) == (-errno.EBUSY, ffi.NULL)
             assert TAP in ffi.string(error.what).decode()
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, 0, out, error) == -errno.ENAMETOOLONG
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0.out", 99999, 0, out, error) == -errno.ENODEV
+            assert (
+                a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, False, out, error) == -errno.ENAMETOOLONG
+            )
+            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0.out", 99999, False, out, error) == -errno.ENODEV
         assert TAP not in a.sh("ip link")
-        with packet_socket(a) as kernel, packet_socket(b) as sender:
-            kernel.settimeout(5)
-            sender.send(frame(5))
-            while (raw := kernel.recv(2000))[6:12] != b"\2\0\0\0\0\1":
-                pass
-            assert number_of(raw) == 5

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import Cgroup, Lab
 
 from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import explain, link, programs
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.spec import ProgSpec
+from lab import Cgroup, Lab
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 BIND = 64  # bpf_bind(), for cgroup programs alone
@@ -117,68 +117,48 @@ def test_without_btf_the_programs_load_and_read_the_task_by_helpers() -> None:
     assert "DMM_TASK" not in done.stdout
 
 
-def test_without_cgroup2_a_sentence_and_nothing_left() -> None:
+def test_without_cgroup2_a_sentence_and_nothing_left(instance) -> None:
+    name = instance()
     unmount = "for at in $(findmnt -nlo TARGET -t cgroup2); do umount -l $at; done"
-    command = in_own_mounts(unmount, *CLI, "run", "--instance", f"lacks{os.getpid()}", "--", "true")
+    command = in_own_mounts(unmount, *CLI, "run", "--instance", name, "--", "true")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     assert done.stderr.count("\n") == 1
     assert "cannot find cgroup v2: no cgroup2 file system is mounted; mount it" in done.stderr
-    assert not Path(f"/run/dmm-ebpf/lacks{os.getpid()}").exists()
+    assert not Path("/run/dmm-ebpf", name).exists()
 
 
-def _attach_command(cgroup: Cgroup, directory: Path, options: str) -> tuple[str, list[str]]:
-    """An instance's name, and what attaches it with a user stack; options: more lines of the stack's."""
+def _attach_command(name: str, cgroup: Cgroup, directory: Path, options: str) -> list[str]:
+    """What attaches an instance of that name with a user stack; options: more lines of the stack's."""
     policy = directory / "policy.toml"
     policy.write_text(POLICY.replace("{devices}", options).replace("{cgroup}", cgroup.relative))
-    instance = f"lacks{os.getpid()}"
-    words = ["attach", "--instance", instance, "--cgroup", str(cgroup.path), "--policy", str(policy)]
-    return instance, [*CLI, *words]
-
-
-@pytest.mark.parametrize(
-    ("device", "make", "why"),
-    [
-        ("br0", "link add br0 type bridge", "its driver has no native XDP"),
-        ("eth0", "link set eth0 mtu 9000", "its driver takes no XDP program at this MTU"),
-    ],
-)
-def test_a_device_without_native_xdp_is_told_from_an_mtu_above_a_page(
-    lab: Lab, make_cgroup, tmp_path: Path, device: str, make: str, why: str
-) -> None:
-    host, other = lab.host("host"), lab.host("other")
-    lab.wire(host, other)
-    other.ip(f"link set {other.nic.name} mtu 9000")
-    host.ip(make.replace("eth0", host.nic.name))
-    device = device.replace("eth0", host.nic.name)
-    instance, attach = _attach_command(make_cgroup(), tmp_path, f'io = "af_xdp"\ndevices = ["{device}"]')
-    done = host.run(attach, check=False)
-    assert done.returncode == KernelFeatureError.exit_code, done.stderr
-    assert f"cannot serve {device} with stack wan: {why}" in done.stderr
-    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
+    words = ["attach", "--instance", name, "--cgroup", str(cgroup.path), "--policy", str(policy)]
+    return [*CLI, *words]
 
 
 def test_without_tun_no_user_stack_but_a_sentence_and_nothing_left(
-    lab: Lab, make_cgroup, tmp_path: Path
+    lab: Lab, make_cgroup, instance, tmp_path: Path
 ) -> None:
     host, other = lab.host("host"), lab.host("other")
     lab.wire(host, other)
-    instance, attach = _attach_command(make_cgroup(), tmp_path, "")
+    name = instance()
+    attach = _attach_command(name, make_cgroup(), tmp_path, 'devices = ["eth0"]')
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
     done = host.run([*hide, *attach], check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     assert "cannot open /dev/net/tun for device" in done.stderr
     assert "CONFIG_TUN" in done.stderr and "modprobe tun" in done.stderr
-    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
-    assert not Path("/run/dmm-ebpf", instance).exists()
+    assert not Path("/sys/fs/bpf/dmm-ebpf", name).exists()
+    assert not Path("/run/dmm-ebpf", name).exists()
 
 
 def test_without_af_xdp_no_user_stack_on_a_device_but_a_sentence_and_nothing_left(
-    lab: Lab, make_cgroup, tmp_path: Path
+    lab: Lab, make_cgroup, instance, tmp_path: Path
 ) -> None:
     host, other = lab.host("host"), lab.host("other")
     lab.wire(host, other)
-    instance, attach = _attach_command(make_cgroup(), tmp_path, f'devices = ["{host.nic.name}"]')
+    name = instance()
+    attach = _attach_command(name, make_cgroup(), tmp_path, f'io = "af_xdp"\ndevices = ["{host.nic.name}"]')
     done = host.run([sys.executable, "-c", WITHOUT_AF_XDP, *attach], check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
     sentence = (
@@ -186,5 +166,5 @@ def test_without_af_xdp_no_user_stack_on_a_device_but_a_sentence_and_nothing_lef
     )
     assert done.stderr.endswith(f"{sentence}(CONFIG_XDP_SOCKETS); boot a kernel that is built with it\n")
     assert "prog/xdp" not in host.run(["ip", "link", "show", host.nic.name]).stdout
-    assert not Path("/sys/fs/bpf/dmm-ebpf", instance).exists()
-    assert not Path("/run/dmm-ebpf", instance).exists()
+    assert not Path("/sys/fs/bpf/dmm-ebpf", name).exists()
+    assert not Path("/run/dmm-ebpf", name).exists()

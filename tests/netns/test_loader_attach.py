@@ -12,21 +12,21 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from bpf_lab import Agent, Policy, counter, netns_cookie, u32
-from lab import Cgroup, Host, Lab
-from lab.waiting import wait_for
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError, UsageError
-from dmm_ebpf.loader import ahead, bpf, bpffs, programs
+from dmm_ebpf.loader import ahead, bpf, bpffs, programs, restore
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import AttachType, ProgType
 from dmm_ebpf.loader.spec import MAPS, PROGRAMS
+from lab import Cgroup, Host, Lab
+from lab.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 # Returns 1 without looking: r0 = 1; exit.
@@ -96,7 +96,7 @@ def test_detach_leaves_nothing_and_may_be_repeated(made, cgroup: Cgroup) -> None
     attached = made(cgroup)
     name, ids = attached.instance, {m.id for m in attached.maps.values()}
     removed = loader.detach(name)
-    assert sum(text.startswith("link ") for text in removed) == 6
+    assert sum(text.startswith("link ") for text in removed) == 8
     assert any(name in text for text in removed)
     assert nothing_attached(cgroup) and not attached.folder.exists() and name not in loader.instances()
     attached.close()
@@ -195,21 +195,27 @@ def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
         loader.adopt(name)
 
 
-def test_adopt_refuses_an_instance_whose_cgroup_is_gone(made, make_cgroup, cgroup: Cgroup) -> None:
+def test_an_instance_whose_cgroup_is_gone_is_adopted_and_hooked_to_the_new_one(made, cgroup: Cgroup) -> None:
     child = cgroup.child("gone")
     attached = made(child)
     child.path.rmdir()
     wait_for(lambda: attached.cgroup is None, 5, "the cgroup to go")
 
-    def refused() -> bool:
-        try:
-            loader.adopt(attached.instance).close()
-        except ConflictError as error:
-            return "is gone" in str(error)
-        return False
+    def on_none() -> bool:
+        with closing(loader.adopt(attached.instance)) as adopted:
+            return adopted.cgroup_id == 0
 
-    wait_for(refused, 10, "the links to be released")
+    wait_for(on_none, 10, "the links to be released")
+    again = cgroup.child("gone")
+    with closing(loader.adopt(attached.instance)) as adopted:
+        assert len(restore.unhooked(adopted)) == 8
+        restore.hook(adopted, again.path)
+        restore.pin(adopted)
+        assert restore.unhooked(adopted) == []
+        assert adopted.cgroup_id == cgroups.cgroup_id(again.path)
+    assert all(len(ids) == 1 for ids in attached_programs(again).values())
     assert loader.detach(attached.instance)
+    assert not any(attached_programs(again).values())
 
 
 def test_a_name_is_attached_once(made, cgroup: Cgroup) -> None:
@@ -217,7 +223,7 @@ def test_a_name_is_attached_once(made, cgroup: Cgroup) -> None:
     with pytest.raises(ConflictError, match="attached already"):
         made(cgroup, attached.instance)
     assert all(len(ids) == 1 for ids in attached_programs(cgroup).values())
-    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + 6
+    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + 8
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../x", "-x", "x" * 49, "a b", "a/b"])
@@ -327,7 +333,7 @@ def test_a_sharing_foreign_program_stays(made, cgroup: Cgroup) -> None:
         Path(pin).unlink()
 
 
-@pytest.mark.parametrize("step", ["create_maps", "load_programs", "pin_fd", "_link"])
+@pytest.mark.parametrize("step", ["create_maps", "load_programs", "pin_fd", "link_hook"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_failure_at_any_step_leaves_nothing(
     made, cgroup: Cgroup, instance: Callable[[], str], monkeypatch: pytest.MonkeyPatch, step: str, after: int
@@ -359,12 +365,12 @@ def test_an_attach_killed_half_way_is_refused_by_adopt_and_removed_by_detach(
     source = (
         "import importlib, os, signal; from pathlib import Path\n"
         "a = importlib.import_module('dmm_ebpf.loader.attach')\n"
-        "real, n = a._link, []\n"
+        "real, n = a.link_hook, []\n"
         "def link(*args):\n"
         "    n.append(1)\n"
         "    if len(n) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*args)\n"
-        "a._link = link\n"
+        "a.link_hook = link\n"
         f"a.attach({name!r}, Path({str(cgroup.path)!r}), netns_cookie=1)\n"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False)

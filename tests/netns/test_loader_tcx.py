@@ -8,12 +8,12 @@ import os
 import socket
 
 import pytest
-from lab import Host
 
 from dmm_ebpf import loader
 from dmm_ebpf.loader import bpf, tcx
 from dmm_ebpf.loader.bpf import ProgType
-from dmm_ebpf.loader.tcx import Hook
+from dmm_ebpf.loader.tcx import NIC, Hook
+from lab import Host
 
 # r0 = -1 (TC_ACT_UNSPEC, here TCX_NEXT); exit.
 GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
@@ -44,7 +44,7 @@ def ids(host: Host, hook: Hook) -> list[int]:
 
 def ours(attached: loader.Attached) -> dict[Hook, int]:
     """The program's id for each hook."""
-    return {hook: bpf.prog_info(fd).id for hook, fd in zip(Hook, attached.tc_fds(), strict=True)}
+    return {hook: bpf.prog_info(fd).id for hook, fd in zip(NIC, attached.tc_fds(), strict=True)}
 
 
 def test_each_hook_has_its_program_once(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
@@ -57,12 +57,12 @@ def test_each_hook_has_its_program_once(attached: loader.Attached, pair: tuple[H
     assert names == ["dmm_tcin", "dmm_tcout"]
     pair[0].run(["ping", "-c", "1", "-W", "5", pair[1].ip4])
     attached.detach_tcx(index)
-    assert [ids(pair[0], hook) for hook in Hook] == [[], []]
+    assert [ids(pair[0], hook) for hook in NIC] == [[], []]
     assert not pair[0].call(attached.has_tcx, index)
     attached.detach_tcx(index)
 
 
-@pytest.mark.parametrize("hook", Hook)
+@pytest.mark.parametrize("hook", NIC)
 def test_before_a_program_of_anothers(attached: loader.Attached, pair: tuple[Host, Host], hook: Hook) -> None:
     index = index_of(pair[0])
     attached.detach_tcx(index)
@@ -78,7 +78,7 @@ def test_before_a_program_of_anothers(attached: loader.Attached, pair: tuple[Hos
         os.close(fd)
 
 
-@pytest.mark.parametrize("lost", Hook)
+@pytest.mark.parametrize("lost", NIC)
 def test_what_was_taken_off_one_hook_is_missed_and_put_back(
     attached: loader.Attached, pair: tuple[Host, Host], lost: Hook
 ) -> None:
@@ -89,7 +89,7 @@ def test_what_was_taken_off_one_hook_is_missed_and_put_back(
     assert not pair[0].call(attached.has_tcx, index)
     assert pair[0].call(attached.attach_tcx, index)
     assert pair[0].call(attached.has_tcx, index)
-    assert {hook: ids(pair[0], hook) for hook in Hook} == {h: [n] for h, n in ours(attached).items()}
+    assert {hook: ids(pair[0], hook) for hook in NIC} == {h: [n] for h, n in ours(attached).items()}
 
 
 def test_a_nic_that_goes_away_is_no_obstacle(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
@@ -98,7 +98,7 @@ def test_a_nic_that_goes_away_is_no_obstacle(attached: loader.Attached, pair: tu
     assert not pair[0].call(attached.has_tcx, index)
     pair[0].ip(f"link add {pair[0].nic.name} index {index} type veth peer name peer0")
     assert pair[0].call(attached.attach_tcx, index)
-    assert [len(ids(pair[0], hook)) for hook in Hook] == [1, 1]
+    assert [len(ids(pair[0], hook)) for hook in NIC] == [1, 1]
 
 
 def test_detach_from_another_namespace_takes_both_off(
@@ -108,4 +108,4 @@ def test_detach_from_another_namespace_takes_both_off(
     index = index_of(pair[0])
     for end in ("in", "out"):
         assert any(text.startswith(f"link tcx-{index}-{end} ") for text in removed)
-    assert [ids(pair[0], hook) for hook in Hook] == [[], []]
+    assert [ids(pair[0], hook) for hook in NIC] == [[], []]

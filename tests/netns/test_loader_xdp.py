@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 from bpf_lab import netns_cookie
-from lab import Host
-from lab.waiting import wait_for
 
 from dmm_ebpf import loader
 from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.loader import bpf
 from dmm_ebpf.loader.bpf import AttachType, ProgType
+from lab import Host
+from lab.waiting import wait_for
 
 # XDP_PASS without looking: r0 = 2; exit.
 PASS = bytes.fromhex("b700000002000000 9500000000000000")
@@ -66,6 +66,17 @@ def test_generic_where_it_cannot(attached: loader.Attached, pair: tuple[Host, Ho
     assert xdp_mode(pair[0]) == 2
     ping(pair)
     assert put(attached, pair[0]) == "generic"
+
+
+@pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most")
+def test_native_for_several_frames_where_it_must(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
+    for host in pair:
+        host.ip(f"link set {host.nic.name} mtu 9000")
+    for _ in range(2):
+        assert pair[0].call(attached.attach_xdp, ifindex(pair[0]), pair[0].nic.name, 9000) == "native"
+    assert xdp_mode(pair[0]) == 1
+    pair[0].run(["ping", "-c", "1", "-W", "5", "-s", "8900", pair[1].ip4])
+    assert attached.detach_xdp(ifindex(pair[0])) and xdp_mode(pair[0]) is None
 
 
 @pytest.mark.parametrize("flags", [bpf.XDP_FLAGS_DRV_MODE, bpf.XDP_FLAGS_SKB_MODE])

@@ -9,6 +9,7 @@ import pytest
 from bpf_lab import Bench, bench, u32
 
 from dmm_ebpf import abi, loader
+from dmm_ebpf.errors import KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.rd.nics import Nics, remove_tc, tc_name
@@ -58,8 +59,8 @@ def entry(bench: Bench, ifindex: int) -> tuple[int, int] | None:
 
 def test_the_programs_come_and_go(way: str, bench: Bench, state: State) -> None:
     nics, spec = served(bench, state)
-    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
-    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    bench.a.call(nics.attach, "wan", [spec])
+    bench.a.call(nics.attach, "wan", [spec])
     assert there(bench, spec.ifindex) and entry(bench, spec.ifindex) == (spec.slot, 0)
     assert state.tc_nics == {spec.name: way == "clsact"}
     assert bench.a.call(tcfilter.has_clsact, spec.ifindex) == (way == "clsact")
@@ -69,14 +70,16 @@ def test_the_programs_come_and_go(way: str, bench: Bench, state: State) -> None:
     assert not there(bench, spec.ifindex) and entry(bench, spec.ifindex) is None
     assert not bench.a.call(tcfilter.has_clsact, spec.ifindex)
     assert (state.tc_nics, state.nics) == ({}, {})
-    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    bench.a.call(nics.attach, "wan", [spec])
     assert there(bench, spec.ifindex), "attached at once after"
 
 
 def test_a_nic_that_another_stack_goes_on_using_keeps_them(way: str, bench: Bench, state: State) -> None:
     nics, spec = served(bench, state)
-    bench.a.call(nics.attach, "lan", 6, "tap", [spec])
-    bench.a.call(nics.attach, "wan", 5, "af_xdp", [spec])
+    bench.a.call(nics.attach, "lan", [spec])
+    bench.a.call(nics.attach, "wan", [spec])
+    bench.a.call(lambda: nics.put_xdp("wan", spec, explicit=True))
+    bench.a.call(nics.take_xdp, "wan", 5, spec)
     assert entry(bench, spec.ifindex) == (spec.slot, 5)
     bench.a.call(nics.detach, 6, [spec], {spec.ifindex})  # whose the XDP program is not
     assert there(bench, spec.ifindex) and entry(bench, spec.ifindex) == (spec.slot, 5)
@@ -90,16 +93,35 @@ def test_a_nic_that_another_stack_goes_on_using_keeps_them(way: str, bench: Benc
 
 def test_what_was_taken_off_is_told_and_put_back(way: str, bench: Bench, state: State) -> None:
     nics, spec = served(bench, state)
-    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
-    (info,) = (one for one in bench.a.call(hal_nic.list_nics) if one.ifindex == spec.ifindex)
-    assert bench.a.call(nics.missing_tc, info) == ""
+    bench.a.call(nics.attach, "wan", [spec])
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
     if way == "tcx":
         bench.attached.detach_tcx(spec.ifindex)
     else:
         bench.a.run(["tc", "qdisc", "del", "dev", spec.name, "clsact"])
-    assert bench.a.call(nics.missing_tc, info) == "our tc programs were taken off"
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == "our tc programs were taken off"
     bench.a.call(nics.attach_tc, "wan", spec)
-    assert bench.a.call(nics.missing_tc, info) == ""
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "make", "why"),
+    [
+        ("br0", "link add br0 type bridge", "its driver has no native XDP"),
+        ("", "link set {nic} mtu 9000", "its driver takes no XDP program at this MTU"),
+    ],
+)
+def test_auto_puts_native_xdp_on_a_device_or_nothing(
+    bench: Bench, state: State, device: str, make: str, why: str
+) -> None:
+    nic = bench.a.nic.name
+    bench.b.ip(f"link set {bench.b.nic.name} mtu 9000")
+    bench.a.ip(make.format(nic=nic))
+    nics = Nics(bench.attached, state, lambda: None)
+    (spec,) = bench.a.call(nics.choose, [device or nic])
+    with pytest.raises(KernelFeatureError, match=f"cannot serve {spec.name} with stack wan: {why}"):
+        bench.a.call(lambda: nics.put_xdp("wan", spec, explicit=False))
+    assert "prog/xdp" not in bench.a.run(["ip", "link", "show", spec.name]).stdout
 
 
 def test_by_clsact_they_are_found_without_the_director(
@@ -107,7 +129,7 @@ def test_by_clsact_they_are_found_without_the_director(
 ) -> None:
     monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: False)
     nics, spec = served(bench, state)
-    bench.a.call(nics.attach, "wan", 5, "tap", [spec])
+    bench.a.call(nics.attach, "wan", [spec])
     assert bench.a.call(remove_tc, "another", state) == []
     assert bench.a.call(remove_tc, state.instance, state) == [f"tc program on {spec.name}"]
     assert not bench.a.call(tcfilter.has_clsact, spec.ifindex)

@@ -16,6 +16,9 @@ import pytest
 from hal_lab import Host, Pump, hosts, link, listen, wait_until
 from stack_lab import Stack, stack_on
 
+from dmm_ebpf.loader import bpf
+from lab.netns import offloads_off
+
 PEERS = [(socket.AF_INET, "10.9.1.2"), (socket.AF_INET6, "fd09:1::2")]
 
 
@@ -51,6 +54,34 @@ def echo(stack: Stack, server: socket.socket, address: str) -> None:
         with accepted:
             app.sendall(b"x")
             assert accepted.recv(1) == b"x"
+
+
+@pytest.mark.skipif(
+    bpf.xsk_metadata() is not True, reason="this kernel's AF_XDP has no metadata of frames to be sent"
+)
+@pytest.mark.parametrize(("family", "peer"), PEERS)
+@pytest.mark.parametrize("mtu", [1500, 3000])
+@pytest.mark.parametrize("offloads", [False, True])
+def test_af_xdp_leaves_checksums_to_what_takes_its_frames(family, peer, mtu, offloads):
+    """Without offloads, the peer looks at each."""
+    with hosts(2) as (a, b):
+        link(a, b)
+        for host in (a, b):
+            host.sh(f"ip link set eth0 mtu {mtu}")
+            if not offloads:
+                host.ns.run_in(offloads_off, "eth0")
+        with stack_on(a, port="af_xdp", leave_sums=True) as stack, listen(b, family) as server:
+            assert stack.query("ping")["sums"] == {"0": True}
+            with stack.connect((peer, server.getsockname()[1])) as app:
+                accepted, _ = server.accept()
+                transfer(app, accepted, 5_000_000)
+                transfer(accepted, app, 5_000_000)
+                accepted.close()
+            stats = stack.query("stats")
+            assert stats["nic_tx_bytes"] > 5_000_000
+            assert stats["core_bad_csum"] == stats["core_malformed"] == 0
+        names, values = (line.split() for line in b.sh("grep Tcp: /proc/self/net/snmp").splitlines())
+        assert int(values[names.index("InCsumErrors")]) == 0
 
 
 @pytest.mark.parametrize("port", ["af_xdp", "tap"])

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Cgroup, Lab
 
 from dmm_ebpf.loader import cache
 from dmm_ebpf.loader import compile as compiler
+from lab import Cgroup, Lab
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 MACHINE_ONLY = re.compile("DMM_(TASK|CRED|CGROUP|KN)")

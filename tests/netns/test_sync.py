@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from lab import Cgroup
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
@@ -26,6 +25,7 @@ from dmm_ebpf.rd import evaluate, policy, sync
 from dmm_ebpf.rd.compile import Compiled, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.values import parse_address
+from lab import Cgroup
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 STACKS = """

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 import pytest
+
 from lab import Host, Lab, LinkStats, WanLink, wait_for
 
 PORT = 9000

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from lab import Host, Lab, WanLink, busybox_fetch, curl_fetch, iperf3, iperf3_server, nginx, wait_for
 
 Payload = Callable[[int], tuple[Path, str]]

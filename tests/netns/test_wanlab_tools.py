@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from labfixtures import assert_no_leaks, snapshot
+
+from dmm_ebpf.errors import DmmError, UsageError
 from lab import (
     Cgroup,
     Lab,
@@ -29,9 +33,6 @@ from lab import (
 from lab.hosts import NETNS_PREFIX, STATE_DIR, labs
 from lab.netns import NETNS_DIR
 from lab.units import Queue, parse_probability, parse_queue, parse_rate, parse_time_ns
-from labfixtures import assert_no_leaks, snapshot
-
-from dmm_ebpf.errors import DmmError, UsageError
 
 WANLAB = Path(__file__).resolve().parents[2] / "tools" / "wanlab"
 
@@ -169,6 +170,38 @@ def test_clean_removes_what_a_crash_left(no_leaks: None) -> None:
         assert name in labs()
         assert f"removed {name}\n" in wanlab("clean").stdout
     assert name not in labs()
+
+
+KILLED = """
+import json, os, signal, sys
+from lab import Cgroup, Lab
+from lab.engines import Docker, Podman
+lab = Lab("engine")
+cgroup = Cgroup()
+engine = {"podman": Podman, "docker": Docker}[sys.argv[1]](lab.host("host"), cgroup)
+engine.start("web")
+print(json.dumps([lab.name, str(engine.directory), str(cgroup.path)]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+def test_clean_removes_a_container_engine_and_what_runs_in_it(no_leaks: None, engine: str) -> None:
+    """Nobody but the engine has marked the processes of containers and their network namespaces."""
+    for program in ("docker", "dockerd", "containerd") if engine == "docker" else ("podman",):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    env = os.environ | {"PYTHONPATH": str(WANLAB.parents[1])}
+    before = set(NETNS_DIR.glob("netns-*"))
+    argv = [sys.executable, "-c", KILLED, engine]
+    killed = subprocess.run(argv, env=env, stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    name, directory, cgroup = json.loads(killed.stdout)
+    assert any(path.read_text() for path in Path(cgroup).rglob("cgroup.procs")), "no container runs"
+    assert f"removed {name}\n" in wanlab("clean").stdout
+    assert not Path(directory).exists() and not Path(cgroup).exists()
+    assert directory not in Path("/proc/self/mountinfo").read_text()
+    assert set(NETNS_DIR.glob("netns-*")) <= before
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import errno
 import mmap
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from lab import Host, Lab, Wire, curl_fetch, nginx, wait_for
+from lab.build import bpf_object
 from lab.links import WanLink
 
 # linux/if_xdp.h
@@ -39,10 +40,7 @@ char LICENSE[] __attribute__((section("license"), used)) = "GPL";
 @pytest.fixture
 def xdp_pass(tmp_path: Path) -> Path:
     """An XDP program that passes every frame, compiled."""
-    source, program = tmp_path / "pass.c", tmp_path / "pass.o"
-    source.write_text(XDP_PASS)
-    subprocess.run(["clang-14", "-O2", "-g", "-target", "bpf", "-c", source, "-o", program], check=True)
-    return program
+    return bpf_object(XDP_PASS, tmp_path / "pass.o")
 
 
 def attach(host: Host, program: Path) -> None:

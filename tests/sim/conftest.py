@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from corelab import Programs, build_all
+from lab.sim.corelab import Programs, build_all
 
 
 @pytest.fixture(scope="session")

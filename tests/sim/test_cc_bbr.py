@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cclab import BUFFERS_BDP, RATES_MBIT, RTTS_MS, SANITIZE, build, run
+
+from lab.sim.cclab import BUFFERS_BDP, RATES_MBIT, RTTS_MS, SANITIZE, build, run
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from corelab import MS, Programs, S, simulate
+
+from lab.sim.corelab import MS, Programs, S, simulate
 
 RATE_BPS = 12_500_000  # bytes/s
 RTT_NS = 100 * MS

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`wan` in virtual time: goodput over the matrix, standing queue, fairness, and congestive loss that stays congestive.
 
-The simulator (tests/sim/cc) is compiled with the product's cc_wan.c, unchanged. Every run is a pure function of its
-arguments, so the bounds below are exact, not statistical. `python tests/sim/cclab.py` prints the whole picture.
+The simulator (lab/sim/cc) is compiled with the product's cc_wan.c, unchanged. Every run is a pure function of its
+arguments, so the bounds below are exact, not statistical. `python -m lab.sim.cclab` prints the whole picture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import statistics
 from pathlib import Path
 
 import pytest
-from cclab import BUFFERS_BDP, LOSSES_PCT, RATES_MBIT, RTTS_MS, SANITIZE, build, cold_start_s, run
+
+from lab.sim.cclab import BUFFERS_BDP, LOSSES_PCT, RATES_MBIT, RTTS_MS, SANITIZE, build, cold_start_s, run
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import simcases
-from corelab import MS, Programs, S
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+from lab.sim import simcases
+from lab.sim.corelab import MS, Programs, S
 
 BUDGET_S = 40.0
 SHRINK_S = 60.0
@@ -148,7 +149,7 @@ def test_a_failure_without_a_reason_is_seen() -> None:
 
 def soak(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, ROOT / "tools" / "soak.py", *words],
+        [sys.executable, "-m", "soak", *words],
         capture_output=True,
         text=True,
         check=False,

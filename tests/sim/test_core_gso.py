@@ -5,7 +5,8 @@ they are the segments that they stand for."""
 from __future__ import annotations
 
 import pytest
-from corelab import MS, Programs, simulate
+
+from lab.sim.corelab import MS, Programs, simulate
 
 CASES = {
     "clean": {},

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corelab import Programs, simulate
+
+from lab.sim.corelab import Programs, simulate
 
 CONNECTIONS = 100_000
 IDLE_BYTES_MAX = 1024  # both legs and their share of the table

@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 
 import pytest
-from corelab import MS, Programs, S, simulate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from lab.sim.corelab import MS, Programs, S, simulate
 
 STRIP_SACK, STRIP_TS, STRIP_WS = 1, 2, 4
 
@@ -483,3 +484,13 @@ def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -
     result = simulate(programs.sim_asan, check=1, limit_ns=7200 * S, **keys)
     assert result["wrong"] == 0
     assert result["complete"] + result["errors"] == 1
+
+
+def test_what_a_bulk_sender_has_not_sent_lies_in_its_socket(programs: Programs) -> None:
+    bdp = 12_500_000 // 10  # 100 Mbit/s and 100 ms
+    path = {"rate_Bps": 12_500_000, "delay_ns": 50 * MS, "queue_bytes": bdp, "cc": "wan", "memory": 1 << 30}
+    result = simulate(programs.sim, **path, up=40_000_000, down=0, limit_ns=20 * S)
+    assert result["complete"] == 1
+    assert (
+        result["peak_a"] < 3 * bdp
+    )  # its window of two, and what goes before the app's kernel can send more

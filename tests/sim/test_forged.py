@@ -8,7 +8,8 @@ simulator), and the transfers arrive whole.
 from __future__ import annotations
 
 import pytest
-from corelab import Programs, S, simulate
+
+from lab.sim.corelab import Programs, S, simulate
 
 AT_LEAST = 10_000
 CONNECTIONS: dict[str, dict[str, float | str]] = {

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from corelab import Programs
 from pyroute2 import NetNS, netns
+
+from lab.sim.corelab import Programs
 
 T = TypeVar("T")
 ADDRS = {4: ("10.9.0.1", "10.9.0.2"), 6: ("fd00:9::1", "fd00:9::2")}

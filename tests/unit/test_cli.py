@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cli_lab import (
@@ -23,7 +24,8 @@ from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 from dmm_ebpf import __version__
 from dmm_ebpf.errors import ConflictError
 from dmm_ebpf.loader.cgroup import find_cgroup2
-from dmm_ebpf.rd import client
+from dmm_ebpf.rd import client, places
+from dmm_ebpf.rd.places import Person, Place
 from dmm_ebpf.rd.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("run_root")
@@ -67,9 +69,17 @@ def test_flows_iec(cli: Cli) -> None:
     [
         (["--stack", "wan"], [77]),
         (["--stack", "none"], []),
+        (["--stack", "wan", "--stack", "kernel"], [77, 78]),
         (["--comm", "ngin*"], [78]),
         (["--comm", "ngin"], []),
         (["--pid", "7"], [78]),
+        (["--cgroup", "/shop.slice"], [77]),
+        (["--cgroup", "/"], [77, 78]),
+        (["--cgroup", "/docker"], [78]),
+        (["--cgroup", "/docker/0/"], [78]),
+        (["--cgroup", "/dock"], []),
+        (["--container", "web"], [78]),
+        (["--unit", "shop.slice"], [77]),
         (["--dst", "203.0.113.0/24"], [77]),
         (["--dst", "203.0.113.7:443"], [77]),
         (["--dst", "[2001:db8::]:80"], []),
@@ -80,8 +90,13 @@ def test_flows_iec(cli: Cli) -> None:
         (["--state", "Fin-Wait-1"], []),
     ],
 )
-def test_flows_filters(cli: Cli, options: list[str], cookies: list[int]) -> None:
-    with FakeRd("default", ANSWERS):
+def test_flows_filters(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str], cookies: list[int]
+) -> None:
+    monkeypatch.setattr(places, "of_container", lambda name: Place(name, "/docker/0", None))
+    monkeypatch.setattr(places, "of_unit", lambda name, pending: Place(name, f"/{name}", None))
+    flows = [FLOW, FLOW6 | {"cgroup": "/docker/0/inner"}]
+    with FakeRd("default", ANSWERS | {"flows": flows}):
         assert [flow["cookie"] for flow in cli("flows", "--json", *options).json] == cookies
 
 
@@ -110,7 +125,7 @@ def test_no_instance_is_an_empty_listing(cli: Cli) -> None:
 def test_status(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         said = cli("status")
-        assert cli("status", "--json").json == [STATUS | {"rd": "up"}]
+        assert cli("status", "--json").json == [STATUS | {"rd": "up", "nested": []}]
     for text in (
         "running, pid 31337, up 3m20s",
         "generation 3",
@@ -225,18 +240,87 @@ def test_a_cgroup_may_be_named_by_its_place_in_the_file_system(cli: Cli) -> None
     with FakeRd("default", ANSWERS) as rd:
         for path in (find_cgroup2(), find_cgroup2() / "no-such-group"):
             cli("route", "get", "203.0.113.7", "--cgroup", str(path))
-        assert [params["cgroup"] for _, params in rd.asked] == ["/", str(find_cgroup2() / "no-such-group")]
+        assert [params["cgroup"] for _, params in rd.asked] == ["/", "/no-such-group"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--container", "web"], {"cgroup": "/docker/0", "uid": None, "comm": None}),
+        (["--unit", "shop.slice"], {"cgroup": "/shop.slice", "uid": None, "comm": None}),
+        (["--pid", "7"], {"cgroup": "/", "uid": 33, "comm": "nginx"}),
+        (["--pid", "7", "--uid", "0", "--comm", "x"], {"cgroup": "/", "uid": 0, "comm": "x"}),
+    ],
+)
+def test_route_get_asks_for_a_place(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(places, "of_container", lambda name: Place(name, "/docker/0", None))
+    monkeypatch.setattr(places, "of_unit", lambda name, pending: Place(name, f"/{name}", None))
+    monkeypatch.setattr(places, "of_pid", lambda pid: Place(str(pid), "/", None))
+    monkeypatch.setattr(places, "person", lambda _pid: Person(33, "nginx"))
+    with FakeRd("default", ANSWERS) as rd:
+        assert cli("route", "get", "203.0.113.7:443", "--json", *options).code == 0
+        asked = rd.asked[-1][1]
+    assert {key: asked[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("option", [("--from", "192.0.2.1"), ("--in-interface", "lan0")])
+@pytest.mark.parametrize("direction", ["connect", "listen"])
+def test_route_get_ignores_no_option_of_forwarded_flows(
+    cli: Cli, option: tuple[str, str], direction: str
+) -> None:
+    said = cli("route", "get", "203.0.113.7", "--direction", direction, *option)
+    assert said.code == 2
+    assert f"{option[0]} is of flows that the host forwards" in said.err
+    assert "--direction forward" in said.err
 
 
 def test_route_get_for_people(cli: Cli) -> None:
-    down = ANSWERS["route_get"] | {"stack": "kernel"}
+    down = ANSWERS["route_get"] | {"stack": "kernel", "why": "down", "assumed": {"cgroup": "/shop"}}
+    down["unasked"] = [{"rule": "a", "needs": ["uid", "comm"]}]
     with FakeRd("default", {"route_get": down}):
         said = cli("route", "get", "203.0.113.7:443")
     assert said.out.splitlines() == [
-        "203.0.113.7 proto tcp port 443 stack kernel (fallback: wan is down) table shop",
+        "203.0.113.7 proto tcp port 443 stack kernel (fallback: wan is down or full) table shop",
         "    rule 1",
         "    route 203.0.113.0/24",
+        "    for a process in /shop itself; --cgroup names another cgroup",
+        "    rule a comes before, and may match: it asks for --uid and --comm",
     ]
+
+
+@pytest.mark.parametrize(
+    ("why", "text"),
+    [
+        ("udp", "stack kernel (wan carries TCP alone) table"),
+        ("loopback", "stack kernel (wan carries nothing that stays on this host) table"),
+        ("outside", "stack kernel (it is outside /shop, to which the instance is attached) table"),
+    ],
+)
+def test_route_get_says_why_another_stack_serves(cli: Cli, why: str, text: str) -> None:
+    answer = ANSWERS["route_get"] | {"stack": "kernel", "why": why, "attached": "/shop"}
+    with FakeRd("default", {"route_get": answer}):
+        said = cli("route", "get", "203.0.113.7:443")
+    assert text in said.out
+    assert "down" not in said.out
+
+
+def test_an_address_that_may_hide_a_port_is_told(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS):
+        said = cli("route", "get", "::1:80")
+        assert said.err == "dmm-ebpf: ::1:80 is an address without a port; for port 80 write [::1]:80\n"
+        for plain in ("[::1]:80", "2001:db8::1", "192.0.2.1:80", "::1"):
+            assert cli("route", "get", plain).err == ""
+
+
+def test_a_port_may_be_named_by_its_service(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS) as rd:
+        for text, proto, port in (("203.0.113.7:https", "tcp", 443), ("[2001:db8::7]:tftp", "udp", 69)):
+            assert cli("route", "get", text, "--proto", proto).code == 0
+            assert rd.asked[-1][1]["port"] == port
+        assert cli("flows", "--dst", ":https", "--json").json == [FLOW]
+    one_sentence(cli("route", "get", "203.0.113.7:tftp"), 2, "nor a tcp service in /etc/services")
 
 
 @pytest.mark.parametrize(("names", "chosen"), [(["default", "red"], "default"), (["red"], "red")])
@@ -281,19 +365,22 @@ def test_follow_prints_events_as_they_come(cli: Cli) -> None:
     events = [
         FLOW | {"type": "established", "time": 1700000000.25},
         {"type": "stack", "time": 1700000001.0, "instance": "default", "name": "wan", "state": "down"},
-        FLOW | {"type": "close", "time": 1700000002.0, "comm": "a\x1b[31mb"},
+        FLOW | {"type": "close", "time": 1700000002.0, "comm": "a\x1b[31mb", "reason": "fin"},
     ]
     with FakeRd("default", {"follow": events}, hang_up=True):
         as_json = cli("flows", "--follow", "--json", "-i", "default")
         as_text = cli("flows", "--follow", "-i", "default")
         only = cli("flows", "--follow", "-i", "default", "--json", "--stack", "wan")
-    assert [json.loads(line) for line in as_json.out.splitlines()] == events
-    assert [json.loads(line)["type"] for line in only.out.splitlines()] == ["established", "close"]
+    *lines, last = (json.loads(line) for line in as_json.out.splitlines())
+    assert lines == events
+    assert "closed the connection" in last["error"]["why"]
+    *lines, _ = (json.loads(line) for line in only.out.splitlines())
+    assert [line["type"] for line in lines] == ["established", "close"]
     first, second, third = as_text.out.splitlines()
     assert "established curl/4242 192.0.2.1:40000 > 203.0.113.7:443 stack wan" in first
     assert second.endswith("name wan state down")
     assert "a?[31mb/4242" in third
-    assert third.endswith("sent 1.2M received 999")
+    assert third.endswith("sent 1.2M received 999 reason fin")
     assert as_json.code == 1
     assert "closed the connection" in as_json.err
 
@@ -334,7 +421,7 @@ def test_an_instance_that_is_starting_is_left_out(cli: Cli, service: SimpleNames
         0,
         "dmm-ebpf: instance starting: its Resource Director is starting or ending; left out\n",
     )
-    assert (named.code, named.out) == (1, "")
+    assert named.code == named.json["error"]["exit_code"] == 1
     assert "its Resource Director is starting or ending; ask again in a moment" in named.err
 
 

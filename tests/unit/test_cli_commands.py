@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from dmm_ebpf.cli import main
 from dmm_ebpf.cli.app import app
 from dmm_ebpf.errors import ConflictError, KernelFeatureError, PolicyError, PrivilegeError
+from dmm_ebpf.rd import places
+from dmm_ebpf.rd.place import Place
 
 pytestmark = pytest.mark.usefixtures("run_root")
 
@@ -26,7 +28,17 @@ def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> 
     got: list[Any] = []
     service.attach = lambda options: got.append(vars(options)) or 0
     said = cli(
-        "attach", "--cgroup", "/shop.slice", "--policy", "p.toml", "--netns", "red", "-d", "-i", "shop"
+        "attach",
+        "--cgroup",
+        "/shop.slice",
+        "--policy",
+        "p.toml",
+        "--netns",
+        "red",
+        "-d",
+        "--pending",
+        "-i",
+        "shop",
     )
     assert said.code == 0
     assert got == [
@@ -36,9 +48,53 @@ def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> 
             "policy": Path("p.toml"),
             "netns": "red",
             "daemon": True,
+            "pending": True,
+            "containers": False,
         }
     ]
     assert "instance shop is attached to /shop.slice" in said.err
+
+
+WEB = Place("container web", "/docker/0", "/proc/7/ns/net")
+
+
+@pytest.mark.parametrize(
+    ("typed", "netns"),
+    [
+        ([], "/proc/7/ns/net"),
+        (["--netns", "red"], "red"),
+        (["-n", "1"], "1"),
+        (["--containers"], None),
+        (["--containers", "--netns", "red"], "red"),
+    ],
+)
+def test_attach_to_a_container_finds_cgroup_and_namespace(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, typed: list[str], netns: str | None
+) -> None:
+    got: list[Any] = []
+    service.attach = lambda options: got.append((options.cgroup, options.netns)) or 0
+    monkeypatch.setattr(places, "of_container", lambda name: WEB if name == "web" else None)
+    said = cli("attach", "--container", "web", "-d", *typed)
+    assert said.code == 0, said.err
+    assert got == [("/docker/0", netns)]
+    assert "instance default is attached to /docker/0 of container web" in said.err
+
+
+def test_attach_to_a_process_of_the_root_cgroup_is_refused(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "of_pid", lambda pid: Place(f"process {pid}", "/", None))
+    one_sentence(cli("attach", "--pid", "7"), 2, "process 7 is in the root cgroup")
+
+
+def test_run_in_the_namespace_of_a_container(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[Any] = []
+    service.run = lambda options: got.append(options.netns) or 0
+    monkeypatch.setattr(places, "of_container", lambda _name: WEB)
+    assert cli("run", "--container", "web", "--", "true").code == 0
+    assert got == ["/proc/7/ns/net"]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +162,55 @@ def test_detach(cli: Cli, service: SimpleNamespace) -> None:
     assert cli("detach", "--json").json == [
         {"instance": "default", "removed": ["links of default"], "unknown": ["what x was"]}
     ]
-    assert cli("detach", "-i", "red").out == "instance red: there was nothing to remove\n"
+    service.instances = lambda: ["default"]
+    one_sentence(
+        cli("detach", "-i", "red"), 1, "cannot detach instance red: there is none; there are default"
+    )
+    assert cli("detach", "-i", "red", "--json").json["error"]["kind"] == "NotAttachedError"
+
+
+def test_detach_of_one_and_of_all_is_refused(cli: Cli, service: SimpleNamespace) -> None:
+    for args in (("-i", "a", "--all"), ("--all", "--instance", "default")):
+        one_sentence(cli("detach", *args), 2, "--all means every instance of this host")
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["policy", "check", "/nonexistent.toml", "--json"], 2),
+        (["policy", "apply", "/nonexistent.toml", "-j"], 2),
+        (["flows", "--nope", "--json"], 2),
+        (["flows", "-fj", "--state", "nope"], 2),
+        (["route", "get", "nonsense", "--json"], 2),
+        (["detach", "-i", "a/b", "--json"], 2),
+        (["hal", "--json", "no-such-device"], 2),
+        (["nope", "--json"], 2),
+    ],
+)
+def test_an_error_is_json_where_json_was_asked_for(cli: Cli, args: list[str], code: int) -> None:
+    said = cli(*args)
+    error = said.json["error"]
+    assert said.code == error["exit_code"] == code
+    assert set(error) == {"kind", "what", "why", "hint", "exit_code", "message"}
+    assert said.err == f"dmm-ebpf: {error['message']}\n"
+
+
+def test_sentences_show_bytes_as_tables_do(cli: Cli, service: SimpleNamespace) -> None:
+    service.attach = lambda _options: 0
+    said = cli("attach", "--daemon", "--cgroup", "/n\udcff")
+    assert said.err == "dmm-ebpf: instance default is attached to /n\\xff\n"
+
+    def refused(_options: Any) -> int:
+        raise ConflictError("use the cgroup /n\udcff", why="it is \x1b another's")
+
+    service.attach = refused
+    one_sentence(
+        cli("attach", "--cgroup", "/n\udcff"), 75, "cannot use the cgroup /n\\xff: it is ? another's"
+    )
+
+
+def test_what_follows_a_command_asks_for_no_json(cli: Cli) -> None:
+    assert cli("run", "--nope", "--", "curl", "--json").out == ""
 
 
 def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
@@ -131,7 +235,11 @@ def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
         (["flows", "--nope"], 2, "No such option: --nope"),
         (["nope"], 2, "No such command 'nope'"),
         (["run"], 2, "Missing argument"),
-        (["attach"], 2, "Missing option '--cgroup'"),
+        (["attach"], 2, "name it by --cgroup, --container, --pid or --unit"),
+        (["attach", "--cgroup", "/x", "--pid", "7"], 2, "--cgroup and --pid exclude each other"),
+        (["attach", "--pid", "x"], 2, "'x' is not a pid"),
+        (["attach", "--container", "a/b"], 2, "a container is called by"),
+        (["attach", "--unit", "a*"], 2, "a unit is called by"),
         (["attach", "--cgroup", "/", "--instance", "../x"], 2, "'../x'"),
         (["detach", "--instance", "a/b"], 2, "'a/b'"),
         (["flows", "--instance", "nope"], 1, "there is no such instance"),
@@ -141,8 +249,23 @@ def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
         (["flows", "--dst", "10.0.0.300"], 2, "neither an address nor a prefix"),
         (["flows", "--dst", "10.0.0.1:0"], 2, "'0' is not a port from 1 to 65535"),
         (["flows", "--pid", "x"], 2, "a pid is a number"),
+        (["flows", "--cgroup", "/x", "--unit", "y"], 2, "--cgroup and --unit exclude each other"),
+        (["run", "--netns", "red", "--container", "x", "--", "true"], 2, "exclude each other"),
+        (["hal", "--container", "a/b"], 2, "a container is called by"),
+        (["route", "get", "1.2.3.4", "--pid", "0"], 2, "'0' is not a pid"),
+        (["route", "get", "1.2.3.4", "--container", "x", "--unit", "y"], 2, "exclude each other"),
         (["listeners", "--instance", "nope"], 1, "there is no such instance"),
         (["route", "get", "example.com"], 2, "is not an IPv4 or IPv6 address"),
+        (
+            ["route", "get", "example:https"],
+            2,
+            "'example' is not an IPv4 or IPv6 address, and names are not looked up",
+        ),
+        (
+            ["route", "get", "1.2.3.4:no-such"],
+            2,
+            "'no-such' is not a port from 1 to 65535, nor a tcp service",
+        ),
         (["route", "get", "1.2.3.4:99999"], 2, "'99999' is not a port"),
         (["route", "get", "1.2.3.4:"], 2, "'' is not a port"),
         (["route", "get", "1.2.3.4", "--proto", "icmp"], 2, "'icmp'"),
@@ -157,6 +280,7 @@ def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
         (["top"], 2, "are not a terminal"),
         (["top", "--interval", "0"], 2, "--interval"),
         (["top", "--filter", "stack="], 2, "'stack='"),
+        (["top", "--filter", "comm=a comm=b"], 2, "comm is given twice; only stack may be"),
     ],
 )
 def test_refusals_are_one_sentence(cli: Cli, args: list[str], code: int, text: str) -> None:

@@ -164,10 +164,34 @@ def test_a_terminal_gets_a_table_that_fits(run_root: Path) -> None:  # noqa: F81
     plain = seen.decode()
     assert "\x1b[1m" in plain  # bold titles
     lines = re.sub(r"\x1b\[[0-9;]*m", "", plain).splitlines()
-    assert len(lines) == 3
-    assert max(len(line) for line in lines) <= 80
+    assert len(lines) == 4
+    assert max(len(line) for line in lines[:3]) <= 80
     assert "PEER" in lines[0]
     assert "CGROUP" not in lines[0]
+    shown, told = lines[0].split(), lines[3]
+    assert told.startswith("dmm-ebpf: 80 columns have no room for ")
+    assert all((title in shown) != (title in told) for title in TITLES), (
+        "a column that is not shown is told of"
+    )
+
+
+TITLES = (
+    *("STATE", "LOCAL", "DIR", "PEER", "STACK", "TABLE", "RULE", "ROUTE", "PROCESS", "SENT", "RECV", "SRTT"),
+    *("RETRANS", "AGE", "CGROUP"),
+)
+LONG = FLOW | {
+    "dst": "2001:db8:1111:2222:3333:4444:5555:6666",
+    "src": "2001:db8:1111:2222:3333:4444:5555:7777",
+}
+
+
+def test_no_terminal_cuts_an_address(run_root: Path) -> None:  # noqa: F811
+    with FakeRd(
+        "default", ANSWERS | {"flows": [LONG | {"comm": "a" * 15, "route": "2001:db8::/32 tcp 443"}]}
+    ):
+        seen, code = in_terminal(command(run_root, "flows"), b"never shown", b"")
+    assert code == 0
+    assert b"[2001:db8:1111:2222:3333:4444:5555:6666]:443" in seen
 
 
 def test_top_in_a_terminal(run_root: Path) -> None:  # noqa: F811
@@ -177,8 +201,17 @@ def test_top_in_a_terminal(run_root: Path) -> None:  # noqa: F811
     assert b"Traceback" not in seen
 
 
+def test_top_of_a_dead_director_comes_up(run_root: Path) -> None:  # noqa: F811
+    (run_root / "dead").mkdir()
+    seen, code = in_terminal(
+        command(run_root, "top", "-i", "dead"), b"its Resource Director is not running", b"q"
+    )
+    assert code == 0
+    assert b"Traceback" not in seen
+
+
 def test_a_bug_in_top_is_one_sentence(run_root: Path) -> None:  # noqa: F811
-    broken = "from dmm_ebpf.tui import units; units.bit_rate = None\n" + BOOT
+    broken = "from dmm_ebpf.show import units; units.bit_rate = None\n" + BOOT
     with FakeRd("default", ANSWERS):
         seen, code = in_terminal([sys.executable, "-c", broken, str(run_root), "top"], b"never shown", b"")
     assert code == 1
@@ -195,3 +228,30 @@ def test_stale_sockets_do_not_stop_a_follow_of_all(run_root: Path) -> None:  # n
         follower = Follower(None)
         assert next(follower.events())["instance"] == "default"
         follower.close()
+
+
+IMPORT_INTERRUPTED = """
+import importlib.abc
+import os
+import signal
+import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+module = sys.argv.pop(1)
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from dmm_ebpf.cli.start import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "dmm_ebpf.cli.app", "dmm_ebpf.show.units"])
+def test_ctrl_c_while_it_starts_shows_no_trace(module: str) -> None:
+    words = [sys.executable, "-c", IMPORT_INTERRUPTED, module]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

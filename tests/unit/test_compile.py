@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 from pathlib import Path
@@ -19,6 +20,7 @@ from dmm_ebpf.rd import policy
 from dmm_ebpf.rd.compile import Compiled, compile_policy
 from dmm_ebpf.rd.ids import IdSpace
 from dmm_ebpf.rd.portsets import MISS, Layer, paint, trie_entries
+from dmm_ebpf.rd.usual import Usual
 
 CGROUPS = {"/a/b": (4711, 2)}
 STACKS = """
@@ -64,9 +66,29 @@ def test_stacks() -> None:
     assert (user.kind, user.mark, user.mark_mask) == (C.DMM_STACK_USER, 0, 0)
     assert user.flags == C.DMM_SET_CONGESTION
     assert (user.fallback, abi.text(user.congestion)) == (ids.stack("k"), "reno")
-    assert abi.unpack("dmm_stack", out.stacks[ids.stack("reject")]).kind == C.DMM_STACK_REJECT
+    refusing = abi.unpack("dmm_stack", out.stacks[ids.stack("reject")])
+    assert (refusing.kind, refusing.refusal) == (C.DMM_STACK_REJECT, errno.EPERM)
+    assert abi.unpack("dmm_policy_head", out.head).rejects
     plain = abi.unpack("dmm_stack", out.stacks[0])
     assert (plain.kind, plain.flags) == (C.DMM_STACK_KERNEL, 0)
+
+
+@pytest.mark.parametrize("kind", ["kernel", "user"])
+def test_when_a_silent_peer_is_dead(kind: str) -> None:
+    ids = IdSpace()
+    keys = (
+        f'[stacks.s]\nkind = "{kind}"\nuser_timeout_ms = 5000\nkeepalive_time_s = 10\nkeepalive_probes = 3\n'
+    )
+    out = compiled(keys + route("default", "s"), ids=ids, usual=Usual("bbr", 600, 60, 5))
+    stack = abi.unpack("dmm_stack", out.stacks[ids.stack("s")])
+    wanted, usual = stack.patience, stack.usual_patience
+    assert stack.flags & (C.DMM_SET_USER_TIMEOUT | C.DMM_SET_KEEPALIVE) == (
+        C.DMM_SET_USER_TIMEOUT | C.DMM_SET_KEEPALIVE
+    )
+    got = (wanted.keepalive_time_s, wanted.keepalive_intvl_s, wanted.keepalive_probes)
+    assert (wanted.user_timeout_ms, *got) == (5000, 10, 0, 3)
+    of_all = (usual.keepalive_time_s, usual.keepalive_intvl_s, usual.keepalive_probes)
+    assert (usual.user_timeout_ms, *of_all) == (0, 600, 60, 5)
 
 
 def test_user_stack_that_no_route_names_is_left_out() -> None:
@@ -267,3 +289,13 @@ def test_painting_and_trie_entries_say_what_the_layers_say(layers: list[Layer], 
         containing = [(bits, r) for first, bits, r in trie if port >> (16 - bits) == first >> (16 - bits)]
         assert (max(containing)[1] if containing else MISS) == expected
     assert all(a[1] < b[0] for a, b in itertools.pairwise(segments))
+
+
+def test_a_reject_stack_has_its_errno_and_datagrams_are_looked_at_only_for_one_that_is_routed() -> None:
+    stack = '[stacks.no]\nkind = "reject"\nerrno = "ECONNREFUSED"\n'
+    ids = IdSpace()
+    out = compiled(stack + route("default", "no"), ids=ids)
+    refusing = abi.unpack("dmm_stack", out.stacks[ids.stack("no")])
+    assert (refusing.kind, refusing.refusal) == (C.DMM_STACK_REJECT, errno.ECONNREFUSED)
+    assert abi.unpack("dmm_policy_head", out.head).rejects
+    assert not abi.unpack("dmm_policy_head", compiled(stack + route("default", "kernel")).head).rejects

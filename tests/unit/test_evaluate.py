@@ -102,6 +102,7 @@ def test_who_can_serve(query: Query, wanted: str, stack: str) -> None:
         text += f'[[tables.t.routes]]\nto = "{to}"\nstack = "{name}"\n'
     verdict = route_get(policy.parse(text, source="policy.toml", base=Path("/")), query)
     assert (verdict.wanted, verdict.stack) == (wanted, stack)
+    assert (verdict.why is None) == (wanted == stack)
 
 
 def test_from_params_and_to_dict() -> None:
@@ -117,7 +118,15 @@ def test_from_params_and_to_dict() -> None:
         "rule": "2: all",
         "rule_number": 2,
         "route": "10.0.0.0/8 tcp 443",
+        "why": None,
+        "unasked": [{"rule": "first", "needs": ["cgroup", "uid"]}],
     }
+
+
+def test_rules_that_may_match_by_what_was_not_said_are_told() -> None:
+    assert route_get(POLICY, Query("10.1.2.3", 443, cgroup="/shop")).unasked == (("first", ("uid",)),)
+    for told in (Query("10.1.2.3", 443, cgroup="/else"), Query("10.1.2.3", 443, cgroup="/shop", uid=5)):
+        assert route_get(POLICY, told).unasked == ()
 
 
 @pytest.mark.parametrize(

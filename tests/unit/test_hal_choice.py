@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dmm_ebpf.hal.answer import Unknown
-from dmm_ebpf.hal.choice import Facts, Port, auto_now, choose, largest_mtu
+from dmm_ebpf.hal.choice import Facts, Port, choose, largest_mtu
 
 BEST = Facts(
     name="eth0",
@@ -17,6 +17,8 @@ BEST = Facts(
     kind="hardware",
     loopback=False,
     own=False,
+    carries_ip=True,
+    bare=False,
     master="",
     master_kind="",
     mtu=1500,
@@ -54,6 +56,7 @@ def test_the_largest_mtu_is_what_veth_takes_of_a_page() -> None:
     [
         ({"native_xdp": False}, "driver mlx5_core has no native XDP"),
         ({"native_xdp": False, "driver": ""}, "hardware has no native XDP"),
+        ({"bare": True}, "its packets have no Ethernet header"),
         ({"native_xdp": WHY}, "could not tell whether it has native XDP: nobody was there"),
         ({"zero_copy": False}, "driver mlx5_core has no AF_XDP zero-copy"),
         ({"zero_copy": WHY}, "could not tell whether it has AF_XDP zero-copy: nobody was there"),
@@ -91,6 +94,7 @@ def test_every_obstacle_is_said_and_what_follows_from_another_is_not() -> None:
     [
         ({"loopback": True}, "stays on this host"),
         ({"own": True}, "a device of a user stack"),
+        ({"carries_ip": False}, "it carries no IP packets"),
         (
             {"master": "br0", "master_kind": "bridge"},
             "it belongs to bridge br0, which has the addresses: name br0",
@@ -99,28 +103,6 @@ def test_every_obstacle_is_said_and_what_follows_from_another_is_not() -> None:
     ],
 )
 def test_what_no_user_stack_can_serve(changed: dict[str, Any], why: str) -> None:
-    for got in (choose(replace(BEST, **changed)), auto_now(replace(BEST, **changed), ethernet=True)):
-        assert got.port == Port.NONE
-        assert why in got.reason
-
-
-@pytest.mark.parametrize(
-    ("changed", "ethernet", "port", "why"),
-    [
-        ({}, True, Port.AF_XDP, "AF_XDP with zero-copy"),
-        ({"zero_copy": False}, True, Port.AF_XDP, "AF_XDP that copies"),
-        ({"qdisc": "tbf"}, True, Port.TAP, "qdisc tbf would be gone around"),
-        ({"filters": ("ingress bpf x",)}, True, Port.TAP, "tc filter ingress bpf x would be gone around"),
-        ({"hooks": ("f c",)}, True, Port.TAP, "nft hook f c would be gone around"),
-        ({}, False, Port.NONE, "not an Ethernet device"),
-        ({"native_xdp": False}, True, Port.TAP, "no native XDP"),
-        ({"native_xdp": WHY}, True, Port.AF_XDP, "the start of a stack tries"),
-        ({"foreign_xdp": "x"}, True, Port.TAP, "the XDP program x is on it"),
-        ({"foreign_xdp": WHY}, True, Port.TAP, "could not tell"),
-        ({"mtu": 9000, "frags": True}, True, Port.TAP, "MTU of 9000"),
-    ],
-)
-def test_what_auto_takes_now(changed: dict[str, Any], ethernet: bool, port: Port, why: str) -> None:
-    got = auto_now(replace(BEST, **changed), ethernet=ethernet)
-    assert got.port == port
+    got = choose(replace(BEST, **changed))
+    assert got.port == Port.NONE
     assert why in got.reason

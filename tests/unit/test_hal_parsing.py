@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,13 @@ def test_qdiscs_and_filters() -> None:
     assert inway.qdisc_of(body[:19]) is None
     theirs = attribute(1, b"bpf\0") + attribute(2, attribute(7, b"cil_from_netdev\0"))
     ours = attribute(1, b"bpf\0") + attribute(2, attribute(7, b"dmm_out\0"))
-    assert inway.filter_of(tcmsg(3, 1, 2) + theirs) == "bpf cil_from_netdev"
-    assert inway.filter_of(tcmsg(3, 1, 2) + ours) == ""
-    assert inway.filter_of(tcmsg(3, 1, 2) + attribute(1, b"u32\0")) == "u32"
-    assert inway.filter_of(b"") == ""
+    u32, bpf, chain = attribute(1, b"u32\0"), attribute(1, b"bpf\0"), attribute(11, b"\1\0\0\0")
+    assert inway.others([tcmsg(3, 1, 2) + theirs, tcmsg(3, 1, 2) + ours]) == ["bpf cil_from_netdev"]
+    # A dump names each priority of each chain once more, without a handle.
+    assert inway.others([tcmsg(3, 0, 2) + bpf, tcmsg(3, 1, 2) + theirs]) == ["bpf cil_from_netdev"]
+    assert inway.others([tcmsg(3, 0, 2) + bpf, tcmsg(3, 1, 2) + ours]) == []
+    assert inway.others([tcmsg(3, 0, 2) + u32, tcmsg(3, 1, 2) + ours + chain]) == ["u32"]
+    assert inway.others([b""]) == []
 
 
 def test_nft_hooks() -> None:
@@ -218,6 +222,8 @@ def test_numa_nodes(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are(cli: Any) -> None:
     said = cli("hal", "nosuch0", "--json")
+    assert (said.code, json.loads(said.out)["error"]["why"]) == (2, "there is no such device")
+    said = cli("hal", "nosuch0")
     assert (said.code, said.out) == (2, "")
     assert said.err.count("\n") == 1
     assert "no such device" in said.err and "lo" in said.err

@@ -37,10 +37,8 @@ def test_no_bytes_make_the_framing_fail(data):
 def test_names_of_the_devices_of_a_process(tmp_path: Path):
     nics = [NicSpec(7 + slot, f"eth{slot}", slot, 2, bytes(6), 1500) for slot in (0, 3)]
     name = stackdevice.name_of(5)
-    by_xdp = StackSpec("i", "wan", 3, 5, name, nics, 5, tmp_path, 7)
-    assert by_xdp.devices() == ["dmm-5.0.in", "dmm-5.3.in"]
-    by_tc = StackSpec("i", "wan", 3, 5, name, nics, 5, tmp_path, 7, port="tap", tap=6)
-    assert by_tc.devices() == ["dmm-5.0.in", "dmm-5.3.in", "dmm-5.0.out", "dmm-5.3.out"]
+    spec = StackSpec("i", "wan", 3, 5, name, nics, 5, tmp_path, 7)
+    assert spec.devices() == ["dmm-5.0.in", "dmm-5.3.in", "dmm-5.0.out", "dmm-5.3.out"]
     last = stackdevice.name_of(stackdevice.MAX_K - 1)
     assert len(stackdevice.outer(last, 15)) < 16, "IFNAMSIZ"
 

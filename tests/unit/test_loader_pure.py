@@ -130,16 +130,23 @@ def test_names_that_are_refused(name: str) -> None:
 
 def test_mountinfo_is_read_as_proc5_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mountinfo = tmp_path / "mountinfo"
-    mountinfo.write_text(
-        "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
-        "31 23 0:27 /sub /container rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw\n"
-        "32 23 0:27 / /mnt/with\\040space\\134 rw - cgroup2 none rw\n"
-        "33 23 0:27 / /covered rw - cgroup2 none rw\n"
+    mountinfo.write_bytes(
+        b"29 23 0:25 / /media/a\xff\xfe rw - ext4 /dev/sdb\xff rw\n"
+        b"30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+        b"31 23 0:27 /sub /container rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw\n"
+        b"32 23 0:27 / /mnt/with\\040space\\134 rw - cgroup2 none rw\n"
+        b"33 23 0:27 / /covered rw - cgroup2 none rw\n"
+        b"34 23 0:27 / /mnt/\xff\\134 rw - cgroup2 none rw\n"
     )
-    magic = {"/mnt/with space\\": 0x63677270, "/container": 0x63677270, "/covered": 0x01021994}
+    magic = {
+        "/mnt/\udcff\\": 0x63677270,
+        "/mnt/with space\\": 0x63677270,
+        "/container": 0x63677270,
+        "/covered": 0x01021994,
+    }
     monkeypatch.setattr(cgroup.bpf, "fs_magic", magic.__getitem__)
     found = [str(mount.path) for mount in cgroup._mounts(mountinfo, Path("/"))]
-    assert found == ["/mnt/with space\\", "/container"]
+    assert found == ["/mnt/with space\\", "/mnt/\udcff\\", "/container"]
     assert cgroup._mounts(tmp_path / "none", Path("/")) == []
 
 

@@ -131,14 +131,16 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("kernel redefined", '[stacks.kernel]\nkind = "kernel"\n', ["policy.toml:1:", "cannot be redefined"]),
     ("no kind", "[stacks.a]\ndscp = 1\n", ["policy.toml:1:", '"kind" is missing']),
     ("odd kind", '[stacks.a]\nkind = "lwip"\n', ["policy.toml:2:", '"lwip"', '"user"']),
-    ("no process", U + "instances = 0\n", ["policy.toml:3:", '"0" is not a number of processes', "1 to 16"]),
-    ("too many processes", U + "instances = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
+    ("no process", U + "processes = 0\n", ["policy.toml:3:", '"0" is not a number of processes', "1 to 16"]),
+    ("too many processes", U + "processes = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
     (
         "processes in words",
-        U + 'instances = "two"\n',
+        U + 'processes = "two"\n',
         ["policy.toml:3:", '"two" is not a number of processes'],
     ),
-    ("processes by truth", U + "instances = true\n", ["policy.toml:3:", "not a number of processes"]),
+    ("processes by truth", U + "processes = true\n", ["policy.toml:3:", "not a number of processes"]),
+    ("the old name, too", U + "processes = 2\ninstances = 2\n", ["policy.toml:4:", "old name of processes"]),
+    ("the old name, wrong", U + "instances = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
     ("transport to come", U + 'transport = "quic"\n', ["policy.toml:3:", '"quic"', 'expected "tcp"']),
     (
         "congestion of user stacks",
@@ -161,14 +163,30 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", "not a number of connections"],
     ),
     (
+        "user time-out below any retransmission",
+        U + "user_timeout_ms = 5\n",
+        ["policy.toml:3:", '"5" is not a user time-out', "expected 200 to 2147483647 milliseconds"],
+    ),
+    (
+        "user time-out by its unit",
+        U + 'user_timeout_ms = "5s"\n',
+        ["policy.toml:3:", "is not a user time-out"],
+    ),
+    (
+        "keep-alive beyond Linux's",
+        '[stacks.a]\nkind = "kernel"\nkeepalive_time_s = 40000\n',
+        ["policy.toml:3:", "keepalive_time_s", "expected 1 to 32767 seconds"],
+    ),
+    ("no probe", U + "keepalive_probes = 0\n", ["policy.toml:3:", "expected 1 to 127"]),
+    (
+        "retries of a stack",
+        U + "retries2 = 3\n",
+        ["policy.toml:3:", 'unknown key "retries2"', "sysctl net.ipv4.tcp_retries2", "user_timeout_ms"],
+    ),
+    (
         "mode of SYN cookies",
         U + 'syn_cookies = "on"\n',
         ["policy.toml:3:", '"on"', 'expected "auto", "always" or "off"'],
-    ),
-    (
-        "io to come",
-        U + 'io = "tun"\n',
-        ["policy.toml:3:", "not available in this version", '"auto", "af_xdp" or "tap"'],
     ),
     ("devices", U + 'devices = ["a/b"]\n', ["policy.toml:3:", "network device"]),
     ("buffer beyond a window", U + 'rcvbuf = "2G"\n', ["policy.toml:3:", "rcvbuf", "expected 1G at most"]),
@@ -234,6 +252,7 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("deep nesting", "a = " + "[" * 20000 + "]" * 20000, ["policy.toml", "too deeply"]),
     ("a huge number", "a = " + "9" * 5000, ["policy.toml", "too many digits"]),
     ("a long line", "#" * 70000, ["policy.toml:1:", "longer than 65536"]),
+    ("errno", '[stacks.no]\nkind = "reject"\nerrno = "ENOENT"\n', ["policy.toml:3:", "ECONNREFUSED"]),
     ("a NUL", "a = 1\nb = '\0'\n", ["policy.toml:2:", "not TOML"]),
 ]
 
@@ -296,7 +315,7 @@ def test_limits() -> None:
     assert f"policy.toml:{3 + 2 * 64 + 1}:" in sentence
     users = "".join(stack.format(n).replace("kernel", "user") for n in range(65))
     assert "at most 63" in refusal(users)
-    few = "".join(f'[stacks.s{n}]\nkind = "user"\ninstances = 13\n' for n in range(5))
+    few = "".join(f'[stacks.s{n}]\nkind = "user"\nprocesses = 13\n' for n in range(5))
     assert "5 user stacks have 65 processes together; a policy has at most 64" in refusal(few)
 
 
@@ -481,3 +500,19 @@ def test_routes_of_all_files_are_counted_before_the_next_is_read(
         for name, file in zip("ab", ("two.csv",) * 2, strict=True)
     )
     assert "there are 4 routes" in refusal(text + '[tables.c]\nroutes_from = "missing.csv"\n', tmp_path)
+
+
+@pytest.mark.parametrize("old", ["af_packet", "tun"])
+def test_an_old_name_of_a_port_goes_on_working_with_a_sentence(
+    old: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = U + f'io = "{old}"\n'
+    (stack,) = policy.parse(text, source="p", base=Path("/")).user_stacks().values()
+    assert stack.io == "tap"
+    assert f'io = "{old}" is an old name and means io = "tap" now' in caplog.text
+
+
+def test_processes_were_called_instances(caplog: pytest.LogCaptureFixture) -> None:
+    (stack,) = parse(U + "instances = 3\n").user_stacks().values()
+    assert stack.processes == 3
+    assert "instances is an old name of the key processes" in caplog.text

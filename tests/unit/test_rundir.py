@@ -3,6 +3,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +90,27 @@ def test_the_common_directory_stays_while_an_instance_does(root):
         assert (root / ".lock").exists()
     assert second.remove()
     assert not root.exists()
+
+
+MOUNTED = """
+mount -t tmpfs none /run && mkdir /run/dmm-ebpf && mount -t tmpfs none /run/dmm-ebpf && exec "$@"
+"""
+
+
+@pytest.mark.root
+def test_a_run_directory_that_is_a_mount_hides_no_error():
+    """As a volume of the container that the director runs in; rmdir(2) says EBUSY."""
+    attach = [
+        sys.executable,
+        "-m",
+        "dmm_ebpf.cli.main",
+        "attach",
+        "--cgroup",
+        "/no-such",
+        "--instance",
+        "mounted",
+    ]
+    words = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", *attach]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dmm-ebpf: cannot use the cgroup /no-such: there is no such cgroup")

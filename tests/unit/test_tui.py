@@ -16,9 +16,10 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from dmm_ebpf.errors import DmmError, UsageError
-from dmm_ebpf.tui import flowtable, model, units
+from dmm_ebpf.show import units
+from dmm_ebpf.show.flowfilter import FlowFilter
+from dmm_ebpf.tui import flowtable, model
 from dmm_ebpf.tui.app import HelpScreen, TopApp
-from dmm_ebpf.tui.flowfilter import FlowFilter
 from dmm_ebpf.tui.flowtable import FlowTable
 from dmm_ebpf.tui.model import Snapshot
 
@@ -304,6 +305,44 @@ def test_help_covers_and_any_key_closes_it() -> None:
     drive(source, script)
 
 
+def test_keys_that_come_while_the_help_closes_do_no_harm() -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        for _ in range(3):
+            await pilot.press("h", "x", "y", "z")
+        await until(pilot, lambda: not isinstance(app.screen, HelpScreen))
+        await pilot.press("h")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen))
+        screen = app.screen
+        assert isinstance(screen, HelpScreen)
+        screen.on_click()
+        screen.on_click()
+        await until(pilot, lambda: not isinstance(app.screen, HelpScreen))
+
+    assert drive(ScriptedSource(snapshot(1, flow(1))), script).failure is None
+
+
+@pytest.mark.parametrize("before", [[], ["slash", "a"], ["h"]])
+def test_ctrl_c_quits_wherever_one_is(before: list[str]) -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        await pilot.press(*before)
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: not app.is_running or app._exit)
+
+    app = drive(ScriptedSource(snapshot(1, flow(1))), script)
+    assert app.failure is None
+
+
+def test_a_small_screen_shows_flows() -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        lines = table(app)
+        assert lines[0].split() == ["PROCESS", "PEER", "STACK", "OUT▼"]
+        assert sum("203.0.113." in line for line in lines) >= 5
+        await pilot.resize_terminal(80, 24)
+        assert "ROUTE" in table(app)[0]
+
+    drive(ScriptedSource(snapshot(1, *(flow(n) for n in range(1, 20)))), script, (40, 10))
+
+
 def test_the_cursor_stays_on_its_flow() -> None:
     later = snapshot(14, *(flow(n, bytes_sent=(10 - n) * 10_000_000) for n in range(1, 6)))
     source = ScriptedSource(*BUSY, later)
@@ -453,8 +492,11 @@ def test_totals_are_the_sums_of_rows(
 def test_column_widths_use_the_room_and_no_more(natural: list[int], room: int) -> None:
     widths = flowtable.column_widths(natural, room)
     least = [column.least for column in flowtable.COLUMNS]
-    assert all(w >= m for w, m in zip(widths, least, strict=True))
-    assert sum(widths) + 8 <= max(room, sum(least) + 8)
+    kept = [bool(w) for w in widths]
+    assert all(w >= m or not w for w, m in zip(widths, least, strict=True))
+    assert all(kept) or sum(least) + 8 > room
+    assert all(k for k, column in zip(kept, flowtable.COLUMNS, strict=True) if not column.rank)
+    assert sum(widths) + sum(kept) - 1 <= max(room, 39)
     assert all(w <= max(m, n) for w, m, n in zip(widths, least, natural, strict=True))
 
 

@@ -37,6 +37,7 @@ class Subject:
         self.applied = 0
         self.events = []
         self.refuses = None  # what apply() fails with
+        self.turn = None  # what happens until it is an apply()'s turn
         self.looks = 0
         self.looked = asyncio.Condition()
         self.watch = PolicyWatch(self)
@@ -50,7 +51,11 @@ class Subject:
                 self.looks += 1
                 self.looked.notify_all()
 
-    async def apply(self, new, path):
+    async def apply(self, new, path, *, unless=lambda: False):
+        if self.turn is not None:
+            self.turn()
+        if unless():
+            return
         if self.refuses is not None:
             raise self.refuses
         self.policy, self.state.policy = new, str(path)
@@ -111,6 +116,24 @@ def replace(link, target):
     new = link.with_name(link.name + ".tmp")
     new.symlink_to(target)
     new.rename(link)
+
+
+def test_what_somebody_applies_meanwhile_is_not_applied_again(follow):
+    async def story(s):
+        text = text_of("second")
+
+        def faster():
+            s.turn = None
+            s.policy = policies.parse(text, source=str(s.file), base=s.file.parent)
+
+        s.turn = faster
+        applied = s.applied
+        s.file.write_text(text)
+        await s.expect(text, "applied by somebody else")
+        await s.expect_nothing()
+        assert (s.applied, s.turn) == (applied, None)
+
+    follow(story)
 
 
 def test_a_file_written_in_place_or_renamed_is_applied_once(follow):

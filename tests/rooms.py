@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rooms of the house and the doors between them: which may use which, and what the files really import and include.
+
+The table ROOMS is the rule; DEBTS are the arrows that break it and are known. `python tests/rooms.py` draws both into
+docs/develop/map-of-rooms.md and .svg; tests/unit/test_rooms.py holds table and map against the sources.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/develop/map-of-rooms.md"
+START, END = "<!-- tests/rooms.py: start -->\n", "<!-- tests/rooms.py: end -->\n"
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room: its name, what it is for, its files (globs; the first room's that fits), what it uses."""
+
+    name: str
+    job: str
+    files: tuple[str, ...]
+    uses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Debt:
+    """Files that use a room which they should not, and what ends that."""
+
+    files: str
+    uses: str
+    why: str
+
+
+CORE = "dmm_ebpf/userstack/core/"
+
+# From the bottom up: a room uses none that stands behind it.
+PYTHON = (
+    Room("base", "errors, the ABI, small helpers", ("dmm_ebpf/*.py",)),
+    Room("hal", "devices, routes, sockets, namespaces", ("dmm_ebpf/hal/*.py",), ("base",)),
+    Room("loader", "BPF programs and maps", ("dmm_ebpf/loader/*.py",), ("base", "hal")),
+    Room("userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "hal")),
+    Room("rd", "policy and director", ("dmm_ebpf/rd/*.py",), ("base", "hal", "loader", "userstack")),
+    Room("show", "figures in words, filters", ("dmm_ebpf/show/*.py",), ("base",)),
+    Room("tui", "dmm-ebpf top", ("dmm_ebpf/tui/*.py",), ("base", "rd", "show")),
+    Room("cli", "the command line", ("dmm_ebpf/cli/*.py",), ("base", "hal", "loader", "rd", "show", "tui")),
+    Room(
+        "lab",
+        "hosts, links, machines, the simulator",
+        ("lab/*.py", "lab/*/*.py"),
+        ("base", "loader", "userstack", "rd"),
+    ),
+    Room("compat", "what tools/compat tries", ("compat/*.py", "compat/*/*.py"), ("base", "rd", "lab")),
+    Room(
+        "bench",
+        "benchmarks",
+        ("bench/*.py",),
+        ("base", "loader", "userstack", "rd", "lab"),
+    ),
+    Room("soak", "proof by volume", ("soak/*.py",), ("base", "hal", "rd", "lab")),
+    Room("demo", "what tools/demo tells", ("demo/*.py",), ("base", "lab")),
+    Room("tools", "the doors", ("tools/*",), ("lab",)),
+)
+C = (
+    Room("abi", "what BPF, C and Python share", ("bpf/abi.h",)),
+    Room("bpf", "the BPF programs", ("bpf/*.h", "bpf/*.c"), ("abi",)),
+    Room("base", "memory, timers, api.h", tuple(CORE + n for n in ("api.h", "util.h", "mem.*", "wheel.*"))),
+    Room(
+        "wire",
+        "packets as bytes",
+        tuple(CORE + n for n in ("wire.*", "csum.c", "chain.*", "fragment.*")),
+        ("base",),
+    ),
+    Room("cc", "congestion controls", tuple(CORE + n for n in ("cc.*", "cc_*", "hystart.h")), ("base",)),
+    Room(
+        "tcp",
+        "one end of a connection",
+        tuple(CORE + n for n in ("tcp.h", "tcp_*.c", "flight.*", "ranges.*", "stream.*")),
+        ("base", "wire", "cc"),
+    ),
+    Room("relay", "two ends, and who calls them", (CORE + "*.[ch]",), ("base", "wire", "cc", "tcp")),
+    Room("hal", "AF_XDP, TAP devices, rights", ("dmm_ebpf/hal/*.[ch]",), ("abi",)),
+    Room("engine", "core and devices joined", ("dmm_ebpf/userstack/*.[ch]",), ("abi", "base", "hal")),
+    Room("loader", "libbpf for Python", ("dmm_ebpf/loader/*.c",)),
+)
+LANGUAGES = {"Python": PYTHON, "C": C}
+
+DEBTS = (
+    Debt("dmm_ebpf/hal/*.h", "base", "packets' offload facts (struct dmm_vnet) stand in the core's api.h"),
+    Debt(
+        CORE + "tcp_*.c", "relay", "they see all of core.h; an end with a face of its own would not need it"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """file, of room, uses target, of room uses."""
+
+    file: str
+    room: str
+    target: str
+    uses: str
+
+
+@cache
+def tracked() -> dict[str, None]:
+    """Every file of the repository, as a path from its root; also new ones that are not ignored. In order."""
+    argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    said = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name: None for name in sorted(said.splitlines()) if (ROOT / name).is_file()}
+
+
+def sources(language: str) -> list[str]:
+    """The files that the table of language has to know."""
+    if language == "C":
+        return [f for f in tracked() if re.match(r"(bpf|dmm_ebpf)/(?!compat/).*\.[ch]$", f)]
+    return [
+        f for f in tracked() if re.match(r"(dmm_ebpf|lab|bench|soak|compat|demo|tools)/", f) and _is_python(f)
+    ]
+
+
+def _is_python(name: str) -> bool:
+    if name.endswith(".py"):
+        return True
+    with (ROOT / name).open("rb") as file:
+        first = file.readline()
+    return first.startswith(b"#!") and b"python" in first
+
+
+@cache
+def room_of(language: str, file: str) -> str | None:
+    """The name of file's room: "tests" for what is in tests/, None if no room has it."""
+    if file.startswith("tests/"):
+        return "tests"
+    for room in LANGUAGES[language]:
+        if any(PurePath(file).match(pattern) for pattern in room.files):
+            return room.name
+    return None
+
+
+@cache
+def arrows(language: str) -> list[Arrow]:
+    """What the files of language use of other rooms."""
+    targets = _included if language == "C" else _imported
+    found = []
+    for file in sources(language):
+        room = room_of(language, file) or ""
+        for target in sorted(set(targets(file))):
+            uses = room_of(language, target) or ""
+            if uses != room:
+                found.append(Arrow(file, room, target, uses))
+    return found
+
+
+def debt_of(arrow: Arrow) -> Debt | None:
+    for debt in DEBTS:
+        if PurePath(arrow.file).match(debt.files) and arrow.uses == debt.uses:
+            return debt
+    return None
+
+
+def included_names(file: str) -> list[str]:
+    """What file includes in quotes, as it says it."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE)
+
+
+def _included(file: str) -> Iterator[str]:
+    for name in included_names(file):
+        yield os.path.normpath(PurePath(file).parent / name)
+
+
+def _imported(file: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (target for target in map(_module_file, names) if target)
+
+
+@cache
+def _module_file(name: str) -> str | None:
+    """The file of module name, or of what it is a part of: a name in a module, or a compiled one in a package."""
+    parts = name.split(".")
+    while parts:
+        for top in ("", "tests/"):
+            for ending in (".py", "/__init__.py"):
+                path = top + "/".join(parts) + ending
+                if path in tracked():
+                    return path
+        parts.pop()
+    return None
+
+
+def ranks(rooms: tuple[Room, ...]) -> dict[str, int]:
+    """How high each room stands: one above the highest that it uses."""
+    high: dict[str, int] = {}
+    for room in rooms:
+        high[room.name] = max((high[name] + 1 for name in room.uses), default=0)
+    return high
+
+
+def drawn(rooms: tuple[Room, ...]) -> dict[str, list[str]]:
+    """The arrows of the picture: without those that a way over another room says, too."""
+    below: dict[str, set[str]] = {}
+    for room in rooms:
+        below[room.name] = set(room.uses).union(*(below[name] for name in room.uses))
+    return {
+        room.name: [name for name in room.uses if not any(name in below[other] for other in room.uses)]
+        for room in rooms
+    }
+
+
+BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 200, 46, 24, 54, 16
+
+
+def picture(rooms: tuple[Room, ...]) -> str:
+    """The rooms as SVG, the lowest at the bottom, an arrow from each to those that it uses."""
+    high, leads = ranks(rooms), drawn(rooms)
+    top = max(high.values())
+    place = {}
+    for rank in range(top + 1):
+        for column, name in enumerate(r.name for r in rooms if high[r.name] == rank):
+            place[name] = (MARGIN + column * (BOX_W + GAP_X), MARGIN + (top - rank) * (BOX_H + GAP_Y))
+    width = max(x for x, _ in place.values()) + BOX_W + MARGIN
+    height = max(y for _, y in place.values()) + BOX_H + MARGIN
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
+        '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0L8 4L0 8z" fill="#567"/></marker></defs>',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for room in rooms:
+        x, y = place[room.name]
+        for number, name in enumerate(leads[room.name], 1):
+            end_x, end_y = place[name]
+            start = x + BOX_W * number // (len(leads[room.name]) + 1)
+            lines.append(
+                f'<path d="M{start} {y + BOX_H}L{end_x + BOX_W // 2} {end_y}" stroke="#567" marker-end="url(#a)"/>'
+            )
+    for room in rooms:
+        x, y = place[room.name]
+        lines += [
+            f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="6" fill="#eef3f8" stroke="#567"/>',
+            f'<text x="{x + 10}" y="{y + 19}" font-size="14" font-weight="bold">{room.name}</text>',
+            f'<text x="{x + 10}" y="{y + 37}" font-size="11">{room.job}</text>',
+        ]
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def picture_file(language: str) -> Path:
+    return PAGE.with_name(f"rooms-{language.lower()}.svg")
+
+
+def tables() -> str:
+    """What stands between the marks of the page."""
+    lines = []
+    for language, rooms in LANGUAGES.items():
+        lines += [
+            f"## {language}\n",
+            f"![The rooms of {language}]({picture_file(language).name})\n",
+            "| room | what it is for | files | may use |",
+            "|---|---|---|---|",
+        ]
+        for room in rooms:
+            files = ", ".join(f"`{name}`" for name in room.files)
+            lines.append(f"| {room.name} | {room.job} | {files} | {', '.join(room.uses) or 'none'} |")
+        lines.append("")
+    lines += ["## Known debts\n", "| files | use | why it is so |", "|---|---|---|"]
+    lines += [f"| `{debt.files}` | {debt.uses} | {debt.why} |" for debt in DEBTS]
+    return "\n".join(lines) + "\n"
+
+
+def draw() -> None:
+    """Write pictures and tables into the page."""
+    for language, rooms in LANGUAGES.items():
+        picture_file(language).write_text(picture(rooms), encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    after = rest.partition(END)[2]
+    PAGE.write_text(before + START + tables() + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    draw()

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the peer's host sees of an open connection's packets when their sender changes options in mid-connection."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+
+from sockets.script import IP4, IP6, Pair, Script, attempt, eventually, how_long, noise, read_exactly
+
+ETH_P_ALL = 3
+PACKET_OUTGOING = 4
+SO_RCVBUFFORCE = 33
+SO_MAX_PACING_RATE = 47
+SO_TXTIME = 61
+CLOCK_MONOTONIC = 1
+IPV6_2292PKTOPTIONS = 6
+IPV6_FLOWINFO = 11
+IPV6_FLOWLABEL_MGR = 32
+IPV6_FLOWINFO_SEND = 33
+LABEL_GET = 0
+LABEL_CREATE = 1
+LABEL_SHARE_ANY = 255
+LABEL = 0x54321
+
+
+class Sniffer:
+    """The packets with payload that come to a host's port by its NIC."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+        self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        self.sock.bind(("eth0", ETH_P_ALL))
+        self.sock.setblocking(False)
+
+    def seen(self) -> set[tuple[int, int]]:
+        """Traffic class without its ECN bits, and TTL or hop limit, of each since the last call."""
+        found = set()
+        while isinstance(told := attempt(self.sock.recvfrom, 200), tuple):
+            data, (_, _, kind, *_) = told
+            if kind == PACKET_OUTGOING:
+                continue
+            if data[0] >> 4 == 4:
+                look, ttl, tcp, length = data[1], data[8], data[20:], int.from_bytes(data[2:4], "big") - 20
+            else:
+                look, ttl, tcp = (data[0] & 15) << 4 | data[1] >> 4, data[7], data[40:]
+                length = int.from_bytes(data[4:6], "big")
+            if int.from_bytes(tcp[2:4], "big") == self.port and length > (tcp[12] >> 4) * 4:
+                found.add((look & ~3, ttl))
+        return found
+
+
+class _Changed(Pair):
+    """The client, and then the server, changes options between three questions and answers."""
+
+    values: tuple[int, ...] = ()
+
+    def change(self, sock, value):
+        """What is changed."""
+
+    def client_with(self, sock):
+        self.go_on(sock, is_first=True)
+
+    def server_with(self, sock):
+        self.go_on(sock, is_first=False)
+
+    def go_on(self, sock, *, is_first):
+        sniffer = Sniffer(sock.getsockname()[1])
+        self.meet()
+        for value in self.values:
+            for sends in (is_first, not is_first):
+                if sends:
+                    self.change(sock, value)
+                    sock.sendall(noise(20_000))
+                else:
+                    read_exactly(sock, 20_000)
+                    self.note(f"of {value}", sniffer.seen())
+                self.meet()
+
+
+class ServiceChanged(_Changed):
+    """IP_TOS and IPV6_TCLASS."""
+
+    values = (0x48, 0x20, 0)
+
+    def change(self, sock, value):
+        if self.family == IP4:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, value)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, value)
+
+
+class HopsChanged(_Changed):
+    """IP_TTL and IPV6_UNICAST_HOPS, less each time."""
+
+    values = (64, 50, 33)
+
+    def change(self, sock, value):
+        if self.family == IP4:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, value)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, value)
+
+
+class HopsRaised(HopsChanged):
+    """The same, more each time."""
+
+    values = (64, 100, 200)
+
+
+class PriorityChanged(_Changed):
+    """SO_PRIORITY is read back, and the bytes go on; the peer sees nothing of it."""
+
+    values = (5, 0, 6)
+
+    def change(self, sock, value):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, value)
+        self.note("read", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY))
+
+
+class PacingChanged(Pair):
+    """SO_MAX_PACING_RATE of an open connection: 2 MB at 1 MB/s, then as fast as they go."""
+
+    def client_with(self, sock):
+        sock.sendall(noise(1000))
+        self.meet()
+        for rate in (1_000_000, (1 << 32) - 1):
+            sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("Q", rate))
+            sock.sendall(noise(2_000_000))
+            self.meet()
+
+    def server_with(self, sock):
+        read_exactly(sock, 1000)
+        self.meet()
+        for least in (1.5, 0.0):
+            began = time.monotonic()
+            read_exactly(sock, 2_000_000)
+            self.note("took", how_long(began, least))
+            if not least:
+                self.note("soon", time.monotonic() - began < 1.5)
+            self.meet()
+
+
+class LaunchTime(Pair):
+    """SO_TXTIME and SCM_TXTIME are taken as TCP takes them."""
+
+    def client_with(self, sock):
+        self.note(
+            "set",
+            attempt(sock.setsockopt, socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", CLOCK_MONOTONIC, 0)),
+        )
+        self.note("read", attempt(sock.getsockopt, socket.SOL_SOCKET, SO_TXTIME, 8))
+        when = struct.pack("Q", time.monotonic_ns() + 300_000_000)
+        self.note("send", attempt(sock.sendmsg, [b"later"], [(socket.SOL_SOCKET, SO_TXTIME, when)]))
+        self.meet()
+
+    def server_with(self, sock):
+        self.note("came", sock.recv(10))
+        self.meet()
+
+
+class FlowLabelSent(Script):
+    """A flow label that the client leases and connects with, and the class beside it: as its peer reads them."""
+
+    families = (IP6,)
+
+    def client(self):
+        self.meet()
+        sock = self.socket()
+        there = socket.inet_pton(socket.AF_INET6, self.there)
+        label = struct.pack("!I", LABEL)
+        request = there + label + struct.pack("=BBHHHI", LABEL_GET, LABEL_SHARE_ANY, LABEL_CREATE, 60, 6, 0)
+        self.note("lease", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request))
+        self.note("send", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1))
+        self.note("send read", attempt(sock.getsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND))
+        self.note("connect", attempt(sock.connect, (self.there, self.port, LABEL, 0)))
+        for turn in range(3):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0x20 * turn)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 50 - turn)
+            sock.sendall(b"x")
+            self.meet()
+
+    def server(self):
+        listener = self.listen()
+        for option in (IPV6_FLOWINFO, socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT):
+            listener.setsockopt(socket.IPPROTO_IPV6, option, 1)
+        self.meet()
+        sock, peer = listener.accept()
+        self.note("peer", peer[2:])
+        for option in (IPV6_FLOWINFO, socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT):
+            self.note("set", attempt(sock.setsockopt, socket.IPPROTO_IPV6, option, 1))
+        for turn in range(3):
+            read_exactly(sock, 1)
+            hops = 50 - turn
+            told = eventually(lambda hops=hops: _told(sock, hops), 2)
+            self.note(f"turn {turn}", told or _told(sock))
+            self.meet()
+
+
+def _told(sock: socket.socket, hops: int | None = None) -> dict[str, str]:
+    """What ancillary data the latest packet has left (RFC 2292 section 9), but for its ECN bits, of which each TCP
+    makes what it will; {} if it came with other hops.
+    """
+    raw = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_2292PKTOPTIONS, 400)
+    found, at = {}, 0
+    while at + 16 <= len(raw):
+        length, _, kind = struct.unpack_from("QiI", raw, at)
+        if kind == socket.IPV6_TCLASS:
+            found["class"] = hex(struct.unpack_from("i", raw, at + 16)[0] & ~3)
+        elif kind == IPV6_FLOWINFO:
+            found["flow"] = hex(struct.unpack_from("!I", raw, at + 16)[0] & ~(3 << 20))
+        elif kind == socket.IPV6_HOPLIMIT:
+            found["hops"] = str(struct.unpack_from("i", raw, at + 16)[0])
+        at += (length + 7) & ~7
+    return found if hops is None or found.get("hops") == str(hops) else {}

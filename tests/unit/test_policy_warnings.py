@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that is wrong with a policy at once, and what of a right one does nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_lab import ANSWERS, Cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policy_texts import policy_texts, queries
+from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
+
+from dmm_ebpf.errors import PolicyError, from_wire
+from dmm_ebpf.rd import evaluate, policy, policy_warnings
+
+WRONG = """
+[stacks.a]
+kind = "user"
+congestion = "nope"
+io = "nope"
+colour = 3
+
+[stacks.b]
+knd = "kernel"
+
+[[rules]]
+table = "t"
+comm = "longer-than-comm-is"
+
+[[rules]]
+table = "u"
+
+[[tables.t.routes]]
+to = "10.0.0.0/8"
+stack = "a"
+[[tables.t.routes]]
+to = "10.0.0.0/33"
+stack = "c"
+[tables.f]
+routes_from = "routes.csv"
+"""
+WRONG_CSV = "10.0.0.0/8, tcp, 443, a\nnonsense\n10.0.0.0/9, tcp, 0, a\n10.0.0.0/10, tcp, 1, d\n"
+# Every one of them, each once; b is refused, and so no route to it or fallback would be told of besides.
+FOUND = [
+    ("p.toml:6", "stack a: unknown key"),
+    ("p.toml:4", "stack a, congestion"),
+    ("p.toml:5", "stack a, io"),
+    ("p.toml:8", "stack b: the key"),
+    ("p.toml:22", "table t, route 2, to"),
+    ("routes.csv:2", "columns, not 4"),
+    ("routes.csv:3", "0 is not a port"),
+    ("routes.csv:4", 'no stack is called "d"'),
+    ("p.toml:13", "rule 1, comm"),
+    ("p.toml:16", 'no table is called "u"'),
+]
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    (tmp_path / "p.toml").write_text(WRONG)
+    (tmp_path / "routes.csv").write_text(WRONG_CSV)
+    return tmp_path / "p.toml"
+
+
+def test_all_that_is_wrong_is_told_at_once(wrong: Path) -> None:
+    with pytest.raises(PolicyError) as caught:
+        policy.load(wrong)
+    errors = caught.value.all()
+    assert len(errors) == len(FOUND)
+    for error, (place, text) in zip(errors, FOUND, strict=True):
+        assert error.what.endswith(place)
+        assert text in error.why
+    told = from_wire(caught.value.to_wire())
+    assert isinstance(told, PolicyError)
+    assert [str(one) for one in told.all()] == [str(one) for one in errors]
+
+
+def test_no_more_errors_are_looked_for_than_are_read() -> None:
+    many = "".join(f"[stacks.s{i}]\n" for i in range(60))
+    with pytest.raises(PolicyError) as caught:
+        policy.parse(many, source="p.toml", base=Path("/"))
+    assert len(caught.value.all()) == policy.MAX_ERRORS
+
+
+@pytest.mark.usefixtures("run_root")
+def test_check_and_apply_say_the_same(cli: Cli, wrong: Path) -> None:
+    with FakeRd("default", ANSWERS) as rd:
+        checked, applied = cli("policy", "check", str(wrong)), cli("policy", "apply", str(wrong))
+        assert rd.asked == []
+    assert checked.code == applied.code == 2
+    assert checked.err == applied.err
+    assert len(checked.err.splitlines()) == len(FOUND)
+    assert (checked.out, applied.out) == ("", "")
+    as_json = cli("policy", "check", "--json", str(wrong))
+    assert as_json.code == 2
+    assert as_json.json["ok"] is False
+    assert as_json.json["error"] == as_json.json["errors"][0]
+    said = [f"dmm-ebpf: {one['message']}" for one in as_json.json["errors"]]
+    assert said == checked.err.splitlines()
+
+
+DULL = """
+[stacks.a]
+kind = "kernel"
+[stacks.w]
+kind = "user"
+[stacks.idle]
+kind = "kernel"
+[[rules]]
+table = "t"
+cgroup = "/shop.slice"
+[[rules]]
+table = "t"
+cgroup = "/shop.slice/web"
+comm = "nginx*"
+[[tables.t.routes]]
+to = "default"
+proto = "udp"
+stack = "w"
+[[tables.t.routes]]
+to = "10.0.0.0/8"
+ports = "80-81"
+stack = "a"
+[[tables.t.routes]]
+to = "10.0.0.0/8"
+ports = "80, 81"
+stack = "a"
+[[tables.u.routes]]
+to = "default"
+stack = "kernel"
+"""
+WARNED = [
+    (14, "is compared letter by letter"),
+    (11, "is never reached: 1: cgroup /shop.slice comes before it"),
+    (6, "stack idle is used by no route"),
+    (27, "table u is looked up by no rule"),
+    (19, "route 10.0.0.0/8 port 80-81 is never reached"),
+    (15, "leads to w, which carries TCP alone"),
+]
+
+
+@pytest.mark.usefixtures("run_root")
+def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(DULL)
+    with FakeRd("default", ANSWERS):
+        checked, applied = cli("policy", "check", str(file)), cli("policy", "apply", str(file))
+    assert (checked.code, checked.out) == (0, "ok: 2 rules, 6 routes, 3 stacks\n")
+    assert checked.err == applied.err
+    lines = checked.err.splitlines()
+    assert len(lines) == len(WARNED)
+    for line, (number, text) in zip(lines, WARNED, strict=True):
+        assert line.startswith(f"dmm-ebpf: warning: {file}:{number}: ")
+        assert text in line
+    as_json = cli("policy", "check", "--json", str(file)).json
+    assert (as_json["ok"], as_json["errors"], as_json["more_warnings"]) == (True, [], 0)
+    assert [f"dmm-ebpf: warning: {one['place']}: {one['text']}" for one in as_json["warnings"]] == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("", ["it has no rules"]),
+        ('[[rules]]\ntable = "t"\n[tables.t]\n', ["table t has no routes"]),
+        ('[[rules]]\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "kernel"\n', []),
+        (
+            '[stacks.s]\nkind = "user"\nuser_timeout_ms = 5000\nkeepalive_probes = 3\n'
+            '[[rules]]\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "s"\n',
+            ["keepalive_probes does nothing"],
+        ),
+    ],
+)
+def test_little_policies(text: str, warned: list[str]) -> None:
+    found = list(policy_warnings.warnings(policy.parse(text, source="p.toml", base=Path("/"))))
+    assert len(found) == len(warned)
+    assert all(part in one.text for part, one in zip(warned, found, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    policy_texts(min_rules=2),
+    st.lists(queries(), min_size=20, max_size=40),
+)
+def test_what_is_never_reached_decides_nothing(
+    text: str,
+    asked: list[evaluate.Query],
+) -> None:
+    parsed = policy.parse(text, source="p.toml", base=Path("/"))
+    never = {
+        one.text.partition(" is never reached")[0]: one.place for one in policy_warnings.warnings(parsed)
+    }
+    for query in asked:
+        verdict = evaluate.route_get(parsed, query)
+        assert f"rule {verdict.rule_text}" not in never
+        if verdict.route is None or verdict.table is None:
+            continue
+        table = parsed.tables[verdict.table]
+        family, addr = evaluate.parse_address(query.addr)
+        best = evaluate.find_route(table, family, addr, query.proto, query.port)
+        assert best is not None
+        place = parsed.place("tables", table.name, "routes", table.origin[best])
+        assert never.get(f"table {table.name}: route {table[best].text()}") != place

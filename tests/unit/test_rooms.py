@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imports and #includes keep to the table of rooms (tests/rooms.py), and the map shows that table."""
+
+from __future__ import annotations
+
+import pytest
+import rooms
+
+BOTH = pytest.mark.parametrize("language", sorted(rooms.LANGUAGES))
+
+
+@BOTH
+def test_every_file_is_in_a_room(language: str) -> None:
+    assert [f for f in rooms.sources(language) if rooms.room_of(language, f) is None] == []
+
+
+@BOTH
+def test_arrows_point_down(language: str) -> None:
+    """So there is no circle: a room uses none that stands behind it."""
+    seen: set[str] = set()
+    for room in rooms.LANGUAGES[language]:
+        assert set(room.uses) <= seen, room.name
+        seen.add(room.name)
+
+
+@BOTH
+def test_no_file_uses_what_its_room_may_not(language: str) -> None:
+    allowed = {(room.name, name) for room in rooms.LANGUAGES[language] for name in room.uses}
+    wrong = [
+        f"{a.file} ({a.room}) uses {a.target} ({a.uses or 'no room'})"
+        for a in rooms.arrows(language)
+        if (a.room, a.uses) not in allowed and rooms.debt_of(a) is None
+    ]
+    assert wrong == [], "\n".join(wrong)
+
+
+@BOTH
+def test_no_arrow_is_for_nothing(language: str) -> None:
+    used = {(a.room, a.uses) for a in rooms.arrows(language)}
+    allowed = {(room.name, name) for room in rooms.LANGUAGES[language] for name in room.uses}
+    assert allowed - used == set()
+
+
+def test_no_debt_is_for_nothing() -> None:
+    owed = {rooms.debt_of(a) for language in rooms.LANGUAGES for a in rooms.arrows(language)}
+    assert set(rooms.DEBTS) - owed == set()
+
+
+def test_the_map_is_the_table() -> None:
+    again = "the map is not what the table says; run .venv/bin/python tests/rooms.py"
+    page = rooms.PAGE.read_text(encoding="utf-8")
+    assert page.partition(rooms.START)[2].partition(rooms.END)[0] == rooms.tables(), again
+    for language, table in rooms.LANGUAGES.items():
+        assert rooms.picture_file(language).read_text(encoding="utf-8") == rooms.picture(table), again
+
+
+def test_every_include_leads_to_a_file() -> None:
+    """Also in the laboratory, whose programs are built only when a test needs them."""
+    folders = [rooms.PurePath(folder) for folder in ("bpf", rooms.CORE, "lab/sim", "lab/fuzz")]
+    lost = [
+        f"{file} includes {name}"
+        for file in rooms.tracked()
+        if file.endswith((".c", ".h")) and "/compat/" not in file
+        for name in rooms.included_names(file)
+        if not any((rooms.ROOT / at / name).is_file() for at in (rooms.PurePath(file).parent, *folders))
+    ]
+    assert lost == []
