@@ -90,7 +90,7 @@ class ShutForReading(Pair):
 
 
 class ShutBoth(Pair):
-    """SHUT_RDWR, then every call."""
+    """SHUT_RDWR, then every call, before the peer has closed and after."""
 
     def client_with(self, sock):
         sock.shutdown(socket.SHUT_RDWR)
@@ -106,8 +106,8 @@ class ShutBoth(Pair):
 
     def server_with(self, sock):
         self.note("came", read_all(sock))
-        sock.close()
         self.meet()
+        sock.close()
 
 
 class SendAfterEnd(Pair):
