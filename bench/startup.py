@@ -21,7 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.director.rundir import RunDir
 from lab import Cgroup, Host, Lab
 from lab.waiting import wait_for
 

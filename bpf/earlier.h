@@ -4,8 +4,8 @@
  * TCP_LISTEN_CB would have done.
  *
  * The RD says in earlier[] which, and who listens: the kernel does not know any more. The table is not chosen
- * here: the RD does that for every listener there is when rules change (dmm_ebpf/rd/sync.py), and so for
- * these. The kernel holds the socket's lock meanwhile (bpf_iter_tcp_seq_show()), as it does when it calls
+ * here: the RD does that for every listener there is when rules change (dmm_ebpf/rd/director/sync.py), and so
+ * for these. The kernel holds the socket's lock meanwhile (bpf_iter_tcp_seq_show()), as it does when it calls
  * sock_ops. Twice does no harm.
  */
 #ifndef DMM_EARLIER_H

@@ -20,7 +20,7 @@ from typing import Any
 from compat.case import IP4, IP6, KERNEL, PLAIN, REFERENCE
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import Cgroup, Host, Lab
 from lab.routed import Routed
 from lab.waiting import patient, wait_readable

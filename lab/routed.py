@@ -16,7 +16,7 @@ from typing import Any
 
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.rundir import ROOT
+from dmm_ebpf.rd.director.rundir import ROOT
 from dmm_ebpf.userstack import control
 from lab.cgroups import Cgroup
 from lab.hosts import Host, kill_group

@@ -24,7 +24,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
-from dmm_ebpf.rd.model import USER_CONGESTION
+from dmm_ebpf.rd.policy.model import USER_CONGESTION
 from lab.sim import simcases
 from lab.sim.corelab import build_sanitized
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dmm_ebpf.rd.service import detach
+from dmm_ebpf.rd.life.attaching import detach
 from lab import Cgroup, Lab, cgroup2_mount, random_file
 from lab.cgroups import PREFIX as CGROUP_PREFIX
 from lab.cgroups import remove_cgroups_of_the_dead

@@ -21,8 +21,8 @@ from dmm_ebpf.show import units
 from dmm_ebpf.show.flowfilter import FlowFilter, looks_like_port, parse_endpoint
 
 if TYPE_CHECKING:
-    from dmm_ebpf.rd.model import Policy
-    from dmm_ebpf.rd.policy_warnings import Warned
+    from dmm_ebpf.rd.policy.model import Policy
+    from dmm_ebpf.rd.policy.warnings import Warned
 
 _MAX_WARNINGS = 20  # of one policy
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
@@ -40,7 +40,7 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
         )
     name = instance or "default"
     check_name(name)
-    from dmm_ebpf.rd import service
+    from dmm_ebpf.rd.life import attaching as service
 
     names = service.instances() if everything else [name]
     gone: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
 
 
 def _others() -> str:
-    from dmm_ebpf.rd import service
+    from dmm_ebpf.rd.life import attaching as service
 
     names = service.instances()
     return f"there are {', '.join(names)}" if names else "none is attached on this host"
@@ -109,7 +109,7 @@ def policy_check(file: Path, *, as_json: bool) -> None:
 
 def _warnings(policy: Policy) -> tuple[list[Warned], int]:
     """The first of what is to warn of, and of how much more."""
-    from dmm_ebpf.rd.policy_warnings import warnings
+    from dmm_ebpf.rd.policy.warnings import warnings
 
     found = iter(warnings(policy))
     first = list(itertools.islice(found, _MAX_WARNINGS))
@@ -125,14 +125,14 @@ def _print_warnings(warned: list[Warned], more: int) -> None:
 
 def load_policy(file: Path) -> Policy:
     """The policy in file. Raises PolicyError."""
-    from dmm_ebpf.rd import policy
+    from dmm_ebpf.rd.policy import parse as policy
 
     return policy.load(file)
 
 
 def policy_counts(policy: Policy) -> dict[str, int]:
     """How many rules, routes and stacks a policy names; the built-in stacks are not counted."""
-    from dmm_ebpf.rd.model import BUILT_IN
+    from dmm_ebpf.rd.policy.model import BUILT_IN
 
     return {
         "rules": len(policy.rules),
@@ -150,7 +150,8 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
 
     What `policy check` would say of the file is said here, in the same words.
     """
-    from dmm_ebpf.rd import client, policy
+    from dmm_ebpf.rd.api import client
+    from dmm_ebpf.rd.policy import parse as policy
 
     text = policy.read(file)
     warned, more = _warnings(policy.parse(text, source=str(file), base=file.parent))
@@ -169,7 +170,7 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
 
 def policy_show(instance: str | None, *, as_json: bool) -> None:
     """Print the policy in force."""
-    from dmm_ebpf.rd import client
+    from dmm_ebpf.rd.api import client
 
     name = gather.the_instance(instance)
     with client.Client(name) as rd:
@@ -213,7 +214,7 @@ def route_query(
             )
     who = None
     if pid is not None:
-        from dmm_ebpf.rd import places
+        from dmm_ebpf.rd.places import finding as places
 
         who = places.person(where.number(pid, what))
     return {
@@ -271,7 +272,7 @@ def route_get(query: dict[str, Any], *, policy: Path | None, instance: str | Non
             raise UsageError("ask for a route", why="--policy and --instance exclude each other")
         answer = _evaluate(policy, query)
     else:
-        from dmm_ebpf.rd import client
+        from dmm_ebpf.rd.api import client
 
         name = gather.the_instance(instance)
         with client.Client(name) as rd:
@@ -284,8 +285,8 @@ def route_get(query: dict[str, Any], *, policy: Path | None, instance: str | Non
 
 
 def _evaluate(file: Path, query: dict[str, Any]) -> dict[str, Any]:
-    from dmm_ebpf.rd import evaluate
-    from dmm_ebpf.rd.groups import known_cgroup
+    from dmm_ebpf.rd.director.groups import known_cgroup
+    from dmm_ebpf.rd.policy import evaluate
 
     policy, asked = load_policy(file), evaluate.Query.from_params(query)
     known_cgroup(policy, asked)
@@ -321,7 +322,7 @@ def follow(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool
 
 def _there(instance: str) -> None:
     """NotAttachedError if the instance is not; what a dead Resource Director left is."""
-    from dmm_ebpf.rd import client
+    from dmm_ebpf.rd.api import client
 
     try:
         with client.Client(instance) as rd:
@@ -342,7 +343,7 @@ def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> 
             why="standard input and output are not a terminal",
             hint="dmm-ebpf flows lists them",
         )
-    from dmm_ebpf.rd import client
+    from dmm_ebpf.rd.api import client
     from dmm_ebpf.tui.app import TopApp
     from dmm_ebpf.tui.source import RdSource
 

@@ -45,7 +45,7 @@ def _service() -> ModuleType:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        from dmm_ebpf.rd import service
+        from dmm_ebpf.rd.life import attaching as service
     finally:
         if enabled:
             gc.enable()

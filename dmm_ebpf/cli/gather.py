@@ -15,7 +15,7 @@ from typing import Any
 
 from dmm_ebpf.cli.output import Row, note
 from dmm_ebpf.errors import DmmError, NotAttachedError, UsageError
-from dmm_ebpf.rd import client
+from dmm_ebpf.rd.api import client
 
 _RESCAN_S = 0.5
 
@@ -128,10 +128,10 @@ def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
 
 def status(instance: str | None) -> Listing:
     """status of instance or of all; `rd` says whether its Resource Director runs, `nested` what rd.nested tells."""
-    from dmm_ebpf.rd.nested import nested
+    from dmm_ebpf.rd.director.nested import nested
 
     def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd import service
+        from dmm_ebpf.rd.life import attaching as service
 
         return [{**service.offline_status(name), "rd": "dead"}]
 
@@ -145,7 +145,7 @@ def stacks(instance: str | None) -> Listing:
     """The stacks of instance or of all."""
 
     def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd import service
+        from dmm_ebpf.rd.life import attaching as service
 
         return list(service.offline_status(name)["stacks"])
 
@@ -156,7 +156,7 @@ def flows(instance: str | None) -> Rows:
     """The open flows of instance or of all: there may be a great many."""
 
     def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd import service
+        from dmm_ebpf.rd.life import attaching as service
 
         return list(service.offline_flows(name))
 

@@ -19,7 +19,7 @@ from dmm_ebpf.hal import choice, genl, nic, rss, sysfs
 from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import bpf
-from dmm_ebpf.rd import portfacts
+from dmm_ebpf.rd.director import portfacts
 
 COULD_NOT_TELL = "could_not_tell"
 

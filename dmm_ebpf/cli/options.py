@@ -47,7 +47,7 @@ def group(**options: Any) -> typer.Typer:
 def complete_instances(incomplete: str) -> list[str]:
     """Names of instances that begin so, for the shell."""
     from dmm_ebpf.errors import DmmError
-    from dmm_ebpf.rd import client
+    from dmm_ebpf.rd.api import client
 
     try:
         return [name for name in client.instances() if name.startswith(incomplete)]

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from dmm_ebpf.cli.output import Column, Row, print_table
-from dmm_ebpf.rd.nested import nested_text
+from dmm_ebpf.rd.director.nested import nested_text
 from dmm_ebpf.show import units
 
 _DIRECTIONS = {"connect": "out", "listen": "in", "forward": "fwd"}

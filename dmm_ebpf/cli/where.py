@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """--cgroup, --container, --pid and --unit: one place, whichever way it was named.
 
-rd/places.py, which finds the last three, is imported only for them.
+rd/places/finding.py, which finds the last three, is imported only for them.
 """
 
 from __future__ import annotations
 
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.rd.place import Place
+from dmm_ebpf.rd.places.place import Place
 
 
 def place(
@@ -32,7 +32,7 @@ def place(
         return Place(None, cgroup, None)
     if not named:
         return None
-    from dmm_ebpf.rd import places
+    from dmm_ebpf.rd.places import finding as places
 
     if container is not None:
         return places.of_container(container)
@@ -67,7 +67,7 @@ def netns(what: str, netns: str | None, container: str | None) -> str | None:
         return netns
     if netns is not None:
         raise UsageError(what, why="--netns and --container exclude each other")
-    from dmm_ebpf.rd import places
+    from dmm_ebpf.rd.places import finding as places
 
     return places.of_container(container).netns
 

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any, Protocol
 
 from dmm_ebpf.errors import DmmError, NotAttachedError
-from dmm_ebpf.rd import client
+from dmm_ebpf.rd.api import client
 from dmm_ebpf.tui.model import Snapshot
 
 TIMEOUT_S = 15.0  # a hundred thousand flows take a third of it
@@ -77,7 +77,7 @@ class RdSource:
 
 def _left_by(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Stacks and flows of an instance whose RD is dead. Raises DmmError."""
-    from dmm_ebpf.rd import service
+    from dmm_ebpf.rd.life import attaching as service
 
     status = service.offline_status(name)
     flows = list(service.offline_flows(name))

@@ -225,7 +225,7 @@ class StackSupervisor:
         spec = self.spec
         with self._log_file() as output:
             return subprocess.Popen(
-                # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/found.py).
+                # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/director/found.py).
                 [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.device],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

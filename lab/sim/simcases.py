@@ -17,7 +17,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dmm_ebpf.rd.model import USER_CONGESTION
+from dmm_ebpf.rd.policy.model import USER_CONGESTION
 from lab.sim.corelab import MS, S
 
 Case = dict[str, "int | float | str"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dmm_ebpf.hal import procgroup
 from dmm_ebpf.hal.nic import OWN_PREFIX
-from dmm_ebpf.rd.rundir import ROOT, RunDir
+from dmm_ebpf.rd.director.rundir import ROOT, RunDir
 from dmm_ebpf.userstack import pidfile
 from lab import Cgroup, Host, wait_for
 from lab.cgroups import cgroup2_mount

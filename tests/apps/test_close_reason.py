@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from talking import program, server
 
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 
 PORT = 7340
 DROP = "add table inet t; add chain inet t in { type filter hook input priority 0; policy drop; }"

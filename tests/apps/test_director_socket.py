@@ -19,10 +19,10 @@ import msgpack
 import pytest
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.rd import wire
-from dmm_ebpf.rd.policy import MAX_POLICY_BYTES
-from dmm_ebpf.rd.rundir import ROOT
-from dmm_ebpf.rd.server import MAX_CLIENTS
+from dmm_ebpf.rd.api import wire
+from dmm_ebpf.rd.api.server import MAX_CLIENTS
+from dmm_ebpf.rd.director.rundir import ROOT
+from dmm_ebpf.rd.policy.parse import MAX_POLICY_BYTES
 from lab import Cgroup, Lab, wait_for
 from lab.routed import CLI, Routed
 

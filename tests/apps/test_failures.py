@@ -351,7 +351,7 @@ def test_a_wrong_argument_is_one_sentence(words, code, said, no_leaks):
 
 AS_NOBODY = """
 import os, sys
-import dmm_ebpf.cli.actions, dmm_ebpf.rd.service  # the checkout may be root's alone
+import dmm_ebpf.cli.actions, dmm_ebpf.rd.life.attaching  # the checkout may be root's alone
 from dmm_ebpf.cli.main import main
 os.setgroups([])
 os.setgid(65534)

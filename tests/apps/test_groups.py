@@ -8,7 +8,7 @@ import json
 import pytest
 from talking import server
 
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
 from lab.routed import CLI, Routed
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import nginx
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/json.md"

@@ -12,7 +12,7 @@ from talking import PORT, SEND, SINK, server
 from tunlink import address, tun_link
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 
 NETWORK = 30
 BYTES = 3_000_000

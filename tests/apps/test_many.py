@@ -12,7 +12,7 @@ import pytest
 
 from dmm_ebpf import loader
 from dmm_ebpf.hal import sockdiag
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
 from lab.holding import Holders
 

@@ -17,7 +17,7 @@ import threading
 import pytest
 from sitefixtures import XDP
 
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import curl_fetch, nginx, wait_for
 
 WITHIN_S = 20.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
 from lab.routed import CLI
 from lab.waiting import wait_readable

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from dying import Subject, kill
 
-from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.director.rundir import RunDir
 
 POLICY = """
 [stacks.wan]

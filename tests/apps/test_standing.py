@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dmm_ebpf.loader import bpf, bpffs, tcx
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
 from lab.waiting import wait_pid_gone
 

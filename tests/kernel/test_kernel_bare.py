@@ -15,7 +15,7 @@ from sitefixtures import by
 from talking import PORT, SEND, SINK, server
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 
 POLICY = by("tap", "top0")
 BYTES = 200_000

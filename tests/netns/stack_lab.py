@@ -23,7 +23,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import stackdevice, tcfilter
 from dmm_ebpf.loader import ahead, programs
-from dmm_ebpf.rd import endflows
+from dmm_ebpf.rd.director import endflows
 from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor
 
 C = abi.C

@@ -13,7 +13,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.loader import EventReader, create_routes_map
-from dmm_ebpf.rd.flows import pair_text
+from dmm_ebpf.rd.director.flows import pair_text
 from lab.waiting import wait_for
 
 __all__ = ["bench"]

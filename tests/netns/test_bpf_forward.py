@@ -18,11 +18,11 @@ from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import bpf
-from dmm_ebpf.rd import policy
-from dmm_ebpf.rd.compile import compile_policy
-from dmm_ebpf.rd.evaluate import Query, route_get
-from dmm_ebpf.rd.ids import IdSpace
-from dmm_ebpf.rd.sync import apply
+from dmm_ebpf.rd.director.sync import apply
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.compile import compile_policy
+from dmm_ebpf.rd.policy.evaluate import Query, route_get
+from dmm_ebpf.rd.policy.ids import IdSpace
 from lab.waiting import wait_readable
 
 __all__ = ["bench"]

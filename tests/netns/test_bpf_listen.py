@@ -15,7 +15,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader import compile as compiling
-from dmm_ebpf.rd.flows import pair_text
+from dmm_ebpf.rd.director.flows import pair_text
 from lab.waiting import wait_for
 
 __all__ = ["bench"]

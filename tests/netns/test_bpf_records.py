@@ -16,7 +16,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import bpf, bpffs
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import Cgroup, Host, Lab
 from lab.routed import Routed
 from lab.waiting import wait_for

@@ -12,8 +12,8 @@ from bpf_lab import Bench, Policy, bench, processes_up
 from seat_lab import RST, Seat, connect, mac_of, pair, serve_nic
 
 from dmm_ebpf import abi
-from dmm_ebpf.rd import endflows
-from dmm_ebpf.rd.rundir import StackState
+from dmm_ebpf.rd.director import endflows
+from dmm_ebpf.rd.director.rundir import StackState
 
 __all__ = ["bench"]
 

@@ -22,7 +22,7 @@ from hal_lab import Host, hosts, link
 
 from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.hal.choice import largest_mtu
-from dmm_ebpf.rd.nics import tc_name
+from dmm_ebpf.rd.director.nics import tc_name
 
 Rows = dict[str, dict[str, Any]]
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main", "hal")

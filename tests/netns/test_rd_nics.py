@@ -12,8 +12,8 @@ from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tcfilter
-from dmm_ebpf.rd.nics import Nics, remove_tc, tc_name
-from dmm_ebpf.rd.rundir import State
+from dmm_ebpf.rd.director.nics import Nics, remove_tc, tc_name
+from dmm_ebpf.rd.director.rundir import State
 from dmm_ebpf.userstack.spec import NicSpec
 
 __all__ = ["bench"]

@@ -145,7 +145,7 @@ def test_a_start_imports_nothing_heavy(
     done = host.run([*python, "run", "--instance", instance(), *options, "--", "echo", "ran"])
     assert done.stdout == "ran\n"
     found = imported(done.stderr)
-    assert {"dmm_ebpf.rd.service", "asyncio"} <= found
+    assert {"dmm_ebpf.rd.life.attaching", "asyncio"} <= found
     assert not [name for name in found if name.startswith(HEAVY)]
 
 

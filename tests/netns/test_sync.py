@@ -21,10 +21,12 @@ from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import cgroup, maps, programs
-from dmm_ebpf.rd import evaluate, policy, sync
-from dmm_ebpf.rd.compile import Compiled, compile_policy
-from dmm_ebpf.rd.ids import IdSpace
-from dmm_ebpf.rd.values import parse_address
+from dmm_ebpf.rd.director import sync
+from dmm_ebpf.rd.policy import evaluate
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.values import parse_address
 from lab import Cgroup
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, NotAttachedError
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
 from lab import Cgroup, Host, Lab
 from lab.routed import Routed
 from lab.waiting import patient, wait_readable

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dmm_ebpf.rd import rundir
-from dmm_ebpf.rd.client import Client
+from dmm_ebpf.rd.api.client import Client
+from dmm_ebpf.rd.director import rundir
 from lab import nginx, wait_for
 from lab.systemd import UNITS, Systemd
 

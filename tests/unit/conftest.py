@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from cli_lab import Cli, Said
 
-import dmm_ebpf.rd
+import dmm_ebpf.rd.life
 from dmm_ebpf.cli import main as cli_main
-from dmm_ebpf.rd import client
+from dmm_ebpf.rd.api import client
 
 
 @pytest.fixture
@@ -35,6 +35,6 @@ def service(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         RunOptions=SimpleNamespace,
         instances=client.instances,
     )
-    monkeypatch.setitem(sys.modules, "dmm_ebpf.rd.service", fake)
-    monkeypatch.setattr(dmm_ebpf.rd, "service", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "dmm_ebpf.rd.life.attaching", fake)
+    monkeypatch.setattr(dmm_ebpf.rd.life, "attaching", fake, raising=False)
     return fake

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
-from dmm_ebpf.rd.compile import Compiled, Entries
-from dmm_ebpf.rd.evaluate import Query
-from dmm_ebpf.rd.values import parse_address
+from dmm_ebpf.rd.policy.compile import Compiled, Entries
+from dmm_ebpf.rd.policy.evaluate import Query
+from dmm_ebpf.rd.policy.values import parse_address
 
 
 def entries(of: Entries, key: str, value: str) -> list[tuple[bytes, bytes]]:

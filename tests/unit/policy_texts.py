@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
-from dmm_ebpf.rd import evaluate, policy
+from dmm_ebpf.rd.policy import evaluate
+from dmm_ebpf.rd.policy import parse as policy
 
 CGROUPS = {"/": (1, 0), "/a": (11, 1), "/a/b": (12, 2), "/c": (13, 1)}
 STACKS = """

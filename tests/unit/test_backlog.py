@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from dmm_ebpf.rd.backlog import Backlog
+from dmm_ebpf.rd.api.backlog import Backlog
 
 
 async def _next(follower: Any) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 from dmm_ebpf import __version__
 from dmm_ebpf.errors import ConflictError
 from dmm_ebpf.loader.cgroup import find_cgroup2
-from dmm_ebpf.rd import client, places
-from dmm_ebpf.rd.places import Person, Place
-from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.api import client
+from dmm_ebpf.rd.director.rundir import RunDir
+from dmm_ebpf.rd.places import finding as places
+from dmm_ebpf.rd.places.finding import Person, Place
 
 pytestmark = pytest.mark.usefixtures("run_root")
 

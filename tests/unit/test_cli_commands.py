@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from dmm_ebpf.cli import main
 from dmm_ebpf.cli.app import app
 from dmm_ebpf.errors import ConflictError, KernelFeatureError, PolicyError, PrivilegeError
-from dmm_ebpf.rd import places
-from dmm_ebpf.rd.place import Place
+from dmm_ebpf.rd.places import finding as places
+from dmm_ebpf.rd.places.place import Place
 
 pytestmark = pytest.mark.usefixtures("run_root")
 

@@ -27,7 +27,7 @@ import signal
 import sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from dmm_ebpf.rd import rundir
+from dmm_ebpf.rd.director import rundir
 rundir.ROOT = Path(sys.argv.pop(1))
 from dmm_ebpf.cli.main import main
 main()

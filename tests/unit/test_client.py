@@ -22,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
-from dmm_ebpf.rd import client, rundir, wire
-from dmm_ebpf.rd.wire import WireError
+from dmm_ebpf.rd.api import client, wire
+from dmm_ebpf.rd.api.wire import WireError
+from dmm_ebpf.rd.director import rundir
 
 
 async def _next_request(reader: asyncio.StreamReader, **limits: int) -> wire.Message | None:

@@ -16,11 +16,11 @@ from policy_lpm import entries
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError, UsageError
-from dmm_ebpf.rd import policy
-from dmm_ebpf.rd.compile import Compiled, compile_policy
-from dmm_ebpf.rd.ids import IdSpace
-from dmm_ebpf.rd.portsets import MISS, Layer, paint, trie_entries
-from dmm_ebpf.rd.usual import Usual
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.portsets import MISS, Layer, paint, trie_entries
+from dmm_ebpf.rd.policy.usual import Usual
 
 CGROUPS = {"/a/b": (4711, 2)}
 STACKS = """

@@ -11,9 +11,10 @@ from policy_lpm import Reader
 from policy_texts import CGROUPS, STACKS, policy_texts, queries, routes, toml
 
 from dmm_ebpf.errors import PolicyError
-from dmm_ebpf.rd import evaluate, policy
-from dmm_ebpf.rd.compile import compile_policy, route_bases
-from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.policy import evaluate
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.compile import compile_policy, route_bases
+from dmm_ebpf.rd.policy.ids import IdSpace
 
 
 @settings(max_examples=250, deadline=None)

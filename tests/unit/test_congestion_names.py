@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dmm_ebpf.rd.model import USER_CONGESTION
+from dmm_ebpf.rd.policy.model import USER_CONGESTION
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dmm_ebpf/userstack/core"

@@ -13,12 +13,12 @@ PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/d
 NEW_FILE = "dmm_ebpf/userstack/core/cc_steady.c"  # what a page lets its reader write
 # page, what it follows: the files in which that stands
 FOLLOWED = {
-    ("add-a-map.md", "nics"): ("dmm_ebpf/loader/spec.py", "dmm_ebpf/rd/nics.py", "bpf/tcin.h"),
+    ("add-a-map.md", "nics"): ("dmm_ebpf/loader/spec.py", "dmm_ebpf/rd/director/nics.py", "bpf/tcin.h"),
     ("add-a-map.md", "DMM_MAX_DEVICES"): ("bpf/abi.h", "dmm_ebpf/loader/spec.py"),
     ("add-an-option.md", "busy_poll_us"): (
-        "dmm_ebpf/rd/model.py",
+        "dmm_ebpf/rd/policy/model.py",
         "dmm_ebpf/userstack/spec.py",
-        "dmm_ebpf/rd/stacks.py",
+        "dmm_ebpf/rd/director/stacks.py",
         "dmm_ebpf/userstack/engine.py",
         "dmm_ebpf/userstack/engine.h",
         "dmm_ebpf/userstack/engine.c",
@@ -27,7 +27,7 @@ FOLLOWED = {
     ),
     ("add-an-option.md", "user_timeout_ms"): (
         "bpf/abi.h",
-        "dmm_ebpf/rd/compile.py",
+        "dmm_ebpf/rd/policy/compile.py",
         "bpf/options.h",
         "tests/unit/test_compile.py",
     ),

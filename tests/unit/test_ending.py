@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from dmm_ebpf.abi import C
-from dmm_ebpf.rd.ending import reason
+from dmm_ebpf.rd.director.ending import reason
 
 ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK = 1, 2, 4, 5, 8, 9
 UNTOLD = C.DMM_ERROR_UNTOLD

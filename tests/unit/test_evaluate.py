@@ -9,8 +9,8 @@ import pytest
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.rd import policy
-from dmm_ebpf.rd.evaluate import Query, route_get
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.evaluate import Query, route_get
 
 POLICY = policy.parse(
     """

@@ -5,7 +5,7 @@ import time
 
 from dmm_ebpf import abi
 from dmm_ebpf.hal.sockdiag import TcpSocket
-from dmm_ebpf.rd import flows
+from dmm_ebpf.rd.director import flows
 
 C = abi.C
 

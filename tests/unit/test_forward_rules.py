@@ -12,11 +12,11 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.hal.rtnl import Link
-from dmm_ebpf.rd import policy
-from dmm_ebpf.rd.compile import Compiled, compile_policy
-from dmm_ebpf.rd.evaluate import Query, route_get
-from dmm_ebpf.rd.ids import IdSpace
-from dmm_ebpf.rd.inside import Device, bits_of, wanted
+from dmm_ebpf.rd.director.inside import Device, bits_of, wanted
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.evaluate import Query, route_get
+from dmm_ebpf.rd.policy.ids import IdSpace
 
 REST = """
 [stacks.u]

@@ -13,8 +13,10 @@ from dmm_ebpf import listing, loader
 from dmm_ebpf.hal import netns, procgroup
 from dmm_ebpf.loader import bpffs
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd import client, detaching, rundir
-from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.api import client
+from dmm_ebpf.rd.director import rundir
+from dmm_ebpf.rd.director.rundir import RunDir
+from dmm_ebpf.rd.life import detaching
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import cgroup, link, programs
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
-from dmm_ebpf.rd.client import Client
-from dmm_ebpf.rd.rundir import RunDir
+from dmm_ebpf.rd.api.client import Client
+from dmm_ebpf.rd.director.rundir import RunDir
 
 INSN = struct.Struct("=BBhi")
 LD_IMM64, PSEUDO_MAP_FD = 0x18, 1

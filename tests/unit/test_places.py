@@ -16,10 +16,11 @@ import pytest
 
 from dmm_ebpf.errors import PrivilegeError, UsageError
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd import places, placetext
-from dmm_ebpf.rd.asking import Answer, NoAnswerError, ask
-from dmm_ebpf.rd.place import Place
-from dmm_ebpf.rd.placetext import Container
+from dmm_ebpf.rd.places import finding as places
+from dmm_ebpf.rd.places import text as placetext
+from dmm_ebpf.rd.places.asking import Answer, NoAnswerError, ask
+from dmm_ebpf.rd.places.place import Place
+from dmm_ebpf.rd.places.text import Container
 
 ID = "9eb153db7a78f74f88ff83531f4c33e5d44895cf054e73777da9bb985c303e05"
 ID2 = "879882d85a45e40cb36a578e24a0e7d3044553f9351cdf64b9f7c58c5e8ab16f"

@@ -13,10 +13,10 @@ import pytest
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
-from dmm_ebpf.rd import policy
-from dmm_ebpf.rd.model import KernelStack, UserStack
-from dmm_ebpf.rd.routes_file import MAX_LINE
-from dmm_ebpf.rd.values import Prefix
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.model import KernelStack, UserStack
+from dmm_ebpf.rd.policy.routes_file import MAX_LINE
+from dmm_ebpf.rd.policy.values import Prefix
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
@@ -366,7 +366,7 @@ def test_a_text_that_would_take_gigabytes_takes_a_sentence(tmp_path: Path, text:
 import resource, sys
 from pathlib import Path
 from dmm_ebpf.errors import PolicyError
-from dmm_ebpf.rd.policy import load
+from dmm_ebpf.rd.policy.parse import load
 resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 try:

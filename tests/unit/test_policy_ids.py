@@ -8,7 +8,7 @@ import json
 import pytest
 
 from dmm_ebpf.errors import PolicyError
-from dmm_ebpf.rd.ids import IdSpace
+from dmm_ebpf.rd.policy.ids import IdSpace
 
 
 def test_names_keep_their_numbers() -> None:

@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from dmm_ebpf.rd.locate import _Walk, line_of
+from dmm_ebpf.rd.policy.locate import _Walk, line_of
 
 TEXT = '''# a comment with [stacks.fake]
 title = """

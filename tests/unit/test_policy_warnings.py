@@ -13,7 +13,9 @@ from policy_texts import policy_texts, queries
 from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
 
 from dmm_ebpf.errors import PolicyError, from_wire
-from dmm_ebpf.rd import evaluate, policy, policy_warnings
+from dmm_ebpf.rd.policy import evaluate
+from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy import warnings as policy_warnings
 
 WRONG = """
 [stacks.a]

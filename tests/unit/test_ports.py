@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dmm_ebpf.hal.choice import Choice, Port
-from dmm_ebpf.rd.ports import BACK_S, NicPort
+from dmm_ebpf.rd.director.ports import BACK_S, NicPort
 
 FIT = Choice(Port.AF_XDP, ("zero-copy",))
 UNFIT = Choice(Port.TAP, ("qdisc tbf",))

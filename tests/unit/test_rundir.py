@@ -10,8 +10,8 @@ import pytest
 
 from dmm_ebpf.errors import ConflictError, UsageError
 from dmm_ebpf.hal import netns
-from dmm_ebpf.rd import rundir
-from dmm_ebpf.rd.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.director import rundir
+from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from dmm_ebpf.rd import notify, urgency
+from dmm_ebpf.rd.director import urgency
+from dmm_ebpf.rd.life import notify
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])

@@ -6,7 +6,7 @@ import asyncio
 import pytest
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.steps import Steps
+from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.threads import in_thread
 
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd import policy as policies
-from dmm_ebpf.rd import watch
-from dmm_ebpf.rd.watch import PolicyWatch
+from dmm_ebpf.rd.director import watch
+from dmm_ebpf.rd.director.watch import PolicyWatch
+from dmm_ebpf.rd.policy import parse as policies
 
 WITHIN_S = 10.0
 SETTLED = (

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocking client of a Resource Director (RD): what the command line and the TUI speak through.
+
+Owns the path of the RD's socket and the sentences for an RD that cannot be reached. Every failure leaves
+as a DmmError: NotAttachedError when there is no such instance or nobody answers for it, PrivilegeError
+when the caller may not ask, and whatever the RD itself said otherwise. It starts, stops and repairs
+nothing, and never retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+from dmm_ebpf import listing
+from dmm_ebpf.closing import Closing
+from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError, from_wire
+from dmm_ebpf.instancename import check_name, is_name
+from dmm_ebpf.rd.director import rundir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dmm_ebpf.rd.api.wire import Connection, Message
+
+CALL_TIMEOUT_S = 10.0
+# Flows by the hundred thousand take seconds to put together.
+LISTING_TIMEOUT_S = 60.0
+# A million routes are validated, compiled and written before the RD answers.
+APPLY_TIMEOUT_S = 600.0
+
+
+def socket_path(instance: str) -> Path:
+    """Where the RD of instance listens."""
+    return rundir.ROOT / instance / "rd.sock"
+
+
+def instances() -> list[str]:
+    """Names of the instances with a run directory, sorted; an RD may be dead. Raises PrivilegeError."""
+    try:
+        names = [folder.name for folder in listing.folders(rundir.ROOT)]
+    except PermissionError as exc:
+        raise _not_permitted("list the instances") from exc
+    return [name for name in names if is_name(name)]
+
+
+def homeless() -> list[str]:
+    """Names of instances that somebody took the run directory from: their programs are attached, and nobody can be
+    asked. Sorted; empty for who may not look.
+    """
+    from dmm_ebpf import loader
+
+    try:
+        return sorted(set(loader.instances()) - set(instances()))
+    except DmmError:
+        return []
+
+
+def _not_permitted(what: str) -> PrivilegeError:
+    return PrivilegeError(what, why="Permission denied", hint="run it as root")
+
+
+class NotServingError(NotAttachedError):
+    """A living process has the instance, and does not serve it yet, or no longer."""
+
+
+class Client(Closing):
+    """One connection to the RD of instance, opened at the first call. For one thread at a time."""
+
+    def __init__(self, instance: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.instance = check_name(instance)
+        self._timeout_s = timeout_s
+        self._connection: Connection | None = None
+        self._number = 0
+
+    def close(self) -> None:
+        """Close the connection; the next call opens a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def abort(self) -> None:
+        """Make a call in progress fail soon. Unlike everything else here, for other threads too."""
+        connection = self._connection
+        if connection is not None:
+            connection.shutdown()
+
+    def call(self, method: str, /, **params: Any) -> Any:
+        """The result of method; of a listing that comes in pages, all its rows.
+
+        Raises NotAttachedError, PrivilegeError, WireError, or what the RD said.
+        """
+        rows: list[Any] = []
+        result: Any = None
+        for message in self._exchange(method, params):
+            if "page" in message:
+                rows += message["page"]
+            else:
+                result = _result(message, f"ask instance {self.instance} for {method}")
+        return rows + result if rows else result
+
+    def rows(self, method: str, /, **params: Any) -> Iterator[Any]:
+        """The rows of a listing that comes in pages, as they come. Raises as call() does."""
+        for message in self._exchange(method, params):
+            if "page" in message:
+                yield from message["page"]
+            else:
+                yield from _result(message, f"ask instance {self.instance} for {method}")
+
+    def _exchange(self, method: str, params: Message) -> Iterator[Message]:
+        """The pages that answer a request, if any, and the reply."""
+        what = f"ask instance {self.instance} for {method.replace('_', ' ')}"
+        if self._connection is None:
+            self._connection = _connect(self.instance, what, self._timeout_s)
+        self._number += 1
+        ended = False
+        try:
+            self._send(self._connection, what, method, params)
+            while not ended:
+                message = self._receive(self._connection, what)
+                ended = not isinstance(message.get("page"), list)
+                yield message
+        finally:
+            if not ended:
+                # A late answer to this call must never be taken for the answer to the next one.
+                self.close()
+
+    def _send(self, connection: Connection, what: str, method: str, params: Message) -> None:
+        from dmm_ebpf.rd.api import wire
+
+        try:
+            connection.send(wire.request(self._number, method, params))
+        except TimeoutError as exc:
+            raise _silent(what, self.instance) from exc
+        except OSError as exc:
+            # It may have said why, and hung up before it read this.
+            with contextlib.suppress(NotAttachedError):
+                self._receive(connection, what)
+            raise _gone(what, self.instance) from exc
+
+    def _receive(self, connection: Connection, what: str) -> Message:
+        from dmm_ebpf.rd.api import wire
+
+        try:
+            message = connection.receive()
+        except TimeoutError as exc:
+            raise _silent(what, self.instance) from exc
+        except OSError as exc:
+            raise _gone(what, self.instance) from exc
+        if message is None:
+            raise _gone(what, self.instance)
+        if message.get("id") == wire.CONNECTION:
+            self.close()
+            _result(message, what)
+        if message.get("id") != self._number:
+            raise wire.WireError(
+                f"an answer to request {message.get('id')} arrived, expected one to {self._number}"
+            )
+        return message
+
+    def stream(self, method: str, /, **params: Any) -> Subscription:
+        """The events of a streaming method, over a connection of its own. Raises as call() does."""
+        return Subscription(self.instance, method, params, timeout_s=self._timeout_s)
+
+
+class Subscription(Closing):
+    """An open stream of events: iterate it, or select() on it and call read_ready(). close() ends it."""
+
+    def __init__(self, instance: str, method: str, params: Message, *, timeout_s: float) -> None:
+        from dmm_ebpf.rd.api import wire
+
+        self.instance = instance
+        self._what = f"follow instance {instance}"
+        self._connection = _connect(instance, self._what, timeout_s)
+        try:
+            self._connection.send(wire.request(1, method, params))
+            self._connection.set_timeout(None)
+        except OSError as exc:
+            self._connection.close()
+            raise _gone(self._what, instance) from exc
+
+    def __iter__(self) -> Iterator[Message]:
+        while True:
+            yield from self.read_ready()
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._connection.fileno()
+
+    def read_ready(self) -> list[Message]:
+        """Events of one recv(), perhaps none. Raises NotAttachedError when the RD ended the stream."""
+        try:
+            messages = self._connection.read_ready()
+        except OSError as exc:
+            raise _gone(self._what, self.instance) from exc
+        if messages is None:
+            raise _gone(self._what, self.instance)
+        return [_event(message, self._what) for message in messages]
+
+    def close(self) -> None:
+        """End the stream; again is harmless."""
+        self._connection.close()
+
+
+def _connect(instance: str, what: str, timeout_s: float) -> Connection:
+    from dmm_ebpf.rd.api import wire
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(str(socket_path(instance)))
+    except OSError as exc:
+        sock.close()
+        raise _unreachable(what, instance, exc) from exc
+    return wire.Connection(sock)
+
+
+def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | PrivilegeError:
+    if isinstance(exc, PermissionError):
+        return _not_permitted(what)
+    if isinstance(exc, FileNotFoundError) and not (rundir.ROOT / instance).is_dir():
+        return _absent(what, instance)
+    if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+        if rundir.RunDir(instance).is_locked():
+            return NotServingError(
+                what, why="its Resource Director is starting or ending", hint="ask again in a moment"
+            )
+        return NotAttachedError(
+            what,
+            why="its Resource Director is not running",
+            hint="attach the instance again to take over what it left, "
+            f"or remove that with dmm-ebpf detach --instance {instance}",
+        )
+    if isinstance(exc, TimeoutError | BlockingIOError):  # EAGAIN: more than it has taken are waiting
+        return _silent(what, instance)
+    return NotAttachedError(what, why=exc.strerror or str(exc))
+
+
+def _absent(what: str, instance: str) -> NotAttachedError:
+    if instance in homeless():
+        return NotAttachedError(
+            what,
+            why=f"its run directory {rundir.ROOT / instance} is gone, though its programs are attached",
+            hint=f"take them away with dmm-ebpf detach --instance {instance}, and attach it again",
+        )
+    return NotAttachedError(
+        what,
+        why="there is no such instance",
+        hint="dmm-ebpf attach starts one, dmm-ebpf status lists them",
+    )
+
+
+def _silent(what: str, instance: str) -> NotAttachedError:
+    return NotAttachedError(
+        what,
+        why="its Resource Director does not answer",
+        hint=f"it may be stopped or very busy; dmm-ebpf detach --instance {instance} removes everything",
+    )
+
+
+def _gone(what: str, instance: str) -> NotAttachedError:
+    return NotAttachedError(
+        what,
+        why="its Resource Director closed the connection",
+        hint=f"dmm-ebpf status --instance {instance} tells whether it still runs",
+    )
+
+
+def _result(message: Message, what: str) -> Any:
+    from dmm_ebpf.rd.api import wire
+
+    if message.get("ok") is True:
+        return message.get("result")
+    error = message.get("error")
+    if not isinstance(error, dict):
+        raise wire.WireError(f"neither a result nor an error arrived for: {what}")
+    raise from_wire(error)
+
+
+def _event(message: Message, what: str) -> Message:
+    if message.get("ok") is False:
+        _result(message, what)
+    event = message.get("event")
+    if isinstance(event, dict):
+        return event
+    from dmm_ebpf.rd.api import wire
+
+    raise wire.WireError("a message without an event arrived in a stream of events")

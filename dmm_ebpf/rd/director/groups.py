@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cgroups of an instance, followed: the one that its hooks are on, and those that rules of the policy name.
+
+A service manager removes a service's cgroup and makes it again with each restart: the hooks went with the old one, and
+rules know a group by a number that nobody has any more. inotify(7) on the directories above tells of the new one at
+once, and before a process of the service has come that far, hooks and rules are on it; a look each second is for what
+inotify does not tell. A group that is not there yet is waited for in the same way.
+
+It is a race with the service manager, which starts the program some milliseconds after it has made the group. So hooks
+and rules are moved where the news is heard, in the event loop's own thread: another one would first have to get
+Python's lock. What nobody's connection waits for comes later, in threads.
+
+Invariant: watches are set before anything is looked at, from the root down, so that nothing happens unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.hal.inotify import EntryWatch
+from dmm_ebpf.loader import Attached, restore
+from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.rd.director import sync, urgency
+from dmm_ebpf.rd.policy.compile import Compiled
+from dmm_ebpf.rd.policy.evaluate import Query, is_below
+from dmm_ebpf.rd.policy.model import Policy
+from dmm_ebpf.threads import in_thread
+
+LOOK_S = 1.0
+NOWHERE = 2**64 - 1  # the id of no cgroup: a rule with it matches nothing
+
+log = logging.getLogger("dmm-ebpf")
+
+
+def lookup(path: str) -> tuple[int, int]:
+    """A cgroup's id and level, for compile_policy(); NOWHERE: there is none of that path. DmmError: there is no cgroup
+    v2.
+    """
+    place = cgroups.place(path)
+    return _id_of(place), cgroups.level(place)
+
+
+def _id_of(place: Path) -> int:
+    try:
+        return cgroups.cgroup_id(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return NOWHERE
+
+
+def attach_place(path: str, *, pending: bool) -> Path:
+    """The directory of a cgroup to attach to; pending: it may be made later. UsageError: it does not exist."""
+    if pending:
+        return cgroups.place(path)
+    try:
+        return cgroups.resolve(path)
+    except cgroups.NoSuchCgroupError as e:
+        raise UsageError(e.what, why=e.why, hint=f"{e.hint}, or attach with --pending to wait for it") from e
+
+
+def known_cgroup(policy: Policy, query: Query) -> None:
+    """UsageError if the flow that is asked about is in a cgroup that does not exist, and that no rule waits for."""
+    path = query.cgroup
+    if path is None or any(rule.cgroup and is_below(path, rule.cgroup) for rule in policy.rules):
+        return
+    if not cgroups.place(path).is_dir():
+        raise UsageError("ask for a route", why=f"there is no cgroup {path}, and no rule waits for it")
+
+
+class Groups:
+    """Follows the cgroups of one instance. Lives in its event loop."""
+
+    def __init__(
+        self, attached: Attached, cgroup: Path, told: Callable[[], None], earlier: Callable[[], int]
+    ) -> None:
+        """cgroup: the directory that the hooks belong on. told: called when one of them came or went. earlier: finds
+        listeners that were on it before the hooks; called in a thread, says how many.
+        """
+        self._attached = attached
+        self._cgroup = cgroup
+        self._told = told
+        self._earlier = earlier
+        self._generation = 0
+        self._rules: list[bytes] = []
+        self._texts: list[str] = []
+        self._paths: dict[int, str] = {}  # by the rule's index
+        self._watch: EntryWatch | None = None
+        self._looking = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._hooked = False  # the hooks are on another cgroup, and the rest of that is still to be done
+        self._pointed = False  # the same of rules
+
+    @property
+    def missing(self) -> bool:
+        """Whether the cgroup that the hooks belong on is not there."""
+        return _id_of(self._cgroup) == NOWHERE
+
+    @property
+    def moved(self) -> bool:
+        """Whether that cgroup is another than the one they are on."""
+        return _id_of(self._cgroup) not in (NOWHERE, self._attached.cgroup_id)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """The rules that wait for their cgroup: rule (its text), number (from 1), cgroup (its path)."""
+        return [
+            {"rule": self._texts[index], "number": index + 1, "cgroup": path}
+            for index, path in self._paths.items()
+            if self._packed(index).cgroup_id == NOWHERE
+        ]
+
+    def _packed(self, index: int) -> Any:
+        return abi.unpack("dmm_rule", self._rules[index])
+
+    def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
+        """The policy that is in force from now on; look() then tells whether its cgroups are still those."""
+        self._generation = generation
+        self._rules = list(compiled.rules)
+        self._texts = [policy.rule_text(index) for index in range(len(policy.rules))]
+        self._paths = {i: rule.cgroup for i, rule in enumerate(policy.rules) if rule.cgroup is not None}
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        loop = asyncio.get_running_loop()
+        urgency.prefer()
+        try:
+            self._watch = EntryWatch()
+        except OSError as e:
+            log.warning("cgroups are looked at once a second only: %s", e)
+        else:
+            loop.add_reader(self._watch.fileno(), self._hear)
+        try:
+            while True:
+                await self.look()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        await self._news.wait()
+                if self._news.is_set():
+                    self._news.clear()
+                    self._told()
+        finally:
+            if self._watch is not None:
+                loop.remove_reader(self._watch.fileno())
+                self._watch.close()
+                self._watch = None
+
+    def _hear(self) -> None:
+        if self._watch is not None and self._watch.drain():
+            with urgency.at_once():
+                self._move()
+            self._news.set()
+
+    async def look(self, *, mend: bool = False) -> None:
+        """Put hooks and rules on the cgroups that are there now; mend: also hooks that somebody took off the one that
+        they were on. What fails is logged, and tried again at the next look.
+        """
+        async with self._looking:
+            self._move(mend=mend)
+            if self._hooked:
+                self._hooked = False
+                await self._settle()
+            if self._pointed:
+                self._pointed = False
+                await self._point_listeners()
+
+    def _move(self, *, mend: bool = False) -> None:
+        """What new connections wait for."""
+        self._set_watches()
+        try:
+            self._hook(mend)
+        except (DmmError, OSError) as e:
+            if not self.missing:  # else it was removed once more meanwhile
+                log.warning("cgroup %s: %s", self._cgroup, e)
+        self._point()
+
+    async def _settle(self) -> None:
+        """What comes after the hooks: their pins, and what was on the cgroup before them."""
+        try:
+            await in_thread(restore.pin, self._attached)
+            self._pointed |= bool(await in_thread(self._earlier) and self._rules)
+        except (DmmError, OSError) as e:
+            self._hooked = True
+            log.warning("cgroup %s: %s", self._cgroup, e)
+
+    def _set_watches(self) -> None:
+        if self._watch is None:
+            return
+        wanted: dict[Path, set[bytes]] = {}
+        try:
+            root = cgroups.find_cgroup2()
+            for place in [self._cgroup, *map(cgroups.place, self._paths.values())]:
+                parent = root
+                for name in place.relative_to(root).parts if place.is_relative_to(root) else ():
+                    wanted.setdefault(parent, set()).add(os.fsencode(name))
+                    parent /= name
+            self._watch.follow(wanted)
+        except (DmmError, OSError) as e:
+            log.warning("cgroups are looked at once a second only: %s", e)
+
+    def _hook(self, mend: bool) -> None:
+        number, before = _id_of(self._cgroup), self._attached.cgroup_id
+        if number == NOWHERE or (number == before and not mend):
+            return
+        restore.hook(self._attached, self._cgroup)
+        self._hooked = True
+        if number != before:
+            log.info("cgroup %s is there%s: hooks are on it", self._cgroup, " again" if before else "")
+
+    def _point(self) -> None:
+        changed: dict[int, bytes] = {}
+        for index, path in self._paths.items():
+            rule = self._packed(index)
+            number, rule.cgroup_level = lookup(path)
+            if number != rule.cgroup_id:
+                rule.cgroup_id = number
+                changed[index] = abi.pack(rule)
+                log.info("cgroup %s of rule %d %s", path, index + 1, _became(number))
+        if not changed:
+            return
+        sync.set_rules(self._attached.maps, self._generation & 1, changed)
+        for index, packed in changed.items():
+            self._rules[index] = packed
+        self._pointed = True
+
+    async def _point_listeners(self) -> None:
+        """Have the peers of every listener looked up where the rules that are in force now say."""
+        await in_thread(
+            sync.set_listener_tables,
+            self._attached.maps["listeners"],
+            list(self._rules),
+            self._generation & 1,
+            self._attached.set_listener_table,
+            sync.in_cgroup_by_path(cgroups.path_of),
+        )
+
+
+def _became(number: int) -> str:
+    return "is gone: the rule waits for it" if number == NOWHERE else "is there: the rule matches it"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at an instance whose Resource Director is dead: listings from pins, state.json and inet_diag alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from dmm_ebpf import abi, loader
+from dmm_ebpf.errors import ConflictError, NotAttachedError
+from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.rd.director import flows
+from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.policy.ids import IdSpace
+
+
+def offline_status(instance: str) -> dict[str, Any]:
+    """`status` from pins and state.json alone; the shape is that of a live RD's answer. problem: why the pins cannot be
+    read, as those of another version; then what they would have told is None, or "unknown" of a stack.
+    """
+    state = RunDir(instance).load() or State(instance, 0, "", 0)
+    told: dict[str, Any] = {
+        "instance": instance,
+        "pid": None,
+        "netns": state.netns,
+        "cgroup": state.cgroup,
+        "policy": state.policy,
+        "policy_refused": None,
+        "generation": state.generation,
+        "uptime_s": None,
+        "flows": None,
+        "listeners": None,
+        "rules": None,
+        "routes": None,
+        "counters": {},
+        "nics": [],
+        "problem": None,
+        "missing": [],
+        "pending": [],
+        "earlier": None,
+    }
+    try:
+        attached = loader.adopt(instance, unhooked=state.whole)
+    except (ConflictError, NotAttachedError) as exc:
+        return told | {
+            "problem": str(exc),
+            "stacks": [_offline_stack(state, s, None) for s in _stacks(state)],
+        }
+    maps = attached.maps
+    return told | {
+        "flows": sum(1 for _ in attached.flows()),
+        "listeners": sum(1 for _ in maps["listeners"].items()),
+        "counters": flows.counters_dict(maps["counters"].lookup_percpu),
+        "stacks": [_offline_stack(state, s, maps["stack_state"]) for s in _stacks(state)],
+    }
+
+
+def _stacks(state: State) -> list[StackState]:
+    """Of each user stack its first process."""
+    return [s for s in state.stacks if s.process == 0]
+
+
+def _offline_stack(state: State, stack: StackState, states: loader.Map | None) -> dict[str, Any]:
+    """states: the map stack_state, if it can be read."""
+    key = stack.stack_id.to_bytes(4, sys.byteorder)
+    return {
+        "instance": state.instance,
+        "name": stack.name,
+        "id": stack.stack_id,
+        "kind": "user",
+        "device": stack.device,
+        **(
+            _offline_stack_state(states.lookup(key))
+            if states
+            else {"state": "unknown", "pid": stack.pid or None}
+        ),
+        "processes": [_offline_process(p) for p in state.stacks if p.name == stack.name],
+    }
+
+
+def offline_flows(instance: str) -> list[dict[str, Any]]:
+    """`flows` from the pinned maps and inet_diag; what the stack processes know of their outer legs is missing."""
+    state = RunDir(instance).load() or State(instance, 0, "", 0)
+    names = _OfflineNames(state)
+    now_ns = time.monotonic_ns()
+    rows = [
+        flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns)
+        for value in loader.adopt(instance, unhooked=state.whole).flows()
+    ]
+    netns = NetNS.find(state.netns_inode, state.netns_cookie)
+    if netns is None:  # and with it every socket
+        return []
+    with netns:
+        sockets = netns.run_in(sockdiag.list_tcp, listeners=False)
+    return flows.merge_live(rows, {s.cookie: vars(s) for s in sockets}, {})
+
+
+def _offline_stack_state(value: bytes | None) -> dict[str, Any]:
+    up = bool(value and abi.unpack("dmm_stack_state", value).up)
+    return {
+        "state": "up" if up else "down",
+        "pid": abi.unpack("dmm_stack_state", value).pid if value else None,
+    }
+
+
+def _offline_process(record: StackState) -> dict[str, Any]:
+    return {"process": record.process, "pid": record.pid or None, "device": record.device}
+
+
+class _OfflineNames:
+    """Names as far as state.json knows them; rules and routes stay numbers."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
+        self._cgroup_paths: dict[int, str | None] = {}
+
+    def stack(self, stack_id: int) -> str:
+        return self._ids.stack_name(stack_id) or f"#{stack_id}"
+
+    def table(self, table: int) -> str | None:
+        return self._ids.table_name(table) or None
+
+    def rule(self, generation: int, rule: int) -> str | None:
+        return f"#{rule} of generation {generation}" if rule else None
+
+    def route(self, generation: int, route: int) -> str | None:
+        none = route == abi.C.DMM_ROUTE_NONE or not generation
+        return None if none else f"#{route} of generation {generation}"
+
+    def cgroup(self, cgroup_id: int) -> str | None:
+        if cgroup_id not in self._cgroup_paths:
+            self._cgroup_paths[cgroup_id] = cgroups.path_of(cgroup_id) if cgroup_id else None
+        return self._cgroup_paths[cgroup_id]

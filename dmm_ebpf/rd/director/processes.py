@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a user stack, and what leads from an app's packets to it.
+
+Each process has a number k of its own in the namespace, by which its devices are named, and its seat, k + 1, in the
+maps: so the death of one concerns no flow of another. For every NIC it has a TAP device for the inner leg
+(bpf/tcout.h, bpf/ingress.h) and one for the outer leg (bpf/tcin.h, hal/tapnic.h). Process 0 may have AF_XDP sockets
+besides, and uses them where ports.py says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.hal import nic, procgroup, stackdevice, tcfilter
+from dmm_ebpf.loader import Attached, Map
+from dmm_ebpf.loader.cgroup import find_cgroup2
+from dmm_ebpf.rd.director import endflows, load, standing
+from dmm_ebpf.rd.director.guard import Item
+from dmm_ebpf.rd.director.nics import DeviceGoneError
+from dmm_ebpf.rd.director.rundir import StackState
+from dmm_ebpf.rd.director.steps import Steps
+from dmm_ebpf.threads import in_thread
+from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, StackSupervisor, kill_process
+
+C = abi.C
+ORPHANS_S = 300.0  # as long as a peer, or an app, may take to send again (RFC 9293: R2)
+log = logging.getLogger("dmm-ebpf")
+
+
+def group_of(instance: str, record: StackState) -> Path:
+    """The directory of a process's own cgroup."""
+    return procgroup.path_of(find_cgroup2(), instance, record.label)
+
+
+class Process:
+    """Starts, follows and stops one process. Lives in the RD's event loop and namespace."""
+
+    def __init__(
+        self,
+        record: StackState,
+        spec: StackSpec,
+        attached: Attached,
+        *,
+        renew: Callable[[], StackSpec],
+        save: Callable[[], None],
+        changed: Callable[[Process], None],
+    ) -> None:
+        """renew makes the spec of the next process, in a thread. save keeps the record. changed is called when status
+        has become "up" or "down", not for a stop() that was asked for; what it raises for "up" ends the process.
+        """
+        self.record = record
+        self.retiring = False  # carries its flows to their end, and gets no new one
+        self.status = "starting"
+        self.reason = ""
+        self.restarts = 0
+        self.sums: Mapping[int, bool] = {}  # by slot: whether checksums are left to what takes its frames
+        self.zerocopy: Mapping[int, bool] = {}  # by slot of a NIC where it has AF_XDP sockets,
+        self.waits = False  # cannot be started for want of a device
+        self.xsk_mtu = 0  # for packets of that length
+        self.no_sockets: dict[int, str] = {}  # why it has none where it was to have some
+        self.supervisor = StackSupervisor(spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down)
+        self._renew = renew
+        self._attached = attached
+        self._save = save
+        self._changed = changed
+        self._ending: asyncio.Task[None] | None = None
+        self._orphans: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    @property
+    def number(self) -> int:
+        """Among the stack's processes, from 0."""
+        return self.record.process
+
+    @property
+    def hung(self) -> bool:
+        """It has not run for a while, though it is up: the hooks give it no new flow."""
+        record = self.record
+        return self.status == "up" and load.hung(
+            self._attached.maps["stack_load"], record.stack_id, record.process
+        )
+
+    @property
+    def pid(self) -> int:
+        """0: there is none now."""
+        return self.record.pid if self.status == "up" else 0
+
+    async def start(self) -> None:
+        """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
+        record = self.record
+        if record.pid:
+            if await self.supervisor.adopt(record.pid, record.start_time):
+                return
+            await in_thread(kill_process, record.pid, record.start_time)
+            record.pid = 0
+            await in_thread(partial(end_flows, self._attached.maps, record, heir=True))
+        await self.supervisor.start()
+        self._let_orphans_go()
+
+    async def stop(self) -> None:
+        """End the process, reset its flows, and take away what led to it."""
+        self.status, self._stopping = "stopping", True
+        steps = Steps(f"stop stack {self.record.label}")
+        await steps.wait("its process", self.supervisor.stop())
+        if self._ending is not None:
+            await steps.wait("its old flows", self._ending)
+        await steps.wait("its flows", self._end_flows(asyncio.get_running_loop().create_future()))
+        steps.do("its places in the maps", self._lead_out)
+        steps.do("its devices", lambda: stackdevice.remove_all(self.record.k))
+        steps.finish()
+
+    def standing(self) -> list[Item]:
+        """What has to stand on the host while the process is up."""
+        if self.status != "up":
+            return []
+        label, spec = self.record.label, self.supervisor.spec
+        return [
+            *(standing.StackDevice(label, name) for name in spec.devices()),
+            *(standing.Ingress(label, spec.inner_device(n), self._attached.ingress_fd()) for n in spec.nics),
+        ]
+
+    @property
+    def shown(self) -> str:
+        """The status as listings say it."""
+        if self.hung:
+            return "hung"
+        return "draining" if self.retiring and self.status == "up" else self.status
+
+    def describe(self) -> dict[str, Any]:
+        """For `dmm-ebpf stacks`."""
+        return {
+            "process": self.number,
+            "state": self.shown,
+            "reason": self.reason,
+            "pid": self.pid or None,
+            "restarts": self.restarts,
+            "device": self.record.device,
+            "limits": self._limits(),
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        """What keeps the process from eating the host: its cgroup's limits, and why one is missing."""
+        group = Path(self.supervisor.spec.cgroup)
+        granted = procgroup.granted(group)
+        return {
+            "cgroup": str(group),
+            "memory_bytes": granted.memory_bytes,
+            "processes": granted.processes,
+            "missing": self.supervisor.no_group or granted.missing,
+        }
+
+    def _on_up(self, info: Mapping[str, Any]) -> None:
+        self.record.pid, self.record.start_time = int(info["pid"]), int(info["start_time"])
+        self.zerocopy = {int(slot): done for slot, done in info["zerocopy"].items()}
+        self.sums = {int(slot): done for slot, done in info["sums"].items()}
+        self._save()
+        self.xsk_mtu = int(info["xsk_mtu"])
+        self.no_sockets = {int(slot): why for slot, why in info["no_sockets"].items()}
+        self.status, self.reason = "up", ""
+        try:
+            self._lead_in()
+            self._changed(self)
+        except (DmmError, OSError) as e:
+            self.status, self.reason = "down", str(e)
+            raise
+
+    def _renewed(self) -> StackSpec:
+        try:
+            spec = self._renew()
+        except DeviceGoneError:
+            self.waits = True
+            raise
+        self.waits = False
+        return spec
+
+    async def serve(self, nics: Sequence[NicSpec]) -> None:
+        """The NICs have other names or MTUs now."""
+        self.record.nics = [n.name for n in nics]
+        self._save()
+        before = {n.ifindex: n for n in self.supervisor.spec.nics}
+        for n in nics:
+            old = before.get(n.ifindex, n)
+            if n.mtu != old.mtu and self.status == "up":
+                await self.supervisor.query("configure", slot=n.slot, mtu=n.mtu)
+
+    async def send_by(self, n: NicSpec, port: str) -> None:
+        """Packets to that NIC go by that port from now on. Raises DmmError."""
+        await self.supervisor.query("configure", slot=n.slot, port=port)
+
+    def _lead_in(self) -> None:
+        record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
+        load.begin(maps["stack_load"], record.stack_id, record.process)
+        for n in spec.nics:
+            inner = nic.ifindex_of(spec.inner_device(n))
+            if inner is None:
+                continue
+            seat = abi.new(
+                "dmm_seat",
+                stack=record.stack_id,
+                process=record.process,
+                seat=record.seat,
+                nic=n.ifindex,
+                home=n.slot + 1,
+            )
+            maps["seats"].update(struct.pack("=I", inner), abi.pack(seat))
+            tcfilter.attach(inner, self._attached.ingress_fd())
+            self._tell_place("inner_devs", n, inner)
+            self._tell_place("outer_devs", n, nic.ifindex_of(spec.outer_device(n)) or 0)
+
+    def _lead_out(self) -> None:
+        """Its devices go with it, or are gone."""
+        record, maps = self.record, self._attached.maps
+        for n in self.supervisor.spec.nics:
+            self._tell_place("inner_devs", n, 0)
+            self._tell_place("outer_devs", n, 0)
+        for key, value in maps["seats"].items():
+            if abi.unpack("dmm_seat", value).seat == record.seat:
+                maps["seats"].delete(key)
+
+    def _tell_place(self, name: str, n: NicSpec, ifindex: int) -> None:
+        key = struct.pack("=I", (self.record.seat - 1) * C.DMM_MAX_NICS + n.slot)
+        self._attached.maps[name].update(key, struct.pack("=I", ifindex))
+
+    def _on_down(self, reason: str) -> Awaitable[Any]:
+        """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
+        self.status, self.reason = "down", reason
+        self.record.pid = 0
+        self.restarts += 1
+        # First, so that no new flow is given to it while the old ones are reset.
+        self._changed(self)
+        self._lead_out()
+        self._save()
+        loop = asyncio.get_running_loop()
+        disowned = loop.create_future()
+        self._ending = loop.create_task(self._end_flows(disowned))
+        return disowned
+
+    async def _end_flows(self, disowned: asyncio.Future[None]) -> None:
+        """In a thread: with a hundred thousand flows it takes a second or more. Until they are reset they stay the
+        process's, so that nothing of them gets to their peers, which know other sequence numbers.
+        """
+        label = self.record.label
+        try:
+            ending = partial(end_flows, self._attached.maps, self.record, heir=not self._stopping)
+            owned = await asyncio.to_thread(ending)
+            if owned:
+                log.info("stack %s: %d flows that it carried are reset", label, owned)
+        except DmmError as e:
+            log.error("stack %s: its flows could not all be reset: %s", label, e)
+        finally:
+            disowned.set_result(None)
+        self._let_orphans_go()
+
+    def _let_orphans_go(self) -> None:
+        """In a while: who has sent nothing until then is not reset any more."""
+        if self._orphans is not None:
+            self._orphans.cancel()
+        if not self._stopping:
+            loop = asyncio.get_running_loop()
+            self._orphans = loop.call_later(
+                ORPHANS_S,
+                lambda: loop.run_in_executor(None, endflows.end_orphans, self._attached.maps, self.record),
+            )
+
+
+def end_flows(maps: Mapping[str, Map], record: StackState, *, heir: bool = False) -> int:
+    """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns how many there
+    were. heir: see endflows.end().
+    """
+    return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record), heir=heir)
+
+
+def end_all_flows(maps: Mapping[str, Map]) -> int:
+    """The same for all processes of an instance."""
+    return endflows.end(maps, endflows.owned_by(maps), endflows.served_by(maps))

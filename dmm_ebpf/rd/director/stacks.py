@@ -1,0 +1,601 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user stacks of an instance: from a name in the policy to processes that packets reach, and back.
+
+Owns, for each user stack: our programs on its NICs (nics.py), its processes (processes.py) and their numbers, and
+its line in stack_state[].
+
+Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in place. The bit is set
+last and cleared first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from dmm_ebpf import abi
+from dmm_ebpf.errors import ConflictError, DmmError
+from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.hal import procgroup, stackdevice
+from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.loader import Attached
+from dmm_ebpf.rd.director import beside, load, ports, rundir
+from dmm_ebpf.rd.director.beside import Beside
+from dmm_ebpf.rd.director.guard import Item
+from dmm_ebpf.rd.director.nics import Nics, ServedNic, there, xdp_mode
+from dmm_ebpf.rd.director.onestack import Stack
+from dmm_ebpf.rd.director.ports import AF_XDP, AUTO, TAP, Ports
+from dmm_ebpf.rd.director.portwatch import PortWatch
+from dmm_ebpf.rd.director.processes import Process, end_flows, group_of
+from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.director.steps import Steps
+from dmm_ebpf.rd.policy.model import UserStack
+from dmm_ebpf.threads import in_thread
+from dmm_ebpf.userstack import pidfile
+from dmm_ebpf.userstack.spec import pid_path, process_label
+from dmm_ebpf.userstack.supervisor import NicSpec, StackSpec, kill_process
+
+C = abi.C
+MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
+BEATS_S = 1.0
+
+log = logging.getLogger("dmm-ebpf")
+
+
+def free_k(used: Collection[int]) -> int:
+    """The lowest number of a process that nobody in the namespace uses."""
+    for k in range(stackdevice.MAX_K):
+        if k not in used:
+            return k
+    raise ConflictError(
+        "number another process of a user stack",
+        why=f"all {stackdevice.MAX_K} numbers are taken in this network namespace",
+        hint="detach an instance, or use fewer user stacks or fewer processes",
+    )
+
+
+def _xdp(s: Stack) -> dict[str, str]:
+    """How AF_XDP works on each NIC that has it, in words; "metadata": checksums are left to what takes the frames."""
+    zerocopy, sums = (s.first.zerocopy, s.first.sums) if s.first else ({}, {})
+    return {
+        n.name: f"{xdp_mode(n)}, {'zero-copy' if zerocopy.get(n.slot) else 'copy'}"
+        f"{', metadata' if sums.get(n.slot) else ''}"
+        for n in s.nics
+        if s.ports.of(n).port == AF_XDP
+    }
+
+
+class StackManager:
+    """Starts, follows and stops the user stacks of one instance. Lives in the RD's event loop and namespace."""
+
+    def __init__(
+        self,
+        attached: Attached,
+        run: RunDir,
+        state: State,
+        netns: NetNS,
+        notify: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._attached = attached
+        self._run = run
+        self._state = state
+        self._netns = netns
+        self._notify = notify
+        self._stacks: dict[str, Stack] = {}
+        self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._nics = Nics(attached, state, lambda: run.save(state))
+        self._renewing = threading.Lock()
+        self._beside = Beside(self._nics, self._served)
+        self._portwatch = PortWatch(self._settle_all)
+        self._watch: list[asyncio.Task[None]] = []
+        self._hung: set[tuple[str, int]] = set()
+        self._lock = asyncio.Lock()  # held while processes are started or stopped
+
+    # -- what the policy compiler and the listings ask --
+
+    def number(self, wanted: Mapping[str, int]) -> None:
+        """Numbers those processes of user stacks that have no number yet; wanted: how many each stack has."""
+        with rundir.host_lock():
+            used = {
+                s.k
+                for st in rundir.all_states()
+                if st.netns_inode == self._state.netns_inode and st.instance != self._state.instance
+                for s in st.stacks
+            }
+            known_before = len(self._state.stacks)
+            used |= {s.k for s in self._state.stacks} | stackdevice.numbers_in_use()
+            known = {(s.name, s.process): s for s in self._state.stacks}
+            for key in ((name, number) for name, count in wanted.items() for number in range(count)):
+                if key in known:
+                    continue
+                k = free_k(used)
+                used.add(k)
+                known[key] = StackState(name=key[0], stack_id=0, k=k, nics=[], process=key[1])
+                self._state.stacks.append(known[key])
+            try:
+                self._run.save(self._state)
+            except DmmError:
+                self._state.stacks[known_before:] = []
+                raise
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off". pid and device are those of
+        its first process.
+        """
+        s = self._stacks.get(name)
+        if s is None or not s.processes:
+            return {
+                "state": "off",
+                "reason": "no route leads to it",
+                "pid": None,
+                "restarts": 0,
+                "nics": [],
+                "port": None,
+                "ports": [],
+            }
+        rows = [p.describe() | {"full": self._full(s, p)} for p in s.processes]
+        ports_now = s.ports.rows(s.nics)
+        return {
+            "state": s.status,
+            "reason": s.reason,
+            "pid": rows[0]["pid"],
+            "restarts": sum(p.restarts for p in s.processes),
+            "device": rows[0]["device"],
+            "nics": [n.name for n in s.nics],
+            "port": ports.shown(ports_now),
+            "ports": ports_now,
+            "xdp": _xdp(s),
+            "processes": rows,
+            "full": self._why_full(s),
+        }
+
+    def standing(self) -> list[Item]:
+        """What has to stand on the host for the stacks that are there."""
+        stacks = self._stacks.values()
+        served: list[Item] = [ServedNic(self._nics, s, n) for s in stacks for n in s.nics]
+        if served:
+            served.append(self._beside)
+        return [*served, *(item for s in stacks for p in s.processes for item in p.standing())]
+
+    def pids(self) -> list[int]:
+        """Of the stack processes that live."""
+        return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
+
+    def nics(self) -> list[dict[str, Any]]:
+        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc" where no frame comes so."""
+        return [
+            {
+                "ifname": n.name,
+                "ifindex": n.ifindex,
+                "mode": xdp_mode(n) if s.ports.of(n).port == AF_XDP else "tc",
+                "stack": name,
+            }
+            for name, s in self._stacks.items()
+            for n in s.nics
+        ]
+
+    def ifindexes(self) -> set[int]:
+        """Of the devices that have the programs of a NIC, whether a stack serves them or not."""
+        return self._served() | self._nics.beside().keys()
+
+    def takes_flows(self, name: str) -> bool:
+        """True if new flows reach the stack: it is up, and not full."""
+        s = self._stacks.get(name)
+        return s is not None and s.status == "up" and not self._why_full(s)
+
+    def _full(self, s: Stack, p: Process) -> list[str]:
+        return load.reasons(self._attached.maps["stack_load"], s.stack_id, p.number) if p.pid else []
+
+    def _why_full(self, s: Stack) -> list[str]:
+        return load.together(self._full(s, p) for p in s.processes if p.status == "up" and not p.retiring)
+
+    def names(self) -> list[str]:
+        """User stacks that exist here, draining ones included."""
+        return list(self._stacks)
+
+    async def query_all(self, method: str, *, within_s: float | None = None) -> dict[tuple[str, int], Any]:
+        """method asked of every process that is up, by stack and number; one that does not answer is left out."""
+        up = [
+            (name, p)
+            for name, s in self._stacks.items()
+            for p in s.processes
+            if p.status == "up" and not p.hung
+        ]
+        asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {
+            (name, p.number): a
+            for (name, p), a in zip(up, answers, strict=True)
+            if not isinstance(a, BaseException)
+        }
+
+    async def connections(self) -> AsyncIterator[dict[str, Any]]:
+        """What the processes that are up say of their connections, asked of each in parts: a list of a hundred thousand
+        would take a stack process more memory than they do. One that ends meanwhile may be missing, or hide another.
+        """
+        for p in [p for s in self._stacks.values() for p in s.processes if p.status == "up" and not p.hung]:
+            first = 0
+            while True:
+                try:
+                    part = await p.supervisor.query("connections", first=first)
+                except DmmError:
+                    break
+                for connection in part:
+                    yield connection
+                first += len(part)
+                if not part or first > 2 * p.supervisor.spec.max_connections:
+                    break
+
+    # -- life --
+
+    async def ensure(self, wanted: Mapping[str, tuple[int, UserStack]]) -> list[tuple[str, int]]:
+        """Start what is wanted (name -> id, config) and not there, and wait until it serves.
+
+        All or nothing: if one process cannot start, those started by this call are stopped again and its DmmError is
+        raised. Returns what was started: names, and numbers of processes.
+        """
+        started: list[tuple[str, int]] = []
+        async with self._lock:
+            try:
+                for name, (stack_id, config) in wanted.items():
+                    present = self._stacks.get(name)
+                    if present is not None:
+                        await self._keep(present, config)
+                    for number in range(config.processes):
+                        if present is not None and present.process(number) is not None:
+                            continue
+                        started.append((name, number))
+                        present = present or await self._open(name, stack_id, config)
+                        await self._start(present, number)
+                    if present is not None:
+                        await self._settle(present)
+            except BaseException:
+                await self._stop_all(started)
+                raise
+        return started
+
+    async def drop(self, started: Collection[tuple[str, int]]) -> None:
+        """Stop at once what ensure() has just started for a policy that was then refused."""
+        async with self._lock:
+            await self._stop_all(started)
+
+    async def _stop_all(self, started: Collection[tuple[str, int]]) -> None:
+        for name, number in reversed(list(started)):
+            await self._stop(name, number)
+
+    def retire(self, keep: Mapping[str, UserStack]) -> None:
+        """Let every other stack, and the processes that a stack has beyond its number, serve their open flows to the
+        end, and then stop them.
+        """
+        for name, s in self._stacks.items():
+            count = keep[name].processes if name in keep else 0
+            for p in s.processes:
+                if p.number < count or p.retiring:
+                    continue
+                p.retiring = True
+                drain = asyncio.get_running_loop().create_task(self._drain(name, p))
+                self._drains[name, p.number] = drain
+            self._publish(s)
+        self._end_strays()
+
+    async def close(self, steps: Steps) -> None:
+        """Stop everything; flows of the user stacks are reset."""
+        for task in self._drains.values():
+            task.cancel()
+        await asyncio.gather(*self._drains.values(), return_exceptions=True)
+        for task in self._watch:
+            task.cancel()
+        await asyncio.gather(*self._watch, return_exceptions=True)
+        async with self._lock:
+            for s in self._stacks.values():
+                for p in s.processes:
+                    p.retiring = True  # so that none gets a new flow while the others end
+            for name, s in list(self._stacks.items()):
+                for p in list(s.processes):
+                    await steps.wait(f"stack {p.record.label}", self._stop(name, p.number))
+                if name in self._stacks:
+                    await s.ports.close()
+                    steps.do(f"devices of stack {name}", partial(self._leave, s))
+                steps.removed.append(f"stack {name}")
+            steps.do("stacks of before", self._end_strays)
+            self._run.keep(self._state)
+
+    def bury(self) -> None:
+        """End the flows of processes that died while no Resource Director was there to see it."""
+        for record in self._state.stacks:
+            # Of the two this is never behind: no process serves that it does not name.
+            recorded = pidfile.read(pid_path(self._run.path, record.label))
+            record.pid, record.start_time = recorded or (record.pid, record.start_time)
+            if not record.pid or pidfile.start_time(record.pid) != record.start_time:
+                record.pid = 0
+                gone = end_flows(self._attached.maps, record, heir=True)
+                if gone:
+                    log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
+
+    async def _keep(self, s: Stack, config: UserStack) -> None:
+        if config.io == AF_XDP:
+            self._refuse_without_sockets(s)
+        if config.devices != s.config.devices:
+            self._refuse_other_devices(s, config)
+        for p in s.processes:
+            if p.number >= config.processes:
+                continue
+            p.retiring = False
+            task = self._drains.pop((s.name, p.number), None)
+            if task is not None:
+                task.cancel()
+        self._publish(s)
+        if config != s.config:
+            if config.io != s.config.io:
+                await self._settle(s, config.io)
+            s.config = config
+            for p in s.processes:
+                p.supervisor.spec = self._spec(s, p.record)
+                with contextlib.suppress(DmmError, OSError):
+                    await p.supervisor.query(
+                        "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
+                    )
+
+    def _refuse_without_sockets(self, s: Stack) -> None:
+        without = [n.name for n in s.nics if not n.xsk]
+        if without:
+            raise ConflictError(
+                f"serve stack {s.name} on {', '.join(without)} by {AF_XDP}",
+                why="it runs without AF_XDP sockets there, and a process that runs can open none",
+                hint="give the stack that is to be served so another name",
+            )
+
+    def _refuse_other_devices(self, s: Stack, config: UserStack) -> None:
+        """A device that is not there is a UsageError."""
+        wanted = {n.ifindex: n.name for n in hal_nic.serving_nics(list(config.devices) or None)}
+        if wanted.keys() != {n.ifindex for n in s.nics}:
+            raise ConflictError(
+                f"serve stack {s.name} on {', '.join(wanted.values()) or 'no device'}",
+                why=f"it runs on {', '.join(n.name for n in s.nics)}, and its flows are bound to that",
+                hint="give the stack that is to be on other devices another name",
+            )
+
+    async def _open(self, name: str, stack_id: int, config: UserStack) -> Stack:
+        """A stack with no process yet, and our program on its NICs."""
+        nics = self._nics.choose(list(config.devices))
+        s = Stack(name, stack_id, config, Ports(self._nics, name, stack_id), nics)
+        self._stacks[name] = s
+        self._publish(s)
+        if config.io == AF_XDP:
+            for n in s.nics:
+                self._refuse_shared(s, n)
+        for n in s.nics:
+            await in_thread(s.ports.begin, n, config.io)
+        await in_thread(self._nics.attach, s.name, s.nics)
+        await in_thread(self._take_others)
+        return s
+
+    def _served(self) -> set[int]:
+        return {n.ifindex for s in self._stacks.values() for n in s.nics}
+
+    def _take_others(self) -> None:
+        if self._beside.look():
+            self._beside.put_right()
+
+    def _refuse_shared(self, s: Stack, n: NicSpec) -> None:
+        held = self._held(s, n)
+        if held:
+            raise ConflictError(
+                f"serve {n.name} with one more user stack by AF_XDP",
+                why=f"stack {held} holds its queues, and a queue has one AF_XDP UMEM",
+                hint='use io = "tap", or give each user stack devices of its own',
+            )
+
+    def _held(self, s: Stack, n: NicSpec) -> str:
+        """The other stack that has AF_XDP sockets on the NIC; empty: none."""
+        holders = (o.name for o in self._others(s) for m in o.nics if m.ifindex == n.ifindex and m.xsk)
+        return next(holders, "")
+
+    def _with_sockets(self, s: Stack) -> list[NicSpec]:
+        """The stack's NICs, with those marked where a process 0 that starts is to have AF_XDP sockets. Runs in a
+        thread.
+        """
+        io = s.config.io
+        facts = ports.facts_of(s.nics) if io == AUTO else {}
+        return [
+            replace(
+                n,
+                xsk=ports.fit_for_sockets(io, facts.get(n.slot)) and not self._held(s, n),
+                xsk_mtu=0,
+                port=AF_XDP if io == AF_XDP else TAP,
+            )
+            for n in s.nics
+        ]
+
+    async def _settle(self, s: Stack, io: str = "") -> None:
+        """Give its NICs the ports that they are to have, by its policy or by io."""
+
+        def held(n: NicSpec) -> str:
+            return self._held(s, n)
+
+        try:
+            await s.ports.settle(io or s.config.io, there(s.nics), s.first, held)
+        except DmmError:
+            if io:
+                await self._settle(s)
+            raise
+
+    async def _settle_all(self) -> None:
+        for s in list(self._stacks.values()):
+            await self._settle(s)
+
+    def _others(self, s: Stack) -> list[Stack]:
+        return [other for other in self._stacks.values() if other is not s]
+
+    def _leave(self, s: Stack) -> None:
+        """Our programs off the stack's NICs, but for those where another stack needs them."""
+        shared = {n.ifindex for other in self._others(s) for n in other.nics}
+        self._nics.detach(s.stack_id, s.nics, shared)
+        if not self._others(s):
+            beside.leave(self._nics)
+
+    async def _start(self, s: Stack, number: int) -> None:
+        record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
+        record.stack_id = s.stack_id
+        if number == 0:
+            s.nics = await in_thread(self._with_sockets, s)
+        record.nics = [n.name for n in s.nics]
+        self._run.save(self._state)
+        process = Process(
+            record,
+            self._spec(s, record),
+            self._attached,
+            renew=lambda: self._renew(s, record),
+            save=lambda: self._run.keep(self._state),
+            changed=lambda p: self._changed(s, p),
+        )
+        s.processes.append(process)
+        await process.start()
+        if not self._watch:
+            work = (self._watch_beats(), self._portwatch.run())
+            self._watch = [asyncio.get_running_loop().create_task(one) for one in work]
+
+    def _renew(self, s: Stack, record: StackState) -> StackSpec:
+        """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
+        with self._renewing:
+            before = {n.slot: n.ifindex for n in s.nics}
+            s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
+            for n in there(s.nics):
+                sockets = s.config.io == AF_XDP and record.process == 0
+                if sockets or before[n.slot] != n.ifindex:
+                    s.ports.begin(n, s.config.io)
+            if record.process == 0:
+                s.nics = self._with_sockets(s)
+        record.nics = [n.name for n in s.nics]
+        spec = self._spec(s, record)
+        return replace(spec, nics=there(spec.nics))
+
+    def _spec(self, s: Stack, record: StackState) -> StackSpec:
+        maps, config = self._attached.maps, s.config
+        return StackSpec(
+            instance=self._state.instance,
+            name=s.name,
+            stack_id=s.stack_id,
+            k=record.k,
+            device=record.device,
+            nics=s.nics if record.process == 0 else [replace(n, xsk=False, port=TAP) for n in s.nics],
+            xsks_fd=maps["xsks"].fd,
+            congestion=config.congestion,
+            sndbuf_bytes=config.sndbuf_bytes or 0,
+            rcvbuf_bytes=config.rcvbuf_bytes or 0,
+            memory_bytes=(config.memory_bytes or 0) // config.processes,
+            max_connections=-(-config.max_connections // config.processes)
+            if config.max_connections
+            else MAX_CONNECTIONS,
+            syn_cookies=config.syn_cookies,
+            busy_poll_us=config.busy_poll_us,
+            run_dir=self._run.path,
+            netns_fd=self._netns.fd,
+            process=record.process,
+            cgroup=str(group_of(self._state.instance, record)),
+        )
+
+    async def _watch_beats(self) -> None:
+        """Says it when a process hangs, and when it runs again; the hooks see that by themselves."""
+        while True:
+            await asyncio.sleep(BEATS_S)
+            now = {(s.name, p.number): p for s in self._stacks.values() for p in s.processes if p.hung}
+            for key, p in now.items():
+                if key not in self._hung:
+                    log.warning("stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid)
+                    self._notify({"type": "stack", "stack": key[0], "process": key[1], "state": "hung"})
+            for name, number in self._hung - now.keys():
+                log.info("stack %s runs again, or is gone", process_label(name, number))
+            self._hung = set(now)
+
+    def _changed(self, s: Stack, p: Process) -> None:
+        self._publish(s)
+        if p.number == 0 and p.status == "up":
+            s.note_sockets(p)
+            self._portwatch.hurry()
+        label = p.record.label
+        if p.status == "up":
+            log.info("stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics))
+        else:
+            left = "the other processes" if s.status == "up" else "its fallback"
+            log.warning("stack %s went down: %s; new flows go to %s", label, p.reason, left)
+        event = {"type": "stack", "stack": s.name, "process": p.number, "state": p.status}
+        self._notify(event | ({"pid": p.pid} if p.status == "up" else {"reason": p.reason}))
+
+    async def _stop(self, name: str, number: int) -> None:
+        """Stop a process, and with its last one the stack."""
+        s = self._stacks.get(name)
+        if s is None:
+            return
+        p = s.process(number)
+        if p is not None:
+            p.retiring = True
+            self._publish(s)
+            await p.stop()
+            s.processes.remove(p)
+            self._forget(p.record)
+        self._drains.pop((name, number), None)
+        self._publish(s)
+        if not s.processes:
+            await s.ports.close()
+            self._leave(s)
+            del self._stacks[name]
+        self._run.keep(self._state)
+
+    def _forget(self, record: StackState) -> None:
+        stackdevice.remove_all(record.k)
+        procgroup.remove(group_of(self._state.instance, record))
+        if record in self._state.stacks:
+            self._state.stacks.remove(record)
+
+    def _end_strays(self) -> None:
+        """Records of processes that are not ours to keep: numbered for a policy that was refused, or left draining by
+        a Resource Director that was killed.
+        """
+        kept = {id(p.record) for s in self._stacks.values() for p in s.processes}
+        for record in [r for r in self._state.stacks if id(r) not in kept]:
+            if record.pid:
+                if kill_process(record.pid, record.start_time):
+                    log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
+                end_flows(self._attached.maps, record)
+            self._forget(record)
+        self._run.keep(self._state)
+
+    async def _drain(self, name: str, p: Process) -> None:
+        while True:
+            try:
+                stats = await p.supervisor.query("stats")
+                if not stats["connections"]:
+                    break
+            except (DmmError, OSError):
+                break
+            await asyncio.sleep(1)
+        async with self._lock:
+            if p.retiring:
+                log.info("stack %s has no flows left and is stopped", p.record.label)
+                self._drains.pop((name, p.number), None)
+                await self._stop(name, p.number)
+
+    def _publish(self, s: Stack) -> None:
+        """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
+        value = abi.new("dmm_stack_state")
+        for p in s.processes:
+            value.seats[p.number] = p.record.seat
+            if p.retiring:
+                continue
+            value.processes = max(value.processes, p.number + 1)
+            if p.status == "up":
+                value.up |= 1 << p.number
+                value.pid = value.pid or p.pid
+        key = struct.pack("=I", s.stack_id)
+        self._attached.maps["stack_state"].update(key, abi.pack(value))
+        if s.processes and not any(p.status == "up" for p in s.processes):
+            # Nobody is left who could tell a SYN cookie from any other number.
+            self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))

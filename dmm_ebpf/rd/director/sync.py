@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting a compiled policy into the kernel's maps, whole or not at all.
+
+Owns the order of writes. Every policy map has two halves, and control[0].generation says by its lowest bit which one
+the programs read. apply() fills the other half, then writes control[0]: that one write is the change. Whatever fails
+before it leaves the running policy as it was; nothing that fails after it is allowed to matter.
+
+A program that read the old generation may run on for a moment after the change, so the old half is not touched
+until an RCU grace period has passed. The wait is the kernel's own: bpf(2) BPF_MAP_UPDATE_ELEM on a map of maps
+returns only after synchronize_rcu(), so an inner map is put once more where it already is.
+
+listeners[] has, per half, the table each listening socket's peers are looked up in. BPF fills it in when a socket
+begins to listen, for the policy of that moment; here it is worked out for the new policy: before the change for every
+listener there is, and after the grace period for those that appeared meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Protocol
+
+from dmm_ebpf import abi
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.loader import cgroup
+from dmm_ebpf.loader import maps as loader_maps
+from dmm_ebpf.rd.policy.compile import Compiled, Entries
+
+log = logging.getLogger(__name__)
+
+InnerKind = Literal["routes4", "routes6", "ports"]
+INNER_KINDS: tuple[InnerKind, ...] = ("routes4", "routes6", "ports")
+_U32_MAX = 0xFFFFFFFF
+_ZERO = struct.pack("=I", 0)
+# control[0] is written whole, by a change of policy in a thread and by set_events() in the event loop.
+_control_lock = threading.Lock()
+
+
+class Map(Protocol):
+    """What is asked of a map; dmm_ebpf.loader.maps.Map is one. Keys and values are packed as in abi.h."""
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value, or None when there is no such key."""
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Set key to value."""
+
+    def delete(self, key: bytes) -> Any:
+        """Remove key; one that is not there is no error."""
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value."""
+
+    def update_batch(self, keys: bytes, values: bytes, count: int) -> None:
+        """Set count keys, packed end to end, to as many values."""
+
+    def close(self) -> None:
+        """Give the descriptor back; the kernel keeps the map while something else holds it."""
+
+
+class InnerMaps(Protocol):
+    """Making the tries of one half, and putting them in; dmm_ebpf.loader.maps is one."""
+
+    def create_routes_map(self, kind: InnerKind, max_entries: int) -> Map:
+        """An empty LPM trie for kind, one of INNER_KINDS."""
+
+    def set_inner(self, outer: Any, index: int, inner: Any) -> None:
+        """Put inner at outer[index]; returns after an RCU grace period."""
+
+
+ForHalf = Callable[[int], object]
+ListenerSet = Callable[[bytes, int, int, int], object]
+InCgroup = Callable[[int, int], bool]
+
+
+def current_generation(maps: Mapping[str, Map]) -> int:
+    """The generation in force; 0 when there is no policy yet."""
+    value = maps["control"].lookup(_ZERO)
+    return int(abi.unpack("dmm_control", value).generation) if value else 0
+
+
+def next_generation(current: int) -> int:
+    """The generation after current: of the other parity, and never 0, which means no policy."""
+    return current + 1 if current < _U32_MAX else 2
+
+
+def apply(
+    maps: Mapping[str, Map],
+    compiled: Compiled,
+    *,
+    listener_set: ListenerSet,
+    inner: InnerMaps = loader_maps,
+    in_cgroup: InCgroup | None = None,
+    generation: int | None = None,
+    netns_cookie: int | None = None,
+    devices: ForHalf | None = None,
+    containers: bool = False,
+) -> int:
+    """Put compiled in force; returns its generation.
+
+    listener_set: (key, half, table, rule) sets tables[half] and rules[half] of listeners[key] in place, leaving its
+    count alone; a key that is gone is no error. Must be a BPF program's write: user space cannot write part of a value.
+    inner: makes and places the tries.
+    in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it; None: by their paths.
+    generation: must have the other parity than the one in force; None: the next one.
+    netns_cookie: for control[0]; None: as it is there.
+    devices: writes, for that half, which devices compiled.forwards hold for; called before the change.
+    containers: whether sockets of other network namespaces are meant.
+    DmmError, and the running policy untouched, when the kernel refuses something.
+    """
+    below = in_cgroup or in_cgroup_by_path(cgroup.path_of)
+    swap = _Swap(maps, compiled, inner, listener_set, below, devices)
+    return swap.run(generation, netns_cookie, control_flags(compiled, containers=containers))
+
+
+def control_flags(compiled: Compiled, *, containers: bool) -> int:
+    """Of enum dmm_control_flag, those that a policy decides."""
+    flags = C.DMM_CONTROL_CONTAINERS if containers else 0
+    return flags | (C.DMM_CONTROL_FORWARD if containers or compiled.forwards else 0)
+
+
+def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
+    """An InCgroup from what gives a cgroup's path below the cgroup v2 mount by its id; None: it is gone."""
+    paths: dict[int, list[str] | None] = {}
+
+    def parts(cgroup_id: int) -> list[str] | None:
+        if cgroup_id not in paths:
+            path = path_of(cgroup_id)
+            paths[cgroup_id] = None if path is None else [part for part in path.split("/") if part]
+        return paths[cgroup_id]
+
+    def test(cgroup_id: int, ancestor_id: int) -> bool:
+        if cgroup_id == ancestor_id:
+            return True
+        below, above = parts(cgroup_id), parts(ancestor_id)
+        return below is not None and above is not None and below[: len(above)] == above
+
+    return test
+
+
+@contextlib.contextmanager
+def _control(control_map: Map) -> Iterator[Any]:
+    """control[0] to be changed; written back when the block ends without an error."""
+    with _control_lock:
+        value = control_map.lookup(_ZERO)
+        control = abi.unpack("dmm_control", value) if value else abi.new("dmm_control")
+        yield control
+        control_map.update(_ZERO, abi.pack(control))
+
+
+def set_events(maps: Mapping[str, Map], wanted: bool) -> None:
+    """Whether the programs put events in the ring; the policy in force stays."""
+    with _control(maps["control"]) as control:
+        if wanted:
+            control.flags |= C.DMM_CONTROL_EVENTS
+        else:
+            control.flags &= ~C.DMM_CONTROL_EVENTS
+
+
+class _Swap:
+    """One change of policy."""
+
+    def __init__(  # noqa: PLR0917 - what apply() was given
+        self,
+        maps: Mapping[str, Map],
+        compiled: Compiled,
+        inner: InnerMaps,
+        listener_set: ListenerSet,
+        in_cgroup: InCgroup,
+        devices: ForHalf | None,
+    ) -> None:
+        self.maps = maps
+        self.compiled = compiled
+        self.inner = inner
+        self.listener_set = listener_set
+        self.in_cgroup = in_cgroup
+        self.devices = devices
+        self.half = 0
+        self.tries: dict[InnerKind, Map] = {}
+
+    def run(self, generation: int | None, netns_cookie: int | None, flags: int) -> int:
+        current = current_generation(self.maps)
+        new = next_generation(current) if generation is None else generation
+        if not 0 < new <= _U32_MAX or (new & 1 == current & 1 and current):
+            raise ValueError(f"generation {new} cannot follow {current}: both are in one half")
+        self.half = new & 1
+        try:
+            self._fill()
+            self._listeners()
+            self._flip(new, netns_cookie, flags)
+        except BaseException:
+            self._clear(self.half)
+            self._close()
+            raise
+        self._settle(new)
+        self._close()
+        return new
+
+    def _fill(self) -> None:
+        for kind in INNER_KINDS:
+            entries: Entries = getattr(self.compiled, kind)
+            trie = self.inner.create_routes_map(kind, max(1, entries.count))
+            self.tries[kind] = trie
+            if entries.count:
+                trie.update_batch(entries.keys, entries.values, entries.count)
+        # Each waits for a grace period, tens of milliseconds; side by side they wait for the same one.
+        with ThreadPoolExecutor(len(self.tries), "dmm-inner") as pool:
+            putting = [
+                pool.submit(self.inner.set_inner, self.maps[kind], self.half, trie)
+                for kind, trie in self.tries.items()
+            ]
+        for put in putting:
+            put.result()
+        set_rules(self.maps, self.half, dict(enumerate(self.compiled.rules)))
+        for index, forward in enumerate(self.compiled.forwards):
+            self.maps["forwards"].update(struct.pack("=I", self.half * C.DMM_MAX_FORWARDS + index), forward)
+        if self.devices is not None:
+            self.devices(self.half)
+        empty = bytes(abi.sizeof("dmm_stack"))
+        for number in range(C.DMM_MAX_STACKS):
+            key = struct.pack("=I", self.half * C.DMM_MAX_STACKS + number)
+            self.maps["stacks"].update(key, self.compiled.stacks.get(number, empty))
+        self.maps["heads"].update(struct.pack("=I", self.half), self.compiled.head)
+
+    def _flip(self, generation: int, netns_cookie: int | None, flags: int) -> None:
+        with _control(self.maps["control"]) as control:
+            control.abi_version = C.DMM_ABI_VERSION
+            control.generation = generation
+            control.flags = control.flags & C.DMM_CONTROL_EVENTS | flags
+            if netns_cookie is not None:
+                control.netns_cookie = netns_cookie
+
+    def _settle(self, generation: int) -> None:
+        """What is left when the policy is in force; a failure here costs memory or lateness, so it is logged."""
+        try:
+            self.inner.set_inner(self.maps["routes4"], self.half, self.tries["routes4"])
+            self._listeners()
+        except DmmError as error:
+            log.warning("policy generation %d is in force, but listeners may lag: %s", generation, error)
+            return
+        self._clear(self.half ^ 1)
+
+    def _listeners(self) -> None:
+        set_listener_tables(
+            self.maps["listeners"], self.compiled.rules, self.half, self.listener_set, self.in_cgroup
+        )
+
+    def _clear(self, half: int) -> None:
+        """Free the tries of a half that no program reads."""
+        for kind in INNER_KINDS:
+            with contextlib.suppress(DmmError):
+                self.maps[kind].delete(struct.pack("=I", half))
+
+    def _close(self) -> None:
+        for trie in self.tries.values():
+            trie.close()
+
+
+def set_rules(maps: Mapping[str, Map], half: int, rules: Mapping[int, bytes]) -> None:
+    """Write rules of a half by their index. In the half in force only what a rule's names stand for may differ: each
+    rule is one write, and a program may see some of them before others.
+    """
+    for index, rule in rules.items():
+        maps["rules"].update(struct.pack("=I", half * C.DMM_MAX_RULES + index), rule)
+
+
+def set_listener_tables(
+    listeners: Map, rules: Sequence[bytes], half: int, listener_set: ListenerSet, in_cgroup: InCgroup
+) -> None:
+    """Have the peers of every listening socket looked up, in that half, where these rules say."""
+    unpacked = [abi.unpack("dmm_rule", rule) for rule in rules]
+    for key, value in list(listeners.items()):
+        listener = abi.unpack("dmm_listener", value)
+        table, rule = listener_table(unpacked, listener, in_cgroup)
+        if (listener.tables[half], listener.rules[half]) != (table, rule):
+            listener_set(key, half, table, rule)
+
+
+def listener_table(rules: Sequence[Any], listener: Any, in_cgroup: InCgroup) -> tuple[int, int]:
+    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in bpf/bind.h; or (0, 0).
+    One that is bound to a device is the kernel's.
+    """
+    if listener.device:
+        return 0, 0
+    for number, rule in enumerate(rules, 1):
+        if _matches(rule, listener, in_cgroup):
+            return int(rule.table), number
+    return 0, 0
+
+
+def _matches(rule: Any, listener: Any, in_cgroup: InCgroup) -> bool:
+    flags = rule.flags
+    if not rule.directions & C.DMM_DIR_LISTEN:
+        return False
+    if flags & C.DMM_RULE_UID and not rule.uid_first <= listener.uid <= rule.uid_last:
+        return False
+    if flags & C.DMM_RULE_MARK and listener.mark & rule.mark_mask != rule.mark:
+        return False
+    if flags & C.DMM_RULE_NETNS and listener.netns_cookie != rule.netns_cookie:
+        return False
+    if flags & C.DMM_RULE_COMM and abi.text(listener.comm) != abi.text(rule.comm):
+        return False
+    return not flags & C.DMM_RULE_CGROUP or in_cgroup(listener.cgroup_id, rule.cgroup_id)

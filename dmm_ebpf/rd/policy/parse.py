@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a policy file to a Policy, or to one sentence for each thing that is wrong, and where.
+
+Owns the reading, the checks that need more than one key to see, and the wording and place of every error. A Policy that
+load() or parse() returns is complete: every name it uses exists, no two routes contradict, and it fits the limits of
+abi.h. Nothing here touches the kernel; what only this host can answer (does the cgroup exist, is the congestion
+control loaded) is compile.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import itertools
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dmm_ebpf.abi import C
+from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd.policy import toml_limits
+from dmm_ebpf.rd.policy.locate import describe, place
+from dmm_ebpf.rd.policy.model import (
+    BUILT_IN,
+    KERNEL,
+    MAX_USER_PROCESSES,
+    REJECT,
+    STACK_RECORDS,
+    KeysRefusedError,
+    Policy,
+    Record,
+    RouteRecord,
+    Rule,
+    Stack,
+    UserStack,
+    check_name,
+    forward_entries,
+)
+from dmm_ebpf.rd.policy.routes import RouteTable
+from dmm_ebpf.rd.policy.routes_file import (
+    MAX_ROUTES,
+    Stamp,
+    read_routes,
+    read_text_file,
+    require_regular,
+    stamp_of,
+)
+from dmm_ebpf.rd.policy.toml_limits import MAX_POLICY_BYTES
+from dmm_ebpf.rd.policy.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
+
+__all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
+
+_MAX_STACKS = C.DMM_MAX_STACKS - 1
+MAX_ERRORS = 20  # of one policy; each costs a walk over the text
+_SUGGESTIONS_FROM = 1000  # names that are compared, a tenth of a millisecond each
+_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
+
+# What TCP has no socket option for.
+_OF_A_NAMESPACE = {
+    key: f"Linux has it for a whole network namespace only (sysctl net.ipv4.tcp_{key}), where it holds for the sockets "
+    "of every stack; of one stack set user_timeout_ms"
+    for key in ("retries1", "retries2", "syn_retries", "orphan_retries")
+}
+_FORWARD_KEYS = {"sources": "from", "in_interface": "in_interface"}
+
+KeyPath = tuple[str | int, ...]
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def load(path: Path) -> Policy:
+    """The policy in the file at path; PolicyError when it is refused."""
+    return parse(read(path), source=str(path), base=path.parent)
+
+
+def read(path: Path) -> str:
+    """The text of the policy file at path; PolicyError when there is none."""
+    data = read_text_file(path, "policy", MAX_POLICY_BYTES)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PolicyError(f"accept {path}:{line}", why="it is not UTF-8", hint="save it as UTF-8") from None
+
+
+def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None = None) -> Policy:
+    """The policy in text. source names it in errors; routes_from is relative to base. files, if given, is told the
+    routes files that were looked at, also when the policy is refused.
+    """
+    return _Parser(text, source, base, {} if files is None else files).policy()
+
+
+def _suggest(name: object, known: Iterable[str], kind: str) -> str:
+    """What to do about an unknown name."""
+    names = list(itertools.islice(known, _SUGGESTIONS_FROM))
+    close = difflib.get_close_matches(str(name)[:64], names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    if not names:
+        return f"no {kind} is defined"
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"known are {listed}"
+
+
+class _EnoughError(Exception):
+    """As many errors as are told of one policy."""
+
+
+class _Parser:
+    """One policy text on its way to a Policy. What is wrong with one part of it keeps no other from being read."""
+
+    def __init__(self, text: str, source: str, base: Path, files: dict[Path, Stamp]) -> None:
+        self.text = text
+        self.source = source
+        self.base = base
+        self.stacks: dict[str, Stack] = {}
+        self.named: Collection[str] = ()  # also those that are refused
+        self.reject_used = False
+        self.files = files
+        self.tables: dict[str, RouteTable] = {}
+        self.rules: list[Rule] = []
+        self.wrong: list[PolicyError] = []
+
+    def policy(self) -> Policy:
+        data = self._toml()
+        with contextlib.suppress(_EnoughError):
+            self._read(data)
+        if self.wrong:
+            first, *others = self.wrong
+            first.others = tuple(others)
+            raise first
+        stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
+        if self.reject_used:
+            stacks[REJECT] = BUILT_IN[REJECT]
+        return Policy(
+            source=self.source,
+            text=self.text,
+            stacks=stacks,
+            rules=tuple(self.rules),
+            tables=self.tables,
+            files=self.files,
+        )
+
+    def _read(self, data: dict[str, Any]) -> None:
+        for key in data:
+            if key not in ("stacks", "rules", "tables"):
+                self._note(self._unknown_key((key,), ("stacks", "rules", "tables")))
+        for read in (self._read_stacks, self._read_tables, self._read_rules, self._check_limits):
+            with self._noting():
+                read(data)
+
+    def _note(self, error: PolicyError) -> None:
+        """_EnoughError: no more are wanted."""
+        self.wrong.append(error)
+        if len(self.wrong) >= MAX_ERRORS:
+            raise _EnoughError
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """A part of the policy, which is given up at the first error; what comes behind it goes on."""
+        try:
+            yield
+        except PolicyError as error:
+            self._note(error)
+
+    def _place(self, path: KeyPath) -> str:
+        return place(self.source, self.text, path)
+
+    def _refused(self, path: KeyPath, why: str, hint: str = "") -> PolicyError:
+        return PolicyError(f"accept {self._place(path)}", why=f"{describe(path)}: {why}", hint=hint)
+
+    def _unknown_key(self, path: KeyPath, known: Iterable[str]) -> PolicyError:
+        above = describe(path[:-1])
+        why = f"unknown key {shown(path[-1])}"
+        hint = _OF_A_NAMESPACE.get(str(path[-1])) or _suggest(path[-1], known, "key")
+        return PolicyError(f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint)
+
+    def _toml(self) -> dict[str, Any]:
+        toml_limits.check(self.text, self.source)
+        try:
+            return tomllib.loads(self.text)
+        except RecursionError:
+            raise PolicyError(f"accept {self.source}", why="its values are nested too deeply") from None
+        except tomllib.TOMLDecodeError as error:
+            raise self._syntax(str(error)) from None
+        except ValueError:
+            # int() gives up on more than sys.get_int_max_str_digits(), and tomllib lets that through.
+            raise self._syntax("a number has too many digits") from None
+
+    def _syntax(self, message: str) -> PolicyError:
+        match = _TOML_PLACE.search(message)
+        why = _TOML_PLACE.sub("", message)
+        if match is None:
+            place = self.source
+        elif match[1]:
+            place = f"{self.source}:{match[1]}"
+            why += f", at column {match[2]}"
+        else:
+            place = f"{self.source}:{max(1, len(self.text.splitlines()))}"
+            why += ", at the end of the file"
+        return PolicyError(
+            f"accept {place}", why=f"it is not TOML: {why[:1].lower()}{why[1:]}", hint="see https://toml.io"
+        )
+
+    def _table(self, parent: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        value = parent.get(str(path[-1]), {})
+        if not isinstance(value, dict):
+            raise self._refused(path, f"expected a table, [{path[-1]}.NAME]")
+        return value
+
+    def _array(self, value: object, path: KeyPath, header: str) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self._refused(path, f"expected tables, each beginning with {header}")
+        return value
+
+    def _record(self, kind: type[AnyRecord], data: object, path: KeyPath) -> AnyRecord:
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table")
+        known, olds = kind.keys(), kind.old_keys()
+        unknown = itertools.islice((key for key in data if key not in known and key not in olds), MAX_ERRORS)
+        wrong = [self._unknown_key((*path, key), known) for key in unknown]
+        try:
+            made = kind.read(data)
+        except KeysRefusedError as error:
+            wrong += [self._refused_key(path, key, refused) for key, refused in error.keys.items()]
+        if not wrong:
+            return made
+        for one in wrong[:-1]:
+            self._note(one)
+        raise wrong[-1]
+
+    def _refused_key(self, path: KeyPath, key: str, refused: ValueRefusedError | None) -> PolicyError:
+        if refused is None:
+            return self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
+        return self._refused((*path, key), refused.why, refused.hint)
+
+    def _name(self, name: str, what: str, path: KeyPath) -> None:
+        try:
+            check_name(name, what)
+        except ValueRefusedError as refused:
+            raise self._refused(path, refused.why, refused.hint) from None
+
+    def _read_stacks(self, data: dict[str, Any]) -> None:
+        stacks = self._table(data, ("stacks",))
+        if len(stacks) > _MAX_STACKS:
+            raise self._refused(
+                ("stacks",), f"there are {len(stacks)} stacks", f"a policy has at most {_MAX_STACKS}"
+            )
+        self.named = stacks.keys()
+        for name, stack in stacks.items():
+            with self._noting():
+                self.stacks[name] = self._read_stack(name, stack)
+        users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
+        processes = 0
+        for name, user in users.items():
+            processes += user.processes
+            if processes > MAX_USER_PROCESSES:
+                why = f"{len(users)} user stacks have {sum(u.processes for u in users.values())} processes together"
+                hint = f"a policy has at most {MAX_USER_PROCESSES}"
+                raise self._refused(("stacks", name), why, hint)
+            with self._noting():
+                self._check_fallback(name, user)
+
+    def _read_stack(self, name: str, data: object) -> Stack:
+        path: KeyPath = ("stacks", name)
+        self._name(name, "stack", path)
+        if name in BUILT_IN:
+            raise self._refused(
+                path, f'"{name}" is always defined and cannot be redefined', "choose another name"
+            )
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]")
+        kind = data.get("kind")
+        if kind is None:
+            raise self._refused(
+                path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
+            )
+        if not isinstance(kind, str) or kind not in STACK_RECORDS:
+            hint = 'expected "kernel", "user" or "reject"'
+            raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
+        return self._record(STACK_RECORDS[kind], data, path)
+
+    def _check_fallback(self, name: str, stack: UserStack) -> None:
+        path: KeyPath = ("stacks", name, "fallback")
+        hint = self._stack_problem(stack.fallback)
+        if hint is not None:
+            raise self._refused(path, f"no stack is called {shown(stack.fallback)}", hint)
+        if isinstance(self.stacks.get(stack.fallback), UserStack):
+            itself = "itself" if stack.fallback == name else f'the user stack "{stack.fallback}"'
+            raise self._refused(path, f"it falls back to {itself}", "name a kernel or reject stack")
+
+    def _stack_problem(self, name: str) -> str | None:
+        """None when routes may name the stack, else what to do."""
+        if name in self.named or name == KERNEL:  # one that is refused is told of once
+            return None
+        if name == REJECT:
+            self.reject_used = True
+            return None
+        return _suggest(name, [*self.named, KERNEL, REJECT], "stack")
+
+    def _read_tables(self, data: dict[str, Any]) -> None:
+        for name, table in self._table(data, ("tables",)).items():
+            self.tables[name] = RouteTable(name)
+            with self._noting():
+                self._read_table(self.tables[name], table)
+            self._check_total()  # before another file is read
+
+    def _read_table(self, table: RouteTable, data: object) -> None:
+        path: KeyPath = ("tables", table.name)
+        self._name(table.name, "table", path)
+        header = f"[[tables.{table.name}.routes]]"
+        if not isinstance(data, dict):
+            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with {header}")
+        for key in data:
+            if key not in ("routes", "routes_from"):
+                self._note(self._unknown_key((*path, key), ("routes", "routes_from")))
+        with self._noting():
+            routes = self._array(data.get("routes", []), (*path, "routes"), header)
+            for position, route in enumerate(routes):
+                try:
+                    self._add_route(
+                        table, position, self._record(RouteRecord, route, (*path, "routes", position))
+                    )
+                except PolicyError as error:  # cheaper than _noting(), of which there may be a million
+                    self._note(error)
+        table.inline_count = len(table)
+        if "routes_from" in data:
+            with self._noting():
+                self._read_file(table, data["routes_from"], (*path, "routes_from"))
+        self._check_contradictions(table)
+
+    def _add_route(self, table: RouteTable, position: int, route: RouteRecord) -> None:
+        hint = self._stack_problem(route.stack)
+        if hint is not None:
+            path = ("tables", table.name, "routes", position, "stack")
+            raise self._refused(path, f"no stack is called {shown(route.stack)}", hint)
+        match = table.intern_match(route.match)
+        stack = table.intern_stack(route.stack)
+        for prefix in route.to:
+            table.add(prefix, match, stack, position)
+
+    def _read_file(self, table: RouteTable, name: object, path: KeyPath) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise self._refused(
+                path, f"{shown(name)} is not a file's name", 'expected for example "prefixes.csv"'
+            )
+        file = self.base / name
+        self.files[file] = stamp_of(file)
+        try:
+            require_regular(file, "routes file")
+        except PolicyError as error:
+            raise self._refused(path, f"routes file {file}: {error.why}", error.hint) from None
+        read_routes(file, table, self._stack_problem, self._note)
+
+    def _check_contradictions(self, table: RouteTable) -> None:
+        table.index_duplicates()
+        found = table.contradiction()
+        if found is None:
+            return
+        first, second = table[found.first], table[found.second]
+        ports = (
+            f"port {range_text(found.first_port, found.last_port)}" if second.match.ports else "every port"
+        )
+        protocol = f"{PROTOCOL_NAMES[found.proto]} " if found.proto else ""
+        raise PolicyError(
+            f"accept {self._route_place(table, found.second)}",
+            why=f"table {table.name} sends {second.prefix} {protocol}{ports} to {second.stack} here, and to "
+            f"{first.stack} at {self._route_place(table, found.first)}",
+            hint="remove one of the two routes, or make one more specific",
+        )
+
+    def _route_place(self, table: RouteTable, index: int) -> str:
+        if index < table.inline_count:
+            return self._place(("tables", table.name, "routes", table.origin[index]))
+        return table.where(index)
+
+    def _read_rules(self, data: dict[str, Any]) -> None:
+        items = self._array(data.get("rules", []), ("rules",), "[[rules]]")
+        if len(items) > C.DMM_MAX_RULES:
+            hint = f"a policy has at most {C.DMM_MAX_RULES}"
+            raise self._refused(("rules", C.DMM_MAX_RULES), f"there are {len(items)} rules", hint)
+        names: dict[str, int] = {}
+        for index, item in enumerate(items):
+            with self._noting():
+                self.rules.append(self._read_rule(index, item, names))
+        self._check_forwards(self.rules)
+
+    def _read_rule(self, index: int, data: object, names: dict[str, int]) -> Rule:
+        path: KeyPath = ("rules", index)
+        rule = self._record(Rule, data, path)
+        if rule.table not in self.tables:
+            hint = _suggest(rule.table, self.tables, "table")
+            raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
+        if rule.name is not None:
+            earlier = names.setdefault(rule.name, index)
+            if earlier != index:
+                why = f'rule {earlier + 1} is called "{rule.name}" too'
+                raise self._refused((*path, "name"), why, "give each rule its own name")
+        self._check_forward(rule, self.tables[rule.table], path)
+        return rule
+
+    def _check_forward(self, rule: Rule, table: RouteTable, path: KeyPath) -> None:
+        if not rule.forwards:
+            for field_name, key in _FORWARD_KEYS.items():
+                if getattr(rule, field_name) is not None:
+                    why = "it is for flows that the host forwards"
+                    raise self._refused((*path, key), why, 'add direction = "forward", or leave it out')
+            return
+        for key in ("cgroup", "uid", "comm", "mark", "netns"):
+            if getattr(rule, key) is not None:
+                why = 'with direction = "forward" there is no socket that it could be asked of'
+                raise self._refused((*path, key), why, "name from, in_interface or both instead")
+        for name in table.stack_names:
+            stack = self.stacks.get(name)
+            if isinstance(stack, UserStack) and stack.syn_cookies == "always":
+                why = f'its stack {name} has syn_cookies = "always", which a forwarded connection cannot have'
+                raise self._refused((*path, "table"), why, 'use syn_cookies = "auto"')
+
+    def _check_forwards(self, rules: list[Rule]) -> None:
+        total = 0
+        for index, rule in enumerate(rules):
+            total += forward_entries(rule)
+            if total > C.DMM_MAX_FORWARDS:
+                why = f"the rules for what is forwarded have more than {C.DMM_MAX_FORWARDS} sources together"
+                hint = f"a policy has at most {C.DMM_MAX_FORWARDS}, and a rule without from counts as one"
+                raise self._refused(("rules", index), why, hint)
+
+    def _check_limits(self, _data: dict[str, Any]) -> None:
+        if len(self.stacks) + self.reject_used > _MAX_STACKS:
+            raise self._refused(("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one")
+
+    def _check_total(self) -> None:
+        total = sum(len(table) for table in self.tables.values())
+        if total > MAX_ROUTES:
+            raise self._refused(
+                ("tables",), f"there are {total} routes", f"a policy has at most {MAX_ROUTES}"
+            )

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table of routes, small enough in memory for a million of them.
+
+Owns RouteTable: columns of integers, about 30 bytes a route, with Route records made on demand; and the rule that
+two routes of one table may not contradict each other.
+
+Precedence inside a table (the compiler and the evaluator both follow it):
+  1. the longest prefix that has a route for the protocol and port;
+  2. within one prefix: an exact port before a range of ports before every port;
+  3. within that: a route that names the protocol before one that takes both.
+Two routes that are equal in all three and share a port must name the same stack, then the first one counts;
+otherwise they contradict, which is refused.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dmm_ebpf.rd.policy.values import PORT_MAX, PROTOCOL_NAMES, Ports, Prefix, ports_text
+
+RANK_ANY, RANK_RANGE, RANK_EXACT = 0, 1, 2
+
+
+def prefix_key(family: int, addr: int, length: int) -> int:
+    """One integer for a prefix, distinct over both families."""
+    return length << 32 | addr if family == 4 else (256 | length) << 128 | addr
+
+
+class Match(NamedTuple):
+    """What a route asks of a flow beside its prefix: proto 0 is TCP and UDP, ports () is every port."""
+
+    proto: int
+    ports: Ports
+
+    @property
+    def takes_all(self) -> bool:
+        """True when every protocol and port matches."""
+        return self.proto == 0 and not self.ports
+
+
+class Route(NamedTuple):
+    """One route, as listings and the evaluator see it."""
+
+    prefix: Prefix
+    match: Match
+    stack: str
+    where: str  # "policy.toml, route 3 of table shop" or "prefixes.csv:17"
+
+    def text(self) -> str:
+        """For example "203.0.113.0/24 tcp 443,8000-8100"."""
+        return route_text(self.prefix, self.match)
+
+
+def route_text(prefix: Prefix, match: Match) -> str:
+    """A route's prefix, protocol and ports, in the order a policy names them."""
+    words = [str(prefix)]
+    if match.proto:
+        words.append(PROTOCOL_NAMES[match.proto])
+    if match.ports:
+        words.append(ports_text(match.ports) if match.proto else f"port {ports_text(match.ports)}")
+    return " ".join(words)
+
+
+class Contradiction(NamedTuple):
+    """Two routes of equal precedence, with a port in common, that name different stacks; indexes into the table."""
+
+    first: int
+    second: int
+    proto: int
+    first_port: int
+    last_port: int
+
+
+class RouteTable:
+    """The routes of one table in policy order: those written in the policy, then those of its file.
+
+    lengths holds the prefix length, addrs_hi and addrs_lo the address (addrs_lo alone for IPv4), matches and
+    stack_names the distinct values that match and stack index. origin holds for a route of the policy its
+    position among the table's routes, from 0 ("default" makes two routes with one origin), for a route of the
+    file its line, from 1.
+    """
+
+    __slots__ = (
+        "_match_index", "_stack_index", "addrs_hi", "addrs_lo", "duplicates", "families", "file", "inline_count",
+        "lengths", "match", "matches", "name", "origin", "stack", "stack_names",
+    )  # fmt: skip
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.file = ""  # the routes file, as errors show it
+        self.inline_count = 0  # routes before this index come from the policy
+        self.families = bytearray()
+        self.lengths = bytearray()
+        self.addrs_hi = array("Q")
+        self.addrs_lo = array("Q")
+        self.match = array("I")
+        self.stack = array("B")
+        self.origin = array("I")
+        self.matches: list[Match] = []
+        self.stack_names: list[str] = []
+        self.duplicates: dict[int, list[int]] = {}  # prefix key → its routes, where there are several
+        self._match_index: dict[Match, int] = {}
+        self._stack_index: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Route]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Route:
+        return Route(
+            self.prefix(index),
+            self.matches[self.match[index]],
+            self.stack_names[self.stack[index]],
+            self.where(index),
+        )
+
+    def prefix(self, index: int) -> Prefix:
+        """The prefix of a route."""
+        return Prefix(
+            self.families[index], self.addrs_hi[index] << 64 | self.addrs_lo[index], self.lengths[index]
+        )
+
+    def where(self, index: int) -> str:
+        """The place a route was written, for errors."""
+        if index < self.inline_count:
+            return f"route {self.origin[index] + 1} of table {self.name}"
+        return f"{self.file}:{self.origin[index]}"
+
+    def intern_match(self, match: Match) -> int:
+        """The index that add() takes for match."""
+        index = self._match_index.setdefault(match, len(self.matches))
+        if index == len(self.matches):
+            self.matches.append(match)
+        return index
+
+    def intern_stack(self, stack: str) -> int:
+        """The index that add() takes for a stack's name."""
+        index = self._stack_index.setdefault(stack, len(self.stack_names))
+        if index == len(self.stack_names):
+            self.stack_names.append(stack)
+        return index
+
+    def add(self, prefix: Prefix, match: int, stack: int, origin: int) -> None:
+        """Append a route; match and stack come from intern_match() and intern_stack()."""
+        family, addr, length = prefix
+        self.families.append(family)
+        self.lengths.append(length)
+        self.addrs_hi.append(addr >> 64)
+        self.addrs_lo.append(addr & 0xFFFFFFFFFFFFFFFF)
+        self.match.append(match)
+        self.stack.append(stack)
+        self.origin.append(origin)
+
+    def keys(self) -> Iterator[int]:
+        """prefix_key() of each route, in order."""
+        for family, hi, lo, length in zip(
+            self.families, self.addrs_hi, self.addrs_lo, self.lengths, strict=True
+        ):
+            yield length << 32 | lo if family == 4 else (256 | length) << 128 | hi << 64 | lo
+
+    def first_by_prefix(self) -> dict[int, int]:
+        """For each distinct prefix its key and its first route."""
+        first: dict[int, int] = {}
+        for index, key in enumerate(self.keys()):
+            first.setdefault(key, index)
+        return first
+
+    def index_duplicates(self) -> None:
+        """Fill in duplicates; called once, when all routes are there."""
+        first: dict[int, int] = {}
+        duplicates: dict[int, list[int]] = {}
+        for index, key in enumerate(self.keys()):
+            earlier = first.setdefault(key, index)
+            if earlier != index:
+                duplicates.setdefault(key, [earlier]).append(index)
+        self.duplicates = duplicates
+
+    def contradiction(self) -> Contradiction | None:
+        """The first contradiction in policy order of its second route, or None; needs index_duplicates()."""
+        found = [c for group in self.duplicates.values() if (c := self._contradiction_in(group))]
+        return min(found, key=lambda c: (c.second, c.first)) if found else None
+
+    def _contradiction_in(self, group: list[int]) -> Contradiction | None:
+        spans: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for index in group:
+            match = self.matches[self.match[index]]
+            for first, last in match.ports or ((0, PORT_MAX),):
+                spans.setdefault((match.proto, port_rank(match.ports, first, last)), []).append(
+                    (first, last, index)
+                )
+        for (proto, _), items in spans.items():
+            items.sort()
+            reach: dict[
+                int, tuple[int, int]
+            ] = {}  # stack → (last port, route) of its span that reaches furthest
+            for first, last, index in items:
+                stack = self.stack[index]
+                for other, (other_last, other_index) in reach.items():
+                    if other != stack and first <= other_last:
+                        low, high = sorted((index, other_index))
+                        return Contradiction(low, high, proto, first, min(last, other_last))
+                if last > reach.get(stack, (-1, 0))[0]:
+                    reach[stack] = (last, index)
+        return None
+
+
+def port_rank(ports: Ports, first: int, last: int) -> int:
+    """How specific one port range of a route is: exact before range before any."""
+    if not ports:
+        return RANK_ANY
+    return RANK_EXACT if first == last else RANK_RANGE

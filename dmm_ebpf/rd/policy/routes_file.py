@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes files: a table's routes as comma separated values, up to millions of lines.
+
+Owns the reading of such a file into a RouteTable, line by line, with nothing kept but the table's columns. The columns
+are to, proto, ports, stack; a first line with exactly these names may head the file; proto and ports may be empty;
+ports that need commas are quoted, as in RFC 4180, or separated by spaces; blank lines and lines that begin with '#'
+are skipped. It refuses, with the line: anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes,
+what is not a regular file, what is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd.policy.routes import Match, RouteTable
+from dmm_ebpf.rd.policy.values import ValueRefusedError, parse_ports, parse_prefix, parse_protocol, shown
+
+HEADER = ("to", "proto", "ports", "stack")
+MAX_LINE = 4096
+MAX_ROUTES = 8_000_000
+_EXPECTED = "expected to,proto,ports,stack, for example 203.0.113.0/24,tcp,443,wan"
+
+Stamp = tuple[int, ...] | None
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells one content at path, whatever links lead there, from the next: device, inode, size, and the times of
+    change in ns; None when there is no such file now.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_text_file(path: Path, what: str, limit_bytes: int) -> bytes:
+    """The bytes of a regular file of at most limit_bytes; PolicyError tells what is wrong with it otherwise."""
+    require_regular(path, what)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise unreadable(path, what, error) from None
+    if len(data) > limit_bytes:
+        raise PolicyError(
+            f"read {what} {path}",
+            why=f"it is larger than {limit_bytes >> 20} MiB",
+            hint="move long lists of routes to a file and name it in routes_from",
+        )
+    return data
+
+
+def require_regular(path: Path, what: str) -> None:
+    """PolicyError unless path is a regular file."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise unreadable(path, what, error) from None
+    if stat.S_ISDIR(mode):
+        raise PolicyError(f"read {what} {path}", why="it is a directory", hint="name a file")
+    if not stat.S_ISREG(mode):
+        raise PolicyError(f"read {what} {path}", why="it is not a regular file", hint="name a regular file")
+
+
+def unreadable(path: Path, what: str, error: OSError | ValueError) -> PolicyError:
+    """The PolicyError for a file that cannot be opened or read."""
+    if isinstance(error, FileNotFoundError):
+        return PolicyError(
+            f"read {what} {shown(str(path))[1:-1]}", why="there is no such file", hint="check the path"
+        )
+    why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return PolicyError(f"read {what} {shown(str(path))[1:-1]}", why=why.lower())
+
+
+def read_routes(
+    path: Path,
+    table: RouteTable,
+    stack_known: Callable[[str], str | None],
+    wrong: Callable[[PolicyError], None],
+) -> None:
+    """Append the routes of the file to table. stack_known gives None for a defined stack, else why and what to do.
+    wrong is told of each line that is refused, and may raise; PolicyError: no more can be read.
+    """
+    require_regular(path, "routes file")
+    table.file = str(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            _Reader(path, table, stack_known, wrong).read(file)
+    except UnicodeDecodeError as error:
+        raise PolicyError(
+            f"read routes file {path}", why=f"it is not UTF-8 ({error.reason})", hint="save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise unreadable(path, "routes file", error) from None
+
+
+class _Reader:
+    """One pass over one file; the two caches make a line cost little more than its prefix."""
+
+    def __init__(
+        self,
+        path: Path,
+        table: RouteTable,
+        stack_known: Callable[[str], str | None],
+        wrong: Callable[[PolicyError], None],
+    ) -> None:
+        self.path = path
+        self.wrong = wrong
+        self.table = table
+        self.stack_known = stack_known
+        self.stacks: dict[str, int] = {}
+        self.matches: dict[tuple[str, str], int] = {}
+        self.line = 0
+
+    def refuse(self, why: str, hint: str = "") -> PolicyError:
+        return PolicyError(f"accept {self.path}:{self.line}", why=why, hint=hint)
+
+    def read(self, file: TextIO) -> None:
+        readline = file.readline
+        matches, stacks, add = self.matches, self.stacks, self.table.add
+        first = True
+        while text := readline(MAX_LINE):
+            self.line += 1
+            if len(text) == MAX_LINE and text[-1] != "\n":
+                raise self.refuse(f"the line is longer than {MAX_LINE} characters", _EXPECTED)
+            try:
+                fields = self._fields(text)
+                if not fields:
+                    continue
+                if first:
+                    first = False
+                    fields[0] = fields[0].removeprefix("\ufeff")
+                    if tuple(fields) == HEADER:
+                        continue
+                if len(fields) != 4:
+                    raise self.refuse(f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED)
+                to, proto, ports, stack = fields
+                match = matches.get((proto, ports))
+                if match is None:
+                    match = self._match(proto, ports)
+                stack_index = stacks.get(stack)
+                if stack_index is None:
+                    stack_index = self._stack(stack)
+                for prefix in parse_prefix(to):
+                    add(prefix, match, stack_index, self.line)
+            except ValueRefusedError as error:
+                self.wrong(self.refuse(error.why, error.hint))
+            except PolicyError as error:
+                self.wrong(error)
+            if len(self.table) > MAX_ROUTES:
+                raise self.refuse(f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes")
+
+    def _fields(self, text: str) -> list[str]:
+        if '"' not in text:
+            text = text.strip()
+            return [] if not text or text[0] == "#" else [field.strip() for field in text.split(",")]
+        try:
+            rows = list(csv.reader([text], strict=True))
+        except csv.Error as error:
+            raise self.refuse(
+                f"{shown(text.strip())} is not comma separated values ({error})", _EXPECTED
+            ) from None
+        return [field.strip() for field in rows[0]]
+
+    def _match(self, proto: str, ports: str) -> int:
+        number = parse_protocol(proto.lower())
+        spaced = re.sub(r"\s*-\s*", "-", ports.replace(",", " "))
+        ranges = parse_ports(", ".join(spaced.split())) if ports else ()
+        index = self.table.intern_match(Match(number, ranges))
+        self.matches[(proto, ports)] = index
+        return index
+
+    def _stack(self, stack: str) -> int:
+        if (problem := self.stack_known(stack)) is not None:
+            raise self.refuse(f"no stack is called {shown(stack)}", problem)
+        index = self.table.intern_stack(stack)
+        self.stacks[stack] = index
+        return index
