@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.director.nics import Serving
+from dmm_ebpf.rd.director.phase import DRAINING, Phase
 from dmm_ebpf.rd.director.ports import AF_XDP, Ports
 from dmm_ebpf.rd.director.processes import Process
 from dmm_ebpf.rd.policy.model import UserStack
@@ -62,7 +63,7 @@ class Stack(Serving):
     @property
     def first(self) -> Process | None:
         """Process 0, if it is there; it alone has AF_XDP sockets."""
-        return next((p for p in self.processes if p.number == 0 and p.status == "up"), None)
+        return next((p for p in self.processes if p.number == 0 and p.is_up), None)
 
     def note_sockets(self, p: Process) -> None:
         """Where process 0, which has just come up, has AF_XDP sockets."""
@@ -77,8 +78,8 @@ class Stack(Serving):
         """up while any process takes new flows."""
         active = [p for p in self.processes if not p.retiring]
         if not active:
-            return "draining"
-        return "up" if any(p.shown == "up" for p in active) else active[0].shown
+            return DRAINING
+        return Phase.UP if any(p.shown == Phase.UP for p in active) else active[0].shown
 
     @property
     def reason(self) -> str:

@@ -25,6 +25,7 @@ from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd.director import endflows, load, standing
 from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.nics import DeviceGoneError
+from dmm_ebpf.rd.director.phase import DRAINING, HUNG, Phase, move
 from dmm_ebpf.rd.director.rundir import StackState
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.threads import in_thread
@@ -53,13 +54,13 @@ class Process:
         save: Callable[[], None],
         changed: Callable[[Process], None],
     ) -> None:
-        """renew makes the spec of the next process, in a thread. save keeps the record. changed is called when status
-        has become "up" or "down", not for a stop() that was asked for; what it raises for "up" ends the process.
+        """renew makes the spec of the next process, in a thread. save keeps the record. changed is called when phase
+        has become UP or DOWN, not for a stop() that was asked for; what it raises for UP ends the process.
         """
         self.record = record
         self.retiring = False  # carries its flows to their end, and gets no new one
-        self.status = "starting"
-        self.reason = ""
+        self.phase = Phase.STARTING
+        self.reason = ""  # of what is not as it should be
         self.restarts = 0
         self.sums: Mapping[int, bool] = {}  # by slot: whether checksums are left to what takes its frames
         self.zerocopy: Mapping[int, bool] = {}  # by slot of a NIC where it has AF_XDP sockets,
@@ -73,7 +74,19 @@ class Process:
         self._changed = changed
         self._ending: asyncio.Task[None] | None = None
         self._orphans: asyncio.TimerHandle | None = None
-        self._stopping = False
+
+    def _become(self, phase: Phase, reason: str = "") -> None:
+        self.phase = move(self.record.label, self.phase, phase, reason)
+        self.reason = reason
+
+    @property
+    def _stopping(self) -> bool:
+        return self.phase is Phase.STOPPING
+
+    @property
+    def is_up(self) -> bool:
+        """It serves; it may hang, and it may be on its way out."""
+        return self.phase is Phase.UP
 
     @property
     def number(self) -> int:
@@ -84,14 +97,12 @@ class Process:
     def hung(self) -> bool:
         """It has not run for a while, though it is up: the hooks give it no new flow."""
         record = self.record
-        return self.status == "up" and load.hung(
-            self._attached.maps["stack_load"], record.stack_id, record.process
-        )
+        return self.is_up and load.hung(self._attached.maps["stack_load"], record.stack_id, record.process)
 
     @property
     def pid(self) -> int:
         """0: there is none now."""
-        return self.record.pid if self.status == "up" else 0
+        return self.record.pid if self.is_up else 0
 
     async def start(self) -> None:
         """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
@@ -107,7 +118,7 @@ class Process:
 
     async def stop(self) -> None:
         """End the process, reset its flows, and take away what led to it."""
-        self.status, self._stopping = "stopping", True
+        self._become(Phase.STOPPING)
         steps = Steps(f"stop stack {self.record.label}")
         await steps.wait("its process", self.supervisor.stop())
         if self._ending is not None:
@@ -119,7 +130,7 @@ class Process:
 
     def standing(self) -> list[Item]:
         """What has to stand on the host while the process is up."""
-        if self.status != "up":
+        if not self.is_up:
             return []
         label, spec = self.record.label, self.supervisor.spec
         return [
@@ -129,10 +140,10 @@ class Process:
 
     @property
     def shown(self) -> str:
-        """The status as listings say it."""
+        """The phase as listings say it."""
         if self.hung:
-            return "hung"
-        return "draining" if self.retiring and self.status == "up" else self.status
+            return HUNG
+        return DRAINING if self.retiring and self.is_up else self.phase
 
     def describe(self) -> dict[str, Any]:
         """For `dmm-ebpf stacks`."""
@@ -164,12 +175,12 @@ class Process:
         self._save()
         self.xsk_mtu = int(info["xsk_mtu"])
         self.no_sockets = {int(slot): why for slot, why in info["no_sockets"].items()}
-        self.status, self.reason = "up", ""
+        self._become(Phase.UP)
         try:
             self._lead_in()
             self._changed(self)
         except (DmmError, OSError) as e:
-            self.status, self.reason = "down", str(e)
+            self._become(Phase.DOWN, str(e))
             raise
 
     def _renewed(self) -> StackSpec:
@@ -188,7 +199,7 @@ class Process:
         before = {n.ifindex: n for n in self.supervisor.spec.nics}
         for n in nics:
             old = before.get(n.ifindex, n)
-            if n.mtu != old.mtu and self.status == "up":
+            if n.mtu != old.mtu and self.is_up:
                 await self.supervisor.query("configure", slot=n.slot, mtu=n.mtu)
 
     async def send_by(self, n: NicSpec, port: str) -> None:
@@ -231,7 +242,7 @@ class Process:
 
     def _on_down(self, reason: str) -> Awaitable[Any]:
         """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
-        self.status, self.reason = "down", reason
+        self._become(Phase.DOWN, reason)
         self.record.pid = 0
         self.restarts += 1
         # First, so that no new flow is given to it while the old ones are reset.

@@ -26,11 +26,12 @@ from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached
-from dmm_ebpf.rd.director import beside, load, ports, rundir
+from dmm_ebpf.rd.director import beside, ports, rundir, stackrow
 from dmm_ebpf.rd.director.beside import Beside
 from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.nics import Nics, ServedNic, there, xdp_mode
 from dmm_ebpf.rd.director.onestack import Stack
+from dmm_ebpf.rd.director.phase import HUNG, Phase
 from dmm_ebpf.rd.director.ports import AF_XDP, AUTO, TAP, Ports
 from dmm_ebpf.rd.director.portwatch import PortWatch
 from dmm_ebpf.rd.director.processes import Process, end_flows, group_of
@@ -59,17 +60,6 @@ def free_k(used: Collection[int]) -> int:
         why=f"all {stackdevice.MAX_K} numbers are taken in this network namespace",
         hint="detach an instance, or use fewer user stacks or fewer processes",
     )
-
-
-def _xdp(s: Stack) -> dict[str, str]:
-    """How AF_XDP works on each NIC that has it, in words; "metadata": checksums are left to what takes the frames."""
-    zerocopy, sums = (s.first.zerocopy, s.first.sums) if s.first else ({}, {})
-    return {
-        n.name: f"{xdp_mode(n)}, {'zero-copy' if zerocopy.get(n.slot) else 'copy'}"
-        f"{', metadata' if sums.get(n.slot) else ''}"
-        for n in s.nics
-        if s.ports.of(n).port == AF_XDP
-    }
 
 
 class StackManager:
@@ -126,35 +116,8 @@ class StackManager:
                 raise
 
     def describe(self, name: str) -> dict[str, Any]:
-        """State of a user stack for `dmm-ebpf stacks`; a stack nobody routes to is "off". pid and device are those of
-        its first process.
-        """
-        s = self._stacks.get(name)
-        if s is None or not s.processes:
-            return {
-                "state": "off",
-                "reason": "no route leads to it",
-                "pid": None,
-                "restarts": 0,
-                "nics": [],
-                "port": None,
-                "ports": [],
-            }
-        rows = [p.describe() | {"full": self._full(s, p)} for p in s.processes]
-        ports_now = s.ports.rows(s.nics)
-        return {
-            "state": s.status,
-            "reason": s.reason,
-            "pid": rows[0]["pid"],
-            "restarts": sum(p.restarts for p in s.processes),
-            "device": rows[0]["device"],
-            "nics": [n.name for n in s.nics],
-            "port": ports.shown(ports_now),
-            "ports": ports_now,
-            "xdp": _xdp(s),
-            "processes": rows,
-            "full": self._why_full(s),
-        }
+        """See stackrow.row()."""
+        return stackrow.row(self._stacks.get(name), self._attached.maps["stack_load"])
 
     def standing(self) -> list[Item]:
         """What has to stand on the host for the stacks that are there."""
@@ -188,13 +151,11 @@ class StackManager:
     def takes_flows(self, name: str) -> bool:
         """True if new flows reach the stack: it is up, and not full."""
         s = self._stacks.get(name)
-        return s is not None and s.status == "up" and not self._why_full(s)
-
-    def _full(self, s: Stack, p: Process) -> list[str]:
-        return load.reasons(self._attached.maps["stack_load"], s.stack_id, p.number) if p.pid else []
-
-    def _why_full(self, s: Stack) -> list[str]:
-        return load.together(self._full(s, p) for p in s.processes if p.status == "up" and not p.retiring)
+        return (
+            s is not None
+            and s.status == Phase.UP
+            and not stackrow.why_full(s, self._attached.maps["stack_load"])
+        )
 
     def names(self) -> list[str]:
         """User stacks that exist here, draining ones included."""
@@ -202,12 +163,7 @@ class StackManager:
 
     async def query_all(self, method: str, *, within_s: float | None = None) -> dict[tuple[str, int], Any]:
         """method asked of every process that is up, by stack and number; one that does not answer is left out."""
-        up = [
-            (name, p)
-            for name, s in self._stacks.items()
-            for p in s.processes
-            if p.status == "up" and not p.hung
-        ]
+        up = [(name, p) for name, s in self._stacks.items() for p in s.processes if p.is_up and not p.hung]
         asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return {
@@ -220,7 +176,7 @@ class StackManager:
         """What the processes that are up say of their connections, asked of each in parts: a list of a hundred thousand
         would take a stack process more memory than they do. One that ends meanwhile may be missing, or hide another.
         """
-        for p in [p for s in self._stacks.values() for p in s.processes if p.status == "up" and not p.hung]:
+        for p in [p for s in self._stacks.values() for p in s.processes if p.is_up and not p.hung]:
             first = 0
             while True:
                 try:
@@ -510,24 +466,24 @@ class StackManager:
             for key, p in now.items():
                 if key not in self._hung:
                     log.warning("stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid)
-                    self._notify({"type": "stack", "stack": key[0], "process": key[1], "state": "hung"})
+                    self._notify({"type": "stack", "stack": key[0], "process": key[1], "state": HUNG})
             for name, number in self._hung - now.keys():
                 log.info("stack %s runs again, or is gone", process_label(name, number))
             self._hung = set(now)
 
     def _changed(self, s: Stack, p: Process) -> None:
         self._publish(s)
-        if p.number == 0 and p.status == "up":
+        if p.number == 0 and p.is_up:
             s.note_sockets(p)
             self._portwatch.hurry()
         label = p.record.label
-        if p.status == "up":
+        if p.is_up:
             log.info("stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics))
         else:
-            left = "the other processes" if s.status == "up" else "its fallback"
+            left = "the other processes" if s.status == Phase.UP else "its fallback"
             log.warning("stack %s went down: %s; new flows go to %s", label, p.reason, left)
-        event = {"type": "stack", "stack": s.name, "process": p.number, "state": p.status}
-        self._notify(event | ({"pid": p.pid} if p.status == "up" else {"reason": p.reason}))
+        event = {"type": "stack", "stack": s.name, "process": p.number, "state": p.phase}
+        self._notify(event | ({"pid": p.pid} if p.is_up else {"reason": p.reason}))
 
     async def _stop(self, name: str, number: int) -> None:
         """Stop a process, and with its last one the stack."""
@@ -591,11 +547,11 @@ class StackManager:
             if p.retiring:
                 continue
             value.processes = max(value.processes, p.number + 1)
-            if p.status == "up":
+            if p.is_up:
                 value.up |= 1 << p.number
                 value.pid = value.pid or p.pid
         key = struct.pack("=I", s.stack_id)
         self._attached.maps["stack_state"].update(key, abi.pack(value))
-        if s.processes and not any(p.status == "up" for p in s.processes):
+        if s.processes and not any(p.is_up for p in s.processes):
             # Nobody is left who could tell a SYN cookie from any other number.
             self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))
