@@ -47,10 +47,13 @@ class UsageError(DmmError):
 
 
 class PolicyError(DmmError):
-    """A policy file that is refused; the running policy stays. others: what else is wrong with it, each a sentence."""
+    """A policy file that is refused; the running policy stays. others: what else is wrong with it, each a sentence.
+    enough: no more was looked for.
+    """
 
     exit_code = 2
     others: tuple[PolicyError, ...] = ()
+    enough = False
 
     def all(self) -> tuple[PolicyError, ...]:
         """All that is wrong, this first."""
@@ -59,7 +62,9 @@ class PolicyError(DmmError):
     def to_wire(self) -> dict[str, Any]:
         """With the others, which have none themselves."""
         wire = super().to_wire()
-        return wire | {"others": [one.to_wire() for one in self.others]} if self.others else wire
+        if self.others:
+            wire |= {"others": [one.to_wire() for one in self.others], "enough": self.enough}
+        return wire
 
 
 class PrivilegeError(DmmError):
@@ -104,4 +109,5 @@ def from_wire(error: dict[str, Any]) -> DmmError:
     if isinstance(made, PolicyError):
         others = [from_wire(one) for one in error.get("others") or () if isinstance(one, dict)]
         made.others = tuple(one for one in others if isinstance(one, PolicyError))
+        made.enough = error.get("enough") is True
     return made

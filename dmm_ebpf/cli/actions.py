@@ -8,7 +8,7 @@ failure is a DmmError.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import heapq
 import os
 import re
 import sys
@@ -21,6 +21,8 @@ from dmm_ebpf.show import units
 from dmm_ebpf.show.flowfilter import FlowFilter, looks_like_port, parse_endpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dmm_ebpf.rd.policy.model import Policy
     from dmm_ebpf.rd.policy.warnings import Warned
 
@@ -94,8 +96,11 @@ def policy_check(file: Path, *, as_json: bool) -> None:
     except PolicyError as exc:
         if as_json:
             told = [output.error_json(one) for one in exc.all()]
-            told[0].pop("others", None)
-            output.print_json({"ok": False, "error": told[0], "errors": told, "warnings": []})
+            for key in ("others", "enough"):
+                told[0].pop(key, None)
+            output.print_json(
+                {"ok": False, "error": told[0], "errors": told, "enough": exc.enough, "warnings": []}
+            )
         raise
     counts = policy_counts(policy)
     warned, more = _warnings(policy)
@@ -108,12 +113,21 @@ def policy_check(file: Path, *, as_json: bool) -> None:
 
 
 def _warnings(policy: Policy) -> tuple[list[Warned], int]:
-    """The first of what is to warn of, and of how much more."""
+    """The first of what is to warn of, by line, and of how much more."""
+    from dmm_ebpf.rd.policy.locate import order
     from dmm_ebpf.rd.policy.warnings import warnings
 
-    found = iter(warnings(policy))
-    first = list(itertools.islice(found, _MAX_WARNINGS))
-    return first, sum(1 for _ in found)
+    total = 0
+
+    def found() -> Iterator[Warned]:
+        """There may be one for each of millions of routes: they are counted as they pass, and not kept."""
+        nonlocal total
+        for one in warnings(policy):
+            total += 1
+            yield one
+
+    first = heapq.nsmallest(_MAX_WARNINGS, found(), key=lambda one: order(policy.source, one.place))
+    return first, total - len(first)
 
 
 def _print_warnings(warned: list[Warned], more: int) -> None:

@@ -118,8 +118,11 @@ def _failed(exc: Exception, *, as_json: bool) -> int:
     if as_json and not output.json_was_printed():
         output.print_json({"error": output.error_json(error)})
     code = _complain(str(error), error.exit_code)
-    for other in error.others if isinstance(error, PolicyError) else ():
-        _say(str(other))
+    if isinstance(error, PolicyError):
+        for other in error.others:
+            _say(str(other))
+        if error.enough:
+            output.note("no more than these were looked for: there may be others")
     return code
 
 

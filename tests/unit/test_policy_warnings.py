@@ -46,16 +46,16 @@ routes_from = "routes.csv"
 WRONG_CSV = "10.0.0.0/8, tcp, 443, a\nnonsense\n10.0.0.0/9, tcp, 0, a\n10.0.0.0/10, tcp, 1, d\n"
 # Every one of them, each once; b is refused, and so no route to it or fallback would be told of besides.
 FOUND = [
-    ("p.toml:6", "stack a: unknown key"),
     ("p.toml:4", "stack a, congestion"),
     ("p.toml:5", "stack a, io"),
+    ("p.toml:6", "stack a: unknown key"),
     ("p.toml:8", "stack b: the key"),
+    ("p.toml:13", "rule 1, comm"),
+    ("p.toml:16", 'no table is called "u"'),
     ("p.toml:22", "table t, route 2, to"),
     ("routes.csv:2", "columns, not 4"),
     ("routes.csv:3", "0 is not a port"),
     ("routes.csv:4", 'no stack is called "d"'),
-    ("p.toml:13", "rule 1, comm"),
-    ("p.toml:16", 'no table is called "u"'),
 ]
 
 
@@ -84,6 +84,37 @@ def test_no_more_errors_are_looked_for_than_are_read() -> None:
     with pytest.raises(PolicyError) as caught:
         policy.parse(many, source="p.toml", base=Path("/"))
     assert len(caught.value.all()) == policy.MAX_ERRORS
+    assert caught.value.enough
+
+
+OUT_OF_ORDER = """
+[[rules]]
+table = "t"
+uid = "no-such-user-here"
+[[tables.t.routes]]
+to = "10.0.0/8"
+stack = "wan"
+[stacks.wan]
+kind = "user"
+congestion = "vegas"
+"""
+
+
+def test_errors_are_told_line_by_line(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError) as caught:
+        policy.parse(OUT_OF_ORDER, source="p.toml", base=tmp_path)
+    places = [error.what for error in caught.value.all()]
+    assert places == ["accept p.toml:4", "accept p.toml:6", "accept p.toml:10"]
+    assert not caught.value.enough
+
+
+def test_errors_of_other_files_come_behind_those_of_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("no prefix,,,kernel\n" * 11)
+    text = '[tables.t]\nroutes_from = "b.csv"\n[stacks.s]\n'
+    with pytest.raises(PolicyError) as caught:
+        policy.parse(text, source="p.toml", base=tmp_path)
+    places = [error.what.rpartition("/")[2] for error in caught.value.all()]
+    assert places == ["accept p.toml:3", *(f"b.csv:{line}" for line in range(1, 12))]
 
 
 @pytest.mark.usefixtures("run_root")
@@ -134,12 +165,12 @@ to = "default"
 stack = "kernel"
 """
 WARNED = [
-    (14, "is compared letter by letter"),
-    (11, "is never reached: 1: cgroup /shop.slice comes before it"),
     (6, "stack idle is used by no route"),
-    (27, "table u is looked up by no rule"),
-    (19, "route 10.0.0.0/8 port 80-81 is never reached"),
+    (11, "is never reached: 1: cgroup /shop.slice comes before it"),
+    (14, "is compared letter by letter"),
     (15, "leads to w, which carries TCP alone"),
+    (19, "route 10.0.0.0/8 port 80-81 is never reached"),
+    (27, "table u is looked up by no rule"),
 ]
 
 

@@ -51,6 +51,14 @@ def place(source: str, text: str, path: Sequence[str | int]) -> str:
     return f"{source}:{line}" if line else source
 
 
+def order(source: str, at: str) -> tuple[bool, str, int]:
+    """What to sort places (as place() gives them) by: the policy's own lines, then those of other files."""
+    file, _, line = at.rpartition(":")
+    if at == source or not (file and line.isascii() and line.isdecimal()):
+        file, line = at, "0"
+    return file != source, file, int(line)
+
+
 def describe(path: Sequence[str | int]) -> str:
     """A key path in words: ("tables", "shop", "routes", 2, "to") is "table shop, route 3, to"."""
     singular = {"stacks": "stack", "tables": "table", "rules": "rule", "routes": "route"}

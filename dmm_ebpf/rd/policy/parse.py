@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import toml_limits
-from dmm_ebpf.rd.policy.locate import describe, place
+from dmm_ebpf.rd.policy.locate import describe, order, place
 from dmm_ebpf.rd.policy.model import (
     BUILT_IN,
     KERNEL,
@@ -127,8 +127,8 @@ class _Parser:
         with contextlib.suppress(_EnoughError):
             self._read(data)
         if self.wrong:
-            first, *others = self.wrong
-            first.others = tuple(others)
+            first, *others = sorted(self.wrong, key=self._order)
+            first.others, first.enough = tuple(others), len(self.wrong) >= MAX_ERRORS
             raise first
         stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
         if self.reject_used:
@@ -163,6 +163,9 @@ class _Parser:
             yield
         except PolicyError as error:
             self._note(error)
+
+    def _order(self, error: PolicyError) -> tuple[bool, str, int]:
+        return order(self.source, error.what.removeprefix("accept "))
 
     def _place(self, path: KeyPath) -> str:
         return place(self.source, self.text, path)
