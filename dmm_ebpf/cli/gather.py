@@ -67,10 +67,9 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         names = client.instances() if self._instance is None else [self._instance]
-        homeless = [] if names else client.homeless()
-        if not names and not homeless:
+        if not names:
             note("no instance is attached; dmm-ebpf attach starts one")
-        for name in names or homeless:
+        for name in names:
             given = False
             try:
                 for row in _rows(self._method, name, self._offline):
@@ -82,7 +81,8 @@ class Rows:
                 if isinstance(exc, client.NotServingError):
                     note(f"instance {name}: {exc.why}; left out")
                     continue
-                if self._instance is not None or homeless or client.socket_path(name).parent.is_dir():
+                here = isinstance(exc, client.HomelessError) or client.socket_path(name).parent.is_dir()
+                if self._instance is not None or here:
                     self._error = self._error or exc
                 # Otherwise it was detached since the names were read.
 

@@ -29,6 +29,11 @@ def process_label(name: str, process: int) -> str:
     return f"{name}@{process}" if process else name
 
 
+def control_path(run_dir: Path, label: str) -> Path:
+    """The socket of the process of that label."""
+    return run_dir / f"stack-{label}.sock"
+
+
 def pid_path(run_dir: Path, label: str) -> Path:
     """The file with the pid and start time of the process of that label."""
     return run_dir / f"stack-{label}.pid"
@@ -128,7 +133,7 @@ class StackSpec:
     @property
     def control_path(self) -> Path:
         """The stack process's socket."""
-        return Path(self.run_dir) / f"stack-{self.label}.sock"
+        return control_path(Path(self.run_dir), self.label)
 
     @property
     def pid_path(self) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dmm_ebpf.loader import bpf, bpffs, tcx
 from dmm_ebpf.rd.api.client import Client
+from dmm_ebpf.rd.director.rundir import RunDir
 from lab import wait_for
 from lab.waiting import wait_pid_gone
 
@@ -145,10 +146,38 @@ def test_an_instance_whose_namespace_is_deleted_detaches(wired):
     assert not Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}").exists()
 
 
+def test_a_run_directory_that_somebody_removes_is_made_anew(wired):
+    routed = wired.attach_client()
+    folder = RunDir(routed.instance).path
+    policy = routed.ask("policy", "show")
+    for gone in (folder, folder / "rd.sock"):
+        shutil.rmtree(folder) if gone == folder else gone.unlink()
+        wait_for((folder / "rd.sock").exists, WITHIN_S, f"{gone} to come back")
+        (status,) = routed.ask("status")
+        assert (status["rd"], status["pid"]) == ("up", routed.process.pid)
+        assert routed.ask("policy", "show") == policy
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert RunDir(routed.instance).holder() == routed.process.pid
+    assert RunDir(routed.instance).is_locked()
+    wait_for(lambda: _missing(routed), WITHIN_S, "what nobody can put back to be told of")
+    (missing,) = _missing(routed)
+    assert missing["what"] == "control sockets of stack processes" and "that of wan" in missing["why"]
+
+    stack = routed.stack("wan")["pid"]
+    routed.kill_director()
+    routed.restart()
+    assert wait_pid_gone(stack, WITHIN_S), "what cannot be asked is not taken over"
+    wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
+    routed.cli("detach", "--instance", routed.instance)
+    assert not folder.exists() and not Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}").exists()
+
+
 def test_an_instance_whose_run_directory_was_removed_is_not_taken_for_none(wired):
     routed = wired.attach_client()
+    other = wired.attach_server(None)
     named = ("--instance", routed.instance)
-    shutil.rmtree(f"/run/dmm-ebpf/{routed.instance}")
+    routed.kill_director()
+    shutil.rmtree(RunDir(routed.instance).path)
     told = f"/run/dmm-ebpf/{routed.instance} is gone, though its programs are attached"
     for words in (
         ("status",),
@@ -161,5 +190,6 @@ def test_an_instance_whose_run_directory_was_removed_is_not_taken_for_none(wired
         assert done.returncode == 1, (words, done)
         assert told in done.stderr, words
         assert f"dmm-ebpf detach --instance {routed.instance}" in done.stderr
+    assert f"instance {other.instance}\n" in routed.cli("status", check=False).stdout
     routed.cli("detach", *named)
     assert not Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}").exists()

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.loader import bpffs
 from dmm_ebpf.rd.api import client, wire
 from dmm_ebpf.rd.api.wire import WireError
 from dmm_ebpf.rd.director import rundir
@@ -113,6 +114,7 @@ def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory in the place of /run/dmm-ebpf, with a name short enough for sun_path (unix(7))."""
     root = Path(tempfile.mkdtemp(prefix="dmm-u-", dir="/tmp"))
     monkeypatch.setattr(rundir, "ROOT", root)
+    monkeypatch.setattr(bpffs, "TOP", root.name)  # the host's instances are none of the test's
     yield root
     shutil.rmtree(root)
 

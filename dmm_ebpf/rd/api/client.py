@@ -38,24 +38,18 @@ def socket_path(instance: str) -> Path:
 
 
 def instances() -> list[str]:
-    """Names of the instances with a run directory, sorted; an RD may be dead. Raises PrivilegeError."""
-    try:
-        names = [folder.name for folder in listing.folders(rundir.ROOT)]
-    except PermissionError as exc:
-        raise _not_permitted("list the instances") from exc
-    return [name for name in names if is_name(name)]
-
-
-def homeless() -> list[str]:
-    """Names of instances that somebody took the run directory from: their programs are attached, and nobody can be
-    asked. Sorted; empty for who may not look.
+    """Names of the instances with a run directory or with programs that are attached, sorted; an RD may be dead. Raises
+    PrivilegeError.
     """
     from dmm_ebpf import loader
 
     try:
-        return sorted(set(loader.instances()) - set(instances()))
-    except DmmError:
-        return []
+        names = {folder.name for folder in listing.folders(rundir.ROOT) if is_name(folder.name)}
+    except PermissionError as exc:
+        raise _not_permitted("list the instances") from exc
+    with contextlib.suppress(DmmError):  # for who may not look there
+        names |= set(loader.instances())
+    return sorted(names)
 
 
 def _not_permitted(what: str) -> PrivilegeError:
@@ -64,6 +58,10 @@ def _not_permitted(what: str) -> PrivilegeError:
 
 class NotServingError(NotAttachedError):
     """A living process has the instance, and does not serve it yet, or no longer."""
+
+
+class HomelessError(NotAttachedError):
+    """Somebody took the run directory of the instance away: its programs are attached, and nobody can be asked."""
 
 
 class Client(Closing):
@@ -239,12 +237,16 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
 
 
 def _absent(what: str, instance: str) -> NotAttachedError:
-    if instance in homeless():
-        return NotAttachedError(
-            what,
-            why=f"its run directory {rundir.ROOT / instance} is gone, though its programs are attached",
-            hint=f"take them away with dmm-ebpf detach --instance {instance}, and attach it again",
-        )
+    from dmm_ebpf import loader
+
+    with contextlib.suppress(DmmError):
+        if instance in loader.instances():
+            return HomelessError(
+                what,
+                why=f"its run directory {rundir.ROOT / instance} is gone, though its programs are attached",
+                hint="its Resource Director, if it lives, makes it anew within a second; else take them away with "
+                f"dmm-ebpf detach --instance {instance}, and attach it again",
+            )
     return NotAttachedError(
         what,
         why="there is no such instance",

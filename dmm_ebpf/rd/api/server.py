@@ -41,6 +41,7 @@ class Server:
         self._instance = instance
         self._path = path
         self._stop = asyncio.Event()
+        self._listening: asyncio.Server | None = None
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.Task[None]] = set()
         self._idle: dict[
@@ -62,13 +63,7 @@ class Server:
 
     async def serve(self) -> None:
         """Answer until stop() is called or a client asks for it. Returns with the socket still in place."""
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()  # the lock is ours, so a socket that stands here is stale
-        mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(self._client, str(self._path), backlog=MAX_CLIENTS)
-        finally:
-            os.umask(mask)
+        await self.listen()
         loop = asyncio.get_running_loop()
         instance = self._instance
         watches = [
@@ -80,12 +75,26 @@ class Server:
                 self._stop_when_orphaned(),
             )
         ]
-        async with server:
-            await self._stop.wait()
+        await self._stop.wait()
+        if self._listening is not None:
+            self._listening.close()
         for watch in watches:
             watch.cancel()
         # What they were putting back must not come after it has been removed.
         await asyncio.gather(*watches, return_exceptions=True)
+
+    async def listen(self) -> None:
+        """Make the socket, also in the place of one that was removed: its clients are served to their end."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # the lock is ours, so a socket that stands here is stale
+        mask = os.umask(0o177)
+        try:
+            new = await asyncio.start_unix_server(self._client, str(self._path), backlog=MAX_CLIENTS)
+        finally:
+            os.umask(mask)
+        old, self._listening = self._listening, new
+        if old is not None:
+            old.close()
 
     def stop(self) -> None:
         """End serve()."""

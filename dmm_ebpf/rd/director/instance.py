@@ -94,7 +94,7 @@ class Instance:
         self.earlier = Earlier(attached, netns.cookie)
         self.groups = Groups(attached, Path(state.cgroup), self.guard.look_soon, self.earlier.look)
         self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
-        self._ground = [
+        self.ground: list[Item] = [
             Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
             Hooks(attached, Path(state.cgroup), self.groups),
             Pins(attached),
@@ -364,7 +364,7 @@ class Instance:
     # -- what has to stand on the host --
 
     def _standing(self) -> list[Item]:
-        return [*self._ground, *self.stacks.standing(), self.inside]
+        return [*self.ground, *self.stacks.standing(), self.inside]
 
     def _own_pids(self) -> list[int]:
         return [os.getpid(), *self.stacks.pids()]

@@ -160,6 +160,20 @@ class RunDir:
         self.relock_pid()
         return True
 
+    def stands(self) -> bool:
+        """True while the directory is there in which claim() has locked the instance."""
+        return _is_file(self._lock_fd, self.path / "lock")
+
+    def claim_again(self) -> None:
+        """claim(), after somebody has removed the directory. ConflictError if another process has the instance now."""
+        old, self._lock_fd = self._lock_fd, -1
+        try:
+            self.claim()
+        except DmmError:
+            self._lock_fd = old
+            raise
+        os.close(old)
+
     def holder(self) -> int:
         """The pid of the process that has the instance, as it says itself; 0 where nothing is said."""
         try:

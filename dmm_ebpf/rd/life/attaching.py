@@ -30,6 +30,7 @@ from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.rd.life import notify, starting
 from dmm_ebpf.rd.life.daemon import daemonize
 from dmm_ebpf.rd.life.detaching import detach, instances
+from dmm_ebpf.rd.life.home import Doors, Home
 from dmm_ebpf.rd.life.running import RunOptions, run
 from dmm_ebpf.rd.life.signals import Signals, Stop
 
@@ -61,7 +62,7 @@ def attach(options: AttachOptions) -> int:
 
     def serve_as_daemon(ready: Callable[[], None]) -> int:
         with starting.clean(run_dir):
-            starting.log_to(run_dir.log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1))
+            starting.log_to(starting.log_file(run_dir.log))
             return serve(ready)
 
     with Signals() as signals, starting.claimed(run_dir):
@@ -94,6 +95,7 @@ async def _main(
     for one in nested(options.instance):
         log.warning("%s", nested_text(one))
     server = Server(instance, run_dir.socket)
+    instance.ground += [Home(run_dir, instance.state, server.listen), Doors(run_dir, instance.state)]
     stop.then(server.stop, server.reload)
     try:
         serving = asyncio.get_running_loop().create_task(server.serve())

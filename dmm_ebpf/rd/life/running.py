@@ -27,6 +27,7 @@ from dmm_ebpf.rd.api.server import Server
 from dmm_ebpf.rd.director.instance import AttachOptions, Instance
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.rd.life import starting
+from dmm_ebpf.rd.life.home import Doors, Home
 from dmm_ebpf.rd.life.signals import HEARD, Signals, Stop
 from dmm_ebpf.rd.life.watcher import Watcher
 from dmm_ebpf.rd.policy.evaluate import is_below
@@ -109,6 +110,7 @@ async def _main(
     instance = await starting.opened(Instance.open(options, run_dir, netns, own_cgroup=True), stop, run_dir)
     _warn_of_others(instance, Path(options.cgroup))
     server = Server(instance, run_dir.socket)
+    instance.ground += [Home(run_dir, instance.state, server.listen), Doors(run_dir, instance.state)]
     serving = asyncio.get_running_loop().create_task(server.serve())
     status = None
     try:

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError, PrivilegeError
@@ -38,6 +39,20 @@ def log_to(stream: Any, level: int = logging.INFO) -> None:
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
+
+
+def log_file(path: Path) -> TextIO:
+    """To be logged to: the file at path is added to, line by line."""
+    return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
+def log_again(path: Path) -> None:
+    """A log that goes to the file at path does so once more, where that was removed."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler) and str(handler.stream.name) == str(path):
+            old = handler.setStream(log_file(path))
+            if old is not None:
+                old.close()
 
 
 @contextlib.contextmanager
