@@ -57,7 +57,8 @@ ITEMS = {
 WAYS = {"to the peer": (), "from the peer": ("-R",)}
 FLOWS = (2, 10, 50, 200)
 FILE_BYTES = 1_000_000
-CONNECT_PORT, CONNECTS = 4000, 4000
+CONNECT_PORT, CONNECTS = 4000, 1000
+CONNECT_TURNS = 4  # how often the two sides take turns, so that what the machine does besides meets both
 SECONDS = 2  # of each transfer, unless more are asked for
 SETUP_S = 3.5  # for the estimate: hosts, servers, an attach
 
@@ -221,7 +222,7 @@ def _connect(wire: _Wire) -> Found:
     start_server(wire.client, [program, "serve", "127.0.0.1", str(CONNECT_PORT)], CONNECT_PORT, log)
     argv: list[str | Path] = [program, "connect", "127.0.0.1", str(CONNECT_PORT), str(CONNECTS)]
     taken: dict[str, list[int]] = {KERNEL: [], ATTACHED: []}
-    for side in (KERNEL, ATTACHED, ATTACHED, KERNEL):
+    for side in (KERNEL, ATTACHED, ATTACHED, KERNEL) * CONNECT_TURNS:
         cgroup = wire.cgroup if side == ATTACHED else wire.plain
         taken[side] += map(int, cgroup.run(argv, host=wire.client).stdout.split())
     for side, found in taken.items():
