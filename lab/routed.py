@@ -22,7 +22,7 @@ from lab.cgroups import Cgroup
 from lab.hosts import Host, kill_group
 from lab.waiting import patient, wait_for
 
-CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
+CLI = (sys.executable, "-X", "faulthandler", "-m", "dmm_ebpf.cli.main")
 READY_TIMEOUT_S = 90.0  # a start compiles and verifies, which a busy machine takes long for
 STOP_TIMEOUT_S = 20.0
 _counter = itertools.count()
@@ -139,13 +139,21 @@ class Routed(Closing):
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(patient(STOP_TIMEOUT_S))
-            except subprocess.TimeoutExpired:
-                self.kill_director()
-                raise
+            except subprocess.TimeoutExpired as e:
+                raise DmmError("stop the Resource Director", why=self._last_words()) from e
             finally:
                 self.detach()
         else:
             self.detach()
+
+    def _last_words(self) -> str:
+        """Kill a Resource Director that does not end; what its threads were at, and its log before that."""
+        self.process.send_signal(signal.SIGABRT)  # Python's faulthandler prints them
+        try:
+            self.process.wait(patient(5))
+        except subprocess.TimeoutExpired:
+            self.kill_director()
+        return f"it did not end in {patient(STOP_TIMEOUT_S):g} s: {self.log.read_text()[-6000:]}"
 
     def detach(self) -> None:
         """`dmm-ebpf detach`, whatever is there."""
