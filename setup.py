@@ -6,6 +6,7 @@ from setuptools import setup
 setup(
     cffi_modules=[
         "dmm_ebpf/build_abi.py:ffibuilder",
+        "dmm_ebpf/kit/build_sim.py:ffibuilder",
         "dmm_ebpf/loader/build_libbpf.py:ffibuilder",
         "dmm_ebpf/userstack/build_core.py:ffibuilder",
     ]

@@ -45,6 +45,7 @@ CORE = "dmm_ebpf/userstack/core/"
 # From the bottom up: a room uses none that stands behind it.
 PYTHON = (
     Room("base", "errors, the ABI, small helpers", ("dmm_ebpf/*.py",)),
+    Room("kit", "congestion controls as plug-ins", ("dmm_ebpf/kit/*.py",), ("base",)),
     Room("hal", "devices, routes, sockets, namespaces", ("dmm_ebpf/hal/*.py",), ("base",)),
     Room("loader", "BPF programs and maps", ("dmm_ebpf/loader/*.py",), ("base", "hal")),
     Room("userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "hal")),
@@ -99,6 +100,12 @@ C = (
         ("base",),
     ),
     Room("cc", "congestion controls", tuple(CORE + n for n in ("cc.*", "cc_*", "hystart.h")), ("base",)),
+    Room(
+        "kit",
+        "controls as plug-ins, their simulator",
+        ("dmm_ebpf/kit/*.[ch]", "dmm_ebpf/kit/sim/*.[ch]"),
+        ("cc",),
+    ),
     Room(
         "tcp",
         "one end of a connection",

@@ -18,6 +18,10 @@ _PACKAGE = _HERE.parent
 _ROOT = _PACKAGE.parent
 _HEADERS = (
     _PACKAGE / "hal/halerr.h",
+    _HERE / "core/cc.h",
+    _HERE / "core/cc_guard.h",
+    _PACKAGE / "kit/ask.h",
+    _PACKAGE / "kit/native.h",
     _HERE / "core/api.h",
     _PACKAGE / "hal/afxdp.h",
     _PACKAGE / "hal/tap.h",
@@ -40,6 +44,7 @@ def sources() -> list[Path]:
     return [
         *sorted((_HERE / "core").glob("*.c")),
         *sorted((_PACKAGE / "hal").glob("*.c")),
+        *sorted((_PACKAGE / "kit").glob("[!_]*.c")),
         *sorted(_HERE.glob("[!_]*.c")),
     ]
 

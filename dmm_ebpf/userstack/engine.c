@@ -503,6 +503,13 @@ uint32_t dmm_engine_set_congestion(struct dmm_engine *e, const char *name)
 	return known;
 }
 
+void dmm_engine_set_congestion_ops(struct dmm_engine *e, const struct cc_ops *ops)
+{
+	engine_lock(e);
+	dmm_core_set_congestion_ops(e->core, ops);
+	engine_unlock(e);
+}
+
 void dmm_engine_set_syn_cookies(struct dmm_engine *e, uint32_t mode)
 {
 	engine_lock(e);

@@ -96,6 +96,8 @@ void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
+/* See dmm_core_set_congestion_ops(). */
+void dmm_engine_set_congestion_ops(struct dmm_engine *engine, const struct cc_ops *ops);
 /* See dmm_core_set_syn_cookies(). */
 void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
 enum dmm_engine_port { DMM_PORT_XSK = 0, DMM_PORT_TAP = 1 };

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds and runs the congestion control simulator (lab/sim/cc) with the product's own cc_*.c, unchanged.
+"""Builds and runs the simulator of congestion controls (dmm_ebpf/kit/sim) as a program, with reference controls
+(lab/sim/cc) and the product's own cc_*.c, unchanged.
 
 `python -m lab.sim.cclab [CC...]` prints goodput and queue over the matrix, the time of 1 MB, and shares.
 """
@@ -17,7 +18,8 @@ from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).parent
-CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
+PACKAGE = HERE.parent.parent / "dmm_ebpf"
+CORE = PACKAGE / "userstack" / "core"
 SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
 RATES_MBIT = (20, 100, 1000)
 RTTS_MS = (20, 100, 200)
@@ -43,7 +45,12 @@ class Flow:
 def build(directory: Path, *flags: str) -> Path:
     """Compile the simulator with the product's congestion controls into directory."""
     binary = directory / "ccsim"
-    sources = [*sorted((HERE / "cc").glob("*.c")), CORE / "cc_wan.c", CORE / "cc_bbr.c"]
+    sources = [
+        *sorted((HERE / "cc").glob("*.c")),
+        *sorted((PACKAGE / "kit/sim").glob("[!_]*.c")),
+        CORE / "cc_wan.c",
+        CORE / "cc_bbr.c",
+    ]
     strict = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
     subprocess.run(["cc", *strict, *flags, "-o", binary, *sources, "-lm"], check=True)
     return binary

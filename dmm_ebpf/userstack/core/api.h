@@ -20,6 +20,7 @@
 
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
+struct cc_ops;
 struct dmm_core;
 
 struct dmm_core_config {
@@ -269,6 +270,8 @@ void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, 
 /* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
  * changed. */
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
+/* The same for one that is not built in: ops stay good until the core is destroyed (cc_guard.h). */
+void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops);
 
 /*
  * What a device of the outer leg does with packets, from now on, also with those of open connections. device:

@@ -5,11 +5,22 @@
  * tcp.c owns loss detection (RACK), the delivery rate sample (draft-ietf-ccwg-bbr, section on delivery rate)
  * and pacing; a congestion control reads samples and sets cwnd_bytes and pacing_Bps. Pure computation: no
  * clock, no allocation; its state lives in struct cc.priv of the connection.
+ *
+ * This header is the whole interface of a congestion control that is built apart, as a shared object: it
+ * includes nothing else, and says CC_EXPORT() once. See docs/develop/congestion-control-plugin-c.md.
+ * Text below is read by cffi, which strips lines that start with '#'.
  */
 #ifndef DMM_CC_H
 #define DMM_CC_H
 
 #include <stdint.h>
+
+/* Of everything below; another number: what was built for it is refused */
+#define CC_ABI 1
+/* The name of what a shared object exports: one struct cc_export */
+#define CC_EXPORT_SYMBOL "dmm_cc_export"
+#define CC_EXPORT_SIZES sizeof(struct cc), sizeof(struct cc_sample), sizeof(struct cc_ops)
+#define CC_EXPORT(ops) const struct cc_export dmm_cc_export = {CC_ABI, CC_EXPORT_SIZES, &(ops)}
 
 struct cc_ops;
 
@@ -76,9 +87,22 @@ struct cc_ops {
 	/* The last on_enter_recovery or on_rto was for nothing: what it did may be taken back. Called in
 	 * recovery or after it. NULL: nothing is taken back. */
 	void (*on_undo)(struct cc *cc, uint64_t now_ns);
+	/* The connection has ended, or goes on by another control. NULL: nothing has to be let go. A core
+	 * that is destroyed does not say it of idle connections. */
+	void (*release)(struct cc *cc);
 };
 
-/* NULL: no such name */
+/* What a shared object exports. A built-in control has every function but on_undo and release; of one that is
+ * exported only on_ack must be there, cc_guard.h says what stands in for the others. */
+struct cc_export {
+	uint32_t abi; /* CC_ABI */
+	uint32_t cc_bytes;
+	uint32_t sample_bytes;
+	uint32_t ops_bytes;
+	const struct cc_ops *ops;
+};
+
+/* A built-in control; NULL: no such name */
 const struct cc_ops *cc_find(const char *name);
 
 extern const struct cc_ops cc_bbr;

@@ -121,6 +121,8 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 		c->leg[l].flags &= ~(uint32_t)TF_RST_DUE;
 		tcp_release(core, &c->leg[l]);
 	}
+	if (c->outer.cc.ops && c->outer.cc.ops->release)
+		c->outer.cc.ops->release(&c->outer.cc);
 	unhash(core, c);
 	halfopen_leave(core, c);
 	if (c->time_wait)

@@ -360,6 +360,11 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
 	return !!ops;
 }
 
+void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops)
+{
+	core->cc_ops = ops;
+}
+
 void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
 				uint32_t csum_partial)
 {

@@ -4,7 +4,7 @@
  * and BBR as Linux's tcp_bbr.c has it (version 1, here `bbr1`). Reference behaviour in floating point; never
  * part of the product.
  */
-#include "ccsim.h"
+#include "../../../dmm_ebpf/kit/sim/ccsim.h"
 
 #include <math.h>
 #include <stddef.h>

@@ -2,19 +2,17 @@
 /*
  * ccsim.h: what the parts of the congestion control simulator share.
  *
- * ccsim.c owns the clock, the bottleneck, the receiver and the command line; ccsim_sender.c the idealised
- * SACK/RACK sender, which makes rate samples exactly as cc.h describes them; ccsim_ref.c the reference
- * congestion controls. Virtual time only, one seeded generator for everything random: the same arguments give
- * the same output.
+ * ccsim.c owns the clock, the bottleneck and the receiver; ccsim_sender.c the idealised SACK/RACK sender,
+ * which makes rate samples exactly as cc.h describes them. Virtual time only, one seeded generator for
+ * everything random: the same path and flows give the same figures.
  */
 #ifndef CCSIM_H
 #define CCSIM_H
 
-#include "../../../dmm_ebpf/userstack/core/cc.h"
+#include "ccsim_run.h"
 
 #define CCSIM_MSS 1448u	      /* payload of a segment: 1500 - IPv4 20 - TCP 20 - timestamps 12 */
 #define CCSIM_WIRE 1538u      /* the same segment on Ethernet with preamble and gap */
-#define CCSIM_FLOWS 16u	      /* most flows in one run */
 #define CCSIM_MS 1000000ull   /* ns */
 #define CCSIM_S 1000000000ull /* ns */
 
@@ -36,13 +34,8 @@ struct tx {
 struct flow {
 	struct cc cc;
 	uint32_t index;
-	/* what was asked */
-	uint64_t start_ns;
-	uint64_t stop_ns;   /* 0: never */
-	uint64_t size_segs; /* 0: unbounded */
-	uint64_t prop_ns;   /* round trip without queue */
-	uint64_t app_on_ns; /* 0: always has data */
-	uint64_t app_off_ns;
+	struct ccsim_flow asked; /* rtt_ns: without queue */
+	uint64_t size_segs;	 /* 0: unbounded */
 	/* sender */
 	struct tx *tx;
 	uint32_t tx_n, tx_cap, tx_head;
@@ -66,20 +59,18 @@ struct flow {
 	uint32_t rcv_unacked, rcv_next_tx;
 	uint64_t delack_ns;
 	/* figures, after the warm-up */
-	uint64_t rcvd_segs, sent_pkts, drop_queue, drop_random, rtos, done_ns, qdelay_ns, qdelay_n;
+	uint64_t rcvd_segs, sent_pkts, lost_pkts, spurious_pkts, drop_queue, drop_random, rtos;
+	uint64_t done_ns, qdelay_ns, qdelay_n;
 	uint64_t inflight_sum, inflight_n;
 };
 
 struct sim {
-	uint64_t now_ns, end_ns, warm_ns;
-	double rate_Bps, loss, ack_loss;
-	int reordering; /* RACK waits its full window */
-	uint64_t buffer_bytes, burst_ns, jitter_ns, ack_every;
-	uint64_t rate2_ns; /* when rate and loss change; 0: never */
-	double rate2_Bps, loss2;
+	uint64_t now_ns;
+	struct ccsim_path path;
 	uint64_t busy_until_ns; /* the bottleneck sends what it holds until then */
-	uint64_t rng, trace_ns;
-	uint32_t flows_n;
+	uint64_t rng;
+	struct ccsim_point *points;
+	uint64_t points_n, points_max;
 	struct flow flows[CCSIM_FLOWS];
 };
 
@@ -97,9 +88,5 @@ void sender_send(struct sim *sim, struct flow *f);
 void sender_ack(struct sim *sim, struct flow *f, uint64_t from, uint64_t to);
 void sender_reo(struct sim *sim, struct flow *f);
 void sender_rto(struct sim *sim, struct flow *f);
-
-/* ccsim_ref.c */
-extern const struct cc_ops ref_cubic;
-extern const struct cc_ops ref_bbr;
 
 #endif /* CCSIM_H */

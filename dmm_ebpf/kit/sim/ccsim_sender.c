@@ -72,21 +72,22 @@ static int has_data(const struct sim *sim, struct flow *f)
 		return 1;
 	if (f->size_segs && f->seg_next >= f->size_segs)
 		return 0;
-	if (f->stop_ns && sim->now_ns >= f->stop_ns)
+	if (f->asked.stop_ns && sim->now_ns >= f->asked.stop_ns)
 		return 0;
-	if (!f->app_on_ns)
+	if (!f->asked.app_on_ns)
 		return 1;
-	return (sim->now_ns - f->start_ns) % (f->app_on_ns + f->app_off_ns) < f->app_on_ns;
+	return (sim->now_ns - f->asked.start_ns) % (f->asked.app_on_ns + f->asked.app_off_ns) <
+	       f->asked.app_on_ns;
 }
 
 /* An application that pauses sends again by itself */
 static void wake_later(struct sim *sim, struct flow *f)
 {
-	uint64_t cycle = f->app_on_ns + f->app_off_ns;
+	uint64_t cycle = f->asked.app_on_ns + f->asked.app_off_ns;
 
-	if (!f->app_on_ns || f->app_timer_ns)
+	if (!f->asked.app_on_ns || f->app_timer_ns)
 		return;
-	f->app_timer_ns = sim->now_ns + cycle - (sim->now_ns - f->start_ns) % cycle;
+	f->app_timer_ns = sim->now_ns + cycle - (sim->now_ns - f->asked.start_ns) % cycle;
 	sim_at(f->app_timer_ns, EV_WAKE, f->index, 0);
 }
 
@@ -125,9 +126,9 @@ static void transmit(struct sim *sim, struct flow *f)
 
 void sender_send(struct sim *sim, struct flow *f)
 {
-	uint64_t slack = sim->burst_ns;
+	uint64_t slack = sim->path.burst_ns;
 
-	if (sim->now_ns < f->start_ns)
+	if (sim->now_ns < f->asked.start_ns)
 		return;
 	while (f->cc.inflight_bytes + CCSIM_MSS <= f->cc.cwnd_bytes) {
 		if (!has_data(sim, f)) {
@@ -154,8 +155,9 @@ void sender_send(struct sim *sim, struct flow *f)
 	}
 }
 
-static void mark_lost(struct flow *f, struct tx *tx)
+static void mark_lost(struct sim *sim, struct flow *f, struct tx *tx)
 {
+	f->lost_pkts += sim->now_ns >= sim->path.warm_ns;
 	tx->state = TX_LOST;
 	f->cc.inflight_bytes -= CCSIM_MSS;
 	f->lost += CCSIM_MSS;
@@ -170,7 +172,7 @@ static uint64_t rack_detect(struct sim *sim, struct flow *f)
 	uint32_t i;
 
 	/* RFC 8985 section 6.2 step 4: no wait in recovery as long as nothing was ever reordered */
-	if (f->cc.in_recovery && !sim->reordering)
+	if (f->cc.in_recovery && !sim->path.reordering)
 		reo = 0;
 
 	for (i = f->tx_head; i < f->rack_tx; i++) {
@@ -186,7 +188,7 @@ static uint64_t rack_detect(struct sim *sim, struct flow *f)
 			}
 			break;
 		}
-		mark_lost(f, tx);
+		mark_lost(sim, f, tx);
 	}
 	while (f->tx_head < f->tx_n && f->tx[f->tx_head].state != TX_FLYING)
 		f->tx_head++;
@@ -221,6 +223,8 @@ static struct tx *take_acked(struct sim *sim, struct flow *f, uint64_t from, uin
 			continue;
 		if (tx->state == TX_FLYING)
 			f->cc.inflight_bytes -= CCSIM_MSS;
+		else
+			f->spurious_pkts += sim->now_ns >= sim->path.warm_ns;
 		tx->state = TX_ACKED;
 		if (f->seg_acked[tx->seg])
 			continue;
@@ -240,6 +244,7 @@ void sender_ack(struct sim *sim, struct flow *f, uint64_t from, uint64_t to)
 	struct cc_sample s = {.now_ns = sim->now_ns, .prior_inflight_bytes = f->cc.inflight_bytes};
 	struct tx *newest = take_acked(sim, f, from, to, &s);
 	uint64_t send_ns, ack_ns;
+	uint32_t una = f->una;
 
 	if (f->app_limited_until && f->delivered > f->app_limited_until)
 		f->app_limited_until = 0;
@@ -267,11 +272,12 @@ void sender_ack(struct sim *sim, struct flow *f, uint64_t from, uint64_t to)
 		s.interval_lost_bytes = f->lost - newest->lost;
 		f->first_tx_ns = newest->sent_ns;
 	}
-	if (sim->now_ns >= sim->warm_ns) {
+	if (sim->now_ns >= sim->path.warm_ns) {
 		f->inflight_sum += f->cc.inflight_bytes;
 		f->inflight_n++;
 	}
 	recovery_update(sim, f, s.lost_bytes);
+	s.in_order = f->una != una || sim->path.reordering;
 	if (s.acked_bytes || s.lost_bytes)
 		f->cc.ops->on_ack(&f->cc, &s);
 	f->rto_deadline_ns = 0;
@@ -309,7 +315,7 @@ void sender_rto(struct sim *sim, struct flow *f)
 	f->rto_deadline_ns = 0;
 	for (i = f->tx_head; i < f->tx_n; i++)
 		if (f->tx[i].state == TX_FLYING)
-			mark_lost(f, &f->tx[i]);
+			mark_lost(sim, f, &f->tx[i]);
 	f->tx_head = f->tx_n;
 	f->rtos++;
 	f->rto_shift += f->rto_shift < 6;

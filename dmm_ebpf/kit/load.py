@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads a plug-in into this process, and refuses in one sentence what is none.
+
+Who loads it runs it. So a file must be root's or the user's who loads it, and nobody else may be able to change or
+replace it. In a stack process this happens while it still may open files (process.py).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from importlib import import_module, util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.kit.names import PYTHON, Plugin
+
+if TYPE_CHECKING:
+    from dmm_ebpf.kit.bridge import Native
+
+ABI = 1  # CC_ABI of cc.h
+METHODS = (
+    "init",
+    "on_ack",
+    "on_enter_recovery",
+    "on_exit_recovery",
+    "on_rto",
+    "on_restart",
+    "on_undo",
+)  # in the order of enum cc_call_type
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_ELF_HEADER_BYTES = 20  # to the end of e_machine
+
+
+def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
+    """Why the plug-in cannot be used."""
+    where = "" if plugin.file in plugin.text else f" ({plugin.file})"
+    return DmmError(f"use congestion control {plugin.text!r}{where}", why=why, hint=hint)
+
+
+def check_file(plugin: Plugin, *, trusted_only: bool = True) -> None:
+    """Raises DmmError unless the file is there and, with trusted_only, root's or ours and nobody else's to change."""
+    path = Path(plugin.file)
+    try:
+        path = path.resolve(strict=True)
+        found = path.stat()
+    except OSError as exc:
+        raise error(plugin, f"{plugin.file}: {os.strerror(exc.errno or 0)}") from exc
+    if not stat.S_ISREG(found.st_mode):
+        raise error(plugin, "it is no file")
+    if trusted_only:
+        _check_owner(plugin, path, found)
+        for folder in path.parents:
+            _check_owner(plugin, folder, folder.stat())
+
+
+def _check_owner(plugin: Plugin, path: Path, found: os.stat_result) -> None:
+    if found.st_uid not in {0, os.geteuid()}:
+        raise error(
+            plugin, f"{path} belongs to uid {found.st_uid}, who could change what it does", "chown it to root"
+        )
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if found.st_mode & _OTHERS_WRITE and not sticky:
+        raise error(plugin, f"{path} may be written by others than its owner", f"run chmod go-w {path}")
+
+
+def load_class(plugin: Plugin) -> type:
+    """The class of a Python plug-in. Raises DmmError, whatever its module does."""
+    try:
+        module = _import(plugin)
+        found: Any = module
+        for part in plugin.attribute.split("."):
+            found = getattr(found, part, None)
+    except BaseException as exc:  # SystemExit, too: it is no reason for us to end
+        raise error(plugin, f"its module raised {described(exc)}") from exc
+    if not isinstance(found, type):
+        raise error(plugin, f"it has no class {plugin.attribute}")
+    if not callable(getattr(found, "on_ack", None)):
+        raise error(plugin, f"{plugin.attribute} has no method on_ack")
+    wrong = [name for name in METHODS if not callable(getattr(found, name, METHODS.index))]
+    if wrong:
+        raise error(plugin, f"{plugin.attribute}.{wrong[0]} is no method")
+    abi = getattr(found, "abi", ABI)
+    if abi != ABI:
+        raise error(plugin, f"it was written for ABI {abi!r}, and this is ABI {ABI}")
+    return found
+
+
+def _import(plugin: Plugin) -> ModuleType:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        if plugin.module:
+            if plugin.search not in sys.path:
+                sys.path.append(plugin.search)
+            return import_module(plugin.module)
+        name = f"dmm_ebpf_plugin_{Path(plugin.file).stem}"
+        spec = util.spec_from_file_location(name, plugin.file)
+        if spec is None or spec.loader is None:
+            raise ImportError("it is no Python file")
+        module = util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def described(exc: BaseException) -> str:
+    """An exception of a plug-in's in a line: its type, what it says, and where it was raised."""
+    try:
+        said = " ".join(str(exc).split())
+    except BaseException:
+        said = "(it cannot be printed)"
+    at = exc.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = f" ({Path(at.tb_frame.f_code.co_filename).name} line {at.tb_lineno})" if at is not None else ""
+    return f"{type(exc).__name__}{': ' if said else ''}{said[:100]}{where}"
+
+
+def load_native(plugin: Plugin, ffi: Any, lib: Any) -> Any:
+    """The struct cc_guard of a shared object. Raises DmmError."""
+    _check_elf(plugin)
+    why = ffi.new("char[]", int(lib.CC_WHY_BYTES))
+    guard = lib.cc_native_open(plugin.file.encode(), why)
+    if guard == ffi.NULL:
+        raise error(plugin, ffi.string(why).decode("utf-8", "replace"))
+    return guard
+
+
+def _check_elf(plugin: Plugin) -> None:
+    """The dynamic loader's own words for it are not for people."""
+    try:
+        with Path(plugin.file).open("rb") as file:
+            theirs = file.read(_ELF_HEADER_BYTES)
+    except OSError as exc:
+        raise error(plugin, os.strerror(exc.errno or 0)) from exc
+    with Path("/proc/self/exe").open("rb") as file:
+        ours = file.read(_ELF_HEADER_BYTES)
+    if theirs[:4] != ours[:4] or len(theirs) < _ELF_HEADER_BYTES:
+        raise error(plugin, "it is no shared object (ELF)")
+    if theirs[4:6] != ours[4:6] or theirs[18:20] != ours[18:20]:
+        raise error(plugin, f"it was built for another architecture than this, {os.uname().machine}")
+
+
+def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Native:
+    """A Bridge of the plug-in, or a Native. ffi and lib: of the module whose connections it is for."""
+    from dmm_ebpf.kit.bridge import Bridge, Native
+
+    check_file(plugin, trusted_only=trusted_only)
+    if plugin.kind == PYTHON:
+        return Bridge(plugin, load_class(plugin), ffi, lib)
+    return Native(plugin, load_native(plugin, ffi, lib), ffi, lib)

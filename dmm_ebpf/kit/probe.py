@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tries a plug-in in a process of its own: `python -m dmm_ebpf.kit.probe`, a Plugin as JSON on stdin.
+
+To load it is to run it, and what it does then, be it to loop, to exit or to crash, must not be done to who asks.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from dmm_ebpf.errors import DmmError, from_wire
+from dmm_ebpf.kit import load
+from dmm_ebpf.kit.names import PYTHON, Plugin, is_plugin, locate
+
+DEADLINE_S = 10.0
+_COMMAND = (sys.executable, "-P", "-m", "dmm_ebpf.kit.probe")
+
+
+def check(text: str, *, trusted_only: bool = True) -> None:
+    """Raises DmmError, in one sentence, unless it is a built-in control or a plug-in that can be loaded."""
+    if is_plugin(text):
+        try_out(locate(text), trusted_only=trusted_only)
+
+
+def try_out(plugin: Plugin, *, trusted_only: bool = True) -> None:
+    """The same for a plug-in that has been located."""
+    load.check_file(plugin, trusted_only=trusted_only)
+    asked = json.dumps({"plugin": asdict(plugin), "trusted_only": trusted_only})
+    try:
+        done = subprocess.run(
+            _COMMAND, input=asked, capture_output=True, text=True, cwd="/", timeout=DEADLINE_S, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise load.error(plugin, f"loading it takes longer than {DEADLINE_S:g} s") from exc
+    if done.returncode < 0:
+        raise load.error(plugin, f"loading it ends its process by {signal.Signals(-done.returncode).name}")
+    try:
+        answer: Any = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError) as exc:
+        raise load.error(plugin, f"loading it ends its process with exit code {done.returncode}") from exc
+    if answer:
+        raise from_wire(answer)
+
+
+def main() -> None:
+    """Entry point: prints null, or the error as JSON, as the last line."""
+    asked = json.load(sys.stdin)
+    plugin = Plugin(**asked["plugin"])
+    answer = None
+    try:
+        load.check_file(plugin, trusted_only=asked["trusted_only"])
+        if plugin.kind == PYTHON:
+            load.load_class(plugin)
+        else:
+            from dmm_ebpf.kit._sim import ffi, lib
+
+            load.load_native(plugin, ffi, lib)
+    except DmmError as exc:
+        answer = exc.to_wire()
+    print()
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
