@@ -19,7 +19,7 @@
 #endif
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 10,
+	DMM_ABI_VERSION = 11,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
 	DMM_MAX_PROCESSES = 16,	  /* of one user stack */
@@ -45,7 +45,8 @@ enum dmm_limits {
 
 enum dmm_mark {
 	DMM_TCIN_MARK = 0x646d6d,  /* skb->mark of what tc gives to a TAP device, and of nothing else there */
-	DMM_INNER_MARK = 0x646d6e, /* the least inner_mark, see struct dmm_control */
+	DMM_INNER_MARK = 0x646d6e, /* of what a stack process sends to the app, until the first of our
+				    * programs at the NIC takes it off and says so to the others in skb->cb */
 };
 
 enum dmm_control_flag {
@@ -59,10 +60,8 @@ struct dmm_control {
 	__u32 abi_version;
 	__u32 generation;   /* 0: no policy yet, programs only observe */
 	__u64 netns_cookie; /* sockets of other network namespaces are left alone, but see flags */
-	__u32 inner_mark;   /* skb->mark of what a stack process sends to the app, until its own instance's
-			     * program   at the NIC takes it off: one of another instance on that NIC may come
-			     * first */
 	__u32 flags;	    /* enum dmm_control_flag */
+	__u32 pad;
 };
 
 /* heads[generation & 1] */

@@ -186,12 +186,11 @@ static __always_inline int ingress(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	const struct dmm_seat *seat = map_lookup(DMM_MAP(seats), &ifindex);
-	const struct dmm_control *control = control_get();
 	struct dmm_xdp_flow *flow;
 	struct dmm_ask ask;
 	__u32 nic;
 
-	if (!seat || !control)
+	if (!seat)
 		return TC_ACT_SHOT;
 	if (unlikely(skb->protocol == htons(DMM_ASK_TYPE))) {
 		if (skb->len != sizeof(ask) || bpf_skb_load_bytes(skb, 0, &ask, sizeof(ask)))
@@ -204,7 +203,7 @@ static __always_inline int ingress(struct __sk_buff *skb)
 	nic = seat->nic;
 	if (unlikely(flow && flow->away))
 		nic = away_enter(skb, nic, flow);
-	skb->mark = control->inner_mark;
+	skb->mark = DMM_INNER_MARK;
 	return bpf_redirect(nic, BPF_F_INGRESS);
 }
 

@@ -99,15 +99,19 @@ static __always_inline int steer_in(struct __sk_buff *skb, struct dmm_packet *pa
 	return unlikely(result == DMM_STEER_PARTS) ? steer_parts(skb, packet) : result;
 }
 
-/* True for what a process of this instance sends to an app: it goes on as from the wire. */
-static __always_inline bool inner_mark_off(struct __sk_buff *skb)
+/*
+ * True for what a process sends to an app: it goes on as from the wire, also past the programs of other
+ * instances on this NIC. One that took its SYN, too, would have the app's answers taken by the first alone.
+ */
+static __always_inline bool is_inner(struct __sk_buff *skb)
 {
-	const struct dmm_control *control = skb->mark ? control_get() : NULL;
-
-	if (!control || skb->mark != control->inner_mark)
-		return false;
-	skb->mark = 0;
-	return true;
+	if (unlikely(skb->mark == DMM_INNER_MARK)) {
+		skb->mark = 0;
+		skb->cb[1] = DMM_INNER_MARK;
+		skb->cb[2] = DMM_INNER_MARK;
+		return true;
+	}
+	return skb->cb[1] == DMM_INNER_MARK && skb->cb[2] == DMM_INNER_MARK;
 }
 
 static __always_inline int tcin(struct __sk_buff *skb)
@@ -117,7 +121,7 @@ static __always_inline int tcin(struct __sk_buff *skb)
 	__u32 device;
 	int counter;
 
-	if (inner_mark_off(skb))
+	if (is_inner(skb))
 		return TC_ACT_UNSPEC;
 	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
 	if (!packet.nic || skb->vlan_present || is_for_device_above(skb, packet.nic) ||

@@ -262,7 +262,7 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
             opened, progs = ahead.take()
-            opened["control"].update(_ZERO_KEY, _control(opened["control"].id, netns_cookie))
+            opened["control"].update(_ZERO_KEY, _control(netns_cookie))
             for name, one in opened.items():
                 pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
@@ -286,11 +286,9 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
     return Attached(instance, cgroup_id, opened, progs, links, folder)
 
 
-def _control(map_id: int, netns_cookie: int) -> bytes:
-    """control[0] before the first policy. No two maps have one id, so no two instances have one mark."""
-    control = abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie)
-    control.inner_mark = (C.DMM_INNER_MARK + map_id) & 0xFFFFFFFF
-    return abi.pack(control)
+def _control(netns_cookie: int) -> bytes:
+    """control[0] before the first policy."""
+    return abi.pack(abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie))
 
 
 class HalfAttachedError(ConflictError):

@@ -42,8 +42,6 @@ class Stack:
     def __init__(self, host: Host, run_dir: Path, *, port: str = "af_xdp", **spec: Any) -> None:
         self.host = host
         self.maps, self.progs = ahead.take()
-        control = abi.new("dmm_control", inner_mark=C.DMM_INNER_MARK)
-        self.maps["control"].update(_u32(0), abi.pack(control))
         self.xsks = hal_xdp.xskmap()
         self._prog = hal_xdp.redirect_tcp(self.xsks)
         found = [n for n in host.ns.run_in(hal_nic.list_nics) if n.kind == "veth"]
