@@ -74,6 +74,8 @@ class Rows:
             try:
                 for row in _rows(self._method, name, self._offline):
                     given = True
+                    if self._instance is None and self._method == "flows" and row.get("carrier"):
+                        continue  # its carrier lists it
                     yield {**row, "instance": row.get("instance", name)}
             except DmmError as exc:
                 if self._instance is not None and not given:

@@ -35,6 +35,8 @@ def stack_text(flow: Row) -> str:
     kernel (attach): it was open before the attach.
     """
     stack, wanted, why = flow.get("stack"), flow.get("wanted"), flow.get("why")
+    if carrier := flow.get("carrier"):
+        why = f"{why}, by instance {carrier}"
     if wanted in (None, stack):
         return f"{units.clean(stack)} ({units.clean(why)})" if why else units.clean(stack)
     return f"{units.clean(stack)} (for {units.clean(wanted)}{f': {units.clean(why)}' if why else ''})"

@@ -65,7 +65,11 @@ class RdSource:
                 notes.append(f"{name}: {exc.why}")
                 continue
             for known, answer in zip((stacks, flows), answers, strict=True):
-                known.extend({**row, "instance": row.get("instance", name)} for row in answer)
+                known.extend(
+                    {**row, "instance": row.get("instance", name)}
+                    for row in answer
+                    if self._instance or not row.get("carrier")  # which lists it, too
+                )
         return Snapshot(time.monotonic(), flows, stacks, names, notes)
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 from sitefixtures import TAP, WAN
 from talking import Talker, echo
 
@@ -38,5 +40,64 @@ def test_an_instance_within_another_is_told_of(wired):
     talker = Talker(wired.client, child, wired.server.ip4)
     assert talker.says("send 1000000") == "True"
     assert [one["stack"] for one in lower.flows(pid=talker.process.pid)] == ["wan"]
+    _is_told_once(lower, upper, talker.process.pid)
     lower.detach()
     assert _nested(upper) == []
+
+
+def _end(talker: Talker) -> None:
+    talker.process.kill()
+    talker.process.wait()
+
+
+def _all(routed: Routed, *words: str) -> list[dict]:
+    """What a listing of every instance says of those of this test."""
+    return json.loads(routed.cli(*words, "--json", check=False).stdout)
+
+
+def _is_told_once(carrier: Routed, other: Routed, pid: int) -> None:
+    (seen,) = other.flows(pid=pid)
+    assert (seen["why"], seen["carrier"]) == ("nested", carrier.instance)
+    (held,) = carrier.flows(pid=pid)
+    assert (held["why"], held.get("carrier")) == ("", None)
+    assert [one["instance"] for one in _all(other, "flows", "--pid", str(pid))] == [carrier.instance]
+    for routed, count in ((carrier, 1), (other, 0)):
+        (status,) = routed.ask("status")
+        assert status["flows"] == count
+        assert status["rd"] == "dead" or sum(stack["flows"] for stack in status["stacks"]) == count
+    shown = other.cli("flows", "--instance", other.instance).stdout
+    assert f"nested, by instance {carrier.instance}" in shown
+
+
+def test_a_socket_of_nested_instances_is_told_of_once(wired):
+    """Both have a user stack for it, connecting and accepted; then neither has; then a director is dead."""
+    child = wired.client_cgroup.child("unit")
+    upper = wired.attach_client(TAP)
+    lower = wired.stack.enter_context(Routed(wired.client, child, TAP, wired.directory))
+    echo(wired.server, wired.server_cgroup)
+    talker = Talker(wired.client, child, wired.server.ip4)
+    assert talker.says("send 1000000") == "True"
+    pid = talker.process.pid
+    (carrier,) = {
+        one["instance"] for one in upper.flows(pid=pid) + lower.flows(pid=pid) if one["stack"] == "wan"
+    }
+    first, second = (upper, lower) if carrier == upper.instance else (lower, upper)
+    _is_told_once(first, second, pid)
+    second.kill_director()
+    _is_told_once(first, second, pid)
+    second.restart()
+    _end(talker)
+
+    served = echo(wired.client, child)
+    talker = Talker(wired.server, wired.server_cgroup, wired.client.ip4)
+    assert talker.says("send 1000000") == "True"
+    rows = [one for one in upper.flows(pid=served.pid) + lower.flows(pid=served.pid) if one["dport"]]
+    (carrier,) = {one["instance"] for one in rows if one["stack"] == "wan"}
+    first, second = (upper, lower) if carrier == upper.instance else (lower, upper)
+    _is_told_once(first, second, served.pid)
+    _end(talker)
+
+    for routed in (upper, lower):
+        routed.apply(LAN)
+    talker = Talker(wired.client, child, wired.server.ip4)
+    _is_told_once(upper, lower, talker.process.pid)

@@ -23,11 +23,11 @@ from typing import Any
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
-from dmm_ebpf.hal import nic, sockdiag, stackdevice, tuning
+from dmm_ebpf.hal import nic, stackdevice, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import away, flows, load, sync, undo
+from dmm_ebpf.rd.director import away, carriers, flows, load, sync, undo
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.groups import Groups, attach_place, known_cgroup, lookup
 from dmm_ebpf.rd.director.guard import Guard, Item
@@ -424,7 +424,7 @@ class Instance:
 
     async def _counts(self) -> Counter[int]:
         passing = list(self._passing().values())
-        return await in_thread(flows.by_stack, self._records(), passing, sockdiag.open_cookies)
+        return await in_thread(carriers.by_stack, self.state.instance, self._records(), passing)
 
     async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
         """Every stack of the policy, and those that are still draining. counts: flows by stack, if known already."""
@@ -477,14 +477,14 @@ class Instance:
         outer = {}
         async for c in self.stacks.connections():
             outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
-        elsewhere = {}
-        if self.state.containers:
-            elsewhere = await in_thread(away.sockets, dict(records), self.state.netns_cookie)
+        others = await in_thread(carriers.told, self.state.instance, list(records.values()))
+        cookies = dict(records) if self.state.containers else {}
+        elsewhere = await in_thread(away.sockets, cookies, self.state.netns_cookie) if cookies else {}
 
         def of_socket(record: bytes, here: dict[str, Any] | None) -> dict[str, Any] | None:
             live = here or elsewhere.get(flows.cookie_of(record))
             flow = abi.unpack("dmm_flow", record)
-            row = flows.flow_dict(flow, self.state.instance, self, now_ns)
+            row = flows.flow_dict(flow, self.state.instance, self, now_ns) | others.get(flow.cookie, {})
             if flow.netns_cookie != self.state.netns_cookie:
                 row["kind"] = flows.CONTAINER
             return flows.merge(row, live, outer, at_nic.get(flow.cookie))

@@ -12,7 +12,7 @@ from dmm_ebpf.errors import ConflictError, NotAttachedError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import flows
+from dmm_ebpf.rd.director import carriers, flows
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
 from dmm_ebpf.rd.policy.ids import IdSpace
 
@@ -51,7 +51,7 @@ def offline_status(instance: str) -> dict[str, Any]:
         }
     maps = attached.maps
     return told | {
-        "flows": sum(1 for _ in attached.flows()),
+        "flows": len(carriers.carried_here(instance, attached.flows())),
         "listeners": sum(1 for _ in maps["listeners"].items()),
         "counters": flows.counters_dict(maps["counters"].lookup_percpu),
         "stacks": [_offline_stack(state, s, maps["stack_state"]) for s in _stacks(state)],
@@ -86,10 +86,11 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     names = _OfflineNames(state)
     now_ns = time.monotonic_ns()
-    rows = [
-        flows.flow_dict(abi.unpack("dmm_flow", value), instance, names, now_ns)
-        for value in loader.adopt(instance, unhooked=state.whole).flows()
+    records = [
+        abi.unpack("dmm_flow", value) for value in loader.adopt(instance, unhooked=state.whole).flows()
     ]
+    others = carriers.told(instance, map(abi.pack, records))
+    rows = [flows.flow_dict(flow, instance, names, now_ns) | others.get(flow.cookie, {}) for flow in records]
     netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket
         return []
