@@ -176,7 +176,7 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 		if (!way_ask(sk, &served))
 			served.id = 0;
 	} else if (served.stack) {
-		stack_apply(ctx, served.stack, facts->mark, stream, socket6 && !addr_is_mapped(query->addr));
+		stack_apply(ctx, sk, served.stack, stream, socket6 && !addr_is_mapped(query->addr));
 	}
 	if (!stream)
 		return 1;

@@ -30,29 +30,82 @@ static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, b
 	option_set(ctx, level, name, &tos, sizeof(tos));
 }
 
-/* Unless the program has set it itself, before now; usual: what it reads as when it has not. */
-static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 usual)
+/* What an option of the socket reads as, unless that is usual; then 0. */
+static __always_inline __u32 option_unusual(void *ctx, int name, __u32 usual)
 {
 	__u32 now = usual;
 
-	if (value && (bpf_getsockopt(ctx, SOL_TCP, name, &now, sizeof(now)) || now == usual))
+	if (bpf_getsockopt(ctx, SOL_TCP, name, &now, sizeof(now)))
+		return 0;
+	return now == usual ? 0 : now;
+}
+
+/* chosen: what the program has set itself, before now. */
+static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 chosen)
+{
+	if (value && !chosen)
 		option_set(ctx, SOL_TCP, name, &value, sizeof(value));
 }
 
+#if defined(DMM_SK_ERR) || defined(DMM_TCP_CHOSEN)
+/* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
+static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
+#endif
+
+/* What a program has set of what its socket else has from its network namespace; 0: nothing. */
+struct dmm_chosen {
+	__u32 keepalive_time;
+	__u32 keepalive_intvl;
+	__u32 keepalive_probes;
+};
+
+#ifdef DMM_TCP_CHOSEN
+/* The kernel keeps 0 there while the namespace's sysctls hold, whichever namespace it is (struct tcp_sock).
+ */
+static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
+					struct dmm_chosen *chosen)
+{
+	const void *tcp = dmm_tcp_of(sk);
+
+	(void)ctx;
+	(void)stack;
+	if (!tcp)
+		return;
+	chosen->keepalive_time = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_TIME);
+	chosen->keepalive_intvl = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_INTVL);
+	chosen->keepalive_probes = KERNEL_LOAD(__u8, tcp, DMM_TCP_KEEPALIVE_PROBES);
+}
+#else
+/* Without the kernel's BTF: by the sysctls of the instance's namespace, also in a container that has others.
+ */
+static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
+					struct dmm_chosen *chosen)
+{
+	const struct dmm_patience *usual = &stack->usual_patience;
+
+	(void)sk;
+	chosen->keepalive_time = option_unusual(ctx, TCP_KEEPIDLE, usual->keepalive_time_s);
+	chosen->keepalive_intvl = option_unusual(ctx, TCP_KEEPINTVL, usual->keepalive_intvl_s);
+	chosen->keepalive_probes = option_unusual(ctx, TCP_KEEPCNT, usual->keepalive_probes);
+}
+#endif
+
 /* The probes' times come before SO_KEEPALIVE, which starts the timer. */
-static __always_inline void patience_apply(void *ctx, const struct dmm_stack *stack)
+static __always_inline void patience_apply(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack)
 {
 	const struct dmm_patience *wanted = &stack->patience;
-	const struct dmm_patience *usual = &stack->usual_patience;
+	struct dmm_chosen chosen = {};
 	__u32 on = 1;
 
 	if (stack->flags & DMM_SET_USER_TIMEOUT)
-		option_give(ctx, TCP_USER_TIMEOUT, wanted->user_timeout_ms, usual->user_timeout_ms);
+		option_give(ctx, TCP_USER_TIMEOUT, wanted->user_timeout_ms,
+			    option_unusual(ctx, TCP_USER_TIMEOUT, 0));
 	if (!(stack->flags & DMM_SET_KEEPALIVE))
 		return;
-	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s, usual->keepalive_time_s);
-	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s, usual->keepalive_intvl_s);
-	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes, usual->keepalive_probes);
+	chosen_read(ctx, sk, stack, &chosen);
+	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s, chosen.keepalive_time);
+	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s, chosen.keepalive_intvl);
+	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes, chosen.keepalive_probes);
 	option_set(ctx, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
@@ -60,15 +113,16 @@ static __always_inline void patience_apply(void *ctx, const struct dmm_stack *st
  * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
  * SO_PRIORITY comes after IP_TOS, which changes it.
  */
-static __always_inline void stack_apply(void *ctx, const struct dmm_stack *stack, __u32 old_mark, bool stream,
-					bool ipv6)
+static __always_inline void stack_apply(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
+					bool stream, bool ipv6)
 {
 	__u32 flags = stack->flags;
+	__u32 old_mark = sk->mark;
 
 	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
 		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
 	if (stream)
-		patience_apply(ctx, stack);
+		patience_apply(ctx, sk, stack);
 	if (flags & DMM_SET_DSCP)
 		dscp_set(ctx, stack, ipv6);
 	if (flags & DMM_SET_MARK) {

@@ -173,30 +173,46 @@ static __always_inline __u32 fallback_apply(struct bpf_sock_ops *ctx, struct bpf
 	stack = id ? stack_get(half, id) : NULL;
 	if (!stack || stack->kind != DMM_STACK_KERNEL)
 		return 0;
-	stack_apply(ctx, stack, sk->mark, true, ipv6);
+	stack_apply(ctx, sk, stack, true, ipv6);
 	return id;
 }
 
-/* Whether the app has given its socket a congestion control of its own, as far as it shows: another than
- * usual */
-static __always_inline bool congestion_chosen(struct bpf_sock_ops *ctx, const struct dmm_stack *stack)
+/* Whether the app has given its socket a congestion control of its own */
+#ifdef DMM_TCP_CHOSEN
+#define ICSK_CA_SETSOCKOPT 0x40 /* struct inet_connection_sock: icsk_ca_setsockopt */
+
+static __always_inline bool congestion_chosen(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					      const struct dmm_stack *stack)
+{
+	const void *tcp = dmm_tcp_of(sk);
+
+	(void)ctx;
+	(void)stack;
+	return tcp && KERNEL_LOAD(__u8, tcp, DMM_TCP_CA_FLAGS) & ICSK_CA_SETSOCKOPT;
+}
+#else
+/* As far as it shows: another than the instance's namespace has. */
+static __always_inline bool congestion_chosen(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					      const struct dmm_stack *stack)
 {
 	const __u32 *usual = (const __u32 *)stack->usual;
 	__u32 now[4] = {};
 
+	(void)sk;
 	return usual[0] && !bpf_getsockopt(ctx, SOL_TCP, TCP_CONGESTION, now, sizeof(now)) &&
 	       (now[0] != usual[0] || now[1] != usual[1] || now[2] != usual[2] || now[3] != usual[3]);
 }
+#endif
 
 /* What the app's own socket uses towards a stack process */
-static __always_inline void inner_apply(struct bpf_sock_ops *ctx, __u32 half, __u32 id)
+static __always_inline void inner_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half, __u32 id)
 {
 	const struct dmm_stack *stack = stack_get(half, id);
 
 	if (!stack || stack->kind != DMM_STACK_USER)
 		return;
-	patience_apply(ctx, stack);
-	if (stack->congestion[0] && !congestion_chosen(ctx, stack))
+	patience_apply(ctx, sk, stack);
+	if (stack->congestion[0] && !congestion_chosen(ctx, sk, stack))
 		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
 }
 
@@ -244,7 +260,7 @@ static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_
 		served->id = way.stack;
 		served->process.number = way.process;
 		served->taken = true;
-		inner_apply(ctx, half, way.stack);
+		inner_apply(ctx, sk, half, way.stack);
 		return;
 	}
 	served->id = fallback_apply(ctx, sk, half, wanted, flow->pair.family == AF_INET6);
@@ -295,7 +311,7 @@ static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock 
 	if (likely(!way))
 		return;
 	if (way->stack && way->state == DMM_WAY_TAKEN) {
-		inner_apply(ctx, half, way->stack);
+		inner_apply(ctx, sk, half, way->stack);
 		return;
 	}
 	flow = flow_find(ctx);
@@ -304,7 +320,7 @@ static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock 
 	/* A container's packets have no socket any more at the NIC. */
 	if (way->stack && flow->decision.taken) {
 		way->state = DMM_WAY_TAKEN;
-		inner_apply(ctx, half, way->stack);
+		inner_apply(ctx, sk, half, way->stack);
 		return;
 	}
 	if (way->stack) {
@@ -368,9 +384,6 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dm
 }
 
 #ifdef DMM_SK_ERR
-/* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
-static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
-
 static __always_inline __u16 socket_error(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;

@@ -31,7 +31,7 @@ BPF_F_XDP_HAS_FRAGS = 1 << 5
 _FIGURES = ("processed ", "verification time ", "stack depth ")
 
 _FUNC_SKC_TO_TCP_SOCK, _SOCK_OPS_SK = 137, 184  # the latter in struct bpf_sock_ops
-_CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x79, 0x15
+_CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_B, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x71, 0x79, 0x15
 _FUNC_SKC_TO_MPTCP_SOCK, _SOCK_ADDR_SK = 196, 64  # the latter in struct bpf_sock_addr
 _FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
 
@@ -47,6 +47,13 @@ _TASK_MEMBERS = {
     "DMM_CGROUP_KN": ("cgroup", "kn"),
     "DMM_KN_ID": ("kernfs_node", "id"),
 }
+_TCP_MEMBERS = {
+    "DMM_TCP_KEEPALIVE_TIME": ("tcp_sock", "keepalive_time"),
+    "DMM_TCP_KEEPALIVE_INTVL": ("tcp_sock", "keepalive_intvl"),
+    "DMM_TCP_KEEPALIVE_PROBES": ("tcp_sock", "keepalive_probes"),
+    "DMM_TCP_CA_FLAGS": ("inet_connection_sock", "icsk_ca_setsockopt"),
+}
+_TCP_WORDS = {"DMM_TCP_KEEPALIVE_TIME", "DMM_TCP_KEEPALIVE_INTVL"}  # the others are bytes
 ITER_TCP = "DMM_ITER_TCP"
 _TASK_CHAINS = (
     ("DMM_TASK_LEADER", "DMM_TASK_COMM"),
@@ -312,6 +319,29 @@ def _socket_error() -> list[str]:
     return [f"DMM_SK_ERR={at}"] if readable else []
 
 
+def _tcp_chosen() -> list[str]:
+    """Macros for chosen_read() in bpf/options.h: where a TCP socket keeps what its program has set; none if it may not
+    be read.
+    """
+    try:
+        found = bpf.kernel_offsets(list(_TCP_MEMBERS.values()))
+    except OSError:
+        return []
+    at = dict(zip(_TCP_MEMBERS, found, strict=True))
+    loads = b"".join(
+        _insn(_LDX_W if name in _TCP_WORDS else _LDX_B, dst=1, off=off) for name, off in at.items()
+    )
+    for kind, attach_type, sock in (
+        (ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, _SOCK_OPS_SK),
+        (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, _SOCK_ADDR_SK),
+    ):
+        code = _insn(_LDX_DW, dst=1, src=1, off=sock) + _insn(_JEQ_IMM, dst=1, off=2 + len(at))
+        code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK) + _insn(_JEQ_IMM, off=len(at)) + loads
+        if not _accepts(kind, attach_type, code):
+            return []
+    return ["DMM_TCP_CHOSEN", *(f"{name}={offset}" for name, offset in at.items())]
+
+
 def _task_reading(at: Mapping[str, int]) -> bytes:
     """The loads of facts_current() in bpf/decide.h."""
     code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
@@ -343,5 +373,5 @@ def defines() -> tuple[str, ...]:
         )
     ):
         found += [f"{name}={offset}" for name, offset in offsets.items()]
-    found += _iterator() + _socket_error()
+    found += _iterator() + _socket_error() + _tcp_chosen()
     return tuple(found)

@@ -170,10 +170,14 @@ def test_a_congestion_control_that_the_program_has_chosen_stays(bench: Bench, se
     usual = bench.agent("open('/proc/sys/net/ipv4/tcp_congestion_control').read().strip()")
     other = next(name for name in ("cubic", "reno") if name != usual)
     seats = serve(5)
-    for told, wanted in ((usual, other), ("none", usual)):
+    for told in (usual, "none"):  # as in a container whose namespace has another than the instance's
         policy = Policy().rule(1).user(5, congestion=other.encode(), usual=told.encode())
         policy.route(1, "0.0.0.0/0", 5).apply(bench.attached)
-        assert bench.agent.congestion(carried(bench, seats, bench.b.ip4)) == wanted
+        assert bench.agent.congestion(carried(bench, seats, bench.b.ip4)) == other
+        bench.agent.open(told)
+        bench.agent(f"s[{told!r}].setsockopt(6, 13, {usual.encode()!r})")  # TCP_CONGESTION
+        connect(bench.agent, seats, mac_of(bench.a), told, bench.b.ip4, bench.port)
+        assert bench.agent.congestion(told) == usual
 
 
 @pytest.mark.parametrize("by", ["kernel", "user"])
@@ -196,6 +200,12 @@ def test_when_a_silent_peer_is_dead_says_the_stack_unless_the_program_has(
         return patience(agent, name)
 
     assert told("none") == [5000, 20, 4, 75, 1]
+    for name, value in {"time": 300, "intvl": 9, "probes": 3}.items():  # as a container may have them
+        bench.a.sysctl(f"net.ipv4.tcp_keepalive_{name}", str(value))
+    assert told("elsewhere") == [5000, 20, 4, 9, 1]
+    assert told("same", (socket.TCP_KEEPIDLE, 300)) == [5000, 300, 4, 9, 1]
+    for name, value in {"time": 7200, "intvl": 75, "probes": 9}.items():
+        bench.a.sysctl(f"net.ipv4.tcp_keepalive_{name}", str(value))
     own = [(socket.TCP_USER_TIMEOUT, 900), (socket.TCP_KEEPIDLE, 33), (socket.TCP_KEEPCNT, 2)]
     assert told("own", *own) == [900, 33, 2, 75, 1]
     agent("s['own'].setsockopt(6, 18, 0); s['own'].setsockopt(1, 9, 0)")
