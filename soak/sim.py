@@ -24,7 +24,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
-from dmm_ebpf.rd.policy.model import USER_CONGESTION
+from dmm_ebpf.kit.names import CONTROLS
 from lab.sim import simcases
 from lab.sim.corelab import build_sanitized
 
@@ -184,7 +184,7 @@ def soak(connections: int, first_seed: int, workers: int) -> Summary:
         simulations=totals["simulations"],
         connections=sum(totals[verdict] for verdict in TOTALS),
         verdicts={verdict: totals[verdict] for verdict in TOTALS},
-        by_congestion={cc: totals[f"cc {cc}"] for cc in USER_CONGESTION},
+        by_congestion={cc: totals[f"cc {cc}"] for cc in CONTROLS},
         had_to_complete=totals["had_to_complete"],
         whole_by_chance=totals["whole_by_chance"],
         packets=totals["packets"],

@@ -48,14 +48,16 @@ PYTHON = (
     Room("kit", "congestion controls as plug-ins", ("dmm_ebpf/kit/*.py",), ("base",)),
     Room("hal", "devices, routes, sockets, namespaces", ("dmm_ebpf/hal/*.py",), ("base",)),
     Room("loader", "BPF programs and maps", ("dmm_ebpf/loader/*.py",), ("base", "hal")),
-    Room("userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "hal")),
-    Room("policy", "what a policy says and means", ("dmm_ebpf/rd/policy/*.py",), ("base",)),
+    Room(
+        "userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "kit", "hal")
+    ),
+    Room("policy", "what a policy says and means", ("dmm_ebpf/rd/policy/*.py",), ("base", "kit")),
     Room("places", "containers, units, processes", ("dmm_ebpf/rd/places/*.py",), ("base", "hal", "loader")),
     Room(
         "director",
         "what an instance has on the host",
         ("dmm_ebpf/rd/director/*.py", "dmm_ebpf/rd/__init__.py"),
-        ("base", "hal", "loader", "userstack", "policy"),
+        ("base", "kit", "hal", "loader", "userstack", "policy"),
     ),
     Room("api", "the director's socket", ("dmm_ebpf/rd/api/*.py",), ("base", "loader", "policy", "director")),
     Room(
@@ -70,13 +72,13 @@ PYTHON = (
         "cli",
         "the command line",
         ("dmm_ebpf/cli/*.py",),
-        ("base", "hal", "loader", "policy", "places", "director", "api", "life", "show", "tui"),
+        ("base", "kit", "hal", "loader", "policy", "places", "director", "api", "life", "show", "tui"),
     ),
     Room(
         "lab",
         "hosts, links, machines, the simulator",
         ("lab/*.py", "lab/*/*.py"),
-        ("base", "loader", "userstack", "policy", "director"),
+        ("base", "kit", "loader", "userstack", "director"),
     ),
     Room("compat", "what tools/compat tries", ("compat/*.py", "compat/*/*.py"), ("base", "api", "lab")),
     Room(
@@ -85,7 +87,7 @@ PYTHON = (
         ("bench/*.py",),
         ("base", "loader", "userstack", "director", "lab"),
     ),
-    Room("soak", "proof by volume", ("soak/*.py",), ("base", "hal", "policy", "lab")),
+    Room("soak", "proof by volume", ("soak/*.py",), ("base", "kit", "hal", "lab")),
     Room("demo", "what tools/demo tells", ("demo/*.py",), ("base", "lab")),
     Room("tools", "the doors", ("tools/*",), ("lab",)),
 )

@@ -91,8 +91,11 @@ def compile_programs() -> None:
 
 def policy_check(file: Path, *, as_json: bool) -> None:
     """Print what a policy holds and what to warn of. Raises PolicyError, with all that is wrong, when it is refused."""
+    from dmm_ebpf.rd.policy.plugins import check_plugins
+
     try:
         policy = load_policy(file)
+        unread = check_plugins(policy, policy.user_stacks())
     except PolicyError as exc:
         if as_json:
             told = [output.error_json(one) for one in exc.all()]
@@ -102,6 +105,8 @@ def policy_check(file: Path, *, as_json: bool) -> None:
                 {"ok": False, "error": told[0], "errors": told, "enough": exc.enough, "warnings": []}
             )
         raise
+    for sentence in unread:
+        output.note(f"not checked: {sentence}")
     counts = policy_counts(policy)
     warned, more = _warnings(policy)
     if as_json:

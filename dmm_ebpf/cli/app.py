@@ -9,6 +9,7 @@ sees.
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -329,21 +330,98 @@ def listeners(instance: AnyInstanceOption = None, as_json: JsonOption = False) -
 
 
 @app.command()
-def stacks(instance: AnyInstanceOption = None, as_json: JsonOption = False) -> None:
+def stacks(
+    instance: AnyInstanceOption = None,
+    as_json: JsonOption = False,
+    plugins: Annotated[
+        bool,
+        typer.Option("--plugins", help="The congestion controls that user stacks may have, built in or not."),
+    ] = False,
+    include: Annotated[
+        bool, typer.Option("--include", help="The folder of cc.h, with which plug-ins in C are built.")
+    ] = False,
+) -> None:
     """List stacks and their state.
 
     \b
-    Example:
+    Examples:
       dmm-ebpf stacks
+      dmm-ebpf stacks --plugins
+      cc -shared -fPIC -O2 -I"$(dmm-ebpf stacks --include)" -o ledbat.so ledbat.c
     """
     from dmm_ebpf.cli import gather, output, tables
 
+    if include or plugins:
+        from dmm_ebpf.cli import plugins as controls
+
+        if include:
+            print(controls.include())
+        elif as_json:
+            output.print_json(controls.listing())
+        else:
+            controls.print_listing(controls.listing())
+        return
     listing = gather.stacks(instance)
     if as_json:
         output.print_json(listing.rows)
     else:
         tables.print_stacks(listing.rows)
     listing.finish()
+
+
+@app.command()
+def sim(  # noqa: PLR0917 - typer calls it, by keyword
+    controls: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONGESTION...",
+            help="One for each flow, named as in a policy; a file may be relative to where you are.",
+        ),
+    ],
+    rate: Annotated[
+        str, typer.Option("--rate", metavar="RATE", help="Of the bottleneck, as in tc(8).")
+    ] = "100mbit",
+    rtt: Annotated[float, typer.Option("--rtt", metavar="MS", help="Round trip without a queue.")] = 50,
+    loss: Annotated[
+        float,
+        typer.Option("--loss", metavar="PERCENT", help="Packets lost at random, behind the bottleneck."),
+    ] = 0,
+    queue: Annotated[
+        float, typer.Option("--queue", metavar="BDP", help="What the bottleneck holds: so many RATE * MS.")
+    ] = 1,
+    duration: Annotated[float, typer.Option("--duration", metavar="SECONDS", help="Of virtual time.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is random.")] = 1,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw window, rate and queue over time: .svg or .png."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try congestion controls in virtual time: flows that share one bottleneck.
+
+    Nothing of the host is used or changed. Figures are of the last 85 % of the time. Exit code 1: a plug-in had a
+    fault.
+
+    \b
+    Examples:
+      dmm-ebpf sim wan --rate 100mbit --rtt 100 --loss 1
+      dmm-ebpf sim python:my_cc.py:Ledbat cubic --plot run.svg
+    """
+    from dmm_ebpf.cli import plugins
+
+    fine = plugins.simulate(
+        controls,
+        rate=rate,
+        rtt_ms=rtt,
+        loss_percent=loss,
+        queue_bdp=queue,
+        duration_s=duration,
+        seed=seed,
+        plot=plot,
+        as_json=as_json,
+    )
+    if not fine:
+        raise typer.Exit(1)
 
 
 @app.command()

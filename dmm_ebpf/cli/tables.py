@@ -132,6 +132,7 @@ def print_stacks(rows: list[Row], indent: str = "") -> None:
             name, state, reason = (units.clean(row.get(key)) for key in ("name", "state", "reason"))
             print(f"{indent}{name} is {state}: {reason}")
         _say_ports(row, indent)
+        _say_faults(row, indent)
         _say_unlimited(row, indent)
 
 
@@ -144,6 +145,17 @@ def _say_ports(row: Row, indent: str) -> None:
             units.clean(v) for v in (row.get("name"), port["nic"], port["port"], port["why"])
         )
         print(f"{indent}{name} on {nic} by {by}: {why}")
+
+
+def _say_faults(row: Row, indent: str) -> None:
+    """What went wrong with a stack's plug-in."""
+    plugin = row.get("plugin") or {}
+    if plugin.get("faults"):
+        name, congestion, fault = (
+            units.clean(v) for v in (row.get("name"), row.get("congestion"), plugin.get("fault"))
+        )
+        several = f"{count(plugin, 'faults')}, {count(plugin, 'connections')} went on without it"
+        print(f"{indent}{name} by {congestion}: {several}; the first: {fault}")
 
 
 def _say_unlimited(row: Row, indent: str) -> None:

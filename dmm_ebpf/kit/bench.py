@@ -18,7 +18,7 @@ from typing import Any
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.kit import load, names
 from dmm_ebpf.kit._sim import ffi, lib
-from dmm_ebpf.kit.bridge import LOOK_S, Faults, Native
+from dmm_ebpf.kit.bridge import Faults, Native
 
 MSS_BYTES = 1448  # CCSIM_MSS
 WIRE_BYTES = 1538  # CCSIM_WIRE: the same segment with all headers, on Ethernet
@@ -156,7 +156,7 @@ def _control(text: str) -> Iterator[Native | None]:
 
 
 def _look(plugin: Native, over: threading.Event) -> None:
-    while not over.wait(LOOK_S):
+    while not over.wait(plugin.LOOK_S):
         plugin.look()
 
 

@@ -18,7 +18,6 @@ from dmm_ebpf.kit.load import METHODS, described
 from dmm_ebpf.kit.names import Plugin
 
 PATIENCE_S = 0.25
-LOOK_S = PATIENCE_S  # between two calls of look()
 _SAFE = "cubic"
 _MOST = 1 << 63
 _RELEASE = len(METHODS)
@@ -89,6 +88,8 @@ class Faults(NamedTuple):
 class Native:
     """A shared object."""
 
+    LOOK_S = PATIENCE_S  # between two calls of look()
+
     def __init__(self, plugin: Plugin, guard: Any, ffi: Any, lib: Any) -> None:
         """guard: see load.load_native()."""
         self.plugin = plugin
@@ -103,7 +104,9 @@ class Native:
     def faults(self) -> Faults:
         """So far."""
         guard = self.guard
-        first = self._ffi.string(guard.first).decode("utf-8", "replace")
+        first = "".join(
+            c if " " <= c <= "~" else "?" for c in self._ffi.string(guard.first).decode("utf-8", "replace")
+        )
         rest = "it is not called any more" if guard.off else "its connection"
         goes = f"{rest}, and connections go on by {_SAFE}" if guard.off else f"{rest} goes on by {_SAFE}"
         sentence = f"{self.plugin.short}.{first}; {goes}" if first else ""

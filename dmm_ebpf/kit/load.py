@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.errors import DmmError
+from dmm_ebpf.errors import DmmError, PrivilegeError
 from dmm_ebpf.kit.names import PYTHON, Plugin
 
 if TYPE_CHECKING:
@@ -42,11 +42,18 @@ def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
 
 
 def check_file(plugin: Plugin, *, trusted_only: bool = True) -> None:
-    """Raises DmmError unless the file is there and, with trusted_only, root's or ours and nobody else's to change."""
+    """Raises DmmError unless the file is there and, with trusted_only, root's or ours and nobody else's to change;
+    PrivilegeError when we may not read it.
+    """
     path = Path(plugin.file)
     try:
         path = path.resolve(strict=True)
         found = path.stat()
+        path.open("rb").close()
+    except PermissionError as exc:
+        raise PrivilegeError(
+            f"read congestion control {plugin.text!r}", why=f"{plugin.file}: {exc.strerror}"
+        ) from exc
     except OSError as exc:
         raise error(plugin, f"{plugin.file}: {os.strerror(exc.errno or 0)}") from exc
     if not stat.S_ISREG(found.st_mode):

@@ -16,12 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from dmm_ebpf.errors import DmmError
 
-BUILT_IN = ("cubic", "wan", "bbr", "reno")
+if TYPE_CHECKING:
+    from importlib import metadata
+
+CONTROLS = ("cubic", "wan", "bbr", "reno")
 FOLDER = Path("/etc/dmm-ebpf/plugins")
 GROUP = "dmm_ebpf.congestion"
 PYTHON, NATIVE = "python", "c"
@@ -53,7 +56,7 @@ class Plugin:
 
 def is_plugin(text: str) -> bool:
     """Whether it names anything but a built-in control."""
-    return text not in BUILT_IN
+    return text not in CONTROLS
 
 
 def has_form(text: str) -> bool:
@@ -87,13 +90,20 @@ def locate(text: str, folder: Path = FOLDER) -> Plugin:
         return Plugin(text, PYTHON, where if "/" in where else str(folder / f"{where}.py"), attribute)
     if kind == NATIVE and rest:
         return Plugin(text, NATIVE, rest if "/" in rest else str(folder / f"{rest}.so"))
-    for entry in metadata.entry_points(group=GROUP, name=text):
+    for entry in _entries(text):
         return _of_entry(entry)
     raise DmmError(
         f"use congestion control {text!r}",
         why=f"it is not built in, and no installed package offers it as {GROUP}",
-        hint=f"built in are {', '.join(BUILT_IN)}",
+        hint=f"built in are {', '.join(CONTROLS)}",
     )
+
+
+def _entries(name: str | None = None) -> list[metadata.EntryPoint]:
+    from importlib import metadata  # which takes longer to import than all the rest
+
+    found = sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name)
+    return [entry for entry in found if name in {None, entry.name}]
 
 
 def _of_entry(entry: metadata.EntryPoint) -> Plugin:
@@ -111,11 +121,16 @@ def _of_entry(entry: metadata.EntryPoint) -> Plugin:
     return Plugin(entry.name, NATIVE, str(files[0] if files else package / path.with_suffix(".so")))
 
 
+def offers(name: str) -> bool:
+    """Whether an installed package offers a control of that name."""
+    return bool(_entries(name))
+
+
 def offered(folder: Path = FOLDER) -> Iterator[Plugin]:
     """Every plug-in that installed packages offer, and the shared objects of the folder. What stands in a Python file
     cannot be told without running it.
     """
-    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name):
+    for entry in _entries():
         yield _of_entry(entry)
     for file in sorted(folder.glob("*.so")):
         yield Plugin(f"{NATIVE}:{file.stem}", NATIVE, str(file))

@@ -14,6 +14,7 @@ from dmm_ebpf.errors import DmmError, from_wire
 
 MAX_STATS = 256
 MAX_NICS = 16
+PLUGIN_FAULT = "plugin_fault"  # what statistics may have besides numbers: a sentence
 _TEXT = 300  # characters of a sentence
 _NUMBERS = ("connections", "in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
 _INFO = {"pid", "xsk_mtu", "own_user", "landlock", "zerocopy", "sums", "no_sockets"}
@@ -99,11 +100,14 @@ def _info(result: Any) -> bool:
 
 
 def _stats(result: Any) -> bool:
+    if not isinstance(result, dict):
+        return False
+    fault = result.get(PLUGIN_FAULT, "")
     return (
-        isinstance(result, dict)
-        and len(result) <= MAX_STATS
+        len(result) <= MAX_STATS
         and _texts(list(result), 64)
-        and _numbers(list(result.values()))
+        and _texts([fault], _TEXT)
+        and _numbers([value for name, value in result.items() if name != PLUGIN_FAULT])
         and all(name in result for name in _NUMBERS)
     )
 

@@ -14,6 +14,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tuning
+from dmm_ebpf.kit import load
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
@@ -62,6 +63,7 @@ class Engine:
         self._called_off = False
         self.result: int | None = None
         self._engine = ffi.NULL
+        self.plugin = load.load(spec.plugin, ffi, lib) if spec.plugin else None
         try:
             self._create()
             for nic in spec.nics:
@@ -117,14 +119,15 @@ class Engine:
         config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
         config.core.rcvbuf_max_bytes = self.spec.rcvbuf_bytes
         config.core.syn_cookies = _SYN_COOKIES[self.spec.syn_cookies]
-        ffi.memmove(
-            config.core.congestion, self.spec.congestion.encode()[:15], len(self.spec.congestion[:15])
-        )
+        if self.plugin is None:
+            config.core.congestion = self.spec.congestion.encode()[:15]
         config.max_connections = self.spec.max_connections
         config.busy_poll_us = self.spec.busy_poll_us
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.label}", why="out of memory")
+        if self.plugin is not None:
+            self.set_congestion(self.spec.congestion)
 
     def _open_nic(self, nic: NicSpec) -> None:
         found = hal_nic.find(nic.ifindex, nic.name)
@@ -205,7 +208,11 @@ class Engine:
     # -- the loop --
 
     def prepare(self, ended: Callable[[int], None]) -> None:
-        """Makes the loop's thread, which waits for start(); ended(result) is called in it when the loop returns."""
+        """Makes the loop's thread, which waits for start(); ended(result) is called in it when the loop returns. And
+        that of a plug-in.
+        """
+        if self.plugin is not None:
+            self.plugin.start()
 
         def work() -> None:
             self._go.wait()
@@ -239,12 +246,16 @@ class Engine:
         if self._engine != ffi.NULL:
             lib.dmm_engine_destroy(self._engine)
             self._engine = ffi.NULL
+        if self.plugin is not None:
+            self.plugin.close()
 
     # -- settings --
 
     def set_congestion(self, name: str) -> None:
         """The congestion control of connections that open from now on; UsageError for a name it does not know."""
-        if not lib.dmm_engine_set_congestion(self._engine, name.encode()):
+        if self.plugin is not None and name == self.plugin.plugin.text:
+            lib.dmm_engine_set_congestion_ops(self._engine, self.plugin.ops)
+        elif not lib.dmm_engine_set_congestion(self._engine, name.encode()):
             raise UsageError(f"use congestion control {name!r}", why="the stack has none of that name")
 
     def set_syn_cookies(self, mode: str) -> None:
@@ -272,16 +283,25 @@ class Engine:
 
     # -- figures --
 
-    def stats(self) -> dict[str, int]:
-        """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory as memory_NAME."""
+    def stats(self) -> dict[str, int | str]:
+        """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory as memory_NAME; of
+        a plug-in plugin_faults, plugin_connections (that go on without it) and plugin_fault, the first in a sentence.
+        """
         raw = ffi.new("struct dmm_engine_stats *")
         lib.dmm_engine_stats(self._engine, raw)
-        values = {name: int(getattr(raw, name)) for name in _STATS}
+        values: dict[str, int | str] = {name: int(getattr(raw, name)) for name in _STATS}
         memory = ffi.new("struct dmm_core_memory *")
         lib.dmm_engine_memory(self._engine, memory)
         values |= {f"memory_{name}": int(getattr(memory, name)) for name in _MEMORY}
         for number, name in _CORE_COUNTERS.items():
             values[f"core_{name}"] = int(lib.dmm_engine_core_counter(self._engine, number))
+        if self.plugin is not None:
+            told = self.plugin.faults()
+            values |= {
+                "plugin_faults": told.faults,
+                "plugin_connections": told.fallen,
+                "plugin_fault": told.sentence,
+            }
         return values
 
     def connections(self, first: int = 0, most: int = _NEVER) -> Iterator[dict[str, Any]]:

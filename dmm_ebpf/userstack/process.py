@@ -25,13 +25,16 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.userstack import answers, controlserver, sandbox
 from dmm_ebpf.userstack.engine import Engine
 from dmm_ebpf.userstack.spec import StackSpec
+
+if TYPE_CHECKING:
+    from dmm_ebpf.kit.bridge import Native
 
 MOST_CONNECTIONS = 1024  # in one answer
 _JOIN_S = 5.0
@@ -79,6 +82,8 @@ class StackProcess:
     async def serve(self) -> int:
         """Runs until stopped; the exit code."""
         self.engine.start()
+        if self.engine.plugin is not None:
+            self._watch_plugin(self.engine.plugin, "")
         await self._done.wait()
         if self._server is not None:
             self._server.close()
@@ -94,6 +99,14 @@ class StackProcess:
         """Resets every connection, sends that, and ends."""
         self._stopping = True
         self.engine.stop(abort=True)
+
+    def _watch_plugin(self, plugin: Native, said: str) -> None:
+        """Ends its calls that hang, and says the first fault. said: what was said of it already."""
+        plugin.look()
+        told = plugin.faults()
+        if told.sentence and not said:
+            log.error("congestion control %s: %s", plugin.plugin.text, told.sentence)
+        self._loop.call_later(plugin.LOOK_S, self._watch_plugin, plugin, told.sentence)
 
     def _engine_ended(self, _result: int) -> None:
         """In the engine's thread."""

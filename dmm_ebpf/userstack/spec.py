@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.hal import stackdevice
+from dmm_ebpf.kit.names import Plugin
 
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
 _CONNECTION_BYTES = (
@@ -70,7 +71,7 @@ class StackSpec:
 
     process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for the outer one;
     process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they leave checksums to what takes their
-    frames, as with zero-copy where the driver has that.
+    frames, as with zero-copy where the driver has that. plugin: what congestion names, unless that is built in.
     """
 
     instance: str
@@ -83,6 +84,7 @@ class StackSpec:
     run_dir: Path
     netns_fd: int
     congestion: str = ""
+    plugin: Plugin | None = None
     sndbuf_bytes: int = 0
     rcvbuf_bytes: int = 0
     memory_bytes: int = 0
@@ -157,6 +159,7 @@ class StackSpec:
         raw: dict[str, Any] = json.loads(text)
         raw["nics"] = [NicSpec(**(nic | {"mac": bytes.fromhex(nic["mac"])})) for nic in raw["nics"]]
         raw["run_dir"] = Path(raw["run_dir"])
+        raw["plugin"] = Plugin(**raw["plugin"]) if raw["plugin"] else None
         return cls(**raw)
 
     def inherited(self) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from dmm_ebpf.rd.policy.model import USER_CONGESTION
+from dmm_ebpf.kit.names import CONTROLS
 from lab.sim.corelab import MS, S
 
 Case = dict[str, "int | float | str"]
@@ -210,7 +210,7 @@ def _put_together(parts: tuple[int, str, Case, Case, Case, Case, Case, Case, Cas
 
 
 def _cases(*groups: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
-    return st.tuples(st.integers(1, 2**31), st.sampled_from(USER_CONGESTION), *groups).map(_put_together)
+    return st.tuples(st.integers(1, 2**31), st.sampled_from(CONTROLS), *groups).map(_put_together)
 
 
 def wild_cases() -> st.SearchStrategy[Case]:

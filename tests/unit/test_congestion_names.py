@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dmm_ebpf.rd.policy.model import USER_CONGESTION
+from dmm_ebpf.kit.names import CONTROLS
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "dmm_ebpf/userstack/core"
@@ -23,4 +23,4 @@ def test_a_policy_knows_the_congestion_controls_of_the_core() -> None:
         )
     }
     assert sorted(named) == sorted(listed)
-    assert sorted(named.values()) == sorted(USER_CONGESTION)
+    assert sorted(named.values()) == sorted(CONTROLS)

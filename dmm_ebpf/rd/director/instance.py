@@ -45,6 +45,7 @@ from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy, UserStack
+from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
 
 C = abi.C
@@ -266,8 +267,8 @@ class Instance:
         users = new.user_stacks()
         wanted = {name: users[name] for name in new.routed_stacks() if name in users}
         ids = IdSpace.from_dict(self._ids.to_dict())
-        counts = {name: config.processes for name, config in wanted.items()}
-        await in_thread(self.stacks.number, counts)
+        await asyncio.to_thread(check_plugins, new, wanted)
+        await in_thread(self.stacks.number, {name: config.processes for name, config in wanted.items()})
         compiled = await asyncio.to_thread(
             compile_policy,
             new,
@@ -428,8 +429,7 @@ class Instance:
 
     async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
         """Every stack of the policy, and those that are still draining. counts: flows by stack, if known already."""
-        if counts is None:
-            counts = await self._counts()
+        counts = await self._counts() if counts is None else counts
         asked = await self.stacks.query_all("stats", within_s=LISTING_S)
         dropped = await in_thread(stackdevice.dropped)
         defined = dict(self._policy.stacks) if self._policy else {}

@@ -56,12 +56,20 @@ def together(full: Iterable[list[str]]) -> list[str]:
     return list(dict.fromkeys(name for names in each for name in names)) if each and all(each) else []
 
 
-def figures(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int | None]:
-    """What is in use of a stack, and how much there is, over the processes that answered; None: none did. answers: of
-    query_all("stats").
+def figures(answers: Mapping[tuple[str, int], Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What is in use of a stack, and how much there is, over the processes that answered; None: none did. plugin: what
+    went wrong with its congestion control, where that is one. answers: of query_all("stats").
     """
     said = [stats for (stack, _), stats in answers.items() if stack == name]
-    return {key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES}
+    told: dict[str, Any] = {key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES}
+    with_plugin = [stats for stats in said if "plugin_faults" in stats]
+    if with_plugin:
+        told["plugin"] = {
+            "faults": sum(stats["plugin_faults"] for stats in with_plugin),
+            "connections": sum(stats["plugin_connections"] for stats in with_plugin),
+            "fault": next((stats["plugin_fault"] for stats in with_plugin if stats["plugin_fault"]), ""),
+        }
+    return told
 
 
 def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:

@@ -25,6 +25,7 @@ from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.kit.names import is_plugin, locate
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd.director import beside, ports, rundir, stackrow
 from dmm_ebpf.rd.director.beside import Beside
@@ -280,6 +281,12 @@ class StackManager:
             self._refuse_without_sockets(s)
         if config.devices != s.config.devices:
             self._refuse_other_devices(s, config)
+        if config.congestion != s.config.congestion and is_plugin(config.congestion):
+            raise ConflictError(
+                f"serve stack {s.name} with congestion control {config.congestion!r}",
+                why="it runs, and a process that runs can load no plug-in",
+                hint="give the stack that is to have it another name",
+            )
         for p in s.processes:
             if p.number >= config.processes:
                 continue
@@ -444,6 +451,7 @@ class StackManager:
             nics=s.nics if record.process == 0 else [replace(n, xsk=False, port=TAP) for n in s.nics],
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
+            plugin=locate(config.congestion) if is_plugin(config.congestion) else None,
             sndbuf_bytes=config.sndbuf_bytes or 0,
             rcvbuf_bytes=config.rcvbuf_bytes or 0,
             memory_bytes=(config.memory_bytes or 0) // config.processes,

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.kit.names import CONTROLS, FORMS, has_form, offers
 from dmm_ebpf.rd.policy.locate import place
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.routes_file import Stamp
@@ -43,7 +44,6 @@ MAX_NAME = 31
 MAX_USER_PROCESSES = C.DMM_MAX_STACKS  # of all user stacks together: their seats, see bpf/abi.h
 
 USER_TRANSPORTS = ("tcp",)
-USER_CONGESTION = ("cubic", "wan", "bbr", "reno")
 USER_IO = ("auto", "af_xdp", "tap")
 MAX_BUSY_POLL_US = 1_000_000
 MIN_USER_TIMEOUT_MS = 200  # TCP_RTO_MIN, include/net/tcp.h: before it nothing is sent again
@@ -113,7 +113,17 @@ def _transport(value: object) -> str:
 
 
 def _user_congestion(value: object) -> str:
-    return _choice(value, "a congestion control of user stacks", USER_CONGESTION)
+    if (
+        isinstance(value, str)
+        and value not in CONTROLS
+        and has_form(value)
+        and (":" in value or offers(value))
+    ):
+        return value
+    try:
+        return _choice(value, "a congestion control of user stacks", CONTROLS)
+    except ValueRefusedError as exc:
+        raise ValueRefusedError(exc.why, f"{exc.hint}, or a plug-in: {FORMS}") from None
 
 
 def _io(value: object) -> str:
