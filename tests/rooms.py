@@ -94,11 +94,15 @@ PYTHON = (
 C = (
     Room("abi", "what BPF, C and Python share", ("bpf/abi.h",)),
     Room("bpf", "the BPF programs", ("bpf/*.h", "bpf/*.c"), ("abi",)),
-    Room("base", "memory, timers, api.h", tuple(CORE + n for n in ("api.h", "util.h", "mem.*", "wheel.*"))),
+    Room(
+        "base",
+        "memory, timers, api.h",
+        tuple(CORE + n for n in ("api.h", "util.h", "mem.*", "wheel.*", "env.h", "flow.h")),
+    ),
     Room(
         "wire",
         "packets as bytes",
-        tuple(CORE + n for n in ("wire.*", "csum.c", "chain.*", "fragment.*")),
+        tuple(CORE + n for n in ("wire.*", "csum.c", "chain.*", "fragment.*", "ctl.*")),
         ("base",),
     ),
     Room("cc", "congestion controls", tuple(CORE + n for n in ("cc.*", "cc_*", "hystart.h")), ("base",)),
@@ -111,7 +115,7 @@ C = (
     Room(
         "tcp",
         "one end of a connection",
-        tuple(CORE + n for n in ("tcp.h", "tcp_*.c", "flight.*", "ranges.*", "stream.*")),
+        tuple(CORE + n for n in ("end.h", "tcp.*", "tcp_*", "flight.*", "ranges.*", "stream.*")),
         ("base", "wire", "cc"),
     ),
     Room("relay", "two ends, and who calls them", (CORE + "*.[ch]",), ("base", "wire", "cc", "tcp")),
@@ -123,9 +127,6 @@ LANGUAGES = {"Python": PYTHON, "C": C}
 
 DEBTS = (
     Debt("dmm_ebpf/hal/*.h", "base", "packets' offload facts (struct dmm_vnet) stand in the core's api.h"),
-    Debt(
-        CORE + "tcp_*.c", "relay", "they see all of core.h; an end with a face of its own would not need it"
-    ),
 )
 
 
@@ -205,6 +206,55 @@ def included_names(file: str) -> list[str]:
 def _included(file: str) -> Iterator[str]:
     for name in included_names(file):
         yield os.path.normpath(PurePath(file).parent / name)
+
+
+_DEFINITION = re.compile(r"^(?:const )?(?:struct |enum )?\w+ \**(\w+)\([^;{}]*\)\n\{", re.MULTILINE)
+_STATIC = re.compile(r"^static .*?(\w+)\([^;{}]*\)\n\{", re.MULTILINE)
+_NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
+
+
+@cache
+def code_of(file: str) -> str:
+    """A C file without comments and strings."""
+    return _NOT_CODE.sub(" ", (ROOT / file).read_text(encoding="utf-8"))
+
+
+@cache
+def shown_by(file: str) -> frozenset[str]:
+    """The functions of a C file that others may call."""
+    return frozenset(_DEFINITION.findall(code_of(file)))
+
+
+@cache
+def functions() -> dict[str, str]:
+    """Every function that a C file shows to others, and that file."""
+    return {
+        name: file
+        for file in sources("C")
+        if file.startswith("dmm_ebpf/") and file.endswith(".c")
+        for name in shown_by(file)
+    }
+
+
+@cache
+def statics(file: str) -> frozenset[str]:
+    """The functions that file keeps to itself."""
+    return frozenset(_STATIC.findall(code_of(file)))
+
+
+def named() -> list[Arrow]:
+    """Which C files name functions of other rooms, so that they may call them. Those of api.h are anybody's."""
+    door = re.findall(r"\b(\w+)\(", code_of(CORE + "api.h"))
+    shown = {name: file for name, file in functions().items() if name not in door}
+    found = []
+    for file in sources("C"):
+        room = room_of("C", file) or ""
+        words = set(re.findall(r"\b\w+\b", code_of(file))) - statics(file)
+        for target in sorted({shown[word] for word in words & shown.keys()}):
+            uses = room_of("C", target) or ""
+            if uses != room and file.endswith(".c"):
+                found.append(Arrow(file, room, target, uses))
+    return found
 
 
 def _imported(file: str) -> Iterator[str]:

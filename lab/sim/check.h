@@ -4,6 +4,7 @@
 #define SIM_CHECK_H
 
 #include "core.h"
+#include "tcp_int.h"
 #include "holds.h"
 
 static inline uint64_t check_list(const struct flight *fl, const struct seg_list *l, uint32_t flags,
@@ -78,15 +79,15 @@ static inline void check_core(const struct dmm_core *core)
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
-		CHECK(c->live_pos == i);
-		parked += c->phase == CONN_PARKED;
-		if (c->phase == CONN_PARKED)
+		CHECK(c->ends.f.live_pos == i);
+		parked += c->ends.f.phase == CONN_PARKED;
+		if (c->ends.f.phase == CONN_PARKED)
 			continue;
-		half_open += c->half_open;
-		if (c->passive && c->leg[DMM_LEG_OUTER].state == TCP_SYN_RECV)
-			CHECK(c->half_open);
+		half_open += c->ends.f.half_open;
+		if (c->ends.f.passive && c->ends.leg[DMM_LEG_OUTER].state == TCP_SYN_RECV)
+			CHECK(c->ends.f.half_open);
 		for (uint32_t l = 0; l < 2; l++) {
-			const struct tcb *t = &c->leg[l], *peer = &c->leg[!l];
+			const struct tcb *t = &c->ends.leg[l], *peer = &c->ends.leg[!l];
 
 			CHECK(t->snd_una <= t->snd_nxt);
 			CHECK(t->snd.head <= t->snd.tail);
@@ -102,10 +103,10 @@ static inline void check_core(const struct dmm_core *core)
 			check_ranges(t);
 		}
 	}
-	CHECK(half_open == core->n_half_open && half_open <= core->cfg.half_open_max);
+	CHECK(half_open == core->n_half_open && half_open <= core->env.cfg.half_open_max);
 	CHECK(parked == core->n_parked);
-	CHECK(chunks * MEM_CHUNK_BYTES == core->mem.chunk_bytes);
-	CHECK(core->mem.chunk_bytes <= core->mem.limit_bytes);
+	CHECK(chunks * MEM_CHUNK_BYTES == core->env.mem.chunk_bytes);
+	CHECK(core->env.mem.chunk_bytes <= core->env.mem.limit_bytes);
 }
 
 /* What still has to go from this leg and is not on the way */
@@ -120,14 +121,14 @@ static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
 	bool waits = t->flags & TF_HOLD;
 
 	if (tcb_is_outer(t))
-		due_ns = min_u64(due_ns, c->outer.pace_wake_ns);
+		due_ns = min_u64(due_ns, c->ends.outer.pace_wake_ns);
 	CHECK(list_empty(&t->ready));
 	if (t->state == TCP_CLOSE) {
 		CHECK(due_ns == NEVER && !t->timer.tick && !t->fl);
 		return;
 	}
 	/* held behind the other leg's handshake, which has a timer; else it has its own */
-	CHECK(due_ns != NEVER || (waits && c->leg[!t->leg].rtx_ns != NEVER));
+	CHECK(due_ns != NEVER || (waits && c->ends.leg[!t->leg].rtx_ns != NEVER));
 	CHECK(due_ns == NEVER || (t->timer.tick && t->timer.tick <= wheel_tick_of(due_ns)));
 	if (t->fl)
 		CHECK(t->rtx_mode == RTX_RTO || t->rtx_mode == RTX_TLP || t->rtx_mode == RTX_REO);
@@ -136,7 +137,7 @@ static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
 	else if (t->state == TCP_TIME_WAIT)
 		CHECK(t->rtx_mode == RTX_TIME_WAIT);
 	else if (check_owes(t) && !waits)
-		CHECK(t->rtx_mode == RTX_PERSIST || (tcb_is_outer(t) && c->outer.pace_wake_ns != NEVER));
+		CHECK(t->rtx_mode == RTX_PERSIST || (tcb_is_outer(t) && c->ends.outer.pace_wake_ns != NEVER));
 	CHECK(t->rtx_mode == RTX_NONE || t->rtx_ns != NEVER);
 }
 
@@ -150,11 +151,11 @@ static inline void check_core_rests(const struct dmm_core *core)
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
-		if (c->phase == CONN_PARKED)
+		if (c->ends.f.phase == CONN_PARKED)
 			continue;
-		CHECK(c->leg[0].state != TCP_CLOSE || c->leg[1].state != TCP_CLOSE);
-		check_leg_rests(c, &c->leg[0]);
-		check_leg_rests(c, &c->leg[1]);
+		CHECK(c->ends.leg[0].state != TCP_CLOSE || c->ends.leg[1].state != TCP_CLOSE);
+		check_leg_rests(c, &c->ends.leg[0]);
+		check_leg_rests(c, &c->ends.leg[1]);
 	}
 }
 

@@ -307,10 +307,10 @@ static void step(struct dmm_core *core, struct input *in, uint64_t *now)
 /* What the peer of an open leg sends next is acceptable */
 static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now)
 {
-	const struct tcb *t = &c->leg[leg];
+	const struct tcb *t = &c->ends.leg[leg];
 	struct wire_seg s = {.flags = TH_ACK, .wnd = 1000};
 	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
-	uint64_t refused = core->counters[DMM_CORE_PAWS] + core->counters[DMM_CORE_BAD_SEQ];
+	uint64_t refused = core->env.counters[DMM_CORE_PAWS] + core->env.counters[DMM_CORE_BAD_SEQ];
 	struct wire_dir d;
 	uint32_t n;
 
@@ -318,11 +318,11 @@ static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t 
 		return;
 	s.seq = t->irs + (uint32_t)t->rcv_nxt;
 	s.ack = t->iss + (uint32_t)t->snd_nxt;
-	ctl_dir(&c->pair, !leg, &d);
+	ctl_dir(&c->ends.f.pair, !leg, &d);
 	if (t->flags & TF_TS) {
-		struct pkt k = {.family = c->pair.family,
-				.dport_be = leg ? c->pair.lport_be : c->pair.rport_be,
-				.sport_be = leg ? c->pair.rport_be : c->pair.lport_be};
+		struct pkt k = {.family = c->ends.f.pair.family,
+				.dport_be = leg ? c->ends.f.pair.lport_be : c->ends.f.pair.rport_be,
+				.sport_be = leg ? c->ends.f.pair.rport_be : c->ends.f.pair.lport_be};
 		const struct view *v = view_of(&k, leg, false);
 
 		if (!v || !v->said_ts)
@@ -332,7 +332,7 @@ static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t 
 	n = wire_headers(buf, &d, &s, 1);
 	buf[n] = 0x5a;
 	dmm_core_input(core, leg, buf, n + 1, &rx, now);
-	CHECK(core->counters[DMM_CORE_PAWS] + core->counters[DMM_CORE_BAD_SEQ] == refused);
+	CHECK(core->env.counters[DMM_CORE_PAWS] + core->env.counters[DMM_CORE_BAD_SEQ] == refused);
 }
 
 static void nobody_is_stalled(struct dmm_core *core, uint64_t now)
@@ -342,7 +342,7 @@ static void nobody_is_stalled(struct dmm_core *core, uint64_t now)
 			struct conn copy;
 			const struct conn *c = core->slots[core->live[i]];
 
-			if (c->phase == CONN_PARKED)
+			if (c->ends.f.phase == CONN_PARKED)
 				conn_unpark_copy(&copy, c);
 			else
 				copy = *c;
@@ -392,8 +392,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	drain(core, now);
 	check_core(core);
 	for (uint32_t i = 0; i < core->n_live; i++)
-		CHECK(core->slots[core->live[i]]->leg[DMM_LEG_OUTER].state == TCP_CLOSE);
-	CHECK(core->n_live == 0 && core->mem.chunk_bytes == 0);
+		CHECK(core->slots[core->live[i]]->ends.leg[DMM_LEG_OUTER].state == TCP_CLOSE);
+	CHECK(core->n_live == 0 && core->env.mem.chunk_bytes == 0);
 	dmm_core_destroy(core);
 	return 0;
 }

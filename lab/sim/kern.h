@@ -8,6 +8,7 @@
 #define SIM_KERN_H
 
 #include "core.h"
+#include "tcp_int.h"
 
 struct wild;
 

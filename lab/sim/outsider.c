@@ -108,7 +108,7 @@ static uint32_t segment(const struct conn *c, uint32_t leg, uint8_t *buf)
 {
 	static const uint16_t usual[] = {TH_ACK, TH_ACK | TH_PSH, TH_SYN,	   TH_SYN | TH_ACK,
 					 TH_RST, TH_RST | TH_ACK, TH_FIN | TH_ACK, 0};
-	const struct tcb *t = &c->leg[leg];
+	const struct tcb *t = &c->ends.leg[leg];
 	uint32_t len = below(2) ? 0 : below(MOST_PAYLOAD), headers;
 	struct wire_seg s = {.flags = (uint16_t)below(512)};
 	struct wire_dir d;
@@ -120,7 +120,7 @@ static uint32_t segment(const struct conn *c, uint32_t leg, uint8_t *buf)
 	s.wnd = (uint16_t)any();
 	s.urg = (uint16_t)(below(4) ? 0 : any());
 	options(t, &s);
-	ctl_dir(&c->pair, !leg, &d); /* the other leg's direction: this leg's peer is the sender */
+	ctl_dir(&c->ends.f.pair, !leg, &d); /* the other leg's direction: this leg's peer is the sender */
 	d.tos = (uint8_t)any();
 	headers = wire_headers(buf, &d, &s, len);
 	memset(buf + headers, 0x5a, len);
@@ -132,11 +132,11 @@ static uint32_t icmp_error(const struct conn *c, uint32_t leg, uint8_t *buf)
 {
 	static const uint8_t kinds[2][4][2] = {{{3, 1}, {3, 3}, {3, 4}, {11, 0}},
 					       {{1, 0}, {1, 4}, {2, 0}, {3, 0}}};
-	const uint8_t *kind = kinds[c->pair.family == WIRE_AF_INET6][below(4)];
-	struct wire_seg s = {.seq = number_ack(&c->leg[leg])};
+	const uint8_t *kind = kinds[c->ends.f.pair.family == WIRE_AF_INET6][below(4)];
+	struct wire_seg s = {.seq = number_ack(&c->ends.leg[leg])};
 	struct wire_dir d;
 
-	ctl_dir(&c->pair, leg, &d);
+	ctl_dir(&c->ends.f.pair, leg, &d);
 	return wire_icmp_error(buf, &d, &s, kind[0], kind[1]);
 }
 
@@ -144,7 +144,7 @@ static const struct conn *look(const struct dmm_core *core, uint32_t nth, struct
 {
 	const struct conn *c = core->slots[core->live[nth]];
 
-	if (c->phase != CONN_PARKED)
+	if (c->ends.f.phase != CONN_PARKED)
 		return c;
 	conn_unpark_copy(awake, c);
 	return awake;
@@ -157,7 +157,7 @@ static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t
 				   .link = leg == DMM_LEG_INNER ? KERNELS_LINK : OUTSIDERS_LINK};
 	struct conn awake;
 	const struct conn *c = look(core, nth, &awake);
-	uint32_t state = c->leg[leg].state;
+	uint32_t state = c->ends.leg[leg].state;
 
 	for (int i = 0; i < TRIES; i++) {
 		uint32_t len = below(10) ? segment(c, leg, buf) : icmp_error(c, leg, buf), handle;

@@ -13,6 +13,7 @@
 #define SIM_OUTSIDER_H
 
 #include "core.h"
+#include "tcp_int.h"
 
 /* P.outsider packets to each leg of each connection of the core */
 void outsider_sends(struct dmm_core *core, uint64_t now_ns);

@@ -132,7 +132,7 @@ static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, 
 static void note_isn(struct host *h)
 {
 	if (!isn_seen[h->index] && h->core->n_live)
-		isn_seen[h->index] = h->core->slots[h->core->live[0]]->leg[DMM_LEG_OUTER].iss;
+		isn_seen[h->index] = h->core->slots[h->core->live[0]]->ends.leg[DMM_LEG_OUTER].iss;
 }
 
 static void actions(struct host *h)
@@ -189,7 +189,7 @@ static void linux_window(uint8_t *p, uint32_t len)
 	if (!P.linux_window || !H[1].core->n_live || wire_parse(p, len, false, &k) != WIRE_TCP ||
 	    k.flags & (TH_SYN | TH_RST))
 		return;
-	t = &H[1].core->slots[H[1].core->live[0]]->leg[DMM_LEG_OUTER];
+	t = &H[1].core->slots[H[1].core->live[0]]->ends.leg[DMM_LEG_OUTER];
 	ack = t->rcv_nxt;
 	held = held_ooo(t);
 	extent = held ? t->ooo->v[t->ooo->first + t->ooo->n - 1].end - ack : 0;
@@ -258,7 +258,7 @@ static bool pump(struct host *h)
 		did = true;
 	}
 	h->n_in = 0;
-	h->peak_bytes = max_u64(h->peak_bytes, h->core->mem.chunk_bytes);
+	h->peak_bytes = max_u64(h->peak_bytes, h->core->env.mem.chunk_bytes);
 	if (P.outsider)
 		outsider_sends(h->core, now);
 	actions(h);
@@ -480,7 +480,7 @@ static uint32_t reordered(const struct dmm_core *core)
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
-		n += c->phase != CONN_PARKED && c->leg[DMM_LEG_OUTER].flags & TF_REORD;
+		n += c->ends.f.phase != CONN_PARKED && c->ends.leg[DMM_LEG_OUTER].flags & TF_REORD;
 	}
 	return n;
 }
@@ -493,8 +493,9 @@ static void report_core(const struct host *h)
 	       connections(h), side, h->owned, side, h->disowned, side, h->closed, side, h->last_error);
 	if (!h->core)
 		return;
-	printf("chunks_%c=%lu\npeak_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side, h->core->mem.chunk_bytes,
-	       side, h->peak_bytes, side, mem_held_bytes(&h->core->mem), side, reordered(h->core));
+	printf("chunks_%c=%lu\npeak_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side,
+	       h->core->env.mem.chunk_bytes, side, h->peak_bytes, side, mem_held_bytes(&h->core->env.mem),
+	       side, reordered(h->core));
 	for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 		printf("%s_%c=%lu\n", counter_names[c], side, dmm_core_counter(h->core, c));
 }

@@ -83,21 +83,22 @@ static inline uint64_t unmoved_content(const struct tcb *t)
 static inline void unmoved_copy(struct unmoved_conn *to, const struct conn *c)
 {
 	memset(to, 0, sizeof(*to));
-	to->parked = c->phase == CONN_PARKED;
+	to->parked = c->ends.f.phase == CONN_PARKED;
 	if (to->parked)
 		conn_unpark_copy(&to->c, c);
 	else
 		memcpy(&to->c, c, sizeof(*c));
 	for (uint32_t l = 0; l < 2; l++) {
-		to->content = to->content * 31 + unmoved_content(&to->c.leg[l]);
-		memset(&to->c.leg[l].timer, 0, sizeof(to->c.leg[l].timer));
+		to->content = to->content * 31 + unmoved_content(&to->c.ends.leg[l]);
+		memset(&to->c.ends.leg[l].timer, 0, sizeof(to->c.ends.leg[l].timer));
 	}
 }
 
 static inline uint64_t unmoved_globals(const struct dmm_core *core)
 {
-	uint64_t all[] = {core->n_live,		 core->n_half_open,	 core->n_time_wait,  core->rng,
-			  core->mem.chunk_bytes, core->cookies_until_ns, core->actions.count};
+	uint64_t all[] = {core->n_live,	      core->n_half_open,	 core->n_time_wait,
+			  core->env.rng,      core->env.mem.chunk_bytes, core->env.cookies_until_ns,
+			  core->actions.count};
 
 	return unmoved_hash(7, all, sizeof(all));
 }
@@ -108,7 +109,7 @@ static inline const struct conn *unmoved_find(const struct dmm_core *core,
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
-		if (!memcmp(&c->pair, pair, sizeof(*pair)))
+		if (!memcmp(&c->ends.f.pair, pair, sizeof(*pair)))
 			return c;
 	}
 	return NULL;
@@ -164,8 +165,9 @@ static inline enum unmoved_verdict unmoved_refused(const struct dmm_core *core, 
 		return SILENT;
 	if ((k->flags & (TH_SYN | TH_ACK)) != TH_ACK || !k->payload_len || !unmoved_ack_ok(t, k))
 		return ANSWER_ONLY;
-	return back >= (int32_t)k->payload_len && back <= (int64_t)tcp_rcv_limit(core, t) ? DUPLICATE_ONLY
-											  : ANSWER_ONLY;
+	return back >= (int32_t)k->payload_len && back <= (int64_t)tcp_rcv_limit(&core->env, t)
+		       ? DUPLICATE_ONLY
+		       : ANSWER_ONLY;
 }
 
 /* The RST that ends a connection: exact (RFC 5961 section 3.2), in the window on the inner leg */
@@ -232,7 +234,7 @@ static inline enum unmoved_verdict unmoved_syn_recv(const struct dmm_core *core,
 /* RFC 9293 section 3.6.1, RFC 6191: a SYN that may open a connection in the place of this one */
 static inline bool unmoved_may_reopen(const struct conn *c, uint32_t leg, const struct pkt *k)
 {
-	const struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
+	const struct tcb *inner = &c->ends.leg[DMM_LEG_INNER], *outer = &c->ends.leg[DMM_LEG_OUTER];
 	int32_t later = (int32_t)(k->tsval - outer->ts_recent);
 	bool beyond = (int32_t)(k->seq - outer->irs - (uint32_t)outer->rcv_nxt) > 0;
 
@@ -250,7 +252,7 @@ static inline bool unmoved_may_reopen(const struct conn *c, uint32_t leg, const 
 static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, const struct conn *c,
 					       uint32_t leg, const struct pkt *k, uint64_t now_ns)
 {
-	const struct tcb *t = &c->leg[leg];
+	const struct tcb *t = &c->ends.leg[leg];
 
 	if (unmoved_may_reopen(c, leg, k))
 		return MAY_CHANGE;
@@ -261,22 +263,22 @@ static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, cons
 	if (t->state == TCP_SYN_SENT)
 		return unmoved_syn_sent(t, k);
 	if (t->state == TCP_SYN_RECV)
-		return unmoved_syn_recv(core, t, !c->passive == (leg == DMM_LEG_OUTER), k, now_ns);
+		return unmoved_syn_recv(core, t, !c->ends.f.passive == (leg == DMM_LEG_OUTER), k, now_ns);
 	return unmoved_synchronized(core, t, k, now_ns);
 }
 
 /* RFC 5927: only what quotes a segment that is on the way */
 static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t leg, const struct pkt *k)
 {
-	const struct tcb *t = &c->leg[leg];
+	const struct tcb *t = &c->ends.leg[leg];
 	bool asked = t->snd_nxt && !t->snd_una && k->seq == t->iss;
 
 	if (leg == DMM_LEG_INNER)
-		return c->passive && asked && t->state == TCP_SYN_SENT && k->icmp == ICMP_KIND_UNREACH
+		return c->ends.f.passive && asked && t->state == TCP_SYN_SENT && k->icmp == ICMP_KIND_UNREACH
 			       ? MAY_CHANGE
 			       : SILENT;
 	if (k->icmp != ICMP_KIND_TOO_BIG)
-		return asked && !c->passive && t->state != TCP_CLOSE ? MAY_CHANGE : SILENT;
+		return asked && !c->ends.f.passive && t->state != TCP_CLOSE ? MAY_CHANGE : SILENT;
 	for (uint32_t i = 0; t->fl && i < t->fl->count; i++) {
 		if (t->iss + (uint32_t)flight_seg(t->fl, flight_idx(t->fl, i))->seq == k->seq)
 			return MAY_CHANGE;
@@ -303,11 +305,11 @@ static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, ui
 	if (!c) {
 		bool syn = (k.flags & (TH_SYN | TH_ACK)) == TH_SYN;
 
-		return what == WIRE_TCP && (syn || now_ns < core->cookies_until_ns) ? MAY_CHANGE : SILENT;
+		return what == WIRE_TCP && (syn || now_ns < core->env.cookies_until_ns) ? MAY_CHANGE : SILENT;
 	}
 	*found = true;
-	*handle = c->handle;
-	if (c->phase == CONN_PARKED) {
+	*handle = c->ends.f.handle;
+	if (c->ends.f.phase == CONN_PARKED) {
 		conn_unpark_copy(&awake, c);
 		c = &awake;
 	}
@@ -318,7 +320,7 @@ static inline bool unmoved_device(const struct unmoved *u, const struct dmm_core
 				  const struct dmm_rx_meta *meta)
 {
 	return u->found && u->leg == DMM_LEG_INNER && meta && meta->mtu &&
-	       meta->mtu != core->slots[u->handle & ((1u << HANDLE_SLOT_BITS) - 1)]->mtu_dev;
+	       meta->mtu != core->slots[u->handle & ((1u << HANDLE_SLOT_BITS) - 1)]->ends.f.mtu_dev;
 }
 
 static inline void unmoved_before(struct unmoved *u, const struct dmm_core *core, uint32_t leg,
@@ -347,48 +349,48 @@ static inline void unmoved_allow_probe(const struct conn *was, struct conn *is)
 	static const uint32_t may[2] = {[DMM_LEG_INNER] = TF_PROBE_OWED, [DMM_LEG_OUTER] = TF_PROBE_DUE};
 
 	for (uint32_t l = 0; l < 2; l++)
-		is->leg[l].flags = (is->leg[l].flags & ~may[l]) | (was->leg[l].flags & may[l]);
+		is->ends.leg[l].flags = (is->ends.leg[l].flags & ~may[l]) | (was->ends.leg[l].flags & may[l]);
 }
 
 /* What an answer may change, made equal */
 static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *was, struct unmoved_conn *is)
 {
-	struct tcb *a = &was->c.leg[u->leg], *b = &is->c.leg[u->leg];
+	struct tcb *a = &was->c.ends.leg[u->leg], *b = &is->c.ends.leg[u->leg];
 
 	if (u->leg == DMM_LEG_INNER)
-		is->c.link = was->c.link;
+		is->c.ends.link = was->c.ends.link;
 	if (u->verdict == SILENT)
 		return;
 	b->flags = (b->flags & ~(uint32_t)TF_ACK_NOW) | (a->flags & TF_ACK_NOW);
 	if (u->leg == DMM_LEG_INNER)
 		unmoved_allow_probe(&was->c, &is->c);
 	if (u->leg == DMM_LEG_OUTER)
-		is->c.outer.challenge_ms = was->c.outer.challenge_ms;
+		is->c.ends.outer.challenge_ms = was->c.ends.outer.challenge_ms;
 	if (u->verdict != DUPLICATE_ONLY)
 		return;
 	b->dsack_start = a->dsack_start;
 	b->dsack_end = a->dsack_end;
 	if (b->flags & TF_ACCECN)
-		is->c.outer.accecn.flags = (uint8_t)((is->c.outer.accecn.flags & ~ACC_OPT_OFF) |
-						     (was->c.outer.accecn.flags & ACC_OPT_OFF));
+		is->c.ends.outer.accecn.flags = (uint8_t)((is->c.ends.outer.accecn.flags & ~ACC_OPT_OFF) |
+							  (was->c.ends.outer.accecn.flags & ACC_OPT_OFF));
 }
 
 static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn *was, struct unmoved_conn *is)
 {
-	bool target = u->found && was->c.handle == u->handle;
+	bool target = u->found && was->c.ends.f.handle == u->handle;
 	const uint8_t *a = (const uint8_t *)&was->c, *b = (const uint8_t *)&is->c;
 	size_t at;
 
 	if (target)
 		unmoved_allow(u, was, is);
 	if (was->parked && !is->parked) { /* a timer looks whether it can be parked again */
-		is->c.leg[DMM_LEG_OUTER].keep_ns = was->c.leg[DMM_LEG_OUTER].keep_ns;
-		is->c.phase = was->c.phase;
+		is->c.ends.leg[DMM_LEG_OUTER].keep_ns = was->c.ends.leg[DMM_LEG_OUTER].keep_ns;
+		is->c.ends.f.phase = was->c.ends.f.phase;
 	}
 	for (uint32_t l = 0; l < 2; l++) /* an answer waits there, or is only a place further back */
-		memset(&is->c.leg[l].ready, 0, sizeof(struct list));
+		memset(&is->c.ends.leg[l].ready, 0, sizeof(struct list));
 	for (uint32_t l = 0; l < 2; l++)
-		memset(&was->c.leg[l].ready, 0, sizeof(struct list));
+		memset(&was->c.ends.leg[l].ready, 0, sizeof(struct list));
 	memset(&is->c.queued, 0, sizeof(is->c.queued));
 	memset(&was->c.queued, 0, sizeof(was->c.queued));
 	for (at = 0; at < sizeof(was->c) && a[at] == b[at]; at++)
@@ -398,11 +400,12 @@ static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn 
 	fprintf(stderr,
 		"unmoved: a refused packet on leg %u (state %u) changed a connection: byte %zu of struct "
 		"conn%s\n",
-		u->leg, was->c.leg[u->leg].state, at, at == sizeof(was->c) ? " (what it points to)" : "");
-	if (at >= offsetof(struct conn, leg) && at < offsetof(struct conn, outer))
+		u->leg, was->c.ends.leg[u->leg].state, at,
+		at == sizeof(was->c) ? " (what it points to)" : "");
+	if (at >= offsetof(struct conn, ends.leg) && at < offsetof(struct conn, ends.outer))
 		fprintf(stderr, "unmoved: byte %zu of struct tcb of leg %zu\n",
-			(at - offsetof(struct conn, leg)) % sizeof(struct tcb),
-			(at - offsetof(struct conn, leg)) / sizeof(struct tcb));
+			(at - offsetof(struct conn, ends.leg)) % sizeof(struct tcb),
+			(at - offsetof(struct conn, ends.leg)) / sizeof(struct tcb));
 	abort();
 }
 

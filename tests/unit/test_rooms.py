@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import rooms
 
@@ -32,6 +34,31 @@ def test_no_file_uses_what_its_room_may_not(language: str) -> None:
         if (a.room, a.uses) not in allowed and rooms.debt_of(a) is None
     ]
     assert wrong == [], "\n".join(wrong)
+
+
+def test_no_c_function_of_a_higher_room_is_named() -> None:
+    """A declaration of one's own needs no #include; what a lower room tells a higher one goes by a table (end.h)."""
+    allowed = {(room.name, name) for room in rooms.LANGUAGES["C"] for name in room.uses}
+    wrong = [
+        f"{a.file} ({a.room}) names a function of {a.target} ({a.uses})"
+        for a in rooms.named()
+        if (a.room, a.uses) not in allowed and rooms.debt_of(a) is None
+    ]
+    assert wrong == [], "\n".join(wrong)
+    assert any(a.room == "relay" and a.uses == "tcp" for a in rooms.named())
+
+
+def test_the_relay_sees_a_dozen_functions_of_tcp() -> None:
+    """Of one end of a connection; what its files share is in tcp_int.h, which none above includes."""
+    shown = rooms.functions().keys() & set(re.findall(r"\b(\w+)\(", rooms.code_of(rooms.CORE + "tcp.h")))
+    assert 0 < len(shown) <= 12, sorted(shown)
+    inside = rooms.CORE + "tcp_int.h"
+    assert [
+        file
+        for file in rooms.sources("C")
+        if "tcp_int.h" in rooms.included_names(file)
+        and rooms.room_of("C", file) != rooms.room_of("C", inside)
+    ] == []
 
 
 @BOTH

@@ -15,7 +15,7 @@
 
 bool conn_table_init(struct dmm_core *core)
 {
-	uint32_t max = core->cfg.max_connections;
+	uint32_t max = core->env.cfg.max_connections;
 	uint32_t n_buckets = pow2_ceil(max);
 
 	core->slots = calloc(max, sizeof(*core->slots));
@@ -57,12 +57,13 @@ struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *p
 	while (at) {
 		struct conn *c = core->slots[at - 1];
 
-		if (!memcmp(&c->pair, pair, sizeof(*pair))) {
-			struct conn *awake = unlikely(c->phase == CONN_PARKED) ? conn_wake(core, c) : c;
+		if (!memcmp(&c->ends.f.pair, pair, sizeof(*pair))) {
+			struct conn *awake =
+				unlikely(c->ends.f.phase == CONN_PARKED) ? conn_wake(core, c) : c;
 
 			return awake ? awake : c;
 		}
-		at = c->hash_next;
+		at = c->ends.f.hash_next;
 	}
 	return NULL;
 }
@@ -70,9 +71,9 @@ struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *p
 struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle)
 {
 	uint32_t slot = handle & ((1u << HANDLE_SLOT_BITS) - 1);
-	struct conn *c = slot < core->cfg.max_connections ? core->slots[slot] : NULL;
+	struct conn *c = slot < core->env.cfg.max_connections ? core->slots[slot] : NULL;
 
-	return c && c->handle == handle ? c : NULL;
+	return c && c->ends.f.handle == handle ? c : NULL;
 }
 
 /* A doubling array: actions are few and pulled often */
@@ -96,43 +97,39 @@ void core_action(struct dmm_core *core, uint32_t type, const struct conn *c, uin
 	}
 	a = &q->v[(q->head + q->count++) & (q->cap - 1)];
 	a->type = type;
-	a->conn = c->handle;
+	a->conn = c->ends.f.handle;
 	a->error = error;
 	a->pad = 0;
-	a->pair = c->pair;
+	a->pair = c->ends.f.pair;
 }
 
 static void unhash(struct dmm_core *core, struct conn *c)
 {
-	uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
-	uint32_t *at = bucket_of(core, &c->pair);
+	uint32_t slot = c->ends.f.handle & ((1u << HANDLE_SLOT_BITS) - 1);
+	uint32_t *at = bucket_of(core, &c->ends.f.pair);
 
 	while (*at != slot + 1)
-		at = &core->slots[*at - 1]->hash_next;
-	*at = c->hash_next;
+		at = &core->slots[*at - 1]->ends.f.hash_next;
+	*at = c->ends.f.hash_next;
 }
 
 /* Out of the hash at once: a successor with the same addresses may be made in the same call */
 void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 {
-	if (c->phase == CONN_DEAD)
+	if (c->ends.f.phase == CONN_DEAD)
 		return;
-	for (uint32_t l = 0; l < 2; l++) {
-		c->leg[l].flags &= ~(uint32_t)TF_RST_DUE;
-		tcp_release(core, &c->leg[l]);
-	}
-	if (c->outer.cc.ops && c->outer.cc.ops->release)
-		c->outer.cc.ops->release(&c->outer.cc);
+	for (uint32_t l = 0; l < 2; l++)
+		tcp_abort(&core->env, &c->ends.leg[l], TCP_ABORT_FREE, 0);
 	unhash(core, c);
 	halfopen_leave(core, c);
 	if (c->time_wait)
 		core->n_time_wait--;
 	c->time_wait = false;
-	c->phase = CONN_DEAD;
+	c->ends.f.phase = CONN_DEAD;
 	if (error)
-		c->error = (uint16_t)error;
-	core_action(core, DMM_ACTION_CLOSED, c, c->error);
-	if (c->owned)
+		c->ends.f.error = (uint16_t)error;
+	core_action(core, DMM_ACTION_CLOSED, c, c->ends.f.error);
+	if (c->ends.f.owned)
 		core_action(core, DMM_ACTION_DISOWN, c, 0);
 	list_del(&c->queued);
 	list_add_tail(&core->reap, &c->queued);
@@ -140,14 +137,14 @@ void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error)
 
 static void free_slot(struct dmm_core *core, const struct conn *c)
 {
-	uint32_t slot = c->handle & ((1u << HANDLE_SLOT_BITS) - 1);
+	uint32_t slot = c->ends.f.handle & ((1u << HANDLE_SLOT_BITS) - 1);
 	uint32_t last = core->live[--core->n_live];
 
-	core->live[c->live_pos] = last;
-	core->slots[last]->live_pos = c->live_pos;
+	core->live[c->ends.f.live_pos] = last;
+	core->slots[last]->ends.f.live_pos = c->ends.f.live_pos;
 	core->slots[slot] = NULL;
 	core->slot_gen[slot]++;
-	core->free_slots[core->cfg.max_connections - core->n_live - 1] = slot;
+	core->free_slots[core->env.cfg.max_connections - core->n_live - 1] = slot;
 }
 
 void conn_reap(struct dmm_core *core)
@@ -157,7 +154,7 @@ void conn_reap(struct dmm_core *core)
 
 		list_del(&c->queued);
 		free_slot(core, c);
-		mem_free(&core->mem, c, sizeof(*c));
+		mem_free(&core->env.mem, c, sizeof(*c));
 	}
 }
 
@@ -166,7 +163,7 @@ void conn_forget_all(struct dmm_core *core)
 	while (core->n_live) {
 		struct conn *c = core->slots[core->live[0]];
 
-		if (c->phase == CONN_PARKED) {
+		if (c->ends.f.phase == CONN_PARKED) {
 			free_slot(core, c);
 			conn_free_parked(core, c);
 			continue;
@@ -178,98 +175,43 @@ void conn_forget_all(struct dmm_core *core)
 
 void conn_replace(struct dmm_core *core, struct conn *c)
 {
-	core->slots[c->handle & ((1u << HANDLE_SLOT_BITS) - 1)] = c;
+	core->slots[c->ends.f.handle & ((1u << HANDLE_SLOT_BITS) - 1)] = c;
 }
 
 static bool have_room(struct dmm_core *core)
 {
-	if (mem_chunks_left(&core->mem) < core->mem.limit_bytes / 8)
+	if (mem_chunks_left(&core->env.mem) < core->env.mem.limit_bytes / 8)
 		return false;
-	if (core->n_live < core->cfg.max_connections)
+	if (core->n_live < core->env.cfg.max_connections)
 		return true;
 	if (!list_empty(&core->time_wait)) {
 		conn_kill(core, container_of(core->time_wait.next, struct conn, queued), 0);
 		conn_reap(core);
 	}
-	return core->n_live < core->cfg.max_connections;
+	return core->n_live < core->env.cfg.max_connections;
 }
 
 struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt)
 {
-	struct conn *c = have_room(core) ? mem_alloc(&core->mem, sizeof(*c)) : NULL;
+	struct conn *c = have_room(core) ? mem_alloc(&core->env.mem, sizeof(*c)) : NULL;
 	uint32_t slot, *bucket;
 
 	if (!c) {
-		core->counters[DMM_CORE_REFUSED_LIMIT]++;
+		core->env.counters[DMM_CORE_REFUSED_LIMIT]++;
 		return NULL;
 	}
 	memset(c, 0, sizeof(*c));
-	slot = core->free_slots[core->cfg.max_connections - core->n_live - 1];
-	c->pair = *pair;
-	c->handle = slot | (uint32_t)core->slot_gen[slot] << HANDLE_SLOT_BITS;
-	c->live_pos = core->n_live;
-	c->link = pkt->link;
-	pmtu_start(core, c, pkt->link_mtu);
-	c->phase = CONN_OPENING;
+	slot = core->free_slots[core->env.cfg.max_connections - core->n_live - 1];
+	c->ends.f.pair = *pair;
+	c->ends.f.handle = slot | (uint32_t)core->slot_gen[slot] << HANDLE_SLOT_BITS;
+	c->ends.f.live_pos = core->n_live;
+	c->ends.f.phase = CONN_OPENING;
 	list_init(&c->queued);
-	tcp_init(&c->leg[0], 0);
-	tcp_init(&c->leg[1], 1);
-	c->outer.min_rtt_prev_ns = c->outer.min_rtt_cur_ns = NEVER;
-	c->outer.pace_wake_ns = NEVER;
-	for (uint32_t l = 0; l < 2; l++)
-		c->leg[l].ts_offset = conn_ts_offset(core, pair, l);
+	tcp_init(&core->env, &c->ends, pkt);
 	core->slots[slot] = c;
 	core->live[core->n_live++] = slot;
 	bucket = bucket_of(core, pair);
-	c->hash_next = *bucket;
+	c->ends.f.hash_next = *bucket;
 	*bucket = slot + 1;
 	return c;
-}
-
-void conn_follow(struct dmm_core *core, struct conn *c, const struct pkt *pkt)
-{
-	if (pkt->link)
-		c->link = pkt->link;
-	if (pkt->link_mtu && pkt->link_mtu != c->mtu_dev)
-		pmtu_device(core, c, pkt->link_mtu);
-}
-
-void conn_turn_back(struct conn *c, const struct pkt *pkt)
-{
-	if (c->passive && c->leg[DMM_LEG_INNER].state == TCP_SYN_SENT && pkt->link)
-		c->link = pkt->link;
-}
-
-void conn_learn_app(struct conn *c, const struct pkt *pkt)
-{
-	if (pkt->payload_len || (pkt->flags & TH_SYN))
-		c->tos = pkt->tos & (uint8_t)~WIRE_ECN_MASK;
-	c->ttl = pkt->ttl;
-	c->flow_label = pkt->flow_label;
-}
-
-void conn_learn_peer(struct conn *c, const struct pkt *pkt)
-{
-	if (pkt->payload_len || (pkt->flags & TH_SYN))
-		c->peer_tos = pkt->tos & (uint8_t)~WIRE_ECN_MASK;
-	c->peer_label = pkt->flow_label;
-}
-
-uint32_t conn_ts_offset(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t leg)
-{
-	return (uint32_t)(siphash(core->isn_secret, pair, 5) >> (leg ? 32 : 0));
-}
-
-/* RFC 6528: a keyed hash of the connection's names plus a clock of 4 us steps */
-uint32_t conn_isn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now_ns)
-{
-	uint64_t h = siphash(core->isn_secret, &c->pair, 5);
-	uint64_t key[2] = {h, leg};
-	uint32_t isn = (uint32_t)siphash(core->isn_secret, key, 2) + (uint32_t)(now_ns >> 12);
-
-	/* in front of what the previous connection with these names may have left in the network (RFC 6191)
-	 */
-	if (leg == DMM_LEG_OUTER && c->has_isn_floor && (int32_t)(isn - c->isn_floor) <= 0)
-		isn = c->isn_floor + 65536;
-	return isn;
 }

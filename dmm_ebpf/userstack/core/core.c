@@ -2,8 +2,8 @@
 /* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the ready lists.
  */
 #include "core.h"
+#include "cc.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 enum {
@@ -50,33 +50,36 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 
 	if (!core)
 		return NULL;
-	core->cfg = *config;
-	config_defaults(&core->cfg);
-	core->cc_ops = cc_find(core->cfg.congestion[0] ? core->cfg.congestion : "cubic");
-	core->fragments = fragments_create(&core->mem, &core->counters[DMM_CORE_FRAGMENTS_DROPPED]);
-	if (!core->cc_ops || core->cfg.inner_mtu < 576 || core->cfg.inner_mtu > 65535 || !core->fragments ||
-	    !conn_table_init(core)) {
+	core->env.cfg = *config;
+	config_defaults(&core->env.cfg);
+	core->env.up = &relay_events;
+	core->env.ctl = core->ctl;
+	core->env.cc_ops = cc_find(core->env.cfg.congestion[0] ? core->env.cfg.congestion : "cubic");
+	core->fragments = fragments_create(&core->env.mem, &core->env.counters[DMM_CORE_FRAGMENTS_DROPPED]);
+	if (!core->env.cc_ops || core->env.cfg.inner_mtu < 576 || core->env.cfg.inner_mtu > 65535 ||
+	    !core->fragments || !conn_table_init(core)) {
 		conn_table_deinit(core);
 		fragments_destroy(core->fragments);
 		free(core);
 		return NULL;
 	}
-	seed = core->cfg.seed;
+	seed = core->env.cfg.seed;
 	for (int i = 0; i < 2; i++) {
 		core->secret[i] = splitmix64(&seed);
-		core->isn_secret[i] = splitmix64(&seed);
+		core->env.isn_secret[i] = splitmix64(&seed);
 	}
-	core->rng = splitmix64(&seed) | 1;
+	core->env.rng = splitmix64(&seed) | 1;
 	for (int i = 0; i < 2; i++)
-		core->cookie_secret[i] = splitmix64(&seed);
+		core->env.cookie_secret[i] = splitmix64(&seed);
 	for (uint32_t i = 0; i < DMM_CORE_DEVICES; i++)
-		dmm_core_set_outer_offload(core, i, core->cfg.outer_gso_max, core->cfg.outer_csum_partial);
-	mem_init(&core->mem, core->cfg.memory_bytes);
-	wheel_init(&core->wheel, 0);
+		dmm_core_set_outer_offload(core, i, core->env.cfg.outer_gso_max,
+					   core->env.cfg.outer_csum_partial);
+	mem_init(&core->env.mem, core->env.cfg.memory_bytes);
+	wheel_init(&core->env.wheel, 0);
 	wheel_init(&core->park_wheel, 0);
 	core->park_next_ns = NEVER;
-	list_init(&core->ready[0]);
-	list_init(&core->ready[1]);
+	list_init(&core->env.ready[0]);
+	list_init(&core->env.ready[1]);
 	return core;
 }
 
@@ -87,7 +90,7 @@ void dmm_core_destroy(struct dmm_core *core)
 	conn_forget_all(core);
 	conn_table_deinit(core);
 	fragments_destroy(core->fragments);
-	mem_deinit(&core->mem);
+	mem_deinit(&core->env.mem);
 	free(core);
 }
 
@@ -104,72 +107,22 @@ static void pair_of(struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint
 	pair->proto = WIRE_PROTO_TCP;
 }
 
-/* RFC 6191 section 2: a SYN of the remote peer's is newer than its connection in TIME_WAIT */
-static bool is_newer(const struct tcb *t, const struct pkt *pkt)
-{
-	bool beyond = (int32_t)(pkt->seq - t->irs - (uint32_t)t->rcv_nxt) > 0;
-	int32_t later = (int32_t)(pkt->tsval - t->ts_recent);
-
-	if (!pkt->has_ts)
-		return beyond;
-	return !(t->flags & TF_TS) || later > 0 || (!later && beyond);
-}
-
-/*
- * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The app's may
- * also replace one whose outer leg still waits for the peer's last words, if the app's bytes have all
- * arrived.
- */
-static bool may_replace(const struct conn *c, uint32_t leg, const struct pkt *pkt)
-{
-	const struct tcb *inner = &c->leg[DMM_LEG_INNER], *outer = &c->leg[DMM_LEG_OUTER];
-
-	if (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT)
-		return false;
-	if (inner->state == TCP_TIME_WAIT && outer->state == TCP_CLOSE && !(outer->flags & TF_RST_DUE))
-		return true; /* all that waits is the answer to a FIN that the kernel may send again */
-	if (leg == DMM_LEG_INNER && (outer->flags & TF_FIN_SENT) && !stream_held(&outer->snd))
-		return true;
-	if (outer->state != TCP_TIME_WAIT)
-		return false;
-	if (leg == DMM_LEG_INNER)
-		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones
-			      */
-	return is_newer(outer, pkt);
-}
-
 static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns)
 {
 	bool syn = (pkt->flags & (TH_SYN | TH_ACK)) == TH_SYN;
 	struct dmm_core_addr_pair pair;
 	struct conn *c;
-	struct tcb *t;
 
 	pair_of(&pair, pkt, leg);
 	c = conn_find(core, &pair);
-	if (c && unlikely(c->phase == CONN_PARKED))
+	if (c && unlikely(c->ends.f.phase == CONN_PARKED))
 		return; /* no memory to wake it: the packet comes again */
-	if (!c && !syn) {
-		if (leg == DMM_LEG_OUTER && cookie_accept(core, &pair, pkt, now_ns))
-			return;
-		core->counters[DMM_CORE_NO_CONN]++;
-		ctl_reset_unknown(core, leg, pkt->link, pkt);
-		return;
-	}
-	if (syn && (!c || may_replace(c, leg, pkt))) {
-		if (leg == DMM_LEG_INNER)
-			relay_inner_syn(core, c, &pair, pkt, now_ns);
-		else
-			relay_outer_syn(core, c, &pair, pkt, now_ns);
-		return;
-	}
-	if (leg == DMM_LEG_INNER)
-		conn_follow(core, c, pkt);
-	t = &c->leg[leg];
-	/* the old connection is not wholly over, the new SYN will come again */
-	if (syn && (t->state == TCP_CLOSE || (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER)))
-		return;
-	tcp_input(core, t, pkt, now_ns);
+	if (!c && !syn)
+		relay_unknown(core, leg, &pair, pkt, now_ns);
+	else if (syn && (!c || tcp_gives_way(&c->ends, leg, pkt)))
+		relay_syn(core, leg, c, &pair, pkt, now_ns);
+	else
+		tcp_input(&core->env, &c->ends.leg[leg], pkt, now_ns);
 }
 
 /* Segments that arrived as one packet. What stands alone on the wire is not put together with others. */
@@ -211,10 +164,10 @@ static void input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint3
 		relay_icmp(core, leg & 1, &parsed, now_ns);
 		break;
 	case WIRE_MALFORMED:
-		core->counters[DMM_CORE_MALFORMED]++;
+		core->env.counters[DMM_CORE_MALFORMED]++;
 		break;
 	case WIRE_BAD_CSUM:
-		core->counters[DMM_CORE_BAD_CSUM]++;
+		core->env.counters[DMM_CORE_BAD_CSUM]++;
 		break;
 	}
 	conn_reap(core);
@@ -233,11 +186,11 @@ static void input_long(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, 
 			whole = *meta;
 		if (joined)
 			memset(&whole.vnet, 0, sizeof(whole.vnet));
-		core->counters[DMM_CORE_REASSEMBLED] += joined;
+		core->env.counters[DMM_CORE_REASSEMBLED] += joined;
 		input(core, leg, pkt, len, &whole, now_ns);
 		break;
 	case FRAGMENT_REFUSED:
-		core->counters[DMM_CORE_MALFORMED]++;
+		core->env.counters[DMM_CORE_MALFORMED]++;
 		break;
 	case FRAGMENT_KEPT:
 	case FRAGMENT_DROPPED:
@@ -248,7 +201,7 @@ static void input_long(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, 
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns)
 {
-	core->counters[DMM_CORE_IN_PACKETS]++;
+	core->env.counters[DMM_CORE_IN_PACKETS]++;
 	if (len >= WIRE_IP4_LEN && unlikely(chain_is_long(pkt, len)))
 		input_long(core, leg & 1, pkt, len, meta, now_ns);
 	else
@@ -267,20 +220,20 @@ static uint8_t burst_of(uint32_t leg, uint32_t n, const struct dmm_tx_meta *meta
 static uint32_t output_ready(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			     struct dmm_tx_meta *meta, uint64_t now_ns)
 {
-	while (!list_empty(&core->ready[leg])) {
-		struct tcb *t = container_of(core->ready[leg].next, struct tcb, ready);
-		uint32_t n = tcp_output(core, t, buf, cap, meta, now_ns);
+	while (!list_empty(&core->env.ready[leg])) {
+		struct tcb *t = container_of(core->env.ready[leg].next, struct tcb, ready);
+		uint32_t n = tcp_output(&core->env, t, buf, cap, meta, now_ns);
 
 		if (!n) {
 			t->burst = 0;
-			tcp_unready(t);
+			list_del(&t->ready);
 			continue;
 		}
 		/* a few packets in a row keep the caches warm, then the next one's turn */
 		if (!list_empty(&t->ready) && (t->burst += burst_of(leg, n, meta)) >= BURST_PKTS) {
 			t->burst = 0;
-			tcp_unready(t);
-			tcp_ready(core, t);
+			list_del(&t->ready);
+			list_add_tail(&core->env.ready[leg], &t->ready);
 		}
 		return n;
 	}
@@ -293,11 +246,11 @@ uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint
 	uint32_t n;
 
 	leg &= 1;
-	n = ctl_pull(core, leg, buf, cap, meta);
+	n = ctl_pull(&core->env, leg, buf, cap, meta);
 	if (!n)
 		n = output_ready(core, leg, buf, cap, meta, now_ns);
 	if (n)
-		core->counters[DMM_CORE_OUT_PACKETS]++;
+		core->env.counters[DMM_CORE_OUT_PACKETS]++;
 	conn_reap(core);
 	return n;
 }
@@ -308,34 +261,34 @@ uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf
 	uint32_t n;
 
 	payload->n = payload->bytes = 0;
-	core->parts = payload;
+	core->env.parts = payload;
 	n = dmm_core_output(core, leg, buf, cap, meta, now_ns);
-	core->parts = NULL;
+	core->env.parts = NULL;
 	return n;
 }
 
 void dmm_core_output_taken(struct dmm_core *core)
 {
-	mem_unpin(&core->mem);
+	mem_unpin(&core->env.mem);
 }
 
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 {
-	uint64_t trim_ns = mem_trim(&core->mem, now_ns);
+	uint64_t trim_ns = mem_trim(&core->env.mem, now_ns);
 	uint64_t fragments_ns = fragments_expire(core->fragments, now_ns);
 	struct wheel_node *n;
 
 	if (unlikely(core->park_next_ns <= now_ns))
 		park_poll(core, now_ns);
-	wheel_advance(&core->wheel, now_ns);
-	while ((n = wheel_pop(&core->wheel)))
-		tcp_timer(core, container_of(n, struct tcb, timer), now_ns);
+	wheel_advance(&core->env.wheel, now_ns);
+	while ((n = wheel_pop(&core->env.wheel)))
+		tcp_timer(&core->env, container_of(n, struct tcb, timer), now_ns);
 	conn_reap(core);
 	for (int leg = 0; leg < 2; leg++) {
-		if (!list_empty(&core->ready[leg]) || core->ctl[leg].count)
+		if (!list_empty(&core->env.ready[leg]) || core->ctl[leg].count)
 			return now_ns;
 	}
-	return min_u64(wheel_next_ns(&core->wheel),
+	return min_u64(wheel_next_ns(&core->env.wheel),
 		       min_u64(core->park_next_ns, min_u64(trim_ns, fragments_ns)));
 }
 
@@ -356,59 +309,53 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name)
 	const struct cc_ops *ops = cc_find(name);
 
 	if (ops)
-		core->cc_ops = ops;
+		core->env.cc_ops = ops;
 	return !!ops;
 }
 
 void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops)
 {
-	core->cc_ops = ops;
+	core->env.cc_ops = ops;
 }
 
 void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
 				uint32_t csum_partial)
 {
 	if (device < DMM_CORE_DEVICES)
-		core->offload[device] = (struct offload){.gso_max = gso_max, .csum_partial = csum_partial};
-}
-
-const struct offload *core_offload(const struct dmm_core *core, uint64_t link)
-{
-	uint64_t device = link >> DMM_LINK_DEVICE_SHIFT;
-
-	return &core->offload[device < DMM_CORE_DEVICES ? device : 0];
+		core->env.offload[device] =
+			(struct offload){.gso_max = gso_max, .csum_partial = csum_partial};
 }
 
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode)
 {
 	if (mode <= DMM_SYN_COOKIES_OFF)
-		core->cfg.syn_cookies = mode;
+		core->env.cfg.syn_cookies = mode;
 }
 
 uint64_t dmm_core_cookies_until_ns(const struct dmm_core *core)
 {
-	return core->cookies_until_ns;
+	return core->env.cookies_until_ns;
 }
 
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns)
 {
 	struct conn *c = conn_by_handle(core, conn);
 
+	(void)now_ns;
 	if (c)
-		relay_unreachable(core, c, error, now_ns);
+		relay_unreachable(core, c, error);
 	conn_reap(core);
 }
 
 void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns)
 {
-	(void)now_ns;
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		struct conn *c = core->slots[core->live[i]];
 
-		if (c->phase == CONN_PARKED)
+		if (c->ends.f.phase == CONN_PARKED)
 			c = conn_wake(core, c);
 		if (c) /* else there is no memory: its peers find out by themselves */
-			relay_abort(core, c, ECONNABORTED);
+			relay_abort(core, c, ECONNABORTED, now_ns);
 	}
 	conn_reap(core);
 }
@@ -416,43 +363,20 @@ void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns)
 uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct dmm_conn_info *info)
 {
 	const struct conn *c;
-	const struct tcb *inner, *outer;
 	struct conn copy;
 
 	if (index >= core->n_live)
 		return 0;
 	c = core->slots[core->live[index]];
-	if (c->phase == CONN_PARKED) {
+	if (c->ends.f.phase == CONN_PARKED) {
 		conn_unpark_copy(&copy, c);
 		c = &copy;
 	}
-	inner = &c->leg[DMM_LEG_INNER];
-	outer = &c->leg[DMM_LEG_OUTER];
 	memset(info, 0, sizeof(*info));
-	info->conn = c->handle;
-	info->passive = c->passive;
-	info->pair = c->pair;
-	info->inner_state = inner->state;
-	info->outer_state = outer->state;
-	info->bytes_sent = outer->snd.head;
-	info->bytes_received = inner->snd.tail;
-	info->segments_sent = c->outer.segments_sent;
-	info->retransmits = c->outer.retransmits;
-	info->rto_count = c->outer.rto_count;
-	info->cwnd_bytes = c->outer.cc.cwnd_bytes;
-	info->inflight_bytes = tcp_inflight(outer);
-	info->pacing_Bps = c->outer.cc.pacing_Bps;
-	info->delivery_Bps = c->outer.delivery_Bps;
-	info->srtt_us = (uint32_t)(outer->srtt_ns / 1000);
-	info->min_rtt_us = tcp_min_rtt_ns(outer) == NEVER ? 0 : (uint32_t)(tcp_min_rtt_ns(outer) / 1000);
-	info->rttvar_us = (uint32_t)(outer->rttvar_ns / 1000);
-	info->mss = outer->mss;
-	info->sndbuf_bytes = (uint32_t)stream_held(&outer->snd);
-	info->rcvbuf_bytes = (uint32_t)stream_held(&inner->snd);
-	if (outer->state != TCP_SYN_SENT)
-		info->ecn = outer->flags & TF_ACCECN ? 2 : !!(outer->flags & TF_ECN);
-	snprintf(info->congestion, sizeof(info->congestion), "%s",
-		 c->outer.cc.ops ? c->outer.cc.ops->name : core->cc_ops->name);
+	info->conn = c->ends.f.handle;
+	info->passive = c->ends.f.passive;
+	info->pair = c->ends.f.pair;
+	tcp_info(&core->env, &c->ends, info);
 	return 1;
 }
 
@@ -462,11 +386,11 @@ void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory
 			    sizeof(*core->live);
 
 	*memory = (struct dmm_core_memory){
-		.used_bytes = core->mem.used_bytes,
-		.held_bytes = mem_held_bytes(&core->mem),
-		.payload_bytes = core->mem.chunk_bytes,
-		.payload_limit_bytes = core->mem.limit_bytes,
-		.table_bytes = core->cfg.max_connections * per_slot +
+		.used_bytes = core->env.mem.used_bytes,
+		.held_bytes = mem_held_bytes(&core->env.mem),
+		.payload_bytes = core->env.mem.chunk_bytes,
+		.payload_limit_bytes = core->env.mem.limit_bytes,
+		.table_bytes = core->env.cfg.max_connections * per_slot +
 			       (core->bucket_mask + 1ull) * sizeof(*core->buckets),
 		.connections = core->n_live,
 		.parked = core->n_parked,
@@ -485,5 +409,5 @@ uint32_t dmm_core_in_use(const struct dmm_core *core)
 
 uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter)
 {
-	return counter < DMM_CORE_MAX ? core->counters[counter] : 0;
+	return counter < DMM_CORE_MAX ? core->env.counters[counter] : 0;
 }

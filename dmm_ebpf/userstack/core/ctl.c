@@ -6,7 +6,7 @@
  * without a connection goes back the way that the packet came: to look the way up would make a flood's forged
  * addresses work for the whole stack.
  */
-#include "core.h"
+#include "ctl.h"
 
 void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_dir *dir)
 {
@@ -20,9 +20,9 @@ void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_di
 	dir->dport_be = out ? pair->rport_be : pair->lport_be;
 }
 
-static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint64_t link, uint8_t family, uint16_t **len)
+static uint8_t *ctl_slot(struct env *env, uint32_t leg, uint64_t link, uint8_t family, uint16_t **len)
 {
-	struct ctl_queue *q = &core->ctl[leg];
+	struct ctl_queue *q = &env->ctl[leg];
 	uint32_t i;
 
 	if (q->count == CTL_SLOTS)
@@ -34,31 +34,31 @@ static uint8_t *ctl_slot(struct dmm_core *core, uint32_t leg, uint64_t link, uin
 	return q->slot[i].data;
 }
 
-void ctl_push_tcp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
+void ctl_push_tcp(struct env *env, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		  const struct wire_seg *seg)
 {
 	uint16_t *len;
-	uint8_t *p = ctl_slot(core, leg, link, dir->family, &len);
+	uint8_t *p = ctl_slot(env, leg, link, dir->family, &len);
 
 	if (!p)
 		return;
 	if (seg->flags & TH_RST)
-		core->counters[DMM_CORE_RST_OUT]++;
+		env->counters[DMM_CORE_RST_OUT]++;
 	*len = (uint16_t)wire_headers(p, dir, seg, 0);
 	wire_csum_full(p, dir, *len, 0, 0);
 }
 
-void ctl_push_icmp(struct dmm_core *core, uint32_t leg, uint64_t link, const struct wire_dir *dir,
+void ctl_push_icmp(struct env *env, uint32_t leg, uint64_t link, const struct wire_dir *dir,
 		   const struct wire_seg *seg, uint8_t type, uint8_t code)
 {
 	uint16_t *len;
-	uint8_t *p = ctl_slot(core, leg, link, dir->family, &len);
+	uint8_t *p = ctl_slot(env, leg, link, dir->family, &len);
 
 	if (p)
 		*len = (uint16_t)wire_icmp_error(p, dir, seg, type, code);
 }
 
-void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint64_t link, const struct pkt *pkt)
+void ctl_reset_unknown(struct env *env, uint32_t leg, uint64_t link, const struct pkt *pkt)
 {
 	struct wire_dir dir = {
 		.saddr = pkt->daddr,
@@ -77,12 +77,12 @@ void ctl_reset_unknown(struct dmm_core *core, uint32_t leg, uint64_t link, const
 		seg.flags |= TH_ACK;
 		seg.ack = pkt->seq + pkt->payload_len + !!(pkt->flags & TH_SYN) + !!(pkt->flags & TH_FIN);
 	}
-	ctl_push_tcp(core, leg, link, &dir, &seg);
+	ctl_push_tcp(env, leg, link, &dir, &seg);
 }
 
-uint32_t ctl_pull(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta)
+uint32_t ctl_pull(struct env *env, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta)
 {
-	struct ctl_queue *q = &core->ctl[leg];
+	struct ctl_queue *q = &env->ctl[leg];
 	uint32_t i = q->head, len;
 
 	if (!q->count)

@@ -17,7 +17,7 @@
 #include "core.h"
 
 enum {
-	HEAD_BYTES = offsetof(struct conn, isn_floor),
+	HEAD_BYTES = sizeof(struct flow),
 	BODY_WORDS = (sizeof(struct conn) - HEAD_BYTES) / 8,
 	CODES_BYTES = (BODY_WORDS + 1) / 2,
 	BODY_MAX_BYTES = CODES_BYTES + 8 * BODY_WORDS,
@@ -26,20 +26,19 @@ enum {
 	CODE_AGO = 8, /* CODE_AGO + n: n bytes, how long before parking it was */
 	AGO_MIN_BYTES = 2,
 	AGO_MAX_BYTES = 5,
-	DUE_FLAGS = TF_ACK_NOW | TF_HOLD | TF_SYN_DUE | TF_RST_DUE | TF_PROBE_DUE | TF_TLP_DUE | TF_PUSH_ANY |
-		    TF_RST_FLUSH,
 };
 
 struct parked {
-	uint64_t head[HEAD_BYTES / 8]; /* the beginning of struct conn */
+	struct flow f; /* as a struct conn begins */
 	struct wheel_node timer;
 	uint64_t parked_ns;
 	uint32_t size;	/* of this object */
 	uint8_t body[]; /* codes, two in a byte, then the bytes */
 };
 
-_Static_assert(HEAD_BYTES % 8 == 0 && sizeof(struct conn) % 8 == 0, "whole words");
-_Static_assert(offsetof(struct conn, half_open) < HEAD_BYTES, "what the table reads is in the head");
+_Static_assert(sizeof(struct conn) % 8 == 0, "whole words");
+_Static_assert(offsetof(struct conn, ends) == 0 && offsetof(struct ends, f) == 0,
+	       "what the table reads is in front");
 
 static struct parked *parked_of(struct conn *c)
 {
@@ -105,43 +104,6 @@ static void unsqueeze(struct conn *c, const struct parked *p)
 	}
 }
 
-/* Nodes point to themselves while they are on no list; they are made again, not kept */
-static void links_init(struct conn *c)
-{
-	list_init(&c->queued);
-	for (uint32_t l = 0; l < 2; l++) {
-		list_init(&c->leg[l].ready);
-		wheel_node_init(&c->leg[l].timer);
-	}
-}
-
-static void links_clear(struct conn *c)
-{
-	memset(&c->queued, 0, sizeof(c->queued));
-	for (uint32_t l = 0; l < 2; l++) {
-		memset(&c->leg[l].ready, 0, sizeof(c->leg[l].ready));
-		memset(&c->leg[l].timer, 0, sizeof(c->leg[l].timer));
-	}
-}
-
-static bool leg_quiet(const struct dmm_core *core, const struct tcb *t, uint64_t now_ns)
-{
-	if (t->state != TCP_ESTABLISHED && t->state != TCP_CLOSE_WAIT && t->state != TCP_FIN_WAIT2)
-		return false;
-	if (now_ns - t->last_rx_ns < core->cfg.park_ns || t->keep_probes || (t->flags & DUE_FLAGS))
-		return false;
-	if ((t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN)
-		return false;
-	return !t->fl && !t->ooo && !t->snd.ring && t->rtx_ns == NEVER && t->delack_ns == NEVER &&
-	       list_empty(&t->ready);
-}
-
-static bool conn_quiet(const struct dmm_core *core, const struct conn *c, uint64_t now_ns)
-{
-	return c->phase == CONN_OPEN && list_empty(&c->queued) && c->outer.pace_wake_ns == NEVER &&
-	       leg_quiet(core, &c->leg[0], now_ns) && leg_quiet(core, &c->leg[1], now_ns);
-}
-
 static void park_arm(struct dmm_core *core, struct parked *p, uint64_t deadline_ns)
 {
 	wheel_arm(&core->park_wheel, &p->timer, deadline_ns);
@@ -151,35 +113,30 @@ static void park_arm(struct dmm_core *core, struct parked *p, uint64_t deadline_
 bool conn_park(struct dmm_core *core, struct conn *c, uint64_t now_ns)
 {
 	uint8_t body[BODY_MAX_BYTES];
-	uint64_t due_ns = NEVER;
 	struct parked *p;
+	uint64_t due_ns;
 	uint32_t len;
 
-	if (!conn_quiet(core, c, now_ns))
+	if (c->ends.f.phase != CONN_OPEN || !list_empty(&c->queued) ||
+	    !tcp_sleep(&core->env, &c->ends, now_ns, &due_ns))
 		return false;
-	for (uint32_t l = 0; l < 2; l++) {
-		c->leg[l].keep_ns = tcp_keep_due_ns(core, &c->leg[l]);
-		due_ns = min_u64(due_ns, c->leg[l].keep_ns);
-		wheel_cancel(&core->wheel, &c->leg[l].timer);
-	}
-	links_clear(c);
+	memset(&c->queued, 0, sizeof(c->queued));
 	len = squeeze(body, c, now_ns);
-	p = len ? mem_alloc(&core->mem, sizeof(*p) + len) : NULL;
+	p = len ? mem_alloc(&core->env.mem, sizeof(*p) + len) : NULL;
 	if (!p) {
-		links_init(c);
-		for (uint32_t l = 0; l < 2; l++)
-			tcp_timer_start(core, &c->leg[l]);
+		list_init(&c->queued);
+		tcp_wake(&core->env, &c->ends);
 		return false;
 	}
-	memcpy(p->head, c, HEAD_BYTES);
+	p->f = c->ends.f;
 	memcpy(p->body, body, len);
 	p->size = (uint32_t)sizeof(*p) + len;
 	p->parked_ns = now_ns;
 	wheel_node_init(&p->timer);
 	park_arm(core, p, due_ns);
-	mem_free(&core->mem, c, sizeof(*c));
+	mem_free(&core->env.mem, c, sizeof(*c));
 	c = (struct conn *)(void *)p;
-	c->phase = CONN_PARKED;
+	c->ends.f.phase = CONN_PARKED;
 	conn_replace(core, c);
 	core->n_parked++;
 	return true;
@@ -189,10 +146,11 @@ void conn_unpark_copy(struct conn *to, const struct conn *parked)
 {
 	const struct parked *p = (const struct parked *)(const void *)parked;
 
-	memcpy(to, p->head, HEAD_BYTES);
+	to->ends.f = p->f;
 	unsqueeze(to, p);
-	to->phase = CONN_OPEN;
-	links_init(to);
+	to->ends.f.phase = CONN_OPEN;
+	list_init(&to->queued);
+	tcp_wake(NULL, &to->ends);
 }
 
 void conn_free_parked(struct dmm_core *core, struct conn *c)
@@ -200,27 +158,26 @@ void conn_free_parked(struct dmm_core *core, struct conn *c)
 	struct parked *p = parked_of(c);
 
 	wheel_cancel(&core->park_wheel, &p->timer);
-	mem_free(&core->mem, p, p->size);
+	mem_free(&core->env.mem, p, p->size);
 	core->n_parked--;
 }
 
 struct conn *conn_wake(struct dmm_core *core, struct conn *parked)
 {
-	struct conn *c = mem_alloc(&core->mem, sizeof(*c));
+	struct conn *c = mem_alloc(&core->env.mem, sizeof(*c));
 	struct tcb *outer;
 
 	if (!c) {
-		core->counters[DMM_CORE_NO_MEMORY]++;
+		core->env.counters[DMM_CORE_NO_MEMORY]++;
 		return NULL;
 	}
 	conn_unpark_copy(c, parked);
 	conn_free_parked(core, parked);
 	conn_replace(core, c);
 	/* due now: should nothing else happen, it is parked again at the next chance */
-	outer = &c->leg[DMM_LEG_OUTER];
-	outer->keep_ns = min_u64(outer->keep_ns, outer->last_rx_ns + core->cfg.park_ns);
-	for (uint32_t l = 0; l < 2; l++)
-		tcp_timer_start(core, &c->leg[l]);
+	outer = &c->ends.leg[DMM_LEG_OUTER];
+	outer->keep_ns = min_u64(outer->keep_ns, outer->last_rx_ns + core->env.cfg.park_ns);
+	tcp_wake(&core->env, &c->ends);
 	return c;
 }
 

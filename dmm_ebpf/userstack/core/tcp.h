@@ -1,50 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp.h: one end of a TCP connection (RFC 9293), the same engine for both legs.
- *
- * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the
- * FIN follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send
- * buffer (snd) is the other leg's receive buffer: in-order bytes are put there as they arrive, the receive
- * window is the room left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is
- * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
- * one packet when it is pulled.
- *
- * tcp_in.c     arrival: acceptability, RST, payload, FIN
- * tcp_merged.c arrival: segments that came as one packet
- * tcp_open.c   arrival: the handshake
- * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
- * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
- * tcp_prr.c    how fast a recovery sends on the outer leg
- * tcp_inner.c  and on the inner leg
- * tcp_hold.c   what the app's kernel is told of before the peer has it
- * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
- * tcp_accecn.c accurate ECN (RFC 9768)
- * tcp_urg.c    urgent data
- * tcp_pmtu.c   path MTU: device, route, ICMP, black holes
- * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
- * tcp_opt.c    SACK and ECN feedback in a segment's options
- * tcp_spare.c  copies of what is on the way while nothing else can be sent
- * tcp_out.c    departure: which segment is next, and its making
- * tcp_run.c    departure: which segments may share a packet that the device cuts
- * tcp_pace.c   departure: when
- * tcp_window.c how much the peer may send
- * tcp_timer.c  deadlines
- *
- * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
- * advertised (rcv_adv) never moves back; a state changes only in tcp_set_state().
+ * tcp.h: one end of a TCP connection (RFC 9293), as the layer above sees it: the same engine for both legs.
+ * How it works is told in tcp.c, what its files share is in tcp_int.h, what it tells back in end.h.
  */
 #ifndef DMM_TCP_H
 #define DMM_TCP_H
 
 #include "cc.h"
+#include "end.h"
+#include "env.h"
 #include "flight.h"
+#include "flow.h"
 #include "ranges.h"
 #include "stream.h"
 #include "wheel.h"
 #include "wire.h"
-
-struct dmm_core;
-struct conn;
 
 /* The kernel's numbers (include/net/tcp_states.h) */
 enum tcp_state {
@@ -61,32 +31,7 @@ enum tcp_state {
 	TCP_CLOSING,
 };
 
-enum {
-	TCP_MIN_RTO_MS = 200,
-	TCP_INIT_RTO_MS = 1000,
-	TCP_MAX_RTO_MS = 120000,
-	TCP_INNER_MAX_RTO_MS = 5000, /* the kernel is near: a firewall rule that is lifted should show soon */
-	TCP_DELACK_MS = 40,
-	TCP_RETRIES = 15, /* as net.ipv4.tcp_retries2 */
-	TCP_ORPHAN_RETRIES = 8,
-	TCP_INNER_RETRIES = 180,
-	TCP_SYNACK_RETRIES = 5,
-	TCP_INNER_SYN_RETRIES = 4,
-	TCP_KEEPALIVE_PROBES = 9,
-	TCP_KEEPALIVE_INTVL_S = 75,
-	TCP_INNER_TIME_WAIT_MS = 1000, /* the kernel sends its FIN again after 200 ms, 400 ms */
-	TCP_INNER_HALF_CLOSED_S = 60,  /* an orphan of the kernel's dies silently after tcp_fin_timeout */
-	TCP_QUICKACKS = 16,
-	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
-	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */
-	TCP_MAX_WSCALE = 14,
-	TCP_MAX_WINDOW = 1 << 30, /* RFC 7323 section 2.3 */
-	TCP_DUP_THRESH = 3,
-	TCP_HOLD_S = 150,  /* longer than any kernel goes on with a SYN */
-	TCP_MUTE_S = 1800, /* and longer than it goes on with data, unless told otherwise */
-	TCP_NOTSENT_MIN_BYTES =
-		256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
-};
+enum { TCP_MAX_WINDOW = 1 << 30 }; /* RFC 7323 section 2.3 */
 
 enum tcb_flag {
 	TF_ACK_NOW = 1 << 0,
@@ -181,24 +126,6 @@ struct tcb {
 	uint8_t burst;	      /* packets since this tcb was put at the end of the ready list */
 };
 
-/* F-RTO (RFC 5682) */
-enum frto_step {
-	FRTO_OFF,
-	FRTO_FIRST,    /* the first segment was sent again, nothing else goes */
-	FRTO_NEW_DATA, /* new data goes before any other retransmission */
-};
-
-enum accecn_flag {
-	ACC_SERVER = 1 << 0,	/* the peer's SYN came first */
-	ACC_FIRST = 1 << 1,	/* nothing but SYNs has come yet */
-	ACC_HANDSHAKE = 1 << 2, /* the next pure ACK says how the SYN-ACK came */
-	ACC_PLAIN_SYN = 1 << 3, /* SYN-ACKs ask for nothing any more */
-	ACC_ACE_BAD = 1 << 4,	/* the path clears the peer's ACE field */
-	ACC_OPT_BAD = 1 << 5,	/* the path clears the peer's option */
-	ACC_OPT_SEEN = 1 << 6,	/* the peer's option arrives */
-	ACC_OPT_OFF = 1 << 7,	/* packets with our option seem to be dropped */
-};
-
 /* tcp_hold.c, of the inner leg; sequence numbers of what the app sends; all 0: nothing is held */
 struct hold {
 	uint64_t seg[2];      /* where the last two packets from the app's kernel began */
@@ -280,236 +207,90 @@ struct outer {
 	uint8_t rcv_measured; /* a round trip is being measured */
 };
 
-/* tcp_timer.c */
-void tcp_set_deadline(struct dmm_core *core, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
-void tcp_set_rtx(struct dmm_core *core, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
-void tcp_timer(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-/* Arms the node for the earliest deadline, unless it is armed for an earlier one */
-void tcp_timer_start(struct dmm_core *core, struct tcb *t);
-/* When a peer that stays silent is asked whether it is there */
-uint64_t tcp_keep_due_ns(const struct dmm_core *core, const struct tcb *t);
-void tcp_keep_start(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-uint64_t tcp_rto_ns(const struct tcb *t);
-void tcp_rearm(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* Both ends of a connection, and what one tells the other */
+struct ends {
+	struct flow f;
+	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ...
+			     */
+	bool has_isn_floor; /* ... that this one replaces */
+	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
+	uint8_t ttl;	    /* of the app's packets, likewise; also the hop limit */
+	uint8_t peer_ttl;   /* the least of the peer's packets, carried to the inner leg (RFC 5082) */
+	uint8_t peer_tos;   /* DSCP of the peer's packets, carried to the inner leg */
+	uint16_t mss_most;  /* what the app takes in a segment, if no MTU allows so little; 0: more */
+	uint16_t app_segment; /* the longest that the app's kernel was seen to cut its data to; 0: none yet */
+	uint32_t flow_label;  /* of the app's packets, IPv6 */
+	uint32_t peer_label;  /* of the peer's */
+	uint64_t link;	      /* the way of its packets on the outer leg; 0: none */
+	struct hold hold;
+	struct tcb leg[2];
+	struct outer outer;
+};
 
-/* tcp_in.c */
-void tcp_init(struct tcb *t, uint32_t leg);
-void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state);
-void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* Frees buffers and timers; the state becomes TCP_CLOSE */
-void tcp_release(struct dmm_core *core, struct tcb *t);
-void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+static inline struct ends *tcb_ends(const struct tcb *t)
+{
+	return container_of(t - t->leg, struct ends, leg);
+}
 
-/* tcp_merged.c */
-/* How many segments it was on the wire */
-uint32_t merged_count(const struct pkt *pkt);
-/* Taken as one it has the effect that its segments have one after the other */
-bool merged_is_plain(const struct tcb *t, const struct pkt *pkt);
-/* The segment whose payload begins at off */
-void merged_piece(const struct tcb *t, const struct pkt *pkt, uint32_t off, struct pkt *piece);
+static inline struct tcb *tcb_peer(const struct tcb *t)
+{
+	return &tcb_ends(t)->leg[t->leg ^ 1];
+}
 
-/* tcp_open.c */
-/* Active open */
-void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns);
-/* The smallest window scale with which a window of limit bytes can be told */
-uint8_t tcp_pick_wscale(uint64_t limit);
-void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* This leg's first SYN was ours */
-bool open_is_ours(const struct tcb *t);
-bool open_acks_syn(const struct tcb *t, const struct pkt *pkt);
-/* Our SYN was acknowledged */
-void open_done(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-void open_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* true: dealt with */
-bool open_syn_received(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+static inline bool tcb_is_outer(const struct tcb *t)
+{
+	return t->leg == DMM_LEG_OUTER;
+}
 
-/* tcp_ack.c */
-/* Whether the peer may have sent this ACK field (RFC 5961 section 5.2) */
-bool tcp_ack_ok(const struct tcb *t, uint32_t field);
-/* tcp_ack_ok() was asked */
-void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
-uint64_t tcp_min_rtt_ns(const struct tcb *t);
-void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns);
+/* It is kept from answering or sending until tcp_go() */
+static inline bool tcp_is_held(const struct tcb *t)
+{
+	return t->flags & TF_HOLD;
+}
 
-void tcp_exit_recovery(struct tcb *t, uint64_t now_ns);
+/* Closed, and its peer knows all that it will */
+static inline bool tcp_is_over(const struct tcb *t)
+{
+	return t->state == TCP_CLOSE && !(t->flags & TF_RST_DUE);
+}
 
-/* tcp_undo.c, all for the outer leg only; true: the last reduction was needless */
-void undo_on_recovery(struct tcb *t);
-void undo_on_timeout(struct tcb *t); /* before TF_RECOVERY is set */
-void undo_on_resend(struct tcb *t, const struct seg *s, uint64_t now_ns);
-bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end);
-bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
-bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
-void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
+/* How an end is ended */
+enum tcp_abort {
+	TCP_ABORT_FREE,	 /* its memory goes: nothing more is said */
+	TCP_ABORT_PEER,	 /* its peer has ended it: nothing more is said but a RST that is due */
+	TCP_ABORT_NOW,	 /* by a RST, if its peer can know of it */
+	TCP_ABORT_FLUSH, /* by a RST behind what is due to its peer */
+	TCP_ABORT_MUTE,	 /* likewise; but while its peer has bytes that are not acknowledged, by silence */
+	TCP_ABORT_APART, /* by a RST that waits for no pull, for the end is freed; in TIME-WAIT by the ACK
+			    that is due */
+};
 
-/* tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room */
-bool spare_pick(struct dmm_core *core, struct tcb *t, uint64_t now_ns, uint32_t *idx);
-void spare_sent(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
-bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns);
-
-/* tcp_ecn.c; functions that return flags return those of the TCP header */
-uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t);
-void ecn_learn_syn(const struct dmm_core *core, struct tcb *t, const struct pkt *pkt);
-void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt);
-void ecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* delivered_segs: newly acknowledged or SACKed by pkt. Returns the marks that it tells of, for cc_sample.ece
- */
-uint32_t ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
-void ecn_reduced(struct tcb *t);
-uint16_t ecn_ack_flags(const struct tcb *t);
-uint16_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
-
-/* tcp_accecn.c, only with TF_ACCECN */
-void accecn_begin(struct tcb *t, const struct pkt *pkt);
-void accecn_syn_again(struct tcb *t, const struct pkt *pkt);
-/* The SYN-ACK's flags and option, behind those options that it has */
-void accecn_synack(struct tcb *t, struct wire_seg *seg);
-void accecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-void accecn_duplicate(struct tcb *t, uint64_t start);
-uint32_t accecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
-bool accecn_option_due(const struct tcb *t, uint64_t now_ns);
-/* The ACE field of a segment that has all but our option */
-void accecn_ace(struct tcb *t, struct wire_seg *seg, bool pure);
-/* room: bytes left for options. dsack_start: of the duplicate that seg reports; 0: none */
-void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start, uint64_t now_ns);
-
-/* tcp_urg.c */
-/* seq: of the segment, in 64 bits */
-void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq);
-void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq);
-
-/* tcp_pmtu.c */
-/* A way's MTU by that of its device; 0: not known */
-uint32_t pmtu_of_device(const struct dmm_core *core, uint8_t family, uint32_t mtu);
-/* A new connection goes by a device of that MTU; 0: not known */
-void pmtu_start(const struct dmm_core *core, struct conn *c, uint32_t mtu);
-/* It goes by another now, or that one's MTU has changed */
-void pmtu_device(struct dmm_core *core, struct conn *c, uint32_t mtu);
-/* This host's kernel offers that MSS: its route allows no more */
-void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss);
-/* The app's kernel cuts its data to so many bytes, more than any before. */
-void pmtu_app_segment(struct dmm_core *core, struct conn *c, uint32_t bytes);
-/* A router says so of the segment that begins at seq; mtu 0: it does not tell which */
-void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu);
-void pmtu_on_timeout(struct dmm_core *core, struct tcb *t);
-uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32_t cap, uint64_t now_ns);
-/* The newest segment is a probe */
-void pmtu_probe_sent(struct tcb *t);
-void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t);
-bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns);
-
-/* tcp_rack.c */
-/* Acknowledged now, but not for its last transmission: nothing can be measured by it */
-bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns);
-bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns);
-void rack_reordered(struct tcb *t);
-/* How long a segment that was overtaken is waited for */
-uint64_t rack_window_ns(const struct tcb *t);
-/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
-uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
-void rack_dsack(struct tcb *t);
-uint64_t rack_mark_all_lost(struct tcb *t);
-/* delivered_bytes: by the ACK that told of the loss */
-void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns);
-/* Loss found outside an ACK (timer, MTU): tells the congestion control */
-void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns);
-uint64_t tcp_pto_ns(const struct tcb *t);
-bool tcp_tlp_allowed(const struct tcb *t);
-
-/* tcp_prr.c, all for the outer leg only */
-void prr_start(struct tcb *t, uint64_t delivered_bytes);
-void prr_end(struct tcb *t);
-/* safe: the ACK moved snd_una and told of no further loss */
-void prr_ack(struct tcb *t, uint64_t delivered_bytes, bool safe);
-void prr_sent(struct tcb *t, uint32_t len);
-
-/* tcp_inner.c, all for the inner leg only */
-/* Something was marked lost; acked_bytes: by the ACK that told of it */
-void inner_lost(struct tcb *t, uint64_t acked_bytes);
-void inner_acked(struct tcb *t, uint64_t acked_bytes);
-void inner_recovered(struct tcb *t);
-bool inner_allows(const struct tcb *t, uint32_t len);
-
-/* tcp_hold.c, all for the inner leg only */
-/* What is to be acknowledged; on either leg */
-uint64_t hold_ack(const struct tcb *t);
-/* ack goes out now */
-void hold_told(struct tcb *t, uint64_t ack);
-/* Something came, or got to the peer: an ACK now, if it is worth one */
-void hold_tell(struct dmm_core *core, struct tcb *t);
-/* Data that begins at seq comes in order */
-void hold_arrived(struct tcb *t, uint64_t seq);
-/* All below upto may be acknowledged now */
-void hold_lift(struct dmm_core *core, struct tcb *t, uint64_t upto);
-/* [start, end) came, all that a segment has. true: it is held, and was dealt with */
-bool hold_again(struct dmm_core *core, struct tcb *t, int64_t start, int64_t end);
-/* The peer has answered what was asked for what came again, or for a probe */
-void hold_heard(struct dmm_core *core, struct tcb *t);
-/* Bytes are held, or a FIN */
-bool hold_pending(const struct tcb *t);
-
-/* tcp_window.c */
-/* Announces a window that has grown enough */
-void tcp_window_opened(struct dmm_core *core, struct tcb *t);
-/* The window field of a segment that goes out with this ACK; moves rcv_adv */
-uint16_t window_take(struct dmm_core *core, struct tcb *t, uint64_t ack, bool syn);
-/* Payload came in on the outer leg */
-void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* Both ends of e, whose row is filled, of a connection that begins with syn */
+void tcp_init(struct env *env, struct ends *e, const struct pkt *syn);
+/* syn: what came; it is kept, unanswered, until tcp_go(). NULL: an active open. */
+void tcp_open(struct env *env, struct tcb *t, const struct pkt *syn, uint64_t now_ns);
+/* What the end was kept from answering, or sending, may go: the other end is there */
+void tcp_go(struct env *env, struct tcb *t);
+/* A segment of the connection came in on this leg */
+void tcp_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* The next packet of an end on env->ready into buf; returns its length, or 0: none */
+uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
+		    uint64_t now_ns);
+/* t->timer was popped */
+void tcp_timer(struct env *env, struct tcb *t, uint64_t now_ns);
+void tcp_abort(struct env *env, struct tcb *t, enum tcp_abort how, uint64_t now_ns);
+/* An ICMP error that quotes a segment of this end. true: it met the SYN of an end that is opening. */
+bool tcp_icmp(struct env *env, struct tcb *t, const struct pkt *pkt);
+/* RFC 9293 section 3.6.1 and RFC 6191: syn, which came in on leg, may take the place of this connection */
+bool tcp_gives_way(const struct ends *e, uint32_t leg, const struct pkt *syn);
 /*
- * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
- * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait
- * for each other.
+ * true: nothing is in flight, held, due or out of order, nothing has come for park_ns, and from now on no
+ * list refers to the ends, until tcp_wake(). *due_ns: when that must be at the latest.
  */
-uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t);
-/* The most that this leg receives and the other leg holds */
-uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t);
-
-/* tcp_pace.c */
-/* true: nothing may go now; the leg is made ready again in time */
-bool pace_blocked(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-/* A segment of len bytes went out, on the outer leg */
-void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
-
-/* The most that goes together: what a burst may be, in payload bytes */
-uint64_t pace_burst_bytes(const struct tcb *t);
-
-/* tcp_run.c */
-/* Payload that a packet of headers_len bytes of headers may have beyond one segment; 0: it stays alone. The
- * newest segment, mss bytes of new data, is what it begins with; seg is its header. */
-uint32_t run_most(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg, uint32_t cap);
-
-/* tcp_opt.c */
-/* A data segment of len bytes has no options but timestamps */
-bool opt_plain(const struct dmm_core *core, const struct tcb *t, uint32_t len, uint64_t now_ns);
-/* SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left for another ACK */
-bool opt_feedback(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns);
-/* Our option of RFC 9768, if it is due and fits. dsack_start: as accecn_option() takes it */
-void opt_accecn(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len,
-		uint64_t dsack_start, uint64_t now_ns);
-
-/* tcp_out.c */
-void tcp_ready(struct dmm_core *core, struct tcb *t);
-void tcp_unready(struct tcb *t);
-/* Whether the ACK that ends the handshake is yet to be sent */
-bool tcp_is_greeting(const struct tcb *t);
-uint32_t tcp_output(struct dmm_core *core, struct tcb *t, uint8_t *buf, uint32_t cap,
-		    struct dmm_tx_meta *meta, uint64_t now_ns);
-/* Queues a pure ACK as it is now, apart from what the ready list does */
-void tcp_ack_apart(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-/* The answer to a segment from the past without payload: a keep-alive probe, of which every open connection
- * may get one; limited all the same, for two stacks could answer each other for ever */
-void tcp_stale_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-void tcp_challenge_ack(struct dmm_core *core, struct tcb *t, uint64_t now_ns);
-void tcp_set_mss(struct dmm_core *core, struct tcb *t);
-/* What a SYN of this leg says. The app's kernel is told what the peer takes, if that is less. */
-uint16_t tcp_adv_mss(const struct dmm_core *core, const struct tcb *t);
-/* What the peer of this leg takes in a segment: what it has said, or less if the app's kernel cuts its data
- * shorter than it was told to, as it does when a firewall of this host's has written less into what it got.
- */
-uint32_t tcp_peer_takes(const struct dmm_core *core, const struct tcb *t);
-uint32_t tcp_mtu(const struct dmm_core *core, const struct tcb *t);
-uint64_t tcp_inflight(const struct tcb *t);
-uint64_t tcp_unsent(const struct tcb *t);
-uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns);
+bool tcp_sleep(struct env *env, struct ends *e, uint64_t now_ns, uint64_t *due_ns);
+/* env NULL: a copy to be looked at; its timers are not started */
+void tcp_wake(struct env *env, struct ends *e);
+/* All but what the table knows */
+void tcp_info(const struct env *env, const struct ends *e, struct dmm_conn_info *info);
 
 #endif /* DMM_TCP_H */

@@ -15,7 +15,7 @@
  * from ACE alone (option). A path that changes the ECN field of our SYN or SYN-ACK gets nothing ECT either.
  * Receiving goes on in the same mode whatever happens (section 3.1.5).
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum {
 	CEP_INIT = 5, /* not 0: a cleared field is seen (section 3.2.1) */
@@ -34,7 +34,7 @@ static const uint8_t handshake_ace[] = {[ECN_NOT_ECT] = 2, [ECN_ECT1] = 3, [ECN_
 
 static struct accecn *accecn_of(const struct tcb *t)
 {
-	return &tcb_conn(t)->outer.accecn;
+	return &tcb_ends(t)->outer.accecn;
 }
 
 static uint8_t ace_of(const struct pkt *pkt)
@@ -156,7 +156,7 @@ static void count_bytes(struct accecn *a, uint8_t ecn, uint32_t len)
 	a->last_counter = ecn & WIRE_ECN_MASK;
 }
 
-void accecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+void accecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	struct accecn *a = accecn_of(t);
 	uint8_t ecn = pkt->tos & WIRE_ECN_MASK;
@@ -165,15 +165,15 @@ void accecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, u
 	if (a->flags & ACC_FIRST)
 		first_packet(t, pkt);
 	if (ecn == ECN_CE) {
-		core->counters[DMM_CORE_ECN_CE]++;
+		env->counters[DMM_CORE_ECN_CE]++;
 		if (a->ce_untold >= (data ? TOLD_MAX_DATA : TOLD_LIMIT))
-			tcp_ack_apart(core, t, now_ns);
+			tcp_ack_apart(env, t, now_ns);
 		a->r_cep++;
 		a->ce_untold++;
 		if ((pkt->payload_len && a->last_ecn != ECN_CE) ||
 		    a->ce_untold >= (data ? TOLD_MAX_DATA : TOLD_MAX_PURE)) {
 			t->flags |= TF_ACK_NOW;
-			tcp_ready(core, t);
+			tcp_ready(env, t);
 		}
 	}
 	a->last_ecn = ecn & WIRE_ECN_MASK;
@@ -230,7 +230,7 @@ static uint32_t unwrap_marks(struct accecn *a, const struct pkt *pkt, uint32_t d
 	return marks;
 }
 
-uint32_t accecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs)
+uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs)
 {
 	struct accecn *a = accecn_of(t);
 	uint32_t marks, share;
@@ -239,7 +239,7 @@ uint32_t accecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *p
 		return 0;
 	marks = unwrap_marks(a, pkt, delivered_segs, t->mss);
 	a->s_cep += (uint8_t)marks;
-	core->counters[DMM_CORE_ECN_MARKS] += marks;
+	env->counters[DMM_CORE_ECN_MARKS] += marks;
 	share = (uint32_t)(min_u32(marks, delivered_segs) * (uint64_t)(SHARE_ONE - 1) / delivered_segs);
 	a->ce_share = (uint8_t)((7u * a->ce_share + share) / 8); /* goes down to 0 */
 	return marks;

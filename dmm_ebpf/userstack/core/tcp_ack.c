@@ -7,7 +7,7 @@
  * Refuses: an ACK of what was never sent; one older than the largest window (tcp_ack_ok(), which the caller
  * asks before anything of the segment counts); SACK blocks outside what is in flight.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum { MIN_RTT_WINDOW_NS = 5000000000ll, MAX_RTT_NS = 60000000000ll };
 
@@ -31,7 +31,7 @@ struct ack_ctx {
 
 uint64_t tcp_min_rtt_ns(const struct tcb *t)
 {
-	const struct outer *o = &tcb_conn(t)->outer;
+	const struct outer *o = &tcb_ends(t)->outer;
 
 	if (!tcb_is_outer(t))
 		return t->srtt_ns ? t->srtt_ns : NEVER;
@@ -50,11 +50,11 @@ static void min_rtt_update(struct outer *o, uint64_t rtt_ns, uint64_t now_ns)
 	o->min_rtt_cur_ns = min_u64(o->min_rtt_cur_ns, rtt_ns);
 }
 
-void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns)
+void tcp_rtt_sample(struct env *env, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns)
 {
 	uint64_t err;
 
-	(void)core;
+	(void)env;
 	rtt_ns = max_u64(min_u64(rtt_ns, MAX_RTT_NS), 1000);
 	if (!t->srtt_ns) {
 		t->srtt_ns = rtt_ns;
@@ -65,13 +65,13 @@ void tcp_rtt_sample(struct dmm_core *core, struct tcb *t, uint64_t rtt_ns, uint6
 		t->srtt_ns = (7 * t->srtt_ns + rtt_ns) / 8;
 	}
 	if (tcb_is_outer(t))
-		min_rtt_update(&tcb_conn(t)->outer, rtt_ns, now_ns);
+		min_rtt_update(&tcb_ends(t)->outer, rtt_ns, now_ns);
 }
 
 /* A segment has arrived at the peer, by cumulative ACK or SACK, for the first time we hear of it */
 static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, uint64_t now_ns)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	bool told_late = rack_told_late(t, s, now_ns);
 
 	ctx->s.acked_bytes += s->len;
@@ -158,8 +158,7 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 	}
 }
 
-static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t ack,
-		       uint64_t now_ns)
+static void cumulative(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_t ack, uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	struct tcb *peer = tcb_peer(t);
@@ -186,23 +185,22 @@ static void cumulative(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx
 	ctx->advanced = true;
 	t->snd_una = ack;
 	t->retries = t->backoff = 0;
-	stream_drop(&core->mem, &t->snd, min_u64(ack - 1, t->snd.tail));
+	stream_drop(&env->mem, &t->snd, min_u64(ack - 1, t->snd.tail));
 	if (!stream_held(&t->snd) && !peer->ooo)
-		stream_release(&core->mem, &t->snd);
-	tcp_window_opened(core, peer);
+		stream_release(&env->mem, &t->snd);
+	tcp_window_opened(env, peer);
 	if (tcb_is_outer(t))
-		hold_tell(core, peer);
+		hold_tell(env, peer);
 }
 
-static void window_update(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq,
-			  uint64_t ack)
+static void window_update(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t ack)
 {
 	uint32_t wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 
 	if (ack <= t->snd_una && seq <= t->snd_wl1 && !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
 		return;
 	if (wnd > t->snd_wnd || ack > t->snd_una)
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	t->snd_wnd = wnd;
 	t->snd_wl1 = seq;
 	if (wnd > t->max_wnd)
@@ -214,7 +212,7 @@ static void tlp_process(struct tcb *t, const struct ack_ctx *ctx, const struct p
 			uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
-	struct cc *cc = &tcb_conn(t)->outer.cc;
+	struct cc *cc = &tcb_ends(t)->outer.cc;
 
 	if (!fl->tlp_end || ack < fl->tlp_end)
 		return;
@@ -260,7 +258,7 @@ static void rate_sample(struct outer *o, struct ack_ctx *ctx, uint64_t min_rtt_n
 
 void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
 {
-	struct cc *cc = &tcb_conn(t)->outer.cc;
+	struct cc *cc = &tcb_ends(t)->outer.cc;
 
 	t->flags &= ~(uint32_t)(TF_RECOVERY | TF_FORCE_RTX);
 	if (t->rack_persist && !--t->rack_persist)
@@ -276,7 +274,7 @@ void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
 
 static void cc_inputs(struct tcb *t)
 {
-	struct cc *cc = &tcb_conn(t)->outer.cc;
+	struct cc *cc = &tcb_ends(t)->outer.cc;
 
 	cc->mss = t->mss;
 	cc->srtt_ns = t->srtt_ns;
@@ -286,22 +284,22 @@ static void cc_inputs(struct tcb *t)
 }
 
 /* Everything is known: tell the congestion control, in the order cc.h promises */
-static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
+static void cc_tell(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
 {
-	struct conn *c = tcb_conn(t);
+	struct ends *e = tcb_ends(t);
 
 	if (tcb_is_outer(t)) {
-		c->outer.lost_bytes += ctx->s.lost_bytes;
-		rate_sample(&c->outer, ctx, tcp_min_rtt_ns(t), now_ns);
+		e->outer.lost_bytes += ctx->s.lost_bytes;
+		rate_sample(&e->outer, ctx, tcp_min_rtt_ns(t), now_ns);
 	}
 	if ((t->flags & TF_RECOVERY) && (!t->fl || t->snd_una >= t->fl->recovery_end))
 		tcp_exit_recovery(t, now_ns);
 	if (tcb_is_outer(t))
 		cc_inputs(t);
 	if (ctx->undo)
-		undo_reduction(core, t, now_ns);
+		undo_reduction(env, t, now_ns);
 	if (ctx->s.lost_bytes && !(t->flags & TF_RECOVERY))
-		tcp_enter_recovery(core, t, ctx->delivered_bytes, now_ns);
+		tcp_enter_recovery(env, t, ctx->delivered_bytes, now_ns);
 	ctx->s.in_order = ctx->advanced || (t->flags & TF_REORD);
 	if (!tcb_is_outer(t)) {
 		if (ctx->s.lost_bytes)
@@ -312,7 +310,7 @@ static void cc_tell(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, u
 	}
 	ctx->s.loss_delay_ns = t->fl ? rack_window_ns(t) : 0;
 	if (ctx->s.acked_bytes || ctx->s.lost_bytes || ctx->s.ece)
-		c->outer.cc.ops->on_ack(&c->outer.cc, &ctx->s);
+		e->outer.cc.ops->on_ack(&e->outer.cc, &ctx->s);
 	prr_ack(t, ctx->delivered_bytes, ctx->advanced && !ctx->s.lost_bytes);
 }
 
@@ -349,7 +347,7 @@ static uint64_t reno_detect(struct tcb *t, const struct ack_ctx *ctx)
 	return s->len;
 }
 
-static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
+static void after_flight(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_t now_ns)
 {
 	uint64_t wait_ns = 0;
 
@@ -363,21 +361,21 @@ static void after_flight(struct dmm_core *core, struct tcb *t, struct ack_ctx *c
 		ctx->delivered_bytes = max_u64(arrived_without_sack(t), ctx->arrived) - ctx->arrived;
 	}
 	if (!t->fl->count) {
-		flight_destroy(&core->mem, t->fl);
+		flight_destroy(&env->mem, t->fl);
 		t->fl = NULL;
-		tcp_set_rtx(core, t, RTX_NONE, NEVER);
+		tcp_set_rtx(env, t, RTX_NONE, NEVER);
 	}
-	cc_tell(core, t, ctx, now_ns);
+	cc_tell(env, t, ctx, now_ns);
 	if (ctx->delivered_bytes || ctx->s.acked_bytes || ctx->s.lost_bytes)
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	if (!t->fl)
 		return;
 	if (ctx->advanced || ctx->s.acked_bytes)
 		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
 	if (wait_ns)
-		tcp_set_rtx(core, t, RTX_REO, min_u64(now_ns + wait_ns, t->fl->rto_ns));
+		tcp_set_rtx(env, t, RTX_REO, min_u64(now_ns + wait_ns, t->fl->rto_ns));
 	else if (ctx->advanced || ctx->s.acked_bytes || ctx->s.lost_bytes)
-		tcp_rearm(core, t, now_ns);
+		tcp_rearm(env, t, now_ns);
 }
 
 bool tcp_ack_ok(const struct tcb *t, uint32_t field)
@@ -387,7 +385,7 @@ bool tcp_ack_ok(const struct tcb *t, uint32_t field)
 	return ack <= (int64_t)t->snd_nxt && ack >= (int64_t)t->snd_una - (int64_t)t->max_wnd;
 }
 
-void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns)
+void tcp_ack(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns)
 {
 	int64_t ack = snd_unwrap(t, pkt->ack);
 	uint32_t old_wnd = t->snd_wnd;
@@ -397,7 +395,7 @@ void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	ctx.arrived = arrived_without_sack(t);
 	ctx.old_fack = t->fl ? t->fl->fack : 0;
 	if (ack >= (int64_t)t->snd_una) {
-		window_update(core, t, pkt, seq, (uint64_t)ack);
+		window_update(env, t, pkt, seq, (uint64_t)ack);
 		if (!t->fl)
 			t->retries = 0; /* an answer to a zero-window probe */
 	}
@@ -407,21 +405,21 @@ void tcp_ack(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64
 	if ((t->flags & TF_SACK) && pkt->n_sack)
 		sack_process(t, &ctx, pkt, ack, now_ns);
 	if (ack > (int64_t)t->snd_una)
-		cumulative(core, t, &ctx, (uint64_t)ack, now_ns);
+		cumulative(env, t, &ctx, (uint64_t)ack, now_ns);
 	if (ctx.probe)
-		pmtu_probe_arrived(core, t);
+		pmtu_probe_arrived(env, t);
 	if (tcb_is_outer(t)) {
-		ctx.s.ece = ecn_echoed(core, t, pkt, ctx.delivered_segs);
+		ctx.s.ece = ecn_echoed(env, t, pkt, ctx.delivered_segs);
 		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);
 		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original, pkt->payload_len);
 	}
 	if (!t->fl) {
 		if (ctx.undo) /* a DSACK after all is acknowledged */
-			undo_reduction(core, t, now_ns);
+			undo_reduction(env, t, now_ns);
 		return;
 	}
 	if (ctx.s.rtt_ns)
-		tcp_rtt_sample(core, t, ctx.s.rtt_ns, now_ns);
+		tcp_rtt_sample(env, t, ctx.s.rtt_ns, now_ns);
 	tlp_process(t, &ctx, pkt, (uint64_t)(ack < 0 ? 0 : ack), now_ns);
-	after_flight(core, t, &ctx, now_ns);
+	after_flight(env, t, &ctx, now_ns);
 }

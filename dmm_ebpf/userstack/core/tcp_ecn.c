@@ -12,7 +12,7 @@
  * section 3.1.5). An echo of RFC 3168 counts once per window: until our CWR, which ends at ecn_end, is
  * acknowledged, the peer still speaks of what was answered already.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 /* The three flags as one number: AE, CWR, ECE */
 enum { ACE_NONE = 0, ACE_ECE = 1, ACE_CWR_ECE = 3, ACE_NONCE = 5, ACE_ALL = 7 };
@@ -22,11 +22,11 @@ static uint32_t ace_of(const struct pkt *pkt)
 	return (pkt->flags & (TH_AE | TH_CWR | TH_ECE)) >> 6;
 }
 
-uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t)
+uint16_t ecn_syn_flags(const struct env *env, struct tcb *t)
 {
-	bool rfc_3168 = core->cfg.accecn_off;
+	bool rfc_3168 = env->cfg.accecn_off;
 
-	if (!tcb_is_outer(t) || core->cfg.ecn_off)
+	if (!tcb_is_outer(t) || env->cfg.ecn_off)
 		return 0;
 	if (t->state == TCP_SYN_RECV)
 		return t->flags & TF_ECN ? TH_ECE : 0;
@@ -39,9 +39,9 @@ uint16_t ecn_syn_flags(const struct dmm_core *core, struct tcb *t)
 }
 
 /* What the SYN-ACK of a peer means that we asked (RFC 9768 table 2); 0: no ECN */
-static uint32_t kind_of_answer(const struct dmm_core *core, uint32_t ace)
+static uint32_t kind_of_answer(const struct env *env, uint32_t ace)
 {
-	if (core->cfg.accecn_off)
+	if (env->cfg.accecn_off)
 		return (ace & 3) == ACE_ECE ? TF_ECN : 0;
 	switch (ace) {
 	case ACE_NONE:
@@ -56,28 +56,28 @@ static uint32_t kind_of_answer(const struct dmm_core *core, uint32_t ace)
 }
 
 /* What a SYN asks for; combinations that nobody uses yet ask for accurate ECN (RFC 9768 section 3.1.3) */
-static uint32_t kind_of_request(const struct dmm_core *core, uint32_t ace)
+static uint32_t kind_of_request(const struct env *env, uint32_t ace)
 {
-	if (core->cfg.accecn_off)
+	if (env->cfg.accecn_off)
 		return (ace & 3) == ACE_CWR_ECE ? TF_ECN : 0;
 	if (ace == ACE_NONE)
 		return 0;
 	return ace == ACE_CWR_ECE ? TF_ECN : TF_ACCECN;
 }
 
-void ecn_learn_syn(const struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
+void ecn_learn_syn(const struct env *env, struct tcb *t, const struct pkt *pkt)
 {
 	bool answer = pkt->flags & TH_ACK, asked = t->flags & TF_ECN_ASKED;
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
-	if (!tcb_is_outer(t) || core->cfg.ecn_off)
+	if (!tcb_is_outer(t) || env->cfg.ecn_off)
 		return;
 	memset(&o->accecn, 0, sizeof(o->accecn));
 	t->flags &= ~(uint32_t)(TF_ECN | TF_ACCECN);
 	if (!answer)
-		t->flags |= kind_of_request(core, ace_of(pkt));
+		t->flags |= kind_of_request(env, ace_of(pkt));
 	else if (asked)
-		t->flags |= kind_of_answer(core, ace_of(pkt));
+		t->flags |= kind_of_answer(env, ace_of(pkt));
 	if (t->flags & TF_ACCECN)
 		accecn_begin(t, pkt);
 }
@@ -92,34 +92,34 @@ void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt)
 }
 
 /* An acceptable segment. RFC 3168 section 6.1.3: the CE of data is echoed until the peer says CWR. */
-void ecn_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+void ecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	if (t->flags & TF_ACCECN)
-		accecn_input(core, t, pkt, now_ns);
+		accecn_input(env, t, pkt, now_ns);
 	if (!(t->flags & TF_ECN) || !pkt->payload_len)
 		return;
 	if (pkt->flags & TH_CWR)
 		t->flags &= ~(uint32_t)TF_ECN_ECHO;
 	if ((pkt->tos & WIRE_ECN_MASK) != ECN_CE)
 		return;
-	core->counters[DMM_CORE_ECN_CE]++;
+	env->counters[DMM_CORE_ECN_CE]++;
 	if (!(t->flags & TF_ECN_ECHO)) {
 		t->flags |= TF_ECN_ECHO | TF_ACK_NOW;
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	}
 }
 
 /* RFC 3168 section 6.1.2: whether this ACK echoes a mark, not how many there were */
-uint32_t ecn_echoed(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs)
+uint32_t ecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if (t->flags & TF_ACCECN)
-		return accecn_echoed(core, t, pkt, delivered_segs);
+		return accecn_echoed(env, t, pkt, delivered_segs);
 	if (!(t->flags & TF_ECN) || (pkt->flags & (TH_ECE | TH_SYN)) != TH_ECE)
 		return 0;
 	if (!(t->flags & TF_ECN_CWR) && t->snd_una >= o->ecn_end) {
-		core->counters[DMM_CORE_ECN_ECE]++;
+		env->counters[DMM_CORE_ECN_ECE]++;
 		ecn_reduced(t);
 	}
 	return 1;
@@ -145,7 +145,7 @@ uint16_t ecn_ack_flags(const struct tcb *t)
  */
 static bool retrans_is_ect(const struct tcb *t)
 {
-	return t->flags & TF_ECN && tcb_conn(t)->outer.cc.spare == CC_SPARE_ALL;
+	return t->flags & TF_ECN && tcb_ends(t)->outer.cc.spare == CC_SPARE_ALL;
 }
 
 /* For a data segment; *tos gets the code point */
@@ -159,6 +159,6 @@ uint16_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos)
 	if (!(t->flags & TF_ECN_CWR))
 		return 0;
 	t->flags &= ~(uint32_t)TF_ECN_CWR;
-	tcb_conn(t)->outer.ecn_end = seg_end(s);
+	tcb_ends(t)->outer.ecn_end = seg_end(s);
 	return TH_CWR;
 }

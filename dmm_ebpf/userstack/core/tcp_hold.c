@@ -28,7 +28,7 @@
  * that are held would be taken for their loss), before both legs are open, once this leg's FIN was sent and
  * the app's has come.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum {
 	HELD_SEGMENTS = 2,
@@ -50,7 +50,7 @@ static bool holds(const struct tcb *t)
 uint64_t hold_ack(const struct tcb *t)
 {
 	const struct tcb *outer = tcb_peer(t);
-	const struct hold *h = &tcb_conn(t)->hold;
+	const struct hold *h = &tcb_ends(t)->hold;
 	uint64_t told, few, share;
 
 	if (!holds(t) || outer->snd_una >= t->rcv_nxt)
@@ -63,7 +63,7 @@ uint64_t hold_ack(const struct tcb *t)
 
 void hold_told(struct tcb *t, uint64_t ack)
 {
-	struct hold *h = &tcb_conn(t)->hold;
+	struct hold *h = &tcb_ends(t)->hold;
 
 	if (h->again_end && ack >= h->again_end) {
 		if (t->flags & TF_SACK) {
@@ -76,7 +76,7 @@ void hold_told(struct tcb *t, uint64_t ack)
 		h->seg[0] = h->seg[1] = h->lifted = 0;
 }
 
-void hold_tell(struct dmm_core *core, struct tcb *t)
+void hold_tell(struct env *env, struct tcb *t)
 {
 	uint64_t ack = hold_ack(t), step;
 
@@ -86,30 +86,30 @@ void hold_tell(struct dmm_core *core, struct tcb *t)
 	if (ack < t->rcv_nxt && ack - t->last_ack_sent < step && t->unacked_segs < 2)
 		return; /* the rest of it will come with the peer's ACK at the latest */
 	t->flags |= TF_ACK_NOW;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }
 
 void hold_arrived(struct tcb *t, uint64_t seq)
 {
-	struct hold *h = &tcb_conn(t)->hold;
+	struct hold *h = &tcb_ends(t)->hold;
 
 	h->seg[0] = h->seg[1];
 	h->seg[1] = seq;
 }
 
-void hold_lift(struct dmm_core *core, struct tcb *t, uint64_t upto)
+void hold_lift(struct env *env, struct tcb *t, uint64_t upto)
 {
-	struct hold *h = &tcb_conn(t)->hold;
+	struct hold *h = &tcb_ends(t)->hold;
 
 	h->lifted = max_u64(h->lifted, upto);
 	t->flags |= TF_ACK_NOW;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }
 
-bool hold_again(struct dmm_core *core, struct tcb *t, int64_t start, int64_t end)
+bool hold_again(struct env *env, struct tcb *t, int64_t start, int64_t end)
 {
 	struct tcb *outer = tcb_peer(t);
-	struct hold *h = &tcb_conn(t)->hold;
+	struct hold *h = &tcb_ends(t)->hold;
 
 	if (!holds(t) || start < (int64_t)t->last_ack_sent || end > (int64_t)t->rcv_nxt || end <= start)
 		return false;
@@ -120,20 +120,20 @@ bool hold_again(struct dmm_core *core, struct tcb *t, int64_t start, int64_t end
 	h->peer_had = outer->snd_una;
 	if (outer->fl && outer->snd_wnd) {
 		if (!outer->backoff && (goes_on || end < (int64_t)t->rcv_nxt))
-			hold_lift(core, t, (uint64_t)end);
+			hold_lift(env, t, (uint64_t)end);
 		return true;
 	}
 	t->flags |= TF_PROBE_OWED;
 	if (!outer->fl) {
 		outer->flags |= TF_PROBE_DUE;
-		tcp_ready(core, outer);
+		tcp_ready(env, outer);
 	}
 	return true;
 }
 
-void hold_heard(struct dmm_core *core, struct tcb *t)
+void hold_heard(struct env *env, struct tcb *t)
 {
-	hold_lift(core, t, tcb_conn(t)->hold.again_end);
+	hold_lift(env, t, tcb_ends(t)->hold.again_end);
 }
 
 bool hold_pending(const struct tcb *t)

@@ -6,56 +6,9 @@
  * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961
  * say to refuse; each refusal is counted, and answered where they say so.
  */
-#include "core.h"
+#include "tcp_int.h"
 
-void tcp_init(struct tcb *t, uint32_t leg)
-{
-	memset(t, 0, sizeof(*t));
-	t->leg = (uint8_t)leg;
-	t->state = TCP_CLOSE;
-	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
-	t->quickacks = TCP_QUICKACKS;
-	list_init(&t->ready);
-	wheel_node_init(&t->timer);
-}
-
-void tcp_set_state(struct dmm_core *core, struct tcb *t, enum tcp_state state)
-{
-	t->state = (uint8_t)state;
-	if (state == TCP_CLOSE_WAIT && !tcb_is_outer(t)) {
-		uint64_t deadline_ns = t->last_rx_ns + TCP_INNER_HALF_CLOSED_S * NS_PER_S;
-
-		tcp_set_deadline(core, t, &t->keep_ns, deadline_ns);
-	}
-}
-
-static void ooo_release(struct dmm_core *core, struct tcb *t)
-{
-	if (!t->ooo)
-		return;
-	ranges_release(&core->mem, t->ooo);
-	mem_free(&core->mem, t->ooo, sizeof(*t->ooo));
-	t->ooo = NULL;
-}
-
-void tcp_release(struct dmm_core *core, struct tcb *t)
-{
-	flight_destroy(&core->mem, t->fl);
-	t->fl = NULL;
-	ooo_release(core, t);
-	stream_release(&core->mem, &t->snd);
-	wheel_cancel(&core->wheel, &t->timer);
-	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
-	t->rtx_mode = RTX_NONE;
-	if (tcb_is_outer(t))
-		tcb_conn(t)->outer.pace_wake_ns = NEVER;
-	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
-	if (t->flags & TF_RST_DUE) /* also one that waited for the handshake, to let bytes go first */
-		tcp_ready(core, t);
-	else
-		tcp_unready(t);
-	tcp_set_state(core, t, TCP_CLOSE);
-}
+#include <errno.h>
 
 /* The peer's sequence number in 64 bits, near what is expected; negative: from before the SYN */
 static int64_t rcv_unwrap(const struct tcb *t, uint32_t seq)
@@ -63,10 +16,10 @@ static int64_t rcv_unwrap(const struct tcb *t, uint32_t seq)
 	return (int64_t)t->rcv_nxt + (int32_t)(seq - t->irs - (uint32_t)t->rcv_nxt);
 }
 
-static void ack_now(struct dmm_core *core, struct tcb *t)
+static void ack_now(struct env *env, struct tcb *t)
 {
 	t->flags |= TF_ACK_NOW;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }
 
 static void set_dsack(struct tcb *t, int64_t start, int64_t end)
@@ -104,9 +57,9 @@ static bool seq_ok(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 }
 
 /* Late or early data whose numbers can be the peer's all the same: near the window, with an acceptable ACK */
-static bool seems_ours(const struct dmm_core *core, const struct tcb *t, const struct pkt *pkt, int64_t seq)
+static bool seems_ours(const struct env *env, const struct tcb *t, const struct pkt *pkt, int64_t seq)
 {
-	int64_t reach = (int64_t)tcp_rcv_limit(core, t), off = seq - (int64_t)t->rcv_nxt;
+	int64_t reach = (int64_t)tcp_rcv_limit(env, t), off = seq - (int64_t)t->rcv_nxt;
 
 	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_ACK || (!pkt->payload_len && !(pkt->flags & TH_FIN)))
 		return false;
@@ -124,7 +77,7 @@ static bool is_probe(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK && tcp_ack_ok(t, pkt->ack);
 }
 
-static bool probe_relayed(struct dmm_core *core, struct tcb *t)
+static bool probe_relayed(struct env *env, struct tcb *t)
 {
 	struct tcb *outer = tcb_peer(t);
 
@@ -133,7 +86,7 @@ static bool probe_relayed(struct dmm_core *core, struct tcb *t)
 	t->flags |= TF_PROBE_OWED;
 	if (!outer->fl) {
 		outer->flags |= TF_PROBE_DUE;
-		tcp_ready(core, outer);
+		tcp_ready(env, outer);
 	}
 	return true;
 }
@@ -144,59 +97,58 @@ static bool probe_relayed(struct dmm_core *core, struct tcb *t)
  * an old timestamp it may as well be a late segment that fills a hole. For all else one answer in a while is
  * enough.
  */
-static void refused(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void refused(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	int64_t end = seq + pkt->payload_len;
 
 	if (pkt->flags & TH_RST)
 		return;
-	if (is_probe(t, pkt, seq) && probe_relayed(core, t))
+	if (is_probe(t, pkt, seq) && probe_relayed(env, t))
 		return;
-	if (!seems_ours(core, t, pkt, seq)) {
-		tcp_stale_ack(core, t, now_ns);
+	if (!seems_ours(env, t, pkt, seq)) {
+		tcp_stale_ack(env, t, now_ns);
 		return;
 	}
 	if (end <= (int64_t)hold_ack(t))
 		set_dsack(t, seq, end);
-	ack_now(core, t);
+	ack_now(env, t);
 }
 
 /* Timestamp and sequence number are acceptable (RFC 9293 section 3.10.7.4, first check) */
-static bool window_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
-		      uint64_t now_ns)
+static bool window_ok(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	if (t->flags & TF_TS) {
 		if (!pkt->has_ts && !(pkt->flags & TH_RST)) { /* section 3.2: dropped without a word */
-			core->counters[DMM_CORE_PAWS]++;
+			env->counters[DMM_CORE_PAWS]++;
 			return false;
 		}
 		if (pkt->has_ts && !paws_ok(t, pkt, now_ns)) {
-			core->counters[DMM_CORE_PAWS]++;
-			refused(core, t, pkt, seq, now_ns);
+			env->counters[DMM_CORE_PAWS]++;
+			refused(env, t, pkt, seq, now_ns);
 			return false;
 		}
 	}
 	if (seq_ok(t, pkt, seq))
 		return true;
-	core->counters[DMM_CORE_BAD_SEQ]++;
-	refused(core, t, pkt, seq, now_ns);
+	env->counters[DMM_CORE_BAD_SEQ]++;
+	refused(env, t, pkt, seq, now_ns);
 	return false;
 }
 
 /* An app that refuses what has come too far (IP_MINTTL, RFC 5082) is to see how far the packets came. Which
  * of the peer's segments brought what goes to the app is not kept, so the least TTL that was seen counts. */
-static void heard_of_peer(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
+static void heard_of_peer(struct env *env, struct tcb *t, const struct pkt *pkt)
 {
-	struct conn *c = tcb_conn(t);
-	struct tcb *inner = &c->leg[DMM_LEG_INNER];
+	struct ends *e = tcb_ends(t);
+	struct tcb *inner = &e->leg[DMM_LEG_INNER];
 
-	conn_turn_back(c, pkt);
-	conn_learn_peer(c, pkt);
-	if (unlikely(pkt->ttl < c->peer_ttl))
-		c->peer_ttl = pkt->ttl;
+	ip_turn_back(e, pkt);
+	ip_learn_peer(e, pkt);
+	if (unlikely(pkt->ttl < e->peer_ttl))
+		e->peer_ttl = pkt->ttl;
 	if (unlikely(inner->flags & TF_PROBE_OWED)) {
 		inner->flags &= ~(uint32_t)TF_PROBE_OWED;
-		hold_heard(core, inner);
+		hold_heard(env, inner);
 	}
 }
 
@@ -211,15 +163,14 @@ static bool tells_ts(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 }
 
 /* All of a segment's numbers are acceptable: what it says of the peer, whatever else it brings */
-static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
-		     uint64_t now_ns)
+static void accepted(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	bool old_ack = (int32_t)(pkt->ack - t->iss - (uint32_t)t->snd_una) < 0;
 
 	t->last_rx_ns = now_ns;
 	if (unlikely(t->keep_probes)) {
 		t->keep_probes = 0;
-		tcp_keep_start(core, t, now_ns);
+		tcp_keep_start(env, t, now_ns);
 	}
 	/* not by an old ACK, as Linux has it (tcp_ack) */
 	if ((t->flags & TF_TS) && tells_ts(t, pkt, seq) && !old_ack) {
@@ -227,12 +178,12 @@ static void accepted(struct dmm_core *core, struct tcb *t, const struct pkt *pkt
 		t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	}
 	if (tcb_is_outer(t))
-		heard_of_peer(core, t, pkt);
+		heard_of_peer(env, t, pkt);
 	else
-		conn_learn_app(tcb_conn(t), pkt);
+		ip_learn_app(tcb_ends(t), pkt);
 }
 
-static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t now_ns)
+static void in_rst(struct env *env, struct tcb *t, int64_t seq, uint64_t now_ns)
 {
 	bool exact = seq == (int64_t)t->rcv_nxt;
 
@@ -242,17 +193,17 @@ static void in_rst(struct dmm_core *core, struct tcb *t, int64_t seq, uint64_t n
 		exact |= seq == (int64_t)t->rcv_nxt - 1;
 	/* the inner peer is this host's kernel, no one can forge its segments */
 	if (!exact && tcb_is_outer(t)) {
-		tcp_challenge_ack(core, t, now_ns); /* RFC 5961 section 3.2 */
+		tcp_challenge_ack(env, t, now_ns); /* RFC 5961 section 3.2 */
 		return;
 	}
-	core->counters[DMM_CORE_RST_IN]++;
+	env->counters[DMM_CORE_RST_IN]++;
 	if (t->state == TCP_SYN_RECV)
-		relay_refused(core, t, now_ns);
+		env->up->reset(env, t, ECONNREFUSED, now_ns);
 	else
-		relay_reset(core, t, tcb_is_outer(t) ? ECONNRESET : 0);
+		env->up->reset(env, t, tcb_is_outer(t) ? ECONNRESET : 0, now_ns);
 }
 
-static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+static void in_fin(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	struct tcb *peer = tcb_peer(t);
 
@@ -260,110 +211,109 @@ static void in_fin(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	t->rcv_adv = max_u64(t->rcv_adv, t->rcv_nxt);
 	t->flags |= TF_FIN_RCVD;
 	if (t->ooo) {
-		stream_cut(&core->mem, &peer->snd, peer->snd.tail);
-		ooo_release(core, t);
+		stream_cut(&env->mem, &peer->snd, peer->snd.tail);
+		tcp_ooo_release(env, t);
 	}
 	if (tcb_is_outer(t) || t->state != TCP_ESTABLISHED)
-		ack_now(core, t);
+		ack_now(env, t);
 	peer->flags |= TF_FIN;
-	tcp_ready(core, peer);
+	tcp_ready(env, peer);
 	if (t->state == TCP_ESTABLISHED) {
-		tcp_set_state(core, t, TCP_CLOSE_WAIT);
+		tcp_set_state(env, t, TCP_CLOSE_WAIT);
 		if (!tcb_is_outer(t))
-			hold_tell(core, t);
+			hold_tell(env, t);
 	} else if (t->state == TCP_FIN_WAIT1) {
-		tcp_set_state(core, t, TCP_CLOSING);
+		tcp_set_state(env, t, TCP_CLOSING);
 	} else if (t->state == TCP_FIN_WAIT2) {
-		tcp_enter_time_wait(core, t, now_ns);
+		tcp_enter_time_wait(env, t, now_ns);
 	}
 }
 
 /* RFC 5681 section 4.2; on the inner leg what is not held goes at once */
-static void in_order_ack(struct dmm_core *core, struct tcb *t, bool hole, uint32_t segs, uint64_t now_ns)
+static void in_order_ack(struct env *env, struct tcb *t, bool hole, uint32_t segs, uint64_t now_ns)
 {
 	t->unacked_segs += segs;
 	if (!tcb_is_outer(t)) {
 		if (hole) /* which was reported: what SACK blocks told of cannot be held any more */
-			hold_lift(core, t, t->rcv_nxt);
+			hold_lift(env, t, t->rcv_nxt);
 		else
-			hold_tell(core, t);
+			hold_tell(env, t);
 		return;
 	}
 	if (hole || t->ooo || t->quickacks || t->unacked_segs >= 2) {
 		t->quickacks -= (uint8_t)min_u32(t->quickacks, segs);
-		ack_now(core, t);
+		ack_now(env, t);
 	} else if (t->delack_ns == NEVER) {
-		tcp_set_deadline(core, t, &t->delack_ns, now_ns + TCP_DELACK_MS * NS_PER_MS);
+		tcp_set_deadline(env, t, &t->delack_ns, now_ns + TCP_DELACK_MS * NS_PER_MS);
 	}
 }
 
-static void in_order(struct dmm_core *core, struct tcb *t, const uint8_t *data, uint32_t len, uint32_t segs,
+static void in_order(struct env *env, struct tcb *t, const uint8_t *data, uint32_t len, uint32_t segs,
 		     uint64_t now_ns)
 {
 	struct tcb *peer = tcb_peer(t);
 	struct stream *st = &peer->snd;
-	uint64_t reserve = tcp_mem_reserve(core, t);
+	uint64_t reserve = tcp_mem_reserve(env, t);
 	bool hole = t->ooo;
-	uint32_t got = stream_put(&core->mem, st, st->tail, data, len, reserve);
+	uint32_t got = stream_put(&env->mem, st, st->tail, data, len, reserve);
 
 	if (got < len && t->ooo) {
 		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8)
 		 */
-		ooo_release(core, t);
-		stream_cut(&core->mem, st, st->tail + got);
-		got = stream_put(&core->mem, st, st->tail, data, len, reserve);
+		tcp_ooo_release(env, t);
+		stream_cut(&env->mem, st, st->tail + got);
+		got = stream_put(&env->mem, st, st->tail, data, len, reserve);
 	}
 	if (got < len) {
-		core->counters[DMM_CORE_OOO_DROPPED]++;
-		ack_now(core, t); /* we live, and this is all we take */
+		env->counters[DMM_CORE_OOO_DROPPED]++;
+		ack_now(env, t); /* we live, and this is all we take */
 	}
 	if (!tcb_is_outer(t) && got)
 		hold_arrived(t, t->rcv_nxt);
 	t->rcv_nxt += got;
 	if (!tcb_is_outer(t) && got < len) /* what was dropped comes again first */
-		hold_lift(core, t, t->rcv_nxt);
+		hold_lift(env, t, t->rcv_nxt);
 	if (t->ooo) {
 		t->rcv_nxt = ranges_take(t->ooo, t->rcv_nxt);
 		if (!t->ooo->n)
-			ooo_release(core, t);
+			tcp_ooo_release(env, t);
 	}
 	st->tail = t->rcv_nxt - 1;
 	if (!got)
 		return;
-	in_order_ack(core, t, hole, segs, now_ns);
-	tcp_ready(core, peer);
+	in_order_ack(env, t, hole, segs, now_ns);
+	tcp_ready(env, peer);
 }
 
-static void out_of_order(struct dmm_core *core, struct tcb *t, uint64_t start, const uint8_t *data,
-			 uint32_t len, uint64_t now_ns)
+static void out_of_order(struct env *env, struct tcb *t, uint64_t start, const uint8_t *data, uint32_t len,
+			 uint64_t now_ns)
 {
 	struct stream *st = &tcb_peer(t)->snd;
 	uint64_t dup = UINT64_MAX;
 	uint32_t got;
 
 	if (t->flags & TF_OOO_ACK)
-		tcp_ack_apart(core, t, now_ns);
+		tcp_ack_apart(env, t, now_ns);
 	t->flags |= TF_OOO_ACK;
-	ack_now(core, t);
+	ack_now(env, t);
 	if (!t->ooo) {
-		t->ooo = mem_alloc(&core->mem, sizeof(*t->ooo));
+		t->ooo = mem_alloc(&env->mem, sizeof(*t->ooo));
 		if (!t->ooo)
 			return;
 		memset(t->ooo, 0, sizeof(*t->ooo));
 	}
-	got = stream_put(&core->mem, st, start - 1, data, len, core->mem.limit_bytes / 8 * 3);
+	got = stream_put(&env->mem, st, start - 1, data, len, env->mem.limit_bytes / 8 * 3);
 	if (got)
-		dup = ranges_add(&core->mem, t->ooo, start, start + got);
+		dup = ranges_add(&env->mem, t->ooo, start, start + got);
 	if (got < len || dup == UINT64_MAX)
-		core->counters[DMM_CORE_OOO_DROPPED]++;
+		env->counters[DMM_CORE_OOO_DROPPED]++;
 	else if (dup == len)
 		set_dsack(t, (int64_t)start, (int64_t)(start + len));
 	if (!t->ooo->n)
-		ooo_release(core, t);
+		tcp_ooo_release(env, t);
 }
 
-static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
-		       uint64_t now_ns)
+static void in_payload(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	const uint8_t *data = pkt->payload;
 	int64_t start = seq, end = seq + pkt->payload_len;
@@ -377,97 +327,96 @@ static void in_payload(struct dmm_core *core, struct tcb *t, const struct pkt *p
 		int64_t skip = (int64_t)t->rcv_nxt - start, told = (int64_t)hold_ack(t);
 
 		if (pkt->payload_len || (pkt->flags & TH_FIN))
-			ack_now(core, t);
+			ack_now(env, t);
 		set_dsack(t, start, end < told ? end : told);
 		data += skip < pkt->payload_len ? skip : pkt->payload_len;
 		start += skip;
 	}
 	if (start < end) {
 		if (start == (int64_t)t->rcv_nxt)
-			in_order(core, t, data, (uint32_t)(end - start), merged_count(pkt), now_ns);
+			in_order(env, t, data, (uint32_t)(end - start), merged_count(pkt), now_ns);
 		else
-			out_of_order(core, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
+			out_of_order(env, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
 		if (tcb_is_outer(t))
 			window_measure(t, pkt, now_ns);
 	} else if (pkt->payload_len) {
-		ack_now(core, t); /* nothing of it fits */
+		ack_now(env, t); /* nothing of it fits */
 	}
 	if (t->rcv_fin && t->rcv_nxt == t->rcv_fin && !(t->flags & TF_FIN_RCVD))
-		in_fin(core, t, now_ns);
+		in_fin(env, t, now_ns);
 }
 
 /* The ACK field of a synchronized connection's segment, or the one that ends a passive handshake */
-static bool ack_field_ok(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static bool ack_field_ok(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	if (t->state != TCP_SYN_RECV) {
 		if (likely(tcp_ack_ok(t, pkt->ack)))
 			return true;
-		core->counters[DMM_CORE_BAD_SEQ]++;
-		tcp_challenge_ack(core, t, now_ns);
+		env->counters[DMM_CORE_BAD_SEQ]++;
+		tcp_challenge_ack(env, t, now_ns);
 		return false;
 	}
 	if (!(t->flags & TF_HOLD) && open_acks_syn(t, pkt))
 		return true;
-	core->counters[DMM_CORE_BAD_SEQ]++;
-	ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
+	env->counters[DMM_CORE_BAD_SEQ]++;
+	ctl_reset_unknown(env, t->leg, tcb_ends(t)->link, pkt);
 	return false;
 }
 
 /* false: the segment goes no further */
-static bool in_syn_recv_acked(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
+static bool in_syn_recv_acked(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
 			      uint64_t now_ns)
 {
 	t->snd_wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 	t->max_wnd = t->snd_wnd;
 	t->snd_wl1 = (uint64_t)seq;
-	open_done(core, t, now_ns);
+	open_done(env, t, now_ns);
 	return t->state == TCP_ESTABLISHED;
 }
 
-static void in_fin_acked(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+static void in_fin_acked(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	if (!(t->flags & TF_FIN_SENT) || t->snd_una != t->snd_nxt)
 		return;
 	if (t->state == TCP_FIN_WAIT1) {
-		tcp_set_state(core, t, TCP_FIN_WAIT2);
+		tcp_set_state(env, t, TCP_FIN_WAIT2);
 	} else if (t->state == TCP_CLOSING) {
-		tcp_enter_time_wait(core, t, now_ns);
+		tcp_enter_time_wait(env, t, now_ns);
 	} else if (t->state == TCP_LAST_ACK) {
-		tcp_release(core, t);
-		relay_closed(core, t);
+		tcp_release(env, t);
+		env->up->closed(env, t);
 	}
 }
 
-static void in_time_wait(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq,
-			 uint64_t now_ns)
+static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
 {
 	bool fin = pkt->flags & TH_FIN;
 
 	if (fin && seq + pkt->payload_len + 1 == (int64_t)t->rcv_nxt)
-		tcp_enter_time_wait(core, t, now_ns);
+		tcp_enter_time_wait(env, t, now_ns);
 	if (pkt->payload_len || fin)
-		ack_now(core, t);
+		ack_now(env, t);
 }
 
 /* RFC 5961 section 4.2. The SYN-ACK itself once more tells that our answer may be lost. */
-static void in_syn_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void in_syn_synchronized(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	bool again = pkt->seq == t->irs && (!(pkt->flags & TH_ACK) || pkt->ack == t->iss + 1);
 
 	if (again && (t->flags & TF_ACCECN))
 		accecn_syn_again(t, pkt);
-	tcp_challenge_ack(core, t, now_ns);
+	tcp_challenge_ack(env, t, now_ns);
 }
 
 /* RFC 9293 section 3.10.7.4. Before accepted() nothing is written but counters, and that an answer is due. */
-static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct pkt *in, uint64_t now_ns)
+static void in_synchronized(struct env *env, struct tcb *t, const struct pkt *in, uint64_t now_ns)
 {
 	struct pkt pkt = *in;
 	uint32_t last = (merged_count(in) - 1) * in->segment_bytes; /* where its last segment begins */
 	int64_t seq;
 
 	if (unlikely(t->state == TCP_SYN_RECV)) {
-		if (open_syn_received(core, t, &pkt, now_ns))
+		if (open_syn_received(env, t, &pkt, now_ns))
 			return;
 		if ((pkt.flags & TH_SYN) && pkt.seq == t->irs && t->snd_nxt == 1) {
 			pkt.flags &= (uint16_t)~TH_SYN; /* the SYN-ACK's SYN was taken already */
@@ -475,43 +424,43 @@ static void in_synchronized(struct dmm_core *core, struct tcb *t, const struct p
 		}
 	}
 	seq = rcv_unwrap(t, pkt.seq);
-	if (!window_ok(core, t, &pkt, seq, now_ns))
+	if (!window_ok(env, t, &pkt, seq, now_ns))
 		return;
 	if (pkt.flags & TH_RST) {
-		in_rst(core, t, seq, now_ns);
+		in_rst(env, t, seq, now_ns);
 		return;
 	}
 	if (pkt.flags & TH_SYN) {
-		in_syn_synchronized(core, t, &pkt, now_ns);
+		in_syn_synchronized(env, t, &pkt, now_ns);
 		return;
 	}
-	if (!(pkt.flags & TH_ACK) || !ack_field_ok(core, t, &pkt, now_ns))
+	if (!(pkt.flags & TH_ACK) || !ack_field_ok(env, t, &pkt, now_ns))
 		return;
-	accepted(core, t, &pkt, seq, now_ns);
-	if (t->state == TCP_SYN_RECV && !in_syn_recv_acked(core, t, &pkt, seq, now_ns))
+	accepted(env, t, &pkt, seq, now_ns);
+	if (t->state == TCP_SYN_RECV && !in_syn_recv_acked(env, t, &pkt, seq, now_ns))
 		return;
 	if (t->state == TCP_TIME_WAIT) {
-		in_time_wait(core, t, &pkt, seq, now_ns);
+		in_time_wait(env, t, &pkt, seq, now_ns);
 		return;
 	}
-	ecn_input(core, t, &pkt, now_ns);
-	tcp_ack(core, t, &pkt, (uint64_t)seq + last, now_ns);
-	in_fin_acked(core, t, now_ns);
+	ecn_input(env, t, &pkt, now_ns);
+	tcp_ack(env, t, &pkt, (uint64_t)seq + last, now_ns);
+	in_fin_acked(env, t, now_ns);
 	if (unlikely(t->flags & TF_RST_DUE)) { /* nobody is there to take what it brings */
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 		return;
 	}
-	if (hold_again(core, t, seq, seq + pkt.payload_len + !!(pkt.flags & TH_FIN)))
+	if (hold_again(env, t, seq, seq + pkt.payload_len + !!(pkt.flags & TH_FIN)))
 		return;
 	if (t->state == TCP_ESTABLISHED || t->state == TCP_FIN_WAIT1 || t->state == TCP_FIN_WAIT2) {
-		urg_input(core, t, &pkt, seq);
-		in_payload(core, t, &pkt, seq, now_ns);
+		urg_input(env, t, &pkt, seq);
+		in_payload(env, t, &pkt, seq, now_ns);
 	} else if (pkt.payload_len || (pkt.flags & TH_FIN)) {
-		ack_now(core, t); /* the FIN again: our ACK of it was lost */
+		ack_now(env, t); /* the FIN again: our ACK of it was lost */
 	}
 }
 
-void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+void tcp_enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	uint32_t keep =
 		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
@@ -519,46 +468,57 @@ void tcp_enter_time_wait(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	uint64_t wait_ns;
 
 	if (!again) {
-		tcp_release(core, t);
-		tcp_set_state(core, t, TCP_TIME_WAIT);
+		tcp_release(env, t);
+		tcp_set_state(env, t, TCP_TIME_WAIT);
 		t->flags = keep;
 		if (keep & TF_ACK_NOW)
-			tcp_ready(core, t);
+			tcp_ready(env, t);
 	}
-	wait_ns = tcb_is_outer(t) ? core->cfg.time_wait_ns : TCP_INNER_TIME_WAIT_MS * NS_PER_MS;
-	tcp_set_rtx(core, t, RTX_TIME_WAIT, now_ns + wait_ns);
+	wait_ns = tcb_is_outer(t) ? env->cfg.time_wait_ns : TCP_INNER_TIME_WAIT_MS * NS_PER_MS;
+	tcp_set_rtx(env, t, RTX_TIME_WAIT, now_ns + wait_ns);
 	if (!again)
-		relay_closed(core, t);
+		env->up->closed(env, t);
 }
 
-static void input_one(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void input_one(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	switch (t->state) {
 	case TCP_CLOSE:
-		core->counters[DMM_CORE_NO_CONN]++;
-		if (tcb_conn(t)->phase != CONN_DEAD)
-			ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
+		env->counters[DMM_CORE_NO_CONN]++;
+		if (tcb_ends(t)->f.phase != CONN_DEAD)
+			ctl_reset_unknown(env, t->leg, tcb_ends(t)->link, pkt);
 		break;
 	case TCP_SYN_SENT:
-		open_syn_sent(core, t, pkt, now_ns);
+		open_syn_sent(env, t, pkt, now_ns);
 		break;
 	default:
-		in_synchronized(core, t, pkt, now_ns);
+		in_synchronized(env, t, pkt, now_ns);
 	}
 }
 
-void tcp_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+/* A SYN while the old connection is not wholly over: it will come again */
+static bool is_too_early(const struct tcb *t, const struct pkt *pkt)
+{
+	return (pkt->flags & (TH_SYN | TH_ACK)) == TH_SYN &&
+	       (t->state == TCP_CLOSE || (t->state == TCP_TIME_WAIT && !tcb_is_outer(t)));
+}
+
+void tcp_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	struct pkt piece;
 
-	if (unlikely(pkt->cut_bytes > tcb_conn(t)->app_segment))
-		pmtu_app_segment(core, tcb_conn(t), pkt->cut_bytes);
+	if (!tcb_is_outer(t))
+		ip_follow(env, tcb_ends(t), pkt);
+	if (unlikely(is_too_early(t, pkt)))
+		return;
+	if (unlikely(pkt->cut_bytes > tcb_ends(t)->app_segment))
+		pmtu_app_segment(env, tcb_ends(t), pkt->cut_bytes);
 	if (likely(!pkt->segment_bytes) || merged_is_plain(t, pkt)) {
-		input_one(core, t, pkt, now_ns);
+		input_one(env, t, pkt, now_ns);
 		return;
 	}
 	for (uint32_t off = 0; off < pkt->payload_len && t->state != TCP_CLOSE; off += pkt->segment_bytes) {
 		merged_piece(t, pkt, off, &piece);
-		input_one(core, t, &piece, now_ns);
+		input_one(env, t, &piece, now_ns);
 	}
 }

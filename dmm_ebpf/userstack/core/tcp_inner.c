@@ -11,7 +11,7 @@
  * on the way; without loss nothing here holds anything back. Duplicate ACKs let nothing out: such a peer
  * sends one for each segment that it throws away.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 void inner_lost(struct tcb *t, uint64_t acked_bytes)
 {

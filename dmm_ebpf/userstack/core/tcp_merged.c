@@ -8,7 +8,7 @@
  * (RFC 5681 section 4.2), a mark counts by packet (RFC 9768 section 3.2.2.5.1). Then it is cut again, and the
  * segments are taken one after the other.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 uint32_t merged_count(const struct pkt *pkt)
 {
@@ -25,7 +25,7 @@ bool merged_is_plain(const struct tcb *t, const struct pkt *pkt)
 	if (t->ooo || t->rcv_fin || pkt->seq != t->irs + (uint32_t)t->rcv_nxt ||
 	    pkt->payload_len > t->rcv_adv - t->rcv_nxt)
 		return false;
-	return (pkt->tos & WIRE_ECN_MASK) != ECN_CE && tcb_conn(t)->outer.frto == FRTO_OFF;
+	return (pkt->tos & WIRE_ECN_MASK) != ECN_CE && tcb_ends(t)->outer.frto == FRTO_OFF;
 }
 
 void merged_piece(const struct tcb *t, const struct pkt *pkt, uint32_t off, struct pkt *piece)

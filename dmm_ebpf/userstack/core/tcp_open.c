@@ -11,7 +11,9 @@
  * first attempt up, our SYN-ACK finds out. The inner leg's peer is this host's kernel: there it replaces the
  * one that waits.
  */
-#include "core.h"
+#include "tcp_int.h"
+
+#include <errno.h>
 
 uint8_t tcp_pick_wscale(uint64_t limit)
 {
@@ -22,9 +24,9 @@ uint8_t tcp_pick_wscale(uint64_t limit)
 	return ws;
 }
 
-void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+void tcp_learn_syn(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
-	bool v4 = tcb_conn(t)->pair.family == WIRE_AF_INET;
+	bool v4 = tcb_ends(t)->f.pair.family == WIRE_AF_INET;
 
 	t->irs = pkt->seq;
 	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 1;
@@ -34,9 +36,9 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS);
 	t->flags |= (pkt->has_ts ? TF_TS : 0) | (pkt->has_sack_perm ? TF_SACK : 0) |
 		    (pkt->has_wscale ? TF_WS : 0);
-	ecn_learn_syn(core, t, pkt);
+	ecn_learn_syn(env, t, pkt);
 	t->snd_wscale = pkt->has_wscale ? pkt->wscale : 0;
-	t->rcv_wscale = pkt->has_wscale ? tcp_pick_wscale(tcp_rcv_limit(core, t)) : 0;
+	t->rcv_wscale = pkt->has_wscale ? tcp_pick_wscale(tcp_rcv_limit(env, t)) : 0;
 	t->peer_mss = pkt->mss ? pkt->mss : (v4 ? 536 : 1220); /* RFC 9293 section 3.7.1 */
 	if (t->peer_mss < TCP_MIN_MSS)
 		t->peer_mss = TCP_MIN_MSS;
@@ -44,33 +46,33 @@ void tcp_learn_syn(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, 
 	t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	t->last_rx_ns = now_ns;
 	if (tcb_is_outer(t)) {
-		tcb_conn(t)->peer_ttl = pkt->ttl;
-		conn_learn_peer(tcb_conn(t), pkt);
+		tcb_ends(t)->peer_ttl = pkt->ttl;
+		ip_learn_peer(tcb_ends(t), pkt);
 	} else {
-		conn_learn_app(tcb_conn(t), pkt);
+		ip_learn_app(tcb_ends(t), pkt);
 	}
-	tcp_set_mss(core, t);
+	tcp_set_mss(env, t);
 	if (!tcb_is_outer(t) && pkt->mss) {
-		pmtu_route(core, tcb_conn(t), pkt->mss);
+		pmtu_route(env, tcb_ends(t), pkt->mss);
 		if (pkt->flags & TH_ACK)
-			core->listener_mss[!v4] = pkt->mss;
+			env->listener_mss[!v4] = pkt->mss;
 	}
 }
 
-static void ask(struct dmm_core *core, struct tcb *t)
+static void ask(struct env *env, struct tcb *t)
 {
-	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(core, t));
-	tcp_set_mss(core, t);
-	tcp_set_state(core, t, TCP_SYN_SENT);
+	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(env, t));
+	tcp_set_mss(env, t);
+	tcp_set_state(env, t, TCP_SYN_SENT);
 	t->flags |= TF_SYN_DUE;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }
 
-void tcp_connect(struct dmm_core *core, struct tcb *t, uint32_t iss, uint64_t now_ns)
+void tcp_connect(struct env *env, struct tcb *t, uint32_t iss, uint64_t now_ns)
 {
 	t->iss = iss;
 	t->last_rx_ns = now_ns;
-	ask(core, t);
+	ask(env, t);
 }
 
 bool open_acks_syn(const struct tcb *t, const struct pkt *pkt)
@@ -80,117 +82,133 @@ bool open_acks_syn(const struct tcb *t, const struct pkt *pkt)
 
 bool open_is_ours(const struct tcb *t)
 {
-	return !tcb_conn(t)->passive == tcb_is_outer(t);
+	return !tcb_ends(t)->f.passive == tcb_is_outer(t);
 }
 
-void open_done(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+static void cc_start(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	struct cc *cc = &tcb_ends(t)->outer.cc;
+
+	cc->ops = env->cc_ops;
+	cc->mss = t->mss;
+	cc->cwnd_bytes = (uint64_t)TCP_INIT_CWND_SEGS * t->mss;
+	cc->srtt_ns = t->srtt_ns;
+	cc->min_rtt_ns = tcp_min_rtt_ns(t);
+	cc->rng = xorshift64(&env->rng) | 1;
+	cc->ops->init(cc, now_ns);
+}
+
+void open_done(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ECN_ASKED);
 	t->snd_una = 1;
 	t->retries = t->backoff = 0;
-	tcp_set_rtx(core, t, RTX_NONE, NEVER);
+	tcp_set_rtx(env, t, RTX_NONE, NEVER);
 	if (!(t->flags & TF_SYN_RTX))
-		tcp_rtt_sample(core, t, now_ns - t->syn_ns, now_ns);
+		tcp_rtt_sample(env, t, now_ns - t->syn_ns, now_ns);
 	t->rack_dsack_round = 0;
-	tcp_set_state(core, t, TCP_ESTABLISHED);
-	tcp_keep_start(core, t, now_ns);
-	relay_established(core, t, now_ns);
+	tcp_set_state(env, t, TCP_ESTABLISHED);
+	tcp_keep_start(env, t, now_ns);
+	if (tcb_is_outer(t))
+		cc_start(env, t, now_ns);
+	if (!env->up->established(env, t))
+		t->flags |= TF_HOLD;
 }
 
 /* A SYN-ACK that acknowledges our SYN */
-static void answered(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void answered(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
-	tcp_learn_syn(core, t, pkt, now_ns);
+	tcp_learn_syn(env, t, pkt, now_ns);
 	t->flags |= TF_ACK_NOW;
-	tcp_ready(core, t);
-	open_done(core, t, now_ns);
+	tcp_ready(env, t);
+	open_done(env, t, now_ns);
 }
 
-static void refused(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+static void refused(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	core->counters[DMM_CORE_RST_IN]++;
-	relay_refused(core, t, now_ns);
+	env->counters[DMM_CORE_RST_IN]++;
+	env->up->reset(env, t, ECONNREFUSED, now_ns);
 }
 
-void open_syn_sent(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	bool ack_ok = open_acks_syn(t, pkt);
 
 	if ((pkt->flags & TH_ACK) && !ack_ok) {
-		core->counters[DMM_CORE_BAD_SEQ]++;
-		ctl_reset_unknown(core, t->leg, tcb_conn(t)->link, pkt);
+		env->counters[DMM_CORE_BAD_SEQ]++;
+		ctl_reset_unknown(env, t->leg, tcb_ends(t)->link, pkt);
 	} else if (pkt->flags & TH_RST) {
 		if (ack_ok)
-			refused(core, t, now_ns);
+			refused(env, t, now_ns);
 	} else if ((pkt->flags & TH_SYN) && ack_ok) {
-		answered(core, t, pkt, now_ns);
+		answered(env, t, pkt, now_ns);
 	} else if (pkt->flags & TH_SYN) {
 		/* simultaneous open: our SYN goes again, as a SYN-ACK */
-		tcp_learn_syn(core, t, pkt, now_ns);
-		tcp_set_state(core, t, TCP_SYN_RECV);
+		tcp_learn_syn(env, t, pkt, now_ns);
+		tcp_set_state(env, t, TCP_SYN_RECV);
 		t->flags |= TF_SYN_DUE;
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	}
 }
 
 /* Back to SYN-SENT, as if the SYN had not come. That our SYN goes again is for a peer that it has not
  * reached. */
-static void forget_syn(struct dmm_core *core, struct tcb *t)
+static void forget_syn(struct env *env, struct tcb *t)
 {
 	t->irs = t->ts_recent = 0;
 	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 0;
 	t->peer_mss = 0;
 	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS | TF_ECN | TF_ACCECN | TF_ACK_NOW);
 	t->flags |= TF_SYN_RTX;
-	ask(core, t);
+	ask(env, t);
 }
 
 /* In SYN-RECEIVED, after we had asked; true: dealt with */
-static bool in_simultaneous(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static bool in_simultaneous(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	bool ack_ok = open_acks_syn(t, pkt);
 
 	if (pkt->flags & TH_RST) {
 		if (ack_ok)
-			refused(core, t, now_ns);
+			refused(env, t, now_ns);
 		else if (pkt->flags & TH_ACK)
-			core->counters[DMM_CORE_BAD_SEQ]++;
+			env->counters[DMM_CORE_BAD_SEQ]++;
 		else if (pkt->seq == t->irs + 1)
-			forget_syn(core, t);
+			forget_syn(env, t);
 		else
 			return false;
 		return true;
 	}
 	if (!ack_ok || !(pkt->flags & TH_SYN) || pkt->seq == t->irs)
 		return false;
-	answered(core, t, pkt, now_ns);
+	answered(env, t, pkt, now_ns);
 	return true;
 }
 
 /* The SYN that is being answered, once more */
-static void syn_again(struct dmm_core *core, struct tcb *t, const struct pkt *pkt)
+static void syn_again(struct env *env, struct tcb *t, const struct pkt *pkt)
 {
 	ecn_learn_syn_again(t, pkt);
 	if (pkt->has_ts && (int32_t)(pkt->tsval - t->ts_recent) > 0)
 		t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
 	if (tcb_is_outer(t))
-		conn_turn_back(tcb_conn(t), pkt);
+		ip_turn_back(tcb_ends(t), pkt);
 	if (t->flags & TF_HOLD)
 		return;
 	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }
 
-bool open_syn_received(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+bool open_syn_received(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_SYN)
-		return open_is_ours(t) && in_simultaneous(core, t, pkt, now_ns);
+		return open_is_ours(t) && in_simultaneous(env, t, pkt, now_ns);
 	if (pkt->seq == t->irs) {
-		syn_again(core, t, pkt);
+		syn_again(env, t, pkt);
 		return true;
 	}
 	if (!(t->flags & TF_HOLD) || tcb_is_outer(t))
 		return false;
-	tcp_learn_syn(core, t, pkt, now_ns);
+	tcp_learn_syn(env, t, pkt, now_ns);
 	return true;
 }

@@ -7,14 +7,14 @@
  * least, in place of the oldest SACK block, which other ACKs report. Payload is never made shorter for
  * either.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 /* Bytes that options may have beside those in seg and a payload of len bytes */
-static uint32_t option_room(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg,
+static uint32_t option_room(const struct env *env, const struct tcb *t, const struct wire_seg *seg,
 			    uint32_t len)
 {
-	uint32_t used = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len + len;
-	uint32_t mtu = tcp_mtu(core, t);
+	uint32_t used = wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN + seg->opt_len + len;
+	uint32_t mtu = tcp_mtu(env, t);
 
 	return min_u32(WIRE_TCP_OPT_MAX - seg->opt_len, mtu - min_u32(used, mtu));
 }
@@ -47,27 +47,27 @@ static bool put_sack(struct tcb *t, struct wire_seg *seg, uint32_t left)
 	return true;
 }
 
-bool opt_plain(const struct dmm_core *core, const struct tcb *t, uint32_t len, uint64_t now_ns)
+bool opt_plain(const struct env *env, const struct tcb *t, uint32_t len, uint64_t now_ns)
 {
 	struct wire_seg seg = {.opt_len = t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0};
 
 	if (t->ooo || t->dsack_end)
 		return false;
 	return !(t->flags & TF_ACCECN) || !accecn_option_due(t, now_ns) ||
-	       option_room(core, t, &seg, len) < WIRE_ACCECN_MIN;
+	       option_room(env, t, &seg, len) < WIRE_ACCECN_MIN;
 }
 
-void opt_accecn(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len,
-		uint64_t dsack_start, uint64_t now_ns)
+void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t dsack_start,
+		uint64_t now_ns)
 {
 	if (t->flags & TF_ACCECN)
-		accecn_option(t, seg, option_room(core, t, seg, len), dsack_start, now_ns);
+		accecn_option(t, seg, option_room(env, t, seg, len), dsack_start, now_ns);
 }
 
-bool opt_feedback(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns)
+bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns)
 {
 	uint64_t dsack_start = t->dsack_end ? t->dsack_start : 0;
-	uint32_t room = option_room(core, t, seg, len), ts_len = seg->opt_len;
+	uint32_t room = option_room(env, t, seg, len), ts_len = seg->opt_len;
 	bool whole;
 
 	if (!len && accecn_option_due(t, now_ns))
@@ -77,6 +77,6 @@ bool opt_feedback(struct dmm_core *core, struct tcb *t, struct wire_seg *seg, ui
 		return whole;
 	accecn_ace(t, seg, !len && !(seg->flags & TH_FIN) && seg->opt_len == ts_len);
 	if (!len)
-		opt_accecn(core, t, seg, 0, dsack_start, now_ns);
+		opt_accecn(env, t, seg, 0, dsack_start, now_ns);
 	return whole;
 }

@@ -17,7 +17,7 @@
  * but for a black hole; outer.mtu_full != 0 only while a black hole is suspected, and is then larger than
  * conn.mtu; at most one segment with SEG_PROBE is in flight; nothing else is longer than the MTU.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum { MTU_MIN_V4 = 552, MTU_MIN_V6 = 1280 };
 enum { HOLE_STEP_V4 = 1260, HOLE_LEAST_V4 = 576, PROBE_MIN_S = 30, PROBE_MAX_S = 600 };
@@ -29,16 +29,16 @@ static uint16_t at_least(uint8_t family, uint32_t mtu)
 	return (uint16_t)min_u32(mtu < least ? least : mtu, 65535);
 }
 
-uint32_t pmtu_of_device(const struct dmm_core *core, uint8_t family, uint32_t mtu)
+uint32_t pmtu_of_device(const struct env *env, uint8_t family, uint32_t mtu)
 {
-	return at_least(family, mtu ? mtu : core->cfg.inner_mtu);
+	return at_least(family, mtu ? mtu : env->cfg.inner_mtu);
 }
 
-void pmtu_start(const struct dmm_core *core, struct conn *c, uint32_t mtu)
+void pmtu_start(const struct env *env, struct ends *e, uint32_t mtu)
 {
-	c->mtu_dev = (uint16_t)(mtu ? mtu : core->cfg.inner_mtu);
-	c->mtu_most = 65535;
-	c->mtu = at_least(c->pair.family, c->mtu_dev);
+	e->f.mtu_dev = (uint16_t)(mtu ? mtu : env->cfg.inner_mtu);
+	e->f.mtu_most = 65535;
+	e->f.mtu = at_least(e->f.pair.family, e->f.mtu_dev);
 }
 
 /* Next lower of RFC 1191's plateaus, for routers that do not tell the MTU */
@@ -53,114 +53,114 @@ static uint32_t plateau(uint32_t mtu)
 	return MTU_MIN_V4;
 }
 
-static void change(struct dmm_core *core, struct conn *c, uint16_t mtu)
+static void change(struct env *env, struct ends *e, uint16_t mtu)
 {
-	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	struct tcb *t = &e->leg[DMM_LEG_OUTER];
 
-	c->mtu = mtu;
-	tcp_set_mss(core, t);
-	c->outer.cc.mss = t->mss;
+	e->f.mtu = mtu;
+	tcp_set_mss(env, t);
+	e->outer.cc.mss = t->mss;
 }
 
 /* true: it is smaller than before */
-static bool shrink(struct dmm_core *core, struct conn *c, uint32_t mtu)
+static bool shrink(struct env *env, struct ends *e, uint32_t mtu)
 {
-	struct tcb *t = &c->leg[DMM_LEG_OUTER];
-	uint16_t less = at_least(c->pair.family, mtu);
+	struct tcb *t = &e->leg[DMM_LEG_OUTER];
+	uint16_t less = at_least(e->f.pair.family, mtu);
 
-	if (less >= c->mtu)
+	if (less >= e->f.mtu)
 		return false;
-	change(core, c, less);
-	c->outer.mtu_probing = 0; /* a probe in flight is cut with the rest */
-	if (t->fl && flight_resegment(&core->mem, t->fl, t->mss)) {
+	change(env, e, less);
+	e->outer.mtu_probing = 0; /* a probe in flight is cut with the rest */
+	if (t->fl && flight_resegment(&env->mem, t->fl, t->mss)) {
 		t->flags |= TF_FORCE_RTX;
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	}
 	return true;
 }
 
 /* The device or the route allows something else now */
-static void follow(struct dmm_core *core, struct conn *c)
+static void follow(struct env *env, struct ends *e)
 {
-	uint16_t mtu = at_least(c->pair.family, min_u32(c->mtu_dev, c->mtu_most));
+	uint16_t mtu = at_least(e->f.pair.family, min_u32(e->f.mtu_dev, e->f.mtu_most));
 
-	if (c->outer.mtu_full && mtu > c->mtu) {
-		c->outer.mtu_full = mtu; /* a probe finds out */
+	if (e->outer.mtu_full && mtu > e->f.mtu) {
+		e->outer.mtu_full = mtu; /* a probe finds out */
 		return;
 	}
-	c->outer.mtu_full = 0;
-	if (mtu > c->mtu)
-		change(core, c, mtu);
+	e->outer.mtu_full = 0;
+	if (mtu > e->f.mtu)
+		change(env, e, mtu);
 	else
-		shrink(core, c, mtu);
+		shrink(env, e, mtu);
 }
 
-void pmtu_device(struct dmm_core *core, struct conn *c, uint32_t mtu)
+void pmtu_device(struct env *env, struct ends *e, uint32_t mtu)
 {
-	c->mtu_dev = (uint16_t)mtu;
-	follow(core, c);
+	e->f.mtu_dev = (uint16_t)mtu;
+	follow(env, e);
 }
 
-void pmtu_route(struct dmm_core *core, struct conn *c, uint32_t mss)
+void pmtu_route(struct env *env, struct ends *e, uint32_t mss)
 {
-	uint32_t mtu = mss + wire_ip_len(c->pair.family) + WIRE_TCP_LEN;
+	uint32_t mtu = mss + wire_ip_len(e->f.pair.family) + WIRE_TCP_LEN;
 
-	if (mtu >= c->mtu_dev)
+	if (mtu >= e->f.mtu_dev)
 		return;
-	if (mtu < at_least(c->pair.family, mtu))
-		c->mss_most = (uint16_t)max_u64(mss, TCP_MIN_MSS);
-	c->mtu_most = (uint16_t)min_u32(c->mtu_most, mtu);
-	follow(core, c);
+	if (mtu < at_least(e->f.pair.family, mtu))
+		e->mss_most = (uint16_t)max_u64(mss, TCP_MIN_MSS);
+	e->f.mtu_most = (uint16_t)min_u32(e->f.mtu_most, mtu);
+	follow(env, e);
 }
 
-void pmtu_app_segment(struct dmm_core *core, struct conn *c, uint32_t bytes)
+void pmtu_app_segment(struct env *env, struct ends *e, uint32_t bytes)
 {
-	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	struct tcb *t = &e->leg[DMM_LEG_OUTER];
 	uint16_t before = t->mss;
 
-	c->app_segment = (uint16_t)bytes;
-	change(core, c, c->mtu);
-	if (t->fl && t->mss < before && flight_resegment(&core->mem, t->fl, t->mss))
-		c->outer.mtu_probing = 0;
+	e->app_segment = (uint16_t)bytes;
+	change(env, e, e->f.mtu);
+	if (t->fl && t->mss < before && flight_resegment(&env->mem, t->fl, t->mss))
+		e->outer.mtu_probing = 0;
 }
 
 /* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it could not
  * pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7) */
-static bool was_too_big(const struct conn *c, uint64_t seq, uint32_t mtu)
+static bool was_too_big(const struct ends *e, uint64_t seq, uint32_t mtu)
 {
-	const struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	const struct tcb *t = &e->leg[DMM_LEG_OUTER];
 	uint32_t nth = t->fl ? flight_lower_bound(t->fl, seq) : 0;
 	const struct seg *s;
 
 	if (!t->fl || nth == t->fl->count)
 		return false;
 	s = flight_seg(t->fl, flight_idx(t->fl, nth));
-	return s->seq == seq && c->mtu - t->mss + s->len - !!(s->flags & SEG_FIN) > mtu;
+	return s->seq == seq && e->f.mtu - t->mss + s->len - !!(s->flags & SEG_FIN) > mtu;
 }
 
-void pmtu_too_big(struct dmm_core *core, struct conn *c, uint64_t seq, uint32_t mtu)
+void pmtu_too_big(struct env *env, struct ends *e, uint64_t seq, uint32_t mtu)
 {
 	if (!mtu)
-		mtu = plateau(c->mtu);
-	if (!was_too_big(c, seq, mtu) || !shrink(core, c, mtu))
+		mtu = plateau(e->f.mtu);
+	if (!was_too_big(e, seq, mtu) || !shrink(env, e, mtu))
 		return;
-	c->outer.mtu_full = 0; /* a router that tells is better than a guess */
-	c->mtu_most = (uint16_t)min_u32(c->mtu_most, c->mtu);
+	e->outer.mtu_full = 0; /* a router that tells is better than a guess */
+	e->f.mtu_most = (uint16_t)min_u32(e->f.mtu_most, e->f.mtu);
 }
 
-void pmtu_on_timeout(struct dmm_core *core, struct tcb *t)
+void pmtu_on_timeout(struct env *env, struct tcb *t)
 {
-	struct conn *c = tcb_conn(t);
-	struct outer *o = &c->outer;
-	uint32_t old = c->mtu, next = MTU_MIN_V6;
+	struct ends *e = tcb_ends(t);
+	struct outer *o = &e->outer;
+	uint32_t old = e->f.mtu, next = MTU_MIN_V6;
 
-	if (c->pair.family == WIRE_AF_INET)
+	if (e->f.pair.family == WIRE_AF_INET)
 		next = old > HOLE_STEP_V4 ? HOLE_STEP_V4 : HOLE_LEAST_V4;
 	if (t->retries < 2 || t->retries % 2 || flight_seg(t->fl, t->fl->head)->len < t->mss)
 		return;
-	if (!shrink(core, c, next))
+	if (!shrink(env, e, next))
 		return;
-	core->counters[DMM_CORE_MTU_HOLES]++;
+	env->counters[DMM_CORE_MTU_HOLES]++;
 	if (!o->mtu_full)
 		o->mtu_full = (uint16_t)old;
 	o->mtu_probe_ns = 0;
@@ -168,10 +168,10 @@ void pmtu_on_timeout(struct dmm_core *core, struct tcb *t)
 }
 
 /* Payload of a probe that may go now; 0: none */
-uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32_t cap, uint64_t now_ns)
+uint32_t pmtu_probe_len(const struct env *env, const struct tcb *t, uint32_t cap, uint64_t now_ns)
 {
-	const struct conn *c = tcb_conn(t);
-	const struct outer *o = &c->outer;
+	const struct ends *e = tcb_ends(t);
+	const struct outer *o = &e->outer;
 	uint64_t room = t->snd_una + t->snd_wnd;
 	uint32_t len;
 
@@ -179,8 +179,8 @@ uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32
 		return 0;
 	if ((t->flags & (TF_RECOVERY | TF_FIN_SENT)) || cap < o->mtu_full)
 		return 0;
-	len = t->mss + o->mtu_full - c->mtu;
-	if (len > tcp_peer_takes(core, t) || t->snd.tail + 1 < t->snd_nxt + 4ull * len ||
+	len = t->mss + o->mtu_full - e->f.mtu;
+	if (len > tcp_peer_takes(env, t) || t->snd.tail + 1 < t->snd_nxt + 4ull * len ||
 	    room < t->snd_nxt + len)
 		return 0; /* a few segments behind it let its loss show */
 	return len;
@@ -189,28 +189,28 @@ uint32_t pmtu_probe_len(const struct dmm_core *core, const struct tcb *t, uint32
 void pmtu_probe_sent(struct tcb *t)
 {
 	flight_seg(t->fl, flight_idx(t->fl, t->fl->count - 1))->flags |= SEG_PROBE;
-	tcb_conn(t)->outer.mtu_probing = 1;
+	tcb_ends(t)->outer.mtu_probing = 1;
 }
 
-void pmtu_probe_arrived(struct dmm_core *core, struct tcb *t)
+void pmtu_probe_arrived(struct env *env, struct tcb *t)
 {
-	struct conn *c = tcb_conn(t);
+	struct ends *e = tcb_ends(t);
 
-	c->outer.mtu_probing = 0;
-	if (!c->outer.mtu_full)
+	e->outer.mtu_probing = 0;
+	if (!e->outer.mtu_full)
 		return;
-	change(core, c, c->outer.mtu_full);
-	c->outer.mtu_full = 0;
+	change(env, e, e->outer.mtu_full);
+	e->outer.mtu_full = 0;
 }
 
 /* false: no memory, it stays whole */
-bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
+bool pmtu_probe_lost(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	bool alone = t->fl->lost_bytes == s->len && (t->flags & TF_RECOVERY) && !o->undo_timeout;
 
 	s->flags &= (uint16_t)~SEG_PROBE;
-	if (!flight_resegment(&core->mem, t->fl, t->mss)) {
+	if (!flight_resegment(&env->mem, t->fl, t->mss)) {
 		s->flags |= SEG_PROBE;
 		return false;
 	}
@@ -218,6 +218,6 @@ bool pmtu_probe_lost(struct dmm_core *core, struct tcb *t, struct seg *s, uint64
 	o->mtu_probe_ns = now_ns + o->mtu_probe_wait_s * NS_PER_S;
 	o->mtu_probe_wait_s = (uint16_t)min_u32(2u * o->mtu_probe_wait_s, PROBE_MAX_S);
 	if (alone && o->undo_una)
-		undo_reduction(core, t, now_ns);
+		undo_reduction(env, t, now_ns);
 	return true;
 }

@@ -13,11 +13,11 @@
  * not a window: a segment that is marked lost between two ACKs leaves the flight and must not let another
  * one out.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 void prr_start(struct tcb *t, uint64_t delivered_bytes)
 {
-	const struct cc *cc = &tcb_conn(t)->outer.cc;
+	const struct cc *cc = &tcb_ends(t)->outer.cc;
 
 	if (!t->fl || !cc->ops->prr)
 		return;

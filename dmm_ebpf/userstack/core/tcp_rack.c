@@ -6,7 +6,7 @@
  * of struct flight is ordered by the last transmission, so retransmissions that were lost are found like
  * first transmissions, and each look stops at the first segment that is not old enough.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 /*
  * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
@@ -86,7 +86,7 @@ bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t ol
 
 static bool tolerates_loss(const struct tcb *t)
 {
-	return tcb_is_outer(t) && tcb_conn(t)->outer.cc.ops->loss_tolerant;
+	return tcb_is_outer(t) && tcb_ends(t)->outer.cc.ops->loss_tolerant;
 }
 
 /*
@@ -97,7 +97,7 @@ static bool tolerates_loss(const struct tcb *t)
  */
 void rack_reordered(struct tcb *t)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	uint32_t since_bytes;
 
 	if (!tolerates_loss(t)) {
@@ -116,7 +116,7 @@ void rack_reordered(struct tcb *t)
 /* One lump of late ACKs must not cost every loss a longer wait from then on */
 static void reordering_over(struct tcb *t)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if (!(t->flags & TF_REORD) || !tolerates_loss(t) ||
 	    (uint32_t)o->delivered_bytes - o->reord_delivered <= REORD_OVER_SEGS * (uint64_t)t->mss)
@@ -202,14 +202,14 @@ uint64_t rack_mark_all_lost(struct tcb *t)
 	return lost;
 }
 
-void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns)
+void tcp_enter_recovery(struct env *env, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns)
 {
-	struct cc *cc = &tcb_conn(t)->outer.cc;
+	struct cc *cc = &tcb_ends(t)->outer.cc;
 
 	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
 	if (t->fl)
 		t->fl->recovery_end = t->snd_nxt;
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 	if (!tcb_is_outer(t))
 		return;
 	undo_on_recovery(t);
@@ -219,25 +219,25 @@ void tcp_enter_recovery(struct dmm_core *core, struct tcb *t, uint64_t delivered
 	prr_start(t, delivered_bytes);
 }
 
-void tcp_report_loss(struct dmm_core *core, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns)
+void tcp_report_loss(struct env *env, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns)
 {
-	struct conn *c = tcb_conn(t);
+	struct ends *e = tcb_ends(t);
 	struct cc_sample s = {.now_ns = now_ns, .lost_bytes = lost_bytes};
 
 	if (!lost_bytes)
 		return;
 	if (!(t->flags & TF_RECOVERY))
-		tcp_enter_recovery(core, t, 0, now_ns);
-	tcp_ready(core, t);
+		tcp_enter_recovery(env, t, 0, now_ns);
+	tcp_ready(env, t);
 	if (!tcb_is_outer(t)) {
 		inner_lost(t, 0);
 		return;
 	}
-	c->outer.lost_bytes += lost_bytes;
-	c->outer.cc.inflight_bytes = tcp_inflight(t);
-	s.prior_inflight_bytes = c->outer.cc.inflight_bytes + lost_bytes;
-	s.delivered_bytes = c->outer.delivered_bytes;
-	c->outer.cc.ops->on_ack(&c->outer.cc, &s);
+	e->outer.lost_bytes += lost_bytes;
+	e->outer.cc.inflight_bytes = tcp_inflight(t);
+	s.prior_inflight_bytes = e->outer.cc.inflight_bytes + lost_bytes;
+	s.delivered_bytes = e->outer.delivered_bytes;
+	e->outer.cc.ops->on_ack(&e->outer.cc, &s);
 }
 
 /* RFC 8985 section 7.2 */

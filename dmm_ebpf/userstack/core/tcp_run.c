@@ -12,17 +12,17 @@
  *
  * Refuses also new data that F-RTO counts.
  */
-#include "core.h"
+#include "tcp_int.h"
 
-uint32_t run_most(const struct dmm_core *core, const struct tcb *t, const struct wire_seg *seg, uint32_t cap)
+uint32_t run_most(const struct env *env, const struct tcb *t, const struct wire_seg *seg, uint32_t cap)
 {
-	uint32_t headers = wire_ip_len(tcb_conn(t)->pair.family) + WIRE_TCP_LEN + seg->opt_len;
-	const struct offload *offload = core_offload(core, tcb_conn(t)->link);
+	uint32_t headers = wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN + seg->opt_len;
+	const struct offload *offload = env_offload(env, tcb_ends(t)->link);
 	uint32_t gso = min_u32(min_u32(offload->gso_max, cap), 65535);
 
 	if (!offload->csum_partial || gso < headers + 2u * t->mss)
 		return 0;
-	if (tcb_conn(t)->outer.frto != FRTO_OFF || t->snd_up > t->snd_una)
+	if (tcb_ends(t)->outer.frto != FRTO_OFF || t->snd_up > t->snd_una)
 		return 0;
 	if ((t->flags & TF_ACCECN) && (seg->flags & TH_CWR))
 		return 0;

@@ -17,7 +17,7 @@
  * them (cc.spare). Their duplicates come back as DSACKs, which therefore prove nothing for two round trips
  * (spare_explains_dsack).
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum { PASSES_PER_RTT = 3, MIN_PASS_NS = 1000000 };
 
@@ -54,12 +54,12 @@ static bool pass_next(struct tcb *t, struct outer *o, uint32_t *idx)
 	return false;
 }
 
-static bool pass_begin(struct dmm_core *core, struct tcb *t, struct outer *o, uint64_t now_ns)
+static bool pass_begin(struct env *env, struct tcb *t, struct outer *o, uint64_t now_ns)
 {
 	uint64_t next_ns = o->spare_pass_ns + pass_ns(t), room;
 
 	if (now_ns < next_ns) {
-		tcp_set_deadline(core, t, &o->pace_wake_ns, next_ns);
+		tcp_set_deadline(env, t, &o->pace_wake_ns, next_ns);
 		return false;
 	}
 	o->spare_pass_ns = now_ns;
@@ -69,36 +69,36 @@ static bool pass_begin(struct dmm_core *core, struct tcb *t, struct outer *o, ui
 	return true;
 }
 
-bool spare_pick(struct dmm_core *core, struct tcb *t, uint64_t now_ns, uint32_t *idx)
+bool spare_pick(struct env *env, struct tcb *t, uint64_t now_ns, uint32_t *idx)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if (!tcb_is_outer(t) || !o->cc.spare || !t->fl || !(t->flags & TF_SACK) || !t->snd_wnd)
 		return false;
 	if (o->cc.spare != CC_SPARE_ALL && !t->fl->n_sacked)
 		return false;
-	if (!o->spare_seq && !pass_begin(core, t, o, now_ns))
+	if (!o->spare_seq && !pass_begin(env, t, o, now_ns))
 		return false;
 	if (pass_next(t, o, idx))
 		return true;
 	o->spare_seq = 0;
-	tcp_set_deadline(core, t, &o->pace_wake_ns, o->spare_pass_ns + pass_ns(t));
+	tcp_set_deadline(env, t, &o->pace_wake_ns, o->spare_pass_ns + pass_ns(t));
 	return false;
 }
 
-void spare_sent(struct dmm_core *core, struct tcb *t, struct seg *s, uint64_t now_ns)
+void spare_sent(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	s->flags |= SEG_COPIED;
-	core->counters[DMM_CORE_SPARE_COPIES]++;
+	env->counters[DMM_CORE_SPARE_COPIES]++;
 	o->retransmits++;
 	o->spare_ns = now_ns;
 }
 
 bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns)
 {
-	const struct outer *o = &tcb_conn(t)->outer;
+	const struct outer *o = &tcb_ends(t)->outer;
 
 	return tcb_is_outer(t) && o->spare_ns && now_ns - o->spare_ns < 2 * t->srtt_ns;
 }

@@ -11,11 +11,11 @@
  * segments that a timeout had marked lost go back to the tx list only when they were sent once, so its order
  * by time holds.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 static void undo_arm(struct tcb *t, bool timeout)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	o->undo_una = t->snd_una;
 	o->undo_end = t->snd_nxt;
@@ -32,7 +32,7 @@ void undo_on_recovery(struct tcb *t)
 
 void undo_on_timeout(struct tcb *t)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if ((t->flags & TF_RECOVERY) && o->undo_timeout) {
 		o->frto = FRTO_OFF;
@@ -47,7 +47,7 @@ void undo_on_timeout(struct tcb *t)
 
 void undo_on_resend(struct tcb *t, const struct seg *s, uint64_t now_ns)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if (!o->undo_una || s->seq < o->undo_una || seg_end(s) > o->undo_end)
 		return;
@@ -60,7 +60,7 @@ void undo_on_resend(struct tcb *t, const struct seg *s, uint64_t now_ns)
 
 bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	uint64_t n = (end - start + t->mss - 1) / t->mss;
 
 	if (!o->undo_una || !o->undo_retrans || start < o->undo_una || end > o->undo_end)
@@ -72,7 +72,7 @@ bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end)
 /* Eifel: on a timeout the first ACK that advances tells, else the one that covers all that was resent */
 bool undo_by_echo(const struct tcb *t, const struct pkt *pkt)
 {
-	const struct outer *o = &tcb_conn(t)->outer;
+	const struct outer *o = &tcb_ends(t)->outer;
 
 	if (!o->undo_una || !o->retrans_ts_known || !(t->flags & TF_TS) || !pkt->has_ts || !pkt->tsecr)
 		return false;
@@ -84,7 +84,7 @@ bool undo_by_echo(const struct tcb *t, const struct pkt *pkt)
 /* RFC 5682 section 2.1 steps 2 and 3; original: a segment never sent again was acknowledged */
 bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	if (o->frto == FRTO_OFF || (!delivered && has_payload))
 		return false;
@@ -97,9 +97,9 @@ bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool
 }
 
 /* The last reduction was needless */
-void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
+void undo_reduction(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	struct cc *cc = &o->cc;
 
 	if (o->undo_timeout && t->fl) {
@@ -112,9 +112,9 @@ void undo_reduction(struct dmm_core *core, struct tcb *t, uint64_t now_ns)
 	prr_end(t);
 	o->undo_una = 0;
 	o->frto = FRTO_OFF;
-	core->counters[DMM_CORE_UNDONE]++;
+	env->counters[DMM_CORE_UNDONE]++;
 	cc->inflight_bytes = tcp_inflight(t);
 	if (cc->ops->on_undo)
 		cc->ops->on_undo(cc, now_ns);
-	tcp_ready(core, t);
+	tcp_ready(env, t);
 }

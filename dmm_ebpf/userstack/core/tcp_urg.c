@@ -10,7 +10,7 @@
  * Invariants: snd_up only grows. A leg is in urgent mode while snd_una < snd_up. The notice does not wait for
  * the window: a pure ACK carries it when no data may go.
  */
-#include "core.h"
+#include "tcp_int.h"
 
 static bool is_open(const struct tcb *t)
 {
@@ -18,7 +18,7 @@ static bool is_open(const struct tcb *t)
 	       t->state != TCP_TIME_WAIT;
 }
 
-void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int64_t seq)
+void urg_input(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq)
 {
 	struct tcb *peer = tcb_peer(t);
 	int64_t up = seq + pkt->urg;
@@ -29,7 +29,7 @@ void urg_input(struct dmm_core *core, struct tcb *t, const struct pkt *pkt, int6
 	if (!is_open(peer)) /* goes with the first data */
 		return;
 	peer->flags |= TF_ACK_NOW;
-	tcp_ready(core, peer);
+	tcp_ready(env, peer);
 }
 
 void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq)

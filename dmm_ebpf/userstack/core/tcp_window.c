@@ -22,7 +22,7 @@
  * Invariants: the right edge that was advertised (rcv_adv) never moves back, so together more may be promised
  * than there is; who then finds no memory drops, and the peer sends again (tcp_in.c).
  */
-#include "core.h"
+#include "tcp_int.h"
 
 enum {
 	FIRST_BYTES = 256 * 1024, /* that the peer may send before anything was measured */
@@ -44,14 +44,14 @@ enum {
 
 #define NO_RTT UINT32_MAX
 
-uint64_t tcp_rcv_limit(const struct dmm_core *core, const struct tcb *t)
+uint64_t tcp_rcv_limit(const struct env *env, const struct tcb *t)
 {
-	return tcb_is_outer(t) ? core->cfg.rcvbuf_max_bytes : core->cfg.sndbuf_max_bytes;
+	return tcb_is_outer(t) ? env->cfg.rcvbuf_max_bytes : env->cfg.sndbuf_max_bytes;
 }
 
-uint64_t tcp_mem_reserve(const struct dmm_core *core, const struct tcb *t)
+uint64_t tcp_mem_reserve(const struct env *env, const struct tcb *t)
 {
-	uint64_t limit = core->mem.limit_bytes;
+	uint64_t limit = env->mem.limit_bytes;
 	bool few = tcb_peer(t)->snd.n_chunks < FEW_CHUNKS;
 
 	if (tcb_is_outer(t))
@@ -65,14 +65,14 @@ static uint64_t over(uint64_t bytes, uint64_t kept)
 }
 
 /* What this direction may hold of the memory as things are */
-static uint64_t mem_share(const struct dmm_core *core, const struct tcb *t)
+static uint64_t mem_share(const struct env *env, const struct tcb *t)
 {
-	uint64_t limit = core->mem.limit_bytes, left = mem_chunks_left(&core->mem);
+	uint64_t limit = env->mem.limit_bytes, left = mem_chunks_left(&env->mem);
 	uint64_t mine = (uint64_t)tcb_peer(t)->snd.n_chunks * MEM_CHUNK_BYTES;
 	uint64_t share = (over(left, limit / 8 * 3) + mine) / 5 * 4;
 	uint64_t least = min_u64(LEAST_BYTES, max_u64(limit / 64, FEW_CHUNKS * MEM_CHUNK_BYTES));
 
-	return max_u64(share, min_u64(least, mine + over(left, tcp_mem_reserve(core, t)) / 2));
+	return max_u64(share, min_u64(least, mine + over(left, tcp_mem_reserve(env, t)) / 2));
 }
 
 /* Bytes that are held in order and beyond, by chunks */
@@ -95,7 +95,7 @@ static uint32_t per_round(int32_t bytes, uint32_t round, uint32_t elapsed)
  */
 static uint64_t round_ns(const struct tcb *t)
 {
-	const struct outer *o = &tcb_conn(t)->outer;
+	const struct outer *o = &tcb_ends(t)->outer;
 	uint64_t told_ns = t->srtt_ns ? t->srtt_ns : UNKNOWN_ROUND_NS;
 
 	return max_u64(o->rcv_rtt_ms != NO_RTT ? o->rcv_rtt_ms * NS_PER_MS : told_ns, LEAST_ROUND_NS);
@@ -104,7 +104,7 @@ static uint64_t round_ns(const struct tcb *t)
 /* What came in a round trip, and what the app's kernel took in it */
 static void space_measured(struct tcb *t, uint32_t came, uint32_t taken)
 {
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 
 	/* what waited behind a hole is taken all at once, and came in several round trips */
 	o->rcv_came = max_u32(came, o->rcv_came - o->rcv_came / 8);
@@ -127,7 +127,7 @@ static uint32_t later_bytes(const struct pkt *pkt)
 void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	const struct stream *st = &tcb_peer(t)->snd;
-	struct outer *o = &tcb_conn(t)->outer;
+	struct outer *o = &tcb_ends(t)->outer;
 	uint32_t tick = (uint32_t)(now_ns >> TICK_SHIFT), elapsed = tick - o->rcv_round_tick;
 	uint32_t round = (uint32_t)(round_ns(t) >> TICK_SHIFT), rtt_ms = NO_RTT, arrived, came, taken;
 
@@ -161,7 +161,7 @@ static uint64_t ooo_extent(const struct tcb *t)
 
 static uint64_t room_for_peer(const struct tcb *t)
 {
-	const struct outer *o = &tcb_conn(t)->outer;
+	const struct outer *o = &tcb_ends(t)->outer;
 	uint64_t space = o->rcv_space, ahead = space * STEADY_SPACES;
 	uint64_t behind = max_u64(FIRST_BYTES, space * EXTENT_SPACES);
 
@@ -173,18 +173,18 @@ static uint64_t room_for_peer(const struct tcb *t)
 /* What may wait for the path: as much of a window as goes before the app's kernel can have sent more */
 static uint64_t room_to_send(const struct tcb *outer)
 {
-	uint64_t soon = tcb_conn(outer)->outer.cc.cwnd_bytes;
+	uint64_t soon = tcb_ends(outer)->outer.cc.cwnd_bytes;
 
 	if (outer->srtt_ns > REFILL_NS)
 		soon = soon * REFILL_NS / outer->srtt_ns;
 	return max_u64(TCP_NOTSENT_MIN_BYTES, soon);
 }
 
-static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
+static uint64_t rcv_room(const struct env *env, const struct tcb *t)
 {
 	const struct tcb *peer = tcb_peer(t);
-	uint64_t limit = tcp_rcv_limit(core, t);
-	uint64_t most = min_u64(limit, mem_share(core, t)), room;
+	uint64_t limit = tcp_rcv_limit(env, t);
+	uint64_t most = min_u64(limit, mem_share(env, t)), room;
 
 	if (tcb_is_outer(t))
 		most = min_u64(most, room_for_peer(t));
@@ -196,7 +196,7 @@ static uint64_t rcv_room(const struct dmm_core *core, const struct tcb *t)
 	return room;
 }
 
-void tcp_window_opened(struct dmm_core *core, struct tcb *t)
+void tcp_window_opened(struct env *env, struct tcb *t)
 {
 	uint64_t most = 65535ull << t->rcv_wscale; /* what the field can say */
 	uint64_t cur, room, least;
@@ -205,17 +205,17 @@ void tcp_window_opened(struct dmm_core *core, struct tcb *t)
 	    (t->state != TCP_ESTABLISHED && t->state != TCP_FIN_WAIT1 && t->state != TCP_FIN_WAIT2))
 		return;
 	cur = t->rcv_adv - t->rcv_nxt;
-	room = min_u64(rcv_room(core, t), most);
-	least = min_u64(tcp_rcv_limit(core, t) / 4, min_u64(max_u64(2 * t->mss, 65536), most / 2));
+	room = min_u64(rcv_room(env, t), most);
+	least = min_u64(tcp_rcv_limit(env, t) / 4, min_u64(max_u64(2 * t->mss, 65536), most / 2));
 	if (room >= 2 * cur && room >= cur + least) {
 		t->flags |= TF_ACK_NOW;
-		tcp_ready(core, t);
+		tcp_ready(env, t);
 	}
 }
 
-uint16_t window_take(struct dmm_core *core, struct tcb *t, uint64_t ack, bool syn)
+uint16_t window_take(struct env *env, struct tcb *t, uint64_t ack, bool syn)
 {
-	uint64_t edge = max_u64(t->rcv_adv, t->rcv_nxt + rcv_room(core, t));
+	uint64_t edge = max_u64(t->rcv_adv, t->rcv_nxt + rcv_room(env, t));
 	uint8_t ws = syn ? 0 : t->rcv_wscale;
 	/* rounded down, though the peer may see it retracted by that (RFC 7323 section 2.4): rounded up it
 	 * would let a peer that sends in small pieces go on for ever */

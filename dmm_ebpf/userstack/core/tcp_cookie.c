@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection, and its ACK
- * brings back all that a connection needs.
+ * tcp_cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection, and its
+ * ACK brings back all that a connection needs.
  *
  * The SYN-ACK's sequence number is the cookie: two keyed hashes, of 23 and 6 bits, and 3 bits that say which
  * MSS the peer offered, rounded down. The hashes cover addresses, ports, options, and the number of the
@@ -22,7 +22,8 @@
  *
  * Refuses: any ACK when no cookie is out, or with another cookie than ours.
  */
-#include "core.h"
+#include "tcp_cookie.h"
+#include "tcp_int.h"
 
 #define COOKIE_MINUTE_NS (60 * NS_PER_S)
 
@@ -44,21 +45,8 @@ enum {
 /* The bits that do not depend on the peer's sequence number */
 #define PART_MASK ((1u << (MSS_BITS + 6)) - 1)
 
-enum fit {
-	FIT_NOT,   /* none of ours, or too old */
-	FIT_LATER, /* not the segment right behind the SYN */
-	FIT_WHOLE,
-};
-
 /* The least that is taken, the defaults of both families, tunnels and PPPoE, Ethernet, jumbo frames */
 static const uint16_t mss_table[MSS_MASK + 1] = {TCP_MIN_MSS, 536, 1220, 1360, 1400, 1440, 1460, 8940};
-
-bool cookie_wanted(const struct dmm_core *core)
-{
-	if (core->cfg.syn_cookies == DMM_SYN_COOKIES_ALWAYS)
-		return true;
-	return core->cfg.syn_cookies != DMM_SYN_COOKIES_OFF && halfopen_full(core);
-}
 
 static uint32_t mss_index(const struct dmm_core_addr_pair *pair, const struct pkt *syn)
 {
@@ -70,7 +58,7 @@ static uint32_t mss_index(const struct dmm_core_addr_pair *pair, const struct pk
 	return i;
 }
 
-static uint32_t options_of(const struct dmm_core *core, const struct pkt *syn)
+static uint32_t options_of(const struct env *env, const struct pkt *syn)
 {
 	uint32_t options = OPT_TS;
 
@@ -78,12 +66,12 @@ static uint32_t options_of(const struct dmm_core *core, const struct pkt *syn)
 		return 0;
 	options |= syn->has_wscale ? syn->wscale & OPT_WSCALE : OPT_WSCALE_NONE;
 	options |= syn->has_sack_perm ? OPT_SACK : 0;
-	if (!core->cfg.ecn_off && (syn->flags & (TH_ECE | TH_CWR)) == (TH_ECE | TH_CWR))
+	if (!env->cfg.ecn_off && (syn->flags & (TH_ECE | TH_CWR)) == (TH_ECE | TH_CWR))
 		options |= OPT_ECN;
 	return options;
 }
 
-static uint32_t hash(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint64_t minute,
+static uint32_t hash(const struct env *env, const struct dmm_core_addr_pair *pair, uint64_t minute,
 		     uint64_t what)
 {
 	struct {
@@ -92,15 +80,15 @@ static uint32_t hash(const struct dmm_core *core, const struct dmm_core_addr_pai
 		uint64_t what;
 	} said = {*pair, minute, what};
 
-	return (uint32_t)siphash(core->cookie_secret, &said, 7);
+	return (uint32_t)siphash(env->cookie_secret, &said, 7);
 }
 
-static uint32_t make_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair, uint32_t irs,
+static uint32_t make_cookie(const struct env *env, const struct dmm_core_addr_pair *pair, uint32_t irs,
 			    uint64_t minute, uint32_t options, uint32_t mss)
 {
 	uint64_t what = options << MSS_BITS | mss;
-	uint32_t whole = hash(core, pair, minute, what | WITH_IRS | (uint64_t)irs << 32);
-	uint32_t part = hash(core, pair, minute, what);
+	uint32_t whole = hash(env, pair, minute, what | WITH_IRS | (uint64_t)irs << 32);
+	uint32_t part = hash(env, pair, minute, what);
 
 	return (whole & ~PART_MASK) | (part & PART_MASK & ~(uint32_t)MSS_MASK) | mss;
 }
@@ -114,77 +102,76 @@ static uint32_t make_tsval(uint32_t clock, uint32_t options)
 }
 
 /* Of the SYN-ACK; neither changes while a cookie is out */
-static uint16_t first_window(const struct dmm_core *core)
+static uint16_t first_window(const struct env *env)
 {
-	return (uint16_t)min_u32(core->cfg.rcvbuf_max_bytes, 65535);
+	return (uint16_t)min_u32(env->cfg.rcvbuf_max_bytes, 65535);
 }
 
-static uint8_t window_scale(const struct dmm_core *core)
+static uint8_t window_scale(const struct env *env)
 {
-	return tcp_pick_wscale(core->cfg.rcvbuf_max_bytes);
+	return tcp_pick_wscale(env->cfg.rcvbuf_max_bytes);
 }
 
 /* The kernel is not asked, so nothing is known of its route and of rules that write another: the device's MTU
  * is the best guess, and what the kernel has said to the latest peer. */
-static uint16_t first_mss(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
-			  const struct pkt *syn)
+static uint16_t first_mss(const struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *syn)
 {
-	uint32_t said = core->listener_mss[pair->family != WIRE_AF_INET];
+	uint32_t said = env->listener_mss[pair->family != WIRE_AF_INET];
 	uint32_t mss =
-		pmtu_of_device(core, pair->family, syn->link_mtu) - wire_ip_len(pair->family) - WIRE_TCP_LEN;
+		pmtu_of_device(env, pair->family, syn->link_mtu) - wire_ip_len(pair->family) - WIRE_TCP_LEN;
 
 	return (uint16_t)(said ? min_u32(mss, said) : mss);
 }
 
-void cookie_answer(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
+void cookie_answer(struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
 		   uint64_t now_ns)
 {
-	uint32_t clock = (uint32_t)(now_ns / NS_PER_MS) + conn_ts_offset(core, pair, DMM_LEG_OUTER);
-	uint32_t options = options_of(core, syn);
+	uint32_t clock = (uint32_t)(now_ns / NS_PER_MS) + isn_ts_offset(env, pair, DMM_LEG_OUTER);
+	uint32_t options = options_of(env, syn);
 	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
 	struct wire_seg seg = {
-		.seq = make_cookie(core, pair, syn->seq, minute, options, mss_index(pair, syn)),
+		.seq = make_cookie(env, pair, syn->seq, minute, options, mss_index(pair, syn)),
 		.ack = syn->seq + 1,
-		.wnd = first_window(core),
+		.wnd = first_window(env),
 		.flags = TH_SYN | TH_ACK | (options & OPT_ECN ? TH_ECE : 0),
 	};
 	struct wire_dir dir;
 
-	wire_opt_mss(&seg, first_mss(core, pair, syn));
+	wire_opt_mss(&seg, first_mss(env, pair, syn));
 	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options), syn->tsval,
-			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(core));
+			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(env));
 	ctl_dir(pair, DMM_LEG_OUTER, &dir);
-	ctl_push_tcp(core, DMM_LEG_OUTER, syn->link, &dir, &seg);
-	core->counters[DMM_CORE_SYN_COOKIES_SENT]++;
-	core->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
+	ctl_push_tcp(env, DMM_LEG_OUTER, syn->link, &dir, &seg);
+	env->counters[DMM_CORE_SYN_COOKIES_SENT]++;
+	env->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
 }
 
-static enum fit fits(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
-		     const struct pkt *pkt, uint32_t options, uint64_t now_ns)
+static enum cookie fits(const struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
+			uint32_t options, uint64_t now_ns)
 {
 	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
 	uint32_t cookie = pkt->ack - 1;
 
 	for (uint64_t age = 0; age < 2 && age <= minute; age++) {
 		uint32_t want =
-			make_cookie(core, pair, pkt->seq - 1, minute - age, options, cookie & MSS_MASK);
+			make_cookie(env, pair, pkt->seq - 1, minute - age, options, cookie & MSS_MASK);
 
 		if (cookie == want)
-			return FIT_WHOLE;
+			return COOKIE_GOOD;
 		if (!((cookie ^ want) & PART_MASK))
-			return FIT_LATER;
+			return COOKIE_LATER;
 	}
-	return FIT_NOT;
+	return COOKIE_NONE;
 }
 
-/* With FIT_WHOLE: syn is the SYN that pkt's cookie stands for */
-static enum fit read_cookie(const struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+/* With COOKIE_GOOD: syn is the SYN that pkt's cookie stands for */
+static enum cookie read_fit(const struct env *env, const struct dmm_core_addr_pair *pair,
 			    const struct pkt *pkt, uint64_t now_ns, struct pkt *syn)
 {
 	uint32_t options = pkt->has_ts ? OPT_TS | (pkt->tsecr & TS_MASK) : 0;
-	enum fit fit = fits(core, pair, pkt, options, now_ns);
+	enum cookie fit = fits(env, pair, pkt, options, now_ns);
 
-	if (fit != FIT_WHOLE)
+	if (fit != COOKIE_GOOD)
 		return fit;
 	*syn = (struct pkt){.seq = pkt->seq - 1, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
 	syn->mss = mss_table[(pkt->ack - 1) & MSS_MASK];
@@ -200,46 +187,32 @@ static enum fit read_cookie(const struct dmm_core *core, const struct dmm_core_a
 	return fit;
 }
 
-/* In SYN-RECEIVED, as if a connection had sent the SYN-ACK */
-static void restore(struct dmm_core *core, struct conn *c, const struct pkt *syn, uint32_t iss,
-		    uint64_t now_ns)
+enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
+			uint64_t now_ns, struct pkt *syn)
 {
-	struct tcb *t = &c->leg[DMM_LEG_OUTER];
+	if (now_ns >= env->cookies_until_ns || (pkt->flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
+		return COOKIE_NONE;
+	switch (read_fit(env, pair, pkt, now_ns, syn)) {
+	case COOKIE_GOOD:
+		env->counters[DMM_CORE_SYN_COOKIES_VALID]++;
+		return COOKIE_GOOD;
+	case COOKIE_LATER:
+		env->counters[DMM_CORE_BAD_SEQ]++;
+		return COOKIE_LATER;
+	case COOKIE_NONE:
+		break;
+	}
+	env->counters[DMM_CORE_SYN_COOKIES_INVALID]++;
+	return COOKIE_NONE;
+}
 
-	c->passive = 1;
-	tcp_learn_syn(core, t, syn, now_ns);
-	t->rcv_wscale = t->flags & TF_WS ? window_scale(core) : 0;
-	t->rcv_adv = t->rcv_nxt + first_window(core);
+void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint32_t iss, uint64_t now_ns)
+{
+	tcp_learn_syn(env, t, syn, now_ns);
+	t->rcv_wscale = t->flags & TF_WS ? window_scale(env) : 0;
+	t->rcv_adv = t->rcv_nxt + first_window(env);
 	t->iss = iss;
 	t->snd_nxt = 1;
 	t->flags |= TF_SYN_RTX; /* when it was sent is not known */
-	tcp_set_state(core, t, TCP_SYN_RECV);
-}
-
-bool cookie_accept(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
-		   uint64_t now_ns)
-{
-	struct conn *c;
-	struct pkt syn;
-	enum fit fit;
-
-	if (now_ns >= core->cookies_until_ns || (pkt->flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
-		return false;
-	fit = read_cookie(core, pair, pkt, now_ns, &syn);
-	if (fit != FIT_WHOLE) {
-		core->counters[fit == FIT_LATER ? DMM_CORE_BAD_SEQ : DMM_CORE_SYN_COOKIES_INVALID]++;
-		return fit == FIT_LATER;
-	}
-	core->counters[DMM_CORE_SYN_COOKIES_VALID]++;
-	c = conn_create(core, pair, pkt);
-	if (!c) {
-		ctl_reset_unknown(core, DMM_LEG_OUTER, pkt->link, pkt);
-		return true;
-	}
-	core->counters[DMM_CORE_PASSIVE_OPEN]++;
-	restore(core, c, &syn, pkt->ack - 1, now_ns);
-	tcp_input(core, &c->leg[DMM_LEG_OUTER], pkt, now_ns);
-	if (c->phase != CONN_DEAD)
-		relay_open(core, c, now_ns);
-	return true;
+	tcp_set_state(env, t, TCP_SYN_RECV);
 }

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * end.h: the seam between an end of a connection (a transport, tcp.h) and who owns connections (relay.c):
+ * what an end tells. It is told down by tcp.h's functions.
+ *
+ * Whoever is told may call tcp_abort() and tcp_go() for both ends meanwhile, and mark the connection dead
+ * (CONN_DEAD), so an end looks at what is left of it when the call returns. Memory stays until the core's
+ * turn is over, but for quiet().
+ */
+#ifndef DMM_END_H
+#define DMM_END_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct env;
+struct tcb;
+
+struct end_events {
+	/* The handshake of this end is done. true: it may go on; false: it is held until tcp_go() */
+	bool (*established)(struct env *env, struct tcb *t);
+	/* Its peer has ended it: error is an errno, 0: none that an app would see */
+	void (*reset)(struct env *env, struct tcb *t, uint32_t error, uint64_t now_ns);
+	/* A timer has run out of retries, and the end waits for tcp_abort(). unanswered: there is a SYN that
+	 * one of both ends was never allowed to answer. */
+	void (*gave_up)(struct env *env, struct tcb *t, bool unanswered, uint64_t now_ns);
+	/* It is in TIME-WAIT or closed, and has nothing more to send */
+	void (*closed)(struct env *env, struct tcb *t);
+	/* Nothing has come for park_ns. true: both ends were put away, t is void */
+	bool (*quiet)(struct env *env, struct tcb *t, uint64_t now_ns);
+};
+
+#endif /* DMM_END_H */

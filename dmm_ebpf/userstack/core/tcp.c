@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp.c: one end of a TCP connection (RFC 9293), the same engine for both legs: how it begins and ends, and
+ * what the layer above asks of it (tcp.h).
+ *
+ * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the
+ * FIN follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send
+ * buffer (snd) is the other leg's receive buffer: in-order bytes are put there as they arrive, the receive
+ * window is the room left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is
+ * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
+ * one packet when it is pulled.
+ *
+ * tcp_in.c     arrival: acceptability, RST, payload, FIN
+ * tcp_merged.c arrival: segments that came as one packet
+ * tcp_open.c   arrival: the handshake
+ * tcp_cookie.c arrival: handshakes without an end (SYN cookies)
+ * tcp_ack.c    acknowledgments: cumulative, SACK, windows, round-trip time, delivery rate
+ * tcp_rack.c   loss detection: RACK, tail loss probes, NewReno for peers without SACK
+ * tcp_prr.c    how fast a recovery sends on the outer leg
+ * tcp_inner.c  and on the inner leg
+ * tcp_hold.c   what the app's kernel is told of before the peer has it
+ * tcp_ecn.c    explicit congestion notification: what is agreed on, RFC 3168
+ * tcp_accecn.c accurate ECN (RFC 9768)
+ * tcp_urg.c    urgent data
+ * tcp_pmtu.c   path MTU: device, route, ICMP, black holes
+ * tcp_undo.c   recovery that was needless: Eifel, DSACK, F-RTO
+ * tcp_opt.c    SACK and ECN feedback in a segment's options
+ * tcp_spare.c  copies of what is on the way while nothing else can be sent
+ * tcp_out.c    departure: which segment is next, and its making
+ * tcp_run.c    departure: which segments may share a packet that the device cuts
+ * tcp_pace.c   departure: when
+ * tcp_window.c how much the peer may send
+ * tcp_timer.c  deadlines
+ * tcp_isn.c    initial sequence numbers and timestamps
+ * tcp_ip.c     what IP headers say on one leg and are to say on the other
+ * tcp_sleep.c  when an end may be put away
+ *
+ * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
+ * advertised (rcv_adv) never moves back; a state changes only in tcp_set_state().
+ */
+#include "tcp_int.h"
+
+#include <stdio.h>
+
+static void init_end(struct tcb *t, uint32_t leg, uint32_t ts_offset)
+{
+	memset(t, 0, sizeof(*t));
+	t->leg = (uint8_t)leg;
+	t->state = TCP_CLOSE;
+	t->ts_offset = ts_offset;
+	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
+	t->quickacks = TCP_QUICKACKS;
+	list_init(&t->ready);
+	wheel_node_init(&t->timer);
+}
+
+void tcp_init(struct env *env, struct ends *e, const struct pkt *syn)
+{
+	e->link = syn->link;
+	pmtu_start(env, e, syn->link_mtu);
+	for (uint32_t leg = 0; leg < 2; leg++)
+		init_end(&e->leg[leg], leg, isn_ts_offset(env, &e->f.pair, leg));
+	e->outer.min_rtt_prev_ns = e->outer.min_rtt_cur_ns = NEVER;
+	e->outer.pace_wake_ns = NEVER;
+}
+
+void tcp_set_state(struct env *env, struct tcb *t, enum tcp_state state)
+{
+	t->state = (uint8_t)state;
+	if (state == TCP_CLOSE_WAIT && !tcb_is_outer(t)) {
+		uint64_t deadline_ns = t->last_rx_ns + TCP_INNER_HALF_CLOSED_S * NS_PER_S;
+
+		tcp_set_deadline(env, t, &t->keep_ns, deadline_ns);
+	}
+}
+
+/*
+ * What the app's kernel has chosen for this connection, the peer sees. Its timestamps go on from those of the
+ * last connection between the two hosts, also when another process or the kernel carried that: else a peer in
+ * TIME-WAIT would refuse the SYN (RFC 6191, RFC 7323 section 5).
+ */
+static void take_after(struct tcb *outer, const struct pkt *syn, uint64_t now_ns)
+{
+	if (syn->has_ts)
+		outer->ts_offset = syn->tsval - (uint32_t)(now_ns / NS_PER_MS);
+}
+
+void tcp_open(struct env *env, struct tcb *t, const struct pkt *syn, uint64_t now_ns)
+{
+	if (!syn) {
+		tcp_connect(env, t, isn_new(env, t, now_ns), now_ns);
+		return;
+	}
+	if (!tcb_is_outer(t))
+		take_after(tcb_peer(t), syn, now_ns);
+	tcp_learn_syn(env, t, syn, now_ns);
+	t->iss = isn_new(env, t, now_ns);
+	t->flags |= TF_HOLD;
+	tcp_set_state(env, t, TCP_SYN_RECV);
+	tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
+}
+
+void tcp_go(struct env *env, struct tcb *t)
+{
+	if (t->state == TCP_SYN_RECV && tcp_is_held(t)) {
+		t->flags |= TF_SYN_DUE;
+		tcp_set_rtx(env, t, RTX_NONE, NEVER);
+	}
+	t->flags &= ~(uint32_t)TF_HOLD;
+	tcp_ready(env, t);
+}
+
+void tcp_ooo_release(struct env *env, struct tcb *t)
+{
+	if (!t->ooo)
+		return;
+	ranges_release(&env->mem, t->ooo);
+	mem_free(&env->mem, t->ooo, sizeof(*t->ooo));
+	t->ooo = NULL;
+}
+
+void tcp_release(struct env *env, struct tcb *t)
+{
+	flight_destroy(&env->mem, t->fl);
+	t->fl = NULL;
+	tcp_ooo_release(env, t);
+	stream_release(&env->mem, &t->snd);
+	wheel_cancel(&env->wheel, &t->timer);
+	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
+	t->rtx_mode = RTX_NONE;
+	if (tcb_is_outer(t))
+		tcb_ends(t)->outer.pace_wake_ns = NEVER;
+	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
+	if (t->flags & TF_RST_DUE) /* also one that waited for the handshake, to let bytes go first */
+		tcp_ready(env, t);
+	else
+		tcp_unready(t);
+	tcp_set_state(env, t, TCP_CLOSE);
+}
+
+/*
+ * flush: deliver first what its window takes, on the outer leg all that the app's kernel was told has
+ * arrived; and what ends the handshake, since a RST alone takes a connection out of the queue of accept().
+ */
+static void abort_by_rst(struct env *env, struct tcb *t, bool flush)
+{
+	bool unanswered = t->state == TCP_SYN_SENT;
+
+	if (t->state == TCP_CLOSE)
+		return;
+	if (t->state == TCP_TIME_WAIT || (unanswered && (tcb_is_outer(t) || !t->snd_nxt))) {
+		tcp_release(env, t);
+		return;
+	}
+	t->flags &= ~(uint32_t)TF_HOLD;
+	t->flags |= TF_RST_DUE | (unanswered ? TF_RST_BARE : 0);
+	if (flush && (stream_held(&t->snd) || tcp_is_greeting(t)) && t->state != TCP_SYN_RECV)
+		t->flags |= TF_RST_FLUSH;
+	else
+		tcp_release(env, t);
+	tcp_ready(env, t);
+}
+
+/* The app's kernel has bytes that are not acknowledged: its own time-out, which a RST would come before, is
+ * what the app is to hear of (ETIMEDOUT) */
+static void abort_by_silence(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	t->flags |= TF_HOLD;
+	tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_MUTE_S * NS_PER_S);
+}
+
+/* An end that came in one burst with the next SYN: who sent it is in LAST-ACK, and would challenge the SYN
+ * that takes its place, which then comes again a second later only */
+static void abort_apart(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	struct wire_seg rst = {.flags = TH_RST, .seq = t->iss + (uint32_t)t->snd_nxt};
+	struct ends *e = tcb_ends(t);
+	struct wire_dir dir;
+
+	if (t->state == TCP_TIME_WAIT && (t->flags & TF_ACK_NOW))
+		tcp_ack_apart(env, t, now_ns);
+	if (t->state == TCP_TIME_WAIT || t->state == TCP_CLOSE || !t->snd_nxt)
+		return;
+	if (t->state != TCP_SYN_SENT) {
+		rst.flags |= TH_ACK;
+		rst.ack = t->irs + (uint32_t)t->rcv_nxt;
+	}
+	ctl_dir(&e->f.pair, t->leg, &dir);
+	ctl_push_tcp(env, t->leg, e->link, &dir, &rst);
+}
+
+static void cc_end(struct cc *cc)
+{
+	if (cc->ops && cc->ops->release)
+		cc->ops->release(cc);
+}
+
+void tcp_abort(struct env *env, struct tcb *t, enum tcp_abort how, uint64_t now_ns)
+{
+	switch (how) {
+	case TCP_ABORT_FREE:
+		t->flags &= ~(uint32_t)TF_RST_DUE;
+		tcp_release(env, t);
+		if (tcb_is_outer(t))
+			cc_end(&tcb_ends(t)->outer.cc);
+		break;
+	case TCP_ABORT_PEER:
+		tcp_release(env, t);
+		break;
+	case TCP_ABORT_NOW:
+		abort_by_rst(env, t, false);
+		break;
+	case TCP_ABORT_MUTE:
+		if (hold_pending(t)) {
+			abort_by_silence(env, t, now_ns);
+			break;
+		}
+		/* fall through */
+	case TCP_ABORT_FLUSH:
+		abort_by_rst(env, t, true);
+		break;
+	case TCP_ABORT_APART:
+		abort_apart(env, t, now_ns);
+		break;
+	}
+}
+
+/* RFC 6191 section 2: a SYN of the remote peer's is newer than its connection in TIME_WAIT */
+static bool is_newer(const struct tcb *t, const struct pkt *pkt)
+{
+	bool beyond = (int32_t)(pkt->seq - t->irs - (uint32_t)t->rcv_nxt) > 0;
+	int32_t later = (int32_t)(pkt->tsval - t->ts_recent);
+
+	if (!pkt->has_ts)
+		return beyond;
+	return !(t->flags & TF_TS) || later > 0 || (!later && beyond);
+}
+
+/*
+ * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The app's may
+ * also replace one whose outer leg still waits for the peer's last words, if the app's bytes have all
+ * arrived.
+ */
+bool tcp_gives_way(const struct ends *e, uint32_t leg, const struct pkt *pkt)
+{
+	const struct tcb *inner = &e->leg[DMM_LEG_INNER], *outer = &e->leg[DMM_LEG_OUTER];
+
+	if (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT)
+		return false;
+	if (inner->state == TCP_TIME_WAIT && outer->state == TCP_CLOSE && !(outer->flags & TF_RST_DUE))
+		return true; /* all that waits is the answer to a FIN that the kernel may send again */
+	if (leg == DMM_LEG_INNER && (outer->flags & TF_FIN_SENT) && !stream_held(&outer->snd))
+		return true;
+	if (outer->state != TCP_TIME_WAIT)
+		return false;
+	if (leg == DMM_LEG_INNER)
+		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones
+			      */
+	return is_newer(outer, pkt);
+}
+
+static bool icmp_outer(struct env *env, struct tcb *t, const struct pkt *pkt)
+{
+	uint32_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
+
+	if (!t->snd_nxt || ahead >= t->snd_nxt - t->snd_una)
+		return false; /* quotes nothing that is in flight: RFC 5927 section 4 */
+	if (pkt->icmp == ICMP_KIND_TOO_BIG) {
+		pmtu_too_big(env, tcb_ends(t), t->snd_una + ahead, pkt->icmp_mtu);
+		return false;
+	}
+	return t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV;
+}
+
+bool tcp_icmp(struct env *env, struct tcb *t, const struct pkt *pkt)
+{
+	if (tcb_is_outer(t))
+		return icmp_outer(env, t, pkt);
+	ip_follow(env, tcb_ends(t), pkt);
+	return t->state == TCP_SYN_SENT && pkt->seq == t->iss && pkt->icmp == ICMP_KIND_UNREACH;
+}
+
+void tcp_info(const struct env *env, const struct ends *e, struct dmm_conn_info *info)
+{
+	const struct tcb *inner = &e->leg[DMM_LEG_INNER], *outer = &e->leg[DMM_LEG_OUTER];
+	const struct outer *o = &e->outer;
+	uint64_t min_rtt_ns = tcp_min_rtt_ns(outer);
+
+	info->inner_state = inner->state;
+	info->outer_state = outer->state;
+	info->bytes_sent = outer->snd.head;
+	info->bytes_received = inner->snd.tail;
+	info->segments_sent = o->segments_sent;
+	info->retransmits = o->retransmits;
+	info->rto_count = o->rto_count;
+	info->cwnd_bytes = o->cc.cwnd_bytes;
+	info->inflight_bytes = tcp_inflight(outer);
+	info->pacing_Bps = o->cc.pacing_Bps;
+	info->delivery_Bps = o->delivery_Bps;
+	info->srtt_us = (uint32_t)(outer->srtt_ns / 1000);
+	info->min_rtt_us = min_rtt_ns == NEVER ? 0 : (uint32_t)(min_rtt_ns / 1000);
+	info->rttvar_us = (uint32_t)(outer->rttvar_ns / 1000);
+	info->mss = outer->mss;
+	info->sndbuf_bytes = (uint32_t)stream_held(&outer->snd);
+	info->rcvbuf_bytes = (uint32_t)stream_held(&inner->snd);
+	if (outer->state != TCP_SYN_SENT)
+		info->ecn = outer->flags & TF_ACCECN ? 2 : !!(outer->flags & TF_ECN);
+	snprintf(info->congestion, sizeof(info->congestion), "%s",
+		 o->cc.ops ? o->cc.ops->name : env->cc_ops->name);
+}

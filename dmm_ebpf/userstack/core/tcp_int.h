@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tcp_int.h: what the files of the TCP layer share; none above it includes this. Theory of operation: tcp.c.
+ */
+#ifndef DMM_TCP_INT_H
+#define DMM_TCP_INT_H
+
+#include "ctl.h"
+#include "tcp.h"
+
+enum {
+	TCP_MIN_RTO_MS = 200,
+	TCP_INIT_RTO_MS = 1000,
+	TCP_MAX_RTO_MS = 120000,
+	TCP_INNER_MAX_RTO_MS = 5000, /* the kernel is near: a firewall rule that is lifted should show soon */
+	TCP_DELACK_MS = 40,
+	TCP_RETRIES = 15, /* as net.ipv4.tcp_retries2 */
+	TCP_ORPHAN_RETRIES = 8,
+	TCP_INNER_RETRIES = 180,
+	TCP_SYNACK_RETRIES = 5,
+	TCP_INNER_SYN_RETRIES = 4,
+	TCP_KEEPALIVE_PROBES = 9,
+	TCP_KEEPALIVE_INTVL_S = 75,
+	TCP_INNER_TIME_WAIT_MS = 1000, /* the kernel sends its FIN again after 200 ms, 400 ms */
+	TCP_INNER_HALF_CLOSED_S = 60,  /* an orphan of the kernel's dies silently after tcp_fin_timeout */
+	TCP_QUICKACKS = 16,
+	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
+	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */
+	TCP_MAX_WSCALE = 14,
+	TCP_DUP_THRESH = 3,
+	TCP_HOLD_S = 150,  /* longer than any kernel goes on with a SYN */
+	TCP_MUTE_S = 1800, /* and longer than it goes on with data, unless told otherwise */
+	TCP_NOTSENT_MIN_BYTES =
+		256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
+};
+
+/* F-RTO (RFC 5682) */
+enum frto_step {
+	FRTO_OFF,
+	FRTO_FIRST,    /* the first segment was sent again, nothing else goes */
+	FRTO_NEW_DATA, /* new data goes before any other retransmission */
+};
+
+enum accecn_flag {
+	ACC_SERVER = 1 << 0,	/* the peer's SYN came first */
+	ACC_FIRST = 1 << 1,	/* nothing but SYNs has come yet */
+	ACC_HANDSHAKE = 1 << 2, /* the next pure ACK says how the SYN-ACK came */
+	ACC_PLAIN_SYN = 1 << 3, /* SYN-ACKs ask for nothing any more */
+	ACC_ACE_BAD = 1 << 4,	/* the path clears the peer's ACE field */
+	ACC_OPT_BAD = 1 << 5,	/* the path clears the peer's option */
+	ACC_OPT_SEEN = 1 << 6,	/* the peer's option arrives */
+	ACC_OPT_OFF = 1 << 7,	/* packets with our option seem to be dropped */
+};
+
+/* tcp_timer.c */
+void tcp_set_deadline(struct env *env, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
+void tcp_set_rtx(struct env *env, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
+/* Arms the node for the earliest deadline, unless it is armed for an earlier one */
+void tcp_timer_start(struct env *env, struct tcb *t);
+/* When a peer that stays silent is asked whether it is there */
+uint64_t tcp_keep_due_ns(const struct env *env, const struct tcb *t);
+void tcp_keep_start(struct env *env, struct tcb *t, uint64_t now_ns);
+uint64_t tcp_rto_ns(const struct tcb *t);
+void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns);
+
+/* tcp_in.c */
+void tcp_enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns);
+
+/* tcp.c */
+void tcp_set_state(struct env *env, struct tcb *t, enum tcp_state state);
+/* Frees buffers and timers; the state becomes TCP_CLOSE */
+void tcp_release(struct env *env, struct tcb *t);
+/* Frees what is noted of what came out of order, not its bytes */
+void tcp_ooo_release(struct env *env, struct tcb *t);
+
+/* tcp_isn.c */
+uint32_t isn_new(const struct env *env, const struct tcb *t, uint64_t now_ns);
+/* What a leg's timestamp clock is ahead of the core's */
+uint32_t isn_ts_offset(const struct env *env, const struct dmm_core_addr_pair *pair, uint32_t leg);
+
+/* tcp_ip.c */
+/* A packet came from the inner leg: the kernel may have another way for the connection now */
+void ip_follow(struct env *env, struct ends *e, const struct pkt *pkt);
+/* One came from the outer leg: the way back, as long as the kernel has said none */
+void ip_turn_back(struct ends *e, const struct pkt *pkt);
+/* What the IP header of an app's packet says, for those to the peer */
+void ip_learn_app(struct ends *e, const struct pkt *pkt);
+/* What that of a peer's packet says, for those to the app; its TTL apart (tcp_in.c) */
+void ip_learn_peer(struct ends *e, const struct pkt *pkt);
+
+/* tcp_merged.c */
+/* How many segments it was on the wire */
+uint32_t merged_count(const struct pkt *pkt);
+/* Taken as one it has the effect that its segments have one after the other */
+bool merged_is_plain(const struct tcb *t, const struct pkt *pkt);
+/* The segment whose payload begins at off */
+void merged_piece(const struct tcb *t, const struct pkt *pkt, uint32_t off, struct pkt *piece);
+
+/* tcp_open.c */
+/* Active open */
+void tcp_connect(struct env *env, struct tcb *t, uint32_t iss, uint64_t now_ns);
+/* The smallest window scale with which a window of limit bytes can be told */
+uint8_t tcp_pick_wscale(uint64_t limit);
+void tcp_learn_syn(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* This leg's first SYN was ours */
+bool open_is_ours(const struct tcb *t);
+bool open_acks_syn(const struct tcb *t, const struct pkt *pkt);
+/* Our SYN was acknowledged */
+void open_done(struct env *env, struct tcb *t, uint64_t now_ns);
+void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* true: dealt with */
+bool open_syn_received(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+
+/* tcp_ack.c */
+/* Whether the peer may have sent this ACK field (RFC 5961 section 5.2) */
+bool tcp_ack_ok(const struct tcb *t, uint32_t field);
+/* tcp_ack_ok() was asked */
+void tcp_ack(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t now_ns);
+uint64_t tcp_min_rtt_ns(const struct tcb *t);
+void tcp_rtt_sample(struct env *env, struct tcb *t, uint64_t rtt_ns, uint64_t now_ns);
+
+void tcp_exit_recovery(struct tcb *t, uint64_t now_ns);
+
+/* tcp_undo.c, all for the outer leg only; true: the last reduction was needless */
+void undo_on_recovery(struct tcb *t);
+void undo_on_timeout(struct tcb *t); /* before TF_RECOVERY is set */
+void undo_on_resend(struct tcb *t, const struct seg *s, uint64_t now_ns);
+bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end);
+bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
+bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
+void undo_reduction(struct env *env, struct tcb *t, uint64_t now_ns);
+
+/* tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room */
+bool spare_pick(struct env *env, struct tcb *t, uint64_t now_ns, uint32_t *idx);
+void spare_sent(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns);
+bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns);
+
+/* tcp_ecn.c; functions that return flags return those of the TCP header */
+uint16_t ecn_syn_flags(const struct env *env, struct tcb *t);
+void ecn_learn_syn(const struct env *env, struct tcb *t, const struct pkt *pkt);
+void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt);
+void ecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* delivered_segs: newly acknowledged or SACKed by pkt. Returns the marks that it tells of, for cc_sample.ece
+ */
+uint32_t ecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
+void ecn_reduced(struct tcb *t);
+uint16_t ecn_ack_flags(const struct tcb *t);
+uint16_t ecn_data_flags(struct tcb *t, const struct seg *s, uint8_t *tos);
+
+/* tcp_accecn.c, only with TF_ACCECN */
+void accecn_begin(struct tcb *t, const struct pkt *pkt);
+void accecn_syn_again(struct tcb *t, const struct pkt *pkt);
+/* The SYN-ACK's flags and option, behind those options that it has */
+void accecn_synack(struct tcb *t, struct wire_seg *seg);
+void accecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+void accecn_duplicate(struct tcb *t, uint64_t start);
+uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
+bool accecn_option_due(const struct tcb *t, uint64_t now_ns);
+/* The ACE field of a segment that has all but our option */
+void accecn_ace(struct tcb *t, struct wire_seg *seg, bool pure);
+/* room: bytes left for options. dsack_start: of the duplicate that seg reports; 0: none */
+void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start, uint64_t now_ns);
+
+/* tcp_urg.c */
+/* seq: of the segment, in 64 bits */
+void urg_input(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq);
+void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq);
+
+/* tcp_pmtu.c */
+/* A way's MTU by that of its device; 0: not known */
+uint32_t pmtu_of_device(const struct env *env, uint8_t family, uint32_t mtu);
+/* A new connection goes by a device of that MTU; 0: not known */
+void pmtu_start(const struct env *env, struct ends *e, uint32_t mtu);
+/* It goes by another now, or that one's MTU has changed */
+void pmtu_device(struct env *env, struct ends *e, uint32_t mtu);
+/* This host's kernel offers that MSS: its route allows no more */
+void pmtu_route(struct env *env, struct ends *e, uint32_t mss);
+/* The app's kernel cuts its data to so many bytes, more than any before. */
+void pmtu_app_segment(struct env *env, struct ends *e, uint32_t bytes);
+/* A router says so of the segment that begins at seq; mtu 0: it does not tell which */
+void pmtu_too_big(struct env *env, struct ends *e, uint64_t seq, uint32_t mtu);
+void pmtu_on_timeout(struct env *env, struct tcb *t);
+uint32_t pmtu_probe_len(const struct env *env, const struct tcb *t, uint32_t cap, uint64_t now_ns);
+/* The newest segment is a probe */
+void pmtu_probe_sent(struct tcb *t);
+void pmtu_probe_arrived(struct env *env, struct tcb *t);
+bool pmtu_probe_lost(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns);
+
+/* tcp_rack.c */
+/* Acknowledged now, but not for its last transmission: nothing can be measured by it */
+bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns);
+bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns);
+void rack_reordered(struct tcb *t);
+/* How long a segment that was overtaken is waited for */
+uint64_t rack_window_ns(const struct tcb *t);
+/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
+uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
+void rack_dsack(struct tcb *t);
+uint64_t rack_mark_all_lost(struct tcb *t);
+/* delivered_bytes: by the ACK that told of the loss */
+void tcp_enter_recovery(struct env *env, struct tcb *t, uint64_t delivered_bytes, uint64_t now_ns);
+/* Loss found outside an ACK (timer, MTU): tells the congestion control */
+void tcp_report_loss(struct env *env, struct tcb *t, uint64_t lost_bytes, uint64_t now_ns);
+uint64_t tcp_pto_ns(const struct tcb *t);
+bool tcp_tlp_allowed(const struct tcb *t);
+
+/* tcp_prr.c, all for the outer leg only */
+void prr_start(struct tcb *t, uint64_t delivered_bytes);
+void prr_end(struct tcb *t);
+/* safe: the ACK moved snd_una and told of no further loss */
+void prr_ack(struct tcb *t, uint64_t delivered_bytes, bool safe);
+void prr_sent(struct tcb *t, uint32_t len);
+
+/* tcp_inner.c, all for the inner leg only */
+/* Something was marked lost; acked_bytes: by the ACK that told of it */
+void inner_lost(struct tcb *t, uint64_t acked_bytes);
+void inner_acked(struct tcb *t, uint64_t acked_bytes);
+void inner_recovered(struct tcb *t);
+bool inner_allows(const struct tcb *t, uint32_t len);
+
+/* tcp_hold.c, all for the inner leg only */
+/* What is to be acknowledged; on either leg */
+uint64_t hold_ack(const struct tcb *t);
+/* ack goes out now */
+void hold_told(struct tcb *t, uint64_t ack);
+/* Something came, or got to the peer: an ACK now, if it is worth one */
+void hold_tell(struct env *env, struct tcb *t);
+/* Data that begins at seq comes in order */
+void hold_arrived(struct tcb *t, uint64_t seq);
+/* All below upto may be acknowledged now */
+void hold_lift(struct env *env, struct tcb *t, uint64_t upto);
+/* [start, end) came, all that a segment has. true: it is held, and was dealt with */
+bool hold_again(struct env *env, struct tcb *t, int64_t start, int64_t end);
+/* The peer has answered what was asked for what came again, or for a probe */
+void hold_heard(struct env *env, struct tcb *t);
+/* Bytes are held, or a FIN */
+bool hold_pending(const struct tcb *t);
+
+/* tcp_window.c */
+/* Announces a window that has grown enough */
+void tcp_window_opened(struct env *env, struct tcb *t);
+/* The window field of a segment that goes out with this ACK; moves rcv_adv */
+uint16_t window_take(struct env *env, struct tcb *t, uint64_t ack, bool syn);
+/* Payload came in on the outer leg */
+void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/*
+ * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
+ * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait
+ * for each other.
+ */
+uint64_t tcp_mem_reserve(const struct env *env, const struct tcb *t);
+/* The most that this leg receives and the other leg holds */
+uint64_t tcp_rcv_limit(const struct env *env, const struct tcb *t);
+
+/* tcp_pace.c */
+/* true: nothing may go now; the leg is made ready again in time */
+bool pace_blocked(struct env *env, struct tcb *t, uint64_t now_ns);
+/* A segment of len bytes went out, on the outer leg */
+void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
+
+/* The most that goes together: what a burst may be, in payload bytes */
+uint64_t pace_burst_bytes(const struct tcb *t);
+
+/* tcp_run.c */
+/* Payload that a packet of headers_len bytes of headers may have beyond one segment; 0: it stays alone. The
+ * newest segment, mss bytes of new data, is what it begins with; seg is its header. */
+uint32_t run_most(const struct env *env, const struct tcb *t, const struct wire_seg *seg, uint32_t cap);
+
+/* tcp_opt.c */
+/* A data segment of len bytes has no options but timestamps */
+bool opt_plain(const struct env *env, const struct tcb *t, uint32_t len, uint64_t now_ns);
+/* SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left for another ACK */
+bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns);
+/* Our option of RFC 9768, if it is due and fits. dsack_start: as accecn_option() takes it */
+void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t dsack_start,
+		uint64_t now_ns);
+
+/* tcp_out.c */
+void tcp_ready(struct env *env, struct tcb *t);
+void tcp_unready(struct tcb *t);
+/* Whether the ACK that ends the handshake is yet to be sent */
+bool tcp_is_greeting(const struct tcb *t);
+/* Queues a pure ACK as it is now, apart from what the ready list does */
+void tcp_ack_apart(struct env *env, struct tcb *t, uint64_t now_ns);
+/* The answer to a segment from the past without payload: a keep-alive probe, of which every open connection
+ * may get one; limited all the same, for two stacks could answer each other for ever */
+void tcp_stale_ack(struct env *env, struct tcb *t, uint64_t now_ns);
+void tcp_challenge_ack(struct env *env, struct tcb *t, uint64_t now_ns);
+void tcp_set_mss(struct env *env, struct tcb *t);
+/* What a SYN of this leg says. The app's kernel is told what the peer takes, if that is less. */
+uint16_t tcp_adv_mss(const struct env *env, const struct tcb *t);
+/* What the peer of this leg takes in a segment: what it has said, or less if the app's kernel cuts its data
+ * shorter than it was told to, as it does when a firewall of this host's has written less into what it got.
+ */
+uint32_t tcp_peer_takes(const struct env *env, const struct tcb *t);
+uint32_t tcp_mtu(const struct env *env, const struct tcb *t);
+uint64_t tcp_inflight(const struct tcb *t);
+uint64_t tcp_unsent(const struct tcb *t);
+uint32_t tcp_ts_now(const struct tcb *t, uint64_t now_ns);
+
+#endif /* DMM_TCP_INT_H */
