@@ -55,7 +55,7 @@ static uint32_t call_native(struct cc_guard *g, struct cc *cc, const struct cc_c
 	sigjmp_buf back;
 	int number;
 
-	n->thread = pthread_self();
+	__atomic_store_n(&n->thread, pthread_self(), __ATOMIC_RELAXED);
 	__atomic_store_n(&n->calls, n->calls + 1, __ATOMIC_RELEASE);
 	number = sigsetjmp(back, 0);
 	if (!number) {
@@ -83,7 +83,7 @@ void cc_native_look(struct cc_guard *guard)
 
 	if (calls & 1 && calls == n->seen) {
 		__atomic_store_n(&n->ended, calls, __ATOMIC_RELEASE);
-		pthread_kill(n->thread, END_CALL);
+		pthread_kill(__atomic_load_n(&n->thread, __ATOMIC_RELAXED), END_CALL);
 	}
 	n->seen = calls;
 }

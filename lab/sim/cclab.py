@@ -42,17 +42,25 @@ class Flow:
     done_s: float
 
 
+SIMULATOR = tuple(sorted((PACKAGE / "kit/sim").glob("*.c")))
+STRICT = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
+
+
 def build(directory: Path, *flags: str) -> Path:
     """Compile the simulator with the product's congestion controls into directory."""
     binary = directory / "ccsim"
-    sources = [
-        *sorted((HERE / "cc").glob("*.c")),
-        *sorted((PACKAGE / "kit/sim").glob("[!_]*.c")),
-        CORE / "cc_wan.c",
-        CORE / "cc_bbr.c",
-    ]
-    strict = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
-    subprocess.run(["cc", *strict, *flags, "-o", binary, *sources, "-lm"], check=True)
+    mains = HERE / "cc/ccsim_main.c", HERE / "cc/ccsim_ref.c"
+    sources = [*mains, *SIMULATOR, CORE / "cc_wan.c", CORE / "cc_bbr.c"]
+    subprocess.run(["cc", *STRICT, *flags, "-o", binary, *sources, "-lm"], check=True)
+    return binary
+
+
+def build_plugins(directory: Path, *flags: str) -> Path:
+    """Compile what calls plug-ins, with a worker of C in the place of Python's, into directory; see plugins_main.c."""
+    binary = directory / "plugins"
+    sources = [HERE / "cc/plugins_main.c", *SIMULATOR, *sorted(CORE.glob("cc*.c"))]
+    sources += sorted((PACKAGE / "kit").glob("[!_]*.c"))
+    subprocess.run(["cc", *STRICT, *flags, "-o", binary, *sources, "-lm", "-lpthread"], check=True)
     return binary
 
 

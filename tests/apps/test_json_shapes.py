@@ -120,6 +120,8 @@ def test_every_answer_is_as_the_page_says(wired, busy):
         ("error", said("flows", "-i", "no-such", code=1)["error"]),
         ("applied", said("policy", "apply", file, *mine)),
         ("shown", said("policy", "show", *mine)),
+        ("control[]", said("stacks", "--plugins")),
+        ("simulation", said("sim", "cubic", "wan", "--duration", "2")),
         ("device[]", said("hal", "--netns", wired.client.netns_path)),
     ]
     busy.kill_director()

@@ -7,7 +7,7 @@
  * clock, no allocation; its state lives in struct cc.priv of the connection.
  *
  * This header is the whole interface of a congestion control that is built apart, as a shared object: it
- * includes nothing else, and says CC_EXPORT() once. See docs/develop/congestion-control-plugin-c.md.
+ * includes nothing else, and says CC_EXPORT() once. See docs/develop/add-a-congestion-control-in-c.md.
  * Text below is read by cffi, which strips lines that start with '#'.
  */
 #ifndef DMM_CC_H
