@@ -27,8 +27,10 @@ import signal
 import sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from dmm_ebpf.loader import bpffs
 from dmm_ebpf.rd.director import rundir
 rundir.ROOT = Path(sys.argv.pop(1))
+bpffs.TOP = rundir.ROOT.name  # as run_root has it
 from dmm_ebpf.cli.main import main
 main()
 """
@@ -93,7 +95,7 @@ def test_a_full_disk_is_one_sentence(run_root: Path, unbuffered: str) -> None:  
         )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "No space left on device" in done.stderr
+    assert "cannot write to standard output: No space left on device" in done.stderr
 
 
 def test_follow_ends_with_ctrl_c(run_root: Path) -> None:  # noqa: F811
