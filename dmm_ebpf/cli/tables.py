@@ -287,13 +287,14 @@ _WHY_NOT = {
     "forwarded": " ({wanted} is for sockets, and what is only forwarded has none here)",
     "link-local": " ({wanted} carries nothing to link-local addresses)",
     "listener": " ({wanted} refuses no connection that a client opens)",
+    "device": " ({wanted} does not serve {device}, by which it leaves)",
     "outside": " (it is outside {attached}, to which the instance is attached)",
 }
 
 
 def print_route(answer: Row, asked: str) -> None:
     """The answer of `route get`, in the manner of ip-route(8)."""
-    names = {key: units.clean(answer.get(key)) for key in ("wanted", "attached")}
+    names = {key: units.clean(answer.get(key)) for key in ("wanted", "attached", "device")}
     why = _WHY_NOT.get(str(answer.get("why")), "").format(**names)
     print(
         f"{asked} stack {units.clean(answer.get('stack'))}{why} table {units.clean(answer.get('table'))}"

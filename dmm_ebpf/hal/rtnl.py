@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dmm_ebpf.hal.netlink import RouteSocket, attributes
+from dmm_ebpf.hal.netlink import RouteSocket, attribute, attribute_u32, attributes
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
 
@@ -34,7 +34,7 @@ _IFLA_INFO_KIND = 1
 _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
-_RTA_MULTIPATH, _RTA_TABLE = 9, 15
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_MARK, _RTA_UID = 9, 15, 16, 25
 
 RTN_UNICAST = 1
 
@@ -130,6 +130,17 @@ def addresses(sock: RouteSocket) -> list[Address]:
 def routes(sock: RouteSocket, family: int) -> list[Route]:
     """Every route of all tables."""
     return [_route(body) for body in sock.dump(_RTM_GETROUTE, _RTMSG.pack(family, *(0,) * 8))]
+
+
+def route_to(sock: RouteSocket, address: str, *, mark: int = 0, uid: int | None = None) -> Route:
+    """The route that the kernel takes to an address, as `ip route get`. OSError: it has none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    asked = _RTMSG.pack(family, 8 * len(packed), *(0,) * 7) + attribute(_RTA_DST, packed)
+    asked += attribute_u32(_RTA_MARK, mark)
+    if uid is not None:
+        asked += attribute_u32(_RTA_UID, uid)
+    return _route(sock.get(_RTM_GETROUTE, asked))
 
 
 def _u32(values: Mapping[int, bytes], kind: int, default: int = 0) -> int:

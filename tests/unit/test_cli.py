@@ -296,11 +296,12 @@ def test_route_get_for_people(cli: Cli) -> None:
     [
         ("udp", "stack kernel (wan carries TCP alone) table"),
         ("loopback", "stack kernel (wan carries nothing that stays on this host) table"),
+        ("device", "stack kernel (wan does not serve lo, by which it leaves) table"),
         ("outside", "stack kernel (it is outside /shop, to which the instance is attached) table"),
     ],
 )
 def test_route_get_says_why_another_stack_serves(cli: Cli, why: str, text: str) -> None:
-    answer = ANSWERS["route_get"] | {"stack": "kernel", "why": why, "attached": "/shop"}
+    answer = ANSWERS["route_get"] | {"stack": "kernel", "why": why, "attached": "/shop", "device": "lo"}
     with FakeRd("default", {"route_get": answer}):
         said = cli("route", "get", "203.0.113.7:443")
     assert text in said.out

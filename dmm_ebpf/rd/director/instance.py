@@ -9,7 +9,6 @@ on the way leaves the old one in force.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -27,24 +26,24 @@ from dmm_ebpf.hal import nic, stackdevice, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import away, carriers, flows, load, sync, undo
+from dmm_ebpf.rd.director import away, carriers, flows, load, routeget, sync, undo
 from dmm_ebpf.rd.director.earlier import Earlier
-from dmm_ebpf.rd.director.groups import Groups, attach_place, known_cgroup, lookup
+from dmm_ebpf.rd.director.groups import Groups, attach_place, lookup
 from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
 from dmm_ebpf.rd.director.live import with_sockets
 from dmm_ebpf.rd.director.load import core_counters
+from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.director.stacks import StackManager
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.rd.director.usual import read_usual
 from dmm_ebpf.rd.director.watch import PolicyWatch
-from dmm_ebpf.rd.policy import evaluate
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled, Labels, compile_policy
 from dmm_ebpf.rd.policy.ids import IdSpace
-from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy, UserStack
+from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy
 from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
 
@@ -274,7 +273,7 @@ class Instance:
             new,
             ids,
             lookup,
-            netns_lookup=_netns_cookie,
+            netns_lookup=routeget.netns_cookie,
             congestion_controls=tuning.read("net/ipv4/tcp_available_congestion_control").split(),
             usual=read_usual(),
             busy_stacks=self._busy_stacks(),
@@ -532,37 +531,15 @@ class Instance:
         ]
 
     def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What a new flow would get now: the policy's verdict, then the fallback if that stack is down or full.
-
-        Of a socket whose cgroup is not said, that it is in the instance's own; then the answer says so (assumed). What
-        is forwarded has no socket, and so no cgroup.
-        """
-        query = evaluate.Query.from_params(params)
-        attached = cgroups.name_of(Path(self.state.cgroup))
-        policy = self._policy or policies.parse("", source="none", base=Path("/"))
-        known_cgroup(policy, query)
-        assumed: dict[str, str] = {}
-        if query.cgroup is None and query.direction != C.DMM_DIR_FORWARD:
-            assumed = {"cgroup": attached}
-            query = replace(query, cgroup=attached)
-        query = replace(query, netns=query.netns or self._netns_of(policy))
-        answer: dict[str, Any] = {"attached": attached, "assumed": assumed}
-        if query.cgroup is not None and not evaluate.is_below(query.cgroup, attached):
-            return answer | evaluate.Verdict(KERNEL, KERNEL, why="outside").to_dict()
-        answer |= evaluate.route_get(policy, query).to_dict()
-        config = policy.stacks.get(answer["wanted"])
-        serves = answer["why"] is None
-        if serves and isinstance(config, UserStack) and not self.stacks.takes_flows(answer["wanted"]):
-            answer |= {"stack": config.fallback, "why": "down"}
-        return answer
-
-    def _netns_of(self, policy: Policy) -> str | None:
-        """The instance's network namespace as a rule of the policy names it, if one does."""
-        for rule in policy.rules:
-            with contextlib.suppress(DmmError, OSError):
-                if rule.netns is not None and _netns_cookie(rule.netns) == self.state.netns_cookie:
-                    return rule.netns
-        return None
+        """What a new flow would get now: see routeget.route_get()."""
+        here = Here(
+            policy=self._policy,
+            attached=cgroups.name_of(Path(self.state.cgroup)),
+            netns_cookie=self.state.netns_cookie,
+            takes_flows=self.stacks.takes_flows,
+            devices=lambda name: list(self.stacks.describe(name).get("nics") or ()),
+        )
+        return routeget.route_get(here, params)
 
     # -- events --
 
@@ -593,8 +570,3 @@ class Instance:
             return
         for record in records:
             self.publish(flows.event_dict(record, self.state.instance, self))
-
-
-def _netns_cookie(name: str) -> int:
-    with NetNS.from_arg(name) as netns:
-        return netns.cookie
