@@ -54,6 +54,10 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
             if not (everything or undone.removed or undone.unknown):
                 raise NotAttachedError(f"detach instance {name}", why="there is none", hint=_others())
             gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
+        except PermissionError:
+            error = error or PrivilegeError(
+                f"detach instance {name}", why="not root", hint="run it with sudo"
+            )
         except DmmError as exc:
             error = error or exc
     if as_json:

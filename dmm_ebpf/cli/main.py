@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import os
 import re
@@ -109,7 +110,7 @@ def _command_tree(words: list[str]) -> Any:
 
 def _failed(exc: Exception, *, as_json: bool) -> int:
     """Say what went wrong. Returns the exit code."""
-    if isinstance(exc, BrokenPipeError):
+    if isinstance(exc, BrokenPipeError) or (isinstance(exc, OSError) and _is_of_output(exc)):
         return _output_failed(exc)
     if type(exc).__name__ == "NoArgsIsHelpError" and (context := getattr(exc, "ctx", None)) is not None:
         print(context.get_help(), file=sys.stderr)
@@ -161,6 +162,11 @@ def _usage(exc: Exception) -> UsageError:
     reason = exc.format_message() if hasattr(exc, "format_message") else str(exc)
     reason = " ".join(reason.split()).rstrip(".")
     return UsageError("take this command line", why=reason, hint=f"see {path} --help")
+
+
+def _is_of_output(exc: OSError) -> bool:
+    """What a write to standard output fails with; of files of ours that cannot be written a DmmError tells."""
+    return exc.filename is None and exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def _output_failed(exc: OSError) -> int:

@@ -66,6 +66,8 @@ def _not_entered(label: str, error: OSError) -> DmmError:
     what = f"enter network namespace {label}"
     if error.errno == errno.EPERM:
         return PrivilegeError(what, why="CAP_SYS_ADMIN is needed", hint="run as root")
+    if error.errno == errno.EINVAL:
+        return UsageError(what, why="it is no network namespace", hint="see 'ip netns list'")
     return UsageError(what, why=os.strerror(error.errno or 0))
 
 

@@ -85,7 +85,7 @@ def place(path: str) -> Path:
     """
     if not path.startswith("/"):
         raise UsageError(
-            f"use the cgroup {path}", why="a cgroup is named by an absolute path, such as /shop.slice"
+            f"use the cgroup {path!r}", why="a cgroup is named by an absolute path, such as /shop.slice"
         )
     mount = _find()
     given = Path(os.path.normpath(path))

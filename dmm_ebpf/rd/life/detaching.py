@@ -11,7 +11,7 @@ import signal
 import time
 
 from dmm_ebpf import listing, loader
-from dmm_ebpf.errors import DmmError, NotAttachedError
+from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError
 from dmm_ebpf.rd.api.client import Client
 from dmm_ebpf.rd.director import found, rundir
 from dmm_ebpf.rd.director.rundir import RunDir
@@ -24,8 +24,11 @@ STOP_TIMEOUT_S = 20
 
 
 def instances() -> list[str]:
-    """Instances of this host, whether their RD lives or not."""
-    names = {folder.name for folder in listing.folders(rundir.ROOT)}
+    """Instances of this host, whether their RD lives or not. PrivilegeError to who may not look."""
+    try:
+        names = {folder.name for folder in listing.folders(rundir.ROOT)}
+    except PermissionError as e:
+        raise PrivilegeError("look for instances", why="not root", hint="run it with sudo") from e
     with contextlib.suppress(DmmError):
         names |= set(loader.instances())
     return sorted(names)
