@@ -23,6 +23,7 @@ from dmm_ebpf.cli.options import (
     IecOption,
     InstanceOption,
     JsonOption,
+    Leg,
     NetnsOfOption,
     NetnsOption,
     PidOption,
@@ -422,6 +423,55 @@ def sim(  # noqa: PLR0917 - typer calls it, by keyword
     )
     if not fine:
         raise typer.Exit(1)
+
+
+@app.command()
+def capture(  # noqa: PLR0917 - typer calls it, by keyword
+    stacks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STACK]...",
+            help="User stacks, or single processes, as wan@1.  [default: all of the instance]",
+        ),
+    ] = None,
+    instance: InstanceOption = "default",
+    write: Annotated[
+        str, typer.Option("--write", "-w", metavar="FILE", help="pcapng file; - is standard output.")
+    ] = "-",
+    leg: Annotated[
+        Leg | None,
+        typer.Option(help="outer: towards the network; inner: towards the app's kernel.  [default: both]"),
+    ] = None,
+    snaplen: Annotated[
+        int,
+        typer.Option("--snaplen", "-s", metavar="BYTES", min=1, max=262144, help="Of each frame at most."),
+    ] = 262144,
+    count: Annotated[
+        int | None, typer.Option("--count", "-c", metavar="N", min=1, help="End after so many frames.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", metavar="S", min=0.1, help="End after so long.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Capture what user stacks take and send, on both legs, whatever port it goes by.
+
+    tcpdump on the NIC does not see frames of AF_XDP; this does. Open the file with tcpdump or Wireshark.
+
+    \b
+    Examples:
+      dmm-ebpf capture wan -w wan.pcapng
+      dmm-ebpf capture --leg outer | tcpdump -n -r -
+      dmm-ebpf capture -c 1000 -s 128 -w head.pcapng
+    """
+    from dmm_ebpf.cli import capture as work
+    from dmm_ebpf.instancename import check_name
+    from dmm_ebpf.rd.director.capture import Wanted
+
+    check_name(instance)
+    legs = (leg.value,) if leg is not None else ("inner", "outer")
+    wanted = Wanted(tuple(stacks or ()), legs, snaplen)
+    work.capture(instance, wanted, write, count=count, seconds=seconds, as_json=as_json)
 
 
 @app.command()

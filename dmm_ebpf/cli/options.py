@@ -77,6 +77,13 @@ class Direction(enum.StrEnum):
     FORWARD = "forward"
 
 
+class Leg(enum.StrEnum):
+    """Half of a connection that a user stack carries."""
+
+    INNER = "inner"
+    OUTER = "outer"
+
+
 INSTANCE_HELP = "Name of the instance."
 InstanceOption = Annotated[
     str,

@@ -9,19 +9,21 @@ ended after IDLE_S.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.userstack import control
 
 MAX_CLIENTS = 16
 IDLE_S = 30.0
+DRAIN_S = 5.0  # for the end of a stream
 _UCRED = struct.Struct("=iII")  # pid, uid, gid
 
 log = logging.getLogger("dmm-ebpf.stack")
@@ -50,12 +52,29 @@ def peer(sock: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+class Stream(Protocol):
+    """What is written to a client's connection after an answer, instead of more answers."""
+
+    def drain(self) -> int:
+        """Begins nothing more; how many bytes are still to be written."""
+
+    def end(self) -> None:
+        """The connection is not used any more."""
+
+
+# Of a request that was granted, and its connection's descriptor; None: more requests may come.
+Begin = Callable[[Any, int], Stream | None]
+
+
 class ControlServer:
     """Hands requests to answer, and what it returns back. Lives in the event loop."""
 
-    def __init__(self, listener: socket.socket, answer: Callable[[Any], dict[str, Any]]) -> None:
+    def __init__(
+        self, listener: socket.socket, answer: Callable[[Any], dict[str, Any]], begin: Begin
+    ) -> None:
         self._listener = listener
         self._answer = answer
+        self._begin = begin
         self._clients: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listener.fileno(), self._accept)
@@ -89,10 +108,26 @@ class ControlServer:
                     request = await control.read(reader, control.REQUEST_BYTES)
                     if request is None:
                         return
-                    await control.write(writer, self._answer(request))
+                    answer = self._answer(request)
+                    await control.write(writer, answer)
+                if answer["ok"] and (stream := self._begin(request, sock.fileno())):
+                    await _until_hung_up(reader, stream)
+                    return
         except TimeoutError:
             return
         except (DmmError, ConnectionError) as exc:
             log.warning("control: %s", exc)
         finally:
             writer.close()
+
+
+async def _until_hung_up(reader: asyncio.StreamReader, stream: Stream) -> None:
+    """Whatever the client says now, it has had enough, but for what is on its way."""
+    try:
+        await reader.read(1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while stream.drain():
+                    await asyncio.sleep(DRAIN_S / 1000)
+    finally:
+        stream.end()

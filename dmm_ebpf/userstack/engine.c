@@ -47,18 +47,6 @@ uint64_t engine_now_ns(void)
 	return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 
-static void engine_lock(struct dmm_engine *e)
-{
-	pthread_mutex_lock(&e->gate);
-	pthread_mutex_lock(&e->lock);
-	pthread_mutex_unlock(&e->gate);
-}
-
-static void engine_unlock(struct dmm_engine *e)
-{
-	pthread_mutex_unlock(&e->lock);
-}
-
 static void wake(struct dmm_engine *e)
 {
 	uint64_t one = 1;
@@ -304,6 +292,8 @@ int dmm_engine_run(struct dmm_engine *e)
 	for (;;) {
 		uint64_t received = e->stats.inner_rx_pkts + e->stats.nic_rx_pkts;
 		uint64_t due = turn(e);
+
+		capture_flush(&e->capture);
 		uint32_t stop = __atomic_load_n(&e->stop, __ATOMIC_ACQUIRE);
 
 		if (stop == 2)
@@ -339,6 +329,7 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->load_told = UINT32_MAX; /* whatever a process before this one said */
 	e->busy_poll_ns = config->busy_poll_us * 1000ull;
 	e->first = MAX_PORTS;
+	e->capture.fd = -1;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	e->inner_rx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
 	e->inner_tx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
@@ -362,6 +353,7 @@ void dmm_engine_destroy(struct dmm_engine *e)
 		dmm_core_destroy(e->core);
 	for (uint32_t i = 0; i < e->n_nic; i++)
 		close(e->nic[i].inner_fd);
+	capture_end(&e->capture);
 	free(e->inner_rx);
 	free(e->inner_tx);
 	if (e->wake_fd >= 0)
@@ -464,120 +456,4 @@ int dmm_engine_tap_add(struct dmm_engine *e, uint32_t nic, struct dmm_tapnic *ta
 	to->tap = port_add(e, &(struct port){.tap = tap, .nic = nic});
 	engine_ports_chosen(e);
 	return 0;
-}
-
-/* ---- from other threads ---- */
-
-uint32_t dmm_engine_nic_set_port(struct dmm_engine *e, uint32_t nic, enum dmm_engine_port port)
-{
-	bool has = false;
-
-	engine_lock(e);
-	if (nic < e->n_nic)
-		has = port == DMM_PORT_TAP ? e->nic[nic].tap != MAX_PORTS : e->nic[nic].n_xsk;
-	if (has) {
-		/* What the other one has been given goes first. */
-		engine_nic_kick(e, nic);
-		e->nic[nic].by_tap = port == DMM_PORT_TAP;
-		engine_ports_chosen(e);
-	}
-	engine_unlock(e);
-	return has;
-}
-
-void dmm_engine_nic_set_mtu(struct dmm_engine *e, uint32_t nic, uint32_t mtu)
-{
-	engine_lock(e);
-	if (nic < e->n_nic)
-		e->nic[nic].mtu = mtu;
-	engine_unlock(e);
-}
-
-uint32_t dmm_engine_set_congestion(struct dmm_engine *e, const char *name)
-{
-	uint32_t known;
-
-	engine_lock(e);
-	known = dmm_core_set_congestion(e->core, name);
-	engine_unlock(e);
-	return known;
-}
-
-void dmm_engine_set_congestion_ops(struct dmm_engine *e, const struct cc_ops *ops)
-{
-	engine_lock(e);
-	dmm_core_set_congestion_ops(e->core, ops);
-	engine_unlock(e);
-}
-
-void dmm_engine_set_syn_cookies(struct dmm_engine *e, uint32_t mode)
-{
-	engine_lock(e);
-	dmm_core_set_syn_cookies(e->core, mode);
-	engine_unlock(e);
-}
-
-static void port_stats(const struct port *port, struct dmm_engine_stats *stats)
-{
-	struct dmm_tapnic_stats tap;
-	struct dmm_xsk_stats xsk;
-
-	if (port->tap) {
-		dmm_tapnic_stats(port->tap, &tap);
-		stats->kicks += tap.sends;
-		stats->kicks_again += tap.sends_again;
-		return;
-	}
-	dmm_xsk_stats(port->xsk, &xsk);
-	stats->nic_rx_dropped += xsk.rx_dropped;
-	stats->nic_rx_ring_full += xsk.rx_ring_full;
-	stats->nic_rx_fill_ring_empty += xsk.rx_fill_ring_empty;
-	stats->kicks += xsk.kicks;
-	stats->kicks_again += xsk.kicks_again;
-}
-
-void dmm_engine_stats(struct dmm_engine *e, struct dmm_engine_stats *stats)
-{
-	struct dmm_core_memory memory;
-
-	engine_lock(e);
-	*stats = e->stats;
-	for (uint32_t i = 0; i < e->n_port; i++)
-		port_stats(&e->port[i], stats);
-	dmm_core_memory(e->core, &memory);
-	stats->connections = dmm_core_connections(e->core);
-	stats->in_use = dmm_core_in_use(e->core);
-	stats->max_connections = e->load.max_connections;
-	stats->memory_bytes = memory.payload_bytes;
-	stats->memory_limit_bytes = memory.payload_limit_bytes;
-	stats->full = e->load.full;
-	engine_unlock(e);
-}
-
-void dmm_engine_memory(struct dmm_engine *e, struct dmm_core_memory *memory)
-{
-	engine_lock(e);
-	dmm_core_memory(e->core, memory);
-	engine_unlock(e);
-}
-
-uint64_t dmm_engine_core_counter(struct dmm_engine *e, uint32_t counter)
-{
-	engine_lock(e);
-	uint64_t value = counter < DMM_CORE_MAX ? dmm_core_counter(e->core, counter) : 0;
-
-	engine_unlock(e);
-	return value;
-}
-
-uint32_t dmm_engine_connections(struct dmm_engine *e, uint32_t first, uint32_t max,
-				struct dmm_conn_info *info)
-{
-	uint32_t n = 0;
-
-	engine_lock(e);
-	while (n < max && dmm_core_conn_info(e->core, first + n, &info[n]))
-		n++;
-	engine_unlock(e);
-	return n;
 }

@@ -72,7 +72,10 @@ struct dmm_engine_stats {
 	uint64_t max_connections;
 	uint64_t memory_bytes; /* of payload, now */
 	uint64_t memory_limit_bytes;
-	uint64_t full; /* enum dmm_full (bpf/abi.h) */
+	uint64_t full;		  /* enum dmm_full (bpf/abi.h) */
+	uint64_t capturing;	  /* 1: a capture runs */
+	uint64_t captured;	  /* frames of the capture that runs, or ran last */
+	uint64_t capture_dropped; /* of them lost, since the reader was too slow */
 };
 
 struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config);
@@ -107,6 +110,17 @@ enum dmm_engine_port { DMM_PORT_XSK = 0, DMM_PORT_TAP = 1 };
 uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic, enum dmm_engine_port port);
 /* A NIC's MTU changed: connections follow it with the next packet of their inner leg. */
 void dmm_engine_nic_set_mtu(struct dmm_engine *engine, uint32_t nic, uint32_t mtu);
+
+/*
+ * From now on the frames of legs (bit 1 << enum dmm_leg) are written to fd, a stream socket of the caller's
+ * that does not block, as pcapng's Enhanced Packet Blocks with at most snaplen_bytes of each (capture.h says
+ * which interface is which). Takes the place of a capture that runs. Returns 0 or -ENOMEM.
+ */
+int dmm_engine_capture(struct dmm_engine *engine, int fd, uint32_t legs, uint32_t snaplen_bytes);
+/* No more frames are taken for fd; returns how many bytes of those that were still have to be written. */
+uint32_t dmm_engine_capture_drain(struct dmm_engine *engine, int fd);
+/* The capture to fd ends, if that is the one which runs; fd is not used any more. */
+void dmm_engine_capture_end(struct dmm_engine *engine, int fd);
 
 void dmm_engine_stats(struct dmm_engine *engine, struct dmm_engine_stats *stats);
 /* See dmm_core_memory(). */

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dmm_ebpf import abi
@@ -34,6 +34,7 @@ _CORE_COUNTERS = {
     if name != "DMM_CORE_MAX"
 }
 _PORTS = {"af_xdp": lib.DMM_PORT_XSK, "tap": lib.DMM_PORT_TAP}
+LEGS = {"inner": lib.DMM_LEG_INNER, "outer": lib.DMM_LEG_OUTER}
 _SYN_COOKIES = {
     name.removeprefix("DMM_SYN_COOKIES_").lower(): value
     for value, name in ffi.typeof("enum dmm_syn_cookies").elements.items()
@@ -280,6 +281,30 @@ class Engine:
             if nic.slot == slot:
                 return index
         raise UsageError(what, why=f"the stack serves no NIC number {slot}")
+
+    # -- a look at the frames --
+
+    def interfaces(self) -> list[tuple[str, str]]:
+        """Name and description of each interface of a capture, in the order of their numbers."""
+        found = []
+        for nic in self.nics:
+            found.append((nic.name, f"outer leg of stack {self.spec.label}"))
+            found.append((self.spec.inner_device(nic), f"inner leg of stack {self.spec.label}"))
+        return found
+
+    def capture(self, fd: int, legs: Iterable[str], snaplen_bytes: int) -> None:
+        """Frames of these legs go to fd, a stream socket that does not block, until capture_end(); see capture.h."""
+        bits = sum(1 << LEGS[leg] for leg in legs)
+        if lib.dmm_engine_capture(self._engine, fd, bits, snaplen_bytes) < 0:
+            log.error("capture: there is no memory for it")
+
+    def capture_drain(self, fd: int) -> int:
+        """No more frames are taken for fd; how many bytes of those that were are still to be written."""
+        return int(lib.dmm_engine_capture_drain(self._engine, fd))
+
+    def capture_end(self, fd: int) -> None:
+        """fd is not written to any more."""
+        lib.dmm_engine_capture_end(self._engine, fd)
 
     # -- figures --
 

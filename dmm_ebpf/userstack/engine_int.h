@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * engine_int.h: the engine's own state, shared by engine.c (loop, actions, other threads) and engine_io.c
- * (packets in and out). Everything is under the engine's lock but stop and wake_fd.
+ * engine_int.h: the engine's own state, shared by engine.c (loop, actions), engine_io.c (packets in and out)
+ * and engine_calls.c (other threads). Everything is under the engine's lock but stop and wake_fd.
  */
 #ifndef DMM_ENGINE_INT_H
 #define DMM_ENGINE_INT_H
@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "capture.h"
 #include "engine.h"
 #include "load.h"
 #include "port.h"
@@ -43,6 +44,7 @@ struct dmm_engine {
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
 	struct dmm_engine_stats stats;
+	struct capture capture;
 	uint8_t *inner_rx;
 	uint8_t *inner_tx; /* holds a packet the kernel did not take when inner_tx_len != 0 */
 	uint32_t inner_tx_len;
@@ -57,6 +59,19 @@ struct dmm_engine {
 	uint32_t stop; /* atomic; 1: now, 2: abort first */
 	pthread_mutex_t gate, lock;
 };
+
+/* See engine.c, "Locks". */
+static inline void engine_lock(struct dmm_engine *e)
+{
+	pthread_mutex_lock(&e->gate);
+	pthread_mutex_lock(&e->lock);
+	pthread_mutex_unlock(&e->gate);
+}
+
+static inline void engine_unlock(struct dmm_engine *e)
+{
+	pthread_mutex_unlock(&e->lock);
+}
 
 /* CLOCK_MONOTONIC */
 uint64_t engine_now_ns(void);

@@ -110,6 +110,8 @@ static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const st
 		memcpy(nic->mac, eth + MAC_BYTES, MAC_BYTES);
 	else if (away < meta.mtu)
 		meta.mtu = away;
+	if (capture_wants(&e->capture, DMM_LEG_INNER))
+		capture_frame(&e->capture, i, DMM_LEG_INNER, CAPTURE_IN, eth, len + ETH_BYTES, NULL, now);
 	e->stats.inner_rx_pkts++;
 	e->stats.inner_rx_bytes += len;
 	dmm_core_input(e->core, DMM_LEG_INNER, e->inner_rx + DMM_TAP_HEADROOM, len, &meta, now);
@@ -231,6 +233,10 @@ static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 		bool v6;
 		uint32_t len = ip_length(frame, frame_len, &v6);
 
+		if (capture_wants(&e->capture, DMM_LEG_OUTER))
+			capture_frame(&e->capture, port->nic, DMM_LEG_OUTER, CAPTURE_IN, frame, frame_len,
+				      NULL, now);
+
 		if (len == 0) {
 			e->stats.nic_rx_ignored++;
 			continue;
@@ -314,7 +320,7 @@ static uint32_t port_of(const struct nic *nic, const uint8_t *ip, const struct d
  * parts.
  */
 static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_payload *payload,
-		     const struct dmm_tx_meta *meta)
+		     const struct dmm_tx_meta *meta, uint64_t now)
 {
 	uint8_t *ip = frame + ETH_BYTES;
 	uint32_t number = link_nic(e, meta->link), first = e->first; /* a kick may choose another one */
@@ -345,6 +351,9 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const s
 	link_mac(meta->link, frame);
 	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
 	frame_type(frame, meta->family);
+	if (capture_wants(&e->capture, DMM_LEG_OUTER))
+		capture_frame(&e->capture, number, DMM_LEG_OUTER, CAPTURE_OUT, frame,
+			      len + ETH_BYTES - payload->bytes, payload, now);
 	port_tx_commit(port, len + ETH_BYTES, payload, &meta->vnet);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
@@ -383,7 +392,7 @@ void engine_nic_out(struct dmm_engine *e)
 
 		if (len == 0)
 			break;
-		nic_send(e, frame, len, &payload, &meta);
+		nic_send(e, frame, len, &payload, &meta, now);
 	}
 	for (uint32_t i = 0; i < e->n_nic; i++)
 		engine_nic_kick(e, i);
@@ -421,6 +430,10 @@ static bool inner_flush(struct dmm_engine *e, const struct dmm_payload *payload)
 	} else {
 		e->stats.inner_tx_pkts++;
 		e->stats.inner_tx_bytes += e->inner_tx_len;
+		if (capture_wants(&e->capture, DMM_LEG_INNER))
+			capture_frame(&e->capture, e->inner_tx_nic, DMM_LEG_INNER, CAPTURE_OUT,
+				      e->inner_tx + DMM_TAP_HEADROOM - ETH_BYTES,
+				      e->inner_tx_len + ETH_BYTES - payload->bytes, payload, engine_now_ns());
 	}
 	e->inner_tx_len = 0;
 	return true;

@@ -25,12 +25,14 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.errors import ConflictError, DmmError, UsageError
 from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.pcapng import SNAPLEN_MAX_BYTES
 from dmm_ebpf.userstack import answers, controlserver, sandbox
-from dmm_ebpf.userstack.engine import Engine
+from dmm_ebpf.userstack.engine import LEGS, Engine
 from dmm_ebpf.userstack.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class StackProcess:
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
         self._stopping = False
+        self.captured_by = -1  # the descriptor that frames go to
 
     def confine(self) -> None:
         """Gives up every right, for good. Raises DmmError; the process must then end."""
@@ -72,7 +75,7 @@ class StackProcess:
         self.engine.prepare(self._engine_ended)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
-        self._server = controlserver.ControlServer(self.listener, self._answer)
+        self._server = controlserver.ControlServer(self.listener, self._answer, self._begin)
         sandbox.seal()
 
     def info(self) -> dict[str, Any]:
@@ -142,10 +145,56 @@ class StackProcess:
             if "port" in params:
                 self.engine.set_port(_slot(params), str(params["port"]))
             return None
+        if method == "capture":
+            capture = _Capture.of(params)
+            if self.captured_by >= 0:
+                raise ConflictError(f"capture stack {self.spec.label}", why="somebody does already")
+            return {"interfaces": self.engine.interfaces(), "snaplen_bytes": capture.snaplen_bytes}
         if method == "stop":
             self.stop()
             return None
         raise UsageError(f"ask stack {self.spec.label} for {method!r}", why="it knows no such request")
+
+    def _begin(self, request: Any, fd: int) -> controlserver.Stream | None:
+        """After the answer to "capture" frames follow on its connection, until that ends."""
+        if request.get("method") != "capture":
+            return None
+        asked = _Capture.of(request.get("params") or {})
+        self.engine.capture(fd, asked.legs, asked.snaplen_bytes)
+        self.captured_by = fd
+        return _Frames(self, fd)
+
+
+class _Frames:
+    """Those that go to a client; see controlserver.Stream."""
+
+    def __init__(self, process: StackProcess, fd: int) -> None:
+        self._process, self._fd = process, fd
+
+    def drain(self) -> int:
+        return self._process.engine.capture_drain(self._fd)
+
+    def end(self) -> None:
+        self._process.engine.capture_end(self._fd)
+        self._process.captured_by = -1
+
+
+@dataclass(frozen=True)
+class _Capture:
+    """What a request for one asks for."""
+
+    legs: tuple[str, ...]
+    snaplen_bytes: int
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> _Capture:
+        """UsageError for what is no leg or no length."""
+        legs, snaplen = params.get("legs", list(LEGS)), params.get("snaplen_bytes", SNAPLEN_MAX_BYTES)
+        if not isinstance(legs, list) or not legs or not all(leg in LEGS for leg in legs):
+            raise UsageError(f"capture {legs!r}", why=f"there are the legs {' and '.join(LEGS)}")
+        if not isinstance(snaplen, int) or not 0 < snaplen <= SNAPLEN_MAX_BYTES:
+            raise UsageError(f"capture {snaplen!r} bytes", why=f"1 to {SNAPLEN_MAX_BYTES} of a frame can be")
+        return cls(tuple(legs), snaplen)
 
 
 def _part(params: Mapping[str, Any]) -> dict[str, int]:

@@ -122,6 +122,7 @@ def test_every_answer_is_as_the_page_says(wired, busy):
         ("shown", said("policy", "show", *mine)),
         ("control[]", said("stacks", "--plugins")),
         ("simulation", said("sim", "cubic", "wan", "--duration", "2")),
+        ("captured", said("capture", *mine, "-w", str(wired.directory / "f.pcapng"), "--seconds", "0.2")),
         ("device[]", said("hal", "--netns", wired.client.netns_path)),
     ]
     busy.kill_director()
