@@ -237,7 +237,7 @@ def functions() -> dict[str, str]:
 
 
 @cache
-def statics(file: str) -> frozenset[str]:
+def kept_by(file: str) -> frozenset[str]:
     """The functions that file keeps to itself."""
     return frozenset(_STATIC.findall(code_of(file)))
 
@@ -249,7 +249,7 @@ def named() -> list[Arrow]:
     found = []
     for file in sources("C"):
         room = room_of("C", file) or ""
-        words = set(re.findall(r"\b\w+\b", code_of(file))) - statics(file)
+        words = set(re.findall(r"\b\w+\b", code_of(file))) - kept_by(file)
         for target in sorted({shown[word] for word in words & shown.keys()}):
             uses = room_of("C", target) or ""
             if uses != room and file.endswith(".c"):

@@ -80,7 +80,7 @@ class Floors:
         self.files: dict[str, list[str]] = {}
         for file in rooms.sources("C"):
             if file.startswith(rooms.CORE) and file.endswith(".c"):
-                for name in {*rooms.shown_by(file), *rooms.statics(file)}:
+                for name in {*rooms.shown_by(file), *rooms.kept_by(file)}:
                     self.files.setdefault(name, []).append(file)
 
     def floor(self, said_file: str, function: str) -> int | None:
