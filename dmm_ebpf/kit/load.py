@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import replace
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +42,9 @@ def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
     return DmmError(f"use congestion control {plugin.text!r}{where}", why=why, hint=hint)
 
 
-def check_file(plugin: Plugin, *, trusted_only: bool = True) -> None:
-    """Raises DmmError unless the file is there and, with trusted_only, root's or ours and nobody else's to change;
-    PrivilegeError when we may not read it.
+def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
+    """The plug-in, with the file that its links lead to. Raises DmmError unless that is there and, with trusted_only,
+    root's or ours and nobody else's to change or replace; PrivilegeError when we may not read it.
     """
     path = Path(plugin.file)
     try:
@@ -60,8 +61,9 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> None:
         raise error(plugin, "it is no file")
     if trusted_only:
         _check_owner(plugin, path, found)
-        for folder in path.parents:
+        for folder in dict.fromkeys((*path.parents, *Path(plugin.file).parents)):
             _check_owner(plugin, folder, folder.stat())
+    return replace(plugin, file=str(path))
 
 
 def _check_owner(plugin: Plugin, path: Path, found: os.stat_result) -> None:
@@ -157,7 +159,7 @@ def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Na
     """A Bridge of the plug-in, or a Native. ffi and lib: of the module whose connections it is for."""
     from dmm_ebpf.kit.bridge import Bridge, Native
 
-    check_file(plugin, trusted_only=trusted_only)
+    plugin = check_file(plugin, trusted_only=trusted_only)
     if plugin.kind == PYTHON:
         return Bridge(plugin, load_class(plugin), ffi, lib)
     return Native(plugin, load_native(plugin, ffi, lib), ffi, lib)

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define END_CALL (SIGRTMIN + 5)
+#define ALT_STACK_BYTES 65536u
 
 struct native {
 	struct cc_guard guard;
@@ -27,6 +28,7 @@ struct native {
 static _Thread_local struct {
 	struct native *native;
 	sigjmp_buf *back;
+	void *alt_stack; /* for signals: a control that calls itself without end leaves them none */
 } inside;
 
 static void on_signal(int number)
@@ -43,10 +45,20 @@ static void on_signal(int number)
 static void catch_signals(void)
 {
 	const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, END_CALL};
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NODEFER | SA_RESTART};
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NODEFER | SA_ONSTACK | SA_RESTART};
 
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
 		sigaction(numbers[i], &action, NULL);
+}
+
+static void have_alt_stack(void)
+{
+	stack_t stack = {.ss_size = ALT_STACK_BYTES};
+
+	inside.alt_stack = malloc(ALT_STACK_BYTES);
+	stack.ss_sp = inside.alt_stack;
+	if (stack.ss_sp)
+		sigaltstack(&stack, NULL);
 }
 
 static uint32_t call_native(struct cc_guard *g, struct cc *cc, const struct cc_call *call)
@@ -55,6 +67,8 @@ static uint32_t call_native(struct cc_guard *g, struct cc *cc, const struct cc_c
 	sigjmp_buf back;
 	int number;
 
+	if (!inside.alt_stack)
+		have_alt_stack();
 	__atomic_store_n(&n->thread, pthread_self(), __ATOMIC_RELAXED);
 	__atomic_store_n(&n->calls, n->calls + 1, __ATOMIC_RELEASE);
 	number = sigsetjmp(back, 0);

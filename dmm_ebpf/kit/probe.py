@@ -53,7 +53,7 @@ def main() -> None:
     plugin = Plugin(**asked["plugin"])
     answer = None
     try:
-        load.check_file(plugin, trusted_only=asked["trusted_only"])
+        plugin = load.check_file(plugin, trusted_only=asked["trusted_only"])
         if plugin.kind == PYTHON:
             load.load_class(plugin)
         else:

@@ -24,7 +24,7 @@ from dmm_ebpf.userstack._core import ffi, lib
 
 # Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need 22 bits (PID_MAX_LIMIT).
 UID_BASE = 0x7DC00000
-MAX_PROCESSES = 8  # threads, and what the kernel counts as such; it has two
+MAX_PROCESSES = 8  # threads, and what the kernel counts as such; it has two, and one of a plug-in
 
 _ALONE_S = 5.0
 _MAX_DESCRIPTORS = 1024

@@ -6,6 +6,8 @@ what was wrong with these is told.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +139,15 @@ def test_a_bad_plugin_costs_no_byte(
     assert told in listed.stdout
     log = Path(f"/run/dmm-ebpf/{routed.instance}/stack-wan.log")
     wait_for(lambda: told in log.read_text(encoding="utf-8"), what="a sentence in the stack's log")
+
+
+def test_the_next_process_has_the_plugin_too(site: Site, payload: Payload) -> None:
+    site.wire()
+    routed = site.attach_server(policy(written(site.directory)))
+    os.kill(stack_of(routed)["pid"], signal.SIGKILL)
+    wait_for(lambda: stack_of(routed)["restarts"] == 1 and stack_of(routed)["state"] == "up", 30)
+    fetch(site, payload, MB)
+    assert stack_of(routed)["plugin"] == {"faults": 0, "connections": 0, "fault": ""}
 
 
 def test_a_plugin_that_cannot_be_loaded_refuses_the_policy(site: Site, tmp_path: Path) -> None:

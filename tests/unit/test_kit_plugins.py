@@ -5,14 +5,18 @@ what was wrong.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.kit import bench, load, names, probe
@@ -332,6 +336,81 @@ def test_what_is_no_shared_object_or_of_another_machine_is_refused(built: Write,
 def test_the_header_and_python_have_one_abi() -> None:
     (number,) = re.findall(r"#define CC_ABI (\d+)", (CORE / "cc.h").read_text(encoding="utf-8"))
     assert int(number) == load.ABI
+
+
+def test_a_shared_object_without_end_of_stack_is_left(built: Write) -> None:
+    text = c_with("deeper(cc->cwnd_bytes);").replace(
+        "static void on_ack",
+        "__attribute__((noinline)) static void deeper(uint64_t n)\n"
+        "{ volatile char room[4096]; room[n % 4096] = 1; if (n) deeper(n + 1); room[0] = room[n % 7]; }\n"
+        "static void on_ack",
+    )
+    flow = one(
+        built(text.replace("#include", '#pragma GCC diagnostic ignored "-Winfinite-recursion"\n#include', 1))
+    )
+    assert "was ended by SIGSEGV" in flow.faults.sentence
+    assert flow.share > 0.8
+
+
+def test_links_lead_to_what_is_checked(write: Write, tmp_path: Path) -> None:
+    write(GOOD)
+    open_folder = tmp_path / "open"
+    open_folder.mkdir()
+    open_folder.chmod(0o777)
+    (open_folder / "link.py").symlink_to(tmp_path / "plugin.py")
+    assert f"{open_folder} may be written by others" in refused(f"python:{open_folder}/link.py:Control")
+    open_folder.chmod(0o755)
+    probe.check(f"python:{open_folder}/link.py:Control")
+    assert load.check_file(names.locate(f"python:{open_folder}/link.py:Control")).file == str(
+        tmp_path / "plugin.py"
+    )
+
+
+def test_connections_that_end_are_forgotten(write: Write) -> None:
+    plugin = load.load(bench.named(write(GOOD)), bench.ffi, bench.lib)
+    plugin.start()
+    try:
+        for _ in range(3):
+            bench.run_built(plugin, Course(rate_Bps=1.25e6, duration_s=1))
+        assert plugin._objects == {}  # type: ignore[attr-defined]
+    finally:
+        plugin.close()
+
+
+@given(st.text() | st.from_regex(r"(python|c|x)?:?[./A-Za-z_]*(\.py|\.so)?:?[A-Za-z.]*", fullmatch=True))
+def test_any_text_is_a_name_or_refused(text: str) -> None:
+    try:
+        plugin = names.locate(text)
+    except DmmError:
+        return
+    assert names.has_form(text)
+    assert Path(plugin.file).is_absolute()
+    assert ".." not in Path(plugin.file).parts
+
+
+def sim(*words: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "dmm-ebpf"
+    return subprocess.run([program, "sim", *words], capture_output=True, text=True, check=False)
+
+
+def test_the_command_says_what_went_wrong(write: Write) -> None:
+    text = write("class Control:\n    def on_ack(self, cc, s):\n        cc.cwnd_bytes = -1\n")
+    done = sim(text, "--duration", "3", "--json")
+    assert done.returncode == 1
+    (flow,) = json.loads(done.stdout)["flows"]
+    assert flow["faults"] == 1
+    assert flow["fault"] in done.stderr
+    for words, told in (
+        (("cubic", "--rate", "fast"), '"fast" is not a rate'),
+        (("cubic", "--loss", "100"), "is not a share of loss"),
+        (("nope",), "it is not built in"),
+        (("python:nope.py:X",), "No such file"),
+        (("cubic",) * 17, "17 flows are not 1 to 16"),
+    ):
+        done = sim(*words)
+        assert (done.returncode != 0, done.stdout) == (True, "")
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_courses_that_cannot_be_run_are_refused() -> None:
