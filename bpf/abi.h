@@ -383,6 +383,15 @@ struct dmm_listener {
 	char comm[16];
 };
 
+/* What the program dmm_listener_set is given: tables[half] and rules[half] of listeners[key]. */
+struct dmm_listener_set {
+	struct dmm_listener_key key;
+	__u32 half;
+	__u32 table;
+	__u32 rule;
+	__u32 pad;
+};
+
 /*
  * earlier[socket cookie]: a TCP socket of the instance's cgroup that was there before the hooks were; written
  * by the RD. A connection stays while it is open, for listings: the kernel serves it. A listener stays until

@@ -60,7 +60,7 @@ static __always_inline int bind_remember(struct bpf_sock_addr *ctx)
 	search.facts.netns_cookie = bpf_get_netns_cookie(ctx);
 	if (search.facts.netns_cookie != control->netns_cookie)
 		return 1;
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	decision = storage_get(DMM_MAP(decisions), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!decision)
 		return 1;
 	facts_current(&search.facts);

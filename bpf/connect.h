@@ -70,7 +70,7 @@ static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_d
 
 	if (likely(!dmm_mptcp_of(sk)))
 		return false;
-	later = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	later = storage_get(DMM_MAP(decisions), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (later)
 		__builtin_memcpy(later, decision, sizeof(*later));
 	return true;

@@ -142,13 +142,13 @@ static __always_inline const struct dmm_route_value *prefix_find(__u32 table, co
 		struct dmm_route4_key key = {.prefixlen = 64, .table = table, .addr_be = query->addr[3]};
 		void *trie = map_lookup(DMM_MAP(routes4), &query->half);
 
-		return trie ? map_lookup(trie, &key) : NULL;
+		return trie ? map_lookup(DMM_INNER(routes4, trie), &key) : NULL;
 	} else {
 		struct dmm_route6_key key = {.prefixlen = 160, .table = table};
 		void *trie = map_lookup(DMM_MAP(routes6), &query->half);
 
 		addr_copy((__u32 *)key.addr, query->addr);
-		return trie ? map_lookup(trie, &key) : NULL;
+		return trie ? map_lookup(DMM_INNER(routes6, trie), &key) : NULL;
 	}
 }
 
@@ -177,7 +177,7 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 	key.portset = prefix->portset;
 	key.proto = query->proto;
 	key.port_be = query->port_be;
-	port = map_lookup(trie, &key);
+	port = map_lookup(DMM_INNER(ports, trie), &key);
 	if (!port || port->route == DMM_ROUTE_NONE)
 		return false;
 	verdict->table = table;

@@ -60,7 +60,41 @@
 		ctx_value;                                                                                   \
 	})
 
-#define DMM_MAP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
+/*
+ * What a map holds is said by the loader, too, as -DDMM_KEY_<name> and -DDMM_VALUE_<name>; so a key or a
+ * value of another type is a compile error. A reference is a pointer to a struct that is never there: it
+ * carries those types.
+ */
+#define DMM_TYPES(name)                                                                                      \
+	struct {                                                                                             \
+		DMM_KEY_##name *key_type;                                                                    \
+		DMM_VALUE_##name *value_type;                                                                \
+	}
+#define DMM_MAP(name) ((DMM_TYPES(name) *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
+/* One of the maps that DMM_MAP(name) holds, as looked up there. */
+#define DMM_INNER(name, found) ((DMM_TYPES(inner_##name) *)(found))
+
+#define map_lookup(map, key)                                                                                 \
+	({                                                                                                   \
+		const typeof(*(map)->key_type) *typed_key = (key);                                           \
+		(typeof((map)->value_type))bpf_map_lookup_elem(map, (void *)typed_key);                      \
+	})
+
+#define map_update(map, key, value, flags)                                                                   \
+	({                                                                                                   \
+		const typeof(*(map)->key_type) *typed_key = (key);                                           \
+		const typeof(*(map)->value_type) *typed_value = (value);                                     \
+		bpf_map_update_elem(map, (void *)typed_key, (void *)typed_value, flags);                     \
+	})
+
+#define map_delete(map, key)                                                                                 \
+	({                                                                                                   \
+		const typeof(*(map)->key_type) *typed_key = (key);                                           \
+		bpf_map_delete_elem(map, (void *)typed_key);                                                 \
+	})
+
+/* A socket's own value. flags: BPF_SK_STORAGE_GET_F_CREATE makes it where there is none. */
+#define storage_get(map, sk, flags) ((typeof((map)->value_type))bpf_sk_storage_get(map, sk, NULL, flags))
 
 /*
  * A step of a loop: a function of dmm.bpf.c with one argument, which returns 1 to end the loop. The loader
@@ -86,16 +120,6 @@ static void *(*dmm_current_task)(void) = (void *)BPF_FUNC_get_current_task_btf;
 
 /* A field of a kernel struct, whose offset the loader took from the kernel's BTF. */
 #define KERNEL_LOAD(type, base, offset) (*(type const volatile *)((const char *)(base) + (offset)))
-
-static __always_inline void *map_lookup(void *map, const void *key)
-{
-	return bpf_map_lookup_elem(map, (void *)key);
-}
-
-static __always_inline long map_update(void *map, const void *key, const void *value, __u64 flags)
-{
-	return bpf_map_update_elem(map, (void *)key, (void *)value, flags);
-}
 
 static __always_inline void count(__u32 counter)
 {

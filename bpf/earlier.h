@@ -53,14 +53,14 @@ static __always_inline void earlier_adopt(void *sk, const struct dmm_earlier *fo
 	decision->listening = 0;
 	listener_key_fill(&key, &found->flow.pair);
 	if (earlier_is_shared(sk)) {
-		shared = bpf_sk_storage_get(DMM_MAP(shared_facts), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		shared = storage_get(DMM_MAP(shared_facts), sk, BPF_SK_STORAGE_GET_F_CREATE);
 		if (shared)
 			__builtin_memcpy(shared, decision, sizeof(*shared));
 	}
 	if (!earlier_watch(sk)) {
 		if (found->mptcp)
 			return;
-		at = bpf_sk_storage_get(DMM_MAP(unwatched), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		at = storage_get(DMM_MAP(unwatched), sk, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!at)
 			return;
 		__builtin_memcpy(at, &key, sizeof(key));
@@ -82,7 +82,7 @@ static __always_inline int earlier(struct dmm_iter_tcp *ctx)
 	found = map_lookup(DMM_MAP(earlier), &cookie);
 	if (!found)
 		return 0;
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	decision = storage_get(DMM_MAP(decisions), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (decision && !decision->listening)
 		earlier_adopt(sk, found, decision);
 	return 0;

@@ -193,7 +193,7 @@ static __always_inline void more_drop(__u64 cookie)
 {
 	__u64 *more = more_count();
 
-	if (more && unlikely(*more) && !bpf_map_delete_elem(DMM_MAP(more_flows), &cookie))
+	if (more && unlikely(*more) && !map_delete(DMM_MAP(more_flows), &cookie))
 		__sync_fetch_and_add(more, -1);
 }
 

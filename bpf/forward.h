@@ -137,7 +137,7 @@ static __always_inline struct dmm_forwarded *forwarded_find(const struct dmm_add
 static __always_inline void forwarded_forget(const struct dmm_addr_pair *pair)
 {
 	if (forwarded_find(pair))
-		bpf_map_delete_elem(DMM_MAP(forwarded), (void *)pair);
+		map_delete(DMM_MAP(forwarded), pair);
 }
 
 #endif /* DMM_FORWARD_H */

@@ -115,7 +115,7 @@ static __always_inline void flow_disown(const struct dmm_ask *ask, const struct 
 	forwarded = forwarded_find(&ask->pair);
 	if (forwarded)
 		forwarded->state = DMM_FORWARDED_GONE;
-	bpf_map_delete_elem(DMM_MAP(xdp_flows), (void *)&ask->pair);
+	map_delete(DMM_MAP(xdp_flows), &ask->pair);
 }
 
 static __always_inline void cookies_tell(__u32 stack, __u64 until_ns)

@@ -40,7 +40,7 @@ static __always_inline bool listener_lock(const struct dmm_listener_key *key)
 
 static __always_inline void listener_unlock(const struct dmm_listener_key *key)
 {
-	bpf_map_delete_elem(DMM_MAP(listener_locks), (void *)key);
+	map_delete(DMM_MAP(listener_locks), key);
 }
 
 static __always_inline void listener_key_fill(struct dmm_listener_key *key, const struct dmm_addr_pair *pair)
@@ -118,7 +118,7 @@ static __always_inline void listener_withdraw(const struct dmm_listener_key *key
 		if (listener->count > 1)
 			__sync_fetch_and_add(&listener->count, -1);
 		else
-			bpf_map_delete_elem(DMM_MAP(listeners), (void *)key);
+			map_delete(DMM_MAP(listeners), key);
 	}
 	if (locked)
 		listener_unlock(key);
@@ -143,15 +143,6 @@ static __always_inline const struct dmm_listener *listener_find(const __u32 *add
 	__builtin_memset(key.addr, 0, sizeof(key.addr));
 	return map_lookup(DMM_MAP(listeners), &key);
 }
-
-/* Argument of dmm_listener_set. */
-struct dmm_listener_set {
-	struct dmm_listener_key key;
-	__u32 half;
-	__u32 table;
-	__u32 rule;
-	__u32 pad;
-};
 
 /*
  * User space cannot change two fields of an entry without writing, and so losing, its count; this program

@@ -203,7 +203,7 @@ static __always_inline void fragment_forget(const struct dmm_parts *parts, __u32
 	struct dmm_fragment_key key;
 
 	fragment_key(&key, parts, of);
-	bpf_map_delete_elem(DMM_MAP(fragments), &key);
+	map_delete(DMM_MAP(fragments), &key);
 }
 
 /* The owned flow that it is of; of: where it came from. NULL: it is nobody's, or cannot be told. */

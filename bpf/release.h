@@ -16,14 +16,14 @@
 
 static __always_inline void released_listener(struct bpf_sock *sk)
 {
-	struct dmm_listener_key *at = bpf_sk_storage_get(DMM_MAP(unwatched), sk, NULL, 0);
+	struct dmm_listener_key *at = storage_get(DMM_MAP(unwatched), sk, 0);
 	struct dmm_decision *decision;
 	struct dmm_listener_key key;
 
 	if (likely(!at))
 		return;
 	__builtin_memcpy(&key, at, sizeof(key));
-	decision = bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, 0);
+	decision = storage_get(DMM_MAP(decisions), sk, 0);
 	if (!decision || !decision->listening)
 		return;
 	decision->listening = 0;

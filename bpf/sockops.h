@@ -27,7 +27,7 @@ static __always_inline void state_flag_set(struct bpf_sock_ops *ctx)
 
 static __always_inline struct dmm_decision *decision_get(struct bpf_sock *sk, __u64 flags)
 {
-	return bpf_sk_storage_get(DMM_MAP(decisions), sk, NULL, flags);
+	return storage_get(DMM_MAP(decisions), sk, flags);
 }
 
 /* What is known of the listener when this kernel's sock_ops helpers name nobody: what bind() saw, if that is
@@ -67,7 +67,7 @@ static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_so
 
 	if (!bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) && !reuseport)
 		return;
-	shared = bpf_sk_storage_get(DMM_MAP(shared_facts), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	shared = storage_get(DMM_MAP(shared_facts), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (shared)
 		__builtin_memcpy(shared, decision, sizeof(*shared));
 }
@@ -126,7 +126,7 @@ static __always_inline void listen_end(struct bpf_sock_ops *ctx, struct bpf_sock
 static __always_inline void accepted_facts(struct bpf_sock *sk, const struct dmm_listener *listener,
 					   struct dmm_decision *decision)
 {
-	const struct dmm_decision *shared = bpf_sk_storage_get(DMM_MAP(shared_facts), sk, NULL, 0);
+	const struct dmm_decision *shared = storage_get(DMM_MAP(shared_facts), sk, 0);
 
 	if (shared) {
 		decision->cgroup_id = shared->cgroup_id;
@@ -304,7 +304,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 				      const struct dmm_control *control)
 {
-	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, 0);
+	struct dmm_way *way = storage_get(DMM_MAP(ways), sk, 0);
 	__u32 half = control->generation & 1;
 	struct dmm_flow *flow;
 

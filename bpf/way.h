@@ -11,7 +11,7 @@
 /* NULL: the kernel serves. */
 static __always_inline struct dmm_way *way_get(struct bpf_sock *sk)
 {
-	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, 0);
+	struct dmm_way *way = storage_get(DMM_MAP(ways), sk, 0);
 
 	return way && way->stack ? way : NULL;
 }
@@ -19,7 +19,7 @@ static __always_inline struct dmm_way *way_get(struct bpf_sock *sk)
 /* False: no memory. */
 static __always_inline bool way_set(struct bpf_sock *sk, const struct dmm_way *to)
 {
-	struct dmm_way *way = bpf_sk_storage_get(DMM_MAP(ways), sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct dmm_way *way = storage_get(DMM_MAP(ways), sk, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (!way)
 		return false;

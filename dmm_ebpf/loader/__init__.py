@@ -14,12 +14,14 @@ from dmm_ebpf.loader.attach import (
 )
 from dmm_ebpf.loader.maps import Map, create_routes_map, set_inner
 from dmm_ebpf.loader.ringbuf import EventReader
+from dmm_ebpf.loader.spec import Maps
 
 __all__ = [
     "Attached",
     "EventReader",
     "HalfAttachedError",
     "Map",
+    "Maps",
     "adopt",
     "attach",
     "create_routes_map",

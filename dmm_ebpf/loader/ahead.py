@@ -11,9 +11,9 @@ import threading
 
 from dmm_ebpf.loader import programs
 from dmm_ebpf.loader.compile import code
-from dmm_ebpf.loader.maps import Map
+from dmm_ebpf.loader.spec import Maps
 
-Loaded = tuple[dict[str, Map], dict[str, int]]  # maps by name, fds of programs by name
+Loaded = tuple[Maps, dict[str, int]]  # fds of programs by name
 
 _begun: list[_Loading] = []
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dmm_ebpf import abi, listing
-from dmm_ebpf.abi import C
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import (
     ConflictError,
     DmmError,
@@ -34,11 +34,8 @@ from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS, ProgSpec
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, Maps, ProgSpec
 
-_ZERO_KEY = struct.pack("=I", 0)
-_NEAR_FLOW = struct.Struct("=QQ")  # the head of a struct dmm_near_flow: owner, flow.cookie
-_OWNER_BYTES = 8
 _USUAL_MTU = 1500
 
 
@@ -52,7 +49,7 @@ class Attached:
 
     instance: str
     cgroup_id: int
-    maps: Mapping[str, Map]
+    maps: Maps
     progs: MutableMapping[str, int]
     links: MutableMapping[str, int]
     folder: Path
@@ -66,7 +63,7 @@ class Attached:
         """The cgroup from the hierarchy's root ("/shop.slice"); None when it is gone."""
         return cgroups.path_of(self.cgroup_id)
 
-    def flows(self) -> Iterator[bytes]:
+    def flows(self) -> Iterator[Struct]:
         """Every struct dmm_flow."""
         return flow_records(self.maps)
 
@@ -133,14 +130,16 @@ class Attached:
         """Whether it is there by tcx."""
         return tcx.attached(tcx.Hook.FROM, self.inside_fd(), ifindex)
 
-    def set_listener_table(self, key: bytes, half: int, table: int, rule: int) -> bool:
+    def set_listener_table(self, key: Any, half: int, table: int, rule: int) -> bool:
         """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.
 
-        key: struct dmm_listener_key. rule: 1-based, 0 for none. False if the listener is gone.
+        key: of maps.listeners. rule: 1-based, 0 for none. False if the listener is gone.
         """
-        argument = key + struct.pack("=4I", half, table, rule, 0)
+        wanted = abi.new("dmm_listener_set", half=half, table=table, rule=rule)
+        wanted.key = key
         try:
-            return bool(bpf.prog_test(self.progs["dmm_listener_set"], None, context=argument).retval)
+            done = bpf.prog_test(self.progs["dmm_listener_set"], None, context=abi.pack(wanted))
+            return bool(done.retval)
         except OSError as error:
             raise DmmError("write a listener's table", why=str(error.strerror)) from error
 
@@ -158,14 +157,13 @@ class Attached:
         programs.close_all(self.links)
 
 
-def flow_records(maps: Mapping[str, Map]) -> Iterator[bytes]:
+def flow_records(maps: Maps) -> Iterator[Struct]:
     """Every struct dmm_flow: those of flows[], then those of more_flows[]; none of a map that is not there."""
-    for _, value in maps["flows"].items() if "flows" in maps else ():
-        owner, cookie = _NEAR_FLOW.unpack_from(value)
-        if owner and owner == cookie:
-            yield value[_OWNER_BYTES:]
-    for _, value in maps["more_flows"].items() if "more_flows" in maps else ():
-        yield value
+    for near in maps.flows.views() if "flows" in maps else ():
+        if near.owner and near.owner == near.flow.cookie:
+            yield abi.copy(near.flow)
+    if "more_flows" in maps:
+        yield from maps.more_flows.values()
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
@@ -255,14 +253,16 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
     cgroup_fd = -1 if cgroup is None else open_cgroup(cgroup)
     try:
         folder = _make_folder(instance)
-        opened: dict[str, Map] = {}
+        opened = Maps({})
         progs: dict[str, int] = {}
         links: dict[str, int] = {}
         try:
             for name in bpffs.FOLDERS:
                 (folder / name).mkdir(mode=0o700)
             opened, progs = ahead.take()
-            opened["control"].update(_ZERO_KEY, _control(netns_cookie))
+            opened.control[0] = abi.new(
+                "dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie
+            )
             for name, one in opened.items():
                 pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
@@ -284,11 +284,6 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
         if cgroup_fd >= 0:
             os.close(cgroup_fd)
     return Attached(instance, cgroup_id, opened, progs, links, folder)
-
-
-def _control(netns_cookie: int) -> bytes:
-    """control[0] before the first policy."""
-    return abi.pack(abi.new("dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie))
 
 
 class HalfAttachedError(ConflictError):
@@ -331,16 +326,15 @@ def _adopt_links(instance: str, folder: Path, unhooked: bool) -> tuple[dict[str,
     return links, ids.pop() if len(ids) == 1 else 0
 
 
-def _check_abi(instance: str, opened: Mapping[str, Map]) -> None:
-    control = abi.unpack("dmm_control", opened["control"].lookup(_ZERO_KEY) or bytes(64))
-    if control.abi_version != C.DMM_ABI_VERSION:
-        raise _incomplete(
-            instance, f"its maps have ABI version {control.abi_version}, this is {C.DMM_ABI_VERSION}"
-        )
-    for spec in MAPS:
-        one = opened.get(spec.name)
-        if one is not None and (one.key_size, one.value_size) != (spec.key_size, spec.value_size):
-            raise _incomplete(instance, f"its map {spec.name} was made by another version of dmm-ebpf")
+def _check_abi(instance: str, opened: Maps) -> None:
+    """That the pinned maps are what spec.Maps says."""
+    foreign = [spec.name for spec in MAPS if spec.name in opened and not spec.is_of(opened[spec.name])]
+    if "control" not in foreign:
+        version = opened.control[0].abi_version
+        if version != C.DMM_ABI_VERSION:
+            raise _incomplete(instance, f"its maps have ABI version {version}, this is {C.DMM_ABI_VERSION}")
+    if foreign:
+        raise _incomplete(instance, f"its map {foreign[0]} was made by another version of dmm-ebpf")
 
 
 def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
@@ -374,12 +368,13 @@ def adopt(instance: str, *, unhooked: bool = False) -> Attached:
     folder = bpffs.instance_dir(instance)
     if folder is None:
         raise NotAttachedError(f"take over instance {instance}", why="it is not attached")
-    opened: dict[str, Map] = {}
+    pinned: dict[str, Map] = {}
     progs: dict[str, int] = {}
     links: dict[str, int] = {}
     try:
         for map_spec in MAPS:
-            opened[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
+            pinned[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
+        opened = Maps(pinned)
         for spec in PROGRAMS:
             progs[spec.name] = _get(instance, folder / "progs" / spec.pin)
         links, cgroup_id = _adopt_links(instance, folder, unhooked)
@@ -388,7 +383,7 @@ def adopt(instance: str, *, unhooked: bool = False) -> Attached:
     except BaseException:
         programs.close_all(links)
         programs.close_all(progs)
-        programs.close_maps(opened)
+        programs.close_maps(pinned)
         raise
     return Attached(instance, cgroup_id, opened, progs, links, folder)
 
@@ -471,19 +466,19 @@ def unhook(instance: str) -> list[str]:
         raise DmmError(f"take the hooks of instance {instance} off", why=str(error)) from error
 
 
-def open_maps(instance: str) -> Mapping[str, Map]:
+def open_maps(instance: str) -> Maps:
     """Those maps that are pinned, for undoing what they name; none if another version of dmm-ebpf made them."""
     folder = bpffs.instance_dir(instance)
     if folder is None:
-        return {}
+        return Maps({})
     paths = {spec.name: folder / "maps" / spec.name for spec in MAPS}
-    opened = {name: Map(_get(instance, path)) for name, path in paths.items() if path.exists()}
+    opened = Maps({name: Map(_get(instance, path)) for name, path in paths.items() if path.exists()})
     if "control" in opened:
         with suppress(ConflictError):
             _check_abi(instance, opened)
             return opened
     programs.close_maps(opened)
-    return {}
+    return Maps({})
 
 
 def instances() -> list[str]:

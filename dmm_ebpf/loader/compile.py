@@ -21,7 +21,7 @@ from typing import Any
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import cache, programs
-from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
+from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS, c_types
 
 COMPILE_SECONDS = 600  # on a slow and busy machine LLVM takes minutes
 _NO_BCC = 3
@@ -140,6 +140,7 @@ def _digest(files: list[Path]) -> str:
 def _macros(defines: tuple[str, ...]) -> list[str]:
     return [
         *(f"-DDMM_MAP_{spec.name}={number}" for number, spec in enumerate(MAPS)),
+        *(f"-D{macro}={c_type}" for macro, c_type in c_types()),
         *(f"-DDMM_STEP_{name.removeprefix('dmm_')}={number}" for number, name in enumerate(STEPS)),
         *(f"-D{name}" for name in defines),
     ]

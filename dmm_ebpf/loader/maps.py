@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Map: an open BPF map, and the inner tries that hold a policy's routes.
 
-A Map owns its fd and closes it. Keys and values are bytes of exactly key_size and value_size (abi.pack makes them). A
-refusal of the kernel is a DmmError; an absent key is not an error.
+A Map owns its fd and closes it. Keys and values are bytes of exactly key_size and value_size: what is told by types is
+table.py's. This is the door for many at once, such as a million routes that are packed as columns already. A refusal of
+the kernel is a DmmError; an absent key is not an error.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
 import weakref
 from collections.abc import Iterator
 from typing import Literal
 
-from dmm_ebpf import abi
+from dmm_ebpf.abi import U32, KeyForm, StructForm
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf, explain
@@ -25,10 +25,10 @@ _PERCPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, bpf.ENOTSUPP)
 
 RoutesKind = Literal["routes4", "routes6", "ports"]
-_INNER: dict[RoutesKind, tuple[str, str]] = {
-    "routes4": ("dmm_route4_key", "dmm_route_value"),
-    "routes6": ("dmm_route6_key", "dmm_route_value"),
-    "ports": ("dmm_port_key", "dmm_port_value"),
+INNER: dict[RoutesKind, tuple[KeyForm, StructForm]] = {
+    "routes4": (KeyForm("dmm_route4_key"), StructForm("dmm_route_value")),
+    "routes6": (KeyForm("dmm_route6_key"), StructForm("dmm_route_value")),
+    "ports": (KeyForm("dmm_port_key"), StructForm("dmm_port_value")),
 }
 
 
@@ -123,6 +123,15 @@ class Map(Closing):
         if self.type in _PERCPU or self.type == MapType.ARRAY_OF_MAPS:
             yield from self._items_one_by_one()
             return
+        for keys, values in self.chunks():
+            for i in range(len(keys) // self.key_size):
+                yield (
+                    keys[i * self.key_size : (i + 1) * self.key_size],
+                    values[i * self.value_size : (i + 1) * self.value_size],
+                )
+
+    def chunks(self) -> Iterator[tuple[bytes, bytes]]:
+        """items() some thousands at once: keys end to end, and values; not of a per-CPU map."""
         position: bytes | None = None
         count = min(BATCH, self.max_entries)
         while True:
@@ -139,11 +148,7 @@ class Map(Closing):
                     return
                 raise _error(f"read BPF map {self.name}", error) from error
             position = position_next
-            for i in range(n):
-                yield (
-                    keys[i * self.key_size : (i + 1) * self.key_size],
-                    values[i * self.value_size : (i + 1) * self.value_size],
-                )
+            yield keys[: n * self.key_size], values[: n * self.value_size]
             if last:
                 return
 
@@ -168,13 +173,13 @@ class Map(Closing):
 
 def create_routes_map(kind: RoutesKind, max_entries: int) -> Map:
     """A trie for set_inner(); as large as the policy needs, at least 1 entry."""
-    key, value = _INNER[kind]
+    key, value = INNER[kind]
     try:
         fd = bpf.map_create(
             f"dmm_{kind}",
             MapType.LPM_TRIE,
-            abi.sizeof(key),
-            abi.sizeof(value),
+            key.size,
+            value.size,
             max(1, max_entries),
             flags=bpf.BPF_F_NO_PREALLOC,
         )
@@ -185,8 +190,8 @@ def create_routes_map(kind: RoutesKind, max_entries: int) -> Map:
 
 def set_inner(outer: Map, index: int, inner: Map | None) -> None:
     """outer[index] = inner, at once; None empties it. The kernel frees a trie that nobody uses any more."""
-    key = struct.pack("=I", index)
+    key = U32.pack(index)
     if inner is None:
         outer.delete(key)
     else:
-        outer.update(key, struct.pack("=I", inner.fd))
+        outer.update(key, U32.pack(inner.fd))

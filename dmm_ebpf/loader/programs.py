@@ -17,13 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError
 from dmm_ebpf.loader import bpf, explain, link, maps
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import EARLIER, MAPS, PROGRAMS, STEPS, MapSpec, ProgSpec
+from dmm_ebpf.loader.spec import EARLIER, MAPS, PROGRAMS, STEPS, Maps, ProgSpec
+from dmm_ebpf.loader.table import MapSpec
 
 LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
 LOG_LINES = 3
@@ -83,36 +85,37 @@ def storage_btf(value_bytes: int) -> bytes:
     return link.btf(types, strings)
 
 
-def _create(spec: MapSpec) -> Map:
+def _created(spec: MapSpec[Any, Any], **more: Any) -> Map:
+    return Map(
+        bpf.map_create(
+            spec.name,
+            spec.kind,
+            spec.key_size,
+            spec.value_size,
+            spec.max_entries,
+            flags=spec.flags,
+            **more,
+        )
+    )
+
+
+def _create(spec: MapSpec[Any, Any]) -> Map:
     if spec.inner:
-        with maps.create_routes_map(spec.inner, 1) as template:  # type: ignore[arg-type]
-            fd = bpf.map_create(
-                spec.name, spec.type, 4, 4, spec.max_entries, flags=spec.flags, inner_fd=template.fd
-            )
-            return Map(fd)
+        with maps.create_routes_map(spec.inner, 1) as template:
+            return _created(spec, inner_fd=template.fd)
     btf_fd = -1
     try:
         btf = (0, 0, 0)
-        if spec.type == MapType.SK_STORAGE:
+        if spec.kind == MapType.SK_STORAGE:
             btf_fd = bpf.btf_load(storage_btf(spec.value_size))
             btf = (btf_fd, 1, 3)
-        return Map(
-            bpf.map_create(
-                spec.name,
-                spec.type,
-                spec.key_size,
-                spec.value_size,
-                spec.max_entries,
-                flags=spec.flags,
-                btf=btf,
-            )
-        )
+        return _created(spec, btf=btf)
     finally:
         if btf_fd >= 0:
             os.close(btf_fd)
 
 
-def create_maps() -> dict[str, Map]:
+def create_maps() -> Maps:
     """Every map of spec.MAPS, empty."""
     made: dict[str, Map] = {}
     try:
@@ -120,11 +123,11 @@ def create_maps() -> dict[str, Map]:
             made[spec.name] = _create(spec)
     except OSError as error:
         close_maps(made)
-        raise explain.map_refused(f"create the BPF map {spec.name}", spec.type, error) from error
+        raise explain.map_refused(f"create the BPF map {spec.name}", spec.kind, error) from error
     except BaseException:
         close_maps(made)
         raise
-    return made
+    return Maps(made)
 
 
 def close_maps(opened: Mapping[str, Map]) -> None:

@@ -2,14 +2,16 @@
 """What is loaded: every map and every program, as constants. The names are those of bpf/abi.h and bpf/dmm.bpf.c.
 
 A map's number is its place in MAPS; the compiler passes it to C (-DDMM_MAP_<name>), the loader replaces it by an fd.
+Its types are passed on, too (c_types()): a program that takes a key or a value for another is not compiled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from dmm_ebpf import abi
-from dmm_ebpf.abi import C
+from dmm_ebpf.abi import U32, U64, C, Form, KeyForm, StructForm
 from dmm_ebpf.loader.bpf import (
     BPF_F_CLONE,
     BPF_F_NO_PREALLOC,
@@ -18,19 +20,8 @@ from dmm_ebpf.loader.bpf import (
     MapType,
     ProgType,
 )
-
-
-@dataclass(frozen=True)
-class MapSpec:
-    """One map; sizes in bytes. inner: the kind of its inner tries, for an array of maps."""
-
-    name: str
-    type: MapType
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int = 0
-    inner: str = ""
+from dmm_ebpf.loader.maps import INNER, RoutesKind
+from dmm_ebpf.loader.table import K, MapSpec, Opened, V
 
 
 @dataclass(frozen=True)
@@ -49,70 +40,87 @@ class ProgSpec:
         return self.name.removeprefix("dmm_")
 
 
-def _array(name: str, value: str, entries: int) -> MapSpec:
-    return MapSpec(name, MapType.ARRAY, 4, abi.sizeof(value), entries)
+def _array(value: Form[V], entries: int) -> MapSpec[int, V]:
+    return MapSpec(MapType.ARRAY, U32, value, entries)
 
 
-def _hash(name: str, key_size: int, value_size: int, entries: int) -> MapSpec:
-    return MapSpec(name, MapType.HASH, key_size, value_size, entries, BPF_F_NO_PREALLOC)
+def _hash(key: Form[K], value: Form[V], entries: int) -> MapSpec[K, V]:
+    return MapSpec(MapType.HASH, key, value, entries, BPF_F_NO_PREALLOC)
 
 
-def _storage(name: str, value: str, flags: int = 0) -> MapSpec:
-    return MapSpec(name, MapType.SK_STORAGE, 4, abi.sizeof(value), 0, BPF_F_NO_PREALLOC | flags)
+def _lru(key: Form[K], value: Form[V], entries: int) -> MapSpec[K, V]:
+    return MapSpec(MapType.LRU_HASH, key, value, entries)
 
 
-_LISTENER_KEY = abi.sizeof("dmm_listener_key")
+def _storage(value: Form[V], flags: int = 0) -> MapSpec[int, V]:
+    """By socket; here, by its descriptor."""
+    return MapSpec(MapType.SK_STORAGE, U32, value, 0, BPF_F_NO_PREALLOC | flags)
 
-MAPS: tuple[MapSpec, ...] = (
-    _array("control", "dmm_control", 1),
-    _array("heads", "dmm_policy_head", 2),
-    _array("rules", "dmm_rule", 2 * C.DMM_MAX_RULES),
-    _array("stacks", "dmm_stack", 2 * C.DMM_MAX_STACKS),
-    _array("stack_state", "dmm_stack_state", C.DMM_MAX_STACKS),
-    _array("stack_load", "dmm_stack_load", C.DMM_MAX_STACKS * C.DMM_MAX_PROCESSES),
-    MapSpec("routes4", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes4"),
-    MapSpec("routes6", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="routes6"),
-    MapSpec("ports", MapType.ARRAY_OF_MAPS, 4, 4, 2, inner="ports"),
-    _storage("decisions", "dmm_decision"),
-    _storage("shared_facts", "dmm_decision", BPF_F_CLONE),
-    _storage("ways", "dmm_way"),
-    _storage("unwatched", "dmm_listener_key"),
-    _array("flows", "dmm_near_flow", C.DMM_NEAR_FLOWS),
-    _hash("more_flows", 8, abi.sizeof("dmm_flow"), C.DMM_MAX_FLOWS),
-    MapSpec("events", MapType.RINGBUF, 0, 0, C.DMM_EVENTS_BYTES),
-    _hash("listeners", _LISTENER_KEY, abi.sizeof("dmm_listener"), C.DMM_MAX_LISTENERS),
-    _hash("earlier", 8, abi.sizeof("dmm_earlier"), C.DMM_MAX_EARLIER),
-    _hash("nics", 4, abi.sizeof("dmm_nic"), C.DMM_MAX_DEVICES),
-    _hash("xdp_flows", abi.sizeof("dmm_addr_pair"), abi.sizeof("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS),
-    _array("cookie_state", "dmm_cookie_state", C.DMM_MAX_STACKS),
-    MapSpec("xsks", MapType.XSKMAP, 4, 4, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES),
-    MapSpec("outer_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
-    MapSpec("inner_devs", MapType.ARRAY, 4, 4, C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
-    _array("forwards", "dmm_forward", 2 * C.DMM_MAX_FORWARDS),
-    _hash("inside", 4, abi.sizeof("dmm_inside"), C.DMM_MAX_INSIDE),
-    MapSpec("notes", MapType.LRU_HASH, 4, abi.sizeof("dmm_forwarded"), C.DMM_MAX_NOTES),
-    MapSpec(
-        "forwarded",
-        MapType.LRU_HASH,
-        abi.sizeof("dmm_addr_pair"),
-        abi.sizeof("dmm_forwarded"),
-        C.DMM_MAX_FORWARDED,
-    ),
-    MapSpec(
-        "fragments",
-        MapType.LRU_HASH,
-        abi.sizeof("dmm_fragment_key"),
-        abi.sizeof("dmm_fragment"),
-        C.DMM_MAX_FRAGMENTS,
-    ),
-    _hash("seats", 4, abi.sizeof("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS),
-    MapSpec("counters", MapType.PERCPU_ARRAY, 4, 8, C.DMM_CNT_MAX),
+
+def _tries(kind: RoutesKind) -> MapSpec[int, None]:
+    """By half; see maps.set_inner()."""
+    return MapSpec(MapType.ARRAY_OF_MAPS, U32, None, 2, inner=kind)
+
+
+ADDR_PAIR = KeyForm("dmm_addr_pair")
+LISTENER_KEY = KeyForm("dmm_listener_key")
+_DECISION = StructForm("dmm_decision")
+_FORWARDED = StructForm("dmm_forwarded")
+
+
+class Maps(Opened):
+    """The maps of an instance: here what they are, and of an object, their tables."""
+
+    control = _array(StructForm("dmm_control"), 1)
+    heads = _array(StructForm("dmm_policy_head"), 2)
+    rules = _array(StructForm("dmm_rule"), 2 * C.DMM_MAX_RULES)
+    stacks = _array(StructForm("dmm_stack"), 2 * C.DMM_MAX_STACKS)
+    stack_state = _array(StructForm("dmm_stack_state"), C.DMM_MAX_STACKS)
+    stack_load = _array(StructForm("dmm_stack_load"), C.DMM_MAX_STACKS * C.DMM_MAX_PROCESSES)
+    routes4 = _tries("routes4")
+    routes6 = _tries("routes6")
+    ports = _tries("ports")
+    decisions = _storage(_DECISION)
+    shared_facts = _storage(_DECISION, BPF_F_CLONE)
+    ways = _storage(StructForm("dmm_way"))
+    unwatched = _storage(StructForm("dmm_listener_key"))
+    flows = _array(StructForm("dmm_near_flow"), C.DMM_NEAR_FLOWS)
+    more_flows = _hash(U64, StructForm("dmm_flow"), C.DMM_MAX_FLOWS)
+    events: MapSpec[None, None] = MapSpec(MapType.RINGBUF, None, None, C.DMM_EVENTS_BYTES)
+    listeners = _hash(LISTENER_KEY, StructForm("dmm_listener"), C.DMM_MAX_LISTENERS)
+    earlier = _hash(U64, StructForm("dmm_earlier"), C.DMM_MAX_EARLIER)
+    nics = _hash(U32, StructForm("dmm_nic"), C.DMM_MAX_DEVICES)
+    xdp_flows = _hash(ADDR_PAIR, StructForm("dmm_xdp_flow"), C.DMM_MAX_XDP_FLOWS)
+    cookie_state = _array(StructForm("dmm_cookie_state"), C.DMM_MAX_STACKS)
+    xsks = MapSpec(MapType.XSKMAP, U32, U32, C.DMM_MAX_NICS * C.DMM_MAX_QUEUES)
+    outer_devs = _array(U32, C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
+    inner_devs = _array(U32, C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
+    forwards = _array(StructForm("dmm_forward"), 2 * C.DMM_MAX_FORWARDS)
+    inside = _hash(U32, StructForm("dmm_inside"), C.DMM_MAX_INSIDE)
+    notes = _lru(U32, _FORWARDED, C.DMM_MAX_NOTES)
+    forwarded = _lru(ADDR_PAIR, _FORWARDED, C.DMM_MAX_FORWARDED)
+    fragments = _lru(KeyForm("dmm_fragment_key"), StructForm("dmm_fragment"), C.DMM_MAX_FRAGMENTS)
+    seats = _hash(U32, StructForm("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
+    counters = MapSpec(MapType.PERCPU_ARRAY, U32, U64, C.DMM_CNT_MAX)
     # The four below belong to the programs alone.
-    _array("recent_routes", "dmm_recent_route", C.DMM_RECENT_ROUTES),
-    _hash("listener_locks", _LISTENER_KEY, 4, 1024),
-    MapSpec("more_count", MapType.ARRAY, 4, 8, 1),
-    MapSpec("wakeup", MapType.ARRAY, 4, 8, 1),
-)
+    recent_routes = _array(StructForm("dmm_recent_route"), C.DMM_RECENT_ROUTES)
+    listener_locks = _hash(LISTENER_KEY, U32, 1024)
+    more_count = _array(U64, 1)
+    wakeup = _array(U64, 1)
+
+
+MAPS: tuple[MapSpec[Any, Any], ...] = tuple(spec for spec in vars(Maps).values() if isinstance(spec, MapSpec))
+
+
+def c_types() -> Iterator[tuple[str, str]]:
+    """The macros by which bpf/defs.h knows what a map holds, each with the type that it stands for."""
+    for spec in MAPS:
+        yield f"DMM_KEY_{spec.name}", spec.key.c_type if spec.key else "void"
+        yield f"DMM_VALUE_{spec.name}", spec.value.c_type if spec.value else "void"
+    for kind, (key, value) in INNER.items():
+        yield f"DMM_KEY_inner_{kind}", key.c_type
+        yield f"DMM_VALUE_inner_{kind}", value.c_type
+
 
 _ADDR = ProgType.CGROUP_SOCK_ADDR
 

@@ -23,6 +23,7 @@ import pytest
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
+from dmm_ebpf.loader.spec import LISTENER_KEY
 from lab import Cgroup, Host, Lab
 from lab.waiting import wait_for, wait_readable
 
@@ -285,9 +286,9 @@ def counter(attached: loader.Attached, number: int) -> int:
     return sum(struct.unpack("=Q", value)[0] for value in values)
 
 
-def listener_key(address: str, port: int) -> bytes:
-    """struct dmm_listener_key."""
-    return abi.pack(abi.new("dmm_listener_key", addr=abi.addr16(address), port_be=socket.htons(port)))
+def listener_key(address: str, port: int) -> Any:
+    """A key of listeners."""
+    return LISTENER_KEY.type(abi.addr16(address), socket.htons(port))
 
 
 @dataclass
@@ -318,12 +319,11 @@ class Bench:
 
     def flows(self) -> list[Any]:
         """Every struct dmm_flow."""
-        return [abi.unpack("dmm_flow", value) for value in self.attached.flows()]
+        return list(self.attached.flows())
 
     def listener(self, address: str, port: int) -> Any | None:
         """listeners[address, port]."""
-        value = self.attached.maps["listeners"].lookup(listener_key(address, port))
-        return None if value is None else abi.unpack("dmm_listener", value)
+        return self.attached.maps.listeners.get(listener_key(address, port))
 
     def event(self, kind: int, cookie: int) -> Any:
         """Waits for an event of one socket; those that come before it are kept for the next call."""

@@ -315,7 +315,7 @@ def test_a_client_of_the_listener_that_was_there_before_attach_is_still_recorded
     """A listener of another namespace's instance, or older than the hooks, has no facts; its children have a record."""
     agent = bench.agent
     port = agent.listen("l", "0.0.0.0")
-    bench.attached.maps["listeners"].delete(listener_key("0.0.0.0", port))
+    bench.attached.maps.listeners.delete(listener_key("0.0.0.0", port))
     Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL).route(1, "0.0.0.0/0", 3).apply(bench.attached)
     with client(bench, port):
         made = decision(bench)

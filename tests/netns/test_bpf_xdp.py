@@ -144,7 +144,7 @@ class Steer:
         """listeners: as TCP_LISTEN_CB would write it, for both halves."""
         entry = abi.new("dmm_listener", count=1)
         entry.tables[0] = entry.tables[1] = table
-        self.attached.maps["listeners"].update(listener_key(address, port), abi.pack(entry))
+        self.attached.maps.listeners[listener_key(address, port)] = entry
 
     def count(self, number: int) -> int:
         """A counter."""

@@ -21,6 +21,7 @@ from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import cgroup, maps, programs
+from dmm_ebpf.loader.spec import LISTENER_KEY, Maps
 from dmm_ebpf.rd.director import sync
 from dmm_ebpf.rd.policy import evaluate
 from dmm_ebpf.rd.policy import parse as policy
@@ -46,7 +47,7 @@ class KeptTries:
         self.placed: dict[tuple[str, int], maps.Map] = {}
         self.too_small = too_small
 
-    def create_routes_map(self, kind: sync.InnerKind, max_entries: int) -> maps.Map:
+    def create_routes_map(self, kind: maps.RoutesKind, max_entries: int) -> maps.Map:
         return maps.create_routes_map(kind, 1 if kind == self.too_small else max_entries)
 
     def set_inner(self, outer: maps.Map, index: int, inner: maps.Map | None) -> None:
@@ -62,7 +63,7 @@ class KeptTries:
 
 
 @pytest.fixture
-def opened() -> Iterator[dict[str, maps.Map]]:
+def opened() -> Iterator[Maps]:
     made = programs.create_maps()
     yield made
     programs.close_maps(made)
@@ -132,7 +133,7 @@ def _queries(rng: random.Random, n: int) -> Iterator[evaluate.Query]:
         yield evaluate.Query(addr=addr, port=port, proto=rng.choice((6, 17)))
 
 
-def test_kernel_tries_answer_as_the_evaluator(opened: dict[str, maps.Map]) -> None:
+def test_kernel_tries_answer_as_the_evaluator(opened: Maps) -> None:
     rng = random.Random(7)
     ids = IdSpace()
     tries = KeptTries()
@@ -160,7 +161,7 @@ def test_kernel_tries_answer_as_the_evaluator(opened: dict[str, maps.Map]) -> No
     tries.close()
 
 
-def test_whole_half_is_written_and_the_old_tries_are_freed(opened: dict[str, maps.Map]) -> None:
+def test_whole_half_is_written_and_the_old_tries_are_freed(opened: Maps) -> None:
     ids = IdSpace()
     route = '[[tables.t.routes]]\nto = "default"\nstack = "u"\n'
     rule = '[[rules]]\ntable = "t"\nuid = 7\n'
@@ -168,28 +169,23 @@ def test_whole_half_is_written_and_the_old_tries_are_freed(opened: dict[str, map
     _, second = _compiled(rule + rule.replace("7", "8") + route.replace('"u"', '"kernel"'), ids)
     assert sync.apply(opened, first, listener_set=_no_listener, netns_cookie=99) == 1
     assert sync.apply(opened, second, listener_set=_no_listener) == 2
-    control = abi.unpack("dmm_control", opened["control"].lookup(bytes(4)))
+    control = opened.control[0]
     assert (control.generation, control.netns_cookie) == (2, 99)
     assert control.abi_version == C.DMM_ABI_VERSION
 
-    heads = [
-        abi.unpack("dmm_policy_head", opened["heads"].lookup(struct.pack("=I", half))) for half in (0, 1)
-    ]
-    assert [head.n_rules for head in heads] == [2, 1]
+    assert [opened.heads[half].n_rules for half in (0, 1)] == [2, 1]
     for half, number in ((0, 0), (0, 1), (1, 0)):
-        packed = opened["rules"].lookup(struct.pack("=I", half * C.DMM_MAX_RULES + number))
-        assert abi.unpack("dmm_rule", packed).uid_first == 7 + number
+        assert opened.rules[half * C.DMM_MAX_RULES + number].uid_first == 7 + number
     for half, kinds in ((1, {"k": C.DMM_STACK_KERNEL, "u": C.DMM_STACK_USER}), (0, {"k": 0, "u": 0})):
         for name, kind in kinds.items():
-            packed = opened["stacks"].lookup(struct.pack("=I", half * C.DMM_MAX_STACKS + ids.stack(name)))
-            assert abi.unpack("dmm_stack", packed).kind == kind
+            assert opened.stacks[half * C.DMM_MAX_STACKS + ids.stack(name)].kind == kind
     for kind in sync.INNER_KINDS:
         halves = {struct.unpack("=I", key)[0] for key, _ in opened[kind].items()}
         assert halves == {0}, "the tries of generation 1 are still held"
 
 
 @pytest.mark.parametrize("kind", sync.INNER_KINDS)
-def test_what_the_kernel_refuses_changes_nothing(opened: dict[str, maps.Map], kind: sync.InnerKind) -> None:
+def test_what_the_kernel_refuses_changes_nothing(opened: Maps, kind: maps.RoutesKind) -> None:
     route = '[[tables.t.routes]]\nto = "default"\nstack = "u"\n'
     more = '[[tables.t.routes]]\nto = "10.0.0.0/8"\nstack = "u"\nports = 443\n'
     text = STACKS + "[tables.t]\n" + route + more + more.replace("10.0.0.0/8", "fe80::/16")
@@ -206,13 +202,13 @@ def test_what_the_kernel_refuses_changes_nothing(opened: dict[str, maps.Map], ki
     assert sync.apply(opened, compiled, listener_set=_no_listener) == 2
 
 
-def test_failure_after_the_tries_leaves_the_live_half(opened: dict[str, maps.Map]) -> None:
+def test_failure_after_the_tries_leaves_the_live_half(opened: Maps) -> None:
     """A listener that cannot be written comes last before the change; the tries of the other half are freed."""
     _, compiled = _compiled('[[rules]]\ntable = "t"\n[tables.t]\n', IdSpace())
     assert sync.apply(opened, compiled, listener_set=_no_listener) == 1
-    opened["listeners"].update(bytes(abi.sizeof("dmm_listener_key")), bytes(abi.sizeof("dmm_listener")))
+    opened.listeners[LISTENER_KEY.type()] = abi.new("dmm_listener")
 
-    def refuse(key: bytes, half: int, table: int, rule: int) -> None:
+    def refuse(key: object, half: int, table: int, rule: int) -> None:
         raise DmmError("write a listener's table", why="as the test wants")
 
     with pytest.raises(DmmError, match="as the test wants"):
@@ -222,14 +218,14 @@ def test_failure_after_the_tries_leaves_the_live_half(opened: dict[str, maps.Map
         assert {struct.unpack("=I", key)[0] for key, _ in opened[kind].items()} == {1}
 
 
-def test_same_half_is_refused(opened: dict[str, maps.Map]) -> None:
+def test_same_half_is_refused(opened: Maps) -> None:
     _, compiled = _compiled("", IdSpace())
     sync.apply(opened, compiled, listener_set=_no_listener)
     with pytest.raises(ValueError, match="cannot follow"):
         sync.apply(opened, compiled, listener_set=_no_listener, generation=3)
 
 
-def test_events_and_policy_change_control_without_undoing_each_other(opened: dict[str, maps.Map]) -> None:
+def test_events_and_policy_change_control_without_undoing_each_other(opened: Maps) -> None:
     _, compiled = _compiled("", IdSpace())
     switched = 0
     applied = threading.Event()
@@ -249,7 +245,7 @@ def test_events_and_policy_change_control_without_undoing_each_other(opened: dic
         finally:
             applied.set()
         switching.result()
-    control = abi.unpack("dmm_control", opened["control"].lookup(bytes(4)))
+    control = opened.control[0]
     assert (control.generation, control.netns_cookie, control.flags) == (40, 9, switched % 2)
 
 
@@ -258,7 +254,7 @@ def test_generation_never_becomes_zero() -> None:
     assert sync.next_generation(0xFFFFFFFF) == 2
 
 
-def test_a_hundred_thousand_routes(opened: dict[str, maps.Map], tmp_path: Path) -> None:
+def test_a_hundred_thousand_routes(opened: Maps, tmp_path: Path) -> None:
     rng = random.Random(3)
     prefixes = sorted({(rng.getrandbits(24) << 8, 24) for _ in range(100_000)})
     lines = [f"{ipaddress.ip_address(address)}/{length},tcp,443,u\n" for address, length in prefixes]
@@ -305,11 +301,11 @@ def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -
     """A listener's table is worked out anew for the next policy, in the next half only, and its count stays."""
     made, group = attached
     child = group.child("below").path
-    key = abi.pack(abi.new("dmm_listener_key", addr=abi.addr16("127.0.0.1"), port_be=socket.htons(8080)))
+    key = LISTENER_KEY.type(abi.addr16("127.0.0.1"), socket.htons(8080))
     value = abi.new(
         "dmm_listener", count=3, uid=1000, comm=b"nginx", netns_cookie=5, cgroup_id=cgroup.cgroup_id(child)
     )
-    made.maps["listeners"].update(key, abi.pack(value))
+    made.maps.listeners[key] = value
     ids = IdSpace()
     text = (
         '[[rules]]\ntable = "other"\nuid = 7\n[[rules]]\ntable = "other"\ndirection = "connect"\n'
@@ -317,11 +313,11 @@ def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -
     )
     _, compiled = _compiled(text, ids)
     assert sync.apply(made.maps, compiled, listener_set=made.set_listener_table) == 1
-    found = abi.unpack("dmm_listener", made.maps["listeners"].lookup(key))
+    found = made.maps.listeners[key]
     assert (found.count, list(found.tables), list(found.rules)) == (3, [0, ids.table("mine")], [0, 3])
     _, compiled = _compiled('[[rules]]\ntable = "other"\ncomm = "nginx"\n[tables.other]\n', ids)
     assert sync.apply(made.maps, compiled, listener_set=made.set_listener_table) == 2
-    found = abi.unpack("dmm_listener", made.maps["listeners"].lookup(key))
+    found = made.maps.listeners[key]
     assert list(found.tables) == [ids.table("other"), ids.table("mine")]
     assert (found.count, list(found.rules)) == (3, [1, 3])
 

@@ -83,7 +83,7 @@ class Reader:
         self.routes4 = Trie(compiled.routes4, "dmm_route4_key", "dmm_route_value")
         self.routes6 = Trie(compiled.routes6, "dmm_route6_key", "dmm_route_value")
         self.ports = Trie(compiled.ports, "dmm_port_key", "dmm_port_value")
-        self.rules = [abi.unpack("dmm_rule", rule) for rule in compiled.rules]
+        self.rules = list(compiled.rules)
         self.cgroups = cgroups
 
     def find(self, query: Query) -> Found:

@@ -16,7 +16,7 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import cgroup, link, programs
-from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS
+from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS, Maps
 from dmm_ebpf.rd.api.client import Client
 from dmm_ebpf.rd.director.rundir import RunDir
 
@@ -104,11 +104,53 @@ def test_every_map_and_program_of_the_sources_is_specified() -> None:
     assert all("." not in spec.name for spec in MAPS), "bpffs refuses dots"
 
 
-def test_shared_structs_have_no_holes_that_a_key_could_hide() -> None:
+def test_a_struct_with_holes_is_no_key() -> None:
     """Keys are hashed byte by byte: their size must be the sum of their fields."""
-    for name in ("dmm_addr_pair", "dmm_listener_key", "dmm_route4_key", "dmm_route6_key", "dmm_port_key"):
-        fields = abi.ffi.typeof(f"struct {name}").fields
-        assert sum(abi.ffi.sizeof(f.type) for _, f in fields) == abi.sizeof(name)
+    for name in ("dmm_listener", "dmm_flow"):
+        with pytest.raises(AssertionError, match=f"struct {name} has holes, or fields that are no integers"):
+            abi.KeyForm(name)
+
+
+@given(st.binary(min_size=40, max_size=40), st.integers(0, 3))
+def test_a_key_is_the_struct_that_its_bytes_are(data: bytes, more: int) -> None:
+    form = abi.KeyForm("dmm_addr_pair")
+    (key, *others) = form.unpack_all(data * (1 + more))
+    assert form.pack(key) == data and set(others) <= {key}
+    struct_of = abi.unpack("dmm_addr_pair", data)
+    assert (key.laddr, key.lport_be, key.family) == (
+        bytes(struct_of.laddr),
+        struct_of.lport_be,
+        struct_of.family,
+    )
+
+
+def test_what_is_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="is no struct dmm_nic"):
+        abi.StructForm("dmm_nic").pack(abi.new("dmm_seat"))
+    with pytest.raises(TypeError, match="is no struct dmm_nic"):
+        abi.StructForm("dmm_nic").pack(bytes(12))
+    with pytest.raises(TypeError, match="is no struct dmm_addr_pair"):
+        abi.KeyForm("dmm_addr_pair").pack((bytes(16), bytes(16), 1, 2, 2, 6, 0))
+    for value in (-1, 1 << 32, "1"):
+        with pytest.raises(OverflowError, match="is no __u32"):
+            abi.U32.pack(value)  # type: ignore[arg-type]
+
+
+def test_a_copy_outlives_what_it_was_a_part_of() -> None:
+    flow = abi.new("dmm_flow", cookie=7)
+    flow.decision.generation = 3
+    decision, again = abi.copy(flow.decision), abi.copy(flow)
+    flow.decision.generation = flow.cookie = 0
+    assert (decision.generation, again.cookie, again.decision.generation) == (3, 7, 3)
+
+
+def test_maps_are_listed_once_with_what_they_hold() -> None:
+    assert [spec.name for spec in MAPS] == list(dict.fromkeys(spec.name for spec in MAPS))
+    assert Maps.nics is next(spec for spec in MAPS if spec.name == "nics")
+    assert (Maps.nics.key_size, Maps.nics.value_size) == (4, abi.sizeof("dmm_nic"))
+    assert (Maps.routes4.key_size, Maps.routes4.value_size, Maps.events.key_size) == (4, 4, 0)
+    with pytest.raises(KeyError):
+        _ = Maps({}).nics
 
 
 def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:

@@ -12,18 +12,17 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf.abi import Struct
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 
 
-def sockets(records: Mapping[int, bytes], home: int) -> dict[int, dict[str, Any]]:
+def sockets(records: Mapping[int, Struct], home: int) -> dict[int, dict[str, Any]]:
     """By cookie, what inet_diag knows of the sockets of struct dmm_flow records that are not of the namespace home."""
     where: dict[int, int] = {}
     pids: dict[int, int] = {}
-    for cookie, record in records.items():
-        flow = abi.unpack("dmm_flow", record)
+    for cookie, flow in records.items():
         where[cookie] = flow.netns_cookie
         pids[flow.netns_cookie] = flow.decision.pid
     found: dict[int, dict[str, Any]] = {}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dmm_ebpf import abi, loader
+from dmm_ebpf import loader
+from dmm_ebpf.abi import Struct
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.rd.director import flows
 from dmm_ebpf.rd.director.nested import nested
@@ -29,14 +30,14 @@ class _Claim(NamedTuple):
     name: str
 
 
-def carriers(instance: str, records: Iterable[bytes]) -> dict[int, str]:
+def carriers(instance: str, records: Iterable[Struct]) -> dict[int, str]:
     """Which other instance carries a socket, by its cookie, of those that this instance has a `struct dmm_flow` of.
     DmmError as all_states().
     """
     others = nested(instance)
     if not others or (mine := RunDir(instance).load()) is None:
         return {}
-    own = {flow.cookie: _claim(flow, mine.cgroup, instance) for flow in map(_flow, records)}
+    own = {flow.cookie: _claim(flow, mine.cgroup, instance) for flow in records}
     best: dict[int, _Claim] = {}
     for other in others:
         for flow in _flows_of(other["instance"]):
@@ -46,36 +47,32 @@ def carriers(instance: str, records: Iterable[bytes]) -> dict[int, str]:
     return {cookie: claim.name for cookie, claim in best.items()}
 
 
-def by_stack(instance: str, records: Iterable[bytes], forwarded: Iterable[Any]) -> Counter[int]:
+def by_stack(instance: str, records: Iterable[Struct], forwarded: Iterable[Struct]) -> Counter[int]:
     """flows.by_stack() of those that no other instance carries. DmmError as all_states()."""
     return flows.by_stack(carried_here(instance, records), forwarded, sockdiag.open_cookies)
 
 
-def carried_here(instance: str, records: Iterable[bytes]) -> list[bytes]:
+def carried_here(instance: str, records: Iterable[Struct]) -> list[Struct]:
     """The records without those of sockets that another instance carries. DmmError as all_states()."""
     known = list(records)
     away = carriers(instance, known)
-    return [record for record in known if _flow(record).cookie not in away] if away else known
+    return [flow for flow in known if flow.cookie not in away] if away else known
 
 
-def told(instance: str, records: Iterable[bytes]) -> dict[int, dict[str, str]]:
+def told(instance: str, records: Iterable[Struct]) -> dict[int, dict[str, str]]:
     """What a listing of this instance says of the sockets that another one carries, by cookie."""
     return {cookie: {"why": NESTED, "carrier": name} for cookie, name in carriers(instance, records).items()}
 
 
-def _claim(flow: Any, cgroup: str, name: str) -> _Claim:
+def _claim(flow: Struct, cgroup: str, name: str) -> _Claim:
     decision = flow.decision
     return _Claim(bool(decision.taken), bool(decision.rule), -len(cgroup.split("/")), name)
 
 
-def _flows_of(instance: str) -> Iterator[Any]:
+def _flows_of(instance: str) -> Iterator[Struct]:
     maps = loader.open_maps(instance)
     try:
-        yield from map(_flow, loader.flow_records(maps))
+        yield from loader.flow_records(maps)
     finally:
         for one in maps.values():
             one.close()
-
-
-def _flow(record: bytes) -> Any:
-    return abi.unpack("dmm_flow", record)

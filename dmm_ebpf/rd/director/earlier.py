@@ -11,31 +11,27 @@ Left alone: what the kernel listens on for itself, connections of MPTCP, and oth
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.abi import C
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.sockdiag import TCP_LISTEN, Owned
 from dmm_ebpf.hal.socketowner import Owner, owners
-from dmm_ebpf.loader import Attached, flow_records
+from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.earlier import adopt_listeners
+from dmm_ebpf.loader.spec import LISTENER_KEY
 from dmm_ebpf.rd.director import sync
-from dmm_ebpf.rd.director.flows import cookie_of
-
-_COOKIE = struct.Struct("=Q")
-_FLOW_BYTES = abi.sizeof("dmm_flow")
 
 log = logging.getLogger("dmm-ebpf")
 
 
-def _listener_key(one: Owned) -> bytes:
-    key = abi.new("dmm_listener_key", addr=one.laddr, port_be=int.from_bytes(one.lport, "little"))
-    return abi.pack(key)
+def _listener_key(one: Owned) -> Any:
+    return LISTENER_KEY.type(one.laddr, int.from_bytes(one.lport, "little"))
 
 
 class Earlier:
@@ -70,7 +66,7 @@ class Earlier:
         return self._adopt(listening)
 
     def _take_down(self, here: Iterable[Owned], listening: set[bytes]) -> None:
-        known = {cookie_of(record) for record in flow_records(self._attached.maps)}
+        known = {flow.cookie for flow in self._attached.flows()}
         found = [one for one in here if one.is_open and one.cookie not in known]
         holders = owners({one.inode for one in found})
         for one in found:
@@ -96,12 +92,12 @@ class Earlier:
             return 0
         finally:
             for one in listening:
-                self._attached.maps["earlier"].delete(_COOKIE.pack(one.cookie))
+                self._attached.maps.earlier.delete(one.cookie)
         return self._sockets() - before
 
     def _unwatched(self, listening: Iterable[Owned]) -> str | None:
         """Why some of these, which were to be put in listeners[], are not there; None: all are."""
-        there = {key for key, _ in self._attached.maps["listeners"].items()}
+        there = set(self._attached.maps.listeners)
         left = [one for one in listening if one.mptcp and _listener_key(one) not in there]
         if not left:
             return None
@@ -112,10 +108,9 @@ class Earlier:
         return told
 
     def _sockets(self) -> int:
-        listeners = self._attached.maps["listeners"].items()
-        return sum(int(abi.unpack("dmm_listener", value).count) for _, value in listeners)
+        return sum(listener.count for listener in self._attached.maps.listeners.views())
 
-    def _entry(self, one: Owned, direction: int, owner: Owner | None) -> bytes:
+    def _entry(self, one: Owned, direction: int, owner: Owner | None) -> Struct:
         entry = abi.new("dmm_earlier", mark=one.mark, device=one.device, mptcp=one.mptcp)
         flow, decision = entry.flow, entry.flow.decision
         flow.cookie, flow.netns_cookie, flow.opened_ns = one.cookie, self._netns_cookie, time.monotonic_ns()
@@ -129,20 +124,20 @@ class Earlier:
             decision.pid, decision.comm = owner.pid, owner.comm[: C.DMM_COMM_LEN - 1]
         if one.state != TCP_LISTEN:
             decision.why = C.DMM_WHY_ATTACH
-        return abi.pack(entry)
+        return entry
 
-    def _put(self, one: Owned, entry: bytes) -> None:
-        self._attached.maps["earlier"].update(_COOKIE.pack(one.cookie), entry)
+    def _put(self, one: Owned, entry: Struct) -> None:
+        self._attached.maps.earlier[one.cookie] = entry
 
-    def connections(self) -> Iterator[bytes]:
+    def connections(self) -> Iterator[Struct]:
         """The struct dmm_flow of each connection that was taken down; inet_diag knows which are still open."""
-        for _, value in self._attached.maps["earlier"].items():
-            if abi.unpack("dmm_earlier", value).flow.decision.why:
-                yield value[:_FLOW_BYTES]
+        for one in self._attached.maps.earlier.views():
+            if one.flow.decision.why:
+                yield abi.copy(one.flow)
 
     def prune(self) -> None:
         """Forget the connections that are not open any more."""
-        cookies = {cookie_of(record) for record in self.connections()}
+        cookies = {flow.cookie for flow in self.connections()}
         if cookies:
             for cookie in cookies - sockdiag.open_cookies(cookies):
-                self._attached.maps["earlier"].delete(_COOKIE.pack(cookie))
+                self._attached.maps.earlier.delete(cookie)

@@ -8,19 +8,16 @@ are text, times are seconds, everything else has its unit in its name.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from dmm_ebpf import abi
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.rd.director.ending import reason
 from dmm_ebpf.tcpstates import TCP_STATES
 
-C = abi.C
-
-_COOKIE_AT = abi.offset("dmm_flow", "cookie")
 UNTOLD = "?"
 # 0 is ours: the record does not say, inet_diag does.
 STATES = {0: UNTOLD} | {state.number: state.name for state in TCP_STATES}
@@ -148,7 +145,7 @@ def forwarded_dict(one: Any, instance: str, names: Names, device: str | None, no
 
 
 def pair_text(pair: Any) -> tuple[str, int, str, int]:
-    """A `struct dmm_addr_pair` as local address and port, remote address and port."""
+    """A `struct dmm_addr_pair`, or a key that is one, as local address and port, remote address and port."""
     return _addr(pair.laddr), _port(pair.lport_be), _addr(pair.raddr), _port(pair.rport_be)
 
 
@@ -164,22 +161,20 @@ def event_dict(record: bytes, instance: str, names: Names) -> dict[str, Any]:
     return told
 
 
-def listener_dict(key: bytes, value: bytes, instance: str, generation: int, names: Names) -> dict[str, Any]:
-    """A record of `listeners` as the JSON of `dmm-ebpf listeners`."""
-    k = abi.unpack("dmm_listener_key", key)
-    v = abi.unpack("dmm_listener", value)
+def listener_dict(key: Any, one: Struct, instance: str, generation: int, names: Names) -> dict[str, Any]:
+    """An entry of `listeners` as the JSON of `dmm-ebpf listeners`."""
     half = generation & 1
     return {
         "instance": instance,
-        "addr": _addr(k.addr),
-        "port": _port(k.port_be),
-        "rule": names.rule(generation, v.rules[half]),
-        "table": names.table(v.tables[half]),
-        "pid": v.pid,
-        "comm": abi.text(v.comm),
-        "uid": v.uid,
-        "cgroup": names.cgroup(v.cgroup_id),
-        "sockets": v.count,
+        "addr": _addr(key.addr),
+        "port": _port(key.port_be),
+        "rule": names.rule(generation, one.rules[half]),
+        "table": names.table(one.tables[half]),
+        "pid": one.pid,
+        "comm": abi.text(one.comm),
+        "uid": one.uid,
+        "cgroup": names.cgroup(one.cgroup_id),
+        "sockets": one.count,
     }
 
 
@@ -230,31 +225,22 @@ def merge(
 
 
 def by_stack(
-    records: Iterable[bytes], forwarded: Iterable[Any], open_cookies: Callable[[set[int]], set[int]]
+    records: Iterable[Struct], forwarded: Iterable[Struct], open_cookies: Callable[[set[int]], set[int]]
 ) -> Counter[int]:
     """How many flows each stack has, by its id, of those that a listing has: merge() leaves the others out.
 
     forwarded: struct dmm_forwarded. open_cookies: which of some cookies are those of sockets that there are.
     """
-    flows = [abi.unpack("dmm_flow", record) for record in records]
+    flows = list(records)
     there = open_cookies({flow.cookie for flow in flows if not flow.state}) if flows else set()
     counts = Counter(int(flow.decision.stack) for flow in flows if flow.state or flow.cookie in there)
     counts.update(int(one.stack) for one in forwarded if not one.cookie)
     return counts
 
 
-def cookie_of(record: bytes) -> int:
-    """The socket cookie of a `struct dmm_flow`."""
-    return int.from_bytes(record[_COOKIE_AT : _COOKIE_AT + 8], sys.byteorder)
-
-
-def counters_dict(read: Callable[[bytes], list[bytes]]) -> dict[str, int]:
-    """The per-CPU counters, summed. read gives the values of one key on every CPU."""
-    totals = {}
-    for index, name in COUNTERS.items():
-        values = read(index.to_bytes(4, sys.byteorder))
-        totals[name] = sum(int.from_bytes(v[:8], sys.byteorder) for v in values)
-    return totals
+def counters_dict(read: Callable[[int], list[int]]) -> dict[str, int]:
+    """The per-CPU counters, summed. read gives the values of one on every CPU."""
+    return {name: sum(read(index)) for index, name in COUNTERS.items()}
 
 
 def _port(port_be: int) -> int:
@@ -262,4 +248,4 @@ def _port(port_be: int) -> int:
 
 
 def _addr(array: Any) -> str:
-    return abi.addr_text(bytes(abi.ffi.buffer(array)))
+    return abi.addr_text(bytes(array))

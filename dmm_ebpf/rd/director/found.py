@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.hal.nic import OWN_PREFIX
-from dmm_ebpf.loader import Map
+from dmm_ebpf.loader import Maps
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.launching import PROGRAM
@@ -58,22 +57,21 @@ def homeless_directors(run_dir: RunDir) -> list[FoundProcess]:
     return found
 
 
-def numbers_in(maps: Mapping[str, Map]) -> set[int]:
+def numbers_in(maps: Maps) -> set[int]:
     """The numbers of the processes that an instance's hooks lead to."""
     if "seats" not in maps:
         return set()
-    return {abi.unpack("dmm_seat", value).seat - 1 for _, value in maps["seats"].items()}
+    return {seat.seat - 1 for seat in maps.seats.views()}
 
 
-def namespace(processes: list[FoundProcess], maps: Mapping[str, Map]) -> NetNS | None:
+def namespace(processes: list[FoundProcess], maps: Maps) -> NetNS | None:
     """The network namespace of an instance: that of its stack processes, or the one its hooks were told."""
     for process in processes:
         with contextlib.suppress(DmmError):
             return NetNS.from_arg(process.pid)
     if "control" not in maps:
         return None
-    control = maps["control"].lookup(bytes(4))
-    return NetNS.find_cookie(abi.unpack("dmm_control", control).netns_cookie) if control else None
+    return NetNS.find_cookie(maps.control[0].netns_cookie)
 
 
 def _pids() -> Iterator[int]:

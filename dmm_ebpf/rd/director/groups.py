@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi
+from dmm_ebpf.abi import Struct
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal.inotify import EntryWatch
 from dmm_ebpf.loader import Attached, restore
@@ -88,7 +89,7 @@ class Groups:
         self._told = told
         self._earlier = earlier
         self._generation = 0
-        self._rules: list[bytes] = []
+        self._rules: list[Struct] = []
         self._texts: list[str] = []
         self._paths: dict[int, str] = {}  # by the rule's index
         self._watch: EntryWatch | None = None
@@ -112,11 +113,8 @@ class Groups:
         return [
             {"rule": self._texts[index], "number": index + 1, "cgroup": path}
             for index, path in self._paths.items()
-            if self._packed(index).cgroup_id == NOWHERE
+            if self._rules[index].cgroup_id == NOWHERE
         ]
-
-    def _packed(self, index: int) -> Any:
-        return abi.unpack("dmm_rule", self._rules[index])
 
     def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
         """The policy that is in force from now on; look() then tells whether its cgroups are still those."""
@@ -213,26 +211,26 @@ class Groups:
             log.info("cgroup %s is there%s: hooks are on it", self._cgroup, " again" if before else "")
 
     def _point(self) -> None:
-        changed: dict[int, bytes] = {}
+        changed: dict[int, Struct] = {}
         for index, path in self._paths.items():
-            rule = self._packed(index)
+            rule = abi.copy(self._rules[index])
             number, rule.cgroup_level = lookup(path)
             if number != rule.cgroup_id:
                 rule.cgroup_id = number
-                changed[index] = abi.pack(rule)
+                changed[index] = rule
                 log.info("cgroup %s of rule %d %s", path, index + 1, _became(number))
         if not changed:
             return
         sync.set_rules(self._attached.maps, self._generation & 1, changed)
-        for index, packed in changed.items():
-            self._rules[index] = packed
+        for index, rule in changed.items():
+            self._rules[index] = rule
         self._pointed = True
 
     async def _point_listeners(self) -> None:
         """Have the peers of every listener looked up where the rules that are in force now say."""
         await in_thread(
             sync.set_listener_tables,
-            self._attached.maps["listeners"],
+            self._attached.maps.listeners,
             list(self._rules),
             self._generation & 1,
             self._attached.set_listener_table,

@@ -11,7 +11,6 @@ whose own program asks for it.
 from __future__ import annotations
 
 import logging
-import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -127,19 +126,16 @@ class Inside(Item):
         return wanted(links, self._nics(), by_device, containers=self._state.containers)
 
     def _write(self, ifindex: int, half: int, device: Device) -> None:
-        key = struct.pack("=I", ifindex)
-        value = self._attached.maps["inside"].lookup(key)
-        entry = abi.unpack("dmm_inside", value) if value else abi.new("dmm_inside")
-        if value is None or entry.forwards[half] != device.bits:
+        inside = self._attached.maps.inside
+        known = inside.get(ifindex)
+        if known is None or known.forwards[half] != device.bits:
+            entry = known or abi.new("dmm_inside")
             entry.forwards[half], entry.bare = device.bits, device.bare
-            self._attached.maps["inside"].update(key, abi.pack(entry))
+            inside[ifindex] = entry
 
     def _known(self) -> dict[int, int]:
         """The bits in force of each device that the programs know."""
-        return {
-            struct.unpack("=I", key)[0]: abi.unpack("dmm_inside", value).forwards[self._half]
-            for key, value in self._attached.maps["inside"].items()
-        }
+        return {ifindex: one.forwards[self._half] for ifindex, one in self._attached.maps.inside.items()}
 
     def look(self) -> str:
         """See Item."""
@@ -175,7 +171,7 @@ class Inside(Item):
         self._wanted = self._now(self._by_device)
         for ifindex in self._known().keys() - self._wanted.keys():
             self._take_off(ifindex)
-            self._attached.maps["inside"].delete(struct.pack("=I", ifindex))
+            self._attached.maps.inside.delete(ifindex)
         for ifindex, device in self._wanted.items():
             self._write(ifindex, self._half, device)
             if not device.ours:
@@ -204,4 +200,4 @@ class Inside(Item):
             self._closed = True
             for ifindex in self._known():
                 self._take_off(ifindex)
-                self._attached.maps["inside"].delete(struct.pack("=I", ifindex))
+                self._attached.maps.inside.delete(ifindex)

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import logging
 import os
-import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi, loader
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal import nic, stackdevice, tuning
 from dmm_ebpf.hal.netns import NetNS
@@ -47,7 +47,6 @@ from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy
 from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
 
-C = abi.C
 ROWS_AT_ONCE = 500  # of a long listing; then others have a turn
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
@@ -233,9 +232,9 @@ class Instance:
         return steps.removed
 
     def _take_no_flows(self) -> None:
-        down = bytes(abi.sizeof("dmm_stack_state"))
-        for stack_id in range(C.DMM_MAX_STACKS):
-            self._attached.maps["stack_state"].update(struct.pack("=I", stack_id), down)
+        self._attached.maps.stack_state.update(
+            dict.fromkeys(range(C.DMM_MAX_STACKS), abi.new("dmm_stack_state"))
+        )
 
     # -- policy --
 
@@ -358,8 +357,7 @@ class Instance:
         return {n for d in self._decisions() for n in (d.stack, d.wanted)}
 
     def _decisions(self) -> Iterator[Any]:
-        for value in self._attached.flows():
-            yield abi.unpack("dmm_flow", value).decision
+        return (abi.copy(flow.decision) for flow in self._attached.flows())
 
     # -- what has to stand on the host --
 
@@ -410,10 +408,10 @@ class Instance:
             "generation": self.state.generation,
             "uptime_s": round(time.monotonic() - self._since, 1),
             "flows": counts.total(),
-            "listeners": sum(1 for _ in maps["listeners"].items()),
+            "listeners": maps.listeners.count(),
             "rules": len(self._policy.rules) if self._policy else 0,
             "routes": self._policy.n_routes if self._policy else 0,
-            "counters": flows.counters_dict(maps["counters"].lookup_percpu),
+            "counters": flows.counters_dict(maps.counters.percpu),
             "nics": self.stacks.nics(),
             "problem": None,
             "missing": self.guard.missing(),
@@ -468,7 +466,7 @@ class Instance:
         """
         now_ns = time.monotonic_ns()
         await in_thread(self.earlier.prune)
-        records = {flows.cookie_of(value): value for value in self._records()}
+        records = {flow.cookie: flow for flow in self._records()}
         passing = self._passing()
         if not records and not passing:
             return
@@ -480,15 +478,14 @@ class Instance:
         cookies = dict(records) if self.state.containers else {}
         elsewhere = await in_thread(away.sockets, cookies, self.state.netns_cookie) if cookies else {}
 
-        def of_socket(record: bytes, here: dict[str, Any] | None) -> dict[str, Any] | None:
-            live = here or elsewhere.get(flows.cookie_of(record))
-            flow = abi.unpack("dmm_flow", record)
+        def of_socket(flow: Struct, here: dict[str, Any] | None) -> dict[str, Any] | None:
+            live = here or elsewhere.get(flow.cookie)
             row = flows.flow_dict(flow, self.state.instance, self, now_ns) | others.get(flow.cookie, {})
             if flow.netns_cookie != self.state.netns_cookie:
                 row["kind"] = flows.CONTAINER
             return flows.merge(row, live, outer, at_nic.get(flow.cookie))
 
-        def of_others(pair: flows.Pair, one: Any) -> dict[str, Any] | None:
+        def of_others(pair: flows.Pair, one: Struct) -> dict[str, Any] | None:
             device = nic.name_of(one.ifindex)
             row = flows.forwarded_dict(one, self.state.instance, self, device, now_ns)
             return flows.merge(row, None, outer, pair)
@@ -508,26 +505,25 @@ class Instance:
         if page:
             yield page
 
-    def _records(self) -> Iterator[bytes]:
+    def _records(self) -> Iterator[Struct]:
         """The struct dmm_flow of every socket that is known of."""
         return itertools.chain(self._attached.flows(), self.earlier.connections())
 
-    def _passing(self) -> dict[flows.Pair, Any]:
+    def _passing(self) -> dict[flows.Pair, Struct]:
         """The struct dmm_forwarded of what user stacks carry for others, by the flow as the NIC has it."""
         maps = self._attached.maps
         found = {}
-        for key, value in maps["forwarded"].items():
-            one = abi.unpack("dmm_forwarded", value)
-            if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps["xdp_flows"].lookup(key)) is None:
+        for pair, one in maps.forwarded.items():
+            if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps.xdp_flows.get(pair)) is None:
                 continue
-            if not abi.unpack("dmm_xdp_flow", owned).orphan:
-                found[flows.pair_text(abi.unpack("dmm_addr_pair", key))] = one
+            if not owned.orphan:
+                found[flows.pair_text(pair)] = one
         return found
 
     def list_listeners(self) -> list[dict[str, Any]]:
         return [
-            flows.listener_dict(key, value, self.state.instance, self.state.generation, self)
-            for key, value in self._attached.maps["listeners"].items()
+            flows.listener_dict(key, one, self.state.instance, self.state.generation, self)
+            for key, one in self._attached.maps.listeners.items()
         ]
 
     def route_get(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from dmm_ebpf.abi import Struct
 from dmm_ebpf.hal import sockdiag
 
 
-def with_sockets(records: dict[int, bytes]) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+def with_sockets(records: dict[int, Struct]) -> Iterator[tuple[Struct, dict[str, Any] | None]]:
     """Each flow's record, and its socket if there is one. Empties records."""
     with contextlib.closing(sockdiag.iter_tcp(records)) as sockets:
         for live in sockets:

@@ -7,16 +7,15 @@ Reads only. Who writes it, and at what levels, is in userstack/load.h.
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.loader import Map
+from dmm_ebpf.abi import C, Struct
+from dmm_ebpf.loader.table import Table
 
-C = abi.C
 REASONS = {
     C.DMM_FULL_CONNECTIONS: "connections",
     C.DMM_FULL_MEMORY: "memory",
@@ -26,27 +25,27 @@ REASONS = {
 FIGURES = ("in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
 
 
-def _key(stack_id: int, process: int) -> bytes:
-    return struct.pack("=I", stack_id * C.DMM_MAX_PROCESSES + process)
+Loads = Table[int, Struct]  # the table stack_load
 
 
-def begin(stack_load: Map, stack_id: int, process: int) -> None:
+def _key(stack_id: int, process: int) -> int:
+    return int(stack_id * C.DMM_MAX_PROCESSES + process)
+
+
+def begin(stack_load: Loads, stack_id: int, process: int) -> None:
     """A process has just come up: it is not full, and is to be heard of from now on."""
-    value = abi.new("dmm_stack_load", beat_ns=time.monotonic_ns())
-    stack_load.update(_key(stack_id, process), abi.pack(value))
+    stack_load[_key(stack_id, process)] = abi.new("dmm_stack_load", beat_ns=time.monotonic_ns())
 
 
-def hung(stack_load: Map, stack_id: int, process: int) -> bool:
+def hung(stack_load: Loads, stack_id: int, process: int) -> bool:
     """Whether a process was not heard of for so long that the hooks give it no new flow."""
-    value = stack_load.lookup(_key(stack_id, process))
-    beat_ns = abi.unpack("dmm_stack_load", value).beat_ns if value else 0
+    beat_ns = stack_load[_key(stack_id, process)].beat_ns
     return bool(beat_ns) and time.monotonic_ns() - beat_ns > C.DMM_BEAT_MAX_NS
 
 
-def reasons(stack_load: Map, stack_id: int, process: int) -> list[str]:
+def reasons(stack_load: Loads, stack_id: int, process: int) -> list[str]:
     """Why a process is full: names of enum dmm_full; empty while it takes new flows."""
-    value = stack_load.lookup(_key(stack_id, process))
-    full = abi.unpack("dmm_stack_load", value).full if value else 0
+    full = stack_load[_key(stack_id, process)].full
     return [name for bit, name in REASONS.items() if full & bit]
 
 

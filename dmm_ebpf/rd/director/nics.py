@@ -12,13 +12,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from dmm_ebpf import abi
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import inway, tcfilter
 from dmm_ebpf.hal import nic as hal_nic
@@ -28,8 +28,6 @@ from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.rundir import State
 from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.spec import NicSpec
-
-C = abi.C
 
 NO_SLOT = C.DMM_MAX_NICS  # of a device that no stack serves
 _MAC_BYTES = 6
@@ -153,14 +151,12 @@ class Nics:
         clsact = self._state.tc_nics.pop(name, False)
         self._attached.detach_tcx(ifindex)
         tcfilter.detach_nic(ifindex, self._tc_name, clsact=clsact)
-        self._attached.maps["nics"].delete(struct.pack("=I", ifindex))
+        self._attached.maps.nics.delete(ifindex)
 
     def beside(self) -> dict[int, bool]:
         """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex: whether they are bare."""
-        nics = (
-            (key, abi.unpack("dmm_nic", value)) for key, value in list(self._attached.maps["nics"].items())
-        )
-        return {struct.unpack("=I", key)[0]: bool(nic.bare) for key, nic in nics if nic.slot == NO_SLOT}
+        nics = self._attached.maps.nics.items()
+        return {ifindex: bool(nic.bare) for ifindex, nic in nics if nic.slot == NO_SLOT}
 
     def put_beside(self, ifindex: int, name: str, *, bare: bool) -> None:
         """Those of tc on a device that no stack serves; where one does, nothing changes."""
@@ -176,23 +172,22 @@ class Nics:
             if self._entry(ifindex) and not self._is_served(ifindex):
                 self._take_tc(ifindex, hal_nic.name_of(ifindex) or "")
 
-    def _entry(self, ifindex: int) -> tuple[int, int] | None:
-        value = self._attached.maps["nics"].lookup(struct.pack("=I", ifindex))
-        return None if value is None else struct.unpack_from("=II", value)
+    def _entry(self, ifindex: int) -> Struct | None:
+        return self._attached.maps.nics.get(ifindex)
 
     def _xdp_stack(self, ifindex: int) -> int:
         """The stack that gets frames from XDP there; 0: none."""
         entry = self._entry(ifindex)
-        return entry[1] if entry else 0
+        return entry.stack if entry else 0
 
     def _is_served(self, ifindex: int) -> bool:
         """Whether a stack serves it."""
         entry = self._entry(ifindex)
-        return entry is not None and entry[0] != NO_SLOT
+        return entry is not None and entry.slot != NO_SLOT
 
     def _enter(self, n: NicSpec, stack_id: int) -> None:
-        value = abi.pack(abi.new("dmm_nic", slot=n.slot, stack=stack_id, bare=n.bare))
-        self._attached.maps["nics"].update(struct.pack("=I", n.ifindex), value)
+        entry = abi.new("dmm_nic", slot=n.slot, stack=stack_id, bare=n.bare)
+        self._attached.maps.nics[n.ifindex] = entry
 
     def detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
         """Takes them off, also where the device is gone. shared: ifindexes of those that other stacks go on using: they

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
-from dmm_ebpf import abi, loader
+from dmm_ebpf import loader
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, NotAttachedError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader.table import Table
 from dmm_ebpf.rd.director import carriers, flows
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -52,9 +53,9 @@ def offline_status(instance: str) -> dict[str, Any]:
     maps = attached.maps
     return told | {
         "flows": len(carriers.carried_here(instance, attached.flows())),
-        "listeners": sum(1 for _ in maps["listeners"].items()),
-        "counters": flows.counters_dict(maps["counters"].lookup_percpu),
-        "stacks": [_offline_stack(state, s, maps["stack_state"]) for s in _stacks(state)],
+        "listeners": maps.listeners.count(),
+        "counters": flows.counters_dict(maps.counters.percpu),
+        "stacks": [_offline_stack(state, s, maps.stack_state) for s in _stacks(state)],
     }
 
 
@@ -63,9 +64,8 @@ def _stacks(state: State) -> list[StackState]:
     return [s for s in state.stacks if s.process == 0]
 
 
-def _offline_stack(state: State, stack: StackState, states: loader.Map | None) -> dict[str, Any]:
+def _offline_stack(state: State, stack: StackState, states: Table[int, Struct] | None) -> dict[str, Any]:
     """states: the map stack_state, if it can be read."""
-    key = stack.stack_id.to_bytes(4, sys.byteorder)
     return {
         "instance": state.instance,
         "name": stack.name,
@@ -73,7 +73,7 @@ def _offline_stack(state: State, stack: StackState, states: loader.Map | None) -
         "kind": "user",
         "device": stack.device,
         **(
-            _offline_stack_state(states.lookup(key))
+            _offline_stack_state(states[stack.stack_id])
             if states
             else {"state": "unknown", "pid": stack.pid or None}
         ),
@@ -86,10 +86,8 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     names = _OfflineNames(state)
     now_ns = time.monotonic_ns()
-    records = [
-        abi.unpack("dmm_flow", value) for value in loader.adopt(instance, unhooked=state.whole).flows()
-    ]
-    others = carriers.told(instance, map(abi.pack, records))
+    records = list(loader.adopt(instance, unhooked=state.whole).flows())
+    others = carriers.told(instance, records)
     rows = [flows.flow_dict(flow, instance, names, now_ns) | others.get(flow.cookie, {}) for flow in records]
     netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket
@@ -99,12 +97,8 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
     return flows.merge_live(rows, {s.cookie: vars(s) for s in sockets}, {})
 
 
-def _offline_stack_state(value: bytes | None) -> dict[str, Any]:
-    up = bool(value and abi.unpack("dmm_stack_state", value).up)
-    return {
-        "state": "up" if up else "down",
-        "pid": abi.unpack("dmm_stack_state", value).pid if value else None,
-    }
+def _offline_stack_state(stack: Struct) -> dict[str, Any]:
+    return {"state": "up" if stack.up else "down", "pid": stack.pid}
 
 
 def _offline_process(record: StackState) -> dict[str, Any]:
@@ -129,7 +123,7 @@ class _OfflineNames:
         return f"#{rule} of generation {generation}" if rule else None
 
     def route(self, generation: int, route: int) -> str | None:
-        none = route == abi.C.DMM_ROUTE_NONE or not generation
+        none = route == C.DMM_ROUTE_NONE or not generation
         return None if none else f"#{route} of generation {generation}"
 
     def cgroup(self, cgroup_id: int) -> str | None:

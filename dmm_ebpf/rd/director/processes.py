@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import nic, procgroup, stackdevice, tcfilter
-from dmm_ebpf.loader import Attached, Map
+from dmm_ebpf.loader import Attached, Maps
 from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd.director import endflows, load, standing
 from dmm_ebpf.rd.director.guard import Item
@@ -97,7 +96,7 @@ class Process:
     def hung(self) -> bool:
         """It has not run for a while, though it is up: the hooks give it no new flow."""
         record = self.record
-        return self.is_up and load.hung(self._attached.maps["stack_load"], record.stack_id, record.process)
+        return self.is_up and load.hung(self._attached.maps.stack_load, record.stack_id, record.process)
 
     @property
     def pid(self) -> int:
@@ -208,7 +207,7 @@ class Process:
 
     def _lead_in(self) -> None:
         record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
-        load.begin(maps["stack_load"], record.stack_id, record.process)
+        load.begin(maps.stack_load, record.stack_id, record.process)
         for n in spec.nics:
             inner = nic.ifindex_of(spec.inner_device(n))
             if inner is None:
@@ -221,24 +220,23 @@ class Process:
                 nic=n.ifindex,
                 home=n.slot + 1,
             )
-            maps["seats"].update(struct.pack("=I", inner), abi.pack(seat))
+            maps.seats[inner] = seat
             tcfilter.attach(inner, self._attached.ingress_fd())
-            self._tell_place("inner_devs", n, inner)
-            self._tell_place("outer_devs", n, nic.ifindex_of(spec.outer_device(n)) or 0)
+            maps.inner_devs[self._place(n)] = inner
+            maps.outer_devs[self._place(n)] = nic.ifindex_of(spec.outer_device(n)) or 0
 
     def _lead_out(self) -> None:
         """Its devices go with it, or are gone."""
         record, maps = self.record, self._attached.maps
         for n in self.supervisor.spec.nics:
-            self._tell_place("inner_devs", n, 0)
-            self._tell_place("outer_devs", n, 0)
-        for key, value in maps["seats"].items():
-            if abi.unpack("dmm_seat", value).seat == record.seat:
-                maps["seats"].delete(key)
+            maps.inner_devs[self._place(n)] = 0
+            maps.outer_devs[self._place(n)] = 0
+        for inner in maps.seats.where(seat=record.seat):
+            maps.seats.delete(inner)
 
-    def _tell_place(self, name: str, n: NicSpec, ifindex: int) -> None:
-        key = struct.pack("=I", (self.record.seat - 1) * C.DMM_MAX_NICS + n.slot)
-        self._attached.maps[name].update(key, struct.pack("=I", ifindex))
+    def _place(self, n: NicSpec) -> int:
+        """In inner_devs and outer_devs."""
+        return int((self.record.seat - 1) * C.DMM_MAX_NICS + n.slot)
 
     def _on_down(self, reason: str) -> Awaitable[Any]:
         """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
@@ -282,13 +280,13 @@ class Process:
             )
 
 
-def end_flows(maps: Mapping[str, Map], record: StackState, *, heir: bool = False) -> int:
+def end_flows(maps: Maps, record: StackState, *, heir: bool = False) -> int:
     """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns how many there
     were. heir: see endflows.end().
     """
     return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record), heir=heir)
 
 
-def end_all_flows(maps: Mapping[str, Map]) -> int:
+def end_all_flows(maps: Maps) -> int:
     """The same for all processes of an instance."""
     return endflows.end(maps, endflows.owned_by(maps), endflows.served_by(maps))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmm_ebpf.loader import Map
 from dmm_ebpf.rd.director import load, ports
+from dmm_ebpf.rd.director.load import Loads
 from dmm_ebpf.rd.director.nics import xdp_mode
 from dmm_ebpf.rd.director.onestack import Stack
 from dmm_ebpf.rd.director.phase import OFF
@@ -14,7 +14,7 @@ from dmm_ebpf.rd.director.ports import AF_XDP
 from dmm_ebpf.rd.director.processes import Process
 
 
-def row(s: Stack | None, loads: Map) -> dict[str, Any]:
+def row(s: Stack | None, loads: Loads) -> dict[str, Any]:
     """State of a user stack; one that nobody routes to (None) is "off". pid and device are those of its first process.
     loads: stack_load[].
     """
@@ -45,12 +45,12 @@ def row(s: Stack | None, loads: Map) -> dict[str, Any]:
     }
 
 
-def why_full(s: Stack, loads: Map) -> list[str]:
+def why_full(s: Stack, loads: Loads) -> list[str]:
     """What all its processes that take new flows are full of; empty: one has room."""
     return load.together(_full(s, p, loads) for p in s.processes if p.is_up and not p.retiring)
 
 
-def _full(s: Stack, p: Process, loads: Map) -> list[str]:
+def _full(s: Stack, p: Process, loads: Loads) -> list[str]:
     return load.reasons(loads, s.stack_id, p.number) if p.pid else []
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
@@ -118,7 +117,7 @@ class StackManager:
 
     def describe(self, name: str) -> dict[str, Any]:
         """See stackrow.row()."""
-        return stackrow.row(self._stacks.get(name), self._attached.maps["stack_load"])
+        return stackrow.row(self._stacks.get(name), self._attached.maps.stack_load)
 
     def standing(self) -> list[Item]:
         """What has to stand on the host for the stacks that are there."""
@@ -155,7 +154,7 @@ class StackManager:
         return (
             s is not None
             and s.status == Phase.UP
-            and not stackrow.why_full(s, self._attached.maps["stack_load"])
+            and not stackrow.why_full(s, self._attached.maps.stack_load)
         )
 
     def names(self) -> list[str]:
@@ -558,8 +557,7 @@ class StackManager:
             if p.is_up:
                 value.up |= 1 << p.number
                 value.pid = value.pid or p.pid
-        key = struct.pack("=I", s.stack_id)
-        self._attached.maps["stack_state"].update(key, abi.pack(value))
+        self._attached.maps.stack_state[s.stack_id] = value
         if s.processes and not any(p.is_up for p in s.processes):
             # Nobody is left who could tell a SYN cookie from any other number.
-            self._attached.maps["cookie_state"].update(key, abi.pack(abi.new("dmm_cookie_state")))
+            self._attached.maps.cookie_state[s.stack_id] = abi.new("dmm_cookie_state")

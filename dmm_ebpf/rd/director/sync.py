@@ -18,70 +18,47 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from dmm_ebpf import abi
-from dmm_ebpf.abi import C
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import cgroup
 from dmm_ebpf.loader import maps as loader_maps
+from dmm_ebpf.loader.maps import Map, RoutesKind
+from dmm_ebpf.loader.spec import Maps
+from dmm_ebpf.loader.table import Table
 from dmm_ebpf.rd.policy.compile import Compiled, Entries
 
 log = logging.getLogger(__name__)
 
-InnerKind = Literal["routes4", "routes6", "ports"]
-INNER_KINDS: tuple[InnerKind, ...] = ("routes4", "routes6", "ports")
+INNER_KINDS = tuple(loader_maps.INNER)
 _U32_MAX = 0xFFFFFFFF
-_ZERO = struct.pack("=I", 0)
 # control[0] is written whole, by a change of policy in a thread and by set_events() in the event loop.
 _control_lock = threading.Lock()
-
-
-class Map(Protocol):
-    """What is asked of a map; dmm_ebpf.loader.maps.Map is one. Keys and values are packed as in abi.h."""
-
-    def lookup(self, key: bytes) -> bytes | None:
-        """The value, or None when there is no such key."""
-
-    def update(self, key: bytes, value: bytes) -> None:
-        """Set key to value."""
-
-    def delete(self, key: bytes) -> Any:
-        """Remove key; one that is not there is no error."""
-
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value."""
-
-    def update_batch(self, keys: bytes, values: bytes, count: int) -> None:
-        """Set count keys, packed end to end, to as many values."""
-
-    def close(self) -> None:
-        """Give the descriptor back; the kernel keeps the map while something else holds it."""
 
 
 class InnerMaps(Protocol):
     """Making the tries of one half, and putting them in; dmm_ebpf.loader.maps is one."""
 
-    def create_routes_map(self, kind: InnerKind, max_entries: int) -> Map:
+    def create_routes_map(self, kind: RoutesKind, max_entries: int) -> Map:
         """An empty LPM trie for kind, one of INNER_KINDS."""
 
-    def set_inner(self, outer: Any, index: int, inner: Any) -> None:
-        """Put inner at outer[index]; returns after an RCU grace period."""
+    def set_inner(self, outer: Map, index: int, inner: Map | None) -> None:
+        """Put inner at outer[index], or take away what is there; the first returns after an RCU grace period."""
 
 
 ForHalf = Callable[[int], object]
-ListenerSet = Callable[[bytes, int, int, int], object]
+ListenerSet = Callable[[Any, int, int, int], object]
 InCgroup = Callable[[int, int], bool]
 
 
-def current_generation(maps: Mapping[str, Map]) -> int:
+def current_generation(maps: Maps) -> int:
     """The generation in force; 0 when there is no policy yet."""
-    value = maps["control"].lookup(_ZERO)
-    return int(abi.unpack("dmm_control", value).generation) if value else 0
+    return int(maps.control[0].generation)
 
 
 def next_generation(current: int) -> int:
@@ -90,7 +67,7 @@ def next_generation(current: int) -> int:
 
 
 def apply(
-    maps: Mapping[str, Map],
+    maps: Maps,
     compiled: Compiled,
     *,
     listener_set: ListenerSet,
@@ -144,18 +121,17 @@ def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
 
 
 @contextlib.contextmanager
-def _control(control_map: Map) -> Iterator[Any]:
+def _control(maps: Maps) -> Iterator[Struct]:
     """control[0] to be changed; written back when the block ends without an error."""
     with _control_lock:
-        value = control_map.lookup(_ZERO)
-        control = abi.unpack("dmm_control", value) if value else abi.new("dmm_control")
+        control = maps.control[0]
         yield control
-        control_map.update(_ZERO, abi.pack(control))
+        maps.control[0] = control
 
 
-def set_events(maps: Mapping[str, Map], wanted: bool) -> None:
+def set_events(maps: Maps, wanted: bool) -> None:
     """Whether the programs put events in the ring; the policy in force stays."""
-    with _control(maps["control"]) as control:
+    with _control(maps) as control:
         if wanted:
             control.flags |= C.DMM_CONTROL_EVENTS
         else:
@@ -167,7 +143,7 @@ class _Swap:
 
     def __init__(  # noqa: PLR0917 - what apply() was given
         self,
-        maps: Mapping[str, Map],
+        maps: Maps,
         compiled: Compiled,
         inner: InnerMaps,
         listener_set: ListenerSet,
@@ -181,7 +157,7 @@ class _Swap:
         self.in_cgroup = in_cgroup
         self.devices = devices
         self.half = 0
-        self.tries: dict[InnerKind, Map] = {}
+        self.tries: dict[RoutesKind, Map] = {}
 
     def run(self, generation: int | None, netns_cookie: int | None, flags: int) -> int:
         current = current_generation(self.maps)
@@ -217,18 +193,17 @@ class _Swap:
         for put in putting:
             put.result()
         set_rules(self.maps, self.half, dict(enumerate(self.compiled.rules)))
-        for index, forward in enumerate(self.compiled.forwards):
-            self.maps["forwards"].update(struct.pack("=I", self.half * C.DMM_MAX_FORWARDS + index), forward)
+        first = self.half * C.DMM_MAX_FORWARDS
+        self.maps.forwards.update(dict(enumerate(self.compiled.forwards, first)))
         if self.devices is not None:
             self.devices(self.half)
-        empty = bytes(abi.sizeof("dmm_stack"))
-        for number in range(C.DMM_MAX_STACKS):
-            key = struct.pack("=I", self.half * C.DMM_MAX_STACKS + number)
-            self.maps["stacks"].update(key, self.compiled.stacks.get(number, empty))
-        self.maps["heads"].update(struct.pack("=I", self.half), self.compiled.head)
+        first, none = self.half * C.DMM_MAX_STACKS, abi.new("dmm_stack")
+        stacks = (self.compiled.stacks.get(number, none) for number in range(C.DMM_MAX_STACKS))
+        self.maps.stacks.update(dict(enumerate(stacks, first)))
+        self.maps.heads[self.half] = self.compiled.head
 
     def _flip(self, generation: int, netns_cookie: int | None, flags: int) -> None:
-        with _control(self.maps["control"]) as control:
+        with _control(self.maps) as control:
             control.abi_version = C.DMM_ABI_VERSION
             control.generation = generation
             control.flags = control.flags & C.DMM_CONTROL_EVENTS | flags
@@ -247,41 +222,43 @@ class _Swap:
 
     def _listeners(self) -> None:
         set_listener_tables(
-            self.maps["listeners"], self.compiled.rules, self.half, self.listener_set, self.in_cgroup
+            self.maps.listeners, self.compiled.rules, self.half, self.listener_set, self.in_cgroup
         )
 
     def _clear(self, half: int) -> None:
         """Free the tries of a half that no program reads."""
         for kind in INNER_KINDS:
             with contextlib.suppress(DmmError):
-                self.maps[kind].delete(struct.pack("=I", half))
+                self.inner.set_inner(self.maps[kind], half, None)
 
     def _close(self) -> None:
         for trie in self.tries.values():
             trie.close()
 
 
-def set_rules(maps: Mapping[str, Map], half: int, rules: Mapping[int, bytes]) -> None:
+def set_rules(maps: Maps, half: int, rules: Mapping[int, Struct]) -> None:
     """Write rules of a half by their index. In the half in force only what a rule's names stand for may differ: each
     rule is one write, and a program may see some of them before others.
     """
-    for index, rule in rules.items():
-        maps["rules"].update(struct.pack("=I", half * C.DMM_MAX_RULES + index), rule)
+    first = half * C.DMM_MAX_RULES
+    maps.rules.update({first + index: rule for index, rule in rules.items()})
 
 
 def set_listener_tables(
-    listeners: Map, rules: Sequence[bytes], half: int, listener_set: ListenerSet, in_cgroup: InCgroup
+    listeners: Table[Any, Struct],
+    rules: Sequence[Struct],
+    half: int,
+    listener_set: ListenerSet,
+    in_cgroup: InCgroup,
 ) -> None:
     """Have the peers of every listening socket looked up, in that half, where these rules say."""
-    unpacked = [abi.unpack("dmm_rule", rule) for rule in rules]
-    for key, value in list(listeners.items()):
-        listener = abi.unpack("dmm_listener", value)
-        table, rule = listener_table(unpacked, listener, in_cgroup)
+    for key, listener in list(listeners.items()):
+        table, rule = listener_table(rules, listener, in_cgroup)
         if (listener.tables[half], listener.rules[half]) != (table, rule):
             listener_set(key, half, table, rule)
 
 
-def listener_table(rules: Sequence[Any], listener: Any, in_cgroup: InCgroup) -> tuple[int, int]:
+def listener_table(rules: Sequence[Struct], listener: Struct, in_cgroup: InCgroup) -> tuple[int, int]:
     """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in bpf/bind.h; or (0, 0).
     One that is bound to a device is the kernel's.
     """
@@ -293,7 +270,7 @@ def listener_table(rules: Sequence[Any], listener: Any, in_cgroup: InCgroup) -> 
     return 0, 0
 
 
-def _matches(rule: Any, listener: Any, in_cgroup: InCgroup) -> bool:
+def _matches(rule: Struct, listener: Struct, in_cgroup: InCgroup) -> bool:
     flags = rule.flags
     if not rule.directions & C.DMM_DIR_LISTEN:
         return False

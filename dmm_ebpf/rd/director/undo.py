@@ -10,7 +10,7 @@ name is looked for (found.py); what cannot be found is said.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from dmm_ebpf import loader
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import Map
+from dmm_ebpf.loader import Maps
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.director import found, rundir
 from dmm_ebpf.rd.director.found import FoundProcess
@@ -75,7 +75,7 @@ def _clear_network(  # noqa: PLR0917 - what clear() has gathered
     netns: NetNS,
     state: State | None,
     ks: set[int],
-    maps: Mapping[str, Map],
+    maps: Maps,
 ) -> None:
     steps.do("flows", lambda: netns.run_in(_end_flows, maps))
     if ks and "xdp_flows" not in maps:
@@ -87,7 +87,7 @@ def _clear_network(  # noqa: PLR0917 - what clear() has gathered
     steps.do("tc programs", lambda: netns.run_in(remove_tc, instance, state))
 
 
-def _end_flows(maps: Mapping[str, Map]) -> None:
+def _end_flows(maps: Maps) -> None:
     end_all_flows(maps)
 
 
@@ -106,7 +106,7 @@ def _named(state: State | None, processes: list[FoundProcess]) -> list[FoundProc
     return list(by_pid.values())
 
 
-def _numbers(state: State | None, processes: list[FoundProcess], maps: Mapping[str, Map]) -> set[int]:
+def _numbers(state: State | None, processes: list[FoundProcess], maps: Maps) -> set[int]:
     """Numbers that are the instance's and nobody else's by now."""
     if state is not None:
         return {s.k for s in state.stacks}

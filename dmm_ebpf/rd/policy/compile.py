@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from dmm_ebpf import abi
-from dmm_ebpf.abi import C
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
@@ -102,11 +102,11 @@ class Compiled:
     and the policy must then be compiled again.
     """
 
-    head: bytes
-    rules: tuple[bytes, ...]
-    forwards: tuple[bytes, ...]
+    head: Struct
+    rules: tuple[Struct, ...]
+    forwards: tuple[Struct, ...]
     by_device: tuple[tuple[str, ...] | None, ...]
-    stacks: Mapping[int, bytes]
+    stacks: Mapping[int, Struct]
     routes4: Entries
     routes6: Entries
     ports: Entries
@@ -164,7 +164,7 @@ def compile_policy(
         n_forwards=len(forwards),
     )
     return Compiled(
-        head=abi.pack(head),
+        head=head,
         rules=rules,
         forwards=forwards,
         by_device=by_device,
@@ -184,9 +184,9 @@ def _rejects(policy: Policy) -> bool:
 
 def _forwards(
     rules: Sequence[Rule], ids: IdSpace
-) -> tuple[tuple[bytes, ...], tuple[tuple[str, ...] | None, ...]]:
+) -> tuple[tuple[Struct, ...], tuple[tuple[str, ...] | None, ...]]:
     """struct dmm_forward of each rule and source, and the devices that it holds for."""
-    made: list[bytes] = []
+    made: list[Struct] = []
     by_device: list[tuple[str, ...] | None] = []
     for number, rule in enumerate(rules, 1):
         if not rule.forwards:
@@ -202,7 +202,7 @@ def _forwards(
                 rule=number,
                 named=rule.in_interface is not None,
             )
-            made.append(abi.pack(out))
+            made.append(out)
             by_device.append(rule.in_interface)
     return tuple(made), tuple(by_device)
 
@@ -231,7 +231,7 @@ def _refuse(policy: Policy, path: tuple[str | int, ...], why: str, hint: str) ->
 
 
 class _Host:
-    """Packs rules, asking the host for the numbers of cgroups and network namespaces."""
+    """Makes rules, asking the host for the numbers of cgroups and network namespaces."""
 
     def __init__(self, policy: Policy, cgroup_lookup: CgroupLookup, netns_lookup: NetnsLookup | None) -> None:
         self.policy = policy
@@ -239,7 +239,7 @@ class _Host:
         self.netns_lookup = netns_lookup
         self.cgroups: dict[str, int] = {}
 
-    def rule(self, index: int, rule: Rule, ids: IdSpace) -> bytes:
+    def rule(self, index: int, rule: Rule, ids: IdSpace) -> Struct:
         out = abi.new("dmm_rule", table=ids.table(rule.table), directions=rule.direction)
         if rule.cgroup is not None:
             out.flags |= C.DMM_RULE_CGROUP
@@ -256,7 +256,7 @@ class _Host:
         if rule.netns is not None:
             out.flags |= C.DMM_RULE_NETNS
             out.netns_cookie = self._netns(index, rule.netns)
-        return abi.pack(out)
+        return out
 
     def _cgroup(self, index: int, path: str) -> tuple[int, int]:
         try:
@@ -285,7 +285,7 @@ def _reason(error: OSError | DmmError) -> str:
 
 
 class _StackPacker:
-    """Packs stacks. A user stack that no route names is left out: nothing can choose it, no process serves it."""
+    """Makes stacks. A user stack that no route names is left out: nothing can choose it, no process serves it."""
 
     def __init__(
         self,
@@ -299,22 +299,20 @@ class _StackPacker:
         self.congestion_controls = congestion_controls
         self.usual = usual
 
-    def all(self) -> dict[int, bytes]:
+    def all(self) -> dict[int, Struct]:
         routed = set(self.policy.routed_stacks())
-        out: dict[int, bytes] = {}
+        out: dict[int, Struct] = {}
         for name, stack in self.policy.stacks.items():
             if isinstance(stack, KernelStack):
                 out[self.ids.stack(name)] = self._kernel(name, stack)
             elif isinstance(stack, RejectStack):
                 refusal = getattr(errno, stack.errno)
-                out[self.ids.stack(name)] = abi.pack(
-                    abi.new("dmm_stack", kind=C.DMM_STACK_REJECT, refusal=refusal)
-                )
+                out[self.ids.stack(name)] = abi.new("dmm_stack", kind=C.DMM_STACK_REJECT, refusal=refusal)
             elif name in routed:
                 out[self.ids.stack(name)] = self._user(stack)
         return out
 
-    def _user(self, stack: UserStack) -> bytes:
+    def _user(self, stack: UserStack) -> Struct:
         out = abi.new(
             "dmm_stack",
             kind=C.DMM_STACK_USER,
@@ -324,9 +322,9 @@ class _StackPacker:
             usual=self.usual.congestion.encode(),
         )
         self._patience(out, stack)
-        return abi.pack(out)
+        return out
 
-    def _kernel(self, name: str, stack: KernelStack) -> bytes:
+    def _kernel(self, name: str, stack: KernelStack) -> Struct:
         out = abi.new("dmm_stack", kind=C.DMM_STACK_KERNEL)
         if stack.congestion is not None:
             self._check_congestion(name, stack.congestion)
@@ -345,7 +343,7 @@ class _StackPacker:
             out.flags |= C.DMM_SET_PRIORITY
             out.priority = stack.priority
         self._patience(out, stack)
-        return abi.pack(out)
+        return out
 
     def _patience(self, out: Any, stack: KernelStack | UserStack) -> None:
         wanted, usual = out.patience, out.usual_patience
