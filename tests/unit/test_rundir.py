@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dmm_ebpf.errors import ConflictError, UsageError
+from dmm_ebpf.errors import ConflictError, DmmError, UsageError
 from dmm_ebpf.hal import netns
 from dmm_ebpf.rd.director import rundir
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
@@ -36,6 +37,14 @@ def test_state_comes_back_as_it_was_saved(root):
     assert run.load() == state
     assert run.path.stat().st_mode & 0o777 == 0o700
     assert rundir.all_states() == [state]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for place, why in ((tmp_path / "file" / "run", "not a directory"), (Path("/proc/dmm"), "no such file")):
+        monkeypatch.setattr(rundir, "ROOT", place)
+        with pytest.raises(DmmError, match=rf"cannot write {place}/.lock: {why}"):
+            RunDir("default").claim()
 
 
 def test_a_namespace_is_told_from_a_later_one_of_its_inode(root):

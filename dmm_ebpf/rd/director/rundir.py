@@ -156,6 +156,8 @@ class RunDir:
                     return False
         except PermissionError as e:
             raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
+        except OSError as e:
+            raise unwritable(self.path / "lock", e) from e
         self._lock_fd = fd
         self.relock_pid()
         return True
@@ -313,14 +315,19 @@ def _remove_tree(folder: Path) -> None:
 
 @contextmanager
 def host_lock() -> Iterator[None]:
-    """Held while numbers that all instances share are allotted or given back."""
+    """Held while numbers that all instances share are allotted or given back. DmmError where nothing can be written;
+    PermissionError.
+    """
     path = ROOT / ".lock"
     while True:
-        ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue  # the last instance has just taken the directory along
+            fd = _open_host_lock(path)
+        except PermissionError:
+            raise
+        except OSError as e:
+            raise unwritable(path, e) from e
+        if fd is None:
+            continue
         fcntl.flock(fd, fcntl.LOCK_EX)
         if _is_file(fd, path):
             break
@@ -329,6 +336,15 @@ def host_lock() -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _open_host_lock(path: Path) -> int | None:
+    """None: the last instance has just taken the directory along."""
+    ROOT.mkdir(mode=0o711, parents=True, exist_ok=True)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
 
 
 def _flock(fd: int) -> bool:
