@@ -79,6 +79,15 @@ priority = 6
     assert stack.options()["mark"] == "0x10/0xff"
 
 
+@pytest.mark.parametrize(
+    "text", ["python:my_cc:Ledbat", "python:/opt/cc/my_cc.py:Ledbat", "c:ledbat", "c:/opt/cc/ledbat.so"]
+)
+def test_a_plugin_may_be_named_though_it_is_not_there(text: str) -> None:
+    stack = parse(f'{U}congestion = "{text}"\n').stacks["wan"]
+    assert isinstance(stack, UserStack)
+    assert stack.congestion == stack.options()["congestion"] == text
+
+
 def test_empty_policy_is_a_policy() -> None:
     got = parse("")
     assert (got.rules, got.n_routes, list(got.stacks)) == ((), 0, ["kernel"])
@@ -145,7 +154,20 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     (
         "congestion of user stacks",
         U + 'congestion = "vegas"\n',
-        ["policy.toml:3:", 'expected "cubic", "wan", "bbr" or "reno"'],
+        [
+            "policy.toml:3:",
+            'expected "cubic", "wan", "bbr" or "reno", or a plug-in: "python:FILE_OR_MODULE:CLASS"',
+        ],
+    ),
+    (
+        "a plug-in beside the policy",
+        U + 'congestion = "python:./my_cc.py:Ledbat"\n',
+        ["policy.toml:3:", '"python:./my_cc.py:Ledbat" is not a congestion control'],
+    ),
+    (
+        "a plug-in without a class",
+        U + 'congestion = "python:my_cc"\n',
+        ["policy.toml:3:", '"python:my_cc" is not a congestion control'],
     ),
     (
         "busy polling",
