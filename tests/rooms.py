@@ -51,6 +51,12 @@ PYTHON = (
     Room(
         "userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "kit", "hal")
     ),
+    Room(
+        "prototype",
+        "stack processes of one's own",
+        ("dmm_ebpf/prototype/*.py",),
+        ("base", "hal", "userstack"),
+    ),
     Room("policy", "what a policy says and means", ("dmm_ebpf/rd/policy/*.py",), ("base", "kit")),
     Room("places", "containers, units, processes", ("dmm_ebpf/rd/places/*.py",), ("base", "hal", "loader")),
     Room(

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError
 from dmm_ebpf.kit.names import PYTHON, Plugin
+from dmm_ebpf.owned import check_owner
 
 if TYPE_CHECKING:
     from dmm_ebpf.kit.bridge import Native
@@ -32,7 +34,6 @@ METHODS = (
     "on_restart",
     "on_undo",
 )  # in the order of enum cc_call_type
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ELF_HEADER_BYTES = 20  # to the end of e_machine
 
 
@@ -60,20 +61,8 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
     if not stat.S_ISREG(found.st_mode):
         raise error(plugin, "it is no file")
     if trusted_only:
-        _check_owner(plugin, path, found)
-        for folder in dict.fromkeys((*path.parents, *Path(plugin.file).parents)):
-            _check_owner(plugin, folder, folder.stat())
+        check_owner(Path(plugin.file), partial(error, plugin))
     return replace(plugin, file=str(path))
-
-
-def _check_owner(plugin: Plugin, path: Path, found: os.stat_result) -> None:
-    if found.st_uid not in {0, os.geteuid()}:
-        raise error(
-            plugin, f"{path} belongs to uid {found.st_uid}, who could change what it does", "chown it to root"
-        )
-    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-    if found.st_mode & _OTHERS_WRITE and not sticky:
-        raise error(plugin, f"{path} may be written by others than its owner", f"run chmod go-w {path}")
 
 
 def load_class(plugin: Plugin) -> type:

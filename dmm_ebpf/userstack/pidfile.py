@@ -9,8 +9,15 @@ import select
 import signal
 from pathlib import Path
 
+# Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need 22 bits (PID_MAX_LIMIT).
+UID_BASE = 0x7DC00000
 _KILL_WAIT_MS = 2000
 _RECORD_BYTES = 48
+
+
+def uid_of(pid: int) -> int:
+    """The user that the stack process pid becomes."""
+    return UID_BASE + pid
 
 
 def start_time(pid: int) -> int:

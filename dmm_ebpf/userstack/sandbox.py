@@ -21,9 +21,8 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, PrivilegeError
 from dmm_ebpf.userstack._core import ffi, lib
+from dmm_ebpf.userstack.pidfile import uid_of
 
-# Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need 22 bits (PID_MAX_LIMIT).
-UID_BASE = 0x7DC00000
 MAX_PROCESSES = 8  # threads, and what the kernel counts as such; it has two, and one of a plug-in
 
 _ALONE_S = 5.0
@@ -38,11 +37,6 @@ class Confinement:
     uid: int
     own_user: bool  # False: the user namespace does not know the number; no capability is left all the same
     landlock: int
-
-
-def uid_of(pid: int) -> int:
-    """The user that the stack process pid becomes."""
-    return UID_BASE + pid
 
 
 def limit_resources(memory_bytes: int) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.kit.names import Plugin
 
+# What a process may count on (docs/develop/write-a-stack-process.md); counted up when one that did would not work now.
+CONTRACT = 1
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
 _CONNECTION_BYTES = (
     4096  # both legs and their share of the tables take a third of it, see docs/architecture.md
@@ -93,6 +95,8 @@ class StackSpec:
     syn_cookies: str = "auto"
     process: int = 0
     leave_sums: bool = False
+    contract: int = CONTRACT
+    command: Sequence[str] = ()  # what is run; empty: dmm_ebpf/userstack/process.py
     cgroup: str = ""  # directory of the process's own cgroup; empty: it gets none
 
     @property

@@ -226,7 +226,7 @@ class StackSupervisor:
         with self._log_file() as output:
             return subprocess.Popen(
                 # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/director/found.py).
-                [*self.COMMAND, str(channel_fd), spec.instance, spec.label, spec.device],
+                [*(spec.command or self.COMMAND), str(channel_fd), spec.instance, spec.label, spec.device],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -23,7 +23,7 @@ from hal_lab import hosts, link, wait_until
 from stack_lab import Stack, stack_on
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.userstack import control, sandbox
+from dmm_ebpf.userstack import control, pidfile
 from dmm_ebpf.userstack.answers import AnswerError
 from dmm_ebpf.userstack.supervisor import StackSupervisor
 
@@ -203,7 +203,7 @@ def test_no_two_processes_have_one_user():
             status = [Path(f"/proc/{s.supervisor.pid}/status").read_text() for s in (first, second)]
             uids = [line.split()[1] for text in status for line in text.splitlines() if line[:4] == "Uid:"]
             assert owners == [0, 0]  # not dumpable
-            assert uids == [str(sandbox.uid_of(s.supervisor.pid)) for s in (first, second)]
+            assert uids == [str(pidfile.uid_of(s.supervisor.pid)) for s in (first, second)]
             assert len(set(uids)) == 2
 
 

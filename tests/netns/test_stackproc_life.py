@@ -15,7 +15,7 @@ from hal_lab import hosts, link, listen, wait_until
 from stack_lab import stack_on
 
 from dmm_ebpf.errors import ConflictError, UsageError
-from dmm_ebpf.userstack import pidfile, sandbox
+from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.supervisor import StackSupervisor, kill_process
 
 
@@ -50,7 +50,7 @@ def test_privileges_are_gone_before_the_first_packet():
                     assert int(now[name], 16) == 0, f"{task.name} {name}"
                 assert now["NoNewPrivs"] == "1"
                 assert now["Seccomp"] == "2"
-                assert now["Uid"].split() == [str(sandbox.uid_of(stack.supervisor.pid))] * 4
+                assert now["Uid"].split() == [str(pidfile.uid_of(stack.supervisor.pid))] * 4
                 assert now["Gid"].split() == now["Uid"].split()
                 assert now["Groups"] == ""
             limits = Path(f"/proc/{stack.supervisor.pid}/limits").read_text(encoding="ascii")

@@ -175,6 +175,21 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", '"-1" is not a time of busy polling', "expected 0 to 1000000"],
     ),
     (
+        "no command",
+        U + 'command = "/bin/my-stack --fast"\n',
+        ["policy.toml:3:", '"/bin/my-stack --fast" is not a command', "expected a list"],
+    ),
+    (
+        "a command that is looked for",
+        U + 'command = ["python3", "my.py"]\n',
+        ["policy.toml:3:", '"python3" is not a program', "an absolute path"],
+    ),
+    (
+        "a command by AF_XDP",
+        U + 'command = ["/bin/true"]\nio = "af_xdp"\n',
+        ["policy.toml:4:", "by tap alone"],
+    ),
+    (
         "no connection",
         U + "max_connections = 0\n",
         ["policy.toml:3:", '"0" is not a number of connections', "expected 1 to 1048576"],

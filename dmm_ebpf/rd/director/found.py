@@ -18,7 +18,6 @@ from dmm_ebpf.hal.nic import OWN_PREFIX
 from dmm_ebpf.loader import Maps
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.userstack import pidfile
-from dmm_ebpf.userstack.launching import PROGRAM
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,13 @@ def stack_processes(instance: str) -> list[FoundProcess]:
     for pid in _pids():
         with contextlib.suppress(OSError, ValueError):
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            if PROGRAM not in argv:
+            # A stack's command may be any; what follows it is the same for all.
+            _fd, owner, label, device = argv[-5:-1]
+            if owner != instance or not device.startswith(OWN_PREFIX):
                 continue
-            _fd, owner, label, device, *_ = argv[argv.index(PROGRAM) + 1 :]
-            started = pidfile.start_time(pid)
-            if owner == instance and started:
-                found.append(FoundProcess(pid, started, label, int(device.removeprefix(OWN_PREFIX))))
+            k, started = int(device.removeprefix(OWN_PREFIX)), pidfile.start_time(pid)
+            if started and Path(f"/proc/{pid}").stat().st_uid in {0, pidfile.uid_of(pid)}:
+                found.append(FoundProcess(pid, started, label, k))
     return found
 
 

@@ -286,6 +286,12 @@ class StackManager:
                 why="it runs, and a process that runs can load no plug-in",
                 hint="give the stack that is to have it another name",
             )
+        if config.command != s.config.command:
+            raise ConflictError(
+                f"serve stack {s.name} by another program",
+                why="its processes run, and have open flows",
+                hint="give the stack that is to be served so another name",
+            )
         for p in s.processes:
             if p.number >= config.processes:
                 continue
@@ -459,6 +465,7 @@ class StackManager:
             else MAX_CONNECTIONS,
             syn_cookies=config.syn_cookies,
             busy_poll_us=config.busy_poll_us,
+            command=config.command,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,
             process=record.process,

@@ -41,6 +41,7 @@ from dmm_ebpf.rd.policy.values import (
 KERNEL = "kernel"
 REJECT = "reject"
 MAX_NAME = 31
+MAX_COMMAND = 32  # parts
 MAX_USER_PROCESSES = C.DMM_MAX_STACKS  # of all user stacks together: their seats, see bpf/abi.h
 
 USER_TRANSPORTS = ("tcp",)
@@ -124,6 +125,17 @@ def _user_congestion(value: object) -> str:
         return _choice(value, "a congestion control of user stacks", CONTROLS)
     except ValueRefusedError as exc:
         raise ValueRefusedError(exc.why, f"{exc.hint}, or a plug-in: {FORMS}") from None
+
+
+def _command(value: object) -> tuple[str, ...]:
+    """See UserStack.command."""
+    hint = 'expected a list, the first an absolute path, as in ["/usr/bin/python3", "/etc/dmm-ebpf/my.py"]'
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_COMMAND:
+        raise ValueRefusedError(f"{shown(value)} is not a command", hint)
+    words = tuple(_text(word, "a part of a command") for word in value)
+    if not words[0].startswith("/") or any("\0" in word for word in words):
+        raise ValueRefusedError(f"{shown(words[0])} is not a program", hint)
+    return words
 
 
 def _io(value: object) -> str:
@@ -399,6 +411,8 @@ class UserStack(_Patient):
     max_connections: int | None = field(default=None, metadata=_by(_max_connections))
     syn_cookies: str = field(default="auto", metadata=_by(_syn_cookies))
     busy_poll_us: int = field(default=0, metadata=_by(_busy_poll_us))
+    # what is run as its processes; (): ours
+    command: tuple[str, ...] = field(default=(), metadata=_by(_command))
 
 
 @dataclass(frozen=True, kw_only=True)

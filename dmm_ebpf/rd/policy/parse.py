@@ -264,6 +264,7 @@ class _Parser:
                 raise self._refused(("stacks", name), why, hint)
             with self._noting():
                 self._check_fallback(name, user)
+                self._check_command(name, user)
 
     def _read_stack(self, name: str, data: object) -> Stack:
         path: KeyPath = ("stacks", name)
@@ -292,6 +293,14 @@ class _Parser:
         if isinstance(self.stacks.get(stack.fallback), UserStack):
             itself = "itself" if stack.fallback == name else f'the user stack "{stack.fallback}"'
             raise self._refused(path, f"it falls back to {itself}", "name a kernel or reject stack")
+
+    def _check_command(self, name: str, stack: UserStack) -> None:
+        if stack.command and stack.io == "af_xdp":
+            raise self._refused(
+                ("stacks", name, "io"),
+                "a process of one's own gets packets by tap alone",
+                'leave io out, or set io = "tap"',
+            )
 
     def _stack_problem(self, name: str) -> str | None:
         """None when routes may name the stack, else what to do."""

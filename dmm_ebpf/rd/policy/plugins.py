@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the congestion controls that a policy names as plug-ins can be had on this host.
+"""Whether the congestion controls that a policy names as plug-ins, and the programs that it names as stack processes,
+can be had on this host.
 
-Each is loaded once, in a process of its own (kit/probe.py): to find out is to run it.
+A congestion control is loaded once, in a process of its own (kit/probe.py): to find out is to run it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError
 from dmm_ebpf.kit import probe
 from dmm_ebpf.kit.names import is_plugin
+from dmm_ebpf.owned import check_owner
 from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import Policy
 
@@ -23,6 +27,7 @@ def check_plugins(policy: Policy, stacks: Iterable[str]) -> list[str]:
     unread = []
     configs = policy.user_stacks()
     for name in stacks:
+        _check_command(policy, name, configs[name].command)
         text = configs[name].congestion
         if not is_plugin(text):
             continue
@@ -35,3 +40,27 @@ def check_plugins(policy: Policy, stacks: Iterable[str]) -> list[str]:
             why = f"{describe(path)}: {exc}"
             raise PolicyError(f"accept {policy.place(*path)}", why=why) from exc
     return unread
+
+
+def _check_command(policy: Policy, name: str, command: Sequence[str]) -> None:
+    """Raises PolicyError unless its program can be run, and it and every file that it names are root's."""
+    path = ("stacks", name, "command")
+
+    def refusal(why: str, hint: str) -> PolicyError:
+        return PolicyError(f"accept {policy.place(*path)}", why=f"{describe(path)}: {why}", hint=hint)
+
+    for number, word in enumerate(command):
+        file = Path(word)
+        try:
+            found = file.resolve(strict=True)
+            is_file = found.is_file()
+        except OSError as exc:
+            if number == 0:
+                raise refusal(
+                    f"{word}: {os.strerror(exc.errno or 0)}", "name a program that is there"
+                ) from exc
+            continue
+        if number == 0 and not (is_file and os.access(found, os.X_OK)):
+            raise refusal(f"{word} is no program", "name a file that may be executed")
+        if word.startswith("/") and is_file:
+            check_owner(file, refusal)
