@@ -39,8 +39,9 @@ enum dmm_limits {
 	DMM_MAX_FRAGMENTS = 4096,     /* packets of owned flows of which a fragment has come of late */
 	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
 	DMM_EVENTS_BYTES = 4194304,
-	DMM_COMM_LEN = 16, /* TASK_COMM_LEN */
-	DMM_CC_LEN = 16,   /* TCP_CA_NAME_MAX */
+	DMM_WAKE_NS = 20000000, /* a reader of events[] is woken no more often */
+	DMM_COMM_LEN = 16,	/* TASK_COMM_LEN */
+	DMM_CC_LEN = 16,	/* TCP_CA_NAME_MAX */
 };
 
 enum dmm_mark {

@@ -17,8 +17,6 @@
 
 #include "defs.h"
 
-#define DMM_WAKE_NS 20000000ULL
-
 static __always_inline __u64 wake_flags(__u64 now_ns)
 {
 	__u32 zero = 0;

@@ -127,7 +127,7 @@ C = (
     Room("relay", "two ends, and who calls them", (CORE + "*.[ch]",), ("base", "wire", "cc", "tcp")),
     Room("hal", "AF_XDP, TAP devices, rights", ("dmm_ebpf/hal/*.[ch]",), ("abi",)),
     Room("engine", "core and devices joined", ("dmm_ebpf/userstack/*.[ch]",), ("abi", "base", "hal")),
-    Room("loader", "libbpf for Python", ("dmm_ebpf/loader/*.c",)),
+    Room("loader", "libbpf for Python", ("dmm_ebpf/loader/*.[ch]",)),
 )
 LANGUAGES = {"Python": PYTHON, "C": C}
 

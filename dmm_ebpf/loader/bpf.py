@@ -503,11 +503,13 @@ def cgroup_open(mount_fd: int, cgroup_id: int) -> Iterator[int]:
 
 
 class Ring:
-    """A consumer of a ring buffer whose records all have one size."""
+    """A consumer of a ring buffer whose records all have one size. late_ns: how long after a read that found something
+    it is woken once more, for what came unannounced.
+    """
 
-    def __init__(self, map_fd: int, record_bytes: int, buffer_records: int) -> None:
+    def __init__(self, map_fd: int, record_bytes: int, buffer_records: int, late_ns: int) -> None:
         error = ffi.new("int *")
-        ring = lib.dmm_ring_create(map_fd, error)
+        ring = lib.dmm_ring_create(map_fd, late_ns, error)
         if ring == ffi.NULL:
             _check(-error[0])
         self._ring = ffi.gc(ring, lib.dmm_ring_destroy)
@@ -518,14 +520,14 @@ class Ring:
         """Readable when a producer asked for a wake-up (an epoll fd)."""
         return int(lib.dmm_ring_fd(self._ring))
 
-    def read(self) -> list[bytes]:
-        """Every record that is there now, oldest first."""
-        records: list[bytes] = []
+    def read(self) -> bytes:
+        """Every record that is there now, oldest first, laid end to end."""
+        records = b""
         size = self._record_bytes
         while True:
             n = lib.dmm_ring_read(self._ring, ffi.from_buffer(self._buffer), len(self._buffer), size)
             _check(min(n, 0))
-            records += [bytes(self._buffer[i : i + size]) for i in range(0, n, size)]
+            records += self._buffer[:n]
             if n < len(self._buffer):
                 return records
 

@@ -1,13 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libbpf_glue.c: the body of dmm_ebpf.loader._libbpf (see build_libbpf.py).
- *
- * Owns nothing but struct dmm_ring. Every function returns >= 0 or a negative errno, whatever libbpf's own
- * mode is.
+ * libbpf_glue.c: the body of dmm_ebpf.loader._libbpf (see libbpf_glue.h). Owns nothing but struct dmm_ring.
  */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -27,76 +21,21 @@
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
+#include "libbpf_glue.h"
 
 #define FILEID_KERNFS 0xfe /* linux/exportfs.h */
 #ifndef XDP_USE_SG
 #define XDP_USE_SG (1 << 4)
 #endif
-#define RING_LATE_NS 25000000L /* more than DMM_WAKE_NS of bpf/flow.h */
-
-struct dmm_map_spec {
-	const char *name;
-	int type;
-	unsigned int key_size, value_size, max_entries, flags;
-	int inner_fd;
-	int btf_fd;
-	unsigned int btf_key_type, btf_value_type;
-};
-
-struct dmm_map_info {
-	unsigned int type, id, key_size, value_size, max_entries, flags;
-	char name[16];
-};
-
-struct dmm_prog_spec {
-	const char *name;
-	int type;
-	int expected_attach_type;
-	unsigned int flags;
-	const void *insns;
-	size_t insn_cnt;
-	char *log;
-	unsigned int log_bytes, log_level; /* BPF_LOG_* of linux/bpf_verifier.h */
-	unsigned int attach_btf_id;
-	int btf_fd; /* 0: no func_info */
-	const void *func_info;
-	unsigned int func_info_bytes;
-};
-
-struct dmm_prog_info {
-	unsigned int type, id;
-	unsigned char tag[8];
-	char name[16];
-};
-
-struct dmm_link_info {
-	unsigned int type, id, prog_id, attach_type, ifindex;
-	unsigned long long cgroup_id;
-};
-
-struct dmm_xdp_state {
-	unsigned int prog_id, drv_prog_id, skb_prog_id, hw_prog_id;
-	int mode;
-};
-
-struct dmm_test {
-	const void *data_in;
-	unsigned int data_in_bytes;
-	void *data_out;
-	unsigned int data_out_bytes;
-	void *ctx;
-	unsigned int ctx_bytes;
-	unsigned int retval, duration_ns;
-	int repeat;
-};
 
 /*
- * Programs wake a reader at most once in DMM_WAKE_NS; timer_fd makes the reader look again for what came
- * unannounced. It sits in the ring's own epoll set, so that one fd says when to read.
+ * Programs wake a reader now and then only; timer_fd makes the reader look again, late_ns later, for what
+ * came unannounced. It sits in the ring's own epoll set, so that one fd says when to read.
  */
 struct dmm_ring {
 	struct ring_buffer *rb;
 	int timer_fd;
+	long late_ns;
 	unsigned char *at;
 	size_t left_bytes;
 	size_t record_bytes;
@@ -109,7 +48,7 @@ static int failed(int ret)
 	return ret == -1 && errno ? -errno : ret;
 }
 
-static int dmm_map_create(const struct dmm_map_spec *spec)
+int dmm_map_create(const struct dmm_map_spec *spec)
 {
 	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = spec->flags, .inner_map_fd = spec->inner_fd,
 		    .btf_fd = spec->btf_fd, .btf_key_type_id = spec->btf_key_type,
@@ -119,7 +58,7 @@ static int dmm_map_create(const struct dmm_map_spec *spec)
 				     spec->max_entries, &opts));
 }
 
-static int dmm_map_info(int fd, struct dmm_map_info *out)
+int dmm_map_info(int fd, struct dmm_map_info *out)
 {
 	struct bpf_map_info info = {0};
 	__u32 len = sizeof(info);
@@ -137,37 +76,37 @@ static int dmm_map_info(int fd, struct dmm_map_info *out)
 	return 0;
 }
 
-static int dmm_map_lookup(int fd, const void *key, void *value)
+int dmm_map_lookup(int fd, const void *key, void *value)
 {
 	return failed(bpf_map_lookup_elem(fd, key, value));
 }
 
-static int dmm_map_update(int fd, const void *key, const void *value, unsigned long long flags)
+int dmm_map_update(int fd, const void *key, const void *value, unsigned long long flags)
 {
 	return failed(bpf_map_update_elem(fd, key, value, flags));
 }
 
-static int dmm_map_delete(int fd, const void *key)
+int dmm_map_delete(int fd, const void *key)
 {
 	return failed(bpf_map_delete_elem(fd, key));
 }
 
-static int dmm_map_next_key(int fd, const void *key, void *next)
+int dmm_map_next_key(int fd, const void *key, void *next)
 {
 	return failed(bpf_map_get_next_key(fd, key, next));
 }
 
-static int dmm_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values, unsigned int *count)
+int dmm_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values, unsigned int *count)
 {
 	return failed(bpf_map_lookup_batch(fd, in, out, keys, values, count, NULL));
 }
 
-static int dmm_map_update_batch(int fd, const void *keys, const void *values, unsigned int *count)
+int dmm_map_update_batch(int fd, const void *keys, const void *values, unsigned int *count)
 {
 	return failed(bpf_map_update_batch(fd, keys, values, count, NULL));
 }
 
-static int dmm_btf_load(const void *data, size_t bytes)
+int dmm_btf_load(const void *data, size_t bytes)
 {
 	return failed(bpf_btf_load(data, bytes, NULL));
 }
@@ -194,8 +133,7 @@ static int member_offset(const struct btf *btf, unsigned int id, const char *nam
 	return -ENOENT;
 }
 
-/* pairs: a struct of the kernel's and its member, n times; offsets: n of them, in bytes. */
-static int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets)
+int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned int *offsets)
 {
 	struct btf *btf = btf__load_vmlinux_btf();
 	int ret = 0;
@@ -213,8 +151,7 @@ static int dmm_kernel_offsets(const char *const *pairs, unsigned int n, unsigned
 	return failed(ret) < 0 ? ret : 0;
 }
 
-/* The id of a function in the running kernel's BTF. */
-static int dmm_kernel_function(const char *name)
+int dmm_kernel_function(const char *name)
 {
 	struct btf *btf = btf__load_vmlinux_btf();
 	int id;
@@ -226,7 +163,7 @@ static int dmm_kernel_function(const char *name)
 	return failed(id);
 }
 
-static int dmm_prog_load(const struct dmm_prog_spec *spec)
+int dmm_prog_load(const struct dmm_prog_spec *spec)
 {
 	LIBBPF_OPTS(bpf_prog_load_opts, opts, .expected_attach_type = spec->expected_attach_type,
 		    .prog_flags = spec->flags, .log_buf = spec->log, .log_size = spec->log_bytes,
@@ -242,20 +179,17 @@ static int dmm_prog_load(const struct dmm_prog_spec *spec)
 		bpf_prog_load(spec->type, spec->name, "Dual BSD/GPL", spec->insns, spec->insn_cnt, &opts));
 }
 
-/* Whether the kernel has it: 1, 0, or a negative errno when that could not be told. All want CAP_BPF and
- * CAP_NET_ADMIN, without which the answer is 0. */
-static int dmm_has_map_type(int type)
+int dmm_has_map_type(int type)
 {
 	return libbpf_probe_bpf_map_type(type, NULL);
 }
 
-static int dmm_has_prog_type(int type)
+int dmm_has_prog_type(int type)
 {
 	return libbpf_probe_bpf_prog_type(type, NULL);
 }
 
-/* Without bpf_; NULL if the headers that this was built with do not name it. */
-static const char *dmm_helper_name(unsigned int helper)
+const char *dmm_helper_name(unsigned int helper)
 {
 /* Headers of Linux 6.2 and later leave the comma to the macro. */
 #ifdef ___BPF_FUNC_MAPPER
@@ -269,7 +203,7 @@ static const char *dmm_helper_name(unsigned int helper)
 	return helper < sizeof(names) / sizeof(names[0]) ? names[helper] : NULL;
 }
 
-static int dmm_prog_info(int fd, struct dmm_prog_info *out)
+int dmm_prog_info(int fd, struct dmm_prog_info *out)
 {
 	struct bpf_prog_info info = {0};
 	__u32 len = sizeof(info);
@@ -284,18 +218,18 @@ static int dmm_prog_info(int fd, struct dmm_prog_info *out)
 	return 0;
 }
 
-static int dmm_prog_fd_by_id(unsigned int id)
+int dmm_prog_fd_by_id(unsigned int id)
 {
 	return failed(bpf_prog_get_fd_by_id(id));
 }
 
-static int dmm_prog_query(int target_fd, int type, unsigned int *attach_flags, unsigned int *ids,
-			  unsigned int *count)
+int dmm_prog_query(int target_fd, int type, unsigned int *attach_flags, unsigned int *ids,
+		   unsigned int *count)
 {
 	return failed(bpf_prog_query(target_fd, type, 0, attach_flags, ids, count));
 }
 
-static int dmm_prog_test(int fd, struct dmm_test *test)
+int dmm_prog_test(int fd, struct dmm_test *test)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = test->data_in, .data_size_in = test->data_in_bytes,
 		    .data_out = test->data_out, .data_size_out = test->data_out_bytes, .ctx_in = test->ctx,
@@ -314,24 +248,24 @@ static int dmm_prog_test(int fd, struct dmm_test *test)
 	return ret;
 }
 
-static int dmm_link_create(int prog_fd, int target, int type, unsigned int flags)
+int dmm_link_create(int prog_fd, int target, int type, unsigned int flags)
 {
 	LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);
 
 	return failed(bpf_link_create(prog_fd, target, type, &opts));
 }
 
-static int dmm_iter_create(int link_fd)
+int dmm_iter_create(int link_fd)
 {
 	return failed(bpf_iter_create(link_fd));
 }
 
-static int dmm_link_detach(int fd)
+int dmm_link_detach(int fd)
 {
 	return failed(bpf_link_detach(fd));
 }
 
-static int dmm_link_info(int fd, struct dmm_link_info *out)
+int dmm_link_info(int fd, struct dmm_link_info *out)
 {
 	struct bpf_link_info info = {0};
 	__u32 len = sizeof(info);
@@ -352,9 +286,7 @@ static int dmm_link_info(int fd, struct dmm_link_info *out)
 	return 0;
 }
 
-/* Whether AF_XDP sockets take packets in several frames: the flag is looked at before the device, and there
- * is none of index 0. */
-static int dmm_xsk_frags(void)
+int dmm_xsk_frags(void)
 {
 	struct sockaddr_xdp addr = {.sxdp_family = AF_XDP, .sxdp_flags = XDP_USE_SG};
 	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
@@ -367,11 +299,7 @@ static int dmm_xsk_frags(void)
 	return knows;
 }
 
-/*
- * Whether AF_XDP sockets take metadata of frames to be sent: memory with room for them is registered. 1, 0,
- * or -errno. The flag is of Linux 6.11; 6.8 to 6.10 know metadata, but not it.
- */
-static int dmm_xsk_metadata(void)
+int dmm_xsk_metadata(void)
 {
 	struct {
 		__u64 addr, len;
@@ -392,7 +320,7 @@ static int dmm_xsk_metadata(void)
 	return done == -EINVAL ? 0 : done;
 }
 
-static int dmm_xdp_query(int ifindex, struct dmm_xdp_state *state)
+int dmm_xdp_query(int ifindex, struct dmm_xdp_state *state)
 {
 	LIBBPF_OPTS(bpf_xdp_query_opts, opts);
 	int ret = failed(bpf_xdp_query(ifindex, 0, &opts));
@@ -407,34 +335,29 @@ static int dmm_xdp_query(int ifindex, struct dmm_xdp_state *state)
 	return 0;
 }
 
-static int dmm_obj_pin(int fd, const char *path)
+int dmm_obj_pin(int fd, const char *path)
 {
 	return failed(bpf_obj_pin(fd, path));
 }
 
-static int dmm_obj_get(const char *path)
+int dmm_obj_get(const char *path)
 {
 	return failed(bpf_obj_get(path));
 }
 
-static int dmm_cpus(void)
+int dmm_cpus(void)
 {
 	return failed(libbpf_num_possible_cpus());
 }
 
-static long dmm_fs_magic(const char *path)
+long dmm_fs_magic(const char *path)
 {
 	struct statfs fs;
 
 	return statfs(path, &fs) ? -errno : (long)(uint32_t)fs.f_type;
 }
 
-/*
- * Mounts bpffs on path as the mount namespace mntns_fd sees it. In a child: a process with threads may not
- * change its mount namespace, and must not keep it changed. Only async-signal-safe calls between fork and
- * _exit.
- */
-static int dmm_mount_bpffs(int mntns_fd, const char *path)
+int dmm_mount_bpffs(int mntns_fd, const char *path)
 {
 	int status;
 	pid_t pid = fork();
@@ -455,8 +378,7 @@ static int dmm_mount_bpffs(int mntns_fd, const char *path)
 	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EINTR;
 }
 
-/* A directory fd of the cgroup with that id (the kernfs node id), or -ESTALE when it is gone. */
-static int dmm_cgroup_open(int mount_fd, unsigned long long id)
+int dmm_cgroup_open(int mount_fd, unsigned long long id)
 {
 	union {
 		struct file_handle handle;
@@ -486,7 +408,7 @@ static int ring_collect(void *ctx, void *data, size_t size)
 	return ring->left_bytes < size ? -ENOSPC : 0;
 }
 
-static void dmm_ring_destroy(struct dmm_ring *ring)
+void dmm_ring_destroy(struct dmm_ring *ring)
 {
 	if (ring->timer_fd >= 0)
 		close(ring->timer_fd);
@@ -494,7 +416,7 @@ static void dmm_ring_destroy(struct dmm_ring *ring)
 	free(ring);
 }
 
-static struct dmm_ring *dmm_ring_create(int map_fd, int *error)
+struct dmm_ring *dmm_ring_create(int map_fd, long late_ns, int *error)
 {
 	struct epoll_event event = {.events = EPOLLIN};
 	struct dmm_ring *ring = calloc(1, sizeof(*ring));
@@ -502,6 +424,7 @@ static struct dmm_ring *dmm_ring_create(int map_fd, int *error)
 	*error = ENOMEM;
 	if (!ring)
 		return NULL;
+	ring->late_ns = late_ns;
 	ring->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (ring->timer_fd >= 0)
 		ring->rb = ring_buffer__new(map_fd, ring_collect, ring, NULL);
@@ -515,15 +438,14 @@ static struct dmm_ring *dmm_ring_create(int map_fd, int *error)
 	return ring;
 }
 
-static int dmm_ring_fd(struct dmm_ring *ring)
+int dmm_ring_fd(struct dmm_ring *ring)
 {
 	return ring_buffer__epoll_fd(ring->rb);
 }
 
-/* Bytes of whole records copied; records left over stay in the ring. */
-static long dmm_ring_read(struct dmm_ring *ring, void *buffer, size_t bytes, size_t record_bytes)
+long dmm_ring_read(struct dmm_ring *ring, void *buffer, size_t bytes, size_t record_bytes)
 {
-	const struct itimerspec late = {.it_value.tv_nsec = RING_LATE_NS};
+	const struct itimerspec late = {.it_value.tv_nsec = ring->late_ns};
 	uint64_t expirations;
 	int ret;
 
@@ -543,7 +465,7 @@ static long dmm_ring_read(struct dmm_ring *ring, void *buffer, size_t bytes, siz
 	return (long)(bytes - ring->left_bytes);
 }
 
-static void dmm_quiet(void)
+void dmm_quiet(void)
 {
 	libbpf_set_print(NULL);
 }

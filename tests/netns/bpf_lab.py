@@ -214,13 +214,13 @@ class Policy:
                 )
                 loader.set_inner(maps[kind], half, trie)
         for i, fields in enumerate(self.rules):
-            maps["rules"].update(u32(half * C.DMM_MAX_RULES + i), abi.pack(abi.new("dmm_rule", **fields)))
+            maps.rules[half * C.DMM_MAX_RULES + i] = abi.new("dmm_rule", **fields)
         for number in range(1, C.DMM_MAX_STACKS):
             value = abi.new("dmm_stack", **self.stacks.get(number, {}))
-            maps["stacks"].update(u32(half * C.DMM_MAX_STACKS + number), abi.pack(value))
+            maps.stacks[half * C.DMM_MAX_STACKS + number] = value
         rejects = any(stack["kind"] == C.DMM_STACK_REJECT for stack in self.stacks.values())
         head = abi.new("dmm_policy_head", n_rules=len(self.rules), rejects=rejects)
-        maps["heads"].update(u32(half), abi.pack(head))
+        maps.heads[half] = head
 
     def apply(self, attached: loader.Attached, generation: int = 1) -> None:
         """write(), then flip()."""
@@ -230,16 +230,16 @@ class Policy:
 
 def flip(attached: loader.Attached, generation: int) -> None:
     """Makes generation the one in force."""
-    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control = attached.maps.control[0]
     control.generation = generation
-    attached.maps["control"].update(u32(0), abi.pack(control))
+    attached.maps.control[0] = control
 
 
 def follow(attached: loader.Attached, flags: int = C.DMM_CONTROL_EVENTS) -> None:
     """Turns events on, as the RD does while somebody follows; with 0, off."""
-    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control = attached.maps.control[0]
     control.flags = flags
-    attached.maps["control"].update(u32(0), abi.pack(control))
+    attached.maps.control[0] = control
 
 
 # Fields of a stack, and what a socket of it reads.
@@ -258,7 +258,7 @@ def patience(agent: Agent, name: str) -> list[int]:
 
 def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
     """stack_state[number].up."""
-    attached.maps["stack_state"].update(u32(number), abi.pack(abi.new("dmm_stack_state", up=up)))
+    attached.maps.stack_state[number] = abi.new("dmm_stack_state", up=up)
 
 
 def processes_up(attached: loader.Attached, number: int, up: int, seats: Sequence[int]) -> None:
@@ -266,7 +266,7 @@ def processes_up(attached: loader.Attached, number: int, up: int, seats: Sequenc
     state = abi.new("dmm_stack_state", up=up, processes=len(seats))
     for i, seat in enumerate(seats):
         state.seats[i] = seat
-    attached.maps["stack_state"].update(u32(number), abi.pack(state))
+    attached.maps.stack_state[number] = state
 
 
 def process_full(attached: loader.Attached, number: int, process: int, full: int) -> None:
@@ -330,7 +330,7 @@ class Bench:
 
         def find() -> Any:
             if wait_readable(self.reader.fileno(), 0.05):
-                self.events += [abi.unpack("dmm_event", record) for record in self.reader.read()]
+                self.events += self.reader.read()
             return next((e for e in self.events if e.type == kind and e.flow.cookie == cookie), None)
 
         return wait_for(find, 10.0, f"event {kind} of socket {cookie}")

@@ -149,9 +149,8 @@ def pair_text(pair: Any) -> tuple[str, int, str, int]:
     return _addr(pair.laddr), _port(pair.lport_be), _addr(pair.raddr), _port(pair.rport_be)
 
 
-def event_dict(record: bytes, instance: str, names: Names) -> dict[str, Any]:
+def event_dict(event: Struct, instance: str, names: Names) -> dict[str, Any]:
     """A ring buffer record as the JSON of `dmm-ebpf flows --follow`."""
-    event = abi.unpack("dmm_event", record)
     now_ns = time.monotonic_ns()
     flow = flow_dict(event.flow, instance, names, now_ns)
     wall = time.time() - (now_ns - event.time_ns) / 1e9

@@ -561,8 +561,8 @@ class Instance:
             callback(event)
 
     def _events_ready(self) -> None:
-        records = self._events.read()
+        events = self._events.read()
         if not self._listeners:
             return
-        for record in records:
-            self.publish(flows.event_dict(record, self.state.instance, self))
+        for event in events:
+            self.publish(flows.event_dict(event, self.state.instance, self))
