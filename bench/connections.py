@@ -140,7 +140,7 @@ def memory_of(routed: Routed, pid: int) -> Memory:
         maps = {name: attached.maps[name] for name in FLOW_MAPS}
         sizes = {name: map_bytes(one.fd) for name, one in maps.items()}
         records = sum(1 for _ in attached.flows())
-        owned = sum(1 for _ in maps["xdp_flows"].items())
+        owned = attached.maps.xdp_flows.count()
     finally:
         attached.close()
     used = said["memory_used_bytes"] - said["memory_payload_bytes"] + said["memory_table_bytes"]

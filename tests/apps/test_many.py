@@ -188,7 +188,7 @@ def _in_maps(routed):
     try:
         return {
             "flows": sum(1 for _ in attached.flows()),
-            "xdp_flows": sum(1 for _ in attached.maps["xdp_flows"].items()),
+            "xdp_flows": attached.maps.xdp_flows.count(),
         }
     finally:
         attached.close()

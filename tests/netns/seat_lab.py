@@ -124,7 +124,7 @@ class Seat:
         self.ifindex = socket.if_nametoindex(self.name)
         self.nic = socket.if_nametoindex(nic)
         entry = abi.new("dmm_seat", stack=stack, process=process, seat=self.seat, nic=self.nic)
-        attached.maps["seats"].update(u32(self.ifindex), abi.pack(entry))
+        attached.maps.seats[self.ifindex] = entry
         self.lead(self.ifindex)
         tcfilter.attach(self.ifindex, attached.ingress_fd())
 
@@ -210,7 +210,7 @@ def serve_nic(host: Host, attached: loader.Attached) -> None:
 
     def put() -> None:
         index = socket.if_nametoindex(host.nic.name)
-        attached.maps["nics"].update(u32(index), abi.pack(abi.new("dmm_nic", slot=SLOT)))
+        attached.maps.nics[index] = abi.new("dmm_nic", slot=SLOT)
         if not attached.attach_tcx(index):
             tcfilter.attach_nic(index, attached.tc_fds(), "dmm:test")
 

@@ -48,7 +48,7 @@ class Stack:
         for slot, n in enumerate(found):
             if port == "af_xdp":
                 hal_xdp.attach(host, n.name, self._prog)
-            self.maps["nics"].update(_u32(n.ifindex), abi.pack(abi.new("dmm_nic", slot=slot)))
+            self.maps.nics[n.ifindex] = abi.new("dmm_nic", slot=slot)
             ours = self.progs["dmm_tcin"], self.progs["dmm_tcout"]
             host.ns.run_in(tcfilter.attach_nic, n.ifindex, ours, "dmm:test")
         self.spec = StackSpec(
@@ -85,7 +85,7 @@ class Stack:
             inner = hal_nic.ifindex_of(self.spec.inner_device(n))
             assert inner is not None
             seat = abi.new("dmm_seat", stack=STACK, seat=SEAT, nic=n.ifindex)
-            self.maps["seats"].update(_u32(inner), abi.pack(seat))
+            self.maps.seats[inner] = seat
             place = _u32((SEAT - 1) * C.DMM_MAX_NICS + n.slot)
             self.maps["inner_devs"].update(place, _u32(inner))
             outer = hal_nic.ifindex_of(self.spec.outer_device(n))
@@ -99,7 +99,7 @@ class Stack:
     def _state(self, up: int) -> None:
         state = abi.new("dmm_stack_state", up=up, processes=1)
         state.seats[0] = SEAT
-        self.maps["stack_state"].update(_u32(STACK), abi.pack(state))
+        self.maps.stack_state[STACK] = state
 
     def _down(self, reason: str) -> None:
         self._state(0)
@@ -118,7 +118,7 @@ class Stack:
     def choose(self, sock: socket.socket) -> None:
         """As connect() decides for a socket of the host's."""
         way = abi.new("dmm_way", stack=STACK, seat=SEAT)
-        self.maps["ways"].update(_u32(sock.fileno()), abi.pack(way))
+        self.maps.ways[sock.fileno()] = way
 
     def connect(self, address: tuple[Any, ...], timeout: float = 15) -> socket.socket:
         """A TCP connection through the stack."""

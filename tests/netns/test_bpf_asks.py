@@ -75,7 +75,7 @@ def connected(host: Host, address: str) -> tuple[socket.socket, socket.socket]:
 def serve(flows: Flows, sock: socket.socket, seat: Seat) -> None:
     """The socket's storage: that process is to serve it."""
     way = abi.new("dmm_way", stack=STACK, process=seat.process, seat=seat.seat, state=C.DMM_WAY_TAKEN)
-    flows.attached.maps["ways"].update(u32(sock.fileno()), abi.pack(way))
+    flows.attached.maps.ways[sock.fileno()] = way
 
 
 @pytest.mark.parametrize("address", HERE)
@@ -189,7 +189,7 @@ def test_what_asks_never_reaches_the_host(flows: Flows) -> None:
 def test_a_device_without_a_seat_gives_the_host_nothing(flows: Flows) -> None:
     """Nor can it ask for anything."""
     asker = flows.askers[0]
-    flows.attached.maps["seats"].delete(u32(asker.ifindex))
+    flows.attached.maps.seats.delete(asker.ifindex)
     free = pair("127.0.0.1", 1000, "127.0.0.1", 2000)
     asker.ask(C.DMM_ASK_CLAIM, free)
     assert flows.owner(free) is None and asker.read() == b""

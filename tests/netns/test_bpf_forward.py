@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bpf_lab import Bench, Policy, bench, follow, process_full, processes_up, u32
+from bpf_lab import Bench, Policy, bench, follow, process_full, processes_up
 from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 
 from dmm_ebpf import abi
@@ -59,7 +59,7 @@ def holds(bench: Bench, half: int, bits: int, ifindex: int = LO) -> None:
     """inside[ifindex]."""
     entry = abi.new("dmm_inside")
     entry.forwards[half] = bits
-    bench.attached.maps["inside"].update(u32(ifindex), abi.pack(entry))
+    bench.attached.maps.inside[ifindex] = entry
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -106,9 +106,7 @@ def test_random_rules_are_evaluated(bench: Bench, seed: int) -> None:
 def gateway(bench: Bench) -> None:
     """Whatever comes in by lo is stack 5's."""
     follow(bench.attached, C.DMM_CONTROL_FORWARD)
-    bench.attached.maps["forwards"].update(
-        u32(C.DMM_MAX_FORWARDS), abi.pack(abi.new("dmm_forward", table=1, rule=1))
-    )
+    bench.attached.maps.forwards[C.DMM_MAX_FORWARDS] = abi.new("dmm_forward", table=1, rule=1)
     holds(bench, 1, 1)
     rules = Policy().rule(1, C.DMM_DIR_FORWARD).user(STACK)
     rules.route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK).apply(bench.attached)

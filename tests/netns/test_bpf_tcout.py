@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
-from bpf_lab import Bench, Policy, bench, process_full, processes_up, u32
+from bpf_lab import Bench, Policy, bench, process_full, processes_up
 from seat_lab import ACK, SYN, Seat, Segment, begin, connect, mac_of, pair, serve_nic
 
 from dmm_ebpf import abi
@@ -152,7 +152,7 @@ def test_a_taken_syn_that_nobody_has_claimed_goes_to_the_wire_when_it_is_repeate
 def test_a_device_that_the_stack_does_not_serve(bench: Bench, seats: list[Seat]) -> None:
     """Our program is not there, or the device is no NIC of ours: the kernel serves, and the record says why."""
     route_to_stack(bench)
-    bench.attached.maps["nics"].delete(u32(seats[0].nic))
+    bench.attached.maps.nics.delete(seats[0].nic)
     bench.agent.open("x")
     bench.agent.connect("x", bench.b.ip4, bench.port)
     made = decision(bench)

@@ -163,7 +163,7 @@ def steer(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ste
         stack.callback(attached.close)
         nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=STACK))
         attached.maps["nics"].update(u32(LO), nic)
-        attached.maps["xsks"].update(u32(SLOT * C.DMM_MAX_QUEUES), u32(xsk(stack).fileno()))
+        attached.maps.xsks[SLOT * C.DMM_MAX_QUEUES] = xsk(stack).fileno()
         Policy().user(STACK).user(STACK + 1).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK).apply(
             attached
         )
@@ -258,7 +258,7 @@ def test_a_syn_for_a_listener_goes_to_the_peers_stack(steer: Steer, address: str
 def cookies(steer: Steer, seconds: float, stack: int = STACK) -> None:
     """cookie_state: the stack's last cookie expires in so many seconds."""
     state = abi.new("dmm_cookie_state", until_ns=time.monotonic_ns() + int(seconds * 1e9))
-    steer.attached.maps["cookie_state"].update(u32(stack), abi.pack(state))
+    steer.attached.maps.cookie_state[stack] = state
 
 
 @pytest.mark.parametrize("wrap", [ip4, ip6])
@@ -429,7 +429,7 @@ def test_icmp_errors_about_anything_else_pass(steer: Steer) -> None:
 
 def test_an_owned_flow_without_a_socket_is_dropped_by_tc_and_counted(steer: Steer) -> None:
     steer.own(US4, THEM4)
-    assert steer.attached.maps["xsks"].delete(u32(SLOT * C.DMM_MAX_QUEUES))
+    assert steer.attached.maps.xsks.delete(SLOT * C.DMM_MAX_QUEUES)
     assert steer.run(eth(ip4(tcp()))) == PASS
     assert steer.tc(eth(ip4(tcp()))) == SHOT
     assert (steer.count(C.DMM_CNT_XDP_NO_SOCKET), steer.count(C.DMM_CNT_XDP_FLOW)) == (1, 0)
@@ -497,7 +497,7 @@ def test_syns_are_spread_over_the_processes_and_a_flow_keeps_its_own(steer: Stee
 def test_a_device_that_is_no_nic_of_ours_passes_everything(steer: Steer) -> None:
     steer.own(US4, THEM4)
     steer.listen("::", 1)
-    steer.attached.maps["nics"].delete(u32(LO))
+    steer.attached.maps.nics.delete(LO)
     assert steer.run(eth(ip4(tcp()))) == PASS
     assert steer.run(eth(ip4(tcp(flags=SYN)))) == PASS
 

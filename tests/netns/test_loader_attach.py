@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from bpf_lab import Agent, Policy, counter, netns_cookie, u32
 
-from dmm_ebpf import abi, loader
+from dmm_ebpf import loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError, UsageError
 from dmm_ebpf.loader import ahead, bpf, bpffs, programs, restore
@@ -88,7 +88,7 @@ def test_attach_links_pins_and_fills_control_in(made, cgroup: Cgroup) -> None:
         | {f"progs/{s.pin}" for s in PROGRAMS}
         | {f"links/{s.pin}" for s in PROGRAMS if s.cgroup}
     )
-    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control = attached.maps.control[0]
     assert (control.abi_version, control.generation) == (C.DMM_ABI_VERSION, 0)
 
 
@@ -174,13 +174,13 @@ def test_what_fails_ahead_is_told_by_attach(made, cgroup: Cgroup, monkeypatch: p
 def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
     attached = made(cgroup)
     name = attached.instance
-    control = abi.unpack("dmm_control", attached.maps["control"].lookup(u32(0)) or b"")
+    control = attached.maps.control[0]
     control.abi_version += 1
-    attached.maps["control"].update(u32(0), abi.pack(control))
+    attached.maps.control[0] = control
     with pytest.raises(ConflictError, match=f"ABI version {C.DMM_ABI_VERSION + 1}"):
         loader.adopt(name)
     control.abi_version -= 1
-    attached.maps["control"].update(u32(0), abi.pack(control))
+    attached.maps.control[0] = control
     pin = attached.folder / "progs" / "xdp"
     pin.unlink()
     with pytest.raises(ConflictError, match="half attached"):
