@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* check.h: the invariants that core.h, tcp.h and flight.h state, checked on a live core; a breach aborts. */
+/* check.h: the invariants of tcp.c, flight.h and the relay, checked on a live core; a breach aborts. */
 #ifndef SIM_CHECK_H
 #define SIM_CHECK_H
 

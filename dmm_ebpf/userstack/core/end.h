@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * end.h: the seam between an end of a connection (a transport, tcp.h) and who owns connections (relay.c):
- * what an end tells. It is told down by tcp.h's functions.
+ * what an end tells. What it can be told are the functions of tcp.h.
  *
  * Whoever is told may call tcp_abort() and tcp_go() for both ends meanwhile, and mark the connection dead
  * (CONN_DEAD), so an end looks at what is left of it when the call returns. Memory stays until the core's

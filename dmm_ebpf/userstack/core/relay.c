@@ -10,9 +10,41 @@
  * handshake is over when the kernel gets to see a SYN, so what the peer sends meanwhile is kept, unanswered,
  * and a refusal becomes a RST.
  *
- * Invariants: a connection ends when both legs have; a RST on one leg ends the other at once, except that
- * bytes which the kernel's window takes are delivered before its RST. FIN and data need nothing here: a FIN
- * only says that the other leg's send stream ends (tcp_in.c).
+ * Phases of a connection (flow.h): what leads to each, what may leave the connection in it, what is
+ * forbidden.
+ *
+ * CONN_OPENING, by open_by_syn() or open_by_cookie(): the leg whose peer has asked is held and sends nothing;
+ * the other one sends its SYN, for which OWN was said before. When that is answered, the held leg answers in
+ * turn; of a passive open the inner leg is held instead then, until the peer's handshake is over. By a cookie
+ * it is over before, and the outer leg is held. Forbidden: data and FINs out of either leg.
+ *
+ * CONN_OPEN, by established(), when both handshakes are over: all may leave. One leg may be closed or in
+ * TIME-WAIT while the other goes on. ICMP errors but for the path MTU, and dmm_core_unreachable(), change
+ * nothing any more. Forbidden: to go back to CONN_OPENING.
+ *
+ * CONN_PARKED, from CONN_OPEN and back (park.c): nothing leaves. Forbidden: to keep a pointer to what stands
+ * behind the row, and to read it; conn_find() wakes the connection.
+ *
+ * CONN_DEAD, by conn_kill(), from all others: both legs are over, a SYN takes the connection's place, or its
+ * room is needed. CLOSED and DISOWN are said. Forbidden: everything; no timer, list or look-up leads to it,
+ * and conn_reap() frees it before the call of api.h returns.
+ *
+ * What an end tells (relay_events):
+ *
+ * established: as above.
+ *
+ * reset: the other leg is reset at once, except that bytes which the kernel's window takes, and those of the
+ * app's that its kernel was told have arrived, go before the RST.
+ *
+ * gave_up: both legs are reset; where a SYN was never answered, both peers are left to find out.
+ *
+ * closed: the connection ends when both legs are over; one of which nothing but TIME-WAIT is left may be
+ * dropped to make room.
+ *
+ * quiet: it may be parked.
+ *
+ * Data and FINs need nothing here: what one leg takes in is the other's to send, and a FIN only says that
+ * this ends (tcp_in.c).
  */
 #include "core.h"
 #include "tcp_cookie.h"

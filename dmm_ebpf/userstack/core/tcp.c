@@ -10,6 +10,7 @@
  * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
  * one packet when it is pulled.
  *
+ * tcp_state.c  the states, and what leads from one to another
  * tcp_in.c     arrival: acceptability, RST, payload, FIN
  * tcp_merged.c arrival: segments that came as one packet
  * tcp_open.c   arrival: the handshake
@@ -36,7 +37,7 @@
  * tcp_sleep.c  when an end may be put away
  *
  * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
- * advertised (rcv_adv) never moves back; a state changes only in tcp_set_state().
+ * advertised (rcv_adv) never moves back; a state changes only in tcp_state.c.
  */
 #include "tcp_int.h"
 
@@ -64,16 +65,6 @@ void tcp_init(struct env *env, struct ends *e, const struct pkt *syn)
 	e->outer.pace_wake_ns = NEVER;
 }
 
-void tcp_set_state(struct env *env, struct tcb *t, enum tcp_state state)
-{
-	t->state = (uint8_t)state;
-	if (state == TCP_CLOSE_WAIT && !tcb_is_outer(t)) {
-		uint64_t deadline_ns = t->last_rx_ns + TCP_INNER_HALF_CLOSED_S * NS_PER_S;
-
-		tcp_set_deadline(env, t, &t->keep_ns, deadline_ns);
-	}
-}
-
 /*
  * What the app's kernel has chosen for this connection, the peer sees. Its timestamps go on from those of the
  * last connection between the two hosts, also when another process or the kernel carried that: else a peer in
@@ -96,7 +87,7 @@ void tcp_open(struct env *env, struct tcb *t, const struct pkt *syn, uint64_t no
 	tcp_learn_syn(env, t, syn, now_ns);
 	t->iss = isn_new(env, t, now_ns);
 	t->flags |= TF_HOLD;
-	tcp_set_state(env, t, TCP_SYN_RECV);
+	tcp_event(env, t, TE_SYN, now_ns);
 	tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
 }
 
@@ -108,34 +99,6 @@ void tcp_go(struct env *env, struct tcb *t)
 	}
 	t->flags &= ~(uint32_t)TF_HOLD;
 	tcp_ready(env, t);
-}
-
-void tcp_ooo_release(struct env *env, struct tcb *t)
-{
-	if (!t->ooo)
-		return;
-	ranges_release(&env->mem, t->ooo);
-	mem_free(&env->mem, t->ooo, sizeof(*t->ooo));
-	t->ooo = NULL;
-}
-
-void tcp_release(struct env *env, struct tcb *t)
-{
-	flight_destroy(&env->mem, t->fl);
-	t->fl = NULL;
-	tcp_ooo_release(env, t);
-	stream_release(&env->mem, &t->snd);
-	wheel_cancel(&env->wheel, &t->timer);
-	t->rtx_ns = t->delack_ns = t->keep_ns = NEVER;
-	t->rtx_mode = RTX_NONE;
-	if (tcb_is_outer(t))
-		tcb_ends(t)->outer.pace_wake_ns = NEVER;
-	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
-	if (t->flags & TF_RST_DUE) /* also one that waited for the handshake, to let bytes go first */
-		tcp_ready(env, t);
-	else
-		tcp_unready(t);
-	tcp_set_state(env, t, TCP_CLOSE);
 }
 
 /*

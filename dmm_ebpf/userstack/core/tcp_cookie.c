@@ -214,5 +214,5 @@ void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint3
 	t->iss = iss;
 	t->snd_nxt = 1;
 	t->flags |= TF_SYN_RTX; /* when it was sent is not known */
-	tcp_set_state(env, t, TCP_SYN_RECV);
+	tcp_event(env, t, TE_SYN, now_ns);
 }

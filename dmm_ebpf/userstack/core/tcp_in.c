@@ -218,15 +218,9 @@ static void in_fin(struct env *env, struct tcb *t, uint64_t now_ns)
 		ack_now(env, t);
 	peer->flags |= TF_FIN;
 	tcp_ready(env, peer);
-	if (t->state == TCP_ESTABLISHED) {
-		tcp_set_state(env, t, TCP_CLOSE_WAIT);
-		if (!tcb_is_outer(t))
-			hold_tell(env, t);
-	} else if (t->state == TCP_FIN_WAIT1) {
-		tcp_set_state(env, t, TCP_CLOSING);
-	} else if (t->state == TCP_FIN_WAIT2) {
-		tcp_enter_time_wait(env, t, now_ns);
-	}
+	tcp_event(env, t, TE_FIN, now_ns);
+	if (t->state == TCP_CLOSE_WAIT && !tcb_is_outer(t))
+		hold_tell(env, t);
 }
 
 /* RFC 5681 section 4.2; on the inner leg what is not held goes at once */
@@ -376,16 +370,8 @@ static bool in_syn_recv_acked(struct env *env, struct tcb *t, const struct pkt *
 
 static void in_fin_acked(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	if (!(t->flags & TF_FIN_SENT) || t->snd_una != t->snd_nxt)
-		return;
-	if (t->state == TCP_FIN_WAIT1) {
-		tcp_set_state(env, t, TCP_FIN_WAIT2);
-	} else if (t->state == TCP_CLOSING) {
-		tcp_enter_time_wait(env, t, now_ns);
-	} else if (t->state == TCP_LAST_ACK) {
-		tcp_release(env, t);
-		env->up->closed(env, t);
-	}
+	if ((t->flags & TF_FIN_SENT) && t->snd_una == t->snd_nxt)
+		tcp_event(env, t, TE_FIN_ACKED, now_ns);
 }
 
 static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
@@ -393,7 +379,7 @@ static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, 
 	bool fin = pkt->flags & TH_FIN;
 
 	if (fin && seq + pkt->payload_len + 1 == (int64_t)t->rcv_nxt)
-		tcp_enter_time_wait(env, t, now_ns);
+		tcp_event(env, t, TE_FIN, now_ns);
 	if (pkt->payload_len || fin)
 		ack_now(env, t);
 }
@@ -458,26 +444,6 @@ static void in_synchronized(struct env *env, struct tcb *t, const struct pkt *in
 	} else if (pkt.payload_len || (pkt.flags & TH_FIN)) {
 		ack_now(env, t); /* the FIN again: our ACK of it was lost */
 	}
-}
-
-void tcp_enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns)
-{
-	uint32_t keep =
-		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
-	bool again = t->state == TCP_TIME_WAIT;
-	uint64_t wait_ns;
-
-	if (!again) {
-		tcp_release(env, t);
-		tcp_set_state(env, t, TCP_TIME_WAIT);
-		t->flags = keep;
-		if (keep & TF_ACK_NOW)
-			tcp_ready(env, t);
-	}
-	wait_ns = tcb_is_outer(t) ? env->cfg.time_wait_ns : TCP_INNER_TIME_WAIT_MS * NS_PER_MS;
-	tcp_set_rtx(env, t, RTX_TIME_WAIT, now_ns + wait_ns);
-	if (!again)
-		env->up->closed(env, t);
 }
 
 static void input_one(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)

@@ -62,11 +62,20 @@ void tcp_keep_start(struct env *env, struct tcb *t, uint64_t now_ns);
 uint64_t tcp_rto_ns(const struct tcb *t);
 void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns);
 
-/* tcp_in.c */
-void tcp_enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns);
-
-/* tcp.c */
-void tcp_set_state(struct env *env, struct tcb *t, enum tcp_state state);
+/* tcp_state.c */
+enum tcp_event {
+	TE_OPEN,      /* our SYN is to go */
+	TE_SYN,	      /* the peer's came, and ours is not acknowledged */
+	TE_SYN_ACKED, /* ours is acknowledged, and the peer's has come */
+	TE_SYN_GONE,  /* the peer's was taken back, by a RST */
+	TE_FIN_SENT,
+	TE_FIN_ACKED, /* ours */
+	TE_FIN,	      /* the peer's came, in order */
+	TE_TIME_WAITED,
+	TE_EVENTS,
+};
+/* Nothing, if no arm of the state is for it */
+void tcp_event(struct env *env, struct tcb *t, enum tcp_event event, uint64_t now_ns);
 /* Frees buffers and timers; the state becomes TCP_CLOSE */
 void tcp_release(struct env *env, struct tcb *t);
 /* Frees what is noted of what came out of order, not its bytes */

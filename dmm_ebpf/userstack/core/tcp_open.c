@@ -59,11 +59,11 @@ void tcp_learn_syn(struct env *env, struct tcb *t, const struct pkt *pkt, uint64
 	}
 }
 
-static void ask(struct env *env, struct tcb *t)
+static void ask(struct env *env, struct tcb *t, enum tcp_event why, uint64_t now_ns)
 {
 	t->rcv_wscale = tcp_pick_wscale(tcp_rcv_limit(env, t));
 	tcp_set_mss(env, t);
-	tcp_set_state(env, t, TCP_SYN_SENT);
+	tcp_event(env, t, why, now_ns);
 	t->flags |= TF_SYN_DUE;
 	tcp_ready(env, t);
 }
@@ -72,7 +72,7 @@ void tcp_connect(struct env *env, struct tcb *t, uint32_t iss, uint64_t now_ns)
 {
 	t->iss = iss;
 	t->last_rx_ns = now_ns;
-	ask(env, t);
+	ask(env, t, TE_OPEN, now_ns);
 }
 
 bool open_acks_syn(const struct tcb *t, const struct pkt *pkt)
@@ -107,7 +107,7 @@ void open_done(struct env *env, struct tcb *t, uint64_t now_ns)
 	if (!(t->flags & TF_SYN_RTX))
 		tcp_rtt_sample(env, t, now_ns - t->syn_ns, now_ns);
 	t->rack_dsack_round = 0;
-	tcp_set_state(env, t, TCP_ESTABLISHED);
+	tcp_event(env, t, TE_SYN_ACKED, now_ns);
 	tcp_keep_start(env, t, now_ns);
 	if (tcb_is_outer(t))
 		cc_start(env, t, now_ns);
@@ -145,7 +145,7 @@ void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64
 	} else if (pkt->flags & TH_SYN) {
 		/* simultaneous open: our SYN goes again, as a SYN-ACK */
 		tcp_learn_syn(env, t, pkt, now_ns);
-		tcp_set_state(env, t, TCP_SYN_RECV);
+		tcp_event(env, t, TE_SYN, now_ns);
 		t->flags |= TF_SYN_DUE;
 		tcp_ready(env, t);
 	}
@@ -153,14 +153,14 @@ void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64
 
 /* Back to SYN-SENT, as if the SYN had not come. That our SYN goes again is for a peer that it has not
  * reached. */
-static void forget_syn(struct env *env, struct tcb *t)
+static void forget_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	t->irs = t->ts_recent = 0;
 	t->rcv_nxt = t->rcv_adv = t->last_ack_sent = 0;
 	t->peer_mss = 0;
 	t->flags &= ~(uint32_t)(TF_TS | TF_SACK | TF_WS | TF_ECN | TF_ACCECN | TF_ACK_NOW);
 	t->flags |= TF_SYN_RTX;
-	ask(env, t);
+	ask(env, t, TE_SYN_GONE, now_ns);
 }
 
 /* In SYN-RECEIVED, after we had asked; true: dealt with */
@@ -174,7 +174,7 @@ static bool in_simultaneous(struct env *env, struct tcb *t, const struct pkt *pk
 		else if (pkt->flags & TH_ACK)
 			env->counters[DMM_CORE_BAD_SEQ]++;
 		else if (pkt->seq == t->irs + 1)
-			forget_syn(env, t);
+			forget_syn(env, t, now_ns);
 		else
 			return false;
 		return true;

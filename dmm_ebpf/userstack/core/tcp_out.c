@@ -435,17 +435,8 @@ static void idle_restart(struct tcb *t, uint64_t now_ns)
 		o->cc.ops->on_restart(&o->cc, now_ns - o->last_data_ns, now_ns);
 }
 
-static void fin_sent(struct env *env, struct tcb *t)
-{
-	t->flags |= TF_FIN_SENT;
-	if (t->state == TCP_ESTABLISHED)
-		tcp_set_state(env, t, TCP_FIN_WAIT1);
-	else if (t->state == TCP_CLOSE_WAIT)
-		tcp_set_state(env, t, TCP_LAST_ACK);
-}
-
 /* A segment of new data on the scoreboard; NULL: no memory */
-static struct seg *push_new(struct env *env, struct tcb *t, uint32_t len, bool fin)
+static struct seg *push_new(struct env *env, struct tcb *t, uint32_t len, bool fin, uint64_t now_ns)
 {
 	struct seg *s;
 
@@ -459,7 +450,8 @@ static struct seg *push_new(struct env *env, struct tcb *t, uint32_t len, bool f
 		return NULL;
 	if (fin) {
 		s->flags |= SEG_FIN;
-		fin_sent(env, t);
+		t->flags |= TF_FIN_SENT;
+		tcp_event(env, t, TE_FIN_SENT, now_ns);
 	}
 	t->snd_nxt += len + fin;
 	t->flags &= ~(uint32_t)TF_PUSH_ANY;
@@ -483,7 +475,7 @@ static uint32_t add_run(struct env *env, struct tcb *t, struct wire_seg *seg, ui
 		if (!len || len > most - total || !cwnd_allows(t, len) || !opt_plain(env, t, len, now_ns) ||
 		    pace_blocked(env, t, now_ns))
 			break;
-		s = push_new(env, t, len, fin);
+		s = push_new(env, t, len, fin, now_ns);
 		if (!s)
 			break;
 		if (s->seq + len == t->snd.tail + 1)
@@ -506,7 +498,7 @@ static uint32_t out_new(struct env *env, struct tcb *t, uint8_t *buf, uint32_t c
 	uint8_t ecn;
 
 	idle_restart(t, now_ns);
-	s = push_new(env, t, len, fin);
+	s = push_new(env, t, len, fin, now_ns);
 	if (!s)
 		return 0;
 	segment_head(env, t, s, false, &seg, &ecn, now_ns);

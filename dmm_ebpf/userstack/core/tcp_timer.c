@@ -210,8 +210,7 @@ static void fire_rtx(struct env *env, struct tcb *t, uint64_t now_ns)
 		fire_persist(env, t, now_ns);
 		break;
 	case RTX_TIME_WAIT:
-		tcp_release(env, t);
-		env->up->closed(env, t);
+		tcp_event(env, t, TE_TIME_WAITED, now_ns);
 		break;
 	}
 }
