@@ -98,7 +98,7 @@ static int filter_fill(scmp_filter_ctx ctx)
 	int ret = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
 
 	/* A binary tree of comparisons; and no mitigation that slows every load of the process down, since
-	 * nothing here runs code of somebody else's. */
+	 * nothing here runs code but what root has chosen. */
 	if (!ret)
 		ret = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
 	if (!ret)

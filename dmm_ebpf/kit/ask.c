@@ -72,11 +72,28 @@ static bool wait_for_answer(struct cc_asker *a)
 	return a->state == ANSWERED;
 }
 
+/* A connection has ended. Nobody waits for that: a hundred thousand may end at once. Returns whether it is
+ * noted; else there is no room until the worker has seen those before. */
+static bool note_release(struct cc_asker *a, uint64_t handle)
+{
+	bool noted = false;
+
+	pthread_mutex_lock(&a->lock);
+	if (a->state == IDLE && a->ask.released_n < CC_ASK_RELEASED) {
+		a->ask.released[a->ask.released_n++] = handle;
+		noted = a->ask.released_n < CC_ASK_RELEASED;
+	}
+	pthread_mutex_unlock(&a->lock);
+	return noted;
+}
+
 static uint32_t put(struct cc_guard *g, struct cc *cc, const struct cc_call *call)
 {
 	struct cc_asker *a = g->arg;
 	bool answered = false, ended;
 
+	if (call->type == CC_RELEASE && note_release(a, cc->priv[0]))
+		return 1;
 	pthread_mutex_lock(&a->lock);
 	ended = a->state != IDLE;
 	if (!ended) {
@@ -90,7 +107,7 @@ static uint32_t put(struct cc_guard *g, struct cc *cc, const struct cc_call *cal
 	}
 	if (answered && a->ask.failed)
 		snprintf(g->why, sizeof(g->why), "%.*s", CC_WHY_BYTES - 1, a->ask.why);
-	else if (answered)
+	else if (answered && call->type != CC_RELEASE)
 		take_over(cc, &a->ask);
 	else
 		snprintf(g->why, sizeof(g->why),

@@ -15,9 +15,13 @@
 
 struct cc_asker;
 
-/* A question. The worker changes cwnd_bytes, pacing_Bps, spare and spare_bytes, or sets failed and why. */
+/* So many connections may have ended before the worker is told */
+enum { CC_ASK_RELEASED = 64 };
+
+/* A question. The worker changes cwnd_bytes, pacing_Bps, spare and spare_bytes, or sets failed and why; it
+ * forgets the connections that are released, and sets their number to 0. */
 struct cc_ask {
-	uint32_t type; /* enum cc_call_type */
+	uint32_t type; /* enum cc_call_type; CC_RELEASE: there is nothing else to do */
 	uint32_t failed;
 	uint64_t handle; /* of the connection; not 0 */
 	uint64_t now_ns;
@@ -34,6 +38,9 @@ struct cc_ask {
 	uint32_t pad;
 	struct cc_sample sample;
 	char why[CC_WHY_BYTES];
+	uint32_t released_n;
+	uint32_t pad2;
+	uint64_t released[CC_ASK_RELEASED]; /* handles */
 };
 
 /* has: bits of enum cc_call_type that the worker is asked; CC_INIT and CC_RELEASE are among them. NULL: no

@@ -184,8 +184,11 @@ class Bridge(Native):
 
     def _answer(self, ask: Any) -> None:
         number, handle = ask.type, ask.handle
+        if ask.released_n:
+            for ended in list(ask.released)[: ask.released_n]:
+                self._objects.pop(ended, None)
+            ask.released_n = 0
         if number == _RELEASE:
-            self._objects.pop(handle, None)
             return
         raw = self._ffi.buffer(ask)
         if number == 0:

@@ -34,6 +34,7 @@ static void answer(struct cc_ask *ask)
 {
 	uint32_t n = draw(3000);
 
+	ask->released_n = 0;
 	ask->cwnd_bytes += ask->type == CC_ON_ACK ? ask->sample.acked_bytes / 2 : 0;
 	if (n == 0) {
 		usleep(LATE_US);
