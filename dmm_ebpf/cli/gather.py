@@ -8,7 +8,11 @@ out with a note, and one that cannot be read at all makes the command fail only 
 
 from __future__ import annotations
 
+import io
+import os
 import selectors
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,6 +175,9 @@ class Follower:
     def __init__(self, instance: str | None) -> None:
         self._instance = instance
         self._selector = selectors.DefaultSelector()
+        if _is_pipe(sys.stdout):
+            # Of the end that is written to, nothing is told but that its reader has gone.
+            self._selector.register(sys.stdout, selectors.EVENT_READ, None)
         self._open: dict[str, client.Subscription] = {}
 
     def close(self) -> None:
@@ -180,7 +187,9 @@ class Follower:
         self._selector.close()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Each event as it comes. Raises NotAttachedError when the instance that was named is gone."""
+        """Each event as it comes. Raises NotAttachedError when the instance that was named is gone, and BrokenPipeError
+        when the reader of a piped standard output is: it may be long until something has to be written.
+        """
         if self._instance is not None:
             self._subscribe(self._instance)
         elif not client.instances():
@@ -189,6 +198,8 @@ class Follower:
             if self._instance is None:
                 self._scan()
             for key, _mask in self._selector.select(None if self._instance else _RESCAN_S):
+                if key.data is None:
+                    raise BrokenPipeError
                 yield from self._read(key.data)
 
     def _subscribe(self, name: str) -> None:
@@ -219,3 +230,10 @@ class Follower:
             return
         for event in events:
             yield {**event, "instance": event.get("instance", name)}
+
+
+def _is_pipe(stream: Any) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, io.UnsupportedOperation):  # as in a test
+        return False

@@ -98,6 +98,23 @@ def test_a_full_disk_is_one_sentence(run_root: Path, unbuffered: str) -> None:  
     assert "cannot write to standard output: No space left on device" in done.stderr
 
 
+def test_follow_ends_when_its_reader_goes_though_nothing_happens(run_root: Path) -> None:  # noqa: F811
+    with FakeRd("default", {"follow": [FLOW | {"type": "connect", "time": 0}]}):
+        for named in ((), ("--instance", "default")):
+            child = subprocess.Popen(
+                command(run_root, "flows", "--follow", *named), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            assert child.stdout is not None
+            assert child.stdout.readline()
+            child.stdout.close()
+            try:
+                assert child.wait(20) == 141
+                assert child.stderr is not None and child.stderr.read() == b""
+            finally:
+                child.kill()
+                child.communicate()
+
+
 def test_follow_ends_with_ctrl_c(run_root: Path) -> None:  # noqa: F811
     with FakeRd("default", {"follow": [FLOW | {"type": "connect", "time": 0}]}):
         child = subprocess.Popen(
