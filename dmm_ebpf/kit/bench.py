@@ -249,9 +249,10 @@ def plot(done: Run, file: Path) -> None:
     for flow, points in zip(done.flows, done.points, strict=True):
         at = [p.at_s for p in points]
         axes[0].plot(at, [p.cwnd_bytes / 1e3 for p in points], label=flow.congestion)
-        axes[1].plot(at, [p.rate_Bps * 8e-6 for p in points])
+        (line,) = axes[1].plot(at, _smooth([p.rate_Bps * 8e-6 for p in points], done.course))
         if any(p.pacing_Bps for p in points):
-            axes[1].plot(at, [p.pacing_Bps * 8e-6 for p in points], linestyle=":", linewidth=0.8)
+            pacing = [p.pacing_Bps * 8e-6 for p in points]
+            axes[1].plot(at, pacing, linestyle=":", linewidth=0.8, color=line.get_color())
     axes[2].plot([p.at_s for p in done.points[0]], [p.queue_ms for p in done.points[0]], color="black")
     for axis, label in zip(
         axes, ("window, kB", "delivered, Mbit/s (dotted: pacing)", "queue, ms"), strict=True
@@ -268,3 +269,11 @@ def plot(done: Run, file: Path) -> None:
         raise DmmError(what, why=exc.strerror or str(exc)) from exc
     finally:
         pyplot.close(figure)
+
+
+def _smooth(values: Sequence[float], course: Course) -> list[float]:
+    """Each as the mean of the last two round trips: within one, a flow comes in bursts."""
+    many = max(round(2 * course.rtt_s * _POINTS / course.duration_s), 10)
+    return [
+        sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - many + 1) : i + 1])
+    ]
