@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dmm_ebpf import abi
@@ -35,10 +35,8 @@ _CORE_COUNTERS = {
 }
 _PORTS = {"af_xdp": lib.DMM_PORT_XSK, "tap": lib.DMM_PORT_TAP}
 LEGS = {"inner": lib.DMM_LEG_INNER, "outer": lib.DMM_LEG_OUTER}
-_SYN_COOKIES = {
-    name.removeprefix("DMM_SYN_COOKIES_").lower(): value
-    for value, name in ffi.typeof("enum dmm_syn_cookies").elements.items()
-}
+_ENGINE_MEMBERS = dict(ffi.typeof("struct dmm_engine_config").fields)
+_CORE_MEMBERS = dict(ffi.typeof("struct dmm_core_config").fields)
 _INFO_NUMBERS = [
     name for name, _ in ffi.typeof("struct dmm_conn_info").fields if name not in ("pair", "congestion")
 ]
@@ -46,6 +44,26 @@ _MEMORY = [name for name, _ in ffi.typeof("struct dmm_core_memory").fields if na
 _STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
 
 log = logging.getLogger("dmm-ebpf.stack")
+
+
+def set_options(config: Any, options: Mapping[str, int | str]) -> None:
+    """Writes what StackSpec.options says into a struct dmm_engine_config. DmmError for what C lacks."""
+    for name, value in options.items():
+        part, members = (config, _ENGINE_MEMBERS) if name in _ENGINE_MEMBERS else (config.core, _CORE_MEMBERS)
+        try:
+            if isinstance(value, str):
+                text = members[name].type.kind == "array"
+                setattr(part, name, value.encode() if text else _enumerator(name, value))
+            else:
+                setattr(part, name, value)
+        except (AttributeError, KeyError, TypeError, OverflowError, IndexError) as error:
+            raise DmmError(f"start a stack with {name} {value!r}", why="it has no such option") from error
+
+
+def _enumerator(name: str, word: str) -> int | None:
+    """The value of DMM_NAME_WORD; None: there is none."""
+    value = getattr(lib, f"DMM_{name}_{word}".upper(), None)
+    return None if value is None else int(value)
 
 
 class Engine:
@@ -117,13 +135,10 @@ class Engine:
         config.core.max_connections = self._max_connections
         config.core.inner_mtu = self.inner_mtu
         config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
-        config.core.sndbuf_max_bytes = self.spec.sndbuf_bytes
-        config.core.rcvbuf_max_bytes = self.spec.rcvbuf_bytes
-        config.core.syn_cookies = _SYN_COOKIES[self.spec.syn_cookies]
         if self.plugin is None:
             config.core.congestion = self.spec.congestion.encode()[:15]
         config.max_connections = self.spec.max_connections
-        config.busy_poll_us = self.spec.busy_poll_us
+        set_options(config, self.spec.options)
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.label}", why="out of memory")
@@ -261,9 +276,10 @@ class Engine:
 
     def set_syn_cookies(self, mode: str) -> None:
         """What becomes of a peer's SYN from now on: "auto", "always" or "off"; UsageError for another mode."""
-        if mode not in _SYN_COOKIES:
+        number = _enumerator("syn_cookies", mode)
+        if number is None:
             raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
-        lib.dmm_engine_set_syn_cookies(self._engine, _SYN_COOKIES[mode])
+        lib.dmm_engine_set_syn_cookies(self._engine, number)
 
     def set_mtu(self, slot: int, mtu: int) -> None:
         """The MTU of the NIC of that slot, bytes of IP packet, from now on; UsageError for a NIC not served."""

@@ -6,8 +6,8 @@ inherits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,9 @@ class StackSpec:
     """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP
     program is in use.
 
+    options: what else the policy sets, by the names of C's members in struct dmm_engine_config or its dmm_core_config;
+    a word is an enumerator (syn_cookies "auto": DMM_SYN_COOKIES_AUTO), or a text. memory_bytes and max_connections
+    are this process's share.
     process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for the outer one;
     process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they leave checksums to what takes their
     frames, as with zero-copy where the driver has that. plugin: what congestion names, unless that is built in.
@@ -87,12 +90,9 @@ class StackSpec:
     netns_fd: int
     congestion: str = ""
     plugin: Plugin | None = None
-    sndbuf_bytes: int = 0
-    rcvbuf_bytes: int = 0
+    options: Mapping[str, int | str] = field(default_factory=dict)
     memory_bytes: int = 0
     max_connections: int = 100_000
-    busy_poll_us: int = 0
-    syn_cookies: str = "auto"
     process: int = 0
     leave_sums: bool = False
     contract: int = CONTRACT

@@ -364,7 +364,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (how & 1)
 		cfg.memory_bytes = 65536;
 	if (how & 2)
-		cfg.sndbuf_max_bytes = cfg.rcvbuf_max_bytes = 3000;
+		cfg.sndbuf_bytes = cfg.rcvbuf_bytes = 3000;
 	if (how & 4)
 		memcpy(cfg.congestion, "wan", 4);
 	else if (how & 8)

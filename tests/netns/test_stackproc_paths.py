@@ -129,7 +129,7 @@ def test_busy_polling_does_not_sleep_between_packets():
         with hosts(2) as (a, b):
             link(a, b)
             with (
-                stack_on(a, busy_poll_us=busy_poll_us) as stack,
+                stack_on(a, options={"busy_poll_us": busy_poll_us}) as stack,
                 listen(b, socket.AF_INET) as server,
                 stack.connect((PEERS[0][1], server.getsockname()[1])) as app,
             ):

@@ -457,14 +457,11 @@ class StackManager:
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
             plugin=locate(config.congestion) if is_plugin(config.congestion) else None,
-            sndbuf_bytes=config.sndbuf_bytes or 0,
-            rcvbuf_bytes=config.rcvbuf_bytes or 0,
+            options=config.process_options(),
             memory_bytes=(config.memory_bytes or 0) // config.processes,
             max_connections=-(-config.max_connections // config.processes)
             if config.max_connections
             else MAX_CONNECTIONS,
-            syn_cookies=config.syn_cookies,
-            busy_poll_us=config.busy_poll_us,
             command=config.command,
             run_dir=self._run.path,
             netns_fd=self._netns.fd,

@@ -296,11 +296,14 @@ class KeysRefusedError(Exception):
         self.keys = keys
 
 
-def _by(read: Callable[[Any], Any], name: str = "", *, old: str = "") -> dict[str, Any]:
+def _by(
+    read: Callable[[Any], Any], name: str = "", *, old: str = "", process: bool = False
+) -> dict[str, Any]:
     """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the key as a policy
     writes it, where that is not the field's name. old: what the key was called, and may be for one version more.
+    process: each process of the stack is told the value as it is, for C's member of the field's name.
     """
-    return {"read": read, "name": name, "old": old}
+    return {"read": read, "name": name, "old": old, "process": process}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,14 +408,19 @@ class UserStack(_Patient):
     devices: tuple[str, ...] = field(
         default=(), metadata=_by(_devices)
     )  # (): whichever the route to the peer uses
-    sndbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "sndbuf"))
-    rcvbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "rcvbuf"))
+    sndbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "sndbuf", process=True))
+    rcvbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "rcvbuf", process=True))
     memory_bytes: int | None = field(default=None, metadata=_by(parse_size, "memory"))
     max_connections: int | None = field(default=None, metadata=_by(_max_connections))
-    syn_cookies: str = field(default="auto", metadata=_by(_syn_cookies))
-    busy_poll_us: int = field(default=0, metadata=_by(_busy_poll_us))
+    syn_cookies: str = field(default="auto", metadata=_by(_syn_cookies, process=True))
+    busy_poll_us: int = field(default=0, metadata=_by(_busy_poll_us, process=True))
     # what is run as its processes; (): ours
     command: tuple[str, ...] = field(default=(), metadata=_by(_command))
+
+    def process_options(self) -> dict[str, Any]:
+        """What each process is told, by the name of C's member; what is None is C's to choose."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["process"]}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,15 +33,15 @@ struct dmm_core_config {
 	uint32_t outer_gso_max;	  /* likewise of every device of the outer side, until told otherwise by
 				     dmm_core_set_outer_offload() */
 	uint32_t outer_csum_partial;
-	uint32_t sndbuf_max_bytes; /* per connection, unacknowledged plus unsent; 0: as much as its share of
-				      memory_bytes is, at most 1 GiB */
-	uint32_t rcvbuf_max_bytes; /* per connection, towards the app; 0: likewise */
-	uint32_t syn_retries;	   /* outer SYN; 0: 6 (RFC 6298 backoff) */
-	uint64_t keepalive_ns;	   /* outer idle time before the first probe; 0: 2 h */
-	uint64_t time_wait_ns;	   /* 0: 60 s */
-	uint64_t park_ns;	   /* quiet for so long, a connection is put away small; 0: 10 s */
-	uint32_t ecn_off;	   /* 1: no ECN on the outer leg */
-	uint32_t accecn_off;	   /* 1: only ECN of RFC 3168, no accurate ECN (RFC 9768) */
+	uint32_t sndbuf_bytes;	/* per connection, unacknowledged plus unsent; 0: as much as its share of
+				       memory_bytes is, at most 1 GiB */
+	uint32_t rcvbuf_bytes;	/* per connection, towards the app; 0: likewise */
+	uint32_t syn_retries;	/* outer SYN; 0: 6 (RFC 6298 backoff) */
+	uint64_t keepalive_ns;	/* outer idle time before the first probe; 0: 2 h */
+	uint64_t time_wait_ns;	/* 0: 60 s */
+	uint64_t park_ns;	/* quiet for so long, a connection is put away small; 0: 10 s */
+	uint32_t ecn_off;	/* 1: no ECN on the outer leg */
+	uint32_t accecn_off;	/* 1: only ECN of RFC 3168, no accurate ECN (RFC 9768) */
 	uint32_t half_open_max; /* connections whose peer has not ended the handshake it began; 0: a quarter
 				   of max_connections, at most 1024 */
 	uint32_t syn_cookies;	/* enum dmm_syn_cookies */

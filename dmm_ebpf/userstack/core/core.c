@@ -26,8 +26,8 @@ static void config_defaults(struct dmm_core_config *cfg)
 	cfg->max_connections = min_u32(cfg->max_connections, 1u << HANDLE_SLOT_BITS);
 	if (!cfg->inner_mtu)
 		cfg->inner_mtu = 1500;
-	cfg->sndbuf_max_bytes = buffer_max(cfg->sndbuf_max_bytes, cfg->memory_bytes);
-	cfg->rcvbuf_max_bytes = buffer_max(cfg->rcvbuf_max_bytes, cfg->memory_bytes);
+	cfg->sndbuf_bytes = buffer_max(cfg->sndbuf_bytes, cfg->memory_bytes);
+	cfg->rcvbuf_bytes = buffer_max(cfg->rcvbuf_bytes, cfg->memory_bytes);
 	if (!cfg->syn_retries)
 		cfg->syn_retries = 6;
 	if (!cfg->keepalive_ns)

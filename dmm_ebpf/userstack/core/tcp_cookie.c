@@ -104,12 +104,12 @@ static uint32_t make_tsval(uint32_t clock, uint32_t options)
 /* Of the SYN-ACK; neither changes while a cookie is out */
 static uint16_t first_window(const struct env *env)
 {
-	return (uint16_t)min_u32(env->cfg.rcvbuf_max_bytes, 65535);
+	return (uint16_t)min_u32(env->cfg.rcvbuf_bytes, 65535);
 }
 
 static uint8_t window_scale(const struct env *env)
 {
-	return tcp_pick_wscale(env->cfg.rcvbuf_max_bytes);
+	return tcp_pick_wscale(env->cfg.rcvbuf_bytes);
 }
 
 /* The kernel is not asked, so nothing is known of its route and of rules that write another: the device's MTU

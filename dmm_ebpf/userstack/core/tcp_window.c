@@ -5,7 +5,7 @@
  *
  * A direction may hold as much as the least of these:
  *
- * - rcvbuf_max_bytes or sndbuf_max_bytes;
+ * - rcvbuf_bytes or sndbuf_bytes;
  * - its share of the memory: four times what is left, after three eighths are put by (dynamic thresholds:
  *   Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998). One direction alone gets half of all memory;
  * n that want more than there is end up with equal parts, and what one leaves the others find. What is put by
@@ -46,7 +46,7 @@ enum {
 
 uint64_t tcp_rcv_limit(const struct env *env, const struct tcb *t)
 {
-	return tcb_is_outer(t) ? env->cfg.rcvbuf_max_bytes : env->cfg.sndbuf_max_bytes;
+	return tcb_is_outer(t) ? env->cfg.rcvbuf_bytes : env->cfg.sndbuf_bytes;
 }
 
 uint64_t tcp_mem_reserve(const struct env *env, const struct tcb *t)
