@@ -163,6 +163,7 @@ class StackSpec:
         raw: dict[str, Any] = json.loads(text)
         raw["nics"] = [NicSpec(**(nic | {"mac": bytes.fromhex(nic["mac"])})) for nic in raw["nics"]]
         raw["run_dir"] = Path(raw["run_dir"])
+        raw["command"] = tuple(raw["command"])
         raw["plugin"] = Plugin(**raw["plugin"]) if raw["plugin"] else None
         return cls(**raw)
 
