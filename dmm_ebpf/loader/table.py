@@ -8,7 +8,6 @@ nobody else has; a struct that is a key is a named tuple (abi.KeyForm).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
 from dmm_ebpf import abi
@@ -20,23 +19,32 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, eq=False)
 class MapSpec(Generic[K, V]):
     """One map. key, value: None where the kernel has none (a ring), or other maps for values; inner: of which kind.
 
     As an attribute of a class Maps it has that attribute's name; asked of an object, it gives the open map's Table.
     """
 
-    kind: MapType
-    key: Form[K] | None
-    value: Form[V] | None
-    max_entries: int
-    flags: int = 0
-    inner: RoutesKind | None = None
-    name: str = field(default="", init=False)
+    name = ""
+
+    def __init__(  # noqa: PLR0917 - no dataclass: making one takes longer than all else in the list of maps
+        self,
+        kind: MapType,
+        key: Form[K] | None,
+        value: Form[V] | None,
+        max_entries: int,
+        flags: int = 0,
+        inner: RoutesKind | None = None,
+    ) -> None:
+        self.kind = kind
+        self.key = key
+        self.value = value
+        self.max_entries = max_entries
+        self.flags = flags
+        self.inner = inner
 
     def __set_name__(self, owner: type, name: str) -> None:
-        object.__setattr__(self, "name", name)
+        self.name = name
 
     @overload
     def __get__(self, opened: None, owner: type) -> MapSpec[K, V]: ...
