@@ -322,7 +322,7 @@ def listeners(instance: AnyInstanceOption = None, as_json: JsonOption = False) -
     """
     from dmm_ebpf.cli import gather, output, tables
 
-    listing = gather.listing("listeners", instance)
+    listing = gather.listeners(instance)
     if as_json:
         output.print_json(listing.rows)
     else:

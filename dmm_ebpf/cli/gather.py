@@ -158,6 +158,17 @@ def stacks(instance: str | None) -> Listing:
     return listing("stacks", instance, offline)
 
 
+def listeners(instance: str | None) -> Listing:
+    """The listening addresses of instance or of all."""
+
+    def offline(name: str) -> list[Row]:
+        from dmm_ebpf.rd.life import attaching as service
+
+        return list(service.offline_listeners(name))
+
+    return listing("listeners", instance, offline)
+
+
 def flows(instance: str | None) -> Rows:
     """The open flows of instance or of all: there may be a great many."""
 

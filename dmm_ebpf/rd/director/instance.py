@@ -33,6 +33,7 @@ from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
 from dmm_ebpf.rd.director.live import with_sockets
 from dmm_ebpf.rd.director.load import core_counters
+from dmm_ebpf.rd.director.offline import labels_left
 from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.director.stacks import StackManager
@@ -198,6 +199,8 @@ class Instance:
         generation = sync.current_generation(self._attached.maps)
         if not self.state.policy_text or not generation:
             return
+        if generation == self.state.generation and (left := labels_left(self.state, self._ids)):
+            self._labels[generation] = left
         source = self.state.policy or "the policy in force"
         base = Path(self.state.policy).parent if self.state.policy else Path("/")
         try:

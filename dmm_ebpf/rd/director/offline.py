@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import loader
 from dmm_ebpf.abi import C, Struct
-from dmm_ebpf.errors import ConflictError, NotAttachedError
+from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.table import Table
 from dmm_ebpf.rd.director import carriers, flows
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.policy import parse as policies
+from dmm_ebpf.rd.policy.compile import Labels
 from dmm_ebpf.rd.policy.ids import IdSpace
 
 
@@ -97,6 +101,29 @@ def offline_flows(instance: str) -> list[dict[str, Any]]:
     return flows.merge_live(rows, {s.cookie: vars(s) for s in sockets}, {})
 
 
+def offline_listeners(instance: str) -> list[dict[str, Any]]:
+    """`listeners` from the pinned map."""
+    state = RunDir(instance).load() or State(instance, 0, "", 0)
+    names = _OfflineNames(state)
+    return [
+        flows.listener_dict(key, one, instance, state.generation, names)
+        for key, one in loader.adopt(instance, unhooked=state.whole).maps.listeners.items()
+    ]
+
+
+def labels_left(state: State, ids: IdSpace) -> Labels | None:
+    """The names of what state.generation has decided; None: they cannot be told, since the text is not all of its
+    policy (a routes file may have changed), or cannot be read again.
+    """
+    if not state.policy_text:
+        return None
+    base = Path(state.policy).parent if state.policy else Path("/")
+    with contextlib.suppress(DmmError):
+        policy = policies.parse(state.policy_text, source=state.policy or "policy", base=base)
+        return None if policy.files else Labels(policy, ids)
+    return None
+
+
 def _offline_stack_state(stack: Struct) -> dict[str, Any]:
     return {"state": "up" if stack.up else "down", "pid": stack.pid}
 
@@ -106,11 +133,12 @@ def _offline_process(record: StackState) -> dict[str, Any]:
 
 
 class _OfflineNames:
-    """Names as far as state.json knows them; rules and routes stay numbers."""
+    """Names as far as state.json knows them; rules and routes of an earlier generation stay numbers."""
 
     def __init__(self, state: State) -> None:
         self.state = state
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
+        self._labels = labels_left(state, self._ids)
         self._cgroup_paths: dict[int, str | None] = {}
 
     def stack(self, stack_id: int) -> str:
@@ -120,11 +148,16 @@ class _OfflineNames:
         return self._ids.table_name(table) or None
 
     def rule(self, generation: int, rule: int) -> str | None:
+        if rule and self._labels and generation == self.state.generation:
+            return self._labels.rule_text(rule - 1)
         return f"#{rule} of generation {generation}" if rule else None
 
     def route(self, generation: int, route: int) -> str | None:
-        none = route == C.DMM_ROUTE_NONE or not generation
-        return None if none else f"#{route} of generation {generation}"
+        if route == C.DMM_ROUTE_NONE or not generation:
+            return None
+        if self._labels and generation == self.state.generation:
+            return self._labels.route_text(route)
+        return f"#{route} of generation {generation}"
 
     def cgroup(self, cgroup_id: int) -> str | None:
         if cgroup_id not in self._cgroup_paths:

@@ -25,7 +25,7 @@ from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.rd.api.server import Server
 from dmm_ebpf.rd.director.instance import AttachOptions, Instance
 from dmm_ebpf.rd.director.nested import nested, nested_text
-from dmm_ebpf.rd.director.offline import offline_flows, offline_status
+from dmm_ebpf.rd.director.offline import offline_flows, offline_listeners, offline_status
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.rd.life import notify, starting
 from dmm_ebpf.rd.life.daemon import daemonize
@@ -41,6 +41,7 @@ __all__ = [
     "detach",
     "instances",
     "offline_flows",
+    "offline_listeners",
     "offline_status",
     "run",
 ]
