@@ -412,7 +412,8 @@ def test_a_lost_state_is_found_again(subject: Subject, alive: bool, lost: str):
     if not alive:
         director.end(signal.SIGKILL)
     if lost == "run directory":
-        subprocess.run(["rm", "-r", subject.run_dir], check=True)
+        # A living director makes it anew, also while it is being emptied, and then rm fails at the end.
+        subprocess.run(["rm", "-r", subject.run_dir], check=False)
     elif lost == "garbage":
         (subject.run_dir / "state.json").write_text("{}")
     else:

@@ -10,6 +10,7 @@ or a tc filter has changed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -53,6 +54,13 @@ class Guard:
         self._missing: dict[str, dict[str, Any]] = {}
         self._told: dict[tuple[str, str], float] = {}
         self._news = News()
+        self._looked = asyncio.Event()
+
+    async def known(self) -> None:
+        """Until everything has been looked at once, so that missing() tells of all; LOOK_S at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._looked.wait()
 
     def missing(self) -> list[dict[str, Any]]:
         """What does not stand and could not be put back: what, why, since (Unix time)."""
@@ -80,6 +88,7 @@ class Guard:
         for what in self._missing.keys() - found.keys():
             log.info("%s: all is well again", what)
         self._missing = found
+        self._looked.set()
 
     async def _mend(self, item: Item, why: str) -> str:
         """Why it still is not as it should be; empty: it has been put right."""

@@ -400,6 +400,7 @@ class Instance:
     # -- what can be asked --
 
     async def status(self) -> dict[str, Any]:
+        await self.guard.known()
         maps, counts = self._attached.maps, await self._counts()
         return {
             "instance": self.state.instance,
