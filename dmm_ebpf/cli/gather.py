@@ -125,7 +125,10 @@ def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
     except NotAttachedError as exc:
         if given or offline is None or not client.socket_path(name).parent.is_dir():
             raise
-        rows = offline(name)
+        try:
+            rows = offline(name)
+        except NotAttachedError:
+            raise exc from None  # it left no pins either
         note(f"instance {name}: {exc.why}; shown from what it left pinned")
         yield from rows
         return

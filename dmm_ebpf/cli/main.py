@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -165,8 +166,13 @@ def _usage(exc: Exception) -> UsageError:
 
 
 def _is_of_output(exc: OSError) -> bool:
-    """What a write to standard output fails with; of files of ours that cannot be written a DmmError tells."""
-    return exc.filename is None and exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+    """Whether it was raised by print() in this folder, whose code writes nothing else that may be full."""
+    frame = exc.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None or Path(frame.tb_frame.f_code.co_filename).parent != Path(__file__).parent:
+        return False
+    return exc.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def _output_failed(exc: OSError) -> int:
