@@ -115,6 +115,10 @@ class StackManager:
                 self._state.stacks[known_before:] = []
                 raise
 
+    def _numbered(self, wanted: Mapping[str, int]) -> bool:
+        known = {(s.name, s.process) for s in self._state.stacks}
+        return known >= {(name, number) for name, count in wanted.items() for number in range(count)}
+
     def describe(self, name: str) -> dict[str, Any]:
         """See stackrow.row()."""
         return stackrow.row(self._stacks.get(name), self._attached.maps.stack_load)
@@ -199,6 +203,9 @@ class StackManager:
         """
         started: list[tuple[str, int]] = []
         async with self._lock:
+            counts = {name: config.processes for name, (_, config) in wanted.items()}
+            if not self._numbered(counts):  # one that was draining when it was numbered has ended meanwhile
+                await in_thread(self.number, counts)
             try:
                 for name, (stack_id, config) in wanted.items():
                     present = self._stacks.get(name)
