@@ -43,6 +43,35 @@ static void config_defaults(struct dmm_core_config *cfg)
 	cfg->congestion[sizeof(cfg->congestion) - 1] = 0;
 }
 
+/*
+ * The path is far, and what it does in a time-out is what Linux does. The kernel is near: a firewall rule
+ * that is lifted should show soon, and it sends its FIN again after 200 ms and 400 ms. Its orphans die
+ * silently after tcp_fin_timeout, so a socket that has closed is soon asked for.
+ */
+static void profiles(struct end_profile profile[2], const struct dmm_core_config *cfg)
+{
+	profile[DMM_LEG_OUTER] = (struct end_profile){
+		.max_rto_ns = 120 * NS_PER_S,
+		.time_wait_ns = cfg->time_wait_ns,
+		.keepalive_ns = cfg->keepalive_ns,
+		.half_closed_ns = cfg->keepalive_ns,
+		.rcv_limit_bytes = cfg->rcvbuf_bytes,
+		.syn_retries = cfg->syn_retries,
+		.retries = 15, /* as net.ipv4.tcp_retries2 */
+		.orphan_retries = 8,
+	};
+	profile[DMM_LEG_INNER] = (struct end_profile){
+		.max_rto_ns = 5 * NS_PER_S,
+		.time_wait_ns = NS_PER_S,
+		.keepalive_ns = cfg->keepalive_ns,
+		.half_closed_ns = 60 * NS_PER_S,
+		.rcv_limit_bytes = cfg->sndbuf_bytes,
+		.syn_retries = 4,
+		.retries = 180,
+		.orphan_retries = 180,
+	};
+}
+
 struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 {
 	struct dmm_core *core = calloc(1, sizeof(*core));
@@ -52,6 +81,8 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 		return NULL;
 	core->env.cfg = *config;
 	config_defaults(&core->env.cfg);
+	profiles(core->profile, &core->env.cfg);
+	core->env.profile = core->profile;
 	core->env.up = &relay_events;
 	core->env.ctl = core->ctl;
 	core->env.cc_ops = cc_find(core->env.cfg.congestion[0] ? core->env.cfg.congestion : "cubic");

@@ -36,7 +36,8 @@ struct action_queue {
 };
 
 struct dmm_core {
-	struct env env; /* all that the layers below are given */
+	struct env env;		       /* all that the layers below are given */
+	struct end_profile profile[2]; /* by leg */
 	struct fragments *fragments;
 	struct wheel park_wheel; /* of parked connections */
 	uint64_t park_next_ns;	 /* no later than the first deadline in it */

@@ -16,6 +16,19 @@
 struct env;
 struct tcb;
 
+/* What kind of peer the ends of one leg speak to, in numbers */
+struct end_profile {
+	uint64_t max_rto_ns;
+	uint64_t time_wait_ns;
+	uint64_t keepalive_ns;	  /* of silence, before it is asked whether it is there */
+	uint64_t half_closed_ns;  /* likewise, once its stream has ended */
+	uint64_t rcv_limit_bytes; /* the most that is received of it and not yet acknowledged on the other leg
+				   */
+	uint32_t syn_retries;	  /* of a SYN; those of a SYN-ACK are the same for all */
+	uint32_t retries;
+	uint32_t orphan_retries; /* once the other end is closed or in TIME-WAIT */
+};
+
 struct end_events {
 	/* The handshake of this end is done. true: it may go on; false: it is held until tcp_go() */
 	bool (*established)(struct env *env, struct tcb *t);

@@ -17,6 +17,7 @@
 struct cc_ops;
 struct ctl_queue;
 struct end_events;
+struct end_profile;
 
 /* What a device of the outer leg does with packets, see dmm_core_set_outer_offload() */
 struct offload {
@@ -32,13 +33,14 @@ struct env {
 	uint64_t isn_secret[2];
 	uint64_t cookie_secret[2];
 	uint64_t rng;
-	const struct cc_ops *cc_ops; /* of connections that open from now on */
-	const struct end_events *up; /* end.h */
-	struct list ready[2];	     /* ends that may have something to send, by leg */
-	struct ctl_queue *ctl;	     /* ctl.h: two, by leg */
-	struct dmm_payload *parts;   /* where the packet that is made tells its payload; NULL: it is copied */
-	uint64_t cookies_until_ns;   /* when the last cookie that was sent expires */
-	uint16_t listener_mss[2]; /* in the latest SYN-ACK of this host's kernel: IPv4, IPv6; 0: none yet */
+	const struct cc_ops *cc_ops;	   /* of connections that open from now on */
+	const struct end_profile *profile; /* end.h: two, by leg */
+	const struct end_events *up;	   /* end.h */
+	struct list ready[2];		   /* ends that may have something to send, by leg */
+	struct ctl_queue *ctl;		   /* ctl.h: two, by leg */
+	struct dmm_payload *parts; /* where the packet that is made tells its payload; NULL: it is copied */
+	uint64_t cookies_until_ns; /* when the last cookie that was sent expires */
+	uint16_t listener_mss[2];  /* in the latest SYN-ACK of this host's kernel: IPv4, IPv6; 0: none yet */
 	uint16_t ip_id;
 	uint64_t counters[DMM_CORE_MAX];
 };

@@ -371,7 +371,7 @@ static void after_flight(struct env *env, struct tcb *t, struct ack_ctx *ctx, ui
 	if (!t->fl)
 		return;
 	if (ctx->advanced || ctx->s.acked_bytes)
-		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+		t->fl->rto_ns = now_ns + tcp_rto_ns(env, t);
 	if (wait_ns)
 		tcp_set_rtx(env, t, RTX_REO, min_u64(now_ns + wait_ns, t->fl->rto_ns));
 	else if (ctx->advanced || ctx->s.acked_bytes || ctx->s.lost_bytes)

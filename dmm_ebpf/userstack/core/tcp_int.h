@@ -10,18 +10,12 @@
 enum {
 	TCP_MIN_RTO_MS = 200,
 	TCP_INIT_RTO_MS = 1000,
-	TCP_MAX_RTO_MS = 120000,
-	TCP_INNER_MAX_RTO_MS = 5000, /* the kernel is near: a firewall rule that is lifted should show soon */
+	TCP_SILENT_MS =
+		120000, /* a peer from which nothing came for so long may be dead (Linux: TCP_RTO_MAX) */
 	TCP_DELACK_MS = 40,
-	TCP_RETRIES = 15, /* as net.ipv4.tcp_retries2 */
-	TCP_ORPHAN_RETRIES = 8,
-	TCP_INNER_RETRIES = 180,
 	TCP_SYNACK_RETRIES = 5,
-	TCP_INNER_SYN_RETRIES = 4,
 	TCP_KEEPALIVE_PROBES = 9,
 	TCP_KEEPALIVE_INTVL_S = 75,
-	TCP_INNER_TIME_WAIT_MS = 1000, /* the kernel sends its FIN again after 200 ms, 400 ms */
-	TCP_INNER_HALF_CLOSED_S = 60,  /* an orphan of the kernel's dies silently after tcp_fin_timeout */
 	TCP_QUICKACKS = 16,
 	TCP_INIT_CWND_SEGS = 10, /* RFC 6928 */
 	TCP_MIN_MSS = 48,	 /* as net.ipv4.tcp_min_snd_mss: less would be all headers */
@@ -59,8 +53,13 @@ void tcp_timer_start(struct env *env, struct tcb *t);
 /* When a peer that stays silent is asked whether it is there */
 uint64_t tcp_keep_due_ns(const struct env *env, const struct tcb *t);
 void tcp_keep_start(struct env *env, struct tcb *t, uint64_t now_ns);
-uint64_t tcp_rto_ns(const struct tcb *t);
+uint64_t tcp_rto_ns(const struct env *env, const struct tcb *t);
 void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns);
+
+static inline const struct end_profile *tcp_profile(const struct env *env, const struct tcb *t)
+{
+	return &env->profile[t->leg];
+}
 
 /* tcp_state.c */
 enum tcp_event {

@@ -245,7 +245,7 @@ static uint32_t out_syn(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 		t->syn_ns = now_ns;
 	t->snd_nxt = 1;
 	if (t->rtx_mode != RTX_SYN) /* a SYN that comes again puts nothing off */
-		tcp_set_rtx(env, t, RTX_SYN, now_ns + tcp_rto_ns(t));
+		tcp_set_rtx(env, t, RTX_SYN, now_ns + tcp_rto_ns(env, t));
 	return emit(env, t, buf, meta, &seg, 0, 0, 0, 0);
 }
 
@@ -425,13 +425,13 @@ static uint32_t new_length(const struct env *env, const struct tcb *t, uint32_t 
 	return (uint32_t)len;
 }
 
-static void idle_restart(struct tcb *t, uint64_t now_ns)
+static void idle_restart(const struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	struct outer *o = &tcb_ends(t)->outer;
 
 	if (!tcb_is_outer(t) || t->fl || !o->last_data_ns)
 		return;
-	if (now_ns - o->last_data_ns > tcp_rto_ns(t))
+	if (now_ns - o->last_data_ns > tcp_rto_ns(env, t))
 		o->cc.ops->on_restart(&o->cc, now_ns - o->last_data_ns, now_ns);
 }
 
@@ -497,7 +497,7 @@ static uint32_t out_new(struct env *env, struct tcb *t, uint8_t *buf, uint32_t c
 	struct seg *s;
 	uint8_t ecn;
 
-	idle_restart(t, now_ns);
+	idle_restart(env, t, now_ns);
 	s = push_new(env, t, len, fin, now_ns);
 	if (!s)
 		return 0;
@@ -539,7 +539,7 @@ static void note_idle(struct env *env, struct tcb *t, uint64_t unsent, uint64_t 
 	bool fin_due = (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
 
 	if (!t->fl && (unsent || fin_due) && t->rtx_mode == RTX_NONE)
-		tcp_set_rtx(env, t, RTX_PERSIST, now_ns + tcp_rto_ns(t));
+		tcp_set_rtx(env, t, RTX_PERSIST, now_ns + tcp_rto_ns(env, t));
 	/* The peer's window counts as well: what is not sent for its sake says nothing of the path. */
 	if (tcb_is_outer(t) && cwnd_allows(t, t->mss))
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);

@@ -52,7 +52,7 @@ static void set_state(struct env *env, struct tcb *t, enum tcp_state state)
 {
 	t->state = (uint8_t)state;
 	if (state == TCP_CLOSE_WAIT && !tcb_is_outer(t)) {
-		uint64_t deadline_ns = t->last_rx_ns + TCP_INNER_HALF_CLOSED_S * NS_PER_S;
+		uint64_t deadline_ns = t->last_rx_ns + tcp_profile(env, t)->half_closed_ns;
 
 		tcp_set_deadline(env, t, &t->keep_ns, deadline_ns);
 	}
@@ -91,7 +91,6 @@ static void enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns)
 	uint32_t keep =
 		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
 	bool again = t->state == TCP_TIME_WAIT;
-	uint64_t wait_ns;
 
 	if (!again) {
 		tcp_release(env, t);
@@ -100,8 +99,7 @@ static void enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns)
 		if (keep & TF_ACK_NOW)
 			tcp_ready(env, t);
 	}
-	wait_ns = tcb_is_outer(t) ? env->cfg.time_wait_ns : TCP_INNER_TIME_WAIT_MS * NS_PER_MS;
-	tcp_set_rtx(env, t, RTX_TIME_WAIT, now_ns + wait_ns);
+	tcp_set_rtx(env, t, RTX_TIME_WAIT, now_ns + tcp_profile(env, t)->time_wait_ns);
 	if (!again)
 		env->up->closed(env, t);
 }

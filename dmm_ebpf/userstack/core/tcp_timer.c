@@ -35,14 +35,13 @@ void tcp_set_rtx(struct env *env, struct tcb *t, enum rtx_mode mode, uint64_t de
 }
 
 /* RFC 6298 section 2, with Linux's lower bound; the backoff is included */
-uint64_t tcp_rto_ns(const struct tcb *t)
+uint64_t tcp_rto_ns(const struct env *env, const struct tcb *t)
 {
-	uint64_t max_ns = (tcb_is_outer(t) ? TCP_MAX_RTO_MS : TCP_INNER_MAX_RTO_MS) * NS_PER_MS;
 	uint64_t rto_ns = TCP_INIT_RTO_MS * NS_PER_MS;
 
 	if (t->srtt_ns)
 		rto_ns = t->srtt_ns + max_u64(4 * t->rttvar_ns, TCP_MIN_RTO_MS * NS_PER_MS);
-	return min_u64(rto_ns << min_u32(t->backoff, 12), max_ns);
+	return min_u64(rto_ns << min_u32(t->backoff, 12), tcp_profile(env, t)->max_rto_ns);
 }
 
 /* The timer that fits what is in flight: a tail loss probe before the retransmission timeout (RFC 8985) */
@@ -51,7 +50,7 @@ void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns)
 	if (!t->fl)
 		return;
 	if (t->fl->rto_ns == NEVER)
-		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+		t->fl->rto_ns = now_ns + tcp_rto_ns(env, t);
 	if (tcp_tlp_allowed(
 		    t)) /* never later than the timeout, which the probe then puts off (section 7.2) */
 		tcp_set_rtx(env, t, RTX_TLP, min_u64(now_ns + tcp_pto_ns(t), t->fl->rto_ns));
@@ -59,12 +58,12 @@ void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns)
 		tcp_set_rtx(env, t, RTX_RTO, t->fl->rto_ns);
 }
 
-static uint32_t max_retries(const struct tcb *t)
+static uint32_t max_retries(const struct env *env, const struct tcb *t)
 {
-	if (!tcb_is_outer(t))
-		return TCP_INNER_RETRIES;
-	return tcb_peer(t)->state == TCP_CLOSE || tcb_peer(t)->state == TCP_TIME_WAIT ? TCP_ORPHAN_RETRIES
-										      : TCP_RETRIES;
+	uint8_t other = tcb_peer(t)->state;
+	const struct end_profile *p = tcp_profile(env, t);
+
+	return other == TCP_CLOSE || other == TCP_TIME_WAIT ? p->orphan_retries : p->retries;
 }
 
 static bool is_unanswered(const struct tcb *t)
@@ -81,7 +80,7 @@ static void give_up(struct env *env, struct tcb *t, uint64_t now_ns)
 
 static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	uint32_t limit = tcb_is_outer(t) ? env->cfg.syn_retries : TCP_INNER_SYN_RETRIES;
+	uint32_t limit = tcp_profile(env, t)->syn_retries;
 
 	if (t->state == TCP_SYN_RECV && !open_is_ours(t))
 		limit = TCP_SYNACK_RETRIES;
@@ -114,9 +113,9 @@ static void fire_rto(struct env *env, struct tcb *t, uint64_t now_ns)
 	uint64_t lost;
 
 	/* a peer that took its window back but answers is alive (Linux: tcp_retransmit_timer) */
-	if (t->snd_wnd || now_ns - t->last_rx_ns > TCP_MAX_RTO_MS * NS_PER_MS)
+	if (t->snd_wnd || now_ns - t->last_rx_ns > TCP_SILENT_MS * NS_PER_MS)
 		t->retries++;
-	if (t->retries > max_retries(t)) {
+	if (t->retries > max_retries(env, t)) {
 		give_up(env, t, now_ns);
 		return;
 	}
@@ -132,7 +131,7 @@ static void fire_rto(struct env *env, struct tcb *t, uint64_t now_ns)
 	}
 	t->flags |= TF_RECOVERY | TF_FORCE_RTX;
 	t->fl->recovery_end = t->snd_nxt;
-	t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+	t->fl->rto_ns = now_ns + tcp_rto_ns(env, t);
 	tcp_set_rtx(env, t, RTX_RTO, t->fl->rto_ns);
 	tcp_ready(env, t);
 	if (!tcb_is_outer(t)) {
@@ -163,7 +162,7 @@ static void fire_reo(struct env *env, struct tcb *t, uint64_t now_ns)
 /* Zero window (RFC 9293 section 3.8.6.1): as long as the peer answers there is no end to the probes */
 static void fire_persist(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	if (++t->retries > max_retries(t)) {
+	if (++t->retries > max_retries(env, t)) {
 		give_up(env, t, now_ns);
 		return;
 	}
@@ -172,7 +171,7 @@ static void fire_persist(struct env *env, struct tcb *t, uint64_t now_ns)
 	else
 		t->flags |= TF_PROBE_DUE | (t->snd_up > t->snd_nxt ? TF_ACK_NOW : 0);
 	t->backoff = (uint8_t)min_u32(t->backoff + 1u, 12);
-	tcp_set_rtx(env, t, RTX_PERSIST, now_ns + min_u64(tcp_rto_ns(t), 60 * NS_PER_S));
+	tcp_set_rtx(env, t, RTX_PERSIST, now_ns + min_u64(tcp_rto_ns(env, t), 60 * NS_PER_S));
 	tcp_ready(env, t);
 }
 
@@ -198,7 +197,7 @@ static void fire_rtx(struct env *env, struct tcb *t, uint64_t now_ns)
 		if (!t->fl)
 			break;
 		t->flags |= TF_TLP_DUE;
-		t->fl->rto_ns = now_ns + tcp_rto_ns(t);
+		t->fl->rto_ns = now_ns + tcp_rto_ns(env, t);
 		tcp_set_rtx(env, t, RTX_RTO, t->fl->rto_ns);
 		tcp_ready(env, t);
 		break;
@@ -217,9 +216,9 @@ static void fire_rtx(struct env *env, struct tcb *t, uint64_t now_ns)
 
 static uint64_t keep_period_ns(const struct env *env, const struct tcb *t)
 {
-	bool half = !tcb_is_outer(t) && t->state == TCP_CLOSE_WAIT;
+	const struct end_profile *p = tcp_profile(env, t);
 
-	return half ? TCP_INNER_HALF_CLOSED_S * NS_PER_S : env->cfg.keepalive_ns;
+	return t->state == TCP_CLOSE_WAIT ? p->half_closed_ns : p->keepalive_ns;
 }
 
 uint64_t tcp_keep_due_ns(const struct env *env, const struct tcb *t)

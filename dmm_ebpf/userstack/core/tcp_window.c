@@ -46,7 +46,7 @@ enum {
 
 uint64_t tcp_rcv_limit(const struct env *env, const struct tcb *t)
 {
-	return tcb_is_outer(t) ? env->cfg.rcvbuf_bytes : env->cfg.sndbuf_bytes;
+	return tcp_profile(env, t)->rcv_limit_bytes;
 }
 
 uint64_t tcp_mem_reserve(const struct env *env, const struct tcb *t)
