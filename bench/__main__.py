@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dmm-ebpf costs and gains, as ratios against a rival in the same session; tools/bench runs it.
+"""What dmm-ebpf costs and gains, as ratios against a rival in the same session;
+tools/bench runs it.
 
-Rounds of the two sides alternate, so that what the machine does meanwhile strikes both; the figure is the ratio of the
-medians. Absolute numbers are printed to be judged with, and mean nothing on another machine.
+Rounds of the two sides alternate, so that what the machine does meanwhile strikes both; the
+figure is the ratio of the medians. Absolute numbers are printed to be judged with, and mean
+nothing on another machine.
 """
 
 from __future__ import annotations
@@ -74,14 +76,18 @@ Result = dict[str, Any]
 
 
 def write_routes(path: Path) -> None:
-    """ROUTES routes of all lengths to the kernel's stack, loopback and the laboratory's networks among them."""
+    """ROUTES routes of all lengths to the kernel's stack, loopback and the laboratory's
+    networks among them.
+    """
     noise = random.Random(1)
     lines = {"127.0.0.0/8", "198.18.0.0/15"}
     while len(lines) < ROUTES:
         length = noise.randint(12, 32)
         address = noise.getrandbits(32) >> (32 - length) << (32 - length)
         lines.add(f"{ipaddress.IPv4Address(address)}/{length}")
-    path.write_text("to,proto,ports,stack\n" + "".join(f"{line},,,kernel\n" for line in sorted(lines)))
+    path.write_text(
+        "to,proto,ports,stack\n" + "".join(f"{line},,,kernel\n" for line in sorted(lines))
+    )
 
 
 def medians(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -111,12 +117,18 @@ def bench_connect(directory: Path, rounds: int) -> Result:
     with Lab("connect") as lab, ExitStack() as stack:
         host = lab.host("host")
         attached, plain = stack.enter_context(Cgroup()), stack.enter_context(Cgroup())
-        serve: list[str | Path] = [program_path("connbench"), "serve", "127.0.0.1", str(CONNECT_PORT)]
+        serve: list[str | Path] = [
+            program_path("connbench"),
+            "serve",
+            "127.0.0.1",
+            str(CONNECT_PORT),
+        ]
         start_server(host, serve, CONNECT_PORT, directory / "connbench.log")
         write_routes(directory / "routes.csv")
         stack.enter_context(Routed(host, attached, KERNEL_POLICY, directory))
         ns = medians(
-            {"hooks": lambda: connect_ns(host, attached), "none": lambda: connect_ns(host, plain)}, rounds
+            {"hooks": lambda: connect_ns(host, attached), "none": lambda: connect_ns(host, plain)},
+            rounds,
         )
     return {"ns": ns, "ratio": ns["hooks"] / ns["none"], "goal": "<= 1.05"}
 
@@ -147,7 +159,9 @@ def bench_kernel(directory: Path, rounds: int, seconds: int) -> Result:
 
 
 def bench_user(directory: Path, rounds: int, seconds: int) -> Result:
-    """iperf3 over a plain wire of whole frames, through a user stack on the client, against the kernel's cubic."""
+    """iperf3 over a plain wire of whole frames, through a user stack on the client, against
+    the kernel's cubic.
+    """
     with Lab("user") as lab, ExitStack() as stack:
         client, server = lab.host("client"), lab.host("server")
         lab.wire(client, server)
@@ -222,9 +236,13 @@ def port_items_of(text: str) -> tuple[str, ...]:
 def grid_of(
     rates: str | None, rtts: str | None, losses: str | None, default: Sequence[Iterable[float]]
 ) -> tuple[Cell, ...]:
-    """The paths that the options name; default: rates, round trips and losses of what was left out."""
+    """The paths that the options name; default: rates, round trips and losses of what
+    was left out.
+    """
     given = ((rates, "Mbit/s"), (rtts, "ms"), (losses, "percent"))
-    return cells(*(numbers(text or words(d), unit) for (text, unit), d in zip(given, default, strict=True)))
+    return cells(
+        *(numbers(text or words(d), unit) for (text, unit), d in zip(given, default, strict=True))
+    )
 
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -243,11 +261,13 @@ def main(
     seconds: Annotated[
         int | None,
         typer.Option(
-            help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30, ports 2.", min=2
+            help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30, ports 2.",
+            min=2,
         ),
     ] = None,
     rates: Annotated[
-        str | None, typer.Option(help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100.")
+        str | None,
+        typer.Option(help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100."),
     ] = None,
     rtts: Annotated[
         str | None, typer.Option(help=f"ms; {words(RTTS_MS)} unless given, for fairness 40.")
@@ -259,14 +279,23 @@ def main(
     buffers: Annotated[
         str, typer.Option(help="fairness: the bottleneck's buffer in bandwidth-delay products.")
     ] = words(bench.fairness.BUFFERS_BDP),
-    repeat: Annotated[int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)] = 1,
-    fetches: Annotated[int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)] = 11,
+    repeat: Annotated[
+        int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)
+    ] = 1,
+    fetches: Annotated[
+        int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)
+    ] = 11,
     count: Annotated[
         int,
-        typer.Option(help="connections: how many are open at once.", min=1, max=bench.connections.COUNT_MAX),
+        typer.Option(
+            help="connections: how many are open at once.", min=1, max=bench.connections.COUNT_MAX
+        ),
     ] = bench.connections.COUNT,
     busy_poll_us: Annotated[
-        int, typer.Option(help="latency: measure a user stack that looks for packets so long, too.", min=0)
+        int,
+        typer.Option(
+            help="latency: measure a user stack that looks for packets so long, too.", min=0
+        ),
     ] = 0,
     processes: Annotated[
         int, typer.Option(help="processes: how many the second user stack has.", min=2, max=16)
@@ -286,7 +315,9 @@ def main(
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
     ] = False,
-    plots: Annotated[Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run benchmarks and print their ratios.
@@ -300,12 +331,16 @@ def main(
     chosen = what or list(TITLES)
     known = [*TITLES, *bench.wide.TITLES]
     if unknown := [name for name in chosen if name not in known]:
-        raise typer.BadParameter(f"there is no benchmark {unknown[0]}; there are {', '.join(known)}")
+        raise typer.BadParameter(
+            f"there is no benchmark {unknown[0]}; there are {', '.join(known)}"
+        )
     grid = grid_of(rates, rtts, losses, (RATES_MBIT, RTTS_MS, LOSSES_PCT))
     receive_bytes = receive_mib << 20 or KERNEL_RECEIVE_BYTES
     plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim, receive_bytes)
     default = (bench.fairness.RATES_MBIT, bench.fairness.RTTS_MS, bench.fairness.LOSSES_PCT)
-    contests = bench.fairness.contests(grid_of(rates, rtts, losses, default), numbers(buffers, "BDP"))
+    contests = bench.fairness.contests(
+        grid_of(rates, rtts, losses, default), numbers(buffers, "BDP")
+    )
     fair_plan = bench.fairness.FairPlan(contests, seconds or 30, repeat, sim)
     wide = bench.wide.Wide(
         plan,

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many connections open at once through one stack process: opening them, the memory of idle ones, and using them.
+"""Many connections open at once through one stack process: opening them, the memory of idle ones,
+and using them.
 
-Real programs hold them, between two hosts joined by a veth pair. Memory is what the kernel says of the stack process
-(VmRSS), what the stack says of itself, and what the kernel says of the BPF maps. docs/benchmarks.md says more.
+Real programs hold them, between two hosts joined by a veth pair. Memory is what the kernel says of
+the stack process (VmRSS), what the stack says of itself, and what the kernel says of the BPF maps.
+docs/benchmarks.md says more.
 """
 
 from __future__ import annotations
@@ -47,9 +49,10 @@ QUIET_S = 10.0  # after which the stack parks a connection
 
 @dataclass(frozen=True)
 class Memory:
-    """At one moment. rss_bytes: the stack process, as the kernel counts. used_bytes: what the stack says that its
-    connections take, its table included, payload not. maps_bytes: by map, as the kernel counts. flow_records: of
-    connections, in flows and more_flows. owned: 5-tuples that XDP gives to the stack.
+    """At one moment. rss_bytes: the stack process, as the kernel counts. used_bytes: what the stack
+    says that its connections take, its table included, payload not. maps_bytes: by map, as the
+    kernel counts. flow_records: of connections, in flows and more_flows. owned: 5-tuples that XDP
+    gives to the stack.
     """
 
     connections: int
@@ -69,7 +72,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Held:
-    """One side. check: a byte each way on every one, after they were idle; memory: before, idle, after they ended."""
+    """One side. check: a byte each way on every one, after they were idle; memory: before,
+    idle, after they ended.
+    """
 
     opened: Told
     checked: Told
@@ -130,8 +135,8 @@ def map_bytes(fd: int) -> int:
 
 
 def memory_of(routed: Routed, pid: int) -> Memory:
-    """Of the user stack of an instance, whose process is pid. The process's size is read first: being asked makes it
-    no smaller.
+    """Of the user stack of an instance, whose process is pid. The process's size is read first:
+    being asked makes it no smaller.
     """
     rss = rss_bytes(pid)
     said = routed.ask_stack("wan")
@@ -205,28 +210,37 @@ def _hold(holders: Holders, count: int, routed: Routed | None, say: Callable[[st
     say("checking")
     checked = _told(holders, "check", count)
     say("ending")
-    # What ends in order leaves TIME_WAIT with the client, whose stack would have it for a minute. A burst of resets
-    # from the network is the network's to lose, and then the server's stack would not know.
+    # What ends in order leaves TIME_WAIT with the client, whose stack would have it for a minute.
+    # A burst of resets from the network is the network's to lose, and then the server's stack
+    # would not know.
     _told(holders, "close" if routed.host.name == "server" else "reset", count)
-    wait_for(lambda: not routed.ask_stack("wan")["connections"], 60, "the stack's connections to end")
+    wait_for(
+        lambda: not routed.ask_stack("wan")["connections"], 60, "the stack's connections to end"
+    )
     return Held(opened, checked, before, idle, memory_of(routed, pid))
 
 
 def _wait_parked(routed: Routed, count: int) -> None:
-    """Until the stack has put every connection away. It says so at most twice a second: asking costs it time."""
+    """Until the stack has put every connection away. It says so at most twice a second: asking
+    costs it time.
+    """
     deadline = time.monotonic() + 6 * QUIET_S
     while (said := routed.ask_stack("wan"))["memory_parked"] < count:
         if said["connections"] < count:
             raise DmmError(f"hold {count} connections", why=f"the stack has {said['connections']}")
         if time.monotonic() > deadline:
-            raise DmmError("wait for idle connections to be parked", why=f"{said['memory_parked']} are")
+            raise DmmError(
+                "wait for idle connections to be parked", why=f"{said['memory_parked']} are"
+            )
         time.sleep(0.5)
 
 
 def connections_table(found: dict[str, Held]) -> Table:
     """One line a figure, one column a side."""
     count = next(iter(found.values())).opened.done
-    table = Table(title=f"{count:,} connections open at once, then idle, then used", title_justify="left")
+    table = Table(
+        title=f"{count:,} connections open at once, then idle, then used", title_justify="left"
+    )
     table.add_column("what")
     for side in found:
         table.add_column(side, justify="right")
@@ -234,7 +248,9 @@ def connections_table(found: dict[str, Held]) -> Table:
     def line(what: str, text: Callable[[Held], str]) -> None:
         table.add_row(what, *(text(held) for held in found.values()))
 
-    def line_of_bytes(what: str, value: Callable[[Held], float | None], goal: int | None = None) -> None:
+    def line_of_bytes(
+        what: str, value: Callable[[Held], float | None], goal: int | None = None
+    ) -> None:
         def text(held: Held) -> str:
             found = value(held)
             if found is None:

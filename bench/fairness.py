@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How two bulk flows share one bottleneck: two of ours, ours and one of the kernel's, and two of the kernel's.
+"""How two bulk flows share one bottleneck: two of ours, ours and one of the kernel's, and two
+of the kernel's.
 
-A contest is a path, a bottleneck buffer and a pair of congestion controls. Both flows leave the same host at the same
-time, each an iperf3 of its own, so that path, round trip and bottleneck are the same; ours are routed, by their
-cgroup. What is counted begins SETTLE_S after the first bytes: goodput of each flow at its receiver, the bottleneck's
-queue and what it dropped in the emulator. A run in which the laboratory itself lost a frame is made again once.
+A contest is a path, a bottleneck buffer and a pair of congestion controls. Both flows leave the
+same host at the same time, each an iperf3 of its own, so that path, round trip and bottleneck are
+the same; ours are routed, by their cgroup. What is counted begins SETTLE_S after the first bytes:
+goodput of each flow at its receiver, the bottleneck's queue and what it dropped in the emulator. A
+run in which the laboratory itself lost a frame is made again once.
 
 docs/benchmarks.md says what the figures mean.
 """
@@ -54,7 +56,9 @@ SIMULATED = {"wan": "wan", "cubic": "cubic", "bbr": "bbr1"}  # lab/sim/cc: Linux
 
 @dataclass(frozen=True)
 class Contest:
-    """Two flows over one path; buffer_bdp: of the bottleneck, in products of its rate and the round trip."""
+    """Two flows over one path; buffer_bdp: of the bottleneck, in products of its rate and
+    the round trip.
+    """
 
     cell: Cell
     buffer_bdp: float
@@ -63,7 +67,9 @@ class Contest:
     @property
     def buffer_bytes(self) -> int:
         """The bottleneck's drop-tail queue; two full frames at least."""
-        return max(round(self.buffer_bdp * self.cell.rate_mbit * self.cell.rtt_ms * 125), 2 * FRAME_BYTES)
+        return max(
+            round(self.buffer_bdp * self.cell.rate_mbit * self.cell.rtt_ms * 125), 2 * FRAME_BYTES
+        )
 
     def __str__(self) -> str:
         return f"{self.cell}, {self.buffer_bdp:g} BDP, {' and '.join(self.pair)}"
@@ -71,7 +77,9 @@ class Contest:
 
 @dataclass(frozen=True)
 class Shared:
-    """What two flows got after they had settled: goodput ÷ limit of the path, so that 0.5 each is fair and full."""
+    """What two flows got after they had settled: goodput ÷ limit of the path, so that 0.5 each
+    is fair and full.
+    """
 
     shares: tuple[float, float]
     queue_ms: float
@@ -107,7 +115,10 @@ class Outcome:
         """Medians over the runs, of the valid ones if there are any."""
         runs = valid_if_any(self.runs)
         return Shared(
-            (statistics.median(r.shares[0] for r in runs), statistics.median(r.shares[1] for r in runs)),
+            (
+                statistics.median(r.shares[0] for r in runs),
+                statistics.median(r.shares[1] for r in runs),
+            ),
             statistics.median(r.queue_ms for r in runs),
             statistics.median(r.dropped for r in runs),
         )
@@ -161,7 +172,9 @@ def contests(
     """Every pair with every buffer on every path."""
     if not all(0 < buffer < math.inf for buffer in buffers):
         raise UsageError("measure a bottleneck without a buffer", why="two flows cannot share it")
-    return tuple(Contest(cell, buffer, pair) for cell in cells for pair in pairs for buffer in buffers)
+    return tuple(
+        Contest(cell, buffer, pair) for cell in cells for pair in pairs for buffer in buffers
+    )
 
 
 def _send(
@@ -188,7 +201,9 @@ def run_once(contest: Contest, directory: Path, seconds: float, seed: int) -> Sh
     """A laboratory, both flows, and its end."""
     cell = contest.cell
     with Lab("fairness") as lab, ExitStack() as stack:
-        client, server = (lab.host(name, tcp_buffers=TCP_BUFFERS_BYTES) for name in ("client", "server"))
+        client, server = (
+            lab.host(name, tcp_buffers=TCP_BUFFERS_BYTES) for name in ("client", "server")
+        )
         path: dict[str, Any] = {
             "rate": f"{cell.rate_mbit:g}mbit",
             "delay": f"{cell.rtt_ms / 2:g}ms",
@@ -218,22 +233,34 @@ def run_once(contest: Contest, directory: Path, seconds: float, seed: int) -> Sh
             window.join()
     if window.error:
         raise window.error
-    first, second = (payload_bps(i, SETTLE_S, SETTLE_S + seconds) / cell.limit_bps for i in intervals)
-    return Shared((first, second), cell.queue_ms(window.queue_bytes), window.dropped, window.own_drops)
+    first, second = (
+        payload_bps(i, SETTLE_S, SETTLE_S + seconds) / cell.limit_bps for i in intervals
+    )
+    return Shared(
+        (first, second), cell.queue_ms(window.queue_bytes), window.dropped, window.own_drops
+    )
 
 
 def run_fairness(
-    plan: FairPlan, directory: Path, done: Callable[[Contest, Shared], None] = lambda contest, run: None
+    plan: FairPlan,
+    directory: Path,
+    done: Callable[[Contest, Shared], None] = lambda contest, run: None,
 ) -> Iterator[Outcome]:
     """The contests one after another, and what the simulator says of each if it is asked."""
     simulator = build_simulator(directory) if plan.simulate else None
     for contest in plan.contests:
         runs = []
         for number in range(plan.repeat):
-            runs.append(run_valid(partial(run_once, contest, directory, plan.seconds, seed=number + 1)))
+            runs.append(
+                run_valid(partial(run_once, contest, directory, plan.seconds, seed=number + 1))
+            )
             done(contest, runs[-1])
         outcome = Outcome(contest, tuple(runs))
-        yield replace(outcome, simulated=simulate(simulator, contest, plan.seconds)) if simulator else outcome
+        yield (
+            replace(outcome, simulated=simulate(simulator, contest, plan.seconds))
+            if simulator
+            else outcome
+        )
 
 
 # ---- the simulator ----

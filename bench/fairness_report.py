@@ -26,7 +26,9 @@ def _path_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def fairness_table(outcomes: Sequence[Outcome]) -> Table:
-    """One line a contest; a rival whom ours left too little is red. The path is a column only if there are several."""
+    """One line a contest; a rival whom ours left too little is red. The path is a column only
+    if there are several.
+    """
     with_sim = any(outcome.simulated for outcome in outcomes)
     path = _path_of(outcomes)
     table = Table(
@@ -74,7 +76,9 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
 
 
 def _bars(panel: Axes, outcomes: Sequence[Outcome], buffers: Sequence[float]) -> None:
-    """For each buffer both shares side by side, and the queue in round trips as a line of its own."""
+    """For each buffer both shares side by side, and the queue in round trips as a line
+    of its own.
+    """
     pair = outcomes[0].contest.pair
     for place, name in enumerate(pair):
         style = STYLES[name]
@@ -82,13 +86,24 @@ def _bars(panel: Axes, outcomes: Sequence[Outcome], buffers: Sequence[float]) ->
         y = [o.median.shares[place] for o in outcomes]
         hatch = "//" if place and pair[0] == pair[1] else None
         label = NAMES[name] if not hatch else f"{NAMES[name]}, the other"
-        panel.bar(x, y, 0.34, color=style["color"], hatch=hatch, edgecolor="white", label=label, zorder=2)
+        panel.bar(
+            x, y, 0.34, color=style["color"], hatch=hatch, edgecolor="white", label=label, zorder=2
+        )
         for at, outcome in zip(x, outcomes, strict=True):
             values = [run.shares[place] for run in outcome.runs]
             panel.plot([at] * len(values), values, ".", color="#333333", markersize=3, zorder=4)
     x = [float(buffers.index(o.contest.buffer_bdp)) for o in outcomes]
     y = [o.median.queue_ms / o.contest.cell.rtt_ms for o in outcomes]
-    panel.plot(x, y, "D--", color="#333333", markersize=4, linewidth=1, label="queue ÷ round trip", zorder=5)
+    panel.plot(
+        x,
+        y,
+        "D--",
+        color="#333333",
+        markersize=4,
+        linewidth=1,
+        label="queue ÷ round trip",
+        zorder=5,
+    )
     panel.axhline(0.5, color=GREY, linewidth=0.8, zorder=3)
     panel.set_title(" and ".join(NAMES[name] for name in pair), fontsize=9, loc="left")
     panel.set_xticks(range(len(buffers)), [f"{buffer:g}" for buffer in buffers])
@@ -117,12 +132,21 @@ def draw_fairness(outcomes: Sequence[Outcome]) -> Figure:
                 _bars(panel, found, buffers)
             panel.set_xlabel("buffer, BDP", fontsize=8, color=GREY)
             named |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    axes[0][0].set_ylim(bottom=0)  # only now: it ends the scaling of all panels, which share the axis
+    axes[0][0].set_ylim(
+        bottom=0
+    )  # only now: it ends the scaling of all panels, which share the axis
     figure.suptitle(
-        "Two bulk flows over one bottleneck: share of each, 0.5 is fair", x=0.01, ha="left", fontsize=11
+        "Two bulk flows over one bottleneck: share of each, 0.5 is fair",
+        x=0.01,
+        ha="left",
+        fontsize=11,
     )
     figure.legend(
-        list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=len(named),
+        frameon=False,
     )
     return figure
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short flows: a file from a cold start over bad paths, and request-response on a clean wire with what it costs.
+"""Short flows: a file from a cold start over bad paths, and request-response on a clean wire with
+what it costs.
 
-Cold start: curl fetches 1 MB from nginx; the server's host is the one that is routed. Ours and kernel BBR have a
-laboratory each, both up at once, and fetch in turn; fetch n meets the same loss pattern on both. Latency: the clean
-wire is a veth pair. docs/benchmarks.md says what the figures mean.
+Cold start: curl fetches 1 MB from nginx; the server's host is the one that is routed. Ours
+and kernel BBR have a laboratory each, both up at once, and fetch in turn; fetch n meets the
+same loss pattern on both. Latency: the clean wire is a veth pair. docs/benchmarks.md says
+what the figures mean.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class ColdResult:
 def _file_server(cell: Cell, side: str, directory: Path) -> Iterator[Callable[[int], float]]:
     """Two hosts and nginx; gives fetch(seed), which returns seconds."""
     with Lab("cold") as lab, ExitStack() as stack:
-        client, server = (lab.host(name, tcp_buffers=TCP_BUFFERS_BYTES) for name in ("client", "server"))
+        client, server = (
+            lab.host(name, tcp_buffers=TCP_BUFFERS_BYTES) for name in ("client", "server")
+        )
         delay, loss = f"{cell.rtt_ms / 2:g}ms", f"{cell.loss_pct:g}%"
         link = lab.wan(client, server, rate=f"{cell.rate_mbit:g}mbit", delay=delay, loss=loss)
         cgroup = stack.enter_context(Cgroup())
@@ -72,13 +76,19 @@ def _file_server(cell: Cell, side: str, directory: Path) -> Iterator[Callable[[i
             stack.enter_context(Routed(server, cgroup, POLICY, directory))
         else:
             server.sysctl("net.ipv4.tcp_congestion_control", side)
-        url = nginx(server, directory / "files", directory / f"nginx-{side}", cgroup=cgroup).url("file")
+        url = nginx(server, directory / "files", directory / f"nginx-{side}", cgroup=cgroup).url(
+            "file"
+        )
 
         def fetch(seed: int) -> float:
             link.set(seed=seed)
-            got = curl_fetch(client, url, timeout=FETCH_TIMEOUT_S, options=["-w", "%{stderr}%{time_total}"])
+            got = curl_fetch(
+                client, url, timeout=FETCH_TIMEOUT_S, options=["-w", "%{stderr}%{time_total}"]
+            )
             if got.exit_code or got.size_bytes != FILE_BYTES:
-                raise DmmError(f"fetch a file over {cell} by {side}", why=got.stderr or "it was cut short")
+                raise DmmError(
+                    f"fetch a file over {cell} by {side}", why=got.stderr or "it was cut short"
+                )
             if link.stats().own_drops:
                 raise DmmError(f"measure {cell} by {side}", why="the laboratory itself lost frames")
             return float(got.stderr)
@@ -106,7 +116,9 @@ def cold_start(cell: Cell, directory: Path, repeat: int) -> ColdResult:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Request-response over one connection or over a fresh one each: how many a second, and how long one takes."""
+    """Request-response over one connection or over a fresh one each: how many a second, and how
+    long one takes.
+    """
 
     per_second: float
     median_us: float
@@ -123,16 +135,29 @@ class Latency:
     cpu_ns_per_byte: float
 
 
-def exchange(client: Host, cgroup: Cgroup, address: str, seconds: float, *, fresh: bool) -> Exchange:
+def exchange(
+    client: Host, cgroup: Cgroup, address: str, seconds: float, *, fresh: bool
+) -> Exchange:
     """pingpong from client; fresh: a new connection for each request."""
-    words: list[str | Path] = [program_path("pingpong"), "crr" if fresh else "rr", address, str(ECHO_PORT)]
-    done = cgroup.run([*words, f"{seconds:g}", str(REQUEST_BYTES)], host=client, timeout=seconds + 60)
+    words: list[str | Path] = [
+        program_path("pingpong"),
+        "crr" if fresh else "rr",
+        address,
+        str(ECHO_PORT),
+    ]
+    done = cgroup.run(
+        [*words, f"{seconds:g}", str(REQUEST_BYTES)], host=client, timeout=seconds + 60
+    )
     count, elapsed_ns, median_ns, p99_ns = (int(word) for word in done.stdout.split())
     return Exchange(count / elapsed_ns * 1e9, median_ns / 1e3, p99_ns / 1e3)
 
 
-def bulk(client: Host, cgroup: Cgroup, address: str, seconds: float, *options: str) -> tuple[float, float]:
-    """Gb/s of an iperf3 flow, or as many as its options say, and the machine's CPU for each byte in ns."""
+def bulk(
+    client: Host, cgroup: Cgroup, address: str, seconds: float, *options: str
+) -> tuple[float, float]:
+    """Gb/s of an iperf3 flow, or as many as its options say, and the machine's CPU for each
+    byte in ns.
+    """
     busy = busy_s()
     answer = iperf3(client, address, "-t", f"{max(1, round(seconds))}", *options, cgroup=cgroup)
     busy = busy_s() - busy
@@ -202,7 +227,9 @@ def in_turn(
     return found
 
 
-def bench_latency(directory: Path, rounds: int, seconds: float, busy_poll_us: int = 0) -> dict[str, Latency]:
+def bench_latency(
+    directory: Path, rounds: int, seconds: float, busy_poll_us: int = 0
+) -> dict[str, Latency]:
     """Every side, rounds alternating; medians."""
     runs = in_turn(
         latency_sides(busy_poll_us), rounds, lambda policy: latency_once(policy, directory, seconds)
@@ -215,8 +242,8 @@ def bench_latency(directory: Path, rounds: int, seconds: float, busy_poll_us: in
 
 @dataclass(frozen=True)
 class Bulk:
-    """FLOWS bulk flows at once: Gb/s together, the machine's CPU for each byte, and how many connections each process
-    of the stack has had, iperf3's own among them.
+    """FLOWS bulk flows at once: Gb/s together, the machine's CPU for each byte, and how many
+    connections each process of the stack has had, iperf3's own among them.
     """
 
     gbps: float
@@ -232,16 +259,20 @@ def bulk_once(processes: int, directory: Path, seconds: float) -> Bulk:
         cgroup = stack.enter_context(Cgroup())
         iperf3_server(server, directory / "iperf3")
         policy = stack_policy(congestion="cubic", processes=max(1, processes))
-        routed = stack.enter_context(Routed(client, cgroup, policy, directory)) if processes else None
+        routed = (
+            stack.enter_context(Routed(client, cgroup, policy, directory)) if processes else None
+        )
         gbps, cpu = bulk(client, cgroup, server.ip4, seconds, "-P", str(FLOWS))
         labels = [process_label("wan", number) for number in range(processes)]
         opened = [routed.ask_stack(label)["core_active_open"] for label in labels] if routed else []
     return Bulk(gbps, cpu, tuple(opened))
 
 
-def bench_processes(directory: Path, rounds: int, seconds: float, processes: int) -> dict[str, Bulk]:
-    """A stack of one process, one of several, and the kernel, rounds alternating; medians, and the connections of the
-    last round.
+def bench_processes(
+    directory: Path, rounds: int, seconds: float, processes: int
+) -> dict[str, Bulk]:
+    """A stack of one process, one of several, and the kernel, rounds alternating; medians, and the
+    connections of the last round.
     """
     sides = {"1 process": 1, f"{processes} processes": processes, "kernel": 0}
     runs = in_turn(sides, rounds, lambda count: bulk_once(count, directory, seconds))

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix of wide-area paths: one bulk flow on each, by our stack, by kernel BBR and by kernel cubic.
+"""The matrix of wide-area paths: one bulk flow on each, by our stack, by kernel BBR and
+by kernel cubic.
 
-A cell is a rate, a round-trip time and a random loss behind the bottleneck. A run is one flow of one rival over one
-cell, in a laboratory of its own, so that nothing is carried over and a kernel rival never meets our XDP program; its
-sender is iperf3, its receiver the kernel of the other host. What is counted begins START_S after the flow's first
-bytes: goodput at the receiver, the bottleneck's queue in the emulator, the machine's CPU. A run in which the
-laboratory itself lost a frame is not valid, is made again once, and is marked if that does not help.
+A cell is a rate, a round-trip time and a random loss behind the bottleneck. A run is one flow of
+one rival over one cell, in a laboratory of its own, so that nothing is carried over and a kernel
+rival never meets our XDP program; its sender is iperf3, its receiver the kernel of the other host.
+What is counted begins START_S after the flow's first
+bytes: goodput at the receiver, the bottleneck's queue in the emulator, the machine's CPU. A run in
+which the laboratory itself lost a frame is not valid, is made again once, and is marked if that
+does not help.
 
 docs/benchmarks.md says what the figures mean.
 """
@@ -63,7 +66,9 @@ stack = "wan"
 
 @dataclass(frozen=True)
 class Cell:
-    """One path: rate of the bottleneck in Mbit/s on the wire, round trip in ms, loss in percent, each way."""
+    """One path: rate of the bottleneck in Mbit/s on the wire, round trip in ms, loss in
+    percent, each way.
+    """
 
     rate_mbit: float
     rtt_ms: float
@@ -71,7 +76,9 @@ class Cell:
 
     @property
     def limit_bps(self) -> float:
-        """The most payload a second that can arrive: full frames, those lost left out (docs/wanlab.md)."""
+        """The most payload a second that can arrive: full frames, those lost
+        left out (docs/wanlab.md).
+        """
         return self.rate_mbit * 1e6 * (1 - self.loss_pct / 100) * MSS_BYTES / FRAME_BYTES
 
     def queue_ms(self, queue_bytes: float) -> float:
@@ -84,7 +91,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: seconds are those that count, after START_S; receive_bytes is the receiver's tcp_rmem[1]."""
+    """What is to be run: seconds are those that count, after START_S; receive_bytes is
+    the receiver's tcp_rmem[1].
+    """
 
     cells: tuple[Cell, ...]
     rivals: tuple[str, ...] = RIVALS
@@ -159,7 +168,10 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Cell, runs, and the medians that tables and plots show."""
         medians = {
-            rival: {w: self.median(rival, w) for w in ("share", "queue_ms", "retransmits", "start_share")}
+            rival: {
+                w: self.median(rival, w)
+                for w in ("share", "queue_ms", "retransmits", "start_share")
+            }
             for rival in RIVALS
             if any(run.rival == rival for run in self.runs)
         }
@@ -181,7 +193,9 @@ def numbers(text: str, unit: str) -> tuple[float, ...]:
     return values
 
 
-def cells(rates: Iterable[float], rtts: Iterable[float], losses: Iterable[float]) -> tuple[Cell, ...]:
+def cells(
+    rates: Iterable[float], rtts: Iterable[float], losses: Iterable[float]
+) -> tuple[Cell, ...]:
     """Every combination, losses innermost."""
     losses, rtts = tuple(losses), tuple(rtts)
     made = tuple(Cell(rate, rtt, loss) for rate in rates for rtt in rtts for loss in losses)
@@ -192,7 +206,9 @@ def cells(rates: Iterable[float], rtts: Iterable[float], losses: Iterable[float]
 
 
 def order(rivals: Sequence[str], number: int) -> list[str]:
-    """Who runs when in round number: each round begins with another, so that drift strikes all alike."""
+    """Who runs when in round number: each round begins with another, so that drift
+    strikes all alike.
+    """
     return [rivals[(i + number) % len(rivals)] for i in range(len(rivals))]
 
 
@@ -216,8 +232,9 @@ def payload_bps(intervals: Sequence[dict[str, Any]], start: float, end: float) -
 class Window(threading.Thread):
     """Reads emulator and CPU over the measured part of a run, while iperf3 runs in other threads.
 
-    seconds: what is measured, from start_s after the first bytes on. Afterwards: mean bytes in the bottleneck's queue,
-    the part of the frames that it dropped, busy cores of the machine, frames that the laboratory lost.
+    seconds: what is measured, from start_s after the first bytes on. Afterwards: mean bytes in the
+    bottleneck's queue, the part of the frames that it dropped, busy cores of the machine, frames
+    that the laboratory lost.
     """
 
     def __init__(self, link: WanLink, seconds: float, start_s: float = START_S) -> None:
@@ -233,7 +250,9 @@ class Window(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        """Waits for the first bytes, for start_s, resets the counters, and reads them after the window."""
+        """Waits for the first bytes, for start_s, resets the counters, and reads them
+        after the window.
+        """
         try:
             self._run()
         except (DmmError, TimeoutError, OSError) as error:
@@ -265,7 +284,9 @@ def flow(
     window.start()
     try:
         # One second more than is counted, so that the receiver's last interval is whole.
-        answer = run(["-t", str(math.ceil(START_S + seconds + 1)), "-i", "0.5", "--get-server-output"])
+        answer = run(
+            ["-t", str(math.ceil(START_S + seconds + 1)), "-i", "0.5", "--get-server-output"]
+        )
     except BaseException:
         window.cancelled.set()
         raise
@@ -277,7 +298,9 @@ def flow(
 
 
 def run_once(cell: Cell, rival: str, plan: Plan, directory: Path, seed: int) -> Run:
-    """A laboratory, one flow of a rival ("wan": our stack; else a congestion control of the kernel), and its end."""
+    """A laboratory, one flow of a rival ("wan": our stack; else a congestion control of the
+    kernel), and its end.
+    """
     seconds = plan.seconds
     with Lab("matrix") as lab, ExitStack() as stack:
         client, server = lab.host("client", tcp_buffers=TCP_BUFFERS_BYTES), lab.host("server")
@@ -294,13 +317,17 @@ def run_once(cell: Cell, rival: str, plan: Plan, directory: Path, seed: int) -> 
             cgroup = stack.enter_context(Cgroup())
             routed = stack.enter_context(Routed(client, cgroup, POLICY, directory))
             answer, window = flow(
-                link, seconds, lambda o: iperf3(client, server.ip4, *o, cgroup=cgroup, timeout=timeout)
+                link,
+                seconds,
+                lambda o: iperf3(client, server.ip4, *o, cgroup=cgroup, timeout=timeout),
             )
             counters = routed.ask_stack("wan")
             retransmits = counters["core_retransmits"] / counters["nic_tx_pkts"]
         else:
             answer, window = flow(
-                link, seconds, lambda o: iperf3(client, server.ip4, "-C", rival, *o, timeout=timeout)
+                link,
+                seconds,
+                lambda o: iperf3(client, server.ip4, "-C", rival, *o, timeout=timeout),
             )
             sent = answer["end"]["sum_sent"]
             retransmits = sent["retransmits"] / (sent["retransmits"] + sent["bytes"] / MSS_BYTES)
@@ -360,7 +387,8 @@ def build_simulator(directory: Path) -> Path:
 
 
 def sim_arguments(cell: Cell, until_s: float, receive_bytes: int = TCP_BUFFERS_BYTES) -> list[str]:
-    """The cell in the words of lab/sim/sim.c: a flow of ours without end, stopped after until_s seconds.
+    """The cell in the words of lab/sim/sim.c: a flow of ours without end, stopped
+    after until_s seconds.
 
     The receiver's window is modelled after a Linux kernel's whose tcp_rmem[1] is receive_bytes.
     """

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user stack's port "tap" carries on a veth pair with its offloads as they come, beside its ceiling and the
-kernel in one run: bulk, many flows, requests, connections; and what the device's programs cost a flow of the kernel's.
+"""What a user stack's port "tap" carries on a veth pair with its offloads as they come, beside its
+ceiling and the
+kernel in one run: bulk, many flows, requests, connections; and what the device's programs cost a
+flow of the kernel's.
 
-The ceiling is a plain relay between two TAP devices (lab/relay.py). Every side is made anew in every round, so that
-none has another's leavings. The server is the kernel's, and not routed.
+The ceiling is a plain relay between two TAP devices (lab/relay.py). Every side is made anew in
+every round, so that none has another's leavings. The server is the kernel's, and not routed.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ WAYS = {"to the peer": (), "from the peer": ("-R",)}
 FLOWS = (2, 10, 50, 200)
 FILE_BYTES = 1_000_000
 CONNECT_PORT, CONNECTS = 4000, 1000
-CONNECT_TURNS = 4  # how often the two sides take turns, so that what the machine does besides meets both
+CONNECT_TURNS = (
+    4  # how often the two sides take turns, so that what the machine does besides meets both
+)
 SECONDS = 2  # of each transfer, unless more are asked for
 SETUP_S = 3.5  # for the estimate: hosts, servers, an attach
 
@@ -91,7 +95,9 @@ def files(flows: int) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """What side ÷ rival of a figure has to be: at least, or at most, a bound. Without a rival, the figure itself."""
+    """What side ÷ rival of a figure has to be: at least, or at most, a bound. Without a rival,
+    the figure itself.
+    """
 
     side: str
     figure: str
@@ -122,7 +128,11 @@ GOALS = (
     *(Goal(TAP, cpu(way), KERNEL, 1.6, most=True) for way in WAYS),
     *(Goal(side, files(flows), KERNEL, 0.5) for side in (TAP, EACH_CPU) for flows in FLOWS),
     *(Goal(side, UNTOLD, None, 0, most=True) for side in (TAP, EACH_CPU)),
-    *(Goal(TAP, figure, rival, 0.8) for figure in (REQUESTS, CONNECTIONS) for rival in (KERNEL, RELAY)),
+    *(
+        Goal(TAP, figure, rival, 0.8)
+        for figure in (REQUESTS, CONNECTIONS)
+        for rival in (KERNEL, RELAY)
+    ),
     Goal(EACH_CPU, CONNECTIONS, KERNEL, 0.8),
     *(Goal(ATTACHED, gbps(way), KERNEL, 0.98) for way in WAYS),
     Goal(ATTACHED, REQUESTS, KERNEL, 0.97),
@@ -162,8 +172,8 @@ def _tcp(host: Host) -> dict[str, int]:
 
 
 def _dropped(host: Host) -> int:
-    """Frames that the host's devices and their queueing disciplines did not take. A clsact has no queue: what it drops
-    is what a program has done with, as ours with a stack's questions.
+    """Frames that the host's devices and their queueing disciplines did not take. A clsact has no
+    queue: what it drops is what a program has done with, as ours with a stack's questions.
     """
     links = json.loads(host.run(["ip", "-j", "-s", "link", "show"]).stdout)
     queues = json.loads(host.run(["tc", "-j", "-s", "qdisc", "show"]).stdout or "[]")
@@ -189,7 +199,8 @@ def _wrk(wire: _Wire, flows: int) -> float:
     errors = re.search(r"^.*(?:Socket errors|Non-2xx).*$", said, re.MULTILINE)
     if rate is None or errors:
         raise DmmError(
-            f"fetch files with {flows} connections by {wire.side}", why=(errors or [said])[0].strip()
+            f"fetch files with {flows} connections by {wire.side}",
+            why=(errors or [said])[0].strip(),
         )
     return float(rate[1])
 
@@ -280,7 +291,8 @@ def estimate_s(items: Sequence[str], seconds: int) -> float:
     """Of one round."""
     runs = {"bulk": len(WAYS), "many": len(FLOWS), "requests": 1, "connections": 1, "connect": 1}
     return sum(
-        SETUP_S + sum(runs[item] * (seconds + 0.2) for item in wanted) for wanted in sides_of(items).values()
+        SETUP_S + sum(runs[item] * (seconds + 0.2) for item in wanted)
+        for wanted in sides_of(items).values()
     )
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the wide-area benchmarks found, as tables for people and as plots (SVG and PNG, by matplotlib).
+"""What the wide-area benchmarks found, as tables for people and as plots (SVG and
+PNG, by matplotlib).
 
-Plots: share.svg, goodput by loss, a panel for each rate and round trip; queue.svg, the mean queueing delay as a
-share of the round trip, in the same panels; coldstart.svg, ours over kernel BBR.
+Plots: share.svg, goodput by loss, a panel for each rate and round trip; queue.svg, the
+mean queueing delay as a share of the round trip, in the same panels; coldstart.svg, ours
+over kernel BBR.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 COLD_GOAL = 1.0
 NAMES = {"wan": "ours (wan)", "bbr": "kernel bbr", "cubic": "kernel cubic"}
-# Okabe and Ito's palette: told apart by people who do not see all colours; markers and dashes say it again.
+# Okabe and Ito's palette: told apart by people who do not see all colours; markers and dashes
+# say it again.
 STYLES: dict[str, dict[str, Any]] = {
     "wan": {"color": "#0072B2", "marker": "o", "linewidth": 2.2, "zorder": 4},
     "bbr": {"color": "#E69F00", "marker": "s", "linestyle": "--", "zorder": 3},
@@ -42,7 +45,9 @@ def figure_text(value: float | None, digits: int, *, good: bool | None = None) -
 
 
 def matrix_table(results: Sequence[Result]) -> Table:
-    """One line a cell; a share that misses the goal is red, a cell without a valid run has a note."""
+    """One line a cell; a share that misses the goal is red, a cell without a valid run
+    has a note.
+    """
     rivals = [r for r in RIVALS if any(run.rival == r for result in results for run in result.runs)]
     with_sim = any(result.sim_share is not None for result in results)
     table = Table(
@@ -66,12 +71,16 @@ def matrix_table(results: Sequence[Result]) -> Table:
         for rival in rivals:
             share = result.median(rival, "share")
             is_goal = rival == "wan" and share is not None
-            line.append(figure_text(share, 3, good=share >= GOAL_SHARE if is_goal and share else None))
+            line.append(
+                figure_text(share, 3, good=share >= GOAL_SHARE if is_goal and share else None)
+            )
         if with_sim:
             line.append(figure_text(result.sim_share, 3))
         line.append(" / ".join(figure_text(result.median(r, "queue_ms"), 1) for r in rivals))
         line.append(
-            " / ".join(figure_text(100 * (result.median(r, "retransmits") or 0.0), 1) for r in rivals)
+            " / ".join(
+                figure_text(100 * (result.median(r, "retransmits") or 0.0), 1) for r in rivals
+            )
         )
         bad = [r for r in rivals if not result.valid(r)]
         line.append(f"not valid: {', '.join(bad)}" if bad else "")
@@ -108,7 +117,9 @@ def latency_table(sides: dict[str, Latency]) -> Table:
     def line(what: str, value: Callable[[Latency], float]) -> None:
         kernel = value(sides["kernel"])
         mine = [value(sides[side]) for side in ours]
-        table.add_row(what, *(f"{v:.4g}" for v in (*mine, kernel)), *(f"{v / kernel:.2f}" for v in mine))
+        table.add_row(
+            what, *(f"{v:.4g}" for v in (*mine, kernel)), *(f"{v / kernel:.2f}" for v in mine)
+        )
 
     def exchange(what: str, part: Callable[[Latency], Exchange]) -> None:
         line(f"{what} a second", lambda of: part(of).per_second)
@@ -125,9 +136,16 @@ def latency_table(sides: dict[str, Latency]) -> Table:
 def processes_table(sides: dict[str, Bulk]) -> Table:
     """One line a side, each against the stack with one process."""
     one = sides["1 process"]
-    table = Table(title=f"{FLOWS} bulk flows at once on a clean wire; medians", title_justify="left")
+    table = Table(
+        title=f"{FLOWS} bulk flows at once on a clean wire; medians", title_justify="left"
+    )
     table.add_column("side")
-    for name in ("Gb/s", "÷ 1 process", "CPU of the machine, ns a byte", "connections of each process"):
+    for name in (
+        "Gb/s",
+        "÷ 1 process",
+        "CPU of the machine, ns a byte",
+        "connections of each process",
+    ):
         table.add_column(name, justify="right")
     for side, found in sides.items():
         table.add_row(
@@ -148,7 +166,9 @@ def pyplot() -> Any:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise DmmError("draw plots", why="matplotlib is not installed", hint="run tools/bootstrap") from error
+        raise DmmError(
+            "draw plots", why="matplotlib is not installed", hint="run tools/bootstrap"
+        ) from error
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -187,7 +207,9 @@ def _grid(
         layout="constrained",
     )
     panels = {
-        (rate, rtt): axes[row][column] for row, rate in enumerate(rates) for column, rtt in enumerate(rtts)
+        (rate, rtt): axes[row][column]
+        for row, rate in enumerate(rates)
+        for column, rtt in enumerate(rtts)
     }
     for (rate, rtt), panel in panels.items():
         named = f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"
@@ -195,7 +217,9 @@ def _grid(
     return figure, panels
 
 
-def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str, path: Path) -> list[Path]:
+def _finish(
+    figure: Figure, panels: dict[tuple[float, float], Axes], title: str, path: Path
+) -> list[Path]:
     """Legend, loss axis, files."""
     named: dict[str, Any] = {}
     for panel in panels.values():
@@ -205,7 +229,11 @@ def _finish(figure: Figure, panels: dict[tuple[float, float], Axes], title: str,
             panel.set_xlabel("random loss, %", fontsize=8, color=GREY)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.legend(
-        list(named.values()), list(named), loc="outside lower center", ncols=len(named), frameon=False
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=len(named),
+        frameon=False,
     )
     return write_figure(figure, path)
 
@@ -218,7 +246,10 @@ def _loss_axis(panels: dict[tuple[float, float], Axes], losses: Sequence[float])
 
 
 def _plot_medians(
-    results: Sequence[Result], panels: dict[tuple[float, float], Axes], what: str, losses: list[float]
+    results: Sequence[Result],
+    panels: dict[tuple[float, float], Axes],
+    what: str,
+    losses: list[float],
 ) -> None:
     """A line for each rival; runs that are not valid are open markers."""
     for (rate, rtt), panel in panels.items():
@@ -236,7 +267,9 @@ def _plot_medians(
             x, y = [p[0] for p in points], [p[1] for p in points]
             panel.plot(x, y, label=NAMES[rival], markersize=5, clip_on=False, **STYLES[rival])
             bad = [p for p in points if not p[2]]
-            panel.plot([p[0] for p in bad], [p[1] for p in bad], "o", mfc="white", mec="red", zorder=9)
+            panel.plot(
+                [p[0] for p in bad], [p[1] for p in bad], "o", mfc="white", mec="red", zorder=9
+            )
 
 
 def plot_matrix(results: Sequence[Result], directory: Path) -> list[Path]:
@@ -260,7 +293,9 @@ def plot_matrix(results: Sequence[Result], directory: Path) -> list[Path]:
     )
     _loss_axis(panels, losses)
     figure.supylabel("goodput ÷ limit", fontsize=9, color=GREY)
-    files = _finish(figure, panels, "One bulk flow: share of what the path can deliver", directory / "share")
+    files = _finish(
+        figure, panels, "One bulk flow: share of what the path can deliver", directory / "share"
+    )
 
     figure, panels = _grid(results)
     _plot_medians(results, panels, "queue_ms", losses)
@@ -305,4 +340,6 @@ def plot_cold(results: Sequence[ColdResult], directory: Path) -> list[Path]:
         panel.set_ylim(bottom=0)
     _loss_axis(panels, losses)
     figure.supylabel("seconds, bar: median", fontsize=9, color=GREY)
-    return _finish(figure, panels, "1 MB from a cold start, connect() included", directory / "coldstart")
+    return _finish(
+        figure, panels, "1 MB from a cold start, connect() included", directory / "coldstart"
+    )

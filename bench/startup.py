@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long dmm-ebpf takes to start: a wrapped command, an attach, a take-over of what a killed director left.
+"""How long dmm-ebpf takes to start: a wrapped command, an attach, a take-over of what a
+killed director left.
 
-Rounds of all of them alternate with two rivals in the same session: the least wrapper that a namespace can have (`ip
-netns exec`), and the interpreter that does nothing. Wall time, from the command line to its end.
+Rounds of all of them alternate with two rivals in the same session: the least wrapper that a
+namespace can have (`ip netns exec`), and the interpreter that does nothing. Wall time, from the
+command line to its end.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ class _Starts:
         """`dmm-ebpf attach --daemon`; by itself, or over what there is."""
         options = ("--policy", str(self._policy)) if user else ()
         group = ("--cgroup", str(self._cgroup.path))
-        return self.seconds(CLI, "attach", *group, "--instance", self._instance, "--daemon", *options)
+        return self.seconds(
+            CLI, "attach", *group, "--instance", self._instance, "--daemon", *options
+        )
 
     def detach(self) -> float:
         """`dmm-ebpf detach`."""

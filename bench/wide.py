@@ -16,14 +16,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.connections import COUNT, SIDES, Held, connections_table, held_once
 from bench.fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench.fairness_report import fairness_table, plot_fairness
-from bench.flows import Bulk, ColdResult, Latency, bench_latency, bench_processes, cold_start, latency_sides
+from bench.flows import (
+    Bulk,
+    ColdResult,
+    Latency,
+    bench_latency,
+    bench_processes,
+    cold_start,
+    latency_sides,
+)
 from bench.matrix import Cell, Plan, Result, run_matrix
 from bench.ports import ITEMS as PORT_ITEMS
 from bench.ports import SECONDS as PORT_SECONDS
 from bench.ports import bench_ports, ports_table
 from bench.ports import estimate_s as ports_estimate_s
 from bench.ports import summary as ports_summary
-from bench.report import cold_table, latency_table, matrix_table, plot_cold, plot_matrix, processes_table
+from bench.report import (
+    cold_table,
+    latency_table,
+    matrix_table,
+    plot_cold,
+    plot_matrix,
+    processes_table,
+)
 from bench.startup import ROUND_S, bench_startup, startup_table, summary
 from bench.verify import bench_verify, verify_table
 
@@ -67,8 +82,15 @@ def minutes(seconds: float) -> str:
 @contextmanager
 def _progress(what: str, total: int, estimate_s: float) -> Iterator[tuple[Progress, Any]]:
     console = Console(stderr=True)
-    console.print(f"bench: {TITLES[what]}: {total} runs, about {minutes(estimate_s)}", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console.print(
+        f"bench: {TITLES[what]}: {total} runs, about {minutes(estimate_s)}", highlight=False
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         yield progress, progress.add_task(what, total=total)
 
@@ -99,13 +121,17 @@ def fairness(wide: Wide, directory: Path) -> list[Outcome]:
 
         def done(contest: Contest, run: Shared) -> None:
             shown = f"{contest}: {run.shares[0]:.3f}, {run.shares[1]:.3f}"
-            progress.update(task, advance=1, description=shown + ("" if run.valid else " (not valid)"))
+            progress.update(
+                task, advance=1, description=shown + ("" if run.valid else " (not valid)")
+            )
 
         try:
             for outcome in run_fairness(plan, directory, done):
                 found.append(outcome)
         except KeyboardInterrupt:
-            print("bench: interrupted; what follows are the contests that were done", file=sys.stderr)
+            print(
+                "bench: interrupted; what follows are the contests that were done", file=sys.stderr
+            )
     return found
 
 
@@ -117,13 +143,17 @@ def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
     with _progress("coldstart", len(cells), estimate_s) as (progress, task):
         for cell in cells:
             found.append(cold_start(cell, directory, wide.fetches))
-            progress.update(task, advance=1, description=f"{cell}: ours / bbr {found[-1].ratio:.2f}")
+            progress.update(
+                task, advance=1, description=f"{cell}: ours / bbr {found[-1].ratio:.2f}"
+            )
     return found
 
 
 def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
     """Every side."""
-    estimate_s = wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.latency_seconds + 4)
+    estimate_s = (
+        wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.latency_seconds + 4)
+    )
     with _progress("latency", 1, estimate_s):
         return bench_latency(directory, wide.rounds, wide.latency_seconds, wide.busy_poll_us)
 
@@ -152,13 +182,18 @@ def connections(wide: Wide, directory: Path) -> dict[str, Held]:
 def startup(wide: Wide, directory: Path) -> dict[str, Any]:
     """Every side."""
     with _progress("startup", wide.rounds, wide.rounds * ROUND_S) as (progress, task):
-        return summary(bench_startup(directory, wide.rounds, lambda n: progress.update(task, completed=n)))
+        return summary(
+            bench_startup(directory, wide.rounds, lambda n: progress.update(task, completed=n))
+        )
 
 
 def ports(wide: Wide, directory: Path) -> dict[str, Any]:
     """Every side."""
     items, seconds = wide.port_items, wide.port_seconds
-    with _progress("ports", wide.rounds, wide.rounds * ports_estimate_s(items, seconds)) as (progress, task):
+    with _progress("ports", wide.rounds, wide.rounds * ports_estimate_s(items, seconds)) as (
+        progress,
+        task,
+    ):
 
         def done(n: int) -> None:
             progress.update(task, completed=n)

@@ -3,9 +3,9 @@
  * abi.h: every struct, enum and limit that the BPF programs, the C core and Python share.
  *
  * This is the only definition. BPF C includes it after its own u8..u64 types are known, the C core
- * includes it as it is, and Python feeds the same text to cffi (dmm_ebpf/abi.py), which strips every
- * line that starts with '#'. Therefore: no macros with values, no attributes, no bit fields, padding
- * spelled out, constants as enums, and a struct's size is the same for every compiler.
+ * includes it as it is, and Python feeds the same text to cffi (dmm_ebpf/abi.py), which strips
+ * every line that starts with '#'. Therefore: no macros with values, no attributes, no bit fields,
+ * padding spelled out, constants as enums, and a struct's size is the same for every compiler.
  *
  * Byte order: a field named *_be is in network byte order, every other integer is in host order.
  * Addresses are always 16 bytes; IPv4 is v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
@@ -32,11 +32,13 @@ enum dmm_limits {
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
 	DMM_MAX_EARLIER = 65536,
-	DMM_MAX_FORWARDS = 64, /* per policy: rules with direction "forward" times their source prefixes */
-	DMM_MAX_INSIDE = 1024, /* devices by which packets of others come in */
-	DMM_MAX_NOTES = 4096,  /* SYNs on their way through the host */
-	DMM_MAX_FORWARDED = 16384,    /* flows of others that are told of; more are carried, too */
-	DMM_MAX_FRAGMENTS = 4096,     /* packets of owned flows of which a fragment has come of late */
+	/* per policy: rules with direction "forward" times their source prefixes */
+	DMM_MAX_FORWARDS = 64,
+	DMM_MAX_INSIDE = 1024,	   /* devices by which packets of others come in */
+	DMM_MAX_NOTES = 4096,	   /* SYNs on their way through the host */
+	DMM_MAX_FORWARDED = 16384, /* flows of others that are told of; more are carried, too */
+	/* packets of owned flows of which a fragment has come of late */
+	DMM_MAX_FRAGMENTS = 4096,
 	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
 	DMM_EVENTS_BYTES = 4194304,
 	DMM_WAKE_NS = 20000000, /* a reader of events[] is woken no more often */
@@ -45,18 +47,28 @@ enum dmm_limits {
 };
 
 enum dmm_mark {
-	DMM_TCIN_MARK = 0x646d6d,  /* skb->mark of what tc gives to a TAP device, and of nothing else there */
-	DMM_INNER_MARK = 0x646d6e, /* of what a stack process sends to the app, until the first of our
-				    * programs at the NIC takes it off and says so to the others in skb->cb */
+	/* skb->mark of what tc gives to a TAP device, and of nothing else there */
+	DMM_TCIN_MARK = 0x646d6d,
+	/*
+	 * of what a stack process sends to the app, until the first of our programs at the NIC
+	 * takes it off and says so to the others in skb->cb
+	 */
+	DMM_INNER_MARK = 0x646d6e,
 };
 
 enum dmm_control_flag {
-	DMM_CONTROL_EVENTS = 1,	    /* somebody reads the ring events; otherwise nothing is put there */
-	DMM_CONTROL_CONTAINERS = 2, /* sockets of other network namespaces that connect are meant, too */
-	DMM_CONTROL_FORWARD = 4,    /* flows of others may be a user stack's: rules or containers say so */
+	/* somebody reads the ring events; otherwise nothing is put there */
+	DMM_CONTROL_EVENTS = 1,
+	/* sockets of other network namespaces that connect are meant, too */
+	DMM_CONTROL_CONTAINERS = 2,
+	/* flows of others may be a user stack's: rules or containers say so */
+	DMM_CONTROL_FORWARD = 4,
 };
 
-/* control[0]: written by the RD. generation selects the half of every policy map by (generation & 1). */
+/*
+ * control[0]: written by the RD. generation selects the half of every policy map by
+ * (generation & 1).
+ */
 struct dmm_control {
 	__u32 abi_version;
 	__u32 generation;   /* 0: no policy yet, programs only observe */
@@ -69,7 +81,8 @@ struct dmm_control {
 struct dmm_policy_head {
 	__u32 n_rules;
 	__u32 n_routes; /* for listings only */
-	__u32 rejects;	/* 1: a route names a stack that refuses, so datagrams have to be looked at */
+	/* 1: a route names a stack that refuses, so datagrams have to be looked at */
+	__u32 rejects;
 	__u32 n_forwards;
 };
 
@@ -84,14 +97,16 @@ enum dmm_rule_flag {
 enum dmm_direction {
 	DMM_DIR_CONNECT = 1,
 	DMM_DIR_LISTEN = 2,
-	DMM_DIR_FORWARD = 4, /* never with the others: rules[] has it for its number alone, see forwards[] */
+	/* never with the others: rules[] has it for its number alone, see forwards[] */
+	DMM_DIR_FORWARD = 4,
 };
 
 /* rules[(generation & 1) * DMM_MAX_RULES + i], i < n_rules, in policy order; first match wins */
 struct dmm_rule {
-	__u32 flags;	    /* enum dmm_rule_flag: which of the fields below must match */
-	__u32 directions;   /* bit set of enum dmm_direction */
-	__u32 table;	    /* chosen when everything matches; no route there: the next rule is tried */
+	__u32 flags;	  /* enum dmm_rule_flag: which of the fields below must match */
+	__u32 directions; /* bit set of enum dmm_direction */
+	/* chosen when everything matches; no route there: the next rule is tried */
+	__u32 table;
 	__u32 cgroup_level; /* depth of the cgroup below the root (root = 0), */
 	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
 	__u32 uid_first;
@@ -103,24 +118,24 @@ struct dmm_rule {
 };
 
 /*
- * forwards[(generation & 1) * DMM_MAX_FORWARDS + i], i < n_forwards: a rule with direction "forward" and one
- * of its source prefixes, in policy order; first match whose table has a route wins. By which devices it
- * holds is said by inside[].
+ * forwards[(generation & 1) * DMM_MAX_FORWARDS + i], i < n_forwards: a rule with direction
+ * "forward" and one of its source prefixes, in policy order; first match whose table has a route
+ * wins. By which devices it holds is said by inside[].
  */
 struct dmm_forward {
 	__u8 source[16];
 	__u32 prefixlen; /* bits of source that count */
 	__u32 family;	 /* AF_INET or AF_INET6; 0: both, source does not matter */
 	__u32 table;
-	__u32 rule;  /* 1-based */
-	__u32 named; /* 1: it names its devices, so it holds for what this host translates or has itself, too
-		      */
+	__u32 rule; /* 1-based */
+	/* 1: it names its devices, so it holds for what this host translates or has itself, too */
+	__u32 named;
 	__u32 pad;
 };
 
 /*
- * inside[ifindex]: a device by which packets of others come in: the host's end of a container's veth, a
- * bridge, a gateway's LAN; or a NIC of a user stack. Written by the RD.
+ * inside[ifindex]: a device by which packets of others come in: the host's end of a container's
+ * veth, a bridge, a gateway's LAN; or a NIC of a user stack. Written by the RD.
  */
 struct dmm_inside {
 	__u64 forwards[2]; /* by generation & 1: bit i: forwards[i] of that half holds here */
@@ -131,8 +146,8 @@ struct dmm_inside {
 enum dmm_stack_kind {
 	DMM_STACK_KERNEL = 1,
 	DMM_STACK_USER = 2,
-	DMM_STACK_REJECT =
-		3, /* connect() and sendto() fail; bind(), listen() and accept() are never refused */
+	/* connect() and sendto() fail; bind(), listen() and accept() are never refused */
+	DMM_STACK_REJECT = 3,
 };
 
 enum dmm_stack_flag {
@@ -162,19 +177,23 @@ struct dmm_stack {
 	__u32 mark_mask; /* bits of the socket's mark that are replaced; the others stay */
 	__u32 priority;	 /* SO_PRIORITY */
 	__u32 max_pacing_rate_Bps;
-	__u32 dscp;	     /* 0..63 */
-	__u32 refusal;	     /* the errno of a stack that rejects */
-	char congestion[16]; /* for a user stack: what the app's kernel socket uses on the inner leg, */
-	char usual[16]; /* if it has this one, the namespace's, and so has chosen none; all 0: in any case */
+	__u32 dscp;    /* 0..63 */
+	__u32 refusal; /* the errno of a stack that rejects */
+	/* for a user stack: what the app's kernel socket uses on the inner leg, */
+	char congestion[16];
+	/* if it has this one, the namespace's, and so has chosen none; all 0: in any case */
+	char usual[16];
 	struct dmm_patience patience;
 	struct dmm_patience usual_patience; /* of a socket whose program has set nothing */
 };
 
 /* stack_state[id]: runtime, not policy; written by the RD */
 struct dmm_stack_state {
-	__u32 up;	 /* bit i: process i of the stack takes new flows; 0: they take the fallback */
-	__u32 pid;	 /* of the first that is up */
-	__u32 processes; /* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
+	/* bit i: process i of the stack takes new flows; 0: they take the fallback */
+	__u32 up;
+	__u32 pid; /* of the first that is up */
+	/* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
+	__u32 processes;
 	__u32 pad;
 	__u32 seats[16]; /* of process i, as in dmm_xdp_flow */
 };
@@ -183,21 +202,27 @@ struct dmm_stack_state {
 enum dmm_full {
 	DMM_FULL_CONNECTIONS = 1, /* max_connections is reached */
 	DMM_FULL_MEMORY = 2,
-	DMM_FULL_FRAMES = 4,  /* the NIC has not taken a frame for long, and none is free */
-	DMM_FULL_REFUSED = 8, /* a flow had to be refused: no memory of the system's, or no claim on it */
+	DMM_FULL_FRAMES = 4, /* the NIC has not taken a frame for long, and none is free */
+	/* a flow had to be refused: no memory of the system's, or no claim on it */
+	DMM_FULL_REFUSED = 8,
 };
 
 /*
- * stack_load[id * DMM_MAX_PROCESSES + process]: runtime; written by dmm_ingress for that process. While full
- * is not 0, or beat_ns is longer ago than DMM_BEAT_MAX_NS, new flows go elsewhere; the open ones stay.
+ * stack_load[id * DMM_MAX_PROCESSES + process]: runtime; written by dmm_ingress for that process.
+ * While full is not 0, or beat_ns is longer ago than DMM_BEAT_MAX_NS, new flows go elsewhere; the
+ * open ones stay.
  */
 struct dmm_stack_load {
 	__u32 full; /* bit set of enum dmm_full */
 	__u32 pad;
-	__u64 beat_ns; /* when it was heard of last, CLOCK_MONOTONIC_COARSE; 0: nobody waits for that */
+	/* when it was heard of last, CLOCK_MONOTONIC_COARSE; 0: nobody waits for that */
+	__u64 beat_ns;
 };
 
-/* routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from table's first bit */
+/*
+ * routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from
+ * table's first bit
+ */
 struct dmm_route4_key {
 	__u32 prefixlen; /* 32 + prefix length */
 	__u32 table;
@@ -215,19 +240,22 @@ enum dmm_route_value_flag {
 };
 
 /*
- * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so that one
- * look-up here and at most one in ports[] decide: longest prefix, then exact port, then range, then any.
+ * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so
+ * that one look-up here and at most one in ports[] decide: longest prefix, then exact port, then
+ * range, then any.
  */
 struct dmm_route_value {
-	__u32 route; /* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
+	/* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
+	__u32 route;
 	__u32 stack;
-	__u32 portset; /* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
+	/* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
+	__u32 portset;
 };
 
 /*
- * ports[generation & 1]: LPM trie over aligned blocks of ports, nested so that there are as few as can be: a
- * longer prefix cuts its part out of a shorter one. A hole in a block is an entry with route DMM_ROUTE_NONE;
- * that, and a miss, mean no route.
+ * ports[generation & 1]: LPM trie over aligned blocks of ports, nested so that there are as few as
+ * can be: a longer prefix cuts its part out of a shorter one. A hole in a block is an entry with
+ * route DMM_ROUTE_NONE; that, and a miss, mean no route.
  */
 struct dmm_port_key {
 	__u32 prefixlen; /* 48 + leading bits of port_be that count */
@@ -262,9 +290,9 @@ enum dmm_why {
 };
 
 /*
- * What was decided for a socket, and from what facts. Part of each flow record. In socket storage only where
- * a socket is no flow: listeners (decisions), those with SO_REUSEPORT once more for their accepted children
- * (shared_facts, cloned).
+ * What was decided for a socket, and from what facts. Part of each flow record. In socket storage
+ * only where a socket is no flow: listeners (decisions), those with SO_REUSEPORT once more for
+ * their accepted children (shared_facts, cloned).
  */
 struct dmm_decision {
 	__u32 generation; /* 0: decided without a policy */
@@ -280,7 +308,8 @@ struct dmm_decision {
 	__u32 wanted;	 /* the stack the route names; differs from stack after fallback */
 	__u32 process;	 /* of a user stack: which one serves */
 	__u32 taken;	 /* 1: that process has it; 0: it was asked for, or the kernel serves */
-	__u32 why;	 /* enum dmm_why, where wanted is a user stack and stack another; 0: none is known */
+	/* enum dmm_why, where wanted is a user stack and stack another; 0: none is known */
+	__u32 why;
 	__u32 pad;
 	char comm[16];
 };
@@ -290,7 +319,10 @@ enum dmm_way_state {
 	DMM_WAY_TAKEN = 1, /* the process has it */
 };
 
-/* ways: socket storage of a socket that a user stack is to serve, or serves; stack 0: the kernel does. */
+/*
+ * ways: socket storage of a socket that a user stack is to serve, or serves; stack 0:
+ * the kernel does.
+ */
 struct dmm_way {
 	__u32 stack;
 	__u32 process; /* its number among the stack's */
@@ -311,10 +343,11 @@ struct dmm_addr_pair {
 };
 
 /*
- * Every open TCP socket of the instance's cgroups and namespace has one, in flows[] or, when its place there
- * is taken, in more_flows[socket cookie]; never evicted while open. A connecting socket's record is made by
- * connect(), before its local address is chosen: laddr, lport_be and state are zero until somebody follows
- * events or the connection begins to end; inet_diag has them, as it has newer figures.
+ * Every open TCP socket of the instance's cgroups and namespace has one, in flows[] or, when its
+ * place there is taken, in more_flows[socket cookie]; never evicted while open. A connecting
+ * socket's record is made by connect(), before its local address is chosen: laddr, lport_be and
+ * state are zero until somebody follows events or the connection begins to end; inet_diag has them,
+ * as it has newer figures.
  */
 struct dmm_flow {
 	__u64 cookie;
@@ -332,9 +365,9 @@ struct dmm_flow {
 };
 
 /*
- * flows[socket cookie % DMM_NEAR_FLOWS] or its neighbour (the index with its lowest bit turned over). An
- * array, since connect() waits for it: a place costs it one compare-and-swap, a hash table's element two
- * locks. Small, so that it stays in the processor's cache.
+ * flows[socket cookie % DMM_NEAR_FLOWS] or its neighbour (the index with its lowest bit turned
+ * over). An array, since connect() waits for it: a place costs it one compare-and-swap, a hash
+ * table's element two locks. Small, so that it stays in the processor's cache.
  */
 struct dmm_near_flow {
 	__u64 owner;	      /* socket cookie; 0: free */
@@ -356,9 +389,11 @@ enum {
 /* records of the ring buffer events */
 struct dmm_event {
 	__u32 type;
-	__u8 before;	   /* DMM_EVENT_CLOSE: the state it was closed from, as in struct dmm_flow */
+	/* DMM_EVENT_CLOSE: the state it was closed from, as in struct dmm_flow */
+	__u8 before;
 	__u8 process_gone; /* and whether the process of a user stack that had it takes no flows */
-	__u16 error;   /* and what its socket reports, an errno; DMM_ERROR_UNTOLD: this kernel does not say */
+	/* and what its socket reports, an errno; DMM_ERROR_UNTOLD: this kernel does not say */
+	__u16 error;
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	struct dmm_flow flow;
 };
@@ -371,13 +406,15 @@ struct dmm_listener_key {
 };
 
 struct dmm_listener {
-	__u32 count;	 /* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
-	__u32 tables[2]; /* by generation & 1: the table its peers are looked up in; 0: none, kernel */
-	__u32 rules[2];	 /* 1-based; 0: none */
+	__u32 count; /* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
+	/* by generation & 1: the table its peers are looked up in; 0: none, kernel */
+	__u32 tables[2];
+	__u32 rules[2]; /* 1-based; 0: none */
 	__u32 uid;
 	__u32 pid;
-	__u32 mark;   /* the socket's own mark, for rules on mark */
-	__u32 device; /* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
+	__u32 mark; /* the socket's own mark, for rules on mark */
+	/* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
+	__u32 device;
 	__u32 pad;
 	__u64 cgroup_id;
 	__u64 netns_cookie;
@@ -394,9 +431,10 @@ struct dmm_listener_set {
 };
 
 /*
- * earlier[socket cookie]: a TCP socket of the instance's cgroup that was there before the hooks were; written
- * by the RD. A connection stays while it is open, for listings: the kernel serves it. A listener stays until
- * dmm_earlier has put it in listeners[]; flow.pair has its address, flow.decision who listens.
+ * earlier[socket cookie]: a TCP socket of the instance's cgroup that was there before the hooks
+ * were; written by the RD. A connection stays while it is open, for listings: the kernel serves it.
+ * A listener stays until dmm_earlier has put it in listeners[]; flow.pair has its address,
+ * flow.decision who listens.
  */
 struct dmm_earlier {
 	struct dmm_flow flow;
@@ -407,18 +445,21 @@ struct dmm_earlier {
 };
 
 /*
- * nics[ifindex]. outer_devs[(seat - 1) * DMM_MAX_NICS + slot] is the ifindex of the TAP device by which a
- * process gets what comes from the wire of that NIC by tc, or 0; written by the RD.
+ * nics[ifindex]. outer_devs[(seat - 1) * DMM_MAX_NICS + slot] is the ifindex of the TAP device by
+ * which a process gets what comes from the wire of that NIC by tc, or 0; written by the RD.
  */
 struct dmm_nic {
-	__u32 slot; /* xsks index = slot * DMM_MAX_QUEUES + receive queue; DMM_MAX_NICS: no stack serves it */
-	__u32 stack; /* the user stack whose process 0 gets its frames from XDP, by AF_XDP sockets; 0: none */
-	__u32 bare;  /* 1: its packets have no link header, as those of a tunnel or of WireGuard */
+	/* xsks index = slot * DMM_MAX_QUEUES + receive queue; DMM_MAX_NICS: no stack serves it */
+	__u32 slot;
+	/* the user stack whose process 0 gets its frames from XDP, by AF_XDP sockets; 0: none */
+	__u32 stack;
+	__u32 bare; /* 1: its packets have no link header, as those of a tunnel or of WireGuard */
 };
 
 /*
- * seats[ifindex of the TAP device of an inner leg]: whose it is, and for which NIC: nobody else can send
- * there. The other way, inner_devs[(seat - 1) * DMM_MAX_NICS + slot] is that device's ifindex, or 0.
+ * seats[ifindex of the TAP device of an inner leg]: whose it is, and for which NIC: nobody else can
+ * send there. The other way, inner_devs[(seat - 1) * DMM_MAX_NICS + slot] is that device's ifindex,
+ * or 0.
  */
 struct dmm_seat {
 	__u32 stack;
@@ -429,19 +470,22 @@ struct dmm_seat {
 };
 
 enum dmm_ask_op {
-	DMM_ASK_CLAIM = 1,   /* packets of pair are to be given to me from now on */
-	DMM_ASK_DISOWN = 2,  /* no longer, if they still are */
-	DMM_ASK_STATE = 3,   /* I live; full and cookies_until_ns are so */
-	DMM_ASK_REFUSED = 4, /* the answer to a claim that is not granted; there is none to others */
+	DMM_ASK_CLAIM = 1,  /* packets of pair are to be given to me from now on */
+	DMM_ASK_DISOWN = 2, /* no longer, if they still are */
+	DMM_ASK_STATE = 3,  /* I live; full and cookies_until_ns are so */
+	/* the answer to a claim that is not granted; there is none to others */
+	DMM_ASK_REFUSED = 4,
 };
 
 enum dmm_ask_type {
-	DMM_ASK_TYPE = 0x88b5, /* EtherType for local experiments (IEEE 802): never leaves the device */
+	/* EtherType for local experiments (IEEE 802): never leaves the device */
+	DMM_ASK_TYPE = 0x88b5,
 };
 
 /*
- * What a stack process asks of dmm_ingress: a frame that it writes to the TAP device of an inner leg of its
- * own. A process has no map itself: what it says here is weighed, and concerns itself alone.
+ * What a stack process asks of dmm_ingress: a frame that it writes to the TAP device of an inner
+ * leg of its own. A process has no map itself: what it says here is weighed, and concerns itself
+ * alone.
  */
 struct dmm_ask {
 	__u8 eth[14]; /* an Ethernet header, of which the type counts */
@@ -455,23 +499,26 @@ struct dmm_ask {
 };
 
 /*
- * xdp_flows[struct dmm_addr_pair]: the flows of user stacks as a NIC has them, behind whatever the host
- * translates; laddr is this host. Added and deleted by dmm_ingress.
+ * xdp_flows[struct dmm_addr_pair]: the flows of user stacks as a NIC has them, behind whatever the
+ * host translates; laddr is this host. Added and deleted by dmm_ingress.
  */
 struct dmm_xdp_flow {
 	__u32 stack;
 	__u32 seat;    /* the process, by a number of its own in the namespace, from 1 */
 	__u32 process; /* among the stack's */
-	/* Of the app's latest packet; packets to the wire bear them, too, for qdiscs and filters of the NIC
+	/* Of the app's latest packet; packets to the wire bear them, too, for qdiscs and filters of
+	 * the NIC
 	 */
 	__u32 mark;
 	__u32 priority;
-	__u32 orphan; /* 1: a flow of others whose process has died: the next one resets it, both ways */
+	/* 1: a flow of others whose process has died: the next one resets it, both ways */
+	__u32 orphan;
 	/*
-	 * home: slot, plus 1, of the latest NIC that the process serves by which it left; 0: none is known.
-	 * away: ifindex of a device that it does not serve and by which the app's latest packet left; 0:
-	 * none. Packets of both legs then go by that device, and through the process's devices for its home.
-	 * addresses: of that packet's Ethernet header; 0 where there was none.
+	 * home: slot, plus 1, of the latest NIC that the process serves by which it left; 0: none
+	 * is known. away: ifindex of a device that it does not serve and by which the app's latest
+	 * packet left; 0: none. Packets of both legs then go by that device, and through the
+	 * process's devices for its home. addresses: of that packet's Ethernet header; 0 where
+	 * there was none.
 	 */
 	__u32 home;
 	__u32 away;
@@ -479,8 +526,8 @@ struct dmm_xdp_flow {
 	__u32 own; /* 1: a socket of this host's has sent for it; it is not forwarded */
 };
 
-/* Of the frame of such a packet, as a process gets it: the first byte of its source; the last two are the
- * MTU. */
+/* Of the frame of such a packet, as a process gets it: the first byte of its source; the last two
+ * are the MTU. */
 enum dmm_away {
 	DMM_AWAY_SOURCE = 1, /* a group's, so nobody's */
 };
@@ -494,12 +541,14 @@ enum dmm_forwarded_state {
 };
 
 /*
- * A flow of others, which has no socket of this namespace. notes[sequence number of its SYN, as in the
- * packet]: from the device where it comes in to the NIC where it leaves: nothing else of it is the same on
- * both sides of every translation. Then, forwarded[struct dmm_addr_pair, as in xdp_flows].
+ * A flow of others, which has no socket of this namespace. notes[sequence number of its SYN, as in
+ * the packet]: from the device where it comes in to the NIC where it leaves: nothing else of it is
+ * the same on both sides of every translation. Then, forwarded[struct dmm_addr_pair, as in
+ * xdp_flows].
  */
 struct dmm_forwarded {
-	__u64 cookie;		   /* of a container's socket, whose connect() has decided; 0: rule did */
+	/* of a container's socket, whose connect() has decided; 0: rule did */
+	__u64 cookie;
 	__u64 opened_ns;	   /* CLOCK_MONOTONIC_COARSE */
 	struct dmm_addr_pair pair; /* as it came in: laddr is who opened it */
 	__u32 ifindex;		   /* by which it came in */
@@ -523,8 +572,8 @@ enum dmm_fragments_of {
 		2, /* the latest one from the wire between these two addresses, whatever its id */
 };
 
-/* fragments[key]: of which flow the first fragment of a packet is; of owned flows, and of others between two
- * addresses that one has. */
+/* fragments[key]: of which flow the first fragment of a packet is; of owned flows, and of others
+ * between two addresses that one has. */
 struct dmm_fragment_key {
 	__u8 laddr[16];
 	__u8 raddr[16];
@@ -538,9 +587,9 @@ struct dmm_fragment {
 };
 
 /*
- * cookie_state[stack id], written by dmm_ingress for the stack's processes: until when an ACK of no flow may
- * carry a SYN cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only grows, so that the
- * latest is not lost. cookie_state[0]: the same for all stacks.
+ * cookie_state[stack id], written by dmm_ingress for the stack's processes: until when an ACK of no
+ * flow may carry a SYN cookie of their making, CLOCK_MONOTONIC. 0: they have made none. It only
+ * grows, so that the latest is not lost. cookie_state[0]: the same for all stacks.
  */
 struct dmm_cookie_state {
 	__u64 until_ns;
@@ -563,16 +612,18 @@ enum dmm_counter {
 	DMM_CNT_XDP_COOKIE,   /* ACKs given to a stack that may carry a SYN cookie */
 	DMM_CNT_XDP_ICMP,
 	DMM_CNT_XDP_NO_SOCKET, /* from the wire, owned flow, but its process has no device */
-	DMM_CNT_SYN_LET_GO,    /* SYNs of this host left to the kernel: no process could take them any more */
+	/* SYNs of this host left to the kernel: no process could take them any more */
+	DMM_CNT_SYN_LET_GO,
 	DMM_CNT_INNER_DROPPED, /* from the app, owned flow, but its process is gone */
 	DMM_CNT_FORWARD_IN,    /* SYNs of others given to a stack, as they came from the wire */
 	DMM_CNT_FORWARD_OUT,   /* SYNs of others given to a stack, as they were to leave */
 	DMM_CNT_FORWARD_LET_GO,
-	DMM_CNT_SYN_OPTION, /* SYNs left to the kernel for what they ask: of this host, let go, too; of others
-			     */
-	DMM_CNT_FRAGMENT_IN,	 /* fragments from the wire given to a stack */
-	DMM_CNT_FRAGMENT_OUT,	 /* fragments of this host's given to a stack */
-	DMM_CNT_FRAGMENT_COPIED, /* that came before the first of their packet, which may be a stack's */
+	/* SYNs left to the kernel for what they ask: of this host, let go, too; of others */
+	DMM_CNT_SYN_OPTION,
+	DMM_CNT_FRAGMENT_IN,  /* fragments from the wire given to a stack */
+	DMM_CNT_FRAGMENT_OUT, /* fragments of this host's given to a stack */
+	/* that came before the first of their packet, which may be a stack's */
+	DMM_CNT_FRAGMENT_COPIED,
 	DMM_CNT_MAX,
 };
 

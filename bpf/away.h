@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * away.h: an open flow whose packets have come to leave by a device that its process does not serve: a VPN
- * came up, or the route changed. It goes on by that device, as TCP would, and its process need not know it:
+ * away.h: an open flow whose packets have come to leave by a device that its process does not
+ * serve: a VPN came up, or the route changed. It goes on by that device, as TCP would, and its
+ * process need not know it:
  *
- * - what the app sends goes to the process as if it left by a NIC that it serves, its home (tcout.h);
- * - what the process sends to the wire of its home goes by the other device (outer_out() in tcout.h), to the
- * link-layer address that the kernel gave the app's latest packet;
+ * - what the app sends goes to the process as if it left by a NIC that it serves, its home
+ * (tcout.h);
+ * - what the process sends to the wire of its home goes by the other device (outer_out() in
+ * tcout.h), to the link-layer address that the kernel gave the app's latest packet;
  * - what comes from the wire there goes to the process (tcin.h);
  * - what the process sends to the app comes in there (ingress.h).
  *
- * The packets of the process must pass our programs for that. So its frames say that the flow is away, by an
- * address that is 0, and a process with AF_XDP sockets sends what is to such an address by its packet socket.
- * nics[] has the device for as long as it is up; when it goes, home is tried until the app's next packet
- * shows another way.
+ * The packets of the process must pass our programs for that. So its frames say that the flow is
+ * away, by an address that is 0, and a process with AF_XDP sockets sends what is to such an address
+ * by its packet socket. nics[] has the device for as long as it is up; when it goes, home is tried
+ * until the app's next packet shows another way.
  */
 #ifndef DMM_AWAY_H
 #define DMM_AWAY_H
@@ -30,7 +32,10 @@ static __always_inline const struct dmm_nic *away_nic(struct dmm_xdp_flow *flow)
 	return nic;
 }
 
-/* The app's packet leaves by nic: what of it is for the other packets, and its frame for the process. */
+/*
+ * The app's packet leaves by nic: what of it is for the other packets, and its frame
+ * for the process.
+ */
 static __always_inline bool away_leave(struct __sk_buff *skb, const struct dmm_nic *nic,
 				       struct dmm_xdp_flow *flow)
 {
@@ -71,7 +76,8 @@ static __always_inline int away_send(struct __sk_buff *skb, const struct dmm_nic
 }
 
 /* A packet that the process sends to the app, with its Ethernet header; where it is to come in. */
-static __always_inline __u32 away_enter(struct __sk_buff *skb, __u32 home, struct dmm_xdp_flow *flow)
+static __always_inline __u32 away_enter(struct __sk_buff *skb, __u32 home,
+					struct dmm_xdp_flow *flow)
 {
 	const struct dmm_nic *away = away_nic(flow);
 	__u8 addresses[12];

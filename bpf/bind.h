@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * bind.h: cgroup/bind4 and bind6: remember who bound a TCP socket, and the table its peers would be looked up
- * in.
+ * bind.h: cgroup/bind4 and bind6: remember who bound a TCP socket, and the table its peers would be
+ * looked up in.
  *
- * Needed because kernels before 6.10 or so give sock_ops programs no helper that names the current task:
- * there, what bind() saw is all that TCP_LISTEN_CB knows. Where they have it, nothing is done here. bind()
- * itself is never refused.
+ * Needed because kernels before 6.10 or so give sock_ops programs no helper that names the current
+ * task: there, what bind() saw is all that TCP_LISTEN_CB knows. Where they have it, nothing is done
+ * here. bind() itself is never refused.
  */
 #ifndef DMM_BIND_H
 #define DMM_BIND_H
@@ -25,11 +25,11 @@ static __always_inline int rule_listen(struct dmm_search *search)
 }
 
 /*
- * search: facts alone. The first rule that matches a listener gives the table; peers are not known yet, so
- * there is no second chance.
+ * search: facts alone. The first rule that matches a listener gives the table; peers are not known
+ * yet, so there is no second chance.
  */
-static __always_inline void decision_listen(struct dmm_decision *decision, struct dmm_search *search,
-					    __u32 generation)
+static __always_inline void decision_listen(struct dmm_decision *decision,
+					    struct dmm_search *search, __u32 generation)
 {
 	search->query.half = generation & 1;
 	if (generation)

@@ -2,12 +2,12 @@
 /*
  * connect.h: cgroup/connect4 and connect6: which stack serves a connecting socket.
  *
- * A socket of another network namespace is left alone, unless containers are meant; one whose peer is this
- * host's loopback or has a link-local address never goes to a user stack, and of datagrams none that is bound
- * to a device. For one that does, the decision is written into its storage (way.h), where the program at the
- * NIC finds it with the SYN (tcout.h): the kernel routes it as any other. What is decided for a TCP socket
- * goes straight into its flow record: one allocation, and none that lives longer than the flow. UDP sockets
- * have no record.
+ * A socket of another network namespace is left alone, unless containers are meant; one whose peer
+ * is this host's loopback or has a link-local address never goes to a user stack, and of datagrams
+ * none that is bound to a device. For one that does, the decision is written into its storage
+ * (way.h), where the program at the NIC finds it with the SYN (tcout.h): the kernel routes it as
+ * any other. What is decided for a TCP socket goes straight into its flow record: one allocation,
+ * and none that lives longer than the flow. UDP sockets have no record.
  */
 #ifndef DMM_CONNECT_H
 #define DMM_CONNECT_H
@@ -25,13 +25,15 @@ static __always_inline bool addr_is_loopback(const __u32 *addr)
 {
 	if (addr_is_mapped(addr))
 		return (addr[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || addr[3] == 0;
-	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 && (addr[3] == 0 || addr[3] == bpf_htonl(1));
+	return addr[0] == 0 && addr[1] == 0 && addr[2] == 0 &&
+	       (addr[3] == 0 || addr[3] == bpf_htonl(1));
 }
 
 /* A 5-tuple has no scope, which a link-local address needs (RFC 4007). */
 static __always_inline bool addr_is_carried(const __u32 *addr)
 {
-	return !addr_is_loopback(addr) && (addr[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
+	return !addr_is_loopback(addr) &&
+	       (addr[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
 }
 
 /* The storage of a socket may be older than this flow (AF_UNSPEC, connect(2)). */
@@ -60,8 +62,9 @@ static void *(*dmm_mptcp_of)(struct bpf_sock *sk) = (void *)BPF_FUNC_skc_to_mptc
 #endif
 
 /*
- * The socket of an MPTCP subflow goes without cgroup/sock_release: the application has released another one.
- * So nothing is recorded of it before sock_ops sees its SYN, and is told of its end from then on (sockops.h).
+ * The socket of an MPTCP subflow goes without cgroup/sock_release: the application has released
+ * another one. So nothing is recorded of it before sock_ops sees its SYN, and is told of its end
+ * from then on (sockops.h).
  */
 static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_decision *decision)
 {
@@ -82,7 +85,8 @@ static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_d
 }
 
 static __always_inline void connect_record(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
-					   const struct dmm_search *search, const struct dmm_served *served)
+					   const struct dmm_search *search,
+					   const struct dmm_served *served)
 {
 	const struct dmm_query *query = &search->query;
 	struct dmm_flow flow = {};
@@ -124,7 +128,8 @@ static __always_inline int rule_connect(struct dmm_search *search)
 {
 	const struct dmm_rule *rule = rule_next(search, DMM_DIR_CONNECT);
 
-	if (!rule || !route_find_recent(rule->table, &search->query, search->generation, &search->verdict))
+	if (!rule ||
+	    !route_find_recent(rule->table, &search->query, search->generation, &search->verdict))
 		return 0;
 	search->verdict.rule = search->next;
 	return 1;
@@ -138,7 +143,8 @@ static __always_inline bool policy_find(struct dmm_search *search)
 }
 
 /* Returns 1 to let connect() go on, 0 to refuse it. */
-static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_search *search, bool socket6)
+static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_search *search,
+					  bool socket6)
 {
 	const struct dmm_control *control = control_get();
 	bool stream = CTX_LOAD(u32, ctx, type) == SOCK_STREAM;
@@ -167,8 +173,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
 	if (search->generation && (stream || !sk->bound_dev_if) && policy_find(search))
-		stack_resolve(ctx, query->half, search->verdict.stack, stream && addr_is_carried(query->addr),
-			      &served);
+		stack_resolve(ctx, query->half, search->verdict.stack,
+			      stream && addr_is_carried(query->addr), &served);
 	if (served.stack && served.stack->kind == DMM_STACK_REJECT)
 		return connect_refuse(ctx, served.stack);
 	if (served.stack && served.stack->kind == DMM_STACK_USER) {

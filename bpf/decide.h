@@ -2,8 +2,8 @@
 /*
  * decide.h: policy evaluation: rules, then a table's routes, then the stack.
  *
- * Invariants: control's generation is read once by the caller and everything is looked up in that half; at
- * most two LPM look-ups per rule that matched; nothing here writes a policy map.
+ * Invariants: control's generation is read once by the caller and everything is looked up in that
+ * half; at most two LPM look-ups per rule that matched; nothing here writes a policy map.
  */
 #ifndef DMM_DECIDE_H
 #define DMM_DECIDE_H
@@ -47,12 +47,13 @@ struct dmm_search {
 	__u32 next; /* the rule that comes next, 0-based */
 };
 
-/* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on kernels that
- * allow it. */
+/* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on
+ * kernels that allow it. */
 #ifdef DMM_TASK_COMM
 #define PF_KTHREAD 0x00200000 /* linux/sched.h */
 
-/* One helper call instead of four, each of which is dear where a return from a function is (retbleed, SRSO).
+/* One helper call instead of four, each of which is dear where a return from a function is
+ * (retbleed, SRSO).
  */
 static __always_inline void facts_current(struct dmm_facts *facts)
 {
@@ -136,10 +137,12 @@ static __always_inline const struct dmm_rule *rule_next(struct dmm_search *searc
 	return rule && rule_matches(rule, &search->facts, direction) ? rule : NULL;
 }
 
-static __always_inline const struct dmm_route_value *prefix_find(__u32 table, const struct dmm_query *query)
+static __always_inline const struct dmm_route_value *prefix_find(__u32 table,
+								 const struct dmm_query *query)
 {
 	if (addr_is_mapped(query->addr)) {
-		struct dmm_route4_key key = {.prefixlen = 64, .table = table, .addr_be = query->addr[3]};
+		struct dmm_route4_key key = {
+			.prefixlen = 64, .table = table, .addr_be = query->addr[3]};
 		void *trie = map_lookup(DMM_MAP(routes4), &query->half);
 
 		return trie ? map_lookup(DMM_INNER(routes4, trie), &key) : NULL;
@@ -188,7 +191,9 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 
 static __always_inline const struct dmm_stack *stack_get(__u32 half, __u32 id)
 {
-	/* No branch on id, which the verifier would follow number by number where id is a loop's. */
+	/*
+	 * No branch on id, which the verifier would follow number by number where id is a loop's.
+	 */
 	__u32 key = half * DMM_MAX_STACKS + (id & (DMM_MAX_STACKS - 1));
 
 	return map_lookup(DMM_MAP(stacks), &key);
@@ -207,7 +212,8 @@ static __always_inline bool process_is_full(__u32 id, __u32 number)
 
 	if (!load)
 		return false;
-	return load->full || (load->beat_ns && dmm_ktime_coarse_ns() - load->beat_ns > DMM_BEAT_MAX_NS);
+	return load->full ||
+	       (load->beat_ns && dmm_ktime_coarse_ns() - load->beat_ns > DMM_BEAT_MAX_NS);
 }
 
 /* What tells one process of a user stack from the others. */
@@ -225,8 +231,8 @@ struct dmm_process_search {
 	struct dmm_process process;
 };
 
-static __always_inline bool process_takes(const struct dmm_stack_state *state, __u32 id, __u32 number,
-					  bool with_room)
+static __always_inline bool process_takes(const struct dmm_stack_state *state, __u32 id,
+					  __u32 number, bool with_room)
 {
 	return (state->up >> number & 1) && !(with_room && process_is_full(id, number));
 }
@@ -249,9 +255,9 @@ static __always_inline int process_try(struct dmm_process_search *search)
 }
 
 /*
- * Which process of a stack takes a new flow; false: none. Only a flow whose process is down goes elsewhere,
- * so that the same hash finds the same process for as long as it lives. with_room: it may be another, as long
- * as it has room.
+ * Which process of a stack takes a new flow; false: none. Only a flow whose process is down goes
+ * elsewhere, so that the same hash finds the same process for as long as it lives. with_room: it
+ * may be another, as long as it has room.
  */
 static __always_inline bool process_pick(const struct dmm_stack_state *state, __u32 id, __u32 hash,
 					 bool with_room, struct dmm_process *process)
@@ -270,7 +276,10 @@ static __always_inline bool process_pick(const struct dmm_stack_state *state, __
 	return search.found;
 }
 
-/* 2^32 divided by the golden ratio: consecutive numbers, and every other one, come out evenly spread. */
+/*
+ * 2^32 divided by the golden ratio: consecutive numbers, and every other one, come
+ * out evenly spread.
+ */
 static __always_inline __u32 hash_spread(__u32 value)
 {
 	return value * 0x9e3779b1;
@@ -285,8 +294,9 @@ struct dmm_served {
 };
 
 /*
- * Whether a user stack serves a new connect(), and by which process; if not, it is counted why. The local
- * port is not chosen yet, so the cookie stands for the flow: cookies are given out one after the other.
+ * Whether a user stack serves a new connect(), and by which process; if not, it is counted why. The
+ * local port is not chosen yet, so the cookie stands for the flow: cookies are given out one after
+ * the other.
  */
 static __always_inline bool user_stack_takes(void *ctx, const struct dmm_stack *stack, __u32 id,
 					     struct dmm_served *served)
@@ -310,12 +320,12 @@ static __always_inline bool user_stack_takes(void *ctx, const struct dmm_stack *
 }
 
 /*
- * Who serves a flow that policy gives to stack id. user_allowed: the flow can be carried by a user stack at
- * all; if it cannot, the kernel serves it as if there were no policy. A fallback that is itself a user stack
- * is the kernel: one level, so that a chain of dead stacks costs nothing.
+ * Who serves a flow that policy gives to stack id. user_allowed: the flow can be carried by a user
+ * stack at all; if it cannot, the kernel serves it as if there were no policy. A fallback that is
+ * itself a user stack is the kernel: one level, so that a chain of dead stacks costs nothing.
  */
-static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half, __u32 id, bool user_allowed,
-					  struct dmm_served *served)
+static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half, __u32 id,
+					  bool user_allowed, struct dmm_served *served)
 {
 	const struct dmm_stack *stack = id ? stack_get(half, id) : NULL;
 
@@ -342,7 +352,8 @@ static __always_inline void stack_resolve(struct bpf_sock_addr *ctx, __u32 half,
 	}
 }
 
-static __always_inline void decision_facts(struct dmm_decision *decision, const struct dmm_facts *facts)
+static __always_inline void decision_facts(struct dmm_decision *decision,
+					   const struct dmm_facts *facts)
 {
 	decision->cgroup_id = facts->cgroup_id;
 	decision->pid = facts->pid;
@@ -350,7 +361,8 @@ static __always_inline void decision_facts(struct dmm_decision *decision, const 
 	__builtin_memcpy(decision->comm, facts->comm, sizeof(decision->comm));
 }
 
-static __always_inline void decision_verdict(struct dmm_decision *decision, const struct dmm_verdict *verdict,
+static __always_inline void decision_verdict(struct dmm_decision *decision,
+					     const struct dmm_verdict *verdict,
 					     const struct dmm_served *served)
 {
 	decision->rule = verdict->rule;

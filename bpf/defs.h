@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * defs.h: what every part of dmm.bpf.c stands on: uapi headers, the shared ABI, map references, helpers.
+ * defs.h: what every part of dmm.bpf.c stands on: uapi headers, the shared ABI, map references,
+ * helpers.
  *
- * Maps are not declared here. The loader creates them (types, flags and sizes are in dmm_ebpf/loader/spec.py)
- * and passes -DDMM_MAP_<name>=<number>; DMM_MAP(name) becomes a map reference with that number, which the
- * loader replaces by the map's fd before it loads the bytecode. So a map used here and unknown there is a
- * compile error.
+ * Maps are not declared here. The loader creates them (types, flags and sizes are in
+ * dmm_ebpf/loader/spec.py) and passes -DDMM_MAP_<name>=<number>; DMM_MAP(name) becomes a map
+ * reference with that number, which the loader replaces by the map's fd before it loads the
+ * bytecode. So a map used here and unknown there is a compile error.
  *
- * BCC rewrites functions of the main file that take a context; parts are headers so that nothing here is
- * rewritten.
+ * BCC rewrites functions of the main file that take a context; parts are headers so that nothing
+ * here is rewritten.
  */
 #ifndef DMM_DEFS_H
 #define DMM_DEFS_H
@@ -48,74 +49,81 @@
 #endif
 
 /*
- * A context field by one load at a constant offset. The verifier allows no other, and clang, left alone, may
- * add the offset to the pointer first so as to share it between branches.
+ * A context field by one load at a constant offset. The verifier allows no other, and clang, left
+ * alone, may add the offset to the pointer first so as to share it between branches.
  */
-#define CTX_LOAD(type, ctx, field)                                                                           \
-	({                                                                                                   \
-		type ctx_value;                                                                              \
-		asm volatile("%0 = *(" #type " *)(%1 + %2)"                                                  \
-			     : "=r"(ctx_value)                                                               \
-			     : "r"(ctx), "i"(__builtin_offsetof(typeof(*(ctx)), field)));                    \
-		ctx_value;                                                                                   \
+#define CTX_LOAD(type, ctx, field)                                                                 \
+	({                                                                                         \
+		type ctx_value;                                                                    \
+		asm volatile("%0 = *(" #type " *)(%1 + %2)"                                        \
+			     : "=r"(ctx_value)                                                     \
+			     : "r"(ctx), "i"(__builtin_offsetof(typeof(*(ctx)), field)));          \
+		ctx_value;                                                                         \
 	})
 
 /*
- * What a map holds is said by the loader, too, as -DDMM_KEY_<name> and -DDMM_VALUE_<name>; so a key or a
- * value of another type is a compile error. A reference is a pointer to a struct that is never there: it
- * carries those types.
+ * What a map holds is said by the loader, too, as -DDMM_KEY_<name> and -DDMM_VALUE_<name>; so a key
+ * or a value of another type is a compile error. A reference is a pointer to a struct that is never
+ * there: it carries those types.
  */
-#define DMM_TYPES(name)                                                                                      \
-	struct {                                                                                             \
-		DMM_KEY_##name *key_type;                                                                    \
-		DMM_VALUE_##name *value_type;                                                                \
+#define DMM_TYPES(name)                                                                            \
+	struct {                                                                                   \
+		DMM_KEY_##name *key_type;                                                          \
+		DMM_VALUE_##name *value_type;                                                      \
 	}
 #define DMM_MAP(name) ((DMM_TYPES(name) *)bpf_pseudo_fd(BPF_PSEUDO_MAP_FD, DMM_MAP_##name))
 /* One of the maps that DMM_MAP(name) holds, as looked up there. */
 #define DMM_INNER(name, found) ((DMM_TYPES(inner_##name) *)(found))
 
-#define map_lookup(map, key)                                                                                 \
-	({                                                                                                   \
-		const typeof(*(map)->key_type) *typed_key = (key);                                           \
-		(typeof((map)->value_type))bpf_map_lookup_elem(map, (void *)typed_key);                      \
+#define map_lookup(map, key)                                                                       \
+	({                                                                                         \
+		const typeof(*(map)->key_type) *typed_key = (key);                                 \
+		(typeof((map)->value_type))bpf_map_lookup_elem(map, (void *)typed_key);            \
 	})
 
-#define map_update(map, key, value, flags)                                                                   \
-	({                                                                                                   \
-		const typeof(*(map)->key_type) *typed_key = (key);                                           \
-		const typeof(*(map)->value_type) *typed_value = (value);                                     \
-		bpf_map_update_elem(map, (void *)typed_key, (void *)typed_value, flags);                     \
+#define map_update(map, key, value, flags)                                                         \
+	({                                                                                         \
+		const typeof(*(map)->key_type) *typed_key = (key);                                 \
+		const typeof(*(map)->value_type) *typed_value = (value);                           \
+		bpf_map_update_elem(map, (void *)typed_key, (void *)typed_value, flags);           \
 	})
 
-#define map_delete(map, key)                                                                                 \
-	({                                                                                                   \
-		const typeof(*(map)->key_type) *typed_key = (key);                                           \
-		bpf_map_delete_elem(map, (void *)typed_key);                                                 \
+#define map_delete(map, key)                                                                       \
+	({                                                                                         \
+		const typeof(*(map)->key_type) *typed_key = (key);                                 \
+		bpf_map_delete_elem(map, (void *)typed_key);                                       \
 	})
 
 /* A socket's own value. flags: BPF_SK_STORAGE_GET_F_CREATE makes it where there is none. */
-#define storage_get(map, sk, flags) ((typeof((map)->value_type))bpf_sk_storage_get(map, sk, NULL, flags))
+#define storage_get(map, sk, flags)                                                                \
+	((typeof((map)->value_type))bpf_sk_storage_get(map, sk, NULL, flags))
 
 /*
- * A step of a loop: a function of dmm.bpf.c with one argument, which returns 1 to end the loop. The loader
- * links it to each program that refers to it (dmm_ebpf/loader/link.py).
+ * A step of a loop: a function of dmm.bpf.c with one argument, which returns 1 to end the loop. The
+ * loader links it to each program that refers to it (dmm_ebpf/loader/link.py).
  *
- * Loops of more than a few turns are calls of bpf_loop(): the verifier looks at the step once, where it
- * follows every way through every turn of a for, which the kernel gives up beyond 8192 branches.
+ * Loops of more than a few turns are calls of bpf_loop(): the verifier looks at the step once,
+ * where it follows every way through every turn of a for, which the kernel gives up beyond 8192
+ * branches.
  */
 #define DMM_STEP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_FUNC, DMM_STEP_##name))
 
 /* argument: what the step is given, on the caller's stack. */
-static long (*dmm_loop)(__u32 turns, void *step, void *argument, __u64 flags) = (void *)BPF_FUNC_loop;
+static long (*dmm_loop)(__u32 turns, void *step, void *argument,
+			__u64 flags) = (void *)BPF_FUNC_loop;
 
 /* BCC declares this helper as returning u32, which cuts the cookie. */
 static __u64 (*dmm_socket_cookie)(void *ctx) = (void *)BPF_FUNC_get_socket_cookie;
 
-/* BCC does not declare this one. Good to a tick of the kernel, at a fraction of bpf_ktime_get_ns()'s price.
+/* BCC does not declare this one. Good to a tick of the kernel, at a fraction of
+ * bpf_ktime_get_ns()'s price.
  */
 static __u64 (*dmm_ktime_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
-/* Neither does it declare this one; the result is the kernel's struct task_struct, which may be read. */
+/*
+ * Neither does it declare this one; the result is the kernel's struct task_struct, which
+ * may be read.
+ */
 static void *(*dmm_current_task)(void) = (void *)BPF_FUNC_get_current_task_btf;
 
 /* A field of a kernel struct, whose offset the loader took from the kernel's BTF. */

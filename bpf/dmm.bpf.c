@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * dmm.bpf.c: the one translation unit: every BPF program of dmm-ebpf, one entry point each, and every step
- * of a loop (DMM_STEP in defs.h).
+ * dmm.bpf.c: the one translation unit: every BPF program of dmm-ebpf, one entry point each, and
+ * every step of a loop (DMM_STEP in defs.h).
  *
- * Entry points only, on purpose: BCC rewrites the body of functions in this file, and leaves the included
- * parts alone.
+ * Entry points only, on purpose: BCC rewrites the body of functions in this file, and leaves the
+ * included parts alone.
  */
 #include "defs.h"
 #include "connect.h"

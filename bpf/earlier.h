@@ -3,10 +3,10 @@
  * earlier.h: a TCP iterator: listeners that were there before the hooks are put in listeners[], as
  * TCP_LISTEN_CB would have done.
  *
- * The RD says in earlier[] which, and who listens: the kernel does not know any more. The table is not chosen
- * here: the RD does that for every listener there is when rules change (dmm_ebpf/rd/director/sync.py), and so
- * for these. The kernel holds the socket's lock meanwhile (bpf_iter_tcp_seq_show()), as it does when it calls
- * sock_ops. Twice does no harm.
+ * The RD says in earlier[] which, and who listens: the kernel does not know any more. The table is
+ * not chosen here: the RD does that for every listener there is when rules change
+ * (dmm_ebpf/rd/director/sync.py), and so for these. The kernel holds the socket's lock meanwhile
+ * (bpf_iter_tcp_seq_show()), as it does when it calls sock_ops. Twice does no harm.
  */
 #ifndef DMM_EARLIER_H
 #define DMM_EARLIER_H
@@ -24,7 +24,9 @@ struct dmm_iter_tcp {
 };
 
 #ifdef DMM_SKC_STATE
-/* False: this kernel does not let it be asked for, so nobody is called back when the socket ends. */
+/*
+ * False: this kernel does not let it be asked for, so nobody is called back when the socket ends.
+ */
 static __always_inline bool earlier_watch(void *sk)
 {
 	__u32 flags = 0;
@@ -39,7 +41,8 @@ static __always_inline bool earlier_is_shared(void *sk)
 {
 	int reuseport = 1;
 
-	return bpf_getsockopt(sk, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) || reuseport;
+	return bpf_getsockopt(sk, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) ||
+	       reuseport;
 }
 
 static __always_inline void earlier_adopt(void *sk, const struct dmm_earlier *found,

@@ -2,15 +2,15 @@
 /*
  * flow.h: flow records and the event ring.
  *
- * An open flow is never evicted: flows[] is an array in which a socket has two places, more_flows[] a plain
- * hash, no LRU, for those that find both taken; when that is full the new flow is counted in
- * DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a connecting socket; an
- * accepted socket's is made at PASSIVE_ESTABLISHED. It goes at TCP_CLOSE, or, when it never got established,
- * with the socket (release.h).
+ * An open flow is never evicted: flows[] is an array in which a socket has two places, more_flows[]
+ * a plain hash, no LRU, for those that find both taken; when that is full the new flow is counted
+ * in DMM_CNT_FLOWS_FULL and goes unrecorded. The connect hook makes the record of a connecting
+ * socket; an accepted socket's is made at PASSIVE_ESTABLISHED. It goes at TCP_CLOSE, or, when it
+ * never got established, with the socket (release.h).
  *
- * Events are put in the ring only while somebody follows (DMM_CONTROL_EVENTS). Waking a reader costs more
- * than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader looks again a little later
- * than that (dmm_ebpf/loader/ringbuf.py keeps that promise).
+ * Events are put in the ring only while somebody follows (DMM_CONTROL_EVENTS). Waking a reader
+ * costs more than the record, so one wake-up serves all events of DMM_WAKE_NS; the reader looks
+ * again a little later than that (dmm_ebpf/loader/ringbuf.py keeps that promise).
  */
 #ifndef DMM_FLOW_H
 #define DMM_FLOW_H
@@ -139,7 +139,10 @@ static __always_inline bool near_take(struct dmm_near_flow *near, __u64 cookie)
 	return near && !near->owner && !__sync_val_compare_and_swap(&near->owner, 0, cookie);
 }
 
-/* A place for the socket, which may have one of an earlier connect(); NULL: both are other sockets'. */
+/*
+ * A place for the socket, which may have one of an earlier connect(); NULL: both
+ * are other sockets'.
+ */
 static __always_inline struct dmm_near_flow *near_claim(__u64 cookie)
 {
 	struct dmm_near_flow *near = near_find(cookie);
@@ -158,7 +161,8 @@ static __always_inline void near_fill(struct dmm_near_flow *near, const struct d
 {
 	*(volatile __u64 *)&near->flow.cookie = 0;
 	__builtin_memcpy((char *)&near->flow + sizeof(flow->cookie),
-			 (const char *)flow + sizeof(flow->cookie), sizeof(*flow) - sizeof(flow->cookie));
+			 (const char *)flow + sizeof(flow->cookie),
+			 sizeof(*flow) - sizeof(flow->cookie));
 	asm volatile("" ::: "memory");
 	*(volatile __u64 *)&near->flow.cookie = flow->cookie;
 }
@@ -195,7 +199,8 @@ static __always_inline void more_drop(__u64 cookie)
 		__sync_fetch_and_add(more, -1);
 }
 
-/* Two may drop a record at once (release.h), and one of them be late: the place is another socket's by then.
+/* Two may drop a record at once (release.h), and one of them be late: the place is another socket's
+ * by then.
  */
 static __always_inline void flow_drop(__u64 cookie)
 {

@@ -1,20 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * forward.h: flows that this host only forwards, those of containers among them: which stack a SYN asks for,
- * as it comes in, and what is known of such a flow, which has no socket here.
+ * forward.h: flows that this host only forwards, those of containers among them: which stack a SYN
+ * asks for, as it comes in, and what is known of such a flow, which has no socket here.
  *
- * The SYN is taken where it meets a NIC of that stack. Comes it in by one, it is taken there (steer.h). Else
- * it is noted, by its sequence number, and taken where it leaves (tcout.h): rules, routes and translations of
- * the kernel have said by then what becomes of it, and left of it nothing else as it was. A mark is others',
- * and tc_index is overwritten by any tc program behind ours.
+ * The SYN is taken where it meets a NIC of that stack. Comes it in by one, it is taken there
+ * (steer.h). Else it is noted, by its sequence number, and taken where it leaves (tcout.h): rules,
+ * routes and translations of the kernel have said by then what becomes of it, and left of it
+ * nothing else as it was. A mark is others', and tc_index is overwritten by any tc program behind
+ * ours.
  */
 #ifndef DMM_FORWARD_H
 #define DMM_FORWARD_H
 
 #include "decide.h"
 
-#define NOTE_MAX_NS 8000000000ull     /* on its way through the host, for a neighbour's answer for example */
-#define LET_GO_MAX_NS 180000000000ull /* its repetitions go the same way (RFC 9293: R2 of a SYN) */
+/* On its way through the host, for a neighbour's answer for example */
+#define NOTE_MAX_NS 8000000000ull
+/* Its repetitions go the same way (RFC 9293: R2 of a SYN). */
+#define LET_GO_MAX_NS 180000000000ull
 
 /* A way through forwards[]. */
 struct dmm_forward_search {
@@ -50,7 +53,8 @@ static __always_inline bool forward_matches(const struct dmm_forward *forward,
 {
 	if (search->local && !forward->named)
 		return false;
-	return !forward->family || (forward->family == search->family && prefix_has(forward, search->from));
+	return !forward->family ||
+	       (forward->family == search->family && prefix_has(forward, search->from));
 }
 
 /* The body of step forward_try. */
@@ -73,7 +77,9 @@ static __always_inline int forward_try(struct dmm_forward_search *search)
 	return 1;
 }
 
-/* Whether others' flows may be a user stack's at all: asked before anything is looked up for them. */
+/*
+ * Whether others' flows may be a user stack's at all: asked before anything is looked up for them.
+ */
 static __always_inline bool forwards_at_all(const struct dmm_control *control)
 {
 	return control && (control->flags & DMM_CONTROL_FORWARD);
@@ -90,14 +96,16 @@ static __always_inline __u64 forward_holds(const struct dmm_control *control, __
 }
 
 /*
- * What policy says of a SYN of others; false: nothing. holds: of forwards[], for the device by which it comes
- * in. opener: laddr is who sends it. local: it is for this host, unless that translates it.
+ * What policy says of a SYN of others; false: nothing. holds: of forwards[], for the device by
+ * which it comes in. opener: laddr is who sends it. local: it is for this host, unless that
+ * translates it.
  */
 static __always_inline bool forward_find(const struct dmm_control *control, __u64 holds,
 					 const struct dmm_addr_pair *opener, bool local,
 					 struct dmm_verdict *verdict)
 {
-	struct dmm_forward_search search = {.holds = holds, .local = local, .family = opener->family};
+	struct dmm_forward_search search = {
+		.holds = holds, .local = local, .family = opener->family};
 
 	if (!holds)
 		return false;
@@ -118,8 +126,8 @@ static __always_inline bool stack_is_user(__u32 generation, __u32 id)
 	return stack && stack->kind == DMM_STACK_USER;
 }
 
-static __always_inline void forwarded_verdict(struct dmm_forwarded *to, const struct dmm_verdict *verdict,
-					      __u32 generation)
+static __always_inline void forwarded_verdict(struct dmm_forwarded *to,
+					      const struct dmm_verdict *verdict, __u32 generation)
 {
 	to->generation = generation;
 	to->rule = verdict->rule;

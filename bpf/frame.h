@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * frame.h: the 5-tuple of a TCP packet, from a tc program that sees it with its Ethernet header, or, at a
- * device without link header, without; and the way of such a packet to a TAP device, which is Ethernet's.
+ * frame.h: the 5-tuple of a TCP packet, from a tc program that sees it with its Ethernet header,
+ * or, at a device without link header, without; and the way of such a packet to a TAP device, which
+ * is Ethernet's.
  *
  * Only headers are read. Refused: what steer.h refuses or leaves to parts.h.
  */
@@ -49,9 +50,10 @@ static __always_inline __u32 headers_wanted(const struct __sk_buff *skb, __u32 l
 }
 
 /*
- * Makes the headers readable; false: the packet is neither TCP nor ICMP, nor has it extension headers. Pulled
- * is only what is not at hand: the data of a packet that TCP sends, or of one that came by a veth, is shared
- * with its sender's queue, and bpf_skb_pull_data() copies its head to be able to write there.
+ * Makes the headers readable; false: the packet is neither TCP nor ICMP, nor has it extension
+ * headers. Pulled is only what is not at hand: the data of a packet that TCP sends, or of one that
+ * came by a veth, is shared with its sender's queue, and bpf_skb_pull_data() copies its head to be
+ * able to write there.
  */
 static __always_inline bool headers_read(struct __sk_buff *skb, __u32 link)
 {
@@ -63,8 +65,8 @@ static __always_inline bool headers_read(struct __sk_buff *skb, __u32 link)
 }
 
 /* th: where the TCP header is. sends: this host does, so the source is local. */
-static __always_inline bool frame_ports(const struct __sk_buff *skb, const struct tcphdr *th, bool sends,
-					struct dmm_tcp_frame *frame)
+static __always_inline bool frame_ports(const struct __sk_buff *skb, const struct tcphdr *th,
+					bool sends, struct dmm_tcp_frame *frame)
 {
 	if ((void *)(th + 1) > (void *)(long)skb->data_end)
 		return false;
@@ -82,8 +84,8 @@ static __always_inline __u32 link_bytes(const struct dmm_nic *nic)
 	return nic->bare ? 0 : sizeof(struct ethhdr);
 }
 
-/* Fills frame, which is all 0; link: bytes in front of the IP header; false: it is no TCP packet with its
- * whole header. */
+/* Fills frame, which is all 0; link: bytes in front of the IP header; false: it is no TCP packet
+ * with its whole header. */
 static __always_inline bool frame_read(struct __sk_buff *skb, __u32 link, bool sends,
 				       struct dmm_tcp_frame *frame)
 {
@@ -100,22 +102,25 @@ static __always_inline bool frame_read(struct __sk_buff *skb, __u32 link, bool s
 		if (ip->version != 4 || ip->ihl < 5 || ip->protocol != IPPROTO_TCP ||
 		    (ip->frag_off & htons(IP_FRAG_MASK)))
 			return false;
-		pair_set4(&frame->pair, sends ? ip->saddr : ip->daddr, sends ? ip->daddr : ip->saddr);
+		pair_set4(&frame->pair, sends ? ip->saddr : ip->daddr,
+			  sends ? ip->daddr : ip->saddr);
 		return frame_ports(skb, at + ip->ihl * 4, sends, frame);
 	} else {
 		struct ipv6hdr *ip = at;
 
 		if ((void *)(ip + 1) > (void *)(long)skb->data_end)
 			return false;
-		if (ip->version != 6 || ip->nexthdr != IPPROTO_TCP || addr_is_link_local(&ip->saddr) ||
-		    addr_is_link_local(&ip->daddr))
+		if (ip->version != 6 || ip->nexthdr != IPPROTO_TCP ||
+		    addr_is_link_local(&ip->saddr) || addr_is_link_local(&ip->daddr))
 			return false;
-		pair_set6(&frame->pair, sends ? &ip->saddr : &ip->daddr, sends ? &ip->daddr : &ip->saddr);
+		pair_set6(&frame->pair, sends ? &ip->saddr : &ip->daddr,
+			  sends ? &ip->daddr : &ip->saddr);
 		return frame_ports(skb, (void *)(ip + 1), sends, frame);
 	}
 }
 
-/* The 5-tuple, as this host has it, of a packet of the peer's that an ICMP error of this host's quotes: IPv4
+/* The 5-tuple, as this host has it, of a packet of the peer's that an ICMP error of this host's
+ * quotes: IPv4
  */
 static __always_inline bool quote_read4(struct __sk_buff *skb, __u32 at, struct dmm_addr_pair *pair)
 {
@@ -151,8 +156,8 @@ static __always_inline bool quote_read6(struct __sk_buff *skb, __u32 at, struct 
 	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.nexthdr != IPPROTO_ICMPV6)
 		return false;
 	at += sizeof(ip);
-	if (bpf_skb_load_bytes(skb, at, &icmp, sizeof(icmp)) || icmp.icmp6_type < ICMPV6_DEST_UNREACH ||
-	    icmp.icmp6_type > ICMPV6_PARAMPROB)
+	if (bpf_skb_load_bytes(skb, at, &icmp, sizeof(icmp)) ||
+	    icmp.icmp6_type < ICMPV6_DEST_UNREACH || icmp.icmp6_type > ICMPV6_PARAMPROB)
 		return false;
 	at += sizeof(icmp);
 	if (bpf_skb_load_bytes(skb, at, &quote, sizeof(quote)) || quote.nexthdr != IPPROTO_TCP ||
@@ -164,7 +169,8 @@ static __always_inline bool quote_read6(struct __sk_buff *skb, __u32 at, struct 
 	return true;
 }
 
-static __always_inline bool quote_read(struct __sk_buff *skb, __u32 link, struct dmm_addr_pair *pair)
+static __always_inline bool quote_read(struct __sk_buff *skb, __u32 link,
+				       struct dmm_addr_pair *pair)
 {
 	if (skb->protocol == htons(ETH_P_IP))
 		return quote_read4(skb, link, pair);
@@ -172,10 +178,10 @@ static __always_inline bool quote_read(struct __sk_buff *skb, __u32 link, struct
 }
 
 /*
- * Puts an Ethernet header in front of a packet that has none, as a TAP device wants it. Both addresses are 0:
- * a link without addresses has one other end. False: no memory, or a packet of more than 16,000 bytes that is
- * not to be cut; it is as it was. The way back needs nothing: a redirect to such a device takes the header
- * off.
+ * Puts an Ethernet header in front of a packet that has none, as a TAP device wants it. Both
+ * addresses are 0: a link without addresses has one other end. False: no memory, or a packet of
+ * more than 16,000 bytes that is not to be cut; it is as it was. The way back needs nothing: a
+ * redirect to such a device takes the header off.
  */
 static __always_inline bool frame_dress(struct __sk_buff *skb)
 {
@@ -183,13 +189,14 @@ static __always_inline bool frame_dress(struct __sk_buff *skb)
 
 	if (bpf_skb_change_head(skb, sizeof(struct ethhdr), 0))
 		return false;
-	return !bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &type, sizeof(type), 0);
+	return !bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &type,
+				    sizeof(type), 0);
 }
 
-/* A packet that has come to nic, or goes by it, to a TAP device; lost: what to count if it cannot. The
- * program's result. */
-static __always_inline int frame_give(struct __sk_buff *skb, const struct dmm_nic *nic, __u32 device,
-				      __u32 lost)
+/* A packet that has come to nic, or goes by it, to a TAP device; lost: what to count if it cannot.
+ * The program's result. */
+static __always_inline int frame_give(struct __sk_buff *skb, const struct dmm_nic *nic,
+				      __u32 device, __u32 lost)
 {
 	if (nic->bare && !frame_dress(skb)) {
 		count(lost);
@@ -211,9 +218,9 @@ static __always_inline bool device_is_there(struct __sk_buff *skb, __u32 device)
 }
 
 /*
- * A copy of a SYN to the TAP device of a process; false: there is no such device any more, and the SYN may go
- * on. A redirect would not tell, and it is a copy more for one packet of a connection. Once it is dressed a
- * SYN cannot go on: then it is lost with the device, if that goes now.
+ * A copy of a SYN to the TAP device of a process; false: there is no such device any more, and the
+ * SYN may go on. A redirect would not tell, and it is a copy more for one packet of a connection.
+ * Once it is dressed a SYN cannot go on: then it is lost with the device, if that goes now.
  */
 static __always_inline bool syn_give(struct __sk_buff *skb, const struct dmm_nic *nic, __u32 device)
 {

@@ -1,24 +1,25 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * ingress.h: the tc program at the ingress of the TAP device by which a stack process has its inner leg on a
- * NIC.
+ * ingress.h: the tc program at the ingress of the TAP device by which a stack process has its inner
+ * leg on a NIC.
  *
- * What the process sends to the app goes to that NIC's ingress, as if it had come from the wire there: every
- * rule and every socket of the host sees it as it sees others. A mark takes it past tcin.h. And here
- * is answered what the process asks of the maps (struct dmm_ask): the process itself has no right to them,
- * since it reads packets of strangers. write(2) to the device runs this program before it returns, unless
- * packets of the device are steered to another processor (RPS), so a flow is claimed before its SYN leaves.
+ * What the process sends to the app goes to that NIC's ingress, as if it had come from the wire
+ * there: every rule and every socket of the host sees it as it sees others. A mark takes it past
+ * tcin.h. And here is answered what the process asks of the maps (struct dmm_ask): the process
+ * itself has no right to them, since it reads packets of strangers. write(2) to the device runs
+ * this program before it returns, unless packets of the device are steered to another processor
+ * (RPS), so a flow is claimed before its SYN leaves.
  *
  * Who asks is known by the device. What is granted:
- * - a flow that nobody owns and of which the kernel has no socket, or a listener, or one that is over
- * (TIME_WAIT);
+ * - a flow that nobody owns and of which the kernel has no socket, or a listener, or one that is
+ * over (TIME_WAIT);
  * - a flow of others whose SYN was given to the process, whoever owned it;
- * - a flow whose socket is the process's to serve (way.h), whoever owned it: its former owner's connection
- * has ended;
+ * - a flow whose socket is the process's to serve (way.h), whoever owned it: its former owner's
+ * connection has ended;
  * - to give up what is its own, to be alive, full, and to have SYN cookies out for a while.
  *
- * A process cannot speak for a flow of another: that is dropped. So is what hides whose it is: fragments and
- * extension headers, which no process sends.
+ * A process cannot speak for a flow of another: that is dropped. So is what hides whose it is:
+ * fragments and extension headers, which no process sends.
  */
 #ifndef DMM_INGRESS_H
 #define DMM_INGRESS_H
@@ -42,8 +43,10 @@ static __always_inline bool flow_is_of(const struct dmm_xdp_flow *flow, const st
 }
 
 /* Whose the kernel's socket of that 5-tuple is; is it the asker's, fresh gets what its SYN bore. */
-static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb, const struct dmm_addr_pair *pair,
-						     const struct dmm_seat *seat, struct dmm_xdp_flow *fresh)
+static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb,
+						     const struct dmm_addr_pair *pair,
+						     const struct dmm_seat *seat,
+						     struct dmm_xdp_flow *fresh)
 {
 	struct bpf_sock *sk = socket_find(skb, pair);
 	enum dmm_holder holder = DMM_HOLDER_OTHER;
@@ -71,13 +74,14 @@ static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb, cons
 }
 
 /* Whose a flow of others is: the process that has been given its SYN. */
-static __always_inline enum dmm_holder
-forwarded_holder(const struct dmm_addr_pair *pair, const struct dmm_seat *seat, struct dmm_xdp_flow *fresh)
+static __always_inline enum dmm_holder forwarded_holder(const struct dmm_addr_pair *pair,
+							const struct dmm_seat *seat,
+							struct dmm_xdp_flow *fresh)
 {
 	const struct dmm_forwarded *forwarded = forwarded_find(pair);
 
-	if (!forwarded || forwarded->state != DMM_FORWARDED_TAKEN || forwarded->stack != seat->stack ||
-	    forwarded->seat != seat->seat)
+	if (!forwarded || forwarded->state != DMM_FORWARDED_TAKEN ||
+	    forwarded->stack != seat->stack || forwarded->seat != seat->seat)
 		return DMM_HOLDER_NOBODY;
 	fresh->mark = forwarded->mark;
 	fresh->priority = forwarded->priority;
@@ -87,8 +91,10 @@ forwarded_holder(const struct dmm_addr_pair *pair, const struct dmm_seat *seat, 
 static __always_inline bool flow_claim(struct __sk_buff *skb, const struct dmm_ask *ask,
 				       const struct dmm_seat *seat)
 {
-	struct dmm_xdp_flow fresh = {
-		.stack = seat->stack, .seat = seat->seat, .process = seat->process, .home = seat->home};
+	struct dmm_xdp_flow fresh = {.stack = seat->stack,
+				     .seat = seat->seat,
+				     .process = seat->process,
+				     .home = seat->home};
 	struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &ask->pair);
 	enum dmm_holder holder;
 
@@ -147,7 +153,8 @@ static __always_inline int ask_refuse(struct __sk_buff *skb)
 {
 	__u32 refused = DMM_ASK_REFUSED;
 
-	if (bpf_skb_store_bytes(skb, __builtin_offsetof(struct dmm_ask, op), &refused, sizeof(refused), 0))
+	if (bpf_skb_store_bytes(skb, __builtin_offsetof(struct dmm_ask, op), &refused,
+				sizeof(refused), 0))
 		return TC_ACT_SHOT;
 	skb->mark = DMM_TCIN_MARK;
 	return bpf_redirect(skb->ifindex, 0);

@@ -2,12 +2,13 @@
 /*
  * listener.h: listeners[], what XDP and the RD know of listening addresses.
  *
- * Invariant: an entry's count is the number of sockets that listen on it, and it is gone when that falls to
- * 0. Counting and deleting must be one step, and BPF of this instruction set has no fetch-and-add; so a
- * writer holds a lock, which is an entry in listener_locks[] made with BPF_NOEXIST. A holder can be
- * preempted, so waiting is bounded, and who gets no lock errs on the safe side: a listener that joins stays
- * unpublished, one that leaves goes on without the lock and may unpublish one that joins just then.
- * Unpublished means that the kernel serves. Readers take no lock.
+ * Invariant: an entry's count is the number of sockets that listen on it, and it is gone when that
+ * falls to 0. Counting and deleting must be one step, and BPF of this instruction set has no
+ * fetch-and-add; so a writer holds a lock, which is an entry in listener_locks[] made with
+ * BPF_NOEXIST. A holder can be preempted, so waiting is bounded, and who gets no lock errs on the
+ * safe side: a listener that joins stays unpublished, one that leaves goes on without the lock and
+ * may unpublish one that joins just then. Unpublished means that the kernel serves. Readers take no
+ * lock.
  */
 #ifndef DMM_LISTENER_H
 #define DMM_LISTENER_H
@@ -43,15 +44,17 @@ static __always_inline void listener_unlock(const struct dmm_listener_key *key)
 	map_delete(DMM_MAP(listener_locks), key);
 }
 
-static __always_inline void listener_key_fill(struct dmm_listener_key *key, const struct dmm_addr_pair *pair)
+static __always_inline void listener_key_fill(struct dmm_listener_key *key,
+					      const struct dmm_addr_pair *pair)
 {
 	addr_copy((__u32 *)key->addr, (const __u32 *)pair->laddr);
 	key->port_be = pair->lport_be;
 	key->pad = 0;
 }
 
-static __always_inline void listener_fill(struct dmm_listener *listener, const struct dmm_decision *decision,
-					  __u64 netns_cookie, __u32 mark, __u32 device)
+static __always_inline void listener_fill(struct dmm_listener *listener,
+					  const struct dmm_decision *decision, __u64 netns_cookie,
+					  __u32 mark, __u32 device)
 {
 	__u32 half = decision->generation & 1;
 
@@ -68,8 +71,8 @@ static __always_inline void listener_fill(struct dmm_listener *listener, const s
 
 /* The last socket to join decides whose facts are shown and which table serves. */
 static __always_inline bool listener_publish(const struct dmm_listener_key *key,
-					     const struct dmm_decision *decision, __u64 netns_cookie,
-					     __u32 mark, __u32 device)
+					     const struct dmm_decision *decision,
+					     __u64 netns_cookie, __u32 mark, __u32 device)
 {
 	struct dmm_listener fresh = {.count = 1};
 	struct dmm_listener *listener;
@@ -84,7 +87,8 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 		listener_fill(listener, decision, netns_cookie, mark, device);
 		__sync_fetch_and_add(&listener->count, 1);
 	} else {
-		/* Spelled out for both halves: a variable index into the program's stack is not verifiable.
+		/* Spelled out for both halves: a variable index into the program's stack is not
+		 * verifiable.
 		 */
 		__u32 odd = decision->generation & 1;
 
@@ -145,8 +149,8 @@ static __always_inline const struct dmm_listener *listener_find(const __u32 *add
 }
 
 /*
- * User space cannot change two fields of an entry without writing, and so losing, its count; this program
- * can. Returns 1: changed, 0: no such listener.
+ * User space cannot change two fields of an entry without writing, and so losing, its count; this
+ * program can. Returns 1: changed, 0: no such listener.
  */
 static __always_inline int listener_set(struct dmm_listener_set *ctx)
 {

@@ -2,8 +2,9 @@
 /*
  * options.h: the socket options that policy gives the sockets of a stack.
  *
- * Invariant: an option that a socket has by itself is overwritten, except where the program's own wish can be
- * told from what every socket has: what ends the wait for a peer that is silent (struct dmm_patience).
+ * Invariant: an option that a socket has by itself is overwritten, except where the program's own
+ * wish can be told from what every socket has: what ends the wait for a peer that is silent (struct
+ * dmm_patience).
  */
 #ifndef DMM_OPTIONS_H
 #define DMM_OPTIONS_H
@@ -16,7 +17,10 @@ static __always_inline void option_set(void *ctx, int level, int name, const voi
 		count(DMM_CNT_SOCKOPT_FAILED);
 }
 
-/* RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself only for TCP. */
+/*
+ * RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself
+ * only for TCP.
+ */
 static __always_inline void dscp_set(void *ctx, const struct dmm_stack *stack, bool ipv6)
 {
 	int level = ipv6 ? SOL_IPV6 : SOL_IP;
@@ -60,10 +64,11 @@ struct dmm_chosen {
 };
 
 #ifdef DMM_TCP_CHOSEN
-/* The kernel keeps 0 there while the namespace's sysctls hold, whichever namespace it is (struct tcp_sock).
+/* The kernel keeps 0 there while the namespace's sysctls hold, whichever namespace it is (struct
+ * tcp_sock).
  */
-static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
-					struct dmm_chosen *chosen)
+static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk,
+					const struct dmm_stack *stack, struct dmm_chosen *chosen)
 {
 	const void *tcp = dmm_tcp_of(sk);
 
@@ -76,10 +81,11 @@ static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const st
 	chosen->keepalive_probes = KERNEL_LOAD(__u8, tcp, DMM_TCP_KEEPALIVE_PROBES);
 }
 #else
-/* Without the kernel's BTF: by the sysctls of the instance's namespace, also in a container that has others.
+/* Without the kernel's BTF: by the sysctls of the instance's namespace, also in a container that
+ * has others.
  */
-static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
-					struct dmm_chosen *chosen)
+static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk,
+					const struct dmm_stack *stack, struct dmm_chosen *chosen)
 {
 	const struct dmm_patience *usual = &stack->usual_patience;
 
@@ -91,7 +97,8 @@ static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk, const st
 #endif
 
 /* The probes' times come before SO_KEEPALIVE, which starts the timer. */
-static __always_inline void patience_apply(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack)
+static __always_inline void patience_apply(void *ctx, struct bpf_sock *sk,
+					   const struct dmm_stack *stack)
 {
 	const struct dmm_patience *wanted = &stack->patience;
 	struct dmm_chosen chosen = {};
@@ -110,17 +117,18 @@ static __always_inline void patience_apply(void *ctx, struct bpf_sock *sk, const
 }
 
 /*
- * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets obey.
- * SO_PRIORITY comes after IP_TOS, which changes it.
+ * ctx: bpf_sock_addr or bpf_sock_ops. ipv6: which of IP_TOS and IPV6_TCLASS the flow's packets
+ * obey. SO_PRIORITY comes after IP_TOS, which changes it.
  */
-static __always_inline void stack_apply(void *ctx, struct bpf_sock *sk, const struct dmm_stack *stack,
-					bool stream, bool ipv6)
+static __always_inline void stack_apply(void *ctx, struct bpf_sock *sk,
+					const struct dmm_stack *stack, bool stream, bool ipv6)
 {
 	__u32 flags = stack->flags;
 	__u32 old_mark = sk->mark;
 
 	if (stream && (flags & DMM_SET_CONGESTION) && stack->congestion[0])
-		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion,
+			   sizeof(stack->congestion));
 	if (stream)
 		patience_apply(ctx, sk, stack);
 	if (flags & DMM_SET_DSCP)

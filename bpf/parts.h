@@ -1,26 +1,31 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * parts.h: TCP of which a program cannot tell the 5-tuple at a glance: fragments, and IPv6 extension headers
- * in front of it. The stack process puts together and takes off (core/fragment.h); here is said whose they
- * are.
+ * parts.h: TCP of which a program cannot tell the 5-tuple at a glance: fragments, and IPv6
+ * extension headers in front of it. The stack process puts together and takes off
+ * (core/fragment.h); here is said whose they are.
  *
- * - The first fragment has the ports (RFC 791, RFC 7112), so it alone decides, as a whole packet would. What
- *   follows is known by addresses and identification, which are noted in fragments[].
- * - A later fragment that comes before the first goes on to the kernel, which can do nothing with it: the
- *   first of an owned flow never comes there. Has the peer sent fragments of an owned flow of late, who owns
- *   that one is given a copy, so that a path which turns fragments round loses nothing.
- * - So fragments of flows that are nobody's here all reach the kernel, in the order in which they came.
- * - A SYN in fragments or behind extension headers, of no owned flow, is the kernel's, and with it the flow.
+ * - The first fragment has the ports (RFC 791, RFC 7112), so it alone decides, as a whole packet
+ * would. What follows is known by addresses and identification, which are noted in fragments[].
+ * - A later fragment that comes before the first goes on to the kernel, which can do nothing with
+ * it: the first of an owned flow never comes there. Has the peer sent fragments of an owned flow of
+ * late, who owns that one is given a copy, so that a path which turns fragments round loses
+ * nothing.
+ * - So fragments of flows that are nobody's here all reach the kernel, in the order in which they
+ * came.
+ * - A SYN in fragments or behind extension headers, of no owned flow, is the kernel's, and with it
+ * the flow.
  *
- * Passed over are hop-by-hop and destination options, routing headers that have been gone through, and the
- * fragment's header, also an atomic one's (RFC 6946). What is behind others, IPsec's, is no TCP of a stack's.
+ * Passed over are hop-by-hop and destination options, routing headers that have been gone through,
+ * and the fragment's header, also an atomic one's (RFC 6946). What is behind others, IPsec's, is no
+ * TCP of a stack's.
  */
 #ifndef DMM_PARTS_H
 #define DMM_PARTS_H
 
 #include "frame.h"
 
-#define FRAGMENT_NOTE_NS 5000000000ull /* pieces of one packet that are further apart are as good as lost */
+#define FRAGMENT_NOTE_NS                                                                           \
+	5000000000ull /* pieces of one packet that are further apart are as good as lost */
 #define FRAGMENT_PEER_NS 60000000000ull
 #define PARTS_MAX_HEADERS 8192 /* as many as an IPv6 packet has room for */
 #define IP6_OFFSET_MASK 0xfff8
@@ -77,7 +82,8 @@ static __always_inline int header_next(struct dmm_headers *headers)
 	return headers->part == DMM_PART_LATER;
 }
 
-static __always_inline bool part_ports(struct __sk_buff *skb, __u32 at, bool sends, struct dmm_parts *parts)
+static __always_inline bool part_ports(struct __sk_buff *skb, __u32 at, bool sends,
+				       struct dmm_parts *parts)
 {
 	__u16 ports[2];
 	__u8 flags = 0;
@@ -130,7 +136,10 @@ static __always_inline enum dmm_part part_read6(struct __sk_buff *skb, __u32 lin
 	return headers.part;
 }
 
-/* parts is all 0; link: bytes in front of the IP header; sends: this host does, so the source is local. */
+/*
+ * parts is all 0; link: bytes in front of the IP header; sends: this host does, so the
+ * source is local.
+ */
 static __always_inline enum dmm_part part_read(struct __sk_buff *skb, __u32 link, bool sends,
 					       struct dmm_parts *parts)
 {
@@ -158,8 +167,8 @@ static __always_inline bool is_in_parts(struct __sk_buff *skb, __u32 link)
 	return false;
 }
 
-static __always_inline void fragment_key(struct dmm_fragment_key *key, const struct dmm_parts *parts,
-					 __u32 of)
+static __always_inline void fragment_key(struct dmm_fragment_key *key,
+					 const struct dmm_parts *parts, __u32 of)
 {
 	addr_copy((__u32 *)key->laddr, (const __u32 *)parts->frame.pair.laddr);
 	addr_copy((__u32 *)key->raddr, (const __u32 *)parts->frame.pair.raddr);
@@ -168,8 +177,8 @@ static __always_inline void fragment_key(struct dmm_fragment_key *key, const str
 }
 
 /* What is noted of it, if that is no older; NULL: nothing. */
-static __always_inline const struct dmm_fragment *fragment_find(const struct dmm_parts *parts, __u32 of,
-								__u64 max_ns)
+static __always_inline const struct dmm_fragment *fragment_find(const struct dmm_parts *parts,
+								__u32 of, __u64 max_ns)
 {
 	const struct dmm_fragment *note;
 	struct dmm_fragment_key key;
@@ -207,8 +216,8 @@ static __always_inline void fragment_forget(const struct dmm_parts *parts, __u32
 }
 
 /* The owned flow that it is of; of: where it came from. NULL: it is nobody's, or cannot be told. */
-static __always_inline struct dmm_xdp_flow *part_flow(const struct dmm_parts *parts, enum dmm_part part,
-						      __u32 of)
+static __always_inline struct dmm_xdp_flow *part_flow(const struct dmm_parts *parts,
+						      enum dmm_part part, __u32 of)
 {
 	struct dmm_xdp_flow *flow;
 

@@ -2,13 +2,13 @@
 /*
  * recent.h: recent_routes[], what connect() found in the tries of late, by destination.
  *
- * A look-up in a trie of ten thousand prefixes is a dozen loads, each of which waits for the one before; here
- * it is one. Only routes that were found are kept. An entry cannot grow old: the generation is part of its
- * key, and tries of a generation in force do not change.
+ * A look-up in a trie of ten thousand prefixes is a dozen loads, each of which waits for the one
+ * before; here it is one. Only routes that were found are kept. An entry cannot grow old: the
+ * generation is part of its key, and tries of a generation in force do not change.
  *
- * Any processor may write an entry at any time, without a lock; a reader may so find half of one and half of
- * another. sum, over everything else, tells: what does not add up is not there. SYNs from the network are not
- * looked up here, so that a flood of them drives nothing out.
+ * Any processor may write an entry at any time, without a lock; a reader may so find half of one
+ * and half of another. sum, over everything else, tells: what does not add up is not there. SYNs
+ * from the network are not looked up here, so that a flood of them drives nothing out.
  */
 #ifndef DMM_RECENT_H
 #define DMM_RECENT_H
@@ -33,7 +33,8 @@ static __always_inline __u64 recent_key(struct dmm_recent_route *key, __u32 tabl
 	key->addr[1] = (__u64)query->addr[2] << 32 | query->addr[3];
 	key->policy = (__u64)generation << 32 | table;
 	key->found = (__u64)query->port_be << 16 | (__u64)query->proto << 8;
-	return sum_add(sum_add(sum_add(sum_add(0, key->addr[0]), key->addr[1]), key->policy), key->found);
+	return sum_add(sum_add(sum_add(sum_add(0, key->addr[0]), key->addr[1]), key->policy),
+		       key->found);
 }
 
 static __always_inline bool recent_find(const struct dmm_recent_route *entry,
@@ -52,8 +53,8 @@ static __always_inline bool recent_find(const struct dmm_recent_route *entry,
 }
 
 /* route_find(), by way of recent_routes[]. */
-static __always_inline bool route_find_recent(__u32 table, const struct dmm_query *query, __u32 generation,
-					      struct dmm_verdict *verdict)
+static __always_inline bool route_find_recent(__u32 table, const struct dmm_query *query,
+					      __u32 generation, struct dmm_verdict *verdict)
 {
 	struct dmm_recent_route key, *entry;
 	__u64 key_sum = recent_key(&key, table, query, generation);

@@ -2,11 +2,13 @@
 /*
  * release.h: cgroup/sock_release: the last word on a socket that never got established.
  *
- * The connect hook has made its record, and changes of state are called back only from ESTABLISHED on, or,
- * while somebody follows, from the SYN on, which shows in the record's state. A record without a state is
- * thus nobody else's to remove, and goes when the last descriptor is closed. Every other goes at TCP_CLOSE.
+ * The connect hook has made its record, and changes of state are called back only from ESTABLISHED
+ * on, or, while somebody follows, from the SYN on, which shows in the record's state. A record
+ * without a state is thus nobody else's to remove, and goes when the last descriptor is closed.
+ * Every other goes at TCP_CLOSE.
  *
- * A listener that was there before the hooks ends here, too, where the kernel calls nobody back for it.
+ * A listener that was there before the hooks ends here, too, where the kernel calls nobody back for
+ * it.
  */
 #ifndef DMM_RELEASE_H
 #define DMM_RELEASE_H

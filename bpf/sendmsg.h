@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * sendmsg.h: cgroup/sendmsg4 and sendmsg6: datagrams that name their peer themselves (sendto(2)), which no
- * connect() has decided about: those are refused whose route says so.
+ * sendmsg.h: cgroup/sendmsg4 and sendmsg6: datagrams that name their peer themselves (sendto(2)),
+ * which no connect() has decided about: those are refused whose route says so.
  *
- * Options are not set here: the kernel has read the socket's mark and priority for this datagram before it
- * calls the hook, so that what is set would be the next one's, which may be for another peer.
+ * Options are not set here: the kernel has read the socket's mark and priority for this datagram
+ * before it calls the hook, so that what is set would be the next one's, which may be for another
+ * peer.
  */
 #ifndef DMM_SENDMSG_H
 #define DMM_SENDMSG_H

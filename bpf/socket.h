@@ -17,8 +17,8 @@ static __always_inline bool is_stream(const struct bpf_sock *sk)
 }
 
 /*
- * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A socket that is
- * bound to another device than the context's is not found.
+ * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A
+ * socket that is bound to another device than the context's is not found.
  */
 static __always_inline struct bpf_sock *socket_find(void *ctx, const struct dmm_addr_pair *pair)
 {

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * sockops.h: the sock_ops program: flow records, listeners, and the options of accepted connections.
+ * sockops.h: the sock_ops program: flow records, listeners, and the options of accepted
+ * connections.
  *
- * ctx->reply is never written, so other sock_ops programs of the host keep their say. Callback flags are
- * added to those that are set, never taken away. Sockets of other network namespaces are left alone, but for
- * those of containers that connect.
+ * ctx->reply is never written, so other sock_ops programs of the host keep their say. Callback
+ * flags are added to those that are set, never taken away. Sockets of other network namespaces are
+ * left alone, but for those of containers that connect.
  */
 #ifndef DMM_SOCKOPS_H
 #define DMM_SOCKOPS_H
@@ -15,7 +16,8 @@
 #include "listener.h"
 #include "synopts.h"
 
-/* The one callback that is asked for: a callback on each ACK or retransmission would cost the flow its speed.
+/* The one callback that is asked for: a callback on each ACK or retransmission would cost the flow
+ * its speed.
  */
 static __always_inline void state_flag_set(struct bpf_sock_ops *ctx)
 {
@@ -30,8 +32,8 @@ static __always_inline struct dmm_decision *decision_get(struct bpf_sock *sk, __
 	return storage_get(DMM_MAP(decisions), sk, flags);
 }
 
-/* What is known of the listener when this kernel's sock_ops helpers name nobody: what bind() saw, if that is
- * current. */
+/* What is known of the listener when this kernel's sock_ops helpers name nobody: what bind() saw,
+ * if that is current. */
 static __always_inline void listen_facts(struct bpf_sock *sk, struct dmm_decision *decision,
 					 __u64 netns_cookie, __u32 generation)
 {
@@ -56,8 +58,8 @@ static __always_inline void listen_facts(struct bpf_sock *sk, struct dmm_decisio
 }
 
 /*
- * listeners[] has the facts of one socket for each address. Where several may share it, each is cloned its
- * own to its accepted children; that costs an allocation for each, so others go without.
+ * listeners[] has the facts of one socket for each address. Where several may share it, each is
+ * cloned its own to its accepted children; that costs an allocation for each, so others go without.
  */
 static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 					 const struct dmm_decision *decision)
@@ -65,15 +67,16 @@ static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_so
 	struct dmm_decision *shared;
 	int reuseport = 1;
 
-	if (!bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) && !reuseport)
+	if (!bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &reuseport, sizeof(reuseport)) &&
+	    !reuseport)
 		return;
 	shared = storage_get(DMM_MAP(shared_facts), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (shared)
 		__builtin_memcpy(shared, decision, sizeof(*shared));
 }
 
-static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
-					 const struct dmm_control *control)
+static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					 __u64 netns_cookie, const struct dmm_control *control)
 {
 	struct dmm_decision *decision = decision_get(sk, BPF_SK_STORAGE_GET_F_CREATE);
 	struct dmm_listener_key key;
@@ -142,7 +145,8 @@ static __always_inline void accepted_facts(struct bpf_sock *sk, const struct dmm
 }
 
 static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 half,
-					   const struct dmm_listener *listener, struct dmm_verdict *verdict)
+					   const struct dmm_listener *listener,
+					   struct dmm_verdict *verdict)
 {
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = pair->lport_be, .half = half};
 	__u32 table = listener->tables[half & 1];
@@ -158,11 +162,11 @@ static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u
 }
 
 /*
- * Options of the stack that serves when a user stack that policy names does not: its fallback's. Returns the
- * fallback's id; 0: the kernel's stack, untouched.
+ * Options of the stack that serves when a user stack that policy names does not: its fallback's.
+ * Returns the fallback's id; 0: the kernel's stack, untouched.
  */
-static __always_inline __u32 fallback_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half,
-					    __u32 wanted, bool ipv6)
+static __always_inline __u32 fallback_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					    __u32 half, __u32 wanted, bool ipv6)
 {
 	const struct dmm_stack *stack = wanted ? stack_get(half, wanted) : NULL;
 	__u32 id;
@@ -200,12 +204,14 @@ static __always_inline bool congestion_chosen(struct bpf_sock_ops *ctx, struct b
 
 	(void)sk;
 	return usual[0] && !bpf_getsockopt(ctx, SOL_TCP, TCP_CONGESTION, now, sizeof(now)) &&
-	       (now[0] != usual[0] || now[1] != usual[1] || now[2] != usual[2] || now[3] != usual[3]);
+	       (now[0] != usual[0] || now[1] != usual[1] || now[2] != usual[2] ||
+		now[3] != usual[3]);
 }
 #endif
 
 /* What the app's own socket uses towards a stack process */
-static __always_inline void inner_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half, __u32 id)
+static __always_inline void inner_apply(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half,
+					__u32 id)
 {
 	const struct dmm_stack *stack = stack_get(half, id);
 
@@ -213,7 +219,8 @@ static __always_inline void inner_apply(struct bpf_sock_ops *ctx, struct bpf_soc
 		return;
 	patience_apply(ctx, sk, stack);
 	if (stack->congestion[0] && !congestion_chosen(ctx, sk, stack))
-		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion, sizeof(stack->congestion));
+		option_set(ctx, SOL_TCP, TCP_CONGESTION, stack->congestion,
+			   sizeof(stack->congestion));
 }
 
 /* BCC declares it for no kernel (Linux 5.10). */
@@ -230,8 +237,8 @@ static __always_inline bool option_came(struct bpf_sock_ops *ctx, __u8 kind)
 }
 
 /*
- * Why an accepted connection that a user stack should have is the kernel's: what its SYN asked for, if that
- * shows in the handshake's last packet, too, or that it came by the kernel.
+ * Why an accepted connection that a user stack should have is the kernel's: what its SYN asked for,
+ * if that shows in the handshake's last packet, too, or that it came by the kernel.
  */
 static __always_inline __u32 accepted_why(struct bpf_sock_ops *ctx)
 {
@@ -242,11 +249,12 @@ static __always_inline __u32 accepted_why(struct bpf_sock_ops *ctx)
 }
 
 /*
- * Who serves an accepted connection: a user stack if a process of it has its 5-tuple; else it came by the
- * kernel, also when its route names a user stack (down, or another NIC).
+ * Who serves an accepted connection: a user stack if a process of it has its 5-tuple; else it came
+ * by the kernel, also when its route names a user stack (down, or another NIC).
  */
-static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u32 half,
-					   __u32 wanted, struct dmm_flow *flow, struct dmm_served *served)
+static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					   __u32 half, __u32 wanted, struct dmm_flow *flow,
+					   struct dmm_served *served)
 {
 	const struct dmm_xdp_flow *owned = map_lookup(DMM_MAP(xdp_flows), &flow->pair);
 	const struct dmm_stack *stack;
@@ -269,8 +277,8 @@ static __always_inline void accepted_serve(struct bpf_sock_ops *ctx, struct bpf_
 		served->why = accepted_why(ctx);
 }
 
-static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie,
-				     const struct dmm_control *control)
+static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+				     __u64 netns_cookie, const struct dmm_control *control)
 {
 	__u32 generation = control->generation;
 	const struct dmm_listener *listener;
@@ -297,9 +305,9 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 }
 
 /*
- * A connection of a socket for which a user stack was asked is open: has a process taken its SYN, the socket
- * gets what the inner leg needs, else what its route's fallback sets. A SYN that met no program of ours left
- * by a device that the stack does not serve.
+ * A connection of a socket for which a user stack was asked is open: has a process taken its SYN,
+ * the socket gets what the inner leg needs, else what its route's fallback sets. A SYN that met no
+ * program of ours left by a device that the stack does not serve.
  */
 static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 				      const struct dmm_control *control)
@@ -330,8 +338,8 @@ static __always_inline void connected(struct bpf_sock_ops *ctx, struct bpf_sock 
 		return;
 	}
 	flow->decision.process = 0;
-	flow->decision.stack =
-		fallback_apply(ctx, sk, half, flow->decision.wanted, CTX_LOAD(u32, ctx, family) == AF_INET6);
+	flow->decision.stack = fallback_apply(ctx, sk, half, flow->decision.wanted,
+					      CTX_LOAD(u32, ctx, family) == AF_INET6);
 }
 
 /* Whether the connect hook has left the record to its SYN (record_later() in connect.h). */
@@ -347,7 +355,8 @@ static __always_inline struct dmm_decision *record_waits(struct bpf_sock *sk)
 #endif
 }
 
-static __always_inline void record_late(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 netns_cookie)
+static __always_inline void record_late(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
+					__u64 netns_cookie)
 {
 	const struct dmm_decision *decision = record_waits(sk);
 	struct dmm_flow flow = {};
@@ -360,13 +369,13 @@ static __always_inline void record_late(struct bpf_sock_ops *ctx, struct bpf_soc
 }
 
 /*
- * TCP_CONNECT_CB (a SYN is about to be sent) and ACTIVE_ESTABLISHED_CB. The record is there since connect(),
- * and what it lacks inet_diag knows, except of other namespaces; only who follows is told more. So the
- * handshake itself is watched only then: the callback that it would cost is a good part of what the hooks
- * cost at all.
+ * TCP_CONNECT_CB (a SYN is about to be sent) and ACTIVE_ESTABLISHED_CB. The record is there since
+ * connect(), and what it lacks inet_diag knows, except of other namespaces; only who follows is
+ * told more. So the handshake itself is watched only then: the callback that it would cost is a
+ * good part of what the hooks cost at all.
  */
-static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control, bool own,
-				       __u32 state, __u32 event)
+static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dmm_control *control,
+				       bool own, __u32 state, __u32 event)
 {
 	struct dmm_flow *flow;
 
@@ -401,12 +410,14 @@ static __always_inline __u16 socket_error(struct bpf_sock_ops *ctx)
 
 static __always_inline bool process_gone(const struct dmm_decision *decision)
 {
-	const struct dmm_stack_state *state = decision->taken ? stack_state_get(decision->stack) : NULL;
+	const struct dmm_stack_state *state =
+		decision->taken ? stack_state_get(decision->stack) : NULL;
 
 	return state && !(state->up >> (decision->process & (DMM_MAX_PROCESSES - 1)) & 1);
 }
 
-static __always_inline void event_closed(struct bpf_sock_ops *ctx, const struct dmm_flow *flow, __u32 before)
+static __always_inline void event_closed(struct bpf_sock_ops *ctx, const struct dmm_flow *flow,
+					 __u32 before)
 {
 	struct dmm_event *event = event_begin(DMM_EVENT_CLOSE, flow);
 
@@ -471,7 +482,8 @@ static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 	bool own;
 
 	/* Only a follower is told of a SYN: every connect() would pay for what comes next. */
-	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB && likely(!events_wanted(control)) && !record_waits(sk))
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB && likely(!events_wanted(control)) &&
+	    !record_waits(sk))
 		return;
 	netns_cookie = bpf_get_netns_cookie(ctx);
 	if (!control || !sk || !netns_is_meant(control, netns_cookie))

@@ -1,23 +1,25 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * steer.h: which packets that come in by a NIC are a user stack's, whether XDP asks (xdp.h) or tc (tcin.h).
- * Everything not named here is the kernel's.
+ * steer.h: which packets that come in by a NIC are a user stack's, whether XDP asks (xdp.h) or tc
+ * (tcin.h). Everything not named here is the kernel's.
  *
  * - TCP of a flow in xdp_flows[], in either role;
- * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not full, and
- * sits on this NIC;
+ * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not
+ * full, and sits on this NIC;
  * - a SYN that a rule for forwarded flows gives to such a stack;
- * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket for its
- * 5-tuple: connections of the kernel's, older than the listener's route or not, stay the kernel's;
+ * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket
+ * for its 5-tuple: connections of the kernel's, older than the listener's route or not, stay the
+ * kernel's;
  * - an ICMP error that quotes a flow in xdp_flows[].
  *
- * Who asks gives a SYN to the kernel all the same if it asks for what no user stack carries (synopts.h).
+ * Who asks gives a SYN to the kernel all the same if it asks for what no user stack carries
+ * (synopts.h).
  *
  * Left to parts.h, which tc asks: fragments and IPv6 extension headers.
  *
- * Refused, so the kernel's: VLAN tags and link-local addresses (they need a scope, which a 5-tuple has not),
- * anything truncated, and of others' flows all that no rule names. Only headers are read; lengths beyond them
- * and checksums are for the stack to check.
+ * Refused, so the kernel's: VLAN tags and link-local addresses (they need a scope, which a 5-tuple
+ * has not), anything truncated, and of others' flows all that no rule names. Only headers are read;
+ * lengths beyond them and checksums are for the stack to check.
  */
 #ifndef DMM_STEER_H
 #define DMM_STEER_H
@@ -57,17 +59,18 @@ enum dmm_steer {
 /* Extension headers of IPv6 in front of TCP that is a stack's all the same */
 static __always_inline bool is_passed_over(__u8 nexthdr)
 {
-	return nexthdr == NEXTHDR_HOP || nexthdr == NEXTHDR_ROUTING || nexthdr == NEXTHDR_FRAGMENT ||
-	       nexthdr == NEXTHDR_DEST;
+	return nexthdr == NEXTHDR_HOP || nexthdr == NEXTHDR_ROUTING ||
+	       nexthdr == NEXTHDR_FRAGMENT || nexthdr == NEXTHDR_DEST;
 }
 
 /* A packet that comes in, and whom it is for */
 struct dmm_packet {
 	const struct dmm_nic *nic;
 	struct dmm_addr_pair pair;
-	__u32 stack; /* its process 0 alone is asked for; 0: all that have a TAP device on the NIC */
-	__u32 seat;  /* as in struct dmm_xdp_flow */
-	__u32 home;  /* likewise */
+	/* its process 0 alone is asked for; 0: all that have a TAP device on the NIC */
+	__u32 stack;
+	__u32 seat; /* as in struct dmm_xdp_flow */
+	__u32 home; /* likewise */
 	__u8 tcp_flags;
 };
 
@@ -75,7 +78,8 @@ struct dmm_packet {
 static __always_inline __u32 outer_device(__u32 slot, __u32 seat)
 {
 	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
-	const __u32 *ifindex = seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(outer_devs), &key) : NULL;
+	const __u32 *ifindex =
+		seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(outer_devs), &key) : NULL;
 
 	return ifindex ? *ifindex : 0;
 }
@@ -94,14 +98,17 @@ static __always_inline enum dmm_owned flow_owned(struct dmm_packet *packet)
 		return DMM_OWNED_NOT;
 	packet->seat = flow->seat;
 	packet->home = flow->home;
-	/* By tc also what comes by a NIC that its stack is not on, or what XDP could not deliver: the kernel
-	 * must not see it. */
+	/* By tc also what comes by a NIC that its stack is not on, or what XDP could not deliver:
+	 * the kernel must not see it. */
 	if (packet->stack && (flow->stack != packet->stack || flow->process))
 		return DMM_OWNED_ELSE;
 	return DMM_OWNED;
 }
 
-/* The same for every packet of a flow: until the stack owns it, its SYNs must find the same process. */
+/*
+ * The same for every packet of a flow: until the stack owns it, its SYNs must find
+ * the same process.
+ */
 static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
 {
 	const __u32 *raddr = (const __u32 *)pair->raddr;
@@ -112,9 +119,9 @@ static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
 }
 
 /*
- * A listener on a wildcard address must not draw SYNs that this host only forwards. Without forwarding the
- * kernel would drop what is not its own, and so it does when the stack shows it the SYN; so that case needs
- * no look-up.
+ * A listener on a wildcard address must not draw SYNs that this host only forwards. Without
+ * forwarding the kernel would drop what is not its own, and so it does when the stack shows it the
+ * SYN; so that case needs no look-up.
  */
 static __always_inline bool is_forwarded(void *ctx, __u32 ifindex, const struct dmm_addr_pair *pair)
 {
@@ -138,8 +145,8 @@ static __always_inline bool is_forwarded(void *ctx, __u32 ifindex, const struct 
 }
 
 /*
- * A stack's SYN cookies, or with 0 anybody's. bpf_ktime_get_coarse_ns() lags by a tick, so a cookie of the
- * last tick passes: the stack looks again.
+ * A stack's SYN cookies, or with 0 anybody's. bpf_ktime_get_coarse_ns() lags by a tick, so a cookie
+ * of the last tick passes: the stack looks again.
  */
 static __always_inline bool cookies_out(__u32 stack)
 {
@@ -148,14 +155,18 @@ static __always_inline bool cookies_out(__u32 stack)
 	return state && state->until_ns && dmm_ktime_coarse_ns() < state->until_ns;
 }
 
-/* The process of a stack that is up, for a flow that comes by this NIC; false: it takes none from there. */
+/*
+ * The process of a stack that is up, for a flow that comes by this NIC; false: it takes
+ * none from there.
+ */
 static __always_inline bool process_here(const struct dmm_stack_state *state, __u32 stack,
 					 struct dmm_packet *packet, struct dmm_process *process)
 {
 	if (!process_pick(state, stack, pair_hash(&packet->pair), false, process))
 		return false;
 	packet->seat = process->seat;
-	return packet->stack ? !process->number : outer_device(packet->nic->slot, process->seat) != 0;
+	return packet->stack ? !process->number
+			     : outer_device(packet->nic->slot, process->seat) != 0;
 }
 
 static __always_inline bool process_has_room(__u32 stack, const struct dmm_process *process)
@@ -166,7 +177,8 @@ static __always_inline bool process_has_room(__u32 stack, const struct dmm_proce
 	return false;
 }
 
-static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_packet *packet, bool syn)
+static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_packet *packet,
+					   bool syn)
 {
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = packet->pair.lport_be};
 	const struct dmm_control *control = control_get();
@@ -196,7 +208,10 @@ static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_
 		return false;
 	if (is_forwarded(ctx, ifindex, &packet->pair))
 		return false;
-	/* An ACK may answer this process's cookie, which no other can read, so it goes nowhere else. */
+	/*
+	 * An ACK may answer this process's cookie, which no other can read, so it
+	 * goes nowhere else.
+	 */
 	if (!process_here(state, verdict.stack, packet, &process))
 		return false;
 	return syn ? process_has_room(verdict.stack, &process) : cookies_out(verdict.stack);
@@ -214,9 +229,9 @@ static __always_inline void pair_turn(struct dmm_addr_pair *to, const struct dmm
 }
 
 /*
- * A SYN that is to be forwarded, or translated, and whose rule gives it to a stack on this NIC. While that
- * has SYN cookies out, it is left to the kernel: nothing would tell an ACK with a cookie from one that the
- * kernel forwards.
+ * A SYN that is to be forwarded, or translated, and whose rule gives it to a stack on this NIC.
+ * While that has SYN cookies out, it is left to the kernel: nothing would tell an ACK with a cookie
+ * from one that the kernel forwards.
  */
 static __always_inline bool forward_owned(void *ctx, __u32 ifindex, struct dmm_packet *packet)
 {
@@ -247,7 +262,10 @@ static __always_inline bool forward_owned(void *ctx, __u32 ifindex, struct dmm_p
 	return true;
 }
 
-/* A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may find a listener. */
+/*
+ * A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may
+ * find a listener.
+ */
 static __always_inline bool kernel_has(void *ctx, const struct dmm_addr_pair *pair)
 {
 	struct bpf_sock *sk = socket_find(ctx, pair);
@@ -290,7 +308,8 @@ static __always_inline int steer_tcp(void *ctx, __u32 ifindex, struct dmm_packet
 	if (!syn && !(ack && cookies_out(packet->stack)))
 		return DMM_STEER_NOT;
 	if (!listener_owned(ctx, ifindex, packet, syn))
-		return syn && forward_owned(ctx, ifindex, packet) ? DMM_CNT_FORWARD_IN : DMM_STEER_NOT;
+		return syn && forward_owned(ctx, ifindex, packet) ? DMM_CNT_FORWARD_IN
+								  : DMM_STEER_NOT;
 	if (syn)
 		return DMM_CNT_XDP_LISTENER;
 	return kernel_has(ctx, &packet->pair) ? DMM_STEER_NOT : DMM_CNT_XDP_COOKIE;
@@ -332,7 +351,10 @@ static __always_inline int steer_tcp_header(const struct dmm_input *in, struct d
 	return DMM_STEER_TCP;
 }
 
-/* The quoted packet is one that this host sent: its source is local (RFC 792, RFC 4443 section 2.4). */
+/*
+ * The quoted packet is one that this host sent: its source is local (RFC 792, RFC
+ * 4443 section 2.4).
+ */
 static __always_inline int steer_quote_ports(const struct dmm_input *in, struct dmm_packet *packet,
 					     const __u16 *ports)
 {
@@ -344,8 +366,8 @@ static __always_inline int steer_quote_ports(const struct dmm_input *in, struct 
 	return flow_owned(packet) == DMM_OWNED ? DMM_CNT_XDP_ICMP : DMM_STEER_NOT;
 }
 
-static __always_inline int steer_icmp4(const struct dmm_input *in, struct dmm_packet *packet, void *header,
-				       __u32 daddr_be)
+static __always_inline int steer_icmp4(const struct dmm_input *in, struct dmm_packet *packet,
+				       void *header, __u32 daddr_be)
 {
 	struct icmphdr *icmp = header;
 	struct iphdr *quote = (void *)(icmp + 1);
@@ -362,8 +384,8 @@ static __always_inline int steer_icmp4(const struct dmm_input *in, struct dmm_pa
 	return steer_quote_ports(in, packet, (void *)quote + quote->ihl * 4);
 }
 
-static __always_inline int steer_icmp6(const struct dmm_input *in, struct dmm_packet *packet, void *header,
-				       const struct in6_addr *daddr)
+static __always_inline int steer_icmp6(const struct dmm_input *in, struct dmm_packet *packet,
+				       void *header, const struct in6_addr *daddr)
 {
 	struct icmp6hdr *icmp = header;
 	struct ipv6hdr *quote = (void *)(icmp + 1);
@@ -375,14 +397,15 @@ static __always_inline int steer_icmp6(const struct dmm_input *in, struct dmm_pa
 	if (icmp->icmp6_type < ICMPV6_DEST_UNREACH || icmp->icmp6_type > ICMPV6_PARAMPROB)
 		return DMM_STEER_NOT;
 	from = quote->saddr.in6_u.u6_addr32;
-	if (quote->version != 6 || quote->nexthdr != IPPROTO_TCP || from[0] != to[0] || from[1] != to[1] ||
-	    from[2] != to[2] || from[3] != to[3])
+	if (quote->version != 6 || quote->nexthdr != IPPROTO_TCP || from[0] != to[0] ||
+	    from[1] != to[1] || from[2] != to[2] || from[3] != to[3])
 		return DMM_STEER_NOT;
 	pair_set6(&packet->pair, &quote->saddr, &quote->daddr);
 	return steer_quote_ports(in, packet, (void *)(quote + 1));
 }
 
-static __always_inline int steer_ipv4(const struct dmm_input *in, struct dmm_packet *packet, void *header)
+static __always_inline int steer_ipv4(const struct dmm_input *in, struct dmm_packet *packet,
+				      void *header)
 {
 	struct iphdr *ip = header;
 
@@ -408,7 +431,8 @@ static __always_inline bool addr_is_link_local(const struct in6_addr *addr)
 	return (addr->in6_u.u6_addr32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-static __always_inline int steer_ipv6(const struct dmm_input *in, struct dmm_packet *packet, void *header)
+static __always_inline int steer_ipv6(const struct dmm_input *in, struct dmm_packet *packet,
+				      void *header)
 {
 	struct ipv6hdr *ip = header;
 
@@ -426,8 +450,8 @@ static __always_inline int steer_ipv6(const struct dmm_input *in, struct dmm_pac
 }
 
 /* As steer(), but of TCP only the 5-tuple is read: enum dmm_steer. */
-static __always_inline int steer_read(const struct dmm_input *in, struct dmm_packet *packet, void *header,
-				      __u16 protocol)
+static __always_inline int steer_read(const struct dmm_input *in, struct dmm_packet *packet,
+				      void *header, __u16 protocol)
 {
 	if (protocol == htons(ETH_P_IP))
 		return steer_ipv4(in, packet, header);
@@ -437,8 +461,8 @@ static __always_inline int steer_read(const struct dmm_input *in, struct dmm_pac
 }
 
 /* header: what stands behind the Ethernet header; protocol: its EtherType. */
-static __always_inline int steer(const struct dmm_input *in, struct dmm_packet *packet, void *header,
-				 __u16 protocol)
+static __always_inline int steer(const struct dmm_input *in, struct dmm_packet *packet,
+				 void *header, __u16 protocol)
 {
 	int result = steer_read(in, packet, header, protocol);
 

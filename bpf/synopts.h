@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * synopts.h: whether a SYN asks for what a user stack cannot carry, so that its flow is the kernel's.
+ * synopts.h: whether a SYN asks for what a user stack cannot carry, so that its flow is the
+ * kernel's.
  *
- * Carried are maximum segment size, window scale, SACK and timestamps (RFC 9293, 7323, 2018). Any other
- * option is between the two ends: signatures (RFC 2385, 5925) no one else can make, MPTCP (RFC 8684) and Fast
- * Open (RFC 7413) would be lost, and a join of MPTCP would become a connection of its own. So is an option of
- * IPv4 (RFC 791), an extension header of IPv6 (RFC 8200), and data in a SYN of this host's.
+ * Carried are maximum segment size, window scale, SACK and timestamps (RFC 9293, 7323, 2018). Any
+ * other option is between the two ends: signatures (RFC 2385, 5925) no one else can make, MPTCP
+ * (RFC 8684) and Fast Open (RFC 7413) would be lost, and a join of MPTCP would become a connection
+ * of its own. So is an option of IPv4 (RFC 791), an extension header of IPv6 (RFC 8200), and data
+ * in a SYN of this host's.
  *
  * It is asked of SYNs alone, and of those last that a stack would else take.
  */
@@ -50,8 +52,8 @@ static __always_inline bool option_is_carried(__u32 kind)
 	       kind == DMM_OPTION_SACK_PERMITTED || kind == DMM_OPTION_TIMESTAMPS;
 }
 
-/* kind_length: the first two bytes of what is at search->at. What is malformed ends the list, as for the
- * kernel. */
+/* kind_length: the first two bytes of what is at search->at. What is malformed ends the list, as
+ * for the kernel. */
 static __always_inline int option_look(struct dmm_option_search *search, const __u8 *kind_length)
 {
 	if (kind_length[0] == DMM_OPTION_NOP) {
@@ -70,7 +72,8 @@ static __always_inline int option_look(struct dmm_option_search *search, const _
 
 static __always_inline bool bytes_load(void *ctx, __u32 at, void *to, __u32 bytes, bool xdp)
 {
-	return !(xdp ? dmm_xdp_load_bytes(ctx, at, to, bytes) : bpf_skb_load_bytes(ctx, at, to, bytes));
+	return !(xdp ? dmm_xdp_load_bytes(ctx, at, to, bytes)
+		     : bpf_skb_load_bytes(ctx, at, to, bytes));
 }
 
 static __always_inline int option_try(struct dmm_option_search *search, bool xdp)
@@ -107,9 +110,9 @@ static __always_inline __u32 tcp_begins(void *ctx, __u32 link, bool xdp)
 }
 
 /*
- * Whether a SYN asks for what is not carried. ctx: __sk_buff, or xdp_md if xdp. link: bytes in front of its
- * IP header, behind which TCP stands. bytes: how many the packet has, where data is not carried; 0 where it
- * is left to be sent again.
+ * Whether a SYN asks for what is not carried. ctx: __sk_buff, or xdp_md if xdp. link: bytes in
+ * front of its IP header, behind which TCP stands. bytes: how many the packet has, where data is
+ * not carried; 0 where it is left to be sent again.
  */
 static __always_inline bool syn_is_foreign(void *ctx, __u32 link, __u32 bytes, bool xdp)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * tcfrom.h: the tc program at the ingress of a device by which packets of others come in. It looks at SYNs
- * alone, notes which stack is to carry them, and lets everything go on.
+ * tcfrom.h: the tc program at the ingress of a device by which packets of others come in. It looks
+ * at SYNs alone, notes which stack is to carry them, and lets everything go on.
  *
- * A container's socket is still the packet's own at the host's end of its veth (Linux 4.20), so what its
- * connect() has decided is read from its storage. Behind a bridge it may be gone, so the bridge's port is
- * asked. Else the rules for what is forwarded decide.
+ * A container's socket is still the packet's own at the host's end of its veth (Linux 4.20), so
+ * what its connect() has decided is read from its storage. Behind a bridge it may be gone, so the
+ * bridge's port is asked. Else the rules for what is forwarded decide.
  */
 #ifndef DMM_TCFROM_H
 #define DMM_TCFROM_H
@@ -14,7 +14,8 @@
 #include "frame.h"
 #include "way.h"
 
-static __always_inline bool same_opener(const struct dmm_forwarded *note, const struct dmm_addr_pair *pair)
+static __always_inline bool same_opener(const struct dmm_forwarded *note,
+					const struct dmm_addr_pair *pair)
 {
 	const __u64 *a = (const __u64 *)note->pair.laddr;
 	const __u64 *b = (const __u64 *)pair->laddr;
@@ -22,9 +23,12 @@ static __always_inline bool same_opener(const struct dmm_forwarded *note, const 
 	return a[0] == b[0] && a[1] == b[1] && note->pair.lport_be == pair->lport_be;
 }
 
-/* Whether what is noted of that SYN stays: its flow is the kernel's, or a bridge's port has known more. */
-static __always_inline bool note_stays(const struct dmm_forwarded *note, const struct dmm_addr_pair *pair,
-				       __u64 cookie, __u64 now)
+/*
+ * Whether what is noted of that SYN stays: its flow is the kernel's, or a bridge's port
+ * has known more.
+ */
+static __always_inline bool note_stays(const struct dmm_forwarded *note,
+				       const struct dmm_addr_pair *pair, __u64 cookie, __u64 now)
 {
 	__u64 age = now - note->opened_ns;
 
@@ -71,7 +75,8 @@ static __always_inline void note_syn(struct __sk_buff *skb, const struct dmm_tcp
 
 	sk = sk ? dmm_sk_fullsock(sk) : NULL;
 	if (!(sk && is_stream(sk) && note_socket(skb, sk, &note))) {
-		if (!forward_find(control, forward_holds(control, skb->ifindex), pair, false, &verdict) ||
+		if (!forward_find(control, forward_holds(control, skb->ifindex), pair, false,
+				  &verdict) ||
 		    !stack_is_user(control->generation, verdict.stack))
 			return;
 		forwarded_verdict(&note, &verdict, control->generation);
@@ -82,7 +87,8 @@ static __always_inline void note_syn(struct __sk_buff *skb, const struct dmm_tcp
 }
 
 /* link: bytes in front of the IP header. */
-static __always_inline void note_first(struct __sk_buff *skb, __u32 link, const struct dmm_control *control)
+static __always_inline void note_first(struct __sk_buff *skb, __u32 link,
+				       const struct dmm_control *control)
 {
 	struct dmm_tcp_frame frame = {};
 

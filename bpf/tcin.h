@@ -4,14 +4,14 @@
  *
  * What a stack process sends to an app comes by here as if from the wire (ingress.h), and goes on.
  *
- * From the wire come packets of every process that has not taken them by XDP (xdp.h), each to the TAP device
- * of its process. Any number of stacks may share the NIC, which needs no XDP; GRO has been at work, so that a
- * packet may be long: the device cuts it again.
+ * From the wire come packets of every process that has not taken them by XDP (xdp.h), each to the
+ * TAP device of its process. Any number of stacks may share the NIC, which needs no XDP; GRO has
+ * been at work, so that a packet may be long: the device cuts it again.
  *
- * A packet of an owned flow that comes by a device which its process does not serve goes to the process by a
- * NIC that it does serve. Has it none, the packet is dropped: the app's own socket has the same 5-tuple and
- * other sequence numbers. Everything else goes on to other programs of the host, which come after this one:
- * TC_ACT_UNSPEC.
+ * A packet of an owned flow that comes by a device which its process does not serve goes to the
+ * process by a NIC that it does serve. Has it none, the packet is dropped: the app's own socket has
+ * the same 5-tuple and other sequence numbers. Everything else goes on to other programs of the
+ * host, which come after this one: TC_ACT_UNSPEC.
  */
 #ifndef DMM_TCIN_H
 #define DMM_TCIN_H
@@ -33,8 +33,11 @@ static __always_inline void passing_in(struct __sk_buff *skb, const struct dmm_p
 
 #define PACKET_HOST 0
 
-/* What stands here for flows that are away sees a macvlan's frames, too, before the macvlan does. */
-static __always_inline bool is_for_device_above(const struct __sk_buff *skb, const struct dmm_nic *nic)
+/*
+ * What stands here for flows that are away sees a macvlan's frames, too, before the macvlan does.
+ */
+static __always_inline bool is_for_device_above(const struct __sk_buff *skb,
+						const struct dmm_nic *nic)
 {
 	return nic->slot == DMM_MAX_NICS && skb->pkt_type != PACKET_HOST;
 }
@@ -47,12 +50,13 @@ static __always_inline __u32 device_in(const struct dmm_nic *nic, __u32 seat, __
 	return likely(device || !home) ? device : outer_device(home - 1, seat);
 }
 
-/* A later fragment whose first one has not come, and may yet be an owned flow's: see parts.h. Once it is
- * dressed it could not go on, so where there is no link header it is left alone. */
+/* A later fragment whose first one has not come, and may yet be an owned flow's: see parts.h. Once
+ * it is dressed it could not go on, so where there is no link header it is left alone. */
 static __always_inline void fragment_copy(struct __sk_buff *skb, const struct dmm_nic *nic,
 					  const struct dmm_parts *parts)
 {
-	const struct dmm_xdp_flow *flow = fragment_flow(parts, DMM_FRAGMENTS_OF_PEER, FRAGMENT_PEER_NS);
+	const struct dmm_xdp_flow *flow =
+		fragment_flow(parts, DMM_FRAGMENTS_OF_PEER, FRAGMENT_PEER_NS);
 	__u32 device = flow && !fragment_find(parts, DMM_FRAGMENTS_IN, FRAGMENT_NOTE_NS)
 			       ? device_in(nic, flow->seat, flow->home)
 			       : 0;
@@ -65,8 +69,8 @@ static __always_inline void fragment_copy(struct __sk_buff *skb, const struct dm
 }
 
 /*
- * What to count if it goes to packet's process, or DMM_STEER_NOT. Whole ones, too, are of an open flow or the
- * kernel's: a SYN with anything in front of TCP is, and with it the flow (synopts.h).
+ * What to count if it goes to packet's process, or DMM_STEER_NOT. Whole ones, too, are of an open
+ * flow or the kernel's: a SYN with anything in front of TCP is, and with it the flow (synopts.h).
  */
 static __always_inline int steer_parts(struct __sk_buff *skb, struct dmm_packet *packet)
 {
@@ -93,15 +97,17 @@ static __always_inline int steer_parts(struct __sk_buff *skb, struct dmm_packet 
 static __always_inline int steer_in(struct __sk_buff *skb, struct dmm_packet *packet)
 {
 	void *header = (void *)(long)skb->data + link_bytes(packet->nic);
-	struct dmm_input in = {.ctx = skb, .data_end = (void *)(long)skb->data_end, .ifindex = skb->ifindex};
+	struct dmm_input in = {
+		.ctx = skb, .data_end = (void *)(long)skb->data_end, .ifindex = skb->ifindex};
 	int result = steer(&in, packet, header, skb->protocol);
 
 	return unlikely(result == DMM_STEER_PARTS) ? steer_parts(skb, packet) : result;
 }
 
 /*
- * True for what a process sends to an app: it goes on as from the wire, also past the programs of other
- * instances on this NIC. One that took its SYN, too, would have the app's answers taken by the first alone.
+ * True for what a process sends to an app: it goes on as from the wire, also past the programs of
+ * other instances on this NIC. One that took its SYN, too, would have the app's answers taken by
+ * the first alone.
  */
 static __always_inline bool is_inner(struct __sk_buff *skb)
 {
@@ -128,7 +134,8 @@ static __always_inline int tcin(struct __sk_buff *skb)
 	    !headers_read(skb, link_bytes(packet.nic)))
 		return TC_ACT_UNSPEC;
 	counter = steer_in(skb, &packet);
-	if (counter < 0 || (steers_syn(counter) && !syn_is_carried(skb, link_bytes(packet.nic), false))) {
+	if (counter < 0 ||
+	    (steers_syn(counter) && !syn_is_carried(skb, link_bytes(packet.nic), false))) {
 		passing_in(skb, &packet);
 		return TC_ACT_UNSPEC;
 	}

@@ -1,28 +1,28 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * tcout.h: the tc program at the egress of a NIC: packets of apps whose flows a user stack carries, each to
- * the TAP device by which its process has the inner leg. The kernel has routed, filtered and translated them
- * as always; here alone they leave its way.
+ * tcout.h: the tc program at the egress of a NIC: packets of apps whose flows a user stack carries,
+ * each to the TAP device by which its process has the inner leg. The kernel has routed, filtered
+ * and translated them as always; here alone they leave its way.
  *
  * - A packet of a flow in xdp_flows[] is its process's.
- * - A SYN of no such flow is for the process that the connect hook has written into its socket's storage. Is
- * that gone, full or not on this NIC, or asks the SYN for what it does not carry (synopts.h), the SYN goes on
- * to the wire, and with it the whole flow: the kernel
- * serves it.
+ * - A SYN of no such flow is for the process that the connect hook has written into its socket's
+ * storage. Is that gone, full or not on this NIC, or asks the SYN for what it does not carry
+ * (synopts.h), the SYN goes on to the wire, and with it the whole flow: the kernel serves it.
  *
- * - A SYN of others, which has no socket here, is for the process that was asked for where it came in
- * (tcfrom.h, forward.h).
- * - An ICMP error of this host's that quotes a packet of such a flow, as a firewall that rejects it sends, is
- * for the process: the peer does not know the numbers that it quotes.
+ * - A SYN of others, which has no socket here, is for the process that was asked for where it came
+ * in (tcfrom.h, forward.h).
+ * - An ICMP error of this host's that quotes a packet of such a flow, as a firewall that rejects it
+ * sends, is for the process: the peer does not know the numbers that it quotes.
  *
- * What a stack process sends to the wire by a packet socket goes on, with the mark and the priority of the
- * app's packets. So does everything else.
+ * What a stack process sends to the wire by a packet socket goes on, with the mark and the priority
+ * of the app's packets. So does everything else.
  *
- * An open flow may come to leave by a device that its process does not serve: away.h. Where that cannot be,
- * or its process has given it up, the packet is dropped: the peer knows other sequence numbers. Dropped is
- * what is redirected to device 0; TC_ACT_SHOT would tell TCP of congestion.
+ * An open flow may come to leave by a device that its process does not serve: away.h. Where that
+ * cannot be, or its process has given it up, the packet is dropped: the peer knows other sequence
+ * numbers. Dropped is what is redirected to device 0; TC_ACT_SHOT would tell TCP of congestion.
  *
- * What somebody has copied of either leg, to look at it elsewhere, goes where he sent it: is_copy().
+ * What somebody has copied of either leg, to look at it elsewhere, goes where he sent it:
+ * is_copy().
  */
 #ifndef DMM_TCOUT_H
 #define DMM_TCOUT_H
@@ -38,7 +38,8 @@
 static __always_inline __u32 inner_device(__u32 seat, __u32 slot)
 {
 	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
-	const __u32 *ifindex = seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
+	const __u32 *ifindex =
+		seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
 
 	return ifindex ? *ifindex : 0;
 }
@@ -49,8 +50,8 @@ static __always_inline int inner_drop(void)
 	return bpf_redirect(0, 0);
 }
 
-/* An acknowledgement or a reset, or a SYN-ACK with a cookie, to which Linux gives no socket in a flood
- * (tcp_make_synack()): nothing that would be sent again. */
+/* An acknowledgement or a reset, or a SYN-ACK with a cookie, to which Linux gives no socket in a
+ * flood (tcp_make_synack()): nothing that would be sent again. */
 static __always_inline bool is_bare_answer(const struct __sk_buff *skb, __u32 link,
 					   const struct dmm_tcp_frame *frame)
 {
@@ -68,11 +69,12 @@ static __always_inline bool is_flows_device(const struct dmm_xdp_flow *flow, __u
 }
 
 /*
- * Whether somebody else's rule has made this packet of a flow out of another, of either leg: tc's mirred,
- * nftables' dup, iptables' TEE, bpf_clone_redirect(). No copy has a socket. Of what has none, this host's own
- * comes from no device, and can only be an answer for which TCP or a firewall needs no socket (answer); what
- * is forwarded comes from one, and not from that by which the flow leaves, where tc says that its copies come
- * from. A redirection to an ifb is a copy that comes back to the device it was made on.
+ * Whether somebody else's rule has made this packet of a flow out of another, of either leg: tc's
+ * mirred, nftables' dup, iptables' TEE, bpf_clone_redirect(). No copy has a socket. Of what has
+ * none, this host's own comes from no device, and can only be an answer for which TCP or a firewall
+ * needs no socket (answer); what is forwarded comes from one, and not from that by which the flow
+ * leaves, where tc says that its copies come from. A redirection to an ifb is a copy that comes
+ * back to the device it was made on.
  */
 static __always_inline bool is_copy(const struct __sk_buff *skb, const struct dmm_nic *nic,
 				    const struct dmm_xdp_flow *flow, bool answer)
@@ -114,8 +116,10 @@ static __always_inline int inner_give(struct __sk_buff *skb, const struct dmm_ni
 static __always_inline void socket_tie(struct __sk_buff *skb, struct bpf_sock *sk,
 				       const struct dmm_xdp_flow *flow)
 {
-	struct dmm_way now = {
-		.stack = flow->stack, .seat = flow->seat, .process = flow->process, .state = DMM_WAY_TAKEN};
+	struct dmm_way now = {.stack = flow->stack,
+			      .seat = flow->seat,
+			      .process = flow->process,
+			      .state = DMM_WAY_TAKEN};
 	const struct dmm_way *way = way_get(sk);
 
 	if (likely(way && way->seat == flow->seat && way->state == DMM_WAY_TAKEN))
@@ -125,7 +129,9 @@ static __always_inline void socket_tie(struct __sk_buff *skb, struct bpf_sock *s
 	way_tell(dmm_socket_cookie(skb), &now, 0);
 }
 
-/* A SYN of this host's, or one that it forwards: with what is not carried, or with data (RFC 7413). */
+/*
+ * A SYN of this host's, or one that it forwards: with what is not carried, or with data (RFC 7413).
+ */
 static __always_inline bool syn_asks_more(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	if (likely(!syn_is_foreign(skb, link_bytes(nic), skb->len, false)))
@@ -144,7 +150,8 @@ static __always_inline __u32 syn_refused(struct __sk_buff *skb, const struct dmm
 		return DMM_WHY_DOWN;
 	if (!device)
 		return DMM_WHY_DEVICE;
-	/* Also when an earlier SYN was given to it: a process that has seen one has claimed the flow by now.
+	/* Also when an earlier SYN was given to it: a process that has seen one has claimed the
+	 * flow by now.
 	 */
 	if (process_is_full(way->stack, way->process))
 		return DMM_WHY_FULL;
@@ -160,7 +167,8 @@ static __always_inline int syn_let_go(struct __sk_buff *skb, struct dmm_way *way
 	return TC_ACT_UNSPEC;
 }
 
-static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk, const struct dmm_nic *nic)
+static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk,
+				   const struct dmm_nic *nic)
 {
 	struct dmm_way *way = way_get(sk);
 	__u32 mark = skb->mark;
@@ -193,9 +201,9 @@ static __always_inline bool was_taken(struct bpf_sock *sk)
 }
 
 /*
- * A packet of a TCP socket, of no flow that a process has, in which TCP does not stand at its place:
- * extension headers of IPv6 (RFC 8200) come before it. With a SYN the flow is the kernel's; of one that a
- * process had the peer knows other numbers.
+ * A packet of a TCP socket, of no flow that a process has, in which TCP does not stand at its
+ * place: extension headers of IPv6 (RFC 8200) come before it. With a SYN the flow is the kernel's;
+ * of one that a process had the peer knows other numbers.
  */
 static __always_inline int veiled_out(struct __sk_buff *skb, struct bpf_sock *sk)
 {
@@ -210,8 +218,8 @@ static __always_inline int veiled_out(struct __sk_buff *skb, struct bpf_sock *sk
 }
 
 /* The process that is to take a SYN of others. 0: there is one; else enum dmm_why. */
-static __always_inline __u32 note_process(const struct dmm_forwarded *note, const struct dmm_addr_pair *pair,
-					  struct dmm_way *way)
+static __always_inline __u32 note_process(const struct dmm_forwarded *note,
+					  const struct dmm_addr_pair *pair, struct dmm_way *way)
 {
 	const struct dmm_stack_state *state = stack_state_get(note->stack);
 	struct dmm_process process = {};
@@ -270,8 +278,8 @@ static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm
 }
 
 /*
- * A packet of a flow that no process owns, and of no socket of this host's: it is passing through. Was the
- * flow a process's, the peer knows other sequence numbers.
+ * A packet of a flow that no process owns, and of no socket of this host's: it is passing through.
+ * Was the flow a process's, the peer knows other sequence numbers.
  */
 static __always_inline int passing_out(struct __sk_buff *skb, const struct dmm_tcp_frame *frame,
 				       const struct dmm_nic *nic)
@@ -283,7 +291,10 @@ static __always_inline int passing_out(struct __sk_buff *skb, const struct dmm_t
 	return unlikely(forwarded_find(&frame->pair)) ? inner_drop() : TC_ACT_UNSPEC;
 }
 
-/* A frame of a packet socket: what a stack process sends to the wire bears what its app's packets bear. */
+/*
+ * A frame of a packet socket: what a stack process sends to the wire bears what its
+ * app's packets bear.
+ */
 static __always_inline int outer_out(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	struct dmm_tcp_frame frame = {};
@@ -296,10 +307,14 @@ static __always_inline int outer_out(struct __sk_buff *skb, const struct dmm_nic
 		return TC_ACT_UNSPEC;
 	skb->mark = flow->mark;
 	skb->priority = flow->priority;
-	return likely(!flow->away || flow->away == skb->ifindex) ? TC_ACT_UNSPEC : away_send(skb, nic, flow);
+	return likely(!flow->away || flow->away == skb->ifindex) ? TC_ACT_UNSPEC
+								 : away_send(skb, nic, flow);
 }
 
-/* No TCP. An ICMP error of this host's, a firewall's say, is for the process whose packet it is about. */
+/*
+ * No TCP. An ICMP error of this host's, a firewall's say, is for the process whose packet
+ * it is about.
+ */
 static __always_inline int other_out(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	struct dmm_addr_pair pair = {};
@@ -321,10 +336,12 @@ static __always_inline void bearing_note(const struct __sk_buff *skb, struct dmm
 }
 
 /*
- * What the kernel has cut, for a device of a smaller MTU or since it came in fragments, or has put extension
- * headers in front of. A later fragment of no known flow goes on: nobody can do anything with it.
+ * What the kernel has cut, for a device of a smaller MTU or since it came in fragments, or has put
+ * extension headers in front of. A later fragment of no known flow goes on: nobody can do anything
+ * with it.
  */
-static __always_inline int parts_out(struct __sk_buff *skb, struct bpf_sock *sk, const struct dmm_nic *nic)
+static __always_inline int parts_out(struct __sk_buff *skb, struct bpf_sock *sk,
+				     const struct dmm_nic *nic)
 {
 	struct dmm_parts parts = {};
 	enum dmm_part part = part_read(skb, link_bytes(nic), true, &parts);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * way.h: ways, the socket storage that says which process of a user stack is to serve a socket, or serves it,
- * and what follows from it for the socket's flow record.
+ * way.h: ways, the socket storage that says which process of a user stack is to serve a socket, or
+ * serves it, and what follows from it for the socket's flow record.
  */
 #ifndef DMM_WAY_H
 #define DMM_WAY_H

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * xdp.h: frames of the process whose AF_XDP sockets take the NIC's frames now, each to the socket of its
- * queue.
+ * xdp.h: frames of the process whose AF_XDP sockets take the NIC's frames now, each to the socket
+ * of its queue.
  *
- * Everything else goes on to tcin.h, which has a device of every process: so comes what is for another
- * process of the stack, or came by a queue without a socket, or in several frames that the socket takes not.
+ * Everything else goes on to tcin.h, which has a device of every process: so comes what is for
+ * another process of the stack, or came by a queue without a socket, or in several frames that the
+ * socket takes not.
  *
- * Generic XDP also sees what a process sends to the app by the NIC's ingress (ingress.h). No frame on a wire
- * comes from a group address (IEEE 802.3, 3.2.4), so the process marks its own by that, and the mark is taken
- * off here. Who forges it has his frame looked at by tcin.h alone.
+ * Generic XDP also sees what a process sends to the app by the NIC's ingress (ingress.h). No frame
+ * on a wire comes from a group address (IEEE 802.3, 3.2.4), so the process marks its own by that,
+ * and the mark is taken off here. Who forges it has his frame looked at by tcin.h alone.
  */
 #ifndef DMM_XDP_H
 #define DMM_XDP_H
@@ -26,8 +27,9 @@ static __always_inline int xdp_deliver(__u32 xsk, __u32 counter)
 
 static __always_inline int xdp(struct xdp_md *ctx)
 {
-	struct dmm_input in = {
-		.ctx = ctx, .data_end = (void *)(long)ctx->data_end, .ifindex = ctx->ingress_ifindex};
+	struct dmm_input in = {.ctx = ctx,
+			       .data_end = (void *)(long)ctx->data_end,
+			       .ifindex = ctx->ingress_ifindex};
 	struct ethhdr *eth = (void *)(long)ctx->data;
 	__u32 ifindex = ctx->ingress_ifindex;
 	__u32 queue = ctx->rx_queue_index;

@@ -33,7 +33,8 @@ app = typer.Typer(add_completion=False, context_settings={"help_option_names": [
 def compat(
     *,
     only: Annotated[
-        list[str] | None, typer.Option(help='A group, or "GROUP: CASE", with * and ?; may be given again.')
+        list[str] | None,
+        typer.Option(help='A group, or "GROUP: CASE", with * and ?; may be given again.'),
     ] = None,
     carrier: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(CARRIERS)}; may be given again.")
@@ -41,17 +42,26 @@ def compat(
     family: Annotated[str, typer.Option(help="ip4 or ip6 alone.")] = "",
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="Print each cell that is not the same, with what was seen."),
+        typer.Option(
+            "--verbose", "-v", help="Print each cell that is not the same, with what was seen."
+        ),
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="The cells that the tests run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")
+    ] = False,
     page: Annotated[
         bool, typer.Option("--page", help="Write docs/compatibility.md; needs every cell.")
     ] = False,
     kernel: Annotated[
-        str, typer.Option(help="Try what this kernel cannot under another one, emulated: 6.1. Takes long.")
+        str,
+        typer.Option(
+            help="Try what this kernel cannot under another one, emulated: 6.1. Takes long."
+        ),
     ] = "",
-    groups: Annotated[bool, typer.Option("--groups", help="Only print the groups and their cases.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Only print the groups and their cases.")
+    ] = False,
 ) -> None:
     """Try what else may be on a host beside dmm-ebpf, and compare with the same host without it.
 
@@ -83,10 +93,13 @@ def _check(wanted: list[Spot], carriers: tuple[str, ...], is_part: bool) -> None
     if not wanted:
         raise typer.BadParameter("no case is called so; --groups lists them", param_hint="--only")
     if set(carriers) - set(CARRIERS):
-        raise typer.BadParameter(f"a carrier is one of {', '.join(CARRIERS)}", param_hint="--carrier")
+        raise typer.BadParameter(
+            f"a carrier is one of {', '.join(CARRIERS)}", param_hint="--carrier"
+        )
     if is_part:
         raise typer.BadParameter(
-            "the page needs every cell: no --only, --carrier, --family or --quick", param_hint="--page"
+            "the page needs every cell: no --only, --carrier, --family or --quick",
+            param_hint="--page",
         )
 
 
@@ -107,7 +120,11 @@ def _show(results: list[Result], objections: list[tuple[Result, str]], is_verbos
         table.add_column(heading)
     for group in dict.fromkeys(r.group for r in results):
         cells = [
-            ", ".join(f"{n} {v}" for (g, c, v), n in sorted(verdicts.items()) if (g, c) == (group, carrier))
+            ", ".join(
+                f"{n} {v}"
+                for (g, c, v), n in sorted(verdicts.items())
+                if (g, c) == (group, carrier)
+            )
             for carrier in dict.fromkeys(r.carrier for r in results)
         ]
         table.add_row(group, *cells)
@@ -115,7 +132,9 @@ def _show(results: list[Result], objections: list[tuple[Result, str]], is_verbos
     for result in results if is_verbose else ():
         if result.verdict != SAME:
             _line(console, result, f"{result.verdict}: {result.detail or 'no reason is told'}")
-    known = sum(r.verdict == DIFFERS for r in results) - sum("differs, and" in text for _, text in objections)
+    known = sum(r.verdict == DIFFERS for r in results) - sum(
+        "differs, and" in text for _, text in objections
+    )
     console.print(f"{known} cells differ as limits.toml says")
     for result, text in objections:
         _line(console, result, text, style="red")

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The application of the table: it serves and connects, by plain sockets, what it is told on standard input.
+"""The application of the table: it serves and connects, by plain sockets, what it is told
+on standard input.
 
-Run by /usr/bin/python3 as it is, so it knows nothing of dmm-ebpf. One JSON object a line comes in, one goes out:
+Run by /usr/bin/python3 as it is, so it knows nothing of dmm-ebpf. One JSON object a line comes in,
+one goes out:
 
     {"do": "listen", "address": "::", "port": 80}            -> {"listener": 1}
     {"do": "connect", "address": "…", "port": 80, "up": …}   -> {"socket": 1, "local": […], …}, or
-                                                                {"error": "ECONNREFUSED", "at": "connect"}
+                                                                {"error": "ECONNREFUSED", "at":
+                                                                "connect"}
     {"do": "close", "socket": 1}                             -> {"end": "clean"}
 
-A connection carries `up` bytes of noise to the server and `down` bytes back, both hashed, and then stays open until
-it is closed. Sizes are bytes, times seconds. A socket option is [level, option, value], by the names of module socket.
+A connection carries `up` bytes of noise to the server and `down` bytes back, both hashed, and then
+stays open until it is closed. Sizes are bytes, times seconds. A socket option is [level, option,
+value], by the names of module socket.
 """
 
 from __future__ import annotations
@@ -80,7 +84,9 @@ def read_line(sock: socket.socket) -> bytes:
 
 
 def read_hashed(sock: socket.socket, size: int) -> tuple[int, str, str]:
-    """Reads size bytes: how many came, their SHA-256, and the name of the error that ended it, or nothing."""
+    """Reads size bytes: how many came, their SHA-256, and the name of the error that ended
+    it, or nothing.
+    """
     digest, came = hashlib.sha256(), 0
     try:
         while came < size and (data := sock.recv(min(CHUNK, size - came))):
@@ -111,13 +117,17 @@ class Agent:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 0))
         if told.get("transparent"):
-            level, option = (socket.IPPROTO_IPV6, 75) if ":" in told["address"] else (socket.IPPROTO_IP, 19)
+            level, option = (
+                (socket.IPPROTO_IPV6, 75) if ":" in told["address"] else (socket.IPPROTO_IP, 19)
+            )
             listener.setsockopt(level, option, 1)
         listener.bind((told["address"], told["port"]))
         listener.listen(told.get("backlog", 64))
         number = next(self.numbers)
         self.listeners[number] = listener
-        threading.Thread(target=self._accept, args=(listener, told.get("patience", 5)), daemon=True).start()
+        threading.Thread(
+            target=self._accept, args=(listener, told.get("patience", 5)), daemon=True
+        ).start()
         return {"listener": number, "port": listener.getsockname()[1]}
 
     def _accept(self, listener: socket.socket, patience: float) -> None:
@@ -127,7 +137,11 @@ class Agent:
                 threading.Thread(target=self._serve, args=(accepted, patience), daemon=True).start()
 
     def _serve(self, sock: socket.socket, patience: float) -> None:
-        saw: Told = {"local": sock.getsockname()[:2], "peer": sock.getpeername()[:2], "mark": mark_of(sock)}
+        saw: Told = {
+            "local": sock.getsockname()[:2],
+            "peer": sock.getpeername()[:2],
+            "mark": mark_of(sock),
+        }
         self.served.append(saw)
         with contextlib.suppress(OSError, ValueError), sock:
             limit = struct.pack("@ll", int(patience) + 10, 0)  # who connects gives up first
@@ -143,7 +157,9 @@ class Agent:
             sock.recv(1)
 
     def do_connect(self, told: Told) -> Told:
-        """A connection that carries the payload both ways; it stays open unless an error ended it."""
+        """A connection that carries the payload both ways; it stays open unless an
+        error ended it.
+        """
         sock = new_socket(told)
         phase, began = "connect", time.monotonic()
         answer: Told = {}
@@ -174,7 +190,12 @@ class Agent:
             return answer | self._failed(sock, error, phase, began)
         answer["up"] = saw["sha256"] == hashlib.sha256(sent).hexdigest()
         answer["down"] = sha256 == hashlib.sha256(noise(told["down"], told["seed"] + 1)).hexdigest()
-        answer |= {"came": came, "connect_s": ready - began, "up_s": turned - ready, "down_s": done - turned}
+        answer |= {
+            "came": came,
+            "connect_s": ready - began,
+            "up_s": turned - ready,
+            "down_s": done - turned,
+        }
         number = next(self.numbers)
         self.sockets[number] = sock
         return answer | {"socket": number}

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a case of the table is: one small declaration of how a host is set up and what is looked at.
 
-A cell is a case, a family, a direction and a carrier. The words of rules may hold what differs between cells:
+A cell is a case, a family, a direction and a carrier. The words of rules may hold what
+differs between cells:
 
     {to} {from}           match the flow's packets towards the peer, and from it (nft's words)
     {ip} {port} {dev}     ip or ip6; the service's port; the device that leads to the peer
-    {client} {peer} …     addresses by the names of site.py, in the cell's family; {client@} before a port
+    {client} {peer} … addresses by the names of site.py, in the cell's family; {client@}
+    before a port
 
-A rule's first word names the chain (see CHAINS): `to` and `from` are those that see the application's packets first
-and last, OUTPUT and INPUT, or FORWARD when the host only forwards.
+A rule's first word names the chain (see CHAINS): `to` and `from` are those that see the
+application's packets first and last, OUTPUT and INPUT, or FORWARD when the host only forwards.
 """
 
 from __future__ import annotations
@@ -54,13 +56,14 @@ Step = Callable[["Cell"], None]
 class Case:
     """One row of the table, before it is multiplied by families, directions and carriers.
 
-    nft, iptables: rules, "CHAIN words"; iptables in the syntax of both its kinds. sysctls: by name. ip: pairs of an
-    ip(8) line and the line that undoes it. app: more for the application's socket (agent.py). target: the name of the
-    address that is connected to; server: who serves, when it is not the direction's own (cell.py); redirected: it
-    listens on {port2}. tool: which iptables. prepare: what no field says; it undoes itself by the cell's stack.
+    nft, iptables: rules, "CHAIN words"; iptables in the syntax of both its kinds. sysctls: by name.
+    ip: pairs of an ip(8) line and the line that undoes it. app: more for the application's socket
+    (agent.py). target: the name of the address that is connected to; server: who serves, when it is
+    not the direction's own (cell.py); redirected: it listens on {port2}. tool: which iptables.
+    prepare: what no field says; it undoes itself by the cell's stack.
     program: instead of the application of agent.py; what it returns are the facts.
-    during, after: what is looked at while the connection stands, and when it has ended. mbit: a rate that has to hold,
-    in Mbit/s, from this host; below zero, to it.
+    during, after: what is looked at while the connection stands, and when it has ended. mbit: a
+    rate that has to hold, in Mbit/s, from this host; below zero, to it.
     """
 
     name: str

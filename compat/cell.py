@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One cell on one site: set up what the case says, run the application, look, and undo it all.
 
-What is seen is a plain dictionary in which nothing is left of this run alone: addresses have names, ports are
-"port" or "app", amounts are multiples of the payload. So two runs of a cell are compared by ==.
+What is seen is a plain dictionary in which nothing is left of this run alone: addresses have
+names, ports are "port" or "app", amounts are multiples of the payload. So two runs of a cell are
+compared by ==.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ TABLE = "inet t"
 
 @dataclass
 class Seen:
-    """What one cell showed. carried: "user", "kernel", or "" when nothing was established or says so."""
+    """What one cell showed. carried: "user", "kernel", or "" when nothing was established
+    or says so.
+    """
 
     facts: dict[str, Any] = field(default_factory=dict)
     carried: str = ""
@@ -36,7 +39,9 @@ class Seen:
 
 
 def amount(size: float, whole: int) -> str:
-    """So many bytes, in payloads: headers, acknowledgements and segments sent again make no difference."""
+    """So many bytes, in payloads: headers, acknowledgements and segments sent again
+    make no difference.
+    """
     share = size / whole
     if not size:
         return "none"
@@ -97,7 +102,9 @@ class Cell:
         }
         if family == IP6:
             names = {name: f"[{address}]" for name, address in names.items()}
-        self.words |= {f"{name}@": address for name, address in names.items()}  # where a port follows
+        self.words |= {
+            f"{name}@": address for name, address in names.items()
+        }  # where a port follows
         self.before: dict[str, tuple[int, int]] = {}
 
     # What a case's own steps use.
@@ -114,9 +121,15 @@ class Cell:
         return text
 
     def run(
-        self, *argv: str, host: Host | None = None, text: str | None = None, undo: Sequence[str] = ()
+        self,
+        *argv: str,
+        host: Host | None = None,
+        text: str | None = None,
+        undo: Sequence[str] = (),
     ) -> str:
-        """A command on a host; Untried with what it said if it fails. undo: a command for the end."""
+        """A command on a host; Untried with what it said if it fails. undo: a command
+        for the end.
+        """
         host = host or self.host
         try:
             done = host.run([self.fill(word) for word in argv], check=False, input=text)
@@ -198,7 +211,9 @@ class Cell:
 
     def _chain(self, chain: str, names: tuple[str, str, str]) -> str:
         is_forwarded = self.direction in (FORWARD, PUBLISHED)
-        return {"to": names[2 * is_forwarded], "from": names[2 if is_forwarded else 1]}.get(chain, chain)
+        return {"to": names[2 * is_forwarded], "from": names[2 if is_forwarded else 1]}.get(
+            chain, chain
+        )
 
     def _iptables(self, rule: str) -> None:
         tool = self.case.tool if self.family == IP4 else self.case.tool.replace("ip", "ip6", 1)
@@ -303,12 +318,24 @@ class Cell:
         mbit = self.case.size * 8e-6 / max(got["up_s" if is_up else "down_s"], 1e-9)
         share = mbit / abs(self.case.mbit)
         self.scratch["mbit"] = mbit
-        return "held" if 0.5 <= share <= 1.25 else "not held" if share > 1.25 else "far below the limit"
+        return (
+            "held"
+            if 0.5 <= share <= 1.25
+            else "not held"
+            if share > 1.25
+            else "far below the limit"
+        )
 
     def _who_carries(self, seen: Seen, own: Agent, first: dict[str, Any], opened: int) -> None:
         if self.site.carrier not in USER:
             return
-        ports = {first["local"][1], self.port, self.port2, first["peer"][1], first["server"]["peer"][1]}
+        ports = {
+            first["local"][1],
+            self.port,
+            self.port2,
+            first["peer"][1],
+            first["server"]["peer"][1],
+        }
         rows = [f for f in self.site.flows() if {f["sport"], f["dport"]} <= ports]
         took = self.site.opened() - opened
         named = any(row["stack"] == "ours" for row in rows)

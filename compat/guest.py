@@ -19,13 +19,17 @@ LIMIT_S = 3600
 
 
 def tried_there(results: list[Result], kernel: str) -> list[Result]:
-    """results, in which what is untried here is what the guest's kernel makes of it. Raises DmmError."""
+    """results, in which what is untried here is what the guest's kernel makes of
+    it. Raises DmmError.
+    """
     cases = dict.fromkeys(f"{r.group}: {r.case}" for r in results if r.verdict == UNTRIED)
     if not cases:
         return results
     only = [word for case in cases for word in ("--only", case)]
     carriers = [
-        word for carrier in dict.fromkeys(r.carrier for r in results) for word in ("--carrier", carrier)
+        word
+        for carrier in dict.fromkeys(r.carrier for r in results)
+        for word in ("--carrier", carrier)
     ]
     environment = [f"DMM_LAB_PATIENCE={SLOWER}", f"PYTHONPATH={ROOT}"]
     guest = [
@@ -52,7 +56,9 @@ def tried_there(results: list[Result], kernel: str) -> list[Result]:
             f"try cells under Linux {kernel}", why=f"the guest ended with {done.returncode}"
         ) from error
     return [
-        replace(there[_place(r)], kernel=kernel) if r.verdict == UNTRIED and _place(r) in there else r
+        replace(there[_place(r)], kernel=kernel)
+        if r.verdict == UNTRIED and _place(r) in there
+        else r
         for r in results
     ]
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells that are known not to hold, with why: limits.toml, and what the results say against it."""
+"""The cells that are known not to hold, with why: limits.toml, and what the results
+say against it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ VERDICTS = {DIFFERS: "differs", KERNELS: "kernels"}
 
 @dataclass(frozen=True)
 class Limit:
-    """Cells with one cause. verdict: "differs", or "kernel's" where no listing says why. is_sometimes: or they hold."""
+    """Cells with one cause. verdict: "differs", or "kernel's" where no listing says why.
+    is_sometimes: or they hold.
+    """
 
     verdict: str
     why: str
@@ -63,7 +67,9 @@ def limit_of(result: Result, limits: Iterable[Limit]) -> Limit | None:
 
 
 def objection(result: Result, limits: Iterable[Limit]) -> str:
-    """What is wrong with a cell and the file together: it differs and is not named, or is named and holds; or ""."""
+    """What is wrong with a cell and the file together: it differs and is not named, or is named
+    and holds; or "".
+    """
     limit = limit_of(result, limits)
     if result.verdict == DIFFERS and (limit is None or limit.verdict != DIFFERS):
         return f"it differs, and limits.toml does not say so: {result.detail}"

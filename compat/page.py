@@ -64,7 +64,9 @@ def page(results: list[Result], limits: list[Limit]) -> str:
 def _summary(results: list[Result]) -> str:
     release = os.uname().release
     counts = Counter(r.verdict for r in results)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (SAME, KERNELS, DIFFERS, UNTRIED))
+    said = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in (SAME, KERNELS, DIFFERS, UNTRIED)
+    )
     return f"On Linux {'.'.join(release.split('.')[:2])}: {len(results)} cells, {said}."
 
 
@@ -75,7 +77,9 @@ def _cell(results: Iterable[Result], limits: list[Limit], notes: dict[str, int])
         return "not run"
     if len(words) == 1 and (len(by_family) == len(FAMILIES)):
         return words.pop()
-    return ", ".join(f"{'IPv4' if family == IP4 else 'IPv6'} {word}" for family, word in by_family.items())
+    return ", ".join(
+        f"{'IPv4' if family == IP4 else 'IPv6'} {word}" for family, word in by_family.items()
+    )
 
 
 def _word(result: Result, limits: list[Limit], notes: dict[str, int]) -> str:

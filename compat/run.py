@@ -42,7 +42,8 @@ class Spot:
 class Result:
     """A cell's verdict.
 
-    detail: what differs, or why the kernel serves, or what is missing here. kernel: where it was tried, if not here.
+    detail: what differs, or why the kernel serves, or what is missing here. kernel: where it was
+    tried, if not here.
     """
 
     group: str
@@ -62,8 +63,8 @@ class Result:
 
 
 def spots(only: Iterable[str] = (), *, quick: bool = False) -> list[Spot]:
-    """The cells that are asked for. only: patterns of groups or of "GROUP: NAME"; none means all. quick: the
-    cases that say so, in one family each but for their first direction.
+    """The cells that are asked for. only: patterns of groups or of "GROUP: NAME"; none means all.
+    quick: the cases that say so, in one family each but for their first direction.
     """
     patterns = tuple(only)
 
@@ -71,7 +72,9 @@ def spots(only: Iterable[str] = (), *, quick: bool = False) -> list[Spot]:
         if quick and not case.quick:
             return False
         return not patterns or any(
-            fnmatch.fnmatchcase(text, pattern) for text in (case.group, case.key) for pattern in patterns
+            fnmatch.fnmatchcase(text, pattern)
+            for text in (case.group, case.key)
+            for pattern in patterns
         )
 
     return [
@@ -97,7 +100,12 @@ def run(
     sites = list(dict.fromkeys(spot.site for spot in wanted))
     with ThreadPoolExecutor(WORKERS) as pool:
         running = [
-            (carrier, pool.submit(_run_site, site, carrier, part, directory, done=done, stopping=stopping))
+            (
+                carrier,
+                pool.submit(
+                    _run_site, site, carrier, part, directory, done=done, stopping=stopping
+                ),
+            )
             for site in sites
             for carrier in (REFERENCE, *carriers)
             for part in _shards([spot for spot in wanted if spot.site == site])
@@ -131,7 +139,8 @@ def _run_site(
     done: Callable[[str, Spot], None],
     stopping: threading.Event,
 ) -> dict[str, Seen]:
-    """The cells of one site by one carrier. A cell that breaks the site gets a new one for those that follow.
+    """The cells of one site by one carrier. A cell that breaks the site gets a new one for
+    those that follow.
 
     Raises DmmError when the hosts cannot be made, or dmm-ebpf does not attach to the plain one.
     """

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of the table: the client with dmm-ebpf, its peer, and a container behind a bridge of the client's.
+"""The hosts of the table: the client with dmm-ebpf, its peer, and a container behind a bridge
+of the client's.
 
     peer ═══ eth0, eth1 ═══ client ═══ br0 ═══ box
 
-The client has its default route by eth0. The peer also has the address `service`, that of no device, which either
-wire leads to. A *kind* of site puts another device, `top0`, over the wire and the same cases go through that.
+The client has its default route by eth0. The peer also has the address `service`, that of no
+device, which either wire leads to. A *kind* of site puts another device, `top0`, over the wire and
+the same cases go through that.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ table = "all"
 to = "default"
 stack = "ours"
 """
-# A short life for SYNs nobody answers: ETIMEDOUT after three seconds; strict settings are a case's own.
+# A short life for SYNs nobody answers: ETIMEDOUT after three seconds; strict settings are
+# a case's own.
 SYSCTLS = {
     "net.ipv4.tcp_syn_retries": 1,
     "net.ipv4.tcp_syn_linear_timeouts": 0,
@@ -85,9 +88,15 @@ class Agent:
 
     def __init__(self, host: Host, cgroup: Cgroup | None = None) -> None:
         argv = ["/usr/bin/python3", str(AGENT)]
-        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        options: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "text": True,
+        }
         self.process = (
-            cgroup.spawn(argv, host=host, **options) if cgroup is not None else host.popen(argv, **options)
+            cgroup.spawn(argv, host=host, **options)
+            if cgroup is not None
+            else host.popen(argv, **options)
         )
         self._answer()
 
@@ -105,7 +114,9 @@ class Agent:
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout
         if not wait_readable(self.process.stdout.fileno(), patient(ANSWER_TIMEOUT_S)):
-            raise DmmError("hear from an application", why=f"it was silent for {ANSWER_TIMEOUT_S:g} s")
+            raise DmmError(
+                "hear from an application", why=f"it was silent for {ANSWER_TIMEOUT_S:g} s"
+            )
         line = self.process.stdout.readline()
         if not line:
             raise DmmError("hear from an application", why="it ended")
@@ -144,7 +155,11 @@ def _top_bond(site: Site) -> None:
     for host in (site.client, site.peer):
         host.ip(
             "link add top0 type bond mode active-backup miimon 100",
-            *(line for dev in ("eth0", "eth1") for line in (f"link set {dev} down", f"addr flush dev {dev}")),
+            *(
+                line
+                for dev in ("eth0", "eth1")
+                for line in (f"link set {dev} down", f"addr flush dev {dev}")
+            ),
             "link set eth0 master top0",
             "link set eth1 master top0",
         )
@@ -157,7 +172,17 @@ def _top_wireguard(site: Site) -> None:
     for host in (site.client, site.peer):
         private = _run(host, "wg", "genkey").strip()
         keys[host.name] = _run(host, "wg", "pubkey", text=private + "\n").strip()
-        _run(host, "wg", "set", "top0", "listen-port", "51820", "private-key", "/dev/stdin", text=private)
+        _run(
+            host,
+            "wg",
+            "set",
+            "top0",
+            "listen-port",
+            "51820",
+            "private-key",
+            "/dev/stdin",
+            text=private,
+        )
     for host, other in ((site.client, site.peer), (site.peer, site.client)):
         _run(host, "wg", "set", "top0", "peer", keys[other.name], "endpoint", f"{other.ip4}:51820",
              "allowed-ips", "0.0.0.0/0,::/0")  # fmt: skip
@@ -185,7 +210,9 @@ def _run(host: Host, *argv: str, text: str | None = None) -> str:
 
 
 class Site(Closing):
-    """One set of hosts, with one carrier: nothing attached (the reference), or dmm-ebpf with one policy."""
+    """One set of hosts, with one carrier: nothing attached (the reference), or dmm-ebpf
+    with one policy.
+    """
 
     def __init__(self, kind: str, carrier: str, directory: Path) -> None:
         self.kind = kind
@@ -212,7 +239,9 @@ class Site(Closing):
         self.lab = self.stack.enter_context(Lab("compat"))
         self.scratch = self.directory / self.lab.name  # what cells make, other sites do not see
         self.scratch.mkdir()
-        self.client, self.peer, self.box = (self.lab.host(name) for name in ("client", "peer", "box"))
+        self.client, self.peer, self.box = (
+            self.lab.host(name) for name in ("client", "peer", "box")
+        )
         self.lab.wire(self.client, self.peer, offloads=True)
         self.lab.wire(self.client, self.peer, offloads=True)
         self.lab.wire(self.client, self.box, offloads=True)
@@ -254,7 +283,8 @@ class Site(Closing):
         inner = self.client.nics[2].name
         self.client.ip(
             f"addr add {ip4['extra']}/24 dev eth0",
-            f"addr add {ip6['extra']}/64 dev eth0 nodad preferred_lft 0",  # else it would be the source
+            # else it would be the source
+            f"addr add {ip6['extra']}/64 dev eth0 nodad preferred_lft 0",
             "link add br0 type bridge",
             f"addr flush dev {inner}",
             f"link set {inner} master br0",
@@ -269,7 +299,9 @@ class Site(Closing):
             f"route replace default via {ip4['bridge']}",
             f"route replace ::/0 via {ip6['bridge']} dev eth0",
         )
-        self.peer.ip(f"addr add {ip4['service']}/32 dev lo", f"addr add {ip6['service']}/128 dev lo nodad")
+        self.peer.ip(
+            f"addr add {ip4['service']}/32 dev lo", f"addr add {ip6['service']}/128 dev lo nodad"
+        )
 
     def _put_on_top(self) -> None:
         KINDS[self.kind](self)
@@ -297,7 +329,9 @@ class Site(Closing):
         self.rd = self.stack.enter_context(Client(self.routed.instance))
 
     def next_port(self, *, published: bool = False) -> int:
-        """A port that no cell had before: nothing of an earlier one is met. published: one that the box serves."""
+        """A port that no cell had before: nothing of an earlier one is met. published: one that
+        the box serves.
+        """
         return next(self._published if published else self._ports)
 
     def name_of(self, address: str) -> str:
@@ -318,7 +352,9 @@ class Site(Closing):
         """Connections that the user stack has opened so far, both ways."""
         if self.rd is None or self.carrier == KERNEL:
             return 0
-        counters = next(s for s in self.rd.call("stacks") if s["name"] == "ours").get("counters", {})
+        counters = next(s for s in self.rd.call("stacks") if s["name"] == "ours").get(
+            "counters", {}
+        )
         return int(counters.get("active_open", 0) + counters.get("passive_open", 0))
 
     def close(self) -> None:

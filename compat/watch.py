@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a case may look at: each is called with the cell and what the application's connection told.
 
-The name of the function is the name of the fact. Nothing that is returned may be of this run alone (cell.py).
+The name of the function is the name of the fact. Nothing that is returned may be of this
+run alone (cell.py).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def _counted(cell: Cell) -> list[tuple[int, int]]:
     if cell.case.iptables:
         tool = cell.case.tool if cell.family == IP4 else cell.case.tool.replace("ip", "ip6", 1)
         saved = cell.host.run([f"{tool}-save", "-c"]).stdout
-        found += [(int(p), int(b)) for p, b in re.findall(r"^\[(\d+):(\d+)\] -A", saved, re.MULTILINE)]
+        found += [
+            (int(p), int(b)) for p, b in re.findall(r"^\[(\d+):(\d+)\] -A", saved, re.MULTILINE)
+        ]
     return found
 
 
@@ -67,7 +70,11 @@ def sets(cell: Cell, got: Got) -> list[str]:
     found = []
     for item in shown["nftables"]:
         for element in item.get("set", {}).get("elem", []):
-            value = element["elem"]["val"] if isinstance(element, dict) and "elem" in element else element
+            value = (
+                element["elem"]["val"]
+                if isinstance(element, dict) and "elem" in element
+                else element
+            )
             found.append(cell.site.name_of(value) if isinstance(value, str) else str(value))
     return sorted(found)
 
@@ -92,11 +99,17 @@ def _conntrack(cell: Cell) -> list[str]:
 
 
 def conntrack(cell: Cell, got: Got) -> list[str]:
-    """The connection's entries: state, both tuples, mark, flags; at the end, once the state is one of the end."""
+    """The connection's entries: state, both tuples, mark, flags; at the end, once the state is
+    one of the end.
+    """
     open_states = ("ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "SYN_SENT")
     if got and cell.scratch.get("conntrack during"):
         return list(
-            settled(cell, lambda: _conntrack(cell), lambda e: not any(o in x for x in e for o in open_states))
+            settled(
+                cell,
+                lambda: _conntrack(cell),
+                lambda e: not any(o in x for x in e for o in open_states),
+            )
         )
     cell.scratch["conntrack during"] = True
     return _conntrack(cell)
@@ -107,7 +120,9 @@ def devices(cell: Cell, got: Got) -> dict[str, str]:
     now = net_dev(cell.host)
     found = {}
     for name in sorted(cell.before.keys() & now.keys()):
-        ways = [amount(b - a, cell.case.size) for a, b in zip(cell.before[name], now[name], strict=True)]
+        ways = [
+            amount(b - a, cell.case.size) for a, b in zip(cell.before[name], now[name], strict=True)
+        ]
         if name.startswith(("eth", "top", "br")) and set(ways) - {"none", "few"}:
             found[name] = f"in {ways[0]}, out {ways[1]}"
     return found
@@ -119,7 +134,8 @@ def path(cell: Cell, got: Got) -> list[str]:
     return [
         name
         for name in sorted(cell.before.keys() & now.keys())
-        if name.startswith(("eth", "top")) and now[name][1] - cell.before[name][1] > 0.5 * cell.case.size
+        if name.startswith(("eth", "top"))
+        and now[name][1] - cell.before[name][1] > 0.5 * cell.case.size
     ]
 
 
@@ -130,7 +146,9 @@ def marks(cell: Cell, got: Got) -> str:
 
 def ss(cell: Cell, got: Got) -> list[str]:
     """Lines of ss(8) for the connection on this host: state, and both ends by their names."""
-    shown = cell.host.run(["ss", "-Htn", f"( sport = :{cell.port} or dport = :{cell.port} )"]).stdout
+    shown = cell.host.run(
+        ["ss", "-Htn", f"( sport = :{cell.port} or dport = :{cell.port} )"]
+    ).stdout
     found = []
     for line in shown.splitlines():
         state, _, _, local, peer = line.split()[:5]
@@ -140,7 +158,8 @@ def ss(cell: Cell, got: Got) -> list[str]:
                 [
                     state,
                     *(
-                        cell.site.name_of(a.strip("[]")) + (":port" if p == str(cell.port) else ":app")
+                        cell.site.name_of(a.strip("[]"))
+                        + (":port" if p == str(cell.port) else ":app")
                         for a, _, p in ends
                     ),
                 ]
@@ -154,7 +173,9 @@ def qdisc(cell: Cell, got: Got) -> list[str]:
     found = []
     for what in ("qdisc", "class"):
         shown = cell.host.run(["tc", "-s", what, "show", "dev", cell.site.device]).stdout
-        for kind, handle, sent in re.findall(r"(?:qdisc|class) (tbf|htb) (\S+).*\n Sent (\d+) bytes", shown):
+        for kind, handle, sent in re.findall(
+            r"(?:qdisc|class) (tbf|htb) (\S+).*\n Sent (\d+) bytes", shown
+        ):
             number = "" if kind == "tbf" else f" {handle}"
             share = amount(int(sent), cell.case.size)
             found.append(f"{what} {kind}{number}: {'none' if share == 'few' else share}")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story that tools/demo tells, on real traffic: two hosts, a lossy link, unmodified programs, one policy.
+"""The story that tools/demo tells, on real traffic: two hosts, a lossy link, unmodified
+programs, one policy.
 
-Each step says what it does, does it with the real programs and the real command line, and checks what came out; the
-first thing that is not as told ends the demo with exit code 1. Everything is made in a Lab, so everything goes with
-it.
+Each step says what it does, does it with the real programs and the real command line, and checks
+what came out; the first thing that is not as told ends the demo with exit code 1. Everything is
+made in a Lab, so everything goes with it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ DELAY_MS = 25
 LOSS = 0.01
 FILE_BYTES = 10_000_000
 SHAPED_MBIT = 20
-# Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire (and then loss).
+# Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire
+# (and then loss).
 LIMIT_BPS = RATE_MBIT * 1e6 * 1448 / 1538
 
 CLIENT_POLICY = """\
@@ -135,7 +137,8 @@ ports = "8082"
 stack = "bbr"
 """
 
-# What a container engine sets up: a bridge with the container's gateway, forwarding, and masquerade.
+# What a container engine sets up: a bridge with the container's gateway,
+# forwarding, and masquerade.
 BRIDGE = "br0"
 MASQUERADE = """
 table inet box {
@@ -171,7 +174,9 @@ class Story:
         self.task = progress.add_task("", total=len(STEPS))
         self.client: Host = lab.host("client", tcp_buffers=64 << 20)
         self.server: Host = lab.host("server", tcp_buffers=64 << 20)
-        self.link = lab.wan(self.client, self.server, rate=f"{RATE_MBIT}mbit", delay=f"{DELAY_MS}ms", seed=7)
+        self.link = lab.wan(
+            self.client, self.server, rate=f"{RATE_MBIT}mbit", delay=f"{DELAY_MS}ms", seed=7
+        )
         self.container = container_of(lab, self.client)
         self.cg_client = stack.enter_context(Cgroup())
         self.cg_server = stack.enter_context(Cgroup())
@@ -194,9 +199,16 @@ class Story:
         self.progress.console.print(f"  {text}")
 
     def fetch(
-        self, *, port: int = 80, cgroup: Cgroup | None = None, timeout: float = 90, host: Host | None = None
+        self,
+        *,
+        port: int = 80,
+        cgroup: Cgroup | None = None,
+        timeout: float = 90,
+        host: Host | None = None,
     ) -> Fetched:
-        """curl gets the file; DemoError if it does not arrive as it was sent. host: the client's if left out."""
+        """curl gets the file; DemoError if it does not arrive as it was sent. host: the
+        client's if left out.
+        """
         url = f"http://{self.server.ip4}:{port}/file.bin"
         got = curl_fetch(host or self.client, url, cgroup=cgroup, timeout=timeout)
         expect(got.exit_code == 0, f"curl failed: {got.stderr.strip()}")
@@ -204,7 +216,8 @@ class Story:
         return got
 
     def hold(self, host: Host | None = None) -> subprocess.Popen[bytes]:
-        """curl, getting the file, with part of it here: it goes on when read_rest() takes what it writes.
+        """curl, getting the file, with part of it here: it goes on when read_rest() takes
+        what it writes.
 
         Its own --limit-rate lets whole megabytes pass at once where the machine is slow.
         """
@@ -270,12 +283,16 @@ def attach(s: Story) -> None:
         Routed(s.client, s.cg_client, CLIENT_POLICY, s.directory, options=["--containers"])
     )
     stack = s.dmm.stack("wan")
-    s.say(f"dmm-ebpf attach --cgroup {s.cg_client.relative} --policy {s.dmm.policy_file.name} --containers")
+    s.say(
+        f"dmm-ebpf attach --cgroup {s.cg_client.relative} --policy {s.dmm.policy_file.name} --containers"
+    )
     s.say(f"stack wan is {stack['state']}: process {stack['pid']} behind {stack['device']}")
     for port in (80, 8081, 22):
         where = ("route", "get", f"{s.server.ip4}:{port}", "--cgroup", s.cg_client.relative)
         answer = s.dmm.ask(*where)
-        s.say(f"dmm-ebpf {' '.join(where[:3])} → stack [cyan]{answer['stack']}[/], route {answer['route']}")
+        s.say(
+            f"dmm-ebpf {' '.join(where[:3])} → stack [cyan]{answer['stack']}[/], route {answer['route']}"
+        )
 
 
 def programs(s: Story) -> None:
@@ -288,7 +305,9 @@ def programs(s: Story) -> None:
     iperf3_server(s.server, s.directory / "iperf3")
     answer = iperf3(s.client, s.server.ip4, "-t", "4", "-O", "1", cgroup=s.cg_client)
     bps = answer["end"]["sum_received"]["bits_per_second"]
-    s.say(f"[bold]iperf3[/]: stack [cyan]wan[/], {bps / 1e6:.1f} Mb/s = {bps / LIMIT_BPS:.0%} of the link")
+    s.say(
+        f"[bold]iperf3[/]: stack [cyan]wan[/], {bps / 1e6:.1f} Mb/s = {bps / LIMIT_BPS:.0%} of the link"
+    )
     redis_server(s.server, s.directory / "redis")
     done = s.cg_client.run(
         ["redis-benchmark", "-h", s.server.ip4, "-n", "1000", "-c", "50", "-t", "set,get", "--csv"],
@@ -332,10 +351,15 @@ def seen(s: Story) -> None:
 
 
 def beside(s: Story) -> None:
-    """Another user stack on the same NIC: a firewall rule by the NIC's name and a shaper on it hold for its flows."""
+    """Another user stack on the same NIC: a firewall rule by the NIC's name and a shaper on it
+    hold for its flows.
+    """
     nic = s.client.nic.name
     stacks = {name: s.dmm.stack(name) for name in ("wan", "side")}
-    expect(all(stack["nics"] == [nic] for stack in stacks.values()), "the two stacks are not on one NIC")
+    expect(
+        all(stack["nics"] == [nic] for stack in stacks.values()),
+        "the two stacks are not on one NIC",
+    )
     ports = ", ".join(f"{name} by {stack['port']}" for name, stack in stacks.items())
     s.say(f"on {nic}: {ports}")
     s.client.run(
@@ -346,7 +370,10 @@ def beside(s: Story) -> None:
         ]
     )
     s.client.run(
-        ["tc", *f"qdisc add dev {nic} root tbf rate {SHAPED_MBIT}mbit burst 32kb latency 100ms".split()]
+        [
+            "tc",
+            *f"qdisc add dev {nic} root tbf rate {SHAPED_MBIT}mbit burst 32kb latency 100ms".split(),
+        ]
     )
     s.say(f"tc qdisc add dev {nic} root tbf rate {SHAPED_MBIT}mbit …")
     iperf3_server(s.server, s.directory / "iperf3-side", port=5202)
@@ -363,10 +390,14 @@ def beside(s: Story) -> None:
 
 
 def container(s: Story) -> None:
-    """A container's flow, by its cgroup: the host's director routes it, and the host's firewall and NAT have it."""
+    """A container's flow, by its cgroup: the host's director routes it, and the host's firewall
+    and NAT have it.
+    """
     curl = s.hold(s.container)
     (flow,) = wait_for(
-        lambda: [f for f in s.dmm.flows(dport=80) if f["src"] == s.container.ip4], 10, "the container's flow"
+        lambda: [f for f in s.dmm.flows(dport=80) if f["src"] == s.container.ip4],
+        10,
+        "the container's flow",
     )
     expect(flow["stack"] == "wan", f"stack {flow['stack']} has the container's flow")
     listed = s.server.run(["ss", "-tnH", "state", "established", "sport", "=", ":80"]).stdout
@@ -394,14 +425,18 @@ def _counted(host: Host, chain: str, table: str = "demo") -> int:
 
 
 def policy_change(s: Story) -> None:
-    """The policy file changes while a transfer runs: the transfer stays where it is, the next connection moves."""
+    """The policy file changes while a transfer runs: the transfer stays where it is, the
+    next connection moves.
+    """
     curl = s.hold()
     wait_for(
         lambda: [f for f in s.dmm.flows(dport=80) if f["stack"] == "wan"],
         10,
         "the transfer on the user stack",
     )
-    s.dmm.write_policy(CLIENT_POLICY.replace('ports = "80, ', 'ports = "').replace('"8081"', '"80, 8081"'))
+    s.dmm.write_policy(
+        CLIENT_POLICY.replace('ports = "80, ', 'ports = "').replace('"8081"', '"80, 8081"')
+    )
     s.say("the policy file now gives port 80 to stack lan; the Resource Director sees it by itself")
     where = ("route", "get", f"{s.server.ip4}:80", "--cgroup", s.cg_client.relative)
     wait_for(lambda: s.dmm.ask(*where)["stack"] == "lan", 10, "the new policy")
@@ -439,7 +474,11 @@ def listening(s: Story) -> None:
     s.rivals = {"kernel, cubic": 8081} | ({"kernel, bbr": 8082} if "bbr" in available else {})
     for port in (80, *s.rivals.values()):
         nginx(s.server, s.file.parent, s.directory / f"nginx-{port}", port=port, cgroup=s.cg_server)
-    (row,) = [entry for entry in routed.ask("listeners") if (entry["addr"], entry["port"]) == ("0.0.0.0", 80)]
+    (row,) = [
+        entry
+        for entry in routed.ask("listeners")
+        if (entry["addr"], entry["port"]) == ("0.0.0.0", 80)
+    ]
     s.say(
         f"dmm-ebpf listeners: {row['comm']} on port {row['port']}, clients looked up in table {row['table']}"
     )
@@ -448,7 +487,9 @@ def listening(s: Story) -> None:
 
 
 def side_by_side(s: Story) -> None:
-    """The link loses packets at random. The same file, sent by the kernel and by the user stack of the server."""
+    """The link loses packets at random. The same file, sent by the kernel and by the user stack
+    of the server.
+    """
     s.link.set(loss=LOSS)
     rows = [(label, s.fetch(port=port)) for label, port in s.rivals.items()]
     rows.append(("user stack, wan", s.fetch()))
@@ -460,7 +501,9 @@ def side_by_side(s: Story) -> None:
         table.add_column(name, justify="left" if name == "sent by" else "right")
     for label, got in rows:
         bps = got.size_bytes * 8 / got.seconds
-        table.add_row(label, f"{got.seconds:.1f}", f"{bps / 1e6:.1f}", f"{bps / LIMIT_BPS / (1 - LOSS):.0%}")
+        table.add_row(
+            label, f"{got.seconds:.1f}", f"{bps / 1e6:.1f}", f"{bps / LIMIT_BPS / (1 - LOSS):.0%}"
+        )
     s.progress.console.print(table)
 
 
@@ -468,7 +511,9 @@ def nothing_left(s: Story) -> None:
     """Detach, and compare both hosts with what they were."""
     s.stack.close()
     after = traces(s.client) + traces(s.server)
-    changed = [line for line in difflib.ndiff(s.before.splitlines(), after.splitlines()) if line[0] in "+-"]
+    changed = [
+        line for line in difflib.ndiff(s.before.splitlines(), after.splitlines()) if line[0] in "+-"
+    ]
     expect(not changed, f"detach left something behind: {'; '.join(changed)}")
     s.say("rules, routes, devices and sysctls of both hosts are as they were")
 
@@ -498,7 +543,12 @@ def main() -> int:
         console=console,
     )
     try:
-        with tempfile.TemporaryDirectory() as name, Lab("demo") as lab, ExitStack() as stack, progress:
+        with (
+            tempfile.TemporaryDirectory() as name,
+            Lab("demo") as lab,
+            ExitStack() as stack,
+            progress,
+        ):
             Path(name).chmod(0o755)
             story = Story(lab, Path(name), stack, progress)
             story.say(f"two hosts: client {story.client.ip4}, server {story.server.ip4}")

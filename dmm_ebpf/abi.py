@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/abi.h as Python sees it: the same text, read by cffi when the package is built (build_abi.py).
+"""bpf/abi.h as Python sees it: the same text, read by cffi when the package
+is built (build_abi.py).
 
-ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to keep in step; a
-header that has changed since the build is refused.
+ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to
+keep in step; a header that has changed since the build is refused.
 
-What a BPF map has as key or value is a Form: of an integer, of a struct, or of a struct that is a key.
+What a BPF map has as key or value is a Form: of an integer, of a struct, or of a struct that
+is a key.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _HERE = Path(__file__).resolve().parent
 
 
 def bpf_dir() -> Path:
-    """Where abi.h and the BPF sources are: bpf/ of the checkout, or the copy that a wheel carries."""
+    """Where abi.h and the BPF sources are: bpf/ of the checkout, or the copy that
+    a wheel carries.
+    """
     for candidate in (_HERE.parent / "bpf", _HERE / "_bpf"):
         if (candidate / "abi.h").is_file():
             return candidate
@@ -78,7 +82,9 @@ def unpack(struct: str, data: bytes) -> Any:
 
 
 def copy(view: Struct) -> Struct:
-    """A struct of its own, as new() makes it, from one such, or from a part of another, which ends with that."""
+    """A struct of its own, as new() makes it, from one such, or from a part of another, which
+    ends with that.
+    """
     whole = view[0] if ffi.typeof(view).kind == "pointer" else view
     return ffi.new(ffi.typeof(ffi.addressof(whole)), whole)
 
@@ -175,7 +181,9 @@ class StructForm:
         return pack(value)
 
     def views(self, data: bytes) -> Any:
-        """Those that are laid end to end in data, to be indexed; each holds as long as what is returned."""
+        """Those that are laid end to end in data, to be indexed; each holds as long as
+        what is returned.
+        """
         return ffi.from_buffer(self._array, data)
 
     def column(self, data: bytes, name: str) -> list[int]:
@@ -191,8 +199,8 @@ class StructForm:
 
 
 class KeyForm:
-    """`struct NAME` of abi.h as a key: a named tuple with its fields, arrays as bytes; so it can be hashed, compared,
-    and shown. Fields that are left out are 0.
+    """`struct NAME` of abi.h as a key: a named tuple with its fields, arrays as bytes; so it can be
+    hashed, compared, and shown. Fields that are left out are 0.
 
     A struct that is a key has no holes: the kernel compares all of its bytes.
     """
@@ -204,7 +212,9 @@ class KeyForm:
         self._one = _struct.Struct("=" + "".join(_code(field.type) for _, field in self._fields))
         self.size = self._one.size
         if self.size != sizeof(name):
-            raise AssertionError(f"{self.c_type} has holes, or fields that are no integers or bytes")
+            raise AssertionError(
+                f"{self.c_type} has holes, or fields that are no integers or bytes"
+            )
 
     @functools.cached_property
     def type(self) -> Any:

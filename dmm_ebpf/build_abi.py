@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds dmm_ebpf._abi: bpf/abi.h as a cffi module, so that no start has to parse it.
 
-cffi reads the structs and enums from the header's own text, and the C compiler checks that it read them as C does.
-setup.py runs this from the root of the source tree, and setuptools takes only paths relative to it.
+cffi reads the structs and enums from the header's own text, and the C compiler checks that it read
+them as C does. setup.py runs this from the root of the source tree, and setuptools takes only paths
+relative to it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ ffibuilder.set_source(
     include_dirs=["bpf"],
     depends=["bpf/abi.h"],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O1"],
-    # One file name, however the module is built: an older build under another name would be found first.
+    # One file name, however the module is built: an older build under another name would
+    # be found first.
     py_limited_api=False,
 )
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that a user can be shown: one sentence with what was tried, on what, why not, and what to do.
+"""Every error that a user can be shown: one sentence with what was tried, on what, why not, and
+what to do.
 
-Nothing else is shown to a user; anything that reaches the command line and is not a DmmError is a bug.
+Nothing else is shown to a user; anything that reaches the command line and is not a DmmError
+is a bug.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class UsageError(DmmError):
 
 
 class PolicyError(DmmError):
-    """A policy file that is refused; the running policy stays. others: what else is wrong with it, each a sentence.
+    """A policy file that is refused; the running policy stays. others: what else is wrong with it,
+    each a sentence.
     enough: no more was looked for.
     """
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance may be called: its name is a directory below /run and one in bpffs, which takes no dots."""
+"""What an instance may be called: its name is a directory below /run and one in bpffs, which
+takes no dots.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def entries(folder: Path) -> list[Path]:
-    """The paths in a directory, sorted; none when it is not there (any more). Any of them may go before it is used.
+    """The paths in a directory, sorted; none when it is not there (any more). Any of them may go
+    before it is used.
     Raises OSError for all else: no permission, no directory.
     """
     try:

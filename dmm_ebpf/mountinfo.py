@@ -17,7 +17,9 @@ class Mount(NamedTuple):
 
 
 def mounts(kind: str, mountinfo: Path = Path("/proc/self/mountinfo")) -> list[Mount]:
-    """The mounts of file systems of that kind, in the order in which they were made; none where it cannot be read."""
+    """The mounts of file systems of that kind, in the order in which they were made; none where
+    it cannot be read.
+    """
     try:
         lines = mountinfo.read_bytes().split(b"\n")
     except OSError:

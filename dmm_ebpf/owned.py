@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose a file is that is run with our rights: root's or ours, and nobody else can change or replace it."""
+"""Whose a file is that is run with our rights: root's or ours, and nobody else can change
+or replace it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def check_owner(path: Path, refusal: Callable[[str, str], Exception]) -> None:
-    """path is there. Raises refusal(why, hint) if the file, or a folder that leads to it or to a link to it, may be
-    another's.
+    """path is there. Raises refusal(why, hint) if the file, or a folder that leads to it or to a
+    link to it, may be another's.
     """
     real = path.resolve(strict=True)
     for one in dict.fromkeys((real, *real.parents, *path.parents)):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pcapng files (draft-ietf-opsawg-pcapng): what stands before the packets, and several streams put into one file.
+"""pcapng files (draft-ietf-opsawg-pcapng): what stands before the packets, and several streams put
+into one file.
 
-Blocks are in the byte order of this machine, as their writers are on it. A block is its type and its length (4 bytes
-each), its body, padding to 4 bytes, and its length again.
+Blocks are in the byte order of this machine, as their writers are on it. A block is its type and
+its length (4 bytes each), its body, padding to 4 bytes, and its length again.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ class StreamError(DmmError):
 
 
 class Stream:
-    """The blocks of one writer, whose interfaces get the numbers from first on in the file that they are put into.
+    """The blocks of one writer, whose interfaces get the numbers from first on in the file that
+    they are put into.
 
-    The writer is not believed: what is no block, is longer than a block may be, or names an interface that there is
-    not, ends the stream.
+    The writer is not believed: what is no block, is longer than a block may be, or names an
+    interface that there is not, ends the stream.
     """
 
     def __init__(self, name: str, first: int, interfaces: int) -> None:
@@ -71,8 +73,8 @@ class Stream:
         self._rest = b""
 
     def feed(self, data: bytes, most: int | None = None) -> tuple[bytes, int]:
-        """The whole blocks that data completes, at most so many, with their interfaces' numbers; and how many they are.
-        Raises StreamError.
+        """The whole blocks that data completes, at most so many, with their interfaces' numbers;
+        and how many they are. Raises StreamError.
         """
         whole = bytearray(self._rest + data)
         at = count = 0

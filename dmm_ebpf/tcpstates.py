@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TCP states of the kernel (include/net/tcp_states.h): number, name, and how people read and write them."""
+"""The TCP states of the kernel (include/net/tcp_states.h): number, name, and how people read
+and write them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TcpState:
-    """One state. name: the kernel's, as --json has it. said: as ss(8) writes it. short: in five columns."""
+    """One state. name: the kernel's, as --json has it. said: as ss(8) writes it. short:
+    in five columns.
+    """
 
     number: int
     name: str

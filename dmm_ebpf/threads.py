@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """asyncio.to_thread(), but a cancellation is passed on only when the thread has ended: nothing then goes on making
-    what is being undone.
+    """asyncio.to_thread(), but a cancellation is passed on only when the thread has ended: nothing
+    then goes on making what is being undone.
     """
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:

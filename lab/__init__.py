@@ -7,8 +7,8 @@
         client.run(["ping", "-c1", server.ip4])
         assert link.stats().own_drops == 0
 
-Everything that a Lab makes carries its name and goes with it, also the processes started in its hosts. What a
-crash leaves behind is removed by `tools/wanlab clean`.
+Everything that a Lab makes carries its name and goes with it, also the processes started in its
+hosts. What a crash leaves behind is removed by `tools/wanlab clean`.
 """
 
 from lab.cgroups import Cgroup, cgroup2_mount

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the laboratory's C programs when their sources have changed; results are kept by content hash. BPF
-programs for tests are compiled from a text.
+"""Compiles the laboratory's C programs when their sources have changed; results are kept by content
+hash. BPF programs for tests are compiled from a text.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ def wanem_path() -> Path:
 
 
 def program_path(name: str) -> Path:
-    """The executable of lab/NAME/*.c, built if need be. Two builders at once do not disturb each other."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang-14")
+    """The executable of lab/NAME/*.c, built if need be. Two builders at once do not
+    disturb each other.
+    """
+    compiler = (
+        os.environ.get("CC")
+        or shutil.which("cc")
+        or shutil.which("gcc")
+        or shutil.which("clang-14")
+    )
     if compiler is None:
-        raise KernelFeatureError(f"build {name}", why="no C compiler was found", hint="run tools/bootstrap")
+        raise KernelFeatureError(
+            f"build {name}", why="no C compiler was found", hint="run tools/bootstrap"
+        )
     files = sorted((LAB_DIR / name).glob("*.[ch]"))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for file in files:
@@ -46,7 +55,9 @@ def program_path(name: str) -> Path:
 
 
 def bpf_object(source: str, target: Path) -> Path:
-    """C text of a BPF program, as others have them, compiled for tc(8) and ip(8) to load; gives target, its file."""
+    """C text of a BPF program, as others have them, compiled for tc(8) and ip(8) to load; gives
+    target, its file.
+    """
     include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
     command = ["clang", "-O2", "-g", "-target", "bpf", include, "-xc", "-c", "-", "-o", str(target)]
     subprocess.run(command, input=source, text=True, check=True)

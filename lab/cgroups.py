@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cgroup v2 groups for tests: made under the v2 root wherever that is mounted, killed and removed at the end."""
+"""cgroup v2 groups for tests: made under the v2 root wherever that is mounted, killed and
+removed at the end.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def remove_cgroups_of_the_dead() -> None:
 
 
 def remove_group(path: Path) -> None:
-    """Kills all that runs in a group and below it, and removes it; harmless when it is not there."""
+    """Kills all that runs in a group and below it, and removes it; harmless when it
+    is not there.
+    """
     if path.exists():
         _kill(path)
         _remove(path)
@@ -81,9 +85,17 @@ class Cgroup(Closing):
         return Cgroup(name, parent=self)
 
     def argv(self, argv: Sequence[str | Path]) -> list[str]:
-        """The command that joins this group and then becomes argv, so that its first socket is already inside."""
+        """The command that joins this group and then becomes argv, so that its first socket
+        is already inside.
+        """
         join = 'echo $$ >"$0" && exec "$@"'
-        return ["/bin/sh", "-c", join, str(self.path / "cgroup.procs"), *(str(word) for word in argv)]
+        return [
+            "/bin/sh",
+            "-c",
+            join,
+            str(self.path / "cgroup.procs"),
+            *(str(word) for word in argv),
+        ]
 
     def spawn(
         self, argv: Sequence[str | Path], *, host: Host | None = None, **options: Any

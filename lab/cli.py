@@ -54,19 +54,27 @@ A value with a slash is for each direction: --rate 100mbit/10mbit gives 100 Mbit
 """,
 )
 
-Name = Annotated[str, typer.Option("--name", help="Name of the laboratory; several can be up at once.")]
+Name = Annotated[
+    str, typer.Option("--name", help="Name of the laboratory; several can be up at once.")
+]
 Rate = Annotated[str | None, typer.Option(help="Bits per second: 20kbit, 100mbit, 1gbit, none.")]
 Delay = Annotated[str | None, typer.Option(help="One way: 50ms, 300us, 0.")]
-QueueLength = Annotated[str | None, typer.Option(help="Drop-tail queue: 1000p, 64KiB, 50ms, 2bdp, none.")]
+QueueLength = Annotated[
+    str | None, typer.Option(help="Drop-tail queue: 1000p, 64KiB, 50ms, 2bdp, none.")
+]
 Loss = Annotated[str | None, typer.Option(help="Random, after the bottleneck: 1%, 0.01.")]
-Reorder = Annotated[str | None, typer.Option(help="Share of frames that are held back by --reorder-delay.")]
+Reorder = Annotated[
+    str | None, typer.Option(help="Share of frames that are held back by --reorder-delay.")
+]
 ReorderDelay = Annotated[str | None, typer.Option(help="How long they are held back: 5ms.")]
 Duplicate = Annotated[str | None, typer.Option(help="Share of frames that arrive twice.")]
 Corrupt = Annotated[str | None, typer.Option(help="Share of frames with one bit flipped.")]
 Overhead = Annotated[
     str | None, typer.Option(help="Bytes that each frame costs beyond its own (default 24).")
 ]
-Seed = Annotated[str | None, typer.Option(help="Of the random numbers; the same seed, the same losses.")]
+Seed = Annotated[
+    str | None, typer.Option(help="Of the random numbers; the same seed, the same losses.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -78,7 +86,9 @@ def _each_way(given: dict[str, str | None]) -> tuple[dict[str, str], dict[str, s
             continue
         parts = value.split("/")
         if len(parts) > 2:
-            raise UsageError(f"use {value!r} as {key}", why="there are two directions, so at most one slash")
+            raise UsageError(
+                f"use {value!r} as {key}", why="there are two directions, so at most one slash"
+            )
         for way, part in zip(ways, (parts[0], parts[-1]), strict=True):
             way[key] = part
     return ways
@@ -138,7 +148,10 @@ def stats_table(answer: dict[str, Any], stats: LinkStats, before: LinkStats | No
     row("reordered", [f"{s.reordered:,}" for s, _ in ways])
     row("duplicated", [f"{s.duplicated:,}" for s, _ in ways])
     row("corrupted", [f"{s.corrupted:,}" for s, _ in ways])
-    row("late mean, max", [f"{duration(s.late_mean_ns)}  {duration(s.late_max_ns)}" for s, _ in ways])
+    row(
+        "late mean, max",
+        [f"{duration(s.late_mean_ns)}  {duration(s.late_max_ns)}" for s, _ in ways],
+    )
     own = [f"{s.own_drops:,}" for s, _ in ways]
     row("lost by the lab", own, style="bold red" if stats.own_drops else "")
     return table
@@ -190,7 +203,9 @@ def up(
     overhead: Overhead = None,
     seed: Seed = None,
     mtu: Annotated[int, typer.Option(help="Of both hosts' interfaces.", min=1280, max=9000)] = 1500,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only one line, when ready.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only one line, when ready.")
+    ] = False,
 ) -> None:
     """Make hosts left and right and the link, and keep them until Ctrl-C or `wanlab down`."""
     ab, ba = _each_way(
@@ -218,9 +233,13 @@ def up(
             select.select([stop_fd], [], [])
             return
         for host in (left, right):
-            console.print(f"[bold]{host.name:5}[/bold] {host.ip4}  {host.ip6}  namespace {host.netns}")
+            console.print(
+                f"[bold]{host.name:5}[/bold] {host.ip4}  {host.ip6}  namespace {host.netns}"
+            )
         suffix = "" if name == "wan" else f" --name {name}"
-        console.print(f"enter a host: [bold]sudo tools/wanlab enter{suffix} left[/bold]   end: Ctrl-C\n")
+        console.print(
+            f"enter a host: [bold]sudo tools/wanlab enter{suffix} left[/bold]   end: Ctrl-C\n"
+        )
         _show_until_stopped(link, console, stop_fd)
 
 
@@ -251,7 +270,8 @@ def set_(
 ) -> None:
     """Change the link while it carries traffic; what is not named stays.
 
-    A queue made in bdp keeps the length that it had; give --queue again to fit it to a new rate or delay.
+    A queue made in bdp keeps the length that it had; give --queue again to fit it to a new
+    rate or delay.
     """
     control = _control(name)
     given = {
@@ -269,7 +289,9 @@ def set_(
     now = tell(control, "stats")
     ways = _each_way(given)
     if not any(ways):
-        raise UsageError("set nothing", why="name at least one parameter", hint="see wanlab set --help")
+        raise UsageError(
+            "set nothing", why="name at least one parameter", hint="see wanlab set --help"
+        )
     params = []
     for direction, changes in zip(DIRECTIONS, ways, strict=True):
         old = {k: v for k, v in now[direction]["params"].items() if not k.startswith("queue")}
@@ -285,7 +307,9 @@ def set_(
 def stats(
     name: Name = "wan",
     as_json: Json = False,
-    reset: Annotated[bool, typer.Option("--reset", help="Set the counters to zero after reading.")] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Set the counters to zero after reading.")
+    ] = False,
 ) -> None:
     """Show the link's counters."""
     control = _control(name)
@@ -310,7 +334,9 @@ def enter(
     ] = None,
     name: Name = "wan",
 ) -> None:
-    """Run a command on a host: in its network namespace only, so that cgroupfs and bpffs stay as they are."""
+    """Run a command on a host: in its network namespace only, so that cgroupfs and bpffs stay
+    as they are.
+    """
     netns = Path("/run/netns") / f"{NETNS_PREFIX}{name}-{host}"
     if not netns.exists():
         raise NotAttachedError(
@@ -354,7 +380,9 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("clean")
 def clean_() -> None:
-    """Remove what crashed laboratories left: namespaces, links, processes in them, container engines, state."""
+    """Remove what crashed laboratories left: namespaces, links, processes in them,
+    container engines, state.
+    """
     for lab in clean():
         print(f"removed {lab}")
 

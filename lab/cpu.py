@@ -11,5 +11,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def busy_s() -> float:
     """CPU seconds of the whole machine so far, softirqs included (proc(5): /proc/stat)."""
-    fields = [int(x) for x in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]]
+    fields = [
+        int(x)
+        for x in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:8]
+    ]
     return (sum(fields) - fields[3] - fields[4]) / _TICKS

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real container engines on a host of the laboratory: podman (no daemon), and docker with a daemon of its own.
+"""Real container engines on a host of the laboratory: podman (no daemon), and docker with a daemon
+of its own.
 
-Images are made here, of this host's own programs, so nothing is fetched. All that an engine keeps is in a directory of
-the test's; its networks are in the laboratory host's namespace, and its containers' cgroups below one that is given.
+Images are made here, of this host's own programs, so nothing is fetched. All that an engine keeps
+is in a directory of the test's; its networks are in the laboratory host's namespace, and its
+containers' cgroups below one that is given.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ _STORAGE_CONF = '[storage]\ndriver = "vfs"\ngraphroot = "{dir}/graph"\nrunroot =
 
 
 def image(tar: Path, programs: Sequence[str] = ("curl",)) -> None:
-    """A root file system as a tar: busybox, and programs of this host with the libraries that they name."""
+    """A root file system as a tar: busybox, and programs of this host with the libraries
+    that they name.
+    """
     with tarfile.open(tar, "w") as archive:
         archive.add(_program("busybox"), "bin/busybox")
         for applet in APPLETS:
@@ -57,7 +61,9 @@ def image(tar: Path, programs: Sequence[str] = ("curl",)) -> None:
         for program in programs:
             path = _program(program)
             archive.add(path, f"bin/{program}")
-            listed = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+            listed = subprocess.run(
+                ["ldd", path], capture_output=True, text=True, check=True
+            ).stdout
             for library in {word for word in listed.split() if word.startswith("/")}:
                 archive.add(Path(library).resolve(), library.lstrip("/"))
 
@@ -65,7 +71,9 @@ def image(tar: Path, programs: Sequence[str] = ("curl",)) -> None:
 def _program(name: str) -> Path:
     found = shutil.which(name)
     if found is None:
-        raise DmmError(f"put {name} into an image", why="it is not in PATH", hint="run tools/bootstrap")
+        raise DmmError(
+            f"put {name} into an image", why="it is not in PATH", hint="run tools/bootstrap"
+        )
     return Path(found).resolve()
 
 
@@ -103,7 +111,16 @@ class Engine(Closing):
 
     def start(self, name: str, *command: str, options: Sequence[str] = ()) -> str:
         """A container in the background, on the engine's bridge; its id."""
-        words = ["run", "--detach", "--name", name, "--cgroup-parent", self.parent.relative, *options, IMAGE]
+        words = [
+            "run",
+            "--detach",
+            "--name",
+            name,
+            "--cgroup-parent",
+            self.parent.relative,
+            *options,
+            IMAGE,
+        ]
         return self.ask(*words, *(command or ("/bin/sleep", "100000")))
 
     def group(self, number: str) -> str:
@@ -183,7 +200,10 @@ class Docker(Engine):
             said = (self.directory / "log").read_text(errors="replace").splitlines()
             raise DmmError("start dockerd", why=said[-1] if said else "it has ended")
         return (
-            self.host.run(["docker", "version"], env={**os.environ, **self.env}, check=False).returncode == 0
+            self.host.run(
+                ["docker", "version"], env={**os.environ, **self.env}, check=False
+            ).returncode
+            == 0
         )
 
     def _end(self) -> None:

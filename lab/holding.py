@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of connections held open at once between two hosts, by as many processes as the limit of open files asks
+"""Thousands of connections held open at once between two hosts, by as many processes as the limit
+of open files asks
 for: each pair of a holdconn and an echo server has a port of its own.
 """
 
@@ -25,15 +26,16 @@ from lab.waiting import wait_readable
 FIRST_PORT = 4100
 PAIR_MAX = 10_000  # connections of one pair; a source address has 28,232 ports for one destination
 OTHER_DESCRIPTORS = 64
-# All pairs together. Fewer than a listener's queue holds, and than the handshakes that a stack keeps half open.
+# All pairs together. Fewer than a listener's queue holds, and than the handshakes that a stack
+# keeps half open.
 IN_FLIGHT = 512
 _PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 
 @dataclass(frozen=True)
 class Told:
-    """What became of a word that all were told: connections it did and did not, the time from the first's beginning
-    to the last's end, and the names of the first errors.
+    """What became of a word that all were told: connections it did and did not, the time from the
+    first's beginning to the last's end, and the names of the first errors.
     """
 
     done: int
@@ -53,7 +55,12 @@ class Holders(Closing):
     """count connections from client to server, all held; a context manager that ends them."""
 
     def __init__(
-        self, client: Host, server: Host, cgroups: tuple[Cgroup, Cgroup], count: int, directory: Path
+        self,
+        client: Host,
+        server: Host,
+        cgroups: tuple[Cgroup, Cgroup],
+        count: int,
+        directory: Path,
     ) -> None:
         """cgroups: the client's and the server's. Nothing is opened yet."""
         self.servers: list[Server] = []
@@ -79,7 +86,9 @@ class Holders(Closing):
             raise
 
     def tell(self, word: str, timeout: float) -> Told:
-        """ "open", "check", "close" or "reset", done to all of them. DmmError after timeout seconds."""
+        """ "open", "check", "close" or "reset", done to all of them. DmmError
+        after timeout seconds.
+        """
         for worker in self.workers:
             assert worker.stdin
             worker.stdin.write(f"{word}\n")

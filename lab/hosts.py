@@ -2,9 +2,10 @@
 """Hosts (network namespaces) and the Lab that owns them.
 
 A Lab's things can be told from everything else: namespaces are called dmmlab-LAB-HOST, its state is
-/run/dmm-wanlab/LAB, and every process started in it has DMM_LAB=LAB in its environment. Closing the Lab kills those
-processes by pid, then removes namespaces (and the links in them) and state. The owner's pid and start time are in the
-state, so that `tools/wanlab clean` can tell a crashed Lab from a live one.
+/run/dmm-wanlab/LAB, and every process started in it has DMM_LAB=LAB in its environment. Closing the
+Lab kills those processes by pid, then removes namespaces (and the links in them) and state. The
+owner's pid and start time are in the state, so that `tools/wanlab clean` can tell a crashed Lab
+from a live one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ _counter = itertools.count()
 
 @dataclass(frozen=True)
 class Nic:
-    """A host's end of a link. Addresses are text without prefix length; prefixes are /24 and /64."""
+    """A host's end of a link. Addresses are text without prefix length; prefixes are
+    /24 and /64.
+    """
 
     host: Host
     name: str
@@ -58,7 +61,9 @@ class Nic:
 
 
 class Host:
-    """A network namespace with lo up, IPv6 without duplicate address detection, and the processes started in it."""
+    """A network namespace with lo up, IPv6 without duplicate address detection, and the
+    processes started in it.
+    """
 
     def __init__(self, lab: Lab, name: str) -> None:
         self.lab = lab
@@ -86,7 +91,8 @@ class Host:
         return self.nic.ip6
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
-        """function(*args) in this host's network namespace, on a thread of its own; its result or its exception.
+        """function(*args) in this host's network namespace, on a thread of its own; its result
+        or its exception.
 
         Sockets that it opens belong to this host and can be used from anywhere afterwards.
         """
@@ -114,7 +120,9 @@ class Host:
         text: bool = True,
         **options: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """Runs a command to its end, output captured; CalledProcessError with its stderr if check and it failed."""
+        """Runs a command to its end, output captured; CalledProcessError with its stderr if
+        check and it failed.
+        """
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         options.setdefault("stdin", subprocess.PIPE if input is not None else subprocess.DEVNULL)
@@ -140,7 +148,8 @@ class Host:
         self.call(write_sysctls, {name: str(value)})
 
     def tcp_buffers(self, most_bytes: int, receive_bytes: int = 131072) -> None:
-        """Lets kernel TCP's automatic buffers grow to most_bytes each way, that for receiving from receive_bytes on.
+        """Lets kernel TCP's automatic buffers grow to most_bytes each way, that for receiving
+        from receive_bytes on.
 
         A long fat pipe needs it.
         """
@@ -159,13 +168,16 @@ def write_sysctls(values: dict[str, str]) -> None:
         try:
             path.write_text(value)
         except OSError as error:
-            raise DmmError(f"set {name} to {value}", why=error.strerror or "the kernel refused") from error
+            raise DmmError(
+                f"set {name} to {value}", why=error.strerror or "the kernel refused"
+            ) from error
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
     """Kills what is left of a process and of the group it leads, and reaps it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        # Only while its leader is unreaped or the group has members can the number not be somebody else's.
+        # Only while its leader is unreaped or the group has members can the number not
+        # be somebody else's.
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -176,7 +188,9 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
 
 
 def _prepare_host(is_wan: bool) -> None:
-    """In a new namespace: lo up, no duplicate address detection, no router solicitation, no memory between flows."""
+    """In a new namespace: lo up, no duplicate address detection, no router solicitation, no
+    memory between flows.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("=16sH22x", b"lo", IFF_UP))
     values = {}
@@ -193,13 +207,15 @@ def _prepare_host(is_wan: bool) -> None:
 class Lab(Closing):
     """Hosts and links that come and go together; a context manager.
 
-    name: for people; the Lab's real name, self.name, adds the pid and a number unless unique is false.
+    name: for people; the Lab's real name, self.name, adds the pid and a number unless
+    unique is false.
     """
 
     def __init__(self, name: str = "lab", *, unique: bool = True) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.]{0,40}", name):
             raise UsageError(
-                f"name a laboratory {name!r}", why="a name is letters, digits, _ and ., up to 41 of them"
+                f"name a laboratory {name!r}",
+                why="a name is letters, digits, _ and ., up to 41 of them",
             )
         if os.geteuid():
             raise PrivilegeError("make network namespaces", why="only root may", hint="use sudo")
@@ -212,7 +228,9 @@ class Lab(Closing):
         self._claim()
 
     def _claim(self) -> None:
-        """Makes the state directory, complete from its first moment: clean() in another process may look at any."""
+        """Makes the state directory, complete from its first moment: clean() in another process
+        may look at any.
+        """
         STATE_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = STATE_DIR / f".{self.name}.{os.getpid()}"
         draft.mkdir(mode=0o700)
@@ -256,8 +274,8 @@ class Lab(Closing):
         neighbours: str = "dynamic",
         offloads: bool = False,
     ) -> Wire:
-        """Joins two hosts by a veth pair, with addresses and, if they have none yet, default routes. offloads: as the
-        kernel makes it; else every frame is whole.
+        """Joins two hosts by a veth pair, with addresses and, if they have none yet, default
+        routes. offloads: as the kernel makes it; else every frame is whole.
         """
         near, far = self._new_nics(a, b)
         self._add_veth(near, (b, far.name, far.mac), mtu, queues)
@@ -267,8 +285,11 @@ class Lab(Closing):
         return link
 
     def remake(self, link: Wire, *, mtu: int = 1500, queues: int = 1) -> None:
-        """A plain wire that has been deleted is made anew, with the names and addresses that it had."""
-        # Under its name a stack may be waiting for it, whose XDP program lets nobody change offloads.
+        """A plain wire that has been deleted is made anew, with the names and addresses
+        that it had.
+        """
+        # Under its name a stack may be waiting for it, whose XDP program lets
+        # nobody change offloads.
         unnamed = replace(link.a, name="remade0")
         self._add_veth(unnamed, (link.b.host, link.b.name, link.b.mac), mtu, queues)
         for nic in (unnamed, link.b):
@@ -291,9 +312,10 @@ class Lab(Closing):
     ) -> WanLink:
         """Joins two hosts by an emulated wide-area link.
 
-        both: rate, delay (one way), queue, loss, reorder, reorder_delay, duplicate, corrupt, overhead, seed, for each
-        direction, spelt as in lab.units; ab and ba: the same for one direction, winning over both. The queue is one
-        bandwidth-delay product unless given. neighbours="static" gives both ends permanent neighbour entries.
+        both: rate, delay (one way), queue, loss, reorder, reorder_delay, duplicate, corrupt,
+        overhead, seed, for each direction, spelt as in lab.units; ab and ba: the same for one
+        direction, winning over both. The queue is one bandwidth-delay product unless given.
+        neighbours="static" gives both ends permanent neighbour entries.
         """
         params = (
             LinkParams().with_changes(both | (ab or {})),
@@ -309,7 +331,9 @@ class Lab(Closing):
         wan.call(offloads_off, *ports)
         self._configure(near, far, neighbours)
         control = self.state / f"link{number}.sock"
-        link = WanLink(near, far, control, self._start_wanem(wan, control, ports, params, tick_us), params)
+        link = WanLink(
+            near, far, control, self._start_wanem(wan, control, ports, params, tick_us), params
+        )
         self.links.append(link)
         return link
 
@@ -331,13 +355,16 @@ class Lab(Closing):
     def _new_nics(self, a: Host, b: Host) -> tuple[Nic, Nic]:
         number = len(self.links)
         if a is b or number > 253:
-            raise UsageError("join two hosts", why="a link has two ends, and a laboratory up to 254 links")
+            raise UsageError(
+                "join two hosts", why="a link has two ends, and a laboratory up to 254 links"
+            )
         nics = tuple(
             Nic(
                 host,
                 f"eth{len(host.nics)}",
                 f"02:dd:00:00:{number:02x}:{end:02x}",
-                # RFC 2544 and RFC 3849: for benchmarks and documentation, so that no real network is hidden.
+                # RFC 2544 and RFC 3849: for benchmarks and documentation, so that no real
+                # network is hidden.
                 f"198.18.{number}.{end}",
                 str(ipaddress.IPv6Address(f"2001:db8:{number:x}::{end}")),
             )
@@ -347,9 +374,12 @@ class Lab(Closing):
         b.nics.append(nics[1])
         return nics[0], nics[1]
 
-    def _add_veth(self, nic: Nic, peer: tuple[Host, str, str | None], mtu: int, queues: int) -> None:
+    def _add_veth(
+        self, nic: Nic, peer: tuple[Host, str, str | None], mtu: int, queues: int
+    ) -> None:
         peer_host, peer_name, peer_mac = peer
-        # A host that binds AF_XDP needs at least as many receive queues as its peer has transmit queues.
+        # A host that binds AF_XDP needs at least as many receive queues as its peer
+        # has transmit queues.
         shape = f"mtu {mtu} numtxqueues {queues} numrxqueues {queues}"
         ip_batch(
             [
@@ -399,9 +429,13 @@ class Lab(Closing):
         argv += ["--tick-us", str(tick_us)] if tick_us else []
         argv += ports
         argv += [f"ab.{word}" for word in ab] + [f"ba.{word}" for word in ba]
-        process = wan.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = wan.popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert process.stdout and process.stderr
-        ready = wait_readable(process.stdout.fileno(), READY_TIMEOUT_S) and process.stdout.readline()
+        ready = (
+            wait_readable(process.stdout.fileno(), READY_TIMEOUT_S) and process.stdout.readline()
+        )
         if ready != b"ready\n":
             process.kill()
             why = process.stderr.read().decode().strip()
@@ -410,7 +444,9 @@ class Lab(Closing):
 
 
 def _pids_of(lab: str, namespaces: list[str]) -> set[int]:
-    """Processes in the Lab's namespaces, or with its mark in their environment, this one excepted."""
+    """Processes in the Lab's namespaces, or with its mark in their environment,
+    this one excepted.
+    """
     mark = f"{LAB_VARIABLE}={lab}".encode()
     found = {pid for name in namespaces for pid in pids_in(NETNS_DIR / name)}
     for pid in pids():
@@ -422,7 +458,9 @@ def _pids_of(lab: str, namespaces: list[str]) -> set[int]:
 
 def remove_lab(lab: str) -> None:
     """Kills every process of a Lab, then removes its container engines, namespaces and state."""
-    namespaces = [p.name for p in NETNS_DIR.glob(f"{NETNS_PREFIX}{lab}-*")] if NETNS_DIR.exists() else []
+    namespaces = (
+        [p.name for p in NETNS_DIR.glob(f"{NETNS_PREFIX}{lab}-*")] if NETNS_DIR.exists() else []
+    )
     for pid in _pids_of(lab, namespaces):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * innerleg.bpf.c: tc programs that lose, hold back and double what passes between an app's kernel and its
- * user stack, for innerleg.py.
+ * innerleg.bpf.c: tc programs that lose, hold back and double what passes between an app's kernel
+ * and its user stack, for innerleg.py.
  *
- * to_stack is at the egress of the process's inner device, where nft's egress hook does not see what another
- * device's tc program has sent there. to_kernel is at its ingress, before the program that takes the packet
- * on to the NIC: what is lost or late has not been let through yet. Late packets, and copies, go to a device
- * of reinject's, which sends them some time later: past to_stack, or by back to the ingress of the inner
- * device again, with a mark that tells to_kernel to leave them alone.
+ * to_stack is at the egress of the process's inner device, where nft's egress hook does not see
+ * what another device's tc program has sent there. to_kernel is at its ingress, before the program
+ * that takes the packet on to the NIC: what is lost or late has not been let through yet. Late
+ * packets, and copies, go to a device of reinject's, which sends them some time later: past
+ * to_stack, or by back to the ingress of the inner device again, with a mark that tells to_kernel
+ * to leave them alone.
  *
  * What is not IP is what the process asks of the maps, and the answers: no part of the leg.
  */
@@ -52,8 +53,8 @@ static __always_inline int pass(struct __sk_buff *skb, enum way way)
 	if (!leg || (skb->protocol != htons(ETH_P_IP) && skb->protocol != htons(ETH_P_IPV6)))
 		return TC_ACT_UNSPEC;
 	/*
-	 * Nobody is told: for the app's TCP its packet is sent since the NIC's program took it, and a write
-	 * to a TAP has succeeded by now.
+	 * Nobody is told: for the app's TCP its packet is sent since the NIC's program took it, and
+	 * a write to a TAP has succeeded by now.
 	 */
 	if (befalls(leg, way, LOST))
 		return TC_ACT_SHOT;

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bad line where there is none: loss, reordering and duplication between an app's kernel and its user stack.
+"""A bad line where there is none: loss, reordering and duplication between an app's kernel and
+its user stack.
 
-The stack's inner device is no place for lab/wanem, and netem may not be built into the kernel. Two BPF programs
-(innerleg.bpf.c) see every packet of the device both ways: they lose some, and send some, or copies, to another device
-that gives them back some time later (lab/reinject). Which packets, the kernel's random numbers say: no seed
-repeats them. They come by tcx, in front of dmm-ebpf's own program there: Linux 6.6.
+The stack's inner device is no place for lab/wanem, and netem may not be built into the kernel. Two
+BPF programs (innerleg.bpf.c) see every packet of the device both ways: they lose some, and send
+some, or copies, to another device that gives them back some time later (lab/reinject). Which
+packets, the kernel's random numbers say: no seed repeats them. They come by tcx, in front of
+dmm-ebpf's own program there: Linux 6.6.
 """
 
 from __future__ import annotations
@@ -57,12 +59,19 @@ class WayStats:
 class InnerLeg(Closing):
     """Impairs the inner device of a stack process on a host until it is closed; a context manager.
 
-    device: as dmm_ebpf.hal.stackdevice.inner() names it. lost, late, doubled: probabilities, each way. delay_us: how
-    long what is late, and each copy, is held.
+    device: as dmm_ebpf.hal.stackdevice.inner() names it. lost, late, doubled: probabilities, each
+    way. delay_us: how long what is late, and each copy, is held.
     """
 
     def __init__(
-        self, host: Host, device: str, *, lost: float, late: float, doubled: float, delay_us: int = 1000
+        self,
+        host: Host,
+        device: str,
+        *,
+        lost: float,
+        late: float,
+        doubled: float,
+        delay_us: int = 1000,
     ) -> None:
         self.host = host
         self.put_back: dict[str, int] | None = None
@@ -85,7 +94,13 @@ class InnerLeg(Closing):
 
     def _start(self, device: str, delay_us: int, *devices: str) -> subprocess.Popen[Any]:
         process = self.host.popen(
-            [program_path("reinject"), device, str(int(abi.C.DMM_TCIN_MARK)), str(delay_us), *devices],
+            [
+                program_path("reinject"),
+                device,
+                str(int(abi.C.DMM_TCIN_MARK)),
+                str(delay_us),
+                *devices,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,7 +137,9 @@ class InnerLeg(Closing):
 
 
 def _attach(made: ExitStack, device: str, late_devices: tuple[str, ...], odds: list[int]) -> int:
-    """In the host's network namespace: the programs at their devices until made is closed; fd of their map."""
+    """In the host's network namespace: the programs at their devices until made is closed; fd
+    of their map.
+    """
     map_fd = bpf.map_create("innerleg", bpf.MapType.ARRAY, 4, _SETTINGS.size + _PACKETS.size, 1)
     made.callback(os.close, map_fd)
     late = [socket.if_nametoindex(name) for name in late_devices]
@@ -134,7 +151,9 @@ def _attach(made: ExitStack, device: str, late_devices: tuple[str, ...], odds: l
         ("to_stack", inner, bpf.AttachType.TCX_EGRESS),
         ("to_kernel", inner, bpf.AttachType.TCX_INGRESS),
     ):
-        prog_fd = bpf.prog_load(name, bpf.ProgType.SCHED_CLS, bind_maps(_programs()[name], {0: map_fd}))
+        prog_fd = bpf.prog_load(
+            name, bpf.ProgType.SCHED_CLS, bind_maps(_programs()[name], {0: map_fd})
+        )
         try:
             made.callback(os.close, bpf.link_create(prog_fd, ifindex, kind, _BEFORE_ALL))
         finally:

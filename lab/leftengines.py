@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container engine of the laboratory (lab/engines.py) has on this machine besides its processes: noted in the
-state of its Lab before it is made, so that it can be taken away when the engine cannot be asked any more.
+"""What a container engine of the laboratory (lab/engines.py) has on this machine besides its
+processes: noted in the state of its Lab before it is made, so that it can be taken away when the
+engine cannot be asked any more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _NAMED_NETNS = (Path("/run/netns"), Path("/var/run/netns"))
 
 @dataclass(frozen=True)
 class Left:
-    """directory: all that the engine keeps; cgroup: of its containers, from the root of each hierarchy."""
+    """directory: all that the engine keeps; cgroup: of its containers, from the root
+    of each hierarchy.
+    """
 
     directory: str
     cgroup: str
@@ -38,8 +41,8 @@ class Left:
         self.release()
 
     def release(self) -> None:
-        """Takes away what it has when no container runs: their network namespaces, its mounts, its directory, and
-        cgroups of hierarchies before v2; harmless when repeated.
+        """Takes away what it has when no container runs: their network namespaces, its mounts, its
+        directory, and cgroups of hierarchies before v2; harmless when repeated.
         """
         directory = Path(self.directory)
         if directory.is_dir():
@@ -60,7 +63,9 @@ class Left:
         for config in Path(self.directory).glob("**/config.json"):
             with contextlib.suppress(OSError, ValueError, AttributeError, KeyError):
                 said = json.loads(config.read_text()).get("linux", {}).get("namespaces", [])
-                found |= {Path(one["path"]) for one in said if one["type"] == "network" and "path" in one}
+                found |= {
+                    Path(one["path"]) for one in said if one["type"] == "network" and "path" in one
+                }
         return {path for path in found if path.parent in _NAMED_NETNS}
 
     def _unmount(self) -> None:

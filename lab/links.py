@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links between two hosts: a plain wire, and the emulated wide-area link with its control and its counters.
+"""Links between two hosts: a plain wire, and the emulated wide-area link with its control
+and its counters.
 
-Direction "ab" is from the host named first to the host named second. The emulator itself is lab/wanem.
+Direction "ab" is from the host named first to the host named second. The emulator
+itself is lab/wanem.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class LinkParams:
     seed: int = 1
 
     def with_changes(self, changes: Mapping[str, Any]) -> LinkParams:
-        """These parameters with some given as people write them: rate="20mbit", delay="5ms", loss="1%", ..."""
+        """These parameters with some given as people write them: rate="20mbit",
+        delay="5ms", loss="1%", ...
+        """
         parsed: dict[str, Any] = {}
         for key, value in changes.items():
             if key not in _SPELLINGS:
@@ -80,9 +84,9 @@ _SPELLINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 class DirectionStats:
     """Counters of one direction since the link was made or reset.
 
-    rx: frames that came in from the sending host; tx: frames delivered. Bytes are of the Ethernet frame, queue bytes
-    include the overhead. own_drops are frames that the laboratory itself lost: while it is not 0, nothing measured
-    over the link means anything.
+    rx: frames that came in from the sending host; tx: frames delivered. Bytes are of the Ethernet
+    frame, queue bytes include the overhead. own_drops are frames that the laboratory itself lost:
+    while it is not 0, nothing measured over the link means anything.
     """
 
     rx_pkts: int
@@ -156,7 +160,9 @@ class WanLink:
         self.control = control
         self.process = process
         self._params = params
-        self._drops_before = {direction: self._host_tx_dropped(direction) for direction in DIRECTIONS}
+        self._drops_before = {
+            direction: self._host_tx_dropped(direction) for direction in DIRECTIONS
+        }
 
     def params(self, direction: str) -> LinkParams:
         """What is set now, for "ab" or "ba"."""
@@ -165,8 +171,9 @@ class WanLink:
     def set(self, direction: str = "both", **changes: Any) -> None:
         """Changes parameters, spelt as for Lab.wan, while traffic flows.
 
-        Frames that wait are kept and leave at the new rate; frames that are under way keep the delay they had. A
-        queue given in bdp follows the new rate and delay. A seed starts the pattern from its first frame.
+        Frames that wait are kept and leave at the new rate; frames that are under way keep the
+        delay they had. A queue given in bdp follows the new rate and delay. A seed starts the
+        pattern from its first frame.
         """
         wanted = DIRECTIONS if direction == "both" else (direction,)
         if not set(wanted) <= set(DIRECTIONS):
@@ -191,7 +198,9 @@ class WanLink:
 
     def reset(self) -> None:
         """Counters to zero; parameters, seed and frames under way stay."""
-        self._drops_before = {direction: self._host_tx_dropped(direction) for direction in DIRECTIONS}
+        self._drops_before = {
+            direction: self._host_tx_dropped(direction) for direction in DIRECTIONS
+        }
         self.command("reset")
 
     def command(self, line: str) -> dict[str, Any]:
@@ -203,10 +212,15 @@ class WanLink:
         return nic.host.call(tx_dropped, nic.name)
 
 
-def wan_assignments(params: tuple[LinkParams, ...], keep_seed: bool = False) -> tuple[list[str], list[str]]:
+def wan_assignments(
+    params: tuple[LinkParams, ...], keep_seed: bool = False
+) -> tuple[list[str], list[str]]:
     """Both directions' KEY=VALUE words; a queue in bdp needs the delay of both."""
     rtt_ns = params[0].delay_ns + params[1].delay_ns
-    ab, ba = ([w for w in p.assignments(rtt_ns) if not (keep_seed and w.startswith("seed="))] for p in params)
+    ab, ba = (
+        [w for w in p.assignments(rtt_ns) if not (keep_seed and w.startswith("seed="))]
+        for p in params
+    )
     return ab, ba
 
 
@@ -216,7 +230,9 @@ def link_stats(answer: dict[str, Any], host_drops: Mapping[str, int]) -> LinkSta
     for name in DIRECTIONS:
         counters = answer[name] | {"host_drops": host_drops.get(name, 0)}
         counters["own_drops"] += counters["host_drops"]
-        directions[name] = DirectionStats(**{f.name: counters[f.name] for f in fields(DirectionStats)})
+        directions[name] = DirectionStats(
+            **{f.name: counters[f.name] for f in fields(DirectionStats)}
+        )
     rest = {f.name: answer[f.name] for f in fields(LinkStats) if f.name not in DIRECTIONS}
     return LinkStats(ab=directions["ab"], ba=directions["ba"], **rest)
 

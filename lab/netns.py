@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces and interfaces, by the kernel's own calls and by ip(8) in batches.
 
-A namespace is entered by a thread that lives for one call: the caller's own namespace never changes, and neither do
-the mounts, so that cgroupfs and bpffs stay visible (`ip netns exec` would hide both).
+A namespace is entered by a thread that lives for one call: the caller's own namespace never
+changes, and neither do the mounts, so that cgroupfs and bpffs stay visible (`ip netns exec`
+would hide both).
 """
 
 from __future__ import annotations
@@ -79,9 +80,11 @@ def call_in(netns: Path, function: Callable[..., T], *args: Any) -> T:
 
 
 def offloads_off(*interfaces: str) -> None:
-    """Segmentation, merging, checksum and VLAN offloads off: every frame is then whole, and as long as the MTU says.
+    """Segmentation, merging, checksum and VLAN offloads off: every frame is then whole, and as long
+    as the MTU says.
 
-    AF_PACKET and AF_XDP readers would otherwise see frames of 64 KB whose checksum was left to a NIC.
+    AF_PACKET and AF_XDP readers would otherwise see frames of 64 KB whose checksum was left
+    to a NIC.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for interface, (what, command) in itertools.product(interfaces, _ETHTOOL_OFF.items()):
@@ -105,7 +108,9 @@ def tx_dropped(interface: str) -> int:
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of the process, which together with the pid names it for ever."""
+    """Clock ticks from boot to the start of the process, which together with the pid names
+    it for ever.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real, unmodified programs on lab hosts: servers that are ready when their function returns, and clients whose
-payload is hashed.
+"""Real, unmodified programs on lab hosts: servers that are ready when their function returns, and
+clients whose payload is hashed.
 
-A server is ready when its socket is in LISTEN in its own namespace, read from /proc: a connection made to find out
-would be one that a test has to explain.
+A server is ready when its socket is in LISTEN in its own namespace, read from /proc: a connection
+made to find out would be one that a test has to explain.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Server:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a client got: the SHA-256 in hex and the length of the payload, and how the client ended."""
+    """What a client got: the SHA-256 in hex and the length of the payload, and how
+    the client ended.
+    """
 
     sha256: str
     size_bytes: int
@@ -118,10 +120,14 @@ def start_server(
     cgroup: Cgroup | None = None,
     **options: Any,
 ) -> Server:
-    """Starts any TCP server and waits until it listens; DmmError with the end of its log if it does not."""
+    """Starts any TCP server and waits until it listens; DmmError with the end of its log if
+    it does not.
+    """
     with log.open("ab") as output:
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output} | options
-        process = cgroup.spawn(argv, host=host, **options) if cgroup else host.popen(argv, **options)
+        process = (
+            cgroup.spawn(argv, host=host, **options) if cgroup else host.popen(argv, **options)
+        )
     server = Server(host, process, port, log)
     try:
         wait_for(
@@ -135,7 +141,9 @@ def start_server(
     if process.poll() is not None:
         kill_group(process)
         tail = " ".join(log.read_text(errors="replace").split()[-60:])
-        raise DmmError(f"start {argv[0]} on {host.name}", why=tail or f"it exited with {process.returncode}")
+        raise DmmError(
+            f"start {argv[0]} on {host.name}", why=tail or f"it exited with {process.returncode}"
+        )
     return server
 
 
@@ -179,7 +187,8 @@ def nginx(
     reuseport: bool = False,
     cgroup: Cgroup | None = None,
 ) -> Server:
-    """nginx serving the files under root, IPv4 and IPv6; its own files are in directory, as is what is PUT to /put/.
+    """nginx serving the files under root, IPv4 and IPv6; its own files are in directory, as is what
+    is PUT to /put/.
 
     reuseport: each worker has listeners of its own.
     """
@@ -187,17 +196,25 @@ def nginx(
     conf = directory / "nginx.conf"
     conf.write_text(
         _NGINX_CONF.format(
-            dir=directory, port=port, root=root, workers=workers, reuseport=" reuseport" if reuseport else ""
+            dir=directory,
+            port=port,
+            root=root,
+            workers=workers,
+            reuseport=" reuseport" if reuseport else "",
         )
     )
     argv: list[str | Path] = ["nginx", "-c", conf, "-p", directory, "-e", directory / "error.log"]
     return start_server(host, argv, port, directory / "error.log", cgroup=cgroup)
 
 
-def redis_server(host: Host, directory: Path, *, port: int = 6379, cgroup: Cgroup | None = None) -> Server:
+def redis_server(
+    host: Host, directory: Path, *, port: int = 6379, cgroup: Cgroup | None = None
+) -> Server:
     """redis-server with nothing saved, open to every address of the host."""
     directory.mkdir(parents=True, exist_ok=True)
-    options = f"--bind 0.0.0.0 :: --appendonly no --protected-mode no --daemonize no --dir {directory}"
+    options = (
+        f"--bind 0.0.0.0 :: --appendonly no --protected-mode no --daemonize no --dir {directory}"
+    )
     argv = ["redis-server", "--port", str(port), "--save", "", *options.split()]
     return start_server(host, argv, port, directory / "redis.log", cgroup=cgroup)
 
@@ -205,7 +222,9 @@ def redis_server(host: Host, directory: Path, *, port: int = 6379, cgroup: Cgrou
 def iperf3_server(
     host: Host, directory: Path, *options: str, port: int = 5201, cgroup: Cgroup | None = None
 ) -> Server:
-    """iperf3 -s; it serves one test at a time. With "-J" a client's --get-server-output is JSON as well."""
+    """iperf3 -s; it serves one test at a time. With "-J" a client's --get-server-output is
+    JSON as well.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     argv = ["iperf3", "-s", "-p", str(port), "--forceflush", *options]
     return start_server(host, argv, port, directory / "iperf3.log", cgroup=cgroup)
@@ -229,7 +248,9 @@ def _hash_stream(stream: IO[bytes]) -> tuple[str, int]:
 
 
 def _fetch(host: Host, argv: list[str], cgroup: Cgroup | None, timeout: float) -> Fetched:
-    """timeout(1) ends a client that hangs: a pipe can be read to its end without watching a clock."""
+    """timeout(1) ends a client that hangs: a pipe can be read to its end without
+    watching a clock.
+    """
     argv = ["timeout", "--kill-after=1", f"{patient(timeout):g}", *argv]
     began = time.monotonic()
     process = host.popen(
@@ -250,13 +271,22 @@ def _fetch(host: Host, argv: list[str], cgroup: Cgroup | None, timeout: float) -
 
 
 def curl_fetch(
-    host: Host, url: str, *, cgroup: Cgroup | None = None, timeout: float = 120, options: Sequence[str] = ()
+    host: Host,
+    url: str,
+    *,
+    cgroup: Cgroup | None = None,
+    timeout: float = 120,
+    options: Sequence[str] = (),
 ) -> Fetched:
-    """Fetches with curl; exit_code is curl's (7: could not connect), 124 when timeout seconds were not enough."""
+    """Fetches with curl; exit_code is curl's (7: could not connect), 124 when timeout seconds
+    were not enough.
+    """
     return _fetch(host, ["curl", "-sS", "--fail", "--globoff", *options, url], cgroup, timeout)
 
 
-def busybox_fetch(host: Host, url: str, *, cgroup: Cgroup | None = None, timeout: float = 120) -> Fetched:
+def busybox_fetch(
+    host: Host, url: str, *, cgroup: Cgroup | None = None, timeout: float = 120
+) -> Fetched:
     """Fetches with a statically linked wget."""
     return _fetch(host, ["busybox", "wget", "-q", "-O", "-", url], cgroup, timeout)
 

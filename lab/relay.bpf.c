@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * relay.bpf.c: leads all TCP over IPv4 of a NIC through the relay of lab/relay, both ways; the compiler
- * is told the devices: RELAY_NIC, RELAY_IN, RELAY_OUT (lab/relay.py).
+ * relay.bpf.c: leads all TCP over IPv4 of a NIC through the relay of lab/relay, both ways; the
+ * compiler is told the devices: RELAY_NIC, RELAY_IN, RELAY_OUT (lab/relay.py).
  *
- * What the relay gives back bears a mark, so that it is not led there again: OUTER on its way to the wire,
- * INNER on its way to the host's own sockets.
+ * What the relay gives back bears a mark, so that it is not led there again: OUTER on its way to
+ * the wire, INNER on its way to the host's own sockets.
  */
 #include <linux/in.h>
 #include <linux/pkt_cls.h>

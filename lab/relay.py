@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ceiling of a user stack on the road through the device: a process that copies frames and has no TCP in it.
+"""The ceiling of a user stack on the road through the device: a process that copies frames and has
+no TCP in it.
 
-A host's TCP leaves by the NIC's tc egress to one TAP device, is copied by lab/relay to another, and goes on to
-the wire; what comes from the wire takes the same way back. lab/relay.bpf.c says how.
+A host's TCP leaves by the NIC's tc egress to one TAP device, is copied by lab/relay to another, and
+goes on to the wire; what comes from the wire takes the same way back. lab/relay.bpf.c says how.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def _compile(nic: int, inner: int, outer: int) -> dict[str, bytes]:
         "programs": ["relay_egress", "relay_to_wire", "relay_ingress", "relay_to_host"],
     }
     command = [sys.executable, "-I", str(_COMPILER)]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(job), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise DmmError("compile the relay's programs", why=done.stderr.strip() or "BCC failed")
     return {name: bytes.fromhex(insns) for name, insns in json.loads(done.stdout).items()}
@@ -71,7 +74,9 @@ class Relay(Closing):
         assert self.process.stdout
         fd = self.process.stdout.fileno()
         if not wait_readable(fd, READY_TIMEOUT_S) or self.process.stdout.readline() != b"ready\n":
-            raise DmmError(f"start the relay on {self.host.name}", why="it did not say that it is ready")
+            raise DmmError(
+                f"start the relay on {self.host.name}", why="it did not say that it is ready"
+            )
         self.host.ip(*(f"link set {name} txqueuelen {QUEUE_PACKETS} up" for name in DEVICES))
         self._links = self.host.call(_link, self.host.nic.name)
 
@@ -83,7 +88,9 @@ class Relay(Closing):
 
 
 def _link(nic: str) -> list[int]:
-    """Loads and attaches every program, in the namespace of the calling thread; the links' descriptors."""
+    """Loads and attaches every program, in the namespace of the calling thread;
+    the links' descriptors.
+    """
     wire, inner, outer = (socket.if_nametoindex(name) for name in (nic, *DEVICES))
     ingress, egress = bpf.AttachType.TCX_INGRESS, bpf.AttachType.TCX_EGRESS
     places = {

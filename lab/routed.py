@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dmm-ebpf instance on a host of the laboratory, started and asked through its command line like a user would."""
+"""A dmm-ebpf instance on a host of the laboratory, started and asked through its command line
+like a user would.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _counter = itertools.count()
 
 
 class Routed(Closing):
-    """`dmm-ebpf attach` in the foreground on a host, on one cgroup, with a policy; detached when closed.
+    """`dmm-ebpf attach` in the foreground on a host, on one cgroup, with a policy;
+    detached when closed.
 
     policy may hold {cgroup}, which becomes the cgroup's path as rules name it.
     """
@@ -66,7 +69,14 @@ class Routed(Closing):
         new.rename(self.policy_file)
 
     def _start(self) -> subprocess.Popen[Any]:
-        argv = [*self._command(), "attach", "--instance", self.instance, *self._where(), *self.options]
+        argv = [
+            *self._command(),
+            "attach",
+            "--instance",
+            self.instance,
+            *self._where(),
+            *self.options,
+        ]
         if self._has_policy:
             argv += ["--policy", str(self.policy_file)]
         with self.log.open("ab") as log:
@@ -134,7 +144,9 @@ class Routed(Closing):
         self.process.wait()
 
     def close(self) -> None:
-        """Detach: SIGINT if the Resource Director lives, `dmm-ebpf detach` if not. Harmless when repeated."""
+        """Detach: SIGINT if the Resource Director lives, `dmm-ebpf detach` if not.
+        Harmless when repeated.
+        """
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -147,7 +159,9 @@ class Routed(Closing):
             self.detach()
 
     def _last_words(self) -> str:
-        """Kill a Resource Director that does not end; what its threads were at, and its log before that."""
+        """Kill a Resource Director that does not end; what its threads were at, and its
+        log before that.
+        """
         self.process.send_signal(signal.SIGABRT)  # Python's faulthandler prints them
         try:
             self.process.wait(patient(5))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real systemd for tests: the one that runs this machine (`kernelvm --systemd`), or else one that is booted in
-namespaces of its own (processes, mounts, IPC, host name), in a cgroup of the caller's.
+"""A real systemd for tests: the one that runs this machine (`kernelvm --systemd`), or else one that
+is booted in namespaces of its own (processes, mounts, IPC, host name), in a cgroup of the caller's.
 
-It has nothing to start but what a test installs: its units are in a directory of their own (SYSTEMD_UNIT_PATH,
-systemd(1)), generators and journal are left out.
+It has nothing to start but what a test installs: its units are in a directory of their own
+(SYSTEMD_UNIT_PATH, systemd(1)), generators and journal are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PROGRAM = Path("/lib/systemd/systemd")
 UNITS = Path("/run/guest/units")  # as vm/guest/systemd has it
 START_TIMEOUT_S = 30.0
 NAMESPACES = ("--pid", "--mount", "--ipc", "--uts")
-# A hierarchy of cgroup v2 alone, also where the host has v1 beside it, and what tells systemd that it is no machine's.
+# A hierarchy of cgroup v2 alone, also where the host has v1 beside it, and what tells systemd that
+# it is no machine's.
 BOOT = """
 set -e
 mount --make-rprivate /
@@ -64,12 +65,26 @@ class Systemd(Closing):
 
     def _boot(self, log: Path) -> None:
         start = Path(__file__).parent / "vm" / "guest" / "systemd"
-        argv = ["unshare", "--fork", "--kill-child", *NAMESPACES, "sh", "-c", BOOT, str(start), str(PROGRAM)]
+        argv = [
+            "unshare",
+            "--fork",
+            "--kill-child",
+            *NAMESPACES,
+            "sh",
+            "-c",
+            BOOT,
+            str(start),
+            str(PROGRAM),
+        ]
         with log.open("ab") as file:
-            self._process = self._cgroup.spawn(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            self._process = self._cgroup.spawn(
+                argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
         process = self._process
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        init = wait_for(lambda: children.read_text().split(), START_TIMEOUT_S, "systemd's namespaces")[0]
+        init = wait_for(
+            lambda: children.read_text().split(), START_TIMEOUT_S, "systemd's namespaces"
+        )[0]
         self.files = Path(f"/proc/{init}/root")
         self._enter = ["nsenter", "--target", init, *NAMESPACES, "--"]
 
@@ -85,13 +100,19 @@ class Systemd(Closing):
         """The command that runs argv where systemd is."""
         return [*self._enter, *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """A command where systemd is, to its end; DmmError with what it said, if check and it failed."""
+    def run(
+        self, argv: Sequence[str | Path], *, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """A command where systemd is, to its end; DmmError with what it said, if check
+        and it failed.
+        """
         done = subprocess.run(
             self.argv(argv), capture_output=True, text=True, check=False, timeout=patient(60)
         )
         if check and done.returncode:
-            raise DmmError(f"run {' '.join(map(str, argv))}", why=done.stderr.strip() or done.stdout.strip())
+            raise DmmError(
+                f"run {' '.join(map(str, argv))}", why=done.stderr.strip() or done.stdout.strip()
+            )
         return done
 
     def ctl(self, *words: str, check: bool = True) -> str:
@@ -123,7 +144,9 @@ class Systemd(Closing):
 
     @property
     def root(self) -> str:
-        """The cgroup that systemd has for its root, "" if it is the hierarchy's; its units' paths begin with it."""
+        """The cgroup that systemd has for its root, "" if it is the hierarchy's; its units'
+        paths begin with it.
+        """
         return self.show("-.slice", "ControlGroup").rstrip("/")
 
     def directory(self, group: str) -> Path:

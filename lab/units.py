@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rates, times, probabilities and queue lengths as people write them.
 
-Rates are in bit/s with decimal prefixes, as in tc(8): "100mbit". A queue is "1000p" (packets), "64KiB" or "9000B"
-(bytes on the wire), "50ms" (at the rate of the moment), "2bdp" (times rate and round trip), or "none".
+Rates are in bit/s with decimal prefixes, as in tc(8): "100mbit". A queue is "1000p" (packets),
+"64KiB" or "9000B" (bytes on the wire), "50ms" (at the rate of the moment), "2bdp" (times rate and
+round trip), or "none".
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def parse_rate(value: str | float | None) -> int:
 def parse_time_ns(value: str | float) -> int:
     """ns; a bare number has no unit and is refused, except 0."""
     text = str(value)
-    return 0 if text in {"0", "0.0"} else round(_split("a time", text, _TIMES, "50ms, 10us or 1.5s"))
+    return (
+        0 if text in {"0", "0.0"} else round(_split("a time", text, _TIMES, "50ms, 10us or 1.5s"))
+    )
 
 
 def parse_probability(value: str | float) -> float:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a condition up to a deadline; nothing here ever sleeps blindly past what it waits for.
+"""Waiting for a condition up to a deadline; nothing here ever sleeps blindly past what
+it waits for.
 
-On a machine that is known to be slow, DMM_LAB_PATIENCE makes every deadline of the laboratory so many times as long.
+On a machine that is known to be slow, DMM_LAB_PATIENCE makes every deadline of the laboratory so
+many times as long.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def patient(seconds: float) -> float:
 
 
 def wait_for(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
-    """The first true value that predicate() gives within timeout seconds; else TimeoutError saying what was awaited."""
+    """The first true value that predicate() gives within timeout seconds; else TimeoutError
+    saying what was awaited.
+    """
     timeout = patient(timeout)
     deadline = time.monotonic() + timeout
     never = threading.Event()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proof by volume; tools/soak runs it. Exit status: 0 nothing found, 1 something found, 2 no run."""
+"""Proof by volume; tools/soak runs it. Exit status: 0 nothing found, 1 something found,
+2 no run.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ def simulated(
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 2,
     as_json: Json = False,
 ) -> None:
-    """The user-space TCP in virtual time: every stream arrives exactly, or an app is told of an error.
+    """The user-space TCP in virtual time: every stream arrives exactly, or an app is told
+    of an error.
 
     Example: tools/soak simulated --connections 10000
     """
@@ -74,7 +77,9 @@ def simulated(
 
 @app.command()
 def repeat(
-    words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="As `simulated` printed them.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="As `simulated` printed them.")
+    ],
 ) -> None:
     """One simulation again, under AddressSanitizer, and its verdict.
 
@@ -118,12 +123,15 @@ def show_transfers(summary: soak.transfers.Summary) -> None:
 @app.command()
 def transfers(
     *,
-    gigabytes: Annotated[float, typer.Option(help="Payload, all roles together.", min=0.001)] = 10.0,
+    gigabytes: Annotated[
+        float, typer.Option(help="Payload, all roles together.", min=0.001)
+    ] = 10.0,
     seed: Annotated[int, typer.Option(help="Another seed makes up other transfers.", min=0)] = 1,
     cc: Annotated[str, typer.Option(help="The user stack's congestion control.")] = "wan",
     processes: Annotated[int, typer.Option(help="Processes of each stack.", min=1)] = 1,
     role: Annotated[
-        list[str] | None, typer.Option(help="Whose host has the stack: client, server, both. Default: each.")
+        list[str] | None,
+        typer.Option(help="Whose host has the stack: client, server, both. Default: each."),
     ] = None,
     parallel: Annotated[int, typer.Option(help="Transfers at a time.", min=1)] = 16,
     rate: Annotated[str, typer.Option(help="Of the link, each way.")] = "1gbit",
@@ -139,7 +147,8 @@ def transfers(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """curl, iperf3 and redis through the user stack, with loss, reordering and duplication on both legs.
+    """curl, iperf3 and redis through the user stack, with loss, reordering and duplication
+    on both legs.
 
     Example: tools/soak transfers --gigabytes 10
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transfers by unmodified programs, each with bytes of its own, and the check that they arrived.
 
-Each transfer carries a stretch of one large file of noise. Which stretch, how long, and over which IP version is a
-function of (seed, roles, program, number) alone, so any transfer can be named and made again.
+Each transfer carries a stretch of one large file of noise. Which stretch, how long, and over
+which IP version is a function of (seed, roles, program, number) alone, so any transfer can be
+named and made again.
 """
 
 from __future__ import annotations
@@ -17,15 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError
-from lab import Cgroup, Host, Server, curl_fetch, iperf3, iperf3_server, nginx, random_file, redis_server
+from lab import (
+    Cgroup,
+    Host,
+    Server,
+    curl_fetch,
+    iperf3,
+    iperf3_server,
+    nginx,
+    random_file,
+    redis_server,
+)
 
 MB = 1_000_000
 # Of all bytes, by program.
 SHARES = {"curl-download": 0.4, "curl-upload": 0.2, "iperf3": 0.2, "redis": 0.2}
 MOST_BYTES = {"curl-download": 48 * MB, "curl-upload": 48 * MB, "iperf3": 64 * MB, "redis": 8 * MB}
 NOISE_BYTES = 256 * MB
-# iperf3 garbles a file when a send() takes only a part of its buffer (3.12: what is left over is read over), so the
-# senders' kernels must have room for all of one from the start.
+# iperf3 garbles a file when a send() takes only a part of its buffer (3.12: what is left over is
+# read over), so the senders' kernels must have room for all of one from the start.
 SEND_BUFFER_BYTES = 96 << 20
 FIRST_IPERF3_PORT = 20_000
 IPERF3_PORTS = 10_000
@@ -44,7 +55,9 @@ class MismatchError(DmmError):
 
 @dataclass(frozen=True)
 class Job:
-    """One transfer: size_bytes of the noise from offset on. down: from the server; for iperf3 alone."""
+    """One transfer: size_bytes of the noise from offset on. down: from the server;
+    for iperf3 alone.
+    """
 
     roles: str
     program: str
@@ -64,11 +77,15 @@ class Job:
     def kind(self) -> str:
         """What it is, for people."""
         direction = (
-            (" from the server" if self.down else " to the server") if self.program == "iperf3" else ""
+            (" from the server" if self.down else " to the server")
+            if self.program == "iperf3"
+            else ""
         )
         shape = f" in {SMALL_VALUES} values" if self.many else ""
         family = "IPv6" if self.ipv6 else "IPv4"
-        return f"{self.program}{direction}, {self.size_bytes} bytes at {self.offset}{shape}, {family}"
+        return (
+            f"{self.program}{direction}, {self.size_bytes} bytes at {self.offset}{shape}, {family}"
+        )
 
     @property
     def timeout_s(self) -> float:
@@ -76,8 +93,12 @@ class Job:
         return PATIENCE_S + self.size_bytes / SLOWEST_BPS
 
 
-def make_job(seed: int, roles: str, program: str, number: int, *, limit_bytes: int, noise_bytes: int) -> Job:
-    """The transfer of that number; small sizes as often as large ones, except by iperf3, whose are all large."""
+def make_job(
+    seed: int, roles: str, program: str, number: int, *, limit_bytes: int, noise_bytes: int
+) -> Job:
+    """The transfer of that number; small sizes as often as large ones, except by iperf3, whose
+    are all large.
+    """
     dice = random.Random(f"{seed} {roles} {program} {number}")
     most = min(MOST_BYTES[program], limit_bytes, noise_bytes)
     many = program == "redis" and number % 4 == 3
@@ -111,17 +132,27 @@ class Noise:
 
 
 class Programs:
-    """The servers on one host, the clients on the other, and the transfers between them. Any number at a time."""
+    """The servers on one host, the clients on the other, and the transfers between them. Any
+    number at a time.
+    """
 
     def __init__(
-        self, client: tuple[Host, Cgroup], server: tuple[Host, Cgroup], noise: Noise, directory: Path
+        self,
+        client: tuple[Host, Cgroup],
+        server: tuple[Host, Cgroup],
+        noise: Noise,
+        directory: Path,
     ) -> None:
         self.client, self.client_cgroup = client
         self.server, self.server_cgroup = server
         self.noise = noise
         self.directory = directory
         self.web = nginx(
-            self.server, noise.path.parent, directory / "nginx", workers=2, cgroup=self.server_cgroup
+            self.server,
+            noise.path.parent,
+            directory / "nginx",
+            workers=2,
+            cgroup=self.server_cgroup,
         )
         self.redis = redis_server(self.server, directory / "redis", cgroup=self.server_cgroup)
         self._do: dict[str, Callable[[Job], int]] = {
@@ -137,7 +168,9 @@ class Programs:
         self.redis.stop()
 
     def transfer(self, job: Job) -> int:
-        """Does it; the bytes that arrived and were compared. Raises MismatchError, or DmmError or TimeoutError."""
+        """Does it; the bytes that arrived and were compared. Raises MismatchError, or
+        DmmError or TimeoutError.
+        """
         return self._do[job.program](job)
 
     def _address(self, job: Job) -> str:
@@ -178,8 +211,8 @@ class Programs:
         return job.size_bytes
 
     def _iperf3(self, job: Job) -> int:
-        """The iperf3 server sends a file, the client keeps it. The other way round iperf3 ends a test by a word on its
-        control connection, and leaves unread what is then still on its way.
+        """The iperf3 server sends a file, the client keeps it. The other way round iperf3 ends a
+        test by a word on its control connection, and leaves unread what is then still on its way.
         """
         ends = [(self.server, self.server_cgroup), (self.client, self.client_cgroup)]
         (sender, its_cgroup), (receiver, receivers_cgroup) = ends if job.down else reversed(ends)
@@ -190,7 +223,9 @@ class Programs:
         port = FIRST_IPERF3_PORT + job.number % IPERF3_PORTS
         server: Server | None = None
         try:
-            server = iperf3_server(sender, directory, "-1", "-F", str(source), port=port, cgroup=its_cgroup)
+            server = iperf3_server(
+                sender, directory, "-1", "-F", str(source), port=port, cgroup=its_cgroup
+            )
             iperf3(
                 receiver,
                 sender.ip6 if job.ipv6 else sender.ip4,
@@ -235,7 +270,8 @@ class Programs:
             job,
             *("--pipe", "--pipe-timeout", f"{PATIENCE_S:.0f}"),
             stdin=b"".join(
-                b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key.encode(), len(value), value)
+                b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n"
+                % (len(key), key.encode(), len(value), value)
                 for key, value in zip(keys, values, strict=True)
             ),
         )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated connections without end: cases from lab/sim/simcases.py, on all processors, until one breaks.
+"""Simulated connections without end: cases from lab/sim/simcases.py, on all processors,
+until one breaks.
 
-Hypothesis makes the cases up and makes a broken one small. Each worker is a process with a seed of its own, so that
-the same seed and the same number of workers give the same cases.
+Hypothesis makes the cases up and makes a broken one small. Each worker is a process with a seed of
+its own, so that the same seed and the same number of workers give the same cases.
 """
 
 from __future__ import annotations
@@ -153,12 +154,16 @@ def _gather(
             told = time.monotonic()
             so_far = sum(totals[name] for name in TOTALS)
             whole, failed = totals["complete"], totals["errors"]
-            _say(f"{so_far} of {connections} connections, {whole} whole, {failed} reported an error")
+            _say(
+                f"{so_far} of {connections} connections, {whole} whole, {failed} reported an error"
+            )
     return totals, broken
 
 
 def soak(connections: int, first_seed: int, workers: int) -> Summary:
-    """Runs simulations until at least so many connections have ended, or each worker has found a fault."""
+    """Runs simulations until at least so many connections have ended, or each worker has
+    found a fault.
+    """
     os.nice(5)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -197,7 +202,9 @@ def soak(connections: int, first_seed: int, workers: int) -> Summary:
 
 def repeat(words: list[str]) -> tuple[dict[str, int], str | None]:
     """One case again: its result, and what is wrong with it, if anything."""
-    case: simcases.Case = {name: value for name, _, value in (word.partition("=") for word in words)}
+    case: simcases.Case = {
+        name: value for name, _, value in (word.partition("=") for word in words)
+    }
     with tempfile.TemporaryDirectory() as name:
         try:
             return simcases.run(build_sanitized(Path(name)), case), None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real programs over a line that is bad on both legs: what `tools/soak transfers` does.
 
-Two hosts and an emulated link that loses, reorders and doubles packets both ways (the outer leg). On each host whose
-programs go through a user stack, packets between the kernel and the stack suffer the same (the inner leg). In
-one phase the client's host has the stack, in the next the server's, in the last both. A run proves something only
-if packets were lost, late and doubled on every leg, both ways: counters that stayed 0 are found as well.
+Two hosts and an emulated link that loses, reorders and doubles packets both ways (the outer leg).
+On each host whose programs go through a user stack, packets between the kernel and the stack suffer
+the same (the inner leg). In one phase the client's host has the stack, in the next the server's, in
+the last both. A run proves something only if packets were lost, late and doubled on every leg, both
+ways: counters that stayed 0 are found as well.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ stack = "user"
 
 @dataclass(frozen=True)
 class Options:
-    """What to do. bytes_wanted: of payload that arrived and was compared, all phases together. Probabilities and times
-    are spelt as for tools/wanlab.
+    """What to do. bytes_wanted: of payload that arrived and was compared, all phases together.
+    Probabilities and times are spelt as for tools/wanlab.
     """
 
     bytes_wanted: int
@@ -97,7 +98,9 @@ class Options:
 
     @property
     def phase_bytes(self) -> int:
-        """Of one phase. Sizes and places of transfers follow from it, not from how many phases there are."""
+        """Of one phase. Sizes and places of transfers follow from it, not from how many
+        phases there are.
+        """
         return self.bytes_wanted // len(self.roles)
 
     def command(self, roles: str) -> str:
@@ -114,12 +117,16 @@ class Options:
             **{f"inner-{name}": value for name, value in self.inner.items()},
             "role": roles,
         }
-        return "tools/soak transfers " + " ".join(f"--{name} {value}" for name, value in words.items())
+        return "tools/soak transfers " + " ".join(
+            f"--{name} {value}" for name, value in words.items()
+        )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A transfer that did not arrive intact, or something else that a run must not show; the command for it again."""
+    """A transfer that did not arrive intact, or something else that a run must not show; the
+    command for it again.
+    """
 
     what: str
     repeat: str = ""
@@ -148,7 +155,11 @@ class Phase:
         """Each leg and way: its name, its packets' fates, and what its sender sent again."""
         for way, sender in (("to_server", "client"), ("to_client", "server")):
             stack = self.stacks.get(sender)
-            again = stack["retransmits"] - stack["inner_retransmits"] if stack else self._by_kernel(sender)
+            again = (
+                stack["retransmits"] - stack["inner_retransmits"]
+                if stack
+                else self._by_kernel(sender)
+            )
             yield f"outer, {way.replace('_', ' ')}", self.outer[way], again
         for host, ways in self.inner.items():
             for way, again in (
@@ -174,7 +185,10 @@ class Summary:
     def programs(self) -> dict[str, dict[str, int]]:
         """Per program: bytes, transfers, hashes that were right, errors."""
         return {
-            name: {what: sum(phase.programs[name][what] for phase in self.phases) for what in NO_TRANSFERS}
+            name: {
+                what: sum(phase.programs[name][what] for phase in self.phases)
+                for what in NO_TRANSFERS
+            }
             for name in SHARES
         }
 
@@ -190,25 +204,35 @@ class Summary:
             "seconds": round(self.seconds, 1),
             "bytes_verified": self.bytes_verified,
             "programs": self.programs,
-            "phases": [asdict(phase) | {"bytes_verified": phase.bytes_verified} for phase in self.phases],
+            "phases": [
+                asdict(phase) | {"bytes_verified": phase.bytes_verified} for phase in self.phases
+            ],
             "failures": [asdict(failure) for failure in self.failures],
         }
 
 
 def kernel_counters() -> Counter[str]:
-    """KERNEL_COUNTERS of the caller's network namespace, from /proc/net/snmp and netstat (proc(5))."""
+    """KERNEL_COUNTERS of the caller's network namespace, from /proc/net/snmp
+    and netstat (proc(5)).
+    """
     found: Counter[str] = Counter()
     for name, kind in (("snmp", "Tcp:"), ("netstat", "TcpExt:")):
         lines = Path(f"/proc/thread-self/net/{name}").read_text().splitlines()
         names, values = (line.split()[1:] for line in lines if line.startswith(kind))
-        found.update({k: int(v) for k, v in zip(names, values, strict=True) if k in KERNEL_COUNTERS})
+        found.update(
+            {k: int(v) for k, v in zip(names, values, strict=True) if k in KERNEL_COUNTERS}
+        )
     return found
 
 
 class Work:
-    """Hands out transfers until every program has its share, and keeps count. Used by many threads."""
+    """Hands out transfers until every program has its share, and keeps count. Used
+    by many threads.
+    """
 
-    def __init__(self, options: Options, phase: Phase, noise_bytes: int, progress: Progress) -> None:
+    def __init__(
+        self, options: Options, phase: Phase, noise_bytes: int, progress: Progress
+    ) -> None:
         self.options = options
         self.phase = phase
         self.noise_bytes = noise_bytes
@@ -226,7 +250,9 @@ class Work:
         self._only_left = [options.only] if options.only else []
 
     def next(self) -> Job | None:
-        """The next transfer of the program that is furthest behind; None: enough, or too many failures."""
+        """The next transfer of the program that is furthest behind; None: enough, or
+        too many failures.
+        """
         with self._lock:
             if self.options.only:
                 return self._make(*self._only_left.pop().split(":")) if self._only_left else None
@@ -276,7 +302,9 @@ class Work:
                     f"{self.options.command(job.roles)} --only {job.name}",
                 )
                 self.failures.append(failure)
-                self._progress.console.print(f"soak: found: {failure.what}", markup=False, soft_wrap=True)
+                self._progress.console.print(
+                    f"soak: found: {failure.what}", markup=False, soft_wrap=True
+                )
 
 
 def _serve(work: Work, programs: Programs) -> None:
@@ -315,7 +343,9 @@ class Site:
         self.noise = Noise(served / "noise", size_bytes, options.seed)
 
     def run(self, roles: str, progress: Progress) -> tuple[Phase, list[Failure]]:
-        """One phase, with stacks on the hosts of these roles; both legs are bad only while it lasts."""
+        """One phase, with stacks on the hosts of these roles; both legs are bad only
+        while it lasts.
+        """
         phase = Phase(roles)
         began = time.monotonic()
         with ExitStack() as stack:
@@ -335,7 +365,9 @@ class Site:
             work = Work(self.options, phase, self.noise.size_bytes, progress)
             # Whatever interrupts the run waits for the transfers under way, and for no others.
             with ThreadPoolExecutor(self.options.parallel) as pool, closing(work):
-                for future in [pool.submit(_serve, work, programs) for _ in range(self.options.parallel)]:
+                for future in [
+                    pool.submit(_serve, work, programs) for _ in range(self.options.parallel)
+                ]:
                     future.result()
             for name, host in self.hosts.items():
                 phase.kernel[name] = dict(host.call(kernel_counters) - before[name])
@@ -354,7 +386,8 @@ class Site:
         policy = POLICY.format(congestion=self.options.congestion, processes=self.options.processes)
         with Routed(host, cgroup, policy, self.directory) as routed:
             lost, late, doubled = (
-                parse_probability(self.options.inner[name]) for name in ("loss", "reorder", "duplicate")
+                parse_probability(self.options.inner[name])
+                for name in ("loss", "reorder", "duplicate")
             )
             with ExitStack() as stack:
                 legs = [
@@ -404,7 +437,9 @@ def untouched(options: Options, phases: list[Phase]) -> list[str]:
             happened.update({f"{fate} on the outer leg, {way}": stats[fate] for fate in FATES})
         for ways in phase.inner.values():
             for way in WAYS:
-                happened.update({f"{fate} on the inner leg, {way}": ways[way][fate] for fate in FATES})
+                happened.update(
+                    {f"{fate} on the inner leg, {way}": ways[way][fate] for fate in FATES}
+                )
     return sorted(name for name in expected if not happened[name])
 
 
@@ -415,7 +450,9 @@ def soak(options: Options, console: Console) -> Summary:
     program, _, number = (options.only or "redis:0").partition(":")
     if program not in SHARES or not number.isdecimal():
         known = ", ".join(SHARES)
-        raise UsageError(f"do only {options.only!r}", why=f"it is PROGRAM:NUMBER, with a program of {known}")
+        raise UsageError(
+            f"do only {options.only!r}", why=f"it is PROGRAM:NUMBER, with a program of {known}"
+        )
     began = time.monotonic()
     # So that nothing is left behind then either.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))

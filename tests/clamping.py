@@ -28,7 +28,12 @@ def iptables_clamp(host: Host, kind: str, chain: str, *how: str) -> None:
 
 
 def narrow_route(host: Host, device: str, attribute: str = "advmss", size: int = 1200) -> None:
-    """The kernel's own routes of both families to a host's first network say so; attribute: as ip(8) has it."""
-    for version, destination, metric in (("-4", "198.18.0.0/24", "0"), ("-6", "2001:db8::/64", "256")):
+    """The kernel's own routes of both families to a host's first network say so; attribute: as
+    ip(8) has it.
+    """
+    for version, destination, metric in (
+        ("-4", "198.18.0.0/24", "0"),
+        ("-6", "2001:db8::/64", "256"),
+    ):
         route = ["ip", version, "route", "replace", destination, "dev", device, "metric", metric]
         host.run([*route, attribute, str(size)])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for every test: hosts and links (`lab`, `site`, `gateway`), cgroups (`cgroup`), and that nothing is left."""
+"""Fixtures for every test: hosts and links (`lab`, `site`, `gateway`), cgroups (`cgroup`), and
+that nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ pytest_plugins = ["labfixtures", "sitefixtures", "gatewayfixtures"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is marked root is no part of another user's tests: pytest tells how many are deselected."""
+    """What is marked root is no part of another user's tests: pytest tells how
+    many are deselected.
+    """
     if os.geteuid() == 0:
         return
     roots = [item for item in items if item.get_closest_marker("root")]

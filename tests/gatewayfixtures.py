@@ -30,17 +30,21 @@ proto = "tcp"
 ports = "7300-7399"
 stack = "wan"
 """
-FROM_LAN = (
-    'name = "lan"\ndirection = "forward"\nfrom = ["198.18.1.0/24", "2001:db8:1::/64"]\nin_interface = "eth1"'
-)
+FROM_LAN = 'name = "lan"\ndirection = "forward"\nfrom = ["198.18.1.0/24", "2001:db8:1::/64"]\nin_interface = "eth1"'
 FROM_WAN = 'name = "wan"\ndirection = "forward"\nin_interface = "eth0"'
 
 
 class Gateway:
-    """A host inside, a gateway (eth0: outside, eth1: inside) and a server outside, which has a way back."""
+    """A host inside, a gateway (eth0: outside, eth1: inside) and a server outside, which has
+    a way back.
+    """
 
     def __init__(self, lab: Lab, make_cgroup: Callable[[], Cgroup], directory: Path) -> None:
-        self.gate, self.inside, self.server = lab.host("gate"), lab.host("inside"), lab.host("server")
+        self.gate, self.inside, self.server = (
+            lab.host("gate"),
+            lab.host("inside"),
+            lab.host("server"),
+        )
         lab.wire(self.gate, self.server, offloads=True)
         lab.wire(self.gate, self.inside, offloads=True)
         self.gate.sysctl("net.ipv4.ip_forward", 1)

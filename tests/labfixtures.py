@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pytest's side of the laboratory: fixtures, and a leak check around every test that uses one of them.
+"""Pytest's side of the laboratory: fixtures, and a leak check around every test that uses
+one of them.
 
-Leaks that can be told to be ours (named by our pid, or marked in a process's environment) always fail the test.
-State of the whole host (pins, instance directories, ip rules, links and cgroups of the root namespace) can only be
-compared when nobody else changes it: DMM_LAB_EXCLUSIVE=1, which tools/test sets, turns that on.
+Leaks that can be told to be ours (named by our pid, or marked in a process's environment) always
+fail the test. State of the whole host (pins, instance directories, ip rules, links and cgroups of
+the root namespace) can only be compared when nobody else changes it: DMM_LAB_EXCLUSIVE=1, which
+tools/test sets, turns that on.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def _names(directory: Path, pattern: str = "*") -> set[str]:
 
 
 def _lines(*command: str) -> set[str]:
-    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    return set(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    )
 
 
 def _marked_processes(mark: str) -> set[str]:
@@ -47,7 +51,10 @@ def _marked_processes(mark: str) -> set[str]:
             words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             if any(re.fullmatch(mark.encode(), word) for word in words):
                 command = (
-                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    Path(f"/proc/{pid}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
                 )
                 found.add(f"{pid} {command}")
     return found
@@ -72,14 +79,17 @@ def snapshot() -> dict[str, set[str]]:
         "cgroup": _names(cgroup2_mount(), f"{CGROUP_PREFIX}{own}.*"),
         "process in a laboratory": _marked_processes(rf"{LAB_VARIABLE}=.*\.{own}\.\d+"),
         "child process": _children(),
-        "pin or instance": {name for d in INSTANCE_DIRS for name in _names(d, f"*{instance_name('')}*")},
+        "pin or instance": {
+            name for d in INSTANCE_DIRS for name in _names(d, f"*{instance_name('')}*")
+        },
     }
     if os.environ.get(EXCLUSIVE) == "1":
         found |= {
             "pin": {name for d in INSTANCE_DIRS for name in _names(d, "**/*")},
             "any namespace": _names(NETNS_DIR),
             "any cgroup": _names(cgroup2_mount(), "**/"),
-            "ip rule": _lines("ip", "-4", "rule") | {f"-6 {line}" for line in _lines("ip", "-6", "rule")},
+            "ip rule": _lines("ip", "-4", "rule")
+            | {f"-6 {line}" for line in _lines("ip", "-6", "rule")},
             "link": {line.partition("@")[0] for line in _lines("ip", "-br", "link")},
         }
     return found
@@ -90,7 +100,9 @@ def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> 
 
     That a child of before has ended since is no harm; that something of the host's has gone is.
     """
-    left = [f"{kind} left: {name}" for kind in before for name in sorted(after[kind] - before[kind])]
+    left = [
+        f"{kind} left: {name}" for kind in before for name in sorted(after[kind] - before[kind])
+    ]
     lost = [
         f"{kind} lost: {name}"
         for kind in before
@@ -99,7 +111,9 @@ def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> 
     ]
     leaks = left + lost
     if leaks:
-        pytest.fail("the test did not leave the host as it was:\n" + "\n".join(leaks), pytrace=False)
+        pytest.fail(
+            "the test did not leave the host as it was:\n" + "\n".join(leaks), pytrace=False
+        )
 
 
 def instance_name(number: int | str) -> str:
@@ -108,7 +122,9 @@ def instance_name(number: int | str) -> str:
 
 
 def _instances_of_the_dead() -> list[str]:
-    pattern = re.compile(INSTANCE.format(pid=r"(\d+)", number=r"\d+[a-z]?"))  # a letter: of whose making
+    pattern = re.compile(
+        INSTANCE.format(pid=r"(\d+)", number=r"\d+[a-z]?")
+    )  # a letter: of whose making
     names = {Path(path).name for directory in INSTANCE_DIRS for path in _names(directory)}
     found = [match for name in names if (match := pattern.fullmatch(name))]
     return [match[0] for match in found if start_time(int(match[1])) is None]
@@ -116,7 +132,9 @@ def _instances_of_the_dead() -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cleared_host() -> None:
-    """Removes what a run that was killed has left: it would change the host whenever a test meets it."""
+    """Removes what a run that was killed has left: it would change the host whenever a
+    test meets it.
+    """
     if os.environ.get(EXCLUSIVE) == "1":
         clean()
         remove_cgroups_of_the_dead()
@@ -126,7 +144,9 @@ def cleared_host() -> None:
 
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
-    """Compares the host before and after; every other fixture here stands on it, so it is checked last."""
+    """Compares the host before and after; every other fixture here stands on it, so it
+    is checked last.
+    """
     before = snapshot()
     yield
     assert_no_leaks(before, snapshot())
@@ -134,7 +154,9 @@ def no_leaks() -> Iterator[None]:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[Lab]:
-    """A laboratory with no hosts yet, named after the test; closed, with all its processes, at the end."""
+    """A laboratory with no hosts yet, named after the test; closed, with all its processes,
+    at the end.
+    """
     name = re.sub(r"[^a-zA-Z0-9_]", "_", request.node.name)[:30]
     with Lab(name) as made:
         yield made
@@ -155,14 +177,18 @@ def cgroup(make_cgroup: Callable[[], Cgroup]) -> Cgroup:
 
 @pytest.fixture
 def instance(no_leaks: None) -> Callable[[], str]:
-    """Names for dmm-ebpf instances; what is left in /run or bpffs under such a name fails the test."""
+    """Names for dmm-ebpf instances; what is left in /run or bpffs under such a name
+    fails the test.
+    """
     names = iter(range(1000))
     return lambda: instance_name(next(names))
 
 
 @pytest.fixture(scope="session")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, str]]:
-    """A file of so many bytes of noise, and its SHA-256; made once per size in a run. Do not change it."""
+    """A file of so many bytes of noise, and its SHA-256; made once per size in a run. Do
+    not change it.
+    """
     directory = tmp_path_factory.mktemp("payload")
     directory.chmod(0o755)
     made: dict[int, tuple[Path, str]] = {}
@@ -178,5 +204,9 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[P
 
 def pytest_report_header(config: Any) -> str:
     """Says which leak check is on."""
-    scope = "whole host" if os.environ.get(EXCLUSIVE) == "1" else f"own things only ({EXCLUSIVE}=1 for all)"
+    scope = (
+        "whole host"
+        if os.environ.get(EXCLUSIVE) == "1"
+        else f"own things only ({EXCLUSIVE}=1 for all)"
+    )
     return f"leak check: {scope}"

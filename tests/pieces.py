@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IP packets in fragments, or with IPv6 extension headers in front of what they carry; the Internet checksum."""
+"""IP packets in fragments, or with IPv6 extension headers in front of what they carry;
+the Internet checksum.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ def checksum(data: bytes) -> int:
 
 
 class Pieces:
-    """Fragments of packets, which have no options: called with one, it says what goes out. order: of the list of its
-    fragments; first: bytes in the first of them; behind: IPv6 extension headers that are cut with the rest.
+    """Fragments of packets, which have no options: called with one, it says what goes out. order:
+    of the list of its fragments; first: bytes in the first of them; behind: IPv6 extension headers
+    that are cut with the rest.
     """
 
     def __init__(
@@ -44,14 +47,22 @@ class Pieces:
 
     def _cuts(self, data: bytes) -> list[tuple[int, bytes]]:
         starts = [0, *range(self._first, len(data), PIECE_BYTES)]
-        return [(at, data[at:end]) for at, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+        return [
+            (at, data[at:end]) for at, end in zip(starts, [*starts[1:], len(data)], strict=True)
+        ]
 
     def _pieces4(self, packet: bytes) -> list[bytes]:
         made = []
         for at, part in self._cuts(packet[20:]):
             more = at + len(part) < len(packet) - 20
             head = packet[:2] + struct.pack(
-                ">HHHBBH", 20 + len(part), self._number % 65536, more << 13 | at >> 3, packet[8], packet[9], 0
+                ">HHHBBH",
+                20 + len(part),
+                self._number % 65536,
+                more << 13 | at >> 3,
+                packet[8],
+                packet[9],
+                0,
             )
             head += packet[12:20]
             made.append(head[:10] + struct.pack(">H", checksum(head)) + head[12:] + part)
@@ -63,13 +74,19 @@ class Pieces:
             more = at + len(part) < len(packet) - 40
             extra = struct.pack(">BBHI", packet[6], 0, at | more, self._number)
             made.append(
-                packet[:4] + struct.pack(">HB", 8 + len(part), FRAGMENT) + packet[7:40] + extra + part
+                packet[:4]
+                + struct.pack(">HB", 8 + len(part), FRAGMENT)
+                + packet[7:40]
+                + extra
+                + part
             )
         return made
 
 
 def headers(packet: bytes, kinds: Sequence[int]) -> bytes:
-    """An IPv6 packet with these extension headers in front of what it carries; a fragment's is an atomic one's."""
+    """An IPv6 packet with these extension headers in front of what it carries; a fragment's is
+    an atomic one's.
+    """
     kind, body = packet[6], packet[40:]
     for one in reversed(kinds):
         if one == FRAGMENT:

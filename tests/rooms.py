@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms of the house and the doors between them: which may use which, and what the files really import and include.
+"""The rooms of the house and the doors between them: which may use which, and what the files really
+import and include.
 
-The table ROOMS is the rule; DEBTS are the arrows that break it and are known. `python tests/rooms.py` draws both into
-docs/develop/map-of-rooms.md and .svg; tests/unit/test_rooms.py holds table and map against the sources.
+The table ROOMS is the rule; DEBTS are the arrows that break it and are known. `python
+tests/rooms.py` draws both into docs/develop/map-of-rooms.md and .svg; tests/unit/test_rooms.py
+holds table and map against the sources.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ START, END = "<!-- tests/rooms.py: start -->\n", "<!-- tests/rooms.py: end -->\n
 
 @dataclass(frozen=True)
 class Room:
-    """A room: its name, what it is for, its files (globs; the first room's that fits), what it uses."""
+    """A room: its name, what it is for, its files (globs; the first room's that fits),
+    what it uses.
+    """
 
     name: str
     job: str
@@ -49,7 +53,10 @@ PYTHON = (
     Room("hal", "devices, routes, sockets, namespaces", ("dmm_ebpf/hal/*.py",), ("base",)),
     Room("loader", "BPF programs and maps", ("dmm_ebpf/loader/*.py",), ("base", "hal")),
     Room(
-        "userstack", "a stack process, its supervisor", ("dmm_ebpf/userstack/*.py",), ("base", "kit", "hal")
+        "userstack",
+        "a stack process, its supervisor",
+        ("dmm_ebpf/userstack/*.py",),
+        ("base", "kit", "hal"),
     ),
     Room(
         "prototype",
@@ -58,14 +65,24 @@ PYTHON = (
         ("base", "hal", "userstack"),
     ),
     Room("policy", "what a policy says and means", ("dmm_ebpf/rd/policy/*.py",), ("base", "kit")),
-    Room("places", "containers, units, processes", ("dmm_ebpf/rd/places/*.py",), ("base", "hal", "loader")),
+    Room(
+        "places",
+        "containers, units, processes",
+        ("dmm_ebpf/rd/places/*.py",),
+        ("base", "hal", "loader"),
+    ),
     Room(
         "director",
         "what an instance has on the host",
         ("dmm_ebpf/rd/director/*.py", "dmm_ebpf/rd/__init__.py"),
         ("base", "kit", "hal", "loader", "userstack", "policy"),
     ),
-    Room("api", "the director's socket", ("dmm_ebpf/rd/api/*.py",), ("base", "loader", "policy", "director")),
+    Room(
+        "api",
+        "the director's socket",
+        ("dmm_ebpf/rd/api/*.py",),
+        ("base", "loader", "policy", "director"),
+    ),
     Room(
         "life",
         "attach, run, take over, detach",
@@ -78,7 +95,19 @@ PYTHON = (
         "cli",
         "the command line",
         ("dmm_ebpf/cli/*.py",),
-        ("base", "kit", "hal", "loader", "policy", "places", "director", "api", "life", "show", "tui"),
+        (
+            "base",
+            "kit",
+            "hal",
+            "loader",
+            "policy",
+            "places",
+            "director",
+            "api",
+            "life",
+            "show",
+            "tui",
+        ),
     ),
     Room(
         "lab",
@@ -86,7 +115,12 @@ PYTHON = (
         ("lab/*.py", "lab/*/*.py"),
         ("base", "kit", "loader", "userstack", "director"),
     ),
-    Room("compat", "what tools/compat tries", ("compat/*.py", "compat/*/*.py"), ("base", "api", "lab")),
+    Room(
+        "compat",
+        "what tools/compat tries",
+        ("compat/*.py", "compat/*/*.py"),
+        ("base", "api", "lab"),
+    ),
     Room(
         "bench",
         "benchmarks",
@@ -111,7 +145,12 @@ C = (
         tuple(CORE + n for n in ("wire.*", "csum.c", "chain.*", "fragment.*", "ctl.*")),
         ("base",),
     ),
-    Room("cc", "congestion controls", tuple(CORE + n for n in ("cc.*", "cc_*", "hystart.h")), ("base",)),
+    Room(
+        "cc",
+        "congestion controls",
+        tuple(CORE + n for n in ("cc.*", "cc_*", "hystart.h")),
+        ("base",),
+    ),
     Room(
         "kit",
         "controls as plug-ins, their simulator",
@@ -124,15 +163,23 @@ C = (
         tuple(CORE + n for n in ("end.h", "tcp.*", "tcp_*", "flight.*", "ranges.*", "stream.*")),
         ("base", "wire", "cc"),
     ),
-    Room("relay", "two ends, and who calls them", (CORE + "*.[ch]",), ("base", "wire", "cc", "tcp")),
+    Room(
+        "relay", "two ends, and who calls them", (CORE + "*.[ch]",), ("base", "wire", "cc", "tcp")
+    ),
     Room("hal", "AF_XDP, TAP devices, rights", ("dmm_ebpf/hal/*.[ch]",), ("abi",)),
-    Room("engine", "core and devices joined", ("dmm_ebpf/userstack/*.[ch]",), ("abi", "base", "hal")),
+    Room(
+        "engine", "core and devices joined", ("dmm_ebpf/userstack/*.[ch]",), ("abi", "base", "hal")
+    ),
     Room("loader", "libbpf for Python", ("dmm_ebpf/loader/*.[ch]",)),
 )
 LANGUAGES = {"Python": PYTHON, "C": C}
 
 DEBTS = (
-    Debt("dmm_ebpf/hal/*.h", "base", "packets' offload facts (struct dmm_vnet) stand in the core's api.h"),
+    Debt(
+        "dmm_ebpf/hal/*.h",
+        "base",
+        "packets' offload facts (struct dmm_vnet) stand in the core's api.h",
+    ),
 )
 
 
@@ -148,7 +195,9 @@ class Arrow:
 
 @cache
 def tracked() -> dict[str, None]:
-    """Every file of the repository, as a path from its root; also new ones that are not ignored. In order."""
+    """Every file of the repository, as a path from its root; also new ones that are not
+    ignored. In order.
+    """
     argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     said = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {name: None for name in sorted(said.splitlines()) if (ROOT / name).is_file()}
@@ -159,7 +208,9 @@ def sources(language: str) -> list[str]:
     if language == "C":
         return [f for f in tracked() if re.match(r"(bpf|dmm_ebpf)/(?!compat/).*\.[ch]$", f)]
     return [
-        f for f in tracked() if re.match(r"(dmm_ebpf|lab|bench|soak|compat|demo|tools)/", f) and _is_python(f)
+        f
+        for f in tracked()
+        if re.match(r"(dmm_ebpf|lab|bench|soak|compat|demo|tools)/", f) and _is_python(f)
     ]
 
 
@@ -249,7 +300,9 @@ def kept_by(file: str) -> frozenset[str]:
 
 
 def named() -> list[Arrow]:
-    """Which C files name functions of other rooms, so that they may call them. Those of api.h are anybody's."""
+    """Which C files name functions of other rooms, so that they may call them. Those of
+    api.h are anybody's.
+    """
     door = re.findall(r"\b(\w+)\(", code_of(CORE + "api.h"))
     shown = {name: file for name, file in functions().items() if name not in door}
     found = []
@@ -276,7 +329,9 @@ def _imported(file: str) -> Iterator[str]:
 
 @cache
 def _module_file(name: str) -> str | None:
-    """The file of module name, or of what it is a part of: a name in a module, or a compiled one in a package."""
+    """The file of module name, or of what it is a part of: a name in a module, or a compiled
+    one in a package.
+    """
     parts = name.split(".")
     while parts:
         for top in ("", "tests/"):
@@ -302,7 +357,9 @@ def drawn(rooms: tuple[Room, ...]) -> dict[str, list[str]]:
     for room in rooms:
         below[room.name] = set(room.uses).union(*(below[name] for name in room.uses))
     return {
-        room.name: [name for name in room.uses if not any(name in below[other] for other in room.uses)]
+        room.name: [
+            name for name in room.uses if not any(name in below[other] for other in room.uses)
+        ]
         for room in rooms
     }
 
@@ -317,7 +374,10 @@ def picture(rooms: tuple[Room, ...]) -> str:
     place = {}
     for rank in range(top + 1):
         for column, name in enumerate(r.name for r in rooms if high[r.name] == rank):
-            place[name] = (MARGIN + column * (BOX_W + GAP_X), MARGIN + (top - rank) * (BOX_H + GAP_Y))
+            place[name] = (
+                MARGIN + column * (BOX_W + GAP_X),
+                MARGIN + (top - rank) * (BOX_H + GAP_Y),
+            )
     width = max(x for x, _ in place.values()) + BOX_W + MARGIN
     height = max(y for _, y in place.values()) + BOX_H + MARGIN
     lines = [
@@ -360,7 +420,9 @@ def tables() -> str:
         ]
         for room in rooms:
             files = ", ".join(f"`{name}`" for name in room.files)
-            lines.append(f"| {room.name} | {room.job} | {files} | {', '.join(room.uses) or 'none'} |")
+            lines.append(
+                f"| {room.name} | {room.job} | {files} | {', '.join(room.uses) or 'none'} |"
+            )
         lines.append("")
     lines += ["## Known debts\n", "| files | use | why it is so |", "|---|---|---|"]
     lines += [f"| `{debt.files}` | {debt.uses} | {debt.why} |" for debt in DEBTS]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for end-to-end tests: two hosts with real programs, and dmm-ebpf attached as a user would attach it."""
+"""Fixtures for end-to-end tests: two hosts with real programs, and dmm-ebpf attached as a user
+would attach it.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,14 @@ class Site:
         self.link = self.lab.wan(self.client, self.server, **options)
 
     def attach_client(self, policy: str | None = XDP, kind: type[Routed] = Routed) -> Routed:
-        return self.stack.enter_context(kind(self.client, self.client_cgroup, policy, self.directory))
+        return self.stack.enter_context(
+            kind(self.client, self.client_cgroup, policy, self.directory)
+        )
 
     def attach_server(self, policy: str | None = XDP) -> Routed:
-        return self.stack.enter_context(Routed(self.server, self.server_cgroup, policy, self.directory))
+        return self.stack.enter_context(
+            Routed(self.server, self.server_cgroup, policy, self.directory)
+        )
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers that send back what comes, and programs that talk to them: unmodified Python, in a cgroup."""
+"""Servers that send back what comes, and programs that talk to them: unmodified Python,
+in a cgroup.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from lab import Cgroup, Host
 
 PORT = 7300
 
-# Says whom it takes each client for, then gives every byte back that comes until the client's end of it.
+# Says whom it takes each client for, then gives every byte back that comes until the client's
+# end of it.
 ECHO = """
 import socket, sys, threading
 listening = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
@@ -28,8 +31,9 @@ while True:
     threading.Thread(target=serve, args=(c, address[0]), daemon=True).start()
 """
 
-# Binds to a device, if one is named, connects, and says whom the peer takes it for. Then "send N" sends that much and
-# says whether the same came back; of any other line it says what came back. An error's name ends it.
+# Binds to a device, if one is named, connects, and says whom the peer takes it for. Then "send N"
+# sends that much and says whether the same came back; of any other line it says what came back. An
+# error's name ends it.
 TALK = """
 import errno, os, socket, sys, threading
 try:
@@ -101,8 +105,8 @@ while True:
     threading.Thread(target=serve, args=(c,), daemon=True).start()
 """
 
-# Sends so many bytes, with that timeout, and tells the digests of what was sent and of what came back; or an error's
-# name.
+# Sends so many bytes, with that timeout, and tells the digests of what was sent and of what came
+# back; or an error's name.
 SEND = """
 import errno, hashlib, os, socket, sys
 try:
@@ -151,7 +155,9 @@ def echo(host: Host, cgroup: Cgroup, port: int = PORT) -> subprocess.Popen[str]:
 
 
 class Talker:
-    """A program with a connection to an echo server, which calls it peer. wait: until that is known."""
+    """A program with a connection to an echo server, which calls it peer. wait: until
+    that is known.
+    """
 
     def __init__(
         self,

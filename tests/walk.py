@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often the walk of a segment through the core leads from a room up to a higher one, counted by callgrind.
+"""How often the walk of a segment through the core leads from a room up to a higher one,
+counted by callgrind.
 
-`python tests/walk.py` runs the simulator under valgrind and prints, for each case: calls inside the core, those between
-rooms, those of them that lead up, packets, and instructions inside the core. The rooms are those of tests/rooms.py.
-Figures are in docs/architecture.md.
+`python tests/walk.py` runs the simulator under valgrind and prints, for each case: calls inside the
+core, those between rooms, those of them that lead up, packets, and instructions inside the core.
+The rooms are those of tests/rooms.py. Figures are in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ CASES = {
 
 @dataclass
 class Profile:
-    """Calls (caller's file, caller, callee's file, callee) and instructions (file, function), as callgrind has them."""
+    """Calls (caller's file, caller, callee's file, callee) and instructions (file, function),
+    as callgrind has them.
+    """
 
     calls: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     instructions: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -84,7 +87,9 @@ class Floors:
                     self.files.setdefault(name, []).append(file)
 
     def floor(self, said_file: str, function: str) -> int | None:
-        """None: none of the core's. The file that is said may be a header, inlined at the function's beginning."""
+        """None: none of the core's. The file that is said may be a header, inlined at
+        the function's beginning.
+        """
         files = self.files.get(re.split(r"[.']", function)[0])
         if not files:
             return None
@@ -96,12 +101,20 @@ def told(case: str, program: Path, folder: Path) -> str:
     """One case's figures, as a row."""
     path = folder / "callgrind.out"
     done = subprocess.run(
-        ["valgrind", "--tool=callgrind", f"--callgrind-out-file={path}", program, *CASES[case].split()],
+        [
+            "valgrind",
+            "--tool=callgrind",
+            f"--callgrind-out-file={path}",
+            program,
+            *CASES[case].split(),
+        ],
         capture_output=True,
         text=True,
         check=True,
     )
-    packets = sum(int(n) for n in re.findall(r"^(?:in|out)_packets_.=(\d+)", done.stdout, re.MULTILINE))
+    packets = sum(
+        int(n) for n in re.findall(r"^(?:in|out)_packets_.=(\d+)", done.stdout, re.MULTILINE)
+    )
     profile, floors = read(path), Floors()
     inside = between = up = 0
     for (file, function, callee_file, callee), count in profile.calls.items():

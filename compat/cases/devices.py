@@ -11,7 +11,8 @@ from compat.watch import counters, devices
 
 GROUP = "devices"
 
-# What systemd makes of RestrictNetworkInterfaces=: programs of the unit's cgroup that let one device's packets pass.
+# What systemd makes of RestrictNetworkInterfaces=: programs of the unit's cgroup that let one
+# device's packets pass.
 RESTRICT = """
 #include <linux/bpf.h>
 #define SEC(name) __attribute__((section(name), used))
@@ -30,7 +31,14 @@ def _restrict(cell: Cell) -> None:
     cell.run("bpftool", "prog", "loadall", str(built), pins, undo=("rm", "-r", pins))
     for name, way in (("out", "egress"), ("in", "ingress")):
         words = (str(cell.site.cgroup.path), way, "pinned", f"{pins}/{name}")
-        cell.run("bpftool", "cgroup", "attach", *words, "multi", undo=("bpftool", "cgroup", "detach", *words))
+        cell.run(
+            "bpftool",
+            "cgroup",
+            "attach",
+            *words,
+            "multi",
+            undo=("bpftool", "cgroup", "detach", *words),
+        )
 
 
 CASES = (

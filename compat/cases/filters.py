@@ -14,7 +14,10 @@ USER_ID = 1234
 def _cgroup(cell: Cell) -> None:
     """nft asks for the cgroup's path below /sys/fs/cgroup, wherever v2 is mounted there."""
     path = str(cell.site.cgroup.path.relative_to("/sys/fs/cgroup"))
-    cell.words |= {"cgpath": path, "level": str(len(cell.site.cgroup.relative.strip("/").split("/")))}
+    cell.words |= {
+        "cgpath": path,
+        "level": str(len(cell.site.cgroup.relative.strip("/").split("/"))),
+    }
 
 
 NFT_CASES = (

@@ -11,10 +11,14 @@ GROUP = "NAT"
 
 
 def _tproxy(cell: Cell) -> None:
-    """The usual road of a transparent proxy: packets marked by tproxy are routed to this host itself."""
+    """The usual road of a transparent proxy: packets marked by tproxy are routed to
+    this host itself.
+    """
     cell.ip("rule add fwmark 0x100/0x100 lookup 100", "rule del fwmark 0x100/0x100 lookup 100")
     cell.ip("route add local {all} dev lo table 100", "route flush table 100")
-    cell.ip("route add {virtual}/{len} via {client}", "route del {virtual}/{len}", host=cell.site.peer)
+    cell.ip(
+        "route add {virtual}/{len} via {client}", "route del {virtual}/{len}", host=cell.site.peer
+    )
 
 
 CASES = (

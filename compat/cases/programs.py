@@ -27,7 +27,9 @@ BULK = 10_000_000
 
 
 def _ends(cell: Cell) -> tuple[tuple[Host, Cgroup | None], tuple[Host, Cgroup | None]]:
-    """Host and cgroup of the client, and of the server; the cgroup is the end's that is on the host with dmm-ebpf."""
+    """Host and cgroup of the client, and of the server; the cgroup is the end's that is on the
+    host with dmm-ebpf.
+    """
     own, far = (cell.site.client, cell.site.cgroup), (cell.site.peer, None)
     return (own, far) if cell.direction == CONNECT else (far, own)
 
@@ -42,7 +44,9 @@ def _served(cell: Cell) -> tuple[Path, str]:
 
 def _fetched(cell: Cell, server: Server, got: Fetched, sha256: str) -> dict[str, Any]:
     server.stop()
-    return {"outcome": "whole" if got.sha256 == sha256 else f"{got.exit_code}, {got.stderr.strip()}"}
+    return {
+        "outcome": "whole" if got.sha256 == sha256 else f"{got.exit_code}, {got.stderr.strip()}"
+    }
 
 
 def _url(cell: Cell) -> str:
@@ -57,7 +61,9 @@ def _nginx_and_curl(cell: Cell) -> dict[str, Any]:
         server, folder, cell.site.scratch / f"nginx{cell.port}", port=cell.port, cgroup=server_group
     )
     cell.stack.callback(started.stop)
-    return _fetched(cell, started, curl_fetch(client, _url(cell), cgroup=client_group, timeout=30), sha256)
+    return _fetched(
+        cell, started, curl_fetch(client, _url(cell), cgroup=client_group, timeout=30), sha256
+    )
 
 
 def _busybox(cell: Cell) -> dict[str, Any]:
@@ -66,7 +72,9 @@ def _busybox(cell: Cell) -> dict[str, Any]:
     log = cell.site.scratch / f"httpd{cell.port}"
     started = busybox_httpd(server, folder, log, port=cell.port, cgroup=server_group)
     cell.stack.callback(started.stop)
-    return _fetched(cell, started, busybox_fetch(client, _url(cell), cgroup=client_group, timeout=30), sha256)
+    return _fetched(
+        cell, started, busybox_fetch(client, _url(cell), cgroup=client_group, timeout=30), sha256
+    )
 
 
 def _iperf3(cell: Cell) -> dict[str, Any]:
@@ -78,7 +86,9 @@ def _iperf3(cell: Cell) -> dict[str, Any]:
     said = {}
     for way, options in (("to the server", ()), ("from the server", ("-R",))):
         words = ("-t", "1", "-P", "4", *options)
-        told = iperf3(client, cell.words["target"], *words, cgroup=client_group, port=cell.port, timeout=30)
+        told = iperf3(
+            client, cell.words["target"], *words, cgroup=client_group, port=cell.port, timeout=30
+        )
         sums = (told["end"][side]["bytes"] for side in ("sum_sent", "sum_received"))
         said[way] = "done" if min(sums) > BULK / 10 else "not done"
     return said

@@ -42,7 +42,11 @@ def _tc(cell: Cell, words: str, undo: str = "") -> None:
 
 
 def _tbf(cell: Cell) -> None:
-    _tc(cell, "qdisc add dev {dev} root tbf rate 40mbit burst 32k limit 200k", "qdisc del dev {dev} root")
+    _tc(
+        cell,
+        "qdisc add dev {dev} root tbf rate 40mbit burst 32k limit 200k",
+        "qdisc del dev {dev} root",
+    )
 
 
 def _htb(cell: Cell) -> None:
@@ -71,7 +75,8 @@ def _htb_two(cell: Cell) -> None:
     _tc(cell, "qdisc add dev {dev} root handle 1: htb default 20", "qdisc del dev {dev} root")
     for number, rate in (("10", "40mbit"), ("20", "900mbit")):
         cell.run(
-            "tc", *f"class add dev {{dev}} parent 1: classid 1:{number} htb rate {rate} burst 16k".split()
+            "tc",
+            *f"class add dev {{dev}} parent 1: classid 1:{number} htb rate {rate} burst 16k".split(),
         )
 
 

@@ -24,7 +24,17 @@ def _rule(words: str) -> tuple[tuple[str, str], ...]:
 
 
 def _vrf(cell: Cell) -> None:
-    cell.run("ip", "link", "add", "vrf9", "type", "vrf", "table", "100", undo=("ip", "link", "del", "vrf9"))
+    cell.run(
+        "ip",
+        "link",
+        "add",
+        "vrf9",
+        "type",
+        "vrf",
+        "table",
+        "100",
+        undo=("ip", "link", "del", "vrf9"),
+    )
     cell.run("ip", "link", "set", "vrf9", "up")
     cell.ip("route add {service}/{len} via {peer2} dev eth1 vrf vrf9")
 
@@ -36,7 +46,10 @@ def _strict_everywhere(cell: Cell) -> None:
 
 
 def _filters() -> dict[Path, str]:
-    return {setting: setting.read_text() for setting in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter")}
+    return {
+        setting: setting.read_text()
+        for setting in Path("/proc/sys/net/ipv4/conf").glob("*/rp_filter")
+    }
 
 
 def _set_filters(values: dict[Path, str]) -> None:
@@ -46,7 +59,8 @@ def _set_filters(values: dict[Path, str]) -> None:
 
 def _two_defaults(cell: Cell) -> None:
     cell.ip(
-        "route add default via {peer2} dev eth1 metric 5", "route del default via {peer2} dev eth1 metric 5"
+        "route add default via {peer2} dev eth1 metric 5",
+        "route del default via {peer2} dev eth1 metric 5",
     )
     if cell.family == IP4:  # a default without a metric is before all others
         cell.ip("route del default via {peer} dev eth0", "route add default via {peer} dev eth0")

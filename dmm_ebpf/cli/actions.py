@@ -31,7 +31,9 @@ _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 
 def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
-    """Detach one instance (None: "default") or all; all are tried before the first error is raised."""
+    """Detach one instance (None: "default") or all; all are tried before the first
+    error is raised.
+    """
     from dmm_ebpf.instancename import check_name
 
     if everything and instance is not None:
@@ -52,7 +54,9 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
         try:
             undone = service.detach(name, told)
             if not (everything or undone.removed or undone.unknown):
-                raise NotAttachedError(f"detach instance {name}", why="there is none", hint=_others())
+                raise NotAttachedError(
+                    f"detach instance {name}", why="there is none", hint=_others()
+                )
             gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
         except PermissionError:
             error = error or PrivilegeError(
@@ -94,7 +98,9 @@ def compile_programs() -> None:
 
 
 def policy_check(file: Path, *, as_json: bool) -> None:
-    """Print what a policy holds and what to warn of. Raises PolicyError, with all that is wrong, when it is refused."""
+    """Print what a policy holds and what to warn of. Raises PolicyError, with all that is
+    wrong, when it is refused.
+    """
     from dmm_ebpf.rd.policy.plugins import check_plugins
 
     try:
@@ -106,7 +112,13 @@ def policy_check(file: Path, *, as_json: bool) -> None:
             for key in ("others", "enough"):
                 told[0].pop(key, None)
             output.print_json(
-                {"ok": False, "error": told[0], "errors": told, "enough": exc.enough, "warnings": []}
+                {
+                    "ok": False,
+                    "error": told[0],
+                    "errors": told,
+                    "enough": exc.enough,
+                    "warnings": [],
+                }
             )
         raise
     for sentence in unread:
@@ -115,7 +127,9 @@ def policy_check(file: Path, *, as_json: bool) -> None:
     warned, more = _warnings(policy)
     if as_json:
         told = [{"place": one.place, "text": one.text} for one in warned]
-        output.print_json({"ok": True, **counts, "errors": [], "warnings": told, "more_warnings": more})
+        output.print_json(
+            {"ok": True, **counts, "errors": [], "warnings": told, "more_warnings": more}
+        )
     else:
         _print_warnings(warned, more)
         print(f"ok: {_counts_text(counts)}")
@@ -129,7 +143,9 @@ def _warnings(policy: Policy) -> tuple[list[Warned], int]:
     total = 0
 
     def found() -> Iterator[Warned]:
-        """There may be one for each of millions of routes: they are counted as they pass, and not kept."""
+        """There may be one for each of millions of routes: they are counted as they pass,
+        and not kept.
+        """
         nonlocal total
         for one in warnings(policy):
             total += 1
@@ -221,12 +237,16 @@ def route_query(
     source: str | None = None,
     in_interface: str | None = None,
 ) -> dict[str, Any]:
-    """The parameters of route_get from what was typed; a process gives those that were not. Raises UsageError."""
+    """The parameters of route_get from what was typed; a process gives those that were
+    not. Raises UsageError.
+    """
     what = "ask for a route"
     host, port = parse_endpoint(address, proto)
     if port is None and looks_like_port(address):
         before, _, last = address.rpartition(":")
-        output.note(f"{address} is an address without a port; for port {last} write [{before}]:{last}")
+        output.note(
+            f"{address} is an address without a port; for port {last} write [{before}]:{last}"
+        )
     forward = {"--from": ("source", source), "--in-interface": ("in_interface", in_interface)}
     for option, (_, value) in forward.items():
         if value and direction != "forward":
@@ -254,15 +274,24 @@ def route_query(
 
 
 def group_of(
-    what: str, cgroup: str | None, *, container: str | None, unit: str | None, pid: str | None = None
+    what: str,
+    cgroup: str | None,
+    *,
+    container: str | None,
+    unit: str | None,
+    pid: str | None = None,
 ) -> str | None:
-    """The cgroup that was named, as rules name it; None when none was. Raises UsageError, which starts with what."""
+    """The cgroup that was named, as rules name it; None when none was. Raises UsageError, which
+    starts with what.
+    """
     found = where.place(what, cgroup=cgroup, container=container, unit=unit, pid=pid)
     return None if found is None else _cgroup(found.cgroup)
 
 
 def _cgroup(text: str) -> str:
-    """As rules name it, wherever cgroup v2 is mounted; whether it exists is for whoever answers to say."""
+    """As rules name it, wherever cgroup v2 is mounted; whether it exists is for whoever
+    answers to say.
+    """
     from dmm_ebpf.loader import cgroup
 
     return cgroup.name_of(cgroup.place(text))
@@ -276,7 +305,9 @@ def _uid(text: str) -> int:
     try:
         return pwd.getpwnam(text).pw_uid
     except KeyError:
-        raise UsageError(f"look up user {text!r}", why="there is no such user, and it is not a uid") from None
+        raise UsageError(
+            f"look up user {text!r}", why="there is no such user, and it is not a uid"
+        ) from None
 
 
 def _mark(text: str) -> int:
@@ -288,7 +319,9 @@ def _mark(text: str) -> int:
     )
 
 
-def route_get(query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool) -> None:
+def route_get(
+    query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool
+) -> None:
     """Answer by a policy file, or by an instance's policy and the state of its stacks."""
     if policy is not None:
         if instance is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command tree of dmm-ebpf: parse, call, print; nothing else.
 
-Whatever a command needs beyond typer is imported when it runs, so that --help and completion stay quick.
-Commands raise DmmError, or typer.Exit for an exit code of their own; main.py turns both into what a shell
-sees.
+Whatever a command needs beyond typer is imported when it runs, so that --help and completion stay
+quick. Commands raise DmmError, or typer.Exit for an exit code of their own; main.py turns both into
+what a shell sees.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ app.add_typer(route_app, name="route")
 
 
 def _service() -> ModuleType:
-    """The Resource Director's half of the package. An import makes thousands of objects and no garbage; looking for
-    some meanwhile takes a tenth of its time.
+    """The Resource Director's half of the package. An import makes thousands of objects and no
+    garbage; looking for some meanwhile takes a tenth of its time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -65,7 +65,10 @@ def _version(wanted: bool) -> None:
 )
 def root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", callback=_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Route every TCP flow of unmodified programs to the transport stack that suits it.
@@ -84,7 +87,10 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     cgroup: Annotated[
         str | None,
         typer.Option(
-            "--cgroup", "-c", metavar="PATH", help="cgroup v2 whose sockets are routed, e.g. /shop.slice."
+            "--cgroup",
+            "-c",
+            metavar="PATH",
+            help="cgroup v2 whose sockets are routed, e.g. /shop.slice.",
         ),
     ] = None,
     container: ContainerOption = None,
@@ -93,12 +99,14 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     policy: PolicyOption = None,
     netns: NetnsOption = None,
     daemon: Annotated[
-        bool, typer.Option("--daemon", "-d", help="Return when it serves, and go on in the background.")
+        bool,
+        typer.Option("--daemon", "-d", help="Return when it serves, and go on in the background."),
     ] = False,
     pending: Annotated[
         bool,
         typer.Option(
-            "--pending", help="Also if the cgroup does not exist yet: it is routed from when it is made."
+            "--pending",
+            help="Also if the cgroup does not exist yet: it is routed from when it is made.",
         ),
     ] = False,
     instance: InstanceOption = "default",
@@ -109,8 +117,8 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
 ) -> None:
     """Attach to a cgroup and serve until Ctrl-C. Without a policy it only observes.
 
-    --container, --pid and --unit find the cgroup, and the network namespace too, unless --netns names one or
-    --containers routes from outside.
+    --container, --pid and --unit find the cgroup, and the network namespace too, unless --netns
+    names one or --containers routes from outside.
 
     \b
     Examples:
@@ -127,7 +135,12 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     check_name(instance)
     service = _service()
     where = attachable(
-        f"attach instance {instance}", cgroup=cgroup, container=container, pid=pid, unit=unit, pending=pending
+        f"attach instance {instance}",
+        cgroup=cgroup,
+        container=container,
+        pid=pid,
+        unit=unit,
+        pending=pending,
     )
     options = service.AttachOptions(
         instance=instance,
@@ -156,7 +169,9 @@ def detach(
             autocompletion=complete_instances,
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Every instance of this host.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Every instance of this host.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove every trace of an instance.
@@ -176,18 +191,25 @@ def detach(
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(  # noqa: PLR0917 - typer calls it, by keyword
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="The command and its arguments.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- CMD...", help="The command and its arguments.")
+    ],
     policy: PolicyOption = None,
     netns: NetnsOption = None,
     container: NetnsOfOption = None,
     instance: Annotated[
         str | None,
-        typer.Option("--instance", "-i", metavar="NAME", help="Name of the instance.  [default: its own]"),
+        typer.Option(
+            "--instance", "-i", metavar="NAME", help="Name of the instance.  [default: its own]"
+        ),
     ] = None,
     user: Annotated[
         str | None,
         typer.Option(
-            "--user", "-u", metavar="USER", help="Run it as this user, name or uid.  [default: root]"
+            "--user",
+            "-u",
+            metavar="USER",
+            help="Run it as this user, name or uid.  [default: root]",
         ),
     ] = None,
 ) -> None:
@@ -215,7 +237,9 @@ def run(  # noqa: PLR0917 - typer calls it, by keyword
     netns = where.netns("run a command", netns, container)
     raise typer.Exit(
         service.run(
-            service.RunOptions(argv=command, instance=instance, policy=policy, netns=netns, user=user)
+            service.RunOptions(
+                argv=command, instance=instance, policy=policy, netns=netns, user=user
+            )
         )
     )
 
@@ -224,8 +248,9 @@ def run(  # noqa: PLR0917 - typer calls it, by keyword
 def compile_programs() -> None:
     """Compile the BPF programs now, so that attach and run need no compiler.
 
-    What is compiled is kept in /var/cache/dmm-ebpf: for this kernel, and in a form that suits any. Installing
-    dmm-ebpf does this; without it the first attach or run does, and takes a few seconds longer.
+    What is compiled is kept in /var/cache/dmm-ebpf: for this kernel, and in a form that suits
+    any. Installing dmm-ebpf does this; without it the first attach or run does, and takes a
+    few seconds longer.
 
     \b
     Example:
@@ -265,22 +290,31 @@ def flows(  # noqa: PLR0917 - typer calls it, by keyword
     stack: Annotated[
         list[str] | None,
         typer.Option(
-            "--stack", metavar="NAME", help="Only flows on this stack; may be given again, for more."
+            "--stack",
+            metavar="NAME",
+            help="Only flows on this stack; may be given again, for more.",
         ),
     ] = None,
     comm: Annotated[
         str | None,
-        typer.Option("--comm", metavar="PATTERN", help="Only of processes so named; * matches any."),
+        typer.Option(
+            "--comm", metavar="PATTERN", help="Only of processes so named; * matches any."
+        ),
     ] = None,
-    pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="Only of this process.")] = None,
+    pid: Annotated[
+        str | None, typer.Option("--pid", metavar="PID", help="Only of this process.")
+    ] = None,
     cgroup: Annotated[
-        str | None, typer.Option("--cgroup", metavar="PATH", help="Only of this cgroup, and those below it.")
+        str | None,
+        typer.Option("--cgroup", metavar="PATH", help="Only of this cgroup, and those below it."),
     ] = None,
     container: ContainerOption = None,
     unit: UnitOption = None,
     dst: Annotated[
         str | None,
-        typer.Option("--dst", metavar="PEER", help="Only to ADDR, PREFIX, either with :PORT, or :PORT."),
+        typer.Option(
+            "--dst", metavar="PEER", help="Only to ADDR, PREFIX, either with :PORT, or :PORT."
+        ),
     ] = None,
     state: Annotated[
         str | None, typer.Option("--state", metavar="STATE", help="Only in this TCP state.")
@@ -303,7 +337,9 @@ def flows(  # noqa: PLR0917 - typer calls it, by keyword
     from dmm_ebpf.show.flowfilter import FlowFilter
 
     where = actions.group_of("list flows", cgroup, container=container, unit=unit)
-    wanted = FlowFilter.of(stack=stack or (), comm=comm, pid=pid, cgroup=where, dst=dst, state=state)
+    wanted = FlowFilter.of(
+        stack=stack or (), comm=comm, pid=pid, cgroup=where, dst=dst, state=state
+    )
     if follow:
         actions.follow(instance, wanted, iec=iec, as_json=as_json)
     else:
@@ -336,10 +372,13 @@ def stacks(
     as_json: JsonOption = False,
     plugins: Annotated[
         bool,
-        typer.Option("--plugins", help="The congestion controls that user stacks may have, built in or not."),
+        typer.Option(
+            "--plugins", help="The congestion controls that user stacks may have, built in or not."
+        ),
     ] = False,
     include: Annotated[
-        bool, typer.Option("--include", help="The folder of cc.h, with which plug-ins in C are built.")
+        bool,
+        typer.Option("--include", help="The folder of cc.h, with which plug-ins in C are built."),
     ] = False,
 ) -> None:
     """List stacks and their state.
@@ -382,26 +421,37 @@ def sim(  # noqa: PLR0917 - typer calls it, by keyword
     rate: Annotated[
         str, typer.Option("--rate", metavar="RATE", help="Of the bottleneck, as in tc(8).")
     ] = "100mbit",
-    rtt: Annotated[float, typer.Option("--rtt", metavar="MS", help="Round trip without a queue.")] = 50,
+    rtt: Annotated[
+        float, typer.Option("--rtt", metavar="MS", help="Round trip without a queue.")
+    ] = 50,
     loss: Annotated[
         float,
-        typer.Option("--loss", metavar="PERCENT", help="Packets lost at random, behind the bottleneck."),
+        typer.Option(
+            "--loss", metavar="PERCENT", help="Packets lost at random, behind the bottleneck."
+        ),
     ] = 0,
     queue: Annotated[
-        float, typer.Option("--queue", metavar="BDP", help="What the bottleneck holds: so many RATE * MS.")
+        float,
+        typer.Option(
+            "--queue", metavar="BDP", help="What the bottleneck holds: so many RATE * MS."
+        ),
     ] = 1,
-    duration: Annotated[float, typer.Option("--duration", metavar="SECONDS", help="Of virtual time.")] = 20,
+    duration: Annotated[
+        float, typer.Option("--duration", metavar="SECONDS", help="Of virtual time.")
+    ] = 20,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is random.")] = 1,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw window, rate and queue over time: .svg or .png."),
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw window, rate and queue over time: .svg or .png."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Try congestion controls in virtual time: flows that share one bottleneck.
 
-    Nothing of the host is used or changed. Figures are of the last 85 % of the time. Exit code 1: a plug-in had a
-    fault.
+    Nothing of the host is used or changed. Figures are of the last 85 % of the time. Exit code 1: a
+    plug-in had a fault.
 
     \b
     Examples:
@@ -436,18 +486,24 @@ def capture(  # noqa: PLR0917 - typer calls it, by keyword
     ] = None,
     instance: InstanceOption = "default",
     write: Annotated[
-        str, typer.Option("--write", "-w", metavar="FILE", help="pcapng file; - is standard output.")
+        str,
+        typer.Option("--write", "-w", metavar="FILE", help="pcapng file; - is standard output."),
     ] = "-",
     leg: Annotated[
         Leg | None,
-        typer.Option(help="outer: towards the network; inner: towards the app's kernel.  [default: both]"),
+        typer.Option(
+            help="outer: towards the network; inner: towards the app's kernel.  [default: both]"
+        ),
     ] = None,
     snaplen: Annotated[
         int,
-        typer.Option("--snaplen", "-s", metavar="BYTES", min=1, max=262144, help="Of each frame at most."),
+        typer.Option(
+            "--snaplen", "-s", metavar="BYTES", min=1, max=262144, help="Of each frame at most."
+        ),
     ] = 262144,
     count: Annotated[
-        int | None, typer.Option("--count", "-c", metavar="N", min=1, help="End after so many frames.")
+        int | None,
+        typer.Option("--count", "-c", metavar="N", min=1, help="End after so many frames."),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option("--seconds", metavar="S", min=0.1, help="End after so long.")
@@ -456,7 +512,8 @@ def capture(  # noqa: PLR0917 - typer calls it, by keyword
 ) -> None:
     """Capture what user stacks take and send, on both legs, whatever port it goes by.
 
-    tcpdump on the NIC does not see frames of AF_XDP; this does. Open the file with tcpdump or Wireshark.
+    tcpdump on the NIC does not see frames of AF_XDP; this does. Open the file with
+    tcpdump or Wireshark.
 
     \b
     Examples:
@@ -516,10 +573,14 @@ def hal(
 def top(
     instance: AnyInstanceOption = None,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=60, help="Time between two looks.")
+        float,
+        typer.Option(
+            "--interval", metavar="SECONDS", min=0.1, max=60, help="Time between two looks."
+        ),
     ] = 1.0,
     filters: Annotated[
-        str, typer.Option("--filter", metavar="TERMS", help="Filter to begin with, as typed after /.")
+        str,
+        typer.Option("--filter", metavar="TERMS", help="Filter to begin with, as typed after /."),
     ] = "",
     iec: IecOption = False,
 ) -> None:

@@ -27,7 +27,9 @@ def capture(
     seconds: float | None,
     as_json: bool,
 ) -> None:
-    """Until Ctrl-C, SIGTERM, count frames, seconds, or the end of the processes. file: "-" is standard output."""
+    """Until Ctrl-C, SIGTERM, count frames, seconds, or the end of the processes. file: "-"
+    is standard output.
+    """
     if file == "-" and as_json:
         raise UsageError(
             "capture to standard output", why="--json prints there, too", hint="name a file with -w"
@@ -78,7 +80,9 @@ class _Sink:
         self._file, self._opened = file, opened
 
     def write(self, data: bytes) -> None:
-        """All of data. BrokenPipeError: nobody reads any more. DmmError for a disk that is full and the like."""
+        """All of data. BrokenPipeError: nobody reads any more. DmmError for a disk that is full
+        and the like.
+        """
         try:
             self._opened.write(data)
             self._opened.flush()

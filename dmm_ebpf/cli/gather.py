@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where listings come from: every instance's Resource Director (RD), or its pinned maps when the RD is dead.
+"""Where listings come from: every instance's Resource Director (RD), or its pinned maps when the
+RD is dead.
 
-Owns the choice of instances for a command. A listing takes what it can get: an instance whose RD is dead
-is read from its pins with a note, one that was detached meanwhile is left out, one that is starting or ending is left
-out with a note, and one that cannot be read at all makes the command fail only after the others are shown.
+Owns the choice of instances for a command. A listing takes what it can get: an instance whose
+RD is dead
+is read from its pins with a note, one that was detached meanwhile is left out, one that is starting
+or ending is left out with a note, and one that cannot be read at all makes the command fail only
+after the others are shown.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ class Listing:
 
 
 def the_instance(name: str | None) -> str:
-    """The instance a question is for: the one named, else "default", else the only one. Raises DmmError."""
+    """The instance a question is for: the one named, else "default", else the only
+    one. Raises DmmError.
+    """
     if name is not None:
         return name
     names = client.instances()
@@ -48,10 +53,14 @@ def the_instance(name: str | None) -> str:
         return names[0]
     if names:
         raise UsageError(
-            "choose an instance", why=f"there are {', '.join(names)}", hint="name one with --instance"
+            "choose an instance",
+            why=f"there are {', '.join(names)}",
+            hint="name one with --instance",
         )
     raise NotAttachedError(
-        "ask the Resource Director", why="no instance is attached", hint="dmm-ebpf attach starts one"
+        "ask the Resource Director",
+        why="no instance is attached",
+        hint="dmm-ebpf attach starts one",
     )
 
 
@@ -59,10 +68,11 @@ Offline = Callable[[str], list[Row]]
 
 
 class Rows:
-    """The rows that method gives for instance, or for all (None), each with its instance's name, as they come.
+    """The rows that method gives for instance, or for all (None), each with its instance's name,
+    as they come.
 
-    Iterate them, once; then finish() raises what kept an instance from giving (all of) its own. Where that leaves no
-    row of the only instance asked, iterating raises it.
+    Iterate them, once; then finish() raises what kept an instance from giving (all of) its own.
+    Where that leaves no row of the only instance asked, iterating raises it.
     """
 
     def __init__(self, method: str, instance: str | None, offline: Offline | None = None) -> None:
@@ -87,7 +97,10 @@ class Rows:
                 if isinstance(exc, client.NotServingError):
                     note(f"instance {name}: {exc.why}; left out")
                     continue
-                here = isinstance(exc, client.HomelessError) or client.socket_path(name).parent.is_dir()
+                here = (
+                    isinstance(exc, client.HomelessError)
+                    or client.socket_path(name).parent.is_dir()
+                )
                 if self._instance is not None or here:
                     self._error = self._error or exc
                 # Otherwise it was detached since the names were read.
@@ -136,7 +149,9 @@ def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
 
 
 def status(instance: str | None) -> Listing:
-    """status of instance or of all; `rd` says whether its Resource Director runs, `nested` what rd.nested tells."""
+    """status of instance or of all; `rd` says whether its Resource Director runs, `nested`
+    what rd.nested tells.
+    """
     from dmm_ebpf.rd.director.nested import nested
 
     def offline(name: str) -> list[Row]:
@@ -184,7 +199,9 @@ def flows(instance: str | None) -> Rows:
 
 
 class Follower:
-    """Events of one instance, or of all there are and of those still to come, until it is closed."""
+    """Events of one instance, or of all there are and of those still to come, until
+    it is closed.
+    """
 
     def __init__(self, instance: str | None) -> None:
         self._instance = instance
@@ -201,8 +218,9 @@ class Follower:
         self._selector.close()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Each event as it comes. Raises NotAttachedError when the instance that was named is gone, and BrokenPipeError
-        when the reader of a piped standard output is: it may be long until something has to be written.
+        """Each event as it comes. Raises NotAttachedError when the instance that was named is gone,
+        and BrokenPipeError when the reader of a piped standard output is: it may be long until
+        something has to be written.
         """
         if self._instance is not None:
             self._subscribe(self._instance)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `dmm-ebpf hal` tells of each network device, as rows of plain values.
 
-A value is the thing itself; null where the device has no such thing; true and false are yes and no; and what nobody
-could tell is {"could_not_tell": reason}. Nothing is changed on the host, and nothing is concluded from a version.
+A value is the thing itself; null where the device has no such thing; true and false are yes and no;
+and what nobody could tell is {"could_not_tell": reason}. Nothing is changed on the host, and
+nothing is concluded from a version.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class _Host:
 
 
 def listing(devices: Sequence[str], netns: str | None) -> list[Row]:
-    """A row for each device of a network namespace, or for each of those named. Raises UsageError for one that is not
-    there.
+    """A row for each device of a network namespace, or for each of those named. Raises UsageError
+    for one that is not there.
     """
     with NetNS.from_arg(netns) as namespace:
         return namespace.run_in(_rows, devices)
@@ -48,7 +49,9 @@ def _rows(devices: Sequence[str]) -> list[Row]:
     host = _Host(
         ethtool=genl.ethtool_answers([one.ifindex for one in chosen]),
         found=portfacts.look(everything),
-        rdma=sysfs.of_this_namespace(sysfs.rdma_ports, {one.name: one.ifindex for one in everything}),
+        rdma=sysfs.of_this_namespace(
+            sysfs.rdma_ports, {one.name: one.ifindex for one in everything}
+        ),
         served=frozenset(one.ifindex for one in nic.serving_nics()),
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -142,7 +145,9 @@ def _queues(one: nic.Nic, channels: genl.Channels | Unknown | None) -> dict[str,
 
 
 def _af_xdp(xdp: genl.XdpFeatures) -> str | Unknown:
-    """How frames reach an AF_XDP socket. Without native XDP the kernel's generic XDP has it, on any device."""
+    """How frames reach an AF_XDP socket. Without native XDP the kernel's generic XDP has it,
+    on any device.
+    """
     if isinstance(xdp.native, Unknown):
         return xdp.native
     if not xdp.native:
@@ -153,8 +158,9 @@ def _af_xdp(xdp: genl.XdpFeatures) -> str | Unknown:
 
 
 def _sums(xdp: genl.XdpFeatures) -> YesNo:
-    """Whether a stack leaves the checksums of what it sends by AF_XDP to the device (metadata): with zero-copy, to a
-    driver that has that. In copy mode the kernel would do it, but that costs no less than to sum while copying.
+    """Whether a stack leaves the checksums of what it sends by AF_XDP to the device (metadata):
+    with zero-copy, to a driver that has that. In copy mode the kernel would do it, but that costs
+    no less than to sum while copying.
     """
     kernel = bpf.xsk_metadata()
     if kernel is not True:

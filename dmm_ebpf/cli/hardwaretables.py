@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How `dmm-ebpf hal` looks to a person: a table of all devices, or a block for each that was named.
 
-Pure, except that the print functions print. In the table "?" is what could not be told; below it stands why.
+Pure, except that the print functions print. In the table "?" is what could not be told; below
+it stands why.
 """
 
 from __future__ import annotations
@@ -89,9 +90,13 @@ def print_devices(rows: list[Row]) -> None:
             Column("KIND", _text("kind"), rank=1),
             Column("DRIVER", _text("driver"), rank=3),
             Column("FIT FOR", lambda r: units.clean(r["fit_for"]["port"])),
-            Column("XDP", lambda r: _shown(r["xdp"]["native"], lambda yes: "native" if yes else "generic")),
             Column(
-                "AF_XDP", lambda r: _shown(r["af_xdp"]["mode"], lambda m: units.clean(m.partition(" ")[0]))
+                "XDP",
+                lambda r: _shown(r["xdp"]["native"], lambda yes: "native" if yes else "generic"),
+            ),
+            Column(
+                "AF_XDP",
+                lambda r: _shown(r["af_xdp"]["mode"], lambda m: units.clean(m.partition(" ")[0])),
             ),
             Column("FRAGS", lambda r: _yes_no(r["xdp"]["frags"]), rank=6),
             Column("MTU", lambda r: str(r["mtu"]), right=True, rank=2),
@@ -118,7 +123,9 @@ def _fit(row: Row) -> str:
 
 
 def _untold(rows: list[Row]) -> dict[str, str]:
-    """What could not be told of which devices, by reason. Reasons that repeat another's belong to the way, not here."""
+    """What could not be told of which devices, by reason. Reasons that repeat another's belong
+    to the way, not here.
+    """
     found: dict[str, tuple[list[str], list[str]]] = {}
     for row in rows:
         for reason, values in could_not_tell(row).items():
@@ -149,10 +156,17 @@ def print_device(row: Row) -> None:
             "XDP",
             f"native {_yes_no(xdp['native'])}, transmits {_yes_no(xdp['transmit'])}, frags {_yes_no(xdp['frags'])}, "
             f"in hardware {_yes_no(xdp['hardware'])}, "
-            + (f"attached {attached['mode']} (id {attached['id']})" if attached else "none attached"),
+            + (
+                f"attached {attached['mode']} (id {attached['id']})"
+                if attached
+                else "none attached"
+            ),
         ),
         ("AF_XDP", _af_xdp(af_xdp)),
-        ("metadata", f"received {_words(row['metadata']['rx'])}; sent {_words(row['metadata']['tx'])}"),
+        (
+            "metadata",
+            f"received {_words(row['metadata']['rx'])}; sent {_words(row['metadata']['tx'])}",
+        ),
         ("offloads", _offloads(row["offloads"])),
         *(("RDMA", text) for text in _rdma_long(row["rdma"])),
         *((title, text) for title, text in _way(way)),
@@ -161,7 +175,9 @@ def print_device(row: Row) -> None:
     lines.append(
         (
             "default",
-            "where a policy names no devices" if row["fit_for"]["by_default"] else "only where named",
+            "where a policy names no devices"
+            if row["fit_for"]["by_default"]
+            else "only where named",
         )
     )
     print(f"device {units.clean(row['name'])}")
@@ -174,7 +190,9 @@ def print_device(row: Row) -> None:
 
 
 def _queues_long(queues: Row) -> str:
-    receive, send = (f"{queues[way]} to {verb} of at most {queues[f'{way}_max']}" for way, verb in _WAYS)
+    receive, send = (
+        f"{queues[way]} to {verb} of at most {queues[f'{way}_max']}" for way, verb in _WAYS
+    )
     return f"{receive}, {send}"
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point of dmm-ebpf: runs the command tree and turns every end into an exit code and at most one
-sentence.
+"""The entry point of dmm-ebpf: runs the command tree and turns every end into an exit code and at
+most one sentence.
 
-Exit codes are in docs/operations.md. A Python trace is only shown with DMM_DEBUG=1 in the environment.
+Exit codes are in docs/operations.md. A Python trace is only shown with DMM_DEBUG=1
+in the environment.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ COMPLETE_VARIABLE = "_DMM_EBPF_COMPLETE"
 EXIT_BROKEN_PIPE = 141
 _JSON_FLAG = re.compile(r"-[adf]*j[adf]*")  # alone, or with others that take no value
 
-# The base class of what is wrong with a command line: click's, or that of the copy that newer typers carry.
-# typer exports only this leaf of it.
+# The base class of what is wrong with a command line: click's, or that of the copy that newer
+# typers carry. typer exports only this leaf of it.
 _ClickError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line args (None: this process's, which then ends at once) and exit with its code."""
+    """Run the command line args (None: this process's, which then ends at once) and exit
+    with its code.
+    """
     _open_standard_streams()
     code = _guarded(args)
     try:
@@ -50,8 +53,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End without taking the interpreter apart, which takes a tenth of a short command's time: all is written, undone
-    and waited for by now, and what memory and descriptors are left is the kernel's to take back.
+    """End without taking the interpreter apart, which takes a tenth of a short command's time: all
+    is written, undone and waited for by now, and what memory and descriptors are left is the
+    kernel's to take back.
     """
     with contextlib.suppress(OSError):
         sys.stderr.flush()
@@ -59,7 +63,9 @@ def _leave(code: int) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """What the caller has closed leads to /dev/null: whatever is opened next would else be read and written as it."""
+    """What the caller has closed leads to /dev/null: whatever is opened next would else be read
+    and written as it.
+    """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -101,7 +107,11 @@ def _wants_json(words: list[str]) -> bool:
 def _command_tree(words: list[str]) -> Any:
     """As far as words need it: building all of it takes longer than running some commands."""
     first = words[0] if words else ""
-    named = [c for c in app.registered_commands if c.callback and first == (c.name or c.callback.__name__)]
+    named = [
+        c
+        for c in app.registered_commands
+        if c.callback and first == (c.name or c.callback.__name__)
+    ]
     if not named:
         return typer.main.get_command(app)
     part = copy.copy(app)
@@ -113,7 +123,10 @@ def _failed(exc: Exception, *, as_json: bool) -> int:
     """Say what went wrong. Returns the exit code."""
     if isinstance(exc, BrokenPipeError) or (isinstance(exc, OSError) and _is_of_output(exc)):
         return _output_failed(exc)
-    if type(exc).__name__ == "NoArgsIsHelpError" and (context := getattr(exc, "ctx", None)) is not None:
+    if (
+        type(exc).__name__ == "NoArgsIsHelpError"
+        and (context := getattr(exc, "ctx", None)) is not None
+    ):
         print(context.get_help(), file=sys.stderr)
         return 2
     error = _as_ours(exc)
@@ -166,7 +179,9 @@ def _usage(exc: Exception) -> UsageError:
 
 
 def _is_of_output(exc: OSError) -> bool:
-    """Whether it was raised by print() in this folder, whose code writes nothing else that may be full."""
+    """Whether it was raised by print() in this folder, whose code writes nothing else that
+    may be full.
+    """
     frame = exc.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What commands are made of: how a group of them behaves, and the options that several have.
 
-Imported at every start of the command line, so nothing but typer is imported here until it is needed.
+Imported at every start of the command line, so nothing but typer is imported here until
+it is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typer.core import TyperGroup
 
 
 class AbbreviatingGroup(TyperGroup):
-    """Commands may be abbreviated while only one is meant, as in iproute2: `dmm-ebpf ro g 203.0.113.7`."""
+    """Commands may be abbreviated while only one is meant, as in iproute2: `dmm-ebpf
+    ro g 203.0.113.7`.
+    """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or the only one whose name begins so."""
@@ -87,7 +90,9 @@ class Leg(enum.StrEnum):
 INSTANCE_HELP = "Name of the instance."
 InstanceOption = Annotated[
     str,
-    typer.Option("--instance", "-i", metavar="NAME", help=INSTANCE_HELP, autocompletion=complete_instances),
+    typer.Option(
+        "--instance", "-i", metavar="NAME", help=INSTANCE_HELP, autocompletion=complete_instances
+    ),
 ]
 AnyInstanceOption = Annotated[
     str | None,
@@ -110,29 +115,42 @@ OneInstanceOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", "-j", help="Print JSON, numbers raw.")]
-IecOption = Annotated[bool, typer.Option("--iec", help="Count bytes by 1024 (Ki, Mi) rather than by 1000.")]
-PolicyOption = Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="Policy file (TOML).")]
+IecOption = Annotated[
+    bool, typer.Option("--iec", help="Count bytes by 1024 (Ki, Mi) rather than by 1000.")
+]
+PolicyOption = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="Policy file (TOML).")
+]
 PolicyArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Policy file (TOML).")]
 NetnsOption = Annotated[
     str | None,
     typer.Option(
-        "--netns", "-n", metavar="NS", help="Network namespace: a name of ip-netns(8), a pid, or a path."
+        "--netns",
+        "-n",
+        metavar="NS",
+        help="Network namespace: a name of ip-netns(8), a pid, or a path.",
     ),
 ]
 ContainerOption = Annotated[
     str | None,
     typer.Option(
-        "--container", metavar="NAME", help="This container's: docker, podman, nerdctl, CRI; name or id."
+        "--container",
+        metavar="NAME",
+        help="This container's: docker, podman, nerdctl, CRI; name or id.",
     ),
 ]
 UnitOption = Annotated[
     str | None,
-    typer.Option("--unit", metavar="UNIT", help="This unit of systemd's: a service, scope or slice."),
+    typer.Option(
+        "--unit", metavar="UNIT", help="This unit of systemd's: a service, scope or slice."
+    ),
 ]
 NetnsOfOption = Annotated[
     str | None,
     typer.Option(
-        "--container", metavar="NAME", help="In the network namespace of this container, name or id."
+        "--container",
+        metavar="NAME",
+        help="In the network namespace of this container, name or id.",
     ),
 ]
 PidOption = Annotated[str | None, typer.Option("--pid", metavar="PID", help="This process's.")]

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes to standard output: JSON, and tables that suit where they go.
 
-On a terminal a table is coloured (unless NO_COLOR is set) and fits the width: the least telling columns
-go first, which is said, then the widest texts are cut, which an ellipsis shows; an address never is.
-Into a pipe or a file it is plain text with every column whole and no control sequences. Notes and errors
+On a terminal a table is coloured (unless NO_COLOR is set) and fits the width: the
+least telling columns
+go first, which is said, then the widest texts are cut, which an ellipsis shows; an
+address never is.
+Into a pipe or a file it is plain text with every column whole and no control sequences.
+Notes and errors
 go to standard error, so that standard output holds the answer alone.
 """
 
@@ -58,7 +61,9 @@ def note(text: str) -> None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    """JSON that any parser takes: half a surrogate pair, as names with bytes that are no UTF-8 have, is not Unicode."""
+    """JSON that any parser takes: half a surrogate pair, as names with bytes that are no UTF-8
+    have, is not Unicode.
+    """
     text = json.dumps(value, indent=indent)
     return json.dumps(_readable(value), indent=indent) if "\\udc" in text else text
 
@@ -114,8 +119,13 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], indent: str = ""
 def layout(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None
 ) -> tuple[list[int], list[str]]:
-    """Column widths (0: left out) and lines, titles first, of at most width characters (None: any)."""
-    widths = [max(len(column.title), *(len(row[i]) for row in cells), 0) for i, column in enumerate(columns)]
+    """Column widths (0: left out) and lines, titles first, of at most width
+    characters (None: any).
+    """
+    widths = [
+        max(len(column.title), *(len(row[i]) for row in cells), 0)
+        for i, column in enumerate(columns)
+    ]
     if width is not None:
         _fit(columns, widths, width)
     lines = []
@@ -139,7 +149,9 @@ def _excess(widths: Sequence[int], width: int) -> int:
 
 
 def _fit(columns: Sequence[Column], widths: list[int], width: int) -> None:
-    """Make widths fit: leave columns out by rank, then cut the widest flexible one, a character at a time."""
+    """Make widths fit: leave columns out by rank, then cut the widest flexible one, a character
+    at a time.
+    """
     for rank in sorted({column.rank for column in columns if column.rank}, reverse=True):
         if _excess(widths, width) <= _slack(columns, widths):
             break
@@ -177,7 +189,9 @@ def _print_terminal(
     left_out = [column.title for column, w in zip(columns, widths, strict=True) if not w]
     if left_out:
         sys.stdout.flush()
-        note(f"{width} columns have no room for {', '.join(left_out)}; a wider terminal or a pipe has")
+        note(
+            f"{width} columns have no room for {', '.join(left_out)}; a wider terminal or a pipe has"
+        )
 
 
 def _coloured(line: Any) -> Any:

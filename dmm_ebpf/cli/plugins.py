@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Congestion controls on the command line: which there are, and what one does on a path in virtual time."""
+"""Congestion controls on the command line: which there are, and what one does on a path
+in virtual time.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ def include() -> Path:
 
 
 def listing() -> list[Row]:
-    """The built-in controls, what installed packages offer, and the shared objects of the plug-ins' folder. Each of
-    these is loaded, in a process of its own, to see whether it can be.
+    """The built-in controls, what installed packages offer, and the shared objects of the plug-ins'
+    folder. Each of these is loaded, in a process of its own, to see whether it can be.
     """
     from dmm_ebpf.kit import load, names, probe
 
@@ -59,7 +61,14 @@ def _row(
     abi: int | None = None,
     error: str | None = None,
 ) -> Row:
-    return {"name": name, "kind": kind, "file": file, "class": attribute, "abi": abi, "error": error}
+    return {
+        "name": name,
+        "kind": kind,
+        "file": file,
+        "class": attribute,
+        "abi": abi,
+        "error": error,
+    }
 
 
 def print_listing(rows: Sequence[Row]) -> None:
@@ -93,8 +102,8 @@ def simulate(
     plot: Path | None,
     as_json: bool,
 ) -> bool:
-    """Runs one flow of each control over the path and prints what it got. False: a plug-in had a fault. Raises
-    DmmError.
+    """Runs one flow of each control over the path and prints what it got. False: a plug-in had a
+    fault. Raises DmmError.
     """
     from dmm_ebpf.kit import bench
     from dmm_ebpf.rd.policy.values import ValueRefusedError, parse_rate

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands about what a policy says: `dmm-ebpf policy` and `dmm-ebpf route`. As in app.py: parse, call, print."""
+"""The commands about what a policy says: `dmm-ebpf policy` and `dmm-ebpf route`. As in app.py:
+parse, call, print.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ route_app = group(help="Ask which stack a flow would get.")
 def policy_check(file: PolicyArgument, as_json: JsonOption = False) -> None:
     """Read a policy and say all that is wrong with it, or "ok"; nothing is attached or changed.
 
-    What is right but does nothing, as a rule that is never reached, is warned of. Exit code: 0 ok, also with
-    warnings; 2 refused.
+    What is right but does nothing, as a rule that is never reached, is warned of. Exit code: 0 ok,
+    also with warnings; 2 refused.
 
     \b
     Example:
@@ -83,13 +85,17 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
     ] = None,
     container: ContainerOption = None,
     pid: Annotated[
-        str | None, typer.Option("--pid", metavar="PID", help="Cgroup, user and name of this process.")
+        str | None,
+        typer.Option("--pid", metavar="PID", help="Cgroup, user and name of this process."),
     ] = None,
     unit: UnitOption = None,
     uid: Annotated[
-        str | None, typer.Option("--uid", metavar="UID", help="User of the process, number or name.")
+        str | None,
+        typer.Option("--uid", metavar="UID", help="User of the process, number or name."),
     ] = None,
-    comm: Annotated[str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")] = None,
+    comm: Annotated[
+        str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")
+    ] = None,
     mark: Annotated[
         str | None, typer.Option("--mark", metavar="MARK", help="SO_MARK of the socket, 0x is hex.")
     ] = None,
@@ -104,10 +110,12 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
         str | None, typer.Option("--from", metavar="ADDR", help="forward: who opens the flow.")
     ] = None,
     in_interface: Annotated[
-        str | None, typer.Option("--in-interface", metavar="DEVICE", help="forward: by which it comes in.")
+        str | None,
+        typer.Option("--in-interface", metavar="DEVICE", help="forward: by which it comes in."),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", metavar="FILE", help="Ask this policy file, not an instance.")
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="Ask this policy file, not an instance."),
     ] = None,
     instance: OneInstanceOption = None,
     as_json: JsonOption = False,

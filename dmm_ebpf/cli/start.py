@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the process begins: Ctrl-C ends it without a word, also while the command line is still being imported."""
+"""Where the process begins: Ctrl-C ends it without a word, also while the command line is
+still being imported.
+"""
 
 from __future__ import annotations
 

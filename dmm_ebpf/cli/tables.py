@@ -31,15 +31,17 @@ def count(row: Row, key: str) -> str:
 
 
 def stack_text(flow: Row) -> str:
-    """The stack that serves, and the one the route named where that is another, with why: kernel (for wan: full).
-    kernel (attach): it was open before the attach.
+    """The stack that serves, and the one the route named where that is another, with why: kernel
+    (for wan: full). kernel (attach): it was open before the attach.
     """
     stack, wanted, why = flow.get("stack"), flow.get("wanted"), flow.get("why")
     if carrier := flow.get("carrier"):
         why = f"{why}, by instance {carrier}"
     if wanted in (None, stack):
         return f"{units.clean(stack)} ({units.clean(why)})" if why else units.clean(stack)
-    return f"{units.clean(stack)} (for {units.clean(wanted)}{f': {units.clean(why)}' if why else ''})"
+    return (
+        f"{units.clean(stack)} (for {units.clean(wanted)}{f': {units.clean(why)}' if why else ''})"
+    )
 
 
 def _instance_column(rows: list[Row]) -> list[Column]:
@@ -70,7 +72,9 @@ def print_flows(rows: list[Row], *, iec: bool) -> None:
             Column("ROUTE", _text("route"), flex=True),
             Column("PROCESS", _who, flex=True),
             Column("SENT", lambda r: units.size(r.get("bytes_sent"), iec=iec), right=True, rank=1),
-            Column("RECV", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True, rank=1),
+            Column(
+                "RECV", lambda r: units.size(r.get("bytes_received"), iec=iec), right=True, rank=1
+            ),
             Column("SRTT", lambda r: units.duration_us(r.get("srtt_us")), right=True, rank=2),
             Column("RETRANS", _number("retransmits"), right=True, rank=3),
             Column("AGE", lambda r: units.age(r.get("age_s")), right=True, rank=8),
@@ -104,7 +108,9 @@ def _io(row: Row) -> str:
 
 
 def print_stacks(rows: list[Row], indent: str = "") -> None:
-    """The table of `dmm-ebpf stacks`; below, the processes of stacks that have several, and why one does not serve."""
+    """The table of `dmm-ebpf stacks`; below, the processes of stacks that have several, and why
+    one does not serve.
+    """
     print_table(
         [
             *_instance_column(rows),
@@ -219,14 +225,21 @@ def _print_processes(stacks: list[Row], indent: str) -> None:
 def print_status(status: Row) -> None:
     """One instance, as a block."""
     up = status.get("rd") == "up"
-    director = f"running, pid {status.get('pid')}, up {units.age(status.get('uptime_s'))}" if up else "dead"
+    director = (
+        f"running, pid {status.get('pid')}, up {units.age(status.get('uptime_s'))}"
+        if up
+        else "dead"
+    )
     policy = status.get("policy")
     lines = [
         ("director", director),
         *([("PROBLEM", units.clean(status["problem"]))] if status.get("problem") else []),
         ("cgroup", units.clean(status.get("cgroup"))),
         ("netns", units.clean(status.get("netns"))),
-        ("policy", f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none"),
+        (
+            "policy",
+            f"{units.clean(policy)}, generation {status.get('generation')}" if policy else "none",
+        ),
         ("", f"{count(status, 'rules')}, {count(status, 'routes')}"),
         *_refused_lines(status.get("policy_refused")),
         ("flows", f"{_number('flows')(status)} open, {count(status, 'listeners')}"),
@@ -245,7 +258,9 @@ def print_status(status: Row) -> None:
         print_stacks(stacks, indent="  ")
     for stack in stacks:
         if stack.get("counters"):
-            print(f"  {units.clean(stack.get('name'))} counted: {_counters_text(stack['counters'])}")
+            print(
+                f"  {units.clean(stack.get('name'))} counted: {_counters_text(stack['counters'])}"
+            )
 
 
 def _refused_lines(refused: Row | None) -> list[tuple[str, str]]:
@@ -279,7 +294,8 @@ def _counters_text(counters: Row) -> str:
     return ", ".join(told) or "all zero"
 
 
-# What route_get's "why" means, behind the stack that serves; {wanted}: the one that the route names.
+# What route_get's "why" means, behind the stack that serves; {wanted}: the one that
+# the route names.
 _WHY_NOT = {
     "down": " (fallback: {wanted} is down or full)",
     "udp": " ({wanted} carries TCP alone)",
@@ -306,7 +322,9 @@ def print_route(answer: Row, asked: str) -> None:
         needs = " and ".join(
             f"--{key.replace('_', '-')}" if key != "netns" else key for key in entry["needs"]
         )
-        print(f"    rule {units.clean(entry['rule'])} comes before, and may match: it asks for {needs}")
+        print(
+            f"    rule {units.clean(entry['rule'])} comes before, and may match: it asks for {needs}"
+        )
 
 
 def event_line(event: Row, *, iec: bool) -> str:
@@ -317,7 +335,9 @@ def event_line(event: Row, *, iec: bool) -> str:
     head = f"{clock} {units.clean(event.get('instance'))} {kind:<11}"
     if kind in {"stack", "policy", "policy_refused"}:
         told = [
-            f"{key} {units.clean(event[key])}" for key in event if key not in {"type", "time", "instance"}
+            f"{key} {units.clean(event[key])}"
+            for key in event
+            if key not in {"type", "time", "instance"}
         ]
         return f"{head} {' '.join(told)}".rstrip()
     who = units.process(event.get("comm"), event.get("pid"))

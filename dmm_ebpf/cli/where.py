@@ -19,7 +19,8 @@ def place(
     pid: str | None = None,
     pending: bool = False,
 ) -> Place | None:
-    """Where the one that was typed is; None when none was. A cgroup is taken as it is. what: for the sentence.
+    """Where the one that was typed is; None when none was. A cgroup is taken as it is. what:
+    for the sentence.
     pending: or where a unit that does not run will be.
 
     Raises UsageError when two were, or when it cannot be found.
@@ -42,9 +43,17 @@ def place(
 
 
 def attachable(
-    what: str, *, cgroup: str | None, container: str | None, pid: str | None, unit: str | None, pending: bool
+    what: str,
+    *,
+    cgroup: str | None,
+    container: str | None,
+    pid: str | None,
+    unit: str | None,
+    pending: bool,
 ) -> Place:
-    """place() of what is to be attached to: one must be named, and it must be its own. UsageError."""
+    """place() of what is to be attached to: one must be named, and it must be
+    its own. UsageError.
+    """
     found = place(what, cgroup=cgroup, container=container, unit=unit, pid=pid, pending=pending)
     if found is None:
         raise UsageError(
@@ -62,7 +71,9 @@ def attachable(
 
 
 def netns(what: str, netns: str | None, container: str | None) -> str | None:
-    """The network namespace that --netns names, or that a container has; None when none was named. UsageError."""
+    """The network namespace that --netns names, or that a container has; None when none
+    was named. UsageError.
+    """
     if container is None:
         return netns
     if netns is not None:

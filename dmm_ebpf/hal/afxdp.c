@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * afxdp.c: see afxdp.h. Documentation/networking/af_xdp.rst is the source for rings, flags and wake-ups.
+ * afxdp.c: see afxdp.h. Documentation/networking/af_xdp.rst is the source for rings, flags and
+ * wake-ups.
  *
- * A ring has a producer and a consumer index that only grow; each side keeps its own in a local copy,
- * publishes it with a store-release after it is done with the entries, and reads the other's with a
- * load-acquire.
+ * A ring has a producer and a consumer index that only grow; each side keeps its own in a local
+ * copy, publishes it with a store-release after it is done with the entries, and reads the other's
+ * with a load-acquire.
  *
- * A packet in several frames is an entry for each, all but the last with XDP_PKT_CONTD. Whoever is above
- * reads and writes packets in one piece, so such a packet is copied once, to or from a place of its own.
+ * A packet in several frames is an entry for each, all but the last with XDP_PKT_CONTD. Whoever is
+ * above reads and writes packets in one piece, so such a packet is copied once, to or from a place
+ * of its own.
  *
- * Metadata of a packet to be sent (Documentation/networking/xsk-tx-metadata.rst) stand in front of it in its
- * first frame, so with them every frame of the transmit side is used from META_BYTES on.
+ * Metadata of a packet to be sent (Documentation/networking/xsk-tx-metadata.rst) stand in front of
+ * it in its first frame, so with them every frame of the transmit side is used from META_BYTES on.
  */
 #include "afxdp.h"
 #include "bpfmap.h"
@@ -27,7 +29,8 @@
 #include <unistd.h>
 
 #ifndef XDP_MAX_TX_SKB_BUDGET
-#define XDP_MAX_TX_SKB_BUDGET 9 /* Linux 6.18: packets that one call sends in copy mode, 32 without it */
+#define XDP_MAX_TX_SKB_BUDGET                                                                      \
+	9 /* Linux 6.18: packets that one call sends in copy mode, 32 without it */
 #endif
 #ifndef XDP_USE_SG
 #define XDP_USE_SG (1 << 4) /* Linux 6.6 */
@@ -64,12 +67,14 @@ struct dmm_xsk {
 	uint32_t side_frames; /* of each side, and entries of each ring */
 	uint32_t zerocopy;
 	bool frags;
-	bool sums;	    /* checksums are left to who takes the frames */
-	bool sums_proved;   /* and a frame with metadata was taken */
-	uint32_t tx_offset; /* of a packet in its frames: META_BYTES, or 0 where the kernel has no metadata */
-	uint32_t rx_packet, rx_entry; /* with frags: the packet that was read last, and its first entry */
-	uint32_t tx_need;	      /* frames that the longest packet takes */
-	uint32_t tx_free;	      /* entries of tx_stack */
+	bool sums;	  /* checksums are left to who takes the frames */
+	bool sums_proved; /* and a frame with metadata was taken */
+	/* of a packet in its frames: META_BYTES, or 0 where the kernel has no metadata */
+	uint32_t tx_offset;
+	/* with frags: the packet that was read last, and its first entry */
+	uint32_t rx_packet, rx_entry;
+	uint32_t tx_need; /* frames that the longest packet takes */
+	uint32_t tx_free; /* entries of tx_stack */
 	uint32_t tx_unkicked;
 	uint64_t *tx_stack; /* addresses of free frames */
 	uint8_t *umem;
@@ -79,7 +84,8 @@ struct dmm_xsk {
 	uint64_t kicks, kicks_again;
 };
 
-static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what, uint32_t queue)
+static int fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
+		uint32_t queue)
 {
 	err->code = code;
 	err->call = call;
@@ -96,8 +102,8 @@ static int ring_map(struct dmm_xsk *xsk, struct ring *ring, const struct xdp_rin
 		    size_t entry_bytes, off_t page_offset)
 {
 	ring->map_bytes = off->desc + ring_size(xsk) * entry_bytes;
-	ring->map = mmap(NULL, ring->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, xsk->fd,
-			 page_offset);
+	ring->map = mmap(NULL, ring->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			 xsk->fd, page_offset);
 	if (ring->map == MAP_FAILED) {
 		ring->map = NULL;
 		return -errno;
@@ -135,10 +141,12 @@ static int umem_offer(struct dmm_xsk *xsk, uint32_t metadata)
 static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 {
 	xsk->umem_bytes = (size_t)xsk->side_frames * 2 * xsk->frame_bytes;
-	xsk->umem = mmap(NULL, xsk->umem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	xsk->umem = mmap(NULL, xsk->umem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			 -1, 0);
 	if (xsk->umem == MAP_FAILED) {
 		xsk->umem = NULL;
-		return fail(err, DMM_HAL_OTHER, errno, "map the UMEM of an AF_XDP socket", xsk->queue);
+		return fail(err, DMM_HAL_OTHER, errno, "map the UMEM of an AF_XDP socket",
+			    xsk->queue);
 	}
 	if (umem_offer(xsk, META_BYTES) == 0) {
 		xsk->tx_offset = META_BYTES;
@@ -153,7 +161,8 @@ static int umem_register(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 
 static int rings_make(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 {
-	static const int options[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING, XDP_TX_RING};
+	static const int options[] = {XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING, XDP_RX_RING,
+				      XDP_TX_RING};
 	struct xdp_mmap_offsets off;
 	socklen_t len = sizeof(off);
 	uint32_t size = ring_size(xsk);
@@ -175,7 +184,8 @@ static int rings_make(struct dmm_xsk *xsk, struct dmm_hal_error *err)
 		ret = ring_map(xsk, &xsk->rx, &off.rx, sizeof(struct xdp_desc), XDP_PGOFF_RX_RING);
 	if (!ret)
 		ret = ring_map(xsk, &xsk->tx, &off.tx, sizeof(struct xdp_desc), XDP_PGOFF_TX_RING);
-	return ret ? fail(err, DMM_HAL_OTHER, -ret, "map the rings of an AF_XDP socket", xsk->queue) : 0;
+	return ret ? fail(err, DMM_HAL_OTHER, -ret, "map the rings of an AF_XDP socket", xsk->queue)
+		   : 0;
 }
 
 static void frames_deal(struct dmm_xsk *xsk)
@@ -184,7 +194,8 @@ static void frames_deal(struct dmm_xsk *xsk)
 
 	for (uint32_t i = 0; i < xsk->side_frames; i++) {
 		fill[i] = (uint64_t)i * xsk->frame_bytes;
-		xsk->tx_stack[i] = (uint64_t)(xsk->side_frames + i) * xsk->frame_bytes + xsk->tx_offset;
+		xsk->tx_stack[i] =
+			(uint64_t)(xsk->side_frames + i) * xsk->frame_bytes + xsk->tx_offset;
 	}
 	xsk->tx_free = xsk->side_frames;
 	xsk->fill.local = xsk->side_frames;
@@ -208,7 +219,9 @@ static int queue_bind(struct dmm_xsk *xsk, uint32_t ifindex, struct dmm_hal_erro
 		return fail(err, DMM_HAL_XSK_BIND, errno, "bind an AF_XDP socket", xsk->queue);
 	if (!getsockopt(xsk->fd, SOL_XDP, XDP_OPTIONS, &options, &len))
 		xsk->zerocopy = options.flags & XDP_OPTIONS_ZEROCOPY;
-	/* Older kernels do not know it, and then EAGAIN says that the rest waits for another call. */
+	/*
+	 * Older kernels do not know it, and then EAGAIN says that the rest waits for another call.
+	 */
 	(void)setsockopt(xsk->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
 	return 0;
 }
@@ -315,13 +328,14 @@ bool dmm_xsk_sums(const struct dmm_xsk *xsk)
 	return xsk->sums;
 }
 
-int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index, struct dmm_hal_error *err)
+int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
+		     struct dmm_hal_error *err)
 {
 	uint32_t value = (uint32_t)xsk->fd;
 
 	if (dmm_bpf_map(BPF_MAP_UPDATE_ELEM, xsks_map_fd, &index, &value))
-		return fail(err, DMM_HAL_OTHER, errno, "put an AF_XDP socket into the map of sockets",
-			    xsk->queue);
+		return fail(err, DMM_HAL_OTHER, errno,
+			    "put an AF_XDP socket into the map of sockets", xsk->queue);
 	return 0;
 }
 
@@ -423,14 +437,16 @@ void dmm_xsk_rx_release(struct dmm_xsk *xsk, uint32_t n)
 static void tx_reap(struct dmm_xsk *xsk)
 {
 	const uint64_t *done = xsk->completion.entries;
-	uint32_t ready = __atomic_load_n(xsk->completion.producer, __ATOMIC_ACQUIRE) - xsk->completion.local;
+	uint32_t ready =
+		__atomic_load_n(xsk->completion.producer, __ATOMIC_ACQUIRE) - xsk->completion.local;
 
 	if (ready == 0)
 		return;
 	for (uint32_t i = 0; i < ready; i++) {
 		uint64_t addr = done[(xsk->completion.local + i) & xsk->completion.mask];
 
-		xsk->tx_stack[xsk->tx_free++] = (addr & ~(uint64_t)(xsk->frame_bytes - 1)) + xsk->tx_offset;
+		xsk->tx_stack[xsk->tx_free++] =
+			(addr & ~(uint64_t)(xsk->frame_bytes - 1)) + xsk->tx_offset;
 	}
 	xsk->completion.local += ready;
 	__atomic_store_n(xsk->completion.consumer, xsk->completion.local, __ATOMIC_RELEASE);
@@ -440,7 +456,8 @@ uint32_t dmm_xsk_room(const struct dmm_xsk *xsk)
 {
 	if (xsk->tx_need > 1)
 		return DMM_XSK_LONG_MTU;
-	return xsk->frame_bytes == SMALL_FRAME_BYTES ? tx_frame_room(xsk) - L2_BYTES : DMM_XSK_MAX_MTU;
+	return xsk->frame_bytes == SMALL_FRAME_BYTES ? tx_frame_room(xsk) - L2_BYTES
+						     : DMM_XSK_MAX_MTU;
 }
 
 uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk)
@@ -475,7 +492,8 @@ static void parts_copy(uint8_t *to, const struct dmm_payload *payload)
 /* Has who takes the packet fill in its checksum; returns the options of its first entry. */
 static uint32_t sum_leave(const struct dmm_xsk *xsk, const struct dmm_vnet *vnet)
 {
-	struct metadata *meta = (struct metadata *)(xsk->umem + xsk->tx_stack[xsk->tx_free - 1] - META_BYTES);
+	struct metadata *meta =
+		(struct metadata *)(xsk->umem + xsk->tx_stack[xsk->tx_free - 1] - META_BYTES);
 
 	meta->flags = XDP_TXMD_FLAGS_CHECKSUM;
 	meta->csum_start = (uint16_t)(vnet->csum_start + ETH_BYTES);
@@ -486,7 +504,8 @@ static uint32_t sum_leave(const struct dmm_xsk *xsk, const struct dmm_vnet *vnet
 void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_payload *payload,
 		       const struct dmm_vnet *vnet)
 {
-	uint8_t *packet = xsk->tx_need > 1 ? xsk->tx_whole : xsk->umem + xsk->tx_stack[xsk->tx_free - 1];
+	uint8_t *packet =
+		xsk->tx_need > 1 ? xsk->tx_whole : xsk->umem + xsk->tx_stack[xsk->tx_free - 1];
 	uint32_t options = 0;
 
 	if (payload->n)
@@ -503,7 +522,8 @@ void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_paylo
 		bool last = len - done <= tx_frame_room(xsk);
 
 		part = last ? len - done : tx_frame_room(xsk);
-		memcpy(tx_put(xsk, part, options | (last ? 0 : XDP_PKT_CONTD)), packet + done, part);
+		memcpy(tx_put(xsk, part, options | (last ? 0 : XDP_PKT_CONTD)), packet + done,
+		       part);
 		options = 0;
 	}
 	xsk->tx_unkicked++;
@@ -514,7 +534,10 @@ static struct xdp_desc *tx_desc(const struct dmm_xsk *xsk, uint32_t entry)
 	return (struct xdp_desc *)xsk->tx.entries + (entry & xsk->tx.mask);
 }
 
-/* One of a packet that is whole in the frame is filled in; else it is lost on the way, and sent again. */
+/*
+ * One of a packet that is whole in the frame is filled in; else it is lost on the way,
+ * and sent again.
+ */
 static void sum_take_back(const struct dmm_xsk *xsk, struct xdp_desc *desc)
 {
 	uint8_t *packet = xsk->umem + desc->addr;
@@ -526,8 +549,9 @@ static void sum_take_back(const struct dmm_xsk *xsk, struct xdp_desc *desc)
 }
 
 /*
- * The kernel takes no frame with metadata, though it took the memory for them: what it has not taken is
- * filled in here, and so are all others from now on. In copy mode nothing is taken but within sendto(2).
+ * The kernel takes no frame with metadata, though it took the memory for them: what it has not
+ * taken is filled in here, and so are all others from now on. In copy mode nothing is taken but
+ * within sendto(2).
  */
 static void sums_give_up(struct dmm_xsk *xsk)
 {
@@ -580,7 +604,8 @@ int dmm_xsk_tx_kick(struct dmm_xsk *xsk)
 		xsk->kicks_again++;
 		tx_reap(xsk);
 		if (__atomic_load_n(xsk->tx.consumer, __ATOMIC_ACQUIRE) == taken)
-			return 1; /* no progress: the socket's send buffer or the driver's ring is full */
+			/* no progress: the socket's send buffer or the driver's ring is full */
+			return 1;
 	}
 	return __atomic_load_n(xsk->tx.consumer, __ATOMIC_ACQUIRE) != xsk->tx.local;
 }

@@ -2,18 +2,19 @@
 /*
  * afxdp.h: one AF_XDP socket (XSK) on one receive queue of a NIC, with a UMEM of its own.
  *
- * Written on <linux/if_xdp.h>, without libxdp. The first half of the UMEM's frames belongs to the receive
- * side (they are in the fill ring, in the kernel, or in the rx ring), the second half to the transmit side
- * (free, in the tx ring, in the kernel, or in the completion ring); a frame never changes sides. Frames carry
- * Ethernet headers. One thread uses a socket at a time. Nothing is allocated after open.
+ * Written on <linux/if_xdp.h>, without libxdp. The first half of the UMEM's frames belongs to the
+ * receive side (they are in the fill ring, in the kernel, or in the rx ring), the second half to
+ * the transmit side (free, in the tx ring, in the kernel, or in the completion ring); a frame never
+ * changes sides. Frames carry Ethernet headers. One thread uses a socket at a time. Nothing is
+ * allocated after open.
  *
- * With DMM_XSK_FRAGS a packet may take several frames: one that is longer than a page, or that generic XDP
- * gives as GRO, or the sender's own kernel, has put it together.
+ * With DMM_XSK_FRAGS a packet may take several frames: one that is longer than a page, or that
+ * generic XDP gives as GRO, or the sender's own kernel, has put it together.
  *
- * Where the kernel has metadata of frames to be sent (registering memory with room for them was not refused),
- * a packet's checksum may be left open: to a driver whose zero-copy fills it in, and in copy mode to the
- * kernel, which leaves it to the device, or fills it in where that cannot. Should a frame with metadata be
- * refused all the same, checksums are filled in here from then on.
+ * Where the kernel has metadata of frames to be sent (registering memory with room for them was not
+ * refused), a packet's checksum may be left open: to a driver whose zero-copy fills it in, and in
+ * copy mode to the kernel, which leaves it to the device, or fills it in where that cannot. Should
+ * a frame with metadata be refused all the same, checksums are filled in here from then on.
  */
 #ifndef DMM_AFXDP_H
 #define DMM_AFXDP_H
@@ -24,14 +25,18 @@
 #include "../userstack/core/api.h"
 
 enum {
-	DMM_XSK_MAX_MTU = 3822,	 /* 4096 - XDP_PACKET_HEADROOM - Ethernet and one VLAN tag */
-	DMM_XSK_LONG_MTU = 65535 /* with DMM_XSK_FRAGS: the kernel takes 17 frames (MAX_SKB_FRAGS) */
+	DMM_XSK_MAX_MTU = 3822, /* 4096 - XDP_PACKET_HEADROOM - Ethernet and one VLAN tag */
+	/* with DMM_XSK_FRAGS: the kernel takes 17 frames (MAX_SKB_FRAGS) */
+	DMM_XSK_LONG_MTU = 65535
 };
 
 enum dmm_xsk_packets {
 	DMM_XSK_PLAIN, /* in one frame each */
-	DMM_XSK_FRAGS, /* in as many as they need: XDP_USE_SG, Linux 6.6; without zero-copy where the driver
-			  has none for several */
+	/*
+	 * in as many as they need: XDP_USE_SG, Linux 6.6; without zero-copy where the driver has
+	 * none for several
+	 */
+	DMM_XSK_FRAGS,
 };
 
 struct dmm_xsk;
@@ -45,25 +50,28 @@ struct dmm_xsk_stats {
 	uint64_t kicks_again; /* the kernel asked to be called again */
 };
 
-/* mtu: of the IP packets it must carry; the same for all sockets of an engine, which copies between them.
- * frames: power of two, both sides together; 0: 8192. Returns 0, or -errno with err filled. */
+/* mtu: of the IP packets it must carry; the same for all sockets of an engine, which copies between
+ * them. frames: power of two, both sides together; 0: 8192. Returns 0, or -errno with err filled.
+ */
 int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames,
 		 enum dmm_xsk_packets packets, struct dmm_xsk **out, struct dmm_hal_error *err);
 void dmm_xsk_close(struct dmm_xsk *xsk);
 
 int dmm_xsk_fd(const struct dmm_xsk *xsk);
 uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk);
-/* Has checksums left open from now on (DMM_VNET_NEEDS_CSUM); false: the kernel has no metadata. With
- * zero-copy only for a driver that has that (NETDEV_XSK_FLAGS_TX_CHECKSUM): any other passes over it. */
+/* Has checksums left open from now on (DMM_VNET_NEEDS_CSUM); false: the kernel has no metadata.
+ * With zero-copy only for a driver that has that (NETDEV_XSK_FLAGS_TX_CHECKSUM): any other passes
+ * over it. */
 bool dmm_xsk_leave_sums(struct dmm_xsk *xsk);
 /* Whether they are left open. */
 bool dmm_xsk_sums(const struct dmm_xsk *xsk);
 
 /* Puts the socket into an XSKMAP under index. Returns 0, or -errno with err filled. */
-int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index, struct dmm_hal_error *err);
+int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
+		     struct dmm_hal_error *err);
 
-/* How many received packets are at hand, at most max; dmm_xsk_rx_frame() reads number i of them, best in
- * order. What it returns may not outlive the next call; *len 0: longer than any packet. */
+/* How many received packets are at hand, at most max; dmm_xsk_rx_frame() reads number i of them,
+ * best in order. What it returns may not outlive the next call; *len 0: longer than any packet. */
 uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint32_t max);
 const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len);
 /* Gives the first n of them back to the kernel. */
@@ -73,12 +81,12 @@ void dmm_xsk_rx_release(struct dmm_xsk *xsk, uint32_t n);
 uint32_t dmm_xsk_room(const struct dmm_xsk *xsk);
 /* A place to write a packet to, or NULL. The same until dmm_xsk_tx_commit(). */
 uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk);
-/* The packet's last payload->bytes are copied there from payload's parts; vnet counts from the IP header, and
- * has no segments. */
+/* The packet's last payload->bytes are copied there from payload's parts; vnet counts from the IP
+ * header, and has no segments. */
 void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_payload *payload,
 		       const struct dmm_vnet *vnet);
-/* Has the kernel send what was committed. Returns 0 when it took everything, 1 when it must be called again
- * later, -ENETDOWN when the device is down, or -errno when it is gone. */
+/* Has the kernel send what was committed. Returns 0 when it took everything, 1 when it must be
+ * called again later, -ENETDOWN when the device is down, or -errno when it is gone. */
 int dmm_xsk_tx_kick(struct dmm_xsk *xsk);
 /* Committed and not kicked. */
 uint32_t dmm_xsk_tx_unkicked(const struct dmm_xsk *xsk);

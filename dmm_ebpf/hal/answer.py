@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An answer about hardware that nobody could give, with the reason: neither yes nor no, and never guessed."""
+"""An answer about hardware that nobody could give, with the reason: neither yes nor no,
+and never guessed.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bpfmap.h: bpf(2) for maps, for C that must not wait for Python: a process's own sockets, devices and flows.
+ * bpfmap.h: bpf(2) for maps, for C that must not wait for Python: a process's own sockets, devices
+ * and flows.
  */
 #ifndef DMM_BPFMAP_H
 #define DMM_BPFMAP_H
@@ -11,8 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* command: BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM (BPF_ANY) or BPF_MAP_DELETE_ELEM, which has no value
- * (NULL). Returns 0, or -1 with errno set. */
+/* command: BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM (BPF_ANY) or BPF_MAP_DELETE_ELEM, which has no
+ * value (NULL). Returns 0, or -1 with errno set. */
 static inline int dmm_bpf_map(int command, int map_fd, const void *key, const void *value)
 {
 	union bpf_attr attr;

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which port a user stack's outer leg is to have on a device, and why: facts in, a port and the reasons out. Pure.
+"""Which port a user stack's outer leg is to have on a device, and why: facts in, a port and the
+reasons out. Pure.
 
-AF_XDP goes around everything between a driver and the host's stack, and copies frames where the driver has no
-zero-copy. So it is the port where zero-copy makes it worth while and nothing stands there that would be gone around;
-else tap is, whose packets meet the host's qdiscs, filters and hooks like anybody's, on any device. What could not be
+AF_XDP goes around everything between a driver and the host's stack, and copies frames where the
+driver has no zero-copy. So it is the port where zero-copy makes it worth while and nothing stands
+there that would be gone around; else tap is, whose packets meet the host's qdiscs, filters and
+hooks like anybody's, on any device. What could not be
 told counts as in the way: tap is right everywhere.
 """
 
@@ -15,9 +17,9 @@ from dataclasses import dataclass
 from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.hal.nic import TAKE_ALL
 
-# What of a page is left for a packet: the headroom of XDP (XDP_PACKET_HEADROOM), the tailroom that the kernel keeps in
-# it (struct skb_shared_info, 320 bytes where a cache line has 64) and the Ethernet header take the rest. veth and
-# virtio_net compare with that; some drivers take less.
+# What of a page is left for a packet: the headroom of XDP (XDP_PACKET_HEADROOM), the tailroom that
+# the kernel keeps in it (struct skb_shared_info, 320 bytes where a cache line has 64) and the
+# Ethernet header take the rest. veth and virtio_net compare with that; some drivers take less.
 _HEADROOM_BYTES = 256
 _TAILROOM_BYTES = 320
 _ETHERNET_BYTES = 14
@@ -33,11 +35,13 @@ class Port(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is asked of a device. driver, kind: empty where it has none; mtu: bytes of IP packet; page: bytes.
+    """What is asked of a device. driver, kind: empty where it has none; mtu: bytes of IP
+    packet; page: bytes.
 
-    own: a device of a user stack. carries_ip: IP packets go over it; bare: without link header. foreign_xdp: an XDP
-    program that is not ours; qdisc: the root qdisc that somebody set, empty for the kernel's default; filters, hooks:
-    the tc filters and nft netdev hooks of others, in a few words.
+    own: a device of a user stack. carries_ip: IP packets go over it; bare: without link header.
+    foreign_xdp: an XDP program that is not ours; qdisc: the root qdisc that somebody set, empty
+    for the kernel's default; filters, hooks: the tc filters and nft netdev hooks of others, in
+    a few words.
     """
 
     name: str
@@ -98,9 +102,7 @@ def _unfit(facts: Facts) -> str:
     if not facts.carries_ip:
         return "it carries no IP packets"
     if facts.master_kind in TAKE_ALL:
-        return (
-            f"it belongs to {facts.master_kind} {facts.master}, which has the addresses: name {facts.master}"
-        )
+        return f"it belongs to {facts.master_kind} {facts.master}, which has the addresses: name {facts.master}"
     return ""
 
 
@@ -137,11 +139,14 @@ def _in_the_way(facts: Facts) -> list[str]:
         if isinstance(facts.frags, Unknown):
             found.append(
                 _untold(
-                    f"whether XDP takes packets in fragments, as an MTU of {facts.mtu} needs", facts.frags
+                    f"whether XDP takes packets in fragments, as an MTU of {facts.mtu} needs",
+                    facts.frags,
                 )
             )
         elif not facts.frags:
-            found.append(f"at an MTU of {facts.mtu} a packet does not fit a page, and XDP takes no fragments")
+            found.append(
+                f"at an MTU of {facts.mtu} a packet does not fit a page, and XDP takes no fragments"
+            )
     if isinstance(facts.qdisc, Unknown):
         found.append(_untold("whether somebody set its qdisc", facts.qdisc))
     elif facts.qdisc:

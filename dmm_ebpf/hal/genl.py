@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What generic netlink's families "ethtool" and "netdev" say of devices: speed, channels, offloads, XDP features.
+"""What generic netlink's families "ethtool" and "netdev" say of devices: speed, channels,
+offloads, XDP features.
 
-pyroute2 carries and splits those of ethtool; it takes long to import, so only `dmm-ebpf hal` does. What the attributes
-mean is decided by pure functions, over a message as nested dictionaries. Reading needs no privilege and changes
-nothing. Functions work in the network namespace that the calling thread is in.
+pyroute2 carries and splits those of ethtool; it takes long to import, so only `dmm-ebpf hal` does.
+What the attributes mean is decided by pure functions, over a message as nested dictionaries.
+Reading needs no privilege and changes nothing. Functions work in the network namespace that the
+calling thread is in.
 """
 
 from __future__ import annotations
@@ -30,13 +32,24 @@ _CHANNELS = "RX_MAX TX_MAX OTHER_MAX COMBINED_MAX RX_COUNT TX_COUNT OTHER_COUNT 
 _SPEED_UNKNOWN = 0xFFFFFFFF
 _NETLINK_GENERIC = 16
 _GENL = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
-_GENL_ID_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2  # linux/genetlink.h
+_GENL_ID_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = (
+    16,
+    3,
+    1,
+    2,
+)  # linux/genetlink.h
 # linux/netdev.h
 _DEV_GET = 1
 _NETDEV = {1: "IFINDEX", 3: "XDP_FEATURES", 4: "ZC_MAX_SEGS", 5: "RX_METADATA", 6: "XSK_FEATURES"}
-_XDP_BASIC, _XDP_REDIRECT, _XDP_NDO_XMIT, _XDP_ZEROCOPY, _XDP_HW_OFFLOAD, _XDP_RX_SG, _XDP_NDO_XMIT_SG = (
-    1 << bit for bit in range(7)
-)
+(
+    _XDP_BASIC,
+    _XDP_REDIRECT,
+    _XDP_NDO_XMIT,
+    _XDP_ZEROCOPY,
+    _XDP_HW_OFFLOAD,
+    _XDP_RX_SG,
+    _XDP_NDO_XMIT_SG,
+) = (1 << bit for bit in range(7))
 _RX_METADATA = ("timestamp", "hash", "VLAN tag")
 _CHECKSUM = "checksum"
 _TX_METADATA = ("timestamp", _CHECKSUM, "launch time")
@@ -66,8 +79,9 @@ class Offload:
 class XdpFeatures:
     """What a driver says that it can, of NETDEV_XDP_ACT_* and its kin in linux/netdev.h.
 
-    native: runs XDP programs by itself and their redirects; transmit: takes what is redirected to it; frags: takes
-    programs for packets of several buffers; zero_copy_segments: buffers of a packet that AF_XDP zero-copy takes, or 0.
+    native: runs XDP programs by itself and their redirects; transmit: takes what is redirected to
+    it; frags: takes programs for packets of several buffers; zero_copy_segments: buffers of a
+    packet that AF_XDP zero-copy takes, or 0.
     """
 
     native: YesNo
@@ -83,7 +97,11 @@ class XdpFeatures:
     @property
     def sums(self) -> YesNo:
         """Whether zero-copy has checksums filled in (NETDEV_XSK_FLAGS_TX_CHECKSUM)."""
-        return self.tx_metadata if isinstance(self.tx_metadata, Unknown) else _CHECKSUM in self.tx_metadata
+        return (
+            self.tx_metadata
+            if isinstance(self.tx_metadata, Unknown)
+            else _CHECKSUM in self.tx_metadata
+        )
 
 
 def no_xdp_answer(why: str) -> XdpFeatures:
@@ -93,8 +111,8 @@ def no_xdp_answer(why: str) -> XdpFeatures:
 
 
 def tree(attributes: Any) -> dict[str, Any]:
-    """pyroute2's list of (name, value) as a dictionary, nested ones too; of a name that is there twice the last, and
-    without what is no pair or has no name here.
+    """pyroute2's list of (name, value) as a dictionary, nested ones too; of a name that is there
+    twice the last, and without what is no pair or has no name here.
     """
     found: dict[str, Any] = {}
     for name, value in _pairs(attributes):
@@ -143,7 +161,8 @@ def offloads_of(message: Any) -> tuple[Offload, ...]:
     """Every feature that is on or may be switched on, by name."""
     bitsets = dict(_pairs(message))
     on = {name for name, _ in _bits(bitsets.get("ACTIVE"))}
-    # In the set of what may be changed a bit is listed for each feature and has a value where it may.
+    # In the set of what may be changed a bit is listed for each feature and has a value
+    # where it may.
     changeable = {name for name, value in _bits(bitsets.get("HW")) if value}
     fixed = {name for name, _ in _bits(bitsets.get("NOCHANGE"))}
     return tuple(
@@ -195,7 +214,9 @@ def _words(bits: int | None, names: tuple[str, ...]) -> tuple[str, ...] | Unknow
 
 
 def xdp_features() -> dict[int, XdpFeatures] | Unknown:
-    """By ifindex; or why the kernel cannot say it. Without pyroute2, since the Resource Director asks too."""
+    """By ifindex; or why the kernel cannot say it. Without pyroute2, since the Resource
+    Director asks too.
+    """
     try:
         with NetlinkSocket(_NETLINK_GENERIC) as sock:
             answers = sock.dump(_family_number(sock, "netdev"), _GENL.pack(_DEV_GET, 1))
@@ -213,7 +234,9 @@ def xdp_features() -> dict[int, XdpFeatures] | Unknown:
 
 
 def _family_number(sock: NetlinkSocket, name: str) -> int:
-    """By which messages of a generic family are sent; OSError ENOENT: the kernel has none of that name."""
+    """By which messages of a generic family are sent; OSError ENOENT: the kernel has none
+    of that name.
+    """
     wanted = attribute(_CTRL_FAMILY_NAME, name.encode() + b"\0")
     answer = sock.get(_GENL_ID_CTRL, _GENL.pack(_CTRL_GETFAMILY, 1) + wanted)
     number = dict(attributes(answer, _GENL.size)).get(_CTRL_FAMILY_ID, b"")
@@ -249,10 +272,18 @@ def ethtool_answers(indexes: list[int]) -> dict[int, EthtoolAnswers]:
         return {
             index: EthtoolAnswers(
                 speed=_asked(
-                    sock, _linkmodes_message(), _LINKMODES_GET, index, lambda msg: speed_of(tree(msg))
+                    sock,
+                    _linkmodes_message(),
+                    _LINKMODES_GET,
+                    index,
+                    lambda msg: speed_of(tree(msg)),
                 ),
                 channels=_asked(
-                    sock, _channels_message(), _CHANNELS_GET, index, lambda msg: channels_of(tree(msg))
+                    sock,
+                    _channels_message(),
+                    _CHANNELS_GET,
+                    index,
+                    lambda msg: channels_of(tree(msg)),
                 ),
                 offloads=_asked(sock, _features_message(), _FEATURES_GET, index, offloads_of),
             )
@@ -293,7 +324,9 @@ def _family(name: str, kind: Any) -> Any:
     return sock
 
 
-def _exchange(sock: Any, kind: Any, command: int, flags: int, attributes: list[Any]) -> Iterator[Any]:
+def _exchange(
+    sock: Any, kind: Any, command: int, flags: int, attributes: list[Any]
+) -> Iterator[Any]:
     """What a request is answered; OSError with the kernel's errno."""
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -326,7 +359,13 @@ _HEADER = (("UNSPEC", "none"), ("HEADER", "ethtoolheader"))
 
 
 def _linkmodes_message() -> Any:
-    modes = (("AUTONEG", "uint8"), ("OURS", "hex"), ("PEER", "hex"), ("SPEED", "uint32"), ("DUPLEX", "uint8"))
+    modes = (
+        ("AUTONEG", "uint8"),
+        ("OURS", "hex"),
+        ("PEER", "hex"),
+        ("SPEED", "uint32"),
+        ("DUPLEX", "uint8"),
+    )
     return _message(*_HEADER, *modes)
 
 
@@ -335,4 +374,6 @@ def _channels_message() -> Any:
 
 
 def _features_message() -> Any:
-    return _message(*_HEADER, *((name, "ethtoolbitset") for name in ("HW", "WANTED", "ACTIVE", "NOCHANGE")))
+    return _message(
+        *_HEADER, *((name, "ethtoolbitset") for name in ("HW", "WANTED", "ACTIVE", "NOCHANGE"))
+    )

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * halerr.h: how the C adapters tell Python what failed: the call, its errno and the step in words, from which
- * Python makes a sentence. What an errno means depends on the call, so nobody explains one without it.
+ * halerr.h: how the C adapters tell Python what failed: the call, its errno and the step in words,
+ * from which Python makes a sentence. What an errno means depends on the call, so nobody explains
+ * one without it.
  *
  * Text below the guard is read by cffi, which strips lines that start with '#'.
  */

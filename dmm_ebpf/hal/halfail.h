@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * halfail.h: how an adapter fills struct dmm_hal_error. Not in halerr.h, of which cffi reads declarations
- * alone.
+ * halfail.h: how an adapter fills struct dmm_hal_error. Not in halerr.h, of which cffi reads
+ * declarations alone.
  */
 #ifndef DMM_HALFAIL_H
 #define DMM_HALFAIL_H
@@ -11,8 +11,8 @@
 #include "halerr.h"
 
 /* what: the step, up to the device's name. Returns -code. */
-static inline int dmm_hal_fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code, const char *what,
-			       const char *name)
+static inline int dmm_hal_fail(struct dmm_hal_error *err, enum dmm_hal_call call, int code,
+			       const char *what, const char *name)
 {
 	err->code = code;
 	err->call = call;

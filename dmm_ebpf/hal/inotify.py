@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inotify(7), as far as it takes to learn at once that named entries of directories came or went."""
+"""inotify(7), as far as it takes to learn at once that named entries of directories
+came or went.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class EntryWatch(Closing):
-    """Watches directories for entries that somebody makes or removes. fileno() is readable when there is news."""
+    """Watches directories for entries that somebody makes or removes. fileno() is readable when
+    there is news.
+    """
 
     def __init__(self) -> None:
         self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -32,8 +36,10 @@ class EntryWatch(Closing):
         return self._fd
 
     def follow(self, wanted: Mapping[Path, Collection[bytes]]) -> None:
-        """From now on, entries of these names in these directories, and no others. A directory that is not there is
-        passed over: whoever waits for it follows its parent, and gives parents first. OSError: no more watches.
+        """From now on, entries of these names in these directories, and no others. A directory that
+        is not there is
+        passed over: whoever waits for it follows its parent, and gives parents first. OSError:
+        no more watches.
         """
         names: dict[int, Collection[bytes]] = {}
         for folder, entries in wanted.items():

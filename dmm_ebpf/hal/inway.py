@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of other people's stands on a device, that packets on AF_XDP would go around: qdiscs, tc filters, nft hooks.
+"""What of other people's stands on a device, that packets on AF_XDP would go around: qdiscs, tc
+filters, nft hooks.
 
-By rtnetlink and nfnetlink, in the calling thread's network namespace. Reading changes nothing. Messages are decoded by
-pure functions, in the layouts of tcmsg.py and linux/netfilter/nf_tables.h.
+By rtnetlink and nfnetlink, in the calling thread's network namespace. Reading changes nothing.
+Messages are decoded by pure functions, in the layouts of tcmsg.py and linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def qdisc_of(body: bytes) -> Qdisc | None:
 
 @dataclass(frozen=True)
 class Filter:
-    """A record of a dump of tc filters. place: its priority, protocol and chain. told: its kind, and the name of its
-    BPF program. whole: it is a filter, and not what the dump says of each place besides, without a handle.
+    """A record of a dump of tc filters. place: its priority, protocol and chain. told: its kind,
+    and the name of its BPF program. whole: it is a filter, and not what the dump says of each place
+    besides, without a handle.
     """
 
     place: tuple[int, bytes]
@@ -94,15 +96,17 @@ def filter_of(body: bytes) -> Filter | None:
     values = dict(attributes(body, TCMSG.size))
     kind = _text(values.get(TCA_KIND, b""))
     program = (
-        _text(dict(attributes(values.get(TCA_OPTIONS, b""))).get(TCA_BPF_NAME, b"")) if kind == "bpf" else ""
+        _text(dict(attributes(values.get(TCA_OPTIONS, b""))).get(TCA_BPF_NAME, b""))
+        if kind == "bpf"
+        else ""
     )
     place = (info, values.get(TCA_CHAIN, b""))
     return Filter(place, f"{kind} {program}".strip(), program.startswith(OURS), handle != 0)
 
 
 def others(bodies: Iterable[bytes]) -> list[str]:
-    """Other people's filters of a dump, each that tells itself apart once. Of a place without any (cls_fw has no handle
-    when it is the old kind, by the mark alone) its kind.
+    """Other people's filters of a dump, each that tells itself apart once. Of a place without any
+    (cls_fw has no handle when it is the old kind, by the mark alone) its kind.
     """
     found = [one for one in map(filter_of, bodies) if one is not None]
     filled = {one.place for one in found if one.whole}
@@ -126,9 +130,7 @@ def hook_of(body: bytes, *, flowtable: bool = False) -> NetdevHook | None:
     prefixes = [_text(value) for kind, value in listed if kind == _DEVICE_PREFIX]
     if not devices and not prefixes:
         return None
-    what = (
-        f"{'flowtable ' if flowtable else ''}{_text(values.get(_TABLE, b''))} {_text(values.get(name, b''))}"
-    )
+    what = f"{'flowtable ' if flowtable else ''}{_text(values.get(_TABLE, b''))} {_text(values.get(name, b''))}"
     return NetdevHook(what.strip(), tuple(dict.fromkeys(devices)), tuple(prefixes))
 
 
@@ -147,12 +149,16 @@ def qdiscs() -> list[Qdisc] | Unknown:
 
 
 def root_qdisc(of_all: Iterable[Qdisc], index: int) -> str:
-    """The kind of the root qdisc that somebody gave to a device; empty: it has the kernel's default, or none."""
+    """The kind of the root qdisc that somebody gave to a device; empty: it has the kernel's
+    default, or none.
+    """
     return next((one.kind for one in of_all if one.index == index and one.root and one.made), "")
 
 
 def filters(of_all: Iterable[Qdisc], index: int) -> tuple[str, ...] | Unknown:
-    """Other people's tc filters at a device's ingress and egress; those of other qdiscs come with a root qdisc."""
+    """Other people's tc filters at a device's ingress and egress; those of other qdiscs come
+    with a root qdisc.
+    """
     if not any(one.index == index and one.kind in ("clsact", "ingress") for one in of_all):
         return ()
     try:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * landlock.c: see landlock.h. Documentation/userspace-api/landlock.rst is the source for which ABI version
- * knows what. The calls and the struct are spelled out here because a C library's headers may be older than
- * the kernel.
+ * landlock.c: see landlock.h. Documentation/userspace-api/landlock.rst is the source for which ABI
+ * version knows what. The calls and the struct are spelled out here because a C library's headers
+ * may be older than the kernel.
  */
 #include "landlock.h"
 #include "halfail.h"
@@ -27,7 +27,9 @@ enum {
 	SCOPE_ABSTRACT_UNIX_AND_SIGNAL = 3,
 };
 
-/* struct landlock_ruleset_attr; an older kernel takes it as long as what it does not know is zero. */
+/*
+ * struct landlock_ruleset_attr; an older kernel takes it as long as what it does not know is zero.
+ */
 struct ruleset {
 	uint64_t handled_access_fs;
 	uint64_t handled_access_net;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """netlink(7): messages, their attributes, and sockets to ask the kernel by.
 
-The kernel answers within send(2), so nothing here waits and nothing needs an event loop. A refusal is an OSError with
-the kernel's errno.
+The kernel answers within send(2), so nothing here waits and nothing needs an event loop. A refusal
+is an OSError with the kernel's errno.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ Message = tuple[int, bytes]  # type, payload
 
 
 class NetlinkSocket(Closing):
-    """A netlink socket of the calling thread's network namespace. protocol: NETLINK_*. For one thread at a time."""
+    """A netlink socket of the calling thread's network namespace. protocol: NETLINK_*. For one
+    thread at a time.
+    """
 
     def __init__(self, protocol: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
@@ -113,8 +115,8 @@ def signed_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def event_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
-    """Hears of what these groups of rtnetlink, or of another protocol, tell, in the calling thread's namespace; does
-    not block.
+    """Hears of what these groups of rtnetlink, or of another protocol, tell, in the calling
+    thread's namespace; does not block.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     sock.setblocking(False)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces: to work in one without moving the caller, or to move a process for good.
 
-setns(2) moves one thread, and a thread takes its creator's namespace. Everything in hal works in the
-namespace of the thread that calls it. A process that serves one namespace calls enter() once, before it has
-other threads; anybody else uses run_in(), which has a worker thread in the namespace, so that the caller's
-event loop never looks up sysctls, sockets or devices in the wrong place. Descriptors made there stay in
-that namespace wherever they are used.
+setns(2) moves one thread, and a thread takes its creator's namespace. Everything in hal works in
+the namespace of the thread that calls it. A process that serves one namespace calls enter() once,
+before it has other threads; anybody else uses run_in(), which has a worker thread in the namespace,
+so that the caller's event loop never looks up sysctls, sockets or devices in the wrong place.
+Descriptors made there stay in that namespace wherever they are used.
 """
 
 from __future__ import annotations
@@ -72,11 +72,13 @@ def _not_entered(label: str, error: OSError) -> DmmError:
 
 
 class NetNS(Closing):
-    """An open network namespace: fd, inode (its identity on this host) and cookie (its identity in BPF)."""
+    """An open network namespace: fd, inode (its identity on this host) and cookie (its
+    identity in BPF).
+    """
 
     def __init__(self, fd: int, label: str) -> None:
-        """Takes fd over. Raises UsageError when it is no network namespace, PrivilegeError when it may not
-        be used.
+        """Takes fd over. Raises UsageError when it is no network namespace, PrivilegeError when it
+        may not be used.
         """
         self.fd = fd
         self.label = label
@@ -93,14 +95,18 @@ class NetNS(Closing):
 
     @classmethod
     def from_arg(cls, spec: str | int | os.PathLike[str] | None = None) -> Self:
-        """None is the caller's own, a bare word a name as ip-netns(8) has it or a pid, else a path."""
+        """None is the caller's own, a bare word a name as ip-netns(8) has it or a pid,
+        else a path.
+        """
         path = _path_of(spec)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as exc:
             raise PrivilegeError(f"open network namespace {path}", why="permission denied") from exc
         except OSError as exc:
-            raise UsageError(f"open network namespace {path}", why=os.strerror(exc.errno or 0)) from exc
+            raise UsageError(
+                f"open network namespace {path}", why=os.strerror(exc.errno or 0)
+            ) from exc
         return cls(fd, "current" if spec is None else str(spec))
 
     @classmethod
@@ -110,8 +116,9 @@ class NetNS(Closing):
 
     @classmethod
     def find(cls, inode: int, cookie: int = 0) -> Self | None:
-        """The namespace of that inode, looked for among names and processes; None when it is gone. The kernel gives the
-        inode of one that is gone to the next; its cookie, where it is known (not 0), tells them apart.
+        """The namespace of that inode, looked for among names and processes; None when it is gone.
+        The kernel gives the inode of one that is gone to the next; its cookie, where it is known
+        (not 0), tells them apart.
         """
         for path in _candidates():
             with contextlib.suppress(OSError, DmmError):
@@ -154,7 +161,9 @@ class NetNS(Closing):
         return self._executor
 
     def run_in(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs function in the namespace and waits for it; not to be called from within such a function."""
+        """Runs function in the namespace and waits for it; not to be called from within
+        such a function.
+        """
         if Path("/proc/thread-self/ns/net").stat().st_ino == self.inode:
             return function(*args, **kwargs)
         return self.executor.submit(function, *args, **kwargs).result()
@@ -194,13 +203,16 @@ def inode_at(path: Path) -> int:
 
 
 def home_of(inode: int, without: Collection[int] = ()) -> Path | None:
-    """A name or a process that has the namespace of that inode, processes without left out; None: there is none."""
+    """A name or a process that has the namespace of that inode, processes without left out;
+    None: there is none.
+    """
     left_out = {Path("/proc/thread-self/ns/net"), *(Path(f"/proc/{pid}/ns/net") for pid in without)}
     return next((p for p in _candidates() if p not in left_out and inode_at(p) == inode), None)
 
 
 def name_of(inode: int) -> Path | None:
-    """The name of the namespace of that inode: as ip-netns(8) has it, or where a container engine keeps it mounted;
+    """The name of the namespace of that inode: as ip-netns(8) has it, or where a container engine
+    keeps it mounted;
     None: it has none that is seen from here.
     """
     return next((path for path in _names() if inode_at(path) == inode), None)

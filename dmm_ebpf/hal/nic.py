@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network devices of a namespace, and which of them a user stack serves.
 
-Facts come from rtnetlink and the ethtool ioctls: sysfs is not used, because what it shows depends on who
-mounted it ('ip netns exec' mounts another one). Reading changes nothing. Functions work in the calling
-thread's namespace.
+Facts come from rtnetlink and the ethtool ioctls: sysfs is not used, because what it shows depends
+on who mounted it ('ip netns exec' mounts another one). Reading changes nothing. Functions work in
+the calling thread's namespace.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from dmm_ebpf.hal import rtnl
 from dmm_ebpf.hal.netlink import RouteSocket
 
 _ARPHRD_ETHER = 1
-# PPP, raw IP, ipip, ip6tnl, sit, gre, ip6gre, and VOID and NONE: WireGuard, TUN, xfrm (linux/if_arp.h). These the
-# kernel takes for devices without link header, when a BPF program redirects a packet (dev_is_mac_header_xmit()).
+# PPP, raw IP, ipip, ip6tnl, sit, gre, ip6gre, and VOID and NONE: WireGuard, TUN, xfrm
+# (linux/if_arp.h). These the kernel takes for devices without link header, when a BPF program
+# redirects a packet (dev_is_mac_header_xmit()).
 BARE_TYPES = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE, 0xFFFF})
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
@@ -36,15 +37,17 @@ _DRVINFO_BYTES = 196
 _RT_TABLE_MAIN = 254
 
 OWN_PREFIX = "dmm-"
-# Kinds of masters that take what their ports receive before anybody else sees it, and have the addresses themselves.
+# Kinds of masters that take what their ports receive before anybody else sees it, and have
+# the addresses themselves.
 TAKE_ALL = frozenset({"bridge", "bond", "team", "openvswitch"})
 _NOT_LEFT_BY = frozenset({"vrf", "ifb"})
 
 
 @dataclass(frozen=True)
 class Nic:
-    """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none; bus and bus_name: of the
-    hardware below it (pci, 0000:00:03.0), empty where there is none. bare: packets go over it without link header.
+    """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none; bus and
+    bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none. bare: packets
+    go over it without link header.
     """
 
     ifindex: int
@@ -141,7 +144,9 @@ def list_nics() -> list[Nic]:
 
 
 def find(ifindex: int, name: str) -> Nic | None:
-    """The device of that index, whatever it is called now; else the one of that name; None when there is neither."""
+    """The device of that index, whatever it is called now; else the one of that name; None when
+    there is neither.
+    """
     with RouteSocket() as routes, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         link = rtnl.link(routes, ifindex)
         if link is None and (index := ifindex_of(name)) is not None:
@@ -150,7 +155,9 @@ def find(ifindex: int, name: str) -> Nic | None:
 
 
 def taker_of(nic: Nic) -> str:
-    """Name of the device that takes what this one receives, and has the addresses; empty: there is none."""
+    """Name of the device that takes what this one receives, and has the addresses; empty:
+    there is none.
+    """
     if not nic.master:
         return ""
     with RouteSocket() as routes:
@@ -159,9 +166,10 @@ def taker_of(nic: Nic) -> str:
 
 
 def leaving() -> list[rtnl.Link]:
-    """The devices that are up and by which packets of this host's own addresses may leave, those with a global address
-    first: a route may lead to one that has none. Left out are a VRF, whose packets pass another device first, and an
-    ifb, to which no route leads, while tc may lead there what comes in.
+    """The devices that are up and by which packets of this host's own addresses may leave, those
+    with a global address
+    first: a route may lead to one that has none. Left out are a VRF, whose packets pass another
+    device first, and an ifb, to which no route leads, while tc may lead there what comes in.
     """
     with_address = _global_devices()
     with RouteSocket() as routes:
@@ -193,7 +201,9 @@ def default_route_nics() -> list[int]:
             routes = [
                 route
                 for route in rtnl.routes(sock, family)
-                if route.table == _RT_TABLE_MAIN and route.dst_len == 0 and route.type == rtnl.RTN_UNICAST
+                if route.table == _RT_TABLE_MAIN
+                and route.dst_len == 0
+                and route.type == rtnl.RTN_UNICAST
             ]
             for route in sorted(routes, key=lambda r: r.metric):
                 found += [index for index in route.devices if index not in found]
@@ -213,8 +223,8 @@ def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
     """The devices that user stacks send and receive on.
 
     devices names them; without, the devices of the default routes; without any of those, every
-    device that is up, has a global address and is not one of ours. Raises UsageError for a name that is not
-    there, or of a device that no stack can serve.
+    device that is up, has a global address and is not one of ours. Raises UsageError for a name
+    that is not there, or of a device that no stack can serve.
     """
     nics = list_nics()
     if devices:
@@ -232,7 +242,11 @@ def _named(nics: Iterable[Nic], name: str) -> Nic:
     for nic in nics:
         if nic.name == name:
             if not nic.carries_ip:
-                why = "what goes over it stays on this host" if nic.loopback else "it carries no IP packets"
+                why = (
+                    "what goes over it stays on this host"
+                    if nic.loopback
+                    else "it carries no IP packets"
+                )
                 raise UsageError(f"use device {name}", why=why)
             taker = taker_of(nic)
             if taker:
@@ -255,13 +269,17 @@ def set_up(name: str) -> None:
         flags = _flags(sock, name)
         if flags is not None:
             fcntl.ioctl(
-                sock.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", name.encode()[:15], flags | _IFF_UP)
+                sock.fileno(),
+                _SIOCSIFFLAGS,
+                struct.pack("16sH22x", name.encode()[:15], flags | _IFF_UP),
             )
 
 
 def _flags(sock: socket.socket, name: str) -> int | None:
     try:
-        answer = fcntl.ioctl(sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15]))
+        answer = fcntl.ioctl(
+            sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15])
+        )
     except OSError as exc:
         if exc.errno != errno.ENODEV:
             raise

@@ -19,14 +19,16 @@ static int bounding_set_empty(struct dmm_hal_error *err)
 		/* EINVAL: past the last capability that this kernel knows */
 		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0))
 			return errno == EINVAL ? 0
-					       : dmm_hal_fail_self(err, "empty the capability bounding set");
+					       : dmm_hal_fail_self(
+							 err, "empty the capability bounding set");
 	}
 	return 0;
 }
 
 static int ids_take(unsigned int uid, unsigned int gid, struct dmm_hal_error *err)
 {
-	if (setgroups(0, NULL) == 0 && setresgid(gid, gid, gid) == 0 && setresuid(uid, uid, uid) == 0)
+	if (setgroups(0, NULL) == 0 && setresgid(gid, gid, gid) == 0 &&
+	    setresuid(uid, uid, uid) == 0)
 		return 1;
 	if (errno == EINVAL || errno == EPERM)
 		return 0;

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cgroup v2 group for one process, with a limit on its memory and on its processes.
 
-A group stands at ROOT_NAME/<instance>/<process> below the root of the hierarchy, outside of every group that an
-instance is attached to, unless that is the root. What limits there are is the host's choice: a controller that its
-root does not hand down (cgroup.subtree_control) is not switched on here, since that changes every group of the host.
-Empty groups are removed with their process, the parents with the last of them.
+A group stands at ROOT_NAME/<instance>/<process> below the root of the hierarchy, outside of every
+group that an instance is attached to, unless that is the root. What limits there are is the host's
+choice: a controller that its root does not hand down (cgroup.subtree_control) is not switched on
+here, since that changes every group of the host. Empty groups are removed with their process, the
+parents with the last of them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def _hand_down(directory: Path) -> set[str]:
 
 
 def _make(path: Path) -> set[str]:
-    """The group and its parents; the controllers that it has. A parent may go while it is empty, so more than once."""
+    """The group and its parents; the controllers that it has. A parent may go while it is
+    empty, so more than once.
+    """
     parents = (path.parent.parent, path.parent)
     for attempt in range(_TRIES):
         try:
@@ -71,7 +74,9 @@ def path_of(hierarchy: Path, instance: str, process: str) -> Path:
 
 
 def make(path: Path, limits: Limits) -> None:
-    """Makes the group, or takes an empty one that is there, and sets the limits that it can have. Raises OSError."""
+    """Makes the group, or takes an empty one that is there, and sets the limits that it can
+    have. Raises OSError.
+    """
     has = _make(path)
     for name, value in (("memory", limits.memory_bytes), ("pids", limits.processes)):
         if name in has:
@@ -98,7 +103,9 @@ def take(path: Path, pid: int) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Removes the group of a process that is gone, and its parents when they are empty. False: it is not empty."""
+    """Removes the group of a process that is gone, and its parents when they are empty. False:
+    it is not empty.
+    """
     gone = True
     for directory in (path, path.parent, path.parent.parent):
         try:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receive-side scaling: how a NIC spreads flows over its receive queues, by ethtool's ioctl (ETHTOOL_GRSSH).
+"""Receive-side scaling: how a NIC spreads flows over its receive queues, by
+ethtool's ioctl (ETHTOOL_GRSSH).
 
-By ioctl because the netlink way is younger than Linux 6.1. Works in the calling thread's network namespace; needs no
-privilege and changes nothing. The key itself is not told to anybody: who knows it can aim flows at one queue.
+By ioctl because the netlink way is younger than Linux 6.1. Works in the calling thread's network
+namespace; needs no privilege and changes nothing. The key itself is not told to anybody: who knows
+it can aim flows at one queue.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from dmm_ebpf.hal import nic
 from dmm_ebpf.hal.answer import Unknown
 
 _ETHTOOL_GRSSH = 0x46
-# struct ethtool_rxfh: cmd, rss_context, indir_size, key_size, hfunc, input_xfrm, then the table (u32 each) and the key.
+# struct ethtool_rxfh: cmd, rss_context, indir_size, key_size, hfunc, input_xfrm, then the table
+# (u32 each) and the key.
 _RXFH = struct.Struct("=IIIIBB2xI")
 _HASHES = ("toeplitz", "xor", "crc32")  # ETH_RSS_HASH_*_BIT
 _LARGEST = 1 << 16  # entries, and bytes of key: more than any hardware has
@@ -25,8 +28,8 @@ _LARGEST = 1 << 16  # entries, and bytes of key: more than any hardware has
 
 @dataclass(frozen=True)
 class Rss:
-    """entries: of the indirection table, each a queue; queues: different ones among them; hash: which gives a flow its
-    entry; key_bytes: length of the hash's key.
+    """entries: of the indirection table, each a queue; queues: different ones among them; hash:
+    which gives a flow its entry; key_bytes: length of the hash's key.
     """
 
     entries: int
@@ -42,7 +45,11 @@ def rss_of(answer: bytes) -> Rss | Unknown | None:
     _, _, entries, key_bytes, function, _, _ = _RXFH.unpack_from(answer)
     if not entries and not key_bytes:
         return None
-    if entries > _LARGEST or key_bytes > _LARGEST or len(answer) < _RXFH.size + 4 * entries + key_bytes:
+    if (
+        entries > _LARGEST
+        or key_bytes > _LARGEST
+        or len(answer) < _RXFH.size + 4 * entries + key_bytes
+    ):
         return Unknown("the driver's answer about RSS does not hold what it names")
     table = struct.unpack_from(f"={entries}I", answer, _RXFH.size)
     return Rss(entries, len(set(table)), _hash_name(function), key_bytes)
@@ -63,7 +70,9 @@ def rss(sock: socket.socket, name: str) -> Rss | Unknown | None:
         if entries > _LARGEST or key_bytes > _LARGEST:
             return Unknown("the driver names an RSS table that no hardware has")
         # Sizes that are not the device's are refused, so this is not a guess.
-        request = _RXFH.pack(_ETHTOOL_GRSSH, 0, entries, key_bytes, 0, 0, 0) + bytes(4 * entries + key_bytes)
+        request = _RXFH.pack(_ETHTOOL_GRSSH, 0, entries, key_bytes, 0, 0, 0) + bytes(
+            4 * entries + key_bytes
+        )
         whole = nic.ethtool(sock, name, request)
     except OSError as exc:
         return Unknown(os.strerror(exc.errno or errno.EIO))

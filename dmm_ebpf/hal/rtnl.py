@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read by rtnetlink(7): links, addresses and routes, as records.
 
-Only what somebody here asks for is decoded, in the layouts of linux/rtnetlink.h, if_link.h and if_addr.h.
-Functions work in the network namespace of the socket that they are given.
+Only what somebody here asks for is decoded, in the layouts of linux/rtnetlink.h, if_link.h and
+if_addr.h. Functions work in the network namespace of the socket that they are given.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ RTN_UNICAST = 1
 
 @dataclass(frozen=True)
 class Link:
-    """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else empty; xdp_attached: XDP_ATTACHED_*;
-    bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none; peer_away: what it is
-    linked to is in another network namespace.
+    """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else
+    empty; xdp_attached: XDP_ATTACHED_*;
+    bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none;
+    peer_away: what it is linked to is in another network namespace.
     """
 
     index: int
@@ -78,7 +79,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Route:
-    """One route. devices: one, or one for each next hop; gateway and prefsrc: empty where there is none."""
+    """One route. devices: one, or one for each next hop; gateway and prefsrc: empty where
+    there is none.
+    """
 
     family: int
     dst: str
@@ -101,7 +104,9 @@ def links(sock: RouteSocket) -> list[Link]:
 
 
 def tx_dropped(sock: RouteSocket) -> dict[str, int]:
-    """Of every device, by name, how many packets that were to be sent it has dropped (ip-link(8), -s)."""
+    """Of every device, by name, how many packets that were to be sent it has
+    dropped (ip-link(8), -s).
+    """
     found = {}
     for body in sock.dump(_RTM_GETLINK, bytes(_IFINFO.size)):
         values = dict(attributes(body, _IFINFO.size))

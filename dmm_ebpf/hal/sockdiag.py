@@ -2,7 +2,8 @@
 """TCP sockets of a namespace by sock_diag(7): listing with tcp_info and mark, and SOCK_DESTROY.
 
 The messages are read with struct instead of pyroute2's DiagSocket, which cannot destroy,
-does not report errors, and decodes every attribute of every socket of a host. Needs CAP_NET_ADMIN for marks.
+does not report errors, and decodes every attribute of every socket of a host. Needs
+CAP_NET_ADMIN for marks.
 
 Refused: destroying listeners.
 """
@@ -48,11 +49,11 @@ _MSG_TAIL = struct.Struct("=IIIII")
 
 @dataclass(frozen=True)
 class TcpSocket:
-    """One TCP socket. Addresses are text, IPv4 ones of dual-stack sockets as dotted quad; counters as in
-    tcp_info.
+    """One TCP socket. Addresses are text, IPv4 ones of dual-stack sockets as dotted quad; counters
+    as in tcp_info.
 
-    cookie is the kernel's socket cookie (bpf_get_socket_cookie); mark is None when the kernel did not tell
-    it.
+    cookie is the kernel's socket cookie (bpf_get_socket_cookie); mark is None when the kernel did
+    not tell it.
     """
 
     family: int
@@ -93,8 +94,8 @@ def _u64(info: bytes, offset: int) -> int:
 
 
 def _parse(body: bytes) -> TcpSocket:
-    """struct inet_diag_msg and its attributes; offsets of tcp_info as in linux/tcp.h, which only ever
-    grows.
+    """struct inet_diag_msg and its attributes; offsets of tcp_info as in linux/tcp.h, which
+    only ever grows.
     """
     family, state, _timer, _retrans = _MSG_HEAD.unpack_from(body, 0)
     ident = body[4 : 4 + _ID.size]
@@ -140,7 +141,9 @@ def _cookie(body: bytes) -> int:
 
 def _dump(sock: socket.socket, family: int, states: int) -> Iterator[bytes]:
     """The body of each answer: struct inet_diag_msg and attributes."""
-    request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(_ID.size)
+    request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(
+        _ID.size
+    )
     sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request))
     while True:
         for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
@@ -205,7 +208,8 @@ def open_cookies(cookies: set[int]) -> set[int]:
 
 
 class SocketId(NamedTuple):
-    """A connection, told apart from every other one that ever had its 5-tuple (struct inet_diag_sockid has the cookie).
+    """A connection, told apart from every other one that ever had its 5-tuple (struct
+    inet_diag_sockid has the cookie).
 
     Ports are 2 bytes and addresses 16, in network order; of an IPv4 address the first 4.
     """
@@ -234,8 +238,9 @@ def connections() -> list[SocketId]:
 
 
 class Owned(NamedTuple):
-    """A TCP socket, listener or connection, and whose it is. Ports are 2 bytes and addresses 16, in network order, IPv4
-    ones v4-mapped. cgroup_id: of the cgroup that it was made in. device: ifindex that it is bound to, or 0.
+    """A TCP socket, listener or connection, and whose it is. Ports are 2 bytes and addresses 16, in
+    network order, IPv4 ones v4-mapped. cgroup_id: of the cgroup that it was made in. device:
+    ifindex that it is bound to, or 0.
     """
 
     state: int
@@ -254,7 +259,9 @@ class Owned(NamedTuple):
 
     @property
     def is_open(self) -> bool:
-        """Whether it is a connection that is, or was, open, and not a part of an MPTCP connection."""
+        """Whether it is a connection that is, or was, open, and not a part of
+        an MPTCP connection.
+        """
         return bool(_LIVE & ~(1 << _SYN_SENT) & 1 << self.state) and not self.mptcp
 
 
@@ -292,13 +299,17 @@ def _owned(body: bytes) -> Owned:
 
 
 def owned() -> list[Owned]:
-    """Every listener and every connection of the namespace; none that waits for its last ACKs alone."""
+    """Every listener and every connection of the namespace; none that waits for its
+    last ACKs alone.
+    """
     with _explained("list TCP sockets", _LISTING):
         return [_owned(body) for body in _each(_LIVE | 1 << TCP_LISTEN)]
 
 
 def destroy(sockets: Sequence[SocketId]) -> int:
-    """Aborts each, telling its peer; its app sees ECONNABORTED. Returns how many were still there."""
+    """Aborts each, telling its peer; its app sees ECONNABORTED. Returns how many
+    were still there.
+    """
     gone = 0
     with _explained("destroy TCP sockets", _DESTROYING), _open() as sock:
         for first in range(0, len(sockets), _DESTROY_AT_ONCE):

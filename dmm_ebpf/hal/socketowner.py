@@ -23,9 +23,9 @@ class Owner:
 
 
 def owners(inodes: Collection[int]) -> dict[int, Owner]:
-    """By the socket's inode number, the process that has it; of several the one that was started first, which is who
-    made it where it was inherited. A socket that no process has is left out: the kernel's own, or one that is under way
-    between processes.
+    """By the socket's inode number, the process that has it; of several the one that was started
+    first, which is who made it where it was inherited. A socket that no process has is left out:
+    the kernel's own, or one that is under way between processes.
     """
     first: dict[int, tuple[int, Owner]] = {}
     wanted = {f"socket:[{inode}]": inode for inode in inodes}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TAP devices of stack processes: their names by the process's number, and taking away those that were left.
+"""The TAP devices of stack processes: their names by the process's number, and taking away those
+that were left.
 
-The kernel removes them with their process, unless somebody has made one persistent or holds its descriptor too. Only
-devices of kind tun are touched. Works in the calling thread's namespace.
+The kernel removes them with their process, unless somebody has made one persistent or holds its
+descriptor too. Only devices of kind tun are touched. Works in the calling thread's namespace.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ def name_of(k: int) -> str:
 
 
 def inner(name: str, slot: int) -> str:
-    """The device by which the process has its inner leg on the NIC of that slot. name: name_of() its number."""
+    """The device by which the process has its inner leg on the NIC of that slot. name:
+    name_of() its number.
+    """
     return f"{name}.{slot}.in"
 
 
 def outer(name: str, slot: int) -> str:
-    """The device by which packets come from the wire of that NIC, where no AF_XDP socket takes them."""
+    """The device by which packets come from the wire of that NIC, where no AF_XDP
+    socket takes them.
+    """
     return f"{name}.{slot}.out"
 
 
@@ -45,14 +50,16 @@ def numbers_in_use() -> set[int]:
     """Every number of which a device exists in this namespace, whoever made it."""
     with explained("list devices"), RouteSocket() as sock:
         names = [link.name for link in rtnl.links(sock)]
-    numbers = (name.removeprefix(OWN_PREFIX).split(".")[0] for name in names if name.startswith(OWN_PREFIX))
+    numbers = (
+        name.removeprefix(OWN_PREFIX).split(".")[0] for name in names if name.startswith(OWN_PREFIX)
+    )
     return {int(number) for number in numbers if number.isdecimal()}
 
 
 def dropped() -> dict[str, int]:
-    """By the name of a process (name_of()) the packets that found the queue of a device of its full. What it writes to
-    them is not told by the kernel alone: a question that was answered (struct dmm_ask) counts as dropped there. Raises
-    DmmError.
+    """By the name of a process (name_of()) the packets that found the queue of a device of its
+    full. What it writes to them is not told by the kernel alone: a question that was answered
+    (struct dmm_ask) counts as dropped there. Raises DmmError.
     """
     with explained("read the counters of devices"), RouteSocket() as sock:
         found = rtnl.tx_dropped(sock)
@@ -85,8 +92,8 @@ def _may_go(link: bytes, idle_only: bool) -> bool:
 
 
 def remove(names: Iterable[str], *, idle_only: bool = False) -> list[str]:
-    """Removes those of the devices that are there, or only those that no process has open; returns their names. Raises
-    DmmError.
+    """Removes those of the devices that are there, or only those that no process has open; returns
+    their names. Raises DmmError.
     """
     found = {name: index for name in names if (index := ifindex_of(name)) is not None}
     if not found:

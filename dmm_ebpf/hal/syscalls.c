@@ -2,13 +2,13 @@
 /*
  * syscalls.c: see syscalls.h.
  *
- * What is not allowed fails instead of killing the process: for who has taken it over that is the same, and
- * a C library that one day tries another call on a path nobody has walked here must not cost a hundred
- * thousand connections. clone3(2) fails with ENOSYS, as on kernels without it, because callers then go back
- * to clone(2) and report that one's EPERM.
+ * What is not allowed fails instead of killing the process: for who has taken it over that is the
+ * same, and a C library that one day tries another call on a path nobody has walked here must not
+ * cost a hundred thousand connections. clone3(2) fails with ENOSYS, as on kernels without it,
+ * because callers then go back to clone(2) and report that one's EPERM.
  *
- * A filter cannot look behind a pointer. So there is no sendto(2) rule that tells addresses apart: what a
- * descriptor can reach was decided when it was opened.
+ * A filter cannot look behind a pointer. So there is no sendto(2) rule that tells addresses apart:
+ * what a descriptor can reach was decided when it was opened.
  */
 #include "syscalls.h"
 
@@ -97,8 +97,8 @@ static int filter_fill(scmp_filter_ctx ctx)
 {
 	int ret = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
 
-	/* A binary tree of comparisons; and no mitigation that slows every load of the process down, since
-	 * nothing here runs code but what root has chosen. */
+	/* A binary tree of comparisons; and no mitigation that slows every load of the process
+	 * down, since nothing here runs code but what root has chosen. */
 	if (!ret)
 		ret = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
 	if (!ret)
@@ -125,7 +125,8 @@ int dmm_seccomp_apply(struct dmm_hal_error *err)
 		seccomp_release(ctx);
 	if (ret) {
 		err->code = -ret;
-		snprintf(err->what, sizeof(err->what), "%s", "filter the system calls of a stack process");
+		snprintf(err->what, sizeof(err->what), "%s",
+			 "filter the system calls of a stack process");
 	}
 	return ret;
 }

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What only sysfs says: the NUMA node of a NIC, and RDMA devices with what they could carry.
 
-A NIC's hardware is found under /sys/bus, which is the same for all network namespaces. /sys/class/net and
-/sys/class/infiniband show the namespace of whoever mounted /sys; so when that is another one than the caller's, a sysfs
-of the caller's is mounted where nobody else sees it, in a mount namespace of one thread. Reading changes nothing.
-Functions take the directory where sysfs is, so that they are pure over a tree of files.
+A NIC's hardware is found under /sys/bus, which is the same for all network namespaces.
+/sys/class/net and /sys/class/infiniband show the namespace of whoever mounted /sys; so when that is
+another one than the caller's, a sysfs of the caller's is mounted where nobody else sees it, in a
+mount namespace of one thread. Reading changes nothing. Functions take the directory where sysfs is,
+so that they are pure over a tree of files.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ SYS = Path("/sys")
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x00020000, 0x4000, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Transports that the verbs of a kind of device have. InfiniBand Architecture Specification 1.4, 9.7 and its annexes A16
-# and A17 (RoCE); RFC 5040 and 5044 (iWARP, which has the connected one alone).
+# Transports that the verbs of a kind of device have. InfiniBand Architecture Specification 1.4, 9.7
+# and its annexes A16 and A17 (RoCE); RFC 5040 and 5044 (iWARP, which has the connected one alone).
 _ALL_VERBS = ("RC", "UC", "UD")
 
 
 @dataclass(frozen=True)
 class RdmaPort:
-    """One port. protocol: InfiniBand, RoCE v1, RoCE v2, iWARP, usNIC, or what the device calls itself; transports: of
-    RC (reliable, connected), UC (connected), UD (datagrams); netdevs: network devices that are on it.
+    """One port. protocol: InfiniBand, RoCE v1, RoCE v2, iWARP, usNIC, or what the device calls
+    itself; transports: of RC (reliable, connected), UC (connected), UD (datagrams); netdevs:
+    network devices that are on it.
     """
 
     device: str
@@ -48,7 +50,9 @@ class RdmaPort:
 
 
 def numa_node(sys: Path, bus: str, bus_name: str) -> int | Unknown | None:
-    """Of the hardware with that name on that bus. None: there is no hardware, or the firmware names no node."""
+    """Of the hardware with that name on that bus. None: there is no hardware, or the firmware
+    names no node.
+    """
     if not bus or not bus_name:
         return None
     try:
@@ -66,7 +70,11 @@ def numa_node(sys: Path, bus: str, bus_name: str) -> int | Unknown | None:
 
 
 def _reason(exc: Exception) -> str:
-    return os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else f"it is no number ({exc})"
+    return (
+        os.strerror(exc.errno)
+        if isinstance(exc, OSError) and exc.errno
+        else f"it is no number ({exc})"
+    )
 
 
 def _read(path: Path) -> str:
@@ -74,7 +82,9 @@ def _read(path: Path) -> str:
 
 
 def _read_or(path: Path, default: str = "") -> str:
-    """default where the file is not there, or cannot be read at this moment (a GID without a network device)."""
+    """default where the file is not there, or cannot be read at this moment (a GID without
+    a network device).
+    """
     try:
         return _read(path)
     except OSError:
@@ -101,7 +111,9 @@ def rdma_ports(sys: Path) -> tuple[RdmaPort, ...]:
 def _port(device: Path, number: int, port: Path) -> RdmaPort:
     node, layer = _read_or(device / "node_type"), _read_or(port / "link_layer")
     kinds = [_read_or(path) for path in _listed(port / "gid_attrs" / "types")]
-    protocols, transports = carried(node, layer, tuple(dict.fromkeys(kind for kind in kinds if kind)))
+    protocols, transports = carried(
+        node, layer, tuple(dict.fromkeys(kind for kind in kinds if kind))
+    )
     return RdmaPort(
         device=device.name,
         port=number,
@@ -122,7 +134,9 @@ def _after_colon(text: str) -> str:
 def carried(
     node: str, layer: str, gid_types: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | Unknown]:
-    """Protocols on the wire and transports, by node_type ("1: CA"), link layer and the types of the port's GIDs."""
+    """Protocols on the wire and transports, by node_type ("1: CA"), link layer and the types of
+    the port's GIDs.
+    """
     kind = _after_colon(node)
     if kind == "RNIC":
         return ("iWARP",), ("RC",)
@@ -140,23 +154,31 @@ def carried(
 
 
 def _netdevs(device: Path, port: Path) -> tuple[str, ...]:
-    """By the port's GIDs; where those name none (IPoIB, iWARP), by the hardware that both are on."""
+    """By the port's GIDs; where those name none (IPoIB, iWARP), by the hardware that
+    both are on.
+    """
     found = [_read_or(path) for path in _listed(port / "gid_attrs" / "ndevs")]
     if not any(found):
-        found = [_read_or(device / "parent")] + [path.name for path in _listed(device / "device" / "net")]
+        found = [_read_or(device / "parent")] + [
+            path.name for path in _listed(device / "device" / "net")
+        ]
     return tuple(dict.fromkeys(name for name in found if name))
 
 
 def shows(sys: Path, indexes: Mapping[str, int]) -> bool:
     """Whether the sysfs there has just these network devices, by name and index."""
     found = {
-        path.name: _read_or(path / "ifindex") for path in _listed(sys / "class" / "net") if path.is_dir()
+        path.name: _read_or(path / "ifindex")
+        for path in _listed(sys / "class" / "net")
+        if path.is_dir()
     }
     return found == {name: str(index) for name, index in indexes.items()}
 
 
 def of_this_namespace(read: Callable[[Path], T], indexes: Mapping[str, int]) -> T | Unknown:
-    """What read says of a sysfs of the calling thread's network namespace. indexes: of its devices, by name."""
+    """What read says of a sysfs of the calling thread's network namespace. indexes: of its
+    devices, by name.
+    """
     if shows(SYS, indexes):
         return read(SYS)
     box: list[T | Unknown] = []
@@ -166,8 +188,14 @@ def of_this_namespace(read: Callable[[Path], T], indexes: Mapping[str, int]) -> 
             _mount_own()
             box.append(read(SYS))
         except OSError as exc:
-            what = "CAP_SYS_ADMIN is needed" if exc.errno == errno.EPERM else os.strerror(exc.errno or 0)
-            box.append(Unknown(f"/sys shows another network namespace, and to mount this one's: {what}"))
+            what = (
+                "CAP_SYS_ADMIN is needed"
+                if exc.errno == errno.EPERM
+                else os.strerror(exc.errno or 0)
+            )
+            box.append(
+                Unknown(f"/sys shows another network namespace, and to mount this one's: {what}")
+            )
 
     thread = threading.Thread(target=work, name="dmm-sysfs")
     thread.start()

@@ -26,10 +26,14 @@ enum {
 _Static_assert((int)HEAD_BYTES == DMM_TAP_HEADROOM, "both headers and nothing else");
 
 /* The core's record is the kernel's header, so that neither way anything is translated. */
-_Static_assert(HDR_BYTES == 10 && sizeof(struct dmm_vnet) == HDR_BYTES, "virtio_net_hdr without num_buffers");
-_Static_assert(offsetof(struct dmm_vnet, gso_type) == offsetof(struct virtio_net_hdr, gso_type), "gso_type");
-_Static_assert(offsetof(struct dmm_vnet, hdr_len) == offsetof(struct virtio_net_hdr, hdr_len), "hdr_len");
-_Static_assert(offsetof(struct dmm_vnet, gso_size) == offsetof(struct virtio_net_hdr, gso_size), "gso_size");
+_Static_assert(HDR_BYTES == 10 && sizeof(struct dmm_vnet) == HDR_BYTES,
+	       "virtio_net_hdr without num_buffers");
+_Static_assert(offsetof(struct dmm_vnet, gso_type) == offsetof(struct virtio_net_hdr, gso_type),
+	       "gso_type");
+_Static_assert(offsetof(struct dmm_vnet, hdr_len) == offsetof(struct virtio_net_hdr, hdr_len),
+	       "hdr_len");
+_Static_assert(offsetof(struct dmm_vnet, gso_size) == offsetof(struct virtio_net_hdr, gso_size),
+	       "gso_size");
 _Static_assert(offsetof(struct dmm_vnet, csum_start) == offsetof(struct virtio_net_hdr, csum_start),
 	       "csum_start");
 _Static_assert((int)DMM_VNET_NEEDS_CSUM == VIRTIO_NET_HDR_F_NEEDS_CSUM &&
@@ -69,9 +73,11 @@ static int tap_set_up(int fd, const char *name, struct dmm_hal_error *err)
 		return dmm_hal_fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
 	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
 	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN))
-		return dmm_hal_fail(err, DMM_HAL_TUN_OFFLOAD, errno, "set the offloads of TAP device", name);
+		return dmm_hal_fail(err, DMM_HAL_TUN_OFFLOAD, errno,
+				    "set the offloads of TAP device", name);
 	if (filter_set(fd))
-		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device", name);
+		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "close to the kernel TAP device",
+				    name);
 	return 0;
 }
 
@@ -83,7 +89,8 @@ int dmm_tap_open(const char *name, struct dmm_hal_error *err)
 		return dmm_hal_fail(err, DMM_HAL_OTHER, ENAMETOOLONG, "make TAP device", name);
 	fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return dmm_hal_fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device", name);
+		return dmm_hal_fail(err, DMM_HAL_TUN_OPEN, errno, "open /dev/net/tun for device",
+				    name);
 	ret = tap_set_up(fd, name, err);
 	if (ret) {
 		close(fd);
@@ -93,9 +100,9 @@ int dmm_tap_open(const char *name, struct dmm_hal_error *err)
 }
 
 /*
- * The longest queue up to packets that the kernel takes: how long that may be, and with what errno it refuses
- * more, differs from kernel to kernel. Returns its length, or -errno of the last refusal when it takes none.
- * A refusal leaves the queue as it is.
+ * The longest queue up to packets that the kernel takes: how long that may be, and with what errno
+ * it refuses more, differs from kernel to kernel. Returns its length, or -errno of the last refusal
+ * when it takes none. A refusal leaves the queue as it is.
  */
 static int queue_length_set(int sock, struct ifreq *ifr, uint32_t packets)
 {
@@ -130,7 +137,8 @@ int dmm_tap_up(const char *name, uint32_t mtu, uint32_t txqueuelen, struct dmm_h
 	if (!ret) {
 		length = queue_length_set(sock, &ifr, txqueuelen);
 		if (length < 0)
-			ret = dmm_hal_fail(err, DMM_HAL_OTHER, -length, "set the queue length of", name);
+			ret = dmm_hal_fail(err, DMM_HAL_OTHER, -length, "set the queue length of",
+					   name);
 	}
 	ifr.ifr_flags = IFF_UP | IFF_RUNNING | IFF_NOARP;
 	if (!ret && ioctl(sock, SIOCSIFFLAGS, &ifr))

@@ -24,10 +24,11 @@ enum {
 	RX_FRAMES = 64,
 	TX_FRAMES = 64, /* a power of two */
 	HDR_BYTES = sizeof(struct virtio_net_hdr),
-	FRAME_BYTES = 65600, /* DMM_TAP_MAX_PKT with both headers, and for the next one to be aligned */
+	/* DMM_TAP_MAX_PKT with both headers, and for the next one to be aligned */
+	FRAME_BYTES = 65600,
 	FRAME_PARTS = 1 + DMM_MAX_PARTS,
-	/* What is read, or waits to be sent, at once: so much stays in a processor's own cache until it is
-	   used */
+	/* What is read, or waits to be sent, at once: so much stays in a processor's own cache
+	   until it is used */
 	HOT_BYTES = 128 << 10,
 	SNDBUF_BYTES = 8 << 20, /* about as many frames as an AF_XDP socket's transmit side has */
 };
@@ -65,19 +66,22 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 	/* Protocol 0: no packet handler is registered, so nothing is received. */
 	tap->packet_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (tap->packet_fd < 0)
-		return dmm_hal_fail(err, DMM_HAL_PACKET_SOCKET, errno, "open a packet socket on", nic);
+		return dmm_hal_fail(err, DMM_HAL_PACKET_SOCKET, errno, "open a packet socket on",
+				    nic);
 	if (bind(tap->packet_fd, (struct sockaddr *)&to, sizeof(to)))
 		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "bind a packet socket to", nic);
 	if (getsockname(tap->packet_fd, (struct sockaddr *)&to, &length))
 		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "ask the kind of", nic);
-	/* PPP counts a link header that it puts in front itself, so the kernel would cut segments elsewhere.
+	/* PPP counts a link header that it puts in front itself, so the kernel would cut segments
+	 * elsewhere.
 	 */
 	tap->offloads = to.sll_hatype != ARPHRD_PPP;
 	if (setsockopt(tap->packet_fd, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
-		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "leave checksums and segments to", nic);
-	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
-		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "set the send buffer of a packet socket on",
+		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "leave checksums and segments to",
 				    nic);
+	if (setsockopt(tap->packet_fd, SOL_SOCKET, SO_SNDBUFFORCE, &sndbuf, sizeof(sndbuf)))
+		return dmm_hal_fail(err, DMM_HAL_OTHER, errno,
+				    "set the send buffer of a packet socket on", nic);
 	return 0;
 }
 
@@ -89,7 +93,9 @@ static int frames_make(struct dmm_tapnic *tap)
 	return tap->iov && tap->rx && tap->tx ? 0 : -ENOMEM;
 }
 
-/* Of a bare frame the Ethernet header is left out, and struct virtio_net_hdr stands in its place. */
+/*
+ * Of a bare frame the Ethernet header is left out, and struct virtio_net_hdr stands in its place.
+ */
 static void msgs_make(struct dmm_tapnic *tap, uint32_t nic_ifindex)
 {
 	uint32_t skip = tap->bare ? ETH_BYTES : 0;
@@ -102,10 +108,12 @@ static void msgs_make(struct dmm_tapnic *tap, uint32_t nic_ifindex)
 		tap->msg[i].msg_hdr.msg_iovlen = 1;
 		tap->msg[i].msg_hdr.msg_namelen = skip ? sizeof(tap->to4) : 0;
 	}
-	tap->to4 = (struct sockaddr_ll){
-		.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP), .sll_ifindex = (int)nic_ifindex};
-	tap->to6 = (struct sockaddr_ll){
-		.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IPV6), .sll_ifindex = (int)nic_ifindex};
+	tap->to4 = (struct sockaddr_ll){.sll_family = AF_PACKET,
+					.sll_protocol = htons(ETH_P_IP),
+					.sll_ifindex = (int)nic_ifindex};
+	tap->to6 = (struct sockaddr_ll){.sll_family = AF_PACKET,
+					.sll_protocol = htons(ETH_P_IPV6),
+					.sll_ifindex = (int)nic_ifindex};
 }
 
 int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, bool bare, struct dmm_tapnic **out,
@@ -160,7 +168,8 @@ uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
 	tap->rx_bytes = 0;
 	if (tap->rx_first == tap->rx_end)
 		tap->rx_first = tap->rx_end = 0;
-	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max && tap->rx_bytes < HOT_BYTES) {
+	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max &&
+	       tap->rx_bytes < HOT_BYTES) {
 		ssize_t n = read(tap->tap_fd, frame_at(tap->rx, tap->rx_end), FRAME_BYTES);
 
 		if (n < 0 && errno == EINTR)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Direct-action BPF programs at ingress and egress of devices: the clsact qdisc, and filters known by a name of ours.
+"""Direct-action BPF programs at ingress and egress of devices: the clsact qdisc, and filters known
+by a name of ours.
 
-On a device of a stack process nobody else has anything; qdisc and filter die with the device. A NIC is the host's, and
-there this is for kernels without tcx (before 6.6): our filter goes in front of those that it meets, each instance has
-its own, and clsact is taken away again only by who made it, when nothing is left in it.
+On a device of a stack process nobody else has anything; qdisc and filter die with the device. A NIC
+is the host's, and there this is for kernels without tcx (before 6.6): our filter goes in front of
+those that it meets, each instance has its own, and clsact is taken away again only by who made it,
+when nothing is left in it.
 """
 
 from __future__ import annotations
@@ -61,20 +63,28 @@ class _Filter:
 
 
 def attach(ifindex: int, prog_fd: int) -> None:
-    """Puts the program at the ingress of a stack process's device, in place of a former one of ours. Raises
-    DmmError.
+    """Puts the program at the ingress of a stack process's device, in place of a former one of
+    ours. Raises DmmError.
     """
     what = f"attach a tc program to device {ifindex}"
     with explained(what), RouteSocket() as sock:
         if not socket.if_indextoname(ifindex).startswith(OWN_PREFIX):
             raise UsageError(what, why="it is not a device of a user stack")
         _ensure_clsact(sock, ifindex)
-        _add(sock, ifindex, INGRESS, prog_fd, _DEVICE_NAME, prio=_PRIO, flags=NLM_F_CREATE | NLM_F_REPLACE)
+        _add(
+            sock,
+            ifindex,
+            INGRESS,
+            prog_fd,
+            _DEVICE_NAME,
+            prio=_PRIO,
+            flags=NLM_F_CREATE | NLM_F_REPLACE,
+        )
 
 
 def attach_nic(ifindex: int, prog_fds: Sequence[int], name: str) -> None:
-    """Puts programs at ingress and, if there are two, egress of a device, before the programs that are there, under
-    that name; where one is already, nothing changes. Raises DmmError.
+    """Puts programs at ingress and, if there are two, egress of a device, before the programs that
+    are there, under that name; where one is already, nothing changes. Raises DmmError.
     """
     with explained(f"attach a tc program to device {ifindex}"), RouteSocket() as sock:
         for parent, prog_fd in zip(HOOKS, prog_fds, strict=False):
@@ -109,18 +119,23 @@ def has_clsact(ifindex: int) -> bool:
 
 
 def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
-    """Takes the programs of that name off a NIC, which may be gone; clsact: the qdisc too, if it is empty then.
-    Returns whether there was one. Raises DmmError.
+    """Takes the programs of that name off a NIC, which may be gone; clsact: the qdisc too, if it is
+    empty then. Returns whether there was one. Raises DmmError.
     """
     with explained(f"take the tc programs off device {ifindex}"), RouteSocket() as sock:
         found = [
-            (parent, one) for parent in HOOKS for one in _filters(sock, ifindex, parent) if one.name == name
+            (parent, one)
+            for parent in HOOKS
+            for one in _filters(sock, ifindex, parent)
+            if one.name == name
         ]
         for parent, one in found:
             payload = TCMSG.pack(0, ifindex, one.handle, parent, one.info)
             _change_if_there(sock, RTM_DELTFILTER, payload + attribute(TCA_KIND, b"bpf\0"))
         if clsact and not any(one for parent in HOOKS for one in _filters(sock, ifindex, parent)):
-            payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(TCA_KIND, b"clsact\0")
+            payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(
+                TCA_KIND, b"clsact\0"
+            )
             _change_if_there(sock, RTM_DELQDISC, payload)
         return bool(found)
 
@@ -166,7 +181,9 @@ def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:
     for body in bodies:
         _, _, handle, _, info = TCMSG.unpack_from(body)
         options = dict(attributes(body, TCMSG.size)).get(TCA_OPTIONS, b"")
-        name = dict(attributes(options)).get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        name = (
+            dict(attributes(options)).get(TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        )
         if handle:  # a dump names each priority once more, without a handle
             yield _Filter(handle, info, name)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What messages about qdiscs and tc filters are made of (linux/rtnetlink.h, pkt_sched.h, pkt_cls.h)."""
+"""What messages about qdiscs and tc filters are made of
+(linux/rtnetlink.h, pkt_sched.h, pkt_cls.h).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel settings: read, written, and those of the devices of stack processes, which disappear with them.
+"""Kernel settings: read, written, and those of the devices of stack processes, which
+disappear with them.
 
-A setting is named by its path below /proc/sys with slashes (device names may hold dots). /proc/sys/net shows the
-namespace of the thread that opens it.
+A setting is named by its path below /proc/sys with slashes (device names may hold dots).
+/proc/sys/net shows the namespace of the thread that opens it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _ROOT = Path("/proc/sys")
 
 
 def device_settings(device: str) -> dict[str, str]:
-    """What a device of a stack process needs: no IPv6 of the host's on it, which would only speak to the stack."""
+    """What a device of a stack process needs: no IPv6 of the host's on it, which would only
+    speak to the stack.
+    """
     return {f"net/ipv6/conf/{device}/disable_ipv6": "1"}
 
 
@@ -32,7 +35,9 @@ def read(key: str) -> str:
 
 
 def write(key: str, value: str) -> None:
-    """Sets it. KernelFeatureError when there is none, PrivilegeError when it may not be written, else DmmError."""
+    """Sets it. KernelFeatureError when there is none, PrivilegeError when it may not be
+    written, else DmmError.
+    """
     try:
         (_ROOT / key).write_text(value, encoding="ascii")
     except FileNotFoundError as exc:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * txmeta.h: metadata of frames that AF_XDP sends, as linux/if_xdp.h of newer kernels has them, and what is to
- * be done where there are none: the checksum filled in.
+ * txmeta.h: metadata of frames that AF_XDP sends, as linux/if_xdp.h of newer kernels has them, and
+ * what is to be done where there are none: the checksum filled in.
  */
 #ifndef DMM_TXMETA_H
 #define DMM_TXMETA_H
@@ -14,10 +14,13 @@
 #define XDP_TXMD_FLAGS_CHECKSUM (1 << 1)
 #endif
 #ifndef XDP_UMEM_TX_METADATA_LEN
-#define XDP_UMEM_TX_METADATA_LEN (1 << 2) /* without it, tx_metadata_len is not read (Linux 6.11) */
+/* Without it, tx_metadata_len is not read (Linux 6.11). */
+#define XDP_UMEM_TX_METADATA_LEN (1 << 2)
 #endif
 
-/* struct xdp_umem_reg and struct xsk_tx_metadata of linux/if_xdp.h, as Linux 6.8 and 6.15 have them */
+/*
+ * struct xdp_umem_reg and struct xsk_tx_metadata of linux/if_xdp.h, as Linux 6.8 and 6.15 have them
+ */
 struct umem_reg {
 	uint64_t addr, len;
 	uint32_t chunk_size, headroom, flags, tx_metadata_len;
@@ -38,7 +41,8 @@ static inline uint32_t sum_add(uint32_t sum, const uint8_t *p, uint32_t bytes)
 	return sum;
 }
 
-/* The checksum (RFC 1071) of a packet of len bytes that left it to others; start: where it begins to count.
+/* The checksum (RFC 1071) of a packet of len bytes that left it to others; start: where it begins
+ * to count.
  */
 static inline void sum_fill(uint8_t *packet, uint32_t len, uint32_t start, uint32_t offset)
 {

@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Congestion controls as plug-ins: how they are named, found, loaded, called and tried in virtual time."""
+"""Congestion controls as plug-ins: how they are named, found, loaded, called and tried
+in virtual time.
+"""

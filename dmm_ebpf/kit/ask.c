@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ask.c: see ask.h. Invariant: ask belongs to the worker while state is TAKEN, to who asks otherwise; after
- * GIVEN_UP or ENDED nobody asks.
+ * ask.c: see ask.h. Invariant: ask belongs to the worker while state is TAKEN, to who asks
+ * otherwise; after GIVEN_UP or ENDED nobody asks.
  */
 #include "ask.h"
 
@@ -72,8 +72,8 @@ static bool wait_for_answer(struct cc_asker *a)
 	return a->state == ANSWERED;
 }
 
-/* A connection has ended. Nobody waits for that: a hundred thousand may end at once. Returns whether it is
- * noted; else there is no room until the worker has seen those before. */
+/* A connection has ended. Nobody waits for that: a hundred thousand may end at once. Returns
+ * whether it is noted; else there is no room until the worker has seen those before. */
 static bool note_release(struct cc_asker *a, uint64_t handle)
 {
 	bool noted = false;
@@ -113,7 +113,8 @@ static uint32_t put(struct cc_guard *g, struct cc *cc, const struct cc_call *cal
 		snprintf(g->why, sizeof(g->why),
 			 ended ? "%s cannot be called: its thread has ended"
 			       : "%s did not return within %llu ms",
-			 cc_call_name(call->type), (unsigned long long)(a->patience_ns / NS_PER_MS));
+			 cc_call_name(call->type),
+			 (unsigned long long)(a->patience_ns / NS_PER_MS));
 	if (!answered)
 		__atomic_store_n(&g->off, 1, __ATOMIC_RELEASE);
 	answered = answered && !a->ask.failed;

@@ -2,9 +2,10 @@
 /*
  * ask.h: a congestion control that another thread computes, as one written in Python.
  *
- * Who runs connections never waits for it longer than its patience: a call is a question, copied, to a worker
- * that takes it, answers, and takes the next. A worker that does not answer in time is given up for good: its
- * guard is off, and what it may still write goes to a question that nobody reads.
+ * Who runs connections never waits for it longer than its patience: a call is a question, copied,
+ * to a worker that takes it, answers, and takes the next. A worker that does not answer in time is
+ * given up for good: its guard is off, and what it may still write goes to a question that nobody
+ * reads.
  *
  * Text below is read by cffi, which strips lines that start with '#'.
  */
@@ -18,8 +19,8 @@ struct cc_asker;
 /* So many connections may have ended before the worker is told */
 enum { CC_ASK_RELEASED = 64 };
 
-/* A question. The worker changes cwnd_bytes, pacing_Bps, spare and spare_bytes, or sets failed and why; it
- * forgets the connections that are released, and sets their number to 0. */
+/* A question. The worker changes cwnd_bytes, pacing_Bps, spare and spare_bytes, or sets failed and
+ * why; it forgets the connections that are released, and sets their number to 0. */
 struct cc_ask {
 	uint32_t type; /* enum cc_call_type; CC_RELEASE: there is nothing else to do */
 	uint32_t failed;
@@ -43,8 +44,8 @@ struct cc_ask {
 	uint64_t released[CC_ASK_RELEASED]; /* handles */
 };
 
-/* has: bits of enum cc_call_type that the worker is asked; CC_INIT and CC_RELEASE are among them. NULL: no
- * memory. */
+/* has: bits of enum cc_call_type that the worker is asked; CC_INIT and CC_RELEASE are among them.
+ * NULL: no memory. */
 struct cc_guard *cc_asker_create(const char *name, uint32_t has, uint64_t patience_ns);
 /* When no connection has it and no worker is in cc_asker_next(). */
 void cc_asker_destroy(struct cc_guard *guard);

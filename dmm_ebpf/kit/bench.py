@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test bench of congestion controls: a bottleneck in virtual time, shared by one flow of each control.
+"""The test bench of congestion controls: a bottleneck in virtual time, shared by one flow
+of each control.
 
-The sender is idealised (kit/sim/ccsim.h); what a control sees of it, and is asked, is as in a stack process. The same
-path, controls and seed give the same figures, but for a plug-in that is a function of more than what it is told.
+The sender is idealised (kit/sim/ccsim.h); what a control sees of it, and is asked, is as in a stack
+process. The same path, controls and seed give the same figures, but for a plug-in that is a
+function of more than what it is told.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Course:
-    """The path. rate_Bps: of bits on the wire, Ethernet's preamble and gap included; loss: of single packets behind the
-    bottleneck, a share; queue_bdp: how much the bottleneck's queue holds, in rate_Bps * rtt_s.
+    """The path. rate_Bps: of bits on the wire, Ethernet's preamble and gap included; loss: of
+    single packets behind the bottleneck, a share; queue_bdp: how much the bottleneck's queue holds,
+    in rate_Bps * rtt_s.
     """
 
     rate_Bps: float = 12.5e6  # noqa: N815
@@ -54,7 +57,9 @@ class Course:
         ):
             if not (math.isfinite(value) and least <= value <= most):
                 raise UsageError(
-                    "simulate", why=f"{value:g} is not {name}", hint=f"expected {least:g} to {most:g}"
+                    "simulate",
+                    why=f"{value:g} is not {name}",
+                    hint=f"expected {least:g} to {most:g}",
                 )
 
     @property
@@ -72,8 +77,8 @@ class Course:
 class Flow:
     """What one flow got, from when the first 15 % of the time were over.
 
-    queue_ms: mean wait at the bottleneck; retransmits: packets sent again, needless_retransmits of them although they
-    had arrived; queue_loss and random_loss: shares of what was sent.
+    queue_ms: mean wait at the bottleneck; retransmits: packets sent again, needless_retransmits of
+    them although they had arrived; queue_loss and random_loss: shares of what was sent.
     """
 
     congestion: str
@@ -111,8 +116,8 @@ class Run:
 
 
 def run(controls: Sequence[str], course: Course) -> Run:
-    """One run; controls are named as in a policy, and files may be relative to the current directory. Raises
-    DmmError.
+    """One run; controls are named as in a policy, and files may be relative to the current
+    directory. Raises DmmError.
     """
     course.check()
     if not 1 <= len(controls) <= MOST_FLOWS:
@@ -128,7 +133,9 @@ def run_built(plugin: Native, course: Course) -> Run:
 
 
 def named(text: str) -> names.Plugin:
-    """The plug-in of that name, relative to the current directory where it names no absolute file. Raises DmmError."""
+    """The plug-in of that name, relative to the current directory where it names no absolute
+    file. Raises DmmError.
+    """
     kind, _, rest = text.partition(":")
     where, sep, attribute = rest.rpartition(":") if kind == names.PYTHON else (rest, "", "")
     if kind in {names.PYTHON, names.NATIVE} and where.endswith((".py", ".so")):
@@ -187,7 +194,9 @@ def _run(controls: Sequence[str], loaded: Sequence[Native | None], course: Cours
         count = lib.ccsim_run(path, flows, figures, points, room)
     told = [_flow(*one, course) for one in zip(controls, figures, loaded, strict=True)]
     return Run(
-        course, told, [_points(points, range(i, count, len(controls)), step_s) for i in range(len(controls))]
+        course,
+        told,
+        [_points(points, range(i, count, len(controls)), step_s) for i in range(len(controls))],
     )
 
 
@@ -228,7 +237,9 @@ def _points(raw: Any, numbers: Sequence[int], step_s: float) -> list[Point]:
 
 
 def plot(done: Run, file: Path) -> None:
-    """Draws window, rate and queue over time; the file's name says the format (.svg, .png). Raises DmmError."""
+    """Draws window, rate and queue over time; the file's name says the format (.svg,
+    .png). Raises DmmError.
+    """
     what = f"plot to {file}"
     try:
         import matplotlib as mpl
@@ -253,7 +264,9 @@ def plot(done: Run, file: Path) -> None:
         if any(p.pacing_Bps for p in points):
             pacing = [p.pacing_Bps * 8e-6 for p in points]
             axes[1].plot(at, pacing, linestyle=":", linewidth=0.8, color=line.get_color())
-    axes[2].plot([p.at_s for p in done.points[0]], [p.queue_ms for p in done.points[0]], color="black")
+    axes[2].plot(
+        [p.at_s for p in done.points[0]], [p.queue_ms for p in done.points[0]], color="black"
+    )
     for axis, label in zip(
         axes, ("window, kB", "delivered, Mbit/s (dotted: pacing)", "queue, ms"), strict=True
     ):
@@ -275,5 +288,7 @@ def _smooth(values: Sequence[float], course: Course) -> list[float]:
     """Each as the mean of the last two round trips: within one, a flow comes in bursts."""
     many = max(round(2 * course.rtt_s * _POINTS / course.duration_s), 10)
     return [
-        sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - many + 1) : i + 1])
+        sum(part) / len(part)
+        for i in range(len(values))
+        if (part := values[max(0, i - many + 1) : i + 1])
     ]

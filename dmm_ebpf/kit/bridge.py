@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded plug-in as connections have it: its guard, its faults, and, of Python, the thread that computes it.
+"""A loaded plug-in as connections have it: its guard, its faults, and, of Python, the thread
+that computes it.
 
-A Python control sees no packet. It is asked by what runs connections (ask.h), one question at a time, and answers from
-a thread of its own, so that no loop of its can hold connections for longer than PATIENCE_S.
+A Python control sees no packet. It is asked by what runs connections (ask.h), one question at a
+time, and answers from a thread of its own, so that no loop of its can hold connections for
+longer than PATIENCE_S.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class _LeftError(BaseException):
 
 
 class Sample(NamedTuple):
-    """What one ACK, or one batch of them, told: struct cc_sample of cc.h, field by field and in its units."""
+    """What one ACK, or one batch of them, told: struct cc_sample of cc.h, field by field and
+    in its units.
+    """
 
     now_ns: int
     acked_bytes: int
@@ -76,8 +80,8 @@ class Window:
 
 
 class Faults(NamedTuple):
-    """What went wrong with a plug-in: how often, how many connections went on by another control, and the first time in
-    a sentence; empty: never.
+    """What went wrong with a plug-in: how often, how many connections went on by another control,
+    and the first time in a sentence; empty: never.
     """
 
     faults: int
@@ -105,10 +109,15 @@ class Native:
         """So far."""
         guard = self.guard
         first = "".join(
-            c if " " <= c <= "~" else "?" for c in self._ffi.string(guard.first).decode("utf-8", "replace")
+            c if " " <= c <= "~" else "?"
+            for c in self._ffi.string(guard.first).decode("utf-8", "replace")
         )
         rest = "it is not called any more" if guard.off else "its connection"
-        goes = f"{rest}, and connections go on by {_SAFE}" if guard.off else f"{rest} goes on by {_SAFE}"
+        goes = (
+            f"{rest}, and connections go on by {_SAFE}"
+            if guard.off
+            else f"{rest} goes on by {_SAFE}"
+        )
         sentence = f"{self.plugin.short}.{first}; {goes}" if first else ""
         return Faults(int(guard.faults), int(guard.fallen), sentence)
 
@@ -219,7 +228,8 @@ class Bridge(Native):
                 if value is None:
                     said = f"{_method(number)} set {name} to {_shown(getattr(window, name))}"
                     self._fail(
-                        ask, f"{said}, which is no {'number of bytes' if name != 'spare' else 'number'}"
+                        ask,
+                        f"{said}, which is no {'number of bytes' if name != 'spare' else 'number'}",
                     )
                     return
             setattr(ask, name, value)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds dmm_ebpf.kit._sim: the simulator of congestion controls, with the built-in ones and what calls plug-ins.
+"""Builds dmm_ebpf.kit._sim: the simulator of congestion controls, with the built-in ones and
+what calls plug-ins.
 
-As build_core.py: cffi reads the declarations from the headers, without their lines that start with '#'.
+As build_core.py: cffi reads the declarations from the headers, without their lines that
+start with '#'.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads a plug-in into this process, and refuses in one sentence what is none.
 
-Who loads it runs it. So a file must be root's or the user's who loads it, and nobody else may be able to change or
-replace it. In a stack process this happens while it still may open files (process.py).
+Who loads it runs it. So a file must be root's or the user's who loads it, and nobody else
+may be able to change or replace it. In a stack process this happens while it still may
+open files (process.py).
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
 
 
 def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
-    """The plug-in, with the file that its links lead to. Raises DmmError unless that is there and, with trusted_only,
-    root's or ours and nobody else's to change or replace; PrivilegeError when we may not read it.
+    """The plug-in, with the file that its links lead to. Raises DmmError unless that is there and,
+    with trusted_only, root's or ours and nobody else's to change or replace; PrivilegeError when we
+    may not read it.
     """
     path = Path(plugin.file)
     try:
@@ -115,7 +117,11 @@ def described(exc: BaseException) -> str:
     at = exc.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
-    where = f" ({Path(at.tb_frame.f_code.co_filename).name} line {at.tb_lineno})" if at is not None else ""
+    where = (
+        f" ({Path(at.tb_frame.f_code.co_filename).name} line {at.tb_lineno})"
+        if at is not None
+        else ""
+    )
     return f"{type(exc).__name__}{': ' if said else ''}{said[:100]}{where}"
 
 
@@ -141,11 +147,15 @@ def _check_elf(plugin: Plugin) -> None:
     if theirs[:4] != ours[:4] or len(theirs) < _ELF_HEADER_BYTES:
         raise error(plugin, "it is no shared object (ELF)")
     if theirs[4:6] != ours[4:6] or theirs[18:20] != ours[18:20]:
-        raise error(plugin, f"it was built for another architecture than this, {os.uname().machine}")
+        raise error(
+            plugin, f"it was built for another architecture than this, {os.uname().machine}"
+        )
 
 
 def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Native:
-    """A Bridge of the plug-in, or a Native. ffi and lib: of the module whose connections it is for."""
+    """A Bridge of the plug-in, or a Native. ffi and lib: of the module whose connections
+    it is for.
+    """
     from dmm_ebpf.kit.bridge import Bridge, Native
 
     plugin = check_file(plugin, trusted_only=trusted_only)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy may call a congestion control of user stacks, and where what it names is looked for.
+"""What a policy may call a congestion control of user stacks, and where what it names
+is looked for.
 
     cubic                          built in
     python:/etc/x/my_cc.py:Ledbat  a class of a Python file
     python:my_cc:Ledbat            the same, of /etc/dmm-ebpf/plugins/my_cc.py
     c:/etc/x/ledbat.so             a shared object
     c:ledbat                       the same, of /etc/dmm-ebpf/plugins/ledbat.so
-    ledbat                         what an installed package offers as an entry point of dmm_ebpf.congestion
+    ledbat what an installed package offers as an entry point of dmm_ebpf.congestion
 
 Nothing is loaded here, and nothing of the current directory is ever looked at.
 """
@@ -28,7 +29,9 @@ CONTROLS = ("cubic", "wan", "bbr", "reno")
 FOLDER = Path("/etc/dmm-ebpf/plugins")
 GROUP = "dmm_ebpf.congestion"
 PYTHON, NATIVE = "python", "c"
-FORMS = '"python:FILE_OR_MODULE:CLASS", "c:FILE_OR_NAME" or the name that an installed package offers'
+FORMS = (
+    '"python:FILE_OR_MODULE:CLASS", "c:FILE_OR_NAME" or the name that an installed package offers'
+)
 
 _WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _OFFERED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,30}", re.ASCII)
@@ -37,8 +40,8 @@ _MOST_CHARS = 200
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where a plug-in is. text: how it was named; attribute: the class, of Python; module and search: how a file of a
-    package is imported, and from which folder; empty: by its path alone.
+    """Where a plug-in is. text: how it was named; attribute: the class, of Python; module and
+    search: how a file of a package is imported, and from which folder; empty: by its path alone.
     """
 
     text: str
@@ -74,7 +77,9 @@ def has_form(text: str) -> bool:
 
 def _is_place(where: str, suffix: str) -> bool:
     if "/" in where:
-        return where.startswith("/") and where.endswith(suffix) and ".." not in PurePath(where).parts
+        return (
+            where.startswith("/") and where.endswith(suffix) and ".." not in PurePath(where).parts
+        )
     return bool(_WORD.fullmatch(where))
 
 
@@ -87,7 +92,9 @@ def locate(text: str, folder: Path = FOLDER) -> Plugin:
         )
     if kind == PYTHON and rest:
         where, _, attribute = rest.rpartition(":")
-        return Plugin(text, PYTHON, where if "/" in where else str(folder / f"{where}.py"), attribute)
+        return Plugin(
+            text, PYTHON, where if "/" in where else str(folder / f"{where}.py"), attribute
+        )
     if kind == NATIVE and rest:
         return Plugin(text, NATIVE, rest if "/" in rest else str(folder / f"{rest}.so"))
     for entry in _entries(text):
@@ -107,7 +114,9 @@ def _entries(name: str | None = None) -> list[metadata.EntryPoint]:
 
 
 def _of_entry(entry: metadata.EntryPoint) -> Plugin:
-    """The file of an entry point, without importing anything: module:Class, or the module that is a shared object."""
+    """The file of an entry point, without importing anything: module:Class, or the module that
+    is a shared object.
+    """
     if entry.dist is None:
         raise DmmError(f"use congestion control {entry.name!r}", why="its package cannot be found")
     path = PurePath(*entry.module.split("."))
@@ -127,8 +136,8 @@ def offers(name: str) -> bool:
 
 
 def offered(folder: Path = FOLDER) -> Iterator[Plugin]:
-    """Every plug-in that installed packages offer, and the shared objects of the folder. What stands in a Python file
-    cannot be told without running it.
+    """Every plug-in that installed packages offer, and the shared objects of the folder. What
+    stands in a Python file cannot be told without running it.
     """
     for entry in _entries():
         yield _of_entry(entry)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * native.c: see native.h. Invariant: calls is odd while the plug-in runs, and only its thread changes it.
+ * native.c: see native.h. Invariant: calls is odd while the plug-in runs, and only its thread
+ * changes it.
  */
 #include "native.h"
 
@@ -38,14 +39,16 @@ static void on_signal(int number)
 	if (n && (number != END_CALL || __atomic_load_n(&n->ended, __ATOMIC_ACQUIRE) == n->calls))
 		siglongjmp(*inside.back, number);
 	if (number != END_CALL) {
-		signal(number, SIG_DFL); /* not a plug-in's: it happens again, and ends the process */
+		/* not a plug-in's: it happens again, and ends the process */
+		signal(number, SIG_DFL);
 	}
 }
 
 static void catch_signals(void)
 {
 	const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, END_CALL};
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NODEFER | SA_ONSTACK | SA_RESTART};
+	struct sigaction action = {.sa_handler = on_signal,
+				   .sa_flags = SA_NODEFER | SA_ONSTACK | SA_RESTART};
 
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
 		sigaction(numbers[i], &action, NULL);
@@ -106,11 +109,13 @@ void cc_native_look(struct cc_guard *guard)
 static const char *refusal(const struct cc_export *export, char *room, size_t size)
 {
 	if (export->abi != CC_ABI)
-		snprintf(room, size, "it was built for ABI %u of cc.h, and this is ABI %u", export->abi,
-			 CC_ABI);
-	else if (export->cc_bytes != sizeof(struct cc) || export->sample_bytes != sizeof(struct cc_sample) ||
+		snprintf(room, size, "it was built for ABI %u of cc.h, and this is ABI %u",
+			 export->abi, CC_ABI);
+	else if (export->cc_bytes != sizeof(struct cc) ||
+		 export->sample_bytes != sizeof(struct cc_sample) ||
 		 export->ops_bytes != sizeof(struct cc_ops))
-		snprintf(room, size, "the structures of the cc.h that it was built with have another size");
+		snprintf(room, size,
+			 "the structures of the cc.h that it was built with have another size");
 	else if (!export->ops || !export->ops->on_ack)
 		snprintf(room, size, "it has no on_ack");
 	else if (!export->ops->name || !export->ops->name[0])
@@ -128,7 +133,8 @@ struct cc_guard *cc_native_open(const char *path, char *why)
 
 	if (!object || !export) {
 		snprintf(why, CC_WHY_BYTES, "%s",
-			 object ? "it exports no " CC_EXPORT_SYMBOL ", which CC_EXPORT() of cc.h makes"
+			 object ? "it exports no " CC_EXPORT_SYMBOL
+				  ", which CC_EXPORT() of cc.h makes"
 				: dlerror());
 		return NULL;
 	}

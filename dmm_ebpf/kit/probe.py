@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tries a plug-in in a process of its own: `python -m dmm_ebpf.kit.probe`, a Plugin as JSON on stdin.
+"""Tries a plug-in in a process of its own: `python -m dmm_ebpf.kit.probe`, a Plugin as
+JSON on stdin.
 
-To load it is to run it, and what it does then, be it to loop, to exit or to crash, must not be done to who asks.
+To load it is to run it, and what it does then, be it to loop, to exit or to crash, must not be done
+to who asks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _COMMAND = (sys.executable, "-P", "-m", "dmm_ebpf.kit.probe")
 
 
 def check(text: str, *, trusted_only: bool = True) -> None:
-    """Raises DmmError, in one sentence, unless it is a built-in control or a plug-in that can be loaded."""
+    """Raises DmmError, in one sentence, unless it is a built-in control or a plug-in that
+    can be loaded.
+    """
     if is_plugin(text):
         try_out(locate(text), trusted_only=trusted_only)
 
@@ -33,16 +37,26 @@ def try_out(plugin: Plugin, *, trusted_only: bool = True) -> None:
     asked = json.dumps({"plugin": asdict(plugin), "trusted_only": trusted_only})
     try:
         done = subprocess.run(
-            _COMMAND, input=asked, capture_output=True, text=True, cwd="/", timeout=DEADLINE_S, check=False
+            _COMMAND,
+            input=asked,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=DEADLINE_S,
+            check=False,
         )
     except subprocess.TimeoutExpired as exc:
         raise load.error(plugin, f"loading it takes longer than {DEADLINE_S:g} s") from exc
     if done.returncode < 0:
-        raise load.error(plugin, f"loading it ends its process by {signal.Signals(-done.returncode).name}")
+        raise load.error(
+            plugin, f"loading it ends its process by {signal.Signals(-done.returncode).name}"
+        )
     try:
         answer: Any = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError) as exc:
-        raise load.error(plugin, f"loading it ends its process with exit code {done.returncode}") from exc
+        raise load.error(
+            plugin, f"loading it ends its process with exit code {done.returncode}"
+        ) from exc
     if answer:
         raise from_wire(answer)
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile (BCC), load, link and pin the BPF programs; adopt and detach what is pinned; maps and events."""
+"""Compile (BCC), load, link and pin the BPF programs; adopt and detach what is pinned;
+maps and events.
+"""
 
 from dmm_ebpf.loader.attach import (
     Attached,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps made and programs loaded, if wanted before anybody asks: in the kernel, while the interpreter still imports.
+"""Maps made and programs loaded, if wanted before anybody asks: in the kernel, while the
+interpreter still imports.
 
-Nothing of the host changes by it: what is loaded and not attached goes with its fds, and those with the process.
+Nothing of the host changes by it: what is loaded and not attached goes with its fds, and those
+with the process.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class _Loading:
 
 
 def begin() -> None:
-    """Loads in a thread from now on, for the next take(); a process that forks must not. Root's alone."""
+    """Loads in a thread from now on, for the next take(); a process that forks must
+    not. Root's alone.
+    """
     if os.geteuid() == 0 and not _begun:
         _begun.append(_Loading())
 

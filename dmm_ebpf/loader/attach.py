@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attach, adopt, detach: an instance's hooks in the kernel, from nothing to pinned and back to nothing.
+"""attach, adopt, detach: an instance's hooks in the kernel, from nothing to pinned and
+back to nothing.
 
-All or nothing: maps and programs come first and change nothing on the host; links come last; whatever fails, all that
-was made is taken away. control is filled in before the first link, so no hook ever runs without it. What is pinned
-outlives the process; adopt() takes it over after checking that it is what this version would have loaded. detach()
-needs nobody's help: it works from pins alone, also on a half-made instance whose attach was killed.
+All or nothing: maps and programs come first and change nothing on the host; links come last;
+whatever fails, all that was made is taken away. control is filled in before the first link, so no
+hook ever runs without it. What is pinned outlives the process; adopt() takes it over after checking
+that it is what this version would have loaded. detach() needs nobody's help: it works from pins
+alone, also on a half-made instance whose attach was killed.
 Only links are used, so programs that others have on the cgroup stay and run too.
 """
 
@@ -41,9 +43,11 @@ _USUAL_MTU = 1500
 
 @dataclass(eq=False)
 class Attached:
-    """An attached instance. Owns the fds of its maps and programs; the hooks live on when it is closed.
+    """An attached instance. Owns the fds of its maps and programs; the hooks live on when
+    it is closed.
 
-    cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. progs: program name to fd.
+    cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. progs:
+    program name to fd.
     links: name of the pin to fd, of the hooks on the cgroup. folder: its pins.
     """
 
@@ -68,10 +72,12 @@ class Attached:
         return flow_records(self.maps)
 
     def attach_xdp(self, ifindex: int, ifname: str, mtu: int = 1500) -> xdp.Mode:
-        """Puts the XDP program on a NIC of the current network namespace; if it is there already, nothing changes.
+        """Puts the XDP program on a NIC of the current network namespace; if it is there
+        already, nothing changes.
 
         mtu: bytes of IP packet; with more than the usual a packet may come in several frames.
-        ConflictError names the foreign program if there is one; KernelFeatureError if the NIC takes no XDP at all.
+        ConflictError names the foreign program if there is one; KernelFeatureError if the NIC takes
+        no XDP at all.
         """
         frags = self._xdp_frags if mtu > _USUAL_MTU and self.xdp_frags() else None
         return xdp.attach(self.folder, self.progs["dmm_xdp"], ifindex, ifname, frags)
@@ -88,19 +94,27 @@ class Attached:
         return xdp.native_refusal(self.progs["dmm_xdp"], ifindex)
 
     def detach_xdp(self, ifindex: int) -> bool:
-        """Takes the XDP program off again, from any network namespace; False if it was not there."""
+        """Takes the XDP program off again, from any network namespace; False if it
+        was not there.
+        """
         return xdp.detach(self.folder, ifindex)
 
     def ingress_fd(self) -> int:
-        """The tc program of an inner leg's device, for cls_bpf, direct action. The fd stays this object's."""
+        """The tc program of an inner leg's device, for cls_bpf, direct action. The fd
+        stays this object's.
+        """
         return self.progs["dmm_ingress"]
 
     def tc_fds(self) -> tuple[int, int]:
-        """The tc programs for ingress and egress of a NIC, for cls_bpf, direct action. The fds stay this object's."""
+        """The tc programs for ingress and egress of a NIC, for cls_bpf, direct action. The fds
+        stay this object's.
+        """
         return self.progs["dmm_tcin"], self.progs["dmm_tcout"]
 
     def attach_tcx(self, ifindex: int) -> bool:
-        """Puts them at a NIC of the current network namespace, before all others; False: this kernel has no tcx."""
+        """Puts them at a NIC of the current network namespace, before all others; False: this
+        kernel has no tcx.
+        """
         return all(
             tcx.attach(self.folder, hook, fd, ifindex)
             for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True)
@@ -112,10 +126,14 @@ class Attached:
 
     def has_tcx(self, ifindex: int) -> bool:
         """Whether both are there."""
-        return all(tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True))
+        return all(
+            tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True)
+        )
 
     def inside_fd(self) -> int:
-        """The tc program for the ingress of a device by which packets of others come in. The fd stays this object's."""
+        """The tc program for the ingress of a device by which packets of others come in. The fd
+        stays this object's.
+        """
         return self.progs["dmm_tcfrom"]
 
     def attach_inside(self, ifindex: int) -> bool:
@@ -131,7 +149,8 @@ class Attached:
         return tcx.attached(tcx.Hook.FROM, self.inside_fd(), ifindex)
 
     def set_listener_table(self, key: Any, half: int, table: int, rule: int) -> bool:
-        """Writes tables[half] and rules[half] of a listener in the kernel, where its count cannot get lost.
+        """Writes tables[half] and rules[half] of a listener in the kernel, where its count
+        cannot get lost.
 
         key: of maps.listeners. rule: 1-based, 0 for none. False if the listener is gone.
         """
@@ -158,7 +177,9 @@ class Attached:
 
 
 def flow_records(maps: Maps) -> Iterator[Struct]:
-    """Every struct dmm_flow: those of flows[], then those of more_flows[]; none of a map that is not there."""
+    """Every struct dmm_flow: those of flows[], then those of more_flows[]; none of a map that
+    is not there.
+    """
     for near in maps.flows.views() if "flows" in maps else ():
         if near.owner and near.owner == near.flow.cookie:
             yield abi.copy(near.flow)
@@ -167,7 +188,9 @@ def flow_records(maps: Maps) -> Iterator[Struct]:
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
-    return PrivilegeError(what, why=f"{error.filename or 'the kernel'} refuses", hint="run it as root")
+    return PrivilegeError(
+        what, why=f"{error.filename or 'the kernel'} refuses", hint="run it as root"
+    )
 
 
 def open_cgroup(path: Path) -> int:
@@ -191,7 +214,9 @@ def _make_folder(instance: str) -> Path:
         folder.mkdir(mode=0o700)
     except FileExistsError as error:
         raise ConflictError(
-            what, why="it is attached already", hint=f"detach it: dmm-ebpf detach --instance {instance}"
+            what,
+            why="it is attached already",
+            hint=f"detach it: dmm-ebpf detach --instance {instance}",
         ) from error
     except PermissionError as error:
         raise _no_root(what, error) from error
@@ -199,7 +224,9 @@ def _make_folder(instance: str) -> Path:
 
 
 def _blockers(path: Path, attach_type: int) -> list[str]:
-    """Programs, on the cgroup or above, that were attached so that nobody else may attach below them."""
+    """Programs, on the cgroup or above, that were attached so that nobody else may
+    attach below them.
+    """
     root = cgroups.find_cgroup2()
     found: list[str] = []
     for group in (path, *path.parents):
@@ -211,12 +238,16 @@ def _blockers(path: Path, attach_type: int) -> list[str]:
         finally:
             os.close(fd)
         if ids and not flags & bpf.BPF_F_ALLOW_MULTI:
-            found += [f"{i} ({bpf.prog_name(i) or 'no name'}) on {cgroups.name_of(group)}" for i in ids]
+            found += [
+                f"{i} ({bpf.prog_name(i) or 'no name'}) on {cgroups.name_of(group)}" for i in ids
+            ]
     return found
 
 
 def link_hook(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
-    """A new link of one cgroup program; its fd. DmmError if the kernel refuses it. path: the cgroup's, for messages."""
+    """A new link of one cgroup program; its fd. DmmError if the kernel refuses it. path: the
+    cgroup's, for messages.
+    """
     what = f"attach {spec.pin} to the cgroup {path}"
     try:
         return bpf.link_create(prog_fd, cgroup_fd, spec.attach_type)
@@ -230,7 +261,9 @@ def link_hook(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
                     hint="take it off, or attach to a cgroup that is not below it",
                 ) from error
         if error.errno == errno.E2BIG:
-            raise ConflictError(what, why="64 programs are attached there, the kernel's limit") from error
+            raise ConflictError(
+                what, why="64 programs are attached there, the kernel's limit"
+            ) from error
         raise explain.link_refused(what, error) from error
 
 
@@ -243,11 +276,13 @@ def pin_fd(fd: int, path: Path) -> None:
 
 
 def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached:
-    """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with no policy yet.
+    """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with
+    no policy yet.
 
     cgroup: None: to none yet; restore.hook() does it later.
     netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE).
-    ConflictError: the instance exists already, or an exclusive program is in the way. On any error nothing is left.
+    ConflictError: the instance exists already, or an exclusive program is in the way. On any error
+    nothing is left.
     """
     check_name(instance)
     cgroup_fd = -1 if cgroup is None else open_cgroup(cgroup)
@@ -290,7 +325,9 @@ class HalfAttachedError(ConflictError):
     """What is pinned is not whole: whoever attached it, or took it away, was killed half way."""
 
 
-def _incomplete(instance: str, why: str, kind: type[ConflictError] = ConflictError) -> ConflictError:
+def _incomplete(
+    instance: str, why: str, kind: type[ConflictError] = ConflictError
+) -> ConflictError:
     return kind(
         f"take over instance {instance}",
         why=why,
@@ -311,7 +348,9 @@ def _get(instance: str, path: Path) -> int:
 
 
 def _adopt_links(instance: str, folder: Path, unhooked: bool) -> tuple[dict[str, int], int]:
-    """The hooks' links by pin, and the id of the cgroup they are on; 0: that is gone, or they have been on none yet."""
+    """The hooks' links by pin, and the id of the cgroup they are on; 0: that is gone, or they
+    have been on none yet.
+    """
     pins = [folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup]
     if unhooked and not any(pin.exists() for pin in pins):
         return {}, 0
@@ -328,18 +367,22 @@ def _adopt_links(instance: str, folder: Path, unhooked: bool) -> tuple[dict[str,
 
 def _check_abi(instance: str, opened: Maps) -> None:
     """That the pinned maps are what spec.Maps says."""
-    foreign = [spec.name for spec in MAPS if spec.name in opened and not spec.is_of(opened[spec.name])]
+    foreign = [
+        spec.name for spec in MAPS if spec.name in opened and not spec.is_of(opened[spec.name])
+    ]
     if "control" not in foreign:
         version = opened.control[0].abi_version
         if version != C.DMM_ABI_VERSION:
-            raise _incomplete(instance, f"its maps have ABI version {version}, this is {C.DMM_ABI_VERSION}")
+            raise _incomplete(
+                instance, f"its maps have ABI version {version}, this is {C.DMM_ABI_VERSION}"
+            )
     if foreign:
         raise _incomplete(instance, f"its map {foreign[0]} was made by another version of dmm-ebpf")
 
 
 def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
-    """That the pinned programs are ours. A kernel that hashes otherwise is asked by loading them once more, which
-    attaches nothing.
+    """That the pinned programs are ours. A kernel that hashes otherwise is asked by loading them
+    once more, which attaches nothing.
     """
     code = compiled()
     pinned = {name: bpf.prog_info(fd).tag for name, fd in progs.items()}
@@ -360,7 +403,8 @@ def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Ma
 
 
 def adopt(instance: str, *, unhooked: bool = False) -> Attached:
-    """Opens what is pinned, if it is whole and what this version would have loaded; else ConflictError says why not.
+    """Opens what is pinned, if it is whole and what this version would have loaded; else
+    ConflictError says why not.
 
     unhooked: it is whole without hooks, too: its cgroup has not been there yet.
     NotAttachedError: there is no such instance.
@@ -433,7 +477,8 @@ def _remove(folder: Path) -> list[str]:
 
 
 def detach(instance: str) -> list[str]:
-    """Removes the instance's links and pins, and says what was removed; an empty list if there was nothing.
+    """Removes the instance's links and pins, and says what was removed; an empty list if
+    there was nothing.
 
     Works from any network or mount namespace, whether or not a process of the instance is alive.
     """
@@ -449,8 +494,8 @@ def detach(instance: str) -> list[str]:
 
 
 def unhook(instance: str) -> list[str]:
-    """The first part of detach(): the cgroup's hooks go, so that no new flow comes; XDP and all pins else stay, so that
-    what the open flows need is there until they have ended.
+    """The first part of detach(): the cgroup's hooks go, so that no new flow comes; XDP and all
+    pins else stay, so that what the open flows need is there until they have ended.
     """
     folder = bpffs.instance_dir(instance)
     if folder is None:
@@ -467,12 +512,16 @@ def unhook(instance: str) -> list[str]:
 
 
 def open_maps(instance: str) -> Maps:
-    """Those maps that are pinned, for undoing what they name; none if another version of dmm-ebpf made them."""
+    """Those maps that are pinned, for undoing what they name; none if another version of
+    dmm-ebpf made them.
+    """
     folder = bpffs.instance_dir(instance)
     if folder is None:
         return Maps({})
     paths = {spec.name: folder / "maps" / spec.name for spec in MAPS}
-    opened = Maps({name: Map(_get(instance, path)) for name, path in paths.items() if path.exists()})
+    opened = Maps(
+        {name: Map(_get(instance, path)) for name, path in paths.items() if path.exists()}
+    )
     if "control" in opened:
         with suppress(ConflictError):
             _check_abi(instance, opened)
@@ -482,7 +531,9 @@ def open_maps(instance: str) -> Maps:
 
 
 def instances() -> list[str]:
-    """Names of all instances that have pins, sorted; also half-made ones, which only detach() accepts."""
+    """Names of all instances that have pins, sorted; also half-made ones, which
+    only detach() accepts.
+    """
     folder = bpffs.top()
     try:
         return [path.name for path in listing.folders(folder)] if folder is not None else []

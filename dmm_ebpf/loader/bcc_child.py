@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The short-lived process in which BCC compiles: LLVM's 120 MB go when it ends. Run as a script, never imported.
+"""The short-lived process in which BCC compiles: LLVM's 120 MB go when it ends. Run as a
+script, never imported.
 
-stdin: {"source", "cflags", "compat", "programs"} as JSON. stdout: {program: bytecode in hex}. clang's messages go to
-stderr; exit code 1 with a line on stderr is a compile error, 3 is that BCC is not installed for this interpreter.
+stdin: {"source", "cflags", "compat", "programs"} as JSON. stdout: {program: bytecode in hex}.
+clang's messages go to stderr; exit code 1 with a line on stderr is a compile error, 3 is that BCC
+is not installed for this interpreter.
 Needs no privilege: it makes no map and loads no program.
 """
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf(2) through libbpf: one function per call, typed; a failure is an OSError with the kernel's errno.
+"""bpf(2) through libbpf: one function per call, typed; a failure is an OSError with
+the kernel's errno.
 
-The only module that touches dmm_ebpf.loader._libbpf. Nothing here knows what the programs and maps are for; callers
-turn OSError into sentences. Numbers are linux/bpf.h's.
+The only module that touches dmm_ebpf.loader._libbpf. Nothing here knows what the programs and maps
+are for; callers turn OSError into sentences. Numbers are linux/bpf.h's.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ class ProgInfo:
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """struct bpf_link_info; cgroup_id and attach_type for cgroup links, ifindex for XDP links (0: device gone)."""
+    """struct bpf_link_info; cgroup_id and attach_type for cgroup links, ifindex for XDP links
+    (0: device gone).
+    """
 
     type: int
     id: int
@@ -201,7 +204,13 @@ def map_info(fd: int) -> MapInfo:
     info = ffi.new("struct dmm_map_info *")
     _check(lib.dmm_map_info(fd, info))
     return MapInfo(
-        info.type, info.id, info.key_size, info.value_size, info.max_entries, info.flags, _name(info.name)
+        info.type,
+        info.id,
+        info.key_size,
+        info.value_size,
+        info.max_entries,
+        info.flags,
+        _name(info.name),
     )
 
 
@@ -232,7 +241,9 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes:
 def map_lookup_batch(
     fd: int, position: bytes | None, key_size: int, value_size: int, count: int
 ) -> tuple[bytes, bytes, bytes, int, bool]:
-    """BPF_MAP_LOOKUP_BATCH: (next position, keys, values, entries read, whether that was the last batch)."""
+    """BPF_MAP_LOOKUP_BATCH: (next position, keys, values, entries read, whether that was
+    the last batch).
+    """
     following = bytearray(max(key_size, 4))
     keys, values = bytearray(key_size * count), bytearray(value_size * count)
     n = ffi.new("unsigned int *", count)
@@ -262,7 +273,8 @@ def btf_load(data: bytes) -> int:
 
 
 def kernel_offsets(members: Sequence[tuple[str, str]]) -> list[int]:
-    """Where members of the running kernel's structs are, in bytes, by its BTF; members: (struct, member).
+    """Where members of the running kernel's structs are, in bytes, by its BTF;
+    members: (struct, member).
 
     OSError: no BTF, or (ENOENT) no such member.
     """
@@ -273,7 +285,9 @@ def kernel_offsets(members: Sequence[tuple[str, str]]) -> list[int]:
 
 
 def kernel_function(name: str) -> int:
-    """The id of a function in the running kernel's BTF. OSError: no BTF, or (ENOENT) no such function."""
+    """The id of a function in the running kernel's BTF. OSError: no BTF, or (ENOENT)
+    no such function.
+    """
     return _check(lib.dmm_kernel_function(name.encode()))
 
 
@@ -287,7 +301,9 @@ def prog_load(
     functions: Functions | None = None,
 ) -> int:
     """BPF_PROG_LOAD. Returns an fd; a refusal is a VerifierError with the log."""
-    return prog_verify(name, kind, insns, attach_type=attach_type, flags=flags, functions=functions)[0]
+    return prog_verify(
+        name, kind, insns, attach_type=attach_type, flags=flags, functions=functions
+    )[0]
 
 
 def prog_verify(
@@ -300,10 +316,11 @@ def prog_verify(
     functions: Functions | None = None,
     attach_btf_id: int = 0,
 ) -> tuple[int, str]:
-    """prog_load(), with what the verifier says of its work. attach_btf_id: of the kernel's function that it is for.
+    """prog_load(), with what the verifier says of its work. attach_btf_id: of the kernel's function
+    that it is for.
 
-    The log of a refusal has every state of the verifier's, for which the program is loaded again, unless that would
-    take as long once more as it takes to give up.
+    The log of a refusal has every state of the verifier's, for which the program is loaded again,
+    unless that would take as long once more as it takes to give up.
     """
     spec = ffi.new("struct dmm_prog_spec *")
     c_name = ffi.new("char[]", name.encode()[:15])
@@ -312,7 +329,11 @@ def prog_verify(
     spec.insns, spec.insn_cnt = code, len(insns) // 8
     spec.attach_btf_id = attach_btf_id
     info = ffi.from_buffer(functions.info if functions else b"")
-    spec.btf_fd, spec.func_info, spec.func_info_bytes = functions.btf_fd if functions else 0, info, len(info)
+    spec.btf_fd, spec.func_info, spec.func_info_bytes = (
+        functions.btf_fd if functions else 0,
+        info,
+        len(info),
+    )
     ret, log = _load(spec, LOG_STATS, STATS_LOG_BYTES)
     if ret >= 0:
         return ret, log
@@ -342,7 +363,9 @@ def _outcome(ret: int) -> bool | None:
 
 
 def has_map_type(kind: int) -> bool | None:
-    """Whether the kernel has maps of that type; None: could not tell. Wrong without privileges, as all has_*()."""
+    """Whether the kernel has maps of that type; None: could not tell. Wrong without privileges,
+    as all has_*().
+    """
     return _outcome(lib.dmm_has_map_type(kind))
 
 
@@ -352,7 +375,9 @@ def has_prog_type(kind: int) -> bool | None:
 
 
 def has_links() -> bool | None:
-    """Whether the kernel has BPF_LINK_CREATE, asked with descriptors that are none; None: could not tell."""
+    """Whether the kernel has BPF_LINK_CREATE, asked with descriptors that are none; None:
+    could not tell.
+    """
     ret = int(lib.dmm_link_create(-1, -1, AttachType.CGROUP_SOCK_OPS, 0))
     return {-errno.EBADF: True, -errno.EINVAL: False}.get(ret)
 
@@ -395,7 +420,9 @@ def prog_query(target_fd: int, attach_type: int) -> tuple[int, list[int]]:
 
 
 def prog_test(fd: int, data: bytes | None, *, context: bytes = b"", repeat: int = 1) -> TestResult:
-    """BPF_PROG_TEST_RUN. data: the packet (at least 14 bytes), or None for a program without one."""
+    """BPF_PROG_TEST_RUN. data: the packet (at least 14 bytes), or None for a
+    program without one.
+    """
     test = ffi.new("struct dmm_test *")
     ctx = ffi.new("unsigned char[]", context or b"\0")
     out = ffi.new("unsigned char[]", 0 if data is None else len(data) + 256)
@@ -416,7 +443,9 @@ def prog_test(fd: int, data: bytes | None, *, context: bytes = b"", repeat: int 
 
 
 def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> int:
-    """BPF_LINK_CREATE; target is a cgroup's fd or an ifindex of the current namespace. Returns an fd."""
+    """BPF_LINK_CREATE; target is a cgroup's fd or an ifindex of the current namespace.
+    Returns an fd.
+    """
     return _check(lib.dmm_link_create(prog_fd, target, attach_type, flags))
 
 
@@ -443,19 +472,25 @@ def link_info(fd: int) -> LinkInfo:
     """What the kernel says of a link."""
     info = ffi.new("struct dmm_link_info *")
     _check(lib.dmm_link_info(fd, info))
-    return LinkInfo(info.type, info.id, info.prog_id, info.attach_type, info.ifindex, info.cgroup_id)
+    return LinkInfo(
+        info.type, info.id, info.prog_id, info.attach_type, info.ifindex, info.cgroup_id
+    )
 
 
 @functools.cache
 def xsk_metadata() -> YesNo:
-    """Whether AF_XDP sockets take metadata of frames to be sent, such as that a checksum is open (Linux 6.11)."""
+    """Whether AF_XDP sockets take metadata of frames to be sent, such as that a checksum is
+    open (Linux 6.11).
+    """
     done = int(lib.dmm_xsk_metadata())
     return bool(done) if done >= 0 else Unknown(f"an AF_XDP socket: {os.strerror(-done)}")
 
 
 @functools.cache
 def xsk_frags() -> bool:
-    """Whether AF_XDP sockets take packets in several frames (Linux 6.6); False, too, for who may not ask."""
+    """Whether AF_XDP sockets take packets in several frames (Linux 6.6); False, too, for who
+    may not ask.
+    """
     return bool(lib.dmm_xsk_frags())
 
 
@@ -503,8 +538,8 @@ def cgroup_open(mount_fd: int, cgroup_id: int) -> Iterator[int]:
 
 
 class Ring:
-    """A consumer of a ring buffer whose records all have one size. late_ns: how long after a read that found something
-    it is woken once more, for what came unannounced.
+    """A consumer of a ring buffer whose records all have one size. late_ns: how long after a read
+    that found something it is woken once more, for what came unannounced.
     """
 
     def __init__(self, map_fd: int, record_bytes: int, buffer_records: int, late_ns: int) -> None:
@@ -525,7 +560,9 @@ class Ring:
         records = b""
         size = self._record_bytes
         while True:
-            n = lib.dmm_ring_read(self._ring, ffi.from_buffer(self._buffer), len(self._buffer), size)
+            n = lib.dmm_ring_read(
+                self._ring, ffi.from_buffer(self._buffer), len(self._buffer), size
+            )
             _check(min(n, 0))
             records += self._buffer[:n]
             if n < len(self._buffer):

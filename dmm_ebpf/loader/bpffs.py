@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where pins live, and that it is the same place from wherever a command is typed.
 
-Pins are in the bpffs at /sys/fs/bpf of process 1's mount namespace, which initns.py reaches from any other. A bpffs
-mounted in the namespace of an `ip netns exec` would be another file system, and would take the hooks with it when that
-command ends. Nothing has to enter the namespace except to mount bpffs where it is missing; a child does that.
+Pins are in the bpffs at /sys/fs/bpf of process 1's mount namespace, which initns.py reaches from
+any other. A bpffs mounted in the namespace of an `ip netns exec` would be another file system, and
+would take the hooks with it when that command ends. Nothing has to enter the namespace except to
+mount bpffs where it is missing; a child does that.
 
 Layout: <bpffs>/dmm-ebpf/<instance>/{maps,progs,links}/NAME.
 """
@@ -41,7 +42,9 @@ def mounted() -> Path | None:
 
 
 def ensure() -> Path:
-    """The bpffs as this process reaches it, mounted if it was not. It is never unmounted: others may use it by then."""
+    """The bpffs as this process reaches it, mounted if it was not. It is never unmounted:
+    others may use it by then.
+    """
     path = mounted()
     if path is not None:
         return path
@@ -54,7 +57,9 @@ def ensure() -> Path:
             os.close(fd)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
-            raise PrivilegeError(what, why="mounting needs CAP_SYS_ADMIN", hint="run it as root") from error
+            raise PrivilegeError(
+                what, why="mounting needs CAP_SYS_ADMIN", hint="run it as root"
+            ) from error
         raise KernelFeatureError(what, why=str(error.strerror)) from error
     return _path()
 

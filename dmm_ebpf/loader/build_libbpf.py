@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds dmm_ebpf.loader._libbpf: the part of libbpf that BCC cannot give us, flattened for Python.
 
-cffi reads the declarations from libbpf_glue.h itself, without its lines that start with '#'. setup.py runs this from
-the root of the source tree, and setuptools takes only paths relative to it.
+cffi reads the declarations from libbpf_glue.h itself, without its lines that start with '#'.
+setup.py runs this from the root of the source tree, and setuptools takes only paths relative to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ ffibuilder.set_source(
     define_macros=[("_GNU_SOURCE", None)],
     libraries=["bpf"],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-O2"],
-    # One file name, however the module is built: an older build under another name would be found first.
+    # One file name, however the module is built: an older build under another name would
+    # be found first.
     py_limited_api=False,
 )
 

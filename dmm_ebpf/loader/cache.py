@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept from one start to the next, so that the next needs no compiler: /var/cache/dmm-ebpf, root's alone.
+"""What is kept from one start to the next, so that the next needs no compiler:
+/var/cache/dmm-ebpf, root's alone.
 
-What is read here goes into the kernel, so it is trusted only as far as it proves itself: the folder and the file are
-root's, nobody else may write to them, neither is a symbolic link, and the file holds the digest of its content and the
-whole key it was made for. What is refused is said once in the log and made anew. Files are replaced by rename(2), never
-edited; when there are more than MAX_ENTRIES the ones longest unused go. That nothing can be written is no error.
+What is read here goes into the kernel, so it is trusted only as far as it proves itself: the folder
+and the file are root's, nobody else may write to them, neither is a symbolic link, and the file
+holds the digest of its content and the whole key it was made for. What is refused is said once in
+the log and made anew. Files are replaced by rename(2), never edited; when there are more than
+MAX_ENTRIES the ones longest unused go. That nothing can be written is no error.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def read(kind: str, key: Mapping[str, Any]) -> Any:
         _say_once(f"{refused}; it is not used, and what it holds is made anew")
         return None
     except OSError as error:
-        _say_once(f"{FOLDER / name} cannot be read ({error.strerror}), and what it holds is made anew")
+        _say_once(
+            f"{FOLDER / name} cannot be read ({error.strerror}), and what it holds is made anew"
+        )
         return None
     return value
 
@@ -84,7 +88,9 @@ def _check(found: os.stat_result, path: Path) -> None:
     if found.st_uid != 0:
         raise _RefusedError(f"{path} belongs to uid {found.st_uid}, not to root")
     if found.st_mode & _OTHERS_WRITE:
-        raise _RefusedError(f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so others may write to it")
+        raise _RefusedError(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so others may write to it"
+        )
 
 
 @contextmanager
@@ -107,7 +113,9 @@ def _content(folder: int, name: str) -> bytes:
     path = FOLDER / name
     try:
         # O_NONBLOCK: a FIFO that somebody put there must not hold us up.
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder
+        )
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _RefusedError(f"{path} is a symbolic link") from error
@@ -151,7 +159,9 @@ def _replace(folder: int, name: str, data: bytes) -> None:
 
 
 def _forget_old(folder: int) -> None:
-    """Leaves MAX_ENTRIES files, those used last. What a writer that was killed left behind grows old like any other."""
+    """Leaves MAX_ENTRIES files, those used last. What a writer that was killed left behind
+    grows old like any other.
+    """
     used = []
     for name in os.listdir(folder):
         with suppress(FileNotFoundError):  # another writer's, which it has just renamed

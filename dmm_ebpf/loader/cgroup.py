@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """cgroup v2: where it is mounted, and paths, ids and depths of its groups.
 
-A group is known to people by its path from the hierarchy's root ("/shop.slice") and to BPF by its id, its inode number.
-Inside `ip netns exec` the hierarchy is hidden with the rest of /sys; it is then reached by way of initns.py.
+A group is known to people by its path from the hierarchy's root ("/shop.slice") and to BPF by its
+id, its inode number. Inside `ip netns exec` the hierarchy is hidden with the rest of /sys; it is
+then reached by way of initns.py.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def find_cgroup2() -> Path:
 
 
 def place(path: str) -> Path:
-    """The directory of a cgroup, named from the hierarchy's root ("/shop.slice") or by its place in the file system,
-    whether it exists or not.
+    """The directory of a cgroup, named from the hierarchy's root ("/shop.slice") or by its place in
+    the file system, whether it exists or not.
     """
     if not path.startswith("/"):
         raise UsageError(
-            f"use the cgroup {path!r}", why="a cgroup is named by an absolute path, such as /shop.slice"
+            f"use the cgroup {path!r}",
+            why="a cgroup is named by an absolute path, such as /shop.slice",
         )
     mount = _find()
     given = Path(os.path.normpath(path))
@@ -119,9 +121,11 @@ def name_of(path: Path) -> str:
 
 
 def level(path: Path) -> int:
-    """Depth below the hierarchy's root, which is 0: the argument of bpf_get_current_ancestor_cgroup_id().
+    """Depth below the hierarchy's root, which is 0: the argument of
+    bpf_get_current_ancestor_cgroup_id().
 
-    In a cgroup namespace of its own (a container) a process sees its own group as the root, and BPF does not.
+    In a cgroup namespace of its own (a container) a process sees its own group as the root, and
+    BPF does not.
     """
     return len(path.relative_to(find_cgroup2()).parts)
 
@@ -139,7 +143,9 @@ def path_of(cgroup_id: int) -> str | None:
             os.close(mount_fd)
     except PermissionError as error:
         raise PrivilegeError(
-            f"name the cgroup {cgroup_id}", why="the kernel wants CAP_DAC_READ_SEARCH", hint="run it as root"
+            f"name the cgroup {cgroup_id}",
+            why="the kernel wants CAP_DAC_READ_SEARCH",
+            hint="run it as root",
         ) from error
     except OSError:
         return None
@@ -150,8 +156,12 @@ def path_of(cgroup_id: int) -> str | None:
 
 
 def own() -> str | None:
-    """The directory of this process's cgroup; None: it cannot be reached from here (cgroup_namespaces(7))."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    """The directory of this process's cgroup; None: it cannot be reached
+    from here (cgroup_namespaces(7)).
+    """
+    for line in (
+        Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    ):
         if line.startswith("0::"):
             path = find_cgroup2() / line[len("0::") :].lstrip("/")
             return str(path) if ".." not in path.parts and path.is_dir() else None
@@ -159,9 +169,9 @@ def own() -> str | None:
 
 
 def dissolve(path: Path, home: str | None = None) -> list[str]:
-    """Removes a cgroup and those below it; what runs there goes on in home, or where that takes no processes (it is
-    gone, or controllers are handed on below it) one level above. Says what went; nothing: it was not there. DmmError
-    when it cannot be emptied.
+    """Removes a cgroup and those below it; what runs there goes on in home, or where that takes no
+    processes (it is gone, or controllers are handed on below it) one level above. Says what went;
+    nothing: it was not there. DmmError when it cannot be emptied.
     """
     if not path.is_dir():
         return []

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/dmm.bpf.c to bytecode, by BCC in a child process, with no kernel headers: bpf/compat stands in for them.
+"""bpf/dmm.bpf.c to bytecode, by BCC in a child process, with no kernel headers: bpf/compat stands
+in for them.
 
-The bytecode refers to maps by their number in spec.MAPS; programs.py puts fds there. It depends on the sources, on BCC,
-and on the macros that say what the running kernel has (programs.defines()); nothing else of the kernel goes into it. It
-is kept in cache.py's folder, so BCC is needed once for each of these, and not at all where it was kept at install.
+The bytecode refers to maps by their number in spec.MAPS; programs.py puts fds there. It depends on
+the sources, on BCC, and on the macros that say what the running kernel has (programs.defines());
+nothing else of the kernel goes into it. It is kept in cache.py's folder, so BCC is needed once for
+each of these, and not at all where it was kept at install.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _CHILD = Path(__file__).with_name("bcc_child.py")
 _INSN_BYTES = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Sets of macros that hold on any kernel whose own set has them: what is missing costs connect() a little time.
+# Sets of macros that hold on any kernel whose own set has them: what is missing costs connect()
+# a little time.
 _ANY_KERNEL = (("DMM_SOCKOPS_CURRENT", "DMM_MPTCP"), ())
 
 Code = Mapping[str, bytes]
@@ -57,8 +60,8 @@ def code() -> Code:
 def prepare() -> list[str]:
     """Compiles, and keeps, what code() may want on this host. Returns what was kept, as text.
 
-    Without the right to load programs, as in an installer's sandbox, only what suits any kernel. DmmError if nothing
-    can be compiled or kept.
+    Without the right to load programs, as in an installer's sandbox, only what suits any kernel.
+    DmmError if nothing can be compiled or kept.
     """
     wanted = list(_ANY_KERNEL)
     try:
@@ -88,7 +91,9 @@ def features() -> tuple[str, ...]:
 
 @functools.cache
 def compile_programs(defines: tuple[str, ...] = ()) -> Code:
-    """Program or step name to bytecode, as kept or as BCC compiles it. defines: C macros, NAME or NAME=VALUE."""
+    """Program or step name to bytecode, as kept or as BCC compiles it. defines: C macros,
+    NAME or NAME=VALUE.
+    """
     kept = _kept(defines)
     if kept is not None:
         return kept
@@ -98,7 +103,9 @@ def compile_programs(defines: tuple[str, ...] = ()) -> Code:
 
 
 def bcc_version() -> str | None:
-    """Of the BCC that this interpreter would import, without importing it; None if there is none."""
+    """Of the BCC that this interpreter would import, without importing it; None if
+    there is none.
+    """
     for folder in sys.path:
         try:
             return _digest([Path(folder) / "bcc/version.py"])
@@ -183,7 +190,9 @@ def _compile(defines: tuple[str, ...]) -> dict[str, str]:
             hint="install python3-bpfcc and use a venv of /usr/bin/python3 made with --system-site-packages",
         )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error:" in line] or done.stderr.splitlines()
+        lines = [
+            line for line in done.stderr.splitlines() if "error:" in line
+        ] or done.stderr.splitlines()
         raise DmmError(
             "compile the BPF programs",
             why="; ".join(lines[:3]) or f"BCC ended with code {done.returncode}",

@@ -19,7 +19,8 @@ _WHAT = "find listeners from before the attach"
 
 
 def adopt_listeners(maps: Mapping[str, Map]) -> None:
-    """Have the listeners that earlier[] names, of the current network namespace, put in listeners[].
+    """Have the listeners that earlier[] names, of the current network namespace,
+    put in listeners[].
 
     KernelFeatureError: the kernel has no BTF, or no TCP iterator.
     """

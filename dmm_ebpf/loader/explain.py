@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why the kernel refused a map, a program or a link, found by trying: never by its version.
 
-Asked only after a refusal, so that a kernel that has everything is asked nothing. A trial has three outcomes: yes, no,
-could not tell; only "no" becomes the cause. Without privileges the kernel refuses every trial, so those come first.
+Asked only after a refusal, so that a kernel that has everything is asked nothing. A trial has three
+outcomes: yes, no, could not tell; only "no" becomes the cause. Without privileges the kernel
+refuses every trial, so those come first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ _CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
 def capabilities() -> int:
     """The calling thread's effective capabilities as a bit set; 0 where /proc does not tell."""
     try:
-        lines = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        lines = (
+            Path("/proc/thread-self/status")
+            .read_text(encoding="ascii", errors="replace")
+            .splitlines()
+        )
     except OSError:
         return 0
     return next((int(line.split()[1], 16) for line in lines if line.startswith("CapEff:")), 0)
@@ -78,9 +83,11 @@ def link_refused(what: str, error: OSError) -> DmmError:
 
 
 def program_lacks(kind: ProgType, log: str) -> str:
-    """What a program that the verifier refused needs and this kernel has not, as text; empty: nothing, or unknown.
+    """What a program that the verifier refused needs and this kernel has not, as text; empty:
+    nothing, or unknown.
 
-    log: the verifier's, which names a helper that it does not know or does not allow there by its number.
+    log: the verifier's, which names a helper that it does not know or does not allow there
+    by its number.
     """
     helper = _NO_HELPER.search(log)
     if helper:

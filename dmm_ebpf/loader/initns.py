@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mount namespace of process 1, from wherever a command is typed.
 
-`ip netns exec` mounts another sysfs over /sys in a mount namespace of its own, which hides bpffs and cgroup v2. They
-are then reached through the root directory of a process that is in process 1's namespace: process 1 itself, or, where
-it has capabilities that we have not (so that /proc/1/root is refused to root), an ancestor of ours or anybody.
-Two processes are in the same namespace when the mount on / has the same id in their mountinfo, which anybody may read.
+`ip netns exec` mounts another sysfs over /sys in a mount namespace of its own, which hides bpffs
+and cgroup v2. They are then reached through the root directory of a process that is in process 1's
+namespace: process 1 itself, or, where it has capabilities that we have not (so that /proc/1/root is
+refused to root), an ancestor of ours or anybody. Two processes are in the same namespace when the
+mount on / has the same id in their mountinfo, which anybody may read.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ _HERE = Path("/")
 
 
 def _root_mount(pid: int | str) -> str | None:
-    """The id of the mount on /, as process pid sees it; None if it sees none (chroot) or is gone."""
+    """The id of the mount on /, as process pid sees it; None if it sees none (chroot)
+    or is gone.
+    """
     try:
-        with Path(f"/proc/{pid}/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        with Path(f"/proc/{pid}/mountinfo").open(
+            encoding="utf-8", errors="surrogateescape"
+        ) as lines:
             for line in lines:
                 fields = line.split(" ", 5)
                 if fields[4] == "/":
@@ -52,7 +57,9 @@ def _candidates() -> Iterator[int]:
 
 @functools.cache
 def _fds() -> tuple[int, int] | None:
-    """(its root directory, its namespace) as fds, for the life of this process; None if we are in it."""
+    """(its root directory, its namespace) as fds, for the life of this process; None if we
+    are in it.
+    """
     init = _root_mount(1)
     if init is None or _root_mount("self") == init:
         return None
@@ -75,7 +82,9 @@ def _fds() -> tuple[int, int] | None:
 
 
 def root() -> Path:
-    """Its root directory: "/" when this process is in that namespace, else a path that leads there."""
+    """Its root directory: "/" when this process is in that namespace, else a path
+    that leads there.
+    """
     fds = _fds()
     return _HERE if fds is None else Path(f"/proc/self/fd/{fds[0]}")
 

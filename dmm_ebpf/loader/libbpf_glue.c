@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libbpf_glue.c: the body of dmm_ebpf.loader._libbpf (see libbpf_glue.h). Owns nothing but struct dmm_ring.
+ * libbpf_glue.c: the body of dmm_ebpf.loader._libbpf (see libbpf_glue.h). Owns nothing but struct
+ * dmm_ring.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -29,8 +30,8 @@
 #endif
 
 /*
- * Programs wake a reader now and then only; timer_fd makes the reader look again, late_ns later, for what
- * came unannounced. It sits in the ring's own epoll set, so that one fd says when to read.
+ * Programs wake a reader now and then only; timer_fd makes the reader look again, late_ns later,
+ * for what came unannounced. It sits in the ring's own epoll set, so that one fd says when to read.
  */
 struct dmm_ring {
 	struct ring_buffer *rb;
@@ -50,8 +51,9 @@ static int failed(int ret)
 
 int dmm_map_create(const struct dmm_map_spec *spec)
 {
-	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = spec->flags, .inner_map_fd = spec->inner_fd,
-		    .btf_fd = spec->btf_fd, .btf_key_type_id = spec->btf_key_type,
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .map_flags = spec->flags,
+		    .inner_map_fd = spec->inner_fd, .btf_fd = spec->btf_fd,
+		    .btf_key_type_id = spec->btf_key_type,
 		    .btf_value_type_id = spec->btf_value_type);
 
 	return failed(bpf_map_create(spec->type, spec->name, spec->key_size, spec->value_size,
@@ -175,8 +177,8 @@ int dmm_prog_load(const struct dmm_prog_spec *spec)
 		opts.func_info_rec_size = sizeof(struct bpf_func_info);
 		opts.func_info_cnt = spec->func_info_bytes / sizeof(struct bpf_func_info);
 	}
-	return failed(
-		bpf_prog_load(spec->type, spec->name, "Dual BSD/GPL", spec->insns, spec->insn_cnt, &opts));
+	return failed(bpf_prog_load(spec->type, spec->name, "Dual BSD/GPL", spec->insns,
+				    spec->insn_cnt, &opts));
 }
 
 int dmm_has_map_type(int type)
@@ -231,8 +233,9 @@ int dmm_prog_query(int target_fd, int type, unsigned int *attach_flags, unsigned
 
 int dmm_prog_test(int fd, struct dmm_test *test)
 {
-	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = test->data_in, .data_size_in = test->data_in_bytes,
-		    .data_out = test->data_out, .data_size_out = test->data_out_bytes, .ctx_in = test->ctx,
+	LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = test->data_in,
+		    .data_size_in = test->data_in_bytes, .data_out = test->data_out,
+		    .data_size_out = test->data_out_bytes, .ctx_in = test->ctx,
 		    .ctx_size_in = test->ctx_bytes, .repeat = test->repeat);
 	int ret;
 
@@ -305,7 +308,8 @@ int dmm_xsk_metadata(void)
 		__u64 addr, len;
 		__u32 chunk_size, headroom, flags, tx_metadata_len;
 	} reg = {.chunk_size = 4096, .len = 4096, .flags = 1 << 2, .tx_metadata_len = 24};
-	void *page = mmap(NULL, reg.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *page =
+		mmap(NULL, reg.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
 	int done = fd < 0 || page == MAP_FAILED ? -errno : 0;
 
@@ -428,9 +432,10 @@ struct dmm_ring *dmm_ring_create(int map_fd, long late_ns, int *error)
 	ring->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (ring->timer_fd >= 0)
 		ring->rb = ring_buffer__new(map_fd, ring_collect, ring, NULL);
-	/* libbpf numbers its rings in event.data; this fd is only ever waited for, never dispatched by
-	 * libbpf. */
-	if (!ring->rb || epoll_ctl(ring_buffer__epoll_fd(ring->rb), EPOLL_CTL_ADD, ring->timer_fd, &event)) {
+	/* libbpf numbers its rings in event.data; this fd is only ever waited for, never dispatched
+	 * by libbpf. */
+	if (!ring->rb ||
+	    epoll_ctl(ring_buffer__epoll_fd(ring->rb), EPOLL_CTL_ADD, ring->timer_fd, &event)) {
 		*error = errno;
 		dmm_ring_destroy(ring);
 		return NULL;

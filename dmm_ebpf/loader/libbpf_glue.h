@@ -2,12 +2,12 @@
 /*
  * libbpf_glue.h: the part of libbpf that BCC cannot give us, flattened for Python.
  *
- * Every function returns >= 0 or a negative errno, whatever libbpf's own mode is, where nothing else is said.
- * libbpf's option structs, whose size differs from release to release, are filled in in C and never seen by
- * Python. No state, no policy.
+ * Every function returns >= 0 or a negative errno, whatever libbpf's own mode is, where nothing
+ * else is said. libbpf's option structs, whose size differs from release to release, are filled in
+ * in C and never seen by Python. No state, no policy.
  *
- * cffi reads the declarations from this file, too (build_libbpf.py), without lines that start with '#': so no
- * macros with values here.
+ * cffi reads the declarations from this file, too (build_libbpf.py), without lines that start with
+ * '#': so no macros with values here.
  */
 #ifndef DMM_LIBBPF_GLUE_H
 #define DMM_LIBBPF_GLUE_H
@@ -78,7 +78,8 @@ int dmm_map_lookup(int fd, const void *key, void *value);
 int dmm_map_update(int fd, const void *key, const void *value, unsigned long long flags);
 int dmm_map_delete(int fd, const void *key);
 int dmm_map_next_key(int fd, const void *key, void *next);
-int dmm_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values, unsigned int *count);
+int dmm_map_lookup_batch(int fd, void *in, void *out, void *keys, void *values,
+			 unsigned int *count);
 int dmm_map_update_batch(int fd, const void *keys, const void *values, unsigned int *count);
 
 int dmm_btf_load(const void *data, size_t bytes);
@@ -91,8 +92,8 @@ int dmm_kernel_function(const char *name);
 
 int dmm_prog_load(const struct dmm_prog_spec *spec);
 
-/* Whether the kernel has it: 1, 0, or a negative errno when that could not be told. All want CAP_BPF and
- * CAP_NET_ADMIN, without which the answer is 0. */
+/* Whether the kernel has it: 1, 0, or a negative errno when that could not be told. All want
+ * CAP_BPF and CAP_NET_ADMIN, without which the answer is 0. */
 int dmm_has_map_type(int type);
 int dmm_has_prog_type(int type);
 
@@ -110,13 +111,13 @@ int dmm_iter_create(int link_fd);
 int dmm_link_detach(int fd);
 int dmm_link_info(int fd, struct dmm_link_info *out);
 
-/* Whether AF_XDP sockets take packets in several frames: the flag is looked at before the device, and there
- * is none of index 0. */
+/* Whether AF_XDP sockets take packets in several frames: the flag is looked at before the device,
+ * and there is none of index 0. */
 int dmm_xsk_frags(void);
 
 /*
- * Whether AF_XDP sockets take metadata of frames to be sent: memory with room for them is registered. 1, 0,
- * or -errno. The flag is of Linux 6.11; 6.8 to 6.10 know metadata, but not it.
+ * Whether AF_XDP sockets take metadata of frames to be sent: memory with room for them is
+ * registered. 1, 0, or -errno. The flag is of Linux 6.11; 6.8 to 6.10 know metadata, but not it.
  */
 int dmm_xsk_metadata(void);
 
@@ -127,9 +128,9 @@ int dmm_cpus(void);
 long dmm_fs_magic(const char *path);
 
 /*
- * Mounts bpffs on path as the mount namespace mntns_fd sees it. In a child: a process with threads may not
- * change its mount namespace, and must not keep it changed. Only async-signal-safe calls between fork and
- * _exit.
+ * Mounts bpffs on path as the mount namespace mntns_fd sees it. In a child: a process with threads
+ * may not change its mount namespace, and must not keep it changed. Only async-signal-safe calls
+ * between fork and _exit.
  */
 int dmm_mount_bpffs(int mntns_fd, const char *path);
 
@@ -137,8 +138,8 @@ int dmm_mount_bpffs(int mntns_fd, const char *path);
 int dmm_cgroup_open(int mount_fd, unsigned long long id);
 
 /*
- * A reader of the ring, NULL with an errno in error. Each read that found something is followed by another
- * wake-up late_ns later, for records that come without one.
+ * A reader of the ring, NULL with an errno in error. Each read that found something is followed by
+ * another wake-up late_ns later, for records that come without one.
  */
 struct dmm_ring *dmm_ring_create(int map_fd, long late_ns, int *error);
 void dmm_ring_destroy(struct dmm_ring *ring);

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program with the steps of its loops behind it, as the kernel takes it, and the BTF that goes with that.
+"""A program with the steps of its loops behind it, as the kernel takes it, and the BTF that
+goes with that.
 
-C names a step by its number in spec.STEPS, in a 64-bit load marked BPF_PSEUDO_FUNC; here that becomes the distance to
-the step's first instruction. The kernel wants a function type for each function of a program that has such loads:
-Documentation/bpf/btf.rst, BTF_KIND_FUNC and bpf_func_info.
+C names a step by its number in spec.STEPS, in a 64-bit load marked BPF_PSEUDO_FUNC; here
+that becomes the distance to the step's first instruction. The kernel wants a function type
+for each function of a program that has such loads: Documentation/bpf/btf.rst,
+BTF_KIND_FUNC and bpf_func_info.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ INSN = struct.Struct("=BBhi")  # struct bpf_insn: code, dst | src << 4, off, imm
 LD_IMM64 = 0x18
 PSEUDO_MAP_FD, PSEUDO_FUNC = 1, 4
 
-# bpf_loop() gives a step the turn's number in r1, which none wants, and the argument in r2; C takes its one in r1.
+# bpf_loop() gives a step the turn's number in r1, which none wants, and the argument in r2; C takes
+# its one in r1.
 _TAKE_ARGUMENT = INSN.pack(0xBF, 2 << 4 | 1, 0, 0)
 
 _KIND_INT, _KIND_FUNC, _KIND_FUNC_PROTO = 1 << 24, 12 << 24, 13 << 24
@@ -25,7 +28,9 @@ _SIGNED_32 = 1 << 24 | 32
 
 @dataclass(frozen=True)
 class Linked:
-    """code: instructions. functions: of each, the program itself first, name and first instruction's number."""
+    """code: instructions. functions: of each, the program itself first, name and
+    first instruction's number.
+    """
 
     code: bytes
     functions: Sequence[tuple[str, int]] = field(default=())
@@ -67,7 +72,9 @@ def link(name: str, code: Mapping[str, bytes], steps: Sequence[str]) -> Linked:
 
 
 def function_btf(names: Sequence[str]) -> bytes:
-    """BTF with a static function int name(void) for each; the first has type id FUNCTION_TYPE, the rest follow."""
+    """BTF with a static function int name(void) for each; the first has type id FUNCTION_TYPE,
+    the rest follow.
+    """
     strings = bytearray(b"\0int\0")
     types = struct.pack("=4I", 1, _KIND_INT, 4, _SIGNED_32)
     types += struct.pack("=3I", 0, _KIND_FUNC_PROTO, 1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Map: an open BPF map, and the inner tries that hold a policy's routes.
 
-A Map owns its fd and closes it. Keys and values are bytes of exactly key_size and value_size: what is told by types is
-table.py's. This is the door for many at once, such as a million routes that are packed as columns already. A refusal of
-the kernel is a DmmError; an absent key is not an error.
+A Map owns its fd and closes it. Keys and values are bytes of exactly key_size and value_size: what
+is told by types is table.py's. This is the door for many at once, such as a million routes that are
+packed as columns already. A refusal of the kernel is a DmmError; an absent key is not an error.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Map(Closing):
     def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
         """Writes one entry. flags: 0, bpf.BPF_NOEXIST or bpf.BPF_EXIST."""
         if len(value) != self.value_size:
-            raise ValueError(f"map {self.name}: value of {len(value)} bytes, wants {self.value_size}")
+            raise ValueError(
+                f"map {self.name}: value of {len(value)} bytes, wants {self.value_size}"
+            )
         try:
             bpf.map_update(self.fd, self._key(key), value, flags)
         except OSError as error:
@@ -110,16 +112,22 @@ class Map(Closing):
     def update_batch(self, keys: bytes, values: bytes, count: int) -> None:
         """Writes count entries, laid end to end; after a failure some may be there."""
         if len(keys) != count * self.key_size or len(values) != count * self.value_size:
-            raise ValueError(f"map {self.name}: {len(keys)} and {len(values)} bytes are not {count} entries")
+            raise ValueError(
+                f"map {self.name}: {len(keys)} and {len(values)} bytes are not {count} entries"
+            )
         if not count:
             return
         try:
             bpf.map_update_batch(self.fd, keys, values, count)
         except OSError as error:
-            raise _error(f"write {count} entries to BPF map {self.name}", error, self.max_entries) from error
+            raise _error(
+                f"write {count} entries to BPF map {self.name}", error, self.max_entries
+            ) from error
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every entry that is there throughout; one that comes or goes meanwhile may or may not be seen."""
+        """Every entry that is there throughout; one that comes or goes meanwhile may or may
+        not be seen.
+        """
         if self.type in _PERCPU or self.type == MapType.ARRAY_OF_MAPS:
             yield from self._items_one_by_one()
             return
@@ -153,7 +161,9 @@ class Map(Closing):
                 return
 
     def _items_one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
-        """A key that vanishes sends the kernel's iteration back to the start; seen keeps entries single."""
+        """A key that vanishes sends the kernel's iteration back to the start; seen
+        keeps entries single.
+        """
         seen: set[bytes] = set()
         key: bytes | None = None
         while True:
@@ -189,7 +199,9 @@ def create_routes_map(kind: RoutesKind, max_entries: int) -> Map:
 
 
 def set_inner(outer: Map, index: int, inner: Map | None) -> None:
-    """outer[index] = inner, at once; None empties it. The kernel frees a trie that nobody uses any more."""
+    """outer[index] = inner, at once; None empties it. The kernel frees a trie that nobody
+    uses any more.
+    """
     key = U32.pack(index)
     if inner is None:
         outer.delete(key)

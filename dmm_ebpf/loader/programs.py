@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps created, bytecode bound to them, programs loaded. Nothing is attached or pinned here.
 
-A program that the verifier refuses is a KernelFeatureError with the last lines of its log; the whole log is in
-/run/dmm-ebpf/verifier.log.
+A program that the verifier refuses is a KernelFeatureError with the last lines of its log; the
+whole log is in /run/dmm-ebpf/verifier.log.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ def bind_maps(code: bytes, fds: Mapping[int, int]) -> bytes:
 
 
 def storage_btf(value_bytes: int) -> bytes:
-    """The least BTF that a socket storage map is accepted with: [1] int (the key), [2] char, [3] char[value_bytes].
+    """The least BTF that a socket storage map is accepted with: [1] int (the key), [2]
+    char, [3] char[value_bytes].
 
-    Layout: Documentation/bpf/btf.rst. Storage maps are refused without BTF, and BCC makes none for them.
+    Layout: Documentation/bpf/btf.rst. Storage maps are refused without BTF, and BCC makes
+    none for them.
     """
     strings = b"\0int\0char\0"
     kind_int, kind_array = 1 << 24, 3 << 24
@@ -185,7 +187,9 @@ def _refused(spec: ProgSpec, error: OSError) -> DmmError:
 
 
 def load(spec: ProgSpec, linked: Linked, attach_btf_id: int = 0) -> tuple[int, str]:
-    """An fd, and what the verifier says of its work. attach_btf_id: of the kernel's function that it is for."""
+    """An fd, and what the verifier says of its work. attach_btf_id: of the kernel's function
+    that it is for.
+    """
     try:
         return _load(spec, linked, attach_btf_id)
     except OSError as error:
@@ -198,14 +202,16 @@ def map_fds(opened: Mapping[str, Map]) -> dict[int, int]:
 
 
 def linked(code: Mapping[str, bytes], fds: Mapping[int, int]) -> dict[str, Linked]:
-    """Program name to what the kernel is given of it. code: what compile_programs() gave. fds: by map number."""
+    """Program name to what the kernel is given of it. code: what compile_programs() gave. fds:
+    by map number.
+    """
     bound = {name: bind_maps(one, fds) for name, one in code.items()}
     return {spec.name: link.link(spec.name, bound, STEPS) for spec in PROGRAMS}
 
 
 def tags(code: Mapping[str, bytes]) -> dict[str, set[str]]:
-    """What the kernel may call each program: a hash of its instructions without fds, SHA-1 before Linux 6.18 and
-    SHA-256 since (bpf_prog_calc_tag()), of which it keeps 8 bytes.
+    """What the kernel may call each program: a hash of its instructions without fds, SHA-1 before
+    Linux 6.18 and SHA-256 since (bpf_prog_calc_tag()), of which it keeps 8 bytes.
     """
     bare = linked(code, dict.fromkeys(range(len(MAPS)), 0))
     return {
@@ -217,8 +223,8 @@ def tags(code: Mapping[str, bytes]) -> dict[str, set[str]]:
 def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[str, int]:
     """Program name to fd, all of spec.PROGRAMS. code: what compile_programs() gave.
 
-    As many at a time as there are processors: the kernel's verifier holds no lock for who may load any program. The
-    longest begin first.
+    As many at a time as there are processors: the kernel's verifier holds no lock for who may load
+    any program. The longest begin first.
     """
     whole = linked(code, map_fds(opened))
     order = sorted(PROGRAMS, key=lambda spec: len(whole[spec.name].code), reverse=True)
@@ -240,16 +246,21 @@ def load_programs(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> dict[
 def load_xdp_frags(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> int:
     """An fd of dmm_xdp that takes packets in several frames.
 
-    By itself, not instead of the other: from generic XDP such a program makes tc programs behind it see packets without
-    their Ethernet header (skb_pp_cow_data(), Linux 6.9, copies no mac_len), those of others, too.
+    By itself, not instead of the other: from generic XDP such a program makes tc programs behind it
+    see packets without their Ethernet header (skb_pp_cow_data(), Linux 6.9, copies no mac_len),
+    those of others, too.
     """
     (spec,) = (one for one in PROGRAMS if one.name == "dmm_xdp")
     whole = linked(code, map_fds(opened))[spec.name]
     return load(replace(spec, flags=spec.flags | BPF_F_XDP_HAS_FRAGS), whole)[0]
 
 
-def load_earlier(code: Mapping[str, bytes], opened: Mapping[str, Map], attach_btf_id: int) -> tuple[int, str]:
-    """load() of spec.EARLIER. attach_btf_id: of the kernel's TCP iterator, as iterator_id() tells it."""
+def load_earlier(
+    code: Mapping[str, bytes], opened: Mapping[str, Map], attach_btf_id: int
+) -> tuple[int, str]:
+    """load() of spec.EARLIER. attach_btf_id: of the kernel's TCP iterator, as
+    iterator_id() tells it.
+    """
     bound = {name: bind_maps(one, map_fds(opened)) for name, one in code.items()}
     return load(EARLIER, link.link(EARLIER.name, bound, STEPS), attach_btf_id)
 
@@ -265,7 +276,9 @@ def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
 
 
 def _accepts(kind: ProgType, attach_type: AttachType, code: bytes) -> bool:
-    """Whether the kernel loads a program that does this and ends; DmmError when it cannot be told."""
+    """Whether the kernel loads a program that does this and ends; DmmError when it
+    cannot be told.
+    """
     code += _insn(_MOV_IMM, imm=1) + _insn(_EXIT)
     try:
         fd = bpf.prog_load("dmm_probe", kind, code, attach_type=attach_type)
@@ -289,19 +302,25 @@ _MPTCP_OF = (
 def _task_offsets() -> dict[str, int]:
     """_TASK_MEMBERS in the running kernel; empty if it does not tell."""
     try:
-        return dict(zip(_TASK_MEMBERS, bpf.kernel_offsets(list(_TASK_MEMBERS.values())), strict=True))
+        return dict(
+            zip(_TASK_MEMBERS, bpf.kernel_offsets(list(_TASK_MEMBERS.values())), strict=True)
+        )
     except OSError:
         return {}
 
 
 def iterator_id(defines: Sequence[str]) -> int | None:
-    """What load_earlier() wants, from defines(); None: the kernel has no BTF, or no such iterator."""
+    """What load_earlier() wants, from defines(); None: the kernel has no BTF, or
+    no such iterator.
+    """
     told = (one.removeprefix(f"{ITER_TCP}=") for one in defines if one.startswith(f"{ITER_TCP}="))
     return next(map(int, told), None)
 
 
 def _iterator() -> list[str]:
-    """Macros for bpf/earlier.h: where a socket's state is, and the id of the TCP iterator; none if it has none."""
+    """Macros for bpf/earlier.h: where a socket's state is, and the id of the TCP iterator; none
+    if it has none.
+    """
     try:
         (state,) = bpf.kernel_offsets([("sock_common", "skc_state")])
         return [f"DMM_SKC_STATE={state}", f"{ITER_TCP}={bpf.kernel_function('bpf_iter_tcp')}"]
@@ -310,7 +329,9 @@ def _iterator() -> list[str]:
 
 
 def _socket_error() -> list[str]:
-    """The macro for socket_error() in bpf/sockops.h: where a socket's error is; none if it may not be read."""
+    """The macro for socket_error() in bpf/sockops.h: where a socket's error is; none if it may
+    not be read.
+    """
     try:
         (at,) = bpf.kernel_offsets([("sock", "sk_err")])
     except OSError:
@@ -323,8 +344,8 @@ def _socket_error() -> list[str]:
 
 
 def _tcp_chosen() -> list[str]:
-    """Macros for chosen_read() in bpf/options.h: where a TCP socket keeps what its program has set; none if it may not
-    be read.
+    """Macros for chosen_read() in bpf/options.h: where a TCP socket keeps what its program has set;
+    none if it may not be read.
     """
     try:
         found = bpf.kernel_offsets(list(_TCP_MEMBERS.values()))
@@ -348,18 +369,24 @@ def _tcp_chosen() -> list[str]:
 def _task_reading(at: Mapping[str, int]) -> bytes:
     """The loads of facts_current() in bpf/decide.h."""
     code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
-    code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(_LDX_W, dst=1, off=at["DMM_TASK_FLAGS"])
+    code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(
+        _LDX_W, dst=1, off=at["DMM_TASK_FLAGS"]
+    )
     for first, *others in _TASK_CHAINS:
         code += _insn(_LDX_DW, dst=1, off=at[first])
         for left, name in zip(range(len(others), 0, -1), others, strict=True):
             load = _LDX_W if name == "DMM_CRED_UID" else _LDX_DW
             # NULL: over this load and the pairs that follow.
-            code += _insn(_JEQ_IMM, dst=1, off=2 * left - 1) + _insn(load, dst=1, src=1, off=at[name])
+            code += _insn(_JEQ_IMM, dst=1, off=2 * left - 1) + _insn(
+                load, dst=1, src=1, off=at[name]
+            )
     return code
 
 
 def defines() -> tuple[str, ...]:
-    """Macros for the compiler: what this kernel's helpers allow, and where its structs have what is read of a task."""
+    """Macros for the compiler: what this kernel's helpers allow, and where its structs have
+    what is read of a task.
+    """
     found: list[str] = []
     call = _insn(_CALL, imm=_FUNC_GET_CURRENT_PID_TGID)
     in_sockops = _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, call)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody took away of an attached instance, made again from the descriptors that its Resource Director holds:
-pins that were removed, and hooks whose links were detached.
+"""What somebody took away of an attached instance, made again from the descriptors that its
+Resource Director holds: pins that were removed, and hooks whose links were detached.
 """
 
 from __future__ import annotations
@@ -28,19 +28,23 @@ def unhooked(attached: Attached) -> list[str]:
         return pins
     links = dict(attached.links)
     return [
-        pin for pin in pins if pin not in links or bpf.link_info(links[pin]).cgroup_id != attached.cgroup_id
+        pin
+        for pin in pins
+        if pin not in links or bpf.link_info(links[pin]).cgroup_id != attached.cgroup_id
     ]
 
 
 def hook(attached: Attached, cgroup: Path) -> None:
-    """Put the hooks on a cgroup's directory, all that are not there. It may be another than the one they were on.
+    """Put the hooks on a cgroup's directory, all that are not there. It may be another than the one
+    they were on.
 
     Takes less than a millisecond; the new links have no pins yet: pin().
     """
     cgroup_fd = open_cgroup(cgroup)
     try:
         number = os.fstat(cgroup_fd).st_ino
-        # Each question costs the lock of all cgroups, which the service manager has while it moves a process.
+        # Each question costs the lock of all cgroups, which the service manager has while it
+        # moves a process.
         off = set(unhooked(attached)) if number == attached.cgroup_id else None
         old: dict[str, int] = {}
         try:

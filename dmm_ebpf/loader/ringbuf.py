@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EventReader: the consumer of the events ring.
 
-Promise that goes with bpf/flow.h: the programs wake a reader at most once in DMM_WAKE_NS, and an event that comes
-without a wake-up is read all the same, because each read that found something arms a timer a little longer than that.
-So a reader that calls read() whenever fileno() is readable misses nothing, and sleeps when nothing happens.
+Promise that goes with bpf/flow.h: the programs wake a reader at most once in DMM_WAKE_NS, and an
+event that comes without a wake-up is read all the same, because each read that found something arms
+a timer a little longer than that. So a reader that calls read() whenever fileno() is readable
+misses nothing, and sleeps when nothing happens.
 A ring has one read position: there can be one reader at a time.
 """
 
@@ -29,7 +30,9 @@ class EventReader(Closing):
             raise DmmError("read the event ring", why=str(error.strerror)) from error
 
     def fileno(self) -> int:
-        """For select, poll, epoll and asyncio's add_reader: readable when read() should be called."""
+        """For select, poll, epoll and asyncio's add_reader: readable when read()
+        should be called.
+        """
         return self._ring.fileno()
 
     def read(self) -> list[Struct]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is loaded: every map and every program, as constants. The names are those of bpf/abi.h and bpf/dmm.bpf.c.
+"""What is loaded: every map and every program, as constants. The names are those of
+bpf/abi.h and bpf/dmm.bpf.c.
 
-A map's number is its place in MAPS; the compiler passes it to C (-DDMM_MAP_<name>), the loader replaces it by an fd.
-Its types are passed on, too (c_types()): a program that takes a key or a value for another is not compiled.
+A map's number is its place in MAPS; the compiler passes it to C (-DDMM_MAP_<name>), the loader
+replaces it by an fd. Its types are passed on, too (c_types()): a program that takes a key or a
+value for another is not compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from dmm_ebpf.loader.table import K, MapSpec, Opened, V
 
 @dataclass(frozen=True)
 class ProgSpec:
-    """One program; cgroup: linked to the instance's cgroup at attach. A pin's name is the program's without dmm_."""
+    """One program; cgroup: linked to the instance's cgroup at attach. A pin's name is the
+    program's without dmm_.
+    """
 
     name: str
     type: ProgType
@@ -109,11 +113,15 @@ class Maps(Opened):
     wakeup = _array(U64, 1)
 
 
-MAPS: tuple[MapSpec[Any, Any], ...] = tuple(spec for spec in vars(Maps).values() if isinstance(spec, MapSpec))
+MAPS: tuple[MapSpec[Any, Any], ...] = tuple(
+    spec for spec in vars(Maps).values() if isinstance(spec, MapSpec)
+)
 
 
 def c_types() -> Iterator[tuple[str, str]]:
-    """The macros by which bpf/defs.h knows what a map holds, each with the type that it stands for."""
+    """The macros by which bpf/defs.h knows what a map holds, each with the type that
+    it stands for.
+    """
     for spec in MAPS:
         yield f"DMM_KEY_{spec.name}", spec.key.c_type if spec.key else "void"
         yield f"DMM_VALUE_{spec.name}", spec.value.c_type if spec.value else "void"
@@ -124,7 +132,8 @@ def c_types() -> Iterator[tuple[str, str]]:
 
 _ADDR = ProgType.CGROUP_SOCK_ADDR
 
-# In the order in which they are linked: what ends a flow record comes before what makes one, so that none is left.
+# In the order in which they are linked: what ends a flow record comes before what makes one, so
+# that none is left.
 PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_release", ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_RELEASE, cgroup=True),
     ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
@@ -145,8 +154,8 @@ PROGRAMS: tuple[ProgSpec, ...] = (
 # Loaded when it is run, and neither linked nor pinned; only where the kernel has BTF.
 EARLIER = ProgSpec("dmm_earlier", ProgType.TRACING, AttachType.TRACE_ITER)
 
-# Steps of loops, which link.py puts behind the programs that refer to them. A step's number is its place here; C calls
-# it DMM_STEP(name without dmm_).
+# Steps of loops, which link.py puts behind the programs that refer to them. A step's number is its
+# place here; C calls it DMM_STEP(name without dmm_).
 STEPS: tuple[str, ...] = (
     "dmm_rule_connect",
     "dmm_rule_listen",

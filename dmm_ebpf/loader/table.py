@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Table: a BPF map by what it holds. Its MapSpec says of which types keys and values are, and all else follows.
+"""Table: a BPF map by what it holds. Its MapSpec says of which types keys and values are, and
+all else follows.
 
-Bytes stay in here: maps.stack_state[3] = value. An integer is an int; a struct is what abi.new() makes, a copy that
-nobody else has; a struct that is a key is a named tuple (abi.KeyForm).
+Bytes stay in here: maps.stack_state[3] = value. An integer is an int; a struct is what abi.new()
+makes, a copy that nobody else has; a struct that is a key is a named tuple (abi.KeyForm).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ V = TypeVar("V")
 
 
 class MapSpec(Generic[K, V]):
-    """One map. key, value: None where the kernel has none (a ring), or other maps for values; inner: of which kind.
+    """One map. key, value: None where the kernel has none (a ring), or other maps for values;
+    inner: of which kind.
 
-    As an attribute of a class Maps it has that attribute's name; asked of an object, it gives the open map's Table.
+    As an attribute of a class Maps it has that attribute's name; asked of an object, it gives the
+    open map's Table.
     """
 
     name = ""
@@ -72,8 +75,9 @@ class MapSpec(Generic[K, V]):
 
 
 class Opened(Mapping[str, Map]):
-    """The open maps of an instance. As a mapping: by name, for what asks for descriptors or for bytes; as attributes of
-    the class below this one that lists them: as tables. One that is not open is a KeyError.
+    """The open maps of an instance. As a mapping: by name, for what asks for descriptors or for
+    bytes; as attributes of the class below this one that lists them: as tables. One that is not
+    open is a KeyError.
     """
 
     def __init__(self, opened: Mapping[str, Map]) -> None:
@@ -101,8 +105,8 @@ class Opened(Mapping[str, Map]):
 
 
 class Table(Generic[K, V]):
-    """What a map holds, by key. A refusal of the kernel is a DmmError, a key or value of another type a TypeError or
-    an OverflowError.
+    """What a map holds, by key. A refusal of the kernel is a DmmError, a key or value of another
+    type a TypeError or an OverflowError.
     """
 
     def __init__(self, spec: MapSpec[K, V], opened: Map) -> None:
@@ -148,7 +152,9 @@ class Table(Generic[K, V]):
             yield from self._key.unpack_all(keys)
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """Every entry that is there throughout; one that comes or goes meanwhile may or may not be seen."""
+        """Every entry that is there throughout; one that comes or goes meanwhile may or may
+        not be seen.
+        """
         for keys, values in self._map.chunks():
             yield from zip(self._key.unpack_all(keys), self._value.unpack_all(values), strict=True)
 
@@ -162,14 +168,18 @@ class Table(Generic[K, V]):
             yield from self._value.unpack_all(values)
 
     def views(self) -> Iterator[V]:
-        """values() that are not copied: each struct holds until the next is asked for; abi.copy() keeps one."""
+        """values() that are not copied: each struct holds until the next is asked for;
+        abi.copy() keeps one.
+        """
         if not isinstance(self._value, StructForm):
             raise TypeError(f"map {self._map.name} has no structs")
         for _, values in self._map.chunks():
             yield from self._value.views(values)
 
     def where(self, **fields: int) -> set[K]:
-        """The keys of those structs whose fields have these values; integers only. Of a million it takes a second."""
+        """The keys of those structs whose fields have these values; integers only. Of a million
+        it takes a second.
+        """
         if not isinstance(self._value, StructForm):
             raise TypeError(f"map {self._map.name} has no structs")
         wanted = tuple(fields.values())

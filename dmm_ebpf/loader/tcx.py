@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tc programs at ingress and egress of a NIC, and at the ingress of other devices, by tcx links (Linux 6.6), in
-front of every other that is there.
+"""The tc programs at ingress and egress of a NIC, and at the ingress of other devices, by tcx links
+(Linux 6.6), in front of every other that is there.
 
-A link is made in the network namespace that the caller is in, because that is where the kernel looks the ifindex up.
-It is gone with its pin, or with its device.
+A link is made in the network namespace that the caller is in, because that is where the kernel
+looks the ifindex up. It is gone with its pin, or with its device.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ def attached(hook: Hook, prog_fd: int, ifindex: int) -> bool:
 
 
 def attach(folder: Path, hook: Hook, prog_fd: int, ifindex: int) -> bool:
-    """Links and pins; if it is there already, nothing changes. folder: the instance's pins. False: this kernel has no
-    tcx. Raises DmmError.
+    """Links and pins; if it is there already, nothing changes. folder: the instance's pins. False:
+    this kernel has no tcx. Raises DmmError.
     """
     if attached(hook, prog_fd, ifindex):
         return True
     path = pin_path(folder, hook, ifindex)
-    path.unlink(missing_ok=True)  # of a device that went away, or of a link that somebody has detached
+    path.unlink(
+        missing_ok=True
+    )  # of a device that went away, or of a link that somebody has detached
     try:
         fd = bpf.link_create(prog_fd, ifindex, hook.value[1], _BEFORE_ALL)
     except OSError as error:
@@ -69,7 +71,9 @@ def attach(folder: Path, hook: Hook, prog_fd: int, ifindex: int) -> bool:
 
 
 def detach(folder: Path, ifindex: int, hooks: tuple[Hook, ...] = NIC) -> None:
-    """Takes them off, from any network namespace, where they were: at once, which the end of a pin alone would not."""
+    """Takes them off, from any network namespace, where they were: at once, which the end of a
+    pin alone would not.
+    """
     for hook in hooks:
         path = pin_path(folder, hook, ifindex)
         with suppress(FileNotFoundError):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running kernel's verifier has to do for each program: loaded, asked, and closed again; nothing is attached.
+"""What the running kernel's verifier has to do for each program: loaded, asked, and closed again;
+nothing is attached.
 
-The kernel gives up beyond 1,000,000 instructions that it has looked at, or 8,192 branches that wait to be followed.
+The kernel gives up beyond 1,000,000 instructions that it has looked at, or 8,192 branches that wait
+to be followed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ _SAID = re.compile(
 
 @dataclass(frozen=True)
 class Verified:
-    """One program. instructions: its size, steps of loops included; processed: those that the verifier looked at, again
-    for every way that leads to them. states: of the verifier's, most for one instruction, all, and most kept at once.
+    """One program. instructions: its size, steps of loops included; processed: those that the
+    verifier looked at, again for every way that leads to them. states: of the verifier's, most for
+    one instruction, all, and most kept at once.
     stack_bytes: of the program and of each step. ms: of wall time.
     """
 
@@ -52,8 +55,8 @@ def parse(program: str, instructions: int, log: str) -> Verified:
 
 
 def verify(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> list[Verified]:
-    """Every program, in the order of spec.PROGRAMS, then spec.EARLIER where the kernel has what it is for. code: what
-    compile_programs() gave. Raises as load_programs().
+    """Every program, in the order of spec.PROGRAMS, then spec.EARLIER where the kernel has what it
+    is for. code: what compile_programs() gave. Raises as load_programs().
     """
     linked = programs.linked(code, programs.map_fds(opened))
     found = []

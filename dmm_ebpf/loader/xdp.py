@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP program on a NIC: native if the driver can, in the form for several frames if it takes no other, generic if
-it cannot, and never in place of somebody else's.
+"""The XDP program on a NIC: native if the driver can, in the form for several frames if it takes no
+other, generic if it cannot, and never in place of somebody else's.
 
-A link is made in the network namespace that the caller is in, because that is where the kernel looks the ifindex up.
+A link is made in the network namespace that the caller is in, because that is where the kernel
+looks the ifindex up.
 """
 
 from __future__ import annotations
@@ -20,8 +21,16 @@ from dmm_ebpf.loader import bpf, explain
 
 Mode = Literal["native", "generic"]
 
-# What drivers answer when they cannot run this program natively: no XDP at all, MTU, queues, offloads in the way.
-_NOT_NATIVE = (errno.EOPNOTSUPP, bpf.ENOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOSPC, errno.E2BIG)
+# What drivers answer when they cannot run this program natively: no XDP at all, MTU, queues,
+# offloads in the way.
+_NOT_NATIVE = (
+    errno.EOPNOTSUPP,
+    bpf.ENOTSUPP,
+    errno.EINVAL,
+    errno.ERANGE,
+    errno.ENOSPC,
+    errno.E2BIG,
+)
 
 
 def pin_path(folder: Path, ifindex: int) -> Path:
@@ -98,7 +107,9 @@ def _create(prog_fd: int, ifindex: int, ifname: str, frags: Callable[[], int] | 
 
 
 def native_refusal(prog_fd: int, ifindex: int) -> int:
-    """The errno with which the device's driver refuses the program; 0 if it takes it. Nothing stays attached."""
+    """The errno with which the device's driver refuses the program; 0 if it takes it.
+    Nothing stays attached.
+    """
     try:
         os.close(bpf.link_create(prog_fd, ifindex, bpf.AttachType.XDP, bpf.XDP_FLAGS_DRV_MODE))
     except OSError as error:
@@ -109,8 +120,9 @@ def native_refusal(prog_fd: int, ifindex: int) -> int:
 def attach(
     folder: Path, prog_fd: int, ifindex: int, ifname: str, frags: Callable[[], int] | None = None
 ) -> Mode:
-    """Links and pins; if it is ours already, nothing changes. folder: the instance's pins. frags: loads the program
-    anew, so that it takes packets in several frames, for a driver that takes it so alone.
+    """Links and pins; if it is ours already, nothing changes. folder: the instance's pins.
+    frags: loads the program anew, so that it takes packets in several frames, for a driver that
+    takes it so alone.
     """
     what = f"attach XDP to {ifname}"
     path = pin_path(folder, ifindex)
@@ -119,7 +131,9 @@ def attach(
     try:
         socket.if_indextoname(ifindex)
     except OSError as error:
-        raise DmmError(what, why=f"no device has the index {ifindex} in this network namespace") from error
+        raise DmmError(
+            what, why=f"no device has the index {ifindex} in this network namespace"
+        ) from error
     conflict = _conflict(ifindex, ifname, what)
     if conflict is not None:
         raise conflict
@@ -142,7 +156,9 @@ def detach(folder: Path, ifindex: int) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise NotAttachedError(f"detach XDP from device {ifindex}", why=str(error.strerror)) from error
+        raise NotAttachedError(
+            f"detach XDP from device {ifindex}", why=str(error.strerror)
+        ) from error
     try:
         bpf.link_detach(fd)
     except OSError as error:

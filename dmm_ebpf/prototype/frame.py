@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frame as a stack process gets it from a TAP device or gives it to one, and what it says of its TCP segment."""
+"""A frame as a stack process gets it from a TAP device or gives it to one, and what it says of
+its TCP segment.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class _Segment(NamedTuple):
 
 
 class Frame:
-    """data: a struct virtio_net_hdr (linux/virtio_net.h: checksum left open, segment longer than the MTU), an Ethernet
-    header, an IP packet. To be changed as one likes, but for the first: then also what it says.
+    """data: a struct virtio_net_hdr (linux/virtio_net.h: checksum left open, segment longer than
+    the MTU), an Ethernet header, an IP packet. To be changed as one likes, but for the first: then
+    also what it says.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -53,7 +56,9 @@ class Frame:
         tcp = ip[header:end]
         if len(tcp) < _TCP_MIN_BYTES:
             return None
-        return _Segment(source, target, tcp[0:2], tcp[2:4], tcp[13], max(0, len(tcp) - (tcp[12] >> 4) * 4))
+        return _Segment(
+            source, target, tcp[0:2], tcp[2:4], tcp[13], max(0, len(tcp) - (tcp[12] >> 4) * 4)
+        )
 
     @property
     def is_tcp(self) -> bool:
@@ -76,11 +81,15 @@ class Frame:
         return self._segment.payload_bytes if self._segment else 0
 
     def pair(self, *, from_app: bool) -> bytes:
-        """struct dmm_addr_pair (bpf/abi.h) of the flow: laddr is this host. Empty for what is no TCP."""
+        """struct dmm_addr_pair (bpf/abi.h) of the flow: laddr is this host. Empty for what
+        is no TCP.
+        """
         s = self._segment
         if s is None:
             return b""
-        pair = abi.new("dmm_addr_pair", family=AF_INET6 if self.ethertype == _IP6 else AF_INET, proto=_TCP)
+        pair = abi.new(
+            "dmm_addr_pair", family=AF_INET6 if self.ethertype == _IP6 else AF_INET, proto=_TCP
+        )
         near, far = (s.source, s.target), (s.source_port, s.target_port)
         if not from_app:
             near, far = near[::-1], far[::-1]

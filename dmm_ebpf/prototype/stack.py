@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process of your own, in Python: a class that says what becomes of each packet of the flows that it serves.
+"""A stack process of your own, in Python: a class that says what becomes of each packet of the
+flows that it serves.
 
-A policy names it: `command = ["/usr/bin/python3", "-P", "/etc/dmm-ebpf/my_stack.py"]`. The file ends in
-`main(MyStack)`. What it may count on, and what is asked of it, is in docs/develop/write-a-stack-process.md; this module
-does all of it but the packets. It is for prototypes: Python sees every packet.
+A policy names it: `command = ["/usr/bin/python3", "-P", "/etc/dmm-ebpf/my_stack.py"]`. The file
+ends in `main(MyStack)`. What it may count on, and what is asked of it, is in
+docs/develop/write-a-stack-process.md; this module does all of it but the packets. It is for
+prototypes: Python sees every packet.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Nic:
             self.packet.send(data)
 
     def to_app(self, frame: Frame) -> None:
-        """Gives it to the app's kernel as if it had come from the wire. Of a flow that is not claimed it is lost."""
+        """Gives it to the app's kernel as if it had come from the wire. Of a flow that is not
+        claimed it is lost.
+        """
         with contextlib.suppress(OSError):
             os.write(self.inner_fd, frame.data)
 
@@ -88,14 +92,18 @@ class Stack:
         """Opens the devices. Raises DmmError."""
         self.spec = spec
         self.flows: dict[bytes, Flow] = {}
-        self.counters: dict[str, int] = {}  # of your own; `dmm-ebpf stacks --json` shows what stats() tells
+        self.counters: dict[
+            str, int
+        ] = {}  # of your own; `dmm-ebpf stacks --json` shows what stats() tells
         self.nics = [_open(spec, nic) for nic in spec.nics]
         self._done = asyncio.Event()
 
     # -- yours --
 
     def from_app(self, frame: Frame, nic: Nic) -> None:
-        """A packet that the app's kernel wants to send by nic, with the Ethernet header that it would have."""
+        """A packet that the app's kernel wants to send by nic, with the Ethernet header that
+        it would have.
+        """
         raise NotImplementedError
 
     def from_wire(self, frame: Frame, nic: Nic) -> None:
@@ -105,7 +113,9 @@ class Stack:
     # -- what they may call --
 
     def claim(self, frame: Frame, nic: Nic, *, from_app: bool) -> None:
-        """From now on packets of the frame's flow come here, from both sides, before anything else is sent of it."""
+        """From now on packets of the frame's flow come here, from both sides, before anything
+        else is sent of it.
+        """
         pair = frame.pair(from_app=from_app)
         if pair and pair not in self.flows:
             self.flows[pair] = Flow(pair, nic)
@@ -208,7 +218,9 @@ class Stack:
         answer: dict[str, Any] = {"id": request.get("id")}
         params = request.get("params")
         try:
-            result = self._call(str(request.get("method")), params if isinstance(params, Mapping) else {})
+            result = self._call(
+                str(request.get("method")), params if isinstance(params, Mapping) else {}
+            )
             return answer | {"ok": True, "result": result}
         except DmmError as exc:
             return answer | {"ok": False, "error": exc.to_wire()}
@@ -220,13 +232,17 @@ class Stack:
             case "stats":
                 return self.stats()
             case "connections":
-                return self.connections(int(params.get("first", 0)), min(int(params.get("most", 1024)), 1024))
+                return self.connections(
+                    int(params.get("first", 0)), min(int(params.get("most", 1024)), 1024)
+                )
             case "configure":
                 return None
             case "stop":
                 self._done.set()
                 return None
-        raise UsageError(f"ask stack {self.spec.label} for {method!r}", why="it knows no such request")
+        raise UsageError(
+            f"ask stack {self.spec.label} for {method!r}", why="it knows no such request"
+        )
 
     async def _serve(self, channel: socket.socket) -> int:
         listener = controlserver.listen(self.spec.control_path)

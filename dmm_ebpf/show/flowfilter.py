@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which flows to show: the options of `dmm-ebpf flows` and the filter line of `dmm-ebpf top`.
 
-Pure: flows are the dictionaries that the Resource Director gives. A filter that can match nothing because
-it is misspelt (a state that TCP does not have, an address that is none) is refused with a UsageError, not
-obeyed.
+Pure: flows are the dictionaries that the Resource Director gives. A filter that can match nothing
+because it is misspelt (a state that TCP does not have, an address that is none) is refused with a
+UsageError, not obeyed.
 """
 
 from __future__ import annotations
@@ -33,22 +33,26 @@ _KEYS = ("stack", "comm", "pid", "cgroup", "dst", "state")
 
 
 def parse_port(text: str, what: str, proto: str | None = None) -> int:
-    """A port, 1 to 65535, or the name that services(5) has for it. proto: "tcp" or "udp"; None: whichever has the name.
-    Raises UsageError, which starts with what.
+    """A port, 1 to 65535, or the name that services(5) has for it. proto: "tcp" or "udp"; None:
+    whichever has the name. Raises UsageError, which starts with what.
     """
     why = f"{text!r} is not a port from 1 to 65535"
     if text.isascii() and text.isdecimal():
         if 0 < int(text[:6]) < 65536:
             return int(text)
     elif text:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: a zero byte, or half a character
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # ValueError: a zero byte, or half a character
             return socket.getservbyname(text, *([proto] if proto else []))
         why += f", nor {f'a {proto} service' if proto else 'a service'} in /etc/services"
     raise UsageError(what, why=why)
 
 
 def split_port(text: str, what: str, proto: str | None = None) -> tuple[str, int | None]:
-    """(address, port) of ADDR, ADDR:PORT, [ADDR]:PORT, :PORT or a bare IPv6 address. Raises UsageError."""
+    """(address, port) of ADDR, ADDR:PORT, [ADDR]:PORT, :PORT or a bare IPv6
+    address. Raises UsageError.
+    """
     match = _WITH_PORT.fullmatch(text)
     if match is None:
         return text, None
@@ -58,8 +62,8 @@ def split_port(text: str, what: str, proto: str | None = None) -> tuple[str, int
 
 
 def parse_endpoint(text: str, proto: str | None = None) -> tuple[Address, int | None]:
-    """The peer that `route get` is asked about. A host's name is not looked up: it may have many addresses, each with a
-    route of its own. Raises UsageError.
+    """The peer that `route get` is asked about. A host's name is not looked up: it may have many
+    addresses, each with a route of its own. Raises UsageError.
     """
     what = f"take {text!r} as ADDR or ADDR:PORT"
     host, port = split_port(text, what, proto)
@@ -154,13 +158,17 @@ class FlowFilter:
             if not equals:
                 words.append(term.lower())
             elif key in terms:
-                raise UsageError(f"filter by {term!r}", why=f"{key} is given twice", hint="only stack may be")
+                raise UsageError(
+                    f"filter by {term!r}", why=f"{key} is given twice", hint="only stack may be"
+                )
             elif key == "stack" and value:
                 stacks.append(value)
             elif key in _KEYS and value:
                 terms[key] = value
             else:
-                raise UsageError(f"filter by {term!r}", why=f"a term is a word or {'|'.join(_KEYS)}=VALUE")
+                raise UsageError(
+                    f"filter by {term!r}", why=f"a term is a word or {'|'.join(_KEYS)}=VALUE"
+                )
         return cls.of(words=tuple(words), stack=stacks, **terms)
 
     @classmethod
@@ -192,7 +200,9 @@ class FlowFilter:
             (not self.stack or flow.get("stack") in self.stack)
             and (self.comm is None or fnmatch.fnmatchcase(str(flow.get("comm")), self.comm))
             and (self.pid is None or flow.get("pid") == self.pid)
-            and (self.cgroup is None or f"{flow.get('cgroup') or ''}/".startswith(f"{self.cgroup}/"))
+            and (
+                self.cgroup is None or f"{flow.get('cgroup') or ''}/".startswith(f"{self.cgroup}/")
+            )
             and (self.state is None or flow.get("state") == self.state)
             and (self.dst is None or self.dst.matches(flow.get("dst"), flow.get("dport")))
             and (not self.words or self._has_words(flow))
@@ -204,7 +214,10 @@ class FlowFilter:
                 units.process(flow.get("comm"), flow.get("pid")),
                 units.endpoint(flow.get("src"), flow.get("sport")),
                 units.endpoint(flow.get("dst"), flow.get("dport")),
-                *(str(flow.get(key)) for key in ("instance", "stack", "table", "rule", "route", "cgroup")),
+                *(
+                    str(flow.get(key))
+                    for key in ("instance", "stack", "table", "rule", "route", "cgroup")
+                ),
                 units.state(flow.get("state")),
             )
         ).lower()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures, addresses and names as people read them, for the tables and for the TUI.
 
-Pure. JSON never passes through here: it carries raw numbers. Text that comes from outside (a process may
-call itself anything) leaves printable, so that it cannot drive the terminal.
+Pure. JSON never passes through here: it carries raw numbers. Text that comes from outside (a
+process may call itself anything) leaves printable, so that it cannot drive the terminal.
 """
 
 from __future__ import annotations
@@ -114,4 +114,8 @@ def shorten_middle(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     tail = width // 2
-    return text[: max(width - tail - 1, 0)] + "…" + text[len(text) - tail :] if width > 1 else text[:width]
+    return (
+        text[: max(width - tail - 1, 0)] + "…" + text[len(text) - tail :]
+        if width > 1
+        else text[:width]
+    )

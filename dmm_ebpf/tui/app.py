@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf top`: live flows in a terminal, of 80 columns and 24 lines to show all, of 40 and 10 to show flows.
+"""`dmm-ebpf top`: live flows in a terminal, of 80 columns and 24 lines to show all, of 40 and 10
+to show flows.
 
-Owns the screen, the keys, and the pace of looking. Looks happen in a thread, one at a time, so that a
-Resource Director that is slow never stops a key. Paused, it looks no more, while sorting, filtering and
-moving go on over what was seen last.
+Owns the screen, the keys, and the pace of looking. Looks happen in a thread, one at a time, so that
+a Resource Director that is slow never stops a key. Paused, it looks no more, while sorting,
+filtering and moving go on over what was seen last.
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ _SORT_KEYS = {
     "a": "STATE",
 }
 
-_STATE_STYLES = {"up": "green", "starting": "yellow", "draining": "yellow", "down": "red", "off": "dim"}
+_STATE_STYLES = {
+    "up": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "down": "red",
+    "off": "dim",
+}
 
 _HELP = """\
 [b]Keys[/b]
@@ -178,7 +185,9 @@ class TopApp(App[None]):
         yield Static(id="stacks")
         yield FlowTable()
         yield Static(id="detail")
-        yield FilterInput(value=self._filter_text, placeholder="words, stack=NAME, dst=PREFIX:PORT, ...")
+        yield FilterInput(
+            value=self._filter_text, placeholder="words, stack=NAME, dst=PREFIX:PORT, ..."
+        )
         yield Footer()
 
     def on_mount(self) -> None:
@@ -201,7 +210,9 @@ class TopApp(App[None]):
         self._source.close()
 
     def _handle_exception(self, error: Exception) -> None:
-        """What no handler caught: end as textual does, but leave the telling to the command line."""
+        """What no handler caught: end as textual does, but leave the telling to
+        the command line.
+        """
         super()._handle_exception(error)
         self.failure = error
         self._exit_renderables.clear()
@@ -326,12 +337,16 @@ class TopApp(App[None]):
         shown, total = len(self._shown), len(self._all)
         out = units.bit_rate(sum(row.out_Bps or 0 for row in self._all), iec=self._iec)
         in_ = units.bit_rate(sum(row.in_Bps or 0 for row in self._all), iec=self._iec)
-        text.append(f"  flows {shown if shown == total else f'{shown}/{total}'}  out {out}b/s  in {in_}b/s")
+        text.append(
+            f"  flows {shown if shown == total else f'{shown}/{total}'}  out {out}b/s  in {in_}b/s"
+        )
         if self._filter_text:
             text.append(f"  filter {self._filter_text}", "bold")
         names = self._snapshot.instances
         text.append(
-            f"  instances {', '.join(names)}" if len(names) > 1 else f"  instance {''.join(names) or '-'}"
+            f"  instances {', '.join(names)}"
+            if len(names) > 1
+            else f"  instance {''.join(names) or '-'}"
         )
         return text
 
@@ -362,14 +377,18 @@ class TopApp(App[None]):
             line.append(f"   in {units.bit_rate(total.in_Bps, iec=self._iec):>5}b/s")
             lines.append(line)
         if not fits:
-            lines.append(Text(f"and {len(totals) - room + 1} more stacks; dmm-ebpf stacks lists them", "dim"))
+            lines.append(
+                Text(f"and {len(totals) - room + 1} more stacks; dmm-ebpf stacks lists them", "dim")
+            )
         text.append_text(Text("\n").join(lines))
         return text
 
     def _draw_detail(self) -> None:
         if self._main is not None:
             row = self._main.query_one(FlowTable).selected
-            self._main.query_one("#detail", Static).update(Text() if row is None else _detail(row, self._iec))
+            self._main.query_one("#detail", Static).update(
+                Text() if row is None else _detail(row, self._iec)
+            )
 
 
 def _detail(row: model.FlowRow, iec: bool) -> Text:
@@ -391,7 +410,9 @@ def _detail(row: model.FlowRow, iec: bool) -> Text:
 
 
 def _path(flow: dict[str, Any], iec: bool) -> str:
-    """How a user stack sends: its congestion control, window and pacing, as far as they are known."""
+    """How a user stack sends: its congestion control, window and pacing, as far as
+    they are known.
+    """
     congestion, cwnd, pacing = (flow.get(key) for key in ("congestion", "cwnd_bytes", "pacing_Bps"))
     text = "" if congestion is None else f"  by {units.clean(congestion)}"
     text += "" if cwnd is None else f"  cwnd {units.size(cwnd, iec=iec)}"

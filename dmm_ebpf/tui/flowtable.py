@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of `dmm-ebpf top`: draws the rows in view and no others, however many flows there are.
 
-Owns the cursor and the column widths. It keeps the cursor on a flow, not on a line, once the user has
+Owns the cursor and the column widths. It keeps the cursor on a flow, not on a line, once
+the user has
 moved it. Titles stay in the first line; a click on one asks to sort by it.
 """
 
@@ -72,7 +73,9 @@ COLUMNS = (
 
 
 def column_widths(natural: list[int], room: int) -> list[int]:
-    """Widths in room, 0 for one left out: each its least, some more soon, then a character to who lacks most."""
+    """Widths in room, 0 for one left out: each its least, some more soon, then a character to
+    who lacks most.
+    """
     widths = _least_widths(room)
     room -= _taken(widths)
     for i, column in enumerate(COLUMNS):
@@ -96,7 +99,9 @@ def _least_widths(room: int) -> list[int]:
     for rank in range(max(column.rank for column in COLUMNS), 0, -1):
         if _taken(widths) <= room:
             break
-        widths = [0 if column.rank == rank else w for column, w in zip(COLUMNS, widths, strict=True)]
+        widths = [
+            0 if column.rank == rank else w for column, w in zip(COLUMNS, widths, strict=True)
+        ]
     return widths
 
 
@@ -267,7 +272,9 @@ class FlowTable(Widget, can_focus=True):
             text = column.title[:width]
             if is_chosen:
                 text = text[: width - 1] + ("▲" if self._ascending else "▼")
-            segments.append(Segment(_justify(text, width, column.right), chosen if is_chosen else plain))
+            segments.append(
+                Segment(_justify(text, width, column.right), chosen if is_chosen else plain)
+            )
             segments.append(Segment(" ", plain))
         return Strip(segments).extend_cell_length(self.size.width, plain)
 
@@ -275,14 +282,18 @@ class FlowTable(Widget, can_focus=True):
         base = self.rich_style
         if row.flow.get("state") != "ESTABLISHED":
             base += self.get_component_rich_style("flowtable--quiet", partial=True)
-        mark = self.get_component_rich_style("flowtable--cursor", partial=True) if cursor else Style()
+        mark = (
+            self.get_component_rich_style("flowtable--cursor", partial=True) if cursor else Style()
+        )
         fallback = self.get_component_rich_style("flowtable--fallback", partial=True)
         segments = []
         for column, width in _shown(widths):
             text = column.cell(row)
             style = base + fallback if column.title == "STACK" and text.endswith("!") else base
             segments.append(
-                Segment(_justify(column.shorten(text, width), width, column.right) + " ", style + mark)
+                Segment(
+                    _justify(column.shorten(text, width), width, column.right) + " ", style + mark
+                )
             )
         return Strip(segments).extend_cell_length(self.size.width, base + mark)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `dmm-ebpf top` shows, without a screen: rates, totals per stack, order and choice of flows.
 
-Pure: snapshots and times go in. A flow is told from another by its instance and socket cookie, which the
-kernel never gives twice, so a port used again cannot inherit figures. Rates are in bytes a second.
+Pure: snapshots and times go in. A flow is told from another by its instance and socket cookie,
+which the kernel never gives twice, so a port used again cannot inherit figures. Rates are in
+bytes a second.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ class RateMeter:
             # It was opened since the look before, when its counters were zero.
             before = (0, 0)
         sent, received = _counters(flow)
-        return FlowRow(flow, max(sent - before[0], 0) / elapsed_s, max(received - before[1], 0) / elapsed_s)
+        return FlowRow(
+            flow, max(sent - before[0], 0) / elapsed_s, max(received - before[1], 0) / elapsed_s
+        )
 
 
 def _counters(flow: dict[str, Any]) -> tuple[int, int]:
@@ -95,10 +98,14 @@ def _counters(flow: dict[str, Any]) -> tuple[int, int]:
 
 def stack_totals(snapshot: Snapshot, rows: Iterable[FlowRow]) -> list[StackTotal]:
     """Every stack that is defined or has flows: the busiest first, then by name."""
-    known = {(str(s.get("instance")), str(s.get("name"))): str(s.get("state")) for s in snapshot.stacks}
+    known = {
+        (str(s.get("instance")), str(s.get("name"))): str(s.get("state")) for s in snapshot.stacks
+    }
     sums: dict[tuple[str, str], list[float]] = {key: [0, 0.0, 0.0] for key in known}
     for row in rows:
-        total = sums.setdefault((str(row.flow.get("instance")), str(row.flow.get("stack"))), [0, 0.0, 0.0])
+        total = sums.setdefault(
+            (str(row.flow.get("instance")), str(row.flow.get("stack"))), [0, 0.0, 0.0]
+        )
         total[0] += 1
         total[1] += row.out_Bps or 0
         total[2] += row.in_Bps or 0
@@ -119,7 +126,9 @@ def _address_order(row: FlowRow) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Order:
-    """A way to sort: the column it belongs to, what is compared, and whether the greatest comes first."""
+    """A way to sort: the column it belongs to, what is compared, and whether the
+    greatest comes first.
+    """
 
     column: str
     value: Callable[[FlowRow], Any]
@@ -147,8 +156,12 @@ ORDERS: dict[str, Order] = {
 DEFAULT_ORDER = "OUT"
 
 
-def arrange(rows: Iterable[FlowRow], flow_filter: FlowFilter, column: str, *, reverse: bool) -> list[FlowRow]:
-    """The rows that pass, in the order of a column; equal ones by cookie, so that they keep still."""
+def arrange(
+    rows: Iterable[FlowRow], flow_filter: FlowFilter, column: str, *, reverse: bool
+) -> list[FlowRow]:
+    """The rows that pass, in the order of a column; equal ones by cookie, so that
+    they keep still.
+    """
     order = ORDERS[column]
     kept = sorted((row for row in rows if flow_filter.matches(row.flow)), key=lambda row: row.key)
     return sorted(kept, key=order.value, reverse=order.descending != reverse)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where `dmm-ebpf top` looks: every Resource Director (RD) of the host, or one.
 
-An RD that cannot be asked becomes a note in the snapshot, never an error: top goes on with the others,
-and finds it again when it is back. What a dead one has left pinned is shown meanwhile: its hooks work on.
+An RD that cannot be asked becomes a note in the snapshot, never an error: top goes on
+with the others,
+and finds it again when it is back. What a dead one has left pinned is shown meanwhile: its
+hooks work on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class Source(Protocol):
         """Look now. Called in a thread, one call at a time."""
 
     def close(self) -> None:
-        """Make a poll in progress return soon. Called from another thread; poll is not called again."""
+        """Make a poll in progress return soon. Called from another thread; poll is
+        not called again.
+        """
 
 
 class RdSource:
@@ -52,7 +56,10 @@ class RdSource:
                 # Both or none: a stack's totals must not come from half an answer.
                 answers = rd.call("stacks"), rd.call("flows")
             except NotAttachedError as exc:
-                if isinstance(exc, client.NotServingError) or not client.socket_path(name).parent.is_dir():
+                if (
+                    isinstance(exc, client.NotServingError)
+                    or not client.socket_path(name).parent.is_dir()
+                ):
                     notes.append(f"{name}: {exc.why}")
                     continue
                 try:

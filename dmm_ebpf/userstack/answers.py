@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stack process may say: the shape of every answer, checked before anybody uses it.
 
-A stack process reads packets of strangers, so the Resource Director takes it for a stranger too: an answer that is
-not exactly what was asked for is an AnswerError, and its process is to be ended.
+A stack process reads packets of strangers, so the Resource Director takes it for a stranger too: an
+answer that is not exactly what was asked for is an AnswerError, and its process is to be ended.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ class AnswerError(DmmError):
 
 
 def plain(text: object, most: int = _TEXT) -> str:
-    """Text of a stranger as it may stand in a log or on a terminal: one line, printable, not long."""
+    """Text of a stranger as it may stand in a log or on a terminal: one line,
+    printable, not long.
+    """
     return "".join(c if c.isprintable() else "?" for c in str(text)[:most])
 
 
 def _numbers(values: Sequence[Any], below: int = _U64) -> bool:
-    return set(map(type, values)) <= {int} and (not values or (min(values) >= 0 and max(values) < below))
+    return set(map(type, values)) <= {int} and (
+        not values or (min(values) >= 0 and max(values) < below)
+    )
 
 
 def _texts(values: Sequence[Any], most: int) -> bool:
@@ -119,7 +123,8 @@ def _connections(result: Any) -> bool:
     if not set(map(len, result)) <= {len(COLUMNS)}:
         return False
     return all(
-        check(column) for check, column in zip(COLUMNS.values(), zip(*result, strict=True), strict=False)
+        check(column)
+        for check, column in zip(COLUMNS.values(), zip(*result, strict=True), strict=False)
     )
 
 
@@ -142,8 +147,14 @@ def nonsense(label: str, method: str, why: str) -> AnswerError:
 
 
 def result_of(label: str, method: str, number: int, answer: Any) -> Any:
-    """The result in an answer to request number. Raises the DmmError that the process answers with, or AnswerError."""
-    if not isinstance(answer, dict) or answer.get("id") != number or type(answer.get("ok")) is not bool:
+    """The result in an answer to request number. Raises the DmmError that the process answers
+    with, or AnswerError.
+    """
+    if (
+        not isinstance(answer, dict)
+        or answer.get("id") != number
+        or type(answer.get("ok")) is not bool
+    ):
         raise nonsense(label, method, "what came back is no answer to it")
     if not answer["ok"]:
         error = answer.get("error")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds dmm_ebpf.userstack._core: the TCP core, the I/O adapters and the engine, as one cffi module.
+"""Builds dmm_ebpf.userstack._core: the TCP core, the I/O adapters and the engine, as
+one cffi module.
 
-Sources and headers are found beside this file; cffi reads the declarations from the headers themselves,
-without their lines that start with '#'. setup.py runs this from the root of the source tree, and setuptools
-takes only paths relative to it.
+Sources and headers are found beside this file; cffi reads the declarations from the headers
+themselves, without their lines that start with '#'. setup.py runs this from the root of the source
+tree, and setuptools takes only paths relative to it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def declarations() -> str:
     """What the headers declare, as cffi reads it."""
     lines = []
     for header in _HEADERS:
-        lines += [x for x in header.read_text(encoding="utf-8").splitlines() if not x.startswith("#")]
+        lines += [
+            x for x in header.read_text(encoding="utf-8").splitlines() if not x.startswith("#")
+        ]
     return "\n".join(lines)
 
 
@@ -72,7 +75,8 @@ ffibuilder.set_source(
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=c11", "-O2", *WARNINGS],
     libraries=["pthread", "seccomp"],
-    # One file name, however the module is built: an older build under another name would be found first.
+    # One file name, however the module is built: an older build under another name would
+    # be found first.
     py_limited_api=False,
 )
 

@@ -75,7 +75,8 @@ static uint8_t *put(uint8_t *to, const void *from, uint32_t bytes, uint32_t *lef
 }
 
 void capture_frame(struct capture *c, uint32_t nic, enum dmm_leg leg, enum capture_way way,
-		   const uint8_t *frame, uint32_t bytes, const struct dmm_payload *payload, uint64_t now_ns)
+		   const uint8_t *frame, uint32_t bytes, const struct dmm_payload *payload,
+		   uint64_t now_ns)
 {
 	uint32_t whole = bytes + (payload ? payload->bytes : 0);
 	uint32_t kept = whole < c->snaplen_bytes ? whole : c->snaplen_bytes;
@@ -111,7 +112,8 @@ void capture_frame(struct capture *c, uint32_t nic, enum dmm_leg leg, enum captu
 void capture_flush(struct capture *c)
 {
 	while (c->fd >= 0 && c->begin != c->end) {
-		ssize_t n = send(c->fd, c->buffer + c->begin, c->end - c->begin, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(c->fd, c->buffer + c->begin, c->end - c->begin,
+				 MSG_DONTWAIT | MSG_NOSIGNAL);
 
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages between a Resource Director and a stack process: msgpack maps, each after its length (4 bytes,
-big endian).
+"""Messages between a Resource Director and a stack process: msgpack maps, each after its length (4
+bytes, big endian).
 
-A request is {"id", "method", "params"}; its answer {"id", "ok": true, "result"} or {"id", "ok": false,
-"error"}, where error is DmmError.to_wire(). Refused: messages longer than the reader asked for, and containers and
-strings longer than any message has.
+A request is {"id", "method", "params"}; its answer {"id", "ok": true, "result"} or {"id", "ok":
+false, "error"}, where error is DmmError.to_wire(). Refused: messages longer than the reader asked
+for, and containers and strings longer than any message has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def _refuse(why: str) -> MessageError:
 
 
 async def read(reader: asyncio.StreamReader, most_bytes: int = ANSWER_BYTES) -> Any | None:
-    """The next message, or None at the end of the stream. Raises MessageError for what is no message."""
+    """The next message, or None at the end of the stream. Raises MessageError for what
+    is no message.
+    """
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > most_bytes:

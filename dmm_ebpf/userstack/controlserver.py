@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control socket of a stack process: who may ask, how much, and for how long.
 
-Only root is heard: whoever else gets hold of the socket is hung up on before a byte of it is read (SO_PEERCRED,
-unix(7)). What is not a request ends its connection; a connection that says nothing, or does not take its answer, is
-ended after IDLE_S.
+Only root is heard: whoever else gets hold of the socket is hung up on before a byte of it is read
+(SO_PEERCRED, unix(7)). What is not a request ends its connection; a connection that says nothing,
+or does not take its answer, is ended after IDLE_S.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ log = logging.getLogger("dmm-ebpf.stack")
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket for ControlServer at path, root's alone; what stands there is replaced. Raises DmmError."""
+    """A socket for ControlServer at path, root's alone; what stands there is
+    replaced. Raises DmmError.
+    """
     try:
         path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -47,8 +49,12 @@ def listen(path: Path) -> socket.socket:
 
 
 def peer(sock: socket.socket) -> tuple[int, int]:
-    """pid and uid of the process at the other end of a UNIX socket: who connected, or who listens."""
-    pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    """pid and uid of the process at the other end of a UNIX socket: who connected,
+    or who listens.
+    """
+    pid, uid, _gid = _UCRED.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
     return pid, uid
 
 

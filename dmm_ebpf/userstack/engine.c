@@ -2,18 +2,20 @@
 /*
  * engine.c: see engine.h.
  *
- * One turn of the loop: read what the inner legs have, read what the NICs have, carry out what the core asks,
- * run timers, send to the NICs, write to the inner legs. Each step has a budget, so that neither leg waits
- * long for the other; when a step used its budget up, the next turn starts without waiting.
+ * One turn of the loop: read what the inner legs have, read what the NICs have, carry out what the
+ * core asks, run timers, send to the NICs, write to the inner legs. Each step has a budget, so that
+ * neither leg waits long for the other; when a step used its budget up, the next turn starts
+ * without waiting.
  *
- * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before its SYN
- * leaves, cookie_state is told of a SYN cookie before that leaves, and stack_load that the stack is full
- * before the app learns that its connection is open; all by frames to the program on the TAP device of an
- * inner leg. A packet is pulled from the core only when there is a place for it: the core keeps what cannot
- * be sent, and that is what makes the window of the other leg close.
+ * Order matters in two places. Actions come before output, so that a flow is in xdp_flows before
+ * its SYN leaves, cookie_state is told of a SYN cookie before that leaves, and stack_load that the
+ * stack is full before the app learns that its connection is open; all by frames to the program on
+ * the TAP device of an inner leg. A packet is pulled from the core only when there is a place for
+ * it: the core keeps what cannot be sent, and that is what makes the window of the other leg close.
  *
- * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A thread that
- * waits for `lock` holds the gate, so the loop, which wants both again after each turn, cannot starve it.
+ * Locks: `gate` is taken before `lock` and released as soon as `lock` is held, by everybody. A
+ * thread that waits for `lock` holds the gate, so the loop, which wants both again after each turn,
+ * cannot starve it.
  */
 #include "engine.h"
 
@@ -58,8 +60,8 @@ static void wake(struct dmm_engine *e)
 /* ---- the core's actions ---- */
 
 /*
- * A frame to the program at the ingress of a TAP device of our own (bpf/ingress.h), which runs within
- * write(2). False: it was not sent.
+ * A frame to the program at the ingress of a TAP device of our own (bpf/ingress.h), which runs
+ * within write(2). False: it was not sent.
  */
 static bool ask(struct dmm_engine *e, struct dmm_ask *what)
 {
@@ -69,8 +71,8 @@ static bool ask(struct dmm_engine *e, struct dmm_ask *what)
 	what->eth[DMM_TAP_ETH_BYTES - 2] = DMM_ASK_TYPE >> 8;
 	what->eth[DMM_TAP_ETH_BYTES - 1] = DMM_ASK_TYPE & 0xff;
 	memcpy(buf + DMM_TAP_HEADROOM - DMM_TAP_ETH_BYTES, what, sizeof(*what));
-	return e->n_nic &&
-	       dmm_tap_write(e->nic[0].inner_fd, buf, sizeof(*what) - DMM_TAP_ETH_BYTES, NULL, &plain) == 0;
+	return e->n_nic && dmm_tap_write(e->nic[0].inner_fd, buf, sizeof(*what) - DMM_TAP_ETH_BYTES,
+					 NULL, &plain) == 0;
 }
 
 static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t now)
@@ -83,7 +85,9 @@ static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t 
 		engine_refused(e, &claim, now);
 }
 
-/* Its packets would go to the kernel, or to who has it: a full map, or somebody else's connection. */
+/*
+ * Its packets would go to the kernel, or to who has it: a full map, or somebody else's connection.
+ */
 void engine_refused(struct dmm_engine *e, const struct dmm_ask *claim, uint64_t now)
 {
 	e->stats.flows_owned--;
@@ -101,13 +105,14 @@ static void disown(struct dmm_engine *e, const struct dmm_action *action)
 }
 
 /*
- * That we live, whether we are full, and until when XDP may give us ACKs of no flow, since they may carry our
- * cookies. Returns when to tell it again at the latest.
+ * That we live, whether we are full, and until when XDP may give us ACKs of no flow, since they may
+ * carry our cookies. Returns when to tell it again at the latest.
  */
 static uint64_t tell_state(struct dmm_engine *e, uint64_t now)
 {
 	uint64_t cookies_ns = dmm_core_cookies_until_ns(e->core);
-	struct dmm_ask state = {.op = DMM_ASK_STATE, .full = e->load.full, .cookies_until_ns = cookies_ns};
+	struct dmm_ask state = {
+		.op = DMM_ASK_STATE, .full = e->load.full, .cookies_until_ns = cookies_ns};
 
 	if (state.full == e->load_told && cookies_ns == e->cookies_told_ns && now < e->beat_ns)
 		return e->beat_ns;
@@ -126,17 +131,17 @@ static uint64_t look_at_load(struct dmm_engine *e, uint64_t now)
 	uint64_t again_ns, beat_ns;
 
 	dmm_core_memory(e->core, &memory);
-	load_update(
-		&e->load,
-		&(struct load_signs){
-			.in_use = dmm_core_in_use(e->core),
-			.memory_bytes = memory.payload_bytes,
-			.memory_limit_bytes = memory.payload_limit_bytes,
-			.refused = dmm_core_counter(e->core, DMM_CORE_REFUSED_LIMIT) + e->stats.flow_errors,
-			.sent_pkts = e->stats.nic_tx_pkts,
-			.blocked = e->nic_blocked,
-		},
-		now);
+	load_update(&e->load,
+		    &(struct load_signs){
+			    .in_use = dmm_core_in_use(e->core),
+			    .memory_bytes = memory.payload_bytes,
+			    .memory_limit_bytes = memory.payload_limit_bytes,
+			    .refused = dmm_core_counter(e->core, DMM_CORE_REFUSED_LIMIT) +
+				       e->stats.flow_errors,
+			    .sent_pkts = e->stats.nic_tx_pkts,
+			    .blocked = e->nic_blocked,
+		    },
+		    now);
 	beat_ns = tell_state(e, now);
 	again_ns = load_again_ns(&e->load);
 	return again_ns < beat_ns ? again_ns : beat_ns;
@@ -159,8 +164,8 @@ static void run_actions(struct dmm_engine *e)
 /* ---- the loop ---- */
 
 /*
- * An ACK that waits to be read after a pause of ours is not late: a timer that ran before it would hold its
- * segment for lost. A flood of packets must not stop the timers, though.
+ * An ACK that waits to be read after a pause of ours is not late: a timer that ran before it would
+ * hold its segment for lost. A flood of packets must not stop the timers, though.
  */
 static bool timers_may_run(struct dmm_engine *e, uint64_t now)
 {
@@ -173,9 +178,9 @@ static bool timers_may_run(struct dmm_engine *e, uint64_t now)
 }
 
 /*
- * One turn. Returns when the next is due at the latest. Every step reads the clock itself: a turn may be
- * interrupted for milliseconds, and an ACK stamped with the time of its beginning would make the path look
- * shorter than it is.
+ * One turn. Returns when the next is due at the latest. Every step reads the clock itself: a turn
+ * may be interrupted for milliseconds, and an ACK stamped with the time of its beginning would make
+ * the path look shorter than it is.
  */
 static uint64_t turn(struct dmm_engine *e)
 {
@@ -204,7 +209,10 @@ static uint64_t turn(struct dmm_engine *e)
 		return now;
 	for (uint32_t i = 0; i < e->n_port; i++)
 		e->nic_blocked = e->nic_blocked || (e->port[i].again && engine_may_send_by(e, i));
-	/* Last, because what was just sent has armed timers. Output that found no room makes it say "now". */
+	/*
+	 * Last, because what was just sent has armed timers. Output that found no room makes
+	 * it say "now".
+	 */
 	uint64_t due = dmm_core_poll(e->core, now);
 	uint64_t look_ns = look_at_load(e, now);
 
@@ -222,7 +230,8 @@ static nfds_t poll_set(const struct dmm_engine *e, struct pollfd *fds)
 	for (uint32_t i = 0; i < e->n_nic; i++)
 		fds[n++] = (struct pollfd){
 			.fd = e->nic[i].inner_fd,
-			.events = (short)(POLLIN | (e->inner_tx_len && e->inner_tx_nic == i ? POLLOUT : 0))};
+			.events = (short)(POLLIN |
+					  (e->inner_tx_len && e->inner_tx_nic == i ? POLLOUT : 0))};
 	for (uint32_t i = 0; i < e->n_port; i++)
 		fds[n++] = (struct pollfd){.fd = port_fd(&e->port[i]), .events = POLLIN};
 	return n;
@@ -234,7 +243,8 @@ static void wait_until(struct dmm_engine *e, uint64_t due)
 	nfds_t n = poll_set(e, fds);
 	uint64_t now = engine_now_ns();
 	uint64_t left = due > now ? due - now : 0;
-	struct timespec ts = {.tv_sec = (time_t)(left / NS_PER_S), .tv_nsec = (long)(left % NS_PER_S)};
+	struct timespec ts = {.tv_sec = (time_t)(left / NS_PER_S),
+			      .tv_nsec = (long)(left % NS_PER_S)};
 	uint64_t drained;
 
 	engine_unlock(e);
@@ -260,11 +270,13 @@ static void abort_all(struct dmm_engine *e)
 
 	dmm_core_abort_all(e->core, engine_now_ns());
 	while (!e->error && engine_now_ns() < until_ns) {
-		uint64_t before = e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link;
+		uint64_t before =
+			e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link;
 
 		turn(e);
 		if (!e->more && !e->nic_blocked && !e->inner_tx_len &&
-		    before == e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link)
+		    before ==
+			    e->stats.nic_tx_pkts + e->stats.inner_tx_pkts + e->stats.nic_tx_no_link)
 			return;
 		if (e->nic_blocked || e->inner_tx_len)
 			wait_until(e, engine_now_ns() + NS_PER_S / 1000);
@@ -389,7 +401,8 @@ bool engine_may_send_by(const struct dmm_engine *e, uint32_t i)
 /* The same, but for flows that are away */
 static bool sends_by(const struct dmm_engine *e, uint32_t i)
 {
-	return engine_may_send_by(e, i) && !e->nic[e->port[i].nic].by_tap == (e->port[i].xsk != NULL);
+	return engine_may_send_by(e, i) &&
+	       !e->nic[e->port[i].nic].by_tap == (e->port[i].xsk != NULL);
 }
 
 /* What may be left to a NIC: to all of its ports that it is sent by. */
@@ -412,7 +425,9 @@ static void offload_chosen(struct dmm_engine *e, uint32_t number)
 		dmm_core_set_outer_offload(e->core, number + 1, sums ? gso_max : 0, sums);
 }
 
-/* Whether the core had better write to a than to b: one that is up, then one with longer packets. */
+/*
+ * Whether the core had better write to a than to b: one that is up, then one with longer packets.
+ */
 static bool port_is_better(const struct port *a, const struct port *b)
 {
 	return a->down != b->down ? b->down : port_room(a) > port_room(b);
@@ -439,7 +454,8 @@ int dmm_engine_xsk_add(struct dmm_engine *e, uint32_t nic, struct dmm_xsk *xsk)
 {
 	struct nic *to = &e->nic[nic];
 
-	if (nic >= e->n_nic || e->n_port == MAX_PORTS || to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
+	if (nic >= e->n_nic || e->n_port == MAX_PORTS ||
+	    to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
 		return -ENOSPC;
 	to->xsk[to->n_xsk++] = port_add(e, &(struct port){.xsk = xsk, .nic = nic});
 	to->by_tap = false;

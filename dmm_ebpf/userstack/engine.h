@@ -2,14 +2,15 @@
 /*
  * engine.h: the loop that joins a core (sans I/O) to its inner legs and its ports on NICs.
  *
- * The inner leg of a NIC is a TAP device: what the kernel would have sent to the wire of the NIC, for a flow
- * of ours, comes by it with its Ethernet header (bpf/tcout.h), and what is written to it comes to the kernel
- * as if from the NIC (bpf/ingress.h). So each packet of an app tells device, source and next hop as the
- * kernel has just chosen them, and nothing else has to be known of routes and neighbours.
+ * The inner leg of a NIC is a TAP device: what the kernel would have sent to the wire of the NIC,
+ * for a flow of ours, comes by it with its Ethernet header (bpf/tcout.h), and what is written to it
+ * comes to the kernel as if from the NIC (bpf/ingress.h). So each packet of an app tells device,
+ * source and next hop as the kernel has just chosen them, and nothing else has to be known of
+ * routes and neighbours.
  *
- * dmm_engine_run() is for one thread and returns when the engine is stopped or has lost a device. Every other
- * function may be called from any thread at any time: the loop holds the engine's lock only while it works,
- * and hands it over to whoever waits for it.
+ * dmm_engine_run() is for one thread and returns when the engine is stopped or has lost a device.
+ * Every other function may be called from any thread at any time: the loop holds the engine's lock
+ * only while it works, and hands it over to whoever waits for it.
  *
  * Text below is read by cffi, which strips lines that start with '#'.
  */
@@ -27,18 +28,24 @@ struct dmm_engine;
 
 struct dmm_engine_config {
 	struct dmm_core_config core;
-	uint32_t max_connections; /* in use; with so many the stack is full; 0: however many. Leave the core
-				     room for more: some are on their way when that is told */
-	uint32_t busy_poll_us;	  /* how long the loop looks for packets before it sleeps; 0: not at all */
+	/*
+	 * in use; with so many the stack is full; 0: however many. Leave the core room for more:
+	 * some are on their way when that is told
+	 */
+	uint32_t max_connections;
+	/* how long the loop looks for packets before it sleeps; 0: not at all */
+	uint32_t busy_poll_us;
 };
 
 /* A NIC that packets leave by */
 struct dmm_engine_nic {
-	int inner_fd;	   /* its inner leg: a TAP device (hal/tap.h); the engine takes it over */
-	uint32_t mtu;	   /* bytes of IP packet */
-	uint32_t software; /* 1: what comes by AF_XDP may carry a checksum that was never filled in */
-	uint32_t generic;  /* 1: XDP there is generic, and sees what goes to the app as well, see bpf/xdp.h */
-	uint8_t mac[6];	   /* until a frame of the inner leg tells another */
+	int inner_fd; /* its inner leg: a TAP device (hal/tap.h); the engine takes it over */
+	uint32_t mtu; /* bytes of IP packet */
+	/* 1: what comes by AF_XDP may carry a checksum that was never filled in */
+	uint32_t software;
+	/* 1: XDP there is generic, and sees what goes to the app as well, see bpf/xdp.h */
+	uint32_t generic;
+	uint8_t mac[6]; /* until a frame of the inner leg tells another */
 	uint8_t pad[2];
 };
 
@@ -55,10 +62,10 @@ struct dmm_engine_stats {
 	uint64_t nic_tx_pkts;
 	uint64_t nic_tx_bytes;
 	uint64_t nic_tx_blocked; /* times no frame was free */
-	uint64_t nic_tx_no_link; /* packets dropped because no NIC of ours leads to their peer, or it is down
-				  */
-	uint64_t nic_tx_long; /* packets dropped because the NIC's port has just become one of shorter frames
-			       */
+	/* packets dropped because no NIC of ours leads to their peer, or it is down */
+	uint64_t nic_tx_no_link;
+	/* packets dropped because the NIC's port has just become one of shorter frames */
+	uint64_t nic_tx_long;
 	uint64_t nic_rx_dropped; /* the kernel's figures, all queues */
 	uint64_t nic_rx_ring_full;
 	uint64_t nic_rx_fill_ring_empty;
@@ -89,15 +96,15 @@ int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *
 /* The same for a TAP device with its packet socket; a NIC has one at most. */
 int dmm_engine_tap_add(struct dmm_engine *engine, uint32_t nic, struct dmm_tapnic *tap);
 
-/* Returns 0 after dmm_engine_stop(), -ENODEV or -ENXIO when the device of an inner leg or a NIC is gone.
- * While a NIC is down, what is sent is lost. */
+/* Returns 0 after dmm_engine_stop(), -ENODEV or -ENXIO when the device of an inner leg or a NIC is
+ * gone. While a NIC is down, what is sent is lost. */
 int dmm_engine_run(struct dmm_engine *engine);
-/* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a signal
- * handler's thread, and before dmm_engine_run(). */
+/* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a
+ * signal handler's thread, and before dmm_engine_run(). */
 void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
 
-/* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
- * changed. */
+/* The congestion control of connections that open from now on. Returns 1, or 0: no such name,
+ * nothing changed. */
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
 /* See dmm_core_set_congestion_ops(). */
 void dmm_engine_set_congestion_ops(struct dmm_engine *engine, const struct cc_ops *ops);
@@ -105,19 +112,25 @@ void dmm_engine_set_congestion_ops(struct dmm_engine *engine, const struct cc_op
 void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
 enum dmm_engine_port { DMM_PORT_XSK = 0, DMM_PORT_TAP = 1 };
 
-/* What a NIC is sent by from now on, also for open connections; at first by AF_XDP sockets if it has any.
- * Frames are taken from whatever brings them. Returns 1, or 0: the NIC has no such port, nothing changed. */
-uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic, enum dmm_engine_port port);
+/* What a NIC is sent by from now on, also for open connections; at first by AF_XDP sockets if it
+ * has any. Frames are taken from whatever brings them. Returns 1, or 0: the NIC has no such port,
+ * nothing changed. */
+uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic,
+				 enum dmm_engine_port port);
 /* A NIC's MTU changed: connections follow it with the next packet of their inner leg. */
 void dmm_engine_nic_set_mtu(struct dmm_engine *engine, uint32_t nic, uint32_t mtu);
 
 /*
- * From now on the frames of legs (bit 1 << enum dmm_leg) are written to fd, a stream socket of the caller's
- * that does not block, as pcapng's Enhanced Packet Blocks with at most snaplen_bytes of each (capture.h says
- * which interface is which). Takes the place of a capture that runs. Returns 0 or -ENOMEM.
+ * From now on the frames of legs (bit 1 << enum dmm_leg) are written to fd, a stream socket of the
+ * caller's that does not block, as pcapng's Enhanced Packet Blocks with at most snaplen_bytes of
+ * each (capture.h says which interface is which). Takes the place of a capture that runs. Returns 0
+ * or -ENOMEM.
  */
 int dmm_engine_capture(struct dmm_engine *engine, int fd, uint32_t legs, uint32_t snaplen_bytes);
-/* No more frames are taken for fd; returns how many bytes of those that were still have to be written. */
+/*
+ * No more frames are taken for fd; returns how many bytes of those that were still have
+ * to be written.
+ */
 uint32_t dmm_engine_capture_drain(struct dmm_engine *engine, int fd);
 /* The capture to fd ends, if that is the one which runs; fd is not used any more. */
 void dmm_engine_capture_end(struct dmm_engine *engine, int fd);

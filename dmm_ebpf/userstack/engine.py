@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C engine as Python sees it: devices opened with errors as sentences, figures, the loop in a thread."""
+"""The C engine as Python sees it: devices opened with errors as sentences, figures, the loop
+in a thread.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ LEGS = {"inner": lib.DMM_LEG_INNER, "outer": lib.DMM_LEG_OUTER}
 _ENGINE_MEMBERS = dict(ffi.typeof("struct dmm_engine_config").fields)
 _CORE_MEMBERS = dict(ffi.typeof("struct dmm_core_config").fields)
 _INFO_NUMBERS = [
-    name for name, _ in ffi.typeof("struct dmm_conn_info").fields if name not in ("pair", "congestion")
+    name
+    for name, _ in ffi.typeof("struct dmm_conn_info").fields
+    if name not in ("pair", "congestion")
 ]
 _MEMORY = [name for name, _ in ffi.typeof("struct dmm_core_memory").fields if name != "connections"]
 _STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
@@ -47,9 +51,13 @@ log = logging.getLogger("dmm-ebpf.stack")
 
 
 def set_options(config: Any, options: Mapping[str, int | str]) -> None:
-    """Writes what StackSpec.options says into a struct dmm_engine_config. DmmError for what C lacks."""
+    """Writes what StackSpec.options says into a struct dmm_engine_config. DmmError for
+    what C lacks.
+    """
     for name, value in options.items():
-        part, members = (config, _ENGINE_MEMBERS) if name in _ENGINE_MEMBERS else (config.core, _CORE_MEMBERS)
+        part, members = (
+            (config, _ENGINE_MEMBERS) if name in _ENGINE_MEMBERS else (config.core, _CORE_MEMBERS)
+        )
         try:
             if isinstance(value, str):
                 text = members[name].type.kind == "array"
@@ -57,7 +65,9 @@ def set_options(config: Any, options: Mapping[str, int | str]) -> None:
             else:
                 setattr(part, name, value)
         except (AttributeError, KeyError, TypeError, OverflowError, IndexError) as error:
-            raise DmmError(f"start a stack with {name} {value!r}", why="it has no such option") from error
+            raise DmmError(
+                f"start a stack with {name} {value!r}", why="it has no such option"
+            ) from error
 
 
 def _enumerator(name: str, word: str) -> int | None:
@@ -70,7 +80,9 @@ class Engine:
     """One engine with its devices."""
 
     def __init__(self, spec: StackSpec) -> None:
-        """Makes the devices of both legs, and AF_XDP sockets, in the calling thread's namespace. Raises DmmError."""
+        """Makes the devices of both legs, and AF_XDP sockets, in the calling thread's
+        namespace. Raises DmmError.
+        """
         self.spec = spec
         self.nics: list[NicSpec] = []
         self.zerocopy: dict[int, bool] = {}  # of each NIC with AF_XDP sockets, by slot
@@ -103,18 +115,24 @@ class Engine:
         if length < 0:
             raise hal_error(self._error)
         if length < packets:
-            log.warning("%s: this kernel takes a queue of %d packets, not of %d", name, length, packets)
+            log.warning(
+                "%s: this kernel takes a queue of %d packets, not of %d", name, length, packets
+            )
 
     @property
     def _max_connections(self) -> int:
-        """Places in the core: a few more than the stack is to have, for those on their way when it is full."""
+        """Places in the core: a few more than the stack is to have, for those on their way when
+        it is full.
+        """
         most = self.spec.max_connections
         return most + max(most // 8, _LATECOMERS)
 
     @property
     def _inner_packets(self) -> int:
-        """Length of an inner device's queue. A program that ends may reset all its connections at once, and nobody
-        sends a lost reset again: a TAP device drops what finds its queue full, so there is room for one of each.
+        """Length of an inner device's queue. A program that ends may reset all its connections at
+        once, and nobody
+        sends a lost reset again: a TAP device drops what finds its queue full, so there is room for
+        one of each.
         """
         return max(_TXQUEUELEN_MIN, self._max_connections)
 
@@ -125,7 +143,9 @@ class Engine:
 
     @property
     def xsk_mtu(self) -> int:
-        """Bytes of IP packet that the AF_XDP sockets have room for: all the same, since it is copied between them."""
+        """Bytes of IP packet that the AF_XDP sockets have room for: all the same, since it is
+        copied between them.
+        """
         return max((nic.mtu for nic in self.spec.nics if nic.xsk), default=0)
 
     def _create(self) -> None:
@@ -186,7 +206,9 @@ class Engine:
         self._take_up(name, nic.mtu, _TAP_QUEUELEN)
 
     def _have_queues(self, index: int, nic: NicSpec, packets: int) -> None:
-        """AF_XDP sockets, or why there are none, where the NIC can do without. packets: enum dmm_xsk_packets."""
+        """AF_XDP sockets, or why there are none, where the NIC can do without.
+        packets: enum dmm_xsk_packets.
+        """
         try:
             self._add_queues(index, nic, self._open_queues(nic, packets))
         except DmmError as exc:
@@ -218,14 +240,17 @@ class Engine:
                     lib.dmm_xsk_close(left)
                 raise DmmError(f"serve {nic.name}", why=_TOO_MANY)
             slot = nic.slot * abi.C.DMM_MAX_QUEUES + queue
-            if self.spec.xsks_fd >= 0 and lib.dmm_xsk_register(xsk, self.spec.xsks_fd, slot, self._error) < 0:
+            if (
+                self.spec.xsks_fd >= 0
+                and lib.dmm_xsk_register(xsk, self.spec.xsks_fd, slot, self._error) < 0
+            ):
                 raise hal_error(self._error, nic.name)
 
     # -- the loop --
 
     def prepare(self, ended: Callable[[int], None]) -> None:
-        """Makes the loop's thread, which waits for start(); ended(result) is called in it when the loop returns. And
-        that of a plug-in.
+        """Makes the loop's thread, which waits for start(); ended(result) is called in it when the
+        loop returns. And that of a plug-in.
         """
         if self.plugin is not None:
             self.plugin.start()
@@ -268,25 +293,35 @@ class Engine:
     # -- settings --
 
     def set_congestion(self, name: str) -> None:
-        """The congestion control of connections that open from now on; UsageError for a name it does not know."""
+        """The congestion control of connections that open from now on; UsageError for a name it
+        does not know.
+        """
         if self.plugin is not None and name == self.plugin.plugin.text:
             lib.dmm_engine_set_congestion_ops(self._engine, self.plugin.ops)
         elif not lib.dmm_engine_set_congestion(self._engine, name.encode()):
-            raise UsageError(f"use congestion control {name!r}", why="the stack has none of that name")
+            raise UsageError(
+                f"use congestion control {name!r}", why="the stack has none of that name"
+            )
 
     def set_syn_cookies(self, mode: str) -> None:
-        """What becomes of a peer's SYN from now on: "auto", "always" or "off"; UsageError for another mode."""
+        """What becomes of a peer's SYN from now on: "auto", "always" or "off"; UsageError
+        for another mode.
+        """
         number = _enumerator("syn_cookies", mode)
         if number is None:
             raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
         lib.dmm_engine_set_syn_cookies(self._engine, number)
 
     def set_mtu(self, slot: int, mtu: int) -> None:
-        """The MTU of the NIC of that slot, bytes of IP packet, from now on; UsageError for a NIC not served."""
+        """The MTU of the NIC of that slot, bytes of IP packet, from now on; UsageError for a
+        NIC not served.
+        """
         lib.dmm_engine_nic_set_mtu(self._engine, self._index(slot, f"set an MTU of {mtu}"), mtu)
 
     def set_port(self, slot: int, port: str) -> None:
-        """What the NIC of that slot is sent by from now on, "af_xdp" or "tap"; UsageError where it has no such port."""
+        """What the NIC of that slot is sent by from now on, "af_xdp" or "tap"; UsageError where
+        it has no such port.
+        """
         what = f"send by {port}"
         index = self._index(slot, what)
         if port not in _PORTS or not lib.dmm_engine_nic_set_port(self._engine, index, _PORTS[port]):
@@ -309,13 +344,17 @@ class Engine:
         return found
 
     def capture(self, fd: int, legs: Iterable[str], snaplen_bytes: int) -> None:
-        """Frames of these legs go to fd, a stream socket that does not block, until capture_end(); see capture.h."""
+        """Frames of these legs go to fd, a stream socket that does not block, until
+        capture_end(); see capture.h.
+        """
         bits = sum(1 << LEGS[leg] for leg in legs)
         if lib.dmm_engine_capture(self._engine, fd, bits, snaplen_bytes) < 0:
             log.error("capture: there is no memory for it")
 
     def capture_drain(self, fd: int) -> int:
-        """No more frames are taken for fd; how many bytes of those that were are still to be written."""
+        """No more frames are taken for fd; how many bytes of those that were are still
+        to be written.
+        """
         return int(lib.dmm_engine_capture_drain(self._engine, fd))
 
     def capture_end(self, fd: int) -> None:
@@ -325,8 +364,9 @@ class Engine:
     # -- figures --
 
     def stats(self) -> dict[str, int | str]:
-        """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory as memory_NAME; of
-        a plug-in plugin_faults, plugin_connections (that go on without it) and plugin_fault, the first in a sentence.
+        """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory
+        as memory_NAME; of a plug-in plugin_faults, plugin_connections (that go on without it) and
+        plugin_fault, the first in a sentence.
         """
         raw = ffi.new("struct dmm_engine_stats *")
         lib.dmm_engine_stats(self._engine, raw)
@@ -346,8 +386,9 @@ class Engine:
         return values
 
     def connections(self, first: int = 0, most: int = _NEVER) -> Iterator[dict[str, Any]]:
-        """Connections number first and up, at most so many: struct dmm_conn_info by name, with laddr, lport, raddr,
-        rport as text and numbers. They are in no order, which changes as connections end.
+        """Connections number first and up, at most so many: struct dmm_conn_info by name,
+        with laddr, lport, raddr, rport as text and numbers. They are in no order, which
+        changes as connections end.
         """
         batch = ffi.new("struct dmm_conn_info[]", _BATCH)
         end = first + most

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * engine_int.h: the engine's own state, shared by engine.c (loop, actions), engine_io.c (packets in and out)
- * and engine_calls.c (other threads). Everything is under the engine's lock but stop and wake_fd.
+ * engine_int.h: the engine's own state, shared by engine.c (loop, actions), engine_io.c (packets in
+ * and out) and engine_calls.c (other threads). Everything is under the engine's lock but stop and
+ * wake_fd.
  */
 #ifndef DMM_ENGINE_INT_H
 #define DMM_ENGINE_INT_H
@@ -39,8 +40,8 @@ struct dmm_engine {
 	uint32_t load_told;
 	uint64_t beat_ns; /* when the programs are told again that this process lives */
 	uint32_t n_nic, n_port;
-	uint32_t first; /* of the ports that are sent by the one with the most room; MAX_PORTS: there is none
-			 */
+	/* of the ports that are sent by the one with the most room; MAX_PORTS: there is none */
+	uint32_t first;
 	struct nic nic[MAX_NICS];
 	struct port port[MAX_PORTS];
 	struct dmm_engine_stats stats;
@@ -76,7 +77,10 @@ static inline void engine_unlock(struct dmm_engine *e)
 /* CLOCK_MONOTONIC */
 uint64_t engine_now_ns(void);
 
-/* Whether packets to its NIC may go by port number i: with AF_XDP those of flows that are away go by tap */
+/*
+ * Whether packets to its NIC may go by port number i: with AF_XDP those of flows that are away
+ * go by tap
+ */
 bool engine_may_send_by(const struct dmm_engine *e, uint32_t i);
 
 /* What follows from the ports that are sent by, and from what may be left to them */
@@ -85,11 +89,15 @@ void engine_ports_chosen(struct dmm_engine *e);
 /* What dmm_ingress answers to a claim that it does not grant. */
 void engine_refused(struct dmm_engine *e, const struct dmm_ask *ask, uint64_t now);
 
-/* Reads what the inner legs, or port number i, have, up to a budget; sets more when the budget was used up.
+/* Reads what the inner legs, or port number i, have, up to a budget; sets more when the budget was
+ * used up.
  */
 void engine_inner_in(struct dmm_engine *e);
 void engine_port_in(struct dmm_engine *e, uint32_t i);
-/* Sends what the core has, as long as there is room; sets nic_blocked or inner_tx_len when there is none. */
+/*
+ * Sends what the core has, as long as there is room; sets nic_blocked or inner_tx_len when
+ * there is none.
+ */
 void engine_nic_out(struct dmm_engine *e);
 /* What a NIC's ports hold goes, as far as the kernel takes it. */
 void engine_nic_kick(struct dmm_engine *e, uint32_t nic);

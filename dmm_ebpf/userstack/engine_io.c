@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * engine_io.c: packets between the core and its devices: Ethernet headers, lengths, checksums left open,
- * budgets.
+ * engine_io.c: packets between the core and its devices: Ethernet headers, lengths, checksums left
+ * open, budgets.
  *
  * Nothing here waits, and nothing is allocated.
  */
@@ -20,15 +20,16 @@ enum {
 	ETH_BYTES = 14,
 	IP4_MIN_BYTES = 20,
 	IP6_BYTES = 40,
-	PASSED_MAX = 16, /* turns that pass a quiet TAP device by, each look at which is a system call */
+	/* turns that pass a quiet TAP device by, each look at which is a system call */
+	PASSED_MAX = 16,
 	PROTO_TCP = 6,
 	TCP_CSUM_OFFSET = 16,
 	TCP_OFFSET_BYTE = 12,
 };
 
 /*
- * A link, as struct dmm_rx_meta has it: a link-layer address, and above it the NIC's index plus 1. A group
- * address is nobody's.
+ * A link, as struct dmm_rx_meta has it: a link-layer address, and above it the NIC's index plus 1.
+ * A group address is nobody's.
  */
 static uint64_t link_of(const uint8_t mac[MAC_BYTES], uint32_t nic)
 {
@@ -72,7 +73,10 @@ static void frame_type(uint8_t *frame, uint32_t family)
 	frame[13] = family == AF_INET6 ? 0xdd : 0x00;
 }
 
-/* What the program on our device sends back. eth: of a frame with len bytes behind the Ethernet header. */
+/*
+ * What the program on our device sends back. eth: of a frame with len bytes behind
+ * the Ethernet header.
+ */
 static bool is_refusal(const uint8_t *eth, uint32_t len, struct dmm_ask *ask)
 {
 	if (len != sizeof(*ask) - ETH_BYTES || eth[12] != DMM_ASK_TYPE >> 8 ||
@@ -82,15 +86,18 @@ static bool is_refusal(const uint8_t *eth, uint32_t len, struct dmm_ask *ask)
 	return ask->op == DMM_ASK_REFUSED;
 }
 
-/* The MTU of the device by which the kernel meant the frame to leave, if that is none of ours; else 0. */
+/*
+ * The MTU of the device by which the kernel meant the frame to leave, if that is none of
+ * ours; else 0.
+ */
 static uint32_t away_mtu(const uint8_t *eth)
 {
 	return eth[MAC_BYTES] == DMM_AWAY_SOURCE ? (uint32_t)eth[10] << 8 | eth[11] : 0;
 }
 
 /*
- * A frame that the kernel meant for the wire: where it was to go is the link of its connection from now on,
- * and its source the NIC's own address, whatever becomes of route, neighbour and device.
+ * A frame that the kernel meant for the wire: where it was to go is the link of its connection from
+ * now on, and its source the NIC's own address, whatever becomes of route, neighbour and device.
  */
 static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const struct dmm_vnet *vnet,
 			uint64_t now)
@@ -111,7 +118,8 @@ static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const st
 	else if (away < meta.mtu)
 		meta.mtu = away;
 	if (capture_wants(&e->capture, DMM_LEG_INNER))
-		capture_frame(&e->capture, i, DMM_LEG_INNER, CAPTURE_IN, eth, len + ETH_BYTES, NULL, now);
+		capture_frame(&e->capture, i, DMM_LEG_INNER, CAPTURE_IN, eth, len + ETH_BYTES, NULL,
+			      now);
 	e->stats.inner_rx_pkts++;
 	e->stats.inner_rx_bytes += len;
 	dmm_core_input(e->core, DMM_LEG_INNER, e->inner_rx + DMM_TAP_HEADROOM, len, &meta, now);
@@ -144,9 +152,10 @@ static uint32_t sum_add(uint32_t sum, const uint8_t *p, uint32_t bytes)
 }
 
 /*
- * A veth, and generic XDP on any device, hand over what a kernel left CHECKSUM_PARTIAL: the field holds the
- * pseudo-header's sum (RFC 9293 section 3.1), not complemented. The packet never was on a wire, or GRO has
- * verified it. A correct checksum that happens to equal that sum says the same thing.
+ * A veth, and generic XDP on any device, hand over what a kernel left CHECKSUM_PARTIAL: the field
+ * holds the pseudo-header's sum (RFC 9293 section 3.1), not complemented. The packet never was on a
+ * wire, or GRO has verified it. A correct checksum that happens to equal that sum says the same
+ * thing.
  */
 static bool csum_is_partial(const uint8_t *ip, uint32_t len, bool v6)
 {
@@ -164,10 +173,11 @@ static bool csum_is_partial(const uint8_t *ip, uint32_t len, bool v6)
 }
 
 /*
- * What is longer than any packet of the link was put together by GRO, or was not yet cut by who sent it. How
- * long its segments were it does not say: as long as they may be here.
+ * What is longer than any packet of the link was put together by GRO, or was not yet cut by who
+ * sent it. How long its segments were it does not say: as long as they may be here.
  */
-static void merged_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu, struct dmm_vnet *vnet)
+static void merged_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu,
+			struct dmm_vnet *vnet)
 {
 	uint32_t headers = v6 ? IP6_BYTES : (ip[0] & 15u) * 4;
 
@@ -181,13 +191,17 @@ static void merged_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu, 
 }
 
 /* What AF_XDP does not say of a packet that no hardware has had in hand */
-static void software_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu, struct dmm_vnet *vnet)
+static void software_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu,
+			  struct dmm_vnet *vnet)
 {
 	vnet->flags = csum_is_partial(ip, len, v6) ? DMM_VNET_NEEDS_CSUM : 0;
 	merged_note(ip, len, v6, mtu, vnet);
 }
 
-/* The IP packet's own length: a short Ethernet frame carries padding. 0: not an IP packet, or cut short. */
+/*
+ * The IP packet's own length: a short Ethernet frame carries padding. 0: not an IP packet,
+ * or cut short.
+ */
 static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
 {
 	const uint8_t *ip = frame + ETH_BYTES;
@@ -208,8 +222,8 @@ static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
 }
 
 /*
- * A look at AF_XDP's rings costs nothing. A TAP device beside them brings what XDP leaves to the kernel, and
- * is looked at when poll(2) says so, while it brings something, and now and then.
+ * A look at AF_XDP's rings costs nothing. A TAP device beside them brings what XDP leaves to the
+ * kernel, and is looked at when poll(2) says so, while it brings something, and now and then.
  */
 static bool port_is_due(const struct dmm_engine *e, struct port *port)
 {
@@ -234,15 +248,16 @@ static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 		uint32_t len = ip_length(frame, frame_len, &v6);
 
 		if (capture_wants(&e->capture, DMM_LEG_OUTER))
-			capture_frame(&e->capture, port->nic, DMM_LEG_OUTER, CAPTURE_IN, frame, frame_len,
-				      NULL, now);
+			capture_frame(&e->capture, port->nic, DMM_LEG_OUTER, CAPTURE_IN, frame,
+				      frame_len, NULL, now);
 
 		if (len == 0) {
 			e->stats.nic_rx_ignored++;
 			continue;
 		}
 		if (!port_offloads(port) && e->nic[port->nic].software)
-			software_note(frame + ETH_BYTES, len, v6, e->nic[port->nic].mtu, &meta.vnet);
+			software_note(frame + ETH_BYTES, len, v6, e->nic[port->nic].mtu,
+				      &meta.vnet);
 		meta.link = link_of(frame + MAC_BYTES, port->nic);
 		meta.mtu = mtu_of(e, port->nic);
 		e->stats.nic_rx_bytes += len;
@@ -284,7 +299,8 @@ static void port_kick(struct dmm_engine *e, struct port *port)
 		engine_ports_chosen(e);
 }
 
-/* Where the core may write the next packet: the first port's frame, once every port that is up has one free.
+/* Where the core may write the next packet: the first port's frame, once every port that is up has
+ * one free.
  */
 static uint8_t *nic_room(struct dmm_engine *e)
 {
@@ -297,15 +313,18 @@ static uint8_t *nic_room(struct dmm_engine *e)
 	return port_tx_begin(&e->port[e->first]);
 }
 
-/* The programs know where the flow is away (bpf/away.h), and give its frames no address of a next hop. */
+/*
+ * The programs know where the flow is away (bpf/away.h), and give its frames no address of
+ * a next hop.
+ */
 static bool link_is_away(uint64_t link)
 {
 	return !(link & ((1ull << 8 * MAC_BYTES) - 1));
 }
 
 /*
- * The same port for all packets of a connection, so that they stay in order; of one that is away, the one
- * whose packets pass the programs.
+ * The same port for all packets of a connection, so that they stay in order; of one that is away,
+ * the one whose packets pass the programs.
  */
 static uint32_t port_of(const struct nic *nic, const uint8_t *ip, const struct dmm_tx_meta *meta)
 {
@@ -316,14 +335,16 @@ static uint32_t port_of(const struct nic *nic, const uint8_t *ip, const struct d
 	return nic->xsk[(uint32_t)(ports[1] ^ ports[3]) % nic->n_xsk];
 }
 
-/* Sends the IP packet that the core wrote behind the first port's Ethernet header, all but its payload's
- * parts.
+/* Sends the IP packet that the core wrote behind the first port's Ethernet header, all but its
+ * payload's parts.
  */
-static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len, const struct dmm_payload *payload,
-		     const struct dmm_tx_meta *meta, uint64_t now)
+static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len,
+		     const struct dmm_payload *payload, const struct dmm_tx_meta *meta,
+		     uint64_t now)
 {
 	uint8_t *ip = frame + ETH_BYTES;
-	uint32_t number = link_nic(e, meta->link), first = e->first; /* a kick may choose another one */
+	/* a kick may choose another one */
+	uint32_t number = link_nic(e, meta->link), first = e->first;
 	const struct nic *nic = &e->nic[number];
 
 	if (number == MAX_NICS || (nic->by_tap && nic->tap == MAX_PORTS)) {
@@ -387,8 +408,9 @@ void engine_nic_out(struct dmm_engine *e)
 			e->stats.nic_tx_blocked++;
 			break;
 		}
-		uint32_t len = dmm_core_output_parts(e->core, DMM_LEG_OUTER, frame + ETH_BYTES,
-						     port_room(&e->port[e->first]), &meta, &payload, now);
+		uint32_t len =
+			dmm_core_output_parts(e->core, DMM_LEG_OUTER, frame + ETH_BYTES,
+					      port_room(&e->port[e->first]), &meta, &payload, now);
 
 		if (len == 0)
 			break;
@@ -412,7 +434,10 @@ static void inner_keep(struct dmm_engine *e, const struct dmm_payload *payload)
 	}
 }
 
-/* Writes the packet at hand, with what of its payload is in parts; false: the kernel's queue is full. */
+/*
+ * Writes the packet at hand, with what of its payload is in parts; false: the kernel's
+ * queue is full.
+ */
 static bool inner_flush(struct dmm_engine *e, const struct dmm_payload *payload)
 {
 	int fd = e->nic[e->inner_tx_nic].inner_fd;
@@ -433,15 +458,16 @@ static bool inner_flush(struct dmm_engine *e, const struct dmm_payload *payload)
 		if (capture_wants(&e->capture, DMM_LEG_INNER))
 			capture_frame(&e->capture, e->inner_tx_nic, DMM_LEG_INNER, CAPTURE_OUT,
 				      e->inner_tx + DMM_TAP_HEADROOM - ETH_BYTES,
-				      e->inner_tx_len + ETH_BYTES - payload->bytes, payload, engine_now_ns());
+				      e->inner_tx_len + ETH_BYTES - payload->bytes, payload,
+				      engine_now_ns());
 	}
 	e->inner_tx_len = 0;
 	return true;
 }
 
 /*
- * As if the packet had come to the NIC from the other end of its link. What has none came by no NIC of ours,
- * which cannot be; the first will do.
+ * As if the packet had come to the NIC from the other end of its link. What has none came by no NIC
+ * of ours, which cannot be; the first will do.
  */
 static void inner_address(struct dmm_engine *e, const struct dmm_tx_meta *meta)
 {
@@ -468,9 +494,9 @@ void engine_inner_out(struct dmm_engine *e)
 	for (uint32_t i = 0; i < INNER_TX_BUDGET && !e->error; i++) {
 		struct dmm_tx_meta meta = {0};
 
-		e->inner_tx_len =
-			dmm_core_output_parts(e->core, DMM_LEG_INNER, e->inner_tx + DMM_TAP_HEADROOM,
-					      DMM_TAP_MAX_PKT, &meta, &payload, now);
+		e->inner_tx_len = dmm_core_output_parts(e->core, DMM_LEG_INNER,
+							e->inner_tx + DMM_TAP_HEADROOM,
+							DMM_TAP_MAX_PKT, &meta, &payload, now);
 		if (e->inner_tx_len == 0)
 			return;
 		inner_address(e, &meta);

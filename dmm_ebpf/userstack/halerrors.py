@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sentence for what a C adapter could not do (struct dmm_hal_error).
 
-An errno is explained only together with the call that gave it, and only where that call gives it for one cause; any
-other is shown in the C library's words.
+An errno is explained only together with the call that gave it, and only where that call gives it
+for one cause; any other is shown in the C library's words.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ _CAUSES: Mapping[tuple[int, int], _Cause] = {
 
 
 def hal_error(error: Any, device: str = "") -> DmmError:
-    """The sentence for a struct dmm_hal_error; device: whose queue or frames it is about, if error does not say."""
+    """The sentence for a struct dmm_hal_error; device: whose queue or frames it is about, if
+    error does not say.
+    """
     plain = (DmmError, os.strerror(error.code), "")
     kind, why, hint = _CAUSES.get((error.call, error.code), plain)
     what = ffi.string(error.what).decode("ascii", "replace")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the interpreter of a stack process is started: its command, its environment, and from where it imports.
+"""How the interpreter of a stack process is started: its command, its environment, and from
+where it imports.
 
-It goes without site(3python), which takes longer than half of what the process imports: what site would find is told
-instead, on PYTHONPATH.
+It goes without site(3python), which takes longer than half of what the process imports: what site
+would find is told instead, on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def environment() -> Mapping[str, str]:
 
 
 def _folders() -> list[str]:
-    """The package that runs here is the one that is to run there, installed or not; and so are those that it needs
-    beside the standard library.
+    """The package that runs here is the one that is to run there, installed or not; and so are
+    those that it needs beside the standard library.
     """
     root = Path(__file__).resolve().parents[2]
     needed = Path(_cffi_backend.__file__).parent, Path(msgpack.__file__).parents[1]

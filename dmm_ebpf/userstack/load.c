@@ -25,8 +25,8 @@ static bool full_of_bytes(const struct load *load, uint64_t used, uint64_t limit
 }
 
 /*
- * That no frame is free is how a fast sender learns of a slow NIC, and passes; a NIC that takes none for so
- * long serves nobody.
+ * That no frame is free is how a fast sender learns of a slow NIC, and passes; a NIC that takes
+ * none for so long serves nobody.
  */
 static bool frames_stuck(struct load *load, const struct load_signs *signs, uint64_t now_ns)
 {

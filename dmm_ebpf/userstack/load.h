@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * load.h: whether one process of a stack is full, so that new flows are better served by the fallback.
+ * load.h: whether one process of a stack is full, so that new flows are better served by the
+ * fallback.
  *
- * Each reason comes at one level and goes at a lower one, so that a stack at its limit does not change its
- * mind with every packet. What the kernel side makes of it is in bpf/decide.h and bpf/xdp.h.
+ * Each reason comes at one level and goes at a lower one, so that a stack at its limit does not
+ * change its mind with every packet. What the kernel side makes of it is in bpf/decide.h and
+ * bpf/xdp.h.
  *
  * No I/O, no clock: the engine shows the signs and the time, and tells stack_load[] what comes out
  * (bpf/ingress.h).

@@ -9,7 +9,8 @@ import select
 import signal
 from pathlib import Path
 
-# Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need 22 bits (PID_MAX_LIMIT).
+# Of 1879048192 to 2147483647, which are unused (systemd's UIDS-GIDS); pids need
+# 22 bits (PID_MAX_LIMIT).
 UID_BASE = 0x7DC00000
 _KILL_WAIT_MS = 2000
 _RECORD_BYTES = 48
@@ -21,7 +22,9 @@ def uid_of(pid: int) -> int:
 
 
 def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; 0 when there is no such process."""
+    """Field 22 of /proc/PID/stat (proc(5)), in clock ticks since boot; 0 when there is
+    no such process.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -36,7 +39,8 @@ def open_process(pid: int, started: int) -> int | None:
         fd = os.pidfd_open(pid)
     except OSError:
         return None
-    # Compared after the descriptor is open: whatever the pid means later, the descriptor means this process.
+    # Compared after the descriptor is open: whatever the pid means later, the descriptor
+    # means this process.
     if started and start_time(pid) == started:
         return fd
     os.close(fd)
@@ -61,8 +65,8 @@ def kill_process(pid: int, started: int, number: int = signal.SIGKILL) -> bool:
 
 
 def write(path: Path, pid: int, started: int) -> None:
-    """Records a process, by one write(2) over the last one of the same length: a full disk keeps no process from being
-    started again.
+    """Records a process, by one write(2) over the last one of the same length: a full disk keeps no
+    process from being started again.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or a TAP device and a packet
- * socket (hal/tapnic.h).
+ * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or a TAP device and a
+ * packet socket (hal/tapnic.h).
  *
- * Exactly one of xsk and tap is set. Two calls per packet go through here; a branch that always goes the same
- * way costs less than a table of functions.
+ * Exactly one of xsk and tap is set. Two calls per packet go through here; a branch that always
+ * goes the same way costs less than a table of functions.
  */
 #ifndef DMM_PORT_H
 #define DMM_PORT_H
@@ -22,10 +22,11 @@ enum { PORT_KICK_PKTS = 32 }; /* what one call sends at least, see af_xdp's budg
 struct port {
 	struct dmm_xsk *xsk;
 	struct dmm_tapnic *tap;
-	uint32_t nic;	 /* index of the engine's NIC */
-	bool sums;	 /* the core knows that it port_sums() */
-	bool again;	 /* the kernel did not take everything */
-	bool down;	 /* its device was, when it was last tried: what is sent is lost, as on the way */
+	uint32_t nic; /* index of the engine's NIC */
+	bool sums;    /* the core knows that it port_sums() */
+	bool again;   /* the kernel did not take everything */
+	/* its device was, when it was last tried: what is sent is lost, as on the way */
+	bool down;
 	bool came;	 /* something, at the last look */
 	bool readable;	 /* as poll(2) has said, and nobody looked since */
 	uint32_t passed; /* turns without a look */
@@ -70,7 +71,10 @@ static inline void port_rx_release(struct port *port, uint32_t n)
 		dmm_tapnic_rx_release(port->tap, n);
 }
 
-/* Whether more frames may be at hand than were last told of, though fewer than the most that was asked for */
+/*
+ * Whether more frames may be at hand than were last told of, though fewer than the most that
+ * was asked for
+ */
 static inline bool port_rx_more(const struct port *port)
 {
 	return port->tap && dmm_tapnic_rx_more(port->tap);
@@ -81,7 +85,9 @@ static inline uint8_t *port_tx_begin(struct port *port)
 	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
 }
 
-/* Whether checksums and segments may be left to who takes the packets, and what comes says so, too */
+/*
+ * Whether checksums and segments may be left to who takes the packets, and what comes says so, too
+ */
 static inline bool port_offloads(const struct port *port)
 {
 	return port->tap && dmm_tapnic_offloads(port->tap);
@@ -93,10 +99,11 @@ static inline bool port_sums(const struct port *port)
 	return port->xsk ? dmm_xsk_sums(port->xsk) : dmm_tapnic_offloads(port->tap);
 }
 
-/* Segments are for ports that port_offloads(), and for those that port_sums() checksums and payload in parts.
+/* Segments are for ports that port_offloads(), and for those that port_sums() checksums and payload
+ * in parts.
  */
-static inline void port_tx_commit(struct port *port, uint32_t len, const struct dmm_payload *payload,
-				  const struct dmm_vnet *vnet)
+static inline void port_tx_commit(struct port *port, uint32_t len,
+				  const struct dmm_payload *payload, const struct dmm_vnet *vnet)
 {
 	if (port->xsk)
 		dmm_xsk_tx_commit(port->xsk, len, payload, vnet);

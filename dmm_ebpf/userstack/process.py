@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process: `python -m dmm_ebpf.userstack.process FD INSTANCE STACK DEVICE`, started by the supervisor.
+"""A stack process: `python -m dmm_ebpf.userstack.process FD INSTANCE STACK DEVICE`, started
+by the supervisor.
 
-FD is one end of a stream socket: the spec (JSON, until the other end shuts its direction down) comes in,
-one line of JSON goes out when the stack serves, or says why it cannot. After that the process needs nobody:
-it goes on when the Resource Director dies, and ends by SIGTERM, by "stop" on its control socket, or with
-its devices.
+FD is one end of a stream socket: the spec (JSON, until the other end shuts its direction down)
+comes in, one line of JSON goes out when the stack serves, or says why it cannot. After that the
+process needs nobody: it goes on when the Resource Director dies, and ends by SIGTERM, by "stop" on
+its control socket, or with its devices.
 
-Order: enter the namespace, open devices and sockets, listen, drop every privilege, make the packet loop's thread,
-give up every system call that is not needed, say ready, only then read packets.
+Order: enter the namespace, open devices and sockets, listen, drop every privilege, make the packet
+loop's thread, give up every system call that is not needed, say ready, only then read packets.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class StackProcess:
         self.engine.close()
         if result == 0 and self._stopping:
             return 0
-        log.error("the packet loop ended: %s", os.strerror(-(result or 0)) if result else "unexpectedly")
+        log.error(
+            "the packet loop ended: %s", os.strerror(-(result or 0)) if result else "unexpectedly"
+        )
         return 1
 
     def stop(self) -> None:
@@ -122,7 +125,9 @@ class StackProcess:
         params = request.get("params")
         answer: dict[str, Any] = {"id": request.get("id")}
         try:
-            result = self._call(str(request.get("method")), params if isinstance(params, Mapping) else {})
+            result = self._call(
+                str(request.get("method")), params if isinstance(params, Mapping) else {}
+            )
             return answer | {"ok": True, "result": result}
         except DmmError as exc:
             return answer | {"ok": False, "error": exc.to_wire()}
@@ -153,7 +158,9 @@ class StackProcess:
         if method == "stop":
             self.stop()
             return None
-        raise UsageError(f"ask stack {self.spec.label} for {method!r}", why="it knows no such request")
+        raise UsageError(
+            f"ask stack {self.spec.label} for {method!r}", why="it knows no such request"
+        )
 
     def _begin(self, request: Any, fd: int) -> controlserver.Stream | None:
         """After the answer to "capture" frames follow on its connection, until that ends."""
@@ -189,11 +196,16 @@ class _Capture:
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> _Capture:
         """UsageError for what is no leg or no length."""
-        legs, snaplen = params.get("legs", list(LEGS)), params.get("snaplen_bytes", SNAPLEN_MAX_BYTES)
+        legs, snaplen = (
+            params.get("legs", list(LEGS)),
+            params.get("snaplen_bytes", SNAPLEN_MAX_BYTES),
+        )
         if not isinstance(legs, list) or not legs or not all(leg in LEGS for leg in legs):
             raise UsageError(f"capture {legs!r}", why=f"there are the legs {' and '.join(LEGS)}")
         if not isinstance(snaplen, int) or not 0 < snaplen <= SNAPLEN_MAX_BYTES:
-            raise UsageError(f"capture {snaplen!r} bytes", why=f"1 to {SNAPLEN_MAX_BYTES} of a frame can be")
+            raise UsageError(
+                f"capture {snaplen!r} bytes", why=f"1 to {SNAPLEN_MAX_BYTES} of a frame can be"
+            )
         return cls(tuple(legs), snaplen)
 
 
@@ -203,7 +215,9 @@ def _part(params: Mapping[str, Any]) -> dict[str, int]:
     part |= {name: params[name] for name in part if name in params}
     for name, value in part.items():
         if not isinstance(value, int) or value < 0:
-            raise UsageError(f"list connections with {name} {value!r}", why="it is not a whole number")
+            raise UsageError(
+                f"list connections with {name} {value!r}", why="it is not a whole number"
+            )
     return part | {"most": min(part["most"], MOST_CONNECTIONS)}
 
 
@@ -253,5 +267,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Without taking the interpreter apart, for which the Resource Director would wait: nothing is left to do.
+    # Without taking the interpreter apart, for which the Resource Director would wait: nothing is
+    # left to do.
     os._exit(main())

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stack process is told: the stack's numbers, its NICs, limits and paths. JSON on the descriptor it
-inherits.
+"""What a stack process is told: the stack's numbers, its NICs, limits and paths. JSON on the
+descriptor it inherits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.kit.names import Plugin
 
-# What a process may count on (docs/develop/write-a-stack-process.md); counted up when one that did would not work now.
+# What a process may count on (docs/develop/write-a-stack-process.md); counted up when one that did
+# would not work now.
 CONTRACT = 1
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
 _CONNECTION_BYTES = (
@@ -26,7 +27,8 @@ _PROGRAM_BYTES = 256 << 20  # interpreter, code and whatever the kernel counts b
 
 
 def process_label(name: str, process: int) -> str:
-    """A process of a stack in messages and file names: the stack's name, with "@1" and so on after the first. No stack
+    """A process of a stack in messages and file names: the stack's name, with "@1" and so on after
+    the first. No stack
     is called so: a name has no "@".
     """
     return f"{name}@{process}" if process else name
@@ -44,13 +46,13 @@ def pid_path(run_dir: Path, label: str) -> Path:
 
 @dataclass(frozen=True)
 class NicSpec:
-    """One NIC: slot is its place in xsks and outer_devs, queues how many receive queues it has, mtu of the IP packet in
-    bytes. bare: its packets have no link header; mac is 0 then.
+    """One NIC: slot is its place in xsks and outer_devs, queues how many receive queues it has, mtu
+    of the IP packet in bytes. bare: its packets have no link header; mac is 0 then.
 
-    xsk: the process is to have AF_XDP sockets on the queues, besides its TAP device; has, once it runs, for packets of
-    at most xsk_mtu.
-    port: which of both it sends by at first; without sockets it cannot start with "af_xdp", and with "tap" goes on
-    without them, and says why (no_xsk).
+    xsk: the process is to have AF_XDP sockets on the queues, besides its TAP device; has, once it
+    runs, for packets of at most xsk_mtu.
+    port: which of both it sends by at first; without sockets it cannot start with "af_xdp", and
+    with "tap" goes on without them, and says why (no_xsk).
     """
 
     ifindex: int
@@ -68,15 +70,16 @@ class NicSpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that no XDP
-    program is in use.
+    """One process of a user stack. Descriptors are the Resource Director's; -1 for a map means that
+    no XDP program is in use.
 
-    options: what else the policy sets, by the names of C's members in struct dmm_engine_config or its dmm_core_config;
-    a word is an enumerator (syn_cookies "auto": DMM_SYN_COOKIES_AUTO), or a text. memory_bytes and max_connections
-    are this process's share.
-    process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for the outer one;
-    process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they leave checksums to what takes their
-    frames, as with zero-copy where the driver has that. plugin: what congestion names, unless that is built in.
+    options: what else the policy sets, by the names of C's members in struct dmm_engine_config or
+    its dmm_core_config; a word is an enumerator (syn_cookies "auto": DMM_SYN_COOKIES_AUTO), or a
+    text. memory_bytes and max_connections are this process's share.
+    process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for
+    the outer one; process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they
+    leave checksums to what takes their frames, as with zero-copy where the driver has that. plugin:
+    what congestion names, unless that is built in.
     """
 
     instance: str
@@ -126,7 +129,9 @@ class StackSpec:
         return stackdevice.inner(self.device, nic.slot)
 
     def outer_device(self, nic: NicSpec) -> str:
-        """Name of the TAP device by which frames of nic come, but for those that AF_XDP sockets take."""
+        """Name of the TAP device by which frames of nic come, but for those that
+        AF_XDP sockets take.
+        """
         return stackdevice.outer(self.device, nic.slot)
 
     def devices(self) -> list[str]:

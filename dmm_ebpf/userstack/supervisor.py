@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps one stack process alive: starts it, adopts one that is there, notices its death, restarts it with
-backoff.
+"""Keeps one stack process alive: starts it, adopts one that is there, notices its death, restarts
+it with backoff.
 
-The process is in a session of its own and is not bound to the life of the Resource Director. Its death is
-seen through a pidfd, which also works for an adopted process, is not polled, and never means another
-process. on_up and on_down are called in the event loop, alternately, beginning with on_up; on_down is not
-called for a stop() that was asked for. The next process starts when what on_down returned is done.
+The process is in a session of its own and is not bound to the life of the Resource Director. Its
+death is seen through a pidfd, which also works for an adopted process, is not polled, and never
+means another process. on_up and on_down are called in the event loop, alternately, beginning with
+on_up; on_down is not called for a stop() that was asked for. The next process starts when what
+on_down returned is done.
 
-What the process says is not believed: see answers.py. One that answers what no stack process of ours says is ended
-and started again.
+What the process says is not believed: see answers.py. One that answers what no stack process of
+ours says is ended and started again.
 
-Invariants: at most one process of the stack is alive; a start first ends what the pid file names. Before a process
-starts, and when it has ended, its devices are gone, also those that were made persistent.
+Invariants: at most one process of the stack is alive; a start first ends what the pid file
+names. Before a process starts, and when it has ended, its devices are gone, also those that
+were made persistent.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ class StackSupervisor:
         renew: Callable[[], StackSpec] | None = None,
     ) -> None:
         """spec may be replaced at any time; the next process gets the new one. info of on_up: see
-        StackProcess.info, and start_time. renew makes the spec anew before each restart, in a thread; what it
-        raises puts that off.
+        StackProcess.info, and start_time. renew makes the spec anew before each restart, in a
+        thread; what it raises puts that off.
         """
         self.spec = spec
         self.pid = 0
@@ -87,8 +89,8 @@ class StackSupervisor:
     # -- life --
 
     async def start(self) -> None:
-        """Starts the process and waits until it serves and on_up is through. Raises DmmError; then nothing
-        runs.
+        """Starts the process and waits until it serves and on_up is through. Raises DmmError;
+        then nothing runs.
         """
         self._stopping = False
         recorded = pidfile.read(self.spec.pid_path)
@@ -98,7 +100,9 @@ class StackSupervisor:
         await self._came_up(info)
 
     async def adopt(self, pid: int, started: int) -> bool:
-        """Takes a running process over. False: it is gone, or does not answer; then nothing has changed."""
+        """Takes a running process over. False: it is gone, or does not answer; then
+        nothing has changed.
+        """
         fd = pidfile.open_process(pid, started)
         if fd is None:
             return False
@@ -127,7 +131,9 @@ class StackSupervisor:
         self._tidy()
 
     def fail(self, reason: str) -> None:
-        """Ends a process that cannot go on; on_down gets the reason, and the next one is started."""
+        """Ends a process that cannot go on; on_down gets the reason, and the next
+        one is started.
+        """
         if self.pid and not self._failure:
             self._failure = reason
             self._kill()
@@ -138,8 +144,8 @@ class StackSupervisor:
         self._hurried.set()
 
     async def query(self, method: str, **params: Any) -> Any:
-        """Asks the process. Raises DmmError when it refuses, is not there or does not answer; the process that answers
-        nonsense is ended, and so replaced.
+        """Asks the process. Raises DmmError when it refuses, is not there or does not answer; the
+        process that answers nonsense is ended, and so replaced.
         """
         pid = self.pid
         try:
@@ -186,7 +192,8 @@ class StackSupervisor:
             self.pid = self._child.pid
             self._pidfd = os.pidfd_open(self.pid)
             try:
-                # Before it is told what to do: should we be killed, no process serves that nothing names.
+                # Before it is told what to do: should we be killed, no process serves
+                # that nothing names.
                 started = pidfile.start_time(self.pid)
                 self._record(started)
                 self._into_group()
@@ -204,7 +211,9 @@ class StackSupervisor:
             raise _file_error(self.spec.pid_path, exc) from exc
 
     def _into_group(self) -> None:
-        """Before the process is told what to do. Without a group it has its resource limits alone."""
+        """Before the process is told what to do. Without a group it has its
+        resource limits alone.
+        """
         path = Path(self.spec.cgroup)
         self.no_group = ""
         if not self.spec.cgroup:
@@ -219,14 +228,23 @@ class StackSupervisor:
 
     def _remove_devices(self) -> None:
         for name in stackdevice.remove(self.spec.devices(), idle_only=True):
-            log.warning("stack %s: device %s had outlived its process and is removed", self.spec.label, name)
+            log.warning(
+                "stack %s: device %s had outlived its process and is removed", self.spec.label, name
+            )
 
     def _popen(self, channel_fd: int) -> subprocess.Popen[bytes]:
         spec = self.spec
         with self._log_file() as output:
             return subprocess.Popen(
-                # What it is, after the descriptor, is for ps(1) and for whoever looks for it (rd/director/found.py).
-                [*(spec.command or self.COMMAND), str(channel_fd), spec.instance, spec.label, spec.device],
+                # What it is, after the descriptor, is for ps(1) and for whoever looks
+                # for it (rd/director/found.py).
+                [
+                    *(spec.command or self.COMMAND),
+                    str(channel_fd),
+                    spec.instance,
+                    spec.label,
+                    spec.device,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -237,12 +255,16 @@ class StackSupervisor:
             )
 
     def _log_file(self) -> BinaryIO:
-        """Where the process writes; nowhere if the file cannot be opened, which is no reason not to serve."""
+        """Where the process writes; nowhere if the file cannot be opened, which is no reason
+        not to serve.
+        """
         try:
             return self.spec.log_path.open("ab")
         except OSError as exc:
             log.warning(
-                "stack %s goes without a log: %s", self.spec.label, _file_error(self.spec.log_path, exc)
+                "stack %s goes without a log: %s",
+                self.spec.label,
+                _file_error(self.spec.log_path, exc),
             )
             return Path(os.devnull).open("wb")
 
@@ -255,7 +277,9 @@ class StackSupervisor:
             async with asyncio.timeout(READY_DEADLINE_S):
                 await loop.sock_sendall(channel, self.spec.to_json().encode())
                 channel.shutdown(socket.SHUT_WR)
-                while len(data) <= READY_BYTES and (part := await loop.sock_recv(channel, READY_BYTES)):
+                while len(data) <= READY_BYTES and (
+                    part := await loop.sock_recv(channel, READY_BYTES)
+                ):
                     data += part
         except TimeoutError as exc:
             raise DmmError(what, why=f"it was not ready within {READY_DEADLINE_S:g} s") from exc
@@ -263,7 +287,9 @@ class StackSupervisor:
             data = b""
         if not data:
             raise DmmError(
-                what, why=f"its process ended: {self._last_words()}", hint=f"see {self.spec.log_path}"
+                what,
+                why=f"its process ended: {self._last_words()}",
+                hint=f"see {self.spec.log_path}",
             )
         try:
             answer = json.loads(data)
@@ -312,7 +338,9 @@ class StackSupervisor:
                 async with asyncio.timeout(STOP_DEADLINE_S):
                     await gone.wait()
             except TimeoutError:
-                log.warning("stack %s, pid %d, does not end and is killed", self.spec.label, self.pid)
+                log.warning(
+                    "stack %s, pid %d, does not end and is killed", self.spec.label, self.pid
+                )
                 self._kill()
                 await gone.wait()
         finally:

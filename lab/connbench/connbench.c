@@ -2,9 +2,10 @@
 /*
  * connbench: how long connect(2) takes.
  *
- * connbench serve ADDRESS PORT accepts and closes until killed. connbench connect ADDRESS PORT COUNT prints
- * one number a line: the ns of each connect(). Connections are reset (SO_LINGER 0), so that no TIME_WAIT
- * fills the port range. Client and server are two processes so that each can be in a cgroup of its own.
+ * connbench serve ADDRESS PORT accepts and closes until killed. connbench connect ADDRESS PORT
+ * COUNT prints one number a line: the ns of each connect(). Connections are reset (SO_LINGER 0), so
+ * that no TIME_WAIT fills the port range. Client and server are two processes so that each can be
+ * in a cgroup of its own.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -74,7 +75,9 @@ static void serve(const struct sockaddr_in *at)
 		int peer = accept(listener, NULL, NULL);
 		char byte;
 
-		/* The client ends it: a reset of ours could come before its connect() has returned. */
+		/*
+		 * The client ends it: a reset of ours could come before its connect() has returned.
+		 */
 		if (peer >= 0 && recv(peer, &byte, 1, 0) <= 0)
 			close(peer);
 	}
@@ -87,8 +90,8 @@ int main(int argc, char **argv)
 	bool connecting = argc == 5 && !strcmp(argv[1], "connect");
 
 	if (!(serving || connecting) || inet_pton(AF_INET, argv[2], &address.sin_addr) != 1) {
-		fprintf(stderr,
-			"usage: connbench serve ADDRESS PORT | connbench connect ADDRESS PORT COUNT\n");
+		fprintf(stderr, "usage: connbench serve ADDRESS PORT | connbench connect ADDRESS "
+				"PORT COUNT\n");
 		return 2;
 	}
 	address.sin_port = htons((uint16_t)atoi(argv[3]));

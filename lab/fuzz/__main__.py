@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Long fuzzing of the user-space TCP: wire parsing alone, and whole connections, with libFuzzer, ASan and UBSan.
+"""Long fuzzing of the user-space TCP: wire parsing alone, and whole connections, with libFuzzer,
+ASan and UBSan.
 
-The corpus is kept from run to run under build/fuzz/TARGET/corpus and made smaller at the end of each. What is found is
-made smaller as well and stays in build/fuzz/TARGET/crashes. Exit status: 0 nothing found, 1 something found, 2 no run.
+The corpus is kept from run to run under build/fuzz/TARGET/corpus and made smaller at the end of
+each. What is found is made smaller as well and stays in build/fuzz/TARGET/crashes. Exit status: 0
+nothing found, 1 something found, 2 no run.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Place:
 
     def __init__(self, directory: Path, target: Target) -> None:
         self.base = directory / target.name
-        self.corpus, self.crashes, self.logs = (self.base / n for n in ("corpus", "crashes", "logs"))
+        self.corpus, self.crashes, self.logs = (
+            self.base / n for n in ("corpus", "crashes", "logs")
+        )
         for path in (self.corpus, self.crashes, self.logs):
             path.mkdir(parents=True, exist_ok=True)
         self.program = self.base / f"fuzz-{target.digest()}"
@@ -78,7 +82,9 @@ def fuzz(target: Target, place: Place, seconds: float, workers: int) -> None:
     try:
         for number in range(workers):
             with (place.logs / f"{number}.log").open("wb") as log:
-                processes.append(subprocess.Popen([*common, str(place.corpus)], stdout=log, stderr=log))
+                processes.append(
+                    subprocess.Popen([*common, str(place.corpus)], stdout=log, stderr=log)
+                )
         told = time.monotonic()
         while any(process.poll() is None for process in processes):
             running = next(process for process in processes if process.poll() is None)
@@ -121,8 +127,15 @@ def minimise_corpus(target: Target, place: Place) -> None:
 def minimise_crash(target: Target, place: Place, crash: Path) -> tuple[Path, str]:
     """A smaller input that fails too, and what it says."""
     small = crash.with_name(f"small-{crash.name}")
-    command = [str(place.program), "-minimize_crash=1", f"-max_total_time={MINIMISE_S}", "-runs=50000"]
-    subprocess.run([*command, f"-exact_artifact_path={small}", str(crash)], capture_output=True, check=False)
+    command = [
+        str(place.program),
+        "-minimize_crash=1",
+        f"-max_total_time={MINIMISE_S}",
+        "-runs=50000",
+    ]
+    subprocess.run(
+        [*command, f"-exact_artifact_path={small}", str(crash)], capture_output=True, check=False
+    )
     for candidate in (small, crash):
         if not candidate.exists():
             continue
@@ -157,12 +170,20 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", choices=[*TARGETS, "all"], default="all")
     parser.add_argument("--minutes", type=float, default=10, help="for all targets together (10)")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes")
-    parser.add_argument("--directory", type=Path, default=ROOT / "build" / "fuzz", help="build/fuzz")
-    parser.add_argument("--self-test", action="store_true", help="a target with a fault, to see it reported")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes"
+    )
+    parser.add_argument(
+        "--directory", type=Path, default=ROOT / "build" / "fuzz", help="build/fuzz"
+    )
+    parser.add_argument(
+        "--self-test", action="store_true", help="a target with a fault, to see it reported"
+    )
     given = parser.parse_args()
     if given.minutes <= 0:
-        sys.stderr.write(f"fuzz: cannot run for {given.minutes:g} minutes: it takes more than none\n")
+        sys.stderr.write(
+            f"fuzz: cannot run for {given.minutes:g} minutes: it takes more than none\n"
+        )
         sys.exit(2)
     if given.workers <= 0:
         sys.stderr.write(f"fuzz: cannot run {given.workers} workers: it takes at least one\n")
@@ -181,7 +202,10 @@ def main() -> int:
     try:
         for target in targets:
             faults += run_target(
-                target, given.directory.resolve(), given.minutes * 60 * target.share / share, given.workers
+                target,
+                given.directory.resolve(),
+                given.minutes * 60 * target.share / share,
+                given.workers,
             )
     except BuildError as error:
         sys.stderr.write(f"fuzz: {error}\n")

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fuzz_fragment.c: libFuzzer target for fragment.c and chain.c, against the same rules written down naively,
- * a byte at a time.
+ * fuzz_fragment.c: libFuzzer target for fragment.c and chain.c, against the same rules written down
+ * naively, a byte at a time.
  *
- * The input is a program: fragments of a few packets, with contents that follow from their place or are bent,
- * raw packets, and time. Checked after each step: the verdict, what was put together, the bound on memory; at
- * the end that all memory came back.
+ * The input is a program: fragments of a few packets, with contents that follow from their place or
+ * are bent, raw packets, and time. Checked after each step: the verdict, what was put together, the
+ * bound on memory; at the end that all memory came back.
  */
 #include "../sim/holds.h"
 #include "fragment.h"
@@ -34,8 +34,8 @@ static uint32_t holes_and_all(const struct model *m)
 	return n;
 }
 
-static enum fragment_result model_new(struct model *m, uint32_t at, const uint8_t *data, uint32_t len,
-				      bool more, bool v6)
+static enum fragment_result model_new(struct model *m, uint32_t at, const uint8_t *data,
+				      uint32_t len, bool more, bool v6)
 {
 	uint32_t end = at + len;
 
@@ -57,8 +57,8 @@ static enum fragment_result model_new(struct model *m, uint32_t at, const uint8_
 	return FRAGMENT_WHOLE;
 }
 
-static enum fragment_result model_take(struct model *m, uint32_t at, const uint8_t *data, uint32_t len,
-				       bool more, bool v6, uint8_t tos, uint8_t ttl)
+static enum fragment_result model_take(struct model *m, uint32_t at, const uint8_t *data,
+				       uint32_t len, bool more, bool v6, uint8_t tos, uint8_t ttl)
 {
 	uint32_t old = 0, end = at + len;
 	bool same = true;
@@ -82,8 +82,8 @@ static enum fragment_result model_take(struct model *m, uint32_t at, const uint8
 	return result;
 }
 
-static uint32_t build(uint8_t *p, uint32_t name, uint32_t at, const uint8_t *data, uint32_t len, bool more,
-		      uint8_t tos, uint8_t ttl)
+static uint32_t build(uint8_t *p, uint32_t name, uint32_t at, const uint8_t *data, uint32_t len,
+		      bool more, uint8_t tos, uint8_t ttl)
 {
 	bool v6 = name & 1;
 	uint32_t head = v6 ? 48 : 20;
@@ -131,7 +131,8 @@ static void check_whole(const struct model *m, const uint8_t *p, uint32_t len, b
 static enum fragment_result give(struct fragments *f, const uint8_t *p, uint32_t len, uint64_t now,
 				 const uint8_t **out, uint32_t *out_len)
 {
-	uint8_t *exact = malloc(len ? len : 1); /* so that AddressSanitizer sees each read behind it */
+	/* so that AddressSanitizer sees each read behind it */
+	uint8_t *exact = malloc(len ? len : 1);
 	enum fragment_result result = FRAGMENT_REFUSED;
 	bool joined;
 
@@ -147,7 +148,8 @@ static enum fragment_result give(struct fragments *f, const uint8_t *p, uint32_t
 static void step_fragment(struct fragments *f, struct input *in, uint32_t what, uint64_t now)
 {
 	static uint8_t packet[65536 + 64], data[65536];
-	uint32_t name = what >> 3 & 3, units = take(in, 2), at = (units & (what & 128 ? 0x1fff : 0x1ff)) * 8;
+	uint32_t name = what >> 3 & 3, units = take(in, 2),
+		 at = (units & (what & 128 ? 0x1fff : 0x1ff)) * 8;
 	bool more = what & 32, v6 = name & 1;
 	uint32_t len = what & 64 ? take(in, 1) * 8 : take(in, 2) % 9000;
 	uint32_t bent = units & 0x8000 ? take(in, 2) : UINT32_MAX;
@@ -170,8 +172,8 @@ static void step_fragment(struct fragments *f, struct input *in, uint32_t what, 
 		m->ttl = 255;
 	}
 	enum fragment_result want = model_take(m, at, data, len, more, v6, tos, ttl);
-	enum fragment_result got =
-		give(f, packet, build(packet, name, at, data, len, more, tos, ttl), now, &out, &out_len);
+	enum fragment_result got = give(
+		f, packet, build(packet, name, at, data, len, more, tos, ttl), now, &out, &out_len);
 
 	CHECK(want == got);
 	if (got != FRAGMENT_REFUSED && !m->known) {
@@ -197,7 +199,8 @@ static void step_raw(struct fragments *f, struct input *in, uint64_t now)
 		return;
 	packet[0] = (uint8_t)(packet[0] & 1 ? 0x60 : 0x45 + (packet[0] >> 4) % 3);
 	packet[packet[0] >> 4 == 6 ? 8 : 12] = 11;
-	put_be16(packet + (packet[0] >> 4 == 6 ? 4 : 2), (uint16_t)(packet[0] >> 4 == 6 ? len - 40 : len));
+	put_be16(packet + (packet[0] >> 4 == 6 ? 4 : 2),
+		 (uint16_t)(packet[0] >> 4 == 6 ? len - 40 : len));
 	if (packet[0] >> 4 == 4) {
 		uint16_t csum;
 

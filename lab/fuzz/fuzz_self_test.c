@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuzz_self_test.c: a target with a fault that is found at once, so that tools/fuzz's report of faults is
- * tested. */
+/* fuzz_self_test.c: a target with a fault that is found at once, so that tools/fuzz's report of
+ * faults is tested. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

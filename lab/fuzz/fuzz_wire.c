@@ -3,12 +3,13 @@
  * fuzz_wire.c: libFuzzer target for wire.c alone.
  *
  * The first byte says what is mended before the packet is parsed, or else few inputs would pass the
- * checksums: bit 0: the IPv4 header checksum; bit 1: the TCP or ICMP checksum; bit 2: the length fields; bit
- * 3: the parser need not check the TCP checksum. The rest is the packet, in a block of exactly its size, so
- * that AddressSanitizer sees each read behind it.
+ * checksums: bit 0: the IPv4 header checksum; bit 1: the TCP or ICMP checksum; bit 2: the length
+ * fields; bit 3: the parser need not check the TCP checksum. The rest is the packet, in a block of
+ * exactly its size, so that AddressSanitizer sees each read behind it.
  *
- * Checked: what the parser leaves points into the packet; a segment or ICMP error that is built from what was
- * parsed parses to the same; checksums agree with the definition (RFC 1071), at any alignment and length.
+ * Checked: what the parser leaves points into the packet; a segment or ICMP error that is built
+ * from what was parsed parses to the same; checksums agree with the definition (RFC 1071), at any
+ * alignment and length.
  */
 #include "../sim/holds.h"
 #include "wire.h"
@@ -70,7 +71,8 @@ static void dir_of(struct wire_dir *d, const struct pkt *k)
 
 static void seg_of(struct wire_seg *s, const struct pkt *k)
 {
-	*s = (struct wire_seg){.seq = k->seq, .ack = k->ack, .flags = k->flags, .wnd = k->wnd, .urg = k->urg};
+	*s = (struct wire_seg){
+		.seq = k->seq, .ack = k->ack, .flags = k->flags, .wnd = k->wnd, .urg = k->urg};
 	if (k->mss)
 		wire_opt_mss(s, k->mss);
 	if (k->has_sack_perm || k->has_wscale)
@@ -83,7 +85,8 @@ static void seg_of(struct wire_seg *s, const struct pkt *k)
 /* As many SACK blocks as fit beside the other options */
 static uint32_t add_sack(struct wire_seg *s, const struct pkt *k)
 {
-	uint32_t n = min_u32(k->n_sack, (WIRE_TCP_OPT_MAX - min_u32(s->opt_len + 4u, WIRE_TCP_OPT_MAX)) / 8);
+	uint32_t n = min_u32(k->n_sack,
+			     (WIRE_TCP_OPT_MAX - min_u32(s->opt_len + 4u, WIRE_TCP_OPT_MAX)) / 8);
 
 	if (n)
 		wire_opt_sack(s, k->sack, n);
@@ -127,8 +130,10 @@ static void again_tcp(const struct pkt *k)
 	      b.urg == k->urg);
 	CHECK(b.sport_be == k->sport_be && b.dport_be == k->dport_be && b.tos == k->tos);
 	CHECK(!memcmp(b.saddr, k->saddr, 16) && !memcmp(b.daddr, k->daddr, 16));
-	CHECK(b.mss == k->mss && b.has_ts == k->has_ts && b.tsval == k->tsval && b.tsecr == k->tsecr);
-	CHECK(b.has_sack_perm == k->has_sack_perm && b.has_wscale == k->has_wscale && b.wscale == k->wscale);
+	CHECK(b.mss == k->mss && b.has_ts == k->has_ts && b.tsval == k->tsval &&
+	      b.tsecr == k->tsecr);
+	CHECK(b.has_sack_perm == k->has_sack_perm && b.has_wscale == k->has_wscale &&
+	      b.wscale == k->wscale);
 	CHECK(b.accecn_fields == counters && !(k->accecn_fields & ~0xeu));
 	CHECK(!counters || !memcmp(b.accecn, k->accecn, sizeof(b.accecn)));
 	for (uint32_t i = 0; i < ACCECN_COUNTERS; i++)
@@ -152,12 +157,14 @@ static void again_icmp(const struct pkt *k)
 	struct pkt b;
 	uint32_t n;
 
-	CHECK(mapped(k->saddr) == (k->family == WIRE_AF_INET) && mapped(k->daddr) == mapped(k->saddr));
+	CHECK(mapped(k->saddr) == (k->family == WIRE_AF_INET) &&
+	      mapped(k->daddr) == mapped(k->saddr));
 	dir_of(&d, k);
 	n = wire_icmp_error(out, &d, &s, k->icmp_type, k->icmp_code);
 	CHECK(n <= sizeof(out));
 	CHECK(wire_parse(out, n, true, &b) == WIRE_ICMP);
-	CHECK(b.seq == k->seq && b.sport_be == k->sport_be && b.dport_be == k->dport_be && b.icmp == k->icmp);
+	CHECK(b.seq == k->seq && b.sport_be == k->sport_be && b.dport_be == k->dport_be &&
+	      b.icmp == k->icmp);
 	CHECK(!memcmp(b.saddr, k->saddr, 16) && !memcmp(b.daddr, k->daddr, 16));
 }
 

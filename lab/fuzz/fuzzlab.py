@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fuzz targets: what they are built from, with libFuzzer, ASan and UBSan, and the inputs that they start from.
+"""The fuzz targets: what they are built from, with libFuzzer, ASan and UBSan, and the inputs that
+they start from.
 
 Used by tools/fuzz (long runs) and by the tests (short ones).
 """
@@ -38,7 +39,9 @@ def _checksum(data: bytes) -> int:
 
 
 def _wire_packet(rng: random.Random) -> bytes:
-    """A TCP segment or an ICMP error over either family, options of every kind; fuzz_wire.c mends the checksums."""
+    """A TCP segment or an ICMP error over either family, options of every kind; fuzz_wire.c
+    mends the checksums.
+    """
     options = [
         b"\x02\x04\x05\xb4", b"\x03\x03\x07", b"\x04\x02", b"\x01", b"\x08\x0a" + rng.randbytes(8),
         b"\x05\x12" + rng.randbytes(16), b"\xfd\x06" + rng.randbytes(4), b"\x05\x0a" + rng.randbytes(8),
@@ -46,7 +49,12 @@ def _wire_packet(rng: random.Random) -> bytes:
     chosen = b"".join(rng.sample(options, rng.randint(0, 3)))[:40]
     chosen += b"\0" * (-len(chosen) % 4)
     flags = rng.choice([2, 18, 16, 24, 17, 4, 20, 0x29])
-    tcp = rng.randbytes(12) + bytes([(5 + len(chosen) // 4) << 4, flags]) + rng.randbytes(2) + bytes(4)
+    tcp = (
+        rng.randbytes(12)
+        + bytes([(5 + len(chosen) // 4) << 4, flags])
+        + rng.randbytes(2)
+        + bytes(4)
+    )
     body = tcp + chosen + rng.randbytes(rng.choice([0, 0, 1, 17, 64]))
     v6 = rng.random() < 0.4
 
@@ -69,7 +77,9 @@ def _wire_seed(rng: random.Random) -> bytes:
 
 
 def _fragment_seed(rng: random.Random) -> bytes:
-    """A packet's fragments in some order, as fuzz_fragment.c reads them; some twice, bent or late."""
+    """A packet's fragments in some order, as fuzz_fragment.c reads them; some twice,
+    bent or late.
+    """
     name, marks = rng.randrange(4), rng.choice([0, 0x40, 0x41, 0x42, 0xFE])
     size, each = rng.randrange(9, 3000), rng.choice([1, 3, 60, 185])
     steps = []
@@ -105,13 +115,19 @@ class Target:
 
     def sources(self) -> list[Path]:
         """Its C files."""
-        core = sorted(CORE.glob("*.c")) if self.only is None else [CORE / name for name in self.only]
+        core = (
+            sorted(CORE.glob("*.c")) if self.only is None else [CORE / name for name in self.only]
+        )
         return [self.main, *core]
 
     def digest(self) -> str:
         """Of everything that it is built from."""
         seen = hashlib.sha256(" ".join((*FLAGS, *SANITIZE)).encode())
-        for path in (*self.sources(), *sorted(CORE.glob("*.h")), *sorted(self.main.parent.glob("*.h"))):
+        for path in (
+            *self.sources(),
+            *sorted(CORE.glob("*.h")),
+            *sorted(self.main.parent.glob("*.h")),
+        ):
             seen.update(path.name.encode() + b"\0" + path.read_bytes())
         return seen.hexdigest()[:16]
 
@@ -126,7 +142,8 @@ class Target:
             ) from None
         if done.returncode:
             first = next(
-                (line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:]
+                (line for line in done.stderr.splitlines() if "error" in line),
+                done.stderr.strip()[-300:],
             )
             raise BuildError(f"cannot build the target {self.name}: {first}")
         return output
@@ -152,4 +169,6 @@ TARGETS = {
     "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.7, program),
 }
 # With a fault that is found at once: tools/fuzz --self-test
-SELF_TEST = Target("self-test", HERE / "fuzz_self_test.c", (), 64, 1, lambda rng: b"D" + rng.randbytes(20))
+SELF_TEST = Target(
+    "self-test", HERE / "fuzz_self_test.c", (), 64, 1, lambda rng: b"D" + rng.randbytes(20)
+)

@@ -51,7 +51,9 @@ def outsider(leg: int, tuple_no: int, rng: random.Random) -> bytes:
 
 def program(rng: random.Random) -> bytes:
     """A handshake or two, data both ways, holes with SACK, time, and an end."""
-    how = rng.choice([0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN])
+    how = rng.choice(
+        [0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN]
+    )
     how |= rng.choice([0, PARK_AT_ONCE])
     out = bytes([how])
     for tuple_no in rng.sample(range(3), rng.randint(1, 2)):
@@ -62,7 +64,9 @@ def program(rng: random.Random) -> bytes:
             kind = rng.choice([ACK, ACK, ACK, ACK, FIN, RSTACK] if rng.random() < 0.2 else [ACK])
             bend = rng.choice([64, 64, 64 | 2, 32, 64 | 8, 16])
             tail = bytes(rng.randrange(256) for _ in range(rng.randint(1, 6)))
-            out += packet(leg, kind, tuple_no, bend, tail, then=rng.choice([DRAIN, DRAIN | POLL, 0]))
+            out += packet(
+                leg, kind, tuple_no, bend, tail, then=rng.choice([DRAIN, DRAIN | POLL, 0])
+            )
             if rng.random() < 0.3:
                 out += bytes([14 | DRAIN | POLL])
             if rng.random() < 0.1:

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * holdconn: opens many connections to an echo server ("pingpong serve"), holds them, and does with all of
- * them what it is told, one word a line on stdin:
+ * holdconn: opens many connections to an echo server ("pingpong serve"), holds them, and does with
+ * all of them what it is told, one word a line on stdin:
  *
- * open: connect them. check: send a byte on each, which the server must send back. close: end them in order,
- * and wait for the server to do the same. reset: end them by RST, which leaves no TIME_WAIT, all at once.
+ * open: connect them. check: send a byte on each, which the server must send back. close: end them
+ * in order, and wait for the server to do the same. reset: end them by RST, which leaves no
+ * TIME_WAIT, all at once.
  *
- * usage: holdconn ADDRESS PORT COUNT IN_FLIGHT. At most IN_FLIGHT connections are being opened, checked or
- * closed at a time. Each word is answered by a line: the word, how many connections did it, how many did not,
- * when it began and ended (CLOCK_MONOTONIC, ns), and the first error's name or "-". The end of stdin ends the
- * program.
+ * usage: holdconn ADDRESS PORT COUNT IN_FLIGHT. At most IN_FLIGHT connections are being opened,
+ * checked or closed at a time. Each word is answered by a line: the word, how many connections did
+ * it, how many did not, when it began and ended (CLOCK_MONOTONIC, ns), and the first error's name
+ * or "-". The end of stdin ends the program.
  *
- * Invariant: an open connection is watched only while something is expected of it (EPOLLONESHOT), so that
- * holding it costs nothing here.
+ * Invariant: an open connection is watched only while something is expected of it (EPOLLONESHOT),
+ * so that holding it costs nothing here.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -94,7 +95,8 @@ static int open_begin(struct held *held, size_t i)
 		return errno;
 	held->fd[i] = fd;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (connect(fd, (const struct sockaddr *)&held->to, sizeof(held->to)) && errno != EINPROGRESS)
+	if (connect(fd, (const struct sockaddr *)&held->to, sizeof(held->to)) &&
+	    errno != EINPROGRESS)
 		return errno;
 	return watch(held, i, EPOLL_CTL_ADD, EPOLLOUT) ? 0 : errno;
 }
@@ -159,7 +161,8 @@ struct task {
 	int (*end)(struct held *held, size_t i);
 };
 
-static void finish(struct held *held, const struct task *task, struct outcome *outcome, size_t *running)
+static void finish(struct held *held, const struct task *task, struct outcome *outcome,
+		   size_t *running)
 {
 	struct epoll_event events[EVENTS];
 	int n = epoll_wait(held->epoll, events, EVENTS, -1);
@@ -220,7 +223,8 @@ static struct outcome reset_all(struct held *held)
 
 static bool obey(struct held *held, const char *word)
 {
-	static const struct task opening = {open_begin, open_end}, checking = {check_begin, check_end},
+	static const struct task opening = {open_begin, open_end},
+				 checking = {check_begin, check_end},
 				 closing = {close_begin, close_end};
 	uint64_t began = now_ns();
 	struct outcome outcome;
@@ -237,8 +241,9 @@ static bool obey(struct held *held, const char *word)
 	} else {
 		return false;
 	}
-	printf("%s %zu %zu %llu %llu %s\n", word, outcome.done, outcome.failed, (unsigned long long)began,
-	       (unsigned long long)now_ns(), outcome.failed ? strerrorname_np(outcome.error) : "-");
+	printf("%s %zu %zu %llu %llu %s\n", word, outcome.done, outcome.failed,
+	       (unsigned long long)began, (unsigned long long)now_ns(),
+	       outcome.failed ? strerrorname_np(outcome.error) : "-");
 	fflush(stdout);
 	return true;
 }

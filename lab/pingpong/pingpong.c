@@ -2,11 +2,12 @@
 /*
  * pingpong: how long a request and its answer take, on one connection or on a new one each.
  *
- * pingpong serve ADDRESS PORT sends back what it gets, on as many connections as it may have open, until
- * killed. pingpong rr ADDRESS PORT SECONDS BYTES: one connection, one request of BYTES after the other.
- * pingpong crr ADDRESS PORT SECONDS BYTES: connect, one request, its answer, reset (SO_LINGER 0, so that no
- * TIME_WAIT fills the port range); the time of a transaction is from connect() to the answer.
- * Both print one line: transactions, elapsed ns, and their median and 99th percentile in ns.
+ * pingpong serve ADDRESS PORT sends back what it gets, on as many connections as it may have open,
+ * until killed. pingpong rr ADDRESS PORT SECONDS BYTES: one connection, one request of BYTES after
+ * the other. pingpong crr ADDRESS PORT SECONDS BYTES: connect, one request, its answer, reset
+ * (SO_LINGER 0, so that no TIME_WAIT fills the port range); the time of a transaction is from
+ * connect() to the answer. Both print one line: transactions, elapsed ns, and their median and 99th
+ * percentile in ns.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -71,7 +72,10 @@ static void watch(int epoll, int fd)
 		fail("watch a socket");
 }
 
-/* Requests fit the socket's buffer, and a client waits for its answer: a blocking send() cannot block. */
+/*
+ * Requests fit the socket's buffer, and a client waits for its answer: a blocking
+ * send() cannot block.
+ */
 static void echo(int fd)
 {
 	ssize_t n = recv(fd, buffer, sizeof(buffer), 0);
@@ -198,8 +202,8 @@ int main(int argc, char **argv)
 	bool asking = argc == 6 && (!strcmp(argv[1], "rr") || !strcmp(argv[1], "crr"));
 	long bytes = asking ? atol(argv[5]) : 1;
 
-	if (!(serving || asking) || inet_pton(AF_INET, argv[2], &address.sin_addr) != 1 || bytes < 1 ||
-	    bytes > MAX_BYTES) {
+	if (!(serving || asking) || inet_pton(AF_INET, argv[2], &address.sin_addr) != 1 ||
+	    bytes < 1 || bytes > MAX_BYTES) {
 		fprintf(stderr, "usage: pingpong serve ADDRESS PORT | "
 				"pingpong rr|crr ADDRESS PORT SECONDS BYTES(1 to 16384)\n");
 		return 2;

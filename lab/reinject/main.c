@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * reinject: a way round that takes a while, for frames between a host's kernel and a TAP device of somebody
- * else's.
+ * reinject: a way round that takes a while, for frames between a host's kernel and a TAP device of
+ * somebody else's.
  *
- * reinject DEVICE MARK DELAY_US TO_STACK TO_KERNEL makes two TAP devices of those last names in its network
- * namespace, and says "ready". What is sent out of TO_STACK leaves, DELAY_US later, through DEVICE with that
- * mark, for the process behind it; what is sent out of TO_KERNEL comes in from TO_KERNEL again, DELAY_US
- * later. Whoever steers packets here (innerleg.bpf.c) makes them overtaken or doubled. Packets keep their
- * offloads: up to 64 KiB, the checksum left to the device.
+ * reinject DEVICE MARK DELAY_US TO_STACK TO_KERNEL makes two TAP devices of those last names in its
+ * network namespace, and says "ready". What is sent out of TO_STACK leaves, DELAY_US later, through
+ * DEVICE with that mark, for the process behind it; what is sent out of TO_KERNEL comes in from
+ * TO_KERNEL again, DELAY_US later. Whoever steers packets here (innerleg.bpf.c) makes them
+ * overtaken or doubled. Packets keep their offloads: up to 64 KiB, the checksum left to the device.
  *
- * It ends when its standard input does, and then prints one line of JSON: how many packets it put back each
- * way, and how many it lost because it held too many, or the device had no room.
+ * It ends when its standard input does, and then prints one line of JSON: how many packets it put
+ * back each way, and how many it lost because it held too many, or the device had no room.
  *
- * What leaves through DEVICE passes neither its qdisc nor a tc program, so nothing comes here twice.
+ * What leaves through DEVICE passes neither its qdisc nor a tc program, so nothing comes here
+ * twice.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -109,7 +110,8 @@ static int open_sender(const char *device, uint32_t mark, struct sockaddr_ll *to
 	    setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &room_bytes, sizeof(room_bytes)))
 		fail("open a packet socket");
-	*to = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(device)};
+	*to = (struct sockaddr_ll){.sll_family = AF_PACKET,
+				   .sll_ifindex = (int)if_nametoindex(device)};
 	if (!to->sll_ifindex)
 		fail("find the device");
 	return fd;
@@ -144,10 +146,11 @@ static void give(struct way ways[WAYS], int which, int sender_fd, struct sockadd
 		ssize_t n;
 
 		if (which == TO_STACK) {
-			memcpy(&to->sll_protocol, packet->data + HEAD_BYTES - sizeof(to->sll_protocol),
+			memcpy(&to->sll_protocol,
+			       packet->data + HEAD_BYTES - sizeof(to->sll_protocol),
 			       sizeof(to->sll_protocol));
-			n = sendto(sender_fd, packet->data, packet->len, 0, (const struct sockaddr *)to,
-				   sizeof(*to));
+			n = sendto(sender_fd, packet->data, packet->len, 0,
+				   (const struct sockaddr *)to, sizeof(*to));
 		} else {
 			n = write(way->tap_fd, packet->data, packet->len);
 		}
@@ -207,7 +210,8 @@ int main(int argc, char **argv)
 		}
 	}
 	printf("{\"to_stack\": %llu, \"to_kernel\": %llu, \"lost\": %llu}\n",
-	       (unsigned long long)ways[TO_STACK].put_back, (unsigned long long)ways[TO_KERNEL].put_back,
+	       (unsigned long long)ways[TO_STACK].put_back,
+	       (unsigned long long)ways[TO_KERNEL].put_back,
 	       (unsigned long long)(ways[TO_STACK].lost + ways[TO_KERNEL].lost));
 	return 0;
 }

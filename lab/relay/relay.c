@@ -2,9 +2,10 @@
 /*
  * relay: copies frames between two TAP devices, as a user stack does that has no TCP in it.
  *
- * relay NAME_IN NAME_OUT makes both devices in its network namespace, prints "ready" and copies until it is
- * killed, or its stdin ends. Frames have virtio-net headers, which go over as they are: up to 64 KiB at once,
- * with checksums and segments left open. What the other device does not take is lost, as on a wire.
+ * relay NAME_IN NAME_OUT makes both devices in its network namespace, prints "ready" and copies
+ * until it is killed, or its stdin ends. Frames have virtio-net headers, which go over as they are:
+ * up to 64 KiB at once, with checksums and segments left open. What the other device does not take
+ * is lost, as on a wire.
  *
  * Driven by lab/relay.py, whose programs (lab/relay.bpf.c) lead a NIC's TCP through it.
  */

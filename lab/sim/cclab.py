@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds and runs the simulator of congestion controls (dmm_ebpf/kit/sim) as a program, with reference controls
-(lab/sim/cc) and the product's own cc_*.c, unchanged.
+"""Builds and runs the simulator of congestion controls (dmm_ebpf/kit/sim) as a program, with
+reference controls (lab/sim/cc) and the product's own cc_*.c, unchanged.
 
-`python -m lab.sim.cclab [CC...]` prints goodput and queue over the matrix, the time of 1 MB, and shares.
+`python -m lab.sim.cclab [CC...]` prints goodput and queue over the matrix, the time of 1
+MB, and shares.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def build(directory: Path, *flags: str) -> Path:
 
 
 def build_plugins(directory: Path, *flags: str) -> Path:
-    """Compile what calls plug-ins, with a worker of C in the place of Python's, into directory; see plugins_main.c."""
+    """Compile what calls plug-ins, with a worker of C in the place of Python's, into
+    directory; see plugins_main.c.
+    """
     binary = directory / "plugins"
     sources = [HERE / "cc/plugins_main.c", *SIMULATOR, *sorted(CORE.glob("cc*.c"))]
     sources += sorted((PACKAGE / "kit").glob("[!_]*.c"))
@@ -66,12 +69,16 @@ def build_plugins(directory: Path, *flags: str) -> Path:
 
 def run(binary: Path, *flows: str, **options: float) -> list[Flow]:
     """One simulation; options and flows as ccsim.c's comment says."""
-    arguments = [f"{name}={value}" for name, value in options.items()] + [f"flow={flow}" for flow in flows]
+    arguments = [f"{name}={value}" for name, value in options.items()] + [
+        f"flow={flow}" for flow in flows
+    ]
     done = subprocess.run([binary, *arguments], capture_output=True, text=True, check=True)
     return [Flow(**flow) for flow in json.loads(done.stdout)["flows"]]
 
 
-def cold_start_s(binary: Path, cc: str, rate: float, rtt: float, loss: float, *, seeds: int = 9) -> float:
+def cold_start_s(
+    binary: Path, cc: str, rate: float, rtt: float, loss: float, *, seeds: int = 9
+) -> float:
     """Median time of 1 MB from a cold start, the receiver's last byte."""
     return median(
         run(binary, f"{cc}:kb=1000", rate=rate, rtt=rtt, loss=loss, seed=seed, dur=120)[0].done_s
@@ -81,20 +88,27 @@ def cold_start_s(binary: Path, cc: str, rate: float, rtt: float, loss: float, *,
 
 def _matrix(binary: Path, cc: str, pool: ThreadPoolExecutor) -> None:
     cells = [(rate, rtt, loss) for rate in RATES_MBIT for rtt in RTTS_MS for loss in LOSSES_PCT]
-    flows = list(pool.map(lambda c: run(binary, cc, rate=c[0], rtt=c[1], loss=c[2], dur=15)[0], cells))
+    flows = list(
+        pool.map(lambda c: run(binary, cc, rate=c[0], rtt=c[1], loss=c[2], dur=15)[0], cells)
+    )
     times = list(pool.map(lambda c: cold_start_s(binary, cc, *c), cells))
     for i in range(0, len(cells), len(LOSSES_PCT)):
         row = zip(flows[i : i + len(LOSSES_PCT)], times[i : i + len(LOSSES_PCT)], strict=True)
-        line = "  ".join(f"{flow.ratio:.3f}/{flow.qdelay_ms:5.2f}/{time:5.2f}" for flow, time in row)
+        line = "  ".join(
+            f"{flow.ratio:.3f}/{flow.qdelay_ms:5.2f}/{time:5.2f}" for flow, time in row
+        )
         print(f"{cc:5} {cells[i][0]:5} Mb/s {cells[i][1]:4} ms  {line}")
 
 
 def _shares(binary: Path, cc: str, pool: ThreadPoolExecutor) -> None:
-    jobs = [(other, buf) for other in ("cubic", "bbr1", "bbr", f"{cc}:start=2") for buf in BUFFERS_BDP]
+    jobs = [
+        (other, buf) for other in ("cubic", "bbr1", "bbr", f"{cc}:start=2") for buf in BUFFERS_BDP
+    ]
     results = pool.map(lambda job: run(binary, cc, job[0], buf=job[1], dur=60, warm=5), jobs)
     for (_, buf), flows in zip(jobs, results, strict=True):
         line = "  ".join(
-            f"{f.cc:5} {f.ratio:.2f} (queue {f.qdelay_ms:5.1f} ms, lost {f.queue_loss:.2%})" for f in flows
+            f"{f.cc:5} {f.ratio:.2f} (queue {f.qdelay_ms:5.1f} ms, lost {f.queue_loss:.2%})"
+            for f in flows
         )
         print(f"buffer {buf:3} BDP: {line}")
 
@@ -104,7 +118,9 @@ def report(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(os.cpu_count()) as pool:
         binary = build(Path(directory))
         losses = ", ".join(f"{loss} %" for loss in LOSSES_PCT)
-        print(f"goodput ÷ limit / mean queueing delay in ms / 1 MB from cold in s, at loss {losses}")
+        print(
+            f"goodput ÷ limit / mean queueing delay in ms / 1 MB from cold in s, at loss {losses}"
+        )
         for cc in names:
             _matrix(binary, cc, pool)
         print("shares of a 100 Mb/s, 100 ms bottleneck, 5 to 60 s; bbr1 is Linux' BBR")

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* check.h: the invariants of tcp.c, flight.h and the relay, checked on a live core; a breach aborts. */
+/*
+ * check.h: the invariants of tcp.c, flight.h and the relay, checked on a live core;
+ * a breach aborts.
+ */
 #ifndef SIM_CHECK_H
 #define SIM_CHECK_H
 
@@ -97,8 +100,10 @@ static inline void check_core(const struct dmm_core *core)
 			CHECK(t->rcv_nxt <= t->rcv_adv);
 			CHECK(t->snd_nxt == t->snd_una || t->fl || t->snd_una == 0);
 			CHECK(!t->snd_una || t->snd.head == min_u64(t->snd_una - 1, t->snd.tail));
-			if (peer->state != TCP_CLOSE && peer->state != TCP_TIME_WAIT && peer->rcv_nxt)
-				CHECK(t->snd.tail + 1 + !!(peer->flags & TF_FIN_RCVD) == peer->rcv_nxt);
+			if (peer->state != TCP_CLOSE && peer->state != TCP_TIME_WAIT &&
+			    peer->rcv_nxt)
+				CHECK(t->snd.tail + 1 + !!(peer->flags & TF_FIN_RCVD) ==
+				      peer->rcv_nxt);
 			check_flight(t);
 			check_ranges(t);
 		}
@@ -112,7 +117,8 @@ static inline void check_core(const struct dmm_core *core)
 /* What still has to go from this leg and is not on the way */
 static inline bool check_owes(const struct tcb *t)
 {
-	return t->snd.tail + 1 > max_u64(t->snd_nxt, 1) || (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
+	return t->snd.tail + 1 > max_u64(t->snd_nxt, 1) ||
+	       (t->flags & (TF_FIN | TF_FIN_SENT)) == TF_FIN;
 }
 
 static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
@@ -137,13 +143,15 @@ static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
 	else if (t->state == TCP_TIME_WAIT)
 		CHECK(t->rtx_mode == RTX_TIME_WAIT);
 	else if (check_owes(t) && !waits)
-		CHECK(t->rtx_mode == RTX_PERSIST || (tcb_is_outer(t) && c->ends.outer.pace_wake_ns != NEVER));
+		CHECK(t->rtx_mode == RTX_PERSIST ||
+		      (tcb_is_outer(t) && c->ends.outer.pace_wake_ns != NEVER));
 	CHECK(t->rtx_mode == RTX_NONE || t->rtx_ns != NEVER);
 }
 
 /*
- * When nothing is left to be sent now (dmm_core_poll() said so, and both legs were drained): no open
- * connection may wait for ever. Each leg has a deadline, what is in flight or owed one of its own.
+ * When nothing is left to be sent now (dmm_core_poll() said so, and both legs were drained): no
+ * open connection may wait for ever. Each leg has a deadline, what is in flight or owed one of its
+ * own.
  */
 static inline void check_core_rests(const struct dmm_core *core)
 {

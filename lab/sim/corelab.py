@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the core's test programs (simulator, sanitizer build, fuzz target, bridge) and runs the simulator."""
+"""Builds the core's test programs (simulator, sanitizer build, fuzz target, bridge) and
+runs the simulator.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def _run(*command: str | Path) -> str:
 
 
 def _made_from(compiler: str, flags: tuple[str, ...]) -> str:
-    """A digest of all that an object is made from but its own file: the compiler, its flags, every header."""
+    """A digest of all that an object is made from but its own file: the compiler, its
+    flags, every header.
+    """
     seen = hashlib.sha256("\0".join((_run(compiler, "--version"), *WARN, *flags)).encode())
     for folder in (CORE, HERE):
         for path in sorted((*folder.glob("*.h"), *folder.glob("*.def"))):
@@ -77,7 +81,9 @@ def _made_from(compiler: str, flags: tuple[str, ...]) -> str:
 
 def _object(source: Path, recipe: Recipe, made_from: str) -> Path:
     """A file's object, out of the cache if it is there."""
-    digest = hashlib.sha256(f"{made_from} {source.parent.name}".encode() + source.read_bytes()).hexdigest()
+    digest = hashlib.sha256(
+        f"{made_from} {source.parent.name}".encode() + source.read_bytes()
+    ).hexdigest()
     output = CACHE / f"{source.stem}-{digest[:32]}.o"
     if not output.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -89,7 +95,9 @@ def _object(source: Path, recipe: Recipe, made_from: str) -> Path:
 
 
 def build(directory: Path, *recipes: Recipe) -> list[Path]:
-    """Compiles and links programs into directory. An object is compiled once for all of them, and kept in build/sim."""
+    """Compiles and links programs into directory. An object is compiled once for all of them,
+    and kept in build/sim.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     for path in CACHE.glob("*.o"):
         with contextlib.suppress(FileNotFoundError):
@@ -137,5 +145,9 @@ def simulate(binary: Path, timeout_s: float = 60, **keys: float | str) -> dict[s
     done = subprocess.run(
         [binary, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
     )
-    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout[-500:]}\n{done.stderr[-4000:]}"
-    return {name: int(value) for name, value in (line.split("=") for line in done.stdout.splitlines())}
+    assert done.returncode == 0, (
+        f"{' '.join(arguments)}\n{done.stdout[-500:]}\n{done.stderr[-4000:]}"
+    )
+    return {
+        name: int(value) for name, value in (line.split("=") for line in done.stdout.splitlines())
+    }

@@ -38,6 +38,7 @@ static const char *const counter_names[] = {
 	[DMM_CORE_FRAGMENTS_DROPPED] = "fragments_dropped",
 };
 
-_Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX, "every counter has a name");
+_Static_assert(sizeof(counter_names) / sizeof(*counter_names) == DMM_CORE_MAX,
+	       "every counter has a name");
 
 #endif /* SIM_COUNTERS_H */

@@ -2,12 +2,13 @@
 /*
  * fuzz_core.c: libFuzzer target for a whole core.
  *
- * The input is a program: packets on both legs, by ways and devices that change, time, refused claims.
- * Packets are made relative to what the core said last (so that they are acceptable often), then bent by the
- * input; some are an outsider's, with numbers that the input makes up, some raw bytes. Checked after each
- * step: the core's invariants (check.h), that no packet that is not acceptable changed anything (unmoved.h),
- * and that everything the core sends is a well-formed packet with a right checksum. At the end each open
- * connection must still take what its peer would send next: a stall is a fault.
+ * The input is a program: packets on both legs, by ways and devices that change, time, refused
+ * claims. Packets are made relative to what the core said last (so that they are acceptable often),
+ * then bent by the input; some are an outsider's, with numbers that the input makes up, some raw
+ * bytes. Checked after each step: the core's invariants (check.h), that no packet that is not
+ * acceptable changed anything (unmoved.h), and that everything the core sends is a well-formed
+ * packet with a right checksum. At the end each open connection must still take what its peer would
+ * send next: a stall is a fault.
  */
 #include "../fuzz/fuzz.h"
 #include "pull.h"
@@ -110,21 +111,25 @@ static void give(struct dmm_core *core, uint32_t leg, const uint8_t *p, uint32_t
 static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 {
 	static const uint8_t flag_set[] = {
-		TH_SYN,		 TH_ACK,	  TH_ACK,	   TH_ACK, TH_ACK | TH_FIN, TH_SYN | TH_ACK,
-		TH_RST | TH_ACK, TH_RST,	  TH_ACK | TH_PSH, 0,	   TH_FIN,	    TH_ACK,
-		TH_ACK,		 TH_SYN | TH_ACK, TH_ACK,	   TH_SYN};
+		TH_SYN,		 TH_ACK,	  TH_ACK, TH_ACK,	   TH_ACK | TH_FIN,
+		TH_SYN | TH_ACK, TH_RST | TH_ACK, TH_RST, TH_ACK | TH_PSH, 0,
+		TH_FIN,		 TH_ACK,	  TH_ACK, TH_SYN | TH_ACK, TH_ACK,
+		TH_SYN};
 	uint32_t what = take(in, 1), leg = what & 1, tuple = (what >> 1) % TUPLES, len, n, headers;
 	uint32_t bend = take(in, 1);
 	struct view *v = &views[tuple][leg];
 	struct wire_seg s = {.flags = flag_set[what >> 3 & 15]};
-	struct dmm_rx_meta rx = {.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID, .link = what, .mtu = mtu};
+	struct dmm_rx_meta rx = {
+		.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID, .link = what, .mtu = mtu};
 	uint8_t addr[2][16];
 	struct wire_dir d;
 
 	tuple_dir(tuple, leg, &d, addr);
 	s.seq = v->seq + (bend & 1 ? (uint32_t)(int16_t)take(in, 2) : 0) +
 		(bend & 2 ? 1448 * take(in, 1) : 0);
-	s.ack = s.flags & TH_ACK ? v->ack - (bend & 4 ? take(in, 2) : 0) + (bend & 8 ? take(in, 1) : 0) : 0;
+	s.ack = s.flags & TH_ACK
+			? v->ack - (bend & 4 ? take(in, 2) : 0) + (bend & 8 ? take(in, 1) : 0)
+			: 0;
 	s.wnd = (uint16_t)(bend & 16 ? take(in, 2) : 65535);
 	options(in, &s, v, bend & 32 ? take(in, 1) : (v->ts ? 1 : 0));
 	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? (cuts ? 80 : 8) : 1) : 0;
@@ -146,7 +151,8 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 		rx.vnet.flags = DMM_VNET_DATA_VALID;
 	}
 	if (leg && cuts && !(what & 128) && len > 100) { /* it came in pieces */
-		rx.vnet.gso_type = d.family == WIRE_AF_INET ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6;
+		rx.vnet.gso_type =
+			d.family == WIRE_AF_INET ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6;
 		rx.vnet.gso_size = (uint16_t)(1 + len / (2 + (bend >> 2 & 7)));
 	}
 	give(core, leg, buf, n, &rx, now);
@@ -322,7 +328,8 @@ static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t 
 	if (t->flags & TF_TS) {
 		struct pkt k = {.family = c->ends.f.pair.family,
 				.dport_be = leg ? c->ends.f.pair.lport_be : c->ends.f.pair.rport_be,
-				.sport_be = leg ? c->ends.f.pair.rport_be : c->ends.f.pair.lport_be};
+				.sport_be =
+					leg ? c->ends.f.pair.rport_be : c->ends.f.pair.lport_be};
 		const struct view *v = view_of(&k, leg, false);
 
 		if (!v || !v->said_ts)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * gro.h: a device that puts segments together before the core sees them, by the rules of the kernel's
- * tcp_gro_receive() and inet_gro_receive(): the next byte of the same connection, and nothing different in
- * the header but PSH and FIN; a shorter segment, or one of those flags, is the last.
+ * gro.h: a device that puts segments together before the core sees them, by the rules of the
+ * kernel's tcp_gro_receive() and inet_gro_receive(): the next byte of the same connection, and
+ * nothing different in the header but PSH and FIN; a shorter segment, or one of those flags, is the
+ * last.
  */
 #ifndef SIM_GRO_H
 #define SIM_GRO_H
@@ -31,13 +32,15 @@ static inline bool gro_joins(const struct gro *g, const uint8_t *p, const struct
 	if (!g->n || g->full || headers != g->headers || k->payload_len > g->size ||
 	    g->len + k->payload_len > 65000 || p[0] != q[0])
 		return false;
-	if (p[1] != q[1] || memcmp(p + (ip == 20 ? 12 : 8), q + (ip == 20 ? 12 : 8), ip == 20 ? 8 : 32))
+	if (p[1] != q[1] ||
+	    memcmp(p + (ip == 20 ? 12 : 8), q + (ip == 20 ? 12 : 8), ip == 20 ? 8 : 32))
 		return false;
 	if (memcmp(p + ip, q + ip, 4) || k->seq != get_be32(q + ip + 4) + g->len - g->headers)
 		return false;
 	if (memcmp(p + ip + 8, q + ip + 8, 5) || ((p[ip + 13] ^ q[ip + 13]) & ~(TH_FIN | TH_PSH)))
 		return false;
-	return !memcmp(p + ip + 14, q + ip + 14, 2) && !memcmp(p + ip + 20, q + ip + 20, headers - ip - 20);
+	return !memcmp(p + ip + 14, q + ip + 14, 2) &&
+	       !memcmp(p + ip + 20, q + ip + 20, headers - ip - 20);
 }
 
 static inline void gro_begin(struct gro *g, const uint8_t *p, uint32_t len, const struct pkt *k,

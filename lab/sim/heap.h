@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* heap.h: packets on their way, earliest first; those due at the same time in the order they were pushed */
+/*
+ * heap.h: packets on their way, earliest first; those due at the same time in the order
+ * they were pushed
+ */
 #ifndef SIM_HEAP_H
 #define SIM_HEAP_H
 

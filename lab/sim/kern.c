@@ -45,7 +45,8 @@ void kern_emit(struct kern *k, struct ksock *s, struct wire_seg seg, uint64_t of
 	};
 	uint32_t headers, tsval = (uint32_t)(now_ns / NS_PER_MS);
 
-	if (s->ts && !(seg.flags & (TH_RST | TH_SYN)) && !(k->wild && wild_omits_ts(k->wild, &tsval)))
+	if (s->ts && !(seg.flags & (TH_RST | TH_SYN)) &&
+	    !(k->wild && wild_omits_ts(k->wild, &tsval)))
 		wire_opt_ts(&seg, tsval, s->ts_recent);
 	if (k->wild)
 		wild_sack(k->wild, s, &seg);
@@ -57,7 +58,8 @@ void kern_emit(struct kern *k, struct ksock *s, struct wire_seg seg, uint64_t of
 	k->send(k->arg, buf, headers + len, len > s->peer_mss ? s->peer_mss : 0);
 }
 
-static void syn_options(const struct kern *k, const struct ksock *s, struct wire_seg *seg, uint64_t now_ns)
+static void syn_options(const struct kern *k, const struct ksock *s, struct wire_seg *seg,
+			uint64_t now_ns)
 {
 	bool answer = seg->flags & TH_ACK;
 
@@ -179,7 +181,8 @@ static void take_data(struct kern *k, struct ksock *s, const struct pkt *p, uint
 	if (off > (int64_t)s->got) { /* a hole: ask again */
 		s->ack_due = true;
 		if (k->wild && len && (uint64_t)off + len <= s->adv) {
-			s->mismatch += !!memcmp(d, bytes_at(s, !s->listener_side, (uint64_t)off), len);
+			s->mismatch +=
+				!!memcmp(d, bytes_at(s, !s->listener_side, (uint64_t)off), len);
 			wild_keep(k->wild, s, (uint64_t)off, (uint64_t)off + len);
 		}
 		return;
@@ -265,11 +268,12 @@ static void on_rst(struct ksock *s, const struct pkt *p, uint64_t now_ns)
 		 p->seq == s->irs + 1 + (uint32_t)s->got + s->fin_got)
 		done(s, 104, now_ns);
 	else if (s->state == K_OPEN)
-		s->ack_due = true; /* RFC 5961 section 3.2: whoever means it answers with an exact one */
+		/* RFC 5961 section 3.2: whoever means it answers with an exact one */
+		s->ack_due = true;
 }
 
-/* RFC 9293 section 3.10.7.3: an ACK of what was never sent, so of an older connection: the far end is rid of
- * it */
+/* RFC 9293 section 3.10.7.3: an ACK of what was never sent, so of an older connection: the far end
+ * is rid of it */
 static void refuse_ack(struct kern *k, struct ksock *s, uint32_t ack, uint64_t now_ns)
 {
 	struct wire_seg rst = {.seq = ack, .flags = TH_RST};
@@ -300,7 +304,8 @@ void kern_input(struct kern *k, const uint8_t *b, uint32_t len, bool csum_ok, ui
 		on_syn(k, s, &p, now_ns);
 		return;
 	}
-	if (s->state == K_SYN_SENT && (p.flags & TH_SYN) && (p.flags & TH_ACK) && p.ack == s->iss + 1) {
+	if (s->state == K_SYN_SENT && (p.flags & TH_SYN) && (p.flags & TH_ACK) &&
+	    p.ack == s->iss + 1) {
 		note_options(k, s, &p);
 		s->state = K_OPEN;
 		s->established_ns = now_ns;
@@ -383,8 +388,8 @@ static void send_more(struct kern *k, struct ksock *s, uint64_t now_ns)
 	run_app(s, now_ns);
 	while (s->nxt < s->written) {
 		uint64_t room = s->una + s->peer_wnd > s->nxt ? s->una + s->peer_wnd - s->nxt : 0;
-		uint64_t len =
-			min_u64(min_u64(room, s->written - s->nxt), k->gso_max ? k->gso_max : s->peer_mss);
+		uint64_t len = min_u64(min_u64(room, s->written - s->nxt),
+				       k->gso_max ? k->gso_max : s->peer_mss);
 
 		if (!len)
 			break;
@@ -399,7 +404,8 @@ static void send_more(struct kern *k, struct ksock *s, uint64_t now_ns)
 		s->fin_sent = s->fin_put = true;
 		s->fin_at = s->nxt;
 	}
-	if (s->rto_ns == NEVER && (s->una < s->nxt || (s->fin_sent && !s->fin_acked) || s->nxt < s->written))
+	if (s->rto_ns == NEVER &&
+	    (s->una < s->nxt || (s->fin_sent && !s->fin_acked) || s->nxt < s->written))
 		s->rto_ns = now_ns + 300 * NS_PER_MS;
 	if (s->una == s->nxt && s->nxt >= s->written && (s->fin_acked || !s->fin_sent))
 		s->rto_ns = NEVER;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kern.h: a small TCP endpoint with an application, standing where the host's kernel stands: on the inner leg
- * of a core, or directly on the link. It shares wire.c with the core and nothing else: go-back-N, no SACK, no
- * congestion control.
+ * kern.h: a small TCP endpoint with an application, standing where the host's kernel stands: on the
+ * inner leg of a core, or directly on the link. It shares wire.c with the core and nothing else:
+ * go-back-N, no SACK, no congestion control.
  */
 #ifndef SIM_KERN_H
 #define SIM_KERN_H
@@ -46,7 +46,9 @@ struct ksock {
 	uint64_t open_after_ns;	 /* the app writes nothing for that long after the handshake */
 	uint64_t abort_at;	 /* RST when that many bytes were received; NEVER: no */
 	uint64_t close_at;	 /* FIN without waiting for to_send, when that many were received */
-	/* The app writes so many bytes every so often, and reads likewise; gap 0: as fast as it can */
+	/*
+	 * The app writes so many bytes every so often, and reads likewise; gap 0: as fast as it can
+	 */
 	uint64_t write_bytes, write_gap_ns, write_ns;
 	uint64_t read_bytes, read_gap_ns, read_ns;
 	bool rst_out;

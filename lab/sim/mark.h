@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mark.h: what a router does to a packet in a long queue: congestion experienced (RFC 3168 section 5) */
+/*
+ * mark.h: what a router does to a packet in a long queue: congestion experienced (RFC
+ * 3168 section 5)
+ */
 #ifndef SIM_MARK_H
 #define SIM_MARK_H
 

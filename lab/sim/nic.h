@@ -40,7 +40,8 @@ static inline void nic_cut(uint32_t from, const uint8_t *p, uint32_t len, const 
 	static uint8_t q[65536];
 	uint32_t ip = v->csum_start, nth = 0;
 
-	CHECK((v->gso_type & ~DMM_VNET_GSO_ECN) == (ip == 20 ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6));
+	CHECK((v->gso_type & ~DMM_VNET_GSO_ECN) ==
+	      (ip == 20 ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6));
 	CHECK(!!(v->gso_type & DMM_VNET_GSO_ECN) == !!(p[ip + 13] & TH_CWR));
 	CHECK(v->hdr_len == ip + (p[ip + 12] >> 4) * 4 && len > (uint32_t)v->hdr_len + v->gso_size);
 	for (uint32_t off = v->hdr_len; off < len; off += v->gso_size, nth++) {

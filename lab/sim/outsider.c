@@ -120,7 +120,8 @@ static uint32_t segment(const struct conn *c, uint32_t leg, uint8_t *buf)
 	s.wnd = (uint16_t)any();
 	s.urg = (uint16_t)(below(4) ? 0 : any());
 	options(t, &s);
-	ctl_dir(&c->ends.f.pair, !leg, &d); /* the other leg's direction: this leg's peer is the sender */
+	/* the other leg's direction: this leg's peer is the sender */
+	ctl_dir(&c->ends.f.pair, !leg, &d);
 	d.tos = (uint8_t)any();
 	headers = wire_headers(buf, &d, &s, len);
 	memset(buf + headers, 0x5a, len);
@@ -163,8 +164,8 @@ static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t
 		uint32_t len = below(10) ? segment(c, leg, buf) : icmp_error(c, leg, buf), handle;
 		bool found;
 
-		if (!P.outsider_any && unmoved_judge(core, leg, buf, len, meta.vnet.flags, now_ns, &handle,
-						     &found) == MAY_CHANGE)
+		if (!P.outsider_any && unmoved_judge(core, leg, buf, len, meta.vnet.flags, now_ns,
+						     &handle, &found) == MAY_CHANGE)
 			continue;
 		unmoved_input(core, leg, buf, len, &meta, now_ns);
 		sent++;

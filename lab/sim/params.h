@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * params.h: what a simulation is told, as key=value words (listed in params.def, and cc=NAME); sim.c, path.c
- * and wild.c read it.
+ * params.h: what a simulation is told, as key=value words (listed in params.def, and cc=NAME);
+ * sim.c, path.c and wild.c read it.
  *
- * Invariant: set once by params_parse(), before anything runs; but for again and abort_all_ns, which sim.c
- * counts down. Refuses unknown keys and words without a value (exit code 2).
+ * Invariant: set once by params_parse(), before anything runs; but for again and abort_all_ns,
+ * which sim.c counts down. Refuses unknown keys and words without a value (exit code 2).
  */
 #ifndef SIM_PARAMS_H
 #define SIM_PARAMS_H

@@ -217,7 +217,8 @@ uint64_t path_next_ns(void)
 	return n_heap ? heap[0].at_ns : NEVER;
 }
 
-void path_deliver(void (*input)(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok))
+void path_deliver(void (*input)(uint32_t host, enum place at, const uint8_t *p, uint32_t len,
+				bool csum_ok))
 {
 	while (n_heap && heap[0].at_ns <= now) {
 		struct parcel e = heap_pop();

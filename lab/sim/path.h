@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * path.h: how packets get from one place to another in virtual time: the link between the two hosts, with its
- * rate, queue, delay, losses and middleboxes, and each host's inner leg, which is instant and whole unless
- * told otherwise.
+ * path.h: how packets get from one place to another in virtual time: the link between the two
+ * hosts, with its rate, queue, delay, losses and middleboxes, and each host's inner leg, which is
+ * instant and whole unless told otherwise.
  *
- * Invariant: the same words (params.h) and the same packets give the same run; all chance is drawn from one
- * seed.
+ * Invariant: the same words (params.h) and the same packets give the same run; all chance is drawn
+ * from one seed.
  */
 #ifndef SIM_PATH_H
 #define SIM_PATH_H
@@ -16,11 +16,14 @@
 /* Of packets: as this host's kernel sends them, from the other host, from somebody else */
 enum way { KERNELS_LINK = 1, PEERS_LINK, OUTSIDERS_LINK };
 
-enum place { AT_LINK, AT_CORE, AT_KERN }; /* where a packet arrives: off the link, or on an inner leg */
+/* where a packet arrives: off the link, or on an inner leg */
+enum place { AT_LINK, AT_CORE, AT_KERN };
 
 struct path_stats {
 	uint64_t sent, queue_lost, max_backlog_ns, marked;
-	/* of one connection's data from host 0: what had been sent before, and what of that was ECT */
+	/*
+	 * of one connection's data from host 0: what had been sent before, and what of that was ECT
+	 */
 	uint64_t resent, resent_ect;
 };
 
@@ -34,12 +37,13 @@ void path_deinit(void);
 void path_mend_csum(uint8_t *p, uint32_t len);
 /* Host `from` (0, 1) puts a packet on the link */
 void path_link_send(uint32_t from, const uint8_t *p, uint32_t len);
-/* On the inner leg of host: true when the packet was taken care of, dropped or delayed; false: deliver it at
- * once */
+/* On the inner leg of host: true when the packet was taken care of, dropped or delayed; false:
+ * deliver it at once */
 bool path_inner_send(uint32_t host, enum place to, const uint8_t *p, uint32_t len, bool csum_ok);
 /* When the next packet arrives; NEVER: none is under way */
 uint64_t path_next_ns(void);
 /* Hands over what has arrived by now */
-void path_deliver(void (*input)(uint32_t host, enum place at, const uint8_t *p, uint32_t len, bool csum_ok));
+void path_deliver(void (*input)(uint32_t host, enum place at, const uint8_t *p, uint32_t len,
+				bool csum_ok));
 
 #endif /* SIM_PATH_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pull.h: packets pulled from a core with their payload in parts, as the engine pulls them: several are
- * taken, and only then is their payload read.
+ * pull.h: packets pulled from a core with their payload in parts, as the engine pulls them: several
+ * are taken, and only then is their payload read.
  */
 #ifndef PULL_H
 #define PULL_H
@@ -21,13 +21,14 @@ struct pulled {
 };
 
 /* Up to PULL_MOST packets. Returns how many there were. */
-static inline uint32_t pull_headers(struct dmm_core *core, uint32_t leg, uint32_t cap, struct pulled *to,
-				    uint64_t now)
+static inline uint32_t pull_headers(struct dmm_core *core, uint32_t leg, uint32_t cap,
+				    struct pulled *to, uint64_t now)
 {
 	uint32_t n = 0;
 
-	while (n < PULL_MOST && (to[n].len = dmm_core_output_parts(core, leg, to[n].data, cap, &to[n].meta,
-								   &to[n].payload, now)))
+	while (n < PULL_MOST &&
+	       (to[n].len = dmm_core_output_parts(core, leg, to[n].data, cap, &to[n].meta,
+						  &to[n].payload, now)))
 		n++;
 	return n;
 }

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * scale.c: very many connections through two cores, in virtual time. Application 1 opens them, application 2
- * answers; each connection carries a request and a response, idles while keep-alive probes pass, carries
- * another exchange, and is closed.
+ * scale.c: very many connections through two cores, in virtual time. Application 1 opens them,
+ * application 2 answers; each connection carries a request and a response, idles while keep-alive
+ * probes pass, carries another exchange, and is closed.
  *
  *	scale [conns=100000] [cc=cubic] [idle_s=165] [keepalive_s=60] [busy_poll_s=30]
  *
- * The path has a fixed delay and loses nothing. During the last busy_poll_s of the idle time both cores are
- * polled every millisecond whether anything is due or not. Prints key=value lines; what is measured of memory
- * comes from the cores (dmm_core_memory) when everything idles, CPU times from the process clock.
+ * The path has a fixed delay and loses nothing. During the last busy_poll_s of the idle time both
+ * cores are polled every millisecond whether anything is due or not. Prints key=value lines; memory
+ * is what the cores tell (dmm_core_memory) when everything idles, CPU times are of the process
+ * clock.
  */
 #include "check.h"
 
@@ -47,7 +48,8 @@ struct side {
 };
 
 static struct side S[2];
-static uint64_t now = NS_PER_S, n_conns = 100000, idle_s = 165, keepalive_s = 60, busy_poll_s = 30, answers;
+static uint64_t now = NS_PER_S, n_conns = 100000, idle_s = 165, keepalive_s = 60, busy_poll_s = 30,
+		answers;
 static char cc[16] = "cubic";
 
 static void names(uint32_t i, uint32_t side, struct wire_dir *d)
@@ -223,12 +225,12 @@ static void print_memory(const char *when)
 		struct dmm_core_memory m;
 
 		dmm_core_memory(S[side].core, &m);
-		printf("%s_%c_connections=%u\n%s_%c_parked=%u\n", when, 'a' + side, m.connections, when,
-		       'a' + side, m.parked);
-		printf("%s_%c_used_bytes=%lu\n%s_%c_held_bytes=%lu\n", when, 'a' + side, m.used_bytes, when,
-		       'a' + side, m.held_bytes);
-		printf("%s_%c_payload_bytes=%lu\n%s_%c_table_bytes=%lu\n", when, 'a' + side, m.payload_bytes,
-		       when, 'a' + side, m.table_bytes);
+		printf("%s_%c_connections=%u\n%s_%c_parked=%u\n", when, 'a' + side, m.connections,
+		       when, 'a' + side, m.parked);
+		printf("%s_%c_used_bytes=%lu\n%s_%c_held_bytes=%lu\n", when, 'a' + side,
+		       m.used_bytes, when, 'a' + side, m.held_bytes);
+		printf("%s_%c_payload_bytes=%lu\n%s_%c_table_bytes=%lu\n", when, 'a' + side,
+		       m.payload_bytes, when, 'a' + side, m.table_bytes);
 		if (m.connections)
 			printf("%s_%c_bytes_per_conn=%lu\n", when, 'a' + side,
 			       (m.used_bytes - m.payload_bytes + m.table_bytes) / m.connections);
@@ -282,7 +284,8 @@ int main(int argc, char **argv)
 	at_ms = cpu_ms();
 	pass(now + busy_poll_s * NS_PER_S, NS_PER_MS);
 	printf("cpu_busy_poll_ms=%lu\n", cpu_ms() - at_ms);
-	printf("busy_poll_packets=%lu\n", dmm_core_counter(S[0].core, DMM_CORE_IN_PACKETS) - in_packets);
+	printf("busy_poll_packets=%lu\n",
+	       dmm_core_counter(S[0].core, DMM_CORE_IN_PACKETS) - in_packets);
 	printf("probes=%lu\n", in_packets);
 	print_memory("idle");
 	check_core(S[0].core);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sim.c: two hosts, each with a core and a kern on its inner leg, joined by a link, in virtual time. With
- * direct=1 the second host has no core: its kern stands on the link, and may be a wild peer (wild.h).
+ * sim.c: two hosts, each with a core and a kern on its inner leg, joined by a link, in virtual
+ * time. With direct=1 the second host has no core: its kern stands on the link, and may be a wild
+ * peer (wild.h).
  *
  * usage: sim key=value...   keys: params.h; prints key=value lines.
- * Exit code 1 if an application received a wrong byte, or the end of a stream before the end (verdict.h).
+ * Exit code 1 if an application received a wrong byte, or the end of a stream before the end
+ * (verdict.h).
  */
 #include "check.h"
 #include "counters.h"
@@ -173,10 +175,11 @@ static uint64_t held_ooo(const struct tcb *t)
 }
 
 /*
- * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window, in bytes: its
- * tcp_rmem[1], of which half is window; one connection, no limit of memory): tcp_rcvbuf_grow() makes room for
- * twice what the program read in a round trip, more when that has grown, and for what waits out of order;
- * tcp_grow_window() lets the window follow by two bytes for each that arrives, as far as the free room goes.
+ * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window, in
+ * bytes: its tcp_rmem[1], of which half is window; one connection, no limit of memory):
+ * tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more when that has
+ * grown, and for what waits out of order; tcp_grow_window() lets the window follow by two bytes for
+ * each that arrives, as far as the free room goes.
  */
 static void linux_window(uint8_t *p, uint32_t len)
 {
@@ -205,11 +208,13 @@ static void linux_window(uint8_t *p, uint32_t len)
 		mark_ack = ack;
 	}
 	left = room > held ? room - held : 0;
-	threshold = max_u64(max_u64(threshold, P.linux_window / 2),
-			    min_u64(threshold + 2 * (ack + held - min_u64(arrived, ack + held)), left));
+	threshold =
+		max_u64(max_u64(threshold, P.linux_window / 2),
+			min_u64(threshold + 2 * (ack + held - min_u64(arrived, ack + held)), left));
 	arrived = ack + held;
 	edge = max_u64(edge, ack + min_u64(threshold, left));
-	put_be16(p + ip + 14, (uint16_t)min_u64((edge - ack) >> t->rcv_wscale, get_be16(p + ip + 14)));
+	put_be16(p + ip + 14,
+		 (uint16_t)min_u64((edge - ack) >> t->rcv_wscale, get_be16(p + ip + 14)));
 	path_mend_csum(p, len);
 }
 
@@ -355,9 +360,10 @@ static void setup_host(uint32_t i)
 {
 	struct host *h = &H[i];
 	bool on_link = i && P.direct;
-	/* A reset can get lost where this kern stands, or come before what it follows, so the kern asks after
-	 * a silent peer as a real one would */
-	bool lossy = on_link || P.inner_loss > 0 || P.inner_reorder > 0 || P.inner_drop_to_ns || P.wild_a;
+	/* A reset can get lost where this kern stands, or come before what it follows, so the kern
+	 * asks after a silent peer as a real one would */
+	bool lossy = on_link || P.inner_loss > 0 || P.inner_reorder > 0 || P.inner_drop_to_ns ||
+		     P.wild_a;
 
 	h->index = i;
 	if (!on_link)
@@ -490,12 +496,13 @@ static void report_core(const struct host *h)
 	int side = 'a' + (int)h->index;
 
 	printf("left_%c=%u\nowned_%c=%lu\ndisowned_%c=%lu\nclosed_%c=%lu\ncore_error_%c=%u\n", side,
-	       connections(h), side, h->owned, side, h->disowned, side, h->closed, side, h->last_error);
+	       connections(h), side, h->owned, side, h->disowned, side, h->closed, side,
+	       h->last_error);
 	if (!h->core)
 		return;
 	printf("chunks_%c=%lu\npeak_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side,
-	       h->core->env.mem.chunk_bytes, side, h->peak_bytes, side, mem_held_bytes(&h->core->env.mem),
-	       side, reordered(h->core));
+	       h->core->env.mem.chunk_bytes, side, h->peak_bytes, side,
+	       mem_held_bytes(&h->core->env.mem), side, reordered(h->core));
 	for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 		printf("%s_%c=%lu\n", counter_names[c], side, dmm_core_counter(h->core, c));
 }
@@ -520,8 +527,8 @@ static int report(void)
 	printf("state_a=%u\nstate_b=%u\naccepted=%u\n", a0->state, b0->state, b0->accepted);
 	printf("est_ns=%lu\ndone_ns=%lu\nend_ns=%lu\n", first == NEVER ? 0 : first - P.start_ns,
 	       last > P.start_ns ? last - P.start_ns : 0, now - P.start_ns);
-	printf("sent_pkts=%lu\nqueue_lost=%lu\nmax_backlog_ns=%lu\n", path_stats.sent, path_stats.queue_lost,
-	       path_stats.max_backlog_ns);
+	printf("sent_pkts=%lu\nqueue_lost=%lu\nmax_backlog_ns=%lu\n", path_stats.sent,
+	       path_stats.queue_lost, path_stats.max_backlog_ns);
 	report_core(&H[0]);
 	report_core(&H[1]);
 	outsider_report();

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole simulated connections as Hypothesis makes them up: paths, peers, hosts and apps of every kind, and the verdict.
+"""Whole simulated connections as Hypothesis makes them up: paths, peers, hosts and apps of every
+kind, and the verdict.
 
-A case is the words of lab/sim/params.def that differ from the defaults, so that what is left after shrinking is what
-matters. Two classes: `honest_cases()`, hard paths and small hosts, where nothing excuses an error (excuse()), so that
-every stream must arrive; and `wild_cases()`, where anything may happen and an error is an answer. Used by the tests (a
-few, always the same) and by `tools/soak simulated` (as many as one likes).
+A case is the words of lab/sim/params.def that differ from the defaults, so that what is left after
+shrinking is what matters. Two classes: `honest_cases()`, hard paths and small hosts, where nothing
+excuses an error (excuse()), so that every stream must arrive; and `wild_cases()`, where anything
+may happen and an error is an answer. Used by the tests (a few, always the same) and by `tools/soak
+simulated` (as many as one likes).
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def _some(**words: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
     return st.just({}) | st.fixed_dictionaries({}, optional=dict(words))
 
 
-def _only(group: dict[str, st.SearchStrategy[Any]], *names: str) -> dict[str, st.SearchStrategy[Any]]:
+def _only(
+    group: dict[str, st.SearchStrategy[Any]], *names: str
+) -> dict[str, st.SearchStrategy[Any]]:
     return {name: group[name] for name in names}
 
 
@@ -90,7 +94,9 @@ MIDDLEBOXES: dict[str, st.SearchStrategy[Any]] = {
     "synloss": st.integers(1, 4),
 }
 _START = _ms(400).map(lambda value: value + S)
-_STALL = st.fixed_dictionaries({"stall_from_ns": _START, "stall_to_ns": st.sampled_from([2 * S, 10 * S])})
+_STALL = st.fixed_dictionaries(
+    {"stall_from_ns": _START, "stall_to_ns": st.sampled_from([2 * S, 10 * S])}
+)
 TROUBLE = st.one_of(
     *[st.just({})] * 8,
     st.fixed_dictionaries(
@@ -168,7 +174,9 @@ _WILD: st.SearchStrategy[Case] = st.fixed_dictionaries(
 PEER = HONEST_PEER | _WILD
 
 
-def _without(group: dict[str, st.SearchStrategy[Any]], *names: str) -> dict[str, st.SearchStrategy[Any]]:
+def _without(
+    group: dict[str, st.SearchStrategy[Any]], *names: str
+) -> dict[str, st.SearchStrategy[Any]]:
     return {name: words for name, words in group.items() if name not in names}
 
 
@@ -183,7 +191,9 @@ def _drop_halves(case: Case) -> None:
         if not all(word in case for word in pair):
             for word in pair:
                 case.pop(word, None)
-    if "again" in case:  # the ports are used again when both ends are done, so both must end by themselves
+    if (
+        "again" in case
+    ):  # the ports are used again when both ends are done, so both must end by themselves
         for word in ("simopen", "abort_at", "abort_at_b", "write_gap_ns", "read_gap_ns"):
             case.pop(word, None)
 
@@ -202,7 +212,8 @@ def _put_together(parts: tuple[int, str, Case, Case, Case, Case, Case, Case, Cas
         for word in ("up", "down"):
             case[word] = min(int(case[word]), TINY_VOLUME_BYTES)
     if case.get("direct"):
-        # What only two cores do, or a kern is too simple for: it knows nothing of path MTU, and no congestion
+        # What only two cores do, or a kern is too simple for: it knows nothing of path MTU,
+        # and no congestion
         for word in ("simopen", "icmp_mtu", "hole_bytes", "again"):
             case.pop(word, None)
     _drop_halves(case)
@@ -216,7 +227,13 @@ def _cases(*groups: st.SearchStrategy[Case]) -> st.SearchStrategy[Case]:
 def wild_cases() -> st.SearchStrategy[Case]:
     """Everything that can be said about a simulation, in every mixture."""
     return _cases(
-        _some(**LINK), _some(**MIDDLEBOXES), TROUBLE, _some(**INNER), _some(**HOSTS), _some(**APPS), PEER
+        _some(**LINK),
+        _some(**MIDDLEBOXES),
+        TROUBLE,
+        _some(**INNER),
+        _some(**HOSTS),
+        _some(**APPS),
+        PEER,
     )
 
 
@@ -267,14 +284,17 @@ def excuse(case: Mapping[str, object]) -> str | None:
         **{f"{word} ends connections": bool(said(word)) for word in _MAY_FAIL},
         "a wild peer": any(said(f"wild_{what}") for what in WILD),
         "so much is lost that all tries of a handshake may be": (
-            loss > MOST_LOSS or said("corrupt") > MOST_CORRUPT or said("inner_loss") > MOST_INNER_LOSS
+            loss > MOST_LOSS
+            or said("corrupt") > MOST_CORRUPT
+            or said("inner_loss") > MOST_INNER_LOSS
         ),
         "the path is down for longer than an orphan waits": said("cut_to_ns") > LONGEST_CUT_S * S,
         "of the tries that are left all may be lost": (
             bool(said("cut_to_ns") or said("synloss")) and bool(loss or said("corrupt"))
         ),
         "the same on the inner leg": (
-            inner_down and (bool(said("inner_loss")) or said("inner_drop_to_ns") > LONGEST_CUT_S * S)
+            inner_down
+            and (bool(said("inner_loss")) or said("inner_drop_to_ns") > LONGEST_CUT_S * S)
         ),
         "a black hole is found by full-sized segments: a shorter one that is too long may time out": bool(
             said("hole_bytes")
@@ -295,7 +315,9 @@ def must_complete(case: Mapping[str, object]) -> bool:
 
 
 def judge(case: Mapping[str, object], result: Result) -> None:
-    """Raises ViolationError unless every connection delivered exactly or reported an error, and nothing is left."""
+    """Raises ViolationError unless every connection delivered exactly or reported an error, and
+    nothing is left.
+    """
     conns = int(str(case.get("conns", 1)))
     for word, meaning in (
         ("wrong", "bytes arrived that were not sent there"),
@@ -330,14 +352,19 @@ def run(binary: Path, case: Mapping[str, object]) -> Result:
     except subprocess.TimeoutExpired:
         raise ViolationError(f"the simulation did not end within {LONGEST_RUN_S} s") from None
     result = {
-        name: int(value) for name, value in (x.split("=") for x in done.stdout.splitlines() if "=" in x)
+        name: int(value)
+        for name, value in (x.split("=") for x in done.stdout.splitlines() if "=" in x)
     }
     if "complete" not in result:
         how = (
-            f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else done.stdout.strip()
+            f"signal {signal.Signals(-done.returncode).name}"
+            if done.returncode < 0
+            else done.stdout.strip()
         )
         broken = [
-            x for x in done.stderr.splitlines() if "broken" in x or "ERROR" in x or "runtime error" in x
+            x
+            for x in done.stderr.splitlines()
+            if "broken" in x or "ERROR" in x or "runtime error" in x
         ]
         raise ViolationError(
             broken[0].strip() if broken else f"the simulator ended by {how or done.returncode}"

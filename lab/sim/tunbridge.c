@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tunbridge.c: a core between two real kernels, to test it against both: the inner leg is a TUN device with
- * offloads in one network namespace, the outer leg a plain TUN device in another, whose kernel plays the
- * remote host.
+ * tunbridge.c: a core between two real kernels, to test it against both: the inner leg is a TUN
+ * device with offloads in one network namespace, the outer leg a plain TUN device in another, whose
+ * kernel plays the remote host.
  *
  * usage: tunbridge NETNS_INNER DEV_INNER NETNS_OUTER DEV_OUTER loss seed congestion [marks]
  * loss and marks (ECN) are probabilities, on the outer leg.
- * Ends when stdin is closed; prints the core's counters then. The namespaces are paths; the devices must not
- * exist.
+ * Ends when stdin is closed; prints the core's counters then. The namespaces are paths; the devices
+ * must not exist.
  */
 #define _GNU_SOURCE
 #include "api.h"
@@ -133,14 +133,16 @@ static void actions(struct dmm_core *core)
 static void report(struct dmm_core *core)
 {
 	for (uint32_t i = 0; i < DMM_CORE_MAX; i++)
-		printf("%s=%llu\n", counter_names[i], (unsigned long long)dmm_core_counter(core, i));
+		printf("%s=%llu\n", counter_names[i],
+		       (unsigned long long)dmm_core_counter(core, i));
 	printf("connections=%u\n", dmm_core_connections(core));
 	for (uint32_t i = 0; i < dmm_core_connections(core); i++) {
 		struct dmm_conn_info c;
 
 		dmm_core_conn_info(core, i, &c);
-		printf("conn%u=inner:%u,outer:%u,sent:%llu,received:%llu\n", i, c.inner_state, c.outer_state,
-		       (unsigned long long)c.bytes_sent, (unsigned long long)c.bytes_received);
+		printf("conn%u=inner:%u,outer:%u,sent:%llu,received:%llu\n", i, c.inner_state,
+		       c.outer_state, (unsigned long long)c.bytes_sent,
+		       (unsigned long long)c.bytes_received);
 	}
 }
 
@@ -168,8 +170,8 @@ int main(int argc, char **argv)
 	for (;;) {
 		uint64_t now, next;
 		struct timespec ts;
-		int busy =
-			read_leg(core, fds[0].fd, DMM_LEG_INNER) + read_leg(core, fds[1].fd, DMM_LEG_OUTER);
+		int busy = read_leg(core, fds[0].fd, DMM_LEG_INNER) +
+			   read_leg(core, fds[1].fd, DMM_LEG_OUTER);
 
 		actions(core);
 		write_leg(core, fds[1].fd, DMM_LEG_OUTER);

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * unmoved.h: no state of a connection changes by a packet that is not acceptable: judged here, apart from the
- * core and in the words of the RFCs, before a packet goes in, and compared after. A breach aborts.
+ * unmoved.h: no state of a connection changes by a packet that is not acceptable: judged here,
+ * apart from the core and in the words of the RFCs, before a packet goes in, and compared after. A
+ * breach aborts.
  *
- * What may change all the same is named: counters; that an ACK is due (TF_ACK_NOW, the place on the ready
- * list, the time of the last limited answer, RFC 5961 section 7); for old data with an acceptable ACK field
- * the duplicate that this ACK reports (RFC 2883, and RFC 9768 section 3.2.3.2.2, which counts it); RSTs and
- * ICMP errors to strangers; that a parked connection is awake; by a packet from the inner leg, the way that
- * the connection's packets take, what follows from another MTU of its device, and that the peer is asked
- * whether it is there (RFC 9293 section 3.8.4) before the answer.
+ * What may change all the same is named: counters; that an ACK is due (TF_ACK_NOW, the place on the
+ * ready list, the time of the last limited answer, RFC 5961 section 7); for old data with an
+ * acceptable ACK field the duplicate that this ACK reports (RFC 2883, and RFC 9768
+ * section 3.2.3.2.2, which counts it); RSTs and ICMP errors to strangers; that a parked connection
+ * is awake; by a packet from the inner leg, the way that the connection's packets take, what
+ * follows from another MTU of its device, and that the peer is asked whether it is there (RFC 9293
+ * section 3.8.4) before the answer.
  */
 #ifndef SIM_UNMOVED_H
 #define SIM_UNMOVED_H
@@ -115,9 +117,10 @@ static inline const struct conn *unmoved_find(const struct dmm_core *core,
 	return NULL;
 }
 
-/* The pair of a packet that the leg's peer sent, or of one that an ICMP error quotes, which goes the other
- * way */
-static inline void unmoved_pair(struct dmm_core_addr_pair *pair, const struct pkt *k, bool from_remote)
+/* The pair of a packet that the leg's peer sent, or of one that an ICMP error quotes, which goes
+ * the other way */
+static inline void unmoved_pair(struct dmm_core_addr_pair *pair, const struct pkt *k,
+				bool from_remote)
 {
 	memset(pair, 0, sizeof(*pair));
 	memcpy(pair->laddr, from_remote ? k->daddr : k->saddr, 16);
@@ -128,7 +131,10 @@ static inline void unmoved_pair(struct dmm_core_addr_pair *pair, const struct pk
 	pair->proto = WIRE_PROTO_TCP;
 }
 
-/* RFC 9293 section 3.10.7.4, first check, with Linux's tolerance: the left edge is what our last ACK said */
+/*
+ * RFC 9293 section 3.10.7.4, first check, with Linux's tolerance: the left edge is what our
+ * last ACK said
+ */
 static inline bool unmoved_in_window(const struct tcb *t, const struct pkt *k)
 {
 	int64_t off = (int32_t)(k->seq - (t->irs + (uint32_t)t->rcv_nxt));
@@ -153,7 +159,8 @@ static inline bool unmoved_ts_ok(const struct tcb *t, const struct pkt *k, uint6
 		return true;
 	if (!k->has_ts)
 		return false;
-	return k->tsval - t->ts_recent < 1u << 31 || now_ns / NS_PER_S - t->ts_recent_s > 24 * 86400;
+	return k->tsval - t->ts_recent < 1u << 31 ||
+	       now_ns / NS_PER_S - t->ts_recent_s > 24 * 86400;
 }
 
 static inline enum unmoved_verdict unmoved_refused(const struct dmm_core *core, const struct tcb *t,
@@ -181,8 +188,9 @@ static inline enum unmoved_verdict unmoved_rst(const struct tcb *t, const struct
 	return exact || t->leg == DMM_LEG_INNER ? MAY_CHANGE : ANSWER_ONLY;
 }
 
-static inline enum unmoved_verdict unmoved_synchronized(const struct dmm_core *core, const struct tcb *t,
-							const struct pkt *k, uint64_t now_ns)
+static inline enum unmoved_verdict unmoved_synchronized(const struct dmm_core *core,
+							const struct tcb *t, const struct pkt *k,
+							uint64_t now_ns)
 {
 	bool syn_ack_again = k->seq == t->irs && (!(k->flags & TH_ACK) || k->ack == t->iss + 1);
 
@@ -202,20 +210,24 @@ static inline enum unmoved_verdict unmoved_synchronized(const struct dmm_core *c
 static inline enum unmoved_verdict unmoved_syn_sent(const struct tcb *t, const struct pkt *k)
 {
 	if (k->flags & TH_ACK)
-		return k->ack == t->iss + 1 && t->snd_nxt && (k->flags & (TH_SYN | TH_RST)) ? MAY_CHANGE
-											    : SILENT;
+		return k->ack == t->iss + 1 && t->snd_nxt && (k->flags & (TH_SYN | TH_RST))
+			       ? MAY_CHANGE
+			       : SILENT;
 	return k->flags & TH_SYN ? MAY_CHANGE : SILENT;
 }
 
 /* opener: our SYN came first, the peer's only might be one */
-static inline enum unmoved_verdict unmoved_syn_recv(const struct dmm_core *core, const struct tcb *t,
-						    bool opener, const struct pkt *in, uint64_t now_ns)
+static inline enum unmoved_verdict unmoved_syn_recv(const struct dmm_core *core,
+						    const struct tcb *t, bool opener,
+						    const struct pkt *in, uint64_t now_ns)
 {
-	bool held = t->flags & TF_HOLD, acked = (in->flags & TH_ACK) && in->ack == t->iss + 1 && t->snd_nxt;
+	bool held = t->flags & TF_HOLD,
+	     acked = (in->flags & TH_ACK) && in->ack == t->iss + 1 && t->snd_nxt;
 	struct pkt k = *in;
 	enum unmoved_verdict v;
 
-	if ((k.flags & (TH_SYN | TH_ACK)) == TH_SYN && (k.seq == t->irs || (held && t->leg == DMM_LEG_INNER)))
+	if ((k.flags & (TH_SYN | TH_ACK)) == TH_SYN &&
+	    (k.seq == t->irs || (held && t->leg == DMM_LEG_INNER)))
 		return MAY_CHANGE;
 	if (opener && acked && (k.flags & (TH_SYN | TH_RST)))
 		return MAY_CHANGE;
@@ -258,23 +270,27 @@ static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, cons
 		return MAY_CHANGE;
 	if (t->state == TCP_CLOSE)
 		return SILENT;
-	if (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER && (k->flags & (TH_SYN | TH_ACK)) == TH_SYN)
+	if (t->state == TCP_TIME_WAIT && leg == DMM_LEG_INNER &&
+	    (k->flags & (TH_SYN | TH_ACK)) == TH_SYN)
 		return SILENT;
 	if (t->state == TCP_SYN_SENT)
 		return unmoved_syn_sent(t, k);
 	if (t->state == TCP_SYN_RECV)
-		return unmoved_syn_recv(core, t, !c->ends.f.passive == (leg == DMM_LEG_OUTER), k, now_ns);
+		return unmoved_syn_recv(core, t, !c->ends.f.passive == (leg == DMM_LEG_OUTER), k,
+					now_ns);
 	return unmoved_synchronized(core, t, k, now_ns);
 }
 
 /* RFC 5927: only what quotes a segment that is on the way */
-static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t leg, const struct pkt *k)
+static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t leg,
+						const struct pkt *k)
 {
 	const struct tcb *t = &c->ends.leg[leg];
 	bool asked = t->snd_nxt && !t->snd_una && k->seq == t->iss;
 
 	if (leg == DMM_LEG_INNER)
-		return c->ends.f.passive && asked && t->state == TCP_SYN_SENT && k->icmp == ICMP_KIND_UNREACH
+		return c->ends.f.passive && asked && t->state == TCP_SYN_SENT &&
+				       k->icmp == ICMP_KIND_UNREACH
 			       ? MAY_CHANGE
 			       : SILENT;
 	if (k->icmp != ICMP_KIND_TOO_BIG)
@@ -286,9 +302,9 @@ static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t l
 	return SILENT;
 }
 
-static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, uint32_t leg, const uint8_t *p,
-						 uint32_t len, bool csum_ok, uint64_t now_ns,
-						 uint32_t *handle, bool *found)
+static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, uint32_t leg,
+						 const uint8_t *p, uint32_t len, bool csum_ok,
+						 uint64_t now_ns, uint32_t *handle, bool *found)
 {
 	struct dmm_core_addr_pair pair;
 	const struct conn *c;
@@ -305,7 +321,8 @@ static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, ui
 	if (!c) {
 		bool syn = (k.flags & (TH_SYN | TH_ACK)) == TH_SYN;
 
-		return what == WIRE_TCP && (syn || now_ns < core->env.cookies_until_ns) ? MAY_CHANGE : SILENT;
+		return what == WIRE_TCP && (syn || now_ns < core->env.cookies_until_ns) ? MAY_CHANGE
+											: SILENT;
 	}
 	*found = true;
 	*handle = c->ends.f.handle;
@@ -329,8 +346,8 @@ static inline void unmoved_before(struct unmoved *u, const struct dmm_core *core
 {
 	u->leg = leg;
 	u->n = 0;
-	u->verdict =
-		unmoved_judge(core, leg, p, len, meta && meta->vnet.flags, now_ns, &u->handle, &u->found);
+	u->verdict = unmoved_judge(core, leg, p, len, meta && meta->vnet.flags, now_ns, &u->handle,
+				   &u->found);
 	u->looked = u->verdict != MAY_CHANGE && !unmoved_device(u, core, meta);
 	if (!u->looked)
 		return;
@@ -346,14 +363,17 @@ static inline void unmoved_before(struct unmoved *u, const struct dmm_core *core
 
 static inline void unmoved_allow_probe(const struct conn *was, struct conn *is)
 {
-	static const uint32_t may[2] = {[DMM_LEG_INNER] = TF_PROBE_OWED, [DMM_LEG_OUTER] = TF_PROBE_DUE};
+	static const uint32_t may[2] = {
+		[DMM_LEG_INNER] = TF_PROBE_OWED, [DMM_LEG_OUTER] = TF_PROBE_DUE};
 
 	for (uint32_t l = 0; l < 2; l++)
-		is->ends.leg[l].flags = (is->ends.leg[l].flags & ~may[l]) | (was->ends.leg[l].flags & may[l]);
+		is->ends.leg[l].flags =
+			(is->ends.leg[l].flags & ~may[l]) | (was->ends.leg[l].flags & may[l]);
 }
 
 /* What an answer may change, made equal */
-static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *was, struct unmoved_conn *is)
+static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *was,
+				 struct unmoved_conn *is)
 {
 	struct tcb *a = &was->c.ends.leg[u->leg], *b = &is->c.ends.leg[u->leg];
 
@@ -371,11 +391,13 @@ static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *w
 	b->dsack_start = a->dsack_start;
 	b->dsack_end = a->dsack_end;
 	if (b->flags & TF_ACCECN)
-		is->c.ends.outer.accecn.flags = (uint8_t)((is->c.ends.outer.accecn.flags & ~ACC_OPT_OFF) |
-							  (was->c.ends.outer.accecn.flags & ACC_OPT_OFF));
+		is->c.ends.outer.accecn.flags =
+			(uint8_t)((is->c.ends.outer.accecn.flags & ~ACC_OPT_OFF) |
+				  (was->c.ends.outer.accecn.flags & ACC_OPT_OFF));
 }
 
-static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn *was, struct unmoved_conn *is)
+static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn *was,
+				   struct unmoved_conn *is)
 {
 	bool target = u->found && was->c.ends.f.handle == u->handle;
 	const uint8_t *a = (const uint8_t *)&was->c, *b = (const uint8_t *)&is->c;
@@ -387,7 +409,8 @@ static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn 
 		is->c.ends.leg[DMM_LEG_OUTER].keep_ns = was->c.ends.leg[DMM_LEG_OUTER].keep_ns;
 		is->c.ends.f.phase = was->c.ends.f.phase;
 	}
-	for (uint32_t l = 0; l < 2; l++) /* an answer waits there, or is only a place further back */
+	/* an answer waits there, or is only a place further back */
+	for (uint32_t l = 0; l < 2; l++)
 		memset(&is->c.ends.leg[l].ready, 0, sizeof(struct list));
 	for (uint32_t l = 0; l < 2; l++)
 		memset(&was->c.ends.leg[l].ready, 0, sizeof(struct list));
@@ -398,7 +421,8 @@ static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn 
 	if (at == sizeof(was->c) && was->content == is->content)
 		return;
 	fprintf(stderr,
-		"unmoved: a refused packet on leg %u (state %u) changed a connection: byte %zu of struct "
+		"unmoved: a refused packet on leg %u (state %u) changed a connection: byte %zu of "
+		"struct "
 		"conn%s\n",
 		u->leg, was->c.ends.leg[u->leg].state, at,
 		at == sizeof(was->c) ? " (what it points to)" : "");
@@ -424,15 +448,15 @@ static inline void unmoved_after(struct unmoved *u, const struct dmm_core *core)
 }
 
 /* dmm_core_input(), watched. Returns what the packet was allowed to do. */
-static inline enum unmoved_verdict unmoved_input(struct dmm_core *core, uint32_t leg, const uint8_t *p,
-						 uint32_t len, const struct dmm_rx_meta *meta,
-						 uint64_t now_ns)
+static inline enum unmoved_verdict unmoved_input(struct dmm_core *core, uint32_t leg,
+						 const uint8_t *p, uint32_t len,
+						 const struct dmm_rx_meta *meta, uint64_t now_ns)
 {
 	static struct unmoved u;
 
 	unmoved_before(&u, core, leg, p, len, meta, now_ns);
-	/* of a packet put together, too far from the window, the last segments may be near it; of one without
-	 * ACK, which nobody answers in the window, the first may be before it */
+	/* of a packet put together, too far from the window, the last segments may be near it; of
+	 * one without ACK, which nobody answers in the window, the first may be before it */
 	if (meta && meta->vnet.gso_type && u.verdict != MAY_CHANGE)
 		u.verdict = u.verdict == SILENT ? ANSWER_ONLY : DUPLICATE_ONLY;
 	dmm_core_input(core, leg, p, len, meta, now_ns);

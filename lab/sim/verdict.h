@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verdict.h: the one invariant of every simulation, judged connection by connection from what the two apps
- * saw: the streams arrived exactly, or an app was told of an error. Anything else is a fault of the core (or
- * of the laboratory).
+ * verdict.h: the one invariant of every simulation, judged connection by connection from what the
+ * two apps saw: the streams arrived exactly, or an app was told of an error. Anything else is a
+ * fault of the core (or of the laboratory).
  */
 #ifndef SIM_VERDICT_H
 #define SIM_VERDICT_H
@@ -12,12 +12,13 @@
 #include <stdio.h>
 
 struct verdicts {
-	uint64_t complete;  /* both streams whole, both ends told so */
-	uint64_t errors;    /* an app saw an errno */
-	uint64_t aborted;   /* an app reset it on purpose, and the other has seen no error yet */
-	uint64_t wrong;	    /* segments with bytes that nobody sent there */
-	uint64_t truncated; /* the end of the stream came early, or late: not where the sender put it */
-	uint64_t hung;	    /* an app still waits at the end of the simulation */
+	uint64_t complete; /* both streams whole, both ends told so */
+	uint64_t errors;   /* an app saw an errno */
+	uint64_t aborted;  /* an app reset it on purpose, and the other has seen no error yet */
+	uint64_t wrong;	   /* segments with bytes that nobody sent there */
+	/* the end of the stream came early, or late: not where the sender put it */
+	uint64_t truncated;
+	uint64_t hung; /* an app still waits at the end of the simulation */
 };
 
 static inline bool verdict_is_over(const struct ksock *a, const struct ksock *b)
@@ -27,7 +28,8 @@ static inline bool verdict_is_over(const struct ksock *a, const struct ksock *b)
 
 static inline bool verdict_truncated(const struct ksock *reader, const struct ksock *writer)
 {
-	return reader->fin_got && !reader->stale && !(writer->fin_put && reader->got == writer->fin_at);
+	return reader->fin_got && !reader->stale &&
+	       !(writer->fin_put && reader->got == writer->fin_at);
 }
 
 static inline void verdict_add(struct verdicts *n, const struct ksock *a, const struct ksock *b)
@@ -51,8 +53,8 @@ static inline void verdict_add(struct verdicts *n, const struct ksock *a, const 
 
 static inline void verdict_print(const struct verdicts *n)
 {
-	printf("complete=%lu\nerrors=%lu\naborted=%lu\nwrong=%lu\ntruncated=%lu\nhung=%lu\n", n->complete,
-	       n->errors, n->aborted, n->wrong, n->truncated, n->hung);
+	printf("complete=%lu\nerrors=%lu\naborted=%lu\nwrong=%lu\ntruncated=%lu\nhung=%lu\n",
+	       n->complete, n->errors, n->aborted, n->wrong, n->truncated, n->hung);
 }
 
 #endif /* SIM_VERDICT_H */

@@ -66,7 +66,8 @@ void wild_sack(struct wild *w, struct ksock *s, struct wire_seg *seg)
 		n++;
 	}
 	for (uint32_t i = 0; i < s->n_kept && n < room && n < 3; i++, n++)
-		v[n] = (struct wire_sack){base + (uint32_t)s->kept[i].start, base + (uint32_t)s->kept[i].end};
+		v[n] = (struct wire_sack){base + (uint32_t)s->kept[i].start,
+					  base + (uint32_t)s->kept[i].end};
 	if (n)
 		wire_opt_sack(seg, v, n);
 }
@@ -172,7 +173,10 @@ static void noise_flags(struct wild *w, struct kern *k, struct ksock *s, uint64_
 					0,	TH_FIN,		 TH_PSH | TH_URG, TH_ACK | TH_ECE};
 	struct wire_seg seg = plain(s, kinds[below(w, sizeof(kinds))]);
 
-	/* An exact RST would be right to end it: always before what the core has, or ahead of all there is */
+	/*
+	 * An exact RST would be right to end it: always before what the core has, or ahead of
+	 * all there is
+	 */
 	if (seg.flags & TH_RST)
 		seg.seq = below(w, 2) ? s->iss - 1 - below(w, 70000)
 				      : s->iss + 3 + (uint32_t)s->to_send + below(w, 70000);

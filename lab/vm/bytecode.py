@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The BPF programs for a guest's kernel, compiled on the host: BCC is some forty times slower in an emulated machine.
+"""The BPF programs for a guest's kernel, compiled on the host: BCC is some forty times slower in
+an emulated machine.
 
-What to compile depends on what that kernel has. The guest is asked once, and the answer is kept with the programs,
-where dmm-ebpf itself looks for them (dmm_ebpf.loader.cache): the guest sees the host's files.
+What to compile depends on what that kernel has. The guest is asked once, and the answer is kept
+with the programs, where dmm-ebpf itself looks for them (dmm_ebpf.loader.cache): the guest sees
+the host's files.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ PYTHON = Path(sys.executable)
 
 
 def prepare(kernel: Kernel) -> None:
-    """Puts the programs for a guest's kernel where the guest will find them; DmmError if that fails."""
+    """Puts the programs for a guest's kernel where the guest will find them; DmmError
+    if that fails.
+    """
     key = {"release": kernel.release, "loader": _loader_digest()}
     features = cache.read("guest-features", key)
     if not isinstance(features, list):
@@ -41,7 +45,9 @@ def _ask(kernel: Kernel) -> list[str]:
 
     code = run(kernel, [str(PYTHON), "-c", ASK], Options(output=keep))
     if code:
-        raise DmmError(f"ask {kernel.release} what it has", why=f"Python ended with {code} in the guest")
+        raise DmmError(
+            f"ask {kernel.release} what it has", why=f"Python ended with {code} in the guest"
+        )
     answer: list[str] = json.loads(said)
     return answer
 

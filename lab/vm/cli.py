@@ -23,40 +23,54 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# The base class of what is wrong with a command line: click's, or that of the copy that newer typers carry.
+# The base class of what is wrong with a command line: click's, or that of the copy that
+# newer typers carry.
 _ClickError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 @app.command()
 def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     command: Annotated[
-        list[str], typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND…")
+        list[str],
+        typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND…"),
     ],
     kernel: Annotated[str, typer.Option(help="Debian's kernel to boot: 6.1, 6.12, 6.12.117.")],
-    memory: Annotated[int, typer.Option(help="Memory of the guest in MB.", min=256)] = Options.memory_mb,
+    memory: Annotated[
+        int, typer.Option(help="Memory of the guest in MB.", min=256)
+    ] = Options.memory_mb,
     timeout: Annotated[
         int, typer.Option(help="Seconds until it is ended, with 124.", min=1, max=LONGEST_S)
     ] = Options.timeout_s,
     compiled: Annotated[
         bool,
-        typer.Option("--compiled", help="First compile dmm-ebpf's programs for this kernel, on the host."),
+        typer.Option(
+            "--compiled", help="First compile dmm-ebpf's programs for this kernel, on the host."
+        ),
     ] = False,
     systemd: Annotated[
-        bool, typer.Option("--systemd", help="The guest's first process is systemd, with nothing to start.")
+        bool,
+        typer.Option(
+            "--systemd", help="The guest's first process is systemd, with nothing to start."
+        ),
     ] = Options.systemd,
-    append: Annotated[str, typer.Option(help="More words for the kernel's command line.")] = Options.append,
+    append: Annotated[
+        str, typer.Option(help="More words for the kernel's command line.")
+    ] = Options.append,
     console: Annotated[
         bool, typer.Option("--console", help="Show the guest's console on stderr.")
     ] = Options.console,
 ) -> None:
-    """Run a command as root under another kernel, in an emulated machine over this host's own files.
+    """Run a command as root under another kernel, in an emulated machine over this
+    host's own files.
 
-    The kernel is Debian's package, unpacked into a cache and never installed. What the command writes is gone when it
-    ends; there is no network. Exit code: the command's.
+    The kernel is Debian's package, unpacked into a cache and never installed. What the command
+    writes is gone when it ends; there is no network. Exit code: the command's.
 
     sudo tools/kernelvm --kernel 6.1 -- uname -r
     """
-    options = Options(memory_mb=memory, timeout_s=timeout, append=append, console=console, systemd=systemd)
+    options = Options(
+        memory_mb=memory, timeout_s=timeout, append=append, console=console, systemd=systemd
+    )
     if not command[0]:
         raise UsageError("run a command", why="its name is empty")
     # Before a kernel is downloaded for nothing.
@@ -88,7 +102,9 @@ def _failed(error: Exception) -> int:
         return _complain(str(error), error.exit_code)
     if isinstance(error, _ClickError):
         said = error.format_message() if hasattr(error, "format_message") else str(error)
-        return _complain(f"cannot take this command line: {said.rstrip('.')}; see kernelvm --help", 2)
+        return _complain(
+            f"cannot take this command line: {said.rstrip('.')}; see kernelvm --help", 2
+        )
     if isinstance(error, BrokenPipeError):
         return EXIT_BROKEN_PIPE
     if isinstance(error, OSError):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's first file system: busybox, the modules that reach the host's files, and the script that mounts them.
+"""The guest's first file system: busybox, the modules that reach the host's files, and the script
+that mounts them.
 
-The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst of the kernel): for each file a header
-of text, the name and the data, each filled up to four bytes.
+The format is "newc" (Documentation/driver-api/early-userspace/buffer-format.rst of the kernel): for
+each file a header of text, the name and the data, each filled up to four bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ DIRECTORIES = ("bin", "dev", "proc", "sys", "modules", "host", "over", "root")
 
 
 def initramfs(kernel: Kernel) -> bytes:
-    """The archive for a kernel; DmmError without a busybox that can be used, and for a kernel that is not whole."""
+    """The archive for a kernel; DmmError without a busybox that can be used, and for a kernel
+    that is not whole.
+    """
     archive = bytearray()
     for name in DIRECTORIES:
         archive += _entry(name, stat.S_IFDIR | 0o755)
@@ -41,7 +44,9 @@ def initramfs(kernel: Kernel) -> bytes:
 
 
 def busybox() -> Path:
-    """The host's busybox; DmmError when there is none, or one that needs libraries, which a guest has not yet."""
+    """The host's busybox; DmmError when there is none, or one that needs libraries, which a
+    guest has not yet.
+    """
     found = shutil.which("busybox")
     if not found:
         raise DmmError("boot a guest", why="busybox is not in PATH", hint="run tools/bootstrap")
@@ -55,7 +60,9 @@ def busybox() -> Path:
 
 
 def _is_static(program: bytes) -> bool:
-    """Whether an ELF64 file names no interpreter (elf(5): e_phoff, e_phentsize, e_phnum, p_type)."""
+    """Whether an ELF64 file names no interpreter (elf(5): e_phoff,
+    e_phentsize, e_phnum, p_type).
+    """
     if program[:5] != b"\x7fELF\x02" or len(program) < ELF64_HEADER_SIZE:
         return False
     (start,) = struct.unpack_from("<Q", program, 32)
@@ -71,12 +78,19 @@ def _entry(name: str, mode: int, data: bytes = b"") -> bytes:
 
 
 def _modules(kernel: Kernel) -> list[Path]:
-    """Files of MODULES and of all that they need, each after what it needs; what is built in is left out."""
+    """Files of MODULES and of all that they need, each after what it needs; what is built in
+    is left out.
+    """
     needs: dict[str, tuple[Path, list[str]]] = {}
     for line in (kernel.modules / "modules.dep").read_text().splitlines():
         file, _, needed = line.partition(":")
-        needs[_module_name(file)] = (kernel.modules / file, [_module_name(other) for other in needed.split()])
-    built_in = {_module_name(line) for line in (kernel.modules / "modules.builtin").read_text().split()}
+        needs[_module_name(file)] = (
+            kernel.modules / file,
+            [_module_name(other) for other in needed.split()],
+        )
+    built_in = {
+        _module_name(line) for line in (kernel.modules / "modules.builtin").read_text().split()
+    }
     ordered: dict[str, Path] = {}
 
     def add(name: str) -> None:

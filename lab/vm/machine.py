@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One virtual machine: qemu is started, the guest is given a command, its output is passed on, its end is explained.
+"""One virtual machine: qemu is started, the guest is given a command, its output is passed on, its
+end is explained.
 
-Everything between qemu and this process goes through socket pairs, and the initramfs through a memfd: no file, no
-port and no name is left behind or shared, whatever ends first. Qemu dies with the process that started it.
+Everything between qemu and this process goes through socket pairs, and the initramfs through a
+memfd: no file, no port and no name is left behind or shared, whatever ends first. Qemu dies with
+the process that started it.
 
-The emulator (TCG of qemu 7.2) at times makes a guest's kernel panic without a fault of the kernel's. Such an end is
-tried again, a few times; a command that fails is not.
+The emulator (TCG of qemu 7.2) at times makes a guest's kernel panic without a fault of the
+kernel's. Such an end is tried again, a few times; a command that fails is not.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off "
     "nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on"
 )
-COMMAND_LINE_SIZE = 2048  # of x86, with the zero at its end; the kernel cuts what is longer, without a word
+COMMAND_LINE_SIZE = (
+    2048  # of x86, with the zero at its end; the kernel cuts what is longer, without a word
+)
 PANIC = b"Kernel panic - not syncing"
 
 
@@ -63,9 +67,9 @@ def _write_all(fd: int, data: bytes) -> None:
 class Options:
     """What a guest is given.
 
-    append: more words for its kernel's command line; console: its console goes to stderr; systemd: it is the first
-    process, with nothing to start; output: takes what the command writes, as it comes, with 1 for stdout and 2 for
-    stderr.
+    append: more words for its kernel's command line; console: its console goes to stderr; systemd:
+    it is the first process, with nothing to start; output: takes what the command writes, as it
+    comes, with 1 for stdout and 2 for stderr.
     """
 
     memory_mb: int = 2048
@@ -78,8 +82,9 @@ class Options:
 
 @dataclass
 class _Attempt:
-    """How one boot ended: an exit code, or why there is none; is_emulator tells whose fault that was, is_late that
-    time was up."""
+    """How one boot ended: an exit code, or why there is none; is_emulator tells whose fault that
+    was, is_late that time was up.
+    """
 
     exit_code: int | None = None
     why: str = ""
@@ -90,9 +95,9 @@ class _Attempt:
 def run(kernel: Kernel, command: Sequence[str], options: Options) -> int:
     """Runs a command in a guest, from the current directory; its exit code.
 
-    stdout and stderr come out here as they are written. GuestTimeoutError when timeout_s were not enough, UsageError
-    for more words than a kernel's command line holds, DmmError when there is no qemu, when the guest cannot be started,
-    or when it panics again and again.
+    stdout and stderr come out here as they are written. GuestTimeoutError when timeout_s were not
+    enough, UsageError for more words than a kernel's command line holds, DmmError when there is no
+    qemu, when the guest cannot be started, or when it panics again and again.
     """
     check_host()
     if len(_command_line(options).encode()) >= COMMAND_LINE_SIZE:
@@ -116,7 +121,11 @@ def run(kernel: Kernel, command: Sequence[str], options: Options) -> int:
         if not ended.is_emulator:
             break
         again = f"; trying again ({number + 1} of {ATTEMPTS})" if number < ATTEMPTS else ""
-        print(f"kernelvm: {kernel.release} in the emulator: {ended.why}{again}", file=sys.stderr, flush=True)
+        print(
+            f"kernelvm: {kernel.release} in the emulator: {ended.why}{again}",
+            file=sys.stderr,
+            flush=True,
+        )
     raise DmmError(f"run {command[0]} under {kernel.release}", why=ended.why)
 
 
@@ -124,11 +133,15 @@ def check_host() -> None:
     """Raises PrivilegeError or DmmError for what a guest needs of this host and is not there."""
     if os.geteuid():
         raise PrivilegeError(
-            "give a guest the files of this host", why="only root may read all of them", hint="use sudo"
+            "give a guest the files of this host",
+            why="only root may read all of them",
+            hint="use sudo",
         )
     for program in (QEMU, "setpriv"):
         if not shutil.which(program):
-            raise DmmError("boot a guest", why=f"{program} is not in PATH", hint="run tools/bootstrap")
+            raise DmmError(
+                "boot a guest", why=f"{program} is not in PATH", hint="run tools/bootstrap"
+            )
     busybox()
     try:
         Path.cwd()
@@ -187,7 +200,9 @@ class _Machine(Closing):
             sock.close()
 
     def converse(self, command: Sequence[str], deadline: float) -> _Attempt:
-        """Passes output on until the command's exit code came, the guest ended without, or time is up."""
+        """Passes output on until the command's exit code came, the guest ended without, or
+        time is up.
+        """
         first = "systemd" if self._options.systemd else ""
         self._sockets["control"].sendall(
             f"{self._kernel.modules}\n{first}\n{_script(command, self._kernel)}\n".encode()
@@ -201,7 +216,8 @@ class _Machine(Closing):
             if not events and time.monotonic() >= until:
                 if time.monotonic() >= deadline:
                     return _Attempt(
-                        why="it did not end" if is_ready else "the guest did not start", is_late=True
+                        why="it did not end" if is_ready else "the guest did not start",
+                        is_late=True,
                     )
                 return _Attempt(why=f"no start within {BOOT_TIMEOUT_S:g} s", is_emulator=True)
             for key, _ in events:
@@ -212,7 +228,9 @@ class _Machine(Closing):
         return ended if ended.exit_code is not None else self._explain()
 
     def _take(self, name: str) -> list[str]:
-        """Reads what has come on one socket and passes it on; whole lines, if it is the control port's."""
+        """Reads what has come on one socket and passes it on; whole lines, if it is
+        the control port's.
+        """
         data = b""
         with contextlib.suppress(ConnectionResetError):
             data = self._sockets[name].recv(1 << 16)
@@ -242,11 +260,16 @@ class _Machine(Closing):
         if PANIC in self._console:
             panic = next(line for line in console if PANIC.decode() in line)
             return _Attempt(
-                why=f"the guest's kernel panicked: {panic.partition(']')[2].strip()}", is_emulator=True
+                why=f"the guest's kernel panicked: {panic.partition(']')[2].strip()}",
+                is_emulator=True,
             )
         if code < 0:
             return _Attempt(why=f"qemu was ended by signal {-code}", is_emulator=True)
-        said = [line for line in self._said.decode(errors="replace").splitlines() if "warning" not in line]
+        said = [
+            line
+            for line in self._said.decode(errors="replace").splitlines()
+            if "warning" not in line
+        ]
         last = [line.strip() for line in said + console if line.strip()]
         return _Attempt(why=last[-1] if last else "the guest ended without a word")
 
@@ -287,7 +310,9 @@ def _script(command: Sequence[str], kernel: Kernel) -> str:
     }
     name = shlex.quote(command[0])
     passed |= {"DMM_GUEST_KERNEL": kernel.release, "DMM_LAB_PATIENCE": PATIENCE}
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(passed.items()))
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n" for name, value in sorted(passed.items())
+    )
     where = str(Path.cwd())
     lost = f"kernelvm: cannot enter {where} under {kernel.release}: the guest has its own /dev, /proc, /run and /sys"
     missing = f"kernelvm: cannot run {command[0]} under {kernel.release}: there is no such command; name one of PATH"

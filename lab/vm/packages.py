@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's kernel packages: found with apt, downloaded and unpacked into a cache, never installed."""
+"""Debian's kernel packages: found with apt, downloaded and unpacked into a
+cache, never installed.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +53,23 @@ class Kernel:
 
 
 def find_kernel(version: str) -> Kernel:
-    """The newest kernel of a version (a prefix such as "6.1" or "6.12.117"): from the cache, else from the archive.
+    """The newest kernel of a version (a prefix such as "6.1" or "6.12.117"): from the cache, else
+    from the archive.
 
-    Raises UsageError for what is no version, DmmError when no package has it or the package cannot be had.
+    Raises UsageError for what is no version, DmmError when no package has it or the package
+    cannot be had.
     """
     if not re.fullmatch(r"\d+\.\d+(\.[0-9a-z.+~-]+)?", version):
         raise UsageError(
-            f"find a kernel {version!r}", why="a version is two numbers with a dot or more, as in 6.1"
+            f"find a kernel {version!r}",
+            why="a version is two numbers with a dot or more, as in 6.1",
         )
     found = _newest([path.name for path in _cached()], version)
     if not found:
         with _cache_lock():
-            found = _newest([path.name for path in _cached()], version) or _fetch(_package_for(version))
+            found = _newest([path.name for path in _cached()], version) or _fetch(
+                _package_for(version)
+            )
     return _whole(CACHE_DIR / found)
 
 
@@ -71,25 +78,35 @@ def _cached() -> list[Path]:
 
 
 def _whole(directory: Path, hint: str = REMOVE) -> Kernel:
-    """The kernel in a directory of the cache; DmmError when what was put there is not there, or another's."""
+    """The kernel in a directory of the cache; DmmError when what was put there is not
+    there, or another's.
+    """
     kernel = _kernel_in(directory)
     for path in (kernel.image, kernel.modules / "modules.dep", kernel.modules / "modules.builtin"):
         if not (path.is_file() and path.stat().st_size):
-            raise DmmError(f"use {directory}", why=f"{path.relative_to(directory)} is not in it", hint=hint)
+            raise DmmError(
+                f"use {directory}", why=f"{path.relative_to(directory)} is not in it", hint=hint
+            )
     return kernel
 
 
 def _kernel_in(directory: Path) -> Kernel:
     release = directory.name.removeprefix("linux-image-")
-    return Kernel(release, directory / "boot" / f"vmlinuz-{release}", directory / "lib" / "modules" / release)
+    return Kernel(
+        release, directory / "boot" / f"vmlinuz-{release}", directory / "lib" / "modules" / release
+    )
 
 
 def _newest(packages: Sequence[str], version: str) -> str | None:
-    """Of package names, the one of the plain flavour with the highest version that begins with version."""
+    """Of package names, the one of the plain flavour with the highest version that
+    begins with version.
+    """
     pattern = re.compile(
         rf"linux-image-{re.escape(version)}(?=[.+-]).*{FLAVOUR}|linux-image-{re.escape(version)}"
     )
-    fitting = [name for name in packages if pattern.fullmatch(name) and not name.endswith(OTHER_FLAVOURS)]
+    fitting = [
+        name for name in packages if pattern.fullmatch(name) and not name.endswith(OTHER_FLAVOURS)
+    ]
     # linux-image-6.12-amd64 is a package without files that depends on the newest of the others.
     real = [name for name in fitting if re.match(r"linux-image-\d+\.\d+\.\d", name)]
     return max(real, key=_version_order, default=None)
@@ -100,10 +117,13 @@ def _version_order(name: str) -> list[int]:
 
 
 def _package_for(version: str) -> str:
-    """The name of the archive's newest package of a version; the package lists are updated when they know none."""
+    """The name of the archive's newest package of a version; the package lists are updated when
+    they know none.
+    """
     found = _newest(_known_packages(), version)
     if not found:
-        # Without the option, lists that cannot be had are a warning, and a package in them would not seem to exist.
+        # Without the option, lists that cannot be had are a warning, and a package in them would
+        # not seem to exist.
         _apt("update the package lists", "apt-get", "update", "-q", "--error-on=any")
         known = _known_packages()
         found = _newest(known, version)
@@ -172,12 +192,16 @@ def _cause(program: str, code: int, stderr: str) -> str:
 
 @contextlib.contextmanager
 def _cache_lock() -> Iterator[None]:
-    """One process at a time fills the cache; what an earlier one left half done is removed first."""
+    """One process at a time fills the cache; what an earlier one left half done
+    is removed first.
+    """
     try:
         CACHE_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = os.open(CACHE_DIR / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DmmError(f"keep kernels in {CACHE_DIR}", why=error.strerror or "the kernel refused") from error
+        raise DmmError(
+            f"keep kernels in {CACHE_DIR}", why=error.strerror or "the kernel refused"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for left in CACHE_DIR.glob(".new-*"):
@@ -188,7 +212,9 @@ def _cache_lock() -> Iterator[None]:
 
 
 def _fetch(package: str) -> str:
-    """Downloads and unpacks a package beside the cache, then moves it in: a kernel in the cache is a whole one."""
+    """Downloads and unpacks a package beside the cache, then moves it in: a kernel in the cache
+    is a whole one.
+    """
     new = CACHE_DIR / f".new-{package}"
     try:
         new.mkdir(mode=0o700)
@@ -220,14 +246,23 @@ def _unpack(archive: Path, tree: Path) -> None:
     # A file, not a pipe that nobody reads while tar runs.
     with archive.with_suffix(".said").open("w+", encoding="utf-8", errors="replace") as said:
         with subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE, stderr=said, env=_plain()
+            ["dpkg-deb", "--fsys-tarfile", archive],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=_plain(),
         ) as unpacked:
             done = subprocess.run(
-                extract, stdin=unpacked.stdout, capture_output=True, text=True, env=_plain(), check=False
+                extract,
+                stdin=unpacked.stdout,
+                capture_output=True,
+                text=True,
+                env=_plain(),
+                check=False,
             )
         said.seek(0)
         spoken = said.read()
-    # An archive that is cut makes tar fail too, a tar that is killed dpkg-deb: the first of them names the cause.
+    # An archive that is cut makes tar fail too, a tar that is killed dpkg-deb: the first of them
+    # names the cause.
     if done.returncode < 0 or (done.returncode and not unpacked.returncode):
         raise DmmError(what, why=_cause("tar", done.returncode, done.stderr))
     if unpacked.returncode:

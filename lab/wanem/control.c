@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The control socket; see control.h for the protocol. A client that does not read its answer is disconnected.
+/* The control socket; see control.h for the protocol. A client that does not read its answer is
+ * disconnected.
  */
 #define _GNU_SOURCE
 #include "control.h"
@@ -21,7 +22,8 @@ struct answer {
 	size_t used;
 };
 
-__attribute__((format(printf, 2, 3))) static void put(struct answer *answer, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void put(struct answer *answer, const char *format,
+						      ...)
 {
 	va_list args;
 	int n;
@@ -217,10 +219,13 @@ static void put_direction(struct answer *answer, struct direction *direction, co
 	put_double(answer, "queue_mean_bytes", stats->queue_bytes_ns / span_ns);
 	put_u64(answer, "queue_wait_max_ns", stats->queue_wait_max_ns);
 	put_double(answer, "queue_wait_mean_ns",
-		   stats->queue_wait_pkts ? stats->queue_wait_sum_ns / (double)stats->queue_wait_pkts : 0);
+		   stats->queue_wait_pkts
+			   ? stats->queue_wait_sum_ns / (double)stats->queue_wait_pkts
+			   : 0);
 	put_u64(answer, "in_flight_pkts", emu->line.pkts + emu->late.pkts);
 	put_u64(answer, "late_max_ns", stats->late_max_ns);
-	put_double(answer, "late_mean_ns", stats->tx_pkts ? stats->late_sum_ns / (double)stats->tx_pkts : 0);
+	put_double(answer, "late_mean_ns",
+		   stats->tx_pkts ? stats->late_sum_ns / (double)stats->tx_pkts : 0);
 	put_u64(answer, "ring_drops", rx->ring_drops);
 	put_u64(answer, "bad_pkts", rx->bad_pkts);
 	put_u64(answer, "pool_used_max_pkts", direction->pool.fresh);

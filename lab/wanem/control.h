@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The emulator's control: a Unix stream socket that takes one line and answers with one line of JSON.
+ * The emulator's control: a Unix stream socket that takes one line and answers with one line of
+ * JSON.
  *
  *	stats                      the counters of both directions
  *	reset                      counters to zero; frames in flight stay
  *	set DIR KEY=VALUE...       DIR is ab, ba or both; all of the keys or none of them
  *	quit
  *
- * Keys: rate_bps delay_ns queue_pkts queue_bytes queue_ns reorder_ns overhead_bytes seed (integers), and
- * loss reorder duplicate corrupt (0 to 1). A refused line answers {"error": "..."} and changes nothing.
+ * Keys: rate_bps delay_ns queue_pkts queue_bytes queue_ns reorder_ns overhead_bytes seed
+ * (integers), and loss reorder duplicate corrupt (0 to 1). A refused line answers {"error": "..."}
+ * and changes nothing.
  */
 #ifndef WANEM_CONTROL_H
 #define WANEM_CONTROL_H
@@ -58,7 +60,9 @@ struct control_target {
 	bool new_seed;
 };
 
-/* Applies "KEY=VALUE ..." (modified in place) to the targets in mask; NULL, or why it is refused. */
+/*
+ * Applies "KEY=VALUE ..." (modified in place) to the targets in mask; NULL, or why it is refused.
+ */
 const char *control_assign(struct control_target targets[2], unsigned int mask, char *assignments);
 
 #endif

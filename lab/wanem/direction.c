@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The loop of one direction; see direction.h. Refuses nothing: what it cannot deliver in time it delivers
- * late. */
+/* The loop of one direction; see direction.h. Refuses nothing: what it cannot deliver in time it
+ * delivers late. */
 #define _GNU_SOURCE
 #include "direction.h"
 
@@ -26,7 +26,9 @@
 /* An interface that takes nothing for this long is down: its frames are then lost, and counted. */
 #define GIVE_UP_NS NS_PER_S
 #define NICE (-15)
-/* Longer than it takes to read a clock twice; shorter than what a frame's delivery may be wrong by. */
+/*
+ * Longer than it takes to read a clock twice; shorter than what a frame's delivery may be wrong by.
+ */
 #define CLOCKS_APART_NS 20000ULL
 
 static uint64_t clock_ns(clockid_t clock)
@@ -43,8 +45,8 @@ uint64_t clock_now_ns(void)
 }
 
 /*
- * A thread that loses the processor between two clocks takes the pause for their difference, and would
- * deliver what it reads early by that much.
+ * A thread that loses the processor between two clocks takes the pause for their difference, and
+ * would deliver what it reads early by that much.
  */
 static void read_clock(struct direction *direction)
 {
@@ -69,8 +71,8 @@ static void drain(struct direction *direction)
 		struct pkt *pkt = pool_get(&direction->pool);
 		uint64_t at_ns;
 
-		/* Without room here frames stay in the ring; when that is full the kernel drops and counts
-		 * them. */
+		/* Without room here frames stay in the ring; when that is full the kernel drops and
+		 * counts them. */
 		if (!pkt)
 			return;
 		if (!rx_receive(&direction->rx, pkt, &at_ns)) {
@@ -78,7 +80,10 @@ static void drain(struct direction *direction)
 			return;
 		}
 		at_ns -= direction->real_minus_mono_ns;
-		/* A step of the wall clock must not make a frame older than the last, or not yet arrived. */
+		/*
+		 * A step of the wall clock must not make a frame older than the last, or
+		 * not yet arrived.
+		 */
 		if (at_ns > direction->now_ns)
 			at_ns = direction->now_ns;
 		if (at_ns < emu->clock_ns)
@@ -135,7 +140,8 @@ static void plan_sleep(struct direction *direction)
 	} else if (direction->blocked) {
 		direction->wake_ns = tick_end_ns;
 	} else if (next_ns != EMU_NEVER) {
-		/* With a delay worth a few ticks the ring is read in time without being told of every frame.
+		/* With a delay worth a few ticks the ring is read in time without being told of
+		 * every frame.
 		 */
 		if (delay_ns >= 4 * direction->tick_ns) {
 			read_ns = delay_ns < 2 * READ_EVERY_NS ? delay_ns / 2 : READ_EVERY_NS;
@@ -171,15 +177,17 @@ static void wait_for_event(struct direction *direction)
 		return;
 	if (fds[0].revents)
 		eventfd_read(direction->wake_fd, &scrap);
-	/* An interface that was taken down reports it until it is read, and would keep this thread spinning.
+	/* An interface that was taken down reports it until it is read, and would keep this thread
+	 * spinning.
 	 */
 	if (fds[1].revents & POLLERR)
 		getsockopt(direction->rx.fd, SOL_SOCKET, SO_ERROR, &error, &error_bytes);
 }
 
 /*
- * Frames sent into a veth wait in a queue of the sending processor. A thread that moved to another would send
- * later frames past those that wait: reordering that nobody asked for. Each direction stays where it starts.
+ * Frames sent into a veth wait in a queue of the sending processor. A thread that moved to another
+ * would send later frames past those that wait: reordering that nobody asked for. Each direction
+ * stays where it starts.
  */
 static void stay_on_one_processor(uint32_t index)
 {
@@ -208,8 +216,8 @@ static void *run(void *argument)
 {
 	struct direction *direction = argument;
 
-	/* Sleeps end on time, and a busy host does not keep the emulator from its frames; both are the
-	 * thread's. */
+	/* Sleeps end on time, and a busy host does not keep the emulator from its frames; both are
+	 * the thread's. */
 	prctl(PR_SET_TIMERSLACK, 1UL);
 	if (setpriority(PRIO_PROCESS, 0, NICE) < 0)
 		fprintf(stderr, "cannot raise the emulator's priority: %s; frames may be late\n",
@@ -235,15 +243,16 @@ static int open_ports(struct direction *direction, const struct direction_config
 
 	if (from_mtu < 0 || to_mtu < 0) {
 		err = from_mtu < 0 ? from_mtu : to_mtu;
-		fprintf(stderr, "cannot use %s as Ethernet: %s\n", from_mtu < 0 ? config->from : config->to,
-			strerror(-err));
+		fprintf(stderr, "cannot use %s as Ethernet: %s\n",
+			from_mtu < 0 ? config->from : config->to, strerror(-err));
 		return err;
 	}
 	slot_bytes = (size_t)from_mtu + SLOT_EXTRA_BYTES;
 	slot_bytes = (slot_bytes + SLOT_ALIGN_BYTES - 1) / SLOT_ALIGN_BYTES * SLOT_ALIGN_BYTES;
 	err = pool_init(&direction->pool, config->pool_pkts, slot_bytes);
 	if (err) {
-		fprintf(stderr, "cannot reserve %u frames: %s\n", config->pool_pkts, strerror(-err));
+		fprintf(stderr, "cannot reserve %u frames: %s\n", config->pool_pkts,
+			strerror(-err));
 		return err;
 	}
 	err = rx_init(&direction->rx, config->from, (uint32_t)from_mtu, config->ring_pkts);

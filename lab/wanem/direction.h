@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One direction of the link: it receives from one interface, and sends to the other what its emulator gives
- * it, on a thread of its own.
+ * One direction of the link: it receives from one interface, and sends to the other what its
+ * emulator gives it, on a thread of its own.
  *
- * A thread each, because the kernel does the receiving host's protocol work inside the call that hands a
- * frame over: TCP with a large scoreboard then holds the caller for up to 0.2 s (seen: 1 Gb/s, 100 ms, 9,000
- * queue drops). That may make this host's frames late, as a slow host does to itself, but must not hold the
- * other direction up.
+ * A thread each, because the kernel does the receiving host's protocol work inside the call that
+ * hands a frame over: TCP with a large scoreboard then holds the caller for up to 0.2 s (seen: 1
+ * Gb/s, 100 ms, 9,000 queue drops). That may make this host's frames late, as a slow host does to
+ * itself, but must not hold the other direction up.
  *
- * Time: frames carry the kernel's time of arrival, so how late the ring is read changes nothing, as long as
- * it is read before the frame is due and before the ring is full. While frames are under way the thread wakes
- * for what is due, at most once a tick; with nothing under way it sleeps until a frame comes.
+ * Time: frames carry the kernel's time of arrival, so how late the ring is read changes nothing, as
+ * long as it is read before the frame is due and before the ring is full. While frames are under
+ * way the thread wakes for what is due, at most once a tick; with nothing under way it sleeps until
+ * a frame comes.
  */
 #ifndef WANEM_DIRECTION_H
 #define WANEM_DIRECTION_H
@@ -23,7 +24,8 @@
 #include "port.h"
 
 struct direction {
-	pthread_mutex_t lock; /* held by the thread while it works, by the control while it reads or sets */
+	/* held by the thread while it works, by the control while it reads or sets */
+	pthread_mutex_t lock;
 	pthread_t thread;
 	bool running;
 	bool lock_wanted;

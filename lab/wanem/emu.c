@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The emulated link; see emu.h for the model and its invariants. Refuses nothing: what it is given, it owns.
+/* The emulated link; see emu.h for the model and its invariants. Refuses nothing: what it is given,
+ * it owns.
  */
 #define _GNU_SOURCE
 #include "emu.h"
@@ -117,7 +118,8 @@ void emu_seed(struct emu *emu, uint64_t seed)
 	emu->draws = 0;
 }
 
-void emu_init(struct emu *emu, struct pool *pool, uint32_t direction, uint64_t seed, uint64_t now_ns)
+void emu_init(struct emu *emu, struct pool *pool, uint32_t direction, uint64_t seed,
+	      uint64_t now_ns)
 {
 	*emu = (struct emu){.pool = pool, .direction = direction, .clock_ns = now_ns};
 	emu->params.overhead_bytes = EMU_ETHERNET_OVERHEAD_BYTES;
@@ -289,7 +291,8 @@ static bool queue_is_full(const struct emu *emu, const struct pkt *pkt)
 		return true;
 	if (params->queue_bytes && bytes > params->queue_bytes)
 		return true;
-	return params->queue_ns && (double)bytes * 8e9 > (double)params->queue_ns * (double)params->rate_bps;
+	return params->queue_ns &&
+	       (double)bytes * 8e9 > (double)params->queue_ns * (double)params->rate_bps;
 }
 
 void emu_arrive(struct emu *emu, struct pkt *pkt, uint64_t at_ns)

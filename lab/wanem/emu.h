@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One direction of an emulated link, without I/O: frames and the time come in, frames and the time of the
- *next event go out.
+ * One direction of an emulated link, without I/O: frames and the time come in, frames and the time
+ * of the next event go out.
  *
  *	arrival -> drop-tail queue -> transmitter (rate) -> fate (loss, corruption, duplication)
  *	        -> delay line (delay) or late line (delay + reorder_ns) -> due
  *
  * Invariants:
  * - Loss strikes after the transmitter, so a lost frame has used its share of the rate.
- * - The fate of the n-th data frame that leaves the transmitter is a function of (seed, direction, n) alone:
- *every kind of fate draws from a stream of its own, and draws once per frame whether its probability is 0 or
- *not.
- * - Link control (ARP, IPv6 neighbour discovery, MLD, anything that is not IP) belongs to the segment and not
- *to the path: it is queued and delayed, but has no fate and uses no draw.
- * - Each line is in order of time: only reordering that was asked for reorders, also after delay is lowered.
+ * - The fate of the n-th data frame that leaves the transmitter is a function of (seed, direction,
+ * n) alone: every kind of fate draws from a stream of its own, and draws once per frame whether its
+ * probability is 0 or not.
+ * - Link control (ARP, IPv6 neighbour discovery, MLD, anything that is not IP) belongs to the
+ * segment and not to the path: it is queued and delayed, but has no fate and uses no draw.
+ * - Each line is in order of time: only reordering that was asked for reorders, also after delay is
+ * lowered.
  *
- * Times are CLOCK_MONOTONIC, ns. Lengths are of the Ethernet frame without preamble, FCS and gap; those are
- * overhead_bytes, and count against the rate and against queue_bytes.
+ * Times are CLOCK_MONOTONIC, ns. Lengths are of the Ethernet frame without preamble, FCS and gap;
+ * those are overhead_bytes, and count against the rate and against queue_bytes.
  */
 #ifndef WANEM_EMU_H
 #define WANEM_EMU_H
@@ -55,7 +56,10 @@ void pool_put(struct pool *pool, struct pkt *pkt);
 struct emu_params {
 	uint64_t rate_bps; /* 0: unlimited */
 	uint64_t delay_ns;
-	/* Limits of the frames that wait; the one being transmitted is not counted. 0: no such limit. */
+	/*
+	 * Limits of the frames that wait; the one being transmitted is not counted. 0:
+	 * no such limit.
+	 */
 	uint64_t queue_pkts;
 	uint64_t queue_bytes;
 	uint64_t queue_ns; /* at the rate of the moment */
@@ -117,13 +121,15 @@ struct emu {
 	struct fifo waiting;
 	uint64_t waiting_bytes;
 	struct pkt *in_service;
-	uint64_t service_rest; /* bit·s⁻¹·ns not yet paid: no rounding builds up over a busy period */
+	/* bit·s⁻¹·ns not yet paid: no rounding builds up over a busy period */
+	uint64_t service_rest;
 	struct fifo line;
 	struct fifo late;
 	uint64_t clock_ns;
 };
 
-void emu_init(struct emu *emu, struct pool *pool, uint32_t direction, uint64_t seed, uint64_t now_ns);
+void emu_init(struct emu *emu, struct pool *pool, uint32_t direction, uint64_t seed,
+	      uint64_t now_ns);
 void emu_seed(struct emu *emu, uint64_t seed);
 /* NULL, or why the parameters are refused. */
 const char *emu_check(const struct emu_params *params);

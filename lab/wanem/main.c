@@ -2,12 +2,13 @@
 /*
  * wanem: joins two Ethernet interfaces of its network namespace by an emulated wide-area link.
  *
- *	wanem --control SOCKET [--watch-stdin] [--ring PKTS] [--pool PKTS] [--tick-us N] A B [KEY=VALUE...]
+ *	wanem --control SOCKET [--watch-stdin] [--ring PKTS] [--pool PKTS] [--tick-us N] A B
+ *[KEY=VALUE...]
  *
- * KEY=VALUE as in control.h, for both directions; "ab." or "ba." before the key is for one. When frames flow
- *it prints one line, "ready", on stdout. With --watch-stdin it ends when stdin does, so that it cannot
- *outlive who started it. This thread serves the control socket; frames are carried by a thread for each
- *direction.
+ * KEY=VALUE as in control.h, for both directions; "ab." or "ba." before the key is for one. When
+ * frames flow it prints one line, "ready", on stdout. With --watch-stdin it ends when stdin does,
+ * so that it cannot outlive who started it. This thread serves the control socket; frames are
+ * carried by a thread for each direction.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -58,7 +59,8 @@ static void serve(struct wanem *wanem, struct control *control, int signal_fd, b
 
 	while (!wanem->quit) {
 		fds[POLL_SIGNAL] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
-		fds[POLL_STDIN] = (struct pollfd){.fd = watch_stdin ? STDIN_FILENO : -1, .events = POLLIN};
+		fds[POLL_STDIN] =
+			(struct pollfd){.fd = watch_stdin ? STDIN_FILENO : -1, .events = POLLIN};
 		control_poll_fds(control, &fds[POLL_CONTROL]);
 		if (poll(fds, POLL_COUNT, -1) < 0)
 			continue;
@@ -70,9 +72,9 @@ static void serve(struct wanem *wanem, struct control *control, int signal_fd, b
 
 static int usage(void)
 {
-	fprintf(stderr,
-		"usage: wanem --control SOCKET [--watch-stdin] [--ring PKTS] [--pool PKTS] [--tick-us N] "
-		"A B [[ab.|ba.]KEY=VALUE...]\n");
+	fprintf(stderr, "usage: wanem --control SOCKET [--watch-stdin] [--ring PKTS] [--pool PKTS] "
+			"[--tick-us N] "
+			"A B [[ab.|ba.]KEY=VALUE...]\n");
 	return 2;
 }
 
@@ -121,7 +123,8 @@ static bool parse_parameters(int argc, char **argv, struct options *options)
 	for (int i = optind; i < argc; i++) {
 		char *word = argv[i];
 		unsigned int mask = !strncmp(word, "ab.", 3) ? 1 : !strncmp(word, "ba.", 3) ? 2 : 3;
-		const char *why = control_assign(options->targets, mask, word + (mask == 3 ? 0 : 3));
+		const char *why =
+			control_assign(options->targets, mask, word + (mask == 3 ? 0 : 3));
 
 		if (why) {
 			fprintf(stderr, "cannot set %s: %s\n", argv[i], why);
@@ -169,7 +172,8 @@ int main(int argc, char **argv)
 {
 	static struct wanem wanem;
 	static struct control control;
-	struct options options = {.ring_pkts = RING_PKTS, .pool_pkts = POOL_PKTS, .tick_us = TICK_NS / 1000};
+	struct options options = {
+		.ring_pkts = RING_PKTS, .pool_pkts = POOL_PKTS, .tick_us = TICK_NS / 1000};
 	int signal_fd = catch_signals();
 
 	for (unsigned int i = 0; i < 2; i++) {

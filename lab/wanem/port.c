@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* AF_PACKET receive ring and batched send; see port.h. Refuses an interface that is not Ethernet or does not
- * exist. */
+/* AF_PACKET receive ring and batched send; see port.h. Refuses an interface that is not Ethernet or
+ * does not exist. */
 #define _GNU_SOURCE
 #include "port.h"
 
@@ -73,7 +73,8 @@ static int packet_socket(const char *name, uint16_t protocol)
 
 static int open_ring(struct rx_port *rx, const char *name, uint32_t slots)
 {
-	uint32_t slot_bytes = TPACKET_ALIGN(TPACKET2_HDRLEN + 64 + ETH_HLEN + VLAN_TAG_BYTES + rx->mtu);
+	uint32_t slot_bytes =
+		TPACKET_ALIGN(TPACKET2_HDRLEN + 64 + ETH_HLEN + VLAN_TAG_BYTES + rx->mtu);
 	uint32_t per_block;
 	struct tpacket_req req = {.tp_block_size = BLOCK_BYTES};
 	int version = TPACKET_V2, one = 1;
@@ -90,7 +91,8 @@ static int open_ring(struct rx_port *rx, const char *name, uint32_t slots)
 	    setsockopt(rx->fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &one, sizeof(one)) < 0 ||
 	    setsockopt(rx->fd, SOL_PACKET, PACKET_RX_RING, &req, sizeof(req)) < 0)
 		return fail(name, "make a receive ring");
-	rx->ring = mmap(NULL, rx->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, rx->fd, 0);
+	rx->ring = mmap(NULL, rx->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			rx->fd, 0);
 	if (rx->ring == MAP_FAILED) {
 		rx->ring = NULL;
 		return fail(name, "map the receive ring");
@@ -144,7 +146,8 @@ static void copy_with_tag(struct pkt *pkt, const uint8_t *frame, const struct tp
 
 	memcpy(pkt->data, frame, 2 * ETH_ALEN);
 	memcpy(pkt->data + 2 * ETH_ALEN, tag, sizeof(tag));
-	memcpy(pkt->data + 2 * ETH_ALEN + sizeof(tag), frame + 2 * ETH_ALEN, hdr->tp_snaplen - 2 * ETH_ALEN);
+	memcpy(pkt->data + 2 * ETH_ALEN + sizeof(tag), frame + 2 * ETH_ALEN,
+	       hdr->tp_snaplen - 2 * ETH_ALEN);
 	pkt->len = hdr->tp_snaplen + sizeof(tag);
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A router that breaks TCP packets to one of its two hosts into fragments, in the order that is asked for, or puts IPv6
-extension headers in front; the other way is the kernel's.
+"""A router that breaks TCP packets to one of its two hosts into fragments, in the order that is
+asked for, or puts IPv6 extension headers in front; the other way is the kernel's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def _packet_socket(name: str) -> socket.socket:
 
 
 class Breaker:
-    """From when it is made until close(): TCP from there on to the near host, which is one hop away, is broken.
+    """From when it is made until close(): TCP from there on to the near host, which is one hop
+    away, is broken.
 
     router joins near and far; far is known to it by the interface far_nic.
     """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that are ended at chosen moments of their lives, and what is then left of them on the host."""
+"""Commands that are ended at chosen moments of their lives, and what is then left of them
+on the host.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ class Command(subprocess.Popen[bytes]):
         self._log = log
         with log.open("wb") as stderr:
             super().__init__(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=ENVIRONMENT
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=ENVIRONMENT,
             )
 
     def said(self) -> str:
@@ -57,7 +63,9 @@ class Command(subprocess.Popen[bytes]):
 
 
 class Subject:
-    """An instance that is to die: where it works, how its commands are typed, and what shows how far it is."""
+    """An instance that is to die: where it works, how its commands are typed, and what shows
+    how far it is.
+    """
 
     def __init__(self, instance: str, host: Host, cgroup: Cgroup, policy: Path) -> None:
         self.instance = instance
@@ -75,12 +83,16 @@ class Subject:
 
     def start(self, *words: str | Path) -> Command:
         """A dmm-ebpf command that goes on by itself."""
-        return Command([*CLI, *map(str, words)], self.policy.with_name(f"said{next(self._numbers)}.log"))
+        return Command(
+            [*CLI, *map(str, words)], self.policy.with_name(f"said{next(self._numbers)}.log")
+        )
 
     def attach(self, *more: str) -> Command:
         """`dmm-ebpf attach` with the policy."""
         where = ("--cgroup", self.cgroup.path, "--netns", self.host.netns_path)
-        return self.start("attach", "--instance", self.instance, *where, "--policy", self.policy, *more)
+        return self.start(
+            "attach", "--instance", self.instance, *where, "--policy", self.policy, *more
+        )
 
     def run(self, *command: str) -> Command:
         """`dmm-ebpf run` with the policy."""
@@ -132,9 +144,15 @@ class Subject:
         """All that the instance has on the host now, whatever tells of it."""
         lines = self.host.run(["sh", "-c", SEEN]).stdout.splitlines()
         found = [line for line in lines if "eth" not in line or OWN_PREFIX in line]
-        found += [line for line in self.host.run(["ip", "-d", "link"]).stdout.splitlines() if "xdp" in line]
         found += [
-            str(path) for path in (self.run_dir, self.pins, self.own_cgroup, self.groups) if path.exists()
+            line
+            for line in self.host.run(["ip", "-d", "link"]).stdout.splitlines()
+            if "xdp" in line
+        ]
+        found += [
+            str(path)
+            for path in (self.run_dir, self.pins, self.own_cgroup, self.groups)
+            if path.exists()
         ]
         return found + [f"process {line}" for line in self._processes()]
 
@@ -142,7 +160,9 @@ class Subject:
         mine = []
         for pid in pids():
             with contextlib.suppress(OSError):
-                argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                argv = (
+                    Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                )
                 if self.instance in argv:
                     mine.append(" ".join(argv))
         return mine
@@ -169,7 +189,9 @@ def kill(pid: int) -> None:
         fd = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
-            wait_for(lambda: not Path(f"/proc/{pid}/fd").exists() or _is_zombie(pid), 20, f"{pid} to die")
+            wait_for(
+                lambda: not Path(f"/proc/{pid}/fd").exists() or _is_zombie(pid), 20, f"{pid} to die"
+            )
         finally:
             os.close(fd)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """io = "auto" follows what the device has, while flows run: between AF_XDP and tap, and back.
 
-No driver of a laboratory has zero-copy, so the Resource Director here is told that veth's has; everything else is as it
+No driver of a laboratory has zero-copy, so the Resource Director here is told that veth's has;
+everything else is as it
 is: AF_XDP sockets, which copy, qdiscs, programs of others, hooks.
 """
 
@@ -38,7 +39,8 @@ from dmm_ebpf.cli.main import main
 sys.exit(main())
 """
 
-# Sends a stream that its seed determines, a little at a time, until told to end; then how many bytes and their digest.
+# Sends a stream that its seed determines, a little at a time, until told to end; then how many
+# bytes and their digest.
 SEND = """
 import hashlib, random, socket, sys, threading
 stop = threading.Event()
@@ -88,7 +90,9 @@ class ZeroCopy(Routed):
 
 
 class Stream:
-    """A program in the client's cgroup that sends to an echo of this test's, and checks what comes back."""
+    """A program in the client's cgroup that sends to an echo of this test's, and checks
+    what comes back.
+    """
 
     def __init__(self, site) -> None:
         self._digest = hashlib.sha256()
@@ -110,7 +114,11 @@ class Stream:
     def goes_on(self, more: int = 20 * CHUNK) -> None:
         """That so many bytes more get through."""
         until = self.total + more
-        wait_for(lambda: self.total >= until or self.process.poll() is not None, 20, "the stream to go on")
+        wait_for(
+            lambda: self.total >= until or self.process.poll() is not None,
+            20,
+            "the stream to go on",
+        )
         assert self.process.poll() is None
 
     def end(self) -> None:
@@ -234,7 +242,9 @@ def test_a_second_stack_gets_tap_where_the_queues_are_anothers(wired):
         f'[[tables.t.routes]]\nto = "default"\nports = "{port}"\nstack = "{name}"\n'
         for port, name in ((1, "one"), (PORT, "two"))
     )
-    routed = wired.attach_client(f'{stacks}[[rules]]\ncgroup = "{{cgroup}}"\ntable = "t"\n{routes}', ZeroCopy)
+    routed = wired.attach_client(
+        f'{stacks}[[rules]]\ncgroup = "{{cgroup}}"\ntable = "t"\n{routes}', ZeroCopy
+    )
     (one,), (two,) = (routed.stack(name)["ports"] for name in ("one", "two"))
     assert (one["port"], two["port"], two["why"]) == ("af_xdp", "tap", "stack one holds its queues")
     stream = Stream(wired)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open flows of a user stack whose packets come to leave by a device that the stack does not serve: they go on there,
-as TCP would, by either port; nothing of their inner leg gets to a wire.
+"""Open flows of a user stack whose packets come to leave by a device that the stack does not serve:
+they go on there, as TCP would, by either port; nothing of their inner leg gets to a wire.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from dmm_ebpf.loader import bpf
 from lab import wait_for
 
 WITHIN_S = 20.0
-NEAR, FAR = {"ip4": "203.0.113.8", "ip6": "2001:db8:cb::8"}, {"ip4": "203.0.113.9", "ip6": "2001:db8:cb::9"}
+NEAR, FAR = (
+    {"ip4": "203.0.113.8", "ip6": "2001:db8:cb::8"},
+    {"ip4": "203.0.113.9", "ip6": "2001:db8:cb::9"},
+)
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4
 WRAP, MOST = 0xFFFFFFFF, 10_000_000  # of sequence numbers; of bytes that a flow sends here
@@ -65,7 +68,9 @@ for line in sys.stdin:
 
 
 class Flow:
-    """A program in the client's cgroup with a connection to the server's address that every way leads to."""
+    """A program in the client's cgroup with a connection to the server's address that every
+    way leads to.
+    """
 
     def __init__(self, site, family: str) -> None:
         self.process = program(site.client, site.client_cgroup, CLIENT, FAR[family])
@@ -108,7 +113,9 @@ class Segment:
 @contextlib.contextmanager
 def heard(site, way: str):
     """A socket that hears what comes to the server by that way."""
-    with site.server.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as wire:
+    with site.server.call(
+        socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
+    ) as wire:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
         wire.bind((site.ways[way][site.server.name][0], ETH_P_ALL))
         wire.setblocking(False)
@@ -132,15 +139,20 @@ def segments(wire: socket.socket) -> list[Segment]:
 
 @pytest.fixture
 def ways(site):
-    """Two wires and a tunnel between the hosts, and on each host an address that every way leads to."""
+    """Two wires and a tunnel between the hosts, and on each host an address that every
+    way leads to.
+    """
     with contextlib.ExitStack() as stack:
         wires = [site.lab.wire(site.client, site.server, offloads=True) for _ in range(2)]
-        stack.enter_context(tun_link((site.client, site.server), "tun0", network=50, offloads=True, mtu=1300))
+        stack.enter_context(
+            tun_link((site.client, site.server), "tun0", network=50, offloads=True, mtu=1300)
+        )
         site.ways = {"tun": {host.name: ("tun0", None) for host in (site.client, site.server)}}
         for name, wire in zip(("first", "second"), wires, strict=True):
             ends = {site.client.name: (wire.a, wire.b), site.server.name: (wire.b, wire.a)}
             site.ways[name] = {
-                host: (own.name, {"ip4": peer.ip4, "ip6": peer.ip6}) for host, (own, peer) in ends.items()
+                host: (own.name, {"ip4": peer.ip4, "ip6": peer.ip6})
+                for host, (own, peer) in ends.items()
             }
         for host, own in ((site.client, NEAR), (site.server, FAR)):
             host.ip(*(f"address add {address} dev lo" for address in own.values()))
@@ -158,7 +170,9 @@ def unnumbered(ways):
     for host, nic in ((ways.client, wire.a), (ways.server, wire.b)):
         host.ip(f"address flush dev {nic.name} scope global")
         host.sysctl(f"net.ipv4.conf.{nic.name}.rp_filter", 1)
-    near, far = (link_local(host, nic) for host, nic in ((ways.client, wire.a), (ways.server, wire.b)))
+    near, far = (
+        link_local(host, nic) for host, nic in ((ways.client, wire.a), (ways.server, wire.b))
+    )
     ways.ways["unnumbered"] = {
         ways.client.name: (wire.a.name, {"ip4": f"inet6 {far}", "ip6": far}),
         ways.server.name: (wire.b.name, {"ip4": f"inet6 {near}", "ip6": near}),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A path that takes less than both ends' devices and says nothing of it: user stacks find its size by themselves (RFC
-8899), where a kernel waits for an ICMP message that a firewall has eaten.
+"""A path that takes less than both ends' devices and says nothing of it: user stacks find its size
+by themselves (RFC 8899), where a kernel waits for an ICMP message that a firewall has eaten.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def narrow(lab: Lab, make_cgroup, tmp_path: Path):
 @pytest.mark.parametrize("routed", ["client", "server", "both"])
 def test_bytes_get_through_either_way(narrow: Narrow, routed: str, family: str, io: str) -> None:
     attached = []
-    for host, attach in ((narrow.client, narrow.attach_client), (narrow.server, narrow.attach_server)):
+    for host, attach in (
+        (narrow.client, narrow.attach_client),
+        (narrow.server, narrow.attach_server),
+    ):
         if routed in (host.name.rpartition("-")[2], "both"):
             attached.append(attach(io))
         else:

@@ -12,7 +12,9 @@ BYTES = 200_000
 
 @pytest.fixture
 def two(site):
-    """Two wires from the client to the server, which listens; by both its address of the first is reached."""
+    """Two wires from the client to the server, which listens; by both its address of the
+    first is reached.
+    """
     site.wires = [site.lab.wire(site.client, site.server, offloads=True) for _ in range(2)]
     first, second = site.wires
     site.client.ip(
@@ -44,7 +46,9 @@ def test_bound_to_a_device(two, io, family):
 def test_a_link_local_peer_is_the_kernels_and_says_so(two):
     wire = two.wires[0]
     routed = two.attach_client(WAN)
-    shown = two.server.run(["ip", "-6", "-o", "address", "show", "dev", wire.b.name, "scope", "link"]).stdout
+    shown = two.server.run(
+        ["ip", "-6", "-o", "address", "show", "dev", wire.b.name, "scope", "link"]
+    ).stdout
     address = shown.split("inet6 ")[1].split("/")[0]
     assert carried(two, routed, f"{address}%{wire.a.name}") == ("kernel", "socket")
 

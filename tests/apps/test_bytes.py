@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that are no UTF-8, in everything that the system lets be any bytes: no command breaks on them."""
+"""Names that are no UTF-8, in everything that the system lets be any bytes: no command
+breaks on them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def test_no_command_breaks_on_a_name_that_is_no_utf8(wired, beside_a_mount):
         def _command(self):
             return (*beside_a_mount, *CLI)
 
-    wired.client.run(["sh", "-c", f"ip link set {wired.client.nic.name} alias \"$(printf 'n\\377\\376')\""])
+    wired.client.run(
+        ["sh", "-c", f"ip link set {wired.client.nic.name} alias \"$(printf 'n\\377\\376')\""]
+    )
     group = wired.client_cgroup.path / os.fsdecode(NAME)
     group.mkdir()
     routed = wired.attach_client(kind=Beside)

@@ -66,7 +66,11 @@ def test_both_legs_of_a_transfer(wired, fetched, tmp_path, io):
     assert [b"inner leg" in body for body in names] == [False, True]
     # Each leg has its own SYN, and tells of the bytes of the file.
     assert len(tcpdump(file, "tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn")) == 2
-    lengths = [int(n) for line in tcpdump(file, "src port 80") for n in re.findall(r"length (\d+)", line)[:1]]
+    lengths = [
+        int(n)
+        for line in tcpdump(file, "src port 80")
+        for n in re.findall(r"length (\d+)", line)[:1]
+    ]
     assert sum(lengths) >= 2 * BYTES
 
 
@@ -77,7 +81,9 @@ def test_one_leg_short_frames_and_a_number_of_them(wired, fetched, tmp_path):
     fetched()
     assert process.wait(20) == 0
     assert len(tcpdump(file)) == 20
-    packets = [body for kind, body in pcapng.blocks(file.read_bytes()) if kind == pcapng.ENHANCED_PACKET]
+    packets = [
+        body for kind, body in pcapng.blocks(file.read_bytes()) if kind == pcapng.ENHANCED_PACKET
+    ]
     assert all(int.from_bytes(body[12:16], sys.byteorder) <= 60 for body in packets)
     fetched()
 
@@ -118,7 +124,9 @@ def test_every_process_of_a_stack_in_one_file(wired, fetched, tmp_path):
     assert code == 0, err
     found = list(pcapng.blocks(file.read_bytes()))
     assert sum(kind == pcapng.INTERFACE for kind, _ in found) == 4
-    interfaces = {int.from_bytes(b[:4], sys.byteorder) for kind, b in found if kind == pcapng.ENHANCED_PACKET}
+    interfaces = {
+        int.from_bytes(b[:4], sys.byteorder) for kind, b in found if kind == pcapng.ENHANCED_PACKET
+    }
     assert interfaces == {0, 1, 2, 3}
 
 

@@ -140,7 +140,11 @@ def test_why_a_flow_ended(carried):
 
 def test_a_silent_peer_is_a_timeout(carried):
     site, routed, _ = carried
-    with Client(routed.instance) as client, client.stream("follow") as events, talk(site, "vanish") as one:
+    with (
+        Client(routed.instance) as client,
+        client.stream("follow") as events,
+        talk(site, "vanish") as one,
+    ):
         site.server.run(["nft", DROP])
         go(one)
         assert closed(events)["reason"] == "timeout"

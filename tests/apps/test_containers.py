@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers of podman and docker themselves, by their names: an unmodified curl in one, over a user stack.
+"""Containers of podman and docker themselves, by their names: an unmodified curl in one, over
+a user stack.
 
-tools/bootstrap installs both. What an engine that is not there, or does not run, says is the failure.
+tools/bootstrap installs both. What an engine that is not there, or does not run, says
+is the failure.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ BYTES = 20_000_000  # more than the buffers of a socket hold
 ENGINES = {"podman": Podman, "docker": Docker}
 INSIDE = TAP.replace('cgroup = "{cgroup}"\n', "")
 OUTSIDE = by("tap", "eth0")
-PUBLISHED = OUTSIDE.replace('cgroup = "{cgroup}"', 'direction = "forward"\nin_interface = "eth0"').replace(
-    'to = "default"\n', 'to = "default"\nproto = "tcp"\nports = "8080-8089"\n'
-)
+PUBLISHED = OUTSIDE.replace(
+    'cgroup = "{cgroup}"', 'direction = "forward"\nin_interface = "eth0"'
+).replace('to = "default"\n', 'to = "default"\nproto = "tcp"\nports = "8080-8089"\n')
 
 
 class InContainer(Routed):
@@ -51,7 +53,8 @@ def served(wired, payload):
     return server.url(path.name), sha256
 
 
-# curl in a container, whose output nobody reads until a line comes: so long its connection stays. Then its hash.
+# curl in a container, whose output nobody reads until a line comes: so long its connection stays.
+# Then its hash.
 HELD = 'exec 3<&0; curl -sS --fail "$@" </dev/null | { read go <&3; sha256sum; }'
 
 
@@ -71,15 +74,21 @@ def hash_of(process):
 
 def only_flow(routed, *filters):
     """The one open flow that these options of `dmm-ebpf flows` leave, once there is one."""
-    return wait_for(lambda: routed.ask("flows", "--state", "established", *filters), 20, "a flow")[0]
+    return wait_for(lambda: routed.ask("flows", "--state", "established", *filters), 20, "a flow")[
+        0
+    ]
 
 
 def test_a_container_by_its_name(engine, wired, served):
-    """Its cgroup and its namespace are found, and its curl is carried by a stack on its own eth0."""
+    """Its cgroup and its namespace are found, and its curl is carried by a stack on
+    its own eth0.
+    """
     url, sha256 = served
     number = engine.start("web")
     pid = engine.ask("inspect", "--format", "{{.State.Pid}}", "web")
-    inside = wired.stack.enter_context(InContainer(wired.client, engine.parent, INSIDE, wired.directory))
+    inside = wired.stack.enter_context(
+        InContainer(wired.client, engine.parent, INSIDE, wired.directory)
+    )
     (status,) = inside.ask("status")
     assert status["cgroup"].endswith(number)
     assert inside.stack("wan")["nics"] == ["eth0"]
@@ -97,9 +106,13 @@ def test_a_container_by_its_name(engine, wired, served):
 
 
 def test_the_end_of_a_container_is_that_of_its_instance(engine, wired):
-    """An engine keeps the namespace by a mount, whose end is the namespace's: only we would be left in it."""
+    """An engine keeps the namespace by a mount, whose end is the namespace's: only we would be
+    left in it.
+    """
     engine.start("web")
-    inside = wired.stack.enter_context(InContainer(wired.client, engine.parent, INSIDE, wired.directory))
+    inside = wired.stack.enter_context(
+        InContainer(wired.client, engine.parent, INSIDE, wired.directory)
+    )
     engine.ask("rm", "--force", *engine.at_once, "web")
     assert wait_pid_gone(inside.process.pid, 30), inside.log.read_text()
     assert inside.process.wait() == 0
@@ -107,21 +120,32 @@ def test_the_end_of_a_container_is_that_of_its_instance(engine, wired):
 
 
 def test_the_host_carries_what_its_containers_open(engine, wired, served):
-    """One director outside; a rule by the cgroup of one of two containers, behind the engine's bridge and its NAT."""
+    """One director outside; a rule by the cgroup of one of two containers, behind the engine's
+    bridge and its NAT.
+    """
     url, sha256 = served
     group = f'cgroup = "{engine.group(engine.start("web"))}"'
     engine.start("other")
     policy = OUTSIDE.replace('cgroup = "{cgroup}"', group)
-    outside = Routed(wired.client, engine.parent, policy, wired.directory, options=("--containers",))
+    outside = Routed(
+        wired.client, engine.parent, policy, wired.directory, options=("--containers",)
+    )
     wired.stack.enter_context(outside)
 
     got, other = fetch(engine, "web", url), fetch(engine, "other", url)
     flow = only_flow(outside, "--container", "web")
-    assert (flow["stack"], flow["why"], flow["comm"], flow["dst"]) == ("wan", "", "curl", wired.server.ip4)
+    assert (flow["stack"], flow["why"], flow["comm"], flow["dst"]) == (
+        "wan",
+        "",
+        "curl",
+        wired.server.ip4,
+    )
     assert flow["src"] == engine.address("web")
     assert only_flow(outside, "--container", "other")["stack"] == "kernel"
     # The server sees the host alone: the engine's masquerade has translated both.
-    seen = wired.server.run(["ss", "-Htn", "state", "established", "sport", "=", ":80"]).stdout.splitlines()
+    seen = wired.server.run(
+        ["ss", "-Htn", "state", "established", "sport", "=", ":80"]
+    ).stdout.splitlines()
     assert [line.split()[-1].rpartition(":")[0] for line in seen] == [wired.client.ip4] * 2
     assert (hash_of(got), hash_of(other)) == (sha256, sha256)
     assert outside.stack("wan")["counters"]["active_open"] == 1
@@ -132,7 +156,9 @@ def test_the_host_carries_what_comes_by_a_published_port(engine, wired, payload)
     path, sha256 = payload(BYTES)
     options = ("--publish", "8080:80", "--volume", f"{path.parent}:/www:ro")
     engine.start("web", "/bin/httpd", "-f", "-p", "80", "-h", "/www", options=options)
-    outside = wired.stack.enter_context(Routed(wired.client, engine.parent, PUBLISHED, wired.directory))
+    outside = wired.stack.enter_context(
+        Routed(wired.client, engine.parent, PUBLISHED, wired.directory)
+    )
     url = f"http://{wired.client.ip4}:8080/{path.name}"
     got = curl_fetch(wired.server, url, timeout=30)
     assert got.sha256 == sha256, got.stderr
@@ -142,9 +168,14 @@ def test_the_host_carries_what_comes_by_a_published_port(engine, wired, payload)
 def test_what_does_not_run_is_said(engine, wired):
     engine.start("gone", "/bin/true")
     wait_for(
-        lambda: "exited" in engine.ask("inspect", "--format", "{{.State.Status}}", "gone"), 20, "its end"
+        lambda: "exited" in engine.ask("inspect", "--format", "{{.State.Status}}", "gone"),
+        20,
+        "its end",
     )
-    for name, why in (("gone", "it does not run (it is exited); start it first"), ("none", 'says "')):
+    for name, why in (
+        ("gone", "it does not run (it is exited); start it first"),
+        ("none", 'says "'),
+    ):
         done = subprocess.run(
             [*CLI, "flows", "--container", name], capture_output=True, text=True, check=False
         )

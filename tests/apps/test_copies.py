@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that somebody on the host copies to another device, or back to the same one, beside a user stack: a copy is
-not taken for the flow that leaves by another device, and gets where it was sent. What tc redirects is a copy, too.
+"""Packets that somebody on the host copies to another device, or back to the same one, beside a
+user stack: a copy is not taken for the flow that leaves by another device, and gets where it was
+sent. What tc redirects is a copy, too.
 """
 
 from __future__ import annotations
@@ -65,9 +66,7 @@ def tc_mirror_in(host: Host, nic: str, to: str, family: str) -> None:
 
 def netdev_dup(host: Host, nic: str, to: str, family: str) -> None:
     """nftables at the egress, before tc."""
-    chain = (
-        f"add table netdev t; add chain netdev t c {{ type filter hook egress device {nic} priority 0; }}; "
-    )
+    chain = f"add table netdev t; add chain netdev t c {{ type filter hook egress device {nic} priority 0; }}; "
     host.run(["nft", chain + f"add rule netdev t c dup to {to}"])
 
 
@@ -77,7 +76,9 @@ def output_dup(host: Host, nic: str, to: str, family: str) -> None:
     host.ip(f"neighbour replace {MONITOR[family]} lladdr {MAC} dev {to} nud permanent")
     name = "ip" if family == "ip4" else "ip6"
     chain = f"add table {name} t; add chain {name} t c {{ type filter hook output priority 0; }}; "
-    host.run(["nft", chain + f"add rule {name} t c tcp dport 7500 dup to {MONITOR[family]} device {to}"])
+    host.run(
+        ["nft", chain + f"add rule {name} t c tcp dport 7500 dup to {MONITOR[family]} device {to}"]
+    )
 
 
 COPIES = {"tc": tc_mirror, "tc-in": tc_mirror_in, "netdev": netdev_dup, "output": output_dup}
@@ -88,7 +89,9 @@ Copier = Callable[[Host, str, str, str], None]
 def served(wired):
     """A client with a device mon0 without address, up, whose other end is heard."""
     server(wired.server, wired.server_cgroup, SERVER)
-    wired.client.ip("link add mon0 type veth peer name mon1", "link set mon0 up", "link set mon1 up")
+    wired.client.ip(
+        "link add mon0 type veth peer name mon1", "link set mon0 up", "link set mon1 up"
+    )
     return wired
 
 
@@ -109,7 +112,9 @@ def opened(site, family: str) -> Iterator[Callable[[int], bool]]:
 @contextlib.contextmanager
 def heard(host: Host) -> Iterator[Callable[[], int]]:
     """How many frames have come by mon1 since it was asked last."""
-    with host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as wire:
+    with host.call(
+        socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)
+    ) as wire:
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
         wire.bind(("mon1", ETH_P_ALL))
         wire.setblocking(False)
@@ -159,7 +164,9 @@ def test_copies_to_a_neighbour_by_the_same_device(served, family):
 @pytest.mark.parametrize("io", ["tap", "af_xdp"])
 @pytest.mark.parametrize("hook", ["egress", "ingress"])
 def test_a_shaper_on_an_ifb(served, hook, io, family):
-    """As hosts have it that shape what comes in, or several devices together; before the flow opens, and after."""
+    """As hosts have it that shape what comes in, or several devices together; before the flow
+    opens, and after.
+    """
     client, nic = served.client, served.link.a.name
     client.ip("link add ifb0 type ifb", "link set ifb0 up")
     shape = "qdisc replace dev ifb0 root tbf rate 200mbit burst 256kb latency 200ms"

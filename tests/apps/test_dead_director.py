@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What listings say of flows and listeners while the Resource Director is dead, and after the next one took over."""
+"""What listings say of flows and listeners while the Resource Director is dead, and after the
+next one took over.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer that has not got the app's bytes: the app hears of it as from the kernel, and not of one that is slow."""
+"""A peer that has not got the app's bytes: the app hears of it as from the kernel, and not of
+one that is slow.
+"""
 
 from __future__ import annotations
 
@@ -96,12 +98,23 @@ class Talk:
     def __init__(self, wired, port, *, rcvbuf=0, serve="sink", pause=0, **what):
         self.wired = wired
         address = wired.server.ip4
-        words = ["/usr/bin/python3", "-c", SERVE, address, str(port), str(rcvbuf), serve, str(pause)]
+        words = [
+            "/usr/bin/python3",
+            "-c",
+            SERVE,
+            address,
+            str(port),
+            str(rcvbuf),
+            serve,
+            str(pause),
+        ]
         pipes = {"stdout": subprocess.PIPE, "text": True}
         self.server = wired.server_cgroup.spawn(words, host=wired.server, **pipes)
         assert self.server.stdout.readline() == "ready\n"
         words = ["/usr/bin/python3", "-c", CLIENT, address, str(port), json.dumps(what)]
-        self.client = wired.client_cgroup.spawn(words, host=wired.client, stdin=subprocess.PIPE, **pipes)
+        self.client = wired.client_cgroup.spawn(
+            words, host=wired.client, stdin=subprocess.PIPE, **pipes
+        )
 
     def __enter__(self):
         return self
@@ -223,7 +236,9 @@ def test_a_slow_path_is_not_taken_for_dead(site, by):
 
 
 def test_a_slow_reader_is_not_taken_for_dead(wired):
-    """Nor would it be by the kernel alone, but for its user time-out, which counts probes that were answered."""
+    """Nor would it be by the kernel alone, but for its user time-out, which counts probes
+    that were answered.
+    """
     wired.attach_client()
     outlast(wired, 7315, rcvbuf=40000, pause=0.2)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Resource Director's socket against callers who may not ask, who send too much, or who hang up, and a listing of a
-hundred thousand flows.
+"""The Resource Director's socket against callers who may not ask, who send too much, or who hang
+up, and a listing of a hundred thousand flows.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ print(sock.recv(4096)[4:].hex())
         p.chmod(0o777)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script, path / "rd.sock"], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, path / "rd.sock"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     finally:
         for p, mode in modes.items():
@@ -92,7 +95,9 @@ print(sock.recv(4096)[4:].hex())
     "body",
     [
         pytest.param(
-            b"\xdd" + struct.pack(">I", wire.MAX_REQUEST_BYTES - 5) + b"\x80" * (wire.MAX_REQUEST_BYTES - 5),
+            b"\xdd"
+            + struct.pack(">I", wire.MAX_REQUEST_BYTES - 5)
+            + b"\x80" * (wire.MAX_REQUEST_BYTES - 5),
             id="maps",
         ),
         pytest.param((b"\xdc\x00\x20" * 900 + b"\xc0" * 32) * 1000, id="nested"),
@@ -167,7 +172,11 @@ def test_followers_that_hang_up_are_gone(director: Routed) -> None:
     for sock in followers:
         sock.close()
     # A few of its own it may open meanwhile.
-    wait_for(lambda: _descriptors(director) <= followed - 90, 10, "the director to notice that they are gone")
+    wait_for(
+        lambda: _descriptors(director) <= followed - 90,
+        10,
+        "the director to notice that they are gone",
+    )
 
 
 def test_clients_beyond_the_limit_are_told_so(director: Routed) -> None:
@@ -216,7 +225,9 @@ def _record(number: int) -> tuple[bytes, bytes]:
 
 
 def test_a_hundred_thousand_flows_are_listed_in_pages(director: Routed, tmp_path: Path) -> None:
-    """The records are made here: what is tried is the listing, and as many sockets would take longer to open."""
+    """The records are made here: what is tried is the listing, and as many sockets would take
+    longer to open.
+    """
     table = loader.adopt(director.instance).maps["more_flows"]
     count = min(MANY, table.max_entries - 1000)
     records = [_record(number) for number in range(count)]
@@ -225,7 +236,9 @@ def test_a_hundred_thousand_flows_are_listed_in_pages(director: Routed, tmp_path
     before = _memory_kib(director, "VmHWM")
     out = tmp_path / "flows.json"
     with out.open("wb") as file:
-        listing = subprocess.Popen([*CLI, "flows", "--instance", director.instance, "--json"], stdout=file)
+        listing = subprocess.Popen(
+            [*CLI, "flows", "--instance", director.instance, "--json"], stdout=file
+        )
         slowest, largest = 0.0, 0
         while listing.poll() is None:
             began = time.monotonic()

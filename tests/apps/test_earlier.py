@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers and connections that were there before the attach: the listeners are served, the connections listed."""
+"""Servers and connections that were there before the attach: the listeners are served,
+the connections listed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def _listeners(routed: Routed, port: int = PORT) -> list[dict]:
 
 
 def _served_by(site, routed, address: str = "", port: int = PORT) -> str:
-    """The stack that serves a new connection from the client, over which bytes come back as they went."""
+    """The stack that serves a new connection from the client, over which bytes come back
+    as they went.
+    """
     talker = Talker(site.client, site.client_cgroup, address or site.server.ip4, port)
     assert talker.says(f"send {BYTES}") == "True"
     (row,) = [one for one in routed.flows(sport=port, direction="listen") if one["why"] != "attach"]
@@ -62,7 +66,9 @@ def test_nginx_that_ran_before_is_served(wired, payload, reuseport):
 
     def fetch(opened: int) -> None:
         for ipv6 in (False, True):
-            got = curl_fetch(wired.client, web.url(path.name, ipv6=ipv6), cgroup=wired.client_cgroup)
+            got = curl_fetch(
+                wired.client, web.url(path.name, ipv6=ipv6), cgroup=wired.client_cgroup
+            )
             assert (got.exit_code, got.sha256) == (0, sha256)
         assert routed.stack("wan")["counters"]["passive_open"] == opened
 
@@ -93,7 +99,9 @@ def test_a_connection_that_was_open_goes_on_and_is_listed(wired):
     assert routed.ask("status")[0]["flows"] == 2
     assert _served_by(wired, routed) == "wan"
     gone.process.kill()
-    wait_for(lambda: len(routed.flows(why="attach")) == 1, WITHIN_S, "the other one to be forgotten")
+    wait_for(
+        lambda: len(routed.flows(why="attach")) == 1, WITHIN_S, "the other one to be forgotten"
+    )
     routed.kill_director()
     routed.restart()
     assert len(routed.flows(why="attach")) == 1
@@ -118,11 +126,17 @@ def test_a_server_in_a_cgroup_that_was_made_again_is_served(wired):
     base = wired.server_cgroup
     wired.server_cgroup = base.child("web.service")
     wired.server_cgroup.path.rmdir()
-    routed = wired.stack.enter_context(Pending(wired.server, wired.server_cgroup, TAP, wired.directory))
+    routed = wired.stack.enter_context(
+        Pending(wired.server, wired.server_cgroup, TAP, wired.directory)
+    )
     for _ in range(3):
         wired.server_cgroup.path.mkdir()
         process = echo(wired.server, wired.server_cgroup)
-        wait_for(lambda: [one["table"] for one in _listeners(routed)] == ["shop"], WITHIN_S, "the listener")
+        wait_for(
+            lambda: [one["table"] for one in _listeners(routed)] == ["shop"],
+            WITHIN_S,
+            "the listener",
+        )
         assert _served_by(wired, routed) == "wan"
         process.kill()
         process.wait()
@@ -156,7 +170,8 @@ def test_a_listener_that_was_shut_down_and_listens_again_is_counted_once(wired):
     assert process.stdout.readline() == "again\n"
     assert [(one["sockets"], one["table"]) for one in _listeners(routed)] == [(1, "shop")]
     done = wired.client_cgroup.run(
-        ["/usr/bin/python3", "-c", SEND, wired.server.ip4, str(PORT), str(BYTES), "30"], host=wired.client
+        ["/usr/bin/python3", "-c", SEND, wired.server.ip4, str(PORT), str(BYTES), "30"],
+        host=wired.client,
     )
     sent, back = done.stdout.split()
     assert sent == back

@@ -38,7 +38,9 @@ def _serves(site, routed) -> str:
     talker = Talker(site.client, site.client_cgroup, site.server.ip4, PORT)
     try:
         assert talker.says(f"send {BYTES}") == "True"
-        (row,) = [one for one in routed.flows(sport=PORT, direction="listen") if one["why"] != "attach"]
+        (row,) = [
+            one for one in routed.flows(sport=PORT, direction="listen") if one["why"] != "attach"
+        ]
     finally:
         talker.process.kill()
         talker.process.wait()
@@ -70,7 +72,9 @@ def test_an_mptcp_listener_is_served_to_clients_of_plain_tcp(wired, before):
 def test_a_listener_of_a_child_cgroup_takes_the_rule_of_the_child(wired):
     child = wired.server_cgroup.child("web.service")
     process = server(wired.server, child, ECHO, str(PORT))
-    routed = wired.attach_server(TAP.replace('cgroup = "{cgroup}"', 'cgroup = "{cgroup}/web.service"'))
+    routed = wired.attach_server(
+        TAP.replace('cgroup = "{cgroup}"', 'cgroup = "{cgroup}/web.service"')
+    )
     (row,) = _listeners(routed)
     assert (row["table"], row["pid"], row["cgroup"]) == ("shop", process.pid, child.relative)
     assert _serves(wired, routed) == "wan"
@@ -97,9 +101,7 @@ print(json.dumps([tried(free.sendto, b"x", (address, port)), tried(connected.sen
 def test_udp_sockets_from_before_are_refused_what_they_ask_for_anew(wired):
     """What a connect() of before has allowed stays allowed."""
     process = server(wired.client, wired.client_cgroup, UDP, wired.server.ip4, "9")
-    policy = (
-        '[[rules]]\ncgroup = "{cgroup}"\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "reject"\n'
-    )
+    policy = '[[rules]]\ncgroup = "{cgroup}"\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "reject"\n'
     wired.attach_client(policy)
     process.stdin.write("\n")
     process.stdin.flush()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is killed, refused or wrong: new connections work at once, what ran goes on, and detach leaves nothing."""
+"""What is killed, refused or wrong: new connections work at once, what ran goes on, and
+detach leaves nothing.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ while True:
 
 
 def _client(wired):
-    """A program that is ready to connect, and does it when told: starting Python is not what is measured."""
+    """A program that is ready to connect, and does it when told: starting Python is not
+    what is measured.
+    """
     return wired.client_cgroup.spawn(
         ["/usr/bin/python3", "-c", BEGIN, wired.server.ip4],
         host=wired.client,
@@ -56,7 +60,11 @@ def _client(wired):
 
 def _rules_and_links(host):
     text = host.run(
-        ["sh", "-c", "ip rule; ip -6 rule; ip -br link; ip route show table all | grep -c dmm || true"]
+        [
+            "sh",
+            "-c",
+            "ip rule; ip -6 rule; ip -br link; ip route show table all | grep -c dmm || true",
+        ]
     )
     sysctl = host.run(
         [
@@ -147,7 +155,9 @@ except OSError as e:
 
 
 def test_a_take_over_resets_what_a_stack_carried_that_died_meanwhile(wired, served):
-    """Nobody saw it die: its flows would hang, and a later connection of their 5-tuples would be given to the stack."""
+    """Nobody saw it die: its flows would hang, and a later connection of their 5-tuples would
+    be given to the stack.
+    """
     routed = wired.attach_client()
     holders = [
         wired.client_cgroup.spawn(
@@ -225,7 +235,9 @@ def test_status_of_what_another_version_left_tells_what_is_known(wired):
         assert [(s["name"], s["state"], s["pid"]) for s in row["stacks"]] == [
             ("wan", "unknown", stack["pid"])
         ]
-        assert f"  PROBLEM   {row['problem']}\n" in routed.cli("status", "-i", routed.instance).stdout
+        assert (
+            f"  PROBLEM   {row['problem']}\n" in routed.cli("status", "-i", routed.instance).stdout
+        )
     finally:
         maps["control"].update(key, whole)
         for one in maps.values():
@@ -242,7 +254,9 @@ def test_a_killed_director_is_replaced_and_its_stack_goes_on(wired, served):
     offline = json.loads(routed.cli("flows", "--instance", routed.instance, "--json").stdout)
     assert [f["stack"] for f in offline if f["pid"] == holder.pid] == ["wan"]
     looked = RdSource(None).poll()
-    assert [f["stack"] for f in looked.flows if f["pid"] == holder.pid] == ["wan"], "top shows it, too"
+    assert [f["stack"] for f in looked.flows if f["pid"] == holder.pid] == ["wan"], (
+        "top shows it, too"
+    )
     assert [(s["name"], s["state"]) for s in looked.stacks if s["instance"] == routed.instance] == [
         ("wan", "up")
     ]
@@ -268,7 +282,9 @@ def test_a_wrong_policy_file_changes_nothing(wired, served):
     generation = routed.ask("policy", "show")["generation"]
     routed.write_policy(good.replace('stack = "wan"', 'stack = "wam"'))
     wait_for(lambda: "wam" in routed.log.read_text(), 10, "the refusal in the log")
-    done = routed.cli("policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False)
+    done = routed.cli(
+        "policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False
+    )
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "wam" in done.stderr
@@ -292,7 +308,9 @@ def test_a_changed_policy_file_moves_the_next_connection_and_no_open_one(wired, 
     (flow,) = routed.flows(pid=holder.pid)
     assert flow["stack"] == "wan"
     assert holder.communicate("go\n", 10)[0] == "HTTP\n"
-    wait_for(lambda: routed.stack("wan")["state"] == "off", 15, "the stack that nobody needs to end")
+    wait_for(
+        lambda: routed.stack("wan")["state"] == "off", 15, "the stack that nobody needs to end"
+    )
 
 
 OPTIONS = """
@@ -306,7 +324,12 @@ print(json.dumps([cc, s.getsockopt(socket.SOL_IP, socket.IP_TOS) & 0xfc]))
 def test_a_second_director_for_the_instance_is_refused(wired):
     routed = wired.attach_client()
     done = routed.cli(
-        "attach", "--instance", routed.instance, "--cgroup", str(wired.client_cgroup.path), check=False
+        "attach",
+        "--instance",
+        routed.instance,
+        "--cgroup",
+        str(wired.client_cgroup.path),
+        check=False,
     )
     assert done.returncode == 75
     assert f"pid {routed.process.pid} serves it already" in done.stderr
@@ -315,10 +338,13 @@ def test_a_second_director_for_the_instance_is_refused(wired):
 
 def test_a_foreign_xdp_program_is_never_replaced(wired, tmp_path):
     built = bpf_object(
-        '__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }\n', tmp_path / "pass.o"
+        '__attribute__((section("xdp"), used)) int pass(void *ctx) { return 2; }\n',
+        tmp_path / "pass.o",
     )
     device = wired.client.nic.name
-    wired.client.run(["ip", "link", "set", "dev", device, "xdpdrv", "obj", str(built), "sec", "xdp"])
+    wired.client.run(
+        ["ip", "link", "set", "dev", device, "xdpdrv", "obj", str(built), "sec", "xdp"]
+    )
     shown = wired.client.run(["ip", "-j", "link", "show", device]).stdout
     with pytest.raises(DmmError, match=rf"{device}.*XDP"):
         wired.attach_client()
@@ -380,7 +406,9 @@ def test_run_gives_the_commands_exit_code_and_leaves_nothing(wired, served):
     url, sha256 = served
     show = f"{' '.join(CLI)} flows --json >&2; exit 7"
     script = f"curl -sS {url} | sha256sum; {show}"
-    done = wired.client.run([*CLI, "run", "--policy", str(policy), "--", "sh", "-c", script], check=False)
+    done = wired.client.run(
+        [*CLI, "run", "--policy", str(policy), "--", "sh", "-c", script], check=False
+    )
     assert done.returncode == 7, done.stderr
     assert done.stdout.split()[0] == sha256
     done = wired.client.run([*CLI, "run", "--", "sh", "-c", "kill -TERM $$"], check=False)
@@ -411,7 +439,9 @@ def test_a_daemon_detaches_from_another_namespace(wired, served):
         url, sha256 = served
         assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
         # Of all instances; one of somebody else that cannot be asked makes the exit code another.
-        done = subprocess.run([*CLI, "status", "--json"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*CLI, "status", "--json"], capture_output=True, text=True, check=False
+        )
         listed = json.loads(done.stdout)
         assert name in [i["instance"] for i in listed]
     finally:
@@ -438,7 +468,9 @@ def test_a_cgroup_that_is_made_again_is_routed_again(wired, served, make_cgroup,
 
 
 def test_a_device_without_link_header_is_refused_for_af_xdp_and_nothing_is_left(wired):
-    wired.client.ip("tuntap add dev tun9 mode tun", "link set tun9 up", "addr add 198.51.100.1/24 dev tun9")
+    wired.client.ip(
+        "tuntap add dev tun9 mode tun", "link set tun9 up", "addr add 198.51.100.1/24 dev tun9"
+    )
     before = _rules_and_links(wired.client)
     policy = (
         '[stacks.wan]\nkind = "user"\nio = "af_xdp"\ndevices = ["tun9"]\n[[rules]]\ntable = "t"\n'
@@ -477,7 +509,9 @@ except ConnectionResetError:
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 def test_a_connection_that_the_kernel_has_forgotten_is_reset(wired, ipv6):
-    """A socket under repair closes without a word; the RST to what comes then is for the stack to hear."""
+    """A socket under repair closes without a word; the RST to what comes then is for the
+    stack to hear.
+    """
     wired.attach_server()
     server = wired.server_cgroup.spawn(
         ["/usr/bin/python3", "-c", FORGETS], host=wired.server, stdout=subprocess.PIPE, text=True

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows that a host only forwards, those of its containers among them, carried by its user stacks: the kernel
-filters, translates and tracks them as always, and what a stack cannot take goes on as if there were none.
+"""Flows that a host only forwards, those of its containers among them, carried by its user stacks:
+the kernel filters, translates and tracks them as always, and what a stack cannot take goes on as if
+there were none.
 """
 
 from __future__ import annotations
@@ -28,14 +29,26 @@ WITHIN_S = 15.0
 
 
 def counted(gateway: Gateway) -> dict[str, int]:
-    shown = json.loads(gateway.gate.run(["nft", "-j", "list", "table", "inet", "t"]).stdout)["nftables"]
+    shown = json.loads(gateway.gate.run(["nft", "-j", "list", "table", "inet", "t"]).stdout)[
+        "nftables"
+    ]
     rules = [item["rule"] for item in shown if "rule" in item and "comment" in item["rule"]]
-    return {r["comment"]: e["counter"]["packets"] for r in rules for e in r["expr"] if "counter" in e}
+    return {
+        r["comment"]: e["counter"]["packets"] for r in rules for e in r["expr"] if "counter" in e
+    }
 
 
 def test_route_get_assumes_no_cgroup_of_what_is_forwarded(gateway):
     routed = gateway.attach(POLICY.format(io="tap", rule=FROM_LAN))
-    words = ("192.0.2.9:7300", "--direction", "forward", "--from", "198.18.1.2", "--in-interface", "eth1")
+    words = (
+        "192.0.2.9:7300",
+        "--direction",
+        "forward",
+        "--from",
+        "198.18.1.2",
+        "--in-interface",
+        "eth1",
+    )
     answer = json.loads(routed.cli("route", "get", *words, "-i", routed.instance, "--json").stdout)
     assert (answer["stack"], answer["why"], answer["assumed"]) == ("wan", None, {})
     told = routed.cli("route", "get", *words, "-i", routed.instance).stdout
@@ -45,7 +58,9 @@ def test_route_get_assumes_no_cgroup_of_what_is_forwarded(gateway):
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 @pytest.mark.parametrize("nat", [False, True], ids=["plain", "masquerade"])
-def test_a_gateway_carries_what_its_lan_opens(gateway: Gateway, io: str, family: str, nat: bool) -> None:
+def test_a_gateway_carries_what_its_lan_opens(
+    gateway: Gateway, io: str, family: str, nat: bool
+) -> None:
     gateway.echo(gateway.server)
     if nat:
         gateway.masquerade()
@@ -55,18 +70,25 @@ def test_a_gateway_carries_what_its_lan_opens(gateway: Gateway, io: str, family:
     assert talker.says(f"send {SIZE}") == "True"
     assert routed.stack("wan")["counters"]["active_open"] == 1
     seen = counted(gateway)
-    assert seen["new"] == 1 and seen["established"] > 3 and seen["back"] > 3 and seen["invalid"] == 0
+    assert (
+        seen["new"] == 1 and seen["established"] > 3 and seen["back"] > 3 and seen["invalid"] == 0
+    )
     got = counters(routed)
     assert (got["forward_out"], got["forward_in"], got["forward_let_go"]) == (1, 0, 0)
     (flow,) = routed.flows(kind="forwarded")
-    assert (flow["src"], flow["dst"]) == (getattr(gateway.inside, family), getattr(gateway.server, family))
+    assert (flow["src"], flow["dst"]) == (
+        getattr(gateway.inside, family),
+        getattr(gateway.server, family),
+    )
     assert (flow["stack"], flow["rule"], flow["in_interface"]) == ("wan", "lan", "eth1")
     assert flow["state"] == "ESTABLISHED" and flow["srtt_us"] > 0 and flow["pid"] == 0
 
 
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
-def test_a_gateway_carries_what_is_opened_from_outside(gateway: Gateway, io: str, family: str) -> None:
+def test_a_gateway_carries_what_is_opened_from_outside(
+    gateway: Gateway, io: str, family: str
+) -> None:
     gateway.echo(gateway.inside)
     routed = gateway.attach(POLICY.format(io=io, rule=FROM_WAN))
     talker = Talker(gateway.server, gateway.others, getattr(gateway.inside, family))
@@ -113,7 +135,9 @@ def bridged(gateway: Gateway) -> None:
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 @pytest.mark.parametrize("bridge", [False, True], ids=["veth", "bridge"])
-def test_a_containers_flow_by_its_cgroup(gateway: Gateway, io: str, family: str, bridge: bool) -> None:
+def test_a_containers_flow_by_its_cgroup(
+    gateway: Gateway, io: str, family: str, bridge: bool
+) -> None:
     gateway.echo(gateway.server)
     gateway.masquerade()
     if bridge:
@@ -124,8 +148,13 @@ def test_a_containers_flow_by_its_cgroup(gateway: Gateway, io: str, family: str,
     assert talker.says(f"send {SIZE}") == "True"
     (flow,) = routed.flows(pid=talker.process.pid)
     assert (flow["stack"], flow["wanted"], flow["why"], flow["rule"]) == ("wan", "wan", "", "box")
-    assert (flow["src"], flow["dst"]) == (getattr(gateway.inside, family), getattr(gateway.server, family))
-    assert flow["state"] == "ESTABLISHED" and min(flow["bytes_sent"], flow["bytes_received"]) >= SIZE
+    assert (flow["src"], flow["dst"]) == (
+        getattr(gateway.inside, family),
+        getattr(gateway.server, family),
+    )
+    assert (
+        flow["state"] == "ESTABLISHED" and min(flow["bytes_sent"], flow["bytes_received"]) >= SIZE
+    )
     assert flow["outer_state"] == "ESTABLISHED"  # as the NIC has it, behind the masquerade
     assert counted(gateway)["new"] == 1
     other = Talker(gateway.inside, gateway.others, getattr(gateway.server, family))
@@ -149,13 +178,18 @@ def test_what_the_firewall_forbids_never_gets_to_the_stack(gateway: Gateway, rul
 @pytest.mark.parametrize("rule", [FROM_LAN, IN_GROUP], ids=["rule", "container"])
 def test_what_a_stack_that_is_full_cannot_take_goes_on(gateway: Gateway, rule: str) -> None:
     gateway.echo(gateway.server)
-    policy = POLICY.format(io="tap", rule=rule).replace('io = "tap"', 'io = "tap"\nmax_connections = 1')
+    policy = POLICY.format(io="tap", rule=rule).replace(
+        'io = "tap"', 'io = "tap"\nmax_connections = 1'
+    )
     routed = gateway.attach(policy, "--containers")
     first = Talker(gateway.inside, gateway.cgroup, gateway.server.ip4)
     wait_for(lambda: routed.stack("wan")["full"], WITHIN_S, "the stack to be full")
     second = Talker(gateway.inside, gateway.cgroup, gateway.server.ip4)
     assert second.peer == gateway.inside.ip4
-    assert (first.says("by the stack"), second.says("by the kernel")) == ("by the stack", "by the kernel")
+    assert (first.says("by the stack"), second.says("by the kernel")) == (
+        "by the stack",
+        "by the kernel",
+    )
     if rule == IN_GROUP:
         stacks = {f["pid"]: (f["kind"], f["stack"], f["why"]) for f in routed.flows(rule="box")}
         assert stacks[first.process.pid] == ("container", "wan", "")
@@ -184,7 +218,9 @@ def flags_of(sniffed: socket.socket) -> list[int]:
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("rule", [FROM_LAN, IN_GROUP], ids=["rule", "container"])
 def test_a_process_that_is_killed(gateway: Gateway, io: str, rule: str) -> None:
-    """Who has a flow of it learns that, and nothing of it gets to the peer, which knows other numbers."""
+    """Who has a flow of it learns that, and nothing of it gets to the peer, which
+    knows other numbers.
+    """
     gateway.echo(gateway.server)
     gateway.masquerade()
     routed = gateway.attach(POLICY.format(io=io, rule=rule), "--containers")
@@ -212,7 +248,10 @@ def test_a_peer_learns_that_the_process_was_killed_when_it_sends(gateway: Gatewa
     assert again.says("hello again") == "hello again"
 
 
-OURS = (["dmm_tcfrom"], ["dmm_tcin"])  # the second does what the first does, where a flow may leave, too
+OURS = (
+    ["dmm_tcfrom"],
+    ["dmm_tcin"],
+)  # the second does what the first does, where a flow may leave, too
 
 
 def at_ingress(host: Host, device: str) -> list[str]:
@@ -255,7 +294,9 @@ def test_a_container_that_comes_later(gateway: Gateway, lab: Lab) -> None:
     print(f"{time.monotonic() - began:.3f} s after the device")
     talker = Talker(late, gateway.cgroup, gateway.server.ip4)
     assert talker.says("hello") == "hello"
-    assert [(f["stack"], f["kind"]) for f in routed.flows(pid=talker.process.pid)] == [("wan", "container")]
+    assert [(f["stack"], f["kind"]) for f in routed.flows(pid=talker.process.pid)] == [
+        ("wan", "container")
+    ]
 
 
 def test_containers_are_left_alone_unless_they_are_asked_for(gateway: Gateway) -> None:
@@ -279,7 +320,9 @@ def test_what_a_container_had_before_goes_on_by_the_kernel(gateway: Gateway) -> 
     assert routed.ask("flows") == [] and routed.stack("wan")["counters"]["passive_open"] == 0
     after = Talker(gateway.inside, gateway.cgroup, gateway.server.ip4)
     assert after.says(f"send {SIZE}") == "True"
-    assert [(f["stack"], f["kind"]) for f in routed.flows(pid=after.process.pid)] == [("wan", "container")]
+    assert [(f["stack"], f["kind"]) for f in routed.flows(pid=after.process.pid)] == [
+        ("wan", "container")
+    ]
     assert before.says(f"send {SIZE}") == "True"
 
 
@@ -287,9 +330,13 @@ def test_what_a_container_had_before_goes_on_by_the_kernel(gateway: Gateway) -> 
 def test_several_processes_share_what_is_forwarded(gateway: Gateway, rule: str) -> None:
     gateway.echo(gateway.server)
     gateway.echo(gateway.inside)
-    policy = POLICY.format(io="af_xdp", rule=rule).replace('io = "af_xdp"', 'io = "af_xdp"\nprocesses = 2')
+    policy = POLICY.format(io="af_xdp", rule=rule).replace(
+        'io = "af_xdp"', 'io = "af_xdp"\nprocesses = 2'
+    )
     routed = gateway.attach(policy, "--containers")
-    ends = (gateway.inside, gateway.server) if rule != FROM_WAN else (gateway.server, gateway.inside)
+    ends = (
+        (gateway.inside, gateway.server) if rule != FROM_WAN else (gateway.server, gateway.inside)
+    )
     talkers = [Talker(ends[0], gateway.cgroup, ends[1].ip4) for _ in range(8)]
     assert {talker.says("send 100000") for talker in talkers} == {"True"}
     processes = routed.stack("wan")["processes"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SYNs that a gateway forwards: one that asks for what no stack carries goes on as it came, and what a firewall writes
-into another holds, whoever of its tools writes it.
+"""SYNs that a gateway forwards: one that asks for what no stack carries goes on as it came, and
+what a firewall writes into another holds, whoever of its tools writes it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ FOREIGN = {
 }
 
 
-def send_syn(host: Host, family: str, address: str, source: str, number: int, options: bytes) -> None:
+def send_syn(
+    host: Host, family: str, address: str, source: str, number: int, options: bytes
+) -> None:
     """The SYN of a flow with that number, with these options behind its MSS."""
     options = MSS + options
     length = 20 + len(options)
     tcp = (
-        struct.pack("!HHIIBBHHH", SPORT + number, PORT, SEQ + number, 0, length // 4 << 4, 2, 65535, 0, 0)
+        struct.pack(
+            "!HHIIBBHHH", SPORT + number, PORT, SEQ + number, 0, length // 4 << 4, 2, 65535, 0, 0
+        )
         + options
     )
     kind = socket.AF_INET if family == "ip4" else socket.AF_INET6
@@ -75,11 +79,15 @@ def test_a_syn_with_foreign_options_goes_on_as_it_came(
     routed = gateway.attach(POLICY.format(io=io, rule=rule))
     for number, options in enumerate((b"", *FOREIGN.values())):
         with contextlib.closing(heard(server, ETHERTYPES[family])) as sniffed:
-            send_syn(opener, family, getattr(server, family), getattr(opener, family), number, options)
+            send_syn(
+                opener, family, getattr(server, family), getattr(opener, family), number, options
+            )
             seq, came = first_syn(sniffed, number)
         assert ((seq, came) == (SEQ + number, MSS + options)) == bool(options), (options, came)
         wait_for(
-            lambda number=number: counters(routed)["syn_option"] >= number, WITHIN_S, "the SYN to be counted"
+            lambda number=number: counters(routed)["syn_option"] >= number,
+            WITHIN_S,
+            "the SYN to be counted",
         )
 
 
@@ -93,7 +101,9 @@ CLAMPS: dict[str, Callable[[Host], None]] = {
 @pytest.mark.parametrize("how", CLAMPS)
 @pytest.mark.parametrize("family", ETHERTYPES)
 @pytest.mark.parametrize("rule", [FROM_LAN, FROM_WAN], ids=["lan", "wan"])
-def test_a_clamp_in_forward_holds_either_way(gateway: Gateway, rule: str, family: str, how: str) -> None:
+def test_a_clamp_in_forward_holds_either_way(
+    gateway: Gateway, rule: str, family: str, how: str
+) -> None:
     """Also what it writes into the answer, which the stack has sent and does not see again."""
     CLAMPS[how](gateway.gate)
     said, longest = _clamped(gateway, rule, family)
@@ -114,7 +124,9 @@ def test_a_clamp_to_the_routes_mtu_holds(gateway: Gateway, kind: str, family: st
 
 
 def segments_of(sniffed: socket.socket) -> tuple[set[int], int]:
-    """What SYN and SYN-ACK have said of their senders' segments, first of all, and the longest segment's bytes."""
+    """What SYN and SYN-ACK have said of their senders' segments, first of all, and the
+    longest segment's bytes.
+    """
     said, longest = set(), 0
     with contextlib.suppress(BlockingIOError):
         while True:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway carries what it forwards where devices have no link header: what comes in by a TUN, as from a VPN's daemon,
-and what leaves by one.
+"""A gateway carries what it forwards where devices have no link header: what comes in by a TUN, as
+from a VPN's daemon, and what leaves by one.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ table inet m {{
 
 
 class Way:
-    """A host inside, a gateway and a server outside; each link a TUN or a wire. inside, outside: the gateway's
-    devices.
+    """A host inside, a gateway and a server outside; each link a TUN or a wire. inside, outside:
+    the gateway's devices.
     """
 
     def __init__(
         self, lab, make_cgroup, stack, directory, *, bare_in: bool, bare_out: bool, offloads: bool
     ) -> None:
-        self.gate, self.client, self.server = (lab.host(name) for name in ("gate", "client", "server"))
+        self.gate, self.client, self.server = (
+            lab.host(name) for name in ("gate", "client", "server")
+        )
         self.directory, self.cgroup, self.others = directory, make_cgroup(), make_cgroup()
         self.inside = self._link(lab, stack, self.client, INSIDE if bare_in else 0, offloads)
         self.outside = self._link(lab, stack, self.server, OUTSIDE if bare_out else 0, offloads)
@@ -66,7 +68,9 @@ class Way:
         families = ("ip4", "ip6")
         if not network:
             wire = lab.wire(self.gate, host, offloads=True)
-            ends = tuple({family: getattr(end, family) for family in families} for end in (wire.a, wire.b))
+            ends = tuple(
+                {family: getattr(end, family) for family in families} for end in (wire.a, wire.b)
+            )
             return wire.a.name, *ends
         name = f"tun{network}"
         stack.enter_context(tun_link((self.gate, host), name, network=network, offloads=offloads))
@@ -102,7 +106,9 @@ def test_both_directions(way, bare_in, bare_out, offloads, family, opened):
     policy = POLICY.format(outside=outside, entrance=entrance, port=PORT)
     with Routed(made.gate, made.cgroup, policy, made.directory) as routed:
         talker = Talker(near, made.others, (client if opened == "outside" else server)[family])
-        assert talker.peer == {"inside": client, "outside": server, "masquerade": own}[opened][family]
+        assert (
+            talker.peer == {"inside": client, "outside": server, "masquerade": own}[opened][family]
+        )
         assert talker.says(f"send {SIZE}") == "True"
         got = routed.stack("wan")["counters"]
         assert got["passive_open" if opened == "outside" else "active_open"] == 1

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments, and IPv6 extension headers, of flows that a user stack carries: they are the stack's, in whatever order
-they come, and those of others reach the kernel as they were.
+"""Fragments, and IPv6 extension headers, of flows that a user stack carries: they are the stack's,
+in whatever order they come, and those of others reach the kernel as they were.
 """
 
 from __future__ import annotations
@@ -123,9 +123,13 @@ def test_a_flow_in_fragments(
 @pytest.mark.parametrize(
     "kinds", [[HOP_BY_HOP], [FRAGMENT], [HOP_BY_HOP, DESTINATION, ROUTING, FRAGMENT, DESTINATION]]
 )
-def test_a_flow_behind_extension_headers(path: ThreeHosts, io: str, role: str, kinds: list[int]) -> None:
+def test_a_flow_behind_extension_headers(
+    path: ThreeHosts, io: str, role: str, kinds: list[int]
+) -> None:
     """An atomic fragment's among them (RFC 6946). A SYN behind them would be the kernel's."""
-    path.far.ip(f"link set {path.far.nic.name} mtu 1400")  # so that there is room for them on the way
+    path.far.ip(
+        f"link set {path.far.nic.name} mtu 1400"
+    )  # so that there is room for them on the way
     routed = path.attach(by(io) if role == "connects" else listening(by(io)))
     path.breaks(lambda packet: [packet if packet[40 + 13] & SYN else headers(packet, kinds)])
     exchange(path, role, "ip6")
@@ -142,7 +146,9 @@ def test_extension_headers_in_fragments(path: ThreeHosts) -> None:
 
 
 def test_a_router_with_a_smaller_mtu(path: ThreeHosts) -> None:
-    """It is the kernel that cuts: the far host finds no path MTU, and the router's way to near takes less."""
+    """It is the kernel that cuts: the far host finds no path MTU, and the router's way to
+    near takes less.
+    """
     path.far.sysctl("net.ipv4.ip_no_pmtu_disc", 1)
     path.router.ip("link set eth0 mtu 900")
     routed = path.attach(by("tap"))
@@ -188,7 +194,9 @@ def test_an_overlap_costs_its_packet_and_no_more(path: ThreeHosts, family: str) 
 def test_fragments_of_the_kernels_between_the_same_hosts(
     path: ThreeHosts, family: str, order: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    """While a stack's flow is broken as well: TCP of a program outside the cgroup, and a datagram."""
+    """While a stack's flow is broken as well: TCP of a program outside the cgroup,
+    and a datagram.
+    """
     routed = path.attach(by("tap"))
     path.breaks(Pieces(order))
     echo(path.far, path.others)

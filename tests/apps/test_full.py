@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user stack that is full: new connections take its fallback and work, the open ones go on, and once there is room
-again the stack serves new ones.
+"""A user stack that is full: new connections take its fallback and work, the open ones go on, and
+once there is room again the stack serves new ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FEW = POLICY.replace("{limit}", "max_connections = 4")
 SMALL = POLICY.replace("{limit}", 'memory = "4M"')
 HALVES = POLICY.replace("{limit}", "max_connections = 4\nprocesses = 2")
 
-# Answers each chunk with its SHA-256, so that both directions are checked: 4 bytes of length, then the bytes.
+# Answers each chunk with its SHA-256, so that both directions are checked: 4 bytes of length,
+# then the bytes.
 SERVER = """
 import asyncio, hashlib, struct
 async def serve(reader, writer):
@@ -49,7 +50,8 @@ async def main():
 asyncio.run(main())
 """
 
-# Commands on stdin, one answer each. "stall" sends more than is taken, "drain" reads all that comes back for it.
+# Commands on stdin, one answer each. "stall" sends more than is taken, "drain" reads all that comes
+# back for it.
 CLIENT = """
 import hashlib, os, socket, struct, sys, threading
 host = sys.argv[1]
@@ -163,7 +165,9 @@ def test_connect_beyond_max_connections_takes_the_fallback(wired, start, policy)
     told = routed.cli("stacks", "--instance", routed.instance).stdout
     assert "wan is full (4 of 4 connections): new flows go to kernel" in told
     assert (
-        routed.ask("route", "get", wired.server.ip4, "--cgroup", wired.client_cgroup.relative)["stack"]
+        routed.ask("route", "get", wired.server.ip4, "--cgroup", wired.client_cgroup.relative)[
+            "stack"
+        ]
         == "kernel"
     )
     assert client("close 1") == ["closed"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No room in the run directory: what runs goes on, what dies comes back, and what cannot be written is said."""
+"""No room in the run directory: what runs goes on, what dies comes back, and what cannot be
+written is said.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
         "policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False
     )
     assert applied.returncode == 1
-    assert f"cannot write /run/dmm-ebpf/{routed.instance}/state.json: no space left" in applied.stderr
+    assert (
+        f"cannot write /run/dmm-ebpf/{routed.instance}/state.json: no space left" in applied.stderr
+    )
     assert len(applied.stderr.strip().splitlines()) == 1
     assert routed.ask("policy", "show") == shown
 
@@ -93,7 +97,9 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
         WITHIN_S,
         "the stack",
     )
-    assert curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup).sha256 == sha256
+    assert (
+        curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup).sha256 == sha256
+    )
     told = routed.ask("status")[0]["missing"]
     assert [entry["what"] for entry in told] == [f"state of instance {routed.instance}"]
     assert "no space left" in told[0]["why"]
@@ -103,7 +109,9 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
     state = json.loads(routed.inside("cat", f"/run/dmm-ebpf/{routed.instance}/state.json").stdout)
     assert [s["pid"] for s in state["stacks"]] == [routed.stack("wan")["pid"]]
     wait_for(
-        lambda: routed.ask("policy", "show")["text"].endswith("# changed\n"), WITHIN_S, "the changed file"
+        lambda: routed.ask("policy", "show")["text"].endswith("# changed\n"),
+        WITHIN_S,
+        "the changed file",
     )
 
     routed.fill()
@@ -115,7 +123,9 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
 
 
 def test_a_director_takes_over_what_no_state_tells_of(wired, payload):
-    """The stack was started again while nothing could be written; then the Resource Director was killed."""
+    """The stack was started again while nothing could be written; then the Resource
+    Director was killed.
+    """
     path, _ = payload(1000)
     nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup)
     routed = wired.attach_client(kind=Cramped)

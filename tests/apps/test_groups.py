@@ -27,8 +27,9 @@ to = "default"
 stack = "reject"
 """
 
-# A service that is restarted: leaves its cgroup, removes it and what is above it, makes all of them again, and joins.
-# Prints for how many milliseconds from then on its connections were not yet refused.
+# A service that is restarted: leaves its cgroup, removes it and what is above it, makes all
+# of them again, and joins. Prints for how many milliseconds from then on its connections were
+# not yet refused.
 SERVICE = """
 import os, socket, sys, time
 base, path, restarts = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -91,7 +92,10 @@ def test_a_rule_matches_its_cgroup_from_the_moment_it_is_made(site, below):
     group = f"{site.client_cgroup.relative}/svc/web.service"
     assert f"rule shop: waits for the cgroup {group}, which does not exist" in said.stderr
     assert _status(routed)["pending"] == [{"rule": "shop", "number": 1, "cgroup": group}]
-    assert f"rule shop: waits for the cgroup {group}" in routed.cli("status", "-i", routed.instance).stdout
+    assert (
+        f"rule shop: waits for the cgroup {group}"
+        in routed.cli("status", "-i", routed.instance).stdout
+    )
     took = _restarts(site, base, base / f"svc/web.service{below}")
     assert sorted(took)[RESTARTS // 4] < ROUTED_WITHIN_MS, took
     assert max(took) < 5000
@@ -154,7 +158,11 @@ def test_route_get_answers_for_what_is_routed(site):
     unsaid = get("192.0.2.1:80")
     assert (unsaid["stack"], unsaid["assumed"]) == ("reject", {"cgroup": group.relative})
     outside = get("192.0.2.1:80", "--cgroup", base.relative)
-    assert (outside["stack"], outside["why"], outside["attached"]) == ("kernel", "outside", group.relative)
+    assert (outside["stack"], outside["why"], outside["attached"]) == (
+        "kernel",
+        "outside",
+        group.relative,
+    )
     assert (
         "there is no cgroup /shpo.slice"
         in get("192.0.2.1", "--cgroup", "/shpo.slice", code=2)["error"]["why"]
@@ -167,11 +175,17 @@ def test_run_tells_of_rules_that_are_for_another_cgroup(site):
     policy = site.directory / "other.toml"
     script = "import socket; socket.create_connection(('127.0.0.1', 9))"
     command = [*CLI, "run", "--policy", str(policy), "--", "/usr/bin/python3", "-c", script]
-    for cgroup, error in ((site.client_cgroup.relative, "ConnectionRefusedError"), ("/", "PermissionError")):
+    for cgroup, error in (
+        (site.client_cgroup.relative, "ConnectionRefusedError"),
+        ("/", "PermissionError"),
+    ):
         policy.write_text((REFUSE % "").replace("{cgroup}", cgroup))
         done = site.client.run(command, check=False)
         assert error in done.stderr
-        told = f"rule shop is for the cgroup {cgroup}, and the command runs in one of its own" in done.stderr
+        told = (
+            f"rule shop is for the cgroup {cgroup}, and the command runs in one of its own"
+            in done.stderr
+        )
         assert told == (cgroup != "/")
 
 
@@ -191,5 +205,7 @@ def test_status_counts_what_flows_lists(wired):
     process = server(wired.client, wired.client_cgroup, FAILED, wired.server.ip4)
     assert routed.flows(pid=process.pid)
     status = _status(routed)
-    assert status["flows"] == len(routed.flows()) == sum(stack["flows"] for stack in status["stacks"])
+    assert (
+        status["flows"] == len(routed.flows()) == sum(stack["flows"] for stack in status["stacks"])
+    )
     process.stdin.close()

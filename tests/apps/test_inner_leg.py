@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lab.innerleg: what it does to packets between an app's kernel and its user stack really happens to them."""
+"""lab.innerleg: what it does to packets between an app's kernel and its user stack really
+happens to them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def median_us(site) -> float:
 def test_what_is_late_comes_as_late_as_was_asked_both_ways(wired, attached):
     serve = [program_path("pingpong"), "serve", wired.server.ip4, str(ECHO_PORT)]
     start_server(wired.server, serve, ECHO_PORT, wired.directory / "pingpong.log")
-    with InnerLeg(wired.client, device_of(attached), lost=0, late=1, doubled=0, delay_us=DELAY_US) as leg:
+    with InnerLeg(
+        wired.client, device_of(attached), lost=0, late=1, doubled=0, delay_us=DELAY_US
+    ) as leg:
         assert median_us(wired) >= 2 * DELAY_US
         for way in leg.stats().values():
             assert way.late > 20
@@ -52,7 +56,9 @@ def test_what_is_doubled_comes_twice_and_long_packets_stay_whole(wired, attached
     path, sha256 = payload(3_000_000)
     server = nginx(wired.server, path.parent, wired.directory / "nginx", port=80)
     with InnerLeg(wired.client, device_of(attached), lost=0, late=0, doubled=1) as leg:
-        got = curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup, timeout=30)
+        got = curl_fetch(
+            wired.client, server.url(path.name), cgroup=wired.client_cgroup, timeout=30
+        )
         assert got.sha256 == sha256, got.stderr
         for way in leg.stats().values():
             assert way.doubled > 20
@@ -66,7 +72,9 @@ def test_what_is_lost_does_not_come(wired, attached, payload):
     server = nginx(wired.server, path.parent, wired.directory / "nginx", port=80)
     with InnerLeg(wired.client, device_of(attached), lost=1, late=0, doubled=0) as leg:
         wait = ("--connect-timeout", "2")
-        got = curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup, options=wait)
+        got = curl_fetch(
+            wired.client, server.url(path.name), cgroup=wired.client_cgroup, options=wait
+        )
         assert got.exit_code == CURL_TIMED_OUT, got.stderr
         assert leg.stats()["to_stack"].lost > 0
     got = curl_fetch(wired.client, server.url(path.name), cgroup=wired.client_cgroup, timeout=30)

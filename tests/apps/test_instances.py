@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user stack with several processes: both carry flows, one may be killed, and nothing is left behind."""
+"""A user stack with several processes: both carry flows, one may be killed, and nothing
+is left behind.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ to = "default"
 stack = "wan"
 """
 
-# Opens as many connections as it is told, then answers each line on stdin with how each connection fares.
+# Opens as many connections as it is told, then answers each line on stdin with how
+# each connection fares.
 MANY = """
 import socket, struct, sys
 host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -134,7 +137,8 @@ def test_when_one_process_is_killed_the_other_ones_flows_go_on(wired, victim):
     carried = [p["connections"] for p in before]
     assert sum(carried) == 20
     os.kill(before[victim]["pid"], signal.SIGKILL)
-    # New flows work at once: the other process, or until the death is noticed the kernel, takes them.
+    # New flows work at once: the other process, or until the death is noticed the
+    # kernel, takes them.
     new = _python(wired.client, wired.client_cgroup, MANY, wired.server.ip4, 7000, 20)
     assert new.stdout.readline() == "connected\n"
     fates = _say(many)
@@ -142,7 +146,9 @@ def test_when_one_process_is_killed_the_other_ones_flows_go_on(wired, victim):
     assert fates.count("broken") == carried[victim]
     assert _say(new) == ["well"] * 20
     wait_for(
-        lambda: all(p["state"] == "up" for p in _processes(routed)), 10, "the process to be started again"
+        lambda: all(p["state"] == "up" for p in _processes(routed)),
+        10,
+        "the process to be started again",
     )
     after = _processes(routed)
     assert after[victim]["pid"] not in (before[victim]["pid"], before[1 - victim]["pid"])
@@ -173,14 +179,20 @@ def test_clients_of_a_server_find_the_process_that_lives(wired):
 
 def _left_on(host):
     text = host.run(
-        ["sh", "-c", "ip rule; ip -6 rule; ip -br link; ip route show table all; ip -6 route show table all"]
+        [
+            "sh",
+            "-c",
+            "ip rule; ip -6 rule; ip -br link; ip route show table all; ip -6 route show table all",
+        ]
     )
     return text.stdout + host.run(["cat", "/proc/sys/net/ipv4/tcp_fwmark_accept"]).stdout
 
 
 @pytest.mark.parametrize("director", ["alive", "killed"])
 def test_detach_leaves_nothing(wired, director):
-    wait_for(lambda: "tentative" not in wired.client.run(["ip", "-6", "addr"]).stdout, 10, "addresses")
+    wait_for(
+        lambda: "tentative" not in wired.client.run(["ip", "-6", "addr"]).stdout, 10, "addresses"
+    )
     before = _left_on(wired.client)
     routed = wired.attach_client(TWO)
     pids = [p["pid"] for p in _processes(routed)]
@@ -229,4 +241,7 @@ def test_processes_are_added_and_taken_away_while_flows_go_on(wired):
     wait_for(lambda: len(_processes(routed)) == 1, 20, "the processes without flows to end")
     assert _say(first) == ["well"] * 5
     links = wired.client.run(["ip", "-br", "link"]).stdout
-    assert (links.count("dmm-"), links.count("dmm-0.0.")) == (2, 2)  # both legs of the first process
+    assert (links.count("dmm-"), links.count("dmm-0.0.")) == (
+        2,
+        2,
+    )  # both legs of the first process

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/json.md says what --json prints: each command's real output has that page's keys and types, and no other."""
+"""docs/json.md says what --json prints: each command's real output has that page's keys and
+types, and no other.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,11 @@ def wrong_with(value: Any, kind: str, where: str) -> list[str]:
         if one in PLAIN and PLAIN[one](value):
             return []
         if one.endswith("[]") and isinstance(value, list):
-            return [text for i, v in enumerate(value) for text in wrong_with(v, one[:-2], f"{where}[{i}]")]
+            return [
+                text
+                for i, v in enumerate(value)
+                for text in wrong_with(v, one[:-2], f"{where}[{i}]")
+            ]
         if one in TABLES and isinstance(value, dict):
             return wrong_in(value, one, where)
     return [f"{where}: {value!r} is not {kind}"]
@@ -67,7 +73,11 @@ def wrong_with(value: Any, kind: str, where: str) -> list[str]:
 def wrong_in(row: dict[str, Any], table: str, where: str, *, more: bool = False) -> list[str]:
     keys = TABLES[table]
     wrong = [f"{where}: {key} is not on the page" for key in row if key not in keys and not more]
-    wrong += [f"{where}: no {key}" for key, (optional, _) in keys.items() if key not in row and not optional]
+    wrong += [
+        f"{where}: no {key}"
+        for key, (optional, _) in keys.items()
+        if key not in row and not optional
+    ]
     for key, value in row.items():
         if key in keys:
             wrong += wrong_with(value, keys[key][1], f"{where}.{key}")
@@ -122,7 +132,10 @@ def test_every_answer_is_as_the_page_says(wired, busy):
         ("shown", said("policy", "show", *mine)),
         ("control[]", said("stacks", "--plugins")),
         ("simulation", said("sim", "cubic", "wan", "--duration", "2")),
-        ("captured", said("capture", *mine, "-w", str(wired.directory / "f.pcapng"), "--seconds", "0.2")),
+        (
+            "captured",
+            said("capture", *mine, "-w", str(wired.directory / "f.pcapng"), "--seconds", "0.2"),
+        ),
         ("device[]", said("hal", "--netns", wired.client.netns_path)),
     ]
     busy.kill_director()
@@ -148,7 +161,9 @@ def test_events_are_as_the_page_says(wired, busy):
         for event in events:
             kinds.add(event["type"])
             assert wrong_in(event, "event", event["type"], more=True) == []
-            flow = {key: value for key, value in event.items() if key not in ("type", "time", "reason")}
+            flow = {
+                key: value for key, value in event.items() if key not in ("type", "time", "reason")
+            }
             assert wrong_in(flow, "flow", event["type"]) == []
             if event["type"] == "close":
                 assert event["reason"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User stacks on devices without link header, as those of tunnels and VPNs are: here TUN devices."""
+"""User stacks on devices without link header, as those of tunnels and VPNs are:
+here TUN devices.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +91,8 @@ def test_af_xdp_is_refused_there(tunnel):
 
 
 def test_the_listing_says_tap(tunnel):
-    shown = tunnel.client.run([sys.executable, "-m", "dmm_ebpf.cli.main", "hal", "--json", "tun0"]).stdout
+    shown = tunnel.client.run(
+        [sys.executable, "-m", "dmm_ebpf.cli.main", "hal", "--json", "tun0"]
+    ).stdout
     (row,) = json.loads(shown)
     assert row["fit_for"]["port"] == "tap"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of connections open at once through one stack process: none is lost, mixed up, unlisted or left behind."""
+"""Thousands of connections open at once through one stack process: none is lost, mixed up,
+unlisted or left behind.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ async def main():
 asyncio.run(main())
 """
 
-# Opens them all; at a word, sends noise of its own on each and compares hashes; at another, ends them.
+# Opens them all; at a word, sends noise of its own on each and compares hashes; at
+# another, ends them.
 CLIENT = """
 import asyncio, hashlib, random, resource, sys
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -101,12 +104,17 @@ def test_2000_connections_open_at_once_each_with_its_own_bytes(wired, who):
     _say(client)
     assert client.stdout.readline() == "ended\n"
     assert client.wait(10) == 0
-    wait_for(lambda: not routed.ask_stack("wan")["connections"], 10, "the stack's connections to end")
+    wait_for(
+        lambda: not routed.ask_stack("wan")["connections"], 10, "the stack's connections to end"
+    )
     wait_for(lambda: not any(_in_maps(routed).values()), 10, "the records of flows to go")
 
 
-def test_a_program_that_resets_all_its_connections_at_once_leaves_none_in_the_stack(wired, tmp_path):
-    # Several times as many as the stack handles while they are sent: a reset that is lost is not sent again.
+def test_a_program_that_resets_all_its_connections_at_once_leaves_none_in_the_stack(
+    wired, tmp_path
+):
+    # Several times as many as the stack handles while they are sent: a reset that is lost is
+    # not sent again.
     routed = wired.attach_client()
     cgroups = (wired.client_cgroup, wired.server_cgroup)
     with Holders(wired.client, wired.server, cgroups, BURST, tmp_path) as holders:
@@ -153,12 +161,14 @@ def test_a_killed_stack_with_many_flows_keeps_the_director_from_nobody(wired, tm
 
 
 def _established(host):
-    return sum(sock.state == ESTABLISHED for sock in host.call(lambda: sockdiag.list_tcp(listeners=False)))
+    return sum(
+        sock.state == ESTABLISHED for sock in host.call(lambda: sockdiag.list_tcp(listeners=False))
+    )
 
 
 def _start(wired, who):
-    """The server, and the client when it has begun. The side that has no stack is the first to close: TIME_WAIT, which
-    lasts, is the kernel's.
+    """The server, and the client when it has begun. The side that has no stack is the first to
+    close: TIME_WAIT, which lasts, is the kernel's.
     """
     server = wired.server_cgroup.spawn(
         ["/usr/bin/python3", "-c", SERVER, "7003", str(PAYLOAD_BYTES)],

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket calls keep their meaning, and the firewall its say, when a user stack carries the connection."""
+"""The socket calls keep their meaning, and the firewall its say, when a user stack
+carries the connection.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ while True:
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_a_refused_connection_is_econnrefused(wired, python, family):
     wired.attach_client()
-    said = python(wired.client, wired.client_cgroup, CONNECT_ERRNO, getattr(wired.server, family), "9")
+    said = python(
+        wired.client, wired.client_cgroup, CONNECT_ERRNO, getattr(wired.server, family), "9"
+    )
     assert said == "ECONNREFUSED"
 
 
@@ -51,7 +55,9 @@ def test_a_refused_connection_is_econnrefused(wired, python, family):
 def test_a_neighbour_that_is_not_there_is_ehostunreach(wired, python, family):
     wired.attach_client()
     address = getattr(wired.server, family)
-    absent = address.rsplit("." if family == "ip4" else ":", 1)[0] + (".77" if family == "ip4" else ":77")
+    absent = address.rsplit("." if family == "ip4" else ":", 1)[0] + (
+        ".77" if family == "ip4" else ":77"
+    )
     assert python(wired.client, wired.client_cgroup, CONNECT_ERRNO, absent, "80") == "EHOSTUNREACH"
 
 
@@ -65,7 +71,9 @@ def test_an_icmp_error_is_the_errno_that_the_kernel_would_give(wired, python):
         "add rule inet t in tcp dport 83 reject with icmpx port-unreachable",
     )
     for port, name in (("81", "EHOSTUNREACH"), ("82", "ENETUNREACH"), ("83", "ECONNREFUSED")):
-        assert python(wired.client, wired.client_cgroup, CONNECT_ERRNO, wired.server.ip4, port) == name
+        assert (
+            python(wired.client, wired.client_cgroup, CONNECT_ERRNO, wired.server.ip4, port) == name
+        )
 
 
 def test_a_silent_peer_is_etimedout(wired, python):
@@ -77,7 +85,10 @@ def test_a_silent_peer_is_etimedout(wired, python):
         "add table inet t; add chain inet t in { type filter hook input priority 0; };"
         "add rule inet t in tcp dport 84 drop",
     )
-    assert python(wired.client, wired.client_cgroup, CONNECT_ERRNO, wired.server.ip4, "84") == "ETIMEDOUT"
+    assert (
+        python(wired.client, wired.client_cgroup, CONNECT_ERRNO, wired.server.ip4, "84")
+        == "ETIMEDOUT"
+    )
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
@@ -88,7 +99,10 @@ def test_both_ends_see_the_real_addresses(wired, python, family, who):
     if who != "client":
         wired.attach_server()
     server = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", SAY_NAMES, "7100"], host=wired.server, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", SAY_NAMES, "7100"],
+        host=wired.server,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout.readline() == "ready\n"
     ours, theirs, (far_own, far_peer) = json.loads(
@@ -120,9 +134,15 @@ def test_nft_in_output_and_input_counts_and_drops_the_real_addresses(wired, payl
     assert sent > 3
     assert received > 3
     for chain, what in (("out", f"{word} daddr {address}"), ("in", f"{word} saddr {address}")):
-        _nft(wired.client, f"flush chain inet f {chain}; add rule inet f {chain} {what} counter drop")
+        _nft(
+            wired.client, f"flush chain inet f {chain}; add rule inet f {chain} {what} counter drop"
+        )
         got = curl_fetch(
-            wired.client, url, cgroup=wired.client_cgroup, timeout=3, options=["--connect-timeout", "1"]
+            wired.client,
+            url,
+            cgroup=wired.client_cgroup,
+            timeout=3,
+            options=["--connect-timeout", "1"],
         )
         assert got.exit_code == 28, "curl's exit code for a timeout"
         assert _packets(wired.client, chain) > 0
@@ -140,7 +160,9 @@ def test_nft_input_on_the_listening_side_drops_before_the_application(wired, pay
         "add table inet f; add chain inet f in { type filter hook input priority 0; };"
         f"add rule inet f in ip saddr {wired.client.ip4} tcp dport 80 counter drop",
     )
-    got = curl_fetch(wired.client, server.url(path.name), timeout=3, options=["--connect-timeout", "1"])
+    got = curl_fetch(
+        wired.client, server.url(path.name), timeout=3, options=["--connect-timeout", "1"]
+    )
     assert got.exit_code == 28
     assert _packets(wired.server, "in") > 0
 
@@ -148,7 +170,10 @@ def test_nft_input_on_the_listening_side_drops_before_the_application(wired, pay
 def test_ss_and_flows_show_the_connection_as_it_is(wired, python):
     routed = wired.attach_client()
     server = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", HOLD_SERVER, "7200"], host=wired.server, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", HOLD_SERVER, "7200"],
+        host=wired.server,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout.readline() == "ready\n"
     holder = wired.client_cgroup.spawn(

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smaller segment size wins, whoever says it: both kernels and the wire say and do what they do without a stack."""
+"""The smaller segment size wins, whoever says it: both kernels and the wire say and do what
+they do without a stack.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ def _to_the_routes_mtu(host: Host, hook: str) -> None:
     clamp(host, hook, size="rt mtu")
 
 
-# Who says 1200, or 1100, and to whom; what the client's and the server's socket are given; 0: nothing.
+# Who says 1200, or 1100, and to whom; what the client's and the server's socket are
+# given; 0: nothing.
 SETTINGS: dict[str, tuple[Any, int, int]] = {
     "nobody": (lambda site: None, 0, 0),
     "the client": (lambda site: None, 1200, 0),
@@ -81,7 +84,11 @@ SETTINGS: dict[str, tuple[Any, int, int]] = {
         0,
         0,
     ),
-    "iptables-nft": (lambda site: iptables_clamp(site.client, "nft", "OUTPUT", "--set-mss", "1200"), 0, 0),
+    "iptables-nft": (
+        lambda site: iptables_clamp(site.client, "nft", "OUTPUT", "--set-mss", "1200"),
+        0,
+        0,
+    ),
     "iptables-legacy of the server": (
         lambda site: iptables_clamp(site.server, "legacy", "OUTPUT", "--set-mss", "1200"),
         0,
@@ -178,7 +185,9 @@ def test_it_is_as_without_a_stack(wired: Site, side: str, setting: str) -> None:
     routed = wired.attach_client(TAP) if side == "client" else wired.attach_server(XDP)
     routed_ones = {family: _measure(wired, watched, family, pair) for family in FAMILIES}
     stats = routed.ask_stack("wan")
-    assert stats["core_active_open" if side == "client" else "core_passive_open"] >= len(FAMILIES), stats
+    assert stats["core_active_open" if side == "client" else "core_passive_open"] >= len(
+        FAMILIES
+    ), stats
     for family in FAMILIES:
         longest = [name for name in without[family] if name.startswith("longest")]
         for name in longest:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NIC's MTU that grows and shrinks under open flows of a user stack: they go on, whatever port the policy names."""
+"""A NIC's MTU that grows and shrinks under open flows of a user stack: they go on, whatever
+port the policy names.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ GROWN = "its MTU is 9000 now, and the AF_XDP sockets were opened for 1500"
 
 
 def to(site, mtu: int) -> None:
-    """Of both ends of the wire; the client's first, whose XDP program bounds what the other may have."""
+    """Of both ends of the wire; the client's first, whose XDP program bounds what the
+    other may have.
+    """
     for host in (site.client, site.server):
         host.ip(f"link set {host.nic.name} mtu {mtu}")
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instances within each other are told of, and sockets of the lower one are served by a stack all the same."""
+"""Instances within each other are told of, and sockets of the lower one are served by a stack
+all the same.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,16 @@ def test_an_instance_within_another_is_told_of(wired):
     assert _nested(lower) == [
         {"instance": upper.instance, "cgroup": str(wired.client_cgroup.path), "above": True}
     ]
-    assert _nested(upper) == [{"instance": lower.instance, "cgroup": str(child.path), "above": False}]
+    assert _nested(upper) == [
+        {"instance": lower.instance, "cgroup": str(child.path), "above": False}
+    ]
     assert _nested(other) == []  # of another network namespace
-    told = (
-        f"instance {upper.instance} is attached to {wired.client_cgroup.path}, around this one: both decide"
-    )
+    told = f"instance {upper.instance} is attached to {wired.client_cgroup.path}, around this one: both decide"
     assert told in lower.log.read_text()
     shown = upper.cli("status", "--instance", upper.instance).stdout
-    assert f"NESTED    instance {lower.instance} is attached to {child.path}, within this one" in shown
+    assert (
+        f"NESTED    instance {lower.instance} is attached to {child.path}, within this one" in shown
+    )
 
     echo(wired.server, wired.server_cgroup)
     talker = Talker(wired.client, child, wired.server.ip4)
@@ -60,7 +64,9 @@ def _is_told_once(carrier: Routed, other: Routed, pid: int) -> None:
     assert (seen["why"], seen["carrier"]) == ("nested", carrier.instance)
     (held,) = carrier.flows(pid=pid)
     assert (held["why"], held.get("carrier")) == ("", None)
-    assert [one["instance"] for one in _all(other, "flows", "--pid", str(pid))] == [carrier.instance]
+    assert [one["instance"] for one in _all(other, "flows", "--pid", str(pid))] == [
+        carrier.instance
+    ]
     for routed, count in ((carrier, 1), (other, 0)):
         (status,) = routed.ask("status")
         assert status["flows"] == count
@@ -70,7 +76,9 @@ def _is_told_once(carrier: Routed, other: Routed, pid: int) -> None:
 
 
 def test_a_socket_of_nested_instances_is_told_of_once(wired):
-    """Both have a user stack for it, connecting and accepted; then neither has; then a director is dead."""
+    """Both have a user stack for it, connecting and accepted; then neither has; then a
+    director is dead.
+    """
     child = wired.client_cgroup.child("unit")
     upper = wired.attach_client(TAP)
     lower = wired.stack.enter_context(Routed(wired.client, child, TAP, wired.directory))
@@ -79,7 +87,9 @@ def test_a_socket_of_nested_instances_is_told_of_once(wired):
     assert talker.says("send 1000000") == "True"
     pid = talker.process.pid
     (carrier,) = {
-        one["instance"] for one in upper.flows(pid=pid) + lower.flows(pid=pid) if one["stack"] == "wan"
+        one["instance"]
+        for one in upper.flows(pid=pid) + lower.flows(pid=pid)
+        if one["stack"] == "wan"
     }
     first, second = (upper, lower) if carrier == upper.instance else (lower, upper)
     _is_told_once(first, second, pid)
@@ -91,7 +101,9 @@ def test_a_socket_of_nested_instances_is_told_of_once(wired):
     served = echo(wired.client, child)
     talker = Talker(wired.server, wired.server_cgroup, wired.client.ip4)
     assert talker.says("send 1000000") == "True"
-    rows = [one for one in upper.flows(pid=served.pid) + lower.flows(pid=served.pid) if one["dport"]]
+    rows = [
+        one for one in upper.flows(pid=served.pid) + lower.flows(pid=served.pid) if one["dport"]
+    ]
     (carrier,) = {one["instance"] for one in rows if one["stack"] == "wan"}
     first, second = (upper, lower) if carrier == upper.instance else (lower, upper)
     _is_told_once(first, second, served.pid)

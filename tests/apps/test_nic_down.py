@@ -17,8 +17,8 @@ from lab import wait_for
 PORT, FLOWS, SIZE = 7400, 40, 600_000
 DOWN_S = 3.0
 
-# Sends back what comes, at so many bytes a second of each connection and with little room, so that a transfer is still
-# going on both ways.
+# Sends back what comes, at so many bytes a second of each connection and with little room, so that
+# a transfer is still going on both ways.
 SERVE = """
 import socket, sys, threading
 SO_MAX_PACING_RATE = 47
@@ -36,8 +36,9 @@ while True:
     threading.Thread(target=serve, args=(c,), daemon=True).start()
 """
 
-# So many connections, to either address in turn, each with a thread that sends and one that reads; tells how many
-# bytes have come back at each line that is read, and at the end each connection's digests.
+# So many connections, to either address in turn, each with a thread that sends and one
+# that reads; tells how many bytes have come back at each line that is read, and at the end
+# each connection's digests.
 LOAD = """
 import hashlib, json, random, socket, sys, threading
 addresses, (port, flows, size) = sys.argv[1:3], map(int, sys.argv[3:])
@@ -75,7 +76,9 @@ def _expected(number: int) -> str:
     [pytest.param(None, id="kernel"), pytest.param(TAP, id="tap"), pytest.param(XDP, id="af_xdp")],
 )
 def test_forty_flows_survive_three_seconds_without_the_nic(wired: Site, policy: str | None):
-    """The neighbour's address and, for IPv6, the host's own are gone while it is down; the host puts them back."""
+    """The neighbour's address and, for IPv6, the host's own are gone while it is down; the host
+    puts them back.
+    """
     client, nic = wired.client, wired.client.nic
     client.sysctl("net.ipv6.conf.all.keep_addr_on_down", 1)
     server(wired.server, wired.server_cgroup, SERVE, str(PORT))

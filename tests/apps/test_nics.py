@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NIC that changes while a user stack serves it: its address, its MTU, its queues, its name, its very being."""
+"""A NIC that changes while a user stack serves it: its address, its MTU, its queues, its name,
+its very being.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,13 @@ def _up(routed, not_pid=None):
 
 @contextlib.contextmanager
 def _frames(host):
-    """IPv4 frames that come in at the host's NIC: a list of (source MAC, length), filled while the block runs."""
+    """IPv4 frames that come in at the host's NIC: a list of (source MAC, length), filled while
+    the block runs.
+    """
     frames, ended = [], threading.Event()
-    sock = host.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)))
+    sock = host.call(
+        lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    )
     sock.bind((host.nic.name, ETH_P_ALL))
     sock.settimeout(0.05)
 
@@ -129,8 +135,11 @@ def test_a_smaller_mtu_is_followed_without_a_restart(wired, fetched, python):
         try:
             assert longest() == 1500 + 14
             wired.client.ip(f"link set {wired.client.nic.name} mtu 1300")
-            # New connections are told; an open one finds out by its losses, as for any other path (RFC 4821).
-            wait_for(lambda: longest() == 1300 + 14, WITHIN_S, "no frame to be longer than the NIC takes")
+            # New connections are told; an open one finds out by its losses, as for any other
+            # path (RFC 4821).
+            wait_for(
+                lambda: longest() == 1300 + 14, WITHIN_S, "no frame to be longer than the NIC takes"
+            )
         finally:
             listening.shutdown(socket.SHUT_RDWR)
             reader.join()
@@ -138,7 +147,9 @@ def test_a_smaller_mtu_is_followed_without_a_restart(wired, fetched, python):
 
 
 def _read_all(listening):
-    """Reads what connections bring to its end, one after the other, until the socket is shut down."""
+    """Reads what connections bring to its end, one after the other, until the socket
+    is shut down.
+    """
     with contextlib.suppress(OSError):
         while True:
             accepted, _ = listening.accept()
@@ -149,11 +160,15 @@ def _read_all(listening):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_nic_that_is_deleted_takes_the_stack_down_and_brings_it_back(wired, payload, processes):
-    fetched = _fetched(wired, payload, XDP.replace("[stacks.lan]", f"processes = {processes}\n[stacks.lan]"))
+    fetched = _fetched(
+        wired, payload, XDP.replace("[stacks.lan]", f"processes = {processes}\n[stacks.lan]")
+    )
     routed, nic = fetched.routed, wired.client.nic.name
     first = _wan(routed)["pid"]
     wired.client.ip(f"link del {nic}")
-    down = wait_for(lambda: (s := _wan(routed))["state"] == "down" and s, WITHIN_S, "the stack to be down")
+    down = wait_for(
+        lambda: (s := _wan(routed))["state"] == "down" and s, WITHIN_S, "the stack to be down"
+    )
     assert f"device {nic} is gone" in down["reason"]
     with Client(routed.instance) as client:
         # Beside it may stand for a moment what went with it.
@@ -226,13 +241,15 @@ def _echo_all(listening):
 
 def _received(host, device):
     """Packets that the kernel gave to a TAP device."""
-    return json.loads(host.run(["ip", "-j", "-s", "link", "show", device]).stdout)[0]["stats64"]["tx"][
-        "packets"
-    ]
+    return json.loads(host.run(["ip", "-j", "-s", "link", "show", device]).stdout)[0]["stats64"][
+        "tx"
+    ]["packets"]
 
 
 def test_open_flows_follow_the_number_of_queues(site):
-    """What comes by a queue that has no AF_XDP socket comes by tc, and a socket has its queue when it is back."""
+    """What comes by a queue that has no AF_XDP socket comes by tc, and a socket has its queue
+    when it is back.
+    """
     site.wire(queues=4)
     for host in (site.client, site.server):
         host.call(_set_channels, host.nic.name, 2)
@@ -262,7 +279,9 @@ def test_open_flows_follow_the_number_of_queues(site):
             assert client.wait(WITHIN_S) == 0
             client.stdout.close()
     site.server.call(_set_channels, site.server.nic.name, 1)
-    with pytest.raises(OSError, match="Invalid argument"):  # the kernel's: AF_XDP sockets are on the second
+    with pytest.raises(
+        OSError, match="Invalid argument"
+    ):  # the kernel's: AF_XDP sockets are on the second
         site.client.call(_set_channels, site.client.nic.name, 1)
     after = _wan(routed)
     assert (after["pid"], after["restarts"]) == (before["pid"], 0)
@@ -276,4 +295,6 @@ def _set_channels(name, count):
         struct.pack("=9I", ETHTOOL_SCHANNELS, 0, 0, 0, 0, count, count, 0, 0)
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("@16sP16x", name.encode(), ctypes.addressof(buffer)))
+        fcntl.ioctl(
+            sock, SIOCETHTOOL, struct.pack("@16sP16x", name.encode(), ctypes.addressof(buffer))
+        )

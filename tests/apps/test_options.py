@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an app has asked of its kernel's TCP holds towards the peer, when a user stack carries the connection."""
+"""What an app has asked of its kernel's TCP holds towards the peer, when a user stack
+carries the connection.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,10 @@ def test_the_peer_sees_the_ttl_and_the_mss_of_the_app(wired, python, family, mss
     wired.attach_client()
     address = getattr(wired.server, family)
     server = _serve(wired, address, 7300)
-    assert python(wired.client, wired.client_cgroup, TTL_AND_MSS, address, "7300", str(mss)) == "connected"
+    assert (
+        python(wired.client, wired.client_cgroup, TTL_AND_MSS, address, "7300", str(mss))
+        == "connected"
+    )
     syn = bytes.fromhex(server.stdout.readline())
     assert syn[8 if family == "ip4" else 7] == 77
     tcp = syn[20 if family == "ip4" else 40 :]
@@ -98,7 +103,10 @@ def test_the_app_sees_how_far_the_peer_is(wired, python, who):
     wired.attach_client() if who == "client" else wired.attach_server()
     server = _serve(wired, wired.server.ip4, 7301)
     minimum = "255" if who == "client" else "0"
-    assert python(wired.client, wired.client_cgroup, FAR, wired.server.ip4, "7301", minimum) == "connected"
+    assert (
+        python(wired.client, wired.client_cgroup, FAR, wired.server.ip4, "7301", minimum)
+        == "connected"
+    )
     syn = bytes.fromhex(server.stdout.readline())
     assert syn[8] == (64 if who == "client" else 255)
     assert server.wait(10) == 0
@@ -127,7 +135,10 @@ def test_keep_alive_finds_a_dead_peer_when_the_app_wants_it(wired):
     with pytest.raises(subprocess.TimeoutExpired):
         client.wait(8)
     wired.server.run(
-        ["nft", "add table inet t; add chain inet t in { type filter hook input priority 0; policy drop; }"]
+        [
+            "nft",
+            "add table inet t; add chain inet t in { type filter hook input priority 0; policy drop; }",
+        ]
     )
     began = time.monotonic()
     assert client.stdout.readline() == "ETIMEDOUT\n"
@@ -180,7 +191,10 @@ def test_what_was_acknowledged_arrives_before_a_reset(wired, python):
     wired.client.run([*shape, "rate", "2mbit", "burst", "4k", "latency", "100ms"])
     wired.attach_client()
     server = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", COUNT_SLOWLY, "7304"], host=wired.server, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", COUNT_SLOWLY, "7304"],
+        host=wired.server,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout.readline() == "ready\n"
     python(wired.client, wired.client_cgroup, WRITE_AND_RESET, wired.server.ip4, "7304")
@@ -190,7 +204,10 @@ def test_what_was_acknowledged_arrives_before_a_reset(wired, python):
 
 def test_connecting_to_port_0_is_refused_at_once(wired, python):
     wired.attach_client()
-    assert python(wired.client, wired.client_cgroup, CONNECT_TO_NOTHING, wired.server.ip4) == "ECONNREFUSED"
+    assert (
+        python(wired.client, wired.client_cgroup, CONNECT_TO_NOTHING, wired.server.ip4)
+        == "ECONNREFUSED"
+    )
 
 
 CHANGES_PRIORITY = """
@@ -217,7 +234,9 @@ for _ in range(2):
 
 def test_a_priority_that_changes_in_mid_connection_chooses_the_class_of_the_qdisc(wired, python):
     nic = wired.client.nic.name
-    wired.client.run(["tc", "qdisc", "add", "dev", nic, "root", "handle", "1:", "htb", "default", "1"])
+    wired.client.run(
+        ["tc", "qdisc", "add", "dev", nic, "root", "handle", "1:", "htb", "default", "1"]
+    )
     for minor in (1, 2, 3):
         wired.client.run(
             [
@@ -237,13 +256,18 @@ def test_a_priority_that_changes_in_mid_connection_chooses_the_class_of_the_qdis
         )
     wired.attach_client(TAP)
     server = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", ANSWER, "7305"], host=wired.server, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", ANSWER, "7305"],
+        host=wired.server,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout.readline() == "ready\n"
     python(wired.client, wired.client_cgroup, CHANGES_PRIORITY, wired.server.ip4, "7305")
     assert server.wait(10) == 0
     shown = wired.client.run(["tc", "-s", "class", "show", "dev", nic]).stdout
-    sent = {one: int(size) for one, size in re.findall(r"class htb (\S+) .*\n Sent (\d+) bytes", shown)}
+    sent = {
+        one: int(size) for one, size in re.findall(r"class htb (\S+) .*\n Sent (\d+) bytes", shown)
+    }
     assert sent["1:1"] < 5_000, sent
     assert 300_000 < sent["1:2"] < 330_000, sent
     assert 300_000 < sent["1:3"] < 330_000, sent

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program has set on its socket before connect() or listen() it reads back when a user stack carries it."""
+"""What a program has set on its socket before connect() or listen() it reads back when a user
+stack carries it.
+"""
 
 from __future__ import annotations
 

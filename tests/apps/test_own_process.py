@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process of one's own: the code of docs/develop/write-a-stack-process.md, and commands that are none."""
+"""A stack process of one's own: the code of docs/develop/write-a-stack-process.md, and commands
+that are none.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def twice(tmp_path_factory):
 
 
 def policy(*command: str | Path, more: str = "", direction: str = "") -> str:
-    return POLICY.format(command=json.dumps([str(word) for word in command]), more=more, direction=direction)
+    return POLICY.format(
+        command=json.dumps([str(word) for word in command]), more=more, direction=direction
+    )
 
 
 def of(file: Path, **options: str) -> str:
@@ -81,7 +85,9 @@ def test_a_listener_is_served(wired, twice, python, family):
     routed = wired.attach_server(of(twice, direction=direction))
     process = server(wired.server, wired.server_cgroup, SINK, str(PORT))
     to = getattr(wired.server, family)
-    sent, back = python(wired.client, wired.client_cgroup, SEND, to, str(PORT), str(BYTES), "30").split()
+    sent, back = python(
+        wired.client, wired.client_cgroup, SEND, to, str(PORT), str(BYTES), "30"
+    ).split()
     assert sent == back
     assert process.stdout.readline().strip() == getattr(wired.client, family)
     with_flow = routed.ask_stack("twice")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Congestion controls of a user's own in real stack processes: bytes arrive whole by good ones and by bad ones, and
-what was wrong with these is told.
+"""Congestion controls of a user's own in real stack processes: bytes arrive whole by good ones and
+by bad ones, and what was wrong with these is told.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def written(directory: Path, bad: str = "False", statement: str = "pass") -> str
 
 def built(directory: Path, limit: str = "UINT64_MAX - 1", statement: str = "return") -> str:
     source, output = directory / "steady.c", directory / "steady.so"
-    source.write_text(NATIVE.replace("LIMIT", limit).replace("STATEMENT", statement), encoding="utf-8")
+    source.write_text(
+        NATIVE.replace("LIMIT", limit).replace("STATEMENT", statement), encoding="utf-8"
+    )
     subprocess.run(
-        ["cc", "-O2", "-shared", "-fPIC", f"-I{plugins.include()}", "-o", output, source], check=True
+        ["cc", "-O2", "-shared", "-fPIC", f"-I{plugins.include()}", "-o", output, source],
+        check=True,
     )
     output.chmod(0o755)
     return f"c:{output}"
@@ -80,7 +83,9 @@ def stack_of(routed: Any) -> dict[str, Any]:
 def fetch(site: Site, payload: Payload, *sizes: int) -> None:
     """Files of that many bytes, one after the other, from one server."""
     files = [payload(size) for size in sizes]
-    server = nginx(site.server, files[0][0].parent, site.directory / "nginx", cgroup=site.server_cgroup)
+    server = nginx(
+        site.server, files[0][0].parent, site.directory / "nginx", cgroup=site.server_cgroup
+    )
     for path, sha256 in files:
         got = curl_fetch(site.client, server.url(path.name), cgroup=site.client_cgroup, timeout=100)
         assert (got.exit_code, got.stderr, got.sha256) == (0, "", sha256)
@@ -107,8 +112,14 @@ def test_a_plugin_carries_a_payload_over_a_lossy_link(
             lambda d: written(d, "self.acks > 50", "raise KeyError('x')"),
             "Steady.on_ack raised KeyError: 'x' (steady.py line 11); its connection goes on by cubic",
         ),
-        (lambda d: written(d, "self.acks > 50", "cc.cwnd_bytes = float('nan')"), "set cwnd_bytes to nan"),
-        (lambda d: written(d, "self.acks > 50", "cc.cwnd_bytes = -3; return"), "set cwnd_bytes to -3"),
+        (
+            lambda d: written(d, "self.acks > 50", "cc.cwnd_bytes = float('nan')"),
+            "set cwnd_bytes to nan",
+        ),
+        (
+            lambda d: written(d, "self.acks > 50", "cc.cwnd_bytes = -3; return"),
+            "set cwnd_bytes to -3",
+        ),
         (
             lambda d: written(d, "self.acks > 50", "\n            while True: pass"),
             "Steady.on_ack did not return within 250 ms; it is not called any more, and connections go on by cubic",
@@ -118,7 +129,10 @@ def test_a_plugin_carries_a_payload_over_a_lossy_link(
             "Steady.on_ack raised PermissionError",
         ),
         (lambda d: built(d, "50", "*(volatile int *)0 = 1"), "steady.on_ack was ended by SIGSEGV"),
-        (lambda d: built(d, "50", "for (volatile int i = 0;; i++)"), "steady.on_ack did not return"),
+        (
+            lambda d: built(d, "50", "for (volatile int i = 0;; i++)"),
+            "steady.on_ack did not return",
+        ),
     ],
     ids=["raises", "nan", "negative", "loops", "opens", "crashes", "loops-in-c"],
 )
@@ -171,7 +185,12 @@ def test_policy_check_names_key_plugin_and_cause(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     message = json.loads(done.stdout)["error"]["message"]
-    for part in ("p.toml:5", "stack wan, congestion", "c:/nowhere/ledbat.so", "No such file or directory"):
+    for part in (
+        "p.toml:5",
+        "stack wan, congestion",
+        "c:/nowhere/ledbat.so",
+        "No such file or directory",
+    ):
         assert part in message
 
 

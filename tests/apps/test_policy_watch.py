@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole instance follows its policy file, and tells what it refuses. Each way by itself: tests/unit/test_watch.py."""
+"""A whole instance follows its policy file, and tells what it refuses. Each way
+by itself: tests/unit/test_watch.py.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ def _ask(routed, method):
 
 def _expect(routed, text, way):
     wait_for(
-        lambda: _ask(routed, "policy_show")["text"] == text, WITHIN_S, f"the policy to be applied: {way}"
+        lambda: _ask(routed, "policy_show")["text"] == text,
+        WITHIN_S,
+        f"the policy to be applied: {way}",
     )
-    wait_for(lambda: _ask(routed, "status")["policy_refused"] is None, WITHIN_S, f"all to be well: {way}")
+    wait_for(
+        lambda: _ask(routed, "status")["policy_refused"] is None, WITHIN_S, f"all to be well: {way}"
+    )
 
 
 def test_a_policy_file_as_kubernetes_mounts_it_is_followed(site):
@@ -52,7 +58,9 @@ def test_an_emptied_file_is_refused_and_told_until_it_is_mended(site):
     routed = site.attach_client(text := _policy("first"))
     generation = _ask(routed, "status")["generation"]
     routed.policy_file.write_text("")
-    told = wait_for(lambda: _ask(routed, "status")["policy_refused"], WITHIN_S, "the refusal in status")
+    told = wait_for(
+        lambda: _ask(routed, "status")["policy_refused"], WITHIN_S, "the refusal in status"
+    )
     assert told["path"] == str(routed.policy_file)
     assert "it is empty" in told["reason"]
     assert "it is empty" in routed.log.read_text()
@@ -69,7 +77,8 @@ def test_a_refusal_reaches_followers(site):
     words = ["flows", "--follow", "--json", "--instance", routed.instance]
     with subprocess.Popen([*CLI, *words], stdout=subprocess.PIPE, text=True) as follower:
         try:
-            # Nothing tells from when on it follows: another reason each time, until one has come through.
+            # Nothing tells from when on it follows: another reason each time, until one
+            # has come through.
             for number in range(20):
                 routed.policy_file.write_text(f"wrong{number} = 1\n")
                 if wait_readable(follower.stdout.fileno(), 1):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer that does not read makes the sender wait, and what lies between the two meanwhile is bounded."""
+"""A peer that does not read makes the sender wait, and what lies between the two
+meanwhile is bounded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from lab import wait_for
 
 PORT = 7400
 READ_FIRST, ALL = 24_000_000, 400_000_000
-HELD_MOST = 16_000_000  # by the stack processes: twice what goes in their shortest round on a busy machine
+HELD_MOST = (
+    16_000_000  # by the stack processes: twice what goes in their shortest round on a busy machine
+)
 
 # Reads so much, stands still until somebody lets it go on, and tells the digest of all that came.
 READER = """
@@ -33,7 +37,8 @@ while data := c.recv(1 << 16):
 print(digest.hexdigest(), flush=True)
 """
 
-# Sends until nothing goes for two seconds, and tells how much went; then, told so, that much again; and the digest.
+# Sends until nothing goes for two seconds, and tells how much went; then, told so, that much again;
+# and the digest.
 SENDER = """
 import hashlib, os, select, socket, sys
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
@@ -63,12 +68,16 @@ def _stopped(pid):
 
 
 def _queued(host):
-    """Bytes in the queues of the host's one connection, as the kernel tells it: not yet read, not yet acknowledged."""
+    """Bytes in the queues of the host's one connection, as the kernel tells it: not yet read,
+    not yet acknowledged.
+    """
     return sum(map(int, host.run(["ss", "-tnH", "state", "established"]).stdout.split()[:2]))
 
 
 def _in_no_queue(site):
-    """Bytes that a sender got rid of, that its peer has not read and that no socket has. All arrives in the end."""
+    """Bytes that a sender got rid of, that its peer has not read and that no socket has. All
+    arrives in the end.
+    """
     program = ["/usr/bin/python3", "-c"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     words = [READER, str(PORT), str(READ_FIRST)]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SO_RCVBUF of a program bounds where a user stack carries its flow: what the program's kernel holds for it. The
-peer may have more on the way, and so is not held up by a small buffer on a far path, but no more than the stack allows.
+"""What SO_RCVBUF of a program bounds where a user stack carries its flow: what the program's kernel
+holds for it. The peer may have more on the way, and so is not held up by a small buffer on a far
+path, but no more than the stack allows.
 """
 
 from __future__ import annotations
@@ -52,9 +53,13 @@ def _stop(*processes: subprocess.Popen[str]) -> None:
 
 
 def _unread(site) -> int:
-    """Bytes that a peer got rid of towards a program that reads none, less what waits in the peer's own kernel."""
+    """Bytes that a peer got rid of towards a program that reads none, less what waits in the
+    peer's own kernel.
+    """
     serving = server(site.server, site.server_cgroup, SERVE, str(PORT))
-    reading = program(site.client, site.client_cgroup, READ, site.server.ip4, str(PORT), str(RCVBUF), "0")
+    reading = program(
+        site.client, site.client_cgroup, READ, site.server.ip4, str(PORT), str(RCVBUF), "0"
+    )
     try:
         sent = int(serving.stdout.readline())
         queued = site.server.run(["ss", "-tnH", "state", "established"]).stdout.split()[1]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network namespace whose inode the kernel had given to another one before, in which an instance has died."""
+"""A network namespace whose inode the kernel had given to another one before, in which an
+instance has died.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_what_a_deleted_namespace_has_left_is_not_of_the_next_one_with_its_inode
         code, said = director.end(signal.SIGTERM)
         assert code == 0, said
         alive.assert_nothing_left("detach")
-        assert numbers == [s["k"] for s in state["stacks"]], "its number is free in the new namespace"
+        assert numbers == [s["k"] for s in state["stacks"]], (
+            "its number is free in the new namespace"
+        )
     finally:
         dead.detach()
         alive.detach()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The road through the device: the kernel routes, filters and translates the packets of an app whose flow a user stack
-carries, as it does everybody's; a stack that cannot take a SYN leaves the flow to the kernel, and `flows` says why.
+"""The road through the device: the kernel routes, filters and translates the packets of an app
+whose flow a user stack carries, as it does everybody's; a stack that cannot take a SYN leaves the
+flow to the kernel, and `flows` says why.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def nft(host, rules: str) -> None:
 
 def counted(host, chain: str) -> list[int]:
     """Packets of each counter of a chain of table t."""
-    shown = json.loads(host.run(["nft", "-j", "list", "chain", "inet", "t", chain]).stdout)["nftables"]
+    shown = json.loads(host.run(["nft", "-j", "list", "chain", "inet", "t", chain]).stdout)[
+        "nftables"
+    ]
     rules = [item["rule"]["expr"] for item in shown if "rule" in item]
     return [e["counter"]["packets"] for expr in rules for e in expr if "counter" in e]
 
@@ -174,7 +177,9 @@ def test_the_next_hop_and_the_mtu_are_followed(echo, io):
     pid = routed.stack("wan")["pid"]
     # Another link-layer address of the peer, as when a gateway fails over.
     server.ip(f"link set {server.nic.name} address 02:00:00:00:77:01")
-    client.ip(f"neigh replace {server.ip4} lladdr 02:00:00:00:77:01 dev {client.nic.name} nud reachable")
+    client.ip(
+        f"neigh replace {server.ip4} lladdr 02:00:00:00:77:01 dev {client.nic.name} nud reachable"
+    )
     assert talker.says("other address") == "other address"
     client.ip(f"link set {client.nic.name} mtu 1300")
     server.ip(f"link set {server.nic.name} mtu 1300")
@@ -191,7 +196,9 @@ def test_other_devices_for_a_stack_that_runs_are_refused(wired):
     generation = routed.ask("status")[0]["generation"]
     for devices, why in (('"nope"', "there is no such device"), ('"other0"', f"it runs on {nic}")):
         with pytest.raises(DmmError, match=why):
-            routed.apply(policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = [{devices}]\n'))
+            routed.apply(
+                policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = [{devices}]\n')
+            )
     routed.apply(policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = ["{nic}"]\n'))
     assert routed.ask("status")[0]["generation"] == generation + 1
     assert routed.stack("wan")["restarts"] == 0

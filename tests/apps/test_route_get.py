@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`route get` answers for the device by which the kernel would send the flow: not by the policy alone."""
+"""`route get` answers for the device by which the kernel would send the flow: not by
+the policy alone.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf run --user`: the command is that user's in all that the kernel knows, and routed as that user's; and where
-what a command leaves running goes on.
+"""`dmm-ebpf run --user`: the command is that user's in all that the kernel knows, and routed as
+that user's; and where what a command leaves running goes on.
 """
 
 from __future__ import annotations
@@ -59,14 +59,22 @@ def policy(site) -> str:
 def test_a_command_runs_as_the_user(site, policy, by_number):
     entry = pwd.getpwnam(USER)
     name = str(entry.pw_uid) if by_number else USER
-    told = json.loads(run(site, "--policy", policy, "--user", name, "--", "python3", "-c", WHO).stdout)
+    told = json.loads(
+        run(site, "--policy", policy, "--user", name, "--", "python3", "-c", WHO).stdout
+    )
     assert told == {
         "uid": [entry.pw_uid] * 3,
         "gid": [entry.pw_gid] * 3,
         "groups": sorted(os.getgrouplist(USER, entry.pw_gid)),
         "back": False,
         "caps": [0, 0, 0, 0],
-        "env": {"HOME": entry.pw_dir, "USER": USER, "LOGNAME": USER, "SHELL": entry.pw_shell, "KEPT": "yes"},
+        "env": {
+            "HOME": entry.pw_dir,
+            "USER": USER,
+            "LOGNAME": USER,
+            "SHELL": entry.pw_shell,
+            "KEPT": "yes",
+        },
         "connect": "EPERM",  # by the rule for its uid
     }
 
@@ -92,7 +100,10 @@ def test_what_is_left_running_stays_with_who_called(site):
     done = run(site, "--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
     pid = int(done.stdout)
     try:
-        assert Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1] == f"0::{site.client_cgroup.relative}"
+        assert (
+            Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1]
+            == f"0::{site.client_cgroup.relative}"
+        )
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals at every moment of attach, run, policy apply, take-over and detach: a signal that can be caught leaves
-nothing at once, SIGKILL nothing that the next command does not clear away.
+"""Signals at every moment of attach, run, policy apply, take-over and detach: a signal that can be
+caught leaves nothing at once, SIGKILL nothing that the next command does not clear away.
 
-A moment is when something first shows on the host. DMM_SIGNALS=all tries every signal at every moment, not one each.
+A moment is when something first shows on the host. DMM_SIGNALS=all tries every signal at every
+moment, not one each.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def test_what_a_killed_attach_leaves_goes_with_the_next_command(subject: Subject
 
 
 def test_a_daemon_ends_with_the_command_that_waits_for_it(subject: Subject):
-    moments = {name: ON_THE_WAY_UP[name] for name in ("the run directory", "hooks", "a stack process")}
+    moments = {
+        name: ON_THE_WAY_UP[name] for name in ("the run directory", "hooks", "a stack process")
+    }
     for what, reached, number in each(moments, *CATCHABLE):
         parent = subject.attach("--daemon")
         subject.wait(reached, parent, what)
@@ -210,7 +213,9 @@ RUN_MOMENTS: dict[str, Reached] = {
     "its cgroup": lambda s: s.own_cgroup.exists(),
     "hooks": ON_THE_WAY_UP["hooks"],
     "a stack process": ON_THE_WAY_UP["a stack process"],
-    "the command": lambda s: s.own_cgroup.exists() and bool((s.own_cgroup / "cgroup.procs").read_text()),
+    "the command": lambda s: (
+        s.own_cgroup.exists() and bool((s.own_cgroup / "cgroup.procs").read_text())
+    ),
 }
 
 
@@ -227,13 +232,19 @@ def test_what_a_killed_run_leaves_goes_by_itself_and_the_command_goes_on(subject
     for what, reached in RUN_MOMENTS.items():
         command = subject.run("sleep", "1000")
         subject.wait(reached, command, what)
-        inside = (subject.own_cgroup / "cgroup.procs").read_text().split() if what == "the command" else []
+        inside = (
+            (subject.own_cgroup / "cgroup.procs").read_text().split()
+            if what == "the command"
+            else []
+        )
         command.end(signal.SIGKILL)
         if what == "the run directory":
             # The watcher may not have been there yet; nothing else was.
             other = subject.start("run", "--instance", f"{subject.instance}o", "--", "true")
             assert other.wait(LIFE_S) == 0, other.said()
-        wait_for(lambda: subject.traces() == subject.before, LIFE_S, f"all to go after SIGKILL at {what}")
+        wait_for(
+            lambda: subject.traces() == subject.before, LIFE_S, f"all to go after SIGKILL at {what}"
+        )
         for pid in inside:
             assert "0::/\n" in Path(f"/proc/{pid}/cgroup").read_text()
             kill(int(pid))
@@ -265,7 +276,9 @@ def test_what_a_killed_run_leaves_goes_with_the_next_command_should_its_watcher_
 def test_a_command_that_is_detached_goes_on_by_itself(subject: Subject):
     command = subject.run("sh", "-c", "sleep 1000 & wait $!; exit 7")
     assert subject.wait(RUN_MOMENTS["the command"], command, "the command")
-    wait_for(lambda: len((subject.own_cgroup / "cgroup.procs").read_text().split()) == 2, 10, "its child")
+    wait_for(
+        lambda: len((subject.own_cgroup / "cgroup.procs").read_text().split()) == 2, 10, "its child"
+    )
     inside = (subject.own_cgroup / "cgroup.procs").read_text().split()
     subject.detach()
     assert command.poll() is None
@@ -412,7 +425,8 @@ def test_a_lost_state_is_found_again(subject: Subject, alive: bool, lost: str):
     if not alive:
         director.end(signal.SIGKILL)
     if lost == "run directory":
-        # A living director makes it anew, also while it is being emptied, and then rm fails at the end.
+        # A living director makes it anew, also while it is being emptied, and then rm fails
+        # at the end.
         subprocess.run(["rm", "-r", subject.run_dir], check=False)
     elif lost == "garbage":
         (subject.run_dir / "state.json").write_text("{}")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/soak transfers: real programs over a line that is bad on both legs, and that what it should find is found."""
+"""tools/soak transfers: real programs over a line that is bad on both legs, and that what it
+should find is found.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,14 @@ MB = 1_000_000
 
 def _soak(*words):
     command = [sys.executable, "-m", "soak", "transfers", *words, "--json"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+    )
 
 
 def test_every_program_s_bytes_arrive_with_both_legs_bad_on_both_hosts(no_leaks):
-    # More than the default on the inner leg, where few packets carry much: something must happen to some each way.
+    # More than the default on the inner leg, where few packets carry much: something must happen to
+    # some each way.
     bad = ("--inner-loss", "1.5%", "--inner-reorder", "1.5%", "--inner-duplicate", "1.5%")
     done = _soak("--gigabytes", "0.03", "--role", "both", "--parallel", "8", *bad)
     assert done.returncode == 0, done.stdout + done.stderr

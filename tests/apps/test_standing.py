@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What others take away from an attached instance on the host comes back, or status tells what is missing."""
+"""What others take away from an attached instance on the host comes back, or status tells
+what is missing.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,10 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
 
 def _hooks(cgroup):
     shown = subprocess.run(
-        ["bpftool", "-j", "cgroup", "show", str(cgroup.path)], check=True, capture_output=True, text=True
+        ["bpftool", "-j", "cgroup", "show", str(cgroup.path)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return sorted(program["name"] for program in json.loads(shown.strip() or "[]"))
 
@@ -161,7 +166,9 @@ def test_a_run_directory_that_somebody_removes_is_made_anew(wired):
     assert RunDir(routed.instance).is_locked()
     wait_for(lambda: _missing(routed), WITHIN_S, "what nobody can put back to be told of")
     (missing,) = _missing(routed)
-    assert missing["what"] == "control sockets of stack processes" and "that of wan" in missing["why"]
+    assert (
+        missing["what"] == "control sockets of stack processes" and "that of wan" in missing["why"]
+    )
 
     stack = routed.stack("wan")["pid"]
     routed.kill_director()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that ask in their SYN for what no user stack carries are the kernel's, whole and said so."""
+"""Connections that ask in their SYN for what no user stack carries are the kernel's, whole
+and said so.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ PORT = 7310
 ROUNDS = 2  # the second Fast Open has the first one's cookie
 SIZE = 300_000
 
-# Each defines make(): a socket of that family, and open(s): connects it and sends what is given first.
+# Each defines make(): a socket of that family, and open(s): connects it and sends what
+# is given first.
 PLAIN = """
 import hashlib, json, os, socket, struct, sys
 address, port = sys.argv[1], int(sys.argv[2])
@@ -110,7 +113,8 @@ for line in sys.stdin:
     s.close()
 """
 
-# What it does, by which families, what the peer must see of it the second time, and the reason as a listener's flow
+# What it does, by which families, what the peer must see of it the second time, and the reason as
+# a listener's flow
 # has it: what stands in front of TCP is not told to anybody behind it.
 CASES: dict[str, tuple[str, tuple[str, ...], str, str]] = {
     "md5": (MD5, ("ip4", "ip6"), "19", "option"),
@@ -136,14 +140,18 @@ def test_the_kernel_serves_it_and_says_why(wired: Site, side: str, case: str, fa
     for host in (wired.client, wired.server):
         host.sysctl("net.ipv4.tcp_fastopen", 3)
     routed = (
-        wired.attach_client(TAP) if side == "client" else wired.attach_server(XDP if "XDP" in side else TAP)
+        wired.attach_client(TAP)
+        if side == "client"
+        else wired.attach_server(XDP if "XDP" in side else TAP)
     )
     arguments = (getattr(wired.server, family), str(PORT), str(SIZE))
     serving = server(wired.server, wired.server_cgroup, PLAIN + script + SERVE, *arguments)
     talking = program(wired.client, wired.client_cgroup, PLAIN + script + TALK, *arguments)
     for _ in range(ROUNDS):
         told, same = _talks(talking, "open")
-        (flow,) = routed.flows(pid=(talking if side == "client" else serving).pid, state="ESTABLISHED")
+        (flow,) = routed.flows(
+            pid=(talking if side == "client" else serving).pid, state="ESTABLISHED"
+        )
         assert same
         assert (flow["stack"], flow["wanted"]) == ("kernel", "wan")
         _talks(talking, "close")

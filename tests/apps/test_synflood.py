@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flood of SYNs with forged addresses at nginx behind a user stack: clients that exist go on being served."""
+"""A flood of SYNs with forged addresses at nginx behind a user stack: clients that exist go
+on being served.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ FETCHES = 20
 HALF_OPEN_MAX = 1024  # the stack's default
 MOST_SYNS = 400_000
 
-# Frames of SYNs from addresses behind the client's host, some with timestamps, until stdin ends or all are sent.
+# Frames of SYNs from addresses behind the client's host, some with timestamps, until stdin ends or
+# all are sent.
 FLOOD = """
 import ipaddress, os, random, select, socket, struct, sys
 device, mac, server, port, most = sys.argv[1], bytes.fromhex(sys.argv[2]), *sys.argv[3:6]
@@ -75,7 +78,9 @@ for line in sys.stdin:
 
 @pytest.fixture
 def kept(wired):
-    """A connection of the kernel's to the same port, older than dmm-ebpf and nginx; says what comes back."""
+    """A connection of the kernel's to the same port, older than dmm-ebpf and nginx; says
+    what comes back.
+    """
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     python = ["/usr/bin/python3", "-c"]
     server = wired.server.popen([*python, KEPT_SERVER], **options)
@@ -103,7 +108,11 @@ def test_clients_are_served_during_a_syn_flood(wired, payload, kept, ipv6):
     assert curl_fetch(wired.client, url).sha256 == sha256
     assert routed.ask_stack("wan")["core_syn_cookies_sent"] == 0
     flood = _flood(wired, ipv6)
-    wait_for(lambda: routed.ask_stack("wan")["core_syn_cookies_sent"] > 100, 20, "the stack to send cookies")
+    wait_for(
+        lambda: routed.ask_stack("wan")["core_syn_cookies_sent"] > 100,
+        20,
+        "the stack to send cookies",
+    )
     for _ in range(FETCHES):
         got = curl_fetch(wired.client, url, timeout=20)
         assert (got.exit_code, got.stderr, got.sha256) == (0, "", sha256)
@@ -111,13 +120,17 @@ def test_clients_are_served_during_a_syn_flood(wired, payload, kept, ipv6):
     counted = routed.stack("wan")["counters"]
     now = routed.ask_stack("wan")["connections"]
     routed.apply(routed.policy_file.read_text().replace('transport = "tcp"', 'syn_cookies = "off"'))
-    wait_for(lambda: routed.ask_stack("wan")["core_half_open_dropped"] > 0, 20, "the oldest to make room")
+    wait_for(
+        lambda: routed.ask_stack("wan")["core_half_open_dropped"] > 0, 20, "the oldest to make room"
+    )
     assert flood.poll() is None, "the flood ended before the last fetch"
     assert curl_fetch(wired.client, url).sha256 == sha256
     assert int(flood.communicate("enough\n", 20)[0]) > HALF_OPEN_MAX
     assert counted["half_open_dropped"] == 0
     assert counted["syn_cookies_valid"] > 0
-    assert now <= HALF_OPEN_MAX + FETCHES + 1, "more forged SYNs made connections than may be half open"
+    assert now <= HALF_OPEN_MAX + FETCHES + 1, (
+        "more forged SYNs made connections than may be half open"
+    )
     status = routed.ask("status")
     status = status[0] if isinstance(status, list) else status
     assert status["counters"]["xdp_cookie"] >= counted["syn_cookies_valid"]
@@ -125,7 +138,16 @@ def test_clients_are_served_during_a_syn_flood(wired, payload, kept, ipv6):
 
 def _flood(wired, ipv6):
     address = wired.server.ip6 if ipv6 else wired.server.ip4
-    words = [wired.client.nic.name, wired.server.nic.mac.replace(":", ""), address, "80", str(MOST_SYNS)]
+    words = [
+        wired.client.nic.name,
+        wired.server.nic.mac.replace(":", ""),
+        address,
+        "80",
+        str(MOST_SYNS),
+    ]
     return wired.client.popen(
-        ["/usr/bin/python3", "-c", FLOOD, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", FLOOD, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )

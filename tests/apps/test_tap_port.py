@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""io = "tap": user stacks whose packets come by tc, on devices of any kind, several on one, beside others' programs."""
+"""io = "tap": user stacks whose packets come by tc, on devices of any kind, several on one,
+beside others' programs.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ char _license[] __attribute__((section("license"), used)) = "GPL";
 
 def many(count: int) -> str:
     """A policy with so many user stacks, each for a port of its own."""
-    stacks = "".join(f'[stacks.s{i}]\nkind = "user"\nio = "tap"\nmemory = "16M"\n' for i in range(count))
+    stacks = "".join(
+        f'[stacks.s{i}]\nkind = "user"\nio = "tap"\nmemory = "16M"\n' for i in range(count)
+    )
     routes = "".join(
         f'[[tables.t.routes]]\nto = "default"\nports = "{FIRST_PORT + i}"\nstack = "s{i}"\n'
         for i in range(count)
@@ -47,7 +51,11 @@ def many(count: int) -> str:
 def served(site, payload, port: int = 80, size: int = 1_000_000):
     path, sha256 = payload(size)
     server = nginx(
-        site.server, path.parent, site.directory / f"nginx{port}", port=port, cgroup=site.server_cgroup
+        site.server,
+        path.parent,
+        site.directory / f"nginx{port}",
+        port=port,
+        cgroup=site.server_cgroup,
     )
     return server.url(path.name), sha256
 
@@ -108,7 +116,9 @@ def test_segments_go_and_come_together(wired, payload):
     fetch(wired, url, sha256)
     stats = routed.ask_stack("wan")
     assert carried(routed) == 1
-    assert stats["nic_tx_bytes"] > 3000 * stats["nic_tx_pkts"], "each segment was a packet of its own"
+    assert stats["nic_tx_bytes"] > 3000 * stats["nic_tx_pkts"], (
+        "each segment was a packet of its own"
+    )
     assert stats["inner_rx_bytes"] > 3000 * stats["inner_rx_pkts"]
 
 
@@ -131,7 +141,9 @@ def test_ten_stacks_on_one_nic_at_once(wired, payload):
             done.result()
     stacks = [s for s in routed.ask("stacks") if s["kind"] == "user"]
     assert len(stacks) == TEN
-    assert {s["name"]: s["counters"]["active_open"] for s in stacks} == {f"s{i}": 1 for i in range(TEN)}
+    assert {s["name"]: s["counters"]["active_open"] for s in stacks} == {
+        f"s{i}": 1 for i in range(TEN)
+    }
     assert {tuple(s["nics"]) for s in stacks} == {(wired.client.nic.name,)}
 
 
@@ -163,7 +175,9 @@ def test_devices_without_native_xdp(wired, payload, kind):
     devices = 'kind = "user"\ndevices = ["top0"]\n'
     routed = wired.attach_client(AUTO.replace('kind = "user"\n', devices))
     stack = routed.stack("wan")
-    assert stack["ports"] == [{"nic": "top0", "port": "tap", "why": f"driver {kind} has no native XDP"}]
+    assert stack["ports"] == [
+        {"nic": "top0", "port": "tap", "why": f"driver {kind} has no native XDP"}
+    ]
     fetch(wired, url, sha256, near_cgroup := wired.client_cgroup)
     assert near_cgroup and carried(routed) == 1
 
@@ -195,7 +209,9 @@ def test_a_shaper_on_the_nic_holds(wired, payload):
     mbps = 100 / (time.monotonic() - began)
     assert carried(routed) == 1
     assert mbps <= mbit, "it went around the qdisc"
-    sent = json.loads(wired.server.run(["tc", "-s", "-j", "qdisc", "show", "dev", dev, "root"]).stdout)
+    sent = json.loads(
+        wired.server.run(["tc", "-s", "-j", "qdisc", "show", "dev", dev, "root"]).stdout
+    )
     assert sent[0]["bytes"] > 12_500_000
 
 
@@ -204,7 +220,22 @@ def test_programs_of_others_stay_and_go_on_seeing_what_is_not_ours(wired, payloa
     built = bpf_object(FOREIGN, wired.directory / "foreign.o")
     host.run(["tc", "qdisc", "add", "dev", dev, "clsact"])
     host.run(
-        ["tc", "filter", "add", "dev", dev, "ingress", "pref", "7", "bpf", "da", "obj", built, "sec", "tc"]
+        [
+            "tc",
+            "filter",
+            "add",
+            "dev",
+            dev,
+            "ingress",
+            "pref",
+            "7",
+            "bpf",
+            "da",
+            "obj",
+            built,
+            "sec",
+            "tc",
+        ]
     )
     host.run(
         [
@@ -236,7 +267,9 @@ def test_programs_of_others_stay_and_go_on_seeing_what_is_not_ours(wired, payloa
 @pytest.mark.parametrize("director", ["alive", "killed"])
 def test_detach_leaves_nothing(wired, payload, director):
     url, sha256 = served(wired, payload)
-    wait_for(lambda: "tentative" not in wired.client.run(["ip", "-6", "addr"]).stdout, 10, "addresses")
+    wait_for(
+        lambda: "tentative" not in wired.client.run(["ip", "-6", "addr"]).stdout, 10, "addresses"
+    )
     before = left_on(wired.client)
     routed = wired.attach_client(TAP)
     fetch(wired, url, sha256, wired.client_cgroup)
@@ -251,7 +284,9 @@ def test_one_of_two_stacks_goes_and_the_other_one_goes_on(wired, payload):
     urls = [served(wired, payload, FIRST_PORT + i) for i in range(2)]
     routed = wired.attach_client(many(2))
     routed.apply(many(1))
-    wait_for(lambda: len([s for s in routed.ask("stacks") if s["kind"] == "user"]) == 1, 10, "s1 to go")
+    wait_for(
+        lambda: len([s for s in routed.ask("stacks") if s["kind"] == "user"]) == 1, 10, "s1 to go"
+    )
     fetch(wired, *urls[0], wired.client_cgroup)
     assert carried(routed, "s0") == 1
     assert tcx(wired.client) == ["dmm_tcin"]

@@ -28,7 +28,9 @@ def test_curl_gets_100_mb_from_nginx_over_a_long_lossy_link(site, payload, who):
     assert (got.exit_code, got.stderr) == (0, "")
     assert got.sha256 == sha256
     for routed in attached:
-        counters = routed.ask("status")["counters"] if isinstance(routed.ask("status"), dict) else None
+        counters = (
+            routed.ask("status")["counters"] if isinstance(routed.ask("status"), dict) else None
+        )
         counters = counters or routed.ask("status")[0]["counters"]
         assert counters["xdp_flow"] > 1000, "the transfer did not go through the user stack"
     assert site.link.stats().own_drops == 0
@@ -48,7 +50,9 @@ def test_a_static_binary_fetches_through_the_user_stack(wired, payload, ipv6):
 def test_a_listening_static_binary_serves_through_the_user_stack(wired, payload, ipv6):
     path, sha256 = payload(5 * MB)
     routed = wired.attach_server()
-    server = busybox_httpd(wired.server, path.parent, wired.directory / "httpd", cgroup=wired.server_cgroup)
+    server = busybox_httpd(
+        wired.server, path.parent, wired.directory / "httpd", cgroup=wired.server_cgroup
+    )
     got = curl_fetch(wired.client, server.url(path.name, ipv6=ipv6), cgroup=wired.client_cgroup)
     assert (got.exit_code, got.sha256) == (0, sha256)
     counters = _status(routed)["counters"]
@@ -64,7 +68,9 @@ def test_an_upload_and_a_download_at_once(wired, payload, python):
         ["/usr/bin/python3", "-c", ECHO, "7000"], host=wired.server, stdout=-1, text=True
     )
     assert echo.stdout.readline() == "ready\n"
-    said = python(wired.client, wired.client_cgroup, SEND_AND_READ, wired.server.ip4, "7000", str(path))
+    said = python(
+        wired.client, wired.client_cgroup, SEND_AND_READ, wired.server.ip4, "7000", str(path)
+    )
     assert said == sha256
     echo.wait(10)
 
@@ -84,8 +90,11 @@ def test_iperf3_both_ways_and_redis(wired, python):
     routed = wired.attach_client()
     iperf3_server(wired.server, wired.directory / "iperf3")
     for options in ((), ("-R",), ("-P", "8")):
-        result = iperf3(wired.client, wired.server.ip4, "-n", "20M", *options, cgroup=wired.client_cgroup)
-        # iperf3 ends by a word on its control connection, and does not wait for what is still on its way.
+        result = iperf3(
+            wired.client, wired.server.ip4, "-n", "20M", *options, cgroup=wired.client_cgroup
+        )
+        # iperf3 ends by a word on its control connection, and does not wait for what is still
+        # on its way.
         assert result["end"]["sum_received"]["bytes"] >= 10 * 1024 * 1024
     redis = redis_server(wired.server, wired.directory / "redis")
     done = wired.client_cgroup.run(
@@ -106,7 +115,9 @@ def test_200_connections_at_once_each_with_its_own_bytes(wired, python):
         ["/usr/bin/python3", "-c", MANY_SERVER, "7002"], host=wired.server, stdout=-1, text=True
     )
     assert server.stdout.readline() == "ready\n"
-    said = json.loads(python(wired.client, wired.client_cgroup, MANY_CLIENT, wired.server.ip4, "7002", "200"))
+    said = json.loads(
+        python(wired.client, wired.client_cgroup, MANY_CLIENT, wired.server.ip4, "7002", "200")
+    )
     expected = [hashlib.sha256(f"{i}".encode() * 20_000).hexdigest() for i in range(200)]
     assert said == expected
     server.wait(10)

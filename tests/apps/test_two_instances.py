@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two instances with user stacks on one NIC: each carries its own flows, whichever was attached first."""
+"""Two instances with user stacks on one NIC: each carries its own flows, whichever
+was attached first.
+"""
 
 from __future__ import annotations
 

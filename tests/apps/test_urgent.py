@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Urgent data between real programs keeps its meaning: mark, out-of-band byte, in line or not (tcp(7), RFC 6093)."""
+"""Urgent data between real programs keeps its meaning: mark, out-of-band byte, in line or not
+(tcp(7), RFC 6093).
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,10 @@ def test_the_mark_and_the_byte_arrive_where_they_were_sent(wired, python, who):
     if who in ("server", "both"):
         attached.append(wired.attach_server())
     server = wired.server_cgroup.spawn(
-        ["/usr/bin/python3", "-c", SERVER, "7300"], host=wired.server, stdout=subprocess.PIPE, text=True
+        ["/usr/bin/python3", "-c", SERVER, "7300"],
+        host=wired.server,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout.readline() == "ready\n"
     said = python(wired.client, wired.client_cgroup, CLIENT, wired.server.ip4, "7300", timeout=20)

@@ -25,7 +25,8 @@ LONGEST_FRAME_BYTES = 1514  # of a packet that nobody has merged, Ethernet heade
 SOME_BYTES, EACH_WAY = 2_000_000, 14
 PORT = 7300
 
-# Sends so many bytes of a file to who connects, or to an address; the other direction is read to its end.
+# Sends so many bytes of a file to who connects, or to an address; the other direction is read
+# to its end.
 SEND = """
 import socket, sys
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -46,7 +47,9 @@ table netdev t {
 }
 """
 
-needs_frags = pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most")
+needs_frags = pytest.mark.skipif(
+    not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most"
+)
 
 
 def put_above(host, kind: str) -> str:
@@ -161,7 +164,9 @@ def test_generic_mode_has_listeners_and_several_processes(site, payload):
 
 @needs_frags
 def test_others_see_whole_frames_in_generic_mode(site, payload):
-    """A tc program behind XDP sees the Ethernet header, and the app's packets come from no group address."""
+    """A tc program behind XDP sees the Ethernet header, and the app's packets come from
+    no group address.
+    """
     site.wire(offloads=True)
     upper = put_above(site.client, "macvlan")
     routed = site.attach_client(policy(XDP, upper))
@@ -180,7 +185,8 @@ def test_others_see_whole_frames_in_generic_mode(site, payload):
 def bad_checksums(host) -> int:
     """That its TCP has received."""
     names, values = (
-        line.split() for line in host.run(["grep", "Tcp:", "/proc/self/net/snmp"]).stdout.splitlines()
+        line.split()
+        for line in host.run(["grep", "Tcp:", "/proc/self/net/snmp"]).stdout.splitlines()
     )
     return int(values[names.index("InCsumErrors")])
 

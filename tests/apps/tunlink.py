@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link without link header between two hosts of a laboratory: a TUN device in each, and a thread that carries packets
-from one to the other, as a VPN's daemon does.
+"""A link without link header between two hosts of a laboratory: a TUN device in each, and a thread
+that carries packets from one to the other, as a VPN's daemon does.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def _carry(fds: tuple[int, int], stop: int) -> None:
 def tun_link(
     hosts: tuple[Host, Host], name: str, *, network: int, offloads: bool, mtu: int = 1500
 ) -> Iterator[None]:
-    """Devices of that name in both, with the addresses 198.18.NETWORK.1 and .2, 2001:db8:NETWORK::1 and ::2. offloads:
-    packets are carried with a virtio_net header, uncut and with their checksums open.
+    """Devices of that name in both, with the addresses 198.18.NETWORK.1 and .2,
+    2001:db8:NETWORK::1 and ::2. offloads: packets are carried with a virtio_net header, uncut and
+    with their checksums open.
     """
     fds = tuple(host.call(_tun, name, offloads) for host in hosts)
     stop, stopper = os.pipe()

@@ -28,7 +28,9 @@ cases = ["g: bound"]
 """
 
 
-def result(case: str, verdict: str, carrier: str = "tap", detail: str = "", family: str = "ip4") -> Result:
+def result(
+    case: str, verdict: str, carrier: str = "tap", detail: str = "", family: str = "ip4"
+) -> Result:
     return Result("g", case, "connect", family, carrier, verdict, detail, {}, 0.0)
 
 
@@ -48,12 +50,18 @@ def limits(tmp_path: Path) -> list[Limit]:
         (result("a1", DIFFERS, "af_xdp", "x"), "it differs, and limits.toml does not say so: x"),
         (result("a1", SAME), 'it holds now; take it out of limits.toml ("of two minds")'),
         (result("a1", UNTRIED), ""),
-        (result("a1", KERNELS), "the kernel serves it now, as without us; limits.toml says that it differs"),
+        (
+            result("a1", KERNELS),
+            "the kernel serves it now, as without us; limits.toml says that it differs",
+        ),
         (result("bound", KERNELS), ""),
         (result("bound", SAME), 'it holds now; take it out of limits.toml ("bound to a device")'),
         (result("bound", DIFFERS, detail="x"), "it differs, and limits.toml does not say so: x"),
         (result("b", KERNELS, detail="forwarded"), ""),
-        (result("b", KERNELS), "the kernel serves it, and neither a listing nor limits.toml says why"),
+        (
+            result("b", KERNELS),
+            "the kernel serves it, and neither a listing nor limits.toml says why",
+        ),
         (result("race", SAME), ""),
         (result("race", DIFFERS), ""),
     ],
@@ -78,7 +86,14 @@ def test_the_page_says_a_word_for_both_families_once_and_a_reason_once(limits: l
 
 def test_amounts_are_multiples_of_the_payload():
     sizes = (0, 60_000, 600_000, 1_040_000, 2_080_000, 5_000_000)
-    assert [amount(s, 1_000_000) for s in sizes] == ["none", "few", "part", "once", "twice", "5 times"]
+    assert [amount(s, 1_000_000) for s in sizes] == [
+        "none",
+        "few",
+        "part",
+        "once",
+        "twice",
+        "5 times",
+    ]
 
 
 def test_cases_have_names_of_their_own_and_each_group_has_quick_ones():

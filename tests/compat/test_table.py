@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compatibility table's quick cells, each a test: it is as without dmm-ebpf, or limits.toml says that it is not.
-A cell that this kernel lacks something for is skipped.
+"""The compatibility table's quick cells, each a test: it is as without dmm-ebpf, or limits.toml
+says that it is not. A cell that this kernel lacks something for is skipped.
 
 DMM_COMPAT=all in the environment tries every cell.
 """
@@ -37,7 +37,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], R
 def test_a_cell(results, spot: Spot, carrier: str):
     result = results[spot.name, carrier]
     if result.verdict == UNTRIED:
-        assert not result.detail.startswith("there is no "), "a program that tools/bootstrap installs"
+        assert not result.detail.startswith("there is no "), (
+            "a program that tools/bootstrap installs"
+        )
         pytest.skip(f"could not be tried here: {result.detail}")
     assert not objection(result, LIMITS), f"{result.facts}"
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short run of the wire parser's fuzz target, and tools/fuzz itself. tools/fuzz is for the long runs."""
+"""A short run of the wire parser's fuzz target, and tools/fuzz itself. tools/fuzz is for
+the long runs.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_no_packet_breaks_what_reads_it_first(name: str, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr[-6000:]
 
 
-def test_a_target_that_does_not_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_does_not_build_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildError, match="clang was not found; run tools/bootstrap"):
         TARGETS["wire"].build(tmp_path / "wire")
@@ -44,7 +48,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_tool_runs_keeps_a_corpus_and_counts(tmp_path: Path) -> None:
-    done = run("--target", "wire", "--minutes", "0.02", "--workers", "1", "--directory", str(tmp_path))
+    done = run(
+        "--target", "wire", "--minutes", "0.02", "--workers", "1", "--directory", str(tmp_path)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fuzz: wire: " in done.stdout
     assert "nothing found" in done.stdout
@@ -55,7 +61,9 @@ def test_the_tool_runs_keeps_a_corpus_and_counts(tmp_path: Path) -> None:
 def test_the_tool_reports_a_crash_with_the_command_that_repeats_it(tmp_path: Path) -> None:
     done = run("--self-test", "--minutes", "0.2", "--workers", "1", "--directory", str(tmp_path))
     assert done.returncode == 1
-    (found,) = [line for line in done.stdout.splitlines() if line.startswith("fuzz: self-test: found ")]
+    (found,) = [
+        line for line in done.stdout.splitlines() if line.startswith("fuzz: self-test: found ")
+    ]
     assert "repeat it with: " in found
     command = found.partition("repeat it with: ")[2].split()
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two hosts: one with dmm-ebpf and an application in its cgroup, one on whose wire lwIP has an address of its own."""
+"""Two hosts: one with dmm-ebpf and an application in its cgroup, one on whose wire lwIP has an
+address of its own.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ class Site:
 
 
 @pytest.fixture
-def site(lab: Lab, make_cgroup: Callable[[], Cgroup], lwip_peer: Path, tmp_path: Path) -> Iterator[Site]:
+def site(
+    lab: Lab, make_cgroup: Callable[[], Cgroup], lwip_peer: Path, tmp_path: Path
+) -> Iterator[Site]:
     tmp_path.chmod(0o755)
     made = Site(lab, make_cgroup(), lwip_peer, tmp_path)
     yield made

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lwip_peer.c: one TCP endpoint by lwIP (Debian's liblwip), a stack with which we share no code and no
- * habits.
+ * lwip_peer.c: one TCP endpoint by lwIP (Debian's liblwip), a stack with which we share no code and
+ * no habits.
  *
- * It has an Ethernet interface of its own on a device of this network namespace, through a packet socket: own
- * MAC and addresses, which the kernel beside it does not have and so leaves alone.
+ * It has an Ethernet interface of its own on a device of this network namespace, through a packet
+ * socket: own MAC and addresses, which the kernel beside it does not have and so leaves alone.
  *
  *   lwip_peer DEVICE MAC IPV4 IPV6 listen PORT MODE [FILE]
  *   lwip_peer DEVICE MAC IPV4 IPV6 connect ADDRESS PORT MODE [FILE]
  *
- * MODE: echo (all that comes, back; at the end of it, close), sink (into FILE; at its end, close), source
- * (FILE, then the end; then wait for the peer's), reset (take the first bytes, then reset). It says on
- * stdout: ready, open, eof BYTES, closed, reset. It ends when its stdin does.
+ * MODE: echo (all that comes, back; at the end of it, close), sink (into FILE; at its end, close),
+ * source (FILE, then the end; then wait for the peer's), reset (take the first bytes, then reset).
+ * It says on stdout: ready, open, eof BYTES, closed, reset. It ends when its stdin does.
  *
- * Received frames go into PBUF_RAM: Debian's build gives PBUF_POOL buffers that are shorter than it believes.
+ * Received frames go into PBUF_RAM: Debian's build gives PBUF_POOL buffers that are shorter than it
+ * believes.
  */
 #include <lwip/api.h>
 #include <lwip/etharp.h>
@@ -113,8 +114,8 @@ static err_t interface_init(struct netif *n)
 	n->name[1] = 'k';
 	n->mtu = 1500;
 	n->hwaddr_len = ETH_ALEN;
-	n->flags = NETIF_FLAG_BROADCAST | NETIF_FLAG_ETHARP | NETIF_FLAG_ETHERNET | NETIF_FLAG_MLD6 |
-		   NETIF_FLAG_LINK_UP;
+	n->flags = NETIF_FLAG_BROADCAST | NETIF_FLAG_ETHARP | NETIF_FLAG_ETHERNET |
+		   NETIF_FLAG_MLD6 | NETIF_FLAG_LINK_UP;
 	n->output = etharp_output;
 	n->output_ip6 = ethip6_output;
 	n->linkoutput = frame_out;
@@ -141,8 +142,8 @@ static void add_interface(const char *mac, const char *v4, const char *v6)
 	ip4_addr_t addr, mask, gateway;
 	ip6_addr_t addr6;
 
-	if (sscanf(mac, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &nif.hwaddr[0], &nif.hwaddr[1], &nif.hwaddr[2],
-		   &nif.hwaddr[3], &nif.hwaddr[4], &nif.hwaddr[5]) != 6)
+	if (sscanf(mac, "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &nif.hwaddr[0], &nif.hwaddr[1],
+		   &nif.hwaddr[2], &nif.hwaddr[3], &nif.hwaddr[4], &nif.hwaddr[5]) != 6)
 		die("cannot use MAC address %s: it is not six bytes in hex", mac);
 	if (!ip4addr_aton(v4, &addr) || !ip6addr_aton(v6, &addr6))
 		die("cannot use address %s or %s: not an address", v4, v6);
@@ -182,7 +183,8 @@ static void ended(err_t err, unsigned long long bytes)
 }
 
 /* Everything that comes, to use(); what ended it */
-static err_t drain(struct netconn *conn, err_t (*use)(struct netconn *, const void *, u16_t, FILE *), FILE *f)
+static err_t drain(struct netconn *conn,
+		   err_t (*use)(struct netconn *, const void *, u16_t, FILE *), FILE *f)
 {
 	unsigned long long bytes = 0;
 	struct netbuf *buf;
@@ -297,7 +299,8 @@ static void do_listen(u16_t port)
 	struct netconn *conn = netconn_new(NETCONN_TCP_IPV6);
 	pthread_t thread;
 
-	if (!conn || netconn_bind(conn, IP6_ADDR_ANY, port) != ERR_OK || netconn_listen(conn) != ERR_OK)
+	if (!conn || netconn_bind(conn, IP6_ADDR_ANY, port) != ERR_OK ||
+	    netconn_listen(conn) != ERR_OK)
 		die("cannot listen on port %u: lwIP refuses", port);
 	if (pthread_create(&thread, NULL, accept_all, conn))
 		die("cannot start a thread");
@@ -340,7 +343,8 @@ int main(int argc, char **argv)
 	char byte;
 
 	if (argc < at + 2 || (!listens && strcmp(argv[5], "connect")))
-		die("usage: lwip_peer DEVICE MAC IPV4 IPV6 listen|connect ADDRESS PORT MODE [FILE]");
+		die("usage: lwip_peer DEVICE MAC IPV4 IPV6 listen|connect ADDRESS PORT MODE "
+		    "[FILE]");
 	mode = find_mode(argv[at + 1]);
 	file_path = argc > at + 2 ? argv[at + 2] : NULL;
 	open_device(argv[1]);

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An unmodified application through the user stack, with lwIP at the other end: bytes, closes and resets.
+"""An unmodified application through the user stack, with lwIP at the other end: bytes,
+closes and resets.
 
-lwIP here has no SACK, no timestamps, a window of 64 KiB, and retransmits by a 500 ms timer: what the stack does with
-such a peer shows in nothing else that we test with.
+lwIP here has no SACK, no timestamps, a window of 64 KiB, and retransmits by a 500 ms timer: what
+the stack does with such a peer shows in nothing else that we test with.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def test_both_ways_with_loss(site, payload):
     wait_for(
         lambda: (
             not site.routed.flows()
-            or {flow.get("outer_state", "TIME_WAIT") for flow in site.routed.flows()} <= {"TIME_WAIT"}
+            or {flow.get("outer_state", "TIME_WAIT") for flow in site.routed.flows()}
+            <= {"TIME_WAIT"}
         ),
         20,
         "the connection to be over",

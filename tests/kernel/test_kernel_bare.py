@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User stacks on the kinds of devices without link header that kernels have: both ways, by both families
+"""User stacks on the kinds of devices without link header that kernels have: both ways,
+by both families
 as far as the kind carries them.
 
-A kernel without a kind skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL) it must be there.
+A kernel without a kind skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL) it
+must be there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cgroup of a stack process where the kernel has the memory and pids controllers in cgroup v2: its limits hold."""
+"""The cgroup of a stack process where the kernel has the memory and pids controllers in cgroup
+v2: its limits hold.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def handed_down():
     before = set(control.read_text().split())
     control.write_text("+memory +pids")
     yield root
-    control.write_text(" ".join(f"-{name}" for name in ("memory", "pids") if name not in before) or "+pids")
+    control.write_text(
+        " ".join(f"-{name}" for name in ("memory", "pids") if name not in before) or "+pids"
+    )
 
 
 def test_a_process_that_takes_too_much_ends_alone(handed_down):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices and queueing disciplines that Debian's kernels have as modules: they can be made, and carry packets.
+"""Devices and queueing disciplines that Debian's kernels have as modules: they can be made,
+and carry packets.
 
-A kernel without one of them skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL) it must be there.
+A kernel without one of them skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL)
+it must be there.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def test_bonding(wire):
 
 def test_wireguard_and_dummy(wire):
     host = wire[0]
-    _made(host, "link add wg0 type wireguard", "address add 192.0.2.1/24 dev wg0", "link set wg0 up")
+    _made(
+        host, "link add wg0 type wireguard", "address add 192.0.2.1/24 dev wg0", "link set wg0 up"
+    )
     _made(host, "link add d0 type dummy", "address add 198.51.100.1/32 dev d0", "link set d0 up")
     assert _ping_ms(host, "198.51.100.1") > 0
     assert "wireguard" in host.run(["ip", "-d", "link", "show", "wg0"]).stdout
@@ -71,7 +75,9 @@ def test_wireguard_and_dummy(wire):
 def test_fq_and_netem(wire):
     host = wire[0]
     for qdisc in ("fq", "netem delay 200ms"):
-        done = host.run(["tc", "qdisc", "replace", "dev", host.nic.name, "root", *qdisc.split()], check=False)
+        done = host.run(
+            ["tc", "qdisc", "replace", "dev", host.nic.name, "root", *qdisc.split()], check=False
+        )
         if done.returncode and "DMM_GUEST_KERNEL" not in os.environ:
             pytest.skip(f"this kernel: {done.stderr.strip()}")
         assert done.returncode == 0, done.stderr

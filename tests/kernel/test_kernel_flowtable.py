@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway with an nftables flowtable, by which packets of an open connection go past FORWARD, carries what it
-forwards by a user stack all the same.
+"""A gateway with an nftables flowtable, by which packets of an open connection go past FORWARD,
+carries what it forwards by a user stack all the same.
 
-A kernel without flowtables skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL) they must be there.
+A kernel without flowtables skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL)
+they must be there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf hal` on devices that Debian's kernels have as modules, and on a kernel without the netdev family."""
+"""`dmm-ebpf hal` on devices that Debian's kernels have as modules, and on a kernel without
+the netdev family.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kernel must carry: the main job end to end, few attaches and small transfers, so that an emulated machine
-gets through it in minutes. `tools/test --kernel` runs this in a guest, the normal run on the host.
+"""What every kernel must carry: the main job end to end, few attaches and small transfers, so that
+an emulated machine gets through it in minutes. `tools/test --kernel` runs this in a guest, the
+normal run on the host.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def _policy(*, wan=80, lan=8081, direction="connect", selector='cgroup = "{cgrou
     return POLICY.format(wan=wan, lan=lan, direction=direction, selector=selector)
 
 
-# Opens a connection to each address:port, waits for a line, then gets the file from each: what came, by its hash.
+# Opens a connection to each address:port, waits for a line, then gets the file from each: what
+# came, by its hash.
 HOLD = """
 import hashlib, json, socket, sys
 path, *peers = sys.argv[1:]
@@ -92,11 +94,17 @@ def traces(wired):
 
 @pytest.fixture
 def hold(wired, payload):
-    """Starts a program that holds a connection to each port by IPv4 and IPv6, and gets the file when told."""
+    """Starts a program that holds a connection to each port by IPv4 and IPv6, and gets the
+    file when told.
+    """
     path, _ = payload(BYTES)
 
     def start(ports):
-        peers = [f"{address}:{port}" for port in ports for address in (wired.server.ip4, wired.server.ip6)]
+        peers = [
+            f"{address}:{port}"
+            for port in ports
+            for address in (wired.server.ip4, wired.server.ip6)
+        ]
         process = wired.client_cgroup.spawn(
             ["/usr/bin/python3", "-c", HOLD, path.name, *peers],
             host=wired.client,
@@ -124,7 +132,9 @@ def _got(process):
 
 
 def _served(flows, address="dst", port="dport"):
-    """{(address, port): stack} of flows, by the peer's end or, with src and sport, by this host's."""
+    """{(address, port): stack} of flows, by the peer's end or, with src and sport,
+    by this host's.
+    """
     return {(flow[address], flow[port]): flow["stack"] for flow in flows}
 
 
@@ -153,7 +163,9 @@ def test_connecting_by_kernel_and_user_stack_and_a_policy_change(wired, payload,
     mine = [flow for flow in routed.flows() if flow["pid"] == new.pid]
     assert _served(mine) == _expected(wired, wan=8081, lan=80)
     assert _got(new) == [sha256] * 4
-    assert _got(old) == [sha256] * 4, "connections that were open when the policy changed were harmed"
+    assert _got(old) == [sha256] * 4, (
+        "connections that were open when the policy changed were harmed"
+    )
     counters = _counters(routed)
     # 1 MB is some 700 segments, and four transfers went through the user stack.
     assert counters["xdp_flow"] > 1000
@@ -187,9 +199,13 @@ def test_killed_stack_and_killed_director(wired, payload, hold, traces):
     os.kill(routed.stack("wan")["pid"], signal.SIGKILL)
     assert set(_got(held)) <= {"ConnectionResetError", "ConnectionAbortedError"}
     url = f"http://{wired.server.ip4}/{name}"
-    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256, "by whoever serves now"
+    assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256, (
+        "by whoever serves now"
+    )
     row = wait_for(
-        lambda: (r := routed.stack("wan"))["state"] == "up" and r, 20, "the stack to be started again"
+        lambda: (r := routed.stack("wan"))["state"] == "up" and r,
+        20,
+        "the stack to be started again",
     )
     assert row["restarts"] == 1
     through = _counters(routed)["xdp_flow"]

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""io = "tap" on every kernel: by tcx where there is, by clsact before Linux 6.6, over devices that only some have."""
+"""io = "tap" on every kernel: by tcx where there is, by clsact before Linux 6.6, over devices
+that only some have.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +76,9 @@ def has_tcx() -> bool:
 def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
     device, peer = _device(wired, kind)
     path, sha256 = payload(300_000)
-    url = nginx(wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup).url(
-        path.name
-    )
+    url = nginx(
+        wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup
+    ).url(path.name)
     url = url.replace(wired.server.ip4, peer)
     host = wired.client
     before = host.run(["sh", "-c", TRACES]).stdout
@@ -93,7 +95,9 @@ def test_a_filter_at_the_first_priority_is_told_and_nothing_is_left(wired):
     host = wired.client
     dev = host.nic.name
     host.run(["tc", "qdisc", "add", "dev", dev, "clsact"])
-    host.run(f"tc filter add dev {dev} ingress pref 1 protocol ip u32 match u32 0 0 classid 1:1".split())
+    host.run(
+        f"tc filter add dev {dev} ingress pref 1 protocol ip u32 match u32 0 0 classid 1:1".split()
+    )
     before = host.run(["sh", "-c", TRACES]).stdout
     if not host.call(has_tcx):
         with pytest.raises(DmmError, match="priority 1 at its ingress"):

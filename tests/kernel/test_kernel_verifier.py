@@ -10,8 +10,9 @@ from dmm_ebpf.loader import verify
 from dmm_ebpf.loader.spec import EARLIER, PROGRAMS
 from dmm_ebpf.loader.verify import Verified
 
-# Measured on 6.18: 38,700 for tcin and 27,500 for xdp, which look for listeners, flows, parts and what is forwarded;
-# 120,400 for all, of which what a SYN asks for and the iterator that finds old listeners are 3,000.
+# Measured on 6.18: 38,700 for tcin and 27,500 for xdp, which look for listeners, flows, parts and
+# what is forwarded; 120,400 for all, of which what a SYN asks for and the iterator that finds old
+# listeners are 3,000.
 PROCESSED_MAX = 45_000
 ALL_PROCESSED_MAX = 130_000
 STATES_MAX = 3_000  # one program's

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For the tests of the BPF programs: an attached instance, policies written entry by entry, and a program to route.
+"""For the tests of the BPF programs: an attached instance, policies written entry by entry, and a
+program to route.
 
-The policy's author here is the test itself: entries are packed from bpf/abi.h and written where the RD would
-write them, so that what is tested is the programs alone.
+The policy's author here is the test itself: entries are packed from bpf/abi.h and written where the
+RD would write them, so that what is tested is the programs alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from lab.waiting import wait_for, wait_readable
 SO_NETNS_COOKIE = 71
 SO_MAX_PACING_RATE = 47
 
-# Reads Python from stdin, one JSON string a line; answers with JSON: the value, or the errno of an OSError.
+# Reads Python from stdin, one JSON string a line; answers with JSON: the value, or the errno
+# of an OSError.
 AGENT = """
 import ctypes, errno, json, os, socket, struct, sys
 names = {"s": {}, "socket": socket, "struct": struct, "os": os, "libc": ctypes.CDLL(None)}
@@ -70,7 +72,9 @@ class Agent:
         return self.process.pid
 
     def __call__(self, source: str) -> Any:
-        """Runs an expression or statements there; an OSError there is raised here, with its errno."""
+        """Runs an expression or statements there; an OSError there is raised here,
+        with its errno.
+        """
         self.post(source)
         return self.answer()
 
@@ -120,7 +124,11 @@ class Agent:
 
     def tos(self, name: str, *, ipv6: bool = False) -> int:
         """IP_TOS or IPV6_TCLASS."""
-        level = "socket.IPPROTO_IPV6, socket.IPV6_TCLASS" if ipv6 else "socket.IPPROTO_IP, socket.IP_TOS"
+        level = (
+            "socket.IPPROTO_IPV6, socket.IPV6_TCLASS"
+            if ipv6
+            else "socket.IPPROTO_IP, socket.IP_TOS"
+        )
         return int(self(f"s[{name!r}].getsockopt({level})"))
 
     def congestion(self, name: str) -> str:
@@ -134,7 +142,9 @@ class Agent:
 
     def cookie(self, name: str) -> int:
         """SO_COOKIE, which a flow is kept by."""
-        return int(self(f"struct.unpack('=Q', s[{name!r}].getsockopt(socket.SOL_SOCKET, 57, 8))[0]"))
+        return int(
+            self(f"struct.unpack('=Q', s[{name!r}].getsockopt(socket.SOL_SOCKET, 57, 8))[0]")
+        )
 
 
 def netns_cookie(host: Host) -> int:
@@ -142,7 +152,9 @@ def netns_cookie(host: Host) -> int:
 
     def read() -> int:
         with socket.socket() as sock:
-            return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+            return int(
+                struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0]
+            )
 
     return host.call(read)
 
@@ -153,7 +165,9 @@ def prefix_key(table: int, prefix: str) -> tuple[str, bytes]:
     length = 32 + net.prefixlen
     if net.version == 4:
         addr_be = struct.unpack("=I", net.network_address.packed)[0]
-        return "routes4", abi.pack(abi.new("dmm_route4_key", prefixlen=length, table=table, addr_be=addr_be))
+        return "routes4", abi.pack(
+            abi.new("dmm_route4_key", prefixlen=length, table=table, addr_be=addr_be)
+        )
     return "routes6", abi.pack(
         abi.new("dmm_route6_key", prefixlen=length, table=table, addr=net.network_address.packed)
     )
@@ -161,7 +175,9 @@ def prefix_key(table: int, prefix: str) -> tuple[str, bytes]:
 
 @dataclass
 class Policy:
-    """Entries of one half. Rules count from 1 as decisions do; apply() writes them and flips control."""
+    """Entries of one half. Rules count from 1 as decisions do; apply() writes them
+    and flips control.
+    """
 
     rules: list[dict[str, Any]] = field(default_factory=list)
     stacks: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -183,14 +199,18 @@ class Policy:
         """A user stack."""
         return self.stack(number, C.DMM_STACK_USER, **{"congestion": b"reno", **fields})
 
-    def route(self, table: int, prefix: str, stack: int, *, route: int = 0, portset: int = 0) -> Policy:
+    def route(
+        self, table: int, prefix: str, stack: int, *, route: int = 0, portset: int = 0
+    ) -> Policy:
         """A prefix; with a portset, ports() say more."""
         name, key = prefix_key(table, prefix)
         value = abi.new("dmm_route_value", route=route, stack=stack, portset=portset)
         self.entries[name].append((key, abi.pack(value)))
         return self
 
-    def ports(self, portset: int, port: int, bits: int, stack: int, *, route: int, proto: int = 6) -> Policy:
+    def ports(
+        self, portset: int, port: int, bits: int, stack: int, *, route: int, proto: int = 6
+    ) -> Policy:
         """The aligned block of ports whose first is port and whose leading bits count."""
         key = abi.new(
             "dmm_port_key",
@@ -262,7 +282,9 @@ def stack_up(attached: loader.Attached, number: int, up: int = 1) -> None:
 
 
 def processes_up(attached: loader.Attached, number: int, up: int, seats: Sequence[int]) -> None:
-    """stack_state[number] of a stack with several processes: bits of those that are up, the seat of each."""
+    """stack_state[number] of a stack with several processes: bits of those that are up, the
+    seat of each.
+    """
     state = abi.new("dmm_stack_state", up=up, processes=len(seats))
     for i, seat in enumerate(seats):
         state.seats[i] = seat
@@ -326,12 +348,16 @@ class Bench:
         return self.attached.maps.listeners.get(listener_key(address, port))
 
     def event(self, kind: int, cookie: int) -> Any:
-        """Waits for an event of one socket; those that come before it are kept for the next call."""
+        """Waits for an event of one socket; those that come before it are kept for
+        the next call.
+        """
 
         def find() -> Any:
             if wait_readable(self.reader.fileno(), 0.05):
                 self.events += self.reader.read()
-            return next((e for e in self.events if e.type == kind and e.flow.cookie == cookie), None)
+            return next(
+                (e for e in self.events if e.type == kind and e.flow.cookie == cookie), None
+            )
 
         return wait_for(find, 10.0, f"event {kind} of socket {cookie}")
 

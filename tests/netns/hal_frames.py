@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbered TCP frames, and a packet socket at the far end: what the tests of the NIC adapters send and look for."""
+"""Numbered TCP frames, and a packet socket at the far end: what the tests of the NIC adapters
+send and look for.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def packet_socket(host: Host, device: str = "eth0") -> socket.socket:
 
 
 def send_numbered(adapter: Any, count: int, begin: Any, commit: Any, kick: Any) -> None:
-    """Frames 0 to count - 1 through an adapter, by its three functions; the last may still be unsent."""
+    """Frames 0 to count - 1 through an adapter, by its three functions; the last may
+    still be unsent.
+    """
     for number in range(count):
         data = frame(number)
         while (room := begin(adapter)) == ffi.NULL:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces for the tests of hal and userstack: made with ip(8), unique by pid, always taken away."""
+"""Namespaces for the tests of hal and userstack: made with ip(8), unique by pid,
+always taken away.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def sh(*argv: str, netns: str | None = None, check: bool = True) -> str:
     return done.stdout
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10.0, what: str = "condition") -> None:
+def wait_until(
+    condition: Callable[[], bool], timeout: float = 10.0, what: str = "condition"
+) -> None:
     """Polls a condition that has no descriptor to wait on, at 5 ms, until a deadline."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -73,7 +77,12 @@ def hosts(count: int) -> Iterator[list[Host]]:
 
 
 def link(
-    left: Host, right: Host, *, names: tuple[str, str] = ("eth0", "eth0"), net: int = 1, queues: int = 1
+    left: Host,
+    right: Host,
+    *,
+    names: tuple[str, str] = ("eth0", "eth0"),
+    net: int = 1,
+    queues: int = 1,
 ) -> None:
     """A veth pair with 10.9.NET.1/2 and fd09:NET::1/2 on it, both up, no DAD."""
     (lname, rname), n = names, str(queues)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least tc program that gives TCP to a TAP device, as bytecode, so that hal is tested without the loader."""
+"""The least tc program that gives TCP to a TAP device, as bytecode, so that hal is tested
+without the loader.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ _DATA, _UNSPEC = 76, -1  # in struct __sk_buff; TC_ACT_UNSPEC
 
 
 def redirect_tcp(ifindex: int) -> int:
-    """TCP over IPv4 or IPv6 to that device, marked as its filter wants it; the rest to the kernel."""
+    """TCP over IPv4 or IPv6 to that device, marked as its filter wants it; the rest
+    to the kernel.
+    """
     to_device = [
         insn(0xB7, 2, 0, 0, C.DMM_TCIN_MARK),
         insn(0x63, 1, 2, 8),  # mark = r2

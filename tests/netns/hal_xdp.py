@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least XDP program that gives TCP to AF_XDP sockets, as bytecode, so that hal is tested without the
-loader.
+"""The least XDP program that gives TCP to AF_XDP sockets, as bytecode, so that hal is tested
+without the loader.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> b
 
 
 def if_tcp(data: int, then: list[bytes], otherwise: int) -> list[bytes]:
-    """A program: then, with r1 = ctx, for TCP over IPv4 or IPv6; for the rest it returns otherwise. data: where in the
-    context that field is, with data_end behind it.
+    """A program: then, with r1 = ctx, for TCP over IPv4 or IPv6; for the rest it returns otherwise.
+    data: where in the context that field is, with data_end behind it.
     """
     left = len(then)
     return [
@@ -66,8 +66,8 @@ def if_tcp(data: int, then: list[bytes], otherwise: int) -> list[bytes]:
 
 
 def redirect_tcp(xsks_fd: int, *, frags: bool = False) -> int:
-    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel. frags: it takes
-    packets in several frames.
+    """XDP program: TCP over IPv4 or IPv6 to xsks[receive queue], the rest to the kernel. frags: it
+    takes packets in several frames.
     """
     to_socket = [
         insn(0x61, 2, 1, 16),  # rx_queue_index
@@ -85,7 +85,16 @@ def load(kind: int, program: list[bytes], flags: int = 0) -> int:
     code = ctypes.create_string_buffer(b"".join(program))
     text = ctypes.create_string_buffer(b"Apache-2.0")
     attr = struct.pack(
-        "=IIQQIIQII", kind, len(program), ctypes.addressof(code), ctypes.addressof(text), 0, 0, 0, 0, flags
+        "=IIQQIIQII",
+        kind,
+        len(program),
+        ctypes.addressof(code),
+        ctypes.addressof(text),
+        0,
+        0,
+        0,
+        0,
+        flags,
     )
     return _bpf(_PROG_LOAD, attr)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process of a user stack as far as the kernel sees it: its TAP device for the inner leg on a NIC, its place in the
-maps, and the least TCP that opens a connection: what comes out of the device is answered by frames written to it.
+"""A process of a user stack as far as the kernel sees it: its TAP device for the inner leg on a
+NIC, its place in the maps, and the least TCP that opens a connection: what comes out of the device
+is answered by frames written to it.
 """
 
 from __future__ import annotations
@@ -72,14 +73,30 @@ class Segment:
         family = socket.AF_INET6 if ":" in self.src else socket.AF_INET
         src, dst = socket.inet_pton(family, self.src), socket.inet_pton(family, self.dst)
         tcp = struct.pack(
-            ">HHIIBBHHH", self.sport, self.dport, self.seq, self.ack, 5 << 4, self.flags, 65535, 0, 0
+            ">HHIIBBHHH",
+            self.sport,
+            self.dport,
+            self.seq,
+            self.ack,
+            5 << 4,
+            self.flags,
+            65535,
+            0,
+            0,
         )
         tcp += self.payload
         pseudo = src + dst + struct.pack(">II", len(tcp), socket.IPPROTO_TCP)
         tcp = tcp[:16] + struct.pack(">H", checksum(pseudo + tcp)) + tcp[18:]
         link = to + b"\2\0\0\0\0\x99"
         if family == socket.AF_INET6:
-            return link + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64) + src + dst + tcp
+            return (
+                link
+                + b"\x86\xdd"
+                + struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64)
+                + src
+                + dst
+                + tcp
+            )
         ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0x4000, 64, 6, 0) + src + dst
         return link + b"\x08\0" + ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:] + tcp
 
@@ -191,8 +208,8 @@ class Seat:
         self.ask(C.DMM_ASK_DISOWN, flow)
 
     def accept(self, to: bytes) -> int:
-        """Answers every SYN that is there as the process does when the far host has: claims its flow, and sends a
-        SYN-ACK. How many there were.
+        """Answers every SYN that is there as the process does when the far host has: claims its
+        flow, and sends a SYN-ACK. How many there were.
         """
         syns = [one for one in self.segments() if one.flags & (SYN | ACK) == SYN]
         for syn in syns:
@@ -223,7 +240,9 @@ def mac_of(host: Host) -> bytes:
     return bytes.fromhex(link["address"].replace(":", ""))
 
 
-def connect(agent: Agent, seats: Iterable[Seat], mac: bytes, name: str, address: str, port: int) -> None:
+def connect(
+    agent: Agent, seats: Iterable[Seat], mac: bytes, name: str, address: str, port: int
+) -> None:
     """agent.connect(), while the processes answer what comes to them."""
     taking = list(seats)
     agent.post(f"s[{name!r}].settimeout(10); s[{name!r}].connect(({address!r}, {port}))")

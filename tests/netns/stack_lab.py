@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user stack on a host of a test, without a Resource Director: supervisor, the tc programs that lead to it, and the
-least XDP program.
+"""A user stack on a host of a test, without a Resource Director: supervisor, the tc programs that
+lead to it, and the least XDP program.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Stack:
             k=SEAT - 1,
             device=stackdevice.name_of(SEAT - 1),
             nics=[
-                NicSpec(n.ifindex, n.name, i, n.rx_queues, n.mac, n.mtu, xsk=port == "af_xdp", port=port)
+                NicSpec(
+                    n.ifindex, n.name, i, n.rx_queues, n.mac, n.mtu, xsk=port == "af_xdp", port=port
+                )
                 for i, n in enumerate(found)
             ],
             xsks_fd=self.xsks,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process that somebody has taken over: the real one, from its real start to the moment it serves; after that
-it does what it is told by the control socket's request "do", which evaluates an expression and tells how that went.
+"""A stack process that somebody has taken over: the real one, from its real start to the moment it
+serves; after that it does what it is told by the control socket's request "do", which evaluates an
+expression and tells how that went.
 
 Run as StackSupervisor.COMMAND runs the real one.
 """
@@ -68,7 +69,9 @@ class TakenOver(process.StackProcess):
         super().__init__(spec)
         # While it may still look: the descriptor of its TAP device.
         fds = Path("/proc/self/fd")
-        self.device = next(int(fd.name) for fd in fds.iterdir() if str(fd.readlink()) == "/dev/net/tun")
+        self.device = next(
+            int(fd.name) for fd in fds.iterdir() if str(fd.readlink()) == "/dev/net/tun"
+        )
 
     def _answer(self, request: Any) -> dict[str, Any]:
         if request["method"] == "do":

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/bench connections: its arithmetic, and a few hundred real connections that are parked, used and ended."""
+"""tools/bench connections: its arithmetic, and a few hundred real connections that are parked,
+used and ended.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,12 @@ def test_a_few_hundred_are_opened_parked_used_and_ended(no_leaks, tmp_path):
     for told in (held.opened, held.checked):
         assert (told.done, told.failed, told.errors) == (FEW, 0, ())
         assert told.seconds > 0
-    assert (held.before.connections, held.idle.connections, held.idle.parked, held.after.connections) == (
-        *(0, FEW, FEW, 0),
-    )
+    assert (
+        held.before.connections,
+        held.idle.connections,
+        held.idle.parked,
+        held.after.connections,
+    ) == (*(0, FEW, FEW, 0),)
     assert (held.idle.flow_records, held.idle.owned) == (FEW, FEW)
     assert (held.after.flow_records, held.after.owned) == (0, 0)
     grown = held.idle.used_bytes - held.before.used_bytes

@@ -46,7 +46,9 @@ def test_a_bottleneck_without_a_buffer_is_refused(buffer):
         contests([CELL], [buffer])
 
 
-@pytest.mark.parametrize(("shares", "jain"), [((0.5, 0.5), 1), ((1.0, 0.0), 0.5), ((0.6, 0.2), 0.8)])
+@pytest.mark.parametrize(
+    ("shares", "jain"), [((0.5, 0.5), 1), ((1.0, 0.0), 0.5), ((0.6, 0.2), 0.8)]
+)
 def test_jains_index(shares, jain):
     assert Shared(shares, 0, 0).jain == pytest.approx(jain)
 
@@ -59,7 +61,9 @@ def test_medians_leave_out_runs_in_which_the_laboratory_lost_frames():
     assert not outcome.starved
     assert Outcome(outcome.contest, runs[:1]).starved
     assert not Outcome(contest("cubic", "bbr"), runs[:1]).starved
-    assert json.loads(json.dumps(outcome.to_json()))["median"]["jain"] == pytest.approx(0.988, abs=0.001)
+    assert json.loads(json.dumps(outcome.to_json()))["median"]["jain"] == pytest.approx(
+        0.988, abs=0.001
+    )
 
 
 def test_the_simulator_runs_the_same_contest(tmp_path):
@@ -74,7 +78,9 @@ def test_two_flows_of_which_nothing_arrived_have_shares():
     shared = shared_of([silent, silent | {"queue_loss": 0.4}])
     assert shared.shares == (0, 0)
     assert shared.dropped == pytest.approx(0.3)
-    assert shared_of([silent | {"ratio": 0.5}, silent | {"queue_loss": 0.4}]).dropped == pytest.approx(0.2)
+    assert shared_of(
+        [silent | {"ratio": 0.5}, silent | {"queue_loss": 0.4}]
+    ).dropped == pytest.approx(0.2)
 
 
 def every_contest():

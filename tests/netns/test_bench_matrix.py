@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wide-area benchmarks: what they count and how, and one small cell from end to end. Nothing is timed."""
+"""The wide-area benchmarks: what they count and how, and one small cell from end to end.
+Nothing is timed.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def test_a_flow_that_delivered_nothing_is_an_error():
 
 
 def test_medians_leave_out_runs_in_which_the_laboratory_lost_frames():
-    result = Result(TINY, (a_run("wan", 0.9), a_run("wan", 0.1, own_drops=3), a_run("bbr", 0.2, own_drops=1)))
+    result = Result(
+        TINY, (a_run("wan", 0.9), a_run("wan", 0.1, own_drops=3), a_run("bbr", 0.2, own_drops=1))
+    )
     assert result.median("wan", "share") == 0.9
     assert result.valid("wan")
     assert result.median("bbr", "share") == 0.2
@@ -104,7 +108,10 @@ def test_tables_and_plots_hold_every_cell(tmp_path: Path):
         Result(cell, (a_run("wan", 0.98), a_run("bbr", 0.9, own_drops=1)), 0.99)
         for cell in cells((20, 100), (20, 200), (0, 5))
     ]
-    cold = [bench.flows.ColdResult(r.cell, {"wan": [0.5, 0.6, 0.4], "bbr": [0.7, 0.5, 0.6]}) for r in results]
+    cold = [
+        bench.flows.ColdResult(r.cell, {"wan": [0.5, 0.6, 0.4], "bbr": [0.7, 0.5, 0.6]})
+        for r in results
+    ]
     console = Console(file=io.StringIO(), record=True, width=200)
     console.print(matrix_table(results))
     console.print(cold_table(cold))
@@ -126,7 +133,8 @@ def test_one_cell_from_end_to_end(no_leaks: None, tmp_path: Path):
     assert seen == ["wan", "bbr"]
     assert plan.n_runs == 2
     for run in result.runs:
-        # The goal is a benchmark's matter; here the flow must have been counted at all, and not twice.
+        # The goal is a benchmark's matter; here the flow must have been counted at all,
+        # and not twice.
         assert 0 < run.share < 1.2
         assert 0 < run.retransmits < 0.2
         assert math.isfinite(run.queue_ms)

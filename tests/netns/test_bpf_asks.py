@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stack process asks of the program at its own device, and what it is granted: real devices, real sockets,
-every answer there when write(2) returns.
+"""What a stack process asks of the program at its own device, and what it is granted: real devices,
+real sockets, every answer there when write(2) returns.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def connected(host: Host, address: str) -> tuple[socket.socket, socket.socket]:
 
 def serve(flows: Flows, sock: socket.socket, seat: Seat) -> None:
     """The socket's storage: that process is to serve it."""
-    way = abi.new("dmm_way", stack=STACK, process=seat.process, seat=seat.seat, state=C.DMM_WAY_TAKEN)
+    way = abi.new(
+        "dmm_way", stack=STACK, process=seat.process, seat=seat.seat, state=C.DMM_WAY_TAKEN
+    )
     flows.attached.maps.ways[sock.fileno()] = way
 
 
@@ -106,7 +108,9 @@ def test_a_flow_of_anothers_is_neither_claimed_nor_given_up(flows: Flows) -> Non
 
 
 def test_the_storage_of_its_socket_says_whose_a_flow_is(flows: Flows) -> None:
-    """A port is used again and the new connection falls to another process: the old one's end leaves it alone."""
+    """A port is used again and the new connection falls to another process: the old one's end
+    leaves it alone.
+    """
     first, second = flows.askers
     app, accepted = connected(flows.host, "127.0.0.1")
     with app, accepted:
@@ -115,7 +119,9 @@ def test_the_storage_of_its_socket_says_whose_a_flow_is(flows: Flows) -> None:
         old = abi.pack(abi.new("dmm_xdp_flow", stack=STACK, seat=first.seat))
         flows.attached.maps["xdp_flows"].update(pair_of(app), old)
         assert second.claim(pair_of(app))
-        made = abi.unpack("dmm_xdp_flow", flows.attached.maps["xdp_flows"].lookup(pair_of(app)) or b"")
+        made = abi.unpack(
+            "dmm_xdp_flow", flows.attached.maps["xdp_flows"].lookup(pair_of(app)) or b""
+        )
         assert (made.stack, made.seat, made.process) == (STACK, second.seat, 1)
         first.disown(pair_of(app))
         assert flows.owner(pair_of(app)) == second.seat
@@ -129,11 +135,15 @@ def test_a_listener_is_in_nobodys_way(flows: Flows) -> None:
         return made
 
     with flows.host.call(listen) as listener:
-        assert flows.askers[0].claim(pair("127.0.0.1", listener.getsockname()[1], "127.0.0.1", 2000))
+        assert flows.askers[0].claim(
+            pair("127.0.0.1", listener.getsockname()[1], "127.0.0.1", 2000)
+        )
 
 
 def _load(flows: Flows, number: int) -> tuple[int, int]:
-    value = flows.attached.maps["stack_load"].lookup(u32(STACK * C.DMM_MAX_PROCESSES + number)) or b""
+    value = (
+        flows.attached.maps["stack_load"].lookup(u32(STACK * C.DMM_MAX_PROCESSES + number)) or b""
+    )
     load = abi.unpack("dmm_stack_load", value)
     return int(load.full), int(load.beat_ns)
 
@@ -143,7 +153,9 @@ def test_a_process_speaks_for_itself_alone(flows: Flows) -> None:
     flows.askers[1].ask(C.DMM_ASK_STATE, full=C.DMM_FULL_MEMORY)
     full, beat_ns = _load(flows, 1)
     assert full == C.DMM_FULL_MEMORY
-    assert 0 <= time.monotonic_ns() - beat_ns < time.monotonic_ns() - before + 20_000_000  # coarse: a tick
+    assert (
+        0 <= time.monotonic_ns() - beat_ns < time.monotonic_ns() - before + 20_000_000
+    )  # coarse: a tick
     assert _load(flows, 0) == (0, 0)
 
 

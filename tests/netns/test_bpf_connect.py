@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cgroup/connect4 and connect6 in the kernel: which stack is chosen, and what that does to a program's sockets."""
+"""cgroup/connect4 and connect6 in the kernel: which stack is chosen, and what that does to
+a program's sockets.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,13 @@ def test_without_a_policy_sockets_are_only_observed(bench: Bench) -> None:
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_kernel_stack_sets_the_socket_options(bench: Bench, family: str) -> None:
-    flags = C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK | C.DMM_SET_PACING | C.DMM_SET_PRIORITY
+    flags = (
+        C.DMM_SET_CONGESTION
+        | C.DMM_SET_DSCP
+        | C.DMM_SET_MARK
+        | C.DMM_SET_PACING
+        | C.DMM_SET_PRIORITY
+    )
     policy = (
         Policy()
         .rule(7)
@@ -170,7 +178,10 @@ def test_a_congestion_control_that_the_program_has_chosen_stays(bench: Bench, se
     usual = bench.agent("open('/proc/sys/net/ipv4/tcp_congestion_control').read().strip()")
     other = next(name for name in ("cubic", "reno") if name != usual)
     seats = serve(5)
-    for told in (usual, "none"):  # as in a container whose namespace has another than the instance's
+    for told in (
+        usual,
+        "none",
+    ):  # as in a container whose namespace has another than the instance's
         policy = Policy().rule(1).user(5, congestion=other.encode(), usual=told.encode())
         policy.route(1, "0.0.0.0/0", 5).apply(bench.attached)
         assert bench.agent.congestion(carried(bench, seats, bench.b.ip4)) == other
@@ -200,7 +211,11 @@ def test_when_a_silent_peer_is_dead_says_the_stack_unless_the_program_has(
         return patience(agent, name)
 
     assert told("none") == [5000, 20, 4, 75, 1]
-    for name, value in {"time": 300, "intvl": 9, "probes": 3}.items():  # as a container may have them
+    for name, value in {
+        "time": 300,
+        "intvl": 9,
+        "probes": 3,
+    }.items():  # as a container may have them
         bench.a.sysctl(f"net.ipv4.tcp_keepalive_{name}", str(value))
     assert told("elsewhere") == [5000, 20, 4, 9, 1]
     assert told("same", (socket.TCP_KEEPIDLE, 300)) == [5000, 300, 4, 9, 1]
@@ -240,8 +255,12 @@ def test_the_mark_of_the_program_stays(bench: Bench, serve: Serve) -> None:
 
 
 def test_v4_mapped_destination_takes_the_ipv4_routes(bench: Bench, serve: Serve) -> None:
-    policy = Policy().rule(1).user(2).stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno")
-    policy.route(1, f"{bench.b.ip4}/32", 2, route=4).route(1, "::/0", 3, route=6).apply(bench.attached)
+    policy = (
+        Policy().rule(1).user(2).stack(3, KERNEL, flags=C.DMM_SET_CONGESTION, congestion=b"reno")
+    )
+    policy.route(1, f"{bench.b.ip4}/32", 2, route=4).route(1, "::/0", 3, route=6).apply(
+        bench.attached
+    )
     seats = serve(2)
     bench.agent.open("x", socket.AF_INET6)
     connect(bench.agent, seats, mac_of(bench.a), "x", f"::ffff:{bench.b.ip4}", bench.port)
@@ -295,7 +314,11 @@ def test_a_record_says_who_connected(kernel: str, bench: Bench) -> None:
         assert bytes(abi.ffi.buffer(made.comm)) == b"till".ljust(16, b"\0") and made.rule == 1
     port = agent.listen("l", "127.0.0.1")
     entry = bench.listener("127.0.0.1", port)
-    assert entry is not None and (entry.pid, entry.uid, entry.cgroup_id) == (agent.pid, 1234, inside)
+    assert entry is not None and (entry.pid, entry.uid, entry.cgroup_id) == (
+        agent.pid,
+        1234,
+        inside,
+    )
     assert abi.text(entry.comm) == "till"
 
 
@@ -369,7 +392,9 @@ def test_first_rule_whose_table_has_a_route_wins(bench: Bench) -> None:
     for number in (1, 2, 3):
         policy.stack(number, KERNEL)
     policy.route(1, "192.0.2.0/24", 1).route(1, f"{bench.b.ip4}/32", 1, route=C.DMM_ROUTE_NONE)
-    policy.route(2, f"{bench.b.ip4}/32", 2, route=20).route(3, "0.0.0.0/0", 3, route=30).apply(bench.attached)
+    policy.route(2, f"{bench.b.ip4}/32", 2, route=20).route(3, "0.0.0.0/0", 3, route=30).apply(
+        bench.attached
+    )
     made = decision(bench, connected(bench, bench.b.ip4))
     assert (made.rule, made.table, made.route, made.stack) == (2, 2, 20, 2)
 
@@ -392,11 +417,17 @@ def test_port_blocks_decide_when_the_prefix_has_a_port_set(bench: Bench) -> None
     policy.ports(9, bench.port, 16, 3, route=30).apply(bench.attached)
     made = decision(bench, connected(bench, bench.b.ip4))
     assert (made.stack, made.route, made.rule) == (1, 10, 1)
-    range_policy = Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4)
+    range_policy = (
+        Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4)
+    )
     block = bench.port & ~0xFF
-    range_policy.route(1, "0.0.0.0/0", 0, portset=8).ports(8, block, 8, 2, route=5).apply(bench.attached, 2)
+    range_policy.route(1, "0.0.0.0/0", 0, portset=8).ports(8, block, 8, 2, route=5).apply(
+        bench.attached, 2
+    )
     assert decision(bench, connected(bench, bench.b.ip4)).stack == 2
-    miss = Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4, route=6)
+    miss = (
+        Policy().rule(1).rule(2).stack(2, KERNEL).stack(4, KERNEL).route(2, "0.0.0.0/0", 4, route=6)
+    )
     miss.route(1, "0.0.0.0/0", 0, portset=8).ports(8, bench.port ^ 1, 16, 2, route=5)
     miss.apply(bench.attached, 3)
     made = decision(bench, connected(bench, bench.b.ip4))
@@ -460,13 +491,17 @@ def test_the_last_rule_is_reached(bench: Bench, n_rules: int) -> None:
 
 
 def test_rules_for_listen_do_not_touch_connect(bench: Bench) -> None:
-    Policy().rule(1, C.DMM_DIR_LISTEN).stack(1, KERNEL).route(1, "0.0.0.0/0", 1).apply(bench.attached)
+    Policy().rule(1, C.DMM_DIR_LISTEN).stack(1, KERNEL).route(1, "0.0.0.0/0", 1).apply(
+        bench.attached
+    )
     assert decision(bench, connected(bench, bench.b.ip4)).rule == 0
 
 
 def test_the_generation_flips_at_once_and_old_flows_keep_theirs(bench: Bench) -> None:
     for generation, stack in ((1, 1), (2, 2)):
-        Policy().rule(1).stack(stack, KERNEL).route(1, "0.0.0.0/0", stack).write(bench.attached, generation)
+        Policy().rule(1).stack(stack, KERNEL).route(1, "0.0.0.0/0", stack).write(
+            bench.attached, generation
+        )
     assert decision(bench, connected(bench, bench.b.ip4)).stack == 0
     flip(bench.attached, 1)
     first = connected(bench, bench.b.ip4)
@@ -506,7 +541,12 @@ def test_loopback_takes_kernel_options_and_reject(bench: Bench) -> None:
 
 
 def test_connected_udp_gets_kernel_options_only(bench: Bench, serve: Serve) -> None:
-    policy = Policy().rule(1).user(5).stack(2, KERNEL, flags=C.DMM_SET_DSCP | C.DMM_SET_PRIORITY, dscp=10)
+    policy = (
+        Policy()
+        .rule(1)
+        .user(5)
+        .stack(2, KERNEL, flags=C.DMM_SET_DSCP | C.DMM_SET_PRIORITY, dscp=10)
+    )
     policy.stacks[2]["priority"] = 6
     policy.route(1, "0.0.0.0/0", 0, portset=1).ports(1, 1000, 16, 2, route=1, proto=17)
     policy.ports(1, 2000, 16, 5, route=2, proto=17).apply(bench.attached)

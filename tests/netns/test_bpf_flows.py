@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow records and events: from the SYN to the close, for connecting and accepted sockets, and never a stray one."""
+"""Flow records and events: from the SYN to the close, for connecting and accepted sockets, and
+never a stray one.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_a_flow_from_connect_to_close(bench: Bench, family: str) -> None:
         peer.sendall(bytes(5000))
         assert agent("len(s['x'].recv(5000, socket.MSG_WAITALL))") == 5000
         peer.shutdown(socket.SHUT_WR)
-        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT")
+        wait_for(
+            lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT"
+        )
         agent.close("x")
         assert peer.recv(1) == b""
     end = bench.event(C.DMM_EVENT_CLOSE, cookie).flow
@@ -309,7 +313,10 @@ def test_a_flow_whose_place_is_taken_has_its_neighbour(bench: Bench) -> None:
             bench.agent.connect("x", address, 80)
         index = (cookie ^ 1) % C.DMM_NEAR_FLOWS
         near = bench.attached.maps.flows[index]
-        assert (near.owner, near.flow.cookie) == (cookie, cookie) and ends(near.flow)[2:] == (address, 80)
+        assert (near.owner, near.flow.cookie) == (cookie, cookie) and ends(near.flow)[2:] == (
+            address,
+            80,
+        )
         assert more_count(bench) == 0
         free_place(bench, cookie)  # the second connect() stays where the first was
     assert len(bench.flows()) == C.DMM_NEAR_FLOWS - 1
@@ -377,7 +384,9 @@ def test_figures_are_those_of_the_last_change_of_state(bench: Bench) -> None:
         flow = bench.flow(cookie)
         assert flow is not None and flow.retransmits == 0
         peer.shutdown(socket.SHUT_WR)
-        wait_for(lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT")
+        wait_for(
+            lambda: (f := bench.flow(cookie)) is not None and f.state == CLOSE_WAIT, 5, "CLOSE_WAIT"
+        )
     flow = bench.flow(cookie)
     assert flow is not None and flow.retransmits > 0 and flow.srtt_us > 0
 
@@ -407,7 +416,9 @@ def test_a_full_event_ring_is_counted_and_what_was_there_stays(bench: Bench) -> 
     agent = bench.agent
     record = abi.sizeof("dmm_event") + 8
     needed = C.DMM_EVENTS_BYTES // record // 2 + 200  # a listener that comes and goes: two events
-    agent(f"for _ in range({needed}):\n l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(); l.close()")
+    agent(
+        f"for _ in range({needed}):\n l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(); l.close()"
+    )
     lost = bench.count(C.DMM_CNT_EVENTS_LOST)
     assert lost > 0
     with EventReader(bench.attached.maps["events"].fd) as reader:
@@ -429,13 +440,17 @@ def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
     assert maps["seats"].lookup(u32(3)) is None
     Policy().route(1, "10.0.0.0/8", 1).route(1, "10.1.0.0/16", 2).apply(bench.attached)
     with create_routes_map("routes4", 3) as trie:
-        keys = [abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=1, addr_be=i)) for i in range(3)]
+        keys = [
+            abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=1, addr_be=i)) for i in range(3)
+        ]
         value = abi.pack(abi.new("dmm_route_value", stack=1))
         trie.update_batch(b"".join(keys), value * 3, 3)
         assert {k for k, _ in trie.items()} == set(keys)
 
 
 def test_the_far_host_can_listen_twice(bench: Bench) -> None:
-    """Guards the fixture: the far listener is outside the instance's namespace, so nothing of it is recorded."""
+    """Guards the fixture: the far listener is outside the instance's namespace, so nothing of
+    it is recorded.
+    """
     with bench.b.call(dual_listener):
         assert bench.attached.maps.listeners.count() == 0

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program where packets of others come in: what it notes of a SYN, for random rules as the evaluator says."""
+"""The program where packets of others come in: what it notes of a SYN, for random rules as
+the evaluator says.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +66,18 @@ def holds(bench: Bench, half: int, bits: int, ifindex: int = LO) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_rules_are_evaluated(bench: Bench, seed: int) -> None:
-    """Which of the rules hold here is random, too: those that do not are as if they named another device."""
+    """Which of the rules hold here is random, too: those that do not are as if they
+    named another device.
+    """
     chance = random.Random(seed)
     text = '[stacks.u]\nkind = "user"\n[stacks.v]\nkind = "user"\n[stacks.k]\nkind = "kernel"\n'
     for _ in range(chance.randint(1, 12)):
         device = chance.choice(["", 'in_interface = "lo"\n', 'in_interface = "not*"\n'])
         listed = [f'"{source}"' for source in chance.sample(SOURCES, chance.randint(1, 4))]
         source = chance.choice(["", f"from = [{', '.join(listed)}]\n"])
-        text += f'[[rules]]\ndirection = "forward"\n{device}{source}table = "{chance.choice("ab")}"\n'
+        text += (
+            f'[[rules]]\ndirection = "forward"\n{device}{source}table = "{chance.choice("ab")}"\n'
+        )
     for table in "ab":
         for to in ("203.0.113.0/24", "2001:db8:ff::/48"):
             for ports in ('ports = "443"\n', 'ports = "400-500"\n', ""):
@@ -119,7 +125,9 @@ def test_only_a_first_segment_is_noted(bench: Bench, flags: int) -> None:
     gateway(bench)
     come_in(bench, Segment("10.0.0.1", "203.0.113.9", 1, 2, seq=9, flags=flags))
     assert note(bench, 9) is None
-    come_in(bench, Segment("10.0.0.1", "203.0.113.9", 1, 2, seq=9, flags=SYN | 0xC0))  # it asks for ECN
+    come_in(
+        bench, Segment("10.0.0.1", "203.0.113.9", 1, 2, seq=9, flags=SYN | 0xC0)
+    )  # it asks for ECN
     assert note(bench, 9).stack == STACK
 
 
@@ -146,7 +154,9 @@ def test_a_syn_that_was_let_go_stays_the_kernels(bench: Bench) -> None:
 
 def test_addresses_are_as_in_the_packet(bench: Bench) -> None:
     gateway(bench)
-    for seq, (src, dst) in enumerate([("10.0.0.1", "203.0.113.9"), ("2001:db8::1", "2001:db8:ff::9")], 20):
+    for seq, (src, dst) in enumerate(
+        [("10.0.0.1", "203.0.113.9"), ("2001:db8::1", "2001:db8:ff::9")], 20
+    ):
         come_in(bench, Segment(src, dst, 40001, 443, seq=seq))
         got = note(bench, seq)
         assert ipaddress.ip_address(
@@ -163,7 +173,9 @@ SEAT = 1
 
 
 class Passing:
-    """Host b sends frames of others to host a, which forwards them back by the same NIC, ours in slot 3."""
+    """Host b sends frames of others to host a, which forwards them back by the same NIC, ours
+    in slot 3.
+    """
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -191,7 +203,11 @@ class Passing:
         while (left := deadline - time.monotonic()) > 0 and wait_readable(self.raw.fileno(), left):
             frame, address = self.raw.recvfrom(2048)
             got = Segment.parse(frame)
-            if address[2] != socket.PACKET_OUTGOING and got is not None and got.pair == segment.pair:
+            if (
+                address[2] != socket.PACKET_OUTGOING
+                and got is not None
+                and got.pair == segment.pair
+            ):
                 return got.seq == segment.seq
         return False
 
@@ -227,7 +243,9 @@ def test_what_comes_late_of_a_flow_that_was_a_process_is_dropped(
     assert passing.comes_back(late, 10)
 
 
-@pytest.mark.parametrize(("up", "full"), [(0, 0), (1, 1), (1, 0)], ids=["down", "full", "no device"])
+@pytest.mark.parametrize(
+    ("up", "full"), [(0, 0), (1, 1), (1, 0)], ids=["down", "full", "no device"]
+)
 def test_a_noted_syn_that_no_process_can_take_goes_on(
     bench: Bench, passing: Passing, up: int, full: int
 ) -> None:
@@ -245,7 +263,9 @@ def test_a_noted_syn_that_no_process_can_take_goes_on(
 
 
 def test_a_process_takes_the_syn_where_it_leaves(bench: Bench, passing: Passing) -> None:
-    """One without a device for what comes in here, so that it is not taken there; and its claim is granted."""
+    """One without a device for what comes in here, so that it is not taken there; and its
+    claim is granted.
+    """
     seat = bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK)
     try:
         processes_up(bench.attached, STACK, 1, [seat.seat])

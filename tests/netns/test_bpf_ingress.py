@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program at a stack process's own device: what the process sends to the app comes as if from the NIC."""
+"""The program at a stack process's own device: what the process sends to the app comes as if
+from the NIC.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,19 @@ STACK = 5
 
 @pytest.fixture
 def seats(bench: Bench) -> Iterator[list[Seat]]:
-    """Two processes of stack 5 on host a's NIC, and a firewall that counts what it receives by mark."""
+    """Two processes of stack 5 on host a's NIC, and a firewall that counts what it
+    receives by mark.
+    """
     serve_nic(bench.a, bench.attached)
     rules = "add table inet t; add chain inet t c { type filter hook prerouting priority -300; }; "
     for test in ("meta mark 0", "meta mark != 0"):
         rules += f'add rule inet t c iifname "{bench.a.nic.name}" tcp flags syn {test} counter; '
     bench.a.run(["nft", rules])
     with ExitStack() as stack:
-        made = [bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process) for process in (0, 1)]
+        made = [
+            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process)
+            for process in (0, 1)
+        ]
         for seat in made:
             stack.callback(seat.close)
         yield made
@@ -39,7 +46,9 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
 
 def counted(bench: Bench) -> list[int]:
     """SYNs that came by the NIC: without a mark, with one."""
-    rules = json.loads(bench.a.run(["nft", "-j", "list", "chain", "inet", "t", "c"]).stdout)["nftables"]
+    rules = json.loads(bench.a.run(["nft", "-j", "list", "chain", "inet", "t", "c"]).stdout)[
+        "nftables"
+    ]
     parts = [part for one in rules if "rule" in one for part in one["rule"]["expr"]]
     return [part["counter"]["packets"] for part in parts if "counter" in part]
 
@@ -50,9 +59,11 @@ def syn_to(bench: Bench, family: str, port: int) -> Segment:
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
-def test_a_client_of_an_app_comes_by_a_process(bench: Bench, seats: list[Seat], family: str) -> None:
-    """By the NIC with no mark left, past the program there although the flow is owned; the answer goes back to the
-    process, and the accepted socket's record says who carries it.
+def test_a_client_of_an_app_comes_by_a_process(
+    bench: Bench, seats: list[Seat], family: str
+) -> None:
+    """By the NIC with no mark left, past the program there although the flow is owned; the answer
+    goes back to the process, and the accepted socket's record says who carries it.
     """
     Policy().rule(1, C.DMM_DIR_LISTEN).user(STACK).apply(bench.attached)
     port = bench.agent.listen("l", "::", family=socket.AF_INET6)
@@ -85,8 +96,12 @@ def test_a_packet_of_anothers_flow_is_dropped(bench: Bench, seats: list[Seat]) -
     assert counted(bench) == [2, 0]
 
 
-def test_another_stacks_process_of_the_same_seat_is_another(bench: Bench, seats: list[Seat]) -> None:
-    """A number is used again by the next instance's stack: what is left of the former owner is not its own."""
+def test_another_stacks_process_of_the_same_seat_is_another(
+    bench: Bench, seats: list[Seat]
+) -> None:
+    """A number is used again by the next instance's stack: what is left of the former owner is
+    not its own.
+    """
     syn = syn_to(bench, "ip4", bench.agent.listen("l", "0.0.0.0"))
     former = abi.new("dmm_xdp_flow", stack=STACK + 1, seat=seats[0].seat)
     bench.attached.maps["xdp_flows"].update(syn.answer(ACK).pair, abi.pack(former))
@@ -97,7 +112,9 @@ def test_another_stacks_process_of_the_same_seat_is_another(bench: Bench, seats:
 
 
 def test_what_is_no_tcp_passes(bench: Bench, seats: list[Seat]) -> None:
-    """An ICMP error that a router has sent to an app's flow comes so; here a datagram stands for it."""
+    """An ICMP error that a router has sent to an app's flow comes so; here a datagram
+    stands for it.
+    """
     bench.agent.open("u", kind=socket.SOCK_DGRAM)
     bench.agent(f"s['u'].bind(({bench.a.ip4!r}, 0)); s['u'].settimeout(10)")
     port = int(bench.agent("s['u'].getsockname()[1]"))

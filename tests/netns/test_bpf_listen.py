@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listeners: published and withdrawn, the table that serves them, and the stack of what they accept."""
+"""Listeners: published and withdrawn, the table that serves them, and the stack of
+what they accept.
+"""
 
 from __future__ import annotations
 
@@ -76,18 +78,22 @@ def test_reuseport_listeners_are_counted(bench: Bench) -> None:
 
 
 def test_accepted_sockets_name_the_reuseport_listener_that_they_came_by(bench: Bench) -> None:
-    agents, port, shown = [bench.agent, Agent(bench.cgroup, bench.a), Agent(bench.cgroup, bench.a)], 0, set()
+    agents, port, shown = (
+        [bench.agent, Agent(bench.cgroup, bench.a), Agent(bench.cgroup, bench.a)],
+        0,
+        set(),
+    )
     for agent in agents:
         agent.open("l")
         agent("s['l'].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)")
         agent(f"s['l'].bind(('0.0.0.0', {port})); s['l'].listen(100); s['l'].setblocking(False)")
         port = agent("s['l'].getsockname()[1]")
-    accept_all = (
-        "n = 0\nwhile True:\n try: s[f'x{n}'] = s['l'].accept()[0]; n += 1\n except BlockingIOError: break"
-    )
+    accept_all = "n = 0\nwhile True:\n try: s[f'x{n}'] = s['l'].accept()[0]; n += 1\n except BlockingIOError: break"
     with ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(bench.b.call(lambda: socket.create_connection((bench.a.ip4, port), 10)))
+            stack.enter_context(
+                bench.b.call(lambda: socket.create_connection((bench.a.ip4, port), 10))
+            )
         for agent in agents:
             agent(accept_all)
             for i in range(agent("n")):
@@ -101,16 +107,23 @@ def test_accepted_sockets_name_the_reuseport_listener_that_they_came_by(bench: B
 
 
 class TestWithoutCurrent:
-    """Kernels whose sock_ops programs cannot name the current task: what bind() saw is all there is."""
+    """Kernels whose sock_ops programs cannot name the current task: what bind() saw is
+    all there is.
+    """
 
     @pytest.fixture(autouse=True)
     def old_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Named before bench in each test, so that it is in force when the programs are compiled."""
+        """Named before bench in each test, so that it is in force when the
+        programs are compiled.
+        """
         monkeypatch.setattr(compiling, "features", lambda: ())
 
     def test_bind_gives_facts_and_table(self, old_kernel: None, bench: Bench) -> None:
         child = bench.cgroup.child("srv")
-        fields = {"cgroup_id": cgroups.cgroup_id(child.path), "cgroup_level": cgroups.level(child.path)}
+        fields = {
+            "cgroup_id": cgroups.cgroup_id(child.path),
+            "cgroup_level": cgroups.level(child.path),
+        }
         Policy().rule(7, C.DMM_DIR_LISTEN, flags=C.DMM_RULE_CGROUP, **fields).apply(bench.attached)
         agent = Agent(child, bench.a)
         for where, family in (("0.0.0.0", socket.AF_INET), ("::1", socket.AF_INET6)):
@@ -206,7 +219,9 @@ def test_accepted_sockets_get_the_options_of_the_peers_route(bench: Bench, where
     flags = C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK
     policy = Policy().rule(1, C.DMM_DIR_LISTEN)
     policy.stack(3, KERNEL, flags=flags, congestion=b"reno", dscp=34, mark=0x4, mark_mask=0xF)
-    port = bench.agent.listen("l", where, family=socket.AF_INET6 if ":" in where else socket.AF_INET)
+    port = bench.agent.listen(
+        "l", where, family=socket.AF_INET6 if ":" in where else socket.AF_INET
+    )
     policy.route(1, f"{bench.b.ip4}/32", 0, portset=2).ports(2, port, 16, 3, route=9)
     policy.apply(bench.attached)
     assert bench.attached.set_listener_table(listener_key(where, port), 1, 1, 1)
@@ -218,7 +233,9 @@ def test_accepted_sockets_get_the_options_of_the_peers_route(bench: Bench, where
         assert bench.agent.tos("x") == 34 << 2
 
 
-def test_accepted_sockets_of_a_kernel_stack_are_told_when_a_silent_peer_is_dead(bench: Bench) -> None:
+def test_accepted_sockets_of_a_kernel_stack_are_told_when_a_silent_peer_is_dead(
+    bench: Bench,
+) -> None:
     Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL, **PATIENT).route(1, "0.0.0.0/0", 3).apply(
         bench.attached
     )
@@ -236,7 +253,9 @@ def test_accepted_ipv6_sockets_get_their_traffic_class(bench: Bench) -> None:
 
 
 @contextmanager
-def carried_client(bench: Bench, port: int, stack: int, process: int = 0, k: int = 0) -> Iterator[Seat]:
+def carried_client(
+    bench: Bench, port: int, stack: int, process: int = 0, k: int = 0
+) -> Iterator[Seat]:
     """A client that a process of a user stack brings, accepted by the agent as x."""
     serve_nic(bench.a, bench.attached)
     seat = bench.a.call(lambda: Seat(bench.attached, bench.a.nic.name, stack, process, k=k))
@@ -284,7 +303,9 @@ def test_a_child_that_is_used_again_is_no_longer_the_user_stacks(bench: Bench) -
     assert bench.attached.set_listener_table(listener_key("0.0.0.0", port), 1, 1, 1)
     with carried_client(bench, port, 6):
         made = decision(bench)
-        assert (made.stack, made.wanted) == (6, 7), "the 5-tuple says who carries it, the route who should"
+        assert (made.stack, made.wanted) == (6, 7), (
+            "the 5-tuple says who carries it, the route who should"
+        )
         bench.agent("libc.connect(s['x'].fileno(), bytes(16), 16)")  # AF_UNSPEC, connect(2)
         bench.agent.connect("x", bench.b.ip4, bench.port)
         made = decision(bench)
@@ -306,17 +327,27 @@ def test_a_policy_change_is_written_to_listeners_without_losing_counts(bench: Be
     key = listener_key("0.0.0.0", port)
     assert bench.attached.set_listener_table(key, 0, 8, 2)
     entry = bench.listener("0.0.0.0", port)
-    assert entry is not None and (entry.count, list(entry.tables), list(entry.rules)) == (1, [8, 0], [2, 0])
+    assert entry is not None and (entry.count, list(entry.tables), list(entry.rules)) == (
+        1,
+        [8, 0],
+        [2, 0],
+    )
     assert not bench.attached.set_listener_table(listener_key("0.0.0.0", port ^ 1), 0, 8, 2)
     assert bench.listener("0.0.0.0", port ^ 1) is None
 
 
-def test_a_client_of_the_listener_that_was_there_before_attach_is_still_recorded(bench: Bench) -> None:
-    """A listener of another namespace's instance, or older than the hooks, has no facts; its children have a record."""
+def test_a_client_of_the_listener_that_was_there_before_attach_is_still_recorded(
+    bench: Bench,
+) -> None:
+    """A listener of another namespace's instance, or older than the hooks, has no facts; its
+    children have a record.
+    """
     agent = bench.agent
     port = agent.listen("l", "0.0.0.0")
     bench.attached.maps.listeners.delete(listener_key("0.0.0.0", port))
-    Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL).route(1, "0.0.0.0/0", 3).apply(bench.attached)
+    Policy().rule(1, C.DMM_DIR_LISTEN).stack(3, KERNEL).route(1, "0.0.0.0/0", 3).apply(
+        bench.attached
+    )
     with client(bench, port):
         made = decision(bench)
         assert (made.stack, made.rule, made.generation) == (0, 0, 1)

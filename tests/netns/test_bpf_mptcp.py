@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MPTCP sockets in the kernel's hooks: subflows end without a release hook, and a worker of the kernel's joins."""
+"""MPTCP sockets in the kernel's hooks: subflows end without a release hook, and a worker of
+the kernel's joins.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def _joined(bench: Bench) -> int:
 
 
 def test_a_join_by_the_kernels_worker_is_not_decided_for_anybody(bench: Bench) -> None:
-    """The worker has no name, user or cgroup that a rule for the application could match; the last rule refuses."""
+    """The worker has no name, user or cgroup that a rule for the application could match; the
+    last rule refuses.
+    """
     policy = Policy().rule(1, flags=C.DMM_RULE_COMM, comm=b"python3").rule(2)
     bench.agent("libc.prctl(15, b'python3', 0, 0, 0)")
     policy.stack(3, C.DMM_STACK_KERNEL).stack(9, C.DMM_STACK_REJECT)

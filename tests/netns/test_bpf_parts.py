@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragments and IPv6 extension headers at a NIC's ingress and egress: what is an owned flow's goes to its process, all
-of it; what is not reaches the kernel, or the wire, as it was.
+"""Fragments and IPv6 extension headers at a NIC's ingress and egress: what is an owned flow's goes
+to its process, all of it; what is not reaches the kernel, or the wire, as it was.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class Parts:
         return got + [frame[14:] for frame in iter(self.seat.read, b"")]
 
     def received(self, family: str, segment: Segment) -> list[bytes]:
-        """Payload of the TCP packets that a's kernel had, put together, since its raw socket was made; the last one is
-        a whole one of a flow of nobody's, so nothing that was sent before it is still on its way.
+        """Payload of the TCP packets that a's kernel had, put together, since its raw socket was
+        made; the last one is a whole one of a flow of nobody's, so nothing that was sent before it
+        is still on its way.
         """
         last = Segment(segment.src, segment.dst, 1, 1, flags=ACK, payload=b"last")
         self.come(self.packet(last))
@@ -174,7 +175,9 @@ def test_an_owned_flow_of_this_host_in_fragments(parts: Parts, family: str) -> N
     owned = parts.segment(family)
     parts.own(owned)
     ours = owned.answer(ACK)
-    packet = parts.packet(Segment(ours.src, ours.dst, ours.sport, ours.dport, flags=ACK, payload=DATA))
+    packet = parts.packet(
+        Segment(ours.src, ours.dst, ours.sport, ours.dport, flags=ACK, payload=DATA)
+    )
     pieces = list(Pieces()(packet))
     parts.leave(*pieces)
     assert [one[40:] if family == "ip6" else one[20:] for one in parts.given(len(pieces))] == [
@@ -187,7 +190,9 @@ def test_an_owned_flow_of_this_host_in_fragments(parts: Parts, family: str) -> N
 def test_another_flow_of_this_host_in_fragments_goes_to_the_wire(parts: Parts, family: str) -> None:
     kind = socket.AF_INET if family == "ip4" else socket.AF_INET6
     other = parts.segment(family, THEIRS + 1).answer(ACK)
-    packet = parts.packet(Segment(other.src, other.dst, other.sport, other.dport, flags=ACK, payload=DATA))
+    packet = parts.packet(
+        Segment(other.src, other.dst, other.sport, other.dport, flags=ACK, payload=DATA)
+    )
     with parts.bench.b.call(socket.socket, kind, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
         raw.settimeout(10)
         parts.leave(*Pieces()(packet))
@@ -222,7 +227,9 @@ def test_a_process_sends_no_fragments_to_apps(parts: Parts, family: str) -> None
 def test_an_owned_flow_behind_extension_headers(parts: Parts, kinds: list[int]) -> None:
     segment = parts.segment("ip6")
     parts.own(segment)
-    short = Segment(segment.src, segment.dst, segment.sport, segment.dport, flags=ACK, payload=b"short")
+    short = Segment(
+        segment.src, segment.dst, segment.sport, segment.dport, flags=ACK, payload=b"short"
+    )
     packet = headers(parts.packet(short), kinds)
     parts.come(packet)
     assert parts.given(1) == [packet]

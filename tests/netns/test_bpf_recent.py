@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """recent_routes: connect() finds there what it found before, and nothing else.
 
-That it looks there at all shows when a trie changes under a generation in force, which the RD never does.
+That it looks there at all shows when a trie changes under a generation in force, which the
+RD never does.
 """
 
 from __future__ import annotations
@@ -91,12 +92,16 @@ def test_ports_protocols_and_tables_are_kept_apart(bench: Bench) -> None:
         with pytest.raises(ConnectionRefusedError):
             bench.agent.open("o")
             bench.agent.connect("o", bench.b.ip4, 1)
-    found = {abi.unpack("dmm_recent_route", value).policy & 0xFFFFFFFF for value in kept(bench).values()}
+    found = {
+        abi.unpack("dmm_recent_route", value).policy & 0xFFFFFFFF for value in kept(bench).values()
+    }
     assert found and found <= {1, 2}
 
 
 def test_a_route_that_is_not_there_is_looked_for_each_time(bench: Bench) -> None:
-    Policy().rule(1).stack(NEW, C.DMM_STACK_KERNEL).route(1, "203.0.113.0/24", NEW).apply(bench.attached)
+    Policy().rule(1).stack(NEW, C.DMM_STACK_KERNEL).route(1, "203.0.113.0/24", NEW).apply(
+        bench.attached
+    )
     assert decided(bench, bench.b.ip4)[0] == 0 and kept(bench) == {}
     policy(NEW, 6).write(bench.attached, 1)
     assert decided(bench, bench.b.ip4) == (NEW, 6, 1, 1)

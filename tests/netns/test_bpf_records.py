@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow records as the Resource Director shows them: completed by inet_diag, and events only while somebody follows."""
+"""Flow records as the Resource Director shows them: completed by inet_diag, and events only
+while somebody follows.
+"""
 
 from __future__ import annotations
 

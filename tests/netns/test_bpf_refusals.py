@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rejecting stack refuses, and by which errno: connections, and datagrams in every way that one can be sent."""
+"""What a rejecting stack refuses, and by which errno: connections, and datagrams in every way
+that one can be sent.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_a_datagram_is_refused(bench: Bench, way: str, peer: str) -> None:
 def test_the_errno_is_the_policys(bench: Bench, refusal: int) -> None:
     _policy(refusal).apply(bench.attached)
     agent = bench.agent
-    for number, (family, addr) in enumerate(((socket.AF_INET, bench.b.ip4), (socket.AF_INET6, bench.b.ip6))):
+    for number, (family, addr) in enumerate(
+        ((socket.AF_INET, bench.b.ip4), (socket.AF_INET6, bench.b.ip6))
+    ):
         agent.open(f"u{number}", family, socket.SOCK_DGRAM)
         agent.open(f"t{number}", family)
         for call in (

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program at a NIC's egress: SYNs and owned flows go to their process, everything else to the wire."""
+"""The program at a NIC's egress: SYNs and owned flows go to their process, everything else
+to the wire.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
     """Two processes of stack 5, both up, on host a's NIC; no policy yet."""
     serve_nic(bench.a, bench.attached)
     with ExitStack() as stack:
-        made = [bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process) for process in (0, 1)]
+        made = [
+            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process)
+            for process in (0, 1)
+        ]
         for seat in made:
             stack.callback(seat.close)
         processes_up(bench.attached, STACK, 0b11, [seat.seat for seat in made])
@@ -68,7 +73,9 @@ def own(bench: Bench, flow: bytes, seat: Seat) -> None:
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
-def test_a_syn_goes_to_the_process_that_was_chosen(bench: Bench, seats: list[Seat], family: str) -> None:
+def test_a_syn_goes_to_the_process_that_was_chosen(
+    bench: Bench, seats: list[Seat], family: str
+) -> None:
     route_to_stack(bench)
     address = getattr(bench.b, family)
     bench.agent.open("x", socket.AF_INET6 if family == "ip6" else socket.AF_INET)
@@ -83,7 +90,9 @@ def test_a_syn_goes_to_the_process_that_was_chosen(bench: Bench, seats: list[Sea
 
 
 def test_a_connection_that_a_process_has_opened(bench: Bench, seats: list[Seat]) -> None:
-    """From the SYN-ACK on everything is the process's, and the socket has the options of the inner leg."""
+    """From the SYN-ACK on everything is the process's, and the socket has the options of
+    the inner leg.
+    """
     route_to_stack(bench)
     bench.agent.open("x")
     connect(bench.agent, seats, mac_of(bench.a), "x", bench.b.ip4, bench.port)
@@ -93,7 +102,11 @@ def test_a_connection_that_a_process_has_opened(bench: Bench, seats: list[Seat])
     assert bench.agent.mark("x") == 0
     bench.agent("s['x'].sendall(b'question')")
     carried = seats[made.process]
-    wait_for(lambda: any(one.payload == b"question" for one in carried.segments()), 10, "what the app sent")
+    wait_for(
+        lambda: any(one.payload == b"question" for one in carried.segments()),
+        10,
+        "what the app sent",
+    )
     assert not at_far(bench)
 
 
@@ -104,7 +117,9 @@ def test_a_connection_that_a_process_has_opened(bench: Bench, seats: list[Seat])
 def test_a_syn_that_its_process_can_take_no_more_goes_to_the_wire(
     bench: Bench, seats: list[Seat], reason: str, why: int
 ) -> None:
-    """Between connect() and the SYN's coming to the NIC, which a firewall delays here to the SYN's repetition."""
+    """Between connect() and the SYN's coming to the NIC, which a firewall delays here to
+    the SYN's repetition.
+    """
     route_to_stack(bench)
     chain = "add table inet t; add chain inet t c { type filter hook output priority 0; }; "
     bench.a.run(["nft", chain + "add rule inet t c tcp flags syn drop"])
@@ -150,7 +165,9 @@ def test_a_taken_syn_that_nobody_has_claimed_goes_to_the_wire_when_it_is_repeate
 
 
 def test_a_device_that_the_stack_does_not_serve(bench: Bench, seats: list[Seat]) -> None:
-    """Our program is not there, or the device is no NIC of ours: the kernel serves, and the record says why."""
+    """Our program is not there, or the device is no NIC of ours: the kernel serves, and the
+    record says why.
+    """
     route_to_stack(bench)
     bench.attached.maps.nics.delete(seats[0].nic)
     bench.agent.open("x")
@@ -161,21 +178,29 @@ def test_a_device_that_the_stack_does_not_serve(bench: Bench, seats: list[Seat])
     assert [seat.segments() for seat in seats] == [[], []]
 
 
-def test_an_owned_flow_is_its_process_whatever_the_socket_says(bench: Bench, seats: list[Seat]) -> None:
-    """As a flow behind a translation is known: by the packet alone, and its socket is tied to it then."""
+def test_an_owned_flow_is_its_process_whatever_the_socket_says(
+    bench: Bench, seats: list[Seat]
+) -> None:
+    """As a flow behind a translation is known: by the packet alone, and its socket is tied
+    to it then.
+    """
     peer, flow = by_kernel(bench)
     with peer:
         assert decision(bench).taken == 0
         own(bench, flow, seats[1])
         bench.agent("s['x'].sendall(b'mine')")
-        wait_for(lambda: any(s.payload == b"mine" for s in seats[1].segments()), 10, "what the app sent")
+        wait_for(
+            lambda: any(s.payload == b"mine" for s in seats[1].segments()), 10, "what the app sent"
+        )
         made = decision(bench)
         assert (made.stack, made.process, made.taken) == (STACK, 1, 1)
         assert not wait_readable(peer.fileno(), 0.3)
         assert seats[0].segments() == []
 
 
-def test_an_owned_flow_without_a_device_is_dropped_and_counted(bench: Bench, seats: list[Seat]) -> None:
+def test_an_owned_flow_without_a_device_is_dropped_and_counted(
+    bench: Bench, seats: list[Seat]
+) -> None:
     """Its peer knows other sequence numbers; once there is a device, the repetition goes there."""
     peer, flow = by_kernel(bench)
     with peer:
@@ -185,12 +210,18 @@ def test_an_owned_flow_without_a_device_is_dropped_and_counted(bench: Bench, sea
         assert bench.count(C.DMM_CNT_INNER_DROPPED) >= 1
         assert not wait_readable(peer.fileno(), 0.3)
         seats[0].lead(seats[0].ifindex)
-        wait_for(lambda: any(s.payload == b"nowhere" for s in seats[0].segments()), 10, "its repetition")
+        wait_for(
+            lambda: any(s.payload == b"nowhere" for s in seats[0].segments()), 10, "its repetition"
+        )
         assert not wait_readable(peer.fileno(), 0)
 
 
-def test_a_flow_that_its_process_has_given_up_never_goes_to_the_wire(bench: Bench, seats: list[Seat]) -> None:
-    """The process's connection is over and the socket does not know it yet: its numbers mean nothing to the peer."""
+def test_a_flow_that_its_process_has_given_up_never_goes_to_the_wire(
+    bench: Bench, seats: list[Seat]
+) -> None:
+    """The process's connection is over and the socket does not know it yet: its numbers mean
+    nothing to the peer.
+    """
     route_to_stack(bench)
     bench.agent.open("x")
     connect(bench.agent, seats, mac_of(bench.a), "x", bench.b.ip4, bench.port)

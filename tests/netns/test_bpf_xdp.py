@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP program's verdict on hand-made frames (BPF_PROG_TEST_RUN): what it gives to a stack, and what not.
+"""The XDP program's verdict on hand-made frames (BPF_PROG_TEST_RUN): what it gives to a stack,
+and what not.
 
-A test run without a device behaves as if the frame came in on lo, queue 0; so nics[1] stands for the NIC.
+A test run without a device behaves as if the frame came in on lo, queue 0; so nics[1] stands
+for the NIC.
 """
 
 from __future__ import annotations
@@ -153,7 +155,9 @@ class Steer:
 
 @pytest.fixture
 def steer(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Steer]:
-    """lo as a NIC of stack 5 with an AF_XDP socket, a listener policy that gives everybody to stack 5."""
+    """lo as a NIC of stack 5 with an AF_XDP socket, a listener policy that gives everybody
+    to stack 5.
+    """
     host = lab.host("a")
     host.ip(f"addr add {US4}/24 dev lo", f"addr add {US6}/64 dev lo")
     with ExitStack() as stack:
@@ -164,9 +168,9 @@ def steer(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> Iterator[Ste
         nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=STACK))
         attached.maps["nics"].update(u32(LO), nic)
         attached.maps.xsks[SLOT * C.DMM_MAX_QUEUES] = xsk(stack).fileno()
-        Policy().user(STACK).user(STACK + 1).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK).apply(
-            attached
-        )
+        Policy().user(STACK).user(STACK + 1).route(1, "0.0.0.0/0", STACK).route(
+            1, "::/0", STACK
+        ).apply(attached)
         stack_up(attached, STACK)
         yield Steer(host, attached)
 
@@ -223,7 +227,10 @@ def test_vlan_extension_headers_and_oddities_pass(steer: Steer) -> None:
         eth(ip6(tcp()), 0x0800),
         eth(ip4(tcp(), version=6), 0x0800),
         eth(bytes([0x44]) + ip4(tcp())[1:]),  # a header length below 20 bytes
-        *(eth(ip6(struct.pack("!BBHI", 6, 0, 0, 0) + tcp(), proto=p)) for p in (0, 43, 44, 51, 60, 135)),
+        *(
+            eth(ip6(struct.pack("!BBHI", 6, 0, 0, 0) + tcp(), proto=p))
+            for p in (0, 43, 44, 51, 60, 135)
+        ),
     ):
         assert steer.run(frame) == PASS
 
@@ -262,7 +269,9 @@ def cookies(steer: Steer, seconds: float, stack: int = STACK) -> None:
 
 
 @pytest.mark.parametrize("wrap", [ip4, ip6])
-def test_acks_go_to_the_stack_while_it_has_cookies_out(steer: Steer, wrap: Callable[..., bytes]) -> None:
+def test_acks_go_to_the_stack_while_it_has_cookies_out(
+    steer: Steer, wrap: Callable[..., bytes]
+) -> None:
     steer.listen("::", 1)
     ack = eth(wrap(tcp()))
     assert steer.run(ack) == PASS
@@ -275,7 +284,9 @@ def test_acks_go_to_the_stack_while_it_has_cookies_out(steer: Steer, wrap: Calla
         assert steer.run(eth(wrap(tcp(flags=flags)))) == PASS
     assert steer.run(eth(wrap(tcp(dport=PORT + 1)))) == PASS
     assert steer.count(C.DMM_CNT_XDP_COOKIE) == 3
-    Policy().user(STACK).user(6).route(1, "0.0.0.0/0", 6).route(1, "::/0", 6).apply(steer.attached, 2)
+    Policy().user(STACK).user(6).route(1, "0.0.0.0/0", 6).route(1, "::/0", 6).apply(
+        steer.attached, 2
+    )
     assert steer.run(ack) == PASS
     flip(steer.attached, 1)
     assert steer.run(ack) == REDIRECT
@@ -317,7 +328,9 @@ def test_acks_of_the_kernels_own_connections_pass(
     cookies(steer, 60)
     family = socket.AF_INET6 if ":" in us else socket.AF_INET
     with ExitStack() as stack:
-        server, client = (stack.enter_context(steer.host.call(socket.socket, family)) for _ in range(2))
+        server, client = (
+            stack.enter_context(steer.host.call(socket.socket, family)) for _ in range(2)
+        )
         server.bind((us, PORT))
         server.listen()
         client.bind((them, 0))
@@ -341,7 +354,9 @@ def test_an_ipv6_syn_for_a_listener(steer: Steer, address: str) -> None:
     assert steer.run(eth(ip6(tcp(flags=SYN, dport=PORT + 1)))) == PASS
 
 
-@pytest.mark.parametrize("ends", [("fe80::7", US6), (THEM6, "fe80::1"), ("febf:ffff::7", "fe80::1")])
+@pytest.mark.parametrize(
+    "ends", [("fe80::7", US6), (THEM6, "fe80::1"), ("febf:ffff::7", "fe80::1")]
+)
 def test_ipv6_link_local_addresses_pass(steer: Steer, ends: tuple[str, str]) -> None:
     src, dst = ends
     steer.listen("::", 1)
@@ -374,7 +389,9 @@ def test_a_syn_passes_unless_its_route_says_this_stack(steer: Steer) -> None:
     Policy().user(STACK).route(1, "192.0.2.0/24", STACK).apply(steer.attached, 4)
     assert steer.run(syn) == PASS
     ported = Policy().user(STACK).route(1, "0.0.0.0/0", 0, portset=3)
-    ported.ports(3, PORT, 16, STACK, route=1).ports(3, THEIRS, 16, 7, route=2).apply(steer.attached, 5)
+    ported.ports(3, PORT, 16, STACK, route=1).ports(3, THEIRS, 16, 7, route=2).apply(
+        steer.attached, 5
+    )
     assert steer.run(syn) == REDIRECT
     assert steer.run(eth(ip4(tcp(flags=SYN, dport=PORT + 1)))) == PASS
     stack_up(steer.attached, STACK, 0)
@@ -503,11 +520,15 @@ def test_a_device_that_is_no_nic_of_ours_passes_everything(steer: Steer) -> None
 
 
 def expected(frame: bytes) -> int:
-    """The rules of bpf/xdp.h once more, written the slow way, for one owned flow per family and no listeners."""
+    """The rules of bpf/xdp.h once more, written the slow way, for one owned flow per family
+    and no listeners.
+    """
 
     def owned(version: int, local: bytes, remote: bytes, lport: int, rport: int) -> bool:
         us, them = (US4, THEM4) if version == 4 else (US6, THEM6)
-        same = local == ipaddress.ip_address(us).packed and remote == ipaddress.ip_address(them).packed
+        same = (
+            local == ipaddress.ip_address(us).packed and remote == ipaddress.ip_address(them).packed
+        )
         return same and (lport, rport) == (PORT, THEIRS)
 
     kind, packet = frame[12:14], frame[14:]
@@ -531,7 +552,13 @@ def expected(frame: bytes) -> int:
         return PASS
     if version == 4:
         head = (quote[0] & 15) * 4
-        fits = quote[0] >> 4 == 4 and head >= 20 and quote[9] == 6 and not quote[6] & 0x1F and not quote[7]
+        fits = (
+            quote[0] >> 4 == 4
+            and head >= 20
+            and quote[9] == 6
+            and not quote[6] & 0x1F
+            and not quote[7]
+        )
         from_, to = quote[12:16], quote[16:20]
     else:
         head = 40
@@ -555,7 +582,9 @@ SEEDS = [
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A good frame with some bytes changed, and cut or grown; or noise behind a good Ethernet header."""
+    """A good frame with some bytes changed, and cut or grown; or noise behind a
+    good Ethernet header.
+    """
     frame = bytearray(draw(st.sampled_from(SEEDS)))
     if draw(st.integers(0, 9)) == 0:
         return bytes(frame[:14]) + draw(st.binary(max_size=120))

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rd.endflows: the sockets that a dead process has carried are reset, by 5-tuple and by record, and no others."""
+"""rd.endflows: the sockets that a dead process has carried are reset, by 5-tuple and by record,
+and no others.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
     policy = Policy().rule(1).user(STACK).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK)
     policy.apply(bench.attached)
     with ExitStack() as stack:
-        made = [bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process) for process in (0, 1)]
+        made = [
+            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process)
+            for process in (0, 1)
+        ]
         for seat in made:
             stack.callback(seat.close)
         yield made
@@ -73,7 +78,11 @@ def local_pair(bench: Bench, name: str) -> bytes:
 
 
 def test_a_dead_processs_flows_are_reset_and_anothers_live(bench: Bench, seats: list[Seat]) -> None:
-    for name, address in (("v4", bench.b.ip4), ("v6", bench.b.ip6), ("mapped", f"::ffff:{bench.b.ip4}")):
+    for name, address in (
+        ("v4", bench.b.ip4),
+        ("v6", bench.b.ip6),
+        ("mapped", f"::ffff:{bench.b.ip4}"),
+    ):
         carried(bench, seats, seats[0], name, address)
     carried(bench, seats, seats[1], "other")
     assert end(bench, seats[0]) == 3
@@ -85,7 +94,9 @@ def test_a_dead_processs_flows_are_reset_and_anothers_live(bench: Bench, seats: 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_by_the_pair_alone(bench: Bench, seats: list[Seat], family: str) -> None:
-    """A socket without a record, of a program outside the cgroup; what is the process's gets no further meanwhile."""
+    """A socket without a record, of a program outside the cgroup; what is the process's gets
+    no further meanwhile.
+    """
     address = getattr(bench.b, family)
     peer_of = {}
     for name in ("its", "kernels"):
@@ -100,7 +111,9 @@ def test_by_the_pair_alone(bench: Bench, seats: list[Seat], family: str) -> None
     with pytest.raises(ConnectionAbortedError):
         sock.recv(1)
     reset = [one for one in seats[0].segments() if one.flags & RST]
-    assert len(reset) == 1, "the reset went to the process's device, not to a peer that knows other numbers"
+    assert len(reset) == 1, (
+        "the reset went to the process's device, not to a peer that knows other numbers"
+    )
     peer.setblocking(False)
     with pytest.raises(BlockingIOError):
         peer.recv(1)
@@ -116,12 +129,17 @@ def test_by_the_record_alone(bench: Bench, seats: list[Seat]) -> None:
     """Behind a translation the process owns another 5-tuple than the socket has."""
     carried(bench, seats, seats[0], "x")
     carried(bench, seats, seats[1], "other")
-    there, entry = local_pair(bench, "x"), bench.attached.maps["xdp_flows"].lookup(local_pair(bench, "x"))
+    there, entry = (
+        local_pair(bench, "x"),
+        bench.attached.maps["xdp_flows"].lookup(local_pair(bench, "x")),
+    )
     assert entry is not None
     translated = pair("192.0.2.77", 1, bench.b.ip4, bench.port)
     bench.attached.maps["xdp_flows"].delete(there)
     bench.attached.maps["xdp_flows"].update(translated, entry)
-    assert endflows.served_by(bench.attached.maps, record(seats[0])).keys() == {bench.agent.cookie("x")}
+    assert endflows.served_by(bench.attached.maps, record(seats[0])).keys() == {
+        bench.agent.cookie("x")
+    }
     assert end(bench, seats[0]) == 1
     assert (lives(bench, "x"), lives(bench, "other")) == (False, True)
     assert bench.attached.maps["xdp_flows"].lookup(translated) is None

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C adapters by themselves: an AF_XDP socket on a veth, a TAP device with offload, against the kernel."""
+"""The C adapters by themselves: an AF_XDP socket on a veth, a TAP device with offload,
+against the kernel.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,8 @@ def test_sending_more_than_the_rings_hold_in_order():
 
 
 needs_metadata = pytest.mark.skipif(
-    bpf.xsk_metadata() is not True, reason="this kernel's AF_XDP has no metadata of frames to be sent"
+    bpf.xsk_metadata() is not True,
+    reason="this kernel's AF_XDP has no metadata of frames to be sent",
 )
 
 
@@ -99,7 +102,9 @@ def open_sum(number: int, size: int) -> tuple[bytes, bytes]:
 
 
 def leave_open(xsk, data: bytes, start: int = 20, in_parts: int = 0) -> None:
-    """Sends it with its checksum left open; start: where that begins to count, behind the Ethernet header."""
+    """Sends it with its checksum left open; start: where that begins to count, behind
+    the Ethernet header.
+    """
     vnet = ffi.new("struct dmm_vnet *", {"flags": 1, "csum_start": start, "csum_offset": 16})
     payload, held = ffi.new("struct dmm_payload *"), ffi.from_buffer(data)
     if in_parts:
@@ -119,7 +124,9 @@ def leave_open(xsk, data: bytes, start: int = 20, in_parts: int = 0) -> None:
         pytest.param(
             9000,
             lib.DMM_XSK_FRAGS,
-            marks=pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most"),
+            marks=pytest.mark.skipif(
+                not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most"
+            ),
         ),
     ],
 )
@@ -236,7 +243,8 @@ def test_what_cannot_be_opened_says_why(index, queue, mtu, frames, code):
         error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
         index = index or a.ns.run_in(socket.if_nametoindex, "eth0")
         assert (
-            a.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, frames, lib.DMM_XSK_PLAIN, out, error) == -code
+            a.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, frames, lib.DMM_XSK_PLAIN, out, error)
+            == -code
         )
         assert error.code == code
         assert f"(receive queue {queue})" in ffi.string(error.what).decode()
@@ -248,7 +256,9 @@ MAC = "02:00:00:00:00:09"  # of both ends: a device without ARP sends to its own
 
 @contextmanager
 def tap_on(host: Host, name: str, address: str, *, marked: bool = True):
-    """A device of an inner leg that the host's own packets go to; marked: as our tc programs mark theirs."""
+    """A device of an inner leg that the host's own packets go to; marked: as our tc
+    programs mark theirs.
+    """
     error = ffi.new("struct dmm_hal_error *")
     fd = host.ns.run_in(lib.dmm_tap_open, name.encode(), error)
     assert fd >= 0, ffi.string(error.what)
@@ -283,7 +293,10 @@ def test_what_the_host_sends_by_itself_is_not_read():
     with hosts(1) as (a,), tap_on(a, "dmm-9.0.in", "10.97.0.1/24", marked=False) as fd:
         buf = ffi.new("uint8_t[]", lib.DMM_TAP_HEADROOM + lib.DMM_TAP_MAX_PKT)
         vnet = ffi.new("struct dmm_vnet *")
-        with a.ns.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender, packet_socket(a, "dmm-9.0.in") as raw:
+        with (
+            a.ns.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+            packet_socket(a, "dmm-9.0.in") as raw,
+        ):
             sender.sendto(b"a program's", ("10.97.0.2", 9))
             raw.send(frame(1))
             assert lib.dmm_tap_read(fd, buf, vnet) == 0
@@ -310,7 +323,11 @@ def test_offsets_count_from_the_ip_header_both_ways():
             sender.sendto(b"hello", receiver.getsockname())
             length = lib.dmm_tap_read(left, buf, vnet)
             assert (length, buf[lib.DMM_TAP_HEADROOM]) == (33, 0x45)
-            assert (vnet.flags, vnet.csum_start, vnet.csum_offset) == (lib.DMM_VNET_NEEDS_CSUM, 20, 6)
+            assert (vnet.flags, vnet.csum_start, vnet.csum_offset) == (
+                lib.DMM_VNET_NEEDS_CSUM,
+                20,
+                6,
+            )
             before = bytes(ffi.buffer(vnet))
             assert lib.dmm_tap_write(right, buf, length, ffi.NULL, vnet) == 0
             assert bytes(ffi.buffer(vnet)) == before, "the caller's record is its own"

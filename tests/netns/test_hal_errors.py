@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the C adapters cannot do is told with the call's own cause; each is brought about on the real kernel."""
+"""What the C adapters cannot do is told with the call's own cause; each is brought about on
+the real kernel.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from dmm_ebpf.userstack.halerrors import hal_error
 NAME = "dmm-9"
 LONGEST = 2_000_000
 
-# Stands for a stack process: opens what its arguments say in the namespace it is in, and prints the error's kind and
-# sentence.
+# Stands for a stack process: opens what its arguments say in the namespace it is in, and prints the
+# error's kind and sentence.
 OPENER = """
 import socket, sys
 from dmm_ebpf.userstack._core import ffi, lib
@@ -50,7 +52,9 @@ def opened_by(prefix: list[str], *what: str) -> tuple[str, str]:
 def open_xsk(host: Host, queue: int = 0, mtu: int = 1500) -> DmmError:
     error, out = ffi.new("struct dmm_hal_error *"), ffi.new("struct dmm_xsk **")
     index = host.ns.run_in(socket.if_nametoindex, "eth0")
-    assert host.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, 64, lib.DMM_XSK_PLAIN, out, error) < 0
+    assert (
+        host.ns.run_in(lib.dmm_xsk_open, index, queue, mtu, 64, lib.DMM_XSK_PLAIN, out, error) < 0
+    )
     return hal_error(error, "eth0")
 
 
@@ -100,7 +104,9 @@ def test_no_tun_device_node() -> None:
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
     kind, sentence = opened_by(hide, "device")
     assert kind == KernelFeatureError.__name__
-    assert "open /dev/net/tun" in sentence and "CONFIG_TUN" in sentence and "modprobe tun" in sentence
+    assert (
+        "open /dev/net/tun" in sentence and "CONFIG_TUN" in sentence and "modprobe tun" in sentence
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,13 @@ def test_a_missing_capability_is_named(capability: str, what: str, step: str) ->
 def test_locked_memory_that_is_limited() -> None:
     with hosts(2) as (a, b):
         link(a, b)
-        drop = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "prlimit", "--memlock=65536"]
+        drop = [
+            "setpriv",
+            "--bounding-set=-ipc_lock",
+            "--inh-caps=-ipc_lock",
+            "prlimit",
+            "--memlock=65536",
+        ]
         kind, sentence = opened_by([*in_namespace(a), *drop], "xsk", "eth0")
         assert kind == DmmError.__name__
         assert "register the UMEM" in sentence and "RLIMIT_MEMLOCK" in sentence
@@ -147,7 +159,9 @@ def test_what_bind_refuses() -> None:
         )
 
 
-@pytest.mark.parametrize("code", [errno.ERANGE, errno.EPERM, errno.EBUSY, errno.ENOSPC, errno.ENOBUFS])
+@pytest.mark.parametrize(
+    "code", [errno.ERANGE, errno.EPERM, errno.EBUSY, errno.ENOSPC, errno.ENOBUFS]
+)
 def test_an_errno_of_a_call_without_known_cause_stays_as_it_is(code: int) -> None:
     error = ffi.new("struct dmm_hal_error *")
     error.code, error.call, error.what = code, lib.DMM_HAL_OTHER, b"set the queue length of dmm-9"

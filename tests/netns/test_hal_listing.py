@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf hal` on real devices: veth, bridge, macvlan, vxlan, TUN, TAP, lo, and what others put on them."""
+"""`dmm-ebpf hal` on real devices: veth, bridge, macvlan, vxlan, TUN, TAP, lo, and what others
+put on them.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,8 @@ def test_kinds_and_the_port_that_each_is_fit_for(pair: tuple[Host, Host]) -> Non
     shown = {entry["ifname"]: entry for entry in json.loads(a.sh("ip", "-j", "link"))}
     assert rows.keys() == shown.keys()
     assert all(
-        (row["mtu"], row["ifindex"]) == (shown[n]["mtu"], shown[n]["ifindex"]) for n, row in rows.items()
+        (row["mtu"], row["ifindex"]) == (shown[n]["mtu"], shown[n]["ifindex"])
+        for n, row in rows.items()
     )
     assert {name: (row["kind"], row["fit_for"]["port"]) for name, row in rows.items()} == {
         "lo": ("loopback", "none"),
@@ -80,7 +83,10 @@ def test_kinds_and_the_port_that_each_is_fit_for(pair: tuple[Host, Host]) -> Non
     veth = rows["eth0"]
     assert veth["queues"] == {"rx": 2, "tx": 2, "rx_max": 2, "tx_max": 2}
     assert (
-        veth["driver"] == "veth" and veth["rss"] is None and veth["numa_node"] is None and veth["rdma"] == []
+        veth["driver"] == "veth"
+        and veth["rss"] is None
+        and veth["numa_node"] is None
+        and veth["rdma"] == []
     )
     assert veth["speed_mbps"] == 10000 and rows["lo"]["speed_mbps"] is None
     on = {one["name"] for one in veth["offloads"] if one["on"]}
@@ -107,7 +113,11 @@ def _off(host: Host, name: str) -> None:
 
     host.ns.run_in(switch)
     offloads = {one["name"]: one for one in told(host, name)[name]["offloads"]}
-    assert offloads["tx-tcp-segmentation"] == {"name": "tx-tcp-segmentation", "on": False, "changeable": True}
+    assert offloads["tx-tcp-segmentation"] == {
+        "name": "tx-tcp-segmentation",
+        "on": False,
+        "changeable": True,
+    }
 
 
 def test_what_others_put_on_a_device_is_named(pair: tuple[Host, Host]) -> None:
@@ -138,7 +148,9 @@ def test_what_others_put_on_a_device_is_named(pair: tuple[Host, Host]) -> None:
 
 
 def test_a_filter_is_told_once_and_ours_never(pair: tuple[Host, Host]) -> None:
-    """A dump names the priority of each filter once more, as one of the same kind without a name."""
+    """A dump names the priority of each filter once more, as one of the same kind
+    without a name.
+    """
     a, _ = pair
     index = a.ns.run_in(socket.if_nametoindex, "eth0")
     program = hal_tc.redirect_tcp(index)
@@ -196,7 +208,10 @@ def test_without_root_it_says_what_it_cannot_tell(pair: tuple[Host, Host]) -> No
         "--bounding-set=-all",
     ]
     done = subprocess.run(
-        ["ip", "netns", "exec", a.name, *nobody, *CLI, "--json"], capture_output=True, text=True, check=False
+        ["ip", "netns", "exec", a.name, *nobody, *CLI, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     row = {one["name"]: one for one in json.loads(done.stdout)}["eth0"]
@@ -207,10 +222,14 @@ def test_without_root_it_says_what_it_cannot_tell(pair: tuple[Host, Host]) -> No
 
 def test_a_table_a_block_and_an_error(pair: tuple[Host, Host]) -> None:
     a, _ = pair
-    table = subprocess.run([*CLI, "--netns", a.name], capture_output=True, text=True, check=True).stdout
+    table = subprocess.run(
+        [*CLI, "--netns", a.name], capture_output=True, text=True, check=True
+    ).stdout
     assert table.splitlines()[0].split()[:4] == ["DEVICE", "KIND", "DRIVER", "FIT"]
     assert "\neth0: fit for tap: " in table and "\nlo: not for user stacks: " in table
-    block = subprocess.run([*CLI, "-n", a.name, "eth0"], capture_output=True, text=True, check=True).stdout
+    block = subprocess.run(
+        [*CLI, "-n", a.name, "eth0"], capture_output=True, text=True, check=True
+    ).stdout
     assert block.startswith("device eth0\n") and "2 to receive of at most 2" in block
     done = subprocess.run([*CLI, "-n", a.name, "eth7"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -51,7 +51,9 @@ def test_a_socket_made_there_belongs_there():
             other.connect(("127.0.0.1", 4711))
 
 
-@pytest.mark.parametrize("spec", ["no-such-name", "/proc/1/ns/nothing", 4194304 + 5, "/etc/hostname"])
+@pytest.mark.parametrize(
+    "spec", ["no-such-name", "/proc/1/ns/nothing", 4194304 + 5, "/etc/hostname"]
+)
 def test_what_is_no_namespace_is_a_usage_error(spec):
     with pytest.raises(UsageError):
         NetNS.from_arg(spec)
@@ -73,7 +75,13 @@ def test_nic_facts():
         link(a, b, queues=3)
         found = {n.name: n for n in a.ns.run_in(nic.list_nics)}
         eth = found["eth0"]
-        assert (eth.kind, eth.driver, eth.mtu, eth.up, eth.ethernet) == ("veth", "veth", 1500, True, True)
+        assert (eth.kind, eth.driver, eth.mtu, eth.up, eth.ethernet) == (
+            "veth",
+            "veth",
+            1500,
+            True,
+            True,
+        )
         assert (eth.rx_queues, eth.tx_queues, len(eth.mac)) == (3, 3, 6)
         assert not eth.has_xdp
         assert found["lo"].loopback
@@ -102,7 +110,9 @@ def test_a_setting_is_of_the_namespace_that_asks():
         assert a.ns.run_in(tuning.read, key) == "0"
         a.ns.run_in(tuning.write, key, "1")
         assert (a.ns.run_in(tuning.read, key), tuning.read(key)) == ("1", "0")
-        with pytest.raises(DmmError, match=r"tcp_fwmark_accept to nonsense: Invalid argument$") as refused:
+        with pytest.raises(
+            DmmError, match=r"tcp_fwmark_accept to nonsense: Invalid argument$"
+        ) as refused:
             a.ns.run_in(tuning.write, key, "nonsense")
         assert type(refused.value) is DmmError, (
             "a value that the kernel does not take is no lack of privilege"

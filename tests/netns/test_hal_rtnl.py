@@ -49,7 +49,10 @@ def test_links_are_as_ip_shows_them() -> None:
                 entry["qdisc"],
                 entry.get("linkinfo", {}).get("info_kind", ""),
             )
-            assert (one.rx_queues, one.tx_queues) == (entry["num_rx_queues"], entry["num_tx_queues"])
+            assert (one.rx_queues, one.tx_queues) == (
+                entry["num_rx_queues"],
+                entry["num_tx_queues"],
+            )
             assert bool(one.flags & 1) is ("UP" in entry["flags"])
         assert found["eth0"].master == found["br0"].index and found["br0"].master == 0
         assert (found["lo"].type, found["eth0"].type) == (772, 1)
@@ -120,7 +123,9 @@ def test_routes_are_as_ip_shows_them(family: int, option: str) -> None:
             )
             for one in ask(a, rtnl.routes, family)
         ]
-        shown = [_shown(entry, family) for entry in ip(a, "-N", option, "route", "show", "table", "all")]
+        shown = [
+            _shown(entry, family) for entry in ip(a, "-N", option, "route", "show", "table", "all")
+        ]
 
         def order(row: tuple[Any, ...]) -> str:
             return str(row)
@@ -133,7 +138,9 @@ def test_routes_are_as_ip_shows_them(family: int, option: str) -> None:
 def test_a_long_list_is_read_whole() -> None:
     with hosts(2) as (a, b):
         link(a, b)
-        commands = "".join(f"route add 192.0.{n // 256}.{n % 256}/32 via 10.9.1.2\n" for n in range(3000))
+        commands = "".join(
+            f"route add 192.0.{n // 256}.{n % 256}/32 via 10.9.1.2\n" for n in range(3000)
+        )
         a.sh("sh", "-c", f"printf '{commands}' | ip -batch -")
         found = {one.dst for one in ask(a, rtnl.routes, V4)}
         assert {f"192.0.{n // 256}.{n % 256}" for n in range(3000)} <= found

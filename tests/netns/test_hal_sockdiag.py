@@ -16,7 +16,9 @@ SO_MARK, SO_COOKIE = 36, 57
 MARK = 0x0DD00000
 
 
-@pytest.mark.parametrize(("family", "peer"), [(socket.AF_INET, "10.9.1.2"), (socket.AF_INET6, "fd09:1::2")])
+@pytest.mark.parametrize(
+    ("family", "peer"), [(socket.AF_INET, "10.9.1.2"), (socket.AF_INET6, "fd09:1::2")]
+)
 def test_listing_and_destroying(family, peer):
     with hosts(2) as (a, b):
         link(a, b)
@@ -43,7 +45,10 @@ def test_listing_and_destroying(family, peer):
             (item,) = (one for one in found if one.mark == MARK | 0x7)
             assert (item.laddr, item.lport) == ours.getsockname()[:2]
             assert (item.raddr, item.rport) == (peer, port)
-            assert item.cookie == struct.unpack("=Q", ours.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
+            assert (
+                item.cookie
+                == struct.unpack("=Q", ours.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
+            )
             assert (item.state, item.bytes_acked, item.bytes_received) == (1, 1001, 500)
             assert item.rtt_us > 0
             assert len(a.ns.run_in(sockdiag.list_tcp)) == 3
@@ -55,7 +60,10 @@ def test_listing_and_destroying(family, peer):
             assert len(every) == 2, "listeners are none"
             lport, rport, laddr, raddr = own.pair
             size = 4 if family == socket.AF_INET else 16
-            assert (int.from_bytes(lport, "big"), int.from_bytes(rport, "big")) == (item.lport, port)
+            assert (int.from_bytes(lport, "big"), int.from_bytes(rport, "big")) == (
+                item.lport,
+                port,
+            )
             assert socket.inet_ntop(family, laddr[:size]) == item.laddr
             assert socket.inet_ntop(family, raddr[:size]) == peer
             assert a.ns.run_in(sockdiag.destroy, [own]) == 1

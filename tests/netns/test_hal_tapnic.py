@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A NIC shared by TAP device and packet socket, by itself: frames in and out, in order, and from nobody else."""
+"""A NIC shared by TAP device and packet socket, by itself: frames in and out, in order, and
+from nobody else.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def tapnic_on(host: Host) -> Iterator[Any]:
     opened = host.ns.run_in(lib.dmm_tapnic_open, TAP.encode(), index, False, out, error)
     assert opened == 0, ffi.string(error.what)
     try:
-        assert host.ns.run_in(lib.dmm_tap_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(error.what)
+        assert host.ns.run_in(lib.dmm_tap_up, TAP.encode(), 1500, 4096, error) == 4096, ffi.string(
+            error.what
+        )
         prog = hal_tc.redirect_tcp(host.ns.run_in(socket.if_nametoindex, TAP))
         host.ns.run_in(tcfilter.attach_nic, index, (prog,), PROGRAM)
         os.close(prog)
@@ -93,7 +97,11 @@ def test_a_frame_that_the_nic_does_not_take_is_left_out_and_counted():
                 ffi.memmove(lib.dmm_tapnic_tx_begin(tap), frame(number, size), size)
                 lib.dmm_tapnic_tx_commit(tap, size, WHOLE, VNET)
             assert lib.dmm_tapnic_tx_kick(tap) == 0
-            ours = (raw for raw in iter(lambda: receiver.recv(4000), b"") if raw[6:12] == b"\2\0\0\0\0\1")
+            ours = (
+                raw
+                for raw in iter(lambda: receiver.recv(4000), b"")
+                if raw[6:12] == b"\2\0\0\0\0\1"
+            )
             assert [number_of(next(ours)), number_of(next(ours))] == [1, 3]
             stats = ffi.new("struct dmm_tapnic_stats *")
             lib.dmm_tapnic_stats(tap, stats)
@@ -137,7 +145,11 @@ def test_the_device_goes_with_its_descriptor():
             assert (again, out[0]) == (-errno.EBUSY, ffi.NULL)
             assert TAP in ffi.string(error.what).decode()
             assert (
-                a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, False, out, error) == -errno.ENAMETOOLONG
+                a.ns.run_in(lib.dmm_tapnic_open, b"x" * 16, index, False, out, error)
+                == -errno.ENAMETOOLONG
             )
-            assert a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0.out", 99999, False, out, error) == -errno.ENODEV
+            assert (
+                a.ns.run_in(lib.dmm_tapnic_open, b"dmm-8.0.out", 99999, False, out, error)
+                == -errno.ENODEV
+            )
         assert TAP not in a.sh("ip link")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hal.tcfilter: our programs at both hooks of a NIC and at a device of ours, among the filters of others."""
+"""hal.tcfilter: our programs at both hooks of a NIC and at a device of ours, among the
+filters of others.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_both_hooks_of_a_nic(progs: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("lost", HOOKS)
-def test_what_was_taken_off_one_hook_is_missed_and_put_back(progs: tuple[int, int], lost: str) -> None:
+def test_what_was_taken_off_one_hook_is_missed_and_put_back(
+    progs: tuple[int, int], lost: str
+) -> None:
     with hosts(2) as (a, b):
         link(a, b)
         index = index_of(a)

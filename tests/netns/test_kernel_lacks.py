@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host lacks is found by trying and told in one sentence; here it is hidden from the command, or never was."""
+"""What a host lacks is found by trying and told in one sentence; here it is hidden from the
+command, or never was.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from lab import Cgroup, Lab
 
 CLI = (sys.executable, "-m", "dmm_ebpf.cli.main")
 BIND = 64  # bpf_bind(), for cgroup programs alone
-# Starts a command for which socket(2) knows no AF_XDP, as in a kernel without CONFIG_XDP_SOCKETS: seccomp(2) says so.
+# Starts a command for which socket(2) knows no AF_XDP, as in a kernel without CONFIG_XDP_SOCKETS:
+# seccomp(2) says so.
 WITHOUT_AF_XDP = """
 import ctypes, errno, os, sys
 
@@ -82,7 +85,10 @@ def test_what_the_verifier_refuses_for_another_cause_keeps_its_words(
 def test_an_errno_without_a_known_cause_is_not_explained() -> None:
     error = OSError(22, os.strerror(22))
     # This kernel has arrays, so EINVAL means something else.
-    assert str(explain.map_refused("make it", MapType.ARRAY, error)) == "cannot make it: Invalid argument"
+    assert (
+        str(explain.map_refused("make it", MapType.ARRAY, error))
+        == "cannot make it: Invalid argument"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,11 @@ def test_an_errno_without_a_known_cause_is_not_explained() -> None:
 def test_a_refusal_of_bpf_names_what_is_missing(prefix: list[str], why: str) -> None:
     source = "from dmm_ebpf.loader import programs; programs.create_maps()"
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60
+        [*prefix, sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert f"{PrivilegeError.__name__}: cannot create the BPF map control: " in done.stderr
     assert why in done.stderr
@@ -129,7 +139,9 @@ def test_without_cgroup2_a_sentence_and_nothing_left(instance) -> None:
 
 
 def _attach_command(name: str, cgroup: Cgroup, directory: Path, options: str) -> list[str]:
-    """What attaches an instance of that name with a user stack; options: more lines of the stack's."""
+    """What attaches an instance of that name with a user stack; options: more lines
+    of the stack's.
+    """
     policy = directory / "policy.toml"
     policy.write_text(POLICY.replace("{devices}", options).replace("{cgroup}", cgroup.relative))
     words = ["attach", "--instance", name, "--cgroup", str(cgroup.path), "--policy", str(policy)]
@@ -158,13 +170,15 @@ def test_without_af_xdp_no_user_stack_on_a_device_but_a_sentence_and_nothing_lef
     host, other = lab.host("host"), lab.host("other")
     lab.wire(host, other)
     name = instance()
-    attach = _attach_command(name, make_cgroup(), tmp_path, f'io = "af_xdp"\ndevices = ["{host.nic.name}"]')
+    attach = _attach_command(
+        name, make_cgroup(), tmp_path, f'io = "af_xdp"\ndevices = ["{host.nic.name}"]'
+    )
     done = host.run([sys.executable, "-c", WITHOUT_AF_XDP, *attach], check=False)
     assert done.returncode == KernelFeatureError.exit_code, done.stderr
-    sentence = (
-        f"cannot open an AF_XDP socket (receive queue 0) of {host.nic.name}: this kernel has no AF_XDP "
+    sentence = f"cannot open an AF_XDP socket (receive queue 0) of {host.nic.name}: this kernel has no AF_XDP "
+    assert done.stderr.endswith(
+        f"{sentence}(CONFIG_XDP_SOCKETS); boot a kernel that is built with it\n"
     )
-    assert done.stderr.endswith(f"{sentence}(CONFIG_XDP_SOCKETS); boot a kernel that is built with it\n")
     assert "prog/xdp" not in host.run(["ip", "link", "show", host.nic.name]).stdout
     assert not Path("/sys/fs/bpf/dmm-ebpf", name).exists()
     assert not Path("/run/dmm-ebpf", name).exists()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attach, adopt, detach against the kernel: whole or not at all, beside other programs, from any namespace."""
+"""attach, adopt, detach against the kernel: whole or not at all, beside other programs,
+from any namespace.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ ALLOW = bytes.fromhex("b700000001000000 9500000000000000")
 
 @pytest.fixture
 def made(lab: Lab, instance: Callable[[], str]) -> Iterator[Callable[..., loader.Attached]]:
-    """Attaches to a cgroup under a fresh name, in the namespace of a new host; all of it is detached at the end."""
+    """Attaches to a cgroup under a fresh name, in the namespace of a new host; all of it is
+    detached at the end.
+    """
     with ExitStack() as stack:
         host = lab.host("h")
 
@@ -98,7 +102,9 @@ def test_detach_leaves_nothing_and_may_be_repeated(made, cgroup: Cgroup) -> None
     removed = loader.detach(name)
     assert sum(text.startswith("link ") for text in removed) == 8
     assert any(name in text for text in removed)
-    assert nothing_attached(cgroup) and not attached.folder.exists() and name not in loader.instances()
+    assert (
+        nothing_attached(cgroup) and not attached.folder.exists() and name not in loader.instances()
+    )
     attached.close()
     wait_for(lambda: not our_objects(ids), 10, "the maps to be freed")
     assert loader.detach(name) == []
@@ -134,7 +140,9 @@ def test_adopt_knows_its_programs_without_loading_them(
     """And by loading them, on a kernel that hashes instructions in another way."""
     attached = made(cgroup)
     real, calls = programs.load_programs, []
-    monkeypatch.setattr(programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1])
+    monkeypatch.setattr(
+        programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1]
+    )
     loader.adopt(attached.instance).close()
     assert not calls
     monkeypatch.setattr(programs, "tags", lambda code: {name: set() for name in code})
@@ -147,7 +155,9 @@ def test_what_was_loaded_ahead_is_what_is_attached(
     made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = programs.load_programs, []
-    monkeypatch.setattr(programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1])
+    monkeypatch.setattr(
+        programs, "load_programs", lambda *args: (calls.append(args), real(*args))[1]
+    )
     ahead.begin()
     wait_for(lambda: calls, 20, "loading to begin by itself")
     attached = made(cgroup)
@@ -157,7 +167,9 @@ def test_what_was_loaded_ahead_is_what_is_attached(
     assert len(calls) == 2  # the next attach loads for itself
 
 
-def test_what_fails_ahead_is_told_by_attach(made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_ahead_is_told_by_attach(
+    made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*_: object) -> None:
         raise DmmError("load ahead", why="it was made to fail")
 
@@ -195,7 +207,9 @@ def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
         loader.adopt(name)
 
 
-def test_an_instance_whose_cgroup_is_gone_is_adopted_and_hooked_to_the_new_one(made, cgroup: Cgroup) -> None:
+def test_an_instance_whose_cgroup_is_gone_is_adopted_and_hooked_to_the_new_one(
+    made, cgroup: Cgroup
+) -> None:
     child = cgroup.child("gone")
     attached = made(child)
     child.path.rmdir()
@@ -250,7 +264,9 @@ def test_a_cgroup_that_is_none_is_refused(
 def test_cgroup_names_ids_and_levels(cgroup: Cgroup) -> None:
     deep = cgroup.child("a b").child("c\\d")
     assert cgroups.resolve(deep.relative) == deep.path == cgroups.resolve(str(deep.path))
-    assert cgroups.path_of(cgroups.cgroup_id(deep.path)) == deep.relative == cgroups.name_of(deep.path)
+    assert (
+        cgroups.path_of(cgroups.cgroup_id(deep.path)) == deep.relative == cgroups.name_of(deep.path)
+    )
     assert cgroups.level(deep.path) == 3 and cgroups.level(cgroups.find_cgroup2()) == 0
     assert cgroups.path_of(cgroups.cgroup_id(cgroups.find_cgroup2())) == "/"
     assert cgroups.path_of(2**40) is None
@@ -272,7 +288,9 @@ def test_two_instances_on_two_cgroups_coexist(made, make_cgroup, lab: Lab) -> No
     both = [made(group) for group in groups]
     host = lab.hosts["h"]
     for attached, stack in zip(both, (1, 2), strict=True):
-        Policy().rule(stack).stack(stack, C.DMM_STACK_KERNEL).route(stack, "0.0.0.0/0", stack).apply(attached)
+        Policy().rule(stack).stack(stack, C.DMM_STACK_KERNEL).route(
+            stack, "0.0.0.0/0", stack
+        ).apply(attached)
     for group, attached, stack in zip(groups, both, (1, 2), strict=True):
         agent = Agent(group, host)
         port = agent.listen("l", "127.0.0.1")
@@ -286,7 +304,9 @@ def test_two_instances_on_two_cgroups_coexist(made, make_cgroup, lab: Lab) -> No
 
 
 def attach_legacy(group: Cgroup, attach_type: AttachType, flags: list[str]) -> str:
-    """A foreign program attached with BPF_PROG_ATTACH, as old tools do; returns the command that undoes it."""
+    """A foreign program attached with BPF_PROG_ATTACH, as old tools do; returns the command
+    that undoes it.
+    """
     pin = f"{bpffs.ensure()}/{group.path.name.replace('.', '-')}"
     fd = bpf.prog_load("foreign", ProgType.CGROUP_SOCK_ADDR, ALLOW, attach_type=attach_type)
     try:
@@ -294,7 +314,8 @@ def attach_legacy(group: Cgroup, attach_type: AttachType, flags: list[str]) -> s
     finally:
         os.close(fd)
     subprocess.run(
-        ["bpftool", "cgroup", "attach", str(group.path), "connect4", "pinned", pin, *flags], check=True
+        ["bpftool", "cgroup", "attach", str(group.path), "connect4", "pinned", pin, *flags],
+        check=True,
     )
     return pin
 
@@ -336,10 +357,17 @@ def test_a_sharing_foreign_program_stays(made, cgroup: Cgroup) -> None:
 @pytest.mark.parametrize("step", ["create_maps", "load_programs", "pin_fd", "link_hook"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_failure_at_any_step_leaves_nothing(
-    made, cgroup: Cgroup, instance: Callable[[], str], monkeypatch: pytest.MonkeyPatch, step: str, after: int
+    made,
+    cgroup: Cgroup,
+    instance: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    after: int,
 ) -> None:
     """The step fails at its first call, or after some of its calls have been made."""
-    module = programs if hasattr(programs, step) else importlib.import_module("dmm_ebpf.loader.attach")
+    module = (
+        programs if hasattr(programs, step) else importlib.import_module("dmm_ebpf.loader.attach")
+    )
     real, calls = getattr(module, step), []
 
     def failing(*args: object) -> object:
@@ -384,14 +412,14 @@ def test_an_attach_killed_half_way_is_refused_by_adopt_and_removed_by_detach(
     assert nothing_attached(cgroup) and name not in loader.instances()
 
 
-def test_everything_works_inside_ip_netns_exec(lab: Lab, cgroup: Cgroup, instance: Callable[[], str]) -> None:
+def test_everything_works_inside_ip_netns_exec(
+    lab: Lab, cgroup: Cgroup, instance: Callable[[], str]
+) -> None:
     """There, /sys is another mount: no bpffs and no cgroup v2 are in sight."""
     name, host = instance(), lab.host("inside")
 
     def inside(source: str) -> str:
-        prelude = (
-            "from dmm_ebpf import loader; from dmm_ebpf.loader import cgroup as c, bpffs; import pathlib\n"
-        )
+        prelude = "from dmm_ebpf import loader; from dmm_ebpf.loader import cgroup as c, bpffs; import pathlib\n"
         command = ["ip", "netns", "exec", host.netns, sys.executable, "-c", prelude + source]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -416,7 +444,9 @@ def test_everything_works_inside_ip_netns_exec(lab: Lab, cgroup: Cgroup, instanc
         loader.detach(name)
 
 
-def test_without_privileges_the_sentence_says_so(cgroup: Cgroup, instance: Callable[[], str]) -> None:
+def test_without_privileges_the_sentence_says_so(
+    cgroup: Cgroup, instance: Callable[[], str]
+) -> None:
     source = (
         "import os, sys; from pathlib import Path; from dmm_ebpf import loader; from dmm_ebpf.errors import DmmError\n"
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
@@ -432,14 +462,18 @@ def test_without_privileges_the_sentence_says_so(cgroup: Cgroup, instance: Calla
     assert "run it as root" in done.stdout
 
 
-def test_the_verifiers_last_words_are_shown(made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verifiers_last_words_are_shown(
+    made, cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # r0 = *(u64 *)(r1 + 4096): outside any context.
     bad = bytes.fromhex("7910001000000000 9500000000000000")
     real = programs.bind_maps
     monkeypatch.setattr(programs, "bind_maps", lambda code, fds: bad if code else real(code, fds))
     monkeypatch.setattr(programs, "LOG_FILE", Path("/run") / f"dmm-test-{os.getpid()}" / "log")
     try:
-        with pytest.raises(DmmError, match=r"verifier says: .*invalid bpf_context access") as raised:
+        with pytest.raises(
+            DmmError, match=r"verifier says: .*invalid bpf_context access"
+        ) as raised:
             made(cgroup)
         assert "whole log in" in str(raised.value)
         assert "invalid bpf_context access" in programs.LOG_FILE.read_text()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables on the kernel's own maps: each kind of key and value, many at once, and what is of another type."""
+"""Tables on the kernel's own maps: each kind of key and value, many at once, and what is
+of another type.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def test_hash_with_a_number_for_key(maps: Maps) -> None:
 
 
 def test_hash_with_a_struct_for_key(maps: Maps) -> None:
-    pairs = [ADDR_PAIR.type(bytes(16), i.to_bytes(16, "big"), lport_be=i & 0xFFFF) for i in range(MANY)]
+    pairs = [
+        ADDR_PAIR.type(bytes(16), i.to_bytes(16, "big"), lport_be=i & 0xFFFF) for i in range(MANY)
+    ]
     maps.xdp_flows.update(
         {
             pair: abi.new("dmm_xdp_flow", stack=1, seat=1 + i % 2, orphan=i == 4)
@@ -95,7 +99,9 @@ def test_what_is_of_another_type_does_not_get_in(maps: Maps) -> None:
     assert maps.nics.count() == maps.xdp_flows.count() == 0
 
 
-def test_a_program_that_takes_a_value_for_another_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_takes_a_value_for_another_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     wrong = dict(compiling.c_types()) | {"DMM_VALUE_nics": "struct dmm_seat"}
     monkeypatch.setattr(compiling, "c_types", wrong.items)
     with pytest.raises(DmmError, match=r"cannot compile the BPF programs: .*struct dmm_nic"):

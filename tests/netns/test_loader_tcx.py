@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tcx links at both hooks of a NIC: before others, both or missed, gone when told and when the NIC goes."""
+"""The tcx links at both hooks of a NIC: before others, both or missed, gone when told and when
+the NIC goes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
 
 @pytest.fixture(autouse=True)
 def hooked(pair: tuple[Host, Host], attached: loader.Attached) -> None:
-    """Our programs are at both hooks; without tcx, which the kernel tells by refusing to list it, there is no test."""
+    """Our programs are at both hooks; without tcx, which the kernel tells by refusing to list
+    it, there is no test.
+    """
     index = index_of(pair[0])
     try:
         pair[0].call(bpf.prog_query, index, Hook.IN.value[1])
@@ -63,7 +67,9 @@ def test_each_hook_has_its_program_once(attached: loader.Attached, pair: tuple[H
 
 
 @pytest.mark.parametrize("hook", NIC)
-def test_before_a_program_of_anothers(attached: loader.Attached, pair: tuple[Host, Host], hook: Hook) -> None:
+def test_before_a_program_of_anothers(
+    attached: loader.Attached, pair: tuple[Host, Host], hook: Hook
+) -> None:
     index = index_of(pair[0])
     attached.detach_tcx(index)
     fd = bpf.prog_load("somebodys", ProgType.SCHED_CLS, GO_ON)
@@ -92,7 +98,9 @@ def test_what_was_taken_off_one_hook_is_missed_and_put_back(
     assert {hook: ids(pair[0], hook) for hook in NIC} == {h: [n] for h, n in ours(attached).items()}
 
 
-def test_a_nic_that_goes_away_is_no_obstacle(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
+def test_a_nic_that_goes_away_is_no_obstacle(
+    attached: loader.Attached, pair: tuple[Host, Host]
+) -> None:
     index = index_of(pair[0])
     pair[0].ip(f"link del {pair[0].nic.name}")
     assert not pair[0].call(attached.has_tcx, index)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The XDP link on a NIC: native or generic, never in place of another program, gone when told and when the NIC goes."""
+"""The XDP link on a NIC: native or generic, never in place of another program, gone when told
+and when the NIC goes.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_native_where_the_driver_can(attached: loader.Attached, pair: tuple[Host
 
 
 def test_generic_where_it_cannot(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
-    for host in pair:  # a veth with frames of more than a page takes no native program without fragments
+    for (
+        host
+    ) in pair:  # a veth with frames of more than a page takes no native program without fragments
         host.ip(f"link set {host.nic.name} mtu 9000")
     assert put(attached, pair[0]) == "generic"
     assert xdp_mode(pair[0]) == 2
@@ -69,11 +73,15 @@ def test_generic_where_it_cannot(attached: loader.Attached, pair: tuple[Host, Ho
 
 
 @pytest.mark.skipif(not bpf.xsk_frags(), reason="this kernel's AF_XDP takes a page at most")
-def test_native_for_several_frames_where_it_must(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
+def test_native_for_several_frames_where_it_must(
+    attached: loader.Attached, pair: tuple[Host, Host]
+) -> None:
     for host in pair:
         host.ip(f"link set {host.nic.name} mtu 9000")
     for _ in range(2):
-        assert pair[0].call(attached.attach_xdp, ifindex(pair[0]), pair[0].nic.name, 9000) == "native"
+        assert (
+            pair[0].call(attached.attach_xdp, ifindex(pair[0]), pair[0].nic.name, 9000) == "native"
+        )
     assert xdp_mode(pair[0]) == 1
     pair[0].run(["ping", "-c", "1", "-W", "5", "-s", "8900", pair[1].ip4])
     assert attached.detach_xdp(ifindex(pair[0])) and xdp_mode(pair[0]) is None
@@ -122,7 +130,9 @@ def test_detach_from_another_namespace_takes_xdp_off(
     assert xdp_mode(pair[0]) is None
 
 
-def test_an_adopted_instance_knows_its_xdp(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
+def test_an_adopted_instance_knows_its_xdp(
+    attached: loader.Attached, pair: tuple[Host, Host]
+) -> None:
     put(attached, pair[0])
     adopted = loader.adopt(attached.instance)
     try:
@@ -132,7 +142,9 @@ def test_an_adopted_instance_knows_its_xdp(attached: loader.Attached, pair: tupl
         adopted.close()
 
 
-def test_a_nic_that_goes_away_is_no_obstacle(attached: loader.Attached, pair: tuple[Host, Host]) -> None:
+def test_a_nic_that_goes_away_is_no_obstacle(
+    attached: loader.Attached, pair: tuple[Host, Host]
+) -> None:
     index = ifindex(pair[0])
     put(attached, pair[0])
     pair[0].ip(f"link del {pair[0].nic.name}")

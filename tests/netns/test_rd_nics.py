@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rd.nics: our tc programs on the NICs of user stacks, by tcx and, where a kernel has none, by clsact."""
+"""rd.nics: our tc programs on the NICs of user stacks, by tcx and, where a kernel has
+none, by clsact.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_the_programs_come_and_go(way: str, bench: Bench, state: State) -> None:
     assert there(bench, spec.ifindex), "attached at once after"
 
 
-def test_a_nic_that_another_stack_goes_on_using_keeps_them(way: str, bench: Bench, state: State) -> None:
+def test_a_nic_that_another_stack_goes_on_using_keeps_them(
+    way: str, bench: Bench, state: State
+) -> None:
     nics, spec = served(bench, state)
     bench.a.call(nics.attach, "lan", [spec])
     bench.a.call(nics.attach, "wan", [spec])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack process that has been taken over: what it may still do is listed here by what it may not."""
+"""A stack process that has been taken over: what it may still do is listed here by what
+it may not.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,10 @@ def test_a_process_that_was_taken_over_can_do_nothing_but_serve(monkeypatch, tmp
     try:
         with taken_over(monkeypatch) as stack:
             values = {"other": victim.pid, "socket": tmp_path / "rd.sock"}
-            got = {name: ask(stack, "do", code=code.format(**values)) for name, (code, _) in REFUSED.items()}
+            got = {
+                name: ask(stack, "do", code=code.format(**values))
+                for name, (code, _) in REFUSED.items()
+            }
             assert got == {name: wanted for name, (_, wanted) in REFUSED.items()}
             assert victim.poll() is None
             assert ask(stack, "do", code="os.getpid()") == str(stack.supervisor.pid)
@@ -170,11 +175,18 @@ print(abi, tried(os.open, "/etc/passwd", os.O_RDONLY), tried(os.mkdir, "/tmp/dmm
 
 
 def test_landlock_alone_refuses_files_ports_and_signals():
-    said = subprocess.run([sys.executable, "-c", LANDLOCKED], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", LANDLOCKED], capture_output=True, text=True, check=True
+    )
     abi, *refused = said.stdout.split()
     if abi == "0":
         pytest.skip("this kernel has no Landlock")
-    wanted = ["EACCES", "EACCES", "EACCES" if int(abi) >= 4 else "None", "EPERM" if int(abi) >= 6 else "None"]
+    wanted = [
+        "EACCES",
+        "EACCES",
+        "EACCES" if int(abi) >= 4 else "None",
+        "EPERM" if int(abi) >= 6 else "None",
+    ]
     assert refused == wanted
 
 
@@ -201,7 +213,12 @@ def test_no_two_processes_have_one_user():
         with stack_on(a) as first, stack_on(b) as second:
             owners = [Path(f"/proc/{s.supervisor.pid}/mem").stat().st_uid for s in (first, second)]
             status = [Path(f"/proc/{s.supervisor.pid}/status").read_text() for s in (first, second)]
-            uids = [line.split()[1] for text in status for line in text.splitlines() if line[:4] == "Uid:"]
+            uids = [
+                line.split()[1]
+                for text in status
+                for line in text.splitlines()
+                if line[:4] == "Uid:"
+            ]
             assert owners == [0, 0]  # not dumpable
             assert uids == [str(pidfile.uid_of(s.supervisor.pid)) for s in (first, second)]
             assert len(set(uids)) == 2
@@ -285,7 +302,9 @@ def test_only_root_is_heard(tmp_path):
     [
         struct.pack(">I", 1 << 20) + bytes(64),
         struct.pack(">I", 4000) + b"\x91" * 4000,  # lists in lists
-        struct.pack(">I", 9) + b"\xdd\xff\xff\xff\xff" + bytes(4),  # an array of four thousand million
+        struct.pack(">I", 9)
+        + b"\xdd\xff\xff\xff\xff"
+        + bytes(4),  # an array of four thousand million
     ],
 )
 def test_a_request_that_is_none_ends_its_connection_alone(request_bytes):

@@ -26,7 +26,9 @@ def status(pid: int) -> dict[str, str]:
 
 def wait_changed(stack, ups: int, downs: int) -> None:
     with stack.changed:
-        assert stack.changed.wait_for(lambda: (len(stack.ups), len(stack.downs)) >= (ups, downs), 15)
+        assert stack.changed.wait_for(
+            lambda: (len(stack.ups), len(stack.downs)) >= (ups, downs), 15
+        )
 
 
 def exchange(stack, server: socket.socket, peer: str) -> None:
@@ -200,7 +202,9 @@ def test_two_stacks_cannot_hold_one_queue():
         with stack_on(a) as stack:
             spec = replace(stack.spec, name="second", device="dmm-1", k=1)
             other = StackSupervisor(spec, on_up=stack._up, on_down=stack._down)
-            with pytest.raises(ConflictError, match=r"bind an AF_XDP socket \(receive queue 0\) of eth0"):
+            with pytest.raises(
+                ConflictError, match=r"bind an AF_XDP socket \(receive queue 0\) of eth0"
+            ):
                 stack.do(other.start())
             assert other.pid == 0
             assert "dmm-1" not in a.sh("ip link")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets through a stack process: both families, both directions, next hops that are there, fail, move and
-change.
+"""Packets through a stack process: both families, both directions, next hops that are there, fail,
+move and change.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def echo(stack: Stack, server: socket.socket, address: str) -> None:
 
 
 @pytest.mark.skipif(
-    bpf.xsk_metadata() is not True, reason="this kernel's AF_XDP has no metadata of frames to be sent"
+    bpf.xsk_metadata() is not True,
+    reason="this kernel's AF_XDP has no metadata of frames to be sent",
 )
 @pytest.mark.parametrize(("family", "peer"), PEERS)
 @pytest.mark.parametrize("mtu", [1500, 3000])
@@ -80,7 +81,9 @@ def test_af_xdp_leaves_checksums_to_what_takes_its_frames(family, peer, mtu, off
             stats = stack.query("stats")
             assert stats["nic_tx_bytes"] > 5_000_000
             assert stats["core_bad_csum"] == stats["core_malformed"] == 0
-        names, values = (line.split() for line in b.sh("grep Tcp: /proc/self/net/snmp").splitlines())
+        names, values = (
+            line.split() for line in b.sh("grep Tcp: /proc/self/net/snmp").splitlines()
+        )
         assert int(values[names.index("InCsumErrors")]) == 0
 
 
@@ -99,7 +102,8 @@ def test_a_connection_carries_bytes_both_ways(family, peer, port):
                 accepted.close()
             stats = stack.query("stats")
             assert stats["inner_rx_bytes"] > 20_000_000 < stats["nic_rx_bytes"]
-            # Segmentation is left to the other side of the inner leg, and of the outer one where that can.
+            # Segmentation is left to the other side of the inner leg, and of the outer one
+            # where that can.
             assert stats["inner_rx_bytes"] / stats["inner_rx_pkts"] > 3 * 1500
             if port == "af_xdp":
                 assert stats["nic_rx_pkts"] > 10000 < stats["nic_tx_pkts"]
@@ -123,7 +127,9 @@ def test_a_listener_is_reached_through_the_stack(family, peer):
 
 
 def test_busy_polling_does_not_sleep_between_packets():
-    """While requests follow each other the loop looks for the next; without busy polling each costs it a sleep."""
+    """While requests follow each other the loop looks for the next; without busy polling each
+    costs it a sleep.
+    """
     slept = {}
     for busy_poll_us in (0, 1_000_000):
         with hosts(2) as (a, b):
@@ -278,7 +284,9 @@ def test_no_packet_of_any_content_ends_the_process():
         with stack_on(a) as stack, listen(b) as server:
             raw = b.ns.socket(socket.AF_PACKET, socket.SOCK_RAW)
             raw.bind(("eth0", 0))
-            target = bytes.fromhex(mac_of(a).replace(":", "")) + bytes.fromhex(mac_of(b).replace(":", ""))
+            target = bytes.fromhex(mac_of(a).replace(":", "")) + bytes.fromhex(
+                mac_of(b).replace(":", "")
+            )
             generator = random.Random(4)
             for i in range(3000):
                 kind, proto_at = (b"\x08\x00", 9) if i % 2 else (b"\x86\xdd", 6)
@@ -301,7 +309,9 @@ def test_a_stale_neighbour_of_a_connection_in_use_is_looked_at():
             accepted, _ = server.accept()
             a.sh(f"ip neigh replace 10.9.1.2 lladdr {mac_of(b)} dev eth0 nud stale")
             transfer(app, accepted, 1000)
-            wait_until(lambda: "REACHABLE" in a.sh("ip neigh show 10.9.1.2"), 15, "a look at the neighbour")
+            wait_until(
+                lambda: "REACHABLE" in a.sh("ip neigh show 10.9.1.2"), 15, "a look at the neighbour"
+            )
             transfer(accepted, app, 1000)
             app.close()
             accepted.close()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start needs and what it can do without: the compiler, what was kept of it, packages it has no use for."""
+"""What a start needs and what it can do without: the compiler, what was kept of it, packages it
+has no use for.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ Apart = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def apart(tmp_path: Path, no_leaks: None) -> Apart:
-    """Runs a command with a /var/cache of this test's own, and, if so wanted, where BCC cannot be imported."""
+    """Runs a command with a /var/cache of this test's own, and, if so wanted, where BCC
+    cannot be imported.
+    """
     folder, empty = tmp_path / "cache", tmp_path / "empty"
     folder.mkdir()
     empty.mkdir()
@@ -99,7 +103,9 @@ def test_an_attach_without_compiler_or_cache_is_one_sentence(
 def test_what_install_keeps_serves_another_kernel_too(
     apart: Apart, tmp_path: Path, instance: Callable[[], str]
 ) -> None:
-    """What was compiled for this kernel is taken away: then it is to the rest what another kernel would be."""
+    """What was compiled for this kernel is taken away: then it is to the rest what another
+    kernel would be.
+    """
     done = apart(*CLI, "compile")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3
     for path in kept(tmp_path):
@@ -128,7 +134,9 @@ HEAVY = (
 def imported(stderr: str) -> set[str]:
     """Modules, as `python -X importtime` lists them."""
     return {
-        line.rpartition("|")[2].strip() for line in stderr.splitlines() if line.startswith("import time:")
+        line.rpartition("|")[2].strip()
+        for line in stderr.splitlines()
+        if line.startswith("import time:")
     }
 
 
@@ -149,7 +157,9 @@ def test_a_start_imports_nothing_heavy(
     assert not [name for name in found if name.startswith(HEAVY)]
 
 
-def test_programs_of_another_bcc_are_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_of_another_bcc_are_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
     compiler.compile_programs.cache_clear()
     first = compiler.compile_programs(())
@@ -178,7 +188,9 @@ def test_a_cache_that_is_damaged_is_said_once_and_made_anew(
     assert (again.returncode, again.stdout, again.stderr) == (0, "ran\n", "")
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(apart: Apart, instance: Callable[[], str]) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(
+    apart: Apart, instance: Callable[[], str]
+) -> None:
     read_only = f"mount -o remount,bind,ro /var/cache && exec {' '.join(CLI)} run -i {instance()} -- echo ran"
     done = apart("sh", "-c", read_only)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sync.apply() on the kernel's own maps: what the tries answer, what a failure leaves, what becomes of listeners."""
+"""sync.apply() on the kernel's own maps: what the tries answer, what a failure leaves, what
+becomes of listeners.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def _compiled(text: str, ids: IdSpace, base: Path = Path("/")) -> tuple[policy.P
 
 
 def _random_policy(rng: random.Random, n: int) -> str:
-    """Routes that nest and whose ports meet; the stack follows from the prefix and port, so none contradict."""
+    """Routes that nest and whose ports meet; the stack follows from the prefix and port,
+    so none contradict.
+    """
     lines = [STACKS, '[[rules]]\ntable = "t"\n[tables.t]\n']
     for _ in range(n):
         if rng.random() < 0.6:
@@ -92,18 +96,26 @@ def _random_policy(rng: random.Random, n: int) -> str:
                 (0x0A000000 | rng.getrandbits(16) << 4, rng.choice((8, 12, 20, 24, 30))), False
             )
         else:
-            address = int(ipaddress.ip_address("2001:db8::")) | rng.getrandbits(12) << 68 | rng.getrandbits(4)
+            address = (
+                int(ipaddress.ip_address("2001:db8::"))
+                | rng.getrandbits(12) << 68
+                | rng.getrandbits(4)
+            )
             net = ipaddress.ip_network((address, rng.choice((32, 48, 56, 64, 126, 128))), False)
         lines.append(
             f'[[tables.t.routes]]\nto = "{net}"\nstack = "{rng.choice("ku") if net.prefixlen % 2 else "k"}"\n'
         )
         if net.prefixlen % 2 == 0 and rng.random() < 0.6:
             lines.append(f'proto = "{rng.choice(("tcp", "udp"))}"\n')
-            lines.append(f'ports = "{rng.choice(("443", "80, 443", "1-1023", "8000-8100", "65535"))}"\n')
+            lines.append(
+                f'ports = "{rng.choice(("443", "80, 443", "1-1023", "8000-8100", "65535"))}"\n'
+            )
     return "".join(lines)
 
 
-def _lookup(tries: KeptTries, half: int, table: int, query: evaluate.Query) -> tuple[int, int] | None:
+def _lookup(
+    tries: KeptTries, half: int, table: int, query: evaluate.Query
+) -> tuple[int, int] | None:
     """(stack, route) as bpf/decide.h finds it, by look-ups in the kernel's tries."""
     family, addr = parse_address(query.addr)
     if family == 4:
@@ -146,7 +158,12 @@ def test_kernel_tries_answer_as_the_evaluator(opened: Maps) -> None:
             continue
         before = sync.current_generation(opened)
         generation = sync.apply(opened, compiled, inner=tries, listener_set=_no_listener)
-        assert generation == sync.next_generation(before) == sync.current_generation(opened) <= expected
+        assert (
+            generation
+            == sync.next_generation(before)
+            == sync.current_generation(opened)
+            <= expected
+        )
         found_some = 0
         for query in _queries(rng, 400):
             verdict = evaluate.route_get(parsed, query)
@@ -176,7 +193,10 @@ def test_whole_half_is_written_and_the_old_tries_are_freed(opened: Maps) -> None
     assert [opened.heads[half].n_rules for half in (0, 1)] == [2, 1]
     for half, number in ((0, 0), (0, 1), (1, 0)):
         assert opened.rules[half * C.DMM_MAX_RULES + number].uid_first == 7 + number
-    for half, kinds in ((1, {"k": C.DMM_STACK_KERNEL, "u": C.DMM_STACK_USER}), (0, {"k": 0, "u": 0})):
+    for half, kinds in (
+        (1, {"k": C.DMM_STACK_KERNEL, "u": C.DMM_STACK_USER}),
+        (0, {"k": 0, "u": 0}),
+    ):
         for name, kind in kinds.items():
             assert opened.stacks[half * C.DMM_MAX_STACKS + ids.stack(name)].kind == kind
     for kind in sync.INNER_KINDS:
@@ -203,7 +223,9 @@ def test_what_the_kernel_refuses_changes_nothing(opened: Maps, kind: maps.Routes
 
 
 def test_failure_after_the_tries_leaves_the_live_half(opened: Maps) -> None:
-    """A listener that cannot be written comes last before the change; the tries of the other half are freed."""
+    """A listener that cannot be written comes last before the change; the tries of the other
+    half are freed.
+    """
     _, compiled = _compiled('[[rules]]\ntable = "t"\n[tables.t]\n', IdSpace())
     assert sync.apply(opened, compiled, listener_set=_no_listener) == 1
     opened.listeners[LISTENER_KEY.type()] = abi.new("dmm_listener")
@@ -240,7 +262,10 @@ def test_events_and_policy_change_control_without_undoing_each_other(opened: Map
         switching = pool.submit(switch)
         try:
             for generation in range(1, 41):
-                assert sync.apply(opened, compiled, listener_set=_no_listener, netns_cookie=9) == generation
+                assert (
+                    sync.apply(opened, compiled, listener_set=_no_listener, netns_cookie=9)
+                    == generation
+                )
                 assert sync.current_generation(opened) == generation
         finally:
             applied.set()
@@ -257,7 +282,9 @@ def test_generation_never_becomes_zero() -> None:
 def test_a_hundred_thousand_routes(opened: Maps, tmp_path: Path) -> None:
     rng = random.Random(3)
     prefixes = sorted({(rng.getrandbits(24) << 8, 24) for _ in range(100_000)})
-    lines = [f"{ipaddress.ip_address(address)}/{length},tcp,443,u\n" for address, length in prefixes]
+    lines = [
+        f"{ipaddress.ip_address(address)}/{length},tcp,443,u\n" for address, length in prefixes
+    ]
     (tmp_path / "prefixes.csv").write_text("to,proto,ports,stack\n" + "".join(lines))
     text = STACKS + '[[rules]]\ntable = "t"\n[tables.t]\nroutes_from = "prefixes.csv"\n'
     text += '[[tables.t.routes]]\nto = "default"\nstack = "k"\n'
@@ -268,12 +295,17 @@ def test_a_hundred_thousand_routes(opened: Maps, tmp_path: Path) -> None:
     generation = sync.apply(opened, compiled, inner=tries, listener_set=_no_listener)
     for address, _ in rng.sample(prefixes, 20):
         for port in (443, 80):
-            query = evaluate.Query(addr=str(ipaddress.ip_address(address + rng.getrandbits(8))), port=port)
+            query = evaluate.Query(
+                addr=str(ipaddress.ip_address(address + rng.getrandbits(8))), port=port
+            )
             verdict = evaluate.route_get(parsed, query)
             assert verdict.stack == ("u" if port == 443 else "k")
             found = _lookup(tries, generation & 1, ids.table("t"), query)
             assert found is not None
-            assert (ids.stack_name(found[0]), compiled.route_text(found[1])) == (verdict.stack, verdict.route)
+            assert (ids.stack_name(found[0]), compiled.route_text(found[1])) == (
+                verdict.stack,
+                verdict.route,
+            )
     tries.close()
 
 
@@ -298,12 +330,19 @@ def attached(
 
 
 def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -> None:
-    """A listener's table is worked out anew for the next policy, in the next half only, and its count stays."""
+    """A listener's table is worked out anew for the next policy, in the next half only, and
+    its count stays.
+    """
     made, group = attached
     child = group.child("below").path
     key = LISTENER_KEY.type(abi.addr16("127.0.0.1"), socket.htons(8080))
     value = abi.new(
-        "dmm_listener", count=3, uid=1000, comm=b"nginx", netns_cookie=5, cgroup_id=cgroup.cgroup_id(child)
+        "dmm_listener",
+        count=3,
+        uid=1000,
+        comm=b"nginx",
+        netns_cookie=5,
+        cgroup_id=cgroup.cgroup_id(child),
     )
     made.maps.listeners[key] = value
     ids = IdSpace()
@@ -314,7 +353,11 @@ def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -
     _, compiled = _compiled(text, ids)
     assert sync.apply(made.maps, compiled, listener_set=made.set_listener_table) == 1
     found = made.maps.listeners[key]
-    assert (found.count, list(found.tables), list(found.rules)) == (3, [0, ids.table("mine")], [0, 3])
+    assert (found.count, list(found.tables), list(found.rules)) == (
+        3,
+        [0, ids.table("mine")],
+        [0, 3],
+    )
     _, compiled = _compiled('[[rules]]\ntable = "other"\ncomm = "nginx"\n[tables.other]\n', ids)
     assert sync.apply(made.maps, compiled, listener_set=made.set_listener_table) == 2
     found = made.maps.listeners[key]
@@ -336,7 +379,9 @@ with socket.socket() as s:
 
 
 def test_hooks_obey_the_new_policy_at_once(attached: tuple[loader.Attached, Cgroup]) -> None:
-    """Real programs in the kernel: the next connect() after apply() is decided by the new policy."""
+    """Real programs in the kernel: the next connect() after apply() is decided by
+    the new policy.
+    """
     made, group = attached
     ids = IdSpace()
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -23,7 +23,9 @@ NS_PER_MS = 1_000_000
 
 @dataclass
 class Arrivals:
-    """Numbers of the datagrams that arrived, in order of arrival, and the link's counters afterwards."""
+    """Numbers of the datagrams that arrived, in order of arrival, and the
+    link's counters afterwards.
+    """
 
     numbers: list[int]
     stats: LinkStats
@@ -41,9 +43,14 @@ def udp_socket(address: str) -> socket.socket:
 def send_numbers(
     a: Host, b: Host, link: WanLink, count: int, size: int = 100, family: str = "ip4"
 ) -> Arrivals:
-    """Sends count datagrams of size bytes from a to b as fast as the host can, and waits until the link is empty."""
+    """Sends count datagrams of size bytes from a to b as fast as the host can, and waits until
+    the link is empty.
+    """
     link.reset()
-    with a.call(udp_socket, getattr(a, family)) as sender, b.call(udp_socket, getattr(b, family)) as receiver:
+    with (
+        a.call(udp_socket, getattr(a, family)) as sender,
+        b.call(udp_socket, getattr(b, family)) as receiver,
+    ):
         sender.setblocking(True)
         sender.connect((getattr(b, family), PORT))
         for number in range(count):
@@ -138,7 +145,9 @@ def test_duplicates_arrive_twice(lab: Lab) -> None:
 
 
 def test_reordering_holds_frames_back(lab: Lab) -> None:
-    a, b, link = linked(lab, rate="10mbit", queue="none", ab={"reorder": "5%", "reorder_delay": "5ms"})
+    a, b, link = linked(
+        lab, rate="10mbit", queue="none", ab={"reorder": "5%", "reorder_delay": "5ms"}
+    )
     arrived = send_numbers(a, b, link, 2000)
     assert sorted(arrived.numbers) == list(range(2000))
     highest, overtaken = -1, 0
@@ -154,13 +163,16 @@ def test_corruption_is_caught_by_checksums(lab: Lab) -> None:
     a, b, link = linked(lab, ab={"corrupt": "10%"})
     arrived = send_numbers(a, b, link, 2000)
     assert_binomial(arrived.stats.ab.corrupted, 2000, 0.1)
-    # A flipped bit in the IPv4 TOS or such fields is caught as well: every one breaks the IP or the UDP checksum.
+    # A flipped bit in the IPv4 TOS or such fields is caught as well: every one breaks the IP or
+    # the UDP checksum.
     assert len(arrived.numbers) == 2000 - arrived.stats.ab.corrupted
 
 
 @pytest.mark.parametrize(("queue", "pkts"), [("50p", 50), ("50000B", 50), ("40ms", 50)])
 def test_queue_drops_the_tail(lab: Lab, queue: str, pkts: int) -> None:
-    """976 bytes on the wire 1000 with overhead: 0.8 ms at 10 Mbit/s, so the three limits mean the same."""
+    """976 bytes on the wire 1000 with overhead: 0.8 ms at 10 Mbit/s, so the three limits
+    mean the same.
+    """
     a, b, link = linked(lab, rate="10mbit", queue=queue)
     arrived = send_numbers(a, b, link, 400, size=976 - 42)
     ab = arrived.stats.ab
@@ -205,7 +217,9 @@ def packet_socket(interface: str) -> socket.socket:
 
 
 def test_vlan_tags_pass(lab: Lab) -> None:
-    """The kernel shows a tag to packet sockets as auxiliary data (packet(7)), also to the emulator's own."""
+    """The kernel shows a tag to packet sockets as auxiliary data (packet(7)), also to
+    the emulator's own.
+    """
     a, b, link = linked(lab, delay="1ms")
     tag = struct.pack("!HH", 0x8100, 7)
     addresses = bytes.fromhex("02dd00000002") + bytes.fromhex("02dd00000001")

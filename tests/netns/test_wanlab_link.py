@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from lab import Host, Lab, WanLink, busybox_fetch, curl_fetch, iperf3, iperf3_server, nginx, wait_for
+from lab import (
+    Host,
+    Lab,
+    WanLink,
+    busybox_fetch,
+    curl_fetch,
+    iperf3,
+    iperf3_server,
+    nginx,
+    wait_for,
+)
 
 Payload = Callable[[int], tuple[Path, str]]
 
@@ -53,9 +63,18 @@ def test_rate_limits_tcp(lab: Lab, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ipv6", [False, True])
-def test_file_arrives_whole_over_a_bad_link(lab: Lab, tmp_path: Path, payload: Payload, ipv6: bool) -> None:
+def test_file_arrives_whole_over_a_bad_link(
+    lab: Lab, tmp_path: Path, payload: Payload, ipv6: bool
+) -> None:
     a, b, link = pair(
-        lab, rate="100mbit", delay="5ms", loss="1%", reorder="1%", reorder_delay="2ms", duplicate="1%", seed=3
+        lab,
+        rate="100mbit",
+        delay="5ms",
+        loss="1%",
+        reorder="1%",
+        reorder_delay="2ms",
+        duplicate="1%",
+        seed=3,
     )
     path, sha256 = payload(4_000_000)
     server = nginx(b, path.parent, tmp_path / "nginx")
@@ -86,7 +105,10 @@ def test_link_survives_an_interface_that_goes_down_and_up(lab: Lab) -> None:
     assert "0 received" in lost.stdout
     # The emulator waits a second for the interface, then gives its frames up and says so.
     wait_for(
-        lambda: a.run(["ping", "-c", "1", "-W", "1", b.ip4], check=False) and link.stats().ab.tx_drops, 10
+        lambda: (
+            a.run(["ping", "-c", "1", "-W", "1", b.ip4], check=False) and link.stats().ab.tx_drops
+        ),
+        10,
     )
     b.ip("link set eth0 up", f"neigh replace {a.ip4} lladdr {a.nic.mac} nud permanent dev eth0")
     wait_for(lambda: a.run(["ping", "-c", "1", "-W", "1", b.ip4], check=False).returncode == 0, 10)

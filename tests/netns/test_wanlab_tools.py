@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The laboratory itself: what it makes and removes, its command line, XDP on its hosts, its helpers."""
+"""The laboratory itself: what it makes and removes, its command line, XDP on its
+hosts, its helpers.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +157,9 @@ def test_command_line_from_up_to_down(no_leaks: None) -> None:
         for direction, rate_bps in (("ab", 20_000_000), ("ba", 5_000_000)):
             assert stats[direction]["params"]["delay_ns"] == 20_000_000
             assert stats[direction]["params"]["rate_bps"] == rate_bps
-        assert {"name": name, "owner_pid": process.pid} in json.loads(wanlab("list", "--json").stdout)
+        assert {"name": name, "owner_pid": process.pid} in json.loads(
+            wanlab("list", "--json").stdout
+        )
         assert wanlab("down", "--name", name).returncode == 0
         assert process.wait(10) == 0
     assert name not in labs()
@@ -218,7 +222,9 @@ def test_clean_removes_a_container_engine_and_what_runs_in_it(no_leaks: None, en
         (["enter", "--name", "no_such_lab", "left"], 1, "no such host"),
     ],
 )
-def test_bad_usage_gets_one_sentence(no_leaks: None, argv: list[str], code: int, words: str) -> None:
+def test_bad_usage_gets_one_sentence(
+    no_leaks: None, argv: list[str], code: int, words: str
+) -> None:
     done = wanlab(*argv)
     assert done.returncode == code
     assert words in done.stderr

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts of the laboratory may attach native XDP to their interfaces and send by AF_XDP in copy mode."""
+"""Hosts of the laboratory may attach native XDP to their interfaces and send by AF_XDP
+in copy mode.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_kernel_tcp_past_native_xdp(
 
 
 def udp_frame(number: int) -> bytes:
-    """A datagram from the first to the second host of a Lab; the UDP checksum is 0, none (RFC 768)."""
+    """A datagram from the first to the second host of a Lab; the UDP checksum is 0,
+    none (RFC 768).
+    """
     body = struct.pack("!I", number)
     udp = struct.pack("!HHHH", PORT, PORT, 8 + len(body), 0) + body
     addresses = socket.inet_aton("198.18.0.1") + socket.inet_aton("198.18.0.2")
@@ -106,7 +110,9 @@ class XdpSender:
             raise OSError(ctypes.get_errno(), f"bind AF_XDP to {interface}")
 
     def send(self, frames: list[bytes]) -> None:
-        """Puts up to FRAMES frames into the ring and kicks until the kernel has taken all of them."""
+        """Puts up to FRAMES frames into the ring and kicks until the kernel has taken
+        all of them.
+        """
         for i, frame in enumerate(frames):
             self.umem[i * FRAME_BYTES : i * FRAME_BYTES + len(frame)] = frame
             at = self.descriptors + i * 16

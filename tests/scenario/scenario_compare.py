@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets of the core's against the lines that expect them, and as text in the scenarios' own words."""
+"""Packets of the core's against the lines that expect them, and as text in the
+scenarios' own words.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class MismatchError(Exception):
 
 @dataclass
 class Flow:
-    """What the end beyond a leg knows of one connection. Sequence numbers of the script are relative to the two."""
+    """What the end beyond a leg knows of one connection. Sequence numbers of the script are
+    relative to the two.
+    """
 
     isn: int
     core_isn: int | None = None
@@ -43,7 +47,9 @@ class Flow:
         def signed(value: int) -> int:
             return (value + 2**31) % 2**32 - 2**31
 
-        if self.core_isn is None:  # a reset of what never was a connection: seq is the ack it answers
+        if (
+            self.core_isn is None
+        ):  # a reset of what never was a connection: seq is the ack it answers
             return packet.seq, signed(packet.ack - self.isn)
         return signed(packet.seq - self.core_isn), signed(packet.ack - self.isn)
 
@@ -127,7 +133,9 @@ def differences(line: Packet | IcmpLine, sent: Sent) -> list[str]:
     ]
     pairs += _link_pairs(line, sent)
     wrong = [
-        f"{name}: {want} wanted, {got} got" for name, want, got in pairs if want is not None and want != got
+        f"{name}: {want} wanted, {got} got"
+        for name, want, got in pairs
+        if want is not None and want != got
     ]
     if line.win not in (None, "*") and not _compare_win(line.win, packet.win):
         wrong.append(f"win: {line.win} wanted, {packet.win} got")

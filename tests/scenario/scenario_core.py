@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core under a virtual clock, and an application's kernel for its inner leg.
 
-Core wraps api.h by cffi. App plays the kernel socket of an application on the inner leg, which is lossless: it
-answers SYNs, acknowledges all at once, obeys the core's window, and remembers what it got.
+Core wraps api.h by cffi. App plays the kernel socket of an application on the inner leg, which
+is lossless: it answers SYNs, acknowledges all at once, obeys the core's window, and remembers
+what it got.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ CONFIG = {
     "accecn_off": "accecn_off",
     "seed": "seed",
 }
-LINKS = (9, 77)  # of what comes from the host's kernel, and from the peer, unless a line says otherwise
+LINKS = (
+    9,
+    77,
+)  # of what comes from the host's kernel, and from the peer, unless a line says otherwise
 LARGEST = 65535
 
 
@@ -54,13 +58,19 @@ def build(directory: Path) -> tuple[Any, Any]:
     )
     assert done.returncode == 0, done.stderr
     ffi = cffi.FFI()
-    ffi.cdef(re.sub(r"^#.*$", "", (SOURCES / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    ffi.cdef(
+        re.sub(r"^#.*$", "", (SOURCES / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     return ffi, ffi.dlopen(str(library))
 
 
 def stream(origin: int, start: int, length: int) -> bytes:
-    """Bytes [start, start + length) of what the end beyond a leg sends; any byte tells where it belongs."""
-    return bytes(((i * 31) ^ (i >> 8) ^ (origin * 0x55)) & 0xFF for i in range(start, start + length))
+    """Bytes [start, start + length) of what the end beyond a leg sends; any byte tells
+    where it belongs.
+    """
+    return bytes(
+        ((i * 31) ^ (i >> 8) ^ (origin * 0x55)) & 0xFF for i in range(start, start + length)
+    )
 
 
 class Core:
@@ -70,15 +80,21 @@ class Core:
         self.ffi, self.lib = built
         self.now = now
         known = {field for field, _ in self.ffi.typeof("struct dmm_core_config").fields}
-        given = {"seed": 3, "inner_gso_max": LARGEST} | {k: v for k, v in settings.items() if k in known}
+        given = {"seed": 3, "inner_gso_max": LARGEST} | {
+            k: v for k, v in settings.items() if k in known
+        }
         raw = self.lib.dmm_core_create(self.ffi.new("struct dmm_core_config *", given))
         assert raw != self.ffi.NULL, f"the core refuses {given}"
         self.ptr = self.ffi.gc(raw, self.lib.dmm_core_destroy)
         self.buffer = self.ffi.new(f"uint8_t[{LARGEST}]")
         self.meta = self.ffi.new("struct dmm_tx_meta *")
 
-    def put(self, leg: int, data: bytes, link: int, mtu: int, csum_ok: bool = False, gso: int = 0) -> None:
-        """A packet arrives on leg; link and mtu are of its way on the outer leg. gso: payload of each segment in it."""
+    def put(
+        self, leg: int, data: bytes, link: int, mtu: int, csum_ok: bool = False, gso: int = 0
+    ) -> None:
+        """A packet arrives on leg; link and mtu are of its way on the outer leg. gso: payload
+        of each segment in it.
+        """
         exact = self.ffi.new("uint8_t[]", data) if data else self.buffer
         meta = self.ffi.new("struct dmm_rx_meta *", {"link": link, "mtu": mtu})
         meta.vnet.flags = DATA_VALID if csum_ok else 0
@@ -123,13 +139,17 @@ class Core:
 
     def counter(self, name: str) -> int:
         """DMM_CORE_NAME's value; AttributeError if there is no such counter."""
-        return int(self.lib.dmm_core_counter(self.ptr, getattr(self.lib, f"DMM_CORE_{name.upper()}")))
+        return int(
+            self.lib.dmm_core_counter(self.ptr, getattr(self.lib, f"DMM_CORE_{name.upper()}"))
+        )
 
 
 class App:
     """The kernel socket on the inner leg. send(Tcp) gives the core a packet."""
 
-    def __init__(self, family: int, port: int, mtu: int, isn: int, send: Callable[[Tcp], None]) -> None:
+    def __init__(
+        self, family: int, port: int, mtu: int, isn: int, send: Callable[[Tcp], None]
+    ) -> None:
         self.family, self.port, self.send = family, port, send
         self.mss = mtu - (40 if family == 4 else 60)
         self.state = "closed"
@@ -142,18 +162,28 @@ class App:
         self.unsent = self.got = 0
         self.closing = self.fin_sent = self.eof = self.dead = False
 
-    def _emit(self, flags: int, options: Any = (), payload: bytes = b"", seq: int | None = None) -> None:
+    def _emit(
+        self, flags: int, options: Any = (), payload: bytes = b"", seq: int | None = None
+    ) -> None:
         window = min(self.window, LARGEST) if flags & SYN else self.window >> 7
         self.send(
             Tcp(
                 HOST[self.family], PEER[self.family], HOST_PORT, self.port,
-                self.isn + (self.nxt if seq is None else seq), self.core_isn + self.rcv if flags & ACK else 0,
+                self.isn + (self.nxt if seq is None else seq),
+                self.core_isn + self.rcv if flags & ACK else 0,
                 flags, window, list(options), payload,
             )
         )  # fmt: skip
 
     def _syn_options(self) -> list[tuple[str, tuple[int, ...]]]:
-        return [("mss", (self.mss,)), ("nop", ()), ("nop", ()), ("sackOK", ()), ("nop", ()), ("wscale", (7,))]
+        return [
+            ("mss", (self.mss,)),
+            ("nop", ()),
+            ("nop", ()),
+            ("sackOK", ()),
+            ("nop", ()),
+            ("wscale", (7,)),
+        ]
 
     def connect(self) -> None:
         """connect(2)."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads scenario files; the grammar is in docs/conformance.md.
 
-A file becomes a list of Step. Nothing is run here; every error of writing is a ScenarioError with file and line.
+A file becomes a list of Step. Nothing is run here; every error of writing is a ScenarioError with
+file and line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from scenario_packets import ACCECN, FLAG_BITS, ICMP_KINDS
 
-NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
+NS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
 LEGS = {"inner": 0, "outer": 1}
 ANY = None
 
@@ -70,7 +78,9 @@ VERBS |= {"abort", "wait"}
 
 
 class ScenarioError(Exception):
-    """Something in a scenario is wrong: in its writing, or between what it expects and what the core did."""
+    """Something in a scenario is wrong: in its writing, or between what it expects and what
+    the core did.
+    """
 
     def __init__(self, path: Path, line: int, text: str) -> None:
         super().__init__(text)
@@ -203,10 +213,22 @@ def _packet(leg: int, inbound: bool, text: str) -> Packet | IcmpLine:
         raise ValueError("a packet to the core needs numbers")
     options = None
     if match["options"] is not None:
-        options = [_option(part) for part in filter(None, (p.strip() for p in match["options"].split(",")))]
+        options = [
+            _option(part) for part in filter(None, (p.strip() for p in match["options"].split(",")))
+        ]
     attrs = _attrs(match["attrs"], known)
     return Packet(
-        leg, inbound, flags, start, end, length, each, _number(match["ack"]), match["win"], options, attrs
+        leg,
+        inbound,
+        flags,
+        start,
+        end,
+        length,
+        each,
+        _number(match["ack"]),
+        match["win"],
+        options,
+        attrs,
     )
 
 

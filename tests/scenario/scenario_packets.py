@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets of the scenarios as bytes: IPv4 or IPv6 with TCP or an ICMP error, made and read with no code of the core's.
+"""Packets of the scenarios as bytes: IPv4 or IPv6 with TCP or an ICMP error, made and read with no
+code of the core's.
 
-Sequence numbers here are those of the wire. Reading checks what every packet of the core must have: lengths that
-agree, a right IPv4 header checksum, and a right TCP or ICMP checksum (or, on the inner leg, the pseudo-header sum that
-CHECKSUM_PARTIAL asks for).
+Sequence numbers here are those of the wire. Reading checks what every packet of the core must have:
+lengths that agree, a right IPv4 header checksum, and a right TCP or ICMP checksum (or, on the inner
+leg, the pseudo-header sum that CHECKSUM_PARTIAL asks for).
 """
 
 from __future__ import annotations
@@ -60,14 +61,21 @@ def _ip(
     src: bytes, dst: bytes, proto: int, body: bytes, tos: int = 0, ttl: int = 64, label: int = 0
 ) -> bytes:
     if len(src) == 16:
-        return struct.pack(">IHBB", 6 << 28 | tos << 20 | label, len(body), proto, ttl) + src + dst + body
+        return (
+            struct.pack(">IHBB", 6 << 28 | tos << 20 | label, len(body), proto, ttl)
+            + src
+            + dst
+            + body
+        )
     head = struct.pack(">BBHHHBBH", 0x45, tos, 20 + len(body), 1, 0x4000, ttl, proto, 0) + src + dst
     return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + body
 
 
 @dataclass
 class Tcp:
-    """A TCP segment. src and dst are text; options are (name, values) in wire order, see options_to_bytes()."""
+    """A TCP segment. src and dst are text; options are (name, values) in wire
+    order, see options_to_bytes().
+    """
 
     src: str
     dst: str
@@ -88,20 +96,26 @@ class Tcp:
     label: int = 0
 
     def pack(self, data_offset: int | None = None) -> bytes:
-        """The whole IP packet. data_offset: that number of words in the header instead of the right one."""
+        """The whole IP packet. data_offset: that number of words in the header instead of
+        the right one.
+        """
         options = options_to_bytes(self.options)
         words = (20 + len(options)) // 4 if data_offset is None else data_offset
         tcp = struct.pack(">HHII", self.sport, self.dport, self.seq % 2**32, self.ack % 2**32)
         tcp += struct.pack(">HHHH", (words & 15) << 12 | self.flags, self.win, 0, self.urgent)
         tcp += options + self.payload
         src, dst = _address(self.src), _address(self.dst)
-        tcp = tcp[:16] + struct.pack(">H", checksum(_pseudo(src, dst, 6, len(tcp)) + tcp)) + tcp[18:]
+        tcp = (
+            tcp[:16] + struct.pack(">H", checksum(_pseudo(src, dst, 6, len(tcp)) + tcp)) + tcp[18:]
+        )
         return _ip(src, dst, 6, tcp, self.tos, self.ttl, self.label)
 
 
 @dataclass
 class Icmp:
-    """An ICMP or ICMPv6 error; the quoted packet is a TCP segment of which the ports and seq are known."""
+    """An ICMP or ICMPv6 error; the quoted packet is a TCP segment of which the ports and
+    seq are known.
+    """
 
     src: str
     dst: str
@@ -126,7 +140,9 @@ class Icmp:
 
 
 def options_to_bytes(options: list[tuple[str, tuple[int, ...]]]) -> bytes:
-    """Options in wire order, padded with end-of-list to a whole word; "raw" holds bytes as they are."""
+    """Options in wire order, padded with end-of-list to a whole word; "raw" holds bytes
+    as they are.
+    """
     out = b""
     for name, values in options:
         match name:
@@ -141,7 +157,9 @@ def options_to_bytes(options: list[tuple[str, tuple[int, ...]]]) -> bytes:
             case "sackOK":
                 out += b"\x04\x02"
             case "sack":
-                out += struct.pack(f">BB{len(values)}I", 5, 2 + 4 * len(values), *(v % 2**32 for v in values))
+                out += struct.pack(
+                    f">BB{len(values)}I", 5, 2 + 4 * len(values), *(v % 2**32 for v in values)
+                )
             case "ts":
                 out += struct.pack(">BBII", 8, 10, values[0] % 2**32, values[1] % 2**32)
             case "accecn0" | "accecn1":
@@ -191,7 +209,13 @@ def _read_ip(data: bytes) -> tuple[bytes, bytes, int, int, bytes]:
     if data[0] >> 4 == 6:
         if struct.unpack(">H", data[4:6])[0] != len(data) - 40:
             raise BadPacketError("its IPv6 payload length is not what was sent")
-        return data[8:24], data[24:40], data[6], struct.unpack(">H", data[:2])[0] >> 4 & 0xFF, data[40:]
+        return (
+            data[8:24],
+            data[24:40],
+            data[6],
+            struct.unpack(">H", data[:2])[0] >> 4 & 0xFF,
+            data[40:],
+        )
     if data[0] != 0x45 or struct.unpack(">H", data[2:4])[0] != len(data):
         raise BadPacketError("its IPv4 header length or total length is not what was sent")
     if checksum(data[:20]):
@@ -218,7 +242,9 @@ def _read_icmp(src: bytes, dst: bytes, proto: int, body: bytes, link: int) -> Ic
 
 
 def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
-    """A packet of the core's; meta is what came with it (struct dmm_tx_meta). Raises BadPacketError."""
+    """A packet of the core's; meta is what came with it (struct
+    dmm_tx_meta). Raises BadPacketError.
+    """
     src, dst, proto, tos, body = _read_ip(data)
     if proto in (1, 58):
         return _read_icmp(src, dst, proto, body, meta["link"])
@@ -237,6 +263,7 @@ def read(data: bytes, meta: dict[str, int]) -> Tcp | Icmp:
     if head < 20 or head > len(body):
         raise BadPacketError("its TCP data offset points outside")
     return Tcp(
-        _text(src), _text(dst), sport, dport, seq, ack, flags, win, _read_options(body[20:head]), body[head:],
+        _text(src), _text(dst), sport, dport, seq, ack, flags, win,
+        _read_options(body[20:head]), body[head:],
         tos, urgent, len(data), meta["gso_size"], meta["link"], *_read_ttl_label(data),
     )  # fmt: skip

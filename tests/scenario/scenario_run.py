@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a parsed scenario against a core in virtual time. Strict: a packet that no line expects fails the scenario."""
+"""Runs a parsed scenario against a core in virtual time. Strict: a packet that no line expects
+fails the scenario.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,28 @@ import errno
 from collections import deque
 from typing import Any
 
-from scenario_compare import OPERATORS, PORT, Flow, MismatchError, Sent, differences, flag_text, port_of
+from scenario_compare import (
+    OPERATORS,
+    PORT,
+    Flow,
+    MismatchError,
+    Sent,
+    differences,
+    flag_text,
+    port_of,
+)
 from scenario_core import ACK, CONFIG, FIN, INNER, LINKS, OUTER, SYN, App, Core, stream
-from scenario_grammar import COMPARE, LEGS, NS, IcmpLine, Packet, Scenario, ScenarioError, Step, duration_ns
+from scenario_grammar import (
+    COMPARE,
+    LEGS,
+    NS,
+    IcmpLine,
+    Packet,
+    Scenario,
+    ScenarioError,
+    Step,
+    duration_ns,
+)
 from scenario_packets import (
     ACE_SHIFT,
     FLAG_BITS,
@@ -76,7 +97,9 @@ class Run:
         return out
 
     def _wrapping_start(self, built: tuple[Any, Any], settings: dict[str, Any]) -> int:
-        """The time at which the outer leg's initial sequence number is config's core_isn (RFC 6528's clock)."""
+        """The time at which the outer leg's initial sequence number is config's core_isn
+        (RFC 6528's clock).
+        """
 
         def isn(now: int) -> int:
             core = Core(built, now, settings)
@@ -165,7 +188,9 @@ class Run:
     def app(self, port: int = PORT) -> App:
         self.app_on = True
         if port not in self.apps:
-            self.apps[port] = App(self.family, port, self.inner_mtu, self.isns[INNER], self._from_app)
+            self.apps[port] = App(
+                self.family, port, self.inner_mtu, self.isns[INNER], self._from_app
+            )
         return self.apps[port]
 
     def _from_app(self, tcp: Tcp) -> None:
@@ -198,7 +223,8 @@ class Run:
             payload = bytes(byte ^ 0xFF for byte in payload)
         tcp = Tcp(
             src[self.family], dst[self.family], *ports, flow.isn + seq, ack, flags,
-            flow.win if line.win is None else int(line.win), self._in_options(line, flow, core_isn), payload,
+            flow.win if line.win is None else int(line.win),
+            self._in_options(line, flow, core_isn), payload,
             line.attrs.get("tos", 0), line.attrs.get("urg", 0), ttl=line.attrs.get("ttl", 64),
             label=line.attrs.get("label", 0),
         )  # fmt: skip
@@ -225,7 +251,9 @@ class Run:
         mtu, csum_ok = attrs.get("mtu", self.mtu), bool(attrs.get("csum_ok"))
         self.core.put(leg, data, link, mtu, csum_ok, attrs.get("gso", 0))
 
-    def _in_options(self, line: Packet, flow: Flow, core_isn: int) -> list[tuple[str, tuple[int, ...]]]:
+    def _in_options(
+        self, line: Packet, flow: Flow, core_isn: int
+    ) -> list[tuple[str, tuple[int, ...]]]:
         out: list[tuple[str, tuple[int, ...]]] = []
         names = {name for name, _ in line.options or []}
         clock = flow.ts_base + (self.core.now - self.start) // NS["ms"]
@@ -291,7 +319,9 @@ class Run:
             seq = line.seq
             while seq is not None and line.end is not None and seq < line.end:
                 n = min(line.each, line.end - seq)
-                one = Packet(**{**line.__dict__, "seq": seq, "end": seq + n, "length": n, "each": None})
+                one = Packet(
+                    **{**line.__dict__, "seq": seq, "end": seq + n, "length": n, "each": None}
+                )
                 self._expect_one(step, one, at)
                 seq += n
             return
@@ -340,10 +370,14 @@ class Run:
             syn_options.append(("mss", (int(options.get("mss", "1460")),)))
         syn_options += [("sackOK", ())] if "sack" not in without else []
         syn_options += [("ts", (None, None))] if "ts" not in without else []
-        syn_options += [("wscale", (int(options.get("wscale", "7")),))] if "wscale" not in without else []
+        syn_options += (
+            [("wscale", (int(options.get("wscale", "7")),))] if "wscale" not in without else []
+        )
         attrs = {"port": int(options.get("port", PORT))}
         app = self.app(attrs["port"])
-        syn_win = str(min(flow.win << (0 if "wscale" in without else int(options.get("wscale", "7"))), 65535))
+        syn_win = str(
+            min(flow.win << (0 if "wscale" in without else int(options.get("wscale", "7"))), 65535)
+        )
         if kind == "active":
             app.connect()
             self._take(SYN)
@@ -376,7 +410,9 @@ class Run:
     def _do_unreachable(self, words: list[str]) -> None:
         """Refuses the oldest OWN."""
         conn = self._find_action("own")[1]
-        self.core.lib.dmm_core_unreachable(self.core.ptr, conn, getattr(errno, words[0]), self.core.now)
+        self.core.lib.dmm_core_unreachable(
+            self.core.ptr, conn, getattr(errno, words[0]), self.core.now
+        )
         self._settle()
 
     def _find_action(self, name: str) -> tuple[str, int, int]:
@@ -511,7 +547,13 @@ class Run:
             "abort",
         ):
             self.advance(at)
-            if step.verb != "app" or step.words[0] in ("connect", "write", "close", "reset", "window"):
+            if step.verb != "app" or step.words[0] in (
+                "connect",
+                "write",
+                "close",
+                "reset",
+                "window",
+            ):
                 self.nothing_left()
         else:
             self.advance(at)
@@ -550,5 +592,7 @@ class Run:
     def _failure(self, step: Step, why: str) -> ScenarioError:
         trace = "\n".join(f"    {line}" for line in list(self.trace)[-16:])
         return ScenarioError(
-            self.scenario.path, step.line, f"{why}\n  expected: {step.text}\n  what happened last:\n{trace}"
+            self.scenario.path,
+            step.line,
+            f"{why}\n  expected: {step.text}\n  what happened last:\n{trace}",
         )

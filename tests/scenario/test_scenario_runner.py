@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner itself: it is strict, and what it says when a scenario fails names the line and both sides."""
+"""The runner itself: it is strict, and what it says when a scenario fails names the line
+and both sides.
+"""
 
 from __future__ import annotations
 

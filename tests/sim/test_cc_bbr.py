@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bbr` (draft-ietf-ccwg-bbr-06) in virtual time: the draft's own promises, and its Appendix A where a flow shows it.
+"""`bbr` (draft-ietf-ccwg-bbr-06) in virtual time: the draft's own promises, and its Appendix A
+where a flow shows it.
 
 Every run is a pure function of its arguments, so the bounds are exact, not statistical.
 """
@@ -29,7 +30,9 @@ def test_goodput_and_queue_without_loss(ccsim: Path, rate: int, rtt: int) -> Non
 
 @pytest.mark.parametrize("rtt", RTTS_MS)
 def test_one_percent_of_loss_is_tolerated_and_five_are_not(ccsim: Path, rtt: int) -> None:
-    """Between probes the draft follows the loss down, (1 - p) a round for up to 63 rounds; 2 % is its limit."""
+    """Between probes the draft follows the loss down, (1 - p) a round for up to 63 rounds; 2 %
+    is its limit.
+    """
     (one,) = run(ccsim, "bbr", rate=100, rtt=rtt, loss=1, dur=20)
     (five,) = run(ccsim, "bbr", rate=100, rtt=rtt, loss=5, dur=20)
     assert one.ratio > 0.75
@@ -62,7 +65,9 @@ def test_beside_cubic_neither_stops(ccsim: Path, buf: float) -> None:
 
 
 def test_ten_flows_converge_slowly(ccsim: Path) -> None:
-    """Who comes later leaves Startup by the first ones' loss; Jain's index is 0.46 after a minute, 0.68 after three."""
+    """Who comes later leaves Startup by the first ones' loss; Jain's index is 0.46 after a
+    minute, 0.68 after three.
+    """
     flows = run(ccsim, *(f"bbr:start={i}" for i in range(10)), dur=180, warm=120)
     shares = [flow.ratio for flow in flows]
     assert sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares)) > 0.6
@@ -91,7 +96,9 @@ def test_bdp_below_a_packet(ccsim: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"ack": 1}, {"ack": 16}, {"ackloss": 12}, {"burst": 1000}, {"jitter": 3000}], ids=str
+    "options",
+    [{"ack": 1}, {"ack": 16}, {"ackloss": 12}, {"burst": 1000}, {"jitter": 3000}],
+    ids=str,
 )
 def test_aggregation_bursts_and_jitter(ccsim: Path, options: dict[str, float]) -> None:
     """A.12, A.13"""
@@ -107,7 +114,9 @@ def test_idle_and_application_limited_flows_keep_their_model(ccsim: Path) -> Non
 
 
 def test_two_flows_that_came_at_different_times_see_the_path_empty(ccsim: Path) -> None:
-    """ProbeRTT is common to both: the one that came second cannot know the RTT of the empty path otherwise."""
+    """ProbeRTT is common to both: the one that came second cannot know the RTT of the
+    empty path otherwise.
+    """
     first, second = run(ccsim, "bbr", "bbr:start=7", buf=4, dur=60, warm=20)
     assert max(first.qdelay_ms, second.qdelay_ms) < 120
     assert min(first.ratio, second.ratio) > 0.25

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wan` and `bbr` through the whole core (sim.c): what ccsim idealises away is here, from handshake to RACK and TLP."""
+"""`wan` and `bbr` through the whole core (sim.c): what ccsim idealises away is here, from
+handshake to RACK and TLP.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,14 @@ def test_wan_fills_a_lossy_path(programs: Programs, loss: float) -> None:
 
 @pytest.mark.parametrize("loss", [0.01, 0.05, 0.12])
 def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: float) -> None:
-    """It begins at 64 KiB and follows what was read: while it is full, copies keep holes from holding it up."""
+    """It begins at 64 KiB and follows what was read: while it is full, copies keep holes from
+    holding it up.
+    """
     shares = []
     for seed in (1, 2, 3):
         early, late = (
-            bulk(programs, "wan", loss, seconds, seed=seed, linux_window=131072) for seconds in (8, 18)
+            bulk(programs, "wan", loss, seconds, seed=seed, linux_window=131072)
+            for seconds in (8, 18)
         )
         assert late["spare_copies_a"] > 0
         shares.append((late["got_b"] - early["got_b"]) / 10 / limit(loss))
@@ -55,7 +60,9 @@ def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: floa
 def test_wan_believes_that_the_path_has_become_longer(
     programs: Programs, rtt_ms: int, longer_ms: int, loss: float
 ) -> None:
-    """What looks like a queue that never empties costs at most until PROBE_RTT, and never all of the rate."""
+    """What looks like a queue that never empties costs at most until PROBE_RTT, and never all
+    of the rate.
+    """
     got = {
         seconds: bulk(
             programs,
@@ -74,8 +81,12 @@ def test_wan_believes_that_the_path_has_become_longer(
 
 
 def test_wan_keeps_its_rate_while_a_small_window_is_the_limit(programs: Programs) -> None:
-    """With half a BDP of window no round measures the path; the estimate of it must not fall to what was sent."""
-    early, late = (bulk(programs, "wan", 0.01, seconds, rcvbuf=BDP_BYTES // 2) for seconds in (10, 30))
+    """With half a BDP of window no round measures the path; the estimate of it must not fall to
+    what was sent.
+    """
+    early, late = (
+        bulk(programs, "wan", 0.01, seconds, rcvbuf=BDP_BYTES // 2) for seconds in (10, 30)
+    )
     # Each window has some four holes, and takes two round trips.
     assert (late["got_b"] - early["got_b"]) / 20 >= 0.9 * RATE_BPS / 4
 
@@ -88,7 +99,9 @@ def test_bbr_fills_a_clean_path_and_tolerates_one_percent(programs: Programs) ->
 @pytest.mark.parametrize("cc", ["bbr", "wan"])
 @pytest.mark.parametrize("rtt_ms", [20, 100, 200])
 def test_one_megabyte_from_cold(programs: Programs, cc: str, rtt_ms: int) -> None:
-    """Handshake, doubling from ten segments, and no timeout: eight round trips and the bytes themselves."""
+    """Handshake, doubling from ten segments, and no timeout: eight round trips and
+    the bytes themselves.
+    """
     result = simulate(
         programs.sim,
         cc=cc,
@@ -106,7 +119,9 @@ def test_one_megabyte_from_cold(programs: Programs, cc: str, rtt_ms: int) -> Non
 
 @pytest.mark.parametrize("cc", ["bbr", "wan"])
 def test_needless_recoveries_are_undone(programs: Programs, cc: str) -> None:
-    """A.18: reordering beyond RACK's window costs neither bytes nor the rate, whatever the order was."""
+    """A.18: reordering beyond RACK's window costs neither bytes nor the rate, whatever
+    the order was.
+    """
     keys = {"reorder": 0.02, "reorder_ns": 40 * MS, "loss": 0, "up": 20_000_000, "down": 0}
     done_ns = []
     for seed in (1, 2, 3):
@@ -139,8 +154,10 @@ def test_hostile_path(programs: Programs, cc: str, seed: int) -> None:
 def test_a_shallow_queue_does_not_undo_recovery(
     programs: Programs, cc: str, least: float, rtt_ms: int
 ) -> None:
-    """Slow start overflows a queue of 0.4 BDP by hundreds of segments. Resent in a burst they overflow it again, for
-    ever at 120 ms; PRR sends them as fast as others arrive, and each is sent again once."""
+    """Slow start overflows a queue of 0.4 BDP by hundreds of segments. Resent in a burst they
+    overflow it again, for ever at 120 ms; PRR sends them as fast as others arrive, and each is
+    sent again once.
+    """
     result = simulate(
         programs.sim,
         cc=cc,

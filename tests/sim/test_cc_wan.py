@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`wan` in virtual time: goodput over the matrix, standing queue, fairness, and congestive loss that stays congestive.
+"""`wan` in virtual time: goodput over the matrix, standing queue, fairness, and congestive loss
+that stays congestive.
 
-The simulator (lab/sim/cc) is compiled with the product's cc_wan.c, unchanged. Every run is a pure function of its
-arguments, so the bounds below are exact, not statistical. `python -m lab.sim.cclab` prints the whole picture.
+The simulator (lab/sim/cc) is compiled with the product's cc_wan.c, unchanged. Every run is a pure
+function of its arguments, so the bounds below are exact, not statistical. `python -m lab.sim.cclab`
+prints the whole picture.
 """
 
 from __future__ import annotations
@@ -12,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from lab.sim.cclab import BUFFERS_BDP, LOSSES_PCT, RATES_MBIT, RTTS_MS, SANITIZE, build, cold_start_s, run
+from lab.sim.cclab import (
+    BUFFERS_BDP,
+    LOSSES_PCT,
+    RATES_MBIT,
+    RTTS_MS,
+    SANITIZE,
+    build,
+    cold_start_s,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +76,8 @@ def test_queue_loss_is_not_taken_for_random_loss(ccsim: Path, buf: float, loss: 
 
 
 def test_ten_flows_that_come_one_after_the_other(ccsim: Path) -> None:
-    # Which of ten finds room when is chaos; a seed says little, and the bounds are for the middle of many.
+    # Which of ten finds room when is chaos; a seed says little, and the bounds are for the
+    # middle of many.
     jain, queue_loss = [], []
     for seed in range(1, 16):
         flows = run(ccsim, *(f"wan:start={i}" for i in range(10)), dur=100, warm=40, seed=seed)
@@ -116,7 +128,9 @@ def test_idle_and_application_limited_flows_keep_their_model(ccsim: Path) -> Non
 @pytest.mark.parametrize("rate", RATES_MBIT)
 @pytest.mark.parametrize("rtt", RTTS_MS)
 def test_short_transfer_no_slower_than_bbr(ccsim: Path, rate: int, rtt: int) -> None:
-    """1 MB from cold, in every cell; 1 % is what the median of 21 seeds cannot tell apart under loss."""
+    """1 MB from cold, in every cell; 1 % is what the median of 21 seeds cannot tell
+    apart under loss.
+    """
     for loss in LOSSES_PCT:
         wan, bbr = (cold_start_s(ccsim, cc, rate, rtt, loss, seeds=21) for cc in ("wan", "bbr1"))
         assert wan <= bbr * 1.012, (rate, rtt, loss, wan, bbr)
@@ -125,7 +139,8 @@ def test_short_transfer_no_slower_than_bbr(ccsim: Path, rate: int, rtt: int) -> 
 def test_start_up_overshoots_less_than_bbr(ccsim: Path) -> None:
     for buf, rtt, loss in ((1, 100, 0), (0.1, 100, 0), (1, 200, 12)):
         wan, bbr = (
-            run(ccsim, cc, buf=buf, rtt=rtt, loss=loss, warm=0, dur=rtt * 0.03)[0] for cc in ("wan", "bbr1")
+            run(ccsim, cc, buf=buf, rtt=rtt, loss=loss, warm=0, dur=rtt * 0.03)[0]
+            for cc in ("wan", "bbr1")
         )
         assert wan.queue_loss <= 0.5 * bbr.queue_loss
         assert wan.ratio > 0.97 * bbr.ratio

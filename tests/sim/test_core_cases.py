@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections of every kind (simcases.py): the streams arrive exactly, or an app is told of an error.
+"""Connections of every kind (simcases.py): the streams arrive exactly, or an app is told
+of an error.
 
 Always the same cases here. `tools/soak simulated` makes up others, as many as one likes.
 """
@@ -24,8 +25,12 @@ SHRINK_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_cases(programs: Programs, cases: st.SearchStrategy[simcases.Case], examples: int) -> Counter[str]:
-    """How many connections ended how; a case that breaks the invariant is made smaller and raised."""
+def run_cases(
+    programs: Programs, cases: st.SearchStrategy[simcases.Case], examples: int
+) -> Counter[str]:
+    """How many connections ended how; a case that breaks the invariant is made
+    smaller and raised.
+    """
     verdicts: Counter[str] = Counter()
     end = time.monotonic() + BUDGET_S
 
@@ -53,14 +58,18 @@ def run_cases(programs: Programs, cases: st.SearchStrategy[simcases.Case], examp
 
 
 def test_whatever_the_path_does_every_stream_arrives(programs: Programs) -> None:
-    """No excuse: loss, reordering, duplicates, corruption, tiny windows, a path that is down for a while."""
+    """No excuse: loss, reordering, duplicates, corruption, tiny windows, a path that is down
+    for a while.
+    """
     verdicts = run_cases(programs, simcases.honest_cases(), 300)
     assert verdicts["complete"] > 30
     assert verdicts["errors"] == verdicts["aborted"] == 0
 
 
 def test_whatever_anyone_does_every_stream_arrives_or_reports_an_error(programs: Programs) -> None:
-    """Wild peers, dead paths, apps that reset, no memory: nothing is delivered wrong, nobody waits for ever."""
+    """Wild peers, dead paths, apps that reset, no memory: nothing is delivered wrong, nobody
+    waits for ever.
+    """
     verdicts = run_cases(programs, simcases.wild_cases(), 400)
     # some must have failed, or the cases prove little, but far from all
     assert verdicts["errors"] > 10
@@ -111,15 +120,29 @@ def test_what_once_broke(programs: Programs, name: str) -> None:
 
 
 def test_a_wild_peer_and_the_core_do_not_answer_each_other_for_ever(programs: Programs) -> None:
-    """Once a peer that made several packets of one, and the core's ACKs, kept a link busy without end."""
-    often = {"wild_acks": 0.4, "wild_data": 0.45, "wild_flags": 0.2, "wild_shut": 0.25, "wild_renege": 0.25}
-    result = simcases.run(programs.sim_asan, {"seed": 2**30, "direct": 1, "wild_sack": 1, "v6": 1} | often)
+    """Once a peer that made several packets of one, and the core's ACKs, kept a link
+    busy without end.
+    """
+    often = {
+        "wild_acks": 0.4,
+        "wild_data": 0.45,
+        "wild_flags": 0.2,
+        "wild_shut": 0.25,
+        "wild_renege": 0.25,
+    }
+    result = simcases.run(
+        programs.sim_asan, {"seed": 2**30, "direct": 1, "wild_sack": 1, "v6": 1} | often
+    )
     assert result["sent_pkts"] < 20_000
     assert result["end_ns"] < 3600 * S
 
 
 @settings(
-    max_examples=300, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 @given(simcases.honest_cases())
 def test_hard_cases_have_no_excuse(case: simcases.Case) -> None:
@@ -128,7 +151,9 @@ def test_hard_cases_have_no_excuse(case: simcases.Case) -> None:
 
 @pytest.mark.parametrize("every", [1, 7, 30])
 def test_bytes_changed_on_the_way_are_seen(programs: Programs, every: int) -> None:
-    """The harness itself: damage under a right checksum is what no TCP can find, and the verdict must."""
+    """The harness itself: damage under a right checksum is what no TCP can find, and
+    the verdict must.
+    """
     with pytest.raises(simcases.ViolationError, match="bytes arrived that were not sent there"):
         simcases.run(programs.sim_asan, {"forge_every": every, "up": 100_000, "down": 0})
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that the link's device cuts (nic.h), or has put together (gro.h): for the wire, and for the core's answers,
-they are the segments that they stand for."""
+"""Packets that the link's device cuts (nic.h), or has put together (gro.h): for the wire, and for
+the core's answers, they are the segments that they stand for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from lab.sim.corelab import MS, Programs, simulate
 CASES = {
     "clean": {},
     "loss": {"loss": 0.05},
-    "loss, reordering, duplication, damage": {"loss": 0.05, "reorder": 0.2, "dup": 0.1, "corrupt": 0.01},
+    "loss, reordering, duplication, damage": {
+        "loss": 0.05,
+        "reorder": 0.2,
+        "dup": 0.1,
+        "corrupt": 0.01,
+    },
     "wan": {"cc": "wan", "loss": 0.05},
     "bbr": {"cc": "bbr", "rate_Bps": 100_000_000, "delay_ns": 5 * MS, "queue_bytes": 500_000},
     "reno": {"cc": "reno", "loss": 0.02},
@@ -61,14 +67,18 @@ def test_few_packets_carry_a_bulk_transfer(programs: Programs, tso: int) -> None
 def test_segments_count_the_same_when_they_arrive_as_one_packet(
     programs: Programs, case: str, gro_ns: int
 ) -> None:
-    """Put together, or at the same moment one by one: whatever both hosts send after it is the same."""
+    """Put together, or at the same moment one by one: whatever both hosts send after it
+    is the same.
+    """
     for seed in range(1, 5):
         keys = {"seed": seed, "up": 600_000, "down": 600_000, "gro_ns": gro_ns} | CASES[case]
         apart = simulate(programs.sim, gro_split=1, **keys)
         whole = simulate(programs.sim_asan, check=1, tso=65_535, **keys)
         assert whole["merged"] == apart["merged"] > 0
         assert (whole["complete"], whole["wrong"]) == (apart["complete"], 0)
-        if "memory" in keys or "abort_at_b" in keys:  # which finds room; how many a closed port answers
+        if (
+            "memory" in keys or "abort_at_b" in keys
+        ):  # which finds room; how many a closed port answers
             continue
         assert whole["wire"] == apart["wire"]
         for counter in ("ecn_ce", "ecn_marks", "retransmits", "paws", "challenge_acks"):

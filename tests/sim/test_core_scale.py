@@ -19,9 +19,15 @@ def _scale(binary: Path, **keys: int | str) -> dict[str, int]:
 
 @pytest.mark.parametrize("cc", ["cubic", "reno", "bbr", "wan"])
 def test_hundred_thousand_connections(programs: Programs, cc: str) -> None:
-    """Opened, used, idle with keep-alive probes, used again, closed; nothing is lost, left or slow."""
+    """Opened, used, idle with keep-alive probes, used again, closed; nothing is lost,
+    left or slow.
+    """
     result = _scale(programs.scale, conns=CONNECTIONS, cc=cc)
-    assert (result["wrong"], result["answers"], result["answers_after"]) == (0, CONNECTIONS, 2 * CONNECTIONS)
+    assert (result["wrong"], result["answers"], result["answers_after"]) == (
+        0,
+        CONNECTIONS,
+        2 * CONNECTIONS,
+    )
     assert result["probes"] > 2 * CONNECTIONS  # keep-alive went on meanwhile
     for core in "ab":
         assert result[f"idle_{core}_connections"] == result[f"idle_{core}_parked"] == CONNECTIONS

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core in virtual time, under AddressSanitizer and UBSan, its invariants checked after every step (check.h)."""
+"""The core in virtual time, under AddressSanitizer and UBSan, its invariants checked after
+every step (check.h).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ WHOLE = {
     "all at once": {"loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
     "shallow queue": {"queue_bytes": 6000},
     "tiny windows": {"sndbuf": 4096, "rcvbuf": 4096},
-    "tiny windows and loss": {"sndbuf": 3000, "rcvbuf": 3000, "loss": 0.03, "up": 100_000, "down": 100_000},
+    "tiny windows and loss": {
+        "sndbuf": 3000,
+        "rcvbuf": 3000,
+        "loss": 0.03,
+        "up": 100_000,
+        "down": 100_000,
+    },
     "tiny kernel window": {"krcvbuf": 3000},
     "zero window": {"krcvbuf": 20_000, "pause_ns": 30 * S},
     "zero window, small buffers, loss": {
@@ -68,7 +76,13 @@ WHOLE = {
     },
     "path down for 8 s": {"cut_from_ns": 1100 * MS, "cut_to_ns": 9100 * MS},
     "SYN cookies": {"syn_cookies": 1},
-    "SYN cookies, all at once": {"syn_cookies": 1, "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
+    "SYN cookies, all at once": {
+        "syn_cookies": 1,
+        "loss": 0.05,
+        "reorder": 0.1,
+        "dup": 0.1,
+        "corrupt": 0.01,
+    },
     "SYN cookies, heavy reordering": {"syn_cookies": 1, "reorder": 0.6, "reorder_ns": 30 * MS},
     "SYN cookies, no options": {"syn_cookies": 1, "strip": 7, "loss": 0.05},
     "SYN cookies, IPv6, tiny windows": {"syn_cookies": 1, "v6": 1, "sndbuf": 4096, "rcvbuf": 4096},
@@ -76,7 +90,13 @@ WHOLE = {
     "kernel's sequence numbers wrap": {"isn": 2**32 - 300_000},
     "reno": {"cc": "reno", "loss": 0.05},
     "wan": {"cc": "wan", "loss": 0.05},
-    "wan, everything at once": {"cc": "wan", "loss": 0.05, "reorder": 0.1, "dup": 0.1, "corrupt": 0.01},
+    "wan, everything at once": {
+        "cc": "wan",
+        "loss": 0.05,
+        "reorder": 0.1,
+        "dup": 0.1,
+        "corrupt": 0.01,
+    },
 }
 
 
@@ -91,7 +111,9 @@ def test_stream_arrives_whole(programs: Programs, case: str) -> None:
 
 
 def test_sequence_numbers_of_the_core_wrap(programs: Programs) -> None:
-    """The ISN is a keyed hash plus a clock of 4.096 us steps (RFC 6528): start the clock where the sum nearly wraps."""
+    """The ISN is a keyed hash plus a clock of 4.096 us steps (RFC 6528): start the clock where
+    the sum nearly wraps.
+    """
     first = simulate(programs.sim_asan, up=0, down=0)
     for isn in (first["isn_a"], first["isn_b"]):
         steps = (2**32 - 200_000 - isn) % 2**32
@@ -104,8 +126,10 @@ def test_sequence_numbers_of_the_core_wrap(programs: Programs) -> None:
 @pytest.mark.parametrize("ksack", [0, 1])
 @pytest.mark.parametrize("sndbuf", [1, 500])
 def test_a_lossy_inner_leg_is_not_flooded(programs: Programs, sndbuf: int, ksack: int) -> None:
-    """The kerns keep nothing out of order, so each loss costs what is behind it; that may not go in one burst, for it
-    would be lost again: once a window of one-byte segments was sent some 10,000 times."""
+    """The kerns keep nothing out of order, so each loss costs what is behind it; that may not go in
+    one burst, for it
+    would be lost again: once a window of one-byte segments was sent some 10,000 times.
+    """
     result = simulate(
         programs.sim,
         up=20_000,
@@ -137,8 +161,9 @@ def test_reordering_costs_no_timeouts(programs: Programs) -> None:
 def test_spurious_timeout_is_undone(
     programs: Programs, cc: str, strip: int, stall_ns: int, resent: int
 ) -> None:
-    """A link that holds its packets for a while makes the timer fire; next to nothing is sent twice, and the
-    window is what it was before."""
+    """A link that holds its packets for a while makes the timer fire; next to nothing is sent
+    twice, and the window is what it was before.
+    """
     result = simulate(
         programs.sim_asan,
         check=1,
@@ -159,8 +184,9 @@ def test_spurious_timeout_is_undone(
 
 @pytest.mark.parametrize("strip", [0, STRIP_TS], ids=["Eifel", "DSACK"])
 def test_reordering_taken_for_loss_is_undone(programs: Programs, strip: int) -> None:
-    """The first segments that come late are sent again for nothing: the window comes back. How soon no more is
-    taken for loss is a matter of luck, so the mean counts; without undo it is 6 s."""
+    """The first segments that come late are sent again for nothing: the window comes back. How soon
+    no more is taken for loss is a matter of luck, so the mean counts; without undo it is 6 s.
+    """
     keys = {"up": 0, "down": 20_000_000, "delay_ns": 20 * MS, "queue_bytes": 100_000_000}
     keys |= {"reorder": 0.02, "reorder_ns": 30 * MS, "strip": strip}
     result = simulate(programs.sim_asan, check=1, **keys)
@@ -174,9 +200,16 @@ def test_reordering_taken_for_loss_is_undone(programs: Programs, strip: int) -> 
 @pytest.mark.parametrize("v6", [0, 1])
 @pytest.mark.parametrize("accecn_off", [0, 1])
 def test_ecn_replaces_loss(programs: Programs, cc: str, v6: int, accecn_off: int) -> None:
-    """A queue that marks at 100 kB never overflows at 500 kB; one answer per round, not per echo. RFC 9768 tells of
-    every mark, RFC 3168 of one in a window."""
-    keys = {"up": 0, "down": 20_000_000, "delay_ns": 20 * MS, "queue_bytes": 500_000, "mark_bytes": 100_000}
+    """A queue that marks at 100 kB never overflows at 500 kB; one answer per round, not per echo.
+    RFC 9768 tells of every mark, RFC 3168 of one in a window.
+    """
+    keys = {
+        "up": 0,
+        "down": 20_000_000,
+        "delay_ns": 20 * MS,
+        "queue_bytes": 500_000,
+        "mark_bytes": 100_000,
+    }
     result = simulate(programs.sim_asan, check=1, cc=cc, v6=v6, accecn_off=accecn_off, **keys)
     assert (result["complete"], result["wrong"]) == (1, 0)
     assert result["queue_lost"] == result["retransmits_b"] == 0
@@ -190,14 +223,27 @@ def test_ecn_replaces_loss(programs: Programs, cc: str, v6: int, accecn_off: int
 
 @pytest.mark.parametrize(
     ("cc", "loss", "accecn_off", "ect"),
-    [("wan", 0.05, 1, True), ("wan", 0.003, 1, False), ("wan", 0.05, 0, False), ("cubic", 0.05, 1, False)],
+    [
+        ("wan", 0.05, 1, True),
+        ("wan", 0.003, 1, False),
+        ("wan", 0.05, 0, False),
+        ("cubic", 0.05, 1, False),
+    ],
     ids=["much random loss", "little", "RFC 9768", "cubic"],
 )
 def test_retransmissions_are_ect_only_where_much_is_lost_at_random(
     programs: Programs, cc: str, loss: float, accecn_off: int, ect: bool
 ) -> None:
-    """RFC 3168 section 6.1.5 but for one case; there a Linux receiver would be slow to tell what has arrived."""
-    keys = {"up": 30_000_000, "down": 0, "delay_ns": 20 * MS, "queue_bytes": 500_000, "limit_ns": 20 * S}
+    """RFC 3168 section 6.1.5 but for one case; there a Linux receiver would be slow to tell
+    what has arrived.
+    """
+    keys = {
+        "up": 30_000_000,
+        "down": 0,
+        "delay_ns": 20 * MS,
+        "queue_bytes": 500_000,
+        "limit_ns": 20 * S,
+    }
     result = simulate(programs.sim_asan, cc=cc, loss=loss, accecn_off=accecn_off, **keys)
     assert result["resent"] > 0
     share = result["resent_ect"] / result["resent"]
@@ -206,7 +252,13 @@ def test_retransmissions_are_ect_only_where_much_is_lost_at_random(
 
 def test_reordering_that_has_ended_costs_no_more_waiting(programs: Programs) -> None:
     """A control that tolerates loss waits RACK's window only as long as there is reordering."""
-    keys = {"up": 2_000_000_000, "down": 0, "delay_ns": 20 * MS, "queue_bytes": 500_000, "limit_ns": 4 * S}
+    keys = {
+        "up": 2_000_000_000,
+        "down": 0,
+        "delay_ns": 20 * MS,
+        "queue_bytes": 500_000,
+        "limit_ns": 4 * S,
+    }
     for reorder_to_ns, waits in ((0, 1), (2 * S, 0)):
         result = simulate(
             programs.sim,
@@ -221,8 +273,9 @@ def test_reordering_that_has_ended_costs_no_more_waiting(programs: Programs) -> 
 
 
 def test_path_that_drops_ecn_syns(programs: Programs) -> None:
-    """A SYN that is sent again asks for RFC 9768 once more after a second, for nothing after three; only RFC 3168 is
-    not asked for twice."""
+    """A SYN that is sent again asks for RFC 9768 once more after a second, for nothing after three;
+    only RFC 3168 is not asked for twice.
+    """
     for accecn_off, opened_s in ((0, 3), (1, 1)):
         result = simulate(
             programs.sim_asan,
@@ -238,7 +291,9 @@ def test_path_that_drops_ecn_syns(programs: Programs) -> None:
 
 
 def test_black_hole_is_found_and_left(programs: Programs) -> None:
-    """Two timeouts find it; a path that was merely down gets its MTU back, so no more packets than without."""
+    """Two timeouts find it; a path that was merely down gets its MTU back, so no more
+    packets than without.
+    """
     keys = {"up": 0, "down": 5_000_000, "delay_ns": 20 * MS}
     hole = simulate(programs.sim_asan, check=1, hole_bytes=1300, **keys)
     assert (hole["complete"], hole["mtu_holes_b"], hole["rto_b"]) == (1, 1, 2)
@@ -281,9 +336,16 @@ def test_reset_by_the_app_reaches_the_peer(programs: Programs) -> None:
 
 
 def test_peer_gone_resets_the_app(programs: Programs) -> None:
-    """A path that stays down ends both ends, within the kernel's own limit of 15 retransmissions."""
+    """A path that stays down ends both ends, within the kernel's own limit
+    of 15 retransmissions.
+    """
     result = simulate(
-        programs.sim_asan, up=10_000_000, cut_from_ns=1100 * MS, cut_to_ns=2**63, limit_ns=7200 * S, check=1
+        programs.sim_asan,
+        up=10_000_000,
+        cut_from_ns=1100 * MS,
+        cut_to_ns=2**63,
+        limit_ns=7200 * S,
+        check=1,
     )
     assert result["core_error_a"] == errno.ETIMEDOUT
     assert result["errors"] == 1
@@ -334,8 +396,12 @@ def test_thousand_connections(programs: Programs) -> None:
 
 
 def test_thousand_syn_cookies(programs: Programs) -> None:
-    """A queue that overflows takes many of the ACKs that carry the cookies; what follows them makes up for it."""
-    result = simulate(programs.sim_asan, timeout_s=120, conns=1000, up=2000, down=2000, syn_cookies=1)
+    """A queue that overflows takes many of the ACKs that carry the cookies; what follows them
+    makes up for it.
+    """
+    result = simulate(
+        programs.sim_asan, timeout_s=120, conns=1000, up=2000, down=2000, syn_cookies=1
+    )
     assert (result["complete"], result["errors"], result["wrong"]) == (1000, 0, 0)
     assert result["syn_cookies_valid_b"] == result["passive_open_b"] == 1000
     assert result["bad_seq_b"] > 0
@@ -355,7 +421,9 @@ def test_memory_limit_is_back_pressure(programs: Programs) -> None:
 
 
 def test_many_connections_share_a_small_memory(programs: Programs) -> None:
-    """20 KB for each of 200 connections, both ways at once: all finish, in no more than twice what the link takes."""
+    """20 KB for each of 200 connections, both ways at once: all finish, in no more than twice
+    what the link takes.
+    """
     keys = {"conns": 200, "memory": 4_000_000, "up": 500_000, "down": 500_000, "loss": 0.01}
     result = simulate(programs.sim, timeout_s=120, limit_ns=3600 * S, **keys)
     assert (result["complete"], result["errors"], result["wrong"]) == (200, 0, 0)
@@ -376,7 +444,9 @@ def test_slow_readers_leave_memory_to_others(programs: Programs) -> None:
 
 
 def test_one_connection_takes_the_memory_that_its_path_needs(programs: Programs) -> None:
-    """1 Gbit/s, 200 ms, 1 % loss, and no buffer sizes given: 25 MB are on the way, and 256 MiB of memory are there."""
+    """1 Gbit/s, 200 ms, 1 % loss, and no buffer sizes given: 25 MB are on the way, and 256 MiB
+    of memory are there.
+    """
     rate_bps, got = 125_000_000, []
     for seconds in (6, 10):
         result = simulate(
@@ -398,7 +468,13 @@ def test_one_connection_takes_the_memory_that_its_path_needs(programs: Programs)
 
 def test_time_wait_gives_way_to_new_connections(programs: Programs) -> None:
     result = simulate(
-        programs.sim_asan, conns=200, maxconn=20, gap_ns=100 * MS, up=1000, down=1000, timewait_ns=3600 * S
+        programs.sim_asan,
+        conns=200,
+        maxconn=20,
+        gap_ns=100 * MS,
+        up=1000,
+        down=1000,
+        timewait_ns=3600 * S,
     )
     assert (result["complete"], result["refused_limit_a"]) == (200, 0)
 
@@ -409,8 +485,12 @@ def test_a_run_repeats_exactly(programs: Programs) -> None:
 
 
 @pytest.mark.parametrize("cc", ["cubic", "reno", "wan"])
-def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """100 MB at 100 Mb/s and 100 ms with 1 % loss each way completes; the figure is printed, not judged."""
+def test_goodput_long_fat_lossy(
+    programs: Programs, cc: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """100 MB at 100 Mb/s and 100 ms with 1 % loss each way completes; the figure is
+    printed, not judged.
+    """
     result = simulate(
         programs.sim,
         up=0,
@@ -432,8 +512,9 @@ def test_goodput_long_fat_lossy(programs: Programs, cc: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("cc", ["cubic", "reno"])
 def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> None:
-    """HyStart++ (RFC 9406): where doubling would lose thousands of packets in a queue of 2 BDP, its rounds of
-    growth by a quarter overflow it by little; the link is full all the same."""
+    """HyStart++ (RFC 9406): where doubling would lose thousands of packets in a queue of 2 BDP, its
+    rounds of growth by a quarter overflow it by little; the link is full all the same.
+    """
     result = simulate(
         programs.sim,
         up=0,
@@ -449,7 +530,9 @@ def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> 
     assert result["done_ns"] < 5.2 * S
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     seed=st.integers(1, 2**31),
     loss=st.floats(0, 0.15),
@@ -479,7 +562,8 @@ def test_slow_start_ends_gently_in_a_deep_queue(programs: Programs, cc: str) -> 
 def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -> None:
     if not keys["up"]:
         keys["syn_cookies"] = (
-            0  # a client that only listens, and whose one ACK is lost, learns it by keep-alive alone
+            # a client that only listens, and whose one ACK is lost, learns it by keep-alive alone
+            0
         )
     result = simulate(programs.sim_asan, check=1, limit_ns=7200 * S, **keys)
     assert result["wrong"] == 0
@@ -488,7 +572,13 @@ def test_any_link_delivers_or_reports(programs: Programs, **keys: float | str) -
 
 def test_what_a_bulk_sender_has_not_sent_lies_in_its_socket(programs: Programs) -> None:
     bdp = 12_500_000 // 10  # 100 Mbit/s and 100 ms
-    path = {"rate_Bps": 12_500_000, "delay_ns": 50 * MS, "queue_bytes": bdp, "cc": "wan", "memory": 1 << 30}
+    path = {
+        "rate_Bps": 12_500_000,
+        "delay_ns": 50 * MS,
+        "queue_bytes": bdp,
+        "cc": "wan",
+        "memory": 1 << 30,
+    }
     result = simulate(programs.sim, **path, up=40_000_000, down=0, limit_ns=20 * S)
     assert result["complete"] == 1
     assert (

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/develop/add-a-congestion-control.md, done as it says: what it tells to write is built and carries bytes."""
+"""docs/develop/add-a-congestion-control.md, done as it says: what it tells to write is built
+and carries bytes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ PAGE = corelab.HERE.parents[1] / "docs/develop/add-a-congestion-control.md"
 @pytest.fixture
 def sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The simulator with the page's congestion control."""
-    file, declared, listed, _ = re.findall(r"```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    file, declared, listed, _ = re.findall(
+        r"```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+    )
     core = tmp_path / "core"
     shutil.copytree(corelab.CORE, core)
     (core / "cc_steady.c").write_text(file, encoding="utf-8")
@@ -39,6 +43,8 @@ def sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_the_page_adds_carries_bytes(sim: Path) -> None:
     path = {"rate_Bps": 12_500_000, "delay_ns": 10 * MS, "queue_bytes": 125_000, "loss": 0.01}
-    result = simulate(sim, cc="steady", up=2_000_000, down=100_000, check=1, limit_ns=600 * S, **path)
+    result = simulate(
+        sim, cc="steady", up=2_000_000, down=100_000, check=1, limit_ns=600 * S, **path
+    )
     assert (result["complete"], result["errors"], result["wrong"]) == (1, 0, 0)
     assert result["retransmits_a"] > 0

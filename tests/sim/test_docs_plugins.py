@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages about congestion controls as plug-ins, done as they say: their code is short, is loaded, and does on the
-bench what the page promises.
+"""The pages about congestion controls as plug-ins, done as they say: their code is short, is
+loaded, and does on the bench what the page promises.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def test_it_can_be_loaded(controls: dict[str, str], kind: str) -> None:
 
 
 @BOTH
-def test_alone_it_fills_the_path_with_a_queue_near_its_target(controls: dict[str, str], kind: str) -> None:
+def test_alone_it_fills_the_path_with_a_queue_near_its_target(
+    controls: dict[str, str], kind: str
+) -> None:
     (flow,) = run(controls, kind)
     assert flow.share > 0.97
     assert 20 < flow.queue_ms < 30

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody who knows addresses and ports, but no sequence numbers, writes segments of any shape (outsider.h).
+"""Somebody who knows addresses and ports, but no sequence numbers, writes segments of
+any shape (outsider.h).
 
-No state of any connection may change by them: it is compared before and after each (unmoved.h; a breach ends the
-simulator), and the transfers arrive whole.
+No state of any connection may change by them: it is compared before and after each (unmoved.h; a
+breach ends the simulator), and the transfers arrive whole.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ CONNECTIONS: dict[str, dict[str, float | str]] = {
     "three at once": {"conns": 3, "up": 300_000, "down": 300_000},
     "lossy inner leg": {"inner_loss": 0.2, "up": 5000, "down": 5000, "conns": 4, "outsider": 2},
 }
-# A simultaneous open is anybody's SYN; and when TIME-WAIT comes before the peer has heard of it, a SYN that seems
-# newer, whoever wrote it, may end it early (RFC 6191), and the peer be reset
+# A simultaneous open is anybody's SYN; and when TIME-WAIT comes before the peer has heard of it, a
+# SYN that seems newer, whoever wrote it, may end it early (RFC 6191), and the peer be reset
 NOT_AT_RANDOM = {"simultaneous open", "idle", "lossy inner leg"}
 STATES = {
     "inner": "syn_sent syn_recv established fin_wait2 time_wait close_wait last_ack close",
@@ -46,7 +47,9 @@ def volume(keys: dict[str, float | str]) -> dict[str, float | str]:
 
 
 @pytest.mark.parametrize("name", CONNECTIONS)
-def test_what_is_not_acceptable_changes_nothing(name: str, programs: Programs, seen: dict[str, int]) -> None:
+def test_what_is_not_acceptable_changes_nothing(
+    name: str, programs: Programs, seen: dict[str, int]
+) -> None:
     result = simulate(programs.sim, **volume(CONNECTIONS[name]))
     assert result["forged"] >= AT_LEAST
     assert result["complete"] == CONNECTIONS[name].get("conns", 1)

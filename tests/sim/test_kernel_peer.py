@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core against real kernels on both legs: a process with two TUN devices, each in a network namespace of its own.
+"""The core against real kernels on both legs: a process with two TUN devices, each in a network
+namespace of its own.
 
-Namespace A is the host with the core (inner leg, offloads on), namespace B the remote host. Loss strikes the outer leg.
+Namespace A is the host with the core (inner leg, offloads on), namespace B the remote host. Loss
+strikes the outer leg.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ def configure(ns: str, device: str, side: int) -> None:
         ipr.link("set", index=ipr.link_lookup(ifname="lo")[0], state="up")
         index = ipr.link_lookup(ifname=device)[0]
         ipr.addr("add", index=index, address=ADDRS[4][side], prefixlen=24)
-        ipr.addr("add", index=index, address=ADDRS[6][side], prefixlen=64, flags=2)  # no DAD on a TUN device
+        ipr.addr(
+            "add", index=index, address=ADDRS[6][side], prefixlen=64, flags=2
+        )  # no DAD on a TUN device
         ipr.link("set", index=index, state="up")
 
 
@@ -199,7 +203,8 @@ def test_both_ways_between_kernels(programs: Programs, loss: float, congestion: 
     assert (counters["active_open"], counters["passive_open"]) == ("2", "2")
     assert counters["bad_csum"] == "0"
     if not loss:
-        # A host that stands still for 2 ms is probed (RFC 8985 section 7): that is no loss, and no timeout.
+        # A host that stands still for 2 ms is probed (RFC 8985 section 7): that is no loss,
+        # and no timeout.
         assert counters["rto"] == "0"
         assert int(counters["retransmits"]) <= 4
 
@@ -207,7 +212,9 @@ def test_both_ways_between_kernels(programs: Programs, loss: float, congestion: 
 def test_marks_slow_down_without_loss(programs: Programs) -> None:
     """ECN as the kernel speaks it (tcp_ecn=2, its default: agrees when asked; 1: asks too)."""
     with bridged(programs, 0, "cubic", 0.01) as bridge:
-        within(bridge.b, lambda: Path("/proc/sys/net/ipv4/tcp_ecn").write_text("1", encoding="ascii"))
+        within(
+            bridge.b, lambda: Path("/proc/sys/net/ipv4/tcp_ecn").write_text("1", encoding="ascii")
+        )
         for family in (4, 6):
             for active in (True, False):
                 inner, outer = open_pair(bridge, family, active)
@@ -221,7 +228,9 @@ def test_marks_slow_down_without_loss(programs: Programs) -> None:
 
 @dataclass
 class Feedback:
-    """Of the kernel's socket (struct tcp_info, linux/tcp.h of 6.18): marks that it was told of, marks that it saw."""
+    """Of the kernel's socket (struct tcp_info, linux/tcp.h of 6.18): marks that it was told of,
+    marks that it saw.
+    """
 
     told: int
     seen: int
@@ -248,7 +257,9 @@ def nft(ns: str, command: str, text: str | None = None) -> str:
 
 
 def ask_for_accurate_ecn(ns: str, option: int) -> None:
-    """tcp_ecn=3 in ns. Linux 6.18 has the code but refuses the value: the test is skipped there, and only for that."""
+    """tcp_ecn=3 in ns. Linux 6.18 has the code but refuses the value: the test is skipped
+    there, and only for that.
+    """
     sysctls = Path("/proc/sys/net/ipv4")
     try:
         within(ns, lambda: (sysctls / "tcp_ecn").write_text("3", encoding="ascii"))
@@ -259,7 +270,9 @@ def ask_for_accurate_ecn(ns: str, option: int) -> None:
     within(ns, lambda: (sysctls / "tcp_ecn_option").write_text(str(option), encoding="ascii"))
 
 
-def transfer_with_feedback(bridge: Bridge, family: int, active: bool, feedbacks: list[Feedback]) -> None:
+def transfer_with_feedback(
+    bridge: Bridge, family: int, active: bool, feedbacks: list[Feedback]
+) -> None:
     inner, outer = open_pair(bridge, family, active)
     with inner, outer:
         assert exchange(inner, outer) == (DIGEST, DIGEST)
@@ -269,14 +282,18 @@ def transfer_with_feedback(bridge: Bridge, family: int, active: bool, feedbacks:
 @pytest.mark.parametrize("active", [True, False])
 @pytest.mark.parametrize("option", [0, 2], ids=["ACE alone", "option"])
 def test_accurate_ecn_with_the_kernel(programs: Programs, active: bool, option: int) -> None:
-    """Both ends count the same marks (RFC 9768), made by a router between them; none is lost or made up."""
+    """Both ends count the same marks (RFC 9768), made by a router between them; none is lost
+    or made up.
+    """
     feedbacks: list[Feedback] = []
     with bridged(programs, 0, "cubic") as bridge:
         ask_for_accurate_ecn(bridge.b, option)
         nft(bridge.b, "-f -", MARKING_ROUTER)
         for family in (4, 6):
             transfer_with_feedback(bridge, family, active, feedbacks)
-        marked = int(nft(bridge.b, "list counter inet router marked").split("packets")[1].split()[0])
+        marked = int(
+            nft(bridge.b, "list counter inet router marked").split("packets")[1].split()[0]
+        )
         counters = bridge.finish()
     assert marked > 20
     assert int(counters["ecn_marks"]) == marked == sum(feedback.seen for feedback in feedbacks)
@@ -320,14 +337,18 @@ def test_data_written_before_close_arrives(programs: Programs, closer: int) -> N
     with bridged(programs, 0.02, "cubic") as bridge:
         pair = open_pair(bridge, 4, True)
         with pair[1 - closer] as reader:
-            writer = threading.Thread(target=lambda: (pair[closer].sendall(DATA), pair[closer].close()))
+            writer = threading.Thread(
+                target=lambda: (pair[closer].sendall(DATA), pair[closer].close())
+            )
             writer.start()
             assert digest_of(reader) == DIGEST
             writer.join()
 
 
 def test_slow_reader_stops_the_writer(programs: Programs) -> None:
-    """Back-pressure: the writer blocks after what the buffers hold, and all arrives when the reader reads."""
+    """Back-pressure: the writer blocks after what the buffers hold, and all arrives when
+    the reader reads.
+    """
     with bridged(programs, 0, "cubic") as bridge:
         for writer_side in (0, 1):
             pair = open_pair(bridge, 4, True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calls plug-ins, with sanitizers: a worker that answers at random, and shared objects that do what they must
-not.
+"""What calls plug-ins, with sanitizers: a worker that answers at random, and shared objects that do
+what they must not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def tsan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: Path, argument: str) -> tuple[int, int, int, str]:
     """Faults, connections that went on without the plug-in, kB, the first fault."""
-    done = subprocess.run([program, argument], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [program, argument], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     faults, fallen, kilobytes, first = done.stdout.rstrip("\n").split(" ", 3)
     return int(faults), int(fallen), int(kilobytes), first
@@ -47,7 +49,9 @@ def run(program: Path, argument: str) -> tuple[int, int, int, str]:
 
 @pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_worker_that_answers_at_random(request: pytest.FixtureRequest, sanitizer: str, seed: int) -> None:
+def test_a_worker_that_answers_at_random(
+    request: pytest.FixtureRequest, sanitizer: str, seed: int
+) -> None:
     program = request.getfixturevalue(sanitizer)
     faults, fallen, kilobytes, first = run(program, str(seed))
     assert 0 < faults <= fallen <= FLOWS

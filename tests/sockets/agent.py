@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process on a host that runs sides of scripts, each in a child of its own.
 
-Its standard input is a SEQPACKET socket: a message is JSON with two descriptors, the way to the other side and the one
-that the notes go to. Run by /usr/bin/python3 as it is, in the cgroup that is routed.
+Its standard input is a SEQPACKET socket: a message is JSON with two descriptors, the way to the
+other side and the one that the notes go to. Run by /usr/bin/python3 as it is, in the cgroup
+that is routed.
 """
 
 from __future__ import annotations

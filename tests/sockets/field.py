@@ -52,7 +52,9 @@ Notes = list[list[Any]]
 
 @dataclass(frozen=True)
 class Mode:
-    """Which host is routed, by which port of the outer leg, and by how many processes of the stack."""
+    """Which host is routed, by which port of the outer leg, and by how many processes
+    of the stack.
+    """
 
     name: str
     ports: dict[str, str]
@@ -77,7 +79,9 @@ MORE = (
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run of a script showed. carried: sides that had a flow which the stack "ours" was to carry."""
+    """What a run of a script showed. carried: sides that had a flow which the stack "ours"
+    was to carry.
+    """
 
     notes: dict[str, Notes]
     carried: frozenset[str] = frozenset()
@@ -91,14 +95,19 @@ class Agent:
         argv = ["/usr/bin/python3", str(AGENT)]
         self.process = cgroup.spawn(argv, host=host, stdin=theirs.fileno())
         theirs.close()
-        if not wait_readable(self.control.fileno(), patient(START_S)) or self.control.recv(16) != b"ready":
+        if (
+            not wait_readable(self.control.fileno(), patient(START_S))
+            or self.control.recv(16) != b"ready"
+        ):
             raise DmmError("start the scripts' process", why="it did not say that it is ready")
 
     def start(self, told: dict[str, Any], other: socket.socket) -> socket.socket:
         """Starts a side; what its notes are read from."""
         notes, theirs = socket.socketpair()
         with theirs, other:
-            socket.send_fds(self.control, [json.dumps(told).encode()], [other.fileno(), theirs.fileno()])
+            socket.send_fds(
+                self.control, [json.dumps(told).encode()], [other.fileno(), theirs.fileno()]
+            )
         return notes
 
     def close(self) -> None:
@@ -108,7 +117,9 @@ class Agent:
 
 
 class Field:
-    """A client and a server on a wire, with a process of ours on each that runs its side of scripts."""
+    """A client and a server on a wire, with a process of ours on each that runs its
+    side of scripts.
+    """
 
     def __init__(self, name: str, directory: Path) -> None:
         self.directory = directory
@@ -121,7 +132,9 @@ class Field:
             for host in self.hosts.values():
                 host.sysctl("net.ipv4.tcp_syn_retries", 1)
                 host.sysctl("net.ipv4.tcp_syn_linear_timeouts", 0)
-                host.sysctl("net.ipv4.tcp_fastopen", 0x403)  # without a cookie, which one address has for all
+                host.sysctl(
+                    "net.ipv4.tcp_fastopen", 0x403
+                )  # without a cookie, which one address has for all
             self.hosts[SERVER].sysctl("net.ipv4.ip_forward", 1)
             self.hosts[SERVER].sysctl("net.ipv6.conf.all.forwarding", 1)
             self.hosts[SERVER].sysctl("net.ipv4.icmp_ratelimit", 0)
@@ -161,10 +174,14 @@ class Field:
         """A script, from its beginning to its end; may be called by several threads at once."""
         with self._lock:
             port = next(self._blocks)
-        addresses = {side: host.ip4 if family == IP4 else host.ip6 for side, host in self.hosts.items()}
+        addresses = {
+            side: host.ip4 if family == IP4 else host.ip6 for side, host in self.hosts.items()
+        }
         told = {"script": key, "family": family, "addresses": addresses, "port": port}
         ends = dict(zip(SIDES, socket.socketpair(), strict=True))
-        readers = {side: self.agents[side].start(told | {"side": side}, ends[side]) for side in SIDES}
+        readers = {
+            side: self.agents[side].start(told | {"side": side}, ends[side]) for side in SIDES
+        }
         seconds = patient(SCRIPTS[key].seconds + GRACE_S)
         notes = {side: _notes(reader, seconds) for side, reader in readers.items()}
         ours = range(port, port + PORTS)
@@ -192,7 +209,9 @@ def _notes(reader: socket.socket, seconds: float) -> Notes:
 
 
 class Listening:
-    """Follows the events of an instance, and remembers the ports of flows that the stack "ours" got."""
+    """Follows the events of an instance, and remembers the ports of flows that the
+    stack "ours" got.
+    """
 
     def __init__(self, instance: str) -> None:
         self._subscription = Client(instance).stream("follow")
@@ -203,7 +222,9 @@ class Listening:
         self._thread.start()
 
     def has_carried(self, ports: range, within_s: float) -> bool:
-        """Whether a flow at one of these ports was given to the stack; events are awaited for so long."""
+        """Whether a flow at one of these ports was given to the stack; events are awaited
+        for so long.
+        """
         wanted = set(ports)
         with self._told:
             return self._told.wait_for(lambda: bool(self._ports & wanted), within_s)

@@ -68,14 +68,17 @@ def carriers(script: str, mode: Mode, seen: Seen) -> str:
     carried = SCRIPTS[script].carried
     wrong = set() if carried is None else seen.carried ^ (set(mode.ports) & set(carried))
     return " and ".join(
-        f"{side}: the {'stack' if side in seen.carried else 'kernel'} carried it" for side in sorted(wrong)
+        f"{side}: the {'stack' if side in seen.carried else 'kernel'} carried it"
+        for side in sorted(wrong)
     )
 
 
 def objections(
     script: str, mode: Mode, family: str, plain: Sequence[Seen], seen: Seen, limits: Iterable[Limit]
 ) -> list[str]:
-    """What is wrong with a result and the file together. plain: what was seen without dmm-ebpf, at least once."""
+    """What is wrong with a result and the file together. plain: what was seen without dmm-ebpf,
+    at least once.
+    """
     found = []
     told = ""
     if all(seen.notes != one.notes for one in plain):
@@ -96,5 +99,7 @@ def objections(
         if text and limit is None:
             found.append(f"{family}: {text}")
         if not text and limit is not None and not limit.is_sometimes:
-            found.append(f"{family}: this is as without now; take it out of {FILE.name} ({limit.why!r})")
+            found.append(
+                f"{family}: this is as without now; take it out of {FILE.name} ({limit.why!r})"
+            )
     return found

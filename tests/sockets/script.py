@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a script is made of: two sides that do socket calls and note what each saw.
 
-A script is a class. Its docstring says what it asks, client() and server() are its two programs, which run in processes
-of their own on two hosts, at once. Whatever a side notes is compared between a run through a stack and a run without:
-values, names of errors, digests of bytes, sets of events, and times as classes only. So a note must hold nothing of
+A script is a class. Its docstring says what it asks, client() and server() are its two programs,
+which run in processes of their own on two hosts, at once. Whatever a side notes is compared between
+a run through a stack and a run without: values, names of errors, digests of bytes, sets of events,
+and times as classes only. So a note must hold nothing of
 the run itself: no port that the kernel chose, no time, no count that depends on who was faster.
 
 Everything here runs under /usr/bin/python3 as it is and knows nothing of dmm-ebpf.
@@ -40,7 +41,9 @@ SCRIPTS: dict[str, type[Script]] = {}
 
 
 class Stuck(BaseException):
-    """A side does not come to its end. No Exception, so that no script takes it for an error of its own."""
+    """A side does not come to its end. No Exception, so that no script takes it for an error
+    of its own.
+    """
 
 
 class Alone(Exception):  # noqa: N818  (it is no error of this side)
@@ -53,7 +56,9 @@ def noise(size: int, seed: int = 1) -> bytes:
 
 
 def digest(data: bytes) -> str:
-    """What stands for bytes in a note: the bytes themselves if they are few, else how many and the hash's beginning."""
+    """What stands for bytes in a note: the bytes themselves if they are few, else how many and
+    the hash's beginning.
+    """
     if len(data) <= 40:
         return repr(bytes(data))
     return f"{len(data)} bytes, {hashlib.sha256(data).hexdigest()[:16]}"
@@ -156,7 +161,8 @@ def how_long(began: float, least_s: float) -> str:
 class Script:
     """One side of a script. Subclasses are the scripts, in modules of the package topics.
 
-    carried: sides where the stack gets a flow of it, if that side is routed; None: the run's ports cannot tell that.
+    carried: sides where the stack gets a flow of it, if that side is routed; None: the run's ports
+    cannot tell that.
     families: those that it is run with. seconds: how long a side may take.
     """
 
@@ -173,8 +179,12 @@ class Script:
 
     topic: ClassVar[str] = ""
 
-    def __init__(self, side: str, family: str, addresses: dict[str, str], port: int, other: int) -> None:
-        """addresses: of each side. port: the first of the run's own ones. other: a descriptor to the other side."""
+    def __init__(
+        self, side: str, family: str, addresses: dict[str, str], port: int, other: int
+    ) -> None:
+        """addresses: of each side. port: the first of the run's own ones. other: a descriptor
+        to the other side.
+        """
         self.is_client = side == CLIENT
         self.family = family
         self.af = socket.AF_INET if family == IP4 else socket.AF_INET6
@@ -237,7 +247,9 @@ class Script:
         """Where the server listens."""
         return (self.there if self.is_client else self.here), self.port + number
 
-    def listen(self, number: int = 0, backlog: int = 16, *, address: str | None = None) -> socket.socket:
+    def listen(
+        self, number: int = 0, backlog: int = 16, *, address: str | None = None
+    ) -> socket.socket:
         """A listener at one of the run's ports."""
         made = self.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -303,7 +315,9 @@ class Pair(Script):
 
 
 class Greeted(Pair):
-    """The server sends a greeting and closes, the client reads it; client_looks() and server_looks() come before."""
+    """The server sends a greeting and closes, the client reads it; client_looks() and
+    server_looks() come before.
+    """
 
     greeting: ClassVar[bytes] = b"x"
 

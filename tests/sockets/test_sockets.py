@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every script sees through a stack what it sees without one, whichever side is routed, or limits.toml says why not.
+"""Every script sees through a stack what it sees without one, whichever side is routed, or
+limits.toml says why not.
 
-DMM_SOCKETS=all in the environment adds modes: the other port, and more processes of the stack by either.
+DMM_SOCKETS=all in the environment adds modes: the other port, and more processes of the
+stack by either.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ CELLS = sorted(
 LIMITS = known_limits()
 WORKERS = 12  # most of a script's time is waiting
 FIELDS = 2  # pairs of hosts on which modes are run side by side
-MORE_TURNS = 3  # how often each is run again without dmm-ebpf, when what is seen with it was not seen so
+MORE_TURNS = (
+    3  # how often each is run again without dmm-ebpf, when what is seen with it was not seen so
+)
 
 Cell = tuple[str, str]
 
@@ -55,7 +59,9 @@ class Results:
             self.seen = {name: run.result() for name, run in modes.items()}
 
     def _run_plain(self, cells: Sequence[Cell]) -> None:
-        for cell, seen in zip(cells, self.pool.map(lambda cell: self.without.run(*cell), cells), strict=True):
+        for cell, seen in zip(
+            cells, self.pool.map(lambda cell: self.without.run(*cell), cells), strict=True
+        ):
             self.plain[cell].append(seen)
 
     def _run_mode(self, fields: Queue[Field], mode: Mode) -> dict[Cell, Seen]:
@@ -68,12 +74,17 @@ class Results:
 
     def _run_routed(self, field: Field, mode: Mode) -> dict[Cell, Seen]:
         with field.routed(mode):
-            found = dict(zip(CELLS, self.pool.map(lambda cell: field.run(*cell), CELLS), strict=True))
+            found = dict(
+                zip(CELLS, self.pool.map(lambda cell: field.run(*cell), CELLS), strict=True)
+            )
             self.once.result()
             for _ in range(MORE_TURNS):
-                # A stack that is not heard of for a second gets no flow, and on a busy machine that happens.
+                # A stack that is not heard of for a second gets no flow, and on a busy
+                # machine that happens.
                 for cell in CELLS:
-                    if carriers(cell[0], mode, found[cell]) and not self._is_limit(cell, mode, KERNELS):
+                    if carriers(cell[0], mode, found[cell]) and not self._is_limit(
+                        cell, mode, KERNELS
+                    ):
                         found[cell] = field.run(*cell)
                 unseen = [c for c in CELLS if all(found[c].notes != p.notes for p in self.plain[c])]
                 self._run_plain([c for c in unseen if not self._is_limit(c, mode, DIFFERS)])
@@ -116,4 +127,6 @@ def test_a_script_sees_the_same(results, script, mode):
 def test_a_known_difference_names_scripts_that_there_are(limit):
     assert limit.kind in (DIFFERS, KERNELS)
     for script in limit.scripts:
-        assert any(limit.names(limit.kind, s, m.name, f) for s, f in CELLS for m in QUICK + MORE), script
+        assert any(limit.names(limit.kind, s, m.name, f) for s, f in CELLS for m in QUICK + MORE), (
+            script
+        )

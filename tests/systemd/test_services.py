@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services of a real systemd: restarted, stopped, not there yet, in slices and scopes; and dmm-ebpf as one of them.
+"""Services of a real systemd: restarted, stopped, not there yet, in slices and scopes; and dmm-ebpf
+as one of them.
 
-On the host systemd is booted in namespaces of its own; `tools/test` also runs this in the emulated machine, where
-systemd has booted Linux 6.1.
+On the host systemd is booted in namespaces of its own; `tools/test` also runs this in the emulated
+machine, where systemd has booted Linux 6.1.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ proto = "tcp"
 stack = "wan"
 """
 
-# Connects as the first thing that it does; then what is written into its pipe goes out, and what comes in to a file.
+# Connects as the first thing that it does; then what is written into its pipe goes out, and what
+# comes in to a file.
 SHOP = """
 [Unit]
 StartLimitIntervalSec=0
@@ -86,7 +88,9 @@ class Shop:
 
 
 class Service:
-    """dmm-ebpf@.service of the repository, as an instance of its own, with its files in a directory of the test's."""
+    """dmm-ebpf@.service of the repository, as an instance of its own, with its files in a
+    directory of the test's.
+    """
 
     def __init__(self, systemd, name, wired):
         self.systemd, self.name, self.directory = systemd, name, wired.directory
@@ -94,12 +98,18 @@ class Service:
         self.netns = wired.client.netns_path
         self.unit = f"dmm-ebpf@{name}.service"
         text = (ROOT / "systemd" / "dmm-ebpf@.service").read_text()
-        text = text.replace("/usr/local/bin/dmm-ebpf", str(CLI)).replace("/etc/dmm-ebpf", str(self.directory))
-        systemd.write(UNITS / "dmm-ebpf@.service", f"{text}\n[Service]\nStandardError=append:{self.log}\n")
+        text = text.replace("/usr/local/bin/dmm-ebpf", str(CLI)).replace(
+            "/etc/dmm-ebpf", str(self.directory)
+        )
+        systemd.write(
+            UNITS / "dmm-ebpf@.service", f"{text}\n[Service]\nStandardError=append:{self.log}\n"
+        )
         systemd.ctl("daemon-reload")
 
     def configure(self, attach, selector=""):
-        (self.directory / f"{self.name}.env").write_text(f'ATTACH="--netns {self.netns} {attach}"\n')
+        (self.directory / f"{self.name}.env").write_text(
+            f'ATTACH="--netns {self.netns} {attach}"\n'
+        )
         (self.directory / f"{self.name}.toml").write_text(POLICY.format(selector=selector))
 
     def start(self, attach, selector=""):
@@ -128,7 +138,11 @@ class Service:
         """The one open flow of a cgroup; one of its process before may be in TIME_WAIT."""
 
         def found():
-            return [f for f in self.call("flows") if f["cgroup"] == group and f["state"] == "ESTABLISHED"]
+            return [
+                f
+                for f in self.call("flows")
+                if f["cgroup"] == group and f["state"] == "ESTABLISHED"
+            ]
 
         (flow,) = wait_for(found, WITHIN_S, "the service's flow")
         return flow
@@ -165,7 +179,9 @@ def _ends(flow):
 
 
 @pytest.mark.parametrize("by", ["rule", "unit"])
-def test_a_service_is_routed_from_its_first_connection_after_each_restart(systemd, service, shop, by):
+def test_a_service_is_routed_from_its_first_connection_after_each_restart(
+    systemd, service, shop, by
+):
     group = f"{systemd.root}/system.slice/shop.service"
     if by == "rule":
         service.start(f"--cgroup {systemd.root}/system.slice", f'cgroup = "{group}"')
@@ -187,11 +203,14 @@ def test_a_service_is_routed_from_its_first_connection_after_each_restart(system
 
 
 def test_what_a_service_manager_does_with_an_instance(systemd, service, shop, wired):
-    """Ordered before the service, stopped services, scopes, a restart with open flows, a crash, a reload, a stop."""
+    """Ordered before the service, stopped services, scopes, a restart with open flows, a crash,
+    a reload, a stop.
+    """
     group = f"{systemd.root}/system.slice/shop.service"
     service.configure("--unit shop")
     systemd.write(
-        UNITS / "shop.service.d" / "after.conf", f"[Unit]\nWants={service.unit}\nAfter={service.unit}\n"
+        UNITS / "shop.service.d" / "after.conf",
+        f"[Unit]\nWants={service.unit}\nAfter={service.unit}\n",
     )
     systemd.ctl("daemon-reload")
     systemd.ctl("start", "shop.service")
@@ -223,11 +242,16 @@ def test_what_a_service_manager_does_with_an_instance(systemd, service, shop, wi
     systemd.ctl("start", "shop.service")
     shop.gets()
     assert service.flow(group)["stack"] == "wan"
-    wait_for(lambda: not service.call("status")["missing"], WITHIN_S, "status to tell that all is well")
+    wait_for(
+        lambda: not service.call("status")["missing"], WITHIN_S, "status to tell that all is well"
+    )
 
     service.configure("--unit shop", "uid = 4294967294")
     systemd.ctl("reload", service.unit)
-    assert service.ask("route", "get", f"{wired.server.ip4}:80", "--cgroup", group)["stack"] == "kernel"
+    assert (
+        service.ask("route", "get", f"{wired.server.ip4}:80", "--cgroup", group)["stack"]
+        == "kernel"
+    )
     systemd.ctl("stop", service.unit)
     assert systemd.show(service.unit, "Result") == "success"
     assert service.cli("status", check=False).returncode == 1
@@ -258,6 +282,8 @@ ExecStart=curl -so {out} {url}
         systemd.run(command)
         assert hashlib.sha256(out.read_bytes()).hexdigest() == sha256
         out.unlink()
-    wait_for(lambda: not service.call("status")["missing"], WITHIN_S, "status to tell that all is well")
+    wait_for(
+        lambda: not service.call("status")["missing"], WITHIN_S, "status to tell that all is well"
+    )
     assert service.call("status")["pending"] == []
     assert service.stack("wan")["counters"]["active_open"] == 2

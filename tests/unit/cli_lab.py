@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of the command line: what a Resource Director answers, and how a command ended. Fixtures: conftest.py."""
+"""For tests of the command line: what a Resource Director answers, and how a command
+ended. Fixtures: conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,14 @@ FLOW = {
     "cookie": 77,
     "age_s": 62.5,
 }
-FLOW6 = FLOW | {"dst": "2001:db8::7", "dport": 80, "stack": "kernel", "comm": "nginx", "pid": 7, "cookie": 78}
+FLOW6 = FLOW | {
+    "dst": "2001:db8::7",
+    "dport": 80,
+    "stack": "kernel",
+    "comm": "nginx",
+    "pid": 7,
+    "cookie": 78,
+}
 STACK = {
     "instance": "default",
     "name": "wan",
@@ -84,7 +93,13 @@ ANSWERS: dict[str, Any] = {
     "stacks": [STACK],
     "flows": [FLOW, FLOW6],
     "listeners": [LISTENER],
-    "route_get": {"stack": "wan", "wanted": "wan", "table": "shop", "rule": "1", "route": "203.0.113.0/24"},
+    "route_get": {
+        "stack": "wan",
+        "wanted": "wan",
+        "table": "shop",
+        "rule": "1",
+        "route": "203.0.113.0/24",
+    },
     "policy_show": {"path": "/etc/p.toml", "text": "[stacks.wan]\n", "generation": 3},
     "policy_apply": {"generation": 4, "rules": 1, "routes": 2, "stacks": 1},
     "follow": [],
@@ -108,7 +123,9 @@ Cli = Callable[..., Said]
 
 
 def one_sentence(said: Said, code: int, text: str) -> None:
-    """Nothing on standard output, one line on standard error that starts as all do, the exit code."""
+    """Nothing on standard output, one line on standard error that starts as all do,
+    the exit code.
+    """
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert said.err.startswith("dmm-ebpf: cannot ")

@@ -29,7 +29,9 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What attaches, in the place of the real one, which needs a kernel: the tests say what it does."""
+    """What attaches, in the place of the real one, which needs a kernel: the tests say
+    what it does.
+    """
     fake = SimpleNamespace(
         AttachOptions=SimpleNamespace,
         RunOptions=SimpleNamespace,

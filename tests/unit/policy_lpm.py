@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of compiled policies in Python: tries as dictionaries, looked up as bpf/decide.h looks them up."""
+"""A reader of compiled policies in Python: tries as dictionaries, looked up as bpf/decide.h
+looks them up.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ def entries(of: Entries, key: str, value: str) -> list[tuple[bytes, bytes]]:
     assert len(of.keys) == of.count * key_size
     assert len(of.values) == of.count * value_size
     return [
-        (of.keys[i * key_size : (i + 1) * key_size], of.values[i * value_size : (i + 1) * value_size])
+        (
+            of.keys[i * key_size : (i + 1) * key_size],
+            of.values[i * value_size : (i + 1) * value_size],
+        )
         for i in range(of.count)
     ]
 
@@ -62,17 +67,23 @@ class Found:
 
 def route4_key(table: int, addr: int) -> bytes:
     """A look-up key of routes4."""
-    return abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=table, addr_be=socket.htonl(addr)))
+    return abi.pack(
+        abi.new("dmm_route4_key", prefixlen=64, table=table, addr_be=socket.htonl(addr))
+    )
 
 
 def route6_key(table: int, addr: int) -> bytes:
     """A look-up key of routes6."""
-    return abi.pack(abi.new("dmm_route6_key", prefixlen=160, table=table, addr=addr.to_bytes(16, "big")))
+    return abi.pack(
+        abi.new("dmm_route6_key", prefixlen=160, table=table, addr=addr.to_bytes(16, "big"))
+    )
 
 
 def port_key(portset: int, proto: int, port: int) -> bytes:
     """A look-up key of ports."""
-    key = abi.new("dmm_port_key", prefixlen=64, portset=portset, proto=proto, port_be=socket.htons(port))
+    key = abi.new(
+        "dmm_port_key", prefixlen=64, portset=portset, proto=proto, port_be=socket.htons(port)
+    )
     return abi.pack(key)
 
 
@@ -124,7 +135,9 @@ class Reader:
             and (not flags & C.DMM_RULE_UID or rule.uid_first <= query.uid <= rule.uid_last)
             and (not flags & C.DMM_RULE_COMM or abi.text(rule.comm) == query.comm)
             and (not flags & C.DMM_RULE_MARK or query.mark & rule.mark_mask == rule.mark)
-            and (not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id)
+            and (
+                not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id
+            )
         )
 
     def _ancestors(self, path: str) -> dict[int, int]:

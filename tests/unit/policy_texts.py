@@ -52,7 +52,15 @@ def port_lists(draw: st.DrawFn) -> str:
 
 
 # Mostly the same few matches, so that a longer prefix often hides just a part of a shorter one.
-COMMON = [("tcp", "443"), ("tcp", "80"), ("tcp", "80-443"), ("udp", ""), ("tcp", ""), ("", "443"), ("", "")]
+COMMON = [
+    ("tcp", "443"),
+    ("tcp", "80"),
+    ("tcp", "80-443"),
+    ("udp", ""),
+    ("tcp", ""),
+    ("", "443"),
+    ("", ""),
+]
 
 
 @st.composite
@@ -102,7 +110,8 @@ def toml(table: str, items: Sequence[Mapping[str, object]]) -> str:
         return f'"{v}"' if isinstance(v, str) else str(v)
 
     return "".join(
-        f"[[{table}]]\n" + "".join(f"{key} = {value(v)}\n" for key, v in item.items()) for item in items
+        f"[[{table}]]\n" + "".join(f"{key} = {value(v)}\n" for key, v in item.items())
+        for item in items
     )
 
 
@@ -121,7 +130,9 @@ def _accepted(chosen: list[dict[str, str]]) -> list[dict[str, str]]:
 
 @st.composite
 def policy_texts(draw: st.DrawFn, *, min_rules: int = 1) -> str:
-    """A policy that is accepted: two tables, with routes that hide each other, and rules that lead to them."""
+    """A policy that is accepted: two tables, with routes that hide each other, and rules that
+    lead to them.
+    """
     return (
         STACKS
         + "[tables.t]\n[tables.s]\n"

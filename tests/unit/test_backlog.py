@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Followers of one backlog: each gets every event in order, or is told how many it was too slow for."""
+"""Followers of one backlog: each gets every event in order, or is told how many it was
+too slow for.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: what is printed, where, and with which exit code, for every answer. See test_cli_commands.py."""
+"""The command line: what is printed, where, and with which exit code, for every
+answer. See test_cli_commands.py.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,11 @@ def test_flows_filters(
 def test_a_listing_covers_every_instance(cli: Cli) -> None:
     red = ANSWERS | {"flows": [FLOW | {"instance": "red"}]}
     with FakeRd("default", ANSWERS), FakeRd("red", red):
-        assert [flow["instance"] for flow in cli("flows", "-j").json] == ["default", "default", "red"]
+        assert [flow["instance"] for flow in cli("flows", "-j").json] == [
+            "default",
+            "default",
+            "red",
+        ]
         assert [flow["instance"] for flow in cli("flows", "-j", "-i", "red").json] == ["red"]
         assert cli("flows").out.splitlines()[0].startswith("INSTANCE")
         assert len(cli("listeners", "-j").json) == 2
@@ -149,7 +155,14 @@ def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
     down = STACK | {"state": "down", "reason": "eth0 has no AF_XDP\x1b"}
     with FakeRd("default", {"stacks": [STACK, down]}):
         assert cli("stacks").out.splitlines()[3:] == ["wan is down: eth0 has no AF_XDP?"]
-    first = {"process": 0, "state": "up", "connections": 7, "pid": 41, "device": "dmm-0", "restarts": 0}
+    first = {
+        "process": 0,
+        "state": "up",
+        "connections": 7,
+        "pid": 41,
+        "device": "dmm-0",
+        "restarts": 0,
+    }
     second = {
         "process": 1,
         "state": "down",
@@ -158,7 +171,10 @@ def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
         "device": "dmm-1",
         "restarts": 2,
     }
-    half = STACK | {"reason": "1 of 2 processes down, wan@1: exit code 1", "processes": [first, second]}
+    half = STACK | {
+        "reason": "1 of 2 processes down, wan@1: exit code 1",
+        "processes": [first, second],
+    }
     with FakeRd("default", {"stacks": [half]}):
         told = cli("stacks").out.splitlines()[3:]
     assert [line.split() for line in told[:-1]] == [
@@ -170,7 +186,12 @@ def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
 
 
 def test_a_full_stack_says_of_what(cli: Cli) -> None:
-    used = {"in_use": 4, "max_connections": 4, "memory_bytes": 200 << 20, "memory_limit_bytes": 256 << 20}
+    used = {
+        "in_use": 4,
+        "max_connections": 4,
+        "memory_bytes": 200 << 20,
+        "memory_limit_bytes": 256 << 20,
+    }
     full = STACK | used | {"full": ["connections", "memory"]}
     with FakeRd("default", {"stacks": [full, STACK | {"name": "b"}]}):
         told = cli("stacks").out.splitlines()
@@ -181,7 +202,10 @@ def test_a_full_stack_says_of_what(cli: Cli) -> None:
     ]
     why = "4 of 4 connections, 200Mi of 256Mi of memory"
     assert told[3:] == [f"wan is full ({why}): new flows go to kernel"]
-    part = [{"process": 0, "state": "up", "full": ["frames"]}, {"process": 1, "state": "up", "full": []}]
+    part = [
+        {"process": 0, "state": "up", "full": ["frames"]},
+        {"process": 1, "state": "up", "full": []},
+    ]
     with FakeRd("default", {"stacks": [STACK | {"full": [], "processes": part}]}):
         told = cli("stacks").out.splitlines()
     assert [line.split()[:4] for line in told[3:]] == [
@@ -301,7 +325,12 @@ def test_route_get_for_people(cli: Cli) -> None:
     ],
 )
 def test_route_get_says_why_another_stack_serves(cli: Cli, why: str, text: str) -> None:
-    answer = ANSWERS["route_get"] | {"stack": "kernel", "why": why, "attached": "/shop", "device": "lo"}
+    answer = ANSWERS["route_get"] | {
+        "stack": "kernel",
+        "why": why,
+        "attached": "/shop",
+        "device": "lo",
+    }
     with FakeRd("default", {"route_get": answer}):
         said = cli("route", "get", "203.0.113.7:443")
     assert text in said.out
@@ -311,14 +340,20 @@ def test_route_get_says_why_another_stack_serves(cli: Cli, why: str, text: str) 
 def test_an_address_that_may_hide_a_port_is_told(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         said = cli("route", "get", "::1:80")
-        assert said.err == "dmm-ebpf: ::1:80 is an address without a port; for port 80 write [::1]:80\n"
+        assert (
+            said.err
+            == "dmm-ebpf: ::1:80 is an address without a port; for port 80 write [::1]:80\n"
+        )
         for plain in ("[::1]:80", "2001:db8::1", "192.0.2.1:80", "::1"):
             assert cli("route", "get", plain).err == ""
 
 
 def test_a_port_may_be_named_by_its_service(cli: Cli) -> None:
     with FakeRd("default", ANSWERS) as rd:
-        for text, proto, port in (("203.0.113.7:https", "tcp", 443), ("[2001:db8::7]:tftp", "udp", 69)):
+        for text, proto, port in (
+            ("203.0.113.7:https", "tcp", 443),
+            ("[2001:db8::7]:tftp", "udp", 69),
+        ):
             assert cli("route", "get", text, "--proto", proto).code == 0
             assert rd.asked[-1][1]["port"] == port
         assert cli("flows", "--dst", ":https", "--json").json == [FLOW]
@@ -326,7 +361,9 @@ def test_a_port_may_be_named_by_its_service(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("names", "chosen"), [(["default", "red"], "default"), (["red"], "red")])
-def test_a_question_goes_to_default_or_to_the_only_one(cli: Cli, names: list[str], chosen: str) -> None:
+def test_a_question_goes_to_default_or_to_the_only_one(
+    cli: Cli, names: list[str], chosen: str
+) -> None:
     servers = [FakeRd(name, ANSWERS) for name in names]
     for server in servers:
         server.__enter__()
@@ -340,7 +377,9 @@ def test_a_question_goes_to_default_or_to_the_only_one(cli: Cli, names: list[str
 
 def test_a_question_with_several_to_choose_from(cli: Cli) -> None:
     with FakeRd("red", ANSWERS), FakeRd("blue", ANSWERS):
-        one_sentence(cli("route", "get", "203.0.113.7"), 2, "there are blue, red; name one with --instance")
+        one_sentence(
+            cli("route", "get", "203.0.113.7"), 2, "there are blue, red; name one with --instance"
+        )
 
 
 def test_a_question_with_nobody_to_ask(cli: Cli) -> None:
@@ -366,7 +405,13 @@ def test_policy_apply_sends_the_text_and_where_it_lies(cli: Cli, tmp_path: Path)
 def test_follow_prints_events_as_they_come(cli: Cli) -> None:
     events = [
         FLOW | {"type": "established", "time": 1700000000.25},
-        {"type": "stack", "time": 1700000001.0, "instance": "default", "name": "wan", "state": "down"},
+        {
+            "type": "stack",
+            "time": 1700000001.0,
+            "instance": "default",
+            "name": "wan",
+            "state": "down",
+        },
         FLOW | {"type": "close", "time": 1700000002.0, "comm": "a\x1b[31mb", "reason": "fin"},
     ]
     with FakeRd("default", {"follow": events}, hang_up=True):
@@ -407,7 +452,9 @@ def test_flows_of_a_dead_rd_come_from_its_pins(cli: Cli, service: SimpleNamespac
 
 
 @pytest.mark.parametrize("command", ["status", "flows", "stacks", "listeners"])
-def test_an_instance_that_is_starting_is_left_out(cli: Cli, service: SimpleNamespace, command: str) -> None:
+def test_an_instance_that_is_starting_is_left_out(
+    cli: Cli, service: SimpleNamespace, command: str
+) -> None:
     def half(name: str) -> None:
         raise ConflictError(f"take over instance {name}", why="it is half attached")
 

@@ -69,7 +69,11 @@ WEB = Place("container web", "/docker/0", "/proc/7/ns/net")
     ],
 )
 def test_attach_to_a_container_finds_cgroup_and_namespace(
-    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, typed: list[str], netns: str | None
+    cli: Cli,
+    service: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: list[str],
+    netns: str | None,
 ) -> None:
     got: list[Any] = []
     service.attach = lambda options: got.append((options.cgroup, options.netns)) or 0
@@ -141,7 +145,9 @@ def test_interrupted(cli: Cli, service: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("dashes", [["--"], []])
-def test_run_returns_the_commands_code(cli: Cli, service: SimpleNamespace, dashes: list[str]) -> None:
+def test_run_returns_the_commands_code(
+    cli: Cli, service: SimpleNamespace, dashes: list[str]
+) -> None:
     got: list[Any] = []
     service.run = lambda options: got.append(options.argv) or 143
     assert cli("run", "--policy", "p.toml", *dashes, "curl", "-v", "--json", "x").code == 143
@@ -164,7 +170,9 @@ def test_detach(cli: Cli, service: SimpleNamespace) -> None:
     ]
     service.instances = lambda: ["default"]
     one_sentence(
-        cli("detach", "-i", "red"), 1, "cannot detach instance red: there is none; there are default"
+        cli("detach", "-i", "red"),
+        1,
+        "cannot detach instance red: there is none; there are default",
     )
     assert cli("detach", "-i", "red", "--json").json["error"]["kind"] == "NotAttachedError"
 
@@ -205,7 +213,9 @@ def test_sentences_show_bytes_as_tables_do(cli: Cli, service: SimpleNamespace) -
 
     service.attach = refused
     one_sentence(
-        cli("attach", "--cgroup", "/n\udcff"), 75, "cannot use the cgroup /n\\xff: it is ? another's"
+        cli("attach", "--cgroup", "/n\udcff"),
+        75,
+        "cannot use the cgroup /n\\xff: it is ? another's",
     )
 
 

@@ -49,7 +49,9 @@ def test_completion(run_root: Path) -> None:  # noqa: F811
             "COMP_WORDS": words,
             "COMP_CWORD": str(len(words.split()) - 1),
         }
-        done = subprocess.run(command(run_root), env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command(run_root), env=env, capture_output=True, text=True, check=False
+        )
         assert done.stdout.split() == [expected]
 
 
@@ -102,7 +104,9 @@ def test_follow_ends_when_its_reader_goes_though_nothing_happens(run_root: Path)
     with FakeRd("default", {"follow": [FLOW | {"type": "connect", "time": 0}]}):
         for named in ((), ("--instance", "default")):
             child = subprocess.Popen(
-                command(run_root, "flows", "--follow", *named), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                command(run_root, "flows", "--follow", *named),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             assert child.stdout is not None
             assert child.stdout.readline()
@@ -141,7 +145,9 @@ def test_follow_finds_instances_that_come_later(run_root: Path) -> None:  # noqa
     assert child.stderr is not None
     try:
         assert "waiting for one" in child.stderr.readline()
-        with FakeRd("late", {"follow": [FLOW | {"type": "connect", "instance": "late"}]}, hang_up=True):
+        with FakeRd(
+            "late", {"follow": [FLOW | {"type": "connect", "instance": "late"}]}, hang_up=True
+        ):
             assert json.loads(child.stdout.readline())["instance"] == "late"
             assert "instance late: its Resource Director closed" in child.stderr.readline()
     finally:
@@ -151,7 +157,9 @@ def test_follow_finds_instances_that_come_later(run_root: Path) -> None:  # noqa
 
 
 def in_terminal(argv: list[str], until: bytes, then: bytes) -> tuple[bytes, int]:
-    """Run argv in a terminal of 80 by 24 until it shows `until`, type `then`: all that it wrote, and its exit code."""
+    """Run argv in a terminal of 80 by 24 until it shows `until`, type `then`: all that it
+    wrote, and its exit code.
+    """
     pid, fd = pty.fork()
     if pid == 0:
         os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
@@ -195,7 +203,20 @@ def test_a_terminal_gets_a_table_that_fits(run_root: Path) -> None:  # noqa: F81
 
 
 TITLES = (
-    *("STATE", "LOCAL", "DIR", "PEER", "STACK", "TABLE", "RULE", "ROUTE", "PROCESS", "SENT", "RECV", "SRTT"),
+    *(
+        "STATE",
+        "LOCAL",
+        "DIR",
+        "PEER",
+        "STACK",
+        "TABLE",
+        "RULE",
+        "ROUTE",
+        "PROCESS",
+        "SENT",
+        "RECV",
+        "SRTT",
+    ),
     *("RETRANS", "AGE", "CGROUP"),
 )
 LONG = FLOW | {
@@ -206,7 +227,8 @@ LONG = FLOW | {
 
 def test_no_terminal_cuts_an_address(run_root: Path) -> None:  # noqa: F811
     with FakeRd(
-        "default", ANSWERS | {"flows": [LONG | {"comm": "a" * 15, "route": "2001:db8::/32 tcp 443"}]}
+        "default",
+        ANSWERS | {"flows": [LONG | {"comm": "a" * 15, "route": "2001:db8::/32 tcp 443"}]},
     ):
         seen, code = in_terminal(command(run_root, "flows"), b"never shown", b"")
     assert code == 0
@@ -232,10 +254,15 @@ def test_top_of_a_dead_director_comes_up(run_root: Path) -> None:  # noqa: F811
 def test_a_bug_in_top_is_one_sentence(run_root: Path) -> None:  # noqa: F811
     broken = "from dmm_ebpf.show import units; units.bit_rate = None\n" + BOOT
     with FakeRd("default", ANSWERS):
-        seen, code = in_terminal([sys.executable, "-c", broken, str(run_root), "top"], b"never shown", b"")
+        seen, code = in_terminal(
+            [sys.executable, "-c", broken, str(run_root), "top"], b"never shown", b""
+        )
     assert code == 1
     assert b"Traceback" not in seen
-    assert b"dmm-ebpf: cannot go on: TypeError: 'NoneType' object is not callable; this is a bug" in seen
+    assert (
+        b"dmm-ebpf: cannot go on: TypeError: 'NoneType' object is not callable; this is a bug"
+        in seen
+    )
 
 
 def test_stale_sockets_do_not_stop_a_follow_of_all(run_root: Path) -> None:  # noqa: F811

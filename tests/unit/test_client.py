@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire format and the blocking client, against any bytes at all and against a small server that speaks the
-protocol with answers as a Resource Director gives them. The server is shared with the tests of the command line.
+"""The wire format and the blocking client, against any bytes at all and against a small server that
+speaks the protocol with answers as a Resource Director gives them. The server is shared with the
+tests of the command line.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ async def _next_request(reader: asyncio.StreamReader, **limits: int) -> wire.Mes
 
 
 class FakeRd:
-    """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a list of events.
+    """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a
+    list of events.
 
-    hang: methods that are never answered. garbage: bytes sent in place of any answer. hang_up: the stream ends after
-    its events.
+    hang: methods that are never answered. garbage: bytes sent in place of any answer. hang_up: the
+    stream ends after its events.
     """
 
     def __init__(self, instance: str, methods: dict[str, Any], **manner: Any) -> None:
@@ -104,14 +106,18 @@ class FakeRd:
                 return
             answer = self.methods[method]
             frame = (
-                wire.failure(number, answer) if isinstance(answer, DmmError) else wire.reply(number, answer)
+                wire.failure(number, answer)
+                if isinstance(answer, DmmError)
+                else wire.reply(number, answer)
             )
             await wire.write_frame(writer, frame)
 
 
 @pytest.fixture
 def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory in the place of /run/dmm-ebpf, with a name short enough for sun_path (unix(7))."""
+    """An empty directory in the place of /run/dmm-ebpf, with a name short enough
+    for sun_path (unix(7)).
+    """
     root = Path(tempfile.mkdtemp(prefix="dmm-u-", dir="/tmp"))
     monkeypatch.setattr(rundir, "ROOT", root)
     monkeypatch.setattr(bpffs, "TOP", root.name)  # the host's instances are none of the test's
@@ -250,7 +256,10 @@ def test_a_connection_that_ends_inside_a_message_is_an_error(cut: int) -> None:
 
 def test_call_gives_the_result_over_one_connection(run_root: Path) -> None:
     flows = [{"cookie": 2**64 - 1, "comm": "café"}]
-    with FakeRd("default", {"flows": flows, "status": {"pid": 1}}) as rd, client.Client("default") as c:
+    with (
+        FakeRd("default", {"flows": flows, "status": {"pid": 1}}) as rd,
+        client.Client("default") as c,
+    ):
         assert c.call("flows") == flows
         assert c.call("status", detail=True) == {"pid": 1}
         assert rd.asked == [("flows", {}), ("status", {"detail": True})]
@@ -426,6 +435,8 @@ def test_instances_are_the_run_directories(run_root: Path) -> None:
     assert client.instances() == ["ab_c-1", "default", "red"]
 
 
-def test_no_run_directory_means_no_instances(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_run_directory_means_no_instances(
+    run_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rundir, "ROOT", run_root / "none")
     assert client.instances() == []

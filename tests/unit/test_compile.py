@@ -53,7 +53,11 @@ def test_stacks() -> None:
     kernel = out.stacks[ids.stack("k")]
     assert kernel.kind == C.DMM_STACK_KERNEL
     assert kernel.flags == (
-        C.DMM_SET_CONGESTION | C.DMM_SET_DSCP | C.DMM_SET_MARK | C.DMM_SET_PACING | C.DMM_SET_PRIORITY
+        C.DMM_SET_CONGESTION
+        | C.DMM_SET_DSCP
+        | C.DMM_SET_MARK
+        | C.DMM_SET_PACING
+        | C.DMM_SET_PRIORITY
     )
     assert (kernel.mark, kernel.mark_mask, kernel.priority, kernel.max_pacing_rate_Bps) == (
         0x10,
@@ -76,9 +80,7 @@ def test_stacks() -> None:
 @pytest.mark.parametrize("kind", ["kernel", "user"])
 def test_when_a_silent_peer_is_dead(kind: str) -> None:
     ids = IdSpace()
-    keys = (
-        f'[stacks.s]\nkind = "{kind}"\nuser_timeout_ms = 5000\nkeepalive_time_s = 10\nkeepalive_probes = 3\n'
-    )
+    keys = f'[stacks.s]\nkind = "{kind}"\nuser_timeout_ms = 5000\nkeepalive_time_s = 10\nkeepalive_probes = 3\n'
     out = compiled(keys + route("default", "s"), ids=ids, usual=Usual("bbr", 600, 60, 5))
     stack = out.stacks[ids.stack("s")]
     wanted, usual = stack.patience, stack.usual_patience
@@ -128,7 +130,10 @@ table = "t"
     assert abi.text(first.comm) == "fifteen-letters"
     assert (second.flags, second.directions) == (0, C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN)
     assert out.cgroups == {"/a/b": 4711}
-    assert out.rule_text(0) == "1: cgroup /a/b uid 10-20 comm fifteen-letters mark 0x1/0x3 netns blue listen"
+    assert (
+        out.rule_text(0)
+        == "1: cgroup /a/b uid 10-20 comm fifteen-letters mark 0x1/0x3 netns blue listen"
+    )
     assert out.rule_text(1) == "rest"
     head = out.head
     assert (head.n_rules, head.n_routes) == (2, 0)
@@ -186,7 +191,9 @@ def test_equal_port_sets_are_stored_once_and_alike_ones_cost_little() -> None:
 
 def test_route_covered_by_tcp_and_udp_of_one_prefix() -> None:
     out = compiled(
-        STACKS + route("10.0.0.0/8", "k", 'proto = "tcp"\n') + route("10.0.0.0/8", "u", 'proto = "udp"\n')
+        STACKS
+        + route("10.0.0.0/8", "k", 'proto = "tcp"\n')
+        + route("10.0.0.0/8", "u", 'proto = "udp"\n')
     )
     assert (out.routes4.count, out.ports.count) == (1, 2)
 
@@ -206,7 +213,10 @@ def test_compiling_twice_gives_the_same_bytes() -> None:
     one, two = compiled(text), compiled(text)
     assert (one.routes4, one.routes6, one.ports) == (two.routes4, two.routes6, two.ports)
     assert one.stacks.keys() == two.stacks.keys()
-    structs = ([one.head, *one.rules, *one.stacks.values()], [two.head, *two.rules, *two.stacks.values()])
+    structs = (
+        [one.head, *one.rules, *one.stacks.values()],
+        [two.head, *two.rules, *two.stacks.values()],
+    )
     assert list(map(abi.pack, structs[0])) == list(map(abi.pack, structs[1]))
 
 
@@ -227,13 +237,18 @@ def _refusal(text: str, **options: object) -> str:
 
 def test_cgroup_that_does_not_exist() -> None:
     sentence = _refusal(RULE.format('cgroup = "/a"'))
-    assert "policy.toml:3: rule 1, cgroup: the cgroup /a cannot be used (it does not exist)" in sentence
+    assert (
+        "policy.toml:3: rule 1, cgroup: the cgroup /a cannot be used (it does not exist)"
+        in sentence
+    )
     assert "create it first" in sentence
 
     def lookup(path: str) -> tuple[int, int]:
         raise UsageError(f"use the cgroup {path}", why="there is no such cgroup")
 
-    assert "(there is no such cgroup)" in _refusal(RULE.format('cgroup = "/a"'), cgroup_lookup=lookup)
+    assert "(there is no such cgroup)" in _refusal(
+        RULE.format('cgroup = "/a"'), cgroup_lookup=lookup
+    )
 
 
 def test_network_namespace_that_does_not_exist() -> None:
@@ -248,7 +263,9 @@ def test_congestion_control_that_is_not_loaded() -> None:
     sentence = _refusal(
         '[stacks.a]\nkind = "kernel"\ncongestion = "bbr"\n', congestion_controls=["reno", "cubic"]
     )
-    assert 'policy.toml:3: stack a, congestion: the congestion control "bbr" is not loaded' in sentence
+    assert (
+        'policy.toml:3: stack a, congestion: the congestion control "bbr" is not loaded' in sentence
+    )
     assert "modprobe tcp_bbr, or use one of cubic, reno" in sentence
 
 
@@ -268,27 +285,37 @@ def layer_lists(draw: st.DrawFn) -> list[Layer]:
     out = []
     for number in range(draw(st.integers(0, 6))):
         first, last = sorted((draw(ports_strategy), draw(ports_strategy)))
-        out.append(Layer((draw(st.integers(-2, 1)), draw(st.integers(0, 1)), number), first, last, number))
+        out.append(
+            Layer((draw(st.integers(-2, 1)), draw(st.integers(0, 1)), number), first, last, number)
+        )
     return out
 
 
 @given(layer_lists(), st.lists(ports_strategy, max_size=40))
-def test_painting_and_trie_entries_say_what_the_layers_say(layers: list[Layer], asked: list[int]) -> None:
+def test_painting_and_trie_entries_say_what_the_layers_say(
+    layers: list[Layer], asked: list[int]
+) -> None:
     segments = paint(layers)
     trie = trie_entries(segments)
     assert len({(first, bits) for first, bits, _ in trie}) == len(trie)
-    edges = {p for layer in layers for p in (layer.first - 1, layer.first, layer.last, layer.last + 1)}
+    edges = {
+        p for layer in layers for p in (layer.first - 1, layer.first, layer.last, layer.last + 1)
+    }
     for port in {*asked, *(p for p in edges if 0 <= p <= 65535)}:
         over = [layer for layer in layers if layer.first <= port <= layer.last]
         expected = min(over).route if over else MISS
         painted = [route_ for first, last, route_ in segments if first <= port <= last]
         assert (painted or [MISS]) == [expected]
-        containing = [(bits, r) for first, bits, r in trie if port >> (16 - bits) == first >> (16 - bits)]
+        containing = [
+            (bits, r) for first, bits, r in trie if port >> (16 - bits) == first >> (16 - bits)
+        ]
         assert (max(containing)[1] if containing else MISS) == expected
     assert all(a[1] < b[0] for a, b in itertools.pairwise(segments))
 
 
-def test_a_reject_stack_has_its_errno_and_datagrams_are_looked_at_only_for_one_that_is_routed() -> None:
+def test_a_reject_stack_has_its_errno_and_datagrams_are_looked_at_only_for_one_that_is_routed() -> (
+    None
+):
     stack = '[stacks.no]\nkind = "reject"\nerrno = "ECONNREFUSED"\n'
     ids = IdSpace()
     out = compiled(stack + route("default", "no"), ids=ids)

@@ -46,7 +46,9 @@ def test_compiled_is_evaluated(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(routes(), max_size=10))
 def test_contradictions_are_exactly_undecidable_flows(chosen: list[dict[str, str]]) -> None:
-    """A table is refused if and only if some flow has two best routes that name different stacks."""
+    """A table is refused if and only if some flow has two best routes that
+    name different stacks.
+    """
     text = STACKS + toml("tables.t.routes", chosen)
     try:
         policy.parse(text, source="p.toml", base=Path("/"))
@@ -66,7 +68,9 @@ def _undecidable(chosen: list[dict[str, str]]) -> bool:
                 span, _, kind = item.partition(" ")
                 first, _, last = span.partition("-")
                 kind = kind or ("range" if last and last != first else "exact")
-                for port in range(int(first), int(last or first) + 1) if kind == "range" else [int(first)]:
+                for port in (
+                    range(int(first), int(last or first) + 1) if kind == "range" else [int(first)]
+                ):
                     key = (prefix, route.get("proto", ""), kind, port)
                     if seen.setdefault(key, route["stack"]) != route["stack"]:
                         return True

@@ -19,7 +19,8 @@ def test_a_policy_knows_the_congestion_controls_of_the_core() -> None:
         symbol: name
         for file in CORE.glob("cc_*.c")
         for symbol, name in re.findall(
-            r'const struct cc_ops cc_(\w+) = \{\s*\.name = "(\w+)"', file.read_text(encoding="utf-8")
+            r'const struct cc_ops cc_(\w+) = \{\s*\.name = "(\w+)"',
+            file.read_text(encoding="utf-8"),
         )
     }
     assert sorted(named) == sorted(listed)

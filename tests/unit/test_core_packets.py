@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core packet by packet through api.h, against packets made and read here, with no code of the core's."""
+"""The core packet by packet through api.h, against packets made and read here, with no code
+of the core's.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,11 @@ class Segment:
             0,
         )
         tcp += self.options + self.payload
-        tcp = tcp[:16] + struct.pack(">H", checksum(pseudo(self.src, self.dst, len(tcp)) + tcp)) + tcp[18:]
+        tcp = (
+            tcp[:16]
+            + struct.pack(">H", checksum(pseudo(self.src, self.dst, len(tcp)) + tcp))
+            + tcp[18:]
+        )
         ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0x4000, 64, 6, 0)
         ip += socket.inet_aton(self.src) + socket.inet_aton(self.dst)
         return ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:] + tcp
@@ -83,7 +89,9 @@ class Segment:
         tcp = data[20:]
         if meta["flags"]:  # the field holds the sum of the pseudo-header, not complemented
             assert (meta["csum_start"], meta["csum_offset"]) == (20, 16)
-            assert struct.unpack(">H", tcp[16:18])[0] == ~checksum(pseudo(src, dst, len(tcp))) & 0xFFFF
+            assert (
+                struct.unpack(">H", tcp[16:18])[0] == ~checksum(pseudo(src, dst, len(tcp))) & 0xFFFF
+            )
         else:
             assert checksum(pseudo(src, dst, len(tcp)) + tcp) == 0
         sport, dport, seq, ack, offset, flags, wnd = struct.unpack(">HHIIBBH", tcp[:16])
@@ -110,7 +118,9 @@ def sack_blocks(options: bytes) -> list[tuple[int, int]]:
             at += 1
             continue
         if options[at] == 5:
-            words = struct.unpack(f">{(options[at + 1] - 2) // 4}I", options[at + 2 : at + options[at + 1]])
+            words = struct.unpack(
+                f">{(options[at + 1] - 2) // 4}I", options[at + 2 : at + options[at + 1]]
+            )
             return (
                 list(itertools.batched(words, 2))
                 if hasattr(itertools, "batched")
@@ -125,7 +135,9 @@ class Core:
 
     def __init__(self, ffi: Any, lib: Any, **config: int) -> None:
         self.ffi, self.lib, self.now = ffi, lib, 5 * S
-        settings = ffi.new("struct dmm_core_config *", {"seed": 3, "inner_gso_max": 65535, **config})
+        settings = ffi.new(
+            "struct dmm_core_config *", {"seed": 3, "inner_gso_max": 65535, **config}
+        )
         self.ptr = ffi.gc(lib.dmm_core_create(settings), lib.dmm_core_destroy)
         self.buffer = ffi.new("uint8_t[65535]")
 
@@ -141,7 +153,10 @@ class Core:
             self.ptr, leg, self.buffer, 65535 if leg == INNER else 1500, meta, self.now
         ):
             said = {name: getattr(meta, name) for name in ("link", "family")}
-            said |= {name: getattr(meta.vnet, name) for name, _ in self.ffi.typeof("struct dmm_vnet").fields}
+            said |= {
+                name: getattr(meta.vnet, name)
+                for name, _ in self.ffi.typeof("struct dmm_vnet").fields
+            }
             out.append((bytes(self.ffi.buffer(self.buffer, n)), said))
         return out
 
@@ -167,7 +182,9 @@ class Core:
 def make_core(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Core]:
     library = tmp_path_factory.mktemp("core") / "core.so"
     sources = [str(path) for path in sorted(CORE.glob("*.c"))]
-    subprocess.run(["gcc", "-std=c11", "-O1", "-shared", "-fPIC", *sources, "-o", str(library)], check=True)
+    subprocess.run(
+        ["gcc", "-std=c11", "-O1", "-shared", "-fPIC", *sources, "-o", str(library)], check=True
+    )
     ffi = cffi.FFI()
     ffi.cdef(re.sub(r"^#.*$", "", (CORE / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE))
     lib = ffi.dlopen(str(library))
@@ -175,12 +192,17 @@ def make_core(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Core]:
 
 
 SYN_OPTIONS = (
-    struct.pack(">BBH", 2, 4, 1460) + b"\x04\x02" + struct.pack(">BBII", 8, 10, 1000, 0) + b"\x01\x03\x03\x07"
+    struct.pack(">BBH", 2, 4, 1460)
+    + b"\x04\x02"
+    + struct.pack(">BBII", 8, 10, 1000, 0)
+    + b"\x01\x03\x03\x07"
 )
 
 
 def to_core(leg: int, seq: int, ack: int, flags: int, **more: Any) -> Segment:
-    """A segment from the core's peer on leg: the app's kernel (inner) or the remote host (outer)."""
+    """A segment from the core's peer on leg: the app's kernel (inner) or the
+    remote host (outer).
+    """
     if leg == INNER:
         return Segment(HOST, PEER, 40000, 80, seq, ack, flags, **more)
     return Segment(PEER, HOST, 80, 40000, seq, ack, flags, **more)
@@ -197,12 +219,20 @@ class Open:
     clock: int = 2000
 
     def send(
-        self, leg: int, payload: bytes = b"", offset: int = 0, flags: int = ACK, tsval: int | None = None
+        self,
+        leg: int,
+        payload: bytes = b"",
+        offset: int = 0,
+        flags: int = ACK,
+        tsval: int | None = None,
     ) -> None:
         self.clock += 1
         options = timestamps(self.clock if tsval is None else tsval, self.echo[leg])
         self.core.put(
-            leg, to_core(leg, self.seq[leg] + offset, self.ack[leg], flags, options=options, payload=payload)
+            leg,
+            to_core(
+                leg, self.seq[leg] + offset, self.ack[leg], flags, options=options, payload=payload
+            ),
         )
         if not offset and tsval is None:
             self.seq[leg] += len(payload)
@@ -222,7 +252,10 @@ def open_active(core: Core, ecn: int = 0) -> Open:
     core.put(INNER, to_core(INNER, 1001, synack.seq + 1, ACK, options=timestamps(1001, 0)))
     assert core.get(INNER) == core.get(OUTER) == []
     return Open(
-        core, {INNER: 1001, OUTER: 7001}, {INNER: synack.seq + 1, OUTER: syn.seq + 1}, {INNER: 0, OUTER: 0}
+        core,
+        {INNER: 1001, OUTER: 7001},
+        {INNER: synack.seq + 1, OUTER: syn.seq + 1},
+        {INNER: 0, OUTER: 0},
     )
 
 
@@ -231,7 +264,13 @@ def test_syn_is_linux_like(make_core: Callable[..., Core]) -> None:
     core.put(INNER, to_core(INNER, 1000, 0, SYN, options=SYN_OPTIONS))
     ((data, meta),) = core.raw(OUTER)
     syn = Segment.parse(data, meta)
-    assert (syn.src, syn.dst, syn.sport, syn.dport, syn.flags) == (HOST, PEER, 40000, 80, SYN | ECE | CWR)
+    assert (syn.src, syn.dst, syn.sport, syn.dport, syn.flags) == (
+        HOST,
+        PEER,
+        40000,
+        80,
+        SYN | ECE | CWR,
+    )
     assert data[6:9] == b"\x40\x00\x40"  # DF, TTL 64
     assert meta["link"] == LINKS[INNER]
     assert syn.options[:8] == b"\x02\x04\x05\xb4\x04\x02\x08\x0a"
@@ -240,7 +279,9 @@ def test_syn_is_linux_like(make_core: Callable[..., Core]) -> None:
 
 
 def test_the_peer_sees_the_timestamps_of_the_apps_kernel(make_core: Callable[..., Core]) -> None:
-    """So that they go on from those of the last connection, whoever carried it, as a peer in TIME-WAIT asks."""
+    """So that they go on from those of the last connection, whoever carried it, as a peer
+    in TIME-WAIT asks.
+    """
     core = make_core()
     for value in (5, 0xFFFFFFFE):
         options = b"\x02\x04\x05\xb4\x04\x02" + timestamps(value, 0)[2:] + b"\x01\x03\x03\x07"
@@ -254,14 +295,17 @@ def test_the_peer_sees_the_timestamps_of_the_apps_kernel(make_core: Callable[...
 
 
 def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:
-    """New data is ECT(0), what is sent again and pure ACKs are not; CE is echoed until CWR comes, and an echo is
-    answered by CWR on the next new data, once."""
+    """New data is ECT(0), what is sent again and pure ACKs are not; CE is echoed until CWR comes,
+    and an echo is answered by CWR on the next new data, once.
+    """
     core = make_core()
     conn = open_active(core, ECE)
     conn.send(INNER, b"a" * 1000)
     ((data, _),) = core.raw(OUTER)
     assert (data[1] & 3, data[33] & (ECE | CWR)) == (2, 0)
-    marked = to_core(OUTER, 7001, conn.ack[OUTER], ACK, payload=b"z", options=timestamps(2100, 0)).pack()
+    marked = to_core(
+        OUTER, 7001, conn.ack[OUTER], ACK, payload=b"z", options=timestamps(2100, 0)
+    ).pack()
     marked = marked[:1] + b"\x03" + marked[2:10] + b"\0\0" + marked[12:]
     core.put(OUTER, marked[:10] + struct.pack(">H", checksum(marked[:20])) + marked[12:])
     ((ack, _),) = core.raw(OUTER)
@@ -289,8 +333,9 @@ def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:
 
 
 def test_ports_again_before_the_old_connection_is_over(make_core: Callable[..., Core]) -> None:
-    """The app's side is over and its bytes have arrived, only the peer's last ACK is missing: a new connect() goes
-    through at once, in front of the old sequence numbers."""
+    """The app's side is over and its bytes have arrived, only the peer's last ACK is missing: a new
+    connect() goes through at once, in front of the old sequence numbers.
+    """
     core = make_core()
     conn = open_active(core)
     conn.send(OUTER, flags=FIN | ACK)
@@ -378,7 +423,9 @@ def test_accept_waits_for_the_peers_ack(make_core: Callable[..., Core]) -> None:
 
 
 def test_closed_port_and_firewall(make_core: Callable[..., Core]) -> None:
-    """What the host's kernel says to an incoming SYN is what the remote peer hears: RST, ICMP, or nothing."""
+    """What the host's kernel says to an incoming SYN is what the remote peer hears: RST,
+    ICMP, or nothing.
+    """
     core = make_core()
     core.put(OUTER, to_core(OUTER, 7000, 0, SYN))
     assert [a[0] for a in core.actions()] == [OWN]
@@ -404,7 +451,9 @@ def test_closed_port_and_firewall(make_core: Callable[..., Core]) -> None:
 
 
 def test_blind_resets_are_challenged(make_core: Callable[..., Core]) -> None:
-    """RFC 5961: in the window but not exact gets a challenge ACK, at most one per half second; exact resets."""
+    """RFC 5961: in the window but not exact gets a challenge ACK, at most one per half
+    second; exact resets.
+    """
     core = make_core()
     conn = open_active(core)
     for _ in range(3):
@@ -423,7 +472,9 @@ def test_blind_resets_are_challenged(make_core: Callable[..., Core]) -> None:
 
 
 def test_blind_icmp_is_ignored(make_core: Callable[..., Core]) -> None:
-    """RFC 5927: what quotes nothing in flight changes nothing; a hard error on an open connection is soft."""
+    """RFC 5927: what quotes nothing in flight changes nothing; a hard error on an open
+    connection is soft.
+    """
     core = make_core()
     conn = open_active(core)
     conn.send(INNER, b"x" * 5000)
@@ -451,7 +502,9 @@ def test_old_timestamps_are_refused(make_core: Callable[..., Core]) -> None:
     assert core.count("PAWS") == 1
 
 
-def test_sack_names_the_newest_first_and_duplicates_before_all(make_core: Callable[..., Core]) -> None:
+def test_sack_names_the_newest_first_and_duplicates_before_all(
+    make_core: Callable[..., Core],
+) -> None:
     core = make_core()
     conn = open_active(core)
     for offset in (1000, 3000, 5000):

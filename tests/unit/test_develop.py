@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/develop says stands where: the files that its pages name, and in them the things that a page follows."""
+"""What docs/develop says stands where: the files that its pages name, and in them the things
+that a page follows.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/develop").glob("add-*.md")}
+PAGES = {
+    page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/develop").glob("add-*.md")
+}
 NEW_FILE = "dmm_ebpf/userstack/core/cc_steady.c"  # what a page lets its reader write
 # page, what it follows: the files in which that stands
 FOLLOWED = {
-    ("add-a-map.md", "nics"): ("dmm_ebpf/loader/spec.py", "dmm_ebpf/rd/director/nics.py", "bpf/tcin.h"),
+    ("add-a-map.md", "nics"): (
+        "dmm_ebpf/loader/spec.py",
+        "dmm_ebpf/rd/director/nics.py",
+        "bpf/tcin.h",
+    ),
     ("add-a-map.md", "DMM_MAX_DEVICES"): ("bpf/abi.h", "dmm_ebpf/loader/spec.py"),
     ("add-an-option.md", "busy_poll_us"): (
         "dmm_ebpf/rd/policy/model.py",
@@ -50,8 +58,14 @@ def test_what_a_page_follows_is_in_each_file(page: str, name: str) -> None:
 @pytest.mark.parametrize("page", ["add-a-map.md", "add-an-option.md"])
 def test_code_of_a_page_is_the_code(page: str) -> None:
     """Each line of a code block stands in some file that the pages name."""
-    sources = [*ROOT.glob("dmm_ebpf/**/*.py"), *ROOT.glob("bpf/*.h"), *ROOT.glob("dmm_ebpf/userstack/*.h")]
-    lines = {line.strip() for file in sources for line in file.read_text(encoding="utf-8").splitlines()}
+    sources = [
+        *ROOT.glob("dmm_ebpf/**/*.py"),
+        *ROOT.glob("bpf/*.h"),
+        *ROOT.glob("dmm_ebpf/userstack/*.h"),
+    ]
+    lines = {
+        line.strip() for file in sources for line in file.read_text(encoding="utf-8").splitlines()
+    }
     blocks = re.findall(r"```\w+\n(.*?)```", PAGES[page], re.DOTALL)
     assert blocks
     assert [x for block in blocks for x in block.splitlines() if x.strip() not in lines] == []

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documentation names what is here: links lead somewhere, and the glossary's places have what it says."""
+"""Documentation names what is here: links lead somewhere, and the glossary's places have
+what it says.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +43,8 @@ def test_a_term_is_where_the_glossary_says(term: str, file: str, name: str | Non
 
 def test_every_topic_of_scenarios_is_told() -> None:
     scenarios = ROOT / "tests" / "scenario"
-    told = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "conformance.md").read_text(), re.MULTILINE))
+    told = set(
+        re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "conformance.md").read_text(), re.MULTILINE)
+    )
     assert {path.parent.name for path in scenarios.rglob("*.tcp")} == told
     assert not list(scenarios.glob("*.tcp")), "a scenario stands in its topic's folder"

@@ -106,7 +106,9 @@ def test_who_can_serve(query: Query, wanted: str, stack: str) -> None:
 
 
 def test_from_params_and_to_dict() -> None:
-    query = Query.from_params({"addr": "10.1.2.3", "port": None, "proto": "tcp", "cgroup": None, "uid": 5})
+    query = Query.from_params(
+        {"addr": "10.1.2.3", "port": None, "proto": "tcp", "cgroup": None, "uid": 5}
+    )
     assert query == Query("10.1.2.3", uid=5)
     answer = route_get(
         POLICY, Query.from_params({"addr": "10.1.2.3", "port": 443, "direction": "connect"})
@@ -124,14 +126,24 @@ def test_from_params_and_to_dict() -> None:
 
 
 def test_rules_that_may_match_by_what_was_not_said_are_told() -> None:
-    assert route_get(POLICY, Query("10.1.2.3", 443, cgroup="/shop")).unasked == (("first", ("uid",)),)
-    for told in (Query("10.1.2.3", 443, cgroup="/else"), Query("10.1.2.3", 443, cgroup="/shop", uid=5)):
+    assert route_get(POLICY, Query("10.1.2.3", 443, cgroup="/shop")).unasked == (
+        ("first", ("uid",)),
+    )
+    for told in (
+        Query("10.1.2.3", 443, cgroup="/else"),
+        Query("10.1.2.3", 443, cgroup="/shop", uid=5),
+    ):
         assert route_get(POLICY, told).unasked == ()
 
 
 @pytest.mark.parametrize(
     "params",
-    [{}, {"addr": "example.org"}, {"addr": "::1", "proto": "sctp"}, {"addr": "::1", "direction": "x"}],
+    [
+        {},
+        {"addr": "example.org"},
+        {"addr": "::1", "proto": "sctp"},
+        {"addr": "::1", "direction": "x"},
+    ],
 )
 def test_params_refused(params: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="cannot ask for a route"):

@@ -34,7 +34,14 @@ def record(**decision):
     abi.ffi.buffer(pair.laddr)[:] = abi.addr16("10.0.0.1")
     abi.ffi.buffer(pair.raddr)[:] = abi.addr16("2001:db8::1")
     pair.lport_be, pair.rport_be = 0x3930, 0xBB01
-    for key, value in {"stack": 3, "wanted": 3, "table": 1, "rule": 2, "generation": 5, **decision}.items():
+    for key, value in {
+        "stack": 3,
+        "wanted": 3,
+        "table": 1,
+        "rule": 2,
+        "generation": 5,
+        **decision,
+    }.items():
         setattr(flow.decision, key, value)
     flow.decision.comm = b"curl"
     flow.decision.cgroup_id = 9
@@ -71,7 +78,9 @@ def test_a_flow_has_every_field_that_is_promised():
 
 def test_why_the_kernel_serves_what_its_route_gives_to_a_stack():
     def why(number):
-        return flows.flow_dict(record(stack=0, why=number), "x", Names(), time.monotonic_ns())["why"]
+        return flows.flow_dict(record(stack=0, why=number), "x", Names(), time.monotonic_ns())[
+            "why"
+        ]
 
     reasons = {
         "down": C.DMM_WHY_DOWN,
@@ -80,13 +89,18 @@ def test_why_the_kernel_serves_what_its_route_gives_to_a_stack():
         "socket": C.DMM_WHY_SOCKET,
         "peer": C.DMM_WHY_PEER,
     }
-    assert {name: why(number) for name, number in reasons.items()} == {name: name for name in reasons}
+    assert {name: why(number) for name, number in reasons.items()} == {
+        name: name for name in reasons
+    }
     assert why(0) == ""
 
 
 def test_what_nothing_decided_is_null():
     row = flows.flow_dict(
-        record(route=C.DMM_ROUTE_NONE, rule=0, table=0, stack=0, wanted=0), "x", Names(), time.monotonic_ns()
+        record(route=C.DMM_ROUTE_NONE, rule=0, table=0, stack=0, wanted=0),
+        "x",
+        Names(),
+        time.monotonic_ns(),
     )
     assert (row["stack"], row["rule"], row["table"], row["route"]) == ("kernel", None, None, None)
 
@@ -121,7 +135,11 @@ def test_live_figures_replace_old_ones_and_the_outer_leg_rules_the_round_trip():
     }
     (merged,) = flows.merge_live([row], live, outer)
     assert (merged["bytes_sent"], merged["bytes_received"]) == (100, 20)
-    assert (merged["srtt_us"], merged["retransmits"], merged["outer_state"]) == (100_000, 9, "ESTABLISHED")
+    assert (merged["srtt_us"], merged["retransmits"], merged["outer_state"]) == (
+        100_000,
+        9,
+        "ESTABLISHED",
+    )
 
 
 def test_counters_are_summed_over_the_cpus():

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules for what the host only forwards: what is accepted, what they decide, and for which devices they hold."""
+"""Rules for what the host only forwards: what is accepted, what they decide, and for which
+devices they hold.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def refusal(*rules: str, rest: str = REST) -> str:
 FORWARD = 'direction = "forward"\n'
 
 
-@pytest.mark.parametrize("key", ['cgroup = "/a"', "uid = 0", 'comm = "x"', "mark = 1", 'netns = "x"'])
+@pytest.mark.parametrize(
+    "key", ['cgroup = "/a"', "uid = 0", 'comm = "x"', "mark = 1", 'netns = "x"']
+)
 def test_what_only_a_socket_has_is_refused(key: str) -> None:
     said = refusal(FORWARD + key)
     assert key.partition(" ")[0] in said
@@ -105,7 +109,10 @@ def test_entries_of_rules() -> None:
         (2, 10, 32, 1),
         (3, 0, 0, 0),
     ]
-    assert [abi.addr_text(bytes(abi.ffi.buffer(e.source))) for e in entries[:2]] == ["10.0.0.0", "2001:db8::"]
+    assert [abi.addr_text(bytes(abi.ffi.buffer(e.source))) for e in entries[:2]] == [
+        "10.0.0.0",
+        "2001:db8::",
+    ]
     assert got.by_device == (("lan*", "x"), ("lan*", "x"), None)
     assert got.head.n_forwards == 3
     assert [rule.directions for rule in got.rules] == [

@@ -62,7 +62,10 @@ def test_the_largest_mtu_is_what_veth_takes_of_a_page() -> None:
         ({"zero_copy": WHY}, "could not tell whether it has AF_XDP zero-copy: nobody was there"),
         ({"foreign_xdp": "cilium (id 7)"}, "the XDP program cilium (id 7) is on it"),
         ({"foreign_xdp": WHY}, "could not tell whose XDP program is on it: nobody was there"),
-        ({"mtu": TOO_LARGE}, "at an MTU of 3507 a packet does not fit a page, and XDP takes no fragments"),
+        (
+            {"mtu": TOO_LARGE},
+            "at an MTU of 3507 a packet does not fit a page, and XDP takes no fragments",
+        ),
         ({"mtu": TOO_LARGE, "frags": WHY}, "could not tell whether XDP takes packets in fragments"),
         ({"qdisc": "tbf"}, "qdisc tbf would be gone around"),
         ({"qdisc": WHY}, "could not tell whether somebody set its qdisc: nobody was there"),

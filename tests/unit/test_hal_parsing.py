@@ -20,7 +20,9 @@ ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.lists(st.tuples(st.text(max_size=5), inner), max_size=3).map(lambda pairs: {"attrs": pairs})
+        | st.lists(st.tuples(st.text(max_size=5), inner), max_size=3).map(
+            lambda pairs: {"attrs": pairs}
+        )
     ),
     max_leaves=8,
 )
@@ -36,7 +38,10 @@ def bitset(**bits: bool) -> dict[str, Any]:
     for name, has_value in bits.items():
         bit = [("ETHTOOL_A_BITSET_BIT_NAME", name.replace("_", "-"))]
         listed.append(
-            ("BIT", {"attrs": [*bit, *([("ETHTOOL_A_BITSET_BIT_VALUE", True)] if has_value else [])]})
+            (
+                "BIT",
+                {"attrs": [*bit, *([("ETHTOOL_A_BITSET_BIT_VALUE", True)] if has_value else [])]},
+            )
         )
     return msg(ETHTOOL_A_BITSET_SIZE=64, ETHTOOL_A_BITSET_BITS={"attrs": listed})
 
@@ -56,7 +61,9 @@ def test_xdp_features_by_bit() -> None:
         rx_metadata=("timestamp", "VLAN tag"),
         tx_metadata=("bits 0x8",),
     )
-    assert genl.xdp_of({"XDP_FEATURES": 1}).native is False, "without redirects no frame reaches AF_XDP"
+    assert genl.xdp_of({"XDP_FEATURES": 1}).native is False, (
+        "without redirects no frame reaches AF_XDP"
+    )
     old = genl.xdp_of({"XDP_FEATURES": 11})
     assert (old.zero_copy, old.zero_copy_segments) == (True, 1)
     assert isinstance(old.rx_metadata, Unknown)
@@ -66,7 +73,9 @@ def test_xdp_features_by_bit() -> None:
 def test_ethtool_answers() -> None:
     assert genl.speed_of({"SPEED": 25000}) == 25000
     assert genl.speed_of({"SPEED": 0xFFFFFFFF}) is genl.speed_of({}) is None
-    channels = genl.channels_of({"RX_COUNT": 2, "COMBINED_COUNT": 3, "COMBINED_MAX": 8, "TX_MAX": 1})
+    channels = genl.channels_of(
+        {"RX_COUNT": 2, "COMBINED_COUNT": 3, "COMBINED_MAX": 8, "TX_MAX": 1}
+    )
     assert channels == genl.Channels(rx=5, tx=3, rx_max=8, tx_max=9)
     found = genl.offloads_of(
         msg(
@@ -121,7 +130,12 @@ def test_qdiscs_and_filters() -> None:
     default = inway.qdisc_of(tcmsg(4, 0, 0xFFFFFFFF) + attribute(1, b"fq_codel\0"))
     assert default == inway.Qdisc(4, "fq_codel", root=True, made=False)
     below = inway.Qdisc(5, "fq", root=False, made=True)
-    assert [inway.root_qdisc([made, default, below], index) for index in (3, 4, 5, 6)] == ["tbf", "", "", ""]
+    assert [inway.root_qdisc([made, default, below], index) for index in (3, 4, 5, 6)] == [
+        "tbf",
+        "",
+        "",
+        "",
+    ]
     assert inway.qdisc_of(body[:19]) is None
     theirs = attribute(1, b"bpf\0") + attribute(2, attribute(7, b"cil_from_netdev\0"))
     ours = attribute(1, b"bpf\0") + attribute(2, attribute(7, b"dmm_out\0"))
@@ -138,7 +152,9 @@ def test_nft_hooks() -> None:
     names = attribute(1, b"fw\0") + attribute(3, b"in\0")
     one = bytes(4) + names + attribute(4, attribute(1, bytes(4)) + attribute(3, b"eth0\0"))
     assert inway.hook_of(one) == inway.NetdevHook("fw in", ("eth0",))
-    devices = attribute(4, attribute(1, b"eth0\0") + attribute(1, b"eth1\0") + attribute(2, b"veth\0"))
+    devices = attribute(
+        4, attribute(1, b"eth0\0") + attribute(1, b"eth1\0") + attribute(2, b"veth\0")
+    )
     several = inway.hook_of(bytes(4) + names + attribute(4, devices))
     assert several == inway.NetdevHook("fw in", ("eth0", "eth1"), ("veth",))
     assert [several.on(name) for name in ("eth1", "veth9", "eth2")] == [True, True, False]
@@ -146,9 +162,13 @@ def test_nft_hooks() -> None:
         "a hook of no device"
     )
     table = (
-        attribute(1, b"fw\0") + attribute(2, b"ft\0") + attribute(3, attribute(3, attribute(1, b"eth0\0")))
+        attribute(1, b"fw\0")
+        + attribute(2, b"ft\0")
+        + attribute(3, attribute(3, attribute(1, b"eth0\0")))
     )
-    assert inway.hook_of(bytes(4) + table, flowtable=True) == inway.NetdevHook("flowtable fw ft", ("eth0",))
+    assert inway.hook_of(bytes(4) + table, flowtable=True) == inway.NetdevHook(
+        "flowtable fw ft", ("eth0",)
+    )
 
 
 @given(st.binary(max_size=80), st.booleans())
@@ -176,14 +196,20 @@ def rdma(root: Path, name: str, node: str, layer: str, **files: str) -> None:
             f"{port}/link_layer": layer,
             f"{port}/state": "4: ACTIVE",
             f"{port}/rate": "100 Gb/sec (4X EDR)",
-            **{f"class/infiniband/{name}/{file.replace('__', '/')}": text for file, text in files.items()},
+            **{
+                f"class/infiniband/{name}/{file.replace('__', '/')}": text
+                for file, text in files.items()
+            },
         },
     )
 
 
 def test_rdma_devices(tmp_path: Path) -> None:
     assert sysfs.rdma_ports(tmp_path) == ()
-    roce = {"ports__1__gid_attrs__types__0": "IB/RoCE v1", "ports__1__gid_attrs__types__1": "RoCE v2"}
+    roce = {
+        "ports__1__gid_attrs__types__0": "IB/RoCE v1",
+        "ports__1__gid_attrs__types__1": "RoCE v2",
+    }
     rdma(tmp_path, "mlx5_0", "1: CA", "Ethernet", ports__1__gid_attrs__ndevs__0="eth0", **roce)
     rdma(tmp_path, "mlx5_1", "1: CA", "InfiniBand", device__net__ib0__x="")
     rdma(tmp_path, "iw0", "4: RNIC", "Ethernet", parent="eth1")
@@ -203,8 +229,14 @@ def test_rdma_devices(tmp_path: Path) -> None:
 
 def test_numa_nodes(tmp_path: Path) -> None:
     pci = "devices/pci0000:00/0000:00:03.0"
-    tree(tmp_path, {f"{pci}/numa_node": "1", f"{pci}/virtio2/vendor": "x", "devices/platform/nic/x": ""})
-    tree(tmp_path, {"devices/pci0000:00/0000:00:04.0/numa_node": "-1", "devices/bad/numa_node": "many"})
+    tree(
+        tmp_path,
+        {f"{pci}/numa_node": "1", f"{pci}/virtio2/vendor": "x", "devices/platform/nic/x": ""},
+    )
+    tree(
+        tmp_path,
+        {"devices/pci0000:00/0000:00:04.0/numa_node": "-1", "devices/bad/numa_node": "many"},
+    )
     for bus, name, target in (
         ("virtio", "virtio2", f"{pci}/virtio2"),
         ("pci", "0000:00:04.0", "devices/pci0000:00/0000:00:04.0"),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hal and userstack do with bytes alone: netlink framing, pid files, specs, control messages."""
+"""What hal and userstack do with bytes alone: netlink framing, pid files,
+specs, control messages.
+"""
 
 from __future__ import annotations
 

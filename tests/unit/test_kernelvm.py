@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tools/kernelvm` and `tools/test --kernel` cannot do: one sentence, an exit code, and nothing left. No boot.
+"""What `tools/kernelvm` and `tools/test --kernel` cannot do: one sentence, an exit code, and
+nothing left. No boot.
 
-Packages come by the real apt from an archive of one package in a directory; the cache is bound to another.
+Packages come by the real apt from an archive of one package in a directory; the cache is
+bound to another.
 """
 
 from __future__ import annotations
@@ -26,14 +28,22 @@ KERNELVM = [sys.executable, str(ROOT / "tools/kernelvm")]
 RELEASE = "9.9.1-amd64"
 PACKAGE = f"linux-image-{RELEASE}"
 CACHE = "/var/cache/dmm-ebpf/kernels"
-# A bzImage (Documentation/arch/x86/boot.rst) of one sector of set-up code, which is: cli; hlt; jmp to hlt.
+# A bzImage (Documentation/arch/x86/boot.rst) of one sector of set-up code, which is: cli; hlt;
+# jmp to hlt.
 IDLE_IMAGE = (
-    bytes(0x1F1) + b"\x01" + bytes(14) + b"\xeb\x6a" + b"HdrS\x02\x02" + bytes(9) + b"\x01" + bytes(90)
+    bytes(0x1F1)
+    + b"\x01"
+    + bytes(14)
+    + b"\xeb\x6a"
+    + b"HdrS\x02\x02"
+    + bytes(9)
+    + b"\x01"
+    + bytes(90)
 ).ljust(0x26C, b"\0") + b"\xfa\xf4\xeb\xfd".ljust(0x4000, b"\0")
 
-pytestmark = (
-    pytest.mark.root
-)  # the machine is made by root, and what is there to see is put over /var and /usr in a mount namespace
+# the machine is made by root, and what is there to see is put over /var and /usr in
+# a mount namespace
+pytestmark = pytest.mark.root
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,9 @@ class Vm:
         )
 
     def publish(self, *, cut: int | None = None, files: dict[str, bytes] | None = None) -> None:
-        """Makes the archive's one package of files, and cuts it after some bytes, with the hash of what is left."""
+        """Makes the archive's one package of files, and cuts it after some bytes, with the hash
+        of what is left.
+        """
         tree = self._state / "tree"
         for name, data in {"DEBIAN/control": CONTROL, "boot/x": b"", **(files or {})}.items():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +117,9 @@ class Vm:
         )
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("kernelvm: cannot "), done.stderr
-        return Said(done.returncode, done.stderr.strip(), sorted(set(done.stdout.split()) - {".lock"}))
+        return Said(
+            done.returncode, done.stderr.strip(), sorted(set(done.stdout.split()) - {".lock"})
+        )
 
 
 CONTROL = (
@@ -115,7 +129,9 @@ CONTROL = (
 WHOLE = {
     f"boot/vmlinuz-{RELEASE}": IDLE_IMAGE,
     f"lib/modules/{RELEASE}/modules.dep": b"kernel/none.ko.xz:\n",
-    f"lib/modules/{RELEASE}/modules.builtin": "".join(f"kernel/{name}.ko\n" for name in MODULES).encode(),
+    f"lib/modules/{RELEASE}/modules.builtin": "".join(
+        f"kernel/{name}.ko\n" for name in MODULES
+    ).encode(),
 }
 
 
@@ -175,8 +191,14 @@ def test_who_is_not_root_is_told_before_a_kernel_is_looked_for(vm: Vm) -> None:
             {"setpriv": "setpriv", "busybox": "busybox"},
             "qemu-system-x86_64 is not in PATH; run tools/bootstrap",
         ),
-        ({"qemu-system-x86_64": "qemu-system-x86_64", "busybox": "busybox"}, "setpriv is not in PATH"),
-        ({"qemu-system-x86_64": "qemu-system-x86_64", "setpriv": "setpriv"}, "busybox is not in PATH"),
+        (
+            {"qemu-system-x86_64": "qemu-system-x86_64", "busybox": "busybox"},
+            "setpriv is not in PATH",
+        ),
+        (
+            {"qemu-system-x86_64": "qemu-system-x86_64", "setpriv": "setpriv"},
+            "busybox is not in PATH",
+        ),
         (
             {"qemu-system-x86_64": "qemu-system-x86_64", "setpriv": "setpriv", "busybox": "sh"},
             "it is not a program without libraries; install busybox-static",
@@ -195,7 +217,9 @@ def test_without_apt_there_is_no_package(vm: Vm, tmp_path: Path) -> None:
     found = {name: name for name in ("qemu-system-x86_64", "setpriv", "busybox")}
     said = vm("--kernel", "9.9", "--", "true", prefix=only(tmp_path, **found))
     assert (said.code, said.left) == (1, [])
-    assert "cannot search for kernel packages: apt-cache is not in PATH; kernels come as" in said.text
+    assert (
+        "cannot search for kernel packages: apt-cache is not in PATH; kernels come as" in said.text
+    )
 
 
 def test_a_directory_that_is_gone_is_no_place_to_start(vm: Vm, tmp_path: Path) -> None:
@@ -204,7 +228,9 @@ def test_a_directory_that_is_gone_is_no_place_to_start(vm: Vm, tmp_path: Path) -
     enter = ("/bin/sh", "-c", f'cd {gone} && rmdir {gone} && exec "$@"', "sh")
     said = vm("--kernel", "9.9", "--", "true", prefix=enter)
     assert (said.code, said.left) == (1, [])
-    assert said.text.endswith("cannot start a command in the current directory: No such file or directory")
+    assert said.text.endswith(
+        "cannot start a command in the current directory: No such file or directory"
+    )
 
 
 def test_a_version_that_no_archive_has_is_told_with_those_that_are(vm: Vm) -> None:
@@ -228,7 +254,10 @@ def test_a_package_that_is_gone_from_the_archive(vm: Vm) -> None:
     (vm.archive / f"{PACKAGE}.deb").unlink()
     said = vm("--kernel", "9.9", "--", "true")
     assert (said.code, said.left) == (1, [])
-    assert f"cannot download {PACKAGE}: Failed to fetch copy:" in said.text and "No such file" in said.text
+    assert (
+        f"cannot download {PACKAGE}: Failed to fetch copy:" in said.text
+        and "No such file" in said.text
+    )
 
 
 def test_a_package_that_is_cut_is_told_in_the_words_of_dpkg(vm: Vm) -> None:
@@ -259,10 +288,16 @@ def test_a_full_cache_is_told_at_download_and_at_unpacking(vm: Vm, size: str, wh
 @pytest.mark.parametrize("lost", list(WHOLE))
 @pytest.mark.parametrize("is_empty", [True, False])
 def test_a_cached_kernel_that_lacks_a_file_is_not_booted(vm: Vm, lost: str, is_empty: bool) -> None:
-    vm.put({name: data for name, data in WHOLE.items() if name != lost} | ({lost: b""} if is_empty else {}))
+    vm.put(
+        {name: data for name, data in WHOLE.items() if name != lost}
+        | ({lost: b""} if is_empty else {})
+    )
     said = vm("--kernel", "9.9", "--", "true")
     assert (said.code, said.left) == (1, [PACKAGE])
-    assert f"cannot use {CACHE}/{PACKAGE}: {lost} is not in it; remove the kernel from the cache" in said.text
+    assert (
+        f"cannot use {CACHE}/{PACKAGE}: {lost} is not in it; remove the kernel from the cache"
+        in said.text
+    )
 
 
 def test_a_cached_module_that_is_broken_is_named(vm: Vm) -> None:
@@ -296,13 +331,17 @@ def test_time_that_is_up_is_told_and_no_qemu_is_left(vm: Vm) -> None:
     assert said.text.endswith(
         f"cannot run true under {RELEASE}: the guest did not start within 1 s; --timeout gives it longer"
     )
-    found = subprocess.run(["pgrep", "-f", f"qemu.*{word}"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["pgrep", "-f", f"qemu.*{word}"], capture_output=True, text=True, check=False
+    )
     assert not found.stdout
 
 
 def as_guest(*command: str) -> subprocess.CompletedProcess[str]:
     """What the guest's shell makes of a command, here."""
-    text = base64.b64decode(_script(command, Kernel(RELEASE, Path("image"), Path("modules")))).decode()
+    text = base64.b64decode(
+        _script(command, Kernel(RELEASE, Path("image"), Path("modules")))
+    ).decode()
     return subprocess.run(["/bin/sh"], input=text, capture_output=True, text=True, check=False)
 
 
@@ -327,12 +366,19 @@ def test_a_command_that_the_guest_has_is_run_with_its_words() -> None:
         ("--kernel --all", "--kernel needs a version, as in --kernel 6.1, and has --all"),
         ("--kernel 6.1 --all", "--all names its kernels itself; give it, or --kernel"),
         ("--all --kernel 6.1", "--all names its kernels itself; give it, or --kernel"),
-        ("--kernel 6.1 -k flow", "--kernel runs only tests/kernel and tests/systemd, and takes no -k"),
+        (
+            "--kernel 6.1 -k flow",
+            "--kernel runs only tests/kernel and tests/systemd, and takes no -k",
+        ),
     ],
 )
 def test_the_whole_test_refuses_kernels_that_cannot_be_meant(words: str, why: str) -> None:
     done = subprocess.run(
-        [ROOT / "tools/test", *words.split()], capture_output=True, text=True, check=False, timeout=20
+        [ROOT / "tools/test", *words.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"test: cannot take this command line: {why}\n"

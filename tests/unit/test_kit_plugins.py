@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Congestion controls as plug-ins: good ones carry bytes in virtual time; of bad ones nobody dies, and a sentence says
-what was wrong.
+"""Congestion controls as plug-ins: good ones carry bytes in virtual time; of bad ones nobody dies,
+and a sentence says what was wrong.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ METHODS = ("init", *load.METHODS[1:])
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in {"on_restart", "on_undo"}])
-def test_a_method_that_raises_costs_its_connection_the_plugin_alone(write: Write, method: str) -> None:
+def test_a_method_that_raises_costs_its_connection_the_plugin_alone(
+    write: Write, method: str
+) -> None:
     text = write(f"{GOOD}\n    def {method}(self, *_):\n        return 1 // 0\n")
     flow = one(text, ROUGH)
     assert flow.goodput_Bps > 0
@@ -118,14 +120,20 @@ def test_a_method_that_raises_costs_its_connection_the_plugin_alone(write: Write
         ("cc.cwnd_bytes = 10 ** 400", "which is no number of bytes"),
         ("cc.cwnd_bytes = 0", "set cwnd_bytes to 0, which is less than one segment"),
         ("cc.cwnd_bytes = 2 ** 62", "which is more than any path holds"),
-        ("cc.pacing_Bps = 1", "set pacing_Bps to 1, which is neither 0 nor from one segment a second"),
+        (
+            "cc.pacing_Bps = 1",
+            "set pacing_Bps to 1, which is neither 0 nor from one segment a second",
+        ),
         ("cc.spare = 7", "set spare to 7, which is none of enum cc_spare"),
         ("del cc.cwnd_bytes", "raised AttributeError"),
         ("cc.window = 1", "raised AttributeError"),
         ("raise SystemExit", "raised SystemExit"),
         ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
         ("import sys; sys.exit(3)", "raised SystemExit: 3"),
-        ("raise type('E', (Exception,), {'__str__': lambda s: 1 // 0})", "raised E: (it cannot be printed)"),
+        (
+            "raise type('E', (Exception,), {'__str__': lambda s: 1 // 0})",
+            "raised E: (it cannot be printed)",
+        ),
         ("self.on_ack(cc, s)", "raised RecursionError"),
     ],
 )
@@ -152,7 +160,8 @@ def test_a_call_that_does_not_return_is_the_last(write: Write, body: str) -> Non
     )
     assert flows[0].share + flows[1].share > 0.8
     wait_for(
-        lambda: all(thread.name != "dmm-plugin" for thread in threading.enumerate()), what="the loop is left"
+        lambda: all(thread.name != "dmm-plugin" for thread in threading.enumerate()),
+        what="the loop is left",
     )
 
 
@@ -164,7 +173,10 @@ def test_a_call_that_does_not_return_is_the_last(write: Write, body: str) -> Non
         ("class Control: pass", "Control has no method on_ack"),
         (f"{GOOD}\n    on_rto = 3", "Control.on_rto is no method"),
         (f"{GOOD}\n    abi = 99", "it was written for ABI 99, and this is ABI 1"),
-        ("import no_such_module", "its module raised ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "import no_such_module",
+            "its module raised ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         ("def f(:", "its module raised SyntaxError"),
         ("raise SystemExit(0)", "its module raised SystemExit"),
         ("import os; os._exit(4)", "loading it ends its process with exit code 4"),
@@ -184,7 +196,10 @@ def test_a_module_that_hangs_is_refused(write: Write, monkeypatch: pytest.Monkey
 def test_a_file_that_others_may_write_is_refused(write: Write, tmp_path: Path, mode: int) -> None:
     text = write(GOOD)
     (tmp_path / "plugin.py").chmod(mode)
-    assert f"plugin.py may be written by others than its owner; run chmod go-w {tmp_path}" in refused(text)
+    assert (
+        f"plugin.py may be written by others than its owner; run chmod go-w {tmp_path}"
+        in refused(text)
+    )
 
 
 def test_a_folder_in_which_others_may_replace_it_is_refused(write: Write, tmp_path: Path) -> None:
@@ -225,14 +240,18 @@ def test_names_without_a_folder_are_those_of_etc() -> None:
     assert names.locate("c:ledbat").file == "/etc/dmm-ebpf/plugins/ledbat.so"
 
 
-def test_an_installed_package_offers_controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_offers_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package, info = tmp_path / "some_package", tmp_path / "some_package-1.dist-info"
     package.mkdir()
     info.mkdir()
     (package / "__init__.py").write_text("")
     (package / "cc.py").write_text(GOOD)
     (info / "METADATA").write_text("Name: some_package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[dmm_ebpf.congestion]\ngentle = some_package.cc:Control\n")
+    (info / "entry_points.txt").write_text(
+        "[dmm_ebpf.congestion]\ngentle = some_package.cc:Control\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     plugin = names.locate("gentle")
     assert (plugin.file, plugin.attribute) == (str(package / "cc.py"), "Control")
@@ -275,11 +294,17 @@ def test_a_shared_object_of_one_function_carries_bytes(built: Write) -> None:
             "plugin.on_ack set cwnd_bytes to 0, which is less than one segment; its connection",
         ),
         ("cc->cwnd_bytes = (uint64_t)-5;", "which is more than any path holds"),
-        ("*(volatile int *)0 = 1;", "plugin.on_ack was ended by SIGSEGV; it is not called any more"),
+        (
+            "*(volatile int *)0 = 1;",
+            "plugin.on_ack was ended by SIGSEGV; it is not called any more",
+        ),
         ("volatile int z = 0, y = 7; y = y / z;", "was ended by SIGFPE"),
         ("__builtin_trap();", "was ended by SIGILL"),
         ("for (volatile int i = 0;; i++) ;", "did not return; it is not called any more"),
-        ("cc->ops = 0; cc->mss = 0; cc->inflight_bytes = 9; cc->cwnd_bytes = 1;", "less than one segment"),
+        (
+            "cc->ops = 0; cc->mss = 0; cc->inflight_bytes = 9; cc->cwnd_bytes = 1;",
+            "less than one segment",
+        ),
     ],
 )
 def test_a_shared_object_that_fails_is_left(built: Write, body: str, told: str) -> None:
@@ -319,7 +344,9 @@ def test_a_shared_object_that_is_none_of_ours_is_refused(
     assert told in refused(built(text))
 
 
-def test_what_is_no_shared_object_or_of_another_machine_is_refused(built: Write, tmp_path: Path) -> None:
+def test_what_is_no_shared_object_or_of_another_machine_is_refused(
+    built: Write, tmp_path: Path
+) -> None:
     text = built(c_with(GROWS))
     file = tmp_path / "plugin.so"
     whole = file.read_bytes()
@@ -346,7 +373,11 @@ def test_a_shared_object_without_end_of_stack_is_left(built: Write) -> None:
         "static void on_ack",
     )
     flow = one(
-        built(text.replace("#include", '#pragma GCC diagnostic ignored "-Winfinite-recursion"\n#include', 1))
+        built(
+            text.replace(
+                "#include", '#pragma GCC diagnostic ignored "-Winfinite-recursion"\n#include', 1
+            )
+        )
     )
     assert "was ended by SIGSEGV" in flow.faults.sentence
     assert flow.share > 0.8
@@ -358,7 +389,9 @@ def test_links_lead_to_what_is_checked(write: Write, tmp_path: Path) -> None:
     open_folder.mkdir()
     open_folder.chmod(0o777)
     (open_folder / "link.py").symlink_to(tmp_path / "plugin.py")
-    assert f"{open_folder} may be written by others" in refused(f"python:{open_folder}/link.py:Control")
+    assert f"{open_folder} may be written by others" in refused(
+        f"python:{open_folder}/link.py:Control"
+    )
     open_folder.chmod(0o755)
     probe.check(f"python:{open_folder}/link.py:Control")
     assert load.check_file(names.locate(f"python:{open_folder}/link.py:Control")).file == str(
@@ -377,7 +410,10 @@ def test_connections_that_end_are_forgotten(write: Write) -> None:
         plugin.close()
 
 
-@given(st.text() | st.from_regex(r"(python|c|x)?:?[./A-Za-z_]*(\.py|\.so)?:?[A-Za-z.]*", fullmatch=True))
+@given(
+    st.text()
+    | st.from_regex(r"(python|c|x)?:?[./A-Za-z_]*(\.py|\.so)?:?[A-Za-z.]*", fullmatch=True)
+)
 def test_any_text_is_a_name_or_refused(text: str) -> None:
     try:
         plugin = names.locate(text)
@@ -414,7 +450,12 @@ def test_the_command_says_what_went_wrong(write: Write) -> None:
 
 
 def test_courses_that_cannot_be_run_are_refused() -> None:
-    for course in (Course(rate_Bps=0), Course(loss=1), Course(rtt_s=float("nan")), Course(duration_s=1e9)):
+    for course in (
+        Course(rate_Bps=0),
+        Course(loss=1),
+        Course(rtt_s=float("nan")),
+        Course(duration_s=1e9),
+    ):
         with pytest.raises(UsageError):
             bench.run(["cubic"], course)
     with pytest.raises(UsageError):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that go away at the worst moment: after somebody saw that they are there, before they are listed."""
+"""Directories that go away at the worst moment: after somebody saw that they are there, before
+they are listed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from dmm_ebpf.rd.life import detaching
 
 @pytest.fixture
 def going(tmp_path, monkeypatch):
-    """Makes a directory in a directory, which goes away with all in it when it is about to be listed."""
+    """Makes a directory in a directory, which goes away with all in it when it is about
+    to be listed.
+    """
 
     def make(inside="one"):
         folder = tmp_path / "going"

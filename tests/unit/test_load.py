@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""userstack/load.c: when a process of a stack is full, and until when. Built with the sanitizers, in a process of its
-own.
+"""userstack/load.c: when a process of a stack is full, and until when. Built with the sanitizers,
+in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept between starts: only what proves itself is used, anything else is said once and made anew."""
+"""What is kept between starts: only what proves itself is used, anything else is said once
+and made anew.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ pytestmark = pytest.mark.root  # the cache trusts root's files alone
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], list[str]]:
     monkeypatch.setattr(cache.log, "propagate", True)
     caplog.set_level(logging.WARNING, cache.log.name)
     return lambda: [record.getMessage() for record in caplog.records]
@@ -111,7 +115,9 @@ def _fifo(path: Path) -> None:
         (lambda path: path.chmod(0o602), "has mode 0602, so others may write to it"),
     ],
 )
-def test_a_file_that_is_not_to_be_trusted_is_refused_and_replaced(folder: Path, said, harm, why: str) -> None:
+def test_a_file_that_is_not_to_be_trusted_is_refused_and_replaced(
+    folder: Path, said, harm, why: str
+) -> None:
     cache.write("programs", KEY, {"a": "00"})
     path = kept_file(folder)
     harm(path)
@@ -129,7 +135,10 @@ def test_a_file_that_is_not_to_be_trusted_is_refused_and_replaced(folder: Path, 
     [
         (lambda path: os.chown(path, NOBODY, 0), "belongs to uid 65534, not to root"),
         (lambda path: path.chmod(0o777), "has mode 0777, so others may write to it"),
-        (lambda path: (path.rename(f"{path}.old"), path.symlink_to(f"{path}.old")), "is not a directory"),
+        (
+            lambda path: (path.rename(f"{path}.old"), path.symlink_to(f"{path}.old")),
+            "is not a directory",
+        ),
     ],
 )
 def test_a_folder_that_is_not_to_be_trusted_is_neither_read_nor_written(
@@ -145,7 +154,9 @@ def test_a_folder_that_is_not_to_be_trusted_is_neither_read_nor_written(
     assert sorted(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize(("options", "why"), [("size=4k", "No space left"), ("ro", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("options", "why"), [("size=4k", "No space left"), ("ro", "Read-only file system")]
+)
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path: Path, options: str, why: str) -> None:
     source = (
         "import logging; from pathlib import Path; from dmm_ebpf.loader import cache\n"

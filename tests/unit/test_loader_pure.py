@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the loader that need no kernel: map numbers, BTF, mountinfo, names, the specification."""
+"""The parts of the loader that need no kernel: map numbers, BTF, mountinfo,
+names, the specification.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def test_only_map_references_are_bound(parts: list[tuple[str, int, int]]) -> Non
         second = INSN.pack(LD_IMM64 if kind == "number" else 0, PSEUDO_MAP_FD << 4, 0, 3)
         code += INSN.pack(LD_IMM64, register | source << 4, 0, value) + second
         wanted += (
-            INSN.pack(LD_IMM64, register | source << 4, 0, fds[value] if kind == "map" else value) + second
+            INSN.pack(LD_IMM64, register | source << 4, 0, fds[value] if kind == "map" else value)
+            + second
         )
     assert programs.bind_maps(code, fds) == wanted
 
@@ -74,7 +77,9 @@ def test_steps_are_linked_once_each_and_with_the_steps_they_need() -> None:
     # Behind each step's own start is the move of the argument from r2 to r1.
     assert linked.functions == [("p", 0), ("c", 7), ("a", 12)]
     assert len(linked.code) == 8 * 14
-    found = {at // 8: at // 8 + imm + 1 for at, imm in link.references(linked.code, link.PSEUDO_FUNC)}
+    found = {
+        at // 8: at // 8 + imm + 1 for at, imm in link.references(linked.code, link.PSEUDO_FUNC)
+    }
     assert found == {0: 7, 2: 12, 4: 7, 9: 12}
     for start in (7, 12):
         assert INSN.unpack_from(linked.code, start * 8) == (0xBF, 0x21, 0, 0)
@@ -107,7 +112,9 @@ def test_every_map_and_program_of_the_sources_is_specified() -> None:
 def test_a_struct_with_holes_is_no_key() -> None:
     """Keys are hashed byte by byte: their size must be the sum of their fields."""
     for name in ("dmm_listener", "dmm_flow"):
-        with pytest.raises(AssertionError, match=f"struct {name} has holes, or fields that are no integers"):
+        with pytest.raises(
+            AssertionError, match=f"struct {name} has holes, or fields that are no integers"
+        ):
             abi.KeyForm(name)
 
 
@@ -155,7 +162,9 @@ def test_maps_are_listed_once_with_what_they_hold() -> None:
 
 def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:
     assert abi.sizeof("dmm_rule") == 64
-    assert next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
+    assert (
+        next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
+    )
 
 
 @pytest.mark.parametrize("name", ["default", "run-1234", "A_b", "0", "x" * 32])
@@ -163,7 +172,9 @@ def test_names_that_are_taken(name: str) -> None:
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a.b", "a/b", "-a", "_a", "a b", "a\n", "ä", "x" * 33])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a.b", "a/b", "-a", "_a", "a b", "a\n", "ä", "x" * 33]
+)
 def test_names_that_are_refused(name: str) -> None:
     for use in (check_name, RunDir, Client, loader.adopt):
         with pytest.raises(UsageError, match="cannot use the instance name"):
@@ -199,5 +210,7 @@ def test_a_header_that_changed_since_the_build_is_refused(
     header = tmp_path / "abi.h"
     header.write_bytes((abi.bpf_dir() / "abi.h").read_bytes() + b"\n")
     monkeypatch.setattr(abi, "bpf_dir", lambda: tmp_path)
-    with pytest.raises(DmmError, match="has changed since they were built; build them: tools/bootstrap"):
+    with pytest.raises(
+        DmmError, match="has changed since they were built; build them: tools/bootstrap"
+    ):
         abi._check_built()

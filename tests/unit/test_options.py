@@ -21,7 +21,11 @@ def _config(options: dict[str, Any]) -> Any:
 
 
 def test_every_option_has_a_member() -> None:
-    members = {name for of in ("engine", "core") for name, _ in ffi.typeof(f"struct dmm_{of}_config").fields}
+    members = {
+        name
+        for of in ("engine", "core")
+        for name, _ in ffi.typeof(f"struct dmm_{of}_config").fields
+    }
     told = {one.name for one in fields(UserStack) if one.metadata["process"]}
     assert {"sndbuf_bytes", "rcvbuf_bytes", "syn_cookies", "busy_poll_us"} <= told <= members
 
@@ -29,7 +33,10 @@ def test_every_option_has_a_member() -> None:
 def test_what_a_policy_says_gets_there() -> None:
     stack = UserStack(kind="user", sndbuf_bytes=1 << 20, syn_cookies="always", busy_poll_us=50)
     config = _config(stack.process_options())
-    assert (config.core.sndbuf_bytes, config.core.syn_cookies) == (1 << 20, lib.DMM_SYN_COOKIES_ALWAYS)
+    assert (config.core.sndbuf_bytes, config.core.syn_cookies) == (
+        1 << 20,
+        lib.DMM_SYN_COOKIES_ALWAYS,
+    )
     assert config.busy_poll_us == 50
     assert config.core.rcvbuf_bytes == 0, "C chooses what the policy leaves out"
     assert ffi.string(_config({"congestion": "wan"}).core.congestion) == b"wan"

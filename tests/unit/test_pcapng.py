@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pcapng: what is written is read by tcpdump, several streams become one file, and a stream is not believed."""
+"""pcapng: what is written is read by tcpdump, several streams become one file, and a stream
+is not believed.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,18 @@ from hypothesis import strategies as st
 
 from dmm_ebpf import pcapng
 
-ARP = bytes.fromhex("ffffffffffff0200000000010806000108000604000102000000000ac0000201000000000000c0000202")
+ARP = bytes.fromhex(
+    "ffffffffffff0200000000010806000108000604000102000000000ac0000201000000000000c0000202"
+)
 
 
 def packet(interface: int, frame: bytes = ARP, time_ns: int = 0) -> bytes:
     padded = frame + bytes(-len(frame) % 4)
     body = (
-        struct.pack("=IIIII", interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), len(frame)) + padded
+        struct.pack(
+            "=IIIII", interface, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), len(frame)
+        )
+        + padded
     )
     length = len(body) + 12
     return struct.pack("=II", pcapng.ENHANCED_PACKET, length) + body + struct.pack("=I", length)
@@ -27,7 +34,9 @@ def packet(interface: int, frame: bytes = ARP, time_ns: int = 0) -> bytes:
 def test_tcpdump_reads_what_is_written(tmp_path):
     file = tmp_path / "a.pcapng"
     file.write_bytes(pcapng.header([("eth0", "outer"), ("dmm-0.0.in", "inner")], 4096) + packet(1))
-    said = subprocess.run(["tcpdump", "-n", "-r", str(file)], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["tcpdump", "-n", "-r", str(file)], capture_output=True, text=True, check=True
+    )
     assert "who-has 192.0.2.2 tell 192.0.2.1" in said.stdout
 
 

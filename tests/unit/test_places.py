@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers, processes and units by name. What engines and systemd say is as docker 20.10, podman 4.3 and systemd 252
-have said it, shortened; crictl's is by its sources.
+"""Containers, processes and units by name. What engines and systemd say is as docker 20.10, podman
+4.3 and systemd 252 have said it, shortened; crictl's is by its sources.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ Id=dmmnet.service
 LoadState=loaded
 ActiveState=active
 """
-NOT_FOUND = b"MainPID=0\nControlGroup=\nId=nope.service\nLoadState=not-found\nActiveState=inactive\n"
+NOT_FOUND = (
+    b"MainPID=0\nControlGroup=\nId=nope.service\nLoadState=not-found\nActiveState=inactive\n"
+)
 STOPPED = b"MainPID=0\nSlice=system.slice\nControlGroup=\nId=dmmtest.service\nLoadState=loaded\nActiveState=inactive\n"
 TARGET = b"Id=sysinit.target\nLoadState=loaded\nActiveState=active\n"
 SLICE = b"ControlGroup=/system.slice\nId=system.slice\nLoadState=loaded\nActiveState=active\n"
@@ -153,11 +155,18 @@ def test_the_cgroup_of_a_process():
 
 def test_systemd_tells_properties():
     assert placetext.properties(SHOWN)["ControlGroup"] == "/dmm.slice/dmmnet.service"
-    assert placetext.properties(b"A=b=c\nD=\nnothing\nE=\xff\n") == {"A": "b=c", "D": "", "E": "\udcff"}
+    assert placetext.properties(b"A=b=c\nD=\nnothing\nE=\xff\n") == {
+        "A": "b=c",
+        "D": "",
+        "E": "\udcff",
+    }
 
 
 def test_last_words_are_one_short_line():
-    assert placetext.last_words(b"warning\n Error: no such container x \n\n") == "Error: no such container x"
+    assert (
+        placetext.last_words(b"warning\n Error: no such container x \n\n")
+        == "Error: no such container x"
+    )
     assert placetext.last_words(b"") == ""
     assert placetext.last_words(b"\xff") == "\ufffd"
     assert len(placetext.last_words(b"x" * 5000)) == 201
@@ -219,7 +228,10 @@ def sleeper():
     for folder, process in made:
         process.kill()
         process.wait()
-        for path in (folder, *folder.parents[: len(folder.relative_to(cgroups.find_cgroup2()).parts) - 1]):
+        for path in (
+            folder,
+            *folder.parents[: len(folder.relative_to(cgroups.find_cgroup2()).parts) - 1],
+        ):
             path.rmdir()
 
 
@@ -243,7 +255,9 @@ def engines(monkeypatch):
 
 
 def inspected(number, name, pid, state="running"):
-    return json.dumps([{"Id": number, "Name": name, "State": {"Status": state, "Pid": pid}}]).encode()
+    return json.dumps(
+        [{"Id": number, "Name": name, "State": {"Status": state, "Pid": pid}}]
+    ).encode()
 
 
 def unique(start):
@@ -270,10 +284,14 @@ def test_a_container_by_its_engine(sleeper, engines):
 
 @pytest.mark.root
 def test_a_process_that_is_in_no_cgroup_of_the_container(sleeper, engines):
-    """DOCKER_HOST names another host, the container is in cgroup v1 only, or the pid is somebody else's by now."""
+    """DOCKER_HOST names another host, the container is in cgroup v1 only, or the pid is
+    somebody else's by now.
+    """
     pid = sleeper(f"docker-{unique('cd')}.scope")
     engines(docker=inspected(unique("ab"), "/web", pid))
-    with pytest.raises(UsageError, match=f"its first process, {pid}, is in no cgroup v2 that has the id"):
+    with pytest.raises(
+        UsageError, match=f"its first process, {pid}, is in no cgroup v2 that has the id"
+    ):
         places.of_container("web")
 
 
@@ -281,7 +299,9 @@ def test_a_container_whose_process_has_just_ended(engines):
     with subprocess.Popen(["/bin/true"]) as gone:
         pass
     engines(docker=inspected(ID, "/web", gone.pid))
-    with pytest.raises(UsageError, match=f"find the container 'web': there is no process {gone.pid}"):
+    with pytest.raises(
+        UsageError, match=f"find the container 'web': there is no process {gone.pid}"
+    ):
         places.of_container("web")
 
 
@@ -295,7 +315,9 @@ def test_a_container_that_does_not_run(engines):
 def test_a_name_that_two_engines_have(engines, sleeper):
     one, two = unique("1"), unique("2")
     engines(docker=inspected(one, "/web", 1), podman=inspected(two, "web", 1))
-    with pytest.raises(UsageError, match=rf"several match: {one[:12]} \(web\), {two[:12]} \(web\); name one"):
+    with pytest.raises(
+        UsageError, match=rf"several match: {one[:12]} \(web\), {two[:12]} \(web\); name one"
+    ):
         places.of_container("web")
     # One container by two names of one engine, and one that has stopped, are no doubt.
     pid = sleeper(f"libpod-{one}")
@@ -306,7 +328,9 @@ def test_a_name_that_two_engines_have(engines, sleeper):
 
 def test_engines_that_do_not_know_it_are_quoted(engines):
     engines(
-        docker=Answer(1, b"[]\n", b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n"),
+        docker=Answer(
+            1, b"[]\n", b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n"
+        ),
         podman=NO_SUCH,
         nerdctl=NoAnswerError("ask nerdctl", why="it does not answer within 10 s"),
         crictl=Answer(0, b"", b""),
@@ -362,7 +386,9 @@ def test_a_container_by_its_id_where_no_engine_knows_it(engines, sleeper):
     assert found.cgroup == f"/kubepods-pod1.slice/cri-containerd-{one}.scope"
     assert found.what == f"container {one[:12]}"
     assert places.of_container(two).cgroup == f"/dmmtest.slice/{two}"
-    with pytest.raises(UsageError, match=f"several match: {one[:12]}, {two[:12]}; give more of its id"):
+    with pytest.raises(
+        UsageError, match=f"several match: {one[:12]}, {two[:12]}; give more of its id"
+    ):
         places.of_container("fade")
     with pytest.raises(UsageError, match="none of docker, podman, nerdctl, crictl is on this host"):
         places.of_container("fada")
@@ -398,7 +424,9 @@ def test_a_process_whose_cgroup_is_no_text(sleeper):
 def test_a_process_that_is_not_there():
     with subprocess.Popen(["/bin/true"]) as gone:
         pass
-    with pytest.raises(UsageError, match=f"where process {gone.pid} is: there is no process {gone.pid}"):
+    with pytest.raises(
+        UsageError, match=f"where process {gone.pid} is: there is no process {gone.pid}"
+    ):
         places.of_pid(gone.pid)
 
 
@@ -445,7 +473,11 @@ def test_a_unit(systemd, sleeper):
     pid = sleeper("dmmtest-u.slice/dmmnet.service")
     group = b"/dmmtest-u.slice/dmmnet.service"
     systemd(
-        Answer(0, SHOWN.replace(b"/dmm.slice/dmmnet.service", group).replace(b"61", str(pid).encode()), b"")
+        Answer(
+            0,
+            SHOWN.replace(b"/dmm.slice/dmmnet.service", group).replace(b"61", str(pid).encode()),
+            b"",
+        )
     )
     found = places.of_unit("dmmnet")
     assert (found.what, found.cgroup) == ("unit dmmnet.service", group.decode())
@@ -456,7 +488,9 @@ def test_a_unit(systemd, sleeper):
 def test_a_slice_has_no_namespace_of_its_own(systemd, sleeper):
     sleeper("dmmtest-s.slice")
     systemd(Answer(0, SLICE.replace(b"system.slice", b"dmmtest-s.slice"), b""))
-    assert places.of_unit("dmmtest-s.slice") == Place("unit dmmtest-s.slice", "/dmmtest-s.slice", None)
+    assert places.of_unit("dmmtest-s.slice") == Place(
+        "unit dmmtest-s.slice", "/dmmtest-s.slice", None
+    )
 
 
 @pytest.mark.parametrize(
@@ -464,7 +498,10 @@ def test_a_slice_has_no_namespace_of_its_own(systemd, sleeper):
     [
         (NOT_FOUND, r"systemd has no such unit \(not-found\); see systemctl list-units"),
         (STOPPED, r"it does not run \(it is inactive\); start it first"),
-        (STOPPED.replace(b"=inactive", b"=failed"), r"it does not run \(it is failed\); start it first"),
+        (
+            STOPPED.replace(b"=inactive", b"=failed"),
+            r"it does not run \(it is failed\); start it first",
+        ),
         (TARGET, "a unit of this kind has no cgroup; name a service, a scope or a slice"),
         (b"", r"it does not run \(it is in no known state\)"),
         (SHOWN.replace(b"/dmm.slice", b"/gone.slice"), "there is no such cgroup under"),
@@ -498,7 +535,9 @@ def test_a_unit_that_is_waited_for(systemd, monkeypatch, root):
     answers = {"dmmtest": STOPPED, "-.slice": above}
     monkeypatch.setattr(places, "ask", lambda argv: Answer(0, answers[argv[-1]], b""))
     found = places.of_unit("dmmtest", pending=True)
-    assert found == Place("unit dmmtest.service", f"{root.rstrip('/')}/system.slice/dmmtest.service", None)
+    assert found == Place(
+        "unit dmmtest.service", f"{root.rstrip('/')}/system.slice/dmmtest.service", None
+    )
     for answer in (NOT_FOUND, TARGET):
         systemd(Answer(0, answer, b""))
         with pytest.raises(UsageError, match=r"no such unit|has no cgroup"):
@@ -511,7 +550,9 @@ def test_a_host_without_systemd(systemd, monkeypatch):
         places.of_unit("x")
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(UsageError, match=r"systemctl cannot be asked \(No such file or directory\)"):
+    with pytest.raises(
+        UsageError, match=r"systemctl cannot be asked \(No such file or directory\)"
+    ):
         places.of_unit("x")
 
 
@@ -536,7 +577,9 @@ def test_what_may_not_be_looked_into(monkeypatch):
 
 def test_a_cgroup_outside_of_this_namespace(monkeypatch):
     monkeypatch.setattr(placetext, "cgroup_of", lambda _said: "/../../x")
-    with pytest.raises(UsageError, match="outside of this cgroup namespace; run dmm-ebpf on the host"):
+    with pytest.raises(
+        UsageError, match="outside of this cgroup namespace; run dmm-ebpf on the host"
+    ):
         places.of_pid(os.getpid())
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies: what is accepted becomes what, and what is refused gives one sentence with the place."""
+"""Policies: what is accepted becomes what, and what is refused gives one sentence
+with the place.
+"""
 
 from __future__ import annotations
 
@@ -75,12 +77,18 @@ priority = 6
 """)
     stack = got.stacks["x"]
     assert isinstance(stack, KernelStack)
-    assert (stack.congestion, stack.dscp, stack.pacing_rate_Bps, stack.priority) == ("bbr", 46, 10_000_000, 6)
+    assert (stack.congestion, stack.dscp, stack.pacing_rate_Bps, stack.priority) == (
+        "bbr",
+        46,
+        10_000_000,
+        6,
+    )
     assert stack.options()["mark"] == "0x10/0xff"
 
 
 @pytest.mark.parametrize(
-    "text", ["python:my_cc:Ledbat", "python:/opt/cc/my_cc.py:Ledbat", "c:ledbat", "c:/opt/cc/ledbat.so"]
+    "text",
+    ["python:my_cc:Ledbat", "python:/opt/cc/my_cc.py:Ledbat", "c:ledbat", "c:/opt/cc/ledbat.so"],
 )
 def test_a_plugin_may_be_named_though_it_is_not_there(text: str) -> None:
     stack = parse(f'{U}congestion = "{text}"\n').stacks["wan"]
@@ -118,14 +126,22 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         U + 'congestoin = "wan"\n',
         ["policy.toml:3:", "stack wan", 'did you mean "congestion"?'],
     ),
-    ("unknown route key", ROUTE + "port = 3\n", ["policy.toml:4:", "route 1", 'did you mean "ports"?']),
+    (
+        "unknown route key",
+        ROUTE + "port = 3\n",
+        ["policy.toml:4:", "route 1", 'did you mean "ports"?'],
+    ),
     ("unknown table key", "[tables.t]\nroute = 1\n", ["policy.toml:2:", 'did you mean "routes"?']),
     (
         "unknown stack",
         U + ROUTE.replace("kernel", "wann"),
         ["policy.toml:5:", '"wann"', 'did you mean "wan"?'],
     ),
-    ("unknown table", ROUTE + '[[rules]]\ntable = "tt"\n', ["policy.toml:5:", "rule 1", 'did you mean "t"?']),
+    (
+        "unknown table",
+        ROUTE + '[[rules]]\ntable = "tt"\n',
+        ["policy.toml:5:", "rule 1", 'did you mean "t"?'],
+    ),
     (
         "unknown fallback",
         U + 'fallback = "x"\n',
@@ -137,20 +153,40 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         U + 'fallback = "b"\n[stacks.b]\nkind = "user"\n',
         ["policy.toml:3:", "user stack"],
     ),
-    ("kernel redefined", '[stacks.kernel]\nkind = "kernel"\n', ["policy.toml:1:", "cannot be redefined"]),
+    (
+        "kernel redefined",
+        '[stacks.kernel]\nkind = "kernel"\n',
+        ["policy.toml:1:", "cannot be redefined"],
+    ),
     ("no kind", "[stacks.a]\ndscp = 1\n", ["policy.toml:1:", '"kind" is missing']),
     ("odd kind", '[stacks.a]\nkind = "lwip"\n', ["policy.toml:2:", '"lwip"', '"user"']),
-    ("no process", U + "processes = 0\n", ["policy.toml:3:", '"0" is not a number of processes', "1 to 16"]),
+    (
+        "no process",
+        U + "processes = 0\n",
+        ["policy.toml:3:", '"0" is not a number of processes', "1 to 16"],
+    ),
     ("too many processes", U + "processes = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
     (
         "processes in words",
         U + 'processes = "two"\n',
         ["policy.toml:3:", '"two" is not a number of processes'],
     ),
-    ("processes by truth", U + "processes = true\n", ["policy.toml:3:", "not a number of processes"]),
-    ("the old name, too", U + "processes = 2\ninstances = 2\n", ["policy.toml:4:", "old name of processes"]),
+    (
+        "processes by truth",
+        U + "processes = true\n",
+        ["policy.toml:3:", "not a number of processes"],
+    ),
+    (
+        "the old name, too",
+        U + "processes = 2\ninstances = 2\n",
+        ["policy.toml:4:", "old name of processes"],
+    ),
     ("the old name, wrong", U + "instances = 17\n", ["policy.toml:3:", "expected 1 to 16"]),
-    ("transport to come", U + 'transport = "quic"\n', ["policy.toml:3:", '"quic"', 'expected "tcp"']),
+    (
+        "transport to come",
+        U + 'transport = "quic"\n',
+        ["policy.toml:3:", '"quic"', 'expected "tcp"'],
+    ),
     (
         "congestion of user stacks",
         U + 'congestion = "vegas"\n',
@@ -218,7 +254,12 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     (
         "retries of a stack",
         U + "retries2 = 3\n",
-        ["policy.toml:3:", 'unknown key "retries2"', "sysctl net.ipv4.tcp_retries2", "user_timeout_ms"],
+        [
+            "policy.toml:3:",
+            'unknown key "retries2"',
+            "sysctl net.ipv4.tcp_retries2",
+            "user_timeout_ms",
+        ],
     ),
     (
         "mode of SYN cookies",
@@ -226,15 +267,27 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:3:", '"on"', 'expected "auto", "always" or "off"'],
     ),
     ("devices", U + 'devices = ["a/b"]\n', ["policy.toml:3:", "network device"]),
-    ("buffer beyond a window", U + 'rcvbuf = "2G"\n', ["policy.toml:3:", "rcvbuf", "expected 1G at most"]),
+    (
+        "buffer beyond a window",
+        U + 'rcvbuf = "2G"\n',
+        ["policy.toml:3:", "rcvbuf", "expected 1G at most"],
+    ),
     ("size", U + 'sndbuf = "16X"\n', ["policy.toml:3:", "sndbuf", '"16X" is not a size']),
-    ("dscp", '[stacks.a]\nkind = "kernel"\ndscp = "af99"\n', ["policy.toml:3:", '"af99" is not a DSCP']),
+    (
+        "dscp",
+        '[stacks.a]\nkind = "kernel"\ndscp = "af99"\n',
+        ["policy.toml:3:", '"af99" is not a DSCP'],
+    ),
     (
         "mark outside mask",
         '[stacks.a]\nkind="kernel"\nmark="0x10/0xf"\n',
         ["policy.toml:3:", "outside the mask"],
     ),
-    ("rate", '[stacks.a]\nkind = "kernel"\npacing_rate = "80"\n', ["policy.toml:3:", "not a rate", "80mbit"]),
+    (
+        "rate",
+        '[stacks.a]\nkind = "kernel"\npacing_rate = "80"\n',
+        ["policy.toml:3:", "not a rate", "80mbit"],
+    ),
     (
         "rate too high",
         '[stacks.a]\nkind = "kernel"\npacing_rate = "80gbit"\n',
@@ -245,38 +298,74 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ROUTE.replace("0.0.0/8", "0.0.1/8"),
         ["policy.toml:2:", "host bits", "network is 10.0.0.0/8"],
     ),
-    ("bad prefix", ROUTE.replace("10.0.0.0/8", "10.0.0/8"), ["policy.toml:2:", '"10.0.0/8"', "prefix"]),
+    (
+        "bad prefix",
+        ROUTE.replace("10.0.0.0/8", "10.0.0/8"),
+        ["policy.toml:2:", '"10.0.0/8"', "prefix"],
+    ),
     ("prefix too long", ROUTE.replace("/8", "/33"), ["policy.toml:2:", "above 32"]),
     (
         "host name",
         ROUTE.replace("10.0.0.0/8", "example.org"),
         ["policy.toml:2:", "not an IPv4 or IPv6 prefix"],
     ),
-    ("mapped prefix", ROUTE.replace("10.0.0.0/8", "::ffff:a00:0/104"), ["policy.toml:2:", "as 10.0.0.0/8"]),
+    (
+        "mapped prefix",
+        ROUTE.replace("10.0.0.0/8", "::ffff:a00:0/104"),
+        ["policy.toml:2:", "as 10.0.0.0/8"],
+    ),
     (
         "v6 host bits",
         ROUTE.replace("10.0.0.0/8", "2001:db8::1/64"),
         ["policy.toml:2:", "network is 2001:db8::/64"],
     ),
-    ("reversed ports", ROUTE + 'ports = "9-8"\n', ["policy.toml:4:", "9-8 is reversed", "write 8-9"]),
+    (
+        "reversed ports",
+        ROUTE + 'ports = "9-8"\n',
+        ["policy.toml:4:", "9-8 is reversed", "write 8-9"],
+    ),
     ("overlapping ports", ROUTE + 'ports = "1-9, 5"\n', ["policy.toml:4:", "1-9 and 5 overlap"]),
     ("port 0", ROUTE + "ports = 0\n", ["policy.toml:4:", "1 to 65535"]),
     ("port 65536", ROUTE + 'ports = "65536"\n', ["policy.toml:4:", "1 to 65535"]),
     ("no ports", ROUTE + "ports = []\n", ["policy.toml:4:", "empty"]),
     ("ports of a wrong type", ROUTE + "ports = 4.5\n", ["policy.toml:4:", '"4.5" is not a port']),
     ("protocol", ROUTE + 'proto = "sctp"\n', ["policy.toml:4:", '"tcp" or "udp"']),
-    ("no prefix", '[[tables.t.routes]]\nstack = "kernel"\n', ["policy.toml:1:", 'the key "to" is missing']),
-    ("no table", "[[rules]]\nuid = 1\n", ["policy.toml:1:", "rule 1", 'the key "table" is missing']),
-    ("cgroup", ROUTE + '[[rules]]\ntable = "t"\ncgroup = "shop"\n', ["policy.toml:6:", 'begins with "/"']),
-    ("cgroup above", ROUTE + '[[rules]]\ntable = "t"\ncgroup = "/a/../b"\n', ["policy.toml:6:", "cgroup"]),
+    (
+        "no prefix",
+        '[[tables.t.routes]]\nstack = "kernel"\n',
+        ["policy.toml:1:", 'the key "to" is missing'],
+    ),
+    (
+        "no table",
+        "[[rules]]\nuid = 1\n",
+        ["policy.toml:1:", "rule 1", 'the key "table" is missing'],
+    ),
+    (
+        "cgroup",
+        ROUTE + '[[rules]]\ntable = "t"\ncgroup = "shop"\n',
+        ["policy.toml:6:", 'begins with "/"'],
+    ),
+    (
+        "cgroup above",
+        ROUTE + '[[rules]]\ntable = "t"\ncgroup = "/a/../b"\n',
+        ["policy.toml:6:", "cgroup"],
+    ),
     (
         "comm",
         ROUTE + '[[rules]]\ntable = "t"\ncomm = "sixteen-letters!"\n',
         ["policy.toml:6:", "1 to 15 bytes"],
     ),
     ("uid", ROUTE + '[[rules]]\ntable = "t"\nuid = "9-8"\n', ["policy.toml:6:", "write 8-9"]),
-    ("user", ROUTE + '[[rules]]\ntable = "t"\nuid = "no-such-user"\n', ["policy.toml:6:", "no user"]),
-    ("direction", ROUTE + '[[rules]]\ntable = "t"\ndirection = "both"\n', ["policy.toml:6:", "leave it out"]),
+    (
+        "user",
+        ROUTE + '[[rules]]\ntable = "t"\nuid = "no-such-user"\n',
+        ["policy.toml:6:", "no user"],
+    ),
+    (
+        "direction",
+        ROUTE + '[[rules]]\ntable = "t"\ndirection = "both"\n',
+        ["policy.toml:6:", "leave it out"],
+    ),
     (
         "one name twice",
         ROUTE + 2 * '[[rules]]\ntable = "t"\nname = "a"\n',
@@ -289,12 +378,18 @@ REFUSED: list[tuple[str, str, list[str]]] = [
     ("deep nesting", "a = " + "[" * 20000 + "]" * 20000, ["policy.toml", "too deeply"]),
     ("a huge number", "a = " + "9" * 5000, ["policy.toml", "too many digits"]),
     ("a long line", "#" * 70000, ["policy.toml:1:", "longer than 65536"]),
-    ("errno", '[stacks.no]\nkind = "reject"\nerrno = "ENOENT"\n', ["policy.toml:3:", "ECONNREFUSED"]),
+    (
+        "errno",
+        '[stacks.no]\nkind = "reject"\nerrno = "ENOENT"\n',
+        ["policy.toml:3:", "ECONNREFUSED"],
+    ),
     ("a NUL", "a = 1\nb = '\0'\n", ["policy.toml:2:", "not TOML"]),
 ]
 
 
-@pytest.mark.parametrize(("text", "parts"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+@pytest.mark.parametrize(
+    ("text", "parts"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
 def test_refused_with_the_place(text: str, parts: list[str]) -> None:
     sentence = refusal(text)
     for part in parts:
@@ -303,7 +398,11 @@ def test_refused_with_the_place(text: str, parts: list[str]) -> None:
 
 def test_contradiction_names_both_places() -> None:
     sentence = refusal(
-        U + ROUTE + "ports = '80, 443-500'\n" + ROUTE.replace("kernel", "wan") + 'ports = "450-600"\n'
+        U
+        + ROUTE
+        + "ports = '80, 443-500'\n"
+        + ROUTE.replace("kernel", "wan")
+        + 'ports = "450-600"\n'
     )
     assert "policy.toml:7: table t sends 10.0.0.0/8 port 450-500 to wan here" in sentence
     assert "to kernel at policy.toml:3" in sentence
@@ -318,13 +417,19 @@ def test_contradiction_names_both_places() -> None:
     ],
 )
 def test_more_specific_is_no_contradiction(extra: str) -> None:
-    assert parse(U + ROUTE + "ports = '443-500'\n" + ROUTE.replace("kernel", "wan") + extra).n_routes == 2
+    assert (
+        parse(U + ROUTE + "ports = '443-500'\n" + ROUTE.replace("kernel", "wan") + extra).n_routes
+        == 2
+    )
 
 
 def test_contradiction_with_a_wide_range_behind_narrow_ones() -> None:
     route = ROUTE + 'ports = "{}"\n'
     text = (
-        U + route.format("1-100") + route.format("2-3") + route.format("50-60").replace('"kernel"', '"wan"')
+        U
+        + route.format("1-100")
+        + route.format("2-3")
+        + route.format("50-60").replace('"kernel"', '"wan"')
     )
     assert "port 50-60 to wan here, and to kernel at policy.toml:3" in refusal(text)
 
@@ -377,11 +482,19 @@ _MANY = 300_000
         pytest.param(f"[{_PARTS}]", "a key has more than 8 dotted parts", id="table"),
         pytest.param(f"[[ {_PARTS} ]]", "a key has more than 8 dotted parts", id="array of tables"),
         pytest.param(
-            f"x = {{ y = 1, {_PARTS} = 1 }}", "a key has more than 8 dotted parts", id="inline table"
+            f"x = {{ y = 1, {_PARTS} = 1 }}",
+            "a key has more than 8 dotted parts",
+            id="inline table",
         ),
-        pytest.param('[ "a" . ' + ".".join(["'b'"] * 16_000) + " ]", "a key has more than 8", id="quoted"),
-        pytest.param("\n".join(f"[a{n}.b]" for n in range(_MANY)), "more than 10000 different", id="tables"),
-        pytest.param("\n".join(f"a{n}.b=1" for n in range(_MANY)), "more than 10000 different", id="keys"),
+        pytest.param(
+            '[ "a" . ' + ".".join(["'b'"] * 16_000) + " ]", "a key has more than 8", id="quoted"
+        ),
+        pytest.param(
+            "\n".join(f"[a{n}.b]" for n in range(_MANY)), "more than 10000 different", id="tables"
+        ),
+        pytest.param(
+            "\n".join(f"a{n}.b=1" for n in range(_MANY)), "more than 10000 different", id="keys"
+        ),
         pytest.param(
             "\n".join(f"[['{n}'.b]]" for n in range(_MANY // 2)),
             "more than 10000 different",
@@ -396,7 +509,9 @@ _MANY = 300_000
         pytest.param((""" "'" """ * 10_000 + "\n") * 60, "", id="quotes"),
     ],
 )
-def test_a_text_that_would_take_gigabytes_takes_a_sentence(tmp_path: Path, text: str, why: str) -> None:
+def test_a_text_that_would_take_gigabytes_takes_a_sentence(
+    tmp_path: Path, text: str, why: str
+) -> None:
     file = tmp_path / "huge.toml"
     file.write_text(text)
     script = """
@@ -411,7 +526,9 @@ try:
 except PolicyError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, file], capture_output=True, text=True, check=True
+    )
     assert why in done.stdout
     assert done.stdout.count("\n") == 1
     assert len(done.stdout) < 500
@@ -475,7 +592,10 @@ def test_routes_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("to,proto,ports,stack\n10.0.0.0/8,,,wan\n10.0.0.1/8,,,wan\n", ["p.csv:3:", "network is 10.0.0.0/8"]),
+        (
+            "to,proto,ports,stack\n10.0.0.0/8,,,wan\n10.0.0.1/8,,,wan\n",
+            ["p.csv:3:", "network is 10.0.0.0/8"],
+        ),
         ("10.0.0.0/8,,wan\n", ["p.csv:1:", "3 columns, not 4"]),
         ("10.0.0.0/8,,,wna\n", ["p.csv:1:", '"wna"', 'did you mean "wan"?']),
         ("10.0.0.0/8,tcp,9-8,wan\n", ["p.csv:1:", "reversed"]),
@@ -536,7 +656,9 @@ def test_routes_of_all_files_are_counted_before_the_next_is_read(
         f'[tables.{name}]\nroutes_from = "{file}"\n'
         for name, file in zip("ab", ("two.csv",) * 2, strict=True)
     )
-    assert "there are 4 routes" in refusal(text + '[tables.c]\nroutes_from = "missing.csv"\n', tmp_path)
+    assert "there are 4 routes" in refusal(
+        text + '[tables.c]\nroutes_from = "missing.csv"\n', tmp_path
+    )
 
 
 @pytest.mark.parametrize("old", ["af_packet", "tun"])

@@ -44,7 +44,8 @@ stack = "c"
 routes_from = "routes.csv"
 """
 WRONG_CSV = "10.0.0.0/8, tcp, 443, a\nnonsense\n10.0.0.0/9, tcp, 0, a\n10.0.0.0/10, tcp, 1, d\n"
-# Every one of them, each once; b is refused, and so no route to it or fallback would be told of besides.
+# Every one of them, each once; b is refused, and so no route to it or fallback would be
+# told of besides.
 FOUND = [
     ("p.toml:4", "stack a, congestion"),
     ("p.toml:5", "stack a, io"),
@@ -189,7 +190,9 @@ def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
         assert text in line
     as_json = cli("policy", "check", "--json", str(file)).json
     assert (as_json["ok"], as_json["errors"], as_json["more_warnings"]) == (True, [], 0)
-    assert [f"dmm-ebpf: warning: {one['place']}: {one['text']}" for one in as_json["warnings"]] == lines
+    assert [
+        f"dmm-ebpf: warning: {one['place']}: {one['text']}" for one in as_json["warnings"]
+    ] == lines
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,8 @@ def test_what_is_never_reached_decides_nothing(
 ) -> None:
     parsed = policy.parse(text, source="p.toml", base=Path("/"))
     never = {
-        one.text.partition(" is never reached")[0]: one.place for one in policy_warnings.warnings(parsed)
+        one.text.partition(" is never reached")[0]: one.place
+        for one in policy_warnings.warnings(parsed)
     }
     for query in asked:
         verdict = evaluate.route_get(parsed, query)

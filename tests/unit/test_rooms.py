@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports and #includes keep to the table of rooms (tests/rooms.py), and the map shows that table."""
+"""Imports and #includes keep to the table of rooms (tests/rooms.py), and the map
+shows that table.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_no_file_uses_what_its_room_may_not(language: str) -> None:
 
 
 def test_no_c_function_of_a_higher_room_is_named() -> None:
-    """A declaration of one's own needs no #include; what a lower room tells a higher one goes by a table (end.h)."""
+    """A declaration of one's own needs no #include; what a lower room tells a higher one goes
+    by a table (end.h).
+    """
     allowed = {(room.name, name) for room in rooms.LANGUAGES["C"] for name in room.uses}
     wrong = [
         f"{a.file} ({a.room}) names a function of {a.target} ({a.uses})"
@@ -49,8 +53,12 @@ def test_no_c_function_of_a_higher_room_is_named() -> None:
 
 
 def test_the_relay_sees_a_dozen_functions_of_tcp() -> None:
-    """Of one end of a connection; what its files share is in tcp_int.h, which none above includes."""
-    shown = rooms.functions().keys() & set(re.findall(r"\b(\w+)\(", rooms.code_of(rooms.CORE + "tcp.h")))
+    """Of one end of a connection; what its files share is in tcp_int.h, which
+    none above includes.
+    """
+    shown = rooms.functions().keys() & set(
+        re.findall(r"\b(\w+)\(", rooms.code_of(rooms.CORE + "tcp.h"))
+    )
     assert 0 < len(shown) <= 12, sorted(shown)
     inside = rooms.CORE + "tcp_int.h"
     assert [
@@ -78,7 +86,9 @@ def test_the_map_is_the_table() -> None:
     page = rooms.PAGE.read_text(encoding="utf-8")
     assert page.partition(rooms.START)[2].partition(rooms.END)[0] == rooms.tables(), again
     for language, table in rooms.LANGUAGES.items():
-        assert rooms.picture_file(language).read_text(encoding="utf-8") == rooms.picture(table), again
+        assert rooms.picture_file(language).read_text(encoding="utf-8") == rooms.picture(table), (
+            again
+        )
 
 
 def test_every_include_leads_to_a_file() -> None:
@@ -89,6 +99,8 @@ def test_every_include_leads_to_a_file() -> None:
         for file in rooms.tracked()
         if file.endswith((".c", ".h")) and "/compat/" not in file
         for name in rooms.included_names(file)
-        if not any((rooms.ROOT / at / name).is_file() for at in (rooms.PurePath(file).parent, *folders))
+        if not any(
+            (rooms.ROOT / at / name).is_file() for at in (rooms.PurePath(file).parent, *folders)
+        )
     ]
     assert lost == []

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run directory: names, the lock between Resource Directors, and state that survives being cut off."""
+"""The run directory: names, the lock between Resource Directors, and state that survives
+being cut off.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a.b", "_a", "x" * 33, "ü", "a b", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "-x", "a.b", "_a", "x" * 33, "ü", "a b", "a\n"]
+)
 def test_a_name_that_could_leave_the_directory_is_refused(name):
     with pytest.raises(UsageError, match="cannot use the instance name"):
         RunDir(name)
@@ -31,7 +35,12 @@ def test_state_comes_back_as_it_was_saved(root):
     run = RunDir("default")
     run.claim()
     state = State(
-        "default", 1, "/cg", 42, stacks=[StackState("wan", 1, 3, "dmm-3", ["eth0"], 7, 99)], nics={"eth0": 0}
+        "default",
+        1,
+        "/cg",
+        42,
+        stacks=[StackState("wan", 1, 3, "dmm-3", ["eth0"], 7, 99)],
+        nics={"eth0": 0},
     )
     run.save(state)
     assert run.load() == state
@@ -41,7 +50,10 @@ def test_state_comes_back_as_it_was_saved(root):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    for place, why in ((tmp_path / "file" / "run", "not a directory"), (Path("/proc/dmm"), "no such file")):
+    for place, why in (
+        (tmp_path / "file" / "run", "not a directory"),
+        (Path("/proc/dmm"), "no such file"),
+    ):
         monkeypatch.setattr(rundir, "ROOT", place)
         with pytest.raises(DmmError, match=rf"cannot write {place}/.lock: {why}"):
             RunDir("default").claim()
@@ -54,7 +66,11 @@ def test_a_namespace_is_told_from_a_later_one_of_its_inode(root):
         run.claim()
         run.save(State(name, 1, "/cg", inode, of))
     with netns.NetNS.from_arg() as here:
-        assert [RunDir(name).load().is_in(here) for name in ("now", "before", "old")] == [True, False, True]
+        assert [RunDir(name).load().is_in(here) for name in ("now", "before", "old")] == [
+            True,
+            False,
+            True,
+        ]
     seen = {state.instance: state.netns_inode for state in rundir.all_states()}
     assert seen == {"now": inode, "before": 0, "old": inode}
 
@@ -122,4 +138,6 @@ def test_a_run_directory_that_is_a_mount_hides_no_error():
     words = ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", *attach]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 2
-    assert done.stderr.startswith("dmm-ebpf: cannot use the cgroup /no-such: there is no such cgroup")
+    assert done.stderr.startswith(
+        "dmm-ebpf: cannot use the cgroup /no-such: there is no such cgroup"
+    )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a service manager sees of a Resource Director: sd_notify(3), and the order on the processor."""
+"""What a service manager sees of a Resource Director: sd_notify(3), and the order
+on the processor.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def test_what_is_urgent_is_real_time_for_as_long_as_it_takes_and_nothing_inherit
             child = os.fork()
             if child == 0:
                 is_plain = (
-                    os.sched_getscheduler(0) == os.SCHED_OTHER and os.getpriority(os.PRIO_PROCESS, 0) == 0
+                    os.sched_getscheduler(0) == os.SCHED_OTHER
+                    and os.getpriority(os.PRIO_PROCESS, 0) == 0
                 )
                 os._exit(0 if is_plain else 1)
             seen["child"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

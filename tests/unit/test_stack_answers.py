@@ -31,7 +31,9 @@ def test_what_is_no_sentence_is_not(fault: object) -> None:
         said(STATS | {"plugin_fault": fault})
 
 
-@pytest.mark.parametrize("stats", [STATS | {"other": "text"}, STATS | {"plugin_faults": -1}, [], None, 3])
+@pytest.mark.parametrize(
+    "stats", [STATS | {"other": "text"}, STATS | {"plugin_faults": -1}, [], None, 3]
+)
 def test_other_text_is_not_either(stats: object) -> None:
     with pytest.raises(answers.AnswerError):
         said(stats)
@@ -39,6 +41,8 @@ def test_other_text_is_not_either(stats: object) -> None:
 
 def test_processes_are_told_of_together() -> None:
     quiet = {"plugin_faults": 0, "plugin_connections": 0, "plugin_fault": ""}
-    figures = load.figures({("wan", 0): STATS | quiet, ("wan", 1): STATS | PLUGIN, ("x", 0): STATS}, "wan")
+    figures = load.figures(
+        {("wan", 0): STATS | quiet, ("wan", 1): STATS | PLUGIN, ("x", 0): STATS}, "wan"
+    )
     assert figures["plugin"] == {"faults": 2, "connections": 3, "fault": "X.on_ack raised E"}
     assert "plugin" not in load.figures({("x", 0): STATS}, "x")

@@ -31,7 +31,8 @@ def test_every_step_is_tried_and_every_failure_told():
     asyncio.run(undo())
     assert steps.removed == ["a", "b", "c"]
     with pytest.raises(
-        DmmError, match=r"cannot detach x: one: .*No space left.*; three: cannot stop y: it will not"
+        DmmError,
+        match=r"cannot detach x: one: .*No space left.*; three: cannot stop y: it will not",
     ):
         steps.finish()
 
@@ -52,7 +53,9 @@ def test_a_cancellation_waits_for_the_thread():
         task = loop.create_task(in_thread(make))
         await begun.wait()
         task.cancel()
-        loop.call_soon(may_end.set)  # comes after the cancellation: a loop calls in the order of asking
+        loop.call_soon(
+            may_end.set
+        )  # comes after the cancellation: a loop calls in the order of asking
         with pytest.raises(asyncio.CancelledError):
             await task
         return list(done)  # before the thread could go on by itself

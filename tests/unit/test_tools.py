@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands below tools/: asked for help they tell it and do nothing else, and no word is passed over."""
+"""The commands below tools/: asked for help they tell it and do nothing else, and no word
+is passed over.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ COMMANDS = sorted(p.name for p in TOOLS.iterdir() if p.is_file() and os.access(p
 WITHIN_S = 120
 
 
-def run(command: str, *words: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    command: str, *words: str, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     argv = [*prefix, TOOLS / command, *words]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=WITHIN_S)
 
@@ -25,12 +29,15 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [*((name, "--help") for name in COMMANDS), ("demo", "-h"), ("bench", "-h")]
+    ("command", "option"),
+    [*((name, "--help") for name in COMMANDS), ("demo", "-h"), ("bench", "-h")],
 )
 def test_help_does_nothing_else(command: str, option: str) -> None:
     """As nobody: what would install, compile or make namespaces could not."""
     prefix = (
-        ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups") if os.geteuid() == 0 else ()
+        ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+        if os.geteuid() == 0
+        else ()
     )
     done = run(command, option, prefix=prefix)
     assert (done.returncode, done.stderr) == (0, "")
@@ -68,7 +75,10 @@ def test_an_unknown_option_is_refused(command: str) -> None:
 def test_a_word_too_many_is_refused(command: str, takes: str) -> None:
     done = run(command, "quickly")
     assert done.returncode == 2
-    assert done.stderr == f"{command}: cannot take this command line: it takes {takes}, and got quickly\n"
+    assert (
+        done.stderr
+        == f"{command}: cannot take this command line: it takes {takes}, and got quickly\n"
+    )
 
 
 def test_pre_commit_and_ci_call_commands_that_are_here() -> None:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""top: what it computes, and what it shows at 80 by 24 for keys typed by textual's pilot, fed by a source of ours."""
+"""top: what it computes, and what it shows at 80 by 24 for keys typed by textual's pilot, fed
+by a source of ours.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,9 @@ class ScriptedSource:
 
 def snapshot(time_s: float, *flows: dict[str, Any], **fields: Any) -> Snapshot:
     """A look at one instance."""
-    return Snapshot(time_s, list(flows), fields.get("stacks", STACKS), ["default"], fields.get("notes", []))
+    return Snapshot(
+        time_s, list(flows), fields.get("stacks", STACKS), ["default"], fields.get("notes", [])
+    )
 
 
 def drive(
@@ -88,7 +92,9 @@ def drive(
     script: Callable[[Pilot[None], TopApp], Awaitable[None]],
     size: tuple[int, int] = (80, 24),
 ) -> TopApp:
-    """Run top with source on a screen of size; it looks once, and again only when script says so."""
+    """Run top with source on a screen of size; it looks once, and again only when
+    script says so.
+    """
     app = TopApp(source, interval_s=3600)
 
     async def run() -> None:
@@ -141,7 +147,10 @@ def apps(app: TopApp) -> list[str]:
 
 BUSY = (
     snapshot(10, *(flow(n) for n in range(1, 6))),
-    snapshot(12, *(flow(n, bytes_sent=n * 1_000_000, bytes_received=(6 - n) * 500_000) for n in range(1, 6))),
+    snapshot(
+        12,
+        *(flow(n, bytes_sent=n * 1_000_000, bytes_received=(6 - n) * 500_000) for n in range(1, 6)),
+    ),
 )
 
 
@@ -236,7 +245,11 @@ def test_sorting() -> None:
 
 
 def test_filter() -> None:
-    rows = [flow(1, comm="curl"), flow(2, comm="nginx", stack="wan"), flow(3, comm="curl", state="SYN_SENT")]
+    rows = [
+        flow(1, comm="curl"),
+        flow(2, comm="nginx", stack="wan"),
+        flow(3, comm="curl", state="SYN_SENT"),
+    ]
 
     async def script(pilot: Pilot[None], app: TopApp) -> None:
         await pilot.press("slash", *"curl")
@@ -435,7 +448,9 @@ def test_a_failure_ends_top_and_is_handed_on() -> None:
 
 
 def test_hostile_names_cannot_drive_the_terminal() -> None:
-    evil = flow(1, comm="\x1b]0;x\x07[b]", route="[red]\x1b[2J", cgroup="[/b]\n", stack="\x1b", rule="\r")
+    evil = flow(
+        1, comm="\x1b]0;x\x07[b]", route="[red]\x1b[2J", cgroup="[/b]\n", stack="\x1b", rule="\r"
+    )
 
     async def script(_pilot: Pilot[None], app: TopApp) -> None:
         shown = "".join(table(app)) + text_of(app, "#detail") + text_of(app, "#stacks")
@@ -454,7 +469,9 @@ def test_rates_need_two_looks_or_a_birth_between_them() -> None:
     assert (first.out_Bps, first.in_Bps) == (None, None)
     old, young = meter.measure(
         snapshot(
-            3, flow(2, bytes_sent=100, age_s=50.0), flow(3, bytes_sent=100, bytes_received=50, age_s=1.0)
+            3,
+            flow(2, bytes_sent=100, age_s=50.0),
+            flow(3, bytes_sent=100, bytes_received=50, age_s=1.0),
         )
     )
     assert old.out_Bps is None
@@ -468,7 +485,9 @@ COUNTERS = st.dictionaries(
 )
 
 
-@given(st.lists(COUNTERS, min_size=1, max_size=4), st.sampled_from(list(model.ORDERS)), st.booleans())
+@given(
+    st.lists(COUNTERS, min_size=1, max_size=4), st.sampled_from(list(model.ORDERS)), st.booleans()
+)
 @settings(deadline=None)
 def test_totals_are_the_sums_of_rows(
     looks: list[dict[int, tuple[int, int]]], column: str, reverse: bool
@@ -481,7 +500,9 @@ def test_totals_are_the_sums_of_rows(
         rows = meter.measure(look)
         totals = model.stack_totals(look, rows)
         assert sum(total.flows for total in totals) == len(rows)
-        assert sum(t.out_Bps for t in totals) == pytest.approx(sum(row.out_Bps or 0 for row in rows))
+        assert sum(t.out_Bps for t in totals) == pytest.approx(
+            sum(row.out_Bps or 0 for row in rows)
+        )
         assert all(row.out_Bps is None or row.out_Bps >= 0 for row in rows)
         arranged = model.arrange(rows, FlowFilter(), column, reverse=reverse)
         assert sorted(row.key for row in arranged) == sorted(row.key for row in rows)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy file is followed whatever is done to it and above it, and what cannot be applied is told.
+"""The policy file is followed whatever is done to it and above it, and what cannot be
+applied is told.
 
-Real files; the instance is reduced to what a watch asks of it. tests/apps/test_policy_watch.py has the whole.
+Real files; the instance is reduced to what a watch asks of it. tests/apps/test_policy_watch.py
+has the whole.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from dmm_ebpf.rd.director.watch import PolicyWatch
 from dmm_ebpf.rd.policy import parse as policies
 
 WITHIN_S = 10.0
-SETTLED = (
-    3  # looks: one that has begun already, one that sees a change, one that sees the same again and acts
-)
+# looks: one that has begun already, one that sees a change, one that sees the same again and acts
+SETTLED = 3
 
 
 def text_of(name, routes='[[tables.t.routes]]\nto = "default"\nstack = "s"\n', more=""):
@@ -89,7 +90,9 @@ class Subject:
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
-    """Runs a coroutine function with a Subject whose file, in a directory of its own, is followed."""
+    """Runs a coroutine function with a Subject whose file, in a directory of its
+    own, is followed.
+    """
     monkeypatch.setattr(watch, "LOOK_S", 0.01)
     monkeypatch.setattr(watch, "RETRY_S", 0.05)
     folder = tmp_path / "conf"
@@ -237,10 +240,15 @@ def test_a_refusal_is_published_once_for_each_reason_and_keeps_its_time(follow):
 def test_routes_files_are_followed_too_and_one_that_comes_late(follow):
     async def story(s):
         folder = s.file.parent
-        for name, routes in (("a", "192.0.2.0/24,,,s\n"), ("b", "192.0.2.0/24,,,s\n198.51.100.0/24,,,s\n")):
+        for name, routes in (
+            ("a", "192.0.2.0/24,,,s\n"),
+            ("b", "192.0.2.0/24,,,s\n198.51.100.0/24,,,s\n"),
+        ):
             (folder / name).mkdir()
             (folder / name / "routes.csv").write_text(routes)
-        s.file.write_text(text := text_of("routes", "", '[tables.t]\nroutes_from = "now/routes.csv"\n'))
+        s.file.write_text(
+            text := text_of("routes", "", '[tables.t]\nroutes_from = "now/routes.csv"\n')
+        )
         await s.expect_refusal("now/routes.csv")
         replace(folder / "now", "a")
         await s.expect(text, "the routes file came late")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ccsim.c: packet-level simulation of congestion controls over one shared bottleneck: the clock, the link,
- * the receivers. See ccsim_run.h.
+ * ccsim.c: packet-level simulation of congestion controls over one shared bottleneck: the clock,
+ * the link, the receivers. See ccsim_run.h.
  */
 #include "ccsim.h"
 
@@ -110,7 +110,8 @@ static void receiver_ack(struct flow *f)
 	f->delack_ns = 0;
 	if (sim.path.ack_loss > 0 && sim_random(&sim) < sim.path.ack_loss)
 		return;
-	sim_at(sim.now_ns + f->asked.rtt_ns - f->asked.rtt_ns / 2, EV_ACK, f->index, (uint32_t)f->pend_n);
+	sim_at(sim.now_ns + f->asked.rtt_ns - f->asked.rtt_ns / 2, EV_ACK, f->index,
+	       (uint32_t)f->pend_n);
 }
 
 static void receiver_arrive(struct flow *f, uint32_t tx)
@@ -143,15 +144,16 @@ static void trace(void)
 	for (uint32_t i = 0; i < sim.path.flows_n && sim.points_n < sim.points_max; i++) {
 		const struct flow *f = &sim.flows[i];
 
-		sim.points[sim.points_n++] = (struct ccsim_point){.at_ns = sim.now_ns,
-								  .cwnd_bytes = f->cc.cwnd_bytes,
-								  .pacing_Bps = f->cc.pacing_Bps,
-								  .inflight_bytes = f->cc.inflight_bytes,
-								  .delivered_bytes = f->delivered,
-								  .lost_bytes = f->lost,
-								  .min_rtt_ns = f->cc.min_rtt_ns,
-								  .queue_ns = wait,
-								  .flow = i};
+		sim.points[sim.points_n++] =
+			(struct ccsim_point){.at_ns = sim.now_ns,
+					     .cwnd_bytes = f->cc.cwnd_bytes,
+					     .pacing_Bps = f->cc.pacing_Bps,
+					     .inflight_bytes = f->cc.inflight_bytes,
+					     .delivered_bytes = f->delivered,
+					     .lost_bytes = f->lost,
+					     .min_rtt_ns = f->cc.min_rtt_ns,
+					     .queue_ns = wait,
+					     .flow = i};
 	}
 }
 

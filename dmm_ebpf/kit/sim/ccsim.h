@@ -2,9 +2,9 @@
 /*
  * ccsim.h: what the parts of the congestion control simulator share.
  *
- * ccsim.c owns the clock, the bottleneck and the receiver; ccsim_sender.c the idealised SACK/RACK sender,
- * which makes rate samples exactly as cc.h describes them. Virtual time only, one seeded generator for
- * everything random: the same path and flows give the same figures.
+ * ccsim.c owns the clock, the bottleneck and the receiver; ccsim_sender.c the idealised SACK/RACK
+ * sender, which makes rate samples exactly as cc.h describes them. Virtual time only, one seeded
+ * generator for everything random: the same path and flows give the same figures.
  */
 #ifndef CCSIM_H
 #define CCSIM_H
@@ -18,7 +18,10 @@
 
 enum tx_state { TX_FLYING, TX_ACKED, TX_LOST };
 
-/* One transmission of one segment. In an array ordered by transmit time, so RACK is a walk from its head. */
+/*
+ * One transmission of one segment. In an array ordered by transmit time, so RACK is a walk
+ * from its head.
+ */
 struct tx {
 	uint64_t sent_ns;
 	uint64_t first_tx_ns; /* send time of the packet that starts its rate sample */

@@ -2,8 +2,8 @@
 /*
  * ccsim_run.h: what the simulator of congestion controls is asked, and what it answers.
  *
- * Random loss strikes after the bottleneck, so rate * (1 - loss) * 1448 / 1538 is the limit of the goodput.
- * Queueing delay is what packets of the flow met at the bottleneck, dropped ones excluded.
+ * Random loss strikes after the bottleneck, so rate * (1 - loss) * 1448 / 1538 is the limit of the
+ * goodput. Queueing delay is what packets of the flow met at the bottleneck, dropped ones excluded.
  *
  * Text below is read by cffi, which strips lines that start with '#'.
  */
@@ -14,7 +14,10 @@
 
 enum { CCSIM_FLOWS = 16 }; /* most flows in one run */
 
-/* Rates are of bits on the wire, Ethernet's preamble and gap included, in bytes a second; loss from 0 to 1 */
+/*
+ * Rates are of bits on the wire, Ethernet's preamble and gap included, in bytes a second; loss from
+ * 0 to 1
+ */
 struct ccsim_path {
 	double rate_Bps, loss, ack_loss;
 	double rate2_Bps, loss2; /* from rate2_ns on */
@@ -24,8 +27,9 @@ struct ccsim_path {
 	uint64_t end_ns, warm_ns; /* figures are of the time between warm_ns and end_ns */
 	uint64_t ack_every;	  /* packets */
 	uint64_t burst_ns;	  /* how late a paced packet may be */
-	uint64_t jitter_ns;	  /* by how much at most a packet is delayed behind the bottleneck */
-	uint64_t trace_ns;	  /* between two points; 0: none */
+	/* by how much at most a packet is delayed behind the bottleneck */
+	uint64_t jitter_ns;
+	uint64_t trace_ns; /* between two points; 0: none */
 	uint64_t seed;
 	uint32_t reordering; /* 1: RACK waits its full window */
 	uint32_t flows_n;
@@ -68,8 +72,8 @@ struct ccsim_point {
 	uint32_t pad;
 };
 
-/* Runs it: flows and figures have path->flows_n places, points room for points_max. Returns the number of
- * points. One thread at a time. */
+/* Runs it: flows and figures have path->flows_n places, points room for points_max. Returns the
+ * number of points. One thread at a time. */
 uint64_t ccsim_run(const struct ccsim_path *path, const struct ccsim_flow *flows,
 		   struct ccsim_figures *figures, struct ccsim_point *points, uint64_t points_max);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ccsim_sender.c: an idealised SACK sender: every transmission is told apart, loss is detected as RACK does
- * (RFC 8985) with a reordering window of a quarter of the minimum RTT (none in recovery, unless the path
- * reorders), and the receive window is without limit. What it does not idealise is what a congestion control
- * sees: rate samples (draft-ietf-ccwg-bbr, section 4.1.2), recovery, RTO.
+ * ccsim_sender.c: an idealised SACK sender: every transmission is told apart, loss is detected as
+ * RACK does (RFC 8985) with a reordering window of a quarter of the minimum RTT (none in recovery,
+ * unless the path reorders), and the receive window is without limit. What it does not idealise is
+ * what a congestion control sees: rate samples (draft-ietf-ccwg-bbr, section 4.1.2), recovery, RTO.
  */
 #include "ccsim.h"
 
@@ -26,7 +26,8 @@ static void min_rtt_update(struct flow *f, uint64_t rtt, uint64_t now)
 	}
 	if (rtt < f->minrtt[0].rtt)
 		f->minrtt[0].rtt = rtt;
-	f->cc.min_rtt_ns = f->minrtt[0].rtt < f->minrtt[1].rtt ? f->minrtt[0].rtt : f->minrtt[1].rtt;
+	f->cc.min_rtt_ns =
+		f->minrtt[0].rtt < f->minrtt[1].rtt ? f->minrtt[0].rtt : f->minrtt[1].rtt;
 }
 
 static void rtt_update(struct flow *f, uint64_t rtt, uint64_t now)
@@ -46,7 +47,8 @@ static void rtt_update(struct flow *f, uint64_t rtt, uint64_t now)
 
 static void rto_arm(struct sim *sim, struct flow *f)
 {
-	uint64_t rto = f->cc.srtt_ns ? f->cc.srtt_ns + max64(4 * f->rttvar_ns, RTO_MIN_NS) : CCSIM_S;
+	uint64_t rto =
+		f->cc.srtt_ns ? f->cc.srtt_ns + max64(4 * f->rttvar_ns, RTO_MIN_NS) : CCSIM_S;
 
 	f->rto_deadline_ns = sim->now_ns + (rto << f->rto_shift);
 	if (f->rto_timer_ns)
@@ -165,7 +167,9 @@ static void mark_lost(struct sim *sim, struct flow *f, struct tx *tx)
 	f->rtx[f->rtx_n++] = tx->seg;
 }
 
-/* Marks what RACK holds for lost by now; arms the timer for what it will. Returns the bytes marked. */
+/*
+ * Marks what RACK holds for lost by now; arms the timer for what it will. Returns the bytes marked.
+ */
 static uint64_t rack_detect(struct sim *sim, struct flow *f)
 {
 	uint64_t reo = max64(f->cc.min_rtt_ns / 4, CCSIM_MS), before = f->lost, due;
@@ -210,9 +214,11 @@ static void recovery_update(struct sim *sim, struct flow *f, uint64_t lost)
 	}
 }
 
-/* Takes newly arrived transmissions into the sample, as tcp_rate_skb_delivered of Linux. Returns the newest.
+/* Takes newly arrived transmissions into the sample, as tcp_rate_skb_delivered of Linux. Returns
+ * the newest.
  */
-static struct tx *take_acked(struct sim *sim, struct flow *f, uint64_t from, uint64_t to, struct cc_sample *s)
+static struct tx *take_acked(struct sim *sim, struct flow *f, uint64_t from, uint64_t to,
+			     struct cc_sample *s)
 {
 	struct tx *newest = NULL;
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events that followers have not taken yet, kept once for all of them, and no more than BACKLOG_EVENTS.
+"""The events that followers have not taken yet, kept once for all of them, and no
+more than BACKLOG_EVENTS.
 
-A follower that is too slow loses the oldest, and is told how many in the next one that it gets ("events_lost").
+A follower that is too slow loses the oldest, and is told how many in the next one that
+it gets ("events_lost").
 """
 
 from __future__ import annotations

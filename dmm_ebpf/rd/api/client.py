@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blocking client of a Resource Director (RD): what the command line and the TUI speak through.
 
-Owns the path of the RD's socket and the sentences for an RD that cannot be reached. Every failure leaves
-as a DmmError: NotAttachedError when there is no such instance or nobody answers for it, PrivilegeError
+Owns the path of the RD's socket and the sentences for an RD that cannot be reached.
+Every failure leaves
+as a DmmError: NotAttachedError when there is no such instance or nobody answers
+for it, PrivilegeError
 when the caller may not ask, and whatever the RD itself said otherwise. It starts, stops and repairs
 nothing, and never retries.
 """
@@ -38,8 +40,8 @@ def socket_path(instance: str) -> Path:
 
 
 def instances() -> list[str]:
-    """Names of the instances with a run directory or with programs that are attached, sorted; an RD may be dead. Raises
-    PrivilegeError.
+    """Names of the instances with a run directory or with programs that are attached, sorted; an RD
+    may be dead. Raises PrivilegeError.
     """
     from dmm_ebpf import loader
 
@@ -61,7 +63,9 @@ class NotServingError(NotAttachedError):
 
 
 class HomelessError(NotAttachedError):
-    """Somebody took the run directory of the instance away: its programs are attached, and nobody can be asked."""
+    """Somebody took the run directory of the instance away: its programs are attached, and
+    nobody can be asked.
+    """
 
 
 class Client(Closing):
@@ -164,7 +168,9 @@ class Client(Closing):
 
 
 class Subscription(Closing):
-    """An open stream of events: iterate it, or select() on it and call read_ready(). close() ends it."""
+    """An open stream of events: iterate it, or select() on it and call read_ready().
+    close() ends it.
+    """
 
     def __init__(self, instance: str, method: str, params: Message, *, timeout_s: float) -> None:
         from dmm_ebpf.rd.api import wire
@@ -188,7 +194,9 @@ class Subscription(Closing):
         return self._connection.fileno()
 
     def read_ready(self) -> list[Message]:
-        """Events of one recv(), perhaps none. Raises NotAttachedError when the RD ended the stream."""
+        """Events of one recv(), perhaps none. Raises NotAttachedError when the RD
+        ended the stream.
+        """
         try:
             messages = self._connection.read_ready()
         except OSError as exc:
@@ -223,7 +231,9 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
     if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
         if rundir.RunDir(instance).is_locked():
             return NotServingError(
-                what, why="its Resource Director is starting or ending", hint="ask again in a moment"
+                what,
+                why="its Resource Director is starting or ending",
+                hint="ask again in a moment",
             )
         return NotAttachedError(
             what,
@@ -231,7 +241,9 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
             hint="attach the instance again to take over what it left, "
             f"or remove that with dmm-ebpf detach --instance {instance}",
         )
-    if isinstance(exc, TimeoutError | BlockingIOError):  # EAGAIN: more than it has taken are waiting
+    if isinstance(
+        exc, TimeoutError | BlockingIOError
+    ):  # EAGAIN: more than it has taken are waiting
         return _silent(what, instance)
     return NotAttachedError(what, why=exc.strerror or str(exc))
 

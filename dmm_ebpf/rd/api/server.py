@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Resource Director's Unix socket: who may ask, and what can be asked.
 
-Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became; nothing that others send is read. A
-request that fails is answered with its sentence; it never ends the connection of another client, nor the RD. Who sends
-half a request, or does not read the answer, is hung up on.
+Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became; nothing that
+others send is read. A request that fails is answered with its sentence; it never ends the
+connection of another client, nor the RD. Who sends half a request, or does not read the answer, is
+hung up on.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Server:
         self._listings: dict[str, Listing] = {"flows": instance.list_flows}
 
     async def serve(self) -> None:
-        """Answer until stop() is called or a client asks for it. Returns with the socket still in place."""
+        """Answer until stop() is called or a client asks for it. Returns with the socket
+        still in place.
+        """
         await self.listen()
         loop = asyncio.get_running_loop()
         instance = self._instance
@@ -84,12 +87,16 @@ class Server:
         await asyncio.gather(*watches, return_exceptions=True)
 
     async def listen(self) -> None:
-        """Make the socket, also in the place of one that was removed: its clients are served to their end."""
+        """Make the socket, also in the place of one that was removed: its clients are served
+        to their end.
+        """
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()  # the lock is ours, so a socket that stands here is stale
         mask = os.umask(0o177)
         try:
-            new = await asyncio.start_unix_server(self._client, str(self._path), backlog=MAX_CLIENTS)
+            new = await asyncio.start_unix_server(
+                self._client, str(self._path), backlog=MAX_CLIENTS
+            )
         finally:
             os.umask(mask)
         old, self._listening = self._listening, new
@@ -105,7 +112,9 @@ class Server:
         self._reloading = asyncio.get_running_loop().create_task(self._instance.watch.reload())
 
     async def finish(self, removed: list[str] | DmmError) -> None:
-        """Tell whoever asked for the stop what was removed, or why not all was, and hang up on every client."""
+        """Tell whoever asked for the stop what was removed, or why not all was, and hang up
+        on every client.
+        """
         if isinstance(removed, DmmError):
             self._removed.set_exception(removed)
             self._removed.exception()  # it is told where it was raised, should nobody have asked
@@ -162,7 +171,9 @@ class Server:
         return None
 
     def _hang_up_on_one(self) -> bool:
-        """Who has asked nothing for the longest time makes room; false if all are being answered."""
+        """Who has asked nothing for the longest time makes room; false if all
+        are being answered.
+        """
         longest = next(iter(self._idle), None)
         if longest is None:
             return False
@@ -193,7 +204,9 @@ class Server:
             return None
         return await wire.read_request(reader, first, within_s=REQUEST_WITHIN_S, large=self._large)
 
-    async def _answer(self, number: int, method: str, params: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+    async def _answer(
+        self, number: int, method: str, params: dict[str, Any]
+    ) -> AsyncGenerator[bytes, None]:
         """The frames that answer a request: pages of a long listing, and the reply."""
         known, listing = self._methods.get(method), self._listings.get(method)
         try:
@@ -212,14 +225,21 @@ class Server:
         except Exception as e:
             log.exception("request %s failed", shown(method))
             error = DmmError(
-                f"answer {shown(method)}", why=f"{type(e).__name__}: {e}", hint="the RD's log has more"
+                f"answer {shown(method)}",
+                why=f"{type(e).__name__}: {e}",
+                hint="the RD's log has more",
             )
             yield wire.failure(number, error)
 
-    async def _follow(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _follow(
+        self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """Send events until the client hangs up, or sends anything more."""
         loop = asyncio.get_running_loop()
-        ends = [loop.create_task(self._send_events(number, writer)), loop.create_task(reader.read(1))]
+        ends = [
+            loop.create_task(self._send_events(number, writer)),
+            loop.create_task(reader.read(1)),
+        ]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Resource Director's wire format: a 4-byte big-endian length, then that many bytes of one msgpack map.
+"""The Resource Director's wire format: a 4-byte big-endian length, then that many bytes of
+one msgpack map.
 
     request   {"id": n, "method": m, "params": {...}}
-    reply     {"id": n, "ok": true, "result": ...}  |  {"id": n, "ok": false, "error": DmmError.to_wire()}
-    stream    {"id": n, "event": {...}}, again and again until the client closes its socket
-    pages     {"id": n, "page": [...]}, again and again, then the reply, whose result is the last page, perhaps empty
-    refusal   the reply with id CONNECTION: the connection is refused, whatever it would ask
+    reply {"id": n, "ok": true, "result": ...} | {"id": n, "ok": false, "error": DmmError.to_wire()}
+    stream {"id": n, "event": {...}}, again and again until the client closes its socket
+    pages {"id": n, "page": [...]}, again and again, then the reply, whose result is the last
+    page, perhaps empty refusal the reply with id CONNECTION: the connection is refused, whatever
+    it would ask
 
-Invariants: a message is a map with text keys all the way down, and no longer than MAX_MESSAGE_BYTES; a request
-is small but for one text, a policy, and nearly flat. Whatever else arrives is refused with one WireError, before
-memory is taken for bytes that nobody sent or for more objects than a request has; after a WireError the stream
-has lost its framing and must be closed. Decoding is sans-I/O (Decoder); the helpers for asyncio streams and for
-blocking sockets only carry bytes to it.
+Invariants: a message is a map with text keys all the way down, and no longer than
+MAX_MESSAGE_BYTES; a request is small but for one text, a policy, and nearly flat. Whatever else
+arrives is refused with one WireError, before memory is taken for bytes that nobody sent or for more
+objects than a request has; after a WireError the stream has lost its framing and must be closed.
+Decoding is sans-I/O (Decoder); the helpers for asyncio streams and for blocking sockets only carry
+bytes to it.
 """
 
 from __future__ import annotations
@@ -43,15 +46,21 @@ _READ_BYTES = 256 * 1024
 class WireError(DmmError):
     """Bytes that are no message, or a message that does not fit in a frame."""
 
-    def __init__(self, why: str, *, hint: str = "is dmm-ebpf the same version at both ends?") -> None:
+    def __init__(
+        self, why: str, *, hint: str = "is dmm-ebpf the same version at both ends?"
+    ) -> None:
         super().__init__("talk over the Resource Director's socket", why=why, hint=hint)
 
 
 def encode(message: Message) -> bytes:
-    """One frame. Raises WireError above MAX_MESSAGE_BYTES, TypeError for what msgpack cannot say."""
+    """One frame. Raises WireError above MAX_MESSAGE_BYTES, TypeError for what
+    msgpack cannot say.
+    """
     body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogateescape")
     if len(body) > MAX_MESSAGE_BYTES:
-        raise WireError(f"a message of {len(body)} bytes is above the limit of {MAX_MESSAGE_BYTES}", hint="")
+        raise WireError(
+            f"a message of {len(body)} bytes is above the limit of {MAX_MESSAGE_BYTES}", hint=""
+        )
     return _LENGTH.pack(len(body)) + body
 
 
@@ -86,8 +95,8 @@ def decode_body(body: bytes | bytearray | memoryview) -> Message:
 
 
 def decode_request(body: bytes) -> Message:
-    """As decode_body(), for what a stranger sent: a byte of msgpack may ask for an object of sixty, so containers are
-    counted, and what is in each.
+    """As decode_body(), for what a stranger sent: a byte of msgpack may ask for an object of sixty,
+    so containers are counted, and what is in each.
     """
     containers = 0
 
@@ -103,20 +112,25 @@ def decode_request(body: bytes) -> Message:
 
 def _unpack(body: bytes | bytearray | memoryview, **limits: Any) -> Message:
     try:
-        # strict_map_key refuses keys that Python could not hash. Names of files, cgroups and devices may be any bytes.
+        # strict_map_key refuses keys that Python could not hash. Names of files, cgroups and
+        # devices may be any bytes.
         message = msgpack.unpackb(
             body, raw=False, unicode_errors="surrogateescape", strict_map_key=True, **limits
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as exc:
         reason = str(exc) or type(exc).__name__
-        raise WireError(f"{len(body)} bytes arrived that are not one msgpack map ({reason})") from exc
+        raise WireError(
+            f"{len(body)} bytes arrived that are not one msgpack map ({reason})"
+        ) from exc
     if not isinstance(message, dict):
         raise WireError(f"a msgpack {type(message).__name__} arrived where a map was expected")
     return message
 
 
 def parse_request(message: Message) -> tuple[int, str, Message]:
-    """(id, method, params) of a request. Raises WireError when a field is missing or of another type."""
+    """(id, method, params) of a request. Raises WireError when a field is missing or
+    of another type.
+    """
     number, method, params = message.get("id"), message.get("method"), message.get("params", {})
     if not isinstance(number, int) or isinstance(number, bool):
         raise WireError("a request arrived whose id is not a number")
@@ -133,7 +147,9 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take data; the messages that are now whole. Raises WireError, and the decoder is then useless."""
+        """Take data; the messages that are now whole. Raises WireError, and the decoder
+        is then useless.
+        """
         self._buffer += data
         messages = []
         start = 0
@@ -159,7 +175,9 @@ def check_length(head: bytes, limit_bytes: int = MAX_MESSAGE_BYTES) -> int:
     """The body length that a frame's 4 bytes announce. Raises WireError above limit_bytes."""
     length = int(_LENGTH.unpack(head)[0])
     if length > limit_bytes:
-        raise WireError(f"a message of {length} bytes is announced, above the limit of {limit_bytes}")
+        raise WireError(
+            f"a message of {length} bytes is announced, above the limit of {limit_bytes}"
+        )
     return length
 
 
@@ -171,7 +189,8 @@ async def read_request(
     large: asyncio.Semaphore,
     limit_bytes: int = MAX_REQUEST_BYTES,
 ) -> Message:
-    """The request that begins with the byte first, whole within_s seconds from now. Raises WireError.
+    """The request that begins with the byte first, whole within_s seconds from
+    now. Raises WireError.
 
     large: held while one that is longer than SMALL_REQUEST_BYTES is taken in.
     """
@@ -191,8 +210,12 @@ async def read_request(
         raise WireError("the connection ended inside a message", hint="") from exc
 
 
-async def write_frame(writer: asyncio.StreamWriter, frame: bytes, *, within_s: float | None = None) -> None:
-    """Send one frame, and wait while the peer is slow, but no longer than within_s: then WireError."""
+async def write_frame(
+    writer: asyncio.StreamWriter, frame: bytes, *, within_s: float | None = None
+) -> None:
+    """Send one frame, and wait while the peer is slow, but no longer than
+    within_s: then WireError.
+    """
     import asyncio
 
     writer.write(frame)
@@ -204,7 +227,9 @@ async def write_frame(writer: asyncio.StreamWriter, frame: bytes, *, within_s: f
 
 
 class Connection:
-    """Messages over a connected blocking socket, which it owns. Not for more than one thread at a time."""
+    """Messages over a connected blocking socket, which it owns. Not for more than one thread
+    at a time.
+    """
 
     def __init__(self, sock: socket.socket, limit_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._sock = sock
@@ -224,7 +249,9 @@ class Connection:
         self._sock.sendall(frame)
 
     def receive(self) -> Message | None:
-        """The next message; None when the peer closed between messages. Raises WireError, OSError."""
+        """The next message; None when the peer closed between messages.
+        Raises WireError, OSError.
+        """
         while not self._ready:
             messages = self.read_ready()
             if messages is None:
@@ -233,7 +260,9 @@ class Connection:
         return self._ready.pop(0)
 
     def read_ready(self) -> list[Message] | None:
-        """One recv() and the messages it completed, if any; None at the end. Raises WireError, OSError."""
+        """One recv() and the messages it completed, if any; None at the end.
+        Raises WireError, OSError.
+        """
         data = self._sock.recv(_READ_BYTES)
         if data:
             return self._decoder.feed(data)
@@ -242,7 +271,9 @@ class Connection:
         return None
 
     def shutdown(self) -> None:
-        """End both directions: a receive() in another thread returns. Harmless on a closed socket."""
+        """End both directions: a receive() in another thread returns. Harmless on
+        a closed socket.
+        """
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 

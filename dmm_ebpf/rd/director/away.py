@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets of other network namespaces than the instance's: those of containers, by their flow records.
+"""Sockets of other network namespaces than the instance's: those of containers, by
+their flow records.
 
-A namespace is found by the process that its record names, or by any other that is in it; where all have gone, nothing
-is told of its sockets, nor done to them. Works in the calling thread, which stays where it is.
+A namespace is found by the process that its record names, or by any other that is in it; where all
+have gone, nothing is told of its sockets, nor done to them. Works in the calling thread, which
+stays where it is.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from dmm_ebpf.hal.netns import NetNS
 
 
 def sockets(records: Mapping[int, Struct], home: int) -> dict[int, dict[str, Any]]:
-    """By cookie, what inet_diag knows of the sockets of struct dmm_flow records that are not of the namespace home."""
+    """By cookie, what inet_diag knows of the sockets of struct dmm_flow records that are not of
+    the namespace home.
+    """
     where: dict[int, int] = {}
     pids: dict[int, int] = {}
     for cookie, flow in records.items():
@@ -33,7 +37,9 @@ def sockets(records: Mapping[int, Struct], home: int) -> dict[int, dict[str, Any
 
 
 def destroy(where: Mapping[int, int], home: int) -> None:
-    """End the sockets of these cookies, each with that of its namespace, that are not of the namespace home."""
+    """End the sockets of these cookies, each with that of its namespace, that are not of
+    the namespace home.
+    """
     for netns, cookies in _by_namespace(where, home, {}):
         netns.run_in(_destroy, cookies)
 
@@ -41,8 +47,8 @@ def destroy(where: Mapping[int, int], home: int) -> None:
 def _by_namespace(
     where: Mapping[int, int], home: int, pids: Mapping[int, int]
 ) -> Iterator[tuple[NetNS, set[int]]]:
-    """The other namespaces than home that still can be found, and the cookies of sockets there. pids: of a process that
-    may be in a namespace, by its cookie.
+    """The other namespaces than home that still can be found, and the cookies of sockets there.
+    pids: of a process that may be in a namespace, by its cookie.
     """
     wanted: dict[int, set[int]] = defaultdict(set)
     for cookie, netns_cookie in where.items():

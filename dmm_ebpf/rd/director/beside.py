@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices that no user stack serves, and by which packets of an open flow may come to leave all the same, as when a
-VPN comes up: our tc programs stand there too, so that the flow goes on and nothing of its inner leg gets to the wire
-(bpf/away.h).
+"""The devices that no user stack serves, and by which packets of an open flow may come to leave all
+the same, as when a
+VPN comes up: our tc programs stand there too, so that the flow goes on and nothing of its inner leg
+gets to the wire (bpf/away.h).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.nics import Nics
 from dmm_ebpf.threads import in_thread
 
-_MOST = abi.C.DMM_MAX_DEVICES - abi.C.DMM_MAX_NICS  # the places of NICs that stacks serve are theirs
+_MOST = (
+    abi.C.DMM_MAX_DEVICES - abi.C.DMM_MAX_NICS
+)  # the places of NICs that stacks serve are theirs
 
 
 class Beside(Item):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of user stacks take and send, as one pcapng file, asked of the processes themselves.
+"""What the processes of user stacks take and send, as one pcapng file, asked of
+the processes themselves.
 
-The Resource Director has no part in it, so it may be dead. What a process sends is checked (dmm_ebpf/pcapng.py): it
-faces the network, and may have been taken over.
+The Resource Director has no part in it, so it may be dead. What a process sends is checked
+(dmm_ebpf/pcapng.py): it faces the network, and may have been taken over.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _MAX_TEXT = 256
 
 @dataclass(frozen=True)
 class Wanted:
-    """stacks: their names, or of single processes, as "wan@1"; none: all. legs: "inner", "outer". snaplen_bytes: of
-    each frame at most.
+    """stacks: their names, or of single processes, as "wan@1"; none: all. legs: "inner", "outer".
+    snaplen_bytes: of each frame at most.
     """
 
     stacks: tuple[str, ...] = ()
@@ -40,7 +41,9 @@ class Capture:
     """One that runs. async with, then header, then parts()."""
 
     def __init__(self, instance: str, wanted: Wanted) -> None:
-        """Raises NotAttachedError for an instance that is not there, UsageError for a stack that it has not."""
+        """Raises NotAttachedError for an instance that is not there, UsageError for a stack
+        that it has not.
+        """
         self._instance, self._wanted = instance, wanted
         self._run = RunDir(instance)
         self._processes = self._chosen()
@@ -62,7 +65,9 @@ class Capture:
         known = {name for s in state.stacks for name in (s.name, s.label)}
         for name in self._wanted.stacks:
             if name not in known:
-                why = f"instance {self._instance} has {', '.join(sorted(known)) or 'none that runs'}"
+                why = (
+                    f"instance {self._instance} has {', '.join(sorted(known)) or 'none that runs'}"
+                )
                 raise UsageError(f"capture stack {name}", why=why)
         if not chosen:
             raise NotAttachedError(
@@ -98,7 +103,10 @@ class Capture:
                     control_path(self._run.path, process.label)
                 )
                 self._writers.append(writer)
-                params = {"legs": list(self._wanted.legs), "snaplen_bytes": self._wanted.snaplen_bytes}
+                params = {
+                    "legs": list(self._wanted.legs),
+                    "snaplen_bytes": self._wanted.snaplen_bytes,
+                }
                 await control.write(writer, {"id": 1, "method": "capture", "params": params})
                 answer = await control.read(reader)
         except TimeoutError:
@@ -108,11 +116,15 @@ class Capture:
                 what, why=f"its process, pid {process.pid}, cannot be asked: {exc.strerror}"
             ) from exc
         interfaces = _interfaces(what, answer)
-        self._streams.append((pcapng.Stream(f"stack {process.label}", first, len(interfaces)), reader))
+        self._streams.append(
+            (pcapng.Stream(f"stack {process.label}", first, len(interfaces)), reader)
+        )
         return interfaces
 
     async def parts(self, most: int | None = None) -> AsyncGenerator[tuple[bytes, int], None]:
-        """Blocks of frames as they come, and how many they are, until every process has ended, or there were most."""
+        """Blocks of frames as they come, and how many they are, until every process has ended,
+        or there were most.
+        """
         queue: asyncio.Queue[tuple[bytes, int] | None] = asyncio.Queue(maxsize=8)
         tasks = [asyncio.create_task(self._pass_on(*one, most, queue)) for one in self._streams]
         try:
@@ -146,7 +158,9 @@ class Capture:
                 while data := await reader.read(_READ_BYTES):
                     await queue.put(stream.feed(data, most))
             if not self._ending:
-                error = DmmError(f"go on with the capture of {stream.name}", why="its process has ended")
+                error = DmmError(
+                    f"go on with the capture of {stream.name}", why="its process has ended"
+                )
                 self.errors.append(error)
         except pcapng.StreamError as exc:
             self.errors.append(exc)
@@ -158,7 +172,9 @@ def _interfaces(what: str, answer: Any) -> list[tuple[str, str]]:
         raise DmmError(what, why="its process hung up")
     if not answer.get("ok"):
         error = answer.get("error")
-        raise DmmError(what, why=str(error.get("why") if isinstance(error, dict) else error)[:_MAX_TEXT])
+        raise DmmError(
+            what, why=str(error.get("why") if isinstance(error, dict) else error)[:_MAX_TEXT]
+        )
     result = answer.get("result")
     found = result.get("interfaces") if isinstance(result, dict) else None
     if not isinstance(found, list) or not 0 < len(found) <= _MAX_INTERFACES:

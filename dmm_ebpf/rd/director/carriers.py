@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of nested instances carries a socket: each of them has hooks on it, and a record of it.
 
-It is the one whose user stack has it; without one that whose rule had a route for it; of several, or of none, the
-upper, whose options count. There alone it is counted.
+It is the one whose user stack has it; without one that whose rule had a route for it; of several,
+or of none, the upper, whose options count. There alone it is counted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class _Claim(NamedTuple):
 
 
 def carriers(instance: str, records: Iterable[Struct]) -> dict[int, str]:
-    """Which other instance carries a socket, by its cookie, of those that this instance has a `struct dmm_flow` of.
-    DmmError as all_states().
+    """Which other instance carries a socket, by its cookie, of those that this instance has a
+    `struct dmm_flow` of. DmmError as all_states().
     """
     others = nested(instance)
     if not others or (mine := RunDir(instance).load()) is None:
@@ -53,7 +53,9 @@ def by_stack(instance: str, records: Iterable[Struct], forwarded: Iterable[Struc
 
 
 def carried_here(instance: str, records: Iterable[Struct]) -> list[Struct]:
-    """The records without those of sockets that another instance carries. DmmError as all_states()."""
+    """The records without those of sockets that another instance carries.
+    DmmError as all_states().
+    """
     known = list(records)
     away = carriers(instance, known)
     return [flow for flow in known if flow.cookie not in away] if away else known
@@ -61,7 +63,10 @@ def carried_here(instance: str, records: Iterable[Struct]) -> list[Struct]:
 
 def told(instance: str, records: Iterable[Struct]) -> dict[int, dict[str, str]]:
     """What a listing of this instance says of the sockets that another one carries, by cookie."""
-    return {cookie: {"why": NESTED, "carrier": name} for cookie, name in carriers(instance, records).items()}
+    return {
+        cookie: {"why": NESTED, "carrier": name}
+        for cookie, name in carriers(instance, records).items()
+    }
 
 
 def _claim(flow: Struct, cgroup: str, name: str) -> _Claim:

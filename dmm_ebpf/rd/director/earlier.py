@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TCP sockets of the attached cgroup that were there before its hooks: found, listeners served, connections listed.
+"""TCP sockets of the attached cgroup that were there before its hooks: found, listeners
+served, connections listed.
 
-sock_diag(7) tells of all sockets with the cgroup that each was made in, whose hooks are those that the kernel runs for
-it. A listener is put in listeners[] by a BPF iterator, under the socket's lock, and from then on is like any other:
-which table its peers are looked up in is sync.py's to say. A connection stays the kernel's for as long as it is open.
+sock_diag(7) tells of all sockets with the cgroup that each was made in, whose hooks are those that
+the kernel runs for it. A listener is put in listeners[] by a BPF iterator, under the socket's lock,
+and from then on is like any other: which table its peers are looked up in is sync.py's to say. A
+connection stays the kernel's for as long as it is open.
 
-Left alone: what the kernel listens on for itself, connections of MPTCP, and other network namespaces.
+Left alone: what the kernel listens on for itself, connections of MPTCP, and
+other network namespaces.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ def _listener_key(one: Owned) -> Any:
 
 
 class Earlier:
-    """Of one instance. look() and prune() wait for the kernel, in the instance's network namespace."""
+    """Of one instance. look() and prune() wait for the kernel, in the
+    instance's network namespace.
+    """
 
     def __init__(self, attached: Attached, netns_cookie: int) -> None:
         self._attached = attached
@@ -43,8 +48,8 @@ class Earlier:
         self.trouble: str | None = None  # why listeners that were found are not served
 
     def begin(self, *, adopted: bool) -> None:
-        """look() at an attach. adopted: a Resource Director that was killed has seen the connections; since then there
-        were hooks.
+        """look() at an attach. adopted: a Resource Director that was killed has seen the
+        connections; since then there were hooks.
         """
         if not self._attached.cgroup_id:
             return
@@ -55,8 +60,9 @@ class Earlier:
             log.warning("%s", e)
 
     def look(self, *, connections: bool = True) -> int:
-        """Find what was there before the hooks. Returns how many listeners listeners[] has now that it did not have; no
-        table is chosen for them yet. connections: whether those that have no record are taken down, too.
+        """Find what was there before the hooks. Returns how many listeners listeners[] has now that
+        it did not have; no table is chosen for them yet. connections: whether those that have no
+        record are taken down, too.
         """
         below = sync.in_cgroup_by_path(cgroups.path_of)
         here = [one for one in sockdiag.owned() if below(one.cgroup_id, self._attached.cgroup_id)]
@@ -113,7 +119,11 @@ class Earlier:
     def _entry(self, one: Owned, direction: int, owner: Owner | None) -> Struct:
         entry = abi.new("dmm_earlier", mark=one.mark, device=one.device, mptcp=one.mptcp)
         flow, decision = entry.flow, entry.flow.decision
-        flow.cookie, flow.netns_cookie, flow.opened_ns = one.cookie, self._netns_cookie, time.monotonic_ns()
+        flow.cookie, flow.netns_cookie, flow.opened_ns = (
+            one.cookie,
+            self._netns_cookie,
+            time.monotonic_ns(),
+        )
         flow.pair.laddr, flow.pair.lport_be = one.laddr, int.from_bytes(one.lport, "little")
         flow.pair.raddr, flow.pair.rport_be = one.raddr, int.from_bytes(one.rport, "little")
         flow.pair.family, flow.pair.proto = one.family, sockdiag.IPPROTO_TCP
@@ -130,7 +140,9 @@ class Earlier:
         self._attached.maps.earlier[one.cookie] = entry
 
     def connections(self) -> Iterator[Struct]:
-        """The struct dmm_flow of each connection that was taken down; inet_diag knows which are still open."""
+        """The struct dmm_flow of each connection that was taken down; inet_diag knows which
+        are still open.
+        """
         for one in self._attached.maps.earlier.views():
             if one.flow.decision.why:
                 yield abi.copy(one.flow)

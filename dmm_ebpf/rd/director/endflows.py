@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of the flows of a stack process that is gone: its sockets are reset, its entries in xdp_flows go.
+"""What becomes of the flows of a stack process that is gone: its sockets are reset, its entries
+in xdp_flows go.
 
-Its sockets are those whose 5-tuple it owns, and those whose flow record says that it serves them, which is how a flow
-behind a translation is known.
+Its sockets are those whose 5-tuple it owns, and those whose flow record says that it serves them,
+which is how a flow behind a translation is known.
 A container's is in a network namespace of its own, and looked for there.
-What the host only forwards has no socket: where the process has an heir, which is given the packets of that 5-tuple
-from its start, that one knows no such connection and resets both ends by what they send; until then, and for a while,
-the entries stay as orphans.
-One that still waits for the answer to its SYN is let be: the next SYN goes on to the wire (bpf/tcout.h), or to the
-process that took the dead one's place.
+What the host only forwards has no socket: where the process has an heir, which is given the packets
+of that 5-tuple from its start, that one knows no such connection and resets both ends by what they
+send; until then, and for a while, the entries stay as orphans.
+One that still waits for the answer to its SYN is let be: the next SYN goes on to the wire
+(bpf/tcout.h), or to the process that took the dead one's place.
 All of it takes long with many flows; call it in a thread of the instance's namespace.
 """
 
@@ -41,8 +42,8 @@ def owned_by(maps: Maps, record: StackState | None = None) -> set[Any]:
 
 
 def served_by(maps: Maps, record: StackState | None = None) -> dict[int, int]:
-    """Cookies of the sockets whose flow records say that the process has taken them, with that of their network
-    namespace; None: any process.
+    """Cookies of the sockets whose flow records say that the process has taken them, with that of
+    their network namespace; None: any process.
     """
     return {
         flow.cookie: flow.netns_cookie
@@ -55,9 +56,11 @@ def served_by(maps: Maps, record: StackState | None = None) -> dict[int, int]:
     }
 
 
-def end(maps: Maps, owned: Collection[Any], served: Mapping[int, int], *, heir: bool = False) -> int:
-    """Reset the sockets, then delete the entries; how many entries there were. heir: another process is to take the
-    place of the one that is gone; what the host forwards is left to it.
+def end(
+    maps: Maps, owned: Collection[Any], served: Mapping[int, int], *, heir: bool = False
+) -> int:
+    """Reset the sockets, then delete the entries; how many entries there were. heir: another
+    process is to take the place of the one that is gone; what the host forwards is left to it.
     """
     if owned or served:
         sockdiag.destroy(

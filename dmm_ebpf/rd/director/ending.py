@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a TCP connection ended, in a word, from what its socket was in and what it reports (struct dmm_event).
+"""Why a TCP connection ended, in a word, from what its socket was in and what it
+reports (struct dmm_event).
 
-Where Linux sets sk_err: tcp_reset() in net/ipv4/tcp_input.c, tcp_write_err() in tcp_timer.c, tcp_abort() in tcp.c
-(SOCK_DESTROY, as by `ss -K`). A reset that this side sends sets none.
+Where Linux sets sk_err: tcp_reset() in net/ipv4/tcp_input.c, tcp_write_err() in tcp_timer.c,
+tcp_abort() in tcp.c (SOCK_DESTROY, as by `ss -K`). A reset that this side sends sets none.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _SYN_SENT, _FIN_WAIT2, _TIME_WAIT, _LAST_ACK, _CLOSING = 2, 5, 6, 9, 11
 
 
 def reason(before: int, error: int, *, process_gone: bool) -> str:
-    """before: the socket's state until then. error: an errno, 0 or DMM_ERROR_UNTOLD. process_gone: a process of a user
-    stack had it, which takes no flows. Empty: it cannot be told; an errno's name where there is no word for it.
+    """before: the socket's state until then. error: an errno, 0 or DMM_ERROR_UNTOLD. process_gone:
+    a process of a user stack had it, which takes no flows. Empty: it cannot be told; an errno's
+    name where there is no word for it.
     """
     if error == errno.ECONNABORTED:
         return "stack-died" if process_gone else "aborted"

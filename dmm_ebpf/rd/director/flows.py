@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow and listener records as the CLI shows them: BPF map records put together with live figures and names.
+"""Flow and listener records as the CLI shows them: BPF map records put together with live
+figures and names.
 
-Pure: takes bytes of the maps, what inet_diag and the stack processes said, and gives plain dictionaries. Addresses
-are text, times are seconds, everything else has its unit in its name.
+Pure: takes bytes of the maps, what inet_diag and the stack processes said, and gives plain
+dictionaries. Addresses are text, times are seconds, everything else has its unit in its name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from dmm_ebpf.tcpstates import TCP_STATES
 UNTOLD = "?"
 # 0 is ours: the record does not say, inet_diag does.
 STATES = {0: UNTOLD} | {state.number: state.name for state in TCP_STATES}
-DIRECTIONS = {C.DMM_DIR_CONNECT: "connect", C.DMM_DIR_LISTEN: "listen", C.DMM_DIR_FORWARD: "forward"}
+DIRECTIONS = {
+    C.DMM_DIR_CONNECT: "connect",
+    C.DMM_DIR_LISTEN: "listen",
+    C.DMM_DIR_FORWARD: "forward",
+}
 SOCKET, CONTAINER, FORWARDED = "socket", "container", "forwarded"
 EVENTS = {
     C.DMM_EVENT_CONNECT: "connect",
@@ -111,9 +116,11 @@ def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, 
     }
 
 
-def forwarded_dict(one: Any, instance: str, names: Names, device: str | None, now_ns: int) -> dict[str, Any]:
-    """A `struct dmm_forwarded` without a socket, as flow_dict() has others: src is who opened it, before any
-    translation. device: by which it came in.
+def forwarded_dict(
+    one: Any, instance: str, names: Names, device: str | None, now_ns: int
+) -> dict[str, Any]:
+    """A `struct dmm_forwarded` without a socket, as flow_dict() has others: src is who opened it,
+    before any translation. device: by which it came in.
     """
     stack = names.stack(one.stack)
     return {
@@ -145,7 +152,9 @@ def forwarded_dict(one: Any, instance: str, names: Names, device: str | None, no
 
 
 def pair_text(pair: Any) -> tuple[str, int, str, int]:
-    """A `struct dmm_addr_pair`, or a key that is one, as local address and port, remote address and port."""
+    """A `struct dmm_addr_pair`, or a key that is one, as local address and port, remote
+    address and port.
+    """
     return _addr(pair.laddr), _port(pair.lport_be), _addr(pair.raddr), _port(pair.rport_be)
 
 
@@ -160,7 +169,9 @@ def event_dict(event: Struct, instance: str, names: Names) -> dict[str, Any]:
     return told
 
 
-def listener_dict(key: Any, one: Struct, instance: str, generation: int, names: Names) -> dict[str, Any]:
+def listener_dict(
+    key: Any, one: Struct, instance: str, generation: int, names: Names
+) -> dict[str, Any]:
     """An entry of `listeners` as the JSON of `dmm-ebpf listeners`."""
     half = generation & 1
     return {
@@ -184,27 +195,39 @@ Pair = tuple[str, int, str, int]
 def merge_live(
     flows: Iterable[dict[str, Any]], by_cookie: Mapping[int, Live], by_pair: Mapping[Pair, Live]
 ) -> list[dict[str, Any]]:
-    """Flows with the newest state and figures: merge() of each with what is known of it, by cookie and by pair."""
+    """Flows with the newest state and figures: merge() of each with what is known of it, by
+    cookie and by pair.
+    """
     merged = (merge(flow, by_cookie.get(flow["cookie"]), by_pair) for flow in flows)
     return [flow for flow in merged if flow is not None]
 
 
 def merge(
-    flow: dict[str, Any], live: Live | None, by_pair: Mapping[Pair, Live], at_nic: Pair | None = None
+    flow: dict[str, Any],
+    live: Live | None,
+    by_pair: Mapping[Pair, Live],
+    at_nic: Pair | None = None,
 ) -> dict[str, Any] | None:
     """flow with the newest state and figures; None for one to be left out.
 
-    live: its socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old as the last change of
-    state. A record that says no state, and has no socket, is left out: its connect() has failed, or it has just ended.
-    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user stack's flow the
-    round trip, the retransmissions and the window are those of the path, not of the hop to the stack process.
+    live: its socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old
+    as the last change of state. A record that says no state, and has no socket, is left out: its
+    connect() has failed, or it has just ended.
+    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user
+    stack's flow the round trip, the retransmissions and the window are those of the path, not of
+    the hop to the stack process.
     at_nic: the flow as the NIC has it, where that is known to be another.
     """
     if live is None and flow["state"] == UNTOLD and flow.get("kind") != FORWARDED:
         return None
     if live is not None:
         flow["state"] = STATES.get(live["state"], str(live["state"]))
-        for ours, theirs in (("src", "laddr"), ("sport", "lport"), ("dst", "raddr"), ("dport", "rport")):
+        for ours, theirs in (
+            ("src", "laddr"),
+            ("sport", "lport"),
+            ("dst", "raddr"),
+            ("dport", "rport"),
+        ):
             flow[ours] = live[theirs]
         flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
         flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
@@ -224,15 +247,21 @@ def merge(
 
 
 def by_stack(
-    records: Iterable[Struct], forwarded: Iterable[Struct], open_cookies: Callable[[set[int]], set[int]]
+    records: Iterable[Struct],
+    forwarded: Iterable[Struct],
+    open_cookies: Callable[[set[int]], set[int]],
 ) -> Counter[int]:
-    """How many flows each stack has, by its id, of those that a listing has: merge() leaves the others out.
+    """How many flows each stack has, by its id, of those that a listing has: merge() leaves
+    the others out.
 
-    forwarded: struct dmm_forwarded. open_cookies: which of some cookies are those of sockets that there are.
+    forwarded: struct dmm_forwarded. open_cookies: which of some cookies are those of sockets
+    that there are.
     """
     flows = list(records)
     there = open_cookies({flow.cookie for flow in flows if not flow.state}) if flows else set()
-    counts = Counter(int(flow.decision.stack) for flow in flows if flow.state or flow.cookie in there)
+    counts = Counter(
+        int(flow.decision.stack) for flow in flows if flow.state or flow.cookie in there
+    )
     counts.update(int(one.stack) for one in forwarded if not one.cookie)
     return counts
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance has on the host, found without its state.json: by command lines, descriptors, maps and numbers.
+"""What an instance has on the host, found without its state.json: by command lines, descriptors,
+maps and numbers.
 
-state.json is asked first, always; this is for when it, or the whole run directory, was lost. Reads only.
+state.json is asked first, always; this is for when it, or the whole run directory, was
+lost. Reads only.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def numbers_in(maps: Maps) -> set[int]:
 
 
 def namespace(processes: list[FoundProcess], maps: Maps) -> NetNS | None:
-    """The network namespace of an instance: that of its stack processes, or the one its hooks were told."""
+    """The network namespace of an instance: that of its stack processes, or the one its
+    hooks were told.
+    """
     for process in processes:
         with contextlib.suppress(DmmError):
             return NetNS.from_arg(process.pid)

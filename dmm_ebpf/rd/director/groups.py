@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cgroups of an instance, followed: the one that its hooks are on, and those that rules of the policy name.
+"""The cgroups of an instance, followed: the one that its hooks are on, and those that rules of
+the policy name.
 
-A service manager removes a service's cgroup and makes it again with each restart: the hooks went with the old one, and
-rules know a group by a number that nobody has any more. inotify(7) on the directories above tells of the new one at
-once, and before a process of the service has come that far, hooks and rules are on it; a look each second is for what
-inotify does not tell. A group that is not there yet is waited for in the same way.
+A service manager removes a service's cgroup and makes it again with each restart: the hooks went
+with the old one, and rules know a group by a number that nobody has any more. inotify(7) on the
+directories above tells of the new one at once, and before a process of the service has come that
+far, hooks and rules are on it; a look each second is for what inotify does not tell. A group that
+is not there yet is waited for in the same way.
 
-It is a race with the service manager, which starts the program some milliseconds after it has made the group. So hooks
-and rules are moved where the news is heard, in the event loop's own thread: another one would first have to get
-Python's lock. What nobody's connection waits for comes later, in threads.
+It is a race with the service manager, which starts the program some milliseconds after it has
+made the group. So hooks and rules are moved where the news is heard, in the event loop's own
+thread: another one would first have to get Python's lock. What nobody's connection waits for
+comes later, in threads.
 
-Invariant: watches are set before anything is looked at, from the root down, so that nothing happens unseen.
+Invariant: watches are set before anything is looked at, from the root down, so that
+nothing happens unseen.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ log = logging.getLogger("dmm-ebpf")
 
 
 def lookup(path: str) -> tuple[int, int]:
-    """A cgroup's id and level, for compile_policy(); NOWHERE: there is none of that path. DmmError: there is no cgroup
-    v2.
+    """A cgroup's id and level, for compile_policy(); NOWHERE: there is none of that path. DmmError:
+    there is no cgroup v2.
     """
     place = cgroups.place(path)
     return _id_of(place), cgroups.level(place)
@@ -57,22 +61,30 @@ def _id_of(place: Path) -> int:
 
 
 def attach_place(path: str, *, pending: bool) -> Path:
-    """The directory of a cgroup to attach to; pending: it may be made later. UsageError: it does not exist."""
+    """The directory of a cgroup to attach to; pending: it may be made later. UsageError: it
+    does not exist.
+    """
     if pending:
         return cgroups.place(path)
     try:
         return cgroups.resolve(path)
     except cgroups.NoSuchCgroupError as e:
-        raise UsageError(e.what, why=e.why, hint=f"{e.hint}, or attach with --pending to wait for it") from e
+        raise UsageError(
+            e.what, why=e.why, hint=f"{e.hint}, or attach with --pending to wait for it"
+        ) from e
 
 
 def known_cgroup(policy: Policy, query: Query) -> None:
-    """UsageError if the flow that is asked about is in a cgroup that does not exist, and that no rule waits for."""
+    """UsageError if the flow that is asked about is in a cgroup that does not exist, and that
+    no rule waits for.
+    """
     path = query.cgroup
     if path is None or any(rule.cgroup and is_below(path, rule.cgroup) for rule in policy.rules):
         return
     if not cgroups.place(path).is_dir():
-        raise UsageError("ask for a route", why=f"there is no cgroup {path}, and no rule waits for it")
+        raise UsageError(
+            "ask for a route", why=f"there is no cgroup {path}, and no rule waits for it"
+        )
 
 
 class Groups:
@@ -81,8 +93,9 @@ class Groups:
     def __init__(
         self, attached: Attached, cgroup: Path, told: Callable[[], None], earlier: Callable[[], int]
     ) -> None:
-        """cgroup: the directory that the hooks belong on. told: called when one of them came or went. earlier: finds
-        listeners that were on it before the hooks; called in a thread, says how many.
+        """cgroup: the directory that the hooks belong on. told: called when one of them came or
+        went. earlier: finds listeners that were on it before the hooks; called in a thread,
+        says how many.
         """
         self._attached = attached
         self._cgroup = cgroup
@@ -95,7 +108,9 @@ class Groups:
         self._watch: EntryWatch | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
-        self._hooked = False  # the hooks are on another cgroup, and the rest of that is still to be done
+        self._hooked = (
+            False  # the hooks are on another cgroup, and the rest of that is still to be done
+        )
         self._pointed = False  # the same of rules
 
     @property
@@ -109,7 +124,9 @@ class Groups:
         return _id_of(self._cgroup) not in (NOWHERE, self._attached.cgroup_id)
 
     def pending(self) -> list[dict[str, Any]]:
-        """The rules that wait for their cgroup: rule (its text), number (from 1), cgroup (its path)."""
+        """The rules that wait for their cgroup: rule (its text), number (from 1),
+        cgroup (its path).
+        """
         return [
             {"rule": self._texts[index], "number": index + 1, "cgroup": path}
             for index, path in self._paths.items()
@@ -117,11 +134,15 @@ class Groups:
         ]
 
     def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
-        """The policy that is in force from now on; look() then tells whether its cgroups are still those."""
+        """The policy that is in force from now on; look() then tells whether its cgroups
+        are still those.
+        """
         self._generation = generation
         self._rules = list(compiled.rules)
         self._texts = [policy.rule_text(index) for index in range(len(policy.rules))]
-        self._paths = {i: rule.cgroup for i, rule in enumerate(policy.rules) if rule.cgroup is not None}
+        self._paths = {
+            i: rule.cgroup for i, rule in enumerate(policy.rules) if rule.cgroup is not None
+        }
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -155,8 +176,8 @@ class Groups:
             self._news.set()
 
     async def look(self, *, mend: bool = False) -> None:
-        """Put hooks and rules on the cgroups that are there now; mend: also hooks that somebody took off the one that
-        they were on. What fails is logged, and tried again at the next look.
+        """Put hooks and rules on the cgroups that are there now; mend: also hooks that somebody
+        took off the one that they were on. What fails is logged, and tried again at the next look.
         """
         async with self._looking:
             self._move(mend=mend)
@@ -208,7 +229,9 @@ class Groups:
         restore.hook(self._attached, self._cgroup)
         self._hooked = True
         if number != before:
-            log.info("cgroup %s is there%s: hooks are on it", self._cgroup, " again" if before else "")
+            log.info(
+                "cgroup %s is there%s: hooks are on it", self._cgroup, " again" if before else ""
+            )
 
     def _point(self) -> None:
         changed: dict[int, Struct] = {}
@@ -239,4 +262,6 @@ class Groups:
 
 
 def _became(number: int) -> str:
-    return "is gone: the rule waits for it" if number == NOWHERE else "is there: the rule matches it"
+    return (
+        "is gone: the rule waits for it" if number == NOWHERE else "is there: the rule matches it"
+    )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to stand on the host while an instance is attached: looked at, put back, and told where it cannot be.
+"""What has to stand on the host while an instance is attached: looked at, put back, and told where
+it cannot be.
 
-Others change the host as well: a service manager sets settings back, an administrator takes a device down. Each thing
-that has to stand is an Item, which knows how it should be and how to mend it; what the items are is said by those that
-need them (standing.py). The guard looks at all of them once a second, and at once when the kernel tells that a device
-or a tc filter has changed.
+Others change the host as well: a service manager sets settings back, an administrator takes a
+device down. Each thing that has to stand is an Item, which knows how it should be and how to mend
+it; what the items are is said by those that need them (standing.py). The guard looks at all of them
+once a second, and at once when the kernel tells that a device or a tc filter has changed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Item(ABC):
 
     @abstractmethod
     def look(self) -> str:
-        """Why it is not as it should be, as the rest of "WHAT: ..."; empty if all is well, or if nothing has to stand
-        any more. Runs in a thread, each second: cheap. What it raises is a reason too.
+        """Why it is not as it should be, as the rest of "WHAT: ..."; empty if all is well, or
+        if nothing has to stand any more. Runs in a thread, each second: cheap. What it raises
+        is a reason too.
         """
 
     @abstractmethod
@@ -57,7 +59,9 @@ class Guard:
         self._looked = asyncio.Event()
 
     async def known(self) -> None:
-        """Until everything has been looked at once, so that missing() tells of all; LOOK_S at most."""
+        """Until everything has been looked at once, so that missing() tells of all;
+        LOOK_S at most.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_S):
                 await self._looked.wait()

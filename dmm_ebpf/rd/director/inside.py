@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices by which packets of others come in, and our program at their ingress: hosts' ends of containers' veths,
-bridges, a gateway's LAN.
+"""The devices by which packets of others come in, and our program at their ingress: hosts' ends of
+containers' veths, bridges, a gateway's LAN.
 
-They come and go: a container that starts brings its own. So they are looked at like everything that has to stand
-(guard.py), at once when the kernel tells of a new device. Which rules for forwarded flows hold for which device is
-told to the programs by a bit for each rule (`inside`), for both halves of the policy; of a NIC of a user stack, too,
-whose own program asks for it.
+They come and go: a container that starts brings its own. So they are looked at like everything that
+has to stand (guard.py), at once when the kernel tells of a new device. Which rules for forwarded
+flows hold for which device is told to the programs by a bit for each rule (`inside`), for both
+halves of the policy; of a NIC of a user stack, too, whose own program asks for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from dmm_ebpf.threads import in_thread
 
 _ARPHRD_ETHER = 1
 _IFF_LOOPBACK = 0x8
-_PAIRS = frozenset({"veth", "netkit"})  # kinds of devices that come in twos, one of them in a container
+_PAIRS = frozenset(
+    {"veth", "netkit"}
+)  # kinds of devices that come in twos, one of them in a container
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -47,8 +49,9 @@ class Device(NamedTuple):
 
 
 def bits_of(name: str, taken: bool, by_device: ByDevice) -> int:
-    """Which rules hold for packets that come in by a device. taken: a bridge or a bond takes what it receives; then
-    only rules that name it are meant. by_device: for each rule the patterns of names; None: every device.
+    """Which rules hold for packets that come in by a device. taken: a bridge or a bond takes what
+    it receives; then only rules that name it are meant. by_device: for each rule the patterns of
+    names; None: every device.
     """
     found = 0
     for number, patterns in enumerate(by_device):
@@ -58,7 +61,9 @@ def bits_of(name: str, taken: bool, by_device: ByDevice) -> int:
 
 
 def is_outside(link: rtnl.Link) -> bool:
-    """Whether nothing of others comes in by it that we could look at: lo, our own devices, those that carry no IP."""
+    """Whether nothing of others comes in by it that we could look at: lo, our own devices,
+    those that carry no IP.
+    """
     return (
         not (link.type == _ARPHRD_ETHER or hal_nic.is_bare(link))
         or bool(link.flags & _IFF_LOOPBACK)
@@ -67,8 +72,8 @@ def is_outside(link: rtnl.Link) -> bool:
 
 
 def is_containers(link: rtnl.Link) -> bool:
-    """Whether what comes in by it may have a container's socket still. A bridge's port is asked, not the bridge: there
-    netfilter has taken the socket off (br_netfilter).
+    """Whether what comes in by it may have a container's socket still. A bridge's port is asked,
+    not the bridge: there netfilter has taken the socket off (br_netfilter).
     """
     return link.kind in _PAIRS and link.peer_away
 
@@ -85,7 +90,9 @@ def wanted(
             continue
         bits = bits_of(link.name, link.master in takers, by_device)
         if bits or (containers and is_containers(link)):
-            found[link.index] = Device(link.name, bits, hal_nic.is_bare(link), link.index not in nics)
+            found[link.index] = Device(
+                link.name, bits, hal_nic.is_bare(link), link.index not in nics
+            )
     return found
 
 
@@ -93,9 +100,15 @@ class Inside(Item):
     """Those of one instance. Works in its network namespace."""
 
     def __init__(
-        self, attached: Attached, state: State, nics: Callable[[], set[int]], save: Callable[[], None]
+        self,
+        attached: Attached,
+        state: State,
+        nics: Callable[[], set[int]],
+        save: Callable[[], None],
     ) -> None:
-        """nics: the ifindexes of devices that have the programs of a NIC now. save writes state.json."""
+        """nics: the ifindexes of devices that have the programs of a NIC now.
+        save writes state.json.
+        """
         super().__init__("devices by which packets of others come in")
         self._attached = attached
         self._state = state
@@ -104,7 +117,9 @@ class Inside(Item):
         self._by_device: ByDevice = ()
         self._half = 0
         self._closed = False
-        self._lock = threading.Lock()  # what is looked at by the guard is also changed by a new policy
+        self._lock = (
+            threading.Lock()
+        )  # what is looked at by the guard is also changed by a new policy
         self._wanted: dict[int, Device] = {}
 
     def prepare(self, half: int, by_device: ByDevice) -> None:
@@ -113,7 +128,9 @@ class Inside(Item):
             self._write(ifindex, half, device)
 
     def put_in_force(self, half: int, by_device: ByDevice) -> None:
-        """From now on these rules hold. What cannot be done now the guard tries again, and tells."""
+        """From now on these rules hold. What cannot be done now the guard tries
+        again, and tells.
+        """
         with self._lock, suppress(DmmError, OSError):
             self._half, self._by_device = half, by_device
             self._mend()
@@ -135,7 +152,9 @@ class Inside(Item):
 
     def _known(self) -> dict[int, int]:
         """The bits in force of each device that the programs know."""
-        return {ifindex: one.forwards[self._half] for ifindex, one in self._attached.maps.inside.items()}
+        return {
+            ifindex: one.forwards[self._half] for ifindex, one in self._attached.maps.inside.items()
+        }
 
     def look(self) -> str:
         """See Item."""

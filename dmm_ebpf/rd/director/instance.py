@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One attached instance: the kernel hooks on its cgroup, the policy in force, the user stacks, and what can be asked.
+"""One attached instance: the kernel hooks on its cgroup, the policy in force, the user stacks, and
+what can be asked.
 
-The Resource Director (service.py) is a socket in front of this. Lives in one event loop, in the instance's network
-namespace. A policy is applied whole or not at all: stacks it needs are up before the hooks can see it, and what fails
-on the way leaves the old one in force.
+The Resource Director (service.py) is a socket in front of this. Lives in one event loop, in the
+instance's network namespace. A policy is applied whole or not at all: stacks it needs are up before
+the hooks can see it, and what fails on the way leaves the old one in force.
 """
 
 from __future__ import annotations
@@ -64,13 +65,17 @@ class AttachOptions:
     daemon: bool = False
     pending: bool = False  # also if the cgroup is not there yet
     containers: bool = False  # also sockets of other network namespaces that the cgroup has
-    home: str | None = None  # the directory of the cgroup to which goes what is left in one that is made
+    home: str | None = (
+        None  # the directory of the cgroup to which goes what is left in one that is made
+    )
 
 
 class Instance:
     """An attached instance. Make it with open(); end it with close()."""
 
-    def __init__(self, run: RunDir, state: State, attached: Attached, netns: NetNS, adopted: bool) -> None:
+    def __init__(
+        self, run: RunDir, state: State, attached: Attached, netns: NetNS, adopted: bool
+    ) -> None:
         self.state = state
         self.adopted = adopted
         self._run = run
@@ -95,7 +100,9 @@ class Instance:
         self.groups = Groups(attached, Path(state.cgroup), self.guard.look_soon, self.earlier.look)
         self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
         self.ground: list[Item] = [
-            Namespace(state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set),
+            Namespace(
+                state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set
+            ),
             Hooks(attached, Path(state.cgroup), self.groups),
             Pins(attached),
             StateFile(run, state),
@@ -108,12 +115,18 @@ class Instance:
     async def open(
         cls, options: AttachOptions, run: RunDir, netns: NetNS, *, own_cgroup: bool = False
     ) -> Instance:
-        """Attach, or adopt what a Resource Director that was killed left behind; then apply options.policy.
+        """Attach, or adopt what a Resource Director that was killed left behind;
+        then apply options.policy.
 
-        A failure leaves the host as it was (an adopted instance as it was found); a cancellation detaches both.
+        A failure leaves the host as it was (an adopted instance as it was found); a
+        cancellation detaches both.
         own_cgroup: options.cgroup is the path of one that is made, and goes with the instance.
         """
-        cgroup = Path(options.cgroup) if own_cgroup else attach_place(options.cgroup, pending=options.pending)
+        cgroup = (
+            Path(options.cgroup)
+            if own_cgroup
+            else attach_place(options.cgroup, pending=options.pending)
+        )
         first = policies.load(options.policy) if options.policy else None
         self = await cls._adopt(options, run, cgroup, netns, own_cgroup)
         self = self or await cls._attach(options, run, cgroup, netns, own_cgroup)
@@ -139,7 +152,9 @@ class Instance:
     async def _adopt(
         cls, options: AttachOptions, run: RunDir, cgroup: Path, netns: NetNS, own_cgroup: bool
     ) -> Instance | None:
-        """None: nothing is there that could be taken over, though there may be something to clear away."""
+        """None: nothing is there that could be taken over, though there may be something
+        to clear away.
+        """
         state = run.load()
         if options.instance not in loader.instances() or (state and state.own_cgroup):
             return None
@@ -183,7 +198,9 @@ class Instance:
                 cgroups.dissolve(cgroup)
                 cgroup.mkdir()
             there = cgroup if cgroup.is_dir() else None
-            attached = await in_thread(loader.attach, options.instance, there, netns_cookie=netns.cookie)
+            attached = await in_thread(
+                loader.attach, options.instance, there, netns_cookie=netns.cookie
+            )
             state.whole = True
             run.save(state)
             return cls(run, state, attached, netns, adopted=False)
@@ -195,7 +212,9 @@ class Instance:
             raise
 
     async def _resume(self) -> None:
-        """Take the policy that is in force, and the stack processes that live on, under our care."""
+        """Take the policy that is in force, and the stack processes that live on,
+        under our care.
+        """
         generation = sync.current_generation(self._attached.maps)
         if not self.state.policy_text or not generation:
             return
@@ -210,8 +229,9 @@ class Instance:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
 
     async def close(self) -> list[str]:
-        """Detach: hooks first, so that no new flow comes, then stacks, then every other trace. Returns what went; a
-        step that fails keeps no other from being tried, and DmmError tells of all that failed.
+        """Detach: hooks first, so that no new flow comes, then stacks, then every other trace.
+        Returns what went; a step that fails keeps no other from being tried, and DmmError tells of
+        all that failed.
         """
         self._closing = True
         for task in self._appliers:
@@ -244,8 +264,9 @@ class Instance:
     async def apply(
         self, new: Policy, path: Path | None, *, unless: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
-        """Put new in force. DmmError if it cannot be; then nothing has changed. unless is asked when it is new's turn:
-        true means that it is wanted no more; then nothing is done, and the answer is empty.
+        """Put new in force. DmmError if it cannot be; then nothing has changed. unless is asked
+        when it is new's turn: true means that it is wanted no more; then nothing is done, and the
+        answer is empty.
         """
         task = asyncio.current_task()
         if task is None or self._closing:
@@ -262,14 +283,18 @@ class Instance:
             self._appliers.discard(task)
 
     def _too_late(self) -> DmmError:
-        return NotAttachedError("apply the policy", why=f"instance {self.state.instance} is being detached")
+        return NotAttachedError(
+            "apply the policy", why=f"instance {self.state.instance} is being detached"
+        )
 
     async def _apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
         users = new.user_stacks()
         wanted = {name: users[name] for name in new.routed_stacks() if name in users}
         ids = IdSpace.from_dict(self._ids.to_dict())
         await asyncio.to_thread(check_plugins, new, wanted)
-        await in_thread(self.stacks.number, {name: config.processes for name, config in wanted.items()})
+        await in_thread(
+            self.stacks.number, {name: config.processes for name, config in wanted.items()}
+        )
         compiled = await asyncio.to_thread(
             compile_policy,
             new,
@@ -291,7 +316,8 @@ class Instance:
             "policy_text": new.text,
         }
         try:
-            # Before it is in force: what cannot be written down is refused, and nothing has changed.
+            # Before it is in force: what cannot be written down is refused, and
+            # nothing has changed.
             self._run.save(replace(self.state, **after))
             await in_thread(self._sync, compiled, generation)
         except BaseException:
@@ -314,7 +340,12 @@ class Instance:
         summary["pending"] = self.groups.pending()
         await in_thread(self.inside.put_in_force, generation & 1, compiled.by_device)
         self.publish({"type": "policy", "path": self.state.policy, **summary})
-        log.info("policy generation %d: %d rules, %d routes", generation, summary["rules"], summary["routes"])
+        log.info(
+            "policy generation %d: %d rules, %d routes",
+            generation,
+            summary["rules"],
+            summary["routes"],
+        )
         return summary
 
     def _sync(self, compiled: Compiled, generation: int) -> int:
@@ -330,16 +361,23 @@ class Instance:
         )
 
     async def apply_text(self, text: str, path: str | None) -> dict[str, Any]:
-        """apply() for the text of a policy file; path is where it came from, for messages and for routes_from."""
+        """apply() for the text of a policy file; path is where it came from, for messages
+        and for routes_from.
+        """
         source = Path(path) if path else None
         new = await asyncio.to_thread(
-            policies.parse, text, source=path or "policy", base=source.parent if source else Path("/")
+            policies.parse,
+            text,
+            source=path or "policy",
+            base=source.parent if source else Path("/"),
         )
         return await self.apply(new, source)
 
     @property
     def policy(self) -> Policy | None:
-        """The policy in force; None when there is none, or its text cannot be read again after a take-over."""
+        """The policy in force; None when there is none, or its text cannot be read again
+        after a take-over.
+        """
         return self._policy
 
     def policy_show(self) -> dict[str, Any]:
@@ -429,7 +467,9 @@ class Instance:
         return await in_thread(carriers.by_stack, self.state.instance, self._records(), passing)
 
     async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
-        """Every stack of the policy, and those that are still draining. counts: flows by stack, if known already."""
+        """Every stack of the policy, and those that are still draining. counts: flows by stack,
+        if known already.
+        """
         counts = await self._counts() if counts is None else counts
         asked = await self.stacks.query_all("stats", within_s=LISTING_S)
         dropped = await in_thread(stackdevice.dropped)
@@ -464,9 +504,11 @@ class Instance:
         return rows
 
     async def list_flows(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Open flows, in pages, so that neither a hundred thousand of them nor the time they take are in anybody's way.
+        """Open flows, in pages, so that neither a hundred thousand of them nor the time they take
+        are in anybody's way.
 
-        Each row is as its socket was when its page was made. A flow that opens or ends meanwhile may be missing.
+        Each row is as its socket was when its page was made. A flow that opens or ends meanwhile
+        may be missing.
         """
         now_ns = time.monotonic_ns()
         await in_thread(self.earlier.prune)
@@ -480,11 +522,15 @@ class Instance:
             outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
         others = await in_thread(carriers.told, self.state.instance, list(records.values()))
         cookies = dict(records) if self.state.containers else {}
-        elsewhere = await in_thread(away.sockets, cookies, self.state.netns_cookie) if cookies else {}
+        elsewhere = (
+            await in_thread(away.sockets, cookies, self.state.netns_cookie) if cookies else {}
+        )
 
         def of_socket(flow: Struct, here: dict[str, Any] | None) -> dict[str, Any] | None:
             live = here or elsewhere.get(flow.cookie)
-            row = flows.flow_dict(flow, self.state.instance, self, now_ns) | others.get(flow.cookie, {})
+            row = flows.flow_dict(flow, self.state.instance, self, now_ns) | others.get(
+                flow.cookie, {}
+            )
             if flow.netns_cookie != self.state.netns_cookie:
                 row["kind"] = flows.CONTAINER
             return flows.merge(row, live, outer, at_nic.get(flow.cookie))
@@ -514,7 +560,9 @@ class Instance:
         return itertools.chain(self._attached.flows(), self.earlier.connections())
 
     def _passing(self) -> dict[flows.Pair, Struct]:
-        """The struct dmm_forwarded of what user stacks carry for others, by the flow as the NIC has it."""
+        """The struct dmm_forwarded of what user stacks carry for others, by the flow as the
+        NIC has it.
+        """
         maps = self._attached.maps
         found = {}
         for pair, one in maps.forwarded.items():
@@ -544,8 +592,8 @@ class Instance:
     # -- events --
 
     def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """callback gets every event from now on; the returned function ends that. While nobody follows, the hooks
-        report nothing, which costs connections less.
+        """callback gets every event from now on; the returned function ends that. While nobody
+        follows, the hooks report nothing, which costs connections less.
         """
         self._listeners.append(callback)
         if len(self._listeners) == 1:

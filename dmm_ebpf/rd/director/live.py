@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow records put together with their sockets in the instance's network namespace, one after the other."""
+"""Flow records put together with their sockets in the instance's network namespace, one
+after the other.
+"""
 
 from __future__ import annotations
 

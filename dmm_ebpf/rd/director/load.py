@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How full the processes of user stacks are: why one takes no new flow (stack_load[]), and of how much;
+"""How full the processes of user stacks are: why one takes no new flow (stack_load[]), and
+of how much;
 and what they have counted.
 
 Reads only. Who writes it, and at what levels, is in userstack/load.h.
@@ -50,23 +51,32 @@ def reasons(stack_load: Loads, stack_id: int, process: int) -> list[str]:
 
 
 def together(full: Iterable[list[str]]) -> list[str]:
-    """Why a stack is full whose processes are full for these reasons; it is not while any has none."""
+    """Why a stack is full whose processes are full for these reasons; it is not while
+    any has none.
+    """
     each = list(full)
-    return list(dict.fromkeys(name for names in each for name in names)) if each and all(each) else []
+    return (
+        list(dict.fromkeys(name for names in each for name in names)) if each and all(each) else []
+    )
 
 
 def figures(answers: Mapping[tuple[str, int], Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """What is in use of a stack, and how much there is, over the processes that answered; None: none did. plugin: what
-    went wrong with its congestion control, where that is one. answers: of query_all("stats").
+    """What is in use of a stack, and how much there is, over the processes that answered;
+    None: none did. plugin: what went wrong with its congestion control, where that is one.
+    answers: of query_all("stats").
     """
     said = [stats for (stack, _), stats in answers.items() if stack == name]
-    told: dict[str, Any] = {key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES}
+    told: dict[str, Any] = {
+        key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES
+    }
     with_plugin = [stats for stats in said if "plugin_faults" in stats]
     if with_plugin:
         told["plugin"] = {
             "faults": sum(stats["plugin_faults"] for stats in with_plugin),
             "connections": sum(stats["plugin_connections"] for stats in with_plugin),
-            "fault": next((stats["plugin_fault"] for stats in with_plugin if stats["plugin_fault"]), ""),
+            "fault": next(
+                (stats["plugin_fault"] for stats in with_plugin if stats["plugin_fault"]), ""
+            ),
         }
     return told
 
@@ -76,8 +86,11 @@ def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:
     return {key: int(stats[key]) if stats else None for key in ("connections", *FIGURES)}
 
 
-def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: str) -> dict[str, int]:
-    """What the processes of a user stack have counted together since each began: enum dmm_core_counter by name.
+def core_counters(
+    answers: Mapping[tuple[str, int], Mapping[str, int]], name: str
+) -> dict[str, int]:
+    """What the processes of a user stack have counted together since each began: enum
+    dmm_core_counter by name.
     answers: of query_all("stats").
     """
     totals: Counter[str] = Counter()
@@ -89,6 +102,14 @@ def core_counters(answers: Mapping[tuple[str, int], Mapping[str, int]], name: st
     return dict(totals)
 
 
-def device_counters(dropped: Mapping[str, int], processes: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """What the kernel has dropped at the TAP devices of a stack's processes. dropped: of stackdevice.dropped()."""
-    return {"tap_queue_dropped": sum(dropped.get(str(process.get("device")), 0) for process in processes)}
+def device_counters(
+    dropped: Mapping[str, int], processes: Iterable[Mapping[str, Any]]
+) -> dict[str, int]:
+    """What the kernel has dropped at the TAP devices of a stack's processes.
+    dropped: of stackdevice.dropped().
+    """
+    return {
+        "tap_queue_dropped": sum(
+            dropped.get(str(process.get("device")), 0) for process in processes
+        )
+    }

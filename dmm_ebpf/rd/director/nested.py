@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instances whose cgroups lie within each other: both have hooks on the sockets of the lower one."""
+"""Instances whose cgroups lie within each other: both have hooks on the sockets of
+the lower one.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from dmm_ebpf.rd.policy.evaluate import is_below
 
 
 def nested(instance: str) -> list[dict[str, Any]]:
-    """The other instances that decide about sockets for which this one decides, too: instance, cgroup (its directory)
-    and above, whether that is this one's or further up. DmmError as all_states().
+    """The other instances that decide about sockets for which this one decides, too:
+    instance, cgroup (its directory) and above, whether that is this one's or further up.
+    DmmError as all_states().
     """
     mine = RunDir(instance).load()
     if mine is None:
@@ -35,6 +38,4 @@ def nested_text(one: dict[str, Any]) -> str:
     """A sentence about an entry of nested()."""
     where = "around this one" if one["above"] else "within this one"
     first = f"instance {one['instance']} is attached to {one['cgroup']}, {where}"
-    return (
-        f"{first}: both decide about the sockets of the lower, and of options that both set the upper's count"
-    )
+    return f"{first}: both decide about the sockets of the lower, and of options that both set the upper's count"

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""News of the host: the kernel's netlink events, or somebody's word, that something is to be looked at again."""
+"""News of the host: the kernel's netlink events, or somebody's word, that something is to be
+looked at again.
+"""
 
 from __future__ import annotations
 

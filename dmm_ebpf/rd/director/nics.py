@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NICs of an instance's user stacks: which, with what facts, and our programs on them: those of tc for any number
-of stacks, and XDP for the one whose AF_XDP sockets take the frames there (ports.py says when).
+"""The NICs of an instance's user stacks: which, with what facts, and our programs on them: those of
+tc for any number of stacks, and XDP for the one whose AF_XDP sockets take the frames there
+(ports.py says when).
 
-A device changes while it is served: its address, its MTU, the number of its queues, its name, or it is deleted and made
-anew. So each start of a stack process begins with the facts of that moment; a change that a living process cannot
-follow ends it, and the next one starts with the device as it is, or when it is there again.
+A device changes while it is served: its address, its MTU, the number of its queues, its name, or it
+is deleted and made anew. So each start of a stack process begins with the facts of that moment; a
+change that a living process cannot follow ends it, and the next one starts with the device as it
+is, or when it is there again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from dmm_ebpf.userstack.spec import NicSpec
 
 NO_SLOT = C.DMM_MAX_NICS  # of a device that no stack serves
 _MAC_BYTES = 6
-# Bytes of the longest packet, not to be cut, in front of which the kernel puts a link header (BPF_SKB_MAX_LEN).
+# Bytes of the longest packet, not to be cut, in front of which the kernel puts a
+# link header (BPF_SKB_MAX_LEN).
 _BARE_MTU = 16000
 
 log = logging.getLogger("dmm-ebpf")
@@ -41,11 +44,15 @@ def _no_native(what: str, code: int) -> KernelFeatureError:
     """code: the errno with which the driver refused."""
     if code in (errno.EOPNOTSUPP, ENOTSUPP):
         return KernelFeatureError(
-            what, why="its driver has no native XDP", hint="name the device below it, or one that has"
+            what,
+            why="its driver has no native XDP",
+            hint="name the device below it, or one that has",
         )
     if code == errno.ERANGE:
         return KernelFeatureError(
-            what, why="its driver takes no XDP program at this MTU", hint="lower it to at most one page"
+            what,
+            why="its driver takes no XDP program at this MTU",
+            hint="lower it to at most one page",
         )
     return KernelFeatureError(what, why=f"its driver refuses native XDP: {os.strerror(code)}")
 
@@ -60,7 +67,9 @@ def _refuse_bare(stack: str, n: NicSpec) -> None:
 
 
 def _no_generic(what: str) -> KernelFeatureError:
-    """Generic XDP runs after GRO, and sees what a sender on this host did not cut: packets of up to 64 KiB."""
+    """Generic XDP runs after GRO, and sees what a sender on this host did not cut: packets of
+    up to 64 KiB.
+    """
     return KernelFeatureError(
         what,
         why="its driver has no native XDP for its MTU, and this kernel's AF_XDP takes no packet of more than a page, "
@@ -74,7 +83,9 @@ class DeviceGoneError(DmmError):
 
 
 class Nics:
-    """The NICs of one instance. Works in the calling thread's network namespace, for one thread at a time."""
+    """The NICs of one instance. Works in the calling thread's network namespace, for one thread
+    at a time.
+    """
 
     def __init__(self, attached: Attached, state: State, save: Callable[[], None]) -> None:
         """save writes state.json."""
@@ -98,9 +109,11 @@ class Nics:
             self.attach_tc(stack, n)
 
     def put_xdp(self, stack: str, n: NicSpec, *, explicit: bool) -> None:
-        """Our XDP program on it, which as yet lets all frames pass; where it is already, nothing changes. explicit: the
-        policy names the port, so what is slower than tap will do, too: generic XDP, and packets in several frames.
-        Raises DmmError: ConflictError or KernelFeatureError where that cannot be, and then nothing has changed.
+        """Our XDP program on it, which as yet lets all frames pass; where it is already, nothing
+        changes. explicit: the policy names the port, so what is slower than tap will do, too:
+        generic XDP, and packets in several frames.
+        Raises DmmError: ConflictError or KernelFeatureError where that cannot be, and then
+        nothing has changed.
         """
         _refuse_bare(stack, n)
         if self._attached.attach_xdp(n.ifindex, n.name, n.mtu if explicit else 0) != "native":
@@ -154,7 +167,9 @@ class Nics:
         self._attached.maps.nics.delete(ifindex)
 
     def beside(self) -> dict[int, bool]:
-        """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex: whether they are bare."""
+        """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex:
+        whether they are bare.
+        """
         nics = self._attached.maps.nics.items()
         return {ifindex: bool(nic.bare) for ifindex, nic in nics if nic.slot == NO_SLOT}
 
@@ -190,8 +205,8 @@ class Nics:
         self._attached.maps.nics[n.ifindex] = entry
 
     def detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
-        """Takes them off, also where the device is gone. shared: ifindexes of those that other stacks go on using: they
-        keep those of tc, and XDP where it is not this stack's.
+        """Takes them off, also where the device is gone. shared: ifindexes of those that other
+        stacks go on using: they keep those of tc, and XDP where it is not this stack's.
         """
         for n in nics:
             by_xdp = self._xdp_stack(n.ifindex) == stack_id
@@ -211,16 +226,21 @@ class Nics:
         return "" if there else "our tc programs were taken off"
 
     def renew(self, stack: str, stack_id: int, nics: Sequence[NicSpec]) -> list[NicSpec]:
-        """The NICs as they are now, with our programs of tc on those that were made anew; one that is not there stays
-        as it was. Raises DmmError: DeviceGoneError if none is there.
+        """The NICs as they are now, with our programs of tc on those that were made anew; one that
+        is not there stays as it was. Raises DmmError: DeviceGoneError if none is there.
         """
         found = [_found(n) for n in nics]
         if not any(found):
             gone = ", ".join(n.name for n in nics)
             why = f"device {gone} is gone, or belongs to a bridge or a bond"
-            raise DeviceGoneError(f"start stack {stack}", why=why, hint="it starts when the device is back")
+            raise DeviceGoneError(
+                f"start stack {stack}", why=why, hint="it starts when the device is back"
+            )
         now = [_as_it_is(n, info) if info else n for info, n in zip(found, nics, strict=True)]
-        self.detach(stack_id, [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex])
+        self.detach(
+            stack_id,
+            [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex],
+        )
         self.rename(nics, now)
         self.attach(stack, there(now))
         return now
@@ -228,7 +248,9 @@ class Nics:
     def rename(self, old: Sequence[NicSpec], new: Sequence[NicSpec]) -> None:
         """Slots go on under the names that the devices have now."""
         names = {o.name: n.name for o, n in zip(old, new, strict=True)}
-        self._state.tc_nics = {names.get(name, name): made for name, made in self._state.tc_nics.items()}
+        self._state.tc_nics = {
+            names.get(name, name): made for name, made in self._state.tc_nics.items()
+        }
         for n in old:
             self._state.nics.pop(n.name, None)
         self._state.nics.update({n.name: n.slot for n in new})
@@ -240,7 +262,9 @@ def tc_name(instance: str) -> str:
 
 
 def remove_tc(instance: str, state: State | None) -> list[str]:
-    """Takes the instance's tc programs off every device of the calling thread's namespace; what was removed."""
+    """Takes the instance's tc programs off every device of the calling thread's namespace;
+    what was removed.
+    """
     made = {**state.tc_inside, **state.tc_nics} if state else {}
     found = [
         info.name
@@ -263,7 +287,13 @@ def _mtu(info: hal_nic.Nic) -> int:
 def _as_it_is(n: NicSpec, info: hal_nic.Nic) -> NicSpec:
     now = _spec(info, n.slot)
     return replace(
-        n, ifindex=now.ifindex, name=now.name, queues=now.queues, mac=now.mac, mtu=now.mtu, bare=now.bare
+        n,
+        ifindex=now.ifindex,
+        name=now.name,
+        queues=now.queues,
+        mac=now.mac,
+        mtu=now.mtu,
+        bare=now.bare,
     )
 
 
@@ -355,7 +385,11 @@ class ServedNic(Item):
         if _mtu(now) != served.mtu:
             return f"its MTU is {now.mtu} now"
         # Nor is anybody else's there.
-        return "our XDP program was taken off" if self._serving.by_xdp(served) and not now.has_xdp else ""
+        return (
+            "our XDP program was taken off"
+            if self._serving.by_xdp(served) and not now.has_xdp
+            else ""
+        )
 
     async def mend(self) -> None:
         now = self._now

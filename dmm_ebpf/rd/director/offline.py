@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking at an instance whose Resource Director is dead: listings from pins, state.json and inet_diag alone."""
+"""Looking at an instance whose Resource Director is dead: listings from pins, state.json
+and inet_diag alone.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ from dmm_ebpf.rd.policy.ids import IdSpace
 
 
 def offline_status(instance: str) -> dict[str, Any]:
-    """`status` from pins and state.json alone; the shape is that of a live RD's answer. problem: why the pins cannot be
-    read, as those of another version; then what they would have told is None, or "unknown" of a stack.
+    """`status` from pins and state.json alone; the shape is that of a live RD's answer. problem:
+    why the pins cannot be read, as those of another version; then what they would have told is
+    None, or "unknown" of a stack.
     """
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     told: dict[str, Any] = {
@@ -68,7 +71,9 @@ def _stacks(state: State) -> list[StackState]:
     return [s for s in state.stacks if s.process == 0]
 
 
-def _offline_stack(state: State, stack: StackState, states: Table[int, Struct] | None) -> dict[str, Any]:
+def _offline_stack(
+    state: State, stack: StackState, states: Table[int, Struct] | None
+) -> dict[str, Any]:
     """states: the map stack_state, if it can be read."""
     return {
         "instance": state.instance,
@@ -86,13 +91,18 @@ def _offline_stack(state: State, stack: StackState, states: Table[int, Struct] |
 
 
 def offline_flows(instance: str) -> list[dict[str, Any]]:
-    """`flows` from the pinned maps and inet_diag; what the stack processes know of their outer legs is missing."""
+    """`flows` from the pinned maps and inet_diag; what the stack processes know of their outer
+    legs is missing.
+    """
     state = RunDir(instance).load() or State(instance, 0, "", 0)
     names = _OfflineNames(state)
     now_ns = time.monotonic_ns()
     records = list(loader.adopt(instance, unhooked=state.whole).flows())
     others = carriers.told(instance, records)
-    rows = [flows.flow_dict(flow, instance, names, now_ns) | others.get(flow.cookie, {}) for flow in records]
+    rows = [
+        flows.flow_dict(flow, instance, names, now_ns) | others.get(flow.cookie, {})
+        for flow in records
+    ]
     netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket
         return []
@@ -112,8 +122,8 @@ def offline_listeners(instance: str) -> list[dict[str, Any]]:
 
 
 def labels_left(state: State, ids: IdSpace) -> Labels | None:
-    """The names of what state.generation has decided; None: they cannot be told, since the text is not all of its
-    policy (a routes file may have changed), or cannot be read again.
+    """The names of what state.generation has decided; None: they cannot be told, since the text is
+    not all of its policy (a routes file may have changed), or cannot be read again.
     """
     if not state.policy_text:
         return None
@@ -133,7 +143,9 @@ def _offline_process(record: StackState) -> dict[str, Any]:
 
 
 class _OfflineNames:
-    """Names as far as state.json knows them; rules and routes of an earlier generation stay numbers."""
+    """Names as far as state.json knows them; rules and routes of an earlier
+    generation stay numbers.
+    """
 
     def __init__(self, state: State) -> None:
         self.state = state

@@ -68,7 +68,9 @@ class Stack(Serving):
     def note_sockets(self, p: Process) -> None:
         """Where process 0, which has just come up, has AF_XDP sockets."""
         self.nics = [
-            replace(n, xsk=n.slot in p.zerocopy, xsk_mtu=p.xsk_mtu, no_xsk=p.no_sockets.get(n.slot, ""))
+            replace(
+                n, xsk=n.slot in p.zerocopy, xsk_mtu=p.xsk_mtu, no_xsk=p.no_sockets.get(n.slot, "")
+            )
             for n in self.nics
         ]
         self.ports.forget_told()
@@ -87,6 +89,4 @@ class Stack(Serving):
         down = [p for p in self.processes if p.reason]
         if len(self.processes) == 1 or not down:
             return down[0].reason if down else ""
-        return (
-            f"{len(down)} of {len(self.processes)} processes down, {down[0].record.label}: {down[0].reason}"
-        )
+        return f"{len(down)} of {len(self.processes)} processes down, {down[0].record.label}: {down[0].reason}"

@@ -10,8 +10,9 @@ log = logging.getLogger("dmm-ebpf")
 
 
 class Phase(StrEnum):
-    """STARTING: it is to serve, and does not yet. UP: a flow may be given to it. DOWN: it has died, its flows are
-    reset, and the next one starts by and by. STOPPING: it is ended on purpose; the last.
+    """STARTING: it is to serve, and does not yet. UP: a flow may be given to it. DOWN: it has
+    died, its flows are reset, and the next one starts by and by. STOPPING: it is ended on
+    purpose; the last.
     """
 
     STARTING = "starting"
@@ -30,12 +31,15 @@ FOLLOWS: dict[Phase, frozenset[Phase]] = {
     Phase.STOPPING: frozenset({Phase.STOPPING}),
 }
 
-# What a listing says of a process besides, or instead: these are no phases, since they are seen anew each time.
+# What a listing says of a process besides, or instead: these are no phases, since they are seen
+# anew each time.
 HUNG, DRAINING, OFF = "hung", "draining", "off"
 
 
 def move(label: str, old: Phase, new: Phase, reason: str = "") -> Phase:
-    """The phase of process label after a change from old to new: new, or old where the table forbids it. Logs it."""
+    """The phase of process label after a change from old to new: new, or old where the table
+    forbids it. Logs it.
+    """
     if new not in FOLLOWS[old]:
         log.debug("stack %s stays %s, and does not become %s", label, old, new)
         return old

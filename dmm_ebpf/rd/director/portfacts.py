@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of network devices before a port is chosen for them (hal/choice.py): gathered from the kernel, for the
-listing of `dmm-ebpf hal` and for the Resource Director alike.
+"""What is asked of network devices before a port is chosen for them (hal/choice.py): gathered from
+the kernel, for the listing of `dmm-ebpf hal` and for the Resource Director alike.
 
 In the calling thread's network namespace. Reading changes nothing.
 """
@@ -45,7 +45,9 @@ def gather(nics: Iterable[nic.Nic]) -> dict[int, choice.Facts]:
     host = look(nics)
     masters = {one.master for one in host.nics.values()} - {0} - host.nics.keys()
     host.nics.update({index: found for index in masters if (found := nic.find(index, ""))})
-    return {one.ifindex: facts(one, host) for one in host.nics.values() if one.ifindex not in masters}
+    return {
+        one.ifindex: facts(one, host) for one in host.nics.values() if one.ifindex not in masters
+    }
 
 
 def xdp_of(one: nic.Nic, host: Host) -> genl.XdpFeatures:
@@ -54,7 +56,9 @@ def xdp_of(one: nic.Nic, host: Host) -> genl.XdpFeatures:
         features = genl.no_xdp_answer(host.xdp.why)
         # That one runs there natively is told by the device itself, on any kernel.
         return dataclasses.replace(features, native=True) if one.xdp_mode == "native" else features
-    return host.xdp.get(one.ifindex) or genl.no_xdp_answer("the kernel's netdev family does not list it")
+    return host.xdp.get(one.ifindex) or genl.no_xdp_answer(
+        "the kernel's netdev family does not list it"
+    )
 
 
 def kind_of(one: nic.Nic) -> str:
@@ -84,7 +88,9 @@ def facts(one: nic.Nic, host: Host) -> choice.Facts:
         zero_copy=xdp.zero_copy,
         frags=xdp.frags,
         foreign_xdp=_foreign_xdp(one),
-        qdisc=host.qdiscs if isinstance(host.qdiscs, Unknown) else inway.root_qdisc(host.qdiscs, one.ifindex),
+        qdisc=host.qdiscs
+        if isinstance(host.qdiscs, Unknown)
+        else inway.root_qdisc(host.qdiscs, one.ifindex),
         filters=_filters(one, host.qdiscs),
         hooks=host.hooks
         if isinstance(host.hooks, Unknown)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which port each NIC of a user stack has, and why: what the policy says, or, with io = "auto", what the facts of the
-NIC speak for (hal/choice.py), for as long as the stack runs.
+"""Which port each NIC of a user stack has, and why: what the policy says, or, with io = "auto",
+what the facts of the NIC speak for (hal/choice.py), for as long as the stack runs.
 
-Every process gets by its TAP devices whatever XDP does not take, so a change of port moves all flows of the NIC at
-once, open ones too, and loses none: nics[].stack says to XDP whether process 0 gets its frames by its AF_XDP sockets,
-and the process is told by what to send. Our XDP program stands on the NIC only while they do: native XDP may cost
-others something, a veth's peer its segmentation offload.
+Every process gets by its TAP devices whatever XDP does not take, so a change of port moves all
+flows of the NIC at once, open ones too, and loses none: nics[].stack says to XDP whether
+process 0 gets its frames by its AF_XDP sockets, and the process is told by what to send. Our
+XDP program stands on the NIC only while they do: native XDP may cost others something, a veth's
+peer its segmentation offload.
 
-Away from AF_XDP a NIC goes at once; to it only when for BACK_S nothing has spoken against it. With io = "af_xdp" it
-goes while its MTU is above what the sockets were opened for: only a process that starts can open others.
+Away from AF_XDP a NIC goes at once; to it only when for BACK_S nothing has spoken against it. With
+io = "af_xdp" it goes while its MTU is above what the sockets were opened for: only a process that
+starts can open others.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ log = logging.getLogger("dmm-ebpf")
 
 @dataclass
 class NicPort:
-    """Of one NIC of a stack. port: empty while nothing is settled; told: what process 0 sends by, as far as known."""
+    """Of one NIC of a stack. port: empty while nothing is settled; told: what process 0 sends
+    by, as far as known.
+    """
 
     port: str = ""
     reason: str = ""
@@ -88,8 +92,8 @@ class Ports:
         return [{"nic": n.name, "port": self.of(n).port, "why": self.of(n).reason} for n in nics]
 
     def begin(self, n: NicSpec, io: str) -> None:
-        """Before the first process is started, or when the NIC was made anew. Raises DmmError where the port that the
-        policy names cannot be had.
+        """Before the first process is started, or when the NIC was made anew. Raises DmmError where
+        the port that the policy names cannot be had.
         """
         if io == AF_XDP:
             self._nics.put_xdp(self._stack, n, explicit=True)
@@ -108,10 +112,15 @@ class Ports:
             self._open = False
 
     async def settle(
-        self, io: str, nics: Collection[NicSpec], first: Process | None, held: Callable[[NicSpec], str]
+        self,
+        io: str,
+        nics: Collection[NicSpec],
+        first: Process | None,
+        held: Callable[[NicSpec], str],
     ) -> None:
-        """Give each NIC the port that it is to have. first: process 0, if it is there; held: what other stack has the
-        queues of a NIC, or empty. Raises DmmError where a port that the policy names cannot be had.
+        """Give each NIC the port that it is to have. first: process 0, if it is there; held: what
+        other stack has the queues of a NIC, or empty. Raises DmmError where a port that the policy
+        names cannot be had.
         """
         async with self.settling:
             if not self._open:
@@ -192,13 +201,17 @@ def _short(n: NicSpec, mtu: int) -> str:
 def _too_short(nics: Iterable[NicSpec]) -> dict[int, str]:
     """By slot, of those whose process has AF_XDP sockets, why they are no good now."""
     found = {
-        n.slot: _short(n, info.mtu) for n in nics if n.xsk_mtu and (info := hal_nic.find(n.ifindex, n.name))
+        n.slot: _short(n, info.mtu)
+        for n in nics
+        if n.xsk_mtu and (info := hal_nic.find(n.ifindex, n.name))
     }
     return {slot: why for slot, why in found.items() if why}
 
 
 def fit_for_sockets(io: str, facts: Facts | None) -> bool:
-    """Whether a process that starts is to have AF_XDP sockets on a NIC: where they may be of use while it runs."""
+    """Whether a process that starts is to have AF_XDP sockets on a NIC: where they may be of
+    use while it runs.
+    """
     if io == AUTO:
         return facts is not None and facts.native_xdp is True and facts.zero_copy is True
     return io == AF_XDP

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the ports of user stacks are looked at again: at the kernel's word that a device, a qdisc, a tc filter or an nft
-chain has changed, when somebody asks, and once a second, since an XDP program may come without a word.
+"""When the ports of user stacks are looked at again: at the kernel's word that a device, a qdisc, a
+tc filter or an nft chain has changed, when somebody asks, and once a second, since an XDP program
+may come without a word.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class PortWatch:
                 try:
                     await self._look()
                 except (DmmError, OSError) as e:
-                    log.warning("the ports of user stacks could not be looked at; it is tried again: %s", e)
+                    log.warning(
+                        "the ports of user stacks could not be looked at; it is tried again: %s", e
+                    )
 
 
 def _event_sockets() -> list[socket.socket]:

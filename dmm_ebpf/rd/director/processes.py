@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of a user stack, and what leads from an app's packets to it.
 
-Each process has a number k of its own in the namespace, by which its devices are named, and its seat, k + 1, in the
-maps: so the death of one concerns no flow of another. For every NIC it has a TAP device for the inner leg
-(bpf/tcout.h, bpf/ingress.h) and one for the outer leg (bpf/tcin.h, hal/tapnic.h). Process 0 may have AF_XDP sockets
-besides, and uses them where ports.py says so.
+Each process has a number k of its own in the namespace, by which its devices are named, and its
+seat, k + 1, in the
+maps: so the death of one concerns no flow of another. For every NIC it has a TAP device for the
+inner leg (bpf/tcout.h, bpf/ingress.h) and one for the outer leg (bpf/tcin.h, hal/tapnic.h). Process
+0 may have AF_XDP sockets besides, and uses them where ports.py says so.
 """
 
 from __future__ import annotations
@@ -53,20 +54,25 @@ class Process:
         save: Callable[[], None],
         changed: Callable[[Process], None],
     ) -> None:
-        """renew makes the spec of the next process, in a thread. save keeps the record. changed is called when phase
-        has become UP or DOWN, not for a stop() that was asked for; what it raises for UP ends the process.
+        """renew makes the spec of the next process, in a thread. save keeps the record. changed is
+        called when phase has become UP or DOWN, not for a stop() that was asked for; what it raises
+        for UP ends the process.
         """
         self.record = record
         self.retiring = False  # carries its flows to their end, and gets no new one
         self.phase = Phase.STARTING
         self.reason = ""  # of what is not as it should be
         self.restarts = 0
-        self.sums: Mapping[int, bool] = {}  # by slot: whether checksums are left to what takes its frames
+        self.sums: Mapping[
+            int, bool
+        ] = {}  # by slot: whether checksums are left to what takes its frames
         self.zerocopy: Mapping[int, bool] = {}  # by slot of a NIC where it has AF_XDP sockets,
         self.waits = False  # cannot be started for want of a device
         self.xsk_mtu = 0  # for packets of that length
         self.no_sockets: dict[int, str] = {}  # why it has none where it was to have some
-        self.supervisor = StackSupervisor(spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down)
+        self.supervisor = StackSupervisor(
+            spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down
+        )
         self._renew = renew
         self._attached = attached
         self._save = save
@@ -96,7 +102,9 @@ class Process:
     def hung(self) -> bool:
         """It has not run for a while, though it is up: the hooks give it no new flow."""
         record = self.record
-        return self.is_up and load.hung(self._attached.maps.stack_load, record.stack_id, record.process)
+        return self.is_up and load.hung(
+            self._attached.maps.stack_load, record.stack_id, record.process
+        )
 
     @property
     def pid(self) -> int:
@@ -104,7 +112,9 @@ class Process:
         return self.record.pid if self.is_up else 0
 
     async def start(self) -> None:
-        """Adopt the process that the record names, or start one, and wait until it serves. Raises DmmError."""
+        """Adopt the process that the record names, or start one, and wait until it
+        serves. Raises DmmError.
+        """
         record = self.record
         if record.pid:
             if await self.supervisor.adopt(record.pid, record.start_time):
@@ -134,7 +144,10 @@ class Process:
         label, spec = self.record.label, self.supervisor.spec
         return [
             *(standing.StackDevice(label, name) for name in spec.devices()),
-            *(standing.Ingress(label, spec.inner_device(n), self._attached.ingress_fd()) for n in spec.nics),
+            *(
+                standing.Ingress(label, spec.inner_device(n), self._attached.ingress_fd())
+                for n in spec.nics
+            ),
         ]
 
     @property
@@ -157,7 +170,9 @@ class Process:
         }
 
     def _limits(self) -> dict[str, Any]:
-        """What keeps the process from eating the host: its cgroup's limits, and why one is missing."""
+        """What keeps the process from eating the host: its cgroup's limits, and why
+        one is missing.
+        """
         group = Path(self.supervisor.spec.cgroup)
         granted = procgroup.granted(group)
         return {
@@ -239,7 +254,9 @@ class Process:
         return int((self.record.seat - 1) * C.DMM_MAX_NICS + n.slot)
 
     def _on_down(self, reason: str) -> Awaitable[Any]:
-        """What the next process must wait for: nothing that the dead one owned may be taken for its own."""
+        """What the next process must wait for: nothing that the dead one owned may be taken
+        for its own.
+        """
         self._become(Phase.DOWN, reason)
         self.record.pid = 0
         self.restarts += 1
@@ -253,8 +270,9 @@ class Process:
         return disowned
 
     async def _end_flows(self, disowned: asyncio.Future[None]) -> None:
-        """In a thread: with a hundred thousand flows it takes a second or more. Until they are reset they stay the
-        process's, so that nothing of them gets to their peers, which know other sequence numbers.
+        """In a thread: with a hundred thousand flows it takes a second or more. Until they are
+        reset they stay the process's, so that nothing of them gets to their peers, which know
+        other sequence numbers.
         """
         label = self.record.label
         try:
@@ -276,15 +294,19 @@ class Process:
             loop = asyncio.get_running_loop()
             self._orphans = loop.call_later(
                 ORPHANS_S,
-                lambda: loop.run_in_executor(None, endflows.end_orphans, self._attached.maps, self.record),
+                lambda: loop.run_in_executor(
+                    None, endflows.end_orphans, self._attached.maps, self.record
+                ),
             )
 
 
 def end_flows(maps: Maps, record: StackState, *, heir: bool = False) -> int:
-    """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns how many there
-    were. heir: see endflows.end().
+    """Reset what a process that is gone has carried, and delete its entries in xdp_flows; returns
+    how many there were. heir: see endflows.end().
     """
-    return endflows.end(maps, endflows.owned_by(maps, record), endflows.served_by(maps, record), heir=heir)
+    return endflows.end(
+        maps, endflows.owned_by(maps, record), endflows.served_by(maps, record), heir=heir
+    )
 
 
 def end_all_flows(maps: Maps) -> int:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a new flow would get now (`dmm-ebpf route get`): the policy's verdict, and what this host makes of it."""
+"""What a new flow would get now (`dmm-ebpf route get`): the policy's verdict, and what this
+host makes of it.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from dmm_ebpf.rd.policy.model import KERNEL, KernelStack, Policy, UserStack
 
 @dataclass(frozen=True)
 class Here:
-    """What an instance knows. attached: its cgroup, as rules name it. takes_flows and devices: of a user stack, whether
-    new flows reach it, and the names of those that it serves.
+    """What an instance knows. attached: its cgroup, as rules name it. takes_flows and devices: of a
+    user stack, whether new flows reach it, and the names of those that it serves.
     """
 
     policy: Policy | None
@@ -34,8 +36,9 @@ class Here:
 
 
 def route_get(here: Here, params: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a route_get request. Of a socket whose cgroup is not said, that it is in the instance's own; then
-    the answer says so (assumed). What is forwarded has no socket, and so no cgroup.
+    """The answer to a route_get request. Of a socket whose cgroup is not said, that it is in
+    the instance's own; then the answer says so (assumed). What is forwarded has no socket, and
+    so no cgroup.
     """
     query = evaluate.Query.from_params(params)
     policy = here.policy or policies.parse("", source="none", base=Path("/"))
@@ -67,7 +70,9 @@ def _instead(
     if device is None or device in here.devices(wanted):
         return {}
     # At a device nothing is refused any more.
-    kernel = config.fallback == KERNEL or isinstance(policy.stacks.get(config.fallback), KernelStack)
+    kernel = config.fallback == KERNEL or isinstance(
+        policy.stacks.get(config.fallback), KernelStack
+    )
     return {"stack": config.fallback if kernel else KERNEL, "why": "device", "device": device}
 
 

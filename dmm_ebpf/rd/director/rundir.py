@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run directory of an instance, /run/dmm-ebpf/<instance>: its lock, its socket, and the state that detach undoes.
+"""The run directory of an instance, /run/dmm-ebpf/<instance>: its lock, its socket, and the state
+that detach undoes.
 
-Owns the directory (root's, mode 0700) and state.json. state.json is written before the thing it describes is made,
-so that whatever a killed Resource Director leaves behind is named there. It is replaced by rename(2), never edited.
+Owns the directory (root's, mode 0700) and state.json. state.json is written before the thing it
+describes is made, so that whatever a killed Resource Director leaves behind is named there. It is
+replaced by rename(2), never edited.
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ log = logging.getLogger("dmm-ebpf")
 
 @dataclass
 class StackState:
-    """What a process of a user stack has made on the host: enough to find it again, or to remove it."""
+    """What a process of a user stack has made on the host: enough to find it again, or
+    to remove it.
+    """
 
     name: str
     stack_id: int
     k: int  # among all processes of the namespace
     nics: list[str] = field(default_factory=list)
     pid: int = 0
-    start_time: int = 0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
+    start_time: int = (
+        0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
+    )
     process: int = 0  # its number among the stack's processes
 
     @property
@@ -104,7 +110,9 @@ class State:
 
 
 def why_not_for(state: State | None, cgroup: Path | None, netns: NetNS) -> str:
-    """Why what is attached cannot be taken over for this cgroup (None: for one of its own); empty: it can."""
+    """Why what is attached cannot be taken over for this cgroup (None: for one of its own);
+    empty: it can.
+    """
     if state is None:
         return "its programs are attached, but its state.json, which says by whom, is lost"
     if state.cgroup != str(cgroup):
@@ -132,8 +140,8 @@ class RunDir:
         self._lock_fd = -1
 
     def claim(self) -> None:
-        """Make the directory, root's alone, and take the instance for this process and its forks until they end;
-        ConflictError if a living process has it.
+        """Make the directory, root's alone, and take the instance for this process and its forks
+        until they end; ConflictError if a living process has it.
         """
         if not self.try_claim():
             raise ConflictError(
@@ -155,7 +163,9 @@ class RunDir:
                     os.close(fd)
                     return False
         except PermissionError as e:
-            raise PrivilegeError(f"make {self.path}", why="not root", hint="run it with sudo") from e
+            raise PrivilegeError(
+                f"make {self.path}", why="not root", hint="run it with sudo"
+            ) from e
         except OSError as e:
             raise unwritable(self.path / "lock", e) from e
         self._lock_fd = fd
@@ -167,7 +177,9 @@ class RunDir:
         return _is_file(self._lock_fd, self.path / "lock")
 
     def claim_again(self) -> None:
-        """claim(), after somebody has removed the directory. ConflictError if another process has the instance now."""
+        """claim(), after somebody has removed the directory. ConflictError if another process
+        has the instance now.
+        """
         old, self._lock_fd = self._lock_fd, -1
         try:
             self.claim()
@@ -177,7 +189,9 @@ class RunDir:
         os.close(old)
 
     def holder(self) -> int:
-        """The pid of the process that has the instance, as it says itself; 0 where nothing is said."""
+        """The pid of the process that has the instance, as it says itself; 0 where
+        nothing is said.
+        """
         try:
             return int((self.path / "lock").read_text(encoding="ascii"))
         except (OSError, ValueError):
@@ -214,12 +228,13 @@ class RunDir:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError):
-            # Half a file cannot happen (rename), a foreign one can: what it should name is looked for (found.py).
+            # Half a file cannot happen (rename), a foreign one can: what it should name is
+            # looked for (found.py).
             return None
 
     def save(self, state: State) -> None:
-        """Replace state.json, before that is made which it describes. DmmError if it cannot be written; then the old
-        one stands.
+        """Replace state.json, before that is made which it describes. DmmError if it cannot be
+        written; then the old one stands.
         """
         new = self._state.with_suffix(".new")
         with self._saving:
@@ -235,7 +250,9 @@ class RunDir:
         self.unsaved = ""
 
     def keep(self, state: State) -> None:
-        """save() of what has happened already. If it cannot be written, unsaved says why until it could be."""
+        """save() of what has happened already. If it cannot be written, unsaved says why until
+        it could be.
+        """
         try:
             self.save(state)
         except DmmError as e:
@@ -251,7 +268,9 @@ class RunDir:
         return not self._state.exists()
 
     def is_husk(self) -> bool:
-        """True where a process was killed right after it had made the directory: nothing but the lock is there."""
+        """True where a process was killed right after it had made the directory: nothing but
+        the lock is there.
+        """
         try:
             return set(os.listdir(self.path)) <= {"lock"}  # noqa: PTH208 - names are wanted
         except FileNotFoundError:
@@ -262,13 +281,18 @@ class RunDir:
         return any(path.name.startswith("stack-") for path in listing.entries(self.path))
 
     def remove(self) -> bool:
-        """Remove the directory and all in it; False if there was none, or if it is another process's by now."""
+        """Remove the directory and all in it; False if there was none, or if it is another
+        process's by now.
+        """
         with host_lock():
-            found = self.path.exists() and (self._lock_fd < 0 or _is_file(self._lock_fd, self.path / "lock"))
+            found = self.path.exists() and (
+                self._lock_fd < 0 or _is_file(self._lock_fd, self.path / "lock")
+            )
             if found:
                 _remove_tree(self.path)
             if all(path.name.startswith(".") for path in listing.entries(ROOT)):
-                # The last instance takes the common directory along; whoever waits for the lock makes it anew.
+                # The last instance takes the common directory along; whoever waits for the lock
+                # makes it anew.
                 (ROOT / ".lock").unlink(missing_ok=True)
                 with contextlib.suppress(
                     OSError
@@ -288,10 +312,13 @@ def unwritable(path: Path, error: OSError) -> DmmError:
 
 
 def all_states() -> list[State]:
-    """The states of every instance on this host, as they look from the calling thread's network namespace: a state of
-    a namespace that is gone, whose inode is this one's now, has inode 0. DmmError when that cannot be told.
+    """The states of every instance on this host, as they look from the calling thread's network
+    namespace: a state of a namespace that is gone, whose inode is this one's now, has inode 0.
+    DmmError when that cannot be told.
     """
-    loaded = (RunDir(folder.name).load() for folder in listing.folders(ROOT) if is_name(folder.name))
+    loaded = (
+        RunDir(folder.name).load() for folder in listing.folders(ROOT) if is_name(folder.name)
+    )
     states = [state for state in loaded if state is not None]
     if any(state.netns_cookie for state in states):
         from dmm_ebpf.hal import netns  # the command line alone has no use for it
@@ -315,8 +342,8 @@ def _remove_tree(folder: Path) -> None:
 
 @contextmanager
 def host_lock() -> Iterator[None]:
-    """Held while numbers that all instances share are allotted or given back. DmmError where nothing can be written;
-    PermissionError.
+    """Held while numbers that all instances share are allotted or given back. DmmError where
+    nothing can be written; PermissionError.
     """
     path = ROOT / ".lock"
     while True:

@@ -15,7 +15,8 @@ from dmm_ebpf.rd.director.processes import Process
 
 
 def row(s: Stack | None, loads: Loads) -> dict[str, Any]:
-    """State of a user stack; one that nobody routes to (None) is "off". pid and device are those of its first process.
+    """State of a user stack; one that nobody routes to (None) is "off". pid and device are those of
+    its first process.
     loads: stack_load[].
     """
     if s is None or not s.processes:
@@ -55,7 +56,9 @@ def _full(s: Stack, p: Process, loads: Loads) -> list[str]:
 
 
 def _xdp(s: Stack) -> dict[str, str]:
-    """How AF_XDP works on each NIC that has it, in words; "metadata": checksums are left to what takes the frames."""
+    """How AF_XDP works on each NIC that has it, in words; "metadata": checksums are left to
+    what takes the frames.
+    """
     zerocopy, sums = (s.first.zerocopy, s.first.sums) if s.first else ({}, {})
     return {
         n.name: f"{xdp_mode(n)}, {'zero-copy' if zerocopy.get(n.slot) else 'copy'}"

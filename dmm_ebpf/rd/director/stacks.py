@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user stacks of an instance: from a name in the policy to processes that packets reach, and back.
+"""The user stacks of an instance: from a name in the policy to processes that packets
+reach, and back.
 
-Owns, for each user stack: our programs on its NICs (nics.py), its processes (processes.py) and their numbers, and
-its line in stack_state[].
+Owns, for each user stack: our programs on its NICs (nics.py), its processes (processes.py) and
+their numbers, and its line in stack_state[].
 
-Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in place. The bit is set
-last and cleared first.
+Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in
+place. The bit is set last and cleared first.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def free_k(used: Collection[int]) -> int:
 
 
 class StackManager:
-    """Starts, follows and stops the user stacks of one instance. Lives in the RD's event loop and namespace."""
+    """Starts, follows and stops the user stacks of one instance. Lives in the RD's event
+    loop and namespace.
+    """
 
     def __init__(
         self,
@@ -91,7 +94,9 @@ class StackManager:
     # -- what the policy compiler and the listings ask --
 
     def number(self, wanted: Mapping[str, int]) -> None:
-        """Numbers those processes of user stacks that have no number yet; wanted: how many each stack has."""
+        """Numbers those processes of user stacks that have no number yet; wanted: how many
+        each stack has.
+        """
         with rundir.host_lock():
             used = {
                 s.k
@@ -102,7 +107,9 @@ class StackManager:
             known_before = len(self._state.stacks)
             used |= {s.k for s in self._state.stacks} | stackdevice.numbers_in_use()
             known = {(s.name, s.process): s for s in self._state.stacks}
-            for key in ((name, number) for name, count in wanted.items() for number in range(count)):
+            for key in (
+                (name, number) for name, count in wanted.items() for number in range(count)
+            ):
                 if key in known:
                     continue
                 k = free_k(used)
@@ -117,7 +124,9 @@ class StackManager:
 
     def _numbered(self, wanted: Mapping[str, int]) -> bool:
         known = {(s.name, s.process) for s in self._state.stacks}
-        return known >= {(name, number) for name, count in wanted.items() for number in range(count)}
+        return known >= {
+            (name, number) for name, count in wanted.items() for number in range(count)
+        }
 
     def describe(self, name: str) -> dict[str, Any]:
         """See stackrow.row()."""
@@ -136,7 +145,9 @@ class StackManager:
         return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
 
     def nics(self) -> list[dict[str, Any]]:
-        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc" where no frame comes so."""
+        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc" where
+        no frame comes so.
+        """
         return [
             {
                 "ifname": n.name,
@@ -165,9 +176,18 @@ class StackManager:
         """User stacks that exist here, draining ones included."""
         return list(self._stacks)
 
-    async def query_all(self, method: str, *, within_s: float | None = None) -> dict[tuple[str, int], Any]:
-        """method asked of every process that is up, by stack and number; one that does not answer is left out."""
-        up = [(name, p) for name, s in self._stacks.items() for p in s.processes if p.is_up and not p.hung]
+    async def query_all(
+        self, method: str, *, within_s: float | None = None
+    ) -> dict[tuple[str, int], Any]:
+        """method asked of every process that is up, by stack and number; one that does not
+        answer is left out.
+        """
+        up = [
+            (name, p)
+            for name, s in self._stacks.items()
+            for p in s.processes
+            if p.is_up and not p.hung
+        ]
         asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
         answers = await asyncio.gather(*asked, return_exceptions=True)
         return {
@@ -177,8 +197,9 @@ class StackManager:
         }
 
     async def connections(self) -> AsyncIterator[dict[str, Any]]:
-        """What the processes that are up say of their connections, asked of each in parts: a list of a hundred thousand
-        would take a stack process more memory than they do. One that ends meanwhile may be missing, or hide another.
+        """What the processes that are up say of their connections, asked of each in parts: a list
+        of a hundred thousand would take a stack process more memory than they do. One that ends
+        meanwhile may be missing, or hide another.
         """
         for p in [p for s in self._stacks.values() for p in s.processes if p.is_up and not p.hung]:
             first = 0
@@ -198,13 +219,15 @@ class StackManager:
     async def ensure(self, wanted: Mapping[str, tuple[int, UserStack]]) -> list[tuple[str, int]]:
         """Start what is wanted (name -> id, config) and not there, and wait until it serves.
 
-        All or nothing: if one process cannot start, those started by this call are stopped again and its DmmError is
-        raised. Returns what was started: names, and numbers of processes.
+        All or nothing: if one process cannot start, those started by this call are stopped again
+        and its DmmError is raised. Returns what was started: names, and numbers of processes.
         """
         started: list[tuple[str, int]] = []
         async with self._lock:
             counts = {name: config.processes for name, (_, config) in wanted.items()}
-            if not self._numbered(counts):  # one that was draining when it was numbered has ended meanwhile
+            if not self._numbered(
+                counts
+            ):  # one that was draining when it was numbered has ended meanwhile
                 await in_thread(self.number, counts)
             try:
                 for name, (stack_id, config) in wanted.items():
@@ -234,8 +257,8 @@ class StackManager:
             await self._stop(name, number)
 
     def retire(self, keep: Mapping[str, UserStack]) -> None:
-        """Let every other stack, and the processes that a stack has beyond its number, serve their open flows to the
-        end, and then stop them.
+        """Let every other stack, and the processes that a stack has beyond its number, serve their
+        open flows to the end, and then stop them.
         """
         for name, s in self._stacks.items():
             count = keep[name].processes if name in keep else 0
@@ -280,7 +303,9 @@ class StackManager:
                 record.pid = 0
                 gone = end_flows(self._attached.maps, record, heir=True)
                 if gone:
-                    log.info("stack %s had died: %d flows that it carried are reset", record.label, gone)
+                    log.info(
+                        "stack %s had died: %d flows that it carried are reset", record.label, gone
+                    )
 
     async def _keep(self, s: Stack, config: UserStack) -> None:
         if config.io == AF_XDP:
@@ -370,12 +395,14 @@ class StackManager:
 
     def _held(self, s: Stack, n: NicSpec) -> str:
         """The other stack that has AF_XDP sockets on the NIC; empty: none."""
-        holders = (o.name for o in self._others(s) for m in o.nics if m.ifindex == n.ifindex and m.xsk)
+        holders = (
+            o.name for o in self._others(s) for m in o.nics if m.ifindex == n.ifindex and m.xsk
+        )
         return next(holders, "")
 
     def _with_sockets(self, s: Stack) -> list[NicSpec]:
-        """The stack's NICs, with those marked where a process 0 that starts is to have AF_XDP sockets. Runs in a
-        thread.
+        """The stack's NICs, with those marked where a process 0 that starts is to have AF_XDP
+        sockets. Runs in a thread.
         """
         io = s.config.io
         facts = ports.facts_of(s.nics) if io == AUTO else {}
@@ -438,7 +465,9 @@ class StackManager:
             self._watch = [asyncio.get_running_loop().create_task(one) for one in work]
 
     def _renew(self, s: Stack, record: StackState) -> StackSpec:
-        """What the next process of a stack is to be told, of its NICs as they are now. Runs in a thread."""
+        """What the next process of a stack is to be told, of its NICs as they are now. Runs
+        in a thread.
+        """
         with self._renewing:
             before = {n.slot: n.ifindex for n in s.nics}
             s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
@@ -460,7 +489,9 @@ class StackManager:
             stack_id=s.stack_id,
             k=record.k,
             device=record.device,
-            nics=s.nics if record.process == 0 else [replace(n, xsk=False, port=TAP) for n in s.nics],
+            nics=s.nics
+            if record.process == 0
+            else [replace(n, xsk=False, port=TAP) for n in s.nics],
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
             plugin=locate(config.congestion) if is_plugin(config.congestion) else None,
@@ -477,14 +508,22 @@ class StackManager:
         )
 
     async def _watch_beats(self) -> None:
-        """Says it when a process hangs, and when it runs again; the hooks see that by themselves."""
+        """Says it when a process hangs, and when it runs again; the hooks see
+        that by themselves.
+        """
         while True:
             await asyncio.sleep(BEATS_S)
-            now = {(s.name, p.number): p for s in self._stacks.values() for p in s.processes if p.hung}
+            now = {
+                (s.name, p.number): p for s in self._stacks.values() for p in s.processes if p.hung
+            }
             for key, p in now.items():
                 if key not in self._hung:
-                    log.warning("stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid)
-                    self._notify({"type": "stack", "stack": key[0], "process": key[1], "state": HUNG})
+                    log.warning(
+                        "stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid
+                    )
+                    self._notify(
+                        {"type": "stack", "stack": key[0], "process": key[1], "state": HUNG}
+                    )
             for name, number in self._hung - now.keys():
                 log.info("stack %s runs again, or is gone", process_label(name, number))
             self._hung = set(now)
@@ -496,7 +535,9 @@ class StackManager:
             self._portwatch.hurry()
         label = p.record.label
         if p.is_up:
-            log.info("stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics))
+            log.info(
+                "stack %s is up, pid %d, on %s", label, p.pid, ", ".join(n.name for n in s.nics)
+            )
         else:
             left = "the other processes" if s.status == Phase.UP else "its fallback"
             log.warning("stack %s went down: %s; new flows go to %s", label, p.reason, left)
@@ -530,14 +571,16 @@ class StackManager:
             self._state.stacks.remove(record)
 
     def _end_strays(self) -> None:
-        """Records of processes that are not ours to keep: numbered for a policy that was refused, or left draining by
-        a Resource Director that was killed.
+        """Records of processes that are not ours to keep: numbered for a policy that was refused,
+        or left draining by a Resource Director that was killed.
         """
         kept = {id(p.record) for s in self._stacks.values() for p in s.processes}
         for record in [r for r in self._state.stacks if id(r) not in kept]:
             if record.pid:
                 if kill_process(record.pid, record.start_time):
-                    log.info("stack %s, pid %d, was left over and is ended", record.label, record.pid)
+                    log.info(
+                        "stack %s, pid %d, was left over and is ended", record.label, record.pid
+                    )
                 end_flows(self._attached.maps, record)
             self._forget(record)
         self._run.keep(self._state)

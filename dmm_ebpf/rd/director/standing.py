@@ -20,8 +20,8 @@ _NAMED = 3  # of the pins that are gone
 
 
 class StackDevice(Item):
-    """A TAP device of a stack process that lives: it is up, with the settings that it was given. One that is
-    gone ends the process, which tells that itself.
+    """A TAP device of a stack process that lives: it is up, with the settings that it was given.
+    One that is gone ends the process, which tells that itself.
     """
 
     def __init__(self, stack: str, name: str) -> None:
@@ -76,12 +76,17 @@ class StateFile(Item):
 
 
 class Namespace(Item):
-    """The network namespace. When the name that it had is gone, and no process but ours is seen in it, only we keep it
-    from ending, and gone is called. One that had no name is let be: whose it is may be out of our sight.
+    """The network namespace. When the name that it had is gone, and no process but ours is seen in
+    it, only we keep it from ending, and gone is called. One that had no name is let be: whose it is
+    may be out of our sight.
     """
 
     def __init__(
-        self, label: str, inode: int, own_pids: Callable[[], Iterable[int]], gone: Callable[[], None]
+        self,
+        label: str,
+        inode: int,
+        own_pids: Callable[[], Iterable[int]],
+        gone: Callable[[], None],
     ) -> None:
         """own_pids: of this process and its stack processes."""
         super().__init__(f"network namespace {label}")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undoing step by step: each is tried whatever became of those before it, and what failed is told at the end."""
+"""Undoing step by step: each is tried whatever became of those before it, and what failed is
+told at the end.
+"""
 
 from __future__ import annotations
 

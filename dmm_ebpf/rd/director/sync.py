@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Putting a compiled policy into the kernel's maps, whole or not at all.
 
-Owns the order of writes. Every policy map has two halves, and control[0].generation says by its lowest bit which one
-the programs read. apply() fills the other half, then writes control[0]: that one write is the change. Whatever fails
-before it leaves the running policy as it was; nothing that fails after it is allowed to matter.
+Owns the order of writes. Every policy map has two halves, and control[0].generation says by its
+lowest bit which one the programs read. apply() fills the other half, then writes control[0]: that
+one write is the change. Whatever fails before it leaves the running policy as it was; nothing that
+fails after it is allowed to matter.
 
-A program that read the old generation may run on for a moment after the change, so the old half is not touched
-until an RCU grace period has passed. The wait is the kernel's own: bpf(2) BPF_MAP_UPDATE_ELEM on a map of maps
-returns only after synchronize_rcu(), so an inner map is put once more where it already is.
+A program that read the old generation may run on for a moment after the change, so the old half is
+not touched until an RCU grace period has passed. The wait is the kernel's own: bpf(2)
+BPF_MAP_UPDATE_ELEM on a map of maps returns only after synchronize_rcu(), so an inner map is put
+once more where it already is.
 
-listeners[] has, per half, the table each listening socket's peers are looked up in. BPF fills it in when a socket
-begins to listen, for the policy of that moment; here it is worked out for the new policy: before the change for every
-listener there is, and after the grace period for those that appeared meanwhile.
+listeners[] has, per half, the table each listening socket's peers are looked up in. BPF fills it
+in when a socket begins to listen, for the policy of that moment; here it is worked out for the
+new policy: before the change for every listener there is, and after the grace period for those
+that appeared meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ log = logging.getLogger(__name__)
 
 INNER_KINDS = tuple(loader_maps.INNER)
 _U32_MAX = 0xFFFFFFFF
-# control[0] is written whole, by a change of policy in a thread and by set_events() in the event loop.
+# control[0] is written whole, by a change of policy in a thread and by set_events() in
+# the event loop.
 _control_lock = threading.Lock()
 
 
@@ -48,7 +52,9 @@ class InnerMaps(Protocol):
         """An empty LPM trie for kind, one of INNER_KINDS."""
 
     def set_inner(self, outer: Map, index: int, inner: Map | None) -> None:
-        """Put inner at outer[index], or take away what is there; the first returns after an RCU grace period."""
+        """Put inner at outer[index], or take away what is there; the first returns after an
+        RCU grace period.
+        """
 
 
 ForHalf = Callable[[int], object]
@@ -80,13 +86,16 @@ def apply(
 ) -> int:
     """Put compiled in force; returns its generation.
 
-    listener_set: (key, half, table, rule) sets tables[half] and rules[half] of listeners[key] in place, leaving its
-    count alone; a key that is gone is no error. Must be a BPF program's write: user space cannot write part of a value.
+    listener_set: (key, half, table, rule) sets tables[half] and rules[half] of listeners[key] in
+    place, leaving its count alone; a key that is gone is no error. Must be a BPF program's write:
+    user space cannot write part of a value.
     inner: makes and places the tries.
-    in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it; None: by their paths.
+    in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it;
+    None: by their paths.
     generation: must have the other parity than the one in force; None: the next one.
     netns_cookie: for control[0]; None: as it is there.
-    devices: writes, for that half, which devices compiled.forwards hold for; called before the change.
+    devices: writes, for that half, which devices compiled.forwards hold for; called
+    before the change.
     containers: whether sockets of other network namespaces are meant.
     DmmError, and the running policy untouched, when the kernel refuses something.
     """
@@ -102,7 +111,9 @@ def control_flags(compiled: Compiled, *, containers: bool) -> int:
 
 
 def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
-    """An InCgroup from what gives a cgroup's path below the cgroup v2 mount by its id; None: it is gone."""
+    """An InCgroup from what gives a cgroup's path below the cgroup v2 mount by its id; None:
+    it is gone.
+    """
     paths: dict[int, list[str] | None] = {}
 
     def parts(cgroup_id: int) -> list[str] | None:
@@ -184,7 +195,8 @@ class _Swap:
             self.tries[kind] = trie
             if entries.count:
                 trie.update_batch(entries.keys, entries.values, entries.count)
-        # Each waits for a grace period, tens of milliseconds; side by side they wait for the same one.
+        # Each waits for a grace period, tens of milliseconds; side by side they wait for
+        # the same one.
         with ThreadPoolExecutor(len(self.tries), "dmm-inner") as pool:
             putting = [
                 pool.submit(self.inner.set_inner, self.maps[kind], self.half, trie)
@@ -211,12 +223,16 @@ class _Swap:
                 control.netns_cookie = netns_cookie
 
     def _settle(self, generation: int) -> None:
-        """What is left when the policy is in force; a failure here costs memory or lateness, so it is logged."""
+        """What is left when the policy is in force; a failure here costs memory or lateness, so
+        it is logged.
+        """
         try:
             self.inner.set_inner(self.maps["routes4"], self.half, self.tries["routes4"])
             self._listeners()
         except DmmError as error:
-            log.warning("policy generation %d is in force, but listeners may lag: %s", generation, error)
+            log.warning(
+                "policy generation %d is in force, but listeners may lag: %s", generation, error
+            )
             return
         self._clear(self.half ^ 1)
 
@@ -237,8 +253,8 @@ class _Swap:
 
 
 def set_rules(maps: Maps, half: int, rules: Mapping[int, Struct]) -> None:
-    """Write rules of a half by their index. In the half in force only what a rule's names stand for may differ: each
-    rule is one write, and a program may see some of them before others.
+    """Write rules of a half by their index. In the half in force only what a rule's names stand for
+    may differ: each rule is one write, and a program may see some of them before others.
     """
     first = half * C.DMM_MAX_RULES
     maps.rules.update({first + index: rule for index, rule in rules.items()})
@@ -258,9 +274,11 @@ def set_listener_tables(
             listener_set(key, half, table, rule)
 
 
-def listener_table(rules: Sequence[Struct], listener: Struct, in_cgroup: InCgroup) -> tuple[int, int]:
-    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in bpf/bind.h; or (0, 0).
-    One that is bound to a device is the kernel's.
+def listener_table(
+    rules: Sequence[Struct], listener: Struct, in_cgroup: InCgroup
+) -> tuple[int, int]:
+    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in
+    bpf/bind.h; or (0, 0). One that is bound to a device is the kernel's.
     """
     if listener.device:
         return 0, 0

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detaching an instance whose Resource Director is dead: everything that state.json and the pins name is removed.
+"""Detaching an instance whose Resource Director is dead: everything that state.json and the pins
+name is removed.
 
-Each step stands alone, so that one that fails keeps no other from being done; the failures are told at the end.
-Order as in a live detach: hooks first, so that no new flow comes, then the processes and their flows, then the rest.
-What names a thing goes after it, so that an undoing that is killed can be done again. What a lost state.json does not
-name is looked for (found.py); what cannot be found is said.
+Each step stands alone, so that one that fails keeps no other from being done; the failures are told
+at the end.
+Order as in a live detach: hooks first, so that no new flow comes, then the processes and their
+flows, then the rest. What names a thing goes after it, so that an undoing that is killed can
+be done again. What a lost state.json does not name is looked for (found.py); what cannot be
+found is said.
 """
 
 from __future__ import annotations
@@ -46,17 +49,27 @@ def undo(run_dir: RunDir) -> Undone:
 
 
 def clear(run_dir: RunDir) -> Undone:
-    """Remove what is left of an instance that the caller has claimed; DmmError names what could not be removed."""
+    """Remove what is left of an instance that the caller has claimed; DmmError names what could
+    not be removed.
+    """
     state = run_dir.load()
     processes = found.stack_processes(run_dir.instance)
     maps = loader.open_maps(run_dir.instance)
-    netns = NetNS.find(state.netns_inode, state.netns_cookie) if state else found.namespace(processes, maps)
+    netns = (
+        NetNS.find(state.netns_inode, state.netns_cookie)
+        if state
+        else found.namespace(processes, maps)
+    )
     steps = Steps(f"detach instance {run_dir.instance} wholly")
     steps.do("hooks", lambda: loader.unhook(run_dir.instance))
     steps.do("stack processes", lambda: _end_processes(_named(state, processes)))
-    steps.do("their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance))
+    steps.do(
+        "their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance)
+    )
     if netns is not None:
-        _clear_network(steps, run_dir.instance, netns, state, _numbers(state, processes, maps), maps)
+        _clear_network(
+            steps, run_dir.instance, netns, state, _numbers(state, processes, maps), maps
+        )
     if state is None and (processes or found.numbers_in(maps) or run_dir.had_stacks()):
         _clear_unnamed(steps, run_dir.instance, netns)
     if netns is not None:

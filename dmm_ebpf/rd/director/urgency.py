@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calling thread before others on the processor, sched(7): for what has to come before somebody else's next step.
+"""The calling thread before others on the processor, sched(7): for what has to come before somebody
+else's next step.
 
-What it starts, threads and processes, has none of this (SCHED_RESET_ON_FORK). Where the kernel refuses, or a limit of
-the service manager's does, nothing changes.
+What it starts, threads and processes, has none of this (SCHED_RESET_ON_FORK). Where the kernel
+refuses, or a limit of the service manager's does, nothing changes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def prefer() -> None:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """For the body, which has to be short, nothing but real-time work of others comes before the calling thread."""
+    """For the body, which has to be short, nothing but real-time work of others comes before
+    the calling thread.
+    """
     before = os.sched_getscheduler(0)
     if before & ~os.SCHED_RESET_ON_FORK in {os.SCHED_FIFO, os.SCHED_RR}:
         yield

@@ -9,5 +9,7 @@ from dmm_ebpf.rd.policy.usual import Usual
 
 def read_usual() -> Usual:
     """The settings as they are now. DmmError as tuning.read()."""
-    times = (int(tuning.read(f"net/ipv4/tcp_keepalive_{name}")) for name in ("time", "intvl", "probes"))
+    times = (
+        int(tuning.read(f"net/ipv4/tcp_keepalive_{name}")) for name in ("time", "intvl", "probes")
+    )
     return Usual(tuning.read("net/ipv4/tcp_congestion_control"), *times)

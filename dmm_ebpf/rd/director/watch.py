@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy file of an instance, followed: a change is applied, and what cannot be applied is told until it is mended.
+"""The policy file of an instance, followed: a change is applied, and what cannot be applied is told
+until it is mended.
 
-The file, and the routes files that it names, are looked at by stat(2) through whatever path leads there now, four
-times a second. That costs less than a thousandth of a processor, and sees what inotify(7) does not: a link turned
-anywhere above the file, a directory replaced or not there yet, another file system mounted, a file on another host.
-It cannot run out of watches. A change counts when two looks in a row see the same, so that no half file is read.
+The file, and the routes files that it names, are looked at by stat(2) through whatever path leads
+there now, four times a second. That costs less than a thousandth of a processor, and sees what
+inotify(7) does not: a link turned anywhere above the file, a directory replaced or not there yet,
+another file system mounted, a file on another host. It cannot run out of watches. A change counts
+when two looks in a row see the same, so that no half file is read.
 
-Invariant: the policy in force changes only to one that was read whole and accepted. A file that is gone, empty or wrong
-leaves it in force; a comment alone is a policy that routes nothing.
+Invariant: the policy in force changes only to one that was read whole and accepted. A file that is
+gone, empty or wrong leaves it in force; a comment alone is a policy that routes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.policy.model import Policy
 
 LOOK_S = 0.25
-RETRY_S = 5.0  # after a failure that is not the file's: no room on a disk, a stack that does not start
+RETRY_S = (
+    5.0  # after a failure that is not the file's: no room on a disk, a stack that does not start
+)
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -50,7 +54,9 @@ class PolicyWatch:
 
     @property
     def trouble(self) -> dict[str, Any] | None:
-        """Why the file is not what is in force: its path, the reason, and since when (Unix time); None: it is."""
+        """Why the file is not what is in force: its path, the reason, and since when (Unix
+        time); None: it is.
+        """
         return self._trouble
 
     async def run(self) -> None:
@@ -63,7 +69,9 @@ class PolicyWatch:
                 log.exception("the policy file could not be looked at; it is looked at again")
 
     async def reload(self) -> None:
-        """Read the file now, changed or not, and apply it. What is wrong with it goes the same ways as for a change."""
+        """Read the file now, changed or not, and apply it. What is wrong with it goes the same
+        ways as for a change.
+        """
         path = self._path()
         if path is None:
             log.info("there is no policy file to read again")
@@ -83,7 +91,8 @@ class PolicyWatch:
         if policy is not self._in_force or not self._began:
             self._began = True
             self._in_force, self._trouble, self._retry_at = policy, None, None
-            # Of the file itself only the text is known, which may have come from elsewhere: it is compared below.
+            # Of the file itself only the text is known, which may have come from elsewhere: it
+            # is compared below.
             self._read = {**(policy.files if policy else {}), path: ()}
         seen = await asyncio.to_thread(_stamps, [path, *self._read])
         settled, self._last = seen == self._last, seen
@@ -100,7 +109,9 @@ class PolicyWatch:
         try:
             new = await asyncio.to_thread(self._load, path, files, always)
             if new is not None:
-                await self._instance.apply(new, path, unless=lambda: self._instance.policy is not before)
+                await self._instance.apply(
+                    new, path, unless=lambda: self._instance.policy is not before
+                )
             if self._instance.policy is not (new or before):
                 return  # somebody was faster with another one; the next look compares with that
             self._trouble, self._in_force = None, self._instance.policy
@@ -111,8 +122,8 @@ class PolicyWatch:
         self._read = files
 
     def _load(self, path: Path, files: Stamps, always: bool) -> Policy | None:
-        """The policy in the file; None when it is in force already, and need not be made always. files is told the
-        routes files that were looked at.
+        """The policy in the file; None when it is in force already, and need not be made always.
+        files is told the routes files that were looked at.
         """
         text = policies.read(path)
         if not text.strip():

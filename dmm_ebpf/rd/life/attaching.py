@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line starts: attach (in the foreground or as a daemon), run, detach, and looking at an instance
-whose Resource Director is dead.
+"""What the command line starts: attach (in the foreground or as a daemon), run, detach, and looking
+at an instance whose Resource Director is dead.
 
-The process that attaches moves into the instance's network namespace for good, before anything else is opened; it
-has no other work there. SIGINT and SIGTERM detach, from the first moment on; SIGHUP reads the policy again, or
-detaches where the terminal is gone; SIGKILL leaves hooks and stack processes serving, for the next attach to adopt or
-for detach to remove.
+The process that attaches moves into the instance's network namespace for good, before anything else
+is opened; it has no other work there. SIGINT and SIGTERM detach, from the first moment on; SIGHUP
+reads the policy again, or detaches where the terminal is gone; SIGKILL leaves hooks and stack
+processes serving, for the next attach to adopt or for detach to remove.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ log = logging.getLogger("dmm-ebpf")
 
 
 def attach(options: AttachOptions) -> int:
-    """Attach and serve until told to stop; as a daemon, return when it serves. Returns an exit code."""
+    """Attach and serve until told to stop; as a daemon, return when it serves. Returns
+    an exit code.
+    """
     starting.need_root(f"attach instance {options.instance}")
     options = _absolute(options)
     run_dir = RunDir(options.instance)
@@ -79,7 +81,9 @@ def _tell(options: AttachOptions) -> None:
 
 
 def _absolute(options: AttachOptions) -> AttachOptions:
-    """With paths as they are now: a daemon works in /, and they are kept for the watch and the next attach."""
+    """With paths as they are now: a daemon works in /, and they are kept for the watch and
+    the next attach.
+    """
     policy, netns = options.policy, options.netns
     return replace(
         options,
@@ -89,14 +93,21 @@ def _absolute(options: AttachOptions) -> AttachOptions:
 
 
 async def _main(
-    options: AttachOptions, run_dir: RunDir, netns: NetNS, signals: Signals, ready: Callable[[], None]
+    options: AttachOptions,
+    run_dir: RunDir,
+    netns: NetNS,
+    signals: Signals,
+    ready: Callable[[], None],
 ) -> None:
     stop = Stop(signals)
     instance = await starting.opened(Instance.open(options, run_dir, netns), stop, run_dir)
     for one in nested(options.instance):
         log.warning("%s", nested_text(one))
     server = Server(instance, run_dir.socket)
-    instance.ground += [Home(run_dir, instance.state, server.listen), Doors(run_dir, instance.state)]
+    instance.ground += [
+        Home(run_dir, instance.state, server.listen),
+        Doors(run_dir, instance.state),
+    ]
     stop.then(server.stop, server.reload)
     try:
         serving = asyncio.get_running_loop().create_task(server.serve())

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Resource Director in the background: daemon(7), and a parent that waits until it serves or says why it cannot.
+"""A Resource Director in the background: daemon(7), and a parent that waits until it serves or says
+why it cannot.
 
-What the daemon says, on a pipe: its pid and a newline, then "ready", or an error as JSON; then it hangs up.
+What the daemon says, on a pipe: its pid and a newline, then "ready", or an error as JSON; then
+it hangs up.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _READY = b"ready"
 
 
 def daemonize(run_dir: RunDir, signals: Signals, serve: Callable[[Callable[[], None]], int]) -> int:
-    """Fork twice; serve(ready) runs in the daemon. Returns, in the parent alone, when ready() was called there."""
+    """Fork twice; serve(ready) runs in the daemon. Returns, in the parent alone, when ready()
+    was called there.
+    """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child:
@@ -60,7 +64,9 @@ def _await(reading: int, child: int, run_dir: RunDir, signals: Signals) -> int:
         return 0
     if not said:
         why = "its process was killed before it served"
-        hint = f"attach again, or remove what it left: dmm-ebpf detach --instance {run_dir.instance}"
+        hint = (
+            f"attach again, or remove what it left: dmm-ebpf detach --instance {run_dir.instance}"
+        )
         raise DmmError(what, why=why, hint=hint)
     raise from_wire(json.loads(said))
 
@@ -94,7 +100,11 @@ def _be_daemon(writing: int, run_dir: RunDir, serve: Callable[[Callable[[], None
         return e.exit_code
     except BaseException as e:
         log.exception("the Resource Director ended")
-        say(json.dumps(DmmError("start the daemon", why=f"{type(e).__name__}: {e}").to_wire()).encode())
+        say(
+            json.dumps(
+                DmmError("start the daemon", why=f"{type(e).__name__}: {e}").to_wire()
+            ).encode()
+        )
         return 1
 
 

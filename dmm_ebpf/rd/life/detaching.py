@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dmm-ebpf detach`: asks the Resource Director of an instance to end, or undoes what a dead one has left."""
+"""`dmm-ebpf detach`: asks the Resource Director of an instance to end, or undoes what a dead
+one has left.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ def instances() -> list[str]:
 def detach(instance: str, until: contextlib.ExitStack | None = None) -> Undone:
     """Remove every trace of an instance, its RD alive or not.
 
-    Once something is being undone here it is brought to its end whatever signals come; until, where it is given, keeps
-    them off until it is closed, for a caller who has to tell what was removed.
+    Once something is being undone here it is brought to its end whatever signals come; until, where
+    it is given, keeps them off until it is closed, for a caller who has to tell what was removed.
     """
     with contextlib.ExitStack() as here:
         return _detach(instance, until or here)
@@ -67,7 +69,9 @@ def collect_runs() -> None:
                 continue
             state = run_dir.load()
             if state is not None and state.own_cgroup and _undo_if_dead(run_dir, until):
-                log.warning("instance %s was left by a `dmm-ebpf run` that was killed: it is detached", name)
+                log.warning(
+                    "instance %s was left by a `dmm-ebpf run` that was killed: it is detached", name
+                )
 
 
 def _undo_if_dead(run_dir: RunDir, until: contextlib.ExitStack) -> Undone | None:
@@ -92,7 +96,9 @@ def _ask(run_dir: RunDir, until: contextlib.ExitStack) -> Undone:
         pid = run_dir.holder()
         _end(run_dir, pid, pidfile.start_time(pid))
         undone = _undo_if_dead(run_dir, until) or Undone()
-        return Undone([f"what its Resource Director, pid {pid}, had made", *undone.removed], undone.unknown)
+        return Undone(
+            [f"what its Resource Director, pid {pid}, had made", *undone.removed], undone.unknown
+        )
     _await_unlocked(run_dir)
     return Undone(removed)
 

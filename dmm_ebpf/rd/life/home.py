@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run directory of an instance while it is attached: made anew where somebody has removed it, with all that its
-Resource Director can put there. A stack process's socket nobody can: it has given up every right to.
+"""The run directory of an instance while it is attached: made anew where somebody has removed it,
+with all that its Resource Director can put there. A stack process's socket nobody can: it has given
+up every right to.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Home(Item):
 
     def look(self) -> str:
         return (
-            "" if self._run.stands() and self._run.socket.exists() else "somebody removed it, or its socket"
+            ""
+            if self._run.stands() and self._run.socket.exists()
+            else "somebody removed it, or its socket"
         )
 
     async def mend(self) -> None:
@@ -45,7 +48,11 @@ class Doors(Item):
         self._state = state
 
     def look(self) -> str:
-        paths = {one.label: control_path(self._run.path, one.label) for one in self._state.stacks if one.pid}
+        paths = {
+            one.label: control_path(self._run.path, one.label)
+            for one in self._state.stacks
+            if one.pid
+        }
         gone = [label for label, path in paths.items() if not path.exists()]
         if not gone:
             return ""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the service manager is told that has started a Resource Director: sd_notify(3), a datagram to $NOTIFY_SOCKET.
+"""What the service manager is told that has started a Resource Director: sd_notify(3), a
+datagram to $NOTIFY_SOCKET.
 
-A unit with Type=notify counts as started when hooks and policy are in force, so that what is ordered after it is routed
-from its first connection.
+A unit with Type=notify counts as started when hooks and policy are in force, so that what is
+ordered after it is routed from its first connection.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import socket
 
 
 def tell(*lines: str) -> None:
-    """Send assignments such as "READY=1"; nothing happens where nobody asked for them, or nobody listens any more."""
+    """Send assignments such as "READY=1"; nothing happens where nobody asked for them, or
+    nobody listens any more.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if path[:1] not in {"/", "@"}:
         return

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`dmm-ebpf run`: a command in a cgroup and an instance of its own, which live as long as it does.
 
-Signals before the command begins end everything; while it runs they are the command's, and its end ends the rest.
-Should this process be killed, a watcher detaches, and the command goes on without us. What the command leaves running
-goes to the cgroup that this process was started in, so that who began it there finds and ends it there.
+Signals before the command begins end everything; while it runs they are the command's, and its end
+ends the rest. Should this process be killed, a watcher detaches, and the command goes on without
+us. What the command leaves running goes to the cgroup that this process was started in, so that who
+began it there finds and ends it there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class _Person:
-    """Who a command runs as: what initgroups(3), setgid(2) and setuid(2) set, and environ(7) says."""
+    """Who a command runs as: what initgroups(3), setgid(2) and setuid(2) set,
+    and environ(7) says.
+    """
 
     uid: int
     gid: int
@@ -63,7 +66,9 @@ class _Person:
             entry = pwd.getpwuid(int(user)) if is_number else pwd.getpwnam(user)
         except (KeyError, OverflowError, ValueError):
             why = f"there is no user {user!r} on this host"
-            raise UsageError("run a command as another user", why=why, hint="see getent passwd") from None
+            raise UsageError(
+                "run a command as another user", why=why, hint="see getent passwd"
+            ) from None
         # As runuser(1) does; of root, who calls, it changes neither USER nor LOGNAME.
         environment = {"HOME": entry.pw_dir, "SHELL": entry.pw_shell or "/bin/sh"}
         if entry.pw_uid:
@@ -79,10 +84,14 @@ class _Person:
 
 
 def run(options: RunOptions) -> int:
-    """Run a command in a cgroup of its own, attached for its lifetime. Returns its exit code, 128 + n for signal n."""
+    """Run a command in a cgroup of its own, attached for its lifetime. Returns its exit code,
+    128 + n for signal n.
+    """
     starting.need_root("run a command under a policy")
     if not options.argv:
-        raise UsageError("run", why="no command is given", hint="dmm-ebpf run [--policy FILE] -- CMD...")
+        raise UsageError(
+            "run", why="no command is given", hint="dmm-ebpf run [--policy FILE] -- CMD..."
+        )
     person = _Person.of(options.user) if options.user is not None else None
     run_dir = RunDir(options.instance or f"run-{os.getpid()}")
     starting.log_to(sys.stderr, logging.WARNING)
@@ -107,10 +116,15 @@ async def _main(
     signals: Signals,
 ) -> int:
     stop = Stop(signals)
-    instance = await starting.opened(Instance.open(options, run_dir, netns, own_cgroup=True), stop, run_dir)
+    instance = await starting.opened(
+        Instance.open(options, run_dir, netns, own_cgroup=True), stop, run_dir
+    )
     _warn_of_others(instance, Path(options.cgroup))
     server = Server(instance, run_dir.socket)
-    instance.ground += [Home(run_dir, instance.state, server.listen), Doors(run_dir, instance.state)]
+    instance.ground += [
+        Home(run_dir, instance.state, server.listen),
+        Doors(run_dir, instance.state),
+    ]
     serving = asyncio.get_running_loop().create_task(server.serve())
     status = None
     try:
@@ -130,7 +144,9 @@ async def _main(
 
 
 def _warn_of_others(instance: Instance, own: Path) -> None:
-    """Rules for another cgroup than the command's never match it; who wrote them may have expected otherwise."""
+    """Rules for another cgroup than the command's never match it; who wrote them may
+    have expected otherwise.
+    """
     policy, name = instance.policy, cgroups.name_of(own)
     for index, rule in enumerate(policy.rules if policy else ()):
         if rule.cgroup is not None and not is_below(name, rule.cgroup):
@@ -169,7 +185,11 @@ async def _spawn(
     except FileNotFoundError as e:
         raise _CommandError(f"run {argv[0]}", why="no such command", code=127) from e
     except PermissionError as e:
-        why = f"uid {person.uid} may not execute it" if person and person.uid else "it is not executable"
+        why = (
+            f"uid {person.uid} may not execute it"
+            if person and person.uid
+            else "it is not executable"
+        )
         raise _CommandError(f"run {argv[0]}", why=why, code=126) from e
     except subprocess.SubprocessError as e:
         why = "the kernel does not let it become that user" if person else str(e)
@@ -187,7 +207,9 @@ def _forward(command: asyncio.subprocess.Process, number: signal.Signals) -> Non
 
 
 def _in_foreground() -> bool:
-    """Whether Ctrl-C on the controlling terminal goes to our process group, which is the command's too."""
+    """Whether Ctrl-C on the controlling terminal goes to our process group, which is
+    the command's too.
+    """
     try:
         fd = os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attach and run have in common: the run directory, the way up, and the way down.
 
-Whatever ends the way up, error or signal, what was made is removed again. The way down is gone to its end.
+Whatever ends the way up, error or signal, what was made is removed again. The way down is gone
+to its end.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def clean(run_dir: RunDir) -> Iterator[None]:
 
 
 async def opened(opening: Coroutine[Any, Any, Instance], stop: Stop, run_dir: RunDir) -> Instance:
-    """The instance that opening makes; StoppedError if a signal asks for the end first, and then nothing is left."""
+    """The instance that opening makes; StoppedError if a signal asks for the end first, and
+    then nothing is left.
+    """
     task = asyncio.get_running_loop().create_task(opening)
     stop.then(task.cancel)
     try:
@@ -89,7 +92,9 @@ async def opened(opening: Coroutine[Any, Any, Instance], stop: Stop, run_dir: Ru
 
 
 async def closed(instance: Instance, server: Server) -> list[str]:
-    """Detach, and tell who asked for it. Returns what was removed; DmmError tells what could not be."""
+    """Detach, and tell who asked for it. Returns what was removed; DmmError tells what
+    could not be.
+    """
     try:
         removed = await instance.close()
     except DmmError as e:

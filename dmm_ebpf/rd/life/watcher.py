@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Undoes what `dmm-ebpf run` has made when its process is killed: nobody else would, since a command's instance is
-known to nobody else.
+"""Undoes what `dmm-ebpf run` has made when its process is killed: nobody else would, since a
+command's instance is known to nobody else.
 
-It is a line of shell that waits at a pipe, a megabyte where a fork of Python is thirty. Only when the pipe ends without
-a word does it become `dmm-ebpf detach`. Should it be killed too, the next attach, run or detach finds the instance.
+It is a line of shell that waits at a pipe, a megabyte where a fork of Python is thirty. Only when
+the pipe ends without a word does it become `dmm-ebpf detach`. Should it be killed too, the next
+attach, run or detach finds the instance.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ class Watcher(Closing):
             self._shell = subprocess.Popen(
                 [
                     *("/bin/sh", "-c", _SCRIPT, "dmm-ebpf-watcher"),
-                    *(sys.executable, "-P", "-m", "dmm_ebpf.cli.main", "detach", "--instance", instance),
+                    *(
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "dmm_ebpf.cli.main",
+                        "detach",
+                        "--instance",
+                        instance,
+                    ),
                 ],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,

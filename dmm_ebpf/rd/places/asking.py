@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A question to another program of the host: its answer has a bounded size and comes in a bounded time, or it is none.
+"""A question to another program of the host: its answer has a bounded size and comes in a bounded
+time, or it is none.
 
-Nothing is inherited but the environment; a program that does not end in time, or says too much, is killed.
+Nothing is inherited but the environment; a program that does not end in time, or says too
+much, is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class NoAnswerError(DmmError):
 
 
 def ask(argv: Sequence[str], *, within_s: float = WITHIN_S, most_bytes: int = MOST_BYTES) -> Answer:
-    """Run argv to its end. NoAnswerError: it does not start, takes longer than within_s, or says too much."""
+    """Run argv to its end. NoAnswerError: it does not start, takes longer than within_s, or
+    says too much.
+    """
     what = f"ask {argv[0]}"
     try:
         process = subprocess.Popen(

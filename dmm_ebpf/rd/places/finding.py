@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers, processes and units of systemd, as people name them: which cgroup and network namespace they have.
+"""Containers, processes and units of systemd, as people name them: which cgroup and network
+namespace they have.
 
-A container is asked for from the engines that are on the host (docker, podman, nerdctl, crictl), by their own programs;
-where none knows it, its id is looked for among the names of cgroups. Of an engine's word only the id and the first
-process are taken; cgroup and namespace are that process's, and only if it really is in a cgroup of that id: DOCKER_HOST
-may name another host, and a pid may be somebody else's by now.
+A container is asked for from the engines that are on the host (docker, podman, nerdctl, crictl), by
+their own programs; where none knows it, its id is looked for among the names of cgroups. Of an
+engine's word only the id and the first process are taken; cgroup and namespace are that process's,
+and only if it really is in a cgroup of that id: DOCKER_HOST may name another host, and a pid may be
+somebody else's by now.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Person:
 
 
 class _Process(Closing):
-    """A process by its directory in /proc: when it has ended, nothing more is read, even if another has its pid now."""
+    """A process by its directory in /proc: when it has ended, nothing more is read, even if
+    another has its pid now.
+    """
 
     def __init__(self, pid: int, what: str) -> None:
         self.pid, self._what = pid, what
@@ -55,7 +59,9 @@ class _Process(Closing):
     def read(self, name: str) -> bytes:
         """One of its files in /proc. UsageError when it has ended."""
         try:
-            with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "rb") as file:
+            with os.fdopen(
+                os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "rb"
+            ) as file:
                 return file.read()
         except OSError as error:
             raise self._unreadable(error) from error
@@ -77,7 +83,9 @@ class _Process(Closing):
         return path
 
     def netns(self) -> str:
-        """A path to its network namespace: its name if it has one, since that outlives the process."""
+        """A path to its network namespace: its name if it has one, since that
+        outlives the process.
+        """
         try:
             inode = os.stat("ns/net", dir_fd=self._fd).st_ino
         except OSError as error:
@@ -89,7 +97,9 @@ class _Process(Closing):
             return UsageError(self._what, why=f"there is no process {self.pid}")
         if error.errno in {errno.EACCES, errno.EPERM}:
             hint = "run it as root" if os.geteuid() else "CAP_SYS_PTRACE is needed"
-            return PrivilegeError(self._what, why=f"process {self.pid} may not be looked into", hint=hint)
+            return PrivilegeError(
+                self._what, why=f"process {self.pid} may not be looked into", hint=hint
+            )
         return UsageError(self._what, why=f"process {self.pid}: {os.strerror(error.errno or 0)}")
 
 
@@ -127,7 +137,9 @@ def of_container(text: str) -> Place:
     for container in running.values():
         return _of_known(container, what)
     for container in known:
-        raise UsageError(what, why=f"it does not run (it is {container.state})", hint="start it first")
+        raise UsageError(
+            what, why=f"it does not run (it is {container.state})", hint="start it first"
+        )
     return _of_group(text, what, told)
 
 
@@ -158,7 +170,9 @@ def _inspect(engine: str, text: str) -> list[Container]:
 
 
 def _crictl(text: str) -> list[Container]:
-    """crictl inspects by id only; names, which are patterns to it, are those of containers in their pods."""
+    """crictl inspects by id only; names, which are patterns to it, are those of containers
+    in their pods.
+    """
     numbers: list[str] = []
     names = ["--name", f"^{text.replace('.', '[.]')}$"]
     for by in (names, ["--id", text]) if placetext.is_id(text) else (names,):
@@ -177,7 +191,9 @@ def _crictl(text: str) -> list[Container]:
 
 
 def _listed(found: dict[str, Container], most: int = 5) -> str:
-    some = [f"{number[:12]} ({container.name})" for number, container in sorted(found.items())[:most]]
+    some = [
+        f"{number[:12]} ({container.name})" for number, container in sorted(found.items())[:most]
+    ]
     return ", ".join(some) + (" and others" if len(found) > most else "")
 
 
@@ -195,7 +211,9 @@ def _of_known(container: Container, what: str) -> Place:
 
 
 def _of_group(text: str, what: str, told: list[str]) -> Place:
-    """By the name of its cgroup alone, as containers of other users and of other engines are found."""
+    """By the name of its cgroup alone, as containers of other users and of other
+    engines are found.
+    """
     found = dict(_groups(text)) if placetext.is_id(text) else {}
     if len(found) > 1:
         some = ", ".join(sorted(number[:12] for number in found)[:5])
@@ -237,13 +255,16 @@ def _pids(folder: Path) -> Iterator[int]:
 
 
 def of_unit(text: str, *, pending: bool = False) -> Place:
-    """Where a unit of the system's systemd is: a service, a scope, a slice. Without a suffix it is a service.
+    """Where a unit of the system's systemd is: a service, a scope, a slice. Without a suffix it
+    is a service.
 
     pending: or where it will be when it is started. UsageError.
     """
     what = f"find the unit {text!r}"
     if not placetext.is_unit(text):
-        raise UsageError(what, why="a unit is called by letters, digits and any of : _ . @ - and backslash")
+        raise UsageError(
+            what, why="a unit is called by letters, digits and any of : _ . @ - and backslash"
+        )
     wanted = "--property=Id,LoadState,ActiveState,ControlGroup,MainPID,Slice"
     try:
         answer = ask(["systemctl", "show", wanted, "--", text])
@@ -251,7 +272,8 @@ def of_unit(text: str, *, pending: bool = False) -> Place:
         raise UsageError(what, why=f"systemctl cannot be asked ({error.why})") from error
     if answer.code:
         raise UsageError(
-            what, why=f'systemctl says "{placetext.last_words(answer.err) or f"exit code {answer.code}"}"'
+            what,
+            why=f'systemctl says "{placetext.last_words(answer.err) or f"exit code {answer.code}"}"',
         )
     said = placetext.properties(answer.out)
     unit, group = said.get("Id", text), said.get("ControlGroup", "")
@@ -272,8 +294,14 @@ def of_unit(text: str, *, pending: bool = False) -> Place:
 
 def _why_no_group(said: dict[str, str]) -> dict[str, str]:
     if said.get("LoadState", "loaded") != "loaded":
-        return {"why": f"systemd has no such unit ({said['LoadState']})", "hint": "see systemctl list-units"}
+        return {
+            "why": f"systemd has no such unit ({said['LoadState']})",
+            "hint": "see systemctl list-units",
+        }
     if said.get("ActiveState") in {"active", "activating", "reloading"}:
-        return {"why": "a unit of this kind has no cgroup", "hint": "name a service, a scope or a slice"}
+        return {
+            "why": "a unit of this kind has no cgroup",
+            "hint": "name a service, a scope or a slice",
+        }
     state = said.get("ActiveState") or "in no known state"
     return {"why": f"it does not run (it is {state})", "hint": "start it first"}

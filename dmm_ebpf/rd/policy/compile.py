@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a Policy to the bytes of the policy maps.
 
-Owns the translation, which is pure: the same policy, numbers and answers about the host give the same bytes,
-and nothing is written anywhere. It refuses what only this host can tell to be wrong: a cgroup or network namespace
-that does not exist, a congestion control that is not loaded.
+Owns the translation, which is pure: the same policy, numbers and answers about the host give the
+same bytes, and nothing is written anywhere. It refuses what only this host can tell to be wrong: a
+cgroup or network namespace that does not exist, a congestion control that is not loaded.
 
-The kernel decides with one look-up of the address and at most one of the port (abi.h, struct dmm_route_value). A
-prefix whose routes take every protocol and port carries its route inline. Any other prefix gets a port set: its own
-routes painted over those of the next shorter prefix of the table, so that "longest prefix that has a route for
-this port" is already worked out. Equal port sets are stored once.
+The kernel decides with one look-up of the address and at most one of the port (abi.h, struct
+dmm_route_value). A prefix whose routes take every protocol and port carries its route inline. Any
+other prefix gets a port set: its own routes painted over those of the next shorter prefix of the
+table, so that "longest prefix that has a route for this port" is already worked out. Equal port
+sets are stored once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Entries:
 
 
 class Labels:
-    """Names for the numbers of one generation; about 30 bytes a route, texts are made when asked for."""
+    """Names for the numbers of one generation; about 30 bytes a route, texts are made
+    when asked for.
+    """
 
     def __init__(self, policy: Policy, ids: IdSpace) -> None:
         self.source = policy.source
@@ -82,7 +85,9 @@ class Labels:
         return self._tables.get(number, "?") if number else ""
 
     def route_text(self, index: int) -> str:
-        """For example "203.0.113.0/24 tcp 443"; empty for DMM_ROUTE_NONE and what this policy does not have."""
+        """For example "203.0.113.0/24 tcp 443"; empty for DMM_ROUTE_NONE and what this policy
+        does not have.
+        """
         if not 0 <= index < self.n_routes:
             return ""
         at = bisect.bisect_right(self._bases, index) - 1
@@ -95,11 +100,11 @@ class Labels:
 class Compiled:
     """One policy as map contents, for either half. Drop it once applied; keep labels and cgroups.
 
-    rules are struct dmm_rule in order, forwards struct dmm_forward; by_device are the patterns of the names of the
-    devices that each of forwards holds for, None: all. stacks map a number to struct dmm_stack; head is struct
-    dmm_policy_head.
-    cgroups maps each cgroup that a rule names to its id: a cgroup that is deleted and made again has a new id,
-    and the policy must then be compiled again.
+    rules are struct dmm_rule in order, forwards struct dmm_forward; by_device are the patterns of
+    the names of the devices that each of forwards holds for, None: all. stacks map a number to
+    struct dmm_stack; head is struct dmm_policy_head.
+    cgroups maps each cgroup that a rule names to its id: a cgroup that is deleted and made again
+    has a new id, and the policy must then be compiled again.
     """
 
     head: Struct
@@ -140,8 +145,8 @@ def compile_policy(
     """The map contents of policy.
 
     ids: the instance's numbers; new names get theirs, which is the only effect of this function.
-    cgroup_lookup: path below the cgroup v2 mount → (cgroup id, level below the root); OSError or DmmError if
-    there is none.
+    cgroup_lookup: path below the cgroup v2 mount → (cgroup id, level below the root); OSError or
+    DmmError if there is none.
     netns_lookup: name → network namespace cookie, with the same errors; needed by rules with netns.
     congestion_controls: what net.ipv4.tcp_available_congestion_control lists; None: not checked.
     usual: what the host's sockets have while their programs choose nothing.
@@ -233,7 +238,9 @@ def _refuse(policy: Policy, path: tuple[str | int, ...], why: str, hint: str) ->
 class _Host:
     """Makes rules, asking the host for the numbers of cgroups and network namespaces."""
 
-    def __init__(self, policy: Policy, cgroup_lookup: CgroupLookup, netns_lookup: NetnsLookup | None) -> None:
+    def __init__(
+        self, policy: Policy, cgroup_lookup: CgroupLookup, netns_lookup: NetnsLookup | None
+    ) -> None:
         self.policy = policy
         self.cgroup_lookup = cgroup_lookup
         self.netns_lookup = netns_lookup
@@ -263,14 +270,18 @@ class _Host:
             cgroup_id, level = self.cgroup_lookup(path)
         except (OSError, DmmError) as error:
             why = f"the cgroup {path} cannot be used ({_reason(error)})"
-            _refuse(self.policy, ("rules", index, "cgroup"), why, "create it first, or correct the path")
+            _refuse(
+                self.policy, ("rules", index, "cgroup"), why, "create it first, or correct the path"
+            )
         self.cgroups[path] = cgroup_id
         return cgroup_id, level
 
     def _netns(self, index: int, name: str) -> int:
         key = ("rules", index, "netns")
         if self.netns_lookup is None:
-            _refuse(self.policy, key, "network namespaces cannot be looked up here", "leave netns out")
+            _refuse(
+                self.policy, key, "network namespaces cannot be looked up here", "leave netns out"
+            )
         try:
             return self.netns_lookup(name)
         except (OSError, DmmError) as error:
@@ -285,7 +296,9 @@ def _reason(error: OSError | DmmError) -> str:
 
 
 class _StackPacker:
-    """Makes stacks. A user stack that no route names is left out: nothing can choose it, no process serves it."""
+    """Makes stacks. A user stack that no route names is left out: nothing can choose it, no
+    process serves it.
+    """
 
     def __init__(
         self,
@@ -307,7 +320,9 @@ class _StackPacker:
                 out[self.ids.stack(name)] = self._kernel(name, stack)
             elif isinstance(stack, RejectStack):
                 refusal = getattr(errno, stack.errno)
-                out[self.ids.stack(name)] = abi.new("dmm_stack", kind=C.DMM_STACK_REJECT, refusal=refusal)
+                out[self.ids.stack(name)] = abi.new(
+                    "dmm_stack", kind=C.DMM_STACK_REJECT, refusal=refusal
+                )
             elif name in routed:
                 out[self.ids.stack(name)] = self._user(stack)
         return out
@@ -427,11 +442,15 @@ class _RouteCompiler:
                 value = (base + whole, stacks[table.stack[whole]], 0)
             else:
                 if port_set not in numbers:
-                    numbers[port_set] = self._add_ports(table, base, stacks, _port_template(port_set))
+                    numbers[port_set] = self._add_ports(
+                        table, base, stacks, _port_template(port_set)
+                    )
                 value = (C.DMM_ROUTE_NONE, 0, numbers[port_set])
             self._add_prefix(table, index, number, value)
 
-    def _add_prefix(self, table: RouteTable, index: int, number: int, value: tuple[int, int, int]) -> None:
+    def _add_prefix(
+        self, table: RouteTable, index: int, number: int, value: tuple[int, int, int]
+    ) -> None:
         family = table.families[index]
         columns = self.keys[family].columns
         lo = table.addrs_lo[index]
@@ -453,7 +472,9 @@ class _RouteCompiler:
     def _add_ports(
         self, table: RouteTable, base: int, stacks: list[int], template: _PortTemplate, own: int = 0
     ) -> int:
-        """Add a port set's entries; returns its number. Routes are indexes into table, _OWN stands for own."""
+        """Add a port set's entries; returns its number. Routes are indexes into table, _OWN
+        stands for own.
+        """
         self.n_port_sets += 1
         prefixlen, set_column, proto_port = self.port_keys.columns
         route_column, stack_column = self.port_values.columns
@@ -482,7 +503,9 @@ class _RouteCompiler:
 
 
 def _port_template(port_set: PortSet) -> _PortTemplate:
-    """The entries of a port set but for its number: prefixlen, the word of proto, pad and port_be, the route."""
+    """The entries of a port set but for its number: prefixlen, the word of proto, pad and
+    port_be, the route.
+    """
     return tuple(
         (_PORT_BITS_BEFORE + bits, proto << 24 | first, route)
         for proto, segments in ((TCP, port_set.tcp), (UDP, port_set.udp))
@@ -499,12 +522,16 @@ def _whole(port_set: PortSet) -> int | None:
 
 
 class _PrefixTree:
-    """The prefixes of one table, and what each says of every port; routes are indexes into the table."""
+    """The prefixes of one table, and what each says of every port; routes are indexes
+    into the table.
+    """
 
     def __init__(self, table: RouteTable) -> None:
         self.table = table
         self.first = table.first_by_prefix()
-        self.inherited: dict[int, PortSet] = {}  # port sets of prefixes that have longer ones below them
+        self.inherited: dict[
+            int, PortSet
+        ] = {}  # port sets of prefixes that have longer ones below them
         self.templates: dict[tuple[int, int | None], _PortTemplate] = {}
         lengths = set(zip(table.families, table.lengths, strict=True))
         self.lengths = {
@@ -557,11 +584,16 @@ class _PrefixTree:
     def _parent(self, index: int, hidden: int = -1) -> int | None:
         """The key of the next shorter prefix of the table that contains route index's prefix.
 
-        Prefixes whose one route has the match hidden are passed over: a route with that match hides them.
+        Prefixes whose one route has the match hidden are passed over: a route with that
+        match hides them.
         """
         table = self.table
         family, length = table.families[index], table.lengths[index]
-        addr = table.addrs_lo[index] if family == 4 else table.addrs_hi[index] << 64 | table.addrs_lo[index]
+        addr = (
+            table.addrs_lo[index]
+            if family == 4
+            else table.addrs_hi[index] << 64 | table.addrs_lo[index]
+        )
         bits = 32 if family == 4 else 128
         first = self.first
         for shorter in self.lengths[family]:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a policy says of one flow, worked out from the policy itself.
 
-Owns route_get(), the answer of `dmm-ebpf route get`. It is written to be read: it goes over the rules and over every
-route of a table as docs/policy.md tells, with no index and nothing shared with compile.py, so that the tests can hold
-the compiled maps against it. A million routes take it well under a second.
+Owns route_get(), the answer of `dmm-ebpf route get`. It is written to be read: it goes over the
+rules and over every route of a table as docs/policy.md tells, with no index and nothing shared with
+compile.py, so that the tests can hold the compiled maps against it. A million routes take it well
+under a second.
 
-A fact that the query does not give (None) matches no rule that asks for it; the verdict tells of such rules.
+A fact that the query does not give (None) matches no rule that asks for it; the verdict tells
+of such rules.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ DIRECTIONS = {
 class Query:
     """A flow as rules and routes see it.
 
-    addr is the peer's address, in both directions; with forward it is the destination, and source and in_interface say
-    who opens the flow and by which device it comes in, before any translation.
+    addr is the peer's address, in both directions; with forward it is the destination, and source
+    and in_interface say who opens the flow and by which device it comes in, before any translation.
     port is the peer's for connect, the local one for listen; 0, or
     none given, meets only routes without ports. cgroup is a path below the cgroup v2 mount.
     """
@@ -60,7 +62,9 @@ class Query:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Query:
-        """From the parameters of the RD's route_get request; None is as good as absent. Raises UsageError."""
+        """From the parameters of the RD's route_get request; None is as good as
+        absent. Raises UsageError.
+        """
         try:
             addr = _param(params, "addr", str)
             if addr is None:
@@ -95,7 +99,9 @@ def _param(params: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind | Non
     value = params.get(name)
     if value is None or type(value) is kind:
         return value
-    raise ValueRefusedError(f"{name} {shown(value)} is no {'text' if kind is str else 'whole number'}")
+    raise ValueRefusedError(
+        f"{name} {shown(value)} is no {'text' if kind is str else 'whole number'}"
+    )
 
 
 def _number(params: Mapping[str, Any], name: str, most: int) -> int | None:
@@ -107,10 +113,12 @@ def _number(params: Mapping[str, Any], name: str, most: int) -> int | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a route for it.
+    """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a
+    route for it.
 
-    wanted is the stack that the route names; stack is the one that serves if wanted is up. why: where that is
-    another, one of the texts of why_not(). unasked: rules that come before and may match, by what they ask for and the
+    wanted is the stack that the route names; stack is the one that serves if wanted is up. why:
+    where that is another, one of the texts of why_not(). unasked: rules that come before and may
+    match, by what they ask for and the
     query does not say: (the rule's text, names of Query's fields).
     """
 
@@ -141,8 +149,8 @@ def route_get(policy: Policy, query: Query) -> Verdict:
     """The verdict of policy on query. Raises UsageError when query.addr is not an address.
 
     connect: the first rule that matches and whose table has a route for the flow decides.
-    listen: the first rule that matches decides, whether its table has a route or not, since a listener has one
-    table before its peers are known.
+    listen: the first rule that matches decides, whether its table has a route or not, since a
+    listener has one table before its peers are known.
     """
     try:
         family, addr = parse_address(query.addr)
@@ -176,12 +184,13 @@ def route_get(policy: Policy, query: Query) -> Verdict:
 
 
 def why_not(policy: Policy, query: Query, wanted: str) -> str | None:
-    """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h have it: "udp",
-    "loopback", "link-local", "listener" or "forwarded"; None: wanted may serve it.
+    """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h
+    have it: "udp", "loopback", "link-local", "listener" or "forwarded"; None: wanted may serve it.
 
-    A user stack carries TCP to other hosts; UDP, and what stays on this host, is the kernel's as if there were no
-    policy. A rejecting stack refuses connect(); a connection that a client has opened is the kernel's. What is
-    forwarded is a user stack's or the kernel's, whose options are for sockets.
+    A user stack carries TCP to other hosts; UDP, and what stays on this host, is the kernel's as
+    if there were no policy. A rejecting stack refuses connect(); a connection that a client has
+    opened is the kernel's. What is forwarded is a user stack's or the kernel's, whose options
+    are for sockets.
     """
     stack = policy.stacks[wanted]
     if query.direction == C.DMM_DIR_FORWARD and not isinstance(stack, UserStack):
@@ -198,7 +207,9 @@ def why_not(policy: Policy, query: Query, wanted: str) -> str | None:
 
 
 def _is_this_host(address: str) -> bool:
-    """True for loopback addresses and for 0.0.0.0 and ::, which mean this host to connect() (ip(7))."""
+    """True for loopback addresses and for 0.0.0.0 and ::, which mean this host
+    to connect() (ip(7)).
+    """
     family, addr = parse_address(address)
     if family == 4:
         return addr >> 24 == 127 or addr == 0
@@ -219,9 +230,13 @@ def rule_matches(rule: Rule, query: Query) -> bool:
         return False
     if rule.cgroup is not None and not is_below(query.cgroup, rule.cgroup):
         return False
-    if rule.uid is not None and (query.uid is None or not rule.uid.first <= query.uid <= rule.uid.last):
+    if rule.uid is not None and (
+        query.uid is None or not rule.uid.first <= query.uid <= rule.uid.last
+    ):
         return False
-    if rule.mark is not None and (query.mark is None or query.mark & rule.mark.mask != rule.mark.value):
+    if rule.mark is not None and (
+        query.mark is None or query.mark & rule.mark.mask != rule.mark.value
+    ):
         return False
     return rule.comm in {None, query.comm} and rule.netns in {None, query.netns}
 
@@ -240,7 +255,9 @@ def _comes_from(source: str, prefixes: tuple[Prefix, ...]) -> bool:
 
 
 def lacking(rule: Rule, query: Query) -> tuple[str, ...]:
-    """What the rule asks for and the query does not say, where the rule may match by all that it does say."""
+    """What the rule asks for and the query does not say, where the rule may match by all that
+    it does say.
+    """
     keys = ("cgroup", "uid", "comm", "mark", "netns", "in_interface")
     needs = {key for key in keys if getattr(rule, key) is not None and getattr(query, key) is None}
     asked: dict[str, Any] = dict.fromkeys(needs)
@@ -259,7 +276,9 @@ def is_below(path: str | None, ancestor: str) -> bool:
 
 
 def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int) -> int | None:
-    """The index of the table's route for a flow: longest prefix, then port, then protocol, then order."""
+    """The index of the table's route for a flow: longest prefix, then port, then
+    protocol, then order.
+    """
     bits = 32 if family == 4 else 128
     best: tuple[int, int, int, int] | None = None
     best_index: int | None = None
@@ -278,7 +297,9 @@ def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int)
 
 
 def _specificity(match: Match, proto: int, port: int) -> tuple[int, int] | None:
-    """(2 exact port, 1 range, 0 any; 1 protocol named, 0 not), or None when the flow does not match."""
+    """(2 exact port, 1 range, 0 any; 1 protocol named, 0 not), or None when the flow
+    does not match.
+    """
     if match.proto and match.proto != proto:
         return None
     names_protocol = 1 if match.proto else 0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers for names, the same for as long as an instance lives.
 
-Owns IdSpace: stack name → 1..63 and table name → a u32 from 1. Maps hold numbers, and old flows keep the number
-they were decided with, so a name keeps its number when a policy changes. A stack's number is given to another
-name only when all 63 are taken, then the longest unused one goes first; never one that the new policy or an open
-flow uses. 0 is the kernel's stack, and no table.
+Owns IdSpace: stack name → 1..63 and table name → a u32 from 1. Maps hold numbers, and old flows
+keep the number they were decided with, so a name keeps its number when a policy changes. A stack's
+number is given to another name only when all 63 are taken, then the longest unused one goes first;
+never one that the new policy or an open flow uses. 0 is the kernel's stack, and no table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class IdSpace:
         """The table with that number; None when there is none or its name is forgotten."""
         return next((name for name, taken in self._tables.items() if taken == number), None)
 
-    def assign(self, stacks: Iterable[str], tables: Iterable[str], busy: Collection[int] = ()) -> None:
+    def assign(
+        self, stacks: Iterable[str], tables: Iterable[str], busy: Collection[int] = ()
+    ) -> None:
         """Give each of these names a number, if it has none yet.
 
         busy: stack numbers that open flows have, which no other name may get.
@@ -76,7 +78,9 @@ class IdSpace:
                 )
             taken[name] = number
         numbers = set(taken.values())
-        self._stacks = {name: number for name, number in kept.items() if number not in numbers} | taken
+        self._stacks = {
+            name: number for name, number in kept.items() if number not in numbers
+        } | taken
         self._assign_tables(list(tables))
 
     def _assign_tables(self, names: list[str]) -> None:
@@ -93,7 +97,11 @@ class IdSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and integers, for JSON."""
-        return {"stacks": dict(self._stacks), "tables": dict(self._tables), "next_table": self._next_table}
+        return {
+            "stacks": dict(self._stacks),
+            "tables": dict(self._tables),
+            "next_table": self._next_table,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> IdSpace:
@@ -110,8 +118,12 @@ class IdSpace:
         return cls(stacks, tables, next_table)
 
 
-def _free_numbers(kept: Mapping[str, int], taken: Mapping[str, int], busy: Collection[int]) -> list[int]:
-    """Stack numbers to give out: never used ones, then those of forgotten names, longest unused first."""
+def _free_numbers(
+    kept: Mapping[str, int], taken: Mapping[str, int], busy: Collection[int]
+) -> list[int]:
+    """Stack numbers to give out: never used ones, then those of forgotten names,
+    longest unused first.
+    """
     used = {*kept.values(), *taken.values(), *busy}
     unused = [number for number in range(1, C.DMM_MAX_STACKS) if number not in used]
     return unused + [number for number in kept.values() if number not in busy]

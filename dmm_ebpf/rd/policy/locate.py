@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a key stands in a TOML text, since tomllib does not tell.
 
-Owns a walk over the text that keeps the key path and the line, nothing else. It runs only when there is an error
-to place, on a text that tomllib has already accepted, so it checks nothing and stops at the wanted key. It refuses
+Owns a walk over the text that keeps the key path and the line, nothing else. It runs only when
+there is an error to place, on a text that tomllib has already accepted, so it checks nothing and
+stops at the wanted key. It refuses
 nothing either: a path that does not occur gives the line of its longest part that does, or None.
 
 A path is what tomllib's result is indexed with: ("tables", "shop", "routes", 2, "ports").
@@ -28,7 +29,9 @@ _SCALAR = re.compile(r"[^,\]}#\n]*")
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
-    """The line, from 1, on which the key or table at path stands; that of the nearest table above it if it has none."""
+    """The line, from 1, on which the key or table at path stands; that of the nearest table
+    above it if it has none.
+    """
     wanted = tuple(path)
     best: tuple[int, int] | None = None
     line, counted = 1, 0
@@ -46,13 +49,17 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
 
 
 def place(source: str, text: str, path: Sequence[str | int]) -> str:
-    """ "policy.toml:12" for the key at path; the file alone when nothing of the path occurs in text."""
+    """ "policy.toml:12" for the key at path; the file alone when nothing of the path
+    occurs in text.
+    """
     line = line_of(text, path)
     return f"{source}:{line}" if line else source
 
 
 def order(source: str, at: str) -> tuple[bool, str, int]:
-    """What to sort places (as place() gives them) by: the policy's own lines, then those of other files."""
+    """What to sort places (as place() gives them) by: the policy's own lines, then those
+    of other files.
+    """
     file, _, line = at.rpartition(":")
     if at == source or not (file and line.isascii() and line.isdecimal()):
         file, line = at, "0"
@@ -88,7 +95,9 @@ def _common(found: Path, wanted: Path) -> int:
 
 
 class _Walk:
-    """Yields (path, offset) for each table header, key and array element, in the order of the text."""
+    """Yields (path, offset) for each table header, key and array element, in the order
+    of the text.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a policy: what keys exist, of what type, and the records that the rest of the RD reads.
+"""The shape of a policy: what keys exist, of what type, and the records that the rest of
+the RD reads.
 
-Owns the records of the TOML text (stacks, rules, routes as written) and Policy, what they become once names are
-resolved. All of it is frozen. It refuses what one key or one table shows to be wrong by itself; what needs two
-places to see (an unknown name, a contradiction, a fallback to a user stack) is policy.py's.
+Owns the records of the TOML text (stacks, rules, routes as written) and Policy, what they become
+once names are resolved. All of it is frozen. It refuses what one key or one table shows to be wrong
+by itself; what needs two places to see (an unknown name, a contradiction, a fallback to a user
+stack) is policy.py's.
 """
 
 from __future__ import annotations
@@ -53,7 +55,14 @@ MAX_KEEPALIVE_S = 32767  # MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/t
 MAX_KEEPALIVE_PROBES = 127  # MAX_TCP_KEEPCNT
 MAX_BUFFER_BYTES = 1 << 30  # RFC 7323 section 2.3
 SYN_COOKIES = ("auto", "always", "off")
-REFUSALS = ("EPERM", "EACCES", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT")  # errno(3)
+REFUSALS = (
+    "EPERM",
+    "EACCES",
+    "ECONNREFUSED",
+    "EHOSTUNREACH",
+    "ENETUNREACH",
+    "ETIMEDOUT",
+)  # errno(3)
 _IO_OLD = ("af_packet", "tun")
 
 log = logging.getLogger("dmm-ebpf")
@@ -70,7 +79,9 @@ def _text(value: object, what: str) -> str:
 
 
 def check_name(name: object, what: str) -> str:
-    """A name of a stack, table or rule; short enough for listings and plain enough for file names."""
+    """A name of a stack, table or rule; short enough for listings and plain enough
+    for file names.
+    """
     text = _text(name, f"a {what}'s name")
     if not _NAME.fullmatch(text) or len(text) > MAX_NAME:
         raise ValueRefusedError(
@@ -84,7 +95,8 @@ def _kernel_congestion(value: object) -> str:
     text = _text(value, "a congestion control")
     if not _CONGESTION.fullmatch(text):
         raise ValueRefusedError(
-            f"{shown(text)} is not a congestion control", 'expected for example "cubic", "bbr" or "reno"'
+            f"{shown(text)} is not a congestion control",
+            'expected for example "cubic", "bbr" or "reno"',
         )
     return text
 
@@ -105,7 +117,9 @@ def _alternatives(choices: tuple[str, ...]) -> str:
 def _whole(value: object, least: int, most: int, what: str, unit: str = "") -> int:
     """A whole number from least to most. unit: what is said of it behind the range."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueRefusedError(f"{shown(value)} is not {what}", f"expected {least} to {most}{unit}")
+        raise ValueRefusedError(
+            f"{shown(value)} is not {what}", f"expected {least} to {most}{unit}"
+        )
     return value
 
 
@@ -160,7 +174,9 @@ def _processes(value: object) -> int:
 def _buffer(value: object) -> int:
     size = parse_size(value)
     if size > MAX_BUFFER_BYTES:
-        raise ValueRefusedError(f"{shown(value)} is {size} bytes", "expected 1G at most, as a window reaches")
+        raise ValueRefusedError(
+            f"{shown(value)} is {size} bytes", "expected 1G at most, as a window reaches"
+        )
     return size
 
 
@@ -283,13 +299,16 @@ def _in_interface(value: object) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not _DEVICE.fullmatch(name) or name in (".", ".."):
             raise ValueRefusedError(
-                f"{shown(name)} is not a network device's name", 'expected for example "lan0" or "veth*"'
+                f"{shown(name)} is not a network device's name",
+                'expected for example "lan0" or "veth*"',
             )
     return tuple(dict.fromkeys(names))
 
 
 class KeysRefusedError(Exception):
-    """The keys of a table that are refused, as the policy writes them, each with why, or None when it is missing."""
+    """The keys of a table that are refused, as the policy writes them, each with why, or None
+    when it is missing.
+    """
 
     def __init__(self, keys: dict[str, ValueRefusedError | None]) -> None:
         super().__init__(", ".join(keys))
@@ -299,16 +318,20 @@ class KeysRefusedError(Exception):
 def _by(
     read: Callable[[Any], Any], name: str = "", *, old: str = "", process: bool = False
 ) -> dict[str, Any]:
-    """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the key as a policy
-    writes it, where that is not the field's name. old: what the key was called, and may be for one version more.
-    process: each process of the stack is told the value as it is, for C's member of the field's name.
+    """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the
+    key as a policy writes it, where that is not the field's name. old: what the key was called, and
+    may be for one version more.
+    process: each process of the stack is told the value as it is, for C's member of
+    the field's name.
     """
     return {"read": read, "name": name, "old": old, "process": process}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A table of the policy; each field's metadata is made by _by(), and one without default must be there."""
+    """A table of the policy; each field's metadata is made by _by(), and one without default
+    must be there.
+    """
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -323,7 +346,9 @@ class Record:
 
     @classmethod
     def read(cls, data: Mapping[str, object]) -> Self:
-        """The record of a table whose keys are known ones. KeysRefusedError: all keys that are refused."""
+        """The record of a table whose keys are known ones. KeysRefusedError: all keys
+        that are refused.
+        """
         values: dict[str, Any] = {}
         wrong: dict[str, ValueRefusedError | None] = {}
         olds = {key: old for old, key in cls.old_keys().items()}
@@ -369,7 +394,9 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class _Patient(Record):
-    """When the sockets of a stack take a silent peer for dead, where their programs do not say it; None: as it is."""
+    """When the sockets of a stack take a silent peer for dead, where their programs do not say
+    it; None: as it is.
+    """
 
     user_timeout_ms: int | None = field(default=None, metadata=_by(_user_timeout_ms))
     keepalive_time_s: int | None = field(default=None, metadata=_by(_keepalive_s))
@@ -385,7 +412,9 @@ class _Patient(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelStack(_Patient):
-    """The kernel's own stack, with options that are set on each socket it serves; None leaves a thing as it is."""
+    """The kernel's own stack, with options that are set on each socket it serves; None leaves a
+    thing as it is.
+    """
 
     kind: Literal["kernel"] = field(default="kernel", metadata=_by(str))
     congestion: str | None = field(default=None, metadata=_by(_kernel_congestion))
@@ -397,7 +426,9 @@ class KernelStack(_Patient):
 
 @dataclass(frozen=True, kw_only=True)
 class UserStack(_Patient):
-    """A user-space stack: one process or several that share its flows, with a transport of its own."""
+    """A user-space stack: one process or several that share its flows, with a transport
+    of its own.
+    """
 
     kind: Literal["user"] = field(metadata=_by(str))
     transport: str = field(default="tcp", metadata=_by(_transport))
@@ -419,13 +450,17 @@ class UserStack(_Patient):
 
     def process_options(self) -> dict[str, Any]:
         """What each process is told, by the name of C's member; what is None is C's to choose."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["process"]}
+        values = {
+            one.name: getattr(self, one.name) for one in fields(self) if one.metadata["process"]
+        }
         return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectStack(Record):
-    """No stack: connect() fails, and sendto() of a socket that is not connected; errno: in which way."""
+    """No stack: connect() fails, and sendto() of a socket that is not connected; errno:
+    in which way.
+    """
 
     kind: Literal["reject"] = field(default="reject", metadata=_by(str))
     errno: str = field(default="EPERM", metadata=_by(_errno))
@@ -450,7 +485,8 @@ class Rule(Record):
     comm: str | None = field(default=None, metadata=_by(_comm))
     mark: Mark | None = field(default=None, metadata=_by(parse_mark))
     netns: str | None = field(default=None, metadata=_by(_netns))
-    # What is forwarded: who opens it, before any translation, and the device by which it comes in, * and ? allowed.
+    # What is forwarded: who opens it, before any translation, and the device by which it comes in,
+    # * and ? allowed.
     sources: tuple[Prefix, ...] | None = field(default=None, metadata=_by(_sources, "from"))
     in_interface: tuple[str, ...] | None = field(default=None, metadata=_by(_in_interface))
     direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=_by(_direction))
@@ -461,7 +497,9 @@ class Rule(Record):
         return self.direction == int(C.DMM_DIR_FORWARD)
 
     def text(self) -> str:
-        """The conditions in one line, for example "cgroup /shop.slice uid 1000 connect"; "all" when there are none."""
+        """The conditions in one line, for example "cgroup /shop.slice uid 1000 connect"; "all"
+        when there are none.
+        """
         words: list[str] = []
         for key in ("cgroup", "uid", "comm", "mark", "netns"):
             value: Any = getattr(self, key)
@@ -507,8 +545,9 @@ BUILT_IN: Mapping[str, Stack] = MappingProxyType({KERNEL: KernelStack(), REJECT:
 class Policy:
     """A whole policy, every name resolved.
 
-    stacks has the stacks that the policy defines, "kernel", and "reject" when a route or fallback names it.
-    rules are in order; a rule's number, as shown and as stored in decisions, is its position from 1.
+    stacks has the stacks that the policy defines, "kernel", and "reject" when a route or fallback
+    names it. rules are in order; a rule's number, as shown and as stored in decisions, is its
+    position from 1.
     """
 
     source: str  # the file as the user named it, for messages
@@ -530,11 +569,17 @@ class Policy:
         return {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
 
     def routed_stacks(self) -> list[str]:
-        """The stacks that routes name, each once, in order: those that must be there for this policy."""
-        return list(dict.fromkeys(name for table in self.tables.values() for name in table.stack_names))
+        """The stacks that routes name, each once, in order: those that must be there
+        for this policy.
+        """
+        return list(
+            dict.fromkeys(name for table in self.tables.values() for name in table.stack_names)
+        )
 
     def rule_text(self, index: int) -> str:
-        """The rule at index (from 0): its name, or its number and conditions, "1: cgroup /shop.slice"."""
+        """The rule at index (from 0): its name, or its number and conditions,
+        "1: cgroup /shop.slice".
+        """
         rule = self.rules[index]
         return rule.name or f"{index + 1}: {rule.text()}"
 

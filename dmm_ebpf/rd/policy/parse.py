@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a policy file to a Policy, or to one sentence for each thing that is wrong, and where.
 
-Owns the reading, the checks that need more than one key to see, and the wording and place of every error. A Policy that
-load() or parse() returns is complete: every name it uses exists, no two routes contradict, and it fits the limits of
-abi.h. Nothing here touches the kernel; what only this host can answer (does the cgroup exist, is the congestion
-control loaded) is compile.py's.
+Owns the reading, the checks that need more than one key to see, and the wording and place of every
+error. A Policy that load() or parse() returns is complete: every name it uses exists, no two routes
+contradict, and it fits the limits of abi.h. Nothing here touches the kernel; what only this host
+can answer (does the cgroup exist, is the congestion control loaded) is compile.py's.
 """
 
 from __future__ import annotations
@@ -81,12 +81,14 @@ def read(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PolicyError(f"accept {path}:{line}", why="it is not UTF-8", hint="save it as UTF-8") from None
+        raise PolicyError(
+            f"accept {path}:{line}", why="it is not UTF-8", hint="save it as UTF-8"
+        ) from None
 
 
 def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None = None) -> Policy:
-    """The policy in text. source names it in errors; routes_from is relative to base. files, if given, is told the
-    routes files that were looked at, also when the policy is refused.
+    """The policy in text. source names it in errors; routes_from is relative to base. files, if
+    given, is told the routes files that were looked at, also when the policy is refused.
     """
     return _Parser(text, source, base, {} if files is None else files).policy()
 
@@ -108,7 +110,9 @@ class _EnoughError(Exception):
 
 
 class _Parser:
-    """One policy text on its way to a Policy. What is wrong with one part of it keeps no other from being read."""
+    """One policy text on its way to a Policy. What is wrong with one part of it keeps no other
+    from being read.
+    """
 
     def __init__(self, text: str, source: str, base: Path, files: dict[Path, Stamp]) -> None:
         self.text = text
@@ -158,7 +162,9 @@ class _Parser:
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
-        """A part of the policy, which is given up at the first error; what comes behind it goes on."""
+        """A part of the policy, which is given up at the first error; what comes behind
+        it goes on.
+        """
         try:
             yield
         except PolicyError as error:
@@ -177,18 +183,23 @@ class _Parser:
         above = describe(path[:-1])
         why = f"unknown key {shown(path[-1])}"
         hint = _OF_A_NAMESPACE.get(str(path[-1])) or _suggest(path[-1], known, "key")
-        return PolicyError(f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint)
+        return PolicyError(
+            f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint
+        )
 
     def _toml(self) -> dict[str, Any]:
         toml_limits.check(self.text, self.source)
         try:
             return tomllib.loads(self.text)
         except RecursionError:
-            raise PolicyError(f"accept {self.source}", why="its values are nested too deeply") from None
+            raise PolicyError(
+                f"accept {self.source}", why="its values are nested too deeply"
+            ) from None
         except tomllib.TOMLDecodeError as error:
             raise self._syntax(str(error)) from None
         except ValueError:
-            # int() gives up on more than sys.get_int_max_str_digits(), and tomllib lets that through.
+            # int() gives up on more than sys.get_int_max_str_digits(), and tomllib
+            # lets that through.
             raise self._syntax("a number has too many digits") from None
 
     def _syntax(self, message: str) -> PolicyError:
@@ -203,7 +214,9 @@ class _Parser:
             place = f"{self.source}:{max(1, len(self.text.splitlines()))}"
             why += ", at the end of the file"
         return PolicyError(
-            f"accept {place}", why=f"it is not TOML: {why[:1].lower()}{why[1:]}", hint="see https://toml.io"
+            f"accept {place}",
+            why=f"it is not TOML: {why[:1].lower()}{why[1:]}",
+            hint="see https://toml.io",
         )
 
     def _table(self, parent: dict[str, Any], path: KeyPath) -> dict[str, Any]:
@@ -221,7 +234,9 @@ class _Parser:
         if not isinstance(data, dict):
             raise self._refused(path, f"{shown(data)} is not a table")
         known, olds = kind.keys(), kind.old_keys()
-        unknown = itertools.islice((key for key in data if key not in known and key not in olds), MAX_ERRORS)
+        unknown = itertools.islice(
+            (key for key in data if key not in known and key not in olds), MAX_ERRORS
+        )
         wrong = [self._unknown_key((*path, key), known) for key in unknown]
         try:
             made = kind.read(data)
@@ -233,7 +248,9 @@ class _Parser:
             self._note(one)
         raise wrong[-1]
 
-    def _refused_key(self, path: KeyPath, key: str, refused: ValueRefusedError | None) -> PolicyError:
+    def _refused_key(
+        self, path: KeyPath, key: str, refused: ValueRefusedError | None
+    ) -> PolicyError:
         if refused is None:
             return self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
         return self._refused((*path, key), refused.why, refused.hint)
@@ -248,7 +265,9 @@ class _Parser:
         stacks = self._table(data, ("stacks",))
         if len(stacks) > _MAX_STACKS:
             raise self._refused(
-                ("stacks",), f"there are {len(stacks)} stacks", f"a policy has at most {_MAX_STACKS}"
+                ("stacks",),
+                f"there are {len(stacks)} stacks",
+                f"a policy has at most {_MAX_STACKS}",
             )
         self.named = stacks.keys()
         for name, stack in stacks.items():
@@ -274,7 +293,9 @@ class _Parser:
                 path, f'"{name}" is always defined and cannot be redefined', "choose another name"
             )
         if not isinstance(data, dict):
-            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]")
+            raise self._refused(
+                path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]"
+            )
         kind = data.get("kind")
         if kind is None:
             raise self._refused(
@@ -332,9 +353,13 @@ class _Parser:
             for position, route in enumerate(routes):
                 try:
                     self._add_route(
-                        table, position, self._record(RouteRecord, route, (*path, "routes", position))
+                        table,
+                        position,
+                        self._record(RouteRecord, route, (*path, "routes", position)),
                     )
-                except PolicyError as error:  # cheaper than _noting(), of which there may be a million
+                except (
+                    PolicyError
+                ) as error:  # cheaper than _noting(), of which there may be a million
                     self._note(error)
         table.inline_count = len(table)
         if "routes_from" in data:
@@ -372,7 +397,9 @@ class _Parser:
             return
         first, second = table[found.first], table[found.second]
         ports = (
-            f"port {range_text(found.first_port, found.last_port)}" if second.match.ports else "every port"
+            f"port {range_text(found.first_port, found.last_port)}"
+            if second.match.ports
+            else "every port"
         )
         protocol = f"{PROTOCOL_NAMES[found.proto]} " if found.proto else ""
         raise PolicyError(
@@ -417,7 +444,9 @@ class _Parser:
             for field_name, key in _FORWARD_KEYS.items():
                 if getattr(rule, field_name) is not None:
                     why = "it is for flows that the host forwards"
-                    raise self._refused((*path, key), why, 'add direction = "forward", or leave it out')
+                    raise self._refused(
+                        (*path, key), why, 'add direction = "forward", or leave it out'
+                    )
             return
         for key in ("cgroup", "uid", "comm", "mark", "netns"):
             if getattr(rule, key) is not None:
@@ -440,7 +469,9 @@ class _Parser:
 
     def _check_limits(self, _data: dict[str, Any]) -> None:
         if len(self.stacks) + self.reject_used > _MAX_STACKS:
-            raise self._refused(("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one")
+            raise self._refused(
+                ("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one"
+            )
 
     def _check_total(self) -> None:
         total = sum(len(table) for table in self.tables.values())

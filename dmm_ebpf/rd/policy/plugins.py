@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the congestion controls that a policy names as plug-ins, and the programs that it names as stack processes,
-can be had on this host.
+"""Whether the congestion controls that a policy names as plug-ins, and the programs that it names
+as stack processes, can be had on this host.
 
-A congestion control is loaded once, in a process of its own (kit/probe.py): to find out is to run it.
+A congestion control is loaded once, in a process of its own (kit/probe.py): to find out is
+to run it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dmm_ebpf.rd.policy.model import Policy
 
 
 def check_plugins(policy: Policy, stacks: Iterable[str]) -> list[str]:
-    """Raises PolicyError for one that cannot be loaded. Returns, in sentences, which ones this user may not read.
+    """Raises PolicyError for one that cannot be loaded. Returns, in sentences, which ones this user
+    may not read.
 
     stacks: names of user stacks.
     """
@@ -43,11 +45,15 @@ def check_plugins(policy: Policy, stacks: Iterable[str]) -> list[str]:
 
 
 def _check_command(policy: Policy, name: str, command: Sequence[str]) -> None:
-    """Raises PolicyError unless its program can be run, and it and every file that it names are root's."""
+    """Raises PolicyError unless its program can be run, and it and every file that it
+    names are root's.
+    """
     path = ("stacks", name, "command")
 
     def refusal(why: str, hint: str) -> PolicyError:
-        return PolicyError(f"accept {policy.place(*path)}", why=f"{describe(path)}: {why}", hint=hint)
+        return PolicyError(
+            f"accept {policy.place(*path)}", why=f"{describe(path)}: {why}", hint=hint
+        )
 
     for number, word in enumerate(command):
         file = Path(word)

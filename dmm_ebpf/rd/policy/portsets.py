@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which route each port takes: painting routes over one another, and the trie that says so.
 
-Owns the step from overlapping port ranges with precedence to disjoint segments, and from segments to the
-fewest entries of an LPM trie over the port's bits. Segments are sorted, disjoint, and neighbours with one route
-are one segment. Pure functions on integers.
+Owns the step from overlapping port ranges with precedence to disjoint segments, and from segments
+to the fewest entries of an LPM trie over the port's bits. Segments are sorted, disjoint, and
+neighbours with one route are one segment. Pure functions on integers.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def paint(layers: list[Layer]) -> Segments:
 
 
 def trie_entries(segments: Segments) -> list[tuple[int, int, int]]:
-    """The fewest LPM entries that say the same as segments: (first port, leading bits that count, route).
+    """The fewest LPM entries that say the same as segments: (first port, leading bits
+    that count, route).
 
-    The longest entry over a port decides; its route is MISS where a hole lies inside a longer range. A port under no
-    entry has no route. The method is Draves et al., "Constructing optimal IP routing tables" (INFOCOM 1999): from
-    the leaves up the set of routes that cost least, from the root down an entry wherever the inherited route is not
-    in that set.
+    The longest entry over a port decides; its route is MISS where a hole lies inside a longer
+    range. A port under no entry has no route. The method is Draves et al., "Constructing optimal IP
+    routing tables" (INFOCOM 1999): from the leaves up the set of routes that cost least, from the
+    root down an entry wherever the inherited route is not in that set.
     """
     starts, ends, routes = _without_gaps(segments)
     out: list[tuple[int, int, int]] = []

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A table of routes, small enough in memory for a million of them.
 
-Owns RouteTable: columns of integers, about 30 bytes a route, with Route records made on demand; and the rule that
-two routes of one table may not contradict each other.
+Owns RouteTable: columns of integers, about 30 bytes a route, with Route records made on demand; and
+the rule that two routes of one table may not contradict each other.
 
 Precedence inside a table (the compiler and the evaluator both follow it):
   1. the longest prefix that has a route for the protocol and port;
   2. within one prefix: an exact port before a range of ports before every port;
   3. within that: a route that names the protocol before one that takes both.
-Two routes that are equal in all three and share a port must name the same stack, then the first one counts;
-otherwise they contradict, which is refused.
+Two routes that are equal in all three and share a port must name the same stack, then the first one
+counts; otherwise they contradict, which is refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def prefix_key(family: int, addr: int, length: int) -> int:
 
 
 class Match(NamedTuple):
-    """What a route asks of a flow beside its prefix: proto 0 is TCP and UDP, ports () is every port."""
+    """What a route asks of a flow beside its prefix: proto 0 is TCP and UDP, ports ()
+    is every port.
+    """
 
     proto: int
     ports: Ports
@@ -64,7 +66,9 @@ def route_text(prefix: Prefix, match: Match) -> str:
 
 
 class Contradiction(NamedTuple):
-    """Two routes of equal precedence, with a port in common, that name different stacks; indexes into the table."""
+    """Two routes of equal precedence, with a port in common, that name different stacks;
+    indexes into the table.
+    """
 
     first: int
     second: int
@@ -76,10 +80,10 @@ class Contradiction(NamedTuple):
 class RouteTable:
     """The routes of one table in policy order: those written in the policy, then those of its file.
 
-    lengths holds the prefix length, addrs_hi and addrs_lo the address (addrs_lo alone for IPv4), matches and
-    stack_names the distinct values that match and stack index. origin holds for a route of the policy its
-    position among the table's routes, from 0 ("default" makes two routes with one origin), for a route of the
-    file its line, from 1.
+    lengths holds the prefix length, addrs_hi and addrs_lo the address (addrs_lo alone for IPv4),
+    matches and stack_names the distinct values that match and stack index. origin holds for a route
+    of the policy its position among the table's routes, from 0 ("default" makes two routes with one
+    origin), for a route of the file its line, from 1.
     """
 
     __slots__ = (
@@ -100,7 +104,9 @@ class RouteTable:
         self.origin = array("I")
         self.matches: list[Match] = []
         self.stack_names: list[str] = []
-        self.duplicates: dict[int, list[int]] = {}  # prefix key → its routes, where there are several
+        self.duplicates: dict[
+            int, list[int]
+        ] = {}  # prefix key → its routes, where there are several
         self._match_index: dict[Match, int] = {}
         self._stack_index: dict[str, int] = {}
 
@@ -121,7 +127,9 @@ class RouteTable:
     def prefix(self, index: int) -> Prefix:
         """The prefix of a route."""
         return Prefix(
-            self.families[index], self.addrs_hi[index] << 64 | self.addrs_lo[index], self.lengths[index]
+            self.families[index],
+            self.addrs_hi[index] << 64 | self.addrs_lo[index],
+            self.lengths[index],
         )
 
     def where(self, index: int) -> str:
@@ -180,7 +188,9 @@ class RouteTable:
         self.duplicates = duplicates
 
     def contradiction(self) -> Contradiction | None:
-        """The first contradiction in policy order of its second route, or None; needs index_duplicates()."""
+        """The first contradiction in policy order of its second route, or
+        None; needs index_duplicates().
+        """
         found = [c for group in self.duplicates.values() if (c := self._contradiction_in(group))]
         return min(found, key=lambda c: (c.second, c.first)) if found else None
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes files: a table's routes as comma separated values, up to millions of lines.
 
-Owns the reading of such a file into a RouteTable, line by line, with nothing kept but the table's columns. The columns
-are to, proto, ports, stack; a first line with exactly these names may head the file; proto and ports may be empty;
-ports that need commas are quoted, as in RFC 4180, or separated by spaces; blank lines and lines that begin with '#'
-are skipped. It refuses, with the line: anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes,
-what is not a regular file, what is not UTF-8.
+Owns the reading of such a file into a RouteTable, line by line, with nothing kept but the table's
+columns. The columns are to, proto, ports, stack; a first line with exactly these names may head the
+file; proto and ports may be empty; ports that need commas are quoted, as in RFC 4180, or separated
+by spaces; blank lines and lines that begin with '#' are skipped. It refuses, with the line:
+anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes, what is not a regular
+file, what is not UTF-8.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from typing import TextIO
 
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
-from dmm_ebpf.rd.policy.values import ValueRefusedError, parse_ports, parse_prefix, parse_protocol, shown
+from dmm_ebpf.rd.policy.values import (
+    ValueRefusedError,
+    parse_ports,
+    parse_prefix,
+    parse_protocol,
+    shown,
+)
 
 HEADER = ("to", "proto", "ports", "stack")
 MAX_LINE = 4096
@@ -30,8 +37,8 @@ Stamp = tuple[int, ...] | None
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What tells one content at path, whatever links lead there, from the next: device, inode, size, and the times of
-    change in ns; None when there is no such file now.
+    """What tells one content at path, whatever links lead there, from the next: device, inode,
+    size, and the times of change in ns; None when there is no such file now.
     """
     try:
         found = path.stat()
@@ -41,7 +48,9 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def read_text_file(path: Path, what: str, limit_bytes: int) -> bytes:
-    """The bytes of a regular file of at most limit_bytes; PolicyError tells what is wrong with it otherwise."""
+    """The bytes of a regular file of at most limit_bytes; PolicyError tells what is wrong
+    with it otherwise.
+    """
     require_regular(path, what)
     try:
         with path.open("rb") as file:
@@ -66,14 +75,18 @@ def require_regular(path: Path, what: str) -> None:
     if stat.S_ISDIR(mode):
         raise PolicyError(f"read {what} {path}", why="it is a directory", hint="name a file")
     if not stat.S_ISREG(mode):
-        raise PolicyError(f"read {what} {path}", why="it is not a regular file", hint="name a regular file")
+        raise PolicyError(
+            f"read {what} {path}", why="it is not a regular file", hint="name a regular file"
+        )
 
 
 def unreadable(path: Path, what: str, error: OSError | ValueError) -> PolicyError:
     """The PolicyError for a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError):
         return PolicyError(
-            f"read {what} {shown(str(path))[1:-1]}", why="there is no such file", hint="check the path"
+            f"read {what} {shown(str(path))[1:-1]}",
+            why="there is no such file",
+            hint="check the path",
         )
     why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return PolicyError(f"read {what} {shown(str(path))[1:-1]}", why=why.lower())
@@ -85,8 +98,9 @@ def read_routes(
     stack_known: Callable[[str], str | None],
     wrong: Callable[[PolicyError], None],
 ) -> None:
-    """Append the routes of the file to table. stack_known gives None for a defined stack, else why and what to do.
-    wrong is told of each line that is refused, and may raise; PolicyError: no more can be read.
+    """Append the routes of the file to table. stack_known gives None for a defined stack, else why
+    and what to do. wrong is told of each line that is refused, and may raise; PolicyError: no more
+    can be read.
     """
     require_regular(path, "routes file")
     table.file = str(path)
@@ -95,7 +109,9 @@ def read_routes(
             _Reader(path, table, stack_known, wrong).read(file)
     except UnicodeDecodeError as error:
         raise PolicyError(
-            f"read routes file {path}", why=f"it is not UTF-8 ({error.reason})", hint="save it as UTF-8"
+            f"read routes file {path}",
+            why=f"it is not UTF-8 ({error.reason})",
+            hint="save it as UTF-8",
         ) from None
     except OSError as error:
         raise unreadable(path, "routes file", error) from None
@@ -140,7 +156,9 @@ class _Reader:
                     if tuple(fields) == HEADER:
                         continue
                 if len(fields) != 4:
-                    raise self.refuse(f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED)
+                    raise self.refuse(
+                        f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED
+                    )
                 to, proto, ports, stack = fields
                 match = matches.get((proto, ports))
                 if match is None:
@@ -155,12 +173,16 @@ class _Reader:
             except PolicyError as error:
                 self.wrong(error)
             if len(self.table) > MAX_ROUTES:
-                raise self.refuse(f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes")
+                raise self.refuse(
+                    f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes"
+                )
 
     def _fields(self, text: str) -> list[str]:
         if '"' not in text:
             text = text.strip()
-            return [] if not text or text[0] == "#" else [field.strip() for field in text.split(",")]
+            return (
+                [] if not text or text[0] == "#" else [field.strip() for field in text.split(",")]
+            )
         try:
             rows = list(csv.reader([text], strict=True))
         except csv.Error as error:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a policy's text must keep to before a TOML parser sees it.
 
-tomllib makes several objects of each part of a dotted key, and copies a key's path at each of its parts: 64 KB of dots
-take gigabytes. So size, line length, the parts of a key, and how many different tables and dotted keys there are, are
-bounded first, in one pass that costs no more than reading. No policy comes near these bounds.
+tomllib makes several objects of each part of a dotted key, and copies a key's path at each of its
+parts: 64 KB of dots take gigabytes. So size, line length, the parts of a key, and how many
+different tables and dotted keys there are, are bounded first, in one pass that costs no more than
+reading. No policy comes near these bounds.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def check(text: str, source: str) -> None:
         for path in _paths(line):
             if len(_PARTS.findall(path)) > MAX_KEY_PARTS:
                 raise PolicyError(
-                    f"accept {source}:{number}", why=f"a key has more than {MAX_KEY_PARTS} dotted parts"
+                    f"accept {source}:{number}",
+                    why=f"a key has more than {MAX_KEY_PARTS} dotted parts",
                 )
             paths.add(path)
         if len(paths) > MAX_PATHS:
@@ -52,7 +54,9 @@ def check(text: str, source: str) -> None:
 
 
 def _paths(line: str) -> list[str]:
-    """Names of tables, and dotted keys, in a line. In a string of several lines it may find what is none."""
+    """Names of tables, and dotted keys, in a line. In a string of several lines it may find
+    what is none.
+    """
     header = line.lstrip().startswith("[")
     if not header and "." not in line:
         return []

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scalar values of a policy: prefixes, ports, marks, DSCP, rates, sizes, user ids.
 
-Owns their text forms. Every function takes what TOML or a routes file gives, returns plain integers, and refuses
-with ValueRefusedError, whose text says what was expected; nothing here knows files or lines.
-The prefix and port parsers run once per line of a million-line file, so they avoid the ipaddress module until
-there is an error to explain.
+Owns their text forms. Every function takes what TOML or a routes file gives, returns plain
+integers, and refuses with ValueRefusedError, whose text says what was expected; nothing here knows
+files or lines.
+The prefix and port parsers run once per line of a million-line file, so they avoid the ipaddress
+module until there is an error to explain.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def prefix_text(family: int, addr: int, length: int) -> str:
 
 
 def parse_prefix(text: str) -> tuple[Prefix, ...]:
-    """The prefix that text names; "default" names two, 0.0.0.0/0 and ::/0. A bare address is a host prefix."""
+    """The prefix that text names; "default" names two, 0.0.0.0/0 and ::/0. A bare address is
+    a host prefix.
+    """
     if text == "default":
         return (Prefix(4, 0, 0), Prefix(6, 0, 0))
     address, slash, length_text = text.partition("/")
@@ -156,7 +159,9 @@ def parse_protocol(text: str) -> int:
     try:
         return PROTOCOLS[text]
     except KeyError:
-        raise ValueRefusedError(f"{shown(text)} is not a protocol", 'expected "tcp" or "udp"') from None
+        raise ValueRefusedError(
+            f"{shown(text)} is not a protocol", 'expected "tcp" or "udp"'
+        ) from None
 
 
 def parse_ports(value: object) -> Ports:
@@ -193,7 +198,9 @@ def _port_range(text: str) -> tuple[int, int]:
     first = _port(int(match[1]))
     last = _port(int(match[2])) if match[2] else first
     if last < first:
-        raise ValueRefusedError(f"the port range {first}-{last} is reversed", f"write {last}-{first}")
+        raise ValueRefusedError(
+            f"the port range {first}-{last} is reversed", f"write {last}-{first}"
+        )
     return first, last
 
 
@@ -234,11 +241,13 @@ def parse_mark(value: object) -> Mark:
         mask = _number(mask_text, "a mask") if slash else U32_MAX
     if not (0 <= mark <= U32_MAX and 0 < mask <= U32_MAX):
         raise ValueRefusedError(
-            f"{shown(value)} does not fit a mark", "marks and masks have 32 bits, and a mask is not 0"
+            f"{shown(value)} does not fit a mark",
+            "marks and masks have 32 bits, and a mask is not 0",
         )
     if mark & ~mask:
         raise ValueRefusedError(
-            f"{shown(value)} has bits of the mark outside the mask", "widen the mask or clear those bits"
+            f"{shown(value)} has bits of the mark outside the mask",
+            "widen the mask or clear those bits",
         )
     return Mark(mark, mask)
 
@@ -250,12 +259,15 @@ def parse_dscp(value: object) -> int:
     if isinstance(value, str) and value.lower() in DSCP_NAMES:
         return DSCP_NAMES[value.lower()]
     raise ValueRefusedError(
-        f"{shown(value)} is not a DSCP", 'expected 0 to 63, or a name such as "af21", "cs1", "ef", "le"'
+        f"{shown(value)} is not a DSCP",
+        'expected 0 to 63, or a name such as "af21", "cs1", "ef", "le"',
     )
 
 
 def parse_rate(value: object) -> int:
-    """A rate in bytes a second, from such an integer or from tc(8)'s units: "80mbit", "10mbps" (bytes)."""
+    """A rate in bytes a second, from such an integer or from tc(8)'s units:
+    "80mbit", "10mbps" (bytes).
+    """
     hint = 'expected bytes a second as an integer, or a text such as "80mbit", "1.5gbit", "10mbps" (as in tc)'
     if isinstance(value, int) and not isinstance(value, bool):
         rate = value
@@ -281,7 +293,8 @@ def parse_size(value: object) -> int:
         match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
             raise ValueRefusedError(
-                f"{shown(value)} is not a size", 'expected bytes, or a text such as "512K", "16M", "1G"'
+                f"{shown(value)} is not a size",
+                'expected bytes, or a text such as "512K", "16M", "1G"',
             )
         size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
     if not 1 <= size <= 1 << 40:
@@ -293,7 +306,9 @@ def parse_uid(value: object) -> UidRange:
     """User ids from 1000, "1000-2000" or a user name that this host knows."""
     if isinstance(value, int) and not isinstance(value, bool):
         first = last = value
-    elif isinstance(value, str) and (match := re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", value, re.ASCII)):
+    elif isinstance(value, str) and (
+        match := re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", value, re.ASCII)
+    ):
         first = int(match[1])
         last = int(match[2]) if match[2] else first
     elif isinstance(value, str) and value and "\0" not in value:
@@ -304,11 +319,17 @@ def parse_uid(value: object) -> UidRange:
                 f"this host has no user {shown(value)}", "use the number, or create the user"
             ) from None
     else:
-        raise ValueRefusedError(f"{shown(value)} is not a user", 'expected 1000, "1000-2000" or a user name')
+        raise ValueRefusedError(
+            f"{shown(value)} is not a user", 'expected 1000, "1000-2000" or a user name'
+        )
     if not (0 <= first < U32_MAX and 0 <= last < U32_MAX):
-        raise ValueRefusedError(f"{shown(value)} is not a user id", f"user ids are 0 to {U32_MAX - 1}")
+        raise ValueRefusedError(
+            f"{shown(value)} is not a user id", f"user ids are 0 to {U32_MAX - 1}"
+        )
     if last < first:
-        raise ValueRefusedError(f"the range of user ids {first}-{last} is reversed", f"write {last}-{first}")
+        raise ValueRefusedError(
+            f"the range of user ids {first}-{last} is reversed", f"write {last}-{first}"
+        )
     return UidRange(first, last)
 
 
@@ -317,7 +338,9 @@ def parse_address(text: str) -> tuple[int, int]:
     try:
         ip = ipaddress.ip_address(text)
     except ValueError:
-        raise ValueRefusedError(f"{shown(text)} is not an IP address", "expected IPv4 or IPv6") from None
+        raise ValueRefusedError(
+            f"{shown(text)} is not an IP address", "expected IPv4 or IPv6"
+        ) from None
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     return ip.version, int(ip)

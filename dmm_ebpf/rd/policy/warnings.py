@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a policy does nothing, or not what it looks like: rules and routes that are never reached, stacks and tables
-that nobody uses, a pattern where none is matched.
+"""What of a policy does nothing, or not what it looks like: rules and routes that are never
+reached, stacks and tables that nobody uses, a pattern where none is matched.
 
-Pure, of a policy that is right. A warning is only given for what holds on every host. Rules are compared with each
-other, so it is at most DMM_MAX_RULES squared, and routes only where that stays cheap.
+Pure, of a policy that is right. A warning is only given for what holds on every host. Rules
+are compared with each other, so it is at most DMM_MAX_RULES squared, and routes only where
+that stays cheap.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Warned:
 def warnings(policy: Policy) -> Iterator[Warned]:
     """All that there is to warn of, rules first. It may be much: one for each route."""
     if not policy.rules:
-        yield Warned(policy.source, "it has no rules, so all flows are left to the kernel as they are")
+        yield Warned(
+            policy.source, "it has no rules, so all flows are left to the kernel as they are"
+        )
     for index, rule in enumerate(policy.rules):
         yield from _of_rule(policy, index, rule)
     for name, stack in policy.stacks.items():
@@ -57,20 +60,29 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
         )
     if rule.cgroup is not None and _GLOB & set(rule.cgroup):
         place = policy.place("rules", index, "cgroup")
-        yield Warned(place, f"rule {name}: {rule.cgroup} is a path, and matches only a cgroup of that name")
+        yield Warned(
+            place, f"rule {name}: {rule.cgroup} is a path, and matches only a cgroup of that name"
+        )
     earlier = _shadowed_by(policy, index, rule)
     if earlier:
         names = " and ".join(policy.rule_text(one) for one in earlier)
-        yield Warned(policy.place("rules", index), f"rule {name} is never reached: {names} comes before it")
+        yield Warned(
+            policy.place("rules", index), f"rule {name} is never reached: {names} comes before it"
+        )
 
 
 def _shadowed_by(policy: Policy, index: int, rule: Rule) -> list[int]:
-    """The earlier rules that together decide whatever the rule would; none: it may decide something."""
+    """The earlier rules that together decide whatever the rule would; none: it
+    may decide something.
+    """
     found: list[int] = []
     for direction in (C.DMM_DIR_CONNECT, C.DMM_DIR_LISTEN, C.DMM_DIR_FORWARD):
         if not rule.direction & direction:
             continue
-        one = next((i for i in range(index) if _decides(policy, policy.rules[i], rule, int(direction))), None)
+        one = next(
+            (i for i in range(index) if _decides(policy, policy.rules[i], rule, int(direction))),
+            None,
+        )
         if one is None:
             return []
         found.append(one)
@@ -81,7 +93,9 @@ def _decides(policy: Policy, earlier: Rule, rule: Rule, direction: int) -> bool:
     if not earlier.direction & direction or not _takes_in(earlier, rule):
         return False
     # A listener has the table of the first rule that matches, whether that has a route or not.
-    return direction == C.DMM_DIR_LISTEN or _covers(policy.tables[earlier.table], policy.tables[rule.table])
+    return direction == C.DMM_DIR_LISTEN or _covers(
+        policy.tables[earlier.table], policy.tables[rule.table]
+    )
 
 
 def _takes_in(wide: Rule, narrow: Rule) -> bool:
@@ -93,8 +107,14 @@ def _takes_in(wide: Rule, narrow: Rule) -> bool:
         (not wide.uid or not narrow.uid or _uids_within(narrow.uid, wide.uid))
         and (not wide.mark or not narrow.mark or _mark_within(narrow.mark, wide.mark))
         and (wide.cgroup is None or is_below(narrow.cgroup, wide.cgroup))
-        and (not wide.sources or all(any(_within(n, w) for w in wide.sources) for n in narrow.sources or ()))
-        and (not wide.in_interface or all(_named(n, wide.in_interface) for n in narrow.in_interface or ()))
+        and (
+            not wide.sources
+            or all(any(_within(n, w) for w in wide.sources) for n in narrow.sources or ())
+        )
+        and (
+            not wide.in_interface
+            or all(_named(n, wide.in_interface) for n in narrow.in_interface or ())
+        )
         and wide.comm in {None, narrow.comm}
         and wide.netns in {None, narrow.netns}
     )
@@ -131,7 +151,8 @@ def _covers(wide: RouteTable, narrow: RouteTable) -> bool:
         return False
     routes = list(wide)
     return all(
-        any(_within(n.prefix, w.prefix) and _asks_no_more(w.match, n.match) for w in routes) for n in narrow
+        any(_within(n.prefix, w.prefix) and _asks_no_more(w.match, n.match) for w in routes)
+        for n in narrow
     )
 
 
@@ -146,9 +167,7 @@ def _asks_no_more(wide: Match, narrow: Match) -> bool:
 
 def _of_stack(policy: Policy, name: str, stack: KernelStack | UserStack) -> Iterator[Warned]:
     if stack.user_timeout_ms is not None and stack.keepalive_probes is not None:
-        why = (
-            f"stack {name}: keepalive_probes does nothing, since with a user time-out Linux counts no probes"
-        )
+        why = f"stack {name}: keepalive_probes does nothing, since with a user time-out Linux counts no probes"
         yield Warned(policy.place("stacks", name, "keepalive_probes"), why)
 
 
@@ -157,7 +176,9 @@ def _unused(policy: Policy) -> Iterator[Warned]:
     used |= {stack.fallback for stack in policy.user_stacks().values()}
     for name in policy.stacks:
         if name not in used and name not in BUILT_IN:
-            yield Warned(policy.place("stacks", name), f"stack {name} is used by no route and no fallback")
+            yield Warned(
+                policy.place("stacks", name), f"stack {name} is used by no route and no fallback"
+            )
     looked_up = {rule.table for rule in policy.rules}
     for name, table in policy.tables.items():
         if name not in looked_up:
@@ -175,7 +196,9 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
                 f"table {table.name}: route {table[index].text()} is never reached: others of its prefix take "
                 "all that it could",
             )
-    users = {i for i, name in enumerate(table.stack_names) if isinstance(policy.stacks[name], UserStack)}
+    users = {
+        i for i, name in enumerate(table.stack_names) if isinstance(policy.stacks[name], UserStack)
+    }
     by_udp = {i for i, match in enumerate(table.matches) if match.proto == UDP}
     if not users or not by_udp:
         return
@@ -194,11 +217,19 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
 
 
 def _never_best(table: RouteTable, group: list[int]) -> list[int]:
-    """Of routes of one prefix those that are for no protocol and port the best, in the order of find_route()."""
+    """Of routes of one prefix those that are for no protocol and port the best, in the
+    order of find_route().
+    """
     if len(group) > _MAX_GROUP:
         return []
     spans = [
-        (index, proto, first, last, (port_rank(match.ports, first, last), bool(match.proto), -index))
+        (
+            index,
+            proto,
+            first,
+            last,
+            (port_rank(match.ports, first, last), bool(match.proto), -index),
+        )
         for index in group
         for match in (table.matches[table.match[index]],)
         for proto in ((match.proto,) if match.proto else (TCP, UDP))

@@ -2,13 +2,14 @@
 /*
  * api.h: the whole of what the world sees of the C core (sans I/O).
  *
- * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over a TAP device
- * of the stack's, lossless and near) and the outer leg (the real path). Both carry the same 5-tuple; on the
- * inner leg the core plays the remote peer, on the outer leg it plays this host. Bytes go in by
- * dmm_core_input(), packets are pulled out by dmm_core_output(), time is passed in; nothing here reads a
- * clock or makes a system call, but for memory (mmap(2)). Packets are whole IP packets (IPv4 or
- * IPv6) with no link-layer header. No function but create and destroy blocks; no packet of any content makes
- * a function fail: what is wrong is counted, and ends at most its own connection.
+ * A core owns a set of connections. Each has two legs: the inner leg (this host's kernel, over a
+ * TAP device of the stack's, lossless and near) and the outer leg (the real path). Both carry the
+ * same 5-tuple; on the inner leg the core plays the remote peer, on the outer leg it plays this
+ * host. Bytes go in by dmm_core_input(), packets are pulled out by dmm_core_output(), time is
+ * passed in; nothing here reads a clock or makes a system call, but for memory (mmap(2)). Packets
+ * are whole IP packets (IPv4 or IPv6) with no link-layer header. No function but create and destroy
+ * blocks; no packet of any content makes a function fail: what is wrong is counted, and ends at
+ * most its own connection.
  *
  * One thread uses a core at a time. Times are ns of one monotonic clock of the caller's.
  * Text below is read by cffi, which strips lines that start with '#'.
@@ -28,24 +29,33 @@ struct dmm_core_config {
 	uint64_t memory_bytes;	  /* limit on all buffered payload; 0: 256 MiB */
 	uint32_t max_connections; /* 0: 100000 */
 	uint32_t inner_mtu;	  /* of the inner leg, bytes of IP packet; 0: 1500 */
-	uint32_t inner_gso_max;	  /* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no
-				     GSO */
-	uint32_t outer_gso_max;	  /* likewise of every device of the outer side, until told otherwise by
-				     dmm_core_set_outer_offload() */
+	/* longest IP packet the inner side takes with meta.vnet.gso_size set; 0: no GSO */
+	uint32_t inner_gso_max;
+	/*
+	 * likewise of every device of the outer side, until told
+	 * otherwise by dmm_core_set_outer_offload()
+	 */
+	uint32_t outer_gso_max;
 	uint32_t outer_csum_partial;
-	uint32_t sndbuf_bytes;	/* per connection, unacknowledged plus unsent; 0: as much as its share of
-				       memory_bytes is, at most 1 GiB */
-	uint32_t rcvbuf_bytes;	/* per connection, towards the app; 0: likewise */
-	uint32_t syn_retries;	/* outer SYN; 0: 6 (RFC 6298 backoff) */
-	uint64_t keepalive_ns;	/* outer idle time before the first probe; 0: 2 h */
-	uint64_t time_wait_ns;	/* 0: 60 s */
-	uint64_t park_ns;	/* quiet for so long, a connection is put away small; 0: 10 s */
-	uint32_t ecn_off;	/* 1: no ECN on the outer leg */
-	uint32_t accecn_off;	/* 1: only ECN of RFC 3168, no accurate ECN (RFC 9768) */
-	uint32_t half_open_max; /* connections whose peer has not ended the handshake it began; 0: a quarter
-				   of max_connections, at most 1024 */
-	uint32_t syn_cookies;	/* enum dmm_syn_cookies */
-	char congestion[16];	/* default for new connections: see cc.c; "": cubic */
+	/*
+	 * per connection, unacknowledged plus unsent; 0: as much as its share of memory_bytes is,
+	 * at most 1 GiB
+	 */
+	uint32_t sndbuf_bytes;
+	uint32_t rcvbuf_bytes; /* per connection, towards the app; 0: likewise */
+	uint32_t syn_retries;  /* outer SYN; 0: 6 (RFC 6298 backoff) */
+	uint64_t keepalive_ns; /* outer idle time before the first probe; 0: 2 h */
+	uint64_t time_wait_ns; /* 0: 60 s */
+	uint64_t park_ns;      /* quiet for so long, a connection is put away small; 0: 10 s */
+	uint32_t ecn_off;      /* 1: no ECN on the outer leg */
+	uint32_t accecn_off;   /* 1: only ECN of RFC 3168, no accurate ECN (RFC 9768) */
+	/*
+	 * connections whose peer has not ended the handshake it began; 0: a quarter of
+	 * max_connections, at most 1024
+	 */
+	uint32_t half_open_max;
+	uint32_t syn_cookies; /* enum dmm_syn_cookies */
+	char congestion[16];  /* default for new connections: see cc.c; "": cubic */
 };
 
 /* What becomes of a peer's SYN (RFC 4987) */
@@ -57,7 +67,8 @@ enum dmm_syn_cookies {
 
 /* Of struct dmm_vnet */
 enum dmm_vnet_flag {
-	DMM_VNET_NEEDS_CSUM = 1, /* the checksum field holds the folded pseudo-header sum, not complemented */
+	/* the checksum field holds the folded pseudo-header sum, not complemented */
+	DMM_VNET_NEEDS_CSUM = 1,
 	DMM_VNET_DATA_VALID = 2, /* received only: the checksum is complete and right */
 };
 
@@ -65,13 +76,15 @@ enum dmm_vnet_gso {
 	DMM_VNET_GSO_NONE = 0,
 	DMM_VNET_GSO_TCPV4 = 1,
 	DMM_VNET_GSO_TCPV6 = 4,
-	DMM_VNET_GSO_ECN = 0x80, /* or'ed to these: CWR is set, and belongs to the first segment alone */
+	/* or'ed to these: CWR is set, and belongs to the first segment alone */
+	DMM_VNET_GSO_ECN = 0x80,
 };
 
 /*
- * What is left to a device, or was done by it, with a packet's checksum and segments: struct virtio_net_hdr,
- * field by field (virtio 1.2 section 5.1.6, linux/virtio_net.h), in this host's byte order. All 0: nothing.
- * csum_start and hdr_len count from the IP header: who puts a link-layer header in front adds its length.
+ * What is left to a device, or was done by it, with a packet's checksum and segments: struct
+ * virtio_net_hdr, field by field (virtio 1.2 section 5.1.6, linux/virtio_net.h), in this host's
+ * byte order. All 0: nothing. csum_start and hdr_len count from the IP header: who puts a
+ * link-layer header in front adds its length.
  */
 struct dmm_vnet {
 	uint8_t flags;	      /* enum dmm_vnet_flag */
@@ -84,7 +97,8 @@ struct dmm_vnet {
 
 enum {
 	DMM_LINK_DEVICE_SHIFT = 48, /* of meta.link, to the number of its device */
-	DMM_CORE_DEVICES = 17,	    /* numbers with offloads of their own; a higher one has those of 0 */
+	/* numbers with offloads of their own; a higher one has those of 0 */
+	DMM_CORE_DEVICES = 17,
 };
 
 /* What the I/O layer knows of a received packet */
@@ -92,17 +106,24 @@ struct dmm_rx_meta {
 	struct dmm_vnet vnet; /* with either flag the TCP checksum is not checked */
 	uint16_t pad[3];
 	uint64_t
-		link; /* the caller's name of a way on the outer leg: of a packet from the outer leg, the way
-			 back to whom it came from; of one from the inner leg, the way that this host's
-			 kernel would have sent it; 0: none. Its upper 16 bits are the number of the device */
+		/*
+		 * the caller's name of a way on the outer leg: of a packet from the outer leg,
+		 * the way back to whom it came from; of one from the inner leg, the way that
+		 * this host's kernel would have sent it; 0: none. Its upper 16 bits are the
+		 * number of the device
+		 */
+		link;
 	uint32_t mtu; /* of that way's device, bytes of IP packet; 0: not known */
 	uint32_t pad2;
 };
 
 /* What the I/O layer needs to send a packet */
 struct dmm_tx_meta {
-	uint64_t link; /* rx meta.link. Outer leg: the way it goes; 0: none is known, drop it. Inner leg: the
-			  way by which an answer to it would go */
+	/*
+	 * rx meta.link. Outer leg: the way it goes; 0: none is known, drop it. Inner leg: the way
+	 * by which an answer to it would go
+	 */
+	uint64_t link;
 	uint32_t family;      /* AF_INET or AF_INET6 */
 	struct dmm_vnet vnet; /* on the outer leg all 0 unless its device can do more */
 	uint16_t pad;
@@ -120,8 +141,11 @@ struct dmm_core_addr_pair {
 
 /* What the core asks of its caller; pulled with dmm_core_action() */
 enum dmm_action_type {
-	DMM_ACTION_OWN = 1,    /* packets of pair must be given to this core from now on; where they
-				  cannot be, dmm_core_unreachable() says so */
+	/*
+	 * packets of pair must be given to this core from now on; where they cannot be,
+	 * dmm_core_unreachable() says so
+	 */
+	DMM_ACTION_OWN = 1,
 	DMM_ACTION_DISOWN = 2, /* the outer leg is over */
 	DMM_ACTION_CLOSED = 3, /* the connection is gone (for logs); info in error */
 };
@@ -156,19 +180,21 @@ struct dmm_conn_info {
 	uint32_t mss;
 	uint32_t sndbuf_bytes; /* held for the outer leg */
 	uint32_t rcvbuf_bytes; /* held for the inner leg */
-	uint32_t ecn;	       /* outer leg, as agreed on: 0 none, 1 RFC 3168, 2 accurate (RFC 9768) */
+	/* outer leg, as agreed on: 0 none, 1 RFC 3168, 2 accurate (RFC 9768) */
+	uint32_t ecn;
 	char congestion[16];
 };
 
 /* What a core has of the system's memory. Per idle connection it takes
  * (used_bytes - payload_bytes + table_bytes) / connections, once they are parked. */
 struct dmm_core_memory {
-	uint64_t used_bytes; /* objects in use, each rounded up to its size class: connections, scoreboards,
-				payload */
-	uint64_t held_bytes; /* taken from the system for them, spare slabs included */
+	/* objects in use, each rounded up to its size class: connections, scoreboards, payload */
+	uint64_t used_bytes;
+	uint64_t held_bytes;	/* taken from the system for them, spare slabs included */
 	uint64_t payload_bytes; /* of used_bytes: chunks of payload */
 	uint64_t payload_limit_bytes;
-	uint64_t table_bytes; /* of the table of connections; it is made for max_connections at once */
+	/* of the table of connections; it is made for max_connections at once */
+	uint64_t table_bytes;
 	uint32_t connections;
 	uint32_t parked; /* of them: idle, put away small */
 };
@@ -188,24 +214,27 @@ enum dmm_core_counter {
 	DMM_CORE_REFUSED_LIMIT, /* max_connections or memory reached */
 	DMM_CORE_RETRANSMITS,	/* of data, both legs */
 	DMM_CORE_RTO,
-	DMM_CORE_OOO_DROPPED, /* payload dropped, in or out of order, because memory_bytes (or its share) is
-				 in use */
+	/* payload dropped, in or out of order, because memory_bytes (or its share) is in use */
+	DMM_CORE_OOO_DROPPED,
 	DMM_CORE_CHALLENGE_ACKS,
-	DMM_CORE_UNDONE,    /* loss recoveries and timeouts that turned out needless and were taken back */
-	DMM_CORE_ECN_CE,    /* packets (RFC 3168: data) that came with congestion experienced */
-	DMM_CORE_ECN_ECE,   /* RFC 3168: windows in which the peer echoed it */
-	DMM_CORE_NO_MEMORY, /* parked connections that could not be woken: the system has no memory */
+	/* loss recoveries and timeouts that turned out needless and were taken back */
+	DMM_CORE_UNDONE,
+	DMM_CORE_ECN_CE,  /* packets (RFC 3168: data) that came with congestion experienced */
+	DMM_CORE_ECN_ECE, /* RFC 3168: windows in which the peer echoed it */
+	/* parked connections that could not be woken: the system has no memory */
+	DMM_CORE_NO_MEMORY,
 	DMM_CORE_MTU_HOLES, /* times a path was taken for one that drops long packets silently */
 	DMM_CORE_SYN_COOKIES_SENT,
-	DMM_CORE_SYN_COOKIES_VALID,   /* came back, and opened a connection */
-	DMM_CORE_SYN_COOKIES_INVALID, /* ACKs of no connection, while cookies are out, that carry none */
-	DMM_CORE_HALF_OPEN_DROPPED,   /* oldest half-open connections that made room */
-	DMM_CORE_ECN_MARKS,	      /* accurate ECN: marks that peers told of */
-	DMM_CORE_SPARE_COPIES,	      /* of what was on the way, sent while nothing else could be */
-	DMM_CORE_INNER_RETRANSMITS,   /* of RETRANSMITS, those towards the app's kernel */
-	DMM_CORE_REASSEMBLED,	      /* packets that came in fragments, put together */
-	DMM_CORE_FRAGMENTS_DROPPED, /* packets that came in fragments and could not be: late, overlapping, too
-				       many at once */
+	DMM_CORE_SYN_COOKIES_VALID, /* came back, and opened a connection */
+	/* ACKs of no connection, while cookies are out, that carry none */
+	DMM_CORE_SYN_COOKIES_INVALID,
+	DMM_CORE_HALF_OPEN_DROPPED, /* oldest half-open connections that made room */
+	DMM_CORE_ECN_MARKS,	    /* accurate ECN: marks that peers told of */
+	DMM_CORE_SPARE_COPIES,	    /* of what was on the way, sent while nothing else could be */
+	DMM_CORE_INNER_RETRANSMITS, /* of RETRANSMITS, those towards the app's kernel */
+	DMM_CORE_REASSEMBLED,	    /* packets that came in fragments, put together */
+	/* packets that came in fragments and could not be: late, overlapping, too many at once */
+	DMM_CORE_FRAGMENTS_DROPPED,
 	DMM_CORE_MAX,
 };
 
@@ -214,23 +243,25 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config);
 void dmm_core_destroy(struct dmm_core *core);
 
 /*
- * A packet came in, or a fragment of one. Inner leg: from the app's kernel (may be up to 64 KiB with gso).
- * Outer leg: from the NIC, TCP, or an ICMP/ICMPv6 error that quotes one of our flows. pkt is not kept. A new
- * SYN on either leg makes a connection. On the outer leg, segments put together on the way in (GRO:
- * vnet.gso_type and gso_size, the length of each but the last) count as the segments that they were.
+ * A packet came in, or a fragment of one. Inner leg: from the app's kernel (may be up to 64 KiB
+ * with gso). Outer leg: from the NIC, TCP, or an ICMP/ICMPv6 error that quotes one of our flows.
+ * pkt is not kept. A new SYN on either leg makes a connection. On the outer leg, segments put
+ * together on the way in (GRO: vnet.gso_type and gso_size, the length of each but the last) count
+ * as the segments that they were.
  */
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
 
-/* The next packet for leg, written to buf (room for cap bytes: the MTU, on the outer leg the largest that a
- * meta told, or the leg's gso_max, which need not all be there each time). Returns its length; 0: none now.
+/* The next packet for leg, written to buf (room for cap bytes: the MTU, on the outer leg the
+ * largest that a meta told, or the leg's gso_max, which need not all be there each time). Returns
+ * its length; 0: none now.
  */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
 
 /*
- * Payload where the core holds it: bytes of them in n parts, laid out as struct iovec. So many parts are
- * enough for the payload of one packet.
+ * Payload where the core holds it: bytes of them in n parts, laid out as struct iovec. So many
+ * parts are enough for the payload of one packet.
  */
 enum { DMM_MAX_PARTS = 17 };
 
@@ -246,46 +277,48 @@ struct dmm_payload {
 };
 
 /*
- * dmm_core_output() without a copy: of the packet's length, which it returns, the last payload->bytes are not
- * in buf but in payload's parts. They stay there, whatever else is called, until dmm_core_output_taken(),
- * which must come soon: what is freed meanwhile waits for it.
+ * dmm_core_output() without a copy: of the packet's length, which it returns, the last
+ * payload->bytes are not in buf but in payload's parts. They stay there, whatever else is called,
+ * until dmm_core_output_taken(), which must come soon: what is freed meanwhile waits for it.
  */
 uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
-			       struct dmm_tx_meta *meta, struct dmm_payload *payload, uint64_t now_ns);
+			       struct dmm_tx_meta *meta, struct dmm_payload *payload,
+			       uint64_t now_ns);
 void dmm_core_output_taken(struct dmm_core *core);
 
-/* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to call
- * again at the latest (absolute, ns); UINT64_MAX: nothing is pending. After it, dmm_core_output() may have
- * packets on either leg. Pacing deadlines are included. */
+/* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to
+ * call again at the latest (absolute, ns); UINT64_MAX: nothing is pending. After it,
+ * dmm_core_output() may have packets on either leg. Pacing deadlines are included. */
 uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns);
 
-/* The next action, oldest first. Returns 1 and fills action, or 0. Pulled after an input and before outputs,
- * OWN comes ahead of the first packet of its connection. */
+/* The next action, oldest first. Returns 1 and fills action, or 0. Pulled after an input and before
+ * outputs, OWN comes ahead of the first packet of its connection. */
 uint32_t dmm_core_action(struct dmm_core *core, struct dmm_action *action);
 
-/* The connection cannot be: the app's connect() fails with error (EHOSTUNREACH, ENETUNREACH), a peer hears
- * nothing. Good until it is open. */
+/* The connection cannot be: the app's connect() fails with error (EHOSTUNREACH, ENETUNREACH), a
+ * peer hears nothing. Good until it is open. */
 void dmm_core_unreachable(struct dmm_core *core, uint32_t conn, uint32_t error, uint64_t now_ns);
 
-/* The congestion control of connections that open from now on. Returns 1, or 0: no such name, nothing
- * changed. */
+/* The congestion control of connections that open from now on. Returns 1, or 0: no such name,
+ * nothing changed. */
 uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
 /* The same for one that is not built in: ops stay good until the core is destroyed (cc_guard.h). */
 void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops);
 
 /*
- * What a device of the outer leg does with packets, from now on, also with those of open connections. device:
- * its number (meta.link), below DMM_CORE_DEVICES. csum_partial 1: the checksum may be left to it
- * (DMM_VNET_NEEDS_CSUM), as it may always be on the inner leg. gso_max, with csum_partial: the longest IP
- * packet, bytes, that it cuts into segments as TSO does; the segments are those that would else have been
- * pulled one by one. 0 each: packets go out whole, as they are.
+ * What a device of the outer leg does with packets, from now on, also with those of open
+ * connections. device: its number (meta.link), below DMM_CORE_DEVICES. csum_partial 1: the checksum
+ * may be left to it (DMM_VNET_NEEDS_CSUM), as it may always be on the inner leg. gso_max, with
+ * csum_partial: the longest IP packet, bytes, that it cuts into segments as TSO does; the segments
+ * are those that would else have been pulled one by one. 0 each: packets go out whole, as they are.
  */
 void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
 				uint32_t csum_partial);
 
 /* enum dmm_syn_cookies, from now on; other values change nothing. */
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode);
-/* Until when a segment of no connection may carry a cookie: hand such segments in. 0: no cookie was sent yet.
+/* Until when a segment of no connection may carry a cookie: hand such segments in. 0: no cookie was
+ * sent yet.
  */
 uint64_t dmm_core_cookies_until_ns(const struct dmm_core *core);
 
@@ -293,10 +326,13 @@ uint64_t dmm_core_cookies_until_ns(const struct dmm_core *core);
 void dmm_core_abort_all(struct dmm_core *core, uint64_t now_ns);
 
 /* Connection number index (0-based, in no order). Returns 1, or 0 past the last. */
-uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct dmm_conn_info *info);
+uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index,
+			    struct dmm_conn_info *info);
 void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory);
 uint32_t dmm_core_connections(const struct dmm_core *core);
-/* Of them, those that nobody may drop to make room for others: neither in TIME_WAIT nor half open */
+/*
+ * Of them, those that nobody may drop to make room for others: neither in TIME_WAIT nor half open
+ */
 uint32_t dmm_core_in_use(const struct dmm_core *core);
 uint64_t dmm_core_counter(const struct dmm_core *core, uint32_t counter);
 

@@ -2,19 +2,22 @@
 /*
  * cc_bbr.c: BBR as draft-ietf-ccwg-bbr-06 has it (version 3).
  *
- * Function by function the draft's pseudocode; quoted words are its section titles. Where cc.h tells less
- * than the draft assumes:
- * - Losses come as a sum for each ACK, not packet by packet. HandleLostPacket() therefore works on the rate
- *   sample: RS.lost and RS.tx_in_flight are those of the newest packet acknowledged, which was sent after the
- *   lost ones and with no less in flight; InflightAtLoss() has nothing left to solve.
- * - C.is_cwnd_limited is inferred: a send quantum more would not have fitted in cwnd before this ACK.
+ * Function by function the draft's pseudocode; quoted words are its section titles. Where cc.h
+ * tells less than the draft assumes:
+ * - Losses come as a sum for each ACK, not packet by packet. HandleLostPacket() therefore works on
+ * the rate sample: RS.lost and RS.tx_in_flight are those of the newest packet acknowledged, which
+ * was sent after the lost ones and with no less in flight; InflightAtLoss() has nothing left to
+ * solve.
+ * - C.is_cwnd_limited is inferred: a send quantum more would not have fitted in cwnd before this
+ * ACK.
  * - MarkConnectionAppLimited() in ProbeRTT is a mark of its own (limited_until).
  * The draft leaves ECN open; an echo is taken for a loss above the threshold, once a round trip.
  *
- * By design it holds more than 2 % loss in a round for congestion: on paths that lose more at random use wan.
+ * By design it holds more than 2 % loss in a round for congestion: on paths that lose more at
+ * random use wan.
  *
- * Invariants: cwnd_bytes >= 1 mss, >= 4 mss after the next ACK; pacing_Bps >= 1 after init. Refuses:
- * floating point, clocks, allocation, any state outside struct cc.
+ * Invariants: cwnd_bytes >= 1 mss, >= 4 mss after the next ACK; pacing_Bps >= 1 after init.
+ * Refuses: floating point, clocks, allocation, any state outside struct cc.
  */
 #include "cc_bbr_model.h"
 
@@ -160,7 +163,8 @@ static bool bbr_time_to_probe(const struct cc *cc, struct bbr *b, const struct c
 {
 	uint64_t reno_rounds = min_u64(bbr_target_inflight(cc, b) / cc->mss, RENO_ROUNDS_MAX);
 
-	if (s->now_ns <= b->cycle_stamp_ns + b->bw_probe_wait_ns && b->rounds_since_probe_up < reno_rounds)
+	if (s->now_ns <= b->cycle_stamp_ns + b->bw_probe_wait_ns &&
+	    b->rounds_since_probe_up < reno_rounds)
 		return false;
 	bbr_start_refill(b);
 	return true;
@@ -208,7 +212,8 @@ static void bbr_handle_inflight_too_high(struct cc *cc, struct bbr *b, const str
 	b->flags |= F_PREV_PROBE_TOO_HIGH;
 	b->flags &= ~(uint32_t)F_BW_PROBE_SAMPLE;
 	if (!(b->flags & F_APP_LIMITED))
-		b->inflight_longterm = max_u64(s->tx_inflight_bytes, bbr_beta(bbr_target_inflight(cc, b)));
+		b->inflight_longterm =
+			max_u64(s->tx_inflight_bytes, bbr_beta(bbr_target_inflight(cc, b)));
 	if (b->state == PROBE_BW_UP) {
 		b->undo_state = PROBE_BW_UP;
 		bbr_start_down(cc, b, s->now_ns);
@@ -287,14 +292,19 @@ static void bbr_update_cycle_phase(struct cc *cc, struct bbr *b, const struct cc
 /* ---- "Startup" and "Drain" ---- */
 
 /* "Exiting Startup Based on Packet Loss" */
-static void bbr_check_startup_high_loss(const struct cc *cc, struct bbr *b, const struct cc_sample *s)
+static void bbr_check_startup_high_loss(const struct cc *cc, struct bbr *b,
+					const struct cc_sample *s)
 {
-	/* recovery and the loss round begin with the same loss, so this one saw a full round of recovery */
+	/*
+	 * recovery and the loss round begin with the same loss, so this one saw a full
+	 * round of recovery
+	 */
 	bool enough = b->loss_events >= STARTUP_FULL_LOSS_CNT && b->flags & F_IN_RECOVERY;
 
 	if (!(b->flags & F_LOSS_ROUND_START))
 		return;
-	if (b->state == STARTUP && (enough || b->flags & F_ECE_IN_ROUND) && bbr_inflight_too_high(b, s)) {
+	if (b->state == STARTUP && (enough || b->flags & F_ECE_IN_ROUND) &&
+	    bbr_inflight_too_high(b, s)) {
 		b->undo_state = STARTUP;
 		b->flags |= F_FULL_BW_REACHED;
 		b->inflight_longterm = max_u64(bbr_bdp(cc, b, b->bw, UNIT), b->inflight_latest);
@@ -325,7 +335,8 @@ static void bbr_check_drain_done(struct cc *cc, struct bbr *b, const struct cc_s
 
 static uint64_t bbr_probe_rtt_cwnd(const struct cc *cc, const struct bbr *b)
 {
-	return max_u64(bbr_bdp(cc, b, b->bw, PROBE_RTT_CWND_GAIN), (uint64_t)MIN_PIPE_SEGS * cc->mss);
+	return max_u64(bbr_bdp(cc, b, b->bw, PROBE_RTT_CWND_GAIN),
+		       (uint64_t)MIN_PIPE_SEGS * cc->mss);
 }
 
 /* CheckProbeRTTDone() and "Exiting ProbeRTT" */
@@ -363,7 +374,8 @@ static void bbr_handle_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_s
 
 static void bbr_check_probe_rtt(struct cc *cc, struct bbr *b, const struct cc_sample *s)
 {
-	if (b->state != PROBE_RTT && b->flags & F_PROBE_RTT_EXPIRED && !(b->flags & F_IDLE_RESTART)) {
+	if (b->state != PROBE_RTT && b->flags & F_PROBE_RTT_EXPIRED &&
+	    !(b->flags & F_IDLE_RESTART)) {
 		bbr_save_cwnd(cc, b);
 		b->state = PROBE_RTT;
 		b->probe_rtt_done_stamp_ns = 0;
@@ -472,7 +484,8 @@ static void bbr_init(struct cc *cc, uint64_t now_ns)
 	b->inflight_longterm = INFINITE;
 	b->probe_up_acked_per_inc = INFINITE;
 	bbr_reset_short_term(b);
-	cc->pacing_Bps = mul_div(mul_div(cc->cwnd_bytes, NS_PER_S, rtt_ns), STARTUP_PACING_GAIN, UNIT);
+	cc->pacing_Bps =
+		mul_div(mul_div(cc->cwnd_bytes, NS_PER_S, rtt_ns), STARTUP_PACING_GAIN, UNIT);
 	cc->pacing_Bps = max_u64(cc->pacing_Bps, 1);
 }
 
@@ -521,7 +534,8 @@ static void bbr_on_undo(struct cc *cc, uint64_t now_ns)
 		b->flags &= ~(uint32_t)F_FULL_BW_REACHED;
 		if (b->state != PROBE_RTT)
 			b->state = STARTUP;
-	} else if (b->undo_state == PROBE_BW_UP && b->state != PROBE_BW_UP && b->state != PROBE_RTT) {
+	} else if (b->undo_state == PROBE_BW_UP && b->state != PROBE_BW_UP &&
+		   b->state != PROBE_RTT) {
 		bbr_start_refill(b);
 	}
 	b->undo_state = UNDO_NONE;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * cc_bbr_model.h: what `bbr` knows of a path: its state in cc.priv and the estimators of
- * draft-ietf-ccwg-bbr-06, "Updating Network Path Model Parameters". cc_bbr.c is the state machine; only that
- * file includes this one.
+ * draft-ietf-ccwg-bbr-06, "Updating Network Path Model Parameters". cc_bbr.c is the state machine;
+ * only that file includes this one.
  *
- * Names are the draft's without their prefix; bytes, bytes of payload a second, nanoseconds. Infinity is
- * UINT64_MAX. Invariants: bw <= max_bw; inflight_longterm and inflight_shortterm are 0 never.
+ * Names are the draft's without their prefix; bytes, bytes of payload a second, nanoseconds.
+ * Infinity is UINT64_MAX. Invariants: bw <= max_bw; inflight_longterm and inflight_shortterm are 0
+ * never.
  */
 #ifndef DMM_CC_BBR_MODEL_H
 #define DMM_CC_BBR_MODEL_H
@@ -122,7 +123,8 @@ struct bbr {
 	uint64_t undo_inflight_longterm;
 } __attribute__((may_alias));
 
-_Static_assert(sizeof(struct bbr) <= sizeof(((struct cc *)0)->priv), "the state must fit in cc.priv");
+_Static_assert(sizeof(struct bbr) <= sizeof(((struct cc *)0)->priv),
+	       "the state must fit in cc.priv");
 
 static inline struct bbr *bbr_of(struct cc *cc)
 {
@@ -214,8 +216,12 @@ static inline void bbr_check_full_bw(struct bbr *b, const struct cc_sample *s)
 		b->flags |= F_FULL_BW_NOW | F_FULL_BW_REACHED;
 }
 
-/* A windowed maximum as in Linux' lib/win_minmax.c (Kathleen Nichols): three candidates, newest last */
-static inline void bbr_max_update(struct bbr_max m[3], uint64_t value, uint64_t round, uint64_t window)
+/*
+ * A windowed maximum as in Linux' lib/win_minmax.c (Kathleen Nichols): three
+ * candidates, newest last
+ */
+static inline void bbr_max_update(struct bbr_max m[3], uint64_t value, uint64_t round,
+				  uint64_t window)
 {
 	struct bbr_max now = {value, round};
 	uint64_t age;
@@ -245,7 +251,8 @@ static inline void bbr_max_update(struct bbr_max m[3], uint64_t value, uint64_t 
 }
 
 /* "BBR.extra_acked" */
-static inline void bbr_update_ack_aggregation(const struct cc *cc, struct bbr *b, const struct cc_sample *s)
+static inline void bbr_update_ack_aggregation(const struct cc *cc, struct bbr *b,
+					      const struct cc_sample *s)
 {
 	uint64_t expected = mul_div(b->bw, s->now_ns - b->extra_acked_interval_start_ns, NS_PER_S);
 	uint64_t window = b->flags & F_FULL_BW_REACHED ? EXTRA_ACKED_FILTER_LEN : 1;
@@ -316,7 +323,8 @@ static inline void bbr_reset_short_term(struct bbr *b)
 static inline void bbr_lower_bounds(const struct cc *cc, struct bbr *b)
 {
 	uint64_t bw = b->bw_shortterm == INFINITE ? bbr_max_bw(b) : b->bw_shortterm;
-	uint64_t inflight = b->inflight_shortterm == INFINITE ? cc->cwnd_bytes : b->inflight_shortterm;
+	uint64_t inflight =
+		b->inflight_shortterm == INFINITE ? cc->cwnd_bytes : b->inflight_shortterm;
 
 	b->bw_shortterm = max_u64(b->bw_latest, bbr_beta(bw));
 	b->inflight_shortterm = max_u64(b->inflight_latest, bbr_beta(inflight));
@@ -336,7 +344,8 @@ static inline void bbr_update_congestion_signals(const struct cc *cc, struct bbr
 /* IsInflightTooHigh(); an ECN echo counts as loss does ("ECN") */
 static inline bool bbr_inflight_too_high(const struct bbr *b, const struct cc_sample *s)
 {
-	return s->interval_lost_bytes > s->tx_inflight_bytes / LOSS_THRESH_DIV || b->flags & F_ECE_IN_ROUND;
+	return s->interval_lost_bytes > s->tx_inflight_bytes / LOSS_THRESH_DIV ||
+	       b->flags & F_ECE_IN_ROUND;
 }
 
 #endif /* DMM_CC_BBR_MODEL_H */

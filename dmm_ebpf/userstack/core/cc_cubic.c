@@ -2,9 +2,9 @@
 /*
  * cc_cubic.c: CUBIC (RFC 9438) with HyStart++ (RFC 9406).
  *
- * Window-limited, never paced. Windows in bytes, time in seconds, so C keeps the RFC's value with windows
- * counted in segments. Growth needs a full window: a sender that the application or the peer's window limits
- * learns nothing.
+ * Window-limited, never paced. Windows in bytes, time in seconds, so C keeps the RFC's value with
+ * windows counted in segments. Growth needs a full window: a sender that the application or the
+ * peer's window limits learns nothing.
  */
 #include "cc.h"
 #include "hystart.h"

@@ -9,8 +9,9 @@
 #define MOST (1ull << 40) /* bytes of a window, bytes a second: more than any path has */
 #define RESTART_SEGS 10u  /* RFC 6928 */
 
-static const char *const names[CC_CALLS] = {"init",   "on_ack",	    "on_enter_recovery", "on_exit_recovery",
-					    "on_rto", "on_restart", "on_undo",		 "release"};
+static const char *const names[CC_CALLS] = {
+	"init",	  "on_ack",	"on_enter_recovery", "on_exit_recovery",
+	"on_rto", "on_restart", "on_undo",	     "release"};
 
 const char *cc_call_name(uint32_t type)
 {
@@ -93,7 +94,10 @@ static bool sane(struct cc_guard *g, const struct cc *cc, uint32_t type)
 	return !wrong;
 }
 
-/* Calls the plug-in, and takes back what it may not change. Returns whether cc is as a control leaves it. */
+/*
+ * Calls the plug-in, and takes back what it may not change. Returns whether cc is as a
+ * control leaves it.
+ */
 static bool checked(struct cc_guard *g, struct cc *cc, const struct cc_call *call)
 {
 	struct {
@@ -122,7 +126,8 @@ static void count_fault(struct cc_guard *g)
 }
 
 /* The connection goes on by the safe control, from window_bytes, and that one gets the call */
-static void fall_back(struct cc_guard *g, struct cc *cc, const struct cc_call *call, uint64_t window_bytes)
+static void fall_back(struct cc_guard *g, struct cc *cc, const struct cc_call *call,
+		      uint64_t window_bytes)
 {
 	if (!g->off && g->has & 1u << CC_RELEASE)
 		g->call(g, cc, &(struct cc_call){.type = CC_RELEASE});
@@ -194,7 +199,8 @@ static void guard_release(struct cc *cc)
 {
 	struct cc_guard *g = cc_guard_of(cc);
 
-	if (!g->off && g->has & 1u << CC_RELEASE && !g->call(g, cc, &(struct cc_call){.type = CC_RELEASE}))
+	if (!g->off && g->has & 1u << CC_RELEASE &&
+	    !g->call(g, cc, &(struct cc_call){.type = CC_RELEASE}))
 		count_fault(g);
 }
 

@@ -2,9 +2,10 @@
 /*
  * cc_guard.h: a congestion control of somebody else's, with every answer checked.
  *
- * A connection is given guard->ops, which call the plug-in by guard->call and look at what it has set. What
- * fails, or sets nonsense, is a fault: it is counted, the first one's sentence is kept, and its connection
- * goes on by guard->safe from the window that it had. Built-in controls are called without any of this.
+ * A connection is given guard->ops, which call the plug-in by guard->call and look at what it has
+ * set. What fails, or sets nonsense, is a fault: it is counted, the first one's sentence is kept,
+ * and its connection goes on by guard->safe from the window that it had. Built-in controls are
+ * called without any of this.
  *
  * Text below is read by cffi, which strips lines that start with '#'.
  */
@@ -41,8 +42,9 @@ struct cc_guard {
 	char name[CC_NAME_BYTES];
 	/* Does the call. Returns 1, or 0: it failed, and why says how */
 	uint32_t (*call)(struct cc_guard *guard, struct cc *cc, const struct cc_call *call);
-	void *arg;    /* of call */
-	uint32_t has; /* bit CC_x: the plug-in has that function; what it has not is done by cc_guard.c */
+	void *arg; /* of call */
+	/* bit CC_x: the plug-in has that function; what it has not is done by cc_guard.c */
+	uint32_t has;
 	uint32_t off; /* 1: it is not called any more */
 	const struct cc_ops *safe;
 	uint64_t faults;

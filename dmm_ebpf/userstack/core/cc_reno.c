@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cc_reno.c: the standard congestion control: RFC 5681 with the byte counting of RFC 3465, halved once per
- * round by loss (RFC 6582) or ECN (RFC 3168), HyStart++ in the initial slow start (RFC 9406).
+ * cc_reno.c: the standard congestion control: RFC 5681 with the byte counting of RFC 3465, halved
+ * once per round by loss (RFC 6582) or ECN (RFC 3168), HyStart++ in the initial slow start (RFC
+ * 9406).
  *
  * Window-limited, never paced. Growth needs a full window, as in cubic.
  */
@@ -118,7 +119,8 @@ static void reno_on_rto(struct cc *cc, uint64_t now_ns)
 	struct reno *r = reno_of(cc);
 
 	(void)now_ns;
-	if (!r->after_rto) /* RFC 5681 section 3.1: ssthresh stays when the retransmission is lost too */
+	/* RFC 5681 section 3.1: ssthresh stays when the retransmission is lost too */
+	if (!r->after_rto)
 		reno_reduce(cc, r);
 	r->after_rto = 1;
 	cc->cwnd_bytes = cc->mss;

@@ -2,29 +2,30 @@
 /*
  * cc_wan.c: `wan`, a model-based congestion control for long and lossy paths.
  *
- * Lineage: BBR (draft-ietf-ccwg-bbr, "the draft" below): a model of the path, the largest delivery rate and
- * the smallest RTT, sets pacing and cwnd, through STARTUP, DRAIN, PROBE_BW (DOWN, CRUISE, UP) and PROBE_RTT.
- * What is different:
+ * Lineage: BBR (draft-ietf-ccwg-bbr, "the draft" below): a model of the path, the largest delivery
+ * rate and the smallest RTT, sets pacing and cwnd, through STARTUP, DRAIN, PROBE_BW (DOWN, CRUISE,
+ * UP) and PROBE_RTT. What is different:
  *
- * - bw is what the bottleneck forwards, not what arrives. Behind a bottleneck of rate C random loss p leaves
- *   C(1-p); the draft paces at that and loses p again. Here a rate sample is delivered plus lost bytes, where
- *   of the loss no more is credited than p_hat explains, so bw converges to C with p_hat and to the delivered
- *   rate without.
- * - p_hat is an experiment, not an average. It is learned only from packets sent slower than the model allows
- *   (DOWN) and from STARTUP rounds that a later round outran by a quarter. Loss that our own rate causes goes
- * away when we slow down; random loss does not. A queue that is there all the same voids the experiment;
- * beside somebody else's (or on a path that has become longer, which looks alike) p_hat may only fall; an ECN
- * echo clears it. An estimate that was too high shrinks by the gain of DOWN each time, so it cannot feed on
- * itself.
- * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in CRUISE starts
- *   the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft: BBRBeta) until the next
- * UP.
- * - cwnd is 1.25 BDP in CRUISE, the draft's 2 BDP only while probing or while somebody else keeps the queue
- *   full; a small queue seen in CRUISE is paced away. PROBE_RTT is rare, since DOWN empties our own queue.
+ * - bw is what the bottleneck forwards, not what arrives. Behind a bottleneck of rate C random loss
+ * p leaves C(1-p); the draft paces at that and loses p again. Here a rate sample is delivered plus
+ * lost bytes, where of the loss no more is credited than p_hat explains, so bw converges to C with
+ * p_hat and to the delivered rate without.
+ * - p_hat is an experiment, not an average. It is learned only from packets sent slower than the
+ * model allows (DOWN) and from STARTUP rounds that a later round outran by a quarter. Loss that our
+ * own rate causes goes away when we slow down; random loss does not. A queue that is there all the
+ * same voids the experiment; beside somebody else's (or on a path that has become longer, which
+ * looks alike) p_hat may only fall; an ECN echo clears it. An estimate that was too high shrinks by
+ * the gain of DOWN each time, so it cannot feed on itself.
+ * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in
+ * CRUISE starts the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft:
+ * BBRBeta) until the next UP.
+ * - cwnd is 1.25 BDP in CRUISE, the draft's 2 BDP only while probing or while somebody else keeps
+ * the queue full; a small queue seen in CRUISE is paced away. PROBE_RTT is rare, since DOWN empties
+ * our own queue.
  *
- * Invariants: cwnd_bytes >= 4 mss, pacing_Bps >= 1 segment a second after init; p_hat <= P_MAX; bw >= bw_lo >
- * 0 once sampled. Refuses: floating point, clocks, allocation, any state outside struct cc. Rates are bytes
- * of payload a second.
+ * Invariants: cwnd_bytes >= 4 mss, pacing_Bps >= 1 segment a second after init; p_hat <= P_MAX; bw
+ * >= bw_lo > 0 once sampled. Refuses: floating point, clocks, allocation, any state outside struct
+ * cc. Rates are bytes of payload a second.
  */
 #include "cc_wan_model.h"
 #include "cc_wan_send.h"
@@ -46,7 +47,9 @@ static void wan_enter(struct wan *w, uint8_t mode, const struct cc_sample *s)
 
 static void wan_enter_down(struct wan *w, const struct cc_sample *s)
 {
-	/* where the app or the peer's window was the limit, nothing was measured to replace the old */
+	/*
+	 * where the app or the peer's window was the limit, nothing was measured to replace the old
+	 */
 	if (w->bw_max[0]) {
 		w->bw_max[1] = w->bw_max[0];
 		w->bw_max[0] = 0;
@@ -78,7 +81,8 @@ static void wan_enter_up(const struct cc *cc, struct wan *w, const struct cc_sam
 	w->up_stage = 0;
 	w->up_rtt_ns = w->last_round_rtt_ns == UINT64_MAX ? w->min_rtt_ns : w->last_round_rtt_ns;
 	w->flags = (w->flags & ~(F_SUSPECT | F_TIGHT | F_ALONE)) | F_PROBED;
-	if (!(w->flags & F_RIVAL) && w->calm >= 2 && w->last_round_rtt_ns <= wan_rtt_plus(cc, w, 40))
+	if (!(w->flags & F_RIVAL) && w->calm >= 2 &&
+	    w->last_round_rtt_ns <= wan_rtt_plus(cc, w, 40))
 		w->flags |= F_ALONE;
 }
 
@@ -94,7 +98,8 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 	if (w->flags & F_LEARNING || w->mode != WAN_DOWN)
 		return;
 	if (!w->win_from_ns)
-		w->win_from_ns = s->now_ns + max_u64(w->min_rtt_ns / 4, s->loss_delay_ns) + NS_PER_MS;
+		w->win_from_ns =
+			s->now_ns + max_u64(w->min_rtt_ns / 4, s->loss_delay_ns) + NS_PER_MS;
 	if (s->now_ns < w->win_from_ns)
 		return;
 	w->flags |= F_LEARNING;
@@ -134,9 +139,9 @@ static void wan_startup_done(struct wan *w, const struct cc_sample *s)
 }
 
 /*
- * A queue of a quarter of the RTT that lasts a quarter of an RTT ends STARTUP at once (the idea of HyStart++,
- * RFC 9406): the bottleneck is found. bw may still be short by what the sample remembers of slower times;
- * DRAIN's samples mend that.
+ * A queue of a quarter of the RTT that lasts a quarter of an RTT ends STARTUP at once (the idea of
+ * HyStart++, RFC 9406): the bottleneck is found. bw may still be short by what the sample remembers
+ * of slower times; DRAIN's samples mend that.
  */
 static void wan_startup_queue(struct wan *w, const struct cc_sample *s)
 {
@@ -153,18 +158,19 @@ static void wan_startup_queue(struct wan *w, const struct cc_sample *s)
 }
 
 /*
- * End of a round in STARTUP. A round that a later one outran by a quarter was not limited by the bottleneck,
- * so its loss was random; it waits one round (win_*) for that proof. Draft: BBRCheckFullBWReached,
- * BBRCheckStartupHighLoss.
+ * End of a round in STARTUP. A round that a later one outran by a quarter was not limited by the
+ * bottleneck, so its loss was random; it waits one round (win_*) for that proof. Draft:
+ * BBRCheckFullBWReached, BBRCheckStartupHighLoss.
  */
-static void wan_startup_round(const struct cc *cc, struct wan *w, const struct cc_sample *s, uint64_t lost,
-			      uint64_t delivered)
+static void wan_startup_round(const struct cc *cc, struct wan *w, const struct cc_sample *s,
+			      uint64_t lost, uint64_t delivered)
 {
 	uint64_t bw = w->delivered_max_Bps;
 	int limited = !!(w->flags & F_ROUND_APP_LIMITED);
 
 	/* a shallow queue overflows: the more we send, the more is lost, and no more arrives */
-	if (!limited && bw < w->full_bw + w->full_bw / 2 && wan_excess_loss(cc, w, lost, delivered)) {
+	if (!limited && bw < w->full_bw + w->full_bw / 2 &&
+	    wan_excess_loss(cc, w, lost, delivered)) {
 		wan_startup_done(w, s);
 		return;
 	}
@@ -182,7 +188,9 @@ static void wan_startup_round(const struct cc *cc, struct wan *w, const struct c
 	}
 }
 
-/* Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room. */
+/*
+ * Loss in excess, in UP or just after it: the next probe is to be smaller, and CRUISE leaves room.
+ */
 static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
 {
 	if (!(w->flags & F_PROBED) || !wan_excess_loss(cc, w, lost, delivered))
@@ -195,7 +203,8 @@ static int wan_probe_lost(const struct cc *cc, struct wan *w, uint64_t lost, uin
 
 static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
-	uint64_t lost = w->lost_total - w->round_lost, delivered = s->delivered_bytes - w->round_delivered;
+	uint64_t lost = w->lost_total - w->round_lost,
+		 delivered = s->delivered_bytes - w->round_delivered;
 	uint32_t asked = wan_gain_up(cc, w) - UNIT;
 	uint64_t bw = wan_bw(w);
 	int grew, empty;
@@ -210,24 +219,26 @@ static void wan_up_round(const struct cc *cc, struct wan *w, const struct cc_sam
 	grew = bw >= w->full_bw + mul_div(w->full_bw, asked, 2ull * UNIT);
 	empty = s->rtt_ns && s->rtt_ns <= wan_rtt_plus(cc, w, 50);
 	if (!grew && (!empty || asked > UP_BLIND)) {
-		w->gain_up =
-			(uint32_t)min_u64(w->gain_up + 8, w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
+		w->gain_up = (uint32_t)min_u64(w->gain_up + 8,
+					       w->flags & F_RIVAL ? GAIN_UP_MAX : GAIN_UP_INIT);
 		wan_enter_down(w, s);
 		return;
 	}
 	/*
-	 * With no queue and no loss ask for more: a little may hide in the noise. What is more than a little
-	 * must be seen to be delivered. With a queue go on as long as we are given most of what we ask for.
+	 * With no queue and no loss ask for more: a little may hide in the noise. What is more than
+	 * a little must be seen to be delivered. With a queue go on as long as we are given most of
+	 * what we ask for.
 	 */
 	w->up_stage += empty && w->up_stage < UP_STAGES;
 	w->full_bw = max_u64(w->full_bw, bw);
 }
 
 /*
- * CRUISE, after enough packets. Loss in excess starts the experiment. And where a queue stood all the while
- * the bottleneck was never idle, so the mean rate is the rate: it corrects the upward bias of a maximum over
- * noisy samples, which on short paths with loss is several per cent and would keep the queue standing. What
- * stands and does not become shorter by it is no queue of ours: then once a CRUISE is enough.
+ * CRUISE, after enough packets. Loss in excess starts the experiment. And where a queue stood all
+ * the while the bottleneck was never idle, so the mean rate is the rate: it corrects the upward
+ * bias of a maximum over noisy samples, which on short paths with loss is several per cent and
+ * would keep the queue standing. What stands and does not become shorter by it is no queue of ours:
+ * then once a CRUISE is enough.
  */
 static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
@@ -238,8 +249,8 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 		w->flags |= F_POOL_IDLE; /* as far as is known */
 	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
 		w->flags |= F_POOL_IDLE;
-		/* who fills the queue does not let it run empty for long: these were others of our kind, or
-		 * they are gone */
+		/* who fills the queue does not let it run empty for long: these were others of our
+		 * kind, or they are gone */
 		if (w->flags & F_RIVAL && ++w->calm >= RIVAL_CALM)
 			w->flags &= ~F_RIVAL;
 	}
@@ -255,8 +266,8 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	total = lost + delivered;
 	if (total < POOL_SEGS * (uint64_t)cc->mss)
 		return;
-	/* with room left and no queue as much is lost as in the probe: it was not the probe, p_hat is out of
-	 * date */
+	/* with room left and no queue as much is lost as in the probe: it was not the probe, p_hat
+	 * is out of date */
 	if ((w->flags & F_TIGHT && w->flags & F_POOL_IDLE && lost > 8ull * cc->mss &&
 	     lost >= mul_div(total, w->suspect_ppm - w->suspect_ppm / 4, PPM)) ||
 	    wan_excess_loss(cc, w, lost, delivered)) {
@@ -302,7 +313,8 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 		wan_up_round(cc, w, s);
 		break;
 	case WAN_DOWN:
-		wan_probe_lost(cc, w, w->lost_total - w->round_lost, s->delivered_bytes - w->round_delivered);
+		wan_probe_lost(cc, w, w->lost_total - w->round_lost,
+			       s->delivered_bytes - w->round_delivered);
 		break;
 	case WAN_CRUISE:
 		wan_cruise_pool(cc, w, s);
@@ -316,8 +328,8 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 }
 
 /*
- * How long DOWN stays: to empty the queue, and with loss to see enough packets of the experiment; the first
- * one, after DRAIN, does not stay for it, short transfers would pay.
+ * How long DOWN stays: to empty the queue, and with loss to see enough packets of the experiment;
+ * the first one, after DRAIN, does not stay for it, short transfers would pay.
  */
 static int wan_down_done(const struct cc *cc, const struct wan *w, const struct cc_sample *s)
 {
@@ -363,8 +375,9 @@ static void wan_phases(struct cc *cc, struct wan *w, const struct cc_sample *s)
 			wan_enter_up(cc, w, s);
 		break;
 	case WAN_UP:
-		/* the queue that this probe made came back: it has found the bottleneck, no need to wait for
-		 * the round; beside a rival it is to be seen first what share we are given */
+		/* the queue that this probe made came back: it has found the bottleneck, no need to
+		 * wait for the round; beside a rival it is to be seen first what share we are given
+		 */
 		if (!(w->flags & F_RIVAL) && s->prior_delivered_bytes >= w->phase_delivered &&
 		    s->rtt_ns > w->up_rtt_ns + wan_rtt_plus(cc, w, 24) - w->min_rtt_ns)
 			wan_enter_down(w, s);
@@ -378,8 +391,8 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 	uint64_t rtt;
 
 	if (w->mode != WAN_PROBE_RTT) {
-		if (s->now_ns - w->min_rtt_stamp_ns <= MIN_RTT_WIN_NS || w->flags & F_IDLE_RESTART ||
-		    !s->rtt_ns)
+		if (s->now_ns - w->min_rtt_stamp_ns <= MIN_RTT_WIN_NS ||
+		    w->flags & F_IDLE_RESTART || !s->rtt_ns)
 			return;
 		w->prior_cwnd_bytes = cc->cwnd_bytes;
 		w->probe_rtt_done_ns = 0;
@@ -402,7 +415,8 @@ static void wan_probe_rtt(struct cc *cc, struct wan *w, const struct cc_sample *
 	rtt = min_u64(w->round_rtt_ns, w->last_round_rtt_ns);
 	if (rtt == UINT64_MAX)
 		rtt = w->min_rtt_ns;
-	/* a rival of our own kind slows down at the same time and lets us see the path empty; others do not
+	/* a rival of our own kind slows down at the same time and lets us see the path empty;
+	 * others do not
 	 */
 	w->base_rtt_ns = min_u64(w->base_rtt_ns, w->min_rtt_ns);
 	w->calm = 0;
@@ -499,7 +513,10 @@ static void wan_on_undo(struct cc *cc, uint64_t now_ns)
 	wan_on_exit_recovery(cc, now_ns);
 }
 
-/* Draft: BBRHandleRestartFromIdle: at bw, no burst, and no PROBE_RTT: the idle queue was empty anyway. */
+/*
+ * Draft: BBRHandleRestartFromIdle: at bw, no burst, and no PROBE_RTT: the idle queue
+ * was empty anyway.
+ */
 static void wan_on_restart(struct cc *cc, uint64_t idle_ns, uint64_t now_ns)
 {
 	struct wan *w = wan_of(cc);

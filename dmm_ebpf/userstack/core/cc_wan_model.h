@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cc_wan_model.h: what `wan` knows of a path: its state in cc.priv, the bandwidth and RTT filters, p_hat, and
- * the judgement whether loss is more than p_hat explains. cc_wan.c decides what to do about it; only that
- * file includes this one.
+ * cc_wan_model.h: what `wan` knows of a path: its state in cc.priv, the bandwidth and RTT filters,
+ * p_hat, and the judgement whether loss is more than p_hat explains. cc_wan.c decides what to do
+ * about it; only that file includes this one.
  *
- * Invariants: p_ppm <= P_MAX_PPM; p_lost / p_total is p_hat; min_rtt_ns is UINT64_MAX until the first sample
- * and never 0.
+ * Invariants: p_ppm <= P_MAX_PPM; p_lost / p_total is p_hat; min_rtt_ns is UINT64_MAX until the
+ * first sample and never 0.
  */
 #ifndef DMM_CC_WAN_MODEL_H
 #define DMM_CC_WAN_MODEL_H
@@ -20,25 +20,26 @@
 #define MIN_RTT_WIN_NS (10 * NS_PER_S)
 #define PROBE_RTT_NS (200 * NS_PER_MS)
 #define CWND_MIN_SEGS 4u
-#define RIVAL_STRIKES 3u	 /* DOWNs in a row with a foreign queue that begin F_RIVAL */
-#define RIVAL_CALM 4u		 /* DOWNs without a foreign queue that end F_RIVAL */
-#define SPARE_MIN_PPM 5000u	 /* p_hat from which a retransmission is worth a copy in idle time */
+#define RIVAL_STRIKES 3u    /* DOWNs in a row with a foreign queue that begin F_RIVAL */
+#define RIVAL_CALM 4u	    /* DOWNs without a foreign queue that end F_RIVAL */
+#define SPARE_MIN_PPM 5000u /* p_hat from which a retransmission is worth a copy in idle time */
 #define SPARE_GAIN (UNIT + 307u) /* copies and the rest, in BDP a round trip */
 #define SPARE_ALL_PPM 20000u	 /* and from which every segment is */
 #define P_KNOWN_SEGS 100u	 /* p_hat of fewer packets is no knowledge */
 #define POOL_SEGS 256u		 /* fewer packets than this say little about loss */
 
-#define GAIN_STARTUP 3072u  /* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
-#define GAIN_DRAIN 512u	    /* draft: BBRDrainPacingGain */
-#define GAIN_DOWN 922u	    /* 0.9 */
+#define GAIN_STARTUP                                                                               \
+	3072u		/* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
+#define GAIN_DRAIN 512u /* draft: BBRDrainPacingGain */
+#define GAIN_DOWN 922u	/* 0.9 */
 #define GAIN_DOWN_FAST 768u /* 0.75, while more than a BDP is in flight */
-#define MARGIN 10u	    /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
+#define MARGIN 10u /* 0.01, draft: BBRPacingMarginPercent; half of it on paths of many packets */
 #define MARGIN_SEGS 256u    /* so many in flight take 1/1024 off it */
 #define TRIM_UP 16u	    /* a round of CRUISE that saw a queue */
 #define TRIM_DOWN 2u	    /* one that saw none */
 #define BIAS_MAX 82u	    /* 0.08 */
 #define GAIN_QUEUE_MAX 102u /* 0.1: what CRUISE slows down by at most to empty a queue of ours */
-#define GAIN_TIGHT 973u	    /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
+#define GAIN_TIGHT 973u /* 0.95: in CRUISE after a probe that ended by loss; draft: BBRHeadroom */
 #define GAIN_UP_MIN (UNIT + 32u) /* 1.03 */
 #define GAIN_UP_INIT (UNIT + 128u)
 #define GAIN_UP_MAX (UNIT + 256u)
@@ -110,7 +111,8 @@ struct wan {
 	uint64_t lost_total;
 	uint64_t p_lost;
 	uint64_t p_total;
-	uint64_t win_delivered; /* the open window's start; STARTUP: the round that waits for proof */
+	/* the open window's start; STARTUP: the round that waits for proof */
+	uint64_t win_delivered;
 	uint64_t win_lost;
 	uint64_t win_from_ns; /* 0: not known yet */
 	union {
@@ -127,7 +129,8 @@ struct wan {
 	uint64_t extra_max[2];
 } __attribute__((may_alias));
 
-_Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv), "the state must fit in cc.priv");
+_Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv),
+	       "the state must fit in cc.priv");
 
 static inline struct wan *wan_of(struct cc *cc)
 {
@@ -186,7 +189,9 @@ static inline void wan_set_p(struct wan *w)
 	w->p_ppm = (uint32_t)min_u64(ppm, P_MAX_PPM);
 }
 
-/* Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it. */
+/*
+ * Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it.
+ */
 static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
 {
 	uint64_t total = lost + delivered, limit = 4000ull * cc->mss, expect, diff, sigma;
@@ -210,8 +215,9 @@ static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, 
 }
 
 /*
- * Just after STARTUP, and nothing was lost yet: whoever sends a megabyte is done before the model has
- * settled. To give way then would only lengthen that; the bottleneck is kept busy until the first probe.
+ * Just after STARTUP, and nothing was lost yet: whoever sends a megabyte is done before the model
+ * has settled. To give way then would only lengthen that; the bottleneck is kept busy until the
+ * first probe.
  */
 static inline int wan_untroubled(const struct wan *w)
 {
@@ -219,8 +225,8 @@ static inline int wan_untroubled(const struct wan *w)
 }
 
 /*
- * In flight when DRAIN has emptied the queue. min_rtt may be that of a small packet: a segment is on the wire
- * besides, and another waits for its ACK.
+ * In flight when DRAIN has emptied the queue. min_rtt may be that of a small packet: a segment is
+ * on the wire besides, and another waits for its ACK.
  */
 static inline uint64_t wan_drained_bytes(const struct cc *cc, const struct wan *w)
 {
@@ -252,8 +258,9 @@ static inline void wan_update_bw(struct wan *w, const struct cc_sample *s)
 		return;
 	w->bw_max[0] = max_u64(w->bw_max[0], bw);
 	if (!(w->flags & F_FULL_BW))
-		w->delivered_max_Bps = max_u64(
-			w->delivered_max_Bps, mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
+		w->delivered_max_Bps =
+			max_u64(w->delivered_max_Bps,
+				mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
 }
 
 static inline void wan_update_round(struct wan *w, const struct cc_sample *s)
@@ -281,9 +288,9 @@ static inline void wan_update_extra(const struct cc *cc, struct wan *w, const st
 		expected = 0;
 	}
 	w->extra_delivered += s->acked_bytes;
-	w->extra_max[0] =
-		max_u64(w->extra_max[0],
-			min_u64(w->extra_delivered - min_u64(w->extra_delivered, expected), cc->cwnd_bytes));
+	w->extra_max[0] = max_u64(
+		w->extra_max[0], min_u64(w->extra_delivered - min_u64(w->extra_delivered, expected),
+					 cc->cwnd_bytes));
 }
 
 static inline void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
@@ -299,10 +306,14 @@ static inline void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
 	}
 }
 
-/* Loss of the round that ended, in excess of what p_hat explains by three sigma and the threshold? */
-static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost, uint64_t delivered)
+/*
+ * Loss of the round that ended, in excess of what p_hat explains by three sigma and the threshold?
+ */
+static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost,
+				  uint64_t delivered)
 {
-	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss, known = w->p_total / cc->mss;
+	uint64_t total = (lost + delivered) / cc->mss, segs = lost / cc->mss,
+		 known = w->p_total / cc->mss;
 	/* before anything is known of the path, all that can be random may be */
 	uint64_t expect = mul_div(total, known < P_KNOWN_SEGS ? P_MAX_PPM : w->p_ppm, PPM);
 	/* the sample's variance and that of p_hat */
@@ -312,10 +323,10 @@ static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint
 }
 
 /*
- * A maximum over noisy samples is too high. The noise comes from losses that are counted later than they
- * happened, by up to a quarter of an RTT: over an interval of n packets about sqrt(p * n / 2) packets; a
- * maximum of some ten rounds is about 1.5 sigma above the mean. How much of that is real depends on how RACK
- * waits, so CRUISE trims by what keeps the queue empty, up to this.
+ * A maximum over noisy samples is too high. The noise comes from losses that are counted later than
+ * they happened, by up to a quarter of an RTT: over an interval of n packets about sqrt(p * n / 2)
+ * packets; a maximum of some ten rounds is about 1.5 sigma above the mean. How much of that is real
+ * depends on how RACK waits, so CRUISE trims by what keeps the queue empty, up to this.
  */
 static inline uint32_t wan_bias(const struct cc *cc, const struct wan *w)
 {
@@ -339,8 +350,8 @@ static inline void wan_trim(const struct cc *cc, struct wan *w)
 }
 
 /*
- * Slow and with no more than a BDP in flight we have no queue of our own. One that stands nevertheless is
- * somebody else's, and to keep yielding to it would be to starve.
+ * Slow and with no more than a BDP in flight we have no queue of our own. One that stands
+ * nevertheless is somebody else's, and to keep yielding to it would be to starve.
  */
 static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 {
@@ -351,8 +362,8 @@ static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 		w->strikes = (uint8_t)min_u64(w->strikes + 1u, RIVAL_STRIKES);
 		if (w->strikes >= RIVAL_STRIKES) {
 			w->flags |= F_RIVAL;
-			/* every time: those who share a queue must probe alike, or who lost a probe stays
-			 * small */
+			/* every time: those who share a queue must probe alike, or who lost a probe
+			 * stays small */
 			w->gain_up = GAIN_UP_MAX;
 		}
 	} else if (w->phase_rtt_ns <= wan_rtt_plus(cc, w, 16)) {
@@ -365,8 +376,8 @@ static inline void wan_judge_rival(const struct cc *cc, struct wan *w)
 	}
 }
 
-/* A probe asks for four segments more at least: what a percentage of a few segments can find is less than
- * noise. */
+/* A probe asks for four segments more at least: what a percentage of a few segments can find is
+ * less than noise. */
 static inline uint32_t wan_gain_up(const struct cc *cc, const struct wan *w)
 {
 	uint64_t gain = w->gain_up - UNIT;

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cc_wan_send.h: what `wan` makes of its model: pacing, cwnd, and what idle time may be used for. cc_wan.c
- * decides on the phase; only that file includes this one.
+ * cc_wan_send.h: what `wan` makes of its model: pacing, cwnd, and what idle time may be used for.
+ * cc_wan.c decides on the phase; only that file includes this one.
  */
 #ifndef DMM_CC_WAN_SEND_H
 #define DMM_CC_WAN_SEND_H
 
 #include "cc_wan_model.h"
 
-/* What CRUISE leaves free: a maximum is the less too high the more packets there are in a round trip */
+/*
+ * What CRUISE leaves free: a maximum is the less too high the more packets there are in
+ * a round trip
+ */
 static inline uint32_t wan_margin(const struct cc *cc, const struct wan *w)
 {
 	if (wan_untroubled(w))
@@ -39,7 +42,8 @@ static inline uint32_t wan_pacing_gain(const struct cc *cc, const struct wan *w)
 		return GAIN_DRAIN;
 	case WAN_DOWN:
 		if (wan_untroubled(w))
-			return cc->inflight_bytes > wan_drained_bytes(cc, w) ? GAIN_DOWN_FAST : UNIT;
+			return cc->inflight_bytes > wan_drained_bytes(cc, w) ? GAIN_DOWN_FAST
+									     : UNIT;
 		return cc->inflight_bytes > wan_bdp(w, UNIT) ? GAIN_DOWN_FAST : GAIN_DOWN;
 	case WAN_UP:
 		return wan_gain_up(cc, w);
@@ -76,9 +80,9 @@ static inline void wan_set_pacing(struct cc *cc, const struct wan *w)
 }
 
 /*
- * Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with p_hat. And
- * they bring no ACKs: without credit for those that p_hat explains, STARTUP would grow by 2(1-p) a round. It
- * does not grow while there is a queue.
+ * Draft: BBRSetCwnd. Lost packets stay in flight for RACK's reordering window, hence the term with
+ * p_hat. And they bring no ACKs: without credit for those that p_hat explains, STARTUP would grow
+ * by 2(1-p) a round. It does not grow while there is a queue.
  */
 static inline void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
@@ -89,7 +93,8 @@ static inline void wan_set_cwnd(struct cc *cc, struct wan *w, const struct cc_sa
 		target += max_u64(w->extra_max[0], w->extra_max[1]);
 	if (w->flags & F_FULL_BW)
 		cc->cwnd_bytes = min_u64(cc->cwnd_bytes + s->acked_bytes, target);
-	else if (!w->queue_from_ns && (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss))
+	else if (!w->queue_from_ns &&
+		 (cc->cwnd_bytes < target || s->delivered_bytes < 20ull * cc->mss))
 		cc->cwnd_bytes += mul_div(s->acked_bytes, PPM, PPM - w->p_ppm);
 	cc->cwnd_bytes = max_u64(cc->cwnd_bytes, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
@@ -101,7 +106,8 @@ static inline uint32_t wan_spare(const struct wan *w)
 		return CC_SPARE_NONE;
 	if (w->p_ppm >= SPARE_ALL_PPM)
 		return CC_SPARE_ALL;
-	return !(w->flags & F_FULL_BW) || w->p_ppm >= SPARE_MIN_PPM ? CC_SPARE_HOLES : CC_SPARE_NONE;
+	return !(w->flags & F_FULL_BW) || w->p_ppm >= SPARE_MIN_PPM ? CC_SPARE_HOLES
+								    : CC_SPARE_NONE;
 }
 
 static inline void wan_set_spare(struct cc *cc, const struct wan *w)

@@ -31,7 +31,10 @@ static bool read4(const uint8_t *p, uint32_t len, struct chain *c)
 	return true;
 }
 
-/* RFC 8200 section 4.2: the highest two bits of an option's type say what becomes of who does not know it. */
+/*
+ * RFC 8200 section 4.2: the highest two bits of an option's type say what becomes of who does
+ * not know it.
+ */
 static bool options_ok(const uint8_t *o, uint32_t left)
 {
 	while (left) {
@@ -108,7 +111,8 @@ static bool read6(const uint8_t *p, uint32_t len, struct chain *c)
 	c->next_at = 6;
 	while (is_passed(c->proto)) {
 		if (c->proto == CHAIN_HOP_BY_HOP && c->at != IP6_BYTES)
-			return false; /* RFC 8200 section 4.1: right behind the IPv6 header, or nowhere */
+			/* RFC 8200 section 4.1: right behind the IPv6 header, or nowhere */
+			return false;
 		if (!header_pass(p, c))
 			return false;
 		if (c->fragment)

@@ -2,12 +2,12 @@
 /*
  * conn.c: the table of connections: create, find, free, and the queue of actions.
  *
- * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good until the
- * API call or its timer's turn ends, because conn_kill() only marks it. A handle names one connection: a
- * reused slot gets another generation.
+ * Invariants: a conn is in the hash from conn_create() until conn_reap(); pointers to it stay good
+ * until the API call or its timer's turn ends, because conn_kill() only marks it. A handle names
+ * one connection: a reused slot gets another generation.
  *
- * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when buffers are
- * nearly full.
+ * Refuses: connections beyond max_connections (the oldest in TIME_WAIT gives way first) or when
+ * buffers are nearly full.
  */
 #include "core.h"
 
@@ -191,7 +191,8 @@ static bool have_room(struct dmm_core *core)
 	return core->n_live < core->env.cfg.max_connections;
 }
 
-struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt)
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+			 const struct pkt *pkt)
 {
 	struct conn *c = have_room(core) ? mem_alloc(&core->env.mem, sizeof(*c)) : NULL;
 	uint32_t slot, *bucket;

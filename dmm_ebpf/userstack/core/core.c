@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the ready lists.
+/* core.c: the functions of api.h: packets to their connection, time to the wheel, pulls to the
+ * ready lists.
  */
 #include "core.h"
 #include "cc.h"
@@ -44,9 +45,10 @@ static void config_defaults(struct dmm_core_config *cfg)
 }
 
 /*
- * The path is far, and what it does in a time-out is what Linux does. The kernel is near: a firewall rule
- * that is lifted should show soon, and it sends its FIN again after 200 ms and 400 ms. Its orphans die
- * silently after tcp_fin_timeout, so a socket that has closed is soon asked for.
+ * The path is far, and what it does in a time-out is what Linux does. The kernel is near: a
+ * firewall rule that is lifted should show soon, and it sends its FIN again after 200 ms and 400
+ * ms. Its orphans die silently after tcp_fin_timeout, so a socket that has closed is soon asked
+ * for.
  */
 static void profiles(struct end_profile profile[2], const struct dmm_core_config *cfg)
 {
@@ -85,8 +87,10 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 	core->env.profile = core->profile;
 	core->env.up = &relay_events;
 	core->env.ctl = core->ctl;
-	core->env.cc_ops = cc_find(core->env.cfg.congestion[0] ? core->env.cfg.congestion : "cubic");
-	core->fragments = fragments_create(&core->env.mem, &core->env.counters[DMM_CORE_FRAGMENTS_DROPPED]);
+	core->env.cc_ops =
+		cc_find(core->env.cfg.congestion[0] ? core->env.cfg.congestion : "cubic");
+	core->fragments =
+		fragments_create(&core->env.mem, &core->env.counters[DMM_CORE_FRAGMENTS_DROPPED]);
 	if (!core->env.cc_ops || core->env.cfg.inner_mtu < 576 || core->env.cfg.inner_mtu > 65535 ||
 	    !core->fragments || !conn_table_init(core)) {
 		conn_table_deinit(core);
@@ -156,7 +160,10 @@ static void input_tcp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt
 		tcp_input(&core->env, &c->ends.leg[leg], pkt, now_ns);
 }
 
-/* Segments that arrived as one packet. What stands alone on the wire is not put together with others. */
+/*
+ * Segments that arrived as one packet. What stands alone on the wire is not put
+ * together with others.
+ */
 static void note_segments(struct pkt *pkt, uint32_t leg, const struct dmm_vnet *vnet)
 {
 	if (!vnet->gso_type || pkt->payload_len <= vnet->gso_size ||
@@ -181,7 +188,8 @@ static void input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint3
 	struct pkt parsed;
 
 	what = wire_parse(pkt, len,
-			  !meta || !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
+			  !meta ||
+				  !(meta->vnet.flags & (DMM_VNET_NEEDS_CSUM | DMM_VNET_DATA_VALID)),
 			  &parsed);
 	if (meta)
 		note_link(&parsed, meta);
@@ -239,8 +247,8 @@ void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uin
 		input(core, leg, pkt, len, meta, now_ns);
 }
 
-/* What a packet counts for in a burst. To the kernel a long one is one, on the outer leg it is as many as the
- * wire sees. */
+/* What a packet counts for in a burst. To the kernel a long one is one, on the outer leg it is as
+ * many as the wire sees. */
 static uint8_t burst_of(uint32_t leg, uint32_t n, const struct dmm_tx_meta *meta)
 {
 	return leg == DMM_LEG_OUTER && meta->vnet.gso_size
@@ -287,7 +295,8 @@ uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint
 }
 
 uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
-			       struct dmm_tx_meta *meta, struct dmm_payload *payload, uint64_t now_ns)
+			       struct dmm_tx_meta *meta, struct dmm_payload *payload,
+			       uint64_t now_ns)
 {
 	uint32_t n;
 
@@ -413,8 +422,8 @@ uint32_t dmm_core_conn_info(const struct dmm_core *core, uint32_t index, struct 
 
 void dmm_core_memory(const struct dmm_core *core, struct dmm_core_memory *memory)
 {
-	uint64_t per_slot = sizeof(*core->slots) + sizeof(*core->free_slots) + sizeof(*core->slot_gen) +
-			    sizeof(*core->live);
+	uint64_t per_slot = sizeof(*core->slots) + sizeof(*core->free_slots) +
+			    sizeof(*core->slot_gen) + sizeof(*core->live);
 
 	*memory = (struct dmm_core_memory){
 		.used_bytes = core->env.mem.used_bytes,

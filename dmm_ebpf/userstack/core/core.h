@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * core.h: the core's own view of itself: struct dmm_core, struct conn, and what the files of the relay call
- * of each other. Nothing outside core/ includes it, except tests that look inside.
+ * core.h: the core's own view of itself: struct dmm_core, struct conn, and what the files of the
+ * relay call of each other. Nothing outside core/ includes it, except tests that look inside.
  *
- * A conn has two legs. leg[DMM_LEG_INNER] faces the host's kernel, leg[DMM_LEG_OUTER] the path. Both are ends
- * of the same transport (tcp.h); relay.c says what an event on one leg means for the other.
+ * A conn has two legs. leg[DMM_LEG_INNER] faces the host's kernel, leg[DMM_LEG_OUTER] the path.
+ * Both are ends of the same transport (tcp.h); relay.c says what an event on one leg means for the
+ * other.
  */
 #ifndef DMM_CORE_H
 #define DMM_CORE_H
@@ -76,7 +77,8 @@ void conn_table_deinit(struct dmm_core *core);
 struct conn *conn_find(struct dmm_core *core, const struct dmm_core_addr_pair *pair);
 struct conn *conn_by_handle(struct dmm_core *core, uint32_t handle);
 /* By pkt, which says the way and its MTU. NULL: limit reached; counted */
-struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair, const struct pkt *pkt);
+struct conn *conn_create(struct dmm_core *core, const struct dmm_core_addr_pair *pair,
+			 const struct pkt *pkt);
 /* Marks it for freeing at the end of the API call; error goes into the CLOSED action */
 void conn_kill(struct dmm_core *core, struct conn *c, uint32_t error);
 void conn_reap(struct dmm_core *core);
@@ -105,8 +107,8 @@ void halfopen_enter(struct dmm_core *core, struct conn *c, uint64_t now_ns);
 void halfopen_leave(struct dmm_core *core, struct conn *c);
 
 /* relay.c: what one leg's events mean for the other; the first three are what came in on leg */
-void relay_syn(struct dmm_core *core, uint32_t leg, struct conn *old, const struct dmm_core_addr_pair *pair,
-	       const struct pkt *pkt, uint64_t now_ns);
+void relay_syn(struct dmm_core *core, uint32_t leg, struct conn *old,
+	       const struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint64_t now_ns);
 /* A segment, not a SYN, of no connection */
 void relay_unknown(struct dmm_core *core, uint32_t leg, const struct dmm_core_addr_pair *pair,
 		   const struct pkt *pkt, uint64_t now_ns);

@@ -2,12 +2,13 @@
 /*
  * csum.c: the Internet checksum (RFC 1071), alone and while copying.
  *
- * A partial sum is 64 bits wide; only its value modulo 2^16 - 1 means anything, so words of any width may be
- * added in any order, as long as carries are not lost. Bytes are taken in memory's order: the folded sum is
- * stored as it is.
+ * A partial sum is 64 bits wide; only its value modulo 2^16 - 1 means anything, so words of any
+ * width may be added in any order, as long as carries are not lost. Bytes are taken in memory's
+ * order: the folded sum is stored as it is.
  *
- * On x86-64 with AVX2 whole blocks of 64 bytes go through vectors: 32-bit words are added in lanes of 64
- * bits, which cannot overflow below 2^37 bytes. A segment of 1,448 bytes then takes a third of the time.
+ * On x86-64 with AVX2 whole blocks of 64 bytes go through vectors: 32-bit words are added in lanes
+ * of 64 bits, which cannot overflow below 2^37 bytes. A segment of 1,448 bytes then takes a third
+ * of the time.
  */
 #include "wire.h"
 
@@ -27,7 +28,8 @@ static bool have_vectors(size_t len)
 }
 
 /* blocks of BLOCK_BYTES; dst NULL: only the sum */
-__attribute__((target("avx2"))) static uint64_t vectors(uint8_t *dst, const uint8_t *src, size_t blocks)
+__attribute__((target("avx2"))) static uint64_t vectors(uint8_t *dst, const uint8_t *src,
+							size_t blocks)
 {
 	const __m256i zero = _mm256_setzero_si256();
 	__m256i a = zero, b = zero;

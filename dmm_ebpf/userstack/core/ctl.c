@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ctl.c: packets that belong to no connection's send queue: RST to strangers, ICMP errors, single ACKs.
+ * ctl.c: packets that belong to no connection's send queue: RST to strangers, ICMP errors, single
+ * ACKs.
  *
- * A bounded ring per leg; a full ring drops, which also bounds what a flood can make us answer. An answer
- * without a connection goes back the way that the packet came: to look the way up would make a flood's forged
- * addresses work for the whole stack.
+ * A bounded ring per leg; a full ring drops, which also bounds what a flood can make us answer. An
+ * answer without a connection goes back the way that the packet came: to look the way up would make
+ * a flood's forged addresses work for the whole stack.
  */
 #include "ctl.h"
 
@@ -20,7 +21,8 @@ void ctl_dir(const struct dmm_core_addr_pair *pair, uint32_t leg, struct wire_di
 	dir->dport_be = out ? pair->rport_be : pair->lport_be;
 }
 
-static uint8_t *ctl_slot(struct env *env, uint32_t leg, uint64_t link, uint8_t family, uint16_t **len)
+static uint8_t *ctl_slot(struct env *env, uint32_t leg, uint64_t link, uint8_t family,
+			 uint16_t **len)
 {
 	struct ctl_queue *q = &env->ctl[leg];
 	uint32_t i;
@@ -75,12 +77,14 @@ void ctl_reset_unknown(struct env *env, uint32_t leg, uint64_t link, const struc
 		seg.seq = pkt->ack;
 	} else {
 		seg.flags |= TH_ACK;
-		seg.ack = pkt->seq + pkt->payload_len + !!(pkt->flags & TH_SYN) + !!(pkt->flags & TH_FIN);
+		seg.ack = pkt->seq + pkt->payload_len + !!(pkt->flags & TH_SYN) +
+			  !!(pkt->flags & TH_FIN);
 	}
 	ctl_push_tcp(env, leg, link, &dir, &seg);
 }
 
-uint32_t ctl_pull(struct env *env, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta)
+uint32_t ctl_pull(struct env *env, uint32_t leg, uint8_t *buf, uint32_t cap,
+		  struct dmm_tx_meta *meta)
 {
 	struct ctl_queue *q = &env->ctl[leg];
 	uint32_t i = q->head, len;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ctl.h: packets that belong to no connection's send queue, or that must not wait in it: RST to strangers,
- * ICMP errors, single ACKs. How many wait is bounded, see ctl.c.
+ * ctl.h: packets that belong to no connection's send queue, or that must not wait in it: RST to
+ * strangers, ICMP errors, single ACKs. How many wait is bounded, see ctl.c.
  */
 #ifndef DMM_CTL_H
 #define DMM_CTL_H
@@ -34,6 +34,7 @@ void ctl_push_icmp(struct env *env, uint32_t leg, uint64_t link, const struct wi
 		   const struct wire_seg *seg, uint8_t type, uint8_t code);
 /* RFC 9293 section 3.10.7.1: the answer to a segment that belongs to no connection */
 void ctl_reset_unknown(struct env *env, uint32_t leg, uint64_t link, const struct pkt *pkt);
-uint32_t ctl_pull(struct env *env, uint32_t leg, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta);
+uint32_t ctl_pull(struct env *env, uint32_t leg, uint8_t *buf, uint32_t cap,
+		  struct dmm_tx_meta *meta);
 
 #endif /* DMM_CTL_H */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * env.h: what every layer of a core may use of it: configuration, counters, memory, timers, randomness, the
- * lists of who has something to send, and what its devices can do.
+ * env.h: what every layer of a core may use of it: configuration, counters, memory, timers,
+ * randomness, the lists of who has something to send, and what its devices can do.
  *
- * The lower layers are given this and nothing else of struct dmm_core, whose first member it is: so a
- * transport can be read, and tried, without the table of connections and the relay.
+ * The lower layers are given this and nothing else of struct dmm_core, whose first member it is: so
+ * a transport can be read, and tried, without the table of connections and the relay.
  */
 #ifndef DMM_ENV_H
 #define DMM_ENV_H
@@ -38,9 +38,11 @@ struct env {
 	const struct end_events *up;	   /* end.h */
 	struct list ready[2];		   /* ends that may have something to send, by leg */
 	struct ctl_queue *ctl;		   /* ctl.h: two, by leg */
-	struct dmm_payload *parts; /* where the packet that is made tells its payload; NULL: it is copied */
+	/* where the packet that is made tells its payload; NULL: it is copied */
+	struct dmm_payload *parts;
 	uint64_t cookies_until_ns; /* when the last cookie that was sent expires */
-	uint16_t listener_mss[2];  /* in the latest SYN-ACK of this host's kernel: IPv4, IPv6; 0: none yet */
+	/* in the latest SYN-ACK of this host's kernel: IPv4, IPv6; 0: none yet */
+	uint16_t listener_mss[2];
 	uint16_t ip_id;
 	uint64_t counters[DMM_CORE_MAX];
 };

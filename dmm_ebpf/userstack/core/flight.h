@@ -2,14 +2,14 @@
 /*
  * flight.h: the segments of one leg that are sent and not yet acknowledged: the SACK scoreboard.
  *
- * A ring in sequence order (binary search), and through it two doubly linked lists: tx, the segments thought
- * to be in the network, ordered by the time of their last transmission (what RACK walks, O(1) per segment
- * that leaves), and lost, those waiting for retransmission. A SACKed segment is on neither and knows where
- * the run of SACKed segments that it belongs to goes on, so no segment is looked at twice however large the
- * runs are.
+ * A ring in sequence order (binary search), and through it two doubly linked lists: tx, the
+ * segments thought to be in the network, ordered by the time of their last transmission (what RACK
+ * walks, O(1) per segment that leaves), and lost, those waiting for retransmission. A SACKed
+ * segment is on neither and knows where the run of SACKed segments that it belongs to goes on, so
+ * no segment is looked at twice however large the runs are.
  *
- * Invariants: segments touch and cover [snd_una, snd_nxt); inflight_bytes is the sum over tx, lost_bytes over
- * lost. The whole object exists only while something is in flight.
+ * Invariants: segments touch and cover [snd_una, snd_nxt); inflight_bytes is the sum over tx,
+ * lost_bytes over lost. The whole object exists only while something is in flight.
  */
 #ifndef DMM_FLIGHT_H
 #define DMM_FLIGHT_H
@@ -131,24 +131,24 @@ uint32_t flight_lower_bound(const struct flight *fl, uint64_t seq);
 uint32_t flight_next_unsacked(struct flight *fl, uint32_t nth);
 
 void flight_mark_sacked(struct flight *fl, uint32_t idx);
-/* front: before all that was sent only once, and after what went to the front before; the receiver waits for
- * it the longest */
+/* front: before all that was sent only once, and after what went to the front before; the receiver
+ * waits for it the longest */
 void flight_mark_lost(struct flight *fl, uint32_t idx, bool front);
 /* To be sent again now: to the end of tx */
 void flight_resend(struct flight *fl, uint32_t idx);
-/* The last of tx is sent now. Which was sent first is all that RACK judges by; retransmissions do not go in
- * sequence order, so that the order within a batch must be kept, too. */
+/* The last of tx is sent now. Which was sent first is all that RACK judges by; retransmissions do
+ * not go in sequence order, so that the order within a batch must be kept, too. */
 void flight_sent(struct flight *fl, struct seg *s, uint64_t now_ns);
 
 /* Forgets all SACK marks: the receiver has reneged (RFC 2018 section 8) */
 void flight_renege(struct flight *fl);
 
-/* Segments below end that are marked lost and were sent once are thought to be in the network again; all that
- * is on tx was sent after them */
+/* Segments below end that are marked lost and were sent once are thought to be in the network
+ * again; all that is on tx was sent after them */
 void flight_unlose(struct flight *fl, uint64_t end);
 
-/* Cuts every segment into pieces of at most max sequence numbers (the path MTU fell). false: no memory,
- * unchanged. */
+/* Cuts every segment into pieces of at most max sequence numbers (the path MTU fell). false: no
+ * memory, unchanged. */
 bool flight_resegment(struct mem *m, struct flight *fl, uint32_t max);
 
 #endif /* DMM_FLIGHT_H */

@@ -122,7 +122,9 @@ static void key_of(struct key *key, const uint8_t *p, const struct chain *c, uin
 	}
 }
 
-/* Who has waited longest, of those that hold payload if holding is asked for, and are not not_me. */
+/*
+ * Who has waited longest, of those that hold payload if holding is asked for, and are not not_me.
+ */
 static struct broken *oldest(struct fragments *f, bool holding, const struct broken *not_me)
 {
 	struct broken *found = NULL;
@@ -234,7 +236,8 @@ static bool range_add(struct broken *b, uint32_t at, uint32_t start, uint32_t en
 		b->ranges[at - 1].end = behind ? b->ranges[at].end : end;
 		if (!behind)
 			return true;
-		memmove(&b->ranges[at], &b->ranges[at + 1], (b->n_ranges - at - 1u) * sizeof(struct range));
+		memmove(&b->ranges[at], &b->ranges[at + 1],
+			(b->n_ranges - at - 1u) * sizeof(struct range));
 		b->n_ranges--;
 		return true;
 	}
@@ -277,25 +280,28 @@ static bool header_keep(struct broken *b, const uint8_t *p, const struct chain *
 static void marks_note(struct broken *b, const uint8_t *p)
 {
 	bool v4 = p[0] >> 4 == 4;
-	uint8_t ttl = p[v4 ? IP4_TTL : IP6_HOP_LIMIT], tos = v4 ? p[1] : (uint8_t)(get_be16(p) >> 4);
+	uint8_t ttl = p[v4 ? IP4_TTL : IP6_HOP_LIMIT],
+		tos = v4 ? p[1] : (uint8_t)(get_be16(p) >> 4);
 
 	b->ecn |= (uint8_t)(1 << (tos & 3));
 	if (ttl < b->ttl)
 		b->ttl = ttl;
 }
 
-static bool keep(struct fragments *f, struct broken *b, const uint8_t *p, const struct chain *c, uint32_t at)
+static bool keep(struct fragments *f, struct broken *b, const uint8_t *p, const struct chain *c,
+		 uint32_t at)
 {
 	uint32_t len = c->end - c->at;
 
 	if (!end_fits(b, c, c->offset + len) || (!c->offset && !header_keep(b, p, c)))
 		return false;
 	marks_note(b, p);
-	return bytes_put(f, b, c->offset, p + c->at, len) && range_add(b, at, c->offset, c->offset + len);
+	return bytes_put(f, b, c->offset, p + c->at, len) &&
+	       range_add(b, at, c->offset, c->offset + len);
 }
 
-/* Whether a fragment can be one: RFC 8200 section 4.5; what it makes of its packet may have no more than an
- * IP packet has. */
+/* Whether a fragment can be one: RFC 8200 section 4.5; what it makes of its packet may have no more
+ * than an IP packet has. */
 static bool is_sound(const uint8_t *p, const struct chain *c)
 {
 	uint32_t len = c->end - c->at;
@@ -308,7 +314,9 @@ static bool is_sound(const uint8_t *p, const struct chain *c)
 	return c->offset + len + c->front <= 65535u + (v4 ? 0u : WIRE_IP6_LEN);
 }
 
-/* RFC 3168 section 5.3, and as Linux's ip_frag_ecn_table: what all of it says; false: it cannot be. */
+/*
+ * RFC 3168 section 5.3, and as Linux's ip_frag_ecn_table: what all of it says; false: it cannot be.
+ */
 static bool ecn_join(const struct broken *b, uint8_t *head)
 {
 	bool v4 = head[0] >> 4 == 4;
@@ -371,7 +379,8 @@ static enum fragment_result strip(struct fragments *f, const uint8_t **packet, u
 static enum fragment_result complete(struct fragments *f, struct broken *b, const uint8_t **packet,
 				     uint32_t *len)
 {
-	if (!b->header || !b->total || b->n_ranges != 1 || b->ranges[0].start || b->ranges[0].end != b->total)
+	if (!b->header || !b->total || b->n_ranges != 1 || b->ranges[0].start ||
+	    b->ranges[0].end != b->total)
 		return FRAGMENT_KEPT;
 	if (b->header + b->total > 65535u + (b->head[0] >> 4 == 4 ? 0u : WIRE_IP6_LEN) ||
 	    !ecn_join(b, b->head)) {
@@ -384,8 +393,8 @@ static enum fragment_result complete(struct fragments *f, struct broken *b, cons
 	return strip(f, packet, len);
 }
 
-static enum fragment_result take(struct fragments *f, const uint8_t **packet, uint32_t *len, uint32_t leg,
-				 const struct chain *c, uint64_t now_ns)
+static enum fragment_result take(struct fragments *f, const uint8_t **packet, uint32_t *len,
+				 uint32_t leg, const struct chain *c, uint64_t now_ns)
 {
 	const uint8_t *p = *packet;
 	struct broken *b;
@@ -414,8 +423,8 @@ static enum fragment_result take(struct fragments *f, const uint8_t **packet, ui
 	return FRAGMENT_DROPPED;
 }
 
-enum fragment_result fragment_take(struct fragments *f, uint32_t leg, const uint8_t **packet, uint32_t *len,
-				   bool *joined, uint64_t now_ns)
+enum fragment_result fragment_take(struct fragments *f, uint32_t leg, const uint8_t **packet,
+				   uint32_t *len, bool *joined, uint64_t now_ns)
 {
 	struct chain c;
 

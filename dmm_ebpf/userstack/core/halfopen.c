@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * halfopen.c: connections that a remote peer has begun and not yet made sure of: its ACK of our SYN-ACK is
- * missing.
+ * halfopen.c: connections that a remote peer has begun and not yet made sure of: its ACK of our
+ * SYN-ACK is missing.
  *
- * Owns the list of them, oldest first, and its length. A connection is in it from the peer's SYN until the
- * outer leg is established or the connection ends.
+ * Owns the list of them, oldest first, and its length. A connection is in it from the peer's SYN
+ * until the outer leg is established or the connection ends.
  *
- * Invariant: no more than half_open_max are in it. What is beyond is for SYN cookies (tcp_cookie.c), or,
- * without them, takes the place of the oldest: a peer that exists answers within a round trip, so the oldest
- * is the one most likely forged (RFC 4987 section 3.4).
+ * Invariant: no more than half_open_max are in it. What is beyond is for SYN cookies
+ * (tcp_cookie.c), or, without them, takes the place of the oldest: a peer that exists answers
+ * within a round trip, so the oldest is the one most likely forged (RFC 4987 section 3.4).
  */
 #include "core.h"
 
@@ -26,8 +26,8 @@ void halfopen_leave(struct dmm_core *core, struct conn *c)
 	list_del(&c->queued);
 }
 
-/* Silent towards the peer, which most likely does not exist. The kernel's half of it would keep a place in
- * the listen queue for a minute: it is reset. */
+/* Silent towards the peer, which most likely does not exist. The kernel's half of it would keep a
+ * place in the listen queue for a minute: it is reset. */
 static void drop(struct dmm_core *core, struct conn *c, uint64_t now_ns)
 {
 	tcp_abort(&core->env, &c->ends.leg[DMM_LEG_INNER], TCP_ABORT_APART, now_ns);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * hystart.h: HyStart++ (RFC 9406): the initial slow start ends when the queue begins to grow, before it
- * overflows.
+ * hystart.h: HyStart++ (RFC 9406): the initial slow start ends when the queue begins to grow,
+ * before it overflows.
  *
- * Shared by the window-limited controls (cubic, reno). A round is a round trip: it ends when something sent
- * after its start was delivered. L, the limit of growth per ACK, is infinite: receivers that merge segments
- * acknowledge dozens at once, and a limit of 8 segments would make their growth linear; Linux has none
- * either.
+ * Shared by the window-limited controls (cubic, reno). A round is a round trip: it ends when
+ * something sent after its start was delivered. L, the limit of growth per ACK, is infinite:
+ * receivers that merge segments acknowledge dozens at once, and a limit of 8 segments would make
+ * their growth linear; Linux has none either.
  *
- * Invariants: no state outside struct hystart; once finished it stays so (section 4.3: only the initial slow
- * start).
+ * Invariants: no state outside struct hystart; once finished it stays so (section 4.3: only the
+ * initial slow start).
  */
 #ifndef DMM_HYSTART_H
 #define DMM_HYSTART_H
@@ -81,8 +81,8 @@ static inline void hystart_judge(struct hystart *h)
 }
 
 /*
- * An ACK in slow start. Returns by how many bytes the window grows; *done: slow start ends with the window as
- * it is after that.
+ * An ACK in slow start. Returns by how many bytes the window grows; *done: slow start ends with the
+ * window as it is after that.
  */
 static inline uint64_t hystart_on_ack(struct hystart *h, const struct cc_sample *s, bool *done)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mem.c: see mem.h. Free objects are poisoned under AddressSanitizer, so a use after free is found in pools
- * too. */
+/* mem.c: see mem.h. Free objects are poisoned under AddressSanitizer, so a use after free is found
+ * in pools too. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1 /* MAP_ANONYMOUS */
 #endif
@@ -215,7 +215,10 @@ void mem_free(struct mem *m, void *p, size_t size)
 	o->next = s->free;
 	s->free = o;
 	ASAN_POISON_MEMORY_REGION(o, rounded);
-	/* a class keeps its last slab: one object that comes and goes shall cost no more than its links */
+	/*
+	 * a class keeps its last slab: one object that comes and goes shall cost no more
+	 * than its links
+	 */
 	if (unlikely(!--s->used) && m->partial[cls].next != m->partial[cls].prev)
 		slab_emptied(m, s);
 }
@@ -245,7 +248,8 @@ static void chunk_wait(struct mem *m, const void *chunk)
 		s->waiting = m->waiting;
 		m->waiting = s;
 	}
-	s->waits |= 1ull << ((size_t)((const char *)chunk - (const char *)(s + 1)) / MEM_CHUNK_BYTES);
+	s->waits |=
+		1ull << ((size_t)((const char *)chunk - (const char *)(s + 1)) / MEM_CHUNK_BYTES);
 }
 
 void mem_chunk_put(struct mem *m, void *chunk)

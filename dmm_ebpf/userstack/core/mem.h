@@ -2,16 +2,19 @@
 /*
  * mem.h: the core's memory.
  *
- * Owns every object of a core up to 64 KiB. Objects come from size classes (four per power of two) cut out of
- * slabs, so the packet path never calls malloc; larger arrays (they double when they grow) come from malloc.
- * A slab knows how many of its objects are in use; one with none serves any class again, and what nobody
- * needed for a second goes back to the system, but for a few: flows that come and go would else have the
- * kernel clear the same pages again and again. Payload chunks are counted against a limit, nothing else is.
+ * Owns every object of a core up to 64 KiB. Objects come from size classes (four per power of two)
+ * cut out of slabs, so the packet path never calls malloc; larger arrays (they double when they
+ * grow) come from malloc. A slab knows how many of its objects are in use; one with none serves any
+ * class again, and what nobody needed for a second goes back to the system, but for a few: flows
+ * that come and go would else have the kernel clear the same pages again and again. Payload chunks
+ * are counted against a limit, nothing else is.
  *
- * Invariants: a slab lies at a multiple of its size, so an object's slab is its address rounded down; a slab
- * is on its class's list exactly while it has room and something in use, or was made last.
+ * Invariants: a slab lies at a multiple of its size, so an object's slab is its address rounded
+ * down; a slab is on its class's list exactly while it has room and something in use, or was made
+ * last.
  *
- * Refuses: a chunk beyond the limit; the caller drops the segment and the sender's window does the rest.
+ * Refuses: a chunk beyond the limit; the caller drops the segment and the sender's window does the
+ * rest.
  */
 #ifndef DMM_MEM_H
 #define DMM_MEM_H
@@ -33,12 +36,14 @@ struct mem {
 	struct list spare;		  /* those with nothing in use, the last emptied one last */
 	uint32_t n_slabs;
 	uint32_t n_spare;
-	uint32_t n_idle;      /* the least that n_spare was since trim_ns was set */
-	uint64_t trim_ns;     /* when what was idle till then is given back; 0: few enough are spare */
+	uint32_t n_idle; /* the least that n_spare was since trim_ns was set */
+	/* when what was idle till then is given back; 0: few enough are spare */
+	uint64_t trim_ns;
 	uint64_t chunk_bytes; /* handed out */
 	uint64_t limit_bytes; /* of chunk_bytes */
-	uint64_t used_bytes;  /* of all objects handed out, as large as their class is, large arrays too */
-	uint64_t large_bytes; /* of used_bytes: large arrays */
+	/* of all objects handed out, as large as their class is, large arrays too */
+	uint64_t used_bytes;
+	uint64_t large_bytes;	  /* of used_bytes: large arrays */
 	struct mem_slab *waiting; /* those with chunks that wait for mem_unpin() */
 	bool pinned;
 };

@@ -2,17 +2,18 @@
 /*
  * park.c: idle connections, put away small.
  *
- * A connection is mostly zeros, short numbers and deadlines that are never. When both legs have been quiet
- * for cfg.park_ns it is written down as its significant bytes only, less than half of its size, and nothing
- * of it is lost: what congestion control learnt is there when it wakes. A packet, an ICMP error or a deadline
- * (keep-alive) wakes it.
+ * A connection is mostly zeros, short numbers and deadlines that are never. When both legs have
+ * been quiet for cfg.park_ns it is written down as its significant bytes only, less than half of
+ * its size, and nothing of it is lost: what congestion control learnt is there when it wakes. A
+ * packet, an ICMP error or a deadline (keep-alive) wakes it.
  *
- * Owns: struct parked and its wheel. Invariants: a parked connection has its place in the table (slots, hash
- * chain, live), where it is the head of a struct conn with phase CONN_PARKED and nothing behind that; it is
- * on no list, holds no payload, and one wheel node keeps the earliest deadline of both legs.
+ * Owns: struct parked and its wheel. Invariants: a parked connection has its place in the table
+ * (slots, hash chain, live), where it is the head of a struct conn with phase CONN_PARKED and
+ * nothing behind that; it is on no list, holds no payload, and one wheel node keeps the earliest
+ * deadline of both legs.
  *
- * Refuses: a connection with anything in flight, held, due or out of order; one that some pointer inside
- * refers to.
+ * Refuses: a connection with anything in flight, held, due or out of order; one that some pointer
+ * inside refers to.
  */
 #include "core.h"
 

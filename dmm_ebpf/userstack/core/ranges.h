@@ -2,8 +2,8 @@
 /*
  * ranges.h: which sequence ranges beyond rcv_nxt have arrived (RFC 2018's receiver side).
  *
- * A sorted array of disjoint, non-touching ranges. Retransmissions fill holes near the front and new data
- * lengthens the back, so a removal moves the shorter side.
+ * A sorted array of disjoint, non-touching ranges. Retransmissions fill holes near the front and
+ * new data lengthens the back, so a removal moves the shorter side.
  *
  * Refuses: more than RANGES_MAX ranges; the segment is then dropped, the sender sends it again.
  */
@@ -31,11 +31,14 @@ struct ranges {
 	uint64_t recent[RANGES_RECENT]; /* a sequence number inside each range, newest first */
 };
 
-/* Adds [start, end) and makes it the newest. Returns how many of its bytes were there already, or UINT64_MAX:
- * full. */
+/* Adds [start, end) and makes it the newest. Returns how many of its bytes were there already, or
+ * UINT64_MAX: full. */
 uint64_t ranges_add(struct mem *m, struct ranges *r, uint64_t start, uint64_t end);
 
-/* Takes out everything at or below upto's range; returns the end of the range that touches upto, or upto */
+/*
+ * Takes out everything at or below upto's range; returns the end of the range that touches
+ * upto, or upto
+ */
 uint64_t ranges_take(struct ranges *r, uint64_t upto);
 
 /* Up to max blocks in the order RFC 2018 wants. Returns their number. */

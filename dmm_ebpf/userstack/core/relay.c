@@ -2,49 +2,50 @@
 /*
  * relay.c: what an event on one leg means for the other.
  *
- * Active open (the app connects): the app's SYN is kept unanswered (TF_HOLD) until the outer handshake is
- * done, so connect() means what it says; a refusal becomes a RST to the app's kernel, an ICMP error an ICMP
- * error, silence silence. Passive open (the remote peer connects): the peer's SYN is kept until the kernel
- * has answered ours, and our ACK to the kernel until the peer's handshake is done, so accept() returns
- * neither early nor for a port scan. With a SYN cookie the order is another (tcp_cookie.c): the peer's
- * handshake is over when the kernel gets to see a SYN, so what the peer sends meanwhile is kept, unanswered,
- * and a refusal becomes a RST.
+ * Active open (the app connects): the app's SYN is kept unanswered (TF_HOLD) until the outer
+ * handshake is done, so connect() means what it says; a refusal becomes a RST to the app's kernel,
+ * an ICMP error an ICMP error, silence silence. Passive open (the remote peer connects): the peer's
+ * SYN is kept until the kernel has answered ours, and our ACK to the kernel until the peer's
+ * handshake is done, so accept() returns neither early nor for a port scan. With a SYN cookie the
+ * order is another (tcp_cookie.c): the peer's handshake is over when the kernel gets to see a SYN,
+ * so what the peer sends meanwhile is kept, unanswered, and a refusal becomes a RST.
  *
  * Phases of a connection (flow.h): what leads to each, what may leave the connection in it, what is
  * forbidden.
  *
- * CONN_OPENING, by open_by_syn() or open_by_cookie(): the leg whose peer has asked is held and sends nothing;
- * the other one sends its SYN, for which OWN was said before. When that is answered, the held leg answers in
- * turn; of a passive open the inner leg is held instead then, until the peer's handshake is over. By a cookie
- * it is over before, and the outer leg is held. Forbidden: data and FINs out of either leg.
+ * CONN_OPENING, by open_by_syn() or open_by_cookie(): the leg whose peer has asked is held and
+ * sends nothing; the other one sends its SYN, for which OWN was said before. When that is answered,
+ * the held leg answers in turn; of a passive open the inner leg is held instead then, until the
+ * peer's handshake is over. By a cookie it is over before, and the outer leg is held. Forbidden:
+ * data and FINs out of either leg.
  *
- * CONN_OPEN, by established(), when both handshakes are over: all may leave. One leg may be closed or in
- * TIME-WAIT while the other goes on. ICMP errors but for the path MTU, and dmm_core_unreachable(), change
- * nothing any more. Forbidden: to go back to CONN_OPENING.
+ * CONN_OPEN, by established(), when both handshakes are over: all may leave. One leg may be closed
+ * or in TIME-WAIT while the other goes on. ICMP errors but for the path MTU, and
+ * dmm_core_unreachable(), change nothing any more. Forbidden: to go back to CONN_OPENING.
  *
- * CONN_PARKED, from CONN_OPEN and back (park.c): nothing leaves. Forbidden: to keep a pointer to what stands
- * behind the row, and to read it; conn_find() wakes the connection.
+ * CONN_PARKED, from CONN_OPEN and back (park.c): nothing leaves. Forbidden: to keep a pointer to
+ * what stands behind the row, and to read it; conn_find() wakes the connection.
  *
- * CONN_DEAD, by conn_kill(), from all others: both legs are over, a SYN takes the connection's place, or its
- * room is needed. CLOSED and DISOWN are said. Forbidden: everything; no timer, list or look-up leads to it,
- * and conn_reap() frees it before the call of api.h returns.
+ * CONN_DEAD, by conn_kill(), from all others: both legs are over, a SYN takes the connection's
+ * place, or its room is needed. CLOSED and DISOWN are said. Forbidden: everything; no timer, list
+ * or look-up leads to it, and conn_reap() frees it before the call of api.h returns.
  *
  * What an end tells (relay_events):
  *
  * established: as above.
  *
- * reset: the other leg is reset at once, except that bytes which the kernel's window takes, and those of the
- * app's that its kernel was told have arrived, go before the RST.
+ * reset: the other leg is reset at once, except that bytes which the kernel's window takes, and
+ * those of the app's that its kernel was told have arrived, go before the RST.
  *
  * gave_up: both legs are reset; where a SYN was never answered, both peers are left to find out.
  *
- * closed: the connection ends when both legs are over; one of which nothing but TIME-WAIT is left may be
- * dropped to make room.
+ * closed: the connection ends when both legs are over; one of which nothing but TIME-WAIT is left
+ * may be dropped to make room.
  *
  * quiet: it may be parked.
  *
- * Data and FINs need nothing here: what one leg takes in is the other's to send, and a FIN only says that
- * this ends (tcp_in.c).
+ * Data and FINs need nothing here: what one leg takes in is the other's to send, and a FIN only
+ * says that this ends (tcp_in.c).
  */
 #include "core.h"
 #include "tcp_cookie.h"
@@ -55,7 +56,8 @@ static void closed(struct env *env, struct tcb *t)
 	struct conn *c = tcb_conn(t);
 	struct tcb *inner = &c->ends.leg[DMM_LEG_INNER], *outer = &c->ends.leg[DMM_LEG_OUTER];
 
-	if (c->ends.f.phase == CONN_DEAD || !(tcp_is_over(inner) || inner->state == TCP_TIME_WAIT) ||
+	if (c->ends.f.phase == CONN_DEAD ||
+	    !(tcp_is_over(inner) || inner->state == TCP_TIME_WAIT) ||
 	    !(tcp_is_over(outer) || outer->state == TCP_TIME_WAIT))
 		return;
 	if (tcp_is_over(inner) && tcp_is_over(outer)) {
@@ -73,7 +75,10 @@ static void set_error(struct conn *c, uint32_t error)
 		c->ends.f.error = (uint16_t)error;
 }
 
-/* A handshake that was never over leaves nothing behind that the other end would have to be told of first */
+/*
+ * A handshake that was never over leaves nothing behind that the other end would have to be
+ * told of first
+ */
 static void reset(struct env *env, struct tcb *t, uint32_t error, uint64_t now_ns)
 {
 	enum tcp_abort how = t->state == TCP_SYN_RECV ? TCP_ABORT_NOW : TCP_ABORT_FLUSH;
@@ -108,8 +113,9 @@ static void gave_up(struct env *env, struct tcb *t, bool unanswered, uint64_t no
 	closed(env, t);
 }
 
-/* Our sequence numbers must lie in front of those of the old connection. Its peer is told if it may still
- * hold it; should the RST be lost or inexact, the answer to our SYN is reset in turn (RFC 9293 figure 9). */
+/* Our sequence numbers must lie in front of those of the old connection. Its peer is told if it may
+ * still hold it; should the RST be lost or inexact, the answer to our SYN is reset in turn (RFC
+ * 9293 figure 9). */
 static void replace(struct dmm_core *core, struct conn *old, uint32_t *floor, bool *has_floor,
 		    uint64_t now_ns)
 {
@@ -131,7 +137,8 @@ static void open_other(struct dmm_core *core, struct conn *c, uint64_t now_ns)
 {
 	c->ends.f.owned = 1;
 	core_action(core, DMM_ACTION_OWN, c, 0);
-	tcp_open(&core->env, &c->ends.leg[c->ends.f.passive ? DMM_LEG_INNER : DMM_LEG_OUTER], NULL, now_ns);
+	tcp_open(&core->env, &c->ends.leg[c->ends.f.passive ? DMM_LEG_INNER : DMM_LEG_OUTER], NULL,
+		 now_ns);
 }
 
 /* NULL: there is no room, and its peer was told */
@@ -150,7 +157,8 @@ static struct conn *make(struct dmm_core *core, uint32_t leg, const struct dmm_c
 }
 
 static void open_by_syn(struct dmm_core *core, uint32_t leg, struct conn *old,
-			const struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint64_t now_ns)
+			const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
+			uint64_t now_ns)
 {
 	uint32_t floor = 0;
 	bool has_floor;
@@ -175,10 +183,11 @@ static bool cookie_wanted(const struct dmm_core *core)
 	return core->env.cfg.syn_cookies != DMM_SYN_COOKIES_OFF && halfopen_full(core);
 }
 
-void relay_syn(struct dmm_core *core, uint32_t leg, struct conn *old, const struct dmm_core_addr_pair *pair,
-	       const struct pkt *pkt, uint64_t now_ns)
+void relay_syn(struct dmm_core *core, uint32_t leg, struct conn *old,
+	       const struct dmm_core_addr_pair *pair, const struct pkt *pkt, uint64_t now_ns)
 {
-	/* what replaces an old connection must know its sequence numbers, and comes from a peer that exists
+	/* what replaces an old connection must know its sequence numbers, and comes from a peer
+	 * that exists
 	 */
 	if (leg == DMM_LEG_OUTER && !old && cookie_wanted(core))
 		cookie_answer(&core->env, pair, pkt, now_ns);
@@ -207,7 +216,8 @@ void relay_unknown(struct dmm_core *core, uint32_t leg, const struct dmm_core_ad
 {
 	struct pkt syn;
 
-	switch (leg == DMM_LEG_OUTER ? cookie_read(&core->env, pair, pkt, now_ns, &syn) : COOKIE_NONE) {
+	switch (leg == DMM_LEG_OUTER ? cookie_read(&core->env, pair, pkt, now_ns, &syn)
+				     : COOKIE_NONE) {
 	case COOKIE_GOOD:
 		open_by_cookie(core, pair, pkt, &syn, now_ns);
 		break;
@@ -290,8 +300,12 @@ const struct end_events relay_events = {
 static uint32_t icmp_errno(const struct pkt *pkt)
 {
 	if (pkt->family == WIRE_AF_INET)
-		return pkt->icmp_code == 0 ? ENETUNREACH : pkt->icmp_code == 3 ? ECONNREFUSED : EHOSTUNREACH;
-	return pkt->icmp_code == 0 ? ENETUNREACH : pkt->icmp_code == 4 ? ECONNREFUSED : EHOSTUNREACH;
+		return pkt->icmp_code == 0   ? ENETUNREACH
+		       : pkt->icmp_code == 3 ? ECONNREFUSED
+					     : EHOSTUNREACH;
+	return pkt->icmp_code == 0   ? ENETUNREACH
+	       : pkt->icmp_code == 4 ? ECONNREFUSED
+				     : EHOSTUNREACH;
 }
 
 void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint64_t now_ns)

@@ -34,8 +34,8 @@ static bool stream_reach(struct mem *m, struct stream *st, uint64_t last)
 	return true;
 }
 
-uint32_t stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data, uint32_t len,
-		    uint64_t reserve)
+uint32_t stream_put(struct mem *m, struct stream *st, uint64_t off, const uint8_t *data,
+		    uint32_t len, uint64_t reserve)
 {
 	uint32_t done = 0;
 
@@ -121,7 +121,10 @@ uint64_t stream_copy_csum(const struct stream *st, uint64_t off, uint8_t *dst, u
 		uint32_t n = min_u32(len, MEM_CHUNK_BYTES - at);
 		uint64_t part = csum_copy(dst, *stream_slot(st, off / MEM_CHUNK_BYTES) + at, n);
 
-		/* a piece that starts at an odd byte has its sum's bytes the wrong way round (RFC 1071) */
+		/*
+		 * a piece that starts at an odd byte has its sum's bytes the wrong way
+		 * round (RFC 1071)
+		 */
 		sum += odd ? __builtin_bswap16(csum_fold(part)) : csum_fold(part);
 		odd ^= n & 1;
 		off += n;
@@ -131,7 +134,8 @@ uint64_t stream_copy_csum(const struct stream *st, uint64_t off, uint8_t *dst, u
 	return sum;
 }
 
-_Static_assert((DMM_MAX_PARTS - 1) * MEM_CHUNK_BYTES >= UINT16_MAX, "a packet begins anywhere in a chunk");
+_Static_assert((DMM_MAX_PARTS - 1) * MEM_CHUNK_BYTES >= UINT16_MAX,
+	       "a packet begins anywhere in a chunk");
 
 void stream_parts(const struct stream *st, uint64_t off, uint32_t len, struct dmm_payload *to)
 {
@@ -141,8 +145,8 @@ void stream_parts(const struct stream *st, uint64_t off, uint32_t len, struct dm
 		uint32_t at = off % MEM_CHUNK_BYTES;
 		uint32_t n = min_u32(len, MEM_CHUNK_BYTES - at);
 
-		to->part[to->n++] =
-			(struct dmm_part){.data = *stream_slot(st, off / MEM_CHUNK_BYTES) + at, .bytes = n};
+		to->part[to->n++] = (struct dmm_part){
+			.data = *stream_slot(st, off / MEM_CHUNK_BYTES) + at, .bytes = n};
 		off += n;
 		len -= n;
 	}

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp.c: one end of a TCP connection (RFC 9293), the same engine for both legs: how it begins and ends, and
- * what the layer above asks of it (tcp.h).
+ * tcp.c: one end of a TCP connection (RFC 9293), the same engine for both legs: how it begins and
+ * ends, and what the layer above asks of it (tcp.h).
  *
- * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is n + 1, the
- * FIN follows the last byte; iss and irs translate to the wire, so nothing inside ever wraps. A leg's send
- * buffer (snd) is the other leg's receive buffer: in-order bytes are put there as they arrive, the receive
- * window is the room left there, and bytes leave it when this leg's peer has acknowledged them. Nothing is
- * sent by pushing: whatever gives a leg something to send marks it ready (tcp_ready) and tcp_output() makes
- * one packet when it is pulled.
+ * Theory of operation. Sequence numbers are held in 64 bits: 0 is the SYN, byte n of the stream is
+ * n + 1, the FIN follows the last byte; iss and irs translate to the wire, so nothing inside ever
+ * wraps. A leg's send buffer (snd) is the other leg's receive buffer: in-order bytes are put there
+ * as they arrive, the receive window is the room left there, and bytes leave it when this leg's
+ * peer has acknowledged them. Nothing is sent by pushing: whatever gives a leg something to send
+ * marks it ready (tcp_ready) and tcp_output() makes one packet when it is pulled.
  *
  * tcp_state.c  the states, and what leads from one to another
  * tcp_in.c     arrival: acceptability, RST, payload, FIN
@@ -36,8 +36,8 @@
  * tcp_ip.c     what IP headers say on one leg and are to say on the other
  * tcp_sleep.c  when an end may be put away
  *
- * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window that was
- * advertised (rcv_adv) never moves back; a state changes only in tcp_state.c.
+ * Invariants: snd_una <= snd_nxt; bytes below snd_una are not held; the right edge of the window
+ * that was advertised (rcv_adv) never moves back; a state changes only in tcp_state.c.
  */
 #include "tcp_int.h"
 
@@ -66,9 +66,9 @@ void tcp_init(struct env *env, struct ends *e, const struct pkt *syn)
 }
 
 /*
- * What the app's kernel has chosen for this connection, the peer sees. Its timestamps go on from those of the
- * last connection between the two hosts, also when another process or the kernel carried that: else a peer in
- * TIME-WAIT would refuse the SYN (RFC 6191, RFC 7323 section 5).
+ * What the app's kernel has chosen for this connection, the peer sees. Its timestamps go on from
+ * those of the last connection between the two hosts, also when another process or the kernel
+ * carried that: else a peer in TIME-WAIT would refuse the SYN (RFC 6191, RFC 7323 section 5).
  */
 static void take_after(struct tcb *outer, const struct pkt *syn, uint64_t now_ns)
 {
@@ -102,8 +102,9 @@ void tcp_go(struct env *env, struct tcb *t)
 }
 
 /*
- * flush: deliver first what its window takes, on the outer leg all that the app's kernel was told has
- * arrived; and what ends the handshake, since a RST alone takes a connection out of the queue of accept().
+ * flush: deliver first what its window takes, on the outer leg all that the app's kernel was told
+ * has arrived; and what ends the handshake, since a RST alone takes a connection out of the queue
+ * of accept().
  */
 static void abort_by_rst(struct env *env, struct tcb *t, bool flush)
 {
@@ -124,16 +125,16 @@ static void abort_by_rst(struct env *env, struct tcb *t, bool flush)
 	tcp_ready(env, t);
 }
 
-/* The app's kernel has bytes that are not acknowledged: its own time-out, which a RST would come before, is
- * what the app is to hear of (ETIMEDOUT) */
+/* The app's kernel has bytes that are not acknowledged: its own time-out, which a RST would come
+ * before, is what the app is to hear of (ETIMEDOUT) */
 static void abort_by_silence(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	t->flags |= TF_HOLD;
 	tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_MUTE_S * NS_PER_S);
 }
 
-/* An end that came in one burst with the next SYN: who sent it is in LAST-ACK, and would challenge the SYN
- * that takes its place, which then comes again a second later only */
+/* An end that came in one burst with the next SYN: who sent it is in LAST-ACK, and would challenge
+ * the SYN that takes its place, which then comes again a second later only */
 static void abort_apart(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	struct wire_seg rst = {.flags = TH_RST, .seq = t->iss + (uint32_t)t->snd_nxt};
@@ -200,9 +201,9 @@ static bool is_newer(const struct tcb *t, const struct pkt *pkt)
 }
 
 /*
- * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The app's may
- * also replace one whose outer leg still waits for the peer's last words, if the app's bytes have all
- * arrived.
+ * RFC 9293 section 3.6.1 and RFC 6191: a SYN may take the place of a connection in TIME_WAIT. The
+ * app's may also replace one whose outer leg still waits for the peer's last words, if the app's
+ * bytes have all arrived.
  */
 bool tcp_gives_way(const struct ends *e, uint32_t leg, const struct pkt *pkt)
 {
@@ -210,15 +211,17 @@ bool tcp_gives_way(const struct ends *e, uint32_t leg, const struct pkt *pkt)
 
 	if (inner->state != TCP_CLOSE && inner->state != TCP_TIME_WAIT)
 		return false;
-	if (inner->state == TCP_TIME_WAIT && outer->state == TCP_CLOSE && !(outer->flags & TF_RST_DUE))
-		return true; /* all that waits is the answer to a FIN that the kernel may send again */
+	if (inner->state == TCP_TIME_WAIT && outer->state == TCP_CLOSE &&
+	    !(outer->flags & TF_RST_DUE))
+		/* all that waits is the answer to a FIN that the kernel may send again */
+		return true;
 	if (leg == DMM_LEG_INNER && (outer->flags & TF_FIN_SENT) && !stream_held(&outer->snd))
 		return true;
 	if (outer->state != TCP_TIME_WAIT)
 		return false;
 	if (leg == DMM_LEG_INNER)
-		return true; /* the app's kernel has made sure; our sequence numbers go on behind the old ones
-			      */
+		/* the app's kernel has made sure; our sequence numbers go on behind the old ones */
+		return true;
 	return is_newer(outer, pkt);
 }
 

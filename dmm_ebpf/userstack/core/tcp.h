@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp.h: one end of a TCP connection (RFC 9293), as the layer above sees it: the same engine for both legs.
- * How it works is told in tcp.c, what its files share is in tcp_int.h, what it tells back in end.h.
+ * tcp.h: one end of a TCP connection (RFC 9293), as the layer above sees it: the same engine for
+ * both legs. How it works is told in tcp.c, what its files share is in tcp_int.h, what it tells
+ * back in end.h.
  */
 #ifndef DMM_TCP_H
 #define DMM_TCP_H
@@ -48,16 +49,17 @@ enum tcb_flag {
 	TF_RECOVERY = 1 << 11,
 	TF_FORCE_RTX = 1 << 12, /* the first retransmission of a recovery goes whatever cwnd says */
 	TF_TLP_DUE = 1 << 13,
-	TF_PUSH_ANY = 1 << 14,	 /* the persist timer fired: send however small the window is */
-	TF_REORD = 1 << 15,	 /* RACK: reordering was seen on this path */
-	TF_SYN_RTX = 1 << 16,	 /* the SYN was sent more than once: no RTT sample from it (Karn) */
-	TF_RST_BARE = 1 << 17,	 /* the RST carries no ACK: nothing was received yet */
-	TF_RST_FLUSH = 1 << 19,	 /* what the window takes goes before the RST */
-	TF_ECN = 1 << 18,	 /* agreed on; in SYN-RECEIVED: asked for by the peer */
-	TF_ECN_ASKED = 1 << 25,	 /* until open: asked for with our SYN */
-	TF_ECN_ECHO = 1 << 21,	 /* a mark arrived: say so in each ACK */
-	TF_ECN_CWR = 1 << 22,	 /* the window was reduced: say so in the next new data */
-	TF_ACCECN = 1 << 23,	 /* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
+	TF_PUSH_ANY = 1 << 14,	/* the persist timer fired: send however small the window is */
+	TF_REORD = 1 << 15,	/* RACK: reordering was seen on this path */
+	TF_SYN_RTX = 1 << 16,	/* the SYN was sent more than once: no RTT sample from it (Karn) */
+	TF_RST_BARE = 1 << 17,	/* the RST carries no ACK: nothing was received yet */
+	TF_RST_FLUSH = 1 << 19, /* what the window takes goes before the RST */
+	TF_ECN = 1 << 18,	/* agreed on; in SYN-RECEIVED: asked for by the peer */
+	TF_ECN_ASKED = 1 << 25, /* until open: asked for with our SYN */
+	TF_ECN_ECHO = 1 << 21,	/* a mark arrived: say so in each ACK */
+	TF_ECN_CWR = 1 << 22,	/* the window was reduced: say so in the next new data */
+	/* on an open leg: accurate ECN was agreed on, and TF_ECN is clear */
+	TF_ACCECN = 1 << 23,
 	TF_NO_ECT = 1 << 24,	 /* marks would not come back: nothing sent is ECT */
 	TF_PROBE_OWED = 1 << 26, /* inner leg: a probe is answered when the peer is heard of */
 	TF_OOO_ACK = 1 << 20,	 /* the pending ACK reports out-of-order data: one per segment */
@@ -97,9 +99,9 @@ struct tcb {
 	uint64_t srtt_ns; /* 0: no sample */
 	uint64_t rttvar_ns;
 	union {
-		uint64_t syn_ns;	   /* until open: when the SYN or SYN-ACK was first sent */
-		uint64_t rack_dsack_round; /* when open: the sequence number that ends the round of the last
-					      DSACK */
+		uint64_t syn_ns; /* until open: when the SYN or SYN-ACK was first sent */
+		/* when open: the sequence number that ends the round of the last DSACK */
+		uint64_t rack_dsack_round;
 	};
 	uint32_t iss;
 	uint32_t irs;
@@ -160,11 +162,12 @@ struct outer {
 	uint64_t delivered_ns;
 	uint64_t first_tx_ns;
 	uint64_t lost_bytes;
-	uint64_t app_limited_until; /* delivered_bytes at which the application limit ends; 0: not limited */
-	uint64_t delivery_Bps;	    /* last valid sample */
-	uint64_t pace_ns;	    /* when the next data packet may go */
-	uint64_t pace_wake_ns;	    /* deadline of the pause that pacing asked for; NEVER: none */
-	uint64_t min_rtt_prev_ns;   /* minimum of the 5 s before the running 5 s */
+	/* delivered_bytes at which the application limit ends; 0: not limited */
+	uint64_t app_limited_until;
+	uint64_t delivery_Bps;	  /* last valid sample */
+	uint64_t pace_ns;	  /* when the next data packet may go */
+	uint64_t pace_wake_ns;	  /* deadline of the pause that pacing asked for; NEVER: none */
+	uint64_t min_rtt_prev_ns; /* minimum of the 5 s before the running 5 s */
 	uint64_t min_rtt_cur_ns;
 	uint64_t min_rtt_turn_ns;
 	uint64_t last_data_ns; /* of the last data packet sent, for restart after idle */
@@ -178,16 +181,19 @@ struct outer {
 		struct accecn accecn; /* TF_ACCECN */
 	};
 	/* tcp_spare.c */
-	uint64_t spare_seq;	  /* where the running pass goes on; 0: none runs */
-	uint64_t spare_pass_ns;	  /* when the last one began */
-	uint64_t spare_ns;	  /* of the last copy; 0: none yet */
-	uint32_t spare_left;	  /* bytes that the running pass may still send */
-	uint32_t reord_delivered; /* tcp_rack.c: low half of delivered_bytes when reordering was seen last */
-	uint32_t reord_events;	  /* how often it was seen, once soon after the other */
+	uint64_t spare_seq;	/* where the running pass goes on; 0: none runs */
+	uint64_t spare_pass_ns; /* when the last one began */
+	uint64_t spare_ns;	/* of the last copy; 0: none yet */
+	uint32_t spare_left;	/* bytes that the running pass may still send */
+	/* tcp_rack.c: low half of delivered_bytes when reordering was seen last */
+	uint32_t reord_delivered;
+	uint32_t reord_events; /* how often it was seen, once soon after the other */
 	/* tcp_window.c */
-	uint32_t rcv_space;	  /* the most that came in a round trip and was taken in one, bytes */
-	uint32_t rcv_came;	  /* the most that came in a round trip of late, bytes */
-	uint32_t rcv_rtt_ms;	  /* the shortest round trip of the last one; UINT32_MAX: none is known */
+	/* the most that came in a round trip and was taken in one, bytes */
+	uint32_t rcv_space;
+	uint32_t rcv_came; /* the most that came in a round trip of late, bytes */
+	/* the shortest round trip of the last one; UINT32_MAX: none is known */
+	uint32_t rcv_rtt_ms;
 	uint32_t rcv_rtt_new_ms;  /* and of the running one */
 	uint32_t rcv_round_tick;  /* when the running round trip began */
 	uint32_t rcv_round_came;  /* low bits of what had come then */
@@ -210,18 +216,21 @@ struct outer {
 /* Both ends of a connection, and what one tells the other */
 struct ends {
 	struct flow f;
-	uint32_t isn_floor; /* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ...
-			     */
+	/* of the outer leg: behind the sequence numbers of a connection in TIME_WAIT ... */
+	uint32_t isn_floor;
 	bool has_isn_floor; /* ... that this one replaces */
 	uint8_t tos;	    /* DSCP of the app's packets, carried to the outer leg */
 	uint8_t ttl;	    /* of the app's packets, likewise; also the hop limit */
-	uint8_t peer_ttl;   /* the least of the peer's packets, carried to the inner leg (RFC 5082) */
-	uint8_t peer_tos;   /* DSCP of the peer's packets, carried to the inner leg */
-	uint16_t mss_most;  /* what the app takes in a segment, if no MTU allows so little; 0: more */
-	uint16_t app_segment; /* the longest that the app's kernel was seen to cut its data to; 0: none yet */
-	uint32_t flow_label;  /* of the app's packets, IPv6 */
-	uint32_t peer_label;  /* of the peer's */
-	uint64_t link;	      /* the way of its packets on the outer leg; 0: none */
+	/* the least of the peer's packets, carried to the inner leg (RFC 5082) */
+	uint8_t peer_ttl;
+	uint8_t peer_tos; /* DSCP of the peer's packets, carried to the inner leg */
+	/* what the app takes in a segment, if no MTU allows so little; 0: more */
+	uint16_t mss_most;
+	/* the longest that the app's kernel was seen to cut its data to; 0: none yet */
+	uint16_t app_segment;
+	uint32_t flow_label; /* of the app's packets, IPv6 */
+	uint32_t peer_label; /* of the peer's */
+	uint64_t link;	     /* the way of its packets on the outer leg; 0: none */
 	struct hold hold;
 	struct tcb leg[2];
 	struct outer outer;
@@ -260,9 +269,13 @@ enum tcp_abort {
 	TCP_ABORT_PEER,	 /* its peer has ended it: nothing more is said but a RST that is due */
 	TCP_ABORT_NOW,	 /* by a RST, if its peer can know of it */
 	TCP_ABORT_FLUSH, /* by a RST behind what is due to its peer */
-	TCP_ABORT_MUTE,	 /* likewise; but while its peer has bytes that are not acknowledged, by silence */
-	TCP_ABORT_APART, /* by a RST that waits for no pull, for the end is freed; in TIME-WAIT by the ACK
-			    that is due */
+	/* likewise; but while its peer has bytes that are not acknowledged, by silence */
+	TCP_ABORT_MUTE,
+	/*
+	 * by a RST that waits for no pull, for the end is freed; in TIME-WAIT by the ACK
+	 * that is due
+	 */
+	TCP_ABORT_APART,
 };
 
 /* Both ends of e, whose row is filled, of a connection that begins with syn */
@@ -274,18 +287,23 @@ void tcp_go(struct env *env, struct tcb *t);
 /* A segment of the connection came in on this leg */
 void tcp_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /* The next packet of an end on env->ready into buf; returns its length, or 0: none */
-uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-		    uint64_t now_ns);
+uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap,
+		    struct dmm_tx_meta *meta, uint64_t now_ns);
 /* t->timer was popped */
 void tcp_timer(struct env *env, struct tcb *t, uint64_t now_ns);
 void tcp_abort(struct env *env, struct tcb *t, enum tcp_abort how, uint64_t now_ns);
-/* An ICMP error that quotes a segment of this end. true: it met the SYN of an end that is opening. */
+/*
+ * An ICMP error that quotes a segment of this end. true: it met the SYN of an end that is opening.
+ */
 bool tcp_icmp(struct env *env, struct tcb *t, const struct pkt *pkt);
-/* RFC 9293 section 3.6.1 and RFC 6191: syn, which came in on leg, may take the place of this connection */
+/*
+ * RFC 9293 section 3.6.1 and RFC 6191: syn, which came in on leg, may take the place
+ * of this connection
+ */
 bool tcp_gives_way(const struct ends *e, uint32_t leg, const struct pkt *syn);
 /*
- * true: nothing is in flight, held, due or out of order, nothing has come for park_ns, and from now on no
- * list refers to the ends, until tcp_wake(). *due_ns: when that must be at the latest.
+ * true: nothing is in flight, held, due or out of order, nothing has come for park_ns, and from now
+ * on no list refers to the ends, until tcp_wake(). *due_ns: when that must be at the latest.
  */
 bool tcp_sleep(struct env *env, struct ends *e, uint64_t now_ns, uint64_t *due_ns);
 /* env NULL: a copy to be looked at; its timers are not started */

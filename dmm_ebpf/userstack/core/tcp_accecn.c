@@ -1,19 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_accecn.c: accurate ECN (RFC 9768) on the outer leg: each end tells how many packets came marked.
+ * tcp_accecn.c: accurate ECN (RFC 9768) on the outer leg: each end tells how many packets came
+ * marked.
  *
- * Every segment but SYN and RST carries in its ACE field (the flags AE, CWR, ECE) the lowest bits of r_cep,
- * the number of packets that came with CE. The option carries the bytes that came with each code point. A
- * SYN-ACK, and the ACK that answers it, say in the ACE field instead how the SYN or SYN-ACK came.
+ * Every segment but SYN and RST carries in its ACE field (the flags AE, CWR, ECE) the lowest bits
+ * of r_cep, the number of packets that came with CE. The option carries the bytes that came with
+ * each code point. A SYN-ACK, and the ACK that answers it, say in the ACE field instead how the SYN
+ * or SYN-ACK came.
  *
- * Invariants: no ACK of data tells of more than two new marks, however many packets are taken in before ACKs
- * are pulled, so that the peer cannot lose count unless ACKs are lost (section 3.2.2.5.1). What the peer
- * tells counts only in a segment that acknowledges something new: older ones arrive late. Data segments give
- * their room to payload; the option goes where room is left.
+ * Invariants: no ACK of data tells of more than two new marks, however many packets are taken in
+ * before ACKs are pulled, so that the peer cannot lose count unless ACKs are lost
+ * (section 3.2.2.5.1). What the peer tells counts only in a segment that acknowledges something
+ * new: older ones arrive late. Data segments give their room to payload; the option goes where room
+ * is left.
  *
- * Refuses: an ACE field or option that the path clears; then nothing is sent ECT (ACE), or counts are taken
- * from ACE alone (option). A path that changes the ECN field of our SYN or SYN-ACK gets nothing ECT either.
- * Receiving goes on in the same mode whatever happens (section 3.1.5).
+ * Refuses: an ACE field or option that the path clears; then nothing is sent ECT (ACE), or counts
+ * are taken from ACE alone (option). A path that changes the ECN field of our SYN or SYN-ACK gets
+ * nothing ECT either. Receiving goes on in the same mode whatever happens (section 3.1.5).
  */
 #include "tcp_int.h"
 
@@ -30,7 +33,8 @@ enum {
 };
 
 /* Section 3.2.2.1: how the SYN or SYN-ACK came, by code point */
-static const uint8_t handshake_ace[] = {[ECN_NOT_ECT] = 2, [ECN_ECT1] = 3, [ECN_ECT0] = 4, [ECN_CE] = 6};
+static const uint8_t handshake_ace[] = {
+	[ECN_NOT_ECT] = 2, [ECN_ECT1] = 3, [ECN_ECT0] = 4, [ECN_CE] = 6};
 
 static struct accecn *accecn_of(const struct tcb *t)
 {
@@ -65,11 +69,13 @@ static void first_option(struct accecn *a, const struct pkt *pkt)
 	}
 }
 
-/* Section 3.2.2.3: what we sent was not ECT; a router that makes something else of it would do so with data
+/* Section 3.2.2.3: what we sent was not ECT; a router that makes something else of it would do so
+ * with data
  */
 static void check_path(struct tcb *t, uint8_t ace)
 {
-	if (ace == handshake_ace[ECN_ECT1] || ace == handshake_ace[ECN_ECT0] || ace == handshake_ace[ECN_CE])
+	if (ace == handshake_ace[ECN_ECT1] || ace == handshake_ace[ECN_ECT0] ||
+	    ace == handshake_ace[ECN_CE])
 		t->flags |= TF_NO_ECT;
 }
 
@@ -92,7 +98,10 @@ void accecn_begin(struct tcb *t, const struct pkt *pkt)
 	first_option(a, pkt);
 }
 
-/* A SYN or SYN-ACK once more: our answer to it, which bore the option, may have been dropped for that */
+/*
+ * A SYN or SYN-ACK once more: our answer to it, which bore the option, may have been
+ * dropped for that
+ */
 void accecn_syn_again(struct tcb *t, const struct pkt *pkt)
 {
 	struct accecn *a = accecn_of(t);
@@ -181,7 +190,10 @@ void accecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_
 		count_bytes(a, ecn, pkt->payload_len);
 }
 
-/* Section 3.2.3.2.2: the same bytes came again though an ACK told that they are here: it bore our option */
+/*
+ * Section 3.2.3.2.2: the same bytes came again though an ACK told that they are here: it
+ * bore our option
+ */
 void accecn_duplicate(struct tcb *t, uint64_t start)
 {
 	struct accecn *a = accecn_of(t);
@@ -207,11 +219,13 @@ static bool told_by_option(struct accecn *a, const struct pkt *pkt, uint32_t mss
 }
 
 /*
- * Appendix A.2: three bits may have gone round more than once when ACKs were lost. Bytes tell, if they are
- * told. A peer whose options arrive tells of marks by option, so an ACK without one has no more than ACE
- * says. Else the share of marks that prevails says what is likely (section 3.2.2.5.2), twice for safety.
+ * Appendix A.2: three bits may have gone round more than once when ACKs were lost. Bytes tell, if
+ * they are told. A peer whose options arrive tells of marks by option, so an ACK without one has no
+ * more than ACE says. Else the share of marks that prevails says what is likely
+ * (section 3.2.2.5.2), twice for safety.
  */
-static uint32_t unwrap_marks(struct accecn *a, const struct pkt *pkt, uint32_t delivered_segs, uint32_t mss)
+static uint32_t unwrap_marks(struct accecn *a, const struct pkt *pkt, uint32_t delivered_segs,
+			     uint32_t mss)
 {
 	uint32_t marks = (uint32_t)(ace_of(pkt) - a->s_cep) & ACE_MASK, likely, segs;
 
@@ -230,17 +244,20 @@ static uint32_t unwrap_marks(struct accecn *a, const struct pkt *pkt, uint32_t d
 	return marks;
 }
 
-uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs)
+uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt,
+		       uint32_t delivered_segs)
 {
 	struct accecn *a = accecn_of(t);
 	uint32_t marks, share;
 
-	if (!delivered_segs || (t->flags & TF_NO_ECT) || (a->flags & ACC_ACE_BAD) || (pkt->flags & TH_SYN))
+	if (!delivered_segs || (t->flags & TF_NO_ECT) || (a->flags & ACC_ACE_BAD) ||
+	    (pkt->flags & TH_SYN))
 		return 0;
 	marks = unwrap_marks(a, pkt, delivered_segs, t->mss);
 	a->s_cep += (uint8_t)marks;
 	env->counters[DMM_CORE_ECN_MARKS] += marks;
-	share = (uint32_t)(min_u32(marks, delivered_segs) * (uint64_t)(SHARE_ONE - 1) / delivered_segs);
+	share = (uint32_t)(min_u32(marks, delivered_segs) * (uint64_t)(SHARE_ONE - 1) /
+			   delivered_segs);
 	a->ce_share = (uint8_t)((7u * a->ce_share + share) / 8); /* goes down to 0 */
 	return marks;
 }
@@ -267,7 +284,8 @@ void accecn_ace(struct tcb *t, struct wire_seg *seg, bool pure)
 	seg->flags |= ace_flags(ace);
 }
 
-void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start, uint64_t now_ns)
+void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start,
+		   uint64_t now_ns)
 {
 	struct accecn *a = accecn_of(t);
 	bool ect1_first = a->r_bytes[ECN_ECT1 - 1] != 1; /* the peer uses that code point */

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_ack.c: what an acknowledgment tells: how far the peer is, what it holds beyond (SACK, RFC 2018 and
- * 6675), its window, the round-trip time (RFC 6298), the delivery rate (draft-ietf-ccwg-bbr, delivery rate
- * samples).
+ * tcp_ack.c: what an acknowledgment tells: how far the peer is, what it holds beyond (SACK, RFC
+ * 2018 and 6675), its window, the round-trip time (RFC 6298), the delivery rate
+ * (draft-ietf-ccwg-bbr, delivery rate samples).
  *
- * Refuses: an ACK of what was never sent; one older than the largest window (tcp_ack_ok(), which the caller
- * asks before anything of the segment counts); SACK blocks outside what is in flight.
+ * Refuses: an ACK of what was never sent; one older than the largest window (tcp_ack_ok(), which
+ * the caller asks before anything of the segment counts); SACK blocks outside what is in flight.
  */
 #include "tcp_int.h"
 
@@ -24,8 +24,9 @@ struct ack_ctx {
 	bool reordered;
 	uint64_t old_fack; /* before this ACK */
 	uint32_t popped_segs;
-	uint64_t arrived;	  /* before this ACK, see arrived_without_sack() */
-	uint64_t delivered_bytes; /* RFC 9937's DeliveredData: acked_bytes, and what duplicates stand for */
+	uint64_t arrived; /* before this ACK, see arrived_without_sack() */
+	/* RFC 9937's DeliveredData: acked_bytes, and what duplicates stand for */
+	uint64_t delivered_bytes;
 	uint32_t delivered_segs;
 };
 
@@ -89,9 +90,9 @@ static void delivered(struct tcb *t, struct ack_ctx *ctx, const struct seg *s, u
 			ctx->probe = true;
 		ctx->original |= !(s->flags & SEG_AMBIGUOUS) && seg_end(s) <= o->undo_end;
 	}
-	if (!told_late &&
-	    (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
-	     (s->delivered_bytes == ctx->best.delivered_bytes && s->xmit_ns >= ctx->best.xmit_ns))) {
+	if (!told_late && (!ctx->has_best || s->delivered_bytes > ctx->best.delivered_bytes ||
+			   (s->delivered_bytes == ctx->best.delivered_bytes &&
+			    s->xmit_ns >= ctx->best.xmit_ns))) {
 		ctx->best = *s;
 		ctx->has_best = true;
 	}
@@ -103,7 +104,9 @@ static int64_t snd_unwrap(const struct tcb *t, uint32_t seq)
 	return (int64_t)t->snd_una + (int32_t)(seq - t->iss - (uint32_t)t->snd_una);
 }
 
-/* RFC 2883: the first block reports a duplicate if it lies below the ACK or inside the second block */
+/*
+ * RFC 2883: the first block reports a duplicate if it lies below the ACK or inside the second block
+ */
 static bool is_dsack(const struct tcb *t, const struct pkt *pkt, int64_t ack)
 {
 	int64_t s0 = snd_unwrap(t, pkt->sack[0].start), e0 = snd_unwrap(t, pkt->sack[0].end);
@@ -116,7 +119,8 @@ static bool is_dsack(const struct tcb *t, const struct pkt *pkt, int64_t ack)
 	       e0 <= snd_unwrap(t, pkt->sack[1].end);
 }
 
-static void sack_block(struct tcb *t, struct ack_ctx *ctx, uint64_t start, uint64_t end, uint64_t now_ns)
+static void sack_block(struct tcb *t, struct ack_ctx *ctx, uint64_t start, uint64_t end,
+		       uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	uint32_t nth = flight_lower_bound(fl, start);
@@ -141,7 +145,8 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 			 uint64_t now_ns)
 {
 	for (uint32_t i = 0; i < pkt->n_sack; i++) {
-		int64_t start = snd_unwrap(t, pkt->sack[i].start), end = snd_unwrap(t, pkt->sack[i].end);
+		int64_t start = snd_unwrap(t, pkt->sack[i].start),
+			end = snd_unwrap(t, pkt->sack[i].end);
 
 		if (i == 0 && is_dsack(t, pkt, ack)) {
 			ctx->dsack = true;
@@ -152,13 +157,15 @@ static void sack_process(struct tcb *t, struct ack_ctx *ctx, const struct pkt *p
 				ctx->undo |= undo_on_dsack(t, (uint64_t)start, (uint64_t)end);
 			continue;
 		}
-		if (!t->fl || start >= end || start < (int64_t)t->snd_una || end > (int64_t)t->snd_nxt)
+		if (!t->fl || start >= end || start < (int64_t)t->snd_una ||
+		    end > (int64_t)t->snd_nxt)
 			continue;
 		sack_block(t, ctx, (uint64_t)start, (uint64_t)end, now_ns);
 	}
 }
 
-static void cumulative(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_t ack, uint64_t now_ns)
+static void cumulative(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_t ack,
+		       uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	struct tcb *peer = tcb_peer(t);
@@ -193,11 +200,13 @@ static void cumulative(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint
 		hold_tell(env, peer);
 }
 
-static void window_update(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq, uint64_t ack)
+static void window_update(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq,
+			  uint64_t ack)
 {
 	uint32_t wnd = (uint32_t)pkt->wnd << t->snd_wscale;
 
-	if (ack <= t->snd_una && seq <= t->snd_wl1 && !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
+	if (ack <= t->snd_una && seq <= t->snd_wl1 &&
+	    !(seq == t->snd_wl1 && (wnd > t->snd_wnd || !wnd)))
 		return;
 	if (wnd > t->snd_wnd || ack > t->snd_una)
 		tcp_ready(env, t);
@@ -208,8 +217,8 @@ static void window_update(struct env *env, struct tcb *t, const struct pkt *pkt,
 }
 
 /* RFC 8985 section 7.4.2 */
-static void tlp_process(struct tcb *t, const struct ack_ctx *ctx, const struct pkt *pkt, uint64_t ack,
-			uint64_t now_ns)
+static void tlp_process(struct tcb *t, const struct ack_ctx *ctx, const struct pkt *pkt,
+			uint64_t ack, uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	struct cc *cc = &tcb_ends(t)->outer.cc;
@@ -252,8 +261,8 @@ static void rate_sample(struct outer *o, struct ack_ctx *ctx, uint64_t min_rtt_n
 	if (min_rtt_ns != NEVER && s->interval_ns < min_rtt_ns)
 		s->interval_ns = 0; /* faster than light: ACKs were compressed */
 	if (s->interval_ns)
-		o->delivery_Bps =
-			(uint64_t)((double)s->interval_delivered_bytes * 1e9 / (double)s->interval_ns);
+		o->delivery_Bps = (uint64_t)((double)s->interval_delivered_bytes * 1e9 /
+					     (double)s->interval_ns);
 }
 
 void tcp_exit_recovery(struct tcb *t, uint64_t now_ns)
@@ -314,7 +323,10 @@ static void cc_tell(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint64_
 	prr_ack(t, ctx->delivered_bytes, ctx->advanced && !ctx->s.lost_bytes);
 }
 
-/* Each duplicate stands for a segment, up to what is outstanding: a peer may send any number of them */
+/*
+ * Each duplicate stands for a segment, up to what is outstanding: a peer may send any
+ * number of them
+ */
 static uint64_t arrived_without_sack(const struct tcb *t)
 {
 	uint64_t dups = t->fl ? (uint64_t)t->fl->reno_dups * t->mss : 0;
@@ -339,7 +351,8 @@ static uint64_t reno_detect(struct tcb *t, const struct ack_ctx *ctx)
 		/* a partial ACK: the next hole was lost too */
 		if (!ctx->advanced || t->snd_una >= fl->recovery_end || (s->flags & SEG_RETRANS))
 			return 0;
-		t->flags |= TF_FORCE_RTX; /* RFC 6582 section 3.2 step 3, however little has arrived */
+		/* RFC 6582 section 3.2 step 3, however little has arrived */
+		t->flags |= TF_FORCE_RTX;
 	} else if (fl->reno_dups < TCP_DUP_THRESH) {
 		return 0;
 	}
@@ -358,7 +371,8 @@ static void after_flight(struct env *env, struct tcb *t, struct ack_ctx *ctx, ui
 		ctx->delivered_bytes = ctx->s.acked_bytes;
 	} else {
 		ctx->s.lost_bytes = reno_detect(t, ctx);
-		ctx->delivered_bytes = max_u64(arrived_without_sack(t), ctx->arrived) - ctx->arrived;
+		ctx->delivered_bytes =
+			max_u64(arrived_without_sack(t), ctx->arrived) - ctx->arrived;
 	}
 	if (!t->fl->count) {
 		flight_destroy(&env->mem, t->fl);
@@ -411,7 +425,8 @@ void tcp_ack(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq
 	if (tcb_is_outer(t)) {
 		ctx.s.ece = ecn_echoed(env, t, pkt, ctx.delivered_segs);
 		ctx.undo |= ctx.advanced && undo_by_echo(t, pkt);
-		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original, pkt->payload_len);
+		ctx.undo |= undo_frto(t, ctx.advanced, ctx.s.acked_bytes, ctx.original,
+				      pkt->payload_len);
 	}
 	if (!t->fl) {
 		if (ctx.undo) /* a DSACK after all is acknowledged */

@@ -1,24 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection, and its
- * ACK brings back all that a connection needs.
+ * tcp_cookie.c: SYN cookies (RFC 4987 section 3.6): a peer's SYN is answered without a connection,
+ * and its ACK brings back all that a connection needs.
  *
- * The SYN-ACK's sequence number is the cookie: two keyed hashes, of 23 and 6 bits, and 3 bits that say which
- * MSS the peer offered, rounded down. The hashes cover addresses, ports, options, and the number of the
- * minute, which makes a cookie worthless after one to two minutes as a change of key would; the longer one
- * covers the peer's sequence number too. So a segment that arrives before the peer's first one, whose
- * sequence number is therefore not known, is still seen to answer a cookie: it is dropped, for it will come
- * again, where a RST would end a connection that merely lost its ACK.
+ * The SYN-ACK's sequence number is the cookie: two keyed hashes, of 23 and 6 bits, and 3 bits that
+ * say which MSS the peer offered, rounded down. The hashes cover addresses, ports, options, and the
+ * number of the minute, which makes a cookie worthless after one to two minutes as a change of key
+ * would; the longer one covers the peer's sequence number too. So a segment that arrives before the
+ * peer's first one, whose sequence number is therefore not known, is still seen to answer a cookie:
+ * it is dropped, for it will come again, where a RST would end a connection that merely lost its
+ * ACK.
  *
- * If the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp, which the
- * peer echoes; without timestamps they are not agreed to. A peer that asks for accurate ECN is given that of
- * RFC 3168, which needs one bit only.
+ * If the peer offers timestamps, window scale, SACK and ECN go into the low bits of our timestamp,
+ * which the peer echoes; without timestamps they are not agreed to. A peer that asks for accurate
+ * ECN is given that of RFC 3168, which needs one bit only.
  *
- * The inner leg is opened when the ACK has come. Until the app's kernel has answered, the outer leg is
- * established and held (TF_HOLD): it takes data as far as the window of the SYN-ACK goes and sends nothing.
+ * The inner leg is opened when the ACK has come. Until the app's kernel has answered, the outer leg
+ * is established and held (TF_HOLD): it takes data as far as the window of the SYN-ACK goes and
+ * sends nothing.
  *
- * Not told again: the SYN-ACK is never retransmitted, and a peer whose ACK was lost and who waits for us to
- * speak first waits for its own timers. So cookies are for when there is no room (halfopen.c).
+ * Not told again: the SYN-ACK is never retransmitted, and a peer whose ACK was lost and who waits
+ * for us to speak first waits for its own timers. So cookies are for when there is no room
+ * (halfopen.c).
  *
  * Refuses: any ACK when no cookie is out, or with another cookie than ours.
  */
@@ -45,8 +48,11 @@ enum {
 /* The bits that do not depend on the peer's sequence number */
 #define PART_MASK ((1u << (MSS_BITS + 6)) - 1)
 
-/* The least that is taken, the defaults of both families, tunnels and PPPoE, Ethernet, jumbo frames */
-static const uint16_t mss_table[MSS_MASK + 1] = {TCP_MIN_MSS, 536, 1220, 1360, 1400, 1440, 1460, 8940};
+/*
+ * The least that is taken, the defaults of both families, tunnels and PPPoE, Ethernet, jumbo frames
+ */
+static const uint16_t mss_table[MSS_MASK + 1] = {TCP_MIN_MSS, 536,  1220, 1360,
+						 1400,	      1440, 1460, 8940};
 
 static uint32_t mss_index(const struct dmm_core_addr_pair *pair, const struct pkt *syn)
 {
@@ -83,8 +89,8 @@ static uint32_t hash(const struct env *env, const struct dmm_core_addr_pair *pai
 	return (uint32_t)siphash(env->cookie_secret, &said, 7);
 }
 
-static uint32_t make_cookie(const struct env *env, const struct dmm_core_addr_pair *pair, uint32_t irs,
-			    uint64_t minute, uint32_t options, uint32_t mss)
+static uint32_t make_cookie(const struct env *env, const struct dmm_core_addr_pair *pair,
+			    uint32_t irs, uint64_t minute, uint32_t options, uint32_t mss)
 {
 	uint64_t what = options << MSS_BITS | mss;
 	uint32_t whole = hash(env, pair, minute, what | WITH_IRS | (uint64_t)irs << 32);
@@ -112,13 +118,14 @@ static uint8_t window_scale(const struct env *env)
 	return tcp_pick_wscale(env->cfg.rcvbuf_bytes);
 }
 
-/* The kernel is not asked, so nothing is known of its route and of rules that write another: the device's MTU
- * is the best guess, and what the kernel has said to the latest peer. */
-static uint16_t first_mss(const struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *syn)
+/* The kernel is not asked, so nothing is known of its route and of rules that write another: the
+ * device's MTU is the best guess, and what the kernel has said to the latest peer. */
+static uint16_t first_mss(const struct env *env, const struct dmm_core_addr_pair *pair,
+			  const struct pkt *syn)
 {
 	uint32_t said = env->listener_mss[pair->family != WIRE_AF_INET];
-	uint32_t mss =
-		pmtu_of_device(env, pair->family, syn->link_mtu) - wire_ip_len(pair->family) - WIRE_TCP_LEN;
+	uint32_t mss = pmtu_of_device(env, pair->family, syn->link_mtu) -
+		       wire_ip_len(pair->family) - WIRE_TCP_LEN;
 
 	return (uint16_t)(said ? min_u32(mss, said) : mss);
 }
@@ -138,23 +145,24 @@ void cookie_answer(struct env *env, const struct dmm_core_addr_pair *pair, const
 	struct wire_dir dir;
 
 	wire_opt_mss(&seg, first_mss(env, pair, syn));
-	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options), syn->tsval,
-			  options && (options & OPT_WSCALE) != OPT_WSCALE_NONE, window_scale(env));
+	wire_opt_syn_tail(&seg, options & OPT_SACK, options & OPT_TS, make_tsval(clock, options),
+			  syn->tsval, options && (options & OPT_WSCALE) != OPT_WSCALE_NONE,
+			  window_scale(env));
 	ctl_dir(pair, DMM_LEG_OUTER, &dir);
 	ctl_push_tcp(env, DMM_LEG_OUTER, syn->link, &dir, &seg);
 	env->counters[DMM_CORE_SYN_COOKIES_SENT]++;
 	env->cookies_until_ns = (minute + 2) * COOKIE_MINUTE_NS;
 }
 
-static enum cookie fits(const struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
-			uint32_t options, uint64_t now_ns)
+static enum cookie fits(const struct env *env, const struct dmm_core_addr_pair *pair,
+			const struct pkt *pkt, uint32_t options, uint64_t now_ns)
 {
 	uint64_t minute = now_ns / COOKIE_MINUTE_NS;
 	uint32_t cookie = pkt->ack - 1;
 
 	for (uint64_t age = 0; age < 2 && age <= minute; age++) {
-		uint32_t want =
-			make_cookie(env, pair, pkt->seq - 1, minute - age, options, cookie & MSS_MASK);
+		uint32_t want = make_cookie(env, pair, pkt->seq - 1, minute - age, options,
+					    cookie & MSS_MASK);
 
 		if (cookie == want)
 			return COOKIE_GOOD;
@@ -173,7 +181,8 @@ static enum cookie read_fit(const struct env *env, const struct dmm_core_addr_pa
 
 	if (fit != COOKIE_GOOD)
 		return fit;
-	*syn = (struct pkt){.seq = pkt->seq - 1, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
+	*syn = (struct pkt){
+		.seq = pkt->seq - 1, .flags = TH_SYN, .family = pkt->family, .wnd = pkt->wnd};
 	syn->mss = mss_table[(pkt->ack - 1) & MSS_MASK];
 	if (!options)
 		return fit;
@@ -187,8 +196,8 @@ static enum cookie read_fit(const struct env *env, const struct dmm_core_addr_pa
 	return fit;
 }
 
-enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
-			uint64_t now_ns, struct pkt *syn)
+enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair,
+			const struct pkt *pkt, uint64_t now_ns, struct pkt *syn)
 {
 	if (now_ns >= env->cookies_until_ns || (pkt->flags & (TH_SYN | TH_RST | TH_ACK)) != TH_ACK)
 		return COOKIE_NONE;
@@ -206,7 +215,8 @@ enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair, 
 	return COOKIE_NONE;
 }
 
-void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint32_t iss, uint64_t now_ns)
+void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint32_t iss,
+		    uint64_t now_ns)
 {
 	tcp_learn_syn(env, t, syn, now_ns);
 	t->rcv_wscale = t->flags & TF_WS ? window_scale(env) : 0;

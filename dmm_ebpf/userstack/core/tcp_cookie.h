@@ -14,10 +14,14 @@ enum cookie {
 /* Answers a peer's SYN, and keeps nothing of it */
 void cookie_answer(struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *syn,
 		   uint64_t now_ns);
-/* What a segment of no connection brings back. COOKIE_GOOD: *syn is the SYN that its cookie stands for */
-enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair, const struct pkt *pkt,
-			uint64_t now_ns, struct pkt *syn);
+/*
+ * What a segment of no connection brings back. COOKIE_GOOD: *syn is the SYN that its
+ * cookie stands for
+ */
+enum cookie cookie_read(struct env *env, const struct dmm_core_addr_pair *pair,
+			const struct pkt *pkt, uint64_t now_ns, struct pkt *syn);
 /* A new end in SYN-RECEIVED, as if it had sent the SYN-ACK. iss: the cookie */
-void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint32_t iss, uint64_t now_ns);
+void cookie_restore(struct env *env, struct tcb *t, const struct pkt *syn, uint32_t iss,
+		    uint64_t now_ns);
 
 #endif /* DMM_TCP_COOKIE_H */

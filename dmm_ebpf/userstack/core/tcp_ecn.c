@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_ecn.c: explicit congestion notification on the outer leg: which kind is agreed on, and RFC 3168.
+ * tcp_ecn.c: explicit congestion notification on the outer leg: which kind is agreed on, and RFC
+ * 3168.
  *
- * Our SYN asks for accurate ECN (RFC 9768), which a peer that knows RFC 3168 only answers as if it were asked
- * for that. The first SYN that is sent again asks once more, the others ask for nothing, for paths that drop
- * what they do not know. New data carries ECT(0); retransmissions, pure ACKs, SYNs and probes do not (RFC
- * 3168 section 6.1.4 to 6.1.6). The inner leg has no queue worth a mark and stays without.
+ * Our SYN asks for accurate ECN (RFC 9768), which a peer that knows RFC 3168 only answers as if it
+ * were asked for that. The first SYN that is sent again asks once more, the others ask for nothing,
+ * for paths that drop what they do not know. New data carries ECT(0); retransmissions, pure ACKs,
+ * SYNs and probes do not (RFC 3168 section 6.1.4 to 6.1.6). The inner leg has no queue worth a mark
+ * and stays without.
  *
- * Invariants: on an open leg TF_ECN: both ends agreed on RFC 3168, TF_ACCECN: on RFC 9768; never both. What
- * was agreed on first stays; an end that said in any SYN that it does without sends nothing ECT (RFC 9768
- * section 3.1.5). An echo of RFC 3168 counts once per window: until our CWR, which ends at ecn_end, is
- * acknowledged, the peer still speaks of what was answered already.
+ * Invariants: on an open leg TF_ECN: both ends agreed on RFC 3168, TF_ACCECN: on RFC 9768; never
+ * both. What was agreed on first stays; an end that said in any SYN that it does without sends
+ * nothing ECT (RFC 9768 section 3.1.5). An echo of RFC 3168 counts once per window: until our CWR,
+ * which ends at ecn_end, is acknowledged, the peer still speaks of what was answered already.
  */
 #include "tcp_int.h"
 
@@ -55,7 +57,10 @@ static uint32_t kind_of_answer(const struct env *env, uint32_t ace)
 	}
 }
 
-/* What a SYN asks for; combinations that nobody uses yet ask for accurate ECN (RFC 9768 section 3.1.3) */
+/*
+ * What a SYN asks for; combinations that nobody uses yet ask for accurate ECN (RFC
+ * 9768 section 3.1.3)
+ */
 static uint32_t kind_of_request(const struct env *env, uint32_t ace)
 {
 	if (env->cfg.accecn_off)
@@ -91,7 +96,9 @@ void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt)
 		t->flags &= ~(uint32_t)TF_ECN; /* the peer fell back */
 }
 
-/* An acceptable segment. RFC 3168 section 6.1.3: the CE of data is echoed until the peer says CWR. */
+/*
+ * An acceptable segment. RFC 3168 section 6.1.3: the CE of data is echoed until the peer says CWR.
+ */
 void ecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	if (t->flags & TF_ACCECN)
@@ -138,10 +145,11 @@ uint16_t ecn_ack_flags(const struct tcb *t)
 }
 
 /*
- * Retransmissions are not ECT (RFC 3168 section 6.1.5), unless much is lost at random: then they are, as
- * draft-ietf-tcpm-generalized-ecn has it. Linux answers what is not ECT after what was by acknowledging at
- * once, and puts that off until its program lets go of the socket; the blocks of all that came meanwhile, up
- * to several hundred segments, are then told in one ACK of three. What is never told is sent again.
+ * Retransmissions are not ECT (RFC 3168 section 6.1.5), unless much is lost at random: then they
+ * are, as draft-ietf-tcpm-generalized-ecn has it. Linux answers what is not ECT after what was by
+ * acknowledging at once, and puts that off until its program lets go of the socket; the blocks of
+ * all that came meanwhile, up to several hundred segments, are then told in one ACK of three. What
+ * is never told is sent again.
  */
 static bool retrans_is_ect(const struct tcb *t)
 {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): acceptability, RST, SYN, payload, FIN. The handshake
- * is in tcp_open.c.
+ * tcp_in.c: a segment arrives (RFC 9293 section 3.10.7): acceptability, RST, SYN, payload, FIN. The
+ * handshake is in tcp_open.c.
  *
- * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and RFC 5961
- * say to refuse; each refusal is counted, and answered where they say so.
+ * Acceptability comes before any change of state. Refuses: everything RFC 9293, RFC 7323 (PAWS) and
+ * RFC 5961 say to refuse; each refusal is counted, and answered where they say so.
  */
 #include "tcp_int.h"
 
@@ -34,8 +34,8 @@ static void set_dsack(struct tcb *t, int64_t start, int64_t end)
 	t->dsack_end = (uint64_t)end;
 }
 
-/* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. Only compared
- * here: it is stored when all else about the segment is acceptable too (accepted()). */
+/* RFC 7323 section 5.3, and 5.5: TS.Recent of a connection idle for 24 days proves nothing. Only
+ * compared here: it is stored when all else about the segment is acceptable too (accepted()). */
 static bool paws_ok(const struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	uint32_t now_s = (uint32_t)(now_ns / NS_PER_S);
@@ -56,25 +56,31 @@ static bool seq_ok(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 	return (pkt->flags & TH_RST) && (t->flags & TF_FIN_RCVD) && seq == (int64_t)t->rcv_nxt - 1;
 }
 
-/* Late or early data whose numbers can be the peer's all the same: near the window, with an acceptable ACK */
-static bool seems_ours(const struct env *env, const struct tcb *t, const struct pkt *pkt, int64_t seq)
+/*
+ * Late or early data whose numbers can be the peer's all the same: near the window, with
+ * an acceptable ACK
+ */
+static bool seems_ours(const struct env *env, const struct tcb *t, const struct pkt *pkt,
+		       int64_t seq)
 {
 	int64_t reach = (int64_t)tcp_rcv_limit(env, t), off = seq - (int64_t)t->rcv_nxt;
 
-	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_ACK || (!pkt->payload_len && !(pkt->flags & TH_FIN)))
+	if ((pkt->flags & (TH_SYN | TH_ACK)) != TH_ACK ||
+	    (!pkt->payload_len && !(pkt->flags & TH_FIN)))
 		return false;
 	return off >= -reach && off <= reach && tcp_ack_ok(t, pkt->ack);
 }
 
 /*
- * A keep-alive or a zero-window probe of the app's kernel (RFC 9293 section 3.8.6.1, RFC 1122 section
- * 4.2.3.6) asks for the peer: it is answered when the peer has been heard of, so that the app's own time-outs
- * hold. What is in flight on the outer leg asks already.
+ * A keep-alive or a zero-window probe of the app's kernel (RFC 9293 section 3.8.6.1, RFC 1122
+ * section 4.2.3.6) asks for the peer: it is answered when the peer has been heard of, so that the
+ * app's own time-outs hold. What is in flight on the outer leg asks already.
  */
 static bool is_probe(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 {
 	return !tcb_is_outer(t) && seq == (int64_t)t->rcv_nxt - 1 && !pkt->payload_len &&
-	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK && tcp_ack_ok(t, pkt->ack);
+	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK &&
+	       tcp_ack_ok(t, pkt->ack);
 }
 
 static bool probe_relayed(struct env *env, struct tcb *t)
@@ -92,12 +98,13 @@ static bool probe_relayed(struct env *env, struct tcb *t)
 }
 
 /*
- * A segment that is not acceptable changes nothing; the answer is an ACK (RFC 9293, RFC 7323, RFC 5961, each
- * section cited above). The peer's own data is told of at once, as a duplicate if we have it (RFC 2883): with
- * an old timestamp it may as well be a late segment that fills a hole. For all else one answer in a while is
- * enough.
+ * A segment that is not acceptable changes nothing; the answer is an ACK (RFC 9293, RFC 7323, RFC
+ * 5961, each section cited above). The peer's own data is told of at once, as a duplicate if we
+ * have it (RFC 2883): with an old timestamp it may as well be a late segment that fills a hole. For
+ * all else one answer in a while is enough.
  */
-static void refused(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void refused(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		    uint64_t now_ns)
 {
 	int64_t end = seq + pkt->payload_len;
 
@@ -115,10 +122,12 @@ static void refused(struct env *env, struct tcb *t, const struct pkt *pkt, int64
 }
 
 /* Timestamp and sequence number are acceptable (RFC 9293 section 3.10.7.4, first check) */
-static bool window_ok(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static bool window_ok(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		      uint64_t now_ns)
 {
 	if (t->flags & TF_TS) {
-		if (!pkt->has_ts && !(pkt->flags & TH_RST)) { /* section 3.2: dropped without a word */
+		/* section 3.2: dropped without a word */
+		if (!pkt->has_ts && !(pkt->flags & TH_RST)) {
 			env->counters[DMM_CORE_PAWS]++;
 			return false;
 		}
@@ -135,8 +144,9 @@ static bool window_ok(struct env *env, struct tcb *t, const struct pkt *pkt, int
 	return false;
 }
 
-/* An app that refuses what has come too far (IP_MINTTL, RFC 5082) is to see how far the packets came. Which
- * of the peer's segments brought what goes to the app is not kept, so the least TTL that was seen counts. */
+/* An app that refuses what has come too far (IP_MINTTL, RFC 5082) is to see how far the packets
+ * came. Which of the peer's segments brought what goes to the app is not kept, so the least TTL
+ * that was seen counts. */
 static void heard_of_peer(struct env *env, struct tcb *t, const struct pkt *pkt)
 {
 	struct ends *e = tcb_ends(t);
@@ -152,7 +162,9 @@ static void heard_of_peer(struct env *env, struct tcb *t, const struct pkt *pkt)
 	}
 }
 
-/* RFC 7323 section 4.3; on the inner leg, while bytes are held, only what brings more (tcp_hold.c) */
+/*
+ * RFC 7323 section 4.3; on the inner leg, while bytes are held, only what brings more (tcp_hold.c)
+ */
 static bool tells_ts(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 {
 	int64_t end = seq + pkt->payload_len + !!(pkt->flags & TH_FIN);
@@ -163,7 +175,8 @@ static bool tells_ts(const struct tcb *t, const struct pkt *pkt, int64_t seq)
 }
 
 /* All of a segment's numbers are acceptable: what it says of the peer, whatever else it brings */
-static void accepted(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void accepted(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		     uint64_t now_ns)
 {
 	bool old_ack = (int32_t)(pkt->ack - t->iss - (uint32_t)t->snd_una) < 0;
 
@@ -242,8 +255,8 @@ static void in_order_ack(struct env *env, struct tcb *t, bool hole, uint32_t seg
 	}
 }
 
-static void in_order(struct env *env, struct tcb *t, const uint8_t *data, uint32_t len, uint32_t segs,
-		     uint64_t now_ns)
+static void in_order(struct env *env, struct tcb *t, const uint8_t *data, uint32_t len,
+		     uint32_t segs, uint64_t now_ns)
 {
 	struct tcb *peer = tcb_peer(t);
 	struct stream *st = &peer->snd;
@@ -252,7 +265,8 @@ static void in_order(struct env *env, struct tcb *t, const uint8_t *data, uint32
 	uint32_t got = stream_put(&env->mem, st, st->tail, data, len, reserve);
 
 	if (got < len && t->ooo) {
-		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018 section 8)
+		/* what lies beyond the hole makes room for what fills it; a receiver may (RFC 2018
+		 * section 8)
 		 */
 		tcp_ooo_release(env, t);
 		stream_cut(&env->mem, st, st->tail + got);
@@ -279,8 +293,8 @@ static void in_order(struct env *env, struct tcb *t, const uint8_t *data, uint32
 	tcp_ready(env, peer);
 }
 
-static void out_of_order(struct env *env, struct tcb *t, uint64_t start, const uint8_t *data, uint32_t len,
-			 uint64_t now_ns)
+static void out_of_order(struct env *env, struct tcb *t, uint64_t start, const uint8_t *data,
+			 uint32_t len, uint64_t now_ns)
 {
 	struct stream *st = &tcb_peer(t)->snd;
 	uint64_t dup = UINT64_MAX;
@@ -307,13 +321,15 @@ static void out_of_order(struct env *env, struct tcb *t, uint64_t start, const u
 		tcp_ooo_release(env, t);
 }
 
-static void in_payload(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void in_payload(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		       uint64_t now_ns)
 {
 	const uint8_t *data = pkt->payload;
 	int64_t start = seq, end = seq + pkt->payload_len;
 	int64_t limit = (int64_t)(t->rcv_fin ? min_u64(t->rcv_fin, t->rcv_adv) : t->rcv_adv);
 
-	if ((pkt->flags & TH_FIN) && !t->rcv_fin && end >= (int64_t)t->rcv_nxt && end <= (int64_t)t->rcv_adv)
+	if ((pkt->flags & TH_FIN) && !t->rcv_fin && end >= (int64_t)t->rcv_nxt &&
+	    end <= (int64_t)t->rcv_adv)
 		t->rcv_fin = (uint64_t)end;
 	if (end > limit)
 		end = limit;
@@ -330,7 +346,8 @@ static void in_payload(struct env *env, struct tcb *t, const struct pkt *pkt, in
 		if (start == (int64_t)t->rcv_nxt)
 			in_order(env, t, data, (uint32_t)(end - start), merged_count(pkt), now_ns);
 		else
-			out_of_order(env, t, (uint64_t)start, data, (uint32_t)(end - start), now_ns);
+			out_of_order(env, t, (uint64_t)start, data, (uint32_t)(end - start),
+				     now_ns);
 		if (tcb_is_outer(t))
 			window_measure(t, pkt, now_ns);
 	} else if (pkt->payload_len) {
@@ -374,7 +391,8 @@ static void in_fin_acked(struct env *env, struct tcb *t, uint64_t now_ns)
 		tcp_event(env, t, TE_FIN_ACKED, now_ns);
 }
 
-static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+			 uint64_t now_ns)
 {
 	bool fin = pkt->flags & TH_FIN;
 
@@ -385,7 +403,8 @@ static void in_time_wait(struct env *env, struct tcb *t, const struct pkt *pkt, 
 }
 
 /* RFC 5961 section 4.2. The SYN-ACK itself once more tells that our answer may be lost. */
-static void in_syn_synchronized(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+static void in_syn_synchronized(struct env *env, struct tcb *t, const struct pkt *pkt,
+				uint64_t now_ns)
 {
 	bool again = pkt->seq == t->irs && (!(pkt->flags & TH_ACK) || pkt->ack == t->iss + 1);
 
@@ -394,11 +413,15 @@ static void in_syn_synchronized(struct env *env, struct tcb *t, const struct pkt
 	tcp_challenge_ack(env, t, now_ns);
 }
 
-/* RFC 9293 section 3.10.7.4. Before accepted() nothing is written but counters, and that an answer is due. */
+/*
+ * RFC 9293 section 3.10.7.4. Before accepted() nothing is written but counters, and that an
+ * answer is due.
+ */
 static void in_synchronized(struct env *env, struct tcb *t, const struct pkt *in, uint64_t now_ns)
 {
 	struct pkt pkt = *in;
-	uint32_t last = (merged_count(in) - 1) * in->segment_bytes; /* where its last segment begins */
+	/* where its last segment begins */
+	uint32_t last = (merged_count(in) - 1) * in->segment_bytes;
 	int64_t seq;
 
 	if (unlikely(t->state == TCP_SYN_RECV)) {
@@ -483,7 +506,8 @@ void tcp_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t n
 		input_one(env, t, pkt, now_ns);
 		return;
 	}
-	for (uint32_t off = 0; off < pkt->payload_len && t->state != TCP_CLOSE; off += pkt->segment_bytes) {
+	for (uint32_t off = 0; off < pkt->payload_len && t->state != TCP_CLOSE;
+	     off += pkt->segment_bytes) {
 		merged_piece(t, pkt, off, &piece);
 		input_one(env, t, &piece, now_ns);
 	}

@@ -2,14 +2,15 @@
 /*
  * tcp_inner.c: how fast a recovery sends on the inner leg.
  *
- * The kernel is near and has its window, so the inner leg has no congestion control. But once something is
- * lost there, what it lost may be a whole window, sent again and again: by a peer that keeps nothing out of
- * order, or has no room. So a loss leaves a window of what is still on the way, one segment after a timeout,
- * and what arrives lets it grow as slow start would (RFC 5681 section 3.1) until the recovery is over.
+ * The kernel is near and has its window, so the inner leg has no congestion control. But once
+ * something is lost there, what it lost may be a whole window, sent again and again: by a peer that
+ * keeps nothing out of order, or has no room. So a loss leaves a window of what is still on the
+ * way, one segment after a timeout, and what arrives lets it grow as slow start would (RFC 5681
+ * section 3.1) until the recovery is over.
  *
- * Invariants: the window lives in the flight and ends with it or with the recovery; one segment may always be
- * on the way; without loss nothing here holds anything back. Duplicate ACKs let nothing out: such a peer
- * sends one for each segment that it throws away.
+ * Invariants: the window lives in the flight and ends with it or with the recovery; one segment may
+ * always be on the way; without loss nothing here holds anything back. Duplicate ACKs let nothing
+ * out: such a peer sends one for each segment that it throws away.
  */
 #include "tcp_int.h"
 

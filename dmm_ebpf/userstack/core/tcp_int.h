@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tcp_int.h: what the files of the TCP layer share; none above it includes this. Theory of operation: tcp.c.
+/* tcp_int.h: what the files of the TCP layer share; none above it includes this. Theory of
+ * operation: tcp.c.
  */
 #ifndef DMM_TCP_INT_H
 #define DMM_TCP_INT_H
@@ -10,8 +11,8 @@
 enum {
 	TCP_MIN_RTO_MS = 200,
 	TCP_INIT_RTO_MS = 1000,
-	TCP_SILENT_MS =
-		120000, /* a peer from which nothing came for so long may be dead (Linux: TCP_RTO_MAX) */
+	/* a peer from which nothing came for so long may be dead (Linux: TCP_RTO_MAX) */
+	TCP_SILENT_MS = 120000,
 	TCP_DELACK_MS = 40,
 	TCP_SYNACK_RETRIES = 5,
 	TCP_KEEPALIVE_PROBES = 9,
@@ -23,8 +24,8 @@ enum {
 	TCP_DUP_THRESH = 3,
 	TCP_HOLD_S = 150,  /* longer than any kernel goes on with a SYN */
 	TCP_MUTE_S = 1800, /* and longer than it goes on with data, unless told otherwise */
-	TCP_NOTSENT_MIN_BYTES =
-		256 * 1024, /* unsent data that the outer leg holds at least, before it pushes back */
+	/* unsent data that the outer leg holds at least, before it pushes back */
+	TCP_NOTSENT_MIN_BYTES = 256 * 1024,
 };
 
 /* F-RTO (RFC 5682) */
@@ -137,7 +138,9 @@ bool undo_by_echo(const struct tcb *t, const struct pkt *pkt);
 bool undo_frto(struct tcb *t, bool advanced, bool delivered, bool original, bool has_payload);
 void undo_reduction(struct env *env, struct tcb *t, uint64_t now_ns);
 
-/* tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room */
+/*
+ * tcp_spare.c: a hole worth a copy now; call only when nothing else can be sent and cwnd has room
+ */
 bool spare_pick(struct env *env, struct tcb *t, uint64_t now_ns, uint32_t *idx);
 void spare_sent(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns);
 bool spare_explains_dsack(const struct tcb *t, uint64_t now_ns);
@@ -147,7 +150,8 @@ uint16_t ecn_syn_flags(const struct env *env, struct tcb *t);
 void ecn_learn_syn(const struct env *env, struct tcb *t, const struct pkt *pkt);
 void ecn_learn_syn_again(struct tcb *t, const struct pkt *pkt);
 void ecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
-/* delivered_segs: newly acknowledged or SACKed by pkt. Returns the marks that it tells of, for cc_sample.ece
+/* delivered_segs: newly acknowledged or SACKed by pkt. Returns the marks that it tells of, for
+ * cc_sample.ece
  */
 uint32_t ecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
 void ecn_reduced(struct tcb *t);
@@ -161,12 +165,14 @@ void accecn_syn_again(struct tcb *t, const struct pkt *pkt);
 void accecn_synack(struct tcb *t, struct wire_seg *seg);
 void accecn_input(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 void accecn_duplicate(struct tcb *t, uint64_t start);
-uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt, uint32_t delivered_segs);
+uint32_t accecn_echoed(struct env *env, struct tcb *t, const struct pkt *pkt,
+		       uint32_t delivered_segs);
 bool accecn_option_due(const struct tcb *t, uint64_t now_ns);
 /* The ACE field of a segment that has all but our option */
 void accecn_ace(struct tcb *t, struct wire_seg *seg, bool pure);
 /* room: bytes left for options. dsack_start: of the duplicate that seg reports; 0: none */
-void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start, uint64_t now_ns);
+void accecn_option(struct tcb *t, struct wire_seg *seg, uint32_t room, uint64_t dsack_start,
+		   uint64_t now_ns);
 
 /* tcp_urg.c */
 /* seq: of the segment, in 64 bits */
@@ -196,11 +202,14 @@ bool pmtu_probe_lost(struct env *env, struct tcb *t, struct seg *s, uint64_t now
 /* tcp_rack.c */
 /* Acknowledged now, but not for its last transmission: nothing can be measured by it */
 bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns);
-bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns);
+bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack,
+		 uint64_t now_ns);
 void rack_reordered(struct tcb *t);
 /* How long a segment that was overtaken is waited for */
 uint64_t rack_window_ns(const struct tcb *t);
-/* Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never */
+/*
+ * Marks what is lost; returns its bytes. *wait_ns: how long until more may be found lost, 0: never
+ */
 uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns);
 void rack_dsack(struct tcb *t);
 uint64_t rack_mark_all_lost(struct tcb *t);
@@ -251,9 +260,9 @@ uint16_t window_take(struct env *env, struct tcb *t, uint64_t ack, bool syn);
 /* Payload came in on the outer leg */
 void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /*
- * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends leaves room
- * for what the peer sends, and each direction that holds little may take more: two full stacks must not wait
- * for each other.
+ * Bytes of the memory limit that what arrives in order on a leg must leave. What the app sends
+ * leaves room for what the peer sends, and each direction that holds little may take more: two full
+ * stacks must not wait for each other.
  */
 uint64_t tcp_mem_reserve(const struct env *env, const struct tcb *t);
 /* The most that this leg receives and the other leg holds */
@@ -269,18 +278,23 @@ void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns);
 uint64_t pace_burst_bytes(const struct tcb *t);
 
 /* tcp_run.c */
-/* Payload that a packet of headers_len bytes of headers may have beyond one segment; 0: it stays alone. The
- * newest segment, mss bytes of new data, is what it begins with; seg is its header. */
-uint32_t run_most(const struct env *env, const struct tcb *t, const struct wire_seg *seg, uint32_t cap);
+/* Payload that a packet of headers_len bytes of headers may have beyond one segment; 0: it stays
+ * alone. The newest segment, mss bytes of new data, is what it begins with; seg is its header. */
+uint32_t run_most(const struct env *env, const struct tcb *t, const struct wire_seg *seg,
+		  uint32_t cap);
 
 /* tcp_opt.c */
 /* A data segment of len bytes has no options but timestamps */
 bool opt_plain(const struct env *env, const struct tcb *t, uint32_t len, uint64_t now_ns);
-/* SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left for another ACK */
-bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns);
+/*
+ * SACK blocks and ECN feedback beside a payload of len bytes; true: no SACK block is left
+ * for another ACK
+ */
+bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len,
+		  uint64_t now_ns);
 /* Our option of RFC 9768, if it is due and fits. dsack_start: as accecn_option() takes it */
-void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t dsack_start,
-		uint64_t now_ns);
+void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len,
+		uint64_t dsack_start, uint64_t now_ns);
 
 /* tcp_out.c */
 void tcp_ready(struct env *env, struct tcb *t);
@@ -289,15 +303,16 @@ void tcp_unready(struct tcb *t);
 bool tcp_is_greeting(const struct tcb *t);
 /* Queues a pure ACK as it is now, apart from what the ready list does */
 void tcp_ack_apart(struct env *env, struct tcb *t, uint64_t now_ns);
-/* The answer to a segment from the past without payload: a keep-alive probe, of which every open connection
- * may get one; limited all the same, for two stacks could answer each other for ever */
+/* The answer to a segment from the past without payload: a keep-alive probe, of which every open
+ * connection may get one; limited all the same, for two stacks could answer each other for ever */
 void tcp_stale_ack(struct env *env, struct tcb *t, uint64_t now_ns);
 void tcp_challenge_ack(struct env *env, struct tcb *t, uint64_t now_ns);
 void tcp_set_mss(struct env *env, struct tcb *t);
 /* What a SYN of this leg says. The app's kernel is told what the peer takes, if that is less. */
 uint16_t tcp_adv_mss(const struct env *env, const struct tcb *t);
-/* What the peer of this leg takes in a segment: what it has said, or less if the app's kernel cuts its data
- * shorter than it was told to, as it does when a firewall of this host's has written less into what it got.
+/* What the peer of this leg takes in a segment: what it has said, or less if the app's kernel cuts
+ * its data shorter than it was told to, as it does when a firewall of this host's has written less
+ * into what it got.
  */
 uint32_t tcp_peer_takes(const struct env *env, const struct tcb *t);
 uint32_t tcp_mtu(const struct env *env, const struct tcb *t);

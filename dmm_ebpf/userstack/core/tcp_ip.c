@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_ip.c: what the IP headers of one leg's packets say, and those of the other leg are to say: DSCP, TTL,
- * flow label; and by which way packets go.
+ * tcp_ip.c: what the IP headers of one leg's packets say, and those of the other leg are to say:
+ * DSCP, TTL, flow label; and by which way packets go.
  */
 #include "tcp_int.h"
 

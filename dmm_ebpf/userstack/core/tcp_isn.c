@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tcp_isn.c: where an end's sequence numbers and its timestamp clock begin, so that no stranger can guess
- * them. */
+/* tcp_isn.c: where an end's sequence numbers and its timestamp clock begin, so that no stranger can
+ * guess them. */
 #include "tcp_int.h"
 
 uint32_t isn_ts_offset(const struct env *env, const struct dmm_core_addr_pair *pair, uint32_t leg)
@@ -16,7 +16,8 @@ uint32_t isn_new(const struct env *env, const struct tcb *t, uint64_t now_ns)
 	uint64_t key[2] = {h, t->leg};
 	uint32_t isn = (uint32_t)siphash(env->isn_secret, key, 2) + (uint32_t)(now_ns >> 12);
 
-	/* in front of what the previous connection with these names may have left in the network (RFC 6191)
+	/* in front of what the previous connection with these names may have left in the network
+	 * (RFC 6191)
 	 */
 	if (tcb_is_outer(t) && e->has_isn_floor && (int32_t)(isn - e->isn_floor) <= 0)
 		isn = e->isn_floor + 65536;

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_open.c: the handshake of a leg (RFC 9293 sections 3.5 and 3.10.7.3): what a SYN says, SYN-SENT,
- * SYN-RECEIVED and what is special there.
+ * tcp_open.c: the handshake of a leg (RFC 9293 sections 3.5 and 3.10.7.3): what a SYN says,
+ * SYN-SENT, SYN-RECEIVED and what is special there.
  *
- * On the outer leg anybody may write a SYN, so it proves nothing; what acknowledges our SYN does, for it
- * names a number that only those on the path have seen. Therefore a SYN that comes in SYN-SENT (simultaneous
- * open) is answered, but stands for a possibility only: until our SYN is acknowledged another SYN-ACK still
- * counts as the answer to it, and a RST without that number takes back the possibility alone. In SYN-RECEIVED
- * a SYN with another number is nothing but a segment outside the window: should its sender have given the
- * first attempt up, our SYN-ACK finds out. The inner leg's peer is this host's kernel: there it replaces the
- * one that waits.
+ * On the outer leg anybody may write a SYN, so it proves nothing; what acknowledges our SYN does,
+ * for it names a number that only those on the path have seen. Therefore a SYN that comes in
+ * SYN-SENT (simultaneous open) is answered, but stands for a possibility only: until our SYN is
+ * acknowledged another SYN-ACK still counts as the answer to it, and a RST without that number
+ * takes back the possibility alone. In SYN-RECEIVED a SYN with another number is nothing but a
+ * segment outside the window: should its sender have given the first attempt up, our SYN-ACK finds
+ * out. The inner leg's peer is this host's kernel: there it replaces the one that waits.
  */
 #include "tcp_int.h"
 
@@ -151,8 +151,8 @@ void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64
 	}
 }
 
-/* Back to SYN-SENT, as if the SYN had not come. That our SYN goes again is for a peer that it has not
- * reached. */
+/* Back to SYN-SENT, as if the SYN had not come. That our SYN goes again is for a peer that it has
+ * not reached. */
 static void forget_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	t->irs = t->ts_recent = 0;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_opt.c: what a segment reports in its options of what has come: SACK blocks (RFC 2018), and how much
- * came marked (RFC 9768).
+ * tcp_opt.c: what a segment reports in its options of what has come: SACK blocks (RFC 2018), and
+ * how much came marked (RFC 9768).
  *
- * Both want the 28 bytes that timestamps leave. When the byte counters are due in a pure ACK they get 8 at
- * least, in place of the oldest SACK block, which other ACKs report. Payload is never made shorter for
- * either.
+ * Both want the 28 bytes that timestamps leave. When the byte counters are due in a pure ACK they
+ * get 8 at least, in place of the oldest SACK block, which other ACKs report. Payload is never made
+ * shorter for either.
  */
 #include "tcp_int.h"
 
@@ -57,14 +57,15 @@ bool opt_plain(const struct env *env, const struct tcb *t, uint32_t len, uint64_
 	       option_room(env, t, &seg, len) < WIRE_ACCECN_MIN;
 }
 
-void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t dsack_start,
-		uint64_t now_ns)
+void opt_accecn(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len,
+		uint64_t dsack_start, uint64_t now_ns)
 {
 	if (t->flags & TF_ACCECN)
 		accecn_option(t, seg, option_room(env, t, seg, len), dsack_start, now_ns);
 }
 
-bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len, uint64_t now_ns)
+bool opt_feedback(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t len,
+		  uint64_t now_ns)
 {
 	uint64_t dsack_start = t->dsack_end ? t->dsack_start : 0;
 	uint32_t room = option_room(env, t, seg, len), ts_len = seg->opt_len;

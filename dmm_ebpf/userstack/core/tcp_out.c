@@ -2,13 +2,13 @@
 /*
  * tcp_out.c: the next segment of a leg, made when it is pulled.
  *
- * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data obeys the
- * peer's window, on the outer leg also cwnd and pacing. On the inner leg a segment may be as long as a GSO
- * packet; its checksum is left to the kernel. On the outer leg a packet may hold several segments of new
- * data, if the device cuts it (tcp_run.c).
+ * Order: RST, SYN, an ACK that reports holes, retransmissions, new data, FIN, ACK, probes. Data
+ * obeys the peer's window, on the outer leg also cwnd and pacing. On the inner leg a segment may be
+ * as long as a GSO packet; its checksum is left to the kernel. On the outer leg a packet may hold
+ * several segments of new data, if the device cuts it (tcp_run.c).
  *
- * Longer than 600 lines, because every branch of that order reads the same few fields and comes back to
- * emit().
+ * Longer than 600 lines, because every branch of that order reads the same few fields and comes
+ * back to emit().
  */
 #include "tcp_int.h"
 
@@ -101,8 +101,8 @@ static void ack_sent(struct tcb *t)
 	t->unacked_segs = 0;
 }
 
-static void fill_seg(struct env *env, struct tcb *t, struct wire_seg *seg, uint16_t flags, uint64_t seq,
-		     uint32_t len, uint64_t now_ns)
+static void fill_seg(struct env *env, struct tcb *t, struct wire_seg *seg, uint16_t flags,
+		     uint64_t seq, uint32_t len, uint64_t now_ns)
 {
 	uint64_t ack = hold_ack(t);
 
@@ -137,7 +137,8 @@ static void vnet_partial(struct dmm_vnet *v, uint8_t family)
 }
 
 /* Likewise the cutting into segments */
-static void vnet_gso(struct dmm_vnet *v, uint8_t family, uint32_t headers_len, uint32_t segment_bytes)
+static void vnet_gso(struct dmm_vnet *v, uint8_t family, uint32_t headers_len,
+		     uint32_t segment_bytes)
 {
 	v->gso_type = family == WIRE_AF_INET ? DMM_VNET_GSO_TCPV4 : DMM_VNET_GSO_TCPV6;
 	v->hdr_len = (uint16_t)headers_len;
@@ -156,10 +157,11 @@ static void dir_of(const struct tcb *t, struct wire_dir *dir)
 	dir->flow_label = outer ? e->flow_label : e->peer_label;
 }
 
-/* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of the
- * stream. more: segments, beyond the first, that the device makes of it. Returns its length. */
+/* One packet into buf: headers of seg, the IP header's ECN code point, payload [off, off + len) of
+ * the stream. more: segments, beyond the first, that the device makes of it. Returns its length. */
 static uint32_t emit(struct env *env, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
-		     const struct wire_seg *seg, uint32_t more, uint8_t ecn, uint64_t off, uint32_t len)
+		     const struct wire_seg *seg, uint32_t more, uint8_t ecn, uint64_t off,
+		     uint32_t len)
 {
 	struct ends *e = tcb_ends(t);
 	struct wire_dir dir;
@@ -198,15 +200,16 @@ static uint32_t emit(struct env *env, struct tcb *t, uint8_t *buf, struct dmm_tx
 }
 
 /*
- * The sequence number of what carries none of the stream. One beyond the peer's window is dropped with all
- * that it says (RFC 9293 section 3.10.7.4), and a peer may take its window back under what was lost on the
- * way: Linux tells zero when it has no memory, and would never hear that we have what it sends. Where SND.NXT
- * is beyond by no more than a window's rounding it stays, else the segment might seem old (Linux:
- * tcp_acceptable_seq()).
+ * The sequence number of what carries none of the stream. One beyond the peer's window is dropped
+ * with all that it says (RFC 9293 section 3.10.7.4), and a peer may take its window back under what
+ * was lost on the way: Linux tells zero when it has no memory, and would never hear that we have
+ * what it sends. Where SND.NXT is beyond by no more than a window's rounding it stays, else the
+ * segment might seem old (Linux: tcp_acceptable_seq()).
  */
 static uint64_t bare_seq(const struct tcb *t)
 {
-	uint64_t edge = t->snd_una + t->snd_wnd, rounding = t->snd_wnd ? (1u << t->snd_wscale) - 1 : 0;
+	uint64_t edge = t->snd_una + t->snd_wnd,
+		 rounding = t->snd_wnd ? (1u << t->snd_wscale) - 1 : 0;
 
 	return t->snd_una && t->snd_nxt > edge + rounding ? edge : t->snd_nxt;
 }
@@ -217,7 +220,8 @@ static uint32_t out_rst(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 	struct wire_seg seg;
 	uint32_t n;
 
-	fill_seg(env, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, bare_seq(t), 0, now_ns);
+	fill_seg(env, t, &seg, t->flags & TF_RST_BARE ? TH_RST : TH_RST | TH_ACK, bare_seq(t), 0,
+		 now_ns);
 	n = emit(env, t, buf, meta, &seg, 0, 0, 0, 0);
 	env->counters[DMM_CORE_RST_OUT]++;
 	t->flags &= ~(uint32_t)TF_RST_DUE;
@@ -237,8 +241,8 @@ static uint32_t out_syn(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 	seg.flags |= ecn_syn_flags(env, t);
 	wire_opt_mss(&seg, tcp_adv_mss(env, t));
 	wire_opt_syn_tail(&seg, !answer || (t->flags & TF_SACK), !answer || (t->flags & TF_TS),
-			  tcp_ts_now(t, now_ns), answer ? t->ts_recent : 0, !answer || (t->flags & TF_WS),
-			  t->rcv_wscale);
+			  tcp_ts_now(t, now_ns), answer ? t->ts_recent : 0,
+			  !answer || (t->flags & TF_WS), t->rcv_wscale);
 	if (answer && (t->flags & TF_ACCECN))
 		accecn_synack(t, &seg);
 	if (!t->snd_nxt)
@@ -249,8 +253,8 @@ static uint32_t out_syn(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 	return emit(env, t, buf, meta, &seg, 0, 0, 0, 0);
 }
 
-static uint32_t out_ack(struct env *env, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta, uint64_t seq,
-			uint64_t now_ns)
+static uint32_t out_ack(struct env *env, struct tcb *t, uint8_t *buf, struct dmm_tx_meta *meta,
+			uint64_t seq, uint64_t now_ns)
 {
 	struct wire_seg seg;
 
@@ -271,7 +275,9 @@ void tcp_ack_apart(struct env *env, struct tcb *t, uint64_t now_ns)
 	ctl_push_tcp(env, t->leg, e->link, &dir, &seg);
 }
 
-/* One answer per connection and half second to what is not acceptable, as Linux; true: it was given */
+/*
+ * One answer per connection and half second to what is not acceptable, as Linux; true: it was given
+ */
 static bool answered_lately(struct tcb *t, uint64_t now_ns)
 {
 	struct outer *o = &tcb_ends(t)->outer;
@@ -293,8 +299,9 @@ void tcp_stale_ack(struct env *env, struct tcb *t, uint64_t now_ns)
 	tcp_ready(env, t);
 }
 
-/* RFC 5961 section 7. There is no limit for the whole stack: who uses it up by a connection of his own could
- * tell by it how other connections answer (CVE-2016-5696, and why Linux has turned its own off). */
+/* RFC 5961 section 7. There is no limit for the whole stack: who uses it up by a connection of his
+ * own could tell by it how other connections answer (CVE-2016-5696, and why Linux has turned its
+ * own off). */
 void tcp_challenge_ack(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	if (answered_lately(t, now_ns))
@@ -321,16 +328,19 @@ static void sent_data(struct env *env, struct tcb *t, struct seg *s, uint64_t no
 	s->delivered_bytes = o->delivered_bytes;
 	s->lost_total_bytes = o->lost_bytes;
 	s->tx_inflight_bytes = (uint32_t)min_u64(t->fl->inflight_bytes, UINT32_MAX);
-	s->flags = (uint16_t)((s->flags & ~SEG_APP_LIMITED) | (o->app_limited_until ? SEG_APP_LIMITED : 0));
+	s->flags = (uint16_t)((s->flags & ~SEG_APP_LIMITED) |
+			      (o->app_limited_until ? SEG_APP_LIMITED : 0));
 	o->cc.inflight_bytes = tcp_inflight(t);
 	o->last_data_ns = now_ns;
 	prr_sent(t, s->len);
 	pace_sent(t, s->len, now_ns);
 }
 
-/* The segment's header. A copy neither asks for ECN nor tells of it: marks are counted by segment. */
-static void segment_head(struct env *env, struct tcb *t, const struct seg *s, bool copy, struct wire_seg *seg,
-			 uint8_t *ecn, uint64_t now_ns)
+/*
+ * The segment's header. A copy neither asks for ECN nor tells of it: marks are counted by segment.
+ */
+static void segment_head(struct env *env, struct tcb *t, const struct seg *s, bool copy,
+			 struct wire_seg *seg, uint8_t *ecn, uint64_t now_ns)
 {
 	uint32_t payload = s->len - !!(s->flags & SEG_FIN);
 	uint16_t flags = TH_ACK | (s->flags & SEG_FIN ? TH_FIN : 0);
@@ -394,7 +404,8 @@ static bool cwnd_allows(const struct tcb *t, uint32_t len)
 /* Longest payload of one packet */
 static uint32_t max_payload(const struct env *env, const struct tcb *t, uint32_t cap)
 {
-	uint32_t headers = wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN + WIRE_TCP_OPT_MAX;
+	uint32_t headers =
+		wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN + WIRE_TCP_OPT_MAX;
 	uint32_t gso = env->cfg.inner_gso_max;
 
 	/* the pieces of a longer packet would all have the same urgent pointer */
@@ -405,7 +416,8 @@ static uint32_t max_payload(const struct env *env, const struct tcb *t, uint32_t
 }
 
 /* How much new data to send now; *fin: the FIN goes with it */
-static uint32_t new_length(const struct env *env, const struct tcb *t, uint32_t cap, bool any, bool *fin)
+static uint32_t new_length(const struct env *env, const struct tcb *t, uint32_t cap, bool any,
+			   bool *fin)
 {
 	uint64_t unsent = tcp_unsent(t), edge = t->snd_una + t->snd_wnd;
 	uint64_t usable = edge > t->snd_nxt ? edge - t->snd_nxt : 0;
@@ -460,10 +472,10 @@ static struct seg *push_new(struct env *env, struct tcb *t, uint32_t len, bool f
 	return s;
 }
 
-/* What could be pulled next, one by one, joins the packet that seg is the header of; *more: how many. Returns
- * their payload. */
-static uint32_t add_run(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t cap, uint32_t *more,
-			uint64_t now_ns)
+/* What could be pulled next, one by one, joins the packet that seg is the header of; *more: how
+ * many. Returns their payload. */
+static uint32_t add_run(struct env *env, struct tcb *t, struct wire_seg *seg, uint32_t cap,
+			uint32_t *more, uint64_t now_ns)
 {
 	uint32_t most = run_most(env, t, seg, cap), total = 0, len = t->mss;
 	bool fin = false;
@@ -472,8 +484,8 @@ static uint32_t add_run(struct env *env, struct tcb *t, struct wire_seg *seg, ui
 		struct seg *s;
 
 		len = new_length(env, t, cap, false, &fin);
-		if (!len || len > most - total || !cwnd_allows(t, len) || !opt_plain(env, t, len, now_ns) ||
-		    pace_blocked(env, t, now_ns))
+		if (!len || len > most - total || !cwnd_allows(t, len) ||
+		    !opt_plain(env, t, len, now_ns) || pace_blocked(env, t, now_ns))
 			break;
 		s = push_new(env, t, len, fin, now_ns);
 		if (!s)
@@ -488,8 +500,8 @@ static uint32_t add_run(struct env *env, struct tcb *t, struct wire_seg *seg, ui
 }
 
 /* cap 0: nothing joins it */
-static uint32_t out_new(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-			uint32_t len, bool fin, uint64_t now_ns)
+static uint32_t out_new(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap,
+			struct dmm_tx_meta *meta, uint32_t len, bool fin, uint64_t now_ns)
 {
 	uint64_t off = t->snd_nxt - 1;
 	struct wire_seg seg;
@@ -511,8 +523,8 @@ static uint32_t out_new(struct env *env, struct tcb *t, uint8_t *buf, uint32_t c
 }
 
 /* Tail loss probe (RFC 8985 section 7.3): new data if there is any, else the last segment again */
-static uint32_t out_tlp(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-			uint64_t now_ns)
+static uint32_t out_tlp(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap,
+			struct dmm_tx_meta *meta, uint64_t now_ns)
 {
 	uint32_t len, n;
 	bool fin;
@@ -522,7 +534,8 @@ static uint32_t out_tlp(struct env *env, struct tcb *t, uint8_t *buf, uint32_t c
 		return 0;
 	len = new_length(env, t, cap, false, &fin);
 	if (len || fin) {
-		n = out_new(env, t, buf, 0, meta, min_u32(len, t->mss), fin && len <= t->mss, now_ns);
+		n = out_new(env, t, buf, 0, meta, min_u32(len, t->mss), fin && len <= t->mss,
+			    now_ns);
 		t->fl->tlp_is_retrans = 0;
 	} else {
 		n = out_again(env, t, buf, meta, flight_idx(t->fl, t->fl->count - 1), now_ns);
@@ -540,7 +553,9 @@ static void note_idle(struct env *env, struct tcb *t, uint64_t unsent, uint64_t 
 
 	if (!t->fl && (unsent || fin_due) && t->rtx_mode == RTX_NONE)
 		tcp_set_rtx(env, t, RTX_PERSIST, now_ns + tcp_rto_ns(env, t));
-	/* The peer's window counts as well: what is not sent for its sake says nothing of the path. */
+	/*
+	 * The peer's window counts as well: what is not sent for its sake says nothing of the path.
+	 */
 	if (tcb_is_outer(t) && cwnd_allows(t, t->mss))
 		o->app_limited_until = max_u64(o->delivered_bytes + tcp_inflight(t), 1);
 }
@@ -552,7 +567,8 @@ static uint32_t out_spare(struct env *env, struct tcb *t, uint8_t *buf, struct d
 	struct seg *s;
 	uint32_t idx, n;
 
-	if (!cwnd_allows(t, t->mss) || pace_blocked(env, t, now_ns) || !spare_pick(env, t, now_ns, &idx))
+	if (!cwnd_allows(t, t->mss) || pace_blocked(env, t, now_ns) ||
+	    !spare_pick(env, t, now_ns, &idx))
 		return 0;
 	s = flight_seg(t->fl, idx);
 	n = make_segment(env, t, buf, meta, s, true, now_ns);
@@ -566,8 +582,8 @@ static bool frto_waits(const struct tcb *t)
 	return tcb_is_outer(t) && tcb_ends(t)->outer.frto != FRTO_OFF && !(t->flags & TF_FORCE_RTX);
 }
 
-/* RFC 5682 section 2.1 step 2b: up to two new segments before anything else is sent again; without any the
- * timeout is taken for real */
+/* RFC 5682 section 2.1 step 2b: up to two new segments before anything else is sent again; without
+ * any the timeout is taken for real */
 static bool frto_new_data(const struct env *env, struct tcb *t, uint32_t cap)
 {
 	struct outer *o = &tcb_ends(t)->outer;
@@ -582,8 +598,8 @@ static bool frto_new_data(const struct env *env, struct tcb *t, uint32_t cap)
 	return false;
 }
 
-static uint32_t out_data(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-			 uint64_t now_ns)
+static uint32_t out_data(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap,
+			 struct dmm_tx_meta *meta, uint64_t now_ns)
 {
 	uint32_t len, n, probe;
 	bool fin;
@@ -630,8 +646,8 @@ bool tcp_is_greeting(const struct tcb *t)
 	return t->state == TCP_ESTABLISHED && (t->flags & TF_ACK_NOW) && t->rcv_nxt == 1;
 }
 
-uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, struct dmm_tx_meta *meta,
-		    uint64_t now_ns)
+uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap,
+		    struct dmm_tx_meta *meta, uint64_t now_ns)
 {
 	uint32_t n;
 
@@ -658,7 +674,8 @@ uint32_t tcp_output(struct env *env, struct tcb *t, uint8_t *buf, uint32_t cap, 
 			return n;
 	}
 	/* all that the window takes has gone, or has arrived */
-	if ((t->flags & TF_RST_DUE) && !(tcb_is_outer(t) && stream_held(&t->snd)) && !tcp_is_greeting(t))
+	if ((t->flags & TF_RST_DUE) && !(tcb_is_outer(t) && stream_held(&t->snd)) &&
+	    !tcp_is_greeting(t))
 		return out_rst(env, t, buf, meta, now_ns);
 	if (t->flags & TF_ACK_NOW)
 		return out_ack(env, t, buf, meta, bare_seq(t), now_ns);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_pace.c: data of the outer leg leaves at the rate the congestion control asks for, not in bursts.
+ * tcp_pace.c: data of the outer leg leaves at the rate the congestion control asks for, not in
+ * bursts.
  *
- * A clock that each packet moves on by the time it takes at that rate: while it is ahead of now, nothing
- * goes.
+ * A clock that each packet moves on by the time it takes at that rate: while it is ahead of now,
+ * nothing goes.
  *
- * Invariants: pace_ns is never behind now by more than the quantum and what a late timer may cost; without a
- * pacing rate nothing here delays anything.
+ * Invariants: pace_ns is never behind now by more than the quantum and what a late timer may cost;
+ * without a pacing rate nothing here delays anything.
  */
 #include "tcp_int.h"
 
@@ -48,7 +49,10 @@ void pace_sent(struct tcb *t, uint32_t len, uint64_t now_ns)
 
 	if (!o->cc.pacing_Bps)
 		return;
-	/* A timer that fired late, not a pause of the app's, when there is more in flight: made up for */
+	/*
+	 * A timer that fired late, not a pause of the app's, when there is more in flight:
+	 * made up for
+	 */
 	late_ns = t->fl->inflight_bytes > len ? PACE_LATE_NS : 0;
 	least_ns = now_ns - min_u64(now_ns, quantum_ns(t) + late_ns);
 	o->pace_ns = max_u64(o->pace_ns, least_ns) + len * NS_PER_S / o->cc.pacing_Bps;

@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_pmtu.c: the path MTU of the outer leg: the device's and the route's, ICMP (RFC 1191, RFC 8201) and, for
- * paths that drop long packets without a word, black-hole detection (RFC 4821, RFC 8899).
+ * tcp_pmtu.c: the path MTU of the outer leg: the device's and the route's, ICMP (RFC 1191, RFC
+ * 8201) and, for paths that drop long packets without a word, black-hole detection (RFC 4821, RFC
+ * 8899).
  *
- * Each packet from this host's kernel says the MTU of the device that it would have gone by, and the path MTU
- * follows, down and up. A route that allows less than its device shows in the MSS that the kernel offers.
- * Neither that nor what a router said is exceeded later. What a firewall of this host's writes into the SYN
- * or SYN-ACK that the kernel gets shows in the segments that it cuts.
+ * Each packet from this host's kernel says the MTU of the device that it would have gone by, and
+ * the path MTU follows, down and up. A route that allows less than its device shows in the MSS that
+ * the kernel offers. Neither that nor what a router said is exceeded later. What a firewall of this
+ * host's writes into the SYN or SYN-ACK that the kernel gets shows in the segments that it cuts.
  *
- * Two timeouts in a row of a full-size segment shorten the segments, in steps. A path that was merely dead
- * looks the same: so as soon as something has passed again, one segment of the old size goes as a probe,
- * later ones after PROBE_MIN_S, doubled up to PROBE_MAX_S. A probe that arrives brings the old MTU back; one
- * that is lost is cut and sent again, and the congestion control is told that it was for nothing.
+ * Two timeouts in a row of a full-size segment shorten the segments, in steps. A path that was
+ * merely dead looks the same: so as soon as something has passed again, one segment of the old size
+ * goes as a probe, later ones after PROBE_MIN_S, doubled up to PROBE_MAX_S. A probe that arrives
+ * brings the old MTU back; one that is lost is cut and sent again, and the congestion control is
+ * told that it was for nothing.
  *
- * Invariants: conn.mtu <= min(conn.mtu_dev, conn.mtu_most), unless the protocol's least MTU is larger; equal
- * but for a black hole; outer.mtu_full != 0 only while a black hole is suspected, and is then larger than
- * conn.mtu; at most one segment with SEG_PROBE is in flight; nothing else is longer than the MTU.
+ * Invariants: conn.mtu <= min(conn.mtu_dev, conn.mtu_most), unless the protocol's least MTU is
+ * larger; equal but for a black hole; outer.mtu_full != 0 only while a black hole is suspected, and
+ * is then larger than conn.mtu; at most one segment with SEG_PROBE is in flight; nothing else is
+ * longer than the MTU.
  */
 #include "tcp_int.h"
 
@@ -124,8 +127,8 @@ void pmtu_app_segment(struct env *env, struct ends *e, uint32_t bytes)
 		e->outer.mtu_probing = 0;
 }
 
-/* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it could not
- * pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7) */
+/* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it
+ * could not pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7) */
 static bool was_too_big(const struct ends *e, uint64_t seq, uint32_t mtu)
 {
 	const struct tcb *t = &e->leg[DMM_LEG_OUTER];

@@ -2,16 +2,16 @@
 /*
  * tcp_prr.c: how fast a recovery sends: Proportional Rate Reduction (RFC 9937), on the outer leg.
  *
- * What arrives at the peer clocks out what may go: in proportion while more is in flight than the congestion
- * control wants, so that the flight shrinks to its ssthresh over the round trip instead of after a silence;
- * as much as arrives (PRR-CRB), and a segment more while recovery makes good progress (PRR-SSRB), when
- * losses have left less in flight. For congestion controls that say so (cc_ops.prr): those that pace by a
- * model have no use for it, and a timeout slow-starts instead.
+ * What arrives at the peer clocks out what may go: in proportion while more is in flight than the
+ * congestion control wants, so that the flight shrinks to its ssthresh over the round trip instead
+ * of after a silence; as much as arrives (PRR-CRB), and a segment more while recovery makes good
+ * progress (PRR-SSRB), when losses have left less in flight. For congestion controls that say so
+ * (cc_ops.prr): those that pace by a model have no use for it, and a timeout slow-starts instead.
  *
- * Invariants: an episode lives in the flight and ends with it, with the recovery, or by undo or timeout.
- * cc.cwnd_bytes is the episode's ssthresh throughout, so its end needs no act. What may be sent is a budget,
- * not a window: a segment that is marked lost between two ACKs leaves the flight and must not let another
- * one out.
+ * Invariants: an episode lives in the flight and ends with it, with the recovery, or by undo or
+ * timeout. cc.cwnd_bytes is the episode's ssthresh throughout, so its end needs no act. What may be
+ * sent is a budget, not a window: a segment that is marked lost between two ACKs leaves the flight
+ * and must not let another one out.
  */
 #include "tcp_int.h"
 
@@ -21,7 +21,9 @@ void prr_start(struct tcb *t, uint64_t delivered_bytes)
 
 	if (!t->fl || !cc->ops->prr)
 		return;
-	/* what this ACK reports belongs to the episode, what was SACKed before does not (section 6) */
+	/*
+	 * what this ACK reports belongs to the episode, what was SACKed before does not (section 6)
+	 */
 	t->fl->prr = (struct prr){
 		.ssthresh_bytes = cc->cwnd_bytes,
 		.recover_fs_bytes = tcp_inflight(t) + t->fl->lost_bytes + delivered_bytes,

@@ -2,16 +2,17 @@
 /*
  * tcp_rack.c: loss detection by time (RACK-TLP, RFC 8985).
  *
- * A segment is lost when one sent later has arrived and the reordering window has passed since. The tx list
- * of struct flight is ordered by the last transmission, so retransmissions that were lost are found like
- * first transmissions, and each look stops at the first segment that is not old enough.
+ * A segment is lost when one sent later has arrived and the reordering window has passed since. The
+ * tx list of struct flight is ordered by the last transmission, so retransmissions that were lost
+ * are found like first transmissions, and each look stops at the first segment that is not old
+ * enough.
  */
 #include "tcp_int.h"
 
 /*
- * Reordering is no chance when it was seen so often, each time within so many segments of the last; what is
- * seen sooner than after a few segments is the same event; and it is over when none was seen for long. And
- * how far the window grows by DSACKs then.
+ * Reordering is no chance when it was seen so often, each time within so many segments of the last;
+ * what is seen sooner than after a few segments is the same event; and it is over when none was
+ * seen for long. And how far the window grows by DSACKs then.
  */
 enum {
 	REORD_EVENTS = 8,
@@ -25,17 +26,19 @@ enum {
 /* What arrived last, by time of transmission, was sent after s? */
 static bool sent_before_rack(const struct flight *fl, const struct seg *s)
 {
-	return fl->rack_xmit_ns > s->xmit_ns || (fl->rack_xmit_ns == s->xmit_ns && fl->rack_order > s->order);
+	return fl->rack_xmit_ns > s->xmit_ns ||
+	       (fl->rack_xmit_ns == s->xmit_ns && fl->rack_order > s->order);
 }
 
 /*
- * A retransmission is acknowledged sooner than what was sent only once, just now: through the same queue it
- * cannot have come faster, so the ACK is for an earlier transmission. Believed, it would make all that was
- * sent between the two look lost.
+ * A retransmission is acknowledged sooner than what was sent only once, just now: through the same
+ * queue it cannot have come faster, so the ACK is for an earlier transmission. Believed, it would
+ * make all that was sent between the two look lost.
  */
 static bool faster_than_others(const struct flight *fl, uint64_t rtt_ns, uint64_t now_ns)
 {
-	return now_ns - fl->sure_ns <= fl->sure_rtt_ns / 4 && rtt_ns + fl->sure_rtt_ns / 64 < fl->sure_rtt_ns;
+	return now_ns - fl->sure_ns <= fl->sure_rtt_ns / 4 &&
+	       rtt_ns + fl->sure_rtt_ns / 64 < fl->sure_rtt_ns;
 }
 
 static bool faster_than_light(const struct tcb *t, uint64_t rtt_ns)
@@ -54,12 +57,13 @@ bool rack_told_late(const struct tcb *t, const struct seg *s, uint64_t now_ns)
 }
 
 /*
- * RFC 8985 section 6.2 steps 1 to 3; true: reordering. Only what an earlier ACK had overtaken came out of
- * order: the blocks of one ACK stand in no order, and one that stands for several lost ones brings older
- * segments besides newer. A retransmission is ambiguous, unless it is acknowledged sooner than it can have
- * arrived: then the first transmission came late.
+ * RFC 8985 section 6.2 steps 1 to 3; true: reordering. Only what an earlier ACK had overtaken came
+ * out of order: the blocks of one ACK stand in no order, and one that stands for several lost ones
+ * brings older segments besides newer. A retransmission is ambiguous, unless it is acknowledged
+ * sooner than it can have arrived: then the first transmission came late.
  */
-bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack, uint64_t now_ns)
+bool rack_update(struct tcb *t, const struct seg *s, bool told_late, uint64_t old_fack,
+		 uint64_t now_ns)
 {
 	struct flight *fl = t->fl;
 	uint64_t rtt_ns = now_ns - s->xmit_ns;
@@ -90,10 +94,11 @@ static bool tolerates_loss(const struct tcb *t)
 }
 
 /*
- * From now on a reordering window is waited for. Where ACKs are lost as well, a SACK block may be told of
- * late, when three ACKs with it were lost, and look like reordering; then every loss would cost a quarter of
- * a round trip more, and one that is lost again and again, several. A congestion control that
- * takes no single loss for congestion is not hurt by a few needless retransmissions: with it seldom is never.
+ * From now on a reordering window is waited for. Where ACKs are lost as well, a SACK block may be
+ * told of late, when three ACKs with it were lost, and look like reordering; then every loss would
+ * cost a quarter of a round trip more, and one that is lost again and again, several. A congestion
+ * control that takes no single loss for congestion is not hurt by a few needless retransmissions:
+ * with it seldom is never.
  */
 void rack_reordered(struct tcb *t)
 {
@@ -132,7 +137,8 @@ uint64_t rack_window_ns(const struct tcb *t)
 	uint64_t min_rtt_ns = tcp_min_rtt_ns(t);
 	uint32_t mult = t->rack_mult ? t->rack_mult : 1;
 
-	if (!(t->flags & TF_REORD) && ((t->flags & TF_RECOVERY) || t->fl->n_sacked >= TCP_DUP_THRESH))
+	if (!(t->flags & TF_REORD) &&
+	    ((t->flags & TF_RECOVERY) || t->fl->n_sacked >= TCP_DUP_THRESH))
 		return 0;
 	if (min_rtt_ns == NEVER)
 		min_rtt_ns = t->srtt_ns;
@@ -167,7 +173,9 @@ uint64_t rack_detect(struct tcb *t, uint64_t now_ns, uint64_t *wait_ns)
 	return lost;
 }
 
-/* A duplicate arrived: the window was too small; once a round trip is enough (section 6.2 step 4) */
+/*
+ * A duplicate arrived: the window was too small; once a round trip is enough (section 6.2 step 4)
+ */
 void rack_dsack(struct tcb *t)
 {
 	uint32_t most = tolerates_loss(t) ? TOLERANT_MULT_MAX : MULT_MAX;
@@ -175,12 +183,16 @@ void rack_dsack(struct tcb *t)
 	if (t->snd_una < t->rack_dsack_round)
 		return;
 	t->rack_dsack_round = t->snd_nxt;
-	/* where many ACKs are lost there are duplicates in every round trip, however long one waits */
+	/*
+	 * where many ACKs are lost there are duplicates in every round trip, however long one waits
+	 */
 	t->rack_mult = (uint8_t)(t->rack_mult ? min_u32(t->rack_mult + 1u, most) : 2);
 	t->rack_persist = 16;
 }
 
-/* After a timeout (section 6.3, RFC 6298): all that is not SACKed is sent again, in sequence order */
+/*
+ * After a timeout (section 6.3, RFC 6298): all that is not SACKed is sent again, in sequence order
+ */
 uint64_t rack_mark_all_lost(struct tcb *t)
 {
 	struct flight *fl = t->fl;

@@ -7,8 +7,8 @@
 #include "tcp_int.h"
 
 enum {
-	DUE_FLAGS = TF_ACK_NOW | TF_HOLD | TF_SYN_DUE | TF_RST_DUE | TF_PROBE_DUE | TF_TLP_DUE | TF_PUSH_ANY |
-		    TF_RST_FLUSH,
+	DUE_FLAGS = TF_ACK_NOW | TF_HOLD | TF_SYN_DUE | TF_RST_DUE | TF_PROBE_DUE | TF_TLP_DUE |
+		    TF_PUSH_ANY | TF_RST_FLUSH,
 };
 
 static bool is_quiet(const struct env *env, const struct tcb *t, uint64_t now_ns)
@@ -35,7 +35,10 @@ bool tcp_sleep(struct env *env, struct ends *e, uint64_t now_ns, uint64_t *due_n
 		t->keep_ns = tcp_keep_due_ns(env, t);
 		*due_ns = min_u64(*due_ns, t->keep_ns);
 		wheel_cancel(&env->wheel, &t->timer);
-		/* nodes point to themselves while they are on no list; they are made again, not kept */
+		/*
+		 * nodes point to themselves while they are on no list; they are made
+		 * again, not kept
+		 */
 		memset(&t->ready, 0, sizeof(t->ready));
 		memset(&t->timer, 0, sizeof(t->timer));
 	}

@@ -2,20 +2,21 @@
 /*
  * tcp_spare.c: copies of what is on the way, sent in time that nothing else can use.
  *
- * Theory of operation. With random loss p a retransmission is lost like any other segment, and everything
- * behind the hole waits a round trip more. While new data can go that costs nothing. It does when the peer's
- * window is full of what waits behind the hole, or when the app has no more: then the sender idles, and the
- * number of round trips, not the rate, is the limit. A Linux receiver also opens its window by what its
- * program reads in a round trip, so the start of a flow is such a time. In it, what is on the way is sent
- * again, oldest first: holes that were sent again once, and, when much is lost, everything. A pass over them
- * begins at most three times in a round trip.
+ * Theory of operation. With random loss p a retransmission is lost like any other segment, and
+ * everything behind the hole waits a round trip more. While new data can go that costs nothing. It
+ * does when the peer's window is full of what waits behind the hole, or when the app has no more:
+ * then the sender idles, and the number of round trips, not the rate, is the limit. A Linux
+ * receiver also opens its window by what its program reads in a round trip, so the start of a flow
+ * is such a time. In it, what is on the way is sent again, oldest first: holes that were sent again
+ * once, and, when much is lost, everything. A pass over them begins at most three times in a round
+ * trip.
  *
- * A copy changes nothing of what is known about its segment: RACK goes on from the transmission proper, and
- * a copy that arrives only fills the hole sooner. Copies are paced like data, and with what is in flight they
- * are no more than cc.spare_bytes in a round trip, one segment a pass at least: they must not make the queue
- * that a probe for bandwidth looks for. Only a congestion control that knows the loss to be random asks for
- * them (cc.spare). Their duplicates come back as DSACKs, which therefore prove nothing for two round trips
- * (spare_explains_dsack).
+ * A copy changes nothing of what is known about its segment: RACK goes on from the transmission
+ * proper, and a copy that arrives only fills the hole sooner. Copies are paced like data, and with
+ * what is in flight they are no more than cc.spare_bytes in a round trip, one segment a pass at
+ * least: they must not make the queue that a probe for bandwidth looks for. Only a congestion
+ * control that knows the loss to be random asks for them (cc.spare). Their duplicates come back as
+ * DSACKs, which therefore prove nothing for two round trips (spare_explains_dsack).
  */
 #include "tcp_int.h"
 

@@ -1,38 +1,48 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_state.c: the states of an end (RFC 9293 section 3.3.2): what leads from one to another, the only place
- * where one changes, and what is freed on the way.
+ * tcp_state.c: the states of an end (RFC 9293 section 3.3.2): what leads from one to another, the
+ * only place where one changes, and what is freed on the way.
  *
- * What may leave an end in each state, besides a RST that is due, and what is forbidden there. An end that is
- * held (TF_HOLD) sends nothing in any state.
+ * What may leave an end in each state, besides a RST that is due, and what is forbidden there. An
+ * end that is held (TF_HOLD) sends nothing in any state.
  *
  * CLOSE         Nothing. Only a RST that is due is left of it: no buffer, no timer.
  * SYN-SENT      The SYN. Nothing else, for nothing is known of the peer.
- * SYN-RECEIVED  The SYN-ACK, or a bare ACK where an answer is due at once. No data either way, no FIN.
- * ESTABLISHED   All but SYNs.
- * CLOSE-WAIT    Likewise. Nothing more is taken in: the peer's stream has ended.
- * FIN-WAIT-1    ACKs, and the FIN and what is before it once more. No new data, also not in the states below.
- * FIN-WAIT-2    ACKs and keep-alive probes. All that was sent has arrived; what the peer sends is taken in.
- * CLOSING       As in FIN-WAIT-1, but nothing more is taken in.
- * LAST-ACK      Likewise.
- * TIME-WAIT     ACKs. It has one timer and nothing else.
+ * SYN-RECEIVED  The SYN-ACK, or a bare ACK where an answer is due at once. No data either way, no
+ * FIN. ESTABLISHED   All but SYNs. CLOSE-WAIT    Likewise. Nothing more is taken in: the peer's
+ * stream has ended. FIN-WAIT-1    ACKs, and the FIN and what is before it once more. No new data,
+ * also not in the states below. FIN-WAIT-2    ACKs and keep-alive probes. All that was sent has
+ * arrived; what the peer sends is taken in. CLOSING       As in FIN-WAIT-1, but nothing more is
+ * taken in. LAST-ACK      Likewise. TIME-WAIT     ACKs. It has one timer and nothing else.
  */
 #include "tcp_int.h"
 
-/* Where an event leads from a state, in the order of RFC 9293; 0: nowhere, it changes nothing. A RST, a
- * time-out and an abort lead from everywhere to CLOSE: tcp_release(). */
+/* Where an event leads from a state, in the order of RFC 9293; 0: nowhere, it changes nothing. A
+ * RST, a time-out and an abort lead from everywhere to CLOSE: tcp_release(). */
 static const uint8_t arms[TE_EVENTS][TCP_CLOSING + 1] = {
 	/* 3.10.1, OPEN call, active */
 	[TE_OPEN][TCP_CLOSE] = TCP_SYN_SENT,
-	/* 3.10.4, CLOSE call: once all that is before the FIN was sent, the FIN is, and the state follows */
+	/*
+	 * 3.10.4, CLOSE call: once all that is before the FIN was sent, the FIN is, and
+	 * the state follows
+	 */
 	[TE_FIN_SENT][TCP_ESTABLISHED] = TCP_FIN_WAIT1,
 	[TE_FIN_SENT][TCP_CLOSE_WAIT] = TCP_LAST_ACK,
-	/* 3.10.7.2, LISTEN, third: check for a SYN. The listener is the app's, or the other leg's peer. */
+	/*
+	 * 3.10.7.2, LISTEN, third: check for a SYN. The listener is the app's, or the
+	 * other leg's peer.
+	 */
 	[TE_SYN][TCP_CLOSE] = TCP_SYN_RECV,
-	/* 3.10.7.3, SYN-SENT, fourth: check the SYN bit. Without an ACK of ours: a simultaneous open. */
+	/*
+	 * 3.10.7.3, SYN-SENT, fourth: check the SYN bit. Without an ACK of ours:
+	 * a simultaneous open.
+	 */
 	[TE_SYN][TCP_SYN_SENT] = TCP_SYN_RECV,
 	[TE_SYN_ACKED][TCP_SYN_SENT] = TCP_ESTABLISHED,
-	/* 3.10.7.4, second: check the RST bit, after a simultaneous open; tcp_open.c says why not to CLOSE */
+	/*
+	 * 3.10.7.4, second: check the RST bit, after a simultaneous open; tcp_open.c says why
+	 * not to CLOSE
+	 */
 	[TE_SYN_GONE][TCP_SYN_RECV] = TCP_SYN_SENT,
 	/* 3.10.7.4, fifth: check the ACK field */
 	[TE_SYN_ACKED][TCP_SYN_RECV] = TCP_ESTABLISHED,
@@ -79,7 +89,8 @@ void tcp_release(struct env *env, struct tcb *t)
 	if (tcb_is_outer(t))
 		tcb_ends(t)->outer.pace_wake_ns = NEVER;
 	t->flags &= TF_RST_DUE | TF_RST_BARE | TF_TS;
-	if (t->flags & TF_RST_DUE) /* also one that waited for the handshake, to let bytes go first */
+	/* also one that waited for the handshake, to let bytes go first */
+	if (t->flags & TF_RST_DUE)
 		tcp_ready(env, t);
 	else
 		tcp_unready(t);
@@ -88,8 +99,8 @@ void tcp_release(struct env *env, struct tcb *t)
 
 static void enter_time_wait(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	uint32_t keep =
-		t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD | TF_FIN_SENT);
+	uint32_t keep = t->flags & (TF_ACK_NOW | TF_TS | TF_SACK | TF_WS | TF_ACCECN | TF_FIN_RCVD |
+				    TF_FIN_SENT);
 	bool again = t->state == TCP_TIME_WAIT;
 
 	if (!again) {

@@ -2,9 +2,9 @@
 /*
  * tcp_timer.c: deadlines of a leg.
  *
- * One wheel node per leg serves all its deadlines. It is armed for the earliest that was ever asked for and
- * moved lazily: a deadline that moves later (the retransmission timer does so with each ACK) leaves the node
- * alone, and the node finds, when it fires, that nothing is due yet.
+ * One wheel node per leg serves all its deadlines. It is armed for the earliest that was ever asked
+ * for and moved lazily: a deadline that moves later (the retransmission timer does so with each
+ * ACK) leaves the node alone, and the node finds, when it fires, that nothing is due yet.
  */
 #include "tcp_int.h"
 
@@ -44,15 +44,18 @@ uint64_t tcp_rto_ns(const struct env *env, const struct tcb *t)
 	return min_u64(rto_ns << min_u32(t->backoff, 12), tcp_profile(env, t)->max_rto_ns);
 }
 
-/* The timer that fits what is in flight: a tail loss probe before the retransmission timeout (RFC 8985) */
+/*
+ * The timer that fits what is in flight: a tail loss probe before the retransmission
+ * timeout (RFC 8985)
+ */
 void tcp_rearm(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	if (!t->fl)
 		return;
 	if (t->fl->rto_ns == NEVER)
 		t->fl->rto_ns = now_ns + tcp_rto_ns(env, t);
-	if (tcp_tlp_allowed(
-		    t)) /* never later than the timeout, which the probe then puts off (section 7.2) */
+	if (tcp_tlp_allowed(t)) /* never later than the timeout, which the probe then puts off
+				   (section 7.2) */
 		tcp_set_rtx(env, t, RTX_TLP, min_u64(now_ns + tcp_pto_ns(t), t->fl->rto_ns));
 	else
 		tcp_set_rtx(env, t, RTX_RTO, t->fl->rto_ns);
@@ -94,9 +97,9 @@ static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 }
 
 /*
- * The kernel answers a probe of the inner leg by the way that it would take now, and so the outer leg learns
- * of another route, neighbour or device (ip_follow()), also when the app itself has nothing to send. Of an
- * app that has closed there may be no socket any more, which would say RST.
+ * The kernel answers a probe of the inner leg by the way that it would take now, and so the outer
+ * leg learns of another route, neighbour or device (ip_follow()), also when the app itself has
+ * nothing to send. Of an app that has closed there may be no socket any more, which would say RST.
  */
 static void ask_way(struct env *env, struct tcb *inner)
 {
@@ -159,7 +162,9 @@ static void fire_reo(struct env *env, struct tcb *t, uint64_t now_ns)
 		tcp_rearm(env, t, now_ns);
 }
 
-/* Zero window (RFC 9293 section 3.8.6.1): as long as the peer answers there is no end to the probes */
+/*
+ * Zero window (RFC 9293 section 3.8.6.1): as long as the peer answers there is no end to the probes
+ */
 static void fire_persist(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	if (++t->retries > max_retries(env, t)) {
@@ -226,8 +231,8 @@ uint64_t tcp_keep_due_ns(const struct env *env, const struct tcb *t)
 	return t->last_rx_ns + keep_period_ns(env, t);
 }
 
-/* The outer leg's timer also looks whether the connection can be parked: when both legs may have been quiet
- * for long enough, and then from time to time */
+/* The outer leg's timer also looks whether the connection can be parked: when both legs may have
+ * been quiet for long enough, and then from time to time */
 void tcp_keep_start(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	uint64_t due_ns = tcp_keep_due_ns(env, t), park_ns;
@@ -239,8 +244,8 @@ void tcp_keep_start(struct env *env, struct tcb *t, uint64_t now_ns)
 	tcp_set_deadline(env, t, &t->keep_ns, due_ns);
 }
 
-/* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone without a
- * word */
+/* RFC 9293 section 3.8.4 on the outer leg; on the inner leg it finds kernel sockets that are gone
+ * without a word */
 static void fire_keepalive(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	uint64_t period_ns = keep_period_ns(env, t);
@@ -259,7 +264,8 @@ static void fire_keepalive(struct env *env, struct tcb *t, uint64_t now_ns)
 	}
 	t->keep_probes++;
 	t->flags |= TF_PROBE_DUE;
-	tcp_set_deadline(env, t, &t->keep_ns, now_ns + min_u64(period_ns, TCP_KEEPALIVE_INTVL_S * NS_PER_S));
+	tcp_set_deadline(env, t, &t->keep_ns,
+			 now_ns + min_u64(period_ns, TCP_KEEPALIVE_INTVL_S * NS_PER_S));
 	tcp_ready(env, t);
 }
 
@@ -290,7 +296,8 @@ void tcp_timer(struct env *env, struct tcb *t, uint64_t now_ns)
 		fire_rtx(env, t, now_ns);
 	if (e->f.phase == CONN_DEAD)
 		return;
-	if (tcb_is_outer(t) && now_ns - t->last_rx_ns >= env->cfg.park_ns && env->up->quiet(env, t, now_ns))
+	if (tcb_is_outer(t) && now_ns - t->last_rx_ns >= env->cfg.park_ns &&
+	    env->up->quiet(env, t, now_ns))
 		return;
 	tcp_timer_start(env, t);
 }

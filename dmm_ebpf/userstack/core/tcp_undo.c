@@ -3,13 +3,14 @@
  * tcp_undo.c: loss recovery that turns out to be needless is taken back, on the outer leg.
  *
  * Three proofs are accepted. Eifel (RFC 3522): the peer's timestamp echo is older than our first
- * retransmission, so originals were acknowledged. DSACK (RFC 3708): the peer has reported each retransmission
- * as a duplicate. F-RTO (RFC 5682), after a timeout without timestamps: after the first retransmission two
- * new segments go, and an ACK then covers an original that was never sent again.
+ * retransmission, so originals were acknowledged. DSACK (RFC 3708): the peer has reported each
+ * retransmission as a duplicate. F-RTO (RFC 5682), after a timeout without timestamps: after the
+ * first retransmission two new segments go, and an ACK then covers an original that was never sent
+ * again.
  *
- * Invariants: what is undone is the last reduction only (cc_ops.on_undo); undo_una != 0 while one can be;
- * segments that a timeout had marked lost go back to the tx list only when they were sent once, so its order
- * by time holds.
+ * Invariants: what is undone is the last reduction only (cc_ops.on_undo); undo_una != 0 while one
+ * can be; segments that a timeout had marked lost go back to the tx list only when they were sent
+ * once, so its order by time holds.
  */
 #include "tcp_int.h"
 
@@ -37,7 +38,8 @@ void undo_on_timeout(struct tcb *t)
 	if ((t->flags & TF_RECOVERY) && o->undo_timeout) {
 		o->frto = FRTO_OFF;
 		if (o->undo_una != t->snd_una)
-			o->undo_una = 0; /* there was progress and another timeout: the trouble is real */
+			/* there was progress and another timeout: the trouble is real */
+			o->undo_una = 0;
 		return;
 	}
 	undo_arm(t, true);
@@ -69,12 +71,16 @@ bool undo_on_dsack(struct tcb *t, uint64_t start, uint64_t end)
 	return !o->undo_retrans;
 }
 
-/* Eifel: on a timeout the first ACK that advances tells, else the one that covers all that was resent */
+/*
+ * Eifel: on a timeout the first ACK that advances tells, else the one that covers all
+ * that was resent
+ */
 bool undo_by_echo(const struct tcb *t, const struct pkt *pkt)
 {
 	const struct outer *o = &tcb_ends(t)->outer;
 
-	if (!o->undo_una || !o->retrans_ts_known || !(t->flags & TF_TS) || !pkt->has_ts || !pkt->tsecr)
+	if (!o->undo_una || !o->retrans_ts_known || !(t->flags & TF_TS) || !pkt->has_ts ||
+	    !pkt->tsecr)
 		return false;
 	if ((int32_t)(pkt->tsecr - o->retrans_ts) >= 0)
 		return false;

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_urg.c: urgent data (RFC 9293 section 3.8.5, RFC 6093): the mark that one leg's peer sets is set for the
- * other's.
+ * tcp_urg.c: urgent data (RFC 9293 section 3.8.5, RFC 6093): the mark that one leg's peer sets is
+ * set for the other's.
  *
- * The bytes stay in line here, only the pointer is carried: it names the octet behind the urgent data (as all
- * stacks have it, RFC 6093 section 3.1) and may lie beyond what has arrived. Both legs count a stream's bytes
- * alike, so the position needs no translation.
+ * The bytes stay in line here, only the pointer is carried: it names the octet behind the urgent
+ * data (as all stacks have it, RFC 6093 section 3.1) and may lie beyond what has arrived. Both legs
+ * count a stream's bytes alike, so the position needs no translation.
  *
- * Invariants: snd_up only grows. A leg is in urgent mode while snd_una < snd_up. The notice does not wait for
- * the window: a pure ACK carries it when no data may go.
+ * Invariants: snd_up only grows. A leg is in urgent mode while snd_una < snd_up. The notice does
+ * not wait for the window: a pure ACK carries it when no data may go.
  */
 #include "tcp_int.h"
 
@@ -23,7 +23,8 @@ void urg_input(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t se
 	struct tcb *peer = tcb_peer(t);
 	int64_t up = seq + pkt->urg;
 
-	if (!(pkt->flags & TH_URG) || !pkt->urg || up <= (int64_t)max_u64(peer->snd_up, peer->snd_una))
+	if (!(pkt->flags & TH_URG) || !pkt->urg ||
+	    up <= (int64_t)max_u64(peer->snd_up, peer->snd_una))
 		return;
 	peer->snd_up = (uint64_t)up;
 	if (!is_open(peer)) /* goes with the first data */
@@ -39,7 +40,8 @@ void urg_mark(const struct tcb *t, struct wire_seg *seg, uint64_t seq)
 	if (t->snd_up - seq <= 65535)
 		seg->urg = (uint16_t)(t->snd_up - seq);
 	else if (seq + 65535 > t->snd_nxt)
-		seg->urg = 65535; /* beyond what was sent: the peer will hear more before it gets there */
+		/* beyond what was sent: the peer will hear more before it gets there */
+		seg->urg = 65535;
 	else
 		return;
 	seg->flags |= TH_URG;

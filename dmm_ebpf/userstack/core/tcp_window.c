@@ -1,26 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_window.c: how much a leg lets its peer send: its receive window, tuned to what the other leg gets rid
- * of and to what memory there is.
+ * tcp_window.c: how much a leg lets its peer send: its receive window, tuned to what the other leg
+ * gets rid of and to what memory there is.
  *
  * A direction may hold as much as the least of these:
  *
  * - rcvbuf_bytes or sndbuf_bytes;
- * - its share of the memory: four times what is left, after three eighths are put by (dynamic thresholds:
- *   Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998). One direction alone gets half of all memory;
- * n that want more than there is end up with equal parts, and what one leaves the others find. What is put by
- *   serves those that come later or hold little, until three quarters are in use: then the stack is full
- *   (load.c);
- * - from the peer: twice what came in a round trip and the app's kernel took in one (as Linux has it,
- *   tcp_rcv_space_adjust()), 256 KiB to begin with. While that grows on a far
- *   path, sixteen or, when it is much, six times: a peer whose rate doubles is not held up. Beyond that, as
- * far as it reaches, what came out of order (likewise): a hole, whose filler may be lost again, leaves the
+ * - its share of the memory: four times what is left, after three eighths are put by (dynamic
+ * thresholds: Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998). One direction alone gets
+ * half of all memory; n that want more than there is end up with equal parts, and what one leaves
+ * the others find. What is put by serves those that come later or hold little, until three quarters
+ * are in use: then the stack is full (load.c);
+ * - from the peer: twice what came in a round trip and the app's kernel took in one (as Linux has
+ * it, tcp_rcv_space_adjust()), 256 KiB to begin with. While that grows on a far path, sixteen or,
+ * when it is much, six times: a peer whose rate doubles is not held up. Beyond that, as far as it
+ * reaches, what came out of order (likewise): a hole, whose filler may be lost again, leaves the
  * peer all it had. Where the app does not read, its kernel takes nothing, and nothing grows;
- * - from the app: what waits to be sent is no more than the path takes in REFILL_NS. The rest is better kept
- *   by the app's kernel: there it makes the app wait, and the app can see it.
+ * - from the app: what waits to be sent is no more than the path takes in REFILL_NS. The rest is
+ * better kept by the app's kernel: there it makes the app wait, and the app can see it.
  *
- * Invariants: the right edge that was advertised (rcv_adv) never moves back, so together more may be promised
- * than there is; who then finds no memory drops, and the peer sends again (tcp_in.c).
+ * Invariants: the right edge that was advertised (rcv_adv) never moves back, so together more may
+ * be promised than there is; who then finds no memory drops, and the peer sends again (tcp_in.c).
  */
 #include "tcp_int.h"
 
@@ -78,27 +78,33 @@ static uint64_t mem_share(const struct env *env, const struct tcb *t)
 /* Bytes that are held in order and beyond, by chunks */
 static uint32_t arrived_bytes(const struct stream *st)
 {
-	uint64_t in_order = (st->tail + MEM_CHUNK_BYTES - 1) / MEM_CHUNK_BYTES - st->head / MEM_CHUNK_BYTES;
+	uint64_t in_order =
+		(st->tail + MEM_CHUNK_BYTES - 1) / MEM_CHUNK_BYTES - st->head / MEM_CHUNK_BYTES;
 
 	return (uint32_t)(st->tail + (st->n_chunks - in_order) * MEM_CHUNK_BYTES);
 }
 
-/* Of what came in elapsed ticks, the part of one round trip. Negative: out-of-order data was given up. */
+/*
+ * Of what came in elapsed ticks, the part of one round trip. Negative: out-of-order data
+ * was given up.
+ */
 static uint32_t per_round(int32_t bytes, uint32_t round, uint32_t elapsed)
 {
 	return bytes <= 0 ? 0 : (uint32_t)((uint64_t)bytes * round / elapsed);
 }
 
 /*
- * A round trip as what comes tells it (RFC 7323 section 4.1: what is echoed is the time of our ACK), the
- * shortest of the last one; before that, and without timestamps, as the handshake told it.
+ * A round trip as what comes tells it (RFC 7323 section 4.1: what is echoed is the time of our
+ * ACK), the shortest of the last one; before that, and without timestamps, as the handshake told
+ * it.
  */
 static uint64_t round_ns(const struct tcb *t)
 {
 	const struct outer *o = &tcb_ends(t)->outer;
 	uint64_t told_ns = t->srtt_ns ? t->srtt_ns : UNKNOWN_ROUND_NS;
 
-	return max_u64(o->rcv_rtt_ms != NO_RTT ? o->rcv_rtt_ms * NS_PER_MS : told_ns, LEAST_ROUND_NS);
+	return max_u64(o->rcv_rtt_ms != NO_RTT ? o->rcv_rtt_ms * NS_PER_MS : told_ns,
+		       LEAST_ROUND_NS);
 }
 
 /* What came in a round trip, and what the app's kernel took in it */
@@ -129,7 +135,8 @@ void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 	const struct stream *st = &tcb_peer(t)->snd;
 	struct outer *o = &tcb_ends(t)->outer;
 	uint32_t tick = (uint32_t)(now_ns >> TICK_SHIFT), elapsed = tick - o->rcv_round_tick;
-	uint32_t round = (uint32_t)(round_ns(t) >> TICK_SHIFT), rtt_ms = NO_RTT, arrived, came, taken;
+	uint32_t round = (uint32_t)(round_ns(t) >> TICK_SHIFT), rtt_ms = NO_RTT, arrived, came,
+		 taken;
 
 	if (t->flags & TF_TS && pkt->has_ts)
 		rtt_ms = tcp_ts_now(t, now_ns) - pkt->tsecr;
@@ -139,14 +146,16 @@ void window_measure(struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 	arrived = arrived_bytes(st) - later_bytes(pkt);
 	if (o->rcv_measured) {
 		came = per_round((int32_t)(arrived - o->rcv_round_came), round, elapsed);
-		taken = per_round((int32_t)((uint32_t)st->head - o->rcv_round_taken), round, elapsed);
+		taken = per_round((int32_t)((uint32_t)st->head - o->rcv_round_taken), round,
+				  elapsed);
 		space_measured(t, came, taken);
 	}
 	if (!o->rcv_measured)
 		o->rcv_rtt_ms = NO_RTT;
 	else if (o->rcv_rtt_new_ms <= MOST_RTT_MS)
 		o->rcv_rtt_ms = o->rcv_rtt_new_ms;
-	o->rcv_rtt_new_ms = rtt_ms; /* as the packet's other segments would tell it, came they alone */
+	/* as the packet's other segments would tell it, came they alone */
+	o->rcv_rtt_new_ms = rtt_ms;
 	o->rcv_measured = 1;
 	o->rcv_round_came = arrived;
 	o->rcv_round_taken = (uint32_t)st->head;
@@ -170,7 +179,10 @@ static uint64_t room_for_peer(const struct tcb *t)
 	return max_u64(FIRST_BYTES, ahead) + min_u64(ooo_extent(t), behind);
 }
 
-/* What may wait for the path: as much of a window as goes before the app's kernel can have sent more */
+/*
+ * What may wait for the path: as much of a window as goes before the app's kernel can
+ * have sent more
+ */
 static uint64_t room_to_send(const struct tcb *outer)
 {
 	uint64_t soon = tcb_ends(outer)->outer.cc.cwnd_bytes;
@@ -191,7 +203,8 @@ static uint64_t rcv_room(const struct env *env, const struct tcb *t)
 	room = over(most, stream_held(&peer->snd));
 	if (!tcb_is_outer(t))
 		room = min_u64(room, over(room_to_send(peer), tcp_unsent(peer)));
-	if (room < min_u64(limit / 2, t->mss)) /* silly window avoidance, RFC 9293 section 3.8.6.2.2 */
+	/* silly window avoidance, RFC 9293 section 3.8.6.2.2 */
+	if (room < min_u64(limit / 2, t->mss))
 		room = 0;
 	return room;
 }
@@ -217,8 +230,8 @@ uint16_t window_take(struct env *env, struct tcb *t, uint64_t ack, bool syn)
 {
 	uint64_t edge = max_u64(t->rcv_adv, t->rcv_nxt + rcv_room(env, t));
 	uint8_t ws = syn ? 0 : t->rcv_wscale;
-	/* rounded down, though the peer may see it retracted by that (RFC 7323 section 2.4): rounded up it
-	 * would let a peer that sends in small pieces go on for ever */
+	/* rounded down, though the peer may see it retracted by that (RFC 7323 section 2.4):
+	 * rounded up it would let a peer that sends in small pieces go on for ever */
 	uint64_t wnd = min_u64((edge - ack) >> ws, 65535);
 
 	t->rcv_adv = max_u64(t->rcv_adv, ack + (wnd << ws));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * util.h: what every file of the core needs: byte order, lists, minimum and maximum, the keyed hash.
+ * util.h: what every file of the core needs: byte order, lists, minimum and maximum, the keyed
+ * hash.
  *
  * Invariant: nothing here keeps state or allocates.
  */
@@ -79,7 +80,9 @@ static inline uint32_t pow2_ceil(uint32_t v)
 	return v <= 1 ? 1 : 1u << (32 - __builtin_clz(v - 1));
 }
 
-/* Circular doubly linked list; a head or an unlinked node that was list_init()ed points to itself */
+/*
+ * Circular doubly linked list; a head or an unlinked node that was list_init()ed points to itself
+ */
 struct list {
 	struct list *next;
 	struct list *prev;
@@ -133,21 +136,24 @@ static inline uint64_t splitmix64(uint64_t *state)
 	return z ^ (z >> 31);
 }
 
-#define SIP_ROUND(v0, v1, v2, v3)                                                                            \
-	do {                                                                                                 \
-		(v0) += (v1);                                                                                \
-		(v1) = ((v1) << 13 | (v1) >> 51) ^ (v0);                                                     \
-		(v0) = (v0) << 32 | (v0) >> 32;                                                              \
-		(v2) += (v3);                                                                                \
-		(v3) = ((v3) << 16 | (v3) >> 48) ^ (v2);                                                     \
-		(v0) += (v3);                                                                                \
-		(v3) = ((v3) << 21 | (v3) >> 43) ^ (v0);                                                     \
-		(v2) += (v1);                                                                                \
-		(v1) = ((v1) << 17 | (v1) >> 47) ^ (v2);                                                     \
-		(v2) = (v2) << 32 | (v2) >> 32;                                                              \
+#define SIP_ROUND(v0, v1, v2, v3)                                                                  \
+	do {                                                                                       \
+		(v0) += (v1);                                                                      \
+		(v1) = ((v1) << 13 | (v1) >> 51) ^ (v0);                                           \
+		(v0) = (v0) << 32 | (v0) >> 32;                                                    \
+		(v2) += (v3);                                                                      \
+		(v3) = ((v3) << 16 | (v3) >> 48) ^ (v2);                                           \
+		(v0) += (v3);                                                                      \
+		(v3) = ((v3) << 21 | (v3) >> 43) ^ (v0);                                           \
+		(v2) += (v1);                                                                      \
+		(v1) = ((v1) << 17 | (v1) >> 47) ^ (v2);                                           \
+		(v2) = (v2) << 32 | (v2) >> 32;                                                    \
 	} while (0)
 
-/* SipHash-2-4 of whole 64-bit words: remote peers choose the input, so tables and ISNs need a keyed hash */
+/*
+ * SipHash-2-4 of whole 64-bit words: remote peers choose the input, so tables and ISNs need
+ * a keyed hash
+ */
 static inline uint64_t siphash(const uint64_t key[2], const void *data, uint32_t n_words)
 {
 	uint64_t v0 = key[0] ^ 0x736f6d6570736575ull, v1 = key[1] ^ 0x646f72616e646f6dull;

@@ -2,8 +2,8 @@
 /*
  * wheel.c: see wheel.h.
  *
- * A node sits at the level of the highest bit in which its tick differs in distance from now; on levels above
- * the first it sits one slot early, so that it is moved down before it is due.
+ * A node sits at the level of the highest bit in which its tick differs in distance from now; on
+ * levels above the first it sits one slot early, so that it is moved down before it is due.
  */
 #include "wheel.h"
 
@@ -101,7 +101,8 @@ void wheel_advance(struct wheel *w, uint64_t now_ns)
 			uint32_t to = (now >> (l * WHEEL_BITS)) & SLOT_MASK;
 			uint64_t run = (1ull << passed) - 1;
 
-			slots = rotl(run, from) | rotr(rotl(run, to), (uint32_t)passed) | 1ull << to;
+			slots = rotl(run, from) | rotr(rotl(run, to), (uint32_t)passed) |
+				1ull << to;
 		}
 		for (uint64_t hit = slots & w->pending[l]; hit; hit &= hit - 1)
 			list_splice(&todo, &w->slot[l][__builtin_ctzll(hit)]);

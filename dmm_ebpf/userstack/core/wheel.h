@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * wheel.h: hierarchical timer wheel (Varghese and Lauck): arming, cancelling and expiring cost O(1).
+ * wheel.h: hierarchical timer wheel (Varghese and Lauck): arming, cancelling and expiring cost
+ * O(1).
  *
- * Eight levels of 64 slots; a tick is 32.768 us, so one wheel reaches past every deadline. A node never fires
- * before its deadline and at most one tick after it, if wheel_expire() is called in time.
+ * Eight levels of 64 slots; a tick is 32.768 us, so one wheel reaches past every deadline. A node
+ * never fires before its deadline and at most one tick after it, if wheel_expire() is called in
+ * time.
  */
 #ifndef DMM_WHEEL_H
 #define DMM_WHEEL_H
@@ -33,7 +35,8 @@ void wheel_cancel(struct wheel *w, struct wheel_node *n);
 void wheel_advance(struct wheel *w, uint64_t now_ns);
 struct wheel_node *wheel_pop(struct wheel *w);
 
-/* When wheel_advance() is worth calling again (may be earlier than the next deadline); NEVER: nothing armed
+/* When wheel_advance() is worth calling again (may be earlier than the next deadline); NEVER:
+ * nothing armed
  */
 uint64_t wheel_next_ns(const struct wheel *w);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wire.c: see wire.h. Sums are taken over native words: one's complement does not mind byte order (RFC 1071).
+/* wire.c: see wire.h. Sums are taken over native words: one's complement does not mind byte order
+ * (RFC 1071).
  */
 #include "wire.h"
 
@@ -8,7 +9,10 @@ static const uint8_t v4_mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 static const uint8_t accecn_order[2][ACCECN_COUNTERS] = {{ECN_ECT0, ECN_CE, ECN_ECT1},
 							 {ECN_ECT1, ECN_CE, ECN_ECT0}};
 
-/* RFC 9768 section 3.2.3: whole counters are taken from an option of any length, the rest is skipped */
+/*
+ * RFC 9768 section 3.2.3: whole counters are taken from an option of any length, the
+ * rest is skipped
+ */
 static void opt_accecn(struct pkt *pkt, const uint8_t *o, uint32_t len)
 {
 	const uint8_t *order = accecn_order[o[0] == 174];
@@ -99,7 +103,8 @@ static void parse_options(struct pkt *pkt, const uint8_t *o, uint32_t left)
 static bool addr_ok(uint8_t family, const uint8_t *a)
 {
 	if (family == WIRE_AF_INET)
-		return a[12] && a[12] < 224; /* not "this network", multicast, class E or broadcast */
+		/* not "this network", multicast, class E or broadcast */
+		return a[12] && a[12] < 224;
 	if (a[0] == 0xff)
 		return false;
 	for (int i = 0; i < 16; i++) {
@@ -116,8 +121,8 @@ static void ports_of(struct pkt *pkt, const uint8_t *tcp)
 	pkt->seq = get_be32(tcp + 4);
 }
 
-static uint64_t pseudo_sum(uint8_t family, const uint8_t *saddr, const uint8_t *daddr, uint32_t l4_len,
-			   uint8_t proto)
+static uint64_t pseudo_sum(uint8_t family, const uint8_t *saddr, const uint8_t *daddr,
+			   uint32_t l4_len, uint8_t proto)
 {
 	uint32_t skip = family == WIRE_AF_INET ? 12 : 0;
 	uint8_t tail[8] = {0};
@@ -159,7 +164,10 @@ static enum wire_result parse_tcp(const uint8_t *p, uint32_t len, bool check_csu
 	return WIRE_TCP;
 }
 
-/* The packet an ICMP error quotes: IP header and at least 8 bytes of TCP (RFC 792, RFC 4443 section 2.4) */
+/*
+ * The packet an ICMP error quotes: IP header and at least 8 bytes of TCP (RFC 792, RFC
+ * 4443 section 2.4)
+ */
 static enum wire_result parse_quote(const uint8_t *p, uint32_t len, struct pkt *pkt)
 {
 	uint32_t ihl = WIRE_IP6_LEN;
@@ -273,8 +281,8 @@ static enum wire_result parse_ip6(const uint8_t *p, uint32_t len, bool check_csu
 	memcpy(pkt->saddr, p + 8, 16);
 	memcpy(pkt->daddr, p + 24, 16);
 	if (!memcmp(pkt->saddr, v4_mapped, 12) || !memcmp(pkt->daddr, v4_mapped, 12))
-		return WIRE_MALFORMED; /* would be taken for an IPv4 connection (RFC 4291: never on the wire)
-					*/
+		/* would be taken for an IPv4 connection (RFC 4291: never on the wire) */
+		return WIRE_MALFORMED;
 	if (p[6] == WIRE_PROTO_TCP)
 		return parse_tcp(p + WIRE_IP6_LEN, plen, check_csum, pkt);
 	if (p[6] == 58)
@@ -294,12 +302,13 @@ enum wire_result wire_parse(const uint8_t *p, uint32_t len, bool check_csum, str
 	return WIRE_MALFORMED;
 }
 
-void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len,
-		    uint64_t payload_sum)
+void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len,
+		    uint32_t payload_len, uint64_t payload_sum)
 {
 	uint32_t ip_len = wire_ip_len(dir->family);
 	uint32_t tcp_len = headers_len - ip_len;
-	uint64_t sum = pseudo_sum(dir->family, dir->saddr, dir->daddr, tcp_len + payload_len, WIRE_PROTO_TCP);
+	uint64_t sum = pseudo_sum(dir->family, dir->saddr, dir->daddr, tcp_len + payload_len,
+				  WIRE_PROTO_TCP);
 	uint16_t csum;
 
 	sum = csum_add(buf + ip_len, tcp_len, sum);
@@ -307,7 +316,8 @@ void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_l
 	memcpy(buf + ip_len + WIRE_CSUM_OFFSET, &csum, 2);
 }
 
-void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len)
+void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len,
+		       uint32_t payload_len)
 {
 	uint32_t ip_len = wire_ip_len(dir->family);
 	uint16_t csum = csum_fold(pseudo_sum(dir->family, dir->saddr, dir->daddr,
@@ -368,8 +378,8 @@ uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wir
 	return ip_len + tcp_len;
 }
 
-uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg, uint8_t type,
-			 uint8_t code)
+uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
+			 uint8_t type, uint8_t code)
 {
 	struct wire_dir back = *dir;
 	uint32_t ip_len = wire_ip_len(dir->family);
@@ -420,9 +430,11 @@ void wire_opt_ts(struct wire_seg *seg, uint32_t tsval, uint32_t tsecr)
 	put_be32(p + 8, tsecr);
 }
 
-/* Linux's order, which middleboxes have seen most: SACK permitted and timestamps, NOP, window scale */
-void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr, bool ws,
-		       uint8_t wscale)
+/*
+ * Linux's order, which middleboxes have seen most: SACK permitted and timestamps, NOP, window scale
+ */
+void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr,
+		       bool ws, uint8_t wscale)
 {
 	uint8_t *p;
 
@@ -450,7 +462,8 @@ void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t 
 	}
 }
 
-void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first, bool all)
+void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first,
+		     bool all)
 {
 	const uint8_t *order = accecn_order[ect1_first];
 	uint8_t n = all ? 3 : 2, *p = opt_more(seg, all ? 12 : 8);

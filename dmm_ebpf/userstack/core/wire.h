@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * wire.h: packets as bytes: IPv4, IPv6, TCP and ICMP errors, parsed and built, and the Internet checksum.
+ * wire.h: packets as bytes: IPv4, IPv6, TCP and ICMP errors, parsed and built, and the Internet
+ * checksum.
  *
- * Pure functions of their arguments. Every length is checked against what was received before a byte is read;
- * what a parser leaves in struct pkt lies inside the packet.
+ * Pure functions of their arguments. Every length is checked against what was received before a
+ * byte is read; what a parser leaves in struct pkt lies inside the packet.
  *
- * Refuses (WIRE_MALFORMED): fragments and IPv6 extension headers (fragment.h), anything but TCP and ICMP
- * errors about TCP, addresses no connection can have (multicast, unspecified, broadcast), SYN with FIN or
- * RST.
+ * Refuses (WIRE_MALFORMED): fragments and IPv6 extension headers (fragment.h), anything but TCP and
+ * ICMP errors about TCP, addresses no connection can have (multicast, unspecified, broadcast), SYN
+ * with FIN or RST.
  */
 #ifndef DMM_WIRE_H
 #define DMM_WIRE_H
@@ -79,9 +80,11 @@ struct wire_sack {
 struct pkt {
 	const uint8_t *payload;
 	uint32_t payload_len;
-	uint32_t segment_bytes; /* of each segment but the last that it was put together of; 0: it is one */
-	uint32_t cut_bytes;	/* inner leg: to which the app's kernel wants it cut; 0: it is not to be */
-	uint64_t link;		/* struct dmm_rx_meta; these three are not read from the packet */
+	/* of each segment but the last that it was put together of; 0: it is one */
+	uint32_t segment_bytes;
+	/* inner leg: to which the app's kernel wants it cut; 0: it is not to be */
+	uint32_t cut_bytes;
+	uint64_t link; /* struct dmm_rx_meta; these three are not read from the packet */
 	uint16_t link_mtu;
 	uint8_t saddr[16]; /* IPv4 as ::ffff:a.b.c.d */
 	uint8_t daddr[16];
@@ -103,8 +106,9 @@ struct pkt {
 	bool has_ts;
 	bool has_sack_perm;
 	bool has_accecn;
-	uint8_t accecn_fields;		  /* 1 << code point of each counter that the option has */
-	uint32_t accecn[ACCECN_COUNTERS]; /* bytes, 24 bits, of code point i + 1 (RFC 9768 section 3.2.3) */
+	uint8_t accecn_fields; /* 1 << code point of each counter that the option has */
+	/* bytes, 24 bits, of code point i + 1 (RFC 9768 section 3.2.3) */
+	uint32_t accecn[ACCECN_COUNTERS];
 	uint32_t tsval;
 	uint32_t tsecr;
 	struct wire_sack sack[WIRE_MAX_SACK];
@@ -148,37 +152,44 @@ static inline uint32_t wire_ip_len(uint8_t family)
 }
 
 /*
- * Writes IP and TCP headers for payload_len bytes that follow. The TCP checksum field is 0; wire_csum_full()
- * or wire_csum_partial() fills it when the payload is there. Returns the length of both headers.
+ * Writes IP and TCP headers for payload_len bytes that follow. The TCP checksum field is 0;
+ * wire_csum_full() or wire_csum_partial() fills it when the payload is there. Returns the length of
+ * both headers.
  */
 uint32_t wire_headers(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
 		      uint32_t payload_len);
 
 /* payload_sum: unfolded sum of the payload's bytes */
-void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len,
-		    uint64_t payload_sum);
+void wire_csum_full(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len,
+		    uint32_t payload_len, uint64_t payload_sum);
 
 /* CHECKSUM_PARTIAL: the field holds the folded pseudo-header sum, not complemented (virtio-net) */
-void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len, uint32_t payload_len);
+void wire_csum_partial(uint8_t *buf, const struct wire_dir *dir, uint32_t headers_len,
+		       uint32_t payload_len);
 
 /*
- * An ICMP or ICMPv6 error from dir->daddr to dir->saddr that quotes the headers of the segment (dir, seg).
- * Returns the packet's length, at most WIRE_ICMP_MAX.
+ * An ICMP or ICMPv6 error from dir->daddr to dir->saddr that quotes the headers of the segment
+ * (dir, seg). Returns the packet's length, at most WIRE_ICMP_MAX.
  */
 enum { WIRE_ICMP_MAX = WIRE_IP6_LEN + 8 + WIRE_IP6_LEN + WIRE_TCP_LEN };
-uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg, uint8_t type,
-			 uint8_t code);
+uint32_t wire_icmp_error(uint8_t *buf, const struct wire_dir *dir, const struct wire_seg *seg,
+			 uint8_t type, uint8_t code);
 
 /* Option writers; each returns the new length of seg->opt */
 void wire_opt_mss(struct wire_seg *seg, uint16_t mss);
-void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr, bool ws,
-		       uint8_t wscale);
+void wire_opt_syn_tail(struct wire_seg *seg, bool sack, bool ts, uint32_t tsval, uint32_t tsecr,
+		       bool ws, uint8_t wscale);
 void wire_opt_ts(struct wire_seg *seg, uint32_t tsval, uint32_t tsecr);
 void wire_opt_sack(struct wire_seg *seg, const struct wire_sack *sack, uint32_t n);
-/* bytes: of code point i + 1. all: three counters in 12 bytes, else two in 8; the third is left out */
-void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first, bool all);
+/*
+ * bytes: of code point i + 1. all: three counters in 12 bytes, else two in 8; the third is left out
+ */
+void wire_opt_accecn(struct wire_seg *seg, const uint32_t bytes[ACCECN_COUNTERS], bool ect1_first,
+		     bool all);
 
-/* Internet checksum over native 64-bit words: unfolded sums are added, folded at the end (RFC 1071) */
+/*
+ * Internet checksum over native 64-bit words: unfolded sums are added, folded at the end (RFC 1071)
+ */
 uint64_t csum_add(const void *data, size_t len, uint64_t sum);
 /* memcpy and csum_add in one pass */
 uint64_t csum_copy(void *dst, const void *src, size_t len);

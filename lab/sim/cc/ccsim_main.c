@@ -2,12 +2,13 @@
 /*
  * ccsim_main.c: the simulator of congestion controls (dmm_ebpf/kit/sim) as a program.
  *
- *	ccsim rate=MBIT rtt=MS loss=PCT buf=BDP [dur=S warm=S seed=N ackloss=PCT ack=PKTS burst=US jitter=US
- *	trace=MS rate2=MBIT loss2=PCT at2=S reo=1] flow=CC[:start=S][:stop=S][:rtt=MS][:kb=N][:on=MS:off=MS]
+ *	ccsim rate=MBIT rtt=MS loss=PCT buf=BDP [dur=S warm=S seed=N ackloss=PCT ack=PKTS burst=US
+ * jitter=US trace=MS rate2=MBIT loss2=PCT at2=S reo=1]
+ * flow=CC[:start=S][:stop=S][:rtt=MS][:kb=N][:on=MS:off=MS]
  *...
  *
- * One line of JSON comes out; with trace, before it, a line on stderr for each flow and moment. An argument
- *it does not know ends it with status 2.
+ * One line of JSON comes out; with trace, before it, a line on stderr for each flow and moment. An
+ * argument it does not know ends it with status 2.
  */
 #include "../../../dmm_ebpf/kit/sim/ccsim.h"
 
@@ -143,7 +144,8 @@ static void report_points(const struct ccsim_point *points, uint64_t n)
 {
 	for (const struct ccsim_point *p = points; p < points + n; p++)
 		fprintf(stderr,
-			"%7.3f %s q=%.2fms inflight=%llu cwnd=%llu pacing=%.2fMb/s dlv=%llu lost=%llu "
+			"%7.3f %s q=%.2fms inflight=%llu cwnd=%llu pacing=%.2fMb/s dlv=%llu "
+			"lost=%llu "
 			"minrtt=%.2f\n",
 			(double)p->at_ns / 1e9, flows[p->flow].ops->name, (double)p->queue_ns / 1e6,
 			(unsigned long long)p->inflight_bytes / CCSIM_MSS,
@@ -160,8 +162,10 @@ static void report(const struct ccsim_figures *figures)
 	for (uint32_t i = 0; i < path.flows_n; i++) {
 		const struct ccsim_figures *f = &figures[i];
 
-		printf("%s{\"cc\": \"%s\", \"goodput_Bps\": %.0f, \"ratio\": %.4f, \"qdelay_ms\": %.3f, "
-		       "\"queue_loss\": %.5f, \"random_loss\": %.5f, \"rtos\": %llu, \"inflight_bdp\": %.3f, "
+		printf("%s{\"cc\": \"%s\", \"goodput_Bps\": %.0f, \"ratio\": %.4f, \"qdelay_ms\": "
+		       "%.3f, "
+		       "\"queue_loss\": %.5f, \"random_loss\": %.5f, \"rtos\": %llu, "
+		       "\"inflight_bdp\": %.3f, "
 		       "\"done_s\": %.4f}",
 		       i ? ", " : "", flows[i].ops->name, f->goodput_Bps, f->goodput_Bps / limit,
 		       f->qdelay_ms, f->queue_loss, f->random_loss, (unsigned long long)f->rtos,

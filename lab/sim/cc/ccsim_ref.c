@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ccsim_ref.c: the neighbours `wan` is measured against: CUBIC (RFC 9438, with slow start to the first loss)
- * and BBR as Linux's tcp_bbr.c has it (version 1, here `bbr1`). Reference behaviour in floating point; never
- * part of the product.
+ * ccsim_ref.c: the neighbours `wan` is measured against: CUBIC (RFC 9438, with slow start to the
+ * first loss) and BBR as Linux's tcp_bbr.c has it (version 1, here `bbr1`). Reference behaviour in
+ * floating point; never part of the product.
  */
 #include "../../../dmm_ebpf/kit/sim/ccsim.h"
 
@@ -38,7 +38,10 @@ static void cubic_on_ack(struct cc *cc, const struct cc_sample *s)
 		return;
 	if (c->cwnd < c->ssthresh) {
 		c->cwnd += acked;
-		/* the delay half of HyStart: eight samples, so that a delayed ACK does not end slow start */
+		/*
+		 * the delay half of HyStart: eight samples, so that a delayed ACK does not
+		 * end slow start
+		 */
 		thresh = cc->min_rtt_ns / 8 < 16 * CCSIM_MS ? cc->min_rtt_ns / 8 : 16 * CCSIM_MS;
 		thresh = thresh < 4 * CCSIM_MS ? 4 * CCSIM_MS : thresh;
 		c->delayed = s->rtt_ns > cc->min_rtt_ns + thresh ? c->delayed + 1 : 0;
@@ -158,8 +161,8 @@ static void bbr_modes(struct cc *cc, struct bbr *b, const struct cc_sample *s)
 	double gain = bbr_cycle[b->phase];
 
 	if (b->mode == BBR_PROBE_BW &&
-	    ((since > b->min_rtt_ns &&
-	      (gain <= 1 || s->lost_bytes || (double)s->prior_inflight_bytes >= bbr_bdp(b, gain))) ||
+	    ((since > b->min_rtt_ns && (gain <= 1 || s->lost_bytes ||
+					(double)s->prior_inflight_bytes >= bbr_bdp(b, gain))) ||
 	     (gain < 1 && (double)s->prior_inflight_bytes <= bbr_bdp(b, 1)))) {
 		b->phase = (b->phase + 1) % 8;
 		b->phase_ns = s->now_ns;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * plugins_main.c: congestion controls as plug-ins, with a sanitizer: `plugins FILE.so` runs one flow of a
- * shared object, `plugins SEED` two of a worker in C that answers at random, well or not, and at last not in
- * time.
+ * plugins_main.c: congestion controls as plug-ins, with a sanitizer: `plugins FILE.so` runs one
+ * flow of a shared object, `plugins SEED` two of a worker in C that answers at random, well or not,
+ * and at last not in time.
  *
  * Prints faults, how many connections went on without the plug-in, and what all flows got in kB.
  */
@@ -86,8 +86,8 @@ static void run(const struct cc_guard *guard, uint32_t n)
 	ccsim_run(&path, flows, figures, NULL, 0);
 	for (uint32_t i = 0; i < n; i++)
 		sum += figures[i].goodput_Bps * 20 / 1000;
-	printf("%llu %llu %.0f %s\n", (unsigned long long)guard->faults, (unsigned long long)guard->fallen,
-	       sum, guard->first);
+	printf("%llu %llu %.0f %s\n", (unsigned long long)guard->faults,
+	       (unsigned long long)guard->fallen, sum, guard->first);
 }
 
 static int run_file(const char *path)

@@ -487,11 +487,15 @@ class ListenerOfDevice(Greeted):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
 
     def server_looks(self, sock):
-        self.note("device", sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0"))
+        self.note(
+            "device", sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0")
+        )
 
 
 class PassiveTimeWait(Script):
-    """A server that closed first is started again: its port is free with SO_REUSEADDR, and not without."""
+    """A server that closed first is started again: its port is free with SO_REUSEADDR,
+    and not without.
+    """
 
     def client(self):
         self.meet()
@@ -532,7 +536,10 @@ class ScopeOfLinkLocal(Script):
         sock = self.socket()
         where = (self.hear(), self.port, 0, socket.if_nametoindex("eth0"))
         self.note("connect", attempt(sock.connect, where))
-        self.note("peer", sock.getpeername()[:2] == where[:2] or sock.getpeername()[0].startswith(where[0]))
+        self.note(
+            "peer",
+            sock.getpeername()[:2] == where[:2] or sock.getpeername()[0].startswith(where[0]),
+        )
         self.note("came", read_all(sock))
 
     def server(self):

@@ -54,7 +54,9 @@ class BothWaysAtOnce(Pair):
     """3 MB each way at once."""
 
     def both(self, sock, seed):
-        sender = threading.Thread(target=lambda: (sock.sendall(noise(3_000_000, seed)), sock.shutdown(1)))
+        sender = threading.Thread(
+            target=lambda: (sock.sendall(noise(3_000_000, seed)), sock.shutdown(1))
+        )
         sender.start()
         self.note("came", read_all(sock))
         sender.join()

@@ -254,7 +254,9 @@ class ByEpoll(Script):
         sock.setblocking(False)
         seen = []
         with select.epoll() as epoll:
-            epoll.register(sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET)
+            epoll.register(
+                sock, select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+            )
             seen += [poll_names(mask) for _, mask in epoll.poll(0)]
             sock.connect_ex(self.at())
             seen += [poll_names(mask) for _, mask in epoll.poll(10)]
@@ -350,7 +352,9 @@ class ToOneself(Script):
 
 
 class SimultaneousOpen(Script):
-    """Both connect from and to fixed ports, and nobody listens: SYNs cross, since the first one was not heard."""
+    """Both connect from and to fixed ports, and nobody listens: SYNs cross, since the first one
+    was not heard.
+    """
 
     carried = None
 
@@ -460,7 +464,9 @@ class Interrupted(_Alone):
         if self.family == IP4:
             name = struct.pack("!2xH4s8x", where[1], socket.inet_aton(where[0]))
         else:
-            name = struct.pack("!2xHI16sI", where[1], 0, socket.inet_pton(socket.AF_INET6, where[0]), 0)
+            name = struct.pack(
+                "!2xHI16sI", where[1], 0, socket.inet_pton(socket.AF_INET6, where[0]), 0
+            )
         name = struct.pack("H", self.af) + name[2:]
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.siginterrupt(signal.SIGUSR1, True)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags of send() and recv(), and other ways to move bytes: sendfile, splice, tee, zero-copy, vectors."""
+"""Flags of send() and recv(), and other ways to move bytes: sendfile, splice,
+tee, zero-copy, vectors.
+"""
 
 from __future__ import annotations
 

@@ -114,7 +114,8 @@ class SetAfter(_Exchange):
     def look(self, sock):
         for level, option, number in SET:
             self.note(
-                option, attempt(sock.setsockopt, getattr(socket, level), getattr(socket, option), number)
+                option,
+                attempt(sock.setsockopt, getattr(socket, level), getattr(socket, option), number),
             )
         self.note("read", {o: value(sock, level, o) for level, o, _ in SET if o != "TCP_QUICKACK"})
 
@@ -124,7 +125,9 @@ class MarkOfOpen(_Exchange):
 
     def look(self, sock):
         self.note("mark", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, 7))
-        self.note("device", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0"))
+        self.note(
+            "device", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        )
         self.note("no mark", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_MARK, 0))
         self.note("read", value(sock, "SOL_SOCKET", "SO_MARK"))
 
@@ -161,7 +164,9 @@ class OwnCongestion(_Exchange):
 
     def look(self, sock):
         self.note("read", congestion(sock))
-        self.note("unknown", attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"nope"))
+        self.note(
+            "unknown", attempt(sock.setsockopt, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"nope")
+        )
 
 
 class SmallSegments(_Exchange):
@@ -237,11 +242,14 @@ class Wrong(Script):
             ("SOL_SOCKET", "SO_RCVLOWAT", -1),
         ):
             self.note(
-                option, attempt(sock.setsockopt, getattr(socket, level), getattr(socket, option), number)
+                option,
+                attempt(sock.setsockopt, getattr(socket, level), getattr(socket, option), number),
             )
         self.note("unknown", attempt(sock.setsockopt, socket.SOL_SOCKET, 9999, 1))
         self.note("unknown read", attempt(sock.getsockopt, socket.IPPROTO_TCP, 9999))
-        self.note("device", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"nope0"))
+        self.note(
+            "device", attempt(sock.setsockopt, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"nope0")
+        )
 
 
 class Cookie(_Exchange):

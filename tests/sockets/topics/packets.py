@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the peer's host sees of an open connection's packets when their sender changes options in mid-connection."""
+"""What the peer's host sees of an open connection's packets when their sender changes
+options in mid-connection.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ import socket
 import struct
 import time
 
-from sockets.script import IP4, IP6, Pair, Script, attempt, eventually, how_long, noise, read_exactly
+from sockets.script import (
+    IP4,
+    IP6,
+    Pair,
+    Script,
+    attempt,
+    eventually,
+    how_long,
+    noise,
+    read_exactly,
+)
 
 ETH_P_ALL = 3
 PACKET_OUTGOING = 4
@@ -43,7 +55,12 @@ class Sniffer:
             if kind == PACKET_OUTGOING:
                 continue
             if data[0] >> 4 == 4:
-                look, ttl, tcp, length = data[1], data[8], data[20:], int.from_bytes(data[2:4], "big") - 20
+                look, ttl, tcp, length = (
+                    data[1],
+                    data[8],
+                    data[20:],
+                    int.from_bytes(data[2:4], "big") - 20,
+                )
             else:
                 look, ttl, tcp = (data[0] & 15) << 4 | data[1] >> 4, data[7], data[40:]
                 length = int.from_bytes(data[4:6], "big")
@@ -149,7 +166,9 @@ class LaunchTime(Pair):
     def client_with(self, sock):
         self.note(
             "set",
-            attempt(sock.setsockopt, socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", CLOCK_MONOTONIC, 0)),
+            attempt(
+                sock.setsockopt, socket.SOL_SOCKET, SO_TXTIME, struct.pack("iI", CLOCK_MONOTONIC, 0)
+            ),
         )
         self.note("read", attempt(sock.getsockopt, socket.SOL_SOCKET, SO_TXTIME, 8))
         when = struct.pack("Q", time.monotonic_ns() + 300_000_000)
@@ -162,7 +181,9 @@ class LaunchTime(Pair):
 
 
 class FlowLabelSent(Script):
-    """A flow label that the client leases and connects with, and the class beside it: as its peer reads them."""
+    """A flow label that the client leases and connects with, and the class beside it: as its
+    peer reads them.
+    """
 
     families = (IP6,)
 
@@ -171,8 +192,14 @@ class FlowLabelSent(Script):
         sock = self.socket()
         there = socket.inet_pton(socket.AF_INET6, self.there)
         label = struct.pack("!I", LABEL)
-        request = there + label + struct.pack("=BBHHHI", LABEL_GET, LABEL_SHARE_ANY, LABEL_CREATE, 60, 6, 0)
-        self.note("lease", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request))
+        request = (
+            there
+            + label
+            + struct.pack("=BBHHHI", LABEL_GET, LABEL_SHARE_ANY, LABEL_CREATE, 60, 6, 0)
+        )
+        self.note(
+            "lease", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, request)
+        )
         self.note("send", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1))
         self.note("send read", attempt(sock.getsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND))
         self.note("connect", attempt(sock.connect, (self.there, self.port, LABEL, 0)))
@@ -200,8 +227,8 @@ class FlowLabelSent(Script):
 
 
 def _told(sock: socket.socket, hops: int | None = None) -> dict[str, str]:
-    """What ancillary data the latest packet has left (RFC 2292 section 9), but for its ECN bits, of which each TCP
-    makes what it will; {} if it came with other hops.
+    """What ancillary data the latest packet has left (RFC 2292 section 9), but for its ECN bits, of
+    which each TCP makes what it will; {} if it came with other hops.
     """
     raw = sock.getsockopt(socket.IPPROTO_IPV6, IPV6_2292PKTOPTIONS, 400)
     found, at = {}, 0

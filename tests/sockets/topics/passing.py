@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sockets that are shared: by fork, dup, exec, SCM_RIGHTS, threads; and programs of the standard library."""
+"""Sockets that are shared: by fork, dup, exec, SCM_RIGHTS, threads; and programs of
+the standard library.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ class Passed(Pair):
             got.sendall(b"from another process")
 
         child = self.child(talk)
-        ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))])
+        ours.sendmsg(
+            [b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        )
         sock.close()
         self.note("child", self.ended(child))
 

@@ -60,7 +60,9 @@ class BoundToDevice(Greeted):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
 
     def client_looks(self, sock):
-        self.note("device", sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0"))
+        self.note(
+            "device", sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0")
+        )
 
 
 class BoundToLoopback(Script):

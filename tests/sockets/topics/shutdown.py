@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends of a connection: half closes, resets, closes with data on the way, and what is left to ask afterwards."""
+"""Ends of a connection: half closes, resets, closes with data on the way, and what is left
+to ask afterwards.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +173,10 @@ class ResetIntoSend(_Resets):
     def server_with(self, sock):
         sock.setblocking(False)
         for _ in range(10_000):
-            if attempt(sock.send, b"x" * 65536) == "EAGAIN" and events(sock, select.POLLOUT, 1) == "none":
+            if (
+                attempt(sock.send, b"x" * 65536) == "EAGAIN"
+                and events(sock, select.POLLOUT, 1) == "none"
+            ):
                 break
         sock.setblocking(True)
         self.meet()
@@ -274,7 +279,10 @@ class LingersInVain(Pair):
     def client_with(self, sock):
         sock.setblocking(False)
         for _ in range(10_000):
-            if attempt(sock.send, b"x" * 65536) == "EAGAIN" and events(sock, select.POLLOUT, 1) == "none":
+            if (
+                attempt(sock.send, b"x" * 65536) == "EAGAIN"
+                and events(sock, select.POLLOUT, 1) == "none"
+            ):
                 break
         sock.setblocking(True)
         linger(sock, 1)

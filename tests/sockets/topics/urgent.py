@@ -99,9 +99,13 @@ class Two(Pair):
 
     def server_with(self, sock):
         self.meet()
-        self.note("first", [events(sock, select.POLLPRI, 10), attempt(sock.recv, 1, socket.MSG_OOB)])
+        self.note(
+            "first", [events(sock, select.POLLPRI, 10), attempt(sock.recv, 1, socket.MSG_OOB)]
+        )
         self.meet()
-        self.note("second", [events(sock, select.POLLPRI, 10), attempt(sock.recv, 1, socket.MSG_OOB)])
+        self.note(
+            "second", [events(sock, select.POLLPRI, 10), attempt(sock.recv, 1, socket.MSG_OOB)]
+        )
         self.meet()
         self.note("came", read_all(sock))
 
