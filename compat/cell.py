@@ -9,7 +9,7 @@ compared by ==.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ class Cell:
         for_server = case.app if own is server else case.app.get("other", {})
         listening = server.ask(
             "listen", address="0.0.0.0" if self.family == IP4 else "::", port=int(self.words["serves"]),
-            **{"patience": patient(PATIENCE_S)} | {k: v for k, v in for_server.items() if k not in ("other", "bind")},
+            **_asked(for_server, "bind"),
         )  # fmt: skip
         if "error" in listening:
             seen.facts["listen"] = listening["error"]
@@ -261,8 +261,7 @@ class Cell:
         opened = self.site.opened()
         told: dict[str, Any] = {
             "address": self.words["target"], "port": self.port, "up": case.size, "down": case.size, "seed": SEED,
-            "patience": patient(PATIENCE_S),
-        } | {k: v for k, v in for_client.items() if k != "other"}  # fmt: skip
+        } | _asked(for_client)  # fmt: skip
         if told.get("bind"):
             told["bind"] = self.words[told["bind"]]
         held = []
@@ -354,3 +353,9 @@ def settled(cell: Cell, read: Any, is_settled: Any) -> Any:
     with contextlib.suppress(TimeoutError):
         wait_for(lambda: is_settled(read()), 1.0)
     return read()
+
+
+def _asked(app: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    """What a case asks of an end, with how long that waits: longer on a machine that is known to be slow."""
+    asked = {key: value for key, value in app.items() if key not in ("other", *without)}
+    return asked | {"patience": patient(asked.get("patience", PATIENCE_S))}
