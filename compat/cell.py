@@ -356,6 +356,6 @@ def settled(cell: Cell, read: Any, is_settled: Any) -> Any:
 
 
 def _asked(app: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    """What a case asks of an end, with how long that waits: longer on a machine that is known to be slow."""
+    """What a case asks of an end, with how long that waits: longer on a machine that is slow."""
     asked = {key: value for key, value in app.items() if key not in ("other", *without)}
     return asked | {"patience": patient(asked.get("patience", PATIENCE_S))}

@@ -53,6 +53,7 @@ _ETH_P_ALL = 0x0003
 _TCA_BPF_FLAG_ACT_DIRECT = 1
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 _DEVICE_NAME = "dmm_inner"
+NAME_PREFIX = "dmm_tc:"  # of the filters of every instance
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class _Filter:
     handle: int
     info: int  # priority and protocol, as struct tcmsg has them
     name: str  # of a BPF program; empty: another kind
+
+    @property
+    def prio(self) -> int:
+        """1 comes first."""
+        return self.info >> 16
 
 
 def attach(ifindex: int, prog_fd: int) -> None:
@@ -83,8 +89,9 @@ def attach(ifindex: int, prog_fd: int) -> None:
 
 
 def attach_nic(ifindex: int, prog_fds: Sequence[int], name: str) -> None:
-    """Puts programs at ingress and, if there are two, egress of a device, before the programs that
-    are there, under that name; where one is already, nothing changes. Raises DmmError.
+    """Puts programs at ingress and, if there are two, egress of a device, before the filters of
+    others that are there, under that name. One that is there already stays, or moves to the front.
+    Raises DmmError.
     """
     with explained(f"attach a tc program to device {ifindex}"), RouteSocket() as sock:
         for parent, prog_fd in zip(HOOKS, prog_fds, strict=False):
@@ -93,9 +100,9 @@ def attach_nic(ifindex: int, prog_fds: Sequence[int], name: str) -> None:
 
 def _attach_first(sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, name: str) -> None:
     there = list(_filters(sock, ifindex, parent))
-    if any(one.name == name for one in there):
+    if any(one.name == name for one in there) and not _overtakes(there, name):
         return
-    first = min((one.info >> 16 for one in there), default=_NIC_PRIO + 1)
+    first = min((one.prio for one in there), default=_NIC_PRIO + 1)
     if first <= 1:
         raise ConflictError(
             f"attach a tc program to device {ifindex}",
@@ -105,6 +112,17 @@ def _attach_first(sock: RouteSocket, ifindex: int, parent: int, prog_fd: int, na
     _ensure_clsact(sock, ifindex)
     prio = min(first - 1, _NIC_PRIO)
     _add(sock, ifindex, parent, prog_fd, name, prio=prio, flags=NLM_F_CREATE | NLM_F_EXCL)
+    for one in there:
+        if one.name == name:
+            _delete(sock, ifindex, parent, one)
+
+
+def _overtakes(there: Sequence[_Filter], name: str) -> bool:
+    """Whether a filter of another's comes before ours: what it lets pass, or ends, ours never
+    sees (tc-bpf(8): any action but TC_ACT_UNSPEC ends the search).
+    """
+    ours = min((one.prio for one in there if one.name == name), default=0)
+    return any(one.prio < ours and not one.name.startswith(NAME_PREFIX) for one in there)
 
 
 def has_clsact(ifindex: int) -> bool:
@@ -130,8 +148,7 @@ def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
             if one.name == name
         ]
         for parent, one in found:
-            payload = TCMSG.pack(0, ifindex, one.handle, parent, one.info)
-            _change_if_there(sock, RTM_DELTFILTER, payload + attribute(TCA_KIND, b"bpf\0"))
+            _delete(sock, ifindex, parent, one)
         if clsact and not any(one for parent in HOOKS for one in _filters(sock, ifindex, parent)):
             payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(
                 TCA_KIND, b"clsact\0"
@@ -152,6 +169,11 @@ def _add(
     payload = TCMSG.pack(0, ifindex, _HANDLE, parent, info)
     payload += attribute(TCA_KIND, b"bpf\0") + attribute(TCA_OPTIONS, options)
     sock.change(RTM_NEWTFILTER, flags, payload)
+
+
+def _delete(sock: RouteSocket, ifindex: int, parent: int, one: _Filter) -> None:
+    payload = TCMSG.pack(0, ifindex, one.handle, parent, one.info)
+    _change_if_there(sock, RTM_DELTFILTER, payload + attribute(TCA_KIND, b"bpf\0"))
 
 
 def _change_if_there(sock: RouteSocket, kind: int, payload: bytes) -> None:
@@ -196,6 +218,15 @@ def attached(ifindex: int) -> list[str]:
 def attached_nic(ifindex: int, name: str) -> bool:
     """Whether the programs of that name are at both of the NIC's hooks."""
     return all(name in _names(ifindex, parent) for parent in HOOKS)
+
+
+def overtaken(ifindex: int, name: str) -> str:
+    """The hook at which a filter of another's comes before ours of that name; empty: none does."""
+    with explained(f"list the tc filters of device {ifindex}"), RouteSocket() as sock:
+        for parent in HOOKS:
+            if _overtakes(list(_filters(sock, ifindex, parent)), name):
+                return HOOKS[parent]
+    return ""
 
 
 def attached_inside(ifindex: int, name: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf
-from lab import curl_fetch, nginx
+from lab import curl_fetch, nginx, wait_for
 
 POLICY = """
 [stacks.wan]
@@ -89,6 +89,26 @@ def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
     assert (stack["port"], stack["counters"]["active_open"]) == ("tap", 1)
     routed.close()
     assert host.run(["sh", "-c", TRACES]).stdout == before
+
+
+def test_a_program_of_anothers_that_ends_the_search_changes_nothing(wired, payload):
+    """Before Linux 6.6 it is in one list with ours, and who comes first may keep all packets."""
+    path, sha256 = payload(300_000)
+    url = nginx(
+        wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup
+    ).url(path.name)
+    host = wired.client
+    device = host.nic.name
+    routed = wired.attach_client(POLICY.format(device=device))
+    host.run(["tc", "qdisc", "add", "dev", device, "clsact"], check=False)
+    for hook in ("ingress", "egress"):
+        at = f"tc filter add dev {device} {hook} pref 7 bpf da bytecode".split()
+        host.run([*at, "1,6 0 0 0,"])  # TC_ACT_OK
+    wait_for(lambda: not routed.ask("status")[0]["missing"], 20, "all to be well")
+    for _ in range(3):
+        got = curl_fetch(host, url, cgroup=wired.client_cgroup, timeout=60)
+        assert got.sha256 == sha256, got.stderr
+    assert routed.stack("wan")["counters"]["active_open"] == 3
 
 
 def test_a_filter_at_the_first_priority_is_told_and_nothing_is_left(wired):

@@ -59,18 +59,18 @@ def test_both_hooks_of_a_nic(progs: tuple[int, int]) -> None:
         index = index_of(a)
         assert not a.ns.run_in(tcfilter.has_clsact, index)
         for _ in range(2):  # a second time changes nothing
-            a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm:one")
+            a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm_tc:one")
             for hook, fd in zip(HOOKS, progs, strict=True):
                 (found,) = filters(a, hook)
                 assert found["options"]["prog"]["id"] == bpf.prog_info(fd).id
                 assert found["options"]["direct-action"]
         assert a.ns.run_in(tcfilter.has_clsact, index)
-        assert a.ns.run_in(tcfilter.attached_nic, index, "dmm:one")
+        assert a.ns.run_in(tcfilter.attached_nic, index, "dmm_tc:one")
         a.sh("ping -c 1 -W 5 10.9.1.2")
-        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm:one", clsact=True))
+        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm_tc:one", clsact=True))
         assert not a.ns.run_in(tcfilter.has_clsact, index)
-        assert not a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm:one", clsact=True))
-        assert not a.ns.run_in(tcfilter.attached_nic, index, "dmm:one")
+        assert not a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm_tc:one", clsact=True))
+        assert not a.ns.run_in(tcfilter.attached_nic, index, "dmm_tc:one")
 
 
 @pytest.mark.parametrize("lost", HOOKS)
@@ -80,12 +80,12 @@ def test_what_was_taken_off_one_hook_is_missed_and_put_back(
     with hosts(2) as (a, b):
         link(a, b)
         index = index_of(a)
-        a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm:one")
+        a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm_tc:one")
         a.sh(f"tc filter del dev eth0 {lost}")
-        assert not a.ns.run_in(tcfilter.attached_nic, index, "dmm:one")
-        a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm:one")
-        assert a.ns.run_in(tcfilter.attached_nic, index, "dmm:one")
-        assert [names(a, hook) for hook in HOOKS] == [["dmm:one"]] * 2
+        assert not a.ns.run_in(tcfilter.attached_nic, index, "dmm_tc:one")
+        a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm_tc:one")
+        assert a.ns.run_in(tcfilter.attached_nic, index, "dmm_tc:one")
+        assert [names(a, hook) for hook in HOOKS] == [["dmm_tc:one"]] * 2
 
 
 def test_ours_come_before_others_and_leave_them(progs: tuple[int, int]) -> None:
@@ -94,13 +94,13 @@ def test_ours_come_before_others_and_leave_them(progs: tuple[int, int]) -> None:
         index = index_of(a)
         a.sh("tc qdisc add dev eth0 clsact")
         somebodys(a, "egress", 7)
-        for name in ("dmm:one", "dmm:two"):
+        for name in ("dmm_tc:one", "dmm_tc:two"):
             a.ns.run_in(tcfilter.attach_nic, index, progs, name)
-        assert names(a, "egress") == ["dmm:two", "dmm:one"]
+        assert names(a, "egress") == ["dmm_tc:two", "dmm_tc:one"]
         assert max(one["pref"] for one in filters(a, "egress")) < 7
-        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm:two", clsact=True))
-        assert [names(a, hook) for hook in HOOKS] == [["dmm:one"]] * 2
-        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm:one", clsact=True))
+        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm_tc:two", clsact=True))
+        assert [names(a, hook) for hook in HOOKS] == [["dmm_tc:one"]] * 2
+        assert a.ns.run_in(lambda: tcfilter.detach_nic(index, "dmm_tc:one", clsact=True))
         assert a.ns.run_in(tcfilter.has_clsact, index), "somebody's filter is still in it"
         assert "bytecode" in a.sh("tc filter show dev eth0 egress")
 
@@ -112,7 +112,7 @@ def test_nothing_comes_before_priority_1(progs: tuple[int, int], hook: str) -> N
         a.sh("tc qdisc add dev eth0 clsact")
         somebodys(a, hook, 1)
         with pytest.raises(ConflictError, match=f"priority 1 at its {hook}"):
-            a.ns.run_in(tcfilter.attach_nic, index_of(a), progs, "dmm:one")
+            a.ns.run_in(tcfilter.attach_nic, index_of(a), progs, "dmm_tc:one")
 
 
 def test_a_device_of_a_process_and_nobody_elses(progs: tuple[int, int]) -> None:
@@ -127,3 +127,26 @@ def test_a_device_of_a_process_and_nobody_elses(progs: tuple[int, int]) -> None:
         assert a.ns.run_in(tcfilter.attached, index) == ["dmm_inner"]
         with pytest.raises(UsageError):
             a.ns.run_in(tcfilter.attach, index_of(a), progs[0])
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_one_that_is_put_before_ours_is_told_and_overtaken(
+    progs: tuple[int, int], hook: str
+) -> None:
+    with hosts(2) as (a, b):
+        link(a, b)
+        index = index_of(a)
+        for name in ("dmm_tc:one", "dmm_tc:two"):
+            a.ns.run_in(tcfilter.attach_nic, index, progs, name)
+        assert a.ns.run_in(tcfilter.overtaken, index, "dmm_tc:one") == "", "ours let it go on"
+        somebodys(a, hook, 7)
+        for name in ("dmm_tc:one", "dmm_tc:two"):
+            assert a.ns.run_in(tcfilter.overtaken, index, name) == hook
+            a.ns.run_in(tcfilter.attach_nic, index, progs, name)
+            assert a.ns.run_in(tcfilter.overtaken, index, name) == ""
+        assert sorted(names(a, hook)) == ["dmm_tc:one", "dmm_tc:two"]
+        assert max(one["pref"] for one in filters(a, hook)) < 7
+        somebodys(a, hook, 1)
+        with pytest.raises(ConflictError, match=f"priority 1 at its {hook}"):
+            a.ns.run_in(tcfilter.attach_nic, index, progs, "dmm_tc:one")
+        assert sorted(names(a, hook)) == ["dmm_tc:one", "dmm_tc:two"]

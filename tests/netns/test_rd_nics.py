@@ -108,6 +108,23 @@ def test_what_was_taken_off_is_told_and_put_back(way: str, bench: Bench, state: 
     assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
 
 
+def test_a_filter_that_is_put_before_ours_is_told_and_overtaken(
+    way: str, bench: Bench, state: State
+) -> None:
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", [spec])
+    if way == "tcx":
+        bench.a.run(["tc", "qdisc", "add", "dev", spec.name, "clsact"])
+    at = f"tc filter add dev {spec.name} ingress pref 7 bpf da bytecode".split()
+    bench.a.run([*at, "1,6 0 0 0,"])
+    told = "another tc filter was put before ours at its ingress" if way == "clsact" else ""
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == told
+    bench.a.call(nics.attach_tc, "wan", spec)
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
+    bench.agent.open("x")
+    bench.agent.connect("x", bench.b.ip4, bench.port)
+
+
 @pytest.mark.parametrize(
     ("device", "make", "why"),
     [

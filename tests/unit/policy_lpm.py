@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
-from dmm_ebpf.rd.policy.compile import Compiled, Entries
+from dmm_ebpf.rd.policy.compile import Compiled
+from dmm_ebpf.rd.policy.compile_routes import Entries
 from dmm_ebpf.rd.policy.evaluate import Query
 from dmm_ebpf.rd.policy.values import parse_address
 

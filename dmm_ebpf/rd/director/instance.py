@@ -10,7 +10,6 @@ the hooks can see it, and what fails on the way leaves the old one in force.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
 import time
@@ -21,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.abi import C, Struct
+from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
-from dmm_ebpf.hal import nic, stackdevice, tuning
+from dmm_ebpf.hal import stackdevice, tuning
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import away, carriers, flows, load, routeget, sync, undo
+from dmm_ebpf.rd.director import flows, load, routeget, sync, undo
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.groups import Groups, attach_place, lookup
 from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
-from dmm_ebpf.rd.director.live import with_sockets
 from dmm_ebpf.rd.director.load import core_counters
 from dmm_ebpf.rd.director.offline import labels_left
+from dmm_ebpf.rd.director.openflows import OpenFlows
 from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.director.stacks import StackManager
@@ -49,7 +48,6 @@ from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy
 from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
 
-ROWS_AT_ONCE = 500  # of a long listing; then others have a turn
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
 
@@ -97,6 +95,7 @@ class Instance:
         self.watch = PolicyWatch(self)
         self.guard = Guard(self._standing)
         self.earlier = Earlier(attached, netns.cookie)
+        self.flows = OpenFlows(attached, state, self.earlier, self.stacks)
         self.groups = Groups(attached, Path(state.cgroup), self.guard.look_soon, self.earlier.look)
         self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
         self.ground: list[Item] = [
@@ -439,7 +438,7 @@ class Instance:
 
     async def status(self) -> dict[str, Any]:
         await self.guard.known()
-        maps, counts = self._attached.maps, await self._counts()
+        maps, counts = self._attached.maps, await self.flows.by_stack()
         return {
             "instance": self.state.instance,
             "pid": os.getpid(),
@@ -462,15 +461,11 @@ class Instance:
             "stacks": await self.list_stacks(counts),
         }
 
-    async def _counts(self) -> Counter[int]:
-        passing = list(self._passing().values())
-        return await in_thread(carriers.by_stack, self.state.instance, self._records(), passing)
-
     async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
         """Every stack of the policy, and those that are still draining. counts: flows by stack,
         if known already.
         """
-        counts = await self._counts() if counts is None else counts
+        counts = await self.flows.by_stack() if counts is None else counts
         asked = await self.stacks.query_all("stats", within_s=LISTING_S)
         dropped = await in_thread(stackdevice.dropped)
         defined = dict(self._policy.stacks) if self._policy else {}
@@ -503,74 +498,9 @@ class Instance:
             rows.append(row)
         return rows
 
-    async def list_flows(self) -> AsyncIterator[list[dict[str, Any]]]:
-        """Open flows, in pages, so that neither a hundred thousand of them nor the time they take
-        are in anybody's way.
-
-        Each row is as its socket was when its page was made. A flow that opens or ends meanwhile
-        may be missing.
-        """
-        now_ns = time.monotonic_ns()
-        await in_thread(self.earlier.prune)
-        records = {flow.cookie: flow for flow in self._records()}
-        passing = self._passing()
-        if not records and not passing:
-            return
-        at_nic = {one.cookie: pair for pair, one in passing.items() if one.cookie}
-        outer = {}
-        async for c in self.stacks.connections():
-            outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
-        others = await in_thread(carriers.told, self.state.instance, list(records.values()))
-        cookies = dict(records) if self.state.containers else {}
-        elsewhere = (
-            await in_thread(away.sockets, cookies, self.state.netns_cookie) if cookies else {}
-        )
-
-        def of_socket(flow: Struct, here: dict[str, Any] | None) -> dict[str, Any] | None:
-            live = here or elsewhere.get(flow.cookie)
-            row = flows.flow_dict(flow, self.state.instance, self, now_ns) | others.get(
-                flow.cookie, {}
-            )
-            if flow.netns_cookie != self.state.netns_cookie:
-                row["kind"] = flows.CONTAINER
-            return flows.merge(row, live, outer, at_nic.get(flow.cookie))
-
-        def of_others(pair: flows.Pair, one: Struct) -> dict[str, Any] | None:
-            device = nic.name_of(one.ifindex)
-            row = flows.forwarded_dict(one, self.state.instance, self, device, now_ns)
-            return flows.merge(row, None, outer, pair)
-
-        rows = itertools.chain(
-            itertools.starmap(of_socket, with_sockets(records)),
-            (of_others(pair, one) for pair, one in passing.items() if not one.cookie),
-        )
-        page: list[dict[str, Any]] = []
-        for row in rows:
-            if row is not None:
-                page.append(row)
-            if len(page) >= ROWS_AT_ONCE:
-                yield page
-                page = []
-                await asyncio.sleep(0)
-        if page:
-            yield page
-
-    def _records(self) -> Iterator[Struct]:
-        """The struct dmm_flow of every socket that is known of."""
-        return itertools.chain(self._attached.flows(), self.earlier.connections())
-
-    def _passing(self) -> dict[flows.Pair, Struct]:
-        """The struct dmm_forwarded of what user stacks carry for others, by the flow as the
-        NIC has it.
-        """
-        maps = self._attached.maps
-        found = {}
-        for pair, one in maps.forwarded.items():
-            if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps.xdp_flows.get(pair)) is None:
-                continue
-            if not owned.orphan:
-                found[flows.pair_text(pair)] = one
-        return found
+    def list_flows(self) -> AsyncIterator[list[dict[str, Any]]]:
+        """See OpenFlows.pages()."""
+        return self.flows.pages(self)
 
     def list_listeners(self) -> list[dict[str, Any]]:
         return [

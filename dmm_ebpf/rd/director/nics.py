@@ -22,8 +22,8 @@ from dataclasses import replace
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
-from dmm_ebpf.hal import inway, tcfilter
 from dmm_ebpf.hal import nic as hal_nic
+from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.bpf import ENOTSUPP
 from dmm_ebpf.rd.director.guard import Item
@@ -221,9 +221,13 @@ class Nics:
             self._state.nics.pop(n.name, None)
 
     def missing_tc(self, index: int) -> str:
-        """That our programs of tc are not there, as a reason; empty: they are."""
-        there = self._attached.has_tcx(index) or tcfilter.attached_nic(index, self._tc_name)
-        return "" if there else "our tc programs were taken off"
+        """That our programs of tc are not there, or not the first, as a reason; empty: they are."""
+        if self._attached.has_tcx(index):
+            return ""
+        if not tcfilter.attached_nic(index, self._tc_name):
+            return "our tc programs were taken off"
+        hook = tcfilter.overtaken(index, self._tc_name)
+        return f"another tc filter was put before ours at its {hook}" if hook else ""
 
     def renew(self, stack: str, stack_id: int, nics: Sequence[NicSpec]) -> list[NicSpec]:
         """The NICs as they are now, with our programs of tc on those that were made anew; one that
@@ -258,7 +262,7 @@ class Nics:
 
 def tc_name(instance: str) -> str:
     """What the instance's tc programs on NICs are called."""
-    return f"{inway.OURS}tc:{instance}"
+    return f"{tcfilter.NAME_PREFIX}{instance}"
 
 
 def remove_tc(instance: str, state: State | None) -> list[str]:

@@ -22,13 +22,13 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import ConflictError, DmmError
-from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import procgroup, stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.kit.names import is_plugin, locate
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd.director import beside, ports, rundir, stackrow
 from dmm_ebpf.rd.director.beside import Beside
+from dmm_ebpf.rd.director.changes import refuse_change
 from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.nics import Nics, ServedNic, there, xdp_mode
 from dmm_ebpf.rd.director.onestack import Stack
@@ -308,22 +308,7 @@ class StackManager:
                     )
 
     async def _keep(self, s: Stack, config: UserStack) -> None:
-        if config.io == AF_XDP:
-            self._refuse_without_sockets(s)
-        if config.devices != s.config.devices:
-            self._refuse_other_devices(s, config)
-        if config.congestion != s.config.congestion and is_plugin(config.congestion):
-            raise ConflictError(
-                f"serve stack {s.name} with congestion control {config.congestion!r}",
-                why="it runs, and a process that runs can load no plug-in",
-                hint="give the stack that is to have it another name",
-            )
-        if config.command != s.config.command:
-            raise ConflictError(
-                f"serve stack {s.name} by another program",
-                why="its processes run, and have open flows",
-                hint="give the stack that is to be served so another name",
-            )
+        refuse_change(s, config)
         for p in s.processes:
             if p.number >= config.processes:
                 continue
@@ -342,25 +327,6 @@ class StackManager:
                     await p.supervisor.query(
                         "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
                     )
-
-    def _refuse_without_sockets(self, s: Stack) -> None:
-        without = [n.name for n in s.nics if not n.xsk]
-        if without:
-            raise ConflictError(
-                f"serve stack {s.name} on {', '.join(without)} by {AF_XDP}",
-                why="it runs without AF_XDP sockets there, and a process that runs can open none",
-                hint="give the stack that is to be served so another name",
-            )
-
-    def _refuse_other_devices(self, s: Stack, config: UserStack) -> None:
-        """A device that is not there is a UsageError."""
-        wanted = {n.ifindex: n.name for n in hal_nic.serving_nics(list(config.devices) or None)}
-        if wanted.keys() != {n.ifindex for n in s.nics}:
-            raise ConflictError(
-                f"serve stack {s.name} on {', '.join(wanted.values()) or 'no device'}",
-                why=f"it runs on {', '.join(n.name for n in s.nics)}, and its flows are bound to that",
-                hint="give the stack that is to be on other devices another name",
-            )
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> Stack:
         """A stack with no process yet, and our program on its NICs."""

@@ -34,7 +34,8 @@ from dmm_ebpf.loader import maps as loader_maps
 from dmm_ebpf.loader.maps import Map, RoutesKind
 from dmm_ebpf.loader.spec import Maps
 from dmm_ebpf.loader.table import Table
-from dmm_ebpf.rd.policy.compile import Compiled, Entries
+from dmm_ebpf.rd.policy.compile import Compiled
+from dmm_ebpf.rd.policy.compile_routes import Entries
 
 log = logging.getLogger(__name__)
 
