@@ -95,6 +95,20 @@ def test_a_nic_that_another_stack_goes_on_using_keeps_them(
     assert not info.has_xdp
 
 
+def test_xdp_goes_with_the_stack_that_had_it(bench: Bench, state: State) -> None:
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", [spec])
+    bench.a.call(lambda: nics.put_xdp("wan", spec, explicit=True))
+    bench.a.call(nics.take_xdp, "wan", 5, spec)
+    bench.a.call(nics.leave_xdp, 6, spec)  # whose it is not
+    assert entry(bench, spec.ifindex) == (spec.slot, 5)
+    bench.a.call(nics.leave_xdp, 5, spec)
+    assert entry(bench, spec.ifindex) == (spec.slot, 0)
+    (info,) = (one for one in bench.a.call(hal_nic.list_nics) if one.ifindex == spec.ifindex)
+    assert not info.has_xdp
+    assert there(bench, spec.ifindex)
+
+
 def test_what_was_taken_off_is_told_and_put_back(way: str, bench: Bench, state: State) -> None:
     nics, spec = served(bench, state)
     bench.a.call(nics.attach, "wan", [spec])

@@ -127,13 +127,13 @@ class Nics:
 
     def take_xdp(self, stack: str, stack_id: int, n: NicSpec) -> None:
         """From now on the stack's process 0 gets its frames from that program."""
-        if self._entry(n.ifindex) != (n.slot, stack_id):
+        if not self._is_entered(n, stack_id):
             log.info("XDP program on %s for stack %s", n.name, stack)
             self._enter(n, stack_id)
 
     def pass_xdp(self, stack_id: int, n: NicSpec) -> None:
         """From now on all that comes is for tc."""
-        if self._entry(n.ifindex) == (n.slot, stack_id):
+        if self._is_entered(n, stack_id):
             self._enter(n, 0)
 
     def leave_xdp(self, stack_id: int, n: NicSpec) -> None:
@@ -189,6 +189,11 @@ class Nics:
 
     def _entry(self, ifindex: int) -> Struct | None:
         return self._attached.maps.nics.get(ifindex)
+
+    def _is_entered(self, n: NicSpec, stack_id: int) -> bool:
+        """Whether that stack gets frames from XDP there."""
+        entry = self._entry(n.ifindex)
+        return entry is not None and (entry.slot, entry.stack) == (n.slot, stack_id)
 
     def _xdp_stack(self, ifindex: int) -> int:
         """The stack that gets frames from XDP there; 0: none."""

@@ -64,6 +64,11 @@ def congestion(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
+# What the kernel changes by itself on an open connection: it leaves quick acknowledgments, and raises
+# the clamp with the receive buffer (tcp_rcv_space_adjust()).
+OF_ITS_OWN = {"TCP_QUICKACK", "TCP_WINDOW_CLAMP"}
+
+
 class _Exchange(Pair):
     """A question and an answer behind what is looked at."""
 
@@ -117,7 +122,7 @@ class SetAfter(_Exchange):
                 option,
                 attempt(sock.setsockopt, getattr(socket, level), getattr(socket, option), number),
             )
-        self.note("read", {o: value(sock, level, o) for level, o, _ in SET if o != "TCP_QUICKACK"})
+        self.note("read", {o: value(sock, level, o) for level, o, _ in SET if o not in OF_ITS_OWN})
 
 
 class MarkOfOpen(_Exchange):
