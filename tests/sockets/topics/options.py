@@ -64,8 +64,8 @@ def congestion(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
-# What the kernel changes by itself on an open connection: it leaves quick acknowledgments, and raises
-# the clamp with the receive buffer (tcp_rcv_space_adjust()).
+# What the kernel changes by itself on an open connection: it leaves quick acknowledgments, and
+# raises the clamp with the receive buffer (tcp_rcv_space_adjust()).
 OF_ITS_OWN = {"TCP_QUICKACK", "TCP_WINDOW_CLAMP"}
 
 
