@@ -115,7 +115,7 @@ def test_the_end_of_a_container_is_that_of_its_instance(engine, wired):
     )
     engine.ask("rm", "--force", *engine.at_once, "web")
     assert wait_pid_gone(inside.process.pid, 30), inside.log.read_text()
-    assert inside.process.wait() == 0
+    assert inside.process.wait() == 0, inside.log.read_text()
     assert "the network namespace was deleted" in inside.log.read_text()
 
 

@@ -34,6 +34,7 @@ SIDES = (CLIENT, SERVER)
 PORTS = 8  # each run has so many ports for itself, alike on both hosts
 STUCK_S = 30.0  # a side that takes so long hangs, and that is what it is compared by
 WITHIN_S = 12.0  # what has to happen happens within this
+SETTLING = 5  # looks at an error that may have more to come
 PATIENCE = float(os.environ.get("DMM_LAB_PATIENCE", "1"))
 PR_SET_PDEATHSIG = 1
 
@@ -102,6 +103,12 @@ def events(sock: socket.socket, mask: int, timeout_s: float = 0.0) -> str:
     poller = select.poll()
     poller.register(sock, mask)
     found = poller.poll(timeout_s * 1000 * PATIENCE)
+    for _ in range(SETTLING):
+        if not found or found[0][1] & (select.POLLERR | select.POLLHUP) != select.POLLERR:
+            break
+        # The kernel sets the error a moment before the end that it brings (tcp_reset()).
+        select.select([], [], [], 0.01)
+        found = poller.poll(0)
     return poll_names(found[0][1]) if found else "none"
 
 

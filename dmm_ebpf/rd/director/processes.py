@@ -283,7 +283,8 @@ class Process:
         except DmmError as e:
             log.error("stack %s: its flows could not all be reset: %s", label, e)
         finally:
-            disowned.set_result(None)
+            if not disowned.done():  # who waited for it may have been called off
+                disowned.set_result(None)
         self._let_orphans_go()
 
     def _let_orphans_go(self) -> None:
