@@ -60,9 +60,8 @@ WAYS = {"to the peer": (), "from the peer": ("-R",)}
 FLOWS = (2, 10, 50, 200)
 FILE_BYTES = 1_000_000
 CONNECT_PORT, CONNECTS = 4000, 1000
-CONNECT_TURNS = (
-    4  # how often the two sides take turns, so that what the machine does besides meets both
-)
+# How often the two sides take turns, so that what the machine does besides meets both
+CONNECT_TURNS = 4
 SECONDS = 2  # of each transfer, unless more are asked for
 SETUP_S = 3.5  # for the estimate: hosts, servers, an attach
 

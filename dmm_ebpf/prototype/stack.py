@@ -92,9 +92,8 @@ class Stack:
         """Opens the devices. Raises DmmError."""
         self.spec = spec
         self.flows: dict[bytes, Flow] = {}
-        self.counters: dict[
-            str, int
-        ] = {}  # of your own; `dmm-ebpf stacks --json` shows what stats() tells
+        # Of your own; `dmm-ebpf stacks --json` shows what stats() tells
+        self.counters: dict[str, int] = {}
         self.nics = [_open(spec, nic) for nic in spec.nics]
         self._done = asyncio.Event()
 

@@ -18,9 +18,8 @@ from dmm_ebpf.kit.names import Plugin
 # would not work now.
 CONTRACT = 1
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
-_CONNECTION_BYTES = (
-    4096  # both legs and their share of the tables take a third of it, see docs/architecture.md
-)
+# Both legs and their share of the tables take a third of it, see docs/architecture.md
+_CONNECTION_BYTES = 4096
 _QUEUE_BYTES = 32 << 20  # UMEM of one receive queue with large frames
 _DEVICE_BYTES = 9 << 20  # frames of a device of the outer leg
 _PROGRAM_BYTES = 256 << 20  # interpreter, code and whatever the kernel counts besides

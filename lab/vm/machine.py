@@ -46,9 +46,8 @@ COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 oops=panic nokaslr mitigations=off "
     "nowatchdog rcupdate.rcu_cpu_stall_suppress=1 random.trust_cpu=on"
 )
-COMMAND_LINE_SIZE = (
-    2048  # of x86, with the zero at its end; the kernel cuts what is longer, without a word
-)
+# Of x86, with the zero at its end; the kernel cuts what is longer, without a word
+COMMAND_LINE_SIZE = 2048
 PANIC = b"Kernel panic - not syncing"
 
 

@@ -16,9 +16,8 @@ from lab import wait_for
 
 PORT = 7400
 READ_FIRST, ALL = 24_000_000, 400_000_000
-HELD_MOST = (
-    16_000_000  # by the stack processes: twice what goes in their shortest round on a busy machine
-)
+# By the stack processes: twice what goes in their shortest round on a busy machine
+HELD_MOST = 16_000_000
 
 # Reads so much, stands still until somebody lets it go on, and tells the digest of all that came.
 READER = """

@@ -45,9 +45,8 @@ class Server:
         self._listening: asyncio.Server | None = None
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.Task[None]] = set()
-        self._idle: dict[
-            asyncio.Task[None], None
-        ] = {}  # clients that ask nothing now, the longest idle one first
+        # Clients that ask nothing now, the longest idle one first
+        self._idle: dict[asyncio.Task[None], None] = {}
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._backlog = Backlog()
         self._reloading: asyncio.Task[None] | None = None

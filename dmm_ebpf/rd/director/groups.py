@@ -108,9 +108,8 @@ class Groups:
         self._watch: EntryWatch | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
-        self._hooked = (
-            False  # the hooks are on another cgroup, and the rest of that is still to be done
-        )
+        # The hooks are on another cgroup, and the rest of that is still to be done
+        self._hooked = False
         self._pointed = False  # the same of rules
 
     @property

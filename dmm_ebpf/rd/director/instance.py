@@ -63,9 +63,8 @@ class AttachOptions:
     daemon: bool = False
     pending: bool = False  # also if the cgroup is not there yet
     containers: bool = False  # also sockets of other network namespaces that the cgroup has
-    home: str | None = (
-        None  # the directory of the cgroup to which goes what is left in one that is made
-    )
+    # The directory of the cgroup to which goes what is left in one that is made
+    home: str | None = None
 
 
 class Instance:

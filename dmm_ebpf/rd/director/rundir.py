@@ -48,9 +48,8 @@ class StackState:
     k: int  # among all processes of the namespace
     nics: list[str] = field(default_factory=list)
     pid: int = 0
-    start_time: int = (
-        0  # of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
-    )
+    # Of pid, field 22 of proc(5) /proc/pid/stat, so that a recycled pid is told apart
+    start_time: int = 0
     process: int = 0  # its number among the stack's processes
 
     @property
@@ -77,9 +76,8 @@ class State:
     pid: int
     cgroup: str
     netns_inode: int
-    netns_cookie: int = (
-        0  # tells the namespace from a later one of that inode; 0: an older version wrote this
-    )
+    # Tells the namespace from a later one of that inode; 0: an older version wrote this
+    netns_cookie: int = 0
     netns: str | None = None  # as the user named it
     policy: str | None = None  # path of the policy file, if there is one
     policy_text: str | None = None  # the policy in force

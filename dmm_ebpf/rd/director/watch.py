@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.policy.model import Policy
 
 LOOK_S = 0.25
-RETRY_S = (
-    5.0  # after a failure that is not the file's: no room on a disk, a stack that does not start
-)
+# After a failure that is not the file's: no room on a disk, a stack that does not start
+RETRY_S = 5.0
 
 log = logging.getLogger("dmm-ebpf")
 

@@ -32,9 +32,8 @@ from dmm_ebpf.rd.policy.values import Prefix
 CgroupLookup = Callable[[str], tuple[int, int]]
 NetnsLookup = Callable[[str], int]
 
-INNER_CONGESTION = (
-    b"reno"  # the app's socket on a user stack: the inner leg loses nothing and must not be paced
-)
+# The app's socket on a user stack: the inner leg loses nothing and must not be paced
+INNER_CONGESTION = b"reno"
 
 
 class Labels:

@@ -184,9 +184,8 @@ class _PrefixTree:
     def __init__(self, table: RouteTable) -> None:
         self.table = table
         self.first = table.first_by_prefix()
-        self.inherited: dict[
-            int, PortSet
-        ] = {}  # port sets of prefixes that have longer ones below them
+        # Port sets of prefixes that have longer ones below them
+        self.inherited: dict[int, PortSet] = {}
         self.templates: dict[tuple[int, int | None], _PortTemplate] = {}
         lengths = set(zip(table.families, table.lengths, strict=True))
         self.lengths = {

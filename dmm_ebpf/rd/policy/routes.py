@@ -104,9 +104,8 @@ class RouteTable:
         self.origin = array("I")
         self.matches: list[Match] = []
         self.stack_names: list[str] = []
-        self.duplicates: dict[
-            int, list[int]
-        ] = {}  # prefix key → its routes, where there are several
+        # Prefix key → its routes, where there are several
+        self.duplicates: dict[int, list[int]] = {}
         self._match_index: dict[Match, int] = {}
         self._stack_index: dict[str, int] = {}
 
@@ -204,9 +203,8 @@ class RouteTable:
                 )
         for (proto, _), items in spans.items():
             items.sort()
-            reach: dict[
-                int, tuple[int, int]
-            ] = {}  # stack → (last port, route) of its span that reaches furthest
+            # Stack → (last port, route) of its span that reaches furthest
+            reach: dict[int, tuple[int, int]] = {}
             for first, last, index in items:
                 stack = self.stack[index]
                 for other, (other_last, other_index) in reach.items():
