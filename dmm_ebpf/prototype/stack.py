@@ -16,23 +16,22 @@ import dmm_ebpf.lean  # noqa: F401 - before asyncio is imported
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import tuning
-from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.prototype.frame import ETH_BYTES, FIN, RST, VNET_BYTES, Frame
-from dmm_ebpf.userstack import answers, controlserver, sandbox
+from dmm_ebpf.userstack import answers, controlserver, sandbox, serving
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
 from dmm_ebpf.userstack.spec import CONTRACT, NicSpec, StackSpec
@@ -85,7 +84,7 @@ class Flow:
     ended: int = 0
 
 
-class Stack:
+class Stack(ABC):
     """Make a subclass, with from_app() and from_wire()."""
 
     def __init__(self, spec: StackSpec) -> None:
@@ -99,15 +98,15 @@ class Stack:
 
     # -- yours --
 
+    @abstractmethod
     def from_app(self, frame: Frame, nic: Nic) -> None:
         """A packet that the app's kernel wants to send by nic, with the Ethernet header that
         it would have.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def from_wire(self, frame: Frame, nic: Nic) -> None:
         """A packet of a peer's: of a claimed flow, or the first one to a listener of an app."""
-        raise NotImplementedError
 
     # -- what they may call --
 
@@ -213,16 +212,7 @@ class Stack:
         return rows
 
     def _answer(self, request: Any) -> dict[str, Any]:
-        request = request if isinstance(request, Mapping) else {}
-        answer: dict[str, Any] = {"id": request.get("id")}
-        params = request.get("params")
-        try:
-            result = self._call(
-                str(request.get("method")), params if isinstance(params, Mapping) else {}
-            )
-            return answer | {"ok": True, "result": result}
-        except DmmError as exc:
-            return answer | {"ok": False, "error": exc.to_wire()}
+        return serving.answer(request, self._call)
 
     def _call(self, method: str, params: Mapping[str, Any]) -> Any:
         match method:
@@ -231,17 +221,13 @@ class Stack:
             case "stats":
                 return self.stats()
             case "connections":
-                return self.connections(
-                    int(params.get("first", 0)), min(int(params.get("most", 1024)), 1024)
-                )
+                return self.connections(**serving.part(params))
             case "configure":
                 return None
             case "stop":
                 self._done.set()
                 return None
-        raise UsageError(
-            f"ask stack {self.spec.label} for {method!r}", why="it knows no such request"
-        )
+        raise serving.unknown(self.spec, method)
 
     async def _serve(self, channel: socket.socket) -> int:
         listener = controlserver.listen(self.spec.control_path)
@@ -251,13 +237,16 @@ class Stack:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._done.set)
-        server = controlserver.ControlServer(listener, self._answer, lambda _request, _fd: None)
+        server = controlserver.ControlServer(
+            listener,
+            self._answer,
+            lambda _request, _fd: None,
+        )
         sandbox.seal()
         for nic in self.nics:
             loop.add_reader(nic.inner_fd, partial(self._read, nic, nic.inner_fd, from_app=True))
             loop.add_reader(nic.outer_fd, partial(self._read, nic, nic.outer_fd, from_app=False))
-        channel.sendall(json.dumps({"id": 0, "ok": True, "result": self.info()}).encode())
-        channel.close()
+        serving.say_ready(channel, self.info())
         while not self._done.is_set():
             self._ask(abi.C.DMM_ASK_STATE)
             with contextlib.suppress(TimeoutError):
@@ -295,29 +284,23 @@ def _open_tap(name: str, mtu: int) -> int:
     return fd
 
 
-def _read_spec(channel: socket.socket) -> StackSpec:
-    parts = []
-    while data := channel.recv(65536):
-        parts.append(data)
-    spec = StackSpec.from_json(b"".join(parts).decode())
+def _check_contract(spec: StackSpec) -> None:
     if spec.contract != CONTRACT:
         why = f"it was told of contract {spec.contract}, and keeps to {CONTRACT}"
         raise DmmError(f"serve stack {spec.label}", why=why)
-    return spec
 
 
 async def _run(kind: type[Stack], channel: socket.socket) -> int:
     try:
-        spec = _read_spec(channel)
-        namespace = NetNS.from_fd(spec.netns_fd)
-        namespace.enter()
-        namespace.close()
-        for fd in spec.inherited():
-            os.close(fd)
+        spec = serving.read_spec(channel)
+        _check_contract(spec)
+        serving.enter_namespace(spec)
+        if spec.xsks_fd >= 0:
+            os.close(spec.xsks_fd)
         return await kind(spec)._serve(channel)
     except DmmError as exc:
         with contextlib.suppress(OSError):
-            channel.sendall(json.dumps({"id": 0, "ok": False, "error": exc.to_wire()}).encode())
+            serving.say_refused(channel, exc)
         return 1
 
 

@@ -18,7 +18,6 @@ import dmm_ebpf.lean  # noqa: F401 - before asyncio is imported
 # isort: split
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -30,16 +29,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import ConflictError, DmmError, UsageError
-from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.pcapng import SNAPLEN_MAX_BYTES
-from dmm_ebpf.userstack import answers, controlserver, sandbox
+from dmm_ebpf.userstack import answers, controlserver, sandbox, serving
 from dmm_ebpf.userstack.engine import LEGS, Engine
 from dmm_ebpf.userstack.spec import StackSpec
 
 if TYPE_CHECKING:
     from dmm_ebpf.kit.bridge import Native
 
-MOST_CONNECTIONS = 1024  # in one answer
 _JOIN_S = 5.0
 _MAX_MTU = 65535
 
@@ -121,16 +118,7 @@ class StackProcess:
     # -- control --
 
     def _answer(self, request: Any) -> dict[str, Any]:
-        request = request if isinstance(request, Mapping) else {}
-        params = request.get("params")
-        answer: dict[str, Any] = {"id": request.get("id")}
-        try:
-            result = self._call(
-                str(request.get("method")), params if isinstance(params, Mapping) else {}
-            )
-            return answer | {"ok": True, "result": result}
-        except DmmError as exc:
-            return answer | {"ok": False, "error": exc.to_wire()}
+        return serving.answer(request, self._call)
 
     def _call(self, method: str, params: Mapping[str, Any]) -> Any:
         if method == "ping":
@@ -138,7 +126,7 @@ class StackProcess:
         if method == "stats":
             return self.engine.stats()
         if method == "connections":
-            part = self.engine.connections(**_part(params))
+            part = self.engine.connections(**serving.part(params))
             return [[row[name] for name in answers.COLUMNS] for row in part]
         if method == "configure":
             if "congestion" in params:
@@ -158,9 +146,7 @@ class StackProcess:
         if method == "stop":
             self.stop()
             return None
-        raise UsageError(
-            f"ask stack {self.spec.label} for {method!r}", why="it knows no such request"
-        )
+        raise serving.unknown(self.spec, method)
 
     def _begin(self, request: Any, fd: int) -> controlserver.Stream | None:
         """After the answer to "capture" frames follow on its connection, until that ends."""
@@ -209,18 +195,6 @@ class _Capture:
         return cls(tuple(legs), snaplen)
 
 
-def _part(params: Mapping[str, Any]) -> dict[str, int]:
-    """Which connections are asked for: so many that an answer holds, unless params say fewer."""
-    part = {"first": 0, "most": MOST_CONNECTIONS}
-    part |= {name: params[name] for name in part if name in params}
-    for name, value in part.items():
-        if not isinstance(value, int) or value < 0:
-            raise UsageError(
-                f"list connections with {name} {value!r}", why="it is not a whole number"
-            )
-    return part | {"most": min(part["most"], MOST_CONNECTIONS)}
-
-
 def _slot(params: Mapping[str, Any]) -> int:
     """Which NIC is meant: its name may have changed since the process was started."""
     slot = params.get("slot")
@@ -235,22 +209,14 @@ def _mtu(value: Any) -> int:
     return value
 
 
-def _read_spec(channel: socket.socket) -> StackSpec:
-    parts = []
-    while data := channel.recv(65536):
-        parts.append(data)
-    return StackSpec.from_json(b"".join(parts).decode())
-
-
 async def _run(spec: StackSpec, channel: socket.socket) -> int:
     try:
         process = StackProcess(spec)
         process.confine()
     except DmmError as exc:
-        channel.sendall(json.dumps({"id": 0, "ok": False, "error": exc.to_wire()}).encode())
+        serving.say_refused(channel, exc)
         return 1
-    channel.sendall(json.dumps({"id": 0, "ok": True, "result": process.info()}).encode())
-    channel.close()
+    serving.say_ready(channel, process.info())
     return await process.serve()
 
 
@@ -258,11 +224,8 @@ def main() -> int:
     """Entry point."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    spec = _read_spec(channel)
-    namespace = NetNS.from_fd(spec.netns_fd)
-    namespace.enter()
-    namespace.close()
-    os.close(spec.netns_fd)
+    spec = serving.read_spec(channel)
+    serving.enter_namespace(spec)
     return asyncio.run(_run(spec, channel))
 
 
