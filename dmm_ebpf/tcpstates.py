@@ -33,3 +33,6 @@ TCP_STATES = (
     TcpState(10, "LISTEN", "LISTEN", "LISTE"),
     TcpState(11, "CLOSING", "CLOSING", "CLOSG"),
 )
+
+# By the kernel's name, the number that it is told and stored by
+NUMBERS = {state.name: state.number for state in TCP_STATES}

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.hal.netlink import attributes, messages
+from dmm_ebpf.tcpstates import NUMBERS
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -33,8 +34,8 @@ _INET_DIAG_ULP_INFO = 19
 _INET_DIAG_CGROUP_ID = 21
 
 IPPROTO_TCP = int(socket.IPPROTO_TCP)
-TCP_LISTEN = 10
-_SYN_SENT, _TIME_WAIT, _CLOSE = 2, 6, 7
+TCP_LISTEN = NUMBERS["LISTEN"]
+_SYN_SENT, _TIME_WAIT, _CLOSE = (NUMBERS[n] for n in ("SYN_SENT", "TIME_WAIT", "CLOSE"))
 _RECEIVE_BYTES = 1 << 18
 _DESTROY_AT_ONCE = 64
 _ALL = (1 << 13) - 1

@@ -31,6 +31,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import tuning
 from dmm_ebpf.prototype.frame import ETH_BYTES, FIN, RST, VNET_BYTES, Frame
+from dmm_ebpf.tcpstates import NUMBERS
 from dmm_ebpf.userstack import answers, controlserver, sandbox, serving
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
@@ -41,7 +42,6 @@ _QUEUE_PACKETS = 4096
 _READ_BYTES = VNET_BYTES + ETH_BYTES + 65536
 _BUDGET = 64  # packets of one device before another has its turn
 _BEAT_S = 0.25
-_ESTABLISHED = 1  # enum in linux/tcp_states.h
 _MAC_BYTES = 6
 
 log = logging.getLogger("dmm-ebpf.stack")
@@ -205,7 +205,7 @@ class Stack(ABC):
                 "lport": socket.ntohs(pair.lport_be),
                 "raddr": abi.addr_text(bytes(abi.ffi.buffer(pair.raddr))),
                 "rport": socket.ntohs(pair.rport_be),
-                "outer_state": _ESTABLISHED,
+                "outer_state": NUMBERS["ESTABLISHED"],
                 "congestion": "",
             }
             rows.append([known.get(name, 0) for name in answers.COLUMNS])

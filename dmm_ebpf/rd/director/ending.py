@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.tcpstates import NUMBERS
 
 _ERRORS = {
     errno.ECONNRESET: "reset-by-peer",
@@ -20,8 +21,7 @@ _ERRORS = {
     errno.EHOSTUNREACH: "unreachable",
     errno.ENETUNREACH: "unreachable",
 }
-# include/net/tcp_states.h
-_SYN_SENT, _FIN_WAIT2, _TIME_WAIT, _LAST_ACK, _CLOSING = 2, 5, 6, 9, 11
+_AFTER_ITS_FIN = {NUMBERS[name] for name in ("FIN_WAIT2", "TIME_WAIT", "LAST_ACK", "CLOSING")}
 
 
 def reason(before: int, error: int, *, process_gone: bool) -> str:
@@ -33,8 +33,8 @@ def reason(before: int, error: int, *, process_gone: bool) -> str:
         return "stack-died" if process_gone else "aborted"
     if error not in {0, C.DMM_ERROR_UNTOLD}:
         return _ERRORS.get(error) or errno.errorcode.get(error, str(error))
-    if before in {_FIN_WAIT2, _TIME_WAIT, _LAST_ACK, _CLOSING}:
+    if before in _AFTER_ITS_FIN:
         return "fin"
     if error == C.DMM_ERROR_UNTOLD:
         return ""
-    return "given-up" if before == _SYN_SENT else "reset-by-app"
+    return "given-up" if before == NUMBERS["SYN_SENT"] else "reset-by-app"
