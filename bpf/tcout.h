@@ -70,19 +70,17 @@ static __always_inline bool is_flows_device(const struct dmm_xdp_flow *flow, __u
 
 /*
  * Whether somebody else's rule has made this packet of a flow out of another, of either leg: tc's
- * mirred, nftables' dup, iptables' TEE, bpf_clone_redirect(). No copy has a socket. Of what has
- * none, this host's own comes from no device, and can only be an answer for which TCP or a firewall
- * needs no socket (answer); what is forwarded comes from one, and not from that by which the flow
- * leaves, where tc says that its copies come from. A redirection to an ifb is a copy that comes
- * back to the device it was made on.
+ * mirred, nftables' dup, iptables' TEE, bpf_clone_redirect(). No copy has a socket, so only what
+ * has none is asked. Of that, this host's own comes from no device, and can only be an answer for
+ * which TCP or a firewall needs no socket (answer); what is forwarded comes from one, and not from
+ * that by which the flow leaves, where tc says that its copies come from. A redirection to an ifb
+ * is a copy that comes back to the device it was made on.
  */
 static __always_inline bool is_copy(const struct __sk_buff *skb, const struct dmm_nic *nic,
 				    const struct dmm_xdp_flow *flow, bool answer)
 {
 	__u32 from = skb->ingress_ifindex;
 
-	if (likely(skb->sk))
-		return false;
 	if (!from)
 		return !answer || !is_flows_device(flow, skb->ifindex, nic);
 	if (flow->own)
@@ -323,7 +321,9 @@ static __always_inline int other_out(struct __sk_buff *skb, const struct dmm_nic
 	if (!quote_read(skb, link_bytes(nic), &pair))
 		return TC_ACT_UNSPEC;
 	flow = map_lookup(DMM_MAP(xdp_flows), &pair);
-	return flow && !is_copy(skb, nic, flow, true) ? inner_give(skb, nic, flow) : TC_ACT_UNSPEC;
+	if (!flow || (!skb->sk && is_copy(skb, nic, flow, true)))
+		return TC_ACT_UNSPEC;
+	return inner_give(skb, nic, flow);
 }
 
 /* What the app's packets bear, the outer leg's will. */
@@ -351,7 +351,7 @@ static __always_inline int parts_out(struct __sk_buff *skb, struct bpf_sock *sk,
 		return TC_ACT_UNSPEC;
 	flow = part_flow(&parts, part, DMM_FRAGMENTS_OUT);
 	if (flow) {
-		if (unlikely(is_copy(skb, nic, flow, false)))
+		if (unlikely(!skb->sk) && is_copy(skb, nic, flow, false))
 			return TC_ACT_UNSPEC;
 		bearing_note(skb, flow);
 		if (part != DMM_PART_WHOLE)
@@ -388,7 +388,8 @@ static __always_inline int tcout(struct __sk_buff *skb)
 								   : other_out(skb, nic);
 	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 	if (flow) {
-		if (unlikely(is_copy(skb, nic, flow, is_bare_answer(skb, link_bytes(nic), &frame))))
+		if (unlikely(!skb->sk) &&
+		    is_copy(skb, nic, flow, is_bare_answer(skb, link_bytes(nic), &frame)))
 			return TC_ACT_UNSPEC;
 		bearing_note(skb, flow);
 		if (sk && is_stream(sk)) {
