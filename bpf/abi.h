@@ -2,10 +2,11 @@
 /*
  * abi.h: every struct, enum and limit that the BPF programs, the C core and Python share.
  *
- * This is the only definition. BPF C includes it after its own u8..u64 types are known, the C core
- * includes it as it is, and Python feeds the same text to cffi (dmm_ebpf/abi.py), which strips
- * every line that starts with '#'. Therefore: no macros with values, no attributes, no bit fields,
- * padding spelled out, constants as enums, and a struct's size is the same for every compiler.
+ * This is the only definition, so it is in one file, however long. BPF C includes it after its own
+ * u8..u64 types are known, the C core includes it as it is, and Python feeds the same text to cffi
+ * (dmm_ebpf/abi.py), which strips every line that starts with '#'. Therefore: no macros with
+ * values, no attributes, no bit fields, padding spelled out, constants as enums, and a struct's
+ * size is the same for every compiler.
  *
  * Byte order: a field named *_be is in network byte order, every other integer is in host order.
  * Addresses are always 16 bytes; IPv4 is v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
