@@ -42,6 +42,7 @@ from bench.matrix import (
     cells,
     numbers,
 )
+from bench.policies import stack_policy
 from dmm_ebpf.errors import DmmError
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.build import program_path
@@ -52,18 +53,6 @@ CONNECT_PORT = 4000
 CONNECTS = 4000
 ROUTES = 10_000
 
-USER_POLICY = """
-[stacks.wan]
-kind = "user"
-io = "af_xdp"
-congestion = "{congestion}"
-[[rules]]
-cgroup = "{cgroup}"
-table = "t"
-[[tables.t.routes]]
-to = "default"
-stack = "wan"
-"""
 KERNEL_POLICY = """
 [[rules]]
 cgroup = "{cgroup}"
@@ -170,7 +159,7 @@ def bench_user(directory: Path, rounds: int, seconds: int) -> Result:
 
         def user_stack() -> float:
             # Attached for this alone: the kernel's rounds meet no program on the wire.
-            with Routed(client, cgroup, USER_POLICY.replace("{congestion}", "cubic"), directory):
+            with Routed(client, cgroup, stack_policy(congestion="cubic"), directory):
                 return gbps(client, server, cgroup, seconds)
 
         rates = medians(

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.policies import stack_policy
 from dmm_ebpf import loader
 from dmm_ebpf.errors import DmmError
 from lab import Cgroup, Host, Lab
@@ -25,19 +26,6 @@ from lab.holding import Holders, Told
 from lab.routed import Routed
 from lab.waiting import wait_for
 
-POLICY = """
-[stacks.wan]
-kind = "user"
-io = "af_xdp"
-congestion = "wan"
-max_connections = {count}
-[[rules]]
-cgroup = "{cgroup}"
-table = "t"
-[[tables.t.routes]]
-to = "default"
-stack = "wan"
-"""
 COUNT = 100_000
 COUNT_MAX = 250_000  # there are records for 262,144 flows
 SIDES = ("kernel", "stack connects", "stack listens")
@@ -188,7 +176,7 @@ def held_once(side: str, count: int, directory: Path, say: Callable[[str], None]
         routed = None
         if side != "kernel":
             ours = (client, cgroups[0]) if side == "stack connects" else (server, cgroups[1])
-            policy = POLICY.replace("{count}", str(count))
+            policy = stack_policy(congestion="wan", max_connections=count)
             routed = stack.enter_context(Routed(*ours, policy, directory))
         with Holders(client, server, cgroups, count, directory) as holders:
             return _hold(holders, count, routed, say)

@@ -27,7 +27,6 @@ from typing import Any
 
 from bench.matrix import (
     FRAME_BYTES,
-    POLICY,
     RUN_OVERHEAD_S,
     TCP_BUFFERS_BYTES,
     Cell,
@@ -36,6 +35,7 @@ from bench.matrix import (
     run_valid,
     valid_if_any,
 )
+from bench.policies import ROOMY, stack_policy
 from dmm_ebpf.errors import UsageError
 from lab import Cgroup, Host, Lab, iperf3, iperf3_server
 from lab.routed import Routed
@@ -216,7 +216,9 @@ def run_once(contest: Contest, directory: Path, seconds: float, seed: int) -> Sh
         cgroup = None
         if OURS in contest.pair:
             cgroup = stack.enter_context(Cgroup())
-            stack.enter_context(Routed(client, cgroup, POLICY, directory))
+            stack.enter_context(
+                Routed(client, cgroup, stack_policy(congestion="wan", **ROOMY), directory)
+            )
         window = Window(link, seconds, SETTLE_S)
         window.start()
         try:

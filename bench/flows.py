@@ -10,7 +10,6 @@ what the figures mean.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.matrix import POLICY, TCP_BUFFERS_BYTES, Cell
+from bench.matrix import TCP_BUFFERS_BYTES, Cell
+from bench.policies import ROOMY, stack_policy
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.userstack.spec import process_label
 from lab import Cgroup, Host, Lab, curl_fetch, iperf3, iperf3_server, nginx, random_file
@@ -73,7 +73,9 @@ def _file_server(cell: Cell, side: str, directory: Path) -> Iterator[Callable[[i
         link = lab.wan(client, server, rate=f"{cell.rate_mbit:g}mbit", delay=delay, loss=loss)
         cgroup = stack.enter_context(Cgroup())
         if side == "wan":
-            stack.enter_context(Routed(server, cgroup, POLICY, directory))
+            stack.enter_context(
+                Routed(server, cgroup, stack_policy(congestion="wan", **ROOMY), directory)
+            )
         else:
             server.sysctl("net.ipv4.tcp_congestion_control", side)
         url = nginx(server, directory / "files", directory / f"nginx-{side}", cgroup=cgroup).url(
@@ -165,12 +167,6 @@ def bulk(
     return got["bits_per_second"] / 1e9, busy * 1e9 / got["bytes"]
 
 
-def stack_policy(**keys: int | str) -> str:
-    """A policy that sends everything of the cgroup to a user stack with these keys."""
-    words = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-    return POLICY.replace('congestion = "wan"\n', words)
-
-
 def latency_once(policy: str | None, directory: Path, seconds: float) -> Latency:
     """One side, all three measurements: the user stack of policy, or the kernel if that is None."""
     with Lab("latency") as lab, ExitStack() as stack:
@@ -209,9 +205,9 @@ def median_latency(runs: Sequence[Latency]) -> Latency:
 
 def latency_sides(busy_poll_us: int) -> dict[str, str | None]:
     """The policy of each side, the kernel last; busy_poll_us, unless it is 0: of one side more."""
-    sides: dict[str, str | None] = {"user stack": stack_policy(congestion="cubic")}
+    sides: dict[str, str | None] = {"user stack": stack_policy(**ROOMY, congestion="cubic")}
     if busy_poll_us:
-        policy = stack_policy(congestion="cubic", busy_poll_us=busy_poll_us)
+        policy = stack_policy(**ROOMY, congestion="cubic", busy_poll_us=busy_poll_us)
         sides[f"busy_poll_us = {busy_poll_us}"] = policy
     return sides | {"kernel": None}
 
@@ -258,7 +254,7 @@ def bulk_once(processes: int, directory: Path, seconds: float) -> Bulk:
         lab.wire(client, server)
         cgroup = stack.enter_context(Cgroup())
         iperf3_server(server, directory / "iperf3")
-        policy = stack_policy(congestion="cubic", processes=max(1, processes))
+        policy = stack_policy(**ROOMY, congestion="cubic", processes=max(1, processes))
         routed = (
             stack.enter_context(Routed(client, cgroup, policy, directory)) if processes else None
         )

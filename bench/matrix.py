@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from bench.policies import ROOMY, stack_policy
 from dmm_ebpf.errors import DmmError, UsageError
 from lab import Cgroup, Lab, WanLink, iperf3, iperf3_server, wait_for
 from lab.cpu import busy_s
@@ -47,21 +48,6 @@ RUN_OVERHEAD_S = 4.0  # hosts, attach, iperf3's handshake and farewell: for the 
 MSS_BYTES, FRAME_BYTES = 1448, 1538
 
 # Windows as docs/benchmarks.md says: as much as the receiver's kernel can offer.
-POLICY = """
-[stacks.wan]
-kind = "user"
-io = "af_xdp"
-congestion = "wan"
-sndbuf = "1024M"
-rcvbuf = "64M"
-memory = "2048M"
-[[rules]]
-cgroup = "{cgroup}"
-table = "t"
-[[tables.t.routes]]
-to = "default"
-stack = "wan"
-"""
 
 
 @dataclass(frozen=True)
@@ -315,7 +301,9 @@ def run_once(cell: Cell, rival: str, plan: Plan, directory: Path, seed: int) -> 
         timeout = seconds + 120
         if rival == "wan":
             cgroup = stack.enter_context(Cgroup())
-            routed = stack.enter_context(Routed(client, cgroup, POLICY, directory))
+            routed = stack.enter_context(
+                Routed(client, cgroup, stack_policy(congestion="wan", **ROOMY), directory)
+            )
             answer, window = flow(
                 link,
                 seconds,

@@ -24,6 +24,7 @@ from rich.console import Group
 from rich.table import Table
 
 from bench.flows import ECHO_PORT, bulk, exchange
+from bench.policies import stack_policy
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.userstack.spec import process_label
 from lab import Cgroup, Host, Lab, Server, iperf3_server, nginx, random_file
@@ -32,19 +33,6 @@ from lab.programs import start_server
 from lab.relay import Relay
 from lab.routed import Routed
 
-POLICY = """
-[stacks.wan]
-kind = "user"
-congestion = "cubic"
-io = "{io}"
-processes = {processes}
-[[rules]]
-cgroup = "{{cgroup}}"
-table = "t"
-[[tables.t.routes]]
-to = "{to}"
-stack = "wan"
-"""
 EVERYWHERE, ELSEWHERE = "default", "203.0.113.0/24"  # the second has nobody in the laboratory
 KERNEL, ATTACHED, RELAY, TAP, AF_XDP = "kernel", "kernel, attached", "relay", "tap", "af_xdp"
 EACH_CPU = "tap, each CPU"  # as many processes as CPUs, as the kernel's TCP has them all
@@ -256,7 +244,8 @@ def _policy(side: str) -> str | None:
     if side in (KERNEL, RELAY):
         return None
     to = ELSEWHERE if side == ATTACHED else EVERYWHERE
-    return POLICY.format(io=AF_XDP if side == AF_XDP else TAP, to=to, processes=_processes(side))
+    io = AF_XDP if side == AF_XDP else TAP
+    return stack_policy(to=to, io=io, congestion="cubic", processes=_processes(side))
 
 
 def _measure(side: str, items: Sequence[str], seconds: int, directory: Path) -> Found:
