@@ -13,39 +13,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from sitefixtures import by as with_io
-from talking import program, server
+from talking import PORT, Talker, echo
 
 from lab import Host
 
 ETH_P_ALL = 0x0003
-SERVER = """
-import socket, threading
-listening = socket.create_server(("::", 7500), family=socket.AF_INET6, dualstack_ipv6=True)
-print("ready", flush=True)
-def serve(c):
-    with c:
-        while data := c.recv(65536):
-            c.sendall(data)
-while True:
-    c, _ = listening.accept()
-    threading.Thread(target=serve, args=(c,), daemon=True).start()
-"""
-# Sends as many bytes as each line says and reads them back.
-CLIENT = """
-import hashlib, os, socket, sys
-s = socket.create_connection((sys.argv[1], 7500), timeout=30)
-print("open", flush=True)
-for line in sys.stdin:
-    sent = os.urandom(int(line))
-    s.sendall(sent)
-    back = bytearray()
-    while len(back) < len(sent):
-        part = s.recv(65536)
-        if not part:
-            sys.exit(print("closed", flush=True))
-        back += part
-    print("same" if hashlib.sha256(back).digest() == hashlib.sha256(sent).digest() else "other", flush=True)
-"""
 MONITOR = {"ip4": "203.0.113.77", "ip6": "2001:db8:cb::77"}  # to whom netfilter sends its copies
 MAC = "02:00:00:00:00:77"
 
@@ -77,7 +49,10 @@ def output_dup(host: Host, nic: str, to: str, family: str) -> None:
     name = "ip" if family == "ip4" else "ip6"
     chain = f"add table {name} t; add chain {name} t c {{ type filter hook output priority 0; }}; "
     host.run(
-        ["nft", chain + f"add rule {name} t c tcp dport 7500 dup to {MONITOR[family]} device {to}"]
+        [
+            "nft",
+            chain + f"add rule {name} t c tcp dport {PORT} dup to {MONITOR[family]} device {to}",
+        ]
     )
 
 
@@ -88,7 +63,7 @@ Copier = Callable[[Host, str, str, str], None]
 @pytest.fixture
 def served(wired):
     """A client with a device mon0 without address, up, whose other end is heard."""
-    server(wired.server, wired.server_cgroup, SERVER)
+    echo(wired.server, wired.server_cgroup)
     wired.client.ip(
         "link add mon0 type veth peer name mon1", "link set mon0 up", "link set mon1 up"
     )
@@ -98,15 +73,8 @@ def served(wired):
 @contextlib.contextmanager
 def opened(site, family: str) -> Iterator[Callable[[int], bool]]:
     """A flow of the client's; what is yielded says whether so many bytes come back as they went."""
-    process = program(site.client, site.client_cgroup, CLIENT, getattr(site.link.b, family))
-    assert process.stdout.readline().strip() == "open"
-
-    def carries(number: int) -> bool:
-        process.stdin.write(f"{number}\n")
-        process.stdin.flush()
-        return process.stdout.readline().strip() == "same"
-
-    yield carries
+    talker = Talker(site.client, site.client_cgroup, getattr(site.link.b, family))
+    yield lambda number: talker.says(f"send {number}") == "True"
 
 
 @contextlib.contextmanager
@@ -143,7 +111,7 @@ def test_copies_to_another_device(served, copies, io, family):
         assert carries(3_000_000)
         if copies != "tc-in":
             assert count() >= 10
-    (row,) = routed.flows(dport=7500)
+    (row,) = routed.flows(dport=PORT)
     assert (row["stack"], row["why"]) == ("wan", "")
     assert routed.ask("status")[0]["counters"]["inner_dropped"] == 0
 
@@ -156,7 +124,7 @@ def test_copies_to_a_neighbour_by_the_same_device(served, family):
         assert carries(100_000)
         output_dup(served.client, served.link.a.name, served.link.a.name, family)
         assert carries(3_000_000)
-    (row,) = routed.flows(dport=7500)
+    (row,) = routed.flows(dport=PORT)
     assert (row["stack"], row["why"]) == ("wan", "")
 
 
@@ -180,7 +148,7 @@ def test_a_shaper_on_an_ifb(served, hook, io, family):
         assert open_before(3_000_000)
         with opened(served, family) as open_after:
             assert open_after(3_000_000)
-    assert [(f["stack"], f["why"]) for f in routed.flows(dport=7500)] == [("wan", "")] * 2
+    assert [(f["stack"], f["why"]) for f in routed.flows(dport=PORT)] == [("wan", "")] * 2
     if (hook, io) != ("egress", "af_xdp"):  # which goes past tc
         (queue,) = json.loads(client.run(["tc", "-j", "-s", "qdisc", "show", "dev", "ifb0"]).stdout)
         assert queue["bytes"] > 6_000_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from typing import ClassVar
 
 from sockets.script import (
     IP4,
@@ -73,9 +74,11 @@ class _Changed(Pair):
     """The client, and then the server, changes options between three questions and answers."""
 
     values: tuple[int, ...] = ()
+    option: ClassVar[dict[str, tuple[int, int]]] = {}  # by family: level and name
 
     def change(self, sock, value):
         """What is changed."""
+        sock.setsockopt(*self.option[self.family], value)
 
     def client_with(self, sock):
         self.go_on(sock, is_first=True)
@@ -101,24 +104,20 @@ class ServiceChanged(_Changed):
     """IP_TOS and IPV6_TCLASS."""
 
     values = (0x48, 0x20, 0)
-
-    def change(self, sock, value):
-        if self.family == IP4:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, value)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, value)
+    option: ClassVar = {
+        IP4: (socket.IPPROTO_IP, socket.IP_TOS),
+        IP6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+    }
 
 
 class HopsChanged(_Changed):
     """IP_TTL and IPV6_UNICAST_HOPS, less each time."""
 
     values = (64, 50, 33)
-
-    def change(self, sock, value):
-        if self.family == IP4:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, value)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, value)
+    option: ClassVar = {
+        IP4: (socket.IPPROTO_IP, socket.IP_TTL),
+        IP6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+    }
 
 
 class HopsRaised(HopsChanged):

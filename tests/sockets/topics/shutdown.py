@@ -38,6 +38,18 @@ def waiting_out(sock: socket.socket) -> int:
     return struct.unpack("i", fcntl.ioctl(sock, SIOCOUTQ, b"\0" * 4))[0]
 
 
+def fill(sock: socket.socket) -> None:
+    """Sends to a peer that does not read until nothing more is taken."""
+    sock.setblocking(False)
+    for _ in range(10_000):
+        if (
+            attempt(sock.send, b"x" * 65536) == "EAGAIN"
+            and events(sock, select.POLLOUT, 1) == "none"
+        ):
+            break
+    sock.setblocking(True)
+
+
 class HalfByClient(Pair):
     """The client ends its side, then gets a megabyte."""
 
@@ -171,14 +183,7 @@ class ResetIntoSend(_Resets):
     """A reset wakes who waits in send()."""
 
     def server_with(self, sock):
-        sock.setblocking(False)
-        for _ in range(10_000):
-            if (
-                attempt(sock.send, b"x" * 65536) == "EAGAIN"
-                and events(sock, select.POLLOUT, 1) == "none"
-            ):
-                break
-        sock.setblocking(True)
+        fill(sock)
         self.meet()
         self.note("send", attempt(sock.sendall, b"x" * 100_000_000, socket.MSG_NOSIGNAL))
         self.note("then", attempt(sock.send, b"x", socket.MSG_NOSIGNAL))
@@ -277,14 +282,7 @@ class LingersInVain(Pair):
     """It waits no longer than it was told, for a peer that does not read."""
 
     def client_with(self, sock):
-        sock.setblocking(False)
-        for _ in range(10_000):
-            if (
-                attempt(sock.send, b"x" * 65536) == "EAGAIN"
-                and events(sock, select.POLLOUT, 1) == "none"
-            ):
-                break
-        sock.setblocking(True)
+        fill(sock)
         linger(sock, 1)
         began = time.monotonic()
         sock.close()
