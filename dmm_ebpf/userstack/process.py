@@ -140,19 +140,23 @@ class StackProcess:
             return None
         if method == "capture":
             capture = _Capture.of(params)
-            if self.captured_by >= 0:
-                raise ConflictError(f"capture stack {self.spec.label}", why="somebody does already")
+            self._refuse_another_capture()
             return {"interfaces": self.engine.interfaces(), "snaplen_bytes": capture.snaplen_bytes}
         if method == "stop":
             self.stop()
             return None
         raise serving.unknown(self.spec, method)
 
+    def _refuse_another_capture(self) -> None:
+        if self.captured_by >= 0:
+            raise ConflictError(f"capture stack {self.spec.label}", why="somebody does already")
+
     def _begin(self, request: Any, fd: int) -> controlserver.Stream | None:
         """After the answer to "capture" frames follow on its connection, until that ends."""
         if request.get("method") != "capture":
             return None
         asked = _Capture.of(request.get("params") or {})
+        self._refuse_another_capture()  # one that was granted while this answer was on its way
         self.engine.capture(fd, asked.legs, asked.snaplen_bytes)
         self.captured_by = fd
         return _Frames(self, fd)

@@ -343,14 +343,10 @@ class _StackPacker:
         if stack.user_timeout_ms is not None:
             out.flags |= C.DMM_SET_USER_TIMEOUT
             wanted.user_timeout_ms = stack.user_timeout_ms
-        if stack.keepalive:
-            out.flags |= C.DMM_SET_KEEPALIVE
-            wanted.keepalive_time_s = stack.keepalive_time_s or 0
-            wanted.keepalive_intvl_s = stack.keepalive_intvl_s or 0
-            wanted.keepalive_probes = stack.keepalive_probes or 0
-        usual.keepalive_time_s = self.usual.keepalive_time_s
-        usual.keepalive_intvl_s = self.usual.keepalive_intvl_s
-        usual.keepalive_probes = self.usual.keepalive_probes
+        out.flags |= C.DMM_SET_KEEPALIVE if stack.keepalive else 0
+        for key in ("keepalive_time_s", "keepalive_intvl_s", "keepalive_probes"):
+            setattr(usual, key, getattr(self.usual, key))
+            setattr(wanted, key, getattr(stack, key) or 0)
 
     def _check_congestion(self, name: str, congestion: str) -> None:
         known = self.congestion_controls
