@@ -75,7 +75,7 @@ class NetlinkSocket(Closing):
         found: list[bytes] = []
         disturbed = False
         while True:
-            for answer, answer_flags, _, body in _frames(self._socket.recv(_RECEIVE_BYTES)):
+            for answer, answer_flags, body in _frames(self._socket.recv(_RECEIVE_BYTES)):
                 disturbed = disturbed or bool(answer_flags & _NLM_F_DUMP_INTR)
                 if answer in (_NLMSG_ERROR, _NLMSG_DONE):
                     code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
@@ -106,12 +106,7 @@ def explained(what: str) -> Iterator[None]:
 
 def messages(data: bytes) -> Iterator[Message]:
     """Type and payload of each message of a datagram (struct nlmsghdr)."""
-    return ((kind, payload) for kind, _, _, payload in _frames(data))
-
-
-def signed_messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, port of who caused it (0: the kernel), and payload of each message of a datagram."""
-    return ((kind, port, payload) for kind, _, port, payload in _frames(data))
+    return ((kind, payload) for kind, _, payload in _frames(data))
 
 
 def event_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
@@ -138,14 +133,14 @@ def drain(sock: socket.socket) -> bool:
         heard = True
 
 
-def _frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, port and payload of each."""
+def _frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and payload of each."""
     offset = 0
     while offset + _HEADER.size <= len(data):
-        length, kind, flags, _, port = _HEADER.unpack_from(data, offset)
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
         if length < _HEADER.size:
             return
-        yield kind, flags, port, data[offset + _HEADER.size : offset + length]
+        yield kind, flags, data[offset + _HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 
