@@ -2,7 +2,8 @@
 /*
  * abi.h: every struct, enum and limit that the BPF programs, the C core and Python share.
  *
- * This is the only definition, so it is in one file, however long. BPF C includes it after its own
+ * This is the only definition, with that of dmm.h, which programs have, too; so it is in one file,
+ * however long. BPF C includes it after its own
  * u8..u64 types are known, the C core includes it as it is, and Python feeds the same text to cffi
  * (dmm_ebpf/abi.py), which strips every line that starts with '#'. Therefore: no macros with
  * values, no attributes, no bit fields, padding spelled out, constants as enums, and a struct's
@@ -18,11 +19,13 @@
 #ifndef __BPF_DMM__
 #include <linux/types.h>
 #endif
+#include "dmm.h"
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 11,
+	DMM_ABI_VERSION = 17,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
+	DMM_MAX_CHECKS = 240,	  /* in rules[], of one policy; counted in a byte */
 	DMM_MAX_PROCESSES = 16,	  /* of one user stack */
 	DMM_MAX_NICS = 16,	  /* served */
 	DMM_MAX_DEVICES = 256,	  /* that have our programs */
@@ -33,11 +36,16 @@ enum dmm_limits {
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
 	DMM_MAX_EARLIER = 65536,
+	DMM_MAX_ADAPTIVE = 16384, /* prefixes that adaptive routes know of, in both halves */
 	/* per policy: rules with direction "forward" times their source prefixes */
 	DMM_MAX_FORWARDS = 64,
 	DMM_MAX_INSIDE = 1024,	   /* devices by which packets of others come in */
 	DMM_MAX_NOTES = 4096,	   /* SYNs on their way through the host */
 	DMM_MAX_FORWARDED = 16384, /* flows of others that are told of; more are carried, too */
+	/* exchanges of datagrams that are remembered, and for how long, as conntrack does */
+	DMM_MAX_DATAGRAMS = 16384,
+	DMM_DATAGRAM_ONE_WAY_S = 30,	/* nf_conntrack_udp_timeout */
+	DMM_DATAGRAM_BOTH_WAYS_S = 120, /* nf_conntrack_udp_timeout_stream */
 	/* packets of owned flows of which a fragment has come of late */
 	DMM_MAX_FRAGMENTS = 4096,
 	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
@@ -45,6 +53,7 @@ enum dmm_limits {
 	DMM_WAKE_NS = 20000000, /* a reader of events[] is woken no more often */
 	DMM_COMM_LEN = 16,	/* TASK_COMM_LEN */
 	DMM_CC_LEN = 16,	/* TCP_CA_NAME_MAX */
+	DMM_NO_DSCP = 64,	/* of a datagram whose socket was not asked */
 };
 
 enum dmm_mark {
@@ -57,6 +66,12 @@ enum dmm_mark {
 	DMM_INNER_MARK = 0x646d6e,
 };
 
+/*
+ * The experiment (RFC 6994) of the TCP option by which two stacks of ours agree, "DMM1"; of 32
+ * bits, since it is registered with nobody
+ */
+enum { DMM_AGREE_EXID = 0x444d4d31 };
+
 enum dmm_control_flag {
 	/* somebody reads the ring events; otherwise nothing is put there */
 	DMM_CONTROL_EVENTS = 1,
@@ -64,6 +79,13 @@ enum dmm_control_flag {
 	DMM_CONTROL_CONTAINERS = 2,
 	/* flows of others may be a user stack's: rules or containers say so */
 	DMM_CONTROL_FORWARD = 4,
+	/* datagrams may be a user stack's: a route says so, or a program may choose one */
+	DMM_CONTROL_DATAGRAMS = 8,
+	/* a policy of the instance has let programs choose; stays */
+	DMM_CONTROL_CHOICE = 16,
+	DMM_CONTROL_DSCP = 32, /* a rule asks for it */
+	/* a route is adaptive: how its flows end is put in the ring, whoever reads */
+	DMM_CONTROL_ADAPTIVE = 64,
 };
 
 /*
@@ -78,12 +100,18 @@ struct dmm_control {
 	__u32 pad;
 };
 
+/* What a policy may say of datagrams, so that each has to be looked at */
+enum dmm_datagrams {
+	DMM_DATAGRAMS_REJECT = 1, /* a route names a stack that refuses */
+	DMM_DATAGRAMS_USER = 2,	  /* a route for UDP names a user stack that carries it */
+	DMM_DATAGRAMS_SERVED = 4, /* such a route is in a table for what peers begin */
+};
+
 /* heads[generation & 1] */
 struct dmm_policy_head {
-	__u32 n_rules;
-	__u32 n_routes; /* for listings only */
-	/* 1: a route names a stack that refuses, so datagrams have to be looked at */
-	__u32 rejects;
+	__u32 n_rules;	 /* checks in rules[] */
+	__u32 n_routes;	 /* for listings only */
+	__u32 datagrams; /* bit set of enum dmm_datagrams */
 	__u32 n_forwards;
 };
 
@@ -93,20 +121,27 @@ enum dmm_rule_flag {
 	DMM_RULE_COMM = 4,
 	DMM_RULE_MARK = 8,
 	DMM_RULE_NETNS = 16,
+	DMM_RULE_DSCP = 32,
+	DMM_RULE_LPORT = 64,
+	DMM_RULE_DEVICE = 128,
 };
 
 enum dmm_direction {
 	DMM_DIR_CONNECT = 1,
 	DMM_DIR_LISTEN = 2,
-	/* never with the others: rules[] has it for its number alone, see forwards[] */
+	/* never with the others, and matched by nothing in rules[], see forwards[] */
 	DMM_DIR_FORWARD = 4,
 };
 
-/* rules[(generation & 1) * DMM_MAX_RULES + i], i < n_rules, in policy order; first match wins */
+/*
+ * rules[(generation & 1) * DMM_MAX_CHECKS + i], i < n_rules, in policy order; first match wins. A
+ * rule of the policy has one check, or several that follow each other: first what it excepts, then
+ * one for each value of its lists.
+ */
 struct dmm_rule {
 	__u32 flags;	  /* enum dmm_rule_flag: which of the fields below must match */
 	__u32 directions; /* bit set of enum dmm_direction */
-	/* chosen when everything matches; no route there: the next rule is tried */
+	/* chosen when everything matches; no route there, or 0: the next rule is tried */
 	__u32 table;
 	__u32 cgroup_level; /* depth of the cgroup below the root (root = 0), */
 	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
@@ -116,6 +151,15 @@ struct dmm_rule {
 	__u32 mark_mask;
 	__u64 netns_cookie;
 	char comm[16]; /* compared whole, zero padded */
+	__u64 choose;  /* bit i: programs that match may choose stack i (dmm.h) */
+	__u32 dscp;    /* 0..63 */
+	__u16 number;  /* of the policy's rule, 1-based */
+	/* what matches is excepted: so many that come next, the rest of its rule, are passed over
+	 */
+	__u16 skip;
+	__u32 device; /* ifindex that the socket is bound to */
+	__u16 lport_first;
+	__u16 lport_last;
 };
 
 /*
@@ -159,6 +203,7 @@ enum dmm_stack_flag {
 	DMM_SET_PRIORITY = 16,
 	DMM_SET_USER_TIMEOUT = 32,
 	DMM_SET_KEEPALIVE = 64, /* SO_KEEPALIVE, with those of struct dmm_patience that are not 0 */
+	DMM_CARRIES_UDP = 128,	/* a user stack that relays datagrams, too */
 };
 
 /* When a peer that is silent is taken for dead; 0: not set */
@@ -186,6 +231,7 @@ struct dmm_stack {
 	char usual[16];
 	struct dmm_patience patience;
 	struct dmm_patience usual_patience; /* of a socket whose program has set nothing */
+	char name[32];			    /* there also where kind is 0; all 0: forgotten */
 };
 
 /* stack_state[id]: runtime, not policy; written by the RD */
@@ -195,7 +241,7 @@ struct dmm_stack_state {
 	__u32 pid; /* of the first that is up */
 	/* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
 	__u32 processes;
-	__u32 pad;
+	__u32 datagrams; /* 1: they relay them */
 	__u32 seats[16]; /* of process i, as in dmm_xdp_flow */
 };
 
@@ -238,6 +284,8 @@ struct dmm_route6_key {
 
 enum dmm_route_value_flag {
 	DMM_ROUTE_NONE = 0xffffffff, /* route: nothing here, go on with the next rule */
+	/* stack: with the number of an adaptive route's candidates, see adaptive[] */
+	DMM_STACK_ADAPTIVE = 0x80,
 };
 
 /*
@@ -271,23 +319,28 @@ struct dmm_port_value {
 	__u32 stack;
 };
 
+/*
+ * adaptive[key]: LPM trie, written by the RD: which stack serves new flows of an adaptive route, by
+ * peer. A v4-mapped prefix has 96 bits more.
+ */
+struct dmm_adaptive_key {
+	__u32 prefixlen; /* 32 + prefix length */
+	__u32 route;	 /* (generation & 1) * DMM_MAX_STACKS + the number in the route's stack */
+	__u8 addr[16];
+};
+
+struct dmm_adaptive {
+	__u32 chosen;
+	__u32 explores; /* that is tried by */
+	__u32 share;	/* so many of 2^32 that connect(); 0: none */
+};
+
 /* recent_routes[hash of destination]: written and read by the programs alone, see bpf/recent.h */
 struct dmm_recent_route {
 	__u64 addr[2];
 	__u64 policy; /* from the highest bit: generation (32), table (32) */
 	__u64 found;  /* from the highest bit: route (32), port_be (16), proto (8), stack (8) */
 	__u64 sum;
-};
-
-/* Why the kernel serves a flow that its route gives to a user stack */
-enum dmm_why {
-	DMM_WHY_DOWN = 1,
-	DMM_WHY_FULL = 2,   /* or hung */
-	DMM_WHY_DEVICE = 3, /* it leaves by a device that the stack does not serve, lo among them */
-	DMM_WHY_SOCKET = 4, /* connecting to a loopback or link-local address */
-	DMM_WHY_PEER = 5,   /* an accepted flow that came by the kernel */
-	DMM_WHY_OPTION = 6, /* its SYN asks for what no user stack carries, see synopts.h */
-	DMM_WHY_ATTACH = 7, /* it was open before the hooks were there */
 };
 
 /*
@@ -311,8 +364,23 @@ struct dmm_decision {
 	__u32 taken;	 /* 1: that process has it; 0: it was asked for, or the kernel serves */
 	/* enum dmm_why, where wanted is a user stack and stack another; 0: none is known */
 	__u32 why;
-	__u32 pad;
+	__u16 choice; /* enum dmm_choice_state */
+	__u16 chosen; /* the stack that the program asked for, if choice is not 0 */
 	char comm[16];
+};
+
+/*
+ * choices: socket storage: what a program has chosen by DMM_STACK (dmm.h). It holds for directions
+ * by rule, of generation; under another one the rules are asked again.
+ */
+struct dmm_choice {
+	char name[32];
+	__u32 state; /* enum dmm_choice_state */
+	__u32 stack;
+	__u32 rule;	  /* 1-based */
+	__u32 directions; /* bit set of enum dmm_direction */
+	__u32 generation;
+	__u32 pad;
 };
 
 enum dmm_way_state {
@@ -339,7 +407,7 @@ struct dmm_addr_pair {
 	__u16 lport_be;
 	__u16 rport_be;
 	__u8 family; /* AF_INET or AF_INET6: of the packets, not of the socket */
-	__u8 proto;  /* IPPROTO_TCP */
+	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u16 pad;
 };
 
@@ -361,7 +429,7 @@ struct dmm_flow {
 	__u32 state; /* kernel TCP state, TCP_ESTABLISHED = 1 ..; 0: inet_diag knows */
 	__u32 srtt_us;
 	__u32 retransmits; /* segments, total */
-	__u32 pad;
+	__u32 adaptive;	   /* 1: its route is, so it is told how it ends */
 	struct dmm_decision decision;
 };
 
@@ -373,6 +441,39 @@ struct dmm_flow {
 struct dmm_near_flow {
 	__u64 owner;	      /* socket cookie; 0: free */
 	struct dmm_flow flow; /* whole if flow.cookie is owner, else being written */
+};
+
+/* datagrams[key]: what was decided for the datagrams of a UDP socket to that peer, as the socket
+ * names it */
+struct dmm_datagram_key {
+	__u64 cookie;
+	__u8 raddr[16];
+	__u16 rport_be;
+	__u16 pad;
+	__u32 pad_end;
+};
+
+/*
+ * udp_flows[struct dmm_addr_pair]: exchanges of datagrams that a user stack is to carry, as a NIC
+ * has them, behind whatever the host translates; laddr is this host. udp_blank[0] is one, all 0.
+ * While peers may begin some, those that the kernel carries are there, too, with stack 0: which end
+ * has begun says what decides.
+ */
+struct dmm_udp_flow {
+	/*
+	 * As its socket has it. decision.stack is the user stack, which carries the latest datagram
+	 * if decision.taken; state is the socket's: 1 connected, 7 not. decision.direction says who
+	 * has begun: DMM_DIR_LISTEN: the peer, whose socket here is known from its first answer on
+	 */
+	struct dmm_flow flow;
+	__u64 out_ns; /* of the latest datagram each way, CLOCK_MONOTONIC_COARSE; 0: none yet */
+	__u64 in_ns;
+	__u64 packets_out;
+	__u64 packets_in;
+	__u32 seat; /* as in struct dmm_xdp_flow */
+	__u32 mark; /* likewise */
+	__u32 priority;
+	__u32 generation; /* when it was last held against datagrams[] */
 };
 
 enum dmm_event_type {
@@ -399,36 +500,54 @@ struct dmm_event {
 	struct dmm_flow flow;
 };
 
-/* listeners[key]: what XDP and the RD know of a listening address */
+/* listeners[key]: what the programs at a NIC and the RD know of an address at which peers may
+ * begin: of a listening TCP socket, and of a UDP socket that its program has bound */
 struct dmm_listener_key {
 	__u8 addr[16]; /* 0.0.0.0 is ::ffff:0.0.0.0; :: serves both families */
 	__u16 port_be;
-	__u16 pad;
+	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 pad;
+};
+
+/*
+ * bounds: socket storage of a UDP socket that its program binds: what its own fields said before
+ * its port was known, and under which key it is counted in listeners[].
+ */
+struct dmm_bound_socket {
+	struct dmm_listener_key key;
+	__u32 counted; /* 1: it is there */
+	__u32 mark;    /* the three as in struct dmm_listener */
+	__u32 device;
+	__u32 dscp;
 };
 
 struct dmm_listener {
 	__u32 count; /* sockets on it (SO_REUSEPORT); withdrawn when it falls to 0 */
 	/* by generation & 1: the table its peers are looked up in; 0: none, kernel */
 	__u32 tables[2];
-	__u32 rules[2]; /* 1-based; 0: none */
+	__u32 rules[2];	 /* 1-based; 0: none */
+	__u32 chosen[2]; /* the stack, plus 1, that is its program's choice for all peers; 0: none
+			  */
+	__u32 wish;	 /* that choice, also while the policy does not let it */
 	__u32 uid;
 	__u32 pid;
 	__u32 mark; /* the socket's own mark, for rules on mark */
 	/* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
 	__u32 device;
+	__u32 dscp; /* the socket's own */
 	__u32 pad;
 	__u64 cgroup_id;
 	__u64 netns_cookie;
 	char comm[16];
 };
 
-/* What the program dmm_listener_set is given: tables[half] and rules[half] of listeners[key]. */
+/* What the program dmm_listener_set is given: tables, rules and chosen[half] of listeners[key]. */
 struct dmm_listener_set {
 	struct dmm_listener_key key;
 	__u32 half;
 	__u32 table;
 	__u32 rule;
-	__u32 pad;
+	__u32 chosen;
 };
 
 /*
@@ -455,6 +574,10 @@ struct dmm_nic {
 	/* the user stack whose process 0 gets its frames from XDP, by AF_XDP sockets; 0: none */
 	__u32 stack;
 	__u32 bare; /* 1: its packets have no link header, as those of a tunnel or of WireGuard */
+	/* 1: a filter of others may keep packets from our programs, so no flow begins here */
+	__u32 behind;
+	__u8 mac[6];   /* its own; 0 where it is bare */
+	__u16 generic; /* 1: XDP is generic there, and leaves SYNs to tc, see xdp.h */
 };
 
 /*
@@ -625,6 +748,9 @@ enum dmm_counter {
 	DMM_CNT_FRAGMENT_OUT, /* fragments of this host's given to a stack */
 	/* that came before the first of their packet, which may be a stack's */
 	DMM_CNT_FRAGMENT_COPIED,
+	DMM_CNT_DATAGRAM_OUT,	 /* of this host, given to a stack; many that go as one are one */
+	DMM_CNT_DATAGRAM_IN,	 /* from the wire, likewise */
+	DMM_CNT_DATAGRAM_LET_GO, /* left to the kernel: no process could take it now */
 	DMM_CNT_MAX,
 };
 

@@ -3,15 +3,18 @@
  * connect.h: cgroup/connect4 and connect6: which stack serves a connecting socket.
  *
  * A socket of another network namespace is left alone, unless containers are meant; one whose peer
- * is this host's loopback or has a link-local address never goes to a user stack, and of datagrams
- * none that is bound to a device. For one that does, the decision is written into its storage
- * (way.h), where the program at the NIC finds it with the SYN (tcout.h): the kernel routes it as
- * any other. What is decided for a TCP socket goes straight into its flow record: one allocation,
- * and none that lives longer than the flow. UDP sockets have no record.
+ * is this host's loopback or has a link-local address never goes to a user stack. For one that
+ * does, the decision is written into its storage (way.h), where the program at the NIC finds it
+ * with the SYN (tcout.h): the kernel routes it as any other. What is decided for a TCP socket goes
+ * straight into its flow record: one allocation, and none that lives longer than the flow; of a UDP
+ * socket, into datagrams[] (datagram.h).
  */
 #ifndef DMM_CONNECT_H
 #define DMM_CONNECT_H
 
+#include "adaptive.h"
+#include "choice.h"
+#include "datagram.h"
 #include "decide.h"
 #include "flow.h"
 #include "recent.h"
@@ -84,27 +87,89 @@ static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_d
 #endif
 }
 
+/* Fills flow, which is all 0, or an earlier one of that socket. */
+static __always_inline void record_fill(struct bpf_sock_addr *ctx, const struct dmm_search *search,
+					const struct dmm_served *served, struct dmm_flow *flow)
+{
+	const struct dmm_query *query = &search->query;
+
+	flow->cookie = dmm_socket_cookie(ctx);
+	flow->netns_cookie = search->facts.netns_cookie;
+	flow->opened_ns = dmm_ktime_coarse_ns();
+	flow->updated_ns = flow->opened_ns;
+	addr_copy((__u32 *)flow->pair.raddr, query->addr);
+	flow->pair.rport_be = query->port_be;
+	flow->pair.family = addr_is_mapped(query->addr) ? AF_INET : AF_INET6;
+	flow->pair.proto = query->proto;
+	flow->decision.generation = search->generation;
+	flow->decision.direction = DMM_DIR_CONNECT;
+	decision_facts(&flow->decision, &search->facts);
+	decision_verdict(&flow->decision, &search->verdict, served);
+	flow->adaptive = search->query.adaptive;
+	flow->decision.choice = search->choice;
+	flow->decision.chosen = search->chosen;
+}
+
 static __always_inline void connect_record(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					   const struct dmm_search *search,
 					   const struct dmm_served *served)
 {
-	const struct dmm_query *query = &search->query;
 	struct dmm_flow flow = {};
 
-	flow.cookie = dmm_socket_cookie(ctx);
-	flow.netns_cookie = search->facts.netns_cookie;
-	flow.opened_ns = dmm_ktime_coarse_ns();
-	flow.updated_ns = flow.opened_ns;
-	addr_copy((__u32 *)flow.pair.raddr, query->addr);
-	flow.pair.rport_be = query->port_be;
-	flow.pair.family = addr_is_mapped(query->addr) ? AF_INET : AF_INET6;
-	flow.pair.proto = IPPROTO_TCP;
-	flow.decision.generation = search->generation;
-	flow.decision.direction = DMM_DIR_CONNECT;
-	decision_facts(&flow.decision, &search->facts);
-	decision_verdict(&flow.decision, &search->verdict, served);
+	record_fill(ctx, search, served, &flow);
 	if (!record_later(sk, &flow.decision))
 		flow_keep(&flow);
+}
+
+/* Why no user stack carries a datagram; 0: it may. */
+static __always_inline __u32 datagram_bars(const struct dmm_search *search)
+{
+	const struct dmm_control *control = control_get();
+
+	if (!addr_is_carried(search->query.addr))
+		return DMM_WHY_SOCKET;
+	if (addr_is_group(search->query.addr) || !control ||
+	    search->facts.netns_cookie != control->netns_cookie)
+		return DMM_WHY_DATAGRAM;
+	return 0;
+}
+
+/* Who serves a socket's datagrams to that peer; state: the socket's. What is kept of it says so,
+ * if the route names a user stack. */
+static __always_inline void datagram_serve(struct bpf_sock_addr *ctx,
+					   const struct dmm_search *search, __u32 state,
+					   struct dmm_served *served)
+{
+	const struct dmm_stack *wanted = stack_get(search->query.half, search->verdict.stack);
+	struct dmm_datagram_key key;
+	struct dmm_flow *flow;
+	__u64 opened_ns;
+	__u32 bars;
+
+	datagram_key(&key, dmm_socket_cookie(ctx), search->query.addr, search->query.port_be);
+	if (!search->verdict.stack || !wanted || wanted->kind != DMM_STACK_USER ||
+	    !(wanted->flags & DMM_CARRIES_UDP)) {
+		datagram_forget(&key);
+		if (search->verdict.stack)
+			stack_resolve(ctx, search->query.half, search->verdict.stack, false,
+				      served);
+		return;
+	}
+	bars = datagram_bars(search);
+	stack_resolve(ctx, search->query.half, search->verdict.stack, !bars, served);
+	if (bars)
+		served->why = bars;
+	if (served->stack && served->stack->kind == DMM_STACK_REJECT) {
+		datagram_forget(&key);
+		return;
+	}
+	flow = datagram_record(&key);
+	if (!flow)
+		return;
+	opened_ns = datagram_is_recent(flow) ? flow->opened_ns : 0;
+	record_fill(ctx, search, served, flow);
+	flow->opened_ns = opened_ns ?: flow->opened_ns;
+	flow->state = state;
 }
 
 /* What the call returns instead of EPERM, which is what a hook's 0 means by itself. */
@@ -128,18 +193,42 @@ static __always_inline int rule_connect(struct dmm_search *search)
 {
 	const struct dmm_rule *rule = rule_next(search, DMM_DIR_CONNECT);
 
-	if (!rule ||
-	    !route_find_recent(rule->table, &search->query, search->generation, &search->verdict))
+	if (!rule || !rule->table)
 		return 0;
-	search->verdict.rule = search->next;
-	return 1;
+	search->verdict.rule = rule->number; /* before the look-up, for which it need not be kept */
+	if (route_find_recent(rule->table, &search->query, search->generation, &search->verdict))
+		return 1;
+	search->verdict.rule = 0;
+	return 0;
 }
 
 /* The first rule that matches and whose table has a route wins. */
 static __always_inline bool policy_find(struct dmm_search *search)
 {
-	dmm_loop(rules_count(search->query.half), DMM_STEP(rule_connect), search, 0);
+	dmm_loop(rules_begin(search), DMM_STEP(rule_connect), search, 0);
+	adaptive_settle(search);
 	return search->verdict.rule;
+}
+
+/*
+ * Who is to serve: whom the program has chosen, or whom rules and routes name. False: nobody but
+ * the kernel.
+ */
+static __always_inline bool stack_find(struct bpf_sock *sk, const struct dmm_control *control,
+				       struct dmm_search *search)
+{
+	const struct dmm_choice *made = choice_of(control, sk, search);
+
+	if (unlikely(made)) {
+		search->chosen = made->stack;
+		search->choice = choice_state(made, DMM_DIR_CONNECT);
+		if (search->choice == DMM_CHOICE_TAKEN) {
+			search->verdict.rule = made->rule;
+			search->verdict.stack = made->stack;
+			return true;
+		}
+	}
+	return policy_find(search);
 }
 
 /* Returns 1 to let connect() go on, 0 to refuse it. */
@@ -160,26 +249,31 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 		return 1;
 	if (CTX_LOAD(u32, ctx, protocol) != (stream ? IPPROTO_TCP : IPPROTO_UDP))
 		return 1;
+	facts_socket(search, sk, control);
 	facts_current(facts);
 	/* NFS, a subflow that MPTCP adds: whose they are no rule can tell. */
 	if (unlikely(facts->kernel))
 		return 1;
 	count(DMM_CNT_CONNECT);
-	facts->mark = sk->mark;
+	facts_dscp(ctx, control, socket6 && !addr_is_mapped(query->addr), search);
 	way_forget(sk);
 	search->generation = control->generation;
 	verdict_none(&search->verdict);
 	query->half = search->generation & 1;
 	query->proto = stream ? IPPROTO_TCP : IPPROTO_UDP;
 	query->port_be = (__u16)CTX_LOAD(u32, ctx, user_port);
-	if (search->generation && (stream || !sk->bound_dev_if) && policy_find(search))
-		stack_resolve(ctx, query->half, search->verdict.stack,
-			      stream && addr_is_carried(query->addr), &served);
+	if (search->generation)
+		stack_find(sk, control, search);
+	if (stream)
+		stack_resolve(ctx, query->half, search->verdict.stack, addr_is_carried(query->addr),
+			      &served);
+	else
+		datagram_serve(ctx, search, BPF_TCP_ESTABLISHED, &served);
 	if (served.stack && served.stack->kind == DMM_STACK_REJECT)
 		return connect_refuse(ctx, served.stack);
 	if (served.stack && served.stack->kind == DMM_STACK_USER) {
-		/* Its options wait until it is known who serves, see sockops.h. */
-		if (!way_ask(sk, &served))
+		/* Its options wait until it is known who serves, see opened.h. */
+		if (stream && !way_ask(sk, &served))
 			served.id = 0;
 	} else if (served.stack) {
 		stack_apply(ctx, sk, served.stack, stream, socket6 && !addr_is_mapped(query->addr));

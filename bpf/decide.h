@@ -18,7 +18,9 @@ struct dmm_facts {
 	__u32 pid;
 	__u32 uid;
 	__u32 mark;
-	__u32 kernel;		 /* 1: a thread of the kernel's */
+	__u8 dscp;
+	__u8 kernel;		 /* 1: a thread of the kernel's */
+	__u16 lport;		 /* 0: none yet */
 	char comm[DMM_COMM_LEN]; /* the process's, not the thread's */
 };
 
@@ -28,23 +30,37 @@ struct dmm_query {
 	__u32 half;
 	__u16 port_be;
 	__u8 proto;
-	__u8 pad;
+	__u8 adaptive; /* 1: what was found is an adaptive route (adaptive.h) */
 };
 
 struct dmm_verdict {
-	__u32 rule;
 	__u32 table;
 	__u32 route;
-	__u32 stack;
+	__u16 rule;
+	__u8 stack;
+	__u8 directions; /* of a choice (choice.h): what rules let the program have it for */
 };
 
-/* A way through the rules. */
+/* A way through the rules. Small: it is on the stack of programs that fill theirs. */
 struct dmm_search {
 	struct dmm_facts facts;
 	struct dmm_query query; /* half alone for listeners */
 	struct dmm_verdict verdict;
+	__u32 device; /* a fact, too: ifindex that it is bound to; 0: none of this namespace */
 	__u32 generation;
-	__u32 next; /* the rule that comes next, 0-based */
+	__u8 next;   /* of rules[], what comes next, 0-based, */
+	__u8 last;   /* and how many there are */
+	__u8 chosen; /* of a choice (choice.h): the stack, */
+	__u8 choice; /* and what becomes of it, enum dmm_choice_state */
+};
+
+/* A way through the stacks, to the one of a name. */
+struct dmm_stack_search {
+	char name[DMM_STACK_NAME];
+	__u32 half;
+	__u32 next;
+	__u32 found;
+	__u32 pad;
 };
 
 /* Only where the caller's task is the one that acts: sock_addr programs, and TCP_LISTEN_CB on
@@ -84,6 +100,28 @@ static __always_inline void facts_current(struct dmm_facts *facts)
 }
 #endif
 
+/*
+ * The field that the socket's packets have by its own wish, where a rule asks for it. at: what
+ * bpf_getsockopt() takes there; ipv6: as in stack_apply().
+ */
+static __always_inline void facts_dscp(void *at, const struct dmm_control *control, bool ipv6,
+				       struct dmm_search *search)
+{
+	if (unlikely(control->flags & DMM_CONTROL_DSCP))
+		search->facts.dscp = dscp_read(at, ipv6, &search->verdict.route);
+}
+
+/* What a socket says of itself; netns_cookie is there already. */
+static __always_inline void facts_socket(struct dmm_search *search, const struct bpf_sock *sk,
+					 const struct dmm_control *control)
+{
+	struct dmm_facts *facts = &search->facts;
+
+	facts->mark = sk->mark;
+	facts->lport = (__u16)sk->src_port;
+	search->device = facts->netns_cookie == control->netns_cookie ? sk->bound_dev_if : 0;
+}
+
 static __always_inline bool comm_equal(const char *a, const char *b)
 {
 	const __u64 *x = (const __u64 *)a;
@@ -92,18 +130,38 @@ static __always_inline bool comm_equal(const char *a, const char *b)
 	return x[0] == y[0] && x[1] == y[1];
 }
 
-static __always_inline bool rule_matches(const struct dmm_rule *rule, const struct dmm_facts *facts,
-					 __u32 direction)
+/* What few rules ask for: one branch for the others. */
+#define RULE_RARE                                                                                  \
+	(DMM_RULE_MARK | DMM_RULE_DSCP | DMM_RULE_NETNS | DMM_RULE_LPORT | DMM_RULE_DEVICE)
+
+static __always_inline bool rare_matches(const struct dmm_rule *rule,
+					 const struct dmm_search *search, __u32 flags)
 {
+	const struct dmm_facts *facts = &search->facts;
+
+	if ((flags & DMM_RULE_MARK) && (facts->mark & rule->mark_mask) != rule->mark)
+		return false;
+	if ((flags & DMM_RULE_DSCP) && facts->dscp != rule->dscp)
+		return false;
+	if ((flags & DMM_RULE_NETNS) && facts->netns_cookie != rule->netns_cookie)
+		return false;
+	if ((flags & DMM_RULE_LPORT) &&
+	    (facts->lport < rule->lport_first || facts->lport > rule->lport_last))
+		return false;
+	return !(flags & DMM_RULE_DEVICE) || search->device == rule->device;
+}
+
+static __always_inline bool rule_matches(const struct dmm_rule *rule,
+					 const struct dmm_search *search, __u32 direction)
+{
+	const struct dmm_facts *facts = &search->facts;
 	__u32 flags = rule->flags;
 
 	if (!(rule->directions & direction))
 		return false;
 	if ((flags & DMM_RULE_UID) && (facts->uid < rule->uid_first || facts->uid > rule->uid_last))
 		return false;
-	if ((flags & DMM_RULE_MARK) && (facts->mark & rule->mark_mask) != rule->mark)
-		return false;
-	if ((flags & DMM_RULE_NETNS) && facts->netns_cookie != rule->netns_cookie)
+	if ((flags & RULE_RARE) && !rare_matches(rule, search, flags))
 		return false;
 	if ((flags & DMM_RULE_COMM) && !comm_equal(facts->comm, rule->comm))
 		return false;
@@ -116,25 +174,35 @@ static __always_inline bool rule_matches(const struct dmm_rule *rule, const stru
 
 static __always_inline const struct dmm_rule *rule_get(__u32 half, __u32 index)
 {
-	__u32 key = half * DMM_MAX_RULES + index;
+	__u32 key = half * DMM_MAX_CHECKS + index;
 
 	return map_lookup(DMM_MAP(rules), &key);
 }
 
-static __always_inline __u32 rules_count(__u32 half)
+/* Before a way through rules[]: how many turns it has at most. */
+static __always_inline __u32 rules_begin(struct dmm_search *search)
 {
-	const struct dmm_policy_head *head = map_lookup(DMM_MAP(heads), &half);
+	const struct dmm_policy_head *head = map_lookup(DMM_MAP(heads), &search->query.half);
 	__u32 n_rules = head ? head->n_rules : 0;
 
-	return n_rules < DMM_MAX_RULES ? n_rules : DMM_MAX_RULES;
+	search->last = n_rules < DMM_MAX_CHECKS ? n_rules : DMM_MAX_CHECKS;
+	return search->last;
 }
 
-/* The next rule; NULL if it does not match. */
+/* The next check, if it matches and its rule with it; NULL: go on. */
 static __always_inline const struct dmm_rule *rule_next(struct dmm_search *search, __u32 direction)
 {
-	const struct dmm_rule *rule = rule_get(search->query.half, search->next++);
+	const struct dmm_rule *rule;
 
-	return rule && rule_matches(rule, &search->facts, direction) ? rule : NULL;
+	if (unlikely(search->next >= search->last))
+		return NULL;
+	rule = rule_get(search->query.half, search->next++);
+	if (!rule || !rule_matches(rule, search, direction))
+		return NULL;
+	if (likely(!rule->skip))
+		return rule;
+	search->next += rule->skip;
+	return NULL;
 }
 
 static __always_inline const struct dmm_route_value *prefix_find(__u32 table,
@@ -155,13 +223,23 @@ static __always_inline const struct dmm_route_value *prefix_find(__u32 table,
 	}
 }
 
+static __always_inline const struct dmm_port_value *port_find(__u32 portset,
+							      const struct dmm_query *query)
+{
+	struct dmm_port_key key = {.prefixlen = 64,
+				   .portset = portset,
+				   .proto = query->proto,
+				   .port_be = query->port_be};
+	void *trie = map_lookup(DMM_MAP(ports), &query->half);
+
+	return trie ? map_lookup(DMM_INNER(ports, trie), &key) : NULL;
+}
+
 static __always_inline bool route_find(__u32 table, const struct dmm_query *query,
 				       struct dmm_verdict *verdict)
 {
 	const struct dmm_route_value *prefix = prefix_find(table, query);
 	const struct dmm_port_value *port;
-	struct dmm_port_key key = {};
-	void *trie;
 
 	if (!prefix)
 		return false;
@@ -173,14 +251,7 @@ static __always_inline bool route_find(__u32 table, const struct dmm_query *quer
 		verdict->stack = prefix->stack;
 		return true;
 	}
-	trie = map_lookup(DMM_MAP(ports), &query->half);
-	if (!trie)
-		return false;
-	key.prefixlen = 64;
-	key.portset = prefix->portset;
-	key.proto = query->proto;
-	key.port_be = query->port_be;
-	port = map_lookup(DMM_INNER(ports, trie), &key);
+	port = port_find(prefix->portset, query);
 	if (!port || port->route == DMM_ROUTE_NONE)
 		return false;
 	verdict->table = table;
@@ -204,7 +275,13 @@ static __always_inline const struct dmm_stack_state *stack_state_get(__u32 id)
 	return map_lookup(DMM_MAP(stack_state), &id);
 }
 
-/* Full, or hung: it has not run for so long that a new flow would wait. */
+/* It has not run for so long that a new flow would wait. */
+static __always_inline bool process_hangs(const struct dmm_stack_load *load)
+{
+	return load->beat_ns && dmm_ktime_coarse_ns() - load->beat_ns > DMM_BEAT_MAX_NS;
+}
+
+/* Full, or hung */
 static __always_inline bool process_is_full(__u32 id, __u32 number)
 {
 	__u32 key = id * DMM_MAX_PROCESSES + number;
@@ -212,8 +289,7 @@ static __always_inline bool process_is_full(__u32 id, __u32 number)
 
 	if (!load)
 		return false;
-	return load->full ||
-	       (load->beat_ns && dmm_ktime_coarse_ns() - load->beat_ns > DMM_BEAT_MAX_NS);
+	return load->full || process_hangs(load);
 }
 
 /* What tells one process of a user stack from the others. */
@@ -288,9 +364,10 @@ static __always_inline __u32 hash_spread(__u32 value)
 struct dmm_served {
 	const struct dmm_stack *stack; /* NULL: the kernel's stack, untouched */
 	__u32 id;
-	__u32 why; /* enum dmm_why, where the route's stack is a user stack and this is another */
+	__u16 why;  /* enum dmm_why, where the route's stack is a user stack and this is another */
+	bool taken; /* by that process, already */
+	__u8 pad;
 	struct dmm_process process; /* of a user stack */
-	bool taken;		    /* by that process, already */
 };
 
 /*
@@ -377,10 +454,11 @@ static __always_inline void decision_verdict(struct dmm_decision *decision,
 
 static __always_inline void verdict_none(struct dmm_verdict *verdict)
 {
-	verdict->rule = 0;
 	verdict->table = 0;
 	verdict->route = DMM_ROUTE_NONE;
+	verdict->rule = 0;
 	verdict->stack = 0;
+	verdict->directions = 0;
 }
 
 #endif /* DMM_DECIDE_H */

@@ -28,6 +28,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define EINVAL 22
 #define ENOSPC 28
 #define SOCK_DGRAM 2
 #define SOL_SOCKET 1

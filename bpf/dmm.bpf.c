@@ -10,6 +10,7 @@
 #include "connect.h"
 #include "bind.h"
 #include "sendmsg.h"
+#include "sockopt.h"
 #include "sockops.h"
 #include "release.h"
 #include "earlier.h"
@@ -49,6 +50,16 @@ int dmm_sendmsg6(struct bpf_sock_addr *ctx)
 	return sendmsg6(ctx);
 }
 
+int dmm_getsockopt(struct bpf_sockopt *ctx)
+{
+	return option_get_asked(ctx);
+}
+
+int dmm_setsockopt(struct bpf_sockopt *ctx)
+{
+	return option_set_asked(ctx);
+}
+
 int dmm_bind4(struct bpf_sock_addr *ctx)
 {
 	return bind_remember(ctx);
@@ -57,6 +68,16 @@ int dmm_bind4(struct bpf_sock_addr *ctx)
 int dmm_bind6(struct bpf_sock_addr *ctx)
 {
 	return bind_remember(ctx);
+}
+
+int dmm_post_bind4(struct bpf_sock *ctx)
+{
+	return bound4(ctx);
+}
+
+int dmm_post_bind6(struct bpf_sock *ctx)
+{
+	return bound6(ctx);
 }
 
 int dmm_xdp(struct xdp_md *ctx)
@@ -102,6 +123,16 @@ int dmm_rule_connect(struct dmm_search *search)
 int dmm_rule_listen(struct dmm_search *search)
 {
 	return rule_listen(search);
+}
+
+int dmm_rule_choose(struct dmm_search *search)
+{
+	return rule_choose(search);
+}
+
+int dmm_stack_named(struct dmm_stack_search *search)
+{
+	return stack_named(search);
 }
 
 int dmm_forward_try(struct dmm_forward_search *search)

@@ -68,7 +68,8 @@ static __always_inline void earlier_adopt(void *sk, const struct dmm_earlier *fo
 			return;
 		__builtin_memcpy(at, &key, sizeof(key));
 	}
-	if (listener_publish(&key, decision, found->flow.netns_cookie, found->mark, found->device))
+	if (listener_publish(&key, decision, found->flow.netns_cookie, found->mark, found->device,
+			     dscp_get(sk, found->flow.pair.family == AF_INET6)))
 		decision->listening = 1;
 }
 

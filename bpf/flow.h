@@ -34,7 +34,13 @@ static __always_inline bool events_wanted(const struct dmm_control *control)
 	return control && (control->flags & DMM_CONTROL_EVENTS);
 }
 
-/* Call only if events_wanted(). */
+/* Whether the RD wants to know how flows of adaptive routes end. */
+static __always_inline bool ends_wanted(const struct dmm_control *control)
+{
+	return control && unlikely(control->flags & DMM_CONTROL_ADAPTIVE);
+}
+
+/* Call only if events_wanted(), or ends_wanted() of this flow. */
 /* To be submitted; NULL: no room. */
 static __always_inline struct dmm_event *event_begin(__u32 type, const struct dmm_flow *flow)
 {
@@ -113,7 +119,7 @@ static __always_inline void flow_fill(struct bpf_sock_ops *ctx, struct dmm_flow 
 	flow_counts(ctx, flow);
 	flow->opened_ns = flow->updated_ns;
 	flow->state = state;
-	flow->pad = 0;
+	flow->adaptive = 0;
 }
 
 /* way: 0 or 1, the two places of a socket. */
@@ -231,6 +237,17 @@ static __always_inline void flow_keep(const struct dmm_flow *flow)
 		__sync_fetch_and_add(more, -1);
 		count(DMM_CNT_FLOWS_FULL);
 	}
+}
+
+/* The one callback that is asked for: a callback on each ACK or retransmission would cost the flow
+ * its speed.
+ */
+static __always_inline void state_flag_set(struct bpf_sock_ops *ctx)
+{
+	__u32 flags = CTX_LOAD(u32, ctx, bpf_sock_ops_cb_flags);
+
+	if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+		bpf_sock_ops_cb_flags_set(ctx, flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 #endif /* DMM_FLOW_H */

@@ -13,6 +13,16 @@
 
 #define FRAME_HEADERS 128 /* Ethernet, IPv6, ICMPv6, the quoted IPv6 header and ports, and some */
 
+/* A process's device for what goes to the wire of the NIC of that slot; 0: it has none. */
+static __always_inline __u32 inner_device(__u32 seat, __u32 slot)
+{
+	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
+	const __u32 *ifindex =
+		seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
+
+	return ifindex ? *ifindex : 0;
+}
+
 struct dmm_tcp_frame {
 	struct dmm_addr_pair pair;
 	__u32 flags; /* of TCP, the low byte */

@@ -28,6 +28,7 @@
 #include "parts.h"
 #include "socket.h"
 #include "tcout.h"
+#include "udp.h"
 
 #define COOKIES_MAX_NS 180000000000ull /* more than a cookie lives, see cookie.c */
 
@@ -205,7 +206,8 @@ static __always_inline int ingress(struct __sk_buff *skb)
 		return ask_answer(skb, &ask, seat);
 	}
 	flow = flow_in(skb);
-	if (flow ? !flow_is_of(flow, seat) : is_in_parts(skb, sizeof(struct ethhdr)))
+	if (flow ? !flow_is_of(flow, seat)
+		 : is_in_parts(skb, sizeof(struct ethhdr)) || udp_is_of_other(skb, seat->seat))
 		return TC_ACT_SHOT;
 	nic = seat->nic;
 	if (unlikely(flow && flow->away))

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * listener.h: listeners[], what XDP and the RD know of listening addresses.
+ * listener.h: listeners[], what the programs at a NIC and the RD know of addresses at which peers
+ * may begin.
  *
- * Invariant: an entry's count is the number of sockets that listen on it, and it is gone when that
+ * Invariant: an entry's count is the number of sockets that are there, and it is gone when that
  * falls to 0. Counting and deleting must be one step, and BPF of this instruction set has no
  * fetch-and-add; so a writer holds a lock, which is an entry in listener_locks[] made with
  * BPF_NOEXIST. A holder can be preempted, so waiting is bounded, and who gets no lock errs on the
@@ -49,21 +50,31 @@ static __always_inline void listener_key_fill(struct dmm_listener_key *key,
 {
 	addr_copy((__u32 *)key->addr, (const __u32 *)pair->laddr);
 	key->port_be = pair->lport_be;
+	key->proto = pair->proto;
 	key->pad = 0;
+}
+
+/* For chosen[]. */
+static __always_inline __u32 listener_chosen(const struct dmm_decision *decision)
+{
+	return decision->choice == DMM_CHOICE_TAKEN ? decision->chosen + 1 : 0;
 }
 
 static __always_inline void listener_fill(struct dmm_listener *listener,
 					  const struct dmm_decision *decision, __u64 netns_cookie,
-					  __u32 mark, __u32 device)
+					  __u32 mark, __u32 device, __u32 dscp)
 {
 	__u32 half = decision->generation & 1;
 
 	listener->tables[half] = decision->table;
 	listener->rules[half] = decision->rule;
+	listener->wish = listener_chosen(decision);
+	listener->chosen[half] = listener->wish;
 	listener->uid = decision->uid;
 	listener->pid = decision->pid;
 	listener->mark = mark;
 	listener->device = device;
+	listener->dscp = dscp;
 	listener->cgroup_id = decision->cgroup_id;
 	listener->netns_cookie = netns_cookie;
 	__builtin_memcpy(listener->comm, decision->comm, sizeof(listener->comm));
@@ -72,7 +83,8 @@ static __always_inline void listener_fill(struct dmm_listener *listener,
 /* The last socket to join decides whose facts are shown and which table serves. */
 static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 					     const struct dmm_decision *decision,
-					     __u64 netns_cookie, __u32 mark, __u32 device)
+					     __u64 netns_cookie, __u32 mark, __u32 device,
+					     __u32 dscp)
 {
 	struct dmm_listener fresh = {.count = 1};
 	struct dmm_listener *listener;
@@ -84,7 +96,7 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 	}
 	listener = map_lookup(DMM_MAP(listeners), key);
 	if (listener) {
-		listener_fill(listener, decision, netns_cookie, mark, device);
+		listener_fill(listener, decision, netns_cookie, mark, device, dscp);
 		__sync_fetch_and_add(&listener->count, 1);
 	} else {
 		/* Spelled out for both halves: a variable index into the program's stack is not
@@ -96,10 +108,14 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 		fresh.rules[0] = odd ? 0 : decision->rule;
 		fresh.tables[1] = odd ? decision->table : 0;
 		fresh.rules[1] = odd ? decision->rule : 0;
+		fresh.wish = listener_chosen(decision);
+		fresh.chosen[0] = odd ? 0 : fresh.wish;
+		fresh.chosen[1] = odd ? fresh.wish : 0;
 		fresh.uid = decision->uid;
 		fresh.pid = decision->pid;
 		fresh.mark = mark;
 		fresh.device = device;
+		fresh.dscp = dscp;
 		fresh.cgroup_id = decision->cgroup_id;
 		fresh.netns_cookie = netns_cookie;
 		__builtin_memcpy(fresh.comm, decision->comm, sizeof(fresh.comm));
@@ -129,12 +145,13 @@ static __always_inline void listener_withdraw(const struct dmm_listener_key *key
 }
 
 /* Exact address first, then the wildcards; :: serves both families (RFC 3493 section 5.3). */
-static __always_inline const struct dmm_listener *listener_find(const __u32 *addr, __u16 port_be)
+static __always_inline const struct dmm_listener *listener_find(const struct dmm_addr_pair *pair)
 {
-	struct dmm_listener_key key = {.port_be = port_be};
+	const __u32 *addr = (const __u32 *)pair->laddr;
 	const struct dmm_listener *listener;
+	struct dmm_listener_key key;
 
-	addr_copy((__u32 *)key.addr, addr);
+	listener_key_fill(&key, pair);
 	listener = map_lookup(DMM_MAP(listeners), &key);
 	if (listener)
 		return listener;
@@ -149,7 +166,7 @@ static __always_inline const struct dmm_listener *listener_find(const __u32 *add
 }
 
 /*
- * User space cannot change two fields of an entry without writing, and so losing, its count; this
+ * User space cannot change some fields of an entry without writing, and so losing, its count; this
  * program can. Returns 1: changed, 0: no such listener.
  */
 static __always_inline int listener_set(struct dmm_listener_set *ctx)
@@ -163,6 +180,7 @@ static __always_inline int listener_set(struct dmm_listener_set *ctx)
 		return 0;
 	listener->tables[ctx->half & 1] = ctx->table;
 	listener->rules[ctx->half & 1] = ctx->rule;
+	listener->chosen[ctx->half & 1] = ctx->chosen;
 	return 1;
 }
 

@@ -17,6 +17,25 @@ static __always_inline void option_set(void *ctx, int level, int name, const voi
 		count(DMM_CNT_SOCKOPT_FAILED);
 }
 
+/* tos: room for it, on a stack that has none to spare. */
+static __always_inline __u32 dscp_read(void *ctx, bool ipv6, __u32 *tos)
+{
+	int level = ipv6 ? SOL_IPV6 : SOL_IP;
+	int name = ipv6 ? IPV6_TCLASS : IP_TOS;
+
+	*tos = 0;
+	if (bpf_getsockopt(ctx, level, name, tos, sizeof(*tos)))
+		return 0;
+	return *tos >> 2 & 0x3f;
+}
+
+static __always_inline __u32 dscp_get(void *ctx, bool ipv6)
+{
+	__u32 tos;
+
+	return dscp_read(ctx, ipv6, &tos);
+}
+
 /*
  * RFC 3168: the two low bits of the field are ECN's and stay; the kernel keeps them itself
  * only for TCP.
@@ -51,7 +70,7 @@ static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 
 		option_set(ctx, SOL_TCP, name, &value, sizeof(value));
 }
 
-#if defined(DMM_SK_ERR) || defined(DMM_TCP_CHOSEN)
+#if defined(DMM_SK_ERR) || defined(DMM_SK_DST) || defined(DMM_TCP_CHOSEN)
 /* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
 static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
 #endif

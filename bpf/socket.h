@@ -16,6 +16,11 @@ static __always_inline bool is_stream(const struct bpf_sock *sk)
 	return sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
 }
 
+static __always_inline bool is_datagram(const struct bpf_sock *sk)
+{
+	return sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP;
+}
+
 /*
  * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A
  * socket that is bound to another device than the context's is not found.

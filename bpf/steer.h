@@ -4,8 +4,8 @@
  * (tcin.h). Everything not named here is the kernel's.
  *
  * - TCP of a flow in xdp_flows[], in either role;
- * - a SYN for an address in listeners[] whose table gives the peer to a user stack that is up, not
- * full, and sits on this NIC;
+ * - a SYN for an address in listeners[] whose table, or program, gives the peer to a user stack
+ * that is up, not full, and sits on this NIC;
  * - a SYN that a rule for forwarded flows gives to such a stack;
  * - an ACK for such an address while that stack has SYN cookies out, if the kernel has no socket
  * for its 5-tuple: connections of the kernel's, older than the listener's route or not, stay the
@@ -38,6 +38,7 @@
 #define NEXTHDR_NONE 59
 #define NEXTHDR_DEST 60
 #define TCP_FLAG_BYTE 13
+#define UDP_BYTES 8 /* of its header */
 #define TCP_FLAGS_FIN 0x01
 #define TCP_FLAGS_SYN 0x02
 #define TCP_FLAGS_RST 0x04
@@ -119,7 +120,7 @@ static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
 }
 
 /*
- * A listener on a wildcard address must not draw SYNs that this host only forwards. Without
+ * A listener on a wildcard address must not draw what this host only forwards. Without
  * forwarding the kernel would drop what is not its own, and so it does when the stack shows it the
  * SYN; so that case needs no look-up.
  */
@@ -129,7 +130,7 @@ static __always_inline bool is_forwarded(void *ctx, __u32 ifindex, const struct 
 	int ret;
 
 	fib.family = pair->family;
-	fib.l4_protocol = IPPROTO_TCP;
+	fib.l4_protocol = pair->proto;
 	fib.sport = pair->rport_be;
 	fib.dport = pair->lport_be;
 	fib.ifindex = ifindex;
@@ -188,19 +189,24 @@ static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_
 	struct dmm_process process;
 	struct dmm_verdict verdict;
 	__u32 generation;
+	__u32 chosen;
 	__u32 table;
 
 	generation = control ? control->generation : 0;
 	if (!generation)
 		return false;
-	listener = listener_find((const __u32 *)packet->pair.laddr, packet->pair.lport_be);
+	listener = listener_find(&packet->pair);
 	if (!listener)
 		return false;
 	query.half = generation & 1;
 	table = listener->tables[query.half];
+	chosen = listener->chosen[query.half];
 	addr_copy(query.addr, (const __u32 *)packet->pair.raddr);
-	if (!table || !route_find(table, &query, &verdict) ||
-	    (packet->stack && verdict.stack != packet->stack))
+	if (chosen)
+		verdict.stack = chosen - 1;
+	else if (!table || !route_find(table, &query, &verdict))
+		return false;
+	if (packet->stack && verdict.stack != packet->stack)
 		return false;
 	stack = stack_get(query.half, verdict.stack);
 	state = stack_state_get(verdict.stack);
@@ -306,6 +312,8 @@ static __always_inline int steer_tcp(void *ctx, __u32 ifindex, struct dmm_packet
 		return owned == DMM_OWNED ? DMM_CNT_XDP_FLOW : DMM_STEER_NOT;
 	/* Without a stack of its own the first look is at what holds for all. */
 	if (!syn && !(ack && cookies_out(packet->stack)))
+		return DMM_STEER_NOT;
+	if (unlikely(packet->nic->behind))
 		return DMM_STEER_NOT;
 	if (!listener_owned(ctx, ifindex, packet, syn))
 		return syn && forward_owned(ctx, ifindex, packet) ? DMM_CNT_FORWARD_IN

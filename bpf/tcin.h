@@ -19,6 +19,8 @@
 #include "frame.h"
 #include "parts.h"
 #include "tcfrom.h"
+#include "tunnel.h"
+#include "udp.h"
 
 /* A SYN that stays the kernel's here; where it leaves, it may yet be a stack's. */
 static __always_inline void passing_in(struct __sk_buff *skb, const struct dmm_packet *packet)
@@ -34,12 +36,19 @@ static __always_inline void passing_in(struct __sk_buff *skb, const struct dmm_p
 #define PACKET_HOST 0
 
 /*
- * What stands here for flows that are away sees a macvlan's frames, too, before the macvlan does.
+ * A frame to another address than the device's, which the kernel's TCP does not take there: a
+ * macvlan's above it, say, which sees it behind us.
  */
-static __always_inline bool is_for_device_above(const struct __sk_buff *skb,
-						const struct dmm_nic *nic)
+static __always_inline bool is_for_others(const struct __sk_buff *skb)
 {
-	return nic->slot == DMM_MAX_NICS && skb->pkt_type != PACKET_HOST;
+	return skb->pkt_type != PACKET_HOST;
+}
+
+/* A SYN that a process is to have, and that it can carry */
+static __always_inline bool syn_stays(struct __sk_buff *skb, const struct dmm_nic *nic)
+{
+	return syn_is_carried(skb, link_bytes(nic), false) && !has_tunnel_key(skb) &&
+	       !was_protected(skb);
 }
 
 /* The device by which what came by nic gets to a flow's process; 0: there is none. */
@@ -130,12 +139,12 @@ static __always_inline int tcin(struct __sk_buff *skb)
 	if (is_inner(skb))
 		return TC_ACT_UNSPEC;
 	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
-	if (!packet.nic || skb->vlan_present || is_for_device_above(skb, packet.nic) ||
-	    !headers_read(skb, link_bytes(packet.nic)))
+	if (!packet.nic || skb->vlan_present || is_for_others(skb))
 		return TC_ACT_UNSPEC;
+	if (!headers_read(skb, link_bytes(packet.nic)))
+		return udp_in(skb, packet.nic);
 	counter = steer_in(skb, &packet);
-	if (counter < 0 ||
-	    (steers_syn(counter) && !syn_is_carried(skb, link_bytes(packet.nic), false))) {
+	if (counter < 0 || (steers_syn(counter) && !syn_stays(skb, packet.nic))) {
 		passing_in(skb, &packet);
 		return TC_ACT_UNSPEC;
 	}

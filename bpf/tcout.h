@@ -7,10 +7,12 @@
  * - A packet of a flow in xdp_flows[] is its process's.
  * - A SYN of no such flow is for the process that the connect hook has written into its socket's
  * storage. Is that gone, full or not on this NIC, or asks the SYN for what it does not carry
- * (synopts.h), the SYN goes on to the wire, and with it the whole flow: the kernel serves it.
+ * (synopts.h), or is it in a tunnel (tunnel.h), the SYN goes on to the wire, and with it the whole
+ * flow: the kernel serves it.
  *
  * - A SYN of others, which has no socket here, is for the process that was asked for where it came
  * in (tcfrom.h, forward.h).
+ * - What becomes of datagrams says udp.h.
  * - An ICMP error of this host's that quotes a packet of such a flow, as a firewall that rejects it
  * sends, is for the process: the peer does not know the numbers that it quotes.
  *
@@ -31,18 +33,11 @@
 #include "forward.h"
 #include "frame.h"
 #include "parts.h"
+#include "tunnel.h"
+#include "udp.h"
 #include "way.h"
 
 #define AF_PACKET 17
-
-static __always_inline __u32 inner_device(__u32 seat, __u32 slot)
-{
-	__u32 key = (seat - 1) * DMM_MAX_NICS + slot;
-	const __u32 *ifindex =
-		seat && slot < DMM_MAX_NICS ? map_lookup(DMM_MAP(inner_devs), &key) : NULL;
-
-	return ifindex ? *ifindex : 0;
-}
 
 static __always_inline int inner_drop(void)
 {
@@ -148,6 +143,10 @@ static __always_inline __u32 syn_refused(struct __sk_buff *skb, const struct dmm
 		return DMM_WHY_DOWN;
 	if (!device)
 		return DMM_WHY_DEVICE;
+	if (unlikely(nic->behind))
+		return DMM_WHY_FILTER;
+	if (unlikely(has_tunnel_key(skb)))
+		return DMM_WHY_TUNNEL;
 	/* Also when an earlier SYN was given to it: a process that has seen one has claimed the
 	 * flow by now.
 	 */
@@ -299,7 +298,7 @@ static __always_inline int outer_out(struct __sk_buff *skb, const struct dmm_nic
 	struct dmm_xdp_flow *flow;
 
 	if (!frame_read(skb, link_bytes(nic), true, &frame))
-		return TC_ACT_UNSPEC;
+		return udp_outer_out(skb, nic);
 	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 	if (!flow)
 		return TC_ACT_UNSPEC;
@@ -313,11 +312,14 @@ static __always_inline int outer_out(struct __sk_buff *skb, const struct dmm_nic
  * No TCP. An ICMP error of this host's, a firewall's say, is for the process whose packet
  * it is about.
  */
-static __always_inline int other_out(struct __sk_buff *skb, const struct dmm_nic *nic)
+static __always_inline int other_out(struct __sk_buff *skb, struct bpf_sock *sk,
+				     const struct dmm_nic *nic)
 {
 	struct dmm_addr_pair pair = {};
 	struct dmm_xdp_flow *flow;
 
+	if (sk && is_datagram(sk))
+		return udp_out(skb, sk, nic);
 	if (!quote_read(skb, link_bytes(nic), &pair))
 		return TC_ACT_UNSPEC;
 	flow = map_lookup(DMM_MAP(xdp_flows), &pair);
@@ -348,7 +350,9 @@ static __always_inline int parts_out(struct __sk_buff *skb, struct bpf_sock *sk,
 	struct dmm_xdp_flow *flow;
 
 	if (part == DMM_PART_NOT)
-		return TC_ACT_UNSPEC;
+		return sk && is_datagram(sk)
+			       ? udp_bar(sk, dmm_socket_cookie(skb), &parts.frame.pair)
+			       : TC_ACT_UNSPEC;
 	flow = part_flow(&parts, part, DMM_FRAGMENTS_OUT);
 	if (flow) {
 		if (unlikely(!skb->sk) && is_copy(skb, nic, flow, false))
@@ -385,7 +389,7 @@ static __always_inline int tcout(struct __sk_buff *skb)
 	if (!frame_read(skb, link_bytes(nic), true, &frame))
 		return unlikely(is_in_parts(skb, link_bytes(nic))) ? parts_out(skb, sk, nic)
 		       : sk && is_stream(sk)			   ? veiled_out(skb, sk)
-								   : other_out(skb, nic);
+								   : other_out(skb, sk, nic);
 	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 	if (flow) {
 		if (unlikely(!skb->sk) &&

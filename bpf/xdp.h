@@ -5,7 +5,11 @@
  *
  * Everything else goes on to tcin.h, which has a device of every process: so comes what is for
  * another process of the stack, or came by a queue without a socket, or in several frames that the
- * socket takes not.
+ * socket takes not. So does what is to another link-layer address than the NIC's, as a macvlan's
+ * above it, also in the moment in which the NIC has got another one.
+ *
+ * So do SYNs in generic mode, which comes behind what IPsec has decrypted and what a device of a
+ * tunnel's has unpacked: tc alone is told of that (tunnel.h).
  *
  * Generic XDP also sees what a process sends to the app by the NIC's ingress (ingress.h). No frame
  * on a wire comes from a group address (IEEE 802.3, 3.2.4), so the process marks its own by that,
@@ -23,6 +27,14 @@ static __always_inline int xdp_deliver(__u32 xsk, __u32 counter)
 	if (verdict == XDP_REDIRECT)
 		count(counter);
 	return verdict;
+}
+
+static __always_inline bool is_to_nic(const struct ethhdr *eth, const struct dmm_nic *nic)
+{
+	const __u16 *to = (const __u16 *)eth->h_dest;
+	const __u16 *mac = (const __u16 *)nic->mac;
+
+	return to[0] == mac[0] && to[1] == mac[1] && to[2] == mac[2];
 }
 
 static __always_inline int xdp(struct xdp_md *ctx)
@@ -43,11 +55,12 @@ static __always_inline int xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	packet.nic = map_lookup(DMM_MAP(nics), &ifindex);
-	if (!packet.nic || !packet.nic->stack)
+	if (!packet.nic || !packet.nic->stack || !is_to_nic(eth, packet.nic))
 		return XDP_PASS;
 	packet.stack = packet.nic->stack;
 	counter = steer(&in, &packet, eth + 1, eth->h_proto);
-	if (counter < 0 || (steers_syn(counter) && !syn_is_carried(ctx, sizeof(*eth), true)))
+	if (counter < 0 || (steers_syn(counter) &&
+			    (packet.nic->generic || !syn_is_carried(ctx, sizeof(*eth), true))))
 		return XDP_PASS;
 	return xdp_deliver(packet.nic->slot * DMM_MAX_QUEUES + queue, counter);
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bpf/abi.h as Python sees it: the same text, read by cffi when the package
-is built (build_abi.py).
+"""bpf/abi.h, and dmm.h that it includes, as Python sees them: the same text, read by cffi when the
+package is built (build_abi.py).
 
 ffi makes and reads the structs; C holds every enumerator by name. There is no second definition to
 keep in step; a header that has changed since the build is refused.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import socket
 import struct as _struct
 from collections import namedtuple
 from pathlib import Path
@@ -43,7 +44,8 @@ def bpf_dir() -> Path:
 
 def _check_built() -> None:
     header = bpf_dir() / "abi.h"
-    if hashlib.sha256(header.read_bytes()).hexdigest() != ffi.string(C.dmm_abi_digest).decode():
+    text = header.with_name("dmm.h").read_bytes() + header.read_bytes()
+    if hashlib.sha256(text).hexdigest() != ffi.string(C.dmm_abi_digest).decode():
         raise DmmError(
             "use the compiled parts of dmm-ebpf",
             why=f"{header} has changed since they were built",
@@ -104,19 +106,23 @@ def text(array: Any) -> str:
     return bytes(ffi.buffer(array)).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
+_MAPPED = b"\0" * 10 + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+
+
 def addr16(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
-    """16 bytes in network order; IPv4 is v4-mapped (RFC 4291 section 2.5.5.2)."""
+    """16 bytes in network order; IPv4 is v4-mapped."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + ip.packed
+        return _MAPPED + ip.packed
     return ip.packed
 
 
 @functools.lru_cache(maxsize=4096)  # listings of many flows have few addresses
 def addr_text(data: bytes) -> str:
     """The address that addr16() packed, IPv4 as dotted quad."""
-    ip = ipaddress.IPv6Address(data)
-    return str(ip.ipv4_mapped or ip)
+    if data[:12] == _MAPPED:
+        return socket.inet_ntop(socket.AF_INET, data[12:])
+    return socket.inet_ntop(socket.AF_INET6, data)
 
 
 class Form(Protocol[T]):
