@@ -14,11 +14,22 @@ from dmm_ebpf.errors import DmmError, from_wire
 
 MAX_STATS = 256
 MAX_NICS = 16
-PLUGIN_FAULT = "plugin_fault"  # what statistics may have besides numbers: a sentence
 _TEXT = 300  # characters of a sentence
 _NUMBERS = ("connections", "in_use", "max_connections", "memory_bytes", "memory_limit_bytes")
 _INFO = {"pid", "xsk_mtu", "own_user", "landlock", "zerocopy", "sums", "no_sockets"}
 _U64 = 1 << 64
+
+
+def plugin_keys(fits: str) -> tuple[str, str, str]:
+    """Of statistics: how many faults the plug-ins of one place (kit.names.SEAMS) had, of how many
+    connections, and the first one in a sentence.
+    """
+    front = "plugin" if fits == "congestion" else fits
+    return f"{front}_faults", f"{front}_connections", f"{front}_fault"
+
+
+# What statistics may have besides numbers
+_SENTENCES = frozenset(plugin_keys(fits)[2] for fits in ("congestion", "transport"))
 
 
 class AnswerError(DmmError):
@@ -65,9 +76,17 @@ COLUMNS: Mapping[str, Callable[[Sequence[Any]], bool]] = {
     "outer_state": _state,
     "srtt_us": _numbers,
     "retransmits": _numbers,
+    "copies": _numbers,
+    "copies_needed": _numbers,
+    "parity": _numbers,
+    "peer_repaired": _numbers,
+    "repaired": _numbers,
     "cwnd_bytes": _numbers,
     "pacing_Bps": _numbers,
     "congestion": lambda values: _texts(values, 15),
+    "transport": lambda values: _texts(values, 15),
+    "agreed": lambda values: _texts(values, 40),
+    "agreement": lambda values: _texts(values, 15),
 }
 
 
@@ -106,12 +125,11 @@ def _info(result: Any) -> bool:
 def _stats(result: Any) -> bool:
     if not isinstance(result, dict):
         return False
-    fault = result.get(PLUGIN_FAULT, "")
     return (
         len(result) <= MAX_STATS
         and _texts(list(result), 64)
-        and _texts([fault], _TEXT)
-        and _numbers([value for name, value in result.items() if name != PLUGIN_FAULT])
+        and _texts([result.get(name, "") for name in _SENTENCES], _TEXT)
+        and _numbers([value for name, value in result.items() if name not in _SENTENCES])
         and all(name in result for name in _NUMBERS)
     )
 
@@ -128,6 +146,37 @@ def _connections(result: Any) -> bool:
     )
 
 
+_FAULT_NUMBERS = ("delay_us", "seed", "seen", "no_room")
+
+
+def _fault_row(row: Any) -> bool:
+    """See faultplans.told()."""
+    if not isinstance(row, dict) or set(row) != {
+        *_FAULT_NUMBERS,
+        "leg",
+        "direction",
+        "rules",
+        "done",
+    }:
+        return False
+    rules, done = row["rules"], row["done"]
+    return (
+        row["leg"] in {"inner", "outer"}
+        and row["direction"] in {"in", "out"}
+        and _numbers([row[name] for name in _FAULT_NUMBERS])
+        and all(isinstance(some, dict) and _texts(list(some), 16) for some in (rules, done))
+        and _numbers(list(done.values()))
+        and all(
+            isinstance(rule, dict) and _texts(list(rule), 16) and _numbers(list(rule.values()))
+            for rule in rules.values()
+        )
+    )
+
+
+def _faults(result: Any) -> bool:
+    return isinstance(result, list) and len(result) <= 4 and all(map(_fault_row, result))
+
+
 def _nothing(result: Any) -> bool:
     return result is None
 
@@ -136,7 +185,9 @@ _SHAPES: Mapping[str, Callable[[Any], bool]] = {
     "ping": _info,
     "stats": _stats,
     "connections": _connections,
+    "faults": _faults,
     "configure": _nothing,
+    "plugin": _nothing,
     "stop": _nothing,
 }
 

@@ -19,11 +19,15 @@ _PACKAGE = _HERE.parent
 _ROOT = _PACKAGE.parent
 _HEADERS = (
     _PACKAGE / "hal/halerr.h",
-    _HERE / "core/cc.h",
-    _HERE / "core/cc_guard.h",
+    _HERE / "core/cc/cc.h",
+    _HERE / "core/cc/cc_guard.h",
     _PACKAGE / "kit/ask.h",
     _PACKAGE / "kit/native.h",
     _HERE / "core/api.h",
+    _HERE / "core/guard/end_guard.h",
+    _PACKAGE / "kit/endnative.h",
+    _PACKAGE / "kit/endask.h",
+    _PACKAGE / "hal/portcaps.h",
     _PACKAGE / "hal/afxdp.h",
     _PACKAGE / "hal/tap.h",
     _PACKAGE / "hal/tapnic.h",
@@ -43,7 +47,7 @@ _PRAGMAS = "".join(
 def sources() -> list[Path]:
     """Every C file of the module but the one that cffi generates."""
     return [
-        *sorted((_HERE / "core").glob("*.c")),
+        *sorted((_HERE / "core").glob("*/*.c")),
         *sorted((_PACKAGE / "hal").glob("*.c")),
         *sorted((_PACKAGE / "kit").glob("[!_]*.c")),
         *sorted(_HERE.glob("[!_]*.c")),

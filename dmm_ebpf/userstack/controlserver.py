@@ -13,18 +13,18 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.frames import Message
+from dmm_ebpf.peercred import peer
 from dmm_ebpf.userstack import control
 
 MAX_CLIENTS = 16
 IDLE_S = 30.0
 DRAIN_S = 5.0  # for the end of a stream
-_UCRED = struct.Struct("=iII")  # pid, uid, gid
 
 log = logging.getLogger("dmm-ebpf.stack")
 
@@ -48,16 +48,6 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-def peer(sock: socket.socket) -> tuple[int, int]:
-    """pid and uid of the process at the other end of a UNIX socket: who connected,
-    or who listens.
-    """
-    pid, uid, _gid = _UCRED.unpack(
-        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    )
-    return pid, uid
-
-
 class Stream(Protocol):
     """What is written to a client's connection after an answer, instead of more answers."""
 
@@ -68,16 +58,17 @@ class Stream(Protocol):
         """The connection is not used any more."""
 
 
-# Of a request that was granted, and its connection's descriptor; None: more requests may come.
-Begin = Callable[[Any, int], Stream | None]
+# The answer to a request: its number, its method, its parameters.
+Answer = Callable[[int, str, Message], Message]
+# Of a request that was granted its method, its parameters and its connection's descriptor; None:
+# more requests may come.
+Begin = Callable[[str, Message, int], Stream | None]
 
 
 class ControlServer:
     """Hands requests to answer, and what it returns back. Lives in the event loop."""
 
-    def __init__(
-        self, listener: socket.socket, answer: Callable[[Any], dict[str, Any]], begin: Begin
-    ) -> None:
+    def __init__(self, listener: socket.socket, answer: Answer, begin: Begin) -> None:
         self._listener = listener
         self._answer = answer
         self._begin = begin
@@ -111,12 +102,13 @@ class ControlServer:
         try:
             while True:
                 async with asyncio.timeout(IDLE_S):
-                    request = await control.read(reader, control.REQUEST_BYTES)
-                    if request is None:
+                    message = await control.REQUESTS.read(reader)
+                    if message is None:
                         return
-                    answer = self._answer(request)
+                    number, method, params = control.REQUESTS.request_of(message)
+                    answer = self._answer(number, method, params)
                     await control.write(writer, answer)
-                if answer["ok"] and (stream := self._begin(request, sock.fileno())):
+                if answer["ok"] and (stream := self._begin(method, params, sock.fileno())):
                     await _until_hung_up(reader, stream)
                     return
         except TimeoutError:

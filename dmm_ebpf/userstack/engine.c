@@ -177,6 +177,14 @@ static bool timers_may_run(struct dmm_engine *e, uint64_t now)
 	return true;
 }
 
+/* When to look again at the latest, given that packets are kept for later */
+static uint64_t kept_due(const struct dmm_engine *e, uint64_t now, uint64_t due)
+{
+	uint64_t kept_ns = e->faults_blocked ? now + TX_RETRY_NS : faults_due_ns(&e->faults);
+
+	return kept_ns < due ? kept_ns : due;
+}
+
 /*
  * One turn. Returns when the next is due at the latest. Every step reads the clock itself: a turn
  * may be interrupted for milliseconds, and an ACK stamped with the time of its beginning would make
@@ -187,6 +195,8 @@ static uint64_t turn(struct dmm_engine *e)
 	e->more = false;
 	e->unread = false;
 	e->read_ns = engine_now_ns();
+	if (e->faults.kept)
+		engine_faults_release(e);
 	engine_inner_in(e);
 	run_actions(e);
 	engine_nic_out(e);
@@ -217,6 +227,8 @@ static uint64_t turn(struct dmm_engine *e)
 	uint64_t look_ns = look_at_load(e, now);
 
 	due = look_ns < due ? look_ns : due;
+	if (e->faults.kept)
+		due = kept_due(e, now, due);
 	if (e->inner_tx_len || (e->nic_blocked && !e->port[e->first].down))
 		return now + TX_RETRY_NS;
 	return e->nic_blocked && now + DOWN_RETRY_NS < due ? now + DOWN_RETRY_NS : due;
@@ -343,12 +355,12 @@ struct dmm_engine *dmm_engine_create(const struct dmm_engine_config *config)
 	e->first = MAX_PORTS;
 	e->capture.fd = -1;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	e->inner_rx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
 	e->inner_tx = malloc(DMM_TAP_HEADROOM + DMM_TAP_MAX_PKT + 1);
 	e->core = dmm_core_create(&config->core);
+	e->rx = e->core ? dmm_core_buffer(e->core) : NULL;
 	pthread_mutex_init(&e->gate, NULL);
 	pthread_mutex_init(&e->lock, NULL);
-	if (e->wake_fd < 0 || !e->inner_rx || !e->inner_tx || !e->core) {
+	if (e->wake_fd < 0 || !e->rx || !e->inner_tx) {
 		dmm_engine_destroy(e);
 		return NULL;
 	}
@@ -366,7 +378,7 @@ void dmm_engine_destroy(struct dmm_engine *e)
 	for (uint32_t i = 0; i < e->n_nic; i++)
 		close(e->nic[i].inner_fd);
 	capture_end(&e->capture);
-	free(e->inner_rx);
+	faults_free(&e->faults);
 	free(e->inner_tx);
 	if (e->wake_fd >= 0)
 		close(e->wake_fd);
@@ -385,31 +397,30 @@ int dmm_engine_nic_add(struct dmm_engine *e, const struct dmm_engine_nic *config
 	nic->mtu = config->mtu;
 	nic->software = config->software;
 	nic->generic = config->generic;
-	nic->tap = MAX_PORTS;
-	nic->by_tap = true;
+	nic->by = DMM_PORT_TAP;
+	nic->by_kernel = MAX_PORTS;
 	memcpy(nic->mac, config->mac, MAC_BYTES);
 	return (int)e->n_nic++;
 }
 
 bool engine_may_send_by(const struct dmm_engine *e, uint32_t i)
 {
-	const struct nic *nic = &e->nic[e->port[i].nic];
+	const struct port *port = &e->port[i];
 
-	return !nic->by_tap || nic->tap == i;
+	return port->kind == e->nic[port->nic].by || port->caps->by_kernel;
 }
 
 /* The same, but for flows that are away */
 static bool sends_by(const struct dmm_engine *e, uint32_t i)
 {
-	return engine_may_send_by(e, i) &&
-	       !e->nic[e->port[i].nic].by_tap == (e->port[i].xsk != NULL);
+	return e->port[i].kind == e->nic[e->port[i].nic].by;
 }
 
 /* What may be left to a NIC: to all of its ports that it is sent by. */
 static void offload_chosen(struct dmm_engine *e, uint32_t number)
 {
-	uint32_t gso_max = UINT32_MAX;
-	bool sums = true, any = false;
+	uint32_t segments_bytes = UINT32_MAX;
+	bool csum = true, any = false;
 
 	for (uint32_t i = 0; i < e->n_port; i++) {
 		struct port *port = &e->port[i];
@@ -417,12 +428,15 @@ static void offload_chosen(struct dmm_engine *e, uint32_t number)
 		if (port->nic != number || !sends_by(e, i))
 			continue;
 		any = true;
-		port->sums = port_sums(port);
-		sums = sums && port->sums;
-		gso_max = port_offloads(port) ? port_room(port) : 0;
+		port->csum = port->caps->csum;
+		csum = csum && port->csum;
+		if (port->caps->segments_bytes < segments_bytes)
+			segments_bytes = port->caps->segments_bytes;
 	}
+	if (!csum || faults_wanted(&e->faults, DMM_LEG_OUTER, DMM_OUTBOUND))
+		segments_bytes = 0;
 	if (any)
-		dmm_core_set_outer_offload(e->core, number + 1, sums ? gso_max : 0, sums);
+		dmm_core_set_outer_offload(e->core, number + 1, segments_bytes, csum);
 }
 
 /*
@@ -430,7 +444,7 @@ static void offload_chosen(struct dmm_engine *e, uint32_t number)
  */
 static bool port_is_better(const struct port *a, const struct port *b)
 {
-	return a->down != b->down ? b->down : port_room(a) > port_room(b);
+	return a->down != b->down ? b->down : a->caps->room_bytes > b->caps->room_bytes;
 }
 
 void engine_ports_chosen(struct dmm_engine *e)
@@ -444,32 +458,21 @@ void engine_ports_chosen(struct dmm_engine *e)
 		offload_chosen(e, i);
 }
 
-static uint32_t port_add(struct dmm_engine *e, const struct port *port)
+int dmm_engine_port_add(struct dmm_engine *e, uint32_t nic, enum dmm_port_kind kind, void *device)
 {
-	e->port[e->n_port] = *port;
-	return e->n_port++;
-}
-
-int dmm_engine_xsk_add(struct dmm_engine *e, uint32_t nic, struct dmm_xsk *xsk)
-{
+	struct port *port = &e->port[e->n_port];
 	struct nic *to = &e->nic[nic];
 
-	if (nic >= e->n_nic || e->n_port == MAX_PORTS ||
-	    to->n_xsk == sizeof(to->xsk) / sizeof(to->xsk[0]))
+	if (nic >= e->n_nic || e->n_port == MAX_PORTS || to->ports[kind].n == MAX_NIC_PORTS)
 		return -ENOSPC;
-	to->xsk[to->n_xsk++] = port_add(e, &(struct port){.xsk = xsk, .nic = nic});
-	to->by_tap = false;
-	engine_ports_chosen(e);
-	return 0;
-}
-
-int dmm_engine_tap_add(struct dmm_engine *e, uint32_t nic, struct dmm_tapnic *tap)
-{
-	struct nic *to = &e->nic[nic];
-
-	if (nic >= e->n_nic || e->n_port == MAX_PORTS || to->tap != MAX_PORTS)
-		return -ENOSPC;
-	to->tap = port_add(e, &(struct port){.tap = tap, .nic = nic});
+	*port = (struct port){.kind = kind, .device = device, .nic = nic};
+	port->caps = port_caps(port);
+	to->ports[kind].at[to->ports[kind].n++] = e->n_port;
+	if (port->caps->by_kernel)
+		to->by_kernel = e->n_port;
+	else
+		to->by = kind;
+	e->n_port++;
 	engine_ports_chosen(e);
 	return 0;
 }

@@ -66,7 +66,8 @@ struct dmm_engine_stats {
 	uint64_t nic_tx_no_link;
 	/* packets dropped because the NIC's port has just become one of shorter frames */
 	uint64_t nic_tx_long;
-	uint64_t nic_rx_dropped; /* the kernel's figures, all queues */
+	uint64_t datagrams_dropped; /* UDP, of either leg, for which the next device had no room */
+	uint64_t nic_rx_dropped;    /* the kernel's figures, all queues */
 	uint64_t nic_rx_ring_full;
 	uint64_t nic_rx_fill_ring_empty;
 	uint64_t kicks;
@@ -80,6 +81,7 @@ struct dmm_engine_stats {
 	uint64_t memory_bytes; /* of payload, now */
 	uint64_t memory_limit_bytes;
 	uint64_t full;		  /* enum dmm_full (bpf/abi.h) */
+	uint64_t faulty;	  /* ways of legs on which faults are injected */
 	uint64_t capturing;	  /* 1: a capture runs */
 	uint64_t captured;	  /* frames of the capture that runs, or ran last */
 	uint64_t capture_dropped; /* of them lost, since the reader was too slow */
@@ -91,13 +93,13 @@ void dmm_engine_destroy(struct dmm_engine *engine);
 
 /* Returns the NIC's index, or -ENOSPC. */
 int dmm_engine_nic_add(struct dmm_engine *engine, const struct dmm_engine_nic *nic);
-/* Takes xsk over. Before dmm_engine_run(). Returns 0 or -ENOSPC. */
-int dmm_engine_xsk_add(struct dmm_engine *engine, uint32_t nic, struct dmm_xsk *xsk);
-/* The same for a TAP device with its packet socket; a NIC has one at most. */
-int dmm_engine_tap_add(struct dmm_engine *engine, uint32_t nic, struct dmm_tapnic *tap);
+/* Takes an open port over: device is what its kind has, as a struct dmm_xsk. Before
+ * dmm_engine_run(). Returns 0 or -ENOSPC. */
+int dmm_engine_port_add(struct dmm_engine *engine, uint32_t nic, enum dmm_port_kind kind,
+			void *device);
 
-/* Returns 0 after dmm_engine_stop(), -ENODEV or -ENXIO when the device of an inner leg or a NIC is
- * gone. While a NIC is down, what is sent is lost. */
+/* Returns 0 after dmm_engine_stop(), -ENODEV when a TAP device is gone. While a NIC is down or
+ * gone, what is sent is lost. */
 int dmm_engine_run(struct dmm_engine *engine);
 /* Ends dmm_engine_run(); abort: reset every connection and send what that takes first. Safe in a
  * signal handler's thread, and before dmm_engine_run(). */
@@ -108,15 +110,29 @@ void dmm_engine_stop(struct dmm_engine *engine, uint32_t abort);
 uint32_t dmm_engine_set_congestion(struct dmm_engine *engine, const char *name);
 /* See dmm_core_set_congestion_ops(). */
 void dmm_engine_set_congestion_ops(struct dmm_engine *engine, const struct cc_ops *ops);
+/* See dmm_core_set_transport(). */
+uint32_t dmm_engine_set_transport(struct dmm_engine *engine, const char *name);
+/* See dmm_core_set_transport_ops(). */
+uint32_t dmm_engine_set_transport_ops(struct dmm_engine *engine, const struct end_ops *ops);
+/* See dmm_core_set_latency(). */
+void dmm_engine_set_latency(struct dmm_engine *engine, uint32_t latency,
+			    uint32_t redundancy_budget_ppm, uint32_t redundancy_residual_ppm,
+			    uint32_t parity_most_ppm);
 /* See dmm_core_set_syn_cookies(). */
 void dmm_engine_set_syn_cookies(struct dmm_engine *engine, uint32_t mode);
-enum dmm_engine_port { DMM_PORT_XSK = 0, DMM_PORT_TAP = 1 };
-
+/* See dmm_core_set_negotiate(). */
+void dmm_engine_set_negotiate(struct dmm_engine *engine, uint32_t mode);
 /* What a NIC is sent by from now on, also for open connections; at first by AF_XDP sockets if it
  * has any. Frames are taken from whatever brings them. Returns 1, or 0: the NIC has no such port,
  * nothing changed. */
-uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic,
-				 enum dmm_engine_port port);
+uint32_t dmm_engine_nic_set_port(struct dmm_engine *engine, uint32_t nic, enum dmm_port_kind kind);
+/* The NIC is another device from now on, deleted and made anew: open connections go on by it, by
+ * the packet socket. mac: its link-layer address, until a frame of the inner leg tells another;
+ * this alone may have changed. */
+void dmm_engine_nic_set_device(struct dmm_engine *engine, uint32_t nic, uint32_t ifindex,
+			       const uint8_t *mac);
+/* Whether AF_XDP sockets of the NIC have lost their device, and with it all their use. */
+uint32_t dmm_engine_nic_lost_sockets(struct dmm_engine *engine, uint32_t nic);
 /* A NIC's MTU changed: connections follow it with the next packet of their inner leg. */
 void dmm_engine_nic_set_mtu(struct dmm_engine *engine, uint32_t nic, uint32_t mtu);
 
@@ -134,6 +150,50 @@ int dmm_engine_capture(struct dmm_engine *engine, int fd, uint32_t legs, uint32_
 uint32_t dmm_engine_capture_drain(struct dmm_engine *engine, int fd);
 /* The capture to fd ends, if that is the one which runs; fd is not used any more. */
 void dmm_engine_capture_end(struct dmm_engine *engine, int fd);
+
+/* Of a leg: towards the core, or away from it */
+enum dmm_bound { DMM_INBOUND = 0, DMM_OUTBOUND = 1, DMM_BOUNDS };
+
+/* What a stack process may be told to do to packets, as if the path did it */
+enum dmm_fault {
+	DMM_FAULT_DROP,
+	DMM_FAULT_CORRUPT, /* one bit behind the IP header turns over; its checksum tells */
+	DMM_FAULT_DUPLICATE,
+	DMM_FAULT_REORDER, /* goes behind the next three, or 10 ms later */
+	DMM_FAULT_DELAY,   /* by delay_ns */
+	DMM_FAULTS
+};
+
+/* Which packets have a fault: by the first of the three that is not 0; all 0: none */
+struct dmm_fault_rule {
+	uint64_t first; /* the next so many */
+	uint64_t every; /* each so-manyth */
+	uint64_t share; /* at random, so many of 2 to the 32nd */
+};
+
+struct dmm_fault_plan {
+	struct dmm_fault_rule rule[DMM_FAULTS];
+	uint64_t delay_ns;
+	uint64_t seed;
+};
+
+/* Packets, since the plan was set; a packet of a port may be longer than a segment */
+struct dmm_fault_counts {
+	uint64_t seen;
+	uint64_t done[DMM_FAULTS];
+	uint64_t no_room; /* lost, since too many were kept for later */
+};
+
+/*
+ * The faults of one way of one leg, from now on. A plan without rules ends them, and what is kept
+ * goes. While the outer leg has some on its way out, nothing is left to be cut into segments: each
+ * is a packet. Returns 0 or -ENOMEM.
+ */
+int dmm_engine_set_faults(struct dmm_engine *engine, enum dmm_leg leg, enum dmm_bound bound,
+			  const struct dmm_fault_plan *plan);
+/* What is set, and was done. Returns 1, or 0: nothing is set. */
+uint32_t dmm_engine_faults(struct dmm_engine *engine, enum dmm_leg leg, enum dmm_bound bound,
+			   struct dmm_fault_plan *plan, struct dmm_fault_counts *counts);
 
 void dmm_engine_stats(struct dmm_engine *engine, struct dmm_engine_stats *stats);
 /* See dmm_core_memory(). */

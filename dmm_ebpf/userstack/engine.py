@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dmm_ebpf import abi
-from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.errors import ConflictError, DmmError, UsageError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tuning
-from dmm_ebpf.kit import load
+from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Seam
+from dmm_ebpf.userstack import faultplans
 from dmm_ebpf.userstack._core import ffi, lib
 from dmm_ebpf.userstack.halerrors import hal_error
+from dmm_ebpf.userstack.plugins import Plugins
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 _TXQUEUELEN_MIN = 10000  # packets
@@ -30,19 +32,27 @@ _NEVER = (1 << 64) - 1
 _WHY_CHARS = 200
 _TOO_MANY = "a stack serves 128 receive queues at most"
 
+
+def _names(enum: str) -> dict[int, str]:
+    """The words of an enum of C's, in lower case and without what they begin with, by number."""
+    found = ffi.typeof(f"enum {enum}").elements.items()
+    return {value: name.removeprefix(f"{enum}_".upper()).lower() for value, name in found}
+
+
 _CORE_COUNTERS = {
     value: name.removeprefix("DMM_CORE_").lower()
     for value, name in ffi.typeof("enum dmm_core_counter").elements.items()
     if name != "DMM_CORE_MAX"
 }
+_AGREEMENTS = _names("dmm_agreement")
+_FEATURES = _names("dmm_feature")
 _PORTS = {"af_xdp": lib.DMM_PORT_XSK, "tap": lib.DMM_PORT_TAP}
-LEGS = {"inner": lib.DMM_LEG_INNER, "outer": lib.DMM_LEG_OUTER}
 _ENGINE_MEMBERS = dict(ffi.typeof("struct dmm_engine_config").fields)
 _CORE_MEMBERS = dict(ffi.typeof("struct dmm_core_config").fields)
 _INFO_NUMBERS = [
     name
     for name, _ in ffi.typeof("struct dmm_conn_info").fields
-    if name not in ("pair", "congestion")
+    if name not in ("pair", "congestion", "transport", "agreed", "agreement")
 ]
 _MEMORY = [name for name, _ in ffi.typeof("struct dmm_core_memory").fields if name != "connections"]
 _STATS = [name for name, _ in ffi.typeof("struct dmm_engine_stats").fields]
@@ -88,13 +98,14 @@ class Engine:
         self.zerocopy: dict[int, bool] = {}  # of each NIC with AF_XDP sockets, by slot
         self.sums: dict[int, bool] = {}  # likewise: whether checksums are left to it
         self.no_sockets: dict[int, str] = {}  # why a NIC has none that was to have some
+        self._moved: dict[int, int] = {}  # by slot the ifindexes of NICs that are others by now
         self._error = ffi.new("struct dmm_hal_error *")
         self._thread: threading.Thread | None = None
         self._go = threading.Event()
         self._called_off = False
         self.result: int | None = None
         self._engine = ffi.NULL
-        self.plugin = load.load(spec.plugin, ffi, lib) if spec.plugin else None
+        self.plugins = Plugins(spec.plugins)
         try:
             self._create()
             for nic in spec.nics:
@@ -155,15 +166,21 @@ class Engine:
         config.core.max_connections = self._max_connections
         config.core.inner_mtu = self.inner_mtu
         config.core.inner_gso_max = _INNER_GSO_MAX_BYTES
-        if self.plugin is None:
-            config.core.congestion = self.spec.congestion.encode()[:15]
+        config.core.congestion = self._if_built_in(CONGESTION, self.spec.congestion)
+        config.core.transport = self._if_built_in(TRANSPORT, self.spec.transport)
         config.max_connections = self.spec.max_connections
         set_options(config, self.spec.options)
         self._engine = lib.dmm_engine_create(config)
         if self._engine == ffi.NULL:
             raise DmmError(f"start stack {self.spec.label}", why="out of memory")
-        if self.plugin is not None:
-            self.set_congestion(self.spec.congestion)
+        for plugin in self.spec.plugins:
+            if plugin.seam is CONGESTION:
+                self.set_congestion(self.spec.congestion)
+            else:
+                self.set_transport(self.spec.transport)
+
+    def _if_built_in(self, seam: Seam, name: str) -> bytes:
+        return b"" if self.plugins.named(seam, name) is not None else name.encode()[:15]
 
     def _open_nic(self, nic: NicSpec) -> None:
         found = hal_nic.find(nic.ifindex, nic.name)
@@ -199,7 +216,7 @@ class Engine:
         out = ffi.new("struct dmm_tapnic **")
         if lib.dmm_tapnic_open(name.encode(), nic.ifindex, nic.bare, out, self._error) < 0:
             raise hal_error(self._error)
-        if lib.dmm_engine_tap_add(self._engine, index, out[0]) < 0:
+        if lib.dmm_engine_port_add(self._engine, index, lib.DMM_PORT_TAP, out[0]) < 0:
             lib.dmm_tapnic_close(out[0])
             raise DmmError(f"serve {nic.name}", why=_TOO_MANY)
         tuning.prepare_device(name)
@@ -235,7 +252,7 @@ class Engine:
         leave = _driver_sums(nic.ifindex) if self.zerocopy[nic.slot] else self.spec.leave_sums
         self.sums[nic.slot] = leave and all(lib.dmm_xsk_leave_sums(xsk) for xsk in opened)
         for queue, xsk in enumerate(opened):
-            if lib.dmm_engine_xsk_add(self._engine, index, xsk) < 0:
+            if lib.dmm_engine_port_add(self._engine, index, lib.DMM_PORT_XSK, xsk) < 0:
                 for left in opened[queue:]:
                     lib.dmm_xsk_close(left)
                 raise DmmError(f"serve {nic.name}", why=_TOO_MANY)
@@ -250,10 +267,9 @@ class Engine:
 
     def prepare(self, ended: Callable[[int], None]) -> None:
         """Makes the loop's thread, which waits for start(); ended(result) is called in it when the
-        loop returns. And that of a plug-in.
+        loop returns. And those of plug-ins.
         """
-        if self.plugin is not None:
-            self.plugin.start()
+        self.plugins.start()
 
         def work() -> None:
             self._go.wait()
@@ -287,8 +303,7 @@ class Engine:
         if self._engine != ffi.NULL:
             lib.dmm_engine_destroy(self._engine)
             self._engine = ffi.NULL
-        if self.plugin is not None:
-            self.plugin.close()
+        self.plugins.close()
 
     # -- settings --
 
@@ -296,12 +311,31 @@ class Engine:
         """The congestion control of connections that open from now on; UsageError for a name it
         does not know.
         """
-        if self.plugin is not None and name == self.plugin.plugin.text:
-            lib.dmm_engine_set_congestion_ops(self._engine, self.plugin.ops)
+        plugin = self.plugins.named(CONGESTION, name)
+        if plugin is not None:
+            lib.dmm_engine_set_congestion_ops(self._engine, plugin.ops)
         elif not lib.dmm_engine_set_congestion(self._engine, name.encode()):
             raise UsageError(
                 f"use congestion control {name!r}", why="the stack has none of that name"
             )
+        self.plugins.current[CONGESTION.key] = name
+
+    def set_transport(self, name: str) -> None:
+        """The transport of the outer leg of connections that open from now on; tcp if it is a
+        plug-in that is not called any more. UsageError for a name it does not know.
+        """
+        plugin = self.plugins.named(TRANSPORT, name)
+        if plugin is None or plugin.guard.off:
+            built_in = "tcp" if plugin else name
+            if not lib.dmm_engine_set_transport(self._engine, built_in.encode()):
+                raise UsageError(f"use transport {name!r}", why="the stack has none of that name")
+        elif not lib.dmm_engine_set_transport_ops(self._engine, plugin.ops):
+            raise ConflictError(
+                f"use transport {name!r}",
+                why="connections still have six others",
+                hint="wait until they have ended, or give the stack that is to have it another name",
+            )
+        self.plugins.current[TRANSPORT.key] = name
 
     def set_syn_cookies(self, mode: str) -> None:
         """What becomes of a peer's SYN from now on: "auto", "always" or "off"; UsageError
@@ -312,11 +346,52 @@ class Engine:
             raise UsageError(f"use SYN cookies {mode!r}", why="there is no such mode")
         lib.dmm_engine_set_syn_cookies(self._engine, number)
 
+    def set_negotiate(self, mode: str) -> None:
+        """What connections from now on agree on with peers: "forbid", "allow" or "demand";
+        UsageError for another mode.
+        """
+        number = _enumerator("negotiate", mode)
+        if number is None:
+            raise UsageError(f"negotiate by {mode!r}", why="there is no such mode")
+        lib.dmm_engine_set_negotiate(self._engine, number)
+
+    def set_latency(
+        self, latency: str, budget_ppm: int, residual_ppm: int, parity_ppm: int
+    ) -> None:
+        """Which connections that open from now on send copies and parity against loss: "auto",
+        "low" or "normal", and what these may cost, as struct dmm_core_config has it; UsageError
+        for another latency.
+        """
+        number = _enumerator("latency", latency)
+        if number is None:
+            raise UsageError(f"use latency {latency!r}", why="there is no such kind")
+        lib.dmm_engine_set_latency(self._engine, number, budget_ppm, residual_ppm, parity_ppm)
+
     def set_mtu(self, slot: int, mtu: int) -> None:
         """The MTU of the NIC of that slot, bytes of IP packet, from now on; UsageError for a
         NIC not served.
         """
         lib.dmm_engine_nic_set_mtu(self._engine, self._index(slot, f"set an MTU of {mtu}"), mtu)
+
+    def set_device(self, slot: int, ifindex: int, mac: bytes) -> None:
+        """The NIC of that slot is the device with that ifindex from now on, of the same kind as
+        before, and has that link-layer address. UsageError for a NIC not served.
+        """
+        index = self._index(slot, f"go on by device number {ifindex}")
+        lib.dmm_engine_nic_set_device(self._engine, index, ifindex, mac)
+        self._moved[slot] = ifindex
+
+    def lost_sockets(self) -> dict[int, str]:
+        """By slot, why AF_XDP sockets that were opened are of no use now."""
+        found = {}
+        for index, nic in enumerate(self.nics):
+            if nic.slot not in self.zerocopy:
+                continue
+            if lib.dmm_engine_nic_lost_sockets(self._engine, index):
+                found[nic.slot] = "they went with the device, which was deleted or left"
+            elif self._moved.get(nic.slot, nic.ifindex) != nic.ifindex:
+                found[nic.slot] = "they are on a device that belongs to another one now"
+        return found
 
     def set_port(self, slot: int, port: str) -> None:
         """What the NIC of that slot is sent by from now on, "af_xdp" or "tap"; UsageError where
@@ -347,7 +422,7 @@ class Engine:
         """Frames of these legs go to fd, a stream socket that does not block, until
         capture_end(); see capture.h.
         """
-        bits = sum(1 << LEGS[leg] for leg in legs)
+        bits = sum(1 << faultplans.LEGS[leg] for leg in legs)
         if lib.dmm_engine_capture(self._engine, fd, bits, snaplen_bytes) < 0:
             log.error("capture: there is no memory for it")
 
@@ -361,12 +436,21 @@ class Engine:
         """fd is not written to any more."""
         lib.dmm_engine_capture_end(self._engine, fd)
 
+    # -- faults --
+
+    def set_faults(self, params: Mapping[str, Any]) -> None:
+        """See faultplans.put()."""
+        faultplans.put(self._engine, params)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """See faultplans.told()."""
+        return list(faultplans.told(self._engine))
+
     # -- figures --
 
     def stats(self) -> dict[str, int | str]:
         """struct dmm_engine_stats by name, the core's counters as core_NAME, struct dmm_core_memory
-        as memory_NAME; of a plug-in plugin_faults, plugin_connections (that go on without it) and
-        plugin_fault, the first in a sentence.
+        as memory_NAME; of plug-ins what Plugins.told() says.
         """
         raw = ffi.new("struct dmm_engine_stats *")
         lib.dmm_engine_stats(self._engine, raw)
@@ -376,14 +460,7 @@ class Engine:
         values |= {f"memory_{name}": int(getattr(memory, name)) for name in _MEMORY}
         for number, name in _CORE_COUNTERS.items():
             values[f"core_{name}"] = int(lib.dmm_engine_core_counter(self._engine, number))
-        if self.plugin is not None:
-            told = self.plugin.faults()
-            values |= {
-                "plugin_faults": told.faults,
-                "plugin_connections": told.fallen,
-                "plugin_fault": told.sentence,
-            }
-        return values
+        return values | self.plugins.told()
 
     def connections(self, first: int = 0, most: int = _NEVER) -> Iterator[dict[str, Any]]:
         """Connections number first and up, at most so many: struct dmm_conn_info by name,
@@ -426,6 +503,9 @@ def _describe(info: Any) -> dict[str, Any]:
         "rport": socket.ntohs(pair.rport_be),
         "family": int(pair.family),
         "congestion": ffi.string(info.congestion).decode("ascii", "replace"),
+        "transport": ffi.string(info.transport).decode("ascii", "replace"),
+        "agreed": ",".join(name for bit, name in sorted(_FEATURES.items()) if info.agreed & bit),
+        "agreement": _AGREEMENTS.get(info.agreement, ""),
     }
     row |= {name: int(getattr(info, name)) for name in _INFO_NUMBERS}
     return row

@@ -12,11 +12,13 @@
 
 #include "capture.h"
 #include "engine.h"
+#include "faults.h"
 #include "load.h"
 #include "port.h"
 
-enum { MAX_NICS = 16, MAX_PORTS = 144, MAC_BYTES = 6 };
+enum { MAX_NICS = 16, MAX_PORTS = 144, MAX_NIC_PORTS = 64, MAC_BYTES = 6 };
 
+_Static_assert((int)DMM_CORE_AGREE_EXID == (int)DMM_AGREE_EXID, "the programs know our option");
 _Static_assert((int)MAX_NICS < (int)DMM_CORE_DEVICES, "each NIC has offloads of its own");
 
 struct nic {
@@ -24,10 +26,14 @@ struct nic {
 	uint8_t mac[MAC_BYTES];
 	uint32_t mtu;
 	uint32_t software, generic;
-	uint32_t n_xsk;
-	uint32_t xsk[64]; /* indices of the engine's ports that are AF_XDP sockets, */
-	uint32_t tap;	  /* and of the one that is a TAP device; MAX_PORTS: there is none */
-	bool by_tap;	  /* it is sent by that one */
+	enum dmm_port_kind by; /* the kind of port that it is sent by */
+	struct {
+		uint32_t n;
+		uint32_t at[MAX_NIC_PORTS]; /* indices of the engine's ports */
+	} ports[DMM_PORT_KINDS];
+	/* of its ports the one whose packets pass the kernel's programs; MAX_PORTS: there is none
+	 */
+	uint32_t by_kernel;
 };
 
 struct dmm_engine {
@@ -46,8 +52,10 @@ struct dmm_engine {
 	struct port port[MAX_PORTS];
 	struct dmm_engine_stats stats;
 	struct capture capture;
-	uint8_t *inner_rx;
-	uint8_t *inner_tx; /* holds a packet the kernel did not take when inner_tx_len != 0 */
+	struct faults faults;
+	bool faults_blocked; /* what was kept found no room to go */
+	uint8_t *rx;	     /* for the next packet that is read, see dmm_core_buffer() */
+	uint8_t *inner_tx;   /* holds a packet the kernel did not take when inner_tx_len != 0 */
 	uint32_t inner_tx_len;
 	uint32_t inner_tx_nic;
 	struct dmm_vnet inner_tx_vnet;
@@ -78,10 +86,35 @@ static inline void engine_unlock(struct dmm_engine *e)
 uint64_t engine_now_ns(void);
 
 /*
- * Whether packets to its NIC may go by port number i: with AF_XDP those of flows that are away
- * go by tap
+ * Whether packets to its NIC may go by port number i: those of flows that are away go by the
+ * kernel
  */
 bool engine_may_send_by(const struct dmm_engine *e, uint32_t i);
+
+/*
+ * A packet that has come to NIC number nic, but for what faults have done to it, goes to the core:
+ * len bytes of IP, in a frame of frame_bytes.
+ */
+void engine_outer_deliver(struct dmm_engine *e, uint32_t nic, const uint8_t *frame,
+			  uint32_t frame_bytes, uint32_t len, const struct dmm_rx_meta *meta,
+			  uint64_t now);
+void engine_inner_deliver(struct dmm_engine *e, uint32_t nic, const uint8_t *frame, uint32_t len,
+			  const struct dmm_rx_meta *meta, uint64_t now);
+/* A kept packet goes to a NIC's port; false: that has no frame free. */
+bool engine_outer_put(struct dmm_engine *e, const struct kept *k, uint64_t now);
+
+/*
+ * engine_faults.c. What a stream's faults do to one packet; true: it does not go on, now or ever.
+ * frame: with Ethernet header and len bytes of IP, the last payload->bytes of them in payload's
+ * parts.
+ */
+bool engine_fault_in(struct dmm_engine *e, enum dmm_leg leg, uint32_t nic, const uint8_t *frame,
+		     uint32_t len, const struct dmm_rx_meta *meta, uint64_t now);
+bool engine_fault_out(struct dmm_engine *e, enum dmm_leg leg, uint32_t nic, const uint8_t *frame,
+		      uint32_t len, const struct dmm_payload *payload,
+		      const struct dmm_tx_meta *meta, uint64_t now);
+/* What was kept and is due goes. */
+void engine_faults_release(struct dmm_engine *e);
 
 /* What follows from the ports that are sent by, and from what may be left to them */
 void engine_ports_chosen(struct dmm_engine *e);
@@ -99,6 +132,16 @@ void engine_port_in(struct dmm_engine *e, uint32_t i);
  * there is none.
  */
 void engine_nic_out(struct dmm_engine *e);
+/* engine_datagram.c. Whether a frame, with len bytes of IP, is one of UDP; it goes on by the other
+ * leg. */
+bool engine_is_datagram(const uint8_t *frame, uint32_t len);
+void engine_datagram(struct dmm_engine *e, enum dmm_leg from, uint32_t nic, const uint8_t *frame,
+		     uint32_t len, const struct dmm_rx_meta *meta, uint64_t now);
+/* One that was kept goes to the wire. */
+void engine_datagram_out(struct dmm_engine *e, uint32_t nic, const uint8_t *frame, uint32_t len,
+			 const struct dmm_vnet *vnet, uint64_t now);
+/* What the port holds goes, as far as the kernel takes it. */
+void engine_port_kick(struct dmm_engine *e, struct port *port);
 /* What a NIC's ports hold goes, as far as the kernel takes it. */
 void engine_nic_kick(struct dmm_engine *e, uint32_t nic);
 void engine_inner_out(struct dmm_engine *e);

@@ -6,25 +6,23 @@
  * Nothing here waits, and nothing is allocated.
  */
 #include "engine_int.h"
+#include "frame.h"
 
+#include <endian.h>
 #include <errno.h>
-#include <net/ethernet.h>
 #include <string.h>
 #include <sys/socket.h>
+
+/* On the way of every packet, and of those that were kept as well */
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 enum {
 	INNER_RX_BUDGET = 16, /* packets of up to 64 KiB */
 	INNER_TX_BUDGET = 32,
 	NIC_RX_BUDGET = 64,
 	NIC_TX_BUDGET = 128,
-	ETH_BYTES = 14,
-	IP4_MIN_BYTES = 20,
-	IP6_BYTES = 40,
 	/* turns that pass a quiet TAP device by, each look at which is a system call */
 	PASSED_MAX = 16,
-	PROTO_TCP = 6,
-	TCP_CSUM_OFFSET = 16,
-	TCP_OFFSET_BYTE = 12,
 };
 
 /*
@@ -33,17 +31,17 @@ enum {
  */
 static uint64_t link_of(const uint8_t mac[MAC_BYTES], uint32_t nic)
 {
-	uint64_t link = nic + 1; /* DMM_LINK_DEVICE_SHIFT */
+	uint64_t address_be = 0;
 
-	for (uint32_t i = 0; i < MAC_BYTES; i++)
-		link = link << 8 | mac[i];
-	return mac[0] & 1 ? 0 : link;
+	memcpy(&address_be, mac, MAC_BYTES);
+	return mac[0] & 1 ? 0 : (nic + 1ull) << DMM_LINK_DEVICE_SHIFT | be64toh(address_be) >> 16;
 }
 
 static void link_mac(uint64_t link, uint8_t mac[MAC_BYTES])
 {
-	for (uint32_t i = 0; i < MAC_BYTES; i++)
-		mac[i] = (uint8_t)(link >> 8 * (MAC_BYTES - 1 - i));
+	uint64_t address_be = htobe64(link << 16);
+
+	memcpy(mac, &address_be, MAC_BYTES);
 }
 
 /* Index of the engine's NIC; MAX_NICS: it names none. */
@@ -60,10 +58,8 @@ static uint32_t mtu_of(const struct dmm_engine *e, uint32_t i)
 	const struct nic *nic = &e->nic[i];
 	uint32_t room = UINT32_MAX;
 
-	if (!nic->by_tap)
-		room = port_room(&e->port[nic->xsk[0]]);
-	else if (nic->tap != MAX_PORTS)
-		room = port_room(&e->port[nic->tap]);
+	if (nic->ports[nic->by].n)
+		room = e->port[nic->ports[nic->by].at[0]].caps->room_bytes;
 	return room < nic->mtu ? room : nic->mtu;
 }
 
@@ -95,6 +91,18 @@ static uint32_t away_mtu(const uint8_t *eth)
 	return eth[MAC_BYTES] == DMM_AWAY_SOURCE ? (uint32_t)eth[10] << 8 | eth[11] : 0;
 }
 
+void engine_inner_deliver(struct dmm_engine *e, uint32_t nic, const uint8_t *frame, uint32_t len,
+			  const struct dmm_rx_meta *meta, uint64_t now)
+{
+	if (capture_wants(&e->capture, DMM_LEG_INNER))
+		capture_frame(&e->capture, nic, DMM_LEG_INNER, CAPTURE_IN, frame, len + ETH_BYTES,
+			      NULL, now);
+	if (engine_is_datagram(frame, len))
+		engine_datagram(e, DMM_LEG_INNER, nic, frame, len, meta, now);
+	else
+		dmm_core_input(e->core, DMM_LEG_INNER, frame + ETH_BYTES, len, meta, now);
+}
+
 /*
  * A frame that the kernel meant for the wire: where it was to go is the link of its connection from
  * now on, and its source the NIC's own address, whatever becomes of route, neighbour and device.
@@ -102,9 +110,10 @@ static uint32_t away_mtu(const uint8_t *eth)
 static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const struct dmm_vnet *vnet,
 			uint64_t now)
 {
-	const uint8_t *eth = e->inner_rx + DMM_TAP_HEADROOM - ETH_BYTES;
+	const uint8_t *eth = e->rx + DMM_TAP_HEADROOM - ETH_BYTES;
 	struct nic *nic = &e->nic[i];
-	struct dmm_rx_meta meta = {.vnet = *vnet, .link = link_of(eth, i), .mtu = mtu_of(e, i)};
+	struct dmm_rx_meta meta = {
+		.vnet = *vnet, .link = link_of(eth, i), .mtu = mtu_of(e, i), .lent = 1};
 	struct dmm_ask refused;
 
 	if (is_refusal(eth, len, &refused)) {
@@ -117,12 +126,13 @@ static void inner_frame(struct dmm_engine *e, uint32_t i, uint32_t len, const st
 		memcpy(nic->mac, eth + MAC_BYTES, MAC_BYTES);
 	else if (away < meta.mtu)
 		meta.mtu = away;
-	if (capture_wants(&e->capture, DMM_LEG_INNER))
-		capture_frame(&e->capture, i, DMM_LEG_INNER, CAPTURE_IN, eth, len + ETH_BYTES, NULL,
-			      now);
 	e->stats.inner_rx_pkts++;
 	e->stats.inner_rx_bytes += len;
-	dmm_core_input(e->core, DMM_LEG_INNER, e->inner_rx + DMM_TAP_HEADROOM, len, &meta, now);
+	if (faults_wanted(&e->faults, DMM_LEG_INNER, DMM_INBOUND) &&
+	    engine_fault_in(e, DMM_LEG_INNER, i, eth, len, &meta, now))
+		return;
+	engine_inner_deliver(e, i, eth, len, &meta, now);
+	e->rx = dmm_core_buffer_next(e->core, e->rx);
 }
 
 void engine_inner_in(struct dmm_engine *e)
@@ -134,7 +144,7 @@ void engine_inner_in(struct dmm_engine *e)
 		uint32_t budget = INNER_RX_BUDGET;
 		int len = 0;
 
-		while (budget && (len = dmm_tap_read(e->nic[i].inner_fd, e->inner_rx, &vnet)) > 0) {
+		while (budget && (len = dmm_tap_read(e->nic[i].inner_fd, e->rx, &vnet)) > 0) {
 			inner_frame(e, i, (uint32_t)len, &vnet, now);
 			budget--;
 		}
@@ -144,124 +154,76 @@ void engine_inner_in(struct dmm_engine *e)
 	}
 }
 
-static uint32_t sum_add(uint32_t sum, const uint8_t *p, uint32_t bytes)
-{
-	for (uint32_t i = 0; i + 1 < bytes; i += 2)
-		sum += (uint32_t)p[i] << 8 | p[i + 1];
-	return sum;
-}
-
 /*
- * A veth, and generic XDP on any device, hand over what a kernel left CHECKSUM_PARTIAL: the field
- * holds the pseudo-header's sum (RFC 9293 section 3.1), not complemented. The packet never was on a
- * wire, or GRO has verified it. A correct checksum that happens to equal that sum says the same
- * thing.
- */
-static bool csum_is_partial(const uint8_t *ip, uint32_t len, bool v6)
-{
-	uint32_t header = v6 ? IP6_BYTES : (ip[0] & 15u) * 4;
-
-	if ((v6 ? ip[6] : ip[9]) != PROTO_TCP || len < header + TCP_CSUM_OFFSET + 2)
-		return false;
-	uint32_t sum = sum_add(PROTO_TCP + len - header, v6 ? ip + 8 : ip + 12, v6 ? 32 : 8);
-
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	const uint8_t *field = ip + header + TCP_CSUM_OFFSET;
-
-	return ((uint32_t)field[0] << 8 | field[1]) == sum;
-}
-
-/*
- * What is longer than any packet of the link was put together by GRO, or was not yet cut by who
- * sent it. How long its segments were it does not say: as long as they may be here.
- */
-static void merged_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu,
-			struct dmm_vnet *vnet)
-{
-	uint32_t headers = v6 ? IP6_BYTES : (ip[0] & 15u) * 4;
-
-	if (len <= mtu || (v6 ? ip[6] : ip[9]) != PROTO_TCP || len <= headers + TCP_OFFSET_BYTE)
-		return;
-	headers += (ip[headers + TCP_OFFSET_BYTE] >> 4) * 4u;
-	if (mtu <= headers)
-		return;
-	vnet->gso_type = v6 ? DMM_VNET_GSO_TCPV6 : DMM_VNET_GSO_TCPV4;
-	vnet->gso_size = (uint16_t)(mtu - headers);
-}
-
-/* What AF_XDP does not say of a packet that no hardware has had in hand */
-static void software_note(const uint8_t *ip, uint32_t len, bool v6, uint32_t mtu,
-			  struct dmm_vnet *vnet)
-{
-	vnet->flags = csum_is_partial(ip, len, v6) ? DMM_VNET_NEEDS_CSUM : 0;
-	merged_note(ip, len, v6, mtu, vnet);
-}
-
-/*
- * The IP packet's own length: a short Ethernet frame carries padding. 0: not an IP packet,
- * or cut short.
- */
-static uint32_t ip_length(const uint8_t *frame, uint32_t len, bool *v6)
-{
-	const uint8_t *ip = frame + ETH_BYTES;
-	uint32_t room = len - ETH_BYTES;
-	uint32_t type, total;
-
-	if (len < ETH_BYTES + IP4_MIN_BYTES)
-		return 0;
-	type = (uint32_t)frame[12] << 8 | frame[13];
-	*v6 = type == ETHERTYPE_IPV6;
-	if (type == ETHERTYPE_IP)
-		total = (uint32_t)ip[2] << 8 | ip[3];
-	else if (*v6 && room >= IP6_BYTES)
-		total = ((uint32_t)ip[4] << 8 | ip[5]) + IP6_BYTES;
-	else
-		return 0;
-	return total <= room && total >= (*v6 ? IP6_BYTES : IP4_MIN_BYTES) ? total : 0;
-}
-
-/*
- * A look at AF_XDP's rings costs nothing. A TAP device beside them brings what XDP leaves to the
+ * A look at a ring costs nothing. A TAP device beside AF_XDP sockets brings what XDP leaves to the
  * kernel, and is looked at when poll(2) says so, while it brings something, and now and then.
  */
 static bool port_is_due(const struct dmm_engine *e, struct port *port)
 {
-	bool due = port->xsk || e->nic[port->nic].by_tap || port->came || port->readable ||
-		   port->passed == PASSED_MAX;
+	bool due = !port->caps->reads || e->nic[port->nic].by == port->kind || port->came ||
+		   port->readable || port->passed == PASSED_MAX;
 
 	port->passed = due ? 0 : port->passed + 1;
 	return due;
 }
 
+static ALWAYS_INLINE void outer_deliver(struct dmm_engine *e, uint32_t nic, const uint8_t *frame,
+					uint32_t frame_bytes, uint32_t len,
+					const struct dmm_rx_meta *meta, uint64_t now)
+{
+	if (capture_wants(&e->capture, DMM_LEG_OUTER))
+		capture_frame(&e->capture, nic, DMM_LEG_OUTER, CAPTURE_IN, frame, frame_bytes, NULL,
+			      now);
+	if (engine_is_datagram(frame, len))
+		engine_datagram(e, DMM_LEG_OUTER, nic, frame, len, meta, now);
+	else
+		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, meta, now);
+}
+
+void engine_outer_deliver(struct dmm_engine *e, uint32_t nic, const uint8_t *frame,
+			  uint32_t frame_bytes, uint32_t len, const struct dmm_rx_meta *meta,
+			  uint64_t now)
+{
+	outer_deliver(e, nic, frame, frame_bytes, len, meta, now);
+}
+
+static void ignore(struct dmm_engine *e, const uint8_t *frame, uint32_t bytes, uint32_t nic,
+		   uint64_t now)
+{
+	if (capture_wants(&e->capture, DMM_LEG_OUTER))
+		capture_frame(&e->capture, nic, DMM_LEG_OUTER, CAPTURE_IN, frame, bytes, NULL, now);
+	e->stats.nic_rx_ignored++;
+}
+
 /* Takes what is at hand of a port, at most max frames. Returns how many there were. */
 static uint32_t port_in(struct dmm_engine *e, struct port *port, uint32_t max)
 {
-	uint32_t count = port_rx_peek(port, max);
+	uint32_t count = port_rx_peek(port, e->rx, max);
 	uint64_t now = engine_now_ns(); /* after the packets came */
 
 	for (uint32_t k = 0; k < count; k++) {
-		struct dmm_rx_meta meta = {0};
+		struct dmm_rx_meta meta = {.lent = port->caps->reads};
 		uint32_t frame_len;
 		const uint8_t *frame = port_rx_frame(port, k, &frame_len, &meta.vnet);
 		bool v6;
 		uint32_t len = ip_length(frame, frame_len, &v6);
 
-		if (capture_wants(&e->capture, DMM_LEG_OUTER))
-			capture_frame(&e->capture, port->nic, DMM_LEG_OUTER, CAPTURE_IN, frame,
-				      frame_len, NULL, now);
-
 		if (len == 0) {
-			e->stats.nic_rx_ignored++;
+			ignore(e, frame, frame_len, port->nic, now);
 			continue;
 		}
-		if (!port_offloads(port) && e->nic[port->nic].software)
+		if (!port->caps->tells && e->nic[port->nic].software)
 			software_note(frame + ETH_BYTES, len, v6, e->nic[port->nic].mtu,
 				      &meta.vnet);
 		meta.link = link_of(frame + MAC_BYTES, port->nic);
 		meta.mtu = mtu_of(e, port->nic);
 		e->stats.nic_rx_bytes += len;
-		dmm_core_input(e->core, DMM_LEG_OUTER, frame + ETH_BYTES, len, &meta, now);
+		if (faults_wanted(&e->faults, DMM_LEG_OUTER, DMM_INBOUND) &&
+		    engine_fault_in(e, DMM_LEG_OUTER, port->nic, frame, len, &meta, now))
+			continue;
+		outer_deliver(e, port->nic, frame, frame_len, len, &meta, now);
+		if (meta.lent)
+			e->rx = dmm_core_buffer_next(e->core, e->rx);
 	}
 	e->stats.nic_rx_pkts += count;
 	port_rx_release(port, count);
@@ -277,7 +239,7 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 	do {
 		count = port_in(e, &e->port[i], left);
 		left -= count;
-	} while (count && left && port_rx_more(&e->port[i]));
+	} while (count && left && e->port[i].caps->reads);
 	e->port[i].came = left != NIC_RX_BUDGET;
 	e->port[i].readable = false;
 	if (!left) {
@@ -286,7 +248,7 @@ void engine_port_in(struct dmm_engine *e, uint32_t i)
 	}
 }
 
-static void port_kick(struct dmm_engine *e, struct port *port)
+void engine_port_kick(struct dmm_engine *e, struct port *port)
 {
 	int ret = port_tx_kick(port);
 	bool was_down = port->down;
@@ -295,21 +257,21 @@ static void port_kick(struct dmm_engine *e, struct port *port)
 	port->down = ret == -ENETDOWN;
 	if (ret < 0 && !port->down)
 		e->error = ret;
-	if (port->down != was_down || (port->sums && !port_sums(port)))
+	if (port->down != was_down || (port->csum && !port->caps->csum))
 		engine_ports_chosen(e);
 }
 
 /* Where the core may write the next packet: the first port's frame, once every port that is up has
  * one free.
  */
-static uint8_t *nic_room(struct dmm_engine *e)
+static ALWAYS_INLINE uint8_t *nic_room(struct dmm_engine *e)
 {
 	for (uint32_t i = 0; i < e->n_port; i++)
 		if (i != e->first && !e->port[i].down && engine_may_send_by(e, i) &&
 		    !port_tx_begin(&e->port[i]))
 			return NULL;
 	if (e->port[e->first].down)
-		port_kick(e, &e->port[e->first]);
+		engine_port_kick(e, &e->port[e->first]);
 	return port_tx_begin(&e->port[e->first]);
 }
 
@@ -326,40 +288,42 @@ static bool link_is_away(uint64_t link)
  * The same port for all packets of a connection, so that they stay in order; of one that is away,
  * the one whose packets pass the programs.
  */
-static uint32_t port_of(const struct nic *nic, const uint8_t *ip, const struct dmm_tx_meta *meta)
+static ALWAYS_INLINE uint32_t port_of(const struct nic *nic, const uint8_t *ip,
+				      const struct dmm_tx_meta *meta)
 {
-	const uint8_t *ports = ip + (meta->family == AF_INET6 ? IP6_BYTES : (ip[0] & 15u) * 4);
+	const uint8_t *ports = ip + ip_header_bytes(ip, meta->family == AF_INET6);
+	uint32_t n = nic->ports[nic->by].n;
 
-	if (nic->by_tap || (link_is_away(meta->link) && nic->tap != MAX_PORTS))
-		return nic->tap;
-	return nic->xsk[(uint32_t)(ports[1] ^ ports[3]) % nic->n_xsk];
+	if (link_is_away(meta->link) && nic->by_kernel != MAX_PORTS)
+		return nic->by_kernel;
+	return nic->ports[nic->by].at[n == 1 ? 0 : (uint32_t)(ports[1] ^ ports[3]) % n];
 }
 
-/* Sends the IP packet that the core wrote behind the first port's Ethernet header, all but its
- * payload's parts.
+static void eth_write(const struct dmm_engine *e, uint8_t *frame, uint32_t nic,
+		      const struct dmm_tx_meta *meta)
+{
+	link_mac(meta->link, frame);
+	memcpy(frame + MAC_BYTES, e->nic[nic].mac, MAC_BYTES);
+	frame_type(frame, meta->family);
+}
+
+/* Sends the IP packet behind the first port's Ethernet header, all but its payload's parts, by a
+ * port of NIC number nic.
  */
-static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len,
-		     const struct dmm_payload *payload, const struct dmm_tx_meta *meta,
-		     uint64_t now)
+static ALWAYS_INLINE void nic_put(struct dmm_engine *e, uint8_t *frame, uint32_t len,
+				  const struct dmm_payload *payload, const struct dmm_tx_meta *meta,
+				  uint32_t nic, uint64_t now)
 {
 	uint8_t *ip = frame + ETH_BYTES;
-	/* a kick may choose another one */
-	uint32_t number = link_nic(e, meta->link), first = e->first;
-	const struct nic *nic = &e->nic[number];
-
-	if (number == MAX_NICS || (nic->by_tap && nic->tap == MAX_PORTS)) {
-		e->stats.nic_tx_no_link++;
-		return; /* as lost on the way */
-	}
-	uint32_t i = port_of(nic, ip, meta);
+	uint32_t i = port_of(&e->nic[nic], ip, meta), first = e->first; /* a kick may change it */
 	struct port *port = &e->port[i];
 
-	if (len > port_room(port)) {
+	if (len > port->caps->room_bytes) {
 		e->stats.nic_tx_long++;
 		return;
 	}
 	if (port->down)
-		port_kick(e, port);
+		engine_port_kick(e, port);
 	uint8_t *to = i == first ? frame : port_tx_begin(port);
 
 	if (port->down || !to) {
@@ -368,18 +332,54 @@ static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len,
 	}
 	if (to != frame)
 		memcpy(to + ETH_BYTES, ip, len - payload->bytes);
-	frame = to;
-	link_mac(meta->link, frame);
-	memcpy(frame + MAC_BYTES, nic->mac, MAC_BYTES);
-	frame_type(frame, meta->family);
+	eth_write(e, to, nic, meta);
 	if (capture_wants(&e->capture, DMM_LEG_OUTER))
-		capture_frame(&e->capture, number, DMM_LEG_OUTER, CAPTURE_OUT, frame,
+		capture_frame(&e->capture, nic, DMM_LEG_OUTER, CAPTURE_OUT, to,
 			      len + ETH_BYTES - payload->bytes, payload, now);
 	port_tx_commit(port, len + ETH_BYTES, payload, &meta->vnet);
 	e->stats.nic_tx_pkts++;
 	e->stats.nic_tx_bytes += len;
 	if (port_tx_due(port))
-		port_kick(e, port);
+		engine_port_kick(e, port);
+}
+
+bool engine_outer_put(struct dmm_engine *e, const struct kept *k, uint64_t now)
+{
+	static const struct dmm_payload whole;
+	const uint8_t *was = k->frame + DMM_TAP_HEADROOM - ETH_BYTES;
+	uint8_t *frame;
+
+	if (engine_is_datagram(was, k->bytes)) {
+		engine_datagram_out(e, k->nic, was, k->bytes, &k->tx.vnet, now);
+		return true;
+	}
+	if (e->first == MAX_PORTS || k->bytes > e->port[e->first].caps->room_bytes) {
+		e->stats.nic_tx_no_link++;
+		return true;
+	}
+	frame = nic_room(e);
+	if (!frame)
+		return false;
+	memcpy(frame + ETH_BYTES, k->frame + DMM_TAP_HEADROOM, k->bytes);
+	nic_put(e, frame, k->bytes, &whole, &k->tx, k->nic, now);
+	return true;
+}
+
+/* What the core has written to the first port's frame goes, unless faults take it. */
+static void nic_send(struct dmm_engine *e, uint8_t *frame, uint32_t len,
+		     const struct dmm_payload *payload, const struct dmm_tx_meta *meta,
+		     uint64_t now)
+{
+	uint32_t number = link_nic(e, meta->link);
+
+	if (number == MAX_NICS || !e->nic[number].ports[e->nic[number].by].n) {
+		e->stats.nic_tx_no_link++;
+		return; /* as lost on the way */
+	}
+	if (faults_wanted(&e->faults, DMM_LEG_OUTER, DMM_OUTBOUND) &&
+	    engine_fault_out(e, DMM_LEG_OUTER, number, frame, len, payload, meta, now))
+		return;
+	nic_put(e, frame, len, payload, meta, number, now);
 }
 
 void engine_nic_kick(struct dmm_engine *e, uint32_t nic)
@@ -387,7 +387,7 @@ void engine_nic_kick(struct dmm_engine *e, uint32_t nic)
 	for (uint32_t i = 0; i < e->n_port; i++)
 		if (e->port[i].nic == nic && engine_may_send_by(e, i) &&
 		    (port_tx_unkicked(&e->port[i]) || e->port[i].again))
-			port_kick(e, &e->port[i]);
+			engine_port_kick(e, &e->port[i]);
 }
 
 void engine_nic_out(struct dmm_engine *e)
@@ -408,9 +408,9 @@ void engine_nic_out(struct dmm_engine *e)
 			e->stats.nic_tx_blocked++;
 			break;
 		}
-		uint32_t len =
-			dmm_core_output_parts(e->core, DMM_LEG_OUTER, frame + ETH_BYTES,
-					      port_room(&e->port[e->first]), &meta, &payload, now);
+		uint32_t len = dmm_core_output_parts(e->core, DMM_LEG_OUTER, frame + ETH_BYTES,
+						     e->port[e->first].caps->room_bytes, &meta,
+						     &payload, now);
 
 		if (len == 0)
 			break;
@@ -478,9 +478,22 @@ static void inner_address(struct dmm_engine *e, const struct dmm_tx_meta *meta)
 	e->inner_tx_vnet = meta->vnet;
 	memcpy(eth, e->nic[e->inner_tx_nic].mac, MAC_BYTES);
 	link_mac(meta->link, eth + MAC_BYTES);
-	if (e->nic[e->inner_tx_nic].generic && !e->nic[e->inner_tx_nic].by_tap)
+	if (e->nic[e->inner_tx_nic].generic && e->nic[e->inner_tx_nic].by == DMM_PORT_XSK)
 		eth[MAC_BYTES] |= 1;
 	frame_type(eth, meta->family);
+}
+
+/* What faults do to the packet at hand; true: it is theirs. */
+static bool inner_fault(struct dmm_engine *e, const struct dmm_tx_meta *meta,
+			const struct dmm_payload *payload, uint64_t now)
+{
+	const uint8_t *frame = e->inner_tx + DMM_TAP_HEADROOM - ETH_BYTES;
+
+	if (!engine_fault_out(e, DMM_LEG_INNER, e->inner_tx_nic, frame, e->inner_tx_len, payload,
+			      meta, now))
+		return false;
+	e->inner_tx_len = 0;
+	return true;
 }
 
 void engine_inner_out(struct dmm_engine *e)
@@ -500,6 +513,11 @@ void engine_inner_out(struct dmm_engine *e)
 		if (e->inner_tx_len == 0)
 			return;
 		inner_address(e, &meta);
+		if (faults_wanted(&e->faults, DMM_LEG_INNER, DMM_OUTBOUND) &&
+		    inner_fault(e, &meta, &payload, now)) {
+			dmm_core_output_taken(e->core);
+			continue;
+		}
 		bool taken = inner_flush(e, &payload);
 
 		dmm_core_output_taken(e->core);

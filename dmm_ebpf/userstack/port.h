@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * port.h: one way in and out of a NIC: an AF_XDP socket on one of its queues, or a TAP device and a
- * packet socket (hal/tapnic.h).
+ * port.h: one way in and out of a NIC, of whatever kind: an AF_XDP socket on one of its queues, or
+ * a TAP device and a packet socket (hal/tapnic.h).
  *
- * Exactly one of xsk and tap is set. Two calls per packet go through here; a branch that always
+ * PORT_CALL is the only place that tells kinds apart. A further kind is an enumerator in
+ * hal/portcaps.h, a file of hal with these functions, a pointer in struct port and a line of
+ * PORT_CALL; nothing else in the engine asks for a kind but by what a policy wants to send by, and
+ * what a port can do is in its caps. Two calls per packet go through here: a branch that always
  * goes the same way costs less than a table of functions.
  */
 #ifndef DMM_PORT_H
@@ -11,19 +14,21 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <string.h>
 
 #include "../hal/afxdp.h"
-#include "../hal/tap.h"
+#include "../hal/portcaps.h"
 #include "../hal/tapnic.h"
 
-enum { PORT_KICK_PKTS = 32 }; /* what one call sends at least, see af_xdp's budget */
-
 struct port {
-	struct dmm_xsk *xsk;
-	struct dmm_tapnic *tap;
+	enum dmm_port_kind kind;
+	union {
+		void *device;
+		struct dmm_xsk *xsk;
+		struct dmm_tapnic *tap;
+	};
+	const struct dmm_port_caps *caps;
 	uint32_t nic; /* index of the engine's NIC */
-	bool sums;    /* the core knows that it port_sums() */
+	bool csum;    /* the core knows of caps->csum */
 	bool again;   /* the kernel did not take everything */
 	/* its device was, when it was last tried: what is sent is lost, as on the way */
 	bool down;
@@ -32,101 +37,94 @@ struct port {
 	uint32_t passed; /* turns without a look */
 };
 
+/* Returns what the function op of the port's kind does; the compiler misses a kind that has none */
+#define PORT_CALL(port, op, ...)                                                                   \
+	switch ((port)->kind) {                                                                    \
+	case DMM_PORT_XSK:                                                                         \
+		return dmm_xsk_##op((port)->xsk __VA_OPT__(, ) __VA_ARGS__);                       \
+	case DMM_PORT_TAP:                                                                         \
+		return dmm_tapnic_##op((port)->tap __VA_OPT__(, ) __VA_ARGS__);                    \
+	case DMM_PORT_KINDS:                                                                       \
+		break;                                                                             \
+	}                                                                                          \
+	__builtin_unreachable()
+
 static inline void port_close(struct port *port)
 {
-	dmm_xsk_close(port->xsk);
-	dmm_tapnic_close(port->tap);
+	PORT_CALL(port, close);
+}
+
+/* Its NIC is another device now. An AF_XDP socket is of no use then: it belongs to one for good. */
+static inline void port_move(struct port *port, uint32_t nic_ifindex)
+{
+	PORT_CALL(port, move, nic_ifindex);
+}
+
+/* Whether it is of no use any more, since its NIC was deleted. */
+static inline bool port_is_lost(const struct port *port)
+{
+	PORT_CALL(port, is_lost);
 }
 
 static inline int port_fd(const struct port *port)
 {
-	return port->xsk ? dmm_xsk_fd(port->xsk) : dmm_tapnic_fd(port->tap);
+	PORT_CALL(port, fd);
 }
 
-static inline uint32_t port_rx_peek(struct port *port, uint32_t max)
+static inline const struct dmm_port_caps *port_caps(const struct port *port)
 {
-	return port->xsk ? dmm_xsk_rx_peek(port->xsk, max) : dmm_tapnic_rx_peek(port->tap, max);
+	PORT_CALL(port, caps);
+}
+
+static inline void port_stats(const struct port *port, struct dmm_port_stats *stats)
+{
+	PORT_CALL(port, stats, stats);
+}
+
+/* How many received frames are at hand, at most max. Those that a port must read come one at a
+ * time, into buf, of DMM_CORE_BUFFER_BYTES. */
+static inline uint32_t port_rx_peek(struct port *port, uint8_t *buf, uint32_t max)
+{
+	PORT_CALL(port, rx_peek, buf, max);
 }
 
 static inline const uint8_t *port_rx_frame(const struct port *port, uint32_t i, uint32_t *len,
 					   struct dmm_vnet *vnet)
 {
-	if (port->tap)
-		return dmm_tapnic_rx_frame(port->tap, i, len, vnet);
-	memset(vnet, 0, sizeof(*vnet));
-	return dmm_xsk_rx_frame(port->xsk, i, len);
-}
-
-/* The longest IP packet that a frame has room for */
-static inline uint32_t port_room(const struct port *port)
-{
-	return port->xsk ? dmm_xsk_room(port->xsk) : DMM_TAP_MAX_PKT;
+	PORT_CALL(port, rx_frame, i, len, vnet);
 }
 
 static inline void port_rx_release(struct port *port, uint32_t n)
 {
-	if (port->xsk)
-		dmm_xsk_rx_release(port->xsk, n);
-	else
-		dmm_tapnic_rx_release(port->tap, n);
-}
-
-/*
- * Whether more frames may be at hand than were last told of, though fewer than the most that
- * was asked for
- */
-static inline bool port_rx_more(const struct port *port)
-{
-	return port->tap && dmm_tapnic_rx_more(port->tap);
+	PORT_CALL(port, rx_release, n);
 }
 
 static inline uint8_t *port_tx_begin(struct port *port)
 {
-	return port->xsk ? dmm_xsk_tx_begin(port->xsk) : dmm_tapnic_tx_begin(port->tap);
+	PORT_CALL(port, tx_begin);
 }
 
-/*
- * Whether checksums and segments may be left to who takes the packets, and what comes says so, too
- */
-static inline bool port_offloads(const struct port *port)
-{
-	return port->tap && dmm_tapnic_offloads(port->tap);
-}
-
-/* Whether checksums may be left open */
-static inline bool port_sums(const struct port *port)
-{
-	return port->xsk ? dmm_xsk_sums(port->xsk) : dmm_tapnic_offloads(port->tap);
-}
-
-/* Segments are for ports that port_offloads(), and for those that port_sums() checksums and payload
- * in parts.
- */
+/* Segments are for ports with segments_bytes; payload in parts for those with csum. */
 static inline void port_tx_commit(struct port *port, uint32_t len,
 				  const struct dmm_payload *payload, const struct dmm_vnet *vnet)
 {
-	if (port->xsk)
-		dmm_xsk_tx_commit(port->xsk, len, payload, vnet);
-	else
-		dmm_tapnic_tx_commit(port->tap, len, payload, vnet);
+	PORT_CALL(port, tx_commit, len, payload, vnet);
 }
 
 static inline uint32_t port_tx_unkicked(const struct port *port)
 {
-	return port->xsk ? dmm_xsk_tx_unkicked(port->xsk) : dmm_tapnic_tx_unkicked(port->tap);
+	PORT_CALL(port, tx_unkicked);
 }
 
 /* Whether enough waits for a system call of its own. */
 static inline bool port_tx_due(const struct port *port)
 {
-	if (port->tap && dmm_tapnic_tx_due(port->tap))
-		return true;
-	return port_tx_unkicked(port) >= PORT_KICK_PKTS;
+	PORT_CALL(port, tx_due);
 }
 
 static inline int port_tx_kick(struct port *port)
 {
-	return port->xsk ? dmm_xsk_tx_kick(port->xsk) : dmm_tapnic_tx_kick(port->tap);
+	PORT_CALL(port, tx_kick);
 }
 
 #endif /* DMM_PORT_H */

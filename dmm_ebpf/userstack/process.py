@@ -24,21 +24,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmm_ebpf.errors import ConflictError, DmmError, UsageError
+from dmm_ebpf.frames import Message
+from dmm_ebpf.kit.bridge import PATIENCE_S, Guarded
+from dmm_ebpf.kit.names import Plugin
 from dmm_ebpf.pcapng import SNAPLEN_MAX_BYTES
 from dmm_ebpf.userstack import answers, controlserver, sandbox, serving
-from dmm_ebpf.userstack.engine import LEGS, Engine
+from dmm_ebpf.userstack.engine import Engine
+from dmm_ebpf.userstack.faultplans import LEGS
 from dmm_ebpf.userstack.spec import StackSpec
-
-if TYPE_CHECKING:
-    from dmm_ebpf.kit.bridge import Native
 
 _JOIN_S = 5.0
 _MAX_MTU = 65535
+_MAC_BYTES = 6
+_MAX_PPM = 0xFFFFFFFF  # struct dmm_core_config: that many mean nothing at all
+_REDUNDANCY = ("redundancy_budget_ppm", "redundancy_residual_ppm", "parity_most_ppm")
 
 log = logging.getLogger("dmm-ebpf.stack")
 
@@ -51,17 +55,13 @@ class StackProcess:
         self.spec = spec
         self.engine = Engine(spec)
         self.listener = controlserver.listen(spec.control_path)
-        self._info: dict[str, Any] = {
-            "pid": os.getpid(),
-            "xsk_mtu": self.engine.xsk_mtu,
-            "zerocopy": {str(slot): done for slot, done in self.engine.zerocopy.items()},
-            "sums": {str(slot): done for slot, done in self.engine.sums.items()},
-            "no_sockets": {str(slot): why for slot, why in self.engine.no_sockets.items()},
-        }
+        self._confined: dict[str, Any] = {}
         self._server: controlserver.ControlServer | None = None
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
         self._stopping = False
+        self._faulty: list[Guarded] = []  # plug-ins whose first fault was told
+        self._watching: asyncio.TimerHandle | None = None
         self.captured_by = -1  # the descriptor that frames go to
 
     def confine(self) -> None:
@@ -69,7 +69,7 @@ class StackProcess:
         time.localtime()  # reads the time zone, which the log needs
         sandbox.limit_resources(self.spec.payload_bytes)
         confinement = sandbox.drop_privileges()
-        self._info |= {"own_user": confinement.own_user, "landlock": confinement.landlock}
+        self._confined = {"own_user": confinement.own_user, "landlock": confinement.landlock}
         self.engine.prepare(self._engine_ended)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
@@ -78,13 +78,21 @@ class StackProcess:
 
     def info(self) -> dict[str, Any]:
         """What the supervisor is told when the stack serves; its form is in answers.py."""
-        return self._info
+        engine = self.engine
+        lost = engine.lost_sockets()
+        return self._confined | {
+            "pid": os.getpid(),
+            "xsk_mtu": engine.xsk_mtu,
+            "zerocopy": {str(n): done for n, done in engine.zerocopy.items() if n not in lost},
+            "sums": {str(slot): done for slot, done in engine.sums.items()},
+            "no_sockets": {str(slot): why for slot, why in (engine.no_sockets | lost).items()},
+        }
 
     async def serve(self) -> int:
         """Runs until stopped; the exit code."""
         self.engine.start()
-        if self.engine.plugin is not None:
-            self._watch_plugin(self.engine.plugin, "")
+        if self.spec.plugins:
+            self._watch_plugins()
         await self._done.wait()
         if self._server is not None:
             self._server.close()
@@ -103,13 +111,18 @@ class StackProcess:
         self._stopping = True
         self.engine.stop(abort=True)
 
-    def _watch_plugin(self, plugin: Native, said: str) -> None:
-        """Ends its calls that hang, and says the first fault. said: what was said of it already."""
-        plugin.look()
-        told = plugin.faults()
-        if told.sentence and not said:
-            log.error("congestion control %s: %s", plugin.plugin.text, told.sentence)
-        self._loop.call_later(plugin.LOOK_S, self._watch_plugin, plugin, told.sentence)
+    def _watch_plugins(self) -> None:
+        """From now on, ends calls of plug-ins that hang, and says the first fault of each."""
+
+        def look(plugin: Guarded) -> None:
+            plugin.look()
+            sentence = plugin.faults().sentence
+            if sentence and plugin not in self._faulty:
+                self._faulty.append(plugin)
+                log.error("%s %s: %s", plugin.plugin.seam.noun, plugin.plugin.text, sentence)
+
+        self.engine.plugins.each(look)
+        self._watching = self._loop.call_later(PATIENCE_S, self._watch_plugins)
 
     def _engine_ended(self, _result: int) -> None:
         """In the engine's thread."""
@@ -117,45 +130,78 @@ class StackProcess:
 
     # -- control --
 
-    def _answer(self, request: Any) -> dict[str, Any]:
-        return serving.answer(request, self._call)
+    def _answer(self, number: int, method: str, params: Message) -> Message:
+        return serving.answer(number, method, params, self._call)
 
     def _call(self, method: str, params: Mapping[str, Any]) -> Any:
-        if method == "ping":
-            return self.info()
-        if method == "stats":
-            return self.engine.stats()
-        if method == "connections":
-            part = self.engine.connections(**serving.part(params))
-            return [[row[name] for name in answers.COLUMNS] for row in part]
-        if method == "configure":
-            if "congestion" in params:
-                self.engine.set_congestion(str(params["congestion"]))
-            if "syn_cookies" in params:
-                self.engine.set_syn_cookies(str(params["syn_cookies"]))
-            if "mtu" in params:
-                self.engine.set_mtu(_slot(params), _mtu(params["mtu"]))
-            if "port" in params:
-                self.engine.set_port(_slot(params), str(params["port"]))
-            return None
-        if method == "capture":
-            capture = _Capture.of(params)
-            self._refuse_another_capture()
-            return {"interfaces": self.engine.interfaces(), "snaplen_bytes": capture.snaplen_bytes}
-        if method == "stop":
-            self.stop()
-            return None
-        raise serving.unknown(self.spec, method)
+        methods: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            "ping": lambda _: self.info(),
+            "stats": lambda _: self.engine.stats(),
+            "connections": self._connections,
+            "configure": self._configure,
+            "faults": self._faults,
+            "plugin": self._plugin,
+            "capture": self._capture,
+            "stop": lambda _: self.stop(),
+        }
+        if method not in methods:
+            raise serving.unknown(self.spec, method)
+        return methods[method](params)
+
+    def _connections(self, params: Mapping[str, Any]) -> list[list[Any]]:
+        part = self.engine.connections(**serving.part(params))
+        return [[row[name] for name in answers.COLUMNS] for row in part]
+
+    def _configure(self, params: Mapping[str, Any]) -> None:
+        if "congestion" in params:
+            self.engine.set_congestion(str(params["congestion"]))
+        if "transport" in params:
+            self.engine.set_transport(str(params["transport"]))
+        if "syn_cookies" in params:
+            self.engine.set_syn_cookies(str(params["syn_cookies"]))
+        if "negotiate" in params:
+            self.engine.set_negotiate(str(params["negotiate"]))
+        if "latency" in params:
+            self.engine.set_latency(
+                str(params["latency"]), *(_ppm(params, name) for name in _REDUNDANCY)
+            )
+        if "ifindex" in params:
+            self.engine.set_device(_slot(params), _ifindex(params["ifindex"]), _mac(params["mac"]))
+        if "mtu" in params:
+            self.engine.set_mtu(_slot(params), _mtu(params["mtu"]))
+        if "port" in params:
+            self.engine.set_port(_slot(params), str(params["port"]))
+
+    def _faults(self, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if params:
+            self.engine.set_faults(params)
+            log.warning("faults: %s leg, %s: %s", *map(params.get, ("leg", "direction", "rules")))
+        return self.engine.faults()
+
+    def _plugin(self, params: Mapping[str, Any]) -> None:
+        try:
+            plugin = Plugin(**params["plugin"])
+            piece, more = str(params["source"]), bool(params["more"])
+        except (KeyError, TypeError) as exc:
+            raise UsageError("load a plug-in", why="the request names none") from exc
+        self.engine.plugins.take(plugin, piece, more=more)
+        if self._watching is None:
+            self._watch_plugins()
+
+    def _capture(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        capture = _Capture.of(params)
+        self._refuse_another_capture()
+        return {"interfaces": self.engine.interfaces(), "snaplen_bytes": capture.snaplen_bytes}
 
     def _refuse_another_capture(self) -> None:
         if self.captured_by >= 0:
             raise ConflictError(f"capture stack {self.spec.label}", why="somebody does already")
 
-    def _begin(self, request: Any, fd: int) -> controlserver.Stream | None:
+    def _begin(self, method: str, params: Message, fd: int) -> controlserver.Stream | None:
         """After the answer to "capture" frames follow on its connection, until that ends."""
-        if request.get("method") != "capture":
+        if method != "capture":
             return None
-        asked = _Capture.of(request.get("params") or {})
+        asked = _Capture.of(params)
         self._refuse_another_capture()  # one that was granted while this answer was on its way
         self.engine.capture(fd, asked.legs, asked.snaplen_bytes)
         self.captured_by = fd
@@ -210,6 +256,29 @@ def _slot(params: Mapping[str, Any]) -> int:
 def _mtu(value: Any) -> int:
     if not isinstance(value, int) or not 0 < value <= _MAX_MTU:
         raise UsageError(f"set an MTU of {value!r}", why="it is no number of bytes")
+    return value
+
+
+def _ifindex(value: Any) -> int:
+    if not isinstance(value, int) or not 0 < value < 1 << 31:
+        raise UsageError(f"go on by device number {value!r}", why="it is no number of a device")
+    return value
+
+
+def _mac(value: Any) -> bytes:
+    try:
+        mac = bytes.fromhex(value)
+    except (TypeError, ValueError):
+        mac = b""
+    if len(mac) != _MAC_BYTES:
+        raise UsageError(f"have address {value!r}", why="it is no link-layer address")
+    return mac
+
+
+def _ppm(params: Mapping[str, Any], name: str) -> int:
+    value = params.get(name)
+    if not isinstance(value, int) or not 0 <= value <= _MAX_PPM:
+        raise UsageError(f"set {name} {value!r}", why="it is no number of parts per million")
     return value
 
 

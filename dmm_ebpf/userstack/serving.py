@@ -11,11 +11,14 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dmm_ebpf import frames
 from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.frames import Message
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.userstack.spec import StackSpec
 
 MOST_CONNECTIONS = 1024  # in one answer
+READY = 0  # the number of what no request asked for
 
 
 def read_spec(channel: socket.socket) -> StackSpec:
@@ -36,27 +39,25 @@ def enter_namespace(spec: StackSpec) -> None:
 
 def say_ready(channel: socket.socket, info: Mapping[str, Any]) -> None:
     """That the process serves, and what it is; answers.py has the form of info."""
-    channel.sendall(json.dumps({"id": 0, "ok": True, "result": info}).encode())
+    channel.sendall(json.dumps(frames.reply(READY, info)).encode())
     channel.close()
 
 
 def say_refused(channel: socket.socket, error: DmmError) -> None:
     """Why it does not serve; it must then end."""
-    channel.sendall(json.dumps({"id": 0, "ok": False, "error": error.to_wire()}).encode())
+    channel.sendall(json.dumps(frames.failure(READY, error)).encode())
 
 
-def answer(request: Any, call: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, Any]:
-    """The message that answers a request of anybody's: what call says of its method and params,
+def answer(
+    number: int, method: str, params: Message, call: Callable[[str, Message], Any]
+) -> Message:
+    """The message that answers request number: what call says of its method and params,
     or the DmmError that it raises.
     """
-    request = request if isinstance(request, Mapping) else {}
-    params = request.get("params")
-    said: dict[str, Any] = {"id": request.get("id")}
     try:
-        result = call(str(request.get("method")), params if isinstance(params, Mapping) else {})
-        return said | {"ok": True, "result": result}
+        return frames.reply(number, call(method, params))
     except DmmError as exc:
-        return said | {"ok": False, "error": exc.to_wire()}
+        return frames.failure(number, exc)
 
 
 def unknown(spec: StackSpec, method: str) -> UsageError:

@@ -16,7 +16,7 @@ from dmm_ebpf.kit.names import Plugin
 
 # What a process may count on (docs/develop/write-a-stack-process.md); counted up when one that did
 # would not work now.
-CONTRACT = 1
+CONTRACT = 3
 _DEFAULT_MEMORY_BYTES = 256 << 20  # the core's
 # Both legs and their share of the tables take a third of it, see docs/architecture.md
 _CONNECTION_BYTES = 4096
@@ -77,8 +77,8 @@ class StackSpec:
     text. memory_bytes and max_connections are this process's share.
     process counts from 0. Every process has two TAP devices for each NIC, for the inner leg and for
     the outer one; process 0 may have AF_XDP sockets besides. leave_sums: in copy mode, too, they
-    leave checksums to what takes their frames, as with zero-copy where the driver has that. plugin:
-    what congestion names, unless that is built in.
+    leave checksums to what takes their frames, as with zero-copy where the driver has that.
+    plugins: what congestion and transport name, unless that is built in.
     """
 
     instance: str
@@ -91,7 +91,8 @@ class StackSpec:
     run_dir: Path
     netns_fd: int
     congestion: str = ""
-    plugin: Plugin | None = None
+    transport: str = "tcp"
+    plugins: Sequence[Plugin] = ()
     options: Mapping[str, int | str] = field(default_factory=dict)
     memory_bytes: int = 0
     max_connections: int = 100_000
@@ -168,7 +169,7 @@ class StackSpec:
         raw["nics"] = [NicSpec(**(nic | {"mac": bytes.fromhex(nic["mac"])})) for nic in raw["nics"]]
         raw["run_dir"] = Path(raw["run_dir"])
         raw["command"] = tuple(raw["command"])
-        raw["plugin"] = Plugin(**raw["plugin"]) if raw["plugin"] else None
+        raw["plugins"] = tuple(Plugin(**one) for one in raw["plugins"])
         return cls(**raw)
 
     def inherited(self) -> list[int]:

@@ -31,10 +31,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dmm_ebpf import frames, states
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import procgroup, stackdevice
+from dmm_ebpf.peercred import peer
 from dmm_ebpf.threads import in_thread
-from dmm_ebpf.userstack import answers, control, controlserver, launching, pidfile, sandbox
+from dmm_ebpf.userstack import answers, control, launching, pidfile, sandbox
+from dmm_ebpf.userstack.life import FOLLOWS, Life
 from dmm_ebpf.userstack.pidfile import kill_process
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
@@ -70,6 +73,7 @@ class StackSupervisor:
         thread; what it raises puts that off.
         """
         self.spec = spec
+        self.life = Life.OFF
         self.pid = 0
         self.restarts = 0
         self.no_group = ""  # why the process is in no cgroup of its own
@@ -80,7 +84,6 @@ class StackSupervisor:
         self._hurried = asyncio.Event()
         self._pidfd = -1
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopping = False
         self._backoff_s = BACKOFF_FIRST_S
         self._up_since = 0.0
         self._restarting: asyncio.Task[None] | None = None
@@ -88,16 +91,25 @@ class StackSupervisor:
 
     # -- life --
 
+    def _become(self, life: Life, reason: str = "") -> None:
+        label = f"the supervisor of stack {self.spec.label}"
+        self.life = states.move(label, FOLLOWS, self.life, life, reason)
+
     async def start(self) -> None:
         """Starts the process and waits until it serves and on_up is through. Raises DmmError;
         then nothing runs.
         """
-        self._stopping = False
-        recorded = pidfile.read(self.spec.pid_path)
-        if recorded is not None:
-            await asyncio.to_thread(kill_process, *recorded)
-        info = await self._spawn()
-        await self._came_up(info)
+        self._become(Life.STARTING)
+        try:
+            recorded = pidfile.read(self.spec.pid_path)
+            if recorded is not None:
+                await asyncio.to_thread(kill_process, *recorded)
+            info = await self._spawn()
+            await self._came_up(info)
+        except BaseException as exc:
+            if self.life is Life.STARTING:  # else it was stopped meanwhile
+                self._become(Life.OFF, str(exc))
+            raise
 
     async def adopt(self, pid: int, started: int) -> bool:
         """Takes a running process over. False: it is gone, or does not answer; then
@@ -112,7 +124,6 @@ class StackSupervisor:
             log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.label, pid, exc)
             os.close(fd)
             return False
-        self._stopping = False
         self._pidfd, self.pid = fd, pid
         await self._came_up(info)
         return True
@@ -121,7 +132,7 @@ class StackSupervisor:
         """Ends the process: it resets its connections first; after STOP_DEADLINE_S it is killed.
         Idempotent.
         """
-        self._stopping = True
+        self._become(Life.STOPPING)
         if self._restarting is not None:
             self._restarting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -129,6 +140,7 @@ class StackSupervisor:
             self._restarting = None
         await self._end_process()
         self._tidy()
+        self._become(Life.OFF)
 
     def fail(self, reason: str) -> None:
         """Ends a process that cannot go on; on_down gets the reason, and the next
@@ -163,18 +175,20 @@ class StackSupervisor:
             async with asyncio.timeout(QUERY_DEADLINE_S):
                 reader, writer = await asyncio.open_unix_connection(str(self.spec.control_path))
                 try:
-                    listener, _uid = controlserver.peer(writer.get_extra_info("socket"))
+                    listener, _uid = peer(writer.get_extra_info("socket"))
                     if listener != pid:
                         raise DmmError(what, why="its socket is another process's")
-                    await control.write(writer, {"id": number, "method": method, "params": params})
-                    answer = await control.read(reader)
+                    await control.write(writer, frames.request(number, method, params))
+                    answer = await control.ANSWERS.read(reader)
                 finally:
                     writer.close()
         except TimeoutError as exc:
             raise DmmError(what, why=f"no answer within {QUERY_DEADLINE_S:g} s") from exc
         except OSError as exc:
             raise DmmError(what, why=os.strerror(exc.errno or 0)) from exc
-        except control.MessageError as exc:
+        except frames.EndedError:
+            answer = None
+        except frames.FrameError as exc:
             raise answers.nonsense(label, method, exc.why) from exc
         if answer is None:
             raise DmmError(what, why="it hung up")
@@ -311,6 +325,7 @@ class StackSupervisor:
         loop = asyncio.get_running_loop()
         try:
             self._on_up(info)
+            self._become(Life.UP)
         except BaseException:
             await self._end_process()
             self._tidy()
@@ -378,19 +393,21 @@ class StackSupervisor:
         loop.remove_reader(self._pidfd)
         reason = self._reap()
         reason, self._failure = self._failure or reason, ""
+        if self.life is not Life.STOPPING:
+            self._become(Life.BETWEEN, reason)
         if loop.time() - self._up_since >= HEALTHY_S:
             self._backoff_s = BACKOFF_FIRST_S
         settled = None
         try:
             settled = self._on_down(reason)
         finally:
-            if not self._stopping:
+            if self.life is Life.BETWEEN:
                 self._restarting = loop.create_task(self._restart(settled))
 
     async def _restart(self, settled: Awaitable[Any] | None) -> None:
         if settled is not None:
             await settled
-        while not self._stopping:
+        while self.life is Life.BETWEEN:
             delay = self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
             await self._pause(delay)

@@ -22,6 +22,7 @@
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
 struct cc_ops;
+struct end_ops;
 struct dmm_core;
 
 struct dmm_core_config {
@@ -55,7 +56,58 @@ struct dmm_core_config {
 	 */
 	uint32_t half_open_max;
 	uint32_t syn_cookies; /* enum dmm_syn_cookies */
-	char congestion[16];  /* default for new connections: see cc.c; "": cubic */
+	uint32_t negotiate;   /* enum dmm_negotiate */
+	uint32_t latency;     /* enum dmm_latency */
+	/*
+	 * of the path's rate, what copies may take, parts per million; 0: 50000;
+	 * DMM_REDUNDANCY_NONE: nothing
+	 */
+	uint32_t redundancy_budget_ppm;
+	uint32_t redundancy_residual_ppm; /* loss that copies and parity may leave; 0: 1000 */
+	/*
+	 * of a stream's bytes, what parity may take besides (DMM_FEATURE_FEC), parts per million;
+	 * 0: 270000; DMM_REDUNDANCY_NONE: nothing
+	 */
+	uint32_t parity_most_ppm;
+	char congestion[16]; /* default for new connections: see cc.c; "": cubic */
+	char transport[16];  /* of the outer leg, see dmm_core_set_transport(); "": tcp */
+};
+
+/* Whether this end speaks of what it can do beyond TCP, so that two of our stacks agree on it */
+enum dmm_negotiate {
+	DMM_NEGOTIATE_FORBID = 0, /* neither offered nor answered */
+	DMM_NEGOTIATE_ALLOW = 1,  /* without an agreement: plain TCP */
+	DMM_NEGOTIATE_DEMAND = 2, /* without one the connection is refused: ECONNREFUSED */
+};
+
+/* The experiment (RFC 6994) of the option by which they do, see core/tcp/tcp_agree.c */
+enum { DMM_CORE_AGREE_EXID = 0x444d4d31 };
+
+/* Bits of what two ends can agree on; four go on the wire */
+enum dmm_feature {
+	/* copies of segments are welcome, and each is reported as a duplicate (RFC 2883) */
+	DMM_FEATURE_COPIES = 1,
+	/* parity is taken, and what it repairs is told of, see core/tcp/tcp_parity_out.c */
+	DMM_FEATURE_FEC = 2,
+};
+
+/* How far a connection's ends have agreed, and why not */
+enum dmm_agreement {
+	DMM_AGREEMENT_NONE = 0, /* nothing was offered, by neither */
+	DMM_AGREEMENT_OFFERED,	/* by our SYN */
+	DMM_AGREEMENT_ANSWERED, /* by our SYN-ACK */
+	/* by the peer; we say so in each segment until it is heard of again */
+	DMM_AGREEMENT_CONFIRMING,
+	DMM_AGREEMENT_AGREED,
+	/* from here on: plain TCP */
+	DMM_AGREEMENT_PLAIN,	   /* the peer says nothing of it, or the path takes it away */
+	DMM_AGREEMENT_ECHOED,	   /* our offer came back */
+	DMM_AGREEMENT_WRONG,	   /* what came is no offer, or no answer to ours */
+	DMM_AGREEMENT_UNANSWERED,  /* SYNs or SYN-ACKs with it got no answer, then one without went
+				    */
+	DMM_AGREEMENT_SPARED,	   /* that was so with this destination a while ago */
+	DMM_AGREEMENT_UNCONFIRMED, /* the peer's first segments did not bear it */
+	DMM_AGREEMENT_CROSSED,	   /* a simultaneous open */
 };
 
 /* What becomes of a peer's SYN (RFC 4987) */
@@ -64,6 +116,15 @@ enum dmm_syn_cookies {
 	DMM_SYN_COOKIES_ALWAYS = 1,
 	DMM_SYN_COOKIES_OFF = 2, /* a connection; the oldest half-open one makes room */
 };
+
+/* Which connections send copies of what their app waits for, where the path loses at random */
+enum dmm_latency {
+	DMM_LATENCY_AUTO = 0,	/* those with the congestion control `wan` */
+	DMM_LATENCY_LOW = 1,	/* all */
+	DMM_LATENCY_NORMAL = 2, /* none */
+};
+
+#define DMM_REDUNDANCY_NONE UINT32_MAX
 
 /* Of struct dmm_vnet */
 enum dmm_vnet_flag {
@@ -76,6 +137,7 @@ enum dmm_vnet_gso {
 	DMM_VNET_GSO_NONE = 0,
 	DMM_VNET_GSO_TCPV4 = 1,
 	DMM_VNET_GSO_TCPV6 = 4,
+	DMM_VNET_GSO_UDP = 5, /* UDP_SEGMENT (udp(7)); never of a packet that the core makes */
 	/* or'ed to these: CWR is set, and belongs to the first segment alone */
 	DMM_VNET_GSO_ECN = 0x80,
 };
@@ -114,7 +176,8 @@ struct dmm_rx_meta {
 		 */
 		link;
 	uint32_t mtu; /* of that way's device, bytes of IP packet; 0: not known */
-	uint32_t pad2;
+	/* 1: the packet lies in a buffer of dmm_core_buffer(), of which the core may keep parts */
+	uint32_t lent;
 };
 
 /* What the I/O layer needs to send a packet */
@@ -182,7 +245,17 @@ struct dmm_conn_info {
 	uint32_t rcvbuf_bytes; /* held for the inner leg */
 	/* outer leg, as agreed on: 0 none, 1 RFC 3168, 2 accurate (RFC 9768) */
 	uint32_t ecn;
+	uint32_t agreed;    /* outer leg: bits of enum dmm_feature; 0: plain TCP */
+	uint32_t agreement; /* enum dmm_agreement */
+	uint32_t pad;
+	uint64_t copies; /* of segments on the way, sent against loss (enum dmm_latency) */
+	/* of them, those that came in place of what was lost, as far as the peer tells */
+	uint64_t copies_needed;
+	uint64_t parity;	/* segments of it, sent against loss (DMM_FEATURE_FEC) */
+	uint64_t peer_repaired; /* symbols that the peer has repaired by it, as it tells */
+	uint64_t repaired;	/* symbols of the peer's stream that its parity has repaired here */
 	char congestion[16];
+	char transport[16]; /* of the outer leg */
 };
 
 /* What a core has of the system's memory. Per idle connection it takes
@@ -235,22 +308,64 @@ enum dmm_core_counter {
 	DMM_CORE_REASSEMBLED,	    /* packets that came in fragments, put together */
 	/* packets that came in fragments and could not be: late, overlapping, too many at once */
 	DMM_CORE_FRAGMENTS_DROPPED,
+	DMM_CORE_AGREED, /* connections whose ends have agreed, see enum dmm_agreement */
+	DMM_CORE_AGREE_PLAIN,
+	DMM_CORE_AGREE_ECHOED,
+	DMM_CORE_AGREE_WRONG,
+	DMM_CORE_AGREE_UNANSWERED,
+	DMM_CORE_AGREE_SPARED,
+	DMM_CORE_AGREE_UNCONFIRMED,
+	DMM_CORE_AGREE_REFUSED, /* for want of an agreement that was demanded */
+	DMM_CORE_COPIES,	/* sent against loss (enum dmm_latency) ... */
+	DMM_CORE_COPIES_NEEDED, /* ... and came in place of what was lost, as far as peers tell */
+	/* planned and not sent: budget, window, or what may be congestion */
+	DMM_CORE_COPIES_HELD,
+	DMM_CORE_DATAGRAMS_OUT, /* UDP packets relayed to the outer leg; many that go as one are one
+				 */
+	DMM_CORE_DATAGRAMS_IN,	/* to the inner leg */
+	DMM_CORE_PARITY,	/* segments of it, sent (DMM_FEATURE_FEC) */
+	DMM_CORE_PARITY_HELD,	/* owed and not sent: no room in the window or in the budget */
+	DMM_CORE_PARITY_IN,	/* segments of it that came */
+	/* of them, those that were no use: malformed, too old, of too much that is missing, or no
+	 * memory */
+	DMM_CORE_PARITY_REFUSED,
+	DMM_CORE_REPAIRED, /* symbols, by peers' parity */
+	/* times that what was repaired was proven wrong, or parity contradicted itself: the
+	 * connection was reset */
+	DMM_CORE_REPAIRED_WRONG,
+	DMM_CORE_PEER_REPAIRED, /* symbols, by ours, as peers tell */
 	DMM_CORE_MAX,
 };
 
-/* NULL: no memory, no such congestion control, or an MTU below 576 (IPv6: 1280 is needed) */
+/* The name of transport number index (0-based); NULL past the last */
+const char *dmm_core_transport(uint32_t index);
+
+/* NULL: no memory, no such congestion control or transport, or an MTU below 576 (IPv6: 1280 is
+ * needed) */
 struct dmm_core *dmm_core_create(const struct dmm_core_config *config);
 void dmm_core_destroy(struct dmm_core *core);
 
 /*
  * A packet came in, or a fragment of one. Inner leg: from the app's kernel (may be up to 64 KiB
  * with gso). Outer leg: from the NIC, TCP, or an ICMP/ICMPv6 error that quotes one of our flows.
- * pkt is not kept. A new SYN on either leg makes a connection. On the outer leg, segments put
- * together on the way in (GRO: vnet.gso_type and gso_size, the length of each but the last) count
- * as the segments that they were.
+ * pkt is not kept, unless meta->lent. A new SYN on either leg makes a connection. On the outer leg,
+ * segments put together on the way in (GRO: vnet.gso_type and gso_size, the length of each but the
+ * last) count as the segments that they were.
  */
 void dmm_core_input(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
 		    const struct dmm_rx_meta *meta, uint64_t now_ns);
+
+/*
+ * A buffer of DMM_CORE_BUFFER_BYTES for a packet to be read into and whatever stands in front of
+ * it; NULL: no memory. After each packet that was lent (struct dmm_rx_meta) its reader asks for a
+ * buffer for the next one: the same again, if the core keeps nothing of it. It is the core's to
+ * write to from then on.
+ */
+enum { DMM_CORE_BUFFER_BYTES = 65664 };
+
+uint8_t *dmm_core_buffer(struct dmm_core *core);
+/* Never NULL */
+uint8_t *dmm_core_buffer_next(struct dmm_core *core, uint8_t *buffer);
 
 /* The next packet for leg, written to buf (room for cap bytes: the MTU, on the outer leg the
  * largest that a meta told, or the leg's gso_max, which need not all be there each time). Returns
@@ -286,6 +401,15 @@ uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf
 			       uint64_t now_ns);
 void dmm_core_output_taken(struct dmm_core *core);
 
+/*
+ * A UDP packet came in by leg. Returns 1: it is to go on by the other leg as it is, with goes; 0:
+ * it is malformed, and goes nowhere. Nothing is kept of it.
+ */
+uint32_t dmm_core_datagram(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
+			   const struct dmm_vnet *came, struct dmm_vnet *goes);
+/* For a device that fills in none: the checksum of such a packet that is not to be cut. */
+void dmm_core_datagram_csum(uint8_t *pkt, uint32_t len, struct dmm_vnet *goes);
+
 /* Runs timers that are due. Call it last, after inputs and outputs, before waiting. Returns when to
  * call again at the latest (absolute, ns); UINT64_MAX: nothing is pending. After it,
  * dmm_core_output() may have packets on either leg. Pacing deadlines are included. */
@@ -305,6 +429,13 @@ uint32_t dmm_core_set_congestion(struct dmm_core *core, const char *name);
 /* The same for one that is not built in: ops stay good until the core is destroyed (cc_guard.h). */
 void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops);
 
+/* The transport of the outer leg of connections that open from now on. Returns 1, or 0: no such
+ * name, and nothing changed. */
+uint32_t dmm_core_set_transport(struct dmm_core *core, const char *name);
+/* The same for one that is not built in: ops stay good until the core is destroyed (end_guard.h).
+ * Returns 0, too, if six others still have connections, or for want of memory. */
+uint32_t dmm_core_set_transport_ops(struct dmm_core *core, const struct end_ops *ops);
+
 /*
  * What a device of the outer leg does with packets, from now on, also with those of open
  * connections. device: its number (meta.link), below DMM_CORE_DEVICES. csum_partial 1: the checksum
@@ -315,8 +446,14 @@ void dmm_core_set_congestion_ops(struct dmm_core *core, const struct cc_ops *ops
 void dmm_core_set_outer_offload(struct dmm_core *core, uint32_t device, uint32_t gso_max,
 				uint32_t csum_partial);
 
+/* As the members of struct dmm_core_config that are called so, for connections that open from now
+ * on; another latency changes nothing. */
+void dmm_core_set_latency(struct dmm_core *core, uint32_t latency, uint32_t redundancy_budget_ppm,
+			  uint32_t redundancy_residual_ppm, uint32_t parity_most_ppm);
 /* enum dmm_syn_cookies, from now on; other values change nothing. */
 void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode);
+/* enum dmm_negotiate, of connections that begin from now on; other values change nothing. */
+void dmm_core_set_negotiate(struct dmm_core *core, uint32_t mode);
 /* Until when a segment of no connection may carry a cookie: hand such segments in. 0: no cookie was
  * sent yet.
  */

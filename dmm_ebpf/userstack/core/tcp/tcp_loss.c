@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tcp_loss.c: how much of what is sent the path loses at random, and whether it may be congestion
+ * instead; of the outer leg, for tcp_copies.c.
+ *
+ * Theory of operation. Transmissions are counted, not segments: of a segment that was sent several
+ * times it is known of some which arrived (tcp_copies.c). A second pair of counts is of those that
+ * were sent soon after a lost one: losses come in bursts, and a copy is worth what it adds. Both
+ * forget: what is counted is the last few hundred. Nothing is counted while a queue stands, for
+ * what is lost then may be congestion.
+ *
+ * A queue stands when the shortest round trip of the last two is longer than the shortest of the
+ * last ten seconds by a quarter. A single sample proves nothing: it may be jitter, or a delayed
+ * ACK. Loss above LOSS_MOST_PPM is never held for random: that path is broken or policed, and more
+ * packets would make it worse.
+ *
+ * Invariants: lost <= sent, both below 2 * LOSS_WINDOW.
+ */
+#include "tcp_int.h"
+
+#define PPM 1000000u
+
+enum {
+	LOSS_WINDOW = 256, /* transmissions; twice as many are halved */
+	LOSS_PRIOR = 16,   /* transmissions that are believed to have arrived before any was sent */
+	SOON_PRIOR = 4,
+	BURST_PROOF = 16, /* fewer transmissions prove no bursts */
+	LOSS_MOST_PPM = 400000,
+	CALM_SLACK_MS = 2,
+	MARKED_CALM_MS = 1000, /* after a mark of ECN, a second and eight round trips at least */
+	MARKED_CALM_RTTS = 8,
+	OFF_S = 10, /* after too much loss, doubled each time */
+	OFF_MOST_SHIFT = 5,
+};
+
+static void pair_add(struct loss_pair *p, uint32_t sent, uint32_t lost)
+{
+	p->sent = (uint16_t)(p->sent + min_u32(sent, LOSS_WINDOW));
+	p->lost = (uint16_t)(p->lost + min_u32(lost, min_u32(sent, LOSS_WINDOW)));
+	if (p->sent < 2 * LOSS_WINDOW)
+		return;
+	p->sent /= 2;
+	p->lost /= 2;
+}
+
+static uint32_t root(uint32_t v)
+{
+	uint32_t r = 0;
+
+	while ((r + 1) * (r + 1) <= v)
+		r++;
+	return r;
+}
+
+/* A sigma more than was seen: to take a path for better than it is costs more than a copy too many
+ */
+static uint32_t pair_ppm(const struct loss_pair *p, uint32_t prior, uint64_t prior_ppm)
+{
+	uint64_t lost = p->lost + root(p->lost);
+
+	return (uint32_t)min_u64((lost * PPM + prior * prior_ppm) / (p->sent + prior), PPM);
+}
+
+void loss_count(struct tcb *t, uint32_t sent, uint32_t lost, uint32_t soon, uint32_t soon_lost)
+{
+	struct loss *l = &tcb_outer(t)->loss;
+
+	if (l->queue)
+		return;
+	pair_add(&l->all, sent, lost);
+	pair_add(&l->soon, soon, soon_lost);
+}
+
+void loss_was_none(struct tcb *t)
+{
+	struct loss *l = &tcb_outer(t)->loss;
+
+	l->all.lost -= !!l->all.lost;
+}
+
+/* loss_ack() has counted them */
+void loss_was_repaired(struct tcb *t, uint32_t n)
+{
+	struct loss_pair *all = &tcb_outer(t)->loss.all;
+
+	if (!tcb_outer(t)->loss.queue)
+		all->lost = (uint16_t)min_u32(all->lost + n, all->sent);
+}
+
+uint32_t loss_ppm(const struct tcb *t)
+{
+	return pair_ppm(&tcb_outer(t)->loss.all, LOSS_PRIOR, 0);
+}
+
+uint32_t loss_soon_ppm(const struct tcb *t)
+{
+	return pair_ppm(&tcb_outer(t)->loss.soon, SOON_PRIOR, loss_ppm(t));
+}
+
+/* Twice as much as at any other time, by three sigma */
+bool loss_is_bursty(const struct tcb *t)
+{
+	const struct loss_pair *p = &tcb_outer(t)->loss.soon;
+	uint64_t expect = (uint64_t)p->sent * loss_ppm(t) / 1000, lost = p->lost * 1000ull, more;
+
+	if (p->sent < BURST_PROOF || lost <= 2 * expect)
+		return false;
+	more = lost - 2 * expect;
+	return more * more >= 9 * expect * 1000;
+}
+
+void loss_spaced_out(struct tcb *t)
+{
+	tcb_outer(t)->loss.soon = (struct loss_pair){0, 0};
+}
+
+bool loss_is_random(const struct tcb *t, uint64_t now_ns)
+{
+	const struct loss *l = &tcb_outer(t)->loss;
+
+	return !l->queue && now_ns >= l->off_until_ns && now_ns >= l->marked_until_ns;
+}
+
+void loss_marked(struct tcb *t, uint64_t now_ns)
+{
+	uint64_t calm_ns = max_u64(MARKED_CALM_MS * NS_PER_MS, MARKED_CALM_RTTS * t->srtt_ns);
+
+	tcb_outer(t)->loss.marked_until_ns = now_ns + calm_ns;
+}
+
+/* So long a round trip has no queue in it that is worth the name */
+static bool is_calm(const struct tcb *t, uint64_t rtt_ns)
+{
+	uint64_t least_ns = tcp_min_rtt_ns(t);
+
+	return least_ns == NEVER || rtt_ns <= least_ns + least_ns / 4 + CALM_SLACK_MS * NS_PER_MS;
+}
+
+/* Once in a round trip */
+static void loss_round(struct env *env, struct tcb *t, struct loss *l, uint64_t now_ns)
+{
+	struct outer *o = tcb_outer(t);
+	uint64_t shortest_ns;
+
+	shortest_ns = min_u64(l->rtt_ns[0], l->rtt_ns[1]);
+	l->queue = shortest_ns != NEVER && !is_calm(t, shortest_ns);
+	if (l->queue && !o->app_limited_until)
+		o->path_Bps = o->delivery_Bps;
+	l->rtt_ns[1] = l->rtt_ns[0];
+	l->rtt_ns[0] = NEVER;
+	l->round_ns = now_ns + max_u64(t->srtt_ns, NS_PER_MS);
+	if (l->all.sent < LOSS_WINDOW / 4 || loss_ppm(t) <= LOSS_MOST_PPM) {
+		paths_note(env, t, now_ns);
+		return;
+	}
+	l->off_until_ns = now_ns + (OFF_S * NS_PER_S << l->off_shift);
+	l->off_shift = (uint8_t)min_u32(l->off_shift + 1u, OFF_MOST_SHIFT);
+	l->all = l->soon = (struct loss_pair){0, 0};
+}
+
+void loss_start(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	struct loss *l = &tcb_outer(t)->loss;
+
+	memset(l, 0, sizeof(*l));
+	l->rtt_ns[0] = l->rtt_ns[1] = NEVER;
+	if (tcb_outer(t)->copying)
+		paths_recall(env, t, now_ns);
+}
+
+/* A lone segment's ACK may be one that the peer delayed */
+void loss_ack(struct env *env, struct tcb *t, uint32_t arrived, uint64_t rtt_ns, bool lone,
+	      uint64_t now_ns)
+{
+	struct loss *l = &tcb_outer(t)->loss;
+	uint64_t least_ns = tcp_min_rtt_ns(t);
+
+	if (arrived)
+		loss_count(t, arrived, 0, 0, 0);
+	if (lone && rtt_ns > least_ns)
+		rtt_ns -= min_u64(rtt_ns - least_ns, TCP_DELACK_MS * NS_PER_MS);
+	if (rtt_ns) {
+		l->rtt_ns[0] = min_u64(l->rtt_ns[0], rtt_ns);
+		l->queue = l->queue && !is_calm(t, rtt_ns);
+	}
+	if (now_ns >= l->round_ns)
+		loss_round(env, t, l, now_ns);
+}
