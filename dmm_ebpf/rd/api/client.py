@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf import listing
@@ -22,10 +23,17 @@ from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.rd.director import rundir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from dmm_ebpf.rd.api.wire import Connection, Message
+    from dmm_ebpf.records.event import AnyEvent
+    from dmm_ebpf.records.fault import FaultRow
+    from dmm_ebpf.records.flow import Flow, Listener
+    from dmm_ebpf.records.path import Path as PathRow
+    from dmm_ebpf.records.policy import Applied, PolicyText, RouteAnswer
+    from dmm_ebpf.records.stack import StackRow
+    from dmm_ebpf.records.status import Status
 
 CALL_TIMEOUT_S = 10.0
 # Flows by the hundred thousand take seconds to put together.
@@ -90,9 +98,9 @@ class Client(Closing):
             connection.shutdown()
 
     def call(self, method: str, /, **params: Any) -> Any:
-        """The result of method; of a listing that comes in pages, all its rows.
+        """The result of method, as maps; of a listing that comes in pages, all its rows.
 
-        Raises NotAttachedError, PrivilegeError, WireError, or what the RD said.
+        Raises NotAttachedError, PrivilegeError, FrameError, or what the RD said.
         """
         rows: list[Any] = []
         result: Any = None
@@ -103,13 +111,71 @@ class Client(Closing):
                 result = _result(message, f"ask instance {self.instance} for {method}")
         return rows + result if rows else result
 
-    def rows(self, method: str, /, **params: Any) -> Iterator[Any]:
-        """The rows of a listing that comes in pages, as they come. Raises as call() does."""
-        for message in self._exchange(method, params):
-            if "page" in message:
-                yield from message["page"]
+    def status(self) -> Status:
+        """The instance as a whole. Raises as call() does, as do all that follow."""
+        from dmm_ebpf.records.status import Status
+
+        return Status.from_map(self.call("status"))
+
+    def stacks(self) -> list[StackRow]:
+        """Its stacks."""
+        from dmm_ebpf.records.stack import StackRow
+
+        return [StackRow.from_map(row) for row in self.call("stacks")]
+
+    def listeners(self) -> list[Listener]:
+        """Its listening addresses."""
+        from dmm_ebpf.records.flow import Listener
+
+        return [Listener.from_map(row) for row in self.call("listeners")]
+
+    def paths(self) -> list[PathRow]:
+        """What is known of the paths of its adaptive routes."""
+        from dmm_ebpf.records.path import Path as PathRow
+
+        return [PathRow.from_map(row) for row in self.call("paths")]
+
+    def flows(self) -> Iterator[Flow]:
+        """Its open flows, as they come."""
+        from dmm_ebpf.records.flow import Flow
+        from dmm_ebpf.records.record import from_columns
+
+        for message in self._exchange("flows", {"columns": True}):
+            if "columns" in message:
+                yield from from_columns(Flow, message["columns"], message["page"])
             else:
-                yield from _result(message, f"ask instance {self.instance} for {method}")
+                # A director of another version may know no columns.
+                rows = message.get("page")
+                if rows is None:
+                    rows = _result(message, f"ask instance {self.instance} for flows")
+                yield from map(Flow.from_map, rows)
+
+    def route_get(self, **query: Any) -> RouteAnswer:
+        """What a new flow would get; query: of evaluate.Query.from_params()."""
+        from dmm_ebpf.records.policy import RouteAnswer
+
+        return RouteAnswer.from_map(self.call("route_get", **query))
+
+    def policy_show(self) -> PolicyText:
+        """The policy in force."""
+        from dmm_ebpf.records.policy import PolicyText
+
+        return PolicyText.from_map(self.call("policy_show"))
+
+    def policy_apply(self, path: str, text: str) -> Applied:
+        """Put a policy in force."""
+        from dmm_ebpf.records.policy import Applied
+
+        return Applied.from_map(self.call("policy_apply", path=path, text=text))
+
+    def faults(self, stacks: Sequence[str], plans: Sequence[Message]) -> list[FaultRow]:
+        """Give the processes of these stacks (none: of all) plans of userstack/faultplans.py; what
+        is injected then.
+        """
+        from dmm_ebpf.records.fault import FaultRow
+
+        rows = self.call("faults", stacks=list(stacks), plans=list(plans))
+        return [FaultRow.from_map(row) for row in rows]
 
     def _exchange(self, method: str, params: Message) -> Iterator[Message]:
         """The pages that answer a request, if any, and the reply."""
@@ -157,7 +223,7 @@ class Client(Closing):
             self.close()
             _result(message, what)
         if message.get("id") != self._number:
-            raise wire.WireError(
+            raise wire.ANSWERS.error(
                 f"an answer to request {message.get('id')} arrived, expected one to {self._number}"
             )
         return message
@@ -193,8 +259,14 @@ class Subscription(Closing):
         """For selectors."""
         return self._connection.fileno()
 
+    def read_events(self) -> list[AnyEvent]:
+        """read_ready(), as records."""
+        from dmm_ebpf.records.event import event_of
+
+        return [event_of(event) for event in self.read_ready()]
+
     def read_ready(self) -> list[Message]:
-        """Events of one recv(), perhaps none. Raises NotAttachedError when the RD
+        """Events of one recv(), as maps, perhaps none. Raises NotAttachedError when the RD
         ended the stream.
         """
         try:
@@ -215,8 +287,11 @@ def _connect(instance: str, what: str, timeout_s: float) -> Connection:
 
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout_s)
+        # Where many connect at once it waits its turn, which a socket that does not block cannot.
+        within = struct.pack("@qq", *divmod(round(timeout_s * 1_000_000), 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, within)
         sock.connect(str(socket_path(instance)))
+        sock.settimeout(timeout_s)
     except OSError as exc:
         sock.close()
         raise _unreachable(what, instance, exc) from exc
@@ -289,7 +364,7 @@ def _result(message: Message, what: str) -> Any:
         return message.get("result")
     error = message.get("error")
     if not isinstance(error, dict):
-        raise wire.WireError(f"neither a result nor an error arrived for: {what}")
+        raise wire.ANSWERS.error(f"neither a result nor an error arrived for: {what}")
     raise from_wire(error)
 
 
@@ -301,4 +376,4 @@ def _event(message: Message, what: str) -> Message:
         return event
     from dmm_ebpf.rd.api import wire
 
-    raise wire.WireError("a message without an event arrived in a stream of events")
+    raise wire.ANSWERS.error("a message without an event arrived in a stream of events")

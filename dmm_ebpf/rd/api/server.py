@@ -4,7 +4,7 @@
 Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became; nothing that
 others send is read. A request that fails is answered with its sentence; it never ends the
 connection of another client, nor the RD. Who sends half a request, or does not read the answer, is
-hung up on.
+hung up on. How many there may be, and who makes room: clients.py.
 """
 
 from __future__ import annotations
@@ -13,26 +13,33 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
-import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from dmm_ebpf.peercred import peer
 from dmm_ebpf.rd.api import wire
 from dmm_ebpf.rd.api.backlog import Backlog
+from dmm_ebpf.rd.api.clients import Clients
+from dmm_ebpf.rd.director import faults
 from dmm_ebpf.rd.director.instance import Instance
 from dmm_ebpf.rd.policy.values import shown
+from dmm_ebpf.records.record import Record
+
+if TYPE_CHECKING:
+    from dmm_ebpf.records.event import Event
+    from dmm_ebpf.records.policy import Applied
 
 log = logging.getLogger("dmm-ebpf")
-MAX_CLIENTS = 256
-LARGE_AT_ONCE = 4  # requests that are longer than any but a policy is
+BACKLOG = 4096  # somaxconn of Linux: who finds it full has to wait
 REQUEST_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 600.0  # a listing may go to a pager
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
-Listing = Callable[[], AsyncIterator[list[dict[str, Any]]]]
+Listing = Callable[[], AsyncIterator[Sequence[Record]]]
 
 
 class Server:
@@ -44,19 +51,18 @@ class Server:
         self._stop = asyncio.Event()
         self._listening: asyncio.Server | None = None
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-        self._clients: set[asyncio.Task[None]] = set()
-        # Clients that ask nothing now, the longest idle one first
-        self._idle: dict[asyncio.Task[None], None] = {}
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._backlog = Backlog()
+        self._clients = Clients()
+        self._backlog: Backlog[Event] = Backlog()
         self._reloading: asyncio.Task[None] | None = None
         self._methods: dict[str, Method] = {
             "status": lambda _: instance.status(),
             "stacks": lambda _: instance.list_stacks(),
             "listeners": _plain(lambda _: instance.list_listeners()),
+            "paths": _plain(lambda _: instance.list_paths()),
             "route_get": _plain(instance.route_get),
             "policy_show": _plain(lambda _: instance.policy_show()),
             "policy_apply": self._apply,
+            "faults": lambda params: faults.inject(instance.stacks, params),
             "stop": self._stop_method,
         }
         self._listings: dict[str, Listing] = {"flows": instance.list_flows}
@@ -74,6 +80,7 @@ class Server:
                 instance.watch.run(),
                 instance.guard.run(),
                 instance.groups.run(),
+                instance.adaptive.run(),
                 self._stop_when_orphaned(),
             )
         ]
@@ -93,9 +100,7 @@ class Server:
             self._path.unlink()  # the lock is ours, so a socket that stands here is stale
         mask = os.umask(0o177)
         try:
-            new = await asyncio.start_unix_server(
-                self._client, str(self._path), backlog=MAX_CLIENTS
-            )
+            new = await asyncio.start_unix_server(self._client, str(self._path), backlog=BACKLOG)
         finally:
             os.umask(mask)
         old, self._listening = self._listening, new
@@ -120,8 +125,7 @@ class Server:
         else:
             self._removed.set_result(removed)
         await asyncio.sleep(0)
-        pending = [t for t in self._clients if not t.done()]
-        if pending:
+        if pending := self._clients.pending():
             _, late = await asyncio.wait(pending, timeout=0.5)
             for task in late:
                 task.cancel()
@@ -130,7 +134,7 @@ class Server:
         self.stop()
         return {"removed": await asyncio.shield(self._removed)}
 
-    async def _apply(self, params: dict[str, Any]) -> dict[str, Any]:
+    async def _apply(self, params: dict[str, Any]) -> Applied:
         text, path = params.get("text"), params.get("path")
         if not isinstance(text, str):
             raise UsageError("apply a policy", why="the request has no text")
@@ -140,68 +144,56 @@ class Server:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if (refusal := self._refusal(writer)) is not None:
+        assert task is not None
+        refusal = self._refusal(writer) or self._clients.admit(task)
+        if refusal is not None:
             writer.write(wire.failure(wire.CONNECTION, refusal))
             writer.close()
             return
-        if task is not None:
-            self._clients.add(task)
-            task.add_done_callback(self._clients.discard)
         try:
             await self._talk(reader, writer)
             writer.close()
-        except (OSError, asyncio.CancelledError):
-            writer.close()  # the client is gone, or we are
+        except asyncio.CancelledError as e:
+            if e.args:  # it made room for another one; if it lives, it is told
+                said = DmmError("go on with this client", why=str(e.args[0]), hint="connect again")
+                writer.write(wire.failure(wire.CONNECTION, said))
+            writer.close()
+        except OSError:
+            writer.close()
         except DmmError as e:
             log.warning("a client was hung up on: %s", e)
             writer.transport.abort()  # it may not read what it is still to be sent
 
     def _refusal(self, writer: asyncio.StreamWriter) -> DmmError | None:
         """Why this client is not served; told before a byte of what it sends is read."""
-        uid = _peer_uid(writer)
+        _pid, uid = peer(writer.get_extra_info("socket"))
         if uid != 0:
             return PrivilegeError("answer on this socket", why=f"uid {uid} asks, and only root may")
-        if len(self._clients) >= MAX_CLIENTS and not self._hang_up_on_one():
-            return DmmError(
-                "answer one more client",
-                why=f"{MAX_CLIENTS} are connected",
-                hint="end programs that follow flows",
-            )
         return None
 
-    def _hang_up_on_one(self) -> bool:
-        """Who has asked nothing for the longest time makes room; false if all
-        are being answered.
-        """
-        longest = next(iter(self._idle), None)
-        if longest is None:
-            return False
-        del self._idle[longest]
-        self._clients.discard(longest)
-        longest.cancel()
-        return True
-
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await self._request(reader)) is not None:
-            number, method, params = wire.parse_request(message)
+        task = asyncio.current_task()
+        assert task is not None
+        while (message := await self._request(reader, task)) is not None:
+            number, method, params = wire.REQUESTS.request_of(message)
             if method == "follow":
                 await self._follow(number, reader, writer)
                 return
             async with contextlib.aclosing(self._answer(number, method, params)) as frames:
                 async for frame in frames:
                     await wire.write_frame(writer, frame, within_s=ANSWER_WITHIN_S)
+            self._clients.waits(task)
 
-    async def _request(self, reader: asyncio.StreamReader) -> wire.Message | None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._idle[task] = None
-        try:
-            first = await reader.read(1)
-        finally:
-            self._idle.pop(task, None)
+    async def _request(
+        self, reader: asyncio.StreamReader, task: asyncio.Task[None]
+    ) -> wire.Message | None:
+        first = await reader.read(1)
         if not first:
             return None
-        return await wire.read_request(reader, first, within_s=REQUEST_WITHIN_S, large=self._large)
+        hold = partial(self._clients.hold, task)
+        message = await wire.read_request(reader, first, within_s=REQUEST_WITHIN_S, hold=hold)
+        self._clients.asked(task)
+        return message
 
     async def _answer(
         self, number: int, method: str, params: dict[str, Any]
@@ -210,8 +202,10 @@ class Server:
         known, listing = self._methods.get(method), self._listings.get(method)
         try:
             if listing is not None:
+                by_columns = params.get("columns") is True
                 async for rows in listing():
-                    yield wire.page(number, rows)
+                    for page in wire.pages(number, rows, by_columns=by_columns):
+                        yield page
                 yield wire.reply(number, [])
             elif known is not None:
                 yield wire.reply(number, await known(params))
@@ -249,7 +243,8 @@ class Server:
     async def _send_events(self, number: int, writer: asyncio.StreamWriter) -> None:
         unsubscribe = self._instance.subscribe(self._backlog.add)
         try:
-            async for event in self._backlog.follow():
+            async for told, lost in self._backlog.follow():
+                event: Record = replace(told, events_lost=lost) if lost else told
                 await wire.write_frame(writer, wire.event(number, event))
         finally:
             unsubscribe()
@@ -265,10 +260,3 @@ def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:
         return function(params)
 
     return method
-
-
-def _peer_uid(writer: asyncio.StreamWriter) -> int:
-    sock = writer.get_extra_info("socket")
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return int(uid)

@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from dmm_ebpf.abi import Struct
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.hal.sockdiag import TcpSocket
 
 
-def sockets(records: Mapping[int, Struct], home: int) -> dict[int, dict[str, Any]]:
+def sockets(records: Mapping[int, Struct], home: int) -> dict[int, TcpSocket]:
     """By cookie, what inet_diag knows of the sockets of struct dmm_flow records that are not of
     the namespace home.
     """
@@ -29,7 +29,7 @@ def sockets(records: Mapping[int, Struct], home: int) -> dict[int, dict[str, Any
     for cookie, flow in records.items():
         where[cookie] = flow.netns_cookie
         pids[flow.netns_cookie] = flow.decision.pid
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, TcpSocket] = {}
     for netns, cookies in _by_namespace(where, home, pids):
         with suppress(DmmError):
             found |= netns.run_in(_read, cookies)
@@ -74,8 +74,8 @@ def _of_process(pid: int, cookie: int) -> NetNS | None:
     return None
 
 
-def _read(cookies: Collection[int]) -> dict[int, dict[str, Any]]:
-    return {live.cookie: vars(live) for live in sockdiag.iter_tcp(cookies)}
+def _read(cookies: Collection[int]) -> dict[int, TcpSocket]:
+    return {live.cookie: live for live in sockdiag.iter_tcp(cookies)}
 
 
 def _destroy(cookies: Collection[int]) -> None:

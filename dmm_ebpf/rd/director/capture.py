@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dmm_ebpf import pcapng
+from dmm_ebpf import frames, pcapng
 from dmm_ebpf.errors import DmmError, NotAttachedError, UsageError
 from dmm_ebpf.rd.director.rundir import RunDir, StackState
 from dmm_ebpf.userstack import control
@@ -50,6 +50,8 @@ class Capture:
         self._streams: list[tuple[pcapng.Stream, asyncio.StreamReader]] = []
         self._writers: list[asyncio.StreamWriter] = []
         self.header = b""  # of the file
+        # By the number of an interface: the process, as wan@1, and the leg
+        self.interfaces: list[tuple[str, str]] = []
         self.errors: list[DmmError] = []  # why streams have ended
         self._ending = False
 
@@ -107,15 +109,19 @@ class Capture:
                     "legs": list(self._wanted.legs),
                     "snaplen_bytes": self._wanted.snaplen_bytes,
                 }
-                await control.write(writer, {"id": 1, "method": "capture", "params": params})
-                answer = await control.read(reader)
+                await control.write(writer, frames.request(1, "capture", params))
+                answer = await control.ANSWERS.read(reader)
         except TimeoutError:
             raise DmmError(what, why=f"its process, pid {process.pid}, does not answer") from None
+        except frames.FrameError as exc:
+            raise DmmError(what, why=exc.why) from exc
         except OSError as exc:
             raise DmmError(
                 what, why=f"its process, pid {process.pid}, cannot be asked: {exc.strerror}"
             ) from exc
         interfaces = _interfaces(what, answer)
+        legs = ("outer", "inner")  # of each NIC in turn, see capture.h
+        self.interfaces += [(process.label, legs[n % 2]) for n in range(len(interfaces))]
         self._streams.append(
             (pcapng.Stream(f"stack {process.label}", first, len(interfaces)), reader)
         )

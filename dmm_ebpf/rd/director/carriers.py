@@ -7,18 +7,19 @@ or of none, the upper, whose options count. There alone it is counted.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from dmm_ebpf import loader
 from dmm_ebpf.abi import Struct
+from dmm_ebpf.errors import DmmError, NotAttachedError
 from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.loader import Maps
 from dmm_ebpf.rd.director import flows
 from dmm_ebpf.rd.director.nested import nested
-from dmm_ebpf.rd.director.rundir import RunDir
-
-NESTED = "nested"
+from dmm_ebpf.rd.director.rundir import RunDir, marks
 
 
 class _Claim(NamedTuple):
@@ -40,8 +41,8 @@ def carriers(instance: str, records: Iterable[Struct]) -> dict[int, str]:
     own = {flow.cookie: _claim(flow, mine.cgroup, instance) for flow in records}
     best: dict[int, _Claim] = {}
     for other in others:
-        for flow in _flows_of(other["instance"]):
-            claim = _claim(flow, other["cgroup"], other["instance"])
+        for flow in _flows_of(other.instance):
+            claim = _claim(flow, other.cgroup, other.instance)
             if flow.cookie in own and claim > best.get(flow.cookie, own[flow.cookie]):
                 best[flow.cookie] = claim
     return {cookie: claim.name for cookie, claim in best.items()}
@@ -61,12 +62,54 @@ def carried_here(instance: str, records: Iterable[Struct]) -> list[Struct]:
     return [flow for flow in known if flow.cookie not in away] if away else known
 
 
-def told(instance: str, records: Iterable[Struct]) -> dict[int, dict[str, str]]:
-    """What a listing of this instance says of the sockets that another one carries, by cookie."""
-    return {
-        cookie: {"why": NESTED, "carrier": name}
-        for cookie, name in carriers(instance, records).items()
-    }
+class Following:
+    """Which other instance carries the sockets that events tell of, while somebody follows
+    an instance. Its last look at what instances there are holds until that changes.
+    """
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._seen: object = None
+        self._cgroup = ""
+        self._others: list[tuple[str, str, Maps]] = []  # name, cgroup, maps
+
+    def carriers(self, records: Sequence[Struct]) -> dict[int, str]:
+        """As carriers(), for open sockets and those that have just ended. What
+        cannot be read tells nothing.
+        """
+        with contextlib.suppress(DmmError, OSError):
+            self._look()
+        found = {}
+        for flow in records:
+            best = own = _claim(flow, self._cgroup, self._instance)
+            for name, cgroup, maps in self._others:
+                other = loader.flow_of(maps, flow.cookie)
+                if other is not None:
+                    best = max(best, _claim(other, cgroup, name))
+            if best != own:
+                found[flow.cookie] = best.name
+        return found
+
+    def close(self) -> None:
+        """Forget what was seen."""
+        others, self._others, self._seen = self._others, [], None
+        for _, _, maps in others:
+            _close(maps)
+
+    def _look(self) -> None:
+        seen = marks()
+        if seen == self._seen:
+            return
+        self.close()
+        mine = RunDir(self._instance).load()
+        self._cgroup = mine.cgroup if mine else ""
+        for other in nested(self._instance) if mine else ():
+            name = other.instance
+            with contextlib.suppress(NotAttachedError):
+                maps = loader.open_maps(name)
+                if "flows" in maps and "more_flows" in maps:
+                    self._others.append((name, other.cgroup, maps))
+        self._seen = seen
 
 
 def _claim(flow: Struct, cgroup: str, name: str) -> _Claim:
@@ -79,5 +122,9 @@ def _flows_of(instance: str) -> Iterator[Struct]:
     try:
         yield from loader.flow_records(maps)
     finally:
-        for one in maps.values():
-            one.close()
+        _close(maps)
+
+
+def _close(maps: Maps) -> None:
+    for one in maps.values():
+        one.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dmm_ebpf.errors import ConflictError
 from dmm_ebpf.hal import nic as hal_nic
-from dmm_ebpf.kit.names import is_plugin
 from dmm_ebpf.rd.director.onestack import Stack
 from dmm_ebpf.rd.director.ports import AF_XDP
 from dmm_ebpf.rd.policy.model import UserStack
@@ -15,16 +14,10 @@ def refuse_change(s: Stack, config: UserStack) -> None:
     """Raises ConflictError if config asks for what the stack's processes cannot do any more, and
     UsageError for a device that is not there.
     """
-    if config.io == AF_XDP:
+    if config.io == AF_XDP != s.config.io:
         _refuse_without_sockets(s)
     if config.devices != s.config.devices:
         _refuse_other_devices(s, config)
-    if config.congestion != s.config.congestion and is_plugin(config.congestion):
-        raise ConflictError(
-            f"serve stack {s.name} with congestion control {config.congestion!r}",
-            why="it runs, and a process that runs can load no plug-in",
-            hint="give the stack that is to have it another name",
-        )
     if config.command != s.config.command:
         raise ConflictError(
             f"serve stack {s.name} by another program",

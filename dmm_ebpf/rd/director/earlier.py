@@ -34,7 +34,7 @@ log = logging.getLogger("dmm-ebpf")
 
 
 def _listener_key(one: Owned) -> Any:
-    return LISTENER_KEY.type(one.laddr, int.from_bytes(one.lport, "little"))
+    return LISTENER_KEY.type(one.laddr, int.from_bytes(one.lport, "little"), sockdiag.IPPROTO_TCP)
 
 
 class Earlier:

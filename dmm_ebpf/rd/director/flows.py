@@ -2,8 +2,7 @@
 """Flow and listener records as the CLI shows them: BPF map records put together with live
 figures and names.
 
-Pure: takes bytes of the maps, what inet_diag and the stack processes said, and gives plain
-dictionaries. Addresses are text, times are seconds, everything else has its unit in its name.
+Pure: takes structs of the maps, what inet_diag and the stack processes said, and gives records.
 """
 
 from __future__ import annotations
@@ -12,23 +11,28 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, records
 from dmm_ebpf.abi import C, Struct
+from dmm_ebpf.hal.sockdiag import TcpSocket
 from dmm_ebpf.rd.director.ending import reason
+from dmm_ebpf.records.record import ABSENT, Maybe
 from dmm_ebpf.tcpstates import TCP_STATES
 
 UNTOLD = "?"
 # 0 is ours: the record does not say, inet_diag does.
 STATES = {0: UNTOLD} | {state.number: state.name for state in TCP_STATES}
-DIRECTIONS = {
+DIRECTIONS: dict[int, records.flow.Direction] = {
     C.DMM_DIR_CONNECT: "connect",
     C.DMM_DIR_LISTEN: "listen",
     C.DMM_DIR_FORWARD: "forward",
 }
-SOCKET, CONTAINER, FORWARDED = "socket", "container", "forwarded"
-EVENTS = {
+NESTED: records.flow.Why = "nested"
+# 0: a record in which nobody has named it.
+PROTOCOLS = {0: "tcp", socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+EVENTS: dict[int, records.flow.FlowEventType] = {
     C.DMM_EVENT_CONNECT: "connect",
     C.DMM_EVENT_ESTABLISHED: "established",
     C.DMM_EVENT_CLOSE: "close",
@@ -60,8 +64,11 @@ COUNTERS = {
     C.DMM_CNT_FRAGMENT_IN: "fragment_in",
     C.DMM_CNT_FRAGMENT_OUT: "fragment_out",
     C.DMM_CNT_FRAGMENT_COPIED: "fragment_copied",
+    C.DMM_CNT_DATAGRAM_OUT: "datagram_out",
+    C.DMM_CNT_DATAGRAM_IN: "datagram_in",
+    C.DMM_CNT_DATAGRAM_LET_GO: "datagram_let_go",
 }
-WHY = {
+WHY: dict[int, records.flow.Why] = {
     C.DMM_WHY_DOWN: "down",
     C.DMM_WHY_FULL: "full",
     C.DMM_WHY_DEVICE: "device",
@@ -69,6 +76,16 @@ WHY = {
     C.DMM_WHY_PEER: "peer",
     C.DMM_WHY_OPTION: "option",
     C.DMM_WHY_ATTACH: "attach",
+    C.DMM_WHY_FILTER: "filter",
+    C.DMM_WHY_TUNNEL: "tunnel",
+    C.DMM_WHY_DATAGRAM: "datagram",
+}
+
+
+CHOICES: dict[int, records.flow.Choice] = {
+    C.DMM_CHOICE_TAKEN: "taken",
+    C.DMM_CHOICE_REFUSED: "refused",
+    C.DMM_CHOICE_VOID: "void",
 }
 
 
@@ -86,69 +103,167 @@ class Names(Protocol):
     def cgroup(self, cgroup_id: int) -> str | None: ...
 
 
-def flow_dict(flow: Any, instance: str, names: Names, now_ns: int) -> dict[str, Any]:
-    """A `struct dmm_flow` as the JSON of `dmm-ebpf flows`."""
-    decision, pair = flow.decision, flow.pair
-    return {
-        "instance": instance,
-        "kind": SOCKET,
-        "proto": "tcp",
-        **dict(zip(("src", "sport", "dst", "dport"), pair_text(pair), strict=True)),
-        "direction": DIRECTIONS.get(decision.direction),
-        "stack": names.stack(decision.stack),
-        "wanted": names.stack(decision.wanted),
-        "why": WHY.get(decision.why, ""),
-        "table": names.table(decision.table),
-        "rule": names.rule(decision.generation, decision.rule),
-        "route": names.route(decision.generation, decision.route),
-        "generation": decision.generation,
-        "state": STATES.get(flow.state, str(flow.state)),
-        "pid": decision.pid,
-        "comm": abi.text(decision.comm),
-        "uid": decision.uid,
-        "cgroup": names.cgroup(decision.cgroup_id),
-        "bytes_sent": flow.bytes_sent,
-        "bytes_received": flow.bytes_received,
-        "srtt_us": flow.srtt_us,
-        "retransmits": flow.retransmits,
-        "cookie": flow.cookie,
-        "age_s": round(max(0, now_ns - flow.opened_ns) / 1e9, 3),
-    }
+Pair = tuple[str, int, str, int]  # local address and port, remote address and port
 
 
-def forwarded_dict(
-    one: Any, instance: str, names: Names, device: str | None, now_ns: int
-) -> dict[str, Any]:
-    """A `struct dmm_forwarded` without a socket, as flow_dict() has others: src is who opened it,
-    before any translation. device: by which it came in.
+@dataclass(frozen=True)
+class Known:
+    """What one listing knows besides the records. legs: what the stack processes say of their outer
+    legs, by the flow as the NIC has it; for a user stack's flow the round trip, the retransmissions
+    and the window are those of the path, not of the hop to the stack process. carriers: of flows
+    that other instances carry, which, by cookie. netns_cookie: of the instance's namespace.
     """
+
+    instance: str
+    names: Names
+    now_ns: int
+    legs: Mapping[Pair, dict[str, Any]] = field(default_factory=dict)
+    carriers: Mapping[int, str] = field(default_factory=dict)
+    netns_cookie: int = 0
+
+
+def of_socket(
+    flow: Struct,
+    live: TcpSocket | None,
+    known: Known,
+    *,
+    kind: records.flow.FlowKind = "socket",
+    at_nic: Pair | None = None,
+) -> records.flow.Flow | None:
+    """A `struct dmm_flow` with the newest state and figures; None for one to be left out.
+
+    live: its socket; exact now, where the map's record is as old as the last change of state. A
+    record that says no state, and has no socket, is left out: its connect() has failed, or it has
+    just ended. at_nic: the flow as the NIC has it, where that is known to be another.
+    """
+    if live is None and not flow.state:
+        return None
+    return _of_socket(flow, live, known, kind, at_nic)
+
+
+def _of_socket(
+    flow: Struct,
+    live: TcpSocket | None,
+    known: Known,
+    kind: records.flow.FlowKind,
+    at_nic: Pair | None,
+) -> records.flow.Flow:
+    decision, names = flow.decision, known.names
+    sent, received = flow.bytes_sent, flow.bytes_received
+    if live is None:
+        ends, state = pair_text(flow.pair), flow.state
+        srtt_us, retransmits = flow.srtt_us, flow.retransmits
+    else:
+        ends, state = (live.laddr, live.lport, live.raddr, live.rport), live.state
+        sent, received = max(sent, live.bytes_acked), max(received, live.bytes_received)
+        srtt_us, retransmits = live.rtt_us, live.total_retrans
+    proto = PROTOCOLS[flow.pair.proto]
+    outer = known.legs.get(at_nic or ends) if proto == "tcp" else None
+    if outer is not None:
+        srtt_us, retransmits = outer["srtt_us"], outer["retransmits"]
+    carrier = known.carriers.get(flow.cookie, ABSENT)
+    return records.flow.Flow(
+        known.instance,
+        kind,
+        proto,
+        *ends,
+        DIRECTIONS.get(decision.direction),
+        ABSENT,
+        names.stack(decision.stack),
+        names.stack(decision.wanted),
+        NESTED if carrier else WHY.get(decision.why, ""),
+        names.table(decision.table),
+        names.rule(decision.generation, decision.rule),
+        names.route(decision.generation, decision.route),
+        decision.generation,
+        _state(state),
+        decision.pid,
+        abi.text(decision.comm),
+        decision.uid,
+        names.cgroup(decision.cgroup_id),
+        sent,
+        received,
+        srtt_us,
+        retransmits,
+        flow.cookie,
+        _age_s(flow.opened_ns, known.now_ns),
+        carrier,
+        *_leg(outer),
+        **_choice(decision, names),
+    )
+
+
+def of_datagrams(flow: Struct, known: Known) -> records.flow.Flow:
+    """A `struct dmm_flow` of a UDP socket's exchange with a peer."""
+    own = flow.netns_cookie == known.netns_cookie
+    return _of_socket(flow, None, known, "socket" if own else "container", None)
+
+
+def _choice(decision: Any, names: Names) -> dict[str, Any]:
+    """chosen and choice, where the program has asked for a stack."""
+    state = CHOICES.get(decision.choice)
+    return {"chosen": names.stack(decision.chosen), "choice": state} if state else {}
+
+
+def of_others(one: Any, device: str | None, pair: Pair, known: Known) -> records.flow.Flow:
+    """A `struct dmm_forwarded` without a socket: src is who opened it, before any translation.
+    device: by which it came in. pair: as the NIC has it.
+    """
+    names = known.names
     stack = names.stack(one.stack)
-    return {
-        "instance": instance,
-        "kind": FORWARDED,
-        "proto": "tcp",
-        **dict(zip(("src", "sport", "dst", "dport"), pair_text(one.pair), strict=True)),
-        "direction": DIRECTIONS[C.DMM_DIR_FORWARD],
-        "in_interface": device,
-        "stack": stack,
-        "wanted": stack,
-        "why": "",
-        "table": names.table(one.table),
-        "rule": names.rule(one.generation, one.rule),
-        "route": names.route(one.generation, one.route),
-        "generation": one.generation,
-        "state": UNTOLD,
-        "pid": 0,
-        "comm": "",
-        "uid": 0,
-        "cgroup": None,
-        "bytes_sent": 0,
-        "bytes_received": 0,
-        "srtt_us": 0,
-        "retransmits": 0,
-        "cookie": 0,
-        "age_s": round(max(0, now_ns - one.opened_ns) / 1e9, 3),
-    }
+    outer = known.legs.get(pair)
+    return records.flow.Flow(
+        known.instance,
+        "forwarded",
+        "tcp",
+        *pair_text(one.pair),
+        "forward",
+        device,
+        stack,
+        stack,
+        "",
+        names.table(one.table),
+        names.rule(one.generation, one.rule),
+        names.route(one.generation, one.route),
+        one.generation,
+        UNTOLD if outer is None else _state(outer["outer_state"]),
+        pid=0,
+        comm="",
+        uid=0,
+        cgroup=None,
+        bytes_sent=0,
+        bytes_received=0,
+        srtt_us=0 if outer is None else outer["srtt_us"],
+        retransmits=0 if outer is None else outer["retransmits"],
+        cookie=0,
+        age_s=_age_s(one.opened_ns, known.now_ns),
+        carrier=ABSENT,
+        **dict(zip(LEG, _leg(outer), strict=True)),
+    )
+
+
+LEG = (
+    *("copies", "copies_needed", "parity", "peer_repaired", "repaired"),
+    *("cwnd_bytes", "pacing_Bps"),
+    *("outer_state", "congestion", "transport", "agreed", "agreement"),
+)
+_NO_LEG = (ABSENT,) * len(LEG)
+
+
+def _leg(outer: dict[str, Any] | None) -> tuple[Any, ...]:
+    """Those of LEG."""
+    if outer is None:
+        return _NO_LEG
+    known = outer | {"outer_state": _state(outer["outer_state"])}
+    return tuple([known[name] for name in LEG])
+
+
+def _state(number: int) -> str:
+    return STATES.get(number) or str(number)
+
+
+def _age_s(opened_ns: int, now_ns: int) -> float:
+    return round(max(0, now_ns - opened_ns) / 1e9, 3)
 
 
 def pair_text(pair: Any) -> tuple[str, int, str, int]:
@@ -158,92 +273,44 @@ def pair_text(pair: Any) -> tuple[str, int, str, int]:
     return _addr(pair.laddr), _port(pair.lport_be), _addr(pair.raddr), _port(pair.rport_be)
 
 
-def event_dict(event: Struct, instance: str, names: Names) -> dict[str, Any]:
-    """A ring buffer record as the JSON of `dmm-ebpf flows --follow`."""
+def is_decided(event: Struct) -> bool:
+    """Whether it is known by then who carries the flow that a ring buffer record is about."""
+    return event.type in {C.DMM_EVENT_ESTABLISHED, C.DMM_EVENT_CLOSE}
+
+
+def of_event(
+    event: Struct, instance: str, names: Names, carriers: Mapping[int, str]
+) -> records.flow.FlowEvent:
+    """A ring buffer record. carriers: see Known; of what is not decided yet none is told."""
     now_ns = time.monotonic_ns()
-    flow = flow_dict(event.flow, instance, names, now_ns)
+    known = Known(instance, names, now_ns, carriers=carriers if is_decided(event) else {})
+    flow = _of_socket(event.flow, None, known, "socket", None)
     wall = time.time() - (now_ns - event.time_ns) / 1e9
-    told = {"type": EVENTS.get(event.type, str(event.type)), "time": round(wall, 6), **flow}
+    ended: Maybe[str] = ABSENT
     if event.type == C.DMM_EVENT_CLOSE:
-        told["reason"] = reason(event.before, event.error, process_gone=bool(event.process_gone))
-    return told
+        ended = reason(event.before, event.error, process_gone=bool(event.process_gone))
+    return records.flow.FlowEvent(EVENTS[event.type], round(wall, 6), flow, ended)
 
 
-def listener_dict(
+def of_listener(
     key: Any, one: Struct, instance: str, generation: int, names: Names
-) -> dict[str, Any]:
-    """An entry of `listeners` as the JSON of `dmm-ebpf listeners`."""
+) -> records.flow.Listener:
+    """An entry of `listeners`."""
     half = generation & 1
-    return {
-        "instance": instance,
-        "addr": _addr(key.addr),
-        "port": _port(key.port_be),
-        "rule": names.rule(generation, one.rules[half]),
-        "table": names.table(one.tables[half]),
-        "pid": one.pid,
-        "comm": abi.text(one.comm),
-        "uid": one.uid,
-        "cgroup": names.cgroup(one.cgroup_id),
-        "sockets": one.count,
-    }
-
-
-Live = Mapping[str, Any]
-Pair = tuple[str, int, str, int]
-
-
-def merge_live(
-    flows: Iterable[dict[str, Any]], by_cookie: Mapping[int, Live], by_pair: Mapping[Pair, Live]
-) -> list[dict[str, Any]]:
-    """Flows with the newest state and figures: merge() of each with what is known of it, by
-    cookie and by pair.
-    """
-    merged = (merge(flow, by_cookie.get(flow["cookie"]), by_pair) for flow in flows)
-    return [flow for flow in merged if flow is not None]
-
-
-def merge(
-    flow: dict[str, Any],
-    live: Live | None,
-    by_pair: Mapping[Pair, Live],
-    at_nic: Pair | None = None,
-) -> dict[str, Any] | None:
-    """flow with the newest state and figures; None for one to be left out.
-
-    live: its socket as hal.sockdiag.TcpSocket has it; exact now, where the map's record is as old
-    as the last change of state. A record that says no state, and has no socket, is left out: its
-    connect() has failed, or it has just ended.
-    by_pair: what a stack process says of its outer leg, by (src, sport, dst, dport); for a user
-    stack's flow the round trip, the retransmissions and the window are those of the path, not of
-    the hop to the stack process.
-    at_nic: the flow as the NIC has it, where that is known to be another.
-    """
-    if live is None and flow["state"] == UNTOLD and flow.get("kind") != FORWARDED:
-        return None
-    if live is not None:
-        flow["state"] = STATES.get(live["state"], str(live["state"]))
-        for ours, theirs in (
-            ("src", "laddr"),
-            ("sport", "lport"),
-            ("dst", "raddr"),
-            ("dport", "rport"),
-        ):
-            flow[ours] = live[theirs]
-        flow["bytes_sent"] = max(flow["bytes_sent"], live["bytes_acked"])
-        flow["bytes_received"] = max(flow["bytes_received"], live["bytes_received"])
-        flow["srtt_us"] = live["rtt_us"]
-        flow["retransmits"] = live["total_retrans"]
-    outer = by_pair.get(at_nic or (flow["src"], flow["sport"], flow["dst"], flow["dport"]))
-    if outer is not None:
-        if flow.get("kind") == FORWARDED:
-            flow["state"] = STATES.get(outer["outer_state"], str(outer["outer_state"]))
-        flow["srtt_us"] = outer["srtt_us"]
-        flow["retransmits"] = outer["retransmits"]
-        flow["cwnd_bytes"] = outer["cwnd_bytes"]
-        flow["pacing_Bps"] = outer["pacing_Bps"]
-        flow["outer_state"] = STATES.get(outer["outer_state"], str(outer["outer_state"]))
-        flow["congestion"] = outer["congestion"]
-    return flow
+    return records.flow.Listener(
+        instance=instance,
+        proto=PROTOCOLS[key.proto],
+        addr=_addr(key.addr),
+        port=_port(key.port_be),
+        rule=names.rule(generation, one.rules[half]),
+        table=names.table(one.tables[half]),
+        pid=one.pid,
+        comm=abi.text(one.comm),
+        uid=one.uid,
+        cgroup=names.cgroup(one.cgroup_id),
+        sockets=one.count,
+        chosen=names.stack(one.chosen[half] - 1) if one.chosen[half] else ABSENT,
+    )
 
 
 def by_stack(
@@ -251,8 +318,8 @@ def by_stack(
     forwarded: Iterable[Struct],
     open_cookies: Callable[[set[int]], set[int]],
 ) -> Counter[int]:
-    """How many flows each stack has, by its id, of those that a listing has: merge() leaves
-    the others out.
+    """How many flows each stack has, by its id, of those that a listing has: of_socket()
+    leaves the others out.
 
     forwarded: struct dmm_forwarded. open_cookies: which of some cookies are those of sockets
     that there are.

@@ -23,18 +23,19 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, records
 from dmm_ebpf.abi import Struct
 from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.hal import nic
 from dmm_ebpf.hal.inotify import EntryWatch
 from dmm_ebpf.loader import Attached, restore
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.director import sync, urgency
-from dmm_ebpf.rd.policy.compile import Compiled
+from dmm_ebpf.rd.policy.compile import NO_DEVICE, Compiled
+from dmm_ebpf.rd.policy.compile_rules import Check
 from dmm_ebpf.rd.policy.evaluate import Query, is_below
 from dmm_ebpf.rd.policy.model import Policy
 from dmm_ebpf.threads import in_thread
@@ -79,7 +80,9 @@ def known_cgroup(policy: Policy, query: Query) -> None:
     no rule waits for.
     """
     path = query.cgroup
-    if path is None or any(rule.cgroup and is_below(path, rule.cgroup) for rule in policy.rules):
+    if path is None or any(
+        is_below(path, one) for rule in policy.rules for one in rule.every("cgroup")
+    ):
         return
     if not cgroups.place(path).is_dir():
         raise UsageError(
@@ -104,7 +107,7 @@ class Groups:
         self._generation = 0
         self._rules: list[Struct] = []
         self._texts: list[str] = []
-        self._paths: dict[int, str] = {}  # by the rule's index
+        self._checks: tuple[Check, ...] = ()
         self._watch: EntryWatch | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
@@ -122,15 +125,9 @@ class Groups:
         """Whether that cgroup is another than the one they are on."""
         return _id_of(self._cgroup) not in (NOWHERE, self._attached.cgroup_id)
 
-    def pending(self) -> list[dict[str, Any]]:
-        """The rules that wait for their cgroup: rule (its text), number (from 1),
-        cgroup (its path).
-        """
-        return [
-            {"rule": self._texts[index], "number": index + 1, "cgroup": path}
-            for index, path in self._paths.items()
-            if self._rules[index].cgroup_id == NOWHERE
-        ]
+    def pending(self) -> list[records.status.Pending]:
+        """The rules that wait for their cgroup."""
+        return waiting(self._texts, self._checks, lambda index: self._rules[index].cgroup_id)
 
     def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
         """The policy that is in force from now on; look() then tells whether its cgroups
@@ -139,9 +136,11 @@ class Groups:
         self._generation = generation
         self._rules = list(compiled.rules)
         self._texts = [policy.rule_text(index) for index in range(len(policy.rules))]
-        self._paths = {
-            i: rule.cgroup for i, rule in enumerate(policy.rules) if rule.cgroup is not None
-        }
+        self._checks = compiled.checks
+
+    def _asked(self, key: str) -> dict[int, str]:
+        """By the index of a check what it asks for."""
+        return {i: one.wanted[key] for i, one in enumerate(self._checks) if key in one.wanted}
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -187,6 +186,23 @@ class Groups:
                 self._pointed = False
                 await self._point_listeners()
 
+    async def ask(self, flags: int) -> None:
+        """Put the hooks on that a policy with these flags of enum dmm_control_flag needs besides;
+        they stay. DmmError if the cgroup does not take them; then all is as before.
+        """
+        if not flags & ~self._attached.asked:
+            return
+        async with self._looking:
+            before = self._attached.asked
+            self._attached.asked |= flags
+            try:
+                if not (self.missing or self.moved) and restore.unhooked(self._attached):
+                    restore.hook(self._attached, self._cgroup)
+                    self._hooked = True
+            except BaseException:
+                self._attached.asked = before
+                raise
+
     def _move(self, *, mend: bool = False) -> None:
         """What new connections wait for."""
         self._set_watches()
@@ -212,7 +228,7 @@ class Groups:
         wanted: dict[Path, set[bytes]] = {}
         try:
             root = cgroups.find_cgroup2()
-            for place in [self._cgroup, *map(cgroups.place, self._paths.values())]:
+            for place in [self._cgroup, *map(cgroups.place, self._asked("cgroup").values())]:
                 parent = root
                 for name in place.relative_to(root).parts if place.is_relative_to(root) else ():
                     wanted.setdefault(parent, set()).add(os.fsencode(name))
@@ -234,13 +250,20 @@ class Groups:
 
     def _point(self) -> None:
         changed: dict[int, Struct] = {}
-        for index, path in self._paths.items():
+        for index, path in self._asked("cgroup").items():
             rule = abi.copy(self._rules[index])
             number, rule.cgroup_level = lookup(path)
             if number != rule.cgroup_id:
                 rule.cgroup_id = number
                 changed[index] = rule
-                log.info("cgroup %s of rule %d %s", path, index + 1, _became(number))
+                log.info("cgroup %s of rule %d %s", path, rule.number, _became(number))
+        for index, name in self._asked("interface").items():
+            rule = changed.get(index) or abi.copy(self._rules[index])
+            ifindex = device_lookup(name)
+            if ifindex != rule.device:
+                rule.device = ifindex
+                changed[index] = rule
+                log.info("device %s of rule %d has come or gone", name, rule.number)
         if not changed:
             return
         sync.set_rules(self._attached.maps, self._generation & 1, changed)
@@ -258,6 +281,28 @@ class Groups:
             self._attached.set_listener_table,
             sync.in_cgroup_by_path(cgroups.path_of),
         )
+
+
+def waiting(
+    texts: Sequence[str], checks: Sequence[Check], known: Callable[[int], int]
+) -> list[records.status.Pending]:
+    """The rules, by their texts, that wait for a cgroup, each once for each. known: by the index of
+    a check the id of its cgroup, or NOWHERE.
+    """
+    found = {
+        (one.rule, one.wanted["cgroup"]): None
+        for index, one in enumerate(checks)
+        if "cgroup" in one.wanted and not one.skip and known(index) == NOWHERE
+    }
+    return [records.status.Pending(texts[rule], rule + 1, path) for rule, path in found]
+
+
+def device_lookup(name: str) -> int:
+    """The ifindex of a device of this network namespace, by any of its names; NO_DEVICE: it is not
+    there.
+    """
+    names = nic.names_of(name)
+    return (nic.ifindex_of(names[0]) if names else None) or NO_DEVICE
 
 
 def _became(number: int) -> str:

@@ -16,8 +16,8 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
 
+from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import netlink
 from dmm_ebpf.rd.director.news import News
@@ -53,7 +53,7 @@ class Guard:
     def __init__(self, items: Callable[[], Iterable[Item]]) -> None:
         """items: what has to stand now."""
         self._items = items
-        self._missing: dict[str, dict[str, Any]] = {}
+        self._missing: dict[str, records.status.Missing] = {}
         self._told: dict[tuple[str, str], float] = {}
         self._news = News()
         self._looked = asyncio.Event()
@@ -66,9 +66,9 @@ class Guard:
             async with asyncio.timeout(LOOK_S):
                 await self._looked.wait()
 
-    def missing(self) -> list[dict[str, Any]]:
-        """What does not stand and could not be put back: what, why, since (Unix time)."""
-        return [dict(entry) for entry in self._missing.values()]
+    def missing(self) -> list[records.status.Missing]:
+        """What does not stand and could not be put back."""
+        return list(self._missing.values())
 
     def look_soon(self) -> None:
         """Something has changed on the host."""
@@ -87,8 +87,9 @@ class Guard:
         found = {}
         for item, why in zip(items, await asyncio.to_thread(_look_at_all, items), strict=True):
             if why and (left := await self._mend(item, why)):
-                since = self._missing.get(item.what, {}).get("since", round(time.time(), 3))
-                found[item.what] = {"what": item.what, "why": left, "since": since}
+                before = self._missing.get(item.what)
+                since = before.since if before else round(time.time(), 3)
+                found[item.what] = records.status.Missing(item.what, left, since)
         for what in self._missing.keys() - found.keys():
             log.info("%s: all is well again", what)
         self._missing = found

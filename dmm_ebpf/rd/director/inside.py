@@ -48,14 +48,14 @@ class Device(NamedTuple):
     ours: bool
 
 
-def bits_of(name: str, taken: bool, by_device: ByDevice) -> int:
-    """Which rules hold for packets that come in by a device. taken: a bridge or a bond takes what
-    it receives; then only rules that name it are meant. by_device: for each rule the patterns of
-    names; None: every device.
+def bits_of(names: Iterable[str], taken: bool, by_device: ByDevice) -> int:
+    """Which rules hold for packets that come in by a device. names: all that it is called. taken: a
+    bridge or a bond takes what it receives; then only rules that name it are meant. by_device: for
+    each rule the patterns of names; None: every device.
     """
-    found = 0
+    found, called = 0, tuple(names)
     for number, patterns in enumerate(by_device):
-        if not taken if patterns is None else is_named(name, patterns):
+        if not taken if patterns is None else any(is_named(name, patterns) for name in called):
             found |= 1 << number
     return found
 
@@ -88,7 +88,7 @@ def wanted(
     for link in every:
         if is_outside(link):
             continue
-        bits = bits_of(link.name, link.master in takers, by_device)
+        bits = bits_of(link.names, link.master in takers, by_device)
         if bits or (containers and is_containers(link)):
             found[link.index] = Device(
                 link.name, bits, hal_nic.is_bare(link), link.index not in nics

@@ -16,37 +16,53 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf import abi, loader
+from dmm_ebpf import abi, loader, records, states
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
-from dmm_ebpf.hal import stackdevice, tuning
+from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, EventReader
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import flows, load, routeget, sync, undo
+from dmm_ebpf.rd.director import (
+    carriers,
+    faults,
+    flows,
+    generations,
+    hostcheck,
+    routeget,
+    stackrow,
+    sync,
+    undo,
+)
+from dmm_ebpf.rd.director.adaptive import Adaptive
 from dmm_ebpf.rd.director.earlier import Earlier
-from dmm_ebpf.rd.director.groups import Groups, attach_place, lookup
+from dmm_ebpf.rd.director.generations import Generations
+from dmm_ebpf.rd.director.groups import Groups, attach_place
 from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
-from dmm_ebpf.rd.director.load import core_counters
-from dmm_ebpf.rd.director.offline import labels_left
+from dmm_ebpf.rd.director.names import Names
 from dmm_ebpf.rd.director.openflows import OpenFlows
 from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.director.stacks import StackManager
+from dmm_ebpf.rd.director.stage import PROGRESS, STAGES, Progress, Stage
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.director.steps import Steps
-from dmm_ebpf.rd.director.usual import read_usual
 from dmm_ebpf.rd.director.watch import PolicyWatch
 from dmm_ebpf.rd.policy import parse as policies
-from dmm_ebpf.rd.policy.compile import Compiled, Labels, compile_policy
+from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy
 from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
+
+if TYPE_CHECKING:
+    from dmm_ebpf.rd.director.source import Source
+    from dmm_ebpf.records.event import Event
 
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
@@ -79,19 +95,22 @@ class Instance:
         self._attached = attached
         self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
         self._policy: Policy | None = None
-        self._labels: dict[int, Labels] = {}
+        self._generations = Generations(state)
         self._applying = asyncio.Lock()
         self._appliers: set[asyncio.Task[Any]] = set()  # tasks in apply()
-        self._closing = False
+        self.stage = Stage.ATTACHING
+        self.progress = Progress.IDLE  # of the policy that holds _applying
         self._since = time.monotonic()
-        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._listeners: list[Callable[[Event], None]] = []
         # A Resource Director that was killed may have had followers.
         sync.set_events(attached.maps, wanted=False)
+        self._following = carriers.Following(state.instance)
         self._events = EventReader(attached.maps["events"].fd)
-        self._cgroup_paths: dict[int, str | None] = {}
+        self._names = Names(lambda: self._ids, self._generations.labels)
         self.stacks = StackManager(attached, run, state, netns, self.publish)
         self.inside = Inside(attached, state, self.stacks.ifindexes, lambda: run.save(state))
-        self.watch = PolicyWatch(self)
+        self.adaptive = Adaptive(attached, self.stacks, run.path)
+        self.watch: Source = PolicyWatch(self)
         self.guard = Guard(self._standing)
         self.earlier = Earlier(attached, netns.cookie)
         self.flows = OpenFlows(attached, state, self.earlier, self.stacks)
@@ -108,6 +127,9 @@ class Instance:
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
 
     # -- life --
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage = states.move(f"instance {self.state.instance}", STAGES, self.stage, stage)
 
     @classmethod
     async def open(
@@ -137,6 +159,7 @@ class Instance:
                 await self._resume()
             if first is not None:
                 await self.apply(first, options.policy)
+            self._enter(Stage.SERVING)
         except BaseException as e:
             if not self.adopted or isinstance(e, asyncio.CancelledError):
                 try:
@@ -216,12 +239,9 @@ class Instance:
         generation = sync.current_generation(self._attached.maps)
         if not self.state.policy_text or not generation:
             return
-        if generation == self.state.generation and (left := labels_left(self.state, self._ids)):
-            self._labels[generation] = left
-        source = self.state.policy or "the policy in force"
-        base = Path(self.state.policy).parent if self.state.policy else Path("/")
+        await asyncio.to_thread(self._generations.read)
         try:
-            running = policies.parse(self.state.policy_text, source=source, base=base)
+            running = generations.again(generations.in_force(self.state))
             await self.apply(running, Path(self.state.policy) if self.state.policy else None)
         except DmmError as e:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
@@ -231,16 +251,21 @@ class Instance:
         Returns what went; a step that fails keeps no other from being tried, and DmmError tells of
         all that failed.
         """
-        self._closing = True
+        self._enter(Stage.DETACHING)
         for task in self._appliers:
             task.cancel()
         async with self._applying:  # until what they had begun is undone
-            return await self._close()
+            removed = await self._close()
+        self._enter(Stage.DETACHED)
+        return removed
 
     async def _close(self) -> list[str]:
         steps = Steps(f"detach instance {self.state.instance} wholly")
         asyncio.get_running_loop().remove_reader(self._events.fileno())
         steps.do("hooks", self._attached.unhook)
+        # Whoever comes after a SIGKILL from here on clears away what is left.
+        self.state.whole = False
+        self._run.keep(self.state)
         steps.do("listeners", self._take_no_flows)
         steps.do("devices of others", self.inside.close)
         await self.stacks.close(steps)
@@ -261,92 +286,109 @@ class Instance:
 
     async def apply(
         self, new: Policy, path: Path | None, *, unless: Callable[[], bool] = lambda: False
-    ) -> dict[str, Any]:
-        """Put new in force. DmmError if it cannot be; then nothing has changed. unless is asked
-        when it is new's turn: true means that it is wanted no more; then nothing is done, and the
-        answer is empty.
+    ) -> int | None:
+        """Put new in force, and return its generation. DmmError if it cannot be; then nothing
+        has changed. unless is asked when it is new's turn: true means that it is wanted no more;
+        then nothing is done, and the answer is None.
         """
         task = asyncio.current_task()
-        if task is None or self._closing:
+        if task is None or self._leaves():
             raise self._too_late()
         self._appliers.add(task)
         try:
             async with self._applying:
-                return {} if unless() else await self._apply(new, path)
+                return None if unless() else await self._apply_in_turn(new, path)
         except asyncio.CancelledError:
-            if self._closing:
+            if self._leaves():
                 raise self._too_late() from None
             raise
         finally:
             self._appliers.discard(task)
+
+    def _leaves(self) -> bool:
+        return self.stage in {Stage.DETACHING, Stage.DETACHED}
 
     def _too_late(self) -> DmmError:
         return NotAttachedError(
             "apply the policy", why=f"instance {self.state.instance} is being detached"
         )
 
-    async def _apply(self, new: Policy, path: Path | None) -> dict[str, Any]:
-        users = new.user_stacks()
-        wanted = {name: users[name] for name in new.routed_stacks() if name in users}
+    def _come_to(self, progress: Progress, reason: str = "") -> None:
+        label = f"the policy of instance {self.state.instance}"
+        self.progress = states.move(label, PROGRESS, self.progress, progress, reason)
+
+    async def _apply_in_turn(self, new: Policy, path: Path | None) -> int:
+        """_apply(), and the end of its progress, whatever becomes of it."""
+        self._come_to(Progress.COMPILING)
+        try:
+            generation = await self._apply(new, path)
+        except BaseException as exc:
+            self._come_to(Progress.IDLE, str(exc) or type(exc).__name__)
+            raise
+        self._come_to(Progress.IDLE)
+        return generation
+
+    async def _apply(self, new: Policy, path: Path | None) -> int:
+        wanted = hostcheck.served(new)
         ids = IdSpace.from_dict(self._ids.to_dict())
         await asyncio.to_thread(check_plugins, new, wanted)
         await in_thread(
             self.stacks.number, {name: config.processes for name, config in wanted.items()}
         )
-        compiled = await asyncio.to_thread(
-            compile_policy,
-            new,
-            ids,
-            lookup,
-            netns_lookup=routeget.netns_cookie,
-            congestion_controls=tuning.read("net/ipv4/tcp_available_congestion_control").split(),
-            usual=read_usual(),
-            busy_stacks=self._busy_stacks(),
-        )
+        facts = hostcheck.HostFacts.read()
+        compiled = await asyncio.to_thread(facts.compile, new, ids, self._busy_stacks())
+        self._come_to(Progress.STARTING)
         started = await self.stacks.ensure(
             {name: (ids.stack(name), config) for name, config in wanted.items()}
         )
-        generation = sync.next_generation(sync.current_generation(self._attached.maps))
+        current = sync.current_generation(self._attached.maps)
+        generation = sync.next_generation(current)
         after: dict[str, Any] = {
             "ids": ids.to_dict(),
-            "generation": generation,
-            "policy": str(path) if path else None,
-            "policy_text": new.text,
+            "earlier": self._generations.earlier({current} | self._used_generations()),
+            **generations.after(new, path, generation),
         }
         try:
+            self._come_to(Progress.SWITCHING)
             # Before it is in force: what cannot be written down is refused, and
             # nothing has changed.
             self._run.save(replace(self.state, **after))
-            await in_thread(self._sync, compiled, generation)
+            containers = self.state.containers
+            await self.groups.ask(sync.control_flags(compiled, containers=containers))
+            await in_thread(
+                self._sync, compiled, generation, partial(self._prepare, new, ids, compiled)
+            )
         except BaseException:
             await self.stacks.drop(started)
             self._run.keep(self.state)
             raise
+        self._come_to(Progress.SETTLING)
         self._ids, self._policy = ids, new
-        self._labels[generation] = compiled.labels
-        self._forget_generations(generation)
+        self._generations.put(generation, new, compiled.labels, path)
+        self._generations.keep({generation} | self._used_generations())
         vars(self.state).update(after)
+        self.adaptive.in_force(new, ids, generation & 1)
         self.stacks.retire(wanted)
-        summary: dict[str, Any] = {
-            "generation": generation,
-            "rules": len(new.rules),
-            "routes": new.n_routes,
-            "stacks": sum(name not in BUILT_IN for name in new.stacks),
-        }
         self.groups.follow(new, compiled, generation)
         await self.groups.look()
-        summary["pending"] = self.groups.pending()
         await in_thread(self.inside.put_in_force, generation & 1, compiled.by_device)
-        self.publish({"type": "policy", "path": self.state.policy, **summary})
         log.info(
-            "policy generation %d: %d rules, %d routes",
-            generation,
-            summary["rules"],
-            summary["routes"],
+            "policy generation %d: %d rules, %d routes", generation, len(new.rules), new.n_routes
         )
-        return summary
+        self.publish(lambda: self._policy_event(new, generation))
+        return generation
 
-    def _sync(self, compiled: Compiled, generation: int) -> int:
+    def _policy_event(self, new: Policy, generation: int) -> Event:
+        name, pending, now = self.state.instance, self.groups.pending(), records.event.now()
+        counts = (generation, *_counts(new))
+        return records.event.PolicyEvent("policy", self.state.policy, *counts, pending, now, name)
+
+    def _prepare(self, new: Policy, ids: IdSpace, compiled: Compiled, half: int) -> None:
+        """What sync.apply() does not write of a half."""
+        self.inside.prepare(half, compiled.by_device)
+        self.adaptive.prepare(new, ids, half)
+
+    def _sync(self, compiled: Compiled, generation: int, prepare: Callable[[int], object]) -> int:
         return sync.apply(
             self._attached.maps,
             compiled,
@@ -354,11 +396,11 @@ class Instance:
             inner=loader,
             listener_set=self._attached.set_listener_table,
             in_cgroup=sync.in_cgroup_by_path(cgroups.path_of),
-            devices=lambda half: self.inside.prepare(half, compiled.by_device),
+            devices=prepare,
             containers=self.state.containers,
         )
 
-    async def apply_text(self, text: str, path: str | None) -> dict[str, Any]:
+    async def apply_text(self, text: str, path: str | None) -> records.policy.Applied:
         """apply() for the text of a policy file; path is where it came from, for messages
         and for routes_from.
         """
@@ -369,7 +411,9 @@ class Instance:
             source=path or "policy",
             base=source.parent if source else Path("/"),
         )
-        return await self.apply(new, source)
+        generation = await self.apply(new, source) or 0
+        pending = self.groups.pending()
+        return records.policy.Applied(self.state.instance, generation, *_counts(new), pending)
 
     @property
     def policy(self) -> Policy | None:
@@ -378,22 +422,19 @@ class Instance:
         """
         return self._policy
 
-    def policy_show(self) -> dict[str, Any]:
-        return {
-            "instance": self.state.instance,
-            "path": self.state.policy,
-            "text": self.state.policy_text,
-            "generation": self.state.generation,
-        }
+    def policy_show(self) -> records.policy.PolicyText:
+        state = self.state
+        return records.policy.PolicyText(
+            state.instance, state.policy, state.policy_text, state.generation
+        )
 
-    def _forget_generations(self, current: int) -> None:
-        """Names of old generations are kept for as long as an open flow was decided under them."""
-        used = {current} | {d.generation for d in self._decisions()}
-        for generation in set(self._labels) - used:
-            del self._labels[generation]
+    def _used_generations(self) -> set[int]:
+        """Under which an open flow was decided."""
+        return {d.generation for d in self._decisions()}
 
     def _busy_stacks(self) -> set[int]:
-        return {n for d in self._decisions() for n in (d.stack, d.wanted)}
+        wished = (one.wish - 1 for one in self._attached.maps.listeners.views() if one.wish)
+        return {n for d in self._decisions() for n in (d.stack, d.wanted)}.union(wished)
 
     def _decisions(self) -> Iterator[Any]:
         return (abi.copy(flow.decision) for flow in self._attached.flows())
@@ -406,121 +447,84 @@ class Instance:
     def _own_pids(self) -> list[int]:
         return [os.getpid(), *self.stacks.pids()]
 
-    # -- names, for flows.Names --
-
-    def stack(self, stack_id: int) -> str:
-        return self._ids.stack_name(stack_id) or f"#{stack_id}"
-
-    def table(self, table: int) -> str | None:
-        return self._ids.table_name(table) or None
-
-    def rule(self, generation: int, rule: int) -> str | None:
-        if not rule:
-            return None
-        labels = self._labels.get(generation)
-        return labels.rule_text(rule - 1) if labels else f"{rule} of generation {generation}"
-
-    def route(self, generation: int, route: int) -> str | None:
-        if route == C.DMM_ROUTE_NONE or not generation:
-            return None
-        labels = self._labels.get(generation)
-        return labels.route_text(route) if labels else f"{route} of generation {generation}"
-
-    def cgroup(self, cgroup_id: int) -> str | None:
-        if cgroup_id not in self._cgroup_paths:
-            if len(self._cgroup_paths) > 4096:
-                self._cgroup_paths.clear()
-            self._cgroup_paths[cgroup_id] = cgroups.path_of(cgroup_id) if cgroup_id else None
-        return self._cgroup_paths[cgroup_id]
-
     # -- what can be asked --
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> records.status.Status:
         await self.guard.known()
         maps, counts = self._attached.maps, await self.flows.by_stack()
-        return {
-            "instance": self.state.instance,
-            "pid": os.getpid(),
-            "netns": self.state.netns,
-            "cgroup": self.state.cgroup,
-            "policy": self.state.policy,
-            "policy_refused": self.watch.trouble,
-            "generation": self.state.generation,
-            "uptime_s": round(time.monotonic() - self._since, 1),
-            "flows": counts.total(),
-            "listeners": maps.listeners.count(),
-            "rules": len(self._policy.rules) if self._policy else 0,
-            "routes": self._policy.n_routes if self._policy else 0,
-            "counters": flows.counters_dict(maps.counters.percpu),
-            "nics": self.stacks.nics(),
-            "problem": None,
-            "missing": self.guard.missing(),
-            "pending": self.groups.pending(),
-            "earlier": self.earlier.trouble,
-            "stacks": await self.list_stacks(counts),
-        }
+        return records.status.Status(
+            instance=self.state.instance,
+            pid=os.getpid(),
+            netns=self.state.netns,
+            cgroup=self.state.cgroup,
+            policy=self.state.policy,
+            policy_refused=self.watch.trouble,
+            central=self.watch.told() or records.record.ABSENT,
+            generation=self.state.generation,
+            uptime_s=round(time.monotonic() - self._since, 1),
+            flows=counts.total(),
+            listeners=maps.listeners.count(),
+            rules=len(self._policy.rules) if self._policy else 0,
+            routes=self._policy.n_routes if self._policy else 0,
+            counters=flows.counters_dict(maps.counters.percpu),
+            nics=self.stacks.nics(),
+            problem=None,
+            missing=self.guard.missing(),
+            pending=self.groups.pending(),
+            earlier=self.earlier.trouble,
+            stacks=await self.list_stacks(counts),
+        )
 
-    async def list_stacks(self, counts: Counter[int] | None = None) -> list[dict[str, Any]]:
+    async def list_stacks(self, counts: Counter[int] | None = None) -> list[records.stack.StackRow]:
         """Every stack of the policy, and those that are still draining. counts: flows by stack,
         if known already.
         """
         counts = await self.flows.by_stack() if counts is None else counts
-        asked = await self.stacks.query_all("stats", within_s=LISTING_S)
-        dropped = await in_thread(stackdevice.dropped)
+        stats = await self.stacks.query_all("stats", within_s=LISTING_S)
+        faulty = {stack for (stack, _), one in stats.items() if one.get("faulty")}
+        injected = await faults.rows(self.stacks, list(faulty)) if faulty else []
+        loads, dropped = self._attached.maps.stack_load, await in_thread(stackdevice.dropped)
+        asked = stackrow.Asked(loads, stats, dropped, injected)
         defined = dict(self._policy.stacks) if self._policy else {}
-        rows = []
         # One that is being started for a policy not yet in force has no number.
         others = filter(self._ids.has_stack, self.stacks.names())
+        rows = []
         for name in dict.fromkeys([KERNEL, *defined, *others]):
-            config = defined.get(name)
             stack_id = self._ids.stack(name)
-            row: dict[str, Any] = {
-                "instance": self.state.instance,
-                "name": name,
-                "id": stack_id,
-                "kind": config.kind if config else ("kernel" if name == KERNEL else "user"),
-                "state": "up",
-                "flows": counts[stack_id],
-            }
-            if row["kind"] == "user":
-                row.update(self.stacks.describe(name))
-                row["counters"] = core_counters(asked, name)
-                row["counters"] |= load.device_counters(dropped, row.get("processes", ()))
-                row.update(load.figures(asked, name))
-                for process in row.get("processes", ()):
-                    process.update(load.process_figures(asked.get((name, process["process"]))))
-            if config is not None:
-                row["options"] = config.options()
-                for key in ("transport", "congestion", "io", "fallback"):
-                    if key in row["options"]:
-                        row[key] = row["options"][key]
-            rows.append(row)
+            named = stackrow.Named(self.state.instance, name, stack_id, defined.get(name))
+            rows.append(stackrow.row(named, counts[stack_id], self.stacks.get(name), asked))
         return rows
 
-    def list_flows(self) -> AsyncIterator[list[dict[str, Any]]]:
+    def list_flows(self) -> AsyncIterator[list[records.flow.Flow]]:
         """See OpenFlows.pages()."""
-        return self.flows.pages(self)
+        return self.flows.pages(self._names)
 
-    def list_listeners(self) -> list[dict[str, Any]]:
+    def list_listeners(self) -> list[records.flow.Listener]:
         return [
-            flows.listener_dict(key, one, self.state.instance, self.state.generation, self)
+            flows.of_listener(key, one, self.state.instance, self.state.generation, self._names)
             for key, one in self._attached.maps.listeners.items()
         ]
 
-    def route_get(self, params: dict[str, Any]) -> dict[str, Any]:
+    def list_paths(self) -> list[records.path.Path]:
+        return self.adaptive.rows(self.state.instance)
+
+    def route_get(self, params: dict[str, Any]) -> records.policy.RouteAnswer:
         """What a new flow would get now: see routeget.route_get()."""
         here = Here(
+            instance=self.state.instance,
             policy=self._policy,
             attached=cgroups.name_of(Path(self.state.cgroup)),
             netns_cookie=self.state.netns_cookie,
-            takes_flows=self.stacks.takes_flows,
-            devices=lambda name: list(self.stacks.describe(name).get("nics") or ()),
+            turns_away=self.stacks.turns_away,
+            devices=self.stacks.devices,
+            is_behind=self.stacks.is_behind,
+            path_to=partial(self.adaptive.path_to, self.state.instance),
         )
         return routeget.route_get(here, params)
 
     # -- events --
 
-    def subscribe(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """callback gets every event from now on; the returned function ends that. While nobody
         follows, the hooks report nothing, which costs connections less.
         """
@@ -532,18 +536,32 @@ class Instance:
             self._listeners.remove(callback)
             if not self._listeners:
                 sync.set_events(self._attached.maps, wanted=False)
+                self._following.close()
 
         return unsubscribe
 
-    def publish(self, event: dict[str, Any]) -> None:
-        event.setdefault("time", round(time.time(), 6))
-        event.setdefault("instance", self.state.instance)
-        for callback in list(self._listeners):
-            callback(event)
+    def publish(self, make: Callable[[], Event]) -> None:
+        """What make makes, if anybody follows."""
+        if self._listeners:
+            event = make()
+            for callback in list(self._listeners):
+                callback(event)
 
     def _events_ready(self) -> None:
         events = self._events.read()
+        for event in events:
+            self.adaptive.ended(event)
         if not self._listeners:
             return
+        known = self._following.carriers(
+            [event.flow for event in events if flows.is_decided(event)]
+        )
         for event in events:
-            self.publish(flows.event_dict(event, self.state.instance, self))
+            make = partial(flows.of_event, event, self.state.instance, self._names, known)
+            self.publish(make)
+
+
+def _counts(policy: Policy) -> tuple[int, int, int]:
+    """Rules, routes, and stacks that are not built in."""
+    stacks = sum(name not in BUILT_IN for name in policy.stacks)
+    return len(policy.rules), policy.n_routes, stacks

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, records
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.loader.table import Table
+from dmm_ebpf.userstack.answers import plugin_keys
 
 REASONS = {
     C.DMM_FULL_CONNECTIONS: "connections",
@@ -60,25 +61,34 @@ def together(full: Iterable[list[str]]) -> list[str]:
     )
 
 
-def figures(answers: Mapping[tuple[str, int], Mapping[str, Any]], name: str) -> dict[str, Any]:
+Stats = Mapping[tuple[str, int], Mapping[str, Any]]  # of query_all("stats")
+
+
+def figures(stats: Stats, name: str) -> dict[str, int | None]:
     """What is in use of a stack, and how much there is, over the processes that answered;
-    None: none did. plugin: what went wrong with its congestion control, where that is one.
-    answers: of query_all("stats").
+    None: none did.
     """
-    said = [stats for (stack, _), stats in answers.items() if stack == name]
-    told: dict[str, Any] = {
-        key: sum(int(stats[key]) for stats in said) if said else None for key in FIGURES
-    }
-    with_plugin = [stats for stats in said if "plugin_faults" in stats]
-    if with_plugin:
-        told["plugin"] = {
-            "faults": sum(stats["plugin_faults"] for stats in with_plugin),
-            "connections": sum(stats["plugin_connections"] for stats in with_plugin),
-            "fault": next(
-                (stats["plugin_fault"] for stats in with_plugin if stats["plugin_fault"]), ""
-            ),
-        }
-    return told
+    said = _said(stats, name)
+    return {key: sum(int(one[key]) for one in said) if said else None for key in FIGURES}
+
+
+def plugin(stats: Stats, name: str, fits: str = "congestion") -> records.stack.Plugin | None:
+    """What went wrong with a stack's congestion control, or its transport, where that is a
+    plug-in.
+    """
+    faults, connections, fault = plugin_keys(fits)
+    said = [one for one in _said(stats, name) if faults in one]
+    if not said:
+        return None
+    return records.stack.Plugin(
+        faults=sum(one[faults] for one in said),
+        connections=sum(one[connections] for one in said),
+        fault=next((one[fault] for one in said if one[fault]), ""),
+    )
+
+
+def _said(stats: Stats, name: str) -> list[Mapping[str, Any]]:
+    return [one for (stack, _), one in stats.items() if stack == name]
 
 
 def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:
@@ -86,30 +96,20 @@ def process_figures(stats: Mapping[str, Any] | None) -> dict[str, int | None]:
     return {key: int(stats[key]) if stats else None for key in ("connections", *FIGURES)}
 
 
-def core_counters(
-    answers: Mapping[tuple[str, int], Mapping[str, int]], name: str
-) -> dict[str, int]:
+def core_counters(stats: Stats, name: str) -> dict[str, int]:
     """What the processes of a user stack have counted together since each began: enum
     dmm_core_counter by name.
-    answers: of query_all("stats").
     """
     totals: Counter[str] = Counter()
-    for (stack, _), stats in answers.items():
-        if stack == name:
-            totals.update(
-                {k.removeprefix("core_"): int(v) for k, v in stats.items() if k.startswith("core_")}
-            )
+    for one in _said(stats, name):
+        totals.update(
+            {k.removeprefix("core_"): int(v) for k, v in one.items() if k.startswith("core_")}
+        )
     return dict(totals)
 
 
-def device_counters(
-    dropped: Mapping[str, int], processes: Iterable[Mapping[str, Any]]
-) -> dict[str, int]:
+def device_counters(dropped: Mapping[str, int], devices: Iterable[str]) -> dict[str, int]:
     """What the kernel has dropped at the TAP devices of a stack's processes.
     dropped: of stackdevice.dropped().
     """
-    return {
-        "tap_queue_dropped": sum(
-            dropped.get(str(process.get("device")), 0) for process in processes
-        )
-    }
+    return {"tap_queue_dropped": sum(dropped.get(device, 0) for device in devices)}

@@ -5,15 +5,13 @@ the lower one.
 
 from __future__ import annotations
 
-from typing import Any
-
+from dmm_ebpf import records
 from dmm_ebpf.rd.director.rundir import RunDir, State, all_states
 from dmm_ebpf.rd.policy.evaluate import is_below
 
 
-def nested(instance: str) -> list[dict[str, Any]]:
-    """The other instances that decide about sockets for which this one decides, too:
-    instance, cgroup (its directory) and above, whether that is this one's or further up.
+def nested(instance: str) -> list[records.status.Nested]:
+    """The other instances that decide about sockets for which this one decides, too.
     DmmError as all_states().
     """
     mine = RunDir(instance).load()
@@ -25,7 +23,7 @@ def nested(instance: str) -> list[dict[str, Any]]:
         if other.instance == instance or not (above or is_below(other.cgroup, mine.cgroup)):
             continue
         if _share_sockets(*((other, mine) if above else (mine, other))):
-            found.append({"instance": other.instance, "cgroup": other.cgroup, "above": above})
+            found.append(records.status.Nested(other.instance, other.cgroup, above))
     return found
 
 
@@ -34,8 +32,8 @@ def _share_sockets(upper: State, lower: State) -> bool:
     return same or upper.containers
 
 
-def nested_text(one: dict[str, Any]) -> str:
+def nested_text(one: records.status.Nested) -> str:
     """A sentence about an entry of nested()."""
-    where = "around this one" if one["above"] else "within this one"
-    first = f"instance {one['instance']} is attached to {one['cgroup']}, {where}"
+    where = "around this one" if one.above else "within this one"
+    first = f"instance {one.instance} is attached to {one.cgroup}, {where}"
     return f"{first}: both decide about the sockets of the lower, and of options that both set the upper's count"

@@ -3,10 +3,10 @@
 tc for any number of stacks, and XDP for the one whose AF_XDP sockets take the frames there
 (ports.py says when).
 
-A device changes while it is served: its address, its MTU, the number of its queues, its name, or it
-is deleted and made anew. So each start of a stack process begins with the facts of that moment; a
-change that a living process cannot follow ends it, and the next one starts with the device as it
-is, or when it is there again.
+A device changes while it is served: its address, its MTU, the number of its queues, its name; it is
+deleted and made anew, or goes to another namespace and comes back; it is put under a bridge or a
+bond, which has its addresses from then on, and is served in its place (device_of()). Processes that
+live follow (servednic.py), and each start of one begins with the facts of that moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import errno
 import logging
 import os
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,9 +25,7 @@ from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.bpf import ENOTSUPP
-from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.rundir import State
-from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack.spec import NicSpec
 
 NO_SLOT = C.DMM_MAX_NICS  # of a device that no stack serves
@@ -94,12 +91,21 @@ class Nics:
         self._save = save
         self._tc_name = tc_name(state.instance)
         self._lock = threading.RLock()  # held while what is on a device changes
+        self._behind: set[int] = set()  # ifindexes of those on which no flow begins
+        # By slot, ifindex and name of the devices that were chosen, if others stand for them
+        self._below: dict[int, tuple[int, str]] = {}
+        self.renewing = threading.Lock()  # held while NICs of a stack become others
 
     def choose(self, devices: Sequence[str]) -> list[NicSpec]:
-        """The NICs for a user stack; devices: as in the policy."""
+        """The NICs for a user stack; devices: as in the policy. What a Resource Director before
+        this one has served in place of one of them is so served on.
+        """
         specs = []
-        for info in hal_nic.serving_nics(devices or None):
+        for own in hal_nic.serving_nics(devices or None, instead=self._state.nics):
+            info = hal_nic.top_of(own)
             slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
+            if info.ifindex != own.ifindex:
+                self._below[slot] = (own.ifindex, own.name)
             specs.append(_spec(info, slot))
         return specs
 
@@ -147,7 +153,33 @@ class Nics:
         with self._lock:
             if not self._is_served(n.ifindex):
                 self._enter(n, 0)
-            self._put_tc(n.ifindex, n.name, f"for stack {stack}")
+            self.readdress(n)
+            try:
+                self._put_tc(n.ifindex, n.name, f"for stack {stack}")
+            except ConflictError:
+                self._set_behind(n, behind=True)
+                raise
+            self._set_behind(n, behind=False)
+
+    def is_behind(self, device: str) -> bool:
+        """Whether no flow begins on that device."""
+        return hal_nic.ifindex_of(device) in self._behind
+
+    def _set_behind(self, n: NicSpec, *, behind: bool) -> None:
+        """Whether a filter of others may keep packets there from our programs: then no flow begins
+        there, which it would break.
+        """
+        if behind == (n.ifindex in self._behind):
+            return
+        self._behind ^= {n.ifindex}
+        log.warning(
+            "new flows on %s are %s",
+            n.name,
+            "left to the kernel: a tc filter comes before ours" if behind else "taken again",
+        )
+        if entry := self._entry(n.ifindex):
+            entry.behind = behind
+            self._attached.maps.nics[n.ifindex] = entry
 
     def _put_tc(self, ifindex: int, name: str, why: str) -> None:
         if name not in self._state.tc_nics:
@@ -165,6 +197,7 @@ class Nics:
         self._attached.detach_tcx(ifindex)
         tcfilter.detach_nic(ifindex, self._tc_name, clsact=clsact)
         self._attached.maps.nics.delete(ifindex)
+        self._behind.discard(ifindex)
 
     def beside(self) -> dict[int, bool]:
         """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex:
@@ -206,13 +239,29 @@ class Nics:
         return entry is not None and entry.slot != NO_SLOT
 
     def _enter(self, n: NicSpec, stack_id: int) -> None:
-        entry = abi.new("dmm_nic", slot=n.slot, stack=stack_id, bare=n.bare)
+        behind = n.ifindex in self._behind
+        entry = abi.new(
+            "dmm_nic",
+            slot=n.slot,
+            stack=stack_id,
+            bare=n.bare,
+            behind=behind,
+            mac=list(n.mac),
+            generic=stack_id != 0 and xdp_mode(n) == "generic",
+        )
         self._attached.maps.nics[n.ifindex] = entry
 
     def detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
         """Takes them off, also where the device is gone. shared: ifindexes of those that other
         stacks go on using: they keep those of tc, and XDP where it is not this stack's.
         """
+        gone = list(nics)
+        self._detach(stack_id, gone, shared)
+        for n in gone:
+            if n.ifindex not in shared:
+                self._below.pop(n.slot, None)
+
+    def _detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
         for n in nics:
             by_xdp = self._xdp_stack(n.ifindex) == stack_id
             if by_xdp or n.ifindex not in shared:
@@ -232,27 +281,65 @@ class Nics:
         if not tcfilter.attached_nic(index, self._tc_name):
             return "our tc programs were taken off"
         hook = tcfilter.overtaken(index, self._tc_name)
-        return f"another tc filter was put before ours at its {hook}" if hook else ""
+        if hook:
+            return f"another tc filter was put before ours at its {hook}"
+        return "new flows there are still left to the kernel" if index in self._behind else ""
+
+    def device_of(self, n: NicSpec) -> hal_nic.Nic | None:
+        """The device that the NIC is now: the one that was chosen, whatever its number, or the
+        bridge or bond to which that belongs; None: it is not there.
+        """
+        own = hal_nic.find(*self._below.get(n.slot, (n.ifindex, n.name)))
+        return hal_nic.top_of(own) if own else None
+
+    def is_own(self, n: NicSpec) -> bool:
+        """Whether it is the device that was chosen, and none that has its addresses meanwhile."""
+        return n.slot not in self._below
 
     def renew(self, stack: str, stack_id: int, nics: Sequence[NicSpec]) -> list[NicSpec]:
-        """The NICs as they are now, with our programs of tc on those that were made anew; one that
-        is not there stays as it was. Raises DmmError: DeviceGoneError if none is there.
+        """The NICs as they are now, with our programs of tc on those that are other devices; one
+        that is not there stays as it was. Raises DmmError: DeviceGoneError if none is there,
+        ConflictError where a bridge or a bond is served already in its own right.
         """
-        found = [_found(n) for n in nics]
+        found = [self.device_of(n) for n in nics]
         if not any(found):
             gone = ", ".join(n.name for n in nics)
-            why = f"device {gone} is gone, or belongs to a bridge or a bond"
             raise DeviceGoneError(
-                f"start stack {stack}", why=why, hint="it starts when the device is back"
+                f"start stack {stack}",
+                why=f"device {gone} is gone",
+                hint="it starts when the device is back",
             )
-        now = [_as_it_is(n, info) if info else n for info, n in zip(found, nics, strict=True)]
-        self.detach(
-            stack_id,
-            [old for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex],
-        )
+        now = [as_it_is(n, info) if info else n for info, n in zip(found, nics, strict=True)]
+        others = [
+            (old, new) for old, new in zip(nics, now, strict=True) if old.ifindex != new.ifindex
+        ]
+        for old, new in others:
+            self._stand_for(old, new)
+        # Another stack may have been here before.
+        self._detach(stack_id, [old for old, _ in others if self._entry(old.ifindex) is not None])
         self.rename(nics, now)
         self.attach(stack, there(now))
         return now
+
+    def _stand_for(self, old: NicSpec, new: NicSpec) -> None:
+        own = self._below.pop(old.slot, (old.ifindex, old.name))
+        found = hal_nic.find(*own)
+        if found is None or found.ifindex == new.ifindex:
+            return
+        entry = self._entry(new.ifindex)
+        if entry is not None and entry.slot not in (NO_SLOT, new.slot):
+            raise ConflictError(
+                f"serve {new.name} in place of {found.name}",
+                why="a user stack serves it already in its own right",
+            )
+        self._below[old.slot] = (found.ifindex, found.name)
+
+    def readdress(self, n: NicSpec) -> None:
+        """The device has that link-layer address now."""
+        with self._lock:
+            if entry := self._entry(n.ifindex):
+                entry.mac = list(n.mac)
+                self._attached.maps.nics[n.ifindex] = entry
 
     def rename(self, old: Sequence[NicSpec], new: Sequence[NicSpec]) -> None:
         """Slots go on under the names that the devices have now."""
@@ -284,8 +371,11 @@ def remove_tc(instance: str, state: State | None) -> list[str]:
 
 
 def _spec(info: hal_nic.Nic, slot: int) -> NicSpec:
-    mac = bytes(_MAC_BYTES) if info.bare else info.mac
-    return NicSpec(info.ifindex, info.name, slot, info.rx_queues, mac, _mtu(info), info.bare)
+    return NicSpec(info.ifindex, info.name, slot, info.rx_queues, _mac(info), _mtu(info), info.bare)
+
+
+def _mac(info: hal_nic.Nic) -> bytes:
+    return bytes(_MAC_BYTES) if info.bare else info.mac
 
 
 def _mtu(info: hal_nic.Nic) -> int:
@@ -293,7 +383,13 @@ def _mtu(info: hal_nic.Nic) -> int:
     return min(info.mtu, _BARE_MTU) if info.bare else info.mtu
 
 
-def _as_it_is(n: NicSpec, info: hal_nic.Nic) -> NicSpec:
+def known_of(n: NicSpec) -> tuple[int, str, int, bytes]:
+    """What a process that serves it has to know."""
+    return n.ifindex, n.name, n.mtu, n.mac
+
+
+def as_it_is(n: NicSpec, info: hal_nic.Nic) -> NicSpec:
+    """The NIC, which is that device now."""
     now = _spec(info, n.slot)
     return replace(
         n,
@@ -304,12 +400,6 @@ def _as_it_is(n: NicSpec, info: hal_nic.Nic) -> NicSpec:
         mtu=now.mtu,
         bare=now.bare,
     )
-
-
-def _found(n: NicSpec) -> hal_nic.Nic | None:
-    """The device as it is now; None: it is not there, or another one takes what it receives."""
-    info = hal_nic.find(n.ifindex, n.name)
-    return None if info is None or hal_nic.taker_of(info) else info
 
 
 def there(nics: Iterable[NicSpec]) -> list[NicSpec]:
@@ -329,96 +419,3 @@ def _free_slot(nics: Mapping[str, int]) -> int:
         if slot not in used:
             return slot
     raise ConflictError("serve one more NIC", why=f"an instance serves {C.DMM_MAX_NICS} at most")
-
-
-class Serving(ABC):
-    """What the guard of a NIC asks of the stack that the NIC belongs to."""
-
-    name: str
-    nics: list[NicSpec]
-
-    @abstractmethod
-    def by_xdp(self, nic: NicSpec) -> bool:
-        """Whether the policy says that frames of nic are to come by AF_XDP, and they do."""
-
-    @abstractmethod
-    async def take_back(self, nic: NicSpec) -> None:
-        """Put our XDP program on nic again. Raises DmmError."""
-
-    @abstractmethod
-    def waits(self) -> bool:
-        """Whether a process of the stack cannot start for want of a device."""
-
-    @abstractmethod
-    def restart(self, reason: str) -> None:
-        """End the processes that live, so that they start anew."""
-
-    @abstractmethod
-    def hurry(self) -> None:
-        """Start at once what waits for a device."""
-
-    @abstractmethod
-    async def follow(self, nics: list[NicSpec]) -> None:
-        """The NICs have other names or MTUs now."""
-
-
-class ServedNic(Item):
-    """A NIC of a user stack, as its processes know it."""
-
-    def __init__(self, nics: Nics, serving: Serving, nic: NicSpec) -> None:
-        super().__init__(f"device {nic.name} of stack {serving.name}")
-        self._nics = nics
-        self._serving = serving
-        self._nic = nic
-        self._now: hal_nic.Nic | None = None
-        self._taker = ""
-
-    def look(self) -> str:
-        served, self._now = self._nic, hal_nic.find(self._nic.ifindex, self._nic.name)
-        now = self._now
-        if now is None:
-            return "it is gone"
-        self._taker = hal_nic.taker_of(now)
-        if self._taker:
-            return f"it belongs to {self._taker} now, which has the addresses"
-        if self._serving.waits():
-            return "it is back, and the stack is not yet"
-        return self._changed(served, now) or self._nics.missing_tc(now.ifindex)
-
-    def _changed(self, served: NicSpec, now: hal_nic.Nic) -> str:
-        """What is not as the processes know it."""
-        if now.ifindex != served.ifindex:
-            return "it was made anew"
-        if now.name != served.name:
-            return f"it is called {now.name} now"
-        if _mtu(now) != served.mtu:
-            return f"its MTU is {now.mtu} now"
-        # Nor is anybody else's there.
-        return (
-            "our XDP program was taken off"
-            if self._serving.by_xdp(served) and not now.has_xdp
-            else ""
-        )
-
-    async def mend(self) -> None:
-        now = self._now
-        if now is None:
-            if all(hal_nic.find(n.ifindex, n.name) is None for n in self._serving.nics):
-                self._serving.restart(f"device {self._nic.name} is gone")
-        elif self._taker:
-            self._serving.restart(f"device {self._nic.name} belongs to {self._taker} now")
-        elif self._serving.waits():
-            self._serving.hurry()
-        elif now.ifindex != self._nic.ifindex:
-            self._serving.restart(f"device {self._nic.name}: {self.look()}")
-        elif (now.name, _mtu(now)) != (self._nic.name, self._nic.mtu):
-            new = [
-                replace(n, name=now.name, mtu=_mtu(now)) if n.ifindex == now.ifindex else n
-                for n in self._serving.nics
-            ]
-            self._nics.rename(self._serving.nics, new)
-            await self._serving.follow(new)
-        elif self._serving.by_xdp(self._nic) and not now.has_xdp:
-            await self._serving.take_back(self._nic)
-        else:
-            await in_thread(self._nics.attach_tc, self._serving.name, self._nic)

@@ -7,63 +7,93 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
-from dmm_ebpf import loader
+from dmm_ebpf import loader, records
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
-from dmm_ebpf.hal import sockdiag
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.loader.table import Table
-from dmm_ebpf.rd.director import carriers, flows
+from dmm_ebpf.loader import Attached, Maps
+from dmm_ebpf.rd.director import away, carriers, flows, load
+from dmm_ebpf.rd.director.datagrams import Datagrams
+from dmm_ebpf.rd.director.earlier import Earlier
+from dmm_ebpf.rd.director.generations import Generations, again, in_force
+from dmm_ebpf.rd.director.groups import NOWHERE, lookup, waiting
+from dmm_ebpf.rd.director.live import with_sockets
+from dmm_ebpf.rd.director.load import Loads
+from dmm_ebpf.rd.director.names import Names
+from dmm_ebpf.rd.director.openflows import passing_of, records_of, rows_of
+from dmm_ebpf.rd.director.phase import HUNG, Phase
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
-from dmm_ebpf.rd.policy import parse as policies
-from dmm_ebpf.rd.policy.compile import Labels
+from dmm_ebpf.rd.policy.compile_rules import checks
 from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.model import Policy
+from dmm_ebpf.userstack.pidfile import start_time
 
 
-def offline_status(instance: str) -> dict[str, Any]:
-    """`status` from pins and state.json alone; the shape is that of a live RD's answer. problem:
-    why the pins cannot be read, as those of another version; then what they would have told is
-    None, or "unknown" of a stack.
+def offline_status(instance: str) -> records.status.Status:
+    """`status` from pins and state.json alone. problem: why the pins cannot be read, as those of
+    another version; then what they would have told is None, or "unknown" of a stack.
     """
-    state = RunDir(instance).load() or State(instance, 0, "", 0)
-    told: dict[str, Any] = {
-        "instance": instance,
-        "pid": None,
-        "netns": state.netns,
-        "cgroup": state.cgroup,
-        "policy": state.policy,
-        "policy_refused": None,
-        "generation": state.generation,
-        "uptime_s": None,
-        "flows": None,
-        "listeners": None,
-        "rules": None,
-        "routes": None,
-        "counters": {},
-        "nics": [],
-        "problem": None,
-        "missing": [],
-        "pending": [],
-        "earlier": None,
-    }
+    state = _state(instance)
+    told = records.status.Status(
+        instance=instance,
+        pid=None,
+        netns=state.netns,
+        cgroup=state.cgroup,
+        policy=state.policy,
+        policy_refused=None,
+        generation=state.generation,
+        uptime_s=None,
+        flows=None,
+        listeners=None,
+        rules=None,
+        routes=None,
+        counters={},
+        nics=[],
+        problem=None,
+        missing=[],
+        pending=[],
+        earlier=None,
+        stacks=[],
+    )
     try:
         attached = loader.adopt(instance, unhooked=state.whole)
     except (ConflictError, NotAttachedError) as exc:
-        return told | {
-            "problem": str(exc),
-            "stacks": [_offline_stack(state, s, None) for s in _stacks(state)],
-        }
+        unknown = [_offline_stack(state, s, None) for s in _stacks(state)]
+        return replace(told, problem=str(exc), stacks=unknown)
     maps = attached.maps
-    return told | {
-        "flows": len(carriers.carried_here(instance, attached.flows())),
-        "listeners": maps.listeners.count(),
-        "counters": flows.counters_dict(maps.counters.percpu),
-        "stacks": [_offline_stack(state, s, maps.stack_state) for s in _stacks(state)],
-    }
+    counts = Counter(row.stack for row in _rows(state, attached) if not row.carrier)
+    policy = _in_force(state)
+    return replace(
+        told,
+        flows=counts.total(),
+        rules=len(policy.rules) if policy else None,
+        routes=policy.n_routes if policy else None,
+        pending=_pending(policy, maps, state.generation) if policy else [],
+        listeners=maps.listeners.count(),
+        counters=flows.counters_dict(maps.counters.percpu),
+        stacks=[
+            replace(_offline_stack(state, s, maps), flows=counts[s.name]) for s in _stacks(state)
+        ],
+    )
+
+
+def _state(instance: str) -> State:
+    """DmmError: it is lost; NotAttachedError: and nothing is attached either."""
+    state = RunDir(instance).load()
+    if state is None:
+        what = f"tell of instance {instance}"
+        if instance not in loader.instances():
+            raise NotAttachedError(what, why="it is not attached")
+        raise DmmError(
+            what,
+            why="its state.json, which says by whom it is attached, is lost",
+            hint=f"run `dmm-ebpf detach --instance {instance}`, and attach it again",
+        )
+    return state
 
 
 def _stacks(state: State) -> list[StackState]:
@@ -71,107 +101,95 @@ def _stacks(state: State) -> list[StackState]:
     return [s for s in state.stacks if s.process == 0]
 
 
-def _offline_stack(
-    state: State, stack: StackState, states: Table[int, Struct] | None
-) -> dict[str, Any]:
-    """states: the map stack_state, if it can be read."""
-    return {
-        "instance": state.instance,
-        "name": stack.name,
-        "id": stack.stack_id,
-        "kind": "user",
-        "device": stack.device,
-        **(
-            _offline_stack_state(states[stack.stack_id])
-            if states
-            else {"state": "unknown", "pid": stack.pid or None}
-        ),
-        "processes": [_offline_process(p) for p in state.stacks if p.name == stack.name],
-    }
+def _in_force(state: State) -> Policy | None:
+    """None: there is none, or it cannot be read again."""
+    with contextlib.suppress(DmmError):
+        return again(in_force(state)) if state.policy_text is not None else None
+    return None
 
 
-def offline_flows(instance: str) -> list[dict[str, Any]]:
+def _pending(policy: Policy, maps: Maps, generation: int) -> list[records.status.Pending]:
+    """The rules that match nothing, since their cgroup is gone or was made anew meanwhile."""
+    first = (generation & 1) * C.DMM_MAX_CHECKS
+    texts = [policy.rule_text(index) for index in range(len(policy.rules))]
+    made = list(checks(policy.rules))
+
+    def known(index: int) -> int:
+        """NOWHERE, too, if the cgroup is another than the one that the hooks know."""
+        number = lookup(made[index].wanted["cgroup"])[0]
+        return number if number == maps.rules[first + index].cgroup_id else NOWHERE
+
+    return waiting(texts, made, known)
+
+
+def _seen(state: State, stack: StackState, said: Struct, loads: Loads) -> str:
+    """What a stack does whose bits in stack_state[] nobody clears: they do not tell that a process
+    has died since.
+    """
+    ours = [p for p in state.stacks if p.name == stack.name]
+    alive = [p for p in ours if said.up >> p.process & 1 and start_time(p.pid) == p.start_time != 0]
+    if any(not load.hung(loads, p.stack_id, p.process) for p in alive):
+        return Phase.UP
+    return HUNG if alive else Phase.DOWN
+
+
+def _offline_stack(state: State, stack: StackState, maps: Maps | None) -> records.stack.StackRow:
+    """maps: if they can be read."""
+    said = maps.stack_state[stack.stack_id] if maps else None
+    shown = _seen(state, stack, said, maps.stack_load) if maps and said else "unknown"
+    return records.stack.StackRow(
+        state.instance,
+        stack.name,
+        stack.stack_id,
+        "user",
+        shown,
+        pid=(stack.pid or None) if said is None else said.pid,
+        device=stack.device,
+        processes=[_offline_process(p) for p in state.stacks if p.name == stack.name],
+    )
+
+
+def offline_flows(instance: str) -> list[records.flow.Flow]:
     """`flows` from the pinned maps and inet_diag; what the stack processes know of their outer
     legs is missing.
     """
-    state = RunDir(instance).load() or State(instance, 0, "", 0)
-    names = _OfflineNames(state)
+    state = _state(instance)
+    return list(_rows(state, loader.adopt(instance, unhooked=state.whole)))
+
+
+def _rows(state: State, attached: Attached) -> Iterator[records.flow.Flow]:
+    home = attached.maps.control[0].netns_cookie
+    noted = {flow.cookie: flow for flow in records_of(attached, Earlier(attached, home))}
+    others = carriers.carriers(state.instance, noted.values())
     now_ns = time.monotonic_ns()
-    records = list(loader.adopt(instance, unhooked=state.whole).flows())
-    others = carriers.told(instance, records)
-    rows = [
-        flows.flow_dict(flow, instance, names, now_ns) | others.get(flow.cookie, {})
-        for flow in records
-    ]
+    known = flows.Known(state.instance, _names(state), now_ns, carriers=others, netns_cookie=home)
+    elsewhere = away.sockets(noted, home) if state.containers else {}
     netns = NetNS.find(state.netns_inode, state.netns_cookie)
     if netns is None:  # and with it every socket
-        return []
+        return
     with netns:
-        sockets = netns.run_in(sockdiag.list_tcp, listeners=False)
-    return flows.merge_live(rows, {s.cookie: vars(s) for s in sockets}, {})
+        here = netns.run_in(lambda: list(with_sockets(dict(noted))))
+        live = ((flow, socket or elsewhere.get(flow.cookie)) for flow, socket in here)
+        yield from netns.run_in(lambda: list(rows_of(live, passing_of(attached.maps), known, home)))
+        exchanges = netns.run_in(lambda: list(Datagrams(attached.maps).open()))
+        yield from (flows.of_datagrams(flow, known) for flow in exchanges)
 
 
-def offline_listeners(instance: str) -> list[dict[str, Any]]:
+def offline_listeners(instance: str) -> list[records.flow.Listener]:
     """`listeners` from the pinned map."""
-    state = RunDir(instance).load() or State(instance, 0, "", 0)
-    names = _OfflineNames(state)
+    state = _state(instance)
+    names = _names(state)
     return [
-        flows.listener_dict(key, one, instance, state.generation, names)
+        flows.of_listener(key, one, instance, state.generation, names)
         for key, one in loader.adopt(instance, unhooked=state.whole).maps.listeners.items()
     ]
 
 
-def labels_left(state: State, ids: IdSpace) -> Labels | None:
-    """The names of what state.generation has decided; None: they cannot be told, since the text is
-    not all of its policy (a routes file may have changed), or cannot be read again.
-    """
-    if not state.policy_text:
-        return None
-    base = Path(state.policy).parent if state.policy else Path("/")
-    with contextlib.suppress(DmmError):
-        policy = policies.parse(state.policy_text, source=state.policy or "policy", base=base)
-        return None if policy.files else Labels(policy, ids)
-    return None
+def _offline_process(record: StackState) -> records.stack.ProcessRow:
+    return records.stack.ProcessRow(record.process, pid=record.pid or None, device=record.device)
 
 
-def _offline_stack_state(stack: Struct) -> dict[str, Any]:
-    return {"state": "up" if stack.up else "down", "pid": stack.pid}
-
-
-def _offline_process(record: StackState) -> dict[str, Any]:
-    return {"process": record.process, "pid": record.pid or None, "device": record.device}
-
-
-class _OfflineNames:
-    """Names as far as state.json knows them; rules and routes of an earlier
-    generation stay numbers.
-    """
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self._ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
-        self._labels = labels_left(state, self._ids)
-        self._cgroup_paths: dict[int, str | None] = {}
-
-    def stack(self, stack_id: int) -> str:
-        return self._ids.stack_name(stack_id) or f"#{stack_id}"
-
-    def table(self, table: int) -> str | None:
-        return self._ids.table_name(table) or None
-
-    def rule(self, generation: int, rule: int) -> str | None:
-        if rule and self._labels and generation == self.state.generation:
-            return self._labels.rule_text(rule - 1)
-        return f"#{rule} of generation {generation}" if rule else None
-
-    def route(self, generation: int, route: int) -> str | None:
-        if route == C.DMM_ROUTE_NONE or not generation:
-            return None
-        if self._labels and generation == self.state.generation:
-            return self._labels.route_text(route)
-        return f"#{route} of generation {generation}"
-
-    def cgroup(self, cgroup_id: int) -> str | None:
-        if cgroup_id not in self._cgroup_paths:
-            self._cgroup_paths[cgroup_id] = cgroups.path_of(cgroup_id) if cgroup_id else None
-        return self._cgroup_paths[cgroup_id]
+def _names(state: State) -> Names:
+    """As far as state.json knows them."""
+    ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
+    return Names(lambda: ids, Generations(state).labels, mark="#")

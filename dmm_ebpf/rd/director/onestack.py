@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field, replace
 
-from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.director.nics import Serving
 from dmm_ebpf.rd.director.phase import DRAINING, Phase
 from dmm_ebpf.rd.director.ports import AF_XDP, Ports
 from dmm_ebpf.rd.director.processes import Process
+from dmm_ebpf.rd.director.servednic import Serving
 from dmm_ebpf.rd.policy.model import UserStack
 from dmm_ebpf.userstack.spec import NicSpec
+
+OTHER_DEVICE = "they were opened for the device that was there before"
 
 
 @dataclass
@@ -30,6 +30,10 @@ class Stack(Serving):
         """See Serving."""
         return self.config.io == AF_XDP and self.ports.of(nic).port == AF_XDP
 
+    def kept_out(self, nic: NicSpec) -> str:
+        """See Serving."""
+        return self.ports.of(nic).kept_out
+
     def waits(self) -> bool:
         """See Serving."""
         return any(p.waits for p in self.processes)
@@ -45,12 +49,24 @@ class Stack(Serving):
             if p.waits:
                 p.supervisor.hurry()
 
+    def knows(self, nic: NicSpec) -> bool:
+        """See Serving."""
+        return all(p.knows(nic) for p in self.processes)
+
+    def can_follow(self, nic: NicSpec) -> bool:
+        """See Serving: our own program does, if it has served the NIC from its start."""
+        return not self.config.command and all(p.serves(nic) for p in self.processes)
+
     async def follow(self, nics: list[NicSpec]) -> None:
         """See Serving."""
-        self.nics = nics
+        before = {n.slot: n.ifindex for n in self.nics}
+        # AF_XDP sockets belong to the device that was.
+        self.nics = [
+            n if n.ifindex == before.get(n.slot) else replace(n, xsk=False, no_xsk=OTHER_DEVICE)
+            for n in nics
+        ]
         for p in self.processes:
-            with contextlib.suppress(DmmError, OSError):
-                await p.serve(self.nics)
+            await p.serve(self.nics)
 
     def process(self, number: int) -> Process | None:
         """The one of that number, if it is there."""
@@ -66,14 +82,13 @@ class Stack(Serving):
         return next((p for p in self.processes if p.number == 0 and p.is_up), None)
 
     def note_sockets(self, p: Process) -> None:
-        """Where process 0, which has just come up, has AF_XDP sockets."""
+        """Where process 0 has AF_XDP sockets that are of use."""
         self.nics = [
             replace(
                 n, xsk=n.slot in p.zerocopy, xsk_mtu=p.xsk_mtu, no_xsk=p.no_sockets.get(n.slot, "")
             )
             for n in self.nics
         ]
-        self.ports.forget_told()
 
     @property
     def status(self) -> str:

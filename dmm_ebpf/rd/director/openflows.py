@@ -7,18 +7,23 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
+from dmm_ebpf import records
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.hal import nic
-from dmm_ebpf.loader import Attached
+from dmm_ebpf.hal.sockdiag import TcpSocket
+from dmm_ebpf.loader import Attached, Maps
 from dmm_ebpf.rd.director import away, carriers, flows
+from dmm_ebpf.rd.director.datagrams import Datagrams
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.live import with_sockets
 from dmm_ebpf.rd.director.rundir import State
-from dmm_ebpf.rd.director.stacks import StackManager
 from dmm_ebpf.threads import in_thread
+
+if TYPE_CHECKING:
+    from dmm_ebpf.rd.director.stacks import StackManager
 
 ROWS_AT_ONCE = 500  # of a long listing; then others have a turn
 
@@ -33,13 +38,17 @@ class OpenFlows:
         self._state = state
         self._earlier = earlier
         self._stacks = stacks
+        self._datagrams = Datagrams(attached.maps)
 
     async def by_stack(self) -> Counter[int]:
         """How many each stack has, by its number."""
-        passing = list(self._passing().values())
-        return await in_thread(carriers.by_stack, self._state.instance, self._records(), passing)
+        passing = list(passing_of(self._attached.maps).values())
+        records_now = records_of(self._attached, self._earlier)
+        counts = await in_thread(carriers.by_stack, self._state.instance, records_now, passing)
+        counts.update(flow.decision.stack for flow in await self._exchanges())
+        return counts
 
-    async def pages(self, names: flows.Names) -> AsyncIterator[list[dict[str, Any]]]:
+    async def pages(self, names: flows.Names) -> AsyncIterator[list[records.flow.Flow]]:
         """Every one, in pages, so that neither a hundred thousand of them nor the time they take
         are in anybody's way.
 
@@ -48,42 +57,31 @@ class OpenFlows:
         """
         now_ns = time.monotonic_ns()
         await in_thread(self._earlier.prune)
-        records = {flow.cookie: flow for flow in self._records()}
-        passing = self._passing()
-        if not records and not passing:
+        noted = {flow.cookie: flow for flow in records_of(self._attached, self._earlier)}
+        passing = passing_of(self._attached.maps)
+        exchanges = await self._exchanges()
+        if not noted and not passing and not exchanges:
             return
-        at_nic = {one.cookie: pair for pair, one in passing.items() if one.cookie}
         outer = {}
         async for c in self._stacks.connections():
             outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
-        others = await in_thread(carriers.told, self._state.instance, list(records.values()))
-        cookies = dict(records) if self._state.containers else {}
+        others = await in_thread(carriers.carriers, self._state.instance, list(noted.values()))
+        cookies = dict(noted) if self._state.containers else {}
         elsewhere = (
             await in_thread(away.sockets, cookies, self._state.netns_cookie) if cookies else {}
         )
 
-        def of_socket(flow: Struct, here: dict[str, Any] | None) -> dict[str, Any] | None:
-            live = here or elsewhere.get(flow.cookie)
-            row = flows.flow_dict(flow, self._state.instance, names, now_ns) | others.get(
-                flow.cookie, {}
-            )
-            if flow.netns_cookie != self._state.netns_cookie:
-                row["kind"] = flows.CONTAINER
-            return flows.merge(row, live, outer, at_nic.get(flow.cookie))
-
-        def of_others(pair: flows.Pair, one: Struct) -> dict[str, Any] | None:
-            device = nic.name_of(one.ifindex)
-            row = flows.forwarded_dict(one, self._state.instance, names, device, now_ns)
-            return flows.merge(row, None, outer, pair)
-
-        rows = itertools.chain(
-            itertools.starmap(of_socket, with_sockets(records)),
-            (of_others(pair, one) for pair, one in passing.items() if not one.cookie),
+        known = flows.Known(
+            self._state.instance, names, now_ns, outer, others, self._state.netns_cookie
         )
-        page: list[dict[str, Any]] = []
+        live = ((flow, here or elsewhere.get(flow.cookie)) for flow, here in with_sockets(noted))
+        rows = itertools.chain(
+            rows_of(live, passing, known, self._state.netns_cookie),
+            (flows.of_datagrams(flow, known) for flow in exchanges),
+        )
+        page: list[records.flow.Flow] = []
         for row in rows:
-            if row is not None:
-                page.append(row)
+            page.append(row)
             if len(page) >= ROWS_AT_ONCE:
                 yield page
                 page = []
@@ -91,19 +89,44 @@ class OpenFlows:
         if page:
             yield page
 
-    def _records(self) -> Iterator[Struct]:
-        """The struct dmm_flow of every socket that is known of."""
-        return itertools.chain(self._attached.flows(), self._earlier.connections())
+    async def _exchanges(self) -> list[Struct]:
+        """The struct dmm_flow of every exchange of datagrams that a route gives to a user stack."""
+        return await in_thread(lambda: list(self._datagrams.open()))
 
-    def _passing(self) -> dict[flows.Pair, Struct]:
-        """The struct dmm_forwarded of what user stacks carry for others, by the flow as the
-        NIC has it.
-        """
-        maps = self._attached.maps
-        found = {}
-        for pair, one in maps.forwarded.items():
-            if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps.xdp_flows.get(pair)) is None:
-                continue
-            if not owned.orphan:
-                found[flows.pair_text(pair)] = one
-        return found
+
+def rows_of(
+    live: Iterable[tuple[Struct, TcpSocket | None]],
+    passing: Mapping[flows.Pair, Struct],
+    known: flows.Known,
+    home: int,
+) -> Iterator[records.flow.Flow]:
+    """Each flow of live, its struct dmm_flow and its socket if there is one, and of passing_of().
+    home: the cookie of the instance's network namespace.
+    """
+    at_nic = {one.cookie: pair for pair, one in passing.items() if one.cookie}
+    for flow, socket in live:
+        kind: records.flow.FlowKind = "socket" if flow.netns_cookie == home else "container"
+        row = flows.of_socket(flow, socket, known, kind=kind, at_nic=at_nic.get(flow.cookie))
+        if row is not None:
+            yield row
+    for pair, one in passing.items():
+        if not one.cookie:
+            yield flows.of_others(one, nic.name_of(one.ifindex), pair, known)
+
+
+def records_of(attached: Attached, earlier: Earlier) -> Iterator[Struct]:
+    """The struct dmm_flow of every socket that is known of."""
+    return itertools.chain(attached.flows(), earlier.connections())
+
+
+def passing_of(maps: Maps) -> dict[flows.Pair, Struct]:
+    """The struct dmm_forwarded of what user stacks carry for others, by the flow as the NIC
+    has it.
+    """
+    found = {}
+    for pair, one in maps.forwarded.items():
+        if one.state != C.DMM_FORWARDED_TAKEN or (owned := maps.xdp_flows.get(pair)) is None:
+            continue
+        if not owned.orphan:
+            found[flows.pair_text(pair)] = one
+    return found

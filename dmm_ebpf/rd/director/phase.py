@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 from enum import StrEnum
 
+from dmm_ebpf import states
+
 log = logging.getLogger("dmm-ebpf")
 
 
@@ -43,6 +45,4 @@ def move(label: str, old: Phase, new: Phase, reason: str = "") -> Phase:
     if new not in FOLLOWS[old]:
         log.debug("stack %s stays %s, and does not become %s", label, old, new)
         return old
-    if new is not old:
-        log.debug("stack %s: %s, then %s%s", label, old, new, f": {reason}" if reason else "")
-    return new
+    return states.move(f"stack {label}", FOLLOWS, old, new, reason)

@@ -78,6 +78,7 @@ def facts(one: nic.Nic, host: Host) -> choice.Facts:
         kind=kind_of(one),
         loopback=one.loopback,
         own=one.name.startswith(nic.OWN_PREFIX),
+        external=one.external,
         carries_ip=one.carries_ip,
         bare=one.bare,
         master=master.name if master else "",

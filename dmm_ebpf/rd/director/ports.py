@@ -9,8 +9,9 @@ XDP program stands on the NIC only while they do: native XDP may cost others som
 peer its segmentation offload.
 
 Away from AF_XDP a NIC goes at once; to it only when for BACK_S nothing has spoken against it. With
-io = "af_xdp" it goes while its MTU is above what the sockets were opened for: only a process that
-starts can open others.
+io = "af_xdp" it goes while the sockets are of no use: its MTU is above what they were opened for,
+or they went with a device that was deleted (only a process that starts can open others), or an XDP
+program of others has come to the NIC.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dmm_ebpf import records
 from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal.choice import Choice, Facts, Port, choose
@@ -43,12 +45,13 @@ log = logging.getLogger("dmm-ebpf")
 @dataclass
 class NicPort:
     """Of one NIC of a stack. port: empty while nothing is settled; told: what process 0 sends
-    by, as far as known.
+    by, as far as known; kept_out: why AF_XDP, which the policy names, cannot be had now.
     """
 
     port: str = ""
     reason: str = ""
     told: str = ""
+    kept_out: str = ""
     free_since: float | None = None  # while nothing speaks against AF_XDP
 
     def wish(self, choice: Choice, now: float) -> str:
@@ -87,9 +90,9 @@ class Ports:
         """A NIC's."""
         return self._by_slot.setdefault(n.slot, NicPort())
 
-    def rows(self, nics: Iterable[NicSpec]) -> list[dict[str, str]]:
+    def rows(self, nics: Iterable[NicSpec]) -> list[records.stack.PortRow]:
         """For listings."""
-        return [{"nic": n.name, "port": self.of(n).port, "why": self.of(n).reason} for n in nics]
+        return [records.stack.PortRow(n.name, self.of(n).port, self.of(n).reason) for n in nics]
 
     def begin(self, n: NicSpec, io: str) -> None:
         """Before the first process is started, or when the NIC was made anew. Raises DmmError where
@@ -100,6 +103,10 @@ class Ports:
             self._nics.take_xdp(self._stack, self._stack_id, n)
         port = "" if io == AUTO else io
         self._by_slot[n.slot] = NicPort(port, _by_policy(io) if port else "", port)
+
+    def carry_on(self, n: NicSpec) -> None:
+        """The NIC is another device now, by which the processes that live go on: not by AF_XDP."""
+        self._by_slot[n.slot] = NicPort(TAP)
 
     def forget_told(self) -> None:
         """Another process 0 is there: it has to be told again."""
@@ -117,16 +124,19 @@ class Ports:
         nics: Collection[NicSpec],
         first: Process | None,
         held: Callable[[NicSpec], str],
+        *,
+        asked: bool,
     ) -> None:
         """Give each NIC the port that it is to have. first: process 0, if it is there; held: what
-        other stack has the queues of a NIC, or empty. Raises DmmError where a port that the policy
-        names cannot be had.
+        other stack has the queues of a NIC, or empty. asked: a policy asks for io just now; then
+        DmmError is raised where a port that it names cannot be had. Later such a NIC goes by tap
+        for as long as that is so: somebody's XDP program has come there.
         """
         async with self.settling:
             if not self._open:
                 return
             facts = await in_thread(facts_of, nics) if io == AUTO else {}
-            short = await in_thread(_too_short, nics) if io == AF_XDP else {}
+            useless = await in_thread(_useless, nics) if io == AF_XDP else {}
             for n in nics:
                 if io == AUTO and n.slot not in facts:
                     continue  # it is not there now
@@ -134,16 +144,18 @@ class Ports:
                 if io == AUTO:
                     wish = self._wish(n, one, facts[n.slot], held(n))
                 else:
-                    one.reason = short.get(n.slot) or _by_policy(io)
-                    wish = TAP if n.slot in short else io
+                    one.reason = useless.get(n.slot) or _by_policy(io)
+                    wish = TAP if n.slot in useless else io
                 try:
                     if wish == AF_XDP:  # each time: somebody may have taken the program off
                         await self.put_xdp(n, io)
                     await self._move(n, one, wish, first)
+                    one.kept_out = ""
                 except (ConflictError, KernelFeatureError) as e:
-                    if io != AUTO:
+                    if asked and io != AUTO:
                         raise
                     one.free_since, one.reason = None, e.why
+                    one.kept_out = e.why if io == AF_XDP else ""
                     await self._move(n, one, TAP, first)
 
     async def put_xdp(self, n: NicSpec, io: str) -> None:
@@ -186,9 +198,11 @@ def _lacking(n: NicSpec, facts: Facts, held: str) -> str:
     """Why a NIC that is fit for AF_XDP has it not."""
     if held:
         return f"stack {held} holds its queues"
-    if not n.xsk:
-        return f"no AF_XDP sockets: {n.no_xsk or 'the next start of the stack opens them'}"
-    return _short(n, facts.mtu)
+    return _short(n, facts.mtu) if n.xsk else _none(n)
+
+
+def _none(n: NicSpec) -> str:
+    return f"no AF_XDP sockets: {n.no_xsk or 'the next start of the stack opens them'}"
 
 
 def _short(n: NicSpec, mtu: int) -> str:
@@ -198,12 +212,13 @@ def _short(n: NicSpec, mtu: int) -> str:
     return f"its MTU is {mtu} now, and the AF_XDP sockets were opened for {n.xsk_mtu}"
 
 
-def _too_short(nics: Iterable[NicSpec]) -> dict[int, str]:
-    """By slot, of those whose process has AF_XDP sockets, why they are no good now."""
-    found = {
+def _useless(nics: Iterable[NicSpec]) -> dict[int, str]:
+    """By slot, why the AF_XDP sockets that a process has, or had, are no good now."""
+    found = {n.slot: _none(n) for n in nics if not n.xsk}
+    found |= {
         n.slot: _short(n, info.mtu)
         for n in nics
-        if n.xsk_mtu and (info := hal_nic.find(n.ifindex, n.name))
+        if n.xsk and n.xsk_mtu and (info := hal_nic.find(n.ifindex, n.name))
     }
     return {slot: why for slot, why in found.items() if why}
 
@@ -217,6 +232,6 @@ def fit_for_sockets(io: str, facts: Facts | None) -> bool:
     return io == AF_XDP
 
 
-def shown(rows: Iterable[dict[str, Any]]) -> str:
+def shown(rows: Iterable[records.stack.PortRow]) -> str:
     """The ports of a stack in a word."""
-    return ",".join(dict.fromkeys(row["port"] for row in rows if row["port"]))
+    return ",".join(dict.fromkeys(row.port for row in rows if row.port))

@@ -13,18 +13,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, records
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import nic, procgroup, stackdevice, tcfilter
 from dmm_ebpf.loader import Attached, Maps
 from dmm_ebpf.loader.cgroup import find_cgroup2
 from dmm_ebpf.rd.director import endflows, load, standing
 from dmm_ebpf.rd.director.guard import Item
-from dmm_ebpf.rd.director.nics import DeviceGoneError
+from dmm_ebpf.rd.director.nics import DeviceGoneError, known_of
 from dmm_ebpf.rd.director.phase import DRAINING, HUNG, Phase, move
 from dmm_ebpf.rd.director.rundir import StackState
 from dmm_ebpf.rd.director.steps import Steps
@@ -70,6 +71,9 @@ class Process:
         self.waits = False  # cannot be started for want of a device
         self.xsk_mtu = 0  # for packets of that length
         self.no_sockets: dict[int, str] = {}  # why it has none where it was to have some
+        # Slots where it had some at its start, or when it was adopted
+        self.began_with: frozenset[int] = frozenset()
+        self._told: dict[int, NicSpec] = {}  # by slot, what it has been told of its NICs
         self.supervisor = StackSupervisor(
             spec, renew=self._renewed, on_up=self._on_up, on_down=self._on_down
         )
@@ -118,6 +122,7 @@ class Process:
         record = self.record
         if record.pid:
             if await self.supervisor.adopt(record.pid, record.start_time):
+                self._told = {}  # by whom was here before, of how it was then
                 return
             await in_thread(kill_process, record.pid, record.start_time)
             record.pid = 0
@@ -157,38 +162,39 @@ class Process:
             return HUNG
         return DRAINING if self.retiring and self.is_up else self.phase
 
-    def describe(self) -> dict[str, Any]:
-        """For `dmm-ebpf stacks`."""
-        return {
-            "process": self.number,
-            "state": self.shown,
-            "reason": self.reason,
-            "pid": self.pid or None,
-            "restarts": self.restarts,
-            "device": self.record.device,
-            "limits": self._limits(),
-        }
+    def describe(
+        self, full: list[str], stats: Mapping[str, Any] | None
+    ) -> records.stack.ProcessRow:
+        """For `dmm-ebpf stacks`. full: of what; stats: what it has said of itself, if it has."""
+        return records.stack.ProcessRow(
+            process=self.number,
+            state=self.shown,
+            reason=self.reason,
+            pid=self.pid or None,
+            restarts=self.restarts,
+            device=self.record.device,
+            limits=self._limits(),
+            full=full,
+            **load.process_figures(stats),
+        )
 
-    def _limits(self) -> dict[str, Any]:
-        """What keeps the process from eating the host: its cgroup's limits, and why
-        one is missing.
-        """
+    def _limits(self) -> records.stack.Limits:
+        """Of its cgroup."""
         group = Path(self.supervisor.spec.cgroup)
         granted = procgroup.granted(group)
-        return {
-            "cgroup": str(group),
-            "memory_bytes": granted.memory_bytes,
-            "processes": granted.processes,
-            "missing": self.supervisor.no_group or granted.missing,
-        }
+        return records.stack.Limits(
+            str(group),
+            granted.memory_bytes,
+            granted.processes,
+            self.supervisor.no_group or granted.missing,
+        )
 
     def _on_up(self, info: Mapping[str, Any]) -> None:
         self.record.pid, self.record.start_time = int(info["pid"]), int(info["start_time"])
-        self.zerocopy = {int(slot): done for slot, done in info["zerocopy"].items()}
-        self.sums = {int(slot): done for slot, done in info["sums"].items()}
+        self._note(info)
+        self.began_with = frozenset(self.zerocopy)
+        self._told = {n.slot: n for n in self.supervisor.spec.nics}
         self._save()
-        self.xsk_mtu = int(info["xsk_mtu"])
-        self.no_sockets = {int(slot): why for slot, why in info["no_sockets"].items()}
         self._become(Phase.UP)
         try:
             self._lead_in()
@@ -196,6 +202,24 @@ class Process:
         except (DmmError, OSError) as e:
             self._become(Phase.DOWN, str(e))
             raise
+
+    def _note(self, info: Mapping[str, Any]) -> None:
+        self.zerocopy = {int(slot): done for slot, done in info["zerocopy"].items()}
+        self.sums = {int(slot): done for slot, done in info["sums"].items()}
+        self.xsk_mtu = int(info["xsk_mtu"])
+        self.no_sockets = {int(slot): why for slot, why in info["no_sockets"].items()}
+
+    async def look_at_sockets(self) -> None:
+        """Which of its AF_XDP sockets are of use now. Raises DmmError."""
+        self._note(await self.supervisor.query("ping"))
+
+    def lost_sockets(self) -> frozenset[int]:
+        """Slots where it has lost those that it began with."""
+        return self.began_with - self.zerocopy.keys()
+
+    async def is_idle(self) -> bool:
+        """Whether nobody would miss it: see dmm_core_in_use(). Raises DmmError."""
+        return not (await self.supervisor.query("stats"))["in_use"]
 
     def _renewed(self) -> StackSpec:
         try:
@@ -206,15 +230,44 @@ class Process:
         self.waits = False
         return spec
 
+    def serves(self, n: NicSpec) -> bool:
+        """Whether it has devices for that NIC: it was there when the process started. One that
+        does not live begins with the NICs of its time.
+        """
+        return not self.is_up or nic.ifindex_of(self.supervisor.spec.inner_device(n)) is not None
+
+    def knows(self, n: NicSpec) -> bool:
+        """Whether it has been told what that NIC is now, so far as it serves it."""
+        if not self.is_up or not self.serves(n):
+            return True
+        told = self._told.get(n.slot)
+        return told is not None and known_of(told) == known_of(n)
+
     async def serve(self, nics: Sequence[NicSpec]) -> None:
-        """The NICs have other names or MTUs now."""
+        """The NICs have other names, MTUs or addresses now, or are other devices. What it could not
+        be told, knows() says.
+        """
         self.record.nics = [n.name for n in nics]
         self._save()
-        before = {n.ifindex: n for n in self.supervisor.spec.nics}
         for n in nics:
-            old = before.get(n.ifindex, n)
-            if n.mtu != old.mtu and self.is_up:
-                await self.supervisor.query("configure", slot=n.slot, mtu=n.mtu)
+            if self.knows(n):
+                continue
+            self._lead_in_by(n)
+            change = {"mtu": n.mtu, "ifindex": n.ifindex, "mac": n.mac.hex()}
+            try:
+                await self.supervisor.query("configure", slot=n.slot, **change)
+            except (DmmError, OSError) as e:
+                log.warning(
+                    "stack %s does not know yet what %s is: %s", self.record.label, n.name, e
+                )
+                continue
+            self._told[n.slot] = n
+        spec = self.supervisor.spec
+        self.supervisor.spec = replace(spec, nics=[self._as_told(n) for n in spec.nics])
+
+    def _as_told(self, n: NicSpec) -> NicSpec:
+        now = self._told.get(n.slot, n)
+        return replace(n, ifindex=now.ifindex, name=now.name, mtu=now.mtu, mac=now.mac)
 
     async def send_by(self, n: NicSpec, port: str) -> None:
         """Packets to that NIC go by that port from now on. Raises DmmError."""
@@ -224,10 +277,19 @@ class Process:
         record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
         load.begin(maps.stack_load, record.stack_id, record.process)
         for n in spec.nics:
-            inner = nic.ifindex_of(spec.inner_device(n))
+            inner = self._lead_in_by(n)
             if inner is None:
                 continue
-            seat = abi.new(
+            tcfilter.attach(inner, self._attached.ingress_fd())
+            maps.inner_devs[self._place(n)] = inner
+            maps.outer_devs[self._place(n)] = nic.ifindex_of(spec.outer_device(n)) or 0
+
+    def _lead_in_by(self, n: NicSpec) -> int | None:
+        """What it sends to apps comes in by that NIC from now on; the ifindex of its device."""
+        record = self.record
+        inner = nic.ifindex_of(self.supervisor.spec.inner_device(n))
+        if inner is not None:
+            self._attached.maps.seats[inner] = abi.new(
                 "dmm_seat",
                 stack=record.stack_id,
                 process=record.process,
@@ -235,10 +297,7 @@ class Process:
                 nic=n.ifindex,
                 home=n.slot + 1,
             )
-            maps.seats[inner] = seat
-            tcfilter.attach(inner, self._attached.ingress_fd())
-            maps.inner_devs[self._place(n)] = inner
-            maps.outer_devs[self._place(n)] = nic.ifindex_of(spec.outer_device(n)) or 0
+        return inner
 
     def _lead_out(self) -> None:
         """Its devices go with it, or are gone."""

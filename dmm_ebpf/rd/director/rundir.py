@@ -69,6 +69,16 @@ class StackState:
 
 
 @dataclass
+class PolicyText:
+    """A policy as it was read, and the generations in which it was in force."""
+
+    text: str
+    path: str | None  # of its file; routes files are relative to it
+    files: dict[str, list[int] | None]  # routes files, with what stamp_of() said of them
+    generations: list[int]
+
+
+@dataclass
 class State:
     """An instance as its Resource Director left it."""
 
@@ -81,7 +91,10 @@ class State:
     netns: str | None = None  # as the user named it
     policy: str | None = None  # path of the policy file, if there is one
     policy_text: str | None = None  # the policy in force
+    policy_files: dict[str, list[int] | None] = field(default_factory=dict)  # see PolicyText
     generation: int = 0
+    # Those that open flows were decided by, which are not in force any more
+    earlier: list[PolicyText] = field(default_factory=list)
     ids: dict[str, Any] = field(default_factory=dict)
     stacks: list[StackState] = field(default_factory=list)
     nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and outer_devs
@@ -104,6 +117,7 @@ class State:
     def from_json(cls, text: str) -> State:
         raw = json.loads(text)
         raw["stacks"] = [StackState(**_known(StackState, s)) for s in raw.get("stacks", [])]
+        raw["earlier"] = [PolicyText(**_known(PolicyText, s)) for s in raw.get("earlier", [])]
         return cls(**_known(cls, raw))
 
 
@@ -326,6 +340,16 @@ def all_states() -> list[State]:
             if state.netns_inode == inode and state.netns_cookie not in {0, cookie}:
                 state.netns_inode = 0
     return states
+
+
+def marks() -> list[tuple[str, int, int]]:
+    """What tells all_states() of now from those of another time, and costs little."""
+    found = []
+    for folder in listing.entries(ROOT):
+        with contextlib.suppress(OSError):
+            stat = (folder / "state.json").stat()
+            found.append((folder.name, stat.st_ino, stat.st_mtime_ns))
+    return found
 
 
 def _remove_tree(folder: Path) -> None:

@@ -2,8 +2,8 @@
 """The user stacks of an instance: from a name in the policy to processes that packets
 reach, and back.
 
-Owns, for each user stack: our programs on its NICs (nics.py), its processes (processes.py) and
-their numbers, and its line in stack_state[].
+Owns, for each user stack: our programs on its NICs (nics.py), its processes (processes.py), and
+its line in stack_state[].
 
 Invariant: a process has its bit in stack_state[id].up only while everything a flow needs is in
 place. The bit is set last and cleared first.
@@ -14,31 +14,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dmm_ebpf import abi
+from dmm_ebpf import abi, records
 from dmm_ebpf.errors import ConflictError, DmmError
 from dmm_ebpf.hal import procgroup, stackdevice
+from dmm_ebpf.hal.choice import Facts
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.kit.names import is_plugin, locate
+from dmm_ebpf.kit.names import SEAMS, is_plugin, locate
 from dmm_ebpf.loader import Attached
-from dmm_ebpf.rd.director import beside, ports, rundir, stackrow
+from dmm_ebpf.rd.director import beside, lostsockets, numbering, plugins, ports, stackrow
 from dmm_ebpf.rd.director.beside import Beside
 from dmm_ebpf.rd.director.changes import refuse_change
 from dmm_ebpf.rd.director.guard import Item
-from dmm_ebpf.rd.director.nics import Nics, ServedNic, there, xdp_mode
+from dmm_ebpf.rd.director.nics import Nics, there, xdp_mode
 from dmm_ebpf.rd.director.onestack import Stack
 from dmm_ebpf.rd.director.phase import HUNG, Phase
 from dmm_ebpf.rd.director.ports import AF_XDP, AUTO, TAP, Ports
 from dmm_ebpf.rd.director.portwatch import PortWatch
 from dmm_ebpf.rd.director.processes import Process, end_flows, group_of
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.director.servednic import ServedNic
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.rd.policy.model import UserStack
+from dmm_ebpf.records.record import ABSENT, Maybe
 from dmm_ebpf.threads import in_thread
 from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.spec import pid_path, process_label
@@ -49,18 +51,6 @@ MAX_CONNECTIONS = 100_000  # of a process, unless the policy says otherwise
 BEATS_S = 1.0
 
 log = logging.getLogger("dmm-ebpf")
-
-
-def free_k(used: Collection[int]) -> int:
-    """The lowest number of a process that nobody in the namespace uses."""
-    for k in range(stackdevice.MAX_K):
-        if k not in used:
-            return k
-    raise ConflictError(
-        "number another process of a user stack",
-        why=f"all {stackdevice.MAX_K} numbers are taken in this network namespace",
-        hint="detach an instance, or use fewer user stacks or fewer processes",
-    )
 
 
 class StackManager:
@@ -74,7 +64,7 @@ class StackManager:
         run: RunDir,
         state: State,
         netns: NetNS,
-        notify: Callable[[dict[str, Any]], None],
+        notify: Callable[[Callable[[], records.event.StackEvent]], None],
     ) -> None:
         self._attached = attached
         self._run = run
@@ -84,7 +74,6 @@ class StackManager:
         self._stacks: dict[str, Stack] = {}
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state, lambda: run.save(state))
-        self._renewing = threading.Lock()
         self._beside = Beside(self._nics, self._served)
         self._portwatch = PortWatch(self._settle_all)
         self._watch: list[asyncio.Task[None]] = []
@@ -94,43 +83,17 @@ class StackManager:
     # -- what the policy compiler and the listings ask --
 
     def number(self, wanted: Mapping[str, int]) -> None:
-        """Numbers those processes of user stacks that have no number yet; wanted: how many
-        each stack has.
-        """
-        with rundir.host_lock():
-            used = {
-                s.k
-                for st in rundir.all_states()
-                if st.netns_inode == self._state.netns_inode and st.instance != self._state.instance
-                for s in st.stacks
-            }
-            known_before = len(self._state.stacks)
-            used |= {s.k for s in self._state.stacks} | stackdevice.numbers_in_use()
-            known = {(s.name, s.process): s for s in self._state.stacks}
-            for key in (
-                (name, number) for name, count in wanted.items() for number in range(count)
-            ):
-                if key in known:
-                    continue
-                k = free_k(used)
-                used.add(k)
-                known[key] = StackState(name=key[0], stack_id=0, k=k, nics=[], process=key[1])
-                self._state.stacks.append(known[key])
-            try:
-                self._run.save(self._state)
-            except DmmError:
-                self._state.stacks[known_before:] = []
-                raise
+        """See numbering.number()."""
+        numbering.number(self._run, self._state, wanted)
 
-    def _numbered(self, wanted: Mapping[str, int]) -> bool:
-        known = {(s.name, s.process) for s in self._state.stacks}
-        return known >= {
-            (name, number) for name, count in wanted.items() for number in range(count)
-        }
+    def get(self, name: str) -> Stack | None:
+        """A user stack, if it exists here."""
+        return self._stacks.get(name)
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """See stackrow.row()."""
-        return stackrow.row(self._stacks.get(name), self._attached.maps.stack_load)
+    def devices(self, name: str) -> list[str]:
+        """The names of the NICs that a user stack serves."""
+        s = self._stacks.get(name)
+        return [n.name for n in s.nics] if s is not None and s.processes else []
 
     def standing(self) -> list[Item]:
         """What has to stand on the host for the stacks that are there."""
@@ -144,17 +107,12 @@ class StackManager:
         """Of the stack processes that live."""
         return [p.pid for s in self._stacks.values() for p in s.processes if p.pid]
 
-    def nics(self) -> list[dict[str, Any]]:
-        """The NICs that have our programs, for `dmm-ebpf status`. mode: of XDP, or "tc" where
-        no frame comes so.
-        """
+    def nics(self) -> list[records.status.NicRow]:
+        """The NICs that have our programs, for `dmm-ebpf status`."""
         return [
-            {
-                "ifname": n.name,
-                "ifindex": n.ifindex,
-                "mode": xdp_mode(n) if s.ports.of(n).port == AF_XDP else "tc",
-                "stack": name,
-            }
+            records.status.NicRow(
+                n.name, n.ifindex, xdp_mode(n) if s.ports.of(n).port == AF_XDP else "tc", name
+            )
             for name, s in self._stacks.items()
             for n in s.nics
         ]
@@ -163,33 +121,42 @@ class StackManager:
         """Of the devices that have the programs of a NIC, whether a stack serves them or not."""
         return self._served() | self._nics.beside().keys()
 
-    def takes_flows(self, name: str) -> bool:
-        """True if new flows reach the stack: it is up, and not full."""
+    def is_behind(self, device: str) -> bool:
+        """See Nics.is_behind()."""
+        return self._nics.is_behind(device)
+
+    def turns_away(self, name: str) -> records.policy.TurnsAway:
+        """Why no new flow reaches it: "down", or "full", also if it hangs; empty: they do."""
         s = self._stacks.get(name)
-        return (
-            s is not None
-            and s.status == Phase.UP
-            and not stackrow.why_full(s, self._attached.maps.stack_load)
-        )
+        if s is None or s.status not in {Phase.UP, HUNG}:
+            return "down"
+        hangs = s.status == HUNG
+        return "full" if hangs or stackrow.why_full(s, self._attached.maps.stack_load) else ""
 
     def names(self) -> list[str]:
         """User stacks that exist here, draining ones included."""
         return list(self._stacks)
 
     async def query_all(
-        self, method: str, *, within_s: float | None = None
+        self,
+        method: str,
+        *,
+        within_s: float | None = None,
+        only: Collection[str] = (),
+        strict: bool = False,
+        **params: Any,
     ) -> dict[tuple[str, int], Any]:
         """method asked of every process that is up, by stack and number; one that does not
-        answer is left out.
+        answer is left out, or with strict its DmmError raised. only: of these stacks.
         """
         up = [
             (name, p)
             for name, s in self._stacks.items()
             for p in s.processes
-            if p.is_up and not p.hung
+            if p.is_up and not p.hung and (not only or name in only)
         ]
-        asked = (asyncio.wait_for(p.supervisor.query(method), within_s) for _, p in up)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        asked = (asyncio.wait_for(p.supervisor.query(method, **params), within_s) for _, p in up)
+        answers = await asyncio.gather(*asked, return_exceptions=not strict)
         return {
             (name, p.number): a
             for (name, p), a in zip(up, answers, strict=True)
@@ -225,8 +192,8 @@ class StackManager:
         started: list[tuple[str, int]] = []
         async with self._lock:
             counts = {name: config.processes for name, (_, config) in wanted.items()}
-            if not self._numbered(
-                counts
+            if not numbering.are_numbered(
+                self._state, counts
             ):  # one that was draining when it was numbered has ended meanwhile
                 await in_thread(self.number, counts)
             try:
@@ -309,6 +276,10 @@ class StackManager:
 
     async def _keep(self, s: Stack, config: UserStack) -> None:
         refuse_change(s, config)
+        for seam in SEAMS.values():
+            wanted = config.part(seam)
+            if wanted != s.config.part(seam) and is_plugin(wanted, seam):
+                await plugins.give(s.processes, seam, wanted)
         for p in s.processes:
             if p.number >= config.processes:
                 continue
@@ -325,7 +296,12 @@ class StackManager:
                 p.supervisor.spec = self._spec(s, p.record)
                 with contextlib.suppress(DmmError, OSError):
                     await p.supervisor.query(
-                        "configure", congestion=config.congestion, syn_cookies=config.syn_cookies
+                        "configure",
+                        congestion=config.congestion,
+                        transport=config.transport,
+                        syn_cookies=config.syn_cookies,
+                        negotiate=config.negotiate,
+                        **config.redundancy_options(),
                     )
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> Stack:
@@ -375,12 +351,20 @@ class StackManager:
         return [
             replace(
                 n,
-                xsk=ports.fit_for_sockets(io, facts.get(n.slot)) and not self._held(s, n),
+                xsk=self._is_fit(s, n, facts.get(n.slot)),
                 xsk_mtu=0,
-                port=AF_XDP if io == AF_XDP else TAP,
+                no_xsk="" if self._nics.is_own(n) else lostsockets.NOT_OWN,
+                port=AF_XDP if io == AF_XDP and self._nics.is_own(n) else TAP,
             )
             for n in s.nics
         ]
+
+    def _is_fit(self, s: Stack, n: NicSpec, facts: Facts | None) -> bool:
+        return (
+            ports.fit_for_sockets(s.config.io, facts)
+            and not self._held(s, n)
+            and self._nics.is_own(n)
+        )
 
     async def _settle(self, s: Stack, io: str = "") -> None:
         """Give its NICs the ports that they are to have, by its policy or by io."""
@@ -389,7 +373,7 @@ class StackManager:
             return self._held(s, n)
 
         try:
-            await s.ports.settle(io or s.config.io, there(s.nics), s.first, held)
+            await s.ports.settle(io or s.config.io, there(s.nics), s.first, held, asked=bool(io))
         except DmmError:
             if io:
                 await self._settle(s)
@@ -397,6 +381,7 @@ class StackManager:
 
     async def _settle_all(self) -> None:
         for s in list(self._stacks.values()):
+            await lostsockets.look(s, self._nics, self._publish)
             await self._settle(s)
 
     def _others(self, s: Stack) -> list[Stack]:
@@ -434,13 +419,15 @@ class StackManager:
         """What the next process of a stack is to be told, of its NICs as they are now. Runs
         in a thread.
         """
-        with self._renewing:
+        with self._nics.renewing:
             before = {n.slot: n.ifindex for n in s.nics}
             s.nics = self._nics.renew(s.name, s.stack_id, s.nics)
             for n in there(s.nics):
-                sockets = s.config.io == AF_XDP and record.process == 0
-                if sockets or before[n.slot] != n.ifindex:
+                own, other = self._nics.is_own(n), before[n.slot] != n.ifindex
+                if own and record.process == 0 and s.config.io == AF_XDP:
                     s.ports.begin(n, s.config.io)
+                elif other:
+                    s.ports.carry_on(n)
             if record.process == 0:
                 s.nics = self._with_sockets(s)
         record.nics = [n.name for n in s.nics]
@@ -460,7 +447,12 @@ class StackManager:
             else [replace(n, xsk=False, port=TAP) for n in s.nics],
             xsks_fd=maps["xsks"].fd,
             congestion=config.congestion,
-            plugin=locate(config.congestion) if is_plugin(config.congestion) else None,
+            transport=config.transport,
+            plugins=[
+                locate(config.part(seam), seam=seam)
+                for seam in SEAMS.values()
+                if is_plugin(config.part(seam), seam)
+            ],
             options=config.process_options(),
             memory_bytes=(config.memory_bytes or 0) // config.processes,
             max_connections=-(-config.max_connections // config.processes)
@@ -479,25 +471,24 @@ class StackManager:
         """
         while True:
             await asyncio.sleep(BEATS_S)
-            now = {
+            hung = {
                 (s.name, p.number): p for s in self._stacks.values() for p in s.processes if p.hung
             }
-            for key, p in now.items():
+            for key, p in hung.items():
                 if key not in self._hung:
                     log.warning(
                         "stack %s, pid %d, hangs; new flows go elsewhere", p.record.label, p.pid
                     )
-                    self._notify(
-                        {"type": "stack", "stack": key[0], "process": key[1], "state": HUNG}
-                    )
-            for name, number in self._hung - now.keys():
+                    self._tell(*key, HUNG)
+            for name, number in self._hung - hung.keys():
                 log.info("stack %s runs again, or is gone", process_label(name, number))
-            self._hung = set(now)
+            self._hung = set(hung)
 
     def _changed(self, s: Stack, p: Process) -> None:
         self._publish(s)
         if p.number == 0 and p.is_up:
             s.note_sockets(p)
+            s.ports.forget_told()
             self._portwatch.hurry()
         label = p.record.label
         if p.is_up:
@@ -507,8 +498,27 @@ class StackManager:
         else:
             left = "the other processes" if s.status == Phase.UP else "its fallback"
             log.warning("stack %s went down: %s; new flows go to %s", label, p.reason, left)
-        event = {"type": "stack", "stack": s.name, "process": p.number, "state": p.phase}
-        self._notify(event | ({"pid": p.pid} if p.is_up else {"reason": p.reason}))
+        if p.is_up:
+            self._tell(s.name, p.number, p.phase, pid=p.pid)
+        else:
+            self._tell(s.name, p.number, p.phase, reason=p.reason)
+
+    def _tell(
+        self,
+        name: str,
+        number: int,
+        state: str,
+        *,
+        pid: Maybe[int] = ABSENT,
+        reason: Maybe[str] = ABSENT,
+    ) -> None:
+        def made() -> records.event.StackEvent:
+            now, instance = records.event.now(), self._state.instance
+            return records.event.StackEvent(
+                "stack", name, number, state, pid, reason, now, instance
+            )
+
+        self._notify(made)
 
     async def _stop(self, name: str, number: int) -> None:
         """Stop a process, and with its last one the stack."""
@@ -568,7 +578,7 @@ class StackManager:
 
     def _publish(self, s: Stack) -> None:
         """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
-        value = abi.new("dmm_stack_state")
+        value = abi.new("dmm_stack_state", datagrams=not s.config.command)
         for p in s.processes:
             value.seats[p.number] = p.record.seat
             if p.retiring:

@@ -135,7 +135,7 @@ class Pins(Item):
         self._attached = attached
 
     def look(self) -> str:
-        gone = restore.unpinned(self._attached)
+        gone = restore.removed(self._attached)
         more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         return f"somebody removed {', '.join(gone[:_NAMED])}{more}" if gone else ""
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 INNER_KINDS = tuple(loader_maps.INNER)
 _U32_MAX = 0xFFFFFFFF
+# Of enum dmm_control_flag, at a change of policy. Exchanges that an earlier one gave to a user
+# stack may go on.
+_STAYS = C.DMM_CONTROL_EVENTS | C.DMM_CONTROL_CHOICE | C.DMM_CONTROL_DATAGRAMS
 # control[0] is written whole, by a change of policy in a thread and by set_events() in
 # the event loop.
 _control_lock = threading.Lock()
@@ -59,7 +63,7 @@ class InnerMaps(Protocol):
 
 
 ForHalf = Callable[[int], object]
-ListenerSet = Callable[[Any, int, int, int], object]
+ListenerSet = Callable[[Any, int, int, int, int], object]
 InCgroup = Callable[[int, int], bool]
 
 
@@ -87,9 +91,9 @@ def apply(
 ) -> int:
     """Put compiled in force; returns its generation.
 
-    listener_set: (key, half, table, rule) sets tables[half] and rules[half] of listeners[key] in
-    place, leaving its count alone; a key that is gone is no error. Must be a BPF program's write:
-    user space cannot write part of a value.
+    listener_set: (key, half, table, rule, chosen) sets tables, rules and chosen[half] of
+    listeners[key] in place, leaving its count alone; a key that is gone is no error. Must be a BPF
+    program's write: user space cannot write part of a value.
     inner: makes and places the tries.
     in_cgroup: (cgroup id, id of a rule's cgroup) → whether the first is the second or below it;
     None: by their paths.
@@ -108,7 +112,16 @@ def apply(
 def control_flags(compiled: Compiled, *, containers: bool) -> int:
     """Of enum dmm_control_flag, those that a policy decides."""
     flags = C.DMM_CONTROL_CONTAINERS if containers else 0
-    return flags | (C.DMM_CONTROL_FORWARD if containers or compiled.forwards else 0)
+    choose = [int(rule.choose) for rule in compiled.rules]
+    users = [n for n, stack in compiled.stacks.items() if stack.kind == C.DMM_STACK_USER]
+    chosen = any(one >> n & 1 for one in choose for n in users)
+    if chosen or compiled.head.datagrams & C.DMM_DATAGRAMS_USER:
+        flags |= C.DMM_CONTROL_DATAGRAMS
+    flags |= C.DMM_CONTROL_FORWARD if containers or compiled.forwards else 0
+    flags |= C.DMM_CONTROL_CHOICE if any(choose) else 0
+    by_dscp = any(rule.flags & C.DMM_RULE_DSCP for rule in compiled.rules)
+    flags |= C.DMM_CONTROL_ADAPTIVE if compiled.is_adaptive else 0
+    return flags | (C.DMM_CONTROL_DSCP if by_dscp else 0)
 
 
 def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
@@ -219,7 +232,7 @@ class _Swap:
         with _control(self.maps) as control:
             control.abi_version = C.DMM_ABI_VERSION
             control.generation = generation
-            control.flags = control.flags & C.DMM_CONTROL_EVENTS | flags
+            control.flags = control.flags & _STAYS | flags
             if netns_cookie is not None:
                 control.netns_cookie = netns_cookie
 
@@ -257,7 +270,7 @@ def set_rules(maps: Maps, half: int, rules: Mapping[int, Struct]) -> None:
     """Write rules of a half by their index. In the half in force only what a rule's names stand for
     may differ: each rule is one write, and a program may see some of them before others.
     """
-    first = half * C.DMM_MAX_RULES
+    first = half * C.DMM_MAX_CHECKS
     maps.rules.update({first + index: rule for index, rule in rules.items()})
 
 
@@ -270,35 +283,59 @@ def set_listener_tables(
 ) -> None:
     """Have the peers of every listening socket looked up, in that half, where these rules say."""
     for key, listener in list(listeners.items()):
-        table, rule = listener_table(rules, listener, in_cgroup)
-        if (listener.tables[half], listener.rules[half]) != (table, rule):
-            listener_set(key, half, table, rule)
+        found = listener_table(rules, key, listener, in_cgroup)
+        if (listener.tables[half], listener.rules[half], listener.chosen[half]) != found:
+            listener_set(key, half, *found)
 
 
 def listener_table(
-    rules: Sequence[Struct], listener: Struct, in_cgroup: InCgroup
-) -> tuple[int, int]:
-    """(table, rule from 1) for a struct dmm_listener: the first rule that matches, as in
-    bpf/bind.h; or (0, 0). One that is bound to a device is the kernel's.
+    rules: Sequence[Struct], key: Struct, listener: Struct, in_cgroup: InCgroup
+) -> tuple[int, int, int]:
+    """(table, rule from 1, chosen) for a struct dmm_listener at key: its program's wish, if a rule
+    lets it; else the table of the first rule that matches and has one, as in bpf/bind.h; or zeros.
+    One that is bound to a device is the kernel's.
     """
     if listener.device:
-        return 0, 0
-    for number, rule in enumerate(rules, 1):
-        if _matches(rule, listener, in_cgroup):
-            return int(rule.table), number
-    return 0, 0
+        return 0, 0, 0
+    matching = list(_matching(rules, key, listener, in_cgroup))
+    wish = int(listener.wish)
+    for number, rule in matching if wish else ():
+        if rule.choose >> (wish - 1) & 1:
+            return 0, number, wish
+    return next(
+        ((int(rule.table), number, 0) for number, rule in matching if rule.table), (0, 0, 0)
+    )
 
 
-def _matches(rule: Struct, listener: Struct, in_cgroup: InCgroup) -> bool:
-    flags = rule.flags
+def _matching(
+    rules: Sequence[Struct], key: Struct, listener: Struct, in_cgroup: InCgroup
+) -> Iterator[tuple[int, Struct]]:
+    """The checks that match, each with its rule's number; without those that only except."""
+    index = 0
+    while index < len(rules):
+        rule, index = rules[index], index + 1
+        if not _matches(rule, key, listener, in_cgroup):
+            continue
+        if rule.skip:
+            index += rule.skip
+        else:
+            yield int(rule.number), rule
+
+
+def _matches(rule: Struct, key: Struct, listener: Struct, in_cgroup: InCgroup) -> bool:
+    flags, port = rule.flags, socket.ntohs(key.port_be)
     if not rule.directions & C.DMM_DIR_LISTEN:
         return False
-    if flags & C.DMM_RULE_UID and not rule.uid_first <= listener.uid <= rule.uid_last:
-        return False
-    if flags & C.DMM_RULE_MARK and listener.mark & rule.mark_mask != rule.mark:
-        return False
-    if flags & C.DMM_RULE_NETNS and listener.netns_cookie != rule.netns_cookie:
-        return False
-    if flags & C.DMM_RULE_COMM and abi.text(listener.comm) != abi.text(rule.comm):
-        return False
-    return not flags & C.DMM_RULE_CGROUP or in_cgroup(listener.cgroup_id, rule.cgroup_id)
+    equal = {
+        C.DMM_RULE_DSCP: "dscp",
+        C.DMM_RULE_NETNS: "netns_cookie",
+        C.DMM_RULE_DEVICE: "device",
+    }
+    return (
+        all(getattr(listener, k) == getattr(rule, k) for bit, k in equal.items() if flags & bit)
+        and (not flags & C.DMM_RULE_UID or rule.uid_first <= listener.uid <= rule.uid_last)
+        and (not flags & C.DMM_RULE_LPORT or rule.lport_first <= port <= rule.lport_last)
+        and (not flags & C.DMM_RULE_MARK or listener.mark & rule.mark_mask == rule.mark)
+        and (not flags & C.DMM_RULE_COMM or abi.text(listener.comm) == abi.text(rule.comm))
+        and (not flags & C.DMM_RULE_CGROUP or in_cgroup(listener.cgroup_id, rule.cgroup_id))
+    )

@@ -62,6 +62,9 @@ def clear(run_dir: RunDir) -> Undone:
     )
     steps = Steps(f"detach instance {run_dir.instance} wholly")
     steps.do("hooks", lambda: loader.unhook(run_dir.instance))
+    if state is not None and state.whole:
+        state.whole = False  # an attach that comes after a SIGKILL clears away what is left
+        run_dir.keep(state)
     steps.do("stack processes", lambda: _end_processes(_named(state, processes)))
     steps.do(
         "their cgroups", lambda: procgroup.remove_all(cgroups.find_cgroup2(), run_dir.instance)

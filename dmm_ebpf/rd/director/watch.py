@@ -18,9 +18,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.routes_file import Stamp, stamp_of
@@ -48,15 +50,16 @@ class PolicyWatch:
         self._read: Stamps = {}  # the files as the last reading saw them, whatever came of it
         self._last: Stamps = {}  # as the last look saw them
         self._retry_at: float | None = None
-        self._trouble: dict[str, Any] | None = None
+        self._trouble: records.status.Refused | None = None
         self._reading = asyncio.Lock()
 
     @property
-    def trouble(self) -> dict[str, Any] | None:
-        """Why the file is not what is in force: its path, the reason, and since when (Unix
-        time); None: it is.
-        """
+    def trouble(self) -> records.status.Refused | None:
+        """Why the file is not what is in force; None: it is."""
         return self._trouble
+
+    def told(self) -> None:
+        """See Source: a file is no fleet's."""
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -144,12 +147,16 @@ class PolicyWatch:
             files.update(routes)
 
     def _refuse(self, path: Path, reason: str) -> None:
-        if self._trouble is not None and self._trouble["reason"] == reason:
+        if self._trouble is not None and self._trouble.reason == reason:
             return
-        since = self._trouble["since"] if self._trouble is not None else round(time.time(), 3)
-        self._trouble = {"path": str(path), "reason": reason, "since": since}
+        since = self._trouble.since if self._trouble is not None else round(time.time(), 3)
+        self._trouble = records.status.Refused(str(path), reason, since)
         log.error("%s; the policy in force stays", reason)
-        self._instance.publish({"type": "policy_refused", "path": str(path), "reason": reason})
+        self._instance.publish(partial(self._event, path, reason))
+
+    def _event(self, path: Path, reason: str) -> records.event.PolicyRefusedEvent:
+        name, now = self._instance.state.instance, records.event.now()
+        return records.event.PolicyRefusedEvent("policy_refused", str(path), reason, now, name)
 
 
 def _stamps(files: Iterable[Path] | Mapping[Path, Stamp]) -> Stamps:

@@ -17,9 +17,11 @@ import dmm_ebpf.lean  # noqa: F401 - before asyncio is imported
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.rd.api.server import Server
@@ -33,6 +35,9 @@ from dmm_ebpf.rd.life.detaching import detach, instances
 from dmm_ebpf.rd.life.home import Doors, Home
 from dmm_ebpf.rd.life.running import RunOptions, run
 from dmm_ebpf.rd.life.signals import Signals, Stop
+
+if TYPE_CHECKING:
+    from dmm_ebpf.rd.sources.follower import Follower
 
 __all__ = [
     "AttachOptions",
@@ -49,9 +54,9 @@ __all__ = [
 log = logging.getLogger("dmm-ebpf")
 
 
-def attach(options: AttachOptions) -> int:
-    """Attach and serve until told to stop; as a daemon, return when it serves. Returns
-    an exit code.
+def attach(options: AttachOptions, follower: Follower | None = None) -> int:
+    """Attach and serve until told to stop; as a daemon, return when it serves. follower: the policy
+    is a fleet's. Returns an exit code.
     """
     starting.need_root(f"attach instance {options.instance}")
     options = _absolute(options)
@@ -60,7 +65,8 @@ def attach(options: AttachOptions) -> int:
     def serve(ready: Callable[[], None]) -> int:
         netns = NetNS.from_arg(options.netns)
         netns.enter()
-        asyncio.run(_main(options, run_dir, netns, signals, ready))
+        opening = partial(_opened, options, follower, run_dir, netns)
+        asyncio.run(_main(options, opening, run_dir, signals, ready))
         return 0
 
     def serve_as_daemon(ready: Callable[[], None]) -> int:
@@ -92,15 +98,31 @@ def _absolute(options: AttachOptions) -> AttachOptions:
     )
 
 
+async def _opened(
+    options: AttachOptions, follower: Follower | None, run_dir: RunDir, netns: NetNS
+) -> Instance:
+    """The instance, with what it follows."""
+    if follower is None:
+        return await Instance.open(options, run_dir, netns)
+    from dmm_ebpf.rd.sources import etcdsource  # which is much, and for a fleet alone
+
+    async with etcdsource.opened(follower) as fleet:
+        instance = await Instance.open(options, run_dir, netns)
+        source = etcdsource.EtcdSource(instance, fleet, follower)
+        instance.watch = source
+        await source.begin()
+        return instance
+
+
 async def _main(
     options: AttachOptions,
+    opening: Callable[[], Coroutine[Any, Any, Instance]],
     run_dir: RunDir,
-    netns: NetNS,
     signals: Signals,
     ready: Callable[[], None],
 ) -> None:
     stop = Stop(signals)
-    instance = await starting.opened(Instance.open(options, run_dir, netns), stop, run_dir)
+    instance = await starting.opened(opening(), stop, run_dir)
     for one in nested(options.instance):
         log.warning("%s", nested_text(one))
     server = Server(instance, run_dir.socket)

@@ -149,11 +149,11 @@ def _warn_of_others(instance: Instance, own: Path) -> None:
     """
     policy, name = instance.policy, cgroups.name_of(own)
     for index, rule in enumerate(policy.rules if policy else ()):
-        if rule.cgroup is not None and not is_below(name, rule.cgroup):
+        if rule.cgroup is not None and not any(is_below(name, one) for one in rule.cgroup):
             log.warning(
                 "rule %s is for the cgroup %s, and the command runs in one of its own, %s: the rule does not match it",
                 policy.rule_text(index) if policy else index + 1,
-                rule.cgroup,
+                " or ".join(rule.cgroup),
                 name,
             )
 

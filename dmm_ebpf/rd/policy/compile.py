@@ -14,7 +14,7 @@ import bisect
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -22,15 +22,26 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.policy.compile_routes import Entries, RouteCompiler
+from dmm_ebpf.rd.policy.compile_rules import Check, checks
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
-from dmm_ebpf.rd.policy.model import KernelStack, Policy, RejectStack, Rule, UserStack
-from dmm_ebpf.rd.policy.routes import route_text
+from dmm_ebpf.rd.policy.model import KernelStack, Policy, RejectStack, UserStack
+from dmm_ebpf.rd.policy.routes import RouteTable, route_text
+from dmm_ebpf.rd.policy.rule import Rule
 from dmm_ebpf.rd.policy.usual import LINUX, Usual
-from dmm_ebpf.rd.policy.values import Prefix
+from dmm_ebpf.rd.policy.values import TCP, Prefix
+
+NO_DEVICE = 0xFFFFFFFF  # an ifindex that nothing is bound to
 
 CgroupLookup = Callable[[str], tuple[int, int]]
 NetnsLookup = Callable[[str], int]
+DeviceLookup = Callable[[str], int]
+
+
+def nowhere(_name: str) -> int:
+    """A DeviceLookup that knows none."""
+    return NO_DEVICE
+
 
 # The app's socket on a user stack: the inner leg loses nothing and must not be paced
 INNER_CONGESTION = b"reno"
@@ -41,26 +52,16 @@ class Labels:
     when asked for.
     """
 
-    def __init__(self, policy: Policy, ids: IdSpace) -> None:
-        self.source = policy.source
-        self.n_routes = policy.n_routes
+    def __init__(self, policy: Policy, *, has_routes: bool = True) -> None:
+        """has_routes: false if its routes are not those that had the numbers."""
+        self.n_routes = policy.n_routes if has_routes else 0
         self._rules = [policy.rule_text(index) for index in range(len(policy.rules))]
-        self._stacks = {ids.stack(name): name for name in policy.stacks}
-        self._tables = {ids.table(name): name for name in policy.tables}
         self._routes = list(policy.tables.values())
         self._bases = route_bases(policy)
 
     def rule_text(self, index: int) -> str:
         """The rule at index, from 0: its name, or its number and conditions."""
         return self._rules[index]
-
-    def stack_name(self, number: int) -> str:
-        """The stack's name; "?" for a number this policy does not use."""
-        return self._stacks.get(number, "?")
-
-    def table_name(self, number: int) -> str:
-        """The table's name; empty for 0, "?" for a number this policy does not use."""
-        return self._tables.get(number, "?") if number else ""
 
     def route_text(self, index: int) -> str:
         """For example "203.0.113.0/24 tcp 443"; empty for DMM_ROUTE_NONE and what this policy
@@ -81,12 +82,14 @@ class Compiled:
     rules are struct dmm_rule in order, forwards struct dmm_forward; by_device are the patterns of
     the names of the devices that each of forwards holds for, None: all. stacks map a number to
     struct dmm_stack; head is struct dmm_policy_head.
-    cgroups maps each cgroup that a rule names to its id: a cgroup that is deleted and made again
-    has a new id, and the policy must then be compiled again.
+    checks say of each of rules what it stands for. cgroups maps each cgroup that a rule names to
+    its id, devices each device to its ifindex: what is deleted and made again has another, and the
+    rules that name it must then be changed.
     """
 
     head: Struct
     rules: tuple[Struct, ...]
+    checks: tuple[Check, ...]
     forwards: tuple[Struct, ...]
     by_device: tuple[tuple[str, ...] | None, ...]
     stacks: Mapping[int, Struct]
@@ -94,7 +97,9 @@ class Compiled:
     routes6: Entries
     ports: Entries
     cgroups: Mapping[str, int]
+    devices: Mapping[str, int]
     labels: Labels
+    is_adaptive: bool = False
 
     def route_text(self, index: int) -> str:
         """See Labels.route_text()."""
@@ -116,6 +121,7 @@ def compile_policy(
     cgroup_lookup: CgroupLookup,
     *,
     netns_lookup: NetnsLookup | None = None,
+    device_lookup: DeviceLookup = nowhere,
     congestion_controls: Collection[str] | None = None,
     usual: Usual = LINUX,
     busy_stacks: Collection[int] = (),
@@ -126,16 +132,23 @@ def compile_policy(
     cgroup_lookup: path below the cgroup v2 mount → (cgroup id, level below the root); OSError or
     DmmError if there is none.
     netns_lookup: name → network namespace cookie, with the same errors; needed by rules with netns.
+    device_lookup: name → ifindex, or NO_DEVICE.
     congestion_controls: what net.ipv4.tcp_available_congestion_control lists; None: not checked.
     usual: what the host's sockets have while their programs choose nothing.
     busy_stacks: stack numbers that open flows still have.
     Raises PolicyError with the place.
     """
-    ids.assign(policy.stacks, policy.tables, busy_stacks)
-    host = _Host(policy, cgroup_lookup, netns_lookup)
-    rules = tuple(host.rule(index, rule, ids) for index, rule in enumerate(policy.rules))
+    for index, rule in enumerate(policy.rules):
+        if rule.hosts is not None and policy.labels is None:
+            why = "it is for some hosts of a fleet, and the policy does not say what labels this one has"
+            hint = "follow it by --policy etcd://..., or add [labels]"
+            _refuse(policy, ("rules", index, "hosts"), why, hint)
+    ids.assign([*policy.stacks, *policy.autos], policy.tables, busy_stacks)
+    host = _Host(policy, cgroup_lookup, netns_lookup, device_lookup)
+    made = tuple(checks(policy.rules))
+    rules = tuple(host.check(one, ids) for one in made)
     stacks = _StackPacker(policy, ids, congestion_controls, usual)
-    routes = RouteCompiler(ids)
+    routes = RouteCompiler(ids, policy.autos)
     for table, base in zip(policy.tables.values(), route_bases(policy), strict=True):
         routes.add_table(table, base)
     forwards, by_device = _forwards(policy.rules, ids)
@@ -143,12 +156,13 @@ def compile_policy(
         "dmm_policy_head",
         n_rules=len(rules),
         n_routes=policy.n_routes,
-        rejects=_rejects(policy),
+        datagrams=_datagrams(policy),
         n_forwards=len(forwards),
     )
     return Compiled(
         head=head,
         rules=rules,
+        checks=made,
         forwards=forwards,
         by_device=by_device,
         stacks=stacks.all(),
@@ -156,13 +170,61 @@ def compile_policy(
         routes6=routes.entries(6),
         ports=routes.port_entries(),
         cgroups=host.cgroups,
-        labels=Labels(policy, ids),
+        devices=host.devices,
+        labels=Labels(policy),
+        is_adaptive=bool(policy.autos),
     )
 
 
-def _rejects(policy: Policy) -> bool:
-    """Whether a route names a stack that refuses."""
-    return any(isinstance(policy.stacks[name], RejectStack) for name in policy.routed_stacks())
+def host_errors(
+    policy: Policy, netns_lookup: NetnsLookup, congestion_controls: Collection[str]
+) -> Iterator[PolicyError]:
+    """All for which compile_policy() would refuse a policy on this host, and not the first alone;
+    parameters as there. A cgroup or device that is not there is waited for.
+    """
+    host = _Host(policy, lambda _path: (0, 0), netns_lookup, nowhere)
+    for index, rule in enumerate(policy.rules):
+        for name in rule.every("netns"):
+            try:
+                host.netns(index, name)
+            except PolicyError as error:
+                yield error
+    packer = _StackPacker(policy, IdSpace(), congestion_controls, LINUX)
+    for name, stack in policy.stacks.items():
+        if isinstance(stack, KernelStack) and stack.congestion is not None:
+            try:
+                packer.check_congestion(name, stack.congestion)
+            except PolicyError as error:
+                yield error
+
+
+def _datagrams(policy: Policy) -> int:
+    """Bits of enum dmm_datagrams."""
+    refuses = any(isinstance(policy.stacks[name], RejectStack) for name in policy.routed_stacks())
+    carrying = {name for name, table in policy.tables.items() if _carries_datagrams(policy, table)}
+    served = any(
+        rule.table in carrying and rule.direction & C.DMM_DIR_LISTEN for rule in policy.rules
+    )
+    return int(
+        C.DMM_DATAGRAMS_REJECT * refuses
+        | C.DMM_DATAGRAMS_USER * bool(carrying)
+        | C.DMM_DATAGRAMS_SERVED * served
+    )
+
+
+def _carries_datagrams(policy: Policy, table: RouteTable) -> bool:
+    """Whether a route of the table gives UDP to a user stack that carries it."""
+    return any(
+        table.matches[match].proto != TCP
+        and any(_carries(policy, name) for name in policy.may_serve(table.stack_names[stack]))
+        for stack, match in set(zip(table.stack, table.match, strict=True))
+    )
+
+
+def _carries(policy: Policy, name: str) -> bool:
+    """Whether it is a user stack that carries datagrams."""
+    stack = policy.stacks[name]
+    return isinstance(stack, UserStack) and stack.udp
 
 
 def _forwards(
@@ -213,34 +275,62 @@ def _refuse(policy: Policy, path: tuple[str | int, ...], why: str, hint: str) ->
     raise PolicyError(f"accept {policy.place(*path)}", why=f"{describe(path)}: {why}", hint=hint)
 
 
+# What says that a condition counts
+_FLAGS = {
+    "cgroup": C.DMM_RULE_CGROUP,
+    "uid": C.DMM_RULE_UID,
+    "comm": C.DMM_RULE_COMM,
+    "mark": C.DMM_RULE_MARK,
+    "dscp": C.DMM_RULE_DSCP,
+    "netns": C.DMM_RULE_NETNS,
+    "local_port": C.DMM_RULE_LPORT,
+    "interface": C.DMM_RULE_DEVICE,
+}
+
+
 class _Host:
-    """Makes rules, asking the host for the numbers of cgroups and network namespaces."""
+    """Makes rules[], asking the host for the numbers of cgroups, devices and network namespaces."""
 
     def __init__(
-        self, policy: Policy, cgroup_lookup: CgroupLookup, netns_lookup: NetnsLookup | None
+        self,
+        policy: Policy,
+        cgroup_lookup: CgroupLookup,
+        netns_lookup: NetnsLookup | None,
+        device_lookup: DeviceLookup,
     ) -> None:
         self.policy = policy
         self.cgroup_lookup = cgroup_lookup
         self.netns_lookup = netns_lookup
+        self.device_lookup = device_lookup
         self.cgroups: dict[str, int] = {}
+        self.devices: dict[str, int] = {}
 
-    def rule(self, index: int, rule: Rule, ids: IdSpace) -> Struct:
-        out = abi.new("dmm_rule", table=ids.table(rule.table), directions=rule.direction)
-        if rule.cgroup is not None:
-            out.flags |= C.DMM_RULE_CGROUP
-            out.cgroup_id, out.cgroup_level = self._cgroup(index, rule.cgroup)
-        if rule.uid is not None:
-            out.flags |= C.DMM_RULE_UID
-            out.uid_first, out.uid_last = rule.uid
-        if rule.comm is not None:
-            out.flags |= C.DMM_RULE_COMM
-            out.comm = rule.comm.encode()
-        if rule.mark is not None:
-            out.flags |= C.DMM_RULE_MARK
-            out.mark, out.mark_mask = rule.mark
-        if rule.netns is not None:
-            out.flags |= C.DMM_RULE_NETNS
-            out.netns_cookie = self._netns(index, rule.netns)
+    def check(self, one: Check, ids: IdSpace) -> Struct:
+        rule, index = self.policy.rules[one.rule], one.rule
+        out = abi.new(
+            "dmm_rule", directions=rule.direction, number=index + 1, skip=one.skip, choose=0
+        )
+        if not one.skip:
+            out.table = ids.table(rule.table) if rule.table else 0
+            out.choose = sum(1 << ids.stack(name) for name in rule.choose)
+        for key, value in one.wanted.items():
+            out.flags |= _FLAGS[key]
+            if key == "cgroup":
+                out.cgroup_id, out.cgroup_level = self._cgroup(index, value)
+            elif key == "uid":
+                out.uid_first, out.uid_last = value
+            elif key == "comm":
+                out.comm = value.encode()
+            elif key == "mark":
+                out.mark, out.mark_mask = value
+            elif key == "dscp":
+                out.dscp = value
+            elif key == "netns":
+                out.netns_cookie = self.netns(index, value)
+            elif key == "local_port":
+                out.lport_first, out.lport_last = value
+            else:
+                out.device = self.devices[value] = self.device_lookup(value)
         return out
 
     def _cgroup(self, index: int, path: str) -> tuple[int, int]:
@@ -254,7 +344,8 @@ class _Host:
         self.cgroups[path] = cgroup_id
         return cgroup_id, level
 
-    def _netns(self, index: int, name: str) -> int:
+    def netns(self, index: int, name: str) -> int:
+        """Its cookie; PolicyError: there is none."""
         key = ("rules", index, "netns")
         if self.netns_lookup is None:
             _refuse(
@@ -274,7 +365,7 @@ def _reason(error: OSError | DmmError) -> str:
 
 
 class _StackPacker:
-    """Makes stacks. A user stack that no route names is left out: nothing can choose it, no
+    """Makes stacks. A user stack that no route names, and nobody may choose, has its name alone: no
     process serves it.
     """
 
@@ -303,13 +394,16 @@ class _StackPacker:
                 )
             elif name in routed:
                 out[self.ids.stack(name)] = self._user(stack)
+            else:
+                out[self.ids.stack(name)] = abi.new("dmm_stack")
+            out[self.ids.stack(name)].name = name.encode()
         return out
 
     def _user(self, stack: UserStack) -> Struct:
         out = abi.new(
             "dmm_stack",
             kind=C.DMM_STACK_USER,
-            flags=C.DMM_SET_CONGESTION,
+            flags=C.DMM_SET_CONGESTION | (C.DMM_CARRIES_UDP if stack.udp else 0),
             fallback=self.ids.stack(stack.fallback),
             congestion=INNER_CONGESTION,
             usual=self.usual.congestion.encode(),
@@ -320,7 +414,7 @@ class _StackPacker:
     def _kernel(self, name: str, stack: KernelStack) -> Struct:
         out = abi.new("dmm_stack", kind=C.DMM_STACK_KERNEL)
         if stack.congestion is not None:
-            self._check_congestion(name, stack.congestion)
+            self.check_congestion(name, stack.congestion)
             out.flags |= C.DMM_SET_CONGESTION
             out.congestion = stack.congestion.encode()
         if stack.dscp is not None:
@@ -348,7 +442,8 @@ class _StackPacker:
             setattr(usual, key, getattr(self.usual, key))
             setattr(wanted, key, getattr(stack, key) or 0)
 
-    def _check_congestion(self, name: str, congestion: str) -> None:
+    def check_congestion(self, name: str, congestion: str) -> None:
+        """PolicyError: the host has no such congestion control."""
         known = self.congestion_controls
         if known is not None and congestion not in known:
             why = f'the congestion control "{congestion}" is not loaded'

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dmm_ebpf.abi import C
@@ -58,8 +59,10 @@ class _Words:
 class RouteCompiler:
     """Gathers the entries of routes4, routes6 and ports over all tables."""
 
-    def __init__(self, ids: IdSpace) -> None:
+    def __init__(self, ids: IdSpace, autos: Collection[str] = ()) -> None:
+        """autos: what adaptive routes name."""
         self.ids = ids
+        self.autos = autos
         self.keys = {4: _Words(2, 1), 6: _Words(2, 4)}
         self.values = {4: _Words(3, 0), 6: _Words(3, 0)}
         self.n_port_sets = 0
@@ -69,7 +72,10 @@ class RouteCompiler:
     def add_table(self, table: RouteTable, base: int) -> None:
         """Add every prefix of table; base is the policy-wide index of its first route."""
         number = self.ids.table(table.name)
-        stacks = [self.ids.stack(name) for name in table.stack_names]
+        stacks = [
+            self.ids.stack(name) | C.DMM_STACK_ADAPTIVE * (name in self.autos)
+            for name in table.stack_names
+        ]
         inline = [match.takes_all for match in table.matches]
         if all(inline) and not table.duplicates:
             for index, stack in enumerate(table.stack):

@@ -12,15 +12,20 @@ of such rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from dmm_ebpf import records
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
-from dmm_ebpf.rd.policy.model import KERNEL, Policy, RejectStack, Rule, UserStack
+from dmm_ebpf.rd.policy.model import KERNEL, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
+from dmm_ebpf.rd.policy.rule import DIRECTIONS, SOCKET_KEYS, Conditions, Rule
 from dmm_ebpf.rd.policy.values import (
+    PORT_MAX,
     TCP,
     Prefix,
     ValueRefusedError,
@@ -29,12 +34,17 @@ from dmm_ebpf.rd.policy.values import (
     parse_protocol,
     shown,
 )
+from dmm_ebpf.records.record import ABSENT, Maybe
+
+if TYPE_CHECKING:
+    from dmm_ebpf.records.policy import WhyNot
 
 Kind = TypeVar("Kind", str, int)
-DIRECTIONS = {
-    "connect": C.DMM_DIR_CONNECT,
-    "listen": C.DMM_DIR_LISTEN,
-    "forward": C.DMM_DIR_FORWARD,
+# What a rule may ask for beside the direction: fields of Query, and of Rule
+CONDITIONS = {
+    **{key: key for key in SOCKET_KEYS},
+    "source": "sources",
+    "in_interface": "in_interface",
 }
 
 
@@ -55,10 +65,15 @@ class Query:
     uid: int | None = None
     comm: str | None = None
     mark: int | None = None
+    dscp: int | None = None
     netns: str | None = None
+    local_port: int | None = None  # the socket's own; 0: none yet
+    interface: str | None = None  # that the socket is bound to; "": none
     source: str | None = None
     in_interface: str | None = None
+    in_names: tuple[str, ...] = ()  # all that this device is called, where that is known
     direction: int = C.DMM_DIR_CONNECT
+    choice: str | None = None  # the stack that the program has chosen by DMM_STACK (bpf/dmm.h)
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Query:
@@ -72,8 +87,15 @@ class Query:
             proto = parse_protocol((_param(params, "proto", str) or "tcp").lower()) or TCP
             parse_address(addr)
             source = _param(params, "source", str)
-            if source is not None:
-                parse_address(source)
+            if source is not None and parse_address(source)[0] != parse_address(addr)[0]:
+                raise ValueRefusedError(
+                    f"no flow goes from {shown(source)} to {shown(addr)}: one is IPv4, the other IPv6"
+                )
+            comm = _param(params, "comm", str)
+            if comm is not None and len(os.fsencode(comm)) >= C.DMM_COMM_LEN:
+                raise ValueRefusedError(
+                    f"comm {shown(comm)} is no process's: a name has at most {C.DMM_COMM_LEN - 1} bytes"
+                )
             direction = _param(params, "direction", str) or "connect"
             if direction not in DIRECTIONS:
                 raise ValueRefusedError(f"direction {shown(direction)} is unknown")
@@ -83,12 +105,16 @@ class Query:
                 proto=proto,
                 cgroup=_param(params, "cgroup", str),
                 uid=_number(params, "uid", 0xFFFFFFFF),
-                comm=_param(params, "comm", str),
+                comm=comm,
                 mark=_number(params, "mark", 0xFFFFFFFF),
+                dscp=_number(params, "dscp", 63),
                 netns=_param(params, "netns", str),
+                local_port=_number(params, "local_port", PORT_MAX),
+                interface=_param(params, "interface", str),
                 source=source,
                 in_interface=_param(params, "in_interface", str),
                 direction=DIRECTIONS[direction],
+                choice=_param(params, "choice", str),
             )
         except ValueRefusedError as error:
             raise UsageError("ask for a route", why=error.why, hint=error.hint) from None
@@ -128,21 +154,54 @@ class Verdict:
     rule: int = 0
     rule_text: str | None = None
     route: str | None = None
-    why: str | None = None
+    why: WhyNot | None = None
+    # what becomes of the program's choice, where the query says one
+    choice: Maybe[Literal["taken", "refused"]] = ABSENT
     unasked: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; rule is its text, rule_number its number."""
-        return {
-            "stack": self.stack,
-            "wanted": self.wanted,
-            "table": self.table,
-            "rule": self.rule_text,
-            "rule_number": self.rule,
-            "route": self.route,
-            "why": self.why,
-            "unasked": [{"rule": rule, "needs": list(needs)} for rule, needs in self.unasked],
-        }
+    def answer(
+        self,
+        instance: Maybe[str] = ABSENT,
+        attached: Maybe[str] = ABSENT,
+        assumed: Maybe[dict[str, str]] = ABSENT,
+        device: Maybe[str] = ABSENT,
+        transport: Maybe[str] = ABSENT,
+    ) -> records.policy.RouteAnswer:
+        """As `route get` says it, with what an instance that was asked adds; transport: see
+        transport_of().
+        """
+        return records.policy.RouteAnswer(
+            instance,
+            attached,
+            assumed,
+            self.stack,
+            self.wanted,
+            self.table,
+            self.rule_text,
+            self.rule,
+            self.route,
+            self.why,
+            [records.policy.Unasked(rule, list(needs)) for rule, needs in self.unasked],
+            device,
+            self.choice,
+            transport,
+        )
+
+
+def transport_of(policy: Policy, query: Query, stack: str) -> Maybe[str]:
+    """By which the stack would speak to the peer, as the policy names it; ABSENT: it has none to
+    choose, as the kernel's, a program of one's own, or one that carries a datagram.
+    """
+    config = policy.stacks.get(stack)
+    if not isinstance(config, UserStack) or config.command or query.proto != TCP:
+        return ABSENT
+    return config.transport
+
+
+def answer(policy: Policy, query: Query) -> records.policy.RouteAnswer:
+    """What `route get` says by a policy alone. UsageError as route_get()."""
+    verdict = route_get(policy, query)
+    return verdict.answer(transport=transport_of(policy, query, verdict.stack))
 
 
 def route_get(policy: Policy, query: Query) -> Verdict:
@@ -156,8 +215,35 @@ def route_get(policy: Policy, query: Query) -> Verdict:
         family, addr = parse_address(query.addr)
     except ValueRefusedError as error:
         raise UsageError("ask for a route", why=error.why, hint=error.hint) from None
+    if query.choice is None:
+        return _by_rules(policy, query, family, addr)
+    if query.choice not in policy.stacks:
+        known = ", ".join(policy.stacks)
+        why = f"the policy has no stack {shown(query.choice)} that a program could choose"
+        raise UsageError("ask for a route", why=why, hint=f"known are {known}")
+    number = lets_choose(policy, query, query.choice)
+    if not number:
+        return replace(_by_rules(policy, query, family, addr), choice="refused")
+    reason = why_not(policy, query, query.choice)
+    return Verdict(
+        stack=KERNEL if reason else query.choice,
+        wanted=query.choice,
+        rule=number,
+        rule_text=policy.rule_text(number - 1),
+        why=reason,
+        choice="taken",
+    )
+
+
+def _by_rules(policy: Policy, query: Query, family: int, addr: int) -> Verdict:
+    """The verdict where no program has chosen."""
     unasked: list[tuple[str, tuple[str, ...]]] = []
     for number, rule in enumerate(policy.rules, 1):
+        if not rule.table:
+            continue
+        if rule.hosts is not None and policy.labels is None:
+            unasked.append((policy.rule_text(number - 1), ("hosts",)))
+            continue
         if needs := lacking(rule, query):
             unasked.append((policy.rule_text(number - 1), needs))
         if not rule_matches(rule, query):
@@ -183,26 +269,47 @@ def route_get(policy: Policy, query: Query) -> Verdict:
     return Verdict(KERNEL, KERNEL, unasked=tuple(unasked))
 
 
-def why_not(policy: Policy, query: Query, wanted: str) -> str | None:
-    """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/sockops.h
-    have it: "udp", "loopback", "link-local", "listener" or "forwarded"; None: wanted may serve it.
-
-    A user stack carries TCP to other hosts; UDP, and what stays on this host, is the kernel's as
-    if there were no policy. A rejecting stack refuses connect(); a connection that a client has
-    opened is the kernel's. What is forwarded is a user stack's or the kernel's, whose options
-    are for sockets.
+def lets_choose(policy: Policy, query: Query, stack: str) -> int:
+    """The number, from 1, of the first rule that lets the program of such a flow choose that stack;
+    0: none does.
     """
-    stack = policy.stacks[wanted]
+    for number, rule in enumerate(policy.rules, 1):
+        elsewhere = rule.hosts is not None and policy.labels is None
+        if stack in rule.choose and not elsewhere and rule_matches(rule, query):
+            return number
+    return 0
+
+
+def why_not(policy: Policy, query: Query, wanted: str) -> WhyNot | None:
+    """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/opened.h
+    have it: "udp", "loopback", "link-local", "group", "listener", "adaptive" or "forwarded"; None:
+    wanted may serve it.
+
+    A user stack carries TCP of other hosts, and UDP if it says so; what stays on this host, and
+    datagrams to many, are the kernel's as if there were no policy. A rejecting stack refuses
+    connect(); a connection that a client has opened is the kernel's. What is forwarded is a user
+    stack's or the kernel's, whose options are for sockets.
+    """
+    stack = policy.stacks.get(wanted)
+    if stack is None:  # of an adaptive route
+        return None if query.direction == C.DMM_DIR_CONNECT else "adaptive"
     if query.direction == C.DMM_DIR_FORWARD and not isinstance(stack, UserStack):
         return "forwarded"
-    if query.direction == C.DMM_DIR_LISTEN:
-        return "listener" if isinstance(stack, RejectStack) else None
+    if query.direction == C.DMM_DIR_LISTEN and isinstance(stack, RejectStack):
+        return "listener"
     if not isinstance(stack, UserStack):
         return None
-    if query.proto != TCP:
+    if query.proto != TCP and not (stack.udp and query.direction != C.DMM_DIR_FORWARD):
         return "udp"
+    return _bars(query)
+
+
+def _bars(query: Query) -> WhyNot | None:
+    """What is at a peer's address that no user stack carries its flow."""
     if _is_this_host(query.addr):
         return "loopback"
+    if query.proto != TCP and _is_group(query.addr):
+        return "group"
     return "link-local" if _is_link_local(query.addr) else None
 
 
@@ -216,6 +323,12 @@ def _is_this_host(address: str) -> bool:
     return addr in (0, 1)
 
 
+def _is_group(address: str) -> bool:
+    """A multicast group (RFC 5771, RFC 4291 section 2.7), or everybody."""
+    family, addr = parse_address(address)
+    return addr >> 28 == 0xE or addr == 0xFFFFFFFF if family == 4 else addr >> 120 == 0xFF
+
+
 def _is_link_local(address: str) -> bool:
     """fe80::/10 (RFC 4291 section 2.5.6)"""
     family, addr = parse_address(address)
@@ -223,29 +336,70 @@ def _is_link_local(address: str) -> bool:
 
 
 def rule_matches(rule: Rule, query: Query) -> bool:
-    """True when everything that the rule asks for is so."""
+    """True when everything that the rule asks for is so, and nothing that it excepts."""
+    return _match(rule, query) is True
+
+
+def _match(rule: Rule, query: Query) -> bool | None:
+    """The same; None: it depends on what the query does not say."""
     if not rule.direction & query.direction:
         return False
-    if rule.forwards and not _forward_matches(rule, query):
+    found = [holds(rule, query), _forward_matches(rule, query)]
+    found += [_other(holds(one, query)) for one in rule.excepted]
+    if False in found:
         return False
-    if rule.cgroup is not None and not is_below(query.cgroup, rule.cgroup):
-        return False
-    if rule.uid is not None and (
-        query.uid is None or not rule.uid.first <= query.uid <= rule.uid.last
-    ):
-        return False
-    if rule.mark is not None and (
-        query.mark is None or query.mark & rule.mark.mask != rule.mark.value
-    ):
-        return False
-    return rule.comm in {None, query.comm} and rule.netns in {None, query.netns}
+    return None if None in found else True
 
 
-def _forward_matches(rule: Rule, query: Query) -> bool:
-    if rule.sources is not None and not (query.source and _comes_from(query.source, rule.sources)):
+def _other(said: bool | None) -> bool | None:
+    return None if said is None else not said
+
+
+# Whether a value of a condition is what a query says
+_IS: dict[str, Callable[[Any, Any], bool]] = {
+    "cgroup": lambda wanted, given: is_below(given, wanted),
+    "uid": lambda wanted, given: wanted.first <= given <= wanted.last,
+    "comm": operator.eq,
+    "mark": lambda wanted, given: given & wanted.mask == wanted.value,
+    "dscp": operator.eq,
+    "netns": operator.eq,
+    "local_port": lambda wanted, given: wanted[0] <= given <= wanted[1],
+    "interface": operator.eq,
+}
+
+
+def holds(conditions: Conditions, query: Query) -> bool | None:
+    """Whether all that is asked of the socket is so; None: the query does not say it."""
+    unsaid = False
+    for key, values in conditions.asked():
+        given = known_fact(query, key)
+        if given is None:
+            unsaid = True
+        elif not any(_IS[key](one, given) for one in values):
+            return False
+    return None if unsaid else True
+
+
+def known_fact(query: Query, key: str) -> Any:
+    """What the query says, in itself or by another fact; None: nothing."""
+    if key == "local_port" and query.direction == C.DMM_DIR_LISTEN:
+        return query.port
+    return getattr(query, key)
+
+
+def _forward_matches(rule: Rule, query: Query) -> bool | None:
+    found: list[bool | None] = [True]
+    if rule.sources is not None:
+        if query.source is None:
+            found.append(None if _may_come_from(rule, query) else False)
+        else:
+            found.append(_comes_from(query.source, rule.sources))
+    if rule.in_interface is not None:
+        names = query.in_names or ((query.in_interface,) if query.in_interface is not None else ())
+        found.append(any(is_named(one, rule.in_interface) for one in names) if names else None)
+    if False in found:
         return False
-    name = query.in_interface
-    return rule.in_interface is None or (name is not None and is_named(name, rule.in_interface))
+    return None if None in found else True
 
 
 def _comes_from(source: str, prefixes: tuple[Prefix, ...]) -> bool:
@@ -258,12 +412,19 @@ def lacking(rule: Rule, query: Query) -> tuple[str, ...]:
     """What the rule asks for and the query does not say, where the rule may match by all that
     it does say.
     """
-    keys = ("cgroup", "uid", "comm", "mark", "netns", "in_interface")
-    needs = {key for key in keys if getattr(rule, key) is not None and getattr(query, key) is None}
-    asked: dict[str, Any] = dict.fromkeys(needs)
-    if not needs or not rule_matches(replace(rule, **asked), query):
+    if _match(rule, query) is not None:
         return ()
-    return tuple(key for key in keys if key in needs)
+    parts = [rule, *(one for one in rule.excepted if holds(one, query) is None)]
+    asked = {key for one in parts for key, _ in one.asked()}
+    asked |= {"source"} if rule.sources is not None else set()
+    asked |= {"in_interface"} if rule.in_interface is not None else set()
+    return tuple(key for key in CONDITIONS if key in asked and known_fact(query, key) is None)
+
+
+def _may_come_from(rule: Rule, query: Query) -> bool:
+    """Whether a source of the rule's is of the peer's address family."""
+    family, _ = parse_address(query.addr)
+    return any(prefix.family == family for prefix in rule.sources or ())
 
 
 def is_below(path: str | None, ancestor: str) -> bool:
@@ -279,24 +440,28 @@ def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int)
     """The index of the table's route for a flow: longest prefix, then port, then
     protocol, then order.
     """
-    bits = 32 if family == 4 else 128
     best: tuple[int, int, int, int] | None = None
     best_index: int | None = None
-    # Most routes are passed over here: their prefix does not contain the address.
-    columns = zip(table.families, table.lengths, table.addrs_hi, table.addrs_lo, strict=True)
-    for index, (route_family, length, hi, lo) in enumerate(columns):
-        if route_family != family or ((hi << 64 | lo) ^ addr) >> (bits - length):
-            continue
-        specificity = _specificity(table.matches[table.match[index]], proto, port)
+    for index in containing(table, family, addr):
+        specificity = how_specific(table.matches[table.match[index]], proto, port)
         if specificity is None:
             continue
-        rank = (length, *specificity, -index)
+        rank = (table.lengths[index], *specificity, -index)
         if best is None or rank > best:
             best, best_index = rank, index
     return best_index
 
 
-def _specificity(match: Match, proto: int, port: int) -> tuple[int, int] | None:
+def containing(table: RouteTable, family: int, addr: int) -> Iterator[int]:
+    """The indexes of the routes whose prefix contains the address, in order."""
+    bits = 32 if family == 4 else 128
+    columns = zip(table.families, table.lengths, table.addrs_hi, table.addrs_lo, strict=True)
+    for index, (route_family, length, hi, lo) in enumerate(columns):
+        if route_family == family and not ((hi << 64 | lo) ^ addr) >> (bits - length):
+            yield index
+
+
+def how_specific(match: Match, proto: int, port: int) -> tuple[int, int] | None:
     """(2 exact port, 1 range, 0 any; 1 protocol named, 0 not), or None when the flow
     does not match.
     """

@@ -2,32 +2,56 @@
 """The shape of a policy: what keys exist, of what type, and the records that the rest of
 the RD reads.
 
-Owns the records of the TOML text (stacks, rules, routes as written) and Policy, what they become
-once names are resolved. All of it is frozen. It refuses what one key or one table shows to be wrong
-by itself; what needs two places to see (an unknown name, a contradiction, a fallback to a user
-stack) is policy.py's.
+Owns the records of the TOML text (stacks and routes as written; those of rules are in rule.py) and
+Policy, what they become once names are resolved. All of it is frozen. It refuses what one key or
+one table shows to be wrong by itself; what needs two places to see (an unknown name, a
+contradiction, a fallback to a user stack) is parse.py's.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, get_args
 
 from dmm_ebpf.abi import C
-from dmm_ebpf.kit.names import CONTROLS, FORMS, has_form, offers
+from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Seam
+from dmm_ebpf.rd.policy.hosts import Labels
+from dmm_ebpf.rd.policy.keyed import Record, by
 from dmm_ebpf.rd.policy.locate import place
+from dmm_ebpf.rd.policy.readers import (
+    DEVICE,
+    DEVICE_NAME,
+    NAME,
+    a_text,
+    built_in_or_plugin,
+    check_name,
+    one_of,
+    truth,
+    whole_number,
+)
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.routes_file import Stamp
+from dmm_ebpf.rd.policy.rule import REFUSING, Rule, stack_names
+from dmm_ebpf.rd.policy.shape import (
+    ANY_TEXT,
+    any_of,
+    list_of,
+    shape_of,
+    spelled,
+    takes,
+    whole,
+)
 from dmm_ebpf.rd.policy.values import (
+    SHARE,
+    U32_MAX,
     Mark,
     Ports,
     Prefix,
-    UidRange,
     ValueRefusedError,
     parse_dscp,
     parse_mark,
@@ -35,18 +59,22 @@ from dmm_ebpf.rd.policy.values import (
     parse_prefix,
     parse_protocol,
     parse_rate,
+    parse_share,
     parse_size,
-    parse_uid,
     shown,
 )
+from dmm_ebpf.records.path import Goal
 
 KERNEL = "kernel"
 REJECT = "reject"
-MAX_NAME = 31
+AUTO = "auto"  # of a route: the director chooses among its candidates
+GOALS: tuple[Goal, ...] = get_args(Goal)
+TABLES = ("hosts", "labels", "stacks", "rules", "tables")  # a policy's keys
+TABLE_KEYS = ("routes", "routes_from")
+MAX_STACKS = C.DMM_MAX_STACKS - 1  # without "kernel"
 MAX_COMMAND = 32  # parts
 MAX_USER_PROCESSES = C.DMM_MAX_STACKS  # of all user stacks together: their seats, see bpf/abi.h
 
-USER_TRANSPORTS = ("tcp",)
 USER_IO = ("auto", "af_xdp", "tap")
 MAX_BUSY_POLL_US = 1_000_000
 MIN_USER_TIMEOUT_MS = 200  # TCP_RTO_MIN, include/net/tcp.h: before it nothing is sent again
@@ -55,11 +83,15 @@ MAX_KEEPALIVE_S = 32767  # MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, include/net/t
 MAX_KEEPALIVE_PROBES = 127  # MAX_TCP_KEEPCNT
 MAX_BUFFER_BYTES = 1 << 30  # RFC 7323 section 2.3
 SYN_COOKIES = ("auto", "always", "off")
+NEGOTIATE = ("forbid", "allow", "demand")
+LATENCIES = ("auto", "low", "normal")
+NO_BUDGET_PPM = U32_MAX  # DMM_REDUNDANCY_NONE: to C, 0 is its default
 REFUSALS = (
     "EPERM",
     "EACCES",
     "ECONNREFUSED",
     "EHOSTUNREACH",
+    "EINVAL",
     "ENETUNREACH",
     "ETIMEDOUT",
 )  # errno(3)
@@ -67,32 +99,14 @@ _IO_OLD = ("af_packet", "tun")
 
 log = logging.getLogger("dmm-ebpf")
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
-_CONGESTION = re.compile(r"[a-z0-9_-]{1,15}", re.ASCII)
-_DEVICE = re.compile(r"[^\s/:]{1,15}")
+_CONGESTION = re.compile(r"[a-z0-9_-]{1,15}")
+_PREFIXES = shape_of(parse_prefix)
 
 
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise ValueRefusedError(f"{shown(value)} is not {what}", "expected a text in quotes")
-    return value
-
-
-def check_name(name: object, what: str) -> str:
-    """A name of a stack, table or rule; short enough for listings and plain enough
-    for file names.
-    """
-    text = _text(name, f"a {what}'s name")
-    if not _NAME.fullmatch(text) or len(text) > MAX_NAME:
-        raise ValueRefusedError(
-            f"{shown(text)} cannot name a {what}",
-            f"names have 1 to {MAX_NAME} letters, digits, '_', '-' or '.', and begin with a letter, digit or '_'",
-        )
-    return text
-
-
+@takes(spelled(_CONGESTION.pattern))
 def _kernel_congestion(value: object) -> str:
-    text = _text(value, "a congestion control")
+    """A congestion control that the kernel has loaded: "cubic", "bbr", "reno"."""
+    text = a_text(value, "a congestion control")
     if not _CONGESTION.fullmatch(text):
         raise ValueRefusedError(
             f"{shown(text)} is not a congestion control",
@@ -101,77 +115,104 @@ def _kernel_congestion(value: object) -> str:
     return text
 
 
-def _choice(value: object, what: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueRefusedError(
-            f"{shown(value)} is not {what} that exists", f"expected {_alternatives(choices)}"
-        )
+@takes({"enum": ["kernel", "user", "reject"]})
+def _kind(value: object) -> str:
+    """What parse.py has chosen the record by."""
     return str(value)
 
 
-def _alternatives(choices: tuple[str, ...]) -> str:
-    quoted = [f'"{choice}"' for choice in choices]
-    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
-
-
-def _whole(value: object, least: int, most: int, what: str, unit: str = "") -> int:
-    """A whole number from least to most. unit: what is said of it behind the range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueRefusedError(
-            f"{shown(value)} is not {what}", f"expected {least} to {most}{unit}"
-        )
-    return value
-
-
-def _transport(value: object) -> str:
-    return _choice(value, "a transport", USER_TRANSPORTS)
-
-
-def _user_congestion(value: object) -> str:
-    if (
-        isinstance(value, str)
-        and value not in CONTROLS
-        and has_form(value)
-        and (":" in value or offers(value))
-    ):
-        return value
-    try:
-        return _choice(value, "a congestion control of user stacks", CONTROLS)
-    except ValueRefusedError as exc:
-        raise ValueRefusedError(exc.why, f"{exc.hint}, or a plug-in: {FORMS}") from None
-
-
+@takes(
+    {
+        **list_of(spelled(f"{ANY_TEXT}*")),
+        "prefixItems": [spelled(f"/{ANY_TEXT}*")],
+        "maxItems": MAX_COMMAND,
+    }
+)
 def _command(value: object) -> tuple[str, ...]:
-    """See UserStack.command."""
+    """The program that is run as its processes, and its arguments."""
     hint = 'expected a list, the first an absolute path, as in ["/usr/bin/python3", "/etc/dmm-ebpf/my.py"]'
     if not isinstance(value, list) or not 0 < len(value) <= MAX_COMMAND:
         raise ValueRefusedError(f"{shown(value)} is not a command", hint)
-    words = tuple(_text(word, "a part of a command") for word in value)
+    words = tuple(a_text(word, "a part of a command") for word in value)
     if not words[0].startswith("/") or any("\0" in word for word in words):
         raise ValueRefusedError(f"{shown(words[0])} is not a program", hint)
     return words
 
 
+_io_of_now = one_of("an I/O adapter", USER_IO)
+
+
+@takes(any_of(shape_of(_io_of_now), {"enum": list(_IO_OLD), "deprecated": True}))
 def _io(value: object) -> str:
+    """How it reaches the network."""
     if value in _IO_OLD:
         log.warning('io = "%s" is an old name and means io = "tap" now, which does the same', value)
         return "tap"
-    return _choice(value, "an I/O adapter", USER_IO)
+    return _io_of_now(value)
 
 
-def _syn_cookies(value: object) -> str:
-    return _choice(value, "a mode of SYN cookies", SYN_COOKIES)
+_transport = built_in_or_plugin(TRANSPORT)
+_user_congestion = built_in_or_plugin(CONGESTION)
+_processes = whole_number(1, C.DMM_MAX_PROCESSES, "a number of processes")
+_max_connections = whole_number(1, C.DMM_MAX_XDP_FLOWS, "a number of connections")
+_busy_poll_us = whole_number(0, MAX_BUSY_POLL_US, "a time of busy polling", " microseconds")
+_syn_cookies = one_of("a mode of SYN cookies", SYN_COOKIES)
+_negotiate = one_of("a way to negotiate", NEGOTIATE)
+_latency = one_of("a kind of latency", LATENCIES)
+_errno = one_of("an error of connect()", REFUSALS)
+_goal = one_of("a goal of an adaptive route", GOALS)
+_priority = whole_number(0, 0x7FFFFFFF, "a priority", ", as SO_PRIORITY in socket(7)")
 
 
-def _errno(value: object) -> str:
-    return _choice(value, "an error of connect()", REFUSALS)
+@dataclass(frozen=True)
+class Redundancy:
+    """What copies against loss may cost, what loss they may leave, and what parity may add to a
+    stream, in parts per million; None: C's default.
+    """
+
+    budget_ppm: int | None = None
+    residual_ppm: int | None = None
+    parity_ppm: int | None = None
+
+    def plain(self) -> dict[str, float]:
+        """As listings print it: percent, by the policy's keys."""
+        values = {
+            "budget": self.budget_ppm,
+            "residual": self.residual_ppm,
+            "parity": self.parity_ppm,
+        }
+        return {key: ppm / 10_000 for key, ppm in values.items() if ppm is not None}
 
 
-def _processes(value: object) -> int:
-    return _whole(value, 1, C.DMM_MAX_PROCESSES, "a number of processes")
+_SHARES = {"budget": 0, "residual": 1, "parity": 0}  # the least of each, parts per million
 
 
+@takes(
+    {
+        "type": "object",
+        "minProperties": 1,
+        "properties": dict.fromkeys(_SHARES, SHARE),
+        "additionalProperties": False,
+    }
+)
+def _redundancy(value: object) -> Redundancy:
+    """What copies and parity may cost: { budget = "5%", residual = "0.1%", parity = "27%" }."""
+    hint = (
+        'expected for example { budget = "5%", residual = "0.2%", parity = "27%" }, or some of them'
+    )
+    if not isinstance(value, dict) or not value or not set(value) <= set(_SHARES):
+        raise ValueRefusedError(f"{shown(value)} is not what redundancy may cost", hint)
+    shares = {
+        key: parse_share(value[key], least, f"a {key} of redundancy")
+        for key, least in _SHARES.items()
+        if key in value
+    }
+    return Redundancy(*(shares.get(key) for key in _SHARES))
+
+
+@takes(any_of(whole(1, MAX_BUFFER_BYTES), *shape_of(parse_size)["anyOf"][1:]))
 def _buffer(value: object) -> int:
+    """A size in bytes, at most 1G: 65536, "512K", "16M"."""
     size = parse_size(value)
     if size > MAX_BUFFER_BYTES:
         raise ValueRefusedError(
@@ -180,34 +221,25 @@ def _buffer(value: object) -> int:
     return size
 
 
-def _max_connections(value: object) -> int:
-    return _whole(value, 1, C.DMM_MAX_XDP_FLOWS, "a number of connections")
+_user_timeout = whole_number(
+    MIN_USER_TIMEOUT_MS,
+    MAX_USER_TIMEOUT_MS,
+    "a user time-out",
+    " milliseconds, as TCP_USER_TIMEOUT in tcp(7)",
+)
+_keepalive_probes = whole_number(1, MAX_KEEPALIVE_PROBES, "a number of keep-alive probes")
+_keepalive_s = whole_number(1, MAX_KEEPALIVE_S, "a time of keep-alive", " seconds")
 
 
-def _busy_poll_us(value: object) -> int:
-    return _whole(value, 0, MAX_BUSY_POLL_US, "a time of busy polling", " microseconds")
-
-
-def _user_timeout_ms(value: object) -> int:
-    most, unit = MAX_USER_TIMEOUT_MS, " milliseconds, as TCP_USER_TIMEOUT in tcp(7)"
-    return _whole(value, MIN_USER_TIMEOUT_MS, most, "a user time-out", unit)
-
-
-def _keepalive_s(value: object) -> int:
-    return _whole(value, 1, MAX_KEEPALIVE_S, "a time of keep-alive", " seconds")
-
-
-def _keepalive_probes(value: object) -> int:
-    return _whole(value, 1, MAX_KEEPALIVE_PROBES, "a number of keep-alive probes")
-
-
+@takes({**list_of(DEVICE_NAME), "uniqueItems": True})
 def _devices(value: object) -> tuple[str, ...]:
+    """Network devices: ["eth0"]."""
     if not isinstance(value, list) or not value:
         raise ValueRefusedError(
             f"{shown(value)} is not a list of network devices", 'expected for example ["eth0"]'
         )
     for name in value:
-        if not isinstance(name, str) or not _DEVICE.fullmatch(name) or name in (".", ".."):
+        if not isinstance(name, str) or not DEVICE.fullmatch(name) or name in (".", ".."):
             raise ValueRefusedError(
                 f"{shown(name)} is not a network device's name", 'expected for example "eth0"'
             )
@@ -216,180 +248,20 @@ def _devices(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _cgroup(value: object) -> str:
-    text = _text(value, "a cgroup's path")
-    parts = [part for part in text.split("/") if part]
-    if not text.startswith("/") or "\0" in text or any(part in (".", "..") for part in parts):
-        raise ValueRefusedError(
-            f"{shown(text)} is not a cgroup's path",
-            'expected a path that begins with "/", below the cgroup v2 mount, such as "/shop.slice"',
-        )
-    return "/" + "/".join(parts)
-
-
-def _comm(value: object) -> str:
-    text = _text(value, "a command name")
-    size = len(text.encode())
-    if not 1 <= size < C.DMM_COMM_LEN or "\0" in text:
-        raise ValueRefusedError(
-            f"{shown(text)} is not a command name",
-            f"expected 1 to {C.DMM_COMM_LEN - 1} bytes, as in /proc/PID/comm",
-        )
-    return text
-
-
-def _netns(value: object) -> str:
-    text = _text(value, "a network namespace's name")
-    if not text or "/" in text or "\0" in text or text in (".", ".."):
-        raise ValueRefusedError(
-            f"{shown(text)} is not a network namespace's name", "expected a name of `ip netns`"
-        )
-    return text
-
-
-def _priority(value: object) -> int:
-    return _whole(value, 0, 0x7FFFFFFF, "a priority", ", as SO_PRIORITY in socket(7)")
-
-
+@takes(_PREFIXES)
 def _to(value: object) -> tuple[Prefix, ...]:
-    return parse_prefix(_text(value, "a prefix"))
+    return parse_prefix(a_text(value, "a prefix"))
 
 
+@takes(shape_of(parse_protocol))
 def _proto(value: object) -> int:
-    return parse_protocol(_text(value, "a protocol"))
+    return parse_protocol(a_text(value, "a protocol"))
 
 
+@takes(NAME)
 def _stack_name(value: object) -> str:
+    """A stack's name."""
     return check_name(value, "stack")
-
-
-def _table_name(value: object) -> str:
-    return check_name(value, "table")
-
-
-def _rule_name(value: object) -> str:
-    return check_name(value, "rule")
-
-
-def _direction(value: object) -> int:
-    if value == "connect":
-        return int(C.DMM_DIR_CONNECT)
-    if value == "listen":
-        return int(C.DMM_DIR_LISTEN)
-    if value == "forward":
-        return int(C.DMM_DIR_FORWARD)
-    raise ValueRefusedError(
-        f"{shown(value)} is not a direction",
-        'expected "connect", "listen" or "forward"; leave it out to mean the first two',
-    )
-
-
-def _sources(value: object) -> tuple[Prefix, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts:
-        raise ValueRefusedError("the list is empty", "leave it out to mean every source")
-    found = [prefix for text in texts for prefix in parse_prefix(_text(text, "a prefix"))]
-    return tuple(dict.fromkeys(found))
-
-
-def _in_interface(value: object) -> tuple[str, ...]:
-    names = value if isinstance(value, list) else [value]
-    if not names:
-        raise ValueRefusedError("the list is empty", "leave it out to mean every device")
-    for name in names:
-        if not isinstance(name, str) or not _DEVICE.fullmatch(name) or name in (".", ".."):
-            raise ValueRefusedError(
-                f"{shown(name)} is not a network device's name",
-                'expected for example "lan0" or "veth*"',
-            )
-    return tuple(dict.fromkeys(names))
-
-
-class KeysRefusedError(Exception):
-    """The keys of a table that are refused, as the policy writes them, each with why, or None
-    when it is missing.
-    """
-
-    def __init__(self, keys: dict[str, ValueRefusedError | None]) -> None:
-        super().__init__(", ".join(keys))
-        self.keys = keys
-
-
-def _by(
-    read: Callable[[Any], Any], name: str = "", *, old: str = "", process: bool = False
-) -> dict[str, Any]:
-    """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the
-    key as a policy writes it, where that is not the field's name. old: what the key was called, and
-    may be for one version more.
-    process: each process of the stack is told the value as it is, for C's member of
-    the field's name.
-    """
-    return {"read": read, "name": name, "old": old, "process": process}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """A table of the policy; each field's metadata is made by _by(), and one without default
-    must be there.
-    """
-
-    @classmethod
-    def keys(cls) -> tuple[str, ...]:
-        """The keys as a policy writes them."""
-        return tuple(one.metadata["name"] or one.name for one in fields(cls))
-
-    @classmethod
-    def old_keys(cls) -> dict[str, str]:
-        """The keys that had another name, by that."""
-        olds = (one.metadata["old"] for one in fields(cls))
-        return {old: key for old, key in zip(olds, cls.keys(), strict=True) if old}
-
-    @classmethod
-    def read(cls, data: Mapping[str, object]) -> Self:
-        """The record of a table whose keys are known ones. KeysRefusedError: all keys
-        that are refused.
-        """
-        values: dict[str, Any] = {}
-        wrong: dict[str, ValueRefusedError | None] = {}
-        olds = {key: old for old, key in cls.old_keys().items()}
-        for one, key in zip(fields(cls), cls.keys(), strict=True):
-            old = olds.get(key, "")
-            if old in data and key in data:
-                wrong[old] = ValueRefusedError(
-                    f"it is the old name of {key}, which is there, too", "take one away"
-                )
-                continue
-            written = _written(key, old, data)
-            if written in data:
-                try:
-                    values[one.name] = one.metadata["read"](data[written])
-                except ValueRefusedError as refused:
-                    wrong[written] = refused
-            elif one.default is MISSING:
-                wrong[key] = None
-        if wrong:
-            raise KeysRefusedError(wrong)
-        return cls(**values)
-
-    def options(self) -> dict[str, Any]:
-        """What is not None, by field, as listings print it; without kind."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "kind"}
-        return {name: _plain(value) for name, value in values.items() if value is not None}
-
-
-def _written(key: str, old: str, data: Mapping[str, object]) -> str:
-    """The name by which data may have a key."""
-    if not old or old not in data:
-        return key
-    log.warning("%s is an old name of the key %s, which does the same", old, key)
-    return old
-
-
-def _plain(value: Any) -> Any:
-    """value as JSON has it."""
-    if isinstance(value, Mark | UidRange):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,10 +270,10 @@ class _Patient(Record):
     it; None: as it is.
     """
 
-    user_timeout_ms: int | None = field(default=None, metadata=_by(_user_timeout_ms))
-    keepalive_time_s: int | None = field(default=None, metadata=_by(_keepalive_s))
-    keepalive_intvl_s: int | None = field(default=None, metadata=_by(_keepalive_s))
-    keepalive_probes: int | None = field(default=None, metadata=_by(_keepalive_probes))
+    user_timeout_ms: int | None = field(default=None, metadata=by(_user_timeout))
+    keepalive_time_s: int | None = field(default=None, metadata=by(_keepalive_s))
+    keepalive_intvl_s: int | None = field(default=None, metadata=by(_keepalive_s))
+    keepalive_probes: int | None = field(default=None, metadata=by(_keepalive_probes))
 
     @property
     def keepalive(self) -> bool:
@@ -416,44 +288,70 @@ class KernelStack(_Patient):
     thing as it is.
     """
 
-    kind: Literal["kernel"] = field(default="kernel", metadata=_by(str))
-    congestion: str | None = field(default=None, metadata=_by(_kernel_congestion))
-    dscp: int | None = field(default=None, metadata=_by(parse_dscp))
-    mark: Mark | None = field(default=None, metadata=_by(parse_mark))
-    pacing_rate_Bps: int | None = field(default=None, metadata=_by(parse_rate, "pacing_rate"))  # noqa: N815
-    priority: int | None = field(default=None, metadata=_by(_priority))
+    kind: Literal["kernel"] = field(default="kernel", metadata=by(_kind))
+    congestion: str | None = field(default=None, metadata=by(_kernel_congestion))
+    dscp: int | None = field(default=None, metadata=by(parse_dscp))
+    mark: Mark | None = field(default=None, metadata=by(parse_mark))
+    pacing_rate_Bps: int | None = field(default=None, metadata=by(parse_rate, "pacing_rate"))  # noqa: N815
+    priority: int | None = field(default=None, metadata=by(_priority))
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserStack(_Patient):
     """A user-space stack: one process or several that share its flows, with a transport
-    of its own.
+    of its own. udp: it relays datagrams, too.
     """
 
-    kind: Literal["user"] = field(metadata=_by(str))
-    transport: str = field(default="tcp", metadata=_by(_transport))
-    congestion: str = field(default="cubic", metadata=_by(_user_congestion))
-    io: str = field(default="auto", metadata=_by(_io))
-    processes: int = field(default=1, metadata=_by(_processes, old="instances"))
-    fallback: str = field(default=KERNEL, metadata=_by(_stack_name))
+    kind: Literal["user"] = field(metadata=by(_kind))
+    transport: str = field(default="tcp", metadata=by(_transport))
+    congestion: str = field(default="cubic", metadata=by(_user_congestion))
+    io: str = field(default="auto", metadata=by(_io))
+    processes: int = field(default=1, metadata=by(_processes, old="instances"))
+    fallback: str = field(default=KERNEL, metadata=by(_stack_name))
     devices: tuple[str, ...] = field(
-        default=(), metadata=_by(_devices)
+        default=(), metadata=by(_devices)
     )  # (): whichever the route to the peer uses
-    sndbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "sndbuf", process=True))
-    rcvbuf_bytes: int | None = field(default=None, metadata=_by(_buffer, "rcvbuf", process=True))
-    memory_bytes: int | None = field(default=None, metadata=_by(parse_size, "memory"))
-    max_connections: int | None = field(default=None, metadata=_by(_max_connections))
-    syn_cookies: str = field(default="auto", metadata=_by(_syn_cookies, process=True))
-    busy_poll_us: int = field(default=0, metadata=_by(_busy_poll_us, process=True))
+    sndbuf_bytes: int | None = field(default=None, metadata=by(_buffer, "sndbuf", process=True))
+    rcvbuf_bytes: int | None = field(default=None, metadata=by(_buffer, "rcvbuf", process=True))
+    memory_bytes: int | None = field(default=None, metadata=by(parse_size, "memory"))
+    max_connections: int | None = field(default=None, metadata=by(_max_connections))
+    syn_cookies: str = field(default="auto", metadata=by(_syn_cookies, process=True))
+    udp: bool = field(default=False, metadata=by(truth))
+    negotiate: str = field(default="forbid", metadata=by(_negotiate, process=True))
+    busy_poll_us: int = field(default=0, metadata=by(_busy_poll_us, process=True))
+    latency: str = field(default="auto", metadata=by(_latency, process=True))
+    redundancy: Redundancy | None = field(default=None, metadata=by(_redundancy))
     # what is run as its processes; (): ours
-    command: tuple[str, ...] = field(default=(), metadata=_by(_command))
+    command: tuple[str, ...] = field(default=(), metadata=by(_command))
+
+    def part(self, seam: Seam) -> str:
+        """What it has at a place where plug-ins fit: what is built in, or a plug-in's name."""
+        return str(getattr(self, seam.key))
 
     def process_options(self) -> dict[str, Any]:
         """What each process is told, by the name of C's member; what is None is C's to choose."""
         values = {
             one.name: getattr(self, one.name) for one in fields(self) if one.metadata["process"]
         }
-        return {name: value for name, value in values.items() if value is not None}
+        told = values | self.redundancy_options()
+        return {name: value for name, value in told.items() if value is not None}
+
+    def redundancy_options(self) -> dict[str, int | str]:
+        """What a process is told of redundancy, by the names of C's members, where 0 is the
+        default.
+        """
+        redundancy = self.redundancy or Redundancy()
+        return {
+            "latency": self.latency,
+            "redundancy_budget_ppm": _most_ppm(redundancy.budget_ppm),
+            "redundancy_residual_ppm": redundancy.residual_ppm or 0,
+            "parity_most_ppm": _most_ppm(redundancy.parity_ppm),
+        }
+
+
+def _most_ppm(ppm: int | None) -> int:
+    """As struct dmm_core_config has it."""
+    return NO_BUDGET_PPM if ppm == 0 else ppm or 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,8 +360,8 @@ class RejectStack(Record):
     in which way.
     """
 
-    kind: Literal["reject"] = field(default="reject", metadata=_by(str))
-    errno: str = field(default="EPERM", metadata=_by(_errno))
+    kind: Literal["reject"] = field(default="reject", metadata=by(_kind))
+    errno: str = field(default="EPERM", metadata=by(_errno))
 
 
 Stack = KernelStack | UserStack | RejectStack
@@ -475,62 +373,16 @@ STACK_RECORDS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule(Record):
-    """Which sockets look in which table; what is None does not matter, all else must match."""
-
-    table: str = field(metadata=_by(_table_name))
-    name: str | None = field(default=None, metadata=_by(_rule_name))
-    cgroup: str | None = field(default=None, metadata=_by(_cgroup))  # itself or anything below it
-    uid: UidRange | None = field(default=None, metadata=_by(parse_uid))
-    comm: str | None = field(default=None, metadata=_by(_comm))
-    mark: Mark | None = field(default=None, metadata=_by(parse_mark))
-    netns: str | None = field(default=None, metadata=_by(_netns))
-    # What is forwarded: who opens it, before any translation, and the device by which it comes in,
-    # * and ? allowed.
-    sources: tuple[Prefix, ...] | None = field(default=None, metadata=_by(_sources, "from"))
-    in_interface: tuple[str, ...] | None = field(default=None, metadata=_by(_in_interface))
-    direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=_by(_direction))
-
-    @property
-    def forwards(self) -> bool:
-        """Whether it is for flows that the host forwards."""
-        return self.direction == int(C.DMM_DIR_FORWARD)
-
-    def text(self) -> str:
-        """The conditions in one line, for example "cgroup /shop.slice uid 1000 connect"; "all"
-        when there are none.
-        """
-        words: list[str] = []
-        for key in ("cgroup", "uid", "comm", "mark", "netns"):
-            value: Any = getattr(self, key)
-            if value is not None:
-                words.append(f"{key} {value}")
-        if self.sources is not None:
-            words.append(f"from {','.join(map(str, self.sources))}")
-        if self.in_interface is not None:
-            words.append(f"in {','.join(self.in_interface)}")
-        if self.direction == C.DMM_DIR_CONNECT:
-            words.append("connect")
-        elif self.direction == C.DMM_DIR_LISTEN:
-            words.append("listen")
-        elif self.forwards:
-            words.append("forward")
-        return " ".join(words) or "all"
-
-
-def forward_entries(rule: Rule) -> int:
-    """How many places of forwards[] the rule takes."""
-    return len(rule.sources or (None,)) if rule.forwards else 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class RouteRecord(Record):
     """A route as written in the policy; "default" is two prefixes."""
 
-    to: tuple[Prefix, ...] = field(metadata=_by(_to))
-    stack: str = field(metadata=_by(_stack_name))
-    proto: int = field(default=0, metadata=_by(_proto))
-    ports: Ports = field(default=(), metadata=_by(parse_ports))
+    to: tuple[Prefix, ...] = field(metadata=by(_to))
+    stack: str = field(metadata=by(_stack_name))
+    proto: int = field(default=0, metadata=by(_proto))
+    ports: Ports = field(default=(), metadata=by(parse_ports))
+    # With stack = "auto": among whom the director chooses, and by what (rd/adaptive)
+    candidates: tuple[str, ...] = field(default=(), metadata=by(stack_names))
+    goal: str = field(default="", metadata=by(_goal))
 
     @property
     def match(self) -> Match:
@@ -538,16 +390,38 @@ class RouteRecord(Record):
         return Match(self.proto, self.ports)
 
 
-BUILT_IN: Mapping[str, Stack] = MappingProxyType({KERNEL: KernelStack(), REJECT: RejectStack()})
+@dataclass(frozen=True)
+class Auto:
+    """What stands in the place of a stack in an adaptive route. Routes with the same goal and
+    candidates share what is learnt.
+    """
+
+    goal: Goal
+    candidates: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """By which tables and listings call it; no stack can be called so."""
+        return f"{AUTO}:{self.goal}:{','.join(self.candidates)}"
+
+
+BUILT_IN: Mapping[str, Stack] = MappingProxyType(
+    {KERNEL: KernelStack(), **{name: RejectStack(errno=why) for name, why in REFUSING.items()}}
+)
 
 
 @dataclass(frozen=True)
 class Policy:
     """A whole policy, every name resolved.
 
-    stacks has the stacks that the policy defines, "kernel", and "reject" when a route or fallback
-    names it. rules are in order; a rule's number, as shown and as stored in decisions, is its
-    position from 1.
+    labels: those of this host, and then rules are those that are for it, and tables without those
+    that are for others alone; None: the text does not say them, and rules are all. written: the
+    place of each rule in the text.
+
+    stacks has the stacks that the policy defines, "kernel", and those of REFUSING that a route, a
+    fallback or an action names. tables has one for each action that a rule has, too, by its name.
+    rules are in order; a rule's number, as shown and as stored in decisions, is its position from
+    1.
     """
 
     source: str  # the file as the user named it, for messages
@@ -558,6 +432,9 @@ class Policy:
     files: Mapping[Path, Stamp] = field(
         default_factory=dict
     )  # routes files, as they were when they were read
+    labels: Labels | None = None
+    written: tuple[int, ...] = ()
+    autos: Mapping[str, Auto] = field(default_factory=dict)  # of adaptive routes, by name
 
     @property
     def n_routes(self) -> int:
@@ -569,12 +446,22 @@ class Policy:
         return {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
 
     def routed_stacks(self) -> list[str]:
-        """The stacks that routes name, each once, in order: those that must be there
-        for this policy.
+        """The stacks that routes name, or that programs may choose, each once, in order: those that
+        must be there for this policy.
         """
-        return list(
-            dict.fromkeys(name for table in self.tables.values() for name in table.stack_names)
+        routed = (
+            name
+            for table in self.tables.values()
+            for named in table.stack_names
+            for name in self.may_serve(named)
         )
+        chosen = (name for rule in self.rules for name in rule.choose)
+        return list(dict.fromkeys([*routed, *chosen]))
+
+    def may_serve(self, named: str) -> tuple[str, ...]:
+        """Who serves where a route names that: itself, or the candidates."""
+        auto = self.autos.get(named)
+        return auto.candidates if auto else (named,)
 
     def rule_text(self, index: int) -> str:
         """The rule at index (from 0): its name, or its number and conditions,
@@ -584,5 +471,7 @@ class Policy:
         return rule.name or f"{index + 1}: {rule.text()}"
 
     def place(self, *path: str | int) -> str:
-        """Where the key at path stands, "policy.toml:12"."""
+        """Where the key at path stands, "policy.toml:12". A rule's number is its place in rules."""
+        if len(path) > 1 and path[0] == "rules" and self.written:
+            path = ("rules", self.written[int(path[1])], *path[2:])
         return place(self.source, self.text, path)

@@ -5,40 +5,47 @@ Owns the reading, the checks that need more than one key to see, and the wording
 error. A Policy that load() or parse() returns is complete: every name it uses exists, no two routes
 contradict, and it fits the limits of abi.h. Nothing here touches the kernel; what only this host
 can answer (does the cgroup exist, is the congestion control loaded) is compile.py's.
+
+Over 600 lines: each check finds the place of its error in the text, which one object knows.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy import toml_limits
+from dmm_ebpf.rd.policy.adaptive_route import auto_of, is_adaptive, may_serve
+from dmm_ebpf.rd.policy.compile_rules import MAX_CHECKS, count_checks
+from dmm_ebpf.rd.policy.hosts import Labels, Selector, parse_labels, parse_selector
+from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record
 from dmm_ebpf.rd.policy.locate import describe, order, place
 from dmm_ebpf.rd.policy.model import (
     BUILT_IN,
     KERNEL,
+    MAX_STACKS,
     MAX_USER_PROCESSES,
-    REJECT,
     STACK_RECORDS,
-    KeysRefusedError,
+    TABLE_KEYS,
+    TABLES,
+    Auto,
     Policy,
-    Record,
+    RejectStack,
     RouteRecord,
-    Rule,
     Stack,
     UserStack,
-    check_name,
-    forward_entries,
 )
-from dmm_ebpf.rd.policy.routes import RouteTable
+from dmm_ebpf.rd.policy.readers import check_name
+from dmm_ebpf.rd.policy.routes import RouteTable, action_table
 from dmm_ebpf.rd.policy.routes_file import (
     MAX_ROUTES,
     Stamp,
@@ -47,14 +54,14 @@ from dmm_ebpf.rd.policy.routes_file import (
     require_regular,
     stamp_of,
 )
+from dmm_ebpf.rd.policy.rule import REFUSING, SOCKET_KEYS, Rule, forward_entries
+from dmm_ebpf.rd.policy.suggest import suggest
 from dmm_ebpf.rd.policy.toml_limits import MAX_POLICY_BYTES
 from dmm_ebpf.rd.policy.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
 
 __all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
 
-_MAX_STACKS = C.DMM_MAX_STACKS - 1
 MAX_ERRORS = 20  # of one policy; each costs a walk over the text
-_SUGGESTIONS_FROM = 1000  # names that are compared, a tenth of a millisecond each
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
 
 # What TCP has no socket option for.
@@ -74,9 +81,11 @@ def load(path: Path) -> Policy:
     return parse(read(path), source=str(path), base=path.parent)
 
 
-def read(path: Path) -> str:
-    """The text of the policy file at path; PolicyError when there is none."""
-    data = read_text_file(path, "policy", MAX_POLICY_BYTES)
+def read(path: Path, what: str = "policy") -> str:
+    """The text of the policy file at path, or of another of that length, which errors call what;
+    PolicyError when there is none.
+    """
+    data = read_text_file(path, what, MAX_POLICY_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,18 +100,6 @@ def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None
     given, is told the routes files that were looked at, also when the policy is refused.
     """
     return _Parser(text, source, base, {} if files is None else files).policy()
-
-
-def _suggest(name: object, known: Iterable[str], kind: str) -> str:
-    """What to do about an unknown name."""
-    names = list(itertools.islice(known, _SUGGESTIONS_FROM))
-    close = difflib.get_close_matches(str(name)[:64], names, n=1)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    if not names:
-        return f"no {kind} is defined"
-    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"known are {listed}"
 
 
 class _EnoughError(Exception):
@@ -120,10 +117,14 @@ class _Parser:
         self.base = base
         self.stacks: dict[str, Stack] = {}
         self.named: Collection[str] = ()  # also those that are refused
-        self.reject_used = False
+        self.refusing: set[str] = set()  # those of REFUSING that are named
         self.files = files
         self.tables: dict[str, RouteTable] = {}
         self.rules: list[Rule] = []
+        self.written: list[int] = []  # where in the text each of them stands
+        self.autos: dict[str, Auto] = {}
+        self.selectors: dict[str, Selector] = {}
+        self.labels: Labels | None = None
         self.wrong: list[PolicyError] = []
 
     def policy(self) -> Policy:
@@ -134,23 +135,44 @@ class _Parser:
             first, *others = sorted(self.wrong, key=self._order)
             first.others, first.enough = tuple(others), len(self.wrong) >= MAX_ERRORS
             raise first
+        rules, tables = self._of_this_host()
         stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
-        if self.reject_used:
-            stacks[REJECT] = BUILT_IN[REJECT]
+        stacks |= {name: BUILT_IN[name] for name in REFUSING if name in self.refusing}
         return Policy(
             source=self.source,
             text=self.text,
             stacks=stacks,
-            rules=tuple(self.rules),
-            tables=self.tables,
+            rules=tuple(self.rules[index] for index in rules),
+            tables=tables,
             files=self.files,
+            labels=self.labels,
+            written=tuple(self.written[index] for index in rules),
+            autos=self.autos,
         )
+
+    def _of_this_host(self) -> tuple[list[int], dict[str, RouteTable]]:
+        """The rules that are for it, and the tables without those that are for others alone."""
+        mine, others = [], set()
+        for index, rule in enumerate(self.rules):
+            chosen = [self.selectors[name] for name in rule.hosts or ()]
+            if self.labels is None or not chosen or any(one.holds(self.labels) for one in chosen):
+                mine.append(index)
+            else:
+                others.add(rule.table)
+        others -= {self.rules[index].table for index in mine}
+        return mine, {name: one for name, one in self.tables.items() if name not in others}
 
     def _read(self, data: dict[str, Any]) -> None:
         for key in data:
-            if key not in ("stacks", "rules", "tables"):
-                self._note(self._unknown_key((key,), ("stacks", "rules", "tables")))
-        for read in (self._read_stacks, self._read_tables, self._read_rules, self._check_limits):
+            if key not in TABLES:
+                self._note(self._unknown_key((key,), TABLES))
+        for read in (
+            self._read_hosts,
+            self._read_stacks,
+            self._read_tables,
+            self._read_rules,
+            self._check_limits,
+        ):
             with self._noting():
                 read(data)
 
@@ -182,7 +204,7 @@ class _Parser:
     def _unknown_key(self, path: KeyPath, known: Iterable[str]) -> PolicyError:
         above = describe(path[:-1])
         why = f"unknown key {shown(path[-1])}"
-        hint = _OF_A_NAMESPACE.get(str(path[-1])) or _suggest(path[-1], known, "key")
+        hint = _OF_A_NAMESPACE.get(str(path[-1])) or suggest(path[-1], known, "key")
         return PolicyError(
             f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint
         )
@@ -261,13 +283,27 @@ class _Parser:
         except ValueRefusedError as refused:
             raise self._refused(path, refused.why, refused.hint) from None
 
+    def _read_hosts(self, data: dict[str, Any]) -> None:
+        for name, value in self._table(data, ("hosts",)).items():
+            path: KeyPath = ("hosts", name)
+            self._name(name, "selector of hosts", path)
+            try:
+                self.selectors[name] = parse_selector(value)
+            except ValueRefusedError as refused:
+                raise self._refused(path, refused.why, refused.hint) from None
+        if "labels" in data:
+            try:
+                self.labels = parse_labels(data["labels"])
+            except ValueRefusedError as refused:
+                raise self._refused(("labels",), refused.why, refused.hint) from None
+
     def _read_stacks(self, data: dict[str, Any]) -> None:
         stacks = self._table(data, ("stacks",))
-        if len(stacks) > _MAX_STACKS:
+        if len(stacks) > MAX_STACKS:
             raise self._refused(
                 ("stacks",),
                 f"there are {len(stacks)} stacks",
-                f"a policy has at most {_MAX_STACKS}",
+                f"a policy has at most {MAX_STACKS}",
             )
         self.named = stacks.keys()
         for name, stack in stacks.items():
@@ -284,6 +320,7 @@ class _Parser:
             with self._noting():
                 self._check_fallback(name, user)
                 self._check_command(name, user)
+                self._check_negotiate(name, user)
 
     def _read_stack(self, name: str, data: object) -> Stack:
         path: KeyPath = ("stacks", name)
@@ -322,15 +359,35 @@ class _Parser:
                 "a process of one's own gets packets by tap alone",
                 'leave io out, or set io = "tap"',
             )
+        if stack.command and stack.udp:
+            raise self._refused(
+                ("stacks", name, "udp"),
+                "a process of one's own carries TCP alone",
+                "leave udp out: the kernel serves UDP",
+            )
+
+    def _check_negotiate(self, name: str, stack: UserStack) -> None:
+        if stack.negotiate == "demand" and stack.syn_cookies == "always":
+            raise self._refused(
+                ("stacks", name, "negotiate"),
+                'no SYN cookie carries an agreement, and syn_cookies is "always"',
+                'use negotiate = "allow", or syn_cookies = "auto"',
+            )
+        if stack.negotiate == "demand" and is_plugin(stack.transport, TRANSPORT):
+            raise self._refused(
+                ("stacks", name, "negotiate"),
+                f'transport "{stack.transport}" is a plug-in, and agrees on nothing',
+                "leave negotiate out",
+            )
 
     def _stack_problem(self, name: str) -> str | None:
         """None when routes may name the stack, else what to do."""
         if name in self.named or name == KERNEL:  # one that is refused is told of once
             return None
-        if name == REJECT:
-            self.reject_used = True
+        if name in REFUSING:
+            self.refusing.add(name)
             return None
-        return _suggest(name, [*self.named, KERNEL, REJECT], "stack")
+        return suggest(name, [*self.named, *BUILT_IN], "stack")
 
     def _read_tables(self, data: dict[str, Any]) -> None:
         for name, table in self._table(data, ("tables",)).items():
@@ -346,8 +403,8 @@ class _Parser:
         if not isinstance(data, dict):
             raise self._refused(path, f"{shown(data)} is not a table", f"begin it with {header}")
         for key in data:
-            if key not in ("routes", "routes_from"):
-                self._note(self._unknown_key((*path, key), ("routes", "routes_from")))
+            if key not in TABLE_KEYS:
+                self._note(self._unknown_key((*path, key), TABLE_KEYS))
         with self._noting():
             routes = self._array(data.get("routes", []), (*path, "routes"), header)
             for position, route in enumerate(routes):
@@ -368,14 +425,25 @@ class _Parser:
         self._check_contradictions(table)
 
     def _add_route(self, table: RouteTable, position: int, route: RouteRecord) -> None:
-        hint = self._stack_problem(route.stack)
-        if hint is not None:
-            path = ("tables", table.name, "routes", position, "stack")
-            raise self._refused(path, f"no stack is called {shown(route.stack)}", hint)
+        path: KeyPath = ("tables", table.name, "routes", position)
+        name = route.stack
+        if is_adaptive(route, self.named):
+            name = self._auto(route, path).name
+        elif (hint := self._stack_problem(name)) is not None:
+            raise self._refused((*path, "stack"), f"no stack is called {shown(name)}", hint)
         match = table.intern_match(route.match)
-        stack = table.intern_stack(route.stack)
+        stack = table.intern_stack(name)
         for prefix in route.to:
             table.add(prefix, match, stack, position)
+
+    def _auto(self, route: RouteRecord, path: KeyPath) -> Auto:
+        """What an adaptive route names."""
+        try:
+            auto = auto_of(route, self.stacks, self._stack_problem)
+        except KeysRefusedError as error:
+            ((key, refused),) = error.keys.items()
+            raise self._refused_key(path, key, refused) from None
+        return self.autos.setdefault(auto.name, auto)
 
     def _read_file(self, table: RouteTable, name: object, path: KeyPath) -> None:
         if not isinstance(name, str) or not name or "\0" in name:
@@ -423,23 +491,70 @@ class _Parser:
         for index, item in enumerate(items):
             with self._noting():
                 self.rules.append(self._read_rule(index, item, names))
+                self.written.append(index)
         self._check_forwards(self.rules)
+        self._check_checks(self.rules)
 
     def _read_rule(self, index: int, data: object, names: dict[str, int]) -> Rule:
         path: KeyPath = ("rules", index)
         rule = self._record(Rule, data, path)
-        if rule.table not in self.tables:
-            hint = _suggest(rule.table, self.tables, "table")
+        if rule.action:
+            rule = self._acting(rule, path)
+        self._check_choose(rule, path)
+        if rule.table and rule.table not in self.tables:
+            hint = suggest(rule.table, self.tables, "table")
             raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
+        for name in rule.hosts or ():
+            if name not in self.selectors:
+                why = f"no selector of hosts is called {shown(name)}"
+                raise self._refused((*path, "hosts"), why, suggest(name, self.selectors, "one"))
         if rule.name is not None:
             earlier = names.setdefault(rule.name, index)
             if earlier != index:
                 why = f'rule {earlier + 1} is called "{rule.name}" too'
                 raise self._refused((*path, "name"), why, "give each rule its own name")
-        self._check_forward(rule, self.tables[rule.table], path)
-        return rule
+        self._check_forward(rule, path)
+        return self._by_interface(rule, path)
 
-    def _check_forward(self, rule: Rule, table: RouteTable, path: KeyPath) -> None:
+    def _acting(self, rule: Rule, path: KeyPath) -> Rule:
+        """The rule with the table of its action, where all is refused."""
+        if rule.table:
+            why = "a rule that refuses looks in no table"
+            raise self._refused((*path, "table"), why, "take table or action away")
+        if not rule.direction & C.DMM_DIR_CONNECT:
+            what = "forwarded" if rule.forwards else "opened by a client"
+            why = f"what is {what} is not refused by policy"
+            hint = 'use a packet filter, or direction = "connect"'
+            raise self._refused((*path, "action"), why, hint)
+        if rule.action in self.tables and not self.tables[rule.action].is_action:
+            why = f"the table {rule.action} has the name of an action that a rule has"
+            raise self._refused(("tables", rule.action), why, "give it another one")
+        self.tables[rule.action] = action_table(rule.action)
+        self.refusing.add(rule.action)
+        return replace(rule, table=rule.action, direction=int(C.DMM_DIR_CONNECT))
+
+    def _by_interface(self, rule: Rule, path: KeyPath) -> Rule:
+        """A rule for sockets that are bound to a device is for those that connect."""
+        if not rule.every("interface"):
+            return rule
+        if not rule.direction & C.DMM_DIR_CONNECT:
+            why = "a listener that is bound to a device is the kernel's, whatever rules say"
+            raise self._refused((*path, "direction"), why, 'leave it out, or say "connect"')
+        return replace(rule, direction=int(C.DMM_DIR_CONNECT))
+
+    def _check_choose(self, rule: Rule, path: KeyPath) -> None:
+        if not rule.table and not rule.choose:
+            raise self._refused_key(path, "table", None)
+        for name in rule.choose:
+            hint = self._stack_problem(name)
+            if hint is not None:
+                why = f"no stack is called {shown(name)}"
+                raise self._refused((*path, "choose"), why, hint)
+            if name in REFUSING or isinstance(self.stacks.get(name), RejectStack):
+                why = f"{shown(name)} serves nothing that a program could choose"
+                raise self._refused((*path, "choose"), why, "name kernel or user stacks")
+
+    def _check_forward(self, rule: Rule, path: KeyPath) -> None:
         if not rule.forwards:
             for field_name, key in _FORWARD_KEYS.items():
                 if getattr(rule, field_name) is not None:
@@ -448,11 +563,14 @@ class _Parser:
                         (*path, key), why, 'add direction = "forward", or leave it out'
                     )
             return
-        for key in ("cgroup", "uid", "comm", "mark", "netns"):
-            if getattr(rule, key) is not None:
+        for key in (*SOCKET_KEYS, "not"):
+            if getattr(rule, "excepted" if key == "not" else key) not in {None, ()}:
                 why = 'with direction = "forward" there is no socket that it could be asked of'
                 raise self._refused((*path, key), why, "name from, in_interface or both instead")
-        for name in table.stack_names:
+        if rule.choose:
+            why = 'with direction = "forward" there is no program that could choose'
+            raise self._refused((*path, "choose"), why, "take it away")
+        for name in may_serve(self.tables[rule.table].stack_names, self.autos):
             stack = self.stacks.get(name)
             if isinstance(stack, UserStack) and stack.syn_cookies == "always":
                 why = f'its stack {name} has syn_cookies = "always", which a forwarded connection cannot have'
@@ -467,10 +585,21 @@ class _Parser:
                 hint = f"a policy has at most {C.DMM_MAX_FORWARDS}, and a rule without from counts as one"
                 raise self._refused(("rules", index), why, hint)
 
+    def _check_checks(self, rules: list[Rule]) -> None:
+        total = 0
+        for index, rule in enumerate(rules):
+            total += count_checks(rule)
+            if total > MAX_CHECKS:
+                why = f"the lists of the rules make more than {MAX_CHECKS} checks together"
+                hint = "several lists of one rule count by their product; divide it, or name ranges"
+                raise self._refused(("rules", self.written[index]), why, hint)
+
     def _check_limits(self, _data: dict[str, Any]) -> None:
-        if len(self.stacks) + self.reject_used > _MAX_STACKS:
+        if len(self.stacks) + len(self.refusing) > MAX_STACKS:
+            named = ", ".join(f'"{name}"' for name in REFUSING if name in self.refusing)
+            hint = f"a policy has at most {MAX_STACKS} together"
             raise self._refused(
-                ("stacks",), f'there are {_MAX_STACKS} stacks and "{REJECT}"', "remove one"
+                ("stacks",), f"there are {len(self.stacks)} stacks, and {named}", hint
             )
 
     def _check_total(self) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the congestion controls that a policy names as plug-ins, and the programs that it names
-as stack processes, can be had on this host.
+"""Whether the congestion controls and transports that a policy names as plug-ins, and the programs
+that it names as stack processes, can be had on this host.
 
-A congestion control is loaded once, in a process of its own (kit/probe.py): to find out is
+A plug-in is loaded once, in a process of its own (kit/probe.py): to find out is
 to run it.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError
 from dmm_ebpf.kit import probe
-from dmm_ebpf.kit.names import is_plugin
+from dmm_ebpf.kit.names import SEAMS, Seam, is_plugin
 from dmm_ebpf.owned import check_owner
 from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import Policy
@@ -29,19 +29,25 @@ def check_plugins(policy: Policy, stacks: Iterable[str]) -> list[str]:
     unread = []
     configs = policy.user_stacks()
     for name in stacks:
-        _check_command(policy, name, configs[name].command)
-        text = configs[name].congestion
-        if not is_plugin(text):
-            continue
-        try:
-            probe.check(text)
-        except PrivilegeError as exc:
-            unread.append(str(exc))
-        except DmmError as exc:
-            path = ("stacks", name, "congestion")
-            why = f"{describe(path)}: {exc}"
-            raise PolicyError(f"accept {policy.place(*path)}", why=why) from exc
+        config = configs[name]
+        _check_command(policy, name, config.command)
+        for seam in SEAMS.values():
+            unread += _check_plugin(policy, name, seam, config.part(seam))
     return unread
+
+
+def _check_plugin(policy: Policy, name: str, seam: Seam, text: str) -> list[str]:
+    if not is_plugin(text, seam):
+        return []
+    try:
+        probe.check(text, seam)
+    except PrivilegeError as exc:
+        return [str(exc)]
+    except DmmError as exc:
+        path = ("stacks", name, seam.key)
+        why = f"{describe(path)}: {exc}"
+        raise PolicyError(f"accept {policy.place(*path)}", why=why) from exc
+    return []
 
 
 def _check_command(policy: Policy, name: str, command: Sequence[str]) -> None:

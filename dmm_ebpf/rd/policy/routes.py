@@ -18,7 +18,14 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dmm_ebpf.rd.policy.values import PORT_MAX, PROTOCOL_NAMES, Ports, Prefix, ports_text
+from dmm_ebpf.rd.policy.values import (
+    PORT_MAX,
+    PROTOCOL_NAMES,
+    Ports,
+    Prefix,
+    parse_prefix,
+    ports_text,
+)
 
 RANK_ANY, RANK_RANGE, RANK_EXACT = 0, 1, 2
 
@@ -131,11 +138,16 @@ class RouteTable:
             self.lengths[index],
         )
 
+    @property
+    def is_action(self) -> bool:
+        """Whether it is an action's (action_table()), and so written nowhere."""
+        return not self.file and not self.inline_count and len(self) > 0
+
     def where(self, index: int) -> str:
         """The place a route was written, for errors."""
         if index < self.inline_count:
             return f"route {self.origin[index] + 1} of table {self.name}"
-        return f"{self.file}:{self.origin[index]}"
+        return f"{self.file}:{self.origin[index]}" if self.file else f"action {self.name}"
 
     def intern_match(self, match: Match) -> int:
         """The index that add() takes for match."""
@@ -214,6 +226,17 @@ class RouteTable:
                 if last > reach.get(stack, (-1, 0))[0]:
                     reach[stack] = (last, index)
         return None
+
+
+def action_table(action: str) -> RouteTable:
+    """The table of a rule's action: every flow to the stack of that name. It stands nowhere in the
+    policy.
+    """
+    table = RouteTable(action)
+    match, stack = table.intern_match(Match(0, ())), table.intern_stack(action)
+    for prefix in parse_prefix("default"):
+        table.add(prefix, match, stack, 0)
+    return table
 
 
 def port_rank(ports: Ports, first: int, last: int) -> int:

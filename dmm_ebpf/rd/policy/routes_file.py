@@ -6,7 +6,7 @@ columns. The columns are to, proto, ports, stack; a first line with exactly thes
 file; proto and ports may be empty; ports that need commas are quoted, as in RFC 4180, or separated
 by spaces; blank lines and lines that begin with '#' are skipped. It refuses, with the line:
 anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes, what is not a regular
-file, what is not UTF-8.
+file, what is not UTF-8; and a file of nothing but blanks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,16 @@ Stamp = tuple[int, ...] | None
 
 def stamp_of(path: Path) -> Stamp:
     """What tells one content at path, whatever links lead there, from the next: device, inode,
-    size, and the times of change in ns; None when there is no such file now.
+    size, and the times of change in ns; None when there is no such file now, and the error alone
+    where another one keeps it from being looked at.
     """
     try:
         found = path.stat()
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return (error.errno or 0,)
+    except ValueError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -104,9 +109,13 @@ def read_routes(
     """
     require_regular(path, "routes file")
     table.file = str(path)
+    before = len(table)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             _Reader(path, table, stack_known, wrong).read(file)
+        if len(table) == before and not path.read_bytes().strip():  # somebody is writing it
+            hint = f"write {','.join(HEADER)} into it if it is to have no routes"
+            raise PolicyError(f"accept {path}", why="it is empty", hint=hint)
     except UnicodeDecodeError as error:
         raise PolicyError(
             f"read routes file {path}",

@@ -19,8 +19,20 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+from dmm_ebpf.rd.policy.shape import (
+    ANY_TEXT,
+    any_case,
+    any_of,
+    list_of,
+    spaced,
+    spelled,
+    takes,
+    whole,
+)
+
 U32_MAX = 0xFFFFFFFF
 PORT_MAX = 65535
+MILLION = 1_000_000
 TCP = socket.IPPROTO_TCP
 UDP = socket.IPPROTO_UDP
 PROTOCOLS = {"tcp": TCP, "udp": UDP}
@@ -41,10 +53,19 @@ DSCP_NAMES: dict[str, int] = {
 
 _SI = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _IEC = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]i?)?(bit|bps)", re.ASCII | re.IGNORECASE)
-_SIZE = re.compile(r"(\d{1,15})\s*([kmg]?)", re.ASCII | re.IGNORECASE)
-_PORT_ITEM = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", re.ASCII)
-_NUMBER = re.compile(r"0x[0-9a-f]{1,16}|\d{1,20}", re.ASCII | re.IGNORECASE)
+_RATE = re.compile(
+    r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([kKmMgGtT][iI]?)?([bB][iI][tT]|[bB][pP][sS])"
+)
+_SHARE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%")
+_SIZE = re.compile(r"([0-9]{1,15})\s*([kKmMgG]?)")
+_PORT_ITEM = re.compile(r"([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?")
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}")
+_MAX_SIZE = 1 << 40
+_LENGTH4 = r"/(?:0{0,2}[0-9]|0?[12][0-9]|0?3[0-2])"
+_LENGTH6 = r"/(?:0{0,2}[0-9]|0?[1-9][0-9]|1[01][0-9]|12[0-8])"
+_BYTE = r"(?:[0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])"
+_MARK_NUMBER = spaced(_NUMBER.pattern)
+_PORTS_ITEM = spaced(_PORT_ITEM.pattern)
 
 Ports = tuple[tuple[int, int], ...]
 
@@ -108,6 +129,12 @@ def prefix_text(family: int, addr: int, length: int) -> str:
     return f"{socket.inet_ntop(socket.AF_INET6, addr.to_bytes(16, 'big'))}/{length}"
 
 
+@takes(
+    spelled(
+        rf"default|{_BYTE}(?:\.{_BYTE}){{3}}(?:{_LENGTH4})?"
+        rf"|[0-9a-fA-F]*:[0-9a-fA-F:.]+(?:{_LENGTH6})?"
+    )
+)
 def parse_prefix(text: str) -> tuple[Prefix, ...]:
     """The prefix that text names; "default" names two, 0.0.0.0/0 and ::/0. A bare address is
     a host prefix.
@@ -152,6 +179,7 @@ def _bad_prefix(text: str) -> ValueRefusedError:
     )
 
 
+@takes({"enum": [*PROTOCOLS, "any", ""]})
 def parse_protocol(text: str) -> int:
     """IPPROTO_TCP or IPPROTO_UDP; 0 for an empty text or "any": both."""
     if text in ("", "any"):
@@ -164,6 +192,15 @@ def parse_protocol(text: str) -> int:
         ) from None
 
 
+_PORTS = any_of(whole(1, PORT_MAX), spelled(f"{_PORTS_ITEM}(?:,{_PORTS_ITEM})*"))
+
+
+@takes(
+    {
+        "description": 'Ports: 443, "443, 8000-8100" or a list of such; left out, every port.',
+        **any_of(*_PORTS["anyOf"], list_of(_PORTS)),
+    }
+)
 def parse_ports(value: object) -> Ports:
     """Port ranges, sorted, from 443, "443, 8000-8100" or a list of such; () means every port."""
     items: list[object] = list(value) if isinstance(value, list | tuple) else [value]
@@ -227,6 +264,7 @@ def _number(text: str, what: str) -> int:
     return int(text, 16 if text[:2].lower() == "0x" else 10)
 
 
+@takes(any_of(whole(0, U32_MAX), spelled(f"{_MARK_NUMBER}(?:/{_MARK_NUMBER})?")))
 def parse_mark(value: object) -> Mark:
     """A mark from 16, "0x10" or "0x10/0xff"; without a mask all 32 bits count."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -252,6 +290,13 @@ def parse_mark(value: object) -> Mark:
     return Mark(mark, mask)
 
 
+@takes(
+    any_of(
+        whole(0, 63),
+        {"enum": sorted(DSCP_NAMES)},  # for editors to offer
+        spelled(any_case(sorted(DSCP_NAMES))),
+    )
+)
 def parse_dscp(value: object) -> int:
     """A DSCP from its number, 0..63, or its name, "af21", "cs1", "ef", "le"."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 63:
@@ -264,6 +309,7 @@ def parse_dscp(value: object) -> int:
     )
 
 
+@takes(any_of(whole(1, U32_MAX - 1), spelled(spaced(_RATE.pattern))))
 def parse_rate(value: object) -> int:
     """A rate in bytes a second, from such an integer or from tc(8)'s units:
     "80mbit", "10mbps" (bytes).
@@ -285,6 +331,25 @@ def parse_rate(value: object) -> int:
     return rate
 
 
+SHARE = spelled(spaced(_SHARE.pattern))
+
+
+def parse_share(value: object, least_ppm: int, what: str) -> int:
+    """A share in parts per million, from "5%" or "0.2%"; at most all."""
+    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueRefusedError(
+            f"{shown(value)} is not {what}", 'expected a share such as "5%" or "0.2%", in quotes'
+        )
+    ppm = round(float(match[1]) * 10_000)
+    if not least_ppm <= ppm <= MILLION:
+        raise ValueRefusedError(
+            f"{shown(value)} is not {what}", f"expected {least_ppm / 10_000:g}% to 100%"
+        )
+    return ppm
+
+
+@takes(any_of(whole(1, _MAX_SIZE), spelled(spaced(_SIZE.pattern))))
 def parse_size(value: object) -> int:
     """A size in bytes, from an integer or from "16M" (K, M and G are powers of 1024)."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -297,11 +362,12 @@ def parse_size(value: object) -> int:
                 'expected bytes, or a text such as "512K", "16M", "1G"',
             )
         size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
-    if not 1 <= size <= 1 << 40:
+    if not 1 <= size <= _MAX_SIZE:
         raise ValueRefusedError(f"{shown(value)} is {size} bytes", "expected 1 byte to 1024G")
     return size
 
 
+@takes(any_of(whole(0, U32_MAX - 1), spelled(f"{ANY_TEXT}+")))
 def parse_uid(value: object) -> UidRange:
     """User ids from 1000, "1000-2000" or a user name that this host knows."""
     if isinstance(value, int) and not isinstance(value, bool):

@@ -9,29 +9,24 @@ that stays cheap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy.evaluate import is_below
-from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, Rule, UserStack
+from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank
-from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP, Mark, Prefix, UidRange, is_named
+from dmm_ebpf.rd.policy.rule import Conditions, Rule
+from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP, Prefix, is_named
+from dmm_ebpf.records.policy import Warned
 
+# Keys of a user stack, and the value that asks for what TCP alone has
+_TCP_ALONE = {"syn_cookies": "always", "negotiate": "allow", "latency": "low"}
 _GLOB = frozenset("*?[")
 _MAX_PAIRS = 200_000  # of routes of two tables that are compared with each other
 _MAX_GROUP = 64  # of routes of one prefix
-
-
-@dataclass(frozen=True)
-class Warned:
-    """place: as in "policy.toml:12". text: what is there, and what becomes of it."""
-
-    place: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
 
 
 def warnings(policy: Policy) -> Iterator[Warned]:
@@ -52,17 +47,20 @@ def warnings(policy: Policy) -> Iterator[Warned]:
 
 def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
     name = policy.rule_text(index)
-    if rule.comm is not None and _GLOB & set(rule.comm):
-        place = policy.place("rules", index, "comm")
-        yield Warned(
-            place,
-            f'rule {name}: "{rule.comm}" is compared letter by letter, and matches only a process of that name',
-        )
-    if rule.cgroup is not None and _GLOB & set(rule.cgroup):
-        place = policy.place("rules", index, "cgroup")
-        yield Warned(
-            place, f"rule {name}: {rule.cgroup} is a path, and matches only a cgroup of that name"
-        )
+    for one, path in ((rule, ()), *((one, ("not",)) for one in rule.excepted)):
+        for comm in one.comm or ():
+            if _GLOB & set(comm):
+                why = f'"{comm}" is compared letter by letter, and matches only a process of that name'
+                place = policy.place("rules", index, *path, "comm")
+                yield Warned(place, f"rule {name}: {why}")
+        for cgroup in one.cgroup or ():
+            if _GLOB & set(cgroup):
+                why = f"{cgroup} is a path, and matches only a cgroup of that name"
+                place = policy.place("rules", index, *path, "cgroup")
+                yield Warned(place, f"rule {name}: {why}")
+    if any(_asks_for(rule, one) for one in rule.excepted):
+        place = policy.place("rules", index, "not")
+        yield Warned(place, f"rule {name} matches nothing: its not takes away all that it is for")
     earlier = _shadowed_by(policy, index, rule)
     if earlier:
         names = " and ".join(policy.rule_text(one) for one in earlier)
@@ -73,8 +71,10 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
 
 def _shadowed_by(policy: Policy, index: int, rule: Rule) -> list[int]:
     """The earlier rules that together decide whatever the rule would; none: it
-    may decide something.
+    may decide something, or lets programs choose.
     """
+    if rule.choose:
+        return []
     found: list[int] = []
     for direction in (C.DMM_DIR_CONNECT, C.DMM_DIR_LISTEN, C.DMM_DIR_FORWARD):
         if not rule.direction & direction:
@@ -90,7 +90,7 @@ def _shadowed_by(policy: Policy, index: int, rule: Rule) -> list[int]:
 
 
 def _decides(policy: Policy, earlier: Rule, rule: Rule, direction: int) -> bool:
-    if not earlier.direction & direction or not _takes_in(earlier, rule):
+    if not earlier.direction & direction or not earlier.table or not _takes_in(earlier, rule):
         return False
     # A listener has the table of the first rule that matches, whether that has a route or not.
     return direction == C.DMM_DIR_LISTEN or _covers(
@@ -100,32 +100,41 @@ def _decides(policy: Policy, earlier: Rule, rule: Rule, direction: int) -> bool:
 
 def _takes_in(wide: Rule, narrow: Rule) -> bool:
     """Whether every flow that narrow matches is matched by wide, too."""
-    keys = ("uid", "mark", "cgroup", "comm", "netns", "sources", "in_interface")
-    if any(getattr(wide, key) is not None and getattr(narrow, key) is None for key in keys):
+    if wide.hosts not in {None, narrow.hosts}:
         return False
-    return (
-        (not wide.uid or not narrow.uid or _uids_within(narrow.uid, wide.uid))
-        and (not wide.mark or not narrow.mark or _mark_within(narrow.mark, wide.mark))
-        and (wide.cgroup is None or is_below(narrow.cgroup, wide.cgroup))
-        and (
-            not wide.sources
-            or all(any(_within(n, w) for w in wide.sources) for n in narrow.sources or ())
-        )
-        and (
-            not wide.in_interface
-            or all(_named(n, wide.in_interface) for n in narrow.in_interface or ())
-        )
-        and wide.comm in {None, narrow.comm}
-        and wide.netns in {None, narrow.netns}
-    )
+    if any(one not in narrow.excepted for one in wide.excepted):
+        return False
+    for key in ("sources", "in_interface"):
+        if getattr(wide, key) is not None and getattr(narrow, key) is None:
+            return False
+    sources = narrow.sources or ()
+    if wide.sources and not all(any(_within(n, w) for w in wide.sources) for n in sources):
+        return False
+    names = narrow.in_interface or ()
+    if wide.in_interface and not all(_named(n, wide.in_interface) for n in names):
+        return False
+    return _asks_for(narrow, wide)
 
 
-def _uids_within(narrow: UidRange, wide: UidRange) -> bool:
-    return wide.first <= narrow.first and narrow.last <= wide.last
+# Whether a value of a condition is never so without another
+_IMPLIES: dict[str, Callable[[Any, Any], bool]] = {
+    "cgroup": is_below,
+    "uid": lambda narrow, wide: wide.first <= narrow.first and narrow.last <= wide.last,
+    "mark": lambda narrow, wide: (
+        wide.mask & ~narrow.mask == 0 and narrow.value & wide.mask == wide.value
+    ),
+    "local_port": lambda narrow, wide: wide[0] <= narrow[0] and narrow[1] <= wide[1],
+}
 
 
-def _mark_within(narrow: Mark, wide: Mark) -> bool:
-    return wide.mask & ~narrow.mask == 0 and narrow.value & wide.mask == wide.value
+def _asks_for(narrow: Conditions, wide: Conditions) -> bool:
+    """Whether whatever narrow asks for is asked by wide, too."""
+    for key, wanted in wide.asked():
+        values: tuple[Any, ...] | None = getattr(narrow, key)
+        implies: Callable[[Any, Any], bool] = _IMPLIES.get(key, operator.eq)
+        if values is None or not all(any(implies(n, w) for w in wanted) for n in values):
+            return False
+    return True
 
 
 def _named(pattern: str, patterns: tuple[str, ...]) -> bool:
@@ -169,10 +178,15 @@ def _of_stack(policy: Policy, name: str, stack: KernelStack | UserStack) -> Iter
     if stack.user_timeout_ms is not None and stack.keepalive_probes is not None:
         why = f"stack {name}: keepalive_probes does nothing, since with a user time-out Linux counts no probes"
         yield Warned(policy.place("stacks", name, "keepalive_probes"), why)
+    if isinstance(stack, UserStack) and is_plugin(stack.transport, TRANSPORT):
+        for key, value in _TCP_ALONE.items():
+            if getattr(stack, key) == value:
+                why = f'stack {name}: {key} = "{value}" does nothing with a transport that is a plug-in'
+                yield Warned(policy.place("stacks", name, key), why)
 
 
 def _unused(policy: Policy) -> Iterator[Warned]:
-    used = {name for table in policy.tables.values() for name in table.stack_names}
+    used = set(policy.routed_stacks())
     used |= {stack.fallback for stack in policy.user_stacks().values()}
     for name in policy.stacks:
         if name not in used and name not in BUILT_IN:
@@ -197,7 +211,9 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
                 "all that it could",
             )
     users = {
-        i for i, name in enumerate(table.stack_names) if isinstance(policy.stacks[name], UserStack)
+        i
+        for i, name in enumerate(table.stack_names)
+        if isinstance(named := policy.stacks.get(name), UserStack) and not named.udp
     }
     by_udp = {i for i, match in enumerate(table.matches) if match.proto == UDP}
     if not users or not by_udp:
@@ -212,7 +228,7 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
             yield Warned(
                 _place(policy, table, index),
                 f"table {table.name}: route {table[index].text()} leads to {table.stack_names[stack]}, which carries "
-                "TCP alone: the kernel serves it",
+                "TCP alone: the kernel serves it; a stack of ours with udp = true carries UDP, too",
             )
 
 

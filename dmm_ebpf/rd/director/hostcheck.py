@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this host makes of a policy before anything of it is changed: the plug-ins and programs that
+it names, its cgroups, network namespaces and congestion controls.
+
+The director asks before it applies a policy, and `policy apply --dry-run` asks and leaves it
+at that. Whether processes of user stacks can start is found out by starting them (stacks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from dmm_ebpf import records
+from dmm_ebpf.errors import DmmError, PolicyError
+from dmm_ebpf.hal import nic, tuning
+from dmm_ebpf.rd.director import routeget
+from dmm_ebpf.rd.director.groups import NOWHERE, device_lookup, lookup, waiting
+from dmm_ebpf.rd.director.usual import read_usual
+from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.compile import host_errors as compile_errors
+from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.locate import describe
+from dmm_ebpf.rd.policy.model import Policy, UserStack
+from dmm_ebpf.rd.policy.usual import Usual
+from dmm_ebpf.records.policy import Warned
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a network namespace has for the sockets in it."""
+
+    congestion_controls: tuple[str, ...]
+    usual: Usual
+
+    @classmethod
+    def read(cls) -> Self:
+        """Of the thread's namespace. DmmError as tuning.read()."""
+        known = tuning.read("net/ipv4/tcp_available_congestion_control").split()
+        return cls(tuple(known), read_usual())
+
+    def compile(self, policy: Policy, ids: IdSpace, busy_stacks: Collection[int] = ()) -> Compiled:
+        """compile_policy() with this host's cgroups and network namespaces."""
+        return compile_policy(
+            policy,
+            ids,
+            lookup,
+            netns_lookup=routeget.netns_cookie,
+            device_lookup=device_lookup,
+            congestion_controls=self.congestion_controls,
+            usual=self.usual,
+            busy_stacks=busy_stacks,
+        )
+
+
+def host_errors(policy: Policy, facts: HostFacts) -> Iterator[PolicyError]:
+    """All for which this host would refuse the policy: network namespaces, congestion controls, and
+    devices of user stacks that it does not have.
+    """
+    yield from compile_errors(policy, routeget.netns_cookie, facts.congestion_controls)
+    for name, stack in served(policy).items():
+        try:
+            nic.serving_nics(stack.devices)
+        except DmmError as error:
+            path = ("stacks", name, "devices") if stack.devices else ("stacks", name)
+            why = f"{describe(path)}: this host cannot {error.what}: {error.why}"
+            yield PolicyError(f"accept {policy.place(*path)}", why=why, hint=error.hint)
+
+
+def host_warnings(policy: Policy) -> Iterator[Warned]:
+    """What rules wait for: cgroups and devices that this host does not have."""
+    for index, rule in enumerate(policy.rules):
+        text = f"rule {policy.rule_text(index)}"
+        for path in rule.every("cgroup"):
+            if lookup(path)[0] == NOWHERE:
+                why = f"{text}: the cgroup {path} does not exist on this host, and is waited for"
+                yield Warned(policy.place("rules", index), why)
+        patterns = (name for name in rule.in_interface or () if not set("*?[") & set(name))
+        for name in (*rule.every("interface"), *patterns):
+            if not nic.names_of(name):
+                why = f"{text}: the device {name} does not exist on this host, and is waited for"
+                yield Warned(policy.place("rules", index), why)
+
+
+def served(policy: Policy) -> dict[str, UserStack]:
+    """The user stacks that have processes once the policy is in force, by name."""
+    users = policy.user_stacks()
+    return {name: users[name] for name in policy.routed_stacks() if name in users}
+
+
+def pending(policy: Policy, compiled: Compiled) -> list[records.status.Pending]:
+    """The rules whose cgroup does not exist; Groups.pending() of a policy that is not in force."""
+    texts = [policy.rule_text(index) for index in range(len(policy.rules))]
+    return waiting(texts, compiled.checks, lambda index: compiled.rules[index].cgroup_id)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An instance as a whole: `dmm-ebpf status`. docs/json.md tells of each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dmm_ebpf.records.central import Central
+from dmm_ebpf.records.record import ABSENT, Maybe, Parts, Record
+from dmm_ebpf.records.stack import StackRow
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Record):
+    """A rule whose cgroup is not there; number: from 1."""
+
+    rule: str
+    number: int
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missing(Record):
+    """What should stand on the host and does not; since: Unix time."""
+
+    what: str
+    why: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Record):
+    """Why the policy file is not what is in force; since: Unix time."""
+
+    path: str
+    reason: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Nested(Record):
+    """Another instance that decides about the same sockets. cgroup: its directory; above: whether
+    that is this one's, or around it.
+    """
+
+    instance: str
+    cgroup: str
+    above: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NicRow(Record):
+    """A NIC of a user stack. mode: of XDP, or "tc" where no frame comes so."""
+
+    ifname: str
+    ifindex: int
+    mode: str
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
+class Detached(Record):
+    """What went with an instance: `dmm-ebpf detach`. unknown: what may be left."""
+
+    instance: str
+    removed: list[str]
+    unknown: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Record):
+    """rd and nested are added by who asks: of a dead director nobody else could. central: of a
+    fleet's policy.
+    """
+
+    instance: str
+    pid: int | None
+    netns: str | None
+    cgroup: str
+    policy: str | None
+    policy_refused: Refused | None
+    generation: int
+    uptime_s: float | None
+    flows: int | None
+    listeners: int | None
+    rules: int | None
+    routes: int | None
+    counters: dict[str, int]
+    nics: list[NicRow]
+    problem: str | None
+    missing: list[Missing]
+    pending: list[Pending]
+    earlier: str | None
+    stacks: list[StackRow]
+    rd: Maybe[Literal["up", "dead"]] = ABSENT
+    nested: Maybe[list[Nested]] = ABSENT
+    central: Maybe[Central] = ABSENT
+
+    PARTS: ClassVar[Parts] = {
+        "policy_refused": Refused,
+        "central": Central,
+        "nics": NicRow,
+        "missing": Missing,
+        "pending": Pending,
+        "stacks": StackRow,
+        "nested": Nested,
+    }
