@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from dmm_ebpf.errors import DmmError
 
@@ -20,6 +21,9 @@ _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _USERAPPL, _IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL, _END = 4, 2, 3, 9, 0
 _NANOSECONDS = 9  # 10 to the -9
 _HEAD, _WORD = struct.Struct("=II"), struct.Struct("=I")
+INBOUND, OUTBOUND = 1, 2  # bits 0 and 1 of epb_flags
+_EPB_FLAGS = 2
+_PACKET = struct.Struct("=IIIII")
 _MORE_BYTES = 1024  # that a block may have beside its packet
 
 
@@ -117,6 +121,41 @@ def blocks(data: bytes) -> Iterator[tuple[int, bytes]]:
             raise StreamError("read a pcapng file", why=f"a block says that it has {length} bytes")
         yield kind, data[at + _HEAD.size : at + length - 4]
         at += length
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An Enhanced Packet Block: data, of whole_bytes that there were, at a time since 1970, on a
+    number of an interface; flags: INBOUND, OUTBOUND, or 0 where that is not said.
+    """
+
+    interface: int
+    time_ns: int
+    whole_bytes: int
+    flags: int
+    data: bytes
+
+
+def packets(data: bytes) -> Iterator[Packet]:
+    """The packets in whole blocks, whose times are in nanoseconds. Raises StreamError."""
+    for kind, body in blocks(data):
+        if kind != ENHANCED_PACKET:
+            continue
+        if len(body) < _PACKET.size:
+            raise StreamError("read a pcapng file", why="a packet is cut short")
+        number, high, low, kept, whole = _PACKET.unpack_from(body)
+        if kept > len(body) - _PACKET.size:
+            raise StreamError("read a pcapng file", why=f"a packet says that it has {kept} bytes")
+        end = _PACKET.size + kept
+        flags = _flags(body[end + -kept % 4 :])
+        yield Packet(number, high << 32 | low, whole, flags, body[_PACKET.size : end])
+
+
+def _flags(options: bytes) -> int:
+    """The direction in a block's first option, which is where ours is."""
+    if len(options) < 8 or struct.unpack_from("=HH", options) != (_EPB_FLAGS, 4):
+        return 0
+    return int(_WORD.unpack_from(options, 4)[0] & 3)
 
 
 def header(interfaces: Sequence[tuple[str, str]], snaplen_bytes: int) -> bytes:

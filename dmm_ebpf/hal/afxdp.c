@@ -70,8 +70,9 @@ struct dmm_xsk {
 	uint32_t side_frames; /* of each side, and entries of each ring */
 	uint32_t zerocopy;
 	bool frags;
-	bool sums;	  /* checksums are left to who takes the frames */
-	bool sums_proved; /* and a frame with metadata was taken */
+	struct dmm_port_caps caps;
+	bool sums_proved; /* a frame with metadata was taken */
+	bool lost;	  /* its device is gone */
 	/* of a packet in its frames: META_BYTES, or 0 where the kernel has no metadata */
 	uint32_t tx_offset;
 	/* with frags: the packet that was read last, and its first entry */
@@ -235,6 +236,15 @@ static uint32_t tx_frame_room(const struct dmm_xsk *xsk)
 	return xsk->frame_bytes - META_BYTES;
 }
 
+/* The longest IP packet that dmm_xsk_tx_begin() has room for */
+static uint32_t room_bytes(const struct dmm_xsk *xsk)
+{
+	if (xsk->tx_need > 1)
+		return DMM_XSK_LONG_MTU;
+	return xsk->frame_bytes == SMALL_FRAME_BYTES ? tx_frame_room(xsk) - L2_BYTES
+						     : DMM_XSK_MAX_MTU;
+}
+
 /* The memory of a socket; 0 or -ENOMEM. */
 static int memory_make(struct dmm_xsk *xsk)
 {
@@ -269,6 +279,7 @@ int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames
 				   : LARGE_FRAME_BYTES;
 	/* As if there were metadata: whether there are is known when the memory is registered. */
 	xsk->tx_need = (mtu + L2_BYTES + tx_frame_room(xsk) - 1) / tx_frame_room(xsk);
+	xsk->caps.room_bytes = room_bytes(xsk);
 	xsk->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
 	int ret = 0;
 
@@ -322,13 +333,30 @@ uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk)
 
 bool dmm_xsk_leave_sums(struct dmm_xsk *xsk)
 {
-	xsk->sums = xsk->tx_offset;
-	return xsk->sums;
+	xsk->caps.csum = xsk->tx_offset;
+	return xsk->caps.csum;
 }
 
-bool dmm_xsk_sums(const struct dmm_xsk *xsk)
+void dmm_xsk_move(struct dmm_xsk *xsk, uint32_t ifindex)
 {
-	return xsk->sums;
+	(void)xsk;
+	(void)ifindex;
+}
+
+/* xsk_notifier() leaves ENETDOWN to each socket of a device that goes. */
+bool dmm_xsk_is_lost(struct dmm_xsk *xsk)
+{
+	int error = 0;
+	socklen_t len = sizeof(error);
+
+	if (!getsockopt(xsk->fd, SOL_SOCKET, SO_ERROR, &error, &len) && error == ENETDOWN)
+		xsk->lost = true;
+	return xsk->lost;
+}
+
+const struct dmm_port_caps *dmm_xsk_caps(const struct dmm_xsk *xsk)
+{
+	return &xsk->caps;
 }
 
 int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
@@ -356,11 +384,12 @@ static uint32_t rx_entries(const struct dmm_xsk *xsk, uint32_t entry, uint32_t r
 	return 0;
 }
 
-uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint32_t max)
+uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint8_t *buf, uint32_t max)
 {
 	uint32_t ready = __atomic_load_n(xsk->rx.producer, __ATOMIC_ACQUIRE) - xsk->rx.local;
 	uint32_t packets = 0, entry = 0, n;
 
+	(void)buf;
 	if (!xsk->frags)
 		return ready < max ? ready : max;
 	xsk->rx_packet = xsk->rx_entry = 0;
@@ -387,10 +416,12 @@ static const uint8_t *rx_put_together(struct dmm_xsk *xsk, uint32_t *len)
 	return xsk->rx_whole;
 }
 
-const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len)
+const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len,
+				struct dmm_vnet *vnet)
 {
 	const struct xdp_desc *desc;
 
+	memset(vnet, 0, sizeof(*vnet));
 	if (!xsk->frags)
 		xsk->rx_entry = i;
 	else if (i < xsk->rx_packet)
@@ -455,14 +486,6 @@ static void tx_reap(struct dmm_xsk *xsk)
 	__atomic_store_n(xsk->completion.consumer, xsk->completion.local, __ATOMIC_RELEASE);
 }
 
-uint32_t dmm_xsk_room(const struct dmm_xsk *xsk)
-{
-	if (xsk->tx_need > 1)
-		return DMM_XSK_LONG_MTU;
-	return xsk->frame_bytes == SMALL_FRAME_BYTES ? tx_frame_room(xsk) - L2_BYTES
-						     : DMM_XSK_MAX_MTU;
-}
-
 uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk)
 {
 	if (xsk->tx_free < xsk->tx_need)
@@ -514,7 +537,7 @@ void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_paylo
 	if (payload->n)
 		parts_copy(packet + len - payload->bytes, payload);
 	if (vnet->flags & DMM_VNET_NEEDS_CSUM) {
-		if (xsk->sums)
+		if (xsk->caps.csum)
 			options = sum_leave(xsk, vnet);
 		else
 			sum_fill(packet, len, vnet->csum_start + ETH_BYTES, vnet->csum_offset);
@@ -560,7 +583,7 @@ static void sums_give_up(struct dmm_xsk *xsk)
 {
 	uint32_t from = __atomic_load_n(xsk->tx.consumer, __ATOMIC_ACQUIRE);
 
-	xsk->sums = false;
+	xsk->caps.csum = false;
 	for (; from != xsk->tx.local; from++)
 		if (tx_desc(xsk, from)->options & XDP_TX_METADATA)
 			sum_take_back(xsk, tx_desc(xsk, from));
@@ -569,10 +592,10 @@ static void sums_give_up(struct dmm_xsk *xsk)
 /* After the first frames with metadata: whether the kernel threw them away. */
 static void sums_prove(struct dmm_xsk *xsk)
 {
-	struct dmm_xsk_stats stats;
+	struct dmm_port_stats stats;
 
 	dmm_xsk_stats(xsk, &stats);
-	if (stats.tx_invalid_descs)
+	if (stats.tx_refused)
 		sums_give_up(xsk);
 	xsk->sums_proved = true;
 }
@@ -580,6 +603,11 @@ static void sums_prove(struct dmm_xsk *xsk)
 uint32_t dmm_xsk_tx_unkicked(const struct dmm_xsk *xsk)
 {
 	return xsk->tx_unkicked;
+}
+
+bool dmm_xsk_tx_due(const struct dmm_xsk *xsk)
+{
+	return xsk->tx_unkicked >= DMM_PORT_KICK_PKTS;
 }
 
 int dmm_xsk_tx_kick(struct dmm_xsk *xsk)
@@ -594,13 +622,17 @@ int dmm_xsk_tx_kick(struct dmm_xsk *xsk)
 			return 0;
 		xsk->kicks++;
 		if (sendto(xsk->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0) {
-			if (xsk->sums && !xsk->sums_proved)
+			if (xsk->caps.csum && !xsk->sums_proved)
 				sums_prove(xsk);
 			continue;
 		}
-		if (errno == EINVAL && xsk->sums) {
+		if (errno == EINVAL && xsk->caps.csum) {
 			sums_give_up(xsk);
 			continue;
+		}
+		if (errno == ENXIO) {
+			xsk->lost = true;
+			return -ENETDOWN;
 		}
 		if (errno != EAGAIN && errno != EBUSY && errno != ENOBUFS && errno != ENOMEM)
 			return errno == EINTR ? 1 : -errno;
@@ -613,7 +645,7 @@ int dmm_xsk_tx_kick(struct dmm_xsk *xsk)
 	return __atomic_load_n(xsk->tx.consumer, __ATOMIC_ACQUIRE) != xsk->tx.local;
 }
 
-void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_xsk_stats *stats)
+void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_port_stats *stats)
 {
 	struct xdp_statistics kernel = {0};
 	socklen_t len = sizeof(kernel);
@@ -622,7 +654,7 @@ void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_xsk_stats *stats)
 	stats->rx_dropped = kernel.rx_dropped;
 	stats->rx_ring_full = kernel.rx_ring_full;
 	stats->rx_fill_ring_empty = kernel.rx_fill_ring_empty_descs;
-	stats->tx_invalid_descs = kernel.tx_invalid_descs;
+	stats->tx_refused = kernel.tx_invalid_descs;
 	stats->kicks = xsk->kicks;
 	stats->kicks_again = xsk->kicks_again;
 }

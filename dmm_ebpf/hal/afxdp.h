@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "halerr.h"
+#include "portcaps.h"
 #include "../userstack/core/api.h"
 
 enum {
@@ -41,44 +42,41 @@ enum dmm_xsk_packets {
 
 struct dmm_xsk;
 
-struct dmm_xsk_stats {
-	uint64_t rx_dropped; /* kernel: struct xdp_statistics */
-	uint64_t rx_ring_full;
-	uint64_t rx_fill_ring_empty;
-	uint64_t tx_invalid_descs;
-	uint64_t kicks;
-	uint64_t kicks_again; /* the kernel asked to be called again */
-};
-
 /* mtu: of the IP packets it must carry; the same for all sockets of an engine, which copies between
  * them. frames: power of two, both sides together; 0: 8192. Returns 0, or -errno with err filled.
  */
 int dmm_xsk_open(uint32_t ifindex, uint32_t queue, uint32_t mtu, uint32_t frames,
 		 enum dmm_xsk_packets packets, struct dmm_xsk **out, struct dmm_hal_error *err);
 void dmm_xsk_close(struct dmm_xsk *xsk);
+/* Does nothing: a socket belongs to the device that it was opened for. */
+void dmm_xsk_move(struct dmm_xsk *xsk, uint32_t ifindex);
 
 int dmm_xsk_fd(const struct dmm_xsk *xsk);
 uint32_t dmm_xsk_is_zerocopy(const struct dmm_xsk *xsk);
+/* Whether its device is gone: it is bound to none then, and of no use any more. */
+bool dmm_xsk_is_lost(struct dmm_xsk *xsk);
 /* Has checksums left open from now on (DMM_VNET_NEEDS_CSUM); false: the kernel has no metadata.
  * With zero-copy only for a driver that has that (NETDEV_XSK_FLAGS_TX_CHECKSUM): any other passes
  * over it. */
 bool dmm_xsk_leave_sums(struct dmm_xsk *xsk);
-/* Whether they are left open. */
-bool dmm_xsk_sums(const struct dmm_xsk *xsk);
+
+/* Valid as long as the socket is; csum: whether checksums are left open. */
+const struct dmm_port_caps *dmm_xsk_caps(const struct dmm_xsk *xsk);
 
 /* Puts the socket into an XSKMAP under index. Returns 0, or -errno with err filled. */
 int dmm_xsk_register(const struct dmm_xsk *xsk, int xsks_map_fd, uint32_t index,
 		     struct dmm_hal_error *err);
 
 /* How many received packets are at hand, at most max; dmm_xsk_rx_frame() reads number i of them,
- * best in order. What it returns may not outlive the next call; *len 0: longer than any packet. */
-uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint32_t max);
-const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len);
+ * best in order. What it returns may not outlive the next call; *len 0: longer than any packet.
+ * Nothing is known of its checksum and segments: *vnet is all 0. buf is not used: packets lie in
+ * the socket's own memory. */
+uint32_t dmm_xsk_rx_peek(struct dmm_xsk *xsk, uint8_t *buf, uint32_t max);
+const uint8_t *dmm_xsk_rx_frame(struct dmm_xsk *xsk, uint32_t i, uint32_t *len,
+				struct dmm_vnet *vnet);
 /* Gives the first n of them back to the kernel. */
 void dmm_xsk_rx_release(struct dmm_xsk *xsk, uint32_t n);
 
-/* The longest IP packet that dmm_xsk_tx_begin() has room for */
-uint32_t dmm_xsk_room(const struct dmm_xsk *xsk);
 /* A place to write a packet to, or NULL. The same until dmm_xsk_tx_commit(). */
 uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk);
 /* The packet's last payload->bytes are copied there from payload's parts; vnet counts from the IP
@@ -86,11 +84,14 @@ uint8_t *dmm_xsk_tx_begin(struct dmm_xsk *xsk);
 void dmm_xsk_tx_commit(struct dmm_xsk *xsk, uint32_t len, const struct dmm_payload *payload,
 		       const struct dmm_vnet *vnet);
 /* Has the kernel send what was committed. Returns 0 when it took everything, 1 when it must be
- * called again later, -ENETDOWN when the device is down, or -errno when it is gone. */
+ * called again later, -ENETDOWN when the device is down or gone, or another -errno. */
 int dmm_xsk_tx_kick(struct dmm_xsk *xsk);
 /* Committed and not kicked. */
 uint32_t dmm_xsk_tx_unkicked(const struct dmm_xsk *xsk);
+/* Whether so much waits that it is worth a system call. */
+bool dmm_xsk_tx_due(const struct dmm_xsk *xsk);
 
-void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_xsk_stats *stats);
+/* tx_refused: frames whose description the kernel did not understand. */
+void dmm_xsk_stats(const struct dmm_xsk *xsk, struct dmm_port_stats *stats);
 
 #endif /* DMM_AFXDP_H */

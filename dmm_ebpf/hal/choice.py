@@ -25,6 +25,14 @@ _TAILROOM_BYTES = 320
 _ETHERNET_BYTES = 14
 
 
+# Kinds of devices through which packets only pass
+_PASSED = {
+    "ifb": "what is sent by it comes back to the device that it was led here from",
+    "vrf": "what leaves by it leaves by one of its ports, too: name that",
+}
+_EXTERNAL = "it is external: each packet's route tells it the tunnel, which a stack does not know"
+
+
 class Port(enum.StrEnum):
     """What carries the outer leg."""
 
@@ -38,10 +46,10 @@ class Facts:
     """What is asked of a device. driver, kind: empty where it has none; mtu: bytes of IP
     packet; page: bytes.
 
-    own: a device of a user stack. carries_ip: IP packets go over it; bare: without link header.
-    foreign_xdp: an XDP program that is not ours; qdisc: the root qdisc that somebody set, empty
-    for the kernel's default; filters, hooks: the tc filters and nft netdev hooks of others, in
-    a few words.
+    external: each packet's route tells it where the packet goes. own: a device of a user stack.
+    carries_ip: IP packets go over it; bare: without link header. foreign_xdp: an XDP program that
+    is not ours; qdisc: the root qdisc that somebody set, empty for the kernel's default; filters,
+    hooks: the tc filters and nft netdev hooks of others, in a few words.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Facts:
     kind: str
     loopback: bool
     own: bool
+    external: bool
     carries_ip: bool
     bare: bool
     master: str
@@ -101,6 +110,8 @@ def _unfit(facts: Facts) -> str:
         return "what goes over it stays on this host"
     if not facts.carries_ip:
         return "it carries no IP packets"
+    if facts.kind in _PASSED or facts.external:
+        return _PASSED.get(facts.kind, _EXTERNAL)
     if facts.master_kind in TAKE_ALL:
         return f"it belongs to {facts.master_kind} {facts.master}, which has the addresses: name {facts.master}"
     return ""

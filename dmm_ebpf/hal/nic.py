@@ -12,9 +12,10 @@ import array
 import errno
 import fcntl
 import ipaddress
+import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmm_ebpf.errors import UsageError
@@ -47,7 +48,7 @@ _NOT_LEFT_BY = frozenset({"vrf", "ifb"})
 class Nic:
     """One device. mtu is bytes of IP packet; queues are those in use; xdp_prog_id 0: none; bus and
     bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none. bare: packets
-    go over it without link header.
+    go over it without link header. external and altnames: as in rtnl.Link.
     """
 
     ifindex: int
@@ -68,6 +69,13 @@ class Nic:
     qdisc: str
     bus: str
     bus_name: str
+    external: bool
+    altnames: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that the device is called."""
+        return (self.name, *self.altnames)
 
     @property
     def carries_ip(self) -> bool:
@@ -87,7 +95,7 @@ def ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
     """The answer to an ethtool request, or None where the driver has none."""
     buffer = array.array("B", request)
     address, _ = buffer.buffer_info()
-    ifreq = struct.pack("16sP16x", name.encode()[:15], address)[:40]
+    ifreq = struct.pack("16sP16x", os.fsencode(name)[:15], address)[:40]
     try:
         fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, ifreq)
     except OSError as exc:
@@ -134,6 +142,8 @@ def _nic(link: rtnl.Link, sock: socket.socket) -> Nic:
         qdisc=link.qdisc,
         bus=link.bus,
         bus_name=link.bus_name,
+        external=link.external,
+        altnames=link.altnames,
     )
 
 
@@ -163,6 +173,19 @@ def taker_of(nic: Nic) -> str:
     with RouteSocket() as routes:
         master = rtnl.link(routes, nic.master)
     return master.name if master is not None and master.kind in TAKE_ALL else ""
+
+
+def top_of(nic: Nic) -> Nic:
+    """The device that takes what this one receives, if there is one, and what takes what that
+    receives: the one that has the addresses.
+    """
+    with RouteSocket() as routes, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while nic.master:
+            master = rtnl.link(routes, nic.master)
+            if master is None or master.kind not in TAKE_ALL:
+                break
+            nic = _nic(master, sock)
+    return nic
 
 
 def leaving() -> list[rtnl.Link]:
@@ -219,16 +242,18 @@ def _global_devices() -> set[int]:
         }
 
 
-def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
+def serving_nics(devices: Sequence[str] | None = None, instead: Collection[str] = ()) -> list[Nic]:
     """The devices that user stacks send and receive on.
 
-    devices names them; without, the devices of the default routes; without any of those, every
+    instead: names of those that may be served in place of one that belongs to them. devices names
+    them; without, the devices of the default routes; without any of those, every
     device that is up, has a global address and is not one of ours. Raises UsageError for a name
     that is not there, or of a device that no stack can serve.
     """
     nics = list_nics()
     if devices:
-        return [_named(nics, name) for name in dict.fromkeys(devices)]
+        named = (_named(nics, name, instead) for name in devices)
+        return list({nic.ifindex: nic for nic in named}.values())
     usable = [n for n in nics if n.carries_ip and not n.name.startswith(OWN_PREFIX)]
     by_index = {n.ifindex: n for n in usable}
     chosen = [by_index[i] for i in default_route_nics() if i in by_index]
@@ -238,9 +263,9 @@ def serving_nics(devices: Sequence[str] | None = None) -> list[Nic]:
     return [n for n in usable if n.up and n.ifindex in with_address]
 
 
-def _named(nics: Iterable[Nic], name: str) -> Nic:
+def _named(nics: Iterable[Nic], name: str, instead: Collection[str]) -> Nic:
     for nic in nics:
-        if nic.name == name:
+        if name in nic.names:
             if not nic.carries_ip:
                 why = (
                     "what goes over it stays on this host"
@@ -249,7 +274,7 @@ def _named(nics: Iterable[Nic], name: str) -> Nic:
                 )
                 raise UsageError(f"use device {name}", why=why)
             taker = taker_of(nic)
-            if taker:
+            if taker and top_of(nic).name not in instead:
                 why = f"it belongs to {taker}, which has the addresses"
                 raise UsageError(f"use device {name}", why=why, hint=f"name {taker}")
             return nic
@@ -271,20 +296,27 @@ def set_up(name: str) -> None:
             fcntl.ioctl(
                 sock.fileno(),
                 _SIOCSIFFLAGS,
-                struct.pack("16sH22x", name.encode()[:15], flags | _IFF_UP),
+                struct.pack("16sH22x", os.fsencode(name)[:15], flags | _IFF_UP),
             )
 
 
 def _flags(sock: socket.socket, name: str) -> int | None:
     try:
         answer = fcntl.ioctl(
-            sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", name.encode()[:15])
+            sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", os.fsencode(name)[:15])
         )
     except OSError as exc:
         if exc.errno != errno.ENODEV:
             raise
         return None
     return int(struct.unpack_from("=H", answer, 16)[0])
+
+
+def names_of(name: str) -> tuple[str, ...]:
+    """All that the device of that name is called, its altnames too; empty: there is none."""
+    with RouteSocket() as routes:
+        found = (link.names for link in rtnl.links(routes) if name in link.names)
+        return next(found, ())
 
 
 def name_of(ifindex: int) -> str | None:
@@ -296,7 +328,9 @@ def name_of(ifindex: int) -> str | None:
 
 
 def ifindex_of(name: str) -> int | None:
-    """The device's index, or None when there is no such device (now)."""
+    """The index of the device of that name, no longer one than ioctls take; None when there is no
+    such device (now).
+    """
     try:
         return socket.if_nametoindex(name)
     except OSError:

@@ -29,8 +29,16 @@ _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_XDP = 18, 31, 32
 _IFLA_STATS64 = 23
 _TX_DROPPED = struct.Struct("=56xQ")  # of struct rtnl_link_stats64
 _IFLA_LINK_NETNSID = 37
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _IFLA_PARENT_DEV_NAME, _IFLA_PARENT_DEV_BUS_NAME = 56, 57  # Linux 5.14
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+# IFLA_VXLAN_COLLECT_METADATA and the like, by kind of device: what ip-link(8) calls external
+_COLLECT_METADATA = {
+    "vxlan": 25,
+    "geneve": 6,
+    **dict.fromkeys(("gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ip6erspan"), 18),
+    **dict.fromkeys(("ipip", "sit", "ip6tnl"), 19),
+}
 _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 2, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -44,7 +52,9 @@ class Link:
     """One device. type: ARPHRD_*; flags: IFF_*; kind: of virtual devices, else
     empty; xdp_attached: XDP_ATTACHED_*;
     bus and bus_name: of the hardware below it (pci, 0000:00:03.0), empty where there is none;
-    peer_away: what it is linked to is in another network namespace.
+    altnames: what it is called besides (ip-link(8), altname).
+    peer_away: what it is linked to is in another network namespace. external: each packet's route,
+    or a tc program, tells it where the packet goes.
     """
 
     index: int
@@ -63,6 +73,13 @@ class Link:
     bus: str
     bus_name: str
     peer_away: bool = False
+    external: bool = False
+    altnames: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that the device is called."""
+        return (self.name, *self.altnames)
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,7 @@ def _link(body: bytes) -> Link:
     _, kind, index, flags, _ = _IFINFO.unpack_from(body)
     values = dict(attributes(body, _IFINFO.size))
     xdp = dict(attributes(values.get(_IFLA_XDP, b"")))
+    info = dict(attributes(values.get(_IFLA_LINKINFO, b"")))
     return Link(
         index=index,
         name=_text(values, _IFLA_IFNAME),
@@ -174,7 +192,7 @@ def _link(body: bytes) -> Link:
         mac=values.get(_IFLA_ADDRESS, b""),
         mtu=_u32(values, _IFLA_MTU),
         master=_u32(values, _IFLA_MASTER),
-        kind=_text(dict(attributes(values.get(_IFLA_LINKINFO, b""))), _IFLA_INFO_KIND),
+        kind=_text(info, _IFLA_INFO_KIND),
         qdisc=_text(values, _IFLA_QDISC),
         rx_queues=_u32(values, _IFLA_NUM_RX_QUEUES, 1),
         tx_queues=_u32(values, _IFLA_NUM_TX_QUEUES, 1),
@@ -183,7 +201,21 @@ def _link(body: bytes) -> Link:
         bus=_text(values, _IFLA_PARENT_DEV_BUS_NAME),
         bus_name=_text(values, _IFLA_PARENT_DEV_NAME),
         peer_away=_IFLA_LINK_NETNSID in values,
+        external=_is_external(info),
+        altnames=_altnames(values.get(_IFLA_PROP_LIST, b"")),
     )
+
+
+def _altnames(properties: bytes) -> tuple[str, ...]:
+    found = (dict([one]) for one in attributes(properties) if one[0] == _IFLA_ALT_IFNAME)
+    return tuple(_text(one, _IFLA_ALT_IFNAME) for one in found)
+
+
+def _is_external(info: dict[int, bytes]) -> bool:
+    """By IFLA_LINKINFO; some kinds have a flag, some a byte."""
+    told = _COLLECT_METADATA.get(_text(info, _IFLA_INFO_KIND))
+    value = dict(attributes(info.get(_IFLA_INFO_DATA, b""))).get(told, b"\0") if told else b"\0"
+    return value[:1] != b"\0"
 
 
 def _address(body: bytes) -> Address | None:

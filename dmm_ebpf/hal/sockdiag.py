@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP sockets of a namespace by sock_diag(7): listing with tcp_info and mark, and SOCK_DESTROY.
+UDP sockets are listed alone.
 
 The messages are read with struct instead of pyroute2's DiagSocket, which cannot destroy,
 does not report errors, and decodes every attribute of every socket of a host. Needs
@@ -140,11 +141,9 @@ def _cookie(body: bytes) -> int:
     return int(_COOKIE.unpack_from(body, 4 + _ID.size - _COOKIE.size)[0])
 
 
-def _dump(sock: socket.socket, family: int, states: int) -> Iterator[bytes]:
+def _dump(sock: socket.socket, family: int, states: int, proto: int) -> Iterator[bytes]:
     """The body of each answer: struct inet_diag_msg and attributes."""
-    request = _REQ.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), states) + bytes(
-        _ID.size
-    )
+    request = _REQ.pack(family, proto, 1 << (_INET_DIAG_INFO - 1), states) + bytes(_ID.size)
     sock.send(_message(_SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, request))
     while True:
         for kind, body in messages(sock.recv(_RECEIVE_BYTES)):
@@ -162,13 +161,14 @@ def _open() -> socket.socket:
     return sock
 
 
-def _each(states: int) -> Iterator[bytes]:
+def _each(states: int, proto: int = IPPROTO_TCP) -> Iterator[bytes]:
     with _open() as sock:
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from _dump(sock, family, states)
+            yield from _dump(sock, family, states, proto)
 
 
 _LISTING = {errno.ENOENT: "TCP in sock_diag (CONFIG_INET_TCP_DIAG; modprobe tcp_diag)"}
+_LISTING_UDP = {errno.ENOENT: "UDP in sock_diag (CONFIG_INET_UDP_DIAG; modprobe udp_diag)"}
 _DESTROYING = {errno.EOPNOTSUPP: "INET_DIAG_DESTROY (CONFIG_INET_DIAG_DESTROY)"}
 
 
@@ -198,6 +198,14 @@ def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
     """Those connections whose cookies are asked for, one by one as the kernel tells of them."""
     with _explained("list TCP sockets", _LISTING):
         for body in _each(_ALL & ~(1 << TCP_LISTEN)):
+            if _cookie(body) in cookies:
+                yield _parse(body)
+
+
+def iter_udp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
+    """The same of UDP sockets, connected (ESTABLISHED) or not (CLOSE); they have no tcp_info."""
+    with _explained("list UDP sockets", _LISTING_UDP):
+        for body in _each(_ALL, int(socket.IPPROTO_UDP)):
             if _cookie(body) in cookies:
                 yield _parse(body)
 

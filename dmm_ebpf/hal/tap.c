@@ -18,6 +18,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* Of Linux 6.2, which Debian 12's headers do not know */
+#ifndef TUN_F_USO4
+#define TUN_F_USO4 0x20
+#define TUN_F_USO6 0x40
+#endif
+#ifndef VIRTIO_NET_HDR_GSO_UDP_L4
+#define VIRTIO_NET_HDR_GSO_UDP_L4 5
+#endif
+
 enum {
 	HDR_BYTES = sizeof(struct virtio_net_hdr),
 	HEAD_BYTES = HDR_BYTES + DMM_TAP_ETH_BYTES,
@@ -41,6 +50,7 @@ _Static_assert((int)DMM_VNET_NEEDS_CSUM == VIRTIO_NET_HDR_F_NEEDS_CSUM &&
 	       "flags");
 _Static_assert((int)DMM_VNET_GSO_TCPV4 == VIRTIO_NET_HDR_GSO_TCPV4 &&
 		       (int)DMM_VNET_GSO_TCPV6 == VIRTIO_NET_HDR_GSO_TCPV6 &&
+		       (int)DMM_VNET_GSO_UDP == VIRTIO_NET_HDR_GSO_UDP_L4 &&
 		       (int)DMM_VNET_GSO_ECN == VIRTIO_NET_HDR_GSO_ECN,
 	       "kinds of segmentation");
 
@@ -62,6 +72,15 @@ static int filter_set(int fd)
 	return ioctl(fd, TUNATTACHFILTER, &filter);
 }
 
+/* Datagrams that go as one stay so where the kernel can (Linux 6.2); else it cuts them before. */
+static int offload_set(int fd)
+{
+	unsigned long tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+
+	return ioctl(fd, TUNSETOFFLOAD, tcp | TUN_F_USO4 | TUN_F_USO6) &&
+	       ioctl(fd, TUNSETOFFLOAD, tcp);
+}
+
 /* In the order in which a device comes to life; 0, or -errno with err filled. */
 static int tap_set_up(int fd, const char *name, struct dmm_hal_error *err)
 {
@@ -71,8 +90,7 @@ static int tap_set_up(int fd, const char *name, struct dmm_hal_error *err)
 	memcpy(ifr.ifr_name, name, strlen(name));
 	if (ioctl(fd, TUNSETIFF, &ifr))
 		return dmm_hal_fail(err, DMM_HAL_TUN_MAKE, errno, "make TAP device", name);
-	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) ||
-	    ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN))
+	if (ioctl(fd, TUNSETVNETHDRSZ, &hdr_bytes) || offload_set(fd))
 		return dmm_hal_fail(err, DMM_HAL_TUN_OFFLOAD, errno,
 				    "set the offloads of TAP device", name);
 	if (filter_set(fd))
@@ -166,26 +184,48 @@ int dmm_tap_read(int fd, uint8_t *buf, struct dmm_vnet *vnet)
 	}
 }
 
-int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_payload *payload,
-		  const struct dmm_vnet *vnet)
+/* As of a frame whose IP packet is so */
+static struct dmm_vnet with_ethernet(const struct dmm_vnet *vnet)
 {
-	struct iovec iov[1 + DMM_MAX_PARTS] = {{.iov_base = buf, .iov_len = HEAD_BYTES + len}};
-	uint32_t parts = payload ? payload->n : 0;
 	struct dmm_vnet framed = *vnet;
 
 	framed.csum_start += framed.flags & DMM_VNET_NEEDS_CSUM ? DMM_TAP_ETH_BYTES : 0;
 	framed.hdr_len += framed.gso_type ? DMM_TAP_ETH_BYTES : 0;
-	memcpy(buf, &framed, HDR_BYTES);
-	if (parts) {
-		memcpy(iov + 1, payload->part, parts * sizeof(*iov));
-		iov[0].iov_len -= payload->bytes;
-	}
+	return framed;
+}
+
+static int all_written(int fd, const struct iovec *iov, int parts)
+{
 	for (;;) {
-		if (writev(fd, iov, (int)(1 + parts)) >= 0)
+		if (writev(fd, iov, parts) >= 0)
 			return 0;
 		if (errno == EINTR)
 			continue;
 		/* ENOBUFS and ENOMEM pass, as a full queue does. */
 		return errno == ENOBUFS || errno == ENOMEM ? -EAGAIN : -errno;
 	}
+}
+
+int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_payload *payload,
+		  const struct dmm_vnet *vnet)
+{
+	struct iovec iov[1 + DMM_MAX_PARTS] = {{.iov_base = buf, .iov_len = HEAD_BYTES + len}};
+	uint32_t parts = payload ? payload->n : 0;
+	struct dmm_vnet framed = with_ethernet(vnet);
+
+	memcpy(buf, &framed, HDR_BYTES);
+	if (parts) {
+		memcpy(iov + 1, payload->part, parts * sizeof(*iov));
+		iov[0].iov_len -= payload->bytes;
+	}
+	return all_written(fd, iov, (int)(1 + parts));
+}
+
+int dmm_tap_frame_write(int fd, const uint8_t *frame, uint32_t len, const struct dmm_vnet *vnet)
+{
+	struct dmm_vnet framed = with_ethernet(vnet);
+	struct iovec iov[] = {{.iov_base = &framed, .iov_len = HDR_BYTES},
+			      {.iov_base = (void *)(uintptr_t)frame, .iov_len = len}};
+
+	return all_written(fd, iov, 2);
 }

@@ -46,4 +46,8 @@ int dmm_tap_read(int fd, uint8_t *buf, struct dmm_vnet *vnet);
 int dmm_tap_write(int fd, uint8_t *buf, uint32_t len, const struct dmm_payload *payload,
 		  const struct dmm_vnet *vnet);
 
+/* The same of a frame of len bytes, from its Ethernet header on, wherever it lies. -EAGAIN: try
+ * later, or drop it. */
+int dmm_tap_frame_write(int fd, const uint8_t *frame, uint32_t len, const struct dmm_vnet *vnet);
+
 #endif /* DMM_TAP_H */

@@ -21,14 +21,11 @@
 
 enum {
 	ETH_BYTES = 14,
-	RX_FRAMES = 64,
 	TX_FRAMES = 64, /* a power of two */
 	HDR_BYTES = sizeof(struct virtio_net_hdr),
-	/* DMM_TAP_MAX_PKT with both headers, and for the next one to be aligned */
-	FRAME_BYTES = 65600,
+	FRAME_BYTES = DMM_TAPNIC_FRAME_BYTES,
 	FRAME_PARTS = 1 + DMM_MAX_PARTS,
-	/* What is read, or waits to be sent, at once: so much stays in a processor's own cache
-	   until it is used */
+	/* What waits to be sent: so much stays in a processor's own cache until it is */
 	HOT_BYTES = 128 << 10,
 	SNDBUF_BYTES = 8 << 20, /* about as many frames as an AF_XDP socket's transmit side has */
 };
@@ -36,20 +33,22 @@ enum {
 struct dmm_tapnic {
 	int tap_fd, packet_fd;
 	bool bare;
-	uint32_t rx_first, rx_end;
-	uint32_t rx_bytes;	   /* of what was last read at once */
 	uint32_t tx_head, tx_tail; /* grow; committed are head .. tail - 1 */
 	uint32_t tx_bytes;	   /* of those committed since the last attempt to send */
-	uint32_t rx_len[RX_FRAMES];
-	struct iovec *iov; /* FRAME_PARTS for each frame to be sent */
+	struct iovec *iov;	   /* FRAME_PARTS for each frame to be sent */
 	struct mmsghdr msg[TX_FRAMES];
-	struct sockaddr_ll to4, to6; /* say what a packet without link header is */
-	bool offloads;
-	struct dmm_tapnic_stats stats;
-	uint8_t *rx, *tx; /* frames */
+	/* say what a packet without link header is; to: of one with it, once the socket has lost
+	 * the device that it was bound to
+	 */
+	struct sockaddr_ll to4, to6, to;
+	struct dmm_port_caps caps;
+	struct dmm_port_stats stats;
+	const uint8_t *rx; /* the frame that was read */
+	uint32_t rx_len;   /* without struct virtio_net_hdr */
+	uint8_t *tx;	   /* frames */
 };
 
-/* Number i of rx or tx, with what stands in front of its Ethernet header */
+/* Number i of tx, with what stands in front of its Ethernet header */
 static uint8_t *frame_at(uint8_t *frames, uint32_t i)
 {
 	return frames + (size_t)i * FRAME_BYTES;
@@ -75,7 +74,8 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 	/* PPP counts a link header that it puts in front itself, so the kernel would cut segments
 	 * elsewhere.
 	 */
-	tap->offloads = to.sll_hatype != ARPHRD_PPP;
+	tap->caps.csum = to.sll_hatype != ARPHRD_PPP;
+	tap->caps.segments_bytes = tap->caps.csum ? DMM_TAP_MAX_PKT : 0;
 	if (setsockopt(tap->packet_fd, SOL_PACKET, PACKET_VNET_HDR, &on, sizeof(on)))
 		return dmm_hal_fail(err, DMM_HAL_OTHER, errno, "leave checksums and segments to",
 				    nic);
@@ -88,9 +88,8 @@ static int packet_make(struct dmm_tapnic *tap, uint32_t nic_ifindex, struct dmm_
 static int frames_make(struct dmm_tapnic *tap)
 {
 	tap->iov = calloc((size_t)TX_FRAMES * FRAME_PARTS, sizeof(*tap->iov));
-	tap->rx = malloc((size_t)RX_FRAMES * FRAME_BYTES);
 	tap->tx = malloc((size_t)TX_FRAMES * FRAME_BYTES);
-	return tap->iov && tap->rx && tap->tx ? 0 : -ENOMEM;
+	return tap->iov && tap->tx ? 0 : -ENOMEM;
 }
 
 /*
@@ -114,6 +113,21 @@ static void msgs_make(struct dmm_tapnic *tap, uint32_t nic_ifindex)
 	tap->to6 = (struct sockaddr_ll){.sll_family = AF_PACKET,
 					.sll_protocol = htons(ETH_P_IPV6),
 					.sll_ifindex = (int)nic_ifindex};
+	tap->to = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_ifindex = (int)nic_ifindex};
+}
+
+/*
+ * The kernel takes a device that goes from the sockets bound to it (packet_notifier()), and
+ * bind(2) is forbidden by now: each packet names its device instead.
+ */
+static void msgs_name(struct dmm_tapnic *tap)
+{
+	if (tap->bare)
+		return; /* always so */
+	for (uint32_t i = 0; i < TX_FRAMES; i++) {
+		tap->msg[i].msg_hdr.msg_name = &tap->to;
+		tap->msg[i].msg_hdr.msg_namelen = sizeof(tap->to);
+	}
 }
 
 int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, bool bare, struct dmm_tapnic **out,
@@ -126,6 +140,8 @@ int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, bool bare, struct dm
 	if (!tap)
 		return dmm_hal_fail(err, DMM_HAL_OTHER, ENOMEM, "make TAP device", name);
 	tap->tap_fd = tap->packet_fd = -1;
+	tap->caps = (struct dmm_port_caps){
+		.room_bytes = DMM_TAP_MAX_PKT, .tells = true, .by_kernel = true, .reads = true};
 	tap->bare = bare;
 	ret = frames_make(tap);
 	if (ret) {
@@ -153,9 +169,25 @@ void dmm_tapnic_close(struct dmm_tapnic *tap)
 	if (tap->packet_fd >= 0)
 		close(tap->packet_fd);
 	free(tap->iov);
-	free(tap->rx);
 	free(tap->tx);
 	free(tap);
+}
+
+void dmm_tapnic_move(struct dmm_tapnic *tap, uint32_t nic_ifindex)
+{
+	tap->to.sll_ifindex = tap->to4.sll_ifindex = tap->to6.sll_ifindex = (int)nic_ifindex;
+	msgs_name(tap);
+}
+
+bool dmm_tapnic_is_lost(const struct dmm_tapnic *tap)
+{
+	(void)tap;
+	return false;
+}
+
+const struct dmm_port_caps *dmm_tapnic_caps(const struct dmm_tapnic *tap)
+{
+	return &tap->caps;
 }
 
 int dmm_tapnic_fd(const struct dmm_tapnic *tap)
@@ -163,47 +195,37 @@ int dmm_tapnic_fd(const struct dmm_tapnic *tap)
 	return tap->tap_fd;
 }
 
-uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max)
+uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint8_t *buf, uint32_t max)
 {
-	tap->rx_bytes = 0;
-	if (tap->rx_first == tap->rx_end)
-		tap->rx_first = tap->rx_end = 0;
-	while (tap->rx_end < RX_FRAMES && tap->rx_end - tap->rx_first < max &&
-	       tap->rx_bytes < HOT_BYTES) {
-		ssize_t n = read(tap->tap_fd, frame_at(tap->rx, tap->rx_end), FRAME_BYTES);
+	ssize_t n;
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= HDR_BYTES)
-			break; /* nothing now; that the device is gone, poll(2) tells */
-		tap->rx_len[tap->rx_end++] = (uint32_t)n;
-		tap->rx_bytes += (uint32_t)n;
-	}
-	uint32_t ready = tap->rx_end - tap->rx_first;
-
-	return ready < max ? ready : max;
-}
-
-bool dmm_tapnic_rx_more(const struct dmm_tapnic *tap)
-{
-	return tap->rx_bytes >= HOT_BYTES;
+	if (!max)
+		return 0;
+	do
+		n = read(tap->tap_fd, buf, FRAME_BYTES);
+	while (n < 0 && errno == EINTR);
+	if (n <= HDR_BYTES)
+		return 0; /* nothing now; that the device is gone, poll(2) tells */
+	tap->rx = buf;
+	tap->rx_len = (uint32_t)n - HDR_BYTES;
+	return 1;
 }
 
 const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
 				   struct dmm_vnet *vnet)
 {
-	const uint8_t *frame = frame_at(tap->rx, tap->rx_first + i);
-
-	*len = tap->rx_len[tap->rx_first + i] - HDR_BYTES;
-	memcpy(vnet, frame, HDR_BYTES);
+	(void)i;
+	*len = tap->rx_len;
+	memcpy(vnet, tap->rx, HDR_BYTES);
 	vnet->csum_start -= vnet->flags & DMM_VNET_NEEDS_CSUM ? ETH_BYTES : 0;
 	vnet->hdr_len -= vnet->hdr_len > ETH_BYTES ? ETH_BYTES : 0;
-	return frame + HDR_BYTES;
+	return tap->rx + HDR_BYTES;
 }
 
 void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n)
 {
-	tap->rx_first += n;
+	(void)tap;
+	(void)n;
 }
 
 uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap)
@@ -246,11 +268,6 @@ void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm
 	memcpy(frame_at(tap->tx, i), &framed, HDR_BYTES);
 }
 
-bool dmm_tapnic_offloads(const struct dmm_tapnic *tap)
-{
-	return tap->offloads;
-}
-
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
 {
 	return tap->tx_tail - tap->tx_head;
@@ -258,7 +275,7 @@ uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap)
 
 bool dmm_tapnic_tx_due(const struct dmm_tapnic *tap)
 {
-	return tap->tx_bytes >= HOT_BYTES;
+	return tap->tx_bytes >= HOT_BYTES || dmm_tapnic_tx_unkicked(tap) >= DMM_PORT_KICK_PKTS;
 }
 
 /* What the kernel has not taken is put together here: its parts go now. */
@@ -286,7 +303,7 @@ int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 
 		if (n > TX_FRAMES - at)
 			n = TX_FRAMES - at;
-		tap->stats.sends++;
+		tap->stats.kicks++;
 		int sent = sendmmsg(tap->packet_fd, &tap->msg[at], n, MSG_DONTWAIT);
 
 		if (sent > 0) {
@@ -297,28 +314,24 @@ int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 			continue;
 		/* ENOBUFS: dropped by the qdisc, as on the path. */
 		if (errno == EAGAIN || errno == ENOMEM) {
-			tap->stats.sends_again++;
+			tap->stats.kicks_again++;
 			tx_keep(tap);
 			return 1;
 		}
-		if (errno == ENETDOWN) {
-			tap->stats.refused += tap->tx_tail - tap->tx_head;
+		if (errno == ENXIO) /* gone; it may come back under the same number */
+			msgs_name(tap);
+		if (errno == ENETDOWN || errno == ENXIO) {
+			tap->stats.tx_refused += tap->tx_tail - tap->tx_head;
 			tap->tx_head = tap->tx_tail;
 			return -ENETDOWN;
 		}
-		if (errno == ENXIO || errno == ENODEV) {
-			int gone = -errno;
-
-			tx_keep(tap);
-			return gone;
-		}
 		tap->tx_head++;
-		tap->stats.refused++;
+		tap->stats.tx_refused++;
 	}
 	return 0;
 }
 
-void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_tapnic_stats *stats)
+void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_port_stats *stats)
 {
 	*stats = tap->stats;
 }

@@ -12,6 +12,8 @@
  * device is dropped by a socket filter, so that no local program can speak to the stack as if it
  * were the network: what does not bear DMM_TCIN_MARK.
  *
+ * The NIC may be deleted and made anew, or leave the namespace and come back: dmm_tapnic_move().
+ *
  * A device may have no link header (bare): its frames have one all the same, whose addresses are 0
  * on the way in (bpf/frame.h), and which is not sent on the way out.
  *
@@ -25,19 +27,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "halerr.h"
+#include "portcaps.h"
 #include "../userstack/core/api.h"
 
 struct dmm_tapnic;
 
-struct dmm_tapnic_stats {
-	uint64_t sends;	      /* system calls */
-	uint64_t sends_again; /* the socket's buffer or the driver's queue was full */
-	/*
-	 * packets that the kernel does not take: longer than the device's MTU; or that a
-	 * qdisc has dropped
-	 */
-	uint64_t refused;
-};
+/* DMM_TAP_MAX_PKT with both headers, and for the next one to be aligned */
+enum { DMM_TAPNIC_FRAME_BYTES = 65600 };
 
 /* Makes TAP device name, still down, and a sending socket on the device with nic_ifindex, in the
  * calling thread's namespace. Returns 0, or -errno with err filled. bare: the device has no link
@@ -45,36 +41,42 @@ struct dmm_tapnic_stats {
 int dmm_tapnic_open(const char *name, uint32_t nic_ifindex, bool bare, struct dmm_tapnic **out,
 		    struct dmm_hal_error *err);
 void dmm_tapnic_close(struct dmm_tapnic *tap);
+/* The NIC is the device with nic_ifindex from now on, of the same kind as the one before. Needs no
+ * right: a packet socket may name the device of each packet. */
+void dmm_tapnic_move(struct dmm_tapnic *tap, uint32_t nic_ifindex);
+/* Never: it goes on by whatever the NIC is. */
+bool dmm_tapnic_is_lost(const struct dmm_tapnic *tap);
+
+/* Valid as long as the port is; segments and open checksums: where the kernel cuts and sums as it
+ * should. */
+const struct dmm_port_caps *dmm_tapnic_caps(const struct dmm_tapnic *tap);
 
 /* Readable when frames have come. */
 int dmm_tapnic_fd(const struct dmm_tapnic *tap);
 
-/* How many received frames are at hand, at most max; dmm_tapnic_rx_frame() reads number i of them.
- * dmm_tapnic_rx_more(): fewer were, because they are long, and more may wait in the device. */
-uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint32_t max);
-bool dmm_tapnic_rx_more(const struct dmm_tapnic *tap);
+/* Reads the next frame into buf, which has room for DMM_TAPNIC_FRAME_BYTES and is to stay until the
+ * frame is done with; returns how many that were: 1, or 0 when there is none now or max is 0.
+ * dmm_tapnic_rx_frame(): it, whatever i is, from its Ethernet header on. */
+uint32_t dmm_tapnic_rx_peek(struct dmm_tapnic *tap, uint8_t *buf, uint32_t max);
 const uint8_t *dmm_tapnic_rx_frame(const struct dmm_tapnic *tap, uint32_t i, uint32_t *len,
 				   struct dmm_vnet *vnet);
-/* Forgets the first n of them. */
 void dmm_tapnic_rx_release(struct dmm_tapnic *tap, uint32_t n);
 
 /* A free frame to write a packet to, or NULL. The same frame until dmm_tapnic_tx_commit(). */
 uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap);
 /* Of the frame's len bytes the last payload->bytes are in payload's parts, which must stay until
- * the next dmm_tapnic_tx_kick() is over; none, unless dmm_tapnic_offloads(). */
+ * the next dmm_tapnic_tx_kick() is over; none, unless the port's caps have csum. */
 void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_payload *payload,
 			  const struct dmm_vnet *vnet);
-/* Whether checksums and segments may be left to who takes the frames. */
-bool dmm_tapnic_offloads(const struct dmm_tapnic *tap);
 /* Sends what was committed. Returns 0 when the kernel took everything, 1 when it must be called
- * again later, -ENETDOWN when the NIC is down and what was committed is lost, or -errno when it is
- * gone. */
+ * again later, or -ENETDOWN when the NIC is down or gone, and what was committed is lost. */
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);
 /* Committed and not sent. */
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap);
 /* Whether so much waits that it should be sent before more is written. */
 bool dmm_tapnic_tx_due(const struct dmm_tapnic *tap);
 
-void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_tapnic_stats *stats);
+/* tx_refused: packets longer than the device's MTU, too. */
+void dmm_tapnic_stats(const struct dmm_tapnic *tap, struct dmm_port_stats *stats);
 
 #endif /* DMM_TAPNIC_H */

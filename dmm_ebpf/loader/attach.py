@@ -17,7 +17,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS, Maps, ProgSpec
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, Maps, ProgSpec, hooks
 
 _USUAL_MTU = 1500
 
@@ -49,6 +49,8 @@ class Attached:
     cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. progs:
     program name to fd.
     links: name of the pin to fd, of the hooks on the cgroup. folder: its pins.
+    asked: flags that say which hooks there are to be (spec.hooks()).
+    loose: pins of links that are new, and have none yet.
     """
 
     instance: str
@@ -57,6 +59,8 @@ class Attached:
     progs: MutableMapping[str, int]
     links: MutableMapping[str, int]
     folder: Path
+    asked: int = 0
+    loose: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for descriptors in (self.progs, self.links):
@@ -148,13 +152,16 @@ class Attached:
         """Whether it is there by tcx."""
         return tcx.attached(tcx.Hook.FROM, self.inside_fd(), ifindex)
 
-    def set_listener_table(self, key: Any, half: int, table: int, rule: int) -> bool:
-        """Writes tables[half] and rules[half] of a listener in the kernel, where its count
-        cannot get lost.
+    def set_listener_table(
+        self, key: Any, half: int, table: int, rule: int, chosen: int = 0
+    ) -> bool:
+        """Writes tables[half], rules[half] and chosen[half] of a listener in the kernel, where its
+        count cannot get lost.
 
-        key: of maps.listeners. rule: 1-based, 0 for none. False if the listener is gone.
+        key: of maps.listeners. rule: 1-based, 0 for none. chosen: a stack's number, plus 1.
+        False if the listener is gone.
         """
-        wanted = abi.new("dmm_listener_set", half=half, table=table, rule=rule)
+        wanted = abi.new("dmm_listener_set", half=half, table=table, rule=rule, chosen=chosen)
         wanted.key = key
         try:
             done = bpf.prog_test(self.progs["dmm_listener_set"], None, context=abi.pack(wanted))
@@ -185,6 +192,18 @@ def flow_records(maps: Maps) -> Iterator[Struct]:
             yield abi.copy(near.flow)
     if "more_flows" in maps:
         yield from maps.more_flows.values()
+
+
+def flow_of(maps: Maps, cookie: int) -> Struct | None:
+    """The struct dmm_flow of a socket; also of one that has just ended, until its place in flows[]
+    is another's.
+    """
+    near = cookie & (C.DMM_NEAR_FLOWS - 1)
+    for index in (near, near ^ 1):
+        place = maps.flows.get(index)
+        if place is not None and place.flow.cookie == cookie:
+            return abi.copy(place.flow)
+    return maps.more_flows.get(cookie)
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
@@ -302,8 +321,8 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
                 pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
                 pin_fd(progs[spec.name], folder / "progs" / spec.pin)
-            for spec in PROGRAMS:
-                if spec.cgroup and cgroup is not None:
+            for spec in hooks(0):
+                if cgroup is not None:
                     links[spec.pin] = link_hook(spec, progs[spec.name], cgroup_fd, cgroup)
                     pin_fd(links[spec.pin], folder / "links" / spec.pin)
         except BaseException:
@@ -349,9 +368,12 @@ def _get(instance: str, path: Path) -> int:
 
 def _adopt_links(instance: str, folder: Path, unhooked: bool) -> tuple[dict[str, int], int]:
     """The hooks' links by pin, and the id of the cgroup they are on; 0: that is gone, or they
-    have been on none yet.
+    have been on none yet. Those that are linked later may be missing.
     """
-    pins = [folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup]
+    pins = [folder / "links" / spec.pin for spec in hooks(0)]
+    pins += [
+        pin for spec in PROGRAMS if spec.asked and (pin := folder / "links" / spec.pin).exists()
+    ]
     if unhooked and not any(pin.exists() for pin in pins):
         return {}, 0
     links: dict[str, int] = {}
@@ -429,7 +451,8 @@ def adopt(instance: str, *, unhooked: bool = False) -> Attached:
         programs.close_all(progs)
         programs.close_maps(pinned)
         raise
-    return Attached(instance, cgroup_id, opened, progs, links, folder)
+    asked = int(opened.control[0].flags)
+    return Attached(instance, cgroup_id, opened, progs, links, folder, asked)
 
 
 def _remove_link(path: Path) -> str:

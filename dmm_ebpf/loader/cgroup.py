@@ -90,7 +90,7 @@ def place(path: str) -> Path:
             why="a cgroup is named by an absolute path, such as /shop.slice",
         )
     mount = _find()
-    given = Path(os.path.normpath(path))
+    given = Path(os.path.normpath(f"/{path.lstrip('/')}"))  # which leaves two slashes as they are
     for base in (mount.path, mount.point):
         if given.is_relative_to(base):
             return mount.path / given.relative_to(base)

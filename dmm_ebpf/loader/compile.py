@@ -32,8 +32,8 @@ _INSN_BYTES = 8
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Sets of macros that hold on any kernel whose own set has them: what is missing costs connect()
-# a little time.
-_ANY_KERNEL = (("DMM_SOCKOPS_CURRENT", "DMM_MPTCP"), ())
+# a little time. One without IPsec has no DMM_XFRM.
+_ANY_KERNEL = (("DMM_SOCKOPS_CURRENT", "DMM_MPTCP", "DMM_XFRM"), ("DMM_XFRM",), ())
 
 Code = Mapping[str, bytes]
 log = logging.getLogger("dmm-ebpf")

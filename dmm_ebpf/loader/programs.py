@@ -34,8 +34,12 @@ _FIGURES = ("processed ", "verification time ", "stack depth ")
 
 _FUNC_SKC_TO_TCP_SOCK, _SOCK_OPS_SK = 137, 184  # the latter in struct bpf_sock_ops
 _CALL, _EXIT, _MOV_IMM, _LDX_W, _LDX_B, _LDX_DW, _JEQ_IMM = 0x85, 0x95, 0xB7, 0x61, 0x71, 0x79, 0x15
+_MOV_REG, _ADD_IMM = 0xBF, 0x07
+_FUNC_SKB_GET_XFRM_STATE, _XFRM_STATE_BYTES = 66, 28
 _FUNC_SKC_TO_MPTCP_SOCK, _SOCK_ADDR_SK = 196, 64  # the latter in struct bpf_sock_addr
 _FUNC_GET_CURRENT_PID_TGID, _FUNC_GET_CURRENT_TASK_BTF = 14, 158
+_FUNC_PROBE_READ_KERNEL = 113
+_MOV_REG, _ADD_IMM, _FRAME = 0xBF, 0x07, 10
 
 _TASK_MEMBERS = {
     "DMM_TASK_TGID": ("task_struct", "tgid"),
@@ -141,7 +145,7 @@ def close_maps(opened: Mapping[str, Map]) -> None:
 def _keep_log(log: str) -> str:
     """Where the whole log is; empty if it could not be written."""
     try:
-        LOG_FILE.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        LOG_FILE.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         LOG_FILE.write_text(log, encoding="utf-8")
     except OSError:
         return ""
@@ -297,6 +301,16 @@ _MPTCP_OF = (
     + _insn(_CALL, imm=_FUNC_SKC_TO_MPTCP_SOCK)
 )
 
+# bpf_skb_get_xfrm_state() of the context, to the stack
+_XFRM_OF = (
+    _insn(_MOV_IMM, dst=2)
+    + _insn(_MOV_REG, dst=3, src=10)
+    + _insn(_ADD_IMM, dst=3, imm=-32)
+    + _insn(_MOV_IMM, dst=4, imm=_XFRM_STATE_BYTES)
+    + _insn(_MOV_IMM, dst=5)
+    + _insn(_CALL, imm=_FUNC_SKB_GET_XFRM_STATE)
+)
+
 
 @functools.cache
 def _task_offsets() -> dict[str, int]:
@@ -332,15 +346,52 @@ def _socket_error() -> list[str]:
     """The macro for socket_error() in bpf/sockops.h: where a socket's error is; none if it may
     not be read.
     """
+    return _socket_macros([("DMM_SK_ERR", "sock", "sk_err")])
+
+
+def _socket_device() -> list[str]:
+    """Those for is_behind() there: the way from a socket to the device by which it sends."""
+    return _socket_macros(
+        [
+            ("DMM_SK_DST", "sock", "sk_dst_cache"),
+            ("DMM_DST_DEV", "dst_entry", "dev"),
+            ("DMM_DEV_IFINDEX", "net_device", "ifindex"),
+        ]
+    )
+
+
+def _socket_macros(way: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Macros by name, struct and member, of pointers that lead from a TCP socket to
+    an integer; none if that may not be read.
+    """
     try:
-        (at,) = bpf.kernel_offsets([("sock", "sk_err")])
+        offsets = bpf.kernel_offsets([(struct, member) for _, struct, member in way])
     except OSError:
         return []
-    code = _insn(_LDX_DW, dst=1, src=1, off=_SOCK_OPS_SK) + _insn(_JEQ_IMM, dst=1, off=3)
-    code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK)
-    code += _insn(_JEQ_IMM, off=1) + _insn(_LDX_W, dst=1, off=at)
+    loads = b"".join(
+        _insn(_LDX_W if i == len(way) - 1 else _LDX_DW, dst=1, src=1 if i else 0, off=at)
+        for i, at in enumerate(offsets)
+    )
+    code = _insn(_LDX_DW, dst=1, src=1, off=_SOCK_OPS_SK)
+    code += _insn(_JEQ_IMM, dst=1, off=2 + len(way))
+    code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK) + _insn(_JEQ_IMM, off=len(way)) + loads
     readable = _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, code)
-    return [f"DMM_SK_ERR={at}"] if readable else []
+    return [f"{name}={at}" for (name, *_), at in zip(way, offsets, strict=True)] if readable else []
+
+
+def _socket_cookie() -> list[str]:
+    """The macro for cookie_of() in bpf/sockopt.h: where a socket's cookie is; none if it may not be
+    read there.
+    """
+    try:
+        (at,) = bpf.kernel_offsets([("sock_common", "skc_cookie")])
+    except OSError:
+        return []
+    code = _insn(_LDX_DW, dst=3, src=1) + _insn(_MOV_REG, dst=1, src=_FRAME)
+    code += _insn(_ADD_IMM, dst=1, imm=-(at + 8)) + _insn(_MOV_IMM, dst=2, imm=at + 8)
+    code += _insn(_CALL, imm=_FUNC_PROBE_READ_KERNEL)
+    readable = at % 8 == 0 and _accepts(ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT, code)
+    return [f"DMM_SK_COOKIE={at}"] if readable else []
 
 
 def _tcp_chosen() -> list[str]:
@@ -394,14 +445,18 @@ def defines() -> tuple[str, ...]:
         found.append("DMM_SOCKOPS_CURRENT")
     if _accepts(ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, _MPTCP_OF):
         found.append("DMM_MPTCP")
+    if _accepts(ProgType.SCHED_CLS, AttachType.NONE, _XFRM_OF):
+        found.append("DMM_XFRM")
     offsets = _task_offsets()
     if offsets and all(
         _accepts(kind, attach_type, _task_reading(offsets))
         for kind, attach_type in (
             (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT),
+            (ProgType.CGROUP_SOCK, AttachType.CGROUP_INET4_POST_BIND),
+            (ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
             *([(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)] if in_sockops else []),
         )
     ):
         found += [f"{name}={offset}" for name, offset in offsets.items()]
-    found += _iterator() + _socket_error() + _tcp_chosen()
+    found += _iterator() + _socket_error() + _socket_device() + _tcp_chosen() + _socket_cookie()
     return tuple(found)

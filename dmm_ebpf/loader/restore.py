@@ -12,18 +12,24 @@ from pathlib import Path
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf, bpffs
 from dmm_ebpf.loader.attach import Attached, link_hook, open_cgroup, pin_fd
-from dmm_ebpf.loader.spec import PROGRAMS
+from dmm_ebpf.loader.spec import hooks
 
 
-def unpinned(attached: Attached) -> list[str]:
-    """The pins that are gone, as FOLDER/NAME. Those of XDP programs are not looked for."""
+def removed(attached: Attached) -> list[str]:
+    """The pins that somebody removed, as FOLDER/NAME. Those of XDP programs are not looked for."""
+    loose = set(attached.loose)  # before the look, and after it
+    gone = _unpinned(attached)
+    return [pin for pin in gone if pin.removeprefix("links/") not in loose | attached.loose]
+
+
+def _unpinned(attached: Attached) -> list[str]:
     there = {f"{name}/{pin}" for name in bpffs.FOLDERS for pin in _names(attached.folder / name)}
     return [pin for pin in _pins(attached) if pin not in there]
 
 
 def unhooked(attached: Attached) -> list[str]:
     """The hooks that are not on the cgroup any more, by the names of their pins."""
-    pins = [spec.pin for spec in PROGRAMS if spec.cgroup]
+    pins = [spec.pin for spec in hooks(attached.asked)]
     if not attached.cgroup_id:
         return pins
     links = dict(attached.links)
@@ -48,9 +54,10 @@ def hook(attached: Attached, cgroup: Path) -> None:
         off = set(unhooked(attached)) if number == attached.cgroup_id else None
         old: dict[str, int] = {}
         try:
-            for spec in PROGRAMS:
-                if not spec.cgroup or (off is not None and spec.pin not in off):
+            for spec in hooks(attached.asked):
+                if off is not None and spec.pin not in off:
                     continue
+                attached.loose.add(spec.pin)
                 link = link_hook(spec, attached.progs[spec.name], cgroup_fd, cgroup)
                 if spec.pin in attached.links:
                     old[spec.pin] = attached.links[spec.pin]
@@ -76,8 +83,12 @@ def pin(attached: Attached) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise DmmError(f"make {error.filename}", why=str(error.strerror)) from error
-    for path in unpinned(attached):
+    for path in _unpinned(attached):
         pin_fd(descriptors[path], attached.folder / path)
+    # A hook that was put on another cgroup meanwhile has no pin again.
+    attached.loose -= {
+        name for name in attached.loose if descriptors.get(f"links/{name}") == attached.links[name]
+    }
 
 
 def _pins(attached: Attached) -> dict[str, int]:

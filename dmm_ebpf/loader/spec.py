@@ -28,8 +28,9 @@ from dmm_ebpf.loader.table import K, MapSpec, Opened, V
 
 @dataclass(frozen=True)
 class ProgSpec:
-    """One program; cgroup: linked to the instance's cgroup at attach. A pin's name is the
-    program's without dmm_.
+    """One program; cgroup: linked to the instance's cgroup at attach, or if asked has flags (enum
+    dmm_control_flag) only once a policy needs them, and from then on. A pin's name is the program's
+    without dmm_.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ProgSpec:
     attach_type: AttachType = AttachType.NONE
     flags: int = 0
     cgroup: bool = False
+    asked: int = 0
 
     @property
     def pin(self) -> str:
@@ -66,10 +68,13 @@ def _tries(kind: RoutesKind) -> MapSpec[int, None]:
     return MapSpec(MapType.ARRAY_OF_MAPS, U32, None, 2, inner=kind)
 
 
+ADAPTIVE_KEY = KeyForm("dmm_adaptive_key")
 ADDR_PAIR = KeyForm("dmm_addr_pair")
+DATAGRAM_KEY = KeyForm("dmm_datagram_key")
 LISTENER_KEY = KeyForm("dmm_listener_key")
 _DECISION = StructForm("dmm_decision")
 _FORWARDED = StructForm("dmm_forwarded")
+_UDP_FLOW = StructForm("dmm_udp_flow")
 
 
 class Maps(Opened):
@@ -77,17 +82,26 @@ class Maps(Opened):
 
     control = _array(StructForm("dmm_control"), 1)
     heads = _array(StructForm("dmm_policy_head"), 2)
-    rules = _array(StructForm("dmm_rule"), 2 * C.DMM_MAX_RULES)
+    rules = _array(StructForm("dmm_rule"), 2 * C.DMM_MAX_CHECKS)
     stacks = _array(StructForm("dmm_stack"), 2 * C.DMM_MAX_STACKS)
     stack_state = _array(StructForm("dmm_stack_state"), C.DMM_MAX_STACKS)
     stack_load = _array(StructForm("dmm_stack_load"), C.DMM_MAX_STACKS * C.DMM_MAX_PROCESSES)
     routes4 = _tries("routes4")
     routes6 = _tries("routes6")
     ports = _tries("ports")
+    adaptive = MapSpec(
+        MapType.LPM_TRIE,
+        ADAPTIVE_KEY,
+        StructForm("dmm_adaptive"),
+        C.DMM_MAX_ADAPTIVE,
+        BPF_F_NO_PREALLOC,
+    )
     decisions = _storage(_DECISION)
     shared_facts = _storage(_DECISION, BPF_F_CLONE)
     ways = _storage(StructForm("dmm_way"))
+    choices = _storage(StructForm("dmm_choice"))
     unwatched = _storage(StructForm("dmm_listener_key"))
+    bounds = _storage(StructForm("dmm_bound_socket"))
     flows = _array(StructForm("dmm_near_flow"), C.DMM_NEAR_FLOWS)
     more_flows = _hash(U64, StructForm("dmm_flow"), C.DMM_MAX_FLOWS)
     events: MapSpec[None, None] = MapSpec(MapType.RINGBUF, None, None, C.DMM_EVENTS_BYTES)
@@ -103,14 +117,17 @@ class Maps(Opened):
     inside = _hash(U32, StructForm("dmm_inside"), C.DMM_MAX_INSIDE)
     notes = _lru(U32, _FORWARDED, C.DMM_MAX_NOTES)
     forwarded = _lru(ADDR_PAIR, _FORWARDED, C.DMM_MAX_FORWARDED)
+    datagrams = _lru(DATAGRAM_KEY, StructForm("dmm_flow"), C.DMM_MAX_DATAGRAMS)
+    udp_flows = _lru(ADDR_PAIR, _UDP_FLOW, C.DMM_MAX_DATAGRAMS)
     fragments = _lru(KeyForm("dmm_fragment_key"), StructForm("dmm_fragment"), C.DMM_MAX_FRAGMENTS)
     seats = _hash(U32, StructForm("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
     counters = MapSpec(MapType.PERCPU_ARRAY, U32, U64, C.DMM_CNT_MAX)
-    # The four below belong to the programs alone.
+    # The five below belong to the programs alone.
     recent_routes = _array(StructForm("dmm_recent_route"), C.DMM_RECENT_ROUTES)
     listener_locks = _hash(LISTENER_KEY, U32, 1024)
     more_count = _array(U64, 1)
     wakeup = _array(U64, 1)
+    udp_blank = _array(_UDP_FLOW, 1)
 
 
 MAPS: tuple[MapSpec[Any, Any], ...] = tuple(
@@ -131,18 +148,31 @@ def c_types() -> Iterator[tuple[str, str]]:
 
 
 _ADDR = ProgType.CGROUP_SOCK_ADDR
+_SOCK = ProgType.CGROUP_SOCK
+
+
+def _sockopt(name: str, attach_type: AttachType) -> ProgSpec:
+    """Its being there alone makes each call longer, for every process of the cgroup."""
+    return ProgSpec(
+        name, ProgType.CGROUP_SOCKOPT, attach_type, cgroup=True, asked=C.DMM_CONTROL_CHOICE
+    )
+
 
 # In the order in which they are linked: what ends a flow record comes before what makes one, so
 # that none is left.
 PROGRAMS: tuple[ProgSpec, ...] = (
-    ProgSpec("dmm_release", ProgType.CGROUP_SOCK, AttachType.CGROUP_INET_SOCK_RELEASE, cgroup=True),
+    ProgSpec("dmm_release", _SOCK, AttachType.CGROUP_INET_SOCK_RELEASE, cgroup=True),
     ProgSpec("dmm_sockops", ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, cgroup=True),
     ProgSpec("dmm_connect4", _ADDR, AttachType.CGROUP_INET4_CONNECT, cgroup=True),
     ProgSpec("dmm_connect6", _ADDR, AttachType.CGROUP_INET6_CONNECT, cgroup=True),
     ProgSpec("dmm_sendmsg4", _ADDR, AttachType.CGROUP_UDP4_SENDMSG, cgroup=True),
     ProgSpec("dmm_sendmsg6", _ADDR, AttachType.CGROUP_UDP6_SENDMSG, cgroup=True),
+    _sockopt("dmm_getsockopt", AttachType.CGROUP_GETSOCKOPT),
+    _sockopt("dmm_setsockopt", AttachType.CGROUP_SETSOCKOPT),
     ProgSpec("dmm_bind4", _ADDR, AttachType.CGROUP_INET4_BIND, cgroup=True),
     ProgSpec("dmm_bind6", _ADDR, AttachType.CGROUP_INET6_BIND, cgroup=True),
+    ProgSpec("dmm_post_bind4", _SOCK, AttachType.CGROUP_INET4_POST_BIND, cgroup=True),
+    ProgSpec("dmm_post_bind6", _SOCK, AttachType.CGROUP_INET6_POST_BIND, cgroup=True),
     ProgSpec("dmm_xdp", ProgType.XDP, AttachType.XDP),
     ProgSpec("dmm_tcin", ProgType.SCHED_CLS),
     ProgSpec("dmm_tcfrom", ProgType.SCHED_CLS),
@@ -150,6 +180,14 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )
+
+
+def hooks(flags: int) -> list[ProgSpec]:
+    """The programs that are linked to the cgroup of an instance whose policies have needed these
+    flags of enum dmm_control_flag.
+    """
+    return [spec for spec in PROGRAMS if spec.cgroup and not spec.asked & ~flags]
+
 
 # Loaded when it is run, and neither linked nor pinned; only where the kernel has BTF.
 EARLIER = ProgSpec("dmm_earlier", ProgType.TRACING, AttachType.TRACE_ITER)
@@ -159,6 +197,8 @@ EARLIER = ProgSpec("dmm_earlier", ProgType.TRACING, AttachType.TRACE_ITER)
 STEPS: tuple[str, ...] = (
     "dmm_rule_connect",
     "dmm_rule_listen",
+    "dmm_rule_choose",
+    "dmm_stack_named",
     "dmm_forward_try",
     "dmm_process_try",
     "dmm_lock_try",
