@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import os
 import re
 import sys
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dmm_ebpf.rd.policy.model import Policy
-    from dmm_ebpf.rd.policy.warnings import Warned
+    from dmm_ebpf.records.flow import Flow
+    from dmm_ebpf.records.policy import Checked, RouteAnswer, Warned
 
 _MAX_WARNINGS = 20  # of one policy
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
@@ -42,12 +44,12 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
             why=f"--all means every instance of this host, and --instance only {units.clean(instance)}",
             hint="give one of them",
         )
-    name = instance or "default"
-    check_name(name)
+    name = check_name("default" if instance is None else instance)
     from dmm_ebpf.rd.life import attaching as service
+    from dmm_ebpf.records.status import Detached
 
     names = service.instances() if everything else [name]
-    gone: list[dict[str, Any]] = []
+    gone: list[Detached] = []
     error: DmmError | None = None
     told = contextlib.ExitStack()  # never closed: the process ends when all is told
     for name in names:
@@ -57,7 +59,7 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
                 raise NotAttachedError(
                     f"detach instance {name}", why="there is none", hint=_others()
                 )
-            gone.append({"instance": name, "removed": undone.removed, "unknown": undone.unknown})
+            gone.append(Detached(name, undone.removed, undone.unknown))
         except PermissionError:
             error = error or PrivilegeError(
                 f"detach instance {name}", why="not root", hint="run it with sudo"
@@ -71,10 +73,10 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
         if not names:
             output.note("no instance is attached")
         for entry in gone:
-            what = ", ".join(units.clean(text) for text in entry["removed"])
-            print(f"instance {entry['instance']}: removed {what or 'nothing'}")
-            for text in entry["unknown"]:
-                output.note(f"instance {entry['instance']}: {text}")
+            what = ", ".join(units.clean(text) for text in entry.removed)
+            print(f"instance {entry.instance}: removed {what or 'nothing'}")
+            for text in entry.unknown:
+                output.note(f"instance {entry.instance}: {text}")
     if error is not None:
         raise error
 
@@ -97,45 +99,76 @@ def compile_programs() -> None:
         print(f"{cache.FOLDER}: {kept}")
 
 
-def policy_check(file: Path, *, as_json: bool) -> None:
+def policy_check(file: Path, *, host: bool, as_json: bool) -> None:
     """Print what a policy holds and what to warn of. Raises PolicyError, with all that is
     wrong, when it is refused.
     """
     from dmm_ebpf.rd.policy.plugins import check_plugins
+    from dmm_ebpf.records.policy import Checked
+    from dmm_ebpf.records.record import ABSENT
 
     try:
         policy = load_policy(file)
         unread = check_plugins(policy, policy.user_stacks())
+        found = _host_check(policy) if host else []
     except PolicyError as exc:
         if as_json:
-            told = [output.error_json(one) for one in exc.all()]
-            for key in ("others", "enough"):
-                told[0].pop(key, None)
-            output.print_json(
-                {
-                    "ok": False,
-                    "error": told[0],
-                    "errors": told,
-                    "enough": exc.enough,
-                    "warnings": [],
-                }
-            )
+            output.print_json(_refused(exc))
         raise
     for sentence in unread:
         output.note(f"not checked: {sentence}")
     counts = policy_counts(policy)
-    warned, more = _warnings(policy)
+    warned, more = warnings_of(policy)
+    warned += found
     if as_json:
-        told = [{"place": one.place, "text": one.text} for one in warned]
         output.print_json(
-            {"ok": True, **counts, "errors": [], "warnings": told, "more_warnings": more}
+            Checked(
+                ok=True,
+                rules=counts["rules"],
+                routes=counts["routes"],
+                stacks=counts["stacks"],
+                errors=[],
+                enough=ABSENT,
+                warnings=warned,
+                more_warnings=more,
+            )
         )
     else:
-        _print_warnings(warned, more)
-        print(f"ok: {_counts_text(counts)}")
+        print_warnings(warned, more)
+        print(f"ok: {counts_text(**counts)}")
 
 
-def _warnings(policy: Policy) -> tuple[list[Warned], int]:
+def _host_check(policy: Policy) -> list[Warned]:
+    """What to warn of on this host. PolicyError, with all that is wrong: it would be refused."""
+    from dmm_ebpf.rd.director import hostcheck
+
+    wrong = list(hostcheck.host_errors(policy, hostcheck.HostFacts.read()))
+    if wrong:
+        first, *others = wrong
+        first.others = tuple(others)
+        raise first
+    return list(hostcheck.host_warnings(policy))
+
+
+def _refused(exc: PolicyError) -> Checked:
+    from dmm_ebpf.records.failed import Failed
+    from dmm_ebpf.records.policy import Checked
+    from dmm_ebpf.records.record import ABSENT
+
+    told = [Failed.alone(one) for one in exc.all()]
+    return Checked(
+        ok=False,
+        rules=ABSENT,
+        routes=ABSENT,
+        stacks=ABSENT,
+        errors=told,
+        enough=exc.enough,
+        warnings=[],
+        error=told[0],
+    )
+
+
+def warnings_of(policy: Policy) -> tuple[list[Warned], int]:
     """The first of what is to warn of, by line, and of how much more."""
     from dmm_ebpf.rd.policy.locate import order
     from dmm_ebpf.rd.policy.warnings import warnings
@@ -155,7 +188,8 @@ def _warnings(policy: Policy) -> tuple[list[Warned], int]:
     return first, total - len(first)
 
 
-def _print_warnings(warned: list[Warned], more: int) -> None:
+def print_warnings(warned: list[Warned], more: int) -> None:
+    """As notes."""
     for one in warned:
         output.note(f"warning: {one}")
     if more:
@@ -180,8 +214,10 @@ def policy_counts(policy: Policy) -> dict[str, int]:
     }
 
 
-def _counts_text(counts: dict[str, Any]) -> str:
-    return ", ".join(tables.count(counts, key) for key in ("rules", "routes", "stacks"))
+def counts_text(rules: int, routes: int, stacks: int) -> str:
+    """policy_counts() in words."""
+    counts = {"rules": rules, "routes": routes, "stacks": stacks}
+    return ", ".join(tables.count(number, what) for what, number in counts.items())
 
 
 def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
@@ -193,17 +229,16 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
     from dmm_ebpf.rd.policy import parse as policy
 
     text = policy.read(file)
-    warned, more = _warnings(policy.parse(text, source=str(file), base=file.parent))
+    warned, more = warnings_of(policy.parse(text, source=str(file), base=file.parent))
     with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
-        answer = rd.call("policy_apply", path=str(file.resolve()), text=text)
+        applied = rd.policy_apply(path=str(file.resolve()), text=text)
     if as_json:
-        output.print_json({"instance": instance, **answer})
+        output.print_json(applied)
     else:
-        print(
-            f"applied to instance {instance}: generation {answer.get('generation')}, {_counts_text(answer)}"
-        )
-        _print_warnings(warned, more)
-        for entry in answer.get("pending") or ():
+        counts = counts_text(applied.rules, applied.routes, applied.stacks)
+        print(f"applied to instance {instance}: generation {applied.generation}, {counts}")
+        print_warnings(warned, more)
+        for entry in applied.pending:
             output.note(f"{tables.pending_text(entry)}, which does not exist")
 
 
@@ -213,13 +248,13 @@ def policy_show(instance: str | None, *, as_json: bool) -> None:
 
     name = gather.the_instance(instance)
     with client.Client(name) as rd:
-        answer = rd.call("policy_show")
+        shown = rd.policy_show()
     if as_json:
-        output.print_json({"instance": name, **answer})
-    elif answer.get("text") is None:
+        output.print_json(shown)
+    elif shown.text is None:
         output.note(f"instance {name} has no policy; it only observes")
     else:
-        sys.stdout.write(answer["text"])
+        sys.stdout.write(shown.text)
 
 
 def route_query(
@@ -234,6 +269,10 @@ def route_query(
     comm: str | None,
     mark: str | None,
     direction: str,
+    dscp: str | None = None,
+    choice: str | None = None,
+    local_port: int | None = None,
+    interface: str | None = None,
     source: str | None = None,
     in_interface: str | None = None,
 ) -> dict[str, Any]:
@@ -255,6 +294,11 @@ def route_query(
                 why=f"{option} is of flows that the host forwards, and this one's direction is {direction}",
                 hint="add --direction forward",
             )
+    connecting = {"--local-port": local_port, "--interface": interface}
+    for option, said in connecting.items():
+        if said is not None and direction != "connect":
+            why = f"{option} is of sockets that connect, and this flow's direction is {direction}"
+            raise UsageError(what, why=why, hint="leave it out")
     who = None
     if pid is not None:
         from dmm_ebpf.rd.places import finding as places
@@ -269,6 +313,10 @@ def route_query(
         "comm": comm if comm is not None else who and who.comm,
         "mark": None if mark is None else _mark(mark),
         "direction": direction,
+        "dscp": None if dscp is None else _dscp(dscp),
+        "choice": choice,
+        "local_port": local_port,
+        "interface": interface,
         **{key: value for key, value in forward.values() if value},
     }
 
@@ -319,6 +367,15 @@ def _mark(text: str) -> int:
     )
 
 
+def _dscp(text: str) -> int:
+    from dmm_ebpf.rd.policy.values import ValueRefusedError, parse_dscp
+
+    try:
+        return parse_dscp(int(text) if text.isascii() and text.isdecimal() else text)
+    except ValueRefusedError as e:
+        raise UsageError(f"take {text!r} as a DSCP", why=e.why, hint=e.hint) from None
+
+
 def route_get(
     query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool
 ) -> None:
@@ -332,28 +389,42 @@ def route_get(
 
         name = gather.the_instance(instance)
         with client.Client(name) as rd:
-            answer = {"instance": name, **rd.call("route_get", **query)}
+            answer = rd.route_get(**query)
     if as_json:
         output.print_json(answer)
     else:
-        port = "" if query["port"] is None else f" port {query['port']}"
-        tables.print_route(answer, f"{query['addr']} proto {query['proto']}{port}")
+        print_answer(answer, query)
 
 
-def _evaluate(file: Path, query: dict[str, Any]) -> dict[str, Any]:
+def print_answer(answer: RouteAnswer, query: dict[str, Any]) -> None:
+    """The answer to route_query()."""
+    port = "" if query["port"] is None else f" port {query['port']}"
+    tables.print_route(answer, f"{query['addr']} proto {query['proto']}{port}")
+    if query["port"] is None:
+        print("    without a port, so by no route that names ports")
+
+
+def _evaluate(file: Path, query: dict[str, Any]) -> RouteAnswer:
     from dmm_ebpf.rd.director.groups import known_cgroup
     from dmm_ebpf.rd.policy import evaluate
 
     policy, asked = load_policy(file), evaluate.Query.from_params(query)
     known_cgroup(policy, asked)
-    verdict: dict[str, Any] = evaluate.route_get(policy, asked).to_dict()
-    return verdict
+    return evaluate.answer(policy, asked)
 
 
 def flows(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:
-    """List open flows."""
+    """List open flows. Raises UsageError for a filter by what is not there."""
+    from dmm_ebpf.cli import known
+
+    known.check_stacks(wanted, instance)
     found = gather.flows(instance)
-    rows = (row for row in found if wanted.matches(row))
+    rows: Iterator[Flow] = (row for row in found if wanted.matches(row))
+    first = next(rows, None)
+    if first is None:
+        known.check_places(wanted, instance)
+    else:
+        rows = itertools.chain((first,), rows)
     if as_json:
         output.print_json_rows(rows)
     else:
@@ -362,11 +433,16 @@ def flows(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool)
 
 
 def follow(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:
-    """Print events until interrupted; events that are about no flow pass only an empty filter."""
+    """Print events until interrupted; events that are about no flow pass only an empty filter.
+    Raises UsageError for a filter by what is not there.
+    """
+    from dmm_ebpf.cli import known
+
+    known.check(wanted, instance)
     follower = gather.Follower(instance)
     try:
         for event in follower.events():
-            if not wanted.matches(event):
+            if not wanted.matches_event(event):
                 continue
             if as_json:
                 output.print_json_line(event)
@@ -399,6 +475,7 @@ def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> 
             why="standard input and output are not a terminal",
             hint="dmm-ebpf flows lists them",
         )
+    from dmm_ebpf.cli import known
     from dmm_ebpf.rd.api import client
     from dmm_ebpf.tui.app import TopApp
     from dmm_ebpf.tui.source import RdSource
@@ -408,7 +485,15 @@ def top(instance: str | None, *, interval_s: float, filters: str, iec: bool) -> 
         _there(instance)
     else:
         client.instances()
-    app = TopApp(source, interval_s=interval_s, flow_filter=wanted, filter_text=filters, iec=iec)
+    known.check(wanted, instance)
+    app = TopApp(
+        source,
+        interval_s=interval_s,
+        flow_filter=wanted,
+        filter_text=filters,
+        iec=iec,
+        check=lambda typed: known.check(typed, instance),
+    )
     app.run()
     if app.failure is not None:
         raise app.failure

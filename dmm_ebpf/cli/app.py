@@ -16,14 +16,18 @@ from typing import Annotated
 import typer
 
 from dmm_ebpf import __version__
+from dmm_ebpf.cli.controller import controller_app
+from dmm_ebpf.cli.frames import frames_app
 from dmm_ebpf.cli.options import (
     INSTANCE_HELP,
     AnyInstanceOption,
+    AttachPolicyOption,
     ContainerOption,
+    HostOption,
     IecOption,
     InstanceOption,
     JsonOption,
-    Leg,
+    LabelOption,
     NetnsOfOption,
     NetnsOption,
     PidOption,
@@ -38,6 +42,7 @@ from dmm_ebpf.cli.policies import policy_app, route_app
 app = group()
 app.add_typer(policy_app, name="policy")
 app.add_typer(route_app, name="route")
+app.add_typer(controller_app, name="controller")
 
 
 def _service() -> ModuleType:
@@ -96,7 +101,7 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     container: ContainerOption = None,
     pid: PidOption = None,
     unit: UnitOption = None,
-    policy: PolicyOption = None,
+    policy: AttachPolicyOption = None,
     netns: NetnsOption = None,
     daemon: Annotated[
         bool,
@@ -114,6 +119,8 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
         bool,
         typer.Option("--containers", help="Route what containers in the cgroup connect to, too."),
     ] = False,
+    label: LabelOption = None,
+    host: HostOption = None,
 ) -> None:
     """Attach to a cgroup and serve until Ctrl-C. Without a policy it only observes.
 
@@ -127,12 +134,15 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
       dmm-ebpf attach --cgroup / --containers --policy policy.toml --daemon
       dmm-ebpf attach --cgroup /shop.slice --policy policy.toml --daemon
       dmm-ebpf attach --cgroup /lab --netns red -i red --policy lab.toml -d
+      dmm-ebpf attach -c / --policy etcd://10.0.0.1/dmm --label role=edge -d
     """
+    from dmm_ebpf.cli import follow as following
     from dmm_ebpf.cli.output import note
     from dmm_ebpf.cli.where import attachable
     from dmm_ebpf.instancename import check_name
 
     check_name(instance)
+    file, follower = following.policy_of(policy, host, label or [])
     service = _service()
     where = attachable(
         f"attach instance {instance}",
@@ -145,13 +155,13 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     options = service.AttachOptions(
         instance=instance,
         cgroup=where.cgroup,
-        policy=policy,
+        policy=file,
         netns=netns or (None if containers else where.netns),
         daemon=daemon,
         pending=pending,
         containers=containers,
     )
-    code = service.attach(options)
+    code = service.attach(options, follower)
     if daemon and code == 0:
         note(f"instance {instance} is attached to {where}")
     raise typer.Exit(code)
@@ -225,11 +235,13 @@ def run(  # noqa: PLR0917 - typer calls it, by keyword
       dmm-ebpf run --user alice --policy policy.toml -- firefox
       dmm-ebpf run --container web --policy p.toml -- curl http://203.0.113.7/
     """
+    from dmm_ebpf.cli import follow as following
     from dmm_ebpf.cli import where
     from dmm_ebpf.instancename import check_name
 
     if instance is not None:
         check_name(instance)
+    following.refuse_place("run a command", policy)
     from dmm_ebpf.loader import ahead
 
     ahead.begin()
@@ -367,13 +379,42 @@ def listeners(instance: AnyInstanceOption = None, as_json: JsonOption = False) -
 
 
 @app.command()
+def paths(
+    instance: AnyInstanceOption = None,
+    as_json: JsonOption = False,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Bars instead of a table, and why each serves.")
+    ] = False,
+) -> None:
+    """List what is known of the paths of adaptive routes, and who serves them.
+
+    "*" is the stack that new flows get, "?" the one that a share of them tries.
+
+    \b
+    Examples:
+      dmm-ebpf paths
+      dmm-ebpf paths --picture
+    """
+    from dmm_ebpf.cli import gather, output, pathtables
+
+    listing = gather.paths(instance)
+    if as_json:
+        output.print_json(listing.rows)
+    elif picture:
+        pathtables.print_picture(listing.rows)
+    else:
+        pathtables.print_paths(listing.rows)
+    listing.finish()
+
+
+@app.command()
 def stacks(
     instance: AnyInstanceOption = None,
     as_json: JsonOption = False,
     plugins: Annotated[
         bool,
         typer.Option(
-            "--plugins", help="The congestion controls that user stacks may have, built in or not."
+            "--plugins", help="The congestion controls and transports that user stacks may have."
         ),
     ] = False,
     include: Annotated[
@@ -394,7 +435,9 @@ def stacks(
     if include or plugins:
         from dmm_ebpf.cli import plugins as controls
 
-        if include:
+        if include and as_json:
+            output.print_json({"include": str(controls.include())})
+        elif include:
             print(controls.include())
         elif as_json:
             output.print_json(controls.listing())
@@ -475,60 +518,7 @@ def sim(  # noqa: PLR0917 - typer calls it, by keyword
         raise typer.Exit(1)
 
 
-@app.command()
-def capture(  # noqa: PLR0917 - typer calls it, by keyword
-    stacks: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[STACK]...",
-            help="User stacks, or single processes, as wan@1.  [default: all of the instance]",
-        ),
-    ] = None,
-    instance: InstanceOption = "default",
-    write: Annotated[
-        str,
-        typer.Option("--write", "-w", metavar="FILE", help="pcapng file; - is standard output."),
-    ] = "-",
-    leg: Annotated[
-        Leg | None,
-        typer.Option(
-            help="outer: towards the network; inner: towards the app's kernel.  [default: both]"
-        ),
-    ] = None,
-    snaplen: Annotated[
-        int,
-        typer.Option(
-            "--snaplen", "-s", metavar="BYTES", min=1, max=262144, help="Of each frame at most."
-        ),
-    ] = 262144,
-    count: Annotated[
-        int | None,
-        typer.Option("--count", "-c", metavar="N", min=1, help="End after so many frames."),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", min=0.1, help="End after so long.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Capture what user stacks take and send, on both legs, whatever port it goes by.
-
-    tcpdump on the NIC does not see frames of AF_XDP; this does. Open the file with
-    tcpdump or Wireshark.
-
-    \b
-    Examples:
-      dmm-ebpf capture wan -w wan.pcapng
-      dmm-ebpf capture --leg outer | tcpdump -n -r -
-      dmm-ebpf capture -c 1000 -s 128 -w head.pcapng
-    """
-    from dmm_ebpf.cli import capture as work
-    from dmm_ebpf.instancename import check_name
-    from dmm_ebpf.rd.director.capture import Wanted
-
-    check_name(instance)
-    legs = (leg.value,) if leg is not None else ("inner", "outer")
-    wanted = Wanted(tuple(stacks or ()), legs, snaplen)
-    work.capture(instance, wanted, write, count=count, seconds=seconds, as_json=as_json)
+app.registered_commands += frames_app.registered_commands
 
 
 @app.command()

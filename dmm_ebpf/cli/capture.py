@@ -16,6 +16,7 @@ from dmm_ebpf import pcapng
 from dmm_ebpf.cli import output
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.rd.director.capture import Capture, Wanted
+from dmm_ebpf.records.segment import Captured
 
 
 def capture(
@@ -42,7 +43,7 @@ def capture(
         )
     errors, frames = asyncio.run(_capture(Capture(instance, wanted), file, count, seconds))
     if as_json:
-        output.print_json({"instance": instance, "file": file, "frames": frames})
+        output.print_json(Captured(instance, file, frames))
     else:
         output.note(f"{frames} frames captured")
     if errors:
@@ -54,7 +55,7 @@ async def _capture(
 ) -> tuple[list[DmmError], int]:
     frames = 0
     async with capture:
-        with _sink(file) as sink, _ending(capture.end, seconds):
+        with _sink(file) as sink, ending(capture.end, seconds):
             sink.write(capture.header)
             async with contextlib.aclosing(capture.parts(count)) as parts:
                 async for part, number in parts:
@@ -106,7 +107,7 @@ def _sink(file: str) -> Iterator[_Sink]:
 
 
 @contextlib.contextmanager
-def _ending(end: Callable[[], object], seconds: float | None) -> Iterator[None]:
+def ending(end: Callable[[], object], seconds: float | None) -> Iterator[None]:
     """By Ctrl-C, SIGTERM, or when so much time is over."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(seconds, end) if seconds is not None else None

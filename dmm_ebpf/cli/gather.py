@@ -16,19 +16,29 @@ import os
 import selectors
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dmm_ebpf.cli.output import Row, note
+from dmm_ebpf.cli.output import note
 from dmm_ebpf.errors import DmmError, NotAttachedError, UsageError
 from dmm_ebpf.rd.api import client
 
+if TYPE_CHECKING:
+    from dmm_ebpf.records.event import AnyEvent
+    from dmm_ebpf.records.flow import Flow, Listener
+    from dmm_ebpf.records.path import Path as PathRow
+    from dmm_ebpf.records.stack import StackRow
+    from dmm_ebpf.records.status import Status
+
 _RESCAN_S = 0.5
+
+Row = TypeVar("Row")
 
 
 @dataclass
-class Listing:
+class Listing(Generic[Row]):
     """The rows of every instance asked, and the first error of those that gave none."""
 
     rows: list[Row] = field(default_factory=list)
@@ -64,19 +74,26 @@ def the_instance(name: str | None) -> str:
     )
 
 
-Offline = Callable[[str], list[Row]]
-
-
-class Rows:
-    """The rows that method gives for instance, or for all (None), each with its instance's name,
-    as they come.
+class Rows(Generic[Row]):
+    """The rows of instance, or of all (None), as they come.
 
     Iterate them, once; then finish() raises what kept an instance from giving (all of) its own.
     Where that leaves no row of the only instance asked, iterating raises it.
     """
 
-    def __init__(self, method: str, instance: str | None, offline: Offline | None = None) -> None:
-        self._method, self._instance, self._offline = method, instance, offline
+    def __init__(
+        self,
+        instance: str | None,
+        ask: Callable[[client.Client], Iterable[Row]],
+        offline: Callable[[str], Iterable[Row]],
+        *,
+        timeout_s: float = client.CALL_TIMEOUT_S,
+    ) -> None:
+        """ask: gives those of an instance whose Resource Director serves; offline: those of one
+        whose is dead, by its name.
+        """
+        self._instance, self._ask, self._offline = instance, ask, offline
+        self._timeout_s = timeout_s
         self._error: DmmError | None = None
 
     def __iter__(self) -> Iterator[Row]:
@@ -86,24 +103,46 @@ class Rows:
         for name in names:
             given = False
             try:
-                for row in _rows(self._method, name, self._offline):
+                for row in self._of(name):
                     given = True
-                    if self._instance is None and self._method == "flows" and row.get("carrier"):
-                        continue  # its carrier lists it
-                    yield {**row, "instance": row.get("instance", name)}
+                    yield row
             except DmmError as exc:
                 if self._instance is not None and not given:
                     raise
-                if isinstance(exc, client.NotServingError):
-                    note(f"instance {name}: {exc.why}; left out")
-                    continue
-                here = (
-                    isinstance(exc, client.HomelessError)
-                    or client.socket_path(name).parent.is_dir()
-                )
-                if self._instance is not None or here:
-                    self._error = self._error or exc
-                # Otherwise it was detached since the names were read.
+                self._hold(name, exc)
+
+    def _of(self, name: str) -> Iterator[Row]:
+        given = False
+        try:
+            with client.Client(name, timeout_s=self._timeout_s) as rd:
+                for row in self._ask(rd):
+                    given = True
+                    yield row
+        except client.NotServingError:
+            raise
+        except NotAttachedError as exc:
+            if given or not client.socket_path(name).parent.is_dir():
+                raise
+            try:
+                rows = self._offline(name)
+            except NotAttachedError:
+                raise exc from None  # it left no pins either
+            note(f"instance {name}: {exc.why}; shown from what it left pinned")
+            yield from rows
+
+    def _hold(self, name: str, error: DmmError) -> None:
+        """Until the rows are shown; of an instance that was detached since the names were read
+        nothing is.
+        """
+        if isinstance(error, client.NotServingError):
+            note(f"instance {name}: {error.why}; left out")
+            return
+        homeless = isinstance(error, client.HomelessError)
+        if self._instance is not None or homeless or client.socket_path(name).parent.is_dir():
+            if self._error is None:
+                self._error = error
+            else:
+                note(str(error))
 
     def finish(self) -> None:
         """Raise what was held back, after the rows are shown."""
@@ -111,9 +150,8 @@ class Rows:
             raise self._error
 
 
-def listing(method: str, instance: str | None, offline: Offline | None = None) -> Listing:
-    """The rows that method gives for instance, or for all (None), put together."""
-    rows = Rows(method, instance, offline)
+def _listing(rows: Rows[Row]) -> Listing[Row]:
+    """The rows, put together."""
     result = Listing(list(rows))
     try:
         rows.finish()
@@ -122,80 +160,68 @@ def listing(method: str, instance: str | None, offline: Offline | None = None) -
     return result
 
 
-def _rows(method: str, name: str, offline: Offline | None) -> Iterator[Row]:
-    given = False
-    try:
-        timeout_s = client.LISTING_TIMEOUT_S if method == "flows" else client.CALL_TIMEOUT_S
-        with client.Client(name, timeout_s=timeout_s) as rd:
-            if method == "flows":
-                for row in rd.rows(method):
-                    given = True
-                    yield row
-                return
-            answer = rd.call(method)
-    except client.NotServingError:
-        raise
-    except NotAttachedError as exc:
-        if given or offline is None or not client.socket_path(name).parent.is_dir():
-            raise
-        try:
-            rows = offline(name)
-        except NotAttachedError:
-            raise exc from None  # it left no pins either
-        note(f"instance {name}: {exc.why}; shown from what it left pinned")
-        yield from rows
-        return
-    yield from [{**answer, "rd": "up"}] if isinstance(answer, dict) else list(answer)
+def _left() -> ModuleType:
+    """What tells of instances whose Resource Director is dead."""
+    from dmm_ebpf.rd.life import attaching
+
+    return attaching
 
 
-def status(instance: str | None) -> Listing:
-    """status of instance or of all; `rd` says whether its Resource Director runs, `nested`
-    what rd.nested tells.
-    """
+def status(instance: str | None) -> Listing[Status]:
+    """status of instance or of all."""
     from dmm_ebpf.rd.director.nested import nested
 
-    def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd.life import attaching as service
+    def asked(rd: client.Client) -> list[Status]:
+        return [replace(rd.status(), rd="up")]
 
-        return [{**service.offline_status(name), "rd": "dead"}]
+    def offline(name: str) -> list[Status]:
+        return [replace(_left().offline_status(name), rd="dead")]
 
-    found = listing("status", instance, offline)
-    for row in found.rows:
-        row["nested"] = nested(row["instance"])
-    return found
+    found = _listing(Rows(instance, asked, offline))
+    return replace(found, rows=[replace(row, nested=nested(row.instance)) for row in found.rows])
 
 
-def stacks(instance: str | None) -> Listing:
+def stacks(instance: str | None) -> Listing[StackRow]:
     """The stacks of instance or of all."""
 
-    def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd.life import attaching as service
+    def offline(name: str) -> list[StackRow]:
+        left: Status = _left().offline_status(name)
+        return left.stacks
 
-        return list(service.offline_status(name)["stacks"])
-
-    return listing("stacks", instance, offline)
+    return _listing(Rows(instance, client.Client.stacks, offline))
 
 
-def listeners(instance: str | None) -> Listing:
+def listeners(instance: str | None) -> Listing[Listener]:
     """The listening addresses of instance or of all."""
 
-    def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd.life import attaching as service
+    def offline(name: str) -> list[Listener]:
+        left: list[Listener] = _left().offline_listeners(name)
+        return left
 
-        return list(service.offline_listeners(name))
-
-    return listing("listeners", instance, offline)
+    return _listing(Rows(instance, client.Client.listeners, offline))
 
 
-def flows(instance: str | None) -> Rows:
-    """The open flows of instance or of all: there may be a great many."""
+def paths(instance: str | None) -> Listing[PathRow]:
+    """What is known of the paths of instance or of all; where the Resource Director is dead, who
+    knew is gone.
+    """
+    return _listing(Rows(instance, client.Client.paths, lambda _: []))
 
-    def offline(name: str) -> list[Row]:
-        from dmm_ebpf.rd.life import attaching as service
 
-        return list(service.offline_flows(name))
+def flows(instance: str | None) -> Rows[Flow]:
+    """The open flows of instance or of all: there may be a great many. One that another instance
+    carries is listed by that one, too, and so left out of all.
+    """
 
-    return Rows("flows", instance, offline)
+    def wanted(rows: Iterable[Flow]) -> Iterator[Flow]:
+        return (row for row in rows if instance is not None or not row.carrier)
+
+    def offline(name: str) -> Iterator[Flow]:
+        return wanted(_left().offline_flows(name))
+
+    return Rows(
+        instance, lambda rd: wanted(rd.flows()), offline, timeout_s=client.LISTING_TIMEOUT_S
+    )
 
 
 class Follower:
@@ -217,7 +243,7 @@ class Follower:
             subscription.close()
         self._selector.close()
 
-    def events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[AnyEvent]:
         """Each event as it comes. Raises NotAttachedError when the instance that was named is gone,
         and BrokenPipeError when the reader of a piped standard output is: it may be long until
         something has to be written.
@@ -248,10 +274,12 @@ class Follower:
                     # It is starting, or its RD is dead: the next scan tells.
                     continue
 
-    def _read(self, name: str) -> Iterator[dict[str, Any]]:
+    def _read(self, name: str) -> Iterator[AnyEvent]:
+        from dmm_ebpf.records.flow import FlowEvent
+
         subscription = self._open[name]
         try:
-            events = subscription.read_ready()
+            events = subscription.read_events()
         except NotAttachedError as exc:
             if self._instance is not None:
                 raise
@@ -261,7 +289,9 @@ class Follower:
             note(f"instance {name}: {exc.why}")
             return
         for event in events:
-            yield {**event, "instance": event.get("instance", name)}
+            carried = isinstance(event, FlowEvent) and event.flow.carrier  # which tells of it, too
+            if self._instance is not None or not carried:
+                yield event
 
 
 def _is_pipe(stream: Any) -> bool:

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `dmm-ebpf hal` tells of each network device, as rows of plain values.
+"""What `dmm-ebpf hal` tells of each network device, as records.
 
-A value is the thing itself; null where the device has no such thing; true and false are yes and no;
-and what nobody could tell is {"could_not_tell": reason}. Nothing is changed on the host, and
-nothing is concluded from a version.
+Nothing is changed on the host, and nothing is concluded from a version.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from dmm_ebpf.cli.output import Row
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.hal import choice, genl, nic, rss, sysfs
 from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import bpf
 from dmm_ebpf.rd.director import portfacts
+from dmm_ebpf.records import device
+from dmm_ebpf.records.device import DeviceRow, Told, Untold
+from dmm_ebpf.records.record import Record
 
-COULD_NOT_TELL = "could_not_tell"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class _Host:
     served: frozenset[int]
 
 
-def listing(devices: Sequence[str], netns: str | None) -> list[Row]:
+def listing(devices: Sequence[str], netns: str | None) -> list[DeviceRow]:
     """A row for each device of a network namespace, or for each of those named. Raises UsageError
     for one that is not there.
     """
@@ -43,7 +42,7 @@ def listing(devices: Sequence[str], netns: str | None) -> list[Row]:
         return namespace.run_in(_rows, devices)
 
 
-def _rows(devices: Sequence[str]) -> list[Row]:
+def _rows(devices: Sequence[str]) -> list[DeviceRow]:
     everything = nic.list_nics()
     chosen = _chosen(everything, devices)
     host = _Host(
@@ -59,89 +58,116 @@ def _rows(devices: Sequence[str]) -> list[Row]:
 
 
 def _chosen(everything: Sequence[nic.Nic], names: Sequence[str]) -> list[nic.Nic]:
-    by_name = {one.name: one for one in everything}
+    by_name = {name: one for one in everything for name in one.names}
     for name in names:
         if name not in by_name:
             raise UsageError(
                 f"tell of device {name}",
                 why="there is no such device",
-                hint=f"there are {', '.join(by_name)}",
+                hint=f"there are {', '.join(one.name for one in everything)}",
             )
-    return [by_name[name] for name in dict.fromkeys(names)] if names else list(everything)
+    chosen = {by_name[name].ifindex: by_name[name] for name in names}
+    return list(chosen.values()) if names else list(everything)
 
 
-def told(value: Any) -> Any:
-    """value as JSON has it."""
-    if isinstance(value, Unknown):
-        return {COULD_NOT_TELL: value.why}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: told(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [told(one) for one in value]
-    if isinstance(value, dict):
-        return {key: told(one) for key, one in value.items()}
-    return value
+def told(value: T | Unknown) -> Told[T]:
+    """An answer as a record has it."""
+    return Untold(value.why) if isinstance(value, Unknown) else value
 
 
-def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> Row:
+def _listed(values: Sequence[T] | Unknown) -> Told[list[T]]:
+    return Untold(values.why) if isinstance(values, Unknown) else list(values)
+
+
+def rdma_port(port: sysfs.RdmaPort) -> device.RdmaPort:
+    """As a record."""
+    return device.RdmaPort(
+        device=port.device,
+        port=port.port,
+        state=port.state,
+        link_layer=port.link_layer,
+        rate=port.rate,
+        protocols=list(port.protocols),
+        transports=_listed(port.transports),
+        netdevs=list(port.netdevs),
+    )
+
+
+def _row(one: nic.Nic, host: _Host, sock: socket.socket) -> DeviceRow:
     ethtool = host.ethtool[one.ifindex]
     xdp = portfacts.xdp_of(one, host.found)
     facts = portfacts.facts(one, host.found)
     fit = choice.choose(facts)
-    return {
-        key: told(value)
-        for key, value in {
-            "name": one.name,
-            "ifindex": one.ifindex,
-            "kind": portfacts.kind_of(one),
-            "driver": one.driver or None,
-            "bus": f"{one.bus}/{one.bus_name}" if one.bus else None,
-            "up": one.up,
-            "mtu": one.mtu,
-            "speed_mbps": ethtool.speed,
-            "numa_node": sysfs.numa_node(sysfs.SYS, one.bus, one.bus_name),
-            "queues": _queues(one, ethtool.channels),
-            "rss": rss.rss(sock, one.name),
-            "offloads": ethtool.offloads,
-            "xdp": {
-                "native": xdp.native,
-                "transmit": xdp.transmit,
-                "frags": xdp.frags,
-                "frags_transmit": xdp.frags_transmit,
-                "hardware": xdp.hardware,
-                "attached": {"mode": one.xdp_mode, "id": one.xdp_prog_id} if one.has_xdp else None,
-            },
-            "af_xdp": {
-                "mode": _af_xdp(xdp),
-                "zero_copy": xdp.zero_copy,
-                "segments": xdp.zero_copy_segments,
-                "metadata": bpf.xsk_metadata(),
-                "sums": _sums(xdp),
-            },
-            "metadata": {"rx": xdp.rx_metadata, "tx": xdp.tx_metadata},
-            "rdma": host.rdma
-            if isinstance(host.rdma, Unknown)
-            else [port for port in host.rdma if one.name in port.netdevs],
-            "in_the_way": {
-                "xdp": facts.foreign_xdp or None,
-                "qdisc": facts.qdisc or None,
-                "tc_filters": facts.filters,
-                "nft_hooks": facts.hooks,
-            },
-            "fit_for": {
-                "port": fit.port.value,
-                "why": fit.reasons,
-                "by_default": one.ifindex in host.served,
-            },
-        }.items()
-    }
+    return DeviceRow(
+        name=one.name,
+        altnames=list(one.altnames),
+        ifindex=one.ifindex,
+        kind=portfacts.kind_of(one),
+        driver=one.driver or None,
+        bus=f"{one.bus}/{one.bus_name}" if one.bus else None,
+        up=one.up,
+        mtu=one.mtu,
+        speed_mbps=told(ethtool.speed),
+        numa_node=told(sysfs.numa_node(sysfs.SYS, one.bus, one.bus_name)),
+        queues=_queues(one, ethtool.channels),
+        rss=_rss(rss.rss(sock, one.name)),
+        offloads=_offloads(ethtool.offloads),
+        xdp=_xdp(one, xdp),
+        af_xdp=device.AfXdp(
+            mode=told(_af_xdp(xdp)),
+            zero_copy=told(xdp.zero_copy),
+            segments=told(xdp.zero_copy_segments),
+            metadata=told(bpf.xsk_metadata()),
+            sums=told(_sums(xdp)),
+        ),
+        metadata=device.Metadata(rx=_listed(xdp.rx_metadata), tx=_listed(xdp.tx_metadata)),
+        rdma=_rdma(one, host.rdma),
+        in_the_way=device.InTheWay(
+            xdp=told(facts.foreign_xdp) or None,
+            qdisc=told(facts.qdisc) or None,
+            tc_filters=_listed(facts.filters),
+            nft_hooks=_listed(facts.hooks),
+        ),
+        fit_for=device.FitFor(fit.port.value, list(fit.reasons), one.ifindex in host.served),
+    )
 
 
-def _queues(one: nic.Nic, channels: genl.Channels | Unknown | None) -> dict[str, int] | Unknown:
+def _queues(one: nic.Nic, channels: genl.Channels | Unknown | None) -> Told[device.Queues]:
     if isinstance(channels, Unknown):
-        return channels
+        return told(channels)
     most = (channels.rx_max, channels.tx_max) if channels else (one.rx_queues, one.tx_queues)
-    return {"rx": one.rx_queues, "tx": one.tx_queues, "rx_max": most[0], "tx_max": most[1]}
+    return device.Queues(one.rx_queues, one.tx_queues, *most)
+
+
+def _rss(found: rss.Rss | Unknown | None) -> Told[device.Rss | None]:
+    if isinstance(found, rss.Rss):
+        return device.Rss(found.entries, found.queues, found.hash, found.key_bytes)
+    return told(found)
+
+
+def _offloads(
+    found: Sequence[genl.Offload] | Unknown | None,
+) -> Told[list[device.Offload] | None]:
+    if found is None or isinstance(found, Unknown):
+        return told(found)
+    return [device.Offload(one.name, one.on, one.changeable) for one in found]
+
+
+def _xdp(one: nic.Nic, features: genl.XdpFeatures) -> device.Xdp:
+    return device.Xdp(
+        native=told(features.native),
+        transmit=told(features.transmit),
+        frags=told(features.frags),
+        frags_transmit=told(features.frags_transmit),
+        hardware=told(features.hardware),
+        attached=device.XdpAttached(one.xdp_mode, one.xdp_prog_id) if one.has_xdp else None,
+    )
+
+
+def _rdma(one: nic.Nic, ports: Sequence[sysfs.RdmaPort] | Unknown) -> Told[list[device.RdmaPort]]:
+    if isinstance(ports, Unknown):
+        return told(ports)
+    return [rdma_port(port) for port in ports if one.name in port.netdevs]
 
 
 def _af_xdp(xdp: genl.XdpFeatures) -> str | Unknown:
@@ -169,7 +195,7 @@ def _sums(xdp: genl.XdpFeatures) -> YesNo:
     return mode if isinstance(mode, Unknown) else xdp.sums if mode == "zero-copy" else False
 
 
-def could_not_tell(row: Row) -> dict[str, list[str]]:
+def could_not_tell(row: Record) -> dict[str, list[str]]:
     """What is not known of a device: the names of the values, by reason."""
     found: dict[str, list[str]] = {}
     _collect(row, "", found)
@@ -180,9 +206,8 @@ def _collect(value: Any, path: str, found: dict[str, list[str]]) -> None:
     if isinstance(value, list):
         for one in value:
             _collect(one, path, found)
-    elif isinstance(value, dict):
-        if COULD_NOT_TELL in value:
-            found.setdefault(str(value[COULD_NOT_TELL]), []).append(path)
-            return
-        for key, one in value.items():
+    elif isinstance(value, Untold):
+        found.setdefault(value.could_not_tell, []).append(path)
+    elif isinstance(value, Record):
+        for key, one in value.to_map().items():
             _collect(one, f"{path} {key}".strip(), found)

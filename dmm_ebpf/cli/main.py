@@ -131,7 +131,9 @@ def _failed(exc: Exception, *, as_json: bool) -> int:
         return 2
     error = _as_ours(exc)
     if as_json and not output.json_was_printed():
-        output.print_json({"error": output.error_json(error)})
+        from dmm_ebpf.records.failed import Failed
+
+        output.print_json({"error": Failed.of(error)})
     code = _complain(str(error), error.exit_code)
     if isinstance(error, PolicyError):
         for other in error.others:

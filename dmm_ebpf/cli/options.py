@@ -121,6 +121,26 @@ IecOption = Annotated[
 PolicyOption = Annotated[
     Path | None, typer.Option("--policy", metavar="FILE", help="Policy file (TOML).")
 ]
+AttachPolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE|etcd://HOST/PREFIX",
+        help="Policy file (TOML), or the fleet's in etcd.",
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="NAME=VALUE", help="A label of this host, for a fleet's policy; again."
+    ),
+]
+HostOption = Annotated[
+    str | None,
+    typer.Option(
+        "--host", metavar="NAME", help="This host's name in the fleet.  [default: hostname(1)]"
+    ),
+]
 PolicyArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Policy file (TOML).")]
 NetnsOption = Annotated[
     str | None,
@@ -154,3 +174,66 @@ NetnsOfOption = Annotated[
     ),
 ]
 PidOption = Annotated[str | None, typer.Option("--pid", metavar="PID", help="This process's.")]
+
+# Of a flow that is asked about
+AddressArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADDR[:PORT]",
+        help="The peer, an address; PORT is a number or a service's name; IPv6 with a port is [ADDR]:PORT.",
+    ),
+]
+ProtoOption = Annotated[Proto, typer.Option("--proto", help="Protocol of the flow.")]
+CgroupOption = Annotated[
+    str | None, typer.Option("--cgroup", metavar="PATH", help="cgroup of the process.")
+]
+ProcessOption = Annotated[
+    str | None,
+    typer.Option("--pid", metavar="PID", help="Cgroup, user and name of this process."),
+]
+UidOption = Annotated[
+    str | None,
+    typer.Option("--uid", metavar="UID", help="User of the process, number or name."),
+]
+CommOption = Annotated[
+    str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")
+]
+MarkOption = Annotated[
+    str | None, typer.Option("--mark", metavar="MARK", help="SO_MARK of the socket, 0x is hex.")
+]
+DscpOption = Annotated[
+    str | None,
+    typer.Option("--dscp", metavar="DSCP", help="DSCP of the socket's own, af21 or a number."),
+]
+ChoiceOption = Annotated[
+    str | None,
+    typer.Option("--choice", metavar="STACK", help="What the program chooses by DMM_STACK."),
+]
+LocalPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--local-port", metavar="PORT", help="connect: the port that the socket was bound to."
+    ),
+]
+InterfaceOption = Annotated[
+    str | None,
+    typer.Option("--interface", metavar="DEVICE", help="connect: the socket's SO_BINDTODEVICE."),
+]
+DirectionOption = Annotated[
+    Direction,
+    typer.Option(
+        "--direction",
+        help="listen: ADDR is a client's, PORT the one listened on. forward: what the host only forwards.",
+    ),
+]
+SourceOption = Annotated[
+    str | None, typer.Option("--from", metavar="ADDR", help="forward: who opens the flow.")
+]
+InInterfaceOption = Annotated[
+    str | None,
+    typer.Option("--in-interface", metavar="DEVICE", help="forward: by which it comes in."),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--policy", metavar="FILE", help="Ask this policy file, not an instance."),
+]

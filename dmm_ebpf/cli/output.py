@@ -17,22 +17,23 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from dmm_ebpf.errors import DmmError
+from dmm_ebpf.records.record import to_json
 from dmm_ebpf.show import units
 
 Row = dict[str, Any]
+Line = TypeVar("Line")  # what a line of a table tells of
 _GAP = 2
 _MIN_FLEX = 8
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Line]):
     """A column: how a row gives its cell, and what becomes of it when room is short."""
 
     title: str
-    cell: Callable[[Row], str]
+    cell: Callable[[Line], str]
     right: bool = False
     rank: int = 0  # the highest rank is left out first; 0 stays
     flex: bool = False  # may be cut,
@@ -60,12 +61,12 @@ def note(text: str) -> None:
     print(f"dmm-ebpf: {units.readable(text)}", file=sys.stderr)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def _json(value: Any, *, indented: bool = False) -> str:
     """JSON that any parser takes: half a surrogate pair, as names with bytes that are no UTF-8
     have, is not Unicode.
     """
-    text = json.dumps(value, indent=indent)
-    return json.dumps(_readable(value), indent=indent) if "\\udc" in text else text
+    text = to_json(value, indented=indented)
+    return to_json(_readable(json.loads(text)), indented=indented) if "\\udc" in text else text
 
 
 def _readable(value: Any) -> Any:
@@ -73,21 +74,16 @@ def _readable(value: Any) -> Any:
         return units.readable(value)
     if isinstance(value, dict):
         return {_readable(key): _readable(one) for key, one in value.items()}
-    return [_readable(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def error_json(error: DmmError) -> Row:
-    """An error as every command's JSON has it."""
-    return {**error.to_wire(), "message": str(error)}
+    return [_readable(one) for one in value] if isinstance(value, list) else value
 
 
 def print_json(value: Any) -> None:
     """value as JSON: indented for a person, on one line for a program."""
     _Answered.yet = True
-    print(_json(value, indent=2 if sys.stdout.isatty() else None))
+    print(_json(value, indented=sys.stdout.isatty()))
 
 
-def print_json_rows(rows: Iterable[Row]) -> None:
+def print_json_rows(rows: Iterable[Any]) -> None:
     """print_json() of a list that is never held whole, unless it is for a person."""
     if sys.stdout.isatty():
         print_json(list(rows))
@@ -106,7 +102,7 @@ def print_json_line(value: Any) -> None:
     print(_json(value), flush=True)
 
 
-def print_table(columns: Sequence[Column], rows: Iterable[Row], indent: str = "") -> None:
+def print_table(columns: Sequence[Column[Line]], rows: Iterable[Line], indent: str = "") -> None:
     """rows under their titles; only the titles when there are none."""
     cells = [[column.cell(row) for column in columns] for row in rows]
     if sys.stdout.isatty():
@@ -117,7 +113,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Row], indent: str = ""
 
 
 def layout(
-    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int | None
+    columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], width: int | None
 ) -> tuple[list[int], list[str]]:
     """Column widths (0: left out) and lines, titles first, of at most width
     characters (None: any).
@@ -148,7 +144,7 @@ def _excess(widths: Sequence[int], width: int) -> int:
     return sum(shown) + _GAP * (len(shown) - 1) - width
 
 
-def _fit(columns: Sequence[Column], widths: list[int], width: int) -> None:
+def _fit(columns: Sequence[Column[Any]], widths: list[int], width: int) -> None:
     """Make widths fit: leave columns out by rank, then cut the widest flexible one, a character
     at a time.
     """
@@ -165,7 +161,7 @@ def _fit(columns: Sequence[Column], widths: list[int], width: int) -> None:
         widths[max(flexible, key=lambda i: widths[i])] -= 1
 
 
-def _slack(columns: Sequence[Column], widths: Sequence[int]) -> int:
+def _slack(columns: Sequence[Column[Any]], widths: Sequence[int]) -> int:
     """How much cutting can save before texts say too little: half of what is flexible."""
     return sum(
         (w - _MIN_FLEX) // 2
@@ -175,7 +171,7 @@ def _slack(columns: Sequence[Column], widths: Sequence[int]) -> int:
 
 
 def _print_terminal(
-    columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int, indent: str
+    columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]], width: int, indent: str
 ) -> None:
     from rich.console import Console
     from rich.text import Text

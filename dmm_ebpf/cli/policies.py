@@ -11,50 +11,238 @@ from typing import Annotated
 import typer
 
 from dmm_ebpf.cli.options import (
+    AddressArgument,
+    CgroupOption,
+    ChoiceOption,
+    CommOption,
     ContainerOption,
     Direction,
+    DirectionOption,
+    DscpOption,
+    FileOption,
+    InInterfaceOption,
     InstanceOption,
+    InterfaceOption,
     JsonOption,
+    LocalPortOption,
+    MarkOption,
     OneInstanceOption,
     PolicyArgument,
+    ProcessOption,
     Proto,
+    ProtoOption,
+    SourceOption,
+    UidOption,
     UnitOption,
     group,
 )
 
-policy_app = group(help="Check, apply and show policies.")
+policy_app = group(help="Check, test, explain, compare, apply and show policies.")
 route_app = group(help="Ask which stack a flow would get.")
 
 
 @policy_app.command("check")
-def policy_check(file: PolicyArgument, as_json: JsonOption = False) -> None:
+def policy_check(
+    file: PolicyArgument,
+    host: Annotated[
+        bool,
+        typer.Option("--host", help="Also hold it against this host: devices, cgroups and others."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Read a policy and say all that is wrong with it, or "ok"; nothing is attached or changed.
 
-    What is right but does nothing, as a rule that is never reached, is warned of. Exit code: 0 ok,
-    also with warnings; 2 refused.
+    What is right but does nothing, as a rule that is never reached, is warned of. With --host so is
+    a cgroup or a device that rules name and this host does not have; a network namespace, a
+    congestion control or a stack's device that is not there is refused. Exit code: 0 ok, also with
+    warnings; 2 refused.
 
     \b
-    Example:
+    Examples:
       dmm-ebpf policy check policy.toml && dmm-ebpf policy apply policy.toml
+      dmm-ebpf policy check --host policy.toml --json
     """
     from dmm_ebpf.cli import actions
 
-    actions.policy_check(file, as_json=as_json)
+    actions.policy_check(file, host=host, as_json=as_json)
 
 
 @policy_app.command("apply")
 def policy_apply(
-    file: PolicyArgument, instance: InstanceOption = "default", as_json: JsonOption = False
+    file: PolicyArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check, and tell what would change.")
+    ] = False,
+    instance: InstanceOption = "default",
+    as_json: JsonOption = False,
 ) -> None:
     """Put a policy in force, whole or not at all; established flows keep their stack.
 
+    With --dry-run nothing is changed: the file is checked as far as it can be on this host, and
+    told are the differences from the policy in force, and what only applying would show. Exit
+    code: 0 it is, or would be, applied; 2 refused.
+
     \b
-    Example:
+    Examples:
       dmm-ebpf policy apply policy.toml --instance red
+      dmm-ebpf policy apply policy.toml --dry-run
     """
+    if dry_run:
+        from dmm_ebpf.cli import dryrun
+
+        dryrun.policy_dry_run(file, instance, as_json=as_json)
+        return
     from dmm_ebpf.cli import actions
 
     actions.policy_apply(file, instance, as_json=as_json)
+
+
+@policy_app.command("test")
+def policy_test(
+    file: PolicyArgument,
+    expect: Annotated[
+        Path | None,
+        typer.Option(
+            "--expect",
+            metavar="FILE",
+            help="What is expected; without it POLICY's name with .expect.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a policy for the stacks of flows, and tell where it does not say what is expected.
+
+    Expectations are lines: ADDR[:PORT] [tcp|udp] [connect|listen|forward] [from CGROUP] [uid N]
+    [comm NAME] [mark N] [dscp N] [netns NAME] [local-port N] [interface DEVICE] [source ADDR]
+    [in DEVICE] -> STACK. Nothing is attached or changed. Exit code: 0 all hold; 1 some do not;
+    2 refused.
+
+    \b
+    Example:
+      echo '203.0.113.7:443 from /shop.slice -> wan' > policy.expect
+      dmm-ebpf policy test policy.toml
+    """
+    from dmm_ebpf.cli import policytools
+
+    policytools.policy_test(file, expect, as_json=as_json)
+
+
+@policy_app.command("diff")
+def policy_diff(
+    file: PolicyArgument, instance: OneInstanceOption = None, as_json: JsonOption = False
+) -> None:
+    """Tell in what a policy differs from the one in force: stacks, rules, routes.
+
+    What is compared is what they mean, not how they are written. Exit code: 0 no difference;
+    1 there are some; 2 refused.
+
+    \b
+    Example:
+      dmm-ebpf policy diff policy.toml || dmm-ebpf policy apply policy.toml
+    """
+    from dmm_ebpf.cli import policytools
+
+    policytools.policy_diff(file, instance, as_json=as_json)
+
+
+@policy_app.command("explain")
+def policy_explain(  # noqa: PLR0917 - typer calls it, by keyword
+    address: AddressArgument,
+    proto: ProtoOption = Proto.TCP,
+    cgroup: CgroupOption = None,
+    container: ContainerOption = None,
+    pid: ProcessOption = None,
+    unit: UnitOption = None,
+    uid: UidOption = None,
+    comm: CommOption = None,
+    mark: MarkOption = None,
+    dscp: DscpOption = None,
+    choice: ChoiceOption = None,
+    local_port: LocalPortOption = None,
+    interface: InterfaceOption = None,
+    direction: DirectionOption = Direction.CONNECT,
+    source: SourceOption = None,
+    in_interface: InInterfaceOption = None,
+    policy: FileOption = None,
+    instance: OneInstanceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how a policy comes to the stack of a new flow: rule by rule, and route by route.
+
+    Each rule that is looked at is named, with what of it does not match; of its table, the routes
+    whose prefix contains the address, the longest first, and why each does not decide. With
+    --policy no instance is asked.
+
+    \b
+    Examples:
+      dmm-ebpf policy explain 203.0.113.7:443 --cgroup /shop.slice
+      dmm-ebpf policy explain 203.0.113.7:80 --policy new.toml
+    """
+    from dmm_ebpf.cli import actions, explaining
+
+    query = actions.route_query(
+        address,
+        proto=proto.value,
+        cgroup=cgroup,
+        container=container,
+        pid=pid,
+        unit=unit,
+        uid=uid,
+        comm=comm,
+        mark=mark,
+        dscp=dscp,
+        choice=choice,
+        local_port=local_port,
+        interface=interface,
+        direction=direction.value,
+        source=source,
+        in_interface=in_interface,
+    )
+    explaining.policy_explain(query, policy=policy, instance=instance, as_json=as_json)
+
+
+@policy_app.command("schema")
+def policy_schema(as_json: JsonOption = False) -> None:
+    """Print the JSON Schema of policy files, by which editors complete and check them.
+
+    It knows the plug-ins of packages that are installed on this host. `policy check` sees more:
+    names that are nowhere defined, routes that contradict.
+
+    \b
+    Example:
+      dmm-ebpf policy schema > policy.schema.json
+    """
+    from dmm_ebpf.cli import policytools
+
+    policytools.policy_schema(as_json=as_json)
+
+
+@policy_app.command("import")
+def policy_import(
+    dmm: Annotated[
+        Path | None,
+        typer.Option("--dmm", metavar="FILE", help="rd_config.json of FD.io DMM."),
+    ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option("--modules", metavar="FILE", help="module_config.json of FD.io DMM."),
+    ] = None,
+    libvma: Annotated[
+        Path | None,
+        typer.Option("--libvma", metavar="FILE", help="libvma.conf of Mellanox's libvma."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the policy that another project's files mean, and what of them cannot be carried over.
+
+    \b
+    Examples:
+      dmm-ebpf policy import --dmm rd_config.json > policy.toml
+      dmm-ebpf policy import --libvma /etc/libvma.conf > policy.toml
+    """
+    from dmm_ebpf.cli import policytools
+
+    policytools.policy_import(dmm, modules, libvma, as_json=as_json)
 
 
 @policy_app.command("show")
@@ -72,51 +260,23 @@ def policy_show(instance: OneInstanceOption = None, as_json: JsonOption = False)
 
 @route_app.command("get")
 def route_get(  # noqa: PLR0917 - typer calls it, by keyword
-    address: Annotated[
-        str,
-        typer.Argument(
-            metavar="ADDR[:PORT]",
-            help="The peer, an address; PORT is a number or a service's name; IPv6 with a port is [ADDR]:PORT.",
-        ),
-    ],
-    proto: Annotated[Proto, typer.Option("--proto", help="Protocol of the flow.")] = Proto.TCP,
-    cgroup: Annotated[
-        str | None, typer.Option("--cgroup", metavar="PATH", help="cgroup of the process.")
-    ] = None,
+    address: AddressArgument,
+    proto: ProtoOption = Proto.TCP,
+    cgroup: CgroupOption = None,
     container: ContainerOption = None,
-    pid: Annotated[
-        str | None,
-        typer.Option("--pid", metavar="PID", help="Cgroup, user and name of this process."),
-    ] = None,
+    pid: ProcessOption = None,
     unit: UnitOption = None,
-    uid: Annotated[
-        str | None,
-        typer.Option("--uid", metavar="UID", help="User of the process, number or name."),
-    ] = None,
-    comm: Annotated[
-        str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")
-    ] = None,
-    mark: Annotated[
-        str | None, typer.Option("--mark", metavar="MARK", help="SO_MARK of the socket, 0x is hex.")
-    ] = None,
-    direction: Annotated[
-        Direction,
-        typer.Option(
-            "--direction",
-            help="listen: ADDR is a client's, PORT the one listened on. forward: what the host only forwards.",
-        ),
-    ] = Direction.CONNECT,
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="ADDR", help="forward: who opens the flow.")
-    ] = None,
-    in_interface: Annotated[
-        str | None,
-        typer.Option("--in-interface", metavar="DEVICE", help="forward: by which it comes in."),
-    ] = None,
-    policy: Annotated[
-        Path | None,
-        typer.Option("--policy", metavar="FILE", help="Ask this policy file, not an instance."),
-    ] = None,
+    uid: UidOption = None,
+    comm: CommOption = None,
+    mark: MarkOption = None,
+    dscp: DscpOption = None,
+    choice: ChoiceOption = None,
+    local_port: LocalPortOption = None,
+    interface: InterfaceOption = None,
+    direction: DirectionOption = Direction.CONNECT,
+    source: SourceOption = None,
+    in_interface: InInterfaceOption = None,
+    policy: FileOption = None,
     instance: OneInstanceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,6 +302,10 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
         uid=uid,
         comm=comm,
         mark=mark,
+        dscp=dscp,
+        choice=choice,
+        local_port=local_port,
+        interface=interface,
         direction=direction.value,
         source=source,
         in_interface=in_interface,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which flows to show: the options of `dmm-ebpf flows` and the filter line of `dmm-ebpf top`.
 
-Pure: flows are the dictionaries that the Resource Director gives. A filter that can match nothing
+Pure. A filter that can match nothing
 because it is misspelt (a state that TCP does not have, an address that is none) is refused with a
 UsageError, not obeyed.
 """
@@ -14,12 +14,18 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import UsageError
+from dmm_ebpf.records.event import StackEvent
+from dmm_ebpf.records.flow import Flow, FlowEvent
 from dmm_ebpf.show import units
+from dmm_ebpf.show.who import who
 from dmm_ebpf.tcpstates import TCP_STATES
+
+if TYPE_CHECKING:
+    from dmm_ebpf.records.event import AnyEvent
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -194,31 +200,37 @@ class FlowFilter:
             words=words,
         )
 
-    def matches(self, flow: dict[str, Any]) -> bool:
+    def matches(self, flow: Flow) -> bool:
         """True when flow has all that is asked for."""
         return (
-            (not self.stack or flow.get("stack") in self.stack)
-            and (self.comm is None or fnmatch.fnmatchcase(str(flow.get("comm")), self.comm))
-            and (self.pid is None or flow.get("pid") == self.pid)
-            and (
-                self.cgroup is None or f"{flow.get('cgroup') or ''}/".startswith(f"{self.cgroup}/")
-            )
-            and (self.state is None or flow.get("state") == self.state)
-            and (self.dst is None or self.dst.matches(flow.get("dst"), flow.get("dport")))
+            (not self.stack or flow.stack in self.stack)
+            and (self.comm is None or fnmatch.fnmatchcase(flow.comm, self.comm))
+            and (self.pid is None or flow.pid == self.pid)
+            and (self.cgroup is None or f"{flow.cgroup or ''}/".startswith(f"{self.cgroup}/"))
+            and (self.state is None or flow.state == self.state)
+            and (self.dst is None or self.dst.matches(flow.dst, flow.dport))
             and (not self.words or self._has_words(flow))
         )
 
-    def _has_words(self, flow: dict[str, Any]) -> bool:
+    def matches_event(self, event: AnyEvent) -> bool:
+        """The same of an event: what is about no flow has of all this at most a stack."""
+        if isinstance(event, FlowEvent):
+            return self.matches(event.flow)
+        if self.stack and not (isinstance(event, StackEvent) and event.stack in self.stack):
+            return False
+        return replace(self, stack=()) == FlowFilter()
+
+    def _has_words(self, flow: Flow) -> bool:
         shown = " ".join(
             (
-                units.process(flow.get("comm"), flow.get("pid")),
-                units.endpoint(flow.get("src"), flow.get("sport")),
-                units.endpoint(flow.get("dst"), flow.get("dport")),
-                *(
-                    str(flow.get(key))
-                    for key in ("instance", "stack", "table", "rule", "route", "cgroup")
+                who(flow),
+                units.endpoint(flow.src, flow.sport),
+                units.endpoint(flow.dst, flow.dport),
+                *map(
+                    str,
+                    (flow.instance, flow.stack, flow.table, flow.rule, flow.route, flow.cgroup),
                 ),
-                units.state(flow.get("state")),
+                units.state(flow.state),
             )
         ).lower()
         return all(word in shown for word in self.words)

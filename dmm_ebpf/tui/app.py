@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -20,13 +20,17 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Input, Static
 
-from dmm_ebpf.errors import UsageError
+from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.records.flow import Flow
+from dmm_ebpf.records.record import ABSENT
 from dmm_ebpf.show import units
 from dmm_ebpf.show.flowfilter import FlowFilter
 from dmm_ebpf.tui import model
 from dmm_ebpf.tui.flowtable import FlowTable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from textual import events
 
     from dmm_ebpf.tui.source import Source
@@ -157,7 +161,9 @@ class TopApp(App[None]):
         flow_filter: FlowFilter | None = None,
         filter_text: str = "",
         iec: bool = False,
+        check: Callable[[FlowFilter], None] | None = None,
     ) -> None:
+        """check raises UsageError for a filter by what is not there; called in a thread."""
         super().__init__()
         self.failure: Exception | None = None
         self._source = source
@@ -166,6 +172,7 @@ class TopApp(App[None]):
         self._filter_text = filter_text
         self._complaint = ""
         self._iec = iec
+        self._check = check
         self._meter = model.RateMeter()
         self._snapshot: model.Snapshot | None = None
         self._seen_at = ""
@@ -293,13 +300,33 @@ class TopApp(App[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Filter, or say what is wrong and keep the line open."""
         try:
-            self._filter = FlowFilter.parse(event.value)
+            wanted = FlowFilter.parse(event.value)
         except UsageError as exc:
-            self._complaint = str(exc)
-            self._draw()
+            self._refuse_filter(exc)
             return
-        self._filter_text, self._complaint = event.value, ""
+        if self._check is None:
+            self._take_filter(wanted, event.value)
+            return
+        checking = self._check_filter(self._check, wanted, event.value)
+        self.run_worker(checking, group="filter", exclusive=True)
+
+    async def _check_filter(
+        self, check: Callable[[FlowFilter], None], wanted: FlowFilter, text: str
+    ) -> None:
+        try:
+            await asyncio.to_thread(check, wanted)
+        except DmmError as exc:
+            self._refuse_filter(exc)
+        else:
+            self._take_filter(wanted, text)
+
+    def _take_filter(self, wanted: FlowFilter, text: str) -> None:
+        self._filter, self._filter_text, self._complaint = wanted, text, ""
         self._close_filter()
+
+    def _refuse_filter(self, error: DmmError) -> None:
+        self._complaint = str(error)
+        self._draw()
 
     def on_flow_table_title_clicked(self, message: FlowTable.TitleClicked) -> None:
         """Sort by what was clicked."""
@@ -394,26 +421,28 @@ class TopApp(App[None]):
 def _detail(row: model.FlowRow, iec: bool) -> Text:
     """Three lines with what the table has no room for."""
     flow = row.flow
-    arrow = "<-" if flow.get("direction") == "listen" else "->"
-    local = units.endpoint(flow.get("src"), flow.get("sport"))
-    peer = units.endpoint(flow.get("dst"), flow.get("dport"))
-    sent = units.size(flow.get("bytes_sent"), iec=iec)
-    received = units.size(flow.get("bytes_received"), iec=iec)
-    table, rule, route = (units.clean(flow.get(key)) for key in ("table", "rule", "route"))
+    arrow = "<-" if flow.direction == "listen" else "->"
+    local = units.endpoint(flow.src, flow.sport)
+    peer = units.endpoint(flow.dst, flow.dport)
+    sent = units.size(flow.bytes_sent, iec=iec)
+    received = units.size(flow.bytes_received, iec=iec)
+    table, rule, route = (units.clean(text) for text in (flow.table, flow.rule, flow.route))
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(
-        f"{local} {arrow} {peer}  sent {sent} received {received} age {units.age(flow.get('age_s'))}\n"
+        f"{local} {arrow} {peer}  sent {sent} received {received} age {units.age(flow.age_s)}\n"
     )
-    text.append(f"table {table}  rule {rule}  cgroup {units.clean(flow.get('cgroup'))}\n")
+    text.append(f"table {table}  rule {rule}  cgroup {units.clean(flow.cgroup)}\n")
     text.append(f"route {route}{_path(flow, iec)}")
     return text
 
 
-def _path(flow: dict[str, Any], iec: bool) -> str:
+def _path(flow: Flow, iec: bool) -> str:
     """How a user stack sends: its congestion control, window and pacing, as far as
     they are known.
     """
-    congestion, cwnd, pacing = (flow.get(key) for key in ("congestion", "cwnd_bytes", "pacing_Bps"))
-    text = "" if congestion is None else f"  by {units.clean(congestion)}"
-    text += "" if cwnd is None else f"  cwnd {units.size(cwnd, iec=iec)}"
-    return text + ("" if not pacing else f"  pacing {units.bit_rate(pacing, iec=iec)}b/s")
+    if flow.congestion is ABSENT or flow.cwnd_bytes is ABSENT:
+        return ""
+    text = f"  by {units.clean(flow.congestion)}  cwnd {units.size(flow.cwnd_bytes, iec=iec)}"
+    text += f"  agreed {units.clean(flow.agreed)}" if flow.agreed else ""
+    pacing = flow.pacing_Bps
+    return f"{text}  pacing {units.bit_rate(pacing, iec=iec)}b/s" if pacing else text

@@ -20,6 +20,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from dmm_ebpf.show import units
+from dmm_ebpf.show.who import who
 from dmm_ebpf.tcpstates import TCP_STATES
 from dmm_ebpf.tui.model import DEFAULT_ORDER, FlowRow, Key
 
@@ -41,9 +42,8 @@ class _Column:
 
 
 def _stack(row: FlowRow) -> str:
-    stack, wanted = row.flow.get("stack"), row.flow.get("wanted")
     # One that took its fallback is marked: the route named another stack.
-    return units.clean(stack) + ("" if wanted in (None, stack) else "!")
+    return units.clean(row.flow.stack) + ("" if row.flow.wanted == row.flow.stack else "!")
 
 
 _SHORT_STATES = {state.said: state.short for state in TCP_STATES}
@@ -54,21 +54,21 @@ def _short_state(text: str, width: int) -> str:
 
 
 COLUMNS = (
-    _Column("PROCESS", lambda r: units.process(r.flow.get("comm"), r.flow.get("pid")), 10),
+    _Column("PROCESS", lambda r: who(r.flow), 10),
     _Column(
         "PEER",
-        lambda r: units.endpoint(r.flow.get("dst"), r.flow.get("dport")),
+        lambda r: units.endpoint(r.flow.dst, r.flow.dport),
         15,
         soon=21,  # the longest IPv4 address with a port
         shorten=units.shorten_middle,
     ),
     _Column("STACK", _stack, 7, soon=12),
-    _Column("ROUTE", lambda r: units.clean(r.flow.get("route")), 9, rank=5),
+    _Column("ROUTE", lambda r: units.clean(r.flow.route), 9, rank=5),
     _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True),
     _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True, rank=1),
-    _Column("SRTT", lambda r: units.duration_us(r.flow.get("srtt_us")), 5, right=True, rank=3),
-    _Column("RETR", lambda r: units.quantity(r.flow.get("retransmits")), 4, right=True, rank=4),
-    _Column("STATE", lambda r: units.state(r.flow.get("state")), 5, rank=2, shorten=_short_state),
+    _Column("SRTT", lambda r: units.duration_us(r.flow.srtt_us), 5, right=True, rank=3),
+    _Column("RETR", lambda r: units.quantity(r.flow.retransmits), 4, right=True, rank=4),
+    _Column("STATE", lambda r: units.state(r.flow.state), 5, rank=2, shorten=_short_state),
 )
 
 
@@ -280,7 +280,7 @@ class FlowTable(Widget, can_focus=True):
 
     def _line(self, row: FlowRow, widths: list[int], *, cursor: bool) -> Strip:
         base = self.rich_style
-        if row.flow.get("state") != "ESTABLISHED":
+        if row.flow.state != "ESTABLISHED":
             base += self.get_component_rich_style("flowtable--quiet", partial=True)
         mark = (
             self.get_component_rich_style("flowtable--cursor", partial=True) if cursor else Style()

@@ -2,8 +2,8 @@
 """What `dmm-ebpf top` shows, without a screen: rates, totals per stack, order and choice of flows.
 
 Pure: snapshots and times go in. A flow is told from another by its instance and socket cookie,
-which the kernel never gives twice, so a port used again cannot inherit figures. Rates are in
-bytes a second.
+which the kernel never gives twice, so a port used again cannot inherit figures; one without a
+socket by its 5-tuple. Rates are in bytes a second.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dmm_ebpf.records.flow import Flow
+from dmm_ebpf.records.stack import StackRow
 from dmm_ebpf.show import units
 from dmm_ebpf.show.flowfilter import FlowFilter
+from dmm_ebpf.show.who import who
 
-Key = tuple[str, int]
+Key = tuple[str, int, str, int, str, int]
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Snapshot:
     """What the Resource Directors said at one time (monotonic seconds)."""
 
     time_s: float
-    flows: list[dict[str, Any]]
-    stacks: list[dict[str, Any]]
+    flows: list[Flow]
+    stacks: list[StackRow]
     instances: list[str]
     notes: list[str] = field(default_factory=list)  # what could not be asked, and why
 
@@ -34,7 +37,7 @@ class Snapshot:
 class FlowRow:
     """A flow and how fast it is; None until two looks have seen it."""
 
-    flow: dict[str, Any]
+    flow: Flow
     out_Bps: float | None  # noqa: N815 - the unit's own case
     in_Bps: float | None  # noqa: N815
 
@@ -56,9 +59,11 @@ class StackTotal:
     in_Bps: float  # noqa: N815
 
 
-def flow_key(flow: dict[str, Any]) -> Key:
-    """(instance, socket cookie)."""
-    return str(flow.get("instance")), int(flow.get("cookie") or 0)
+def flow_key(flow: Flow) -> Key:
+    """Instance and socket cookie; what is only forwarded has none, and its 5-tuple instead."""
+    if flow.cookie:
+        return flow.instance, flow.cookie, "", 0, "", 0
+    return flow.instance, 0, flow.src, flow.sport, flow.dst, flow.dport
 
 
 class RateMeter:
@@ -76,13 +81,12 @@ class RateMeter:
         self._time_s = snapshot.time_s
         return rows
 
-    def _row(self, flow: dict[str, Any], elapsed_s: float | None) -> FlowRow:
+    def _row(self, flow: Flow, elapsed_s: float | None) -> FlowRow:
         if elapsed_s is None or elapsed_s <= 0:
             return FlowRow(flow, None, None)
         before = self._before.get(flow_key(flow))
         if before is None:
-            age_s = flow.get("age_s")
-            if age_s is None or age_s > elapsed_s:
+            if flow.age_s > elapsed_s:
                 return FlowRow(flow, None, None)
             # It was opened since the look before, when its counters were zero.
             before = (0, 0)
@@ -92,20 +96,16 @@ class RateMeter:
         )
 
 
-def _counters(flow: dict[str, Any]) -> tuple[int, int]:
-    return int(flow.get("bytes_sent") or 0), int(flow.get("bytes_received") or 0)
+def _counters(flow: Flow) -> tuple[int, int]:
+    return flow.bytes_sent, flow.bytes_received
 
 
 def stack_totals(snapshot: Snapshot, rows: Iterable[FlowRow]) -> list[StackTotal]:
     """Every stack that is defined or has flows: the busiest first, then by name."""
-    known = {
-        (str(s.get("instance")), str(s.get("name"))): str(s.get("state")) for s in snapshot.stacks
-    }
+    known = {(s.instance, s.name): s.state for s in snapshot.stacks}
     sums: dict[tuple[str, str], list[float]] = {key: [0, 0.0, 0.0] for key in known}
     for row in rows:
-        total = sums.setdefault(
-            (str(row.flow.get("instance")), str(row.flow.get("stack"))), [0, 0.0, 0.0]
-        )
+        total = sums.setdefault((row.flow.instance, row.flow.stack), [0, 0.0, 0.0])
         total[0] += 1
         total[1] += row.out_Bps or 0
         total[2] += row.in_Bps or 0
@@ -118,10 +118,10 @@ def stack_totals(snapshot: Snapshot, rows: Iterable[FlowRow]) -> list[StackTotal
 
 def _address_order(row: FlowRow) -> tuple[int, int, int]:
     try:
-        ip = ipaddress.ip_address(str(row.flow.get("dst")))
+        ip = ipaddress.ip_address(row.flow.dst)
     except ValueError:
         return (0, 0, 0)
-    return (ip.version, int(ip), int(row.flow.get("dport") or 0))
+    return (ip.version, int(ip), row.flow.dport)
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,17 @@ ORDERS: dict[str, Order] = {
     for order in (
         Order(
             "PROCESS",
-            lambda r: (str(r.flow.get("comm")).lower(), int(r.flow.get("pid") or 0)),
+            lambda r: (who(r.flow).lower(), r.flow.pid),
             descending=False,
         ),
         Order("PEER", _address_order, descending=False),
-        Order("STACK", lambda r: str(r.flow.get("stack")), descending=False),
-        Order("ROUTE", lambda r: str(r.flow.get("route") or ""), descending=False),
+        Order("STACK", lambda r: r.flow.stack, descending=False),
+        Order("ROUTE", lambda r: r.flow.route or "", descending=False),
         Order("OUT", lambda r: r.out_Bps or 0, descending=True),
         Order("IN", lambda r: r.in_Bps or 0, descending=True),
-        Order("SRTT", lambda r: r.flow.get("srtt_us") or 0, descending=True),
-        Order("RETR", lambda r: r.flow.get("retransmits") or 0, descending=True),
-        Order("STATE", lambda r: units.state(r.flow.get("state")), descending=False),
+        Order("SRTT", lambda r: r.flow.srtt_us, descending=True),
+        Order("RETR", lambda r: r.flow.retransmits, descending=True),
+        Order("STATE", lambda r: units.state(r.flow.state), descending=False),
     )
 }
 DEFAULT_ORDER = "OUT"

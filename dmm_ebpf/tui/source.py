@@ -10,11 +10,12 @@ hooks work on.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from typing import Any, Protocol
+from typing import Protocol
 
 from dmm_ebpf.errors import DmmError, NotAttachedError
 from dmm_ebpf.rd.api import client
+from dmm_ebpf.records.flow import Flow
+from dmm_ebpf.records.stack import StackRow
 from dmm_ebpf.tui.model import Snapshot
 
 TIMEOUT_S = 15.0  # a hundred thousand flows take a third of it
@@ -45,8 +46,8 @@ class RdSource:
         names = client.instances() if self._instance is None else [self._instance]
         for gone in set(self._clients) - set(names):
             self._clients.pop(gone).close()
-        flows: list[dict[str, Any]] = []
-        stacks: list[dict[str, Any]] = []
+        flows: list[Flow] = []
+        stacks: list[StackRow] = []
         notes = []
         for name in names:
             if self._closed:
@@ -54,7 +55,7 @@ class RdSource:
             rd = self._clients.setdefault(name, client.Client(name, timeout_s=TIMEOUT_S))
             try:
                 # Both or none: a stack's totals must not come from half an answer.
-                answers = rd.call("stacks"), rd.call("flows")
+                answers = rd.stacks(), list(rd.flows())
             except NotAttachedError as exc:
                 if (
                     isinstance(exc, client.NotServingError)
@@ -71,12 +72,9 @@ class RdSource:
             except DmmError as exc:
                 notes.append(f"{name}: {exc.why}")
                 continue
-            for known, answer in zip((stacks, flows), answers, strict=True):
-                known.extend(
-                    {**row, "instance": row.get("instance", name)}
-                    for row in answer
-                    if self._instance or not row.get("carrier")  # which lists it, too
-                )
+            stacks += answers[0]
+            # What another instance carries that one lists, too.
+            flows += [flow for flow in answers[1] if self._instance or not flow.carrier]
         return Snapshot(time.monotonic(), flows, stacks, names, notes)
 
     def close(self) -> None:
@@ -86,11 +84,8 @@ class RdSource:
             rd.abort()
 
 
-def _left_by(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _left_by(name: str) -> tuple[list[StackRow], list[Flow]]:
     """Stacks and flows of an instance whose RD is dead. Raises DmmError."""
     from dmm_ebpf.rd.life import attaching as service
 
-    status = service.offline_status(name)
-    flows = list(service.offline_flows(name))
-    counts = Counter(str(flow["stack"]) for flow in flows)
-    return [{**stack, "flows": counts[str(stack["name"])]} for stack in status["stacks"]], flows
+    return service.offline_status(name).stacks, service.offline_flows(name)

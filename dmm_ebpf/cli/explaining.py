@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `policy explain` does: the way to the answer of `route get`, by a policy file, or by what an
+instance has in force.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmm_ebpf.cli import actions, gather, output, policytools, tables
+from dmm_ebpf.errors import DmmError, UsageError
+from dmm_ebpf.records.record import known
+from dmm_ebpf.show import units
+
+if TYPE_CHECKING:
+    from dmm_ebpf.rd.policy.evaluate import Query
+    from dmm_ebpf.rd.policy.model import Policy
+    from dmm_ebpf.records.policy import Explained, Mismatch, RouteAnswer, RouteOutcome, RuleSeen
+
+_ROUTE: dict[RouteOutcome, str] = {
+    "decides": "decides",
+    "protocol": "is for another protocol",
+    "ports": "names other ports",
+    "shorter prefix": "a longer prefix comes first",
+    "wider ports": "an exact port comes before a range, and a range before every port",
+    "any protocol": "a route that names the protocol comes first",
+    "same": "the same as the one that decides, and behind it",
+}
+
+
+def policy_explain(
+    query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool
+) -> None:
+    """Print how the answer comes about. UsageError: nothing that can be asked."""
+    if policy is None:
+        told = _of_instance(gather.the_instance(instance), query)
+    elif instance is None:
+        told = _of_file(policy, query)
+    else:
+        raise UsageError("explain a route", why="--policy and --instance exclude each other")
+    if as_json:
+        output.print_json(told)
+        return
+    for rule in told.rules:
+        _print_rule(rule, told.answer)
+    if told.left:
+        print(f"{tables.count(told.left, 'rules')} more not looked at")
+    actions.print_answer(told.answer, query)
+
+
+def _of_file(file: Path, query: dict[str, Any]) -> Explained:
+    from dmm_ebpf.rd.director.groups import known_cgroup
+    from dmm_ebpf.rd.policy import evaluate
+    from dmm_ebpf.rd.policy.explain import explain
+
+    policy, asked = actions.load_policy(file), evaluate.Query.from_params(query)
+    known_cgroup(policy, asked)
+    return explain(policy, asked, evaluate.answer(policy, asked))
+
+
+def _of_instance(name: str, query: dict[str, Any]) -> Explained:
+    """With what the instance takes for what was not asked. DmmError: its routes are not to be had
+    any more.
+    """
+    from dmm_ebpf.rd.api import client
+    from dmm_ebpf.rd.policy.explain import explain
+
+    with client.Client(name) as rd:
+        answer = rd.route_get(**query)
+        director = rd.status().pid
+    policy = policytools.in_force(name)
+    if answer.why == "outside":
+        policy = replace(policy, rules=())  # none is looked at
+    told = explain(policy, _asked(policy, query, answer, director), answer)
+    routes = (
+        rule.routes[0].route for rule in told.rules if rule.outcome == "decides" and rule.routes
+    )
+    if next(routes, None) != answer.route:
+        raise DmmError(
+            f"explain what instance {name} decides",
+            why=f"its route is {answer.route or 'none'}, and the files of its policy say another now",
+            hint="apply the policy again, or ask the file with --policy",
+        )
+    return told
+
+
+def _asked(
+    policy: Policy, query: dict[str, Any], answer: RouteAnswer, director: int | None
+) -> Query:
+    """The question as the instance understands it."""
+    from dmm_ebpf.hal.netns import NetNS
+    from dmm_ebpf.rd.director.routeget import netns_of
+    from dmm_ebpf.rd.policy.evaluate import Query
+
+    asked = Query.from_params(query | (known(answer.assumed) or {}))
+    if any(rule.every("netns") for rule in policy.rules):
+        with NetNS.from_arg(director) as netns:
+            asked = replace(asked, netns=netns_of(policy, netns.cookie))
+    return asked
+
+
+def _print_rule(rule: RuleSeen, answer: RouteAnswer) -> None:
+    print(f"rule {units.clean(rule.rule)}\n    {units.clean(_outcome(rule, answer))}")
+    for one in rule.routes:
+        words = f"{one.route} -> {one.stack}: {_ROUTE[one.outcome]} ({one.where})"
+        print(f"        {units.clean(words)}")
+    if rule.more:
+        print(f"        and {tables.count(rule.more, 'routes')} more")
+
+
+def _outcome(rule: RuleSeen, answer: RouteAnswer) -> str:
+    if rule.outcome == "no match":
+        return f"does not match: {'; '.join(map(_mismatch, rule.mismatches))}"
+    if rule.outcome == "no route":
+        has = "no route for the flow" if rule.routes else "no route to the address"
+        return f"matches, but its table {rule.table} has {has}"
+    if rule.outcome == "decides" and rule.table is not None:
+        return f"matches, and its table {rule.table} has a route"
+    return {
+        "decides": f"matches, and lets the program choose {answer.wanted}",
+        "no table": "matches, and leads to no table: it only lets programs choose",
+        "no choice": f"does not let programs choose {answer.wanted}",
+        "no labels": "is for some hosts of a fleet, and the policy does not say this one's labels",
+    }[rule.outcome]
+
+
+def _mismatch(one: Mismatch) -> str:
+    if one.what == "not":
+        return f"it is not for {one.wanted}{'' if one.given else ', which was not said'}"
+    if one.given is None:
+        option = tables.option_of(one.what)
+        return f"it asks for {one.what} {one.wanted}, and none was said ({option})"
+    return f"{one.what} is {one.given}, and it asks for {one.wanted}"
