@@ -12,7 +12,7 @@
 #ifndef DMM_KIT_ASK_H
 #define DMM_KIT_ASK_H
 
-#include "../userstack/core/cc_guard.h"
+#include "../userstack/core/cc/cc_guard.h"
 
 struct cc_asker;
 
@@ -52,6 +52,9 @@ void cc_asker_destroy(struct cc_guard *guard);
 
 /* For the worker: the last question is answered; waits for the next. NULL: there will be none. */
 struct cc_ask *cc_asker_next(struct cc_guard *guard);
+/* How many connections have it */
+uint64_t cc_asker_connections(const struct cc_guard *guard);
+
 /* There will be none. */
 void cc_asker_end(struct cc_guard *guard);
 

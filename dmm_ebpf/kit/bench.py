@@ -20,7 +20,7 @@ from typing import Any
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.kit import load, names
 from dmm_ebpf.kit._sim import ffi, lib
-from dmm_ebpf.kit.bridge import Faults, Native
+from dmm_ebpf.kit.bridge import Faults, Guarded
 
 MSS_BYTES = 1448  # CCSIM_MSS
 WIRE_BYTES = 1538  # CCSIM_WIRE: the same segment with all headers, on Ethernet
@@ -127,24 +127,24 @@ def run(controls: Sequence[str], course: Course) -> Run:
         return _run(controls, loaded, course)
 
 
-def run_built(plugin: Native, course: Course) -> Run:
+def run_built(plugin: Guarded, course: Course) -> Run:
     """The same with one plug-in that is loaded, from this module's library, and started."""
     return _run([plugin.plugin.text], [plugin], course)
 
 
-def named(text: str) -> names.Plugin:
+def named(text: str, seam: names.Seam = names.CONGESTION) -> names.Plugin:
     """The plug-in of that name, relative to the current directory where it names no absolute
     file. Raises DmmError.
     """
     kind, _, rest = text.partition(":")
     where, sep, attribute = rest.rpartition(":") if kind == names.PYTHON else (rest, "", "")
     if kind in {names.PYTHON, names.NATIVE} and where.endswith((".py", ".so")):
-        return names.locate(f"{kind}:{Path(where).resolve()}{sep}{attribute}")
-    return names.locate(text)
+        return names.locate(f"{kind}:{Path(where).resolve()}{sep}{attribute}", seam=seam)
+    return names.locate(text, seam=seam)
 
 
 @contextmanager
-def _control(text: str) -> Iterator[Native | None]:
+def _control(text: str) -> Iterator[Guarded | None]:
     """A plug-in, ready; None: the control is built in."""
     if not names.is_plugin(text):
         yield None
@@ -162,12 +162,12 @@ def _control(text: str) -> Iterator[Native | None]:
         looking.join()
 
 
-def _look(plugin: Native, over: threading.Event) -> None:
+def _look(plugin: Guarded, over: threading.Event) -> None:
     while not over.wait(plugin.LOOK_S):
         plugin.look()
 
 
-def _run(controls: Sequence[str], loaded: Sequence[Native | None], course: Course) -> Run:
+def _run(controls: Sequence[str], loaded: Sequence[Guarded | None], course: Course) -> Run:
     step_s = course.duration_s / _POINTS
     path = ffi.new(
         "struct ccsim_path *",
@@ -200,7 +200,7 @@ def _run(controls: Sequence[str], loaded: Sequence[Native | None], course: Cours
     )
 
 
-def _flow(text: str, raw: Any, plugin: Native | None, course: Course) -> Flow:
+def _flow(text: str, raw: Any, plugin: Guarded | None, course: Course) -> Flow:
     return Flow(
         congestion=text,
         goodput_Bps=float(raw.goodput_Bps),

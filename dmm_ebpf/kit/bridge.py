@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded plug-in as connections have it: its guard, its faults, and, of Python, the thread
-that computes it.
+"""A loaded congestion control as connections have it: its guard, its faults, and, of Python, the
+thread that computes it. transport.py has the same of transports.
 
 A Python control sees no packet. It is asked by what runs connections (ask.h), one question at a
 time, and answers from a thread of its own, so that no loop of its can hold connections for
@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import math
 import threading
+from abc import ABC, abstractmethod
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ from dmm_ebpf.kit.names import Plugin
 PATIENCE_S = 0.25
 _SAFE = "cubic"
 _MOST = 1 << 63
-_RELEASE = len(METHODS)
 # struct cc_ask from cwnd_bytes to in_recovery, and what its sample is, as Sample has it
 _CC = Struct("=6Q3I")
 _SAMPLE = Struct("=12Q3I")
@@ -89,10 +89,11 @@ class Faults(NamedTuple):
     sentence: str
 
 
-class Native:
-    """A shared object."""
+class Guarded(ABC):
+    """A plug-in, with its guard."""
 
     LOOK_S = PATIENCE_S  # between two calls of look()
+    GOES = ("", "")  # what becomes of a connection after a fault, and of all after the last one
 
     def __init__(self, plugin: Plugin, guard: Any, ffi: Any, lib: Any) -> None:
         """guard: see load.load_native()."""
@@ -101,9 +102,9 @@ class Native:
         self._ffi, self._lib = ffi, lib
 
     @property
+    @abstractmethod
     def ops(self) -> Any:
-        """const struct cc_ops *, for connections."""
-        return self._ffi.addressof(self.guard, "ops")
+        """What connections are given: const struct cc_ops *, or const struct end_ops *."""
 
     def faults(self) -> Faults:
         """So far."""
@@ -112,31 +113,181 @@ class Native:
             c if " " <= c <= "~" else "?"
             for c in self._ffi.string(guard.first).decode("utf-8", "replace")
         )
-        rest = "it is not called any more" if guard.off else "its connection"
-        goes = (
-            f"{rest}, and connections go on by {_SAFE}"
-            if guard.off
-            else f"{rest} goes on by {_SAFE}"
-        )
+        goes = self.GOES[bool(guard.off)]
         sentence = f"{self.plugin.short}.{first}; {goes}" if first else ""
         return Faults(int(guard.faults), int(guard.fallen), sentence)
 
+    @abstractmethod
     def start(self) -> None:
         """To be called before it has connections."""
 
+    @abstractmethod
     def look(self) -> None:
-        """To be called every LOOK_S: ends a call that hangs."""
-        self._lib.cc_native_look(self.guard)
+        """To be called every LOOK_S: ends a call that nobody waits for any more."""
 
+    def may_go(self) -> bool:
+        """Whether it may be closed: no connection has it. A shared object stays."""
+        return False
+
+    @abstractmethod
     def close(self) -> None:
         """When no connection has it any more."""
 
 
-class Bridge(Native):
-    """A Python class, and the thread that calls its objects."""
+class Control(Guarded):
+    """A congestion control."""
+
+    GOES = (
+        f"its connection goes on by {_SAFE}",
+        f"it is not called any more, and connections go on by {_SAFE}",
+    )
+
+    @property
+    def ops(self) -> Any:
+        """See Guarded."""
+        return self._ffi.addressof(self.guard, "ops")
+
+
+class Watched(Guarded):
+    """A shared object, and a thread that ends calls of it that hang. Whoever else may want to look
+    could be waiting for the connections that such a call holds.
+    """
+
+    def __init__(self, plugin: Plugin, guard: Any, ffi: Any, lib: Any) -> None:
+        """See Guarded."""
+        super().__init__(plugin, guard, ffi, lib)
+        self._over = threading.Event()
+
+    @abstractmethod
+    def end_hung(self) -> None:
+        """Ends a call that was there the last time, and still is."""
+
+    def start(self) -> None:
+        """Makes the thread."""
+        threading.Thread(target=self._watch, name="dmm-plugin-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self.LOOK_S):
+            self.end_hung()
+
+    def look(self) -> None:
+        """Its own thread does."""
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._over.set()
+
+
+class Native(Watched, Control):
+    """One that is a shared object."""
+
+    def end_hung(self) -> None:
+        """See Watched."""
+        self._lib.cc_native_look(self.guard)
+
+
+class Asked(Guarded):
+    """A Python class, and the thread that calls its objects: one of its own, which start() makes,
+    or any that runs work().
+    """
+
+    FRONT = ""  # with what the functions of its asker begin in C
+    METHODS: tuple[str, ...] = ()  # by the numbers of questions; behind them is release
+
+    def __init__(self, plugin: Plugin, made: type, guard: Any, ffi: Any, lib: Any) -> None:
+        """made: the class."""
+        super().__init__(plugin, guard, ffi, lib)
+        self._class = made
+        self._objects: dict[int, Any] = {}
+        self._busy = False
+        self._thread = 0  # its ident
+        self._ended = threading.Event()
+        self._ended.set()
+
+    def _call(self, name: str) -> Any:
+        return getattr(self._lib, self.FRONT + name)(self.guard)
+
+    def start(self) -> None:
+        """Makes the thread."""
+        threading.Thread(target=self.work, name="dmm-plugin", daemon=True).start()
+
+    def look(self) -> None:
+        """Interrupts a call that nobody waits for any more."""
+        if self.guard.off and self._busy:
+            # Takes effect in Python code; what is in C code goes on, and is in nobody's way.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread), ctypes.py_object(_LeftError)
+            )
+
+    def close(self) -> None:
+        """Ends the thread, unless it is in a call that does not come back."""
+        self._call("end")
+        if not self._ended.is_set():
+            self.look()
+            self._ended.wait(PATIENCE_S)
+
+    @abstractmethod
+    def _in_use(self) -> bool:
+        """Whether a connection has it."""
+
+    def may_go(self) -> bool:
+        """See Guarded."""
+        return bool(self.guard.off) or not self._in_use()
+
+    # -- in the thread --
+
+    def work(self) -> None:
+        """Until close(), or until it was left."""
+        self._thread = threading.get_ident()
+        self._ended.clear()
+        try:
+            with contextlib.suppress(_LeftError):  # it comes at any time, and there may be several
+                self._answer_all()
+        finally:
+            self._busy = False
+            self._ended.set()
+
+    def _answer_all(self) -> None:
+        null = self._ffi.NULL
+        while True:
+            self._busy = False
+            ask = self._call("next")
+            if ask == null:
+                return
+            self._busy = True
+            try:
+                self._forget(ask)
+                if ask.type < len(self.METHODS):
+                    self._answer(ask)
+            except BaseException as exc:
+                self._fail(ask, f"{self._method(ask.type)} raised {described(exc)}")
+
+    def _forget(self, ask: Any) -> None:
+        if ask.released_n:
+            for ended in list(ask.released)[: ask.released_n]:
+                self._objects.pop(ended, None)
+            ask.released_n = 0
+
+    @abstractmethod
+    def _answer(self, ask: Any) -> None:
+        """Asks the connection's object, and writes down what it says."""
+
+    def _method(self, number: int) -> str:
+        return self.METHODS[number] if number < len(self.METHODS) else "release"
+
+    def _fail(self, ask: Any, why: str) -> None:
+        most = self._ffi.sizeof(ask.why) - 1
+        ask.why = why.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").encode()
+        ask.failed = 1
+
+
+class Bridge(Asked, Control):
+    """A congestion control in Python."""
+
+    FRONT = "cc_asker_"
+    METHODS = METHODS
 
     def __init__(self, plugin: Plugin, control: type, ffi: Any, lib: Any) -> None:
-        """The thread is made by start()."""
         has = 1 << lib.CC_INIT | 1 << lib.CC_RELEASE
         for number, name in enumerate(METHODS):
             has |= (getattr(control, name, None) is not None) << number
@@ -145,60 +296,15 @@ class Bridge(Native):
             raise MemoryError
         guard.ops.prr = bool(getattr(control, "prr", False))
         guard.ops.loss_tolerant = bool(getattr(control, "loss_tolerant", False))
-        super().__init__(plugin, guard, ffi, lib)
-        self._class = control
-        self._objects: dict[int, tuple[Any, Window]] = {}
-        self._busy = False
+        super().__init__(plugin, control, guard, ffi, lib)
         self._cc_at = int(ffi.offsetof("struct cc_ask", "cwnd_bytes"))
         self._sample_at = int(ffi.offsetof("struct cc_ask", "sample"))
-        self._thread = threading.Thread(target=self._work, name="dmm-plugin", daemon=True)
 
-    def start(self) -> None:
-        """Makes the thread."""
-        self._thread.start()
-
-    def look(self) -> None:
-        """Interrupts a call that nobody waits for any more."""
-        if self.guard.off and self._busy and self._thread.ident is not None:
-            # Takes effect in Python code; what is in C code goes on, and is in nobody's way.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread.ident), ctypes.py_object(_LeftError)
-            )
-
-    def close(self) -> None:
-        """Ends the thread, unless it is in a call that does not come back."""
-        self._lib.cc_asker_end(self.guard)
-        if self._thread.is_alive():
-            self.look()
-            self._thread.join(PATIENCE_S)
-
-    # -- in the thread --
-
-    def _work(self) -> None:
-        with contextlib.suppress(_LeftError):  # it comes at any time, and there may be several
-            self._answer_all()
-
-    def _answer_all(self) -> None:
-        next_ask, guard, null = self._lib.cc_asker_next, self.guard, self._ffi.NULL
-        while True:
-            self._busy = False
-            ask = next_ask(guard)
-            if ask == null:
-                return
-            self._busy = True
-            try:
-                self._answer(ask)
-            except BaseException as exc:
-                self._fail(ask, f"{_method(ask.type)} raised {described(exc)}")
+    def _in_use(self) -> bool:
+        return bool(self._lib.cc_asker_connections(self.guard))
 
     def _answer(self, ask: Any) -> None:
         number, handle = ask.type, ask.handle
-        if ask.released_n:
-            for ended in list(ask.released)[: ask.released_n]:
-                self._objects.pop(ended, None)
-            ask.released_n = 0
-        if number == _RELEASE:
-            return
         raw = self._ffi.buffer(ask)
         if number == 0:
             self._objects[handle] = self._class(), Window()
@@ -226,22 +332,13 @@ class Bridge(Native):
             if type(value) is not int or not 0 <= value < _MOST:
                 value = _number(value)
                 if value is None:
-                    said = f"{_method(number)} set {name} to {_shown(getattr(window, name))}"
+                    said = f"{self._method(number)} set {name} to {_shown(getattr(window, name))}"
                     self._fail(
                         ask,
                         f"{said}, which is no {'number of bytes' if name != 'spare' else 'number'}",
                     )
                     return
             setattr(ask, name, value)
-
-    def _fail(self, ask: Any, why: str) -> None:
-        most = int(self._lib.CC_WHY_BYTES) - 1
-        ask.why = why.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").encode()
-        ask.failed = 1
-
-
-def _method(number: int) -> str:
-    return METHODS[number] if number < len(METHODS) else "release"
 
 
 def _number(value: Any) -> int | None:

@@ -16,10 +16,10 @@ import cffi
 _HERE = Path(__file__).resolve().parent
 _PACKAGE = _HERE.parent
 _ROOT = _PACKAGE.parent
-_CORE = _PACKAGE / "userstack/core"
+_CC = _PACKAGE / "userstack/core/cc"
 _HEADERS = (
-    _CORE / "cc.h",
-    _CORE / "cc_guard.h",
+    _CC / "cc.h",
+    _CC / "cc_guard.h",
     _HERE / "ask.h",
     _HERE / "native.h",
     _HERE / "sim/ccsim_run.h",
@@ -48,12 +48,12 @@ ffibuilder.set_source(
     sources=[
         _relative(path)
         for path in (
-            *sorted(_CORE.glob("cc*.c")),
-            *sorted(_HERE.glob("[!_]*.c")),
+            *sorted(_CC.glob("*.c")),
+            *sorted(_HERE.glob("[!_e]*.c")),  # end*.c are about transports
             *sorted(_HERE.glob("sim/*.c")),
         )
     ],
-    depends=[_relative(path) for path in (*_CORE.glob("*.h"), *_HERE.glob("**/*.h"))],
+    depends=[_relative(path) for path in (*_CC.parent.glob("**/*.h"), *_HERE.glob("**/*.h"))],
     include_dirs=[_relative(_PACKAGE)],
     define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"],

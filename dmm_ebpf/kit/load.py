@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, util
@@ -19,13 +20,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError
-from dmm_ebpf.kit.names import PYTHON, Plugin
+from dmm_ebpf.kit.names import CONGESTION, PYTHON, TRANSPORT, Plugin
 from dmm_ebpf.owned import check_owner
 
 if TYPE_CHECKING:
-    from dmm_ebpf.kit.bridge import Native
+    from dmm_ebpf.kit.bridge import Asked, Guarded
 
 ABI = 1  # CC_ABI of cc.h
+TRANSPORT_ABI = 1  # END_ABI of end_export.h
 METHODS = (
     "init",
     "on_ack",
@@ -35,13 +37,30 @@ METHODS = (
     "on_restart",
     "on_undo",
 )  # in the order of enum cc_call_type
+TRANSPORT_METHODS = (
+    "open",
+    "input",
+    "output",
+    "timer",
+    "room",
+    "probe",
+    "reset",
+)  # in the order of enum end_question
+# What a class is to have: which methods it may have and must have, and which ABI
+_SHAPES = {
+    CONGESTION.key: (METHODS, ("on_ack",), ABI),
+    TRANSPORT.key: (TRANSPORT_METHODS, TRANSPORT_METHODS[:4], TRANSPORT_ABI),
+}
+_NO_FILES = (
+    "a process that runs can open no file: if it lacks a module, give the stack another name"
+)
 _ELF_HEADER_BYTES = 20  # to the end of e_machine
 
 
 def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
     """Why the plug-in cannot be used."""
     where = "" if plugin.file in plugin.text else f" ({plugin.file})"
-    return DmmError(f"use congestion control {plugin.text!r}{where}", why=why, hint=hint)
+    return DmmError(f"use {plugin.seam.noun} {plugin.text!r}{where}", why=why, hint=hint)
 
 
 def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
@@ -56,7 +75,7 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
         path.open("rb").close()
     except PermissionError as exc:
         raise PrivilegeError(
-            f"read congestion control {plugin.text!r}", why=f"{plugin.file}: {exc.strerror}"
+            f"read {plugin.seam.noun} {plugin.text!r}", why=f"{plugin.file}: {exc.strerror}"
         ) from exc
     except OSError as exc:
         raise error(plugin, f"{plugin.file}: {os.strerror(exc.errno or 0)}") from exc
@@ -69,24 +88,45 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
 
 def load_class(plugin: Plugin) -> type:
     """The class of a Python plug-in. Raises DmmError, whatever its module does."""
+    return _class_of(plugin, partial(_import, plugin))
+
+
+def class_of_source(plugin: Plugin, source: str) -> type:
+    """The same of the text of its file, for who can open none: it may import what is imported
+    already, or built in.
+    """
+    return _class_of(plugin, partial(_execute, plugin, source), hint=_NO_FILES)
+
+
+def _class_of(plugin: Plugin, module_of: Callable[[], ModuleType], hint: str = "") -> type:
     try:
-        module = _import(plugin)
-        found: Any = module
+        found: Any = module_of()
         for part in plugin.attribute.split("."):
             found = getattr(found, part, None)
     except BaseException as exc:  # SystemExit, too: it is no reason for us to end
-        raise error(plugin, f"its module raised {described(exc)}") from exc
+        raise error(plugin, f"its module raised {described(exc)}", hint) from exc
     if not isinstance(found, type):
         raise error(plugin, f"it has no class {plugin.attribute}")
-    if not callable(getattr(found, "on_ack", None)):
-        raise error(plugin, f"{plugin.attribute} has no method on_ack")
-    wrong = [name for name in METHODS if not callable(getattr(found, name, METHODS.index))]
+    methods, needed, ours = _SHAPES[plugin.fits]
+    lacks = [name for name in needed if getattr(found, name, None) is None]
+    if lacks:
+        raise error(plugin, f"{plugin.attribute} has no method {lacks[0]}")
+    wrong = [name for name in methods if not callable(getattr(found, name, methods.index))]
     if wrong:
         raise error(plugin, f"{plugin.attribute}.{wrong[0]} is no method")
-    abi = getattr(found, "abi", ABI)
-    if abi != ABI:
-        raise error(plugin, f"it was written for ABI {abi!r}, and this is ABI {ABI}")
+    abi = getattr(found, "abi", ours)
+    if abi != ours:
+        raise error(plugin, f"it was written for ABI {abi!r}, and this is ABI {ours}")
     return found
+
+
+def _execute(plugin: Plugin, source: str) -> ModuleType:
+    name = f"dmm_ebpf_plugin_{Path(plugin.file).stem}"
+    module = ModuleType(name)
+    module.__file__ = plugin.file
+    sys.modules[name] = module
+    exec(compile(source, plugin.file, "exec"), module.__dict__)
+    return module
 
 
 def _import(plugin: Plugin) -> ModuleType:
@@ -119,17 +159,23 @@ def described(exc: BaseException) -> str:
         at = at.tb_next
     where = (
         f" ({Path(at.tb_frame.f_code.co_filename).name} line {at.tb_lineno})"
-        if at is not None
+        if at is not None and not isinstance(exc, SyntaxError)  # it says so itself
         else ""
     )
     return f"{type(exc).__name__}{': ' if said else ''}{said[:100]}{where}"
 
 
 def load_native(plugin: Plugin, ffi: Any, lib: Any) -> Any:
-    """The struct cc_guard of a shared object. Raises DmmError."""
+    """The struct cc_guard of a shared object, or the struct end_guard of a transport. Raises
+    DmmError.
+    """
     _check_elf(plugin)
-    why = ffi.new("char[]", int(lib.CC_WHY_BYTES))
-    guard = lib.cc_native_open(plugin.file.encode(), why)
+    if plugin.seam is CONGESTION:
+        opened, room = lib.cc_native_open, int(lib.CC_WHY_BYTES)
+    else:
+        opened, room = lib.end_native_open, int(lib.END_WHY_BYTES)
+    why = ffi.new("char[]", room)
+    guard = opened(plugin.file.encode(), why)
     if guard == ffi.NULL:
         raise error(plugin, ffi.string(why).decode("utf-8", "replace"))
     return guard
@@ -152,13 +198,24 @@ def _check_elf(plugin: Plugin) -> None:
         )
 
 
-def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Native:
-    """A Bridge of the plug-in, or a Native. ffi and lib: of the module whose connections
+def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Guarded:
+    """The plug-in as connections have it. ffi and lib: of the module whose connections
     it is for.
     """
-    from dmm_ebpf.kit.bridge import Bridge, Native
+    from dmm_ebpf.kit.bridge import Native
+    from dmm_ebpf.kit.transport import NativeTransport
 
     plugin = check_file(plugin, trusted_only=trusted_only)
     if plugin.kind == PYTHON:
-        return Bridge(plugin, load_class(plugin), ffi, lib)
-    return Native(plugin, load_native(plugin, ffi, lib), ffi, lib)
+        return bridge(plugin, load_class(plugin), ffi, lib)
+    kind = Native if plugin.seam is CONGESTION else NativeTransport
+    return kind(plugin, load_native(plugin, ffi, lib), ffi, lib)
+
+
+def bridge(plugin: Plugin, made: type, ffi: Any, lib: Any) -> Asked:
+    """The same of a class that is loaded."""
+    from dmm_ebpf.kit.bridge import Bridge
+    from dmm_ebpf.kit.transport import TransportBridge
+
+    kind = Bridge if plugin.seam is CONGESTION else TransportBridge
+    return kind(plugin, made, ffi, lib)

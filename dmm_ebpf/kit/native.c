@@ -1,110 +1,48 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * native.c: see native.h. Invariant: calls is odd while the plug-in runs, and only its thread
- * changes it.
- */
+/* native.c: see native.h. */
 #include "native.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define END_CALL (SIGRTMIN + 5)
-#define ALT_STACK_BYTES 65536u
+#include "caught.h"
 
 struct native {
 	struct cc_guard guard;
+	struct caught caught;
 	const struct cc_ops *ops;
-	pthread_t thread; /* that is in a call, or was last */
-	uint64_t calls;
-	uint64_t seen;	/* calls, when it was last looked at */
-	uint64_t ended; /* calls, as of the one that END_CALL is for */
 };
 
-/* The call that this thread is in */
-static _Thread_local struct {
-	struct native *native;
-	sigjmp_buf *back;
-	void *alt_stack; /* for signals: a control that calls itself without end leaves them none */
-} inside;
+struct one_call {
+	const struct cc_ops *ops;
+	struct cc *cc;
+	const struct cc_call *call;
+};
 
-static void on_signal(int number)
+static void run(void *arg)
 {
-	struct native *n = inside.native;
+	const struct one_call *one = arg;
 
-	if (n && (number != END_CALL || __atomic_load_n(&n->ended, __ATOMIC_ACQUIRE) == n->calls))
-		siglongjmp(*inside.back, number);
-	if (number != END_CALL) {
-		/* not a plug-in's: it happens again, and ends the process */
-		signal(number, SIG_DFL);
-	}
-}
-
-static void catch_signals(void)
-{
-	const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, END_CALL};
-	struct sigaction action = {.sa_handler = on_signal,
-				   .sa_flags = SA_NODEFER | SA_ONSTACK | SA_RESTART};
-
-	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
-		sigaction(numbers[i], &action, NULL);
-}
-
-static void have_alt_stack(void)
-{
-	stack_t stack = {.ss_size = ALT_STACK_BYTES};
-
-	inside.alt_stack = malloc(ALT_STACK_BYTES);
-	stack.ss_sp = inside.alt_stack;
-	if (stack.ss_sp)
-		sigaltstack(&stack, NULL);
+	cc_ops_call(one->ops, one->cc, one->call);
 }
 
 static uint32_t call_native(struct cc_guard *g, struct cc *cc, const struct cc_call *call)
 {
 	struct native *n = g->arg;
-	sigjmp_buf back;
-	int number;
+	int number = caught_call(&n->caught, run, &(struct one_call){n->ops, cc, call});
 
-	if (!inside.alt_stack)
-		have_alt_stack();
-	__atomic_store_n(&n->thread, pthread_self(), __ATOMIC_RELAXED);
-	__atomic_store_n(&n->calls, n->calls + 1, __ATOMIC_RELEASE);
-	number = sigsetjmp(back, 0);
-	if (!number) {
-		inside.back = &back;
-		inside.native = n;
-		cc_ops_call(n->ops, cc, call);
-	}
-	inside.native = NULL;
-	__atomic_store_n(&n->calls, n->calls + 1, __ATOMIC_RELEASE);
 	if (!number)
 		return 1;
 	g->off = 1;
-	if (number == END_CALL)
-		snprintf(g->why, sizeof(g->why), "%s did not return", cc_call_name(call->type));
-	else
-		snprintf(g->why, sizeof(g->why), "%s was ended by SIG%s", cc_call_name(call->type),
-			 sigabbrev_np(number));
+	caught_tell(g->why, sizeof(g->why), cc_call_name(call->type), number);
 	return 0;
 }
 
 void cc_native_look(struct cc_guard *guard)
 {
-	struct native *n = guard->arg;
-	uint64_t calls = __atomic_load_n(&n->calls, __ATOMIC_ACQUIRE);
-
-	if (calls & 1 && calls == n->seen) {
-		__atomic_store_n(&n->ended, calls, __ATOMIC_RELEASE);
-		pthread_kill(__atomic_load_n(&n->thread, __ATOMIC_RELAXED), END_CALL);
-	}
-	n->seen = calls;
+	caught_look(&((struct native *)guard->arg)->caught);
 }
-
 /* Why it cannot be used; NULL: it can */
 static const char *refusal(const struct cc_export *export, char *room, size_t size)
 {
@@ -145,7 +83,7 @@ struct cc_guard *cc_native_open(const char *path, char *why)
 		dlclose(object);
 		return NULL;
 	}
-	catch_signals();
+	caught_init(&n->caught, export->ops);
 	n->ops = export->ops;
 	n->guard.call = call_native;
 	n->guard.arg = n;

@@ -12,7 +12,7 @@
 #ifndef DMM_KIT_NATIVE_H
 #define DMM_KIT_NATIVE_H
 
-#include "../userstack/core/cc_guard.h"
+#include "../userstack/core/cc/cc_guard.h"
 
 /* Loads the file and looks at what it exports. NULL: it is not one that can be used; why, of
  * CC_WHY_BYTES, says so. It stays loaded. */

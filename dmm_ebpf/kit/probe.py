@@ -13,22 +13,23 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, from_wire
 from dmm_ebpf.kit import load
-from dmm_ebpf.kit.names import PYTHON, Plugin, is_plugin, locate
+from dmm_ebpf.kit.names import CONGESTION, PYTHON, Plugin, Seam, is_plugin, locate
 
 DEADLINE_S = 10.0
 _COMMAND = (sys.executable, "-P", "-m", "dmm_ebpf.kit.probe")
 
 
-def check(text: str, *, trusted_only: bool = True) -> None:
-    """Raises DmmError, in one sentence, unless it is a built-in control or a plug-in that
-    can be loaded.
+def check(text: str, seam: Seam = CONGESTION, *, trusted_only: bool = True) -> None:
+    """Raises DmmError, in one sentence, unless it is built in, or a plug-in that can be
+    loaded.
     """
-    if is_plugin(text):
-        try_out(locate(text), trusted_only=trusted_only)
+    if is_plugin(text, seam):
+        try_out(locate(text, seam=seam), trusted_only=trusted_only)
 
 
 def try_out(plugin: Plugin, *, trusted_only: bool = True) -> None:
@@ -61,6 +62,13 @@ def try_out(plugin: Plugin, *, trusted_only: bool = True) -> None:
         raise from_wire(answer)
 
 
+def _module(plugin: Plugin) -> tuple[Any, Any]:
+    """ffi and lib: a transport calls functions of the core, which a congestion control does not."""
+    module = "kit._sim" if plugin.seam is CONGESTION else "userstack._core"
+    found = import_module(f"dmm_ebpf.{module}")
+    return found.ffi, found.lib
+
+
 def main() -> None:
     """Entry point: prints null, or the error as JSON, as the last line."""
     asked = json.load(sys.stdin)
@@ -71,9 +79,7 @@ def main() -> None:
         if plugin.kind == PYTHON:
             load.load_class(plugin)
         else:
-            from dmm_ebpf.kit._sim import ffi, lib
-
-            load.load_native(plugin, ffi, lib)
+            load.load_native(plugin, *_module(plugin))
     except DmmError as exc:
         answer = exc.to_wire()
     print()

@@ -29,6 +29,7 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError
+from dmm_ebpf.frames import Message
 from dmm_ebpf.hal import tuning
 from dmm_ebpf.prototype.frame import ETH_BYTES, FIN, RST, VNET_BYTES, Frame
 from dmm_ebpf.tcpstates import NUMBERS
@@ -207,12 +208,15 @@ class Stack(ABC):
                 "rport": socket.ntohs(pair.rport_be),
                 "outer_state": NUMBERS["ESTABLISHED"],
                 "congestion": "",
+                "transport": "",
+                "agreed": "",
+                "agreement": "none",
             }
             rows.append([known.get(name, 0) for name in answers.COLUMNS])
         return rows
 
-    def _answer(self, request: Any) -> dict[str, Any]:
-        return serving.answer(request, self._call)
+    def _answer(self, number: int, method: str, params: Message) -> Message:
+        return serving.answer(number, method, params, self._call)
 
     def _call(self, method: str, params: Mapping[str, Any]) -> Any:
         match method:
@@ -240,7 +244,7 @@ class Stack(ABC):
         server = controlserver.ControlServer(
             listener,
             self._answer,
-            lambda _request, _fd: None,
+            lambda _method, _params, _fd: None,
         )
         sandbox.seal()
         for nic in self.nics:

@@ -10,7 +10,7 @@
 #ifndef CCSIM_RUN_H
 #define CCSIM_RUN_H
 
-#include "../../userstack/core/cc.h"
+#include "../../userstack/core/cc/cc.h"
 
 enum { CCSIM_FLOWS = 16 }; /* most flows in one run */
 
