@@ -37,7 +37,7 @@ def program_path(name: str) -> Path:
         raise KernelFeatureError(
             f"build {name}", why="no C compiler was found", hint="run tools/bootstrap"
         )
-    files = sorted((LAB_DIR / name).glob("*.[ch]"))
+    files = sorted((*(LAB_DIR / name).glob("*.[ch]"), *LAB_DIR.glob("*.h")))
     digest = hashlib.sha256(" ".join([compiler, *FLAGS]).encode())
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -46,7 +46,8 @@ def program_path(name: str) -> Path:
         return target
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, *FLAGS, "-o", str(partial), *(str(f) for f in files if f.suffix == ".c")]
+    sources = [str(f) for f in files if f.suffix == ".c"]
+    command = [compiler, *FLAGS, "-o", str(partial), *sources, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DmmError(f"build {name}", why=done.stderr.strip() or f"{compiler} failed")

@@ -27,7 +27,8 @@ _counter = itertools.count()
 
 def cgroup2_mount() -> Path:
     """Where cgroup v2 is mounted, from /proc/self/mountinfo (proc(5))."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    # Tests beside this one may mount at what is no UTF-8.
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         if right.split()[0] == "cgroup2":
             return Path(left.split()[4].encode().decode("unicode_escape"))

@@ -62,7 +62,21 @@ Delay = Annotated[str | None, typer.Option(help="One way: 50ms, 300us, 0.")]
 QueueLength = Annotated[
     str | None, typer.Option(help="Drop-tail queue: 1000p, 64KiB, 50ms, 2bdp, none.")
 ]
-Loss = Annotated[str | None, typer.Option(help="Random, after the bottleneck: 1%, 0.01.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        help="After the bottleneck: 1%; in bursts, '12% burst 3', '12% burst 5ms', 'gemodel P R 1-H 1-K'."
+    ),
+]
+LossAbove = Annotated[
+    str | None, typer.Option(help="Lose only packets that are longer than so many bytes.")
+]
+Jitter = Annotated[
+    str | None,
+    typer.Option(
+        help="Beyond the delay: 10ms, '10ms exponential'; 'reorder' lets packets overtake."
+    ),
+]
 Reorder = Annotated[
     str | None, typer.Option(help="Share of frames that are held back by --reorder-delay.")
 ]
@@ -119,6 +133,10 @@ def _params_text(params: dict[str, Any]) -> str:
     for key in ("loss", "reorder", "duplicate", "corrupt"):
         if params[key]:
             text += f", {key} {params[key]:.4g}"
+    if params["burst_p"]:
+        text += f", bursts p {params['burst_p']:.4g} r {params['burst_r']:.4g}"
+    if params["jitter_ns"]:
+        text += f", jitter {duration(params['jitter_ns'])}"
     return text
 
 
@@ -144,7 +162,7 @@ def stats_table(answer: dict[str, Any], stats: LinkStats, before: LinkStats | No
         [f"{duration(s.queue_wait_mean_ns)}  {duration(s.queue_wait_max_ns)}" for s, _ in ways],
     )
     row("queue drops", [f"{s.queue_drops:,}" for s, _ in ways])
-    row("random losses", [f"{s.losses:,}" for s, _ in ways])
+    row("random losses, bursts", [f"{s.losses:,}  {s.loss_bursts:,}" for s, _ in ways])
     row("reordered", [f"{s.reordered:,}" for s, _ in ways])
     row("duplicated", [f"{s.duplicated:,}" for s, _ in ways])
     row("corrupted", [f"{s.corrupted:,}" for s, _ in ways])
@@ -196,6 +214,8 @@ def up(
     delay: Delay = "25ms",
     queue: QueueLength = None,
     loss: Loss = None,
+    loss_above: LossAbove = None,
+    jitter: Jitter = None,
     reorder: Reorder = None,
     reorder_delay: ReorderDelay = None,
     duplicate: Duplicate = None,
@@ -214,6 +234,8 @@ def up(
             "delay": delay,
             "queue": queue,
             "loss": loss,
+            "loss_above": loss_above,
+            "jitter": jitter,
             "reorder": reorder,
             "reorder_delay": reorder_delay,
             "duplicate": duplicate,
@@ -261,6 +283,8 @@ def set_(
     delay: Delay = None,
     queue: QueueLength = None,
     loss: Loss = None,
+    loss_above: LossAbove = None,
+    jitter: Jitter = None,
     reorder: Reorder = None,
     reorder_delay: ReorderDelay = None,
     duplicate: Duplicate = None,
@@ -278,6 +302,8 @@ def set_(
         "rate": rate,
         "delay": delay,
         "loss": loss,
+        "loss_above": loss_above,
+        "jitter": jitter,
         "reorder": reorder,
         "reorder_delay": reorder_delay,
         "duplicate": duplicate,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab.cgroups import cgroup2_mount, remove_group
+from lab.waiting import wait_for
 
 V1 = Path("/sys/fs/cgroup")
 _NAMED_NETNS = (Path("/run/netns"), Path("/var/run/netns"))
@@ -50,7 +51,8 @@ class Left:
                 subprocess.run(["umount", "--lazy", named], check=False, capture_output=True)
                 named.unlink(missing_ok=True)
             self._unmount()
-            shutil.rmtree(directory)
+            # A container's own cleanup may write there to the last.
+            wait_for(lambda: _removed(directory), 10, f"{directory} to be empty")
         for hierarchy in V1.iterdir() if cgroup2_mount() != V1 else ():
             below = hierarchy / self.cgroup.lstrip("/")
             if hierarchy != cgroup2_mount() and below.is_dir():
@@ -70,10 +72,16 @@ class Left:
 
     def _unmount(self) -> None:
         """What is mounted in its directory, the last first."""
-        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        for line in reversed(mounts.splitlines()):
             point = line.split()[4]
             if point.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "--lazy", point], check=True)
+
+
+def _removed(directory: Path) -> bool:
+    shutil.rmtree(directory, ignore_errors=True)
+    return not directory.exists()
 
 
 def remove_noted(state: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.errors import DmmError, UsageError
+from lab.impairments import parse_jitter, parse_length, parse_loss
 from lab.netns import tx_dropped
 from lab.units import Queue, parse_probability, parse_queue, parse_rate, parse_time_ns
 
@@ -37,6 +38,15 @@ class LinkParams:
     delay_ns: int = 0
     queue: Queue = ONE_BDP
     loss: float = 0.0
+    burst_r: float = 0.0  # before p: each word is checked as it comes
+    burst_p: float = 0.0
+    burst_loss_bad: float = 0.0
+    burst_loss_good: float = 0.0
+    burst_step_ns: int = 0
+    loss_above: int = 0
+    jitter_ns: int = 0
+    jitter_exponential: int = 0
+    jitter_reorder: int = 0
     reorder: float = 0.0
     reorder_ns: int = 0
     duplicate: float = 0.0
@@ -55,8 +65,7 @@ class LinkParams:
                 raise UsageError(
                     f"set {key!r} on a link", why="there is no such parameter", hint=f"use {known}"
                 )
-            field, parse = _SPELLINGS[key]
-            parsed[field] = parse(value)
+            parsed |= _SPELLINGS[key](value)
         return replace(self, **parsed)
 
     def assignments(self, rtt_ns: int) -> list[str]:
@@ -66,17 +75,24 @@ class LinkParams:
         return [f"{key}={value!r}" for key, value in values.items()]
 
 
-_SPELLINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "rate": ("rate_bps", parse_rate),
-    "delay": ("delay_ns", parse_time_ns),
-    "queue": ("queue", parse_queue),
-    "loss": ("loss", parse_probability),
-    "reorder": ("reorder", parse_probability),
-    "reorder_delay": ("reorder_ns", parse_time_ns),
-    "duplicate": ("duplicate", parse_probability),
-    "corrupt": ("corrupt", parse_probability),
-    "overhead": ("overhead_bytes", int),
-    "seed": ("seed", int),
+def _one(field: str, parse: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    """A spelling that says one field."""
+    return lambda value: {field: parse(value)}
+
+
+_SPELLINGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "rate": _one("rate_bps", parse_rate),
+    "delay": _one("delay_ns", parse_time_ns),
+    "queue": _one("queue", parse_queue),
+    "loss": parse_loss,
+    "loss_above": _one("loss_above", parse_length),
+    "jitter": parse_jitter,
+    "reorder": _one("reorder", parse_probability),
+    "reorder_delay": _one("reorder_ns", parse_time_ns),
+    "duplicate": _one("duplicate", parse_probability),
+    "corrupt": _one("corrupt", parse_probability),
+    "overhead": _one("overhead_bytes", int),
+    "seed": _one("seed", int),
 }
 
 
@@ -96,6 +112,7 @@ class DirectionStats:
     control_pkts: int
     queue_drops: int
     losses: int
+    loss_bursts: int
     reordered: int
     duplicated: int
     corrupted: int

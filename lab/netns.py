@@ -42,13 +42,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def ip_batch(lines: Iterable[str], netns: str | None = None) -> None:
-    """Runs ip(8) once over all lines; the first that fails ends it with the kernel's words."""
-    text = "\n".join(lines) + "\n"
+    """Runs ip(8) once over all lines; the first that fails ends it with the kernel's words.
+
+    An IPv6 address that is added is of use at once: without duplicate address detection, which
+    even on lo ends somewhat later (addrconf_dad_start() leaves it to a worker).
+    """
+    text = "\n".join(map(_without_detection, lines)) + "\n"
     command = ["ip", *(["-n", netns] if netns else []), "-batch", "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         where = f"namespace {netns}" if netns else "the network"
         raise DmmError(f"set up {where}", why=" ".join(done.stderr.split()) or "ip failed")
+
+
+def _without_detection(line: str) -> str:
+    words = line.split()
+    adds = words[0].startswith("addr") and words[1:2] == ["add"] if words else False
+    return f"{line} nodad" if adds and ":" in words[2] and "nodad" not in words else line
 
 
 def call_in(netns: Path, function: Callable[..., T], *args: Any) -> T:

@@ -165,8 +165,8 @@ http {{
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;
     server {{
-        listen 0.0.0.0:{port}{reuseport};
-        listen [::]:{port} ipv6only=on{reuseport};
+        listen 0.0.0.0:{port}{reuseport}{http2};
+        listen [::]:{port} ipv6only=on{reuseport}{http2};
         root {root};
         location /put/ {{
             alias {dir}/put/;
@@ -185,12 +185,13 @@ def nginx(
     port: int = 80,
     workers: int = 1,
     reuseport: bool = False,
+    http2: bool = False,
     cgroup: Cgroup | None = None,
 ) -> Server:
     """nginx serving the files under root, IPv4 and IPv6; its own files are in directory, as is what
     is PUT to /put/.
 
-    reuseport: each worker has listeners of its own.
+    reuseport: each worker has listeners of its own. http2: HTTP/2 without TLS, and nothing else.
     """
     (directory / "put").mkdir(parents=True, exist_ok=True)
     conf = directory / "nginx.conf"
@@ -201,6 +202,7 @@ def nginx(
             root=root,
             workers=workers,
             reuseport=" reuseport" if reuseport else "",
+            http2=" http2" if http2 else "",
         )
     )
     argv: list[str | Path] = ["nginx", "-c", conf, "-p", directory, "-e", directory / "error.log"]

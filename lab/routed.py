@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf import frames
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.director.rundir import ROOT
@@ -133,10 +134,14 @@ class Routed(Closing):
         """What a user stack's process itself answers: "stats", "connections", "ping"."""
         return asyncio.run(_ask_stack(ROOT / self.instance / f"stack-{name}.sock", method))
 
-    def apply(self, policy: str) -> None:
-        """Write the policy file and apply it."""
-        self.write_policy(policy)
-        self.cli("policy", "apply", str(self.policy_file), "--instance", self.instance)
+    def apply(
+        self, policy: str | None = None, *, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Write the policy file, if there is another policy, and apply it."""
+        if policy is not None:
+            self.write_policy(policy)
+        words = ("policy", "apply", str(self.policy_file), "--instance", self.instance)
+        return self.cli(*words, check=check)
 
     def kill_director(self) -> None:
         """SIGKILL for the Resource Director alone."""
@@ -177,8 +182,8 @@ class Routed(Closing):
 async def _ask_stack(path: Path, method: str) -> Any:
     async with asyncio.timeout(patient(STOP_TIMEOUT_S)):
         reader, writer = await asyncio.open_unix_connection(str(path))
-        await control.write(writer, {"id": 1, "method": method, "params": {}})
-        answer = await control.read(reader)
+        await control.write(writer, frames.request(1, method, {}))
+        answer = await control.ANSWERS.read(reader)
         writer.close()
     if not answer or not answer["ok"]:
         raise DmmError(f"ask {path.name} for {method}", why=str(answer and answer["error"]))

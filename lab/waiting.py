@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -41,6 +43,20 @@ def wait_for(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") 
         if left <= 0:
             raise TimeoutError(f"waited {timeout:g} s for {what or predicate}")
         never.wait(min(POLL_S, left))
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, until it holds for every thread: one goes on running until the thread that the
+    signal was given to has its turn, which on a busy machine comes late.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+
+    def stands() -> bool:
+        states = [(one / "stat").read_text().rpartition(") ")[2][0] for one in tasks.iterdir()]
+        return all(state == "T" for state in states)
+
+    wait_for(stands, 10, f"process {pid} to stop")
 
 
 def wait_readable(fd: int, timeout: float) -> bool:

@@ -8,9 +8,9 @@
  * bound on memory; at the end that all memory came back.
  */
 #include "../sim/holds.h"
-#include "fragment.h"
+#include "wire/fragment.h"
 #include "fuzz.h"
-#include "wire.h"
+#include "wire/wire.h"
 
 enum { NAMES = 4, MAX_STEPS = 200, ECN_CE_VALUE = 3, RAW = 6, TIME = 7 };
 

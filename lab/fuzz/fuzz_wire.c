@@ -12,7 +12,7 @@
  * alignment and length.
  */
 #include "../sim/holds.h"
-#include "wire.h"
+#include "wire/wire.h"
 
 enum { MEND_IP = 1, MEND_L4 = 2, MEND_LENGTH = 4, TRUST_CSUM = 8 };
 
@@ -105,6 +105,15 @@ static uint8_t add_accecn(struct wire_seg *s, const struct pkt *k)
 	return k->accecn_fields;
 }
 
+/* Our option, if there was one and it fits */
+static bool add_agree(struct wire_seg *s, const struct pkt *k)
+{
+	if (k->n_agree != 1 || s->opt_len + WIRE_AGREE_LEN > WIRE_TCP_OPT_MAX)
+		return false;
+	wire_opt_agree(s, &k->agree);
+	return true;
+}
+
 static void again_tcp(const struct pkt *k)
 {
 	static uint8_t out[65536 + 128];
@@ -113,11 +122,13 @@ static void again_tcp(const struct pkt *k)
 	struct pkt b;
 	uint32_t headers, n_sack;
 	uint8_t counters;
+	bool agree;
 
 	dir_of(&d, k);
 	seg_of(&s, k);
 	n_sack = add_sack(&s, k);
 	counters = add_accecn(&s, k);
+	agree = add_agree(&s, k);
 	CHECK(s.opt_len <= WIRE_TCP_OPT_MAX && !(s.opt_len & 3));
 	headers = wire_ip_len(k->family) + WIRE_TCP_LEN + s.opt_len;
 	if (headers + k->payload_len > 65535)
@@ -138,6 +149,8 @@ static void again_tcp(const struct pkt *k)
 	CHECK(!counters || !memcmp(b.accecn, k->accecn, sizeof(b.accecn)));
 	for (uint32_t i = 0; i < ACCECN_COUNTERS; i++)
 		CHECK(k->accecn[i] <= 0xffffff);
+	CHECK(b.n_agree == agree && k->n_agree <= 2);
+	CHECK(!agree || !memcmp(&b.agree, &k->agree, sizeof(b.agree)));
 	CHECK(b.n_sack == n_sack && !memcmp(b.sack, k->sack, n_sack * sizeof(*b.sack)));
 	CHECK(b.payload_len == k->payload_len && !memcmp(b.payload, k->payload, k->payload_len));
 }

@@ -45,6 +45,7 @@ def _wire_packet(rng: random.Random) -> bytes:
     options = [
         b"\x02\x04\x05\xb4", b"\x03\x03\x07", b"\x04\x02", b"\x01", b"\x08\x0a" + rng.randbytes(8),
         b"\x05\x12" + rng.randbytes(16), b"\xfd\x06" + rng.randbytes(4), b"\x05\x0a" + rng.randbytes(8),
+        b"\xfd\x08DMM1" + rng.randbytes(2), b"\xfd" + rng.randbytes(1) + b"DMM1" + rng.randbytes(2),
     ]  # fmt: skip
     chosen = b"".join(rng.sample(options, rng.randint(0, 3)))[:40]
     chosen += b"\0" * (-len(chosen) % 4)
@@ -102,6 +103,40 @@ def _fragment_seed(rng: random.Random) -> bytes:
     return b"".join(steps) + (bytes([6, 30]) + raw if rng.random() < 0.5 else b"")
 
 
+def _fec_seed(rng: random.Random) -> bytes:
+    """Repair symbols over a window that slides, and what comes late, as fuzz_fec.c reads them."""
+    out = bytes([rng.randrange(70)]) + rng.randbytes(2)
+    at = 0
+    for _ in range(rng.randrange(5, 60)):
+        kind = rng.random()
+        if kind < 0.7:
+            window = bytes([min(79, at + rng.randrange(10)), rng.choice([3, 8, 20, 40])])
+            out += b"\x01" + window + bytes([rng.randrange(255)]) + rng.randbytes(1)
+        elif kind < 0.9:
+            out += b"\x02" + bytes([min(79, at + rng.randrange(40))])
+        else:
+            out += bytes([rng.randrange(8) << 2])
+            at += out[-1] >> 2
+    return out
+
+
+def _datagram_seed(rng: random.Random) -> bytes:
+    """What a device says, and a datagram over either family; some bent."""
+    body = rng.randbytes(rng.choice([0, 1, 7, 40, 200]))
+    udp = rng.randbytes(4) + struct.pack(">HH", 8 + len(body), rng.randrange(1 << 16)) + body
+    if rng.random() < 0.4:
+        packet = struct.pack(">IHBB", 6 << 28, len(udp), 17, 64) + rng.randbytes(32) + udp
+    else:
+        packet = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0x4000, 64, 17, 0)
+        packet += rng.randbytes(8) + udp
+    if rng.random() < 0.2:
+        at = rng.randrange(len(packet))
+        packet = packet[:at] + rng.randbytes(1) + packet[at + 1 :]
+    flags, size = rng.choice([0x81, 0x80, 1]), rng.choice([0, 100, 1400])
+    said = struct.pack("=BBHHHH", flags, 5 if size else 0, 28, size, 20, 6)
+    return said + packet + rng.randbytes(rng.choice([0, 0, 9]))
+
+
 @dataclass(frozen=True)
 class Target:
     """One fuzz target. share: of the time of a run of all."""
@@ -116,7 +151,7 @@ class Target:
     def sources(self) -> list[Path]:
         """Its C files."""
         core = (
-            sorted(CORE.glob("*.c")) if self.only is None else [CORE / name for name in self.only]
+            sorted(CORE.glob("*/*.c")) if self.only is None else [CORE / name for name in self.only]
         )
         return [self.main, *core]
 
@@ -125,7 +160,7 @@ class Target:
         seen = hashlib.sha256(" ".join((*FLAGS, *SANITIZE)).encode())
         for path in (
             *self.sources(),
-            *sorted(CORE.glob("*.h")),
+            *sorted(CORE.rglob("*.h")),
             *sorted(self.main.parent.glob("*.h")),
         ):
             seen.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -157,16 +192,27 @@ class Target:
 
 
 TARGETS = {
-    "wire": Target("wire", HERE / "fuzz_wire.c", ("wire.c", "csum.c"), 400, 0.15, _wire_seed),
+    "wire": Target(
+        "wire", HERE / "fuzz_wire.c", ("wire/wire.c", "base/csum.c"), 400, 0.15, _wire_seed
+    ),
     "fragment": Target(
         "fragment",
         HERE / "fuzz_fragment.c",
-        ("fragment.c", "chain.c", "csum.c", "mem.c"),
+        ("wire/fragment.c", "wire/chain.c", "base/csum.c", "base/mem.c"),
         1000,
         0.15,
         _fragment_seed,
     ),
-    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.7, program),
+    "fec": Target("fec", HERE / "fuzz_fec.c", ("fec/fec.c", "fec/gf256.c"), 400, 0.1, _fec_seed),
+    "datagram": Target(
+        "datagram",
+        HERE / "fuzz_datagram.c",
+        ("udp/datagram.c", "base/csum.c"),
+        400,
+        0.1,
+        _datagram_seed,
+    ),
+    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.5, program),
 }
 # With a fault that is found at once: tools/fuzz --self-test
 SELF_TEST = Target(

@@ -55,7 +55,7 @@ def program(rng: random.Random) -> bytes:
         [0, 0, 1, 2, 4, 7, COOKIES_ALWAYS, COOKIES_ALWAYS | 3, COOKIES_OFF | ONE_HALF_OPEN]
     )
     how |= rng.choice([0, PARK_AT_ONCE])
-    out = bytes([how])
+    out = bytes([how, rng.randrange(3)])
     for tuple_no in rng.sample(range(3), rng.randint(1, 2)):
         cookie = how & COOKIES_ALWAYS and rng.random() < 0.7
         out += cookie_handshake(tuple_no) if cookie else handshake(rng.random() < 0.5, tuple_no)

@@ -13,40 +13,28 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "../tcpclock.h"
 
 enum { MAX_BYTES = 16384, MAX_SAMPLES = 8 << 20, EVENTS = 64 };
 
 static char buffer[MAX_BYTES];
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
 static void fail(const char *what)
 {
-	fprintf(stderr, "pingpong: cannot %s: %s\n", what, strerror(errno));
-	exit(1);
+	fail_as("pingpong", what);
 }
 
 static void no_delay(int fd)
 {
-	int one = 1;
-
-	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)))
+	if (!no_delay_set(fd))
 		fail("set TCP_NODELAY");
 }
 
@@ -84,18 +72,6 @@ static void echo(int fd)
 		close(fd);
 }
 
-/* As many connections as the system lets it have */
-static void allow_descriptors(void)
-{
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		fail("read the limit of open files");
-	limit.rlim_cur = limit.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &limit))
-		fail("raise the limit of open files");
-}
-
 static void serve(const struct sockaddr_in *at)
 {
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -104,7 +80,7 @@ static void serve(const struct sockaddr_in *at)
 
 	if (listener < 0 || epoll < 0)
 		fail("make a socket");
-	allow_descriptors();
+	allow_descriptors("pingpong");
 	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(listener, (const struct sockaddr *)at, sizeof(*at)) || listen(listener, 4096))
 		fail("listen");

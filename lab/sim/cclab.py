@@ -20,7 +20,7 @@ from statistics import median
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent.parent / "dmm_ebpf"
-CORE = PACKAGE / "userstack" / "core"
+CC = PACKAGE / "userstack/core/cc"
 SANITIZE = ("-g", "-fsanitize=undefined,address", "-fno-sanitize-recover=all")
 RATES_MBIT = (20, 100, 1000)
 RTTS_MS = (20, 100, 200)
@@ -51,7 +51,7 @@ def build(directory: Path, *flags: str) -> Path:
     """Compile the simulator with the product's congestion controls into directory."""
     binary = directory / "ccsim"
     mains = HERE / "cc/ccsim_main.c", HERE / "cc/ccsim_ref.c"
-    sources = [*mains, *SIMULATOR, CORE / "cc_wan.c", CORE / "cc_bbr.c"]
+    sources = [*mains, *SIMULATOR, CC / "cc_wan.c", CC / "cc_bbr.c"]
     subprocess.run(["cc", *STRICT, *flags, "-o", binary, *sources, "-lm"], check=True)
     return binary
 
@@ -61,8 +61,8 @@ def build_plugins(directory: Path, *flags: str) -> Path:
     directory; see plugins_main.c.
     """
     binary = directory / "plugins"
-    sources = [HERE / "cc/plugins_main.c", *SIMULATOR, *sorted(CORE.glob("cc*.c"))]
-    sources += sorted((PACKAGE / "kit").glob("[!_]*.c"))
+    sources = [HERE / "cc/plugins_main.c", *SIMULATOR, *sorted(CC.glob("*.c"))]
+    sources += sorted((PACKAGE / "kit").glob("[!_e]*.c"))
     subprocess.run(["cc", *STRICT, *flags, "-o", binary, *sources, "-lm", "-lpthread"], check=True)
     return binary
 

@@ -6,9 +6,8 @@
 #ifndef SIM_CHECK_H
 #define SIM_CHECK_H
 
-#include "core.h"
-#include "tcp_int.h"
 #include "holds.h"
+#include "legs.h"
 
 static inline uint64_t check_list(const struct flight *fl, const struct seg_list *l, uint32_t flags,
 				  uint32_t *n)
@@ -37,7 +36,7 @@ static inline uint64_t check_list(const struct flight *fl, const struct seg_list
 static inline void check_flight(const struct tcb *t)
 {
 	const struct flight *fl = t->fl;
-	uint64_t seq = t->snd_una;
+	uint64_t seq = t->snd_una, copied = 0;
 	uint32_t n = 0, sacked = 0;
 
 	if (!fl)
@@ -49,10 +48,12 @@ static inline void check_flight(const struct tcb *t)
 		CHECK(s->seq == seq && s->len);
 		seq = seg_end(s);
 		sacked += !!(s->flags & SEG_SACKED);
+		copied += (uint64_t)s->len * ((s->flags & SEG_COPIES) / SEG_COPIES_ONE);
 	}
 	CHECK(seq == t->snd_nxt);
 	CHECK(sacked == fl->n_sacked);
 	CHECK(check_list(fl, &fl->tx, 0, &n) == fl->inflight_bytes);
+	CHECK(copied == fl->copy_bytes);
 	CHECK(check_list(fl, &fl->lost, SEG_LOST, &n) == fl->lost_bytes);
 	CHECK(n + sacked == fl->count);
 }
@@ -87,10 +88,10 @@ static inline void check_core(const struct dmm_core *core)
 		if (c->ends.f.phase == CONN_PARKED)
 			continue;
 		half_open += c->ends.f.half_open;
-		if (c->ends.f.passive && c->ends.leg[DMM_LEG_OUTER].state == TCP_SYN_RECV)
+		if (c->ends.f.passive && leg_of(c, DMM_LEG_OUTER)->state == TCP_SYN_RECV)
 			CHECK(c->ends.f.half_open);
 		for (uint32_t l = 0; l < 2; l++) {
-			const struct tcb *t = &c->ends.leg[l], *peer = &c->ends.leg[!l];
+			const struct tcb *t = leg_of(c, l), *peer = leg_of(c, !l);
 
 			CHECK(t->snd_una <= t->snd_nxt);
 			CHECK(t->snd.head <= t->snd.tail);
@@ -127,14 +128,17 @@ static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
 	bool waits = t->flags & TF_HOLD;
 
 	if (tcb_is_outer(t))
-		due_ns = min_u64(due_ns, c->ends.outer.pace_wake_ns);
+		due_ns = min_u64(due_ns,
+				 min_u64(outer_of(c)->pace_wake_ns, outer_of(c)->copy_wake_ns));
+	if (tcb_is_outer(t))
+		due_ns = min_u64(due_ns, outer_of(c)->parity_wake_ns);
 	CHECK(list_empty(&t->ready));
 	if (t->state == TCP_CLOSE) {
 		CHECK(due_ns == NEVER && !t->timer.tick && !t->fl);
 		return;
 	}
 	/* held behind the other leg's handshake, which has a timer; else it has its own */
-	CHECK(due_ns != NEVER || (waits && c->ends.leg[!t->leg].rtx_ns != NEVER));
+	CHECK(due_ns != NEVER || (waits && leg_of(c, !t->leg)->rtx_ns != NEVER));
 	CHECK(due_ns == NEVER || (t->timer.tick && t->timer.tick <= wheel_tick_of(due_ns)));
 	if (t->fl)
 		CHECK(t->rtx_mode == RTX_RTO || t->rtx_mode == RTX_TLP || t->rtx_mode == RTX_REO);
@@ -144,7 +148,7 @@ static inline void check_leg_rests(const struct conn *c, const struct tcb *t)
 		CHECK(t->rtx_mode == RTX_TIME_WAIT);
 	else if (check_owes(t) && !waits)
 		CHECK(t->rtx_mode == RTX_PERSIST ||
-		      (tcb_is_outer(t) && c->ends.outer.pace_wake_ns != NEVER));
+		      (tcb_is_outer(t) && outer_of(c)->pace_wake_ns != NEVER));
 	CHECK(t->rtx_mode == RTX_NONE || t->rtx_ns != NEVER);
 }
 
@@ -161,9 +165,9 @@ static inline void check_core_rests(const struct dmm_core *core)
 
 		if (c->ends.f.phase == CONN_PARKED)
 			continue;
-		CHECK(c->ends.leg[0].state != TCP_CLOSE || c->ends.leg[1].state != TCP_CLOSE);
-		check_leg_rests(c, &c->ends.leg[0]);
-		check_leg_rests(c, &c->ends.leg[1]);
+		CHECK(leg_of(c, 0)->state != TCP_CLOSE || leg_of(c, 1)->state != TCP_CLOSE);
+		check_leg_rests(c, leg_of(c, 0));
+		check_leg_rests(c, leg_of(c, 1));
 	}
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
-SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c")
+SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c", "trips.c")
 WARN = ("-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 MS = 1_000_000
@@ -42,14 +42,33 @@ class Programs:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A program made of the core and of mains, which are files of this folder."""
+    """A program made of the core and of mains, which are files of this folder. instead: files
+    of the core (relay/core.c) and what takes their places. others: files of elsewhere.
+    """
 
     name: str
     mains: tuple[str, ...]
     compiler: str
     flags: tuple[str, ...]
+    instead: tuple[tuple[str, Path], ...] = ()
+    others: tuple[Path, ...] = ()
+
+    def sources(self) -> list[Path]:
+        """Its C files."""
+        instead = dict(self.instead)
+        names = sorted(str(path.relative_to(CORE)) for path in CORE.glob("*/*.c"))
+        core = [instead.get(name, CORE / name) for name in names]
+        return [*core, *(HERE / name for name in self.mains), *self.others]
 
 
+KIT = HERE.parent.parent / "dmm_ebpf" / "kit"
+PLUGGED = (*SIM, "plugged.c")
+CALLS = (KIT / "endnative.c", KIT / "caught.c")  # what plugged.c needs besides
+NAMED = (
+    "-D_GNU_SOURCE",
+    "-Wl,--export-dynamic",
+    "-Wno-unused-command-line-argument",
+)  # what a transport calls is found by its name
 PLAIN = Recipe("sim", SIM, "gcc", ("-O2",))
 SANITIZED = Recipe("sim_asan", SIM, "clang", ("-O1", *SANITIZE))
 RECIPES = (
@@ -73,9 +92,9 @@ def _made_from(compiler: str, flags: tuple[str, ...]) -> str:
     flags, every header.
     """
     seen = hashlib.sha256("\0".join((_run(compiler, "--version"), *WARN, *flags)).encode())
-    for folder in (CORE, HERE):
-        for path in sorted((*folder.glob("*.h"), *folder.glob("*.def"))):
-            seen.update(path.name.encode() + b"\0" + path.read_bytes())
+    for folder in (CORE, KIT, HERE.parent):
+        for path in sorted((*folder.rglob("*.h"), *folder.rglob("*.def"))):
+            seen.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return seen.hexdigest()
 
 
@@ -104,21 +123,17 @@ def build(directory: Path, *recipes: Recipe) -> list[Path]:
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()
     made_from = {recipe: _made_from(recipe.compiler, recipe.flags) for recipe in recipes}
-    core = sorted(CORE.glob("*.c"))
     wanted = {
-        (source, made_from[recipe]): recipe
-        for recipe in recipes
-        for source in (*core, *(HERE / name for name in recipe.mains))
+        (source, made_from[recipe]): recipe for recipe in recipes for source in recipe.sources()
     }
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         made = pool.map(lambda key: _object(key[0], wanted[key], key[1]), wanted)
         objects = dict(zip(wanted, made, strict=True))
 
     def link(recipe: Recipe) -> Path:
-        sources = (*core, *(HERE / name for name in recipe.mains))
         output = directory / recipe.name
-        parts = [objects[source, made_from[recipe]] for source in sources]
-        _run(recipe.compiler, *recipe.flags, *parts, "-o", output)
+        parts = [objects[source, made_from[recipe]] for source in recipe.sources()]
+        _run(recipe.compiler, *recipe.flags, *parts, "-o", output, "-lm")
         return output
 
     return [link(recipe) for recipe in recipes]

@@ -11,6 +11,7 @@
  * send next: a stall is a fault.
  */
 #include "../fuzz/fuzz.h"
+#include "fec/repair.h"
 #include "pull.h"
 #include "unmoved.h"
 
@@ -52,6 +53,64 @@ static void tuple_dir(uint32_t tuple, uint32_t leg, struct wire_dir *d, uint8_t 
 	*d = (struct wire_dir){.saddr = addr[0], .daddr = addr[1], .family = tuple == 2 ? 10 : 2};
 	d->sport_be = (uint16_t)(leg ? 0x5000 : 0x1027 + tuple);
 	d->dport_be = (uint16_t)(leg ? 0x1027 + tuple : 0x5000);
+}
+
+/* The connection whose packets go in direction d to leg */
+static void pair_of(struct dmm_core_addr_pair *pair, const struct wire_dir *d, uint32_t leg)
+{
+	struct pkt k = {.family = d->family, .sport_be = d->sport_be, .dport_be = d->dport_be};
+
+	memcpy(k.saddr, d->saddr, 16);
+	memcpy(k.daddr, d->daddr, 16);
+	unmoved_pair(pair, &k, leg == DMM_LEG_OUTER);
+}
+
+/*
+ * The option by which stacks agree, as right as the input wants it: the nonce is what the
+ * connection knows, the check value as tcp_agree.c says
+ */
+static void agree(struct input *in, const struct dmm_core *core,
+		  const struct dmm_core_addr_pair *pair, struct wire_seg *s)
+{
+	const struct conn *c = unmoved_find(core, pair);
+	uint32_t what = take(in, 1), nonce = 90;
+	struct wire_agree said = {.role = what & 3,
+				  .version = what & 64 ? what >> 6 : WIRE_AGREE_VERSION,
+				  .features = what & 32 ? what >> 2 & 15
+							: DMM_FEATURE_COPIES | DMM_FEATURE_FEC};
+
+	if (c && c->ends.f.phase != CONN_PARKED)
+		nonce = outer_of(c)->agree.nonce;
+	if (said.role != WIRE_AGREE_OFFER)
+		nonce = (nonce << 8 | (uint32_t)said.role << 4 | said.features) * 0x9e3779b1u >> 24;
+	said.value = (uint8_t)(what & 16 ? take(in, 1) : nonce);
+	if (s->opt_len + WIRE_AGREE_LEN <= WIRE_TCP_OPT_MAX)
+		wire_opt_agree(s, &said);
+}
+
+/* Parity of a stream of zeros, as right as the input wants it */
+static uint32_t parity(struct input *in, struct wire_seg *s, uint8_t *payload)
+{
+	static const uint8_t zeros[FEC_SYMBOL];
+	uint32_t what = take(in, 1), n;
+	uint64_t sum = 0;
+	struct fec_header h = {.first = take(in, 1),
+			       .place = take(in, 2),
+			       .seed = take(in, 1),
+			       .symbol_bytes = (uint16_t)(64 + (what & 7) * 100)};
+
+	for (uint32_t r = 0; r <= what >> 5 && r < FEC_RUNS; r++)
+		h.run[r] = (uint16_t)(take(in, 1) * 8);
+	n = fec_header_symbols(&h);
+	for (uint32_t i = 0; i < n && i < FEC_WINDOW; i++)
+		sum += fec_hash(h.first + i, zeros, h.symbol_bytes);
+	h.check = fec_check(sum) ^ (what & 8);
+	fec_header_put(payload, &h);
+	memset(payload + FEC_HEADER, 0, h.symbol_bytes);
+	payload[FEC_HEADER] = what & 16 ? (uint8_t)take(in, 1) : 0;
+	if (s->opt_len + WIRE_AGREE_LEN <= WIRE_TCP_OPT_MAX)
+		wire_opt_parity(s, true, take(in, 2));
+	return FEC_HEADER + h.symbol_bytes;
 }
 
 static void options(struct input *in, struct wire_seg *s, struct view *v, uint32_t bits)
@@ -116,13 +175,16 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 		TH_FIN,		 TH_ACK,	  TH_ACK, TH_SYN | TH_ACK, TH_ACK,
 		TH_SYN};
 	uint32_t what = take(in, 1), leg = what & 1, tuple = (what >> 1) % TUPLES, len, n, headers;
-	uint32_t bend = take(in, 1);
+	uint32_t bend = take(in, 1), bits;
 	struct view *v = &views[tuple][leg];
 	struct wire_seg s = {.flags = flag_set[what >> 3 & 15]};
 	struct dmm_rx_meta rx = {
 		.vnet.flags = leg ? 0 : DMM_VNET_DATA_VALID, .link = what, .mtu = mtu};
 	uint8_t addr[2][16];
+	struct dmm_core_addr_pair pair;
 	struct wire_dir d;
+	static uint8_t repair[FEC_HEADER + FEC_SYMBOL];
+	uint32_t repair_len = 0;
 
 	tuple_dir(tuple, leg, &d, addr);
 	s.seq = v->seq + (bend & 1 ? (uint32_t)(int16_t)take(in, 2) : 0) +
@@ -131,9 +193,20 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 			? v->ack - (bend & 4 ? take(in, 2) : 0) + (bend & 8 ? take(in, 1) : 0)
 			: 0;
 	s.wnd = (uint16_t)(bend & 16 ? take(in, 2) : 65535);
-	options(in, &s, v, bend & 32 ? take(in, 1) : (v->ts ? 1 : 0));
+	bits = bend & 32 ? take(in, 1) : (v->ts ? 1 : 0);
+	options(in, &s, v, bits);
+	if (s.flags & TH_SYN ? bits & 64 : (bits & 200) == 8) {
+		pair_of(&pair, &d, leg);
+		agree(in, core, &pair, &s);
+	}
+	if (leg && s.flags == TH_ACK && (bits & 216) == 16)
+		repair_len = parity(in, &s, repair);
 	len = bend & 64 ? take(in, leg ? 1 : 2) * (leg ? (cuts ? 80 : 8) : 1) : 0;
 	len = min_u32(len, leg && !cuts ? 1400 : 60000);
+	if (repair_len) {
+		len = repair_len - (bend & 64 ? len % 4 : 0);
+		s.seq -= bend & 4 ? 0 : len;
+	}
 	if (bend & 3) /* ECN, in the handshake and in data */
 		d.tos = s.seq & 3;
 	else if (s.flags & TH_SYN)
@@ -141,7 +214,8 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 	else
 		s.flags |= (uint16_t)((bend >> 3 & 7) * TH_ECE);
 	headers = wire_headers(buf, &d, &s, len);
-	memset(buf + headers, (int)s.seq, len);
+	memset(buf + headers, repair_len ? 0 : (int)s.seq, len);
+	memcpy(buf + headers, repair, min_u32(len, repair_len));
 	if (!(bend & 128) || !in->left)
 		wire_csum_full(buf, &d, headers, len, csum_add(buf + headers, len, 0));
 	n = headers + len;
@@ -156,7 +230,7 @@ static void packet(struct dmm_core *core, struct input *in, uint64_t now)
 		rx.vnet.gso_size = (uint16_t)(1 + len / (2 + (bend >> 2 & 7)));
 	}
 	give(core, leg, buf, n, &rx, now);
-	if (!(bend & 3))
+	if (!(bend & 3) && !repair_len)
 		v->seq += len + !!(s.flags & TH_SYN) + !!(s.flags & TH_FIN);
 	v->tsval++;
 }
@@ -313,7 +387,7 @@ static void step(struct dmm_core *core, struct input *in, uint64_t *now)
 /* What the peer of an open leg sends next is acceptable */
 static void next_is_taken(struct dmm_core *core, const struct conn *c, uint32_t leg, uint64_t now)
 {
-	const struct tcb *t = &c->ends.leg[leg];
+	const struct tcb *t = leg_of(c, leg);
 	struct wire_seg s = {.flags = TH_ACK, .wnd = 1000};
 	struct dmm_rx_meta rx = {.vnet.flags = DMM_VNET_DATA_VALID};
 	uint64_t refused = core->env.counters[DMM_CORE_PAWS] + core->env.counters[DMM_CORE_BAD_SEQ];
@@ -346,14 +420,10 @@ static void nobody_is_stalled(struct dmm_core *core, uint64_t now)
 {
 	for (uint32_t i = 0; i < core->n_live; i++) {
 		for (uint32_t leg = 0; leg < 2; leg++) {
-			struct conn copy;
-			const struct conn *c = core->slots[core->live[i]];
+			struct legs copy;
 
-			if (c->ends.f.phase == CONN_PARKED)
-				conn_unpark_copy(&copy, c);
-			else
-				copy = *c;
-			next_is_taken(core, &copy, leg, now);
+			legs_copy(&copy, core, core->slots[core->live[i]]);
+			next_is_taken(core, &copy.c, leg, now);
 		}
 	}
 }
@@ -368,6 +438,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t now = 1000000000;
 	uint32_t how = take(&in, 1);
 
+	cfg.negotiate = take(&in, 1) % 3;
 	if (how & 1)
 		cfg.memory_bytes = 65536;
 	if (how & 2)
@@ -376,6 +447,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(cfg.congestion, "wan", 4);
 	else if (how & 8)
 		memcpy(cfg.congestion, "reno", 5);
+	cfg.latency = how & 4 ? DMM_LATENCY_AUTO : DMM_LATENCY_LOW;
 	cfg.syn_cookies = how >> 4 & 3; /* 3: as off */
 	cuts = cfg.syn_cookies == 3;
 	cfg.outer_gso_max = cuts ? 65535 : 0;
@@ -399,7 +471,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	drain(core, now);
 	check_core(core);
 	for (uint32_t i = 0; i < core->n_live; i++)
-		CHECK(core->slots[core->live[i]]->ends.leg[DMM_LEG_OUTER].state == TCP_CLOSE);
+		CHECK(leg_of(core->slots[core->live[i]], DMM_LEG_OUTER)->state == TCP_CLOSE);
 	CHECK(core->n_live == 0 && core->env.mem.chunk_bytes == 0);
 	dmm_core_destroy(core);
 	return 0;

@@ -6,7 +6,7 @@
 #ifndef SIM_HEAP_H
 #define SIM_HEAP_H
 
-#include "util.h"
+#include "base/util.h"
 
 #include <stdlib.h>
 

@@ -2,6 +2,7 @@
 /* kern.c: see kern.h */
 #include "kern.h"
 
+#include "trips.h"
 #include "wild.h"
 
 enum { PAT = 1048573, TRIES = 7, KEEPALIVE_PROBES = 9, KERN_MIN_MSS = 64 };
@@ -237,6 +238,9 @@ static void on_open(struct kern *k, struct ksock *s, const struct pkt *p, uint64
 		s->nxt = max_u64(s->nxt, s->una);
 	}
 	take_data(k, s, p, now_ns);
+	for (; s->echo_due <= s->got; s->echo_due += s->write_bytes)
+		trips_add(now_ns - s->writer->wrote_ns -
+			  (s->echo_due / s->write_bytes - 1) * s->writer->write_gap_ns);
 	if (s->got >= s->abort_at) {
 		transmit(k, s, TH_RST | TH_ACK, s->nxt, 0, now_ns);
 		s->aborted = true;
@@ -359,9 +363,12 @@ static void timeout(struct kern *k, struct ksock *s, uint64_t now_ns)
 /* What the app does with its end: writes, closes before it has written all, reads */
 static void run_app(struct ksock *s, uint64_t now_ns)
 {
-	if (!s->write_gap_ns) {
+	if (s->echoes) {
+		s->written = min_u64(s->to_send, s->got);
+	} else if (!s->write_gap_ns) {
 		s->written = s->to_send;
 	} else if (now_ns >= s->write_ns) {
+		s->wrote_ns = s->written ? s->wrote_ns : now_ns;
 		s->written = min_u64(s->to_send, s->written + s->write_bytes);
 		s->write_ns = s->written < s->to_send ? now_ns + s->write_gap_ns : NEVER;
 	}

@@ -7,8 +7,8 @@
 #ifndef SIM_KERN_H
 #define SIM_KERN_H
 
-#include "core.h"
-#include "tcp_int.h"
+#include "relay/core.h"
+#include "tcp/tcp_int.h"
 
 struct wild;
 
@@ -51,6 +51,12 @@ struct ksock {
 	 */
 	uint64_t write_bytes, write_gap_ns, write_ns;
 	uint64_t read_bytes, read_gap_ns, read_ns;
+	bool echoes;	   /* it writes what it has read, and nothing else */
+	uint64_t wrote_ns; /* its first write */
+	/* whose writes are measured when they are here: its own, or those of the other end */
+	const struct ksock *writer;
+	uint64_t echo_due; /* of its writes, the end of the first that is not back; NEVER: no matter
+			    */
 	bool rst_out;
 	uint32_t error;	   /* errno the app sees */
 	uint64_t mismatch; /* bytes that were wrong */

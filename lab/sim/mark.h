@@ -6,7 +6,7 @@
 #ifndef SIM_MARK_H
 #define SIM_MARK_H
 
-#include "util.h"
+#include "base/util.h"
 
 /* Returns whether the packet may carry the mark and did not yet */
 static inline bool mark_ce(uint8_t *p)

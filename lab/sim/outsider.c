@@ -108,7 +108,7 @@ static uint32_t segment(const struct conn *c, uint32_t leg, uint8_t *buf)
 {
 	static const uint16_t usual[] = {TH_ACK, TH_ACK | TH_PSH, TH_SYN,	   TH_SYN | TH_ACK,
 					 TH_RST, TH_RST | TH_ACK, TH_FIN | TH_ACK, 0};
-	const struct tcb *t = &c->ends.leg[leg];
+	const struct tcb *t = leg_of(c, leg);
 	uint32_t len = below(2) ? 0 : below(MOST_PAYLOAD), headers;
 	struct wire_seg s = {.flags = (uint16_t)below(512)};
 	struct wire_dir d;
@@ -134,21 +134,11 @@ static uint32_t icmp_error(const struct conn *c, uint32_t leg, uint8_t *buf)
 	static const uint8_t kinds[2][4][2] = {{{3, 1}, {3, 3}, {3, 4}, {11, 0}},
 					       {{1, 0}, {1, 4}, {2, 0}, {3, 0}}};
 	const uint8_t *kind = kinds[c->ends.f.pair.family == WIRE_AF_INET6][below(4)];
-	struct wire_seg s = {.seq = number_ack(&c->ends.leg[leg])};
+	struct wire_seg s = {.seq = number_ack(leg_of(c, leg))};
 	struct wire_dir d;
 
 	ctl_dir(&c->ends.f.pair, leg, &d);
 	return wire_icmp_error(buf, &d, &s, kind[0], kind[1]);
-}
-
-static const struct conn *look(const struct dmm_core *core, uint32_t nth, struct conn *awake)
-{
-	const struct conn *c = core->slots[core->live[nth]];
-
-	if (c->ends.f.phase != CONN_PARKED)
-		return c;
-	conn_unpark_copy(awake, c);
-	return awake;
 }
 
 static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t now_ns)
@@ -156,10 +146,12 @@ static void send_one(struct dmm_core *core, uint32_t nth, uint32_t leg, uint64_t
 	static uint8_t buf[2048];
 	struct dmm_rx_meta meta = {.vnet.flags = leg == DMM_LEG_INNER ? DMM_VNET_DATA_VALID : 0,
 				   .link = leg == DMM_LEG_INNER ? KERNELS_LINK : OUTSIDERS_LINK};
-	struct conn awake;
-	const struct conn *c = look(core, nth, &awake);
-	uint32_t state = c->ends.leg[leg].state;
+	struct legs copy;
+	const struct conn *c = &copy.c;
+	uint32_t state;
 
+	legs_copy(&copy, core, core->slots[core->live[nth]]);
+	state = leg_of(c, leg)->state;
 	for (int i = 0; i < TRIES; i++) {
 		uint32_t len = below(10) ? segment(c, leg, buf) : icmp_error(c, leg, buf), handle;
 		bool found;

@@ -12,8 +12,7 @@
 #ifndef SIM_OUTSIDER_H
 #define SIM_OUTSIDER_H
 
-#include "core.h"
-#include "tcp_int.h"
+#include "legs.h"
 
 /* P.outsider packets to each leg of each connection of the core */
 void outsider_sends(struct dmm_core *core, uint64_t now_ns);

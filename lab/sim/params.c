@@ -2,7 +2,7 @@
 /* params.c: see params.h */
 #include "params.h"
 
-#include "util.h"
+#include "base/util.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +38,10 @@ static void set(const char *name, const char *value)
 {
 	if (!strcmp(name, "cc")) {
 		strncpy(P.cc, value, sizeof(P.cc) - 1);
+		return;
+	}
+	if (!strcmp(name, "transport")) {
+		strncpy(P.transport, value, sizeof(P.transport) - 1);
 		return;
 	}
 	for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++) {

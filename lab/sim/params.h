@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * params.h: what a simulation is told, as key=value words (listed in params.def, and cc=NAME);
- * sim.c, path.c and wild.c read it.
+ * params.h: what a simulation is told, as key=value words (listed in params.def, and cc=NAME,
+ * transport=NAME); sim.c, path.c and wild.c read it.
  *
  * Invariant: set once by params_parse(), before anything runs; but for again and abort_all_ns,
  * which sim.c counts down. Refuses unknown keys and words without a value (exit code 2).
@@ -19,6 +19,8 @@ enum { STRIP_SACK = 1, STRIP_TS = 2, STRIP_WS = 4 }; /* bits of strip */
 struct params {
 #include "params.def"
 	char cc[16];
+	/* of the outer legs; with another than TCP neither check nor outsider */
+	char transport[16];
 };
 
 #undef U

@@ -2,17 +2,28 @@
 /* path.c: see path.h */
 #include "path.h"
 
+#include "../chance.h"
 #include "heap.h"
 #include "mark.h"
 #include "params.h"
-#include "wire.h"
+#include "fec/repair.h"
+#include "wire/wire.h"
 
 #include <stdlib.h>
 
 uint64_t now;
 struct path_stats path_stats;
 
-static uint64_t rng, link_free_ns[2], syns_seen, data_seen;
+/* One way of the link: what it remembers of chance */
+struct chance {
+	bool begun, bad;      /* the chain of bursts */
+	uint64_t step_end_ns; /* of the slot of time that bad is about */
+	uint64_t last_due_ns;
+	bool last_lost;
+};
+
+static uint64_t rng, link_free_ns[2], syns_seen, data_seen, doubled;
+static struct chance chances[2];
 
 static double rnd(void)
 {
@@ -49,6 +60,102 @@ void path_mend_csum(uint8_t *p, uint32_t len)
 	d = (struct wire_dir){.saddr = k.saddr, .daddr = k.daddr, .family = k.family};
 	memset(p + ip + 16, 0, 2);
 	wire_csum_full(p, &d, len, 0, 0);
+}
+
+/* Where our option stands; NULL: it is not there */
+static uint8_t *agree_of(uint8_t *p)
+{
+	uint32_t ip = p[0] >> 4 == 4 ? 20 : 40;
+	uint8_t *o = p + ip + 20, *end = p + ip + (p[ip + 12] >> 4) * 4;
+
+	if ((p[0] >> 4 == 4 ? p[9] : p[6]) != 6)
+		return NULL;
+	for (; o + WIRE_AGREE_LEN <= end && *o; o += *o == 1 ? 1 : o[1]) {
+		if (*o == WIRE_AGREE_KIND)
+			return o;
+	}
+	return NULL;
+}
+
+/* The middlebox that does not like our option, see params.def. false: the packet is dropped */
+static bool agree_box(uint8_t *p, uint32_t len)
+{
+	static uint8_t offer[WIRE_AGREE_LEN];
+	uint8_t *o = P.agree_box ? agree_of(p) : NULL,
+		flags = p[(p[0] >> 4 == 4 ? 20 : 40) + 13] & (TH_SYN | TH_ACK);
+
+	if (!o)
+		return true;
+	if (flags == TH_SYN)
+		memcpy(offer, o, sizeof(offer));
+	switch (P.agree_box) {
+	case 1:
+		return !(flags & TH_SYN);
+	case 2:
+		memset(o, 1, WIRE_AGREE_LEN);
+		break;
+	case 3:
+		if (flags == (TH_SYN | TH_ACK))
+			memset(o, 1, WIRE_AGREE_LEN);
+		break;
+	case 4:
+		if (!(flags & TH_SYN))
+			memset(o, 1, WIRE_AGREE_LEN);
+		break;
+	case 5:
+		if (flags == (TH_SYN | TH_ACK))
+			memcpy(o, offer, sizeof(offer));
+		break;
+	default:
+		o[7] ^= 1;
+	}
+	path_mend_csum(p, len);
+	return true;
+}
+
+/* The middlebox that does not like parity, see params.def; *len may become less, *copies more */
+static void parity_box(uint8_t *p, uint32_t *len, uint32_t *copies)
+{
+	uint8_t *o = P.parity_box ? agree_of(p) : NULL, *payload;
+	struct pkt k;
+
+	if (!o || wire_parse(p, *len, false, &k) != WIRE_TCP || k.n_agree != 1 ||
+	    k.agree.role != WIRE_AGREE_PARITY || !wire_parity_bears(&k.agree) ||
+	    k.payload_len <= FEC_HEADER)
+		return;
+	path_stats.parity_bent++;
+	payload = p + (k.payload - p);
+	switch (P.parity_box) {
+	case 1:
+		memset(o, 1, WIRE_AGREE_LEN);
+		break;
+	case 2:
+		payload[k.payload_len - 1] ^= 1;
+		break;
+	case 3:
+		*len -= k.payload_len / 2;
+		if (P.v6)
+			put_be16(p + 4, (uint16_t)(*len - 40));
+		else
+			put_be16(p + 2, (uint16_t)*len);
+		break;
+	case 4:
+		*copies += ++doubled & 1;
+		break;
+	case 5:
+		payload[15] ^= 1; /* the check value */
+		break;
+	default:
+		payload[xorshift64(&rng) % FEC_HEADER] ^= (uint8_t)(1 + xorshift64(&rng) % 255);
+	}
+	if (!P.v6) {
+		uint16_t csum;
+
+		memset(p + 10, 0, 2);
+		csum = (uint16_t)~csum_fold(csum_add(p, 20, 0));
+		memcpy(p + 10, &csum, 2);
+	}
+	path_mend_csum(p, *len);
 }
 
 /* The middlebox: takes options out of SYNs */
@@ -155,17 +262,73 @@ static void count_resent(uint32_t from, const uint8_t *p, uint32_t len)
 	highest = pkt.seq + pkt.payload_len;
 }
 
+/* The chain at at_ns, when a packet leaves the queue */
+static bool meets_bad(struct chance *c, const struct gilbert *g, uint64_t at_ns)
+{
+	uint64_t steps = 1;
+
+	if (!c->begun) {
+		c->begun = true;
+		c->bad = rnd() < gilbert_bad_share(g);
+		c->step_end_ns = at_ns + g->step_ns;
+		return c->bad;
+	}
+	if (g->step_ns) {
+		if (at_ns < c->step_end_ns)
+			return c->bad;
+		steps += (at_ns - c->step_end_ns) / g->step_ns;
+		c->step_end_ns += steps * g->step_ns;
+		steps = min_u64(steps, GILBERT_STEPS_MAX);
+	}
+	for (; steps; steps--)
+		c->bad = gilbert_step(g, c->bad, rnd());
+	return c->bad;
+}
+
+static bool lost(uint32_t from, uint32_t len, uint64_t at_ns)
+{
+	const struct gilbert g = {.p = P.burst_p,
+				  .r = P.burst_r,
+				  .loss_bad = P.burst_loss_bad,
+				  .loss_good = P.burst_loss_good,
+				  .step_ns = P.burst_step_ns};
+	bool gone = rnd() < (from ? P.loss_back : P.loss), bad;
+
+	/* Nothing is drawn for a chain that is not there: seeds mean what they meant before it */
+	if (g.p > 0) {
+		bad = meets_bad(&chances[from], &g, at_ns);
+		gone |= rnd() < gilbert_loss(&g, bad);
+	}
+	gone &= !P.loss_above || len > P.loss_above;
+	path_stats.lost += gone;
+	path_stats.lost_rows += gone && !chances[from].last_lost;
+	chances[from].last_lost = gone;
+	return gone;
+}
+
+static uint64_t jittered(uint32_t from, uint64_t due_ns)
+{
+	struct chance *c = &chances[from];
+
+	if (!P.jitter_ns)
+		return due_ns;
+	due_ns += jitter_draw(P.jitter_ns, P.jitter_exponential, rnd());
+	if (!P.jitter_reorder)
+		due_ns = c->last_due_ns = max_u64(due_ns, c->last_due_ns);
+	return due_ns;
+}
+
 void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 {
 	uint64_t *free_ns = &link_free_ns[from];
 	uint64_t backlog = *free_ns > now ? *free_ns - now : 0;
-	double loss = from ? P.loss_back : P.loss;
 	struct parcel e = {.to = !from, .len = len};
 	uint32_t copies = rnd() < P.dup ? 2 : 1;
 
 	if (router_error(from, p, len) || swallowed(p, len))
 		return;
 	path_stats.sent++;
+	path_stats.bytes[from] += len;
 	count_resent(from, p, len);
 	if (backlog * P.rate_Bps / NS_PER_S > P.queue_bytes) {
 		path_stats.queue_lost++;
@@ -176,19 +339,26 @@ void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 		*free_ns = max_u64(*free_ns, P.stall_to_ns);
 	*free_ns = max_u64(*free_ns, now) + (len + 14 + 24) * NS_PER_S / P.rate_Bps;
 	for (; copies; copies--) {
-		if (rnd() < loss)
+		if (lost(from, len, *free_ns))
 			continue;
 		e.at_ns = *free_ns + P.delay_ns + (now >= P.longer_from_ns ? P.longer_ns : 0);
+		e.at_ns = jittered(from, e.at_ns);
 		if (rnd() < P.reorder && (!P.reorder_to_ns || now < P.reorder_to_ns))
 			e.at_ns += (uint64_t)((double)P.reorder_ns * rnd());
+		e.len = len;
 		e.data = malloc(len);
 		memcpy(e.data, p, len);
 		middlebox(e.data, len);
-		forge(e.data, len);
+		if (!agree_box(e.data, len)) {
+			free(e.data);
+			continue;
+		}
+		parity_box(e.data, &e.len, &copies);
+		forge(e.data, e.len);
 		if (P.mark_bytes && backlog * P.rate_Bps / NS_PER_S > P.mark_bytes)
 			path_stats.marked += mark_ce(e.data);
 		if (rnd() < P.corrupt)
-			e.data[xorshift64(&rng) % len] ^= (uint8_t)(1u << (xorshift64(&rng) % 8));
+			e.data[xorshift64(&rng) % e.len] ^= (uint8_t)(1u << (xorshift64(&rng) % 8));
 		heap_push(e);
 	}
 }

@@ -21,6 +21,10 @@ enum place { AT_LINK, AT_CORE, AT_KERN };
 
 struct path_stats {
 	uint64_t sent, queue_lost, max_backlog_ns, marked;
+	uint64_t parity_bent;
+	uint64_t bytes[2]; /* of packets, from each host, whatever became of them */
+	/* on the way, by chance; rows of such losses with nothing that passed between them */
+	uint64_t lost, lost_rows;
 	/*
 	 * of one connection's data from host 0: what had been sent before, and what of that was ECT
 	 */

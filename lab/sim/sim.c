@@ -17,6 +17,8 @@
 #include "outsider.h"
 #include "path.h"
 #include "pull.h"
+#include "transport.h"
+#include "trips.h"
 #include "unmoved.h"
 #include "verdict.h"
 #include "wild.h"
@@ -35,14 +37,17 @@ struct host {
 	struct wild wild;
 	uint32_t index;
 	uint64_t owned, disowned, closed;
+	uint64_t plain;	     /* connections whose outer leg is TCP's */
 	uint64_t peak_bytes; /* of payload that the core held at a time */
 	uint32_t last_error;
 	struct waiting *in; /* inner packets to the core: FIFO */
 	uint32_t n_in, cap_in;
 	uint64_t kern_next, core_next;
 	struct gro gro;
+	uint8_t *buffer; /* of its core, for the next packet */
 };
 
+const struct end_ops *sim_transport;
 static struct host H[2];
 static uint32_t isn_seen[2];
 /* of all that the cores put on the link, and when; and how many packets the device had to cut */
@@ -67,13 +72,22 @@ static void kern_send(void *arg, const uint8_t *p, uint32_t len, uint32_t gso)
 	memcpy(h->in[h->n_in++].data, p, len);
 }
 
+/* As a stack process does it: what it has read into a buffer of the core's */
 static void core_input(struct host *h, uint32_t leg, const uint8_t *p, uint32_t len,
 		       const struct dmm_rx_meta *rx)
 {
+	struct dmm_rx_meta meta = *rx;
+
+	if (!h->buffer)
+		h->buffer = dmm_core_buffer(h->core);
+	CHECK(h->buffer && len <= DMM_CORE_BUFFER_BYTES);
+	memcpy(h->buffer, p, len);
+	meta.lent = 1;
 	if (P.check)
-		unmoved_input(h->core, leg, p, len, rx, now);
+		unmoved_input(h->core, leg, h->buffer, len, &meta, now);
 	else
-		dmm_core_input(h->core, leg, p, len, rx, now);
+		dmm_core_input(h->core, leg, h->buffer, len, &meta, now);
+	h->buffer = dmm_core_buffer_next(h->core, h->buffer);
 }
 
 static void split_input(uint32_t host, const uint8_t *p, uint32_t len)
@@ -133,8 +147,8 @@ static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, 
 /* The outer leg's initial sequence number of the first connection */
 static void note_isn(struct host *h)
 {
-	if (!isn_seen[h->index] && h->core->n_live)
-		isn_seen[h->index] = h->core->slots[h->core->live[0]]->ends.leg[DMM_LEG_OUTER].iss;
+	if (!isn_seen[h->index] && h->core->n_live && transport_is_plain())
+		isn_seen[h->index] = leg_of(h->core->slots[h->core->live[0]], DMM_LEG_OUTER)->iss;
 }
 
 static void actions(struct host *h)
@@ -145,6 +159,7 @@ static void actions(struct host *h)
 		if (a.type == DMM_ACTION_OWN && P.unreach)
 			dmm_core_unreachable(h->core, a.conn, (uint32_t)P.unreach, now);
 		h->owned += a.type == DMM_ACTION_OWN;
+		h->plain += a.type == DMM_ACTION_OWN && transport_is_tcp(h->core, a.conn);
 		h->disowned += a.type == DMM_ACTION_DISOWN;
 		h->closed += a.type == DMM_ACTION_CLOSED;
 		if (a.type == DMM_ACTION_CLOSED && a.error)
@@ -192,7 +207,7 @@ static void linux_window(uint8_t *p, uint32_t len)
 	if (!P.linux_window || !H[1].core->n_live || wire_parse(p, len, false, &k) != WIRE_TCP ||
 	    k.flags & (TH_SYN | TH_RST))
 		return;
-	t = &H[1].core->slots[H[1].core->live[0]]->ends.leg[DMM_LEG_OUTER];
+	t = leg_of(H[1].core->slots[H[1].core->live[0]], DMM_LEG_OUTER);
 	ack = t->rcv_nxt;
 	held = held_ooo(t);
 	extent = held ? t->ooo->v[t->ooo->first + t->ooo->n - 1].end - ack : 0;
@@ -322,10 +337,17 @@ static void setup_core(struct host *h)
 		.ecn_off = (uint32_t)P.ecn_off,
 		.accecn_off = (uint32_t)P.accecn_off,
 		.syn_cookies = (uint32_t)P.syn_cookies,
+		.negotiate =
+			(uint32_t)(h->index && P.negotiate_b ? P.negotiate_b - 1 : P.negotiate),
 		.half_open_max = (uint32_t)P.half_open,
+		.latency = (uint32_t)(h->index ? P.latency_b : P.latency),
+		.redundancy_budget_ppm = (uint32_t)P.budget_ppm,
+		.redundancy_residual_ppm = (uint32_t)P.residual_ppm,
+		.parity_most_ppm = (uint32_t)P.parity_ppm,
 	};
 
 	memcpy(cfg.congestion, P.cc, sizeof(cfg.congestion));
+	transport_config(&cfg);
 	h->core = dmm_core_create(&cfg);
 	if (!h->core)
 		exit(4);
@@ -335,7 +357,7 @@ static void setup_app(struct ksock *s, uint32_t i, uint32_t c)
 {
 	s->id = c;
 	s->listener_side = i;
-	s->to_send = i ? P.down : P.up;
+	s->to_send = i && !P.echo ? P.down : P.up;
 	s->rcvbuf = (uint32_t)P.krcvbuf;
 	s->rto_ns = NEVER;
 	s->open_after_ns = i ? P.down_after_ns : 0;
@@ -343,8 +365,11 @@ static void setup_app(struct ksock *s, uint32_t i, uint32_t c)
 	s->abort_at = i ? P.abort_at_b : P.abort_at;
 	s->abort_at = s->abort_at ? s->abort_at - 1 : NEVER;
 	s->close_at = !i && P.close_at ? P.close_at - 1 : NEVER;
+	s->echoes = i && P.echo;
 	s->write_bytes = P.write_bytes;
-	s->write_gap_ns = P.write_gap_ns;
+	s->write_gap_ns = s->echoes ? 0 : P.write_gap_ns;
+	s->echo_due = (i ? P.one_way : P.echo) ? P.write_bytes : NEVER;
+	s->writer = &H[0].kern.v[c];
 	s->read_bytes = P.read_bytes;
 	s->read_gap_ns = P.read_gap_ns;
 	s->rst_out = i == 0 && P.stop_early;
@@ -432,7 +457,8 @@ static void run(void)
 	uint64_t end = now + P.limit_ns, started = 0;
 
 	while (now < end) {
-		uint64_t next;
+		uint64_t next =
+			min_u64(transport_switch(H[0].core, now), transport_switch(H[1].core, now));
 
 		while (started < P.conns && now >= P.start_ns + started * P.gap_ns) {
 			kern_connect(&H[0].kern, &H[0].kern.v[started], now);
@@ -458,8 +484,8 @@ static void run(void)
 			continue;
 		if (started == P.conns && all_over())
 			return;
-		next = min_u64(min_u64(H[0].kern_next, H[1].kern_next),
-			       min_u64(H[0].core_next, H[1].core_next));
+		next = min_u64(next, min_u64(H[0].kern_next, H[1].kern_next));
+		next = min_u64(next, min_u64(H[0].core_next, H[1].core_next));
 		next = min_u64(next, path_next_ns());
 		for (uint32_t i = 0; i < 2; i++)
 			next = min_u64(next, H[i].gro.n ? H[i].gro.due_ns : NEVER);
@@ -483,10 +509,10 @@ static uint32_t reordered(const struct dmm_core *core)
 {
 	uint32_t n = 0;
 
-	for (uint32_t i = 0; i < core->n_live; i++) {
+	for (uint32_t i = 0; i < core->n_live && transport_is_plain(); i++) {
 		const struct conn *c = core->slots[core->live[i]];
 
-		n += c->ends.f.phase != CONN_PARKED && c->ends.leg[DMM_LEG_OUTER].flags & TF_REORD;
+		n += c->ends.f.phase != CONN_PARKED && leg_of(c, DMM_LEG_OUTER)->flags & TF_REORD;
 	}
 	return n;
 }
@@ -500,8 +526,8 @@ static void report_core(const struct host *h)
 	       h->last_error);
 	if (!h->core)
 		return;
-	printf("chunks_%c=%lu\npeak_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side,
-	       h->core->env.mem.chunk_bytes, side, h->peak_bytes, side,
+	printf("plain_%c=%lu\nchunks_%c=%lu\npeak_%c=%lu\nslabs_%c=%lu\nreordered_%c=%u\n", side,
+	       h->plain, side, h->core->env.mem.chunk_bytes, side, h->peak_bytes, side,
 	       mem_held_bytes(&h->core->env.mem), side, reordered(h->core));
 	for (uint32_t c = 0; c < DMM_CORE_MAX; c++)
 		printf("%s_%c=%lu\n", counter_names[c], side, dmm_core_counter(h->core, c));
@@ -527,16 +553,20 @@ static int report(void)
 	printf("state_a=%u\nstate_b=%u\naccepted=%u\n", a0->state, b0->state, b0->accepted);
 	printf("est_ns=%lu\ndone_ns=%lu\nend_ns=%lu\n", first == NEVER ? 0 : first - P.start_ns,
 	       last > P.start_ns ? last - P.start_ns : 0, now - P.start_ns);
+	printf("parity_bent=%lu\n", path_stats.parity_bent);
+	printf("bytes_a=%lu\nbytes_b=%lu\n", path_stats.bytes[0], path_stats.bytes[1]);
 	printf("sent_pkts=%lu\nqueue_lost=%lu\nmax_backlog_ns=%lu\n", path_stats.sent,
 	       path_stats.queue_lost, path_stats.max_backlog_ns);
+	printf("lost=%lu\nlost_rows=%lu\n", path_stats.lost, path_stats.lost_rows);
 	report_core(&H[0]);
 	report_core(&H[1]);
 	outsider_report();
+	trips_report(P.skip, P.late_ns);
 	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
 	       path_stats.resent_ect);
 	printf("wire=%lu\nsuper_segments=%lu\nmerged=%lu\n", wire_hash, super_segments, merged);
 	printf("isn_a=%u\nisn_b=%u\n", isn_seen[0], isn_seen[1]);
-	printf("conn_bytes=%zu\n", sizeof(struct conn));
+	printf("conn_bytes=%zu\n", sizeof(struct legs));
 	return n.wrong || n.truncated ? 1 : 0;
 }
 

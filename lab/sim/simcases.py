@@ -32,6 +32,9 @@ ALWAYS = {"check": 1, "limit_ns": LIMIT_NS, "keepalive_ns": 60 * S, "timewait_ns
 # With windows of some bytes a round trip carries no more than that, and 6 hours must be enough
 TINY_WINDOW_BYTES = 100
 TINY_VOLUME_BYTES = 3000
+# Of parity_box: what makes parity wrong, and so may end the connection
+LYING_BOXES = (2, 5, 6)
+DROPS_SYNS, DEMAND = 1, 2  # of agree_box and negotiate, lab/sim/params.def
 # As lab/sim/wild.h has them
 WILD = ("renege", "lie", "shut", "shrink", "acks", "data", "flags", "ts")
 
@@ -87,6 +90,8 @@ HONEST_LINK = LINK | {
 }
 MIDDLEBOXES: dict[str, st.SearchStrategy[Any]] = {
     "strip": st.integers(1, 7),
+    "agree_box": st.integers(1, 6),
+    "parity_box": st.integers(1, 6),
     "mss": st.sampled_from([1, 64, 88, 536, 1400]),
     "ecn_drop": st.just(1),
     "icmp_mtu": st.integers(600, 1499),
@@ -141,8 +146,15 @@ HOSTS: dict[str, st.SearchStrategy[Any]] = {
     "kws": st.just(1),
     "ecn_off": st.just(1),
     "accecn_off": st.just(1),
+    "negotiate": st.integers(1, 2),  # allowed, demanded
+    "negotiate_b": st.integers(1, 3),
     "syn_cookies": st.integers(1, 2),  # always, never
     "half_open": st.integers(1, 3),
+    "latency": st.integers(0, 2),  # auto, low, normal
+    "latency_b": st.integers(0, 2),
+    "budget_ppm": st.sampled_from([1, 1_000_000, 2**32 - 1]),
+    "residual_ppm": st.sampled_from([1, 1_000_000]),
+    "parity_ppm": st.sampled_from([1, 1_000_000, 2**32 - 1]),
     "timewait_ns": st.sampled_from([1, S]),
 }
 APPS: dict[str, st.SearchStrategy[Any]] = {
@@ -237,17 +249,48 @@ def wild_cases() -> st.SearchStrategy[Case]:
     )
 
 
+_HONEST_BOXES = MIDDLEBOXES["parity_box"].filter(lambda box: box not in LYING_BOXES)
+
+
 def honest_cases() -> st.SearchStrategy[Case]:
     """As hard as may be without an excuse: what excuse() says of each is None."""
     return _cases(
         _some(**HONEST_LINK),
-        _some(**_without(MIDDLEBOXES, "synloss", "hole_bytes")),
+        _some(
+            **_without(MIDDLEBOXES, "synloss", "hole_bytes", "parity_box"), parity_box=_HONEST_BOXES
+        ),
         _some(**_without(HOSTS, "maxconn", "half_open", "timewait_ns", "memory")),
         _some(**_without(APPS, "abort_at", "abort_at_b")),
         HONEST_INNER,
         HONEST_TROUBLE,
         HONEST_PEER,
     ).map(_unexcused)
+
+
+# A stream that parity is sent for: it pauses, is no thin one, and something of it is lost
+_STREAM: dict[str, st.SearchStrategy[Any]] = {
+    "write_bytes": st.integers(2000, 40_000),
+    "write_gap_ns": st.sampled_from([2, 8, 16, 30]).map(MS.__mul__),
+    "up": st.integers(100_000, 1_500_000),
+    "loss": st.integers(2, round(MOST_LOSS * 100)).map(lambda percent: percent / 100),
+    "delay_ns": st.integers(0, 100).map(MS.__mul__),
+}
+_AGREED: Case = {"negotiate": 1, "negotiate_b": 2, "latency": 1, "latency_b": 1}
+
+
+def parity_cases() -> st.SearchStrategy[Case]:
+    """Streams between two cores that have agreed on forward error correction, on paths as those of
+    honest_cases(), often with a middlebox that bends parity.
+    """
+    words = _some(
+        **_only(HONEST_LINK, "dup", "reorder", "reorder_ns", "corrupt", "mtu", "v6"),
+        **_only(MIDDLEBOXES, "parity_box"),
+        **_only(HOSTS, "isn", "kts", "ecn_off", "accecn_off", "parity_ppm", "residual_ppm"),
+        **_only(APPS, "down", "conns", "gap_ns", "read_bytes", "read_gap_ns"),
+    )
+    return _cases(words, st.fixed_dictionaries(_STREAM), st.just(_AGREED), *[st.just({})] * 4).map(
+        _unexcused
+    )
 
 
 def _unexcused(case: Case) -> Case:
@@ -257,6 +300,13 @@ def _unexcused(case: Case) -> Case:
             case.pop(word, None)
     if "again" in case and "stall_from_ns" in case:
         del case["again"]
+    if case.get("agree_box") == DROPS_SYNS and any(
+        case.get(word) for word in ("loss", "loss_back", "corrupt", "synloss", "cut_to_ns")
+    ):
+        del case["agree_box"]
+    for word, demand in (("negotiate", DEMAND), ("negotiate_b", DEMAND + 1)):
+        if case.get(word) == demand:
+            case[word] = demand - 1
     return case
 
 
@@ -282,6 +332,7 @@ def excuse(case: Mapping[str, object]) -> str | None:
     inner_down = bool(said("inner_drop_to_ns")) and "inner_drop_from_ns" in case
     reasons = {
         **{f"{word} ends connections": bool(said(word)) for word in _MAY_FAIL},
+        "parity that lies ends connections": said("parity_box") in LYING_BOXES,
         "a wild peer": any(said(f"wild_{what}") for what in WILD),
         "so much is lost that all tries of a handshake may be": (
             loss > MOST_LOSS
@@ -290,7 +341,11 @@ def excuse(case: Mapping[str, object]) -> str | None:
         ),
         "the path is down for longer than an orphan waits": said("cut_to_ns") > LONGEST_CUT_S * S,
         "of the tries that are left all may be lost": (
-            bool(said("cut_to_ns") or said("synloss")) and bool(loss or said("corrupt"))
+            bool(said("cut_to_ns") or said("synloss") or said("agree_box") == DROPS_SYNS)
+            and bool(loss or said("corrupt"))
+        ),
+        "an agreement that is demanded may not come": (
+            said("negotiate") == DEMAND or said("negotiate_b") == DEMAND + 1
         ),
         "the same on the inner leg": (
             inner_down

@@ -10,7 +10,8 @@
  * section 3.2.3.2.2, which counts it); RSTs and ICMP errors to strangers; that a parked connection
  * is awake; by a packet from the inner leg, the way that the connection's packets take, what
  * follows from another MTU of its device, and that the peer is asked whether it is there (RFC 9293
- * section 3.8.4) before the answer.
+ * section 3.8.4) before the answer. That a peer repeats itself is noted, and makes the core ask the
+ * app's kernel for the way; by another way than before an ACK is due again.
  */
 #ifndef SIM_UNMOVED_H
 #define SIM_UNMOVED_H
@@ -25,7 +26,7 @@ enum unmoved_verdict {
 };
 
 struct unmoved_conn {
-	struct conn c;
+	struct legs l;
 	uint64_t content; /* of what its pointers lead to */
 	bool parked;
 };
@@ -82,17 +83,17 @@ static inline uint64_t unmoved_content(const struct tcb *t)
 	return h;
 }
 
-static inline void unmoved_copy(struct unmoved_conn *to, const struct conn *c)
+static inline void unmoved_copy(struct unmoved_conn *to, const struct dmm_core *core,
+				const struct conn *c)
 {
 	memset(to, 0, sizeof(*to));
 	to->parked = c->ends.f.phase == CONN_PARKED;
-	if (to->parked)
-		conn_unpark_copy(&to->c, c);
-	else
-		memcpy(&to->c, c, sizeof(*c));
+	legs_copy(&to->l, core, c);
 	for (uint32_t l = 0; l < 2; l++) {
-		to->content = to->content * 31 + unmoved_content(&to->c.ends.leg[l]);
-		memset(&to->c.ends.leg[l].timer, 0, sizeof(to->c.ends.leg[l].timer));
+		struct tcb *t = leg_of(&to->l.c, l);
+
+		to->content = to->content * 31 + unmoved_content(t);
+		memset(&t->timer, 0, sizeof(t->timer));
 	}
 }
 
@@ -163,6 +164,18 @@ static inline bool unmoved_ts_ok(const struct tcb *t, const struct pkt *k, uint6
 	       now_ns / NS_PER_S - t->ts_recent_s > 24 * 86400;
 }
 
+/* Parity of those who have agreed on it stands where data stood, within a window's length */
+static inline bool unmoved_parity(const struct dmm_core *core, const struct tcb *t,
+				  const struct pkt *k)
+{
+	int32_t back = (int32_t)(t->irs + (uint32_t)t->rcv_nxt - k->seq);
+
+	return t->leg == DMM_LEG_OUTER && k->n_agree == 1 && k->agree.role == WIRE_AGREE_PARITY &&
+	       wire_parity_bears(&k->agree) && (agree_features(t) & DMM_FEATURE_FEC) &&
+	       back >= (int32_t)k->payload_len && back < (int64_t)tcp_rcv_limit(&core->env, t) &&
+	       !(k->flags & (TH_SYN | TH_FIN | TH_RST));
+}
+
 static inline enum unmoved_verdict unmoved_refused(const struct dmm_core *core, const struct tcb *t,
 						   const struct pkt *k)
 {
@@ -198,7 +211,7 @@ static inline enum unmoved_verdict unmoved_synchronized(const struct dmm_core *c
 		return unmoved_refused(core, t, k);
 	if (k->flags & TH_RST)
 		return unmoved_rst(t, k);
-	if (!unmoved_in_window(t, k))
+	if (!unmoved_in_window(t, k) && !unmoved_parity(core, t, k))
 		return unmoved_refused(core, t, k);
 	if (k->flags & TH_SYN)
 		return syn_ack_again ? MAY_CHANGE : ANSWER_ONLY;
@@ -246,7 +259,7 @@ static inline enum unmoved_verdict unmoved_syn_recv(const struct dmm_core *core,
 /* RFC 9293 section 3.6.1, RFC 6191: a SYN that may open a connection in the place of this one */
 static inline bool unmoved_may_reopen(const struct conn *c, uint32_t leg, const struct pkt *k)
 {
-	const struct tcb *inner = &c->ends.leg[DMM_LEG_INNER], *outer = &c->ends.leg[DMM_LEG_OUTER];
+	const struct tcb *inner = leg_of(c, DMM_LEG_INNER), *outer = leg_of(c, DMM_LEG_OUTER);
 	int32_t later = (int32_t)(k->tsval - outer->ts_recent);
 	bool beyond = (int32_t)(k->seq - outer->irs - (uint32_t)outer->rcv_nxt) > 0;
 
@@ -264,7 +277,7 @@ static inline bool unmoved_may_reopen(const struct conn *c, uint32_t leg, const 
 static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, const struct conn *c,
 					       uint32_t leg, const struct pkt *k, uint64_t now_ns)
 {
-	const struct tcb *t = &c->ends.leg[leg];
+	const struct tcb *t = leg_of(c, leg);
 
 	if (unmoved_may_reopen(c, leg, k))
 		return MAY_CHANGE;
@@ -285,7 +298,7 @@ static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, cons
 static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t leg,
 						const struct pkt *k)
 {
-	const struct tcb *t = &c->ends.leg[leg];
+	const struct tcb *t = leg_of(c, leg);
 	bool asked = t->snd_nxt && !t->snd_una && k->seq == t->iss;
 
 	if (leg == DMM_LEG_INNER)
@@ -308,7 +321,6 @@ static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, ui
 {
 	struct dmm_core_addr_pair pair;
 	const struct conn *c;
-	struct conn awake;
 	struct pkt k;
 	enum wire_result what = wire_parse(p, len, !csum_ok, &k);
 	bool outer = leg == DMM_LEG_OUTER;
@@ -326,10 +338,7 @@ static inline enum unmoved_verdict unmoved_judge(const struct dmm_core *core, ui
 	}
 	*found = true;
 	*handle = c->ends.f.handle;
-	if (c->ends.f.phase == CONN_PARKED) {
-		conn_unpark_copy(&awake, c);
-		c = &awake;
-	}
+	c = conn_look(core, c);
 	return what == WIRE_TCP ? unmoved_tcp(core, c, leg, &k, now_ns) : unmoved_icmp(c, leg, &k);
 }
 
@@ -357,79 +366,89 @@ static inline void unmoved_before(struct unmoved *u, const struct dmm_core *core
 		CHECK(u->v);
 	}
 	for (; u->n < core->n_live; u->n++)
-		unmoved_copy(&u->v[u->n], core->slots[core->live[u->n]]);
+		unmoved_copy(&u->v[u->n], core, core->slots[core->live[u->n]]);
 	u->globals = unmoved_globals(core);
+}
+
+static inline void unmoved_allow_flag(const struct conn *was, struct conn *is, uint32_t leg,
+				      uint32_t flag)
+{
+	struct tcb *t = leg_of(is, leg);
+
+	t->flags = (t->flags & ~flag) | (leg_of(was, leg)->flags & flag);
 }
 
 static inline void unmoved_allow_probe(const struct conn *was, struct conn *is)
 {
-	static const uint32_t may[2] = {
-		[DMM_LEG_INNER] = TF_PROBE_OWED, [DMM_LEG_OUTER] = TF_PROBE_DUE};
-
-	for (uint32_t l = 0; l < 2; l++)
-		is->ends.leg[l].flags =
-			(is->ends.leg[l].flags & ~may[l]) | (was->ends.leg[l].flags & may[l]);
+	leg_of(is, DMM_LEG_INNER)->owed = leg_of(was, DMM_LEG_INNER)->owed;
+	unmoved_allow_flag(was, is, DMM_LEG_OUTER, TF_PROBE_DUE);
 }
 
 /* What an answer may change, made equal */
 static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *was,
 				 struct unmoved_conn *is)
 {
-	struct tcb *a = &was->c.ends.leg[u->leg], *b = &is->c.ends.leg[u->leg];
+	struct tcb *a = leg_of(&was->l.c, u->leg), *b = leg_of(&is->l.c, u->leg);
+	struct outer *outer = &is->l.outer.outer;
 
-	if (u->leg == DMM_LEG_INNER)
-		is->c.ends.link = was->c.ends.link;
+	if (u->leg == DMM_LEG_INNER && is->l.c.ends.link != was->l.c.ends.link) {
+		is->l.c.ends.link = was->l.c.ends.link;
+		if (was->l.outer.outer.again_ms)
+			unmoved_allow_flag(&was->l.c, &is->l.c, DMM_LEG_OUTER, TF_ACK_NOW);
+	}
 	if (u->verdict == SILENT)
 		return;
 	b->flags = (b->flags & ~(uint32_t)TF_ACK_NOW) | (a->flags & TF_ACK_NOW);
 	if (u->leg == DMM_LEG_INNER)
-		unmoved_allow_probe(&was->c, &is->c);
-	if (u->leg == DMM_LEG_OUTER)
-		is->c.ends.outer.challenge_ms = was->c.ends.outer.challenge_ms;
+		unmoved_allow_probe(&was->l.c, &is->l.c);
+	if (u->leg == DMM_LEG_OUTER) {
+		outer->challenge_ms = was->l.outer.outer.challenge_ms;
+		outer->again_ms = was->l.outer.outer.again_ms;
+		unmoved_allow_flag(&was->l.c, &is->l.c, DMM_LEG_INNER, TF_PROBE_DUE);
+	}
 	if (u->verdict != DUPLICATE_ONLY)
 		return;
 	b->dsack_start = a->dsack_start;
 	b->dsack_end = a->dsack_end;
 	if (b->flags & TF_ACCECN)
-		is->c.ends.outer.accecn.flags =
-			(uint8_t)((is->c.ends.outer.accecn.flags & ~ACC_OPT_OFF) |
-				  (was->c.ends.outer.accecn.flags & ACC_OPT_OFF));
+		outer->accecn.flags = (uint8_t)((outer->accecn.flags & ~ACC_OPT_OFF) |
+						(was->l.outer.outer.accecn.flags & ACC_OPT_OFF));
 }
 
 static inline void unmoved_compare(const struct unmoved *u, struct unmoved_conn *was,
 				   struct unmoved_conn *is)
 {
-	bool target = u->found && was->c.ends.f.handle == u->handle;
-	const uint8_t *a = (const uint8_t *)&was->c, *b = (const uint8_t *)&is->c;
+	bool target = u->found && was->l.c.ends.f.handle == u->handle;
+	const uint8_t *a = (const uint8_t *)&was->l, *b = (const uint8_t *)&is->l;
 	size_t at;
 
 	if (target)
 		unmoved_allow(u, was, is);
 	if (was->parked && !is->parked) { /* a timer looks whether it can be parked again */
-		is->c.ends.leg[DMM_LEG_OUTER].keep_ns = was->c.ends.leg[DMM_LEG_OUTER].keep_ns;
-		is->c.ends.f.phase = was->c.ends.f.phase;
+		is->l.outer.t.keep_ns = was->l.outer.t.keep_ns;
+		is->l.c.ends.f.phase = was->l.c.ends.f.phase;
 	}
 	/* an answer waits there, or is only a place further back */
 	for (uint32_t l = 0; l < 2; l++)
-		memset(&is->c.ends.leg[l].ready, 0, sizeof(struct list));
+		memset(&leg_of(&is->l.c, l)->ready, 0, sizeof(struct list));
 	for (uint32_t l = 0; l < 2; l++)
-		memset(&was->c.ends.leg[l].ready, 0, sizeof(struct list));
-	memset(&is->c.queued, 0, sizeof(is->c.queued));
-	memset(&was->c.queued, 0, sizeof(was->c.queued));
-	for (at = 0; at < sizeof(was->c) && a[at] == b[at]; at++)
+		memset(&leg_of(&was->l.c, l)->ready, 0, sizeof(struct list));
+	memset(&is->l.c.queued, 0, sizeof(is->l.c.queued));
+	memset(&was->l.c.queued, 0, sizeof(was->l.c.queued));
+	for (at = 0; at < sizeof(was->l) && a[at] == b[at]; at++)
 		;
-	if (at == sizeof(was->c) && was->content == is->content)
+	if (at == sizeof(was->l) && was->content == is->content)
 		return;
 	fprintf(stderr,
 		"unmoved: a refused packet on leg %u (state %u) changed a connection: byte %zu of "
 		"struct "
 		"conn%s\n",
-		u->leg, was->c.ends.leg[u->leg].state, at,
-		at == sizeof(was->c) ? " (what it points to)" : "");
-	if (at >= offsetof(struct conn, ends.leg) && at < offsetof(struct conn, ends.outer))
-		fprintf(stderr, "unmoved: byte %zu of struct tcb of leg %zu\n",
-			(at - offsetof(struct conn, ends.leg)) % sizeof(struct tcb),
-			(at - offsetof(struct conn, ends.leg)) / sizeof(struct tcb));
+		u->leg, leg_of(&was->l.c, u->leg)->state, at,
+		at == sizeof(was->l) ? " (what it points to)" : "");
+	if (at >= offsetof(struct legs, inner))
+		fprintf(stderr, "unmoved: byte %zu of the inner end, or %zd of the outer one\n",
+			at - offsetof(struct legs, inner),
+			(ptrdiff_t)(at - offsetof(struct legs, outer)));
 	abort();
 }
 
@@ -442,7 +461,7 @@ static inline void unmoved_after(struct unmoved *u, const struct dmm_core *core)
 	CHECK(unmoved_globals(core) == u->globals);
 	CHECK(core->n_live == u->n);
 	for (uint32_t i = 0; i < u->n; i++) {
-		unmoved_copy(&is, core->slots[core->live[i]]);
+		unmoved_copy(&is, core, core->slots[core->live[i]]);
 		unmoved_compare(u, &u->v[i], &is);
 	}
 }

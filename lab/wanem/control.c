@@ -42,7 +42,7 @@ static void put_u64(struct answer *answer, const char *key, uint64_t value)
 
 static void put_double(struct answer *answer, const char *key, double value)
 {
-	put(answer, "\"%s\": %.9g, ", key, value);
+	put(answer, "\"%s\": %.17g, ", key, value);
 }
 
 int control_init(struct control *control, const char *path)
@@ -97,79 +97,6 @@ void control_poll_fds(const struct control *control, struct pollfd *fds)
 		fds[1 + i] = (struct pollfd){.fd = control->clients[i].fd, .events = POLLIN};
 }
 
-static const char *parse_u64(const char *text, uint64_t *value)
-{
-	char *end;
-
-	errno = 0;
-	*value = strtoull(text, &end, 10);
-	return *text < '0' || *text > '9' || *end || errno ? "a value is not a whole number" : NULL;
-}
-
-static const char *assign(struct control_target *target, const char *key, const char *text)
-{
-	struct emu_params *params = &target->params;
-	const struct {
-		const char *key;
-		uint64_t *u64;
-		double *real;
-	} keys[] = {
-		{"rate_bps", &params->rate_bps, NULL},
-		{"delay_ns", &params->delay_ns, NULL},
-		{"queue_pkts", &params->queue_pkts, NULL},
-		{"queue_bytes", &params->queue_bytes, NULL},
-		{"queue_ns", &params->queue_ns, NULL},
-		{"reorder_ns", &params->reorder_ns, NULL},
-		{"seed", &target->seed, NULL},
-		{"loss", NULL, &params->loss},
-		{"reorder", NULL, &params->reorder},
-		{"duplicate", NULL, &params->duplicate},
-		{"corrupt", NULL, &params->corrupt},
-	};
-	uint64_t overhead;
-	const char *why;
-	char *end;
-
-	if (!strcmp(key, "overhead_bytes")) {
-		why = parse_u64(text, &overhead);
-		params->overhead_bytes = overhead > UINT32_MAX ? UINT32_MAX : (uint32_t)overhead;
-		return why;
-	}
-	for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
-		if (strcmp(key, keys[i].key) != 0)
-			continue;
-		if (keys[i].u64) {
-			target->new_seed |= keys[i].u64 == &target->seed;
-			return parse_u64(text, keys[i].u64);
-		}
-		*keys[i].real = strtod(text, &end);
-		return end == text || *end ? "a value is not a number" : NULL;
-	}
-	return "there is no such key";
-}
-
-const char *control_assign(struct control_target targets[2], unsigned int mask, char *assignments)
-{
-	const char *why = NULL;
-	char *save, *word;
-
-	for (word = strtok_r(assignments, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-		char *value = strchr(word, '=');
-
-		if (!value)
-			return "an assignment is KEY=VALUE";
-		*value++ = '\0';
-		for (unsigned int i = 0; i < 2 && !why; i++)
-			if (mask & (1U << i))
-				why = assign(&targets[i], word, value);
-		if (why)
-			return why;
-	}
-	for (unsigned int i = 0; i < 2 && !why; i++)
-		why = emu_check(&targets[i].params);
-	return why;
-}
-
 static void put_params(struct answer *answer, const struct emu *emu)
 {
 	const struct emu_params *params = &emu->params;
@@ -182,7 +109,16 @@ static void put_params(struct answer *answer, const struct emu *emu)
 	put_u64(answer, "queue_ns", params->queue_ns);
 	put_u64(answer, "reorder_ns", params->reorder_ns);
 	put_u64(answer, "overhead_bytes", params->overhead_bytes);
+	put_u64(answer, "loss_above", params->loss_above);
+	put_u64(answer, "burst_step_ns", params->bursts.step_ns);
+	put_u64(answer, "jitter_ns", params->jitter_ns);
+	put_u64(answer, "jitter_exponential", params->jitter_exponential);
+	put_u64(answer, "jitter_reorder", params->jitter_reorder);
 	put_double(answer, "loss", params->loss);
+	put_double(answer, "burst_p", params->bursts.p);
+	put_double(answer, "burst_r", params->bursts.r);
+	put_double(answer, "burst_loss_bad", params->bursts.loss_bad);
+	put_double(answer, "burst_loss_good", params->bursts.loss_good);
 	put_double(answer, "reorder", params->reorder);
 	put_double(answer, "duplicate", params->duplicate);
 	put_double(answer, "corrupt", params->corrupt);
@@ -208,6 +144,7 @@ static void put_direction(struct answer *answer, struct direction *direction, co
 	put_u64(answer, "control_pkts", stats->control_pkts);
 	put_u64(answer, "queue_drops", stats->queue_drops);
 	put_u64(answer, "losses", stats->losses);
+	put_u64(answer, "loss_bursts", stats->loss_bursts);
 	put_u64(answer, "reordered", stats->reordered);
 	put_u64(answer, "duplicated", stats->duplicated);
 	put_u64(answer, "corrupted", stats->corrupted);
@@ -222,7 +159,7 @@ static void put_direction(struct answer *answer, struct direction *direction, co
 		   stats->queue_wait_pkts
 			   ? stats->queue_wait_sum_ns / (double)stats->queue_wait_pkts
 			   : 0);
-	put_u64(answer, "in_flight_pkts", emu->line.pkts + emu->late.pkts);
+	put_u64(answer, "in_flight_pkts", emu->line.pkts + emu->late.pkts + emu->jittered_pkts);
 	put_u64(answer, "late_max_ns", stats->late_max_ns);
 	put_double(answer, "late_mean_ns",
 		   stats->tx_pkts ? stats->late_sum_ns / (double)stats->tx_pkts : 0);

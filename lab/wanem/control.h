@@ -8,9 +8,7 @@
  *	set DIR KEY=VALUE...       DIR is ab, ba or both; all of the keys or none of them
  *	quit
  *
- * Keys: rate_bps delay_ns queue_pkts queue_bytes queue_ns reorder_ns overhead_bytes seed
- * (integers), and loss reorder duplicate corrupt (0 to 1). A refused line answers {"error": "..."}
- * and changes nothing.
+ * The keys are those of assign.h. A refused line answers {"error": "..."} and changes nothing.
  */
 #ifndef WANEM_CONTROL_H
 #define WANEM_CONTROL_H
@@ -21,6 +19,7 @@
 #include <stdint.h>
 #include <sys/un.h>
 
+#include "assign.h"
 #include "direction.h"
 #include "emu.h"
 
@@ -52,17 +51,5 @@ void control_deinit(struct control *control);
 /* Fills CONTROL_POLL_FDS entries; those not in use have fd -1. */
 void control_poll_fds(const struct control *control, struct pollfd *fds);
 void control_serve(struct control *control, const struct pollfd *fds, struct wanem *wanem);
-
-/* What "KEY=VALUE ..." sets. */
-struct control_target {
-	struct emu_params params;
-	uint64_t seed;
-	bool new_seed;
-};
-
-/*
- * Applies "KEY=VALUE ..." (modified in place) to the targets in mask; NULL, or why it is refused.
- */
-const char *control_assign(struct control_target targets[2], unsigned int mask, char *assignments);
 
 #endif

@@ -14,6 +14,8 @@
 #include <sys/mman.h>
 
 #define NS_PER_S 1000000000ULL
+/* Steps are walked one by one, so they must not be countless after a pause. */
+#define STEP_MIN_NS 100000ULL
 
 int pool_init(struct pool *pool, size_t count, size_t slot_bytes)
 {
@@ -99,23 +101,33 @@ static uint64_t splitmix64(uint64_t seed, uint64_t n)
 	return z ^ (z >> 31);
 }
 
-static uint64_t draw(const struct emu *emu, enum emu_fate fate)
+static uint64_t draw_nth(const struct emu *emu, enum emu_fate fate, uint64_t n)
 {
 	uint64_t stream = splitmix64(emu->seed, (uint64_t)emu->direction * EMU_FATE_COUNT + fate);
 
-	return splitmix64(stream, emu->draws);
+	return splitmix64(stream, n);
+}
+
+static uint64_t draw(const struct emu *emu, enum emu_fate fate)
+{
+	return draw_nth(emu, fate, emu->draws);
+}
+
+/* 53 bits: what a double holds exactly, so that 0 never strikes and 1 always does. */
+static double unit(uint64_t drawn)
+{
+	return (double)(drawn >> 11) * 0x1p-53;
 }
 
 static bool strikes(const struct emu *emu, enum emu_fate fate, double probability)
 {
-	/* 53 bits: what a double holds exactly, so that 0 never strikes and 1 always does. */
-	return (double)(draw(emu, fate) >> 11) < probability * 0x1p53;
+	return unit(draw(emu, fate)) < probability;
 }
 
 void emu_seed(struct emu *emu, uint64_t seed)
 {
 	emu->seed = seed;
-	emu->draws = 0;
+	emu->draws = emu->steps = 0;
 }
 
 void emu_init(struct emu *emu, struct pool *pool, uint32_t direction, uint64_t seed,
@@ -138,11 +150,19 @@ static bool is_probability(double p)
 const char *emu_check(const struct emu_params *params)
 {
 	if (!is_probability(params->loss) || !is_probability(params->reorder) ||
-	    !is_probability(params->duplicate) || !is_probability(params->corrupt))
+	    !is_probability(params->duplicate) || !is_probability(params->corrupt) ||
+	    !is_probability(params->bursts.p) || !is_probability(params->bursts.r) ||
+	    !is_probability(params->bursts.loss_bad) || !is_probability(params->bursts.loss_good))
 		return "a probability is between 0 and 1";
+	if (params->bursts.p > 0 && params->bursts.r <= 0)
+		return "bursts that begin must end: r is above 0 where p is";
+	if (params->bursts.step_ns &&
+	    (params->bursts.step_ns < STEP_MIN_NS || params->bursts.step_ns > 3600 * NS_PER_S))
+		return "a step of the bursts is between 100 us and one hour, or 0 for a frame";
 	if (params->rate_bps && (params->rate_bps < 1000 || params->rate_bps > 1000 * NS_PER_S))
 		return "a rate is between 1000 bit/s and 1000 Gbit/s, or 0 for none";
-	if (params->delay_ns > 3600 * NS_PER_S || params->reorder_ns > 3600 * NS_PER_S)
+	if (params->delay_ns > 3600 * NS_PER_S || params->reorder_ns > 3600 * NS_PER_S ||
+	    params->jitter_ns > 3600 * NS_PER_S)
 		return "a delay is at most one hour";
 	if (params->queue_ns > 3600 * NS_PER_S)
 		return "a queue is at most one hour long";
@@ -194,6 +214,82 @@ static void put_in_line(struct fifo *line, struct pkt *pkt, uint64_t due_ns)
 	fifo_push(line, pkt);
 }
 
+/* Two skew heaps as one (Sleator and Tarjan 1986): no store of its own, O(log n) in the mean. */
+static struct pkt *merged(struct pkt *a, struct pkt *b)
+{
+	struct pkt *root = NULL, **at = &root, *rest;
+
+	while (a && b) {
+		if (b->at_ns < a->at_ns) {
+			rest = a;
+			a = b;
+			b = rest;
+		}
+		rest = a->right;
+		a->right = a->next;
+		*at = a;
+		at = &a->next;
+		a = rest;
+	}
+	*at = a ? a : b;
+	return root;
+}
+
+/* On its way: among the jittered if line is NULL. */
+static void put_under_way(struct emu *emu, struct fifo *line, struct pkt *pkt, uint64_t due_ns)
+{
+	if (line) {
+		put_in_line(line, pkt, due_ns);
+		return;
+	}
+	pkt->at_ns = due_ns;
+	pkt->next = pkt->right = NULL;
+	emu->jittered = merged(emu->jittered, pkt);
+	emu->jittered_pkts++;
+}
+
+/* Brings the chain to the frame that leaves the transmitter at at_ns; whether that meets bad. */
+static bool meets_bad(struct emu *emu, uint64_t at_ns)
+{
+	const struct gilbert *bursts = &emu->params.bursts;
+	uint64_t steps = 1;
+
+	if (!emu->steps) {
+		emu->bad = unit(draw_nth(emu, EMU_FATE_STATE, emu->steps++)) <
+			   gilbert_bad_share(bursts);
+		emu->step_end_ns = at_ns + bursts->step_ns;
+		return emu->bad;
+	}
+	if (bursts->step_ns) {
+		if (at_ns < emu->step_end_ns)
+			return emu->bad;
+		steps += (at_ns - emu->step_end_ns) / bursts->step_ns;
+		emu->step_end_ns += steps * bursts->step_ns;
+		steps = steps < GILBERT_STEPS_MAX ? steps : GILBERT_STEPS_MAX;
+	}
+	for (; steps; steps--)
+		emu->bad = gilbert_step(bursts, emu->bad,
+					unit(draw_nth(emu, EMU_FATE_STATE, emu->steps++)));
+	return emu->bad;
+}
+
+static bool is_lost(struct emu *emu, const struct pkt *pkt, uint64_t at_ns)
+{
+	const struct emu_params *params = &emu->params;
+	double in_burst = 0;
+	bool lost;
+
+	if (params->bursts.p > 0)
+		in_burst = gilbert_loss(&params->bursts, meets_bad(emu, at_ns));
+	lost = strikes(emu, EMU_FATE_LOSS, params->loss) || strikes(emu, EMU_FATE_BURST, in_burst);
+	if (params->loss_above && pkt->len <= ETH_HLEN + params->loss_above)
+		lost = false;
+	emu->stats.losses += lost;
+	emu->stats.loss_bursts += lost && !emu->last_lost;
+	emu->last_lost = lost;
+	return lost;
+}
+
 static void corrupt_one_bit(struct emu *emu, struct pkt *pkt)
 {
 	uint64_t bit;
@@ -216,7 +312,7 @@ static void duplicate(struct emu *emu, const struct pkt *pkt, struct fifo *line,
 	copy->len = pkt->len;
 	copy->control = pkt->control;
 	memcpy(copy->data, pkt->data, pkt->len);
-	put_in_line(line, copy, due_ns);
+	put_under_way(emu, line, copy, due_ns);
 	emu->stats.duplicated++;
 }
 
@@ -225,26 +321,27 @@ static void depart(struct emu *emu, struct pkt *pkt, uint64_t at_ns)
 {
 	const struct emu_params *params = &emu->params;
 	uint64_t due_ns = at_ns + params->delay_ns;
-	struct fifo *line = &emu->line;
+	struct fifo *line = params->jitter_ns && params->jitter_reorder ? NULL : &emu->line;
 
 	if (pkt->control) {
-		put_in_line(line, pkt, due_ns);
+		put_in_line(&emu->line, pkt, due_ns);
 		return;
 	}
-	if (strikes(emu, EMU_FATE_LOSS, params->loss)) {
-		emu->stats.losses++;
+	if (is_lost(emu, pkt, at_ns)) {
 		emu->draws++;
 		pool_put(emu->pool, pkt);
 		return;
 	}
 	if (strikes(emu, EMU_FATE_CORRUPT, params->corrupt))
 		corrupt_one_bit(emu, pkt);
+	due_ns += jitter_draw(params->jitter_ns, params->jitter_exponential,
+			      unit(draw(emu, EMU_FATE_JITTER)));
 	if (strikes(emu, EMU_FATE_REORDER, params->reorder)) {
-		line = &emu->late;
+		line = line ? &emu->late : NULL;
 		due_ns += params->reorder_ns;
 		emu->stats.reordered++;
 	}
-	put_in_line(line, pkt, due_ns);
+	put_under_way(emu, line, pkt, due_ns);
 	if (strikes(emu, EMU_FATE_DUPLICATE, params->duplicate))
 		duplicate(emu, pkt, line, due_ns);
 	emu->draws++;
@@ -331,6 +428,9 @@ void emu_set(struct emu *emu, const struct emu_params *params, uint64_t now_ns)
 	uint32_t old_overhead = emu->params.overhead_bytes;
 
 	emu_advance(emu, now_ns);
+	/* Another chain begins anew. */
+	if (memcmp(&emu->params.bursts, &params->bursts, sizeof(params->bursts)) != 0)
+		emu->steps = 0;
 	emu->params = *params;
 	/* Unsigned arithmetic wraps, so a lower overhead is right as well. */
 	emu->waiting_bytes += emu->waiting.pkts * ((uint64_t)params->overhead_bytes - old_overhead);
@@ -346,27 +446,35 @@ void emu_set(struct emu *emu, const struct emu_params *params, uint64_t now_ns)
 		pkt->at_ns = now_ns;
 }
 
+static uint64_t due_ns_of(const struct pkt *first)
+{
+	return first ? first->at_ns : EMU_NEVER;
+}
+
 struct pkt *emu_pop_due(struct emu *emu, uint64_t now_ns)
 {
-	uint64_t line_ns = emu->line.head ? emu->line.head->at_ns : EMU_NEVER;
-	uint64_t late_ns = emu->late.head ? emu->late.head->at_ns : EMU_NEVER;
-	struct fifo *first = late_ns < line_ns ? &emu->late : &emu->line;
+	struct fifo *first =
+		due_ns_of(emu->late.head) < due_ns_of(emu->line.head) ? &emu->late : &emu->line;
+	struct pkt *pkt = emu->jittered;
 
-	if (!first->head || first->head->at_ns > now_ns)
-		return NULL;
-	return fifo_pop(first);
+	if (pkt && pkt->at_ns <= now_ns && pkt->at_ns < due_ns_of(first->head)) {
+		emu->jittered = merged(pkt->next, pkt->right);
+		emu->jittered_pkts--;
+		return pkt;
+	}
+	return due_ns_of(first->head) <= now_ns ? fifo_pop(first) : NULL;
 }
 
 uint64_t emu_next_ns(const struct emu *emu)
 {
+	const struct pkt *firsts[] = {emu->line.head, emu->late.head, emu->jittered};
 	uint64_t next_ns = EMU_NEVER;
 
 	if (emu->in_service)
 		next_ns = emu->in_service->at_ns + emu->params.delay_ns;
-	if (emu->line.head && emu->line.head->at_ns < next_ns)
-		next_ns = emu->line.head->at_ns;
-	if (emu->late.head && emu->late.head->at_ns < next_ns)
-		next_ns = emu->late.head->at_ns;
+	for (size_t i = 0; i < sizeof(firsts) / sizeof(firsts[0]); i++)
+		if (due_ns_of(firsts[i]) < next_ns)
+			next_ns = due_ns_of(firsts[i]);
 	return next_ns;
 }
 

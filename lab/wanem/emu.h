@@ -4,17 +4,19 @@
  * of the next event go out.
  *
  *	arrival -> drop-tail queue -> transmitter (rate) -> fate (loss, corruption, duplication)
- *	        -> delay line (delay) or late line (delay + reorder_ns) -> due
+ *	        -> delay line (delay + jitter), late line (delay + jitter + reorder_ns)
+ *	           or, where jitter may reorder, the jittered -> due
  *
  * Invariants:
  * - Loss strikes after the transmitter, so a lost frame has used its share of the rate.
  * - The fate of the n-th data frame that leaves the transmitter is a function of (seed, direction,
  * n) alone: every kind of fate draws from a stream of its own, and draws once per frame whether its
- * probability is 0 or not.
+ * probability is 0 or not. Only where bursts are of time (bursts.step_ns) the state that it meets
+ *is a function of (seed, direction, the slot of time since the first such frame).
  * - Link control (ARP, IPv6 neighbour discovery, MLD, anything that is not IP) belongs to the
  * segment and not to the path: it is queued and delayed, but has no fate and uses no draw.
  * - Each line is in order of time: only reordering that was asked for reorders, also after delay is
- * lowered.
+ * lowered. Without jitter_reorder a frame that would be due before the last one waits for it.
  *
  * Times are CLOCK_MONOTONIC, ns. Lengths are of the Ethernet frame without preamble, FCS and gap;
  * those are overhead_bytes, and count against the rate and against queue_bytes.
@@ -26,13 +28,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../chance.h"
+
 #define EMU_NEVER UINT64_MAX
 /* Preamble 8, FCS 4, inter-frame gap 12 (IEEE 802.3). */
 #define EMU_ETHERNET_OVERHEAD_BYTES 24
 
 struct pkt {
 	struct pkt *next;
-	uint64_t at_ns; /* waiting: arrival; in service: end of transmission; in a line: due */
+	struct pkt *right; /* among the jittered; next is then the left child */
+	uint64_t at_ns;	   /* waiting: arrival; in service: end of transmission; in a line: due */
 	uint32_t len;
 	bool control;
 	uint8_t *data;
@@ -65,7 +70,13 @@ struct emu_params {
 	uint64_t queue_ns; /* at the rate of the moment */
 	uint64_t reorder_ns;
 	uint32_t overhead_bytes;
-	double loss;
+	double loss; /* each frame for itself */
+	struct gilbert bursts;
+	/* Frames are lost only if longer than this, Ethernet header not counted. 0: all are. */
+	uint64_t loss_above;
+	uint64_t jitter_ns;
+	bool jitter_exponential; /* see jitter_draw */
+	bool jitter_reorder;
 	double reorder;
 	double duplicate;
 	double corrupt;
@@ -77,6 +88,9 @@ enum emu_fate {
 	EMU_FATE_DUPLICATE,
 	EMU_FATE_CORRUPT,
 	EMU_FATE_CORRUPT_WHERE,
+	EMU_FATE_STATE, /* of the bursts */
+	EMU_FATE_BURST,
+	EMU_FATE_JITTER,
 	EMU_FATE_COUNT,
 };
 
@@ -88,6 +102,7 @@ struct emu_stats {
 	uint64_t control_pkts;
 	uint64_t queue_drops;
 	uint64_t losses;
+	uint64_t loss_bursts; /* rows of losses with nothing that passed between them */
 	uint64_t reordered;
 	uint64_t duplicated;
 	uint64_t corrupted;
@@ -125,6 +140,12 @@ struct emu {
 	uint64_t service_rest;
 	struct fifo line;
 	struct fifo late;
+	struct pkt *jittered; /* a skew heap by at_ns */
+	uint64_t jittered_pkts;
+	bool bad; /* the state of the bursts */
+	bool last_lost;
+	uint64_t steps;	      /* of the bursts since the seed was set; 0: not begun */
+	uint64_t step_end_ns; /* of the slot of time that bad is about */
 	uint64_t clock_ns;
 };
 
