@@ -17,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import bench.connections
+import bench.control
 import bench.fairness
+import bench.latency_paths
+import bench.latency_wan
 import bench.ports
 import bench.wide
 from bench.matrix import (
@@ -213,13 +217,28 @@ def rivals_of(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def port_items_of(text: str) -> tuple[str, ...]:
-    """ "bulk,many" as a tuple."""
-    chosen = tuple(text.split(","))
-    if unknown := [name for name in chosen if name not in bench.ports.ITEMS]:
-        known = ", ".join(bench.ports.ITEMS)
-        raise typer.BadParameter(f"ports measures no {unknown[0]!r}; it measures {known}")
+def items_of(what: str, text: str | None, known: Collection[str]) -> tuple[str, ...]:
+    """ "bulk,many" as a tuple of what a benchmark measures; all if nothing is said."""
+    chosen = tuple(text.split(",")) if text else tuple(known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise typer.BadParameter(
+            f"{what} measures no {unknown[0]!r}; it measures {', '.join(known)}"
+        )
     return chosen
+
+
+def latency_plan_of(
+    rtts: str | None, losses: str | None, items: tuple[str, ...], quick: bool
+) -> bench.latency_wan.LatencyPlan:
+    """What latency-wan runs."""
+    plan = bench.latency_wan.LatencyPlan(items=items)
+    plan = plan.quick if quick else plan
+    if not (rtts or losses):
+        return plan
+    chosen = [numbers(rtts or words(bench.latency_paths.RTTS_MS), "ms")]
+    chosen += [numbers(losses or words(bench.latency_paths.LOSSES_PCT), "percent")]
+    paths = tuple(bench.latency_paths.paths(tuple(chosen[0]), tuple(chosen[1])))
+    return replace(plan, paths=paths, stream_paths=paths)
 
 
 def grid_of(
@@ -299,8 +318,18 @@ def main(
     ] = TCP_BUFFERS_BYTES >> 20,
     rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
     only: Annotated[
-        str, typer.Option(help=f"ports: what is measured, any of {', '.join(bench.ports.ITEMS)}.")
-    ] = ",".join(bench.ports.ITEMS),
+        str | None,
+        typer.Option(
+            help=f"What is measured; ports: any of {', '.join(bench.ports.ITEMS)}; "
+            f"latency-wan: any of {', '.join(bench.latency_wan.ITEMS)}."
+        ),
+    ] = None,
+    hosts: Annotated[
+        str, typer.Option(help="control: how many hosts there are, one after the other.")
+    ] = words(bench.control.HOSTS),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="latency-wan: fewer paths, and less on each.")
+    ] = False,
     sim: Annotated[
         bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
     ] = False,
@@ -316,6 +345,8 @@ def main(
     Example: tools/bench matrix --rates 100 --losses 0,5 --seconds 6 --plots plots
 
     Example: tools/bench fairness --buffers 1 --repeat 3 --sim
+
+    Example: tools/bench latency-wan --quick --only messages,page --plots plots
     """
     chosen = what or list(TITLES)
     known = [*TITLES, *bench.wide.TITLES]
@@ -342,7 +373,16 @@ def main(
         busy_poll_us,
         processes,
         seconds or bench.ports.SECONDS,
-        port_items_of(only),
+        items_of("ports", only if "ports" in chosen else None, bench.ports.ITEMS),
+        latency_plan_of(
+            rtts,
+            losses,
+            items_of(
+                "latency-wan", only if "latency-wan" in chosen else None, bench.latency_wan.ITEMS
+            ),
+            quick,
+        ),
+        tuple(int(one) for one in numbers(hosts, "hosts")),
     )
     results: dict[str, Result] = {}
     wide_results: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bench.fairness import Outcome, Shared
-from bench.report import GREY, NAMES, STYLES, figure_text, pyplot, write_figure
+from bench.report import GREY, NAMES, STYLES, figure_text, head, pyplot, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,19 +135,7 @@ def draw_fairness(outcomes: Sequence[Outcome]) -> Figure:
     axes[0][0].set_ylim(
         bottom=0
     )  # only now: it ends the scaling of all panels, which share the axis
-    figure.suptitle(
-        "Two bulk flows over one bottleneck: share of each, 0.5 is fair",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
-    figure.legend(
-        list(named.values()),
-        list(named),
-        loc="outside lower center",
-        ncols=len(named),
-        frameon=False,
-    )
+    head(figure, "Two bulk flows over one bottleneck: share of each, 0.5 is fair", named)
     return figure
 
 

@@ -227,14 +227,7 @@ def _finish(
         spec = panel.get_subplotspec()
         if spec and spec.is_last_row():
             panel.set_xlabel("random loss, %", fontsize=8, color=GREY)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(
-        list(named.values()),
-        list(named),
-        loc="outside lower center",
-        ncols=len(named),
-        frameon=False,
-    )
+    head(figure, title, named)
     return write_figure(figure, path)
 
 
@@ -342,4 +335,16 @@ def plot_cold(results: Sequence[ColdResult], directory: Path) -> list[Path]:
     figure.supylabel("seconds, bar: median", fontsize=9, color=GREY)
     return _finish(
         figure, panels, "1 MB from a cold start, connect() included", directory / "coldstart"
+    )
+
+
+def head(figure: Figure, title: str, named: dict[str, Any]) -> None:
+    """A figure's title, and below it what its lines and bars are, by name."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside lower center",
+        ncols=len(named),
+        frameon=False,
     )

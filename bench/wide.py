@@ -6,14 +6,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench.connections import COUNT, SIDES, Held, connections_table, held_once
+from bench.control import ESTIMATE_S, HOSTS, Grown, bench_control, control_table
 from bench.fairness import Contest, FairPlan, Outcome, Shared, run_fairness
 from bench.fairness_report import fairness_table, plot_fairness
 from bench.flows import (
@@ -25,6 +26,8 @@ from bench.flows import (
     cold_start,
     latency_sides,
 )
+from bench.latency_wan import Found, LatencyPlan, run_latency_wan
+from bench.latency_wan_report import latency_wan_tables, plot_latency_wan
 from bench.matrix import Cell, Plan, Result, run_matrix
 from bench.ports import ITEMS as PORT_ITEMS
 from bench.ports import SECONDS as PORT_SECONDS
@@ -47,10 +50,12 @@ TITLES = {
     "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
+    "latency-wan": "messages, streams, a page, a thousand connections over paths that lose: ours, kernel bbr",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
     "ports": "what a user stack's port carries, offloads as they come: tap, its ceiling, the kernel, af_xdp",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "verify": "the kernel's verifier: instructions, states and time of each BPF program",
+    "control": "a fleet on one etcd: from a push to the last host, and what etcd pays",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
@@ -72,6 +77,8 @@ class Wide:
     processes: int = 2
     port_seconds: int = PORT_SECONDS
     port_items: tuple[str, ...] = tuple(PORT_ITEMS)
+    latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
+    hosts: tuple[int, ...] = HOSTS
 
 
 def minutes(seconds: float) -> str:
@@ -158,6 +165,28 @@ def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
         return bench_latency(directory, wide.rounds, wide.latency_seconds, wide.busy_poll_us)
 
 
+def latency_wan(wide: Wide, directory: Path) -> list[Found]:
+    """Every cell; nothing is lost when it is interrupted but the cell at hand."""
+    found = []
+    plan = wide.latency_plan
+    with _progress("latency-wan", len(plan.items), plan.estimate_s) as (progress, task):
+
+        def done(what: str) -> None:
+            progress.update(task, description=what)
+
+        try:
+            for one in run_latency_wan(plan, directory, done):
+                found.append(one)
+                progress.update(task, completed=plan.items.index(one.item))
+        except KeyboardInterrupt:
+            print("bench: interrupted; what follows are the cells that were done", file=sys.stderr)
+    return found
+
+
+def _latency_wan_shown(found: list[Found]) -> Group:
+    return Group(*latency_wan_tables(found))
+
+
 def processes(wide: Wide, directory: Path) -> dict[str, Bulk]:
     """Every side."""
     with _progress("processes", 1, wide.rounds * 3 * (wide.latency_seconds + 4)):
@@ -177,6 +206,13 @@ def connections(wide: Wide, directory: Path) -> dict[str, Held]:
             found[side] = held_once(side, wide.count, directory, say)
             progress.update(task, advance=1)
     return found
+
+
+def control(wide: Wide, directory: Path) -> list[Grown]:
+    """Each number of hosts once."""
+    estimate_s = sum(ESTIMATE_S.get(count, count / 8) for count in wide.hosts)
+    with _progress("control", len(wide.hosts), estimate_s) as (progress, task):
+        return bench_control(directory, wide.hosts, lambda _: progress.update(task, advance=1))
 
 
 def startup(wide: Wide, directory: Path) -> dict[str, Any]:
@@ -208,6 +244,8 @@ _LISTS: dict[
     "matrix": (matrix, matrix_table, plot_matrix),
     "fairness": (fairness, fairness_table, plot_fairness),
     "coldstart": (coldstart, cold_table, plot_cold),
+    "latency-wan": (latency_wan, _latency_wan_shown, plot_latency_wan),
+    "control": (control, control_table, lambda _found, _directory: []),
 }
 
 

@@ -17,18 +17,17 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.syntax import Syntax
 from rich.table import Table
 
-from dmm_ebpf.errors import DmmError
+from demo.messages import PACE, times_ms, trace
+from demo.telling import expect, tell
 from lab import (
     Cgroup,
     Fetched,
@@ -44,11 +43,13 @@ from lab import (
     wait_for,
 )
 from lab.routed import Routed
+from lab.steady import Sender, echo_server
 from lab.waiting import patient, wait_readable
 
 RATE_MBIT = 100
 DELAY_MS = 25
 LOSS = 0.01
+MESSAGE_LOSS = 0.12
 FILE_BYTES = 10_000_000
 SHAPED_MBIT = 20
 # Goodput is divided by what full-size segments leave of the rate: 1448 of 1538 bytes on the wire
@@ -84,7 +85,7 @@ table = "shop"
 [[tables.shop.routes]]      # which peers, and which stack serves them
 to = "default"
 proto = "tcp"
-ports = "80, 5201, 6379"
+ports = "80, 4300, 5201, 6379"
 stack = "wan"
 
 [[tables.shop.routes]]
@@ -118,7 +119,7 @@ table = "clients"
 
 [[tables.clients.routes]]   # for a listener, the peer is the client
 to = "default"
-ports = "80"
+ports = "80, 4300"
 stack = "wan"
 
 [[tables.clients.routes]]
@@ -147,21 +148,6 @@ table inet box {
 }
 """
 
-console = Console(highlight=False, soft_wrap=True)
-
-
-class DemoError(DmmError):
-    """Something was not as the story says."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__("go on with the demo", why=why)
-
-
-def expect(condition: object, why: str) -> None:
-    """DemoError unless condition."""
-    if not condition:
-        raise DemoError(why)
-
 
 class Story:
     """The hosts and what is told about them."""
@@ -171,7 +157,6 @@ class Story:
         self.directory = directory
         self.stack = stack
         self.progress = progress
-        self.task = progress.add_task("", total=len(STEPS))
         self.client: Host = lab.host("client", tcp_buffers=64 << 20)
         self.server: Host = lab.host("server", tcp_buffers=64 << 20)
         self.link = lab.wan(
@@ -507,6 +492,30 @@ def side_by_side(s: Story) -> None:
     s.progress.console.print(table)
 
 
+def messages(s: Story) -> None:
+    """A message of 1 KB every 50 ms and its echo, where one packet of eight is lost each way: by
+    the kernel, and by user stacks on both hosts, at the same time.
+    """
+    s.link.set(loss=MESSAGE_LOSS)
+    kernel = "bbr" if "kernel, bbr" in s.rivals else "cubic"
+    for host in (s.client, s.server):
+        host.sysctl("net.ipv4.tcp_congestion_control", kernel)
+    by = {f"kernel, {kernel}": None, "user stacks, wan": s.cg_client}
+    senders = {}
+    for port, (name, cgroup) in zip((4301, 4300), by.items(), strict=True):
+        server_cgroup = s.cg_server if cgroup else None
+        echo_server(s.server, port, s.directory / f"echo-{port}.log", server_cgroup)
+        senders[name] = Sender("ask", s.client, (s.server.ip4, port), PACE, cgroup)
+    sides = {name: times_ms(sender.result()) for name, sender in senders.items()}
+    expect(sides["user stacks, wan"][-1] < float("inf"), "a message never came back")
+    s.say(
+        f"{PACE.size_bytes} bytes each {PACE.interval_s * 1e3:.0f} ms there and back, "
+        f"{2 * DELAY_MS} ms round trip, {MESSAGE_LOSS:.0%} loss each way; a mark is {DELAY_MS} ms"
+    )
+    for line in trace(sides, 2 * DELAY_MS):
+        s.progress.console.print(f"  {line}", markup=False)
+
+
 def nothing_left(s: Story) -> None:
     """Detach, and compare both hosts with what they were."""
     s.stack.close()
@@ -528,42 +537,21 @@ STEPS: list[tuple[str, Callable[[Story], None]]] = [
     ("A stack is killed, then the Resource Director", killed),
     ("The other direction: a server listens behind a user stack", listening),
     ("The same file over a lossy link: kernel and user stack", side_by_side),
+    ("Messages over a link that loses one packet of eight", messages),
     ("Detach", nothing_left),
 ]
 
 
 def main() -> int:
     """Tell the story; 0 if all was as told."""
-    began = time.monotonic()
-    console.rule("[bold]dmm-ebpf: protocol routing[/]")
-    progress = Progress(
-        TextColumn("[bold]{task.completed}/{task.total}[/] {task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
-    try:
-        with (
-            tempfile.TemporaryDirectory() as name,
-            Lab("demo") as lab,
-            ExitStack() as stack,
-            progress,
-        ):
-            Path(name).chmod(0o755)
-            story = Story(lab, Path(name), stack, progress)
-            story.say(f"two hosts: client {story.client.ip4}, server {story.server.ip4}")
-            story.say(f"between them a link of {RATE_MBIT} Mb/s, {DELAY_MS} ms each way")
-            for title, step in STEPS:
-                progress.update(story.task, description=title)
-                progress.console.print(f"\n[bold]{title}[/]")
-                step(story)
-                progress.advance(story.task)
-            progress.update(story.task, description="done")
-    except (DmmError, TimeoutError, subprocess.SubprocessError) as error:
-        console.print(f"demo: {error}", style="red", markup=False)
-        return 1
-    console.print(f"\n[green]Everything was as told[/], in {time.monotonic() - began:.0f} s.")
-    return 0
+
+    def begin(lab: Lab, directory: Path, stack: ExitStack, progress: Progress) -> Story:
+        story = Story(lab, directory, stack, progress)
+        story.say(f"two hosts: client {story.client.ip4}, server {story.server.ip4}")
+        story.say(f"between them a link of {RATE_MBIT} Mb/s, {DELAY_MS} ms each way")
+        return story
+
+    return tell("dmm-ebpf: protocol routing", begin, STEPS)
 
 
 if __name__ == "__main__":

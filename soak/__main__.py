@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import soak.kills
 import soak.sim
 import soak.transfers
 from dmm_ebpf.errors import DmmError
@@ -43,6 +44,7 @@ def show_simulated(summary: soak.sim.Summary) -> None:
         "might have failed": f"{summary.connections - summary.had_to_complete}, {summary.whole_by_chance} delivered",
         "by congestion control": ", ".join(f"{cc} {n}" for cc, n in summary.by_congestion.items()),
         "on the links": f"{summary.packets} packets",
+        "repaired by parity": f"{summary.repaired} symbols, {summary.lies_found} times it was wrong",
         "time": f"{summary.simulated_s / 3600:.1f} h simulated in {summary.took_s:.0f} s",
     }
     for row in rows.items():
@@ -60,6 +62,9 @@ def simulated(
     connections: Annotated[int, typer.Option(help="How many, at least.", min=1)] = 10_000,
     seed: Annotated[int, typer.Option(help="Another seed makes up other cases.", min=0)] = 1,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 2,
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Only streams with forward error correction.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The user-space TCP in virtual time: every stream arrives exactly, or an app is told
@@ -67,7 +72,7 @@ def simulated(
 
     Example: tools/soak simulated --connections 10000
     """
-    summary = soak.sim.soak(connections, seed, workers)
+    summary = soak.sim.soak(connections, seed, workers, parity=parity)
     if as_json:
         print(json.dumps(summary.as_json(), indent=2))
     else:
@@ -171,6 +176,46 @@ def transfers(
     else:
         show_transfers(summary)
     raise typer.Exit(int(bool(summary.failures)))
+
+
+def show_kills(summary: soak.kills.Summary) -> None:
+    """What was killed, what went on, and a line for what was found."""
+    table = Table(title=f"killed, seed {summary.seed}", title_justify="left", show_header=False)
+    rows = {
+        "killed": ", ".join(f"{n} {kind}s" for kind, n in sorted(summary.killed.items())),
+        "pushes": ", ".join(f"{n} ended with {code}" for code, n in sorted(summary.pushes.items())),
+        "kernel flows that stayed open": f"{summary.kept}, {summary.messages} messages",
+        "new flows": ", ".join(f"{n} by {who}" for who, n in sorted(summary.served.items())),
+        "that failed": ", ".join(f"{n} by {who}" for who, n in sorted(summary.failed.items())),
+    }
+    for name, text in rows.items():
+        table.add_row(name, text or "none")
+    Console(soft_wrap=True).print(table)
+    for what in summary.found:
+        print(f"soak: found: {what}; repeat it with: {summary.command()}")
+    if not summary.found:
+        print("soak: nothing found")
+
+
+@app.command()
+def kills(
+    *,
+    seconds: Annotated[float, typer.Option(help="How long things are killed.", min=5)] = 120.0,
+    seed: Annotated[int, typer.Option(help="Another seed kills others.", min=0)] = 1,
+    as_json: Json = False,
+) -> None:
+    """A fleet of three hosts under load, while members of etcd, directors and stack processes are
+    killed at random.
+
+    Example: tools/soak kills --seconds 120 --seed 7
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    summary = soak.kills.soak(seconds, seed, lambda text: console.print(f"soak: {text}"))
+    if as_json:
+        print(json.dumps(summary.as_json(), indent=2))
+    else:
+        show_kills(summary)
+    raise typer.Exit(int(bool(summary.found)))
 
 
 if __name__ == "__main__":

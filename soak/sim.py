@@ -59,6 +59,8 @@ class Summary:
     by_congestion: dict[str, int] = field(default_factory=dict)
     had_to_complete: int = 0
     whole_by_chance: int = 0  # delivered, of those that might have failed
+    repaired: int = 0  # symbols, by parity
+    lies_found: int = 0  # connections that wrong parity has ended
     packets: int = 0
     bytes_delivered: int = 0
     simulated_s: float = 0.0
@@ -74,7 +76,7 @@ class _EnoughError(Exception):
     """This worker has its share."""
 
 
-def _work(binary: Path, number: int, share: int, reports: Any) -> None:
+def _work(binary: Path, number: int, share: int, parity: bool, reports: Any) -> None:
     """One worker: puts a Counter for each simulation on reports, then a Broken or None."""
     broken: Broken | None = None
     done = 0
@@ -91,7 +93,7 @@ def _work(binary: Path, number: int, share: int, reports: Any) -> None:
         report_multiple_bugs=False,
         print_blob=False,
     )
-    @given(simcases.honest_cases() | simcases.wild_cases())
+    @given(simcases.parity_cases() if parity else simcases.honest_cases() | simcases.wild_cases())
     def simulate(case: simcases.Case) -> None:
         nonlocal broken, done, first_broken
         if done >= share or (broken and time.monotonic() > first_broken + SHRINK_S):
@@ -116,6 +118,8 @@ def _work(binary: Path, number: int, share: int, reports: Any) -> None:
                 packets=result["sent_pkts"],
                 bytes_delivered=result["got_a"] + result["got_b"],
                 simulated_ns=result["end_ns"],
+                repaired=result["repaired_a"] + result.get("repaired_b", 0),
+                lies_found=result["repaired_wrong_a"] + result.get("repaired_wrong_b", 0),
                 **{f"cc {case['cc']}": conns},
             )
         )
@@ -160,9 +164,9 @@ def _gather(
     return totals, broken
 
 
-def soak(connections: int, first_seed: int, workers: int) -> Summary:
+def soak(connections: int, first_seed: int, workers: int, *, parity: bool = False) -> Summary:
     """Runs simulations until at least so many connections have ended, or each worker has
-    found a fault.
+    found a fault. parity: all of streams with forward error correction.
     """
     os.nice(5)
     began = time.monotonic()
@@ -172,7 +176,9 @@ def soak(connections: int, first_seed: int, workers: int) -> Summary:
         reports = context.Queue()
         share = -(-connections // workers)
         processes = [
-            context.Process(target=_work, args=(binary, first_seed + number, share, reports))
+            context.Process(
+                target=_work, args=(binary, first_seed + number, share, parity, reports)
+            )
             for number in range(workers)
         ]
         for process in processes:
@@ -195,6 +201,8 @@ def soak(connections: int, first_seed: int, workers: int) -> Summary:
         packets=totals["packets"],
         bytes_delivered=totals["bytes_delivered"],
         simulated_s=totals["simulated_ns"] / 1e9,
+        repaired=totals["repaired"],
+        lies_found=totals["lies_found"],
         took_s=time.monotonic() - began,
         broken=broken,
     )
