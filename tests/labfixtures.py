@@ -5,7 +5,8 @@ one of them.
 Leaks that can be told to be ours (named by our pid, or marked in a process's environment) always
 fail the test. State of the whole host (pins, instance directories, ip rules, links and cgroups of
 the root namespace) can only be compared when nobody else changes it: DMM_LAB_EXCLUSIVE=1, which
-tools/test sets, turns that on.
+tools/test sets, turns that on. DMM_LAB_EXCLUSIVE=run is for several workers of one run (pytest -n):
+the whole host is compared around all of it.
 """
 
 from __future__ import annotations
@@ -70,8 +71,15 @@ def _children() -> set[str]:
     return found
 
 
-def snapshot() -> dict[str, set[str]]:
-    """What exists now of everything that a test could leave behind, by kind."""
+def is_whole(scope: str) -> bool:
+    """Whether the whole host is this run's, and compared around each "1": test, "run": run."""
+    return os.environ.get(EXCLUSIVE) == scope
+
+
+def snapshot(whole: bool = False) -> dict[str, set[str]]:
+    """What exists now of everything that a test could leave behind, by kind; of the whole
+    host where a test has it for itself, or if it is asked for.
+    """
     own = os.getpid()
     found = {
         "namespace": _names(NETNS_DIR, f"{NETNS_PREFIX}*.{own}.*"),
@@ -83,7 +91,7 @@ def snapshot() -> dict[str, set[str]]:
             name for d in INSTANCE_DIRS for name in _names(d, f"*{instance_name('')}*")
         },
     }
-    if os.environ.get(EXCLUSIVE) == "1":
+    if whole or is_whole("1"):
         found |= {
             "pin": {name for d in INSTANCE_DIRS for name in _names(d, "**/*")},
             "any namespace": _names(NETNS_DIR),
@@ -95,8 +103,8 @@ def snapshot() -> dict[str, set[str]]:
     return found
 
 
-def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> None:
-    """Fails the test with a list of what is there now and was not before, or the other way round.
+def leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> list[str]:
+    """What is there now and was not before, and the other way round, a line each.
 
     That a child of before has ended since is no harm; that something of the host's has gone is.
     """
@@ -109,10 +117,14 @@ def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> 
         if kind != "child process"
         for name in sorted(before[kind] - after[kind])
     ]
-    leaks = left + lost
-    if leaks:
+    return left + lost
+
+
+def assert_no_leaks(before: dict[str, set[str]], after: dict[str, set[str]]) -> None:
+    """Fails the test with a list of its leaks."""
+    if found := leaks(before, after):
         pytest.fail(
-            "the test did not leave the host as it was:\n" + "\n".join(leaks), pytrace=False
+            "the test did not leave the host as it was:\n" + "\n".join(found), pytrace=False
         )
 
 
@@ -130,16 +142,36 @@ def _instances_of_the_dead() -> list[str]:
     return [match[0] for match in found if start_time(int(match[1])) is None]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cleared_host() -> None:
+def _clear_host() -> None:
     """Removes what a run that was killed has left: it would change the host whenever a
     test meets it.
     """
-    if os.environ.get(EXCLUSIVE) == "1":
-        clean()
-        remove_cgroups_of_the_dead()
-        for instance in _instances_of_the_dead():
-            detach(instance)
+    clean()
+    remove_cgroups_of_the_dead()
+    for instance in _instances_of_the_dead():
+        detach(instance)
+
+
+BEFORE = pytest.StashKey[dict[str, set[str]]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Nothing of an earlier run is in the way of this one."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if is_whole("1") or is_whole("run"):
+        _clear_host()
+    if is_whole("run"):
+        session.config.stash[BEFORE] = snapshot(whole=True)
+
+
+@pytest.hookimpl(trylast=True)  # the workers have gone
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run that leaves something on the host, or takes something away, has failed."""
+    before = session.config.stash.get(BEFORE, None)
+    if before is not None and (found := leaks(before, snapshot(whole=True))):
+        print("\nthe run did not leave the host as it was:", *found, sep="\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture
@@ -204,9 +236,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[P
 
 def pytest_report_header(config: Any) -> str:
     """Says which leak check is on."""
-    scope = (
-        "whole host"
-        if os.environ.get(EXCLUSIVE) == "1"
-        else f"own things only ({EXCLUSIVE}=1 for all)"
-    )
-    return f"leak check: {scope}"
+    if is_whole("1"):
+        return "leak check: whole host"
+    around = ", and the whole host around the run" if is_whole("run") else f" ({EXCLUSIVE}=1: all)"
+    return f"leak check: own things{around}"

@@ -123,6 +123,19 @@ print(hashlib.sha256(data).hexdigest(), back.hexdigest())
 """
 
 
+# Connects and waits; what ends that is its last line: "closed", or an error's name.
+HOLD = """
+import errno, socket, sys
+s = socket.create_connection((sys.argv[1], 80))
+print("connected", flush=True)
+try:
+    s.recv(1)
+    print("closed")
+except OSError as e:
+    print(errno.errorcode[e.errno])
+"""
+
+
 def program(host: Host, cgroup: Cgroup, script: str, *args: str) -> subprocess.Popen[str]:
     """A Python program whose input and output are the test's."""
     started: subprocess.Popen[str] = cgroup.spawn(
@@ -138,6 +151,13 @@ def program(host: Host, cgroup: Cgroup, script: str, *args: str) -> subprocess.P
 def browser(host: Host, cgroup: Cgroup, address: str) -> subprocess.Popen[str]:
     """BROWSE, connected."""
     started = program(host, cgroup, BROWSE, address)
+    assert started.stdout is not None and started.stdout.readline() == "connected\n"
+    return started
+
+
+def holder(host: Host, cgroup: Cgroup, address: str) -> subprocess.Popen[str]:
+    """HOLD, connected."""
+    started = program(host, cgroup, HOLD, address)
     assert started.stdout is not None and started.stdout.readline() == "connected\n"
     return started
 

@@ -12,14 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from dmm_ebpf.hal import procgroup
 from dmm_ebpf.hal.nic import OWN_PREFIX
 from dmm_ebpf.rd.director.rundir import ROOT, RunDir
 from dmm_ebpf.userstack import pidfile
-from lab import Cgroup, Host, wait_for
+from lab import Cgroup, Host, Lab, wait_for
 from lab.cgroups import cgroup2_mount
 from lab.netns import pids
 from lab.routed import CLI
@@ -31,10 +32,24 @@ SEEN = (
     "ip -4 rule; ip -6 rule; ip -br link; ip route show table all; ip -6 route show table all; cat "
     + " ".join(f"/proc/sys/net/{name}" for name in SETTINGS)
 )
+POLICY = """
+[stacks.wan]
+kind = "user"
+io = "{io}"
+processes = {processes}
+
+[[rules]]
+table = "t"
+
+[[tables.t.routes]]
+to = "default"
+stack = "{stack}"
+"""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 Reached = Callable[["Subject"], bool]
+Kind = TypeVar("Kind", bound="Subject")
 
 
 class Command(subprocess.Popen[bytes]):
@@ -64,8 +79,10 @@ class Command(subprocess.Popen[bytes]):
 
 class Subject:
     """An instance that is to die: where it works, how its commands are typed, and what shows
-    how far it is.
+    how far it is. io: of its user stack.
     """
+
+    io = "tap"
 
     def __init__(self, instance: str, host: Host, cgroup: Cgroup, policy: Path) -> None:
         self.instance = instance
@@ -78,6 +95,11 @@ class Subject:
         self.groups = cgroup2_mount() / procgroup.ROOT_NAME / instance
         self._numbers = itertools.count()
         self.before = self.traces()
+
+    def write(self, path: Path, *, processes: int = 1, stack: str = "wan") -> Path:
+        """A policy that routes everything to one stack."""
+        path.write_text(POLICY.format(io=self.io, processes=processes, stack=stack))
+        return path
 
     # -- commands --
 
@@ -173,6 +195,25 @@ class Subject:
         left = [line for line in now if line not in self.before]
         lost = [line for line in self.before if line not in now]
         assert not left and not lost, f"{moment}: left {left}, lost {lost}"
+
+
+class OnXdp(Subject):
+    """One whose XDP program shows."""
+
+    io = "af_xdp"
+
+
+def placed(
+    kind: type[Kind], lab: Lab, cgroup: Cgroup, instance: str, folder: Path
+) -> Iterator[Kind]:
+    """One in host h, which has a wire to host o; detached at the end."""
+    folder.chmod(0o755)
+    host, other = lab.host("h"), lab.host("o")
+    lab.wire(host, other)
+    made = kind(instance, host, cgroup, folder / "policy.toml")
+    made.write(made.policy)
+    yield made
+    made.detach()
 
 
 def any_in(folder: Path, pattern: str = "*") -> bool:

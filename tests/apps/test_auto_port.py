@@ -8,58 +8,16 @@ is: AF_XDP sockets, which copy, qdiscs, programs of others, hooks.
 
 from __future__ import annotations
 
-import hashlib
 import socket
-import sys
-import threading
 import time
 
 import pytest
-from sitefixtures import AUTO
-from talking import program
+from autoport import BACK_WITHIN_S, CHUNK, PORT, WITHIN_S, Stream, ZeroCopy, xdp_on
+from sitefixtures import AUTO, XDP
 
 from lab import wait_for
 from lab.build import bpf_object
 from lab.routed import Routed
-
-WITHIN_S = 3.0  # the change is to be there after a second; the rest is for a busy machine
-BACK_WITHIN_S = 15.0
-PORT = 7300
-CHUNK = 1 << 16
-
-ZERO_COPY = """
-import dataclasses, sys
-from dmm_ebpf.hal import genl
-real = genl.xdp_features
-def told():
-    found = real()
-    return {i: dataclasses.replace(f, zero_copy=True) if f.native is True else f for i, f in found.items()}
-genl.xdp_features = told
-from dmm_ebpf.cli.main import main
-sys.exit(main())
-"""
-
-# Sends a stream that its seed determines, a little at a time, until told to end; then how many
-# bytes and their digest.
-SEND = """
-import hashlib, random, socket, sys, threading
-stop = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=20)
-noise, digest, total = random.Random(7), hashlib.sha256(), 0
-while not stop.is_set():
-    data = noise.randbytes(1 << 16)
-    s.sendall(data)
-    digest.update(data)
-    total += len(data)
-    back = b""
-    while len(back) < len(data):
-        back += s.recv(1 << 16)
-    assert back == data, "what came back is another"
-s.shutdown(socket.SHUT_WR)
-assert s.recv(1) == b""
-print(total, digest.hexdigest())
-"""
 
 # A tc program of somebody else's.
 OTHERS = """
@@ -68,67 +26,6 @@ OTHERS = """
 __attribute__((section("tc"), used)) int others(struct __sk_buff *skb) { return TC_ACT_OK; }
 char _license[] __attribute__((section("license"), used)) = "GPL";
 """
-
-
-class ZeroCopy(Routed):
-    """A Resource Director that takes veth for a driver with zero-copy."""
-
-    def _command(self) -> tuple[str, ...]:
-        return (sys.executable, "-c", ZERO_COPY)
-
-    def port(self) -> dict[str, str]:
-        """Of the one NIC."""
-        (port,) = self.stack("wan")["ports"]
-        return port
-
-    def wait_for_port(self, name: str, why: str, within_s: float) -> None:
-        wait_for(
-            lambda: (p := self.port())["port"] == name and why in p["why"],
-            within_s,
-            f"port {name} because of {why}",
-        )
-
-
-class Stream:
-    """A program in the client's cgroup that sends to an echo of this test's, and checks
-    what comes back.
-    """
-
-    def __init__(self, site) -> None:
-        self._digest = hashlib.sha256()
-        self.total = 0
-        self._listening = site.server.call(lambda: socket.create_server((site.server.ip4, PORT)))
-        self._echo = threading.Thread(target=self._serve)
-        self._echo.start()
-        self.process = program(site.client, site.client_cgroup, SEND, site.server.ip4, str(PORT))
-
-    def _serve(self) -> None:
-        with self._listening:
-            accepted, _ = self._listening.accept()
-        with accepted:
-            while data := accepted.recv(CHUNK):
-                self._digest.update(data)
-                self.total += len(data)
-                accepted.sendall(data)
-
-    def goes_on(self, more: int = 20 * CHUNK) -> None:
-        """That so many bytes more get through."""
-        until = self.total + more
-        wait_for(
-            lambda: self.total >= until or self.process.poll() is not None,
-            20,
-            "the stream to go on",
-        )
-        assert self.process.poll() is None
-
-    def end(self) -> None:
-        out, _ = self.process.communicate("end\n", timeout=30)
-        self._echo.join(30)
-        assert out.split() == [str(self.total), self._digest.hexdigest()]
-
-
-def xdp_on(host) -> bool:
-    return "prog/xdp" in host.run(["ip", "link", "show", host.nic.name]).stdout
 
 
 def pkts(routed: Routed, name: str = "nic_tx_pkts") -> int:
@@ -290,8 +187,9 @@ def test_what_is_killed_comes_back_with_the_port_that_fits(wired, killed):
     stream.end()
 
 
-def test_our_xdp_program_that_was_taken_off_is_put_back_without_a_restart(wired):
-    routed = wired.attach_client(AUTO, ZeroCopy)
+@pytest.mark.parametrize("policy", [pytest.param(XDP, id="af_xdp"), pytest.param(AUTO, id="auto")])
+def test_our_xdp_program_that_was_taken_off_is_put_back_without_a_restart(wired, policy):
+    routed = wired.attach_client(policy, ZeroCopy)
     stream = Stream(wired)
     stream.goes_on()
     index = wired.client.call(socket.if_nametoindex, wired.client.nic.name)

@@ -10,12 +10,15 @@ import os
 import subprocess
 
 import pytest
+from sitefixtures import TAP, XDP
+from talking import Talker, echo
 
 from lab import wait_for
 from lab.routed import CLI, Routed
 
 NAME = b"n\xff\xfe"
 SHOWN = "n\\xff\\xfe"
+SHELL = "'n\\377\\376'"  # as printf(1) takes it
 
 TALK = """
 import ctypes, socket, sys
@@ -85,3 +88,23 @@ def test_no_command_breaks_on_a_name_that_is_no_utf8(wired, beside_a_mount):
     cli("detach", *named)
     assert routed.process.wait() == 0
     group.rmdir()
+
+
+@pytest.mark.parametrize("policy", [TAP, XDP], ids=["tap", "af_xdp"])
+def test_a_stack_serves_a_device_whose_name_is_no_utf8(wired, policy):
+    host = wired.client
+    rename = (
+        f'ip link set {host.nic.name} down; ip link set {host.nic.name} name "$(printf {SHELL})";'
+        f' ip link set "$(printf {SHELL})" up; ip route replace default via {wired.server.ip4}'
+    )
+    host.run(["sh", "-ec", rename])
+    routed = wired.attach_client(policy)
+    echo(wired.server, wired.server_cgroup)
+    talker = Talker(host, wired.client_cgroup, wired.server.ip4)
+    assert talker.says("send 100000") == "True"
+    assert talker.flow(routed)["stack"] == "wan"
+    assert routed.stack("wan")["nics"] == [SHOWN]
+    assert routed.ask("status")[0]["nics"][0]["ifname"] == SHOWN
+    assert SHOWN in routed.cli("stacks", "--instance", routed.instance).stdout
+    told = json.loads(host.run([*CLI, "hal", os.fsdecode(NAME), "--json"]).stdout)
+    assert told[0]["name"] == SHOWN

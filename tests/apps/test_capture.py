@@ -16,7 +16,7 @@ from sitefixtures import XDP, by
 from dmm_ebpf import pcapng
 from lab import curl_fetch, nginx
 from lab.routed import CLI
-from lab.waiting import wait_for
+from lab.waiting import stop, wait_for
 
 BYTES = 3_000_000
 TWO = 'io = "tap"\nprocesses = 2\n'
@@ -102,7 +102,7 @@ def test_through_a_pipe_that_is_closed(wired, fetched):
 def test_a_reader_that_stands_still_loses_frames_and_holds_up_nothing(wired, fetched):
     routed = wired.attach_client(by("tap"))
     process = started(routed)
-    process.send_signal(signal.SIGSTOP)
+    stop(process.pid)
     try:
         for _ in range(4):
             fetched()

@@ -110,7 +110,7 @@ def closed(events) -> dict[str, object]:
 def test_why_a_flow_ended(carried):
     site, routed, by = carried
     with Client(routed.instance) as client, client.stream("follow") as events:
-        routed.cli("policy", "apply", str(routed.policy_file), "-i", routed.instance)
+        routed.apply()
         next(event for event in events if event["type"] == "policy")
 
         with talk(site, "fin"):

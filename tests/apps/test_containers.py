@@ -8,6 +8,7 @@ is the failure.
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
@@ -149,6 +150,36 @@ def test_the_host_carries_what_its_containers_open(engine, wired, served):
     assert [line.split()[-1].rpartition(":")[0] for line in seen] == [wired.client.ip4] * 2
     assert (hash_of(got), hash_of(other)) == (sha256, sha256)
     assert outside.stack("wan")["counters"]["active_open"] == 1
+
+
+def test_the_dead_peer_keys_hold_in_a_container_of_other_sysctls(engine, wired, served):
+    """What the stack says counts for a program that says nothing, and the container's sysctls for
+    what the stack leaves out.
+    """
+    url, sha256 = served
+    sysctls = ("tcp_keepalive_time=11", "tcp_keepalive_intvl=7")
+    engine.start("web", options=[f"--sysctl=net.ipv4.{one}" for one in sysctls])
+    pid = engine.ask("inspect", "--format", "{{.State.Pid}}", "web")
+    policy = OUTSIDE.replace('kind = "user"\n', 'kind = "user"\nkeepalive_time_s = 33\n')
+    routed = wired.stack.enter_context(
+        Routed(wired.client, engine.parent, policy, wired.directory, options=("--containers",))
+    )
+    for own, most in (((), 33), (("--keepalive-time", "70"), 70)):
+        words = own or ("--no-keepalive",)
+        got = fetch(engine, "web", *words, url)
+        flow = only_flow(routed, "--container", "web")
+        assert (flow["stack"], flow["kind"]) == ("wan", "container")
+        shown = subprocess.run(
+            ["nsenter", "--net", "--target", pid, "ss", "-Htno", "state", "established"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        left = re.search(r"timer:\(keepalive,(?:(\d+)min)?(?:(\d+)(?:\.\d+)?sec)?", shown)
+        assert left, shown
+        seconds = 60 * int(left[1] or 0) + int(left[2] or 0)
+        assert most - 12 < seconds <= most, shown
+        assert hash_of(got) == sha256
 
 
 def test_the_host_carries_what_comes_by_a_published_port(engine, wired, payload):

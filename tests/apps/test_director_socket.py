@@ -5,8 +5,14 @@ up, and a listing of a hundred thousand flows.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import multiprocessing
 import os
+import random
+import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -20,7 +26,7 @@ import pytest
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.rd.api import wire
-from dmm_ebpf.rd.api.server import MAX_CLIENTS
+from dmm_ebpf.rd.api.clients import MAX_CLIENTS
 from dmm_ebpf.rd.director.rundir import ROOT
 from dmm_ebpf.rd.policy.parse import MAX_POLICY_BYTES
 from lab import Cgroup, Lab, wait_for
@@ -208,12 +214,89 @@ def test_clients_that_ask_nothing_make_room(director: Routed) -> None:
         for sock in clients:
             assert _answer(sock)
         assert director.ask("status")[0]["rd"] == "up"
+        told = _answer(clients[0])
+        assert told and told["id"] == wire.CONNECTION
+        assert told["error"]["why"] == "it has asked nothing, and others need its place"
         assert _answer(clients[0]) is None
         clients[-1].sendall(wire.request(2, "policy_show", {}))
         assert _answer(clients[-1])
     finally:
         for sock in clients:
             sock.close()
+
+
+CROWD = {
+    "idle": b"",
+    "half a length": b"\0\0",
+    "half a message": struct.pack(">I", 100) + b"\x83\xa2id",
+    "half a policy": struct.pack(">I", wire.MAX_REQUEST_BYTES) + b"\x83" * (256 << 10),
+    "4 GB": b"\xff\xff\xff\xff",
+    "garbage": random.Random(1).randbytes(4096),
+    "nested": _frame(b"\x82\xa2id\x01\xa6method" + b"\x91" * 4000 + b"\xc0"),
+    "no request": _frame(msgpack.packb({"id": 1, "method": "status", "params": []})),
+}
+CROWD_CLIENTS = 1000
+
+
+def _crowd(path: Path, ready: Path) -> None:
+    """A process of its own: as many clients as CROWD_CLIENTS, of all kinds in turn, none of which
+    hangs up.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    clients = []
+    for number, sent in zip(range(CROWD_CLIENTS), itertools.cycle(CROWD.values())):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        sock.connect(str(path))
+        with contextlib.suppress(OSError):  # it may hang up meanwhile
+            sock.setblocking(False)
+            sock.send(sent)
+        clients.append(sock)
+        if number == CROWD_CLIENTS - 1:
+            ready.touch()
+    signal.pause()
+
+
+def test_a_crowd_changes_nothing_for_others(director: Routed, tmp_path: Path) -> None:
+    """1,000 clients that are idle, send halves, garbage, lengths of 4 GB and deep nesting: who
+    follows goes on, who has asked asks again, and who comes new is answered, also with a large
+    policy.
+    """
+    follower, known = _connect(director), _connect(director)
+    follower.sendall(wire.request(1, "follow", {}))
+    known.sendall(wire.request(1, "policy_show", {}))
+    assert _answer(known)
+    before, open_before = _memory_kib(director, "VmHWM"), _descriptors(director)
+    ready = tmp_path / "ready"
+    crowd = multiprocessing.get_context("fork").Process(
+        target=_crowd, args=(ROOT / director.instance / "rd.sock", ready)
+    )
+    crowd.start()
+    try:
+        asked = 1
+        while not ready.exists() or asked < 4:
+            asked += 1
+            assert crowd.is_alive()
+            known.sendall(wire.request(asked, "policy_show", {}))
+            answer = _answer(known)
+            assert answer and answer["id"] == asked and answer["ok"]
+            assert director.ask("status")[0]["rd"] == "up"
+        assert _descriptors(director) < open_before + MAX_CLIENTS + 10
+        # Each half is still held, so a long request has to find its room, too.
+        comment = f"{'#' * 1023}\n" * (wire.MAX_REQUEST_BYTES // 2048)
+        director.apply(f"{comment}[stacks.lan]\nkind = 'kernel'\n")
+        told = wire.Connection(follower).receive()
+        assert told and told["event"]["type"] == "policy"
+        assert _memory_kib(director, "VmHWM") - before < 150 << 10
+    finally:
+        crowd.kill()
+        crowd.join()
+        follower.close()
+        known.close()
+    # A few of its own it may open meanwhile.
+    gone = "the director to notice that they are gone"
+    wait_for(lambda: _descriptors(director) < open_before + 10, 20, gone)
+    assert "Traceback" not in director.log.read_text()
 
 
 def _record(number: int) -> tuple[bytes, bytes]:

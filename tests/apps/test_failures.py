@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from labfixtures import instance_name
 from sitefixtures import AUTO
-from talking import browser
+from talking import browser, holder
 
 from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import DmmError
@@ -23,6 +23,7 @@ from dmm_ebpf.tui.source import RdSource
 from lab import curl_fetch, nginx, wait_for
 from lab.build import bpf_object
 from lab.routed import CLI
+from lab.waiting import stop
 
 BEGIN = """
 import socket, sys, time
@@ -114,9 +115,11 @@ def test_a_stack_that_does_not_run_gets_no_new_flow_until_it_runs_again(wired, s
     assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
     pid = routed.stack("wan")["pid"]
     before = routed.ask("status")[0]["counters"]["connect_full"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         wait_for(lambda: routed.stack("wan")["state"] == "hung", 5, "the stack to be missed")
+        asked = routed.ask("route", "get", f"{wired.server.ip4}:80")
+        assert (asked["stack"], asked["why"]) == ("kernel", "full")  # and not down
         assert curl_fetch(wired.client, url, cgroup=wired.client_cgroup).sha256 == sha256
         assert routed.ask("status")[0]["counters"]["connect_full"] > before
         wait_for(lambda: "hangs" in routed.log.read_text(), 5, "a line in the log")
@@ -131,27 +134,9 @@ def test_a_stack_that_does_not_run_gets_no_new_flow_until_it_runs_again(wired, s
 
 def test_a_dying_stack_resets_its_flows_instead_of_leaving_them_hanging(wired, served, python):
     routed = wired.attach_client()
-    holder = wired.client_cgroup.spawn(
-        ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
-        host=wired.client,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout.readline() == "connected\n"
+    held = holder(wired.client, wired.client_cgroup, wired.server.ip4)
     os.kill(routed.stack("wan")["pid"], signal.SIGKILL)
-    assert holder.communicate(timeout=10)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
-
-
-HOLD = """
-import errno, socket, sys
-s = socket.create_connection((sys.argv[1], 80))
-print("connected", flush=True)
-try:
-    s.recv(1)
-    print("closed")
-except OSError as e:
-    print(errno.errorcode[e.errno])
-"""
+    assert held.communicate(timeout=10)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
 
 
 def test_a_take_over_resets_what_a_stack_carried_that_died_meanwhile(wired, served):
@@ -159,17 +144,7 @@ def test_a_take_over_resets_what_a_stack_carried_that_died_meanwhile(wired, serv
     be given to the stack.
     """
     routed = wired.attach_client()
-    holders = [
-        wired.client_cgroup.spawn(
-            ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
-            host=wired.client,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    for holder in holders:
-        assert holder.stdout.readline() == "connected\n"
+    held = [holder(wired.client, wired.client_cgroup, wired.server.ip4) for _ in range(3)]
     stack_pid = routed.stack("wan")["pid"]
     routed.kill_director()
     os.kill(stack_pid, signal.SIGKILL)
@@ -177,8 +152,8 @@ def test_a_take_over_resets_what_a_stack_carried_that_died_meanwhile(wired, serv
     try:
         assert maps.xdp_flows.count() == 3
         routed.restart()
-        for holder in holders:
-            assert holder.communicate(timeout=10)[0] == "ECONNABORTED\n"
+        for one in held:
+            assert one.communicate(timeout=10)[0] == "ECONNABORTED\n"
         assert maps.xdp_flows.count() == 0
     finally:
         for one in maps.values():
@@ -202,7 +177,7 @@ def test_frames_that_a_full_device_drops_are_counted(wired):
     before = routed.stack("wan")
     device = f"{before['device']}.0.in"
     assert before["counters"]["tap_queue_dropped"] == 0
-    os.kill(before["pid"], signal.SIGSTOP)
+    stop(before["pid"])
     try:
         wired.client.run(["ip", "link", "set", device, "txqueuelen", "2"])
         argv = ["/usr/bin/python3", "-c", SYNS, wired.server.ip4]
@@ -254,12 +229,10 @@ def test_a_killed_director_is_replaced_and_its_stack_goes_on(wired, served):
     offline = json.loads(routed.cli("flows", "--instance", routed.instance, "--json").stdout)
     assert [f["stack"] for f in offline if f["pid"] == holder.pid] == ["wan"]
     looked = RdSource(None).poll()
-    assert [f["stack"] for f in looked.flows if f["pid"] == holder.pid] == ["wan"], (
-        "top shows it, too"
-    )
-    assert [(s["name"], s["state"]) for s in looked.stacks if s["instance"] == routed.instance] == [
-        ("wan", "up")
-    ]
+    mine = [flow.stack for flow in looked.flows if flow.pid == holder.pid]
+    assert mine == ["wan"], "top shows it, too"
+    stacks = [(one.name, one.state) for one in looked.stacks if one.instance == routed.instance]
+    assert stacks == [("wan", "up")]
     assert (
         f"{routed.instance}: its Resource Director is not running; shown from what it left pinned"
         in looked.notes
@@ -282,9 +255,7 @@ def test_a_wrong_policy_file_changes_nothing(wired, served):
     generation = routed.ask("policy", "show")["generation"]
     routed.write_policy(good.replace('stack = "wan"', 'stack = "wam"'))
     wait_for(lambda: "wam" in routed.log.read_text(), 10, "the refusal in the log")
-    done = routed.cli(
-        "policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False
-    )
+    done = routed.apply(check=False)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "wam" in done.stderr

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 
-from talking import browser
+from talking import browser, holder
 
 from lab import curl_fetch, nginx, wait_for
 from lab.routed import CLI, Routed
@@ -18,17 +18,6 @@ from lab.waiting import wait_pid_gone
 
 WITHIN_S = 20.0
 SIZE = "size=256k"
-
-HOLD = """
-import errno, socket, sys
-s = socket.create_connection((sys.argv[1], 80))
-print("connected", flush=True)
-try:
-    s.recv(1)
-    print("closed")
-except OSError as e:
-    print(errno.errorcode[e.errno])
-"""
 
 
 class Cramped(Routed):
@@ -69,20 +58,11 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
     before = wired.client.run(["sh", "-c", "ip rule; ip -6 rule; ip -br link"]).stdout
     routed = wired.attach_client(kind=Cramped)
     stack = routed.stack("wan")
-    holder = wired.client_cgroup.spawn(
-        ["/usr/bin/python3", "-c", HOLD, wired.server.ip4],
-        host=wired.client,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout.readline() == "connected\n"
+    held = holder(wired.client, wired.client_cgroup, wired.server.ip4)
     routed.fill()
 
     shown = routed.ask("policy", "show")
-    routed.write_policy(shown["text"] + "# changed\n")
-    applied = routed.cli(
-        "policy", "apply", str(routed.policy_file), "--instance", routed.instance, check=False
-    )
+    applied = routed.apply(shown["text"] + "# changed\n", check=False)
     assert applied.returncode == 1
     assert (
         f"cannot write /run/dmm-ebpf/{routed.instance}/state.json: no space left" in applied.stderr
@@ -91,7 +71,7 @@ def test_a_full_run_directory_stops_nothing_and_is_told(wired, payload):
     assert routed.ask("policy", "show") == shown
 
     os.kill(stack["pid"], signal.SIGKILL)
-    assert holder.communicate(timeout=WITHIN_S)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
+    assert held.communicate(timeout=WITHIN_S)[0] in ("ECONNABORTED\n", "ECONNRESET\n")
     wait_for(
         lambda: (s := routed.stack("wan"))["state"] == "up" and s["pid"] != stack["pid"],
         WITHIN_S,

@@ -87,8 +87,7 @@ def _restarts(site, base, path, restarts=RESTARTS):
 def test_a_rule_matches_its_cgroup_from_the_moment_it_is_made(site, below):
     routed = site.attach_client(None)
     base = site.client_cgroup.path
-    routed.write_policy(REFUSE % "/svc/web.service")
-    said = routed.cli("policy", "apply", str(routed.policy_file), "--instance", routed.instance)
+    said = routed.apply(REFUSE % "/svc/web.service")
     group = f"{site.client_cgroup.relative}/svc/web.service"
     assert f"rule shop: waits for the cgroup {group}, which does not exist" in said.stderr
     assert _status(routed)["pending"] == [{"rule": "shop", "number": 1, "cgroup": group}]

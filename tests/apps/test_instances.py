@@ -13,6 +13,7 @@ from talking import program, server
 
 from dmm_ebpf.userstack.pidfile import start_time
 from lab import curl_fetch, iperf3, iperf3_server, nginx, wait_for
+from lab.waiting import stop
 
 TWO = """
 [stacks.wan]
@@ -166,7 +167,7 @@ def test_clients_of_a_server_find_the_process_that_lives(wired):
     _echo(wired)
     pid = routed.stack("wan")["processes"][1]["pid"]
     # Kept from coming back, so that what serves the clients is certain.
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     routed.kill_director()
     os.kill(pid, signal.SIGKILL)
     many = _python(wired.client, wired.client_cgroup, MANY, wired.server.ip4, 7000, 20)

@@ -1,33 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/json.md says what --json prints: each command's real output has that page's keys and
-types, and no other.
+types, and no other; and as they were before, key by key (json_shapes.json).
+
+A change that is meant is written down by UPDATE=1.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonpage import TABLES, wrong_in, wrong_with
 
 from dmm_ebpf.rd.api.client import Client
 from lab import nginx
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/json.md"
-KEY = re.compile(r"\| (\w+) \| (\? )?([\w \[\]]+?) \| .*\|")
-COULD_NOT_TELL = "could_not_tell"
-Table = dict[str, tuple[bool, str]]
-PLAIN: dict[str, Any] = {
-    "text": lambda v: isinstance(v, str),
-    "int": lambda v: isinstance(v, int) and not isinstance(v, bool),
-    "float": lambda v: isinstance(v, int | float) and not isinstance(v, bool),
-    "bool": lambda v: isinstance(v, bool),
-    "null": lambda v: v is None,
-    "map": lambda v: isinstance(v, dict),
-}
+SHAPES = Path(__file__).with_name("json_shapes.json")
 BUSY = """
 import socket, sys
 listening = socket.create_server(("0.0.0.0", 7399))
@@ -37,51 +29,29 @@ sys.stdin.read()
 """
 
 
-def read_page() -> dict[str, Table]:
-    """For each table its keys: whether it may be missing, and its type."""
-    tables: dict[str, Table] = {}
-    for line in PAGE.read_text().splitlines():
-        if line.startswith("## "):
-            table = tables[line[3:]] = {}
-        elif (found := KEY.fullmatch(line)) and found[1] != "key":
-            table[found[1]] = (bool(found[2]), found[3])
-    return tables
+def merged(one: Any, other: Any) -> Any:
+    """A shape that has what both have."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: merged(one.get(key), other.get(key)) for key in {**one, **other}}
+    return one if other is None else other
 
 
-TABLES = read_page()
-
-
-def wrong_with(value: Any, kind: str, where: str) -> list[str]:
-    """What is not as a type of the page says."""
-    kinds = kind.split(" or ")
-    if isinstance(value, dict) and set(value) == {COULD_NOT_TELL}:
-        return []
-    for one in kinds:
-        if one in PLAIN and PLAIN[one](value):
-            return []
-        if one.endswith("[]") and isinstance(value, list):
-            return [
-                text
-                for i, v in enumerate(value)
-                for text in wrong_with(v, one[:-2], f"{where}[{i}]")
-            ]
-        if one in TABLES and isinstance(value, dict):
-            return wrong_in(value, one, where)
-    return [f"{where}: {value!r} is not {kind}"]
-
-
-def wrong_in(row: dict[str, Any], table: str, where: str, *, more: bool = False) -> list[str]:
-    keys = TABLES[table]
-    wrong = [f"{where}: {key} is not on the page" for key in row if key not in keys and not more]
-    wrong += [
-        f"{where}: no {key}"
-        for key, (optional, _) in keys.items()
-        if key not in row and not optional
-    ]
-    for key, value in row.items():
-        if key in keys:
-            wrong += wrong_with(value, keys[key][1], f"{where}.{key}")
-    return wrong
+def shape(value: Any, kind: str) -> Any:
+    """The keys of value, all the way down, without those that are data (map) and without what
+    may be there or not; None: no keys.
+    """
+    if isinstance(value, list):
+        found: Any = None
+        for one in value:
+            found = merged(found, shape(one, kind.removesuffix("[]")))
+        return found
+    if isinstance(value, dict) and kind in TABLES:
+        return {
+            key: shape(one, found[1].split(" or ")[0])
+            for key, one in value.items()
+            if (found := TABLES[kind].get(key)) and not (kind == "flow" and found[0])
+        }
+    return None
 
 
 @pytest.fixture
@@ -128,6 +98,9 @@ def test_every_answer_is_as_the_page_says(wired, busy):
         ("checked", said("policy", "check", str(empty), code=2)),
         ("error", said("policy", "apply", str(empty), *mine, code=2)["error"]),
         ("error", said("flows", "-i", "no-such", code=1)["error"]),
+        ("explained", said("policy", "explain", "192.0.2.1:80", *mine)),
+        ("explained", said("policy", "explain", "192.0.2.1:80", "--policy", file)),
+        ("tried", said("policy", "apply", "--dry-run", file, *mine)),
         ("applied", said("policy", "apply", file, *mine)),
         ("shown", said("policy", "show", *mine)),
         ("control[]", said("stacks", "--plugins")),
@@ -148,11 +121,20 @@ def test_every_answer_is_as_the_page_says(wired, busy):
     for kind, answer in answers:
         assert answer, f"{kind}: empty, and so nothing is tried"
         assert wrong_with(answer, kind, kind) == []
+    _hold([[kind, shape(answer, kind)] for kind, answer in answers])
+
+
+def _hold(shapes: list[Any]) -> None:
+    """Against what was written down; the order of keys counts."""
+    text = json.dumps(shapes, indent=1)
+    if os.environ.get("UPDATE"):
+        SHAPES.write_text(text + "\n")
+    assert SHAPES.read_text() == text + "\n"
 
 
 def test_events_are_as_the_page_says(wired, busy):
     with Client(busy.instance) as client, client.stream("follow") as events:
-        busy.cli("policy", "apply", str(busy.policy_file), "-i", busy.instance)
+        busy.apply()
         found = next(event for event in events if event["type"] == "policy")
         assert wrong_in(found, "event", "policy", more=True) == []
         argv = ["curl", "-s", f"http://{wired.server.ip4}/"]

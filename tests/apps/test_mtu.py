@@ -10,6 +10,7 @@ import signal
 
 import pytest
 from sitefixtures import AUTO, TAP, XDP
+from talking import Talker, echo
 from test_auto_port import BACK_WITHIN_S, WITHIN_S, Stream, ZeroCopy
 
 GROWN = "its MTU is 9000 now, and the AF_XDP sockets were opened for 1500"
@@ -41,6 +42,18 @@ def test_open_flows_go_on(wired, policy):
     stream.end()
     stack = routed.stack("wan")
     assert (stack["pid"], stack["restarts"]) == (first, 0)
+
+
+@pytest.mark.parametrize("policy", [TAP, XDP], ids=["tap", "af_xdp"])
+def test_less_than_a_path_is_believed_to_have(wired, policy):
+    """A router's word counts down to 552, as in Linux, but a device's always."""
+    routed = wired.attach_client(policy)
+    echo(wired.server, wired.server_cgroup)
+    talker = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+    for mtu in (1500, 300, 100):
+        to(wired, mtu)
+        assert talker.says("send 20000") == "True"
+    assert talker.flow(routed)["stack"] == "wan"
 
 
 def test_a_process_that_starts_has_sockets_for_the_mtu_of_then(wired):

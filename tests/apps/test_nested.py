@@ -6,11 +6,15 @@ all the same.
 from __future__ import annotations
 
 import json
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
 
-from sitefixtures import TAP, WAN
-from talking import Talker, echo
+from sitefixtures import TAP, WAN, Site
+from talking import PORT, Talker, echo
 
-from lab.routed import Routed
+from lab import Cgroup, wait_for
+from lab.routed import CLI, Routed
 
 LAN = WAN.replace('stack = "wan"', 'stack = "lan"')
 
@@ -47,6 +51,92 @@ def test_an_instance_within_another_is_told_of(wired):
     _is_told_once(lower, upper, talker.process.pid)
     lower.detach()
     assert _nested(upper) == []
+
+
+def _said(follower: Path, pid: int) -> list[tuple[str, str, str | None]]:
+    """What a follower has said so far of a process's flows: type, why, carrier."""
+    whole = follower.read_text().rpartition("\n")[0]
+    events = [json.loads(line) for line in whole.splitlines()]
+    return [
+        (one["type"], one["why"], one.get("carrier")) for one in events if one.get("pid") == pid
+    ]
+
+
+def _heard(follower: Path, pid: int) -> list[tuple[str, str, str | None]]:
+    """What a follower has said of a process's flows, once one is closed."""
+    wait_for(lambda: any(what == "close" for what, _, _ in _said(follower, pid)), 20, "a close")
+    return _said(follower, pid)
+
+
+def _followed(stack: ExitStack, directory: Path, *words: str) -> Path:
+    """The file of a follower, which ends with stack."""
+    told = directory / f"follower{'-'.join(words)}.json"
+    with told.open("w") as file:
+        follower = subprocess.Popen([*CLI, "flows", "--follow", "--json", *words], stdout=file)
+    stack.callback(follower.wait)
+    stack.callback(follower.kill)
+    return told
+
+
+SHORT = """
+import socket, sys
+socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()
+"""
+
+
+def _brief(wired: Site, cgroup: Cgroup) -> int:
+    """The pid of a process that connected and is over."""
+    brief = cgroup.spawn(
+        ["/usr/bin/python3", "-c", SHORT, wired.server.ip4, str(PORT)], host=wired.client
+    )
+    brief.wait()
+    return brief.pid
+
+
+def _attend(followers: list[Path], wired: Site, cgroup: Cgroup) -> None:
+    """Until each follower hears of new flows: nothing tells from when on it follows."""
+    tried: list[int] = []
+
+    def heard_by_all() -> bool:
+        tried.append(_brief(wired, cgroup))
+        return all(
+            "established" in {what for pid in tried for what, _, _ in _said(one, pid)}
+            for one in followers
+        )
+
+    wait_for(heard_by_all, 20, "followers")
+
+
+def test_events_tell_who_carries_a_flow(wired):
+    """Both have a user stack for it; also of a flow that is over before anybody has looked."""
+    child = wired.client_cgroup.child("unit")
+    upper = wired.attach_client(TAP)
+    lower = wired.stack.enter_context(Routed(wired.client, child, TAP, wired.directory))
+    echo(wired.server, wired.server_cgroup)
+    both = {
+        one.instance: _followed(wired.stack, wired.directory, "--instance", one.instance)
+        for one in (upper, lower)
+    }
+    every = _followed(wired.stack, wired.directory)
+    _attend([*both.values(), every], wired, child)
+    talker = Talker(wired.client, child, wired.server.ip4)
+    assert talker.says("send 1000000") == "True"
+    (seen,) = upper.flows(pid=talker.process.pid)
+    carrier = seen.get("carrier", upper.instance)
+    _end(talker)
+    brief = _brief(wired, child)
+    for pid in (talker.process.pid, brief):
+        for name, follower in both.items():
+            told = ("", None) if name == carrier else ("nested", carrier)
+            assert _heard(follower, pid) == [
+                ("connect", "", None),
+                ("established", *told),
+                ("close", *told),
+            ]
+        assert [one for one in _heard(every, pid) if one[0] != "connect"] == [
+            ("established", "", None),
+            ("close", "", None),
+        ]
 
 
 def _end(talker: Talker) -> None:

@@ -9,7 +9,9 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,7 @@ def of(file: Path, **options: str) -> str:
 
 
 def test_a_payload_comes_whole_and_listings_tell(wired, twice, payload):
-    path, sha = payload(BYTES)
+    path, sha = payload(10 * BYTES)  # so much that it still comes when the copy arrives
     url = nginx(wired.server, path.parent, wired.directory / "nginx").url(path.name)
     routed = wired.attach_client(of(twice))
     got = curl_fetch(wired.client, url, cgroup=wired.client_cgroup)
@@ -131,6 +133,31 @@ while director.recv(4096):
     pass
 director.sendall(b"[]")
 """
+
+
+# Sends a datagram, and says what came back.
+ASKS = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(10)
+s.sendto(b"x", (sys.argv[1], int(sys.argv[2])))
+print(s.recv(100).decode())
+"""
+
+
+def test_datagrams_are_the_kernels(wired, twice, python):
+    """A program that knows TCP alone would let them go nowhere."""
+    answering = wired.server.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    with answering:
+        answering.bind((wired.server.ip4, PORT))
+        thread = threading.Thread(target=lambda: answering.sendto(b"y", answering.recvfrom(9)[1]))
+        thread.start()
+        routed = wired.attach_client(of(twice))
+        assert python(wired.client, wired.client_cgroup, ASKS, wired.server.ip4, str(PORT)) == "y"
+        thread.join()
+    assert routed.flows(proto="udp") == []
+    with pytest.raises(DmmError, match="a process of one's own carries TCP alone"):
+        routed.apply(of(twice).replace('kind = "user"', 'kind = "user"\nudp = true'))
 
 
 @pytest.mark.parametrize(

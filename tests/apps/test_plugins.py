@@ -192,20 +192,3 @@ def test_policy_check_names_key_plugin_and_cause(tmp_path: Path) -> None:
         "No such file or directory",
     ):
         assert part in message
-
-
-def test_a_stack_that_runs_is_given_no_other_plugin(site: Site, payload: Payload) -> None:
-    site.wire()
-    routed = site.attach_server(policy("cubic"))
-    text = written(site.directory)
-    routed.write_policy(policy(text))
-    done = subprocess.run(
-        [*CLI, "policy", "apply", routed.policy_file, "-i", routed.instance],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "a process that runs can load no plug-in" in done.stderr
-    assert "give the stack that is to have it another name" in done.stderr
-    fetch(site, payload, MB)

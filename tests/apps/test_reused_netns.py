@@ -10,22 +10,9 @@ import signal
 import subprocess
 
 import pytest
-from dying import Subject, kill
+from dying import OnXdp, kill
 
 from dmm_ebpf.rd.director.rundir import RunDir
-
-POLICY = """
-[stacks.wan]
-kind = "user"
-io = "af_xdp"
-
-[[rules]]
-table = "t"
-
-[[tables.t.routes]]
-to = "default"
-stack = "wan"
-"""
 
 
 @pytest.mark.parametrize("first", ["the living one", "the dead one"])
@@ -34,12 +21,13 @@ def test_what_a_deleted_namespace_has_left_is_not_of_the_next_one_with_its_inode
 ):
     """Whichever of the two instances is detached first."""
     tmp_path.chmod(0o755)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(POLICY)
     gone, new, peer = (lab.host(name) for name in ("g", "n", "p"))
     for host in (gone, new):
         lab.wire(host, peer)
-    dead, alive = (Subject(instance(), host, make_cgroup(), policy) for host in (gone, new))
+    dead, alive = (
+        OnXdp(instance(), host, make_cgroup(), tmp_path / "policy.toml") for host in (gone, new)
+    )
+    dead.write(dead.policy)
     try:
         director, stack = dead.attached(), dead.stack_pid()
         director.end(signal.SIGKILL)

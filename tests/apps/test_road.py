@@ -17,6 +17,7 @@ from talking import PORT, Talker, echo
 
 from dmm_ebpf.errors import DmmError
 from lab import wait_for
+from lab.waiting import stop
 
 WITHIN_S = 15.0
 IOS = ("tap", "af_xdp")
@@ -151,7 +152,7 @@ def test_a_syn_that_waits_goes_on_when_its_process_hangs_or_is_gone(echo, io):
     """The connect hook has given the socket to a process that does not take the SYN any more."""
     routed = echo.attach_client(policy(io))
     pid = routed.stack("wan")["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     waiting = talk(echo, echo.server.ip4, wait=False)
     wait_for(lambda: routed.flows(pid=waiting.process.pid), WITHIN_S, "connect()")
     os.kill(pid, signal.SIGKILL)
@@ -199,28 +200,30 @@ def test_other_devices_for_a_stack_that_runs_are_refused(wired):
             routed.apply(
                 policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = [{devices}]\n')
             )
+    assert routed.ask("status")[0]["generation"] == generation
     routed.apply(policy("tap").replace('io = "tap"\n', f'io = "tap"\ndevices = ["{nic}"]\n'))
-    assert routed.ask("status")[0]["generation"] == generation + 1
+    # Who watches the file may have been faster than the command.
+    assert routed.ask("status")[0]["generation"] > generation
     assert routed.stack("wan")["restarts"] == 0
 
 
 @pytest.mark.parametrize("io", IOS)
-def test_a_device_that_is_put_under_a_bridge_is_left_until_it_is_free(echo, io):
-    """The bridge has the addresses then; what goes by it is the kernel's."""
+def test_a_bridge_is_served_in_place_of_the_device_under_it_until_that_is_free(echo, io):
+    """The bridge has the addresses then."""
     client, nic = echo.client, echo.client.nic.name
     routed = echo.attach_client(policy(io))
     client.ip("link add top0 type bridge", "link set top0 up", f"link set {nic} master top0")
     client.ip(f"addr flush dev {nic}", f"addr add {client.ip4}/24 dev top0")
-    wait_for(lambda: routed.stack("wan")["state"] != "up", WITHIN_S, "the stack to be down")
+    wait_for(lambda: routed.stack("wan")["nics"] == ["top0"], WITHIN_S, "the bridge to be served")
     talker = talk(echo, echo.server.ip4)
     assert (talker.peer, talker.says("hello")) == (client.ip4, "hello")
-    assert talker.flow(routed)["stack"] == "kernel"
-    with pytest.raises(DmmError, match="it belongs to top0"):
-        other = f'[stacks.other]\nkind = "user"\ndevices = ["{nic}"]\n'
-        routed.apply(other + policy(io).replace('stack = "wan"', 'stack = "other"'))
+    assert talker.flow(routed)["stack"] == "wan"
+    other = f'[stacks.other]\nkind = "user"\ndevices = ["{nic}"]\n'
+    routed.apply(other + policy(io).replace('stack = "wan"', 'stack = "other"'))
+    assert routed.stack("other")["nics"] == ["top0"]
     routed.apply(policy(io))
     client.ip(f"link set {nic} nomaster", "link del top0", f"addr add {client.ip4}/24 dev {nic}")
-    wait_for(lambda: routed.stack("wan")["state"] == "up", WITHIN_S, "the stack to be up again")
+    wait_for(lambda: routed.stack("wan")["nics"] == [nic], WITHIN_S, "the device to be served")
     talker = talk(echo, echo.server.ip4)
     assert talker.says("hello") == "hello"
     assert talker.flow(routed)["stack"] == "wan"

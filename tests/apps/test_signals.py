@@ -19,24 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from dying import CLI, ENVIRONMENT, LIFE_S, Reached, Subject, any_in, kill
+from dying import CLI, ENVIRONMENT, LIFE_S, OnXdp, Reached, Subject, any_in, kill, placed
 
 from dmm_ebpf import loader
 from lab import Lab, wait_for
 
-POLICY = """
-[stacks.wan]
-kind = "user"
-io = "af_xdp"
-processes = {processes}
-
-[[rules]]
-table = "t"
-
-[[tables.t.routes]]
-to = "default"
-stack = "{stack}"
-"""
+pytestmark = pytest.mark.alone("any command takes away what a killed one has left")
 CATCHABLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EVERY = os.environ.get("DMM_SIGNALS") == "all"
 
@@ -55,18 +43,7 @@ ON_THE_WAY_UP: dict[str, Reached] = {
 
 @pytest.fixture
 def subject(lab: Lab, make_cgroup, instance, tmp_path: Path) -> Iterator[Subject]:
-    tmp_path.chmod(0o755)
-    host, other = lab.host("h"), lab.host("o")
-    lab.wire(host, other)
-    policy = tmp_path / "policy.toml"
-    write_policy(policy)
-    made = Subject(instance(), host, make_cgroup(), policy)
-    yield made
-    made.detach()
-
-
-def write_policy(path: Path, *, processes: int = 1, stack: str = "wan") -> None:
-    path.write_text(POLICY.format(processes=processes, stack=stack))
+    yield from placed(OnXdp, lab, make_cgroup(), instance(), tmp_path)
 
 
 def each(
@@ -299,7 +276,7 @@ def test_a_policy_that_is_being_applied_when_the_director_ends(subject: Subject)
         "its socket": lambda s: (s.run_dir / "stack-wan@1.sock").exists(),
     }
     new = subject.policy.with_name("new.toml")
-    write_policy(new, processes=2)
+    subject.write(new, processes=2)
     for what, reached in moments.items():
         for number in (signal.SIGTERM, signal.SIGKILL):
             director = subject.attached()
@@ -379,7 +356,7 @@ def test_a_detach_meets_a_director_that_is_starting(subject: Subject):
 def test_sighup_reads_the_policy_again(subject: Subject):
     director = subject.attached()
     fixed = subject.policy.with_name("fixed.toml")
-    write_policy(fixed, stack="kernel")
+    subject.write(fixed, stack="kernel")
     subject.policy.unlink()
     subject.policy.symlink_to(fixed)
     director.send_signal(signal.SIGHUP)

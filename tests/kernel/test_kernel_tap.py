@@ -111,6 +111,35 @@ def test_a_program_of_anothers_that_ends_the_search_changes_nothing(wired, paylo
     assert routed.stack("wan")["counters"]["active_open"] == 3
 
 
+@pytest.mark.timeout(900)  # an emulated machine takes long for each command
+def test_behind_a_filter_that_cannot_be_overtaken_the_kernel_serves(wired, payload):
+    """It comes when the stack serves already; with tcx nothing changes."""
+    path, sha256 = payload(300_000)
+    url = nginx(
+        wired.server, path.parent, wired.directory / "nginx", cgroup=wired.server_cgroup
+    ).url(path.name)
+    host = wired.client
+    device = host.nic.name
+    routed = wired.attach_client(POLICY.format(device=device))
+    host.run(["tc", "qdisc", "add", "dev", device, "clsact"], check=False)
+    tcx = host.call(has_tcx)
+    for hook in ("egress", "ingress"):
+        at = f"dev {device} {hook} pref 1"
+        host.run([*f"tc filter add {at} bpf da bytecode".split(), "1,6 0 0 0,"])  # TC_ACT_OK
+        if not tcx:
+            wait_for(lambda: routed.ask("status")[0]["missing"], 20, "it to be told")
+            asked = routed.ask("route", "get", f"{wired.server.ip4}:80")
+            assert (asked["stack"], asked["why"]) == ("kernel", "filter")
+        got = curl_fetch(host, url, cgroup=wired.client_cgroup, timeout=60)
+        assert got.sha256 == sha256, got.stderr
+        host.run(f"tc filter del {at}".split())
+        wait_for(lambda: not routed.ask("status")[0]["missing"], 20, "all to be well")
+    assert routed.stack("wan")["counters"]["active_open"] == (2 if tcx else 0)
+    got = curl_fetch(host, url, cgroup=wired.client_cgroup, timeout=60)
+    assert got.sha256 == sha256, got.stderr
+    assert routed.stack("wan")["counters"]["active_open"] == (3 if tcx else 1)
+
+
 def test_a_filter_at_the_first_priority_is_told_and_nothing_is_left(wired):
     host = wired.client
     dev = host.nic.name

@@ -186,8 +186,9 @@ class Policy:
     )
 
     def rule(self, table: int, directions: int = C.DMM_DIR_CONNECT, **fields: Any) -> Policy:
-        """The next rule."""
-        self.rules.append({"table": table, "directions": directions, **fields})
+        """The next rule, of one check; its number may be said."""
+        number = len(self.rules) + 1
+        self.rules.append({"table": table, "directions": directions, "number": number, **fields})
         return self
 
     def stack(self, number: int, kind: int, **fields: Any) -> Policy:
@@ -234,12 +235,14 @@ class Policy:
                 )
                 loader.set_inner(maps[kind], half, trie)
         for i, fields in enumerate(self.rules):
-            maps.rules[half * C.DMM_MAX_RULES + i] = abi.new("dmm_rule", **fields)
+            maps.rules[half * C.DMM_MAX_CHECKS + i] = abi.new("dmm_rule", **fields)
         for number in range(1, C.DMM_MAX_STACKS):
             value = abi.new("dmm_stack", **self.stacks.get(number, {}))
             maps.stacks[half * C.DMM_MAX_STACKS + number] = value
-        rejects = any(stack["kind"] == C.DMM_STACK_REJECT for stack in self.stacks.values())
-        head = abi.new("dmm_policy_head", n_rules=len(self.rules), rejects=rejects)
+        kinds = {stack["kind"] for stack in self.stacks.values()}
+        datagrams = C.DMM_DATAGRAMS_REJECT * (C.DMM_STACK_REJECT in kinds)
+        datagrams |= C.DMM_DATAGRAMS_USER * (C.DMM_STACK_USER in kinds)
+        head = abi.new("dmm_policy_head", n_rules=len(self.rules), datagrams=datagrams)
         maps.heads[half] = head
 
     def apply(self, attached: loader.Attached, generation: int = 1) -> None:
@@ -308,9 +311,9 @@ def counter(attached: loader.Attached, number: int) -> int:
     return sum(struct.unpack("=Q", value)[0] for value in values)
 
 
-def listener_key(address: str, port: int) -> Any:
+def listener_key(address: str, port: int, proto: int = socket.IPPROTO_TCP) -> Any:
     """A key of listeners."""
-    return LISTENER_KEY.type(abi.addr16(address), socket.htons(port))
+    return LISTENER_KEY.type(abi.addr16(address), socket.htons(port), proto)
 
 
 @dataclass
@@ -343,9 +346,9 @@ class Bench:
         """Every struct dmm_flow."""
         return list(self.attached.flows())
 
-    def listener(self, address: str, port: int) -> Any | None:
-        """listeners[address, port]."""
-        return self.attached.maps.listeners.get(listener_key(address, port))
+    def listener(self, address: str, port: int, proto: int = socket.IPPROTO_TCP) -> Any | None:
+        """listeners[address, port, proto]."""
+        return self.attached.maps.listeners.get(listener_key(address, port, proto))
 
     def event(self, kind: int, cookie: int) -> Any:
         """Waits for an event of one socket; those that come before it are kept for

@@ -12,7 +12,8 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bpf_lab import Agent, u32
@@ -263,3 +264,13 @@ def begin(agent: Agent, name: str, address: str, port: int) -> None:
     """Sends a SYN, and does not wait for what becomes of it."""
     agent(f"s[{name!r}].setblocking(False)")
     assert agent(f"s[{name!r}].connect_ex(({address!r}, {port}))") == errno.EINPROGRESS
+
+
+@contextmanager
+def two_seats(host: Host, attached: loader.Attached, stack: int) -> Iterator[list[Seat]]:
+    """Two processes of a stack on the host's NIC."""
+    with ExitStack() as closing:
+        made = [host.call(Seat, attached, host.nic.name, stack, process) for process in (0, 1)]
+        for seat in made:
+            closing.callback(seat.close)
+        yield made

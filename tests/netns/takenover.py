@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf import frames
+from dmm_ebpf.frames import Message
 from dmm_ebpf.userstack import process
 from dmm_ebpf.userstack.spec import StackSpec
 
@@ -73,17 +75,16 @@ class TakenOver(process.StackProcess):
             int(fd.name) for fd in fds.iterdir() if str(fd.readlink()) == "/dev/net/tun"
         )
 
-    def _answer(self, request: Any) -> dict[str, Any]:
-        if request["method"] == "do":
-            return {"id": request["id"], "ok": True, "result": self._do(request["params"]["code"])}
-        if request["method"] == "lie":
-            type(self).lies = request["params"]["lies"]
-            return {"id": request["id"], "ok": True, "result": None}
-        if request["method"] in self.lies:
-            scope = {"id": request["id"], "os": os}
-            answer: dict[str, Any] = eval(self.lies[request["method"]], scope)
+    def _answer(self, number: int, method: str, params: Message) -> Message:
+        if method == "do":
+            return frames.reply(number, self._do(params["code"]))
+        if method == "lie":
+            type(self).lies = params["lies"]
+            return frames.reply(number, None)
+        if method in self.lies:
+            answer: Message = eval(self.lies[method], {"id": number, "os": os})
             return answer
-        return super()._answer(request)
+        return super()._answer(number, method, params)
 
     def _do(self, code: str) -> str:
         try:

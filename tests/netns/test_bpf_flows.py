@@ -430,7 +430,7 @@ def test_a_full_event_ring_is_counted_and_what_was_there_stays(bench: Bench) -> 
 
 def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
     maps = bench.attached.maps
-    assert maps.rules.count() == 2 * C.DMM_MAX_RULES
+    assert maps.rules.count() == 2 * C.DMM_MAX_CHECKS
     assert len(list(maps["counters"].items())) == C.DMM_CNT_MAX
     assert maps.nics.count() == 0
     for i in range(5):

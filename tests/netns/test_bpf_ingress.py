@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from bpf_lab import Bench, Policy, bench
 from pieces import checksum
-from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
+from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic, two_seats
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -34,13 +33,7 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
     for test in ("meta mark 0", "meta mark != 0"):
         rules += f'add rule inet t c iifname "{bench.a.nic.name}" tcp flags syn {test} counter; '
     bench.a.run(["nft", rules])
-    with ExitStack() as stack:
-        made = [
-            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process)
-            for process in (0, 1)
-        ]
-        for seat in made:
-            stack.callback(seat.close)
+    with two_seats(bench.a, bench.attached, STACK) as made:
         yield made
 
 

@@ -9,9 +9,10 @@ import errno
 import socket
 
 import pytest
-from bpf_lab import Bench, Policy, bench
+from bpf_lab import Agent, Bench, Policy, bench
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.rd.policy.rule import REFUSING
 
 __all__ = ["bench"]
 
@@ -28,6 +29,10 @@ SEND = {
         " s['u'].sendto(b'x', ({addr!r}, {port}))"
     ),
     "of a bound socket": "s['u'].bind(('', 0)); s['u'].sendto(b'x', ({addr!r}, {port}))",
+    "of a socket that is bound to a device": (
+        "s['u'].setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, {nic!r}.encode());"
+        " s['u'].sendto(b'x', ({addr!r}, {port}))"
+    ),
 }
 PEERS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "v4-mapped": socket.AF_INET6}
 
@@ -50,13 +55,13 @@ def test_a_datagram_is_refused(bench: Bench, way: str, peer: str) -> None:
     agent, addr = bench.agent, _address(bench, peer)
     agent.open("u", PEERS[peer], socket.SOCK_DGRAM)
     with pytest.raises(PermissionError):
-        agent(SEND[way].format(addr=addr, port=PORT, other=OTHER))
+        agent(SEND[way].format(addr=addr, port=PORT, other=OTHER, nic=bench.a.nic.name))
     assert bench.count(C.DMM_CNT_DATAGRAM_REJECT) == 1
     agent(f"s['u'].sendto(b'x', ({addr!r}, {OTHER}))")
     assert bench.flows() == []
 
 
-@pytest.mark.parametrize("refusal", [errno.ECONNREFUSED, errno.EHOSTUNREACH])
+@pytest.mark.parametrize("refusal", [errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EINVAL])
 def test_the_errno_is_the_policys(bench: Bench, refusal: int) -> None:
     _policy(refusal).apply(bench.attached)
     agent = bench.agent
@@ -74,6 +79,43 @@ def test_the_errno_is_the_policys(bench: Bench, refusal: int) -> None:
                 agent(call)
             assert raised.value.errno == refusal, call
     assert bench.flows() == []
+
+
+def _errors(agent: Agent, addr: str, family: socket.AddressFamily) -> list[int | None]:
+    """The errno of each way to speak to such a peer."""
+    agent.open("t", family)
+    agent.open("u", family, socket.SOCK_DGRAM)
+    agent.open("v", family, socket.SOCK_DGRAM)
+    found = []
+    for call in (
+        f"s['t'].connect(({addr!r}, 443))",
+        f"s['u'].sendto(b'x', ({addr!r}, {PORT}))",
+        f"s['u'].sendmsg([b'x'], [], 0, ({addr!r}, {PORT}))",
+        f"s['v'].connect(({addr!r}, {PORT}))",
+    ):
+        try:
+            agent(call)
+            found.append(None)
+        except OSError as error:
+            found.append(error.errno)
+    for name in ("t", "u", "v"):
+        agent.close(name)
+    return found
+
+
+@pytest.mark.parametrize("kind", [name for name in REFUSING if name != "reject"])
+def test_errors_are_those_of_the_kernels_routes_of_that_type(bench: Bench, kind: str) -> None:
+    for peer in ("203.0.113.9", "2001:db8:113::9"):
+        family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+        bench.a.ip(f"route add {kind} {peer}")
+        kernels = _errors(bench.agent, peer, family)
+        bench.a.ip(f"route del {kind} {peer}")
+        Policy().rule(1).stack(9, REJECT, refusal=getattr(errno, REFUSING[kind])).route(
+            1, f"{peer}/{128 if ':' in peer else 32}", 9
+        ).apply(bench.attached)
+        assert _errors(bench.agent, peer, family) == kernels == [kernels[0]] * 4
+        assert kernels[0] == getattr(errno, REFUSING[kind])
+        Policy().apply(bench.attached, 2)
 
 
 def test_datagrams_are_looked_at_only_where_a_route_refuses(bench: Bench) -> None:

@@ -112,7 +112,12 @@ def test_a_connection_that_a_process_has_opened(bench: Bench, seats: list[Seat])
 
 @pytest.mark.parametrize(
     ("reason", "why"),
-    [("down", C.DMM_WHY_DOWN), ("full", C.DMM_WHY_FULL), ("device", C.DMM_WHY_DEVICE)],
+    [
+        ("down", C.DMM_WHY_DOWN),
+        ("full", C.DMM_WHY_FULL),
+        ("device", C.DMM_WHY_DEVICE),
+        ("filter", C.DMM_WHY_FILTER),
+    ],
 )
 def test_a_syn_that_its_process_can_take_no_more_goes_to_the_wire(
     bench: Bench, seats: list[Seat], reason: str, why: int
@@ -133,6 +138,8 @@ def test_a_syn_that_its_process_can_take_no_more_goes_to_the_wire(
             seat.lead(0)
     if reason == "down":
         processes_up(bench.attached, STACK, 0, [seat.seat for seat in seats])
+    if reason == "filter":
+        set_behind(bench)
     bench.a.run(["nft", "delete table inet t"])
     assert at_far(bench, 10)
     with bench.far.accept()[0]:
@@ -141,6 +148,26 @@ def test_a_syn_that_its_process_can_take_no_more_goes_to_the_wire(
         assert (made.stack, made.wanted, made.taken, made.why) == (FALLBACK, STACK, 0, why)
         bench.agent("s['x'].send(b'by the kernel')")
     assert bench.count(C.DMM_CNT_SYN_LET_GO) == 1
+    assert [seat.segments() for seat in seats] == [[], []]
+
+
+def set_behind(bench: Bench) -> None:
+    """A filter of others comes before ours on host a's NIC."""
+    index = bench.a.call(socket.if_nametoindex, bench.a.nic.name)
+    entry = bench.attached.maps.nics[index]
+    entry.behind = 1
+    bench.attached.maps.nics[index] = entry
+
+
+def test_a_filter_that_keeps_the_syn_from_us_is_told(bench: Bench, seats: list[Seat]) -> None:
+    """By the device by which it has left."""
+    route_to_stack(bench)
+    set_behind(bench)
+    bench.attached.detach_tcx(bench.a.call(socket.if_nametoindex, bench.a.nic.name))
+    peer, _ = by_kernel(bench)
+    with peer:
+        made = decision(bench)
+        assert (made.stack, made.why) == (FALLBACK, C.DMM_WHY_FILTER)
     assert [seat.segments() for seat in seats] == [[], []]
 
 

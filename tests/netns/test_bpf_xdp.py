@@ -56,7 +56,7 @@ from xdp_frames import (
 from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import bpf
-from lab import Cgroup, Host, Lab
+from lab import Cgroup, Host, Lab, wait_for
 
 PASS, REDIRECT = 2, 4
 SHOT = 2  # of tc
@@ -369,6 +369,9 @@ def test_a_wildcard_listener_does_not_draw_what_is_forwarded(steer: Steer) -> No
     steer.host.ip("addr add 203.0.113.1/24 dev d0", "addr add 2001:db8:d::1/64 dev d0 nodad")
     for name in ("ipv4.conf.all.forwarding", "ipv4.conf.lo.forwarding", "ipv6.conf.all.forwarding"):
         steer.host.sysctl(f"net.{name}", 1)
+    # It has routes once the kernel has heard of the carrier.
+    table = ["ip", "-6", "route", "show", "table", "local"]
+    wait_for(lambda: "2001:db8:d::1" in steer.host.run(table).stdout, 10, "an address of its own")
     for src, dst, wrap in ((THEM4, "203.0.113.77", ip4), (THEM6, "2001:db8:d::77", ip6)):
         assert steer.run(eth(wrap(tcp(flags=SYN), src, dst))) == PASS
     for src, dst, wrap in ((THEM4, "203.0.113.1", ip4), (THEM6, "2001:db8:d::1", ip6)):
@@ -434,6 +437,26 @@ def test_without_a_stack_whose_sockets_take_them_all_frames_pass(steer: Steer) -
         nic = abi.pack(abi.new("dmm_nic", slot=SLOT, stack=stack))
         steer.attached.maps["nics"].update(u32(LO), nic)
         assert [steer.run(frame) for frame in frames] == [verdict] * 2
+
+
+def test_frames_to_another_address_than_the_nics_are_for_tc(steer: Steer) -> None:
+    """A macvlan's above it, for example."""
+    steer.own(US4, THEM4)
+    nic = abi.new("dmm_nic", slot=SLOT, stack=STACK, mac=list(bytes.fromhex("020000000001")))
+    steer.attached.maps["nics"].update(u32(LO), abi.pack(nic))
+    frame = eth(ip4(tcp()))[6:]
+    for address, verdict in (("020000000001", REDIRECT), ("020000000002", PASS)):
+        assert steer.run(bytes.fromhex(address) + frame) == verdict
+
+
+def test_in_generic_mode_a_syn_is_for_tc(steer: Steer) -> None:
+    """XDP is not told through which tunnel it came."""
+    steer.own(US4, THEM4)
+    steer.listen("::", 1)
+    nic = abi.new("dmm_nic", slot=SLOT, stack=STACK, generic=1)
+    steer.attached.maps["nics"].update(u32(LO), abi.pack(nic))
+    assert steer.run(eth(ip4(tcp(sport=THEIRS + 1, flags=SYN)))) == PASS
+    assert steer.run(eth(ip4(tcp()))) == REDIRECT
 
 
 def test_what_a_process_sends_to_an_app_passes_generic_xdp_unmarked(steer: Steer) -> None:
@@ -558,9 +581,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(
     max_examples=1500,
-    deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(frame=mutated())
 def test_any_frame_gets_the_verdict_that_the_rules_give(steer: Steer, frame: bytes) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from bpf_lab import Bench, Policy, bench, processes_up
-from seat_lab import RST, Seat, connect, mac_of, pair, serve_nic
+from seat_lab import RST, Seat, connect, mac_of, pair, serve_nic, two_seats
 
 from dmm_ebpf import abi
 from dmm_ebpf.rd.director import endflows
@@ -28,13 +27,7 @@ def seats(bench: Bench) -> Iterator[list[Seat]]:
     serve_nic(bench.a, bench.attached)
     policy = Policy().rule(1).user(STACK).route(1, "0.0.0.0/0", STACK).route(1, "::/0", STACK)
     policy.apply(bench.attached)
-    with ExitStack() as stack:
-        made = [
-            bench.a.call(Seat, bench.attached, bench.a.nic.name, STACK, process)
-            for process in (0, 1)
-        ]
-        for seat in made:
-            stack.callback(seat.close)
+    with two_seats(bench.a, bench.attached, STACK) as made:
         yield made
 
 

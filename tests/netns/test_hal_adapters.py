@@ -25,6 +25,8 @@ from dmm_ebpf.hal import tuning
 from dmm_ebpf.loader import bpf
 from lab.netns import offloads_off
 
+VNET = ffi.new("struct dmm_vnet *")  # of what AF_XDP brings nothing is known
+
 
 @contextmanager
 def xsk_on(host: Host, frames: int = 64, mtu: int = 1500, packets: int = lib.DMM_XSK_PLAIN):
@@ -62,9 +64,9 @@ def test_receiving_more_than_the_rings_hold_in_order():
                     sender.send(frame(number))
                 while len(got) < start + 20:
                     assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
-                    count = lib.dmm_xsk_rx_peek(xsk, 7)
+                    count = lib.dmm_xsk_rx_peek(xsk, ffi.NULL, 7)
                     for i in range(count):
-                        raw = lib.dmm_xsk_rx_frame(xsk, i, length)
+                        raw = lib.dmm_xsk_rx_frame(xsk, i, length, VNET)
                         data = bytes(ffi.buffer(raw, length[0]))
                         got.append(number_of(data))
                         assert data == frame(got[-1])
@@ -80,9 +82,9 @@ def test_sending_more_than_the_rings_hold_in_order():
             send_numbered(xsk, 1000, lib.dmm_xsk_tx_begin, commit, lib.dmm_xsk_tx_kick)
             wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
             assert received_numbers(receiver, 1000) == list(range(1000))
-            stats = ffi.new("struct dmm_xsk_stats *")
+            stats = ffi.new("struct dmm_port_stats *")
             lib.dmm_xsk_stats(xsk, stats)
-            assert (stats.tx_invalid_descs, stats.rx_dropped) == (0, 0)
+            assert (stats.tx_refused, stats.rx_dropped) == (0, 0)
             assert stats.kicks > 0
 
 
@@ -149,10 +151,10 @@ def test_checksums_left_open_are_right_on_the_wire(mtu, packets, offload):
                 leave_open(xsk, left, in_parts=(len(left) - 54 if number % 3 else 0))
                 wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
                 assert next(heard) == (whole if offload == "off" else left)
-            assert lib.dmm_xsk_sums(xsk)
-            stats = ffi.new("struct dmm_xsk_stats *")
+            assert lib.dmm_xsk_caps(xsk).csum
+            stats = ffi.new("struct dmm_port_stats *")
             lib.dmm_xsk_stats(xsk, stats)
-            assert stats.tx_invalid_descs == 0
+            assert stats.tx_refused == 0
 
 
 @needs_metadata
@@ -170,7 +172,7 @@ def test_when_metadata_are_refused_checksums_are_filled_in_here():
             for left, _ in frames[:2]:
                 leave_open(xsk, left)
             wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
-            assert not lib.dmm_xsk_sums(xsk)
+            assert not lib.dmm_xsk_caps(xsk).csum
             leave_open(xsk, frames[2][0], in_parts=100)
             wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
             assert [next(heard) for _ in range(4)] == [wrong, *(whole for _, whole in frames)]
@@ -184,9 +186,9 @@ def test_a_packet_of_the_largest_mtu_fits_a_frame():
         with xsk_on(a, mtu=3000) as xsk, packet_socket(b) as sender:
             sender.send(frame(1, 3014))
             assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
-            assert lib.dmm_xsk_rx_peek(xsk, 9) == 1
+            assert lib.dmm_xsk_rx_peek(xsk, ffi.NULL, 9) == 1
             length = ffi.new("uint32_t *")
-            lib.dmm_xsk_rx_frame(xsk, 0, length)
+            lib.dmm_xsk_rx_frame(xsk, 0, length, VNET)
             assert length[0] == 3014
 
 
@@ -207,11 +209,11 @@ def test_packets_of_several_frames_in_order_between_short_ones():
                 got: list[bytes] = []
                 while len(got) < len(sent):
                     assert select.select([lib.dmm_xsk_fd(xsk)], [], [], 5)[0]
-                    count = lib.dmm_xsk_rx_peek(xsk, 4)
+                    count = lib.dmm_xsk_rx_peek(xsk, ffi.NULL, 4)
                     order = [*range(count), *reversed(range(count))]  # any order, and again
                     read = {}
                     for i in order:
-                        raw = lib.dmm_xsk_rx_frame(xsk, i, length)
+                        raw = lib.dmm_xsk_rx_frame(xsk, i, length, VNET)
                         read[i] = bytes(ffi.buffer(raw, length[0]))
                     got += [read[i] for i in range(count) if is_ours(read[i])]
                     lib.dmm_xsk_rx_release(xsk, count)
@@ -223,9 +225,9 @@ def test_packets_of_several_frames_in_order_between_short_ones():
                 wait_until(lambda: lib.dmm_xsk_tx_kick(xsk) == 0)
                 heard = filter(is_ours, iter(lambda: other.recv(65536), None))
                 assert list(itertools.islice(heard, len(sent))) == sent
-            stats = ffi.new("struct dmm_xsk_stats *")
+            stats = ffi.new("struct dmm_port_stats *")
             lib.dmm_xsk_stats(xsk, stats)
-            assert (stats.tx_invalid_descs, stats.rx_dropped, stats.rx_ring_full) == (0, 0, 0)
+            assert (stats.tx_refused, stats.rx_dropped, stats.rx_ring_full) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

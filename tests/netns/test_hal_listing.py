@@ -59,6 +59,8 @@ def test_kinds_and_the_port_that_each_is_fit_for(pair: tuple[Host, Host]) -> Non
         "ip link set p0 master br0",
         "ip tuntap add tap0 mode tap",
         "ip tuntap add tun0 mode tun",
+        "ip link add vx1 type vxlan external dstport 4790",
+        "ip link add ifb9 type ifb",
     ):
         a.sh(words)
     rows = told(a)
@@ -78,7 +80,10 @@ def test_kinds_and_the_port_that_each_is_fit_for(pair: tuple[Host, Host]) -> Non
         "p1": ("veth", "tap"),
         "tap0": ("tap", "tap"),
         "tun0": ("tun", "tap"),
+        "vx1": ("vxlan", "none"),
+        "ifb9": ("ifb", "none"),
     }
+    assert "it is external" in rows["vx1"]["fit_for"]["why"][0]
     assert "name br0" in rows["p0"]["fit_for"]["why"][0]
     veth = rows["eth0"]
     assert veth["queues"] == {"rx": 2, "tx": 2, "rx_max": 2, "tx_max": 2}
@@ -249,6 +254,6 @@ def test_sysfs_is_of_the_namespace_that_is_asked_about(pair: tuple[Host, Host]) 
         indexes = {one.name: one.ifindex for one in nic.list_nics()}
         return sysfs.shows(sysfs.SYS, indexes), sysfs.of_this_namespace(read, indexes)
 
-    mounts = Path("/proc/self/mountinfo").read_text()
+    mounts = Path("/proc/self/mountinfo").read_bytes()
     assert a.ns.run_in(ask) == (False, {"lo", "eth0"})
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert Path("/proc/self/mountinfo").read_bytes() == mounts

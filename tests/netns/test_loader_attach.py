@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from bpf_lab import Agent, Policy, counter, netns_cookie, u32
+from foreign import ALLOW, program_on
 
 from dmm_ebpf import loader
 from dmm_ebpf.abi import C
@@ -26,13 +27,14 @@ from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError, UsageErro
 from dmm_ebpf.loader import ahead, bpf, bpffs, programs, restore
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import AttachType, ProgType
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS
+from dmm_ebpf.loader.spec import MAPS, PROGRAMS, hooks
 from lab import Cgroup, Host, Lab
 from lab.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 # Returns 1 without looking: r0 = 1; exit.
-ALLOW = bytes.fromhex("b700000001000000 9500000000000000")
+CHOICE = C.DMM_CONTROL_CHOICE
+HOOKS = len(hooks(0))
 
 
 @pytest.fixture
@@ -53,11 +55,11 @@ def made(lab: Lab, instance: Callable[[], str]) -> Iterator[Callable[..., loader
         yield attach
 
 
-def attached_programs(group: Cgroup) -> dict[int, list[int]]:
+def attached_programs(group: Cgroup, asked: int = 0) -> dict[int, list[int]]:
     """attach type to program ids, as the kernel lists them for a cgroup."""
     fd = os.open(group.path, os.O_RDONLY)
     try:
-        return {s.attach_type: bpf.prog_query(fd, s.attach_type)[1] for s in PROGRAMS if s.cgroup}
+        return {s.attach_type: bpf.prog_query(fd, s.attach_type)[1] for s in hooks(asked)}
     finally:
         os.close(fd)
 
@@ -77,7 +79,7 @@ def descriptors_open() -> set[str]:
 
 def nothing_attached(group: Cgroup) -> bool:
     """Whether no program is on the cgroup."""
-    return not any(attached_programs(group).values())
+    return not any(attached_programs(group, CHOICE).values())
 
 
 def test_attach_links_pins_and_fills_control_in(made, cgroup: Cgroup) -> None:
@@ -90,7 +92,7 @@ def test_attach_links_pins_and_fills_control_in(made, cgroup: Cgroup) -> None:
     assert pins == (
         {f"maps/{s.name}" for s in MAPS}
         | {f"progs/{s.pin}" for s in PROGRAMS}
-        | {f"links/{s.pin}" for s in PROGRAMS if s.cgroup}
+        | {f"links/{s.pin}" for s in hooks(0)}
     )
     control = attached.maps.control[0]
     assert (control.abi_version, control.generation) == (C.DMM_ABI_VERSION, 0)
@@ -100,7 +102,7 @@ def test_detach_leaves_nothing_and_may_be_repeated(made, cgroup: Cgroup) -> None
     attached = made(cgroup)
     name, ids = attached.instance, {m.id for m in attached.maps.values()}
     removed = loader.detach(name)
-    assert sum(text.startswith("link ") for text in removed) == 8
+    assert sum(text.startswith("link ") for text in removed) == HOOKS
     assert any(name in text for text in removed)
     assert (
         nothing_attached(cgroup) and not attached.folder.exists() and name not in loader.instances()
@@ -222,7 +224,7 @@ def test_an_instance_whose_cgroup_is_gone_is_adopted_and_hooked_to_the_new_one(
     wait_for(on_none, 10, "the links to be released")
     again = cgroup.child("gone")
     with closing(loader.adopt(attached.instance)) as adopted:
-        assert len(restore.unhooked(adopted)) == 8
+        assert len(restore.unhooked(adopted)) == HOOKS
         restore.hook(adopted, again.path)
         restore.pin(adopted)
         assert restore.unhooked(adopted) == []
@@ -237,7 +239,7 @@ def test_a_name_is_attached_once(made, cgroup: Cgroup) -> None:
     with pytest.raises(ConflictError, match="attached already"):
         made(cgroup, attached.instance)
     assert all(len(ids) == 1 for ids in attached_programs(cgroup).values())
-    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + 8
+    assert len(list(attached.folder.glob("*/*"))) == len(MAPS) + len(PROGRAMS) + HOOKS
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../x", "-x", "x" * 49, "a b", "a/b"])
@@ -303,29 +305,43 @@ def test_two_instances_on_two_cgroups_coexist(made, make_cgroup, lab: Lab) -> No
     assert loader.adopt(both[1].instance).cgroup == groups[1].relative
 
 
-def attach_legacy(group: Cgroup, attach_type: AttachType, flags: list[str]) -> str:
-    """A foreign program attached with BPF_PROG_ATTACH, as old tools do; returns the command
-    that undoes it.
-    """
-    pin = f"{bpffs.ensure()}/{group.path.name.replace('.', '-')}"
-    fd = bpf.prog_load("foreign", ProgType.CGROUP_SOCK_ADDR, ALLOW, attach_type=attach_type)
-    try:
-        bpf.obj_pin(fd, pin)
-    finally:
-        os.close(fd)
-    subprocess.run(
-        ["bpftool", "cgroup", "attach", str(group.path), "connect4", "pinned", pin, *flags],
-        check=True,
-    )
-    return pin
+def test_hooks_that_cost_every_process_are_there_only_once_they_are_asked_for(
+    made, cgroup: Cgroup
+) -> None:
+    """And stay with who takes the instance over, also if their pins were not made any more."""
+    attached = made(cgroup)
+    late = {spec.pin for spec in hooks(CHOICE)} - {spec.pin for spec in hooks(0)}
+    assert late == {"getsockopt", "setsockopt"}
+    assert sum(map(len, attached_programs(cgroup, CHOICE).values())) == HOOKS
+    with closing(loader.adopt(attached.instance)) as adopted:
+        assert restore.unhooked(adopted) == restore.removed(adopted) == []
+
+    attached.asked |= CHOICE
+    assert set(restore.unhooked(attached)) == late
+    restore.hook(attached, cgroup.path)
+    assert restore.unhooked(attached) == []
+    assert restore.removed(attached) == []  # nobody has removed what has had no pin yet
+    control = attached.maps.control[0]
+    control.flags |= CHOICE
+    attached.maps.control[0] = control
+    with closing(loader.adopt(attached.instance)) as adopted:
+        assert set(restore.unhooked(adopted)) == late
+    restore.pin(attached)
+    assert sum(map(len, attached_programs(cgroup, CHOICE).values())) == HOOKS + 2
+    with closing(loader.adopt(attached.instance)) as adopted:
+        assert restore.unhooked(adopted) == []
+    (attached.folder / "links/setsockopt").unlink()
+    assert restore.removed(attached) == ["links/setsockopt"]
+    restore.pin(attached)
+    assert loader.detach(attached.instance)
+    assert nothing_attached(cgroup)
 
 
 def test_an_exclusive_foreign_program_is_named_and_nothing_is_left(
     made, cgroup: Cgroup, instance: Callable[[], str]
 ) -> None:
     child = cgroup.child("below")
-    pin = attach_legacy(cgroup, AttachType.CGROUP_INET4_CONNECT, [])
-    try:
+    with program_on(cgroup, "connect4"):
         for group in (cgroup, child):
             name = instance()
             with pytest.raises(ConflictError, match=r"\(foreign\).*exclusively"):
@@ -333,25 +349,14 @@ def test_an_exclusive_foreign_program_is_named_and_nothing_is_left(
             assert name not in loader.instances()
         assert nothing_attached(child)
         assert sum(map(len, attached_programs(cgroup).values())) == 1
-    finally:
-        subprocess.run(
-            ["bpftool", "cgroup", "detach", str(cgroup.path), "connect4", "pinned", pin], check=True
-        )
-        Path(pin).unlink()
 
 
 def test_a_sharing_foreign_program_stays(made, cgroup: Cgroup) -> None:
-    pin = attach_legacy(cgroup, AttachType.CGROUP_INET4_CONNECT, ["multi"])
-    try:
+    with program_on(cgroup, "connect4", "multi"):
         attached = made(cgroup)
         assert len(attached_programs(cgroup)[AttachType.CGROUP_INET4_CONNECT]) == 2
         loader.detach(attached.instance)
         assert len(attached_programs(cgroup)[AttachType.CGROUP_INET4_CONNECT]) == 1
-    finally:
-        subprocess.run(
-            ["bpftool", "cgroup", "detach", str(cgroup.path), "connect4", "pinned", pin], check=True
-        )
-        Path(pin).unlink()
 
 
 @pytest.mark.parametrize("step", ["create_maps", "load_programs", "pin_fd", "link_hook"])

@@ -6,12 +6,13 @@ none, by clsact.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from bpf_lab import Bench, bench, u32
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.errors import KernelFeatureError
+from dmm_ebpf.errors import ConflictError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.rd.director.nics import Nics, remove_tc, tc_name
@@ -74,6 +75,14 @@ def test_the_programs_come_and_go(way: str, bench: Bench, state: State) -> None:
     assert (state.tc_nics, state.nics) == ({}, {})
     bench.a.call(nics.attach, "wan", [spec])
     assert there(bench, spec.ifindex), "attached at once after"
+
+
+def test_the_address_of_now_is_entered(way: str, bench: Bench, state: State) -> None:
+    """Also of a NIC that was served before, as after a restart or a take-over."""
+    nics, spec = served(bench, state)
+    for mac in (spec.mac, bytes.fromhex("020000000042")):
+        bench.a.call(nics.attach, "wan", [replace(spec, mac=mac)])
+        assert bytes(bench.attached.maps.nics[spec.ifindex].mac) == mac
 
 
 def test_a_nic_that_another_stack_goes_on_using_keeps_them(
@@ -169,3 +178,31 @@ def test_by_clsact_they_are_found_without_the_director(
     assert bench.a.call(remove_tc, state.instance, state) == [f"tc program on {spec.name}"]
     assert not bench.a.call(tcfilter.has_clsact, spec.ifindex)
     assert bench.a.call(remove_tc, state.instance, state) == []
+
+
+def test_no_flow_begins_behind_a_filter_that_cannot_be_overtaken(
+    bench: Bench, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: False)
+    nics, spec = served(bench, state)
+    bench.a.call(nics.attach, "wan", [spec])
+    at = f"dev {spec.name} egress pref 1"
+    one, other = f"tc filter add {at} bpf da bytecode".split(), f"tc filter del {at}".split()
+    bench.a.run([*f"tc filter del dev {spec.name} egress".split()])
+    bench.a.run([*one, "1,6 0 0 0,"])
+
+    def behind() -> tuple[bool, bool]:
+        return bool(bench.attached.maps.nics[spec.ifindex].behind), bench.a.call(
+            nics.is_behind, spec.name
+        )
+
+    with pytest.raises(ConflictError, match="priority 1 at its egress"):
+        bench.a.call(nics.attach_tc, "wan", spec)
+    assert behind() == (True, True)
+    nics.take_xdp("wan", 5, spec)
+    assert behind() == (True, True)
+    bench.a.run(other)
+    bench.a.call(nics.attach_tc, "wan", spec)
+    assert behind() == (False, False)
+    assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
+    bench.a.call(nics.detach, 5, [spec])

@@ -24,6 +24,7 @@ import pytest
 from hal_lab import hosts, link, wait_until
 from stack_lab import Stack, stack_on
 
+from dmm_ebpf import frames
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.userstack import control, pidfile
 from dmm_ebpf.userstack.answers import AnswerError
@@ -114,8 +115,8 @@ REFUSED = {
 
 async def _ask(path: Path, method: str, params: dict[str, Any]) -> Any:
     reader, writer = await asyncio.open_unix_connection(str(path))
-    await control.write(writer, {"id": 1, "method": method, "params": params})
-    answer = await control.read(reader)
+    await control.write(writer, frames.request(1, method, params))
+    answer = await control.ANSWERS.read(reader)
     writer.close()
     return answer
 

@@ -71,7 +71,7 @@ def opened() -> Iterator[Maps]:
     programs.close_maps(made)
 
 
-def _no_listener(key: bytes, half: int, table: int, rule: int) -> None:
+def _no_listener(key: bytes, half: int, table: int, rule: int, chosen: int) -> None:
     raise AssertionError("there is no listener")
 
 
@@ -192,7 +192,7 @@ def test_whole_half_is_written_and_the_old_tries_are_freed(opened: Maps) -> None
 
     assert [opened.heads[half].n_rules for half in (0, 1)] == [2, 1]
     for half, number in ((0, 0), (0, 1), (1, 0)):
-        assert opened.rules[half * C.DMM_MAX_RULES + number].uid_first == 7 + number
+        assert opened.rules[half * C.DMM_MAX_CHECKS + number].uid_first == 7 + number
     for half, kinds in (
         (1, {"k": C.DMM_STACK_KERNEL, "u": C.DMM_STACK_USER}),
         (0, {"k": 0, "u": 0}),
@@ -230,7 +230,7 @@ def test_failure_after_the_tries_leaves_the_live_half(opened: Maps) -> None:
     assert sync.apply(opened, compiled, listener_set=_no_listener) == 1
     opened.listeners[LISTENER_KEY.type()] = abi.new("dmm_listener")
 
-    def refuse(key: object, half: int, table: int, rule: int) -> None:
+    def refuse(key: object, half: int, table: int, rule: int, chosen: int) -> None:
         raise DmmError("write a listener's table", why="as the test wants")
 
     with pytest.raises(DmmError, match="as the test wants"):
@@ -335,7 +335,7 @@ def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -
     """
     made, group = attached
     child = group.child("below").path
-    key = LISTENER_KEY.type(abi.addr16("127.0.0.1"), socket.htons(8080))
+    key = LISTENER_KEY.type(abi.addr16("127.0.0.1"), socket.htons(8080), socket.IPPROTO_TCP)
     value = abi.new(
         "dmm_listener",
         count=3,
@@ -363,6 +363,36 @@ def test_listeners_follow_the_policy(attached: tuple[loader.Attached, Cgroup]) -
     found = made.maps.listeners[key]
     assert list(found.tables) == [ids.table("other"), ids.table("mine")]
     assert (found.count, list(found.rules)) == (3, [1, 3])
+
+
+def test_a_listener_has_its_program_s_choice_while_a_rule_lets_it(
+    attached: tuple[loader.Attached, Cgroup],
+) -> None:
+    made, _ = attached
+    key = LISTENER_KEY.type(abi.addr16("127.0.0.1"), socket.htons(8081), socket.IPPROTO_TCP)
+    ids = IdSpace()
+    text = (
+        '[stacks.lan]\nkind = "kernel"\n[[rules]]\nuid = 7\nchoose = ["lan"]\n[[rules]]\ndscp = 46\n'
+        'table = "mine"\n[tables.mine]\n'
+    )
+    _, allowed = _compiled(text, ids)
+    _, asked = _compiled(text.replace("uid = 7", "uid = 8"), ids)
+    wish = ids.stack("lan") + 1
+    made.maps.listeners[key] = abi.new("dmm_listener", count=1, uid=7, wish=wish, dscp=46)
+
+    def after(compiled: Compiled) -> tuple[int, int, int]:
+        half = sync.apply(made.maps, compiled, listener_set=made.set_listener_table) & 1
+        found = made.maps.listeners[key]
+        return found.tables[half], found.rules[half], found.chosen[half]
+
+    assert after(allowed) == (0, 1, wish)
+    assert after(asked) == (ids.table("mine"), 2, 0)
+    assert after(allowed) == (0, 1, wish)
+    flags = made.maps.control[0].flags
+    assert flags & C.DMM_CONTROL_CHOICE and flags & C.DMM_CONTROL_DSCP
+    after(_compiled("", ids)[1])
+    flags = made.maps.control[0].flags
+    assert flags & C.DMM_CONTROL_CHOICE and not flags & C.DMM_CONTROL_DSCP
 
 
 _CONNECT = """

@@ -9,6 +9,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import scenario_agree as agree
 from scenario_core import ACK, INNER, LINKS, OUTER, RST, SYN
 from scenario_grammar import COMPARE, NS, IcmpLine, Packet
 from scenario_packets import ACE_SHIFT, FLAG_BITS, Icmp, Tcp
@@ -18,7 +19,13 @@ OPERATORS = {
     "=": operator.eq, "==": operator.eq, "!=": operator.ne,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
-ABSENT = {"nots": ("ts",), "nosack": ("sack",), "noaccecn": ("accecn0", "accecn1"), "nop": ()}
+ABSENT = {
+    "nots": ("ts",),
+    "nosack": ("sack",),
+    "noaccecn": ("accecn0", "accecn1"),
+    "noagree": (*agree.ROLES, *agree.COUNTS),
+    "nop": (),
+}
 PORT = 80
 
 
@@ -40,6 +47,8 @@ class Flow:
     core_ts_first: int = 0
     core_ts_last: int = 0
     link: int = LINKS[OUTER]  # by which what the core sends must go
+    nonce: int = agree.NONCE  # of the far end's last offer
+    core_nonce: int = 0  # of the core's
 
     def relative(self, packet: Tcp) -> tuple[int, int]:
         """(seq, ack) as scripts write them: signed, relative to the initial sequence numbers."""
@@ -161,7 +170,8 @@ def _option_differences(line: Packet, packet: Tcp, flow: Flow) -> list[str]:
         return []
     got = dict(packet.options)
     wrong = []
-    for name, values in line.options:
+    for name, wanted in line.options:
+        values = wanted
         if name in ABSENT:
             wrong += [f"option {absent}: not wanted" for absent in ABSENT[name] if absent in got]
             continue
@@ -171,6 +181,9 @@ def _option_differences(line: Packet, packet: Tcp, flow: Flow) -> list[str]:
         have: list[int] = list(got[name])
         if name == "sack":
             have = [(v - flow.isn) % 2**32 for v in have]
+        if name in ("answer", "confirm") and values[1] is None:
+            nonce = flow.nonce if name == "answer" else flow.core_nonce
+            values = (values[0], agree.check_value(nonce, agree.ROLES[name], have[0]))
         if name == "ts":
             have[0] = (have[0] - flow.core_ts_first) % 2**32
         if len(have) != len(values) or any(

@@ -38,7 +38,12 @@ CONFIG = {
     "ecn_off": "ecn_off",
     "half_open": "half_open_max",
     "syn_cookies": "syn_cookies",
+    "latency": "latency",
+    "budget": "redundancy_budget_ppm",
+    "residual": "redundancy_residual_ppm",
+    "parity": "parity_most_ppm",
     "accecn_off": "accecn_off",
+    "negotiate": "negotiate",
     "seed": "seed",
 }
 LINKS = (
@@ -51,7 +56,7 @@ LARGEST = 65535
 def build(directory: Path) -> tuple[Any, Any]:
     """Compiles the core into directory; cffi's pair of (ffi, lib)."""
     library = directory / "core.so"
-    sources = [str(path) for path in sorted(SOURCES.glob("*.c"))]
+    sources = [str(path) for path in sorted(SOURCES.glob("*/*.c"))]
     flags = ["-std=gnu11", "-O1", "-g", "-shared", "-fPIC", f"-I{SOURCES}"]
     done = subprocess.run(
         ["gcc", *flags, *sources, "-o", library], capture_output=True, text=True, check=False

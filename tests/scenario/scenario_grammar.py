@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import scenario_agree as agree
+import scenario_fec as fec
 from scenario_packets import ACCECN, FLAG_BITS, ICMP_KINDS
 
 NS = {
@@ -58,9 +60,10 @@ IN_ATTRS = {
     "link",
     "mtu",
     "gso",
+    *fec.ATTRS,
 }
 OUT_ATTRS = {"tos", "ttl", "label", "ace", "gso", "len", "port", "urg", "link"}
-PLAIN_OPTIONS = ("sackOK", "nop", "eol", "nots", "nosack", "noaccecn")
+PLAIN_OPTIONS = ("sackOK", "nop", "eol", "nots", "nosack", "noaccecn", "noagree")
 VERBS = {
     "open",
     "app",
@@ -178,7 +181,12 @@ def _option(text: str) -> tuple[str, tuple[int | None, ...]]:
         if len(values) > 3:
             raise ValueError(f"{name} takes up to three counters")
         return name, tuple(_number(value) for value in values)
-    counts = {"mss": 1, "wscale": 1, "ts": 2} | dict.fromkeys(PLAIN_OPTIONS, 0)
+    if name in agree.ROLES:
+        if len(values) not in (1, 2):
+            raise ValueError(f"{name} takes features, and a value if it is not the right one")
+        return name, (_number(values[0]), _number(values[1]) if len(values) > 1 else None)
+    counts = {"mss": 1, "wscale": 1, "ts": 2, "parity": 1, "repaired": 1}
+    counts |= dict.fromkeys(PLAIN_OPTIONS, 0)
     if name not in counts:
         raise ValueError(f"{name!r} is no option")
     if len(values) != counts[name]:

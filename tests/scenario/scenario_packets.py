@@ -13,6 +13,8 @@ import socket
 import struct
 from dataclasses import dataclass, field
 
+import scenario_agree as agree
+
 FLAG_BITS = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128, "A": 256}
 ACE_SHIFT = 6  # AE, CWR, ECE as one number (RFC 9768)
 ACCECN = {"accecn0": 172, "accecn1": 174}  # counters of ECT(0), CE, ECT(1), and the other way round
@@ -166,6 +168,10 @@ def options_to_bytes(options: list[tuple[str, tuple[int, ...]]]) -> bytes:
                 out += bytes((ACCECN[name], 2 + 3 * len(values))) + b"".join(
                     v.to_bytes(3, "big") for v in values
                 )
+            case "offer" | "answer" | "confirm":
+                out += agree.pack(name, values[0], values[1])
+            case "parity" | "repaired":
+                out += agree.pack_count(name, values[0])
             case "raw":
                 out += bytes(values)
             case _:
@@ -191,6 +197,8 @@ def _read_options(data: bytes) -> list[tuple[str, tuple[int, ...]]]:
             name = next(name for name, number in ACCECN.items() if number == kind)
             counters = [int.from_bytes(body[at : at + 3], "big") for at in range(0, len(body), 3)]
             out.append((name, tuple(counters)))
+        elif kind == agree.KIND and (found := agree.read(body)):
+            out.append(found)
         elif kind in names or kind == 5 or kind in ACCECN.values():
             raise BadPacketError(f"TCP option {kind} has length {len(body) + 2}")
         else:

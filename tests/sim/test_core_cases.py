@@ -38,7 +38,6 @@ def run_cases(
         max_examples=examples,
         derandomize=True,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
     )
@@ -141,7 +140,6 @@ def test_a_wild_peer_and_the_core_do_not_answer_each_other_for_ever(programs: Pr
     max_examples=300,
     derandomize=True,
     database=None,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 @given(simcases.honest_cases())

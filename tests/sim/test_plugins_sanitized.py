@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.sim.cclab import CORE, SANITIZE, build_plugins
+from lab.sim.cclab import CC, SANITIZE, build_plugins
 
 FLOWS = 12
 PLUGIN = """
@@ -73,7 +73,7 @@ def test_a_worker_that_answers_at_random(
 def test_a_shared_object_that_fails(asan: Path, tmp_path: Path, statement: str, told: str) -> None:
     source, output = tmp_path / "bad.c", tmp_path / "bad.so"
     source.write_text(PLUGIN.replace("STATEMENT", statement), encoding="utf-8")
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", f"-I{CORE}", "-o", output, source], check=True)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", f"-I{CC}", "-o", output, source], check=True)
     faults, fallen, kilobytes, first = run(asan, str(output))
     assert 1 <= faults <= fallen == 2
     assert told in first

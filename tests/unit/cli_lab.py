@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dmm_ebpf.records import device
+
 FLOW = {
     "instance": "default",
+    "kind": "socket",
     "proto": "tcp",
     "src": "192.0.2.1",
     "sport": 40000,
@@ -20,6 +23,7 @@ FLOW = {
     "direction": "connect",
     "stack": "wan",
     "wanted": "wan",
+    "why": "",
     "table": "shop",
     "rule": "1: cgroup /shop.slice",
     "route": "203.0.113.0/24 tcp 443",
@@ -68,6 +72,7 @@ STATUS = {
     "netns": None,
     "cgroup": "/sys/fs/cgroup/shop.slice",
     "policy": "/etc/dmm/policy.toml",
+    "policy_refused": None,
     "generation": 3,
     "uptime_s": 200.0,
     "flows": 2,
@@ -75,19 +80,53 @@ STATUS = {
     "rules": 1,
     "routes": 2,
     "counters": {"connect": 5, "events_lost": 0},
+    "nics": [],
+    "problem": None,
+    "missing": [],
+    "pending": [],
+    "earlier": None,
     "stacks": [STACK],
 }
 LISTENER = {
     "instance": "default",
+    "proto": "tcp",
     "addr": "::",
     "port": 80,
     "rule": "1",
     "table": "shop",
     "pid": 7,
     "comm": "nginx",
+    "uid": 0,
     "cgroup": "/shop.slice",
     "sockets": 2,
 }
+RDMA = device.RdmaPort(
+    "mlx5_0", 1, "ACTIVE", "Ethernet", "100 Gb/sec", ["RoCE v2"], ["RC", "UD"], ["eth0"]
+)
+DEVICE = device.DeviceRow(
+    name="eth0",
+    altnames=["enp1s0f0np0"],
+    ifindex=3,
+    kind="hardware",
+    driver="mlx5_core",
+    bus="pci/0000:01:00.0",
+    up=True,
+    mtu=1500,
+    speed_mbps=100_000,
+    numa_node=None,
+    queues=device.Queues(8, 8, 16, 16),
+    rss=device.Rss(128, 8, "toeplitz", 40),
+    offloads=[
+        device.Offload("tx-tcp-segmentation", True, True),
+        device.Offload("rx-gro", False, True),
+    ],
+    xdp=device.Xdp(True, True, True, False, False, device.XdpAttached("native", 9)),
+    af_xdp=device.AfXdp("zero-copy", True, 17, True, False),
+    metadata=device.Metadata(["timestamp", "hash"], []),
+    rdma=[RDMA],
+    in_the_way=device.InTheWay("their_xdp (id 9)", "htb", ["ingress u32"], []),
+    fit_for=device.FitFor("tap", ["XDP program their_xdp is there"], True),
+)
 ANSWERS: dict[str, Any] = {
     "status": STATUS,
     "stacks": [STACK],
@@ -98,10 +137,25 @@ ANSWERS: dict[str, Any] = {
         "wanted": "wan",
         "table": "shop",
         "rule": "1",
+        "rule_number": 1,
         "route": "203.0.113.0/24",
+        "why": None,
+        "unasked": [],
     },
-    "policy_show": {"path": "/etc/p.toml", "text": "[stacks.wan]\n", "generation": 3},
-    "policy_apply": {"generation": 4, "rules": 1, "routes": 2, "stacks": 1},
+    "policy_show": {
+        "instance": "default",
+        "path": "/etc/p.toml",
+        "text": "[stacks.wan]\n",
+        "generation": 3,
+    },
+    "policy_apply": {
+        "instance": "default",
+        "generation": 4,
+        "rules": 1,
+        "routes": 2,
+        "stacks": 1,
+        "pending": [],
+    },
     "follow": [],
 }
 

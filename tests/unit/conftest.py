@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the command line's tests."""
+"""Fixtures of the command line's tests and of the core's."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 from cli_lab import Cli, Said
+from corepackets import Core, built_core
 
 import dmm_ebpf.rd.life
 from dmm_ebpf.cli import main as cli_main
@@ -40,3 +42,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setitem(sys.modules, "dmm_ebpf.rd.life.attaching", fake)
     monkeypatch.setattr(dmm_ebpf.rd.life, "attaching", fake, raising=False)
     return fake
+
+
+@pytest.fixture(scope="module")
+def make_core(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Core]:
+    """Makes a core of the configuration that it is given."""
+    return built_core(tmp_path_factory.mktemp("core"))

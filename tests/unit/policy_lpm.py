@@ -13,7 +13,7 @@ from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.compile_routes import Entries
-from dmm_ebpf.rd.policy.evaluate import Query
+from dmm_ebpf.rd.policy.evaluate import Query, known_fact
 from dmm_ebpf.rd.policy.values import parse_address
 
 
@@ -54,6 +54,9 @@ class Trie:
             if found is not None:
                 return found
         return None
+
+
+DEVICES = {"eth0": 2, "wg0": 3}
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,15 @@ class Reader:
 
     def find(self, query: Query) -> Found:
         """The decision for a flow."""
-        for number, rule in enumerate(self.rules, 1):
+        index = 0
+        while index < len(self.rules):
+            rule, index = self.rules[index], index + 1
             if not self._matches(rule, query):
                 continue
+            if rule.skip:
+                index += rule.skip
+                continue
+            number = rule.number
             found = self._route(rule.table, query)
             if found is not None:
                 return Found(found[0], rule.table, number, found[1])
@@ -136,6 +145,12 @@ class Reader:
             and (not flags & C.DMM_RULE_UID or rule.uid_first <= query.uid <= rule.uid_last)
             and (not flags & C.DMM_RULE_COMM or abi.text(rule.comm) == query.comm)
             and (not flags & C.DMM_RULE_MARK or query.mark & rule.mark_mask == rule.mark)
+            and (not flags & C.DMM_RULE_DSCP or rule.dscp == query.dscp)
+            and (
+                not flags & C.DMM_RULE_LPORT
+                or rule.lport_first <= known_fact(query, "local_port") <= rule.lport_last
+            )
+            and (not flags & C.DMM_RULE_DEVICE or rule.device == DEVICES.get(query.interface, 0))
             and (
                 not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id
             )

@@ -35,7 +35,7 @@ ASKED = [
     "2001:db8::1", "2001:db8::1", "2001:db8::", "2001:db8:0:1::5", "2001::1", "fe80::1", "::1",
 ]  # fmt: skip
 ports = st.sampled_from([1, 2, 3, 80, 442, 443, 444, 8000, 8063, 8064, 65534, 65535])
-stacks = st.sampled_from(["k", "u", "v", "kernel", "reject"])
+stacks = st.sampled_from(["k", "u", "v", "kernel", "reject", "blackhole"])
 
 
 @st.composite
@@ -73,18 +73,40 @@ def routes(draw: st.DrawFn) -> dict[str, str]:
     return {key: value for key, value in route.items() if value}
 
 
+CONDITIONS: dict[str, list[object]] = {
+    "cgroup": sorted(CGROUPS),
+    "uid": [0, 999, 1000, "1000-2000", "0-4294967294", 2001],
+    "comm": ["curl", "nginx", "fifteen-letters"],
+    "mark": [0, "0x10", "0x10/0x30", "0/0x1"],
+    "dscp": [0, 10],
+    "local_port": [443, "1-1023", "80, 8000-8100"],
+    "interface": ["eth0", "wg0"],
+}
+
+
+@st.composite
+def conditions(draw: st.DrawFn, rarity: int) -> dict[str, object]:
+    """Each in one of rarity + 1 tables, and some of them as lists."""
+    found: dict[str, object] = {}
+    for key, values in CONDITIONS.items():
+        if draw(st.integers(0, rarity)) == 0:
+            some = draw(st.lists(st.sampled_from(values), min_size=1, max_size=3, unique=True))
+            single = len(some) == 1 or key == "local_port"
+            found[key] = some[0] if single else some
+    return found
+
+
 @st.composite
 def rules(draw: st.DrawFn) -> dict[str, object]:
     rule: dict[str, object] = {"table": draw(st.sampled_from(["t", "s"]))}
+    rule |= draw(conditions(5))
     if draw(st.integers(0, 3)) == 0:
-        rule["cgroup"] = draw(st.sampled_from(sorted(CGROUPS)))
-    if draw(st.integers(0, 3)) == 0:
-        rule["uid"] = draw(st.sampled_from([0, 1000, "1000-2000", "0-4294967294"]))
-    if draw(st.integers(0, 3)) == 0:
-        rule["comm"] = draw(st.sampled_from(["curl", "nginx", "fifteen-letters"]))
-    if draw(st.integers(0, 3)) == 0:
-        rule["mark"] = draw(st.sampled_from([0, "0x10", "0x10/0x30", "0/0x1"]))
-    if draw(st.integers(0, 2)) == 0:
+        some = draw(st.lists(conditions(3).filter(bool), min_size=1, max_size=3))
+        rule["not"] = some[0] if len(some) == 1 else some
+    if draw(st.integers(0, 7)) == 0:
+        del rule["table"]
+        rule["action"] = draw(st.sampled_from(["prohibit", "unreachable"]))
+    elif "interface" not in str(rule) and draw(st.integers(0, 2)) == 0:
         rule["direction"] = draw(st.sampled_from(["connect", "listen"]))
     return rule
 
@@ -99,6 +121,9 @@ def queries(draw: st.DrawFn) -> evaluate.Query:
         uid=draw(st.sampled_from([0, 999, 1000, 2000])),
         comm=draw(st.sampled_from(["curl", "nginx", "fifteen-letters"])),
         mark=draw(st.sampled_from([0, 1, 0x10, 0x30])),
+        dscp=draw(st.sampled_from([0, 10])),
+        local_port=draw(st.sampled_from([0, 80, 443, 8000, 60000])),
+        interface=draw(st.sampled_from(["", "eth0", "wg0"])),
         direction=draw(st.sampled_from([C.DMM_DIR_CONNECT, C.DMM_DIR_LISTEN])),
     )
 
@@ -107,6 +132,10 @@ def toml(table: str, items: Sequence[Mapping[str, object]]) -> str:
     """An array of tables of that name."""
 
     def value(v: object) -> str:
+        if isinstance(v, Mapping):
+            return "{ " + ", ".join(f"{key} = {value(one)}" for key, one in v.items()) + " }"
+        if isinstance(v, list):
+            return f"[{', '.join(map(value, v))}]"
         return f'"{v}"' if isinstance(v, str) else str(v)
 
     return "".join(

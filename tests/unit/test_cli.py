@@ -31,6 +31,8 @@ from dmm_ebpf.rd.api import client
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.rd.places import finding as places
 from dmm_ebpf.rd.places.finding import Person, Place
+from dmm_ebpf.records.flow import Flow
+from dmm_ebpf.records.status import Status
 
 pytestmark = pytest.mark.usefixtures("run_root")
 
@@ -63,6 +65,18 @@ def test_flows_table_has_every_column_when_piped(cli: Cli) -> None:
     assert "\x1b" not in said.out
 
 
+@pytest.mark.parametrize(
+    ("transport", "after"), [("tcp", ["TABLE", "shop"]), ("gbn", ["TRANSPORT", "gbn"])]
+)
+def test_a_transport_that_is_not_tcp_has_a_column(
+    cli: Cli, transport: str, after: list[str]
+) -> None:
+    with FakeRd("default", ANSWERS | {"flows": [FLOW | {"transport": transport}, FLOW6]}):
+        title, first, second = cli("flows").out.splitlines()
+    assert [title.split()[5], first.split()[5]] == after
+    assert second[title.index(after[0]) :].split()[0] == ("-" if transport == "gbn" else "shop")
+
+
 def test_flows_iec(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         assert "1.2Mi" in cli("flows", "--iec").out
@@ -72,7 +86,7 @@ def test_flows_iec(cli: Cli) -> None:
     ("options", "cookies"),
     [
         (["--stack", "wan"], [77]),
-        (["--stack", "none"], []),
+        (["--stack", "reject"], []),
         (["--stack", "wan", "--stack", "kernel"], [77, 78]),
         (["--comm", "ngin*"], [78]),
         (["--comm", "ngin"], []),
@@ -81,7 +95,6 @@ def test_flows_iec(cli: Cli) -> None:
         (["--cgroup", "/"], [77, 78]),
         (["--cgroup", "/docker"], [78]),
         (["--cgroup", "/docker/0/"], [78]),
-        (["--cgroup", "/dock"], []),
         (["--container", "web"], [78]),
         (["--unit", "shop.slice"], [77]),
         (["--dst", "203.0.113.0/24"], [77]),
@@ -104,6 +117,37 @@ def test_flows_filters(
         assert [flow["cookie"] for flow in cli("flows", "--json", *options).json] == cookies
 
 
+@pytest.mark.parametrize("how", [[], ["--follow"]])
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--stack", "wann", 'no instance has a stack of that name; did you mean "wan"?'),
+        (
+            "--stack",
+            "x",
+            "no instance has a stack of that name; there are blackhole, kernel, prohibit, reject, unreachable, wan",
+        ),
+        ("--cgroup", "/dock", "there is no such cgroup, and no rule waits for it"),
+        ("--pid", "4194305", "there is no such process"),
+    ],
+)
+def test_a_filter_by_what_is_not_there_is_refused(
+    cli: Cli, how: list[str], option: str, name: str, told: str
+) -> None:
+    with FakeRd("default", ANSWERS | {"status": STATUS | {"pending": []}}):
+        one_sentence(cli("flows", *how, option, name), 2, told)
+        said = cli("flows", *how, "--stack", "kernel", option, name, "--json")
+    assert (said.code, said.json["error"]["kind"]) == (2, "UsageError")
+
+
+def test_a_filter_by_what_is_waited_for_finds_nothing(cli: Cli) -> None:
+    pending = [{"rule": "1", "number": 1, "cgroup": "/nowhere.slice/unit"}]
+    with FakeRd("default", ANSWERS | {"status": STATUS | {"pending": pending}}):
+        for path in ("/nowhere.slice/unit/below", "/nowhere.slice"):
+            assert cli("flows", "--json", "--cgroup", path).json == []
+    assert cli("flows", "--json", "--stack", "any").json == []  # nobody is there to know
+
+
 def test_a_listing_covers_every_instance(cli: Cli) -> None:
     red = ANSWERS | {"flows": [FLOW | {"instance": "red"}]}
     with FakeRd("default", ANSWERS), FakeRd("red", red):
@@ -117,10 +161,17 @@ def test_a_listing_covers_every_instance(cli: Cli) -> None:
         assert len(cli("listeners", "-j").json) == 2
 
 
-def test_rows_without_an_instance_get_one(cli: Cli) -> None:
-    bare = {key: value for key, value in STACK.items() if key != "instance"}
-    with FakeRd("red", {"stacks": [bare]}):
-        assert cli("stacks", "--json").json[0]["instance"] == "red"
+def test_a_listing_tells_of_every_instance_that_cannot_be_asked(cli: Cli) -> None:
+    broken = [ConflictError("count", why=f"{colour} is in the way") for colour in ("blue", "red")]
+    with (
+        FakeRd("blue", ANSWERS | {"stacks": broken[0]}),
+        FakeRd("default", ANSWERS),
+        FakeRd("red", ANSWERS | {"stacks": broken[1]}),
+    ):
+        said = cli("stacks", "--json")
+    assert (said.code, [row["instance"] for row in said.json]) == (broken[0].exit_code, ["default"])
+    for colour in ("blue", "red"):
+        assert said.err.count(f"{colour} is in the way") == 1
 
 
 def test_no_instance_is_an_empty_listing(cli: Cli) -> None:
@@ -149,7 +200,7 @@ def test_stacks_and_listeners(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         assert cli("stacks").out.splitlines()[1].split()[:4] == ["wan", "user", "up", "1"]
         assert cli("stacks", "--json").json == [STACK]
-        assert cli("listeners").out.splitlines()[1].split()[:3] == ["[::]:80", "shop", "1"]
+        assert cli("listeners").out.splitlines()[1].split()[:3] == ["tcp", "[::]:80", "shop"]
 
 
 def test_a_stack_that_does_not_serve_says_why(cli: Cli) -> None:
@@ -257,6 +308,10 @@ def test_route_get_asks_what_was_typed(cli: Cli) -> None:
                     "comm": "curl",
                     "mark": 16,
                     "direction": "listen",
+                    "dscp": None,
+                    "choice": None,
+                    "local_port": None,
+                    "interface": None,
                 },
             )
         ]
@@ -264,9 +319,10 @@ def test_route_get_asks_what_was_typed(cli: Cli) -> None:
 
 def test_a_cgroup_may_be_named_by_its_place_in_the_file_system(cli: Cli) -> None:
     with FakeRd("default", ANSWERS) as rd:
-        for path in (find_cgroup2(), find_cgroup2() / "no-such-group"):
-            cli("route", "get", "203.0.113.7", "--cgroup", str(path))
-        assert [params["cgroup"] for _, params in rd.asked] == ["/", "/no-such-group"]
+        for path in (find_cgroup2(), find_cgroup2() / "no-such-group", "//a/../b", "///"):
+            said = cli("route", "get", "203.0.113.7", "--cgroup", str(path))
+            assert "by no route that names ports" in said.out
+        assert [params["cgroup"] for _, params in rd.asked] == ["/", "/no-such-group", "/b", "/"]
 
 
 @pytest.mark.parametrize(
@@ -302,13 +358,18 @@ def test_route_get_ignores_no_option_of_forwarded_flows(
     assert "--direction forward" in said.err
 
 
+def test_route_get_tells_the_transport_that_would_serve(cli: Cli) -> None:
+    with FakeRd("default", {"route_get": ANSWERS["route_get"] | {"transport": "c:gbn"}}):
+        assert "    transport c:gbn" in cli("route", "get", "203.0.113.7:443").out.splitlines()
+
+
 def test_route_get_for_people(cli: Cli) -> None:
     down = ANSWERS["route_get"] | {"stack": "kernel", "why": "down", "assumed": {"cgroup": "/shop"}}
     down["unasked"] = [{"rule": "a", "needs": ["uid", "comm"]}]
     with FakeRd("default", {"route_get": down}):
         said = cli("route", "get", "203.0.113.7:443")
     assert said.out.splitlines() == [
-        "203.0.113.7 proto tcp port 443 stack kernel (fallback: wan is down or full) table shop",
+        "203.0.113.7 proto tcp port 443 stack kernel (fallback: wan is down) table shop",
         "    rule 1",
         "    route 203.0.113.0/24",
         "    for a process in /shop itself; --cgroup names another cgroup",
@@ -319,7 +380,8 @@ def test_route_get_for_people(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("why", "text"),
     [
-        ("udp", "stack kernel (wan carries TCP alone) table"),
+        ("udp", "stack kernel (wan carries no such datagrams) table"),
+        ("group", "stack kernel (wan carries no datagrams to many) table"),
         ("loopback", "stack kernel (wan carries nothing that stays on this host) table"),
         ("device", "stack kernel (wan does not serve lo, by which it leaves) table"),
         ("outside", "stack kernel (it is outside /shop, to which the instance is attached) table"),
@@ -365,7 +427,8 @@ def test_a_port_may_be_named_by_its_service(cli: Cli) -> None:
 def test_a_question_goes_to_default_or_to_the_only_one(
     cli: Cli, names: list[str], chosen: str
 ) -> None:
-    servers = [FakeRd(name, ANSWERS) for name in names]
+    route = ANSWERS["route_get"]
+    servers = [FakeRd(name, ANSWERS | {"route_get": {"instance": name, **route}}) for name in names]
     for server in servers:
         server.__enter__()
     try:
@@ -388,7 +451,8 @@ def test_a_question_with_nobody_to_ask(cli: Cli) -> None:
 
 
 def test_policy_show_of_an_observer(cli: Cli) -> None:
-    with FakeRd("default", {"policy_show": {"path": None, "text": None, "generation": 0}}):
+    shown = {"instance": "default", "path": None, "text": None, "generation": 0}
+    with FakeRd("default", {"policy_show": shown}):
         said = cli("policy", "show")
     assert (said.code, said.out) == (0, "")
     assert "it only observes" in said.err
@@ -442,8 +506,8 @@ def test_version(cli: Cli) -> None:
 
 def test_flows_of_a_dead_rd_come_from_its_pins(cli: Cli, service: SimpleNamespace) -> None:
     (client.socket_path("default").parent).mkdir()
-    service.offline_flows = lambda name: [FLOW | {"instance": name}]
-    service.offline_status = lambda _name: STATUS | {"pid": None}
+    service.offline_flows = lambda _name: [Flow.from_map(FLOW)]
+    service.offline_status = lambda _name: Status.from_map(STATUS | {"pid": None})
     said = cli("flows", "--json")
     assert said.json == [FLOW]
     assert "its Resource Director is not running; shown from what it left pinned" in said.err

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("run_root")
 
 def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> None:
     got: list[Any] = []
-    service.attach = lambda options: got.append(vars(options)) or 0
+    service.attach = lambda options, _follower: got.append(vars(options)) or 0
     said = cli(
         "attach",
         "--cgroup",
@@ -76,7 +76,7 @@ def test_attach_to_a_container_finds_cgroup_and_namespace(
     netns: str | None,
 ) -> None:
     got: list[Any] = []
-    service.attach = lambda options: got.append((options.cgroup, options.netns)) or 0
+    service.attach = lambda options, _follower: got.append((options.cgroup, options.netns)) or 0
     monkeypatch.setattr(places, "of_container", lambda name: WEB if name == "web" else None)
     said = cli("attach", "--container", "web", "-d", *typed)
     assert said.code == 0, said.err
@@ -116,7 +116,7 @@ def test_run_in_the_namespace_of_a_container(
 def test_whatever_attach_meets_is_one_sentence(
     cli: Cli, service: SimpleNamespace, error: Exception, code: int
 ) -> None:
-    def attach(_options: Any) -> int:
+    def attach(_options: Any, _follower: object) -> int:
         raise error
 
     service.attach = attach
@@ -126,7 +126,7 @@ def test_whatever_attach_meets_is_one_sentence(
 def test_a_bug_is_traced_for_who_asks(
     cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def attach(_options: Any) -> int:
+    def attach(_options: Any, _follower: object) -> int:
         raise RuntimeError("surprise")
 
     service.attach = attach
@@ -137,7 +137,7 @@ def test_a_bug_is_traced_for_who_asks(
 
 
 def test_interrupted(cli: Cli, service: SimpleNamespace) -> None:
-    def attach(_options: Any) -> int:
+    def attach(_options: Any, _follower: object) -> int:
         raise KeyboardInterrupt
 
     service.attach = attach
@@ -177,6 +177,11 @@ def test_detach(cli: Cli, service: SimpleNamespace) -> None:
     assert cli("detach", "-i", "red", "--json").json["error"]["kind"] == "NotAttachedError"
 
 
+def test_where_headers_are_is_json_too(cli: Cli) -> None:
+    folder = cli("stacks", "--include").out.strip()
+    assert cli("stacks", "--include", "--json").json == {"include": folder}
+
+
 def test_detach_of_one_and_of_all_is_refused(cli: Cli, service: SimpleNamespace) -> None:
     for args in (("-i", "a", "--all"), ("--all", "--instance", "default")):
         one_sentence(cli("detach", *args), 2, "--all means every instance of this host")
@@ -191,6 +196,8 @@ def test_detach_of_one_and_of_all_is_refused(cli: Cli, service: SimpleNamespace)
         (["flows", "-fj", "--state", "nope"], 2),
         (["route", "get", "nonsense", "--json"], 2),
         (["detach", "-i", "a/b", "--json"], 2),
+        (["detach", "-i", "", "--json"], 2),
+        (["policy", "test", "/", "--json"], 2),
         (["hal", "--json", "no-such-device"], 2),
         (["nope", "--json"], 2),
     ],
@@ -204,11 +211,11 @@ def test_an_error_is_json_where_json_was_asked_for(cli: Cli, args: list[str], co
 
 
 def test_sentences_show_bytes_as_tables_do(cli: Cli, service: SimpleNamespace) -> None:
-    service.attach = lambda _options: 0
+    service.attach = lambda _options, _follower: 0
     said = cli("attach", "--daemon", "--cgroup", "/n\udcff")
     assert said.err == "dmm-ebpf: instance default is attached to /n\\xff\n"
 
-    def refused(_options: Any) -> int:
+    def refused(_options: Any, _follower: object) -> int:
         raise ConflictError("use the cgroup /n\udcff", why="it is \x1b another's")
 
     service.attach = refused
@@ -323,7 +330,8 @@ def test_help_of_every_command_has_an_example() -> None:
     assert runner.invoke(app, ["--help"]).exit_code == 0
     for command in (
         *("attach", "detach", "run", "status", "flows", "listeners", "stacks", "top"),
-        *("policy check", "policy apply", "policy show", "route get"),
+        *("policy check", "policy test", "policy diff", "policy apply", "policy show"),
+        *("policy import", "policy schema", "policy explain", "route get"),
     ):
         result = runner.invoke(app, [*command.split(), "--help"])
         assert result.exit_code == 0

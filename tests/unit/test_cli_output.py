@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmm_ebpf.cli import output
@@ -11,7 +11,6 @@ from dmm_ebpf.cli import output
 CELLS = st.text(alphabet=st.characters(categories=["L", "N", "P"]), max_size=30)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), min_size=1, max_size=6),
     st.lists(st.lists(CELLS, min_size=6, max_size=6), max_size=4),

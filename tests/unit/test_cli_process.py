@@ -272,7 +272,7 @@ def test_stale_sockets_do_not_stop_a_follow_of_all(run_root: Path) -> None:  # n
     stale.close()
     with FakeRd("default", {"follow": [FLOW | {"type": "connect"}]}):
         follower = Follower(None)
-        assert next(follower.events())["instance"] == "default"
+        assert next(follower.events()).instance == "default"
         follower.close()
 
 

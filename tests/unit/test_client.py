@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire format and the blocking client, against any bytes at all and against a small server that
-speaks the protocol with answers as a Resource Director gives them. The server is shared with the
-tests of the command line.
+"""The blocking client, against a small server that speaks the protocol with answers as a Resource
+Director gives them. The server is shared with the tests of the command line.
 """
 
 from __future__ import annotations
@@ -17,34 +16,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from dmm_ebpf import frames
 from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
+from dmm_ebpf.frames import FrameError
 from dmm_ebpf.loader import bpffs
 from dmm_ebpf.rd.api import client, wire
-from dmm_ebpf.rd.api.wire import WireError
 from dmm_ebpf.rd.director import rundir
 
-
-async def _next_request(reader: asyncio.StreamReader, **limits: int) -> wire.Message | None:
-    first = await reader.read(1)
-    if not first:
-        return None
-    return await wire.read_request(reader, first, within_s=10, large=asyncio.Semaphore(), **limits)
+HOST_ROOT = rundir.ROOT
 
 
 class FakeRd:
     """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a
-    list of events.
+    list of events. Only in a run_root: what it makes would stay in the host's own directory.
 
     hang: methods that are never answered. garbage: bytes sent in place of any answer. hang_up: the
     stream ends after its events.
     """
 
     def __init__(self, instance: str, methods: dict[str, Any], **manner: Any) -> None:
+        assert rundir.ROOT != HOST_ROOT, "the test uses no run_root"
         self.path = rundir.ROOT / instance / "rd.sock"
         self.methods = methods
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -88,8 +81,8 @@ class FakeRd:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (message := await _next_request(reader)) is not None:
-            number, method, params = wire.parse_request(message)
+        while (message := await wire.REQUESTS.read(reader)) is not None:
+            number, method, params = wire.REQUESTS.request_of(message)
             self.asked.append((method, params))
             if method in self._hang:
                 await self._stop.wait()
@@ -123,132 +116,6 @@ def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(bpffs, "TOP", root.name)  # the host's instances are none of the test's
     yield root
     shutil.rmtree(root)
-
-
-# -- wire --
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.text()
-    | st.binary()
-    | st.floats(allow_nan=False),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
-MESSAGES = st.dictionaries(st.text(), VALUES, max_size=5)
-
-
-@given(st.lists(MESSAGES, max_size=4), st.integers(1, 9))
-@settings(deadline=None)
-def test_messages_survive_any_cut_of_the_stream(messages: list[dict[str, Any]], step: int) -> None:
-    stream = b"".join(wire.encode(message) for message in messages)
-    decoder = wire.Decoder()
-    got = []
-    for at in range(0, len(stream), step):
-        got += decoder.feed(stream[at : at + step])
-    assert got == messages
-    assert decoder.at_boundary()
-
-
-@given(st.binary(max_size=200))
-@settings(max_examples=400, deadline=None)
-def test_any_bytes_are_messages_or_one_wire_error(data: bytes) -> None:
-    try:
-        messages = wire.Decoder(limit_bytes=1000).feed(data)
-    except WireError as exc:
-        assert str(exc).startswith("cannot talk over the Resource Director's socket: ")
-    else:
-        assert all(isinstance(message, dict) for message in messages)
-
-
-@given(st.binary(max_size=100))
-@settings(max_examples=400, deadline=None)
-def test_any_body_is_a_map_or_one_wire_error(body: bytes) -> None:
-    try:
-        message = wire.decode_body(body)
-    except WireError as exc:
-        assert exc.exit_code == 1
-    else:
-        assert isinstance(message, dict)
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (msgpack.packb([1, 2]), "a msgpack list arrived where a map was expected"),
-        (msgpack.packb({1: 2}), "not one msgpack map"),
-        (msgpack.packb({"a": 1}) + b"\0", "not one msgpack map"),
-        (b"\x81\xc1\x01", "not one msgpack map"),
-        (b"\x91" * 5000, "not one msgpack map"),
-        (b"", "0 bytes arrived"),
-    ],
-)
-def test_bodies_that_are_refused(body: bytes, reason: str) -> None:
-    with pytest.raises(WireError, match=reason):
-        wire.decode_body(body)
-
-
-def test_a_length_above_the_limit_is_refused_before_its_body_comes() -> None:
-    with pytest.raises(WireError, match="a message of 16777217 bytes is announced"):
-        wire.Decoder().feed((wire.MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"))
-
-
-def test_a_message_above_the_limit_is_not_sent() -> None:
-    with pytest.raises(WireError, match="is above the limit of 16777216"):
-        wire.encode({"text": b"x" * wire.MAX_MESSAGE_BYTES})
-
-
-@given(MESSAGES)
-@settings(deadline=None)
-def test_requests_are_parsed_or_refused(message: dict[str, Any]) -> None:
-    try:
-        number, method, params = wire.parse_request(message)
-    except WireError:
-        return
-    assert isinstance(number, int)
-    assert isinstance(method, str)
-    assert isinstance(params, dict)
-
-
-@given(st.binary(max_size=60))
-@settings(deadline=None)
-def test_the_asyncio_reader_agrees_with_the_decoder(data: bytes) -> None:
-    async def read_all() -> list[Any]:
-        reader = asyncio.StreamReader()
-        reader.feed_data(data)
-        reader.feed_eof()
-        got = []
-        while (message := await _next_request(reader, limit_bytes=50)) is not None:
-            got.append(message)
-        return got
-
-    def decode_all() -> list[Any]:
-        decoder = wire.Decoder(limit_bytes=50)
-        got = decoder.feed(data)
-        if not decoder.at_boundary():
-            raise WireError("the end")
-        return got
-
-    outcomes = []
-    for read in (lambda: asyncio.run(read_all()), decode_all):
-        try:
-            outcomes.append(read())
-        except WireError:
-            outcomes.append("refused")
-    assert outcomes[0] == outcomes[1]
-
-
-@pytest.mark.parametrize("cut", [1, 3, 4, 6])
-def test_a_connection_that_ends_inside_a_message_is_an_error(cut: int) -> None:
-    near, far = socket.socketpair()
-    far.sendall(wire.encode({"id": 1})[:cut])
-    far.close()
-    connection = wire.Connection(near)
-    with pytest.raises(WireError, match="ended inside a message"):
-        connection.receive()
-    connection.close()
 
 
 # -- client --
@@ -352,7 +219,7 @@ def test_after_a_timeout_the_next_call_gets_its_own_answer(run_root: Path) -> No
         (b"\xff\xff\xff\xff", "is announced, above the limit"),
         (b"\0\0\0\x01\xc1", "not one msgpack map"),
         (wire.reply(99, None), "an answer to request 99 arrived, expected one to 1"),
-        (wire.encode({"id": 1}), "neither a result nor an error"),
+        (frames.encode({"id": 1}), "neither a result nor an error"),
         (b"\0\0", "ended inside a message"),
     ],
 )
@@ -360,7 +227,7 @@ def test_an_rd_that_answers_garbage(run_root: Path, garbage: bytes, reason: str)
     with (
         FakeRd("default", {}, garbage=garbage),
         client.Client("default") as c,
-        pytest.raises(WireError, match=reason),
+        pytest.raises(FrameError, match=reason),
     ):
         c.call("status")
 

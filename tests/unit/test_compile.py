@@ -72,7 +72,7 @@ def test_stacks() -> None:
     assert (user.fallback, abi.text(user.congestion)) == (ids.stack("k"), "reno")
     refusing = out.stacks[ids.stack("reject")]
     assert (refusing.kind, refusing.refusal) == (C.DMM_STACK_REJECT, errno.EPERM)
-    assert out.head.rejects
+    assert out.head.datagrams
     plain = out.stacks[0]
     assert (plain.kind, plain.flags) == (C.DMM_STACK_KERNEL, 0)
 
@@ -93,11 +93,24 @@ def test_when_a_silent_peer_is_dead(kind: str) -> None:
     assert (usual.user_timeout_ms, *of_all) == (0, 600, 60, 5)
 
 
-def test_user_stack_that_no_route_names_is_left_out() -> None:
+def test_a_user_stack_that_nothing_names_is_a_name_alone() -> None:
     ids = IdSpace()
-    out = compiled(STACKS, ids=ids)
-    assert ids.stack("u") not in out.stacks
-    assert ids.stack("u") in compiled(STACKS + route("default", "u"), ids=ids).stacks
+
+    def kind(text: str) -> int:
+        found = compiled(text, ids=ids).stacks[ids.stack("u")]
+        assert abi.text(found.name) == "u"
+        return int(found.kind)
+
+    assert kind(STACKS) == 0
+    assert kind(STACKS + route("default", "u")) == C.DMM_STACK_USER
+    assert kind(STACKS + '[[rules]]\nchoose = ["u"]\n') == C.DMM_STACK_USER
+
+
+def test_what_programs_may_choose_is_a_bit_for_each_stack() -> None:
+    ids = IdSpace()
+    (rule,) = compiled(STACKS + '[[rules]]\nchoose = ["u", "kernel"]\ndscp = "ef"\n', ids=ids).rules
+    assert rule.choose == 1 << ids.stack("u") | 1 << ids.stack("kernel")
+    assert (rule.table, rule.flags, rule.dscp) == (0, C.DMM_RULE_DSCP, 46)
 
 
 def test_rules() -> None:
@@ -321,5 +334,37 @@ def test_a_reject_stack_has_its_errno_and_datagrams_are_looked_at_only_for_one_t
     out = compiled(stack + route("default", "no"), ids=ids)
     refusing = out.stacks[ids.stack("no")]
     assert (refusing.kind, refusing.refusal) == (C.DMM_STACK_REJECT, errno.ECONNREFUSED)
-    assert out.head.rejects
-    assert not compiled(stack + route("default", "kernel")).head.rejects
+    assert out.head.datagrams == C.DMM_DATAGRAMS_REJECT
+    assert not compiled(stack + route("default", "kernel")).head.datagrams
+
+
+@pytest.mark.parametrize(
+    ("option", "proto", "flags", "looked_at"),
+    [
+        ("", "", 0, 0),
+        ("", 'proto = "udp"\n', 0, 0),
+        ("udp = true\n", "", C.DMM_CARRIES_UDP, C.DMM_DATAGRAMS_USER),
+        ("udp = true\n", 'proto = "tcp"\n', C.DMM_CARRIES_UDP, 0),
+    ],
+)
+def test_datagrams_are_a_user_stack_s_that_says_so(option, proto, flags, looked_at) -> None:
+    ids = IdSpace()
+    out = compiled(f'[stacks.w]\nkind = "user"\n{option}' + route("default", "w", proto), ids=ids)
+    assert out.stacks[ids.stack("w")].flags & C.DMM_CARRIES_UDP == flags
+    assert out.head.datagrams == looked_at
+
+
+@pytest.mark.parametrize(
+    ("rule", "served"),
+    [
+        ('table = "t"\n', True),
+        ('table = "t"\ndirection = "listen"\n', True),
+        ('table = "t"\ndirection = "connect"\n', False),
+        ('table = "u"\n', False),
+    ],
+)
+def test_datagrams_that_peers_begin_are_looked_at_where_a_rule_says_so(rule, served) -> None:
+    text = '[stacks.w]\nkind = "user"\nudp = true\n' + route("default", "w")
+    text += '[[tables.u.routes]]\nto = "default"\nstack = "w"\nproto = "tcp"\n'
+    out = compiled(f"{text}[[rules]]\n{rule}")
+    assert out.head.datagrams == C.DMM_DATAGRAMS_USER | C.DMM_DATAGRAMS_SERVED * served

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_lpm import Reader
+from policy_lpm import DEVICES, Reader
 from policy_texts import CGROUPS, STACKS, policy_texts, queries, routes, toml
 
 from dmm_ebpf.errors import PolicyError
@@ -17,7 +17,7 @@ from dmm_ebpf.rd.policy.compile import compile_policy, route_bases
 from dmm_ebpf.rd.policy.ids import IdSpace
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     policy_texts(),
     st.lists(queries(), min_size=20, max_size=40),
@@ -28,7 +28,7 @@ def test_compiled_is_evaluated(
 ) -> None:
     parsed = policy.parse(text, source="p.toml", base=Path("/"))
     ids = IdSpace()
-    compiled = compile_policy(parsed, ids, CGROUPS.__getitem__)
+    compiled = compile_policy(parsed, ids, CGROUPS.__getitem__, device_lookup=DEVICES.__getitem__)
     reader = Reader(compiled, CGROUPS)
     for query in asked:
         verdict = evaluate.route_get(parsed, query)
@@ -43,7 +43,7 @@ def test_compiled_is_evaluated(
             assert parsed.tables[verdict.table][own].stack == verdict.wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(routes(), max_size=10))
 def test_contradictions_are_exactly_undecidable_flows(chosen: list[dict[str, str]]) -> None:
     """A table is refused if and only if some flow has two best routes that

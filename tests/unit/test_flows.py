@@ -49,8 +49,16 @@ def record(**decision):
     return flow
 
 
+def known(**more):
+    return flows.Known("default", Names(), time.monotonic_ns(), **more)
+
+
+def listed(flow, live=None, **more):
+    return flows.of_socket(flow, live, known(**more))
+
+
 def test_a_flow_has_every_field_that_is_promised():
-    row = flows.flow_dict(record(route=4), "default", Names(), time.monotonic_ns())
+    row = listed(record(route=4)).to_map()
     expected = {
         "instance": "default",
         "proto": "tcp",
@@ -77,69 +85,125 @@ def test_a_flow_has_every_field_that_is_promised():
 
 
 def test_why_the_kernel_serves_what_its_route_gives_to_a_stack():
-    def why(number):
-        return flows.flow_dict(record(stack=0, why=number), "x", Names(), time.monotonic_ns())[
-            "why"
-        ]
-
     reasons = {
         "down": C.DMM_WHY_DOWN,
         "full": C.DMM_WHY_FULL,
         "device": C.DMM_WHY_DEVICE,
         "socket": C.DMM_WHY_SOCKET,
         "peer": C.DMM_WHY_PEER,
+        "": 0,
     }
-    assert {name: why(number) for name, number in reasons.items()} == {
-        name: name for name in reasons
-    }
-    assert why(0) == ""
+    for name, number in reasons.items():
+        assert listed(record(stack=0, why=number)).why == name
 
 
 def test_what_nothing_decided_is_null():
-    row = flows.flow_dict(
-        record(route=C.DMM_ROUTE_NONE, rule=0, table=0, stack=0, wanted=0),
-        "x",
-        Names(),
-        time.monotonic_ns(),
-    )
-    assert (row["stack"], row["rule"], row["table"], row["route"]) == ("kernel", None, None, None)
+    row = listed(record(route=C.DMM_ROUTE_NONE, rule=0, table=0, stack=0, wanted=0))
+    assert (row.stack, row.rule, row.table, row.route) == ("kernel", None, None, None)
 
 
 def socket_of(**figures):
     ends = {"laddr": "10.0.0.1", "lport": 12345, "raddr": "2001:db8::1", "rport": 443}
-    return vars(TcpSocket(family=2, state=1, **ends, cookie=77, uid=0, inode=1, **figures))
+    return TcpSocket(family=2, state=1, **ends, cookie=77, uid=0, inode=1, **figures)
 
 
 def test_a_record_that_does_not_say_its_state_is_told_by_its_socket_or_is_none():
     flow = record(route=0)
     abi.ffi.buffer(flow.pair.laddr)[:] = bytes(16)
     flow.pair.lport_be = flow.state = 0
-    rows = [flows.flow_dict(flow, "x", Names(), time.monotonic_ns()) for _ in range(2)]
-    (merged,) = flows.merge_live(rows[:1], {77: socket_of()}, {})
-    assert (merged["src"], merged["sport"], merged["state"]) == ("10.0.0.1", 12345, "ESTABLISHED")
-    assert flows.merge_live(rows[1:], {}, {}) == []
+    row = listed(flow, socket_of())
+    assert (row.src, row.sport, row.state) == ("10.0.0.1", 12345, "ESTABLISHED")
+    assert listed(flow) is None
+
+
+LEG = {
+    "srtt_us": 100_000,
+    "retransmits": 9,
+    "cwnd_bytes": 1,
+    "pacing_Bps": 2,
+    "outer_state": 1,
+    "congestion": "wan",
+    "transport": "gbn",
+    "copies": 4,
+    "copies_needed": 2,
+    "parity": 9,
+    "peer_repaired": 3,
+    "repaired": 1,
+    "agreed": "copies",
+    "agreement": "agreed",
+}
 
 
 def test_live_figures_replace_old_ones_and_the_outer_leg_rules_the_round_trip():
-    row = flows.flow_dict(record(route=0), "x", Names(), time.monotonic_ns())
-    live = {77: socket_of(bytes_acked=100, bytes_received=5, rtt_us=60, total_retrans=1)}
-    outer = {
-        ("10.0.0.1", 12345, "2001:db8::1", 443): {
-            "srtt_us": 100_000,
-            "retransmits": 9,
-            "cwnd_bytes": 1,
-            "pacing_Bps": 2,
-            "outer_state": 1,
-            "congestion": "wan",
-        }
-    }
-    (merged,) = flows.merge_live([row], live, outer)
-    assert (merged["bytes_sent"], merged["bytes_received"]) == (100, 20)
-    assert (merged["srtt_us"], merged["retransmits"], merged["outer_state"]) == (
-        100_000,
-        9,
-        "ESTABLISHED",
-    )
+    live = socket_of(bytes_acked=100, bytes_received=5, rtt_us=60, total_retrans=1)
+    row = listed(record(route=0), live, legs={("10.0.0.1", 12345, "2001:db8::1", 443): LEG})
+    assert (row.bytes_sent, row.bytes_received) == (100, 20)
+    assert (row.srtt_us, row.retransmits, row.outer_state) == (100_000, 9, "ESTABLISHED")
+    assert (row.agreed, row.agreement, row.transport) == ("copies", "agreed", "gbn")
+    assert (row.copies, row.copies_needed) == (4, 2)
+    assert (row.parity, row.peer_repaired, row.repaired) == (9, 3, 1)
+
+
+# What users' programs read, in its order
+SOCKET = [
+    "instance",
+    "kind",
+    "proto",
+    "src",
+    "sport",
+    "dst",
+    "dport",
+    "direction",
+    "stack",
+    "wanted",
+    "why",
+    "table",
+    "rule",
+    "route",
+    "generation",
+    "state",
+    "pid",
+    "comm",
+    "uid",
+    "cgroup",
+    "bytes_sent",
+    "bytes_received",
+    "srtt_us",
+    "retransmits",
+    "cookie",
+    "age_s",
+]
+OUTER = [
+    *("copies", "copies_needed", "parity", "peer_repaired", "repaired"),
+    *("cwnd_bytes", "pacing_Bps"),
+    *("outer_state", "congestion", "transport", "agreed", "agreement"),
+]
+
+
+def test_a_flow_that_another_instance_carries():
+    row = listed(record(route=0), carriers={77: "upper"})
+    assert (row.why, row.carrier) == ("nested", "upper")
+    assert list(row.to_map()) == [*SOCKET, "carrier"]
+
+
+def test_keys_of_a_flow_that_is_forwarded():
+    one = abi.new("dmm_forwarded", stack=3, table=1, generation=5)
+    pair = ("192.0.2.9", 1, "198.51.100.1", 2)
+    for legs, more in (({}, []), ({pair: LEG}, OUTER)):
+        row = flows.of_others(one, "eth1", pair, known(legs=legs)).to_map()
+        at = SOCKET.index("direction") + 1
+        assert list(row) == [*SOCKET[:at], "in_interface", *SOCKET[at:], *more]
+        assert (row["kind"], row["in_interface"], row["stack"]) == ("forwarded", "eth1", "wan")
+        assert row["state"] == ("ESTABLISHED" if legs else "?")
+    assert flows.of_others(one, None, pair, known()).to_map()["in_interface"] is None
+
+
+def test_keys_of_an_event():
+    event = abi.new("dmm_event", type=C.DMM_EVENT_CLOSE)
+    told = flows.of_event(event, "default", Names(), {77: "upper"}).to_map()
+    assert list(told) == ["type", "time", *SOCKET, "reason"]
+    event.type = C.DMM_EVENT_CONNECT
+    assert "reason" not in flows.of_event(event, "default", Names(), {77: "upper"}).to_map()
 
 
 def test_counters_are_summed_over_the_cpus():

@@ -76,7 +76,10 @@ def test_what_only_a_forwarded_flow_has_is_refused(key: str, direction: str) -> 
         ("from = [1]", "is not a prefix"),
         ("in_interface = []", "the list is empty"),
         ('in_interface = "a b"', "is not a network device's name"),
-        ('in_interface = ["averyverylongname"]', "is not a network device's name"),
+        (
+            f'in_interface = ["{128 * "x"}"]',
+            "is not a network device's name",
+        ),
     ],
 )
 def test_values_that_are_none(key: str, said: str) -> None:
@@ -188,9 +191,30 @@ def test_devices_of_rules() -> None:
 
 def test_bits_in_the_order_of_the_rules() -> None:
     patterns = [("a?",), ("b*", "aa"), None]
-    assert [bits_of(name, False, patterns) for name in ("aa", "b", "c")] == [0b111, 0b110, 0b100]
+    assert [bits_of([name], False, patterns) for name in ("aa", "b", "c")] == [0b111, 0b110, 0b100]
+
+
+def test_a_rule_may_name_a_device_by_its_altname() -> None:
+    called = [link(2, "ens3", altnames=("enp0s3", "to-the-lan")), link(3, "ens4")]
+    got = wanted(called, (), (("enp0s*",), ("to-the-lan",), ("ens4",)), containers=False)
+    assert {device.name: device.bits for device in got.values()} == {"ens3": 0b011, "ens4": 0b100}
 
 
 def test_a_mapped_prefix_is_the_plain_one() -> None:
     first = compiled(FORWARD + 'from = "192.0.2.0/24"').forwards
     assert ipaddress.ip_network("192.0.2.0/24").prefixlen + 96 == first[0].prefixlen
+
+
+def test_what_was_not_said_of_a_forwarded_flow_is_told() -> None:
+    rule = FORWARD + 'from = "10.0.0.0/8"\nin_interface = "lan0"\n'
+
+    def unasked(**said: str) -> list[tuple[str, ...]]:
+        query = Query("203.0.113.7", 443, direction=C.DMM_DIR_FORWARD, **said)
+        return [needs for _, needs in route_get(parse(rule), query).unasked]
+
+    assert unasked() == [("source", "in_interface")]
+    assert unasked(in_interface="lan0") == [("source",)]
+    assert unasked(source="10.1.2.3") == [("in_interface",)]
+    assert unasked(in_interface="eth0") == unasked(source="192.0.2.1") == []
+    six = Query("2001:db8::7", 443, direction=C.DMM_DIR_FORWARD)
+    assert route_get(parse(rule), six).unasked == ()

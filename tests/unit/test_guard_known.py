@@ -21,7 +21,7 @@ def test_who_asks_before_the_first_look_waits_for_it() -> None:
         guard = Guard(lambda: [Gone("a cgroup")])
         looking = asyncio.create_task(guard.look())
         await guard.known()
-        found = [entry["what"] for entry in guard.missing()]
+        found = [entry.what for entry in guard.missing()]
         await looking
         return found
 

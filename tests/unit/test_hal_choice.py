@@ -17,6 +17,7 @@ BEST = Facts(
     kind="hardware",
     loopback=False,
     own=False,
+    external=False,
     carries_ip=True,
     bare=False,
     master="",
@@ -97,6 +98,9 @@ def test_every_obstacle_is_said_and_what_follows_from_another_is_not() -> None:
     [
         ({"loopback": True}, "stays on this host"),
         ({"own": True}, "a device of a user stack"),
+        ({"external": True}, "it is external"),
+        ({"kind": "ifb"}, "comes back to the device"),
+        ({"kind": "vrf"}, "by one of its ports"),
         ({"carries_ip": False}, "it carries no IP packets"),
         (
             {"master": "br0", "master_kind": "bridge"},

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cli_lab import DEVICE, RDMA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from dmm_ebpf.cli import hardware
 from dmm_ebpf.hal import genl, inway, rss, sysfs
 from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.hal.netlink import attribute
+from dmm_ebpf.records.device import Untold
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.binary(max_size=5),
@@ -224,7 +227,8 @@ def test_rdma_devices(tmp_path: Path) -> None:
     iwarp = found["iw0"]
     assert (iwarp.protocols, iwarp.transports, iwarp.netdevs) == (("iWARP",), ("RC",), ("eth1",))
     assert isinstance(found["efa_0"].transports, Unknown)
-    assert hardware.told(found["efa_0"])["transports"].keys() == {"could_not_tell"}
+    assert isinstance(hardware.rdma_port(found["efa_0"]).transports, Untold)
+    assert hardware.rdma_port(one).transports == ["RC", "UC", "UD"]
 
 
 def test_numa_nodes(tmp_path: Path) -> None:
@@ -262,9 +266,14 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(cli: Any) -> No
 
 
 def test_what_could_not_be_told_is_collected_by_reason() -> None:
-    row = {
-        "a": {"could_not_tell": "x"},
-        "b": {"c": {"could_not_tell": "x"}, "d": 1},
-        "e": [{"f": {"could_not_tell": "y"}}],
+    x, y = Untold("x"), Untold("y")
+    row = replace(
+        DEVICE,
+        speed_mbps=x,
+        xdp=replace(DEVICE.xdp, native=x),
+        rdma=[replace(RDMA, transports=y)],
+    )
+    assert hardware.could_not_tell(row) == {
+        "x": ["speed_mbps", "xdp native"],
+        "y": ["rdma transports"],
     }
-    assert hardware.could_not_tell(row) == {"x": ["a", "b c"], "y": ["e f"]}

@@ -5,19 +5,16 @@ specs, control messages.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import struct
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmm_ebpf.errors import DmmError
 from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.hal.netlink import attributes, messages
-from dmm_ebpf.userstack import control, pidfile
+from dmm_ebpf.userstack import pidfile
 from dmm_ebpf.userstack.spec import NicSpec, StackSpec
 
 
@@ -64,26 +61,3 @@ def test_spec_survives_json(tmp_path: Path):
     spec = StackSpec("i", "wan", 3, 0, "dmm-0", [nic], 5, tmp_path, 7, congestion="cubic")
     assert StackSpec.from_json(spec.to_json()) == spec
     assert spec.control_path == tmp_path / "stack-wan.sock"
-
-
-@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1"])
-def test_control_refuses_what_is_no_message(data):
-    async def main() -> None:
-        reader = asyncio.StreamReader()
-        reader.feed_data(data)
-        reader.feed_eof()
-        with pytest.raises(DmmError):
-            await control.read(reader)
-
-    asyncio.run(main())
-
-
-def test_control_end_of_stream_is_none():
-    async def main() -> None:
-        for data in (b"", b"\0\0", b"\0\0\0\5abc"):
-            reader = asyncio.StreamReader()
-            reader.feed_data(data)
-            reader.feed_eof()
-            assert await control.read(reader) is None
-
-    asyncio.run(main())

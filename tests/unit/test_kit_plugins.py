@@ -23,7 +23,7 @@ from dmm_ebpf.kit import bench, load, names, probe
 from dmm_ebpf.kit.bench import Course, Flow
 from lab.waiting import wait_for
 
-CORE = Path(load.__file__).parents[1] / "userstack/core"
+CC = Path(load.__file__).parents[1] / "userstack/core/cc"
 COURSE = Course(rate_Bps=1.25e6, rtt_s=0.04, duration_s=8)
 # Loses packets and times out, so that every method is called
 ROUGH = Course(rate_Bps=2.5e5, rtt_s=0.04, loss=0.15, queue_bdp=2, duration_s=60)
@@ -59,7 +59,7 @@ def built(tmp_path: Path) -> Write:
     def one(text: str) -> str:
         source, output = tmp_path / "plugin.c", tmp_path / "plugin.so"
         source.write_text(text, encoding="utf-8")
-        flags = ["-std=c11", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{CORE}"]
+        flags = ["-std=c11", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{CC}"]
         subprocess.run(["cc", *flags, "-o", output, source], check=True)
         output.chmod(0o755)
         return f"c:{output}"
@@ -177,14 +177,16 @@ def test_a_call_that_does_not_return_is_the_last(write: Write, body: str) -> Non
             "import no_such_module",
             "its module raised ModuleNotFoundError: No module named 'no_such_module'",
         ),
-        ("def f(:", "its module raised SyntaxError"),
+        ("def f(:", "its module raised SyntaxError: invalid syntax (plugin.py, line 1)"),
         ("raise SystemExit(0)", "its module raised SystemExit"),
         ("import os; os._exit(4)", "loading it ends its process with exit code 4"),
         ("import os; os.kill(os.getpid(), 11)", "loading it ends its process by SIGSEGV"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_a_sentence(write: Write, text: str, told: str) -> None:
-    assert told in refused(write(text))
+    said = refused(write(text))
+    assert told in said
+    assert "frozen" not in said, "where Python reads a file is nothing to the reader"
 
 
 def test_a_module_that_hangs_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,8 +363,36 @@ def test_what_is_no_shared_object_or_of_another_machine_is_refused(
 
 
 def test_the_header_and_python_have_one_abi() -> None:
-    (number,) = re.findall(r"#define CC_ABI (\d+)", (CORE / "cc.h").read_text(encoding="utf-8"))
+    (number,) = re.findall(r"#define CC_ABI (\d+)", (CC / "cc.h").read_text(encoding="utf-8"))
     assert int(number) == load.ABI
+    text = (CC.parent / "end_export.h").read_text(encoding="utf-8")
+    assert re.findall(r"#define END_ABI (\d+)", text) == [str(load.TRANSPORT_ABI)]
+
+
+@pytest.mark.parametrize("seam", names.SEAMS.values(), ids=names.SEAMS)
+def test_headers_and_python_name_the_same_symbol(seam: names.Seam) -> None:
+    texts = (CC / "cc.h", CC.parent / "end_export.h")
+    found = [re.findall(r'_EXPORT_SYMBOL "(\w+)"', t.read_text(encoding="utf-8")) for t in texts]
+    assert [seam.symbol] in found
+
+
+def test_a_folder_s_shared_objects_fit_where_their_names_say(tmp_path: Path) -> None:
+    (tmp_path / "a.so").write_bytes(b"..dmm_end_export..")
+    (tmp_path / "b.so").write_bytes(b"..dmm_cc_export..")
+    (tmp_path / "c.so").write_bytes(b"..")
+    found = {plugin.text: plugin.fits for plugin in names.offered(tmp_path)}
+    assert {k: v for k, v in found.items() if k.startswith("c:")} == {
+        "c:a": "transport",
+        "c:b": "congestion",
+        "c:c": "congestion",
+    }
+
+
+def test_a_transport_is_named_as_one_in_what_is_refused() -> None:
+    with pytest.raises(DmmError, match=r"cannot use transport 'c:/nowhere/x.so'.*No such file"):
+        probe.check("c:/nowhere/x.so", names.TRANSPORT)
+    with pytest.raises(DmmError, match=r"offers it as dmm_ebpf\.transport.*built in are tcp"):
+        probe.check("cubic", names.TRANSPORT)
 
 
 def test_a_shared_object_without_end_of_stack_is_left(built: Write) -> None:

@@ -161,7 +161,7 @@ def test_maps_are_listed_once_with_what_they_hold() -> None:
 
 
 def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:
-    assert abi.sizeof("dmm_rule") == 64
+    assert abi.sizeof("dmm_rule") == 88
     assert (
         next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
     )
@@ -203,12 +203,14 @@ def test_mountinfo_is_read_as_proc5_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert cgroup._mounts(tmp_path / "none", Path("/")) == []
 
 
+@pytest.mark.parametrize("changed", ["abi.h", "dmm.h"])
 def test_a_header_that_changed_since_the_build_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     abi._check_built()
-    header = tmp_path / "abi.h"
-    header.write_bytes((abi.bpf_dir() / "abi.h").read_bytes() + b"\n")
+    for header in ("abi.h", "dmm.h"):
+        more = b"\n" if header == changed else b""
+        (tmp_path / header).write_bytes((abi.bpf_dir() / header).read_bytes() + more)
     monkeypatch.setattr(abi, "bpf_dir", lambda: tmp_path)
     with pytest.raises(
         DmmError, match="has changed since they were built; build them: tools/bootstrap"

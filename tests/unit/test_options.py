@@ -38,8 +38,29 @@ def test_what_a_policy_says_gets_there() -> None:
         lib.DMM_SYN_COOKIES_ALWAYS,
     )
     assert config.busy_poll_us == 50
+    assert config.core.latency == lib.DMM_LATENCY_AUTO
     assert config.core.rcvbuf_bytes == 0, "C chooses what the policy leaves out"
     assert ffi.string(_config({"congestion": "wan"}).core.congestion) == b"wan"
+
+
+@pytest.mark.parametrize(
+    ("written", "budget_ppm", "residual_ppm", "parity_ppm"),
+    [
+        (None, 0, 0, 0),
+        ({"budget": "5%"}, 50_000, 0, 0),
+        ({"budget": "0%", "residual": "0.2 %"}, 0xFFFFFFFF, 2_000, 0),
+        ({"budget": "100%", "residual": "100%", "parity": "100%"}, *[1_000_000] * 3),
+        ({"parity": "0%"}, 0, 0, 0xFFFFFFFF),
+    ],
+)
+def test_what_redundancy_may_cost(
+    written: dict[str, str] | None, budget_ppm: int, residual_ppm: int, parity_ppm: int
+) -> None:
+    keys = {"kind": "user", "latency": "low"} | ({"redundancy": written} if written else {})
+    core = _config(UserStack.read(keys).process_options()).core
+    assert core.latency == lib.DMM_LATENCY_LOW
+    assert (core.redundancy_budget_ppm, core.redundancy_residual_ppm) == (budget_ppm, residual_ppm)
+    assert core.parity_most_ppm == parity_ppm
 
 
 @pytest.mark.parametrize(
@@ -48,6 +69,7 @@ def test_what_a_policy_says_gets_there() -> None:
         ("nonsense", 1),
         ("nonsense", "x"),
         ("syn_cookies", "on"),
+        ("latency", "high"),
         ("busy_poll_us", "auto"),
         ("busy_poll_us", -1),
         ("sndbuf_bytes", 1 << 40),

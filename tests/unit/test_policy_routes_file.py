@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_policy import U, parse, refusal
+from policy_parsing import U, parse, refusal
 
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.routes_file import MAX_LINE
@@ -59,12 +59,19 @@ def test_routes_file(tmp_path: Path) -> None:
         (b"10.0.0.0/8,,,wan\n\xff\xfe\n", ["p.csv", "not UTF-8"]),
         ("10.0.0.0/8,,,wan\n10.0.0.0/8,,,kernel\n", ["p.csv:2:", "to kernel here", "p.csv:1"]),
         (b"\0" * 100, ["p.csv:1:", "columns"]),
+        ("", ["p.csv: it is empty", "to,proto,ports,stack"]),
+        (" \n\t\n", ["p.csv: it is empty"]),
     ],
 )
 def test_routes_file_refused(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
     sentence = refusal(FROM, _csv(tmp_path, content))
     for part in parts:
         assert part in sentence
+
+
+@pytest.mark.parametrize("content", ["to,proto,ports,stack\n", "# none yet\n"])
+def test_a_routes_file_says_that_it_has_no_routes(tmp_path: Path, content: str) -> None:
+    assert not len(parse(FROM, _csv(tmp_path, content)).tables["t"])
 
 
 def test_route_of_the_file_against_one_of_the_policy(tmp_path: Path) -> None:

@@ -195,6 +195,12 @@ def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
     ] == lines
 
 
+RULES = (
+    '[[tables.t.routes]]\nto = "default"\nstack = "kernel"\n'
+    '[[rules]]\n{}\ntable = "t"\n[[rules]]\n{}\ntable = "t"\n'
+)
+
+
 @pytest.mark.parametrize(
     ("text", "warned"),
     [
@@ -206,6 +212,32 @@ def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
             '[[rules]]\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "s"\n',
             ["keepalive_probes does nothing"],
         ),
+        *(
+            (
+                f'[stacks.s]\nkind = "user"\ntransport = "{transport}"\nsyn_cookies = "always"\n'
+                'negotiate = "allow"\nlatency = "low"\n'
+                '[[rules]]\ntable = "t"\n[[tables.t.routes]]\nto = "default"\nstack = "s"\n',
+                warned,
+            )
+            for transport, warned in (
+                ("tcp", []),
+                ("c:/x.so", ['"always" does nothing', '"allow" does', '"low" does nothing']),
+            )
+        ),
+        (
+            RULES.format('comm = ["a", "b*"]', 'uid = [7, 9]\nnot = { cgroup = "/c*" }'),
+            ["is compared letter by letter", "is a path"],
+        ),
+        (RULES.format("uid = [1, 2]", "uid = 1"), ["is never reached: 1: uid 1,2"]),
+        (RULES.format("uid = [1, 2]", "uid = [2, 3]"), []),
+        (RULES.format("uid = 1\nnot = { mark = 1 }", "uid = 1"), []),
+        (
+            RULES.format(
+                "uid = 1\nnot = { mark = 1 }", "uid = 1\nnot = [{ mark = 1 }, { mark = 2 }]"
+            ),
+            ["is never reached"],
+        ),
+        (RULES.format("uid = 1", "uid = 2\nnot = { uid = [2, 3] }"), ["matches nothing"]),
     ],
 )
 def test_little_policies(text: str, warned: list[str]) -> None:
@@ -214,7 +246,7 @@ def test_little_policies(text: str, warned: list[str]) -> None:
     assert all(part in one.text for part, one in zip(warned, found, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     policy_texts(min_rules=2),
     st.lists(queries(), min_size=20, max_size=40),
@@ -239,3 +271,72 @@ def test_what_is_never_reached_decides_nothing(
         assert best is not None
         place = parsed.place("tables", table.name, "routes", table.origin[best])
         assert never.get(f"table {table.name}: route {table[best].text()}") != place
+
+
+HOST = """\
+[stacks.wan]
+kind = "user"
+devices = ["no-such-nic"]
+
+[stacks.far]
+kind = "kernel"
+congestion = "no-such-cc"
+
+[[rules]]
+netns = ["no-such-netns", "nor-this"]
+table = "t"
+
+[[tables.t.routes]]
+to = "default"
+stack = "wan"
+"""
+WAITS = """\
+[[rules]]
+cgroup = ["/no-such.slice", "/"]
+not = { interface = "no-such-nic" }
+table = "t"
+
+[[rules]]
+direction = "forward"
+in_interface = ["no-such-lan", "lo", "veth*"]
+table = "t"
+
+[[tables.t.routes]]
+to = "10.0.0.0/8"
+stack = "kernel"
+"""
+
+
+def test_what_this_host_would_refuse_is_told_at_once_where_it_is_asked(
+    cli: Cli, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(HOST)
+    assert cli("policy", "check", str(file)).code == 0
+    told = cli("policy", "check", "--host", str(file), "--json")
+    assert (told.code, told.json["ok"]) == (2, False)
+    found = [error["what"] + ": " + error["why"] for error in told.json["errors"]]
+    for place, why in (
+        (10, "the network namespace no-such-netns cannot be used"),
+        (10, "the network namespace nor-this cannot be used"),
+        (7, '"no-such-cc" is not loaded'),
+        (3, "stack wan, devices: this host cannot use device no-such-nic: there is no such"),
+    ):
+        assert any(f"p.toml:{place}:" in one and why in one for one in found), (place, why, found)
+    assert len(found) == 4
+
+
+def test_what_rules_wait_for_on_this_host_is_warned_of(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(WAITS)
+    assert cli("policy", "check", str(file), "--json").json["warnings"] == []
+    told = cli("policy", "check", "--host", str(file), "--json")
+    assert told.code == 0 and told.json["ok"]
+    assert [
+        (one["place"].rsplit(":", 1)[1], one["text"].split(": ", 2)[-1])
+        for one in told.json["warnings"]
+    ] == [
+        ("1", "the cgroup /no-such.slice does not exist on this host, and is waited for"),
+        ("1", "the device no-such-nic does not exist on this host, and is waited for"),
+        ("6", "the device no-such-lan does not exist on this host, and is waited for"),
+    ]

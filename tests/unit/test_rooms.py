@@ -5,7 +5,7 @@ shows that table.
 
 from __future__ import annotations
 
-import re
+from pathlib import PurePath
 
 import pytest
 import rooms
@@ -49,24 +49,17 @@ def test_no_c_function_of_a_higher_room_is_named() -> None:
         if (a.room, a.uses) not in allowed and rooms.debt_of(a) is None
     ]
     assert wrong == [], "\n".join(wrong)
-    assert any(a.room == "relay" and a.uses == "tcp" for a in rooms.named())
+    assert any(a.room == "relay" and a.uses == "wire" for a in rooms.named())
 
 
-def test_the_relay_sees_a_dozen_functions_of_tcp() -> None:
-    """Of one end of a connection; what its files share is in tcp_int.h, which
-    none above includes.
+def test_a_transport_is_seen_through_its_table_alone() -> None:
+    """The relay knows ends (end.h): one of its files takes tables from tcp_end.h, and none names a
+    function of TCP's.
     """
-    shown = rooms.functions().keys() & set(
-        re.findall(r"\b(\w+)\(", rooms.code_of(rooms.CORE + "tcp.h"))
-    )
-    assert 0 < len(shown) <= 12, sorted(shown)
-    inside = rooms.CORE + "tcp_int.h"
-    assert [
-        file
-        for file in rooms.sources("C")
-        if "tcp_int.h" in rooms.included_names(file)
-        and rooms.room_of("C", file) != rooms.room_of("C", inside)
-    ] == []
+    tcp = [a for a in rooms.arrows("C") if a.uses == "tcp"]
+    assert {PurePath(a.target).name for a in tcp} == {"tcp_end.h"}
+    assert {PurePath(a.file).name for a in tcp} == {"transports.c"}
+    assert [a.file for a in rooms.named() if a.uses == "tcp"] == []
 
 
 @BOTH

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dmm_ebpf.rd.director import load
+from dmm_ebpf.records.stack import Plugin
 from dmm_ebpf.userstack import answers
 
 STATS: dict[str, Any] = dict.fromkeys(
@@ -41,8 +42,6 @@ def test_other_text_is_not_either(stats: object) -> None:
 
 def test_processes_are_told_of_together() -> None:
     quiet = {"plugin_faults": 0, "plugin_connections": 0, "plugin_fault": ""}
-    figures = load.figures(
-        {("wan", 0): STATS | quiet, ("wan", 1): STATS | PLUGIN, ("x", 0): STATS}, "wan"
-    )
-    assert figures["plugin"] == {"faults": 2, "connections": 3, "fault": "X.on_ack raised E"}
-    assert "plugin" not in load.figures({("x", 0): STATS}, "x")
+    told = {("wan", 0): STATS | quiet, ("wan", 1): STATS | PLUGIN, ("x", 0): STATS}
+    assert load.plugin(told, "wan") == Plugin(2, 3, "X.on_ack raised E")
+    assert load.plugin(told, "x") is None

@@ -67,7 +67,7 @@ def test_an_unknown_option_is_refused(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "takes"),
     [
-        ("demo", "no arguments"),
+        ("demo", "--cluster or nothing"),
         ("bootstrap", "--venv or nothing"),
         ("check", "one option of --help"),
     ],

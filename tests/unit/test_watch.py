@@ -33,7 +33,7 @@ class Subject:
 
     def __init__(self, file):
         self.file = file
-        self.state = SimpleNamespace(policy=str(file))
+        self.state = SimpleNamespace(policy=str(file), instance="default")
         self.policy = None
         self.applied = 0
         self.events = []
@@ -62,16 +62,16 @@ class Subject:
         self.policy, self.state.policy = new, str(path)
         self.applied += 1
 
-    def publish(self, event):
-        self.events.append(event)
+    def publish(self, make):
+        self.events.append(make())
 
     async def expect(self, text, way):
         await self._until(lambda: self.policy and self.policy.text == text, way)
         assert self.watch.trouble is None, way
 
     async def expect_refusal(self, why):
-        await self._until(lambda: self.watch.trouble and why in self.watch.trouble["reason"], why)
-        assert self.watch.trouble["path"] == self.state.policy
+        await self._until(lambda: self.watch.trouble and why in self.watch.trouble.reason, why)
+        assert self.watch.trouble.path == self.state.policy
         return self.watch.trouble
 
     async def expect_nothing(self):
@@ -223,14 +223,25 @@ def test_an_emptied_file_is_not_a_policy_but_a_comment_is(follow, nothing):
     follow(story)
 
 
+def test_the_reason_is_that_of_now_where_the_file_cannot_be_looked_at(follow):
+    async def story(s):
+        s.file.unlink()
+        s.file.symlink_to(s.file.name)
+        await s.expect_refusal("too many levels of symbolic links")
+        s.file.unlink()
+        await s.expect_refusal("there is no such file")
+
+    follow(story)
+
+
 def test_a_refusal_is_published_once_for_each_reason_and_keeps_its_time(follow):
     async def story(s):
         s.file.write_text("wrong = 1\n")
-        since = (await s.expect_refusal("wrong"))["since"]
+        since = (await s.expect_refusal("wrong")).since
         s.file.touch()
         s.file.write_text("worse = 1\n")
-        assert (await s.expect_refusal("worse"))["since"] == since
-        assert [e["type"] for e in s.events] == ["policy_refused"] * 2
+        assert (await s.expect_refusal("worse")).since == since
+        assert [e.type for e in s.events] == ["policy_refused"] * 2
         s.file.write_text(text := text_of("mended"))
         await s.expect(text, "mended")
 
@@ -255,6 +266,8 @@ def test_routes_files_are_followed_too_and_one_that_comes_late(follow):
         assert s.policy.n_routes == 1
         replace(folder / "now", "b")
         await s._until(lambda: s.policy.n_routes == 2, "a link above the routes file turned")
+        (folder / "now" / "routes.csv").write_text("")
+        await s.expect_refusal("routes.csv: it is empty")
         (folder / "now" / "routes.csv").write_text("no route\n")
         await s.expect_refusal("routes.csv:1")
         (folder / "now" / "routes.csv").write_text("192.0.2.0/24,,,s\n")
@@ -296,6 +309,6 @@ def test_reload_reads_the_file_now_and_applies_it_changed_or_not(follow):
         s.file.write_text("")
         await s.watch.reload()
         assert s.applied == before + 1
-        assert "it is empty" in s.watch.trouble["reason"]
+        assert "it is empty" in s.watch.trouble.reason
 
     follow(story)

@@ -21,10 +21,8 @@ from sockets.script import (
     noise,
     read_exactly,
 )
+from sockets.sniffing import Turns
 
-ETH_P_ALL = 3
-PACKET_OUTGOING = 4
-SO_RCVBUFFORCE = 33
 SO_MAX_PACING_RATE = 47
 SO_TXTIME = 61
 CLOCK_MONOTONIC = 1
@@ -38,42 +36,9 @@ LABEL_SHARE_ANY = 255
 LABEL = 0x54321
 
 
-class Sniffer:
-    """The packets with payload that come to a host's port by its NIC."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-        self.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
-        self.sock.bind(("eth0", ETH_P_ALL))
-        self.sock.setblocking(False)
-
-    def seen(self) -> set[tuple[int, int]]:
-        """Traffic class without its ECN bits, and TTL or hop limit, of each since the last call."""
-        found = set()
-        while isinstance(told := attempt(self.sock.recvfrom, 200), tuple):
-            data, (_, _, kind, *_) = told
-            if kind == PACKET_OUTGOING:
-                continue
-            if data[0] >> 4 == 4:
-                look, ttl, tcp, length = (
-                    data[1],
-                    data[8],
-                    data[20:],
-                    int.from_bytes(data[2:4], "big") - 20,
-                )
-            else:
-                look, ttl, tcp = (data[0] & 15) << 4 | data[1] >> 4, data[7], data[40:]
-                length = int.from_bytes(data[4:6], "big")
-            if int.from_bytes(tcp[2:4], "big") == self.port and length > (tcp[12] >> 4) * 4:
-                found.add((look & ~3, ttl))
-        return found
-
-
-class _Changed(Pair):
+class _Changed(Turns, Pair):
     """The client, and then the server, changes options between three questions and answers."""
 
-    values: tuple[int, ...] = ()
     option: ClassVar[dict[str, tuple[int, int]]] = {}  # by family: level and name
 
     def change(self, sock, value):
@@ -81,23 +46,10 @@ class _Changed(Pair):
         sock.setsockopt(*self.option[self.family], value)
 
     def client_with(self, sock):
-        self.go_on(sock, is_first=True)
+        self.turns(sock, is_first=True)
 
     def server_with(self, sock):
-        self.go_on(sock, is_first=False)
-
-    def go_on(self, sock, *, is_first):
-        sniffer = Sniffer(sock.getsockname()[1])
-        self.meet()
-        for value in self.values:
-            for sends in (is_first, not is_first):
-                if sends:
-                    self.change(sock, value)
-                    sock.sendall(noise(20_000))
-                else:
-                    read_exactly(sock, 20_000)
-                    self.note(f"of {value}", sniffer.seen())
-                self.meet()
+        self.turns(sock, is_first=False)
 
 
 class ServiceChanged(_Changed):
@@ -202,6 +154,7 @@ class FlowLabelSent(Script):
         self.note("send", attempt(sock.setsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1))
         self.note("send read", attempt(sock.getsockopt, socket.IPPROTO_IPV6, IPV6_FLOWINFO_SEND))
         self.note("connect", attempt(sock.connect, (self.there, self.port, LABEL, 0)))
+        self.meet()  # data that comes with the last ACK of the handshake tells nothing
         for turn in range(3):
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0x20 * turn)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 50 - turn)
@@ -214,6 +167,7 @@ class FlowLabelSent(Script):
             listener.setsockopt(socket.IPPROTO_IPV6, option, 1)
         self.meet()
         sock, peer = listener.accept()
+        self.meet()
         self.note("peer", peer[2:])
         for option in (IPV6_FLOWINFO, socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT):
             self.note("set", attempt(sock.setsockopt, socket.IPPROTO_IPV6, option, 1))

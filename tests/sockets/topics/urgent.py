@@ -143,15 +143,17 @@ class Signal(Pair):
 
 
 class BySelect(_Sender):
-    """The third set of select(), and epoll's EPOLLPRI."""
+    """The third set of select(), and epoll's EPOLLPRI; the data behind it comes later, since
+    an edge tells of all that comes.
+    """
 
     def server_with(self, sock):
-        self.meet()
         self.note("select", [bool(found) for found in select.select([], [], [sock], 10)])
         with select.epoll() as epoll:
             epoll.register(sock, select.EPOLLPRI | select.EPOLLET)
             self.note("epoll", [poll_names(mask) for _, mask in epoll.poll(10)])
             self.note("epoll again", [poll_names(mask) for _, mask in epoll.poll(0)])
+        self.meet()
         self.note("byte", sock.recv(1, socket.MSG_OOB))
         self.note("select after", [bool(found) for found in select.select([], [], [sock], 0)])
         self.meet()

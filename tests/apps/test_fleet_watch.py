@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A roll-out that is watched: canaries whose paths get worse by the push halt it, others go on.
+
+The push gives the canary's connections a DSCP, and the router does badly by that: it loses, or
+resets, a share of the packets that bear it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from fleetsite import Fleet
+from jsonpage import wrong_with
+
+from lab import Host, wait_for
+
+pytestmark = pytest.mark.root
+
+WATCH_S = "4"
+PORT = 5001
+POLICY = """
+[stacks.lan]
+kind = "kernel"
+dscp = "{dscp}"
+[[rules]]
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "lan"
+"""
+GOOD, LOSES, RESETS = "af11", "af12", "af13"
+SERVER = """
+import socket, sys, threading
+def take(sock):
+    while sock.recv(1 << 16):
+        pass
+with socket.create_server(("", int(sys.argv[1])), backlog=64) as listener:
+    while True:
+        threading.Thread(target=take, args=(listener.accept()[0],), daemon=True).start()
+"""
+# Flows that last, some at a time, and connections that come and go
+CLIENT = """
+import socket, sys, threading, time
+where = sys.argv[1], int(sys.argv[2])
+def bulk():
+    while True:
+        try:
+            with socket.create_connection(where, 30) as sock:
+                until = time.monotonic() + 3
+                while time.monotonic() < until:
+                    sock.send(bytes(20_000))
+                    time.sleep(0.02)
+        except OSError:
+            pass
+for _ in range(6):
+    threading.Thread(target=bulk, daemon=True).start()
+while True:
+    try:
+        socket.create_connection(where, 30).close()
+    except OSError:
+        pass
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def site(lab, make_cgroup, tmp_path, monkeypatch) -> Iterator[Fleet]:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    made = Fleet(lab, make_cgroup, tmp_path, ["a", "b"])
+    with made.stack:
+        made.serve(members=1)
+        canary = made.follow(0, "role=canary")
+        made.follow(1)
+        made.await_listed(2)
+        router: Host = lab.hosts["router"]
+        router.popen(["/usr/bin/python3", "-c", SERVER, str(PORT)])
+        rules = f"ip dscp {LOSES} numgen random mod 10 == 0 drop;"
+        rules += (
+            f" ip dscp {RESETS} tcp flags syn numgen random mod 3 == 0 reject with tcp reset; }};"
+        )
+        chain = "chain in { type filter hook input priority 0; "
+        router.run(["nft", f"table ip t {{ {chain} {rules} }}"])
+        words = ["/usr/bin/python3", "-c", CLIENT, router.ip4, str(PORT)]
+        canary.cgroup.spawn(words, host=canary.host, stderr=subprocess.DEVNULL)
+        yield made
+
+
+def _push(site: Fleet, dscp: str, *words: str, code: int = 0):
+    options = ("--canary", "role=canary", "--watch", WATCH_S, *words)
+    return site.push(POLICY.replace("{dscp}", dscp), *options, code=code)
+
+
+@pytest.mark.timeout(300)
+def test_worse_paths_halt_a_push_and_good_ones_do_not(site: Fleet) -> None:
+    done = _push(site, GOOD)
+    assert (done["push"], done["state"], done["done"], done["silent"]) == (
+        1,
+        "everywhere",
+        True,
+        [],
+    )
+    assert wrong_with(done, "rolled", "rolled") == []
+
+    done = _push(site, LOSES, code=1)
+    assert (done["push"], done["state"], done["done"]) == (2, "halted", False)
+    assert "a, instance" in done["why"]
+    assert "segments are sent again for each MB" in done["why"]
+    rows = site.rows()
+    assert (rows["a"]["push"], rows["b"]["push"]) == (2, 1), "no other host was told"
+    gone = site.etcd.ctl("get", "--prefix", "--keys-only", "/dmm/want/watch")
+    assert not gone.strip(), "nobody is asked to count any more"
+    wait_for(
+        lambda: not site.etcd.ctl("get", "--prefix", "--keys-only", "/dmm/paths/").strip(),
+        20,
+        "the host to stop counting",
+    )
+    assert site.controller("rollback")["done"]
+
+    done = _push(site, RESETS, code=1)
+    assert "of connect() calls fail" in done["why"]
+    assert site.controller("push", "--resume")["done"], "it is the operator who says so"
+    assert {row["push"] for row in site.rows().values()} == {done["push"]}
+
+
+def test_hosts_without_traffic_are_named(site: Fleet) -> None:
+    done = site.push(POLICY.replace("{dscp}", GOOD), "--canary", "host=b", "--watch", WATCH_S)
+    assert done["done"]
+    assert [one.partition(",")[0] for one in done["silent"]] == ["b"]
+
+
+def test_a_watch_without_steps_is_refused(site: Fleet) -> None:
+    error = site.push(POLICY.replace("{dscp}", GOOD), "--watch", WATCH_S, code=2)["error"]
+    assert "--watch is for steps" in error["message"]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who makes room when more clients come to the director's socket than it serves, and who holds more
+bytes of requests than it has room for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from dmm_ebpf.errors import DmmError
+from dmm_ebpf.rd.api.clients import MAX_CLIENTS, MAX_HELD_BYTES, Clients
+
+Task = asyncio.Task[None]
+
+
+def _with_tasks(test: Callable[[Clients, list[Task]], None], count: int) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(forever()) for _ in range(count)]
+        try:
+            test(Clients(), tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def _hung_up_on(tasks: list[Task]) -> list[int]:
+    return [number for number, task in enumerate(tasks) if task.cancelling()]
+
+
+def test_who_never_asked_makes_room_before_who_asked_once() -> None:
+    def test(clients: Clients, tasks: list[Task]) -> None:
+        for task in tasks[:MAX_CLIENTS]:
+            assert clients.admit(task) is None
+        for task in tasks[: MAX_CLIENTS - 1]:
+            clients.asked(task)
+        clients.waits(tasks[0])
+        clients.waits(tasks[1])
+        assert clients.admit(tasks[MAX_CLIENTS]) is None
+        assert _hung_up_on(tasks) == [MAX_CLIENTS - 1]
+        clients.asked(tasks[MAX_CLIENTS])
+        for newcomer in tasks[MAX_CLIENTS + 1 : MAX_CLIENTS + 3]:
+            assert clients.admit(newcomer) is None
+            clients.asked(newcomer)
+        assert _hung_up_on(tasks) == [0, 1, MAX_CLIENTS - 1]
+        refused = clients.admit(tasks[MAX_CLIENTS + 3])
+        assert refused is not None and f"{MAX_CLIENTS} are connected" in str(refused)
+        assert len(clients) == MAX_CLIENTS
+
+    _with_tasks(test, MAX_CLIENTS + 4)
+
+
+def test_the_oldest_half_request_makes_room_for_a_whole_one() -> None:
+    def test(clients: Clients, tasks: list[Task]) -> None:
+        for task in tasks:
+            clients.admit(task)
+        quarter = MAX_HELD_BYTES // 4
+        for task in tasks[:4]:
+            clients.hold(task, quarter)
+        clients.hold(tasks[4], 1)
+        assert _hung_up_on(tasks) == [0]
+        for task in tasks[1:4]:
+            clients.asked(task)
+        clients.hold(tasks[4], quarter - 1)
+        with pytest.raises(DmmError, match="being answered"):
+            clients.hold(tasks[4], 1)
+        clients.waits(tasks[1])
+        clients.hold(tasks[4], quarter)
+        assert _hung_up_on(tasks) == [0]
+
+    _with_tasks(test, 5)
