@@ -17,7 +17,7 @@ POLICY = """
 kind = "user"
 io = "tap"
 devices = ["eth0"]
-keepalive_time_s = 33
+keepalive_time_s = 3300
 
 [[rules]]
 cgroup = "{cgroup}"
@@ -27,6 +27,7 @@ table = "t"
 to = "default"
 stack = "wan"
 """
+TOLD_WITHIN_S = 600  # an emulated machine asks slowly, and the time left goes on falling
 CLIENT = """
 import socket, sys
 s = socket.socket()
@@ -46,7 +47,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("own", "seconds"), [(0, 33), (70, 70)])
+@pytest.mark.parametrize(("own", "seconds"), [(0, 3300), (7000, 7000)])
 def test_the_keys_hold_in_a_container_of_other_sysctls(wired, own, seconds):
     """The container is a namespace that the host forwards for."""
     host, container = wired.client, wired.lab.host("container")
@@ -54,7 +55,7 @@ def test_the_keys_hold_in_a_container_of_other_sysctls(wired, own, seconds):
     host.sysctl("net.ipv4.ip_forward", 1)
     container.ip(f"route replace default via {host.nics[1].ip4}")
     wired.server.ip(f"route add {container.ip4} via {host.ip4}")
-    container.sysctl("net.ipv4.tcp_keepalive_time", 11)
+    container.sysctl("net.ipv4.tcp_keepalive_time", 1100)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     server = wired.server.popen(["/usr/bin/python3", "-c", SERVER], **pipes)
     assert server.stdout.readline() == "ready\n"
@@ -70,6 +71,6 @@ def test_the_keys_hold_in_a_container_of_other_sysctls(wired, own, seconds):
     told = re.search(r"timer:\(keepalive,(?:(\d+)min)?(?:(\d+)(?:\.\d+)?sec)?", shown)
     assert told, shown
     left = 60 * int(told[1] or 0) + int(told[2] or 0)
-    assert max(11, seconds - 20) < left <= seconds, shown
+    assert seconds - TOLD_WITHIN_S < left <= seconds, shown
     client.kill()
     client.wait()

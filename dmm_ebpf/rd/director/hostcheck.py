@@ -24,7 +24,6 @@ from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import Policy, UserStack
 from dmm_ebpf.rd.policy.usual import Usual
-from dmm_ebpf.records.policy import Warned
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,19 @@ def host_errors(policy: Policy, facts: HostFacts) -> Iterator[PolicyError]:
             yield PolicyError(f"accept {policy.place(*path)}", why=why, hint=error.hint)
 
 
-def host_warnings(policy: Policy) -> Iterator[Warned]:
+def host_warnings(policy: Policy) -> Iterator[records.policy.Warned]:
     """What rules wait for: cgroups and devices that this host does not have."""
     for index, rule in enumerate(policy.rules):
         text = f"rule {policy.rule_text(index)}"
         for path in rule.every("cgroup"):
             if lookup(path)[0] == NOWHERE:
                 why = f"{text}: the cgroup {path} does not exist on this host, and is waited for"
-                yield Warned(policy.place("rules", index), why)
+                yield records.policy.Warned(policy.place("rules", index), why)
         patterns = (name for name in rule.in_interface or () if not set("*?[") & set(name))
         for name in (*rule.every("interface"), *patterns):
             if not nic.names_of(name):
                 why = f"{text}: the device {name} does not exist on this host, and is waited for"
-                yield Warned(policy.place("rules", index), why)
+                yield records.policy.Warned(policy.place("rules", index), why)
 
 
 def served(policy: Policy) -> dict[str, UserStack]:
