@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Input, Static
 
@@ -348,9 +350,10 @@ class TopApp(App[None]):
             return
         self._shown = model.arrange(self._all, self._filter, self._column, reverse=self._reversed)
         ascending = model.ORDERS[self._column].descending == self._reversed
-        self._main.query_one(FlowTable).show(self._shown, self._column, ascending=ascending)
-        self._main.query_one("#title", Static).update(self._title())
-        self._main.query_one("#stacks", Static).update(self._stacks())
+        with _while_there():
+            self._main.query_one(FlowTable).show(self._shown, self._column, ascending=ascending)
+            self._main.query_one("#title", Static).update(self._title())
+            self._main.query_one("#stacks", Static).update(self._stacks())
         self._draw_detail()
 
     def _title(self) -> Text:
@@ -412,10 +415,16 @@ class TopApp(App[None]):
 
     def _draw_detail(self) -> None:
         if self._main is not None:
-            row = self._main.query_one(FlowTable).selected
-            self._main.query_one("#detail", Static).update(
-                Text() if row is None else _detail(row, self._iec)
-            )
+            with _while_there():
+                row = self._main.query_one(FlowTable).selected
+                self._main.query_one("#detail", Static).update(
+                    Text() if row is None else _detail(row, self._iec)
+                )
+
+
+def _while_there() -> suppress:
+    """What is drawn while the program ends may find its widgets gone already."""
+    return suppress(NoMatches)
 
 
 def _detail(row: model.FlowRow, iec: bool) -> Text:

@@ -278,6 +278,18 @@ def test_ctrl_c_quits_wherever_one_is(before: list[str]) -> None:
     assert app.failure is None
 
 
+def test_what_comes_while_it_ends_draws_nothing() -> None:
+    source = ScriptedSource(snapshot(1, *(flow(n) for n in range(1, 20))))
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        flows = app.query_one(FlowTable)
+        await flows.remove()
+        app.on_flow_table_moved()
+        await look_again(pilot, app, source)
+
+    drive(source, script)
+
+
 def test_a_small_screen_shows_flows() -> None:
     async def script(pilot: Pilot[None], app: TopApp) -> None:
         lines = table(app)
