@@ -16,6 +16,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ MAX_ANSWER_BYTES = 32 << 20  # a page of values as base64
 MAX_EVENT_BYTES = 16 << 20  # what one revision changed, likewise
 PAGE_KEYS = 500
 _BUSY = {500, 502, 503, 504}  # another member may do better
+_INT64 = re.compile(r"-?[0-9]{1,19}")
 _UNAUTHENTICATED = ("invalid auth token", "user name is empty", "revision of auth store is old")
 
 
@@ -171,7 +173,7 @@ class Etcd:
             body |= {"keys_only": True} if keys_only else {}
             said = await self._call("kv/range", body)
             revision = revision or _revision(said)
-            page = [_item(one) for one in said.get("kvs", ())]
+            page = [_item(one) for one in _list(said.get("kvs"))]
             items += page
             if not said.get("more") or not page:
                 return Found(revision, tuple(items))
@@ -251,7 +253,7 @@ class Etcd:
             raise CompactedError(f"follow {self.place}", why=why)
         if result.get("canceled"):
             raise self._down([(endpoint, result.get("cancel_reason") or "the watch was cancelled")])
-        return tuple(map(_change, result.get("events", ())))
+        return tuple(_change(_object(one)) for one in _list(result.get("events")))
 
     async def _lines(self, answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
         held = bytearray()
@@ -283,8 +285,12 @@ class Etcd:
                 return _json(await _body(answer))
         except _StaleTokenError:
             self._token = ""
-        async with self._opened(endpoint, path, body) as answer:
-            return _json(await _body(answer))
+        try:
+            async with self._opened(endpoint, path, body) as answer:
+                return _json(await _body(answer))
+        except _StaleTokenError as e:  # the one that it has just given
+            self._token = ""
+            raise _EndpointError(str(e)) from e
 
     @contextlib.asynccontextmanager
     async def _opened(
@@ -418,9 +424,14 @@ def _object(said: Any) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def _list(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else []
+
+
 def _number(said: Any) -> int:
     """A 64-bit number, which JSON has as text; what is left out is 0."""
-    return int(said) if isinstance(said, int | str) and str(said).lstrip("-").isdecimal() else 0
+    is_one = isinstance(said, int | str) and _INT64.fullmatch(str(said))
+    return int(said) if is_one else 0
 
 
 def _item(said: dict[str, Any]) -> Item:

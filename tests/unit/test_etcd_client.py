@@ -130,6 +130,7 @@ def test_another_endpoint_answers_and_is_asked_first_from_then_on(first, monkeyp
         (saying(b"x" * 5000, 404), "xxx"),
         (saying({"kvs": [{"key": 7}]}), "not as etcd has it"),
         (saying({"kvs": [{"key": "%"}]}), "not as etcd has it"),
+        (saying({"kvs": [7]}), "not as etcd has it"),
         (never, "no answer in time"),
     ],
 )
@@ -212,6 +213,7 @@ def test_a_watch_tells_changes_until_it_ends() -> None:
         ([b'{"error": {"message": "etcdserver: no leader"}}\n'], EtcdDownError, "no leader"),
         ([b'{"result": {"events": [{"kv": {"key": 1}}]}}\n'], EtcdError, "not as etcd has it"),
         ([b"garbage\n"], EtcdDownError, "not JSON"),
+        ([b'{"result": {"events": 7}}\n'], EtcdDownError, "the watch ended"),
         ([b"x" * 70000] * 40, EtcdDownError, "a change has over 1 MiB"),
     ],
 )
@@ -281,6 +283,33 @@ def test_a_token_is_got_once_and_anew_when_it_is_old(monkeypatch) -> None:
     asyncio.run(main())
     used = [one.headers["Authorization"] for one in asked_ranges]
     assert used == ["first", "first", "second", "second"]
+
+
+def test_a_token_that_is_never_good_is_one_sentence(monkeypatch) -> None:
+    monkeypatch.setenv(place.PASSWORD_VARIABLE, "geheim")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("authenticate"):
+            return await saying({"token": "a"})(request)
+        return await saying({"message": "etcdserver: invalid auth token"}, 401)(request)
+
+    async def main() -> None:
+        async with gateways(answer, answer, user="me") as (etcd, asked):
+            with pytest.raises(EtcdDownError, match="invalid auth token"):
+                await etcd.range("/dmm/a")
+            assert all(asked), "each endpoint was asked"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("revision", ["--5", "9" * 5000, None, [], "x"])
+def test_a_number_that_is_none_is_0(revision: Any) -> None:
+    async def main() -> None:
+        async with gateways(saying({"header": {"revision": revision}, "kvs": None})) as (etcd, _):
+            found = await etcd.range("/dmm/a")
+            assert (found.revision, found.items) == (0, ())
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
