@@ -325,6 +325,8 @@ def test_a_name_that_two_hosts_have(one) -> None:
     ]
     one.etcd.ctl("del", key)
     assert await_state(third, "applied", push=1)
+    states = [row["state"] for row in one.controller("hosts")["hosts"] if row["host"] == "c"]
+    assert states == ["applied"], "the name is its own now, and nothing says otherwise"
 
 
 def test_a_policy_applied_by_hand_is_said(one) -> None:

@@ -23,6 +23,7 @@ from dmm_ebpf.rd.policy.values import ValueRefusedError
 from dmm_ebpf.rd.sources.compose import compose
 from dmm_ebpf.rd.sources.follower import follower
 from dmm_ebpf.rd.sources.lastgood import Kept, LastGood
+from dmm_ebpf.rd.sources.publish import _identity
 
 FLEET = """
 [hosts]
@@ -291,6 +292,15 @@ def test_hosts_come_and_go() -> None:
     assert made is not None and made.state == "held"
     assert known.change(Change("hosts/a/x", None)) is None
     assert [row.host for row in known.rows()] == ["b"]
+
+
+def test_hosts_made_of_one_disk_image_are_told_apart(tmp_path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("8d3d2dd0-6f0c-4f6e-9c1c-0d0c0b0a0908\n")
+    second.write_text("1b4e28ba-2fa1-11d2-883f-0016d3cca427\n")
+    ids = [_identity(one).partition(" ")[0] for one in (first, first, second)]
+    assert ids[0] == ids[1] != ids[2]
+    assert _identity(tmp_path / "none")
 
 
 # -- composed --

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf import __version__
 from dmm_ebpf.central import layout
-from dmm_ebpf.central.client import At, EtcdDownError, EtcdError, Put
+from dmm_ebpf.central.client import At, Delete, EtcdDownError, EtcdError, Put
 from dmm_ebpf.errors import DmmError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TTL_S = 15  # so long after its last word an instance counts as gone
 BEAT_S = 5.0
 MAX_LISTENERS = 256  # that are told of one by one
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 log = logging.getLogger("dmm-ebpf")
 
 
@@ -104,15 +105,16 @@ class Publisher:
         if report == self._said:
             return
         key = layout.host_key(self._host, self._instance.state.instance)
-        put = [Put(key, report, self._lease)]
-        revision = await self._fleet.commit([At(key, self._revision)], put)
+        does: list[Put | Delete] = [Put(key, report, self._lease)]
+        does += [Delete(self._twice_key(key))] if self.twice else []
+        revision = await self._fleet.commit([At(key, self._revision)], does)
         if not revision:
-            revision = await self._again(key, put)
+            revision = await self._again(key, does)
         if revision:
             self._revision, self._said, self.trouble = revision, report, ""
             self.twice = False
 
-    async def _again(self, key: str, put: list[Put]) -> int:
+    async def _again(self, key: str, does: list[Put | Delete]) -> int:
         """The key is not as we left it: gone, as etcd was restored; ours, of before a restart; or
         another's.
         """
@@ -123,7 +125,11 @@ class Publisher:
             if other and other.partition(" ")[0] != self._who.partition(" ")[0]:
                 await self._twice(key, other)
                 return 0
-        return await self._fleet.commit([At(key, at)], put)
+        return await self._fleet.commit([At(key, at)], does)
+
+    def _twice_key(self, key: str) -> str:
+        """Of what is said as long as another has our name."""
+        return f"{layout.TWICE}{key.removeprefix(layout.HOSTS)}/{self._who.partition(' ')[0]}"
 
     async def _twice(self, key: str, other: str) -> None:
         instance = self._instance.state.instance
@@ -137,9 +143,8 @@ class Publisher:
         if str(error) != self.trouble:
             log.error("%s", error)
         self.trouble, self.twice = str(error), True
-        mine = f"{layout.TWICE}{key.removeprefix(layout.HOSTS)}/{self._who.partition(' ')[0]}"
         said = {"format": layout.FORMAT, "host": self._host, "instance": instance, "who": self._who}
-        report = Put(mine, json.dumps(said).encode(), self._lease)
+        report = Put(self._twice_key(key), json.dumps(said).encode(), self._lease)
         await self._fleet.commit([], [report])
 
     async def _report(self) -> bytes:
@@ -178,13 +183,14 @@ class Publisher:
 _OF_A_STACK = {"name", "kind", "state", "transport", "congestion", "ports", "nics"}
 
 
-def _identity() -> str:
+def _identity(boot: Path = _BOOT) -> str:
     """Tells this host and network namespace from others, and then in words where it is. A process
-    that takes an instance over is the same.
+    that takes an instance over is the same. boot: a file that no two hosts have the same of, unlike
+    /etc/machine-id, which copies of a disk image often have in common, as they have the name.
     """
     machine = ""
     with contextlib.suppress(OSError):
-        machine = Path("/etc/machine-id").read_text(encoding="ascii").strip()[:12]
+        machine = boot.read_text(encoding="ascii").strip().replace("-", "")[:12]
     inode = Path("/proc/self/ns/net").stat().st_ino
     node = platform.node() or "a host"
     return f"{machine or node}-{inode} {node}, pid {os.getpid()}, namespace {inode}"
