@@ -29,7 +29,7 @@ from dmm_ebpf.rd.adaptive.mind import (
     Draw,
     Mind,
 )
-from dmm_ebpf.rd.adaptive.paths import Choice, Paths
+from dmm_ebpf.rd.adaptive.paths import TURNS, Choice, Paths
 from dmm_ebpf.rd.adaptive.sample import End, Sample, checked
 from dmm_ebpf.rd.adaptive.tree import ROOT, PathTree, prefixes
 from dmm_ebpf.records.path import Goal
@@ -372,3 +372,54 @@ def test_a_network_has_its_own_mind_when_it_has_shown_enough() -> None:
     assert (row.candidates[1].rate_Bps or 0) > 5e5
     paths.decide((), 60.0 + 601.0)  # nothing was heard of it for long
     assert paths.mind_of(far)[0] == ROOT
+
+
+def networks(count: int) -> list[bytes]:
+    """A peer in each of so many networks."""
+    return [abi.addr16(f"198.{18 + n // 256}.{n % 256}.1") for n in range(count)]
+
+
+def told_of(peers: list[bytes]) -> Paths:
+    """Each has shown enough for a mind of its own, one second after the other."""
+    paths = Paths(CHOICE, 0.0)
+    for second, peer in enumerate(peers):
+        for stack in ("kernel", "wan"):
+            for _ in range(4):
+                paths.add(sample(stack, address=peer), float(second))
+        paths.decide((), float(second))
+    return paths
+
+
+def test_who_was_heard_of_last_is_forgotten_last_also_after_a_restart() -> None:
+    paths = told_of(networks(6))
+    again = Paths(CHOICE, 100.0)
+    again.take_back(paths.kept(10.0), 100.0)
+    heard = [node.heard for node in again.tree.nodes.values()]
+    assert heard == sorted(heard)
+    assert next(reversed(again.tree.nodes)) == ROOT
+
+
+def test_minds_are_as_many_as_may_be() -> None:
+    paths = told_of(networks(20))
+    assert len(paths.minds) > 20
+    paths.allow(8)
+    assert len(paths.minds) == 8 and ROOT in paths.minds
+    for peer in networks(40):
+        paths.add(sample("kernel", address=peer), 20.0)
+        paths.add(sample("wan", address=peer), 20.0)
+    assert len(paths.decide((), 20.0)) == 8
+    assert all(paths.mind_of(peer)[1] for peer in networks(40))
+
+
+def test_thousands_of_quiet_networks_cost_little_and_none_is_passed_by() -> None:
+    paths = told_of(networks(300))
+    now = 400.0
+    for _ in range(TURNS):  # what had begun by then is over
+        now += 1
+        paths.decide((), now)
+    looked = [paths._due(frozenset()) for _ in range(TURNS)]
+    assert max(map(len, looked)) < 300 / 4
+    assert {one for some in looked for one in some} == set(paths.tree.nodes)
+    paths.add(sample(address=networks(1)[0]), now)
+    assert prefixes(networks(1)[0])[0] in paths._due(frozenset())
+    assert len(paths._due(frozenset({"wan"}))) == len(paths.tree.nodes), "all, once one is down"

@@ -17,11 +17,12 @@ from dmm_ebpf.rd.adaptive.figures import LONG_S, Figures, Sums
 from dmm_ebpf.rd.adaptive.goal import merit, scores
 from dmm_ebpf.rd.adaptive.mind import ENOUGH, Draw, Mind
 from dmm_ebpf.rd.adaptive.sample import Sample, checked
-from dmm_ebpf.rd.adaptive.tree import ROOT, Node, PathTree, Prefix, parent, prefixes
+from dmm_ebpf.rd.adaptive.tree import ROOT, Known, Node, PathTree, Prefix, parent, prefixes
 from dmm_ebpf.records.path import Goal, Path, PathCandidate
 
 IDLE_S = 600.0  # a prefix that was not heard of for longer has no mind of its own
 MAX_MINDS = 2048
+TURNS = 16  # of so many decisions one looks also at prefixes of which nothing new was heard
 MAX_KEPT = 1024  # prefixes in what is kept
 FORM = 1  # of what is kept
 
@@ -44,6 +45,16 @@ class Paths:
         self.tree = PathTree(choice.candidates)
         self.minds: dict[Prefix, Mind] = {ROOT: Mind(choice.candidates[0], now)}
         self.refused = 0  # samples that no path can have made
+        self._most = MAX_MINDS
+        self._decided = -math.inf  # when, and who was down then
+        self._down: frozenset[str] = frozenset()
+        self._turn = 0
+
+    def allow(self, most: int) -> None:
+        """No more than so many prefixes have minds of their own from now on, with the root."""
+        self._most = min(most, MAX_MINDS)
+        for prefix in list(self.minds)[self._most :]:  # the root is the first
+            del self.minds[prefix]
 
     def add(self, sample: Sample, now: float) -> None:
         """What a flow has shown."""
@@ -55,20 +66,44 @@ class Paths:
 
     def decide(self, down: Collection[str], now: float) -> dict[Prefix, Draw]:
         """What new flows to each prefix get; the longest one counts. down: see Mind.consider()."""
-        for prefix in self.tree:
-            estimates = self.tree.estimates(prefix, now)
+        known: Known = {}
+        for prefix in self._due(frozenset(down)):
+            estimates = self.tree.estimates(prefix, now, known)
             mind = self.minds.get(prefix) or self._made_up(prefix, estimates, now)
             if mind is not None:
                 told = scores(self.choice.goal, estimates, self.choice.dear)
                 mind.consider(told, estimates, down, now)
+        self._decided = now
         for prefix in [prefix for prefix in self.minds if self._is_idle(prefix, now)]:
             del self.minds[prefix]
         return {prefix: mind.draw for prefix, mind in self.minds.items()}
 
+    def _due(self, down: frozenset[str]) -> list[Prefix]:
+        """Whom to look at: all each second would be most of a director's time, where there are
+        thousands.
+        """
+        all_due, self._down = down != self._down, down
+        turn = self._turn = (self._turn + 1) % TURNS
+        return [
+            prefix
+            for prefix in self.tree
+            if all_due
+            or self.tree.nodes[prefix].heard >= self._decided
+            or hash(prefix) % TURNS == turn
+            or self._is_moved(prefix)
+        ]
+
+    def _is_moved(self, prefix: Prefix) -> bool:
+        """Whether time alone may change what its mind says."""
+        mind = self.minds.get(prefix)
+        return mind is not None and (
+            mind.leader is not None or mind.searching_until > self._decided
+        )
+
     def _made_up(self, prefix: Prefix, estimates: Mapping[str, Any], now: float) -> Mind | None:
         """A mind of its own for a prefix that has shown enough; it begins with its parent's."""
         telling = sum(one.samples >= ENOUGH for one in estimates.values())
-        if telling < min(2, len(estimates)) or len(self.minds) >= MAX_MINDS:
+        if telling < min(2, len(estimates)) or len(self.minds) >= self._most:
             return None
         around = self._around(prefix)
         made = Mind(around.chosen, around.since, f"as {self._name_around(prefix)}")
@@ -148,7 +183,8 @@ class Paths:
         if not isinstance(kept, dict) or kept.get("form") != FORM:
             return
         nodes = kept.get("nodes")
-        for one in (nodes if isinstance(nodes, list) else [])[:MAX_KEPT]:
+        # The latest stand first, and are to go last.
+        for one in reversed((nodes if isinstance(nodes, list) else [])[:MAX_KEPT]):
             self._take_back(one, now)
 
     def _take_back(self, one: object, now: float) -> None:

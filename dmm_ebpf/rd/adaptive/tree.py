@@ -73,6 +73,9 @@ class Node:
     heard: float = 0.0  # when, by the caller's clock
 
 
+Known = dict[Prefix, dict[str, Estimate]]
+
+
 class PathTree:
     """Of the routes with the same candidates and goal."""
 
@@ -96,14 +99,26 @@ class PathTree:
             self.nodes.popitem(last=False)
         return found
 
-    def estimates(self, prefix: Prefix, now: float) -> dict[str, Estimate]:
-        """Of each candidate, there or, as far as is not known there, around it."""
+    def estimates(
+        self, prefix: Prefix, now: float, known: Known | None = None
+    ) -> dict[str, Estimate]:
+        """Of each candidate, there or, as far as is not known there, around it. known: what was
+        found at that very time; what is found is put there.
+        """
+        if known is not None and prefix in known:
+            return known[prefix]
         around = parent(prefix)
-        above = self.estimates(around, now) if around else dict.fromkeys(self.stacks, NOTHING)
+        above = (
+            self.estimates(around, now, known) if around else dict.fromkeys(self.stacks, NOTHING)
+        )
         node = self.nodes.get(prefix)
         if node is None:
-            return {stack: _elsewhere(one) for stack, one in above.items()}
-        return {stack: self._one(node, stack, now, above[stack]) for stack in self.stacks}
+            found = {stack: _elsewhere(one) for stack, one in above.items()}
+        else:
+            found = {stack: self._one(node, stack, now, above[stack]) for stack in self.stacks}
+        if known is not None:
+            known[prefix] = found
+        return found
 
     def _one(self, node: Node, stack: str, now: float, above: Estimate) -> Estimate:
         figures = node.figures.get(stack)

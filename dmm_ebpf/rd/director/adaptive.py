@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -101,7 +102,8 @@ class Adaptive:
         with self._lock:
             for name, auto in policy.autos.items():
                 paths = self._known.get(name) or self._begin(policy, auto, now)
-                draws = {prefix: mind.draw for prefix, mind in paths.minds.items()}
+                minds = itertools.islice(paths.minds.items(), _share(policy))
+                draws = {prefix: mind.draw for prefix, mind in minds}
                 entries.update(_entries(half, ids.stack(name), draws, ids.stack))
         if entries:
             self._attached.maps.adaptive.update(_structs(entries))
@@ -123,6 +125,7 @@ class Adaptive:
         self._names = {self._numbers[name]: name for name in candidates}
         for name, paths in self._known.items():
             paths.choice = _choice(policy, policy.autos[name])  # the kind of a stack may be another
+            paths.allow(_share(policy))
         self._half = half
         self._there = {}
         with contextlib.suppress(DmmError):  # nobody reads it; the next policy's turn clears it
@@ -285,6 +288,11 @@ class Adaptive:
             with contextlib.suppress(OSError):
                 new.unlink()
             log.warning("cannot keep what is known of paths in %s: %s", self._file, e.strerror)
+
+
+def _share(policy: Policy) -> int:
+    """Of the map's entries, those of one half and one adaptive route's candidates."""
+    return int(C.DMM_MAX_ADAPTIVE // 2 // max(1, len(policy.autos)))
 
 
 def _choice(policy: Policy, auto: Auto) -> Choice:
