@@ -9,7 +9,8 @@ import pytest
 
 from dmm_ebpf.central.layout import LayoutError
 from dmm_ebpf.central.paths import Figures, Watch, tells, worse
-from dmm_ebpf.rd.sources.figures import connects
+from dmm_ebpf.rd.sources.figures import Flows, connects
+from dmm_ebpf.records.flow import Flow
 
 BEFORE = Figures(10, 10_000_000, 10, 40, 40 * 20_000, 1000, 1)
 
@@ -79,3 +80,27 @@ def test_what_is_no_watch(change: dict[str, object]) -> None:
 def test_the_kernel_s_counts_of_connects() -> None:
     text = "Ip: A B\nIp: 1 2\nTcp: RtoMin ActiveOpens AttemptFails MaxConn\nTcp: 200 71 5 -1\n"
     assert connects(text) == (71, 5)
+
+
+def flow(cookie: int, sent: int, again: int, age_s: float, proto: str = "tcp") -> Flow:
+    return Flow(
+        "x", "socket", proto, "10.0.0.1", 40000 + cookie, "10.0.0.2", 443, "connect", None,
+        "kernel", "kernel", "", None, None, None, 1, "ESTABLISHED", 7, "curl", 0, None,
+        sent, 0, 20_000, again, cookie, age_s,
+    )  # fmt: skip
+
+
+def test_what_a_flow_did_before_it_was_looked_at_is_not_of_the_watch() -> None:
+    """Of more flows than are looked at others may come first the next time."""
+    looks, sums = Flows(), Figures()
+    for now, open_then in (
+        (100.0, [flow(1, 5_000, 5, 60)]),
+        (105.0, [flow(1, 6_000, 6, 65), flow(2, 300, 1, 4.0), flow(3, 9_000_000, 900, 3600)]),
+        (110.0, [flow(3, 9_000_100, 902, 3605), flow(4, 70, 0, 1.0), flow(5, 1, 1, 1.0, "udp")]),
+    ):
+        looks.begin(now)
+        for one in open_then:
+            sums = looks.add(sums, one)
+        looks.end()
+    assert (sums.sent_bytes, sums.retransmits) == (1_000 + 300 + 100 + 70, 1 + 1 + 2)
+    assert (sums.trips, sums.trip_us) == (6, 6 * 20_000)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dmm_ebpf.central.client import Item
     from dmm_ebpf.central.fleet import Fleet
     from dmm_ebpf.rd.director.instance import Instance
+    from dmm_ebpf.records.flow import Flow
 
 MOST_FLOWS = 5_000
 _SNMP = Path("/proc/self/net/snmp")
@@ -96,42 +98,69 @@ class PathFigures:
             await self._fleet.commit([], [Delete(self._key)])
 
 
+class Flows:
+    """What open flows have sent and sent again, from the first look on."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, int]] | None = None  # by cookie, at the last look
+        self._looked = self._began = 0.0
+        self._now: dict[int, tuple[int, int]] = {}
+
+    def begin(self, now: float) -> None:
+        """A look begins; by the clock of age_s."""
+        self._began = now
+        self._now = {}
+
+    def add(self, sums: Figures, one: Flow) -> Figures:
+        """sums, with what this one has done since the last look."""
+        if one.proto != "tcp" or not one.cookie:
+            return sums
+        bytes_now = self._now[one.cookie] = one.bytes_sent, one.retransmits
+        since = (self._known or {}).get(one.cookie)
+        if since is None:
+            # One that was open then, and not among those that were looked at, has no past here.
+            is_new = self._known is not None and one.age_s < self._began - self._looked
+            since = (0, 0) if is_new else bytes_now
+        return replace(
+            sums,
+            sent_bytes=sums.sent_bytes + max(0, bytes_now[0] - since[0]),
+            retransmits=sums.retransmits + max(0, bytes_now[1] - since[1]),
+            trips=sums.trips + (1 if one.srtt_us else 0),
+            trip_us=sums.trip_us + one.srtt_us,
+        )
+
+    def end(self) -> None:
+        """The look is over."""
+        self._known, self._looked = self._now, self._began
+
+    def is_enough(self) -> bool:
+        """Whether as many were looked at as may be."""
+        return len(self._now) >= MOST_FLOWS
+
+
 class _Look:
     """What is counted from its first look on."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._flows: dict[int, tuple[int, int]] | None = None  # bytes and retransmits by cookie
+        self._flows = Flows()
         self._connects: tuple[int, int] | None = None
         self._sums = Figures()
 
     async def again(self) -> Figures:
-        sums, last = self._sums, self._flows
-        known: dict[int, tuple[int, int]] = {}
-        sent = again = trips = trip_us = 0
+        sums, flows = self._sums, self._flows
+        flows.begin(time.monotonic())
         async for page in self._instance.list_flows():
             for one in page:
-                if one.proto != "tcp" or not one.cookie:
-                    continue
-                known[one.cookie] = one.bytes_sent, one.retransmits
-                # What a flow had before the first look is not of this time.
-                since = last.get(one.cookie, (0, 0)) if last is not None else known[one.cookie]
-                sent += max(0, one.bytes_sent - since[0])
-                again += max(0, one.retransmits - since[1])
-                trips += 1 if one.srtt_us else 0
-                trip_us += one.srtt_us
-            if len(known) >= MOST_FLOWS:
+                sums = flows.add(sums, one)
+            if flows.is_enough():
                 break
+        flows.end()
         opens, failed = connects(await asyncio.to_thread(_SNMP.read_text))
-        before = self._connects or (opens, failed)
-        self._flows, self._connects = known, (opens, failed)
+        before, self._connects = self._connects or (opens, failed), (opens, failed)
         self._sums = replace(
             sums,
             reports=sums.reports + 1,
-            sent_bytes=sums.sent_bytes + sent,
-            retransmits=sums.retransmits + again,
-            trips=sums.trips + trips,
-            trip_us=sums.trip_us + trip_us,
             opens=sums.opens + max(0, opens - before[0]),
             failed=sums.failed + max(0, failed - before[1]),
         )
