@@ -136,12 +136,22 @@ LEG = {
 
 def test_live_figures_replace_old_ones_and_the_outer_leg_rules_the_round_trip():
     live = socket_of(bytes_acked=100, bytes_received=5, rtt_us=60, total_retrans=1)
-    row = listed(record(route=0), live, legs={("10.0.0.1", 12345, "2001:db8::1", 443): LEG})
+    pair = ("10.0.0.1", 12345, "2001:db8::1", 443)
+    row = listed(record(route=0, process=1), live, legs={((3, 1), pair): LEG})
     assert (row.bytes_sent, row.bytes_received) == (100, 20)
     assert (row.srtt_us, row.retransmits, row.outer_state) == (100_000, 9, "ESTABLISHED")
     assert (row.agreed, row.agreement, row.transport) == ("copies", "agreed", "gbn")
     assert (row.copies, row.copies_needed) == (4, 2)
     assert (row.parity, row.peer_repaired, row.repaired) == (9, 3, 1)
+
+
+def test_what_a_process_says_of_the_flow_of_another_is_not_believed():
+    live = socket_of(rtt_us=60, total_retrans=1)
+    pair = ("10.0.0.1", 12345, "2001:db8::1", 443)
+    for liar in ((4, 1), (3, 0)):
+        row = listed(record(route=0, process=1), live, legs={(liar, pair): LEG})
+        assert (row.srtt_us, row.retransmits) == (60, 1)
+        assert "outer_state" not in row.to_map()
 
 
 # What users' programs read, in its order
@@ -189,7 +199,7 @@ def test_a_flow_that_another_instance_carries():
 def test_keys_of_a_flow_that_is_forwarded():
     one = abi.new("dmm_forwarded", stack=3, table=1, generation=5)
     pair = ("192.0.2.9", 1, "198.51.100.1", 2)
-    for legs, more in (({}, []), ({pair: LEG}, OUTER)):
+    for legs, more in (({}, []), ({((3, 0), pair): LEG}, OUTER)):
         row = flows.of_others(one, "eth1", pair, known(legs=legs)).to_map()
         at = SOCKET.index("direction") + 1
         assert list(row) == [*SOCKET[:at], "in_interface", *SOCKET[at:], *more]

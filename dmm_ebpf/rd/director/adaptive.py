@@ -32,7 +32,7 @@ from dmm_ebpf.rd.adaptive.paths import Choice, Paths
 from dmm_ebpf.rd.adaptive.sample import End, Sample, segments_of
 from dmm_ebpf.rd.adaptive.tree import Prefix
 from dmm_ebpf.rd.director.ending import reason
-from dmm_ebpf.rd.director.flows import Pair
+from dmm_ebpf.rd.director.flows import Leg, Pair, Place, legs_of
 from dmm_ebpf.rd.director.live import with_sockets
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.model import Auto, Policy, UserStack
@@ -198,10 +198,9 @@ class Adaptive:
         if not noted:
             self._seen.clear()
             return
-        legs: dict[Pair, dict[str, Any]] = {}
+        legs: Mapping[tuple[Place, Pair], Leg] = {}
         if any(flow.decision.taken for flow in noted.values()):
-            async for one in self._stacks.connections():
-                legs[one["laddr"], one["lport"], one["raddr"], one["rport"]] = one
+            legs = await legs_of(self._stacks.connections())
         cookies = set(noted)
         for flow, live in await in_thread(lambda: list(with_sockets(noted))):
             if live is not None:
@@ -213,11 +212,16 @@ class Adaptive:
         return {flow.cookie: flow for flow in self._attached.flows() if flow.adaptive}
 
     def _look_at(
-        self, flow: Struct, live: TcpSocket, legs: Mapping[Pair, Mapping[str, Any]], now: float
+        self,
+        flow: Struct,
+        live: TcpSocket,
+        legs: Mapping[tuple[Place, Pair], Leg],
+        now: float,
     ) -> None:
         """An open flow; of a user stack's the figures of its outer leg count."""
         ends = (live.laddr, live.lport, live.raddr, live.rport)
-        leg = legs.get(ends) if flow.decision.taken else None
+        place = flow.decision.stack, flow.decision.process
+        leg = legs.get((place, ends)) if flow.decision.taken else None
         if flow.decision.taken and leg is None:
             return
         resent = live.total_retrans if leg is None else leg["retransmits"]

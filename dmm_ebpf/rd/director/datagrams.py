@@ -10,6 +10,7 @@ A connected socket that has sent nothing yet is in no exchange.
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Datagrams:
                 continue
             if here is not None:
                 flow.pair.laddr = abi.addr16(here.laddr)
-                flow.pair.lport_be = int.from_bytes(here.lport.to_bytes(2, "big"), "little")
+                flow.pair.lport_be = socket.htons(here.lport)
             yield flow
 
     def _explained(self, flow: Struct) -> bool:

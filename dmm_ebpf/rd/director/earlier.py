@@ -14,6 +14,7 @@ other network namespaces.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -34,7 +35,9 @@ log = logging.getLogger("dmm-ebpf")
 
 
 def _listener_key(one: Owned) -> Any:
-    return LISTENER_KEY.type(one.laddr, int.from_bytes(one.lport, "little"), sockdiag.IPPROTO_TCP)
+    return LISTENER_KEY.type(
+        one.laddr, int.from_bytes(one.lport, sys.byteorder), sockdiag.IPPROTO_TCP
+    )
 
 
 class Earlier:
@@ -124,8 +127,8 @@ class Earlier:
             self._netns_cookie,
             time.monotonic_ns(),
         )
-        flow.pair.laddr, flow.pair.lport_be = one.laddr, int.from_bytes(one.lport, "little")
-        flow.pair.raddr, flow.pair.rport_be = one.raddr, int.from_bytes(one.rport, "little")
+        flow.pair.laddr, flow.pair.lport_be = one.laddr, int.from_bytes(one.lport, sys.byteorder)
+        flow.pair.raddr, flow.pair.rport_be = one.raddr, int.from_bytes(one.rport, sys.byteorder)
         flow.pair.family, flow.pair.proto = one.family, sockdiag.IPPROTO_TCP
         decision.generation = sync.current_generation(self._attached.maps)
         decision.direction, decision.route = direction, C.DMM_ROUTE_NONE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -104,20 +104,23 @@ class Names(Protocol):
 
 
 Pair = tuple[str, int, str, int]  # local address and port, remote address and port
+Place = tuple[int, int]  # a process, by its stack's number and its own among the stack's
+Leg = Mapping[str, Any]  # what a process says of a connection: answers.COLUMNS
 
 
 @dataclass(frozen=True)
 class Known:
     """What one listing knows besides the records. legs: what the stack processes say of their outer
-    legs, by the flow as the NIC has it; for a user stack's flow the round trip, the retransmissions
-    and the window are those of the path, not of the hop to the stack process. carriers: of flows
-    that other instances carry, which, by cookie. netns_cookie: of the instance's namespace.
+    legs, by who says it and by the flow as the NIC has it: nobody is believed of another's flow.
+    For a user stack's flow the round trip, the retransmissions and the window are those of the
+    path, not of the hop to the stack process. carriers: of flows that other instances carry, which,
+    by cookie. netns_cookie: of the instance's namespace.
     """
 
     instance: str
     names: Names
     now_ns: int
-    legs: Mapping[Pair, dict[str, Any]] = field(default_factory=dict)
+    legs: Mapping[tuple[Place, Pair], Leg] = field(default_factory=dict)
     carriers: Mapping[int, str] = field(default_factory=dict)
     netns_cookie: int = 0
 
@@ -158,7 +161,8 @@ def _of_socket(
         sent, received = max(sent, live.bytes_acked), max(received, live.bytes_received)
         srtt_us, retransmits = live.rtt_us, live.total_retrans
     proto = PROTOCOLS[flow.pair.proto]
-    outer = known.legs.get(at_nic or ends) if proto == "tcp" else None
+    place = decision.stack, decision.process
+    outer = known.legs.get((place, at_nic or ends)) if proto == "tcp" else None
     if outer is not None:
         srtt_us, retransmits = outer["srtt_us"], outer["retransmits"]
     carrier = known.carriers.get(flow.cookie, ABSENT)
@@ -211,7 +215,7 @@ def of_others(one: Any, device: str | None, pair: Pair, known: Known) -> records
     """
     names = known.names
     stack = names.stack(one.stack)
-    outer = known.legs.get(pair)
+    outer = known.legs.get(((one.stack, one.process), pair))
     return records.flow.Flow(
         known.instance,
         "forwarded",
@@ -250,11 +254,11 @@ LEG = (
 _NO_LEG = (ABSENT,) * len(LEG)
 
 
-def _leg(outer: dict[str, Any] | None) -> tuple[Any, ...]:
+def _leg(outer: Leg | None) -> tuple[Any, ...]:
     """Those of LEG."""
     if outer is None:
         return _NO_LEG
-    known = outer | {"outer_state": _state(outer["outer_state"])}
+    known = {**outer, "outer_state": _state(outer["outer_state"])}
     return tuple([known[name] for name in LEG])
 
 
@@ -264,6 +268,16 @@ def _state(number: int) -> str:
 
 def _age_s(opened_ns: int, now_ns: int) -> float:
     return round(max(0, now_ns - opened_ns) / 1e9, 3)
+
+
+async def legs_of(
+    told: AsyncIterator[tuple[Place, dict[str, Any]]],
+) -> dict[tuple[Place, Pair], Leg]:
+    """Known.legs by what StackManager.connections() tells."""
+    found: dict[tuple[Place, Pair], Leg] = {}
+    async for place, one in told:
+        found[place, (one["laddr"], one["lport"], one["raddr"], one["rport"])] = one
+    return found
 
 
 def pair_text(pair: Any) -> tuple[str, int, str, int]:

@@ -62,9 +62,7 @@ class OpenFlows:
         exchanges = await self._exchanges()
         if not noted and not passing and not exchanges:
             return
-        outer = {}
-        async for c in self._stacks.connections():
-            outer[(c["laddr"], c["lport"], c["raddr"], c["rport"])] = c
+        outer = await flows.legs_of(self._stacks.connections())
         others = await in_thread(carriers.carriers, self._state.instance, list(noted.values()))
         cookies = dict(noted) if self._state.containers else {}
         elsewhere = (

@@ -29,6 +29,7 @@ from dmm_ebpf.loader import Attached
 from dmm_ebpf.rd.director import beside, lostsockets, numbering, plugins, ports, stackrow
 from dmm_ebpf.rd.director.beside import Beside
 from dmm_ebpf.rd.director.changes import refuse_change
+from dmm_ebpf.rd.director.flows import Place
 from dmm_ebpf.rd.director.guard import Item
 from dmm_ebpf.rd.director.nics import Nics, there, xdp_mode
 from dmm_ebpf.rd.director.onestack import Stack
@@ -163,12 +164,13 @@ class StackManager:
             if not isinstance(a, BaseException)
         }
 
-    async def connections(self) -> AsyncIterator[dict[str, Any]]:
-        """What the processes that are up say of their connections, asked of each in parts: a list
-        of a hundred thousand would take a stack process more memory than they do. One that ends
-        meanwhile may be missing, or hide another.
+    async def connections(self) -> AsyncIterator[tuple[Place, dict[str, Any]]]:
+        """What the processes that are up say of their connections, and who says it; asked of each
+        in parts: a list of a hundred thousand would take a stack process more memory than they do.
+        One that ends meanwhile may be missing, or hide another.
         """
-        for p in [p for s in self._stacks.values() for p in s.processes if p.is_up and not p.hung]:
+        up = [(s, p) for s in self._stacks.values() for p in s.processes if p.is_up and not p.hung]
+        for s, p in up:
             first = 0
             while True:
                 try:
@@ -176,7 +178,7 @@ class StackManager:
                 except DmmError:
                     break
                 for connection in part:
-                    yield connection
+                    yield (s.stack_id, p.number), connection
                 first += len(part)
                 if not part or first > 2 * p.supervisor.spec.max_connections:
                     break
