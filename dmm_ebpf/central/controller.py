@@ -172,7 +172,9 @@ class Controller:
         pushes = await self._fleet.find(layout.PUSHES, prefix=True, keys_only=True)
         numbers = [one.key.removeprefix(layout.PUSHES) for one in pushes.items]
         known = [int(one) for one in numbers if one.isdecimal()]
-        known += [max(one.push, one.newest) for one in standing.rows()]
+        # A host that tells of one near the last has lied: no push could come after it.
+        told = (max(one.push, one.newest) for one in standing.rows())
+        known += [one for one in told if one <= layout.MAX_NUMBER // 2]
         return max([standing.rollout.push if standing.rollout else 0, *known])
 
     def _check_steps(self, steps: Sequence[str], standing: Standing) -> None:

@@ -13,6 +13,8 @@ from dmm_ebpf.central.client import Change, Item
 from dmm_ebpf.central.layout import LayoutError
 from dmm_ebpf.records.central import HostRow
 
+_MOST = layout.MAX_TIME  # more than a push's number may be, too
+
 
 def rows(items: Iterable[Item]) -> list[HostRow]:
     """Of what stands below hosts/ and twice/, by host and instance."""
@@ -74,10 +76,11 @@ def _text(said: Mapping[str, Any], key: str) -> str:
 
 
 def _number(said: Mapping[str, Any], key: str) -> int:
+    """A whole number that a push or a time may be; 0: it is none."""
     value = said.get(key)
-    if isinstance(value, float) and 0 <= value < 1e12:
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _MOST:
+        return 0
+    return int(value)
 
 
 def _labels(value: Any) -> dict[str, str]:

@@ -47,6 +47,7 @@ MAX_ROUTES_BYTES = 1 << 20  # of a key below want/routes/
 MAX_BUNDLE_BYTES = 512 << 20
 MAX_STEPS = 32
 MAX_NUMBER = 99_999_999
+MAX_TIME = 1e11  # seconds: 3,000 years on
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -232,13 +233,18 @@ def _read(kind: type[Any], key: str, value: bytes) -> Any:
             continue
         found = said[one.name]
         wanted = _TYPES[str(one.type).partition("[")[0]]
-        if not isinstance(found, wanted) or isinstance(found, bool):
+        if not isinstance(found, wanted) or isinstance(found, bool) or not _is_time(found):
             raise refused(key, f"its {one.name} is {json.dumps(found)[:60]}")
         known[one.name] = found
     try:
         return kind(**known)
     except TypeError:
         raise refused(key, "it does not say all that it has to") from None
+
+
+def _is_time(value: object) -> bool:
+    """Whether a number with a fraction is one that a clock may show; anything else is, too."""
+    return not isinstance(value, float) or 0 <= value <= MAX_TIME
 
 
 _TYPES: dict[str, Any] = {"int": int, "str": str, "float": (int, float), "list": list, "State": str}

@@ -146,7 +146,9 @@ _COLUMNS: list[output.Column[HostRow]] = [
     output.Column("VERSION", lambda one: units.clean(one.version), rank=5),
     output.Column(
         "LABELS",
-        lambda one: ",".join(f"{k}={v}" for k, v in sorted(one.labels.items()) if k != "host"),
+        lambda one: units.clean(
+            ",".join(f"{k}={v}" for k, v in sorted(one.labels.items()) if k != "host")
+        ),
         rank=1,
         flex=True,
     ),

@@ -329,6 +329,15 @@ def test_a_name_that_two_hosts_have(one) -> None:
     assert states == ["applied"], "the name is its own now, and nothing says otherwise"
 
 
+def test_a_host_that_tells_of_the_last_push_there_can_be_ends_no_fleet(one) -> None:
+    following = one.follow(0)
+    one.push(POLICY)
+    said = {"format": 1, "state": "waiting", "newest": 99_999_999}
+    one.etcd.put("/dmm/hosts/z/x", json.dumps(said))
+    one.push(SECOND)
+    assert await_state(following, "applied", push=2)
+
+
 def test_a_policy_applied_by_hand_is_said(one) -> None:
     following = one.follow(0)
     one.push(POLICY)

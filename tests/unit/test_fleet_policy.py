@@ -13,6 +13,7 @@ import pytest
 from dmm_ebpf.central import hosts, layout, place
 from dmm_ebpf.central.client import Change, Item
 from dmm_ebpf.central.layout import Bundle, LayoutError, Push, Rollout
+from dmm_ebpf.cli.fleets import _COLUMNS
 from dmm_ebpf.errors import PolicyError, UsageError
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import compile_policy
@@ -284,6 +285,28 @@ def test_what_hosts_say_is_a_strangers_word() -> None:
     ]
     assert "not JSON" in rows[0].why
     assert rows[1].labels == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    "odd", ["1e999", "-1e999", "NaN", "1" + "0" * 400, "-7", "true", "[]", '"x"', "1e300"]
+)
+def test_no_number_of_a_stranger_is_more_than_a_number(odd: str) -> None:
+    said = f'{{"format": 1, "state": "applied", "push": {odd}, "newest": {odd}, "since": {odd}}}'
+    row = hosts.row(item("hosts/a/x", said.encode()))
+    assert (row.state, row.push, row.newest, row.since) == ("applied", 0, 0, 0.0)
+
+
+@pytest.mark.parametrize("odd", ["Infinity", "NaN", "-1.5", "1e300"])
+def test_a_time_that_no_clock_shows(odd: str) -> None:
+    said = layout.write(replace(ROLLOUT, at=1.5)).replace(b"1.5", odd.encode())
+    with pytest.raises(LayoutError, match="its at is"):
+        Rollout.read("want/rollout", said)
+
+
+def test_what_a_host_calls_itself_is_plain_on_a_terminal() -> None:
+    report = {"format": 1, "labels": {"a": "b\x1b[31m", "\x1b]0;x\x07": "c"}, "version": "\x1b[2J"}
+    row = hosts.row(item("hosts/\x1b[1m/\x07", report))
+    assert all(column.cell(row).isprintable() for column in _COLUMNS)
 
 
 def test_hosts_come_and_go() -> None:
