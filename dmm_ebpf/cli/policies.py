@@ -231,6 +231,14 @@ def policy_import(
         Path | None,
         typer.Option("--libvma", metavar="FILE", help="libvma.conf of Mellanox's libvma."),
     ] = None,
+    onload: Annotated[
+        Path | None,
+        typer.Option(
+            "--onload",
+            metavar="FILE",
+            help="A script, unit or profile that starts programs by Onload.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the policy that another project's files mean, and what of them cannot be carried over.
@@ -239,10 +247,11 @@ def policy_import(
     Examples:
       dmm-ebpf policy import --dmm rd_config.json > policy.toml
       dmm-ebpf policy import --libvma /etc/libvma.conf > policy.toml
+      dmm-ebpf policy import --onload /opt/app/start.sh > policy.toml
     """
     from dmm_ebpf.cli import policytools
 
-    policytools.policy_import(dmm, modules, libvma, as_json=as_json)
+    policytools.policy_import(dmm, modules, libvma, onload, as_json=as_json)
 
 
 @policy_app.command("show")

@@ -146,25 +146,33 @@ def policy_schema(*, as_json: bool) -> None:
 
 
 def policy_import(
-    dmm: Path | None, modules: Path | None, libvma: Path | None, *, as_json: bool
+    dmm: Path | None,
+    modules: Path | None,
+    libvma: Path | None,
+    onload: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Print the policy that DMM's or libvma's files mean; what is left out goes to standard error.
-    Raises PolicyError.
+    """Print the policy that the files of DMM, libvma or Onload mean; what is left out goes to
+    standard error. Raises PolicyError.
     """
     from dmm_ebpf.rd.policy import parse as policies
     from dmm_ebpf.rd.policy.from_dmm import import_dmm
     from dmm_ebpf.rd.policy.from_libvma import import_libvma
+    from dmm_ebpf.rd.policy.from_onload import import_onload
     from dmm_ebpf.records.policy import Imported
 
-    if dmm is not None and libvma is None:
+    if [dmm, libvma, onload].count(None) != 2 or (modules and not dmm):
+        hint = "name one of --dmm, --libvma and --onload; --modules goes with --dmm"
+        raise UsageError("import a policy", why="it is not clear from which file", hint=hint)
+    if dmm is not None:
         text = policies.read(dmm, "DMM's file")
         beside = policies.read(modules, "DMM's file") if modules else ""
         found = import_dmm(text, beside, str(dmm), str(modules or ""))
-    elif libvma is not None and dmm is None and modules is None:
+    elif libvma is not None:
         found = import_libvma(policies.read(libvma, "libvma's file"), str(libvma))
-    else:
-        hint = "name one of --dmm and --libvma; --modules goes with --dmm"
-        raise UsageError("import a policy", why="it is not clear from which file", hint=hint)
+    elif onload is not None:
+        found = import_onload(policies.read(onload, "Onload's file"), str(onload))
     policies.parse(found.text, source="the policy made of it", base=Path())
     if as_json:
         output.print_json(Imported(found.text, list(found.left)))
