@@ -30,7 +30,7 @@ def _mix(value: int) -> int:
     return z ^ z >> 31
 
 
-def _times(a: int, b: int) -> int:
+def times(a: int, b: int) -> int:
     product = 0
     while b:
         product ^= a if b & 1 else 0
@@ -74,7 +74,7 @@ def payload(
     total = 0
     for index, symbol in enumerate(_symbols(size, place, runs, stream), first):
         total += _hash(index, symbol)
-        row = [_times(value, coefficient(seed, index)) for value in range(256)]
+        row = [times(value, coefficient(seed, index)) for value in range(256)]
         for at, byte in enumerate(symbol):
             repair[at] ^= row[byte]
     check = (total & MASK) >> 32

@@ -228,8 +228,19 @@ static void wrong(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_
 	env->up->reset(env, &t->end, EBADMSG, now_ns);
 }
 
-/* The check value of a window of which everything is there or solved; false: something is not */
-static bool sum_of(const struct tcb *t, struct parity_in *p, const struct kept *k, uint32_t *check)
+static bool is_whole(const struct tcb *t, const struct parity_in *p, const struct kept *k)
+{
+	for (uint64_t i = k->first; i < k->first + k->n; i++) {
+		const struct symbol *s = symbol_find(p, i);
+
+		if (!(s && is_there(t, p, s)) && !fec_solved_at(&p->d, i))
+			return false;
+	}
+	return true;
+}
+
+/* The check value of a window of which everything is there or solved */
+static uint32_t sum_of(const struct tcb *t, struct parity_in *p, const struct kept *k)
 {
 	struct looking l = {.t = t, .p = p};
 	uint64_t sum = 0;
@@ -237,24 +248,47 @@ static bool sum_of(const struct tcb *t, struct parity_in *p, const struct kept *
 	for (uint64_t i = k->first; i < k->first + k->n; i++) {
 		const uint8_t *symbol = fec_solved_at(&p->d, i);
 
-		if (!symbol)
-			symbol = source(&l, i);
-		if (!symbol)
-			return false;
-		sum += fec_hash(i, symbol, p->symbol_bytes);
+		sum += fec_hash(i, symbol ? symbol : source(&l, i), p->symbol_bytes);
 	}
-	*check = fec_check(sum);
-	return true;
+	return fec_check(sum);
 }
 
-/* The newest window that is whole with what is solved, and that a solved symbol is in */
-static struct kept *whole_window(const struct tcb *t, struct parity_in *p, uint64_t index,
-				 uint32_t *check)
+static bool has(const struct kept *k, uint64_t index)
 {
+	return index >= k->first && index - k->first < k->n;
+}
+
+/* The numbers of symbols that are sought and not solved; returns how many */
+static uint32_t unsolved(const struct parity_in *p, uint64_t index[FEC_UNKNOWN])
+{
+	uint32_t n = 0;
+
+	for (uint32_t c = 0; c < FEC_UNKNOWN; c++) {
+		if (p->d.column_used[c] && !fec_solved_at(&p->d, p->d.index[c]))
+			index[n++] = p->d.index[c];
+	}
+	return n;
+}
+
+/*
+ * The newest window that is whole with what is solved, and that a solved symbol is in. Asked with
+ * every packet while one is solved: a window that lacks something, as a peer may have all of them,
+ * must not cost a look at its bytes, nor, mostly, at its symbols.
+ */
+static struct kept *whole_window(const struct tcb *t, struct parity_in *p, uint64_t index)
+{
+	uint64_t lacking[FEC_UNKNOWN];
+	uint32_t n = unsolved(p, lacking);
+
 	for (uint32_t i = 1; i <= KEPT; i++) {
 		struct kept *k = &p->kept[(p->next - i) % KEPT];
+		uint32_t l = 0;
 
-		if (k->n && index >= k->first && index - k->first < k->n && sum_of(t, p, k, check))
+		if (!k->n || !has(k, index))
+			continue;
+		while (l < n && !has(k, lacking[l]))
+			l++;
+		if (l == n && is_whole(t, p, k))
 			return k;
 	}
 	return NULL;
@@ -289,17 +323,16 @@ static bool settle(struct env *env, struct tcb *t, struct parity_in *p, const st
 		   uint64_t now_ns)
 {
 	uint64_t index;
-	uint32_t check;
 
 	while (fec_solved(&p->d, &index)) {
-		struct kept *k = whole_window(t, p, index, &check), window;
+		struct kept *k = whole_window(t, p, index), window;
 		bool goes_on = true;
 
 		if (!k)
 			return true;
 		window = *k;
 		k->n = 0;
-		if (check != window.check) {
+		if (sum_of(t, p, &window) != window.check) {
 			wrong(env, t, pkt, now_ns);
 			return false;
 		}
