@@ -69,14 +69,49 @@ def test_what_is_for_programs_and_what_cannot_be_carried_over() -> None:
         ("c:7", "what"),
         ("c:4", "that"),
         ("c:10", "no"),
-        ("c:11", "udp_receiver"),
         ("c:12", "no"),
     ]
+    rule = {"port": 9, "comm": "y", "direction": C.DMM_DIR_LISTEN}
+    assert stack_of(found.text, Query("192.0.2.1", proto=17, **rule)) == "kernel"
+    assert stack_of(found.text, Query("192.0.2.1", **rule)) == "vma"
     facts = {"local_port": 0}
     assert stack_of(found.text, Query("192.0.2.1", 80, comm="tcp_lat", **facts)) == "kernel"
     assert stack_of(found.text, Query("192.0.2.1", 81, comm="tcp_lat", **facts)) == "vma"
     assert stack_of(found.text, Query("192.0.2.1", 81, comm="a-program-of-a-", **facts)) == "vma"
     assert stack_of(found.text, Query("192.0.2.1", 80, comm="curl", **facts)) == "kernel"
+
+
+SERVERS = """\
+use os  udp_receiver *:53
+use os  tcp_server   *:1-1023
+use vma udp_receiver *:1-1023
+use os  tcp_server   *:2000-2009
+use os  udp_receiver *:2005-2020
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "proto", "stack"),
+    [
+        (53, 17, "kernel"),
+        (53, 6, "kernel"),
+        (54, 17, "vma"),
+        (54, 6, "kernel"),
+        (2001, 6, "kernel"),
+        (2001, 17, "vma"),
+        (2015, 17, "kernel"),
+        (2015, 6, "vma"),
+        (3000, 17, "vma"),
+        (3000, 6, "vma"),
+    ],
+)
+def test_servers_of_both_protocols(port: int, proto: int, stack: str) -> None:
+    """A rule for those that peers come to asks for no protocol, and the first one decides."""
+    found = import_libvma(SERVERS, "c")
+    query = Query("192.0.2.1", port, proto, direction=C.DMM_DIR_LISTEN)
+    assert stack_of(found.text, query) == stack
+    assert [one.partition(": ")[0] for one in found.left[:-1]] == ["c:5"]
+    assert "of its ports that line 4 names, too" in found.left[0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from dmm_ebpf.rd.policy.values import shown
 VMA = "vma"
 _STACKS = {"vma": VMA, "os": "kernel"}
 _ROLES = ("tcp_client", "tcp_server", "udp_connect", "udp_sender", "udp_receiver")
+# Roles of sockets that peers come to, and the one with the other protocol
+_SERVES = {"tcp_server": "udp_receiver", "udp_receiver": "tcp_server"}
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _USE = "expected use vma|os ROLE ADDRESS:PORTS[:ADDRESS:PORTS]"
 _ALL = "0.0.0.0/0"  # libvma serves IPv4 alone
@@ -54,7 +56,7 @@ def import_libvma(text: str, source: str) -> Imported:
     uses = list(_statements(text, source, found))
     parts = [_HEAD.format(source)]
     for use in uses:
-        parts.append(_rule(use, found, f"{source}:{use.line}"))
+        parts.append(_rule(use, uses, found, source))
     programs = {use.program: None for use in uses} or {None: None}
     comm = "" if None in programs else f"comm = {json.dumps([str(one) for one in programs])}\n"
     parts.append(f'\n# What nothing matches\n[[rules]]\nname = "rest"\n{comm}table = "rest"\n')
@@ -131,12 +133,10 @@ def _end(address: str, ports: str, place: str) -> _End:
     return _End(prefix, ports)
 
 
-def _rule(use: _Use, found: Imported, place: str) -> str:
+def _rule(use: _Use, uses: Sequence[_Use], found: Imported, source: str) -> str:
     """The rule and the table of a statement; empty: it cannot be carried over."""
-    local = use.first if use.role == "tcp_server" else use.second
-    if use.role == "udp_receiver":
-        found.left.append(f"{place}: udp_receiver, since what a peer begins by UDP is the kernel's")
-        return ""
+    place = f"{source}:{use.line}"
+    local = use.first if use.role in _SERVES else use.second
     if local.prefix is not None:
         found.left.append(f"{place}: no rule asks for the local address {local.prefix}")
         return ""
@@ -148,14 +148,39 @@ def _rule(use: _Use, found: Imported, place: str) -> str:
     lines = [f'\n[[rules]]\nname = "{name}"']
     lines += [f"comm = {json.dumps(use.program, ensure_ascii=False)}"] if use.program else []
     lines += [f'local_port = "{local.ports}"'] if local.ports else []
-    listens = use.role == "tcp_server"
-    lines += [f'direction = "{"listen" if listens else "connect"}"', f'table = "{name}"\n']
-    rule = "\n".join(lines)
-    if listens:
-        return rule + _table(name, _ALL, use.stack)
-    more = f'proto = "{use.role[:3]}"\n'
+    direction = "listen" if use.role in _SERVES else "connect"
+    lines += [f'direction = "{direction}"', f'table = "{name}"\n']
+    rule, more = "\n".join(lines), f'proto = "{use.role[:3]}"\n'
+    if use.role in _SERVES:
+        other = _SERVES[use.role]
+        rest = _table(name, _ALL, _other(use, uses, found, source), f'proto = "{other[:3]}"\n')
+        return rule + _table(name, _ALL, use.stack, more) + rest
     more += f'ports = "{use.first.ports}"\n' if use.first.ports else ""
     return rule + _table(name, use.first.prefix or _ALL, use.stack, more)
+
+
+def _other(use: _Use, uses: Sequence[_Use], found: Imported, source: str) -> str:
+    """The stack of such sockets with the other protocol: rules for who serves ask for none, and the
+    first that matches decides for both.
+    """
+    first, last = _range(use.first)
+    for one in uses:
+        if one.role != _SERVES[use.role] or one.first.prefix is not None:
+            continue
+        begins, ends = _range(one.first)
+        if one.program in {None, use.program} and begins <= first and last <= ends:
+            return one.stack
+        both = None in {one.program, use.program} or one.program == use.program
+        if one.line > use.line and both and begins <= last and first <= ends:
+            found.left.append(
+                f"{source}:{one.line}: those of its ports that line {use.line} names, too"
+            )
+    return VMA
+
+
+def _range(end: _End) -> tuple[int, int]:
+    first, _, last = (end.ports or "1-65535").partition("-")
+    return int(first), int(last or first)
 
 
 def _table(name: str, to: str, stack: str, more: str = "") -> str:
