@@ -8,6 +8,7 @@ setup(
         "dmm_ebpf/build_abi.py:ffibuilder",
         "dmm_ebpf/kit/build_sim.py:ffibuilder",
         "dmm_ebpf/loader/build_libbpf.py:ffibuilder",
+        "dmm_ebpf/rd/policy/build_routetable.py:ffibuilder",
         "dmm_ebpf/userstack/build_core.py:ffibuilder",
     ]
 )

@@ -214,6 +214,7 @@ C = (
         "engine", "core and devices joined", ("dmm_ebpf/userstack/*.[ch]",), ("abi", "base", "hal")
     ),
     Room("loader", "libbpf for Python", ("dmm_ebpf/loader/*.[ch]",)),
+    Room("policy", "a million routes", ("dmm_ebpf/rd/policy/*.[ch]",), ("abi",)),
 )
 LANGUAGES = {"Python": PYTHON, "C": C}
 

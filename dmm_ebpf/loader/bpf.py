@@ -266,7 +266,9 @@ def map_lookup_batch(
     return bytes(following), bytes(keys), bytes(values), int(n[0]), last
 
 
-def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
+def map_update_batch(
+    fd: int, keys: bytes | memoryview, values: bytes | memoryview, count: int
+) -> None:
     """BPF_MAP_UPDATE_BATCH; on failure some of the entries may have been written."""
     n = ffi.new("unsigned int *", count)
     _check(lib.dmm_map_update_batch(fd, ffi.from_buffer(keys), ffi.from_buffer(values), n))

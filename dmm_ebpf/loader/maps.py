@@ -109,7 +109,9 @@ class Map(Closing):
             raise _error(f"delete from BPF map {self.name}", error) from error
         return True
 
-    def update_batch(self, keys: bytes, values: bytes, count: int) -> None:
+    def update_batch(
+        self, keys: bytes | memoryview, values: bytes | memoryview, count: int
+    ) -> None:
         """Writes count entries, laid end to end; after a failure some may be there."""
         if len(keys) != count * self.key_size or len(values) != count * self.value_size:
             raise ValueError(

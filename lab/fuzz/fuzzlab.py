@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CORE = ROOT / "dmm_ebpf" / "userstack" / "core"
 SIM = ROOT / "lab" / "sim"
+POLICY = ROOT / "dmm_ebpf" / "rd" / "policy"
 FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
 SANITIZE = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined")
 SEED_FILES = 200
@@ -137,30 +138,53 @@ def _datagram_seed(rng: random.Random) -> bytes:
     return said + packet + rng.randbytes(rng.choice([0, 0, 9]))
 
 
+def _routes_seed(rng: random.Random) -> bytes:
+    """A routes file whose prefixes lie in one another, with the ends that fuzz_routes.c knows."""
+    ends = [",,wan", "tcp,443,wan", "udp,53,lan", ',"1, 2",wan', "tcp,443,wan\r", "tcp,1,x"]
+    out = []
+    for _ in range(rng.randrange(40)):
+        length = rng.choice([0, 8, 16, 24, 30, 32])
+        v4 = (
+            ((10 << 24) | rng.randrange(4) << 16 | rng.randrange(8)) >> (32 - length) << 32 - length
+        )
+        to = ".".join(str(v4 >> bits & 255) for bits in (24, 16, 8, 0)) + f"/{length}"
+        if rng.random() < 0.4:
+            to = f"2001:db8:{rng.randrange(3)}::/{rng.choice([48, 64, 127, 128])}"
+        out.append(f"{to},{rng.choice(ends)}")
+    for _ in range(rng.randrange(3)):
+        odd = ["", "# x", "default,,,wan", "::ffff:1.2.3.4,,,wan", " 10.0.0.1 ,,,wan", "1.2.3.4/01"]
+        out.insert(rng.randrange(len(out) + 1), rng.choice(odd))
+    return "\n".join(out).encode() + b"\n" * rng.randrange(2)
+
+
 @dataclass(frozen=True)
 class Target:
     """One fuzz target. share: of the time of a run of all."""
 
     name: str
     main: Path
-    only: tuple[str, ...] | None  # of the core's sources; None: all
+    only: tuple[str, ...] | None  # of the folder's sources; None: all
     max_len: int
     share: float
     seed: Callable[[random.Random], bytes]
+    folder: Path = CORE
 
     def sources(self) -> list[Path]:
         """Its C files."""
-        core = (
-            sorted(CORE.glob("*/*.c")) if self.only is None else [CORE / name for name in self.only]
+        folder = self.folder
+        tried = (
+            sorted(folder.glob("*/*.c"))
+            if self.only is None
+            else [folder / name for name in self.only]
         )
-        return [self.main, *core]
+        return [self.main, *tried]
 
     def digest(self) -> str:
         """Of everything that it is built from."""
         seen = hashlib.sha256(" ".join((*FLAGS, *SANITIZE)).encode())
         for path in (
             *self.sources(),
-            *sorted(CORE.rglob("*.h")),
+            *sorted(self.folder.rglob("*.h")),
             *sorted(self.main.parent.glob("*.h")),
         ):
             seen.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -212,7 +236,16 @@ TARGETS = {
         0.1,
         _datagram_seed,
     ),
-    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.5, program),
+    "routes": Target(
+        "routes",
+        HERE / "fuzz_routes.c",
+        ("learnt.c", "routelines.c", "routeprefixes.c", "routeentries.c"),
+        2000,
+        0.1,
+        _routes_seed,
+        POLICY,
+    ),
+    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.4, program),
 }
 # With a fault that is found at once: tools/fuzz --self-test
 SELF_TEST = Target(

@@ -205,19 +205,13 @@ class _Swap:
     def _fill(self) -> None:
         for kind in INNER_KINDS:
             entries: Entries = getattr(self.compiled, kind)
-            trie = self.inner.create_routes_map(kind, max(1, entries.count))
-            self.tries[kind] = trie
-            if entries.count:
-                trie.update_batch(entries.keys, entries.values, entries.count)
-        # Each waits for a grace period, tens of milliseconds; side by side they wait for
-        # the same one.
+            self.tries[kind] = self.inner.create_routes_map(kind, max(1, entries.count))
+        # Side by side: an insertion holds its own trie's lock alone, and each trie that is put in
+        # waits for a grace period, tens of milliseconds, which is then the same one for all.
         with ThreadPoolExecutor(len(self.tries), "dmm-inner") as pool:
-            putting = [
-                pool.submit(self.inner.set_inner, self.maps[kind], self.half, trie)
-                for kind, trie in self.tries.items()
-            ]
-        for put in putting:
-            put.result()
+            filling = [pool.submit(self._fill_trie, kind) for kind in self.tries]
+        for filled in filling:
+            filled.result()
         set_rules(self.maps, self.half, dict(enumerate(self.compiled.rules)))
         first = self.half * C.DMM_MAX_FORWARDS
         self.maps.forwards.update(dict(enumerate(self.compiled.forwards, first)))
@@ -227,6 +221,13 @@ class _Swap:
         stacks = (self.compiled.stacks.get(number, none) for number in range(C.DMM_MAX_STACKS))
         self.maps.stacks.update(dict(enumerate(stacks, first)))
         self.maps.heads[self.half] = self.compiled.head
+
+    def _fill_trie(self, kind: RoutesKind) -> None:
+        entries: Entries = getattr(self.compiled, kind)
+        trie = self.tries[kind]
+        for keys, values, count in entries.chunks():
+            trie.update_batch(keys, values, count)
+        self.inner.set_inner(self.maps[kind], self.half, trie)
 
     def _flip(self, generation: int, netns_cookie: int | None, flags: int) -> None:
         with _control(self.maps) as control:

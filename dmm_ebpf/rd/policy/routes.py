@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.values import (
     PORT_MAX,
     PROTOCOL_NAMES,
@@ -28,11 +29,7 @@ from dmm_ebpf.rd.policy.values import (
 )
 
 RANK_ANY, RANK_RANGE, RANK_EXACT = 0, 1, 2
-
-
-def prefix_key(family: int, addr: int, length: int) -> int:
-    """One integer for a prefix, distinct over both families."""
-    return length << 32 | addr if family == 4 else (256 | length) << 128 | addr
+_MAX_FINE = 65536  # ways to be fine that are remembered
 
 
 class Match(NamedTuple):
@@ -94,8 +91,8 @@ class RouteTable:
     """
 
     __slots__ = (
-        "_match_index", "_stack_index", "addrs_hi", "addrs_lo", "duplicates", "families", "file", "inline_count",
-        "lengths", "match", "matches", "name", "origin", "stack", "stack_names",
+        "_match_index", "_stack_index", "addrs_hi", "addrs_lo", "families", "file", "inline_count",
+        "lengths", "links", "match", "matches", "name", "origin", "stack", "stack_names",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -111,8 +108,8 @@ class RouteTable:
         self.origin = array("I")
         self.matches: list[Match] = []
         self.stack_names: list[str] = []
-        # Prefix key → its routes, where there are several
-        self.duplicates: dict[int, list[int]] = {}
+        # Of each route the next one of its prefix (bulk.py); None: there are none such
+        self.links: array[int] | None = None
         self._match_index: dict[Match, int] = {}
         self._stack_index: dict[str, int] = {}
 
@@ -174,35 +171,29 @@ class RouteTable:
         self.stack.append(stack)
         self.origin.append(origin)
 
-    def keys(self) -> Iterator[int]:
-        """prefix_key() of each route, in order."""
-        for family, hi, lo, length in zip(
-            self.families, self.addrs_hi, self.addrs_lo, self.lengths, strict=True
-        ):
-            yield length << 32 | lo if family == 4 else (256 | length) << 128 | hi << 64 | lo
-
-    def first_by_prefix(self) -> dict[int, int]:
-        """For each distinct prefix its key and its first route."""
-        first: dict[int, int] = {}
-        for index, key in enumerate(self.keys()):
-            first.setdefault(key, index)
-        return first
-
     def index_duplicates(self) -> None:
-        """Fill in duplicates; called once, when all routes are there."""
-        first: dict[int, int] = {}
-        duplicates: dict[int, list[int]] = {}
-        for index, key in enumerate(self.keys()):
-            earlier = first.setdefault(key, index)
-            if earlier != index:
-                duplicates.setdefault(key, [earlier]).append(index)
-        self.duplicates = duplicates
+        """Fill in links; called once, when all routes are there."""
+        self.links = bulk.Prefixes(self).links()
+
+    def groups(self) -> Iterator[list[int]]:
+        """The routes of each prefix that has several; needs index_duplicates()."""
+        return iter(()) if self.links is None else bulk.groups(self.links)
 
     def contradiction(self) -> Contradiction | None:
         """The first contradiction in policy order of its second route, or
         None; needs index_duplicates().
         """
-        found = [c for group in self.duplicates.values() if (c := self._contradiction_in(group))]
+        found: list[Contradiction] = []
+        fine: set[tuple[tuple[int, int], ...]] = set()  # in a big table most groups are alike
+        for group in self.groups():
+            alike = tuple((self.match[index], self.stack[index]) for index in group)
+            if alike in fine:
+                continue
+            contradiction = self._contradiction_in(group)
+            if contradiction is not None:
+                found.append(contradiction)
+            elif len(fine) < _MAX_FINE:
+                fine.add(alike)
         return min(found, key=lambda c: (c.second, c.first)) if found else None
 
     def _contradiction_in(self, group: list[int]) -> Contradiction | None:

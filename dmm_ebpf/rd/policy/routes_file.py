@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routes files: a table's routes as comma separated values, up to millions of lines.
 
-Owns the reading of such a file into a RouteTable, line by line, with nothing kept but the table's
-columns. The columns are to, proto, ports, stack; a first line with exactly these names may head the
-file; proto and ports may be empty; ports that need commas are quoted, as in RFC 4180, or separated
-by spaces; blank lines and lines that begin with '#' are skipped. It refuses, with the line:
-anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes, what is not a regular
-file, what is not UTF-8; and a file of nothing but blanks.
+Owns the reading of such a file into a RouteTable, with nothing kept but the table's columns. What
+a line means, and what is refused, _Reader says; C (bulk.py) reads those lines that are like one
+it has read. The columns are to, proto, ports, stack; a first line with exactly these names may
+head the file; proto and ports may be empty; ports that need commas are quoted, as in RFC 4180, or
+separated by spaces; blank lines and lines that begin with '#' are skipped. It refuses, with the
+line: anything else, lines above MAX_LINE characters, more than MAX_ROUTES routes, what is not a
+regular file, what is not UTF-8; and a file of nothing but blanks.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.values import (
     ValueRefusedError,
@@ -31,6 +34,8 @@ from dmm_ebpf.rd.policy.values import (
 HEADER = ("to", "proto", "ports", "stack")
 MAX_LINE = 4096
 MAX_ROUTES = 8_000_000
+_CHUNK = 1 << 18  # bytes that are read at once
+_LONGEST = 4 * MAX_LINE  # bytes of the longest line
 _EXPECTED = "expected to,proto,ports,stack, for example 203.0.113.0/24,tcp,443,wan"
 
 Stamp = tuple[int, ...] | None
@@ -111,7 +116,7 @@ def read_routes(
     table.file = str(path)
     before = len(table)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open("rb") as file:
             _Reader(path, table, stack_known, wrong).read(file)
         if len(table) == before and not path.read_bytes().strip():  # somebody is writing it
             hint = f"write {','.join(HEADER)} into it if it is to have no routes"
@@ -142,61 +147,113 @@ class _Reader:
         self.stack_known = stack_known
         self.stacks: dict[str, int] = {}
         self.matches: dict[tuple[str, str], int] = {}
+        self.plain = bulk.Lines(table)
         self.line = 0
+        self.is_headed = False  # whether what may be the header is behind us
 
     def refuse(self, why: str, hint: str = "") -> PolicyError:
         return PolicyError(f"accept {self.path}:{self.line}", why=why, hint=hint)
 
-    def read(self, file: TextIO) -> None:
-        readline = file.readline
-        matches, stacks, add = self.matches, self.stacks, self.table.add
-        first = True
-        while text := readline(MAX_LINE):
+    def read(self, file: BinaryIO) -> None:
+        rest = b""
+        while data := file.read(_CHUNK):
+            data = rest + data
+            end = data.rfind(b"\n") + 1
+            self._whole_lines(data, end)
+            rest = data[end:]
+            if len(rest) > _LONGEST:
+                rest = self._without_newline(rest)
+        if rest:
+            self._few_lines(rest.decode())
+
+    def _without_newline(self, data: bytes) -> bytes:
+        """Lines of a file that ends them with '\\r' alone, or too long a one; what is left."""
+        end = data.rfind(b"\r", 0, len(data) - 1) + 1
+        if not end:
+            self._few_lines(data.decode(errors="replace"))
+        self._few_lines(data[:end].decode())
+        return data[end:]
+
+    def _whole_lines(self, data: bytes, end: int) -> None:
+        """All lines up to end, whose last one ends there."""
+        text, at = bulk.lent_text(data), 0
+        while at < end:
+            if self.is_headed:
+                room = max(0, MAX_ROUTES - len(self.table))
+                size, lines = self.plain.read(text, at, end, self.line, room)
+                at, self.line = at + size, self.line + lines
+                if at == end:
+                    break
+            stop = data.index(b"\n", at) + 1
+            self._explained(data[at:stop])
+            at = stop
+
+    def _explained(self, data: bytes) -> None:
+        """What C did not take: a line, of which it may learn, or several with '\r' between."""
+        text = data.decode()
+        if "\r" in text[:-2] or len(text) >= MAX_LINE:
+            self._few_lines(text)
+            return
+        self.line += 1
+        meaning = self._line(text)
+        to, _, tail = data.partition(b",")
+        if meaning is not None and b'"' not in to:
+            self.plain.learn(tail[:-1], *meaning)
+
+    def _few_lines(self, text: str) -> None:
+        readline = io.StringIO(text, newline="").readline
+        while line := readline(MAX_LINE):
             self.line += 1
-            if len(text) == MAX_LINE and text[-1] != "\n":
+            if len(line) == MAX_LINE and line[-1] != "\n":
                 raise self.refuse(f"the line is longer than {MAX_LINE} characters", _EXPECTED)
-            try:
-                fields = self._fields(text)
-                if not fields:
-                    continue
-                if first:
-                    first = False
-                    fields[0] = fields[0].removeprefix("\ufeff")
-                    if tuple(fields) == HEADER:
-                        continue
-                if len(fields) != 4:
-                    raise self.refuse(
-                        f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED
-                    )
-                to, proto, ports, stack = fields
-                match = matches.get((proto, ports))
-                if match is None:
-                    match = self._match(proto, ports)
-                stack_index = stacks.get(stack)
-                if stack_index is None:
-                    stack_index = self._stack(stack)
-                for prefix in parse_prefix(to):
-                    add(prefix, match, stack_index, self.line)
-            except ValueRefusedError as error:
-                self.wrong(self.refuse(error.why, error.hint))
-            except PolicyError as error:
-                self.wrong(error)
-            if len(self.table) > MAX_ROUTES:
-                raise self.refuse(
-                    f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes"
-                )
+            self._line(line)
+
+    def _line(self, text: str) -> tuple[int, int] | None:
+        """Reads one line; its match and stack if it is a row that is taken."""
+        meaning = None
+        try:
+            meaning = self._row(text)
+        except ValueRefusedError as error:
+            self.wrong(self.refuse(error.why, error.hint))
+        except PolicyError as error:
+            self.wrong(error)
+        if len(self.table) > MAX_ROUTES:
+            raise self.refuse(f"the table has more than {MAX_ROUTES} routes", "aggregate prefixes")
+        return meaning
+
+    def _row(self, text: str) -> tuple[int, int] | None:
+        fields = self._fields(text)
+        if not fields:
+            return None
+        if not self.is_headed:
+            self.is_headed = True
+            fields[0] = fields[0].removeprefix("\ufeff")
+            if tuple(fields) == HEADER:
+                return None
+        if len(fields) != 4:
+            raise self.refuse(f"{shown(text.strip())} has {len(fields)} columns, not 4", _EXPECTED)
+        to, proto, ports, stack = fields
+        match = self.matches.get((proto, ports))
+        if match is None:
+            match = self._match(proto, ports)
+        stack_index = self.stacks.get(stack)
+        if stack_index is None:
+            stack_index = self._stack(stack)
+        for prefix in parse_prefix(to):
+            self.table.add(prefix, match, stack_index, self.line)
+        return match, stack_index
 
     def _fields(self, text: str) -> list[str]:
+        stripped = text.strip()
+        if not stripped or stripped[0] == "#":
+            return []
         if '"' not in text:
-            text = text.strip()
-            return (
-                [] if not text or text[0] == "#" else [field.strip() for field in text.split(",")]
-            )
+            return [field.strip() for field in stripped.split(",")]
         try:
             rows = list(csv.reader([text], strict=True))
         except csv.Error as error:
             raise self.refuse(
-                f"{shown(text.strip())} is not comma separated values ({error})", _EXPECTED
+                f"{shown(stripped)} is not comma separated values ({error})", _EXPECTED
             ) from None
         return [field.strip() for field in rows[0]]
 

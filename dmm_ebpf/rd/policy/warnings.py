@@ -203,7 +203,7 @@ def _unused(policy: Policy) -> Iterator[Warned]:
 
 
 def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
-    for group in table.duplicates.values():
+    for group in table.groups():
         for index in _never_best(table, group):
             yield Warned(
                 _place(policy, table, index),

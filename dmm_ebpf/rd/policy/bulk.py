@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What C does for each of a million routes: reading plain lines, finding equal prefixes and the
+shorter ones around them, packing entries of tries.
+
+The only module that touches dmm_ebpf.rd.policy._routetable (routetable.h), and all of it that knows
+memory: columns are lent to C for one call, or for as long as an object here lives. A table whose
+columns are lent cannot grow: array says so with a BufferError.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from dmm_ebpf import abi
+from dmm_ebpf.rd.policy._routetable import ffi, lib
+
+NO_ROUTE: int = lib.ROUTE_NONE
+NAMED_OWN: int = lib.NAMED_OWN
+NAMED_MISS: int = lib.NAMED_MISS
+_BLOCK = 16384  # rows, or entries, that C makes at a time
+
+_COLUMNS = (
+    ("families", "uint8_t[]"),
+    ("lengths", "uint8_t[]"),
+    ("stack", "uint8_t[]"),
+    ("addrs_hi", "uint64_t[]"),
+    ("addrs_lo", "uint64_t[]"),
+    ("match", "uint32_t[]"),
+    ("origin", "uint32_t[]"),
+)
+
+
+class Columns(Protocol):
+    """The columns of a RouteTable."""
+
+    families: bytearray
+    lengths: bytearray
+    stack: array[int]
+    addrs_hi: array[int]
+    addrs_lo: array[int]
+    match: array[int]
+    origin: array[int]
+
+    def __len__(self) -> int: ...
+
+
+def _lent(column: Any, kind: str = "uint32_t[]") -> Any:
+    return ffi.from_buffer(kind, column)
+
+
+def _made(pointer: Any, free: Any) -> Any:
+    """What C has made, until nobody has it."""
+    if pointer == ffi.NULL:
+        raise MemoryError
+    return ffi.gc(pointer, free)
+
+
+class _Lent:
+    """The columns of a table as struct routes, which keeps them alive."""
+
+    def __init__(self, table: Columns) -> None:
+        self.held = [_lent(getattr(table, name), kind) for name, kind in _COLUMNS]
+        self.struct = ffi.new("struct routes *")
+        for (name, _), column in zip(_COLUMNS, self.held, strict=True):
+            setattr(self.struct, name, column)
+
+
+class Learnt:
+    """Numbers by bytes, for C to find. What is longer than MOST_KEY bytes is not learnt, and too
+    many make it forget all: what it does not know is asked of Python again.
+    """
+
+    def __init__(self) -> None:
+        self.pointer = _made(lib.learnt_new(), lib.learnt_free)
+
+    def put(self, key: bytes, number: int) -> None:
+        """number: of 32 bits."""
+        if lib.learnt_put(self.pointer, key, len(key), number):
+            raise MemoryError
+
+
+def lent_text(data: bytes) -> Any:
+    """data for Lines.read()."""
+    return ffi.from_buffer("char[]", data)
+
+
+class Lines:
+    """Reads lines of a routes file that are like those it has been told of, into a table."""
+
+    def __init__(self, table: Columns) -> None:
+        self.table = table
+        self.tails = Learnt()
+        self._buffers = [ffi.new(kind, _BLOCK) for _, kind in _COLUMNS]
+        self._out = ffi.new("struct routes *")
+        for (name, _), buffer in zip(_COLUMNS, self._buffers, strict=True):
+            setattr(self._out, name, buffer)
+        self._done = ffi.new("struct lines_read *")
+
+    def learn(self, tail: bytes, match: int, stack: int) -> None:
+        """What stands between a line's first comma and its '\\n', and what it means."""
+        self.tails.put(tail, match << 8 | stack)
+
+    def read(self, text: Any, at: int, end: int, line: int, room: int) -> tuple[int, int]:
+        """Appends the rows of the lines of text (cffi's char[]) from at on, until one comes that is
+        not plain or room rows are there; all of them end in '\\n', the last at end. line: of the
+        file, that before. Returns how many bytes and lines.
+        """
+        start, before = at, line
+        done, most = self._done, min(room, _BLOCK)
+        while most:
+            lib.lines_read(self.tails.pointer, text + at, end - at, line, self._out, most, done)
+            at, line, rows = at + done.bytes, line + done.lines, done.rows
+            if rows:
+                self._append(rows)
+            room -= rows
+            most = min(room, _BLOCK) if rows == most else 0
+        return at - start, line - before
+
+    def _append(self, rows: int) -> None:
+        for (name, _), buffer in zip(_COLUMNS, self._buffers, strict=True):
+            size = rows * ffi.sizeof(ffi.typeof(buffer).item)
+            column = getattr(self.table, name)
+            data = ffi.buffer(buffer, size)
+            if isinstance(column, bytearray):
+                column += data
+            else:
+                column.frombytes(data)
+
+
+class Prefixes:
+    """The prefixes of a table, by hash; 16 bytes a route while it lives."""
+
+    def __init__(self, table: Columns) -> None:
+        self._table = _Lent(table)
+        made = lib.prefixes_new(self._table.struct, len(table))
+        self._pointer = _made(made, lib.prefixes_free)
+        self._key = ffi.new("uint32_t[]", lib.MOST_GROUP + 1)
+
+    def links(self) -> array[int] | None:
+        """For groups(); None where no two routes have one prefix."""
+        if not self._pointer.later:
+            return None
+        size = 4 * self._pointer.count
+        return array("I", bytes(ffi.buffer(self._pointer.links, size)))
+
+    def parent(self, route: int, hidden: int) -> int:
+        """The first route of the next shorter prefix around a route's, or NO_ROUTE. Prefixes whose
+        one route has the match hidden are passed over.
+        """
+        return int(lib.prefixes_parent(self._pointer, route, hidden))
+
+    def plan(self, takes_all: bytes, templates: Learnt, plan: array[int], start: int) -> int:
+        """Fills plan from a route on, until one comes whose key() templates do not have; its
+        index, or that behind the last one. takes_all: of each match, 0 or 1.
+        """
+        lent = _lent(plan)
+        return int(lib.plan_run(self._pointer, takes_all, templates.pointer, lent, start))
+
+    def key(self, takes_all: bytes, route: int) -> bytes:
+        """By what plan() finds the template of a prefix, by its first route: the parent, and the
+        match of each of its routes. Empty, and not found, where they are more than MOST_GROUP.
+        """
+        size = lib.plan_key(self._pointer, takes_all, route, self._key)
+        return bytes(ffi.buffer(self._key, 4 * size))
+
+
+def chain(links: array[int], first: int) -> list[int]:
+    """The routes of one prefix, by the first of them."""
+    out = [first]
+    while (following := links[out[-1]] & NO_ROUTE) != NO_ROUTE:
+        out.append(following)
+    return out
+
+
+def groups(links: array[int]) -> Iterator[list[int]]:
+    """The routes of each prefix that has several."""
+    lent, count = _lent(links), len(links)
+    at = lib.links_shared(lent, count, 0)
+    while at < count:
+        yield chain(links, at)
+        at = lib.links_shared(lent, count, at + 1)
+
+
+class Templates:
+    """What the ports of a prefix are, but for its own routes and the number of its set."""
+
+    def __init__(self) -> None:
+        self.starts = array("I", [0])
+        self.words = array("I")
+        self.whole = array("I")
+
+    def add(self, entries: tuple[tuple[int, int, int], ...], whole: int) -> int:
+        """Its number, from 1. entries: prefixlen; proto, pad and port_be as a word; the route,
+        which may be NAMED_OWN and its place among its prefix's, or NAMED_MISS. whole: NAMED_MISS,
+        or the route that the prefix has for all ports; then there are no entries.
+        """
+        for entry in entries:
+            self.words.extend(entry)
+        self.starts.append(len(self.words) // 3)
+        self.whole.append(whole)
+        return len(self.whole)
+
+
+class Emission:
+    """The entries of one table, packed when they are asked for."""
+
+    def __init__(  # noqa: PLR0917 - struct emission
+        self,
+        table: Columns,
+        links: array[int] | None,
+        plan: array[int] | None,
+        templates: Templates,
+        stacks: array[int],
+        base: int,
+        number: int,
+        first_set: int,
+    ) -> None:
+        """stacks: the number of each of the table's. base: what the policy calls its first route.
+        number: of the table. first_set: the port sets before.
+        """
+        self._table = _Lent(table)
+        self._held = [
+            _lent(column) for column in (templates.starts, templates.words, templates.whole, stacks)
+        ]
+        self._struct = ffi.new("struct emission *")
+        struct = self._struct
+        struct.routes, struct.count = self._table.struct[0], len(table)
+        struct.starts, struct.words, struct.whole, struct.numbers = self._held
+        struct.base, struct.table, self._first_set = base, number, first_set
+        if links is not None:
+            struct.links = self._links = _lent(links)
+        if plan is not None:
+            struct.plan = self._plan = _lent(plan)
+        size = lib.emission_size(struct)
+        self.counts = {"routes4": size.routes4, "routes6": size.routes6, "ports": size.ports}
+        self.sets: int = size.sets
+
+    def chunks(self, kind: str) -> Iterator[tuple[memoryview, memoryview, int]]:
+        """Keys, values and how many, of one of counts; they hold until the next are asked for."""
+        if not self.counts[kind]:
+            return
+        key, value = _SIZES[kind]
+        room = min(_BLOCK, self.counts[kind])
+        keys, values = bytearray(room * key), bytearray(room * value)
+        into = _lent(keys, "char[]"), _lent(values, "char[]")
+        place = ffi.new("struct emission *", self._struct[0])
+        place.set = self._first_set
+        made = room
+        while made == room:
+            if kind == "ports":
+                made = lib.emit_ports(place, *into, room)
+            else:
+                made = lib.emit_routes(place, 4 if kind == "routes4" else 6, *into, room)
+            if made:
+                yield memoryview(keys)[: made * key], memoryview(values)[: made * value], made
+
+
+_SIZES = {
+    "routes4": (abi.sizeof("dmm_route4_key"), abi.sizeof("dmm_route_value")),
+    "routes6": (abi.sizeof("dmm_route6_key"), abi.sizeof("dmm_route_value")),
+    "ports": (abi.sizeof("dmm_port_key"), abi.sizeof("dmm_port_value")),
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * routetable.h: what is done once for each of a million routes, for routes.py, routes_file.py and
+ * compile_routes.py, which say what it means.
+ *
+ * C does the plain cases and decides nothing of its own: where a line, or a prefix, is not like
+ * one that Python has explained to it before, it stops there, and Python does that one. So there
+ * is one definition of each refusal and each precedence, and it is not here.
+ *
+ * Integers are in host order where nothing else is said. Nothing is printed, no file is read, no
+ * system call is made.
+ *
+ * cffi reads the declarations from this file, too (build_routetable.py), without lines that start
+ * with '#': so no macros with values here.
+ */
+#ifndef DMM_ROUTETABLE_H
+#define DMM_ROUTETABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+	ROUTE_NONE = 0x7fffffff, /* no route; routes of a table are fewer */
+	PLAN_OWN = 0,		 /* in a plan: the prefix carries its one route inline */
+	PLAN_SKIP = 0x7fffffff,	 /* in a plan: an earlier route has the same prefix */
+	NAMED_OWN = 0x40000000,	 /* in a template: the prefix's own route of that place */
+	NAMED_MISS = 0x7fffffff, /* in a template: no route */
+	TEMPLATE_WORDS = 3,	 /* of each entry: prefixlen, proto and port as a word, named */
+	MOST_LEARNT = 32768,
+	MOST_KEY = 256,	 /* bytes of what is learnt; what is longer is never found */
+	MOST_GROUP = 63, /* routes of one prefix that plan_key() takes */
+};
+
+/*
+ * The columns of a RouteTable, or of a part of one: family 4 or 6, prefix length, address (of
+ * IPv4 in addrs_lo alone), and the numbers that the table gives.
+ */
+struct routes {
+	uint8_t *families, *lengths, *stack;
+	uint64_t *addrs_hi, *addrs_lo;
+	uint32_t *match, *origin;
+};
+
+/* What was learnt: numbers by bytes. It forgets all when it has MOST of them. */
+struct learnt *learnt_new(void);
+void learnt_free(struct learnt *l);
+/* 0, or -1: no memory */
+int learnt_put(struct learnt *l, const void *key, size_t size, uint32_t number);
+
+struct lines_read {
+	size_t bytes; /* of the text, whole lines */
+	uint32_t lines, rows;
+};
+
+/*
+ * Reads lines of a routes file from text, all of whose lines end in '\n', into out, until one comes
+ * that is not plain, or room rows are there. tails: what stands behind the first comma, by its
+ * bytes: match << 8 | stack. line: of the file, that before the first one.
+ */
+void lines_read(const struct learnt *tails, const char *text, size_t size, uint32_t line,
+		const struct routes *out, uint32_t room, struct lines_read *done);
+
+/*
+ * The prefixes of a table. links: for each route the next one of the same prefix, or ROUTE_NONE,
+ * with the top bit where an earlier one has that prefix.
+ */
+struct prefixes {
+	struct routes routes;
+	uint32_t count, mask;
+	uint32_t *slots, *links;
+	uint32_t later; /* routes that are not the first of their prefix */
+	uint32_t n_lengths[2];
+	uint8_t length[2][129]; /* of IPv4 and IPv6, those that there are, longest first */
+};
+
+/* Of the first count routes, which stay where they are; NULL: no memory. */
+struct prefixes *prefixes_new(const struct routes *routes, uint32_t count);
+void prefixes_free(struct prefixes *p);
+/* The first route, from that one on, whose prefix has others, too, that come later; else count. */
+uint32_t links_shared(const uint32_t *links, uint32_t count, uint32_t from);
+/*
+ * The first route of the next shorter prefix around that of a route, or ROUTE_NONE. Prefixes whose
+ * one route has the match hidden are passed over.
+ */
+uint32_t prefixes_parent(const struct prefixes *p, uint32_t route, uint32_t hidden);
+
+/*
+ * Fills plan from a route on, for as long as the template is known: PLAN_OWN, PLAN_SKIP, or the
+ * template's number from 1. Returns where it is not, or count. takes_all: by match, 1 where every
+ * protocol and port matches. templates: by plan_key().
+ */
+uint32_t plan_run(const struct prefixes *p, const uint8_t *takes_all,
+		  const struct learnt *templates, uint32_t *plan, uint32_t from);
+/*
+ * What decides the template of a prefix, by its first route: the parent, and the match of each of
+ * its routes. Returns how many words of key, which has room for MOST_GROUP + 1; 0: too many.
+ */
+uint32_t plan_key(const struct prefixes *p, const uint8_t *takes_all, uint32_t route,
+		  uint32_t *key);
+
+/*
+ * The entries of one table, as many at a time as there is room for.
+ *
+ * plan, links: NULL where every prefix has one route, which takes all. Template t has the entries
+ * starts[t-1] to starts[t] of words, TEMPLATE_WORDS each, and whole[t-1] is the one route that it
+ * stands for, or NAMED_MISS. named: a route of the table, NAMED_OWN + n, or NAMED_MISS. numbers:
+ * of the stacks, by the table's numbers of them. set: the last port set before those of this
+ * table; keys have it in network order, for the kernel's trie grows from its first byte on, and
+ * neighbours in it are found in its cache.
+ */
+struct emission {
+	struct routes routes;
+	uint32_t count;
+	const uint32_t *plan, *links, *starts, *words, *whole, *numbers;
+	uint32_t base, table;
+	uint32_t route, entry, set; /* where the next entry comes from */
+};
+
+struct emission_size {
+	uint32_t routes4, routes6, ports, sets;
+};
+
+struct emission_size emission_size(const struct emission *e);
+/*
+ * Packs struct dmm_route4_key or dmm_route6_key and dmm_route_value, or dmm_port_key and
+ * dmm_port_value, from where e stands; returns how many, less than room at the end alone.
+ */
+uint32_t emit_routes(struct emission *e, uint8_t family, void *keys, void *values, uint32_t room);
+uint32_t emit_ports(struct emission *e, void *keys, void *values, uint32_t room);
+
+#endif
