@@ -7,6 +7,7 @@
 #ifndef DMM_TCP_H
 #define DMM_TCP_H
 
+#include "../base/loss_pair.h"
 #include "../cc/cc.h"
 #include "../end.h"
 #include "flight.h"
@@ -134,12 +135,7 @@ struct agree {
 	uint8_t demand;	  /* 1: without an agreement the connection is refused */
 };
 
-/* tcp_loss.c: transmissions, and those of them that were lost */
-struct loss_pair {
-	uint16_t sent;
-	uint16_t lost;
-};
-
+/* tcp_loss.c */
 struct loss {
 	struct loss_pair all;
 	struct loss_pair soon;	  /* of those sent soon after one that was lost */

@@ -13,19 +13,12 @@
  * last ten seconds by a quarter. A single sample proves nothing: it may be jitter, or a delayed
  * ACK. Loss above LOSS_MOST_PPM is never held for random: that path is broken or policed, and more
  * packets would make it worse.
- *
- * Invariants: lost <= sent, both below 2 * LOSS_WINDOW.
  */
 #include "tcp_int.h"
 
-#define PPM 1000000u
-
 enum {
-	LOSS_WINDOW = 256, /* transmissions; twice as many are halved */
-	LOSS_PRIOR = 16,   /* transmissions that are believed to have arrived before any was sent */
 	SOON_PRIOR = 4,
 	BURST_PROOF = 16, /* fewer transmissions prove no bursts */
-	LOSS_MOST_PPM = 400000,
 	CALM_SLACK_MS = 2,
 	MARKED_CALM_MS = 1000, /* after a mark of ECN, a second and eight round trips at least */
 	MARKED_CALM_RTTS = 8,
@@ -33,42 +26,14 @@ enum {
 	OFF_MOST_SHIFT = 5,
 };
 
-static void pair_add(struct loss_pair *p, uint32_t sent, uint32_t lost)
-{
-	p->sent = (uint16_t)(p->sent + min_u32(sent, LOSS_WINDOW));
-	p->lost = (uint16_t)(p->lost + min_u32(lost, min_u32(sent, LOSS_WINDOW)));
-	if (p->sent < 2 * LOSS_WINDOW)
-		return;
-	p->sent /= 2;
-	p->lost /= 2;
-}
-
-static uint32_t root(uint32_t v)
-{
-	uint32_t r = 0;
-
-	while ((r + 1) * (r + 1) <= v)
-		r++;
-	return r;
-}
-
-/* A sigma more than was seen: to take a path for better than it is costs more than a copy too many
- */
-static uint32_t pair_ppm(const struct loss_pair *p, uint32_t prior, uint64_t prior_ppm)
-{
-	uint64_t lost = p->lost + root(p->lost);
-
-	return (uint32_t)min_u64((lost * PPM + prior * prior_ppm) / (p->sent + prior), PPM);
-}
-
 void loss_count(struct tcb *t, uint32_t sent, uint32_t lost, uint32_t soon, uint32_t soon_lost)
 {
 	struct loss *l = &tcb_outer(t)->loss;
 
 	if (l->queue)
 		return;
-	pair_add(&l->all, sent, lost);
-	pair_add(&l->soon, soon, soon_lost);
+	loss_pair_add(&l->all, sent, lost);
+	loss_pair_add(&l->soon, soon, soon_lost);
 }
 
 void loss_was_none(struct tcb *t)
@@ -89,12 +54,12 @@ void loss_was_repaired(struct tcb *t, uint32_t n)
 
 uint32_t loss_ppm(const struct tcb *t)
 {
-	return pair_ppm(&tcb_outer(t)->loss.all, LOSS_PRIOR, 0);
+	return loss_pair_ppm(&tcb_outer(t)->loss.all, LOSS_PRIOR, 0);
 }
 
 uint32_t loss_soon_ppm(const struct tcb *t)
 {
-	return pair_ppm(&tcb_outer(t)->loss.soon, SOON_PRIOR, loss_ppm(t));
+	return loss_pair_ppm(&tcb_outer(t)->loss.soon, SOON_PRIOR, loss_ppm(t));
 }
 
 /* Twice as much as at any other time, by three sigma */
