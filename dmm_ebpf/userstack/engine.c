@@ -202,6 +202,7 @@ static uint64_t turn(struct dmm_engine *e)
 	engine_nic_out(e);
 	for (uint32_t i = 0; i < e->n_port; i++)
 		engine_port_in(e, i);
+	engine_datagrams_due(e);
 	run_actions(e);
 	look_at_load(e, engine_now_ns());
 

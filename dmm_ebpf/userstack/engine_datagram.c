@@ -87,20 +87,39 @@ static void inner_send(struct dmm_engine *e, uint32_t nic, const uint8_t *frame,
 			      NULL, now);
 }
 
+static void send_by(struct dmm_engine *e, enum dmm_leg to, uint32_t nic, const uint8_t *frame,
+		    uint32_t len, struct dmm_tx_meta *out, uint64_t now)
+{
+	out->family = frame[ETH_BYTES] >> 4 == 4 ? AF_INET : AF_INET6;
+	if (faults_wanted(&e->faults, to, DMM_OUTBOUND) &&
+	    engine_fault_out(e, to, nic, frame, len, &whole, out, now))
+		return;
+	if (to == DMM_LEG_OUTER)
+		engine_datagram_out(e, nic, frame, len, &out->vnet, now);
+	else
+		inner_send(e, nic, frame, len, &out->vnet, now);
+}
+
 void engine_datagram(struct dmm_engine *e, enum dmm_leg from, uint32_t nic, const uint8_t *frame,
 		     uint32_t len, const struct dmm_rx_meta *meta, uint64_t now)
 {
 	enum dmm_leg to = from == DMM_LEG_INNER ? DMM_LEG_OUTER : DMM_LEG_INNER;
 	struct dmm_tx_meta out = {.link = meta->link};
 
-	if (!dmm_core_datagram(e->core, from, frame + ETH_BYTES, len, &meta->vnet, &out.vnet))
-		return;
-	out.family = frame[ETH_BYTES] >> 4 == 4 ? AF_INET : AF_INET6;
-	if (faults_wanted(&e->faults, to, DMM_OUTBOUND) &&
-	    engine_fault_out(e, to, nic, frame, len, &whole, &out, now))
-		return;
-	if (to == DMM_LEG_OUTER)
-		engine_datagram_out(e, nic, frame, len, &out.vnet, now);
-	else
-		inner_send(e, nic, frame, len, &out.vnet, now);
+	if (dmm_core_datagram(e->core, from, frame, len, nic, &meta->vnet, &out.vnet, now))
+		send_by(e, to, nic, frame, len, &out, now);
+}
+
+void engine_datagrams_due(struct dmm_engine *e)
+{
+	uint8_t frame[ETH_BYTES + DMM_CORE_DATAGRAM_MTU];
+	uint64_t now = engine_now_ns();
+	uint32_t leg, nic, len;
+
+	while ((len = dmm_core_datagram_next(e->core, frame, &leg, &nic, now))) {
+		struct dmm_tx_meta out = {0};
+
+		if (nic < e->n_nic)
+			send_by(e, leg, nic, frame, len, &out, now);
+	}
 }

@@ -138,6 +138,8 @@ bool engine_is_datagram(const uint8_t *frame, uint32_t len);
 void engine_datagram(struct dmm_engine *e, enum dmm_leg from, uint32_t nic, const uint8_t *frame,
 		     uint32_t len, const struct dmm_rx_meta *meta, uint64_t now);
 /* One that was kept goes to the wire. */
+/* Copies of them, and what came by copies of the peer's */
+void engine_datagrams_due(struct dmm_engine *e);
 void engine_datagram_out(struct dmm_engine *e, uint32_t nic, const uint8_t *frame, uint32_t len,
 			 const struct dmm_vnet *vnet, uint64_t now);
 /* What the port holds goes, as far as the kernel takes it. */

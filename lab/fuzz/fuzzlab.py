@@ -157,6 +157,20 @@ def _routes_seed(rng: random.Random) -> bytes:
     return "\n".join(out).encode() + b"\n" * rng.randrange(2)
 
 
+def _udp_copies_seed(rng: random.Random) -> bytes:
+    """An agreement, as fuzz_udp_copies.c reads it, and then datagrams of which some are lost."""
+    out = b""
+    for number in range(rng.randrange(20, 90)):
+        out += bytes([0, rng.randrange(64), rng.randrange(3), 12])
+        for kept in range(32):
+            if rng.random() < 0.2 or number < 4:
+                out += bytes([2, kept, 0, rng.randrange(3)])
+        if rng.random() < 0.2:
+            out += bytes([4, rng.randrange(32), rng.randrange(256), rng.randrange(256)])
+        out += bytes([5 + 6 * 33, 0, 0, rng.choice([1, 13])])
+    return out
+
+
 @dataclass(frozen=True)
 class Target:
     """One fuzz target. share: of the time of a run of all."""
@@ -233,7 +247,7 @@ TARGETS = {
         HERE / "fuzz_datagram.c",
         ("udp/datagram.c", "base/csum.c"),
         400,
-        0.1,
+        0.05,
         _datagram_seed,
     ),
     "routes": Target(
@@ -245,7 +259,18 @@ TARGETS = {
         _routes_seed,
         POLICY,
     ),
-    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.4, program),
+    "udp-copies": Target(
+        "udp-copies",
+        HERE / "fuzz_udp_copies.c",
+        (
+            *(f"udp/{name}.c" for name in ("datagram", "peers", "report", "seen", "udp_copies")),
+            "base/csum.c",
+        ),
+        4000,
+        0.1,
+        _udp_copies_seed,
+    ),
+    "core": Target("core", SIM / "fuzz_core.c", None, 2000, 0.35, program),
 }
 # With a fault that is found at once: tools/fuzz --self-test
 SELF_TEST = Target(

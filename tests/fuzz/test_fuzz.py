@@ -15,7 +15,7 @@ from lab.fuzz.fuzzlab import ROOT, TARGETS, BuildError
 TOOL = ROOT / "tools" / "fuzz"
 
 
-@pytest.mark.parametrize("name", ["wire", "fragment", "fec", "datagram", "routes"])
+@pytest.mark.parametrize("name", ["wire", "fragment", "fec", "datagram", "udp-copies", "routes"])
 def test_no_packet_breaks_what_reads_it_first(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]
     target.write_seeds(tmp_path / "seeds")

@@ -22,7 +22,7 @@ from dmm_ebpf.rd.policy.rule import Conditions, Rule
 from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP, Prefix, is_named
 from dmm_ebpf.records.policy import Warned
 
-# Keys of a user stack, and the value that asks for what TCP alone has
+# Keys of a user stack, and the value that asks for what TCP has, and none that is a plug-in
 _TCP_ALONE = {"syn_cookies": "always", "negotiate": "allow", "latency": "low"}
 _GLOB = frozenset("*?[")
 _MAX_PAIRS = 200_000  # of routes of two tables that are compared with each other
@@ -180,7 +180,7 @@ def _of_stack(policy: Policy, name: str, stack: KernelStack | UserStack) -> Iter
         yield Warned(policy.place("stacks", name, "keepalive_probes"), why)
     if isinstance(stack, UserStack) and is_plugin(stack.transport, TRANSPORT):
         for key, value in _TCP_ALONE.items():
-            if getattr(stack, key) == value:
+            if getattr(stack, key) == value and not (stack.udp and key != "syn_cookies"):
                 why = f'stack {name}: {key} = "{value}" does nothing with a transport that is a plug-in'
                 yield Warned(policy.place("stacks", name, key), why)
 

@@ -323,9 +323,15 @@ enum dmm_core_counter {
 	DMM_CORE_DATAGRAMS_OUT, /* UDP packets relayed to the outer leg; many that go as one are one
 				 */
 	DMM_CORE_DATAGRAMS_IN,	/* to the inner leg */
-	DMM_CORE_PARITY,	/* segments of it, sent (DMM_FEATURE_FEC) */
-	DMM_CORE_PARITY_HELD,	/* owed and not sent: no room in the window or in the budget */
-	DMM_CORE_PARITY_IN,	/* segments of it that came */
+	/* of datagrams, sent against loss to peers with a stack of ours (core/udp/udp_copies.h) ...
+	 */
+	DMM_CORE_DATAGRAM_COPIES,
+	DMM_CORE_DATAGRAM_COPIES_HELD, /* ... and planned but not sent, as COPIES_HELD */
+	DMM_CORE_DATAGRAMS_REPAIRED,   /* given to the app by the peer's copies */
+	DMM_CORE_DATAGRAM_PEERS,       /* hosts that were found to have a stack of ours */
+	DMM_CORE_PARITY,	       /* segments of it, sent (DMM_FEATURE_FEC) */
+	DMM_CORE_PARITY_HELD, /* owed and not sent: no room in the window or in the budget */
+	DMM_CORE_PARITY_IN,   /* segments of it that came */
 	/* of them, those that were no use: malformed, too old, of too much that is missing, or no
 	 * memory */
 	DMM_CORE_PARITY_REFUSED,
@@ -401,12 +407,26 @@ uint32_t dmm_core_output_parts(struct dmm_core *core, uint32_t leg, uint8_t *buf
 			       uint64_t now_ns);
 void dmm_core_output_taken(struct dmm_core *core);
 
+enum {
+	DMM_CORE_ETH_BYTES = 14,
+	DMM_CORE_DATAGRAM_MTU = 1500, /* the longest IP packet that dmm_core_datagram_next() has */
+};
+
 /*
- * A UDP packet came in by leg. Returns 1: it is to go on by the other leg as it is, with goes; 0:
- * it is malformed, and goes nowhere. Nothing is kept of it.
+ * A UDP packet of len bytes came in by leg, behind an Ethernet header, by the caller's device nic.
+ * Returns 1: it is to go on by the other leg as it is, with goes; 0: it is malformed, or has come
+ * before, and goes nowhere.
  */
-uint32_t dmm_core_datagram(struct dmm_core *core, uint32_t leg, const uint8_t *pkt, uint32_t len,
-			   const struct dmm_vnet *came, struct dmm_vnet *goes);
+uint32_t dmm_core_datagram(struct dmm_core *core, uint32_t leg, const uint8_t *frame, uint32_t len,
+			   uint32_t nic, const struct dmm_vnet *came, struct dmm_vnet *goes,
+			   uint64_t now_ns);
+/*
+ * The next frame of what two stacks of ours send each other of datagrams besides, and of what came
+ * by it; its leg, its device, and as the result the length of its IP packet, with no offload; 0:
+ * none is due. dmm_core_poll() says when.
+ */
+uint32_t dmm_core_datagram_next(struct dmm_core *core, uint8_t *frame, uint32_t *leg, uint32_t *nic,
+				uint64_t now_ns);
 /* For a device that fills in none: the checksum of such a packet that is not to be cut. */
 void dmm_core_datagram_csum(uint8_t *pkt, uint32_t len, struct dmm_vnet *goes);
 

@@ -95,6 +95,7 @@ static void release(struct dmm_core *core)
 {
 	conn_table_deinit(core);
 	fragments_destroy(core->fragments);
+	datagrams_deinit(core);
 	transports_deinit(core);
 }
 
@@ -127,6 +128,7 @@ struct dmm_core *dmm_core_create(const struct dmm_core_config *config)
 		core->env.isn_secret[i] = splitmix64(&seed);
 	}
 	core->env.rng = splitmix64(&seed) | 1;
+	datagrams_agree(core);
 	for (int i = 0; i < 2; i++)
 		core->env.cookie_secret[i] = splitmix64(&seed);
 	for (uint32_t i = 0; i < DMM_CORE_DEVICES; i++)
@@ -403,7 +405,7 @@ uint64_t dmm_core_poll(struct dmm_core *core, uint64_t now_ns)
 		if (!list_empty(&core->env.ready[leg]) || core->ctl[leg].count)
 			return now_ns;
 	}
-	return min_u64(wheel_next_ns(&core->env.wheel),
+	return min_u64(min_u64(wheel_next_ns(&core->env.wheel), datagrams_due_ns(core)),
 		       min_u64(core->park_next_ns, min_u64(trim_ns, fragments_ns)));
 }
 
@@ -449,8 +451,10 @@ void dmm_core_set_syn_cookies(struct dmm_core *core, uint32_t mode)
 
 void dmm_core_set_negotiate(struct dmm_core *core, uint32_t mode)
 {
-	if (mode <= DMM_NEGOTIATE_DEMAND)
-		core->env.cfg.negotiate = mode;
+	if (mode > DMM_NEGOTIATE_DEMAND)
+		return;
+	core->env.cfg.negotiate = mode;
+	datagrams_agree(core);
 }
 
 void dmm_core_set_latency(struct dmm_core *core, uint32_t latency, uint32_t redundancy_budget_ppm,

@@ -30,6 +30,8 @@ struct conn {
 
 enum { HANDLE_SLOT_BITS = 24 };
 
+struct udp_copies;
+
 struct action_queue {
 	struct dmm_action *v;
 	uint32_t cap; /* power of two */
@@ -41,6 +43,7 @@ struct dmm_core {
 	struct env env;		       /* all that the layers below are given */
 	struct end_profile profile[2]; /* by leg */
 	struct fragments *fragments;
+	struct udp_copies *copies;   /* of datagrams; NULL: they were never allowed */
 	uint8_t transport;	     /* of outer ends from now on, a place in env.ops */
 	uint8_t cookie_transport;    /* by which the latest SYN cookie was made */
 	uint32_t by[ENV_TRANSPORTS]; /* connections, by their outer end's transport */
@@ -107,6 +110,12 @@ bool transports_init(struct dmm_core *core);
 void transports_deinit(struct dmm_core *core);
 /* Outer ends are TCP's from now on */
 void transport_fall_back(struct dmm_core *core);
+
+/* datagrams.c: cfg.negotiate has changed */
+void datagrams_agree(struct dmm_core *core);
+void datagrams_deinit(struct dmm_core *core);
+/* When dmm_core_datagram_next() has something; NEVER: nothing is planned */
+uint64_t datagrams_due_ns(const struct dmm_core *core);
 
 /* conn.c: the table of connections */
 bool conn_table_init(struct dmm_core *core);

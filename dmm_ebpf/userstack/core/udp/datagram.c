@@ -66,3 +66,62 @@ void datagram_csum_fill(uint8_t *ip, uint32_t len, struct dmm_vnet *goes)
 	memcpy(ip + at + DATAGRAM_CSUM_OFFSET, &csum, 2);
 	memset(goes, 0, sizeof(*goes));
 }
+
+bool datagram_find(const uint8_t *ip, uint32_t len, struct datagram *d)
+{
+	*d = (struct datagram){.ip = (uint8_t *)(uintptr_t)ip};
+	return bounds(ip, len, &d->at, &d->end) && get_be16(ip + d->at + 4) == d->end - d->at;
+}
+
+/* The checksum that is right, as it is in memory; never 0 */
+static uint16_t right_csum(const struct datagram *d)
+{
+	bool v4 = d->ip[0] >> 4 == 4;
+	uint8_t rest[4] = {0, DATAGRAM_PROTO, 0, 0};
+	uint64_t sum = csum_add(d->ip + (v4 ? 12 : 8), v4 ? 8 : 32, 0);
+	uint16_t csum;
+
+	put_be16(rest + 2, (uint16_t)(d->end - d->at));
+	sum = csum_join(sum, csum_add(rest, sizeof(rest), 0));
+	sum = csum_join(sum, csum_add(d->ip + d->at, DATAGRAM_CSUM_OFFSET, 0));
+	sum = csum_join(sum, csum_add(datagram_payload(d), datagram_bytes(d), 0));
+	csum = (uint16_t)~csum_fold(sum);
+	return csum ? csum : 0xffff;
+}
+
+static uint16_t in_memory(enum datagram_mark mark)
+{
+	uint8_t bytes[2];
+	uint16_t v;
+
+	put_be16(bytes, (uint16_t)mark);
+	memcpy(&v, bytes, 2);
+	return v;
+}
+
+enum datagram_mark datagram_mark_of(const struct datagram *d)
+{
+	static const enum datagram_mark marks[] = {DATAGRAM_COPY, DATAGRAM_REPORT};
+	uint16_t csum, right;
+
+	memcpy(&csum, d->ip + d->at + DATAGRAM_CSUM_OFFSET, 2);
+	if (!csum)
+		return d->ip[0] >> 4 == 4 ? DATAGRAM_RIGHT : DATAGRAM_WRONG;
+	right = right_csum(d);
+	if (csum == right)
+		return DATAGRAM_RIGHT;
+	csum ^= right;
+	for (uint32_t i = 0; i < 2; i++) {
+		if (csum == in_memory(marks[i]))
+			return marks[i];
+	}
+	return DATAGRAM_WRONG;
+}
+
+bool datagram_mark_as(const struct datagram *d, enum datagram_mark mark)
+{
+	uint16_t csum = right_csum(d) ^ in_memory(mark);
+
+	memcpy(d->ip + d->at + DATAGRAM_CSUM_OFFSET, &csum, 2);
+	return csum != 0;
+}

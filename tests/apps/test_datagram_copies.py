@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of datagrams between two hosts with user stacks, over a path that loses: a program that
+knows nothing of it hears more of its answers, and none twice. A host without us sees nothing.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sitefixtures import Site, with_udp
+from talking import server
+
+PORT = 7400
+POLICY = 'kind = "user"\nnegotiate = "allow"\nlatency = "low"\n'
+ECHO = """
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    s.sendto(*s.recvfrom(2048))
+"""
+# Asks every 10 ms whatever comes back meanwhile; how often each answer came.
+ASK = """
+import collections, json, select, socket, sys, time
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], int(sys.argv[2])))
+many, came, number = int(sys.argv[3]), collections.Counter(), 0
+due = time.monotonic()
+while number < many or time.monotonic() < due + 2:
+    left = due - time.monotonic()
+    if number < many and left <= 0:
+        s.send(number.to_bytes(4, "big") * 40)
+        number += 1
+        due += 0.01
+    elif select.select([s], [], [], max(left, 0) if number < many else due + 2 - time.monotonic())[0]:
+        data = s.recv(2048)
+        assert data == data[:4] * 40
+        came[int.from_bytes(data[:4], "big")] += 1
+print(json.dumps([came[n] for n in range(many)]))
+"""
+
+
+def policy(io: str) -> str:
+    return with_udp(io).replace('kind = "user"\n', POLICY)
+
+
+def came(python, site: Site, address: str, many: int) -> list[int]:
+    words = (ASK, address, str(PORT), str(many))
+    return json.loads(python(site.client, site.client_cgroup, *words, timeout=120))
+
+
+def counters(routed) -> dict[str, int]:
+    return routed.stack("wan")["counters"]
+
+
+@pytest.mark.parametrize("io", ["tap", "af_xdp"])
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_more_answers_come_and_none_twice(site, python, io, family) -> None:
+    site.wan(rate="100mbit", delay="10ms", loss="12%", seed=3)
+    client, peer = site.attach_client(policy(io)), site.attach_server(policy(io))
+    server(site.server, site.server_cgroup, ECHO, str(PORT))
+    answers = came(python, site, getattr(site.server, family), 1500)
+    assert max(answers) == 1
+    late = answers[500:]
+    # Without copies three quarters come back.
+    assert sum(late) >= 0.95 * len(late), (counters(client), counters(peer))
+    for routed in (client, peer):
+        told = counters(routed)
+        assert told["datagram_peers"] == 1
+        assert told["datagrams_repaired"] > 60
+        assert told["datagram_copies"] > 1000
+
+
+def test_a_host_without_us_drops_the_offers(wired, python) -> None:
+    routed = wired.attach_client(policy("tap"))
+    server(wired.server, wired.server_cgroup, ECHO, str(PORT))
+    assert came(python, wired, wired.server.ip4, 100) == [1] * 100
+    assert counters(routed)["datagram_copies"] == 3
+    assert counters(routed).get("datagram_peers", 0) == 0
+    shown = wired.server.run(["cat", "/proc/net/snmp"]).stdout
+    names, values = (line.split() for line in shown.splitlines() if line.startswith("Udp:"))
+    assert dict(zip(names, values, strict=True))["InCsumErrors"] == "3"
+
+
+def test_by_default_nothing_is_sent_besides(wired, python) -> None:
+    routed = wired.attach_client(with_udp("tap"))
+    server(wired.server, wired.server_cgroup, ECHO, str(PORT))
+    assert came(python, wired, wired.server.ip4, 50) == [1] * 50
+    assert counters(routed).get("datagram_copies", 0) == 0
+    shown = wired.server.run(["cat", "/proc/net/snmp"]).stdout
+    names, values = (line.split() for line in shown.splitlines() if line.startswith("Udp:"))
+    assert dict(zip(names, values, strict=True))["InCsumErrors"] == "0"
