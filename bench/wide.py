@@ -42,6 +42,8 @@ from bench.report import (
     plot_matrix,
     processes_table,
 )
+from bench.routes import ESTIMATE_S as ROUTES_ESTIMATE_S
+from bench.routes import ROUTES, Loaded, bench_routes, routes_table
 from bench.startup import ROUND_S, bench_startup, startup_table, summary
 from bench.verify import bench_verify, verify_table
 
@@ -55,6 +57,7 @@ TITLES = {
     "ports": "what a user stack's port carries, offloads as they come: tap, its ceiling, the kernel, af_xdp",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "verify": "the kernel's verifier: instructions, states and time of each BPF program",
+    "routes": "routes with ports from a file to live maps, as they grow: time and memory",
     "control": "a fleet on one etcd: from a push to the last host, and what etcd pays",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
@@ -215,6 +218,23 @@ def control(wide: Wide, directory: Path) -> list[Grown]:
         return bench_control(directory, wide.hosts, lambda _: progress.update(task, advance=1))
 
 
+def routes(_wide: Wide, directory: Path) -> list[Loaded]:
+    """Each number of routes."""
+    with _progress("routes", len(ROUTES), ROUTES_ESTIMATE_S) as (progress, task):
+        return list(bench_routes(directory, ROUTES, lambda _: progress.update(task, advance=1)))
+
+
+def _routes_and_hosts(wide: Wide, directory: Path) -> list[Loaded | Grown]:
+    """What grows in a director: with its routes, and with a fleet's hosts."""
+    return [*routes(wide, directory), *control(wide, directory)]
+
+
+def _control_shown(found: list[Loaded | Grown]) -> Group:
+    loaded = [one for one in found if isinstance(one, Loaded)]
+    grown = [one for one in found if isinstance(one, Grown)]
+    return Group(routes_table(loaded), control_table(grown))
+
+
 def startup(wide: Wide, directory: Path) -> dict[str, Any]:
     """Every side."""
     with _progress("startup", wide.rounds, wide.rounds * ROUND_S) as (progress, task):
@@ -245,7 +265,8 @@ _LISTS: dict[
     "fairness": (fairness, fairness_table, plot_fairness),
     "coldstart": (coldstart, cold_table, plot_cold),
     "latency-wan": (latency_wan, _latency_wan_shown, plot_latency_wan),
-    "control": (control, control_table, lambda _found, _directory: []),
+    "routes": (routes, routes_table, lambda _found, _directory: []),
+    "control": (_routes_and_hosts, _control_shown, lambda _found, _directory: []),
 }
 
 

@@ -53,6 +53,7 @@ from dmm_ebpf.rd.director.stage import PROGRESS, STAGES, Progress, Stage
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.rd.director.watch import PolicyWatch
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -89,6 +90,7 @@ class Instance:
     def __init__(
         self, run: RunDir, state: State, attached: Attached, netns: NetNS, adopted: bool
     ) -> None:
+        bulk.blocks_apart()
         self.state = state
         self.adopted = adopted
         self._run = run

@@ -46,6 +46,15 @@ class Columns(Protocol):
     def __len__(self) -> int: ...
 
 
+def blocks_apart() -> None:
+    """Have this process give back every block of a megabyte or more when it is freed: what a
+    million routes are in, while the next million is read. By itself glibc has blocks of a size that
+    was freed once stand on its heap, where others keep them from being given back: mallopt(3),
+    M_MMAP_THRESHOLD.
+    """
+    lib.blocks_apart()
+
+
 def _lent(column: Any, kind: str = "uint32_t[]") -> Any:
     return ffi.from_buffer(kind, column)
 

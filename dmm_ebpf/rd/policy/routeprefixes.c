@@ -2,6 +2,9 @@
 /* routeprefixes.c: the prefixes of a table, and which template each has (routetable.h). */
 #include "routetable.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,6 +81,13 @@ static void link_all(struct prefixes *p)
 		}
 		*slot = i + 1;
 	}
+}
+
+void blocks_apart(void)
+{
+#ifdef __GLIBC__
+	mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
 }
 
 struct prefixes *prefixes_new(const struct routes *routes, uint32_t count)

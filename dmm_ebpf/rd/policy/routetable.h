@@ -41,6 +41,9 @@ struct routes {
 	uint32_t *match, *origin;
 };
 
+/* See bulk.blocks_apart(); does nothing where the C library is not glibc. */
+void blocks_apart(void);
+
 /* What was learnt: numbers by bytes. It forgets all when it has MOST of them. */
 struct learnt *learnt_new(void);
 void learnt_free(struct learnt *l);
