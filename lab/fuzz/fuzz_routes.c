@@ -111,6 +111,8 @@ static void check_chains(const struct table *t, const struct prefixes *p)
 		      (t->families[next] == t->families[i] && t->lengths[next] == t->lengths[i] &&
 		       agree(t, i, next, t->lengths[i])));
 		parent = prefixes_parent(p, i, t->match[i]);
+		CHECK(routes_containing(&p->routes, t->count, i, t->families[i], t->hi[i],
+					t->lo[i]) == i);
 		CHECK(parent == ROUTE_NONE || (t->families[parent] == t->families[i] &&
 					       t->lengths[parent] < t->lengths[i] &&
 					       agree(t, i, parent, t->lengths[parent])));

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 from pathlib import Path
 
@@ -180,6 +181,18 @@ def test_a_few_entries_at_a_time_are_the_same_entries(
         monkeypatch.undo()
         packed += sum(count for count, _, _ in whole)
     assert packed > 1000
+
+
+def test_the_prefixes_around_an_address(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    lines = [f"{_prefix(rng)},,,wan\n" for _ in range(300)]
+    (tmp_path / "p.csv").write_text("default,,,wan\n" + "".join(lines))
+    table = parse(FROM, tmp_path).tables["t"]
+    networks = [ipaddress.ip_network(str(route.prefix)) for route in table]
+    for network in networks:
+        for address in (network.network_address, network.broadcast_address):
+            around = [n for n, other in enumerate(networks) if address in other]
+            assert list(bulk.containing(table, network.version, int(address))) == around
 
 
 def test_many_routes_of_one_prefix(tmp_path: Path) -> None:

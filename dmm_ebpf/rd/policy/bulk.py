@@ -138,6 +138,16 @@ class Lines:
                 column.frombytes(data)
 
 
+def containing(table: Columns, family: int, addr: int) -> Iterator[int]:
+    """The routes whose prefix contains an address, in order."""
+    lent, count = _Lent(table), len(table)
+    address = family, addr >> 64, addr & 0xFFFFFFFFFFFFFFFF
+    at = lib.routes_containing(lent.struct, count, 0, *address)
+    while at < count:
+        yield at
+        at = lib.routes_containing(lent.struct, count, at + 1, *address)
+
+
 class Prefixes:
     """The prefixes of a table, by hash; 16 bytes a route while it lives."""
 

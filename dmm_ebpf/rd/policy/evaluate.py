@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from dmm_ebpf import records
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.model import KERNEL, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.rule import DIRECTIONS, SOCKET_KEYS, Conditions, Rule
@@ -442,7 +443,7 @@ def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int)
     """
     best: tuple[int, int, int, int] | None = None
     best_index: int | None = None
-    for index in containing(table, family, addr):
+    for index in bulk.containing(table, family, addr):
         specificity = how_specific(table.matches[table.match[index]], proto, port)
         if specificity is None:
             continue
@@ -450,15 +451,6 @@ def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int)
         if best is None or rank > best:
             best, best_index = rank, index
     return best_index
-
-
-def containing(table: RouteTable, family: int, addr: int) -> Iterator[int]:
-    """The indexes of the routes whose prefix contains the address, in order."""
-    bits = 32 if family == 4 else 128
-    columns = zip(table.families, table.lengths, table.addrs_hi, table.addrs_lo, strict=True)
-    for index, (route_family, length, hi, lo) in enumerate(columns):
-        if route_family == family and not ((hi << 64 | lo) ^ addr) >> (bits - length):
-            yield index
 
 
 def how_specific(match: Match, proto: int, port: int) -> tuple[int, int] | None:

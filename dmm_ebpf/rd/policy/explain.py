@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from dmm_ebpf import records
 from dmm_ebpf.abi import C
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.evaluate import (
     CONDITIONS,
     Query,
-    containing,
     holds,
     how_specific,
     known_fact,
@@ -132,7 +132,7 @@ def _routes(table: RouteTable, query: Query) -> Iterator[RouteSeen]:
     family, addr = parse_address(query.addr)
     ranked: list[tuple[tuple[int, int, int, int], int]] = []
     passed: list[int] = []
-    for index in containing(table, family, addr):
+    for index in bulk.containing(table, family, addr):
         specific = how_specific(table.matches[table.match[index]], query.proto, query.port)
         if specific is None:
             passed.append(index)

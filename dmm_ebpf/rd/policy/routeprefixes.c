@@ -156,6 +156,20 @@ static struct key shortened(struct key k, uint8_t length)
 	return k;
 }
 
+uint32_t routes_containing(const struct routes *routes, uint32_t count, uint32_t from,
+			   uint8_t family, uint64_t hi, uint64_t lo)
+{
+	struct key address = {hi, lo, family, 0};
+
+	for (; from < count; from++) {
+		struct key own = key_of(routes, from), k = shortened(address, own.length);
+
+		if (is_equal(&own, &k))
+			break;
+	}
+	return from;
+}
+
 uint32_t prefixes_parent(const struct prefixes *p, uint32_t route, uint32_t hidden)
 {
 	struct key own = key_of(&p->routes, route);

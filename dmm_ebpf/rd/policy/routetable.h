@@ -63,6 +63,10 @@ struct lines_read {
 void lines_read(const struct learnt *tails, const char *text, size_t size, uint32_t line,
 		const struct routes *out, uint32_t room, struct lines_read *done);
 
+/* The first route, from that one on, whose prefix contains an address of the family; else count. */
+uint32_t routes_containing(const struct routes *routes, uint32_t count, uint32_t from,
+			   uint8_t family, uint64_t hi, uint64_t lo);
+
 /*
  * The prefixes of a table. links: for each route the next one of the same prefix, or ROUTE_NONE,
  * with the top bit where an earlier one has that prefix.
