@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from dmm_ebpf.asking import Answer, NoAnswerError, ask
 from dmm_ebpf.errors import PrivilegeError, UsageError
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.places import finding as places
 from dmm_ebpf.rd.places import text as placetext
-from dmm_ebpf.rd.places.asking import Answer, NoAnswerError, ask
 from dmm_ebpf.rd.places.place import Place
 from dmm_ebpf.rd.places.text import Container
 

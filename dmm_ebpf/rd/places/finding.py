@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmm_ebpf.asking import NoAnswerError, ask
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
 from dmm_ebpf.hal import netns
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.places import text as placetext
-from dmm_ebpf.rd.places.asking import NoAnswerError, ask
 from dmm_ebpf.rd.places.place import Place
 from dmm_ebpf.rd.places.text import Container
 
