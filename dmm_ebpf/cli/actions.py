@@ -140,14 +140,15 @@ def policy_check(file: Path, *, host: bool, as_json: bool) -> None:
 
 def _host_check(policy: Policy) -> list[Warned]:
     """What to warn of on this host. PolicyError, with all that is wrong: it would be refused."""
-    from dmm_ebpf.rd.director import hostcheck
+    from dmm_ebpf.rd.director import hostcheck, sets
 
-    wrong = list(hostcheck.host_errors(policy, hostcheck.HostFacts.read()))
+    readings = sets.read_all(policy.sets)
+    wrong = list(hostcheck.host_errors(policy, hostcheck.HostFacts.read(), readings))
     if wrong:
         first, *others = wrong
         first.others = tuple(others)
         raise first
-    return list(hostcheck.host_warnings(policy))
+    return list(hostcheck.host_warnings(policy, readings))
 
 
 def _refused(exc: PolicyError) -> Checked:
@@ -240,6 +241,7 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
         print_warnings(warned, more)
         for entry in applied.pending:
             output.note(f"{tables.pending_text(entry)}, which does not exist")
+        tables.note_sets(applied.sets or ())
 
 
 def policy_show(instance: str | None, *, as_json: bool) -> None:

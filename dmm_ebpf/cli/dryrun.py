@@ -17,28 +17,33 @@ from dmm_ebpf.show import units
 
 if TYPE_CHECKING:
     from dmm_ebpf.rd.director.hostcheck import HostFacts
+    from dmm_ebpf.rd.director.sets import Readings
     from dmm_ebpf.rd.policy.model import Policy
 
 
 def policy_dry_run(file: Path, instance: str, *, as_json: bool) -> None:
     """Print in what the instance's policy would change. PolicyError: it would be refused."""
     from dmm_ebpf.rd.api import client
-    from dmm_ebpf.rd.director import hostcheck
+    from dmm_ebpf.rd.director import hostcheck, sets
     from dmm_ebpf.rd.policy.difference import difference
     from dmm_ebpf.rd.policy.ids import IdSpace
     from dmm_ebpf.rd.policy.plugins import check_plugins
     from dmm_ebpf.records.policy import Tried
+    from dmm_ebpf.records.record import ABSENT
 
     new = actions.load_policy(file)
     with client.Client(instance) as rd:
-        facts = _facts(rd.status().pid)
+        facts, readings = _facts(rd.status().pid, new)
     unread = check_plugins(new, hostcheck.served(new))
+    for wrong in sets.errors(new, readings):
+        raise wrong
+    new, listed = sets.filled(new, readings), sets.rows(new, readings)
     pending = hostcheck.pending(new, facts.compile(new, IdSpace()))
     old = policytools.in_force(instance)
     found = difference(old, new)
     shown = list(itertools.islice(found, policytools.MAX_SHOWN))
     more = sum(1 for _ in found)
-    warned, more_warnings = actions.warnings_of(new)
+    warned, more_warnings = actions.warnings_of(new.as_written)
     untried = [*unread, *_untried(old, new)]
     counts = actions.policy_counts(new)
     if as_json:
@@ -53,6 +58,7 @@ def policy_dry_run(file: Path, instance: str, *, as_json: bool) -> None:
                 warnings=warned,
                 more_warnings=more_warnings,
                 not_checked=untried,
+                sets=listed or ABSENT,
             )
         )
         return
@@ -62,17 +68,19 @@ def policy_dry_run(file: Path, instance: str, *, as_json: bool) -> None:
     actions.print_warnings(warned, more_warnings)
     for entry in pending:
         output.note(f"{tables.pending_text(entry)}, which does not exist")
+    tables.note_sets(listed)
     for sentence in untried:
         output.note(f"not checked: {units.clean(sentence)}")
 
 
-def _facts(director: int | None) -> HostFacts:
-    """Of the network namespace that the instance's director is in."""
+def _facts(director: int | None, policy: Policy) -> tuple[HostFacts, Readings]:
+    """Of the network namespace that the instance's director is in, and what sets have there."""
     from dmm_ebpf.hal.netns import NetNS
+    from dmm_ebpf.rd.director import sets
     from dmm_ebpf.rd.director.hostcheck import HostFacts
 
     with NetNS.from_arg(director) as netns:
-        return netns.run_in(HostFacts.read)
+        return netns.run_in(lambda: (HostFacts.read(), sets.read_all(policy.sets)))
 
 
 def _untried(old: Policy, new: Policy) -> Iterator[str]:

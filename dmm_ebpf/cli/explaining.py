@@ -70,7 +70,7 @@ def _of_instance(name: str, query: dict[str, Any]) -> Explained:
     with client.Client(name) as rd:
         answer = rd.route_get(**query)
         director = rd.status().pid
-    policy = policytools.in_force(name)
+    policy = _with_elements(policytools.in_force(name), director)
     if answer.why == "outside":
         policy = replace(policy, rules=())  # none is looked at
     told = explain(policy, _asked(policy, query, answer, director), answer)
@@ -78,12 +78,24 @@ def _of_instance(name: str, query: dict[str, Any]) -> Explained:
         rule.routes[0].route for rule in told.rules if rule.outcome == "decides" and rule.routes
     )
     if next(routes, None) != answer.route:
+        said = "sets and files" if policy.sets else "files"
         raise DmmError(
             f"explain what instance {name} decides",
-            why=f"its route is {answer.route or 'none'}, and the files of its policy say another now",
+            why=f"its route is {answer.route or 'none'}, and the {said} of its policy say another now",
             hint="apply the policy again, or ask the file with --policy",
         )
     return told
+
+
+def _with_elements(policy: Policy, director: int | None) -> Policy:
+    """With what its sets have where the instance is."""
+    from dmm_ebpf.hal.netns import NetNS
+    from dmm_ebpf.rd.director import sets
+
+    if not policy.sets:
+        return policy
+    with NetNS.from_arg(director) as netns:
+        return sets.filled(policy, netns.run_in(lambda: sets.read_all(policy.sets)))
 
 
 def _asked(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.cli import faults
+from dmm_ebpf.cli import faults, output
 from dmm_ebpf.cli.output import Column, print_table
 from dmm_ebpf.rd.director.nested import nested_text
 from dmm_ebpf.records.central import Central
@@ -20,7 +20,7 @@ from dmm_ebpf.records.flow import Flow, FlowEvent, Listener
 from dmm_ebpf.records.policy import RouteAnswer
 from dmm_ebpf.records.record import ABSENT, Maybe, Record, known, to_json
 from dmm_ebpf.records.stack import ProcessRow, StackRow
-from dmm_ebpf.records.status import Missing, NicRow, Pending, Refused, Status
+from dmm_ebpf.records.status import Missing, NftSet, NicRow, Pending, Refused, Status
 from dmm_ebpf.show import units
 from dmm_ebpf.show.who import who
 
@@ -323,6 +323,7 @@ def print_status(status: Status) -> None:
         *(("nic", _nic_text(nic)) for nic in status.nics),
         *(("MISSING", _missing_text(entry)) for entry in status.missing),
         *(("pending", pending_text(entry)) for entry in status.pending),
+        *((_SET_LABELS[one.state], _set_text(one)) for one in status.sets or ()),
         *(("NESTED", units.clean(nested_text(entry))) for entry in status.nested or ()),
         *(("NOT SERVED", units.clean(why)) for why in (status.earlier,) if why),
         ("counters", _counters_text(status.counters)),
@@ -335,6 +336,9 @@ def print_status(status: Status) -> None:
     for stack in status.stacks:
         if stack.counters:
             print(f"  {units.clean(stack.name)} counted: {_counters_text(stack.counters)}")
+
+
+_SET_LABELS = {"followed": "set", "missing": "pending", "refused": "SET", "unread": "SET"}
 
 
 def _refused_lines(refused: Refused | None) -> list[tuple[str, str]]:
@@ -369,6 +373,24 @@ def _missing_text(entry: Missing) -> str:
 def pending_text(entry: Pending) -> str:
     """A rule that waits for its cgroup."""
     return f"rule {units.clean(entry.rule)}: waits for the cgroup {units.clean(entry.cgroup)}"
+
+
+def note_sets(sets: Iterable[NftSet]) -> None:
+    """Of sets that a policy names those that are waited for."""
+    for one in sets:
+        if one.state != "followed":
+            output.note(_set_text(one))
+
+
+def _set_text(one: NftSet) -> str:
+    """A set, and how it stands with it."""
+    words = {
+        "followed": f"has {count(one.prefixes, 'prefixes')}",
+        "missing": "does not exist, and is waited for",
+        "refused": f"cannot be used: {units.clean(one.why)}",
+        "unread": f"keeps {count(one.prefixes, 'prefixes')}: {units.clean(one.why)}",
+    }
+    return f"{units.clean(one.set)} {words[one.state]}"
 
 
 def _since(moment: float) -> str:
@@ -427,6 +449,8 @@ def print_route(answer: RouteAnswer, asked: str) -> None:
         units.clean(v) for v in (answer.stack, answer.table, answer.rule, answer.route)
     )
     print(f"{asked} stack {stack}{why} table {table}\n    rule {rule}\n    route {route}")
+    if answer.element:
+        print(f"    which has {units.clean(answer.element)} now")
     if answer.transport:
         print(f"    transport {units.clean(answer.transport)}")
     if answer.path:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from dmm_ebpf.records.failed import Failed
 from dmm_ebpf.records.path import Path
 from dmm_ebpf.records.record import ABSENT, Maybe, Parts, Record
-from dmm_ebpf.records.status import Pending
+from dmm_ebpf.records.status import NftSet, Pending
 
 # Why another stack would serve than the route names.
 WhyNot = Literal[
@@ -44,8 +44,9 @@ class Applied(Record):
     routes: int
     stacks: int
     pending: list[Pending]
+    sets: Maybe[list[NftSet]] = ABSENT
 
-    PARTS: ClassVar[Parts] = {"pending": Pending}
+    PARTS: ClassVar[Parts] = {"pending": Pending, "sets": NftSet}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,14 @@ class Tried(Record):
     warnings: list[Warned]
     more_warnings: int
     not_checked: list[str]
+    sets: Maybe[list[NftSet]] = ABSENT
 
-    PARTS: ClassVar[Parts] = {"changes": Change, "pending": Pending, "warnings": Warned}
+    PARTS: ClassVar[Parts] = {
+        "changes": Change,
+        "pending": Pending,
+        "warnings": Warned,
+        "sets": NftSet,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,7 @@ class RuleSeen(Record):
 
 @dataclass(frozen=True, slots=True)
 class RouteAnswer(Record):
-    """What a new flow would get."""
+    """What a new flow would get. element: of the route's nft set, the prefix that decides."""
 
     instance: Maybe[str]
     attached: Maybe[str]
@@ -211,6 +218,7 @@ class RouteAnswer(Record):
     choice: Maybe[Literal["taken", "refused"]] = ABSENT
     transport: Maybe[str] = ABSENT
     path: Maybe[Path] = ABSENT
+    element: Maybe[str] = ABSENT
 
     PARTS: ClassVar[Parts] = {"unasked": Unasked, "path": Path}
 

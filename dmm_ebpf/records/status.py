@@ -20,6 +20,21 @@ class Pending(Record):
     cgroup: str
 
 
+SetState = Literal["followed", "missing", "refused", "unread"]
+
+
+@dataclass(frozen=True, slots=True)
+class NftSet(Record):
+    """An nft set that routes name, and how many prefixes it stands for. refused: it is no set of
+    addresses. unread: it cannot be read now, and what it had holds. why: of these two.
+    """
+
+    set: str
+    state: SetState
+    prefixes: int
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Missing(Record):
     """What should stand on the host and does not; since: Unix time."""
@@ -96,8 +111,10 @@ class Status(Record):
     rd: Maybe[Literal["up", "dead"]] = ABSENT
     nested: Maybe[list[Nested]] = ABSENT
     central: Maybe[Central] = ABSENT
+    sets: Maybe[list[NftSet]] = ABSENT
 
     PARTS: ClassVar[Parts] = {
+        "sets": NftSet,
         "policy_refused": Refused,
         "central": Central,
         "nics": NicRow,

@@ -155,7 +155,7 @@ static void check_entries(struct table *t, const struct prefixes *p)
 	static const uint32_t starts[] = {0, 0, 5}, whole[] = {NAMED_OWN, NAMED_MISS};
 	static const uint32_t words[15] = {[2] = NAMED_OWN, [5] = NAMED_MISS};
 	static const uint32_t numbers[3] = {7, 8, 9};
-	uint32_t plan[MOST_ROWS];
+	uint32_t plan[MOST_ROWS], via[MOST_ROWS] = {0};
 	struct emission e = {.routes = columns(t, 0), .count = t->count, .plan = plan};
 	struct emission_size size;
 
@@ -165,6 +165,8 @@ static void check_entries(struct table *t, const struct prefixes *p)
 	e.words = words;
 	e.whole = whole;
 	e.numbers = numbers;
+	e.written = t->count / 2;
+	e.via = via;
 	size = emission_size(&e);
 	CHECK(size.routes4 + size.routes6 + p->later == t->count);
 	CHECK(size.ports == 5 * size.sets);

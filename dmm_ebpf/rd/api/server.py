@@ -81,6 +81,7 @@ class Server:
                 instance.guard.run(),
                 instance.groups.run(),
                 instance.adaptive.run(),
+                instance.sets.run(),
                 self._stop_when_orphaned(),
             )
         ]

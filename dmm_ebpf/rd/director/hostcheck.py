@@ -15,7 +15,7 @@ from typing import Self
 from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.hal import nic, tuning
-from dmm_ebpf.rd.director import routeget
+from dmm_ebpf.rd.director import routeget, sets
 from dmm_ebpf.rd.director.groups import NOWHERE, device_lookup, lookup, waiting
 from dmm_ebpf.rd.director.usual import read_usual
 from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
@@ -53,10 +53,12 @@ class HostFacts:
         )
 
 
-def host_errors(policy: Policy, facts: HostFacts) -> Iterator[PolicyError]:
+def host_errors(policy: Policy, facts: HostFacts, readings: sets.Readings) -> Iterator[PolicyError]:
     """All for which this host would refuse the policy: network namespaces, congestion controls, and
-    devices of user stacks that it does not have.
+    devices of user stacks that it does not have, and sets of nft's that are none of addresses.
+    readings: of those that the policy names.
     """
+    yield from sets.errors(policy, readings)
     yield from compile_errors(policy, routeget.netns_cookie, facts.congestion_controls)
     for name, stack in served(policy).items():
         try:
@@ -67,8 +69,11 @@ def host_errors(policy: Policy, facts: HostFacts) -> Iterator[PolicyError]:
             yield PolicyError(f"accept {policy.place(*path)}", why=why, hint=error.hint)
 
 
-def host_warnings(policy: Policy) -> Iterator[records.policy.Warned]:
-    """What rules wait for: cgroups and devices that this host does not have."""
+def host_warnings(policy: Policy, readings: sets.Readings) -> Iterator[records.policy.Warned]:
+    """What rules and routes wait for: cgroups, devices and nft sets that this host does not have.
+    readings: as for host_errors().
+    """
+    yield from sets.waiting(policy, readings)
     for index, rule in enumerate(policy.rules):
         text = f"rule {policy.rule_text(index)}"
         for path in rule.every("cgroup"):

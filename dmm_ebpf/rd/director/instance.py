@@ -48,6 +48,7 @@ from dmm_ebpf.rd.director.names import Names
 from dmm_ebpf.rd.director.openflows import OpenFlows
 from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
+from dmm_ebpf.rd.director.sets import Sets
 from dmm_ebpf.rd.director.stacks import StackManager
 from dmm_ebpf.rd.director.stage import PROGRESS, STAGES, Progress, Stage
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
@@ -113,6 +114,7 @@ class Instance:
         self.inside = Inside(attached, state, self.stacks.ifindexes, lambda: run.save(state))
         self.adaptive = Adaptive(attached, self.stacks, run.path)
         self.watch: Source = PolicyWatch(self)
+        self.sets = Sets(self)
         self.guard = Guard(self._standing)
         self.earlier = Earlier(attached, netns.cookie)
         self.flows = OpenFlows(attached, state, self.earlier, self.stacks)
@@ -244,6 +246,7 @@ class Instance:
         await asyncio.to_thread(self._generations.read)
         try:
             running = generations.again(generations.in_force(self.state))
+            running = await self.sets.fill(running, anyhow=True)
             await self.apply(running, Path(self.state.policy) if self.state.policy else None)
         except DmmError as e:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
@@ -264,6 +267,7 @@ class Instance:
     async def _close(self) -> list[str]:
         steps = Steps(f"detach instance {self.state.instance} wholly")
         asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self.sets.close()
         steps.do("hooks", self._attached.unhook)
         # Whoever comes after a SIGKILL from here on clears away what is left.
         self.state.whole = False
@@ -331,6 +335,8 @@ class Instance:
         return generation
 
     async def _apply(self, new: Policy, path: Path | None) -> int:
+        if new.plain is None:
+            new = await self.sets.fill(new)
         wanted = hostcheck.served(new)
         ids = IdSpace.from_dict(self._ids.to_dict())
         await asyncio.to_thread(check_plugins, new, wanted)
@@ -365,7 +371,9 @@ class Instance:
             self._run.keep(self.state)
             raise
         self._come_to(Progress.SETTLING)
+        changed = self._policy is None or self._policy.as_written is not new.as_written
         self._ids, self._policy = ids, new
+        self.sets.follow(new)
         self._generations.put(generation, new, compiled.labels, path)
         self._generations.keep({generation} | self._used_generations())
         vars(self.state).update(after)
@@ -374,8 +382,10 @@ class Instance:
         self.groups.follow(new, compiled, generation)
         await self.groups.look()
         await in_thread(self.inside.put_in_force, generation & 1, compiled.by_device)
-        log.info(
-            "policy generation %d: %d rules, %d routes", generation, len(new.rules), new.n_routes
+        log.log(
+            logging.INFO if changed else logging.DEBUG,
+            "policy generation %d: %d rules, %d routes",
+            *(generation, len(new.rules), new.n_routes),
         )
         self.publish(lambda: self._policy_event(new, generation))
         return generation
@@ -414,8 +424,9 @@ class Instance:
             base=source.parent if source else Path("/"),
         )
         generation = await self.apply(new, source) or 0
-        pending = self.groups.pending()
-        return records.policy.Applied(self.state.instance, generation, *_counts(new), pending)
+        pending, sets = self.groups.pending(), self.sets.rows() or records.record.ABSENT
+        counts = _counts(self._policy or new)
+        return records.policy.Applied(self.state.instance, generation, *counts, pending, sets)
 
     @property
     def policy(self) -> Policy | None:
@@ -473,6 +484,7 @@ class Instance:
             problem=None,
             missing=self.guard.missing(),
             pending=self.groups.pending(),
+            sets=self.sets.rows() or records.record.ABSENT,
             earlier=self.earlier.trouble,
             stacks=await self.list_stacks(counts),
         )

@@ -85,8 +85,13 @@ class PolicyWatch:
         path = self._instance.state.policy
         return Path(path) if path else None
 
+    def _in_force_now(self) -> Policy | None:
+        """As it was written: sets that it names may change, and it is the same policy."""
+        policy = self._instance.policy
+        return policy.as_written if policy else None
+
     async def _look(self) -> None:
-        path, policy = self._path(), self._instance.policy
+        path, policy = self._path(), self._in_force_now()
         if path is None:
             self._trouble = None
             return
@@ -106,17 +111,17 @@ class PolicyWatch:
     async def _apply(self, path: Path, *, always: bool) -> None:
         """Read the file and put it in force, if it is not; always: also if it is."""
         self._retry_at = None
-        before = self._instance.policy
+        before = self._in_force_now()
         files: Stamps = {path: await asyncio.to_thread(stamp_of, path)}
         try:
             new = await asyncio.to_thread(self._load, path, files, always)
             if new is not None:
                 await self._instance.apply(
-                    new, path, unless=lambda: self._instance.policy is not before
+                    new, path, unless=lambda: self._in_force_now() is not before
                 )
-            if self._instance.policy is not (new or before):
+            if self._in_force_now() is not (new or before):
                 return  # somebody was faster with another one; the next look compares with that
-            self._trouble, self._in_force = None, self._instance.policy
+            self._trouble, self._in_force = None, new or before
         except (DmmError, OSError) as e:
             if not isinstance(e, PolicyError):
                 self._retry_at = time.monotonic() + RETRY_S

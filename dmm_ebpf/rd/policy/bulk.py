@@ -232,12 +232,14 @@ class Emission:
         plan: array[int] | None,
         templates: Templates,
         stacks: array[int],
+        via: array[int],
         base: int,
         number: int,
         first_set: int,
     ) -> None:
-        """stacks: the number of each of the table's. base: what the policy calls its first route.
-        number: of the table. first_set: the port sets before.
+        """stacks: the number of each of the table's. via: of its last routes, which are elements of
+        sets, the route to the set that each is there by. base: what the policy calls its first
+        route. number: of the table. first_set: the port sets before.
         """
         self._table = _Lent(table)
         self._held = [
@@ -247,6 +249,9 @@ class Emission:
         struct = self._struct
         struct.routes, struct.count = self._table.struct[0], len(table)
         struct.starts, struct.words, struct.whole, struct.numbers = self._held
+        struct.written = len(table) - len(via)
+        if via:
+            struct.via = self._via = _lent(via)
         struct.base, struct.table, self._first_set = base, number, first_set
         if links is not None:
             struct.links = self._links = _lent(links)

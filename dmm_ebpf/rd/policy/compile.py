@@ -26,7 +26,7 @@ from dmm_ebpf.rd.policy.compile_rules import Check, checks
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import KernelStack, Policy, RejectStack, UserStack
-from dmm_ebpf.rd.policy.routes import RouteTable, route_text
+from dmm_ebpf.rd.policy.routes import RouteTable
 from dmm_ebpf.rd.policy.rule import Rule
 from dmm_ebpf.rd.policy.usual import LINUX, Usual
 from dmm_ebpf.rd.policy.values import TCP, Prefix
@@ -54,9 +54,11 @@ class Labels:
 
     def __init__(self, policy: Policy, *, has_routes: bool = True) -> None:
         """has_routes: false if its routes are not those that had the numbers."""
-        self.n_routes = policy.n_routes if has_routes else 0
+        policy = policy.as_written  # what sets have is not named
+        tables = policy.tables.values()
+        self.n_routes = sum(table.n_numbers for table in tables) if has_routes else 0
         self._rules = [policy.rule_text(index) for index in range(len(policy.rules))]
-        self._routes = list(policy.tables.values())
+        self._routes = list(tables)
         self._bases = route_bases(policy)
 
     def rule_text(self, index: int) -> str:
@@ -70,9 +72,7 @@ class Labels:
         if not 0 <= index < self.n_routes:
             return ""
         at = bisect.bisect_right(self._bases, index) - 1
-        table = self._routes[at]
-        own = index - self._bases[at]
-        return route_text(table.prefix(own), table.matches[table.match[own]])
+        return self._routes[at].text_of(index - self._bases[at])
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,10 @@ def compile_policy(
     for table, base in zip(policy.tables.values(), route_bases(policy), strict=True):
         routes.add_table(table, base)
     forwards, by_device = _forwards(policy.rules, ids)
+    if len(forwards) > C.DMM_MAX_FORWARDS:
+        why = f"with what its sets have, the rules for what is forwarded have {len(forwards)} sources together"
+        last = max(index for index, rule in enumerate(policy.rules) if rule.forwards)
+        _refuse(policy, ("rules", last), why, f"a policy has at most {C.DMM_MAX_FORWARDS}")
     head = abi.new(
         "dmm_policy_head",
         n_rules=len(rules),
@@ -217,7 +221,7 @@ def _carries_datagrams(policy: Policy, table: RouteTable) -> bool:
     return any(
         table.matches[match].proto != TCP
         and any(_carries(policy, name) for name in policy.may_serve(table.stack_names[stack]))
-        for stack, match in set(zip(table.stack, table.match, strict=True))
+        for stack, match in table.pairs()
     )
 
 
@@ -236,7 +240,7 @@ def _forwards(
     for number, rule in enumerate(rules, 1):
         if not rule.forwards:
             continue
-        for source in rule.sources or (None,):
+        for source in (None,) if rule.sources is None else rule.source_prefixes:
             address, length, family = _source(source)
             out = abi.new(
                 "dmm_forward",
@@ -262,12 +266,12 @@ def _source(prefix: Prefix | None) -> tuple[bytes, int, int]:
 
 
 def route_bases(policy: Policy) -> list[int]:
-    """For each table, in order, the index of its first route among all routes of the policy."""
+    """For each table, in order, the number of its first route among all routes of the policy."""
     bases: list[int] = []
     total = 0
     for table in policy.tables.values():
         bases.append(total)
-        total += len(table)
+        total += table.n_numbers
     return bases
 
 

@@ -70,7 +70,7 @@ class RouteCompiler:
         self.n_port_sets = 0
 
     def add_table(self, table: RouteTable, base: int) -> None:
-        """Add every prefix of table; base is the policy-wide index of its first route."""
+        """Add every prefix of table; base is the policy-wide number of its first route."""
         stacks = array(
             "I",
             (
@@ -87,6 +87,7 @@ class RouteCompiler:
             plan,
             templates,
             stacks,
+            table.via,
             base=base,
             number=self.ids.table(table.name),
             first_set=self.n_port_sets,

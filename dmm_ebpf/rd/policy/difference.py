@@ -17,7 +17,10 @@ from dmm_ebpf.records.policy import Change, Sign
 
 
 def difference(old: Policy, new: Policy) -> Iterator[Change]:
-    """Stacks first, then rules, then routes by table; nothing when both mean the same."""
+    """Stacks first, then rules, then routes by table; nothing when both mean the same. An nft set
+    is compared by its name, whatever it has.
+    """
+    old, new = old.as_written, new.as_written
     yield from _stacks(old, new)
     yield from _rules(old, new)
     for name in dict.fromkeys([*old.tables, *new.tables]):
@@ -74,7 +77,10 @@ def _written(policy: Policy, name: str) -> RouteTable | None:
 
 
 def _route_set(table: RouteTable | None) -> dict[tuple[Any, ...], None]:
-    return dict.fromkeys(_key(route) for route in table or ())
+    if table is None:
+        return {}
+    sets = ((s.to, table.matches[s.match], table.stack_names[s.stack]) for s in table.sets)
+    return dict.fromkeys([*map(_key, table), *sets])
 
 
 def _key(route: Route) -> tuple[Any, ...]:
@@ -88,7 +94,7 @@ def _routes(name: str, old: RouteTable | None, new: RouteTable | None) -> Iterat
         ("+", after, before),
     )
     for sign, mine, other in signs:
-        for prefix, match, stack in mine:
-            if (prefix, match, stack) not in other:
-                text = f"{route_text(prefix, match)} -> {stack} (table {name})"
+        for to, match, stack in mine:
+            if (to, match, stack) not in other:
+                text = f"{route_text(to, match)} -> {stack} (table {name})"
                 yield Change(sign, "route", text)

@@ -143,6 +143,8 @@ class Verdict:
     """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a
     route for it.
 
+    element: where the route leads to a set, the prefix in it that decides.
+
     wanted is the stack that the route names; stack is the one that serves if wanted is up. why:
     where that is another, one of the texts of why_not(). unasked: rules that come before and may
     match, by what they ask for and the
@@ -159,6 +161,7 @@ class Verdict:
     # what becomes of the program's choice, where the query says one
     choice: Maybe[Literal["taken", "refused"]] = ABSENT
     unasked: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    element: Maybe[str] = ABSENT
 
     def answer(
         self,
@@ -186,6 +189,7 @@ class Verdict:
             device,
             self.choice,
             transport,
+            element=self.element,
         )
 
 
@@ -263,6 +267,7 @@ def _by_rules(policy: Policy, query: Query, family: int, addr: int) -> Verdict:
                 route=route.text(),
                 why=why,
                 unasked=tuple(unasked),
+                element=str(route.prefix) if route.through else ABSENT,
             )
         if query.direction == C.DMM_DIR_LISTEN:
             text = policy.rule_text(number - 1)
@@ -394,7 +399,7 @@ def _forward_matches(rule: Rule, query: Query) -> bool | None:
         if query.source is None:
             found.append(None if _may_come_from(rule, query) else False)
         else:
-            found.append(_comes_from(query.source, rule.sources))
+            found.append(_comes_from(query.source, rule.source_prefixes))
     if rule.in_interface is not None:
         names = query.in_names or ((query.in_interface,) if query.in_interface is not None else ())
         found.append(any(is_named(one, rule.in_interface) for one in names) if names else None)
@@ -425,7 +430,7 @@ def lacking(rule: Rule, query: Query) -> tuple[str, ...]:
 def _may_come_from(rule: Rule, query: Query) -> bool:
     """Whether a source of the rule's is of the peer's address family."""
     family, _ = parse_address(query.addr)
-    return any(prefix.family == family for prefix in rule.sources or ())
+    return any(prefix.family == family for prefix in rule.source_prefixes)
 
 
 def is_below(path: str | None, ancestor: str) -> bool:

@@ -92,11 +92,14 @@ def _unmatched(policy: Policy, index: int, query: Query) -> RuleSeen | None:
         return _seen(policy, index, "no labels")
     if rule_matches(rule, query):
         return None
-    return replace(_seen(policy, index, "no match"), mismatches=list(_mismatches(rule, query)))
+    told = _mismatches(rule, query, policy.as_written.rules[index])
+    return replace(_seen(policy, index, "no match"), mismatches=list(told))
 
 
-def _mismatches(rule: Rule, query: Query) -> Iterator[Mismatch]:
-    """What of a rule that does not match is not so. Of another direction no more than that."""
+def _mismatches(rule: Rule, query: Query, written: Rule) -> Iterator[Mismatch]:
+    """What of a rule that does not match is not so. Of another direction no more than that.
+    written: the rule with its sets by name.
+    """
     if not rule.direction & query.direction:
         yield Mismatch("direction", _directions(rule.direction), _directions(query.direction))
         return
@@ -114,7 +117,8 @@ def _mismatches(rule: Rule, query: Query) -> Iterator[Mismatch]:
         wanted, given = getattr(rule, CONDITIONS[key]), getattr(query, key)
         alone = Rule(direction=rule.direction, **{CONDITIONS[key]: wanted})
         if wanted is not None and not rule_matches(alone, query):
-            yield Mismatch(key, " or ".join(map(str, wanted)), given)
+            named = getattr(written, CONDITIONS[key])
+            yield Mismatch(key, " or ".join(map(str, named)), given)
 
 
 def _directions(bits: int) -> str:

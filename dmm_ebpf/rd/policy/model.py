@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Seam
 from dmm_ebpf.rd.policy.hosts import Labels
 from dmm_ebpf.rd.policy.keyed import Record, by
 from dmm_ebpf.rd.policy.locate import place
+from dmm_ebpf.rd.policy.nftsets import Contents, SetName, parse_prefixes, parse_set
 from dmm_ebpf.rd.policy.readers import (
     DEVICE,
     DEVICE_NAME,
@@ -248,9 +249,10 @@ def _devices(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@takes(_PREFIXES)
-def _to(value: object) -> tuple[Prefix, ...]:
-    return parse_prefix(a_text(value, "a prefix"))
+@takes(any_of(_PREFIXES, shape_of(parse_set)))
+def _to(value: object) -> tuple[Prefix | SetName, ...]:
+    """A prefix, or an nft set whose elements are prefixes, "nft:inet filter lossy"."""
+    return parse_prefixes(a_text(value, "a prefix"))
 
 
 @takes(shape_of(parse_protocol))
@@ -376,7 +378,7 @@ STACK_RECORDS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]
 class RouteRecord(Record):
     """A route as written in the policy; "default" is two prefixes."""
 
-    to: tuple[Prefix, ...] = field(metadata=by(_to))
+    to: tuple[Prefix | SetName, ...] = field(metadata=by(_to))
     stack: str = field(metadata=by(_stack_name))
     proto: int = field(default=0, metadata=by(_proto))
     ports: Ports = field(default=(), metadata=by(parse_ports))
@@ -418,6 +420,9 @@ class Policy:
     that are for others alone; None: the text does not say them, and rules are all. written: the
     place of each rule in the text.
 
+    plain: of a policy whose sets have their elements (with_elements()) the one as it is written, by
+    which it is known; None: it is that itself.
+
     stacks has the stacks that the policy defines, "kernel", and those of REFUSING that a route, a
     fallback or an action names. tables has one for each action that a rule has, too, by its name.
     rules are in order; a rule's number, as shown and as stored in decisions, is its position from
@@ -435,11 +440,33 @@ class Policy:
     labels: Labels | None = None
     written: tuple[int, ...] = ()
     autos: Mapping[str, Auto] = field(default_factory=dict)  # of adaptive routes, by name
+    plain: Policy | None = None
+    elements: Contents = field(default_factory=dict)  # what its sets have, where plain is another
 
     @property
     def n_routes(self) -> int:
-        """Routes of all tables; "default" counts as two."""
+        """Routes of all tables; "default" counts as two, and a set as its elements."""
         return sum(len(table) for table in self.tables.values())
+
+    @property
+    def sets(self) -> tuple[SetName, ...]:
+        """The nft sets that its routes and rules name, each once."""
+        plain = self.as_written
+        named = [one.to for table in plain.tables.values() for one in table.sets]
+        named += [one for rule in plain.rules for one in rule.source_sets]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def as_written(self) -> Policy:
+        """Without elements of sets: the same one, whatever these have."""
+        return self.plain or self
+
+    def with_elements(self, contents: Contents) -> Policy:
+        """The policy with what its sets have; a set that is not there has nothing."""
+        plain = self.as_written
+        tables = {name: table.with_elements(contents) for name, table in plain.tables.items()}
+        rules = tuple(rule.with_elements(contents) for rule in plain.rules)
+        return replace(plain, rules=rules, tables=tables, plain=plain, elements=contents)
 
     def user_stacks(self) -> dict[str, UserStack]:
         """The user stacks by name, in policy order."""
@@ -467,7 +494,7 @@ class Policy:
         """The rule at index (from 0): its name, or its number and conditions,
         "1: cgroup /shop.slice".
         """
-        rule = self.rules[index]
+        rule = self.as_written.rules[index]
         return rule.name or f"{index + 1}: {rule.text()}"
 
     def place(self, *path: str | int) -> str:

@@ -17,8 +17,9 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
@@ -44,8 +45,9 @@ from dmm_ebpf.rd.policy.model import (
     Stack,
     UserStack,
 )
+from dmm_ebpf.rd.policy.nftsets import MAX_SETS, SetName
 from dmm_ebpf.rd.policy.readers import check_name
-from dmm_ebpf.rd.policy.routes import RouteTable, action_table
+from dmm_ebpf.rd.policy.routes import Contradiction, Match, RouteTable, action_table
 from dmm_ebpf.rd.policy.routes_file import (
     MAX_ROUTES,
     Stamp,
@@ -100,6 +102,15 @@ def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None
     given, is told the routes files that were looked at, also when the policy is refused.
     """
     return _Parser(text, source, base, {} if files is None else files).policy()
+
+
+class _Written(NamedTuple):
+    """A route, and where it stands."""
+
+    to: str
+    match: Match
+    stack: str
+    place: str
 
 
 class _EnoughError(Exception):
@@ -172,6 +183,7 @@ class _Parser:
             self._read_tables,
             self._read_rules,
             self._check_limits,
+            self._check_sets,
         ):
             with self._noting():
                 read(data)
@@ -433,8 +445,11 @@ class _Parser:
             raise self._refused((*path, "stack"), f"no stack is called {shown(name)}", hint)
         match = table.intern_match(route.match)
         stack = table.intern_stack(name)
-        for prefix in route.to:
-            table.add(prefix, match, stack, position)
+        for to in route.to:
+            if isinstance(to, SetName):
+                table.add_set(to, match, stack, position, inline=True)
+            else:
+                table.add(to, match, stack, position)
 
     def _auto(self, route: RouteRecord, path: KeyPath) -> Auto:
         """What an adaptive route names."""
@@ -460,22 +475,39 @@ class _Parser:
 
     def _check_contradictions(self, table: RouteTable) -> None:
         table.index_duplicates()
-        found = table.contradiction()
-        if found is None:
-            return
-        first, second = table[found.first], table[found.second]
+        written = partial(self._written, table), partial(self._written_set, table)
+        found = table.contradiction(), table.set_contradiction()
+        for one, read in zip(found, written, strict=True):
+            if one is not None:
+                raise self._contradicts(table.name, one, read(one.first), read(one.second))
+
+    def _contradicts(
+        self, table: str, found: Contradiction, first: _Written, second: _Written
+    ) -> PolicyError:
         ports = (
             f"port {range_text(found.first_port, found.last_port)}"
             if second.match.ports
             else "every port"
         )
         protocol = f"{PROTOCOL_NAMES[found.proto]} " if found.proto else ""
-        raise PolicyError(
-            f"accept {self._route_place(table, found.second)}",
-            why=f"table {table.name} sends {second.prefix} {protocol}{ports} to {second.stack} here, and to "
-            f"{first.stack} at {self._route_place(table, found.first)}",
+        return PolicyError(
+            f"accept {second.place}",
+            why=f"table {table} sends {second.to} {protocol}{ports} to {second.stack} here, and to "
+            f"{first.stack} at {first.place}",
             hint="remove one of the two routes, or make one more specific",
         )
+
+    def _written(self, table: RouteTable, index: int) -> _Written:
+        route = table[index]
+        place = self._route_place(table, index)
+        return _Written(str(route.prefix), route.match, route.stack, place)
+
+    def _written_set(self, table: RouteTable, index: int) -> _Written:
+        one = table.sets[index]
+        where = table.where_set(index)
+        if one.inline:
+            where = self._place(("tables", table.name, "routes", one.origin))
+        return _Written(str(one.to), table.matches[one.match], table.stack_names[one.stack], where)
 
     def _route_place(self, table: RouteTable, index: int) -> str:
         if index < table.inline_count:
@@ -601,6 +633,12 @@ class _Parser:
             raise self._refused(
                 ("stacks",), f"there are {len(self.stacks)} stacks, and {named}", hint
             )
+
+    def _check_sets(self, _data: dict[str, Any]) -> None:
+        named = {one.to for table in self.tables.values() for one in table.sets}
+        if len(named) > MAX_SETS:
+            why = f"the routes name {len(named)} nft sets"
+            raise self._refused(("tables",), why, f"a policy has at most {MAX_SETS}")
 
     def _check_total(self) -> None:
         total = sum(len(table) for table in self.tables.values())

@@ -76,9 +76,17 @@ static void pack_key(const struct emission *e, uint8_t family, void *keys, uint3
 	}
 }
 
+/* What the policy calls a route; all elements that are there by one route to a set alike. */
+static uint32_t number_of(const struct emission *e, uint32_t route)
+{
+	if (route >= e->written)
+		route = e->written + e->via[route - e->written];
+	return e->base + route;
+}
+
 static struct dmm_route_value inline_value(const struct emission *e, uint32_t route)
 {
-	return (struct dmm_route_value){.route = e->base + route,
+	return (struct dmm_route_value){.route = number_of(e, route),
 					.stack = e->numbers[e->routes.stack[route]]};
 }
 
@@ -117,7 +125,7 @@ static void pack_port(const struct emission *e, const uint32_t *words, struct dm
 	if (words[2] != NAMED_MISS) {
 		uint32_t route = resolve(e, e->route, words[2]);
 
-		value->route = e->base + route;
+		value->route = number_of(e, route);
 		value->stack = e->numbers[e->routes.stack[route]];
 	}
 }

@@ -4,6 +4,9 @@
 Owns RouteTable: columns of integers, about 30 bytes a route, with Route records made on demand; and
 the rule that two routes of one table may not contradict each other.
 
+A route may name an nft set. What the set has stands behind all that is written, as routes of the
+elements (with_elements()); it contradicts nothing, since the first of equal routes counts.
+
 Precedence inside a table (the compiler and the evaluator both follow it):
   1. the longest prefix that has a route for the protocol and port;
   2. within one prefix: an exact port before a range of ports before every port;
@@ -14,11 +17,13 @@ counts; otherwise they contradict, which is refused.
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from dmm_ebpf.rd.policy import bulk
+from dmm_ebpf.rd.policy.nftsets import Contents, SetName
 from dmm_ebpf.rd.policy.values import (
     PORT_MAX,
     PROTOCOL_NAMES,
@@ -29,6 +34,7 @@ from dmm_ebpf.rd.policy.values import (
 )
 
 RANK_ANY, RANK_RANGE, RANK_EXACT = 0, 1, 2
+_COLUMNS = ("families", "lengths", "addrs_hi", "addrs_lo", "match", "stack", "origin")
 _MAX_FINE = 65536  # ways to be fine that are remembered
 
 
@@ -47,21 +53,36 @@ class Match(NamedTuple):
 
 
 class Route(NamedTuple):
-    """One route, as listings and the evaluator see it."""
+    """One route, as listings and the evaluator see it. through: the set whose element it is."""
 
     prefix: Prefix
     match: Match
     stack: str
     where: str  # "policy.toml, route 3 of table shop" or "prefixes.csv:17"
+    through: SetName | None = None
 
     def text(self) -> str:
-        """For example "203.0.113.0/24 tcp 443,8000-8100"."""
-        return route_text(self.prefix, self.match)
+        """For example "203.0.113.0/24 tcp 443,8000-8100"; as it is written, so that of a set's
+        element "nft:inet filter lossy tcp 443".
+        """
+        return route_text(self.through or self.prefix, self.match)
 
 
-def route_text(prefix: Prefix, match: Match) -> str:
-    """A route's prefix, protocol and ports, in the order a policy names them."""
-    words = [str(prefix)]
+class SetRoute(NamedTuple):
+    """A route to an nft set; match, stack and origin as in the columns. inline: it stands in the
+    policy, not in the routes file.
+    """
+
+    to: SetName
+    match: int
+    stack: int
+    origin: int
+    inline: bool
+
+
+def route_text(to: Prefix | SetName, match: Match) -> str:
+    """What a route leads to, protocol and ports, in the order a policy names them."""
+    words = [str(to)]
     if match.proto:
         words.append(PROTOCOL_NAMES[match.proto])
     if match.ports:
@@ -82,7 +103,12 @@ class Contradiction(NamedTuple):
 
 
 class RouteTable:
-    """The routes of one table in policy order: those written in the policy, then those of its file.
+    """The routes of one table in policy order: those written in the policy, then those of its file,
+    then the elements of the sets that sets names.
+
+    A route's number is its index, but all elements that are there by one route to a set have the
+    number of that, behind those of the other routes: what is called by it stays the same while the
+    set changes.
 
     lengths holds the prefix length, addrs_hi and addrs_lo the address (addrs_lo alone for IPv4),
     matches and stack_names the distinct values that match and stack index. origin holds for a route
@@ -92,7 +118,8 @@ class RouteTable:
 
     __slots__ = (
         "_match_index", "_stack_index", "addrs_hi", "addrs_lo", "families", "file", "inline_count",
-        "lengths", "links", "match", "matches", "name", "origin", "stack", "stack_names",
+        "lengths", "links", "match", "matches", "name", "origin", "sets", "stack", "stack_names",
+        "via",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
@@ -108,6 +135,8 @@ class RouteTable:
         self.origin = array("I")
         self.matches: list[Match] = []
         self.stack_names: list[str] = []
+        self.sets: list[SetRoute] = []
+        self.via = array("I")  # of each element, the index of its route in sets
         # Of each route the next one of its prefix (bulk.py); None: there are none such
         self.links: array[int] | None = None
         self._match_index: dict[Match, int] = {}
@@ -125,6 +154,7 @@ class RouteTable:
             self.matches[self.match[index]],
             self.stack_names[self.stack[index]],
             self.where(index),
+            self.set_of(index),
         )
 
     def prefix(self, index: int) -> Prefix:
@@ -138,13 +168,49 @@ class RouteTable:
     @property
     def is_action(self) -> bool:
         """Whether it is an action's (action_table()), and so written nowhere."""
-        return not self.file and not self.inline_count and len(self) > 0
+        return not (self.file or self.inline_count or self.sets) and len(self) > 0
+
+    @property
+    def written(self) -> int:
+        """How many prefixes are written; what comes behind them are elements of sets."""
+        return len(self) - len(self.via)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers its routes have."""
+        return self.written + len(self.sets)
+
+    def text_of(self, number: int) -> str:
+        """The route of a number, from 0, as Route.text() has it."""
+        written = self.written
+        if number < written:
+            return route_text(self.prefix(number), self.matches[self.match[number]])
+        one = self.sets[number - written]
+        return route_text(one.to, self.matches[one.match])
+
+    def set_of(self, index: int) -> SetName | None:
+        """The set of which a route is an element."""
+        return self.sets[self.via[index - self.written]].to if index >= self.written else None
+
+    def pairs(self) -> set[tuple[int, int]]:
+        """Stack and match of each route, as indexes; also of those to sets, whatever these have."""
+        found = set(zip(self.stack, self.match, strict=True))
+        return found | {(one.stack, one.match) for one in self.sets}
 
     def where(self, index: int) -> str:
         """The place a route was written, for errors."""
         if index < self.inline_count:
             return f"route {self.origin[index] + 1} of table {self.name}"
+        if index >= self.written:
+            place = self.where_set(self.via[index - self.written])
+            return f"{place}, element {self.prefix(index)}"
         return f"{self.file}:{self.origin[index]}" if self.file else f"action {self.name}"
+
+    def where_set(self, index: int) -> str:
+        """The same of one of sets."""
+        one = self.sets[index]
+        inline = f"route {one.origin + 1} of table {self.name}"
+        return inline if one.inline else f"{self.file}:{one.origin}"
 
     def intern_match(self, match: Match) -> int:
         """The index that add() takes for match."""
@@ -171,6 +237,25 @@ class RouteTable:
         self.stack.append(stack)
         self.origin.append(origin)
 
+    def add_set(self, to: SetName, match: int, stack: int, origin: int, *, inline: bool) -> None:
+        """Append a route to a set; else as add()."""
+        self.sets.append(SetRoute(to, match, stack, origin, inline))
+
+    def with_elements(self, contents: Contents) -> RouteTable:
+        """This table, with what its sets have now; itself, where it names none."""
+        if not self.sets:
+            return self
+        made = copy.copy(self)
+        for name in _COLUMNS:
+            setattr(made, name, getattr(self, name)[: self.written])
+        made.via = array("I")
+        for number, one in enumerate(self.sets):
+            for prefix in contents.get(one.to, ()):
+                made.add(prefix, one.match, one.stack, one.origin)
+                made.via.append(number)
+        made.index_duplicates()
+        return made
+
     def index_duplicates(self) -> None:
         """Fill in links; called once, when all routes are there."""
         self.links = bulk.Prefixes(self).links()
@@ -195,6 +280,16 @@ class RouteTable:
             elif len(fine) < _MAX_FINE:
                 fine.add(alike)
         return min(found, key=lambda c: (c.second, c.first)) if found else None
+
+    def set_contradiction(self) -> Contradiction | None:
+        """The same of routes to one set; indexes into sets."""
+        trial = RouteTable(self.name)
+        trial.matches, trial.stack_names = self.matches, self.stack_names
+        names = {one.to: number for number, one in enumerate(self.sets)}
+        for one in self.sets:
+            trial.add(Prefix(4, names[one.to], 32), one.match, one.stack, one.origin)
+        trial.index_duplicates()
+        return trial.contradiction()
 
     def _contradiction_in(self, group: list[int]) -> Contradiction | None:
         spans: dict[tuple[int, int], list[tuple[int, int, int]]] = {}

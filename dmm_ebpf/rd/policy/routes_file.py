@@ -22,11 +22,11 @@ from typing import BinaryIO
 
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import bulk
+from dmm_ebpf.rd.policy.nftsets import SetName, parse_prefixes
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.values import (
     ValueRefusedError,
     parse_ports,
-    parse_prefix,
     parse_protocol,
     shown,
 )
@@ -239,8 +239,11 @@ class _Reader:
         stack_index = self.stacks.get(stack)
         if stack_index is None:
             stack_index = self._stack(stack)
-        for prefix in parse_prefix(to):
-            self.table.add(prefix, match, stack_index, self.line)
+        for one in parse_prefixes(to):
+            if isinstance(one, SetName):
+                self.table.add_set(one, match, stack_index, self.line, inline=False)
+            else:
+                self.table.add(one, match, stack_index, self.line)
         return match, stack_index
 
     def _fields(self, text: str) -> list[str]:

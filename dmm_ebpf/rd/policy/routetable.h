@@ -111,7 +111,8 @@ uint32_t plan_key(const struct prefixes *p, const uint8_t *takes_all, uint32_t r
  * plan, links: NULL where every prefix has one route, which takes all. Template t has the entries
  * starts[t-1] to starts[t] of words, TEMPLATE_WORDS each, and whole[t-1] is the one route that it
  * stands for, or NAMED_MISS. named: a route of the table, NAMED_OWN + n, or NAMED_MISS. numbers:
- * of the stacks, by the table's numbers of them. set: the last port set before those of this
+ * of the stacks, by the table's numbers of them. via: of each route from written on, which are
+ * elements of sets, how far behind that its number is. set: the last port set before those of this
  * table; keys have it in network order, for the kernel's trie grows from its first byte on, and
  * neighbours in it are found in its cache.
  */
@@ -119,6 +120,8 @@ struct emission {
 	struct routes routes;
 	uint32_t count;
 	const uint32_t *plan, *links, *starts, *words, *whole, *numbers;
+	const uint32_t *via;
+	uint32_t written;
 	uint32_t base, table;
 	uint32_t route, entry, set; /* where the next entry comes from */
 };

@@ -9,12 +9,13 @@ is parse.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record, by
+from dmm_ebpf.rd.policy.nftsets import Contents, SetName, parse_prefixes, parse_set
 from dmm_ebpf.rd.policy.readers import (
     DEVICE,
     DEVICE_NAME,
@@ -26,6 +27,7 @@ from dmm_ebpf.rd.policy.readers import (
 from dmm_ebpf.rd.policy.shape import (
     ANY_TEXT,
     Shape,
+    any_of,
     list_of,
     one_or_more,
     shape_of,
@@ -148,13 +150,13 @@ def _direction(value: object) -> int:
     )
 
 
-@takes(one_or_more(_PREFIXES))
-def _sources(value: object) -> tuple[Prefix, ...]:
-    """Who opens what is forwarded: a prefix, or a list."""
+@takes(one_or_more(any_of(_PREFIXES, shape_of(parse_set))))
+def _sources(value: object) -> tuple[Prefix | SetName, ...]:
+    """Who opens what is forwarded: a prefix, an nft set of such, or a list."""
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueRefusedError("the list is empty", "leave it out to mean every source")
-    found = [prefix for text in texts for prefix in parse_prefix(a_text(text, "a prefix"))]
+    found = [one for text in texts for one in parse_prefixes(a_text(text, "a prefix"))]
     return tuple(dict.fromkeys(found))
 
 
@@ -294,7 +296,9 @@ class Rule(Conditions):
     hosts: tuple[str, ...] | None = field(default=None, metadata=by(_hosts))  # any of [hosts]
     # What is forwarded: who opens it, before any translation, and the device by which it comes in,
     # * and ? allowed.
-    sources: tuple[Prefix, ...] | None = field(default=None, metadata=by(_sources, "from"))
+    sources: tuple[Prefix | SetName, ...] | None = field(
+        default=None, metadata=by(_sources, "from")
+    )
     in_interface: tuple[str, ...] | None = field(default=None, metadata=by(_in_interface))
     direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=by(_direction))
     # The stacks that programs of matching sockets may choose (bpf/dmm.h)
@@ -304,6 +308,27 @@ class Rule(Conditions):
     def forwards(self) -> bool:
         """Whether it is for flows that the host forwards."""
         return self.direction == int(C.DMM_DIR_FORWARD)
+
+    @property
+    def source_sets(self) -> tuple[SetName, ...]:
+        """The nft sets among its sources."""
+        return tuple(one for one in self.sources or () if isinstance(one, SetName))
+
+    @property
+    def source_prefixes(self) -> tuple[Prefix, ...]:
+        """Its sources without sets, which have nothing until their elements stand for them
+        (with_elements()).
+        """
+        return tuple(one for one in self.sources or () if isinstance(one, Prefix))
+
+    def with_elements(self, contents: Contents) -> Rule:
+        """With what the sets among its sources have."""
+        if not self.source_sets:
+            return self
+        found: list[Prefix] = []
+        for one in self.sources or ():
+            found += contents.get(one, ()) if isinstance(one, SetName) else (one,)
+        return replace(self, sources=tuple(dict.fromkeys(found)))
 
     def every(self, key: str) -> tuple[Any, ...]:
         """The values of a condition, and those that `not` excepts."""
@@ -342,4 +367,6 @@ def exception_text(one: Conditions) -> str:
 
 def forward_entries(rule: Rule) -> int:
     """How many places of forwards[] the rule takes."""
-    return len(rule.sources or (None,)) if rule.forwards else 0
+    if not rule.forwards:
+        return 0
+    return 1 if rule.sources is None else len(rule.sources)

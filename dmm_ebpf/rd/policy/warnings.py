@@ -17,7 +17,8 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy.evaluate import is_below
 from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
-from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank
+from dmm_ebpf.rd.policy.nftsets import SetName
+from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank, route_text
 from dmm_ebpf.rd.policy.rule import Conditions, Rule
 from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP, Prefix, is_named
 from dmm_ebpf.records.policy import Warned
@@ -108,7 +109,7 @@ def _takes_in(wide: Rule, narrow: Rule) -> bool:
         if getattr(wide, key) is not None and getattr(narrow, key) is None:
             return False
     sources = narrow.sources or ()
-    if wide.sources and not all(any(_within(n, w) for w in wide.sources) for n in sources):
+    if wide.sources and not all(any(_is_from(n, w) for w in wide.sources) for n in sources):
         return False
     names = narrow.in_interface or ()
     if wide.in_interface and not all(_named(n, wide.in_interface) for n in names):
@@ -142,6 +143,13 @@ def _named(pattern: str, patterns: tuple[str, ...]) -> bool:
     return pattern in patterns or (not _GLOB & set(pattern) and is_named(pattern, patterns))
 
 
+def _is_from(narrow: Prefix | SetName, wide: Prefix | SetName) -> bool:
+    """Whether all of one source is of another; of a set only itself is known to be."""
+    if isinstance(narrow, SetName) or isinstance(wide, SetName):
+        return narrow == wide
+    return _within(narrow, wide)
+
+
 def _within(narrow: Prefix, wide: Prefix) -> bool:
     bits = 32 if wide.family == 4 else 128
     shift = bits - wide.length
@@ -156,7 +164,7 @@ def _covers(wide: RouteTable, narrow: RouteTable) -> bool:
     """Whether wide has a route for every flow for which narrow has one."""
     if wide.name == narrow.name:
         return True
-    if len(wide) * len(narrow) > _MAX_PAIRS:
+    if narrow.sets or len(wide) * len(narrow) > _MAX_PAIRS:
         return False
     routes = list(wide)
     return all(
@@ -198,7 +206,7 @@ def _unused(policy: Policy) -> Iterator[Warned]:
         if name not in looked_up:
             where = ("tables", name, "routes", 0) if table.inline_count else ("tables", name)
             yield Warned(policy.place(*where), f"table {name} is looked up by no rule")
-        if not len(table):
+        if not len(table) and not table.sets:
             yield Warned(policy.place("tables", name), f"table {name} has no routes")
 
 
@@ -218,6 +226,11 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
     by_udp = {i for i, match in enumerate(table.matches) if match.proto == UDP}
     if not users or not by_udp:
         return
+    for set_index, one in enumerate(table.sets):
+        if one.stack in users and one.match in by_udp:
+            text = route_text(one.to, table.matches[one.match])
+            place = _set_place(policy, table, set_index)
+            yield _tcp_alone(table, place, text, one.stack)
     for index, (stack, match) in enumerate(zip(table.stack, table.match, strict=True)):
         # "default" is two routes of one place, which are one behind the other.
         if (
@@ -225,11 +238,16 @@ def _of_table(policy: Policy, table: RouteTable) -> Iterator[Warned]:
             and match in by_udp
             and not (index and table.where(index) == table.where(index - 1))
         ):
-            yield Warned(
-                _place(policy, table, index),
-                f"table {table.name}: route {table[index].text()} leads to {table.stack_names[stack]}, which carries "
-                "TCP alone: the kernel serves it; a stack of ours with udp = true carries UDP, too",
-            )
+            place = _place(policy, table, index)
+            yield _tcp_alone(table, place, table[index].text(), stack)
+
+
+def _tcp_alone(table: RouteTable, place: str, route: str, stack: int) -> Warned:
+    return Warned(
+        place,
+        f"table {table.name}: route {route} leads to {table.stack_names[stack]}, which carries "
+        "TCP alone: the kernel serves it; a stack of ours with udp = true carries UDP, too",
+    )
 
 
 def _never_best(table: RouteTable, group: list[int]) -> list[int]:
@@ -265,3 +283,10 @@ def _place(policy: Policy, table: RouteTable, index: int) -> str:
     if index < table.inline_count:
         return policy.place("tables", table.name, "routes", table.origin[index])
     return table.where(index)
+
+
+def _set_place(policy: Policy, table: RouteTable, index: int) -> str:
+    one = table.sets[index]
+    if one.inline:
+        return policy.place("tables", table.name, "routes", one.origin)
+    return table.where_set(index)
