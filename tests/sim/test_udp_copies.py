@@ -281,6 +281,19 @@ def test_what_is_alike_comes_as_often_as_it_was_sent_at_most(make) -> None:
     assert 0.7 * 500 < len(path.got[1]) - came <= 500
 
 
+def test_a_process_that_stood_still_sends_no_old_copies(make) -> None:
+    """They would come when the other stack has forgotten the datagram."""
+    path = Path((make(seed=1), make(seed=2)), 20 * MS, randomly(0.12))
+    talk(path, 4, 500)
+    sender = path.stacks[0].core
+    before = sender.count("DATAGRAM_COPIES")
+    sender.now = path.now
+    assert path.stacks[0].put(INNER, datagram(4, 0, b"once")) != []
+    sender.now += 5 * S
+    assert path.stacks[0].due() == []
+    assert sender.count("DATAGRAM_COPIES") == before
+
+
 def test_a_datagram_without_checksum_is_copied_too(make) -> None:
     path = Path((make(seed=1), make(seed=2)), 20 * MS, randomly(0.12))
     talk(path, 4, 1000)

@@ -7,6 +7,7 @@
 
 #define BEGIN_NS NS_PER_S	   /* copies of what came before nobody noted are past by then */
 #define REPORT_NS (NS_PER_S / 4)   /* after something came */
+#define LATE_NS (100 * NS_PER_MS)  /* a process that stood still sends no copies of then */
 #define SETTLE_NS (50 * NS_PER_MS) /* after which all copies of a datagram have come */
 
 enum { REPORT_SOON = PEER_PENDING * 3 / 4, IP4_BYTES = 20, IP6_BYTES = 40, TTL = 64 };
@@ -384,36 +385,49 @@ static void reports(struct udp_copies *c, uint64_t now_ns)
 	}
 }
 
-uint32_t udp_copies_next(struct udp_copies *c, uint8_t *frame, uint32_t *leg, uint32_t *nic,
-			 uint64_t now_ns)
+static bool is_copy(const struct slot *s)
+{
+	return s->gap_ns;
+}
+
+/* The first that is due, and c->due_ns as if it were none. NULL: none is. */
+static struct slot *slot_next(struct udp_copies *c, uint64_t now_ns)
 {
 	struct slot *first = NULL;
 
+	c->due_ns = NEVER;
+	for (struct slot *s = c->slots; s < c->slots + UDP_COPIES_SLOTS; s++) {
+		if (s->due_ns <= now_ns && is_copy(s) && now_ns - s->due_ns > LATE_NS) {
+			c->counters[DMM_CORE_DATAGRAM_COPIES_HELD] += s->left;
+			s->due_ns = NEVER;
+		}
+		if (s->due_ns <= now_ns && (!first || s->due_ns < first->due_ns)) {
+			c->due_ns = first ? min_u64(c->due_ns, first->due_ns) : c->due_ns;
+			first = s;
+		} else {
+			c->due_ns = min_u64(c->due_ns, s->due_ns);
+		}
+	}
+	return first;
+}
+
+uint32_t udp_copies_next(struct udp_copies *c, uint8_t *frame, uint32_t *leg, uint32_t *nic,
+			 uint64_t now_ns)
+{
+	struct slot *s;
+
 	if (c->report_ns <= now_ns)
 		reports(c, now_ns);
-	if (c->due_ns > now_ns)
+	s = c->due_ns <= now_ns ? slot_next(c, now_ns) : NULL;
+	if (!s)
 		return 0;
-	c->due_ns = NEVER;
-	for (uint32_t i = 0; i < UDP_COPIES_SLOTS; i++) {
-		struct slot *s = &c->slots[i];
-
-		if (s->due_ns == NEVER || (first && s->due_ns >= first->due_ns)) {
-			c->due_ns = min_u64(c->due_ns, s->due_ns);
-			continue;
-		}
-		if (first)
-			c->due_ns = min_u64(c->due_ns, first->due_ns);
-		first = s;
-	}
-	if (!first)
-		return 0;
-	memcpy(frame, first->frame, UDP_COPIES_ETH_BYTES + first->len);
-	*leg = first->leg;
-	*nic = first->nic;
-	c->counters[DMM_CORE_DATAGRAM_COPIES] += first->leg == DMM_LEG_OUTER && first->gap_ns;
-	first->due_ns = --first->left ? now_ns + first->gap_ns : NEVER;
-	c->due_ns = min_u64(c->due_ns, first->due_ns);
-	return first->len;
+	memcpy(frame, s->frame, UDP_COPIES_ETH_BYTES + s->len);
+	*leg = s->leg;
+	*nic = s->nic;
+	c->counters[DMM_CORE_DATAGRAM_COPIES] += is_copy(s);
+	s->due_ns = --s->left ? now_ns + s->gap_ns : NEVER;
+	c->due_ns = min_u64(c->due_ns, s->due_ns);
+	return s->len;
 }
 
 uint64_t udp_copies_due_ns(const struct udp_copies *c)
