@@ -58,6 +58,11 @@ StandardInput=file:{pipe}
 StandardOutput=truncate:{out}
 """
 
+# What docs/operations.md shows for services whose first connection must not be a race's.
+HOOKED = """#!/bin/sh
+until {cli} status --instance {name} --json | grep -q '"missing": \\[\\]'; do :; done
+"""
+
 
 class Shop:
     """A service that gets a file over its first connection, which stays open."""
@@ -208,9 +213,12 @@ def test_what_a_service_manager_does_with_an_instance(systemd, service, shop, wi
     """
     group = f"{systemd.root}/system.slice/shop.service"
     service.configure("--unit shop")
+    hooked = wired.directory / "hooked"
+    hooked.write_text(HOOKED.format(cli=CLI, name=service.name))
+    hooked.chmod(0o755)
     systemd.write(
         UNITS / "shop.service.d" / "after.conf",
-        f"[Unit]\nWants={service.unit}\nAfter={service.unit}\n",
+        f"[Unit]\nWants={service.unit}\nAfter={service.unit}\n[Service]\nExecStartPre={hooked}\n",
     )
     systemd.ctl("daemon-reload")
     systemd.ctl("start", "shop.service")
