@@ -13,7 +13,9 @@ from policy_parsing import U, parse, refusal
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import bulk, routes_file
 from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.difference import difference
 from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.routes import route_text
 
 FROM = U + '[[rules]]\ntable = "t"\n[tables.t]\nroutes_from = "p.csv"\n'
 PLAIN = ("", "# a comment", '# of "quotes"', "# é", "   ", "\t", "default,tcp,443,wan")
@@ -193,6 +195,28 @@ def test_the_prefixes_around_an_address(tmp_path: Path) -> None:
         for address in (network.network_address, network.broadcast_address):
             around = [n for n, other in enumerate(networks) if address in other]
             assert list(bulk.containing(table, network.version, int(address))) == around
+
+
+def test_what_two_tables_do_not_share(tmp_path: Path) -> None:
+    compared = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        tables = []
+        for _ in range(2):
+            ends = rng.sample(["tcp,443,wan", "udp,53,wan", ",,wan", "tcp,80 81,wan"], 3)
+            lines = [f"10.{rng.randrange(9)}.0.0/16,{rng.choice(ends)}\n" for _ in range(20)]
+            (tmp_path / "p.csv").write_text("".join(lines))
+            tables.append(parse(FROM, tmp_path))
+        old, new = ([route[:3] for route in one.tables["t"]] for one in tables)
+        told = [
+            f"{sign} route {route_text(prefix, match)} -> {stack} (table t)"
+            for sign, mine, other in (("-", old, new), ("+", new, old))
+            for prefix, match, stack in dict.fromkeys(mine)
+            if (prefix, match, stack) not in other
+        ]
+        assert [str(change) for change in difference(*tables)] == told
+        compared += len(told)
+    assert compared > 500
 
 
 def test_many_routes_of_one_prefix(tmp_path: Path) -> None:

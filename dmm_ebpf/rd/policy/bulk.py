@@ -170,6 +170,17 @@ class Prefixes:
         """
         return int(lib.prefixes_parent(self._pointer, route, hidden))
 
+    def lack(self, other: Columns, matches: array[int], stacks: array[int]) -> Iterator[int]:
+        """The routes of another table that this one does not have, in order. matches, stacks: what
+        this table calls those of the other; NO_ROUTE: it has none such.
+        """
+        lent, count = _Lent(other), len(other)
+        called = _lent(matches), _lent(stacks)
+        at = lib.prefixes_lack(self._pointer, lent.struct, count, 0, *called)
+        while at < count:
+            yield at
+            at = lib.prefixes_lack(self._pointer, lent.struct, count, at + 1, *called)
+
     def plan(self, takes_all: bytes, templates: Learnt, plan: array[int], start: int) -> int:
         """Fills plan from a route on, until one comes whose key() templates do not have; its
         index, or that behind the last one. takes_all: of each match, 0 or 1.

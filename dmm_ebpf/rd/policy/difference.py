@@ -8,11 +8,14 @@ a table's routes means nothing (routes.py). Pure.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.model import BUILT_IN, Policy, Stack
-from dmm_ebpf.rd.policy.routes import Route, RouteTable, route_text
+from dmm_ebpf.rd.policy.nftsets import SetName
+from dmm_ebpf.rd.policy.routes import Match, Route, RouteTable, route_text
 from dmm_ebpf.records.policy import Change, Sign
 
 
@@ -76,25 +79,49 @@ def _written(policy: Policy, name: str) -> RouteTable | None:
     return None if table is None or table.is_action else table
 
 
-def _route_set(table: RouteTable | None) -> dict[tuple[Any, ...], None]:
+def _of_sets(table: RouteTable | None) -> dict[tuple[SetName, Match, str], None]:
+    """The routes to nft sets."""
     if table is None:
         return {}
     sets = ((s.to, table.matches[s.match], table.stack_names[s.stack]) for s in table.sets)
-    return dict.fromkeys([*map(_key, table), *sets])
+    return dict.fromkeys(sets)
 
 
-def _key(route: Route) -> tuple[Any, ...]:
-    return (route.prefix, route.match, route.stack)
+def _only_in(mine: RouteTable | None, other: RouteTable | None) -> Iterator[Route]:
+    """The routes that mine has, whether once or more often, and other has not."""
+    if mine is None:
+        return
+    told: set[Route] = set()
+    for index in range(len(mine)) if other is None else _lacking(other, mine):
+        route = mine[index]._replace(where="")
+        if route not in told:
+            told.add(route)
+            yield route
+
+
+def _lacking(table: RouteTable, other: RouteTable) -> Iterator[int]:
+    """The routes of other that table has not: a million, most of them alike, at once."""
+    matches = _numbers(table.matches, other.matches)
+    stacks = _numbers(table.stack_names, other.stack_names)
+    return bulk.Prefixes(table).lack(other, matches, stacks)
+
+
+def _numbers(ours: Sequence[Hashable], theirs: Sequence[Hashable]) -> array[int]:
+    """Where each of theirs is among ours."""
+    places = {one: number for number, one in enumerate(ours)}
+    return array("I", (places.get(one, bulk.NO_ROUTE) for one in theirs))
 
 
 def _routes(name: str, old: RouteTable | None, new: RouteTable | None) -> Iterator[Change]:
-    before, after = _route_set(old), _route_set(new)
-    signs: tuple[tuple[Sign, dict[tuple[Any, ...], None], dict[tuple[Any, ...], None]], ...] = (
-        ("-", before, after),
-        ("+", after, before),
+    both: tuple[tuple[Sign, RouteTable | None, RouteTable | None], ...] = (
+        ("-", old, new),
+        ("+", new, old),
     )
-    for sign, mine, other in signs:
-        for to, match, stack in mine:
-            if (to, match, stack) not in other:
+    for sign, mine, other in both:
+        for route in _only_in(mine, other):
+            yield Change(sign, "route", f"{route.text()} -> {route.stack} (table {name})")
+        sets = _of_sets(other)
+        for to, match, stack in _of_sets(mine):
+            if (to, match, stack) not in sets:
                 text = f"{route_text(to, match)} -> {stack} (table {name})"
                 yield Change(sign, "route", text)

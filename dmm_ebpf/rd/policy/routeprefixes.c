@@ -191,6 +191,28 @@ uint32_t prefixes_parent(const struct prefixes *p, uint32_t route, uint32_t hidd
 	return ROUTE_NONE;
 }
 
+static int has(const struct prefixes *p, const struct key *k, uint32_t match, uint32_t stack)
+{
+	uint32_t i = *slot_of(p, k);
+
+	for (i = i ? i - 1 : ROUTE_NONE; i != ROUTE_NONE; i = next_of(p->links, i))
+		if (p->routes.match[i] == match && p->routes.stack[i] == stack)
+			return 1;
+	return 0;
+}
+
+uint32_t prefixes_lack(const struct prefixes *p, const struct routes *routes, uint32_t count,
+		       uint32_t from, const uint32_t *matches, const uint32_t *stacks)
+{
+	for (; from < count; from++) {
+		struct key k = key_of(routes, from);
+
+		if (!has(p, &k, matches[routes->match[from]], stacks[routes->stack[from]]))
+			break;
+	}
+	return from;
+}
+
 uint32_t plan_key(const struct prefixes *p, const uint8_t *takes_all, uint32_t route, uint32_t *key)
 {
 	const uint32_t *match = p->routes.match;

@@ -92,6 +92,12 @@ uint32_t links_shared(const uint32_t *links, uint32_t count, uint32_t from);
 uint32_t prefixes_parent(const struct prefixes *p, uint32_t route, uint32_t hidden);
 
 /*
+ * The first of another table's routes, from that one on, that the table of p does not have, or
+ * count. matches, stacks: what p's table calls the other's; ROUTE_NONE: it has none such.
+ */
+uint32_t prefixes_lack(const struct prefixes *p, const struct routes *routes, uint32_t count,
+		       uint32_t from, const uint32_t *matches, const uint32_t *stacks);
+/*
  * Fills plan from a route on, for as long as the template is known: PLAN_OWN, PLAN_SKIP, or the
  * template's number from 1. Returns where it is not, or count. takes_all: by match, 1 where every
  * protocol and port matches. templates: by plan_key().
