@@ -156,13 +156,7 @@ static void check_entries(struct table *t, const struct prefixes *p)
 	static const uint32_t words[15] = {[2] = NAMED_OWN, [5] = NAMED_MISS};
 	static const uint32_t numbers[3] = {7, 8, 9};
 	uint32_t plan[MOST_ROWS], via[MOST_ROWS] = {0};
-	/* The last routes are elements of one set. */
-	uint32_t via[MOST_ROWS] = {0}, written = t->count - t->count / 4;
-	struct emission e = {.routes = columns(t, 0),
-			     .count = t->count,
-			     .written = written,
-			     .via = via,
-			     .plan = plan};
+	struct emission e = {.routes = columns(t, 0), .count = t->count, .plan = plan};
 	struct emission_size size;
 
 	make_plan(p, plan);
