@@ -19,7 +19,7 @@ from lab import Host, wait_for
 pytestmark = pytest.mark.root
 
 WATCH_S = "4"
-PORT = 5001
+TAKES, GIVES = 5001, 5002
 POLICY = """
 [stacks.lan]
 kind = "kernel"
@@ -31,37 +31,50 @@ to = "default"
 stack = "lan"
 """
 GOOD, LOSES, RESETS = "af11", "af12", "af13"
+# Takes what comes on one port; gives a little on the other, at its pace, and closes first.
 SERVER = """
 import socket, sys, threading
+SO_MAX_PACING_RATE = 47
+takes, gives = (socket.create_server(("", int(port)), backlog=64) for port in sys.argv[1:])
+gives.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 1_000_000)
+gives.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)  # so that there is a pace
+print("ready", flush=True)
 def take(sock):
     while sock.recv(1 << 16):
         pass
-with socket.create_server(("", int(sys.argv[1])), backlog=64) as listener:
+def give(sock):
+    sock.sendall(bytes(20_000))
+    sock.close()
+def serve(listener, how):
     while True:
-        threading.Thread(target=take, args=(listener.accept()[0],), daemon=True).start()
+        threading.Thread(target=how, args=(listener.accept()[0],), daemon=True).start()
+threading.Thread(target=serve, args=(takes, take), daemon=True).start()
+serve(gives, give)
 """
-# Flows that last, some at a time, and connections that come and go
+# Flows that last for three seconds each, six at a time, and connections that come and go; the pace
+# is the sockets'.
 CLIENT = """
-import socket, sys, threading, time
-where = sys.argv[1], int(sys.argv[2])
+import socket, sys, threading
+SO_MAX_PACING_RATE = 47
+address, takes, gives = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 def bulk():
     while True:
         try:
-            with socket.create_connection(where, 30) as sock:
-                until = time.monotonic() + 3
-                while time.monotonic() < until:
-                    sock.send(bytes(20_000))
-                    time.sleep(0.02)
+            with socket.create_connection((address, takes), 30) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+                sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 1_000_000)
+                sock.sendall(bytes(3_000_000))
         except OSError:
             pass
 for _ in range(6):
     threading.Thread(target=bulk, daemon=True).start()
 while True:
     try:
-        socket.create_connection(where, 30).close()
+        with socket.create_connection((address, gives), 30) as sock:
+            while sock.recv(1 << 16):
+                pass
     except OSError:
         pass
-    time.sleep(0.02)
 """
 
 
@@ -75,14 +88,19 @@ def site(lab, make_cgroup, tmp_path, monkeypatch) -> Iterator[Fleet]:
         made.follow(1)
         made.await_listed(2)
         router: Host = lab.hosts["router"]
-        router.popen(["/usr/bin/python3", "-c", SERVER, str(PORT)])
+        ports = (str(TAKES), str(GIVES))
+        served = router.popen(
+            ["/usr/bin/python3", "-c", SERVER, *ports], stdout=subprocess.PIPE, text=True
+        )
+        assert served.stdout is not None
+        assert served.stdout.readline().strip() == "ready"
         rules = f"ip dscp {LOSES} numgen random mod 10 == 0 drop;"
         rules += (
             f" ip dscp {RESETS} tcp flags syn numgen random mod 3 == 0 reject with tcp reset; }};"
         )
         chain = "chain in { type filter hook input priority 0; "
         router.run(["nft", f"table ip t {{ {chain} {rules} }}"])
-        words = ["/usr/bin/python3", "-c", CLIENT, router.ip4, str(PORT)]
+        words = ["/usr/bin/python3", "-c", CLIENT, router.ip4, *ports]
         canary.cgroup.spawn(words, host=canary.host, stderr=subprocess.DEVNULL)
         yield made
 
