@@ -64,6 +64,11 @@ enum dmm_mark {
 	 * takes it off and says so to the others in skb->cb
 	 */
 	DMM_INNER_MARK = 0x646d6e,
+	/*
+	 * of what a stack process sends to the wire of a device that it does not serve, until our
+	 * program there gives it the app's mark
+	 */
+	DMM_AWAY_MARK = 0x646d6f,
 };
 
 /*

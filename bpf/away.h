@@ -15,6 +15,11 @@
  * away, by an address that is 0, and a process with AF_XDP sockets sends what is to such an address
  * by its packet socket. nics[] has the device for as long as it is up; when it goes, home is tried
  * until the app's next packet shows another way.
+ *
+ * The other device may itself send by the home: a macvlan of it, or a bond under which it was put
+ * just now. What is sent there comes to the program at the home once more, and must not be sent
+ * there again. By nothing else can that be told for sure, since all of a packet may change on the
+ * way: so what is sent there is a copy, which has no socket, and what has none is never sent there.
  */
 #ifndef DMM_AWAY_H
 #define DMM_AWAY_H
@@ -72,7 +77,24 @@ static __always_inline int away_send(struct __sk_buff *skb, const struct dmm_nic
 		    bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
 			return bpf_redirect(0, 0);
 	}
-	return bpf_redirect(flow->away, 0);
+	skb->mark = DMM_AWAY_MARK;
+	bpf_clone_redirect(skb, flow->away, 0);
+	return bpf_redirect(0, 0);
+}
+
+/* What away_send() has sent comes to a device: it bears what the app's packets bear, and goes on.
+ */
+static __always_inline int away_pass(struct __sk_buff *skb, const struct dmm_nic *nic)
+{
+	struct dmm_tcp_frame frame = {};
+	const struct dmm_xdp_flow *flow;
+
+	if (!frame_read(skb, link_bytes(nic), true, &frame))
+		return TC_ACT_UNSPEC;
+	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
+	if (flow)
+		skb->mark = flow->mark;
+	return TC_ACT_UNSPEC;
 }
 
 /* A packet that the process sends to the app, with its Ethernet header; where it is to come in. */

@@ -383,6 +383,8 @@ static __always_inline int tcout(struct __sk_buff *skb)
 	/* One that a process has already, and somebody's program sends by a device of his own */
 	if (nic->slot == DMM_MAX_NICS && skb->mark == DMM_TCIN_MARK)
 		return TC_ACT_UNSPEC;
+	if (unlikely(skb->mark == DMM_AWAY_MARK))
+		return away_pass(skb, nic);
 	sk = sk ? dmm_sk_fullsock(sk) : NULL;
 	if (sk && sk->family == AF_PACKET)
 		return outer_out(skb, nic);

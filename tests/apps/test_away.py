@@ -171,7 +171,7 @@ def unnumbered(ways):
         host.ip(f"address flush dev {nic.name} scope global")
         host.sysctl(f"net.ipv4.conf.{nic.name}.rp_filter", 1)
     near, far = (
-        link_local(host, nic) for host, nic in ((ways.client, wire.a), (ways.server, wire.b))
+        link_local(host, nic.name) for host, nic in ((ways.client, wire.a), (ways.server, wire.b))
     )
     ways.ways["unnumbered"] = {
         ways.client.name: (wire.a.name, {"ip4": f"inet6 {far}", "ip6": far}),
@@ -180,8 +180,8 @@ def unnumbered(ways):
     return wire
 
 
-def link_local(host, nic) -> str:
-    shown = json.loads(host.run(["ip", "-json", "-6", "address", "show", "dev", nic.name]).stdout)
+def link_local(host, device: str) -> str:
+    shown = json.loads(host.run(["ip", "-json", "-6", "address", "show", "dev", device]).stdout)
     return next(one["local"] for one in shown[0]["addr_info"] if one["scope"] == "link")
 
 
@@ -223,6 +223,26 @@ def test_only_the_answers_come_by_the_other_device(served):
     flow = Flow(served, "ip4")
     lead(served, served.server, "second", FAR, NEAR)
     assert flow.carries()
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+@pytest.mark.parametrize("io", ["tap", "af_xdp"])
+def test_the_other_device_stands_on_the_home(served, io, family):
+    """What leaves by it comes to the programs at the home once more, and goes on from there."""
+    client = served.client
+    home, far = (served.ways["first"][host.name][0] for host in (client, served.server))
+    client.ip(f"link add mv0 link {home} type macvlan mode bridge", "link set mv0 up")
+    via = link_local(served.server, far)
+    served.ways["above"] = {client.name: ("mv0", {"ip4": f"inet6 {via}", "ip6": via})}
+    routed = served.attach_client(policy(served, "first", io))
+    flow = Flow(served, family)
+    assert flow.carries()
+    for way in ("above", "first", "above"):
+        lead(served, client, way, NEAR, FAR)
+        assert flow.carries(), way
+    (row,) = routed.flows(pid=flow.process.pid)
+    assert (row["stack"], row["why"]) == ("wan", "")
+    assert dropped(routed) == 0
 
 
 @pytest.mark.parametrize("end", ["down", "gone"])
