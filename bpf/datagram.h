@@ -65,8 +65,9 @@ static __always_inline bool udp_is_open(const struct dmm_udp_flow *udp, __u64 no
 {
 	__u64 latest = udp->in_ns > udp->out_ns ? udp->in_ns : udp->out_ns;
 
-	return now - latest <
-	       (udp->in_ns && udp->out_ns ? DATAGRAM_BOTH_WAYS_NS : DATAGRAM_ONE_WAY_NS);
+	/* Another processor may have noted a datagram since now was read: no difference. */
+	return now <
+	       latest + (udp->in_ns && udp->out_ns ? DATAGRAM_BOTH_WAYS_NS : DATAGRAM_ONE_WAY_NS);
 }
 
 /*

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from sitefixtures import with_udp
 
+from dmm_ebpf import loader
 from lab import Cgroup, Host, wait_for
 from lab.waiting import stop, wait_readable
 
@@ -116,6 +118,22 @@ def test_a_connected_socket(wired, app, io, family):
     assert flow["sport"] == app("s['x'].getsockname()[1]")
     assert (flow["bytes_sent"], flow["bytes_received"]) == (11, 11 + 2 * len(here) + 2)
     assert (flow["state"], flow["pid"]) == ("ESTABLISHED", app.process.pid)
+
+
+def test_an_exchange_of_which_another_processor_has_just_noted_a_datagram(wired, app):
+    """A tick of the clock later than this one has read: it goes on, and is not a new one."""
+    routed = wired.attach_client(with_udp("tap"))
+    app.open("x")
+    app(f"s['x'].connect(({wired.server.ip4!r}, {PORT}))")
+    assert app.ask("x", "first") == f"{wired.client.ip4} first"
+    maps = loader.open_maps(routed.instance)
+    ((pair, one),) = maps.udp_flows.items()
+    one.in_ns = time.monotonic_ns() + 60_000_000_000
+    maps.udp_flows[pair] = one
+    assert app.ask("x", "second") == f"{wired.client.ip4} second"
+    (flow,) = routed.flows(proto="udp")
+    assert (flow["bytes_sent"], flow["stack"]) == (11, "wan")
+    assert counters(routed) == (2, 2)
 
 
 def test_a_stack_that_does_not_say_so_carries_tcp_alone(wired, app):
