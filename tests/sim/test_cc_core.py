@@ -15,7 +15,7 @@ BDP_BYTES = RATE_BPS * RTT_NS // S
 WIDE = {"krcvbuf": 2**30, "sndbuf": 2**30, "rcvbuf": 2**30, "memory": 2**32}
 
 
-def bulk(programs: Programs, cc: str, loss: float, seconds: int, **more: int) -> dict[str, int]:
+def bulk(programs: Programs, cc: str, loss: float, seconds: int, **more: float) -> dict[str, int]:
     """A flow that does not end, for so long; the queue is one BDP."""
     path = {"rate_Bps": RATE_BPS, "delay_ns": RTT_NS // 2, "queue_bytes": BDP_BYTES, "loss": loss}
     keys = path | {"loss_back": 0, "up": 2**36, "down": 0, "limit_ns": seconds * S} | WIDE | more
@@ -53,6 +53,24 @@ def test_wan_opens_the_window_of_a_linux_receiver(programs: Programs, loss: floa
         assert late["spare_copies_a"] > 0
         shares.append((late["got_b"] - early["got_b"]) / 10 / limit(loss))
     assert sorted(shares)[1] >= 0.96
+
+
+@pytest.mark.parametrize("loss", [0.05, 0.12])
+def test_wan_does_not_take_bursts_for_congestion(programs: Programs, loss: float) -> None:
+    """All of 5 ms is lost, on average, some forty segments: from one look to the next that
+    varies far more than as many independent losses.
+    """
+    chain = {
+        "burst_step_ns": MS,
+        "burst_p": 0.2 * loss / (1 - loss),
+        "burst_r": 0.2,
+        "burst_loss_bad": 1,
+    }
+    shares = []
+    for seed in (1, 2, 3):
+        early, late = (bulk(programs, "wan", 0, seconds, seed=seed, **chain) for seconds in (3, 23))
+        shares.append((late["got_b"] - early["got_b"]) / 20 / limit(loss))
+    assert sorted(shares)[1] >= 0.9
 
 
 @pytest.mark.parametrize("loss", [0, 0.12])

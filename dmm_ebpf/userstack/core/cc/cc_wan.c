@@ -16,6 +16,10 @@
  * same voids the experiment; beside somebody else's (or on a path that has become longer, which
  * looks alike) p_hat may only fall; an ECN echo clears it. An estimate that was too high shrinks by
  * the gain of DOWN each time, so it cannot feed on itself.
+ * - Loss that comes in bursts is no congestion either. By how much it varies more than
+ * independent loss would is learned in the same experiment, from how many packets in a row are lost
+ * while no queue is seen; judgements whether loss is in excess, unless a queue was seen, or gone,
+ * allow for it.
  * - Loss in excess of p_hat (draft: BBRLossThresh) ends UP, makes later probes smaller, and in
  * CRUISE starts the experiment. If the experiment makes it vanish, bw is bounded (bw_lo, draft:
  * BBRBeta) until the next UP.
@@ -105,6 +109,8 @@ static void wan_window(struct wan *w, const struct cc_sample *s)
 	w->flags |= F_LEARNING;
 	w->win_delivered = s->delivered_bytes;
 	w->win_lost = w->lost_total;
+	w->cluster = 0;
+	w->flags &= ~F_QUEUED;
 }
 
 /* Closes the experiment at the end of a slow phase; says what it proved. */
@@ -127,7 +133,7 @@ static void wan_conclude(const struct cc *cc, struct wan *w, const struct cc_sam
 	w->flags &= ~F_SUSPECT;
 	/* gone, and not by chance */
 	expect = mul_div(lost + delivered, w->suspect_ppm, PPM) / cc->mss;
-	if (lost / cc->mss + 2 * sqrt64(expect) < expect)
+	if (lost / cc->mss + 2 * sqrt64(wan_variance(w, expect)) < expect)
 		w->bw_lo = mul_div(wan_bw(w), BETA_BW_LO, UNIT);
 }
 
@@ -327,6 +333,8 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 	w->last_round_rtt_ns = w->round_rtt_ns;
 	w->round_rtt_ns = UINT64_MAX;
 	w->flags &= ~F_ROUND_APP_LIMITED;
+	if (w->mode != WAN_CRUISE || !w->pool_ns || w->pool_ns == s->now_ns)
+		w->flags &= ~F_ROUND_QUEUED;
 }
 
 /*
@@ -445,10 +453,12 @@ static void wan_on_ack(struct cc *cc, const struct cc_sample *s)
 		wan_forget(w);
 		w->flags |= F_ECE;
 	}
-	wan_update_round(w, s);
+	wan_update_round(cc, w, s);
 	wan_update_min_rtt(w, s);
 	wan_update_bw(w, s);
 	wan_update_extra(cc, w, s);
+	if (w->flags & F_LEARNING)
+		wan_learn_dispersion(cc, w, s);
 	wan_window(w, s);
 	if (w->flags & F_ROUND_START)
 		wan_end_round(cc, w, s);
@@ -469,6 +479,7 @@ static void wan_init(struct cc *cc, uint64_t now_ns)
 	w->mode = WAN_STARTUP;
 	w->gain_up = GAIN_UP_INIT;
 	w->bw_lo = UINT64_MAX;
+	w->dispersion = UNIT;
 	w->min_rtt_ns = cc->srtt_ns ? cc->srtt_ns : UINT64_MAX;
 	w->base_rtt_ns = UINT64_MAX;
 	w->round_rtt_ns = UINT64_MAX;

@@ -4,8 +4,8 @@
  * p_hat, and the judgement whether loss is more than p_hat explains. cc_wan.c decides what to do
  * about it; only that file includes this one.
  *
- * Invariants: p_ppm <= P_MAX_PPM; p_lost / p_total is p_hat; min_rtt_ns is UINT64_MAX until the
- * first sample and never 0.
+ * Invariants: p_ppm <= P_MAX_PPM; p_lost / p_total is p_hat; dispersion is from 1 to
+ * DISPERSION_MAX; min_rtt_ns is UINT64_MAX until the first sample and never 0.
  */
 #ifndef DMM_CC_WAN_MODEL_H
 #define DMM_CC_WAN_MODEL_H
@@ -27,6 +27,9 @@
 #define SPARE_ALL_PPM 20000u	 /* and from which every segment is */
 #define P_KNOWN_SEGS 100u	 /* p_hat of fewer packets is no knowledge */
 #define POOL_SEGS 256u		 /* fewer packets than this say little about loss */
+#define DISPERSION_MAX 64u	 /* what more is lost in a row does not count for more */
+#define DISPERSION_SEGS 64u	 /* so many lost segments, and half of dispersion is theirs */
+#define CLUSTER_CHANCE 3u	 /* so many in a row may be lost independently */
 
 #define GAIN_STARTUP                                                                               \
 	3072u		/* 3; cwnd still doubles, so this only sends a window sooner. Draft: 2.77 */
@@ -64,11 +67,13 @@ enum wan_flag {
 	F_RTO = 1 << 5,		/* prior_cwnd_bytes is to be restored */
 	F_IDLE_RESTART = 1 << 6,
 	F_ROUND_APP_LIMITED = 1 << 7,
-	F_POOL_IDLE = 1 << 8, /* a round of the pool saw no queue */
-	F_TIGHT = 1 << 9,     /* the last probe ended by loss: leave room */
-	F_PROBED = 1 << 10,   /* loss seen now may be the last probe's */
-	F_ALONE = 1 << 11,    /* this UP began with the path empty */
-	F_ECE = 1 << 12,      /* an ECN echo came in this round */
+	F_POOL_IDLE = 1 << 8,	  /* a round of the pool saw no queue */
+	F_TIGHT = 1 << 9,	  /* the last probe ended by loss: leave room */
+	F_PROBED = 1 << 10,	  /* loss seen now may be the last probe's */
+	F_ALONE = 1 << 11,	  /* this UP began with the path empty */
+	F_ECE = 1 << 12,	  /* an ECN echo came in this round */
+	F_QUEUED = 1 << 13,	  /* the open window of the experiment has seen a queue */
+	F_ROUND_QUEUED = 1 << 14, /* so has the round; in CRUISE, one since the pool was opened */
 };
 
 struct wan {
@@ -127,6 +132,9 @@ struct wan {
 	uint64_t extra_ns;
 	uint64_t extra_delivered;
 	uint64_t extra_max[2];
+	/* bursts */
+	uint32_t cluster;    /* bytes lost in a row, less half of what arrived among them */
+	uint32_t dispersion; /* variance of a count of losses / if they were independent, in UNIT */
 } __attribute__((may_alias));
 
 _Static_assert(sizeof(struct wan) <= sizeof(((struct cc *)0)->priv),
@@ -190,18 +198,51 @@ static inline void wan_set_p(struct wan *w)
 }
 
 /*
+ * Losses in rows vary more from count to count than independent ones: the variance is greater by
+ * the length of the row in which a lost segment stands, on average. It is learned in the experiment
+ * only, and until that sees a queue: one that overflows drops in rows as well, but whoever sent at
+ * that time saw it full. Half of what arrives is taken off, so that neither a stretched ACK
+ * nor independent losses make a row.
+ */
+static inline void wan_learn_dispersion(const struct cc *cc, struct wan *w,
+					const struct cc_sample *s)
+{
+	uint64_t row = w->cluster + s->lost_bytes, lost = s->lost_bytes / cc->mss, segs;
+
+	if (s->rtt_ns > wan_rtt_plus(cc, w, 50))
+		w->flags |= F_QUEUED;
+	if (w->flags & (F_QUEUED | F_RIVAL))
+		return;
+	row -= min_u64(row, s->acked_bytes / 2);
+	w->cluster = (uint32_t)min_u64(row, DISPERSION_MAX * (uint64_t)cc->mss);
+	segs = w->cluster <= CLUSTER_CHANCE * cc->mss ? 1 : w->cluster / cc->mss;
+	w->dispersion =
+		(uint32_t)((w->dispersion * (uint64_t)DISPERSION_SEGS + segs * UNIT * lost) /
+			   (DISPERSION_SEGS + lost));
+}
+
+/* Of a count of lost packets, of which so many were expected */
+static inline uint64_t wan_variance(const struct wan *w, uint64_t expect)
+{
+	return mul_div(expect, w->dispersion, UNIT);
+}
+
+/*
  * Takes a finished experiment into p_hat; one that contradicts the past by three sigma replaces it.
+ * Bursts excuse more loss than was expected, never less: what is too high must fall soon.
  */
 static inline void wan_learn(const struct cc *cc, struct wan *w, uint64_t lost, uint64_t delivered)
 {
-	uint64_t total = lost + delivered, limit = 4000ull * cc->mss, expect, diff, sigma;
+	uint64_t total = lost + delivered, limit = 4000ull * cc->mss, expect, diff, variance;
 
 	if (total < 8ull * cc->mss)
 		return;
 	expect = mul_div(total, w->p_ppm, PPM);
 	diff = lost > expect ? lost - expect : expect - lost;
-	sigma = cc->mss * sqrt64(max_u64(expect, lost) / cc->mss + 1);
-	if (diff > 3 * sigma && total > 50ull * cc->mss) {
+	variance = max_u64(expect, lost) / cc->mss + 1;
+	if (lost > expect)
+		variance = wan_variance(w, variance);
+	if (diff > 3 * cc->mss * sqrt64(variance) && total > 50ull * cc->mss) {
 		w->p_lost = 0;
 		w->p_total = 0;
 	}
@@ -263,13 +304,15 @@ static inline void wan_update_bw(struct wan *w, const struct cc_sample *s)
 				mul_div(s->interval_delivered_bytes, NS_PER_S, s->interval_ns));
 }
 
-static inline void wan_update_round(struct wan *w, const struct cc_sample *s)
+static inline void wan_update_round(const struct cc *cc, struct wan *w, const struct cc_sample *s)
 {
 	w->flags &= ~F_ROUND_START;
 	if (s->app_limited)
 		w->flags |= F_ROUND_APP_LIMITED;
 	if (s->rtt_ns)
 		w->round_rtt_ns = min_u64(w->round_rtt_ns, s->rtt_ns);
+	if (s->rtt_ns > wan_rtt_plus(cc, w, 50))
+		w->flags |= F_ROUND_QUEUED;
 	if (s->acked_bytes && s->prior_delivered_bytes >= w->next_round_delivered) {
 		w->next_round_delivered = s->delivered_bytes;
 		w->flags |= F_ROUND_START;
@@ -308,6 +351,7 @@ static inline void wan_update_min_rtt(struct wan *w, const struct cc_sample *s)
 
 /*
  * Loss of the round that ended, in excess of what p_hat explains by three sigma and the threshold?
+ * Where a queue was seen it may have overflowed, and then bursts are no excuse.
  */
 static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint64_t lost,
 				  uint64_t delivered)
@@ -318,6 +362,9 @@ static inline int wan_excess_loss(const struct cc *cc, const struct wan *w, uint
 	uint64_t expect = mul_div(total, known < P_KNOWN_SEGS ? P_MAX_PPM : w->p_ppm, PPM);
 	/* the sample's variance and that of p_hat */
 	uint64_t variance = expect + mul_div(expect, total, known + 1);
+
+	if (!(w->flags & F_ROUND_QUEUED))
+		variance = wan_variance(w, variance);
 
 	return segs > 2 + expect + mul_div(total, LOSS_THRESH_PPM, PPM) + 3 * sqrt64(variance);
 }
