@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -244,3 +245,46 @@ def test_sources_of_forwarded_flows_are_followed(site):
     wait_for(lambda: rule() == "1: from nft:inet filter lossy forward", WITHIN_S, "a source")
     _nft(site.client, f"flush set {SET}")
     wait_for(lambda: rule() is None, WITHIN_S, "no source")
+
+
+HOLD = """
+import socket, sys
+held = []
+for address in sys.argv[1:]:
+    held.append(socket.create_connection((address, 80)))
+    print(held[-1].getsockname()[1], flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_flows_keep_their_stack_and_the_name_of_their_route(site):
+    """Whatever the set has by then: decided by the kernel, from elements."""
+    site.wire()
+    host, peer = site.client, site.server.ip4
+    _make(host)
+    _nft(host, f"add element {SET} {{ {peer} }}")
+    routed = site.attach_client(POLICY)
+    server = site.server.popen(["/usr/bin/python3", "-m", "http.server", "80"])
+    program = site.client_cgroup.argv(["/usr/bin/python3", "-c", HOLD, peer, peer])
+    wait_for(lambda: _serves(site), WITHIN_S, "the server")
+    client = host.popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = int(client.stdout.readline())
+    _nft(host, f"flush set {SET}")
+    _until(routed, peer, "kernel", "the set to be empty")
+    client.stdin.write("\n")
+    client.stdin.flush()
+    second = int(client.stdout.readline())
+    flows = {flow["sport"]: flow for flow in routed.ask("flows")}
+    assert (flows[first]["stack"], flows[first]["route"]) == (
+        "s",
+        "nft:inet filter lossy tcp 80,443",
+    )
+    assert (flows[second]["stack"], flows[second]["route"]) == ("kernel", None)
+    client.kill()
+    server.kill()
+
+
+def _serves(site):
+    probe = "import socket, sys; sys.exit(socket.socket().connect_ex((sys.argv[1], 80)))"
+    asked = ["/usr/bin/python3", "-c", probe, site.server.ip4]
+    return site.client.run(asked, check=False).returncode == 0
