@@ -334,7 +334,7 @@ def test_a_host_that_tells_of_the_last_push_there_can_be_ends_no_fleet(one) -> N
     one.push(POLICY)
     said = {"format": 1, "state": "waiting", "newest": 99_999_999}
     one.etcd.put("/dmm/hosts/z/x", json.dumps(said))
-    one.push(SECOND)
+    one.push(SECOND, "--within", "1", code=1)
     assert await_state(following, "applied", push=2)
 
 
