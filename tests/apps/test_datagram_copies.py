@@ -10,6 +10,7 @@ import json
 import pytest
 from sitefixtures import Site, with_udp
 from talking import server
+from test_datagram_programs import ADDRESS, NAME, dnsmasq
 
 PORT = 7400
 POLICY = 'kind = "user"\nnegotiate = "allow"\nlatency = "low"\n'
@@ -91,3 +92,22 @@ def test_by_default_nothing_is_sent_besides(wired, python) -> None:
     shown = wired.server.run(["cat", "/proc/net/snmp"]).stdout
     names, values = (line.split() for line in shown.splitlines() if line.startswith("Udp:"))
     assert dict(zip(names, values, strict=True))["InCsumErrors"] == "0"
+
+
+def answers(site: Site, first: int, many: int) -> int:
+    """How many names a resolver over the path says, each asked for once, by a socket of its own."""
+    names = [f"{number}.{NAME}" for number in range(first, first + many)]
+    once = ["dig", "+short", "+tries=1", "+time=1", f"@{site.server.ip4}"]
+    done = site.client_cgroup.run([*once, *names], host=site.client, check=False)
+    return str(done.stdout).splitlines().count(ADDRESS)
+
+
+def test_a_resolver_answers_the_first_question(site) -> None:
+    """By its first packet, though every question has a port of its own: what is known is known of
+    the host.
+    """
+    site.wan(rate="100mbit", delay="10ms", loss="12%", seed=5)
+    both = [attach(policy("tap")) for attach in (site.attach_client, site.attach_server)]
+    dnsmasq(site.server, site.server_cgroup, "--no-resolv", f"--address=/{NAME}/{ADDRESS}")
+    first = answers(site, 0, 60)
+    assert answers(site, 100, 60) >= 57 > first, [counters(routed) for routed in both]

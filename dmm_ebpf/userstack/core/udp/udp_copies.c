@@ -253,6 +253,7 @@ static bool original_in(struct udp_copies *c, struct peer *peer, const struct ud
 		peer->blind_until_ns = now_ns + SEEN_NS;
 		return true;
 	}
+	way_back(peer, p, d);
 	id = seen_id(d);
 	row = seen_find(&c->seen, d, id, false, now_ns, &key);
 	if (!row) {
