@@ -22,7 +22,7 @@
 #include "dmm.h"
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 17,
+	DMM_ABI_VERSION = 18,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
 	DMM_MAX_CHECKS = 240,	  /* in rules[], of one policy; counted in a byte */
@@ -129,6 +129,7 @@ enum dmm_rule_flag {
 	DMM_RULE_DSCP = 32,
 	DMM_RULE_LPORT = 64,
 	DMM_RULE_DEVICE = 128,
+	DMM_RULE_EXECUTABLE = 256,
 };
 
 enum dmm_direction {
@@ -148,7 +149,8 @@ struct dmm_rule {
 	__u32 directions; /* bit set of enum dmm_direction */
 	/* chosen when everything matches; no route there, or 0: the next rule is tried */
 	__u32 table;
-	__u32 cgroup_level; /* depth of the cgroup below the root (root = 0), */
+	__u16 cgroup_level; /* depth of the cgroup below the root (root = 0), */
+	__u16 dscp;	    /* 0..63 */
 	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
 	__u32 uid_first;
 	__u32 uid_last;
@@ -157,7 +159,6 @@ struct dmm_rule {
 	__u64 netns_cookie;
 	char comm[16]; /* compared whole, zero padded */
 	__u64 choose;  /* bit i: programs that match may choose stack i (dmm.h) */
-	__u32 dscp;    /* 0..63 */
 	__u16 number;  /* of the policy's rule, 1-based */
 	/* what matches is excepted: so many that come next, the rest of its rule, are passed over
 	 */
@@ -165,6 +166,9 @@ struct dmm_rule {
 	__u32 device; /* ifindex that the socket is bound to */
 	__u16 lport_first;
 	__u16 lport_last;
+	/* the file that the process executes: s_dev and i_ino, as the kernel has them */
+	__u32 exe_device;
+	__u64 exe_inode;
 };
 
 /*
@@ -524,6 +528,8 @@ struct dmm_bound_socket {
 	__u32 mark;    /* the three as in struct dmm_listener */
 	__u32 device;
 	__u32 dscp;
+	__u32 exe_device; /* these two of a TCP socket alone, where listen() cannot tell them */
+	__u64 exe_inode;
 };
 
 struct dmm_listener {
@@ -539,8 +545,9 @@ struct dmm_listener {
 	__u32 mark; /* the socket's own mark, for rules on mark */
 	/* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
 	__u32 device;
-	__u32 dscp; /* the socket's own */
-	__u32 pad;
+	__u32 dscp;	  /* the socket's own */
+	__u32 exe_device; /* both as in struct dmm_rule; 0: none is known */
+	__u64 exe_inode;
 	__u64 cgroup_id;
 	__u64 netns_cookie;
 	char comm[16];
@@ -564,9 +571,10 @@ struct dmm_listener_set {
 struct dmm_earlier {
 	struct dmm_flow flow;
 	__u32 mark;
-	__u32 device; /* as in struct dmm_listener */
-	__u32 mptcp;  /* 1: a listener of MPTCP's, whose end no release hook tells of */
-	__u32 pad;
+	__u32 device;	  /* as in struct dmm_listener */
+	__u32 mptcp;	  /* 1: a listener of MPTCP's, whose end no release hook tells of */
+	__u32 exe_device; /* both as in struct dmm_listener */
+	__u64 exe_inode;
 };
 
 /*

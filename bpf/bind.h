@@ -93,8 +93,9 @@ static __always_inline void bound_count(struct bpf_sock *ctx, struct dmm_bound_s
 		decision.table = 0;
 		decision.rule = 0;
 	}
-	bound->counted = listener_publish(key, &decision, search.facts.netns_cookie, bound->mark,
-					  bound->device, bound->dscp);
+	bound->counted =
+		listener_publish(key, &decision, executable_current(), search.facts.netns_cookie,
+				 bound->mark, bound->device, bound->dscp);
 }
 
 static __always_inline int bound_begin(struct bpf_sock *ctx, struct dmm_listener_key *key)
@@ -146,6 +147,21 @@ static __always_inline int bound6(struct bpf_sock *ctx)
 	return bound_begin(ctx, &key);
 }
 
+#ifndef DMM_SOCKOPS_CURRENT
+/* For listen_executable(), in listening.h. */
+static __always_inline void executable_note(struct bpf_sock *sk)
+{
+	struct dmm_executable executable = executable_current();
+	struct dmm_bound_socket *bound =
+		storage_get(DMM_MAP(bounds), sk, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!bound)
+		return;
+	bound->exe_device = executable.device;
+	bound->exe_inode = executable.inode;
+}
+#endif
+
 static __always_inline int bind_remember_stream(struct bpf_sock_addr *ctx)
 {
 #ifdef DMM_SOCKOPS_CURRENT
@@ -170,6 +186,7 @@ static __always_inline int bind_remember_stream(struct bpf_sock_addr *ctx)
 	search.facts.lport = htons((__u16)CTX_LOAD(u32, ctx, user_port)); /* 0: any */
 	facts_dscp(ctx, control, sk->family == AF_INET6, &search);
 	decision_listen(decision, &search, control->generation);
+	executable_note(sk);
 #endif
 	return 1;
 }

@@ -130,9 +130,51 @@ static __always_inline bool comm_equal(const char *a, const char *b)
 	return x[0] == y[0] && x[1] == y[1];
 }
 
+/*
+ * The file that the caller's process executes, as user space finds it in fdinfo and mountinfo
+ * (dmm_ebpf/hal/exefile.py): where a file system is laid upon others, that of what is on top. Read
+ * where a rule asks for it, and is no fact: there is no room for it on the stack of connect().
+ */
+struct dmm_executable {
+	__u64 inode; /* 0: none, as of a thread of the kernel's */
+	__u32 device;
+};
+
+#ifdef DMM_EXE_INODE
+/*
+ * A load by such a pointer gives 0 where that is NULL; so nothing is asked on the way, which the
+ * verifier would follow each way for each program and rule.
+ */
+static __always_inline struct dmm_executable executable_current(void)
+{
+	const void *mm = KERNEL_LOAD(void *, dmm_current_task(), DMM_TASK_MM);
+	const void *file = KERNEL_LOAD(void *, mm, DMM_MM_EXE);
+	const void *inode = KERNEL_LOAD(void *, file, DMM_FILE_INODE);
+	const void *sb = KERNEL_LOAD(void *, inode, DMM_INODE_SB);
+	struct dmm_executable found = {.inode = KERNEL_LOAD(__u64, inode, DMM_EXE_INODE),
+				       .device = KERNEL_LOAD(__u32, sb, DMM_SB_DEV)};
+
+	return found;
+}
+#else
+/* Without the kernel's BTF none is known, and no policy asks. */
+static __always_inline struct dmm_executable executable_current(void)
+{
+	return (struct dmm_executable){};
+}
+#endif
+
+static __always_inline bool executable_matches(const struct dmm_rule *rule)
+{
+	struct dmm_executable found = executable_current();
+
+	return !((found.inode ^ rule->exe_inode) | (found.device ^ rule->exe_device));
+}
+
 /* What few rules ask for: one branch for the others. */
 #define RULE_RARE                                                                                  \
-	(DMM_RULE_MARK | DMM_RULE_DSCP | DMM_RULE_NETNS | DMM_RULE_LPORT | DMM_RULE_DEVICE)
+	(DMM_RULE_MARK | DMM_RULE_DSCP | DMM_RULE_NETNS | DMM_RULE_LPORT | DMM_RULE_DEVICE |       \
+	 DMM_RULE_EXECUTABLE)
 
 static __always_inline bool rare_matches(const struct dmm_rule *rule,
 					 const struct dmm_search *search, __u32 flags)
@@ -148,7 +190,9 @@ static __always_inline bool rare_matches(const struct dmm_rule *rule,
 	if ((flags & DMM_RULE_LPORT) &&
 	    (facts->lport < rule->lport_first || facts->lport > rule->lport_last))
 		return false;
-	return !(flags & DMM_RULE_DEVICE) || search->device == rule->device;
+	if ((flags & DMM_RULE_DEVICE) && search->device != rule->device)
+		return false;
+	return !(flags & DMM_RULE_EXECUTABLE) || executable_matches(rule);
 }
 
 static __always_inline bool rule_matches(const struct dmm_rule *rule,

@@ -91,6 +91,24 @@ static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_so
 		__builtin_memcpy(shared, decision, sizeof(*shared));
 }
 
+/* As listen_facts(). */
+static __always_inline struct dmm_executable listen_executable(struct bpf_sock *sk)
+{
+#ifdef DMM_SOCKOPS_CURRENT
+	(void)sk;
+	return executable_current();
+#else
+	const struct dmm_bound_socket *bound = storage_get(DMM_MAP(bounds), sk, 0);
+	struct dmm_executable found = {};
+
+	if (bound) {
+		found.inode = bound->exe_inode;
+		found.device = bound->exe_device;
+	}
+	return found;
+#endif
+}
+
 static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_sock *sk,
 					 __u64 netns_cookie, const struct dmm_control *control)
 {
@@ -113,8 +131,8 @@ static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_so
 		listener_withdraw(&key);
 	decision->listening = 0;
 	listen_share(ctx, sk, decision);
-	if (!listener_publish(&key, decision, netns_cookie, sk->mark, sk->bound_dev_if,
-			      dscp_get(ctx, sk->family == AF_INET6)))
+	if (!listener_publish(&key, decision, listen_executable(sk), netns_cookie, sk->mark,
+			      sk->bound_dev_if, dscp_get(ctx, sk->family == AF_INET6)))
 		return;
 	decision->listening = 1;
 	state_flag_set(ctx);

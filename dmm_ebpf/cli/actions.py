@@ -271,6 +271,7 @@ def route_query(
     comm: str | None,
     mark: str | None,
     direction: str,
+    executable: str | None = None,
     dscp: str | None = None,
     choice: str | None = None,
     local_port: int | None = None,
@@ -313,6 +314,7 @@ def route_query(
         "cgroup": group_of(what, cgroup, container=container, unit=unit, pid=pid),
         "uid": _uid(uid) if uid is not None else who and who.uid,
         "comm": comm if comm is not None else who and who.comm,
+        "executable": executable if executable is not None else who and who.executable,
         "mark": None if mark is None else _mark(mark),
         "direction": direction,
         "dscp": None if dscp is None else _dscp(dscp),
@@ -407,12 +409,13 @@ def print_answer(answer: RouteAnswer, query: dict[str, Any]) -> None:
 
 
 def _evaluate(file: Path, query: dict[str, Any]) -> RouteAnswer:
+    from dmm_ebpf.rd.director.executables import by_file
     from dmm_ebpf.rd.director.groups import known_cgroup
     from dmm_ebpf.rd.policy import evaluate
 
     policy, asked = load_policy(file), evaluate.Query.from_params(query)
     known_cgroup(policy, asked)
-    return evaluate.answer(policy, asked)
+    return evaluate.answer(policy, by_file(policy, asked))
 
 
 def flows(instance: str | None, wanted: FlowFilter, *, iec: bool, as_json: bool) -> None:

@@ -51,12 +51,14 @@ def policy_explain(
 
 
 def _of_file(file: Path, query: dict[str, Any]) -> Explained:
+    from dmm_ebpf.rd.director.executables import by_file
     from dmm_ebpf.rd.director.groups import known_cgroup
     from dmm_ebpf.rd.policy import evaluate
     from dmm_ebpf.rd.policy.explain import explain
 
     policy, asked = actions.load_policy(file), evaluate.Query.from_params(query)
     known_cgroup(policy, asked)
+    asked = by_file(policy, asked)
     return explain(policy, asked, evaluate.answer(policy, asked))
 
 
@@ -103,10 +105,11 @@ def _asked(
 ) -> Query:
     """The question as the instance understands it."""
     from dmm_ebpf.hal.netns import NetNS
+    from dmm_ebpf.rd.director.executables import by_file
     from dmm_ebpf.rd.director.routeget import netns_of
     from dmm_ebpf.rd.policy.evaluate import Query
 
-    asked = Query.from_params(query | (known(answer.assumed) or {}))
+    asked = by_file(policy, Query.from_params(query | (known(answer.assumed) or {})))
     if any(rule.every("netns") for rule in policy.rules):
         with NetNS.from_arg(director) as netns:
             asked = replace(asked, netns=netns_of(policy, netns.cookie))

@@ -110,7 +110,8 @@ def _waited_by(instance: str) -> list[str] | None:
     try:
         with client.Client(instance) as rd:
             status = rd.status()
-            return [status.cgroup, *(entry.cgroup for entry in status.pending)]
+            waiting = (entry.cgroup for entry in status.pending)
+            return [status.cgroup, *(cgroup for cgroup in waiting if cgroup is not None)]
     except client.NotServingError:
         return None
     except DmmError:

@@ -189,7 +189,7 @@ CgroupOption = Annotated[
 ]
 ProcessOption = Annotated[
     str | None,
-    typer.Option("--pid", metavar="PID", help="Cgroup, user and name of this process."),
+    typer.Option("--pid", metavar="PID", help="Cgroup, user, name and file of this process."),
 ]
 UidOption = Annotated[
     str | None,
@@ -197,6 +197,10 @@ UidOption = Annotated[
 ]
 CommOption = Annotated[
     str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")
+]
+ExecutableOption = Annotated[
+    str | None,
+    typer.Option("--executable", metavar="PATH", help="The file that the process executes."),
 ]
 MarkOption = Annotated[
     str | None, typer.Option("--mark", metavar="MARK", help="SO_MARK of the socket, 0x is hex.")

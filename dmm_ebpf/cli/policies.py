@@ -19,6 +19,7 @@ from dmm_ebpf.cli.options import (
     Direction,
     DirectionOption,
     DscpOption,
+    ExecutableOption,
     FileOption,
     InInterfaceOption,
     InstanceOption,
@@ -113,9 +114,9 @@ def policy_test(
     """Ask a policy for the stacks of flows, and tell where it does not say what is expected.
 
     Expectations are lines: ADDR[:PORT] [tcp|udp] [connect|listen|forward] [from CGROUP] [uid N]
-    [comm NAME] [mark N] [dscp N] [netns NAME] [local-port N] [interface DEVICE] [source ADDR]
-    [in DEVICE] -> STACK. Nothing is attached or changed. Exit code: 0 all hold; 1 some do not;
-    2 refused.
+    [comm NAME] [executable PATH] [mark N] [dscp N] [netns NAME] [local-port N] [interface DEVICE]
+    [source ADDR] [in DEVICE] -> STACK. Nothing is attached or changed. Exit code: 0 all hold; 1
+    some do not; 2 refused.
 
     \b
     Example:
@@ -155,6 +156,7 @@ def policy_explain(  # noqa: PLR0917 - typer calls it, by keyword
     unit: UnitOption = None,
     uid: UidOption = None,
     comm: CommOption = None,
+    executable: ExecutableOption = None,
     mark: MarkOption = None,
     dscp: DscpOption = None,
     choice: ChoiceOption = None,
@@ -189,6 +191,7 @@ def policy_explain(  # noqa: PLR0917 - typer calls it, by keyword
         unit=unit,
         uid=uid,
         comm=comm,
+        executable=executable,
         mark=mark,
         dscp=dscp,
         choice=choice,
@@ -277,6 +280,7 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
     unit: UnitOption = None,
     uid: UidOption = None,
     comm: CommOption = None,
+    executable: ExecutableOption = None,
     mark: MarkOption = None,
     dscp: DscpOption = None,
     choice: ChoiceOption = None,
@@ -310,6 +314,7 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
         unit=unit,
         uid=uid,
         comm=comm,
+        executable=executable,
         mark=mark,
         dscp=dscp,
         choice=choice,

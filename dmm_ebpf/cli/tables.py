@@ -371,8 +371,9 @@ def _missing_text(entry: Missing) -> str:
 
 
 def pending_text(entry: Pending) -> str:
-    """A rule that waits for its cgroup."""
-    return f"rule {units.clean(entry.rule)}: waits for the cgroup {units.clean(entry.cgroup)}"
+    """A rule that waits for its cgroup, or for the file of its executable."""
+    what = f"cgroup {entry.cgroup}" if entry.cgroup is not None else f"file {entry.executable}"
+    return f"rule {units.clean(entry.rule)}: waits for the {units.clean(what)}"
 
 
 def note_sets(sets: Iterable[NftSet]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dmm_ebpf.closing import Closing
 
-_CREATE, _DELETE, _OVERFLOW, _IGNORED, _ONLYDIR = 0x100, 0x200, 0x4000, 0x8000, 0x1000000
+_CREATE, _DELETE, _MOVED = 0x100, 0x200, 0x40 | 0x80  # the latter: from there, and to there
+_OVERFLOW, _IGNORED, _ONLYDIR = 0x4000, 0x8000, 0x1000000
 _EVENT = struct.Struct("=iIII")  # struct inotify_event: wd, mask, cookie, len
 _READ_BYTES = 65536
 
@@ -21,8 +22,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class EntryWatch(Closing):
-    """Watches directories for entries that somebody makes or removes. fileno() is readable when
-    there is news.
+    """Watches directories for entries that somebody makes, removes or renames. fileno() is readable
+    when there is news.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class EntryWatch(Closing):
         """
         names: dict[int, Collection[bytes]] = {}
         for folder, entries in wanted.items():
-            flags = ctypes.c_uint32(_CREATE | _DELETE | _ONLYDIR)
+            flags = ctypes.c_uint32(_CREATE | _DELETE | _MOVED | _ONLYDIR)
             number = _libc.inotify_add_watch(self._fd, os.fsencode(folder), flags)
             if number >= 0:
                 names[number] = entries

@@ -57,6 +57,15 @@ def code() -> Code:
         raise KernelFeatureError(error.what, why=error.why, hint=error.hint) from None
 
 
+def reads_executables() -> bool:
+    """Whether the programs that code() gives know which file a process executes: the kernel has BTF
+    that tells where it is kept, and they could be compiled for it.
+    """
+    wanted = features()
+    known = any(one.startswith("DMM_EXE_INODE=") for one in wanted)
+    return known and (bcc_version() is not None or _kept(wanted) is not None)
+
+
 def prepare() -> list[str]:
     """Compiles, and keeps, what code() may want on this host. Returns what was kept, as text.
 

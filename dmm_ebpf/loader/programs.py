@@ -8,7 +8,6 @@ whole log is in /run/dmm-ebpf/verifier.log.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import os
 import struct
@@ -52,6 +51,14 @@ _TASK_MEMBERS = {
     "DMM_CGROUPS_DFL": ("css_set", "dfl_cgrp"),
     "DMM_CGROUP_KN": ("cgroup", "kn"),
     "DMM_KN_ID": ("kernfs_node", "id"),
+}
+_EXE_MEMBERS = {
+    "DMM_TASK_MM": ("task_struct", "mm"),
+    "DMM_MM_EXE": ("mm_struct", "exe_file"),
+    "DMM_FILE_INODE": ("file", "f_inode"),
+    "DMM_EXE_INODE": ("inode", "i_ino"),
+    "DMM_INODE_SB": ("inode", "i_sb"),
+    "DMM_SB_DEV": ("super_block", "s_dev"),
 }
 _TCP_MEMBERS = {
     "DMM_TCP_KEEPALIVE_TIME": ("tcp_sock", "keepalive_time"),
@@ -312,13 +319,10 @@ _XFRM_OF = (
 )
 
 
-@functools.cache
-def _task_offsets() -> dict[str, int]:
-    """_TASK_MEMBERS in the running kernel; empty if it does not tell."""
+def _offsets(members: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """Where members are in the running kernel; empty if it does not tell."""
     try:
-        return dict(
-            zip(_TASK_MEMBERS, bpf.kernel_offsets(list(_TASK_MEMBERS.values())), strict=True)
-        )
+        return dict(zip(members, bpf.kernel_offsets(list(members.values())), strict=True))
     except OSError:
         return {}
 
@@ -434,6 +438,16 @@ def _task_reading(at: Mapping[str, int]) -> bytes:
     return code
 
 
+def _exe_reading(at: Mapping[str, int]) -> bytes:
+    """Those of executable_current() there, with no check of a pointer."""
+    code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
+    for name in ("DMM_TASK_MM", "DMM_MM_EXE", "DMM_FILE_INODE"):
+        code += _insn(_LDX_DW, dst=0, off=at[name])
+    code += _insn(_LDX_DW, dst=1, off=at["DMM_EXE_INODE"])
+    code += _insn(_LDX_DW, dst=1, off=at["DMM_INODE_SB"])
+    return code + _insn(_LDX_W, dst=1, src=1, off=at["DMM_SB_DEV"])
+
+
 def defines() -> tuple[str, ...]:
     """Macros for the compiler: what this kernel's helpers allow, and where its structs have
     what is read of a task.
@@ -447,16 +461,15 @@ def defines() -> tuple[str, ...]:
         found.append("DMM_MPTCP")
     if _accepts(ProgType.SCHED_CLS, AttachType.NONE, _XFRM_OF):
         found.append("DMM_XFRM")
-    offsets = _task_offsets()
-    if offsets and all(
-        _accepts(kind, attach_type, _task_reading(offsets))
-        for kind, attach_type in (
-            (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT),
-            (ProgType.CGROUP_SOCK, AttachType.CGROUP_INET4_POST_BIND),
-            (ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
-            *([(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)] if in_sockops else []),
-        )
-    ):
-        found += [f"{name}={offset}" for name, offset in offsets.items()]
+    asking = (
+        (ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT),
+        (ProgType.CGROUP_SOCK, AttachType.CGROUP_INET4_POST_BIND),
+        (ProgType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
+        *([(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS)] if in_sockops else []),
+    )
+    for members, reading in ((_TASK_MEMBERS, _task_reading), (_EXE_MEMBERS, _exe_reading)):
+        offsets = _offsets(members)
+        if offsets and all(_accepts(*kind, reading(offsets)) for kind in asking):
+            found += [f"{name}={offset}" for name, offset in offsets.items()]
     found += _iterator() + _socket_error() + _socket_device() + _tcp_chosen() + _socket_cookie()
     return tuple(found)

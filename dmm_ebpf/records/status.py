@@ -13,11 +13,12 @@ from dmm_ebpf.records.stack import StackRow
 
 @dataclass(frozen=True, slots=True)
 class Pending(Record):
-    """A rule whose cgroup is not there; number: from 1."""
+    """A rule whose cgroup, or whose executable's file, is not there; number: from 1."""
 
     rule: str
     number: int
-    cgroup: str
+    cgroup: str | None
+    executable: str | None
 
 
 SetState = Literal["followed", "missing", "refused", "unread"]

@@ -106,6 +106,31 @@ def test_a_container_by_its_name(engine, wired, served):
         assert '"stack": "wan"' in inside.cli(*asked, *named).stdout
 
 
+def test_a_program_of_a_container_by_its_file(engine, wired, served):
+    """Which is the image's as that container has it, and no other's of the same path."""
+    url, sha256 = served
+    for name in ("web", "other"):
+        engine.start(name)
+    pid = engine.ask("inspect", "--format", "{{.State.Pid}}", "web")
+    driver = '{{with .GraphDriver}}{{index .Data "MergedDir"}}{{end}}'
+    merged = engine.ask("inspect", "--format", driver, "web", check=False)
+    roots = [f"/proc/{pid}/root", *([merged] if merged.startswith("/") else [])]
+    for root in roots:
+        rule = f'executable = "{root}/bin/curl"'
+        outside = Routed(
+            wired.client,
+            engine.parent,
+            OUTSIDE.replace('cgroup = "{cgroup}"', rule),
+            wired.directory,
+            options=("--containers",),
+        )
+        with outside:
+            for name, stack in (("web", "wan"), ("other", "kernel")):
+                got = fetch(engine, name, url)
+                assert only_flow(outside, "--container", name)["stack"] == stack, root
+                assert hash_of(got) == sha256
+
+
 def test_the_end_of_a_container_is_that_of_its_instance(engine, wired):
     """An engine keeps the namespace by a mount, whose end is the namespace's: only we would be
     left in it.

@@ -90,7 +90,9 @@ def test_a_rule_matches_its_cgroup_from_the_moment_it_is_made(site, below):
     said = routed.apply(REFUSE % "/svc/web.service")
     group = f"{site.client_cgroup.relative}/svc/web.service"
     assert f"rule shop: waits for the cgroup {group}, which does not exist" in said.stderr
-    assert _status(routed)["pending"] == [{"rule": "shop", "number": 1, "cgroup": group}]
+    assert _status(routed)["pending"] == [
+        {"rule": "shop", "number": 1, "cgroup": group, "executable": None}
+    ]
     assert (
         f"rule shop: waits for the cgroup {group}"
         in routed.cli("status", "-i", routed.instance).stdout

@@ -9,6 +9,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from policy_texts import EXECUTABLES
+
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy.compile import Compiled
@@ -151,6 +153,10 @@ class Reader:
                 or rule.lport_first <= known_fact(query, "local_port") <= rule.lport_last
             )
             and (not flags & C.DMM_RULE_DEVICE or rule.device == DEVICES.get(query.interface, 0))
+            and (
+                not flags & C.DMM_RULE_EXECUTABLE
+                or EXECUTABLES.get(query.executable) == (rule.exe_device, rule.exe_inode)
+            )
             and (
                 not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id
             )

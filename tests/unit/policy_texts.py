@@ -14,6 +14,8 @@ from dmm_ebpf.rd.policy import evaluate
 from dmm_ebpf.rd.policy import parse as policy
 
 CGROUPS = {"/": (1, 0), "/a": (11, 1), "/a/b": (12, 2), "/c": (13, 1)}
+# Device and inode number: one of each is not enough
+EXECUTABLES = {"/bin/a": (1, 10), "/bin/b": (1, 11), "/b": (2, 10)}
 STACKS = """
 [stacks.k]
 kind = "kernel"
@@ -77,6 +79,7 @@ CONDITIONS: dict[str, list[object]] = {
     "cgroup": sorted(CGROUPS),
     "uid": [0, 999, 1000, "1000-2000", "0-4294967294", 2001],
     "comm": ["curl", "nginx", "fifteen-letters"],
+    "executable": sorted(EXECUTABLES),
     "mark": [0, "0x10", "0x10/0x30", "0/0x1"],
     "dscp": [0, 10],
     "local_port": [443, "1-1023", "80, 8000-8100"],
@@ -120,6 +123,7 @@ def queries(draw: st.DrawFn) -> evaluate.Query:
         cgroup=draw(st.sampled_from(sorted(CGROUPS))),
         uid=draw(st.sampled_from([0, 999, 1000, 2000])),
         comm=draw(st.sampled_from(["curl", "nginx", "fifteen-letters"])),
+        executable=draw(st.sampled_from([*EXECUTABLES, "/bin/other"])),
         mark=draw(st.sampled_from([0, 1, 0x10, 0x30])),
         dscp=draw(st.sampled_from([0, 10])),
         local_port=draw(st.sampled_from([0, 80, 443, 8000, 60000])),

@@ -306,6 +306,7 @@ def test_route_get_asks_what_was_typed(cli: Cli) -> None:
                     "cgroup": "/shop.slice",
                     "uid": 0,
                     "comm": "curl",
+                    "executable": None,
                     "mark": 16,
                     "direction": "listen",
                     "dscp": None,

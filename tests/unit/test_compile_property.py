@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_lpm import DEVICES, Reader
-from policy_texts import CGROUPS, STACKS, policy_texts, queries, routes, toml
+from policy_texts import CGROUPS, EXECUTABLES, STACKS, policy_texts, queries, routes, toml
 
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import evaluate
@@ -28,7 +28,13 @@ def test_compiled_is_evaluated(
 ) -> None:
     parsed = policy.parse(text, source="p.toml", base=Path("/"))
     ids = IdSpace()
-    compiled = compile_policy(parsed, ids, CGROUPS.__getitem__, device_lookup=DEVICES.__getitem__)
+    compiled = compile_policy(
+        parsed,
+        ids,
+        CGROUPS.__getitem__,
+        device_lookup=DEVICES.__getitem__,
+        executable_lookup=EXECUTABLES.__getitem__,
+    )
     reader = Reader(compiled, CGROUPS)
     for query in asked:
         verdict = evaluate.route_get(parsed, query)

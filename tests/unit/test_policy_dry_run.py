@@ -97,7 +97,12 @@ def test_as_json(cli: Cli, file: Path) -> None:
     assert wrong_with(told, "tried", "tried") == wrong_with(same, "tried", "tried") == []
     assert (told["equal"], len(told["changes"]), same["equal"]) == (False, 4, True)
     assert told["pending"] == [
-        {"rule": "1: cgroup /till.slice", "number": 1, "cgroup": "/till.slice"}
+        {
+            "rule": "1: cgroup /till.slice",
+            "number": 1,
+            "cgroup": "/till.slice",
+            "executable": None,
+        }
     ]
     assert (told["rules"], told["routes"], told["stacks"]) == (1, 1, 1)
 

@@ -70,7 +70,8 @@ HOST = HostRow(
 )  # fmt: skip
 ROLLOUT = RolloutRow("etcd://h/p", "halted", 2, 1, ["a=b"], 1, "w", "me", 1.5, "", 0, 3)
 CHANGE = Change("+", "route", "192.0.2.0/24 -> wan (table shop)")
-PENDING, WARNED = Pending("1: cgroup /a", 1, "/a"), Warned("p.toml:3", "table shop has no routes")
+PENDING = Pending("1: cgroup /a", 1, "/a", None)
+WARNED = Warned("p.toml:3", "table shop has no routes")
 NFT_SET = NftSet("nft:inet filter lossy", "unread", 3, "nft does not answer")
 PLAIN: dict[str, tuple[str, Record]] = {
     "device": ("device", DEVICE),

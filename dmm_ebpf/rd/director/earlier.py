@@ -22,7 +22,7 @@ from typing import Any
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import sockdiag
+from dmm_ebpf.hal import exefile, sockdiag
 from dmm_ebpf.hal.sockdiag import TCP_LISTEN, Owned
 from dmm_ebpf.hal.socketowner import Owner, owners
 from dmm_ebpf.loader import Attached
@@ -135,6 +135,8 @@ class Earlier:
         decision.cgroup_id, decision.uid = one.cgroup_id, one.uid
         if owner is not None:
             decision.pid, decision.comm = owner.pid, owner.comm[: C.DMM_COMM_LEN - 1]
+            executes = exefile.of_process(owner.pid)
+            entry.exe_device, entry.exe_inode = executes or (0, 0)
         if one.state != TCP_LISTEN:
             decision.why = C.DMM_WHY_ATTACH
         return entry

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cgroups of an instance, followed: the one that its hooks are on, and those that rules of
-the policy name.
+the policy name; and the files of executables that they name, which a package update replaces.
 
 A service manager removes a service's cgroup and makes it again with each restart: the hooks went
 with the old one, and rules know a group by a number that nobody has any more. inotify(7) on the
@@ -29,12 +29,12 @@ from pathlib import Path
 from dmm_ebpf import abi, records
 from dmm_ebpf.abi import Struct
 from dmm_ebpf.errors import DmmError, UsageError
-from dmm_ebpf.hal import nic
+from dmm_ebpf.hal import exefile, nic
 from dmm_ebpf.hal.inotify import EntryWatch
 from dmm_ebpf.loader import Attached, restore
 from dmm_ebpf.loader import cgroup as cgroups
-from dmm_ebpf.rd.director import sync, urgency
-from dmm_ebpf.rd.policy.compile import NO_DEVICE, Compiled
+from dmm_ebpf.rd.director import executables, sync, urgency
+from dmm_ebpf.rd.policy.compile import NO_DEVICE, NO_FILE, Compiled
 from dmm_ebpf.rd.policy.compile_rules import Check
 from dmm_ebpf.rd.policy.evaluate import Query, is_below
 from dmm_ebpf.rd.policy.model import Policy
@@ -127,7 +127,7 @@ class Groups:
 
     def pending(self) -> list[records.status.Pending]:
         """The rules that wait for their cgroup."""
-        return waiting(self._texts, self._checks, lambda index: self._rules[index].cgroup_id)
+        return waiting(self._texts, self._checks, lambda index, key: waits(self._rules[index], key))
 
     def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
         """The policy that is in force from now on; look() then tells whether its cgroups
@@ -233,6 +233,9 @@ class Groups:
                 for name in place.relative_to(root).parts if place.is_relative_to(root) else ():
                     wanted.setdefault(parent, set()).add(os.fsencode(name))
                     parent /= name
+            for path in self._asked("executable").values():
+                for folder, name_there in exefile.way(path):
+                    wanted.setdefault(folder, set()).add(name_there)
             self._watch.follow(wanted)
         except (DmmError, OSError) as e:
             log.warning("cgroups are looked at once a second only: %s", e)
@@ -256,7 +259,7 @@ class Groups:
             if number != rule.cgroup_id:
                 rule.cgroup_id = number
                 changed[index] = rule
-                log.info("cgroup %s of rule %d %s", path, rule.number, _became(number))
+                log.info("cgroup %s of rule %d %s", path, rule.number, _became(number != NOWHERE))
         for index, name in self._asked("interface").items():
             rule = changed.get(index) or abi.copy(self._rules[index])
             ifindex = device_lookup(name)
@@ -264,6 +267,13 @@ class Groups:
                 rule.device = ifindex
                 changed[index] = rule
                 log.info("device %s of rule %d has come or gone", name, rule.number)
+        for index, path in self._asked("executable").items():
+            rule = changed.get(index) or abi.copy(self._rules[index])
+            file = executables.find(path)
+            if file != (rule.exe_device, rule.exe_inode):
+                rule.exe_device, rule.exe_inode = file
+                changed[index] = rule
+                log.info("file %s of rule %d %s", path, rule.number, _became(file != NO_FILE))
         if not changed:
             return
         sync.set_rules(self._attached.maps, self._generation & 1, changed)
@@ -284,17 +294,33 @@ class Groups:
 
 
 def waiting(
-    texts: Sequence[str], checks: Sequence[Check], known: Callable[[int], int]
+    texts: Sequence[str], checks: Sequence[Check], waits: Callable[[int, str], bool]
 ) -> list[records.status.Pending]:
-    """The rules, by their texts, that wait for a cgroup, each once for each. known: by the index of
-    a check the id of its cgroup, or NOWHERE.
+    """The rules, by their texts, that wait for a cgroup or a file, each once for each. waits: by
+    the index of a check and "cgroup" or "executable" whether it does for what it names there.
     """
     found = {
-        (one.rule, one.wanted["cgroup"]): None
+        (one.rule, key, one.wanted[key]): None
         for index, one in enumerate(checks)
-        if "cgroup" in one.wanted and not one.skip and known(index) == NOWHERE
+        for key in ("cgroup", "executable")
+        if key in one.wanted and not one.skip and waits(index, key)
     }
-    return [records.status.Pending(texts[rule], rule + 1, path) for rule, path in found]
+    return [
+        records.status.Pending(
+            texts[rule],
+            rule + 1,
+            cgroup=path if key == "cgroup" else None,
+            executable=path if key == "executable" else None,
+        )
+        for rule, key, path in found
+    ]
+
+
+def waits(rule: Struct, key: str) -> bool:
+    """Whether the cgroup, or the executable, that a struct dmm_rule asks for is not there."""
+    if key == "cgroup":
+        return bool(rule.cgroup_id == NOWHERE)
+    return (rule.exe_device, rule.exe_inode) == NO_FILE
 
 
 def device_lookup(name: str) -> int:
@@ -305,7 +331,5 @@ def device_lookup(name: str) -> int:
     return (nic.ifindex_of(names[0]) if names else None) or NO_DEVICE
 
 
-def _became(number: int) -> str:
-    return (
-        "is gone: the rule waits for it" if number == NOWHERE else "is there: the rule matches it"
-    )
+def _became(there: bool) -> str:
+    return "is there: the rule matches it" if there else "is gone: the rule waits for it"

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from dmm_ebpf import records
-from dmm_ebpf.errors import DmmError, PolicyError
-from dmm_ebpf.hal import nic, tuning
-from dmm_ebpf.rd.director import routeget, sets
-from dmm_ebpf.rd.director.groups import NOWHERE, device_lookup, lookup, waiting
+from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError
+from dmm_ebpf.hal import exefile, nic, tuning
+from dmm_ebpf.rd.director import executables, routeget, sets
+from dmm_ebpf.rd.director.groups import NOWHERE, device_lookup, lookup, waiting, waits
 from dmm_ebpf.rd.director.usual import read_usual
-from dmm_ebpf.rd.policy.compile import Compiled, compile_policy
+from dmm_ebpf.rd.policy.compile import NO_FILE, Compiled, compile_policy
 from dmm_ebpf.rd.policy.compile import host_errors as compile_errors
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
@@ -47,6 +47,7 @@ class HostFacts:
             lookup,
             netns_lookup=routeget.netns_cookie,
             device_lookup=device_lookup,
+            executable_lookup=executables.lookup,
             congestion_controls=self.congestion_controls,
             usual=self.usual,
             busy_stacks=busy_stacks,
@@ -59,7 +60,7 @@ def host_errors(policy: Policy, facts: HostFacts, readings: sets.Readings) -> It
     readings: of those that the policy names.
     """
     yield from sets.errors(policy, readings)
-    yield from compile_errors(policy, routeget.netns_cookie, facts.congestion_controls)
+    yield from compile_errors(policy, routeget.netns_cookie, _executable, facts.congestion_controls)
     for name, stack in served(policy).items():
         try:
             nic.serving_nics(stack.devices)
@@ -69,9 +70,17 @@ def host_errors(policy: Policy, facts: HostFacts, readings: sets.Readings) -> It
             yield PolicyError(f"accept {policy.place(*path)}", why=why, hint=error.hint)
 
 
+def _executable(path: str) -> tuple[int, int]:
+    """executables.lookup(), by anybody: who may not ask the kernel is told of nothing."""
+    try:
+        return executables.lookup(path)
+    except PrivilegeError:
+        return executables.find(path)
+
+
 def host_warnings(policy: Policy, readings: sets.Readings) -> Iterator[records.policy.Warned]:
-    """What rules and routes wait for: cgroups, devices and nft sets that this host does not have.
-    readings: as for host_errors().
+    """What rules and routes wait for: cgroups, devices, files and nft sets that this host does not
+    have; and files that no process executes. readings: as for host_errors().
     """
     yield from sets.waiting(policy, readings)
     for index, rule in enumerate(policy.rules):
@@ -80,11 +89,23 @@ def host_warnings(policy: Policy, readings: sets.Readings) -> Iterator[records.p
             if lookup(path)[0] == NOWHERE:
                 why = f"{text}: the cgroup {path} does not exist on this host, and is waited for"
                 yield records.policy.Warned(policy.place("rules", index), why)
+        for path in rule.every("executable"):
+            if why := _of_file(path):
+                yield records.policy.Warned(policy.place("rules", index), f"{text}: {why}")
         patterns = (name for name in rule.in_interface or () if not set("*?[") & set(name))
         for name in (*rule.every("interface"), *patterns):
             if not nic.names_of(name):
                 why = f"{text}: the device {name} does not exist on this host, and is waited for"
                 yield records.policy.Warned(policy.place("rules", index), why)
+
+
+def _of_file(path: str) -> str:
+    """What to warn of where a rule names that path; empty: nothing."""
+    if executables.find(path) == NO_FILE:
+        return f"the file {path} does not exist on this host, and is waited for"
+    if instead := exefile.interpreter(path):
+        return f"{path} is a script, which no process executes; its processes execute {instead}"
+    return ""
 
 
 def served(policy: Policy) -> dict[str, UserStack]:
@@ -94,6 +115,8 @@ def served(policy: Policy) -> dict[str, UserStack]:
 
 
 def pending(policy: Policy, compiled: Compiled) -> list[records.status.Pending]:
-    """The rules whose cgroup does not exist; Groups.pending() of a policy that is not in force."""
+    """The rules whose cgroup or file does not exist; Groups.pending() of a policy that is not in
+    force.
+    """
     texts = [policy.rule_text(index) for index in range(len(policy.rules))]
-    return waiting(texts, compiled.checks, lambda index: compiled.rules[index].cgroup_id)
+    return waiting(texts, compiled.checks, lambda index, key: waits(compiled.rules[index], key))

@@ -16,7 +16,7 @@ from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, Maps
-from dmm_ebpf.rd.director import away, carriers, flows, load
+from dmm_ebpf.rd.director import away, carriers, executables, flows, load
 from dmm_ebpf.rd.director.datagrams import Datagrams
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.generations import Generations, again, in_force
@@ -27,6 +27,7 @@ from dmm_ebpf.rd.director.names import Names
 from dmm_ebpf.rd.director.openflows import passing_of, records_of, rows_of
 from dmm_ebpf.rd.director.phase import HUNG, Phase
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.policy.compile import NO_FILE
 from dmm_ebpf.rd.policy.compile_rules import checks
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.model import Policy
@@ -109,17 +110,23 @@ def _in_force(state: State) -> Policy | None:
 
 
 def _pending(policy: Policy, maps: Maps, generation: int) -> list[records.status.Pending]:
-    """The rules that match nothing, since their cgroup is gone or was made anew meanwhile."""
+    """The rules that match nothing, since their cgroup, or the file of their executable, is gone or
+    was made anew meanwhile.
+    """
     first = (generation & 1) * C.DMM_MAX_CHECKS
     texts = [policy.rule_text(index) for index in range(len(policy.rules))]
     made = list(checks(policy.rules))
 
-    def known(index: int) -> int:
-        """NOWHERE, too, if the cgroup is another than the one that the hooks know."""
-        number = lookup(made[index].wanted["cgroup"])[0]
-        return number if number == maps.rules[first + index].cgroup_id else NOWHERE
+    def waits(index: int, key: str) -> bool:
+        """Also if the cgroup, or the file, is another than the one that the hooks know."""
+        path, known = made[index].wanted[key], maps.rules[first + index]
+        if key == "cgroup":
+            number = lookup(path)[0]
+            return number == NOWHERE or number != known.cgroup_id
+        file = executables.find(path)
+        return file == NO_FILE or file != (known.exe_device, known.exe_inode)
 
-    return waiting(texts, made, known)
+    return waiting(texts, made, waits)
 
 
 def _seen(state: State, stack: StackState, said: Struct, loads: Loads) -> str:

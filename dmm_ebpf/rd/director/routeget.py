@@ -17,6 +17,7 @@ from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal import nic, rtnl
 from dmm_ebpf.hal.netlink import RouteSocket
 from dmm_ebpf.hal.netns import NetNS
+from dmm_ebpf.rd.director.executables import by_file
 from dmm_ebpf.rd.director.groups import known_cgroup
 from dmm_ebpf.rd.policy import evaluate
 from dmm_ebpf.rd.policy import parse as policies
@@ -52,7 +53,7 @@ def route_get(here: Here, params: dict[str, Any]) -> records.policy.RouteAnswer:
     query = evaluate.Query.from_params(params)
     policy = here.policy or policies.parse("", source="none", base=Path("/"))
     known_cgroup(policy, query)
-    query = _by_device(policy, query)
+    query = by_file(policy, _by_device(policy, query))
     assumed: dict[str, str] = {}
     if query.cgroup is None and query.direction != C.DMM_DIR_FORWARD:
         assumed = {"cgroup": here.attached}

@@ -332,8 +332,10 @@ def _matches(rule: Struct, key: Struct, listener: Struct, in_cgroup: InCgroup) -
         C.DMM_RULE_NETNS: "netns_cookie",
         C.DMM_RULE_DEVICE: "device",
     }
+    executes = (listener.exe_inode, listener.exe_device) == (rule.exe_inode, rule.exe_device)
     return (
         all(getattr(listener, k) == getattr(rule, k) for bit, k in equal.items() if flags & bit)
+        and (not flags & C.DMM_RULE_EXECUTABLE or executes)
         and (not flags & C.DMM_RULE_UID or rule.uid_first <= listener.uid <= rule.uid_last)
         and (not flags & C.DMM_RULE_LPORT or rule.lport_first <= port <= rule.lport_last)
         and (not flags & C.DMM_RULE_MARK or listener.mark & rule.mark_mask == rule.mark)

@@ -37,6 +37,8 @@ class Person:
 
     uid: int | None
     comm: str
+    # What it executes, by a path of the host's; None: it is a thread of the kernel's
+    executable: str | None = None
 
 
 class _Process(Closing):
@@ -92,6 +94,18 @@ class _Process(Closing):
             raise self._unreadable(error) from error
         return str(netns.name_of(inode) or f"/proc/{self.pid}/ns/net")
 
+    def executable(self) -> str | None:
+        """What it executes, by its path in /proc/PID/root where the process has another root, as in
+        a container. None: nothing, or it is not to be told.
+        """
+        try:
+            path = os.readlink("exe", dir_fd=self._fd)
+            there, here = os.stat("root", dir_fd=self._fd), Path("/").stat()
+        except OSError:
+            return None
+        same = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        return path if same else f"/proc/{self.pid}/root{path}"
+
     def _unreadable(self, error: OSError) -> DmmError:
         if error.errno in {errno.ENOENT, errno.ESRCH}:
             return UsageError(self._what, why=f"there is no process {self.pid}")
@@ -116,7 +130,8 @@ def person(pid: int) -> Person:
     """Who a process is. UsageError when it has ended."""
     with _Process(pid, f"find who process {pid} is") as process:
         comm = process.read("comm").removesuffix(b"\n")
-        return Person(placetext.real_uid(process.read("status")), comm.decode("utf-8", "replace"))
+        uid = placetext.real_uid(process.read("status"))
+        return Person(uid, comm.decode("utf-8", "replace"), process.executable())
 
 
 # -- containers --

@@ -32,15 +32,22 @@ from dmm_ebpf.rd.policy.usual import LINUX, Usual
 from dmm_ebpf.rd.policy.values import TCP, Prefix
 
 NO_DEVICE = 0xFFFFFFFF  # an ifindex that nothing is bound to
+NO_FILE = (0, 2**64 - 1)  # device and inode number of nothing that is executed
 
 CgroupLookup = Callable[[str], tuple[int, int]]
 NetnsLookup = Callable[[str], int]
 DeviceLookup = Callable[[str], int]
+ExecutableLookup = Callable[[str], tuple[int, int]]
 
 
 def nowhere(_name: str) -> int:
     """A DeviceLookup that knows none."""
     return NO_DEVICE
+
+
+def no_file(_path: str) -> tuple[int, int]:
+    """An ExecutableLookup that knows none."""
+    return NO_FILE
 
 
 # The app's socket on a user stack: the inner leg loses nothing and must not be paced
@@ -122,6 +129,7 @@ def compile_policy(
     *,
     netns_lookup: NetnsLookup | None = None,
     device_lookup: DeviceLookup = nowhere,
+    executable_lookup: ExecutableLookup = no_file,
     congestion_controls: Collection[str] | None = None,
     usual: Usual = LINUX,
     busy_stacks: Collection[int] = (),
@@ -133,6 +141,8 @@ def compile_policy(
     DmmError if there is none.
     netns_lookup: name → network namespace cookie, with the same errors; needed by rules with netns.
     device_lookup: name → ifindex, or NO_DEVICE.
+    executable_lookup: path → (device, inode number), as struct dmm_rule has them, or NO_FILE;
+    DmmError: the host's programs cannot tell who executes it.
     congestion_controls: what net.ipv4.tcp_available_congestion_control lists; None: not checked.
     usual: what the host's sockets have while their programs choose nothing.
     busy_stacks: stack numbers that open flows still have.
@@ -144,7 +154,7 @@ def compile_policy(
             hint = "follow it by --policy etcd://..., or add [labels]"
             _refuse(policy, ("rules", index, "hosts"), why, hint)
     ids.assign([*policy.stacks, *policy.autos], policy.tables, busy_stacks)
-    host = _Host(policy, cgroup_lookup, netns_lookup, device_lookup)
+    host = _Host(policy, cgroup_lookup, netns_lookup, device_lookup, executable_lookup)
     made = tuple(checks(policy.rules))
     rules = tuple(host.check(one, ids) for one in made)
     stacks = _StackPacker(policy, ids, congestion_controls, usual)
@@ -181,18 +191,23 @@ def compile_policy(
 
 
 def host_errors(
-    policy: Policy, netns_lookup: NetnsLookup, congestion_controls: Collection[str]
+    policy: Policy,
+    netns_lookup: NetnsLookup,
+    executable_lookup: ExecutableLookup,
+    congestion_controls: Collection[str],
 ) -> Iterator[PolicyError]:
     """All for which compile_policy() would refuse a policy on this host, and not the first alone;
-    parameters as there. A cgroup or device that is not there is waited for.
+    parameters as there. A cgroup, device or file that is not there is waited for.
     """
-    host = _Host(policy, lambda _path: (0, 0), netns_lookup, nowhere)
+    host = _Host(policy, lambda _path: (0, 0), netns_lookup, nowhere, executable_lookup)
     for index, rule in enumerate(policy.rules):
-        for name in rule.every("netns"):
-            try:
-                host.netns(index, name)
-            except PolicyError as error:
-                yield error
+        asked = ((host.netns, rule.every("netns")), (host.executable, rule.every("executable")[:1]))
+        for look, names in asked:
+            for name in names:
+                try:
+                    look(index, name)
+                except PolicyError as error:
+                    yield error
     packer = _StackPacker(policy, IdSpace(), congestion_controls, LINUX)
     for name, stack in policy.stacks.items():
         if isinstance(stack, KernelStack) and stack.congestion is not None:
@@ -289,6 +304,7 @@ _FLAGS = {
     "netns": C.DMM_RULE_NETNS,
     "local_port": C.DMM_RULE_LPORT,
     "interface": C.DMM_RULE_DEVICE,
+    "executable": C.DMM_RULE_EXECUTABLE,
 }
 
 
@@ -301,11 +317,13 @@ class _Host:
         cgroup_lookup: CgroupLookup,
         netns_lookup: NetnsLookup | None,
         device_lookup: DeviceLookup,
+        executable_lookup: ExecutableLookup,
     ) -> None:
         self.policy = policy
         self.cgroup_lookup = cgroup_lookup
         self.netns_lookup = netns_lookup
         self.device_lookup = device_lookup
+        self.executable_lookup = executable_lookup
         self.cgroups: dict[str, int] = {}
         self.devices: dict[str, int] = {}
 
@@ -333,6 +351,8 @@ class _Host:
                 out.netns_cookie = self.netns(index, value)
             elif key == "local_port":
                 out.lport_first, out.lport_last = value
+            elif key == "executable":
+                out.exe_device, out.exe_inode = self.executable(index, value)
             else:
                 out.device = self.devices[value] = self.device_lookup(value)
         return out
@@ -360,6 +380,15 @@ class _Host:
         except (OSError, DmmError) as error:
             why = f"the network namespace {name} cannot be used ({_reason(error)})"
             _refuse(self.policy, key, why, f"create it first: ip netns add {name}")
+
+    def executable(self, index: int, path: str) -> tuple[int, int]:
+        """Its device and inode number; PolicyError: the host's programs cannot tell."""
+        try:
+            return self.executable_lookup(path)
+        except DmmError as error:
+            why = f"this host's kernel cannot be asked who executes {path} ({error.why})"
+            hint = "match by comm or cgroup instead"
+            _refuse(self.policy, ("rules", index, "executable"), why, hint)
 
 
 def _reason(error: OSError | DmmError) -> str:

@@ -24,7 +24,13 @@ from dmm_ebpf.errors import UsageError
 from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.model import KERNEL, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
-from dmm_ebpf.rd.policy.rule import DIRECTIONS, SOCKET_KEYS, Conditions, Rule
+from dmm_ebpf.rd.policy.rule import (
+    DIRECTIONS,
+    SOCKET_KEYS,
+    Conditions,
+    Rule,
+    executable_path,
+)
 from dmm_ebpf.rd.policy.values import (
     PORT_MAX,
     TCP,
@@ -65,6 +71,8 @@ class Query:
     cgroup: str | None = None
     uid: int | None = None
     comm: str | None = None
+    executable: str | None = None
+    same_files: tuple[str, ...] = ()  # all paths of that very file, where they are known
     mark: int | None = None
     dscp: int | None = None
     netns: str | None = None
@@ -97,6 +105,7 @@ class Query:
                 raise ValueRefusedError(
                     f"comm {shown(comm)} is no process's: a name has at most {C.DMM_COMM_LEN - 1} bytes"
                 )
+            executable = _param(params, "executable", str)
             direction = _param(params, "direction", str) or "connect"
             if direction not in DIRECTIONS:
                 raise ValueRefusedError(f"direction {shown(direction)} is unknown")
@@ -107,6 +116,7 @@ class Query:
                 cgroup=_param(params, "cgroup", str),
                 uid=_number(params, "uid", 0xFFFFFFFF),
                 comm=comm,
+                executable=None if executable is None else executable_path(executable),
                 mark=_number(params, "mark", 0xFFFFFFFF),
                 dscp=_number(params, "dscp", 63),
                 netns=_param(params, "netns", str),
@@ -366,6 +376,7 @@ _IS: dict[str, Callable[[Any, Any], bool]] = {
     "cgroup": lambda wanted, given: is_below(given, wanted),
     "uid": lambda wanted, given: wanted.first <= given <= wanted.last,
     "comm": operator.eq,
+    "executable": lambda wanted, given: wanted in given,
     "mark": lambda wanted, given: given & wanted.mask == wanted.value,
     "dscp": operator.eq,
     "netns": operator.eq,
@@ -390,6 +401,8 @@ def known_fact(query: Query, key: str) -> Any:
     """What the query says, in itself or by another fact; None: nothing."""
     if key == "local_port" and query.direction == C.DMM_DIR_LISTEN:
         return query.port
+    if key == "executable" and query.executable is not None:
+        return (query.executable, *query.same_files)
     return getattr(query, key)
 
 

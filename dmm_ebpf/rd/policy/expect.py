@@ -32,6 +32,7 @@ _WITH_VALUE = {
     "from": "cgroup",
     "uid": "uid",
     "comm": "comm",
+    "executable": "executable",
     "mark": "mark",
     "dscp": "dscp",
     "chosen": "choice",

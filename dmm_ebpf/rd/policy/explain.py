@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from dmm_ebpf import records
 from dmm_ebpf.abi import C
@@ -125,7 +126,9 @@ def _directions(bits: int) -> str:
     return " or ".join(name for name, bit in DIRECTIONS.items() if bits & bit)
 
 
-def _given(key: str, value: object) -> str:
+def _given(key: str, value: Any) -> str:
+    if key == "executable":  # with other paths of the same file behind it
+        return str(value[0])
     return f"{value:#x}" if key == "mark" and isinstance(value, int) else str(value)
 
 

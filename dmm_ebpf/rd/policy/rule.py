@@ -50,6 +50,7 @@ from dmm_ebpf.rd.policy.values import (
 )
 
 Value = TypeVar("Value")
+MAX_PATH = 4095  # bytes: PATH_MAX, less a NUL
 
 # The built-in stacks that refuse, each with the error of connect(). All but the first are types of
 # routes in iproute2, with its errors: fib_props, net/ipv4/fib_semantics.c, and
@@ -89,6 +90,20 @@ def _comm(value: object) -> str:
             f"expected 1 to {C.DMM_COMM_LEN - 1} bytes, as in /proc/PID/comm",
         )
     return text
+
+
+@takes(spelled(rf"/(?!(?:{ANY_TEXT}*/)?\.\.?(?:/|$)){ANY_TEXT}*", most=MAX_PATH))
+def executable_path(value: object) -> str:
+    """The file that the process executes, a path of the host's: /proc/PID/exe."""
+    text = a_text(value, "a file's path")
+    parts = [part for part in text.split("/") if part]
+    wrong = not parts or not text.startswith("/") or text.endswith("/") or "\0" in text
+    if wrong or any(part in (".", "..") for part in parts) or len(text.encode()) > MAX_PATH:
+        raise ValueRefusedError(
+            f"{shown(text)} is not an executable file's path",
+            'expected a path that begins with "/", without "." and "..", such as "/usr/bin/curl"',
+        )
+    return "/" + "/".join(parts)
 
 
 @takes(spelled(r"(?!\.\.?$)[^/\x00]+"))
@@ -217,6 +232,9 @@ class Conditions(Record):
     )  # itself or anything below it
     uid: tuple[UidRange, ...] | None = field(default=None, metadata=by(_some(parse_uid)))
     comm: tuple[str, ...] | None = field(default=None, metadata=by(_some(_comm)))
+    executable: tuple[str, ...] | None = field(
+        default=None, metadata=by(_some(executable_path))
+    )  # the file that is there
     mark: tuple[Mark, ...] | None = field(default=None, metadata=by(_some(parse_mark)))
     # Of the socket's own wish: IP_TOS, IPV6_TCLASS
     dscp: tuple[int, ...] | None = field(default=None, metadata=by(_some(parse_dscp)))

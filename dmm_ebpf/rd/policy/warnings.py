@@ -54,11 +54,12 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
                 why = f'"{comm}" is compared letter by letter, and matches only a process of that name'
                 place = policy.place("rules", index, *path, "comm")
                 yield Warned(place, f"rule {name}: {why}")
-        for cgroup in one.cgroup or ():
-            if _GLOB & set(cgroup):
-                why = f"{cgroup} is a path, and matches only a cgroup of that name"
-                place = policy.place("rules", index, *path, "cgroup")
-                yield Warned(place, f"rule {name}: {why}")
+        for key, what in (("cgroup", "cgroup"), ("executable", "file")):
+            for value in getattr(one, key) or ():
+                if _GLOB & set(value):
+                    why = f"{value} is a path, and matches only a {what} of that name"
+                    place = policy.place("rules", index, *path, key)
+                    yield Warned(place, f"rule {name}: {why}")
     if any(_asks_for(rule, one) for one in rule.excepted):
         place = policy.place("rules", index, "not")
         yield Warned(place, f"rule {name} matches nothing: its not takes away all that it is for")
