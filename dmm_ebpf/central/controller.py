@@ -21,6 +21,7 @@ from dmm_ebpf.central.client import At, Change, CompactedError, Delete, EtcdDown
 from dmm_ebpf.central.fleet import Fleet
 from dmm_ebpf.central.layout import Bundle, LayoutError, Push, Rollout
 from dmm_ebpf.central.watching import PathWatch, watching
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import ConflictError, DmmError, UsageError
 from dmm_ebpf.rd.policy.hosts import Selector, parse_selector
 from dmm_ebpf.records.central import HostRow, Rolled, RolloutRow
@@ -171,7 +172,7 @@ class Controller:
         """
         pushes = await self._fleet.find(layout.PUSHES, prefix=True, keys_only=True)
         numbers = [one.key.removeprefix(layout.PUSHES) for one in pushes.items]
-        known = [int(one) for one in numbers if one.isdecimal()]
+        known = [one for text in numbers if (one := whole(text, layout.MAX_NUMBER + 1)) is not None]
         # A host that tells of one near the last has lied: no push could come after it.
         told = (max(one.push, one.newest) for one in standing.rows())
         known += [one for one in told if one <= layout.MAX_NUMBER // 2]

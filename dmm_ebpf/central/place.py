@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import UsageError
 
 SCHEMES = {"etcd": False, "etcds": True}  # whether by TLS
@@ -98,9 +99,10 @@ def _endpoint(text: str, shown: str) -> str:
     port = rest.removeprefix(":") if rest else str(PORT)
     if match is None or (rest and rest[0] != ":") or not port.isascii() or not port.isdecimal():
         raise _refused(shown, f'"{text}" is not a host and a port')
-    if not 0 < int(port) < 65536:
+    number = whole(port, 65536)
+    if not number:
         raise _refused(shown, f"there is no port {port}")
-    return f"{match[0]}:{int(port)}"
+    return f"{match[0]}:{number}"
 
 
 def _options(query: str, shown: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.cli import gather, output, tables, where
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
 from dmm_ebpf.show import units
 from dmm_ebpf.show.flowfilter import FlowFilter, looks_like_port, parse_endpoint
@@ -350,8 +351,9 @@ def _cgroup(text: str) -> str:
 
 
 def _uid(text: str) -> int:
-    if text.isascii() and text.isdecimal() and int(text) < 2**32:
-        return int(text)
+    uid = whole(text, 2**32)
+    if uid is not None:
+        return uid
     import pwd
 
     try:
@@ -375,7 +377,8 @@ def _dscp(text: str) -> int:
     from dmm_ebpf.rd.policy.values import ValueRefusedError, parse_dscp
 
     try:
-        return parse_dscp(int(text) if text.isascii() and text.isdecimal() else text)
+        number = whole(text, 2**32)
+        return parse_dscp(text if number is None else number)
     except ValueRefusedError as e:
         raise UsageError(f"take {text!r} as a DSCP", why=e.why, hint=e.hint) from None
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dmm_ebpf.cli import output
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.show import units
 
@@ -33,8 +34,8 @@ def which(name: str, text: str) -> dict[str, int]:
         if 0 < ppm <= _ALL_PPM:
             return {"share_ppm": ppm}
     every = text.removeprefix("1/")
-    if every.isascii() and every.isdecimal() and 0 < int(every) < 1 << 63:
-        return {"every" if every != text else "first": int(every)}
+    if number := whole(every, 1 << 63):
+        return {"every" if every != text else "first": number}
     raise UsageError(
         f"inject faults with --{name} {text}", why="no packets are named so", hint=_HOW
     )

@@ -6,6 +6,7 @@ rd/places/finding.py, which finds the last three, is imported only for them.
 
 from __future__ import annotations
 
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.rd.places.place import Place
 
@@ -85,6 +86,6 @@ def netns(what: str, netns: str | None, container: str | None) -> str | None:
 
 def number(pid: str, what: str) -> int:
     """A pid that was typed. Raises UsageError, which starts with what."""
-    if pid.isascii() and pid.isdecimal() and 0 < int(pid) < 2**31:
-        return int(pid)
+    if found := whole(pid, 2**31):
+        return found
     raise UsageError(what, why=f"{pid!r} is not a pid")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.records.event import StackEvent
 from dmm_ebpf.records.flow import Flow, FlowEvent
@@ -43,10 +44,9 @@ def parse_port(text: str, what: str, proto: str | None = None) -> int:
     whichever has the name. Raises UsageError, which starts with what.
     """
     why = f"{text!r} is not a port from 1 to 65535"
-    if text.isascii() and text.isdecimal():
-        if 0 < int(text[:6]) < 65536:
-            return int(text)
-    elif text:
+    if port := whole(text, 65536):
+        return port
+    if text and not (text.isascii() and text.isdecimal()):
         with contextlib.suppress(
             OSError, ValueError
         ):  # ValueError: a zero byte, or half a character
@@ -136,9 +136,10 @@ def parse_state(text: str) -> str:
 
 def parse_pid(text: str) -> int:
     """A process id. Raises UsageError."""
-    if text.isascii() and text.isdecimal():
-        return int(text)
-    raise UsageError(f"filter by the process {text!r}", why="a pid is a number")
+    pid = whole(text, 2**31)
+    if pid is not None:
+        return pid
+    raise UsageError(f"filter by the process {text!r}", why="a pid is a number below 2,147,483,648")
 
 
 @dataclass(frozen=True)

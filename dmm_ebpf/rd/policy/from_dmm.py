@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dmm_ebpf.digits import whole
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL
 from dmm_ebpf.rd.policy.readers import MAX_NAME
@@ -188,7 +189,7 @@ def _protocol_routes(
     for place, entry in _entries(config, "prot_route", source):
         number = _text_of(entry, "proto_type", place)
         stack = stacks.name(_text_of(entry, "type", place))
-        name = PROTOCOL_NAMES.get(int(number)) if number.isascii() and number.isdecimal() else None
+        name = PROTOCOL_NAMES.get(whole(number, 256) or 0)
         if everything:
             found.left.append(f"{place}: a subnet of length 0 comes first, so it is never asked")
         elif name is None:
