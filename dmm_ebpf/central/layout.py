@@ -97,6 +97,8 @@ class Rollout:
             raise refused(key, "its state or its steps are of no known form")
         if not 0 < said.push <= MAX_NUMBER or len(said.steps) > MAX_STEPS:
             raise refused(key, "its push or its number of steps is out of bounds")
+        if not 0 <= said.reached <= len(said.steps):
+            raise refused(key, "it has reached a step that it does not have")
         try:
             for one in said.steps:
                 parse_selector(one)

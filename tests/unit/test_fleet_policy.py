@@ -228,6 +228,8 @@ def test_a_rollout_is_read_as_it_was_written() -> None:
         (b'{"format": 1}', "does not say all"),
         (b" " * (2 << 20), "2048 KiB, and may have 256"),
         (layout.write(replace(ROLLOUT, push=0)), "out of bounds"),
+        (layout.write(replace(ROLLOUT, reached=-1)), "does not have"),
+        (layout.write(replace(ROLLOUT, reached=9)), "does not have"),
         (layout.write(replace(ROLLOUT, push="7")), 'its push is "7"'),
         (layout.write(replace(ROLLOUT, push=True)), "its push is true"),
         (layout.write(replace(ROLLOUT, at=None)), "its at is null"),
