@@ -40,7 +40,9 @@ def is_right(packet: bytes) -> bool:
     return udp[6:8] == b"\0\0" or checksum(head + udp) == 0
 
 
-def datagram(family: int, side: int, payload: bytes, plain: bool = False) -> bytes:
+def datagram(
+    family: int, side: int, payload: bytes, plain: bool = False, ports: tuple[int, int] = PORTS
+) -> bytes:
     """Of a side's app, in an Ethernet frame; plain: without a checksum."""
     src, dst = ADDRESSES[family][side], ADDRESSES[family][1 - side]
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
@@ -51,7 +53,7 @@ def datagram(family: int, side: int, payload: bytes, plain: bool = False) -> byt
         ip = ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:]
     else:
         ip = struct.pack(">IHBB", 6 << 28, bytes_, 17, 64) + ends
-    udp = struct.pack(">HHHH", PORTS[side], PORTS[1 - side], bytes_, 0) + payload
+    udp = struct.pack(">HHHH", ports[side], ports[1 - side], bytes_, 0) + payload
     if not plain:
         head, _ = pseudo(ip + udp)
         udp = udp[:6] + struct.pack(">H", checksum(head + udp) or 0xFFFF) + udp[8:]
@@ -85,6 +87,31 @@ class Stack:
 
     def next_ns(self) -> int:
         return int(self.core.lib.dmm_core_poll(self.core.ptr, self.core.now))
+
+
+class Processes:
+    """Two processes of a stack, that share its exchanges by the host's own port."""
+
+    def __init__(self, *stacks: Stack) -> None:
+        self.stacks = stacks
+        self.core = self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "now":
+            for stack in self.stacks:
+                stack.core.now = value
+        else:
+            super().__setattr__(name, value)
+
+    def put(self, leg: int, frame: bytes) -> list[tuple[int, bytes]]:
+        own = frame[34:36] if leg == INNER else frame[36:38]
+        return self.stacks[own[1] & 1].put(leg, frame)
+
+    def due(self) -> list[tuple[int, bytes]]:
+        return [frame for stack in self.stacks for frame in stack.due()]
+
+    def next_ns(self) -> int:
+        return min(stack.next_ns() for stack in self.stacks)
 
 
 class Path:
@@ -218,6 +245,22 @@ def test_both_ways_at_once(make) -> None:
     back = set(path.got[0])
     assert max(Counter(path.got[0]).values()) == 1
     assert len(set(sent[600:]) - back) <= 0.01 * 2400
+
+
+def test_each_process_of_a_peer_hears_of_its_own(make) -> None:
+    processes = (make(seed=1), make(seed=5))
+    path = Path((Processes(*processes), make(seed=2)), 50 * MS, randomly(0.12))
+    sent = []
+    for number in range(3000):
+        sent.append(message(number))
+        # Two whose reports are apart, as two of four groups are three times in four.
+        ports = (40000 + number % 2, 53 + number % 2)
+        path.send(0, datagram(4, 0, sent[-1], ports=ports))
+        path.run(path.now + 20 * MS)
+    path.run(path.now + S)
+    for process in processes:
+        assert process.core.count("DATAGRAM_COPIES") > 2 * 1000
+    assert len(set(sent[600:]) - set(path.got[1])) <= 0.01 * 2400
 
 
 def test_a_path_that_loses_nothing_sees_offers_and_few_reports(make) -> None:

@@ -58,7 +58,8 @@ struct peer *peers_get(struct peers *p, const uint8_t addr[16], uint64_t now_ns)
 	memset(peer, 0, sizeof(*peer));
 	memcpy(peer->addr, addr, 16);
 	peer->used_ns = now_ns | 1;
-	peer->report_ns = NEVER;
+	for (uint32_t i = 0; i < PEER_WAYS_BACK; i++)
+		peer->back[i].report_ns = NEVER;
 	peer->least_rtt_ns[0] = peer->least_rtt_ns[1] = NEVER;
 	return peer;
 }

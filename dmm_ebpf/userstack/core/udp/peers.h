@@ -26,9 +26,10 @@
 enum {
 	PEERS = 256,
 	PEER_WAYS = 4,
-	PEER_SENT = 256,  /* datagrams that are noted until they are counted; a power of two */
-	PEER_TELLERS = 4, /* processes of a peer that tell */
-	PEER_COPIES = 5,  /* of a datagram, at most */
+	PEER_SENT = 256,    /* datagrams that are noted until they are counted; a power of two */
+	PEER_WAYS_BACK = 4, /* so many groups of its exchanges are told of apart */
+	PEER_TELLERS = 16,  /* processes of a peer that tell, by such groups */
+	PEER_COPIES = 5,    /* of a datagram, at most */
 	PEER_PENDING = REPORT_ITEMS,
 };
 
@@ -48,12 +49,19 @@ struct peer_rate {
 	uint32_t busy;
 };
 
-/* Where a report goes: the latest packet from it, turned round */
+/*
+ * Where a report goes: the latest packet of a group of exchanges, turned round. Processes of a peer
+ * share its exchanges, and each is to hear of its own.
+ */
 struct peer_way {
 	uint8_t headers[14 + 40 + 8]; /* Ethernet, IP without options, UDP */
 	uint8_t ip_bytes;	      /* 0: none yet */
-	uint8_t pad;
+	uint8_t overrun;
+	uint16_t number; /* of the next report */
+	uint16_t n_pending;
 	uint32_t nic;
+	uint64_t report_ns;		/* when the next is due; NEVER: none is */
+	uint32_t pending[PEER_PENDING]; /* rows of seen.h that are to be told of */
 };
 
 struct peer {
@@ -90,14 +98,9 @@ struct peer {
 
 	/* from it */
 	uint64_t noted_from_ns;	 /* what comes is noted; 0: not */
-	uint64_t report_ns;	 /* when the next report is due; NEVER: none is */
 	uint64_t blind_until_ns; /* not all that came lately was noted */
 	struct peer_rate in;
-	struct peer_way way;
-	uint16_t number; /* of the next report */
-	uint8_t overrun;
-	uint8_t n_pending;
-	uint32_t pending[PEER_PENDING]; /* rows of seen.h that are to be told of */
+	struct peer_way back[PEER_WAYS_BACK];
 };
 
 struct peers {

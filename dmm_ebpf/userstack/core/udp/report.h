@@ -8,8 +8,9 @@
  * payload, in network byte order:
  *
  *	 0  32 bits  REPORT_MAGIC, which has the version
- *	 4  32 bits  who tells: chosen at random by each process
- *	 8  16 bits  number of this report of its, to this peer
+ *	 4  32 bits  who tells: chosen at random by each process, but for the lowest two bits: which
+ *		     group of exchanges with this peer it tells of
+ *	 8  16 bits  number of this report of its, to this peer, of this group
  *	10   8 bits  flags: REPORT_OVERRUN: not all that came is listed
  *	11   8 bits  items behind it
  *

@@ -150,19 +150,26 @@ void udp_copies_out(struct udp_copies *c, const struct udp_copies_packet *p,
 
 /* ---- from a peer ---- */
 
-static void report_due(struct udp_copies *c, struct peer *peer, uint64_t due_ns)
+static void report_due(struct udp_copies *c, struct peer_way *way, uint64_t due_ns)
 {
-	peer->report_ns = min_u64(peer->report_ns, due_ns);
-	c->report_ns = min_u64(c->report_ns, peer->report_ns);
+	way->report_ns = min_u64(way->report_ns, due_ns);
+	c->report_ns = min_u64(c->report_ns, way->report_ns);
 }
 
-static void way_back(struct peer *peer, const struct udp_copies_packet *p, const struct datagram *d)
+/* Of the packet's exchange, and turned as it is */
+static struct peer_way *way_back(struct udp_copies *c, struct peer *peer,
+				 const struct udp_copies_packet *p, const struct datagram *d)
 {
-	struct peer_way *way = &peer->way;
-	uint8_t *eth = way->headers, *ip = eth + UDP_COPIES_ETH_BYTES;
 	bool v4 = d->ip[0] >> 4 == 4;
+	struct peer_way *way;
+	uint64_t ports = 0;
+	uint8_t *eth, *ip;
 
-	memset(way, 0, sizeof(*way));
+	memcpy(&ports, d->ip + d->at, 4);
+	way = &peer->back[siphash(c->peers.secret, &ports, 1) % PEER_WAYS_BACK];
+	memset(way->headers, 0, sizeof(way->headers));
+	eth = way->headers;
+	ip = eth + UDP_COPIES_ETH_BYTES;
 	way->nic = p->nic;
 	way->ip_bytes = v4 ? IP4_BYTES : IP6_BYTES;
 	memcpy(eth, p->frame + 6, 6);
@@ -183,17 +190,18 @@ static void way_back(struct peer *peer, const struct udp_copies_packet *p, const
 	}
 	memcpy(ip + way->ip_bytes, d->ip + d->at + 2, 2);
 	memcpy(ip + way->ip_bytes + 2, d->ip + d->at, 2);
+	return way;
 }
 
-static void pending_add(struct udp_copies *c, struct peer *peer, const struct seen_row *row,
+static void pending_add(struct udp_copies *c, struct peer_way *way, const struct seen_row *row,
 			uint64_t now_ns)
 {
-	if (peer->n_pending == PEER_PENDING) {
-		peer->overrun = 1;
+	if (way->n_pending == PEER_PENDING) {
+		way->overrun = 1;
 		return;
 	}
-	peer->pending[peer->n_pending++] = (uint32_t)(row - c->seen.rows);
-	report_due(c, peer, now_ns + (peer->n_pending > REPORT_SOON ? 0 : REPORT_NS));
+	way->pending[way->n_pending++] = (uint32_t)(row - c->seen.rows);
+	report_due(c, way, now_ns + (way->n_pending > REPORT_SOON ? 0 : REPORT_NS));
 }
 
 static void give(struct udp_copies *c, const struct udp_copies_packet *p, struct datagram *d,
@@ -214,14 +222,14 @@ static void give(struct udp_copies *c, const struct udp_copies_packet *p, struct
 static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_copies_packet *p,
 		    struct datagram *d, uint64_t now_ns)
 {
-	uint64_t id, key;
+	struct peer_way *way = way_back(c, peer, p, d);
 	struct seen_row *row;
+	uint64_t id, key;
 
 	peer_is_there(peer);
-	way_back(peer, p, d);
 	if (!peer->noted_from_ns) {
 		peer->noted_from_ns = now_ns;
-		report_due(c, peer, now_ns);
+		report_due(c, way, now_ns);
 		return;
 	}
 	id = seen_id(d);
@@ -233,7 +241,7 @@ static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_co
 		row = seen_add(&c->seen, key, id, now_ns);
 		if (!row)
 			return;
-		pending_add(c, peer, row, now_ns);
+		pending_add(c, way, row, now_ns);
 	}
 	row->at_ns = now_ns;
 	row->arrivals++;
@@ -246,6 +254,7 @@ static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_co
 static bool original_in(struct udp_copies *c, struct peer *peer, const struct udp_copies_packet *p,
 			const struct datagram *d, uint64_t now_ns)
 {
+	struct peer_way *way;
 	struct seen_row *row;
 	uint64_t id, key;
 
@@ -253,14 +262,14 @@ static bool original_in(struct udp_copies *c, struct peer *peer, const struct ud
 		peer->blind_until_ns = now_ns + SEEN_NS;
 		return true;
 	}
-	way_back(peer, p, d);
+	way = way_back(c, peer, p, d);
 	id = seen_id(d);
 	row = seen_find(&c->seen, d, id, false, now_ns, &key);
 	if (!row) {
 		row = seen_add(&c->seen, key, id, now_ns);
 		if (!row)
 			return true;
-		pending_add(c, peer, row, now_ns);
+		pending_add(c, way, row, now_ns);
 	}
 	row->at_ns = now_ns;
 	row->arrivals++;
@@ -310,23 +319,23 @@ bool udp_copies_in(struct udp_copies *c, const struct udp_copies_packet *p, uint
 
 /* ---- what is due ---- */
 
-static void items(struct udp_copies *c, struct peer *peer, struct report *r, uint64_t now_ns)
+static void items(struct udp_copies *c, struct peer_way *way, struct report *r, uint64_t now_ns)
 {
 	uint32_t kept = 0;
 
-	for (uint32_t i = 0; i < peer->n_pending; i++) {
-		const struct seen_row *row = &c->seen.rows[peer->pending[i]];
+	for (uint32_t i = 0; i < way->n_pending; i++) {
+		const struct seen_row *row = &c->seen.rows[way->pending[i]];
 		uint64_t ago_ns = now_ns - row->first_ns;
 
 		if (ago_ns < SETTLE_NS)
-			peer->pending[kept++] = peer->pending[i];
+			way->pending[kept++] = way->pending[i];
 		else
 			r->item[r->n++] = (struct report_item){.id = (uint32_t)row->id,
 							       .ago_us = (uint32_t)(ago_ns / 1000),
 							       .times = row->arrivals};
 	}
-	peer->n_pending = (uint8_t)kept;
-	peer->report_ns = kept ? now_ns + REPORT_NS : NEVER;
+	way->n_pending = (uint8_t)kept;
+	way->report_ns = kept ? now_ns + REPORT_NS : NEVER;
 }
 
 static void ip_lengths(uint8_t *ip, uint32_t ip_bytes, uint32_t udp_bytes)
@@ -344,45 +353,49 @@ static void ip_lengths(uint8_t *ip, uint32_t ip_bytes, uint32_t udp_bytes)
 }
 
 /* In its place in a slot; without a free one it is not sent, and the next one shows it. */
-static void report_out(struct udp_copies *c, struct peer *peer, uint64_t now_ns)
+static void report_out(struct udp_copies *c, struct peer_way *way, uint32_t group, uint64_t now_ns)
 {
-	struct report r = {.who = c->who,
-			   .number = peer->number++,
-			   .flags = peer->overrun ? REPORT_OVERRUN : 0};
-	uint32_t head = peer->way.ip_bytes + (uint32_t)DATAGRAM_HEADER_BYTES, bytes;
+	struct report r = {.who = (c->who & ~(PEER_WAYS_BACK - 1u)) | group,
+			   .number = way->number++,
+			   .flags = way->overrun ? REPORT_OVERRUN : 0};
+	uint32_t head = way->ip_bytes + (uint32_t)DATAGRAM_HEADER_BYTES, bytes;
 	struct slot *s = slot_free(c);
-	struct datagram d = {.at = peer->way.ip_bytes};
+	struct datagram d = {.at = way->ip_bytes};
 
-	items(c, peer, &r, now_ns);
-	peer->overrun = 0;
+	items(c, way, &r, now_ns);
+	way->overrun = 0;
 	if (!s)
 		return;
-	memcpy(s->frame, peer->way.headers, UDP_COPIES_ETH_BYTES + head);
+	memcpy(s->frame, way->headers, UDP_COPIES_ETH_BYTES + head);
 	d.ip = s->frame + UDP_COPIES_ETH_BYTES;
 	bytes = report_write(&r, d.ip + head);
-	ip_lengths(d.ip, peer->way.ip_bytes, DATAGRAM_HEADER_BYTES + bytes);
+	ip_lengths(d.ip, way->ip_bytes, DATAGRAM_HEADER_BYTES + bytes);
 	d.end = head + bytes;
 	if (!datagram_mark_as(&d, DATAGRAM_REPORT))
 		return;
 	s->len = d.end;
-	s->nic = peer->way.nic;
+	s->nic = way->nic;
 	s->leg = DMM_LEG_OUTER;
 	s->left = 1;
 	s->gap_ns = 0;
 	slot_due(c, s, now_ns);
 }
 
+static void reports_to(struct udp_copies *c, struct peer *peer, uint64_t now_ns)
+{
+	for (uint32_t i = 0; i < PEER_WAYS_BACK; i++) {
+		if (peer->back[i].report_ns <= now_ns)
+			report_out(c, &peer->back[i], i, now_ns);
+		c->report_ns = min_u64(c->report_ns, peer->back[i].report_ns);
+	}
+}
+
 static void reports(struct udp_copies *c, uint64_t now_ns)
 {
 	c->report_ns = NEVER;
 	for (uint32_t i = 0; i < PEERS; i++) {
-		struct peer *peer = &c->peers.v[i];
-
-		if (!peer->used_ns || peer->report_ns == NEVER)
-			continue;
-		if (peer->report_ns <= now_ns)
-			report_out(c, peer, now_ns);
-		c->report_ns = min_u64(c->report_ns, peer->report_ns);
+		if (c->peers.v[i].used_ns)
+			reports_to(c, &c->peers.v[i], now_ns);
 	}
 }
 
