@@ -118,7 +118,8 @@ def test_status_tells_of_rules_that_wait_without_a_director(wired: Site) -> None
     group = f"{wired.client_cgroup.relative}/later"
     routed = wired.attach_client(TAP.replace('"{cgroup}"', '"{cgroup}/later"'))
     (before,) = routed.ask("status")
-    assert before["pending"] == [{"rule": "shop", "number": 1, "cgroup": group}]
+    waiting = {"rule": "shop", "number": 1, "cgroup": group, "executable": None}
+    assert before["pending"] == [waiting]
     routed.kill_director()
     wired.client_cgroup.child("later")
     (status,) = routed.ask("status")
