@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from heavy import HEAVY
 
 from dmm_ebpf.loader import cache
 from dmm_ebpf.loader import compile as compiler
@@ -117,21 +118,6 @@ def test_what_install_keeps_serves_another_kernel_too(
 
 
 # What takes long to import and has nothing to do with starting.
-HEAVY = (
-    "pydantic",
-    "pyroute2",
-    "textual",
-    "rich",
-    "bcc",
-    "cffi",
-    "pycparser",
-    "watchfiles",
-    "_ssl",
-    "importlib.metadata",
-    *(f"dmm_ebpf.records.{part}" for part in ("event", "flow", "policy", "stack", "status")),
-)
-
-
 def imported(stderr: str) -> set[str]:
     """Modules, as `python -X importtime` lists them."""
     return {

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.hal import nftsets
 from dmm_ebpf.hal.netlink import explained
@@ -28,8 +29,6 @@ from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import Policy
 from dmm_ebpf.rd.policy.nftsets import SetName
 from dmm_ebpf.rd.policy.values import Prefix
-from dmm_ebpf.records.policy import Warned
-from dmm_ebpf.records.status import NftSet, SetState
 from dmm_ebpf.threads import in_thread
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ log = logging.getLogger("dmm-ebpf")
 class Reading:
     """What came of reading a set; due: when to read it again, though nothing tells of a change."""
 
-    state: SetState
+    state: records.status.SetState
     prefixes: tuple[Prefix, ...] = ()
     why: str = ""
     due: float | None = None
@@ -82,10 +81,13 @@ def filled(policy: Policy, readings: Readings) -> Policy:
     return policy.with_elements({name: readings[name].prefixes for name in policy.sets})
 
 
-def rows(policy: Policy, readings: Readings) -> list[NftSet]:
+def rows(policy: Policy, readings: Readings) -> list[records.status.NftSet]:
     """As listings have them."""
     found = ((name, readings[name]) for name in policy.sets)
-    return [NftSet(str(name), one.state, len(one.prefixes), one.why) for name, one in found]
+    return [
+        records.status.NftSet(str(name), one.state, len(one.prefixes), one.why)
+        for name, one in found
+    ]
 
 
 def errors(policy: Policy, readings: Readings) -> Iterator[PolicyError]:
@@ -96,11 +98,13 @@ def errors(policy: Policy, readings: Readings) -> Iterator[PolicyError]:
             yield PolicyError(f"accept {place}", why=why)
 
 
-def waiting(policy: Policy, readings: Readings) -> Iterator[Warned]:
+def waiting(policy: Policy, readings: Readings) -> Iterator[records.policy.Warned]:
     """Of each route and rule whose set does not exist."""
     for place, said, name in _named(policy):
         if readings[name].state == "missing":
-            yield Warned(place, f"{said}{name} does not exist on this host, and is waited for")
+            yield records.policy.Warned(
+                place, f"{said}{name} does not exist on this host, and is waited for"
+            )
 
 
 def _named(policy: Policy) -> Iterator[tuple[str, str, SetName]]:
@@ -164,7 +168,7 @@ class Sets:
             self.close()
         self._news.set()
 
-    def rows(self) -> list[NftSet]:
+    def rows(self) -> list[records.status.NftSet]:
         """Those of the policy in force; empty: it names none."""
         policy = self._instance.policy
         return rows(policy, self._readings) if policy else []
