@@ -109,5 +109,7 @@ def test_a_resolver_answers_the_first_question(site) -> None:
     site.wan(rate="100mbit", delay="10ms", loss="12%", seed=5)
     both = [attach(policy("tap")) for attach in (site.attach_client, site.attach_server)]
     dnsmasq(site.server, site.server_cgroup, "--no-resolv", f"--address=/{NAME}/{ADDRESS}")
-    first = answers(site, 0, 60)
-    assert answers(site, 100, 60) >= 57 > first, [counters(routed) for routed in both]
+    answers(site, 0, 60)  # by which the loss is known
+    # Without copies 46 of 60 come back, and 57 once in ten thousand times.
+    assert answers(site, 100, 60) >= 57, [counters(routed) for routed in both]
+    assert sum(counters(routed)["datagrams_repaired"] for routed in both) > 5
