@@ -27,7 +27,7 @@ static struct {
 	uint32_t to;
 	uint64_t at_ns;
 	uint32_t bytes; /* of the frame; 0: none */
-	uint8_t frame[UDP_COPIES_ETH_BYTES + UDP_COPIES_MTU];
+	uint8_t frame[DMM_CORE_ETH_BYTES + DMM_CORE_DATAGRAM_MTU];
 } kept[KEPT];
 static uint32_t n_kept;
 
@@ -45,10 +45,10 @@ static void keep(uint32_t to, const uint8_t *frame, uint32_t bytes)
 static uint32_t make(uint8_t *frame, uint8_t number, uint8_t size)
 {
 	uint32_t udp = DATAGRAM_HEADER_BYTES + 1u + size;
-	uint8_t *ip = frame + UDP_COPIES_ETH_BYTES;
+	uint8_t *ip = frame + DMM_CORE_ETH_BYTES;
 	struct datagram d = {.ip = ip, .at = 20, .end = 20 + udp};
 
-	memset(frame, 0, UDP_COPIES_ETH_BYTES + d.end);
+	memset(frame, 0, DMM_CORE_ETH_BYTES + d.end);
 	ip[0] = 0x45;
 	put_be16(ip + 2, (uint16_t)d.end);
 	ip[9] = DATAGRAM_PROTO;
@@ -64,24 +64,24 @@ static uint32_t make(uint8_t *frame, uint8_t number, uint8_t size)
 
 static void give(const uint8_t *frame)
 {
-	uint32_t number = frame[UDP_COPIES_ETH_BYTES + HEADERS] % NUMBERS;
+	uint32_t number = frame[DMM_CORE_ETH_BYTES + HEADERS] % NUMBERS;
 
 	CHECK(++given[number] <= sent[number]);
 }
 
 static void due(uint32_t who)
 {
-	uint8_t frame[UDP_COPIES_ETH_BYTES + UDP_COPIES_MTU];
+	uint8_t frame[DMM_CORE_ETH_BYTES + DMM_CORE_DATAGRAM_MTU];
 	uint32_t leg, nic, len;
 
 	while ((len = udp_copies_next(side[who], frame, &leg, &nic, now))) {
 		struct datagram d;
 
-		CHECK(len <= UDP_COPIES_MTU && leg <= DMM_LEG_OUTER);
-		CHECK(datagram_find(frame + UDP_COPIES_ETH_BYTES, len, &d));
+		CHECK(len <= DMM_CORE_DATAGRAM_MTU && leg <= DMM_LEG_OUTER);
+		CHECK(datagram_find(frame + DMM_CORE_ETH_BYTES, len, &d));
 		CHECK((datagram_mark_of(&d) == DATAGRAM_RIGHT) == (leg == DMM_LEG_INNER));
 		if (leg == DMM_LEG_OUTER)
-			keep(1 - who, frame, UDP_COPIES_ETH_BYTES + len);
+			keep(1 - who, frame, DMM_CORE_ETH_BYTES + len);
 		else
 			give(frame);
 	}
@@ -91,21 +91,20 @@ static void due(uint32_t who)
 static void arrive(uint32_t who, const uint8_t *bytes, uint32_t n)
 {
 	struct dmm_vnet came = {0}, goes;
-	uint8_t *frame = n > UDP_COPIES_ETH_BYTES ? malloc(n) : NULL;
-	struct udp_copies_packet p = {
-		.frame = frame, .len = n - UDP_COPIES_ETH_BYTES, .came = &came};
+	uint8_t *frame = n > DMM_CORE_ETH_BYTES ? malloc(n) : NULL;
+	struct udp_copies_packet p = {.frame = frame, .len = n - DMM_CORE_ETH_BYTES, .came = &came};
 
 	if (!frame)
 		return;
 	memcpy(frame, bytes, n);
-	if (p.len >= 20 && datagram_pass(frame + UDP_COPIES_ETH_BYTES, p.len, &came, &goes))
+	if (p.len >= 20 && datagram_pass(frame + DMM_CORE_ETH_BYTES, p.len, &came, &goes))
 		udp_copies_in(side[who], &p, now);
 	free(frame);
 }
 
 static void go(uint8_t number, uint8_t size)
 {
-	uint8_t frame[UDP_COPIES_ETH_BYTES + HEADERS + 1 + UINT8_MAX];
+	uint8_t frame[DMM_CORE_ETH_BYTES + HEADERS + 1 + UINT8_MAX];
 	uint32_t len = make(frame, number, size);
 	struct dmm_vnet came = {0};
 	struct udp_copies_packet p = {.frame = frame, .len = len, .came = &came};
@@ -113,7 +112,7 @@ static void go(uint8_t number, uint8_t size)
 
 	sent[number % NUMBERS]++;
 	udp_copies_out(side[0], &p, &wanted, now);
-	keep(1, frame, UDP_COPIES_ETH_BYTES + len);
+	keep(1, frame, DMM_CORE_ETH_BYTES + len);
 }
 
 /* One that was kept, unbent, comes once: what a network repeats is no fault of ours. */
@@ -122,12 +121,12 @@ static void bring(uint8_t which)
 	struct dmm_vnet came = {0};
 	uint32_t i = which % KEPT;
 	struct udp_copies_packet p = {
-		.frame = kept[i].frame, .len = kept[i].bytes - UDP_COPIES_ETH_BYTES, .came = &came};
+		.frame = kept[i].frame, .len = kept[i].bytes - DMM_CORE_ETH_BYTES, .came = &came};
 	struct datagram d;
 
 	if (!kept[i].bytes || now - kept[i].at_ns > LATE_NS)
 		return;
-	CHECK(datagram_find(p.frame + UDP_COPIES_ETH_BYTES, p.len, &d));
+	CHECK(datagram_find(p.frame + DMM_CORE_ETH_BYTES, p.len, &d));
 	if (udp_copies_in(side[kept[i].to], &p, now)) {
 		CHECK(datagram_mark_of(&d) == DATAGRAM_RIGHT);
 		give(p.frame);
@@ -138,8 +137,8 @@ static void bring(uint8_t which)
 /* In what the checksum covers: else it is one that the network repeats. */
 static void bend(uint8_t which, uint8_t at, uint8_t by)
 {
-	enum { COVERED = UDP_COPIES_ETH_BYTES + 12 };
-	uint8_t frame[UDP_COPIES_ETH_BYTES + UDP_COPIES_MTU];
+	enum { COVERED = DMM_CORE_ETH_BYTES + 12 };
+	uint8_t frame[DMM_CORE_ETH_BYTES + DMM_CORE_DATAGRAM_MTU];
 	uint32_t i = which % KEPT;
 
 	if (!kept[i].bytes)

@@ -4,15 +4,9 @@
  * stacks of ours may speak with each other (enum dmm_negotiate), copies follow (udp_copies.h).
  */
 #include "core.h"
-#include "../cc/cc.h"
+#include "../cc/redundancy.h"
 #include "../udp/udp_copies.h"
 #include "../udp/datagram.h"
-
-#define PATH_BPS 2500000ull /* no datagram tells how fast a path is: what tcp_copies.c assumes */
-
-_Static_assert(DMM_CORE_ETH_BYTES == (int)UDP_COPIES_ETH_BYTES &&
-		       DMM_CORE_DATAGRAM_MTU == (int)UDP_COPIES_MTU,
-	       "");
 
 /* Without memory there are none. */
 void datagrams_agree(struct dmm_core *core)
@@ -30,13 +24,6 @@ void datagrams_deinit(struct dmm_core *core)
 	udp_copies_destroy(core->copies);
 }
 
-static bool has_copies(const struct env *env)
-{
-	return env->cfg.redundancy_budget_ppm != DMM_REDUNDANCY_NONE &&
-	       (env->cfg.latency == DMM_LATENCY_LOW ||
-		(env->cfg.latency == DMM_LATENCY_AUTO && env->cc_ops == &cc_wan));
-}
-
 /* False: it is not for the app as it is. */
 static bool with_copies(struct dmm_core *core, uint32_t leg, const struct udp_copies_packet *p,
 			uint64_t now_ns)
@@ -48,8 +35,8 @@ static bool with_copies(struct dmm_core *core, uint32_t leg, const struct udp_co
 		return true;
 	if (leg == DMM_LEG_OUTER)
 		return udp_copies_in(core->copies, p, now_ns);
-	if (has_copies(&core->env))
-		wanted.budget_Bps = PATH_BPS * cfg->redundancy_budget_ppm / 1000000;
+	if (redundancy_is_wanted(&core->env))
+		wanted.budget_Bps = REDUNDANCY_ASSUMED_Bps * cfg->redundancy_budget_ppm / 1000000;
 	udp_copies_out(core->copies, p, &wanted, now_ns);
 	return true;
 }

@@ -34,6 +34,7 @@
  * copy_wake_ns is no later than the first that is due.
  */
 #include "tcp_int.h"
+#include "../cc/redundancy.h"
 
 enum {
 	BURST_SEGS = 10, /* a burst up to the initial window of RFC 6928 is short: all of it */
@@ -49,9 +50,6 @@ enum {
 	SYN_MOST = 3,	    /* copies of a SYN */
 	SYN_ACK_MOST = 1,   /* who is said to have sent the SYN may know nothing of it */
 };
-
-/* What a path is taken to carry as long as it is not known: 20 Mbit/s */
-#define ASSUMED_Bps 2500000ull
 
 struct copy {
 	uint64_t seq; /* of the segment */
@@ -91,12 +89,7 @@ static struct copy *copy_find(const struct tcb *t, uint64_t seq)
 
 bool copies_wanted(const struct env *env, const struct tcb *t)
 {
-	const struct dmm_core_config *cfg = &env->cfg;
-
-	if (!tcb_is_outer(t) || cfg->latency == DMM_LATENCY_NORMAL ||
-	    cfg->redundancy_budget_ppm == DMM_REDUNDANCY_NONE)
-		return false;
-	return cfg->latency == DMM_LATENCY_LOW || env->cc_ops == &cc_wan;
+	return tcb_is_outer(t) && redundancy_is_wanted(env);
 }
 
 void copies_release(struct env *env, struct outer *o)
@@ -217,7 +210,8 @@ void copies_plan_again(struct env *env, struct tcb *t, const struct seg *s, uint
 /* What the bucket fills by in a second */
 static uint64_t budget_Bps(const struct env *env, const struct outer *o)
 {
-	uint64_t rate = o->path_Bps ? o->path_Bps : max_u64(o->delivery_Bps, ASSUMED_Bps);
+	uint64_t rate =
+		o->path_Bps ? o->path_Bps : max_u64(o->delivery_Bps, REDUNDANCY_ASSUMED_Bps);
 
 	return mul_div(rate, env->cfg.redundancy_budget_ppm, 1000000);
 }

@@ -19,7 +19,7 @@ struct slot {
 	uint32_t nic;
 	uint32_t leg;
 	uint32_t left; /* times that it is to go */
-	uint8_t frame[UDP_COPIES_ETH_BYTES + UDP_COPIES_MTU];
+	uint8_t frame[DMM_CORE_ETH_BYTES + DMM_CORE_DATAGRAM_MTU];
 };
 
 struct udp_copies {
@@ -74,12 +74,12 @@ static void slot_due(struct udp_copies *c, struct slot *s, uint64_t due_ns)
 static struct slot *slot_of(struct udp_copies *c, const struct udp_copies_packet *p, uint32_t leg,
 			    struct datagram *d)
 {
-	struct slot *s = d->end <= UDP_COPIES_MTU ? slot_free(c) : NULL;
+	struct slot *s = d->end <= DMM_CORE_DATAGRAM_MTU ? slot_free(c) : NULL;
 
 	if (!s)
 		return NULL;
-	memcpy(s->frame, p->frame, UDP_COPIES_ETH_BYTES + d->end);
-	d->ip = s->frame + UDP_COPIES_ETH_BYTES;
+	memcpy(s->frame, p->frame, DMM_CORE_ETH_BYTES + d->end);
+	d->ip = s->frame + DMM_CORE_ETH_BYTES;
 	s->len = d->end;
 	s->nic = p->nic;
 	s->leg = leg;
@@ -132,7 +132,7 @@ void udp_copies_out(struct udp_copies *c, const struct udp_copies_packet *p,
 	uint32_t n;
 
 	if (!w->budget_Bps || p->came->gso_type ||
-	    !datagram_find(p->frame + UDP_COPIES_ETH_BYTES, p->len, &d))
+	    !datagram_find(p->frame + DMM_CORE_ETH_BYTES, p->len, &d))
 		return;
 	addr_of(&d, false, addr);
 	peer = peers_get(&c->peers, addr, now_ns);
@@ -169,7 +169,7 @@ static struct peer_way *way_back(struct udp_copies *c, struct peer *peer,
 	way = &peer->back[siphash(c->peers.secret, &ports, 1) % PEER_WAYS_BACK];
 	memset(way->headers, 0, sizeof(way->headers));
 	eth = way->headers;
-	ip = eth + UDP_COPIES_ETH_BYTES;
+	ip = eth + DMM_CORE_ETH_BYTES;
 	way->nic = p->nic;
 	way->ip_bytes = v4 ? IP4_BYTES : IP6_BYTES;
 	memcpy(eth, p->frame + 6, 6);
@@ -299,7 +299,7 @@ bool udp_copies_in(struct udp_copies *c, const struct udp_copies_packet *p, uint
 	struct peer *peer;
 	uint8_t addr[16];
 
-	if (!datagram_find(p->frame + UDP_COPIES_ETH_BYTES, p->len, &d))
+	if (!datagram_find(p->frame + DMM_CORE_ETH_BYTES, p->len, &d))
 		return true;
 	addr_of(&d, true, addr);
 	if (!p->came->flags)
@@ -366,8 +366,8 @@ static void report_out(struct udp_copies *c, struct peer_way *way, uint32_t grou
 	way->overrun = 0;
 	if (!s)
 		return;
-	memcpy(s->frame, way->headers, UDP_COPIES_ETH_BYTES + head);
-	d.ip = s->frame + UDP_COPIES_ETH_BYTES;
+	memcpy(s->frame, way->headers, DMM_CORE_ETH_BYTES + head);
+	d.ip = s->frame + DMM_CORE_ETH_BYTES;
 	bytes = report_write(&r, d.ip + head);
 	ip_lengths(d.ip, way->ip_bytes, DATAGRAM_HEADER_BYTES + bytes);
 	d.end = head + bytes;
@@ -435,7 +435,7 @@ uint32_t udp_copies_next(struct udp_copies *c, uint8_t *frame, uint32_t *leg, ui
 	s = c->due_ns <= now_ns ? slot_next(c, now_ns) : NULL;
 	if (!s)
 		return 0;
-	memcpy(frame, s->frame, UDP_COPIES_ETH_BYTES + s->len);
+	memcpy(frame, s->frame, DMM_CORE_ETH_BYTES + s->len);
 	*leg = s->leg;
 	*nic = s->nic;
 	c->counters[DMM_CORE_DATAGRAM_COPIES] += is_copy(s);

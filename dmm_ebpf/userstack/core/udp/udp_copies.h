@@ -10,8 +10,9 @@
  * the app the first that arrives, with its checksum put right, and nothing twice (seen.h); and
  * tells what came (report.h). They come to the app in the order in which they arrive.
  *
- * No copies have: what is cut by the device (UDP_SEGMENT), what is longer than UDP_COPIES_MTU, what
- * is alike to another of the last four seconds, and what goes to a peer to which 600 a second go.
+ * No copies have: what is cut by the device (UDP_SEGMENT), what is longer than
+ * DMM_CORE_DATAGRAM_MTU, what is alike to another of the last four seconds, and what goes to a peer
+ * to which 600 a second go.
  *
  * Refused are copies of a peer in the first second after the first one, for until then its
  * datagrams were not noted; and whenever something was not noted.
@@ -25,7 +26,7 @@
 #include "peers.h"
 #include "seen.h"
 
-enum { UDP_COPIES_ETH_BYTES = 14, UDP_COPIES_MTU = 1500, UDP_COPIES_SLOTS = 128 };
+enum { UDP_COPIES_SLOTS = 128 };
 
 struct udp_copies;
 
@@ -51,8 +52,8 @@ void udp_copies_out(struct udp_copies *c, const struct udp_copies_packet *p,
 		    const struct udp_copies_wanted *w, uint64_t now_ns);
 /* One came from there. False: it is not for the app as it is. */
 bool udp_copies_in(struct udp_copies *c, const struct udp_copies_packet *p, uint64_t now_ns);
-/* The next frame that is due: bytes of its IP packet, or 0. frame: room for UDP_COPIES_ETH_BYTES
- * and UDP_COPIES_MTU. */
+/* The next frame that is due: bytes of its IP packet, or 0. frame: room for DMM_CORE_ETH_BYTES
+ * and DMM_CORE_DATAGRAM_MTU. */
 uint32_t udp_copies_next(struct udp_copies *c, uint8_t *frame, uint32_t *leg, uint32_t *nic,
 			 uint64_t now_ns);
 uint64_t udp_copies_due_ns(const struct udp_copies *c);
