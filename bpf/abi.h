@@ -3,11 +3,10 @@
  * abi.h: every struct, enum and limit that the BPF programs, the C core and Python share.
  *
  * This is the only definition, with that of dmm.h, which programs have, too; so it is in one file,
- * however long. BPF C includes it after its own
- * u8..u64 types are known, the C core includes it as it is, and Python feeds the same text to cffi
- * (dmm_ebpf/abi.py), which strips every line that starts with '#'. Therefore: no macros with
- * values, no attributes, no bit fields, padding spelled out, constants as enums, and a struct's
- * size is the same for every compiler.
+ * however long. BPF C includes it after its own u8..u64 types are known, the C core includes it as
+ * it is, and Python feeds the same text to cffi (dmm_ebpf/abi.py), which strips every line that
+ * starts with '#'. Therefore: no macros with values, no attributes, no bit fields, padding spelled
+ * out, constants as enums, and a struct's size is the same for every compiler.
  *
  * Byte order: a field named *_be is in network byte order, every other integer is in host order.
  * Addresses are always 16 bytes; IPv4 is v4-mapped (::ffff:a.b.c.d, RFC 4291 section 2.5.5.2).
@@ -22,7 +21,7 @@
 #include "dmm.h"
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 18,
+	DMM_ABI_VERSION = 21,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
 	DMM_MAX_CHECKS = 240,	  /* in rules[], of one policy; counted in a byte */
@@ -36,6 +35,12 @@ enum dmm_limits {
 	DMM_MAX_XDP_FLOWS = 1048576,
 	DMM_MAX_LISTENERS = 65536,
 	DMM_MAX_EARLIER = 65536,
+	/* live[] and live_ports[]: prefixes in all places together, and blocks of ports */
+	DMM_MAX_LIVE = 655360,
+	DMM_LIVE_PLACES = 8, /* in live[], each for a generation; a power of two */
+	DMM_LIVE_TABLE_BITS = 28,
+	DMM_NODE_PARTS = 8,	  /* of a node of routes[]: its first line of cache says which */
+	DMM_ROUTE_DIGITS = 3,	  /* of a destination, with the table, at most */
 	DMM_MAX_ADAPTIVE = 16384, /* prefixes that adaptive routes know of, in both halves */
 	/* per policy: rules with direction "forward" times their source prefixes */
 	DMM_MAX_FORWARDS = 64,
@@ -51,9 +56,11 @@ enum dmm_limits {
 	DMM_BEAT_MAX_NS = 1000000000, /* a process that was not heard of for longer hangs */
 	DMM_EVENTS_BYTES = 4194304,
 	DMM_WAKE_NS = 20000000, /* a reader of events[] is woken no more often */
-	DMM_COMM_LEN = 16,	/* TASK_COMM_LEN */
-	DMM_CC_LEN = 16,	/* TCP_CA_NAME_MAX */
-	DMM_NO_DSCP = 64,	/* of a datagram whose socket was not asked */
+	DMM_MAX_WAITED = 512,  /* cgroups that rules name, in both halves, and the instance's own */
+	DMM_WAITED_PATH = 256, /* bytes of a path there; at least one is a NUL */
+	DMM_COMM_LEN = 16,     /* TASK_COMM_LEN */
+	DMM_CC_LEN = 16,       /* TCP_CA_NAME_MAX */
+	DMM_NO_DSCP = 64,      /* of a datagram whose socket was not asked */
 };
 
 enum dmm_mark {
@@ -91,6 +98,8 @@ enum dmm_control_flag {
 	DMM_CONTROL_DSCP = 32, /* a rule asks for it */
 	/* a route is adaptive: how its flows end is put in the ring, whoever reads */
 	DMM_CONTROL_ADAPTIVE = 64,
+	/* the hooks are on a cgroup above the instance's, whose sockets alone are meant; stays */
+	DMM_CONTROL_GATE = 128,
 };
 
 /*
@@ -102,7 +111,26 @@ struct dmm_control {
 	__u32 generation;   /* 0: no policy yet, programs only observe */
 	__u64 netns_cookie; /* sockets of other network namespaces are left alone, but see flags */
 	__u32 flags;	    /* enum dmm_control_flag */
-	__u32 pad;
+	__u32 cgroup_level; /* of the instance's cgroup, as in struct dmm_rule */
+};
+
+/*
+ * own_group[0]: the id of the instance's cgroup, as in struct dmm_rule; one that no cgroup has:
+ * it is not there.
+ *
+ * waited[path]: a cgroup, by its path from the root of the hierarchy, zero padded, whose id is
+ * wanted as soon as it is made (group.h). It says where to write it: own_group[0], and cgroup_id of
+ * rules. Written by the RD alone. The ids themselves have two writers, dmm_group_made and, for the
+ * RD, dmm_rule_set, which changes what it has seen and nothing newer.
+ */
+struct dmm_waited_key {
+	__u8 path[256];
+};
+
+struct dmm_waited {
+	/* bit i of word half * 4 + n: rules[half * DMM_MAX_CHECKS + n * 64 + i] */
+	__u64 rules[8];
+	__u64 own; /* 1: own_group[0] */
 };
 
 /* What a policy may say of datagrams, so that each has to be looked at */
@@ -130,6 +158,8 @@ enum dmm_rule_flag {
 	DMM_RULE_LPORT = 64,
 	DMM_RULE_DEVICE = 128,
 	DMM_RULE_EXECUTABLE = 256,
+	/* asks for nothing: routes of its table lead to stacks with MPTCP (protocol.h) */
+	DMM_RULE_MPTCP = 512,
 };
 
 enum dmm_direction {
@@ -169,6 +199,24 @@ struct dmm_rule {
 	/* the file that the process executes: s_dev and i_ino, as the kernel has them */
 	__u32 exe_device;
 	__u64 exe_inode;
+};
+
+enum {
+	DMM_OWN_GROUP = 0xffffffff,
+};
+
+/*
+ * What the program dmm_rule_set is given: what the names in rules[rule] stand for now, or in place
+ * of a rule DMM_OWN_GROUP: cgroup_was and cgroup_id alone, of own_group[0].
+ */
+struct dmm_rule_set {
+	__u32 rule;
+	__u32 device;
+	__u64 exe_inode;
+	__u32 exe_device;
+	__u32 pad;
+	__u64 cgroup_was; /* if it is another by now, that one stays */
+	__u64 cgroup_id;
 };
 
 /*
@@ -251,6 +299,11 @@ struct dmm_stack_state {
 	/* new flows are spread over numbers 0 .. processes - 1, those of them that are up */
 	__u32 processes;
 	__u32 datagrams; /* 1: they relay them */
+	/* 1: the policy names no devices for it, so its flows begin wherever a default route leads:
+	 * see dmm_nic.home
+	 */
+	__u32 follows;
+	__u32 pad;
 	__u32 seats[16]; /* of process i, as in dmm_xdp_flow */
 };
 
@@ -275,16 +328,7 @@ struct dmm_stack_load {
 	__u64 beat_ns;
 };
 
-/*
- * routes4[generation & 1] and routes6[generation & 1]: LPM tries; prefixlen counts from
- * table's first bit
- */
-struct dmm_route4_key {
-	__u32 prefixlen; /* 32 + prefix length */
-	__u32 table;
-	__u32 addr_be;
-};
-
+/* A key of live[]; prefixlen counts from table's first bit */
 struct dmm_route6_key {
 	__u32 prefixlen; /* 32 + prefix length */
 	__u32 table;
@@ -295,19 +339,64 @@ enum dmm_route_value_flag {
 	DMM_ROUTE_NONE = 0xffffffff, /* route: nothing here, go on with the next rule */
 	/* stack: with the number of an adaptive route's candidates, see adaptive[] */
 	DMM_STACK_ADAPTIVE = 0x80,
+	/* route: beside the policy; the rest is its number among such, and no other's ever */
+	DMM_ROUTE_LIVE = 0x80000000,
+	/* stack, in ports[]: route counts from that of the prefix */
+	DMM_PORT_OWN = 0x80000000,
 };
 
 /*
- * What a prefix says. The compiler in Python has pushed the routes of shorter prefixes down, so
- * that one look-up here and at most one in ports[] decide: longest prefix, then exact port, then
- * range, then any.
+ * The bits of stack above the stack's own eight: of two routes that match, the one for which they
+ * are more counts. The longest prefix, an exact port (2), a range (1), every port (0); one that
+ * names the protocol; one that was put in beside the policy, the policy's, an element's.
+ */
+enum dmm_route_rank {
+	DMM_RANK_SHIFT = 8,
+	DMM_RANK_POLICY = 1,
+	DMM_RANK_LIVE = 2, /* 0: an element's */
+	DMM_RANK_PROTO_SHIFT = 2,
+	DMM_RANK_PORTS_SHIFT = 3,
+	DMM_RANK_LENGTH_SHIFT = 5,
+};
+
+/*
+ * What a prefix of live[] says. Python has pushed the routes of shorter prefixes down, so that one
+ * look-up here and at most one in live_ports[] decide: longest prefix, then exact port, then range,
+ * then any.
  */
 struct dmm_route_value {
-	/* index of the route in the policy, or DMM_ROUTE_NONE; unused when portset != 0 */
+	/* as flow records have it, or DMM_ROUTE_NONE; unused when portset != 0 */
 	__u32 route;
 	__u32 stack;
 	/* 0: every protocol and port goes to stack; else look (portset, proto, port) up */
 	__u32 portset;
+};
+
+enum dmm_node_value_flag {
+	DMM_NODE_PORTS = 0x80000000, /* stack: the rest is a portset, and route that of the first */
+	DMM_NODE_DEEPER = 0x40000000, /* stack: the next digit decides, from node route on */
+};
+
+/* What the longest prefix says, with the routes of shorter ones pushed down as in live[]. */
+struct dmm_node_value {
+	__u32 route; /* index of the route in the policy, or DMM_ROUTE_NONE */
+	__u32 stack; /* every protocol and port goes to it */
+};
+
+/*
+ * routes[generation & 1]: an array of nodes, trees of what prefixes say, one for each digit of 63
+ * bits. An IPv6 address has its upper two bits behind the table and a 0, then 63, then the last 63;
+ * an IPv4 address has a 4 behind the table, and then the lower half of its v4-mapped form.
+ *
+ * A digit that is above lasts[i] is behind part i. Part i is the node children + i, or, where
+ * children is 0, what holds for these digits. Node 0 is the first digit's root.
+ * Two lines of cache, the second of which is read of leaves alone.
+ */
+struct dmm_route_node {
+	__u64 lasts[7]; /* those that are not there are all ones, but for the highest bit */
+	__u32 children;
+	__u32 pad;
+	struct dmm_node_value values[DMM_NODE_PARTS];
 };
 
 /*
@@ -329,6 +418,11 @@ struct dmm_port_value {
 };
 
 /*
+ * live[key]: LPM trie, struct dmm_route6_key to struct dmm_route_value: routes beside the policy.
+ * table is place << DMM_LIVE_TABLE_BITS | table, and place (generation >> 1) &
+ * (DMM_LIVE_PLACES - 1): a change of single routes keeps the half, and is a generation of its own.
+ * A v4-mapped prefix has 96 bits more; its ports are in live_ports[], as in ports[].
+ *
  * adaptive[key]: LPM trie, written by the RD: which stack serves new flows of an adaptive route, by
  * peer. A v4-mapped prefix has 96 bits more.
  */
@@ -392,6 +486,13 @@ struct dmm_choice {
 	__u32 pad;
 };
 
+/* Of the frame of a packet that is away (struct dmm_xdp_flow), as a process gets it: the first byte
+ * of its source; the last two of both addresses are the MTU. */
+enum dmm_away {
+	DMM_AWAY_SOURCE = 1, /* a group's, so nobody's */
+	DMM_AWAY_BYTES = 12, /* of both addresses */
+};
+
 enum dmm_way_state {
 	DMM_WAY_ASKED = 0, /* by the connect hook; the SYN has not been seen at a device */
 	DMM_WAY_TAKEN = 1, /* the process has it */
@@ -408,6 +509,8 @@ struct dmm_way {
 	__u32 state;   /* enum dmm_way_state */
 	__u32 mark;    /* of the SYN, as in struct dmm_xdp_flow */
 	__u32 priority;
+	__u32 away; /* likewise */
+	__u8 addresses[DMM_AWAY_BYTES];
 };
 
 struct dmm_addr_pair {
@@ -589,6 +692,10 @@ struct dmm_nic {
 	__u32 bare; /* 1: its packets have no link header, as those of a tunnel or of WireGuard */
 	/* 1: a filter of others may keep packets from our programs, so no flow begins here */
 	__u32 behind;
+	/* Of one that no stack serves: slot, plus 1, of a NIC through which flows of stacks that
+	 * follow default routes begin here, away (away.h); 0: they do not, and are the kernel's
+	 */
+	__u32 home;
 	__u8 mac[6];   /* its own; 0 where it is bare */
 	__u16 generic; /* 1: XDP is generic there, and leaves SYNs to tc, see xdp.h */
 };
@@ -610,8 +717,9 @@ enum dmm_ask_op {
 	DMM_ASK_CLAIM = 1,  /* packets of pair are to be given to me from now on */
 	DMM_ASK_DISOWN = 2, /* no longer, if they still are */
 	DMM_ASK_STATE = 3,  /* I live; full and cookies_until_ns are so */
-	/* the answer to a claim that is not granted; there is none to others */
-	DMM_ASK_REFUSED = 4,
+	/* the answers to a claim that is not granted; there is none to others */
+	DMM_ASK_REFUSED = 4, /* xdp_flows[] has no room */
+	DMM_ASK_TAKEN = 5,   /* the kernel has a connection of this pair, or another process */
 };
 
 enum dmm_ask_type {
@@ -659,14 +767,8 @@ struct dmm_xdp_flow {
 	 */
 	__u32 home;
 	__u32 away;
-	__u8 addresses[12];
+	__u8 addresses[DMM_AWAY_BYTES];
 	__u32 own; /* 1: a socket of this host's has sent for it; it is not forwarded */
-};
-
-/* Of the frame of such a packet, as a process gets it: the first byte of its source; the last two
- * are the MTU. */
-enum dmm_away {
-	DMM_AWAY_SOURCE = 1, /* a group's, so nobody's */
 };
 
 enum dmm_forwarded_state {
@@ -700,6 +802,8 @@ struct dmm_forwarded {
 	__u32 route;
 	__u32 mark; /* of the SYN, as in struct dmm_xdp_flow */
 	__u32 priority;
+	__u32 away; /* likewise */
+	__u8 addresses[DMM_AWAY_BYTES];
 };
 
 enum dmm_fragments_of {

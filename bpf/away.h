@@ -16,6 +16,9 @@
  * by its packet socket. nics[] has the device for as long as it is up; when it goes, home is tried
  * until the app's next packet shows another way.
  *
+ * Where a default route leads by a device only since the process started, flows begin away
+ * (away_begin()), if the policy names no devices for its stack.
+ *
  * The other device may itself send by the home: a macvlan of it, or a bond under which it was put
  * just now. What is sent there comes to the program at the home once more, and must not be sent
  * there again. By nothing else can that be told for sure, since all of a packet may change on the
@@ -38,28 +41,62 @@ static __always_inline const struct dmm_nic *away_nic(struct dmm_xdp_flow *flow)
 }
 
 /*
- * The app's packet leaves by nic: what of it is for the other packets, and its frame
- * for the process.
+ * The app's packet leaves by nic: what of it is for the other packets, in away and addresses of
+ * their flow, and its frame for the process.
  */
-static __always_inline bool away_leave(struct __sk_buff *skb, const struct dmm_nic *nic,
-				       struct dmm_xdp_flow *flow)
+static __always_inline bool away_mark(struct __sk_buff *skb, const struct dmm_nic *nic, __u32 *away,
+				      __u8 addresses[DMM_AWAY_BYTES])
 {
-	__u8 addresses[12] = {[6] = DMM_AWAY_SOURCE};
+	__u8 marked[DMM_AWAY_BYTES] = {[6] = DMM_AWAY_SOURCE};
 	__u32 ifindex = skb->ifindex;
 	__u32 mtu = 0;
 
 	if (dmm_check_mtu(skb, ifindex, &mtu, 0, 0) < 0)
 		return false;
-	addresses[10] = mtu >> 8;
-	addresses[11] = mtu;
+	marked[10] = mtu >> 8;
+	marked[11] = mtu;
 	if (nic->bare)
-		__builtin_memset(flow->addresses, 0, sizeof(flow->addresses));
-	else if (bpf_skb_load_bytes(skb, 0, flow->addresses, sizeof(flow->addresses)))
+		__builtin_memset(addresses, 0, DMM_AWAY_BYTES);
+	else if (bpf_skb_load_bytes(skb, 0, addresses, DMM_AWAY_BYTES))
 		return false;
 	if (nic->bare && !frame_dress(skb))
 		return false;
-	flow->away = ifindex;
-	return !bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0);
+	*away = ifindex;
+	return !bpf_skb_store_bytes(skb, 0, marked, sizeof(marked), 0);
+}
+
+static __always_inline bool away_leave(struct __sk_buff *skb, const struct dmm_nic *nic,
+				       struct dmm_xdp_flow *flow)
+{
+	return away_mark(skb, nic, &flow->away, flow->addresses);
+}
+
+/*
+ * The same for a SYN, by a copy to the process's device for its home: see syn_give(). The process
+ * claims its flow, which begins away (ingress.h).
+ */
+static __always_inline bool away_begin(struct __sk_buff *skb, const struct dmm_nic *nic,
+				       __u32 device, __u32 *away, __u8 addresses[DMM_AWAY_BYTES])
+{
+	__u32 mark = skb->mark;
+
+	if (!device_is_there(skb, device) || !away_mark(skb, nic, away, addresses))
+		return false;
+	skb->mark = DMM_TCIN_MARK;
+	if (bpf_clone_redirect(skb, device, 0) >= 0 || nic->bare)
+		return true;
+	*away = 0;
+	skb->mark = mark;
+	bpf_skb_store_bytes(skb, 0, addresses, DMM_AWAY_BYTES, 0);
+	return false;
+}
+
+/* The process's device for a flow that begins on nic, which it does not serve; 0: none does. */
+static __always_inline __u32 away_device(const struct dmm_nic *nic, __u32 stack, __u32 seat)
+{
+	const struct dmm_stack_state *state = nic->home ? stack_state_get(stack) : NULL;
+
+	return state && state->follows ? inner_device(seat, nic->home - 1) : 0;
 }
 
 /* A packet that the process sends to the wire of its home, nic; the program's result. */

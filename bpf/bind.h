@@ -14,7 +14,7 @@
 #ifndef DMM_BIND_H
 #define DMM_BIND_H
 
-#include "decide.h"
+#include "group.h"
 #include "listener.h"
 
 /* The body of step rule_listen. */
@@ -58,7 +58,8 @@ static __always_inline int bind_note(struct bpf_sock_addr *ctx)
 	struct dmm_search search = {};
 	struct dmm_bound_socket *bound;
 
-	if (!control || !sk || bpf_get_netns_cookie(ctx) != control->netns_cookie)
+	if (!control || !sk || bpf_get_netns_cookie(ctx) != control->netns_cookie ||
+	    !current_is_meant(control))
 		return 1;
 	bound = storage_get(DMM_MAP(bounds), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!bound)
@@ -176,7 +177,7 @@ static __always_inline int bind_remember_stream(struct bpf_sock_addr *ctx)
 	    CTX_LOAD(u32, ctx, protocol) != IPPROTO_TCP)
 		return 1;
 	search.facts.netns_cookie = bpf_get_netns_cookie(ctx);
-	if (search.facts.netns_cookie != control->netns_cookie)
+	if (search.facts.netns_cookie != control->netns_cookie || !current_is_meant(control))
 		return 1;
 	decision = storage_get(DMM_MAP(decisions), sk, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!decision)

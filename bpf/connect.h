@@ -17,6 +17,7 @@
 #include "datagram.h"
 #include "decide.h"
 #include "flow.h"
+#include "group.h"
 #include "recent.h"
 #include "way.h"
 
@@ -242,7 +243,8 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	struct bpf_sock *sk = ctx->sk;
 	struct dmm_served served = {};
 
-	if (!control || !sk)
+	/* No half is known yet. */
+	if (!control || !sk || (is_gated(control) && !current_is_own_by(control, &query->half)))
 		return 1;
 	facts->netns_cookie = bpf_get_netns_cookie(ctx);
 	if (!netns_is_meant(control, facts->netns_cookie))

@@ -3,13 +3,15 @@
  * decide.h: policy evaluation: rules, then a table's routes, then the stack.
  *
  * Invariants: control's generation is read once by the caller and everything is looked up in that
- * half; at most two LPM look-ups per rule that matched; nothing here writes a policy map.
+ * half; at most one route and its ports per rule that matched, in the policy and beside it; nothing
+ * here writes a policy map.
  */
 #ifndef DMM_DECIDE_H
 #define DMM_DECIDE_H
 
 #include "defs.h"
 #include "options.h"
+#include "routes.h"
 
 /* Who acts, as rules see it. */
 struct dmm_facts {
@@ -141,18 +143,17 @@ struct dmm_executable {
 };
 
 #ifdef DMM_EXE_INODE
-/*
- * A load by such a pointer gives 0 where that is NULL; so nothing is asked on the way, which the
- * verifier would follow each way for each program and rule.
+/* Read from NULL is 0; so nothing is asked on the way, which the verifier would follow each way for
+ * each program and rule.
  */
 static __always_inline struct dmm_executable executable_current(void)
 {
-	const void *mm = KERNEL_LOAD(void *, dmm_current_task(), DMM_TASK_MM);
-	const void *file = KERNEL_LOAD(void *, mm, DMM_MM_EXE);
-	const void *inode = KERNEL_LOAD(void *, file, DMM_FILE_INODE);
-	const void *sb = KERNEL_LOAD(void *, inode, DMM_INODE_SB);
-	struct dmm_executable found = {.inode = KERNEL_LOAD(__u64, inode, DMM_EXE_INODE),
-				       .device = KERNEL_LOAD(__u32, sb, DMM_SB_DEV)};
+	const char *mm = (const char *)probed((const char *)dmm_current_task() + DMM_TASK_MM);
+	const char *file = (const char *)probed(mm + DMM_MM_EXE);
+	const char *inode = (const char *)probed(file + DMM_FILE_INODE);
+	const char *sb = (const char *)probed(inode + DMM_INODE_SB);
+	struct dmm_executable found = {.inode = probed(inode + DMM_EXE_INODE),
+				       .device = (__u32)probed(sb + DMM_SB_DEV)};
 
 	return found;
 }
@@ -249,59 +250,137 @@ static __always_inline const struct dmm_rule *rule_next(struct dmm_search *searc
 	return NULL;
 }
 
-static __always_inline const struct dmm_route_value *prefix_find(__u32 table,
-								 const struct dmm_query *query)
+/* The keys of one look-up after the other, in one place: programs that ask fill their stack. */
+union dmm_route_keys {
+	struct dmm_route6_key route6;
+	struct dmm_port_key port;
+	struct dmm_route_walk walk;
+};
+
+static __always_inline void route6_key(union dmm_route_keys *key, __u32 table,
+				       const struct dmm_query *query)
 {
-	if (addr_is_mapped(query->addr)) {
-		struct dmm_route4_key key = {
-			.prefixlen = 64, .table = table, .addr_be = query->addr[3]};
-		void *trie = map_lookup(DMM_MAP(routes4), &query->half);
-
-		return trie ? map_lookup(DMM_INNER(routes4, trie), &key) : NULL;
-	} else {
-		struct dmm_route6_key key = {.prefixlen = 160, .table = table};
-		void *trie = map_lookup(DMM_MAP(routes6), &query->half);
-
-		addr_copy((__u32 *)key.addr, query->addr);
-		return trie ? map_lookup(DMM_INNER(routes6, trie), &key) : NULL;
-	}
+	key->route6.prefixlen = 160;
+	key->route6.table = table;
+	addr_copy((__u32 *)key->route6.addr, query->addr);
 }
 
-static __always_inline const struct dmm_port_value *port_find(__u32 portset,
-							      const struct dmm_query *query)
+static __always_inline void port_key(union dmm_route_keys *key, __u32 portset,
+				     const struct dmm_query *query)
 {
-	struct dmm_port_key key = {.prefixlen = 64,
-				   .portset = portset,
-				   .proto = query->proto,
-				   .port_be = query->port_be};
+	key->port.prefixlen = 64;
+	key->port.portset = portset;
+	key->port.proto = query->proto;
+	key->port.pad = 0;
+	key->port.port_be = query->port_be;
+}
+
+static __always_inline const struct dmm_port_value *
+port_find(union dmm_route_keys *key, __u32 portset, const struct dmm_query *query)
+{
 	void *trie = map_lookup(DMM_MAP(ports), &query->half);
 
-	return trie ? map_lookup(DMM_INNER(ports, trie), &key) : NULL;
+	port_key(key, portset, query);
+	return trie ? map_lookup(DMM_INNER(ports, trie), &key->port) : NULL;
 }
 
-static __always_inline bool route_find(__u32 table, const struct dmm_query *query,
+/*
+ * What was found as one number, so that the verifier does not follow each way here to the end of
+ * the program: from the highest bit, that it was (2), rank and stack (30), route (32). 0: nothing.
+ */
+#define ROUTE_FOUND (1ULL << 62)
+
+static __always_inline __u64 route_number(const struct dmm_port_value *found)
+{
+	if (!found || found->route == DMM_ROUTE_NONE)
+		return 0;
+	return ROUTE_FOUND | (__u64)found->stack << 32 | found->route;
+}
+
+/* The same of what is found among a prefix's ports; first: the number of its first route. */
+static __always_inline __u64 port_number(const struct dmm_port_value *found, __u32 first)
+{
+	__u64 stack;
+
+	if (!found || found->route == DMM_ROUTE_NONE)
+		return 0;
+	stack = found->stack;
+	return ROUTE_FOUND | (stack & ~(__u64)DMM_PORT_OWN) << 32 |
+	       (__u32)(found->route + (first & (0 - (stack >> 31))));
+}
+
+/* The policy's own route. */
+static __always_inline __u64 written_find(union dmm_route_keys *key, __u32 table,
+					  const struct dmm_query *query)
+{
+	__u32 stack, first;
+
+	if (!route_walk_down(&key->walk, query->half, table, query->addr))
+		return 0;
+	first = key->walk.node;
+	stack = key->walk.digits[0];
+	if (stack & DMM_NODE_PORTS)
+		return port_number(port_find(key, bpf_htonl(stack & ~DMM_NODE_PORTS), query),
+				   first);
+	return first == DMM_ROUTE_NONE ? 0 : ROUTE_FOUND | (__u64)stack << 32 | first;
+}
+
+/* The same of what is beside the policy in that generation. */
+static __always_inline __u64 live_find(union dmm_route_keys *key, __u32 table,
+				       const struct dmm_query *query, __u32 generation)
+{
+	__u32 place = generation >> 1 & (DMM_LIVE_PLACES - 1);
+	const struct dmm_route_value *prefix;
+
+	route6_key(key, place << DMM_LIVE_TABLE_BITS | table, query);
+	prefix = map_lookup(DMM_MAP(live), &key->route6);
+	if (likely(!prefix))
+		return 0;
+	if (!prefix->portset)
+		return route_number((const struct dmm_port_value *)prefix);
+	port_key(key, prefix->portset, query);
+	return route_number(map_lookup(DMM_MAP(live_ports), &key->port));
+}
+
+/* The one of the higher rank, without a branch. No two of one policy's and beside it are equal. */
+static __always_inline __u64 route_better(__u64 one, __u64 other)
+{
+	__u64 mask = (__u64)((__s64)(one - other) >> 63);
+
+	return (one & ~mask) | (other & mask);
+}
+
+/*
+ * route_find(), with room for its keys. What is found first waits in verdict, for connect() has no
+ * other room; without a route that says so.
+ */
+static __always_inline bool route_find_by(union dmm_route_keys *key, __u32 table,
+					  const struct dmm_query *query, __u32 generation,
+					  struct dmm_verdict *verdict)
+{
+	__u64 found = live_find(key, table, query, generation);
+
+	verdict->table = found >> 32;
+	verdict->route = (__u32)found;
+	found = written_find(key, table, query);
+	found = route_better(found, (__u64)verdict->table << 32 | verdict->route);
+	if (!found) {
+		verdict->table = 0;
+		verdict->route = DMM_ROUTE_NONE;
+		return false;
+	}
+	verdict->table = table;
+	verdict->route = (__u32)found;
+	verdict->stack = found >> 32 & 0xff;
+	return true;
+}
+
+static __always_inline bool route_find(__u32 table, const struct dmm_query *query, __u32 generation,
 				       struct dmm_verdict *verdict)
 {
-	const struct dmm_route_value *prefix = prefix_find(table, query);
-	const struct dmm_port_value *port;
+	union dmm_route_keys key;
 
-	if (!prefix)
-		return false;
-	if (!prefix->portset) {
-		if (prefix->route == DMM_ROUTE_NONE)
-			return false;
-		verdict->table = table;
-		verdict->route = prefix->route;
-		verdict->stack = prefix->stack;
-		return true;
-	}
-	port = port_find(prefix->portset, query);
-	if (!port || port->route == DMM_ROUTE_NONE)
-		return false;
-	verdict->table = table;
-	verdict->route = port->route;
-	verdict->stack = port->stack;
-	return true;
+	return route_find_by(&key, table, query, generation, verdict);
 }
 
 static __always_inline const struct dmm_stack *stack_get(__u32 half, __u32 id)
@@ -403,6 +482,19 @@ static __always_inline bool process_pick(const struct dmm_stack_state *state, __
 static __always_inline __u32 hash_spread(__u32 value)
 {
 	return value * 0x9e3779b1;
+}
+
+/*
+ * The same for every packet of a flow: until the stack owns it, its SYNs must find
+ * the same process.
+ */
+static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
+{
+	const __u32 *raddr = (const __u32 *)pair->raddr;
+	__u32 hash = hash_spread(raddr[0] ^ raddr[1] ^ raddr[2] ^ raddr[3]);
+
+	hash = hash_spread(hash ^ (hash >> 15) ^ ((__u32)pair->lport_be << 16 | pair->rport_be));
+	return hash_spread(hash ^ (hash >> 16));
 }
 
 struct dmm_served {

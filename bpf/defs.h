@@ -130,6 +130,19 @@ static void *(*dmm_current_task)(void) = (void *)BPF_FUNC_get_current_task_btf;
 /* A field of a kernel struct, whose offset the loader took from the kernel's BTF. */
 #define KERNEL_LOAD(type, base, offset) (*(type const volatile *)((const char *)(base) + (offset)))
 
+/*
+ * Eight bytes of the kernel's, 0 where none are. For what is seldom read: the call is dearer than
+ * KERNEL_LOAD, but before Linux 6.19 the verifier looks through all of the kernel's types, four
+ * times, for each pointer that is loaded from a trusted struct.
+ */
+static __always_inline __u64 probed(const void *at)
+{
+	__u64 value = 0;
+
+	bpf_probe_read_kernel(&value, sizeof(value), at);
+	return value;
+}
+
 static __always_inline void count(__u32 counter)
 {
 	__u64 *value = map_lookup(DMM_MAP(counters), &counter);

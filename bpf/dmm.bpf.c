@@ -14,6 +14,8 @@
 #include "sockops.h"
 #include "release.h"
 #include "earlier.h"
+#include "protocol.h"
+#include "group.h"
 #include "xdp.h"
 #include "tcfrom.h"
 #include "tcin.h"
@@ -110,9 +112,29 @@ int dmm_listener_set(struct dmm_listener_set *ctx)
 	return listener_set(ctx);
 }
 
+int dmm_rule_set(struct dmm_rule_set *ctx)
+{
+	return rule_set(ctx);
+}
+
 int dmm_earlier(struct dmm_iter_tcp *ctx)
 {
 	return earlier(ctx);
+}
+
+int dmm_protocol(struct dmm_protocol_arguments *ctx)
+{
+	return protocol_asked(ctx);
+}
+
+int dmm_group_made(struct dmm_group_made *ctx)
+{
+	return group_made(ctx);
+}
+
+int dmm_group_rule(struct dmm_group_search *search)
+{
+	return group_rule(search);
 }
 
 int dmm_rule_connect(struct dmm_search *search)
@@ -130,6 +152,11 @@ int dmm_rule_choose(struct dmm_search *search)
 	return rule_choose(search);
 }
 
+int dmm_rule_protocol(struct dmm_search *search)
+{
+	return rule_protocol(search);
+}
+
 int dmm_stack_named(struct dmm_stack_search *search)
 {
 	return stack_named(search);
@@ -138,6 +165,11 @@ int dmm_stack_named(struct dmm_stack_search *search)
 int dmm_forward_try(struct dmm_forward_search *search)
 {
 	return forward_try(search);
+}
+
+int dmm_route_walk(struct dmm_route_walk *walk)
+{
+	return route_walk(walk);
 }
 
 int dmm_process_try(struct dmm_process_search *search)

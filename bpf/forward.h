@@ -12,6 +12,7 @@
 #ifndef DMM_FORWARD_H
 #define DMM_FORWARD_H
 
+#include "adaptive.h"
 #include "decide.h"
 
 /* On its way through the host, for a neighbour's answer for example */
@@ -28,6 +29,7 @@ struct dmm_forward_search {
 	__u32 local; /* 1: to an address of this host, as far as it shows */
 	__u32 next;
 	__u32 found;
+	__u32 generation;
 	struct dmm_verdict verdict;
 };
 
@@ -60,17 +62,20 @@ static __always_inline bool forward_matches(const struct dmm_forward *forward,
 /* The body of step forward_try. */
 static __always_inline int forward_try(struct dmm_forward_search *search)
 {
-	__u32 key = search->query.half * DMM_MAX_FORWARDS + (search->next & (DMM_MAX_FORWARDS - 1));
+	union dmm_route_keys key; /* of forwards[] first, for there is no other room */
 	bool holds = search->holds & 1;
 	const struct dmm_forward *forward;
 
+	key.walk.node =
+		search->query.half * DMM_MAX_FORWARDS + (search->next & (DMM_MAX_FORWARDS - 1));
 	search->holds >>= 1;
 	search->next++;
 	if (!holds)
 		return !search->holds;
-	forward = map_lookup(DMM_MAP(forwards), &key);
+	forward = map_lookup(DMM_MAP(forwards), &key.walk.node);
 	if (!forward || !forward_matches(forward, search) ||
-	    !route_find(forward->table, &search->query, &search->verdict))
+	    !route_find_by(&key, forward->table, &search->query, search->generation,
+			   &search->verdict))
 		return 0;
 	search->verdict.rule = forward->rule;
 	search->found = 1;
@@ -95,6 +100,26 @@ static __always_inline __u64 forward_holds(const struct dmm_control *control, __
 	return control->generation & 1 ? inside->forwards[1] : inside->forwards[0];
 }
 
+static __always_inline bool forward_rule(const struct dmm_control *control, __u64 holds,
+					 const struct dmm_addr_pair *opener, bool local,
+					 struct dmm_verdict *verdict)
+{
+	struct dmm_forward_search search = {
+		.holds = holds, .local = local, .family = opener->family};
+
+	if (!holds)
+		return false;
+	search.generation = control->generation;
+	search.query.half = search.generation & 1;
+	search.query.proto = IPPROTO_TCP;
+	search.query.port_be = opener->rport_be;
+	addr_copy(search.query.addr, (const __u32 *)opener->raddr);
+	addr_copy(search.from, (const __u32 *)opener->laddr);
+	dmm_loop(DMM_MAX_FORWARDS, DMM_STEP(forward_try), &search, 0);
+	*verdict = search.verdict;
+	return search.found;
+}
+
 /*
  * What policy says of a SYN of others; false: nothing. holds: of forwards[], for the device by
  * which it comes in. opener: laddr is who sends it. local: it is for this host, unless that
@@ -104,19 +129,13 @@ static __always_inline bool forward_find(const struct dmm_control *control, __u6
 					 const struct dmm_addr_pair *opener, bool local,
 					 struct dmm_verdict *verdict)
 {
-	struct dmm_forward_search search = {
-		.holds = holds, .local = local, .family = opener->family};
-
-	if (!holds)
+	if (!forward_rule(control, holds, opener, local, verdict))
 		return false;
-	search.query.half = control->generation & 1;
-	search.query.proto = IPPROTO_TCP;
-	search.query.port_be = opener->rport_be;
-	addr_copy(search.query.addr, (const __u32 *)opener->raddr);
-	addr_copy(search.from, (const __u32 *)opener->laddr);
-	dmm_loop(DMM_MAX_FORWARDS, DMM_STEP(forward_try), &search, 0);
-	*verdict = search.verdict;
-	return search.found;
+	if (unlikely(verdict->stack & DMM_STACK_ADAPTIVE))
+		verdict->stack =
+			adaptive_pick(control->generation & 1, (const __u32 *)opener->raddr,
+				      verdict->stack, ADAPTIVE_NO_LOT);
+	return true;
 }
 
 static __always_inline bool stack_is_user(__u32 generation, __u32 id)

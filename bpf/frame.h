@@ -59,6 +59,17 @@ static __always_inline __u32 headers_wanted(const struct __sk_buff *skb, __u32 l
 	return 0;
 }
 
+/* Of a packet whose IP header is not at hand: a driver may leave it in its pages. */
+static __always_inline bool has_datagram(struct __sk_buff *skb, __u32 link)
+{
+	__u32 at = link + (skb->protocol == htons(ETH_P_IP)
+				   ? __builtin_offsetof(struct iphdr, protocol)
+				   : __builtin_offsetof(struct ipv6hdr, nexthdr));
+	__u8 protocol = 0;
+
+	return !bpf_skb_load_bytes(skb, at, &protocol, sizeof(protocol)) && protocol == IPPROTO_UDP;
+}
+
 /*
  * Makes the headers readable; false: the packet is neither TCP nor ICMP, nor has it extension
  * headers. Pulled is only what is not at hand: the data of a packet that TCP sends, or of one that
@@ -69,8 +80,12 @@ static __always_inline bool headers_read(struct __sk_buff *skb, __u32 link)
 {
 	__u32 wanted = headers_wanted(skb, link);
 
-	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end)
+	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end) {
+		/* Datagrams are read where they are (udp.h). */
+		if (wanted == FRAME_HEADERS && has_datagram(skb, link))
+			return false;
 		bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted);
+	}
 	return wanted;
 }
 

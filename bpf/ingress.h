@@ -30,6 +30,7 @@
 #include "tcout.h"
 #include "udp.h"
 
+#define EEXIST 17
 #define COOKIES_MAX_NS 180000000000ull /* more than a cookie lives, see cookie.c */
 
 enum dmm_holder {
@@ -55,7 +56,7 @@ static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb,
 
 	if (!sk)
 		return DMM_HOLDER_NOBODY;
-	if (sk->state == BPF_TCP_LISTEN || sk->state == BPF_TCP_TIME_WAIT) {
+	if (!is_connection(sk)) {
 		holder = DMM_HOLDER_NOBODY;
 	} else {
 		full = dmm_sk_fullsock(sk);
@@ -67,6 +68,9 @@ static __always_inline enum dmm_holder socket_holder(struct __sk_buff *skb,
 				fresh->own = 1;
 				fresh->mark = way->mark;
 				fresh->priority = way->priority;
+				fresh->away = way->away;
+				__builtin_memcpy(fresh->addresses, way->addresses,
+						 sizeof(fresh->addresses));
 			}
 		}
 	}
@@ -86,11 +90,14 @@ static __always_inline enum dmm_holder forwarded_holder(const struct dmm_addr_pa
 		return DMM_HOLDER_NOBODY;
 	fresh->mark = forwarded->mark;
 	fresh->priority = forwarded->priority;
+	fresh->away = forwarded->away;
+	__builtin_memcpy(fresh->addresses, forwarded->addresses, sizeof(fresh->addresses));
 	return DMM_HOLDER_ASKER;
 }
 
-static __always_inline bool flow_claim(struct __sk_buff *skb, const struct dmm_ask *ask,
-				       const struct dmm_seat *seat)
+/* Returns 0, or what the asker is told instead (enum dmm_ask_op). */
+static __always_inline __u32 flow_claim(struct __sk_buff *skb, const struct dmm_ask *ask,
+					const struct dmm_seat *seat)
 {
 	struct dmm_xdp_flow fresh = {.stack = seat->stack,
 				     .seat = seat->seat,
@@ -98,18 +105,22 @@ static __always_inline bool flow_claim(struct __sk_buff *skb, const struct dmm_a
 				     .home = seat->home};
 	struct dmm_xdp_flow *flow = map_lookup(DMM_MAP(xdp_flows), &ask->pair);
 	enum dmm_holder holder;
+	long error;
 
 	if (flow && flow_is_of(flow, seat)) {
 		flow->orphan = 0;
-		return true;
+		return 0;
 	}
 	holder = socket_holder(skb, &ask->pair, seat, &fresh);
 	if (holder == DMM_HOLDER_NOBODY)
 		holder = forwarded_holder(&ask->pair, seat, &fresh);
 	if (holder == DMM_HOLDER_OTHER)
-		return false;
-	return !map_update(DMM_MAP(xdp_flows), &ask->pair, &fresh,
+		return DMM_ASK_TAKEN;
+	error = map_update(DMM_MAP(xdp_flows), &ask->pair, &fresh,
 			   holder == DMM_HOLDER_ASKER ? BPF_ANY : BPF_NOEXIST);
+	if (likely(!error))
+		return 0;
+	return error == -EEXIST ? DMM_ASK_TAKEN : DMM_ASK_REFUSED;
 }
 
 static __always_inline void flow_disown(const struct dmm_ask *ask, const struct dmm_seat *seat)
@@ -150,12 +161,10 @@ static __always_inline void state_tell(const struct dmm_ask *ask, const struct d
 }
 
 /* The device's queue takes it back to the process. */
-static __always_inline int ask_refuse(struct __sk_buff *skb)
+static __always_inline int ask_refuse(struct __sk_buff *skb, __u32 answer)
 {
-	__u32 refused = DMM_ASK_REFUSED;
-
-	if (bpf_skb_store_bytes(skb, __builtin_offsetof(struct dmm_ask, op), &refused,
-				sizeof(refused), 0))
+	if (bpf_skb_store_bytes(skb, __builtin_offsetof(struct dmm_ask, op), &answer,
+				sizeof(answer), 0))
 		return TC_ACT_SHOT;
 	skb->mark = DMM_TCIN_MARK;
 	return bpf_redirect(skb->ifindex, 0);
@@ -164,10 +173,13 @@ static __always_inline int ask_refuse(struct __sk_buff *skb)
 static __always_inline int ask_answer(struct __sk_buff *skb, const struct dmm_ask *ask,
 				      const struct dmm_seat *seat)
 {
+	__u32 answer;
+
 	switch (ask->op) {
 	case DMM_ASK_CLAIM:
-		if (!flow_claim(skb, ask, seat))
-			return ask_refuse(skb);
+		answer = flow_claim(skb, ask, seat);
+		if (answer)
+			return ask_refuse(skb, answer);
 		break;
 	case DMM_ASK_DISOWN:
 		flow_disown(ask, seat);

@@ -9,6 +9,7 @@
 #ifndef DMM_OPENED_H
 #define DMM_OPENED_H
 
+#include "adaptive.h"
 #include "connect.h"
 #include "flow.h"
 #include "listener.h"
@@ -33,29 +34,31 @@ static __always_inline void accepted_facts(struct bpf_sock *sk, const struct dmm
 	}
 }
 
-static __always_inline void accepted_route(const struct dmm_addr_pair *pair, __u32 half,
+/* Returns whether the route is adaptive. */
+static __always_inline bool accepted_route(const struct dmm_addr_pair *pair, __u32 generation,
 					   const struct dmm_listener *listener,
 					   struct dmm_verdict *verdict)
 {
+	__u32 half = generation & 1;
 	struct dmm_query query = {.proto = IPPROTO_TCP, .port_be = pair->lport_be, .half = half};
-	__u32 table = listener->tables[half & 1];
-	__u32 rule = listener->rules[half & 1];
-	__u32 chosen = listener->chosen[half & 1];
+	__u32 table = listener->tables[half];
+	__u32 rule = listener->rules[half];
+	__u32 chosen = listener->chosen[half];
 
 	if (chosen) {
 		verdict->rule = rule;
 		verdict->stack = chosen - 1;
-		return;
+		return false;
 	}
 	if (!table)
-		return;
+		return false;
 	addr_copy(query.addr, (const __u32 *)pair->raddr);
-	if (route_find(table, &query, verdict))
+	if (route_find(table, &query, generation, verdict))
 		verdict->rule = rule;
 	else
 		verdict_none(verdict);
-	if (unlikely(verdict->stack & DMM_STACK_ADAPTIVE)) /* adaptive.h */
-		verdict->stack = 0;
+	adaptive_settle_opened(&query, pair, verdict);
+	return query.adaptive;
 }
 
 /*
@@ -218,7 +221,7 @@ static __always_inline void accepted(struct bpf_sock_ops *ctx, struct bpf_sock *
 	accepted_facts(sk, listener, &flow.decision);
 	if (generation) {
 		if (listener)
-			accepted_route(&flow.pair, generation & 1, listener, &verdict);
+			flow.adaptive = accepted_route(&flow.pair, generation, listener, &verdict);
 		accepted_serve(ctx, sk, generation & 1, verdict.stack, &flow, &served);
 	}
 	flow.decision.generation = generation;

@@ -70,48 +70,49 @@ static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 
 		option_set(ctx, SOL_TCP, name, &value, sizeof(value));
 }
 
-#if defined(DMM_SK_ERR) || defined(DMM_SK_DST) || defined(DMM_TCP_CHOSEN)
+#if defined(DMM_SK_ERR) || defined(DMM_SK_DST) || defined(DMM_TCP_CHOSEN) || defined(DMM_SK_CGROUP)
 /* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
 static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
 #endif
 
-/* What a program has set of what its socket else has from its network namespace; 0: nothing. */
-struct dmm_chosen {
-	__u32 keepalive_time;
-	__u32 keepalive_intvl;
-	__u32 keepalive_probes;
-};
-
+/* The times of probes, except those that the program has set. */
 #ifdef DMM_TCP_CHOSEN
 /* The kernel keeps 0 there while the namespace's sysctls hold, whichever namespace it is (struct
  * tcp_sock).
  */
-static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk,
-					const struct dmm_stack *stack, struct dmm_chosen *chosen)
+static __always_inline void probes_give(void *ctx, struct bpf_sock *sk,
+					const struct dmm_stack *stack)
 {
+	const struct dmm_patience *wanted = &stack->patience;
 	const void *tcp = dmm_tcp_of(sk);
+	__u32 time = 0, intvl = 0, probes = 0;
 
-	(void)ctx;
-	(void)stack;
-	if (!tcp)
-		return;
-	chosen->keepalive_time = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_TIME);
-	chosen->keepalive_intvl = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_INTVL);
-	chosen->keepalive_probes = KERNEL_LOAD(__u8, tcp, DMM_TCP_KEEPALIVE_PROBES);
+	if (tcp) {
+		time = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_TIME);
+		intvl = KERNEL_LOAD(__u32, tcp, DMM_TCP_KEEPALIVE_INTVL);
+		probes = KERNEL_LOAD(__u8, tcp, DMM_TCP_KEEPALIVE_PROBES);
+	}
+	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s, time);
+	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s, intvl);
+	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes, probes);
 }
 #else
 /* Without the kernel's BTF: by the sysctls of the instance's namespace, also in a container that
- * has others.
+ * has others. One after the other, for connect() has no room to keep what all of them are.
  */
-static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk,
-					const struct dmm_stack *stack, struct dmm_chosen *chosen)
+static __always_inline void probes_give(void *ctx, struct bpf_sock *sk,
+					const struct dmm_stack *stack)
 {
+	const struct dmm_patience *wanted = &stack->patience;
 	const struct dmm_patience *usual = &stack->usual_patience;
 
 	(void)sk;
-	chosen->keepalive_time = option_unusual(ctx, TCP_KEEPIDLE, usual->keepalive_time_s);
-	chosen->keepalive_intvl = option_unusual(ctx, TCP_KEEPINTVL, usual->keepalive_intvl_s);
-	chosen->keepalive_probes = option_unusual(ctx, TCP_KEEPCNT, usual->keepalive_probes);
+	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s,
+		    option_unusual(ctx, TCP_KEEPIDLE, usual->keepalive_time_s));
+	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s,
+		    option_unusual(ctx, TCP_KEEPINTVL, usual->keepalive_intvl_s));
+	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes,
+		    option_unusual(ctx, TCP_KEEPCNT, usual->keepalive_probes));
 }
 #endif
 
@@ -119,19 +120,14 @@ static __always_inline void chosen_read(void *ctx, struct bpf_sock *sk,
 static __always_inline void patience_apply(void *ctx, struct bpf_sock *sk,
 					   const struct dmm_stack *stack)
 {
-	const struct dmm_patience *wanted = &stack->patience;
-	struct dmm_chosen chosen = {};
 	__u32 on = 1;
 
 	if (stack->flags & DMM_SET_USER_TIMEOUT)
-		option_give(ctx, TCP_USER_TIMEOUT, wanted->user_timeout_ms,
+		option_give(ctx, TCP_USER_TIMEOUT, stack->patience.user_timeout_ms,
 			    option_unusual(ctx, TCP_USER_TIMEOUT, 0));
 	if (!(stack->flags & DMM_SET_KEEPALIVE))
 		return;
-	chosen_read(ctx, sk, stack, &chosen);
-	option_give(ctx, TCP_KEEPIDLE, wanted->keepalive_time_s, chosen.keepalive_time);
-	option_give(ctx, TCP_KEEPINTVL, wanted->keepalive_intvl_s, chosen.keepalive_intvl);
-	option_give(ctx, TCP_KEEPCNT, wanted->keepalive_probes, chosen.keepalive_probes);
+	probes_give(ctx, sk, stack);
 	option_set(ctx, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 

@@ -4,7 +4,7 @@
  *
  * A look-up in a trie of ten thousand prefixes is a dozen loads, each of which waits for the one
  * before; here it is one. Only routes that were found are kept. An entry cannot grow old: the
- * generation is part of its key, and tries of a generation in force do not change.
+ * generation is part of its key, and what a generation in force reads does not change.
  *
  * Any processor may write an entry at any time, without a lock; a reader may so find half of one
  * and half of another. sum, over everything else, tells: what does not add up is not there. SYNs
@@ -52,25 +52,41 @@ static __always_inline bool recent_find(const struct dmm_recent_route *entry,
 	return true;
 }
 
-/* route_find(), by way of recent_routes[]. */
+/* Where a key of that sum has its place. */
+static __always_inline struct dmm_recent_route *recent_entry(__u64 key_sum)
+{
+	__u32 index = key_sum & (DMM_RECENT_ROUTES - 1);
+
+	return map_lookup(DMM_MAP(recent_routes), &index);
+}
+
+/*
+ * route_find(), by way of recent_routes[]. Both keys are in one place, for connect() has no other:
+ * that of recent_routes[] is made once more for what was not there.
+ */
 static __always_inline bool route_find_recent(__u32 table, const struct dmm_query *query,
 					      __u32 generation, struct dmm_verdict *verdict)
 {
-	struct dmm_recent_route key, *entry;
-	__u64 key_sum = recent_key(&key, table, query, generation);
-	__u32 index = key_sum & (DMM_RECENT_ROUTES - 1);
+	union {
+		struct dmm_recent_route recent;
+		union dmm_route_keys route;
+	} key;
+	struct dmm_recent_route *entry;
+	__u64 key_sum = recent_key(&key.recent, table, query, generation);
 
-	entry = map_lookup(DMM_MAP(recent_routes), &index);
-	if (entry && likely(recent_find(entry, &key, key_sum, verdict))) {
+	entry = recent_entry(key_sum);
+	if (entry && likely(recent_find(entry, &key.recent, key_sum, verdict))) {
 		verdict->table = table;
 		return true;
 	}
-	if (!route_find(table, query, verdict))
+	if (!route_find_by(&key.route, table, query, generation, verdict))
 		return false;
+	key_sum = recent_key(&key.recent, table, query, generation);
+	entry = recent_entry(key_sum);
 	if (entry) {
-		key.found |= (__u64)verdict->route << 32 | verdict->stack;
-		key.sum = sum_add(key_sum, key.found);
-		*entry = key;
+		key.recent.found |= (__u64)verdict->route << 32 | verdict->stack;
+		key.recent.sum = sum_add(key_sum, key.recent.found);
+		*entry = key.recent;
 	}
 	return true;
 }

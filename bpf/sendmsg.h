@@ -28,7 +28,7 @@ static __always_inline int sendmsg_decide(struct bpf_sock_addr *ctx, struct dmm_
 	search->generation = control->generation;
 	query->half = search->generation & 1;
 	head = map_lookup(DMM_MAP(heads), &query->half);
-	if (likely(!head || !head->datagrams))
+	if (likely(!head || !head->datagrams) || !current_is_meant(control))
 		return 1;
 	search->facts.netns_cookie = bpf_get_netns_cookie(ctx);
 	if (!netns_is_meant(control, search->facts.netns_cookie) ||

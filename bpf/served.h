@@ -32,15 +32,16 @@ static __always_inline bool serves_at_all(__u32 generation)
 
 /* The user stack that carries a peer's exchange with the listener, in verdict; false: none. */
 static __always_inline bool served_route(const struct dmm_listener *listener,
-					 const struct dmm_addr_pair *pair, __u32 half,
+					 const struct dmm_addr_pair *pair, __u32 generation,
 					 struct dmm_verdict *verdict)
 {
+	__u32 half = generation & 1;
 	struct dmm_query query = {.proto = IPPROTO_UDP, .port_be = pair->lport_be, .half = half};
 	__u32 table = half ? listener->tables[1] : listener->tables[0];
 	const struct dmm_stack *stack;
 
 	addr_copy(query.addr, (const __u32 *)pair->raddr);
-	if (!table || !route_find(table, &query, verdict))
+	if (!table || !route_find(table, &query, generation, verdict))
 		return false;
 	stack = stack_get(half, verdict->stack);
 	return stack && stack->kind == DMM_STACK_USER && (stack->flags & DMM_CARRIES_UDP);
@@ -64,7 +65,7 @@ static __always_inline void served_decide(struct dmm_udp_flow *udp,
 	struct dmm_verdict verdict = {};
 	__u32 half = generation & 1;
 
-	if (!served_route(listener, pair, half, &verdict))
+	if (!served_route(listener, pair, generation, &verdict))
 		verdict_none(&verdict);
 	if (decision->stack != verdict.stack)
 		decision->taken = 0;

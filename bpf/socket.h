@@ -21,6 +21,12 @@ static __always_inline bool is_datagram(const struct bpf_sock *sk)
 	return sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP;
 }
 
+/* A connection, open or asked for: no listener, and not over (TIME_WAIT) */
+static __always_inline bool is_connection(const struct bpf_sock *sk)
+{
+	return sk->state != BPF_TCP_LISTEN && sk->state != BPF_TCP_TIME_WAIT;
+}
+
 /*
  * In any state, or a listener for it; NULL: none. To be released. ctx: xdp_md or __sk_buff. A
  * socket that is bound to another device than the context's is not found.

@@ -50,6 +50,8 @@ static __always_inline void connecting(struct bpf_sock_ops *ctx, const struct dm
 {
 	struct dmm_flow *flow;
 
+	if (is_gated(control) && !flow_find(ctx))
+		return;
 	state_flag_set(ctx);
 	if (likely(!events_wanted(control) && own))
 		return;
@@ -163,7 +165,8 @@ static __always_inline void opened(struct bpf_sock_ops *ctx, __u32 op)
 	if (!control || !sk || !netns_is_meant(control, netns_cookie))
 		return;
 	own = netns_cookie == control->netns_cookie;
-	if (!own && (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB))
+	if ((op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB) &&
+	    (!own || !socket_is_meant(sk, control)))
 		return;
 	switch (op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:

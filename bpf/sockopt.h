@@ -48,7 +48,7 @@ static __always_inline int option_leave(struct bpf_sockopt *ctx)
 static __always_inline bool sockopt_is_ours(struct bpf_sockopt *ctx, struct bpf_sock *sk,
 					    const struct dmm_control *control)
 {
-	if (!control || !control->generation ||
+	if (!control || !control->generation || !current_is_meant(control) ||
 	    (sk->protocol != IPPROTO_TCP && sk->protocol != IPPROTO_UDP))
 		return false;
 	return netns_is_meant(control, bpf_get_netns_cookie(ctx));

@@ -13,7 +13,9 @@
  * - an ICMP error that quotes a flow in xdp_flows[].
  *
  * Who asks gives a SYN to the kernel all the same if it asks for what no user stack carries
- * (synopts.h).
+ * (synopts.h), or if the kernel has a connection of that 5-tuple: a client whose SYN-ACK was lost
+ * sends its SYN again, whatever policy says by then, and one that has lost its state is told by
+ * the kernel (RFC 5961 section 4).
  *
  * Left to parts.h, which tc asks: fragments and IPv6 extension headers.
  *
@@ -24,6 +26,7 @@
 #ifndef DMM_STEER_H
 #define DMM_STEER_H
 
+#include "adaptive.h"
 #include "decide.h"
 #include "forward.h"
 #include "listener.h"
@@ -104,19 +107,6 @@ static __always_inline enum dmm_owned flow_owned(struct dmm_packet *packet)
 	if (packet->stack && (flow->stack != packet->stack || flow->process))
 		return DMM_OWNED_ELSE;
 	return DMM_OWNED;
-}
-
-/*
- * The same for every packet of a flow: until the stack owns it, its SYNs must find
- * the same process.
- */
-static __always_inline __u32 pair_hash(const struct dmm_addr_pair *pair)
-{
-	const __u32 *raddr = (const __u32 *)pair->raddr;
-	__u32 hash = hash_spread(raddr[0] ^ raddr[1] ^ raddr[2] ^ raddr[3]);
-
-	hash = hash_spread(hash ^ (hash >> 15) ^ ((__u32)pair->lport_be << 16 | pair->rport_be));
-	return hash_spread(hash ^ (hash >> 16));
 }
 
 /*
@@ -202,10 +192,13 @@ static __always_inline bool listener_owned(void *ctx, __u32 ifindex, struct dmm_
 	table = listener->tables[query.half];
 	chosen = listener->chosen[query.half];
 	addr_copy(query.addr, (const __u32 *)packet->pair.raddr);
-	if (chosen)
+	if (chosen) {
 		verdict.stack = chosen - 1;
-	else if (!table || !route_find(table, &query, &verdict))
-		return false;
+	} else {
+		if (!table || !route_find(table, &query, generation, &verdict))
+			return false;
+		adaptive_settle_opened(&query, &packet->pair, &verdict);
+	}
 	if (packet->stack && verdict.stack != packet->stack)
 		return false;
 	stack = stack_get(query.half, verdict.stack);
@@ -269,19 +262,19 @@ static __always_inline bool forward_owned(void *ctx, __u32 ifindex, struct dmm_p
 }
 
 /*
- * A socket of this very 5-tuple, in any state: request, open, TIME_WAIT. The look-up may
- * find a listener.
+ * The state of the kernel's socket of this very 5-tuple: request, open, TIME_WAIT; 0: there is
+ * none. The look-up may find a listener.
  */
-static __always_inline bool kernel_has(void *ctx, const struct dmm_addr_pair *pair)
+static __always_inline __u32 kernel_state(void *ctx, const struct dmm_addr_pair *pair)
 {
 	struct bpf_sock *sk = socket_find(ctx, pair);
-	bool listens;
+	__u32 state;
 
 	if (!sk)
-		return false;
-	listens = sk->state == BPF_TCP_LISTEN;
+		return 0;
+	state = sk->state;
 	bpf_sk_release(sk);
-	return !listens;
+	return state == BPF_TCP_LISTEN ? 0 : state;
 }
 
 /* A packet with which a flow may begin */
@@ -320,7 +313,7 @@ static __always_inline int steer_tcp(void *ctx, __u32 ifindex, struct dmm_packet
 								  : DMM_STEER_NOT;
 	if (syn)
 		return DMM_CNT_XDP_LISTENER;
-	return kernel_has(ctx, &packet->pair) ? DMM_STEER_NOT : DMM_CNT_XDP_COOKIE;
+	return kernel_state(ctx, &packet->pair) ? DMM_STEER_NOT : DMM_CNT_XDP_COOKIE;
 }
 
 static __always_inline void pair_set4(struct dmm_addr_pair *pair, __u32 laddr_be, __u32 raddr_be)

@@ -45,10 +45,10 @@ static __always_inline bool is_for_others(const struct __sk_buff *skb)
 }
 
 /* A SYN that a process is to have, and that it can carry */
-static __always_inline bool syn_stays(struct __sk_buff *skb, const struct dmm_nic *nic)
+static __always_inline bool syn_stays(struct __sk_buff *skb, const struct dmm_packet *packet)
 {
-	return syn_is_carried(skb, link_bytes(nic), false) && !has_tunnel_key(skb) &&
-	       !was_protected(skb);
+	return syn_is_carried(skb, link_bytes(packet->nic), false) && !has_tunnel_key(skb) &&
+	       !was_protected(skb) && !kernel_holds(skb, &packet->pair);
 }
 
 /* The device by which what came by nic gets to a flow's process; 0: there is none. */
@@ -144,7 +144,7 @@ static __always_inline int tcin(struct __sk_buff *skb)
 	if (!headers_read(skb, link_bytes(packet.nic)))
 		return udp_in(skb, packet.nic);
 	counter = steer_in(skb, &packet);
-	if (counter < 0 || (steers_syn(counter) && !syn_stays(skb, packet.nic))) {
+	if (counter < 0 || (steers_syn(counter) && !syn_stays(skb, &packet))) {
 		passing_in(skb, &packet);
 		return TC_ACT_UNSPEC;
 	}

@@ -20,7 +20,7 @@
  * of the app's packets. So does everything else.
  *
  * An open flow may come to leave by a device that its process does not serve: away.h. Where that
- * cannot be, or its process has given it up, the packet is dropped: the peer knows other sequence
+ * cannot be, or its process has ended, the packet is dropped: the peer knows other sequence
  * numbers. Dropped is what is redirected to device 0; TC_ACT_SHOT would tell TCP of congestion.
  *
  * What somebody has copied of either leg, to look at it elsewhere, goes where he sent it:
@@ -155,6 +155,23 @@ static __always_inline __u32 syn_refused(struct __sk_buff *skb, const struct dmm
 	return syn_asks_more(skb, nic) ? DMM_WHY_OPTION : 0;
 }
 
+/* Gives it to its process; way says then where the flow is away. The result as above. */
+static __always_inline __u32 syn_offer(struct __sk_buff *skb, const struct dmm_nic *nic,
+				       struct dmm_way *way)
+{
+	__u32 served = inner_device(way->seat, nic->slot);
+	__u32 device = served ? served : away_device(nic, way->stack, way->seat);
+	__u32 why = syn_refused(skb, nic, way, device);
+
+	way->away = 0;
+	if (why)
+		return why;
+	if (served ? syn_give(skb, nic, device)
+		   : away_begin(skb, nic, device, &way->away, way->addresses))
+		return 0;
+	return DMM_WHY_DOWN;
+}
+
 /* It goes on to the wire, and with it the flow. */
 static __always_inline int syn_let_go(struct __sk_buff *skb, struct dmm_way *way, __u32 why)
 {
@@ -169,15 +186,11 @@ static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk,
 {
 	struct dmm_way *way = way_get(sk);
 	__u32 mark = skb->mark;
-	__u32 device;
 	__u32 why;
 
 	if (!way)
 		return TC_ACT_UNSPEC;
-	device = inner_device(way->seat, nic->slot);
-	why = syn_refused(skb, nic, way, device);
-	if (!why && !syn_give(skb, nic, device))
-		why = DMM_WHY_DOWN;
+	why = syn_offer(skb, nic, way);
 	if (why)
 		return syn_let_go(skb, way, why);
 	way->mark = mark;
@@ -189,12 +202,27 @@ static __always_inline int syn_out(struct __sk_buff *skb, struct bpf_sock *sk,
 	return bpf_redirect(0, 0);
 }
 
-/* The process has given the flow up, or is gone, and the socket does not know it yet. */
-static __always_inline bool was_taken(struct bpf_sock *sk)
+/*
+ * The process has given the flow up, or is gone, and the socket does not know it yet: the peer
+ * knows other numbers. A process that has ended the flow says so once more, by a RST: what it had
+ * sent may have met a firewall of this host's, which rejects what comes in, or a full queue.
+ */
+static __always_inline int given_up_out(struct __sk_buff *skb, const struct dmm_nic *nic,
+					__u32 seat)
+{
+	__u32 device = inner_device(seat, nic->slot);
+
+	return device ? frame_give(skb, nic, device, DMM_CNT_INNER_DROPPED) : inner_drop();
+}
+
+/* A packet of a TCP socket, of no flow that a process has */
+static __always_inline int socket_out(struct __sk_buff *skb, struct bpf_sock *sk,
+				      const struct dmm_nic *nic)
 {
 	const struct dmm_way *way = way_get(sk);
 
-	return unlikely(way && way->state == DMM_WAY_TAKEN);
+	return unlikely(way && way->state == DMM_WAY_TAKEN) ? given_up_out(skb, nic, way->seat)
+							    : TC_ACT_UNSPEC;
 }
 
 /*
@@ -242,7 +270,6 @@ static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm
 	struct dmm_forwarded *note = map_lookup(DMM_MAP(notes), &frame->seq_be);
 	struct dmm_way way = {};
 	__u32 mark = skb->mark;
-	__u32 device;
 	__u32 why;
 
 	if (!note || note->state == DMM_FORWARDED_LET_GO ||
@@ -251,11 +278,8 @@ static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm
 		return TC_ACT_UNSPEC;
 	}
 	why = note_process(note, &frame->pair, &way);
-	device = inner_device(way.seat, nic->slot);
 	if (!why)
-		why = syn_refused(skb, nic, &way, device);
-	if (!why && !syn_give(skb, nic, device))
-		why = DMM_WHY_DOWN;
+		why = syn_offer(skb, nic, &way);
 	if (note->cookie)
 		way_tell(note->cookie, &way, why);
 	if (why) {
@@ -270,6 +294,8 @@ static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm
 	note->seat = way.seat;
 	note->mark = mark;
 	note->priority = skb->priority;
+	note->away = way.away;
+	__builtin_memcpy(note->addresses, way.addresses, sizeof(note->addresses));
 	map_update(DMM_MAP(forwarded), &frame->pair, note, BPF_ANY);
 	return bpf_redirect(0, 0);
 }
@@ -281,11 +307,14 @@ static __always_inline int syn_forwarded(struct __sk_buff *skb, const struct dmm
 static __always_inline int passing_out(struct __sk_buff *skb, const struct dmm_tcp_frame *frame,
 				       const struct dmm_nic *nic)
 {
+	const struct dmm_forwarded *found;
+
 	if (!forwards_at_all(control_get()))
 		return TC_ACT_UNSPEC;
 	if (is_first(frame->flags))
 		return syn_forwarded(skb, frame, nic);
-	return unlikely(forwarded_find(&frame->pair)) ? inner_drop() : TC_ACT_UNSPEC;
+	found = forwarded_find(&frame->pair);
+	return unlikely(found) ? given_up_out(skb, nic, found->seat) : TC_ACT_UNSPEC;
 }
 
 /*
@@ -411,7 +440,7 @@ static __always_inline int tcout(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (is_first(frame.flags))
 		return syn_out(skb, sk, nic);
-	return was_taken(sk) ? inner_drop() : TC_ACT_UNSPEC;
+	return socket_out(skb, sk, nic);
 }
 
 #endif /* DMM_TCOUT_H */

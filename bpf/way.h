@@ -7,6 +7,7 @@
 #define DMM_WAY_H
 
 #include "flow.h"
+#include "socket.h"
 
 /* NULL: the kernel serves. */
 static __always_inline struct dmm_way *way_get(struct bpf_sock *sk)
@@ -14,6 +15,24 @@ static __always_inline struct dmm_way *way_get(struct bpf_sock *sk)
 	struct dmm_way *way = storage_get(DMM_MAP(ways), sk, 0);
 
 	return way && way->stack ? way : NULL;
+}
+
+/* Has the kernel a connection of that 5-tuple, if only asked for, which no process serves? */
+static __always_inline bool kernel_holds(void *ctx, const struct dmm_addr_pair *pair)
+{
+	struct bpf_sock *sk = socket_find(ctx, pair);
+	struct bpf_sock *full;
+	bool serves;
+
+	if (!sk)
+		return false;
+	serves = is_connection(sk);
+	if (serves) {
+		full = dmm_sk_fullsock(sk);
+		serves = !full || !way_get(full);
+	}
+	bpf_sk_release(sk);
+	return serves;
 }
 
 /* False: no memory. */

@@ -8,8 +8,9 @@
  * socket takes not. So does what is to another link-layer address than the NIC's, as a macvlan's
  * above it, also in the moment in which the NIC has got another one.
  *
- * So do SYNs in generic mode, which comes behind what IPsec has decrypted and what a device of a
- * tunnel's has unpacked: tc alone is told of that (tunnel.h).
+ * So do SYNs of a 5-tuple that the kernel has a socket of, and all SYNs in generic mode, which
+ * comes behind what IPsec has decrypted and what a device of a tunnel's has unpacked: tc alone is
+ * told of that (tunnel.h).
  *
  * Generic XDP also sees what a process sends to the app by the NIC's ingress (ingress.h). No frame
  * on a wire comes from a group address (IEEE 802.3, 3.2.4), so the process marks its own by that,
@@ -37,6 +38,17 @@ static __always_inline bool is_to_nic(const struct ethhdr *eth, const struct dmm
 	return to[0] == mac[0] && to[1] == mac[1] && to[2] == mac[2];
 }
 
+/* A SYN that tc is to look at: of a socket it can tell whether a process serves it (way.h). */
+static __always_inline bool syn_is_for_tc(struct xdp_md *ctx, const struct dmm_packet *packet)
+{
+	__u32 state;
+
+	if (packet->nic->generic || !syn_is_carried(ctx, sizeof(struct ethhdr), true))
+		return true;
+	state = kernel_state(ctx, &packet->pair);
+	return state && state != BPF_TCP_TIME_WAIT;
+}
+
 static __always_inline int xdp(struct xdp_md *ctx)
 {
 	struct dmm_input in = {.ctx = ctx,
@@ -59,8 +71,7 @@ static __always_inline int xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	packet.stack = packet.nic->stack;
 	counter = steer(&in, &packet, eth + 1, eth->h_proto);
-	if (counter < 0 || (steers_syn(counter) &&
-			    (packet.nic->generic || !syn_is_carried(ctx, sizeof(*eth), true))))
+	if (counter < 0 || (steers_syn(counter) && syn_is_for_tc(ctx, &packet)))
 		return XDP_PASS;
 	return xdp_deliver(packet.nic->slot * DMM_MAX_QUEUES + queue, counter);
 }

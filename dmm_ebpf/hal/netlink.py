@@ -13,10 +13,11 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import DmmError, PrivilegeError
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -93,14 +94,19 @@ class RouteSocket(NetlinkSocket):
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns the kernel's refusal into a DmmError about what."""
+def explained(what: str, lacking: Mapping[int, str] = MappingProxyType({})) -> Iterator[None]:
+    """Turns the kernel's refusal into a DmmError about what. lacking: errno to what the kernel then
+    has not.
+    """
     try:
         yield
     except OSError as exc:
         why = os.strerror(exc.errno or 0)
         if exc.errno in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
+        missing = lacking.get(exc.errno or 0)
+        if missing:
+            raise KernelFeatureError(what, why=f"this kernel has no {missing}") from exc
         raise DmmError(what, why=why) from exc
 
 
@@ -131,6 +137,21 @@ def drain(sock: socket.socket) -> bool:
             if exc.errno != errno.ENOBUFS:
                 raise
         heard = True
+
+
+def heard(sock: socket.socket) -> list[Message] | None:
+    """All that an event_socket() has; None: some of it was lost."""
+    found: list[Message] = []
+    try:
+        while True:
+            found += messages(sock.recv(_RECEIVE_BYTES))
+    except BlockingIOError:
+        return found
+    except OSError as exc:
+        if exc.errno != errno.ENOBUFS:
+            raise
+    drain(sock)
+    return None
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -1,58 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of nft(8): the addresses that one has, by nft's own JSON (libnftables-json(5)), and what
-tells of changes, the group NFNLGRP_NFTABLES of nfnetlink.
+"""Sets of nft(8): the addresses that one has, and what the kernel tells of changes, by nfnetlink's
+group NFNLGRP_NFTABLES (linux/netfilter/nf_tables.h).
 
-Nothing tells of an element whose time is over, nor of one that a rule adds: SetFound says whether
-there may be such. Works in the network namespace that the calling thread is in, needs CAP_NET_ADMIN
-there, and changes nothing.
+Every transaction of nft's has a generation, which its messages have, too, and which the last of
+them, NFT_MSG_NEWGEN, ends: so what is heard is told by whole transactions, and what was read
+already is known. Nothing tells of an element whose time is over, nor of one that a rule adds:
+SetFound says whether there may be such. Works in the network namespace that the calling thread is
+in, needs CAP_NET_ADMIN there, and changes nothing.
 """
 
 from __future__ import annotations
 
 import errno
-import ipaddress
-import json
-import shutil
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-from dmm_ebpf.asking import Answer, NoAnswerError, ask
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal.netlink import attributes, event_socket, messages
+from dmm_ebpf.hal.netlink import (
+    NetlinkSocket,
+    attribute,
+    attributes,
+    event_socket,
+    explained,
+    messages,
+)
+from dmm_ebpf.hal.nftelements import Block, Edit, Element, Elements, elements
 
 Name = tuple[str, str, str]  # family, table, set
-Block = tuple[int, int, int]  # a prefix: 4 or 6, the network as an integer, its length
-
-WITHIN_S = 20.0
-MOST_BYTES = 256 << 20  # of JSON: some million elements
-_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-_FAMILIES = {"ipv4_addr": 4, "ipv6_addr": 6}  # by the type of a set's keys
-_PROTOCOLS = {"ip": 4, "ip6": 6}
-_CATCH_ALL = "*"
-_V4_MAPPED = 0xFFFF  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2), without the last 32 bits
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES = 12, 7
 _NFNL_SUBSYS_NFTABLES = 10
-_NFT_MSG_TABLES = (0, 2)  # NEWTABLE, DELTABLE
-_NFT_MSG_SETS = (9, 11, 12, 14)  # NEWSET, DELSET, NEWSETELEM, DELSETELEM
-_NFTA_TABLE, _NFTA_SET = 1, 2  # NFTA_SET_NAME, NFTA_SET_ELEM_LIST_SET, and the tables of both
-_NFGENMSG = 4  # bytes of struct nfgenmsg, the first of which is the family
+_GETSET, _GETSETELEM, _NEWGEN, _GETGEN = 10, 13, 15, 16  # NFT_MSG_*
+_NEWSETELEM, _DELSETELEM, _DESTROYSETELEM = 12, 14, 30
+_DELTABLE, _DESTROYTABLE, _NEWSET, _DELSET, _DESTROYSET = 2, 26, 9, 11, 29
+_ELEMENTS = (_NEWSETELEM, _DELSETELEM, _DESTROYSETELEM)
+_TABLES = (_DELTABLE, _DESTROYTABLE)
+_SETS = (_NEWSET, _DELSET, _DESTROYSET)
+_NFTA_TABLE, _NFTA_SET = 1, 2  # NFTA_SET_*, NFTA_SET_ELEM_LIST_*; the first of NFTA_TABLE_*, too
+_NFTA_SET_FLAGS, _NFTA_SET_KEY_TYPE = 3, 4
+_NFTA_SET_ELEM_LIST_ELEMENTS = 3
+_NFTA_GEN_ID = 1
+_INTERVAL, _MAP, _TIMEOUT, _EVAL, _OBJECT = 0x4, 0x8, 0x10, 0x20, 0x40  # NFT_SET_*
+_GENMSG = struct.Struct(">BBH")  # struct nfgenmsg; the last is the end of a generation
 _FAMILY_NAMES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_FAMILY_NUMBERS = {name: number for number, name in _FAMILY_NAMES.items()}
 _RECEIVE_BYTES = 1 << 17
+_READINGS = 5  # that were disturbed by a change, before one is taken as it is
+
+# What nft calls types of keys, by number (its include/datatype.h), which the kernel keeps for it
+_FAMILIES = {7: 4, 8: 6}
+_TYPE_NAMES = {
+    5: "string",
+    7: "ipv4_addr",
+    8: "ipv6_addr",
+    9: "ether_addr",
+    10: "ether_type",
+    12: "inet_proto",
+    13: "inet_service",
+    14: "icmp_type",
+    19: "mark",
+    20: "iface_index",
+    24: "uid",
+    25: "gid",
+    26: "ct_state",
+    29: "icmpv6_type",
+    36: "dscp",
+    41: "ifname",
+}
+_TYPE_BITS = 6  # of each in that of a concatenation
 
 
 @dataclass(frozen=True)
 class SetFound:
-    """What a set has. restless: elements may come by rules and go by time, of which nothing
-    tells.
+    """What a set has. generation: with which it was read. restless: elements may come by rules and
+    go by time, of which nothing tells.
     """
 
-    blocks: tuple[Block, ...]
+    elements: Elements
+    generation: int
     restless: bool = False
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Its prefixes."""
+        return tuple(self.elements.blocks)
 
 
 class NoAddressesError(DmmError):
@@ -61,119 +96,94 @@ class NoAddressesError(DmmError):
 
 def read(name: Name) -> SetFound | None:
     """What the set has now; None: there is none. NoAddressesError; DmmError: it cannot be read."""
-    family, table, own = name
     what = f"read the nft set {' '.join(name)}"
-    said = _ask(what, {"list": {"set": {"family": family, "table": table, "name": own}}})
-    if said.code == 0:
-        found = [one["set"] for one in _objects(what, said) if "set" in one]
-        if len(found) != 1:
-            raise DmmError(what, why=f"nft lists {len(found)} sets of that name")
-        return decoded(found[0])
-    # In words nft says why not. It says it in another way, too.
-    for kind in ("sets", "maps"):
-        listed = _ask(what, {"list": {kind: {}}}, terse=True)
-        if listed.code:
-            first = listed.err.decode(errors="replace").strip().partition("\n")[0]
-            raise DmmError(what, why=f"nft says {first or 'nothing'!r}")
-        one = kind.removesuffix("s")
-        there = (o[one] for o in _objects(what, listed) if one in o)
-        if not any((o.get("family"), o.get("table"), o.get("name")) == name for o in there):
-            continue
-        if kind == "maps":
-            raise NoAddressesError(what, why="it is a map", hint="name a set of addresses")
-        first = said.err.decode(errors="replace").strip().partition("\n")[0]
-        raise DmmError(what, why=f"nft says {first!r}")
-    return None
+    # Subsystems that a kernel has not it calls invalid
+    lacking = {errno.EPROTONOSUPPORT: "nfnetlink", errno.EINVAL: "nf_tables"}
+    with explained(what, lacking), NetlinkSocket(_NETLINK_NETFILTER) as sock:
+        for _ in range(_READINGS):
+            generation = _generation(sock)
+            found = _read(sock, what, name, generation)
+            if _generation(sock) == generation:
+                break
+        return found
 
 
-def decoded(said: Mapping[str, Any]) -> SetFound:
-    """What a SET object of libnftables-json(5) has. NoAddressesError; DmmError: it is not as told
-    there.
-    """
-    what = f"read the nft set {said.get('family')} {said.get('table')} {said.get('name')}"
-    family = _family(said.get("type"))
-    if family is None:
-        why = f"its keys are of the type {_type_text(said.get('type'))}"
-        raise NoAddressesError(what, why=why, hint="expected ipv4_addr or ipv6_addr")
-    blocks: dict[Block, None] = {}
-    for element in said.get("elem", ()):
-        more = isinstance(element, dict) and "elem" in element  # a counter, a time, a comment
-        try:
-            value = element["elem"]["val"] if more else element
-            blocks |= dict.fromkeys(_plain(one) for one in _blocks(value, family))
-        except (KeyError, TypeError, ValueError, OSError):
-            why = f"an element is no address, prefix or range: {json.dumps(element)[:100]}"
-            raise DmmError(what, why=why) from None
+def _read(sock: NetlinkSocket, what: str, name: Name, generation: int) -> SetFound | None:
+    try:
+        told = dict(attributes(sock.get(_kind(_GETSET), _named(name)), _GENMSG.size))
+        flags, family = _number(told.get(_NFTA_SET_FLAGS)), _family(what, told)
+        listed = sock.dump(_kind(_GETSETELEM), _named(name))
+    except FileNotFoundError:
+        return None
+    has: list[Element] = []
+    try:
+        for one in listed:
+            has += elements(dict(attributes(one, _GENMSG.size))[_NFTA_SET_ELEM_LIST_ELEMENTS])
+    except (KeyError, ValueError):
+        raise DmmError(what, why="an element of it is no address") from None
+    made = Elements(family, has, intervals=bool(flags & _INTERVAL))
     # The kernel lets rules add to what has time-outs alone, too.
-    return SetFound(tuple(blocks), not {"dynamic", "timeout"}.isdisjoint(said.get("flags", ())))
+    return SetFound(made, generation, bool(flags & (_TIMEOUT | _EVAL)))
 
 
-def _family(kind: object) -> int | None:
-    """4 or 6, by the type of a set's keys; None: they are no addresses."""
-    if isinstance(kind, str):
-        return _FAMILIES.get(kind)
-    said = kind.get("typeof") if isinstance(kind, dict) else None
-    payload = said.get("payload") if isinstance(said, dict) else None
-    if isinstance(payload, dict) and payload.get("field") in {"saddr", "daddr"}:
-        return _PROTOCOLS.get(str(payload.get("protocol")))
-    return None
+def _generation(sock: NetlinkSocket) -> int:
+    said = sock.get(_kind(_GETGEN), _GENMSG.pack(0, 0, 0))
+    return _number(dict(attributes(said, _GENMSG.size)).get(_NFTA_GEN_ID))
 
 
-def _type_text(kind: object) -> str:
-    return " . ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
+def _family(what: str, told: Mapping[int, bytes]) -> int:
+    """4 or 6, of a set's keys. NoAddressesError."""
+    if _number(told.get(_NFTA_SET_FLAGS)) & (_MAP | _OBJECT):
+        raise NoAddressesError(what, why="it is a map", hint="name a set of addresses")
+    kind = _number(told.get(_NFTA_SET_KEY_TYPE))
+    family = _FAMILIES.get(kind)
+    if family is None:
+        why = f"its keys are of the type {type_text(kind)}"
+        raise NoAddressesError(what, why=why, hint="expected ipv4_addr or ipv6_addr")
+    return family
 
 
-def _blocks(value: Any, family: int) -> Iterable[Block]:
-    """Of an element's key: an address, a prefix or a range."""
-    if isinstance(value, str):
-        if value == _CATCH_ALL:
-            return ((family, 0, 0),)
-        return ((family, _number(value, family), 32 if family == 4 else 128),)
-    if "prefix" in value:
-        prefix = value["prefix"]
-        return ((family, _number(prefix["addr"], family), int(prefix["len"])),)
-    return _range_blocks(*value["range"])
+def type_text(kind: int) -> str:
+    """A type of keys, as nft calls it; those of a concatenation with dots between them."""
+    parts: list[str] = []
+    while kind:
+        number = kind & (1 << _TYPE_BITS) - 1
+        parts.append(_TYPE_NAMES.get(number, f"number {number} of nft's"))
+        kind >>= _TYPE_BITS
+    return " . ".join(reversed(parts)) or "that has no name"
 
 
-def _range_blocks(first: str, last: str) -> Iterator[Block]:
-    ends = ipaddress.ip_address(first), ipaddress.ip_address(last)
-    for one in ipaddress.summarize_address_range(*ends):
-        yield one.version, int(one.network_address), one.prefixlen
+def _named(name: Name) -> bytes:
+    family, table, own = name
+    said = attribute(_NFTA_TABLE, table.encode() + b"\0") + attribute(
+        _NFTA_SET, own.encode() + b"\0"
+    )
+    return _GENMSG.pack(_FAMILY_NUMBERS[family], 0, 0) + said
 
 
-def _number(address: str, family: int) -> int:
-    kind = socket.AF_INET if family == 4 else socket.AF_INET6
-    return int.from_bytes(socket.inet_pton(kind, address), "big")
+def _kind(message: int) -> int:
+    return _NFNL_SUBSYS_NFTABLES << 8 | message
 
 
-def _plain(block: Block) -> Block:
-    """An IPv4-mapped prefix as the IPv4 prefix that it is."""
-    family, addr, length = block
-    if family == 6 and length >= 96 and addr >> 32 == _V4_MAPPED:
-        return 4, addr & 0xFFFFFFFF, length - 96
-    return block
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big")
 
 
-def _ask(what: str, command: Mapping[str, Any], *, terse: bool = False) -> Answer:
-    """In JSON, where no name is taken for a keyword. terse: without elements."""
-    program = shutil.which("nft", path=_FOLDERS)
-    if program is None:
-        hint = "install it (Debian: the package nftables)"
-        raise DmmError(what, why="this host has no program nft", hint=hint)
-    options = ["-j", "-n", *(["-t"] if terse else [])]
-    argv = [program, *options, json.dumps({"nftables": [command]})]
-    try:
-        return ask(argv, within_s=WITHIN_S, most_bytes=MOST_BYTES)
-    except NoAnswerError as e:
-        raise DmmError(what, why=f"nft: {e.why}") from e
+# -- what changes --
 
 
-def _objects(what: str, said: Answer) -> Sequence[Mapping[str, Any]]:
-    try:
-        found: Sequence[Mapping[str, Any]] = json.loads(said.out or b'{"nftables":[]}')["nftables"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise DmmError(what, why=f"nft's answer is not the JSON that it should be ({e})") from None
-    return found
+class Heard(NamedTuple):
+    """Of one set in one transaction. generation: that it made, of which there are 16 bits.
+    elements: what came there (True) and went; None: it is another set now, or none.
+    """
+
+    name: Name
+    generation: int
+    elements: Sequence[tuple[bool, Element]] | None
+
+
+class LostError(Exception):
+    """The kernel had more to tell than it had room for."""
 
 
 class Changes(Closing):
@@ -181,6 +191,7 @@ class Changes(Closing):
 
     def __init__(self) -> None:
         self._socket = event_socket(1 << (_NFNLGRP_NFTABLES - 1), _NETLINK_NETFILTER)
+        self._begun: list[Heard] = []  # of a transaction whose end was not heard yet
 
     def close(self) -> None:
         """Hears no more."""
@@ -190,38 +201,81 @@ class Changes(Closing):
         """Can be read when there is something to hear."""
         return self._socket.fileno()
 
-    def heard(self, names: Iterable[Name]) -> set[Name]:
-        """Of these sets those that may have changed since it was asked last: all of them, where
-        something was lost.
+    def heard(self, names: Iterable[Name]) -> list[Heard]:
+        """What has become of these sets since it was asked last, by whole transactions, in order.
+        LostError: nobody knows; they are to be read anew.
         """
-        changed: set[Name] = set()
-        wanted = set(names)
+        wanted = {(_FAMILY_NUMBERS[family], table, own) for family, table, own in names}
+        whole: list[Heard] = []
+        lost = False
         while True:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
             except BlockingIOError:
-                return changed
+                break
             except OSError as exc:
                 if exc.errno != errno.ENOBUFS:
                     raise
-                changed = wanted
+                lost = True
                 continue
             for kind, payload in messages(data):
-                changed |= _concerned(kind, payload, wanted)
+                if kind == _kind(_NEWGEN):
+                    whole += self._begun
+                    self._begun.clear()
+                elif kind >> 8 == _NFNL_SUBSYS_NFTABLES and len(payload) >= _GENMSG.size:
+                    self._begun += _told(kind & 0xFF, payload, wanted)
+        if lost:
+            self._begun.clear()
+            raise LostError
+        return whole
 
 
-def _concerned(kind: int, payload: bytes, wanted: set[Name]) -> set[Name]:
-    """The sets that a message may be about."""
-    subsystem, message = kind >> 8, kind & 0xFF
-    about_set = message in _NFT_MSG_SETS
-    if subsystem != _NFNL_SUBSYS_NFTABLES or not (about_set or message in _NFT_MSG_TABLES):
-        return set()
-    told = dict(attributes(payload, _NFGENMSG))
-    family = _FAMILY_NAMES.get(payload[0]) if payload else None
+def _told(message: int, payload: bytes, wanted: set[tuple[int, str, str]]) -> list[Heard]:
+    """Of the sets that a message is about."""
+    if message not in _ELEMENTS and message not in _SETS and message not in _TABLES:
+        return []
+    family, _, generation = _GENMSG.unpack_from(payload)
+    told = dict(attributes(payload, _GENMSG.size))
     table, own = (_text(told.get(one)) for one in (_NFTA_TABLE, _NFTA_SET))
-    return {
-        name for name in wanted if name[:2] == (family, table) and (not about_set or name[2] == own)
-    }
+    if message in _TABLES:  # whose second attribute is none's name
+        concerned = [one for one in wanted if one[:2] == (family, table)]
+    else:
+        concerned = [(family, table, own)] if (family, table, own) in wanted else []
+    if not concerned:
+        return []
+    changed: list[tuple[bool, Element]] | None = None
+    if message in _ELEMENTS:
+        listed = told.get(_NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+        try:
+            changed = [(message == _NEWSETELEM, one) for one in elements(listed)]
+        except ValueError:  # what that is, reading it anew tells
+            changed = None
+    return [
+        Heard((_FAMILY_NAMES[number], table, own), generation, changed)
+        for number, table, own in concerned
+    ]
+
+
+def follow(found: SetFound, heard: Iterable[Heard]) -> Edit | None:
+    """Have in found what has become of it since it was read, and say what that changes; None: it is
+    another set now, or none.
+    """
+    for one in heard:
+        if not _is_later(one.generation, found.generation):
+            continue
+        if one.elements is None:
+            return None
+        for came, element in one.elements:
+            if came:
+                found.elements.put(element)
+            else:
+                found.elements.drop(element)
+    return found.elements.settle()
+
+
+def _is_later(generation: int, than: int) -> bool:
+    """Whether one of which there are 16 bits is later, as numbers go that begin anew."""
+    return 0 < (generation - than) & 0xFFFF < 0x8000
 
 
 def _text(value: bytes | None) -> str:

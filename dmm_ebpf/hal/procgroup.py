@@ -40,6 +40,16 @@ class Granted:
     missing: str = ""
 
 
+@dataclass(frozen=True)
+class Kills:
+    """Of memory.events (cgroup-v2.rst): processes of a group that the kernel's OOM killer has ended
+    for whichever reason, and how often the group was out of what it may have.
+    """
+
+    killed: int = 0
+    at_limit: int = 0
+
+
 def _hand_down(directory: Path) -> set[str]:
     """Gives the controllers of a group to those below it; those that there are."""
     there = set((directory / "cgroup.controllers").read_text(encoding="ascii").split())
@@ -95,6 +105,31 @@ def granted(path: Path) -> Granted:
     lacking = [name for name, value in found.items() if value is None]
     missing = f"cgroup {path} has no limit of {' and '.join(lacking)}" if lacking else ""
     return Granted(found["memory"], found["pids"], missing)
+
+
+def kills(path: Path) -> Kills:
+    """How many of a group's processes the kernel has killed for want of memory; without the memory
+    controller, none that it tells of.
+    """
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError, ValueError):
+        for line in (path / "memory.events").read_text(encoding="ascii").splitlines():
+            name, count = line.split()
+            found[name] = int(count)
+    return Kills(found.get("oom_kill", 0), found.get("oom", 0))
+
+
+def want_of_memory(path: Path, before: Kills) -> str:
+    """What memory a process of the group was killed for since kills() said before; empty: none."""
+    now = kills(path)
+    if now.killed <= before.killed:
+        return ""
+    if now.at_limit <= before.at_limit:
+        return "the host was out of memory"
+    limit = _limit(path / "memory.max")
+    return (
+        f"out of the {limit >> 20} MiB of its cgroup" if limit else "its cgroup was out of memory"
+    )
 
 
 def take(path: Path, pid: int) -> None:

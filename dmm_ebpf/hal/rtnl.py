@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from dmm_ebpf.hal.netlink import RouteSocket, attribute, attribute_u32, attributes
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
+RTM_NEWROUTE = 24
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, prefixlen, flags, scope, index
@@ -151,7 +152,7 @@ def addresses(sock: RouteSocket) -> list[Address]:
 
 def routes(sock: RouteSocket, family: int) -> list[Route]:
     """Every route of all tables."""
-    return [_route(body) for body in sock.dump(_RTM_GETROUTE, _RTMSG.pack(family, *(0,) * 8))]
+    return [route_of(body) for body in sock.dump(_RTM_GETROUTE, _RTMSG.pack(family, *(0,) * 8))]
 
 
 def route_to(sock: RouteSocket, address: str, *, mark: int = 0, uid: int | None = None) -> Route:
@@ -162,7 +163,7 @@ def route_to(sock: RouteSocket, address: str, *, mark: int = 0, uid: int | None 
     asked += attribute_u32(_RTA_MARK, mark)
     if uid is not None:
         asked += attribute_u32(_RTA_UID, uid)
-    return _route(sock.get(_RTM_GETROUTE, asked))
+    return route_of(sock.get(_RTM_GETROUTE, asked))
 
 
 def _u32(values: Mapping[int, bytes], kind: int, default: int = 0) -> int:
@@ -229,7 +230,8 @@ def _address(body: bytes) -> Address | None:
     return Address(index, family, own, prefixlen, scope, _u32(values, _IFA_FLAGS, flags))
 
 
-def _route(body: bytes) -> Route:
+def route_of(body: bytes) -> Route:
+    """The route that a message tells of (struct rtmsg, and its attributes)."""
     family, dst_len, _, tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(body)
     values = dict(attributes(body, _RTMSG.size))
     any_address = "0.0.0.0" if family == socket.AF_INET else "::"

@@ -11,17 +11,14 @@ Refused: destroying listeners.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 import socket
 import struct
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
-from dmm_ebpf.hal.netlink import attributes, messages
+from dmm_ebpf.hal.netlink import attributes, explained, messages
 from dmm_ebpf.tcpstates import NUMBERS
 
 _NETLINK_SOCK_DIAG = 4
@@ -33,6 +30,8 @@ _INET_DIAG_INFO = 2
 _INET_DIAG_MARK = 15
 _INET_DIAG_ULP_INFO = 19
 _INET_DIAG_CGROUP_ID = 21
+_INET_ULP_INFO_MPTCP, _MPTCP_SUBFLOW_ATTR_FLAGS = 3, 8
+_MPTCP_SUBFLOW_FLAG_MCAP_REM = 1
 
 IPPROTO_TCP = int(socket.IPPROTO_TCP)
 TCP_LISTEN = NUMBERS["LISTEN"]
@@ -55,7 +54,8 @@ class TcpSocket:
     as in tcp_info.
 
     cookie is the kernel's socket cookie (bpf_get_socket_cookie); mark is None when the kernel did
-    not tell it.
+    not tell it. mptcp: of a subflow of an MPTCP socket whether the peer speaks MPTCP; None: it is
+    none.
     """
 
     family: int
@@ -77,6 +77,7 @@ class TcpSocket:
     snd_cwnd_pkts: int = 0
     delivery_rate_Bps: int = 0  # noqa: N815  bytes per second, as everywhere
     ident: bytes = b""
+    mptcp: bool | None = None
 
 
 def _text(family: int, raw: bytes) -> str:
@@ -104,12 +105,14 @@ def _parse(body: bytes) -> TcpSocket:
     sport, dport, src, dst, _ifindex, cookie = _ID.unpack(ident)
     _expires, _rqueue, _wqueue, uid, inode = _MSG_TAIL.unpack_from(body, 4 + _ID.size)
     mark: int | None = None
-    info = b""
+    info = ulp = b""
     for kind, value in attributes(body, 4 + _ID.size + _MSG_TAIL.size):
         if kind == _INET_DIAG_MARK:
             mark = _u32(value, 0)
         elif kind == _INET_DIAG_INFO:
             info = value
+        elif kind == _INET_DIAG_ULP_INFO:
+            ulp = value
     return TcpSocket(
         family=family,
         state=state,
@@ -130,7 +133,17 @@ def _parse(body: bytes) -> TcpSocket:
         snd_cwnd_pkts=_u32(info, 80),
         delivery_rate_Bps=_u64(info, 160),
         ident=ident,
+        mptcp=_speaks_mptcp(ulp) if ulp else None,
     )
+
+
+def _speaks_mptcp(ulp: bytes) -> bool | None:
+    """See TcpSocket. ulp: the attributes within INET_DIAG_ULP_INFO."""
+    subflow = dict(attributes(ulp)).get(_INET_ULP_INFO_MPTCP)
+    if subflow is None:
+        return None
+    flags = dict(attributes(subflow)).get(_MPTCP_SUBFLOW_ATTR_FLAGS, b"")
+    return bool(_u32(flags, 0) & _MPTCP_SUBFLOW_FLAG_MCAP_REM)
 
 
 def _message(kind: int, flags: int, payload: bytes) -> bytes:
@@ -172,31 +185,16 @@ _LISTING_UDP = {errno.ENOENT: "UDP in sock_diag (CONFIG_INET_UDP_DIAG; modprobe 
 _DESTROYING = {errno.EOPNOTSUPP: "INET_DIAG_DESTROY (CONFIG_INET_DIAG_DESTROY)"}
 
 
-@contextlib.contextmanager
-def _explained(what: str, lacking: Mapping[int, str]) -> Iterator[None]:
-    """lacking: errno to what the kernel then has not."""
-    try:
-        yield
-    except OSError as exc:
-        why = os.strerror(exc.errno or 0)
-        if exc.errno in (errno.EPERM, errno.EACCES):
-            raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
-        missing = lacking.get(exc.errno or 0)
-        if missing:
-            raise KernelFeatureError(what, why=f"this kernel has no {missing}") from exc
-        raise DmmError(what, why=why) from exc
-
-
 def list_tcp(*, listeners: bool = True) -> list[TcpSocket]:
     """TCP sockets, IPv4 then IPv6."""
     states = _ALL if listeners else _ALL & ~(1 << TCP_LISTEN)
-    with _explained("list TCP sockets", _LISTING):
+    with explained("list TCP sockets", _LISTING):
         return [_parse(body) for body in _each(states)]
 
 
 def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
     """Those connections whose cookies are asked for, one by one as the kernel tells of them."""
-    with _explained("list TCP sockets", _LISTING):
+    with explained("list TCP sockets", _LISTING):
         for body in _each(_ALL & ~(1 << TCP_LISTEN)):
             if _cookie(body) in cookies:
                 yield _parse(body)
@@ -204,7 +202,7 @@ def iter_tcp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
 
 def iter_udp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
     """The same of UDP sockets, connected (ESTABLISHED) or not (CLOSE); they have no tcp_info."""
-    with _explained("list UDP sockets", _LISTING_UDP):
+    with explained("list UDP sockets", _LISTING_UDP):
         for body in _each(_ALL, int(socket.IPPROTO_UDP)):
             if _cookie(body) in cookies:
                 yield _parse(body)
@@ -212,7 +210,7 @@ def iter_udp(cookies: Container[int]) -> Generator[TcpSocket, None, None]:
 
 def open_cookies(cookies: set[int]) -> set[int]:
     """Which of these cookies are connections' that there are."""
-    with _explained("list TCP sockets", _LISTING):
+    with explained("list TCP sockets", _LISTING):
         return {_cookie(body) for body in _each(_ALL & ~(1 << TCP_LISTEN))} & cookies
 
 
@@ -239,7 +237,7 @@ class SocketId(NamedTuple):
 
 def connections() -> list[SocketId]:
     """Every connection of the namespace that is, or was, open. Listeners are none."""
-    with _explained("list TCP sockets", _LISTING):
+    with explained("list TCP sockets", _LISTING):
         return [
             SocketId(body[0], body[_MSG_HEAD.size : _MSG_HEAD.size + _ID.size])
             for body in _each(_LIVE & ~(1 << _SYN_SENT))
@@ -311,7 +309,7 @@ def owned() -> list[Owned]:
     """Every listener and every connection of the namespace; none that waits for its
     last ACKs alone.
     """
-    with _explained("list TCP sockets", _LISTING):
+    with explained("list TCP sockets", _LISTING):
         return [_owned(body) for body in _each(_LIVE | 1 << TCP_LISTEN)]
 
 
@@ -320,7 +318,7 @@ def destroy(sockets: Sequence[SocketId]) -> int:
     were still there.
     """
     gone = 0
-    with _explained("destroy TCP sockets", _DESTROYING), _open() as sock:
+    with explained("destroy TCP sockets", _DESTROYING), _open() as sock:
         for first in range(0, len(sockets), _DESTROY_AT_ONCE):
             part = sockets[first : first + _DESTROY_AT_ONCE]
             sock.send(b"".join(_destruction(one) for one in part))

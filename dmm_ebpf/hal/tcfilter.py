@@ -128,12 +128,17 @@ def _overtakes(there: Sequence[_Filter], name: str) -> bool:
 def has_clsact(ifindex: int) -> bool:
     """Whether the device has the qdisc, whoever made it. Raises DmmError."""
     with explained(f"list the qdiscs of device {ifindex}"), RouteSocket() as sock:
-        bodies = sock.dump(RTM_GETQDISC, TCMSG.pack(0, ifindex, 0, 0, 0))
-        return any(
-            TCMSG.unpack_from(body)[1] == ifindex
-            and dict(attributes(body, TCMSG.size)).get(TCA_KIND) == b"clsact\0"
-            for body in bodies
-        )
+        return b"clsact\0" in _qdiscs(sock, ifindex)
+
+
+def _qdiscs(sock: RouteSocket, ifindex: int) -> list[bytes]:
+    """The kinds of the device's qdiscs, as the kernel writes them."""
+    bodies = sock.dump(RTM_GETQDISC, TCMSG.pack(0, ifindex, 0, 0, 0))
+    return [
+        dict(attributes(body, TCMSG.size)).get(TCA_KIND, b"")
+        for body in bodies
+        if TCMSG.unpack_from(body)[1] == ifindex
+    ]
 
 
 def detach_nic(ifindex: int, name: str, *, clsact: bool) -> bool:
@@ -191,6 +196,14 @@ def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EEXIST:
             raise
+        # It has the same handle, and takes filters for egress as if they were for ingress.
+        if b"ingress\0" in _qdiscs(sock, ifindex):
+            raise ConflictError(
+                f"attach a tc program to device {ifindex}",
+                why="it has an ingress qdisc, beside which the kernel takes no clsact",
+                hint="make that a clsact, which has its hook, too: tc qdisc del dev ... ingress; "
+                "tc qdisc add dev ... clsact",
+            ) from exc
 
 
 def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:

@@ -36,7 +36,7 @@ from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.bpf import LinkType
 from dmm_ebpf.loader.compile import code as compiled
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import MAPS, PROGRAMS, Maps, ProgSpec, hooks
+from dmm_ebpf.loader.spec import GROUP_MADE, MAPS, PROGRAMS, PROTOCOL, Maps, ProgSpec, hooks
 
 _USUAL_MTU = 1500
 
@@ -46,8 +46,8 @@ class Attached:
     """An attached instance. Owns the fds of its maps and programs; the hooks live on when
     it is closed.
 
-    cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. progs:
-    program name to fd.
+    cgroup_id: of the cgroup the hooks are on, or were put on last; 0: they are on none. With a gate
+    (struct dmm_control) it is above the instance's own. progs: program name to fd.
     links: name of the pin to fd, of the hooks on the cgroup. folder: its pins.
     asked: flags that say which hooks there are to be (spec.hooks()).
     loose: pins of links that are new, and have none yet.
@@ -67,9 +67,19 @@ class Attached:
             weakref.finalize(self, programs.close_all, descriptors)
 
     @property
+    def own_id(self) -> int:
+        """The id of the instance's own cgroup, as the programs know it; NOWHERE: it is missing."""
+        return int(self.maps.own_group[0])
+
+    @property
+    def gated(self) -> bool:
+        """Whether the hooks are on a cgroup above the instance's own."""
+        return bool(self.maps.control[0].flags & C.DMM_CONTROL_GATE)
+
+    @property
     def cgroup(self) -> str | None:
-        """The cgroup from the hierarchy's root ("/shop.slice"); None when it is gone."""
-        return cgroups.path_of(self.cgroup_id)
+        """The instance's own from the hierarchy's root ("/shop.slice"); None when it is gone."""
+        return cgroups.path_of(self.own_id)
 
     def flows(self) -> Iterator[Struct]:
         """Every struct dmm_flow."""
@@ -294,16 +304,22 @@ def pin_fd(fd: int, path: Path) -> None:
         raise DmmError(f"pin {path}", why=str(error.strerror)) from error
 
 
-def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached:
+def attach(
+    instance: str, cgroup: Path | None, *, netns_cookie: int, own: Path | None = None
+) -> Attached:
     """Compiles, loads, links to cgroup (a directory, as cgroup.resolve() gives) and pins, with
     no policy yet.
 
     cgroup: None: to none yet; restore.hook() does it later.
     netns_cookie: the network namespace whose sockets are meant (SO_NETNS_COOKIE).
+    own: the instance's own cgroup, which may be made later; None: cgroup. If it is another, the
+    hooks have a gate: sockets of own alone are meant.
     ConflictError: the instance exists already, or an exclusive program is in the way. On any error
     nothing is left.
     """
     check_name(instance)
+    own = own or cgroup
+    gate = C.DMM_CONTROL_GATE if cgroup is not None and own != cgroup else 0
     cgroup_fd = -1 if cgroup is None else open_cgroup(cgroup)
     try:
         folder = _make_folder(instance)
@@ -315,8 +331,13 @@ def attach(instance: str, cgroup: Path | None, *, netns_cookie: int) -> Attached
                 (folder / name).mkdir(mode=0o700)
             opened, progs = ahead.take()
             opened.control[0] = abi.new(
-                "dmm_control", abi_version=C.DMM_ABI_VERSION, netns_cookie=netns_cookie
+                "dmm_control",
+                abi_version=C.DMM_ABI_VERSION,
+                netns_cookie=netns_cookie,
+                flags=gate,
+                cgroup_level=0 if own is None else cgroups.level(own),
             )
+            opened.own_group[0] = cgroups.NOWHERE if own is None else cgroups.id_of(own)
             for name, one in opened.items():
                 pin_fd(one.fd, folder / "maps" / name)
             for spec in PROGRAMS:
@@ -402,6 +423,18 @@ def _check_abi(instance: str, opened: Maps) -> None:
         raise _incomplete(instance, f"its map {foreign[0]} was made by another version of dmm-ebpf")
 
 
+def _open_pinned(instance: str, folder: Path, pinned: dict[str, Map]) -> Maps:
+    """Opens every map, into pinned; control comes first, since another version has other maps."""
+    try:
+        for spec in sorted(MAPS, key=lambda spec: spec.name != "control"):
+            pinned[spec.name] = Map(_get(instance, folder / "maps" / spec.name))
+    except HalfAttachedError:
+        if pinned:
+            _check_abi(instance, Maps(pinned))
+        raise
+    return Maps(pinned)
+
+
 def _check_tags(instance: str, progs: Mapping[str, int], opened: Mapping[str, Map]) -> None:
     """That the pinned programs are ours. A kernel that hashes otherwise is asked by loading them
     once more, which attaches nothing.
@@ -438,9 +471,7 @@ def adopt(instance: str, *, unhooked: bool = False) -> Attached:
     progs: dict[str, int] = {}
     links: dict[str, int] = {}
     try:
-        for map_spec in MAPS:
-            pinned[map_spec.name] = Map(_get(instance, folder / "maps" / map_spec.name))
-        opened = Maps(pinned)
+        opened = _open_pinned(instance, folder, pinned)
         for spec in PROGRAMS:
             progs[spec.name] = _get(instance, folder / "progs" / spec.pin)
         links, cgroup_id = _adopt_links(instance, folder, unhooked)
@@ -466,9 +497,13 @@ def _remove_link(path: Path) -> str:
                 if info.cgroup_id
                 else "a cgroup"
             )
+        elif info.type in {LinkType.TRACING, LinkType.RAW_TRACEPOINT}:
+            where = "the kernel"
         else:
             where = f"device {info.ifindex}" if info.ifindex else "a device"
-        with suppress(OSError):  # what it was on went away first, and took the attachment along
+        # What it was on went away first, and took the attachment along; or it is of a kind that
+        # ends with its last descriptor alone.
+        with suppress(OSError):
             bpf.link_detach(fd)
     finally:
         os.close(fd)
@@ -523,7 +558,8 @@ def unhook(instance: str) -> list[str]:
     folder = bpffs.instance_dir(instance)
     if folder is None:
         return []
-    links = (folder / "links" / spec.pin for spec in PROGRAMS if spec.cgroup)
+    hooked = (*(spec for spec in PROGRAMS if spec.cgroup), PROTOCOL, GROUP_MADE)
+    links = (folder / "links" / spec.pin for spec in hooked)
     removed: list[str] = []
     try:
         for path in links:

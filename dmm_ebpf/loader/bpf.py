@@ -53,6 +53,7 @@ class ProgType(IntEnum):
     XDP = 6
     CGROUP_SOCK = 9
     SOCK_OPS = 13
+    RAW_TRACEPOINT = 17
     CGROUP_SOCK_ADDR = 18
     CGROUP_SOCKOPT = 25
     TRACING = 26
@@ -72,6 +73,7 @@ class AttachType(IntEnum):
     CGROUP_INET6_POST_BIND = 13
     CGROUP_UDP4_SENDMSG = 14
     CGROUP_UDP6_SENDMSG = 15
+    MODIFY_RETURN = 26
     TRACE_ITER = 28
     CGROUP_GETSOCKOPT = 21
     CGROUP_SETSOCKOPT = 22
@@ -84,6 +86,8 @@ class AttachType(IntEnum):
 class LinkType(IntEnum):
     """enum bpf_link_type, as far as used."""
 
+    RAW_TRACEPOINT = 1
+    TRACING = 2
     CGROUP = 3
     XDP = 6
 
@@ -93,6 +97,8 @@ LOG_STATES, LOG_STATS = 1, 4
 _GAVE_UP = (-errno.E2BIG, -errno.EFAULT)
 
 BPF_F_NO_PREALLOC = 1
+BPF_F_INNER_MAP = 1 << 12
+BPF_F_MMAPABLE = 1 << 10
 BPF_F_CLONE = 1 << 9
 BPF_F_SLEEPABLE = 1 << 4
 BPF_F_ALLOW_MULTI = 2
@@ -454,6 +460,13 @@ def link_create(prog_fd: int, target: int, attach_type: int, flags: int = 0) -> 
     Returns an fd.
     """
     return _check(lib.dmm_link_create(prog_fd, target, attach_type, flags))
+
+
+def tracepoint(name: str, prog_fd: int) -> int:
+    """BPF_RAW_TRACEPOINT_OPEN: the program runs each time the kernel comes by there. Returns the fd
+    of a link.
+    """
+    return _check(lib.dmm_tracepoint(name.encode(), prog_fd))
 
 
 def iterate(link_fd: int) -> None:

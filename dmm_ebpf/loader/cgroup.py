@@ -18,6 +18,8 @@ from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageE
 from dmm_ebpf.loader import bpf, initns
 from dmm_ebpf.mountinfo import mounts
 
+NOWHERE = 2**64 - 1  # the id of no cgroup
+_ROOT_ID = 1  # of the hierarchy's root itself
 _TRIES = 100
 
 
@@ -112,6 +114,28 @@ def resolve(path: str) -> Path:
 def cgroup_id(path: Path) -> int:
     """What bpf_get_current_cgroup_id() gives in that group."""
     return path.stat().st_ino
+
+
+def id_of(path: Path) -> int:
+    """cgroup_id(); NOWHERE: there is none."""
+    try:
+        return cgroup_id(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return NOWHERE
+
+
+def sees_root() -> bool:
+    """Whether find_cgroup2() is the root of the hierarchy, and not of a part of it, as in a
+    container (cgroup_namespaces(7)).
+    """
+    return cgroup_id(find_cgroup2()) == _ROOT_ID
+
+
+def nearest(path: Path) -> Path:
+    """The directory itself, or the nearest one above it that exists."""
+    while not path.is_dir():
+        path = path.parent
+    return path
 
 
 def name_of(path: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
-from dmm_ebpf.loader import cache, programs
+from dmm_ebpf.loader import cache, programs, protocolprobe
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS, c_types
 
 COMPILE_SECONDS = 600  # on a slow and busy machine LLVM takes minutes
@@ -66,6 +66,13 @@ def reads_executables() -> bool:
     return known and (bcc_version() is not None or _kept(wanted) is not None)
 
 
+def knows_groups() -> bool:
+    """Whether the programs that code() gives tell cgroups apart by themselves (bpf/group.h)."""
+    wanted = features()
+    known = {one.partition("=")[0] for one in wanted} >= {"DMM_SK_CGROUP", "DMM_TASK_COMM"}
+    return known and (bcc_version() is not None or _kept(wanted) is not None)
+
+
 def prepare() -> list[str]:
     """Compiles, and keeps, what code() may want on this host. Returns what was kept, as text.
 
@@ -89,7 +96,8 @@ def prepare() -> list[str]:
 @functools.cache
 def features() -> tuple[str, ...]:
     """programs.defines(), asked of the kernel once in its life."""
-    key = {"boot": _BOOT_ID.read_text().strip(), "probes": _digest([Path(programs.__file__)])}
+    probes = _digest([Path(programs.__file__), Path(protocolprobe.__file__)])
+    key = {"boot": _BOOT_ID.read_text().strip(), "probes": probes}
     kept = cache.read("features", key)
     if isinstance(kept, list) and all(isinstance(name, str) for name in kept):
         return tuple(kept)

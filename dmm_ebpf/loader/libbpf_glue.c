@@ -258,6 +258,11 @@ int dmm_link_create(int prog_fd, int target, int type, unsigned int flags)
 	return failed(bpf_link_create(prog_fd, target, type, &opts));
 }
 
+int dmm_tracepoint(const char *name, int prog_fd)
+{
+	return failed(bpf_raw_tracepoint_open(name, prog_fd));
+}
+
 int dmm_iter_create(int link_fd)
 {
 	return failed(bpf_iter_create(link_fd));

@@ -108,6 +108,7 @@ int dmm_prog_test(int fd, struct dmm_test *test);
 
 int dmm_link_create(int prog_fd, int target, int type, unsigned int flags);
 int dmm_iter_create(int link_fd);
+int dmm_tracepoint(const char *name, int prog_fd); /* a raw one */
 int dmm_link_detach(int fd);
 int dmm_link_info(int fd, struct dmm_link_info *out);
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map: an open BPF map, and the inner tries that hold a policy's routes.
+"""Map: an open BPF map, and the inner maps that hold a policy's routes.
 
 A Map owns its fd and closes it. Keys and values are bytes of exactly key_size and value_size: what
 is told by types is table.py's. This is the door for many at once, such as a million routes that are
@@ -12,9 +12,9 @@ import errno
 import os
 import weakref
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from dmm_ebpf.abi import U32, KeyForm, StructForm
+from dmm_ebpf.abi import U32, Form, KeyForm, StructForm
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf, explain
@@ -24,11 +24,17 @@ BATCH = 4096
 _PERCPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY)
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, bpf.ENOTSUPP)
 
-RoutesKind = Literal["routes4", "routes6", "ports"]
-INNER: dict[RoutesKind, tuple[KeyForm, StructForm]] = {
-    "routes4": (KeyForm("dmm_route4_key"), StructForm("dmm_route_value")),
-    "routes6": (KeyForm("dmm_route6_key"), StructForm("dmm_route_value")),
+RoutesKind = Literal["routes", "ports"]
+INNER: dict[RoutesKind, tuple[Form[Any], StructForm]] = {
+    "routes": (U32, StructForm("dmm_route_node")),
     "ports": (KeyForm("dmm_port_key"), StructForm("dmm_port_value")),
+}
+
+# Of an array that flag has the length left out of what is checked when it is put in; what may be
+# mapped begins with a page, so that nodes begin with a line of cache.
+_SHAPES: dict[RoutesKind, tuple[MapType, int]] = {
+    "routes": (MapType.ARRAY, bpf.BPF_F_INNER_MAP | bpf.BPF_F_MMAPABLE),
+    "ports": (MapType.LPM_TRIE, bpf.BPF_F_NO_PREALLOC),
 }
 
 
@@ -184,16 +190,17 @@ class Map(Closing):
 
 
 def create_routes_map(kind: RoutesKind, max_entries: int) -> Map:
-    """A trie for set_inner(); as large as the policy needs, at least 1 entry."""
+    """A map for set_inner(); as large as the policy needs, at least 1 entry."""
     key, value = INNER[kind]
+    shape, flags = _SHAPES[kind]
     try:
         fd = bpf.map_create(
             f"dmm_{kind}",
-            MapType.LPM_TRIE,
+            shape,
             key.size,
             value.size,
             max(1, max_entries),
-            flags=bpf.BPF_F_NO_PREALLOC,
+            flags=flags,
         )
     except OSError as error:
         raise _error(f"create a BPF map for {max_entries} {kind} entries", error) from error
@@ -201,7 +208,7 @@ def create_routes_map(kind: RoutesKind, max_entries: int) -> Map:
 
 
 def set_inner(outer: Map, index: int, inner: Map | None) -> None:
-    """outer[index] = inner, at once; None empties it. The kernel frees a trie that nobody
+    """outer[index] = inner, at once; None empties it. The kernel frees a map that nobody
     uses any more.
     """
     key = U32.pack(index)

@@ -19,11 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, KernelFeatureError
-from dmm_ebpf.loader import bpf, explain, link, maps
+from dmm_ebpf.loader import bpf, explain, link, maps, protocolprobe
 from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import EARLIER, MAPS, PROGRAMS, STEPS, Maps, ProgSpec
+from dmm_ebpf.loader.spec import (
+    EARLIER,
+    GROUP_MADE,
+    MAPS,
+    PROGRAMS,
+    PROTOCOL,
+    STEPS,
+    Maps,
+    ProgSpec,
+)
 from dmm_ebpf.loader.table import MapSpec
 
 LOG_FILE = Path("/run/dmm-ebpf/verifier.log")
@@ -67,6 +76,13 @@ _TCP_MEMBERS = {
     "DMM_TCP_CA_FLAGS": ("inet_connection_sock", "icsk_ca_setsockopt"),
 }
 _TCP_WORDS = {"DMM_TCP_KEEPALIVE_TIME", "DMM_TCP_KEEPALIVE_INTVL"}  # the others are bytes
+_GROUP_MEMBERS = {
+    "DMM_CGROUP_ROOT": ("cgroup", "root"),
+    "DMM_ROOT_HIERARCHY": ("cgroup_root", "hierarchy_id"),
+    "DMM_CGROUP_LEVEL": ("cgroup", "level"),
+    "DMM_CGROUP_ANCESTORS": ("cgroup", "ancestors"),
+    "DMM_SK_CGROUP": ("sock", "sk_cgrp_data"),
+}
 ITER_TCP = "DMM_ITER_TCP"
 _TASK_CHAINS = (
     ("DMM_TASK_LEADER", "DMM_TASK_COMM"),
@@ -272,8 +288,25 @@ def load_earlier(
     """load() of spec.EARLIER. attach_btf_id: of the kernel's TCP iterator, as
     iterator_id() tells it.
     """
+    return _load_tracing(EARLIER, code, opened, attach_btf_id)
+
+
+def load_protocol(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> tuple[int, str]:
+    """load() of spec.PROTOCOL. OSError: the kernel has no such function."""
+    function = bpf.kernel_function(protocolprobe.FUNCTION)
+    return _load_tracing(PROTOCOL, code, opened, function)
+
+
+def load_group_made(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> tuple[int, str]:
+    """load() of spec.GROUP_MADE."""
+    return _load_tracing(GROUP_MADE, code, opened, 0)
+
+
+def _load_tracing(
+    spec: ProgSpec, code: Mapping[str, bytes], opened: Mapping[str, Map], attach_btf_id: int
+) -> tuple[int, str]:
     bound = {name: bind_maps(one, map_fds(opened)) for name, one in code.items()}
-    return load(EARLIER, link.link(EARLIER.name, bound, STEPS), attach_btf_id)
+    return load(spec, link.link(spec.name, bound, STEPS), attach_btf_id)
 
 
 def close_all(loaded: MutableMapping[str, int]) -> None:
@@ -398,6 +431,23 @@ def _socket_cookie() -> list[str]:
     return [f"DMM_SK_COOKIE={at}"] if readable else []
 
 
+def _group_members() -> list[str]:
+    """Macros for bpf/group.h: where a cgroup, and a socket's, have what is read of them; none if it
+    may not be read.
+    """
+    at = _offsets(_GROUP_MEMBERS)
+    if not at:
+        return []
+    code = _insn(_LDX_DW, dst=1, src=1, off=_SOCK_OPS_SK)
+    code += _insn(_JEQ_IMM, dst=1, off=4)
+    code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK) + _insn(_JEQ_IMM, off=2)
+    code += _insn(_LDX_DW, dst=1, off=at["DMM_SK_CGROUP"])
+    code += _insn(_LDX_W, dst=1, src=1, off=at["DMM_CGROUP_LEVEL"])
+    if not _accepts(ProgType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS, code):
+        return []
+    return [f"{name}={offset}" for name, offset in at.items()]
+
+
 def _tcp_chosen() -> list[str]:
     """Macros for chosen_read() in bpf/options.h: where a TCP socket keeps what its program has set;
     none if it may not be read.
@@ -472,4 +522,6 @@ def defines() -> tuple[str, ...]:
         if offsets and all(_accepts(*kind, reading(offsets)) for kind in asking):
             found += [f"{name}={offset}" for name, offset in offsets.items()]
     found += _iterator() + _socket_error() + _socket_device() + _tcp_chosen() + _socket_cookie()
+    found += _group_members()
+    found += protocolprobe.macros()
     return tuple(found)

@@ -96,7 +96,7 @@ def _pins(attached: Attached) -> dict[str, int]:
     return (
         {f"maps/{name}": one.fd for name, one in attached.maps.items()}
         | {f"progs/{name.removeprefix('dmm_')}": fd for name, fd in attached.progs.items()}
-        | {f"links/{name}": fd for name, fd in attached.links.items()}
+        | {f"links/{name}": fd for name, fd in dict(attached.links).items()}
     )
 
 

@@ -63,7 +63,7 @@ def _storage(value: Form[V], flags: int = 0) -> MapSpec[int, V]:
     return MapSpec(MapType.SK_STORAGE, U32, value, 0, BPF_F_NO_PREALLOC | flags)
 
 
-def _tries(kind: RoutesKind) -> MapSpec[int, None]:
+def _inner(kind: RoutesKind) -> MapSpec[int, None]:
     """By half; see maps.set_inner()."""
     return MapSpec(MapType.ARRAY_OF_MAPS, U32, None, 2, inner=kind)
 
@@ -72,6 +72,9 @@ ADAPTIVE_KEY = KeyForm("dmm_adaptive_key")
 ADDR_PAIR = KeyForm("dmm_addr_pair")
 DATAGRAM_KEY = KeyForm("dmm_datagram_key")
 LISTENER_KEY = KeyForm("dmm_listener_key")
+LIVE_KEY = KeyForm("dmm_route6_key")
+PORT_KEY = KeyForm("dmm_port_key")
+WAITED_KEY = KeyForm("dmm_waited_key")
 _DECISION = StructForm("dmm_decision")
 _FORWARDED = StructForm("dmm_forwarded")
 _UDP_FLOW = StructForm("dmm_udp_flow")
@@ -81,14 +84,29 @@ class Maps(Opened):
     """The maps of an instance: here what they are, and of an object, their tables."""
 
     control = _array(StructForm("dmm_control"), 1)
+    own_group = _array(U64, 1)
+    waited = _hash(WAITED_KEY, StructForm("dmm_waited"), C.DMM_MAX_WAITED)
     heads = _array(StructForm("dmm_policy_head"), 2)
     rules = _array(StructForm("dmm_rule"), 2 * C.DMM_MAX_CHECKS)
     stacks = _array(StructForm("dmm_stack"), 2 * C.DMM_MAX_STACKS)
     stack_state = _array(StructForm("dmm_stack_state"), C.DMM_MAX_STACKS)
     stack_load = _array(StructForm("dmm_stack_load"), C.DMM_MAX_STACKS * C.DMM_MAX_PROCESSES)
-    routes4 = _tries("routes4")
-    routes6 = _tries("routes6")
-    ports = _tries("ports")
+    routes = _inner("routes")
+    ports = _inner("ports")
+    live = MapSpec(
+        MapType.LPM_TRIE,
+        LIVE_KEY,
+        StructForm("dmm_route_value"),
+        C.DMM_MAX_LIVE,
+        BPF_F_NO_PREALLOC,
+    )
+    live_ports = MapSpec(
+        MapType.LPM_TRIE,
+        PORT_KEY,
+        StructForm("dmm_port_value"),
+        C.DMM_MAX_LIVE,
+        BPF_F_NO_PREALLOC,
+    )
     adaptive = MapSpec(
         MapType.LPM_TRIE,
         ADAPTIVE_KEY,
@@ -179,6 +197,7 @@ PROGRAMS: tuple[ProgSpec, ...] = (
     ProgSpec("dmm_tcout", ProgType.SCHED_CLS),
     ProgSpec("dmm_ingress", ProgType.SCHED_CLS),
     ProgSpec("dmm_listener_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
+    ProgSpec("dmm_rule_set", ProgType.SYSCALL, flags=BPF_F_SLEEPABLE),
 )
 
 
@@ -192,14 +211,24 @@ def hooks(flags: int) -> list[ProgSpec]:
 # Loaded when it is run, and neither linked nor pinned; only where the kernel has BTF.
 EARLIER = ProgSpec("dmm_earlier", ProgType.TRACING, AttachType.TRACE_ITER)
 
+# Loaded and linked while a policy has a stack with mptcp, and pinned by its link alone; only where
+# the kernel lets it be put on its function (protocolprobe.py).
+PROTOCOL = ProgSpec("dmm_protocol", ProgType.TRACING, AttachType.MODIFY_RETURN)
+
+# Loaded and linked while a cgroup is waited for, and pinned by its link alone (groupmade.py).
+GROUP_MADE = ProgSpec("dmm_group_made", ProgType.RAW_TRACEPOINT)
+
 # Steps of loops, which link.py puts behind the programs that refer to them. A step's number is its
 # place here; C calls it DMM_STEP(name without dmm_).
 STEPS: tuple[str, ...] = (
+    "dmm_group_rule",
     "dmm_rule_connect",
     "dmm_rule_listen",
     "dmm_rule_choose",
+    "dmm_rule_protocol",
     "dmm_stack_named",
     "dmm_forward_try",
+    "dmm_route_walk",
     "dmm_process_try",
     "dmm_lock_try",
     "dmm_option_tc",
@@ -208,4 +237,7 @@ STEPS: tuple[str, ...] = (
 )
 
 # What is compiled, each on its own.
-FUNCTIONS: tuple[str, ...] = (*(spec.name for spec in PROGRAMS), EARLIER.name, *STEPS)
+FUNCTIONS: tuple[str, ...] = (
+    *(spec.name for spec in (*PROGRAMS, EARLIER, PROTOCOL, GROUP_MADE)),
+    *STEPS,
+)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dmm_ebpf.loader import link, programs
 from dmm_ebpf.loader.compile import features
 from dmm_ebpf.loader.maps import Map
-from dmm_ebpf.loader.spec import EARLIER, PROGRAMS, STEPS
+from dmm_ebpf.loader.spec import EARLIER, GROUP_MADE, PROGRAMS, PROTOCOL, STEPS
 
 INSTRUCTIONS_LIMIT = 1_000_000  # BPF_COMPLEXITY_LIMIT_INSNS
 _SAID = re.compile(
@@ -55,8 +55,9 @@ def parse(program: str, instructions: int, log: str) -> Verified:
 
 
 def verify(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> list[Verified]:
-    """Every program, in the order of spec.PROGRAMS, then spec.EARLIER where the kernel has what it
-    is for. code: what compile_programs() gave. Raises as load_programs().
+    """Every program, in the order of spec.PROGRAMS, then spec.EARLIER and spec.PROTOCOL where the
+    kernel has what they are for, and spec.GROUP_MADE. code: what compile_programs() gave. Raises as
+    load_programs().
     """
     linked = programs.linked(code, programs.map_fds(opened))
     found = []
@@ -70,4 +71,14 @@ def verify(code: Mapping[str, bytes], opened: Mapping[str, Map]) -> list[Verifie
         os.close(fd)
         size = len(link.link(EARLIER.name, code, STEPS).code) // 8
         found.append(parse(EARLIER.name, size, log))
+    if any(one.startswith("DMM_NET_COOKIE=") for one in features()):
+        fd, log = programs.load_protocol(code, opened)
+        os.close(fd)
+        size = len(link.link(PROTOCOL.name, code, STEPS).code) // 8
+        found.append(parse(PROTOCOL.name, size, log))
+    fd, log = programs.load_group_made(code, opened)
+    os.close(fd)
+    found.append(
+        parse(GROUP_MADE.name, len(link.link(GROUP_MADE.name, code, STEPS).code) // 8, log)
+    )
     return found

@@ -97,6 +97,13 @@ def _create(prog_fd: int, ifindex: int, ifname: str, frags: Callable[[], int] | 
         conflict = _conflict(ifindex, ifname, what)
         if conflict is not None:
             raise conflict from refusal
+    if refusal.errno == errno.EEXIST:  # dev_xdp_attach(): "an upper device already has a program"
+        raise ConflictError(
+            what,
+            why=f"a device that stands on {ifname}, as a macvlan does, has an XDP program, and the "
+            "kernel takes none below one",
+            hint='use one of both, or io = "tap", which needs no XDP',
+        ) from refusal
     if refusal.errno == errno.EINVAL and bpf.has_links() is False:
         raise explain.link_refused(what, refusal) from refusal
     if refusal.errno in _NOT_NATIVE:
