@@ -91,7 +91,9 @@ static void own(struct dmm_engine *e, const struct dmm_action *action, uint64_t 
 void engine_refused(struct dmm_engine *e, const struct dmm_ask *claim, uint64_t now)
 {
 	e->stats.flows_owned--;
-	e->stats.flow_errors++;
+	/* That somebody else has a connection says nothing of whether we have room. */
+	if (claim->op != DMM_ASK_TAKEN)
+		e->stats.flow_errors++;
 	dmm_core_unreachable(e->core, claim->conn, EHOSTUNREACH, now);
 }
 

@@ -79,7 +79,7 @@ static bool is_refusal(const uint8_t *eth, uint32_t len, struct dmm_ask *ask)
 	    eth[13] != (DMM_ASK_TYPE & 0xff))
 		return false;
 	memcpy(ask, eth, sizeof(*ask));
-	return ask->op == DMM_ASK_REFUSED;
+	return ask->op == DMM_ASK_REFUSED || ask->op == DMM_ASK_TAKEN;
 }
 
 /*

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import dmm_ebpf.kit.transport  # noqa: F401 - a plug-in that comes later can open no file
 from dmm_ebpf.errors import ConflictError
-from dmm_ebpf.kit import load
+from dmm_ebpf.kit import guarding, load
 from dmm_ebpf.kit.bridge import Guarded
 from dmm_ebpf.kit.names import PYTHON, SEAMS, Plugin, Seam
 from dmm_ebpf.kit.workers import Workers
@@ -30,7 +29,7 @@ class Plugins:
 
     def __init__(self, first: Iterable[Plugin]) -> None:
         """first: what the process starts with. Raises DmmError."""
-        self._all: list[Guarded] = [load.load(one, ffi, lib) for one in first]
+        self._all: list[Guarded] = [guarding.guarded(one, ffi, lib) for one in first]
         self._source = ""  # as much as has come of the next one
         self._workers: Workers | None = None
         # what new connections get, by the key of where it fits
@@ -69,7 +68,7 @@ class Plugins:
 
     def _load(self, plugin: Plugin, source: str) -> None:
         self._let_go()
-        bridge = load.bridge(plugin, load.class_of_source(plugin, source), ffi, lib)
+        bridge = guarding.asked(plugin, load.class_of_source(plugin, source), ffi, lib)
         if self._workers is None or not self._workers.run(bridge.work):
             raise ConflictError(
                 f"use {plugin.seam.noun} {plugin.text!r}",

@@ -77,6 +77,7 @@ class StackSupervisor:
         self.pid = 0
         self.restarts = 0
         self.no_group = ""  # why the process is in no cgroup of its own
+        self._kills = procgroup.Kills()  # of its cgroup, before this process
         self._on_up = on_up
         self._on_down = on_down
         self._renew = renew
@@ -235,6 +236,7 @@ class StackSupervisor:
         limits = procgroup.Limits(self.spec.memory_limit_bytes, sandbox.MAX_PROCESSES)
         try:
             procgroup.make(path, limits)
+            self._kills = procgroup.kills(path)
             procgroup.take(path, self.pid)
         except OSError as exc:
             self.no_group = f"{path}: {os.strerror(exc.errno or 0)}"
@@ -364,12 +366,14 @@ class StackSupervisor:
 
     def _reap(self) -> str:
         """Forgets the process that has ended; how it ended."""
-        reason = "it ended"
+        reason, code = "it ended", -int(signal.SIGKILL)
         if self._child is not None:
             code = self._child.wait()
             reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             if code > 0:
                 reason += f" ({self._last_words()})"
+        if code == -signal.SIGKILL:  # one that was adopted may have been, too
+            reason = self._starved() or reason
         self._child = None
         os.close(self._pidfd)
         self._pidfd, self.pid = -1, 0
@@ -378,6 +382,12 @@ class StackSupervisor:
         except (DmmError, OSError) as exc:
             log.warning("stack %s: %s", self.spec.label, exc)
         return reason
+
+    def _starved(self) -> str:
+        """That the kernel's OOM killer has ended it, if its cgroup says so."""
+        group = self.spec.cgroup
+        why = procgroup.want_of_memory(Path(group), self._kills) if group else ""
+        return f"killed by SIGKILL: {why}" if why else ""
 
     def _tidy(self) -> None:
         """The process cannot take its files along: it has no right to the directory."""

@@ -44,7 +44,7 @@ struct dmm_core_config {
 	 */
 	uint32_t sndbuf_bytes;
 	uint32_t rcvbuf_bytes; /* per connection, towards the app; 0: likewise */
-	uint32_t syn_retries;  /* outer SYN; 0: 6 (RFC 6298 backoff) */
+	uint32_t syn_retries;  /* outer SYN; 0: 6 */
 	uint64_t keepalive_ns; /* outer idle time before the first probe; 0: 2 h */
 	uint64_t time_wait_ns; /* 0: 60 s */
 	uint64_t park_ns;      /* quiet for so long, a connection is put away small; 0: 10 s */

@@ -91,11 +91,13 @@ struct ends {
 	uint32_t isn_floor;
 	bool has_isn_floor; /* ... that this one replaces */
 	bool has_ts_offset;
-	uint8_t tos; /* DSCP of the app's packets, carried to the outer leg */
-	uint8_t ttl; /* of the app's packets, likewise; also the hop limit */
+	bool may_cut; /* the app's packets have no DF, and so have not those to its peer: IPv4 */
+	uint8_t tos;  /* DSCP of the app's packets, carried to the outer leg */
+	uint8_t ttl;  /* of the app's packets, likewise; also the hop limit */
 	/* the least of the peer's packets, carried to the inner leg (RFC 5082) */
 	uint8_t peer_ttl;
 	uint8_t peer_tos;    /* DSCP of the peer's packets, carried to the inner leg */
+	uint16_t app_path;   /* path MTU towards the app, if one was told; 0: the device's */
 	uint32_t ts_offset;  /* what the app's kernel's timestamp clock is ahead of the core's */
 	uint32_t flow_label; /* of the app's packets, IPv6 */
 	uint32_t peer_label; /* of the peer's */
@@ -225,9 +227,11 @@ struct end_ops {
 	void (*path)(struct env *env, struct end *e, enum end_path what);
 	/*
 	 * An ICMP error that quotes a segment of this end. true: it met what opens an end that is
-	 * opening.
+	 * opening, or, of one that is open, what is on the way.
 	 */
 	bool (*icmp)(struct env *env, struct end *e, const struct pkt *pkt);
+	/* The peer's number up to which everything has come. NULL: its peer gets no ICMP error */
+	uint32_t (*taken)(const struct env *env, const struct end *e);
 	/* Of an end that is END_WAITING: syn is of a later connection (RFC 6191). NULL: never */
 	bool (*is_newer)(const struct env *env, const struct end *e, const struct pkt *syn);
 	/* The number behind all that it has used on the wire. NULL: no successor needs it */
@@ -275,7 +279,9 @@ static inline const struct end_ops *end_ops_of(const struct env *env, const stru
 /*
  * The first sequence number of an end, which no stranger can guess: a keyed hash of the
  * connection's names plus a clock of 4 us steps (RFC 6528), in front of what the connection that
- * this one replaces may have left in the network (RFC 6191).
+ * this one replaces may have left in the network (RFC 6191). Where the app opens, its kernel has
+ * chosen one likewise, which the peer sees: in TIME-WAIT it knows that for one that follows on the
+ * last connection's, whichever process, or the kernel, carried that.
  */
 static inline uint32_t end_first_number(const struct env *env, const struct end *e, uint64_t now_ns)
 {
@@ -283,6 +289,8 @@ static inline uint32_t end_first_number(const struct env *env, const struct end 
 	uint64_t key[2] = {siphash(env->isn_secret, &ends->f.pair, 5), e->leg};
 	uint32_t isn = (uint32_t)siphash(env->isn_secret, key, 2) + (uint32_t)(now_ns >> 12);
 
+	if (end_is_outer(e) && !ends->f.passive)
+		isn = ends->syn_seq;
 	if (end_is_outer(e) && ends->has_isn_floor && (int32_t)(isn - ends->isn_floor) <= 0)
 		isn = ends->isn_floor + 65536;
 	return isn;

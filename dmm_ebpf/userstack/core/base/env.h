@@ -10,6 +10,7 @@
 #define DMM_ENV_H
 
 #include "../api.h"
+#include "loss_pair.h"
 #include "mem.h"
 #include "util.h"
 #include "wheel.h"
@@ -46,6 +47,12 @@ enum {
 	PATH_WAYS = 4, /* places that one of them may have */
 };
 
+/* Bytes that may go, which become more with time */
+struct bucket {
+	uint64_t bytes;
+	uint64_t filled_ns; /* when it was looked at last */
+};
+
 /* What is known of a path, as the last connection over it has noted it */
 struct path {
 	uint64_t key; /* 0: the place is free */
@@ -53,12 +60,16 @@ struct path {
 	uint32_t srtt_us;
 	uint32_t rttvar_us;
 	/* of transmissions, how many were lost; and of those soon after a lost one (tcp_loss.c) */
-	uint16_t sent;
-	uint16_t lost;
-	uint16_t soon;
-	uint16_t soon_lost;
+	struct loss_pair all;
+	struct loss_pair soon;
 	uint32_t gap_shift; /* how often the gap between copies was doubled */
 	uint64_t rate_Bps;  /* 0: not known */
+	/* tcp_budget.c: of all connections there together */
+	uint64_t load_ns;	   /* since then is counted ... */
+	uint64_t load_bytes;	   /* ... what they delivered */
+	uint64_t load_Bps[2];	   /* in the last two stretches of time; 0: not known */
+	uint64_t bulk_until_ns;	   /* one of them sends as much as the path takes */
+	struct bucket copy_bucket; /* of the copies of all of them, meanwhile */
 };
 
 struct env {
@@ -86,6 +97,7 @@ struct env {
 	uint64_t parity_bytes; /* memory of tcp_parity_in.c, all connections together */
 	struct agree_spared spared[AGREE_SPARED];
 	struct path paths[PATHS];
+	uint64_t bulk_until_ns; /* the latest of all of them */
 };
 
 /* Of the device that a link leads by */

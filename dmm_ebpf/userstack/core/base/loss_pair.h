@@ -3,7 +3,7 @@
  * loss_pair.h: of so many transmissions so many were lost, counted so that what was long ago is
  * forgotten.
  *
- * Invariants: lost <= sent, both below 2 * LOSS_WINDOW.
+ * Invariants: lost <= sent, both below twice the window.
  */
 #ifndef DMM_LOSS_PAIR_H
 #define DMM_LOSS_PAIR_H
@@ -21,14 +21,21 @@ struct loss_pair {
 	uint16_t lost;
 };
 
-static inline void loss_pair_add(struct loss_pair *p, uint32_t sent, uint32_t lost)
+/* window: so many are remembered at least, below 16384 */
+static inline void loss_pair_add_of(struct loss_pair *p, uint32_t sent, uint32_t lost,
+				    uint32_t window)
 {
-	p->sent = (uint16_t)(p->sent + min_u32(sent, LOSS_WINDOW));
-	p->lost = (uint16_t)(p->lost + min_u32(lost, min_u32(sent, LOSS_WINDOW)));
-	if (p->sent < 2 * LOSS_WINDOW)
+	p->sent = (uint16_t)(p->sent + min_u32(sent, window));
+	p->lost = (uint16_t)(p->lost + min_u32(lost, min_u32(sent, window)));
+	if (p->sent < 2 * window)
 		return;
 	p->sent /= 2;
 	p->lost /= 2;
+}
+
+static inline void loss_pair_add(struct loss_pair *p, uint32_t sent, uint32_t lost)
+{
+	loss_pair_add_of(p, sent, lost, LOSS_WINDOW);
 }
 
 static inline uint32_t loss_root(uint32_t v)

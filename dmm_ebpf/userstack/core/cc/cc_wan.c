@@ -168,17 +168,18 @@ static void wan_startup_queue(struct wan *w, const struct cc_sample *s)
 /*
  * End of a round in STARTUP. A round that a later one outran by a quarter was not limited by the
  * bottleneck, so its loss was random; it waits one round (win_*) for that proof. Draft:
- * BBRCheckFullBWReached, BBRCheckStartupHighLoss.
+ * BBRCheckFullBWReached, BBRCheckStartupHighLoss: a shallow queue overflows; the more we send, the
+ * more is lost, and no more arrives. Where no queue was seen that much may be one burst: then more
+ * did arrive, or of the round hardly anything is known yet.
  */
 static void wan_startup_round(const struct cc *cc, struct wan *w, const struct cc_sample *s,
 			      uint64_t lost, uint64_t delivered)
 {
 	uint64_t bw = w->delivered_max_Bps;
-	int limited = !!(w->flags & F_ROUND_APP_LIMITED);
+	int limited = !!(w->flags & F_ROUND_LIMITED);
 
-	/* a shallow queue overflows: the more we send, the more is lost, and no more arrives */
-	if (!limited && bw < w->full_bw + w->full_bw / 2 &&
-	    wan_excess_loss(cc, w, lost, delivered)) {
+	if (!limited && bw < w->full_bw + w->full_bw / (w->flags & F_ROUND_QUEUED ? 2 : 4) &&
+	    4 * (lost + delivered) >= cc->cwnd_bytes && wan_excess_loss(cc, w, lost, delivered)) {
 		wan_startup_done(w, s);
 		return;
 	}
@@ -253,7 +254,7 @@ static void wan_cruise_pool(const struct cc *cc, struct wan *w, const struct cc_
 	uint64_t lost, delivered, total, mean;
 
 	wan_trim(cc, w);
-	if (w->flags & F_ROUND_APP_LIMITED || w->round_rtt_ns == UINT64_MAX)
+	if (w->flags & F_ROUND_LIMITED || w->round_rtt_ns == UINT64_MAX)
 		w->flags |= F_POOL_IDLE; /* as far as is known */
 	if (w->round_rtt_ns <= wan_rtt_plus(cc, w, 50)) {
 		w->flags |= F_POOL_IDLE;
@@ -332,7 +333,9 @@ static void wan_end_round(struct cc *cc, struct wan *w, const struct cc_sample *
 	w->round_lost = w->lost_total;
 	w->last_round_rtt_ns = w->round_rtt_ns;
 	w->round_rtt_ns = UINT64_MAX;
-	w->flags &= ~F_ROUND_APP_LIMITED;
+	w->flags &= ~F_ROUND_LIMITED;
+	if (w->flags & F_RTO) /* it was sent by a window that had begun anew */
+		w->flags |= F_ROUND_LIMITED;
 	if (w->mode != WAN_CRUISE || !w->pool_ns || w->pool_ns == s->now_ns)
 		w->flags &= ~F_ROUND_QUEUED;
 }
@@ -516,7 +519,7 @@ static void wan_on_rto(struct cc *cc, uint64_t now_ns)
 	(void)now_ns;
 	if (!(w->flags & F_RTO))
 		w->prior_cwnd_bytes = cc->cwnd_bytes;
-	w->flags |= F_RTO;
+	w->flags |= F_RTO | F_ROUND_LIMITED;
 	cc->cwnd_bytes = max_u64(cc->inflight_bytes + cc->mss, CWND_MIN_SEGS * (uint64_t)cc->mss);
 }
 

@@ -66,7 +66,7 @@ enum wan_flag {
 	F_LEARNING = 1 << 4,	/* the loss window below is open */
 	F_RTO = 1 << 5,		/* prior_cwnd_bytes is to be restored */
 	F_IDLE_RESTART = 1 << 6,
-	F_ROUND_APP_LIMITED = 1 << 7,
+	F_ROUND_LIMITED = 1 << 7, /* by the app, or by the window after a timeout */
 	F_POOL_IDLE = 1 << 8,	  /* a round of the pool saw no queue */
 	F_TIGHT = 1 << 9,	  /* the last probe ended by loss: leave room */
 	F_PROBED = 1 << 10,	  /* loss seen now may be the last probe's */
@@ -308,7 +308,7 @@ static inline void wan_update_round(const struct cc *cc, struct wan *w, const st
 {
 	w->flags &= ~F_ROUND_START;
 	if (s->app_limited)
-		w->flags |= F_ROUND_APP_LIMITED;
+		w->flags |= F_ROUND_LIMITED;
 	if (s->rtt_ns)
 		w->round_rtt_ns = min_u64(w->round_rtt_ns, s->rtt_ns);
 	if (s->rtt_ns > wan_rtt_plus(cc, w, 50))

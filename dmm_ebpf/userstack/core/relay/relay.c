@@ -85,6 +85,11 @@ static bool is_asked(const struct end *e)
 	return e->phase == END_ASKED || e->phase == END_ANSWERING;
 }
 
+static bool is_opening(const struct end *e)
+{
+	return e->phase == END_ASKING || is_asked(e);
+}
+
 /*
  * A handshake that was never over leaves nothing behind that the other end would have to be
  * told of first
@@ -275,24 +280,41 @@ void relay_unknown(struct dmm_core *core, uint32_t leg, const struct dmm_core_ad
 	}
 }
 
-/* To the app's kernel: the error that its SYN would have met */
-static void icmp_to_app(struct dmm_core *core, const struct conn *c, uint8_t type, uint8_t code)
+/* To the other leg: the error that its segment would have met on this one */
+static void icmp_pass(struct dmm_core *core, const struct conn *c, uint32_t leg,
+		      const struct wire_seg *seg, uint8_t type, uint8_t code)
 {
-	struct wire_seg syn = {.seq = c->ends.syn_seq, .flags = TH_SYN};
 	struct wire_dir dir;
 
-	ctl_dir(&c->ends.f.pair, DMM_LEG_OUTER, &dir);
-	ctl_push_icmp(&core->env, DMM_LEG_INNER, c->ends.link, &dir, &syn, type, code);
+	ctl_dir(&c->ends.f.pair, leg, &dir);
+	ctl_push_icmp(&core->env, leg ^ 1, c->ends.link, &dir, seg, type, code);
 }
 
-/* To the remote peer: the error with which the host's firewall met its SYN */
-static void icmp_to_peer(struct dmm_core *core, const struct conn *c, uint8_t type, uint8_t code)
+/* Likewise, that the SYN would have met */
+static void icmp_of_syn(struct dmm_core *core, const struct conn *c, uint32_t leg, uint8_t type,
+			uint8_t code)
 {
 	struct wire_seg syn = {.seq = c->ends.syn_seq, .flags = TH_SYN};
-	struct wire_dir dir;
 
-	ctl_dir(&c->ends.f.pair, DMM_LEG_INNER, &dir);
-	ctl_push_icmp(&core->env, DMM_LEG_OUTER, c->ends.link, &dir, &syn, type, code);
+	icmp_pass(core, c, leg, &syn, type, code);
+}
+
+/*
+ * It ends nothing here (RFC 5927 section 5.2): what it is to the program that sends, its kernel
+ * knows, by the socket (IP_RECVERR, and what ETIMEDOUT becomes). That asks for a number between
+ * those that it has heard of last and has used last, which that of what came last is.
+ */
+static void icmp_when_open(struct dmm_core *core, struct conn *c, uint32_t leg,
+			   const struct pkt *pkt)
+{
+	const struct end *sender = conn_end(c, leg ^ 1);
+	const struct end_ops *ops = end_ops_of(&core->env, sender);
+	struct wire_seg seg = {.flags = TH_ACK};
+
+	if (!ops->taken || sender->phase != END_OPEN)
+		return;
+	seg.seq = ops->taken(&core->env, sender);
+	icmp_pass(core, c, leg, &seg, pkt->icmp_type, pkt->icmp_code);
 }
 
 void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error)
@@ -303,9 +325,9 @@ void relay_unreachable(struct dmm_core *core, struct conn *c, uint32_t error)
 		return;
 	if (!c->ends.f.passive) {
 		if (error == ENETUNREACH)
-			icmp_to_app(core, c, v4 ? 3 : 1, 0);
+			icmp_of_syn(core, c, DMM_LEG_OUTER, v4 ? 3 : 1, 0);
 		else
-			icmp_to_app(core, c, v4 ? 3 : 1, v4 ? 1 : 3);
+			icmp_of_syn(core, c, DMM_LEG_OUTER, v4 ? 3 : 1, v4 ? 1 : 3);
 	}
 	conn_kill(core, c, error);
 }
@@ -395,15 +417,18 @@ void relay_icmp(struct dmm_core *core, uint32_t leg, const struct pkt *pkt, uint
 		return; /* no memory to wake it */
 	e = conn_end(c, leg);
 	ops = end_ops_of(&core->env, e);
-	if (!ops->icmp || !ops->icmp(&core->env, e, pkt) || c->ends.f.passive == outer)
-		return; /* soft on an open connection: RFC 5927 section 5.2 */
-	if (outer) {
-		icmp_to_app(core, c, pkt->icmp_type, pkt->icmp_code);
-	} else if (!is_asked(end_peer(e))) {
+	if (!ops->icmp || !ops->icmp(&core->env, e, pkt))
+		return;
+	if (e->phase == END_OPEN) {
+		icmp_when_open(core, c, leg, pkt);
+		return;
+	}
+	if (!is_opening(e) || c->ends.f.passive == outer)
+		return;
+	if (!outer && !is_asked(end_peer(e))) {
 		reset(&core->env, e, icmp_errno(pkt), now_ns); /* the peer's handshake is over */
 		return;
-	} else {
-		icmp_to_peer(core, c, pkt->icmp_type, pkt->icmp_code);
 	}
+	icmp_of_syn(core, c, leg, pkt->icmp_type, pkt->icmp_code);
 	conn_kill(core, c, icmp_errno(pkt));
 }

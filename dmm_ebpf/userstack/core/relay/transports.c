@@ -13,7 +13,9 @@
 
 enum { INNER_TCP, OUTER_TCP };
 
-static const struct end_ops *const all[] = {&tcp_outer};
+static const struct end_ops *const all[] = {
+	&tcp_outer,
+};
 
 static const struct end_ops *find(const char *name)
 {

@@ -228,27 +228,36 @@ static uint32_t tcp_edge(const struct env *env, const struct end *e)
 	return tcb_of(e)->iss + (uint32_t)e->snd_nxt;
 }
 
-static bool icmp_outer(struct env *env, struct tcb *t, const struct pkt *pkt)
+static uint32_t tcp_taken(const struct env *env, const struct end *e)
 {
-	uint32_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
+	const struct tcb *t = tcb_of(e);
 
-	if (!t->snd_nxt || ahead >= t->snd_nxt - t->snd_una)
-		return false; /* quotes nothing that is in flight: RFC 5927 section 4 */
+	(void)env;
+	return t->irs + (uint32_t)t->rcv_nxt;
+}
+
+/*
+ * RFC 5927 section 4: what quotes nothing that is in flight has met nothing; on an open connection
+ * an ACK alone may have met it, which is no longer than the next byte.
+ */
+static bool tcp_icmp(struct env *env, struct end *e, const struct pkt *pkt)
+{
+	struct tcb *t = tcb_of(e);
+	uint32_t ahead = pkt->seq - t->iss - (uint32_t)t->snd_una;
+	uint64_t inflight = t->snd_nxt - t->snd_una;
+	bool outer = tcb_is_outer(t);
+
+	if (!outer)
+		ip_follow(env, tcb_ends(t), pkt);
+	if (!t->snd_nxt || ahead > inflight)
+		return false;
+	if (ahead == inflight && (t->phase != END_OPEN || pkt->icmp == ICMP_KIND_TOO_BIG))
+		return false;
 	if (pkt->icmp == ICMP_KIND_TOO_BIG) {
 		pmtu_too_big(env, t, t->snd_una + ahead, pkt->icmp_mtu);
 		return false;
 	}
-	return t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV;
-}
-
-static bool tcp_icmp(struct env *env, struct end *e, const struct pkt *pkt)
-{
-	struct tcb *t = tcb_of(e);
-
-	if (tcb_is_outer(t))
-		return icmp_outer(env, t, pkt);
-	ip_follow(env, tcb_ends(t), pkt);
-	return t->state == TCP_SYN_SENT && pkt->seq == t->iss && pkt->icmp == ICMP_KIND_UNREACH;
+	return outer || pkt->icmp == ICMP_KIND_UNREACH;
 }
 
 static void info_inner(const struct env *env, const struct end *e, struct dmm_conn_info *info)
@@ -295,14 +304,14 @@ static void info_outer(const struct env *env, const struct end *e, struct dmm_co
 #define TCP_OPS                                                                                    \
 	.name = "tcp", .init = tcp_init, .open = tcp_open, .go = tcp_go, .input = tcp_input,       \
 	.output = tcp_output, .timer = tcp_timer, .abort = tcp_abort, .finish = tcp_finish,        \
-	.room = tcp_room, .passed = tcp_passed, .ask = tcp_ask, .urgent = tcp_urgent,              \
-	.icmp = tcp_icmp, .rests = tcp_rests, .sleep = tcp_sleep, .wake = tcp_wake
+	.room = tcp_room, .passed = tcp_passed, .ask = tcp_ask, .heard = tcp_heard,                \
+	.urgent = tcp_urgent, .icmp = tcp_icmp, .taken = tcp_taken, .rests = tcp_rests,            \
+	.sleep = tcp_sleep, .wake = tcp_wake
 
 const struct end_ops tcp_inner = {
 	TCP_OPS,
 	.state_bytes = sizeof(struct tcb_inner),
 	.info = info_inner,
-	.heard = tcp_heard,
 };
 
 const struct end_ops tcp_outer = {

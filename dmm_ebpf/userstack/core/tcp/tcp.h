@@ -7,7 +7,7 @@
 #ifndef DMM_TCP_H
 #define DMM_TCP_H
 
-#include "../base/loss_pair.h"
+#include "../base/loss_cause.h"
 #include "../cc/cc.h"
 #include "../end.h"
 #include "flight.h"
@@ -138,13 +138,16 @@ struct agree {
 /* tcp_loss.c */
 struct loss {
 	struct loss_pair all;
-	struct loss_pair soon;	  /* of those sent soon after one that was lost */
+	struct loss_pair soon;	/* of those sent soon after one that was lost */
+	struct loss_pair fresh; /* of all, what the path was not told yet (tcp_paths.c) */
+	struct loss_pair fresh_soon;
 	uint64_t rtt_ns[2];	  /* shortest of the running round trip and of the last one */
 	uint64_t round_ns;	  /* when the running one ends */
-	uint64_t off_until_ns;	  /* too much was lost */
+	struct loss_off off;	  /* too much was lost */
 	uint64_t marked_until_ns; /* a mark of ECN came */
+	uint16_t told;		  /* transmissions that the path was told of, up to PATH_SENT */
 	bool queue;		  /* one stands */
-	uint8_t off_shift;
+	uint8_t bulk_rounds;	  /* in a row in which it sent all that the path takes */
 };
 
 /* What only the outer leg has */
@@ -184,13 +187,14 @@ struct outer {
 	struct copies *copies; /* NULL: none was planned yet */
 	uint64_t copy_planned; /* what is below was looked at */
 	uint64_t copy_wake_ns; /* when the next one is due, or earlier; NEVER: none is */
-	uint64_t copy_bucket;  /* bytes that may go */
-	uint64_t copy_bucket_ns;
+	struct bucket copy_bucket;
 	uint64_t path_Bps;	/* the path's rate, seen while a queue stood; 0: not known */
+	uint64_t load_told;	/* delivered_bytes that the path was told of */
 	uint64_t copy_told_end; /* where the round ends in which a repaired loss was told */
 	uint32_t copies_sent;
 	uint32_t copies_needed;
 	uint64_t syn_copy_ns;	/* when the next copy of our SYN or SYN-ACK is due */
+	uint32_t syn_gap_us;	/* from that one to the next */
 	uint32_t opened_ms;	/* when the handshake was done */
 	uint8_t syn_copies;	/* still to go */
 	bool syn_copied;	/* one went */

@@ -446,8 +446,10 @@ void tcp_ack(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq
 		return;
 	}
 	ctx.told.repaired_bytes += parity_told(env, t, pkt);
-	if (ctx.s.rtt_ns)
+	if (ctx.s.rtt_ns) {
 		tcp_rtt_sample(env, t, ctx.s.rtt_ns, now_ns);
+		t->backoff = 0; /* a new measurement ends it (RFC 6298 section 5), by SACK, too */
+	}
 	tlp_process(t, &ctx, pkt, (uint64_t)(ack < 0 ? 0 : ack), now_ns);
 	after_flight(env, t, &ctx, now_ns);
 }

@@ -16,11 +16,11 @@
  * What keeps them harmless: nothing is copied while anything new waits to be sent, so what the path
  * or the peer does not take makes no copies; nor while loss may be congestion (loss_is_random()).
  * The congestion window counts them as what is in flight (flight.copy_bytes). Their bytes, headers
- * included, are drawn from a bucket that fills at a share of the path's rate
- * (cfg.redundancy_budget_ppm); a second copy wants twice as much in it as the first, so that first
- * copies come first. The congestion control's pacing does not hold them, nor do they hold back data
- * by it: of a flow that is limited by its app it only knows the app's rate, at which a copy would
- * take as long as the next message. The bucket and the gap pace them.
+ * included, are drawn from buckets that fill at a share of the path's rate (tcp_budget.c); a second
+ * copy wants twice as much in them as the first, so that first copies come first. The congestion
+ * control's pacing does not hold them, nor do they hold back data by it: of a flow that is limited
+ * by its app it only knows the app's rate, at which a copy would take as long as the next message.
+ * The bucket and the gap pace them.
  *
  * A copy changes nothing of what is known about its segment: RACK, TLP, F-RTO and the timers go on
  * from the transmission proper. Which transmission has arrived is told by the echoed timestamp, so
@@ -45,9 +45,9 @@ enum {
 	GAP_MOST_SHIFT = 3, /* doubled so often at most, for bursts */
 	LATE_MS = 20,	    /* a copy that could not go for so long is not worth it any more */
 	HEADERS_BYTES = 72, /* of IPv6 and of TCP with timestamps */
-	BUCKET_MS = 250,    /* what the bucket holds, in time of filling */
-	BUCKET_SEGS = 4,    /* and at least */
 	SYN_MOST = 3,	    /* copies of a SYN */
+	SYN_WAITS = 2,	    /* for a round trip that others have measured */
+	SYN_LOOK_MS = 100,  /* whether the path is known by now */
 	SYN_ACK_MOST = 1,   /* who is said to have sent the SYN may know nothing of it */
 };
 
@@ -207,33 +207,6 @@ void copies_plan_again(struct env *env, struct tcb *t, const struct seg *s, uint
 		plan_one(env, t, s, want);
 }
 
-/* What the bucket fills by in a second */
-static uint64_t budget_Bps(const struct env *env, const struct outer *o)
-{
-	uint64_t rate =
-		o->path_Bps ? o->path_Bps : max_u64(o->delivery_Bps, REDUNDANCY_ASSUMED_Bps);
-
-	return mul_div(rate, env->cfg.redundancy_budget_ppm, 1000000);
-}
-
-bool copies_budget_allows(struct env *env, struct tcb *t, uint32_t bytes, uint32_t n,
-			  uint64_t now_ns)
-{
-	struct outer *o = tcb_outer(t);
-	uint64_t rate = budget_Bps(env, o), most;
-
-	most = max_u64(rate * BUCKET_MS / 1000, (uint64_t)BUCKET_SEGS * t->mss);
-	o->copy_bucket =
-		min_u64(most, o->copy_bucket + mul_div(rate, now_ns - o->copy_bucket_ns, NS_PER_S));
-	o->copy_bucket_ns = now_ns;
-	return o->copy_bucket >= (uint64_t)bytes * n;
-}
-
-void copies_budget_spend(struct outer *o, uint32_t bytes)
-{
-	o->copy_bucket -= min_u64(bytes, o->copy_bucket);
-}
-
 static bool window_allows(const struct tcb *t, uint32_t len)
 {
 	const struct flight *fl = t->fl;
@@ -266,7 +239,7 @@ static bool may_go(struct env *env, struct tcb *t, struct copy *one, uint64_t no
 	one->tried++;
 	one->due_ns = one->tried < one->want ? now_ns + gap_ns(t) : NEVER;
 	may = !late && loss_is_random(t, now_ns) && window_allows(t, one->len) &&
-	      copies_budget_allows(env, t, one->len + HEADERS_BYTES, one->tried, now_ns);
+	      budget_allows(env, t, one->len + HEADERS_BYTES, one->tried, now_ns);
 	env->counters[DMM_CORE_COPIES_HELD] += !may;
 	return may;
 }
@@ -324,7 +297,7 @@ void copies_sent(struct env *env, struct tcb *t, struct seg *s, uint64_t now_ns)
 
 	flight_copied(t->fl, s);
 	one->after_ns[one->sent++] = (uint32_t)min_u64(now_ns - one->sent_ns, UINT32_MAX);
-	copies_budget_spend(o, s->len + HEADERS_BYTES);
+	budget_spend(env, t, s->len + HEADERS_BYTES, now_ns);
 	o->copies_sent++;
 	env->counters[DMM_CORE_COPIES]++;
 }
@@ -426,6 +399,7 @@ void copies_plan_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	struct outer *o = tcb_outer(t);
 	const struct path *p;
+	uint64_t gap_ns;
 	uint32_t most;
 
 	if (!copies_wanted(env, t))
@@ -438,7 +412,9 @@ void copies_plan_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 	o->syn_copies = (uint8_t)min_u32(copies_needed(env, loss_ppm(t), loss_soon_ppm(t)), most);
 	if (!o->syn_copies)
 		return;
-	o->syn_copy_ns = now_ns + gap_of(p->srtt_us * 1000ull, p->gap_shift);
+	gap_ns = gap_of(p->srtt_us * 1000ull, p->gap_shift);
+	o->syn_copy_ns = now_ns + gap_ns;
+	o->syn_gap_us = (uint32_t)(gap_ns / 1000);
 	tcp_set_deadline(env, t, &o->copy_wake_ns, o->syn_copy_ns);
 }
 
@@ -449,7 +425,8 @@ bool copies_syn_due(struct env *env, struct tcb *t, uint64_t now_ns)
 	if (!tcb_is_outer(t) || !o->syn_copies || now_ns < o->syn_copy_ns)
 		return false;
 	o->syn_copied = true;
-	o->syn_copy_ns += o->syn_copy_ns - t->syn_ns;
+	o->syn_copy_ns += o->syn_gap_us * 1000ull;
+	o->syn_gap_us *= 2;
 	o->copy_wake_ns = NEVER;
 	if (--o->syn_copies)
 		tcp_set_deadline(env, t, &o->copy_wake_ns, o->syn_copy_ns);
@@ -475,20 +452,33 @@ void copies_syn_acked(struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 
 /*
  * RFC 6298 section 2 has a second until a round trip was measured. One that earlier connections
- * have measured on the path may stand for it (RFC 9040); for the first wait alone, so that
- * connect() does not give up sooner.
+ * have measured on the path may stand for it (RFC 9040); for the first two waits, so that
+ * connect() gives up two seconds sooner at most.
  */
 uint64_t copies_syn_rto_ns(struct env *env, const struct tcb *t, uint64_t now_ns)
 {
 	uint64_t rto_ns = tcp_rto_ns(env, t), shared_ns;
 	const struct path *p;
 
-	if (t->backoff || !copies_wanted(env, t))
+	if (t->backoff >= SYN_WAITS || !copies_wanted(env, t))
 		return rto_ns;
 	p = paths_find(env, t, now_ns);
 	if (!p || !p->srtt_us)
 		return rto_ns;
 	shared_ns =
 		p->srtt_us * 1000ull + max_u64(4000ull * p->rttvar_us, TCP_MIN_RTO_MS * NS_PER_MS);
-	return min_u64(rto_ns, shared_ns);
+	return min_u64(rto_ns, shared_ns << t->backoff);
+}
+
+/*
+ * From now until our SYN has timed out, or it is to be asked again whether it has: of many that
+ * went at once over a path of which nothing was known some have come back soon. 0: it has.
+ */
+uint64_t copies_syn_wait_ns(struct env *env, const struct tcb *t, uint64_t now_ns)
+{
+	uint64_t rto_ns = copies_syn_rto_ns(env, t, now_ns), since_ns = now_ns - t->syn_ns;
+
+	if (t->backoff || !copies_wanted(env, t))
+		return 0;
+	return since_ns < rto_ns ? min_u64(rto_ns - since_ns, SYN_LOOK_MS * NS_PER_MS) : 0;
 }

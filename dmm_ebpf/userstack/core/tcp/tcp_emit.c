@@ -79,6 +79,7 @@ static void dir_of(const struct tcb *t, struct wire_dir *dir)
 	ctl_dir(&e->f.pair, t->leg, dir);
 	dir->tos = outer ? e->tos : e->peer_tos;
 	dir->ttl = outer ? e->ttl : e->peer_ttl;
+	dir->may_cut = outer && e->may_cut;
 	dir->flow_label = outer ? e->flow_label : e->peer_label;
 }
 

@@ -19,7 +19,7 @@
  * another remains and the outer leg gets on: whatever it had to send again has arrived. The last
  * one, a FIN say, is when it comes again a second time and the peer has got more in between. Where
  * the peer has closed its window the retransmission is a question to the peer, whose answer
- * acknowledges it (tcp_in.c, probes). Otherwise it is passed over in silence; that it arrived is
+ * acknowledges it (hold_probe()). Otherwise it is passed over in silence; that it arrived is
  * reported with the ACK (RFC 2883), and timestamps are echoed as if it had not come (RFC 7323
  * section 4.3 would echo the latest), so that the kernel takes back what its timeout (RFC 3522) or
  * tail loss probe (RFC 8985 section 7.4) did to its congestion window.
@@ -35,7 +35,8 @@ enum {
 	HELD_SEGMENTS = 2,
 	UNSENT_SHARE = 4,
 	MOST_BYTES = 64 * 1024,
-	STEP_SHARE = 4, /* of what is held, that is worth an ACK */
+	STEP_SHARE = 4,	    /* of what is held, that is worth an ACK */
+	APP_HEARD_MS = 500, /* so long ago the app's kernel was there, and need not be asked */
 };
 
 static bool holds(const struct tcb *t)
@@ -134,11 +135,54 @@ bool hold_again(struct env *env, struct tcb *t, int64_t start, int64_t end)
 	return true;
 }
 
+/*
+ * A keep-alive or a zero-window probe (RFC 9293 section 3.8.6.1, RFC 1122 section 4.2.3.6) asks for
+ * who is beyond the other leg: it is answered when that one has been heard of, so that the app's
+ * and the peer's own time-outs hold. What is in flight on the outer leg asks already.
+ */
+static bool is_probe(const struct tcb *t, const struct pkt *pkt, int64_t seq)
+{
+	return seq == (int64_t)t->rcv_nxt - 1 && !pkt->payload_len &&
+	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK &&
+	       tcp_ack_ok(t, pkt->ack);
+}
+
+/*
+ * The app's kernel answers such probes twice a second at most (net.ipv4.tcp_invalid_ratelimit), and
+ * not at all once its socket is gone: the peer's probes of a window that we have closed, of an app
+ * that has just been heard of, and of one that has closed, are answered here.
+ */
+static bool app_answers(const struct tcb *t, uint64_t now_ns)
+{
+	const struct tcb *inner = tcb_of(tcb_peer(t));
+
+	return t->rcv_adv > t->rcv_nxt && inner->state == TCP_ESTABLISHED &&
+	       now_ns - inner->last_rx_ns > APP_HEARD_MS * NS_PER_MS;
+}
+
+bool hold_probe(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq, uint64_t now_ns)
+{
+	struct end *other = tcb_peer(t);
+
+	if (!is_probe(t, pkt, seq) || other->phase != END_OPEN || end_fin_sent(other))
+		return false;
+	if (tcb_is_outer(t) && !app_answers(t, now_ns))
+		return false;
+	t->owed = true;
+	end_ops_of(env, other)->ask(env, other);
+	return true;
+}
+
 void tcp_heard(struct env *env, struct end *e)
 {
 	struct tcb *t = tcb_of(e);
 
-	hold_lift(env, t, tcb_hold(t)->again_end);
+	if (!tcb_is_outer(t)) {
+		hold_lift(env, t, tcb_hold(t)->again_end);
+		return;
+	}
+	t->flags |= TF_ACK_NOW;
+	tcp_ready(env, t);
 }
 
 bool hold_pending(const struct tcb *t)

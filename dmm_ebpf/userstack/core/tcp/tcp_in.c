@@ -73,29 +73,6 @@ static bool seems_ours(const struct env *env, const struct tcb *t, const struct 
 }
 
 /*
- * A keep-alive or a zero-window probe of the app's kernel (RFC 9293 section 3.8.6.1, RFC 1122
- * section 4.2.3.6) asks for the peer: it is answered when the peer has been heard of, so that the
- * app's own time-outs hold. What is in flight on the outer leg asks already.
- */
-static bool is_probe(const struct tcb *t, const struct pkt *pkt, int64_t seq)
-{
-	return !tcb_is_outer(t) && seq == (int64_t)t->rcv_nxt - 1 && !pkt->payload_len &&
-	       (pkt->flags & (TH_SYN | TH_FIN | TH_RST | TH_ACK)) == TH_ACK &&
-	       tcp_ack_ok(t, pkt->ack);
-}
-
-static bool probe_relayed(struct env *env, struct tcb *t)
-{
-	struct end *outer = tcb_peer(t);
-
-	if (outer->phase != END_OPEN || end_fin_sent(outer))
-		return false;
-	t->owed = true;
-	end_ops_of(env, outer)->ask(env, outer);
-	return true;
-}
-
-/*
  * The peer probes, or sends what we have, again and again: our answers may go by a way that is no
  * more, and while the app has nothing to send the kernel says no other. A peer whose window we had
  * closed would wait for ever.
@@ -131,10 +108,10 @@ static void refused(struct env *env, struct tcb *t, const struct pkt *pkt, int64
 
 	if (pkt->flags & TH_RST)
 		return;
-	if (is_probe(t, pkt, seq) && probe_relayed(env, t))
-		return;
 	if (tcb_is_outer(t) && is_behind(t, pkt, seq))
 		said_again(env, t, now_ns);
+	if (hold_probe(env, t, pkt, seq, now_ns))
+		return;
 	if (!seems_ours(env, t, pkt, seq)) {
 		tcp_stale_ack(env, t, now_ns);
 		return;
@@ -179,19 +156,14 @@ static bool window_ok(struct env *env, struct tcb *t, const struct pkt *pkt, int
 /* An app that refuses what has come too far (IP_MINTTL, RFC 5082) is to see how far the packets
  * came. Which of the peer's segments brought what goes to the app is not kept, so the least TTL
  * that was seen counts. */
-static void heard_of_peer(struct env *env, struct tcb *t, const struct pkt *pkt)
+static void heard_of_peer(struct tcb *t, const struct pkt *pkt)
 {
 	struct ends *e = tcb_ends(t);
-	struct end *inner = tcb_peer(t);
 
 	ip_turn_back(e, pkt);
 	ip_learn_peer(e, pkt);
 	if (unlikely(pkt->ttl < e->peer_ttl))
 		e->peer_ttl = pkt->ttl;
-	if (unlikely(inner->owed)) {
-		inner->owed = false;
-		end_ops_of(env, inner)->heard(env, inner);
-	}
 }
 
 /*
@@ -211,6 +183,7 @@ static void accepted(struct env *env, struct tcb *t, const struct pkt *pkt, int6
 		     uint64_t now_ns)
 {
 	bool old_ack = (int32_t)(pkt->ack - t->iss - (uint32_t)t->snd_una) < 0;
+	struct end *other = tcb_peer(t);
 
 	t->last_rx_ns = now_ns;
 	if (unlikely(t->keep_probes)) {
@@ -223,9 +196,13 @@ static void accepted(struct env *env, struct tcb *t, const struct pkt *pkt, int6
 		t->ts_recent_s = (uint32_t)(now_ns / NS_PER_S);
 	}
 	if (tcb_is_outer(t))
-		heard_of_peer(env, t, pkt);
+		heard_of_peer(t, pkt);
 	else
 		ip_learn_app(tcb_ends(t), pkt);
+	if (unlikely(other->owed)) {
+		other->owed = false;
+		end_ops_of(env, other)->heard(env, other);
+	}
 }
 
 static void in_rst(struct env *env, struct tcb *t, int64_t seq, uint64_t now_ns)

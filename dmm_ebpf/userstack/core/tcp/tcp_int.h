@@ -88,6 +88,7 @@ void tcp_input(struct env *env, struct end *e, const struct pkt *pkt, uint64_t n
 uint32_t tcp_output(struct env *env, struct end *e, uint8_t *buf, uint32_t cap,
 		    struct dmm_tx_meta *meta, uint64_t now_ns);
 void tcp_timer(struct env *env, struct end *e, uint64_t now_ns);
+void tcp_app_asks_again(struct env *env, struct tcb *inner, uint64_t now_ns);
 enum end_care tcp_ask(struct env *env, struct end *e); /* tcp_deadline.c */
 void tcp_set_deadline(struct env *env, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
 void tcp_set_rtx(struct env *env, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
@@ -239,10 +240,24 @@ void loss_ack(struct env *env, struct tcb *t, uint32_t arrived, uint64_t rtt_ns,
 
 /* tcp_paths.c, of the outer leg */
 /* What is known of the way to the peer; NULL: nothing */
-const struct path *paths_find(struct env *env, const struct tcb *t, uint64_t now_ns);
+struct path *paths_find(struct env *env, const struct tcb *t, uint64_t now_ns);
+/* Likewise, and if nothing is known it gets a place */
+struct path *paths_place(struct env *env, const struct tcb *t, uint64_t now_ns);
 /* What the connection knows of it, for later ones; and what earlier ones knew, for it */
-void paths_note(struct env *env, const struct tcb *t, uint64_t now_ns);
+void paths_note(struct tcb *t, struct path *p, uint64_t now_ns);
 void paths_recall(struct env *env, struct tcb *t, uint64_t now_ns);
+/* Its round trip, to a connection that has no sample of its own yet: its SYN went more than once */
+void paths_lend_rtt(struct env *env, struct tcb *t, uint64_t now_ns);
+
+/* tcp_budget.c, of the outer leg */
+/* Once in a round trip: what the connection does to the path */
+void budget_note(struct env *env, struct tcb *t, struct path *p, uint64_t now_ns);
+/* The budget has so much left for what is the n-th copy of a segment, or parity; and has that no
+ * more */
+bool budget_allows(struct env *env, struct tcb *t, uint32_t bytes, uint32_t n, uint64_t now_ns);
+void budget_spend(struct env *env, struct tcb *t, uint32_t bytes, uint64_t now_ns);
+/* It is a share of a rate that was seen */
+bool budget_is_known(struct env *env, const struct tcb *t, uint64_t now_ns);
 
 /* tcp_copies.c, of the outer leg */
 enum {
@@ -278,12 +293,7 @@ void copies_lost(struct tcb *t, const struct seg *s);
 /* A DSACK that a copy explains; each explains one */
 bool copies_explain(struct tcb *t, uint64_t start, uint64_t end);
 void copies_release(struct env *env, struct outer *o);
-/* The budget has so much left for what is the n-th copy of a segment, or parity; and has that no
- * more */
-bool copies_budget_allows(struct env *env, struct tcb *t, uint32_t bytes, uint32_t n,
-			  uint64_t now_ns);
-void copies_budget_spend(struct outer *o, uint32_t bytes);
-/* Our SYN or SYN-ACK goes for the first time */
+/* Our SYN or SYN-ACK goes for the first time, or after a timeout */
 void copies_plan_syn(struct env *env, struct tcb *t, uint64_t now_ns);
 /* A copy of it is to go now */
 bool copies_syn_due(struct env *env, struct tcb *t, uint64_t now_ns);
@@ -291,6 +301,7 @@ bool copies_syn_due(struct env *env, struct tcb *t, uint64_t now_ns);
 void copies_syn_acked(struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /* How long to wait for the answer to it */
 uint64_t copies_syn_rto_ns(struct env *env, const struct tcb *t, uint64_t now_ns);
+uint64_t copies_syn_wait_ns(struct env *env, const struct tcb *t, uint64_t now_ns);
 /* What came again came so soon that it is a copy: no timeout of the peer's is as short */
 static inline bool copies_too_soon(uint64_t since_ns)
 {
@@ -423,6 +434,9 @@ void hold_arrived(struct tcb *t, uint64_t seq);
 void hold_lift(struct env *env, struct tcb *t, uint64_t upto);
 /* [start, end) came, all that a segment has. true: it is held, and was dealt with */
 bool hold_again(struct env *env, struct tcb *t, int64_t start, int64_t end);
+/* A probe came, whose answer waits until who is beyond the other leg has been heard of */
+bool hold_probe(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t seq,
+		uint64_t now_ns);
 /* Bytes are held, or a FIN */
 bool hold_pending(const struct tcb *t);
 

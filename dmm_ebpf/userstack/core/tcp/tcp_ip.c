@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tcp_ip.c: what the IP headers of one leg's packets say, and those of the other leg are to say:
- * DSCP, TTL, flow label; and by which way packets go.
+ * DSCP, TTL, flow label, DF; and by which way packets go.
  */
 #include "tcp_int.h"
 
@@ -27,6 +27,7 @@ void ip_learn_app(struct ends *e, const struct pkt *pkt)
 	if (pkt->payload_len || (pkt->flags & TH_SYN))
 		e->tos = pkt->tos & (uint8_t)~WIRE_ECN_MASK;
 	e->ttl = pkt->ttl;
+	e->may_cut = pkt->may_cut;
 	e->flow_label = pkt->flow_label;
 }
 

@@ -9,21 +9,16 @@
  * forget: what is counted is the last few hundred. Nothing is counted while a queue stands, for
  * what is lost then may be congestion.
  *
- * A queue stands when the shortest round trip of the last two is longer than the shortest of the
- * last ten seconds by a quarter. A single sample proves nothing: it may be jitter, or a delayed
- * ACK. Loss above LOSS_MOST_PPM is never held for random: that path is broken or policed, and more
- * packets would make it worse.
+ * Whether a queue stands the shortest round trip of the last two says (loss_cause.h). A single
+ * sample proves nothing: it may be jitter, or a delayed ACK.
  */
 #include "tcp_int.h"
 
 enum {
 	SOON_PRIOR = 4,
-	BURST_PROOF = 16, /* fewer transmissions prove no bursts */
-	CALM_SLACK_MS = 2,
+	BURST_PROOF = 16,      /* fewer transmissions prove no bursts */
 	MARKED_CALM_MS = 1000, /* after a mark of ECN, a second and eight round trips at least */
 	MARKED_CALM_RTTS = 8,
-	OFF_S = 10, /* after too much loss, doubled each time */
-	OFF_MOST_SHIFT = 5,
 };
 
 void loss_count(struct tcb *t, uint32_t sent, uint32_t lost, uint32_t soon, uint32_t soon_lost)
@@ -34,6 +29,8 @@ void loss_count(struct tcb *t, uint32_t sent, uint32_t lost, uint32_t soon, uint
 		return;
 	loss_pair_add(&l->all, sent, lost);
 	loss_pair_add(&l->soon, soon, soon_lost);
+	loss_pair_add(&l->fresh, sent, lost);
+	loss_pair_add(&l->fresh_soon, soon, soon_lost);
 }
 
 void loss_was_none(struct tcb *t)
@@ -41,15 +38,18 @@ void loss_was_none(struct tcb *t)
 	struct loss *l = &tcb_outer(t)->loss;
 
 	l->all.lost -= !!l->all.lost;
+	l->fresh.lost -= !!l->fresh.lost;
 }
 
 /* loss_ack() has counted them */
 void loss_was_repaired(struct tcb *t, uint32_t n)
 {
-	struct loss_pair *all = &tcb_outer(t)->loss.all;
+	struct loss *l = &tcb_outer(t)->loss;
 
-	if (!tcb_outer(t)->loss.queue)
-		all->lost = (uint16_t)min_u32(all->lost + n, all->sent);
+	if (l->queue)
+		return;
+	l->all.lost = (uint16_t)min_u32(l->all.lost + n, l->all.sent);
+	l->fresh.lost = (uint16_t)min_u32(l->fresh.lost + n, l->fresh.sent);
 }
 
 uint32_t loss_ppm(const struct tcb *t)
@@ -83,7 +83,7 @@ bool loss_is_random(const struct tcb *t, uint64_t now_ns)
 {
 	const struct loss *l = &tcb_outer(t)->loss;
 
-	return !l->queue && now_ns >= l->off_until_ns && now_ns >= l->marked_until_ns;
+	return !l->queue && now_ns >= l->off.until_ns && now_ns >= l->marked_until_ns;
 }
 
 void loss_marked(struct tcb *t, uint64_t now_ns)
@@ -93,34 +93,26 @@ void loss_marked(struct tcb *t, uint64_t now_ns)
 	tcb_outer(t)->loss.marked_until_ns = now_ns + calm_ns;
 }
 
-/* So long a round trip has no queue in it that is worth the name */
-static bool is_calm(const struct tcb *t, uint64_t rtt_ns)
-{
-	uint64_t least_ns = tcp_min_rtt_ns(t);
-
-	return least_ns == NEVER || rtt_ns <= least_ns + least_ns / 4 + CALM_SLACK_MS * NS_PER_MS;
-}
-
 /* Once in a round trip */
 static void loss_round(struct env *env, struct tcb *t, struct loss *l, uint64_t now_ns)
 {
 	struct outer *o = tcb_outer(t);
 	uint64_t shortest_ns;
+	struct path *p;
 
 	shortest_ns = min_u64(l->rtt_ns[0], l->rtt_ns[1]);
-	l->queue = shortest_ns != NEVER && !is_calm(t, shortest_ns);
+	l->queue = shortest_ns != NEVER && !loss_is_calm(shortest_ns, tcp_min_rtt_ns(t));
 	if (l->queue && !o->app_limited_until)
 		o->path_Bps = o->delivery_Bps;
+	p = paths_place(env, t, now_ns);
+	budget_note(env, t, p, now_ns);
 	l->rtt_ns[1] = l->rtt_ns[0];
 	l->rtt_ns[0] = NEVER;
 	l->round_ns = now_ns + max_u64(t->srtt_ns, NS_PER_MS);
-	if (l->all.sent < LOSS_WINDOW / 4 || loss_ppm(t) <= LOSS_MOST_PPM) {
-		paths_note(env, t, now_ns);
-		return;
-	}
-	l->off_until_ns = now_ns + (OFF_S * NS_PER_S << l->off_shift);
-	l->off_shift = (uint8_t)min_u32(l->off_shift + 1u, OFF_MOST_SHIFT);
-	l->all = l->soon = (struct loss_pair){0, 0};
+	if (loss_was_too_much(&l->off, &l->all, now_ns))
+		l->soon = (struct loss_pair){0, 0};
+	else
+		paths_note(t, p, now_ns);
 }
 
 void loss_start(struct env *env, struct tcb *t, uint64_t now_ns)
@@ -129,6 +121,7 @@ void loss_start(struct env *env, struct tcb *t, uint64_t now_ns)
 
 	memset(l, 0, sizeof(*l));
 	l->rtt_ns[0] = l->rtt_ns[1] = NEVER;
+	tcb_outer(t)->load_told = tcb_outer(t)->delivered_bytes;
 	if (tcb_outer(t)->copying)
 		paths_recall(env, t, now_ns);
 }
@@ -146,7 +139,7 @@ void loss_ack(struct env *env, struct tcb *t, uint32_t arrived, uint64_t rtt_ns,
 		rtt_ns -= min_u64(rtt_ns - least_ns, TCP_DELACK_MS * NS_PER_MS);
 	if (rtt_ns) {
 		l->rtt_ns[0] = min_u64(l->rtt_ns[0], rtt_ns);
-		l->queue = l->queue && !is_calm(t, rtt_ns);
+		l->queue = l->queue && !loss_is_calm(rtt_ns, least_ns);
 	}
 	if (now_ns >= l->round_ns)
 		loss_round(env, t, l, now_ns);

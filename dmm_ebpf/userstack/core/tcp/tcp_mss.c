@@ -43,8 +43,11 @@ uint32_t tcp_peer_takes(const struct env *env, const struct tcb *t)
 
 void tcp_set_mss(struct env *env, struct tcb *t)
 {
+	uint32_t headers = wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN;
 	uint32_t mss = min_u32(own_mss(env, t), tcp_peer_takes(env, t));
+	uint16_t path = tcb_is_outer(t) ? 0 : tcb_ends(t)->app_path;
 
+	mss = path ? min_u32(mss, path - headers) : mss;
 	mss -= t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0;
 	t->mss = (uint16_t)(mss - agree_confirm_len(t));
 }

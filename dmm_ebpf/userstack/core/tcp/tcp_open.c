@@ -105,6 +105,8 @@ void open_done(struct env *env, struct tcb *t, uint64_t now_ns)
 	tcp_set_rtx(env, t, RTX_NONE, NEVER);
 	if (!(t->flags & TF_SYN_RTX))
 		tcp_rtt_sample(env, t, now_ns - t->syn_ns, now_ns);
+	else if (copies_wanted(env, t))
+		paths_lend_rtt(env, t, now_ns);
 	t->rack_dsack_round = 0;
 	tcp_event(env, t, TE_SYN_ACKED, now_ns);
 	tcp_keep_start(env, t, now_ns);
@@ -142,6 +144,20 @@ static void refused(struct env *env, struct tcb *t, uint64_t now_ns)
 	env->up->reset(env, &t->end, ECONNREFUSED, now_ns);
 }
 
+/*
+ * An app's kernel that still holds an old connection with these ports, in TIME-WAIT say, answers
+ * our SYN by an ACK, and forgets it when our RST comes (RFC 9293 figure 9, RFC 1337): the SYN
+ * follows on that, once, as Linux's does. On the outer leg anybody may have forged the ACK, which
+ * changes nothing there.
+ */
+static void ask_behind_rst(struct env *env, struct tcb *t, const struct pkt *pkt)
+{
+	if (tcb_is_outer(t) || (pkt->flags & (TH_SYN | TH_RST)) || (t->flags & TF_SYN_RTX))
+		return;
+	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
+	tcp_ready(env, t);
+}
+
 void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	bool ack_ok = open_acks_syn(t, pkt);
@@ -149,6 +165,7 @@ void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64
 	if ((pkt->flags & TH_ACK) && !ack_ok) {
 		env->counters[DMM_CORE_BAD_SEQ]++;
 		ctl_reset_unknown(env, t->leg, tcb_ends(t)->link, pkt);
+		ask_behind_rst(env, t, pkt);
 	} else if (pkt->flags & TH_RST) {
 		if (ack_ok)
 			refused(env, t, now_ns);
@@ -209,8 +226,11 @@ static void syn_again(struct env *env, struct tcb *t, const struct pkt *pkt, uin
 		t->ts_recent = pkt->tsval; /* what we echo measures the SYN we answer */
 	if (tcb_is_outer(t))
 		ip_turn_back(tcb_ends(t), pkt);
-	if (t->flags & TF_HOLD)
+	if (t->flags & TF_HOLD) {
+		if (!tcb_is_outer(t))
+			tcp_app_asks_again(env, t, now_ns);
 		return;
+	}
 	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
 	tcp_ready(env, t);
 }

@@ -29,6 +29,7 @@ static uint32_t out_syn(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 {
 	bool answer = t->state == TCP_SYN_RECV;
 	struct wire_seg seg;
+	uint64_t wait_ns;
 
 	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ACK_NOW);
 	emit_fill(env, t, &seg, answer ? TH_SYN | TH_ACK : TH_SYN, 0, 0, now_ns);
@@ -45,8 +46,11 @@ static uint32_t out_syn(struct env *env, struct tcb *t, uint8_t *buf, struct dmm
 		copies_plan_syn(env, t, now_ns);
 	}
 	t->snd_nxt = 1;
-	if (t->rtx_mode != RTX_SYN) /* a SYN that comes again puts nothing off */
-		tcp_set_rtx(env, t, RTX_SYN, now_ns + copies_syn_rto_ns(env, t, now_ns));
+	if (t->rtx_mode != RTX_SYN) { /* a SYN that comes again puts nothing off */
+		wait_ns = copies_syn_wait_ns(env, t, now_ns);
+		tcp_set_rtx(env, t, RTX_SYN,
+			    now_ns + (wait_ns ? wait_ns : copies_syn_rto_ns(env, t, now_ns)));
+	}
 	return emit_packet(env, t, buf, meta, &seg, 0, 0, 0, 0);
 }
 

@@ -356,8 +356,8 @@ static bool room_for(struct env *env, struct tcb *t, struct parity_out *p, uint6
 	if (tcp_inflight(t) + (t->fl ? t->fl->copy_bytes : 0) + parity_inflight(t) + 2 * len >
 	    o->cc.cwnd_bytes)
 		return false;
-	return !o->path_Bps ||
-	       copies_budget_allows(env, t, (uint32_t)len + PARITY_HEADERS, 1, now_ns);
+	return !budget_is_known(env, t, now_ns) ||
+	       budget_allows(env, t, (uint32_t)len + PARITY_HEADERS, 1, now_ns);
 }
 
 static void sent(struct env *env, struct tcb *t, struct parity_out *p, uint64_t now_ns)
@@ -369,8 +369,8 @@ static void sent(struct env *env, struct tcb *t, struct parity_out *p, uint64_t 
 	p->owed_ppm -= PPM;
 	p->flying[0] += len;
 	p->next_ns = now_ns + PARITY_SPREAD_MS * NS_PER_MS / max_u64(owed, 1);
-	if (o->path_Bps)
-		copies_budget_spend(o, len + PARITY_HEADERS);
+	if (budget_is_known(env, t, now_ns))
+		budget_spend(env, t, len + PARITY_HEADERS, now_ns);
 	o->parity_sent++;
 	env->counters[DMM_CORE_PARITY]++;
 }

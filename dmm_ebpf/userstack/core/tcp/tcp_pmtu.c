@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_pmtu.c: the path MTU of the outer leg: the device's and the route's, ICMP (RFC 1191, RFC
- * 8201) and, for paths that drop long packets without a word, black-hole detection (RFC 4821, RFC
- * 8899).
+ * tcp_pmtu.c: the path MTU, first of the outer leg: the device's and the route's, ICMP (RFC 1191,
+ * RFC 8201) and, for paths that drop long packets without a word, black-hole detection (RFC 4821,
+ * RFC 8899).
  *
  * Each packet from this host's kernel says the MTU of the device that it would have gone by, and
  * the path MTU follows, down and up. A route that allows less than its device shows in the MSS that
@@ -14,6 +14,10 @@
  * goes as a probe, later ones after PROBE_MIN_S, doubled up to PROBE_MAX_S. A probe that arrives
  * brings the old MTU back; one that is lost is cut and sent again, and the congestion control is
  * told that it was for nothing.
+ *
+ * The inner leg has one as well where the app is behind this host, which forwards: a device or a
+ * router on the way to it may take less. ICMP alone tells of it, sent to the peer; it is kept from
+ * going there, since the peer's segments are not those that are too long.
  *
  * Invariants: conn.mtu <= conn.mtu_dev, unless a device's least MTU is larger, and <=
  * conn.mtu_most, unless a path's is; equal but for a black hole; outer.mtu_full != 0 only while a
@@ -124,23 +128,56 @@ void pmtu_follow_segment(struct env *env, struct tcb *t)
 		tcb_outer(t)->mtu_probing = 0;
 }
 
+/* What of a packet is no payload */
+static uint32_t headers_len(const struct tcb *t)
+{
+	if (tcb_is_outer(t))
+		return tcb_ends(t)->f.mtu - t->mss;
+	return wire_ip_len(tcb_ends(t)->f.pair.family) + WIRE_TCP_LEN +
+	       (t->flags & TF_TS ? WIRE_OPT_TS_LEN : 0u);
+}
+
 /* Whether a segment that begins at seq is in flight and longer than mtu: a router quotes what it
- * could not pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7) */
+ * could not pass on, and who has not seen it does not guess where it begins (RFC 5927 section 7).
+ * What went as one to be cut on its way begins at each piece. */
 static bool was_too_big(const struct tcb *t, uint64_t seq, uint32_t mtu)
 {
-	uint32_t nth = t->fl ? flight_lower_bound(t->fl, seq) : 0;
+	uint32_t nth = t->fl ? flight_lower_bound(t->fl, seq + 1) : 0, len;
 	const struct seg *s;
 
-	if (!t->fl || nth == t->fl->count)
+	if (!nth)
 		return false;
-	s = flight_seg(t->fl, flight_idx(t->fl, nth));
-	return s->seq == seq && tcb_ends(t)->f.mtu - t->mss + s->len - !!(s->flags & SEG_FIN) > mtu;
+	s = flight_seg(t->fl, flight_idx(t->fl, nth - 1));
+	len = s->len - !!(s->flags & SEG_FIN);
+	if (seq - s->seq >= len || (seq - s->seq) % t->mss)
+		return false;
+	return headers_len(t) + (uint32_t)(len - (seq - s->seq)) > mtu;
+}
+
+static void app_too_big(struct env *env, struct tcb *t, uint64_t seq, uint32_t mtu)
+{
+	struct ends *e = tcb_ends(t);
+	uint32_t now = headers_len(t) + t->mss;
+	uint16_t path = wire_path_mtu(e->f.pair.family, mtu ? mtu : plateau(now));
+
+	if (path >= now || !was_too_big(t, seq, path))
+		return;
+	e->app_path = path;
+	tcp_set_mss(env, t);
+	if (flight_resegment(&env->mem, t->fl, t->mss)) {
+		t->flags |= TF_FORCE_RTX;
+		tcp_ready(env, t);
+	}
 }
 
 void pmtu_too_big(struct env *env, struct tcb *t, uint64_t seq, uint32_t mtu)
 {
 	struct ends *e = tcb_ends(t);
 
+	if (!tcb_is_outer(t)) {
+		app_too_big(env, t, seq, mtu);
+		return;
+	}
 	if (!mtu)
 		mtu = plateau(e->f.mtu);
 	if (!was_too_big(t, seq, mtu) || !shrink(env, t, mtu))

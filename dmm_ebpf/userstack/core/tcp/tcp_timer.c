@@ -3,7 +3,13 @@
  * tcp_timer.c: what happens when a deadline of a leg is over (tcp_deadline.c), and which of them is
  * for what is in flight.
  */
+#include "tcp_end.h"
 #include "tcp_int.h"
+
+enum {
+	SYN_ALONE_MS = 1500, /* so long the outer leg asks by itself, */
+	SYN_APART_MS = 500,  /* and so long not again because the app's kernel does */
+};
 
 /*
  * The timer that fits what is in flight: a tail loss probe before the retransmission
@@ -40,19 +46,64 @@ static void give_up(struct env *env, struct tcb *t, uint64_t now_ns)
 	env->up->gave_up(env, &t->end, unanswered, now_ns);
 }
 
+static bool is_asking_alone(const struct tcb *t, uint64_t now_ns)
+{
+	return now_ns - t->syn_ns < SYN_ALONE_MS * NS_PER_MS;
+}
+
+static void ask_again(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	t->backoff++;
+	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
+	copies_plan_syn(env, t, now_ns);
+	tcp_ready(env, t);
+}
+
 static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	uint32_t limit = tcp_profile(env, t)->syn_retries;
+	uint64_t wait_ns = copies_syn_wait_ns(env, t, now_ns);
 
+	if (wait_ns) {
+		tcp_set_rtx(env, t, RTX_SYN, now_ns + wait_ns);
+		return;
+	}
 	if (t->state == TCP_SYN_RECV && !open_is_ours(t))
 		limit = TCP_SYNACK_RETRIES;
 	if (++t->retries > limit) {
 		give_up(env, t, now_ns);
 		return;
 	}
+	if (is_asking_alone(t, now_ns) || !tcb_is_outer(t) || t->state != TCP_SYN_SENT) {
+		ask_again(env, t, now_ns);
+		return;
+	}
 	t->backoff++;
-	t->flags |= TF_SYN_DUE | TF_SYN_RTX;
-	tcp_ready(env, t);
+	tcp_set_rtx(env, t, RTX_SYN, now_ns + copies_syn_rto_ns(env, t, now_ns));
+}
+
+/*
+ * After the first of our SYNs that time out the peer is asked as often as the app's kernel asks: no
+ * later than without us, as many times as the app wants (TCP_SYNCNT), and no more once it has given
+ * up.
+ */
+void tcp_app_asks_again(struct env *env, struct tcb *inner, uint64_t now_ns)
+{
+	struct end *other = tcb_peer(inner);
+	uint64_t sent_ns;
+	struct tcb *t;
+
+	if (end_ops_of(env, other) != &tcp_outer || other->phase != END_ASKING)
+		return;
+	t = tcb_of(other);
+	if (t->state != TCP_SYN_SENT || t->rtx_mode != RTX_SYN)
+		return;
+	sent_ns = t->backoff ? t->rtx_ns - copies_syn_rto_ns(env, t, now_ns) : t->syn_ns;
+	if (is_asking_alone(t, now_ns) && now_ns - sent_ns < SYN_APART_MS * NS_PER_MS)
+		return;
+	t->retries = (uint8_t)min_u32(t->retries + 1u, tcp_profile(env, t)->syn_retries);
+	tcp_set_rtx(env, t, RTX_NONE, NEVER);
+	ask_again(env, t, now_ns);
 }
 
 /*

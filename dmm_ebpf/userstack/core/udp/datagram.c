@@ -3,7 +3,15 @@
 #include "datagram.h"
 #include "../base/csum.h"
 
-enum { IP4_BYTES = 20, IP6_BYTES = 40, FRAGMENT_MASK = 0x3fff };
+enum {
+	IP4_BYTES = 20,
+	IP6_BYTES = 40,
+	FRAGMENT_MASK = 0x3fff,
+	IP4_DF = 0x4000,
+	IP4_WHOLE_BYTES = 576, /* so long a packet is not cut (RFC 791) */
+	TAG4_AT = 4,
+	TAG6_AT = 2,
+};
 
 /* Where the UDP header begins, and the packet ends by its own length; false: not whole UDP. */
 static bool bounds(const uint8_t *ip, uint32_t len, uint32_t *at, uint32_t *end)
@@ -124,4 +132,33 @@ bool datagram_mark_as(const struct datagram *d, enum datagram_mark mark)
 
 	memcpy(d->ip + d->at + DATAGRAM_CSUM_OFFSET, &csum, 2);
 	return csum != 0;
+}
+
+static bool may_be_cut(const struct datagram *d)
+{
+	return d->ip[0] >> 4 == 4 && d->end > IP4_WHOLE_BYTES && !(get_be16(d->ip + 6) & IP4_DF);
+}
+
+bool datagram_tag(const struct datagram *d, uint16_t tag)
+{
+	uint16_t csum = 0;
+
+	if (may_be_cut(d))
+		return false;
+	if (d->ip[0] >> 4 == 6) {
+		put_be16(d->ip + TAG6_AT, tag);
+		return true;
+	}
+	put_be16(d->ip + TAG4_AT, tag);
+	memcpy(d->ip + 10, &csum, 2);
+	csum = (uint16_t)~csum_fold(csum_add(d->ip, (d->ip[0] & 15u) * 4, 0));
+	memcpy(d->ip + 10, &csum, 2);
+	return true;
+}
+
+uint16_t datagram_tag_of(const struct datagram *d)
+{
+	if (may_be_cut(d))
+		return 0;
+	return get_be16(d->ip + (d->ip[0] >> 4 == 6 ? TAG6_AT : TAG4_AT));
 }

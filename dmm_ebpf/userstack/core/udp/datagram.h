@@ -10,6 +10,9 @@
  * is wrong in a way of its own. A host without us drops such a packet as a damaged one (RFC 1122
  * section 4.1.3.4), so nothing but a datagram as it was sent can come to an app there.
  *
+ * A copy has a tag of the process that sent it: the identification of IPv4, which means nothing
+ * where nothing can be cut on the way (RFC 6864), or the last 16 bits of IPv6's flow label.
+ *
  * Refuses: fragments, IPv6 extension headers, a UDP header or length that does not fit into the
  * packet, and segments or open checksums that are not UDP's.
  */
@@ -66,6 +69,11 @@ enum datagram_mark datagram_mark_of(const struct datagram *d);
 
 /* Writes the checksum that says so. False: that one would be taken for right, or for none. */
 bool datagram_mark_as(const struct datagram *d, enum datagram_mark mark);
+
+/* False: an IPv4 packet that may be cut on the way has none. */
+bool datagram_tag(const struct datagram *d, uint16_t tag);
+/* 0: it has none */
+uint16_t datagram_tag_of(const struct datagram *d);
 
 /* Fills in the checksum of a packet that passed with goes, which says that it was left open and is
  * not to be cut (RFC 768, RFC 8200 section 8.1). */

@@ -7,20 +7,21 @@
 #define OLD_NS (600 * NS_PER_S)	  /* what was known of a peer so long ago is not believed */
 #define COUNT_NS NS_PER_S	  /* after which it is known what came of a datagram */
 #define TELL_NS (NS_PER_S / 2)	  /* after which a report would have told of it */
+#define KNOWN_NS NS_PER_S
 #define GAP_NS (2 * NS_PER_MS)
-#define SLACK_NS (2 * NS_PER_MS)
 #define RTT_NS (5 * NS_PER_S)
-#define OFF_NS (10 * NS_PER_S) /* after too much loss, doubled each time */
 #define RATE_NS (NS_PER_S / 10)
 
 enum {
 	OFFERS = 3,
 	SPARED_SHIFT_MOST = 8, /* 21 h */
-	OFF_SHIFT_MOST = 5,
 	GAP_SHIFT_MOST = 3,
+	UNHEARD_SOME = 8,
 	UNHEARD_MOST = 64,
 	UNHEARD_S = 5,
 	SLOW_MOST = 2,
+	DOUBTED_MOST = 32,
+	REPORTS_LATE = 64,   /* behind the latest of their teller: they are no news */
 	BURST_GROUPS = 1024, /* datagrams with copies, after which the gap may be halved */
 	BURST_PROOF = 4,     /* so many times what chance takes */
 	RATE_MOST = 60,	     /* in RATE_NS */
@@ -58,8 +59,8 @@ struct peer *peers_get(struct peers *p, const uint8_t addr[16], uint64_t now_ns)
 	memset(peer, 0, sizeof(*peer));
 	memcpy(peer->addr, addr, 16);
 	peer->used_ns = now_ns | 1;
-	for (uint32_t i = 0; i < PEER_WAYS_BACK; i++)
-		peer->back[i].report_ns = NEVER;
+	peer->report_ns = NEVER;
+	peer->dropped = UINT16_MAX; /* before the first report */
 	peer->least_rtt_ns[0] = peer->least_rtt_ns[1] = NEVER;
 	return peer;
 }
@@ -125,6 +126,16 @@ static uint32_t loss_of(const struct peer *p)
 	return p->loss.lost ? loss_pair_ppm(&p->loss, LOSS_PRIOR, 0) : 0;
 }
 
+/* It tells, but not of what this process sends. */
+static bool is_to_be_known(struct peer *p, uint64_t now_ns)
+{
+	if (p->unheard < UNHEARD_SOME || now_ns - p->heard_ns < KNOWN_NS ||
+	    now_ns - p->known_ns < KNOWN_NS)
+		return false;
+	p->known_ns = now_ns;
+	return true;
+}
+
 uint32_t peer_copies(struct peer *p, uint32_t residual_ppm, uint64_t *held, uint64_t now_ns)
 {
 	uint64_t left = loss_of(p);
@@ -136,7 +147,9 @@ uint32_t peer_copies(struct peer *p, uint32_t residual_ppm, uint64_t *held, uint
 		left = left * loss_of(p) / PPM;
 	if (n && n < PEER_COPIES && p->gap_shift)
 		n++; /* of those in one burst all are lost */
-	if (n && (p->slow >= SLOW_MOST || now_ns < p->off_until_ns)) {
+	if (!n && is_to_be_known(p, now_ns))
+		return 1;
+	if (n && (p->slow >= SLOW_MOST || now_ns < p->off.until_ns)) {
 		*held += n;
 		n = 0;
 	}
@@ -161,15 +174,6 @@ bool peer_pays(struct peer *p, uint32_t bytes, uint64_t budget_Bps, uint64_t now
 		return false;
 	p->budget_bytes -= bytes;
 	return true;
-}
-
-static void too_much(struct peer *p, uint64_t now_ns)
-{
-	if (p->loss.sent < LOSS_WINDOW / 4 || loss_of(p) <= LOSS_MOST_PPM)
-		return;
-	p->off_until_ns = now_ns + (OFF_NS << p->off_shift);
-	p->off_shift = (uint8_t)min_u32(p->off_shift + 1u, OFF_SHIFT_MOST);
-	p->loss = (struct loss_pair){0, 0};
 }
 
 /* That all of them were lost: how often that was so, and how often it would be by chance */
@@ -219,34 +223,59 @@ static void count_old(struct peer *p, uint64_t now_ns)
 		if (s->sent && now_ns - s->at_ns >= COUNT_NS)
 			count(p, s, now_ns);
 	}
-	too_much(p, now_ns);
+	loss_was_too_much(&p->off, &p->loss, now_ns);
 }
 
 void peer_note(struct peer *p, uint32_t id, uint32_t n, uint64_t now_ns)
 {
-	struct peer_sent *s = &p->sent[p->sent_head++];
+	struct peer_sent *s = &p->sent[p->sent_head++ % PEER_SENT];
 
-	_Static_assert(PEER_SENT == UINT8_MAX + 1, "sent_head goes round by itself");
 	if (s->sent)
 		count(p, s, now_ns);
 	*s = (struct peer_sent){.at_ns = now_ns, .id = id, .sent = (uint8_t)n};
 	p->unheard++;
 }
 
-static void missed(struct peer *p, const struct report *r, uint64_t now_ns)
+/* Its own place, or the one that was not told by for longest */
+static struct peer_teller *teller_of(struct peer *p, uint32_t who)
 {
-	uint32_t at = r->who % PEER_TELLERS;
+	struct peer_teller *teller = p->teller;
 
-	if (p->teller[at].known && p->teller[at].who == r->who &&
-	    (uint16_t)(p->teller[at].number + 1) == r->number && !(r->flags & REPORT_OVERRUN)) {
-		p->teller[at].number = r->number;
-		return;
+	for (uint32_t i = 0; i < PEER_TELLERS; i++) {
+		if (p->teller[i].told_ns && p->teller[i].who == who)
+			return &p->teller[i];
+		if (p->teller[i].told_ns < teller->told_ns)
+			teller = &p->teller[i];
 	}
-	if (p->teller[at].known)
+	return teller;
+}
+
+/* What went to it before its first report it may not have noted: that was counted as lost. */
+static void is_introduced(struct peer *p)
+{
+	p->off = (struct loss_off){0};
+	while (p->loss.sent > DOUBTED_MOST) {
+		p->loss.sent /= 2;
+		p->loss.lost /= 2;
+	}
+}
+
+/* False: it came before. */
+static bool is_new(struct peer *p, const struct report *r, uint64_t now_ns)
+{
+	struct peer_teller *teller = teller_of(p, r->who);
+	bool same = teller->told_ns && teller->who == r->who;
+	uint16_t ahead = (uint16_t)(r->number - teller->number);
+	uint32_t covers = r->flags >> REPORT_COVERS_SHIFT;
+
+	if (same && (!ahead || ahead > UINT16_MAX - REPORTS_LATE))
+		return false;
+	if (!same || ahead - 1u > covers || (r->flags & REPORT_OVERRUN))
 		p->gap_ns = now_ns;
-	p->teller[at].known = 1;
-	p->teller[at].who = r->who;
-	p->teller[at].number = r->number;
+	if (!same)
+		is_introduced(p);
+	*teller = (struct peer_teller){.told_ns = now_ns | 1, .who = r->who, .number = r->number};
+	return true;
 }
 
 static void round_trip(struct peer *p, uint64_t rtt_ns, uint64_t now_ns)
@@ -260,10 +289,10 @@ static void round_trip(struct peer *p, uint64_t rtt_ns, uint64_t now_ns)
 	}
 	p->least_rtt_ns[0] = min_u64(p->least_rtt_ns[0], rtt_ns);
 	least_ns = min_u64(p->least_rtt_ns[0], p->least_rtt_ns[1]);
-	if (rtt_ns > least_ns + least_ns / 4 + SLACK_NS)
-		p->slow = (uint8_t)min_u32(p->slow + 1u, SLOW_MOST);
-	else
+	if (loss_is_calm(rtt_ns, least_ns))
 		p->slow = 0;
+	else
+		p->slow = (uint8_t)min_u32(p->slow + 1u, SLOW_MOST);
 }
 
 /* The shortest of what one report tells is its round trip. A datagram of which something was lost
@@ -271,9 +300,11 @@ static void round_trip(struct peer *p, uint64_t rtt_ns, uint64_t now_ns)
 bool peer_told(struct peer *p, const struct report *r, uint64_t now_ns)
 {
 	uint64_t least_ns = NEVER;
-	bool fresh = hear(p, now_ns);
+	bool fresh;
 
-	missed(p, r, now_ns);
+	if (!is_new(p, r, now_ns))
+		return false;
+	fresh = hear(p, now_ns);
 	for (uint32_t i = 0; i < r->n; i++) {
 		for (uint32_t j = 0; j < PEER_SENT; j++) {
 			struct peer_sent *s = &p->sent[j];
@@ -281,7 +312,7 @@ bool peer_told(struct peer *p, const struct report *r, uint64_t now_ns)
 
 			if (!s->sent || s->id != r->item[i].id)
 				continue;
-			s->came = (uint8_t)min_u32(s->came + r->item[i].times, s->sent);
+			s->came = (uint8_t)min_u32(max_u32(s->came, r->item[i].times), s->sent);
 			if (s->came == s->sent && now_ns - s->at_ns > ago_ns)
 				least_ns = min_u64(least_ns, now_ns - s->at_ns - ago_ns);
 		}

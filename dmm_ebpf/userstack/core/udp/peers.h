@@ -6,30 +6,31 @@
  * Theory of operation. To a peer of which nothing is known the first few datagrams have one copy,
  * an offer. Without a stack of ours there it is dropped; with one a report comes back, and from
  * then on that host is `heard`. Who does not answer is spared, for longer each time. Who has
- * answered, and then tells nothing of many datagrams, is not heard any more.
+ * answered, and then tells nothing of some datagrams, has a copy now and then: it may have lost
+ * the way to this process (ways.h). Who tells nothing of many is not heard any more.
  *
  * Each datagram to a peer that is heard is noted, and what reports tell of it; a second later it
  * is counted. What no report told of was lost with all its copies if reports came after it, and
- * none of them was missed; else nothing is known of it. Loss above LOSS_MOST_PPM, or a queue on the
- * way (round trips of the last reports longer than the shortest by a quarter and 2 ms), may be
- * congestion: no copies then. Where more is lost whole than chance would have it, losses come in
- * bursts, and the copies of a datagram go farther apart.
+ * none of them was missed; else nothing is known of it. Where loss may be congestion (loss_cause.h;
+ * for a queue the round trips of the last two reports speak) there are no copies. Where more is
+ * lost whole than chance would have it, losses come in bursts, and the copies of a datagram go
+ * farther apart.
  *
  * Pure, of a fixed size; the oldest of PEER_WAYS places gives way.
  */
 #ifndef DMM_PEERS_H
 #define DMM_PEERS_H
 
-#include "../base/loss_pair.h"
+#include "../base/loss_cause.h"
 #include "report.h"
+#include "ways.h"
 
 enum {
 	PEERS = 256,
 	PEER_WAYS = 4,
-	PEER_SENT = 256,    /* datagrams that are noted until they are counted; a power of two */
-	PEER_WAYS_BACK = 4, /* so many groups of its exchanges are told of apart */
-	PEER_TELLERS = 16,  /* processes of a peer that tell, by such groups */
-	PEER_COPIES = 5,    /* of a datagram, at most */
+	PEER_SENT = 1024,  /* datagrams that are noted until they are counted */
+	PEER_TELLERS = 16, /* processes of a peer that tell */
+	PEER_COPIES = 5,   /* of a datagram, at most */
 	PEER_PENDING = REPORT_ITEMS,
 };
 
@@ -49,19 +50,19 @@ struct peer_rate {
 	uint32_t busy;
 };
 
-/*
- * Where a report goes: the latest packet of a group of exchanges, turned round. Processes of a peer
- * share its exchanges, and each is to hear of its own.
- */
-struct peer_way {
-	uint8_t headers[14 + 40 + 8]; /* Ethernet, IP without options, UDP */
-	uint8_t ip_bytes;	      /* 0: none yet */
-	uint8_t overrun;
-	uint16_t number; /* of the next report */
-	uint16_t n_pending;
-	uint32_t nic;
-	uint64_t report_ns;		/* when the next is due; NEVER: none is */
-	uint32_t pending[PEER_PENDING]; /* rows of seen.h that are to be told of */
+/* What is told of in some reports, one after another, for each may be lost */
+struct peer_pending {
+	uint32_t row;	/* of seen.h */
+	uint16_t first; /* number of the report that told of it first */
+	uint8_t told;	/* times */
+	uint8_t pad;
+};
+
+struct peer_teller {
+	uint64_t told_ns; /* 0: the place is free */
+	uint32_t who;
+	uint16_t number; /* of its latest report */
+	uint8_t pad[2];
 };
 
 struct peer {
@@ -71,8 +72,9 @@ struct peer {
 	/* towards it */
 	uint64_t heard_ns; /* of its stack; 0: not */
 	uint64_t spared_until_ns;
-	uint64_t off_until_ns;
-	uint64_t gap_ns; /* when it showed that a report was missed */
+	struct loss_off off;
+	uint64_t gap_ns;   /* when it showed that a report was missed */
+	uint64_t known_ns; /* when a copy was to make this process known again */
 	uint64_t rtt_from_ns;
 	uint64_t least_rtt_ns[2]; /* of these and of the five seconds before */
 	uint64_t paid_ns;	  /* up to when the budget was given out */
@@ -84,23 +86,26 @@ struct peer {
 	uint16_t groups;   /* of so many */
 	uint8_t offers;
 	uint8_t spared_shift;
-	uint8_t off_shift;
-	uint8_t gap_shift; /* how often the gap between copies was doubled */
-	uint8_t slow;	   /* reports in a row that took longer than the shortest */
-	uint8_t sent_head; /* of the ring */
+	uint8_t gap_shift;  /* how often the gap between copies was doubled */
+	uint8_t slow;	    /* reports in a row that took longer than the shortest */
+	uint16_t sent_head; /* of the ring */
 	struct peer_rate out;
-	struct {
-		uint32_t who;
-		uint16_t number;
-		uint16_t known;
-	} teller[PEER_TELLERS];
+	struct peer_teller teller[PEER_TELLERS];
 	struct peer_sent sent[PEER_SENT];
 
 	/* from it */
 	uint64_t noted_from_ns;	 /* what comes is noted; 0: not */
 	uint64_t blind_until_ns; /* not all that came lately was noted */
+	uint64_t report_ns;	 /* when the next report is due; NEVER: none is */
 	struct peer_rate in;
-	struct peer_way back[PEER_WAYS_BACK];
+	uint32_t credit_bytes; /* reports are no more than what came */
+	uint16_t number;       /* of the next report */
+	uint8_t overrun;
+	uint8_t n_pending;
+	uint8_t n_untold; /* of these */
+	uint16_t dropped; /* the latest of which something is not told any more */
+	struct peer_pending pending[PEER_PENDING];
+	struct ways ways;
 };
 
 struct peers {
@@ -123,7 +128,7 @@ bool peer_pays(struct peer *p, uint32_t bytes, uint64_t budget_Bps, uint64_t now
 void peer_note(struct peer *p, uint32_t id, uint32_t n, uint64_t now_ns);
 /* A stack of ours has sent a copy: an offer is worth it. */
 void peer_is_there(struct peer *p);
-/* True: it was not heard before. */
+/* True: it was not heard before. A report that comes twice tells once. */
 bool peer_told(struct peer *p, const struct report *r, uint64_t now_ns);
 /* One more by that rate. True: they are too many to be noted. */
 bool peer_is_busy(struct peer_rate *r, uint64_t now_ns);

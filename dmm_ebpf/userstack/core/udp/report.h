@@ -8,11 +8,11 @@
  * payload, in network byte order:
  *
  *	 0  32 bits  REPORT_MAGIC, which has the version
- *	 4  32 bits  who tells: chosen at random by each process, but for the lowest two bits: which
- *		     group of exchanges with this peer it tells of
- *	 8  16 bits  number of this report of its, to this peer, of this group
- *	10   8 bits  flags: REPORT_OVERRUN: not all that came is listed
- *	11   8 bits  items behind it
+ *	 4  32 bits  who tells: chosen at random by each process; the lowest 16 bits, which are not
+ *		     0, are the tag of what it sends (datagram.h)
+ *	 8  16 bits  number of this report of its, to this peer
+ *	10   8 bits  flags: REPORT_OVERRUN: not all that came is listed; the upper four bits: so
+ *many reports before it tell nothing that it does not tell, too 11   8 bits  items behind it
  *
  * and each item: 32 bits of the datagram's id (seen.h), 16 bits: how long ago it, or its first
  * copy, came, in tenths of a millisecond, 8 bits: times that it came, 8 bits: 0.
@@ -31,6 +31,8 @@ enum {
 	REPORT_ITEMS = 64,
 	REPORT_MOST_BYTES = REPORT_HEAD_BYTES + REPORT_ITEMS * REPORT_ITEM_BYTES,
 	REPORT_OVERRUN = 1,
+	REPORT_COVERS_SHIFT = 4,
+	REPORT_COVERS_MOST = 15,
 };
 
 struct report_item {

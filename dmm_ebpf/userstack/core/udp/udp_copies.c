@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 /* udp_copies.c: see udp_copies.h. */
 #include "udp_copies.h"
-#include "../base/csum.h"
 
 #include <stdlib.h>
 
 #define BEGIN_NS NS_PER_S	   /* copies of what came before nobody noted are past by then */
-#define REPORT_NS (NS_PER_S / 4)   /* after something came */
+#define REPORT_NS (NS_PER_S / 4)   /* after something came, and from report to report */
 #define LATE_NS (100 * NS_PER_MS)  /* a process that stood still sends no copies of then */
 #define SETTLE_NS (50 * NS_PER_MS) /* after which all copies of a datagram have come */
 
-enum { REPORT_SOON = PEER_PENDING * 3 / 4, IP4_BYTES = 20, IP6_BYTES = 40, TTL = 64 };
+enum {
+	REPORT_SOON = PEER_PENDING * 3 / 4,
+	TELL_TIMES = 3,
+	TELL_AGAIN = 2,
+	WIRE_LEAST_BYTES = 60,
+	CREDIT_MOST_BYTES = 1 << 16,
+};
 
 struct slot {
 	uint64_t due_ns; /* NEVER: free */
@@ -32,6 +37,11 @@ struct udp_copies {
 	struct seen seen;
 };
 
+static uint16_t tag_of(uint32_t who)
+{
+	return (uint16_t)who;
+}
+
 struct udp_copies *udp_copies_create(uint64_t seed, uint64_t *counters)
 {
 	struct udp_copies *c = calloc(1, sizeof(*c));
@@ -45,6 +55,8 @@ struct udp_copies *udp_copies_create(uint64_t seed, uint64_t *counters)
 		c->seen.secret[i] = splitmix64(&seed);
 	}
 	c->who = (uint32_t)splitmix64(&seed);
+	if (tag_of(c->who) == WAY_NO_TAG)
+		c->who++;
 	for (uint32_t i = 0; i < UDP_COPIES_SLOTS; i++)
 		c->slots[i].due_ns = NEVER;
 	return c;
@@ -111,6 +123,8 @@ static uint32_t plan(struct udp_copies *c, struct peer *peer, const struct udp_c
 	while (left < n && peer_pays(peer, d->end, w->budget_Bps, now_ns))
 		left++;
 	s = left ? slot_of(c, p, DMM_LEG_OUTER, d) : NULL;
+	if (s)
+		datagram_tag(d, tag_of(c->who));
 	if (!s || !datagram_mark_as(d, DATAGRAM_COPY))
 		left = 0;
 	*held += n - left;
@@ -150,58 +164,66 @@ void udp_copies_out(struct udp_copies *c, const struct udp_copies_packet *p,
 
 /* ---- from a peer ---- */
 
-static void report_due(struct udp_copies *c, struct peer_way *way, uint64_t due_ns)
+static void report_due(struct udp_copies *c, struct peer *peer, uint64_t due_ns)
 {
-	way->report_ns = min_u64(way->report_ns, due_ns);
-	c->report_ns = min_u64(c->report_ns, way->report_ns);
+	peer->report_ns = min_u64(peer->report_ns, due_ns);
+	c->report_ns = min_u64(c->report_ns, peer->report_ns);
 }
 
-/* Of the packet's exchange, and turned as it is */
-static struct peer_way *way_back(struct udp_copies *c, struct peer *peer,
-				 const struct udp_copies_packet *p, const struct datagram *d)
+/* What so long a packet takes on a wire at least, so that an offer pays for the answer */
+static uint32_t wire_bytes(uint32_t ip_bytes)
 {
-	bool v4 = d->ip[0] >> 4 == 4;
-	struct peer_way *way;
-	uint64_t ports = 0;
-	uint8_t *eth, *ip;
+	return max_u32(ip_bytes + DMM_CORE_ETH_BYTES, WIRE_LEAST_BYTES);
+}
 
-	memcpy(&ports, d->ip + d->at, 4);
-	way = &peer->back[siphash(c->peers.secret, &ports, 1) % PEER_WAYS_BACK];
-	memset(way->headers, 0, sizeof(way->headers));
-	eth = way->headers;
-	ip = eth + DMM_CORE_ETH_BYTES;
-	way->nic = p->nic;
-	way->ip_bytes = v4 ? IP4_BYTES : IP6_BYTES;
-	memcpy(eth, p->frame + 6, 6);
-	memcpy(eth + 6, p->frame, 6);
-	memcpy(eth + 12, p->frame + 12, 2);
-	ip[0] = v4 ? 0x45 : 0x60;
-	if (v4) {
-		ip[6] = 0x40; /* DF */
-		ip[8] = TTL;
-		ip[9] = DATAGRAM_PROTO;
-		memcpy(ip + 12, d->ip + 16, 4);
-		memcpy(ip + 16, d->ip + 12, 4);
-	} else {
-		ip[6] = DATAGRAM_PROTO;
-		ip[7] = TTL;
-		memcpy(ip + 8, d->ip + 24, 16);
-		memcpy(ip + 24, d->ip + 8, 16);
+static void came_from(struct peer *peer, const struct udp_copies_packet *p,
+		      const struct datagram *d, uint16_t tag, uint64_t now_ns)
+{
+	ways_renew(&peer->ways, d, p->nic, tag, now_ns);
+	peer->credit_bytes = min_u32(peer->credit_bytes + wire_bytes(d->end), CREDIT_MOST_BYTES);
+}
+
+/* The one that was told of the most times gives way. NULL: none was told of at all. */
+static struct peer_pending *pending_told(struct peer *peer)
+{
+	struct peer_pending *most = NULL;
+
+	for (struct peer_pending *one = peer->pending; one < peer->pending + PEER_PENDING; one++) {
+		if (one->told && (!most || one->told > most->told))
+			most = one;
 	}
-	memcpy(ip + way->ip_bytes, d->ip + d->at + 2, 2);
-	memcpy(ip + way->ip_bytes + 2, d->ip + d->at, 2);
-	return way;
+	return most;
 }
 
-static void pending_add(struct udp_copies *c, struct peer_way *way, const struct seen_row *row,
+static void pending_drop(struct peer *peer, const struct peer_pending *one)
+{
+	if ((int16_t)(one->first - peer->dropped) > 0)
+		peer->dropped = one->first;
+}
+
+static struct peer_pending *pending_room(struct peer *peer)
+{
+	struct peer_pending *one;
+
+	if (peer->n_pending < PEER_PENDING)
+		return &peer->pending[peer->n_pending++];
+	one = pending_told(peer);
+	if (one)
+		pending_drop(peer, one);
+	return one;
+}
+
+static void pending_add(struct udp_copies *c, struct peer *peer, const struct seen_row *row,
 			uint64_t now_ns)
 {
-	if (way->n_pending == PEER_PENDING) {
-		way->overrun = 1;
+	struct peer_pending *one = pending_room(peer);
+
+	if (!one) {
+		peer->overrun = 1;
 		return;
 	}
-	way->pending[way->n_pending++] = (uint32_t)(row - c->seen.rows);
-	report_due(c, way, now_ns + (way->n_pending > REPORT_SOON ? 0 : REPORT_NS));
+	*one = (struct peer_pending){.row = (uint32_t)(row - c->seen.rows)};
+	report_due(c, peer, now_ns + (++peer->n_untold > REPORT_SOON ? 0 : REPORT_NS));
 }
 
 static void give(struct udp_copies *c, const struct udp_copies_packet *p, struct datagram *d,
@@ -222,14 +244,14 @@ static void give(struct udp_copies *c, const struct udp_copies_packet *p, struct
 static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_copies_packet *p,
 		    struct datagram *d, uint64_t now_ns)
 {
-	struct peer_way *way = way_back(c, peer, p, d);
 	struct seen_row *row;
 	uint64_t id, key;
 
 	peer_is_there(peer);
+	came_from(peer, p, d, datagram_tag_of(d), now_ns);
 	if (!peer->noted_from_ns) {
 		peer->noted_from_ns = now_ns;
-		report_due(c, way, now_ns);
+		report_due(c, peer, now_ns);
 		return;
 	}
 	id = seen_id(d);
@@ -241,7 +263,7 @@ static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_co
 		row = seen_add(&c->seen, key, id, now_ns);
 		if (!row)
 			return;
-		pending_add(c, way, row, now_ns);
+		pending_add(c, peer, row, now_ns);
 	}
 	row->at_ns = now_ns;
 	row->arrivals++;
@@ -254,7 +276,6 @@ static void copy_in(struct udp_copies *c, struct peer *peer, const struct udp_co
 static bool original_in(struct udp_copies *c, struct peer *peer, const struct udp_copies_packet *p,
 			const struct datagram *d, uint64_t now_ns)
 {
-	struct peer_way *way;
 	struct seen_row *row;
 	uint64_t id, key;
 
@@ -262,14 +283,14 @@ static bool original_in(struct udp_copies *c, struct peer *peer, const struct ud
 		peer->blind_until_ns = now_ns + SEEN_NS;
 		return true;
 	}
-	way = way_back(c, peer, p, d);
+	came_from(peer, p, d, WAY_NO_TAG, now_ns);
 	id = seen_id(d);
 	row = seen_find(&c->seen, d, id, false, now_ns, &key);
 	if (!row) {
 		row = seen_add(&c->seen, key, id, now_ns);
 		if (!row)
 			return true;
-		pending_add(c, way, row, now_ns);
+		pending_add(c, peer, row, now_ns);
 	}
 	row->at_ns = now_ns;
 	row->arrivals++;
@@ -282,13 +303,14 @@ static bool original_in(struct udp_copies *c, struct peer *peer, const struct ud
 	return true;
 }
 
-static void report_in(struct udp_copies *c, struct peer *peer, const struct datagram *d,
-		      uint64_t now_ns)
+static void report_in(struct udp_copies *c, struct peer *peer, const struct udp_copies_packet *p,
+		      const struct datagram *d, uint64_t now_ns)
 {
 	struct report r;
 
 	if (!report_read(&r, datagram_payload(d), datagram_bytes(d)))
 		return;
+	ways_renew(&peer->ways, d, p->nic, tag_of(r.who), now_ns);
 	c->counters[DMM_CORE_DATAGRAM_PEERS] += peer_told(peer, &r, now_ns);
 }
 
@@ -313,64 +335,77 @@ bool udp_copies_in(struct udp_copies *c, const struct udp_copies_packet *p, uint
 	if (mark == DATAGRAM_COPY)
 		copy_in(c, peer, p, &d, now_ns);
 	else if (peer)
-		report_in(c, peer, &d, now_ns);
+		report_in(c, peer, p, &d, now_ns);
 	return false;
 }
 
 /* ---- what is due ---- */
 
-static void items(struct udp_copies *c, struct peer_way *way, struct report *r, uint64_t now_ns)
+static struct report_item item_of(const struct seen_row *row, uint64_t now_ns)
 {
-	uint32_t kept = 0;
-
-	for (uint32_t i = 0; i < way->n_pending; i++) {
-		const struct seen_row *row = &c->seen.rows[way->pending[i]];
-		uint64_t ago_ns = now_ns - row->first_ns;
-
-		if (ago_ns < SETTLE_NS)
-			way->pending[kept++] = way->pending[i];
-		else
-			r->item[r->n++] = (struct report_item){.id = (uint32_t)row->id,
-							       .ago_us = (uint32_t)(ago_ns / 1000),
-							       .times = row->arrivals};
-	}
-	way->n_pending = (uint8_t)kept;
-	way->report_ns = kept ? now_ns + REPORT_NS : NEVER;
+	return (struct report_item){.id = (uint32_t)row->id,
+				    .ago_us = (uint32_t)((now_ns - row->first_ns) / 1000),
+				    .times = row->arrivals};
 }
 
-static void ip_lengths(uint8_t *ip, uint32_t ip_bytes, uint32_t udp_bytes)
+/* True: it is to be told of again, if something else is, or soon. */
+static bool tell(struct peer *peer, struct peer_pending *one, uint16_t number)
 {
-	uint16_t csum;
-
-	put_be16(ip + ip_bytes + 4, (uint16_t)udp_bytes);
-	if (ip_bytes == IP6_BYTES) {
-		put_be16(ip + 4, (uint16_t)udp_bytes);
-		return;
+	if (!one->told++) {
+		one->first = number;
+		peer->n_untold--;
 	}
-	put_be16(ip + 2, (uint16_t)(ip_bytes + udp_bytes));
-	csum = (uint16_t)~csum_fold(csum_add(ip, ip_bytes, 0));
-	memcpy(ip + 10, &csum, 2);
+	if (one->told < TELL_TIMES)
+		return true;
+	pending_drop(peer, one);
+	return false;
+}
+
+/* What has settled. Where copies come the path may lose reports, too: then they are told again
+ * even if nothing else is. */
+static void items(struct udp_copies *c, struct peer *peer, struct report *r, uint64_t now_ns)
+{
+	uint32_t n = peer->n_pending;
+	bool again = false;
+
+	peer->n_pending = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		struct peer_pending one = peer->pending[i];
+		const struct seen_row *row = &c->seen.rows[one.row];
+		bool settled = one.told || now_ns - row->first_ns >= SETTLE_NS;
+
+		if (settled)
+			r->item[r->n++] = item_of(row, now_ns);
+		if (settled && !tell(peer, &one, r->number))
+			continue;
+		again |= !settled || (row->has_copy && one.told < TELL_AGAIN);
+		peer->pending[peer->n_pending++] = one;
+	}
+	peer->report_ns = again ? now_ns + REPORT_NS : NEVER;
+}
+
+static uint8_t report_flags(const struct peer *peer, uint16_t number)
+{
+	uint32_t covers = min_u32((uint16_t)(number - 1 - peer->dropped), REPORT_COVERS_MOST);
+
+	return (uint8_t)(covers << REPORT_COVERS_SHIFT | (peer->overrun ? REPORT_OVERRUN : 0));
 }
 
 /* In its place in a slot; without a free one it is not sent, and the next one shows it. */
-static void report_out(struct udp_copies *c, struct peer_way *way, uint32_t group, uint64_t now_ns)
+static void report_by(struct udp_copies *c, struct peer *peer, const struct way *way,
+		      const struct report *r, uint64_t now_ns)
 {
-	struct report r = {.who = (c->who & ~(PEER_WAYS_BACK - 1u)) | group,
-			   .number = way->number++,
-			   .flags = way->overrun ? REPORT_OVERRUN : 0};
-	uint32_t head = way->ip_bytes + (uint32_t)DATAGRAM_HEADER_BYTES, bytes;
+	uint32_t bytes = REPORT_HEAD_BYTES + r->n * (uint32_t)REPORT_ITEM_BYTES;
 	struct slot *s = slot_free(c);
-	struct datagram d = {.at = way->ip_bytes};
+	struct datagram d;
 
-	items(c, way, &r, now_ns);
-	way->overrun = 0;
 	if (!s)
 		return;
-	memcpy(s->frame, way->headers, DMM_CORE_ETH_BYTES + head);
-	d.ip = s->frame + DMM_CORE_ETH_BYTES;
-	bytes = report_write(&r, d.ip + head);
-	ip_lengths(d.ip, way->ip_bytes, DATAGRAM_HEADER_BYTES + bytes);
-	d.end = head + bytes;
+	way_write(way, s->frame, bytes, &d);
+	if (wire_bytes(d.end) > peer->credit_bytes)
+		return;
+	peer->credit_bytes -= wire_bytes(d.end);
+	report_write(r, datagram_payload(&d));
 	if (!datagram_mark_as(&d, DATAGRAM_REPORT))
 		return;
 	s->len = d.end;
@@ -381,21 +416,34 @@ static void report_out(struct udp_copies *c, struct peer_way *way, uint32_t grou
 	slot_due(c, s, now_ns);
 }
 
-static void reports_to(struct udp_copies *c, struct peer *peer, uint64_t now_ns)
+/* Each process is told of all; what is not its own it does not know. Who is first takes turns, for
+ * there may not be credit for all. */
+static void report_out(struct udp_copies *c, struct peer *peer, uint64_t now_ns)
 {
-	for (uint32_t i = 0; i < PEER_WAYS_BACK; i++) {
-		if (peer->back[i].report_ns <= now_ns)
-			report_out(c, &peer->back[i], i, now_ns);
-		c->report_ns = min_u64(c->report_ns, peer->back[i].report_ns);
+	struct report r = {.who = c->who, .number = peer->number++};
+
+	/* Before what this one drops, for it tells of that */
+	r.flags = report_flags(peer, r.number);
+	items(c, peer, &r, now_ns);
+	peer->overrun = 0;
+	ways_count(&peer->ways, now_ns);
+	for (uint32_t i = 0; i < WAYS; i++) {
+		const struct way *way = &peer->ways.v[(i + r.number) % WAYS];
+
+		if (way->fresh_ns)
+			report_by(c, peer, way, &r, now_ns);
 	}
 }
 
 static void reports(struct udp_copies *c, uint64_t now_ns)
 {
 	c->report_ns = NEVER;
-	for (uint32_t i = 0; i < PEERS; i++) {
-		if (c->peers.v[i].used_ns)
-			reports_to(c, &c->peers.v[i], now_ns);
+	for (struct peer *peer = c->peers.v; peer < c->peers.v + PEERS; peer++) {
+		if (!peer->used_ns)
+			continue;
+		if (peer->report_ns <= now_ns)
+			report_out(c, peer, now_ns);
+		c->report_ns = min_u64(c->report_ns, peer->report_ns);
 	}
 }
 

@@ -270,6 +270,7 @@ static enum wire_result parse_ip4(const uint8_t *p, uint32_t len, bool check_csu
 	pkt->family = WIRE_AF_INET;
 	pkt->tos = p[1];
 	pkt->ttl = p[8];
+	pkt->may_cut = !(p[6] & WIRE_IP4_DF);
 	memcpy(pkt->saddr, v4_mapped, 12);
 	memcpy(pkt->saddr + 12, p + 12, 4);
 	memcpy(pkt->daddr, v4_mapped, 12);
@@ -352,7 +353,7 @@ static uint32_t ip_header(uint8_t *buf, const struct wire_dir *dir, uint8_t prot
 		buf[1] = dir->tos;
 		put_be16(buf + 2, (uint16_t)(WIRE_IP4_LEN + l4_len));
 		put_be16(buf + 4, dir->id);
-		buf[6] = 0x40; /* DF: path MTU discovery, RFC 1191 */
+		buf[6] = dir->may_cut ? 0 : WIRE_IP4_DF; /* path MTU discovery, RFC 1191 */
 		buf[8] = dir->ttl ? dir->ttl : WIRE_TTL;
 		buf[9] = proto;
 		memcpy(buf + 12, dir->saddr + 12, 4);

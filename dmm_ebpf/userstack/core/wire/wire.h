@@ -28,6 +28,7 @@ enum {
 	WIRE_CSUM_OFFSET = 16, /* of the checksum in the TCP header */
 	WIRE_MAX_SACK = 4,
 	WIRE_TTL = 64,
+	WIRE_IP4_DF = 0x40, /* of byte 6 (RFC 791) */
 	WIRE_FLOW_LABEL_MASK = 0xfffff,
 };
 
@@ -119,7 +120,8 @@ struct pkt {
 	uint16_t dport_be;
 	uint8_t family;
 	uint8_t tos;
-	uint8_t ttl; /* or the hop limit */
+	uint8_t ttl;  /* or the hop limit */
+	bool may_cut; /* IPv4 without DF: routers may make fragments of it */
 	uint8_t n_sack;
 	uint16_t flags; /* enum tcp_flag */
 	uint32_t seq;
@@ -196,6 +198,7 @@ struct wire_dir {
 	uint8_t family;
 	uint8_t tos;
 	uint8_t ttl;	     /* or the hop limit; 0: WIRE_TTL */
+	bool may_cut;	     /* IPv4: without DF */
 	uint32_t flow_label; /* RFC 6437 */
 };
 
