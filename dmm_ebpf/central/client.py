@@ -330,6 +330,9 @@ class Etcd:
         if "user name is empty" in text:
             hint = "add user=NAME and password_file=FILE to the address"
             raise PrivilegeError(what, why="etcd asks for a user and a password", hint=hint)
+        if "request is too large" in text or "larger than max" in text:
+            hint = "let etcd take what it does by default: --max-request-bytes 1572864, or more"
+            raise EtcdError(what, why=text, hint=hint)
         raise EtcdError(what, why=text)
 
     async def _log_in(self, endpoint: str) -> None:

@@ -27,6 +27,7 @@ from dmm_ebpf.rd.policy.hosts import Selector, parse_selector
 from dmm_ebpf.records.central import HostRow, Rolled, RolloutRow
 
 KEPT_PUSHES = 20  # older ones are removed
+MOST_AT_ONCE = 16  # who push
 AGAIN_S = 0.5
 
 
@@ -130,11 +131,9 @@ class Controller:
             hint = "wait for it, go on with it by push --resume, or roll it back"
             raise ConflictError(f"push to {self._place}", why=why, hint=hint)
         self._check_steps(order.steps, standing)
-        number = 1 + await self._highest(standing)
         stable, stable_digest = _stable(before)
         digest, parts = order.bundle.digest(), order.bundle.parts()
-        for index, part in enumerate(parts):
-            await self._fleet.commit([], [Put(f"{layout.text_key(number)}{index:04}", part)])
+        number = await self._write(1 + await self._highest(standing), parts)
         by, now = _by(), round(time.time(), 3)
         pushed = Push(
             push=number,
@@ -160,23 +159,46 @@ class Controller:
             by=by,
             at=now,
         )
-        await self._change(
-            standing.at, rollout, [Put(layout.push_key(number), layout.write(pushed))]
-        )
+        try:
+            await self._change(
+                standing.at, rollout, [Put(layout.push_key(number), layout.write(pushed))]
+            )
+        except ConflictError:
+            await self._fleet.commit([], [Delete(layout.text_key(number), True)])
+            raise
         await self._forget(number, stable)
         return rollout
+
+    async def _write(self, number: int, parts: Sequence[bytes]) -> int:
+        """Write the text of a push, and return its number: the first from number on that has none,
+        for somebody else may be writing at the same time.
+        """
+        for one in range(number, number + MOST_AT_ONCE):
+            keys = [f"{layout.text_key(one)}{index:04}" for index in range(len(parts))]
+            first, *rest = map(Put, keys, parts)
+            if await self._fleet.commit([At(first.key, 0)], [first]):
+                for part in rest:
+                    await self._fleet.commit([], [part])
+                return one
+        why = f"{MOST_AT_ONCE} others push at the same time"
+        raise ConflictError(f"push to {self._place}", why=why, hint="look, and do it again")
 
     async def _highest(self, standing: Standing) -> int:
         """The highest number that any push had, also before etcd was restored from a backup: hosts
         remember.
         """
-        pushes = await self._fleet.find(layout.PUSHES, prefix=True, keys_only=True)
-        numbers = [one.key.removeprefix(layout.PUSHES) for one in pushes.items]
-        known = [one for text in numbers if (one := whole(text, layout.MAX_NUMBER + 1)) is not None]
+        known = [*await self._numbers(layout.PUSHES), *await self._numbers(layout.TEXTS)]
         # A host that tells of one near the last has lied: no push could come after it.
         told = (max(one.push, one.newest) for one in standing.rows())
         known += [one for one in told if one <= layout.MAX_NUMBER // 2]
         return max([standing.rollout.push if standing.rollout else 0, *known])
+
+    async def _numbers(self, prefix: str) -> set[int]:
+        """Of which pushes there is something below prefix."""
+        found = await self._fleet.find(prefix, prefix=True, keys_only=True)
+        texts = {one.key.removeprefix(prefix).partition("/")[0] for one in found.items}
+        numbers = (whole(text, layout.MAX_NUMBER + 1) for text in texts)
+        return {one for one in numbers if one is not None}
 
     def _check_steps(self, steps: Sequence[str], standing: Standing) -> None:
         for one in steps:
@@ -195,15 +217,23 @@ class Controller:
         # A request that was tried again may have been done the first time.
         found = await self._fleet.find(layout.ROLLOUT)
         if not found.items or found.items[0].value != value:
-            why = "somebody else changed the rollout meanwhile"
+            why = "somebody else has removed the rollout meanwhile"
+            if found.items:
+                now = Rollout.read(layout.ROLLOUT, found.items[0].value)
+                why = f"push {now.push}, by {now.by}, came first"
+                if now.push == rollout.push:
+                    why = f"somebody else went on with push {now.push} meanwhile"
             raise ConflictError(f"push to {self._place}", why=why, hint="look, and do it again")
 
     async def _forget(self, push: int, stable: int) -> None:
-        """Remove pushes that are too old to be rolled back to."""
-        for one in (await self.pushes())[:-KEPT_PUSHES]:
-            if one.push not in {push, stable}:
-                does = [Delete(layout.push_key(one.push)), Delete(layout.text_key(one.push), True)]
-                await self._fleet.commit([], does)
+        """Remove pushes that are too old to be rolled back to, and what is left of others that came
+        to nothing before this one: who writes one still is not first any more.
+        """
+        old = {one.push for one in (await self.pushes())[:-KEPT_PUSHES]} - {push, stable}
+        texts, known = await self._numbers(layout.TEXTS), await self._numbers(layout.PUSHES)
+        for one in old | {number for number in texts - known if number < push}:
+            does = [Delete(layout.push_key(one)), Delete(layout.text_key(one), True)]
+            await self._fleet.commit([], does)
 
     # -- roll out --
 
@@ -313,7 +343,13 @@ class Controller:
                         break
         asked = asked_now()
         gone = sorted(first - {_name(one) for one in asked}) if steps is not None else []
-        wrong = [f"{name} is not listed any more" for name in gone]
+        listed = {_name(one) for one in known.rows()}
+        wrong = [
+            f"{name} has other labels now, which no step selects"
+            if name in listed
+            else f"{name} is not listed any more"
+            for name in gone
+        ]
         if steps is not None and not first:
             wrong = [f"no host that is listed has {' or '.join(steps)}"]
         wrong += [
@@ -330,23 +366,49 @@ class Controller:
     async def _rounds(self, standing: Standing, known: hosts.Hosts) -> AsyncIterator[None]:
         """Once at first, and whenever hosts have said something else."""
         yield None
-        async for _ in self._host_changes(standing.revision, known):
+        keys = {one.key for one in standing.hosts}
+        async for one in self._changes(layout.HOSTS, (layout.HOSTS,), standing.revision, keys):
+            known.change(one)
             yield None
 
-    async def _host_changes(self, revision: int, known: hosts.Hosts) -> AsyncIterator[Change]:
-        """What hosts say from revision on, also while members of etcd come and go."""
+    async def _changes(
+        self, prefix: str, wanted: tuple[str, ...], revision: int, keys: set[str]
+    ) -> AsyncIterator[Change]:
+        """Every change below prefix behind revision, also while members of etcd come and go; where
+        those have been compacted away, what has become of the keys below wanted meanwhile. keys:
+        that there were.
+        """
+        compacted = False
         while True:
             try:
-                async for changes in self._fleet.watch(layout.HOSTS, revision + 1):
+                if compacted:
+                    at = (await self._fleet.find(layout.ROLLOUT)).revision
+                    for one in await self._meanwhile(wanted, revision, keys):
+                        _note(one, keys)
+                        yield one
+                    revision, compacted = at, False
+                async for changes in self._fleet.watch(prefix, revision + 1):
                     for one in changes:
-                        known.change(one)
                         revision = max(revision, one.item.revision if one.item else 0)
+                        _note(one, keys)
                         yield one
             except CompactedError:
-                found = await self._fleet.find(layout.HOSTS, prefix=True)
-                revision = found.revision
+                compacted = True
             except EtcdDownError:
                 await asyncio.sleep(AGAIN_S)
+
+    async def _meanwhile(
+        self, wanted: tuple[str, ...], revision: int, keys: set[str]
+    ) -> list[Change]:
+        made: list[Change] = []
+        there: set[str] = set()
+        for prefix in wanted:
+            newer = await self._fleet.find(prefix, prefix=True, newer_than=revision)
+            made += [Change(one.key, one) for one in newer.items]
+            known = await self._fleet.find(prefix, prefix=True, keys_only=True)
+            there |= {one.key for one in known.items}
+        gone = [one for one in keys if one.startswith(wanted) and one not in there]
+        return [*(Change(one, None) for one in sorted(gone)), *made]
 
     # -- back --
 
@@ -375,20 +437,27 @@ class Controller:
         """Everything from now on: a host that says something, a rollout that changes, another
         change (a host that is gone, a route that comes or goes).
         """
-        found = await self._fleet.find(layout.HOSTS, prefix=True)
-        revision = found.revision
-        while True:
-            try:
-                async for changes in self._fleet.watch("", revision + 1):
-                    for one in changes:
-                        revision = max(revision, one.item.revision if one.item else 0)
-                        made = _event(one)
-                        if made is not None:
-                            yield made
-            except CompactedError:
-                revision = (await self._fleet.find(layout.ROLLOUT)).revision
-            except EtcdDownError:
-                await asyncio.sleep(AGAIN_S)
+        keys: set[str] = set()
+        revision = 0
+        for prefix in _TOLD:
+            found = await self._fleet.find(prefix, prefix=True, keys_only=True)
+            keys |= {one.key for one in found.items}
+            revision = revision or found.revision
+        async for one in self._changes("", _TOLD, revision, keys):
+            made = _event(one)
+            if made is not None:
+                yield made
+
+
+_TOLD = (layout.HOSTS, layout.TWICE, layout.WANT)
+
+
+def _note(one: Change, keys: set[str]) -> None:
+    """Have in keys which there are."""
+    if one.item is None:
+        keys.discard(one.key)
+    else:
+        keys.add(one.key)
 
 
 def _event(one: Change) -> HostRow | Rollout | Change | None:
@@ -399,8 +468,7 @@ def _event(one: Change) -> HostRow | Rollout | Change | None:
             return Rollout.read(one.key, one.item.value)
         except DmmError:
             return one
-    wanted = (layout.HOSTS, layout.TWICE, layout.WANT)
-    return one if one.key.startswith(wanted) else None
+    return one if one.key.startswith(_TOLD) else None
 
 
 def _stable(before: Rollout | None) -> tuple[int, str]:

@@ -9,6 +9,7 @@
     hosts/HOST/INSTANCE        what an instance says of itself, for as long as it lives (a lease)
     twice/HOST/INSTANCE/ID     what another one says that found the name taken
     paths/HOST/INSTANCE        what an instance counts of its paths while that is asked: Figures
+    learnt/HOST/INSTANCE       what it has learnt of paths, where the policy shares that (its lease)
 
 A host follows want/ and reads the rest when that leads there. Values are JSON objects but for
 routes and parts; "format" says which version of this page they keep to, and one that is not ours is
@@ -37,9 +38,11 @@ ROLLOUT = "want/rollout"
 ROUTES = "want/routes/"
 WATCH = "want/watch"
 PUSHES = "pushes/"
+TEXTS = "text/"
 HOSTS = "hosts/"
 TWICE = "twice/"
 PATHS = "paths/"
+LEARNT = "learnt/"
 PART_BYTES = 512 << 10  # below etcd's --max-request-bytes, 1.5 MiB, as base64 too
 MAX_PARTS = 256
 MAX_VALUE_BYTES = 256 << 10  # of one that is JSON
@@ -193,7 +196,7 @@ def push_key(push: int) -> str:
 
 def text_key(push: int) -> str:
     """What the keys of its parts begin with."""
-    return f"text/{push:08}/"
+    return f"{TEXTS}{push:08}/"
 
 
 def host_key(host: str, instance: str) -> str:
@@ -204,6 +207,11 @@ def host_key(host: str, instance: str) -> str:
 def paths_key(host: str, instance: str) -> str:
     """Of what an instance counts of its paths."""
     return f"{PATHS}{host}/{instance}"
+
+
+def learnt_key(host: str, instance: str) -> str:
+    """Of what an instance has learnt of paths."""
+    return f"{LEARNT}{host}/{instance}"
 
 
 def route_key(key: str) -> tuple[str, str]:

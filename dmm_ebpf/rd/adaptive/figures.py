@@ -23,6 +23,7 @@ UNLIKE = math.log(1.2)  # a change of the path is more than this,
 ERRORS = 1.5  # and so many standard errors more,
 TELLING = 0.9  # as no fewer samples show
 MOST = 1e18  # of any sum
+_ROUNDED, _NONE = 1.001, 1e-6  # what is told in a few digits may be more by so much
 LEAST_SPREAD, MOST_SPREAD = 0.05, 0.6  # of merits, where few samples tell of it
 SPREAD_SAMPLES = 2.0  # as many are what is assumed of the spread worth
 (
@@ -83,6 +84,30 @@ class Sums:
             values[_MERIT] += merit
             values[_MERIT_SQUARED] += merit**2
 
+    @property
+    def samples(self) -> float:
+        """How many, faded."""
+        return self.values[_SAMPLES]
+
+    @property
+    def merits(self) -> float:
+        """How many of them tell how good it is."""
+        return self.values[_MERITS]
+
+    def is_likely(self, most_rate: float, most_rtt_us: float, most_merit: float) -> bool:
+        """Whether some path could have made them."""
+        v = self.values
+        most = (
+            (v[_LOG_RATE], v[_RATES] * math.log(most_rate)),
+            (v[_RTT_US], v[_RTTS] * most_rtt_us),
+            (v[_MERIT], v[_MERITS] * most_merit),
+            (v[_MERIT_SQUARED], v[_MERITS] * most_merit**2),
+            (v[_RESENT], v[_SEGMENTS]),
+            (v[_FAILED], v[_ENDS]),
+            *((v[number], v[_SAMPLES]) for number in (_RATES, _RTTS, _ENDS, _MERITS)),
+        )
+        return all(value <= bound * _ROUNDED + _NONE for value, bound in most)
+
     @classmethod
     def of(cls, half_life: float, at: float, values: Sequence[object]) -> Sums | None:
         """From values that were kept; None: no sums could be these."""
@@ -114,6 +139,7 @@ class Estimate:
     merit: float | None = None
     error: float = MOST_SPREAD
     changes: int = 0  # of the path, as this stack has seen it
+    others: float = 0.0  # of samples, those that other hosts' experience stands in for
 
 
 NOTHING = Estimate(0.0, None, None, None, None, 0.0)
@@ -148,7 +174,7 @@ class Figures:
             before = self.long.values
         if min(here[_MERITS], before[_MERITS]) < TELLING:
             return False
-        spread = min(max(_variance(self.recent.values), LEAST_SPREAD**2), MOST_SPREAD**2)
+        spread = min(max(variance(self.recent.values), LEAST_SPREAD**2), MOST_SPREAD**2)
         error = math.sqrt(spread / here[_MERITS] + spread / before[_MERITS])
         change = here[_MERIT] / here[_MERITS] - before[_MERIT] / before[_MERITS]
         return abs(change) > UNLIKE + ERRORS * error
@@ -176,10 +202,10 @@ class Figures:
     def _error(self) -> float:
         """Of merit: as the samples of late differ, and before there are some as those of hours."""
         recent, long = self.recent.values, self.long.values
-        assumed = min(max(_variance(long), LEAST_SPREAD**2), MOST_SPREAD**2)
+        assumed = min(max(variance(long), LEAST_SPREAD**2), MOST_SPREAD**2)
         n = recent[_MERITS]
-        variance = (n * _variance(recent) + SPREAD_SAMPLES * assumed) / (n + SPREAD_SAMPLES)
-        return math.sqrt(variance / (n + PRIOR_SAMPLES))
+        mean = (n * variance(recent) + SPREAD_SAMPLES * assumed) / (n + SPREAD_SAMPLES)
+        return math.sqrt(mean / (n + PRIOR_SAMPLES))
 
     def _mean(
         self, total: int, weight: int, above: float | None, unit: float = 1.0
@@ -207,7 +233,7 @@ def _burst(sums: Sequence[float]) -> float | None:
     return max(0.0, sums[_RESENT_SQUARED] / sums[_SAMPLES] - mean**2) / mean
 
 
-def _variance(sums: Sequence[float]) -> float:
+def variance(sums: Sequence[float]) -> float:
     """Of merits."""
     if sums[_MERITS] <= 1e-9:
         return MOST_SPREAD**2

@@ -118,6 +118,11 @@ class Mind:
         elif now - self.leads_since >= LASTING_S and now - self.since >= HOLD_S:
             self._change(best, f"{math.exp(lead):.2f} times as good as {self.chosen}", known, now)
 
+    def holds(self, now: float) -> float:
+        """How long there is no change of mind yet, in seconds."""
+        leads = now - self.leads_since if self.leader else 0.0
+        return max(0.0, self.since + HOLD_S - now, LASTING_S - leads if self.leader else 0.0)
+
     @property
     def margin(self) -> float:
         """By how much another must be better now."""

@@ -16,8 +16,10 @@ from typing import Any
 from dmm_ebpf.rd.adaptive.figures import LONG_S, Figures, Sums
 from dmm_ebpf.rd.adaptive.goal import merit, scores
 from dmm_ebpf.rd.adaptive.mind import ENOUGH, Draw, Mind
+from dmm_ebpf.rd.adaptive.prefix import ROOT, Prefix, parent, prefix_of, prefixes
 from dmm_ebpf.rd.adaptive.sample import Sample, checked
-from dmm_ebpf.rd.adaptive.tree import ROOT, Known, Node, PathTree, Prefix, parent, prefixes
+from dmm_ebpf.rd.adaptive.shared import told as told_of
+from dmm_ebpf.rd.adaptive.tree import Known, Node, PathTree
 from dmm_ebpf.records.path import Goal, Path, PathCandidate
 
 IDLE_S = 600.0  # a prefix that was not heard of for longer has no mind of its own
@@ -88,7 +90,7 @@ class Paths:
             prefix
             for prefix in self.tree
             if all_due
-            or self.tree.nodes[prefix].heard >= self._decided
+            or self._heard(prefix) >= self._decided
             or hash(prefix) % TURNS == turn
             or self._is_moved(prefix)
         ]
@@ -126,8 +128,11 @@ class Paths:
     def _is_idle(self, prefix: Prefix, now: float) -> bool:
         if prefix == ROOT:
             return False
+        return now - self._heard(prefix) > IDLE_S and not self.tree.shared.of(prefix)
+
+    def _heard(self, prefix: Prefix) -> float:
         node = self.tree.nodes.get(prefix)
-        return node is None or now - node.heard > IDLE_S
+        return node.heard if node else -math.inf
 
     def mind_of(self, address: bytes) -> tuple[Prefix, Mind]:
         """Who decides for a peer, and by which prefix. address: as in Sample."""
@@ -137,9 +142,16 @@ class Paths:
         """For listings, shorter prefixes first."""
         return [self.row(instance, prefix, now) for prefix in sorted(self.minds)]
 
+    def rows_around(self, instance: str, address: bytes, now: float) -> list[Path]:
+        """Of each prefix of a peer of which something is known, the longest first. address: as in
+        Sample.
+        """
+        return [self.row(instance, one, now) for one in prefixes(address) if one in self.tree.nodes]
+
     def row(self, instance: str, prefix: Prefix, now: float) -> Path:
-        """Of a prefix that has a mind."""
-        mind, estimates = self.minds[prefix], self.tree.estimates(prefix, now)
+        """Of a prefix; one without a mind has that around it."""
+        mind = self.minds.get(prefix) or self._around(prefix)
+        estimates = self.tree.estimates(prefix, now)
         told = scores(self.choice.goal, estimates, self.choice.dear)
         return Path(
             instance=instance,
@@ -154,12 +166,25 @@ class Paths:
             share=mind.draw.share,
             candidates=[
                 PathCandidate(
-                    name, round(one.samples, 2), one.rate, one.loss, one.burst, one.rtt_us,
-                    one.failed, told.get(name),
+                    name, round(one.samples - one.others, 2), one.rate, one.loss, one.burst,
+                    one.rtt_us, one.failed, told.get(name),
                 )
                 for name, one in estimates.items()
             ],
+            margin=round(math.exp(mind.margin), 3),
+            leader=mind.leader,
+            leads_s=round(max(0.0, now - mind.leads_since), 1) if mind.leader else 0.0,
+            holds_s=round(mind.holds(now), 1),
+            searches_s=round(max(0.0, mind.searching_until - now), 1),
+            hosts=self.tree.shared.of(prefix),
         )  # fmt: skip
+
+    # -- to other hosts --
+
+    def told(self, now: float) -> list[list[object]]:
+        """What this host has seen itself, as shared.read() takes it."""
+        latest = sorted(self.tree.nodes.items(), key=lambda one: -one[1].heard)
+        return told_of(((at, node.heard, node.figures) for at, node in latest), now)
 
     # -- over a restart --
 
@@ -191,7 +216,7 @@ class Paths:
         if not isinstance(one, list) or len(one) != 5:
             return
         length, address, age, figures, chosen = one
-        prefix = _prefix(length, address)
+        prefix = prefix_of(length, address)
         is_age = type(age) in {int, float} and math.isfinite(age) and age >= 0
         if prefix is None or not is_age or not isinstance(figures, dict):
             return
@@ -210,16 +235,3 @@ class Paths:
 def _faded(one: Figures, now: float) -> list[float]:
     one.long.fade(now)
     return list(one.long.values)
-
-
-def _prefix(length: object, address: object) -> Prefix | None:
-    """One of those that a tree has, from what was kept."""
-    if type(length) is not int or not isinstance(address, str) or len(address) != 32:
-        return None
-    try:
-        packed = bytes.fromhex(address)
-    except ValueError:
-        return None
-    return next(
-        (one for one in prefixes(packed) if one.length == length and one.packed == packed), None
-    )

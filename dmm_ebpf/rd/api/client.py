@@ -4,7 +4,7 @@
 Owns the path of the RD's socket and the sentences for an RD that cannot be reached.
 Every failure leaves
 as a DmmError: NotAttachedError when there is no such instance or nobody answers
-for it, PrivilegeError
+for it (SilentError: who has it lives), PrivilegeError
 when the caller may not ask, and whatever the RD itself said otherwise. It starts, stops and repairs
 nothing, and never retries.
 """
@@ -14,16 +14,19 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError, from_wire
 from dmm_ebpf.instancename import check_name, is_name
+from dmm_ebpf.rd.api import pulse
 from dmm_ebpf.rd.director import rundir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from dmm_ebpf.rd.api.wire import Connection, Message
@@ -31,9 +34,17 @@ if TYPE_CHECKING:
     from dmm_ebpf.records.fault import FaultRow
     from dmm_ebpf.records.flow import Flow, Listener
     from dmm_ebpf.records.path import Path as PathRow
-    from dmm_ebpf.records.policy import Applied, PolicyText, RouteAnswer
+    from dmm_ebpf.records.policy import (
+        Applied,
+        PolicyText,
+        RouteAnswer,
+        RouteRow,
+        RoutesChanged,
+    )
     from dmm_ebpf.records.stack import StackRow
     from dmm_ebpf.records.status import Status
+
+T = TypeVar("T")
 
 CALL_TIMEOUT_S = 10.0
 # Flows by the hundred thousand take seconds to put together.
@@ -63,7 +74,9 @@ def instances() -> list[str]:
 
 
 def _not_permitted(what: str) -> PrivilegeError:
-    return PrivilegeError(what, why="Permission denied", hint="run it as root")
+    return PrivilegeError(
+        what, why="Permission denied", hint="run it as root, or as a member of attach's --group"
+    )
 
 
 class NotServingError(NotAttachedError):
@@ -74,6 +87,12 @@ class HomelessError(NotAttachedError):
     """Somebody took the run directory of the instance away: its programs are attached, and
     nobody can be asked.
     """
+
+
+class SilentError(NotAttachedError):
+    """A living Resource Director does not answer."""
+
+    exit_code = 75  # sysexits.h EX_TEMPFAIL
 
 
 class Client(Closing):
@@ -156,6 +175,22 @@ class Client(Closing):
 
         return RouteAnswer.from_map(self.call("route_get", **query))
 
+    def routes(self) -> Iterator[RouteRow]:
+        """Its routes, as they come: the live ones first."""
+        from dmm_ebpf.records.policy import RouteRow
+
+        for message in self._exchange("routes", {}):
+            rows = message.get("page")
+            if rows is None:
+                rows = _result(message, f"ask instance {self.instance} for routes")
+            yield from map(RouteRow.from_map, rows)
+
+    def route_change(self, verb: str, routes: Sequence[Message] = ()) -> RoutesChanged:
+        """Put routes beside the policy in force, or take them away: see Live.edit()."""
+        from dmm_ebpf.records.policy import RoutesChanged
+
+        return RoutesChanged.from_map(self.call("route_change", verb=verb, routes=list(routes)))
+
     def policy_show(self) -> PolicyText:
         """The policy in force."""
         from dmm_ebpf.records.policy import PolicyText
@@ -198,10 +233,11 @@ class Client(Closing):
     def _send(self, connection: Connection, what: str, method: str, params: Message) -> None:
         from dmm_ebpf.rd.api import wire
 
+        watch = pulse.Watch(connection.peer_pid())
         try:
-            connection.send(wire.request(self._number, method, params))
+            _send(connection, wire.request(self._number, method, params), self._timeout_s, watch)
         except TimeoutError as exc:
-            raise _silent(what, self.instance) from exc
+            raise _silent(what, self.instance, watch) from exc
         except OSError as exc:
             # It may have said why, and hung up before it read this.
             with contextlib.suppress(NotAttachedError):
@@ -211,10 +247,11 @@ class Client(Closing):
     def _receive(self, connection: Connection, what: str) -> Message:
         from dmm_ebpf.rd.api import wire
 
+        watch = pulse.Watch(connection.peer_pid())
         try:
-            message = connection.receive()
+            message = _patiently(connection.receive, connection, self._timeout_s, watch)
         except TimeoutError as exc:
-            raise _silent(what, self.instance) from exc
+            raise _silent(what, self.instance, watch) from exc
         except OSError as exc:
             raise _gone(what, self.instance) from exc
         if message is None:
@@ -245,7 +282,8 @@ class Subscription(Closing):
         self._what = f"follow instance {instance}"
         self._connection = _connect(instance, self._what, timeout_s)
         try:
-            self._connection.send(wire.request(1, method, params))
+            self._watch = pulse.Watch(self._connection.peer_pid())
+            _send(self._connection, wire.request(1, method, params), timeout_s, self._watch)
             self._connection.set_timeout(None)
         except OSError as exc:
             self._connection.close()
@@ -277,9 +315,42 @@ class Subscription(Closing):
             raise _gone(self._what, self.instance)
         return [_event(message, self._what) for message in messages]
 
+    def silence(self) -> SilentError | None:
+        """Look whether the RD stands still, while nothing comes: again and again, pulse.LOOK_S
+        apart. None: it does not, or not for long enough.
+        """
+        if not self._watch.stands_still():
+            return None
+        return _silent(self._what, self.instance, self._watch)
+
     def close(self) -> None:
         """End the stream; again is harmless."""
         self._connection.close()
+
+
+def _send(connection: Connection, frame: bytes, timeout_s: float, watch: pulse.Watch) -> None:
+    """Raises as _patiently() does."""
+    rest = memoryview(frame)
+    while rest:
+        sent = _patiently(partial(connection.send_some, rest), connection, timeout_s, watch)
+        rest = rest[sent:]
+
+
+def _patiently(
+    step: Callable[[], T], connection: Connection, timeout_s: float, watch: pulse.Watch
+) -> T:
+    """What a step with the RD gives. Raises TimeoutError when it was not done in time, or when
+    the RD stands still; OSError, FrameError.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = max(deadline - time.monotonic(), 0.0)
+        connection.set_timeout(min(left, pulse.LOOK_S) or 0.001)
+        try:
+            return step()
+        except TimeoutError:
+            if left <= pulse.LOOK_S or watch.stands_still():
+                raise
 
 
 def _connect(instance: str, what: str, timeout_s: float) -> Connection:
@@ -304,7 +375,7 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
     if isinstance(exc, FileNotFoundError) and not (rundir.ROOT / instance).is_dir():
         return _absent(what, instance)
     if isinstance(exc, FileNotFoundError | ConnectionRefusedError):
-        if rundir.RunDir(instance).is_locked():
+        if _is_locked(instance):
             return NotServingError(
                 what,
                 why="its Resource Director is starting or ending",
@@ -321,6 +392,13 @@ def _unreachable(what: str, instance: str, exc: OSError) -> NotAttachedError | P
     ):  # EAGAIN: more than it has taken are waiting
         return _silent(what, instance)
     return NotAttachedError(what, why=exc.strerror or str(exc))
+
+
+def _is_locked(instance: str) -> bool:
+    """False for who may not look."""
+    with contextlib.suppress(PermissionError):
+        return rundir.RunDir(instance).is_locked()
+    return False
 
 
 def _absent(what: str, instance: str) -> NotAttachedError:
@@ -341,12 +419,16 @@ def _absent(what: str, instance: str) -> NotAttachedError:
     )
 
 
-def _silent(what: str, instance: str) -> NotAttachedError:
-    return NotAttachedError(
-        what,
-        why="its Resource Director does not answer",
-        hint=f"it may be stopped or very busy; dmm-ebpf detach --instance {instance} removes everything",
-    )
+def _silent(what: str, instance: str, watch: pulse.Watch | None = None) -> SilentError:
+    why = "its Resource Director does not answer"
+    hint = f"dmm-ebpf detach --instance {instance} removes everything"
+    if watch is not None and watch.stopped:
+        return SilentError(
+            what,
+            why=f"{why}: its process {watch.pid} is stopped",
+            hint=f"kill -CONT {watch.pid} lets it go on, and {hint}",
+        )
+    return SilentError(what, why=why, hint=f"it may be stopped or very busy; {hint}")
 
 
 def _gone(what: str, instance: str) -> NotAttachedError:

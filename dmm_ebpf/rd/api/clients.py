@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_CLIENTS = 256
+MAX_READERS = 128  # of them that are not root, which so always finds room
 # Of all clients' requests that are long, as far as they have come; a policy may have 5 MiB
 MAX_HELD_BYTES = 24 << 20
 
@@ -29,6 +30,7 @@ class Clients:
         # have never sent a whole request, and those that have
         self._strangers: dict[asyncio.Task[None], None] = {}
         self._known: dict[asyncio.Task[None], None] = {}
+        self._readers: set[asyncio.Task[None]] = set()
         self._held: dict[asyncio.Task[None], int] = {}  # bytes of requests that are long
 
     def __len__(self) -> int:
@@ -38,15 +40,19 @@ class Clients:
         """Those that are being served."""
         return [task for task in self._all if not task.done()]
 
-    def admit(self, task: asyncio.Task[None]) -> DmmError | None:
+    def admit(self, task: asyncio.Task[None], *, is_root: bool = True) -> DmmError | None:
         """Take one more; None, or why it cannot be."""
-        if len(self._all) >= MAX_CLIENTS and not self._hang_up_on_one():
-            return DmmError(
-                "answer one more client",
-                why=f"{MAX_CLIENTS} are connected",
-                hint="end programs that follow flows",
-            )
+        if (
+            not is_root
+            and len(self._readers) >= MAX_READERS
+            and not self._hang_up_on_one(self._readers)
+        ):
+            return _full(f"{MAX_READERS} that are not root's are connected")
+        if len(self._all) >= MAX_CLIENTS and not self._hang_up_on_one(self._all):
+            return _full(f"{MAX_CLIENTS} are connected")
         self._all.add(task)
+        if not is_root:
+            self._readers.add(task)
         self._strangers[task] = None
         task.add_done_callback(self._forget)
         return None
@@ -75,8 +81,9 @@ class Clients:
                 raise DmmError("take in a request", why=why, hint="ask again in a moment")
             self._hang_up_on(oldest)
 
-    def _hang_up_on_one(self) -> bool:
-        longest = next(iter(self._strangers), None) or next(iter(self._known), None)
+    def _hang_up_on_one(self, among: set[asyncio.Task[None]]) -> bool:
+        waiting = (one for one in (*self._strangers, *self._known) if one in among)
+        longest = next(waiting, None)
         if longest is None:
             return False
         self._hang_up_on(longest)
@@ -88,6 +95,11 @@ class Clients:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._all.discard(task)
+        self._readers.discard(task)
         self._strangers.pop(task, None)
         self._known.pop(task, None)
         self._held.pop(task, None)
+
+
+def _full(why: str) -> DmmError:
+    return DmmError("answer one more client", why=why, hint="end programs that follow flows")

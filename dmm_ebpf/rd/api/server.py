@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Resource Director's Unix socket: who may ask, and what can be asked.
 
-Only uid 0 is answered (SO_PEERCRED, unix(7)), whatever the socket's mode became; nothing that
-others send is read. A request that fails is answered with its sentence; it never ends the
-connection of another client, nor the RD. Who sends half a request, or does not read the answer, is
-hung up on. How many there may be, and who makes room: clients.py.
+Only uid 0 is answered (SO_PEERCRED, unix(7)), and a group that was named for it, which changes
+nothing; whatever the socket's mode became, nothing that others send is read. A request that fails
+is answered with its sentence; it never ends the connection of another client, nor the RD. Who sends
+half a request, or does not read the answer, is hung up on. How many there may be, and who makes
+room: clients.py.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError, unforeseen
 from dmm_ebpf.peercred import peer
 from dmm_ebpf.rd.api import wire
 from dmm_ebpf.rd.api.backlog import Backlog
 from dmm_ebpf.rd.api.clients import Clients
-from dmm_ebpf.rd.director import faults
+from dmm_ebpf.rd.director import faults, routechange
 from dmm_ebpf.rd.director.instance import Instance
 from dmm_ebpf.rd.policy.values import shown
+from dmm_ebpf.readers import belongs
 from dmm_ebpf.records.record import Record
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dmm-ebpf")
 BACKLOG = 4096  # somaxconn of Linux: who finds it full has to wait
 REQUEST_WITHIN_S = 10.0
+AGAIN_S = 1.0
 ANSWER_WITHIN_S = 600.0  # a listing may go to a pager
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -45,7 +48,9 @@ Listing = Callable[[], AsyncIterator[Sequence[Record]]]
 class Server:
     """Answers for one Instance until asked to stop."""
 
-    def __init__(self, instance: Instance, path: Path) -> None:
+    def __init__(self, instance: Instance, path: Path, readers: int | None = None) -> None:
+        """readers: gid of the group that may ask."""
+        self._readers = readers
         self._instance = instance
         self._path = path
         self._stop = asyncio.Event()
@@ -61,11 +66,20 @@ class Server:
             "paths": _plain(lambda _: instance.list_paths()),
             "route_get": _plain(instance.route_get),
             "policy_show": _plain(lambda _: instance.policy_show()),
-            "policy_apply": self._apply,
-            "faults": lambda params: faults.inject(instance.stacks, params),
-            "stop": self._stop_method,
         }
-        self._listings: dict[str, Listing] = {"flows": instance.list_flows}
+        self._changes: dict[str, tuple[str, Method]] = {  # root's alone, each in words
+            "policy_apply": ("apply a policy", self._apply),
+            "route_change": (
+                "change a route",
+                lambda params: instance.change(lambda here: routechange.change(here, params)),
+            ),
+            "faults": ("inject a fault", lambda params: faults.inject(instance.stacks, params)),
+            "stop": ("detach", self._stop_method),
+        }
+        self._listings: dict[str, Listing] = {
+            "flows": instance.list_flows,
+            "routes": instance.list_routes,
+        }
 
     async def serve(self) -> None:
         """Answer until stop() is called or a client asks for it. Returns with the socket
@@ -75,14 +89,14 @@ class Server:
         loop = asyncio.get_running_loop()
         instance = self._instance
         watches = [
-            loop.create_task(watch)
+            loop.create_task(kept_up(watch))
             for watch in (
-                instance.watch.run(),
-                instance.guard.run(),
-                instance.groups.run(),
-                instance.adaptive.run(),
-                instance.sets.run(),
-                self._stop_when_orphaned(),
+                instance.watch.run,
+                instance.guard.run,
+                instance.groups.run,
+                instance.adaptive.run,
+                instance.sets.run,
+                self._stop_when_orphaned,
             )
         ]
         await self._stop.wait()
@@ -104,6 +118,9 @@ class Server:
             new = await asyncio.start_unix_server(self._client, str(self._path), backlog=BACKLOG)
         finally:
             os.umask(mask)
+        if self._readers is not None:
+            os.chown(self._path, 0, self._readers)
+            self._path.chmod(0o660)
         old, self._listening = self._listening, new
         if old is not None:
             old.close()
@@ -146,13 +163,14 @@ class Server:
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        refusal = self._refusal(writer) or self._clients.admit(task)
-        if refusal is not None:
-            writer.write(wire.failure(wire.CONNECTION, refusal))
-            writer.close()
-            return
         try:
-            await self._talk(reader, writer)
+            sock = writer.get_extra_info("socket")
+            uid = peer(sock)[1]
+            refusal = self._refusal(sock, uid) or self._clients.admit(task, is_root=uid == 0)
+            if refusal is None:
+                await self._talk(reader, writer, uid)
+            else:
+                writer.write(wire.failure(wire.CONNECTION, refusal))
             writer.close()
         except asyncio.CancelledError as e:
             if e.args:  # it made room for another one; if it lives, it is told
@@ -164,19 +182,29 @@ class Server:
         except DmmError as e:
             log.warning("a client was hung up on: %s", e)
             writer.transport.abort()  # it may not read what it is still to be sent
+        except Exception:
+            log.exception("a client was hung up on")
+            writer.transport.abort()
 
-    def _refusal(self, writer: asyncio.StreamWriter) -> DmmError | None:
+    def _refusal(self, sock: Any, uid: int) -> DmmError | None:
         """Why this client is not served; told before a byte of what it sends is read."""
-        _pid, uid = peer(writer.get_extra_info("socket"))
-        if uid != 0:
-            return PrivilegeError("answer on this socket", why=f"uid {uid} asks, and only root may")
-        return None
+        if uid == 0 or (self._readers is not None and belongs(sock, self._readers)):
+            return None
+        may = "only root may" if self._readers is None else f"only root and gid {self._readers} may"
+        return PrivilegeError("answer on this socket", why=f"uid {uid} asks, and {may}")
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _talk(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
-        while (message := await self._request(reader, task)) is not None:
+        while (message := await self._request(reader, task, uid)) is not None:
             number, method, params = wire.REQUESTS.request_of(message)
+            if uid and method in self._changes:
+                refused = _no_change(self._changes[method][0], uid)
+                await wire.write_frame(writer, wire.failure(number, refused))
+                self._clients.waits(task)
+                continue
             if method == "follow":
                 await self._follow(number, reader, writer)
                 return
@@ -186,12 +214,12 @@ class Server:
             self._clients.waits(task)
 
     async def _request(
-        self, reader: asyncio.StreamReader, task: asyncio.Task[None]
+        self, reader: asyncio.StreamReader, task: asyncio.Task[None], uid: int
     ) -> wire.Message | None:
         first = await reader.read(1)
         if not first:
             return None
-        hold = partial(self._clients.hold, task)
+        hold = partial(_refuse_long, uid) if uid else partial(self._clients.hold, task)
         message = await wire.read_request(reader, first, within_s=REQUEST_WITHIN_S, hold=hold)
         self._clients.asked(task)
         return message
@@ -201,6 +229,8 @@ class Server:
     ) -> AsyncGenerator[bytes, None]:
         """The frames that answer a request: pages of a long listing, and the reply."""
         known, listing = self._methods.get(method), self._listings.get(method)
+        if method in self._changes:
+            known = self._changes[method][1]
         try:
             if listing is not None:
                 by_columns = params.get("columns") is True
@@ -218,12 +248,7 @@ class Server:
             yield wire.failure(number, e)
         except Exception as e:
             log.exception("request %s failed", shown(method))
-            error = DmmError(
-                f"answer {shown(method)}",
-                why=f"{type(e).__name__}: {e}",
-                hint="the RD's log has more",
-            )
-            yield wire.failure(number, error)
+            yield wire.failure(number, unforeseen(f"answer {shown(method)}", e))
 
     async def _follow(
         self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -242,7 +267,7 @@ class Server:
             await asyncio.gather(*ends, return_exceptions=True)
 
     async def _send_events(self, number: int, writer: asyncio.StreamWriter) -> None:
-        unsubscribe = self._instance.subscribe(self._backlog.add)
+        unsubscribe = self._instance.followers.subscribe(self._backlog.add)
         try:
             async for told, lost in self._backlog.follow():
                 event: Record = replace(told, events_lost=lost) if lost else told
@@ -254,6 +279,37 @@ class Server:
         await self._instance.orphaned.wait()
         log.warning("the network namespace was deleted: detaching")
         self.stop()
+
+
+def _no_change(what: str, uid: int) -> PrivilegeError:
+    return PrivilegeError(
+        what,
+        why=f"uid {uid} may ask this Resource Director, and only root may change something",
+        hint="run it as root",
+    )
+
+
+def _refuse_long(uid: int, _count: int) -> None:
+    """What one asks is short; a policy is long."""
+    why = f"uid {uid} may only ask, and what it sends is longer than any question"
+    raise PrivilegeError("take in a request", why=why, hint="run it as root")
+
+
+async def kept_up(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """run(), begun anew if it ends by an exception: what it looks after must not go untended. Not
+    once it is cancelled, whatever run() makes of that: who cancels waits for the end.
+    """
+    task = asyncio.current_task()
+    while True:
+        try:
+            await run()
+        except Exception:
+            if task is not None and task.cancelling():
+                raise
+            log.exception("%s ended; it is begun anew", run.__qualname__)
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
 
 
 def _plain(function: Callable[[dict[str, Any]], Any]) -> Method:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dmm_ebpf import frames
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.frames import Decoder, FrameError, Frames, Limits, Message
+from dmm_ebpf.peercred import peer
 from dmm_ebpf.records.record import Record, columns_of, to_map
 
 if TYPE_CHECKING:
@@ -136,13 +137,17 @@ class Connection:
         """For selectors. After readability call read_ready()."""
         return self._sock.fileno()
 
+    def peer_pid(self) -> int:
+        """Of the process that listens there; 0: one of another PID namespace. Raises OSError."""
+        return peer(self._sock)[0]
+
     def set_timeout(self, seconds: float | None) -> None:
-        """How long one send or receive may take; None: for ever."""
+        """How long one send_some() or receive() may take; None: for ever."""
         self._sock.settimeout(seconds)
 
-    def send(self, frame: bytes) -> None:
-        """Send one frame. Raises OSError."""
-        self._sock.sendall(frame)
+    def send_some(self, data: memoryview) -> int:
+        """Send what there is room for; how many bytes that was. Raises OSError."""
+        return self._sock.send(data)
 
     def receive(self) -> Message | None:
         """The next message; None when the peer closed between messages.

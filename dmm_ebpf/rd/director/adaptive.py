@@ -29,8 +29,8 @@ from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader.spec import ADAPTIVE_KEY
 from dmm_ebpf.rd.adaptive.mind import Draw
 from dmm_ebpf.rd.adaptive.paths import Choice, Paths
+from dmm_ebpf.rd.adaptive.prefix import Prefix
 from dmm_ebpf.rd.adaptive.sample import End, Sample, segments_of
-from dmm_ebpf.rd.adaptive.tree import Prefix
 from dmm_ebpf.rd.director.ending import reason
 from dmm_ebpf.rd.director.flows import Leg, Pair, Place, legs_of
 from dmm_ebpf.rd.director.live import with_sockets
@@ -81,6 +81,7 @@ class Adaptive:
         self._file = folder / FILE
         self._kept: dict[str, Any] = {}
         self._known: dict[str, Paths] = {}
+        self.sharing: dict[str, Paths] = {}  # those that other hosts are to know, and tell of
         self._numbers: dict[str, int] = {}  # of candidates, and of what routes name
         self._names: dict[int, str] = {}
         self._half = 0
@@ -120,6 +121,8 @@ class Adaptive:
             name: self._known.get(name) or self._begin(policy, auto, now)
             for name, auto in policy.autos.items()
         }
+        shared = [name for name, auto in policy.autos.items() if auto.share]
+        self.sharing = {name: self._known[name] for name in shared}
         candidates = [name for auto in policy.autos.values() for name in auto.candidates]
         self._numbers = {name: ids.stack(name) for name in [*policy.autos, *candidates]}
         self._names = {self._numbers[name]: name for name in candidates}
@@ -279,6 +282,13 @@ class Adaptive:
             return None
         prefix, _ = paths.mind_of(abi.addr16(address))
         return paths.row(instance, prefix, time.monotonic())
+
+    def paths_to(self, instance: str, named: str, address: str) -> list[records.path.Path]:
+        """All that is known of a peer's prefixes, where path_to() tells of one."""
+        paths = self._known.get(named)
+        if paths is None:
+            return []
+        return paths.rows_around(instance, abi.addr16(address), time.monotonic())
 
     # -- over a restart --
 

@@ -29,12 +29,13 @@ _MAX_TEXT = 256
 @dataclass(frozen=True)
 class Wanted:
     """stacks: their names, or of single processes, as "wan@1"; none: all. legs: "inner", "outer".
-    snaplen_bytes: of each frame at most.
+    snaplen_bytes: of each frame at most. verb: what errors say was tried, "capture" or "trace".
     """
 
     stacks: tuple[str, ...] = ()
     legs: tuple[str, ...] = ("inner", "outer")
     snaplen_bytes: int = pcapng.SNAPLEN_MAX_BYTES
+    verb: str = "capture"
 
 
 class Capture:
@@ -58,7 +59,9 @@ class Capture:
     def _chosen(self) -> list[StackState]:
         state = self._run.load()
         if state is None:
-            raise NotAttachedError(f"capture instance {self._instance}", why="there is none")
+            raise NotAttachedError(
+                f"{self._wanted.verb} instance {self._instance}", why="there is none"
+            )
         chosen = [
             s
             for s in state.stacks
@@ -70,10 +73,10 @@ class Capture:
                 why = (
                     f"instance {self._instance} has {', '.join(sorted(known)) or 'none that runs'}"
                 )
-                raise UsageError(f"capture stack {name}", why=why)
+                raise UsageError(f"{self._wanted.verb} stack {name}", why=why)
         if not chosen:
             raise NotAttachedError(
-                f"capture instance {self._instance}",
+                f"{self._wanted.verb} instance {self._instance}",
                 why="no process of a user stack runs",
                 hint="`dmm-ebpf stacks` says why",
             )
@@ -98,7 +101,7 @@ class Capture:
             writer.close()
 
     async def _begin(self, process: StackState, first: int) -> list[tuple[str, str]]:
-        what = f"capture stack {process.label}"
+        what = f"{self._wanted.verb} stack {process.label}"
         try:
             async with asyncio.timeout(_ANSWER_S):
                 reader, writer = await asyncio.open_unix_connection(
@@ -165,7 +168,8 @@ class Capture:
                     await queue.put(stream.feed(data, most))
             if not self._ending:
                 error = DmmError(
-                    f"go on with the capture of {stream.name}", why="its process has ended"
+                    f"go on with the {self._wanted.verb} of {stream.name}",
+                    why="its process has ended",
                 )
                 self.errors.append(error)
         except pcapng.StreamError as exc:

@@ -54,7 +54,7 @@ class Earlier:
         """look() at an attach. adopted: a Resource Director that was killed has seen the
         connections; since then there were hooks.
         """
-        if not self._attached.cgroup_id:
+        if self._attached.own_id == cgroups.NOWHERE:
             return
         try:
             self.look(connections=not adopted)
@@ -68,7 +68,8 @@ class Earlier:
         record are taken down, too.
         """
         below = sync.in_cgroup_by_path(cgroups.path_of)
-        here = [one for one in sockdiag.owned() if below(one.cgroup_id, self._attached.cgroup_id)]
+        own = self._attached.own_id
+        here = [one for one in sockdiag.owned() if below(one.cgroup_id, own)]
         listening = [one for one in here if one.state == TCP_LISTEN]
         if connections:
             self._take_down(here, {one.lport for one in listening})

@@ -153,6 +153,7 @@ def _of_socket(
 ) -> records.flow.Flow:
     decision, names = flow.decision, known.names
     sent, received = flow.bytes_sent, flow.bytes_received
+    told = _choice(decision, names)
     if live is None:
         ends, state = pair_text(flow.pair), flow.state
         srtt_us, retransmits = flow.srtt_us, flow.retransmits
@@ -160,6 +161,8 @@ def _of_socket(
         ends, state = (live.laddr, live.lport, live.raddr, live.rport), live.state
         sent, received = max(sent, live.bytes_acked), max(received, live.bytes_received)
         srtt_us, retransmits = live.rtt_us, live.total_retrans
+        if live.mptcp is not None:
+            told["mptcp"] = live.mptcp
     proto = PROTOCOLS[flow.pair.proto]
     place = decision.stack, decision.process
     outer = known.legs.get((place, at_nic or ends)) if proto == "tcp" else None
@@ -193,7 +196,7 @@ def _of_socket(
         _age_s(flow.opened_ns, known.now_ns),
         carrier,
         *_leg(outer),
-        **_choice(decision, names),
+        **told,
     )
 
 

@@ -10,15 +10,18 @@ file has changed since, the routes of that generation stay numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.director.rundir import PolicyText, State
+from dmm_ebpf.rd.director.liveroutes import Journal
+from dmm_ebpf.rd.director.rundir import PolicyText, RunDir, State
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Labels
+from dmm_ebpf.rd.policy.hostnames import HostName
 from dmm_ebpf.rd.policy.model import Policy
 
 MOST_TEXTS = 16  # of earlier policies in state.json, which is written whole
@@ -51,6 +54,22 @@ class Generations:
         """A generation that is in force now."""
         self._texts[generation] = text_of(policy, path, generation)
         self._labels[generation] = labels
+
+    def again(self, generation: int, before: int) -> None:
+        """Another generation of the policy in force: routes beside it have changed."""
+        if before in self._texts:
+            self._texts[generation] = self._texts[before]
+        if before in self._labels:
+            self._labels[generation] = self._labels[before]
+
+    def extend(self, since: int, journal: Journal) -> None:
+        """All generations of the policy of which since is one."""
+        if journal.since <= since <= journal.generation:
+            for generation in range(journal.since, journal.generation + 1, 2):
+                self.again(generation, since)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
     def keep(self, used: Collection[int]) -> None:
         """Forget all others."""
@@ -99,6 +118,12 @@ def in_force(state: State) -> PolicyText:
     return PolicyText(state.policy_text or "", state.policy, state.policy_files, [state.generation])
 
 
+def shown(state: State) -> records.policy.PolicyText:
+    """The same for `policy show`."""
+    told = (state.instance, state.policy, state.policy_text, state.generation)
+    return records.policy.PolicyText(*told)
+
+
 def text_of(policy: Policy, path: Path | None, generation: int) -> PolicyText:
     """A policy, as state.json tells of it; path: its file."""
     return PolicyText(policy.text, str(path) if path else None, files_of(policy), [generation])
@@ -119,4 +144,32 @@ def after(policy: Policy, path: Path | None, generation: int) -> dict[str, Any]:
         "policy": one.path,
         "policy_text": one.text,
         "policy_files": one.files,
+        "hosts": hosts_of(policy),
+    }
+
+
+def write(run: RunDir, state: State, then: Mapping[str, Any]) -> None:
+    """Write down a state that is to come, by its members. DmmError if it cannot be, and is of
+    another policy than what is in force, which stands there already: a take-over needs no room.
+    """
+    same = all(
+        getattr(state, name) == then[name] for name in ("policy", "policy_text", "policy_files")
+    )
+    (run.keep if same else run.save)(replace(state, **then))
+
+
+def keep_hosts(run: RunDir, state: State, policy: Policy, unanswered: Mapping[str, float]) -> None:
+    """What is known of hostnames, for who takes over. unanswered: see State."""
+    hosts = hosts_of(policy)
+    if (hosts, unanswered) != (state.hosts, state.unanswered):
+        state.hosts, state.unanswered = hosts, dict(unanswered)
+        run.keep(state)
+
+
+def hosts_of(policy: Policy) -> dict[str, list[str]]:
+    """The addresses of a policy's hostnames."""
+    return {
+        str(name): [str(prefix) for prefix in prefixes]
+        for name, prefixes in policy.elements.items()
+        if isinstance(name, HostName)
     }

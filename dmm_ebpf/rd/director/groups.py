@@ -2,19 +2,24 @@
 """The cgroups of an instance, followed: the one that its hooks are on, and those that rules of
 the policy name; and the files of executables that they name, which a package update replaces.
 
-A service manager removes a service's cgroup and makes it again with each restart: the hooks went
-with the old one, and rules know a group by a number that nobody has any more. inotify(7) on the
-directories above tells of the new one at once, and before a process of the service has come that
-far, hooks and rules are on it; a look each second is for what inotify does not tell. A group that
-is not there yet is waited for in the same way.
+A service manager removes a service's cgroup and makes it again with each restart: hooks go with
+the old one, and programs know a group by a number that nobody has any more. So the hooks of an
+instance whose cgroup comes and goes are on the nearest one above it, with a gate (bpf/group.h), and
+the kernel itself writes the new number where hooks and rules look, within mkdir(2)
+(loader/groupmade.py): no connection can come before. Should the group with the hooks go, too, they
+go to one further up, and stay there.
 
-It is a race with the service manager, which starts the program some milliseconds after it has
-made the group. So hooks and rules are moved where the news is heard, in the event loop's own
-thread: another one would first have to get Python's lock. What nobody's connection waits for
-comes later, in threads.
+What is left is done here: to say so, to put the hooks above a group that was thought to stay, to
+follow files and devices, and all of it where the kernel does not tell. inotify(7) on the
+directories above tells of a new one at once; a look each second is for what inotify does not tell.
+There it is a race with the service manager, which starts the program some milliseconds after it
+has made the group. So hooks and rules are moved where the news is heard, in the event loop's own
+thread: another one would first have to get Python's lock. What nobody's connection waits for comes
+later, in threads.
 
-Invariant: watches are set before anything is looked at, from the root down, so that
-nothing happens unseen.
+Invariants: watches are set before anything is looked at, from the root down, so that nothing
+happens unseen. A number in the kernel is read before the group is looked at, and replaced only if
+it is still that one: what the kernel has written since is newer.
 """
 
 from __future__ import annotations
@@ -27,13 +32,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmm_ebpf import abi, records
-from dmm_ebpf.abi import Struct
+from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.hal import exefile, nic
 from dmm_ebpf.hal.inotify import EntryWatch
-from dmm_ebpf.loader import Attached, restore
+from dmm_ebpf.loader import Attached, groupmade, restore
 from dmm_ebpf.loader import cgroup as cgroups
+from dmm_ebpf.loader.cgroup import NOWHERE
+from dmm_ebpf.loader.compile import knows_groups
 from dmm_ebpf.rd.director import executables, sync, urgency
+from dmm_ebpf.rd.director.nested import nested
 from dmm_ebpf.rd.policy.compile import NO_DEVICE, NO_FILE, Compiled
 from dmm_ebpf.rd.policy.compile_rules import Check
 from dmm_ebpf.rd.policy.evaluate import Query, is_below
@@ -41,7 +49,9 @@ from dmm_ebpf.rd.policy.model import Policy
 from dmm_ebpf.threads import in_thread
 
 LOOK_S = 1.0
-NOWHERE = 2**64 - 1  # the id of no cgroup: a rule with it matches nothing
+# Of systemd, whose cgroups are removed and made again whenever they are stopped and started.
+UNITS = frozenset({".service", ".scope", ".socket", ".mount", ".swap"})
+UNTOLD = "cgroups that are made again are followed by inotify, in a race with who makes them"
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -51,14 +61,7 @@ def lookup(path: str) -> tuple[int, int]:
     there is no cgroup v2.
     """
     place = cgroups.place(path)
-    return _id_of(place), cgroups.level(place)
-
-
-def _id_of(place: Path) -> int:
-    try:
-        return cgroups.cgroup_id(place)
-    except (FileNotFoundError, NotADirectoryError):
-        return NOWHERE
+    return cgroups.id_of(place), cgroups.level(place)
 
 
 def attach_place(path: str, *, pending: bool) -> Path:
@@ -73,6 +76,37 @@ def attach_place(path: str, *, pending: bool) -> Path:
         raise UsageError(
             e.what, why=e.why, hint=f"{e.hint}, or attach with --pending to wait for it"
         ) from e
+
+
+def hooks_on(instance: str, cgroup: Path, *, pending: bool) -> Path | None:
+    """The directory of the cgroup that the hooks of an instance belong on whose own is cgroup;
+    None: it is not there yet. pending: its own may come and go, as one with the name of a unit
+    does in any case. A slice that is there is taken to stay, as long as it does.
+    """
+    there = cgroup if cgroup.is_dir() else None
+    goes = cgroup.suffix in UNITS or (pending and not (there and cgroup.suffix == ".slice"))
+    if not goes:
+        return there
+    return _above(instance, cgroup) or there
+
+
+def _above(instance: str, cgroup: Path) -> Path | None:
+    """Where the hooks of an instance belong whose own cgroup comes and goes: on the nearest one
+    above. None: they cannot be there, as nothing could tell its sockets from others'.
+    """
+    if cgroup == cgroups.find_cgroup2() or not (knows_groups() and cgroups.sees_root()):
+        return None
+    above = cgroups.nearest(cgroup.parent)
+    for other in nested(instance):
+        # Of hooks on one cgroup the order is that in which they came, and the inner's are first.
+        if other.above and Path(other.cgroup) == above:
+            log.warning(
+                "the hooks of instance %s are on %s, so those of this one go to %s itself each time "
+                "it is made: its first connection may come before them",
+                *(other.instance, other.cgroup, cgroup),
+            )
+            return None
+    return above
 
 
 def known_cgroup(policy: Policy, query: Query) -> None:
@@ -96,12 +130,18 @@ class Groups:
     def __init__(
         self, attached: Attached, cgroup: Path, told: Callable[[], None], earlier: Callable[[], int]
     ) -> None:
-        """cgroup: the directory that the hooks belong on. told: called when one of them came or
+        """cgroup: the directory of the instance's own. told: called when one of them came or
         went. earlier: finds listeners that were on it before the hooks; called in a thread,
         says how many.
         """
         self._attached = attached
         self._cgroup = cgroup
+        self._gated = attached.gated
+        self._on = self._found() if self._gated else cgroup  # where the hooks belong
+        self._own_id = attached.own_id  # as it was last seen
+        self._waited = groupmade.Waited(attached)
+        self._waits = self._gated  # whether the kernel is still to be asked to tell of it
+        self._stays = False  # whether the hooks cannot go above
         self._told = told
         self._earlier = earlier
         self._generation = 0
@@ -114,16 +154,30 @@ class Groups:
         # The hooks are on another cgroup, and the rest of that is still to be done
         self._hooked = False
         self._pointed = False  # the same of rules
+        self._untold = False  # it has been said that the kernel does not tell
 
     @property
     def missing(self) -> bool:
-        """Whether the cgroup that the hooks belong on is not there."""
-        return _id_of(self._cgroup) == NOWHERE
+        """Whether the instance's own cgroup is not there."""
+        return cgroups.id_of(self._cgroup) == NOWHERE
 
     @property
     def moved(self) -> bool:
-        """Whether that cgroup is another than the one they are on."""
-        return _id_of(self._cgroup) not in (NOWHERE, self._attached.cgroup_id)
+        """Whether that cgroup is another than the one whose sockets the hooks see."""
+        number = cgroups.id_of(self._cgroup)
+        if number not in (NOWHERE, self._attached.own_id):
+            return True
+        return not self._stand and (self._gated or number != NOWHERE)
+
+    @property
+    def _stand(self) -> bool:
+        """Whether the hooks are where they belong."""
+        return cgroups.id_of(self._on) == self._attached.cgroup_id
+
+    def _found(self) -> Path:
+        """Where hooks with a gate are, or else belong."""
+        path = cgroups.path_of(self._attached.cgroup_id) if self._attached.cgroup_id else None
+        return cgroups.place(path) if path else cgroups.nearest(self._cgroup.parent)
 
     def pending(self) -> list[records.status.Pending]:
         """The rules that wait for their cgroup."""
@@ -137,10 +191,40 @@ class Groups:
         self._rules = list(compiled.rules)
         self._texts = [policy.rule_text(index) for index in range(len(policy.rules))]
         self._checks = compiled.checks
+        if self._waited.there:
+            with contextlib.suppress(DmmError):  # nobody reads that half
+                self._waited.rules(generation & 1 ^ 1, {})
+
+    def prepare(self, compiled: Compiled, half: int) -> None:
+        """Have the cgroups known, from now on, of rules that were just written to a half which is
+        not in force yet. To be called in a thread.
+        """
+        asked = _asked(compiled.checks, "cgroup")
+        if asked and self._wait():
+            wanted: dict[Path, list[int]] = {}
+            for index, path in asked.items():
+                wanted.setdefault(cgroups.place(path), []).append(index)
+            self._waited.rules(half, wanted)
+        rules, first = self._attached.maps.rules, half * C.DMM_MAX_CHECKS
+        for index, path in asked.items():
+            rule = rules[first + index]
+            was, rule.cgroup_id = int(rule.cgroup_id), lookup(path)[0]
+            if rule.cgroup_id != was:
+                groupmade.set_rule(self._attached, first + index, rule, was)
+
+    def _wait(self) -> bool:
+        """Have the kernel tell of cgroups; whether it does."""
+        try:
+            self._waited.put()
+        except DmmError as e:
+            if not self._untold:
+                log.warning("%s: %s", e, UNTOLD)
+            self._untold = True
+        return not self._untold
 
     def _asked(self, key: str) -> dict[int, str]:
         """By the index of a check what it asks for."""
-        return {i: one.wanted[key] for i, one in enumerate(self._checks) if key in one.wanted}
+        return _asked(self._checks, key)
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -180,11 +264,19 @@ class Groups:
         async with self._looking:
             self._move(mend=mend)
             if self._hooked:
-                self._hooked = False
-                await self._settle()
+                self._hooked = False  # it may be set again meanwhile
+                try:
+                    await self._settle()
+                except BaseException:
+                    self._hooked = True
+                    raise
             if self._pointed:
                 self._pointed = False
-                await self._point_listeners()
+                try:
+                    await self._point_listeners()
+                except BaseException:
+                    self._pointed = True
+                    raise
 
     async def ask(self, flags: int) -> None:
         """Put the hooks on that a policy with these flags of enum dmm_control_flag needs besides;
@@ -196,8 +288,8 @@ class Groups:
             before = self._attached.asked
             self._attached.asked |= flags
             try:
-                if not (self.missing or self.moved) and restore.unhooked(self._attached):
-                    restore.hook(self._attached, self._cgroup)
+                if self._stand and restore.unhooked(self._attached):
+                    restore.hook(self._attached, self._on)
                     self._hooked = True
             except BaseException:
                 self._attached.asked = before
@@ -241,23 +333,59 @@ class Groups:
             log.warning("cgroups are looked at once a second only: %s", e)
 
     def _hook(self, mend: bool) -> None:
-        number, before = _id_of(self._cgroup), self._attached.cgroup_id
-        if number == NOWHERE or (number == before and not mend):
+        before = self._attached.cgroup_id
+        if self._waits:
+            self._waits = False
+            self._have_own_told()
+        if before and not self._stand:
+            self._rise()
+        number = cgroups.id_of(self._on)
+        if number != NOWHERE and (number != before or mend):
+            restore.hook(self._attached, self._on)
+            self._hooked = True
+        self._see_own(before)
+
+    def _rise(self) -> None:
+        """The cgroup with the hooks does not last, as one above it may."""
+        if self._gated:
+            self._on = cgroups.nearest(self._on.parent)
             return
-        restore.hook(self._attached, self._cgroup)
-        self._hooked = True
-        if number != before:
-            log.info(
-                "cgroup %s is there%s: hooks are on it", self._cgroup, " again" if before else ""
-            )
+        above = None if self._stays else _above(self._attached.instance, self._cgroup)
+        self._stays = above is None
+        if above is not None:
+            self._on, self._gated = above, True
+            self._have_own_told()
+            sync.set_gate(self._attached.maps)
+
+    def _have_own_told(self) -> None:
+        if self._wait():
+            self._waited.own(self._cgroup)
+
+    def _see_own(self, before: int) -> None:
+        """Have the hooks know the instance's own cgroup. before: the id of the one that they
+        were on.
+        """
+        known = self._attached.own_id
+        number = cgroups.id_of(self._cgroup)
+        if number != known:
+            groupmade.set_own(self._attached, known, number)
+        if number == self._own_id:
+            return
+        self._own_id = number
+        if number != NOWHERE:
+            self._hooked = True
+            again = " again" if before and not self._gated else ""
+            log.info("cgroup %s is there%s: hooks are on it", self._cgroup, again)
 
     def _point(self) -> None:
         changed: dict[int, Struct] = {}
+        known: dict[int, int] = {}  # the id of its cgroup in the kernel
+        first = (self._generation & 1) * C.DMM_MAX_CHECKS
         for index, path in self._asked("cgroup").items():
             rule = abi.copy(self._rules[index])
-            number, rule.cgroup_level = lookup(path)
-            if number != rule.cgroup_id:
-                rule.cgroup_id = number
+            if lookup(path)[0] != rule.cgroup_id:
+                known[index] = int(self._attached.maps.rules[first + index].cgroup_id)
+                rule.cgroup_id = number = lookup(path)[0]
                 changed[index] = rule
                 log.info("cgroup %s of rule %d %s", path, rule.number, _became(number != NOWHERE))
         for index, name in self._asked("interface").items():
@@ -276,8 +404,9 @@ class Groups:
                 log.info("file %s of rule %d %s", path, rule.number, _became(file != NO_FILE))
         if not changed:
             return
-        sync.set_rules(self._attached.maps, self._generation & 1, changed)
         for index, rule in changed.items():
+            was = known.get(index, int(rule.cgroup_id))
+            groupmade.set_rule(self._attached, first + index, rule, was)
             self._rules[index] = rule
         self._pointed = True
 
@@ -329,6 +458,10 @@ def device_lookup(name: str) -> int:
     """
     names = nic.names_of(name)
     return (nic.ifindex_of(names[0]) if names else None) or NO_DEVICE
+
+
+def _asked(checks: Sequence[Check], key: str) -> dict[int, str]:
+    return {i: one.wanted[key] for i, one in enumerate(checks) if key in one.wanted}
 
 
 def _became(there: bool) -> str:

@@ -5,7 +5,8 @@ it cannot be.
 Others change the host as well: a service manager sets settings back, an administrator takes a
 device down. Each thing that has to stand is an Item, which knows how it should be and how to mend
 it; what the items are is said by those that need them (standing.py). The guard looks at all of them
-once a second, and at once when the kernel tells that a device or a tc filter has changed.
+once a second, and at once when the kernel tells that a device, a tc filter or a default route has
+changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.hal import netlink
+from dmm_ebpf.hal import leading, netlink
 from dmm_ebpf.rd.director.news import News
 
 LOOK_S = 1.0
@@ -76,7 +77,7 @@ class Guard:
 
     async def run(self) -> None:
         """Guard until cancelled."""
-        with self._news.heard_by([netlink.event_socket(_GROUPS)]):
+        with self._news.heard_by([netlink.event_socket(_GROUPS), leading.events()]):
             while True:
                 await self.look()
                 await self._news.wait(LOOK_S)

@@ -15,14 +15,18 @@ from typing import Self
 from dmm_ebpf import records
 from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError
 from dmm_ebpf.hal import exefile, nic, tuning
+from dmm_ebpf.hal.answer import Unknown
+from dmm_ebpf.loader import protocolprobe
+from dmm_ebpf.loader.cgroup import NOWHERE
 from dmm_ebpf.rd.director import executables, routeget, sets
-from dmm_ebpf.rd.director.groups import NOWHERE, device_lookup, lookup, waiting, waits
+from dmm_ebpf.rd.director.groups import device_lookup, lookup, waiting, waits
+from dmm_ebpf.rd.director.reading import Readings
 from dmm_ebpf.rd.director.usual import read_usual
 from dmm_ebpf.rd.policy.compile import NO_FILE, Compiled, compile_policy
 from dmm_ebpf.rd.policy.compile import host_errors as compile_errors
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.locate import describe
-from dmm_ebpf.rd.policy.model import Policy, UserStack
+from dmm_ebpf.rd.policy.model import Policy, UserStack, is_mptcp
 from dmm_ebpf.rd.policy.usual import Usual
 
 
@@ -54,7 +58,7 @@ class HostFacts:
         )
 
 
-def host_errors(policy: Policy, facts: HostFacts, readings: sets.Readings) -> Iterator[PolicyError]:
+def host_errors(policy: Policy, facts: HostFacts, readings: Readings) -> Iterator[PolicyError]:
     """All for which this host would refuse the policy: network namespaces, congestion controls, and
     devices of user stacks that it does not have, and sets of nft's that are none of addresses.
     readings: of those that the policy names.
@@ -78,11 +82,12 @@ def _executable(path: str) -> tuple[int, int]:
         return executables.find(path)
 
 
-def host_warnings(policy: Policy, readings: sets.Readings) -> Iterator[records.policy.Warned]:
+def host_warnings(policy: Policy, readings: Readings) -> Iterator[records.policy.Warned]:
     """What rules and routes wait for: cgroups, devices, files and nft sets that this host does not
     have; and files that no process executes. readings: as for host_errors().
     """
     yield from sets.waiting(policy, readings)
+    yield from _mptcp_warnings(policy)
     for index, rule in enumerate(policy.rules):
         text = f"rule {policy.rule_text(index)}"
         for path in rule.every("cgroup"):
@@ -97,6 +102,16 @@ def host_warnings(policy: Policy, readings: sets.Readings) -> Iterator[records.p
             if not nic.names_of(name):
                 why = f"{text}: the device {name} does not exist on this host, and is waited for"
                 yield records.policy.Warned(policy.place("rules", index), why)
+
+
+def _mptcp_warnings(policy: Policy) -> Iterator[records.policy.Warned]:
+    """Stacks with mptcp whose sockets this host's kernel makes as TCP's."""
+    multi = [name for name in policy.routed_stacks() if is_mptcp(policy.stacks[name])]
+    why = protocolprobe.why_not() if multi else ""
+    for name in multi if why else ():
+        said = why.why if isinstance(why, Unknown) else why
+        text = f"stack {name}: its sockets stay TCP's on this host: {said}"
+        yield records.policy.Warned(policy.place("stacks", name), text)
 
 
 def _of_file(path: str) -> str:

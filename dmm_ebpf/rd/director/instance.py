@@ -14,25 +14,25 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmm_ebpf import abi, loader, records, states
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import Attached, EventReader
+from dmm_ebpf.loader import Attached
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.director import (
-    carriers,
     faults,
     flows,
     generations,
     hostcheck,
+    routechange,
     routeget,
     stackrow,
     sync,
@@ -40,12 +40,17 @@ from dmm_ebpf.rd.director import (
 )
 from dmm_ebpf.rd.director.adaptive import Adaptive
 from dmm_ebpf.rd.director.earlier import Earlier
+from dmm_ebpf.rd.director.followers import Followers
 from dmm_ebpf.rd.director.generations import Generations
-from dmm_ebpf.rd.director.groups import Groups, attach_place
+from dmm_ebpf.rd.director.groups import Groups, attach_place, hooks_on
 from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
+from dmm_ebpf.rd.director.liveroutes import Live
+from dmm_ebpf.rd.director.mptcp import Mptcp
 from dmm_ebpf.rd.director.names import Names
+from dmm_ebpf.rd.director.nested import nested
 from dmm_ebpf.rd.director.openflows import OpenFlows
+from dmm_ebpf.rd.director.routechange import Changing
 from dmm_ebpf.rd.director.routeget import Here
 from dmm_ebpf.rd.director.rundir import RunDir, State, why_not_for
 from dmm_ebpf.rd.director.sets import Sets
@@ -58,7 +63,7 @@ from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.ids import IdSpace
-from dmm_ebpf.rd.policy.model import BUILT_IN, KERNEL, Policy
+from dmm_ebpf.rd.policy.model import KERNEL, Policy
 from dmm_ebpf.rd.policy.plugins import check_plugins
 from dmm_ebpf.threads import in_thread
 
@@ -66,6 +71,7 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.director.source import Source
     from dmm_ebpf.records.event import Event
 
+T = TypeVar("T")
 LISTING_S = 1.0  # a stack process that does not answer must not hold a listing up for longer
 log = logging.getLogger("dmm-ebpf")
 
@@ -79,8 +85,9 @@ class AttachOptions:
     policy: Path | None = None
     netns: str | None = None
     daemon: bool = False
-    pending: bool = False  # also if the cgroup is not there yet
+    pending: bool = False  # also if the cgroup is not there yet, as it comes and goes
     containers: bool = False  # also sockets of other network namespaces that the cgroup has
+    readers: int | None = None  # gid of the group that may ask, besides root
     # The directory of the cgroup to which goes what is left in one that is made
     home: str | None = None
 
@@ -104,21 +111,21 @@ class Instance:
         self.stage = Stage.ATTACHING
         self.progress = Progress.IDLE  # of the policy that holds _applying
         self._since = time.monotonic()
-        self._listeners: list[Callable[[Event], None]] = []
-        # A Resource Director that was killed may have had followers.
-        sync.set_events(attached.maps, wanted=False)
-        self._following = carriers.Following(state.instance)
-        self._events = EventReader(attached.maps["events"].fd)
-        self._names = Names(lambda: self._ids, self._generations.labels)
+        self.live = Live(run.path, attached.maps)
+        self._generations.extend(state.generation, self.live.journal)
+        self._names = Names(lambda: self._ids, self._generations.labels, live=self.live.name)
         self.stacks = StackManager(attached, run, state, netns, self.publish)
         self.inside = Inside(attached, state, self.stacks.ifindexes, lambda: run.save(state))
         self.adaptive = Adaptive(attached, self.stacks, run.path)
-        self.watch: Source = PolicyWatch(self)
+        self.followers = Followers(attached, state.instance, self._names, self.adaptive.ended)
+        self.file = PolicyWatch(self)
+        self.watch: Source = self.file
         self.sets = Sets(self)
         self.guard = Guard(self._standing)
         self.earlier = Earlier(attached, netns.cookie)
         self.flows = OpenFlows(attached, state, self.earlier, self.stacks)
         self.groups = Groups(attached, Path(state.cgroup), self.guard.look_soon, self.earlier.look)
+        self.mptcp = Mptcp(attached)
         self.orphaned = asyncio.Event()  # set when nothing is left that an instance could be for
         self.ground: list[Item] = [
             Namespace(
@@ -126,9 +133,9 @@ class Instance:
             ),
             Hooks(attached, Path(state.cgroup), self.groups),
             Pins(attached),
+            self.mptcp,
             StateFile(run, state),
         ]
-        asyncio.get_running_loop().add_reader(self._events.fileno(), self._events_ready)
 
     # -- life --
 
@@ -161,15 +168,11 @@ class Instance:
             if self.adopted:
                 await in_thread(self.stacks.bury)
                 await self._resume()
-            if first is not None:
-                await self.apply(first, options.policy)
+            if first is not None and options.policy:
+                await self.file.begin(first, options.policy)
             self._enter(Stage.SERVING)
         except BaseException as e:
-            if not self.adopted or isinstance(e, asyncio.CancelledError):
-                try:
-                    await self.close()
-                except DmmError as left:
-                    log.error("%s", left)
+            await self.give_up(e)
             raise
         return self
 
@@ -222,9 +225,9 @@ class Instance:
             if own_cgroup:
                 cgroups.dissolve(cgroup)
                 cgroup.mkdir()
-            there = cgroup if cgroup.is_dir() else None
+            on = hooks_on(options.instance, cgroup, pending=options.pending)
             attached = await in_thread(
-                loader.attach, options.instance, there, netns_cookie=netns.cookie
+                loader.attach, options.instance, on, netns_cookie=netns.cookie, own=cgroup
             )
             state.whole = True
             run.save(state)
@@ -246,10 +249,23 @@ class Instance:
         await asyncio.to_thread(self._generations.read)
         try:
             running = generations.again(generations.in_force(self.state))
+            self.sets.remember(self.state.hosts, self.state.unanswered)
+            running = replace(running, fleet=self.live.fleet)
             running = await self.sets.fill(running, anyhow=True)
             await self.apply(running, Path(self.state.policy) if self.state.policy else None)
         except DmmError as e:
             log.warning("the policy in force stays, but cannot be read again: %s", e)
+
+    async def give_up(self, why: BaseException) -> None:
+        """What a failure on the way up asks for: the host as it was, an adopted instance as it was
+        found, but neither after a cancellation. What cannot be removed is logged.
+        """
+        if self.adopted and not isinstance(why, asyncio.CancelledError):
+            return
+        try:
+            await self.close()
+        except DmmError as left:
+            log.error("%s", left)
 
     async def close(self) -> list[str]:
         """Detach: hooks first, so that no new flow comes, then stacks, then every other trace.
@@ -266,8 +282,9 @@ class Instance:
 
     async def _close(self) -> list[str]:
         steps = Steps(f"detach instance {self.state.instance} wholly")
-        asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self.followers.close()
         self.sets.close()
+        self.live.close()
         steps.do("hooks", self._attached.unhook)
         # Whoever comes after a SIGKILL from here on clears away what is left.
         self.state.whole = False
@@ -276,7 +293,6 @@ class Instance:
         steps.do("devices of others", self.inside.close)
         await self.stacks.close(steps)
         await steps.wait("pins", in_thread(loader.detach, self.state.instance))
-        self._events.close()
         if self.state.own_cgroup:
             steps.do("cgroup", lambda: cgroups.dissolve(Path(self.state.cgroup), self.state.home))
         steps.finish()
@@ -297,13 +313,34 @@ class Instance:
         has changed. unless is asked when it is new's turn: true means that it is wanted no more;
         then nothing is done, and the answer is None.
         """
+
+        async def work() -> int | None:
+            return None if unless() else await self._apply_in_turn(new, path)
+
+        return await self._in_turn(work)
+
+    async def change(self, work: Callable[[Changing], Awaitable[T]]) -> T:
+        """What work does with what is in force, while nobody else changes it."""
+        return await self._in_turn(lambda: work(self._changing()))
+
+    def _took(self, new: Policy) -> None:
+        self._policy = new
+        self.keep_hosts()
+
+    def keep_hosts(self) -> None:
+        """What is known of hostnames, for who takes over."""
+        if self._policy is not None:
+            generations.keep_hosts(self._run, self.state, self._policy, self.sets.unanswered())
+
+    async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What work does while nobody else changes what is in force."""
         task = asyncio.current_task()
         if task is None or self._leaves():
             raise self._too_late()
         self._appliers.add(task)
         try:
             async with self._applying:
-                return None if unless() else await self._apply_in_turn(new, path)
+                return await work()
         except asyncio.CancelledError:
             if self._leaves():
                 raise self._too_late() from None
@@ -337,6 +374,7 @@ class Instance:
     async def _apply(self, new: Policy, path: Path | None) -> int:
         if new.plain is None:
             new = await self.sets.fill(new)
+        new = new.with_live(self.live.kept(new))
         wanted = hostcheck.served(new)
         ids = IdSpace.from_dict(self._ids.to_dict())
         await asyncio.to_thread(check_plugins, new, wanted)
@@ -344,59 +382,67 @@ class Instance:
             self.stacks.number, {name: config.processes for name, config in wanted.items()}
         )
         facts = hostcheck.HostFacts.read()
-        compiled = await asyncio.to_thread(facts.compile, new, ids, self._busy_stacks())
+        compiled = await asyncio.to_thread(facts.compile, new, ids, self.flows.busy_stacks())
         self._come_to(Progress.STARTING)
         started = await self.stacks.ensure(
             {name: (ids.stack(name), config) for name, config in wanted.items()}
         )
         current = sync.current_generation(self._attached.maps)
-        generation = sync.next_generation(current)
+        overlay = await asyncio.to_thread(self.live.compiled, new, ids)
+        generation = await self.live.next_generation(current, overlay)
         after: dict[str, Any] = {
             "ids": ids.to_dict(),
-            "earlier": self._generations.earlier({current} | self._used_generations()),
+            "earlier": self._generations.earlier({current} | self.flows.generations()),
             **generations.after(new, path, generation),
+            "unanswered": self.sets.unanswered(),
         }
         try:
             self._come_to(Progress.SWITCHING)
             # Before it is in force: what cannot be written down is refused, and
             # nothing has changed.
-            self._run.save(replace(self.state, **after))
+            generations.write(self._run, self.state, after)
             containers = self.state.containers
             await self.groups.ask(sync.control_flags(compiled, containers=containers))
-            await in_thread(
-                self._sync, compiled, generation, partial(self._prepare, new, ids, compiled)
-            )
+            prepare = partial(self._prepare, new, ids, compiled, generation)
+            async with self.live.writing:  # by a thread, and by nobody else
+                await in_thread(self._sync, compiled, generation, prepare)
         except BaseException:
+            self.live.refused()
             await self.stacks.drop(started)
             self._run.keep(self.state)
             raise
         self._come_to(Progress.SETTLING)
         changed = self._policy is None or self._policy.as_written is not new.as_written
         self._ids, self._policy = ids, new
+        self.live.in_force(new, overlay, ids, generation)
+        self.live.left(current, generation)
         self.sets.follow(new)
         self._generations.put(generation, new, compiled.labels, path)
-        self._generations.keep({generation} | self._used_generations())
+        self._generations.keep({generation} | self.flows.generations())
         vars(self.state).update(after)
         self.adaptive.in_force(new, ids, generation & 1)
         self.stacks.retire(wanted)
+        await self.mptcp.follow(compiled.makes_mptcp)
         self.groups.follow(new, compiled, generation)
         await self.groups.look()
         await in_thread(self.inside.put_in_force, generation & 1, compiled.by_device)
-        log.log(
-            logging.INFO if changed else logging.DEBUG,
-            "policy generation %d: %d rules, %d routes",
-            *(generation, len(new.rules), new.n_routes),
-        )
+        level = logging.INFO if changed else logging.DEBUG
+        counts = generation, len(new.rules), new.n_routes
+        log.log(level, "policy generation %d: %d rules, %d routes", *counts)
         self.publish(lambda: self._policy_event(new, generation))
         return generation
 
     def _policy_event(self, new: Policy, generation: int) -> Event:
         name, pending, now = self.state.instance, self.groups.pending(), records.event.now()
-        counts = (generation, *_counts(new))
+        counts = (generation, *new.counts)
         return records.event.PolicyEvent("policy", self.state.policy, *counts, pending, now, name)
 
-    def _prepare(self, new: Policy, ids: IdSpace, compiled: Compiled, half: int) -> None:
+    def _prepare(
+        self, new: Policy, ids: IdSpace, compiled: Compiled, generation: int, half: int
+    ) -> None:
         """What sync.apply() does not write of a half."""
+        self.live.write(generation)
+        self.groups.prepare(compiled, half)
         self.inside.prepare(half, compiled.by_device)
         self.adaptive.prepare(new, ids, half)
 
@@ -425,8 +471,25 @@ class Instance:
         )
         generation = await self.apply(new, source) or 0
         pending, sets = self.groups.pending(), self.sets.rows() or records.record.ABSENT
-        counts = _counts(self._policy or new)
+        counts = (self._policy or new).counts
         return records.policy.Applied(self.state.instance, generation, *counts, pending, sets)
+
+    def _changing(self) -> Changing:
+        path = Path(self.state.policy) if self.state.policy else None
+        return Changing(
+            self.state,
+            self._policy,
+            self._attached.maps,
+            self.live,
+            self._generations,
+            lambda policy: self._apply_in_turn(policy, path),
+            self._took,
+            self.flows.generations,
+        )
+
+    def list_routes(self) -> AsyncIterator[list[records.policy.RouteRow]]:
+        """The live routes, then those of the policy in force."""
+        return routechange.listing(self._changing())
 
     @property
     def policy(self) -> Policy | None:
@@ -436,21 +499,7 @@ class Instance:
         return self._policy
 
     def policy_show(self) -> records.policy.PolicyText:
-        state = self.state
-        return records.policy.PolicyText(
-            state.instance, state.policy, state.policy_text, state.generation
-        )
-
-    def _used_generations(self) -> set[int]:
-        """Under which an open flow was decided."""
-        return {d.generation for d in self._decisions()}
-
-    def _busy_stacks(self) -> set[int]:
-        wished = (one.wish - 1 for one in self._attached.maps.listeners.views() if one.wish)
-        return {n for d in self._decisions() for n in (d.stack, d.wanted)}.union(wished)
-
-    def _decisions(self) -> Iterator[Any]:
-        return (abi.copy(flow.decision) for flow in self._attached.flows())
+        return generations.shown(self.state)
 
     # -- what has to stand on the host --
 
@@ -485,8 +534,11 @@ class Instance:
             missing=self.guard.missing(),
             pending=self.groups.pending(),
             sets=self.sets.rows() or records.record.ABSENT,
+            live_routes=len(self.live.routes) or records.record.ABSENT,
+            group=self._run.group or records.record.ABSENT,
             earlier=self.earlier.trouble,
             stacks=await self.list_stacks(counts),
+            nested=await in_thread(nested, self.state.instance),
         )
 
     async def list_stacks(self, counts: Counter[int] | None = None) -> list[records.stack.StackRow]:
@@ -533,49 +585,10 @@ class Instance:
             devices=self.stacks.devices,
             is_behind=self.stacks.is_behind,
             path_to=partial(self.adaptive.path_to, self.state.instance),
+            paths_to=partial(self.adaptive.paths_to, self.state.instance),
         )
         return routeget.route_get(here, params)
 
-    # -- events --
-
-    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """callback gets every event from now on; the returned function ends that. While nobody
-        follows, the hooks report nothing, which costs connections less.
-        """
-        self._listeners.append(callback)
-        if len(self._listeners) == 1:
-            sync.set_events(self._attached.maps, wanted=True)
-
-        def unsubscribe() -> None:
-            self._listeners.remove(callback)
-            if not self._listeners:
-                sync.set_events(self._attached.maps, wanted=False)
-                self._following.close()
-
-        return unsubscribe
-
     def publish(self, make: Callable[[], Event]) -> None:
         """What make makes, if anybody follows."""
-        if self._listeners:
-            event = make()
-            for callback in list(self._listeners):
-                callback(event)
-
-    def _events_ready(self) -> None:
-        events = self._events.read()
-        for event in events:
-            self.adaptive.ended(event)
-        if not self._listeners:
-            return
-        known = self._following.carriers(
-            [event.flow for event in events if flows.is_decided(event)]
-        )
-        for event in events:
-            make = partial(flows.of_event, event, self.state.instance, self._names, known)
-            self.publish(make)
-
-
-def _counts(policy: Policy) -> tuple[int, int, int]:
-    """Rules, routes, and stacks that are not built in."""
-    stacks = sum(name not in BUILT_IN for name in policy.stacks)
-    return len(policy.rules), policy.n_routes, stacks
+        self.followers.publish(make)

@@ -22,11 +22,13 @@ class Names:
         labels: Callable[[int], Labels | None],
         *,
         mark: str = "",
+        live: Callable[[int], str] = lambda _: "",
     ) -> None:
         """ids: those of now; labels: the names that a generation of the policy has given, if they
-        are known; mark: before a rule or a route that stays a number.
+        are known; mark: before a rule or a route that stays a number; live: what a live route's
+        number is called, if that is known.
         """
-        self._ids, self._labels, self._mark = ids, labels, mark
+        self._ids, self._labels, self._mark, self._live = ids, labels, mark, live
         self._paths: dict[int, str | None] = {}
 
     def stack(self, stack_id: int) -> str:
@@ -48,6 +50,9 @@ class Names:
         """None: no route."""
         if route == C.DMM_ROUTE_NONE or not generation:
             return None
+        if route & C.DMM_ROUTE_LIVE:
+            number = route & ~C.DMM_ROUTE_LIVE
+            return self._live(route) or f"live route {self._mark}{number}"
         labels = self._labels(generation)
         text = labels.route_text(route) if labels else ""
         return text or self._number(route, generation)

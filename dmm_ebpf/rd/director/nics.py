@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from dmm_ebpf import abi
@@ -92,22 +93,82 @@ class Nics:
         self._tc_name = tc_name(state.instance)
         self._lock = threading.RLock()  # held while what is on a device changes
         self._behind: set[int] = set()  # ifindexes of those on which no flow begins
-        # By slot, ifindex and name of the devices that were chosen, if others stand for them
-        self._below: dict[int, tuple[int, str]] = {}
         self.renewing = threading.Lock()  # held while NICs of a stack become others
 
-    def choose(self, devices: Sequence[str]) -> list[NicSpec]:
+    def choose(self, devices: Sequence[str], before: Collection[str] = ()) -> list[NicSpec]:
         """The NICs for a user stack; devices: as in the policy. What a Resource Director before
-        this one has served in place of one of them is so served on.
+        this one has served in place of one of them is so served on. before: those that processes
+        which live were started with, as they were called last; where the policy names none, they
+        stay, whatever the default routes are now.
         """
-        specs = []
-        for own in hal_nic.serving_nics(devices or None, instead=self._state.nics):
+        specs: list[NicSpec] = []
+        words = [self._called_now(word) for word in devices] or self._served_yet(before)
+        for own in hal_nic.serving_nics(words or None, instead=self._state.nics):
             info = hal_nic.top_of(own)
-            slot = self._state.nics.setdefault(info.name, _free_slot(self._state.nics))
+            slot = self._slot_of(own, info)
+            self._state.nic_words.setdefault(own.name, slot)
+            self._state.nic_words |= {word: slot for word in devices if word in own.names}
             if info.ifindex != own.ifindex:
                 self._below[slot] = (own.ifindex, own.name)
-            specs.append(_spec(info, slot))
+            elif not self._stands_still(slot, info):
+                self._below.pop(slot, None)
+            if all(n.slot != slot for n in specs):  # a bridge may stand for several
+                specs.append(_spec(info, slot))
         return specs
+
+    def _served_yet(self, before: Collection[str]) -> list[str]:
+        """What those of them are called that are there."""
+        slots = {self._state.nics.get(name) for name in before}
+        entries = self._attached.maps.nics.items()
+        names = [hal_nic.name_of(ifindex) for ifindex, nic in entries if nic.slot in slots]
+        made_anew = [name for name in before if hal_nic.ifindex_of(name) is not None]
+        return [name for name in names if name] or made_anew
+
+    def _slot_of(self, own: hal_nic.Nic, info: hal_nic.Nic) -> int:
+        """The slot of what a stack serves, info in place of own: that which it had before, also
+        where it was served by another device then.
+        """
+        nics = self._state.nics
+        for name, slot in list(nics.items()):
+            if name != info.name and self._below.get(slot) == (own.ifindex, own.name):
+                index = hal_nic.ifindex_of(name)
+                if index is not None:
+                    self._take_tc(index, name)
+                del nics[name]
+                nics.setdefault(info.name, slot)
+        entry = self._entry(info.ifindex)
+        before = entry.slot if entry and entry.slot != NO_SLOT else self._slot_left_to(own)
+        if info.name not in nics and before is not None:
+            # renamed, or made anew, while there was no Resource Director
+            self._rename({name: info.name for name, slot in nics.items() if slot == before})
+            return self._state.nics.setdefault(info.name, before)
+        return nics.setdefault(info.name, _free_slot(nics))
+
+    def _slot_left_to(self, own: hal_nic.Nic) -> int | None:
+        """That of a device which has gone, and had been chosen by a word that own is called by."""
+        words, nics = self._state.nic_words, self._state.nics
+        gone = {slot for name, slot in nics.items() if hal_nic.ifindex_of(name) is None}
+        return next((words[word] for word in own.names if words.get(word) in gone), None)
+
+    def _stands_still(self, slot: int, info: hal_nic.Nic) -> bool:
+        """Whether it is served in place of a device that still belongs to it: nobody named that,
+        so it is this one that has the addresses, and is chosen.
+        """
+        own = hal_nic.find(*self._below[slot]) if slot in self._below else None
+        return own is not None and hal_nic.top_of(own).ifindex == info.ifindex != own.ifindex
+
+    @property
+    def _below(self) -> dict[int, tuple[int, str]]:
+        return self._state.below
+
+    def _called_now(self, word: str) -> str:
+        """What the device that was chosen by that word is called; the word where it names one."""
+        slot = self._state.nic_words.get(word)
+        if slot is None or hal_nic.ifindex_of(word) is not None:
+            return word
+        served = [ifindex for ifindex, nic in self._attached.maps.nics.items() if nic.slot == slot]
+        own = [self._below[slot][0]] if slot in self._below else served
+        return next(filter(None, map(hal_nic.name_of, own)), word)
 
     def attach(self, stack: str, nics: Iterable[NicSpec]) -> None:
         """Our programs of tc on each of them; where they are already, nothing changes."""
@@ -199,19 +260,21 @@ class Nics:
         self._attached.maps.nics.delete(ifindex)
         self._behind.discard(ifindex)
 
-    def beside(self) -> dict[int, bool]:
+    def beside(self) -> dict[int, tuple[bool, int]]:
         """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex:
-        whether they are bare.
+        whether they are bare, and their home (struct dmm_nic).
         """
         nics = self._attached.maps.nics.items()
-        return {ifindex: bool(nic.bare) for ifindex, nic in nics if nic.slot == NO_SLOT}
+        return {
+            ifindex: (bool(nic.bare), int(nic.home)) for ifindex, nic in nics if nic.slot == NO_SLOT
+        }
 
-    def put_beside(self, ifindex: int, name: str, *, bare: bool) -> None:
+    def put_beside(self, ifindex: int, name: str, *, bare: bool, home: int) -> None:
         """Those of tc on a device that no stack serves; where one does, nothing changes."""
         with self._lock:
             if self._is_served(ifindex):
                 return
-            self._enter(NicSpec(ifindex, name, NO_SLOT, 0, b"", 0, bare), 0)
+            self._enter(NicSpec(ifindex, name, NO_SLOT, 0, b"", 0, bare), 0, home)
             self._put_tc(ifindex, name, "by which open flows may come to leave")
 
     def take_beside(self, ifindex: int) -> None:
@@ -238,7 +301,7 @@ class Nics:
         entry = self._entry(ifindex)
         return entry is not None and entry.slot != NO_SLOT
 
-    def _enter(self, n: NicSpec, stack_id: int) -> None:
+    def _enter(self, n: NicSpec, stack_id: int, home: int = 0) -> None:
         behind = n.ifindex in self._behind
         entry = abi.new(
             "dmm_nic",
@@ -246,6 +309,7 @@ class Nics:
             stack=stack_id,
             bare=n.bare,
             behind=behind,
+            home=home,
             mac=list(n.mac),
             generic=stack_id != 0 and xdp_mode(n) == "generic",
         )
@@ -260,6 +324,8 @@ class Nics:
         for n in gone:
             if n.ifindex not in shared:
                 self._below.pop(n.slot, None)
+                words = self._state.nic_words
+                self._state.nic_words = {word: of for word, of in words.items() if of != n.slot}
 
     def _detach(self, stack_id: int, nics: Iterable[NicSpec], shared: Collection[int] = ()) -> None:
         for n in nics:
@@ -289,8 +355,19 @@ class Nics:
         """The device that the NIC is now: the one that was chosen, whatever its number, or the
         bridge or bond to which that belongs; None: it is not there.
         """
-        own = hal_nic.find(*self._below.get(n.slot, (n.ifindex, n.name)))
+        own = hal_nic.find(*self._below.get(n.slot, (n.ifindex, n.name))) or self._by_word(n)
         return hal_nic.top_of(own) if own else None
+
+    def _by_word(self, n: NicSpec) -> hal_nic.Nic | None:
+        """The device that has the name by which the NIC was chosen, which it had lost before it
+        went; None: there is none, or it is another NIC.
+        """
+        for word in [word for word, of in self._state.nic_words.items() if of == n.slot]:
+            index = hal_nic.ifindex_of(word)
+            entry = self._entry(index) if index is not None else None
+            if index is not None and (entry is None or entry.slot in (NO_SLOT, n.slot)):
+                return hal_nic.find(index, word)
+        return None
 
     def is_own(self, n: NicSpec) -> bool:
         """Whether it is the device that was chosen, and none that has its addresses meanwhile."""
@@ -318,6 +395,9 @@ class Nics:
         # Another stack may have been here before.
         self._detach(stack_id, [old for old, _ in others if self._entry(old.ifindex) is not None])
         self.rename(nics, now)
+        if others:  # or the next director would look for those of before
+            with suppress(DmmError):  # whoever renews keeps the state, too, and says it then
+                self._save()
         self.attach(stack, there(now))
         return now
 
@@ -343,13 +423,13 @@ class Nics:
 
     def rename(self, old: Sequence[NicSpec], new: Sequence[NicSpec]) -> None:
         """Slots go on under the names that the devices have now."""
-        names = {o.name: n.name for o, n in zip(old, new, strict=True)}
-        self._state.tc_nics = {
-            names.get(name, name): made for name, made in self._state.tc_nics.items()
-        }
-        for n in old:
-            self._state.nics.pop(n.name, None)
+        self._rename({o.name: n.name for o, n in zip(old, new, strict=True)})
         self._state.nics.update({n.name: n.slot for n in new})
+
+    def _rename(self, names: Mapping[str, str]) -> None:
+        state = self._state
+        state.tc_nics = {names.get(name, name): made for name, made in state.tc_nics.items()}
+        state.nics = {names.get(name, name): slot for name, slot in state.nics.items()}
 
 
 def tc_name(instance: str) -> str:

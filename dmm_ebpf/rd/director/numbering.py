@@ -28,6 +28,8 @@ def number(run: RunDir, state: State, wanted: Mapping[str, int]) -> None:
                 state.stacks.append(
                     StackState(name=name, stack_id=0, k=k, nics=[], process=process)
                 )
+        if len(state.stacks) == before:
+            return
         try:
             run.save(state)
         except DmmError:

@@ -16,12 +16,14 @@ from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, Maps
+from dmm_ebpf.loader.cgroup import NOWHERE
 from dmm_ebpf.rd.director import away, carriers, executables, flows, load
 from dmm_ebpf.rd.director.datagrams import Datagrams
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.generations import Generations, again, in_force
-from dmm_ebpf.rd.director.groups import NOWHERE, lookup, waiting
+from dmm_ebpf.rd.director.groups import lookup, waiting
 from dmm_ebpf.rd.director.live import with_sockets
+from dmm_ebpf.rd.director.liveroutes import Journal
 from dmm_ebpf.rd.director.load import Loads
 from dmm_ebpf.rd.director.names import Names
 from dmm_ebpf.rd.director.openflows import passing_of, records_of, rows_of
@@ -199,4 +201,6 @@ def _offline_process(record: StackState) -> records.stack.ProcessRow:
 def _names(state: State) -> Names:
     """As far as state.json knows them."""
     ids = IdSpace.from_dict(state.ids) if state.ids else IdSpace()
-    return Names(lambda: ids, Generations(state).labels, mark="#")
+    known, journal = Generations(state), Journal(RunDir(state.instance).path)
+    known.extend(state.generation, journal)
+    return Names(lambda: ids, known.labels, mark="#", live=journal.name)

@@ -26,6 +26,13 @@ class Stack(Serving):
     nics: list[NicSpec]
     processes: list[Process] = field(default_factory=list)
 
+    @property
+    def follows_routes(self) -> bool:
+        """Whether its flows may begin on devices by which default routes come to lead: the policy
+        names none, and its program is ours, which goes by what frames say of the way (bpf/away.h).
+        """
+        return not self.config.devices and not self.config.command
+
     def by_xdp(self, nic: NicSpec) -> bool:
         """See Serving."""
         return self.config.io == AF_XDP and self.ports.of(nic).port == AF_XDP

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from dmm_ebpf import records
+from dmm_ebpf import abi, records
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.hal import nic
 from dmm_ebpf.hal.sockdiag import TcpSocket
@@ -47,6 +47,18 @@ class OpenFlows:
         counts = await in_thread(carriers.by_stack, self._state.instance, records_now, passing)
         counts.update(flow.decision.stack for flow in await self._exchanges())
         return counts
+
+    def generations(self) -> set[int]:
+        """Under which one was decided."""
+        return {one.generation for one in self._decisions()}
+
+    def busy_stacks(self) -> set[int]:
+        """Those that one has, or a listener's program has chosen, by their numbers."""
+        wished = (one.wish - 1 for one in self._attached.maps.listeners.views() if one.wish)
+        return {n for one in self._decisions() for n in (one.stack, one.wanted)}.union(wished)
+
+    def _decisions(self) -> Iterator[Struct]:
+        return (abi.copy(flow.decision) for flow in self._attached.flows())
 
     async def pages(self, names: flows.Names) -> AsyncIterator[list[records.flow.Flow]]:
         """Every one, in pages, so that neither a hundred thousand of them nor the time they take

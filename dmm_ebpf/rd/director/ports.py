@@ -170,11 +170,11 @@ class Ports:
     async def _move(self, n: NicSpec, one: NicPort, port: str, first: Process | None) -> None:
         if port == one.port and (port == one.told or first is None):
             return
-        if port == TAP:
+        if port != AF_XDP:
             self._nics.pass_xdp(self._stack_id, n)
         if first is not None and port != one.told:
             await _tell(first, n, one, port)
-        if port == TAP:
+        if port != AF_XDP:
             await in_thread(self._nics.leave_xdp, self._stack_id, n)
         else:
             self._nics.take_xdp(self._stack, self._stack_id, n)

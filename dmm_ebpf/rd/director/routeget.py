@@ -32,7 +32,7 @@ class Here:
     """What an instance knows. attached: its cgroup, as rules name it. turns_away and devices: of a
     user stack, why new flows do not reach it (StackManager.turns_away()), and the names of those
     that it serves. is_behind: of a device, whether no flow begins there (Nics.is_behind()).
-    path_to: who serves an adaptive route (Adaptive.path_to()).
+    path_to and paths_to: who serves an adaptive route (Adaptive.path_to()).
     """
 
     instance: str
@@ -43,6 +43,7 @@ class Here:
     devices: Callable[[str], list[str]]
     is_behind: Callable[[str], bool]
     path_to: Callable[[str, str], records.path.Path | None]
+    paths_to: Callable[[str, str], list[records.path.Path]]
 
 
 def route_get(here: Here, params: dict[str, Any]) -> records.policy.RouteAnswer:
@@ -69,7 +70,10 @@ def route_get(here: Here, params: dict[str, Any]) -> records.policy.RouteAnswer:
         stack = KERNEL if why else path.chosen
         verdict = replace(verdict, wanted=path.chosen, stack=stack, why=why)
     answer = _answer(here, policy, query, verdict, assumed)
-    return answer if path is None else replace(answer, path=path)
+    if path is None:
+        return answer
+    around = here.paths_to(path.stack, query.addr) if params.get("reasons") else ABSENT
+    return replace(answer, path=path, paths=around)
 
 
 def _answer(

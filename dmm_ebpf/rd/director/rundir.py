@@ -2,9 +2,9 @@
 """The run directory of an instance, /run/dmm-ebpf/<instance>: its lock, its socket, and the state
 that detach undoes.
 
-Owns the directory (root's, mode 0700) and state.json. state.json is written before the thing it
-describes is made, so that whatever a killed Resource Director leaves behind is named there. It is
-replaced by rename(2), never edited.
+Owns the directory (root's, mode 0700, or 0710 for a group that may ask) and state.json. state.json
+is written before the thing it describes is made, so that whatever a killed Resource Director leaves
+behind is named there. It is replaced by rename(2), never edited.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dmm_ebpf import listing
 from dmm_ebpf.errors import ConflictError, DmmError, PrivilegeError
 from dmm_ebpf.hal import stackdevice
 from dmm_ebpf.instancename import check_name, is_name
+from dmm_ebpf.readers import name_of
 from dmm_ebpf.userstack.spec import process_label
 
 if TYPE_CHECKING:
@@ -93,11 +94,18 @@ class State:
     policy_text: str | None = None  # the policy in force
     policy_files: dict[str, list[int] | None] = field(default_factory=dict)  # see PolicyText
     generation: int = 0
+    hosts: dict[str, list[str]] = field(default_factory=dict)  # the addresses of its hostnames
+    # Of those that nobody answers for, when the last answer came, by CLOCK_MONOTONIC
+    unanswered: dict[str, float] = field(default_factory=dict)
     # Those that open flows were decided by, which are not in force any more
     earlier: list[PolicyText] = field(default_factory=list)
     ids: dict[str, Any] = field(default_factory=dict)
     stacks: list[StackState] = field(default_factory=list)
     nics: dict[str, int] = field(default_factory=dict)  # name -> slot in xsks and outer_devs
+    # By slot, ifindex and name of the device that was chosen, where another stands for it
+    below: dict[int, tuple[int, str]] = field(default_factory=dict)
+    # The same by what the policy calls them, or by what they were called when they were chosen
+    nic_words: dict[str, int] = field(default_factory=dict)
     tc_nics: dict[str, bool] = field(
         default_factory=dict
     )  # with our tc programs; whether we made clsact there
@@ -117,6 +125,8 @@ class State:
     def from_json(cls, text: str) -> State:
         raw = json.loads(text)
         raw["stacks"] = [StackState(**_known(StackState, s)) for s in raw.get("stacks", [])]
+        below = raw.get("below", {}).items()
+        raw["below"] = {int(slot): (index, name) for slot, (index, name) in below}
         raw["earlier"] = [PolicyText(**_known(PolicyText, s)) for s in raw.get("earlier", [])]
         return cls(**_known(cls, raw))
 
@@ -147,9 +157,15 @@ class RunDir:
         self.socket = self.path / "rd.sock"
         self.log = self.path / "rd.log"
         self._state = self.path / "state.json"
+        self.readers: int | None = None  # gid of the group that may ask; claim() heeds it
         self.unsaved = ""  # why state.json is not what keep() was given last
         self._saving = threading.Lock()
         self._lock_fd = -1
+
+    @property
+    def group(self) -> str:
+        """Whose members may ask; empty: root alone may."""
+        return "" if self.readers is None else name_of(self.readers)
 
     def claim(self) -> None:
         """Make the directory, root's alone, and take the instance for this process and its forks
@@ -170,6 +186,7 @@ class RunDir:
             # All under the host's lock, or remove() could take the directory away in between.
             with host_lock():
                 self.path.mkdir(mode=0o700, exist_ok=True)
+                self._let_in()
                 fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 if not _flock(fd):
                     os.close(fd)
@@ -183,6 +200,16 @@ class RunDir:
         self._lock_fd = fd
         self.relock_pid()
         return True
+
+    def _let_in(self) -> None:
+        """Who may come by to the socket: readers, and with them anybody may read what instances
+        are called. An earlier Resource Director may have let in others. The directory stays
+        the user's who runs this: root's, but for a ROOT of somebody's own.
+        """
+        os.chown(self.path, os.geteuid(), os.getegid() if self.readers is None else self.readers)
+        self.path.chmod(0o700 if self.readers is None else 0o710)
+        if self.readers is not None:
+            ROOT.chmod(0o755)
 
     def stands(self) -> bool:
         """True while the directory is there in which claim() has locked the instance."""
@@ -234,12 +261,15 @@ class RunDir:
         return False
 
     def load(self) -> State | None:
-        """The state on disk; None if there is none."""
+        """The state on disk; None if there is none. Raises PrivilegeError."""
         try:
             return State.from_json(self._state.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except PermissionError:
+            what = f"read the state of instance {self.instance}"
+            raise PrivilegeError(what, why="only root may", hint="run it as root") from None
+        except (ValueError, TypeError, KeyError, AttributeError, IsADirectoryError):
             # Half a file cannot happen (rename), a foreign one can: what it should name is
             # looked for (found.py).
             return None

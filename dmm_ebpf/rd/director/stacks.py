@@ -26,7 +26,7 @@ from dmm_ebpf.hal.choice import Facts
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.kit.names import SEAMS, is_plugin, locate
 from dmm_ebpf.loader import Attached
-from dmm_ebpf.rd.director import beside, lostsockets, numbering, plugins, ports, stackrow
+from dmm_ebpf.rd.director import lostsockets, numbering, plugins, ports, stackrow
 from dmm_ebpf.rd.director.beside import Beside
 from dmm_ebpf.rd.director.changes import refuse_change
 from dmm_ebpf.rd.director.flows import Place
@@ -75,7 +75,7 @@ class StackManager:
         self._stacks: dict[str, Stack] = {}
         self._drains: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._nics = Nics(attached, state, lambda: run.save(state))
-        self._beside = Beside(self._nics, self._served)
+        self._beside = Beside(self._nics, lambda: list(self._stacks.values()))
         self._portwatch = PortWatch(self._settle_all)
         self._watch: list[asyncio.Task[None]] = []
         self._hung: set[tuple[str, int]] = set()
@@ -294,6 +294,7 @@ class StackManager:
             if config.io != s.config.io:
                 await self._settle(s, config.io)
             s.config = config
+            self._publish(s)
             for p in s.processes:
                 p.supervisor.spec = self._spec(s, p.record)
                 with contextlib.suppress(DmmError, OSError):
@@ -308,7 +309,8 @@ class StackManager:
 
     async def _open(self, name: str, stack_id: int, config: UserStack) -> Stack:
         """A stack with no process yet, and our program on its NICs."""
-        nics = self._nics.choose(list(config.devices))
+        before = {n for r in self._state.stacks if r.name == name and r.pid for n in r.nics}
+        nics = self._nics.choose(list(config.devices), before)
         s = Stack(name, stack_id, config, Ports(self._nics, name, stack_id), nics)
         self._stacks[name] = s
         self._publish(s)
@@ -394,15 +396,17 @@ class StackManager:
         shared = {n.ifindex for other in self._others(s) for n in other.nics}
         self._nics.detach(s.stack_id, s.nics, shared)
         if not self._others(s):
-            beside.leave(self._nics)
+            self._beside.leave()
 
     async def _start(self, s: Stack, number: int) -> None:
         record = next(r for r in self._state.stacks if (r.name, r.process) == (s.name, number))
+        before = replace(record)
         record.stack_id = s.stack_id
         if number == 0:
             s.nics = await in_thread(self._with_sockets, s)
         record.nics = [n.name for n in s.nics]
-        self._run.save(self._state)
+        if record != before:  # else it is one that is taken over, and stands there
+            self._run.save(self._state)
         process = Process(
             record,
             self._spec(s, record),
@@ -580,7 +584,7 @@ class StackManager:
 
     def _publish(self, s: Stack) -> None:
         """The stack's lines of stack_state[] and, where it has ended, of cookie_state[]."""
-        value = abi.new("dmm_stack_state", datagrams=not s.config.command)
+        value = abi.new("dmm_stack_state", datagrams=not s.config.command, follows=s.follows_routes)
         for p in s.processes:
             value.seats[p.number] = p.record.seat
             if p.retiring:

@@ -44,7 +44,7 @@ INNER_KINDS = tuple(loader_maps.INNER)
 _U32_MAX = 0xFFFFFFFF
 # Of enum dmm_control_flag, at a change of policy. Exchanges that an earlier one gave to a user
 # stack may go on.
-_STAYS = C.DMM_CONTROL_EVENTS | C.DMM_CONTROL_CHOICE | C.DMM_CONTROL_DATAGRAMS
+_STAYS = C.DMM_CONTROL_EVENTS | C.DMM_CONTROL_CHOICE | C.DMM_CONTROL_DATAGRAMS | C.DMM_CONTROL_GATE
 # control[0] is written whole, by a change of policy in a thread and by set_events() in
 # the event loop.
 _control_lock = threading.Lock()
@@ -54,7 +54,7 @@ class InnerMaps(Protocol):
     """Making the tries of one half, and putting them in; dmm_ebpf.loader.maps is one."""
 
     def create_routes_map(self, kind: RoutesKind, max_entries: int) -> Map:
-        """An empty LPM trie for kind, one of INNER_KINDS."""
+        """An empty map for kind, one of INNER_KINDS."""
 
     def set_inner(self, outer: Map, index: int, inner: Map | None) -> None:
         """Put inner at outer[index], or take away what is there; the first returns after an
@@ -154,6 +154,12 @@ def _control(maps: Maps) -> Iterator[Struct]:
         maps.control[0] = control
 
 
+def set_generation(maps: Maps, generation: int) -> None:
+    """Put in force what the same half has with other live routes (places.py)."""
+    with _control(maps) as control:
+        control.generation = generation
+
+
 def set_events(maps: Maps, wanted: bool) -> None:
     """Whether the programs put events in the ring; the policy in force stays."""
     with _control(maps) as control:
@@ -161,6 +167,12 @@ def set_events(maps: Maps, wanted: bool) -> None:
             control.flags |= C.DMM_CONTROL_EVENTS
         else:
             control.flags &= ~C.DMM_CONTROL_EVENTS
+
+
+def set_gate(maps: Maps) -> None:
+    """From now on the hooks are on a cgroup above the instance's own."""
+    with _control(maps) as control:
+        control.flags |= C.DMM_CONTROL_GATE
 
 
 class _Swap:
@@ -242,7 +254,7 @@ class _Swap:
         it is logged.
         """
         try:
-            self.inner.set_inner(self.maps["routes4"], self.half, self.tries["routes4"])
+            self.inner.set_inner(self.maps["routes"], self.half, self.tries["routes"])
             self._listeners()
         except DmmError as error:
             log.warning(
@@ -268,9 +280,7 @@ class _Swap:
 
 
 def set_rules(maps: Maps, half: int, rules: Mapping[int, Struct]) -> None:
-    """Write rules of a half by their index. In the half in force only what a rule's names stand for
-    may differ: each rule is one write, and a program may see some of them before others.
-    """
+    """Write rules of a half that is not in force, by their index."""
     first = half * C.DMM_MAX_CHECKS
     maps.rules.update({first + index: rule for index, rule in rules.items()})
 

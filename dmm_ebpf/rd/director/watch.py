@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmm_ebpf import records
-from dmm_ebpf.errors import DmmError, PolicyError
+from dmm_ebpf.errors import DmmError, PolicyError, unforeseen
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.routes_file import Stamp, stamp_of
 
@@ -60,6 +60,23 @@ class PolicyWatch:
 
     def told(self) -> None:
         """See Source: a file is no fleet's."""
+
+    async def begin(self, new: Policy, path: Path) -> None:
+        """Put the file's policy in force, with which a director begins. DmmError, unless one is in
+        force already, which was taken over, and it is not the file that is wrong: then that stays,
+        and the file is tried again.
+        """
+        before = self._in_force_now()
+        stamps: Stamps = {path: stamp_of(path), **new.files}
+        try:
+            await self._instance.apply(new, path)
+        except DmmError as e:
+            if before is None or isinstance(e, PolicyError):
+                raise
+            self._instance.state.policy = str(path)
+            self._began, self._in_force, self._read = True, before, stamps
+            self._retry_at = time.monotonic() + RETRY_S
+            self._refuse(path, str(e))
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -122,10 +139,14 @@ class PolicyWatch:
             if self._in_force_now() is not (new or before):
                 return  # somebody was faster with another one; the next look compares with that
             self._trouble, self._in_force = None, new or before
-        except (DmmError, OSError) as e:
+        except Exception as e:
             if not isinstance(e, PolicyError):
                 self._retry_at = time.monotonic() + RETRY_S
-            self._refuse(path, str(e))
+            why = str(e)
+            if not isinstance(e, DmmError | OSError):
+                log.exception("%s could not be applied; it is tried again", path)
+                why = str(unforeseen(f"apply {path}", e))
+            self._refuse(path, why)
         self._read = files
 
     def _load(self, path: Path, files: Stamps, always: bool) -> Policy | None:

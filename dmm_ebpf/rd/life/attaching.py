@@ -61,6 +61,7 @@ def attach(options: AttachOptions, follower: Follower | None = None) -> int:
     starting.need_root(f"attach instance {options.instance}")
     options = _absolute(options)
     run_dir = RunDir(options.instance)
+    run_dir.readers = options.readers
 
     def serve(ready: Callable[[], None]) -> int:
         netns = NetNS.from_arg(options.netns)
@@ -108,9 +109,13 @@ async def _opened(
 
     async with etcdsource.opened(follower) as fleet:
         instance = await Instance.open(options, run_dir, netns)
-        source = etcdsource.EtcdSource(instance, fleet, follower)
-        instance.watch = source
-        await source.begin()
+        try:
+            source = etcdsource.EtcdSource(instance, fleet, follower)
+            instance.watch = source
+            await source.begin()
+        except BaseException as e:
+            await instance.give_up(e)
+            raise
         return instance
 
 
@@ -123,15 +128,15 @@ async def _main(
 ) -> None:
     stop = Stop(signals)
     instance = await starting.opened(opening(), stop, run_dir)
-    for one in nested(options.instance):
-        log.warning("%s", nested_text(one))
-    server = Server(instance, run_dir.socket)
+    server = Server(instance, run_dir.socket, options.readers)
     instance.ground += [
         Home(run_dir, instance.state, server.listen),
         Doors(run_dir, instance.state),
     ]
     stop.then(server.stop, server.reload)
     try:
+        for one in nested(options.instance):
+            log.warning("%s", nested_text(one))
         serving = asyncio.get_running_loop().create_task(server.serve())
         asyncio.get_running_loop().call_soon(ready)
         await serving

@@ -119,7 +119,6 @@ async def _main(
     instance = await starting.opened(
         Instance.open(options, run_dir, netns, own_cgroup=True), stop, run_dir
     )
-    _warn_of_others(instance, Path(options.cgroup))
     server = Server(instance, run_dir.socket)
     instance.ground += [
         Home(run_dir, instance.state, server.listen),
@@ -128,6 +127,7 @@ async def _main(
     serving = asyncio.get_running_loop().create_task(server.serve())
     status = None
     try:
+        _warn_of_others(instance, Path(options.cgroup))
         command = await _spawn(*what, Path(options.cgroup), signals.ignored())
         signals.listen(lambda number: _forward(command, number))
         if stop.by is not None:

@@ -22,7 +22,9 @@ from dmm_ebpf.rd.policy.values import ValueRefusedError, shown
 
 def is_adaptive(route: RouteRecord, named: Collection[str]) -> bool:
     """Whether a route means to be one. named: the policy's stacks; one may be called "auto"."""
-    return bool(route.candidates or route.goal) or (route.stack == AUTO and AUTO not in named)
+    return bool(route.candidates or route.goal or route.share) or (
+        route.stack == AUTO and AUTO not in named
+    )
 
 
 def auto_of(
@@ -32,8 +34,8 @@ def auto_of(
     the key that is wrong.
     """
     if route.stack != AUTO:
-        why = f"candidates and goal are for {shown(AUTO)}, and this is {shown(route.stack)}"
-        _refuse("stack", why, f'write stack = "{AUTO}", or take candidates and goal away')
+        why = f"candidates, goal and share are for {shown(AUTO)}, and this is {shown(route.stack)}"
+        _refuse("stack", why, f'write stack = "{AUTO}", or take candidates, goal and share away')
     if not route.candidates:
         raise KeysRefusedError({"candidates": None})
     if len(route.candidates) < 2:
@@ -46,7 +48,7 @@ def auto_of(
             why = f"{shown(name)} serves nothing that could be measured"
             _refuse("candidates", why, "name kernel and user stacks")
     goal = next((goal for goal in GOALS if goal == route.goal), GOALS[0])
-    return Auto(goal, route.candidates)
+    return Auto(goal, route.candidates, route.share)
 
 
 def _refuse(key: str, why: str, hint: str) -> None:

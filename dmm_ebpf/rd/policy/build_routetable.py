@@ -12,8 +12,8 @@ from pathlib import Path
 from cffi import FFI
 
 _FOLDER = "dmm_ebpf/rd/policy"
-_HEADERS = ("routetable.h", "learnt.h")
-_SOURCES = ("learnt.c", "routelines.c", "routeprefixes.c", "routeentries.c")
+_HEADERS = ("routetable.h", "learnt.h", "routeemission.h")
+_SOURCES = ("learnt.c", "routelines.c", "routeprefixes.c", "routeentries.c", "routenodes.c")
 _text = (Path(__file__).resolve().parent / _HEADERS[0]).read_text(encoding="utf-8")
 
 ffibuilder = FFI()

@@ -10,7 +10,7 @@ columns are lent cannot grow: array says so with a BufferError.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from dmm_ebpf import abi
@@ -164,6 +164,11 @@ class Prefixes:
         size = 4 * self._pointer.count
         return array("I", bytes(ffi.buffer(self._pointer.links, size)))
 
+    def first(self, family: int, addr: int, length: int) -> int:
+        """The first route of a prefix, or NO_ROUTE."""
+        halves = addr >> 64, addr & 0xFFFFFFFFFFFFFFFF
+        return int(lib.prefixes_first(self._pointer, family, length, *halves))
+
     def parent(self, route: int, hidden: int) -> int:
         """The first route of the next shorter prefix around a route's, or NO_ROUTE. Prefixes whose
         one route has the match hidden are passed over.
@@ -222,9 +227,10 @@ class Templates:
         self.whole = array("I")
 
     def add(self, entries: tuple[tuple[int, int, int], ...], whole: int) -> int:
-        """Its number, from 1. entries: prefixlen; proto, pad and port_be as a word; the route,
-        which may be NAMED_OWN and its place among its prefix's, or NAMED_MISS. whole: NAMED_MISS,
-        or the route that the prefix has for all ports; then there are no entries.
+        """Its number, from 1. entries: prefixlen, and from bit 8 on the rank; proto, pad and
+        port_be as a word; the route, which may be NAMED_OWN and its place among its prefix's, or
+        NAMED_MISS. whole: NAMED_MISS, or the route that the prefix has for all ports; then there
+        are no entries.
         """
         for entry in entries:
             self.words.extend(entry)
@@ -234,7 +240,7 @@ class Templates:
 
 
 class Emission:
-    """The entries of one table, packed when they are asked for."""
+    """What one table says, packed when it is asked for."""
 
     def __init__(  # noqa: PLR0917 - struct emission
         self,
@@ -252,48 +258,77 @@ class Emission:
         sets, the route to the set that each is there by. base: what the policy calls its first
         route. number: of the table. first_set: the port sets before.
         """
+        self.number = number
         self._table = _Lent(table)
         self._held = [
             _lent(column) for column in (templates.starts, templates.words, templates.whole, stacks)
         ]
-        self._struct = ffi.new("struct emission *")
-        struct = self._struct
+        self.struct = struct = ffi.new("struct emission *")
         struct.routes, struct.count = self._table.struct[0], len(table)
         struct.starts, struct.words, struct.whole, struct.numbers = self._held
         struct.written = len(table) - len(via)
         if via:
             struct.via = self._via = _lent(via)
-        struct.base, struct.table, self._first_set = base, number, first_set
+        struct.base, struct.table, struct.first_set = base, number, first_set
         if links is not None:
             struct.links = self._links = _lent(links)
         if plan is not None:
             struct.plan = self._plan = _lent(plan)
-        size = lib.emission_size(struct)
-        self.counts = {"routes4": size.routes4, "routes6": size.routes6, "ports": size.ports}
-        self.sets: int = size.sets
+        self._sets = _made(lib.port_sets_new(struct, struct.plan), lib.port_sets_free)
+        struct.sets = self._sets
+        self._order = _lent(array("I", bytes(4 * len(table))))
+        struct.order, struct.ordered = self._order, lib.emission_order(struct, self._order)
 
-    def chunks(self, kind: str) -> Iterator[tuple[memoryview, memoryview, int]]:
-        """Keys, values and how many, of one of counts; they hold until the next are asked for."""
-        if not self.counts[kind]:
-            return
-        key, value = _SIZES[kind]
-        room = min(_BLOCK, self.counts[kind])
-        keys, values = bytearray(room * key), bytearray(room * value)
-        into = _lent(keys, "char[]"), _lent(values, "char[]")
-        place = ffi.new("struct emission *", self._struct[0])
-        place.set = self._first_set
-        made = room
-        while made == room:
-            if kind == "ports":
-                made = lib.emit_ports(place, *into, room)
-            else:
-                made = lib.emit_routes(place, 4 if kind == "routes4" else 6, *into, room)
-            if made:
-                yield memoryview(keys)[: made * key], memoryview(values)[: made * value], made
+    @property
+    def prefixes(self) -> int:
+        """How many there are."""
+        return int(self.struct.ordered)
+
+    @property
+    def sets(self) -> int:
+        """How many sets of ports."""
+        return int(self._sets.count)
+
+    @property
+    def n_ports(self) -> int:
+        """How many entries of ports."""
+        return int(self._sets.entries)
 
 
-_SIZES = {
-    "routes4": (abi.sizeof("dmm_route4_key"), abi.sizeof("dmm_route_value")),
-    "routes6": (abi.sizeof("dmm_route6_key"), abi.sizeof("dmm_route_value")),
-    "ports": (abi.sizeof("dmm_port_key"), abi.sizeof("dmm_port_value")),
-}
+Chunk = tuple[memoryview, memoryview, int]
+
+
+class _Packing:
+    """Room for some thousands of keys and values."""
+
+    def __init__(self, room: int, key: int, value: int) -> None:
+        self.room, self._key, self._value = room, key, value
+        self._keys, self._values = bytearray(room * key), bytearray(room * value)
+        self.keys, self.values = _lent(self._keys, "char[]"), _lent(self._values, "char[]")
+
+    def chunk(self, made: int) -> Chunk:
+        """What is in it; it holds until more are packed."""
+        keys, values = memoryview(self._keys), memoryview(self._values)
+        return keys[: made * self._key], values[: made * self._value], made
+
+
+def port_chunks(tables: Iterable[Emission]) -> Iterator[Chunk]:
+    """Keys, values and how many, of ports[]; they hold until the next are asked for."""
+    sizes = abi.sizeof("dmm_port_key"), abi.sizeof("dmm_port_value")
+    for table in tables:
+        packing = _Packing(min(_BLOCK, table.n_ports), *sizes)
+        place = ffi.new("struct emission *", table.struct[0])
+        while made := lib.emit_ports(place, packing.keys, packing.values, packing.room):
+            yield packing.chunk(made)
+
+
+def node_chunks(tables: Iterable[Emission]) -> Iterator[Chunk]:
+    """The same of routes[]. The last is node 0, by which the others are found."""
+    packing = _Packing(2 * lib.FOREST_ROOM, 4, abi.sizeof("dmm_route_node"))
+    keys = ffi.cast("uint32_t *", packing.keys)
+    forest = _made(lib.forest_new(), lib.forest_free)
+    for table in sorted(tables, key=lambda one: one.number):
+        place = ffi.new("struct emission *", table.struct[0])
+        while place.at < place.ordered:
+            yield packing.chunk(lib.forest_run(forest, place, keys, packing.values, packing.room))
+    yield packing.chunk(lib.forest_end(forest, keys, packing.values))

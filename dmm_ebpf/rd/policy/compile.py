@@ -24,8 +24,9 @@ from dmm_ebpf.errors import DmmError, PolicyError
 from dmm_ebpf.rd.policy.compile_routes import Entries, RouteCompiler
 from dmm_ebpf.rd.policy.compile_rules import Check, checks
 from dmm_ebpf.rd.policy.ids import IdSpace
+from dmm_ebpf.rd.policy.livetable import LiveRoutes
 from dmm_ebpf.rd.policy.locate import describe
-from dmm_ebpf.rd.policy.model import KernelStack, Policy, RejectStack, UserStack
+from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import RouteTable
 from dmm_ebpf.rd.policy.rule import Rule
 from dmm_ebpf.rd.policy.usual import LINUX, Usual
@@ -100,13 +101,17 @@ class Compiled:
     forwards: tuple[Struct, ...]
     by_device: tuple[tuple[str, ...] | None, ...]
     stacks: Mapping[int, Struct]
-    routes4: Entries
-    routes6: Entries
+    routes: Entries
     ports: Entries
     cgroups: Mapping[str, int]
     devices: Mapping[str, int]
     labels: Labels
     is_adaptive: bool = False
+
+    @property
+    def makes_mptcp(self) -> bool:
+        """Whether a rule has sockets made as MPTCP's."""
+        return any(rule.flags & C.DMM_RULE_MPTCP for rule in self.rules)
 
     def route_text(self, index: int) -> str:
         """See Labels.route_text()."""
@@ -148,11 +153,7 @@ def compile_policy(
     busy_stacks: stack numbers that open flows still have.
     Raises PolicyError with the place.
     """
-    for index, rule in enumerate(policy.rules):
-        if rule.hosts is not None and policy.labels is None:
-            why = "it is for some hosts of a fleet, and the policy does not say what labels this one has"
-            hint = "follow it by --policy etcd://..., or add [labels]"
-            _refuse(policy, ("rules", index, "hosts"), why, hint)
+    _refuse_unlabelled(policy)
     ids.assign([*policy.stacks, *policy.autos], policy.tables, busy_stacks)
     host = _Host(policy, cgroup_lookup, netns_lookup, device_lookup, executable_lookup)
     made = tuple(checks(policy.rules))
@@ -162,10 +163,7 @@ def compile_policy(
     for table, base in zip(policy.tables.values(), route_bases(policy), strict=True):
         routes.add_table(table, base)
     forwards, by_device = _forwards(policy.rules, ids)
-    if len(forwards) > C.DMM_MAX_FORWARDS:
-        why = f"with what its sets have, the rules for what is forwarded have {len(forwards)} sources together"
-        last = max(index for index, rule in enumerate(policy.rules) if rule.forwards)
-        _refuse(policy, ("rules", last), why, f"a policy has at most {C.DMM_MAX_FORWARDS}")
+    _refuse_many(policy, len(forwards))
     head = abi.new(
         "dmm_policy_head",
         n_rules=len(rules),
@@ -180,14 +178,30 @@ def compile_policy(
         forwards=forwards,
         by_device=by_device,
         stacks=stacks.all(),
-        routes4=routes.entries("routes4"),
-        routes6=routes.entries("routes6"),
-        ports=routes.entries("ports"),
+        routes=routes.routes(),
+        ports=routes.ports(),
         cgroups=host.cgroups,
         devices=host.devices,
         labels=Labels(policy),
         is_adaptive=bool(policy.autos),
     )
+
+
+def _refuse_unlabelled(policy: Policy) -> None:
+    """Rules for some hosts of a fleet, where nobody says what this host is."""
+    for index, rule in enumerate(policy.rules):
+        if rule.hosts is not None and policy.labels is None:
+            why = "it is for some hosts of a fleet, and the policy does not say what labels this one has"
+            hint = "follow it by --policy etcd://..., or add [labels]"
+            _refuse(policy, ("rules", index, "hosts"), why, hint)
+
+
+def _refuse_many(policy: Policy, sources: int) -> None:
+    """More sources of what is forwarded than the kernel's programs look through."""
+    if sources > C.DMM_MAX_FORWARDS:
+        why = f"with what its sets have, the rules for what is forwarded have {sources} sources together"
+        last = max(index for index, rule in enumerate(policy.rules) if rule.forwards)
+        _refuse(policy, ("rules", last), why, f"a policy has at most {C.DMM_MAX_FORWARDS}")
 
 
 def host_errors(
@@ -233,11 +247,29 @@ def _datagrams(policy: Policy) -> int:
 
 def _carries_datagrams(policy: Policy, table: RouteTable) -> bool:
     """Whether a route of the table gives UDP to a user stack that carries it."""
+    beside = (one.table(table.name) for one in (policy.live, policy.fleet) if one)
     return any(
-        table.matches[match].proto != TCP
-        and any(_carries(policy, name) for name in policy.may_serve(table.stack_names[stack]))
-        for stack, match in table.pairs()
+        one.matches[match].proto != TCP
+        and any(_carries(policy, name) for name in policy.may_serve(one.stack_names[stack]))
+        for one in (table, *beside)
+        if one is not None
+        for stack, match in one.pairs()
     )
+
+
+def datagrams_of(policy: Policy, live: LiveRoutes) -> int:
+    """Of enum dmm_datagrams, what these routes alone ask of the programs beside that policy."""
+    found = 0
+    for one in live.routes.values():
+        if isinstance(policy.stacks.get(one.stack, BUILT_IN.get(one.stack)), RejectStack):
+            found |= C.DMM_DATAGRAMS_REJECT
+        elif one.match.proto != TCP and _carries(policy, one.stack):
+            listens = (
+                rule.table == one.table and rule.direction & C.DMM_DIR_LISTEN
+                for rule in policy.rules
+            )
+            found |= C.DMM_DATAGRAMS_USER | C.DMM_DATAGRAMS_SERVED * any(listens)
+    return int(found)
 
 
 def _carries(policy: Policy, name: str) -> bool:
@@ -335,6 +367,7 @@ class _Host:
         if not one.skip:
             out.table = ids.table(rule.table) if rule.table else 0
             out.choose = sum(1 << ids.stack(name) for name in rule.choose)
+            out.flags = C.DMM_RULE_MPTCP if self.policy.makes_mptcp(rule) else 0
         for key, value in one.wanted.items():
             out.flags |= _FLAGS[key]
             if key == "cgroup":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the routes of a policy to the entries of the maps routes4, routes6 and ports.
+"""From the routes of a policy to the entries of the maps routes and ports.
 
-The kernel decides with one look-up of the address and at most one of the port (abi.h, struct
+The kernel decides with one search for the address and at most one for the port (abi.h, struct
 dmm_route_value). A prefix whose routes take every protocol and port carries its route inline. Any
 other prefix gets a port set: its own routes painted over those of the next shorter prefix of the
 table, so that "longest prefix that has a route for this port" is already worked out.
@@ -11,24 +11,30 @@ around it alone: that is worked out once for all prefixes that are alike in both
 
 from __future__ import annotations
 
-import itertools
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.portsets import MISS, Layer, PortSet, paint, trie_entries
-from dmm_ebpf.rd.policy.routes import RouteTable, port_rank
+from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank
 from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP
 
-RoutesMap = Literal["routes4", "routes6", "ports"]
-
 _PORT_BITS_BEFORE = 48  # bits of struct dmm_port_key between prefixlen and port_be
+# In a port set, a route stands in the lower bits, above them its specific()
+_SPECIFIC_SHIFT = 32
+_NAMED = 0xFFFFFFFF
 _INHERITED = (1, 0, 0)  # precedence of a shorter prefix's routes: after all own ones
 
 _PortTemplate = tuple[tuple[int, int, int], ...]
+
+
+def specific(match: Match, first: int, last: int) -> int:
+    """What enum dmm_route_rank has of the protocol and one range of the ports of a route."""
+    rank = port_rank(match.ports, first, last)
+    proto = int(bool(match.proto))
+    return rank << int(C.DMM_RANK_PORTS_SHIFT) | proto << int(C.DMM_RANK_PROTO_SHIFT)
 
 
 class Entries:
@@ -36,17 +42,16 @@ class Entries:
     tables: of a million routes they would take as much memory again.
     """
 
-    def __init__(self, kind: str, tables: Sequence[bulk.Emission]) -> None:
-        """kind: the map's name."""
-        self._kind = kind
-        self._tables = tables
-        self.count = sum(table.counts[kind] for table in tables)
+    def __init__(self, chunks: Callable[[], Iterator[bulk.Chunk]]) -> None:
+        """chunks: packs them, from the first on."""
+        self._chunks = chunks
+        self.count = sum(made for _, _, made in chunks())
 
-    def chunks(self) -> Iterator[tuple[memoryview, memoryview, int]]:
+    def chunks(self) -> Iterator[bulk.Chunk]:
         """Keys end to end, values, and how many, ready for batch updates; they hold until the next
         are asked for.
         """
-        return itertools.chain.from_iterable(table.chunks(self._kind) for table in self._tables)
+        return self._chunks()
 
     @property
     def keys(self) -> bytes:
@@ -60,7 +65,7 @@ class Entries:
 
 
 class RouteCompiler:
-    """Gathers the entries of routes4, routes6 and ports over all tables."""
+    """Gathers the entries of routes and ports over all tables."""
 
     def __init__(self, ids: IdSpace, autos: Collection[str] = ()) -> None:
         """autos: what adaptive routes name."""
@@ -95,9 +100,13 @@ class RouteCompiler:
         self.n_port_sets += made.sets
         self.tables.append(made)
 
-    def entries(self, kind: RoutesMap) -> Entries:
-        """The entries of a map."""
-        return Entries(kind, self.tables)
+    def routes(self) -> Entries:
+        """The nodes of routes[]."""
+        return Entries(lambda: bulk.node_chunks(self.tables))
+
+    def ports(self) -> Entries:
+        """The entries of ports[]."""
+        return Entries(lambda: bulk.port_chunks(self.tables))
 
 
 def _plan(table: RouteTable, templates: bulk.Templates) -> array[int]:
@@ -125,10 +134,17 @@ def _plan(table: RouteTable, templates: bulk.Templates) -> array[int]:
 def _port_template(port_set: PortSet) -> _PortTemplate:
     """The entries of a port set as bulk.Templates.add() takes them."""
     return tuple(
-        (_PORT_BITS_BEFORE + bits, proto << 24 | first, bulk.NAMED_MISS if route == MISS else route)
+        _port_words(bits, proto << 24 | first, route)
         for proto, segments in ((TCP, port_set.tcp), (UDP, port_set.udp))
         for first, bits, route in trie_entries(segments)
     )
+
+
+def _port_words(bits: int, proto_port: int, shown: int) -> tuple[int, int, int]:
+    length = _PORT_BITS_BEFORE + bits
+    if shown == MISS:
+        return length, proto_port, bulk.NAMED_MISS
+    return length | shown >> _SPECIFIC_SHIFT << 8, proto_port, shown & _NAMED
 
 
 def _whole(port_set: PortSet) -> int | None:
@@ -136,7 +152,7 @@ def _whole(port_set: PortSet) -> int | None:
     if len(port_set.tcp) != 1 or port_set.tcp != port_set.udp:
         return None
     first, last, route = port_set.tcp[0]
-    return route if (first, last) == (0, PORT_MAX) else None
+    return route & _NAMED if (first, last) == (0, PORT_MAX) else None
 
 
 class _PrefixTree:
@@ -175,8 +191,9 @@ class _PrefixTree:
         for name, match in matches.items():
             for low, high in match.ports or ((0, PORT_MAX),):
                 precedence = (-port_rank(match.ports, low, high), 0 if match.proto else 1, name)
+                shown = specific(match, low, high) << _SPECIFIC_SHIFT | name
                 for proto in (match.proto,) if match.proto else (TCP, UDP):
-                    layers[proto].append(Layer(precedence, low, high, name))
+                    layers[proto].append(Layer(precedence, low, high, shown))
         return PortSet(paint(layers[TCP]), paint(layers[UDP]))
 
     def _around(self, first: int, hidden: int) -> PortSet:

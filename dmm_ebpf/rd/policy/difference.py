@@ -14,14 +14,14 @@ from typing import Any
 
 from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy.model import BUILT_IN, Policy, Stack
-from dmm_ebpf.rd.policy.nftsets import SetName
+from dmm_ebpf.rd.policy.named import Named
 from dmm_ebpf.rd.policy.routes import Match, Route, RouteTable, route_text
 from dmm_ebpf.records.policy import Change, Sign
 
 
 def difference(old: Policy, new: Policy) -> Iterator[Change]:
-    """Stacks first, then rules, then routes by table; nothing when both mean the same. An nft set
-    is compared by its name, whatever it has.
+    """Stacks first, then rules, then routes by table; nothing when both mean the same. A named
+    set is compared by its name, whatever it has.
     """
     old, new = old.as_written, new.as_written
     yield from _stacks(old, new)
@@ -79,8 +79,8 @@ def _written(policy: Policy, name: str) -> RouteTable | None:
     return None if table is None or table.is_action else table
 
 
-def _of_sets(table: RouteTable | None) -> dict[tuple[SetName, Match, str], None]:
-    """The routes to nft sets."""
+def _of_sets(table: RouteTable | None) -> dict[tuple[Named, Match, str], None]:
+    """The routes to named sets."""
     if table is None:
         return {}
     sets = ((s.to, table.matches[s.match], table.stack_names[s.stack]) for s in table.sets)

@@ -153,7 +153,8 @@ class Verdict:
     """The stack that a policy gives a flow, and why. rule is numbered from 1; 0: no rule had a
     route for it.
 
-    element: where the route leads to a set, the prefix in it that decides.
+    element: where the route leads to a set, the prefix in it that decides. live: whether the route
+    stands beside the policy.
 
     wanted is the stack that the route names; stack is the one that serves if wanted is up. why:
     where that is another, one of the texts of why_not(). unasked: rules that come before and may
@@ -172,6 +173,7 @@ class Verdict:
     choice: Maybe[Literal["taken", "refused"]] = ABSENT
     unasked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     element: Maybe[str] = ABSENT
+    live: Maybe[bool] = ABSENT
 
     def answer(
         self,
@@ -200,6 +202,7 @@ class Verdict:
             self.choice,
             transport,
             element=self.element,
+            live=self.live,
         )
 
 
@@ -263,9 +266,9 @@ def _by_rules(policy: Policy, query: Query, family: int, addr: int) -> Verdict:
             unasked.append((policy.rule_text(number - 1), needs))
         if not rule_matches(rule, query):
             continue
-        table = policy.tables[rule.table]
-        index = find_route(table, family, addr, query.proto, query.port)
-        if index is not None:
+        found = find_in(policy, rule.table, (family, addr), query)
+        if found is not None:
+            table, index = found
             route = table[index]
             why = why_not(policy, query, route.stack)
             return Verdict(
@@ -278,6 +281,7 @@ def _by_rules(policy: Policy, query: Query, family: int, addr: int) -> Verdict:
                 why=why,
                 unasked=tuple(unasked),
                 element=str(route.prefix) if route.through else ABSENT,
+                live=table.is_live or ABSENT,
             )
         if query.direction == C.DMM_DIR_LISTEN:
             text = policy.rule_text(number - 1)
@@ -307,8 +311,9 @@ def why_not(policy: Policy, query: Query, wanted: str) -> WhyNot | None:
     stack's or the kernel's, whose options are for sockets.
     """
     stack = policy.stacks.get(wanted)
-    if stack is None:  # of an adaptive route
-        return None if query.direction == C.DMM_DIR_CONNECT else "adaptive"
+    if stack is None:  # of an adaptive route: who serves can be told by the director alone
+        begun = query.proto != TCP and query.direction == C.DMM_DIR_LISTEN
+        return "adaptive" if begun else None
     if query.direction == C.DMM_DIR_FORWARD and not isinstance(stack, UserStack):
         return "forwarded"
     if query.direction == C.DMM_DIR_LISTEN and isinstance(stack, RejectStack):
@@ -459,16 +464,38 @@ def find_route(table: RouteTable, family: int, addr: int, proto: int, port: int)
     """The index of the table's route for a flow: longest prefix, then port, then
     protocol, then order.
     """
+    best = _best(table, family, addr, proto, port)
+    return None if best is None else -best[-1]
+
+
+def find_in(
+    policy: Policy, name: str, peer: tuple[int, int], query: Query
+) -> tuple[RouteTable, int] | None:
+    """The same of a policy's table and of what stands beside it. peer: family and address."""
+    tables = policy.tables_of(name)
+    found = [(_best(one, *peer, query.proto, query.port), one) for one in tables]
+    ranked = [
+        ((*best[:-1], one.precedence), one, -best[-1]) for best, one in found if best is not None
+    ]
+    if not ranked:
+        return None
+    _, table, index = max(ranked, key=operator.itemgetter(0))
+    return table, index
+
+
+def _best(
+    table: RouteTable, family: int, addr: int, proto: int, port: int
+) -> tuple[int, int, int, int] | None:
+    """Of the route that counts: prefix length, how_specific(), and its index, less than 0."""
     best: tuple[int, int, int, int] | None = None
-    best_index: int | None = None
     for index in bulk.containing(table, family, addr):
         specificity = how_specific(table.matches[table.match[index]], proto, port)
         if specificity is None:
             continue
         rank = (table.lengths[index], *specificity, -index)
         if best is None or rank > best:
-            best, best_index = rank, index
-    return best_index
+            best = rank
+    return best
 
 
 def how_specific(match: Match, proto: int, port: int) -> tuple[int, int] | None:

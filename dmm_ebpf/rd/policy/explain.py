@@ -8,6 +8,7 @@ against each other. Pure.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,7 @@ def _to_route(policy: Policy, query: Query) -> Iterator[RuleSeen]:
         if unmatched or not rule.table:
             yield unmatched or _seen(policy, index, "no table")
             continue
-        routes = list(_routes(policy.tables[rule.table], query))
+        routes = list(_routes(policy, rule.table, query))
         decides = bool(routes) and routes[0].outcome == "decides"
         yield replace(
             _seen(policy, index, "decides" if decides else "no route"),
@@ -132,29 +133,31 @@ def _given(key: str, value: Any) -> str:
     return f"{value:#x}" if key == "mark" and isinstance(value, int) else str(value)
 
 
-def _routes(table: RouteTable, query: Query) -> Iterator[RouteSeen]:
+def _routes(policy: Policy, name: str, query: Query) -> Iterator[RouteSeen]:
     """Those whose prefix contains the peer's address: the one that decides, if any does, then the
     others by rank, then those that do not fit the flow; of each the longer prefix first.
     """
     family, addr = parse_address(query.addr)
-    ranked: list[tuple[tuple[int, int, int, int], int]] = []
-    passed: list[int] = []
-    for index in bulk.containing(table, family, addr):
-        specific = how_specific(table.matches[table.match[index]], query.proto, query.port)
-        if specific is None:
-            passed.append(index)
-        else:
-            ranked.append(((table.lengths[index], *specific, -index), index))
-    ranked.sort(reverse=True)
-    for rank, index in ranked:
-        yield _route(table, index, _behind(rank, ranked[0][0]))
-    for index in sorted(passed, key=lambda index: -table.lengths[index]):
+    ranked: list[tuple[tuple[int, int, int, tuple[int, int]], RouteTable]] = []
+    passed: list[tuple[RouteTable, int]] = []
+    for table in policy.tables_of(name):
+        for index in bulk.containing(table, family, addr):
+            specific = how_specific(table.matches[table.match[index]], query.proto, query.port)
+            if specific is None:
+                passed.append((table, index))
+            else:
+                rank = (table.lengths[index], *specific, (table.precedence, -index))
+                ranked.append((rank, table))
+    ranked.sort(key=operator.itemgetter(0), reverse=True)
+    for rank, table in ranked:
+        yield _route(table, -rank[-1][1], _behind(rank, ranked[0][0]))
+    for table, index in sorted(passed, key=lambda one: -one[0].lengths[one[1]]):
         proto = table.matches[table.match[index]].proto
         other = proto and proto != query.proto
         yield _route(table, index, "protocol" if other else "ports")
 
 
-def _behind(rank: tuple[int, ...], best: tuple[int, ...]) -> RouteOutcome:
+def _behind(rank: tuple[object, ...], best: tuple[object, ...]) -> RouteOutcome:
     for one, first, outcome in zip(rank, best, _BEHIND, strict=True):
         if one != first:
             return outcome

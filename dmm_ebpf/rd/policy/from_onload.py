@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy.from_dmm import Imported
 from dmm_ebpf.rd.policy.model import MAX_BUFFER_BYTES, MAX_BUSY_POLL_US
+from dmm_ebpf.rd.policy.startlines import assignments, comm_of, lines
 
 STACK = "onload"
 _LIBRARY = "libonload.so"
-_ASSIGNED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_EXEC_START = re.compile(r"ExecStart=[-@:+!|]*")  # systemd.service(5)
 _WITH_VALUE = ("-p", "--profile", "-a", "--app", "--preload")  # of the command onload
 # What these profiles, which come with Onload, have of what is carried over
 _PROFILES = {"latency": {"EF_POLL_USEC": "100000"}, "latency-best": {"EF_POLL_USEC": "100000"}}
@@ -77,16 +74,10 @@ def import_onload(text: str, source: str) -> Imported:
 def _starts(text: str, source: str, found: Imported) -> Iterator[_Start]:
     environment: dict[str, str] = {}
     is_profile = started = False
-    for place, line in _lines(text, source):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            if STACK in line or "EF_" in line:
-                found.left.append(f"{place}: it cannot be read ({str(error).lower()})")
-            continue
-        own, command = _assignments(words)
+    for place, words in lines(text, source, (STACK, "EF_"), found.left):
+        own, command = assignments(words)
         if command and command[0] == "onload_set":
-            own = _assignments(["=".join(command[1:3])])[0]
+            own = assignments(["=".join(command[1:3])])[0]
             environment |= {name: own[name] for name in own if name not in environment}
             is_profile = True
         elif command and command[0] == "onload_import":
@@ -98,32 +89,6 @@ def _starts(text: str, source: str, found: Imported) -> Iterator[_Start]:
             yield start
     if is_profile and not started:
         yield _Start(source, "", environment)
-
-
-def _lines(text: str, source: str) -> Iterator[tuple[str, str]]:
-    """Each with its place; those that go on in the next are one."""
-    whole, first = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        first = first or number
-        whole += line.removesuffix("\\")
-        if line.endswith("\\"):
-            whole += " "
-            continue
-        bare = _EXEC_START.sub("", whole.strip(), count=1)
-        yield f"{source}:{first}", bare.removeprefix("Environment=")
-        whole, first = "", 0
-
-
-def _assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """What is set before a command, and the command."""
-    found: dict[str, str] = {}
-    for number, word in enumerate(words):
-        match = _ASSIGNED.fullmatch(word)
-        if match:
-            found[match[1]] = match[2]
-        elif word not in {"export", "env", "exec"}:
-            return found, words[number:]
-    return found, []
 
 
 def _start(
@@ -176,7 +141,7 @@ def _add(start: _Start, stacks: list[_Stack], found: Imported) -> None:
             f"{start.place}: {start.program or 'what'} is not accelerated unless it asks for it"
         )
         return
-    comm = start.program.encode()[: C.DMM_COMM_LEN - 1].decode(errors="ignore")
+    comm = comm_of(start.program)
     if any(comm in one.programs for one in stacks):
         found.left.append(f"{start.place}: another start of {comm}; what the first has counts")
         return

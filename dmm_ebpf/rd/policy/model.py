@@ -20,10 +20,12 @@ from typing import Any, Literal, get_args
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Seam
+from dmm_ebpf.rd.policy.elements import MOST_BESIDE, Elements
 from dmm_ebpf.rd.policy.hosts import Labels
 from dmm_ebpf.rd.policy.keyed import Record, by
+from dmm_ebpf.rd.policy.livetable import FleetRoutes, LiveRoutes
 from dmm_ebpf.rd.policy.locate import place
-from dmm_ebpf.rd.policy.nftsets import Contents, SetName, parse_prefixes, parse_set
+from dmm_ebpf.rd.policy.named import Contents, Named, parse_prefixes
 from dmm_ebpf.rd.policy.readers import (
     DEVICE,
     DEVICE_NAME,
@@ -57,7 +59,6 @@ from dmm_ebpf.rd.policy.values import (
     parse_dscp,
     parse_mark,
     parse_ports,
-    parse_prefix,
     parse_protocol,
     parse_rate,
     parse_share,
@@ -71,7 +72,7 @@ REJECT = "reject"
 AUTO = "auto"  # of a route: the director chooses among its candidates
 GOALS: tuple[Goal, ...] = get_args(Goal)
 TABLES = ("hosts", "labels", "stacks", "rules", "tables")  # a policy's keys
-TABLE_KEYS = ("routes", "routes_from")
+TABLE_KEYS = ("routes", "routes_from", "candidates", "goal", "share")
 MAX_STACKS = C.DMM_MAX_STACKS - 1  # without "kernel"
 MAX_COMMAND = 32  # parts
 MAX_USER_PROCESSES = C.DMM_MAX_STACKS  # of all user stacks together: their seats, see bpf/abi.h
@@ -101,7 +102,6 @@ _IO_OLD = ("af_packet", "tun")
 log = logging.getLogger("dmm-ebpf")
 
 _CONGESTION = re.compile(r"[a-z0-9_-]{1,15}")
-_PREFIXES = shape_of(parse_prefix)
 
 
 @takes(spelled(_CONGESTION.pattern))
@@ -249,9 +249,11 @@ def _devices(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-@takes(any_of(_PREFIXES, shape_of(parse_set)))
-def _to(value: object) -> tuple[Prefix | SetName, ...]:
-    """A prefix, or an nft set whose elements are prefixes, "nft:inet filter lossy"."""
+@takes(shape_of(parse_prefixes))
+def _to(value: object) -> tuple[Prefix | Named, ...]:
+    """A prefix, or what has such: an nft set, "nft:inet filter lossy", or a host by its name,
+    "dns:db.example.com".
+    """
     return parse_prefixes(a_text(value, "a prefix"))
 
 
@@ -296,6 +298,7 @@ class KernelStack(_Patient):
     mark: Mark | None = field(default=None, metadata=by(parse_mark))
     pacing_rate_Bps: int | None = field(default=None, metadata=by(parse_rate, "pacing_rate"))  # noqa: N815
     priority: int | None = field(default=None, metadata=by(_priority))
+    mptcp: bool = field(default=False, metadata=by(truth))  # sockets are made as MPTCP's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +370,13 @@ class RejectStack(Record):
 
 
 Stack = KernelStack | UserStack | RejectStack
+
+
+def is_mptcp(stack: Stack | None) -> bool:
+    """Whether a stack is the kernel's with MPTCP."""
+    return isinstance(stack, KernelStack) and stack.mptcp
+
+
 STACK_RECORDS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]] = {
     "kernel": KernelStack,
     "user": UserStack,
@@ -378,13 +388,14 @@ STACK_RECORDS: dict[str, type[KernelStack] | type[UserStack] | type[RejectStack]
 class RouteRecord(Record):
     """A route as written in the policy; "default" is two prefixes."""
 
-    to: tuple[Prefix | SetName, ...] = field(metadata=by(_to))
+    to: tuple[Prefix | Named, ...] = field(metadata=by(_to))
     stack: str = field(metadata=by(_stack_name))
     proto: int = field(default=0, metadata=by(_proto))
     ports: Ports = field(default=(), metadata=by(parse_ports))
     # With stack = "auto": among whom the director chooses, and by what (rd/adaptive)
     candidates: tuple[str, ...] = field(default=(), metadata=by(stack_names))
     goal: str = field(default="", metadata=by(_goal))
+    share: bool = field(default=False, metadata=by(truth))  # what is learnt, with other hosts
 
     @property
     def match(self) -> Match:
@@ -392,19 +403,30 @@ class RouteRecord(Record):
         return Match(self.proto, self.ports)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoRecord(Record):
+    """What routes with stack = "auto" mean that do not say it themselves, as those of a file."""
+
+    candidates: tuple[str, ...] = field(metadata=by(stack_names))
+    goal: str = field(default="", metadata=by(_goal))
+    share: bool = field(default=False, metadata=by(truth))
+
+
 @dataclass(frozen=True)
 class Auto:
-    """What stands in the place of a stack in an adaptive route. Routes with the same goal and
-    candidates share what is learnt.
+    """What stands in the place of a stack in an adaptive route. Routes with the same goal,
+    candidates and share learn together.
     """
 
     goal: Goal
     candidates: tuple[str, ...]
+    share: bool = False  # with other hosts
 
     @property
     def name(self) -> str:
         """By which tables and listings call it; no stack can be called so."""
-        return f"{AUTO}:{self.goal}:{','.join(self.candidates)}"
+        words = [AUTO, self.goal, ",".join(self.candidates), *(["shared"] if self.share else [])]
+        return ":".join(words)
 
 
 BUILT_IN: Mapping[str, Stack] = MappingProxyType(
@@ -442,15 +464,24 @@ class Policy:
     autos: Mapping[str, Auto] = field(default_factory=dict)  # of adaptive routes, by name
     plain: Policy | None = None
     elements: Contents = field(default_factory=dict)  # what its sets have, where plain is another
+    beside: Elements | None = None  # the same of its routes, where tables have none of it
+    live: LiveRoutes | None = None  # that stand beside it, where plain is another
+    fleet: FleetRoutes | None = None  # those of its fleet, likewise
 
     @property
     def n_routes(self) -> int:
         """Routes of all tables; "default" counts as two, and a set as its elements."""
-        return sum(len(table) for table in self.tables.values())
+        beside = len(self.beside or ()) + len(self.fleet or ())
+        return sum(map(len, self.tables.values())) + beside
 
     @property
-    def sets(self) -> tuple[SetName, ...]:
-        """The nft sets that its routes and rules name, each once."""
+    def counts(self) -> tuple[int, int, int]:
+        """Rules, routes, and stacks that are not built in."""
+        return len(self.rules), self.n_routes, sum(name not in BUILT_IN for name in self.stacks)
+
+    @property
+    def sets(self) -> tuple[Named, ...]:
+        """The nft sets and hostnames that its routes and rules name, each once."""
         plain = self.as_written
         named = [one.to for table in plain.tables.values() for one in table.sets]
         named += [one for rule in plain.rules for one in rule.source_sets]
@@ -464,9 +495,26 @@ class Policy:
     def with_elements(self, contents: Contents) -> Policy:
         """The policy with what its sets have; a set that is not there has nothing."""
         plain = self.as_written
-        tables = {name: table.with_elements(contents) for name, table in plain.tables.items()}
         rules = tuple(rule.with_elements(contents) for rule in plain.rules)
-        return replace(plain, rules=rules, tables=tables, plain=plain, elements=contents)
+        beside: Elements | None = Elements(plain.tables, contents)
+        tables = plain.tables
+        if len(beside or ()) > MOST_BESIDE:
+            beside = None
+            tables = {name: table.with_elements(contents) for name, table in tables.items()}
+        made = replace(plain, rules=rules, tables=tables, plain=plain, elements=contents)
+        return replace(made, beside=beside, fleet=self.fleet)
+
+    def tables_of(self, name: str) -> list[RouteTable]:
+        """A table, and what stands beside it."""
+        beside = (one.table(name) for one in (self.live, self.fleet, self.beside) if one)
+        return [self.tables[name], *(one for one in beside if one is not None)]
+
+    def with_live(self, live: LiveRoutes) -> Policy:
+        """The policy with routes beside it; they may name what no other route refuses by."""
+        beside = [live, *([self.fleet] if self.fleet else [])]
+        refusing = {n: BUILT_IN[n] for n in REFUSING if any(one.stacks[n] for one in beside)}
+        stacks = {**self.as_written.stacks, **refusing}
+        return replace(self, live=live, stacks=stacks, plain=self.as_written)
 
     def user_stacks(self) -> dict[str, UserStack]:
         """The user stacks by name, in policy order."""
@@ -483,7 +531,16 @@ class Policy:
             for name in self.may_serve(named)
         )
         chosen = (name for rule in self.rules for name in rule.choose)
-        return list(dict.fromkeys([*routed, *chosen]))
+        beside = (name for one in (self.live, self.fleet) if one for name in one.stacks)
+        return list(dict.fromkeys([*routed, *chosen, *beside]))
+
+    def makes_mptcp(self, rule: Rule) -> bool:
+        """Whether sockets that the rule matches are made as MPTCP's: a route of its table leads to
+        a stack with mptcp.
+        """
+        if not rule.table or rule.forwards:
+            return False
+        return any(is_mptcp(self.stacks.get(one)) for one in self.tables[rule.table].stack_names)
 
     def may_serve(self, named: str) -> tuple[str, ...]:
         """Who serves where a route names that: itself, or the candidates."""

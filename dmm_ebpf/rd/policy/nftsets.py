@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nft sets, by which routes name prefixes that change: how a policy writes them.
-
-What a set has now only the host that applies the policy can tell (rd/director/sets.py); there its
-elements stand in for prefixes (routes.py, with_elements()). Pure.
-"""
+"""nft sets, by which routes name prefixes that change: how a policy writes them. Pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from dmm_ebpf.rd.policy.shape import spelled, takes
-from dmm_ebpf.rd.policy.values import Prefix, ValueRefusedError, parse_prefix, shown
+from dmm_ebpf.rd.policy.values import ValueRefusedError, shown
 
 MARK = "nft:"  # what a route's `to` begins with that names a set
 FAMILIES = ("inet", "ip", "ip6", "arp", "bridge", "netdev")
-MAX_SETS = 64  # of one policy: each is read by itself
 # A string of nft's scanner, which takes more than nft(8) tells of
 _NAME = r"[A-Za-z_.][A-Za-z0-9/\\_.-]{0,127}"
 _FORM = rf"{MARK}(?:(?:{'|'.join(FAMILIES)}) +)?{_NAME} +{_NAME}"
@@ -33,9 +27,6 @@ class SetName(NamedTuple):
         return f"{MARK}{' '.join(self)}"
 
 
-Contents = Mapping[SetName, tuple[Prefix, ...]]
-
-
 @takes(spelled(_FORM))
 def parse_set(text: str) -> SetName:
     """The set that text names, "nft:inet filter lossy"; without a family it is ip, as to nft."""
@@ -46,8 +37,3 @@ def parse_set(text: str) -> SetName:
         )
     family, table, name = ["ip", *text.removeprefix(MARK).split()][-3:]
     return SetName(family, table, name)
-
-
-def parse_prefixes(text: str) -> tuple[Prefix | SetName, ...]:
-    """What text names: prefixes, or a set of such. ValueRefusedError."""
-    return (parse_set(text),) if text.startswith(MARK) else parse_prefix(text)

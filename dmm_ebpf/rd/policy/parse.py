@@ -1,36 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a policy file to a Policy, or to one sentence for each thing that is wrong, and where.
 
-Owns the reading, the checks that need more than one key to see, and the wording and place of every
-error. A Policy that load() or parse() returns is complete: every name it uses exists, no two routes
-contradict, and it fits the limits of abi.h. Nothing here touches the kernel; what only this host
-can answer (does the cgroup exist, is the congestion control loaded) is compile.py's.
-
-Over 600 lines: each check finds the place of its error in the text, which one object knows.
+Owns what a policy may say, and the checks that need more than one key to see; the text and the
+places in it are policytext.py's. A Policy that load() or parse() returns is complete: every name it
+uses exists, no two routes contradict, and it fits the limits of abi.h. Nothing here touches the
+kernel; what only this host can answer (does the cgroup exist, is the congestion control loaded) is
+compile.py's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import re
-import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
-from dmm_ebpf.rd.policy import toml_limits
+from dmm_ebpf.rd.policy import mptcp
 from dmm_ebpf.rd.policy.adaptive_route import auto_of, is_adaptive, may_serve
 from dmm_ebpf.rd.policy.compile_rules import MAX_CHECKS, count_checks
 from dmm_ebpf.rd.policy.hosts import Labels, Selector, parse_labels, parse_selector
-from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record
-from dmm_ebpf.rd.policy.locate import describe, order, place
+from dmm_ebpf.rd.policy.keyed import KeysRefusedError
 from dmm_ebpf.rd.policy.model import (
+    AUTO,
     BUILT_IN,
     KERNEL,
     MAX_STACKS,
@@ -39,14 +35,15 @@ from dmm_ebpf.rd.policy.model import (
     TABLE_KEYS,
     TABLES,
     Auto,
+    AutoRecord,
     Policy,
     RejectStack,
     RouteRecord,
     Stack,
     UserStack,
 )
-from dmm_ebpf.rd.policy.nftsets import MAX_SETS, SetName
-from dmm_ebpf.rd.policy.readers import check_name
+from dmm_ebpf.rd.policy.named import MAX_NAMED, Named
+from dmm_ebpf.rd.policy.policytext import MAX_ERRORS, EnoughError, KeyPath, PolicyText
 from dmm_ebpf.rd.policy.routes import Contradiction, Match, RouteTable, action_table
 from dmm_ebpf.rd.policy.routes_file import (
     MAX_ROUTES,
@@ -59,23 +56,11 @@ from dmm_ebpf.rd.policy.routes_file import (
 from dmm_ebpf.rd.policy.rule import REFUSING, SOCKET_KEYS, Rule, forward_entries
 from dmm_ebpf.rd.policy.suggest import suggest
 from dmm_ebpf.rd.policy.toml_limits import MAX_POLICY_BYTES
-from dmm_ebpf.rd.policy.values import PROTOCOL_NAMES, ValueRefusedError, range_text, shown
+from dmm_ebpf.rd.policy.values import PROTOCOL_NAMES, Prefix, ValueRefusedError, range_text, shown
 
 __all__ = ["MAX_POLICY_BYTES", "Policy", "load", "parse", "read"]
 
-MAX_ERRORS = 20  # of one policy; each costs a walk over the text
-_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)")
-
-# What TCP has no socket option for.
-_OF_A_NAMESPACE = {
-    key: f"Linux has it for a whole network namespace only (sysctl net.ipv4.tcp_{key}), where it holds for the sockets "
-    "of every stack; of one stack set user_timeout_ms"
-    for key in ("retries1", "retries2", "syn_retries", "orphan_retries")
-}
 _FORWARD_KEYS = {"sources": "from", "in_interface": "in_interface"}
-
-KeyPath = tuple[str | int, ...]
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def load(path: Path) -> Policy:
@@ -113,18 +98,13 @@ class _Written(NamedTuple):
     place: str
 
 
-class _EnoughError(Exception):
-    """As many errors as are told of one policy."""
-
-
-class _Parser:
+class _Parser(PolicyText):
     """One policy text on its way to a Policy. What is wrong with one part of it keeps no other
     from being read.
     """
 
     def __init__(self, text: str, source: str, base: Path, files: dict[Path, Stamp]) -> None:
-        self.text = text
-        self.source = source
+        super().__init__(text, source)
         self.base = base
         self.stacks: dict[str, Stack] = {}
         self.named: Collection[str] = ()  # also those that are refused
@@ -136,16 +116,13 @@ class _Parser:
         self.autos: dict[str, Auto] = {}
         self.selectors: dict[str, Selector] = {}
         self.labels: Labels | None = None
-        self.wrong: list[PolicyError] = []
 
     def policy(self) -> Policy:
-        data = self._toml()
-        with contextlib.suppress(_EnoughError):
+        data = self.toml()
+        with contextlib.suppress(EnoughError):
             self._read(data)
         if self.wrong:
-            first, *others = sorted(self.wrong, key=self._order)
-            first.others, first.enough = tuple(others), len(self.wrong) >= MAX_ERRORS
-            raise first
+            raise self._refusal()
         rules, tables = self._of_this_host()
         stacks = {KERNEL: BUILT_IN[KERNEL], **self.stacks}
         stacks |= {name: BUILT_IN[name] for name in REFUSING if name in self.refusing}
@@ -160,6 +137,15 @@ class _Parser:
             written=tuple(self.written[index] for index in rules),
             autos=self.autos,
         )
+
+    def _refusal(self) -> PolicyError:
+        """All that is wrong, which nothing here has any more: what raises it would else keep all
+        that was read until the garbage collector comes, as the raised one tells of this frame.
+        """
+        first, *others = sorted(self.wrong, key=self.order_of)
+        first.others, first.enough = tuple(others), len(self.wrong) >= MAX_ERRORS
+        self.wrong = []
+        return first
 
     def _of_this_host(self) -> tuple[list[int], dict[str, RouteTable]]:
         """The rules that are for it, and the tables without those that are for others alone."""
@@ -176,7 +162,7 @@ class _Parser:
     def _read(self, data: dict[str, Any]) -> None:
         for key in data:
             if key not in TABLES:
-                self._note(self._unknown_key((key,), TABLES))
+                self.note(self.unknown_key((key,), TABLES))
         for read in (
             self._read_hosts,
             self._read_stacks,
@@ -184,142 +170,36 @@ class _Parser:
             self._read_rules,
             self._check_limits,
             self._check_sets,
+            self._check_mptcp,
         ):
-            with self._noting():
+            with self.noting():
                 read(data)
 
-    def _note(self, error: PolicyError) -> None:
-        """_EnoughError: no more are wanted."""
-        self.wrong.append(error)
-        if len(self.wrong) >= MAX_ERRORS:
-            raise _EnoughError
-
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        """A part of the policy, which is given up at the first error; what comes behind
-        it goes on.
-        """
-        try:
-            yield
-        except PolicyError as error:
-            self._note(error)
-
-    def _order(self, error: PolicyError) -> tuple[bool, str, int]:
-        return order(self.source, error.what.removeprefix("accept "))
-
-    def _place(self, path: KeyPath) -> str:
-        return place(self.source, self.text, path)
-
-    def _refused(self, path: KeyPath, why: str, hint: str = "") -> PolicyError:
-        return PolicyError(f"accept {self._place(path)}", why=f"{describe(path)}: {why}", hint=hint)
-
-    def _unknown_key(self, path: KeyPath, known: Iterable[str]) -> PolicyError:
-        above = describe(path[:-1])
-        why = f"unknown key {shown(path[-1])}"
-        hint = _OF_A_NAMESPACE.get(str(path[-1])) or suggest(path[-1], known, "key")
-        return PolicyError(
-            f"accept {self._place(path)}", why=f"{above}: {why}" if above else why, hint=hint
-        )
-
-    def _toml(self) -> dict[str, Any]:
-        toml_limits.check(self.text, self.source)
-        try:
-            return tomllib.loads(self.text)
-        except RecursionError:
-            raise PolicyError(
-                f"accept {self.source}", why="its values are nested too deeply"
-            ) from None
-        except tomllib.TOMLDecodeError as error:
-            raise self._syntax(str(error)) from None
-        except ValueError:
-            # int() gives up on more than sys.get_int_max_str_digits(), and tomllib
-            # lets that through.
-            raise self._syntax("a number has too many digits") from None
-
-    def _syntax(self, message: str) -> PolicyError:
-        match = _TOML_PLACE.search(message)
-        why = _TOML_PLACE.sub("", message)
-        if match is None:
-            place = self.source
-        elif match[1]:
-            place = f"{self.source}:{match[1]}"
-            why += f", at column {match[2]}"
-        else:
-            place = f"{self.source}:{max(1, len(self.text.splitlines()))}"
-            why += ", at the end of the file"
-        return PolicyError(
-            f"accept {place}",
-            why=f"it is not TOML: {why[:1].lower()}{why[1:]}",
-            hint="see https://toml.io",
-        )
-
-    def _table(self, parent: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-        value = parent.get(str(path[-1]), {})
-        if not isinstance(value, dict):
-            raise self._refused(path, f"expected a table, [{path[-1]}.NAME]")
-        return value
-
-    def _array(self, value: object, path: KeyPath, header: str) -> list[dict[str, Any]]:
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self._refused(path, f"expected tables, each beginning with {header}")
-        return value
-
-    def _record(self, kind: type[AnyRecord], data: object, path: KeyPath) -> AnyRecord:
-        if not isinstance(data, dict):
-            raise self._refused(path, f"{shown(data)} is not a table")
-        known, olds = kind.keys(), kind.old_keys()
-        unknown = itertools.islice(
-            (key for key in data if key not in known and key not in olds), MAX_ERRORS
-        )
-        wrong = [self._unknown_key((*path, key), known) for key in unknown]
-        try:
-            made = kind.read(data)
-        except KeysRefusedError as error:
-            wrong += [self._refused_key(path, key, refused) for key, refused in error.keys.items()]
-        if not wrong:
-            return made
-        for one in wrong[:-1]:
-            self._note(one)
-        raise wrong[-1]
-
-    def _refused_key(
-        self, path: KeyPath, key: str, refused: ValueRefusedError | None
-    ) -> PolicyError:
-        if refused is None:
-            return self._refused(path, f'the key "{key}" is missing', f"add {key} = ...")
-        return self._refused((*path, key), refused.why, refused.hint)
-
-    def _name(self, name: str, what: str, path: KeyPath) -> None:
-        try:
-            check_name(name, what)
-        except ValueRefusedError as refused:
-            raise self._refused(path, refused.why, refused.hint) from None
-
     def _read_hosts(self, data: dict[str, Any]) -> None:
-        for name, value in self._table(data, ("hosts",)).items():
+        for name, value in self.table(data, ("hosts",)).items():
             path: KeyPath = ("hosts", name)
-            self._name(name, "selector of hosts", path)
+            self.name(name, "selector of hosts", path)
             try:
                 self.selectors[name] = parse_selector(value)
             except ValueRefusedError as refused:
-                raise self._refused(path, refused.why, refused.hint) from None
+                raise self.refused(path, refused.why, refused.hint) from None
         if "labels" in data:
             try:
                 self.labels = parse_labels(data["labels"])
             except ValueRefusedError as refused:
-                raise self._refused(("labels",), refused.why, refused.hint) from None
+                raise self.refused(("labels",), refused.why, refused.hint) from None
 
     def _read_stacks(self, data: dict[str, Any]) -> None:
-        stacks = self._table(data, ("stacks",))
+        stacks = self.table(data, ("stacks",))
         if len(stacks) > MAX_STACKS:
-            raise self._refused(
+            raise self.refused(
                 ("stacks",),
                 f"there are {len(stacks)} stacks",
                 f"a policy has at most {MAX_STACKS}",
             )
         self.named = stacks.keys()
         for name, stack in stacks.items():
-            with self._noting():
+            with self.noting():
                 self.stacks[name] = self._read_stack(name, stack)
         users = {name: stack for name, stack in self.stacks.items() if isinstance(stack, UserStack)}
         processes = 0
@@ -328,51 +208,51 @@ class _Parser:
             if processes > MAX_USER_PROCESSES:
                 why = f"{len(users)} user stacks have {sum(u.processes for u in users.values())} processes together"
                 hint = f"a policy has at most {MAX_USER_PROCESSES}"
-                raise self._refused(("stacks", name), why, hint)
-            with self._noting():
+                raise self.refused(("stacks", name), why, hint)
+            with self.noting():
                 self._check_fallback(name, user)
                 self._check_command(name, user)
                 self._check_negotiate(name, user)
 
     def _read_stack(self, name: str, data: object) -> Stack:
         path: KeyPath = ("stacks", name)
-        self._name(name, "stack", path)
+        self.name(name, "stack", path)
         if name in BUILT_IN:
-            raise self._refused(
+            raise self.refused(
                 path, f'"{name}" is always defined and cannot be redefined', "choose another name"
             )
         if not isinstance(data, dict):
-            raise self._refused(
+            raise self.refused(
                 path, f"{shown(data)} is not a table", f"begin it with [stacks.{name}]"
             )
         kind = data.get("kind")
         if kind is None:
-            raise self._refused(
+            raise self.refused(
                 path, 'the key "kind" is missing', 'expected kind = "kernel", "user" or "reject"'
             )
         if not isinstance(kind, str) or kind not in STACK_RECORDS:
             hint = 'expected "kernel", "user" or "reject"'
-            raise self._refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
-        return self._record(STACK_RECORDS[kind], data, path)
+            raise self.refused((*path, "kind"), f"{shown(kind)} is not a kind of stack", hint)
+        return self.record(STACK_RECORDS[kind], data, path)
 
     def _check_fallback(self, name: str, stack: UserStack) -> None:
         path: KeyPath = ("stacks", name, "fallback")
         hint = self._stack_problem(stack.fallback)
         if hint is not None:
-            raise self._refused(path, f"no stack is called {shown(stack.fallback)}", hint)
+            raise self.refused(path, f"no stack is called {shown(stack.fallback)}", hint)
         if isinstance(self.stacks.get(stack.fallback), UserStack):
             itself = "itself" if stack.fallback == name else f'the user stack "{stack.fallback}"'
-            raise self._refused(path, f"it falls back to {itself}", "name a kernel or reject stack")
+            raise self.refused(path, f"it falls back to {itself}", "name a kernel or reject stack")
 
     def _check_command(self, name: str, stack: UserStack) -> None:
         if stack.command and stack.io == "af_xdp":
-            raise self._refused(
+            raise self.refused(
                 ("stacks", name, "io"),
                 "a process of one's own gets packets by tap alone",
                 'leave io out, or set io = "tap"',
             )
         if stack.command and stack.udp:
-            raise self._refused(
+            raise self.refused(
                 ("stacks", name, "udp"),
                 "a process of one's own carries TCP alone",
                 "leave udp out: the kernel serves UDP",
@@ -380,13 +260,13 @@ class _Parser:
 
     def _check_negotiate(self, name: str, stack: UserStack) -> None:
         if stack.negotiate == "demand" and stack.syn_cookies == "always":
-            raise self._refused(
+            raise self.refused(
                 ("stacks", name, "negotiate"),
                 'no SYN cookie carries an agreement, and syn_cookies is "always"',
                 'use negotiate = "allow", or syn_cookies = "auto"',
             )
         if stack.negotiate == "demand" and is_plugin(stack.transport, TRANSPORT):
-            raise self._refused(
+            raise self.refused(
                 ("stacks", name, "negotiate"),
                 f'transport "{stack.transport}" is a plug-in, and agrees on nothing',
                 "leave negotiate out",
@@ -402,54 +282,77 @@ class _Parser:
         return suggest(name, [*self.named, *BUILT_IN], "stack")
 
     def _read_tables(self, data: dict[str, Any]) -> None:
-        for name, table in self._table(data, ("tables",)).items():
+        for name, table in self.table(data, ("tables",)).items():
             self.tables[name] = RouteTable(name)
-            with self._noting():
+            with self.noting():
                 self._read_table(self.tables[name], table)
             self._check_total()  # before another file is read
 
     def _read_table(self, table: RouteTable, data: object) -> None:
         path: KeyPath = ("tables", table.name)
-        self._name(table.name, "table", path)
+        self.name(table.name, "table", path)
         header = f"[[tables.{table.name}.routes]]"
         if not isinstance(data, dict):
-            raise self._refused(path, f"{shown(data)} is not a table", f"begin it with {header}")
+            raise self.refused(path, f"{shown(data)} is not a table", f"begin it with {header}")
         for key in data:
             if key not in TABLE_KEYS:
-                self._note(self._unknown_key((*path, key), TABLE_KEYS))
-        with self._noting():
-            routes = self._array(data.get("routes", []), (*path, "routes"), header)
+                self.note(self.unknown_key((*path, key), TABLE_KEYS))
+        auto = None
+        with self.noting():
+            auto = self._auto_of_table(data, path)
+        with self.noting():
+            routes = self.array(data.get("routes", []), (*path, "routes"), header)
             for position, route in enumerate(routes):
                 try:
                     self._add_route(
                         table,
                         position,
-                        self._record(RouteRecord, route, (*path, "routes", position)),
+                        self.record(RouteRecord, route, (*path, "routes", position)),
+                        auto,
                     )
                 except (
                     PolicyError
                 ) as error:  # cheaper than _noting(), of which there may be a million
-                    self._note(error)
+                    self.note(error)
         table.inline_count = len(table)
         if "routes_from" in data:
-            with self._noting():
-                self._read_file(table, data["routes_from"], (*path, "routes_from"))
+            with self.noting():
+                self._read_file(table, data["routes_from"], (*path, "routes_from"), auto)
         self._check_contradictions(table)
 
-    def _add_route(self, table: RouteTable, position: int, route: RouteRecord) -> None:
+    def _auto_of_table(self, data: dict[str, Any], path: KeyPath) -> Auto | None:
+        """What "auto" means in the table's file, and where a route names no candidates."""
+        keys = AutoRecord.keys()
+        own = {key: data[key] for key in keys if key in data}
+        if not own:
+            return None
+        if AUTO in self.named:
+            key = next(iter(own))
+            why = f"the policy's stack {shown(AUTO)} is what the name means"
+            raise self.refused((*path, key), why, f"take {key} away, or rename the stack")
+        one = self.record(AutoRecord, own, path)
+        route = RouteRecord(to=(), stack=AUTO, **vars(one))
+        return self._auto(route, path)
+
+    def _add_route(
+        self, table: RouteTable, position: int, route: RouteRecord, auto: Auto | None
+    ) -> None:
         path: KeyPath = ("tables", table.name, "routes", position)
         name = route.stack
-        if is_adaptive(route, self.named):
+        own = route.candidates or route.goal or route.share
+        if auto and route.stack == AUTO and not own:
+            name = auto.name
+        elif is_adaptive(route, self.named):
             name = self._auto(route, path).name
         elif (hint := self._stack_problem(name)) is not None:
-            raise self._refused((*path, "stack"), f"no stack is called {shown(name)}", hint)
+            raise self.refused((*path, "stack"), f"no stack is called {shown(name)}", hint)
         match = table.intern_match(route.match)
         stack = table.intern_stack(name)
         for to in route.to:
-            if isinstance(to, SetName):
-                table.add_set(to, match, stack, position, inline=True)
-            else:
+            if isinstance(to, Prefix):
                 table.add(to, match, stack, position)
+            else:
+                table.add_set(to, match, stack, position, inline=True)
 
     def _auto(self, route: RouteRecord, path: KeyPath) -> Auto:
         """What an adaptive route names."""
@@ -457,12 +360,12 @@ class _Parser:
             auto = auto_of(route, self.stacks, self._stack_problem)
         except KeysRefusedError as error:
             ((key, refused),) = error.keys.items()
-            raise self._refused_key(path, key, refused) from None
+            raise self.refused_key(path, key, refused) from None
         return self.autos.setdefault(auto.name, auto)
 
-    def _read_file(self, table: RouteTable, name: object, path: KeyPath) -> None:
+    def _read_file(self, table: RouteTable, name: object, path: KeyPath, auto: Auto | None) -> None:
         if not isinstance(name, str) or not name or "\0" in name:
-            raise self._refused(
+            raise self.refused(
                 path, f"{shown(name)} is not a file's name", 'expected for example "prefixes.csv"'
             )
         file = self.base / name
@@ -470,8 +373,15 @@ class _Parser:
         try:
             require_regular(file, "routes file")
         except PolicyError as error:
-            raise self._refused(path, f"routes file {file}: {error.why}", error.hint) from None
-        read_routes(file, table, self._stack_problem, self._note)
+            raise self.refused(path, f"routes file {file}: {error.why}", error.hint) from None
+        called = {AUTO: auto.name} if auto else {}
+        read_routes(file, table, partial(self._file_problem, table.name), self.note, called)
+
+    def _file_problem(self, table: str, name: str) -> str | None:
+        """_stack_problem() of a routes file."""
+        if name == AUTO and AUTO not in self.named:
+            return f'say among whom it chooses: candidates = ["kernel", ...] below [tables.{table}]'
+        return self._stack_problem(name)
 
     def _check_contradictions(self, table: RouteTable) -> None:
         table.index_duplicates()
@@ -506,22 +416,22 @@ class _Parser:
         one = table.sets[index]
         where = table.where_set(index)
         if one.inline:
-            where = self._place(("tables", table.name, "routes", one.origin))
+            where = self.place(("tables", table.name, "routes", one.origin))
         return _Written(str(one.to), table.matches[one.match], table.stack_names[one.stack], where)
 
     def _route_place(self, table: RouteTable, index: int) -> str:
         if index < table.inline_count:
-            return self._place(("tables", table.name, "routes", table.origin[index]))
+            return self.place(("tables", table.name, "routes", table.origin[index]))
         return table.where(index)
 
     def _read_rules(self, data: dict[str, Any]) -> None:
-        items = self._array(data.get("rules", []), ("rules",), "[[rules]]")
+        items = self.array(data.get("rules", []), ("rules",), "[[rules]]")
         if len(items) > C.DMM_MAX_RULES:
             hint = f"a policy has at most {C.DMM_MAX_RULES}"
-            raise self._refused(("rules", C.DMM_MAX_RULES), f"there are {len(items)} rules", hint)
+            raise self.refused(("rules", C.DMM_MAX_RULES), f"there are {len(items)} rules", hint)
         names: dict[str, int] = {}
         for index, item in enumerate(items):
-            with self._noting():
+            with self.noting():
                 self.rules.append(self._read_rule(index, item, names))
                 self.written.append(index)
         self._check_forwards(self.rules)
@@ -529,22 +439,22 @@ class _Parser:
 
     def _read_rule(self, index: int, data: object, names: dict[str, int]) -> Rule:
         path: KeyPath = ("rules", index)
-        rule = self._record(Rule, data, path)
+        rule = self.record(Rule, data, path)
         if rule.action:
             rule = self._acting(rule, path)
         self._check_choose(rule, path)
         if rule.table and rule.table not in self.tables:
             hint = suggest(rule.table, self.tables, "table")
-            raise self._refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
+            raise self.refused((*path, "table"), f"no table is called {shown(rule.table)}", hint)
         for name in rule.hosts or ():
             if name not in self.selectors:
                 why = f"no selector of hosts is called {shown(name)}"
-                raise self._refused((*path, "hosts"), why, suggest(name, self.selectors, "one"))
+                raise self.refused((*path, "hosts"), why, suggest(name, self.selectors, "one"))
         if rule.name is not None:
             earlier = names.setdefault(rule.name, index)
             if earlier != index:
                 why = f'rule {earlier + 1} is called "{rule.name}" too'
-                raise self._refused((*path, "name"), why, "give each rule its own name")
+                raise self.refused((*path, "name"), why, "give each rule its own name")
         self._check_forward(rule, path)
         return self._by_interface(rule, path)
 
@@ -552,15 +462,15 @@ class _Parser:
         """The rule with the table of its action, where all is refused."""
         if rule.table:
             why = "a rule that refuses looks in no table"
-            raise self._refused((*path, "table"), why, "take table or action away")
+            raise self.refused((*path, "table"), why, "take table or action away")
         if not rule.direction & C.DMM_DIR_CONNECT:
             what = "forwarded" if rule.forwards else "opened by a client"
             why = f"what is {what} is not refused by policy"
             hint = 'use a packet filter, or direction = "connect"'
-            raise self._refused((*path, "action"), why, hint)
+            raise self.refused((*path, "action"), why, hint)
         if rule.action in self.tables and not self.tables[rule.action].is_action:
             why = f"the table {rule.action} has the name of an action that a rule has"
-            raise self._refused(("tables", rule.action), why, "give it another one")
+            raise self.refused(("tables", rule.action), why, "give it another one")
         self.tables[rule.action] = action_table(rule.action)
         self.refusing.add(rule.action)
         return replace(rule, table=rule.action, direction=int(C.DMM_DIR_CONNECT))
@@ -571,42 +481,42 @@ class _Parser:
             return rule
         if not rule.direction & C.DMM_DIR_CONNECT:
             why = "a listener that is bound to a device is the kernel's, whatever rules say"
-            raise self._refused((*path, "direction"), why, 'leave it out, or say "connect"')
+            raise self.refused((*path, "direction"), why, 'leave it out, or say "connect"')
         return replace(rule, direction=int(C.DMM_DIR_CONNECT))
 
     def _check_choose(self, rule: Rule, path: KeyPath) -> None:
         if not rule.table and not rule.choose:
-            raise self._refused_key(path, "table", None)
+            raise self.refused_key(path, "table", None)
         for name in rule.choose:
             hint = self._stack_problem(name)
             if hint is not None:
                 why = f"no stack is called {shown(name)}"
-                raise self._refused((*path, "choose"), why, hint)
+                raise self.refused((*path, "choose"), why, hint)
             if name in REFUSING or isinstance(self.stacks.get(name), RejectStack):
                 why = f"{shown(name)} serves nothing that a program could choose"
-                raise self._refused((*path, "choose"), why, "name kernel or user stacks")
+                raise self.refused((*path, "choose"), why, "name kernel or user stacks")
 
     def _check_forward(self, rule: Rule, path: KeyPath) -> None:
         if not rule.forwards:
             for field_name, key in _FORWARD_KEYS.items():
                 if getattr(rule, field_name) is not None:
                     why = "it is for flows that the host forwards"
-                    raise self._refused(
+                    raise self.refused(
                         (*path, key), why, 'add direction = "forward", or leave it out'
                     )
             return
         for key in (*SOCKET_KEYS, "not"):
             if getattr(rule, "excepted" if key == "not" else key) not in {None, ()}:
                 why = 'with direction = "forward" there is no socket that it could be asked of'
-                raise self._refused((*path, key), why, "name from, in_interface or both instead")
+                raise self.refused((*path, key), why, "name from, in_interface or both instead")
         if rule.choose:
             why = 'with direction = "forward" there is no program that could choose'
-            raise self._refused((*path, "choose"), why, "take it away")
+            raise self.refused((*path, "choose"), why, "take it away")
         for name in may_serve(self.tables[rule.table].stack_names, self.autos):
             stack = self.stacks.get(name)
             if isinstance(stack, UserStack) and stack.syn_cookies == "always":
                 why = f'its stack {name} has syn_cookies = "always", which a forwarded connection cannot have'
-                raise self._refused((*path, "table"), why, 'use syn_cookies = "auto"')
+                raise self.refused((*path, "table"), why, 'use syn_cookies = "auto"')
 
     def _check_forwards(self, rules: list[Rule]) -> None:
         total = 0
@@ -615,7 +525,7 @@ class _Parser:
             if total > C.DMM_MAX_FORWARDS:
                 why = f"the rules for what is forwarded have more than {C.DMM_MAX_FORWARDS} sources together"
                 hint = f"a policy has at most {C.DMM_MAX_FORWARDS}, and a rule without from counts as one"
-                raise self._refused(("rules", index), why, hint)
+                raise self.refused(("rules", index), why, hint)
 
     def _check_checks(self, rules: list[Rule]) -> None:
         total = 0
@@ -624,25 +534,35 @@ class _Parser:
             if total > MAX_CHECKS:
                 why = f"the lists of the rules make more than {MAX_CHECKS} checks together"
                 hint = "several lists of one rule count by their product; divide it, or name ranges"
-                raise self._refused(("rules", self.written[index]), why, hint)
+                raise self.refused(("rules", self.written[index]), why, hint)
 
     def _check_limits(self, _data: dict[str, Any]) -> None:
         if len(self.stacks) + len(self.refusing) > MAX_STACKS:
             named = ", ".join(f'"{name}"' for name in REFUSING if name in self.refusing)
             hint = f"a policy has at most {MAX_STACKS} together"
-            raise self._refused(
+            raise self.refused(
                 ("stacks",), f"there are {len(self.stacks)} stacks, and {named}", hint
             )
 
     def _check_sets(self, _data: dict[str, Any]) -> None:
-        named = {one.to for table in self.tables.values() for one in table.sets}
-        if len(named) > MAX_SETS:
-            why = f"the routes name {len(named)} nft sets"
-            raise self._refused(("tables",), why, f"a policy has at most {MAX_SETS}")
+        named: set[Named] = {one.to for table in self.tables.values() for one in table.sets}
+        named.update(one for rule in self.rules for one in rule.source_sets)
+        if len(named) > MAX_NAMED:
+            why = f"routes and rules name {len(named)} nft sets and hostnames"
+            path = "tables" if self.tables else "rules"
+            raise self.refused((path,), why, f"a policy has at most {MAX_NAMED}")
+
+    def _check_mptcp(self, _data: dict[str, Any]) -> None:
+        rules = dict(zip(self.written, self.rules, strict=True))
+        for path, why, hint in mptcp.refusals(self.stacks, self.tables, self.autos, rules):
+            self.note(self.refused(path, why, hint))
 
     def _check_total(self) -> None:
-        total = sum(len(table) for table in self.tables.values())
+        counts = [len(table) for table in self.tables.values()]
+        total = sum(counts)
+        if max(counts, default=0) > MAX_ROUTES:
+            return  # it was told of where it is, and was not read to its end
         if total > MAX_ROUTES:
-            raise self._refused(
+            raise self.refused(
                 ("tables",), f"there are {total} routes", f"a policy has at most {MAX_ROUTES}"
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 from dmm_ebpf.errors import DmmError, PolicyError, PrivilegeError
 from dmm_ebpf.kit import probe
 from dmm_ebpf.kit.names import SEAMS, Seam, is_plugin
-from dmm_ebpf.owned import check_owner
+from dmm_ebpf.owned import check_owner, real_path
 from dmm_ebpf.rd.policy.locate import describe
 from dmm_ebpf.rd.policy.model import Policy
 
@@ -64,7 +64,7 @@ def _check_command(policy: Policy, name: str, command: Sequence[str]) -> None:
     for number, word in enumerate(command):
         file = Path(word)
         try:
-            found = file.resolve(strict=True)
+            found = real_path(file)
             is_file = found.is_file()
         except OSError as exc:
             if number == 0:

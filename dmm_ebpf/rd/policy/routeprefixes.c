@@ -191,6 +191,15 @@ uint32_t prefixes_parent(const struct prefixes *p, uint32_t route, uint32_t hidd
 	return ROUTE_NONE;
 }
 
+uint32_t prefixes_first(const struct prefixes *p, uint8_t family, uint8_t length, uint64_t hi,
+			uint64_t lo)
+{
+	struct key k = {hi, lo, family, length};
+	uint32_t found = *slot_of(p, &k);
+
+	return found ? found - 1 : ROUTE_NONE;
+}
+
 static int has(const struct prefixes *p, const struct key *k, uint32_t match, uint32_t stack)
 {
 	uint32_t i = *slot_of(p, k);

@@ -4,8 +4,9 @@
 Owns RouteTable: columns of integers, about 30 bytes a route, with Route records made on demand; and
 the rule that two routes of one table may not contradict each other.
 
-A route may name an nft set. What the set has stands behind all that is written, as routes of the
-elements (with_elements()); it contradicts nothing, since the first of equal routes counts.
+A route may name an nft set or a host (named.py). What such a set has stands behind all that is
+written, as routes of the elements (with_elements()); it contradicts nothing, since the first of
+equal routes counts.
 
 Precedence inside a table (the compiler and the evaluator both follow it):
   1. the longest prefix that has a route for the protocol and port;
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dmm_ebpf.rd.policy import bulk
-from dmm_ebpf.rd.policy.nftsets import Contents, SetName
+from dmm_ebpf.rd.policy.named import Contents, Named
 from dmm_ebpf.rd.policy.values import (
     PORT_MAX,
     PROTOCOL_NAMES,
@@ -59,7 +60,7 @@ class Route(NamedTuple):
     match: Match
     stack: str
     where: str  # "policy.toml, route 3 of table shop" or "prefixes.csv:17"
-    through: SetName | None = None
+    through: Named | None = None
 
     def text(self) -> str:
         """For example "203.0.113.0/24 tcp 443,8000-8100"; as it is written, so that of a set's
@@ -69,18 +70,18 @@ class Route(NamedTuple):
 
 
 class SetRoute(NamedTuple):
-    """A route to an nft set; match, stack and origin as in the columns. inline: it stands in the
+    """A route to a named set; match, stack and origin as in the columns. inline: it stands in the
     policy, not in the routes file.
     """
 
-    to: SetName
+    to: Named
     match: int
     stack: int
     origin: int
     inline: bool
 
 
-def route_text(to: Prefix | SetName, match: Match) -> str:
+def route_text(to: Prefix | Named, match: Match) -> str:
     """What a route leads to, protocol and ports, in the order a policy names them."""
     words = [str(to)]
     if match.proto:
@@ -165,6 +166,9 @@ class RouteTable:
             self.lengths[index],
         )
 
+    is_live = False  # see livetable.py
+    precedence = 2  # among routes of several tables that are equal in all else: the most counts
+
     @property
     def is_action(self) -> bool:
         """Whether it is an action's (action_table()), and so written nowhere."""
@@ -188,7 +192,7 @@ class RouteTable:
         one = self.sets[number - written]
         return route_text(one.to, self.matches[one.match])
 
-    def set_of(self, index: int) -> SetName | None:
+    def set_of(self, index: int) -> Named | None:
         """The set of which a route is an element."""
         return self.sets[self.via[index - self.written]].to if index >= self.written else None
 
@@ -237,7 +241,7 @@ class RouteTable:
         self.stack.append(stack)
         self.origin.append(origin)
 
-    def add_set(self, to: SetName, match: int, stack: int, origin: int, *, inline: bool) -> None:
+    def add_set(self, to: Named, match: int, stack: int, origin: int, *, inline: bool) -> None:
         """Append a route to a set; else as add()."""
         self.sets.append(SetRoute(to, match, stack, origin, inline))
 
@@ -249,12 +253,16 @@ class RouteTable:
         for name in _COLUMNS:
             setattr(made, name, getattr(self, name)[: self.written])
         made.via = array("I")
+        made.add_elements(contents)
+        return made
+
+    def add_elements(self, contents: Contents) -> None:
+        """Append what its sets have; there are none yet."""
         for number, one in enumerate(self.sets):
             for prefix in contents.get(one.to, ()):
-                made.add(prefix, one.match, one.stack, one.origin)
-                made.via.append(number)
-        made.index_duplicates()
-        return made
+                self.add(prefix, one.match, one.stack, one.origin)
+                self.via.append(number)
+        self.index_duplicates()
 
     def index_duplicates(self) -> None:
         """Fill in links; called once, when all routes are there."""

@@ -16,15 +16,16 @@ import csv
 import io
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import bulk
-from dmm_ebpf.rd.policy.nftsets import SetName, parse_prefixes
+from dmm_ebpf.rd.policy.named import parse_prefixes
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.values import (
+    Prefix,
     ValueRefusedError,
     parse_ports,
     parse_protocol,
@@ -107,9 +108,11 @@ def read_routes(
     table: RouteTable,
     stack_known: Callable[[str], str | None],
     wrong: Callable[[PolicyError], None],
+    called: Mapping[str, str],
 ) -> None:
     """Append the routes of the file to table. stack_known gives None for a defined stack, else why
-    and what to do. wrong is told of each line that is refused, and may raise; PolicyError: no more
+    and what to do. called: what the file calls otherwise than the table, which is asked first.
+    wrong is told of each line that is refused, and may raise; PolicyError: no more
     can be read.
     """
     require_regular(path, "routes file")
@@ -117,7 +120,7 @@ def read_routes(
     before = len(table)
     try:
         with path.open("rb") as file:
-            _Reader(path, table, stack_known, wrong).read(file)
+            _Reader(path, table, stack_known, wrong, called).read(file)
         if len(table) == before and not path.read_bytes().strip():  # somebody is writing it
             hint = f"write {','.join(HEADER)} into it if it is to have no routes"
             raise PolicyError(f"accept {path}", why="it is empty", hint=hint)
@@ -140,8 +143,10 @@ class _Reader:
         table: RouteTable,
         stack_known: Callable[[str], str | None],
         wrong: Callable[[PolicyError], None],
+        called: Mapping[str, str],
     ) -> None:
         self.path = path
+        self.called = called
         self.wrong = wrong
         self.table = table
         self.stack_known = stack_known
@@ -240,10 +245,10 @@ class _Reader:
         if stack_index is None:
             stack_index = self._stack(stack)
         for one in parse_prefixes(to):
-            if isinstance(one, SetName):
-                self.table.add_set(one, match, stack_index, self.line, inline=False)
-            else:
+            if isinstance(one, Prefix):
                 self.table.add(one, match, stack_index, self.line)
+            else:
+                self.table.add_set(one, match, stack_index, self.line, inline=False)
         return match, stack_index
 
     def _fields(self, text: str) -> list[str]:
@@ -269,8 +274,9 @@ class _Reader:
         return index
 
     def _stack(self, stack: str) -> int:
-        if (problem := self.stack_known(stack)) is not None:
+        name = self.called.get(stack)
+        if name is None and (problem := self.stack_known(stack)) is not None:
             raise self.refuse(f"no stack is called {shown(stack)}", problem)
-        index = self.table.intern_stack(stack)
+        index = self.table.intern_stack(name or stack)
         self.stacks[stack] = index
         return index

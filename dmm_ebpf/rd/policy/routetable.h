@@ -23,9 +23,12 @@ enum {
 	ROUTE_NONE = 0x7fffffff, /* no route; routes of a table are fewer */
 	PLAN_OWN = 0,		 /* in a plan: the prefix carries its one route inline */
 	PLAN_SKIP = 0x7fffffff,	 /* in a plan: an earlier route has the same prefix */
+	PLAN_SET = 0x40000000,	 /* in a plan: the rest is a set, from 0, in a template's place */
 	NAMED_OWN = 0x40000000,	 /* in a template: the prefix's own route of that place */
 	NAMED_MISS = 0x7fffffff, /* in a template: no route */
-	TEMPLATE_WORDS = 3,	 /* of each entry: prefixlen, proto and port as a word, named */
+	/* of each entry: prefixlen, and above its eight bits what enum dmm_route_rank has of
+	 * protocol and ports; proto and port as a word; named */
+	TEMPLATE_WORDS = 3,
 	MOST_LEARNT = 32768,
 	MOST_KEY = 256,	 /* bytes of what is learnt; what is longer is never found */
 	MOST_GROUP = 63, /* routes of one prefix that plan_key() takes */
@@ -85,6 +88,10 @@ struct prefixes *prefixes_new(const struct routes *routes, uint32_t count);
 void prefixes_free(struct prefixes *p);
 /* The first route, from that one on, whose prefix has others, too, that come later; else count. */
 uint32_t links_shared(const uint32_t *links, uint32_t count, uint32_t from);
+/* The first route of a prefix, or ROUTE_NONE. */
+uint32_t prefixes_first(const struct prefixes *p, uint8_t family, uint8_t length, uint64_t hi,
+			uint64_t lo);
+
 /*
  * The first route of the next shorter prefix around that of a route, or ROUTE_NONE. Prefixes whose
  * one route has the match hidden are passed over.
@@ -112,15 +119,26 @@ uint32_t plan_key(const struct prefixes *p, const uint8_t *takes_all, uint32_t r
 		  uint32_t *key);
 
 /*
- * The entries of one table, as many at a time as there is room for.
+ * The port sets of one table. Prefixes that are alike in all but the numbers of their own routes
+ * share one, in which those count from that of the prefix's first: a million prefixes for one port
+ * have one.
+ */
+struct port_sets {
+	uint32_t count, room;
+	uint32_t *routes; /* by set: the first route of a prefix that has it, and its template */
+	uint32_t entries;
+};
+
+/*
+ * What the prefixes of one table say, and the entries of its ports.
  *
  * plan, links: NULL where every prefix has one route, which takes all. Template t has the entries
  * starts[t-1] to starts[t] of words, TEMPLATE_WORDS each, and whole[t-1] is the one route that it
  * stands for, or NAMED_MISS. named: a route of the table, NAMED_OWN + n, or NAMED_MISS. numbers:
  * of the stacks, by the table's numbers of them. via: of each route from written on, which are
- * elements of sets, how far behind that its number is. set: the last port set before those of this
- * table; keys have it in network order, for the kernel's trie grows from its first byte on, and
- * neighbours in it are found in its cache.
+ * elements of sets, how far behind that its number is. first_set: the port sets before those of
+ * this table; keys have it in network order, for the kernel's trie grows from its first byte on,
+ * and neighbours in it are found in its cache. order: see emission_order().
  */
 struct emission {
 	struct routes routes;
@@ -128,20 +146,40 @@ struct emission {
 	const uint32_t *plan, *links, *starts, *words, *whole, *numbers;
 	const uint32_t *via;
 	uint32_t written;
-	uint32_t base, table;
-	uint32_t route, entry, set; /* where the next entry comes from */
+	uint32_t base, table, first_set;
+	const struct port_sets *sets;
+	const uint32_t *order;
+	uint32_t ordered;
+	uint32_t at;	     /* of order, the next prefix */
+	uint32_t set, entry; /* the next entry of ports */
 };
 
-struct emission_size {
-	uint32_t routes4, routes6, ports, sets;
-};
-
-struct emission_size emission_size(const struct emission *e);
+/* Finds the sets, and writes them into the plan, which has templates alone; NULL: no memory. */
+struct port_sets *port_sets_new(const struct emission *e, uint32_t *plan);
+void port_sets_free(struct port_sets *sets);
 /*
- * Packs struct dmm_route4_key or dmm_route6_key and dmm_route_value, or dmm_port_key and
- * dmm_port_value, from where e stands; returns how many, less than room at the end alone.
+ * The first route of each prefix in the order in which forest_run() takes them; returns how many
+ * they are. order has room for count.
  */
-uint32_t emit_routes(struct emission *e, uint8_t family, void *keys, void *values, uint32_t room);
+uint32_t emission_order(const struct emission *e, uint32_t *order);
+/*
+ * Packs struct dmm_port_key and dmm_port_value, from where e stands; returns how many, less than
+ * room at the end alone.
+ */
 uint32_t emit_ports(struct emission *e, void *keys, void *values, uint32_t room);
+
+enum { FOREST_ROOM = 2048 }; /* nodes, at the least */
+
+/* The trees of all tables, whose nodes are packed as soon as they are whole. NULL: no memory. */
+struct forest *forest_new(void);
+void forest_free(struct forest *f);
+/*
+ * Goes on with a table, one after the other by number, until its prefixes are through or there is
+ * no room, FOREST_ROOM at least. Packs the places and struct dmm_route_node; returns how many.
+ */
+uint32_t forest_run(struct forest *f, struct emission *e, uint32_t *keys, void *nodes,
+		    uint32_t room);
+/* What is left when every table is through. */
+uint32_t forest_end(struct forest *f, uint32_t *keys, void *nodes);
 
 #endif

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record, by
-from dmm_ebpf.rd.policy.nftsets import Contents, SetName, parse_prefixes, parse_set
+from dmm_ebpf.rd.policy.named import Contents, Named, parse_prefixes
 from dmm_ebpf.rd.policy.readers import (
     DEVICE,
     DEVICE_NAME,
@@ -27,7 +27,6 @@ from dmm_ebpf.rd.policy.readers import (
 from dmm_ebpf.rd.policy.shape import (
     ANY_TEXT,
     Shape,
-    any_of,
     list_of,
     one_or_more,
     shape_of,
@@ -43,7 +42,6 @@ from dmm_ebpf.rd.policy.values import (
     parse_dscp,
     parse_mark,
     parse_ports,
-    parse_prefix,
     parse_uid,
     ports_text,
     shown,
@@ -61,9 +59,6 @@ REFUSING: Mapping[str, str] = MappingProxyType(
 
 
 _action = one_of("an action of a rule", tuple(REFUSING))
-
-
-_PREFIXES = shape_of(parse_prefix)
 
 
 @takes(spelled(rf"/(?!(?:{ANY_TEXT}*/)?\.\.?(?:/|$)){ANY_TEXT}*"))
@@ -165,9 +160,9 @@ def _direction(value: object) -> int:
     )
 
 
-@takes(one_or_more(any_of(_PREFIXES, shape_of(parse_set))))
-def _sources(value: object) -> tuple[Prefix | SetName, ...]:
-    """Who opens what is forwarded: a prefix, an nft set of such, or a list."""
+@takes(one_or_more(shape_of(parse_prefixes)))
+def _sources(value: object) -> tuple[Prefix | Named, ...]:
+    """Who opens what is forwarded: a prefix, an nft set or a host by its name, or a list."""
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise ValueRefusedError("the list is empty", "leave it out to mean every source")
@@ -314,9 +309,7 @@ class Rule(Conditions):
     hosts: tuple[str, ...] | None = field(default=None, metadata=by(_hosts))  # any of [hosts]
     # What is forwarded: who opens it, before any translation, and the device by which it comes in,
     # * and ? allowed.
-    sources: tuple[Prefix | SetName, ...] | None = field(
-        default=None, metadata=by(_sources, "from")
-    )
+    sources: tuple[Prefix | Named, ...] | None = field(default=None, metadata=by(_sources, "from"))
     in_interface: tuple[str, ...] | None = field(default=None, metadata=by(_in_interface))
     direction: int = field(default=C.DMM_DIR_CONNECT | C.DMM_DIR_LISTEN, metadata=by(_direction))
     # The stacks that programs of matching sockets may choose (bpf/dmm.h)
@@ -328,9 +321,9 @@ class Rule(Conditions):
         return self.direction == int(C.DMM_DIR_FORWARD)
 
     @property
-    def source_sets(self) -> tuple[SetName, ...]:
-        """The nft sets among its sources."""
-        return tuple(one for one in self.sources or () if isinstance(one, SetName))
+    def source_sets(self) -> tuple[Named, ...]:
+        """The nft sets and hostnames among its sources."""
+        return tuple(one for one in self.sources or () if not isinstance(one, Prefix))
 
     @property
     def source_prefixes(self) -> tuple[Prefix, ...]:
@@ -345,7 +338,7 @@ class Rule(Conditions):
             return self
         found: list[Prefix] = []
         for one in self.sources or ():
-            found += contents.get(one, ()) if isinstance(one, SetName) else (one,)
+            found += (one,) if isinstance(one, Prefix) else contents.get(one, ())
         return replace(self, sources=tuple(dict.fromkeys(found)))
 
     def every(self, key: str) -> tuple[Any, ...]:

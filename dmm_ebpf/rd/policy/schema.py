@@ -22,6 +22,7 @@ from dmm_ebpf.rd.policy.model import (
     STACK_RECORDS,
     TABLE_KEYS,
     TABLES,
+    AutoRecord,
     RouteRecord,
 )
 from dmm_ebpf.rd.policy.readers import NAME
@@ -122,5 +123,6 @@ def _table() -> Shape:
     parts: dict[str, Shape] = {
         "routes": {"type": "array", "items": _record(RouteRecord)},
         "routes_from": {"type": "string", "minLength": 1},
+        **_record(AutoRecord)["properties"],
     }
     return _object({key: parts[key] for key in TABLE_KEYS})

@@ -326,7 +326,7 @@ def parse_rate(value: object) -> int:
         rate = int(per_second / 8 if match[3].lower() == "bit" else per_second)
     if not 1 <= rate <= U32_MAX - 1:
         raise ValueRefusedError(
-            f"{shown(value)} is {rate} bytes a second", f"pacing takes 1 to {U32_MAX - 1}"
+            f"{shown(value)} is {rate} bytes a second", f"expected 1 to {U32_MAX - 1}"
         )
     return rate
 

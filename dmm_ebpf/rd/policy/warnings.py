@@ -17,7 +17,7 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy.evaluate import is_below
 from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
-from dmm_ebpf.rd.policy.nftsets import SetName
+from dmm_ebpf.rd.policy.named import Named
 from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank, route_text
 from dmm_ebpf.rd.policy.rule import Conditions, Rule
 from dmm_ebpf.rd.policy.values import PORT_MAX, TCP, UDP, Prefix, is_named
@@ -144,9 +144,9 @@ def _named(pattern: str, patterns: tuple[str, ...]) -> bool:
     return pattern in patterns or (not _GLOB & set(pattern) and is_named(pattern, patterns))
 
 
-def _is_from(narrow: Prefix | SetName, wide: Prefix | SetName) -> bool:
+def _is_from(narrow: Prefix | Named, wide: Prefix | Named) -> bool:
     """Whether all of one source is of another; of a set only itself is known to be."""
-    if isinstance(narrow, SetName) or isinstance(wide, SetName):
+    if not (isinstance(narrow, Prefix) and isinstance(wide, Prefix)):
         return narrow == wide
     return _within(narrow, wide)
 

@@ -16,33 +16,57 @@ import contextlib
 import logging
 import random
 import time
+import tomllib
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dmm_ebpf import records
 from dmm_ebpf.central import layout
-from dmm_ebpf.central.client import CompactedError, EtcdDownError, Found, Item, connect
+from dmm_ebpf.central.client import CompactedError, Found, Item, connect
 from dmm_ebpf.central.fleet import Fleet
-from dmm_ebpf.central.layout import Rollout
-from dmm_ebpf.errors import DmmError, PolicyError
+from dmm_ebpf.central.layout import Bundle, Rollout
+from dmm_ebpf.errors import DmmError, PolicyError, unforeseen
+from dmm_ebpf.rd.director import fleetroutes
+from dmm_ebpf.rd.director.fleetroutes import NotBesideError
 from dmm_ebpf.rd.policy import parse as policies
-from dmm_ebpf.rd.sources.compose import Composed, compose
+from dmm_ebpf.rd.policy.livetable import LiveRoute
+from dmm_ebpf.rd.policy.model import Policy
+from dmm_ebpf.rd.sources.compose import Composed, compose, single
 from dmm_ebpf.rd.sources.figures import PathFigures
 from dmm_ebpf.rd.sources.lastgood import Kept, LastGood
+from dmm_ebpf.rd.sources.learnt import Learnt
 from dmm_ebpf.rd.sources.publish import Publisher
 from dmm_ebpf.records.central import Central, CentralState
 
 if TYPE_CHECKING:
-    from dmm_ebpf.rd.director.instance import Instance
     from dmm_ebpf.rd.sources.follower import Follower
+    from dmm_ebpf.rd.sources.served import Served
 
 FIRST_WITHIN_S = 5.0  # so long an attach waits for etcd, when it has nothing to begin with
 BEAT_S = 15.0  # the publisher asks more often, and finds out who is gone
 AGAIN_S = (0.2, 5.0)  # the least and the most between two tries to reach etcd
 RETRY_S = 5.0  # after a failure that is not the policy's: a stack that does not start
 log = logging.getLogger("dmm-ebpf")
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A try that has ended badly. digest: of what was tried; empty: none has. why: the sentence.
+    again: when to try the same once more, by time.monotonic(); 0: nothing but another policy, or
+    reload(), is tried.
+    """
+
+    digest: str = ""
+    why: str = ""
+    again: float = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the same is to be tried once more now."""
+        return bool(self.again) and time.monotonic() >= self.again
 
 
 @contextlib.asynccontextmanager
@@ -61,19 +85,25 @@ async def opened(who: Follower) -> AsyncIterator[Fleet]:
 class EtcdSource:
     """A Source (director/source.py). Lives in the instance's event loop."""
 
-    def __init__(self, instance: Instance, fleet: Fleet, who: Follower) -> None:
+    def __init__(self, instance: Served, fleet: Fleet, who: Follower) -> None:
         self._instance = instance
         self._fleet = fleet
         self._who = who
         self._last = LastGood(instance.state.instance, str(who.place))
         self._found: dict[str, Item] = {}  # below want/
         self._revision = 0  # of the store, when _found was so
+        # Of the policy in force, beside which single routes stand: the push, and its digest
+        self._base = (0, "")
+        self._absent: set[str] = set()  # tables that it has for other hosts alone
+        self._unkept: list[LiveRoute] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._considering = asyncio.Lock()
-        self._tried = ("", 0.0)  # the digest that was refused last, and when to try it again
+        self._refusal = _Refusal()  # of the last try, which was of the policy that is wanted
         self._told = Central(str(who.place), who.host, dict(who.labels), since=_now())
         self._lost = ""  # why etcd cannot be reached
         self._publisher = Publisher(fleet, instance, who.host, self.told)
         named = (who.host, who.labels)
+        self._learnt = Learnt(fleet, instance, who.host, lambda: self._publisher.lease)
         self._figures = PathFigures(fleet, instance, named, lambda: self._publisher.lease)
 
     @property
@@ -106,11 +136,17 @@ class EtcdSource:
             try:
                 new = await asyncio.to_thread(policies.load, policy)
                 if self._instance.policy is None or self._instance.policy.text != new.text:
+                    new = self._with_routes(new)
                     await self._instance.apply(new, policy)
                 kept = self._last.kept
                 self._tell("applied", push=kept.push, routes=kept.routes)
-            except DmmError as e:
-                log.error("the last good policy of %s cannot be used: %s", self._who.place, e)
+            except Exception as e:
+                log.exception(
+                    "the last good policy of %s cannot be used: %s",
+                    self._who.place,
+                    e,
+                    exc_info=not isinstance(e, DmmError),
+                )
                 policy = None
         if policy is None:
             try:
@@ -122,6 +158,13 @@ class EtcdSource:
             except TimeoutError:
                 log.error("%s: no answer yet; there is no policy", self._who.place)
 
+    def _with_routes(self, new: Policy) -> Policy:
+        """The last good policy, with the single routes that stood beside it."""
+        with contextlib.suppress(NotBesideError):
+            routes = self._last.routes()
+            return fleetroutes.beside(new, routes, self._instance.live.reserve(len(routes)))
+        return new
+
     async def run(self) -> None:
         """Follow until cancelled."""
         tasks = [
@@ -131,6 +174,7 @@ class EtcdSource:
                 self._beat(),
                 self._publisher.run(),
                 self._figures.run(),
+                self._learnt.run(),
             )
         ]
         try:
@@ -143,7 +187,7 @@ class EtcdSource:
 
     async def reload(self) -> None:
         """Read etcd now, and try again what was refused."""
-        self._tried = ("", 0.0)
+        self._refusal = _Refusal()
         try:
             await self._read()
         except DmmError as e:
@@ -197,7 +241,7 @@ class EtcdSource:
                 newer = await self._fleet.find(
                     layout.WANT, prefix=True, newer_than=self._revision, keys_only=True
                 )
-                again = self._tried[0] and time.monotonic() >= self._tried[1]
+                again = self._refusal.is_due
                 if newer.items or again or self._lost or self._told.state == "held":
                     found = await self._fleet.find(layout.WANT, prefix=True)
                     # The watch may have told of more since.
@@ -226,16 +270,19 @@ class EtcdSource:
 
     async def _consider(self) -> None:
         """Put in force what etcd has for this host, unless it is, or cannot be."""
-        self._figures.ask(self._found.get(layout.WATCH))
         async with self._considering:
             try:
+                self._figures.ask(self._found.get(layout.WATCH))
                 rollout = self._rollout()
                 if rollout is not None:
                     await self._take(rollout)
-            except EtcdDownError:
-                raise
             except layout.LayoutError as e:
                 self._refuse("held", str(e))
+            except DmmError:
+                raise
+            except Exception as e:
+                log.exception("what %s has could not be looked at", self._who.place)
+                self._refuse("held", str(unforeseen(f"look at what {self._who.place} has", e)))
 
     def _rollout(self) -> Rollout | None:
         item = self._found.get(layout.ROLLOUT)
@@ -265,22 +312,29 @@ class EtcdSource:
         if not push:
             self._tell("waiting", why=f"push {rollout.push} is not for this host yet")
             return
-        bundle = await self._fleet.bundle(push, digest)
         routes = [self._found[key] for key in layout.below(layout.ROUTES, self._found)]
+        alone = single(routes)
+        is_same = (push, digest) == self._base and self._is_in_force()
+        if is_same and alone is not None and await self._change_routes(push, alone):
+            return
+        bundle = await self._fleet.bundle(push, digest)
         one = await asyncio.to_thread(compose, bundle, routes, self._who.labels)
         if one.digest == self._last.kept.composed and self._is_in_force():
             self._keep(replace(self._last.kept, push=push))
             self._tell("applied", push=push, routes=one.routes)
             return
-        refused, again = self._tried
-        if one.digest == refused and (not again or time.monotonic() < again):
-            self._refuse("refused", self._told.why, push=push)
+        if one.digest == self._refusal.digest and not self._refusal.is_due:
+            self._refuse("refused", self._refusal.why, push=push)
             return
         await self._publisher.claim()
         if self._publisher.twice:
             self._refuse("held", self._publisher.trouble)
             return
-        await self._apply(push, one)
+        try:
+            if alone is None or not await self._apply_beside((push, digest), bundle, alone):
+                await self._apply(push, one)
+        except Exception as e:
+            self._fail(push, one, e)
 
     def _is_in_force(self) -> bool:
         return self._instance.policy is not None and self._instance.state.policy == str(
@@ -288,22 +342,97 @@ class EtcdSource:
         )
 
     async def _apply(self, push: int, one: Composed) -> None:
-        self._tried = (one.digest, 0.0)
+        """With single routes compiled as if they were written in the policy."""
+        new, file = await self._parsed(push, one)
+        await self._instance.apply(new, file)
+        self._base = 0, ""
+        self._applied(push, one.routes, one.digest)
+
+    async def _apply_beside(
+        self, pushed: tuple[int, str], bundle: Bundle, alone: list[LiveRoute]
+    ) -> bool:
+        """With single routes beside the policy; False: they cannot stand there."""
+        base = await asyncio.to_thread(compose, bundle, [], self._who.labels)
+        # Beside the push that is in force already _take() has tried it.
+        is_new = pushed != self._base
+        if is_new and base.digest == self._last.kept.composed and self._is_in_force():
+            self._base = pushed
+            if await self._change_routes(pushed[0], alone):
+                return True
         try:
-            file = await asyncio.to_thread(self._last.write, one)
-            new = await asyncio.to_thread(
-                policies.parse, one.text, source=f"push {push}", base=file.parent
-            )
+            new, file = await self._parsed(pushed[0], base)
+            tables = tomllib.loads(bundle.policy).get("tables", {})
+            self._absent = set(tables) - set(new.tables)
+            wanted = self._here(alone)
+            number = self._instance.live.reserve(len(wanted))
+            new = await asyncio.to_thread(fleetroutes.beside, new, wanted, number)
+        except (NotBesideError, PolicyError):  # all of it together tells what is wrong, if anything
+            self._last.drop(base.digest)
+            return False
+        try:
             await self._instance.apply(new, file)
-        except DmmError as e:
-            if not isinstance(e, PolicyError):
-                self._tried = (one.digest, time.monotonic() + RETRY_S)
-            self._last.drop(one.digest)
-            self._refuse("refused", str(e), push=push)
-            return
-        self._tried = ("", 0.0)
-        self._keep(replace(self._last.kept, push=push, routes=one.routes, composed=one.digest))
-        self._tell("applied", push=push, routes=one.routes)
+        except BaseException:
+            self._last.drop(base.digest)
+            raise
+        self._base = pushed
+        self._applied(pushed[0], len(alone), base.digest)
+        self._keep_routes(alone)
+        return True
+
+    async def _change_routes(self, push: int, alone: list[LiveRoute]) -> bool:
+        """Whether these single routes stand beside the policy in force now, and no others."""
+        await self._publisher.claim()
+        if self._publisher.twice:
+            return False
+        wanted = self._here(alone)
+        try:
+            await self._instance.change(lambda here: fleetroutes.change(here, wanted))
+        except (NotBesideError, DmmError) as e:
+            log.info("single routes take the whole policy: %s", e)
+            return False
+        self._applied(push, len(alone), self._last.kept.composed)
+        self._keep_routes(alone)
+        return True
+
+    def _here(self, alone: list[LiveRoute]) -> list[LiveRoute]:
+        """Those of tables that this host has."""
+        return [one for one in alone if one.table not in self._absent]
+
+    def _keep_routes(self, alone: list[LiveRoute]) -> None:
+        """For the next boot, which asks etcd soon; so it is nobody's to wait for."""
+        self._unkept = alone
+        if self._keeping is None or self._keeping.done():
+            self._keeping = asyncio.create_task(self._keep_latest())
+
+    async def _keep_latest(self) -> None:
+        while self._unkept is not None:
+            routes, self._unkept = self._here(self._unkept), None
+            try:
+                await asyncio.to_thread(self._last.keep_routes, routes)
+            except DmmError as e:
+                log.warning("%s; after a boot this host begins with other single routes", e)
+
+    async def _parsed(self, push: int, one: Composed) -> tuple[Policy, Path]:
+        """With the file that it is kept in."""
+        file = await asyncio.to_thread(self._last.write, one)
+        source = f"push {push}"
+        new = await asyncio.to_thread(policies.parse, one.text, source=source, base=file.parent)
+        return new, file
+
+    def _applied(self, push: int, routes: int, composed: str) -> None:
+        self._refusal = _Refusal()
+        self._keep(replace(self._last.kept, push=push, routes=routes, composed=composed))
+        self._tell("applied", push=push, routes=routes)
+
+    def _fail(self, push: int, one: Composed, error: Exception) -> None:
+        why = str(error)
+        if not isinstance(error, DmmError):
+            log.error("push %d could not be applied; it is tried again", push, exc_info=error)
+            why = str(unforeseen(f"apply push {push}", error))
+        again = 0.0 if isinstance(error, PolicyError) else time.monotonic() + RETRY_S
+        self._refusal = _Refusal(one.digest, why, again)
+        self._last.drop(one.digest)
+        self._refuse("refused", why, push=push)
 
     def _keep(self, kept: Kept) -> None:
         """What cannot be written down is in force all the same, and told."""

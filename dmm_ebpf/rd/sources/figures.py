@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dmm_ebpf.central.client import Item
     from dmm_ebpf.central.fleet import Fleet
-    from dmm_ebpf.rd.director.instance import Instance
+    from dmm_ebpf.rd.sources.served import Served
     from dmm_ebpf.records.flow import Flow
 
 MOST_FLOWS = 5_000
@@ -49,7 +49,7 @@ class PathFigures:
     """Of one instance. lease: of what it says of itself; 0: none yet. Lives in its event loop."""
 
     def __init__(
-        self, fleet: Fleet, instance: Instance, who: tuple[str, Labels], lease: Callable[[], int]
+        self, fleet: Fleet, instance: Served, who: tuple[str, Labels], lease: Callable[[], int]
     ) -> None:
         self._fleet = fleet
         self._instance = instance
@@ -94,8 +94,12 @@ class PathFigures:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await self._changed.wait()
-        with contextlib.suppress(DmmError):
+        try:
             await self._fleet.commit([], [Delete(self._key)])
+        except DmmError as e:
+            log.info("the figures of paths could not be taken away: %s", e)
+        except Exception:
+            log.exception("the figures of paths could not be taken away; they go with the lease")
 
 
 class Flows:
@@ -141,7 +145,7 @@ class Flows:
 class _Look:
     """What is counted from its first look on."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Served) -> None:
         self._instance = instance
         self._flows = Flows()
         self._connects: tuple[int, int] | None = None

@@ -3,6 +3,7 @@
 
     /var/lib/dmm-ebpf/INSTANCE/last.json           which one it is: Kept
     /var/lib/dmm-ebpf/INSTANCE/DIGEST/policy.toml  the policy, with its routes files beside it
+    /var/lib/dmm-ebpf/INSTANCE/DIGEST/single.json  a fleet's single routes, where they stand beside
 
 $STATE_DIRECTORY (systemd.exec(5), StateDirectory=) stands for /var/lib/dmm-ebpf where it is set. A
 policy is on disk whole before last.json names it, and last.json is replaced by rename(2): a crash
@@ -15,14 +16,18 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dmm_ebpf import listing
+from dmm_ebpf.rd.director.liveroutes import from_json, to_json
 from dmm_ebpf.rd.director.rundir import unwritable
+from dmm_ebpf.rd.policy.livetable import LiveRoute
 from dmm_ebpf.rd.sources.compose import Composed
 
 ROOT = Path("/var/lib/dmm-ebpf")
+_ROUTES = "single.json"
 _DIGITS = 32  # of a digest, in a directory's name
 
 
@@ -85,6 +90,23 @@ class LastGood:
         for folder in listing.folders(self.folder):
             if folder.name != kept.composed[:_DIGITS]:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def keep_routes(self, routes: Iterable[LiveRoute]) -> None:
+        """Those that stand in etcd by themselves, and not in the kept policy. Raises DmmError."""
+        file = self._file(self.kept.composed).with_name(_ROUTES)
+        try:
+            new = file.with_suffix(".new")
+            _write(new, json.dumps([to_json(one) for one in routes]))
+            new.replace(file)
+        except OSError as e:
+            raise unwritable(file, e) from e
+
+    def routes(self) -> list[LiveRoute]:
+        """What keep_routes() kept; none, if that cannot be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            file = self._file(self.kept.composed).with_name(_ROUTES)
+            return [from_json(row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        return []
 
     def drop(self, digest: str) -> None:
         """Remove what write() made, unless it is kept."""

@@ -25,7 +25,7 @@ from dmm_ebpf.errors import DmmError
 
 if TYPE_CHECKING:
     from dmm_ebpf.central.fleet import Fleet
-    from dmm_ebpf.rd.director.instance import Instance
+    from dmm_ebpf.rd.sources.served import Served
     from dmm_ebpf.records.central import Central
 
 TTL_S = 15  # so long after its last word an instance counts as gone
@@ -39,7 +39,7 @@ class Publisher:
     """Of one instance. Lives in its event loop. changed: set it when told() has changed."""
 
     def __init__(
-        self, fleet: Fleet, instance: Instance, host: str, told: Callable[[], Central]
+        self, fleet: Fleet, instance: Served, host: str, told: Callable[[], Central]
     ) -> None:
         self.changed = asyncio.Event()
         self.trouble = ""  # why nothing is said; empty: it is
