@@ -114,3 +114,9 @@ def from_wire(error: dict[str, Any]) -> DmmError:
         made.others = tuple(one for one in others if isinstance(one, PolicyError))
         made.enough = error.get("enough") is True
     return made
+
+
+def unforeseen(what: str, error: Exception) -> DmmError:
+    """The DmmError for a fault of our own that the Resource Director (RD) met while it did what."""
+    why = f"{type(error).__name__}: {error}"
+    return DmmError(what, why=why, hint="the RD's log has more")

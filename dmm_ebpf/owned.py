@@ -13,11 +13,16 @@ from pathlib import Path
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+def real_path(path: Path) -> Path:
+    """The file that its links lead to. Raises OSError, also for links that lead to each other."""
+    return Path(os.path.realpath(path, strict=True))
+
+
 def check_owner(path: Path, refusal: Callable[[str, str], Exception]) -> None:
     """path is there. Raises refusal(why, hint) if the file, or a folder that leads to it or to a
     link to it, may be another's.
     """
-    real = path.resolve(strict=True)
+    real = real_path(path)
     for one in dict.fromkeys((real, *real.parents, *path.parents)):
         found = one.stat()
         if found.st_uid not in {0, os.geteuid()}:

@@ -245,21 +245,6 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
         tables.note_sets(applied.sets or ())
 
 
-def policy_show(instance: str | None, *, as_json: bool) -> None:
-    """Print the policy in force."""
-    from dmm_ebpf.rd.api import client
-
-    name = gather.the_instance(instance)
-    with client.Client(name) as rd:
-        shown = rd.policy_show()
-    if as_json:
-        output.print_json(shown)
-    elif shown.text is None:
-        output.note(f"instance {name} has no policy; it only observes")
-    else:
-        sys.stdout.write(shown.text)
-
-
 def route_query(
     address: str,
     *,
@@ -290,19 +275,10 @@ def route_query(
         output.note(
             f"{address} is an address without a port; for port {last} write [{before}]:{last}"
         )
-    forward = {"--from": ("source", source), "--in-interface": ("in_interface", in_interface)}
-    for option, (_, value) in forward.items():
-        if value and direction != "forward":
-            raise UsageError(
-                what,
-                why=f"{option} is of flows that the host forwards, and this one's direction is {direction}",
-                hint="add --direction forward",
-            )
-    connecting = {"--local-port": local_port, "--interface": interface}
-    for option, said in connecting.items():
-        if said is not None and direction != "connect":
-            why = f"{option} is of sockets that connect, and this flow's direction is {direction}"
-            raise UsageError(what, why=why, hint="leave it out")
+    forward = {"--from": source or None, "--in-interface": in_interface or None}
+    _refuse_direction(
+        what, direction, forward, {"--local-port": local_port, "--interface": interface}
+    )
     who = None
     if pid is not None:
         from dmm_ebpf.rd.places import finding as places
@@ -322,8 +298,23 @@ def route_query(
         "choice": choice,
         "local_port": local_port,
         "interface": interface,
-        **{key: value for key, value in forward.values() if value},
+        **({"source": source} if source else {}),
+        **({"in_interface": in_interface} if in_interface else {}),
     }
+
+
+def _refuse_direction(
+    what: str, direction: str, forward: dict[str, str | None], connecting: dict[str, object]
+) -> None:
+    """Options that say something of flows of another direction. By option, what was typed."""
+    for option, said in forward.items():
+        if said is not None and direction != "forward":
+            why = f"{option} is of flows that the host forwards, and this one's direction is {direction}"
+            raise UsageError(what, why=why, hint="add --direction forward")
+    for option, value in connecting.items():
+        if value is not None and direction != "connect":
+            why = f"{option} is of sockets that connect, and this flow's direction is {direction}"
+            raise UsageError(what, why=why, hint="leave it out")
 
 
 def group_of(
@@ -384,9 +375,19 @@ def _dscp(text: str) -> int:
 
 
 def route_get(
-    query: dict[str, Any], *, policy: Path | None, instance: str | None, as_json: bool
+    query: dict[str, Any],
+    *,
+    policy: Path | None,
+    instance: str | None,
+    reasons: bool,
+    as_json: bool,
 ) -> None:
-    """Answer by a policy file, or by an instance's policy and the state of its stacks."""
+    """Answer by a policy file, or by an instance's policy and the state of its stacks. reasons: why
+    a candidate of an adaptive route serves, too, which only an instance knows.
+    """
+    if reasons and policy is not None:
+        why = "which candidate serves only an instance knows, and --policy asks none"
+        raise UsageError("tell why", why=why, hint="leave --policy or --why out")
     if policy is not None:
         if instance is not None:
             raise UsageError("ask for a route", why="--policy and --instance exclude each other")
@@ -396,7 +397,7 @@ def route_get(
 
         name = gather.the_instance(instance)
         with client.Client(name) as rd:
-            answer = rd.route_get(**query)
+            answer = rd.route_get(**query, **({"reasons": True} if reasons else {}))
     if as_json:
         output.print_json(answer)
     else:

@@ -9,7 +9,6 @@ what a shell sees.
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from dmm_ebpf.cli.options import (
     AnyInstanceOption,
     AttachPolicyOption,
     ContainerOption,
+    GroupOption,
     HostOption,
     IecOption,
     InstanceOption,
@@ -38,6 +38,7 @@ from dmm_ebpf.cli.options import (
     group,
 )
 from dmm_ebpf.cli.policies import policy_app, route_app
+from dmm_ebpf.cli.simulation import sim_app
 
 app = group()
 app.add_typer(policy_app, name="policy")
@@ -121,6 +122,7 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
     ] = False,
     label: LabelOption = None,
     host: HostOption = None,
+    readers: GroupOption = None,
 ) -> None:
     """Attach to a cgroup and serve until Ctrl-C. Without a policy it only observes.
 
@@ -135,7 +137,9 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
       dmm-ebpf attach --cgroup /shop.slice --policy policy.toml --daemon
       dmm-ebpf attach --cgroup /lab --netns red -i red --policy lab.toml -d
       dmm-ebpf attach -c / --policy etcd://10.0.0.1/dmm --label role=edge -d
+      dmm-ebpf attach -c / --policy policy.toml --group netops -d
     """
+    from dmm_ebpf import readers as allowed
     from dmm_ebpf.cli import follow as following
     from dmm_ebpf.cli.output import note
     from dmm_ebpf.cli.where import attachable
@@ -158,8 +162,9 @@ def attach(  # noqa: PLR0917 - typer calls it, by keyword
         policy=file,
         netns=netns or (None if containers else where.netns),
         daemon=daemon,
-        pending=pending,
+        pending=pending or unit is not None,
         containers=containers,
+        readers=None if readers is None else allowed.gid_of(readers),
     )
     code = service.attach(options, follower)
     if daemon and code == 0:
@@ -452,73 +457,7 @@ def stacks(
     listing.finish()
 
 
-@app.command()
-def sim(  # noqa: PLR0917 - typer calls it, by keyword
-    controls: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CONGESTION...",
-            help="One for each flow, named as in a policy; a file may be relative to where you are.",
-        ),
-    ],
-    rate: Annotated[
-        str, typer.Option("--rate", metavar="RATE", help="Of the bottleneck, as in tc(8).")
-    ] = "100mbit",
-    rtt: Annotated[
-        float, typer.Option("--rtt", metavar="MS", help="Round trip without a queue.")
-    ] = 50,
-    loss: Annotated[
-        float,
-        typer.Option(
-            "--loss", metavar="PERCENT", help="Packets lost at random, behind the bottleneck."
-        ),
-    ] = 0,
-    queue: Annotated[
-        float,
-        typer.Option(
-            "--queue", metavar="BDP", help="What the bottleneck holds: so many RATE * MS."
-        ),
-    ] = 1,
-    duration: Annotated[
-        float, typer.Option("--duration", metavar="SECONDS", help="Of virtual time.")
-    ] = 20,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is random.")] = 1,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", metavar="FILE", help="Draw window, rate and queue over time: .svg or .png."
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Try congestion controls in virtual time: flows that share one bottleneck.
-
-    Nothing of the host is used or changed. Figures are of the last 85 % of the time. Exit code 1: a
-    plug-in had a fault.
-
-    \b
-    Examples:
-      dmm-ebpf sim wan --rate 100mbit --rtt 100 --loss 1
-      dmm-ebpf sim python:my_cc.py:Ledbat cubic --plot run.svg
-    """
-    from dmm_ebpf.cli import plugins
-
-    fine = plugins.simulate(
-        controls,
-        rate=rate,
-        rtt_ms=rtt,
-        loss_percent=loss,
-        queue_bdp=queue,
-        duration_s=duration,
-        seed=seed,
-        plot=plot,
-        as_json=as_json,
-    )
-    if not fine:
-        raise typer.Exit(1)
-
-
-app.registered_commands += frames_app.registered_commands
+app.registered_commands += [*sim_app.registered_commands, *frames_app.registered_commands]
 
 
 @app.command()
@@ -531,11 +470,15 @@ def hal(
             autocompletion=complete_devices,
         ),
     ] = None,
+    host: Annotated[
+        bool, typer.Option("--host", help="Only what has nothing to do with a device.")
+    ] = False,
     netns: NetnsOption = None,
     container: NetnsOfOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List network devices: what each can, which port of user stacks it is fit for, and why.
+    """List network devices: what each can, which port of user stacks it is fit for, and why. And
+    whether the kernel lets a policy turn sockets into MPTCP's.
 
     Nothing is attached or changed. What could not be told is said, with the reason.
 
@@ -544,17 +487,27 @@ def hal(
       dmm-ebpf hal
       dmm-ebpf hal eth0
       dmm-ebpf hal --netns red --json | jq '.[] | {name, fit_for}'
+      dmm-ebpf hal --host --json
     """
     from dmm_ebpf.cli import hardware, output, where
+    from dmm_ebpf.errors import UsageError
 
-    rows = hardware.listing(devices or (), where.netns("list devices", netns, container))
+    if host and devices:
+        raise UsageError(
+            "tell of the host", why="devices are named besides", hint="give one of both"
+        )
+    name = where.netns("list devices", netns, container)
+    rows = [] if host else hardware.listing(devices or (), name)
+    about = hardware.host(name) if host or not (devices or as_json) else None
     if as_json:
-        output.print_json(rows)
+        output.print_json(about if host else rows)
         return
     from dmm_ebpf.cli import hardwaretables
 
-    if not devices:
+    if not devices and not host:
         hardwaretables.print_devices(rows)
+    if about is not None:
+        hardwaretables.print_host(about)
     for row in rows if devices else ():
         hardwaretables.print_device(row)
 

@@ -84,9 +84,19 @@ class _Sink:
         """All of data. BrokenPipeError: nobody reads any more. DmmError for a disk that is full
         and the like.
         """
-        try:
+        with self._told():
             self._opened.write(data)
             self._opened.flush()
+
+    def close(self) -> None:
+        """Raises DmmError where what was written is lost after all."""
+        with self._told():
+            self._opened.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError:
             raise
         except OSError as exc:
@@ -102,8 +112,14 @@ def _sink(file: str) -> Iterator[_Sink]:
         opened = Path(file).open("wb")  # noqa: SIM115 - errors of its use are others
     except OSError as exc:
         raise DmmError(f"write {file}", why=os.strerror(exc.errno or 0)) from exc
-    with opened:
-        yield _Sink(file, opened)
+    sink = _Sink(file, opened)
+    try:
+        yield sink
+    except BaseException:
+        with contextlib.suppress(OSError):  # it tries once more what could not be written
+            opened.close()
+        raise
+    sink.close()
 
 
 @contextlib.contextmanager

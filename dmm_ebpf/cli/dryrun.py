@@ -17,7 +17,7 @@ from dmm_ebpf.show import units
 
 if TYPE_CHECKING:
     from dmm_ebpf.rd.director.hostcheck import HostFacts
-    from dmm_ebpf.rd.director.sets import Readings
+    from dmm_ebpf.rd.director.reading import Readings
     from dmm_ebpf.rd.policy.model import Policy
 
 
@@ -39,8 +39,9 @@ def policy_dry_run(file: Path, instance: str, *, as_json: bool) -> None:
         raise wrong
     new, listed = sets.filled(new, readings), sets.rows(new, readings)
     pending = hostcheck.pending(new, facts.compile(new, IdSpace()))
-    old = policytools.in_force(instance)
-    found = difference(old, new)
+    with client.Client(instance) as rd:
+        old, live = policytools.in_force(rd), policytools.live_routes(rd)
+    found = itertools.chain(difference(old, new), policytools.without(live, new))
     shown = list(itertools.islice(found, policytools.MAX_SHOWN))
     more = sum(1 for _ in found)
     warned, more_warnings = actions.warnings_of(new.as_written)
@@ -59,12 +60,14 @@ def policy_dry_run(file: Path, instance: str, *, as_json: bool) -> None:
                 more_warnings=more_warnings,
                 not_checked=untried,
                 sets=listed or ABSENT,
+                live_routes=policytools.staying(live, new),
             )
         )
         return
     policytools.print_changes(shown, more)
     what = tables.count(len(shown) + more, "differences") if shown else "no difference"
     print(f"would be applied to instance {instance}: {what}; {actions.counts_text(**counts)}")
+    policytools.note_live(policytools.staying(live, new))
     actions.print_warnings(warned, more_warnings)
     for entry in pending:
         output.note(f"{tables.pending_text(entry)}, which does not exist")

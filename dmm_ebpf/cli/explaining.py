@@ -5,6 +5,7 @@ instance has in force.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,15 @@ from dmm_ebpf.show import units
 if TYPE_CHECKING:
     from dmm_ebpf.rd.policy.evaluate import Query
     from dmm_ebpf.rd.policy.model import Policy
-    from dmm_ebpf.records.policy import Explained, Mismatch, RouteAnswer, RouteOutcome, RuleSeen
+    from dmm_ebpf.records.policy import (
+        Explained,
+        Mismatch,
+        RouteAnswer,
+        RouteOutcome,
+        RouteRow,
+        RuleSeen,
+    )
+    from dmm_ebpf.records.status import Status
 
 _ROUTE: dict[RouteOutcome, str] = {
     "decides": "decides",
@@ -50,6 +59,24 @@ def policy_explain(
     actions.print_answer(told.answer, query)
 
 
+def _beside(policy: Policy, rows: Iterable[RouteRow]) -> Policy:
+    """With these routes beside it."""
+    from dmm_ebpf.rd.policy.livetable import FleetRoutes, LiveRoute, LiveRoutes
+    from dmm_ebpf.rd.policy.routes import Match
+    from dmm_ebpf.rd.policy.values import parse_ports, parse_prefix, parse_protocol
+
+    made = []
+    for number, row in enumerate(rows):
+        match = Match(
+            parse_protocol(row.proto or "any"), parse_ports(row.ports) if row.ports else ()
+        )
+        (prefix,) = parse_prefix(row.to)
+        place = row.where or "" if row.fleet else ""
+        made.append(LiveRoute(number, row.table, prefix, match, row.stack, place))
+    fleet = FleetRoutes(one for one in made if one.place)
+    return replace(policy, fleet=fleet).with_live(LiveRoutes(o for o in made if not o.place))
+
+
 def _of_file(file: Path, query: dict[str, Any]) -> Explained:
     from dmm_ebpf.rd.director.executables import by_file
     from dmm_ebpf.rd.director.groups import known_cgroup
@@ -71,8 +98,12 @@ def _of_instance(name: str, query: dict[str, Any]) -> Explained:
 
     with client.Client(name) as rd:
         answer = rd.route_get(**query)
-        director = rd.status().pid
-    policy = _with_elements(policytools.in_force(name), director)
+        status = rd.status()
+        director = status.pid
+        policy = _with_elements(policytools.in_force(rd), status)
+        beside = policytools.routes_beside(rd)
+    if beside:
+        policy = _beside(policy, beside)
     if answer.why == "outside":
         policy = replace(policy, rules=())  # none is looked at
     told = explain(policy, _asked(policy, query, answer, director), answer)
@@ -89,15 +120,16 @@ def _of_instance(name: str, query: dict[str, Any]) -> Explained:
     return told
 
 
-def _with_elements(policy: Policy, director: int | None) -> Policy:
-    """With what its sets have where the instance is."""
+def _with_elements(policy: Policy, status: Status) -> Policy:
+    """With what its sets have where the instance is, and its hostnames to the director."""
     from dmm_ebpf.hal.netns import NetNS
     from dmm_ebpf.rd.director import sets
 
     if not policy.sets:
         return policy
-    with NetNS.from_arg(director) as netns:
-        return sets.filled(policy, netns.run_in(lambda: sets.read_all(policy.sets)))
+    with NetNS.from_arg(status.pid) as netns:
+        found = netns.run_in(lambda: sets.of_rows(policy, status.sets or ()))
+        return sets.filled(policy, found)
 
 
 def _asked(

@@ -78,6 +78,33 @@ def plans(
     ]
 
 
+def asked(
+    rules: Mapping[str, str],
+    delayed: str | None,
+    *,
+    leg: str | None,
+    direction: str | None,
+    seed: int | None,
+    off: bool,
+    on: Sequence[str],
+) -> list[dict[str, Any]]:
+    """What a command line asks for, as plans(): none to list those that are. off: to end faults;
+    on: the stacks. Raises UsageError where its options do not go together.
+    """
+    new = bool(rules) or delayed is not None
+    if off and new:
+        raise UsageError("end faults", why="--off and new faults exclude each other")
+    if off or new:
+        if on:
+            return plans(rules, delayed, leg=leg, direction=direction, seed=seed)
+        raise UsageError(
+            "inject faults", why="no stack is named", hint="`dmm-ebpf stacks` lists them"
+        )
+    if leg or direction or seed is not None:
+        raise UsageError("inject faults", why="none is named", hint="add --drop 1%, or see --help")
+    return []
+
+
 def run(
     instance: str, stacks: Sequence[str], wanted: list[dict[str, Any]], *, as_json: bool
 ) -> None:

@@ -160,30 +160,17 @@ def faults(  # noqa: PLR0917 - typer calls it, by keyword
       dmm-ebpf faults wan --off
     """
     from dmm_ebpf.cli import faults as work
-    from dmm_ebpf.errors import UsageError
     from dmm_ebpf.instancename import check_name
 
     check_name(instance)
     named = {"drop": drop, "corrupt": corrupt, "duplicate": duplicate, "reorder": reorder}
-    rules = {name: text for name, text in named.items() if text is not None}
-    setting = off or bool(rules) or delay is not None
-    if off and (rules or delay is not None):
-        raise UsageError("end faults", why="--off and new faults exclude each other")
-    if setting and not stacks:
-        raise UsageError(
-            "inject faults", why="no stack is named", hint="`dmm-ebpf stacks` lists them"
-        )
-    if not setting and (leg or direction or seed is not None):
-        raise UsageError("inject faults", why="none is named", hint="add --drop 1%, or see --help")
-    wanted = (
-        work.plans(
-            rules,
-            delay,
-            leg=leg and leg.value,
-            direction=direction and direction.value,
-            seed=seed,
-        )
-        if setting
-        else []
+    wanted = work.asked(
+        {name: text for name, text in named.items() if text is not None},
+        delay,
+        leg=leg and leg.value,
+        direction=direction and direction.value,
+        seed=seed,
+        off=off,
+        on=stacks or (),
     )
     work.run(instance, stacks or (), wanted, as_json=as_json)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where listings come from: every instance's Resource Director (RD), or its pinned maps when the
-RD is dead.
+RD is dead, or does not answer.
 
 Owns the choice of instances for a command. A listing takes what it can get: an instance whose
 RD is dead
@@ -16,13 +16,14 @@ import os
 import selectors
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dmm_ebpf.cli.output import note
-from dmm_ebpf.errors import DmmError, NotAttachedError, UsageError
+from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError, UsageError
 from dmm_ebpf.rd.api import client
 
 if TYPE_CHECKING:
@@ -90,11 +91,14 @@ class Rows(Generic[Row]):
         timeout_s: float = client.CALL_TIMEOUT_S,
     ) -> None:
         """ask: gives those of an instance whose Resource Director serves; offline: those of one
-        whose is dead, by its name.
+        whose is dead or does not answer, by its name.
         """
         self._instance, self._ask, self._offline = instance, ask, offline
         self._timeout_s = timeout_s
         self._error: DmmError | None = None
+        self._answered = False
+        self.silent: set[str] = set()  # instances whose Resource Director lives, and says nothing
+        self._barred: dict[str, PrivilegeError] = {}  # by instance: those of others than the caller
 
     def __iter__(self) -> Iterator[Row]:
         names = client.instances() if self._instance is None else [self._instance]
@@ -106,6 +110,11 @@ class Rows(Generic[Row]):
                 for row in self._of(name):
                     given = True
                     yield row
+                self._answered = True
+            except PrivilegeError as exc:
+                if self._instance is not None:
+                    raise
+                self._barred[name] = exc
             except DmmError as exc:
                 if self._instance is not None and not given:
                     raise
@@ -127,7 +136,15 @@ class Rows(Generic[Row]):
                 rows = self._offline(name)
             except NotAttachedError:
                 raise exc from None  # it left no pins either
+            except (PrivilegeError, PermissionError):
+                raise PrivilegeError(
+                    f"look at instance {name}",
+                    why=f"{exc.why}, and only root may read what it has pinned",
+                    hint="run it as root",
+                ) from None
             note(f"instance {name}: {exc.why}; shown from what it left pinned")
+            if isinstance(exc, client.SilentError):
+                self.silent.add(name)
             yield from rows
 
     def _hold(self, name: str, error: DmmError) -> None:
@@ -145,9 +162,15 @@ class Rows(Generic[Row]):
                 note(str(error))
 
     def finish(self) -> None:
-        """Raise what was held back, after the rows are shown."""
+        """Raise what was held back, after the rows are shown. An instance that the caller may not
+        ask is an error where no other could be asked.
+        """
+        if not self._answered and self._error is None:
+            self._error = next(iter(self._barred.values()), None)
         if self._error is not None:
             raise self._error
+        if self._barred:
+            note(f"left out, as only others may ask: {', '.join(self._barred)}")
 
 
 def _listing(rows: Rows[Row]) -> Listing[Row]:
@@ -169,16 +192,20 @@ def _left() -> ModuleType:
 
 def status(instance: str | None) -> Listing[Status]:
     """status of instance or of all."""
-    from dmm_ebpf.rd.director.nested import nested
 
     def asked(rd: client.Client) -> list[Status]:
         return [replace(rd.status(), rd="up")]
 
     def offline(name: str) -> list[Status]:
-        return [replace(_left().offline_status(name), rd="dead")]
+        from dmm_ebpf.rd.director.nested import nested
 
-    found = _listing(Rows(instance, asked, offline))
-    return replace(found, rows=[replace(row, nested=nested(row.instance)) for row in found.rows])
+        return [replace(_left().offline_status(name), rd="dead", nested=nested(name))]
+
+    listing = _listing(rows := Rows(instance, asked, offline))
+    listing.rows = [
+        replace(row, rd="silent") if row.instance in rows.silent else row for row in listing.rows
+    ]
+    return listing
 
 
 def stacks(instance: str | None) -> Listing[StackRow]:
@@ -236,6 +263,9 @@ class Follower:
             # Of the end that is written to, nothing is told but that its reader has gone.
             self._selector.register(sys.stdout, selectors.EVENT_READ, None)
         self._open: dict[str, client.Subscription] = {}
+        self._silent: set[str] = set()  # instances whose Resource Director stands still
+        self._listen_at = 0.0
+        self._barred: dict[str, PrivilegeError] = {}  # by instance: those of others than the caller
 
     def close(self) -> None:
         """End every stream."""
@@ -255,7 +285,8 @@ class Follower:
         while True:
             if self._instance is None:
                 self._scan()
-            for key, _mask in self._selector.select(None if self._instance else _RESCAN_S):
+            self._listen()
+            for key, _mask in self._selector.select(_RESCAN_S):
                 if key.data is None:
                     raise BrokenPipeError
                 yield from self._read(key.data)
@@ -273,6 +304,29 @@ class Follower:
                 except NotAttachedError:
                     # It is starting, or its RD is dead: the next scan tells.
                     continue
+                except PrivilegeError as exc:
+                    self._bar(name, exc)
+        if self._barred and not self._open:
+            raise next(iter(self._barred.values()))
+
+    def _listen(self) -> None:
+        """Say which Resource Director stands still, and which one does no longer: once each."""
+        if time.monotonic() < self._listen_at:
+            return
+        self._listen_at = time.monotonic() + _RESCAN_S
+        for name, subscription in self._open.items():
+            silence = subscription.silence()
+            if silence is not None and name not in self._silent:
+                self._silent.add(name)
+                note(f"instance {name}: {silence.why}; {silence.hint}")
+            elif silence is None and name in self._silent:
+                self._silent.discard(name)
+                note(f"instance {name}: its Resource Director goes on")
+
+    def _bar(self, name: str, error: PrivilegeError) -> None:
+        if name not in self._barred:
+            note(f"instance {name}: left out, as only others may ask")
+        self._barred[name] = error
 
     def _read(self, name: str) -> Iterator[AnyEvent]:
         from dmm_ebpf.records.flow import FlowEvent
@@ -286,6 +340,7 @@ class Follower:
             self._selector.unregister(subscription)
             subscription.close()
             del self._open[name]
+            self._silent.discard(name)
             note(f"instance {name}: {exc.why}")
             return
         for event in events:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `dmm-ebpf hal` tells of each network device, as records.
+"""What `dmm-ebpf hal` tells of each network device, and of the host, as records.
 
 Nothing is changed on the host, and nothing is concluded from a version.
 """
@@ -15,7 +15,7 @@ from dmm_ebpf.errors import UsageError
 from dmm_ebpf.hal import choice, genl, nic, rss, sysfs
 from dmm_ebpf.hal.answer import Unknown, YesNo
 from dmm_ebpf.hal.netns import NetNS
-from dmm_ebpf.loader import bpf
+from dmm_ebpf.loader import bpf, groupmade, protocolprobe
 from dmm_ebpf.rd.director import portfacts
 from dmm_ebpf.records import device
 from dmm_ebpf.records.device import DeviceRow, Told, Untold
@@ -40,6 +40,19 @@ def listing(devices: Sequence[str], netns: str | None) -> list[DeviceRow]:
     """
     with NetNS.from_arg(netns) as namespace:
         return namespace.run_in(_rows, devices)
+
+
+def host(netns: str | None) -> device.HostRow:
+    """What has nothing to do with a device."""
+    with NetNS.from_arg(netns) as namespace:
+        mptcp = namespace.run_in(protocolprobe.why_not)
+    return device.HostRow(mptcp=_answer(mptcp), cgroups=_answer(groupmade.why_not()))
+
+
+def _answer(why_not: str | Unknown) -> Told[device.Answer]:
+    if isinstance(why_not, Unknown):
+        return Untold(why_not.why)
+    return device.Answer(yes=not why_not, why=why_not)
 
 
 def _rows(devices: Sequence[str]) -> list[DeviceRow]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from dmm_ebpf.cli.hardware import could_not_tell
 from dmm_ebpf.cli.output import Column, print_table
 from dmm_ebpf.records import device
-from dmm_ebpf.records.device import DeviceRow, Told, Untold
+from dmm_ebpf.records.device import DeviceRow, HostRow, Told, Untold
 from dmm_ebpf.show import units
 
 T = TypeVar("T")
@@ -113,6 +113,18 @@ def print_devices(rows: list[DeviceRow]) -> None:
         print(f"{units.clean(row.name)}: {_fit(row)}")
     for reason, names in _untold(rows).items():
         print(f"could not tell {names}: {units.clean(reason)}")
+
+
+def print_host(row: HostRow) -> None:
+    """What has nothing to do with a device, a line each."""
+    for title, told in {
+        "MPTCP by policy": row.mptcp,
+        "cgroups routed from their first connection": row.cgroups,
+    }.items():
+        if isinstance(told, Untold):
+            print(f"could not tell {title}: {units.clean(told.could_not_tell)}")
+        else:
+            print(f"{title}: {'yes' if told.yes else f'no: {units.clean(told.why)}'}")
 
 
 def _fit(row: DeviceRow) -> str:

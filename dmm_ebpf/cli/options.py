@@ -141,6 +141,12 @@ HostOption = Annotated[
         "--host", metavar="NAME", help="This host's name in the fleet.  [default: hostname(1)]"
     ),
 ]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        "--group", "-g", metavar="NAME", help="A group whose members may ask, and change nothing."
+    ),
+]
 PolicyArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Policy file (TOML).")]
 NetnsOption = Annotated[
     str | None,

@@ -4,7 +4,7 @@
 On a terminal a table is coloured (unless NO_COLOR is set) and fits the width: the
 least telling columns
 go first, which is said, then the widest texts are cut, which an ellipsis shows; an
-address never is.
+endpoint or a number never is.
 Into a pipe or a file it is plain text with every column whole and no control sequences.
 Notes and errors
 go to standard error, so that standard output holds the answer alone.
@@ -119,7 +119,7 @@ def layout(
     characters (None: any).
     """
     widths = [
-        max(len(column.title), *(len(row[i]) for row in cells), 0)
+        max(len(column.title), *(units.cells(row[i]) for row in cells), 0)
         for i, column in enumerate(columns)
     ]
     if width is not None:
@@ -127,16 +127,12 @@ def layout(
     lines = []
     for row in ([column.title for column in columns], *cells):
         parts = [
-            _justify(column.cut(text, w), w, column.right)
+            units.pad(column.cut(text, w), w, right=column.right)
             for text, w, column in zip(row, widths, columns, strict=True)
             if w
         ]
         lines.append((" " * _GAP).join(parts).rstrip())
     return widths, lines
-
-
-def _justify(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
 
 
 def _excess(widths: Sequence[int], width: int) -> int:

@@ -12,6 +12,7 @@ from dmm_ebpf.records.path import Path, PathCandidate
 from dmm_ebpf.show import units
 
 BAR = 30  # columns of the longest bar
+_MOST_HOSTS = 3  # that are named
 _Row = tuple[Path, PathCandidate]
 
 
@@ -29,6 +30,8 @@ def print_paths(rows: list[Path]) -> None:
         Column("FAILED", lambda r: share(r[1].failed), right=True),
         Column("SAMPLES", lambda r: f"{r[1].samples:.1f}", right=True, rank=1),
     ]
+    if any(path.hosts for path in rows):
+        columns.append(Column("TOLD BY", lambda r: units.clean(_named(r[0])), flex=True))
     print_table(columns, [(path, one) for path in rows for one in path.candidates])
 
 
@@ -68,6 +71,7 @@ def print_picture(rows: list[Path]) -> None:
     for path in rows:
         head = (
             f"{path.prefix}  {path.goal}: {path.chosen} for {units.age(path.since_s)}, {path.why}"
+            f"{_by_others(path)}"
         )
         console.print(Text(units.clean(head), style="bold"))
         for one, bar in _bars(path):
@@ -91,3 +95,50 @@ def _figure(path: Path, one: PathCandidate) -> str:
     if path.goal == "latency":
         return f"{_or_dash(one.rtt_us, lambda v: units.duration_us(round(v)))}, loss {loss}"
     return f"{rate(one.rate_Bps)}, loss {loss}"
+
+
+def reasons(path: Path, around: list[Path]) -> Iterator[str]:
+    """Why a candidate serves: what stands against a change, who is tried, and what each has shown.
+
+    path: of the prefix that decides; around: of each prefix of the peer's that is known.
+    """
+    yield _change(path)
+    if path.leader:
+        yield f"{path.leader} leads for {path.leads_s:.1f} s now"
+    if path.explores and path.searches_s:
+        more = f"for {path.searches_s:.0f} s more, since the path seems to have changed"
+        yield f"{path.explores} is tried by {share(path.share)} of new flows, {more}"
+    elif path.explores:
+        yield f"{path.explores} is tried by {share(path.share)} of new flows"
+    else:
+        yield "no other is tried"
+    for one in around:
+        yield f"{one.prefix}{' decides' if one.prefix == path.prefix else ''}{_by_others(one)}"
+        yield from (f"  {_sign((path, each))} {_shown(one, each)}" for each in one.candidates)
+
+
+def _by_others(path: Path) -> str:
+    """Whose experience counts, besides this host's own."""
+    return f", with what is told by {_named(path)}" if path.hosts else ""
+
+
+def _named(path: Path) -> str:
+    more = len(path.hosts) - _MOST_HOSTS
+    return ", ".join([*path.hosts[:_MOST_HOSTS], *([f"{more} more"] if more > 0 else [])])
+
+
+def _change(path: Path) -> str:
+    times = f"{path.margin:.3g} times as good, and beyond chance"
+    sooner = f", not before {path.holds_s:.1f} s from now" if path.holds_s else ""
+    changes = "1 change" if path.changes == 1 else f"{path.changes} changes"
+    return f"another must be {times}, for a while{sooner}; {changes} of mind until now"
+
+
+def _shown(path: Path, one: PathCandidate) -> str:
+    """What a candidate has shown in a prefix."""
+    best = max((each.score for each in path.candidates if each.score is not None), default=None)
+    failed = f", failed {share(one.failed)}" if one.failed else ""
+    behind = ""
+    if best is not None and one.score is not None and one.score < best:
+        behind = f", {math.exp(min(best - one.score, 50.0)):.3g} times worse"
+    return f"{one.stack}: {_figure(path, one)}{failed}{behind}, {one.samples:.1f} samples of late"

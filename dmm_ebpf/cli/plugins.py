@@ -102,7 +102,8 @@ def simulate(
     try:
         rate_Bps = parse_rate(rate)  # noqa: N806
     except ValueRefusedError as exc:
-        raise UsageError("simulate", why=exc.why, hint=exc.hint) from exc
+        hint = 'expected a text such as "80mbit", "1.5gbit" or "10mbps" (bytes), as in tc, below 34gbit'
+        raise UsageError("simulate", why=exc.why, hint=hint) from exc
     course = bench.Course(rate_Bps, rtt_ms / 1e3, loss_percent / 100, queue_bdp, duration_s, seed)
     done = bench.run(controls, course)
     if plot is not None:

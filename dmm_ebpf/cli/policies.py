@@ -39,7 +39,7 @@ from dmm_ebpf.cli.options import (
 )
 
 policy_app = group(help="Check, test, explain, compare, apply and show policies.")
-route_app = group(help="Ask which stack a flow would get.")
+route_app = group(help="Ask which stack a flow would get; list, add and delete single routes.")
 
 
 @policy_app.command("check")
@@ -221,7 +221,7 @@ def policy_schema(as_json: JsonOption = False) -> None:
 
 
 @policy_app.command("import")
-def policy_import(
+def policy_import(  # noqa: PLR0917  (typer's way to say options)
     dmm: Annotated[
         Path | None,
         typer.Option("--dmm", metavar="FILE", help="rd_config.json of FD.io DMM."),
@@ -242,6 +242,14 @@ def policy_import(
             help="A script, unit or profile that starts programs by Onload.",
         ),
     ] = None,
+    mptcpize: Annotated[
+        Path | None,
+        typer.Option(
+            "--mptcpize",
+            metavar="FILE",
+            help="A script or unit that starts programs by mptcpize.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the policy that another project's files mean, and what of them cannot be carried over.
@@ -251,10 +259,11 @@ def policy_import(
       dmm-ebpf policy import --dmm rd_config.json > policy.toml
       dmm-ebpf policy import --libvma /etc/libvma.conf > policy.toml
       dmm-ebpf policy import --onload /opt/app/start.sh > policy.toml
+      dmm-ebpf policy import --mptcpize /opt/app/start.sh > policy.toml
     """
     from dmm_ebpf.cli import policytools
 
-    policytools.policy_import(dmm, modules, libvma, onload, as_json=as_json)
+    policytools.policy_import(dmm, modules, libvma, onload, mptcpize, as_json=as_json)
 
 
 @policy_app.command("show")
@@ -265,9 +274,9 @@ def policy_show(instance: OneInstanceOption = None, as_json: JsonOption = False)
     Example:
       dmm-ebpf policy show > running.toml
     """
-    from dmm_ebpf.cli import actions
+    from dmm_ebpf.cli import policytools
 
-    actions.policy_show(instance, as_json=as_json)
+    policytools.policy_show(instance, as_json=as_json)
 
 
 @route_app.command("get")
@@ -289,6 +298,10 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
     direction: DirectionOption = Direction.CONNECT,
     source: SourceOption = None,
     in_interface: InInterfaceOption = None,
+    why: Annotated[
+        bool,
+        typer.Option("--why", help="Of an adaptive route, why that candidate serves now."),
+    ] = False,
     policy: FileOption = None,
     instance: OneInstanceOption = None,
     as_json: JsonOption = False,
@@ -302,6 +315,7 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
       dmm-ebpf route get [2001:db8::7]:443 --uid www-data --json
       dmm-ebpf route get 203.0.113.7:80 --policy new.toml
       dmm-ebpf route get 203.0.113.7 --direction forward --in-interface lan0
+      dmm-ebpf route get 203.0.113.7:443 --why
     """
     from dmm_ebpf.cli import actions
 
@@ -324,4 +338,117 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
         source=source,
         in_interface=in_interface,
     )
-    actions.route_get(query, policy=policy, instance=instance, as_json=as_json)
+    actions.route_get(query, policy=policy, instance=instance, reasons=why, as_json=as_json)
+
+
+RouteWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ROUTE",
+        help="TO [proto tcp|udp] [port PORTS] stack STACK [table TABLE], as `route show` has it.",
+        show_default=False,
+    ),
+]
+BatchOption = Annotated[
+    typer.FileText | None,
+    typer.Option(
+        "--batch",
+        metavar="FILE",
+        help='One route a line, all or none of them; "-" is standard input.',
+    ),
+]
+
+
+@route_app.command("add")
+def route_add(
+    route: RouteWords = None,
+    batch: BatchOption = None,
+    instance: InstanceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Put a route beside the policy in force; the next connect() sees it. What exists is refused.
+
+    The longest prefix wins as ever, whoever says it; of equal routes the live one counts. Live
+    routes stay through reloads, other policies and take-overs, unless the policy's stack or table
+    is gone. The table need not be said where the policy has one.
+
+    \b
+    Examples:
+      dmm-ebpf route add 203.0.113.0/24 proto tcp port 443 stack wan table shop
+      dmm-ebpf route add 2001:db8::/32 stack blackhole
+      dmm-ebpf route add --batch routes.txt
+    """
+    from dmm_ebpf.cli import routes
+
+    routes.change("add", route or (), batch, instance, as_json=as_json)
+
+
+@route_app.command("replace")
+def route_replace(
+    route: RouteWords = None,
+    batch: BatchOption = None,
+    instance: InstanceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Like add, but what exists is changed: a live route, or, for as long as this one lives, what
+    the policy says.
+
+    \b
+    Example:
+      dmm-ebpf route replace 203.0.113.0/24 proto tcp port 443 stack kernel
+    """
+    from dmm_ebpf.cli import routes
+
+    routes.change("replace", route or (), batch, instance, as_json=as_json)
+
+
+@route_app.command("del")
+def route_del(
+    route: RouteWords = None,
+    batch: BatchOption = None,
+    instance: InstanceOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Take a live route away; what is not there, or is the policy's own, is refused.
+
+    \b
+    Example:
+      dmm-ebpf route del 203.0.113.0/24 proto tcp port 443
+    """
+    from dmm_ebpf.cli import routes
+
+    routes.change("del", route or (), batch, instance, as_json=as_json)
+
+
+@route_app.command("flush")
+def route_flush(instance: InstanceOption = "default", as_json: JsonOption = False) -> None:
+    """Take all live routes away; the policy's stay.
+
+    \b
+    Example:
+      dmm-ebpf route flush
+    """
+    from dmm_ebpf.cli import routes
+
+    routes.change("flush", (), None, instance, as_json=as_json)
+
+
+@route_app.command("show")
+def route_show(
+    table: Annotated[
+        str | None, typer.Option("--table", metavar="NAME", help="Only those of this table.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Only those beside the policy.")] = False,
+    instance: OneInstanceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the routes of an instance in the words that add, replace and del take: live ones first.
+
+    \b
+    Examples:
+      dmm-ebpf route show --live
+      dmm-ebpf route show --table shop --json
+    """
+    from dmm_ebpf.cli import routes
+
+    routes.show(instance, table, live=live, as_json=as_json)

@@ -20,7 +20,7 @@ from dmm_ebpf.records.flow import Flow, FlowEvent, Listener
 from dmm_ebpf.records.policy import RouteAnswer
 from dmm_ebpf.records.record import ABSENT, Maybe, Record, known, to_json
 from dmm_ebpf.records.stack import ProcessRow, StackRow
-from dmm_ebpf.records.status import Missing, NftSet, NicRow, Pending, Refused, Status
+from dmm_ebpf.records.status import Missing, NamedSet, NicRow, Pending, Refused, Status
 from dmm_ebpf.show import units
 from dmm_ebpf.show.who import who
 
@@ -51,7 +51,8 @@ def count(number: int | None, what: str) -> str:
 def stack_text(flow: Flow) -> str:
     """The stack that serves, and the one the route named where that is another, with why: kernel
     (for wan: full). kernel (attach): it was open before the attach. wan (chosen): its program has
-    chosen it; kernel (choice of wan refused): it may not.
+    chosen it; kernel (choice of wan refused): it may not. multi (mptcp): both ends speak MPTCP;
+    multi (mptcp: plain): the socket does, and the peer does not.
     """
     stack, wanted = units.clean(flow.stack), units.clean(flow.wanted)
     why = f"{flow.why}, by instance {flow.carrier}" if flow.carrier else flow.why
@@ -62,6 +63,8 @@ def stack_text(flow: Flow) -> str:
     if flow.choice:
         chosen = units.clean(known(flow.chosen))
         notes.append("chosen" if flow.choice == "taken" else f"choice of {chosen} {flow.choice}")
+    if flow.mptcp is not ABSENT:
+        notes.append("mptcp" if flow.mptcp else "mptcp: plain")
     return f"{stack} ({', '.join(notes)})" if notes else stack
 
 
@@ -131,8 +134,8 @@ def print_flows(rows: list[Flow], *, iec: bool) -> None:
         *_transport_column(rows),
         Column("TABLE", _text("table"), rank=6, flex=True),
         Column("RULE", _text("rule"), rank=5, flex=True),
-        Column("ROUTE", _text("route"), flex=True),
-        Column("PROCESS", who, flex=True),
+        Column("ROUTE", _text("route"), flex=True, cut=units.shorten_middle),
+        Column("PROCESS", who, flex=True, cut=units.shorten_name),
         Column("SENT", lambda r: units.size(r.bytes_sent, iec=iec), right=True, rank=1),
         Column("RECV", lambda r: units.size(r.bytes_received, iec=iec), right=True, rank=1),
         Column("SRTT", lambda r: units.duration_us(r.srtt_us), right=True, rank=2),
@@ -154,7 +157,12 @@ def print_listeners(rows: list[Listener]) -> None:
         Column("LISTENING", lambda r: units.endpoint(r.addr, r.port)),
         Column("TABLE", _text("table"), flex=True),
         Column("RULE", _text("rule"), flex=True),
-        Column("PROCESS", lambda r: units.process(r.comm, r.pid), flex=True),
+        Column(
+            "PROCESS",
+            lambda r: units.process(r.comm, r.pid),
+            flex=True,
+            cut=units.shorten_name,
+        ),
         Column("SOCKETS", _number("sockets"), right=True, rank=1),
         Column("CGROUP", _text("cgroup"), rank=2, flex=True),
     ]
@@ -304,19 +312,20 @@ def _print_processes(stacks: list[StackRow], indent: str) -> None:
 
 def print_status(status: Status) -> None:
     """One instance, as a block."""
-    director = (
-        f"running, pid {status.pid}, up {units.age(status.uptime_s)}"
-        if status.rd == "up"
-        else "dead"
-    )
+    director = {
+        "up": f"running, pid {status.pid}, up {units.age(status.uptime_s)}",
+        "silent": "does not answer",
+    }.get(str(known(status.rd)), "dead")
     policy = status.policy
     lines = [
         ("director", director),
         *([("PROBLEM", units.clean(status.problem))] if status.problem else []),
         ("cgroup", units.clean(status.cgroup)),
         ("netns", units.clean(status.netns)),
+        *([("group", f"{units.clean(status.group)} may ask")] if status.group else []),
         ("policy", f"{units.clean(policy)}, generation {status.generation}" if policy else "none"),
         ("", f"{count(status.rules, 'rules')}, {count(status.routes, 'routes')}"),
+        *([("", f"{count(status.live_routes, 'live routes')}")] if status.live_routes else []),
         *_central_lines(status.central or None),
         *_refused_lines(status.policy_refused),
         ("flows", f"{_digits(status.flows)} open, {count(status.listeners, 'listeners')}"),
@@ -376,18 +385,20 @@ def pending_text(entry: Pending) -> str:
     return f"rule {units.clean(entry.rule)}: waits for the {units.clean(what)}"
 
 
-def note_sets(sets: Iterable[NftSet]) -> None:
+def note_sets(sets: Iterable[NamedSet]) -> None:
     """Of sets that a policy names those that are waited for."""
     for one in sets:
         if one.state != "followed":
             output.note(_set_text(one))
 
 
-def _set_text(one: NftSet) -> str:
+def _set_text(one: NamedSet) -> str:
     """A set, and how it stands with it."""
     words = {
         "followed": f"has {count(one.prefixes, 'prefixes')}",
-        "missing": "does not exist, and is waited for",
+        "missing": f"has no address, and is waited for: {units.clean(one.why)}"
+        if one.why
+        else "does not exist, and is waited for",
         "refused": f"cannot be used: {units.clean(one.why)}",
         "unread": f"keeps {count(one.prefixes, 'prefixes')}: {units.clean(one.why)}",
     }
@@ -418,7 +429,7 @@ _WHY_NOT = {
     "loopback": " ({wanted} carries nothing that stays on this host)",
     "forwarded": " ({wanted} is for sockets, and what is only forwarded has none here)",
     "link-local": " ({wanted} carries nothing to link-local addresses)",
-    "adaptive": " ({wanted} is for connections that this host opens)",
+    "adaptive": " ({wanted} is for datagrams whose exchange this host begins)",
     "listener": " ({wanted} refuses no connection that a client opens)",
     "device": " ({wanted} does not serve {device}, by which it leaves)",
     "filter": " (a tc filter on {device} stands before those of {wanted})",
@@ -450,6 +461,8 @@ def print_route(answer: RouteAnswer, asked: str) -> None:
         units.clean(v) for v in (answer.stack, answer.table, answer.rule, answer.route)
     )
     print(f"{asked} stack {stack}{why} table {table}\n    rule {rule}\n    route {route}")
+    if answer.live:
+        print("    which is live: put beside the policy by route add or replace")
     if answer.element:
         print(f"    which has {units.clean(answer.element)} now")
     if answer.transport:
@@ -458,6 +471,11 @@ def print_route(answer: RouteAnswer, asked: str) -> None:
         path = answer.path
         told = f"{path.prefix} goes by {path.chosen} for {units.age(path.since_s)}: {path.why}"
         print(f"    by {path.goal}, {units.clean(told)}")
+    if answer.path and answer.paths is not ABSENT:
+        from dmm_ebpf.cli import pathtables
+
+        for line in pathtables.reasons(answer.path, answer.paths):
+            print(f"    {units.clean(line)}")
     if answer.choice:
         print(f"    the program's choice is {answer.choice}")
     for key, value in (answer.assumed or {}).items():

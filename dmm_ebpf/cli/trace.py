@@ -29,7 +29,7 @@ def trace(
     as_json: bool,
 ) -> None:
     """Until Ctrl-C, SIGTERM, count frames, seconds, or the end of the processes."""
-    wanted = Wanted(stacks, legs, HEADER_BYTES)
+    wanted = Wanted(stacks, legs, HEADER_BYTES, verb="trace")
     errors = asyncio.run(_trace(Capture(instance, wanted), count, seconds, as_json))
     if errors:
         raise errors[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dmm_ebpf.errors import DmmError, UsageError
-from dmm_ebpf.kit import load, names
+from dmm_ebpf.kit import guarding, names
 from dmm_ebpf.kit._sim import ffi, lib
 from dmm_ebpf.kit.bridge import Faults, Guarded
 
@@ -49,8 +49,8 @@ class Course:
         """Raises UsageError for what cannot be run."""
         for name, value, least, most in (
             ("a rate (bytes a second)", self.rate_Bps, 1e3, 1.25e10),
-            ("a round trip (s)", self.rtt_s, 1e-5, 10),
-            ("a share of loss", self.loss, 0, 0.9),
+            ("a round trip (ms)", self.rtt_s * 1e3, 0.01, 10_000),
+            ("a loss (percent)", self.loss * 100, 0, 90),
             ("a queue (BDP)", self.queue_bdp, 0, 1000),
             ("a duration (s)", self.duration_s, 0.1, 3600),
             ("a seed", self.seed, 0, 2**32),
@@ -139,7 +139,7 @@ def named(text: str, seam: names.Seam = names.CONGESTION) -> names.Plugin:
     kind, _, rest = text.partition(":")
     where, sep, attribute = rest.rpartition(":") if kind == names.PYTHON else (rest, "", "")
     if kind in {names.PYTHON, names.NATIVE} and where.endswith((".py", ".so")):
-        return names.locate(f"{kind}:{Path(where).resolve()}{sep}{attribute}", seam=seam)
+        return names.locate(f"{kind}:{Path.cwd() / where}{sep}{attribute}", seam=seam)
     return names.locate(text, seam=seam)
 
 
@@ -149,7 +149,7 @@ def _control(text: str) -> Iterator[Guarded | None]:
     if not names.is_plugin(text):
         yield None
         return
-    plugin = load.load(named(text), ffi, lib, trusted_only=False)
+    plugin = guarding.guarded(named(text), ffi, lib, trusted_only=False)
     over = threading.Event()
     looking = threading.Thread(target=_look, args=(plugin, over), daemon=True)
     plugin.start()

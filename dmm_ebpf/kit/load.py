@@ -17,14 +17,11 @@ from functools import partial
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dmm_ebpf.errors import DmmError, PrivilegeError
-from dmm_ebpf.kit.names import CONGESTION, PYTHON, TRANSPORT, Plugin
-from dmm_ebpf.owned import check_owner
-
-if TYPE_CHECKING:
-    from dmm_ebpf.kit.bridge import Asked, Guarded
+from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Plugin
+from dmm_ebpf.owned import check_owner, real_path
 
 ABI = 1  # CC_ABI of cc.h
 TRANSPORT_ABI = 1  # END_ABI of end_export.h
@@ -70,16 +67,17 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
     """
     path = Path(plugin.file)
     try:
-        path = path.resolve(strict=True)
-        found = path.stat()
-        path.open("rb").close()
+        path = real_path(path)
+        is_file = stat.S_ISREG(path.stat().st_mode)
+        if is_file:  # another's end of a pipe may be long in coming
+            path.open("rb").close()
     except PermissionError as exc:
         raise PrivilegeError(
             f"read {plugin.seam.noun} {plugin.text!r}", why=f"{plugin.file}: {exc.strerror}"
         ) from exc
     except OSError as exc:
         raise error(plugin, f"{plugin.file}: {os.strerror(exc.errno or 0)}") from exc
-    if not stat.S_ISREG(found.st_mode):
+    if not is_file:
         raise error(plugin, "it is no file")
     if trusted_only:
         check_owner(Path(plugin.file), partial(error, plugin))
@@ -196,26 +194,3 @@ def _check_elf(plugin: Plugin) -> None:
         raise error(
             plugin, f"it was built for another architecture than this, {os.uname().machine}"
         )
-
-
-def load(plugin: Plugin, ffi: Any, lib: Any, *, trusted_only: bool = True) -> Guarded:
-    """The plug-in as connections have it. ffi and lib: of the module whose connections
-    it is for.
-    """
-    from dmm_ebpf.kit.bridge import Native
-    from dmm_ebpf.kit.transport import NativeTransport
-
-    plugin = check_file(plugin, trusted_only=trusted_only)
-    if plugin.kind == PYTHON:
-        return bridge(plugin, load_class(plugin), ffi, lib)
-    kind = Native if plugin.seam is CONGESTION else NativeTransport
-    return kind(plugin, load_native(plugin, ffi, lib), ffi, lib)
-
-
-def bridge(plugin: Plugin, made: type, ffi: Any, lib: Any) -> Asked:
-    """The same of a class that is loaded."""
-    from dmm_ebpf.kit.bridge import Bridge
-    from dmm_ebpf.kit.transport import TransportBridge
-
-    kind = Bridge if plugin.seam is CONGESTION else TransportBridge
-    return kind(plugin, made, ffi, lib)

@@ -61,13 +61,10 @@ class Frame:
         )
 
     @property
-    def is_tcp(self) -> bool:
-        """Whether it is a whole TCP segment; what follows is 0 or empty where it is not."""
-        return self._segment is not None
-
-    @property
     def flags(self) -> int:
-        """The segment's: FIN, SYN, RST, ACK and others."""
+        """The TCP segment's: FIN, SYN, RST, ACK and others; 0 where the frame has none that is
+        whole.
+        """
         return self._segment.flags if self._segment else 0
 
     @property
@@ -77,7 +74,7 @@ class Frame:
 
     @property
     def payload_bytes(self) -> int:
-        """Of the segment."""
+        """Of the segment; 0 where there is none."""
         return self._segment.payload_bytes if self._segment else 0
 
     def pair(self, *, from_app: bool) -> bytes:

@@ -149,6 +149,24 @@ class FitFor(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Answer(Record):
+    """Yes, or no and why."""
+
+    yes: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow(Asked):
+    """What a host has, whatever its devices: `dmm-ebpf hal --host`."""
+
+    PARTS: ClassVar[Parts] = {"mptcp": Answer, "cgroups": Answer}
+
+    mptcp: Told[Answer]
+    cgroups: Told[Answer]
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceRow(Asked):
     """A device, and what carries a user stack by it."""
 

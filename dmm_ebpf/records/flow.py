@@ -79,6 +79,7 @@ class Flow(Record):
     agreement: Maybe[str] = ABSENT
     chosen: Maybe[str] = ABSENT
     choice: Maybe[Choice] = ABSENT
+    mptcp: Maybe[bool] = ABSENT  # of an MPTCP socket: whether its peer speaks it, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from dmm_ebpf.records.record import Parts, Record
@@ -42,5 +42,12 @@ class Path(Record):
     explores: str | None
     share: float
     candidates: list[PathCandidate]
+    # What stands against a change of mind, and what is under way
+    margin: float = 1.0  # how many times as good another must be
+    leader: str | None = None  # who is so clearly better now,
+    leads_s: float = 0.0  # and for how long
+    holds_s: float = 0.0  # no change sooner than in so long
+    searches_s: float = 0.0  # so long more are tried, since the path seems to have changed
+    hosts: list[str] = field(default_factory=list)  # others, whose experience counts there, too
 
     PARTS: ClassVar[Parts] = {"candidates": PathCandidate}

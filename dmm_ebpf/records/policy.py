@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from dmm_ebpf.records.failed import Failed
 from dmm_ebpf.records.path import Path
 from dmm_ebpf.records.record import ABSENT, Maybe, Parts, Record
-from dmm_ebpf.records.status import NftSet, Pending
+from dmm_ebpf.records.status import NamedSet, Pending
 
 # Why another stack would serve than the route names.
 WhyNot = Literal[
@@ -44,19 +44,9 @@ class Applied(Record):
     routes: int
     stacks: int
     pending: list[Pending]
-    sets: Maybe[list[NftSet]] = ABSENT
+    sets: Maybe[list[NamedSet]] = ABSENT
 
-    PARTS: ClassVar[Parts] = {"pending": Pending, "sets": NftSet}
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyText(Record):
-    """The policy in force; text None: there is none."""
-
-    instance: str
-    path: str | None
-    text: str | None
-    generation: int
+    PARTS: ClassVar[Parts] = {"pending": Pending, "sets": NamedSet}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +102,8 @@ class Change(Record):
 @dataclass(frozen=True, slots=True)
 class Compared(Record):
     """In what a file differs from the policy in force; more: changes that are not listed;
-    changed_files: routes files that are not as they were when the policy in force was read.
+    changed_files: routes files that are not as they were when the policy in force was read;
+    live_routes: how many stand beside both.
     """
 
     instance: str
@@ -120,6 +111,7 @@ class Compared(Record):
     changes: list[Change]
     more: int
     changed_files: list[str]
+    live_routes: Maybe[int] = ABSENT
 
     PARTS: ClassVar[Parts] = {"changes": Change}
 
@@ -139,13 +131,14 @@ class Tried(Record):
     warnings: list[Warned]
     more_warnings: int
     not_checked: list[str]
-    sets: Maybe[list[NftSet]] = ABSENT
+    sets: Maybe[list[NamedSet]] = ABSENT
+    live_routes: Maybe[int] = ABSENT
 
     PARTS: ClassVar[Parts] = {
         "changes": Change,
         "pending": Pending,
         "warnings": Warned,
-        "sets": NftSet,
+        "sets": NamedSet,
     }
 
 
@@ -201,7 +194,9 @@ class RuleSeen(Record):
 
 @dataclass(frozen=True, slots=True)
 class RouteAnswer(Record):
-    """What a new flow would get. element: of the route's nft set, the prefix that decides."""
+    """What a new flow would get. element: of the route's nft set or hostname, the prefix that
+    decides. live: the route is none of the policy's, but was put beside it.
+    """
 
     instance: Maybe[str]
     attached: Maybe[str]
@@ -219,8 +214,56 @@ class RouteAnswer(Record):
     transport: Maybe[str] = ABSENT
     path: Maybe[Path] = ABSENT
     element: Maybe[str] = ABSENT
+    paths: Maybe[list[Path]] = ABSENT
+    live: Maybe[bool] = ABSENT
 
-    PARTS: ClassVar[Parts] = {"unasked": Unasked, "path": Path}
+    PARTS: ClassVar[Parts] = {"unasked": Unasked, "path": Path, "paths": Path}
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow(Record):
+    """A route of an instance. proto, ports None: all. live: put beside the policy, and none of its
+    own. where: its place in the policy, its file or etcd. fleet: it stands in etcd by itself.
+    """
+
+    instance: str
+    to: str
+    proto: str | None
+    ports: str | None
+    stack: str
+    table: str
+    live: bool = True
+    where: Maybe[str] = ABSENT
+    fleet: Maybe[bool] = ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyText(Record):
+    """The policy in force; text None: there is none. live: the routes that stand beside it."""
+
+    instance: str
+    path: str | None
+    text: str | None
+    generation: int
+    live: Maybe[list[RouteRow]] = ABSENT
+
+    PARTS: ClassVar[Parts] = {"live": RouteRow}
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged(Record):
+    """What came of a change of live routes. took_ms: what the director needed until it was in
+    force, in milliseconds. live: how many there are now.
+    """
+
+    instance: str
+    generation: int
+    added: list[RouteRow]
+    removed: list[RouteRow]
+    live: int
+    took_ms: float
+
+    PARTS: ClassVar[Parts] = {"added": RouteRow, "removed": RouteRow}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,18 @@ SetState = Literal["followed", "missing", "refused", "unread"]
 
 
 @dataclass(frozen=True, slots=True)
-class NftSet(Record):
-    """An nft set that routes name, and how many prefixes it stands for. refused: it is no set of
-    addresses. unread: it cannot be read now, and what it had holds. why: of these two.
+class NamedSet(Record):
+    """An nft set or a hostname that routes name, and how many prefixes it stands for. missing: it
+    does not exist, or no address of it is known. refused: it is no set of addresses. unread: it
+    cannot be read now, and what it had holds. why: of these two, and of a name that is missing.
+    elements: of a hostname, the prefixes.
     """
 
     set: str
     state: SetState
     prefixes: int
     why: str = ""
+    elements: Maybe[list[str]] = ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ class Detached(Record):
 
 @dataclass(frozen=True, slots=True)
 class Status(Record):
-    """rd and nested are added by who asks: of a dead director nobody else could. central: of a
-    fleet's policy.
+    """rd is added by who asks, and nested of a dead director: nobody else could. central: of a
+    fleet's policy. group: whose members may ask, besides root.
     """
 
     instance: str
@@ -109,13 +112,15 @@ class Status(Record):
     pending: list[Pending]
     earlier: str | None
     stacks: list[StackRow]
-    rd: Maybe[Literal["up", "dead"]] = ABSENT
+    rd: Maybe[Literal["up", "dead", "silent"]] = ABSENT
     nested: Maybe[list[Nested]] = ABSENT
     central: Maybe[Central] = ABSENT
-    sets: Maybe[list[NftSet]] = ABSENT
+    sets: Maybe[list[NamedSet]] = ABSENT
+    live_routes: Maybe[int] = ABSENT
+    group: Maybe[str] = ABSENT
 
     PARTS: ClassVar[Parts] = {
-        "sets": NftSet,
+        "sets": NamedSet,
         "policy_refused": Refused,
         "central": Central,
         "nics": NicRow,

@@ -104,18 +104,67 @@ def process(comm: Any, pid: Any) -> str:
     return f"{clean(comm)}/{pid}" if pid else clean(comm)
 
 
+def cells(text: str) -> int:
+    """Columns of a terminal that text takes: two for a wide character (UAX 11), none for a mark
+    that goes onto the one before it.
+    """
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    import unicodedata
+
+    if unicodedata.category(character) in {"Mn", "Me"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def _begin(text: str, width: int) -> str:
+    """As much of the beginning as width columns take."""
+    if cells(text) <= width:
+        return text
+    taken = 0
+    for i, character in enumerate(text):
+        taken += cells(character)
+        if taken > width:
+            return text[:i]
+    return text
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """text and as many spaces as fill width columns; right: before it."""
+    spaces = " " * (width - cells(text))
+    return spaces + text if right else text + spaces
+
+
 def shorten(text: str, width: int) -> str:
     """text in at most width columns, its end given up for an ellipsis."""
-    return text if len(text) <= width else text[: max(width - 1, 0)] + "…" if width > 0 else ""
+    if cells(text) <= width:
+        return text
+    return _begin(text, max(width - 1, 0)) + "…" if width > 0 else ""
 
 
 def shorten_middle(text: str, width: int) -> str:
     """text in at most width columns, its middle given up: the ends of an address tell the most."""
-    if len(text) <= width:
+    if cells(text) <= width:
         return text
-    tail = width // 2
-    return (
-        text[: max(width - tail - 1, 0)] + "…" + text[len(text) - tail :]
-        if width > 1
-        else text[:width]
-    )
+    if width < 2:
+        return _begin(text, width)
+    tail = _begin(text[::-1], width // 2)[::-1]
+    return _begin(text, width - cells(tail) - 1) + "…" + tail
+
+
+def shorten_name(text: str, width: int) -> str:
+    """curl/4242 in at most width columns, the name's end given up: a part of a number is another
+    number.
+    """
+    name, slash, number = text.rpartition("/")
+    room = width - cells(slash + number)
+    return shorten(name, room) + slash + number if slash and room >= 2 else shorten(text, width)
+
+
+def shorten_marked(text: str, width: int) -> str:
+    """text in at most width columns, its end given up, but not a mark "!" that stands there."""
+    if text.endswith("!") and width >= 2:
+        return shorten(text[:-1], width - 1) + "!"
+    return shorten(text, width)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -31,7 +31,7 @@ from dmm_ebpf.tui import model
 from dmm_ebpf.tui.flowtable import FlowTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from textual import events
 
@@ -81,6 +81,14 @@ _HELP = """\
   STACK! is not the stack that the route names: `why` in flows --json.
 
 Any key closes this."""
+
+
+class _Part(NamedTuple):
+    """Of a line. cut: its end may be given up; a part of a number would be another number."""
+
+    text: str
+    style: str = ""
+    cut: bool = False
 
 
 class HelpScreen(ModalScreen[None]):
@@ -133,6 +141,7 @@ class TopApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     Screen { background: $background; }
+    #title, #stacks, #detail { text-wrap: nowrap; text-overflow: ellipsis; }
     #title { height: 1; background: $panel; color: $text; }
     #stacks { height: auto; max-height: 6; color: $text; }
     #detail { height: 3; color: $text-muted; }
@@ -185,6 +194,7 @@ class TopApp(App[None]):
         self._paused = False
         self._looking = False
         self._main: Screen[object] | None = None
+        self._width = 80  # characters of a line, until the terminal has told
 
     # -- life --
 
@@ -203,6 +213,7 @@ class TopApp(App[None]):
         """Look now and then at every interval."""
         # Queries go through it: the screen on top may be the help.
         self._main = self.screen
+        self._width = self.size.width
         self._main.set_class(self.size.height < _SHORT_LINES, "short")
         self.query_one(FlowTable).focus()
         self._draw()
@@ -211,8 +222,10 @@ class TopApp(App[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """Few lines are for flows."""
+        self._width = event.size.width
         if self._main is not None:
             self._main.set_class(event.size.height < _SHORT_LINES, "short")
+            self._draw()
 
     def on_unmount(self) -> None:
         """Let a look in progress end."""
@@ -357,31 +370,28 @@ class TopApp(App[None]):
         self._draw_detail()
 
     def _title(self) -> Text:
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append("dmm-ebpf top", "bold")
+        parts = [_Part("dmm-ebpf top", "bold")]
         if self._paused:
-            text.append("  PAUSED", "bold reverse")
-        text.append(f"  {self._seen_at or 'looking...'}")
-        if self._snapshot is None:
-            return text
+            parts.append(_Part("  PAUSED", "bold reverse"))
+        parts.append(_Part(f"  {self._seen_at or 'looking...'}"))
+        if self._snapshot is not None:
+            parts += self._totals(self._snapshot)
+        return _whole(parts, self._width)
+
+    def _totals(self, snapshot: model.Snapshot) -> list[_Part]:
         shown, total = len(self._shown), len(self._all)
         out = units.bit_rate(sum(row.out_Bps or 0 for row in self._all), iec=self._iec)
         in_ = units.bit_rate(sum(row.in_Bps or 0 for row in self._all), iec=self._iec)
-        text.append(
-            f"  flows {shown if shown == total else f'{shown}/{total}'}  out {out}b/s  in {in_}b/s"
-        )
+        counted = shown if shown == total else f"{shown}/{total}"
+        parts = [_Part(f"  flows {counted}"), _Part(f"  out {out}b/s"), _Part(f"  in {in_}b/s")]
         if self._filter_text:
-            text.append(f"  filter {self._filter_text}", "bold")
-        names = self._snapshot.instances
-        text.append(
-            f"  instances {', '.join(names)}"
-            if len(names) > 1
-            else f"  instance {''.join(names) or '-'}"
-        )
-        return text
+            parts.append(_Part(f"  filter {self._filter_text}", "bold", cut=True))
+        names = snapshot.instances
+        label = "instances" if len(names) > 1 else "instance"
+        return [*parts, _Part(f"  {label} {', '.join(names) or '-'}", cut=True)]
 
     def _stacks(self) -> Text:
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text()
         if self._complaint:
             text.append(self._complaint, "bold red")
             return text
@@ -395,17 +405,20 @@ class TopApp(App[None]):
         totals = model.stack_totals(self._snapshot, self._all)
         several = len(self._snapshot.instances) > 1
         labels = [f"{t.instance}:{t.name}" if several else t.name for t in totals]
-        width = min(max((len(label) for label in labels), default=5), 24)
+        longest = max((units.cells(label) for label in labels), default=5)
+        width = min(longest, 24, max(self._width // 3, 5))
         room = max(_MAX_STACK_LINES - len(self._snapshot.notes), 1)
         fits = len(totals) <= room
         lines = []
         for total, label in list(zip(totals, labels, strict=True))[: room if fits else room - 1]:
-            line = Text().append(f"{units.shorten(units.clean(label), width):<{width}}  ", "bold")
-            line.append(f"{units.clean(total.state):<9}", _STATE_STYLES.get(total.state, ""))
-            line.append(f"{total.flows:>6} flows")
-            line.append(f"   out {units.bit_rate(total.out_Bps, iec=self._iec):>5}b/s")
-            line.append(f"   in {units.bit_rate(total.in_Bps, iec=self._iec):>5}b/s")
-            lines.append(line)
+            parts = [
+                _Part(units.pad(units.shorten(units.clean(label), width), width) + "  ", "bold"),
+                _Part(f"{units.clean(total.state):<9}", _STATE_STYLES.get(total.state, "")),
+                _Part(f"{total.flows:>6} flows"),
+                _Part(f"   out {units.bit_rate(total.out_Bps, iec=self._iec):>5}b/s"),
+                _Part(f"   in {units.bit_rate(total.in_Bps, iec=self._iec):>5}b/s"),
+            ]
+            lines.append(_whole(parts, self._width))
         if not fits:
             lines.append(
                 Text(f"and {len(totals) - room + 1} more stacks; dmm-ebpf stacks lists them", "dim")
@@ -418,7 +431,7 @@ class TopApp(App[None]):
             with _while_there():
                 row = self._main.query_one(FlowTable).selected
                 self._main.query_one("#detail", Static).update(
-                    Text() if row is None else _detail(row, self._iec)
+                    Text() if row is None else _detail(row, self._iec, self._width)
                 )
 
 
@@ -427,31 +440,57 @@ def _while_there() -> suppress:
     return suppress(NoMatches)
 
 
-def _detail(row: model.FlowRow, iec: bool) -> Text:
+def _whole(parts: Sequence[_Part], width: int) -> Text:
+    """The first, and of the others what a line of that width has room for; what it has none for,
+    an ellipsis shows.
+    """
+    text = Text()
+    for i, part in enumerate(parts):
+        more = 2 if i + 1 < len(parts) else 0
+        if i and not part.cut and text.cell_len + units.cells(part.text.rstrip()) + more > width:
+            text.rstrip()
+            return text.append(" …")
+        text.append(part.text, part.style)
+    return text
+
+
+def _detail(row: model.FlowRow, iec: bool, width: int) -> Text:
     """Three lines with what the table has no room for."""
     flow = row.flow
     arrow = "<-" if flow.direction == "listen" else "->"
     local = units.endpoint(flow.src, flow.sport)
     peer = units.endpoint(flow.dst, flow.dport)
-    sent = units.size(flow.bytes_sent, iec=iec)
-    received = units.size(flow.bytes_received, iec=iec)
     table, rule, route = (units.clean(text) for text in (flow.table, flow.rule, flow.route))
-    text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(
-        f"{local} {arrow} {peer}  sent {sent} received {received} age {units.age(flow.age_s)}\n"
+    lines = (
+        (
+            _Part(f"{local} {arrow}"),
+            _Part(f" {peer}"),
+            _Part(f"  sent {units.size(flow.bytes_sent, iec=iec)}"),
+            _Part(f" received {units.size(flow.bytes_received, iec=iec)}"),
+            _Part(f" age {units.age(flow.age_s)}"),
+        ),
+        (
+            _Part(f"table {table}", cut=True),
+            _Part(f"  rule {rule}", cut=True),
+            _Part(f"  cgroup {units.clean(flow.cgroup)}", cut=True),
+        ),
+        (_Part(f"route {route}"), *_path(flow, iec)),
     )
-    text.append(f"table {table}  rule {rule}  cgroup {units.clean(flow.cgroup)}\n")
-    text.append(f"route {route}{_path(flow, iec)}")
-    return text
+    return Text("\n").join(_whole(line, width) for line in lines)
 
 
-def _path(flow: Flow, iec: bool) -> str:
+def _path(flow: Flow, iec: bool) -> list[_Part]:
     """How a user stack sends: its congestion control, window and pacing, as far as
     they are known.
     """
     if flow.congestion is ABSENT or flow.cwnd_bytes is ABSENT:
-        return ""
-    text = f"  by {units.clean(flow.congestion)}  cwnd {units.size(flow.cwnd_bytes, iec=iec)}"
-    text += f"  agreed {units.clean(flow.agreed)}" if flow.agreed else ""
-    pacing = flow.pacing_Bps
-    return f"{text}  pacing {units.bit_rate(pacing, iec=iec)}b/s" if pacing else text
+        return []
+    parts = [
+        _Part(f"  by {units.clean(flow.congestion)}", cut=True),
+        _Part(f"  cwnd {units.size(flow.cwnd_bytes, iec=iec)}"),
+    ]
+    if flow.agreed:
+        parts.append(_Part(f"  agreed {units.clean(flow.agreed)}", cut=True))
+    if flow.pacing_Bps:
+        parts.append(_Part(f"  pacing {units.bit_rate(flow.pacing_Bps, iec=iec)}b/s"))
+    return parts

@@ -54,7 +54,7 @@ def _short_state(text: str, width: int) -> str:
 
 
 COLUMNS = (
-    _Column("PROCESS", lambda r: who(r.flow), 10),
+    _Column("PROCESS", lambda r: who(r.flow), 10, shorten=units.shorten_name),
     _Column(
         "PEER",
         lambda r: units.endpoint(r.flow.dst, r.flow.dport),
@@ -62,8 +62,8 @@ COLUMNS = (
         soon=21,  # the longest IPv4 address with a port
         shorten=units.shorten_middle,
     ),
-    _Column("STACK", _stack, 7, soon=12),
-    _Column("ROUTE", lambda r: units.clean(r.flow.route), 9, rank=5),
+    _Column("STACK", _stack, 7, soon=12, shorten=units.shorten_marked),
+    _Column("ROUTE", lambda r: units.clean(r.flow.route), 9, rank=5, shorten=units.shorten_middle),
     _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True),
     _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True, rank=1),
     _Column("SRTT", lambda r: units.duration_us(r.flow.srtt_us), 5, right=True, rank=3),
@@ -246,7 +246,9 @@ class FlowTable(Widget, can_focus=True):
     def _widths(self) -> list[int]:
         shown = self._rows[self._top : self._top + self._in_view()]
         natural = [
-            max(column.least, *(len(column.cell(row)) for row in shown)) if shown else column.least
+            max(column.least, *(units.cells(column.cell(row)) for row in shown))
+            if shown
+            else column.least
             for column in COLUMNS
         ]
         return column_widths(natural, self.size.width)
@@ -273,7 +275,7 @@ class FlowTable(Widget, can_focus=True):
             if is_chosen:
                 text = text[: width - 1] + ("▲" if self._ascending else "▼")
             segments.append(
-                Segment(_justify(text, width, column.right), chosen if is_chosen else plain)
+                Segment(units.pad(text, width, right=column.right), chosen if is_chosen else plain)
             )
             segments.append(Segment(" ", plain))
         return Strip(segments).extend_cell_length(self.size.width, plain)
@@ -290,13 +292,6 @@ class FlowTable(Widget, can_focus=True):
         for column, width in _shown(widths):
             text = column.cell(row)
             style = base + fallback if column.title == "STACK" and text.endswith("!") else base
-            segments.append(
-                Segment(
-                    _justify(column.shorten(text, width), width, column.right) + " ", style + mark
-                )
-            )
+            shown = units.pad(column.shorten(text, width), width, right=column.right)
+            segments.append(Segment(shown + " ", style + mark))
         return Strip(segments).extend_cell_length(self.size.width, base + mark)
-
-
-def _justify(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
