@@ -38,7 +38,14 @@ class Following(Routed):
         instance: str | None = None,
         name: str | None = None,
     ) -> None:
-        options = ["--policy", place, "--host", name or host.name]
-        for one in labels:
-            options += ["--label", one]
+        self._following = ("--policy", place, "--host", name or host.name)
+        options = [*self._following, *_labels(labels)]
         super().__init__(host, cgroup, None, directory, instance=instance, options=options)
+
+    def relabel(self, *labels: str) -> None:
+        """Other labels, from when it is restarted."""
+        self.options = (*self._following, *_labels(labels))
+
+
+def _labels(labels: Sequence[str]) -> list[str]:
+    return [word for one in labels for word in ("--label", one)]

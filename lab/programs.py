@@ -2,8 +2,8 @@
 """Real, unmodified programs on lab hosts: servers that are ready when their function returns, and
 clients whose payload is hashed.
 
-A server is ready when its socket is in LISTEN in its own namespace, read from /proc: a connection
-made to find out would be one that a test has to explain.
+A server is ready when its socket is in LISTEN, or one of UDP is bound, in its own namespace, read
+from /proc: a connection made to find out would be one that a test has to explain.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 10.0
 CHUNK_BYTES = 1 << 20
-TCP_LISTEN = "0A"  # net/tcp_states.h, as /proc/net/tcp prints it
+# net/tcp_states.h, as /proc/net/tcp and udp print it: TCP_LISTEN, and TCP_CLOSE of no peer's
+SERVING = {"tcp": "0A", "udp": "07"}
 
 
 @dataclass
@@ -94,18 +95,18 @@ def _sockets_of(pid: int) -> set[str]:
     return found
 
 
-def is_listening(pid: int, port: int) -> bool:
-    """Whether the process itself has a TCP socket that listens on the port."""
+def is_listening(pid: int, port: int, protocol: str = "tcp") -> bool:
+    """Whether the process itself has a socket that listens on the port; protocol: "tcp", "udp"."""
     wanted = f"{port:04X}"
     own = _sockets_of(pid)
-    for family in ("tcp", "tcp6"):
+    for family in (protocol, f"{protocol}6"):
         try:
             lines = Path(f"/proc/{pid}/net/{family}").read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:
             words = line.split()
-            is_wanted = words[3] == TCP_LISTEN and words[1].rpartition(":")[2] == wanted
+            is_wanted = words[3] == SERVING[protocol] and words[1].rpartition(":")[2] == wanted
             if is_wanted and words[9] in own:
                 return True
     return False
@@ -118,10 +119,11 @@ def start_server(
     log: Path,
     *,
     cgroup: Cgroup | None = None,
+    protocol: str = "tcp",
     **options: Any,
 ) -> Server:
-    """Starts any TCP server and waits until it listens; DmmError with the end of its log if
-    it does not.
+    """Starts any server and waits until it listens by the protocol, "tcp" or "udp"; DmmError with
+    the end of its log if it does not.
     """
     with log.open("ab") as output:
         options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output} | options
@@ -131,7 +133,7 @@ def start_server(
     server = Server(host, process, port, log)
     try:
         wait_for(
-            lambda: process.poll() is not None or is_listening(process.pid, port),
+            lambda: process.poll() is not None or is_listening(process.pid, port, protocol),
             START_TIMEOUT_S,
             f"port {port} on {host.name}",
         )

@@ -5,13 +5,13 @@ like a user would.
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.director.rundir import ROOT
 from dmm_ebpf.userstack import control
+from lab import commandline
 from lab.cgroups import Cgroup
+from lab.commandline import CLI
 from lab.hosts import Host, kill_group
 from lab.waiting import patient, wait_for
 
-CLI = (sys.executable, "-X", "faulthandler", "-m", "dmm_ebpf.cli.main")
 READY_TIMEOUT_S = 90.0  # a start compiles and verifies, which a busy machine takes long for
 STOP_TIMEOUT_S = 20.0
 _counter = itertools.count()
@@ -111,9 +112,7 @@ class Routed(Closing):
 
     def cli(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One dmm-ebpf command, anywhere."""
-        done = subprocess.run(
-            [*CLI, *words], capture_output=True, text=True, check=False, timeout=patient(60)
-        )
+        done = commandline.run(words, 60)
         if check and done.returncode:
             raise DmmError(f"run dmm-ebpf {' '.join(words)}", why=done.stderr.strip())
         return done
@@ -132,7 +131,7 @@ class Routed(Closing):
 
     def ask_stack(self, name: str, method: str = "stats") -> Any:
         """What a user stack's process itself answers: "stats", "connections", "ping"."""
-        return asyncio.run(_ask_stack(ROOT / self.instance / f"stack-{name}.sock", method))
+        return ask_process(ROOT / self.instance / f"stack-{name}.sock", method)
 
     def apply(
         self, policy: str | None = None, *, check: bool = True
@@ -159,7 +158,8 @@ class Routed(Closing):
             except subprocess.TimeoutExpired as e:
                 raise DmmError("stop the Resource Director", why=self._last_words()) from e
             finally:
-                self.detach()
+                if self.process.returncode:  # else it has left nothing, as it says
+                    self.detach()
         else:
             self.detach()
 
@@ -179,12 +179,26 @@ class Routed(Closing):
         self.cli("detach", "--instance", self.instance, check=False)
 
 
-async def _ask_stack(path: Path, method: str) -> Any:
-    async with asyncio.timeout(patient(STOP_TIMEOUT_S)):
-        reader, writer = await asyncio.open_unix_connection(str(path))
-        await control.write(writer, frames.request(1, method, {}))
-        answer = await control.ANSWERS.read(reader)
-        writer.close()
-    if not answer or not answer["ok"]:
-        raise DmmError(f"ask {path.name} for {method}", why=str(answer and answer["error"]))
+def ask_process(path: Path, method: str) -> Any:
+    """What a stack process answers on its control socket. DmmError when it refuses, OSError when
+    it is not there.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(patient(STOP_TIMEOUT_S))
+        sock.connect(str(path))
+        sock.sendall(frames.encode(frames.request(1, method, {})))
+        length = control.ANSWERS.length(_exactly(sock, frames.LENGTH.size))
+        answer = control.ANSWERS.decode(_exactly(sock, length))
+    if not answer["ok"]:
+        raise DmmError(f"ask {path.name} for {method}", why=str(answer["error"]))
     return answer["result"]
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "the stack process hung up")
+        data += part
+    return bytes(data)

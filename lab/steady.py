@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages at a steady pace over many connections, by lab/steady/steady.c, and how long each took:
-to an echo and back, or one way to a sink.
+"""Messages at a steady pace over many connections, by lab/steady, and how long each took: to an
+echo and back, also as datagrams, or one way to a sink.
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ class Told:
                 raise DmmError("read what steady told", why=line)
 
 
-def echo_server(host: Host, port: int, log: Path, cgroup: Cgroup | None = None) -> Server:
+def echo_server(
+    host: Host, port: int, log: Path, cgroup: Cgroup | None = None, *, datagrams: bool = False
+) -> Server:
     """It sends back what it gets."""
-    words: list[str | Path] = [program_path("steady"), "echo", host.ip4, str(port)]
-    return start_server(host, words, port, log, cgroup=cgroup)
+    what = "echo-datagrams" if datagrams else "echo"
+    words: list[str | Path] = [program_path("steady"), what, host.ip4, str(port)]
+    return start_server(
+        host, words, port, log, cgroup=cgroup, protocol="udp" if datagrams else "tcp"
+    )
 
 
 def sink_server(
@@ -95,7 +100,7 @@ def told_by(log: Path) -> Told:
 
 
 class Sender:
-    """steady under way on a host: what is `ask` for an echo, `send` for a sink."""
+    """steady under way on a host. what: `ask` or `ask-datagrams` for an echo, `send` for a sink."""
 
     def __init__(
         self, what: str, host: Host, to: tuple[str, int], pace: Pace, cgroup: Cgroup | None = None

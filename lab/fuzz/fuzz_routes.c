@@ -7,8 +7,8 @@
  * comma is one of a few texts that were learnt.
  *
  * Checked: what is read are whole lines, and prefixes without host bits; routes of one prefix are
- * in one chain, in order; what is said to lie around a prefix does; and as many entries are packed
- * as were counted, however little room there is at a time.
+ * in one chain, in order; what is said to lie around a prefix does; as many entries are packed as
+ * were counted, however little room there is at a time; and each node has its place.
  */
 #include "../sim/holds.h"
 #include "../../dmm_ebpf/rd/policy/routetable.h"
@@ -135,19 +135,59 @@ static void make_plan(const struct prefixes *p, uint32_t *plan)
 	learnt_free(l);
 }
 
-static uint32_t emitted(const struct emission *e, uint8_t family)
+static uint32_t ports_emitted(const struct emission *e)
 {
-	struct dmm_route6_key keys[3];
-	struct dmm_route_value values[3];
+	struct dmm_port_key keys[3];
+	struct dmm_port_value values[3];
 	struct emission place = *e;
 	uint32_t made, all = 0;
 
 	do {
-		made = family ? emit_routes(&place, family, keys, values, 3)
-			      : emit_ports(&place, keys, values, 3);
+		made = emit_ports(&place, keys, values, 3);
 		all += made;
 	} while (made == 3);
 	return all;
+}
+
+static void check_order(const struct table *t, const struct emission *e)
+{
+	for (uint32_t i = 1; i < e->ordered; i++) {
+		uint32_t a = e->order[i - 1], b = e->order[i];
+
+		CHECK(t->families[a] >= t->families[b]);
+		CHECK(t->families[a] > t->families[b] || t->hi[a] < t->hi[b] ||
+		      (t->hi[a] == t->hi[b] &&
+		       (t->lo[a] < t->lo[b] ||
+			(t->lo[a] == t->lo[b] && t->lengths[a] < t->lengths[b]))));
+	}
+}
+
+/* Each node has a place of its own, and all places have one. */
+static void check_nodes(const struct emission *e)
+{
+	static struct dmm_route_node nodes[FOREST_ROOM];
+	static uint32_t keys[FOREST_ROOM];
+	static uint8_t is_there[4 * MOST_ROWS * DMM_ROUTE_DIGITS];
+	struct forest *f = forest_new();
+	struct emission place = *e;
+	uint32_t all = 0, most = 0, is_last = 0;
+
+	memset(is_there, 0, sizeof(is_there));
+	while (!is_last) {
+		uint32_t made;
+
+		is_last = place.at == place.ordered;
+		made = is_last ? forest_end(f, keys, nodes)
+			       : forest_run(f, &place, keys, nodes, FOREST_ROOM);
+		for (uint32_t i = 0; i < made; i++) {
+			CHECK(keys[i] < sizeof(is_there) && !is_there[keys[i]]);
+			is_there[keys[i]] = 1;
+			most = keys[i] > most ? keys[i] : most;
+		}
+		all += made;
+	}
+	CHECK(all == most + 1 && is_there[0]);
+	forest_free(f);
 }
 
 static void check_entries(struct table *t, const struct prefixes *p)
@@ -155,9 +195,9 @@ static void check_entries(struct table *t, const struct prefixes *p)
 	static const uint32_t starts[] = {0, 0, 5}, whole[] = {NAMED_OWN, NAMED_MISS};
 	static const uint32_t words[15] = {[2] = NAMED_OWN, [5] = NAMED_MISS};
 	static const uint32_t numbers[3] = {7, 8, 9};
-	uint32_t plan[MOST_ROWS], via[MOST_ROWS] = {0};
+	uint32_t plan[MOST_ROWS], via[MOST_ROWS] = {0}, order[MOST_ROWS];
 	struct emission e = {.routes = columns(t, 0), .count = t->count, .plan = plan};
-	struct emission_size size;
+	struct port_sets *sets;
 
 	make_plan(p, plan);
 	e.links = p->links;
@@ -167,11 +207,16 @@ static void check_entries(struct table *t, const struct prefixes *p)
 	e.numbers = numbers;
 	e.written = t->count / 2;
 	e.via = via;
-	size = emission_size(&e);
-	CHECK(size.routes4 + size.routes6 + p->later == t->count);
-	CHECK(size.ports == 5 * size.sets);
-	CHECK(emitted(&e, 4) == size.routes4 && emitted(&e, 6) == size.routes6);
-	CHECK(emitted(&e, 0) == size.ports);
+	sets = port_sets_new(&e, plan);
+	CHECK(sets && sets->entries == 5 * sets->count);
+	e.sets = sets;
+	e.order = order;
+	e.ordered = emission_order(&e, order);
+	CHECK(e.ordered + p->later == t->count);
+	CHECK(ports_emitted(&e) == sets->entries);
+	check_order(t, &e);
+	check_nodes(&e);
+	port_sets_free(sets);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

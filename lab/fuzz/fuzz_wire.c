@@ -66,7 +66,8 @@ static void dir_of(struct wire_dir *d, const struct pkt *k)
 			       .sport_be = k->sport_be,
 			       .dport_be = k->dport_be,
 			       .family = k->family,
-			       .tos = k->tos};
+			       .tos = k->tos,
+			       .may_cut = k->may_cut};
 }
 
 static void seg_of(struct wire_seg *s, const struct pkt *k)
@@ -139,7 +140,8 @@ static void again_tcp(const struct pkt *k)
 	CHECK(wire_parse(out, headers + k->payload_len, true, &b) == WIRE_TCP);
 	CHECK(b.seq == k->seq && b.ack == k->ack && b.flags == k->flags && b.wnd == k->wnd &&
 	      b.urg == k->urg);
-	CHECK(b.sport_be == k->sport_be && b.dport_be == k->dport_be && b.tos == k->tos);
+	CHECK(b.sport_be == k->sport_be && b.dport_be == k->dport_be && b.tos == k->tos &&
+	      b.may_cut == k->may_cut);
 	CHECK(!memcmp(b.saddr, k->saddr, 16) && !memcmp(b.daddr, k->daddr, 16));
 	CHECK(b.mss == k->mss && b.has_ts == k->has_ts && b.tsval == k->tsval &&
 	      b.tsecr == k->tsecr);

@@ -253,7 +253,7 @@ TARGETS = {
     "routes": Target(
         "routes",
         HERE / "fuzz_routes.c",
-        ("learnt.c", "routelines.c", "routeprefixes.c", "routeentries.c"),
+        ("learnt.c", "routelines.c", "routeprefixes.c", "routeentries.c", "routenodes.c"),
         2000,
         0.1,
         _routes_seed,
@@ -263,7 +263,10 @@ TARGETS = {
         "udp-copies",
         HERE / "fuzz_udp_copies.c",
         (
-            *(f"udp/{name}.c" for name in ("datagram", "peers", "report", "seen", "udp_copies")),
+            *(
+                f"udp/{name}.c"
+                for name in ("datagram", "peers", "report", "seen", "udp_copies", "ways")
+            ),
             "base/csum.c",
         ),
         4000,

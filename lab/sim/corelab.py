@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the core's test programs (simulator, sanitizer build, fuzz target, bridge) and
-runs the simulator.
+the core as a library, and runs the simulator.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import cffi
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "dmm_ebpf" / "userstack" / "core"
-SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c", "trips.c")
+SIM = ("sim.c", "kern.c", "outsider.c", "wild.c", "path.c", "params.c", "trips.c", "window.c")
 WARN = ("-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 MS = 1_000_000
@@ -71,6 +75,7 @@ NAMED = (
 )  # what a transport calls is found by its name
 PLAIN = Recipe("sim", SIM, "gcc", ("-O2",))
 SANITIZED = Recipe("sim_asan", SIM, "clang", ("-O1", *SANITIZE))
+LIBRARY = Recipe("core.so", (), "gcc", ("-O1", "-shared", "-fPIC"))
 RECIPES = (
     PLAIN,
     SANITIZED,
@@ -137,6 +142,14 @@ def build(directory: Path, *recipes: Recipe) -> list[Path]:
         return output
 
     return [link(recipe) for recipe in recipes]
+
+
+def build_library(directory: Path) -> tuple[Any, Any]:
+    """The core alone, as a shared library; cffi's pair of (ffi, lib), of what api.h declares."""
+    api = (CORE / "api.h").read_text(encoding="utf-8")
+    ffi = cffi.FFI()
+    ffi.cdef(re.sub(r"^#.*$", "", api, flags=re.MULTILINE))
+    return ffi, ffi.dlopen(str(build(directory, LIBRARY)[0]))
 
 
 def build_all(directory: Path) -> Programs:

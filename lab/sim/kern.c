@@ -158,8 +158,10 @@ static void on_syn(struct kern *k, struct ksock *s, const struct pkt *p, uint64_
 	}
 	if (s->state != K_CLOSED && s->state != K_SYN_RECV && s->state != K_DONE)
 		return;
-	/* an old one that comes late opens nothing (RFC 9293 section 3.6.1) */
-	if (s->state == K_DONE && (int32_t)(p->seq - s->irs - (uint32_t)s->got) <= 0)
+	/* an old one that comes late opens nothing (RFC 9293 section 3.6.1), whatever number the
+	 * core before us gave it: both streams were whole, and nobody begins anew */
+	if (s->state == K_DONE && ((int32_t)(p->seq - s->irs - (uint32_t)s->got) <= 0 ||
+				   (s->fin_got && s->fin_acked && !s->stale)))
 		return;
 	s->state = K_SYN_RECV;
 	kern_reset(s);
@@ -331,7 +333,8 @@ void kern_input(struct kern *k, const uint8_t *b, uint32_t len, bool csum_ok, ui
 		on_open(k, s, &p, now_ns);
 	else if ((s->state == K_DONE || s->state == K_CLOSED) && s->rst_out)
 		transmit(k, s, TH_RST, s->nxt, 0, now_ns);
-	else if (s->state == K_DONE && (p.flags & TH_FIN))
+	/* RFC 9293 section 3.10.7.4: what comes again is acknowledged, its FIN with it or not */
+	else if (s->state == K_DONE && ((p.flags & TH_FIN) || p.payload_len))
 		transmit(k, s, TH_ACK, s->nxt + s->fin_sent, 0, now_ns);
 }
 
@@ -365,6 +368,8 @@ static void run_app(struct ksock *s, uint64_t now_ns)
 {
 	if (s->echoes) {
 		s->written = min_u64(s->to_send, s->got);
+	} else if (s->asks) {
+		s->written = min_u64(s->to_send, (s->got / s->write_bytes + 1) * s->write_bytes);
 	} else if (!s->write_gap_ns) {
 		s->written = s->to_send;
 	} else if (now_ns >= s->write_ns) {

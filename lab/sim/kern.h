@@ -50,6 +50,7 @@ struct ksock {
 	 * The app writes so many bytes every so often, and reads likewise; gap 0: as fast as it can
 	 */
 	uint64_t write_bytes, write_gap_ns, write_ns;
+	bool asks; /* and writes when that has come back */
 	uint64_t read_bytes, read_gap_ns, read_ns;
 	bool echoes;	   /* it writes what it has read, and nothing else */
 	uint64_t wrote_ns; /* its first write */

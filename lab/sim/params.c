@@ -34,15 +34,21 @@ static const struct {
 #include "params.def"
 };
 
+static const struct {
+	const char *name;
+	char *text;
+} texts[] = {{"cc", P.cc}, {"transport", P.transport}, {"rival", P.rival}};
+
+_Static_assert(sizeof(P.cc) == sizeof(P.transport) && sizeof(P.cc) == sizeof(P.rival),
+	       "one length for all");
+
 static void set(const char *name, const char *value)
 {
-	if (!strcmp(name, "cc")) {
-		strncpy(P.cc, value, sizeof(P.cc) - 1);
-		return;
-	}
-	if (!strcmp(name, "transport")) {
-		strncpy(P.transport, value, sizeof(P.transport) - 1);
-		return;
+	for (size_t k = 0; k < sizeof(texts) / sizeof(*texts); k++) {
+		if (!strcmp(texts[k].name, name)) {
+			strncpy(texts[k].text, value, sizeof(P.cc) - 1);
+			return;
+		}
 	}
 	for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++) {
 		if (strcmp(keys[k].name, name))

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * params.h: what a simulation is told, as key=value words (listed in params.def, and cc=NAME,
- * transport=NAME); sim.c, path.c and wild.c read it.
+ * transport=NAME, rival=NAME); sim.c, path.c and wild.c read it.
  *
  * Invariant: set once by params_parse(), before anything runs; but for again and abort_all_ns,
  * which sim.c counts down. Refuses unknown keys and words without a value (exit code 2).
@@ -21,6 +21,9 @@ struct params {
 	char cc[16];
 	/* of the outer legs; with another than TCP neither check nor outsider */
 	char transport[16];
+	/* the congestion control of a bulk flow beside all else, between two more hosts with cores
+	 * that send neither copies nor parity; empty: there is none */
+	char rival[16];
 };
 
 #undef U

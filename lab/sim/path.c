@@ -292,23 +292,24 @@ static bool lost(uint32_t from, uint32_t len, uint64_t at_ns)
 				  .loss_bad = P.burst_loss_bad,
 				  .loss_good = P.burst_loss_good,
 				  .step_ns = P.burst_step_ns};
-	bool gone = rnd() < (from ? P.loss_back : P.loss), bad;
+	uint32_t way = from & 1;
+	bool gone = rnd() < (way ? P.loss_back : P.loss), bad;
 
 	/* Nothing is drawn for a chain that is not there: seeds mean what they meant before it */
 	if (g.p > 0) {
-		bad = meets_bad(&chances[from], &g, at_ns);
+		bad = meets_bad(&chances[way], &g, at_ns);
 		gone |= rnd() < gilbert_loss(&g, bad);
 	}
 	gone &= !P.loss_above || len > P.loss_above;
 	path_stats.lost += gone;
-	path_stats.lost_rows += gone && !chances[from].last_lost;
-	chances[from].last_lost = gone;
+	path_stats.lost_rows += gone && !chances[way].last_lost;
+	chances[way].last_lost = gone;
 	return gone;
 }
 
 static uint64_t jittered(uint32_t from, uint64_t due_ns)
 {
-	struct chance *c = &chances[from];
+	struct chance *c = &chances[from & 1];
 
 	if (!P.jitter_ns)
 		return due_ns;
@@ -320,9 +321,9 @@ static uint64_t jittered(uint32_t from, uint64_t due_ns)
 
 void path_link_send(uint32_t from, const uint8_t *p, uint32_t len)
 {
-	uint64_t *free_ns = &link_free_ns[from];
+	uint64_t *free_ns = &link_free_ns[from & 1];
 	uint64_t backlog = *free_ns > now ? *free_ns - now : 0;
-	struct parcel e = {.to = !from, .len = len};
+	struct parcel e = {.to = from ^ 1, .len = len};
 	uint32_t copies = rnd() < P.dup ? 2 : 1;
 
 	if (router_error(from, p, len) || swallowed(p, len))

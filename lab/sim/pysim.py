@@ -19,7 +19,7 @@ from typing import Any
 import cffi
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.kit import bench, load
+from dmm_ebpf.kit import bench, guarding
 from dmm_ebpf.kit.names import TRANSPORT
 from lab.sim import corelab
 
@@ -58,7 +58,7 @@ def run(text: str, words: list[str], path: Path) -> int:
     DmmError for what is no transport.
     """
     ffi, lib = opened(path)
-    plugin = load.load(bench.named(text, TRANSPORT), ffi, lib, trusted_only=False)
+    plugin = guarding.guarded(bench.named(text, TRANSPORT), ffi, lib, trusted_only=False)
     plugin.start()
     lib.sim_transport = plugin.ops
     kept = [ffi.new("char[]", word.encode()) for word in ["sim", *words]]

@@ -2,7 +2,8 @@
 /*
  * sim.c: two hosts, each with a core and a kern on its inner leg, joined by a link, in virtual
  * time. With direct=1 the second host has no core: its kern stands on the link, and may be a wild
- * peer (wild.h).
+ * peer (wild.h). With rival=NAME two more share the link, with a bulk flow of their own; with
+ * bulk=1 the first two have one, beside what they are judged by.
  *
  * usage: sim key=value...   keys: params.h; prints key=value lines.
  * Exit code 1 if an application received a wrong byte, or the end of a stream before the end
@@ -19,9 +20,11 @@
 #include "pull.h"
 #include "transport.h"
 #include "trips.h"
+#include "tuple.h"
 #include "unmoved.h"
 #include "verdict.h"
 #include "wild.h"
+#include "window.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,8 +51,10 @@ struct host {
 };
 
 const struct end_ops *sim_transport;
-static struct host H[2];
+static struct host H[SIM_HOSTS];
+static uint32_t n_hosts = 2; /* with a rival, two more */
 static uint32_t isn_seen[2];
+static bool has_isn[2];
 /* of all that the cores put on the link, and when; and how many packets the device had to cut */
 static uint64_t wire_hash, super_segments, merged;
 
@@ -147,8 +152,10 @@ static void input(uint32_t host, enum place at, const uint8_t *p, uint32_t len, 
 /* The outer leg's initial sequence number of the first connection */
 static void note_isn(struct host *h)
 {
-	if (!isn_seen[h->index] && h->core->n_live && transport_is_plain())
-		isn_seen[h->index] = leg_of(h->core->slots[h->core->live[0]], DMM_LEG_OUTER)->iss;
+	if (h->index > 1 || has_isn[h->index] || !h->core->n_live || !transport_is_plain())
+		return;
+	has_isn[h->index] = true;
+	isn_seen[h->index] = leg_of(h->core->slots[h->core->live[0]], DMM_LEG_OUTER)->iss;
 }
 
 static void actions(struct host *h)
@@ -179,68 +186,14 @@ static void check_meta(const struct dmm_tx_meta *m, uint32_t leg, uint32_t n)
 	}
 }
 
-/* Bytes that host 1 holds out of order */
-static uint64_t held_ooo(const struct tcb *t)
-{
-	uint64_t sum = 0;
-
-	for (uint32_t i = 0; t->ooo && i < t->ooo->n; i++)
-		sum += t->ooo->v[t->ooo->first + i].end - t->ooo->v[t->ooo->first + i].start;
-	return sum;
-}
-
-/*
- * The window that a Linux 6.18 receiver would offer instead of host 1's own (linux_window, in
- * bytes: its tcp_rmem[1], of which half is window; one connection, no limit of memory):
- * tcp_rcvbuf_grow() makes room for twice what the program read in a round trip, more when that has
- * grown, and for what waits out of order; tcp_grow_window() lets the window follow by two bytes for
- * each that arrives, as far as the free room goes.
- */
-static void linux_window(uint8_t *p, uint32_t len)
-{
-	static uint64_t edge, room, mark_ns, mark_ack, arrived, space = 14480, threshold;
-	uint32_t ip = p[0] >> 4 == 4 ? 20 : 40;
-	uint64_t ack, held, extent, copied, want, left;
-	const struct tcb *t;
-	struct pkt k;
-
-	if (!P.linux_window || !H[1].core->n_live || wire_parse(p, len, false, &k) != WIRE_TCP ||
-	    k.flags & (TH_SYN | TH_RST))
-		return;
-	t = leg_of(H[1].core->slots[H[1].core->live[0]], DMM_LEG_OUTER);
-	ack = t->rcv_nxt;
-	held = held_ooo(t);
-	extent = held ? t->ooo->v[t->ooo->first + t->ooo->n - 1].end - ack : 0;
-	room = max_u64(max_u64(room, P.linux_window / 2), 2 * space + extent);
-	if (now - mark_ns >= 2 * P.delay_ns) {
-		copied = ack - mark_ack;
-		if (copied > space) {
-			want = 2 * copied + 4 * copied * (copied - space) / space;
-			room = max_u64(room, want + extent);
-			space = copied;
-		}
-		mark_ns = now;
-		mark_ack = ack;
-	}
-	left = room > held ? room - held : 0;
-	threshold =
-		max_u64(max_u64(threshold, P.linux_window / 2),
-			min_u64(threshold + 2 * (ack + held - min_u64(arrived, ack + held)), left));
-	arrived = ack + held;
-	edge = max_u64(edge, ack + min_u64(threshold, left));
-	put_be16(p + ip + 14,
-		 (uint16_t)min_u64((edge - ack) >> t->rcv_wscale, get_be16(p + ip + 14)));
-	path_mend_csum(p, len);
-}
-
 static void to_link(uint32_t from, const uint8_t *p, uint32_t len)
 {
 	static uint8_t q[65536];
 	uint64_t head[] = {now, from, len};
 
 	memcpy(q, p, len);
-	if (from)
-		linux_window(q, len);
+	if (from == 1)
+		window_as_linux(H[1].core, q, len);
 	wire_hash = unmoved_hash(unmoved_hash(wire_hash, head, sizeof(head)), q, len);
 	path_link_send(from, q, len);
 }
@@ -307,20 +260,6 @@ static bool pump(struct host *h)
 	return did || h->n_in || h->core_next <= now;
 }
 
-static void addr(uint8_t *a, uint8_t last)
-{
-	static const uint8_t v6[16] = {0x20, 1, 0xd, 0xb8};
-
-	memset(a, 0, 16);
-	if (P.v6) {
-		memcpy(a, v6, 16);
-	} else {
-		a[10] = a[11] = 0xff;
-		a[12] = 10;
-	}
-	a[15] = last;
-}
-
 static void setup_core(struct host *h)
 {
 	struct dmm_core_config cfg = {
@@ -347,6 +286,11 @@ static void setup_core(struct host *h)
 	};
 
 	memcpy(cfg.congestion, P.cc, sizeof(cfg.congestion));
+	if (h->index > 1) {
+		memcpy(cfg.congestion, P.rival, sizeof(cfg.congestion));
+		cfg.latency = DMM_LATENCY_NORMAL;
+		cfg.negotiate = 0;
+	}
 	transport_config(&cfg);
 	h->core = dmm_core_create(&cfg);
 	if (!h->core)
@@ -355,8 +299,7 @@ static void setup_core(struct host *h)
 
 static void setup_app(struct ksock *s, uint32_t i, uint32_t c)
 {
-	s->id = c;
-	s->listener_side = i;
+	tuple_of(s, i, c);
 	s->to_send = i && !P.echo ? P.down : P.up;
 	s->rcvbuf = (uint32_t)P.krcvbuf;
 	s->rto_ns = NEVER;
@@ -366,25 +309,61 @@ static void setup_app(struct ksock *s, uint32_t i, uint32_t c)
 	s->abort_at = s->abort_at ? s->abort_at - 1 : NEVER;
 	s->close_at = !i && P.close_at ? P.close_at - 1 : NEVER;
 	s->echoes = i && P.echo;
+	s->asks = !i && P.asks;
 	s->write_bytes = P.write_bytes;
 	s->write_gap_ns = s->echoes ? 0 : P.write_gap_ns;
-	s->echo_due = (i ? P.one_way : P.echo) ? P.write_bytes : NEVER;
+	s->echo_due = (i ? P.one_way : P.echo && !P.asks) ? P.write_bytes : NEVER;
 	s->writer = &H[0].kern.v[c];
 	s->read_bytes = P.read_bytes;
 	s->read_gap_ns = P.read_gap_ns;
 	s->rst_out = i == 0 && P.stop_early;
-	s->pair.family = P.v6 ? WIRE_AF_INET6 : WIRE_AF_INET;
-	s->pair.proto = 6;
-	addr(s->pair.laddr, (uint8_t)(1 + i));
-	addr(s->pair.raddr, (uint8_t)(2 - i));
-	s->pair.lport_be = __builtin_bswap16((uint16_t)(i ? 80 : 10000 + c));
-	s->pair.rport_be = __builtin_bswap16((uint16_t)(i ? 10000 + c : 80));
+}
+
+static struct kern plain_kern(struct host *h)
+{
+	return (struct kern){.n = 1,
+			     .listening = h->index & 1,
+			     .options_sack = true,
+			     .options_ts = true,
+			     .options_ws = true,
+			     .mss = (uint16_t)(P.mtu - (P.v6 ? 60 : 40)),
+			     .gso_max = 60000,
+			     .send = kern_send,
+			     .arg = h};
+}
+
+/* Who sends as much as the path takes, for as long as it is watched */
+static void setup_bulk(struct ksock *s, uint32_t side, uint32_t c)
+{
+	*s = (struct ksock){.rcvbuf = 1 << 30,
+			    .to_send = side ? 0 : 1ull << 40,
+			    .rto_ns = NEVER,
+			    .abort_at = NEVER,
+			    .close_at = NEVER,
+			    .echo_due = NEVER,
+			    .open_after_ns = side ? NEVER / 2 : 0};
+	tuple_of(s, side, c);
+}
+
+static void setup_rival(void)
+{
+	for (uint32_t i = 2; i < SIM_HOSTS; i++) {
+		struct host *h = &H[i];
+
+		h->index = i;
+		setup_core(h);
+		h->kern = plain_kern(h);
+		h->kern.v = calloc(1, sizeof(struct ksock));
+		setup_bulk(h->kern.v, i & 1, 0);
+	}
+	n_hosts = SIM_HOSTS;
+	kern_connect(&H[2].kern, &H[2].kern.v[0], now);
 }
 
 static void setup_host(uint32_t i)
 {
 	struct host *h = &H[i];
-	bool on_link = i && P.direct;
+	bool on_link = i == 1 && P.direct;
 	/* A reset can get lost where this kern stands, or come before what it follows, so the kern
 	 * asks after a silent peer as a real one would */
 	bool lossy = on_link || P.inner_loss > 0 || P.inner_reorder > 0 || P.inner_drop_to_ns ||
@@ -393,7 +372,7 @@ static void setup_host(uint32_t i)
 	h->index = i;
 	if (!on_link)
 		setup_core(h);
-	h->kern = (struct kern){.n = (uint32_t)P.conns,
+	h->kern = (struct kern){.n = (uint32_t)(P.conns + P.bulk),
 				.listening = i || P.simopen,
 				.refuse = i && P.refuse,
 				.mute = i && P.mute,
@@ -410,9 +389,11 @@ static void setup_host(uint32_t i)
 		wild_init(&h->wild);
 		h->kern.wild = &h->wild;
 	}
-	h->kern.v = calloc(P.conns, sizeof(struct ksock));
+	h->kern.v = calloc(h->kern.n, sizeof(struct ksock));
 	for (uint32_t c = 0; c < P.conns; c++)
 		setup_app(&h->kern.v[c], i, c);
+	if (P.bulk)
+		setup_bulk(&h->kern.v[P.conns], i, (uint32_t)P.conns);
 }
 
 static uint32_t connections(const struct host *h)
@@ -452,6 +433,19 @@ static bool once_more(void)
 	return true;
 }
 
+static void pump_all(void)
+{
+	for (int guard = 0, did = 1; did; guard++) {
+		did = 0;
+		for (uint32_t i = 0; i < n_hosts; i++)
+			did |= pump(&H[i]);
+		if (guard > 1000000) {
+			printf("livelock=1\n");
+			exit(3);
+		}
+	}
+}
+
 static void run(void)
 {
 	uint64_t end = now + P.limit_ns, started = 0;
@@ -470,13 +464,8 @@ static void run(void)
 			dmm_core_abort_all(H[0].core, now);
 			P.abort_all_ns = 0;
 		}
-		for (int guard = 0; (int)pump(&H[0]) + (int)pump(&H[1]); guard++) {
-			if (guard > 1000000) {
-				printf("livelock=1\n");
-				exit(3);
-			}
-		}
-		for (uint32_t i = 0; P.check && i < 2; i++) {
+		pump_all();
+		for (uint32_t i = 0; P.check && i < n_hosts; i++) {
 			if (H[i].core)
 				check_core_rests(H[i].core);
 		}
@@ -484,11 +473,11 @@ static void run(void)
 			continue;
 		if (started == P.conns && all_over())
 			return;
-		next = min_u64(next, min_u64(H[0].kern_next, H[1].kern_next));
-		next = min_u64(next, min_u64(H[0].core_next, H[1].core_next));
 		next = min_u64(next, path_next_ns());
-		for (uint32_t i = 0; i < 2; i++)
+		for (uint32_t i = 0; i < n_hosts; i++) {
+			next = min_u64(next, min_u64(H[i].kern_next, H[i].core_next));
 			next = min_u64(next, H[i].gro.n ? H[i].gro.due_ns : NEVER);
+		}
 		if (started < P.conns)
 			next = min_u64(next, P.start_ns + started * P.gap_ns);
 		if (P.abort_all_ns)
@@ -496,8 +485,10 @@ static void run(void)
 		if (next == NEVER)
 			return;
 		now = max_u64(now, next);
+		if (now >= P.jump_from_ns && now < P.jump_to_ns)
+			now = P.jump_to_ns;
 		path_deliver(input);
-		for (uint32_t i = 0; i < 2; i++) {
+		for (uint32_t i = 0; i < n_hosts; i++) {
 			if (H[i].gro.n && H[i].gro.due_ns <= now)
 				gro_flush(&H[i]);
 		}
@@ -560,7 +551,12 @@ static int report(void)
 	printf("lost=%lu\nlost_rows=%lu\n", path_stats.lost, path_stats.lost_rows);
 	report_core(&H[0]);
 	report_core(&H[1]);
+	if (*P.rival)
+		printf("rival_got=%lu\nrival_bytes=%lu\n", H[3].kern.v[0].got, path_stats.bytes[2]);
+	if (P.bulk)
+		printf("bulk_got=%lu\n", H[1].kern.v[P.conns].got);
 	outsider_report();
+	lives_report(H[0].kern.v);
 	trips_report(P.skip, P.late_ns);
 	printf("marked=%lu\nresent=%lu\nresent_ect=%lu\n", path_stats.marked, path_stats.resent,
 	       path_stats.resent_ect);
@@ -580,9 +576,13 @@ int main(int argc, char **argv)
 	kern_pattern_init();
 	setup_host(0);
 	setup_host(1);
+	if (*P.rival)
+		setup_rival();
+	if (P.bulk)
+		kern_connect(&H[0].kern, &H[0].kern.v[P.conns], now);
 	run();
 	rc = report();
-	for (int h = 0; h < 2; h++) {
+	for (uint32_t h = 0; h < n_hosts; h++) {
 		if (H[h].core)
 			dmm_core_destroy(H[h].core);
 		free(H[h].kern.v);

@@ -8,10 +8,10 @@
  * ready list, the time of the last limited answer, RFC 5961 section 7); for old data with an
  * acceptable ACK field the duplicate that this ACK reports (RFC 2883, and RFC 9768
  * section 3.2.3.2.2, which counts it); RSTs and ICMP errors to strangers; that a parked connection
- * is awake; by a packet from the inner leg, the way that the connection's packets take, what
- * follows from another MTU of its device, and that the peer is asked whether it is there (RFC 9293
- * section 3.8.4) before the answer. That a peer repeats itself is noted, and makes the core ask the
- * app's kernel for the way; by another way than before an ACK is due again.
+ * is awake; that who is beyond the other leg is asked whether it is there (RFC 9293 section 3.8.4)
+ * before the answer; by a packet from the inner leg, the way that the connection's packets take,
+ * and what follows from another MTU of its device. That a peer repeats itself is noted, and makes
+ * the core ask the app's kernel for the way; by another way than before an ACK is due again.
  */
 #ifndef SIM_UNMOVED_H
 #define SIM_UNMOVED_H
@@ -222,6 +222,10 @@ static inline enum unmoved_verdict unmoved_synchronized(const struct dmm_core *c
 
 static inline enum unmoved_verdict unmoved_syn_sent(const struct tcb *t, const struct pkt *k)
 {
+	/* the app's kernel answers for an old connection: the SYN comes once more */
+	if (t->leg == DMM_LEG_INNER && !(t->flags & TF_SYN_RTX) &&
+	    (k->flags & (TH_ACK | TH_SYN | TH_RST)) == TH_ACK)
+		return MAY_CHANGE;
 	if (k->flags & TH_ACK)
 		return k->ack == t->iss + 1 && t->snd_nxt && (k->flags & (TH_SYN | TH_RST))
 			       ? MAY_CHANGE
@@ -300,8 +304,12 @@ static inline enum unmoved_verdict unmoved_icmp(const struct conn *c, uint32_t l
 {
 	const struct tcb *t = leg_of(c, leg);
 	bool asked = t->snd_nxt && !t->snd_una && k->seq == t->iss;
+	bool on_the_way = k->seq - t->iss - (uint32_t)t->snd_una <= t->snd_nxt - t->snd_una;
 
-	if (leg == DMM_LEG_INNER)
+	if (k->icmp != ICMP_KIND_TOO_BIG && t->phase == END_OPEN && on_the_way &&
+	    leg_of(c, leg ^ 1)->phase == END_OPEN) /* it is passed on */
+		return leg == DMM_LEG_OUTER || k->icmp == ICMP_KIND_UNREACH ? MAY_CHANGE : SILENT;
+	if (leg == DMM_LEG_INNER && k->icmp != ICMP_KIND_TOO_BIG)
 		return c->ends.f.passive && asked && t->state == TCP_SYN_SENT &&
 				       k->icmp == ICMP_KIND_UNREACH
 			       ? MAY_CHANGE
@@ -378,10 +386,10 @@ static inline void unmoved_allow_flag(const struct conn *was, struct conn *is, u
 	t->flags = (t->flags & ~flag) | (leg_of(was, leg)->flags & flag);
 }
 
-static inline void unmoved_allow_probe(const struct conn *was, struct conn *is)
+static inline void unmoved_allow_probe(const struct conn *was, struct conn *is, uint32_t leg)
 {
-	leg_of(is, DMM_LEG_INNER)->owed = leg_of(was, DMM_LEG_INNER)->owed;
-	unmoved_allow_flag(was, is, DMM_LEG_OUTER, TF_PROBE_DUE);
+	leg_of(is, leg)->owed = leg_of(was, leg)->owed;
+	unmoved_allow_flag(was, is, leg ^ 1, TF_PROBE_DUE);
 }
 
 /* What an answer may change, made equal */
@@ -399,12 +407,10 @@ static inline void unmoved_allow(const struct unmoved *u, struct unmoved_conn *w
 	if (u->verdict == SILENT)
 		return;
 	b->flags = (b->flags & ~(uint32_t)TF_ACK_NOW) | (a->flags & TF_ACK_NOW);
-	if (u->leg == DMM_LEG_INNER)
-		unmoved_allow_probe(&was->l.c, &is->l.c);
+	unmoved_allow_probe(&was->l.c, &is->l.c, u->leg);
 	if (u->leg == DMM_LEG_OUTER) {
 		outer->challenge_ms = was->l.outer.outer.challenge_ms;
 		outer->again_ms = was->l.outer.outer.again_ms;
-		unmoved_allow_flag(&was->l.c, &is->l.c, DMM_LEG_INNER, TF_PROBE_DUE);
 	}
 	if (u->verdict != DUPLICATE_ONLY)
 		return;

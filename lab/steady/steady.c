@@ -10,32 +10,25 @@
  * time; INTERVAL_US 0: the next one when the answer to the last is here.
  * steady send, with the same words, sends them to a sink.
  * Both give up what has not ended WAIT_S after it should have been sent.
+ * steady echo-datagrams and ask-datagrams, with the words of echo and ask, do it by UDP, each
+ * message a datagram, INTERVAL_US not 0: what is not back by then is lost, which is no failure.
  *
  * A message begins with struct head and carries the time when it was due, so that what waits in a
- * sender counts; both hosts read one CLOCK_MONOTONIC, being namespaces of one kernel. Lines on
- * stdout, times in ns:
+ * sender counts; what follows is made from the head, and an answer must be that, byte by byte. Both
+ * hosts read one CLOCK_MONOTONIC, being namespaces of one kernel. Lines on stdout, times in ns:
  *
  *	c CONNECTION TOOK           connect() is done
  *	m CONNECTION NUMBER TOOK    the message, or its answer, is here
- *	e CONNECTION TOOK           all is answered, or sent and acknowledged; since connect()
- *	f CONNECTION WHY            it failed: an errno's name, "time" or "bytes" (not those sent)
+ *	e CONNECTION TOOK           all is answered, lost, or sent and acknowledged; since connect()
+ *	f CONNECTION WHY            it failed: an errno's name, "time", "bytes" (not those sent),
+ *	                            "twice" (an answer that is a datagram)
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include "../tcpclock.h"
-
-#define NEVER UINT64_MAX
+#include "steady.h"
 
 enum {
 	MAX_BYTES = 1 << 20,
@@ -45,33 +38,7 @@ enum {
 	BACKLOG = 4096
 };
 
-struct head {
-	uint32_t connection;
-	uint32_t number;
-	uint64_t due_ns;
-};
-
-struct conn {
-	int fd;
-	uint32_t id;
-	bool connected, writing, ended;
-	uint32_t events;	     /* that epoll is asked for */
-	uint64_t began_ns, first_ns; /* connect(); when its first message is due */
-	uint64_t due_ns;	     /* of message `number`, or NEVER while an answer is awaited */
-	uint32_t number, got;
-	size_t sent;  /* of message `number` */
-	size_t taken; /* of the message that comes in */
-	uint8_t *in;
-};
-
-struct plan {
-	uint32_t connections, messages;
-	size_t bytes;
-	uint64_t interval_ns, wait_ns;
-	bool answered; /* ask, not send */
-};
-
-static void fail(const char *what)
+void fail(const char *what)
 {
 	fail_as("steady", what);
 }
@@ -173,8 +140,7 @@ static void sink(int epoll, struct guest *guest)
 			continue;
 		guest->used = 0;
 		memcpy(&head, guest->buffer, sizeof(head));
-		printf("m %u %u %llu\n", head.connection, head.number,
-		       (unsigned long long)(now_ns() - head.due_ns));
+		tell_message(&head);
 	}
 	if (n == 0 || errno != EAGAIN)
 		leave(guest);
@@ -205,10 +171,10 @@ static void serve(const struct sockaddr_in *at, size_t bytes,
 
 /* ---- clients ---- */
 
-static struct plan plan;
+struct plan plan;
 static uint32_t left; /* connections that have not ended */
 
-static void give_up(struct conn *conn, const char *why)
+void give_up(struct conn *conn, const char *why)
 {
 	printf("f %u %s\n", conn->id, why);
 	close(conn->fd);
@@ -216,7 +182,7 @@ static void give_up(struct conn *conn, const char *why)
 	left--;
 }
 
-static void end(struct conn *conn)
+void end(struct conn *conn)
 {
 	printf("e %u %llu\n", conn->id, (unsigned long long)(now_ns() - conn->began_ns));
 	close(conn->fd);
@@ -226,12 +192,16 @@ static void end(struct conn *conn)
 
 static void start_connect(int epoll, struct conn *conn, const struct sockaddr_in *to)
 {
-	conn->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int type = plan.datagrams ? SOCK_DGRAM : SOCK_STREAM;
+
+	conn->fd = socket(AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	conn->due_ns = NEVER;
 	conn->in = malloc(plan.bytes);
-	if (conn->fd < 0 || !conn->in)
+	conn->came = plan.datagrams ? calloc(plan.messages, sizeof(*conn->came)) : NULL;
+	if (conn->fd < 0 || !conn->in || (plan.datagrams && !conn->came))
 		fail("make a socket");
-	no_delay(conn->fd);
+	if (!plan.datagrams)
+		no_delay(conn->fd);
 	conn->began_ns = now_ns();
 	if (connect(conn->fd, (const struct sockaddr *)to, sizeof(*to)) && errno != EINPROGRESS) {
 		give_up(conn, strerrorname_np(errno));
@@ -277,6 +247,25 @@ static void connected(struct conn *conn, uint64_t base_ns)
 	conn->first_ns = conn->due_ns;
 }
 
+/* What follows a message's head (xorshift, Marsaglia 2003) */
+static void fill(uint8_t *message, const struct head *head)
+{
+	uint64_t word = ((uint64_t)head->connection << 32 | head->number) ^ head->due_ns;
+	size_t at = sizeof(*head);
+
+	memcpy(message, head, sizeof(*head));
+	word = word ? word : 1;
+	while (at < plan.bytes) {
+		size_t n = plan.bytes - at < sizeof(word) ? plan.bytes - at : sizeof(word);
+
+		word ^= word << 13;
+		word ^= word >> 7;
+		word ^= word << 17;
+		memcpy(message + at, &word, n);
+		at += n;
+	}
+}
+
 /* Messages that are due, as far as the socket takes them */
 static void write_due(struct conn *conn)
 {
@@ -287,7 +276,7 @@ static void write_due(struct conn *conn)
 		struct head head = {conn->id, conn->number, conn->due_ns};
 		ssize_t n;
 
-		memcpy(message, &head, sizeof(head));
+		fill(message, &head);
 		n = send(conn->fd, message + conn->sent, plan.bytes - conn->sent, MSG_NOSIGNAL);
 		if (n < 0 && errno != EAGAIN) {
 			give_up(conn, strerrorname_np(errno));
@@ -306,17 +295,30 @@ static void write_due(struct conn *conn)
 		shutdown(conn->fd, SHUT_WR);
 }
 
+bool take_answer(const struct conn *conn, struct head *head)
+{
+	static uint8_t wanted[MAX_BYTES];
+
+	memcpy(head, conn->in, sizeof(*head));
+	fill(wanted, head);
+	return head->connection == conn->id && memcmp(conn->in, wanted, plan.bytes) == 0;
+}
+
+void tell_message(const struct head *head)
+{
+	printf("m %u %u %llu\n", head->connection, head->number,
+	       (unsigned long long)(now_ns() - head->due_ns));
+}
+
 static void answered(struct conn *conn)
 {
 	struct head head;
 
-	memcpy(&head, conn->in, sizeof(head));
-	if (head.connection != conn->id || head.number != conn->got) {
+	if (!take_answer(conn, &head) || head.number != conn->got) {
 		give_up(conn, "bytes");
 		return;
 	}
-	printf("m %u %u %llu\n", conn->id, head.number,
-	       (unsigned long long)(now_ns() - head.due_ns));
+	tell_message(&head);
 	if (++conn->got == plan.messages)
 		end(conn);
 	else if (!plan.interval_ns)
@@ -349,11 +351,22 @@ static void handle(int epoll, struct conn *conn, uint64_t base_ns)
 		return;
 	if (!conn->connected)
 		connected(conn, base_ns);
-	if (!conn->ended)
+	if (!conn->ended && plan.datagrams)
+		read_datagrams(conn);
+	else if (!conn->ended)
 		read_answers(conn);
 	if (!conn->ended)
 		write_due(conn);
 	settle(epoll, conn);
+}
+
+/* Its time is over: of datagrams what has not come by now is lost */
+static void expire(struct conn *conn)
+{
+	if (plan.datagrams && conn->number == plan.messages)
+		end(conn);
+	else
+		give_up(conn, "time");
 }
 
 /* When the next message is due, or a connection is to be given up, which is done here */
@@ -371,7 +384,7 @@ static uint64_t look_round(int epoll, struct conn *conns)
 				       : conn->began_ns;
 		until = last + plan.wait_ns;
 		if (!conn->ended && until <= now)
-			give_up(conn, "time");
+			expire(conn);
 		if (conn->ended)
 			continue;
 		next = until < next ? until : next;
@@ -423,11 +436,13 @@ static bool number(const char *text, uint64_t least, uint64_t most, uint64_t *va
 static bool planned(char **words)
 {
 	uint64_t connections, messages, bytes, interval_us, wait_s;
+	uint64_t most = plan.datagrams ? DATAGRAM_BYTES : MAX_BYTES;
 
 	if (!number(words[0], 1, 100000, &connections) ||
 	    !number(words[1], 1, 1u << 30, &messages) ||
-	    !number(words[2], sizeof(struct head), MAX_BYTES, &bytes) ||
-	    !number(words[3], 0, 3600000000, &interval_us) || !number(words[4], 1, 3600, &wait_s))
+	    !number(words[2], sizeof(struct head), most, &bytes) ||
+	    !number(words[3], plan.datagrams, 3600000000, &interval_us) ||
+	    !number(words[4], 1, 3600, &wait_s))
 		return false;
 	plan.connections = (uint32_t)connections;
 	plan.messages = (uint32_t)messages;
@@ -446,18 +461,22 @@ int main(int argc, char **argv)
 		    number(argv[3], 1, 65535, &port);
 
 	address.sin_port = htons((uint16_t)port);
-	plan.answered = !strcmp(what, "ask");
+	plan.datagrams = !strcmp(what, "ask-datagrams");
+	plan.answered = plan.datagrams || !strcmp(what, "ask");
 	if (good && argc == 4 && !strcmp(what, "echo"))
 		serve(&address, CHUNK_BYTES, echo);
+	if (good && argc == 4 && !strcmp(what, "echo-datagrams"))
+		echo_datagrams(&address);
 	if (good && argc == 5 && !strcmp(what, "sink") &&
 	    number(argv[4], sizeof(struct head), MAX_BYTES, &bytes))
 		serve(&address, bytes, sink);
 	if (!good || argc != 9 || (!plan.answered && strcmp(what, "send") != 0) ||
 	    !planned(argv + 4)) {
 		fprintf(stderr,
-			"usage: steady echo ADDRESS PORT | steady sink ADDRESS PORT BYTES | "
-			"steady ask|send ADDRESS PORT CONNECTIONS MESSAGES BYTES(16 to 1048576) "
-			"INTERVAL_US WAIT_S\n");
+			"usage: steady echo|echo-datagrams ADDRESS PORT | steady sink ADDRESS PORT "
+			"BYTES | steady ask|send|ask-datagrams ADDRESS PORT CONNECTIONS MESSAGES "
+			"BYTES(16 to 1048576, of datagrams to 65507) INTERVAL_US(of datagrams not "
+			"0) WAIT_S\n");
 		return 2;
 	}
 	run(&address);

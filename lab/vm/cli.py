@@ -53,6 +53,13 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
             "--systemd", help="The guest's first process is systemd, with nothing to start."
         ),
     ] = Options.systemd,
+    counted: Annotated[
+        bool,
+        typer.Option(
+            "--counted",
+            help="The guest's clocks go by the instructions it has executed, not by the host's.",
+        ),
+    ] = Options.counted,
     append: Annotated[
         str, typer.Option(help="More words for the kernel's command line.")
     ] = Options.append,
@@ -69,7 +76,12 @@ def kernelvm(  # noqa: PLR0917  (typer's way to say options)
     sudo tools/kernelvm --kernel 6.1 -- uname -r
     """
     options = Options(
-        memory_mb=memory, timeout_s=timeout, append=append, console=console, systemd=systemd
+        memory_mb=memory,
+        timeout_s=timeout,
+        append=append,
+        console=console,
+        systemd=systemd,
+        counted=counted,
     )
     if not command[0]:
         raise UsageError("run a command", why="its name is empty")

@@ -236,6 +236,7 @@ static uint32_t emit(struct env *env, struct gbn *g, uint8_t *buf, struct dmm_tx
 	ctl_dir(&ends->f.pair, g->leg, &dir);
 	dir.tos = ends->tos;
 	dir.ttl = ends->ttl;
+	dir.may_cut = ends->may_cut;
 	dir.flow_label = ends->flow_label;
 	dir.id = env->ip_id++;
 	headers = wire_headers(buf, &dir, &seg, len);
