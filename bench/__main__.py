@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from rich.table import Table
 import bench.connections
 import bench.control
 import bench.fairness
+import bench.fairness_copies
 import bench.latency_paths
 import bench.latency_wan
 import bench.ports
@@ -53,6 +55,11 @@ from lab.build import program_path
 from lab.programs import start_server
 from lab.routed import Routed
 
+COPIES_DEFAULT = (
+    bench.fairness_copies.RATES_MBIT,
+    bench.fairness_copies.RTTS_MS,
+    bench.fairness_copies.LOSSES_PCT,
+)
 CONNECT_PORT = 4000
 CONNECTS = 4000
 ROUTES = 10_000
@@ -209,6 +216,45 @@ def run_one(item: str, directory: Path, rounds: int, seconds: int) -> Result:
     return bench_user(directory, rounds, seconds)
 
 
+Typed = tuple[str | None, str | None, str | None]  # rates, round trips and losses, as typed
+
+
+def fair_plan_of(
+    path: Typed, buffers: str, seconds: int | None, repeat: int, sim: bool
+) -> bench.fairness.FairPlan:
+    """What fairness runs."""
+    default = (bench.fairness.RATES_MBIT, bench.fairness.RTTS_MS, bench.fairness.LOSSES_PCT)
+    contests = bench.fairness.contests(grid_of(*path, default), numbers(buffers, "BDP"))
+    return bench.fairness.FairPlan(contests, seconds or 30, repeat, sim)
+
+
+def copies_plan_of(
+    path: Typed, buffers: str, seconds: int | None, sim: bool
+) -> bench.fairness_copies.CopiesPlan:
+    """What fairness-copies runs."""
+    grid = grid_of(*path, COPIES_DEFAULT)
+    besides = bench.fairness_copies.besides(grid, numbers(buffers, "BDP"))
+    return bench.fairness_copies.CopiesPlan(besides, seconds or 20, sim)
+
+
+def run_all(
+    chosen: Iterable[str], wide: bench.wide.Wide, *, show_wide: bool
+) -> tuple[dict[str, Result], dict[str, Any]]:
+    """Those of TITLES, and those of bench.wide, by name."""
+    results: dict[str, Result] = {}
+    wide_results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        for item in chosen:
+            if item in bench.wide.TITLES:
+                wide_results[item] = bench.wide.run(item, wide, directory, show=show_wide)
+                continue
+            print(f"bench: {TITLES[item]} ...", file=sys.stderr)
+            results[item] = run_one(item, directory, wide.rounds, wide.seconds)
+    return results, wide_results
+
+
 def rivals_of(text: str) -> tuple[str, ...]:
     """ "wan,bbr" as a tuple."""
     chosen = tuple(text.split(","))
@@ -217,9 +263,13 @@ def rivals_of(text: str) -> tuple[str, ...]:
     return chosen
 
 
-def items_of(what: str, text: str | None, known: Collection[str]) -> tuple[str, ...]:
-    """ "bulk,many" as a tuple of what a benchmark measures; all if nothing is said."""
-    chosen = tuple(text.split(",")) if text else tuple(known)
+def items_of(
+    what: str, benchmarks: Collection[str], text: str | None, known: Collection[str]
+) -> tuple[str, ...]:
+    """ "bulk,many" as a tuple of what a benchmark measures; all if nothing is said, or it is
+    not among the benchmarks that run.
+    """
+    chosen = tuple(text.split(",")) if text and what in benchmarks else tuple(known)
     if unknown := [name for name in chosen if name not in known]:
         raise typer.BadParameter(
             f"{what} measures no {unknown[0]!r}; it measures {', '.join(known)}"
@@ -256,87 +306,119 @@ def grid_of(
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
+BUFFERS = words(bench.fairness.BUFFERS_BDP)
+HOSTS = words(bench.control.HOSTS)
+ALL_RIVALS = ",".join(RIVALS)
+WhatArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help=f"Any of: {', '.join([*TITLES, *bench.wide.TITLES])}. Default: {', '.join(TITLES)}."
+    ),
+]
+RoundsOption = Annotated[int, typer.Option(help="Rounds of each side.", min=1)]
+SecondsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30, ports 2.",
+        min=2,
+    ),
+]
+RatesOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100, fairness-copies 20."
+    ),
+]
+RttsOption = Annotated[
+    str | None,
+    typer.Option(help=f"ms; {words(RTTS_MS)} unless given, for fairness and fairness-copies 40."),
+]
+LossesOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"percent, each way; {words(LOSSES_PCT)} unless given, for fairness 0, fairness-copies 0,1."
+    ),
+]
+BuffersOption = Annotated[
+    str,
+    typer.Option(
+        help="fairness, fairness-copies: the bottleneck's buffer in bandwidth-delay products."
+    ),
+]
+RepeatOption = Annotated[
+    int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)
+]
+FetchesOption = Annotated[
+    int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)
+]
+CountOption = Annotated[
+    int,
+    typer.Option(
+        help="connections: how many are open at once.", min=1, max=bench.connections.COUNT_MAX
+    ),
+]
+BusyPollUsOption = Annotated[
+    int,
+    typer.Option(help="latency: measure a user stack that looks for packets so long, too.", min=0),
+]
+ProcessesOption = Annotated[
+    int, typer.Option(help="processes: how many the second user stack has.", min=2, max=16)
+]
+ReceiveMibOption = Annotated[
+    int,
+    typer.Option(
+        help="matrix: MiB that the receiver's buffer begins with; 0: 128 KiB, as a stock kernel's.",
+        min=0,
+        max=TCP_BUFFERS_BYTES >> 20,
+    ),
+]
+RivalsOption = Annotated[str, typer.Option(help="matrix: who runs.")]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What is measured; ports: any of {', '.join(bench.ports.ITEMS)}; "
+        f"latency-wan: any of {', '.join(bench.latency_wan.ITEMS)}."
+    ),
+]
+HostsOption = Annotated[
+    str, typer.Option(help="control: how many hosts there are, one after the other.")
+]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="latency-wan: fewer paths, and less on each.")
+]
+SimOption = Annotated[
+    bool,
+    typer.Option(
+        help="matrix, fairness, fairness-copies: ask the simulator about each cell as well."
+    ),
+]
+PlotsOption = Annotated[Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @app.command()
 def main(
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help=f"Any of: {', '.join([*TITLES, *bench.wide.TITLES])}. Default: {', '.join(TITLES)}."
-        ),
-    ] = None,
+    what: WhatArgument = None,
     *,
-    rounds: Annotated[int, typer.Option(help="Rounds of each side.", min=1)] = 7,
-    seconds: Annotated[
-        int | None,
-        typer.Option(
-            help="Seconds of each transfer; 4 unless given, for matrix 20, fairness 30, ports 2.",
-            min=2,
-        ),
-    ] = None,
-    rates: Annotated[
-        str | None,
-        typer.Option(help=f"Mbit/s; {words(RATES_MBIT)} unless given, for fairness 100."),
-    ] = None,
-    rtts: Annotated[
-        str | None, typer.Option(help=f"ms; {words(RTTS_MS)} unless given, for fairness 40.")
-    ] = None,
-    losses: Annotated[
-        str | None,
-        typer.Option(help=f"percent, each way; {words(LOSSES_PCT)} unless given, for fairness 0."),
-    ] = None,
-    buffers: Annotated[
-        str, typer.Option(help="fairness: the bottleneck's buffer in bandwidth-delay products.")
-    ] = words(bench.fairness.BUFFERS_BDP),
-    repeat: Annotated[
-        int, typer.Option(help="matrix, fairness: runs of each kind in a cell.", min=1)
-    ] = 1,
-    fetches: Annotated[
-        int, typer.Option(help="coldstart: fetches of each side in a cell.", min=1)
-    ] = 11,
-    count: Annotated[
-        int,
-        typer.Option(
-            help="connections: how many are open at once.", min=1, max=bench.connections.COUNT_MAX
-        ),
-    ] = bench.connections.COUNT,
-    busy_poll_us: Annotated[
-        int,
-        typer.Option(
-            help="latency: measure a user stack that looks for packets so long, too.", min=0
-        ),
-    ] = 0,
-    processes: Annotated[
-        int, typer.Option(help="processes: how many the second user stack has.", min=2, max=16)
-    ] = 2,
-    receive_mib: Annotated[
-        int,
-        typer.Option(
-            help="matrix: MiB that the receiver's buffer begins with; 0: 128 KiB, as a stock kernel's.",
-            min=0,
-            max=TCP_BUFFERS_BYTES >> 20,
-        ),
-    ] = TCP_BUFFERS_BYTES >> 20,
-    rivals: Annotated[str, typer.Option(help="matrix: who runs.")] = ",".join(RIVALS),
-    only: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What is measured; ports: any of {', '.join(bench.ports.ITEMS)}; "
-            f"latency-wan: any of {', '.join(bench.latency_wan.ITEMS)}."
-        ),
-    ] = None,
-    hosts: Annotated[
-        str, typer.Option(help="control: how many hosts there are, one after the other.")
-    ] = words(bench.control.HOSTS),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="latency-wan: fewer paths, and less on each.")
-    ] = False,
-    sim: Annotated[
-        bool, typer.Option(help="matrix, fairness: ask the simulator about each cell as well.")
-    ] = False,
-    plots: Annotated[
-        Path | None, typer.Option(help="Write plots (SVG, PNG) to this directory.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    rounds: RoundsOption = 7,
+    seconds: SecondsOption = None,
+    rates: RatesOption = None,
+    rtts: RttsOption = None,
+    losses: LossesOption = None,
+    buffers: BuffersOption = BUFFERS,
+    repeat: RepeatOption = 1,
+    fetches: FetchesOption = 11,
+    count: CountOption = bench.connections.COUNT,
+    busy_poll_us: BusyPollUsOption = 0,
+    processes: ProcessesOption = 2,
+    receive_mib: ReceiveMibOption = TCP_BUFFERS_BYTES >> 20,
+    rivals: RivalsOption = ALL_RIVALS,
+    only: OnlyOption = None,
+    hosts: HostsOption = HOSTS,
+    quick: QuickOption = False,
+    sim: SimOption = False,
+    plots: PlotsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Run benchmarks and print their ratios.
 
@@ -356,15 +438,10 @@ def main(
         )
     grid = grid_of(rates, rtts, losses, (RATES_MBIT, RTTS_MS, LOSSES_PCT))
     receive_bytes = receive_mib << 20 or KERNEL_RECEIVE_BYTES
-    plan = Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim, receive_bytes)
-    default = (bench.fairness.RATES_MBIT, bench.fairness.RTTS_MS, bench.fairness.LOSSES_PCT)
-    contests = bench.fairness.contests(
-        grid_of(rates, rtts, losses, default), numbers(buffers, "BDP")
-    )
-    fair_plan = bench.fairness.FairPlan(contests, seconds or 30, repeat, sim)
+    path = (rates, rtts, losses)
     wide = bench.wide.Wide(
-        plan,
-        fair_plan,
+        Plan(grid, rivals_of(rivals), seconds or 20, repeat, sim, receive_bytes),
+        fair_plan_of(path, buffers, seconds, repeat, sim),
         fetches,
         rounds,
         seconds or 4,
@@ -373,28 +450,14 @@ def main(
         busy_poll_us,
         processes,
         seconds or bench.ports.SECONDS,
-        items_of("ports", only if "ports" in chosen else None, bench.ports.ITEMS),
+        items_of("ports", chosen, only, bench.ports.ITEMS),
         latency_plan_of(
-            rtts,
-            losses,
-            items_of(
-                "latency-wan", only if "latency-wan" in chosen else None, bench.latency_wan.ITEMS
-            ),
-            quick,
+            rtts, losses, items_of("latency-wan", chosen, only, bench.latency_wan.ITEMS), quick
         ),
         tuple(int(one) for one in numbers(hosts, "hosts")),
+        copies_plan_of(path, buffers, seconds, sim),
     )
-    results: dict[str, Result] = {}
-    wide_results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        for item in chosen:
-            if item in bench.wide.TITLES:
-                wide_results[item] = bench.wide.run(item, wide, directory, show=not as_json)
-                continue
-            print(f"bench: {TITLES[item]} ...", file=sys.stderr)
-            results[item] = run_one(item, directory, rounds, seconds or 4)
+    results, wide_results = run_all(chosen, wide, show_wide=not as_json)
     if as_json:
         print(json.dumps(results | wide_results, indent=2))
     elif results:
@@ -403,6 +466,8 @@ def main(
 
 if __name__ == "__main__":
     os.umask(0o022)
+    # As Ctrl-C does: what was made is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(prog_name="tools/bench")
     except (DmmError, TimeoutError, subprocess.SubprocessError) as error:

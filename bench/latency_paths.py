@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paths and the hosts of `tools/bench latency-wan`: kernel BBR at both ends, ours at one end,
-ours at both; a laboratory each, all up at once, the same path and the same seed in each.
+ours at both (of datagrams: the kernel, ours at both); a laboratory each, all up at once, the same
+path and the same seed in each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from lab import Cgroup, Host, Lab, WanLink
 from lab.routed import Routed
 
 SIDES = ("bbr", "one", "both")
-NAMES = {"bbr": "kernel bbr", "one": "ours at one end", "both": "ours at both ends"}
+# Copies of datagrams want a stack at both ends
+DATAGRAM_SIDES = ("kernel", "both")
+NAMES = {
+    "bbr": "kernel bbr",
+    "kernel": "kernel",
+    "one": "ours at one end",
+    "both": "ours at both ends",
+}
 KINDS = ("random", "bursts")
 LOSSES_PCT = (0.0, 1.0, 5.0, 12.0)
 RTTS_MS = (20.0, 100.0, 200.0)
@@ -89,8 +97,10 @@ class Ends:
 
 
 @contextmanager
-def ends(side: str, one: str, directory: Path) -> Iterator[Ends]:
-    """A laboratory for a side. one: "client" or "server", the end that is ours when one is."""
+def ends(side: str, one: str, directory: Path, **keys: Any) -> Iterator[Ends]:
+    """A laboratory for a side. one: "client" or "server", the end that is ours when one is; keys:
+    what the policy says of our stacks besides.
+    """
     with Lab("latencywan") as lab, ExitStack() as stack:
         hosts = {n: lab.host(n, tcp_buffers=TCP_BUFFERS_BYTES) for n in ("client", "server")}
         for host in hosts.values():
@@ -100,9 +110,9 @@ def ends(side: str, one: str, directory: Path) -> Iterator[Ends]:
         )
         cgroups = {n: stack.enter_context(Cgroup()) for n in hosts}
         made = Ends(side, hosts["client"], hosts["server"], link, cgroups)
-        ours = {"bbr": (), "one": (one,), "both": ("client", "server")}[side]
+        ours = {"one": (one,), "both": ("client", "server")}.get(side, ())
         for name in ours:
-            policy = stack_policy(**(BOTH if side == "both" else OURS))
+            policy = stack_policy(**(BOTH if side == "both" else OURS), **keys)
             made.routed[name] = stack.enter_context(
                 Routed(hosts[name], cgroups[name], policy, directory)
             )
@@ -134,6 +144,11 @@ class Times:
         """Messages that never came."""
         return sum(ms == float("inf") for ms in self.ms)
 
+    @property
+    def came_share(self) -> float:
+        """The share of messages that came."""
+        return 1 - self.missing / len(self.ms)
+
     def at(self, share: float) -> float:
         """A quantile, in ms."""
         return quantile(list(self.ms), share)
@@ -151,6 +166,7 @@ class Times:
     def to_json(self) -> dict[str, Any]:
         """Quantiles instead of every message."""
         said = asdict(self) | {"count": len(self.ms), "missing": self.missing, "cost": self.cost}
+        said["came_share"] = self.came_share
         shares = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
         said["ms"] = {f"p{share * 100:g}": self.at(share) for share in shares}
         return said

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `tools/bench latency-wan` measures: messages that are echoed, streams of frames, a page, and
-a thousand connections at once, over paths that lose; docs/benchmarks.md says what the figures mean.
+"""What `tools/bench latency-wan` measures: messages and datagrams that are echoed, streams of
+frames, a page, and a thousand connections at once, over paths that lose; docs/benchmarks.md says
+what the figures mean.
 
-Every measurement is made on all sides of bench.latency_paths: messages and streams at the same
-time, pages in turn, thousands of connections one side after another.
+Every measurement is made on all sides of bench.latency_paths: messages, datagrams and streams at
+the same time, pages in turn, thousands of connections one side after another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency_paths import (
+    DATAGRAM_SIDES,
     LOSSES_PCT,
     RTTS_MS,
     SIDES,
@@ -29,7 +31,7 @@ from dmm_ebpf.errors import DmmError
 from lab import Server, nginx, random_file
 from lab.steady import Pace, Sender, Told, echo_server, sink_server, told_by
 
-ITEMS = ("messages", "streams", "page", "many")
+ITEMS = ("messages", "datagrams", "streams", "page", "many")
 ECHO_PORT = 4300
 FRAMES_PER_S = 60
 STREAMS_MBIT = (2, 8, 25)
@@ -40,8 +42,9 @@ MANY_PATH = LatencyPath(100, 12)
 PAGE_BYTES = tuple(round(2000 * 50 ** (n / 29)) for n in range(30))
 PROTOCOLS = ("HTTP/1.1, 6 connections", "HTTP/2, 1 connection")
 PAGE_TIMEOUT_S = 120
-COPIES = "core_copies"
 MESSAGES = Pace(20, 300, 1024, 0.05)
+# As of a call: 100 a second of a host, which copies are made of
+DATAGRAMS = Pace(5, 600, 200, 0.05, wait_s=3)
 MANY = Pace(1000, 10, 1024, 0.0, wait_s=120)
 ALL_PATHS = tuple(paths(RTTS_MS, LOSSES_PCT))
 STREAM_PATHS = tuple(paths((100.0,), (12.0,)))
@@ -49,13 +52,17 @@ STREAM_PATHS = tuple(paths((100.0,), (12.0,)))
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """What is run. warm: messages or frames of a connection that come before those that count."""
+    """What is run. warm: messages of a connection that come before those that count;
+    datagram_warm: a stack takes 10 s to believe a round trip that has grown to be no queue's.
+    """
 
     items: tuple[str, ...] = ITEMS
     paths: tuple[LatencyPath, ...] = ALL_PATHS
     stream_paths: tuple[LatencyPath, ...] = STREAM_PATHS
     messages: Pace = MESSAGES
     warm: int = 60
+    datagrams: Pace = DATAGRAMS
+    datagram_warm: int = 240
     stream_s: float = 22.0
     stream_warm_s: float = 2.0
     streams: int = 2
@@ -81,6 +88,7 @@ class LatencyPlan:
         streams = len(self.stream_paths) * len(STREAMS_MBIT) * (self.stream_s + 4)
         each = {
             "messages": len(self.paths) * (self.messages.seconds + 4),
+            "datagrams": len(self.paths) * (self.datagrams.seconds + self.datagrams.wait_s + 1),
             "streams": streams,
             "page": self.loads * len(PROTOCOLS) * 10.0,
             "many": 60.0,
@@ -97,6 +105,11 @@ class Found:
     path: LatencyPath
     sides: tuple[Times, ...]
     later_ms: float | None = None
+
+    @property
+    def rival(self) -> Times:
+        """Who the others are compared with."""
+        return self.sides[0]
 
     def of(self, side: str) -> Times:
         """One side's."""
@@ -127,43 +140,50 @@ def _times(made: Ends, told: Told, wanted: Sequence[tuple[int, int]], **more: An
     )
 
 
-def _copies(made: Ends, before: dict[str, int]) -> int | None:
+def _copies(made: Ends, before: dict[str, int], counter: str = "core_copies") -> int | None:
     """What the stacks have sent again before they knew that it was lost; None: nobody counts it."""
     now = made.counters()
-    return now[COPIES] - before.get(COPIES, 0) if COPIES in now else None
+    return now[counter] - before.get(counter, 0) if counter in now else None
 
 
 def _counted(pace: Pace, warm: int) -> list[tuple[int, int]]:
     return [(c, n) for c in range(pace.connections) for n in range(warm, pace.messages)]
 
 
-def measure_messages(
-    sides: Sequence[Ends], path: LatencyPath, pace: Pace, warm: int, seed: int
-) -> Found:
+@dataclass(frozen=True)
+class Echoed:
+    """What goes to an echo and back: the item, whether by UDP, who runs it, what counts copies,
+    the pace, and how many messages of a connection do not count.
+    """
+
+    item: str
+    datagrams: bool
+    sides: tuple[str, ...]
+    copies: str
+    pace: Pace
+    warm: int
+
+
+def measure_echoed(way: Echoed, sides: Sequence[Ends], path: LatencyPath, seed: int) -> Found:
     """Echo servers listen already; all sides at once."""
     before = {}
     for made in sides:
         made.take(path, seed)
         before[made.side] = made.counters()
+    ask = "ask-datagrams" if way.datagrams else "ask"
     senders = [
-        Sender("ask", made.client, (made.server.ip4, ECHO_PORT), pace, made.cgroups["client"])
+        Sender(ask, made.client, (made.server.ip4, ECHO_PORT), way.pace, made.cgroups["client"])
         for made in sides
     ]
     told = [sender.result() for sender in senders]
-    wanted = _counted(pace, warm)
-    times = [
-        _times(
-            made,
-            one,
-            wanted,
-            payload_bytes=pace.payload_bytes,
-            copies=_copies(made, before[made.side]),
-        )
-        for made, one in zip(sides, told, strict=True)
-    ]
-    return Found(
-        "messages", f"{pace.size_bytes} bytes each {pace.interval_s * 1e3:g} ms", path, tuple(times)
-    )
+    wanted = _counted(way.pace, way.warm)
+    times = []
+    for made, one in zip(sides, told, strict=True):
+        copies = _copies(made, before[made.side], way.copies)
+        more = {"payload_bytes": way.pace.payload_bytes, "copies": copies}
+        times.append(_times(made, one, wanted, **more))
+    what = f"{way.pace.size_bytes} bytes each {way.pace.interval_s * 1e3:g} ms"
+    return Found(way.item, what, path, tuple(times))
 
 
 def measure_stream(
@@ -272,17 +292,34 @@ def measure_many(made: Ends, pace: Pace, directory: Path) -> Times:
         server.stop()
 
 
+def _all_echoed(
+    way: Echoed, over: Sequence[LatencyPath], directory: Path, done: Callable[[str], None]
+) -> Iterator[Found]:
+    keys = {"udp": True} if way.datagrams else {}
+    with ExitStack() as stack:
+        sides = [stack.enter_context(ends(side, "client", directory, **keys)) for side in way.sides]
+        for made in sides:
+            log = directory / f"echo-{way.item}-{made.side}.log"
+            cgroup = made.cgroups["server"]
+            echo_server(made.server, ECHO_PORT, log, cgroup, datagrams=way.datagrams)
+        for number, path in enumerate(over):
+            yield measure_echoed(way, sides, path, number + 1)
+            done(f"{way.item}: {path}")
+
+
 def _all_messages(
     plan: LatencyPlan, directory: Path, done: Callable[[str], None]
 ) -> Iterator[Found]:
-    with ExitStack() as stack:
-        sides = [stack.enter_context(ends(side, "client", directory)) for side in SIDES]
-        for made in sides:
-            log = directory / f"echo-{made.side}.log"
-            echo_server(made.server, ECHO_PORT, log, made.cgroups["server"])
-        for number, path in enumerate(plan.paths):
-            yield measure_messages(sides, path, plan.messages, plan.warm, number + 1)
-            done(f"messages: {path}")
+    way = Echoed("messages", False, SIDES, "core_copies", plan.messages, plan.warm)
+    return _all_echoed(way, plan.paths, directory, done)
+
+
+def _all_datagrams(
+    plan: LatencyPlan, directory: Path, done: Callable[[str], None]
+) -> Iterator[Found]:
+    counter = "core_datagram_copies"
+    way = Echoed("datagrams", True, DATAGRAM_SIDES, counter, plan.datagrams, plan.datagram_warm)
+    return _all_echoed(way, plan.paths, directory, done)
 
 
 def _all_streams(
@@ -321,7 +358,13 @@ def _all_many(plan: LatencyPlan, directory: Path, done: Callable[[str], None]) -
     yield Found("many", what, MANY_PATH, tuple(times))
 
 
-_RUNS = {"messages": _all_messages, "streams": _all_streams, "page": _all_pages, "many": _all_many}
+_RUNS = {
+    "messages": _all_messages,
+    "datagrams": _all_datagrams,
+    "streams": _all_streams,
+    "page": _all_pages,
+    "many": _all_many,
+}
 
 
 def run_latency_wan(

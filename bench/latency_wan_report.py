@@ -3,18 +3,21 @@
 
 Plots: messages.svg, median and 99th percentile by loss, a panel for each round trip and kind of
 loss; tail.svg, the share of messages later than a time, on the path with most loss at 100 ms;
-others.svg, streams, pages and a thousand connections.
+datagrams.svg, the share that did not come back, by loss; others.svg, streams, pages and a thousand
+connections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from bench.latency_paths import KINDS, NAMES, SIDES, Times
+from bench.latency_paths import DATAGRAM_SIDES, KINDS, NAMES, SIDES, Times
 from bench.latency_wan import Found
 from bench.report import GREY, pyplot, write_figure
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 STYLES: dict[str, dict[str, Any]] = {
     "bbr": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+    "kernel": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
     "one": {"color": "#56B4E9", "marker": "^", "linestyle": "-."},
     "both": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
 }
@@ -47,18 +51,17 @@ def _marks(times: Times) -> str:
 
 
 def _row(found: Found, times: Times, shares: Sequence[float]) -> list[str]:
-    """ms and, for ours, ratios to kernel BBR's."""
-    rival = found.of("bbr")
+    """ms and, for ours, ratios to the rival's."""
     texts = []
     for share in shares:
         value = times.at(share)
-        ratio = "" if times is rival else _ratio(value, rival.at(share))
+        ratio = "" if times is found.rival else _ratio(value, found.rival.at(share))
         texts.append(f"{_ms(value)} ({ratio})" if ratio else _ms(value))
     return texts
 
 
 def latency_wan_tables(found: Sequence[Found]) -> list[Table]:
-    """A table for each item: a line for each side of each cell, ms, and ratios to kernel BBR."""
+    """A table for each item: a line for each side of each cell, ms, and ratios to the kernel."""
     tables = []
     for item in dict.fromkeys(one.item for one in found):
         cells = [one for one in found if one.item == item]
@@ -66,8 +69,10 @@ def latency_wan_tables(found: Sequence[Found]) -> list[Table]:
     return tables
 
 
+_BY_PATH = ("messages", "datagrams")  # items whose cells differ by nothing else
 _SHOWN: dict[str, tuple[str, tuple[float, ...]]] = {
     "messages": ("messages: there and back, ms (÷ kernel bbr)", QUANTILES),
+    "datagrams": ("datagrams: there and back, ms (÷ kernel)", (0.5, 0.99, 0.999)),
     "streams": ("streams: a frame one way, ms (÷ kernel bbr)", QUANTILES),
     "page": ("a page: to its last byte, ms (÷ kernel bbr)", (0.5, 0.95)),
     "many": (
@@ -80,17 +85,25 @@ _SHOWN: dict[str, tuple[str, tuple[float, ...]]] = {
 def _table(item: str, cells: Sequence[Found]) -> Table:
     title, shares = _SHOWN[item]
     table = Table(title=title, title_justify="left")
-    table.add_column("path" if item == "messages" else "what")
+    table.add_column("path" if item in _BY_PATH else "what")
     table.add_column("who")
     heads = [f"p{share * 100:g}" if share < 1 else "slowest" for share in shares]
-    extra = {"streams": ["late %"], "many": ["slowest ÷ p50"]}.get(item, [])
-    for head in (*heads, *extra, "bytes ÷ payload", "copies", ""):
+    extra = {"datagrams": "came back %", "streams": "late %", "many": "slowest ÷ p50"}
+    for head in (
+        *heads,
+        *([extra[item]] if item in extra else []),
+        "bytes ÷ payload",
+        "copies",
+        "",
+    ):
         table.add_column(head, justify="right")
     for cell in cells:
-        for side in SIDES:
-            times = cell.of(side)
-            what = str(cell.path) if item == "messages" else f"{cell.what}, {cell.path}"
-            line = [what if side == SIDES[0] else "", NAMES[side], *_row(cell, times, shares)]
+        for times in cell.sides:
+            what = str(cell.path) if item in _BY_PATH else f"{cell.what}, {cell.path}"
+            line = [what if times is cell.rival else "", NAMES[times.side]]
+            line += _row(cell, times, shares)
+            if item == "datagrams":
+                line.append(f"{100 * times.came_share:.2f}")
             if item == "streams" and cell.later_ms is not None:
                 line.append(f"{100 * times.later_than(cell.later_ms):.2f}")
             if item == "many":
@@ -104,7 +117,29 @@ def _table(item: str, cells: Sequence[Found]) -> Table:
 # ---- plots ----
 
 
-def _plot_messages(cells: Sequence[Found], directory: Path) -> list[Path]:
+@dataclass(frozen=True)
+class _Line:
+    """One of a plot by loss: whose, and its value in a cell."""
+
+    label: str
+    side: str
+    value: Callable[[Times], float]
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class _ByLoss:
+    """A plot by loss. name: of its files; upward, scale: what is up the side."""
+
+    name: str
+    title: str
+    upward: str
+    scale: str
+    lines: Sequence[_Line]
+
+
+def _plot_by_loss(plot: _ByLoss, cells: Sequence[Found], directory: Path) -> list[Path]:
+    """A panel for each round trip and kind of loss."""
     plt = pyplot()
     rtts = sorted({cell.path.rtt_ms for cell in cells})
     losses = sorted({cell.path.loss_pct for cell in cells})
@@ -121,19 +156,42 @@ def _plot_messages(cells: Sequence[Found], directory: Path) -> list[Path]:
             here = [c for c in here if c.path.kind == kind or not c.path.loss_pct]
             here.sort(key=lambda cell: cell.path.loss_pct)
             at = [losses.index(cell.path.loss_pct) for cell in here]
-            for side in SIDES:
-                for share, alpha in ((0.5, 0.5), (0.99, 1.0)):
-                    label = f"{NAMES[side]}, p{share * 100:g}"
-                    ms = [cell.of(side).at(share) for cell in here]
-                    panel.plot(at, ms, label=label, alpha=alpha, markersize=4, **STYLES[side])
-            panel.set_yscale("log")
+            for line in plot.lines:
+                values = [line.value(cell.of(line.side)) for cell in here]
+                style = STYLES[line.side] | {"alpha": line.alpha, "markersize": 4}
+                panel.plot(at, values, label=line.label, **style)
+            panel.set_yscale(plot.scale)
             panel.set_xticks(range(len(losses)), [f"{loss:g}" for loss in losses])
             panel.set_xlabel("loss each way, %", fontsize=8, color=GREY)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.supylabel("there and back, ms", fontsize=9, color=GREY)
-    figure.suptitle("A message of 1 KB each 50 ms, echoed", x=0.01, ha="left", fontsize=11)
+    figure.supylabel(plot.upward, fontsize=9, color=GREY)
+    figure.suptitle(plot.title, x=0.01, ha="left", fontsize=11)
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return write_figure(figure, directory / "messages")
+    return write_figure(figure, directory / plot.name)
+
+
+def _lost_pct(times: Times) -> float:
+    return 100 * (1 - times.came_share)
+
+
+_MESSAGES = _ByLoss(
+    "messages",
+    "A message of 1 KB each 50 ms, echoed",
+    "there and back, ms",
+    "log",
+    [
+        _Line(f"{NAMES[side]}, p{share * 100:g}", side, partial(Times.at, share=share), alpha)
+        for side in SIDES
+        for share, alpha in ((0.5, 0.5), (0.99, 1.0))
+    ],
+)
+_DATAGRAMS = _ByLoss(
+    "datagrams",
+    "A datagram of 200 bytes each 50 ms, echoed",
+    "did not come back, %",
+    "linear",
+    [_Line(NAMES[side], side, _lost_pct) for side in DATAGRAM_SIDES],
+)
 
 
 def _survival(panel: Axes, cell: Found) -> None:
@@ -189,8 +247,11 @@ def plot_latency_wan(found: Sequence[Found], directory: Path) -> list[Path]:
     files: list[Path] = []
     messages = [one for one in found if one.item == "messages"]
     if messages:
-        files += _plot_messages(messages, directory) + _plot_tail(messages, directory)
-    others = [one for one in found if one.item != "messages"]
+        files += _plot_by_loss(_MESSAGES, messages, directory) + _plot_tail(messages, directory)
+    datagrams = [one for one in found if one.item == "datagrams"]
+    if datagrams:
+        files += _plot_by_loss(_DATAGRAMS, datagrams, directory)
+    others = [one for one in found if one.item not in _BY_PATH]
     if others:
         files += _plot_others(others, directory)
     return files

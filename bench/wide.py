@@ -4,18 +4,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from bench.connections import COUNT, SIDES, Held, connections_table, held_once
 from bench.control import ESTIMATE_S, HOSTS, Grown, bench_control, control_table
+from bench.elements import CHANGES as ELEMENT_CHANGES
+from bench.elements import ELEMENTS, Seen, bench_elements, elements_table
+from bench.elements import ESTIMATE_S as ELEMENTS_ESTIMATE_S
 from bench.fairness import Contest, FairPlan, Outcome, Shared, run_fairness
+from bench.fairness_copies import Beside, CopiesPlan, Pair, copies_table, run_copies
 from bench.fairness_report import fairness_table, plot_fairness
 from bench.flows import (
     Bulk,
@@ -26,7 +31,11 @@ from bench.flows import (
     cold_start,
     latency_sides,
 )
+from bench.growth import ESTIMATE_S as GROWTH_ESTIMATE_S
+from bench.growth import ROUNDS as GROWTH_ROUNDS
+from bench.growth import Called, bench_growth, growth_table
 from bench.latency_wan import Found, LatencyPlan, run_latency_wan
+from bench.latency_wan_goals import goals_table
 from bench.latency_wan_report import latency_wan_tables, plot_latency_wan
 from bench.matrix import Cell, Plan, Result, run_matrix
 from bench.ports import ITEMS as PORT_ITEMS
@@ -45,20 +54,28 @@ from bench.report import (
 from bench.routes import ESTIMATE_S as ROUTES_ESTIMATE_S
 from bench.routes import ROUTES, Loaded, bench_routes, routes_table
 from bench.startup import ROUND_S, bench_startup, startup_table, summary
+from bench.swaps import ESTIMATE_S as SWAPS_ESTIMATE_S
+from bench.swaps import SWAPS, Swapped, bench_swaps, swaps_table
 from bench.verify import bench_verify, verify_table
+
+T = TypeVar("T")
 
 TITLES = {
     "matrix": "one bulk flow over bad paths: ours, kernel bbr, kernel cubic",
     "fairness": "two bulk flows over one bottleneck: ours, kernel bbr, kernel cubic",
+    "fairness-copies": "a bulk flow beside messages and streams of ours, without and with copies and parity",
     "coldstart": "1 MB from a cold start over bad paths: ours, kernel bbr",
     "latency": "request-response, connections and CPU per byte on a clean wire: user stack, kernel",
-    "latency-wan": "messages, streams, a page, a thousand connections over paths that lose: ours, kernel bbr",
+    "latency-wan": "messages, datagrams, streams, a page, 1,000 connections over paths that lose: ours, kernel bbr",
     "processes": "bulk flows on a clean wire: a user stack of one process, of several, kernel",
     "ports": "what a user stack's port carries, offloads as they come: tap, its ceiling, the kernel, af_xdp",
     "startup": "a wrapped command, an attach, a take-over: with and without a user stack, ip netns exec, python",
     "verify": "the kernel's verifier: instructions, states and time of each BPF program",
     "routes": "routes with ports from a file to live maps, as they grow: time and memory",
-    "control": "a fleet on one etcd: from a push to the last host, and what etcd pays",
+    "growth": "connect() as routes grow, to one peer and to any",
+    "swaps": "connect() as fast as it goes while the policy changes: its rate, and that each flow has one policy",
+    "elements": "from a change of an nft set to the connect() that it decides, as the set grows",
+    "control": "what grows in a director: routes, growth, swaps, elements, and a fleet's hosts on one etcd",
     "connections": "many connections open at once: kernel, user stack that connects, user stack that listens",
 }
 COLD_FETCH_S = 1.5  # for the estimate: a mean over the default cells
@@ -73,7 +90,7 @@ class Wide:
     fair_plan: FairPlan
     fetches: int = 11
     rounds: int = 5
-    latency_seconds: float = 3.0
+    seconds: int = 4
     plots: Path | None = None
     count: int = COUNT
     busy_poll_us: int = 0
@@ -82,6 +99,7 @@ class Wide:
     port_items: tuple[str, ...] = tuple(PORT_ITEMS)
     latency_plan: LatencyPlan = field(default_factory=LatencyPlan)
     hosts: tuple[int, ...] = HOSTS
+    copies_plan: CopiesPlan = field(default_factory=lambda: CopiesPlan(()))
 
 
 def minutes(seconds: float) -> str:
@@ -105,9 +123,19 @@ def _progress(what: str, total: int, estimate_s: float) -> Iterator[tuple[Progre
         yield progress, progress.add_task(what, total=total)
 
 
+def _gathered(results: Iterable[T], what: str) -> list[T]:
+    """All results; an interrupt ends them, and what was done before it is kept."""
+    found: list[T] = []
+    try:
+        for one in results:
+            found.append(one)
+    except KeyboardInterrupt:
+        print(f"bench: interrupted; what follows are the {what} that were done", file=sys.stderr)
+    return found
+
+
 def matrix(wide: Wide, directory: Path) -> list[Result]:
     """Every cell; nothing is lost when it is interrupted but the cell at hand."""
-    found = []
     plan = wide.plan
     with _progress("matrix", plan.n_runs, plan.estimate_s) as (progress, task):
 
@@ -115,17 +143,11 @@ def matrix(wide: Wide, directory: Path) -> list[Result]:
             shown = f"{cell}: {run.rival} {run.share:.3f}" + ("" if run.valid else " (not valid)")
             progress.update(task, advance=1, description=shown)
 
-        try:
-            for result in run_matrix(plan, directory, done):
-                found.append(result)
-        except KeyboardInterrupt:
-            print("bench: interrupted; what follows are the cells that were done", file=sys.stderr)
-    return found
+        return _gathered(run_matrix(plan, directory, done), "cells")
 
 
 def fairness(wide: Wide, directory: Path) -> list[Outcome]:
     """Every contest; nothing is lost when it is interrupted but the one at hand."""
-    found = []
     plan = wide.fair_plan
     with _progress("fairness", plan.n_runs, plan.estimate_s) as (progress, task):
 
@@ -135,14 +157,18 @@ def fairness(wide: Wide, directory: Path) -> list[Outcome]:
                 task, advance=1, description=shown + ("" if run.valid else " (not valid)")
             )
 
-        try:
-            for outcome in run_fairness(plan, directory, done):
-                found.append(outcome)
-        except KeyboardInterrupt:
-            print(
-                "bench: interrupted; what follows are the contests that were done", file=sys.stderr
-            )
-    return found
+        return _gathered(run_fairness(plan, directory, done), "contests")
+
+
+def fairness_copies(wide: Wide, directory: Path) -> list[Pair]:
+    """Every contest; nothing is lost when it is interrupted but the one at hand."""
+    plan = wide.copies_plan
+    with _progress("fairness-copies", len(plan.contests), plan.estimate_s) as (progress, task):
+
+        def done(beside: Beside) -> None:
+            progress.update(task, advance=1, description=str(beside))
+
+        return _gathered(run_copies(plan, directory, done), "contests")
 
 
 def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
@@ -161,39 +187,35 @@ def coldstart(wide: Wide, directory: Path) -> list[ColdResult]:
 
 def latency(wide: Wide, directory: Path) -> dict[str, Latency]:
     """Every side."""
-    estimate_s = (
-        wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.latency_seconds + 4)
-    )
+    estimate_s = wide.rounds * len(latency_sides(wide.busy_poll_us)) * (3 * wide.seconds + 4)
     with _progress("latency", 1, estimate_s):
-        return bench_latency(directory, wide.rounds, wide.latency_seconds, wide.busy_poll_us)
+        return bench_latency(directory, wide.rounds, wide.seconds, wide.busy_poll_us)
 
 
 def latency_wan(wide: Wide, directory: Path) -> list[Found]:
     """Every cell; nothing is lost when it is interrupted but the cell at hand."""
-    found = []
     plan = wide.latency_plan
     with _progress("latency-wan", len(plan.items), plan.estimate_s) as (progress, task):
 
         def done(what: str) -> None:
             progress.update(task, description=what)
 
-        try:
+        def counted() -> Iterator[Found]:
             for one in run_latency_wan(plan, directory, done):
-                found.append(one)
                 progress.update(task, completed=plan.items.index(one.item))
-        except KeyboardInterrupt:
-            print("bench: interrupted; what follows are the cells that were done", file=sys.stderr)
-    return found
+                yield one
+
+        return _gathered(counted(), "cells")
 
 
 def _latency_wan_shown(found: list[Found]) -> Group:
-    return Group(*latency_wan_tables(found))
+    return Group(*latency_wan_tables(found), goals_table(found))
 
 
 def processes(wide: Wide, directory: Path) -> dict[str, Bulk]:
     """Every side."""
-    with _progress("processes", 1, wide.rounds * 3 * (wide.latency_seconds + 4)):
-        return bench_processes(directory, wide.rounds, wide.latency_seconds, wide.processes)
+    with _progress("processes", 1, wide.rounds * 3 * (wide.seconds + 4)):
+        return bench_processes(directory, wide.rounds, wide.seconds, wide.processes)
 
 
 def connections(wide: Wide, directory: Path) -> dict[str, Held]:
@@ -224,15 +246,56 @@ def routes(_wide: Wide, directory: Path) -> list[Loaded]:
         return list(bench_routes(directory, ROUTES, lambda _: progress.update(task, advance=1)))
 
 
-def _routes_and_hosts(wide: Wide, directory: Path) -> list[Loaded | Grown]:
-    """What grows in a director: with its routes, and with a fleet's hosts."""
-    return [*routes(wide, directory), *control(wide, directory)]
+def growth(_wide: Wide, directory: Path) -> list[Called]:
+    """No hooks, and each number of routes."""
+    with _progress("growth", GROWTH_ROUNDS, GROWTH_ESTIMATE_S) as (progress, task):
+
+        def done(n: int) -> None:
+            progress.update(task, completed=n)
+
+        return bench_growth(directory, ROUTES, GROWTH_ROUNDS, done)
 
 
-def _control_shown(found: list[Loaded | Grown]) -> Group:
-    loaded = [one for one in found if isinstance(one, Loaded)]
-    grown = [one for one in found if isinstance(one, Grown)]
-    return Group(routes_table(loaded), control_table(grown))
+def swaps(_wide: Wide, directory: Path) -> list[Swapped]:
+    """One run."""
+    with _progress("swaps", SWAPS, SWAPS_ESTIMATE_S) as (progress, task):
+
+        def done(n: int) -> None:
+            progress.update(task, completed=n)
+
+        return [bench_swaps(directory, done=done)]
+
+
+def elements(_wide: Wide, directory: Path) -> list[Seen]:
+    """Each number of elements."""
+    estimate_s = len(ELEMENTS) * ELEMENTS_ESTIMATE_S
+    with _progress("elements", len(ELEMENTS), estimate_s) as (progress, task):
+
+        def done(_: Seen) -> None:
+            progress.update(task, advance=1)
+
+        return list(bench_elements(directory, ELEMENTS, ELEMENT_CHANGES, done))
+
+
+# What is printed of a director as it grows: how it is found, and how shown
+_GROWS: tuple[tuple[Callable[[Wide, Path], list[Any]], type, Callable[[Any], Table]], ...] = (
+    (routes, Loaded, routes_table),
+    (growth, Called, growth_table),
+    (swaps, Swapped, lambda found: swaps_table(found[0])),
+    (elements, Seen, elements_table),
+    (control, Grown, control_table),
+)
+
+
+def _all_that_grows(wide: Wide, directory: Path) -> list[Any]:
+    return [one for find, _, _ in _GROWS for one in find(wide, directory)]
+
+
+def _grown_shown(found: list[Any]) -> Group:
+    kinds = ((kind, table_of) for _, kind, table_of in _GROWS)
+    return Group(
+        *(table_of([one for one in found if isinstance(one, kind)]) for kind, table_of in kinds)
+    )
 
 
 def startup(wide: Wide, directory: Path) -> dict[str, Any]:
@@ -263,10 +326,14 @@ _LISTS: dict[
 ] = {
     "matrix": (matrix, matrix_table, plot_matrix),
     "fairness": (fairness, fairness_table, plot_fairness),
+    "fairness-copies": (fairness_copies, copies_table, lambda _found, _directory: []),
     "coldstart": (coldstart, cold_table, plot_cold),
     "latency-wan": (latency_wan, _latency_wan_shown, plot_latency_wan),
     "routes": (routes, routes_table, lambda _found, _directory: []),
-    "control": (_routes_and_hosts, _control_shown, lambda _found, _directory: []),
+    "growth": (growth, growth_table, lambda _found, _directory: []),
+    "swaps": (swaps, lambda found: swaps_table(found[0]), lambda _found, _directory: []),
+    "elements": (elements, elements_table, lambda _found, _directory: []),
+    "control": (_all_that_grows, _grown_shown, lambda _found, _directory: []),
 }
 
 

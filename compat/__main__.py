@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,78 +19,157 @@ from rich.table import Table
 
 from compat.case import CARRIERS
 from compat.cases import GROUPS
-from compat.guest import tried_there
+from compat.guest import kernel_of, try_there
 from compat.limits import known_limits, objection
 from compat.page import page as page_text
-from compat.run import DIFFERS, SAME, Result, Spot, run, spots
+from compat.results import Results, line_of
+from compat.run import DIFFERS, SAME, Result, Spot, run, series, spots
 from dmm_ebpf.errors import DmmError
+from lab.vm.machine import GuestTimeoutError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 
 app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
 
 
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(help='A group, or "GROUP: CASE", with * and ?; may be given again.'),
+]
+CarrierOption = Annotated[
+    list[str] | None, typer.Option(help=f"One of {', '.join(CARRIERS)}; may be given again.")
+]
+FamilyOption = Annotated[str, typer.Option(help="ip4 or ip6 alone.")]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Print each cell that is not the same, with what was seen."
+    ),
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="The cells that the tests run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")]
+PageOption = Annotated[
+    bool,
+    typer.Option("--page", help="Write docs/compatibility.md; needs every cell of this kernel."),
+]
+KernelOption = Annotated[
+    str,
+    typer.Option(help="Try under this kernel of Debian's, in an emulated machine, not here: 6.1."),
+]
+WithinOption = Annotated[
+    int,
+    typer.Option(
+        help="With --kernel: minutes until the machine is ended, with 124.", min=1, max=1440
+    ),
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep results in this file; what it has of the kernel is not tried again.",
+        dir_okay=False,
+    ),
+]
+LinesOption = Annotated[
+    bool,
+    typer.Option("--lines", help="Every cell as a line of JSON, as soon as it is known."),
+]
+GroupsOption = Annotated[
+    bool, typer.Option("--groups", help="Only print the groups and their cases.")
+]
+
+
 @app.command()
 def compat(
     *,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help='A group, or "GROUP: CASE", with * and ?; may be given again.'),
-    ] = None,
-    carrier: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(CARRIERS)}; may be given again.")
-    ] = None,
-    family: Annotated[str, typer.Option(help="ip4 or ip6 alone.")] = "",
-    verbose: Annotated[
-        bool,
-        typer.Option(
-            "--verbose", "-v", help="Print each cell that is not the same, with what was seen."
-        ),
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="The cells that the tests run.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Every cell with what was seen, as JSON.")
-    ] = False,
-    page: Annotated[
-        bool, typer.Option("--page", help="Write docs/compatibility.md; needs every cell.")
-    ] = False,
-    kernel: Annotated[
-        str,
-        typer.Option(
-            help="Try what this kernel cannot under another one, emulated: 6.1. Takes long."
-        ),
-    ] = "",
-    groups: Annotated[
-        bool, typer.Option("--groups", help="Only print the groups and their cases.")
-    ] = False,
+    only: OnlyOption = None,
+    carrier: CarrierOption = None,
+    family: FamilyOption = "",
+    verbose: VerboseOption = False,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    page: PageOption = False,
+    kernel: KernelOption = "",
+    within: WithinOption = 240,
+    results: ResultsOption = None,
+    lines: LinesOption = False,
+    groups: GroupsOption = False,
 ) -> None:
     """Try what else may be on a host beside dmm-ebpf, and compare with the same host without it.
 
+    The whole table takes long under another kernel; with --results it can be tried in slices.
     Exits with 1 when a cell differs that limits.toml does not name, or holds though it is named.
     """
     wanted = [s for s in spots(only or (), quick=quick) if family in ("", s.family)]
     chosen = tuple(carrier or CARRIERS)
-    _check(wanted, chosen, page and bool(only or carrier or quick or family))
+    _check(wanted, chosen, is_part=page and bool(only or carrier or quick or family or kernel))
     if groups:
-        for name in GROUPS:
-            cases = dict.fromkeys(spot.case.name for spot in wanted if spot.case.group == name)
-            print(f"{name}: {'; '.join(cases)}") if cases else None
+        _show_groups(wanted)
         return
-    results = _run(wanted, chosen)
-    if kernel:
-        results = tried_there(results, kernel)
+    known = Results(results)
+    add = _told(known) if lines else known.add
+    there = kernel_of(kernel) if kernel else None
+    release = series(there.release if there else "")
+    missing = known.missing(wanted, chosen, release)
+    is_whole = True
+    if there and missing:
+        is_whole = try_there(there, _words(only, chosen, family, quick, results), within, add)
+    elif missing:
+        _run(missing, chosen, add)
+    found = known.of(wanted, chosen, release)
     limits = known_limits()
-    objections = [(r, text) for r in results if (text := objection(r, limits))]
-    if page:
-        PAGE.write_text(page_text(results, limits))
+    objections = [(r, text) for r in found if (text := objection(r, limits))]
+    if page and is_whole:
+        beside = {one: known.of(wanted, chosen, one) for one in known.kernels() if one != release}
+        PAGE.write_text(page_text(found, beside, limits))
     if as_json:
-        print(json.dumps([r.as_dict() for r in results], indent=1))
-    else:
-        _show(results, objections, verbose)
+        print(json.dumps([r.as_dict() for r in found], indent=1))
+    elif not lines:
+        _show(found, objections, verbose)
+    if not is_whole:
+        cells = f"{len(found)} of {len(wanted) * len(chosen)}"
+        raise _too_late(release, cells, within)
     raise typer.Exit(1 if objections else 0)
 
 
-def _check(wanted: list[Spot], carriers: tuple[str, ...], is_part: bool) -> None:
+def _show_groups(wanted: list[Spot]) -> None:
+    for name in GROUPS:
+        cases = dict.fromkeys(spot.case.name for spot in wanted if spot.case.group == name)
+        if cases:
+            print(f"{name}: {'; '.join(cases)}")
+
+
+def _too_late(release: str, cells: str, minutes: int) -> GuestTimeoutError:
+    return GuestTimeoutError(
+        f"try every cell under Linux {release}",
+        why=f"{cells} were known after {minutes} minutes",
+        hint="with --results FILE the next run goes on where this one ended",
+    )
+
+
+def _told(known: Results) -> Callable[[Result], None]:
+    def add(result: Result) -> None:
+        known.add(result)
+        print(line_of(result), flush=True)
+
+    return add
+
+
+def _words(
+    only: list[str] | None,
+    carriers: tuple[str, ...],
+    family: str,
+    is_quick: bool,
+    results: Path | None,
+) -> list[str]:
+    """This command line, for the guest."""
+    words = [word for one in only or () for word in ("--only", one)]
+    words += [word for one in carriers for word in ("--carrier", one)]
+    words += ["--family", family] if family else []
+    words += ["--quick"] if is_quick else []
+    return words + (["--results", str(results.resolve())] if results and results.exists() else [])
+
+
+def _check(wanted: list[Spot], carriers: tuple[str, ...], *, is_part: bool) -> None:
     if not wanted:
         raise typer.BadParameter("no case is called so; --groups lists them", param_hint="--only")
     if set(carriers) - set(CARRIERS):
@@ -98,18 +178,23 @@ def _check(wanted: list[Spot], carriers: tuple[str, ...], is_part: bool) -> None
         )
     if is_part:
         raise typer.BadParameter(
-            "the page needs every cell: no --only, --carrier, --family or --quick",
+            "the page needs every cell of this kernel: no --only, --carrier, --family, --quick or --kernel",
             param_hint="--page",
         )
 
 
-def _run(wanted: list[Spot], carriers: tuple[str, ...]) -> list[Result]:
+def _run(wanted: list[Spot], carriers: tuple[str, ...], add: Callable[[Result], None]) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="dmm-compat-") as name,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
-        bar = progress.add_task("cells", total=len(wanted) * (len(carriers) + 1))
-        return run(wanted, Path(name), carriers, lambda carrier, spot: progress.advance(bar))
+        bar = progress.add_task("cells", total=len(wanted) * len(carriers))
+
+        def done(result: Result) -> None:
+            add(result)
+            progress.advance(bar)
+
+        run(wanted, Path(name), carriers, done)
 
 
 def _show(results: list[Result], objections: list[tuple[Result, str]], is_verbose: bool) -> None:

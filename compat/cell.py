@@ -162,9 +162,15 @@ class Cell:
 
     def nft(self, text: str, host: Host | None = None) -> None:
         """nft's own text, until the end of the cell."""
-        host = host or self.host
-        self.stack.callback(host.run, ["nft", "flush", "ruleset"])
-        self.run("nft", "-f", "-", host=host, text=self.fill(text))
+        try:
+            nft = self.site.nft(host or self.host)
+        except FileNotFoundError as error:
+            raise Untried("there is no nft") from error
+        self.stack.callback(nft.run, "flush ruleset")
+        try:
+            nft.run(self.fill(text))
+        except DmmError as error:
+            raise Untried(f"nft -f -: {error.why}") from error
 
     # The run.
 

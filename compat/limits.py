@@ -21,7 +21,7 @@ VERDICTS = {DIFFERS: "differs", KERNELS: "kernels"}
 @dataclass(frozen=True)
 class Limit:
     """Cells with one cause. verdict: "differs", or "kernel's" where no listing says why.
-    is_sometimes: or they hold.
+    is_sometimes: or they hold. kernels: of these alone, as run.series() has them; none: of all.
     """
 
     verdict: str
@@ -31,6 +31,7 @@ class Limit:
     directions: tuple[str, ...]
     families: tuple[str, ...]
     is_sometimes: bool
+    kernels: tuple[str, ...]
 
     def names(self, result: Result) -> bool:
         """Whether a cell is one of these."""
@@ -39,6 +40,7 @@ class Limit:
             result.carrier in self.carriers
             and result.direction in self.directions
             and result.family in self.families
+            and (not self.kernels or result.kernel in self.kernels)
             and any(fnmatch.fnmatchcase(key, pattern) for pattern in self.cases)
         )
 
@@ -55,6 +57,7 @@ def known_limits(path: Path = FILE) -> list[Limit]:
             tuple(entry.get("directions", DIRECTIONS)),
             tuple(entry.get("families", FAMILIES)),
             entry.get("sometimes", False),
+            tuple(entry.get("kernels", ())),
         )
         for verdict, key in VERDICTS.items()
         for entry in told.get(key, [])

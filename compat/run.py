@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs cells on their sites, and compares each with the reference of the same run."""
+"""Runs cells on their sites, and compares each with the reference of the same run.
+
+On a fast machine most of a cell's time is waiting, so many sites work at once, each with a part of
+the cells. On a slow one (DMM_LAB_PATIENCE) the sites themselves are what takes long: an attach
+takes as long as ten cells, and each director and stack process has work at rest. There each carrier
+has one site for all cells, which stays, and only as many work at once as there are carriers.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +27,7 @@ from dmm_ebpf.errors import DmmError
 from lab.waiting import patient
 
 SAME, KERNELS, DIFFERS, UNTRIED = "same", "kernel's", "differs", "untried"
-WORKERS = 8  # sites at once: most of a cell's time is waiting
+WORKERS = 8  # sites at once
 SHARD = 60  # cells of one site, about
 
 
@@ -44,7 +51,7 @@ class Result:
     """A cell's verdict.
 
     detail: what differs, or why the kernel serves, or what is missing here. kernel: where it was
-    tried, if not here.
+    tried, as series() has it.
     """
 
     group: str
@@ -61,6 +68,13 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def series(release: str = "") -> str:
+    """Of a kernel's release ("6.1.0-57-amd64"), or of that which runs, what the page calls it
+    ("6.1").
+    """
+    return ".".join((release or os.uname().release).split(".")[:2])
 
 
 def spots(only: Iterable[str] = (), *, quick: bool = False) -> list[Spot]:
@@ -93,41 +107,64 @@ def run(
     wanted: list[Spot],
     directory: Path,
     carriers: Iterable[str] = CARRIERS,
-    done: Callable[[str, Spot], None] = lambda carrier, spot: None,
+    done: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Every cell, by every carrier and without any; the results in the order of wanted."""
+    """Every cell, by every carrier and without any; the results in the order of wanted. done: told
+    of each as soon as it is known, by one thread at a time.
+    """
     carriers = tuple(carriers)
+    seen = _Found(carriers, done)
     stopping = threading.Event()
+    is_slow = patient(1) > 1
     sites = list(dict.fromkeys(spot.site for spot in wanted))
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(len(carriers) + 1 if is_slow else WORKERS) as pool:
         running = [
-            (
-                carrier,
-                pool.submit(
-                    _run_site, site, carrier, part, directory, done=done, stopping=stopping
-                ),
-            )
+            pool.submit(_run_site, site, carrier, part, directory, found=seen, stopping=stopping)
             for site in sites
             for carrier in (REFERENCE, *carriers)
-            for part in _shards([spot for spot in wanted if spot.site == site])
+            for part in _shards([spot for spot in wanted if spot.site == site], is_slow)
         ]
-        seen: dict[str, dict[str, Seen]] = {carrier: {} for carrier in (REFERENCE, *carriers)}
         try:
-            for carrier, future in running:
-                seen[carrier] |= future.result()
+            for future in running:
+                future.result()
         except BaseException:
             stopping.set()  # each site ends with the cell that it is at
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [
-        _result(spot, carrier, seen[REFERENCE][spot.name], seen[carrier][spot.name])
-        for spot in wanted
-        for carrier in carriers
-    ]
+    return seen.results(wanted)
 
 
-def _shards(wanted: list[Spot]) -> list[list[Spot]]:
-    count = -(-len(wanted) // SHARD)
+class _Found:
+    """What cells have shown, and what follows once the reference has shown it, too."""
+
+    def __init__(self, carriers: tuple[str, ...], done: Callable[[Result], None]) -> None:
+        self._carriers = carriers
+        self._done = done
+        self._lock = threading.Lock()
+        self._seen: dict[str, dict[str, Seen]] = {}
+        self._results: dict[tuple[str, str], Result] = {}
+
+    def add(self, carrier: str, spot: Spot, seen: Seen) -> None:
+        """One cell of a carrier, or of the reference."""
+        with self._lock:
+            by_carrier = self._seen.setdefault(spot.name, {})
+            by_carrier[carrier] = seen
+            reference = by_carrier.get(REFERENCE)
+            if reference is None:
+                return
+            for one in self._carriers:
+                key = (spot.name, one)
+                if one in by_carrier and key not in self._results:
+                    self._results[key] = _result(spot, one, reference, by_carrier[one])
+                    self._done(self._results[key])
+
+    def results(self, wanted: Iterable[Spot]) -> list[Result]:
+        """All of them, in the order of wanted."""
+        return [self._results[spot.name, one] for spot in wanted for one in self._carriers]
+
+
+def _shards(wanted: list[Spot], is_slow: bool) -> list[list[Spot]]:
+    count = 1 if is_slow else -(-len(wanted) // SHARD)
     return [wanted[number::count] for number in range(count)]
 
 
@@ -137,53 +174,54 @@ def _run_site(
     wanted: list[Spot],
     directory: Path,
     *,
-    done: Callable[[str, Spot], None],
+    found: _Found,
     stopping: threading.Event,
-) -> dict[str, Seen]:
+) -> None:
     """The cells of one site by one carrier. A cell that breaks the site gets a new one for
     those that follow.
 
     Raises DmmError when the hosts cannot be made, or dmm-ebpf does not attach to the plain one.
     """
-    found: dict[str, Seen] = {}
     left = list(wanted)
     while left and not stopping.is_set():
-        spot = None
+        spot, seen = None, None
         try:
             with Site(kind, carrier, directory) as site:
                 while left and not stopping.is_set():
-                    spot = left.pop(0)
-                    found[spot.name] = Seen({"broken": "the cell could not be ended"})
-                    began = time.monotonic()
-                    found[spot.name] = Cell(spot.case, site, spot.family, spot.direction).observe()
-                    found[spot.name].seconds = time.monotonic() - began
-                    done(carrier, spot)
+                    if spot is not None and seen is not None:
+                        found.add(carrier, spot, seen)
+                    spot, seen, began = left.pop(0), None, time.monotonic()
+                    seen = Cell(spot.case, site, spot.family, spot.direction).observe()
+                    seen.seconds = time.monotonic() - began
+            if spot is not None and seen is not None:
+                found.add(carrier, spot, seen)  # the site could be ended after it, too
         except Untried as error:
-            found |= {spot.name: Seen(untried=str(error)) for spot in left}
+            for one in left:
+                found.add(carrier, one, Seen(untried=str(error)))
             left = []
         except (DmmError, OSError, TimeoutError, ValueError) as error:
             if spot is None:  # no hosts, or nothing attached: the next ones would fare no better
                 raise
-            found[spot.name] = Seen({"broken": str(error)})
-    return found
+            found.add(carrier, spot, Seen({"broken": str(error)}))
 
 
 def _result(spot: Spot, carrier: str, reference: Seen, seen: Seen) -> Result:
-    verdict, detail = _verdict(spot, carrier, reference, seen)
+    verdict, detail = verdict_of(spot, carrier, reference, seen)
     return Result(
         spot.case.group, spot.case.name, spot.direction, spot.family, carrier,
-        verdict, detail, seen.facts, round(seen.seconds, 2),
+        verdict, detail, seen.facts, round(seen.seconds, 2), series(),
     )  # fmt: skip
 
 
-def _verdict(spot: Spot, carrier: str, reference: Seen, seen: Seen) -> tuple[str, str]:
+def verdict_of(spot: Spot, carrier: str, reference: Seen, seen: Seen) -> tuple[str, str]:
+    """The word for a cell, and what there is to say of it."""
     if reference.untried:
         return UNTRIED, reference.untried
+    if seen.untried:
+        return DIFFERS, f"cannot be set up: {seen.untried}"
     if reference.facts.get("rate", "held") != "held":
         why = "its rate does not hold without us either"
         return (UNTRIED, why) if patient(1) > 1 else (DIFFERS, f"the case is wrong: {why}")
-    if seen.untried:
-        return DIFFERS, f"cannot be set up: {seen.untried}"
     parts = [
         f"{name}: {_text(seen.facts.get(name))} instead of {_text(reference.facts.get(name))}"
         for name in {**reference.facts, **seen.facts}

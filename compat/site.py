@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compat.case import IP4, IP6, KERNEL, PLAIN, REFERENCE
+from compat.nft import Nft
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.api.client import Client
@@ -221,6 +222,7 @@ class Site(Closing):
         self.stack = contextlib.ExitStack()
         self.routed: Routed | None = None
         self.rd: Client | None = None
+        self._nft: dict[str, Nft] = {}
         self._ports = iter(range(10_000, 32_000))
         self._published = iter(range(PUBLISHED_PORTS[0], PUBLISHED_PORTS[1]))
         try:
@@ -328,6 +330,10 @@ class Site(Closing):
         )
         self.rd = self.stack.enter_context(Client(self.routed.instance))
 
+    def nft(self, host: Host) -> Nft:
+        """The rule sets of a host. Raises FileNotFoundError where nft is not installed."""
+        return self._nft.setdefault(host.name, Nft(host))
+
     def next_port(self, *, published: bool = False) -> int:
         """A port that no cell had before: nothing of an earlier one is met. published: one that
         the box serves.
@@ -350,12 +356,13 @@ class Site(Closing):
 
     def opened(self) -> int:
         """Connections that the user stack has opened so far, both ways."""
-        if self.rd is None or self.carrier == KERNEL:
+        if self.routed is None or self.carrier == KERNEL:
             return 0
-        counters = next(s for s in self.rd.call("stacks") if s["name"] == "ours").get(
-            "counters", {}
-        )
-        return int(counters.get("active_open", 0) + counters.get("passive_open", 0))
+        try:
+            counters = self.routed.ask_stack("ours")
+        except OSError:  # it has died, and counts from nothing
+            return 0
+        return int(counters["core_active_open"] + counters["core_passive_open"])
 
     def close(self) -> None:
         """Detaches and removes the hosts; harmless when repeated."""

@@ -7,7 +7,6 @@ run alone (cell.py).
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ Got = dict[str, Any]
 
 
 def _expressions(cell: Cell) -> list[Any]:
-    shown = json.loads(cell.host.run(["nft", "-j", "list", "ruleset"]).stdout)
-    rules = [item["rule"] for item in shown["nftables"] if "rule" in item]
+    shown = cell.site.nft(cell.host).listed("ruleset")
+    rules = [item["rule"] for item in shown if "rule" in item]
     return [e for rule in rules for e in rule["expr"]]
 
 
@@ -66,9 +65,8 @@ def quotas(cell: Cell, got: Got) -> list[str]:
 
 def sets(cell: Cell, got: Got) -> list[str]:
     """The elements of every set: addresses by their names."""
-    shown = json.loads(cell.host.run(["nft", "-j", "list", "sets"]).stdout)
     found = []
-    for item in shown["nftables"]:
+    for item in cell.site.nft(cell.host).listed("sets"):
         for element in item.get("set", {}).get("elem", []):
             value = (
                 element["elem"]["val"]

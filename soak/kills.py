@@ -34,10 +34,10 @@ from typing import Any
 
 from dmm_ebpf.errors import DmmError
 from lab import Cgroup, Host, Lab, fleet, wait_for
+from lab.commandline import CLI
 from lab.etcd import Cluster
 from lab.fleet import Following
 from lab.netns import pids_in
-from lab.routed import CLI
 from lab.steady import Pace, Sender, echo_server
 from lab.waiting import patient, wait_pid_gone
 

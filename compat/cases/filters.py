@@ -124,6 +124,11 @@ NFT_CASES = (
 
 def _iptables(tool: str) -> tuple[Case, ...]:
     group = "iptables (legacy)" if tool.endswith("legacy") else "iptables (nft)"
+    return (*_filtering(tool, group), *_tracking(tool, group), *_translating(tool, group))
+
+
+def _filtering(tool: str, group: str) -> tuple[Case, ...]:
+    """What is let through or not."""
     return (
         Case(
             "accept, counted", group, DIRECTIONS, tool=tool, during=(counters,), quick=tool.endswith("legacy"),
@@ -163,6 +168,12 @@ def _iptables(tool: str) -> tuple[Case, ...]:
             "connlimit", group, OWN, tool=tool, connections=2,
             iptables=("filter to {-to} -m connlimit --connlimit-above 1 --connlimit-daddr -j DROP",),
         ),
+    )  # fmt: skip
+
+
+def _tracking(tool: str, group: str) -> tuple[Case, ...]:
+    """What a packet is known by, or bears from then on."""
+    return (
         Case(
             "conntrack states", group, OWN, tool=tool, during=(hits,),
             iptables=(
@@ -182,6 +193,12 @@ def _iptables(tool: str) -> tuple[Case, ...]:
             "TCPMSS", group, OWN, tool=tool, during=(hits,),
             iptables=("mangle to {-to} --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1000",),
         ),
+    )  # fmt: skip
+
+
+def _translating(tool: str, group: str) -> tuple[Case, ...]:
+    """Other addresses and ports."""
+    return (
         Case(
             "SNAT", group, (CONNECT,), tool=tool, iptables=("nat POSTROUTING {-to} -j SNAT --to-source {extra}",),
         ),

@@ -129,7 +129,7 @@ def _hook(hook: str, verdict: str) -> Step:
 
 def netdev_hits(cell: Cell, got: object) -> bool:
     """Whether the rule of the netdev hook has seen the flow."""
-    shown = cell.host.run(["nft", "list", "table", "netdev", "n"]).stdout
+    shown = cell.site.nft(cell.host).run("list table netdev n")
     return "counter packets 0 " not in shown
 
 
