@@ -6,18 +6,15 @@ with no code of the core's.
 from __future__ import annotations
 
 import itertools
-import re
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cffi
+from lab.sim.corelab import build_library
 
-CORE = Path(__file__).parents[1] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, PSH, ACK, ECE, CWR = 1, 2, 4, 8, 16, 64, 128
 OWN, DISOWN, CLOSED = 1, 2, 3
@@ -179,14 +176,7 @@ class Core:
 
 def built_core(directory: Path) -> Callable[..., Core]:
     """Compiles the core there; what makes one."""
-    library = directory / "core.so"
-    sources = [str(path) for path in sorted(CORE.glob("*/*.c"))]
-    subprocess.run(
-        ["gcc", "-std=c11", "-O1", "-shared", "-fPIC", *sources, "-o", str(library)], check=True
-    )
-    ffi = cffi.FFI()
-    ffi.cdef(re.sub(r"^#.*$", "", (CORE / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    lib = ffi.dlopen(str(library))
+    ffi, lib = build_library(directory)
     return lambda **config: Core(ffi, lib, **config)
 
 

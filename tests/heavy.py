@@ -9,6 +9,7 @@ HEAVY = (
     "textual",
     "rich",
     "bcc",
+    "dns",
     "cffi",
     "pycparser",
     "watchfiles",

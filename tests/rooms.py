@@ -99,7 +99,7 @@ PYTHON = (
         "sources",
         "a policy that is no file's",
         ("dmm_ebpf/rd/sources/*.py",),
-        ("base", "records", "policy", "director", "central"),
+        ("base", "records", "policy", "adaptive", "director", "central"),
     ),
     Room(
         "api",
@@ -140,7 +140,7 @@ PYTHON = (
         "lab",
         "hosts, links, machines, the simulator",
         ("lab/*.py", "lab/*/*.py"),
-        ("base", "kit", "loader", "userstack", "director"),
+        ("base", "kit", "loader", "userstack", "director", "life", "cli"),
     ),
     Room(
         "compat",
@@ -160,6 +160,7 @@ PYTHON = (
             "director",
             "central",
             "sources",
+            "api",
             "lab",
         ),
     ),

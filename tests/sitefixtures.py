@@ -44,9 +44,9 @@ def by(io: str, *devices: str) -> str:
     return WAN.replace('kind = "user"\n', f'kind = "user"\nio = "{io}"\n{named}')
 
 
-def with_udp(io: str) -> str:
+def with_udp(io: str, *devices: str) -> str:
     """The same for a stack that carries UDP, too."""
-    return by(io).replace('kind = "user"\n', 'kind = "user"\nudp = true\n')
+    return by(io, *devices).replace('kind = "user"\n', 'kind = "user"\nudp = true\n')
 
 
 XDP, TAP, AUTO = by("af_xdp"), by("tap"), by("auto")

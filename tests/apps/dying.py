@@ -22,8 +22,8 @@ from dmm_ebpf.rd.director.rundir import ROOT, RunDir
 from dmm_ebpf.userstack import pidfile
 from lab import Cgroup, Host, Lab, wait_for
 from lab.cgroups import cgroup2_mount
+from lab.commandline import CLI
 from lab.netns import pids
-from lab.routed import CLI
 
 LIFE_S = 60
 PINS = Path("/sys/fs/bpf/dmm-ebpf")

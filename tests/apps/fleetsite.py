@@ -5,14 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from lab import fleet, wait_for
+from lab.commandline import CLI
 from lab.etcd import Cluster
 from lab.fleet import Following
-from lab.routed import CLI
 
 PEER = "10.9.9.9:443"
+
+
+@contextlib.contextmanager
+def standing(lab, make_cgroup, directory, monkeypatch, names=("a", "b", "c")) -> Iterator[Fleet]:
+    """A fleet whose hosts keep what they have to in that directory, until it ends."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(directory / "state"))
+    made = Fleet(lab, make_cgroup, directory, names)
+    with made.stack:
+        yield made
 
 
 class Fleet:

@@ -132,6 +132,38 @@ def test_the_better_candidate_serves_when_the_path_changes(site, downloads):
     wait_for(carried, 60, "a flow of the stack's")
 
 
+def test_what_clients_open_is_learnt_from_and_decided(site):
+    """The host that is routed is the server: it sends what others ask for."""
+    site.wan(rate="100mbit", delay="10ms")
+    routed = site.attach_server(POLICY)
+    server = ["/usr/bin/python3", "-u", "-c", SERVE, str(PORT)]
+    started(site, site.server, site.server_cgroup, server)
+    client = ["/usr/bin/python3", "-u", "-c", DOWNLOAD, site.server.ip4, str(PORT), str(BYTES)]
+    started(site, site.client, site.client_cgroup, client)
+    wait_for(
+        lambda: all(one["rate_Bps"] for one in root(routed)["candidates"]),
+        120,
+        "both candidates to have been tried",
+    )
+    site.link.set(loss="4%")
+    row = chosen_within(routed, "wan", 120)
+    plain, wan = row["candidates"]
+    assert wan["score"] > plain["score"]
+    asked = ("route", "get", f"{site.client.ip4}:{PORT}", "--direction", "listen")
+    told = routed.ask(*asked)
+    assert (told["path"]["chosen"], told["wanted"], told["why"]) == ("wan", "wan", None)
+
+    reasons = routed.cli(*asked, "--why", "-i", routed.instance).stdout
+    for text in ("times as good, and beyond chance", "is tried by", " decides", "default", "* wan"):
+        assert text in reasons
+    assert [one["prefix"] for one in routed.ask(*asked, "--why")["paths"]][-1] == "default"
+
+    def carried() -> bool:
+        return any(one["stack"] == "wan" for one in routed.flows(direction="listen"))
+
+    wait_for(carried, 60, "a client's flow to be the stack's")
+
+
 def test_what_is_learnt_outlives_the_director(site, downloads):
     wait_for(lambda: any(one["rate_Bps"] for one in root(downloads)["candidates"]), 120, "a figure")
     kept = (ROOT / downloads.instance / "paths.json").exists

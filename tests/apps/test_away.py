@@ -49,7 +49,11 @@ while True:
 # For each line: so many bytes go to the peer and come back; after "more", they only come.
 CLIENT = """
 import os, socket, sys
-s = socket.create_connection((sys.argv[1], 7500), timeout=30)
+try:
+    s = socket.create_connection((sys.argv[1], 7500), timeout=float(sys.argv[2]))
+except TimeoutError:
+    sys.exit(print("late", flush=True))
+s.settimeout(30)
 print("open", flush=True)
 for line in sys.stdin:
     more, number = line.startswith("more"), int(line.split()[-1])
@@ -72,9 +76,10 @@ class Flow:
     way leads to.
     """
 
-    def __init__(self, site, family: str) -> None:
-        self.process = program(site.client, site.client_cgroup, CLIENT, FAR[family])
-        assert self.line() == "open"
+    def __init__(self, site, family: str, within_s: float = 30) -> None:
+        self.process = program(site.client, site.client_cgroup, CLIENT, FAR[family], str(within_s))
+        self.state = self.line()
+        assert self.state == "open" or within_s < 30
 
     def line(self) -> str:
         return self.process.stdout.readline().strip()
@@ -321,3 +326,54 @@ def test_our_programs_come_and_go_with_the_device(served, unnumbered):
     assert not served.client.call(_has_programs, "ifb7")
     routed.close()
     assert not programs()
+
+
+def _lead_all(site, name: str) -> None:
+    """The client's default routes lead by the device of that name."""
+    device, via = site.ways[name][site.client.name]
+    for family, word in (("ip4", "-4"), ("ip6", "-6")):
+        gateway = f"via {via[family]} " if via else ""
+        route = f"default {gateway}dev {device} src {NEAR[family]}"
+        site.client.run(["ip", word, "route", "flush", "default"])
+        site.client.run(["ip", word, "route", "add", *route.split()])
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+@pytest.mark.parametrize("io", ["tap", "af_xdp"])
+@pytest.mark.parametrize("way", ["second", "tun"])
+def test_new_flows_follow_the_default_route(served, way, io, family):
+    for address in FAR.values():
+        served.client.ip(f"route del {address}")
+    _lead_all(served, "first")
+    routed = served.attach_client(with_io(io))
+    assert routed.stack("wan")["nics"] == [served.ways["first"][served.client.name][0]]
+    for name in (way, "first", way):
+        lead(served, served.server, name, FAR, NEAR)
+        _lead_all(served, name)
+        wait_for(lambda name=name: _is_carried(served, routed, family), WITHIN_S, name)
+    with heard(served, "first") as wire:
+        assert _is_carried(served, routed, family)
+        assert segments(wire) == []
+    assert dropped(routed) == 0
+
+
+def _is_carried(site, routed, family: str, within_s: float = 30) -> bool:
+    flow = Flow(site, family, within_s)
+    if flow.state != "open":
+        return True
+    assert flow.carries()
+    (row,) = routed.flows(pid=flow.process.pid)
+    return (row["stack"], row["why"]) == ("wan", "")
+
+
+def test_new_flows_are_the_kernels_while_no_nic_of_the_stack_is_up(served):
+    for address in FAR.values():
+        served.client.ip(f"route del {address}")
+    _lead_all(served, "first")
+    routed = served.attach_client(with_io("tap"))
+    lead(served, served.server, "second", FAR, NEAR)
+    _lead_all(served, "second")
+    wait_for(lambda: _is_carried(served, routed, "ip4"), WITHIN_S, "new flows to follow")
+    served.client.ip(f"link set {served.ways['first'][served.client.name][0]} down")
+    # What begins before the director has heard of it waits for that NIC.
+    wait_for(lambda: not _is_carried(served, routed, "ip4", 1), WITHIN_S, "the kernel to serve")

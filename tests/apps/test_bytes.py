@@ -14,7 +14,8 @@ from sitefixtures import TAP, XDP
 from talking import Talker, echo
 
 from lab import wait_for
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 
 NAME = b"n\xff\xfe"
 SHOWN = "n\\xff\\xfe"

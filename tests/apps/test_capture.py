@@ -15,7 +15,7 @@ from sitefixtures import XDP, by
 
 from dmm_ebpf import pcapng
 from lab import curl_fetch, nginx
-from lab.routed import CLI
+from lab.commandline import CLI
 from lab.waiting import stop, wait_for
 
 BYTES = 3_000_000
@@ -147,6 +147,7 @@ def test_a_second_one_and_what_is_not_there_are_refused(wired, tmp_path):
     code, err, _ = ended(process)
     assert code == 0, err
     assert "cannot write /nowhere/x: No such file" in refused(routed, "-w", "/nowhere/x")
+    assert "cannot write /dev/full: No space left" in refused(routed, "-w", "/dev/full")
     assert "there is none" in refused(routed, "-i", "nobody", "-w", str(tmp_path / "f"))
     assert "is no text" not in refused(routed, "--json")
 

@@ -15,8 +15,9 @@ import pytest
 from sitefixtures import TAP, by
 
 from lab import curl_fetch, nginx, wait_for
+from lab.commandline import CLI
 from lab.engines import Docker, Podman
-from lab.routed import CLI, Routed
+from lab.routed import Routed
 from lab.waiting import patient, wait_pid_gone
 
 BYTES = 20_000_000  # more than the buffers of a socket hold

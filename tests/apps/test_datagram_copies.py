@@ -12,6 +12,8 @@ from sitefixtures import Site, with_udp
 from talking import server
 from test_datagram_programs import ADDRESS, NAME, dnsmasq
 
+from dmm_ebpf.userstack.spec import process_label
+
 PORT = 7400
 POLICY = 'kind = "user"\nnegotiate = "allow"\nlatency = "low"\n'
 ECHO = """
@@ -22,20 +24,25 @@ print("ready", flush=True)
 while True:
     s.sendto(*s.recvfrom(2048))
 """
-# Asks every 10 ms whatever comes back meanwhile; how often each answer came.
+# Asks every 10 ms, by so many sockets in turn, whatever comes back meanwhile; how often each answer
+# came.
 ASK = """
 import collections, json, select, socket, sys, time
-s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
-s.connect((sys.argv[1], int(sys.argv[2])))
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+sockets = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(int(sys.argv[4]))]
+for s in sockets:
+    s.connect((sys.argv[1], int(sys.argv[2])))
 many, came, number = int(sys.argv[3]), collections.Counter(), 0
 due = time.monotonic()
 while number < many or time.monotonic() < due + 2:
     left = due - time.monotonic()
     if number < many and left <= 0:
-        s.send(number.to_bytes(4, "big") * 40)
+        sockets[number % len(sockets)].send(number.to_bytes(4, "big") * 40)
         number += 1
         due += 0.01
-    elif select.select([s], [], [], max(left, 0) if number < many else due + 2 - time.monotonic())[0]:
+        continue
+    wait = left if number < many else due + 2 - time.monotonic()
+    for s in select.select(sockets, [], [], max(wait, 0))[0]:
         data = s.recv(2048)
         assert data == data[:4] * 40
         came[int.from_bytes(data[:4], "big")] += 1
@@ -47,8 +54,8 @@ def policy(io: str) -> str:
     return with_udp(io).replace('kind = "user"\n', POLICY)
 
 
-def came(python, site: Site, address: str, many: int) -> list[int]:
-    words = (ASK, address, str(PORT), str(many))
+def came(python, site: Site, address: str, many: int, sockets: int = 1) -> list[int]:
+    words = (ASK, address, str(PORT), str(many), str(sockets))
     return json.loads(python(site.client, site.client_cgroup, *words, timeout=120))
 
 
@@ -56,6 +63,7 @@ def counters(routed) -> dict[str, int]:
     return routed.stack("wan")["counters"]
 
 
+@pytest.mark.alone("a late copy counts as lost")
 @pytest.mark.parametrize(("io", "family"), [("tap", "ip4"), ("tap", "ip6"), ("af_xdp", "ip4")])
 def test_more_answers_come_and_none_twice(site, python, io, family) -> None:
     site.wan(rate="100mbit", delay="10ms", loss="12%", seed=3)
@@ -71,6 +79,23 @@ def test_more_answers_come_and_none_twice(site, python, io, family) -> None:
         assert told["datagram_peers"] == 1
         assert told["datagrams_repaired"] > 60
         assert told["datagram_copies"] > 1000
+
+
+def test_several_processes_of_each_host_hear_of_their_own(site, python) -> None:
+    """Of many exchanges, which they share."""
+    site.wan(rate="100mbit", delay="10ms", loss="12%", seed=4)
+    several = policy("tap").replace(POLICY, POLICY + "processes = 3\n")
+    client, peer = site.attach_client(several), site.attach_server(several)
+    server(site.server, site.server_cgroup, ECHO, str(PORT))
+    answers = came(python, site, site.server.ip4, 2500, sockets=24)
+    assert max(answers) == 1
+    late = answers[1000:]
+    assert sum(late) >= 0.95 * len(late), (counters(client), counters(peer))
+    for routed in (client, peer):
+        for number in range(3):
+            told = routed.ask_stack(process_label("wan", number))
+            assert told["core_datagram_copies"] > 300, (number, told)
+            assert told["core_datagrams_repaired"] > 20, (number, told)
 
 
 def test_a_host_without_us_drops_the_offers(wired, python) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sitefixtures import with_udp
+from sitefixtures import Site, with_udp
 
 from lab import Cgroup, Host, wait_for
 
@@ -17,9 +17,10 @@ IOS = ("tap", "af_xdp")
 NAME, ADDRESS = "shop.example", "203.0.113.80"
 WITHIN_S = 15.0
 
-# Serves QUIC streams, each of which is given back; or sends one and says the digest of what came.
+# Serves QUIC streams, each of which is given back; or opens as many as are wanted, one after
+# another, and says of each after how many seconds it was whole, or null: it was not what was sent.
 QUIC = """
-import asyncio, datetime, hashlib, os, ssl, sys
+import asyncio, datetime, hashlib, json, os, ssl, sys, time
 from aioquic.asyncio import connect, serve
 from aioquic.quic.configuration import QuicConfiguration
 
@@ -50,13 +51,18 @@ async def server():
 
 async def client():
     c = QuicConfiguration(alpn_protocols=["lab"], verify_mode=ssl.CERT_NONE)
-    data = os.urandom(size)
+    took = []
     async with connect(address, port, configuration=c) as protocol:
-        reader, writer = await protocol.create_stream()
-        writer.write(data)
-        writer.write_eof()
-        back = await reader.read()
-    print(hashlib.sha256(back).digest() == hashlib.sha256(data).digest(), flush=True)
+        for _ in range(int(sys.argv[5])):
+            data = os.urandom(size)
+            began = time.monotonic()
+            reader, writer = await protocol.create_stream()
+            writer.write(data)
+            writer.write_eof()
+            back = await reader.read()
+            same = hashlib.sha256(back).digest() == hashlib.sha256(data).digest()
+            took.append(time.monotonic() - began if same else None)
+    print(json.dumps(took), flush=True)
 
 asyncio.run(server() if role == "server" else client())
 """
@@ -67,7 +73,7 @@ def relayed(routed) -> tuple[int, int]:
     return told["datagrams_out"], told["datagrams_in"]
 
 
-def dnsmasq(host: Host, cgroup: Cgroup, *words: str) -> None:
+def dnsmasq(host: Host, cgroup: Cgroup, *words: str) -> subprocess.Popen[str]:
     """A resolver that knows nothing but what words say."""
     usual = ("--no-daemon", "--conf-file=/dev/null", "--no-hosts", "--user=root", "--pid-file=")
     process = cgroup.spawn(
@@ -77,7 +83,7 @@ def dnsmasq(host: Host, cgroup: Cgroup, *words: str) -> None:
     while line := process.stderr.readline():
         said.append(line)
         if "started" in line:
-            return
+            return process
     pytest.fail("".join(said))
 
 
@@ -131,27 +137,62 @@ def test_a_resolver_asks_another(names):
     }
 
 
+def iperf3_serves(site: Site) -> None:
+    """On the server's host."""
+    site.server_cgroup.spawn(["iperf3", "--server"], host=site.server, stdout=subprocess.DEVNULL)
+
+
+def iperf3_datagrams(site: Site, rate: str, seconds: int, *words: str) -> dict:
+    """What iperf3 says of all datagrams that it has sent at that rate."""
+    asked = ["iperf3", "--udp", "--bitrate", rate, "--time", str(seconds), "--json", *words]
+
+    def ran() -> dict:
+        words = [*asked, "--client", site.server.ip4]
+        done = site.client_cgroup.run(words, host=site.client, check=False, timeout=90)
+        return json.loads(done.stdout)
+
+    told = ran()
+    if "error" in told:  # it was not there yet
+        told = wait_for(lambda: None if "error" in (one := ran()) else one, WITHIN_S, "iperf3")
+    return dict(told["end"]["sum"])
+
+
+@pytest.mark.alone("iperf3 counts what it reads too late as lost")
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_iperf3(site, io, reverse):
     site.wire(offloads=True)
     routed = site.attach_client(with_udp(io))
-    site.server_cgroup.spawn(["iperf3", "--server"], host=site.server, stdout=subprocess.DEVNULL)
-    asked = ["iperf3", "--udp", "--bitrate", "20M", "--time", "1", "--json", "--client"]
-    words = [*asked, site.server.ip4, *(["--reverse"] if reverse else [])]
-
-    def ran() -> dict:
-        return json.loads(
-            site.client_cgroup.run(words, host=site.client, check=False, timeout=60).stdout
-        )
-
-    told = ran()
-    if "error" in told:  # it was not there yet
-        told = wait_for(lambda: None if "error" in (one := ran()) else one, WITHIN_S, "iperf3")
-    total = told["end"]["sum"]
+    iperf3_serves(site)
+    total = iperf3_datagrams(site, "20M", 1, *(["--reverse"] if reverse else []))
     assert total["packets"] > 1000
     assert total["lost_percent"] < 2
     assert relayed(routed)[reverse] > 500
+
+
+def quic_server(site: Site, address: str) -> Path:
+    """Listens at port 4433. The script, for quic_streams()."""
+    script = Path(site.directory) / "quic.py"
+    script.write_text(QUIC)
+    serving = site.server_cgroup.spawn(
+        [sys.executable, script, "server", address, "4433", "0"],
+        host=site.server,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert serving.stdout.readline() == "ready\n"
+    return script
+
+
+def quic_streams(
+    site: Site, script: Path, address: str, size: int, many: int = 1
+) -> list[float | None]:
+    """Seconds for each of so many streams of so many bytes there and back; None: not what was
+    sent.
+    """
+    words = [sys.executable, script, "client", address, "4433", str(size), str(many)]
+    done = site.client_cgroup.run(words, host=site.client, timeout=180)
+    return list(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("io", IOS)
@@ -159,20 +200,9 @@ def test_iperf3(site, io, reverse):
 def test_quic(wired, io, family):
     pytest.importorskip("aioquic")
     there = getattr(wired.server, family)
-    script = Path(wired.directory) / "quic.py"
-    script.write_text(QUIC)
-    serving = wired.server_cgroup.spawn(
-        [sys.executable, script, "server", "::" if family == "ip6" else there, "4433", "0"],
-        host=wired.server,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert serving.stdout.readline() == "ready\n"
+    script = quic_server(wired, "::" if family == "ip6" else there)
     routed = wired.attach_client(with_udp(io))
-    said = wired.client_cgroup.run(
-        [sys.executable, script, "client", there, "4433", "300000"], host=wired.client, timeout=60
-    )
-    assert said.stdout == "True\n"
+    assert quic_streams(wired, script, there, 300_000) != [None]
     out, came = relayed(routed)
     assert out > 200
     assert came > 200

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from sitefixtures import with_udp
+from tunlink import address as of_link
+from tunlink import tun_link
 
 from dmm_ebpf import loader
 from lab import Cgroup, Host, wait_for
@@ -118,6 +120,25 @@ def test_a_connected_socket(wired, app, io, family):
     assert flow["sport"] == app("s['x'].getsockname()[1]")
     assert (flow["bytes_sent"], flow["bytes_received"]) == (11, 11 + 2 * len(here) + 2)
     assert (flow["state"], flow["pid"]) == ("ESTABLISHED", app.process.pid)
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_datagrams_that_a_driver_leaves_in_pages(site, family):
+    """Of those the IP header is not where programs find it at once: both ways by the stack all the
+    same, at either end.
+    """
+    with tun_link((site.client, site.server), "tap0", network=60, offloads=False, in_pages=True):
+        routed = site.attach_client(with_udp("tap", "tap0"))
+        served = site.attach_server(with_udp("tap", "tap0"))
+        serve(site.server, site.server_cgroup)
+        app = App(site.client, site.client_cgroup)
+        here, there = (of_link(60, number, family) for number in (1, 2))
+        app.open("x", family)
+        app(f"s['x'].connect(({there!r}, {PORT}))")
+        for word in ("first", "second"):
+            assert app.ask("x", word) == f"{here} {word}"
+        assert counters(routed) == (2, 2)
+        assert counters(served) == (2, 2)
 
 
 def test_an_exchange_of_which_another_processor_has_just_noted_a_datagram(wired, app):

@@ -114,17 +114,18 @@ def test_a_stack_that_died_or_stands_is_not_up_without_a_director(wired: Site) -
 
 
 def test_status_tells_of_rules_that_wait_without_a_director(wired: Site) -> None:
-    """Also for a cgroup that was made meanwhile: nobody has told the hooks."""
+    """Until their cgroup is made: that the kernel tells itself."""
     group = f"{wired.client_cgroup.relative}/later"
     routed = wired.attach_client(TAP.replace('"{cgroup}"', '"{cgroup}/later"'))
     (before,) = routed.ask("status")
     waiting = {"rule": "shop", "number": 1, "cgroup": group, "executable": None}
     assert before["pending"] == [waiting]
     routed.kill_director()
-    wired.client_cgroup.child("later")
-    (status,) = routed.ask("status")
     same = ("pending", "rules", "routes")
+    (status,) = routed.ask("status")
     assert {key: status[key] for key in same} == {key: before[key] for key in same}
+    wired.client_cgroup.child("later")
+    assert routed.ask("status")[0]["pending"] == []
     routed.restart()
     assert routed.ask("status")[0]["pending"] == []
 

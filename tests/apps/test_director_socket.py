@@ -30,7 +30,8 @@ from dmm_ebpf.rd.api.clients import MAX_CLIENTS
 from dmm_ebpf.rd.director.rundir import ROOT
 from dmm_ebpf.rd.policy.parse import MAX_POLICY_BYTES
 from lab import Cgroup, Lab, wait_for
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 
 MANY = 100_000
 MEMORY_KIB = 40 << 10
@@ -307,6 +308,7 @@ def _record(number: int) -> tuple[bytes, bytes]:
     return struct.pack("=Q", flow.cookie), abi.pack(flow)
 
 
+@pytest.mark.alone("a second is the clock's")
 def test_a_hundred_thousand_flows_are_listed_in_pages(director: Routed, tmp_path: Path) -> None:
     """The records are made here: what is tried is the listing, and as many sockets would take
     longer to open.

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from dmm_ebpf.errors import DmmError
 from dmm_ebpf.tui.source import RdSource
 from lab import curl_fetch, nginx, wait_for
 from lab.build import bpf_object
-from lab.routed import CLI
+from lab.commandline import CLI
 from lab.waiting import stop
 
 BEGIN = """
@@ -86,6 +87,7 @@ def served(wired, payload):
     return server.url(path.name), sha256
 
 
+@pytest.mark.alone("100 ms are the clock's")
 @pytest.mark.parametrize("victims", ["stack", "director", "both"])
 def test_after_a_kill_new_connections_are_made_within_100_ms(wired, served, victims):
     before = _rules_and_links(wired.client)
@@ -217,6 +219,31 @@ def test_status_of_what_another_version_left_tells_what_is_known(wired):
         maps["control"].update(key, whole)
         for one in maps.values():
             one.close()
+
+
+def test_a_director_that_is_stopped_is_told_of_soon(wired, served):
+    """And its instance is listed from what is pinned, until it goes on."""
+    routed = wired.attach_client()
+    holder = browser(wired.client, wired.client_cgroup, wired.server.ip4)
+    pid = routed.ask("status")[0]["pid"]
+    silent = f"its Resource Director does not answer: its process {pid} is stopped"
+    stop(pid)
+    began = time.monotonic()
+    try:
+        flows, route, status = (
+            routed.cli(*words, "-i", routed.instance, check=False)
+            for words in (("flows", "--json"), ("route", "get", wired.server.ip4), ("status",))
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert time.monotonic() - began < 45, "flows alone took 60 s"
+    assert [f["stack"] for f in json.loads(flows.stdout) if f["pid"] == holder.pid] == ["wan"]
+    assert flows.returncode == status.returncode == 0
+    assert f"{silent}; shown from what it left pinned" in flows.stderr
+    assert "  director  does not answer\n" in status.stdout
+    assert route.returncode == 75
+    assert f"{silent}; kill -CONT {pid} lets it go on" in route.stderr
+    assert routed.ask("status")[0]["rd"] == "up"
 
 
 def test_a_killed_director_is_replaced_and_its_stack_goes_on(wired, served):

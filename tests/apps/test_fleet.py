@@ -12,11 +12,12 @@ import sys
 from typing import Any
 
 import pytest
-from fleetsite import Fleet, await_state, central, stack_of
+from fleetsite import await_state, central, stack_of, standing
 from jsonpage import wrong_with
 
 from lab import wait_for
-from lab.routed import CLI
+from lab.commandline import CLI
+from lab.waiting import wait_readable
 
 pytestmark = pytest.mark.root
 
@@ -53,9 +54,7 @@ REFUSED = POLICY.replace('"cubic"', '"nosuch"')
 
 @pytest.fixture
 def site(lab, make_cgroup, tmp_path, monkeypatch):
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
-    made = Fleet(lab, make_cgroup, tmp_path, ["a", "b", "c"])
-    with made.stack:
+    with standing(lab, make_cgroup, tmp_path, monkeypatch) as made:
         yield made
 
 
@@ -253,6 +252,78 @@ def test_a_compacted_store_is_read_anew(one) -> None:
     assert await_state(following, "applied", routes=0)
 
 
+def _stack(following, address: str) -> tuple[str, str | None]:
+    words = ("route", "get", f"{address}:443", "--cgroup", str(following.cgroup.path))
+    said = following.ask(*words)
+    return said["stack"], said["route"]
+
+
+def test_single_routes_leave_the_policy_as_it_is(one) -> None:
+    """Beside it, on every host, over a take-over, a boot and another push; what contradicts the
+    policy is refused as a policy is.
+    """
+    first, second = one.follow(0, "role=edge"), one.follow(1)
+    one.push(POLICY)
+    await_state(first, "applied", push=1)
+    await_state(second, "applied", push=1)
+    before = second.ask("status")[0]["generation"]
+    one.etcd.put("/dmm/want/routes/all/x", "192.0.2.0/24,tcp,443,far\n10.1.0.0/16,,,far")
+    one.etcd.put("/dmm/want/routes/edge/e", "198.51.100.0/24,,,far")
+    await_state(second, "applied", routes=3)
+    await_state(first, "applied", routes=3)
+    assert _stack(second, "192.0.2.1") == ("far", "192.0.2.0/24 tcp 443")
+    assert _stack(second, "10.1.0.1") == ("far", "10.1.0.0/16")
+    assert _stack(first, "198.51.100.1") == ("far", "198.51.100.0/24")
+    assert _stack(second, "198.51.100.1") == ("kernel", None), "it has no such table"
+    one.etcd.ctl("del", "/dmm/want/routes/edge/e")
+    await_state(second, "applied", routes=2)
+    await_state(first, "applied", routes=2)
+    assert (second.ask("status")[0]["generation"] - before) % 2 == 0, "it was compiled anew"
+    shown = second.cli("route", "show", "-i", second.instance).stdout
+    assert "192.0.2.0/24 proto tcp port 443 stack far table all\n" in shown
+    gone = ("route", "del", "192.0.2.0/24", "proto", "tcp", "port", "443", "table", "all")
+    refused = second.cli(*gone, "-i", second.instance, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(
+        "it is the fleet's, want/routes/all/x:1 in etcd, and no live one; change it there for all "
+        "hosts, or route replace it on this one"
+    )
+    told = second.ask("policy", "explain", "192.0.2.1:443", "--cgroup", str(second.cgroup.path))
+    assert told["rules"][-1]["routes"][0]["where"] == "want/routes/all/x:1"
+
+    second.cli("route", "add", "192.0.2.0/24", "proto", "tcp", "port", "443", "stack", "lan",
+               "table", "all", "-i", second.instance)  # fmt: skip
+    assert _stack(second, "192.0.2.1")[0] == "lan", "this host's own counts first"
+    second.cli("route", "flush", "-i", second.instance)
+    assert _stack(second, "192.0.2.1")[0] == "far"
+
+    second.kill_director()
+    second.restart()
+    await_state(second, "applied", routes=2)
+    assert _stack(second, "10.1.0.1")[0] == "far"
+    one.etcd.put("/dmm/want/routes/all/x", "10.1.0.0/16,,,lan")
+    await_state(second, "applied", routes=1)
+    assert [_stack(second, one)[0] for one in ("192.0.2.1", "10.1.0.1")] == ["kernel", "lan"]
+
+    one.etcd.put("/dmm/want/routes/all/y", "10.0.0.0/8,,,far")
+    why = await_state(second, "refused")["why"]
+    assert "10.0.0.0/8 every port" in why and "lan" in why
+    assert _stack(second, "10.1.0.1")[0] == "lan"
+    one.etcd.ctl("del", "/dmm/want/routes/all/y")
+    await_state(second, "applied", routes=1)
+    done = one.push(SECOND)
+    assert done["state"] == "everywhere"
+    assert [_stack(second, one)[0] for one in ("10.2.0.1", "10.1.0.1")] == ["far", "lan"]
+    one.etcd.put("/dmm/want/routes/all/z", "192.0.2.7,,,blackhole")
+    await_state(second, "applied", routes=2)
+    assert _stack(second, "192.0.2.7")[0] == "blackhole"
+
+    one.etcd.members[0].kill()
+    second.close()
+    second.restart()
+    assert [_stack(second, to)[0] for to in ("10.1.0.1", "192.0.2.7")] == ["lan", "blackhole"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
@@ -419,13 +490,16 @@ def test_watch_tells_what_hosts_say(one) -> None:
     argv = [*CLI, "controller", "watch", "--etcd", one.place, "--json"]
     watching = one.hosts[0].popen(argv, stdout=subprocess.PIPE, text=True)
     events: list[dict[str, Any]] = []
-    one.etcd.put("/dmm/want/routes/all/a", "192.0.2.0/24,,,far")
+
+    def tells() -> bool:
+        """Of a route that is put: a watch knows nothing of what was before it began."""
+        one.etcd.put("/dmm/want/routes/all/a", "192.0.2.0/24,,,far")
+        return wait_readable(watching.stdout.fileno(), 0.2)
+
     try:
-        for count in range(100):
-            line = watching.stdout.readline() if count else None
-            if count == 0:
-                one.push(POLICY)
-                continue
+        wait_for(tells, 30, "the watch to begin")
+        one.push(POLICY)
+        for line in watching.stdout:
             events.append(json.loads(line))
             if events[-1]["type"] == "host" and events[-1]["host"]["push"] == 1:
                 break

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from fleetsite import Fleet
+from fleetsite import Fleet, standing
 from jsonpage import wrong_with
 
 from lab import Host, wait_for
@@ -80,9 +80,7 @@ while True:
 
 @pytest.fixture
 def site(lab, make_cgroup, tmp_path, monkeypatch) -> Iterator[Fleet]:
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
-    made = Fleet(lab, make_cgroup, tmp_path, ["a", "b"])
-    with made.stack:
+    with standing(lab, make_cgroup, tmp_path, monkeypatch, ("a", "b")) as made:
         made.serve(members=1)
         canary = made.follow(0, "role=canary")
         made.follow(1)

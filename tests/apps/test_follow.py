@@ -361,22 +361,27 @@ def test_a_director_that_comes_back_tells_what_has_changed(wired: Site, io: str)
     assert routed.stack("wan")["pid"] == pid
 
 
-def test_a_director_that_comes_back_serves_the_bridge_on(wired: Site):
-    """And the NIC again, once that is let go."""
+@pytest.mark.parametrize("named", [True, False], ids=["named", "by the default route"])
+@pytest.mark.parametrize("seen", [True, False], ids=["let go", "let go unseen"])
+def test_a_director_that_comes_back_serves_the_bridge_on(wired: Site, named: bool, seen: bool):
+    """And the NIC again, once that is let go: under its eyes, or while no director was there."""
     client, nic = wired.client, wired.client.nic
     echo(wired.server, wired.server_cgroup)
-    routed = wired.attach_client(by("tap", nic.name))
+    routed = wired.attach_client(by("tap", *[nic.name] * named))
     pid = routed.stack("wan")["pid"]
     talker = Talker(client, wired.client_cgroup, wired.server.ip4)
     side = Side(wired, client, [])
     under_bridge(side)
     wait_for(lambda: routed.stack("wan")["nics"] == ["br0"], WITHIN_S, "the bridge to be served")
     routed.kill_director()
-    routed.restart()
-    assert talker.says("hello") == "hello"
-    assert routed.stack("wan")["nics"] == ["br0"]
+    if seen:
+        routed.restart()
+        assert talker.says("hello") == "hello"
+        assert routed.stack("wan")["nics"] == ["br0"]
     client.ip("link del br0")
     side.address(nic.name)
+    if not seen:
+        routed.restart()
     assert talker.says("again") == "again"
     stack = routed.stack("wan")
     assert (stack["pid"], stack["nics"]) == (pid, [nic.name])

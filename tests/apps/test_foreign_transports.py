@@ -17,7 +17,8 @@ from talking import PORT, Talker, echo
 
 from dmm_ebpf.cli import plugins
 from lab import curl_fetch, nginx
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 from lab.sim import corelab
 from lab.waiting import wait_for
 

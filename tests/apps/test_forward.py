@@ -20,6 +20,7 @@ from talking import PORT, Talker, echo
 from dmm_ebpf.hal import tcfilter
 from dmm_ebpf.loader import bpf
 from lab import Host, Lab
+from lab.routed import Routed
 from lab.waiting import wait_for
 
 IOS = ("tap", "af_xdp")
@@ -98,6 +99,25 @@ def test_a_gateway_carries_what_is_opened_from_outside(
     assert counted(gateway)["new"] == 1
     got = counters(routed)
     assert (got["forward_out"], got["forward_in"], got["forward_let_go"]) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("io", IOS)
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+@pytest.mark.parametrize("nat", [False, True], ids=["plain", "masquerade"])
+def test_a_smaller_mtu_towards_the_host_inside_is_followed(
+    gateway: Gateway, io: str, family: str, nat: bool
+) -> None:
+    """The kernel tells who has sent what the device does not take: the stack, not the peer."""
+    if nat:
+        gateway.masquerade()
+    gateway.echo(gateway.server)
+    routed = gateway.attach(POLICY.format(io=io, rule=FROM_LAN))
+    talker = Talker(gateway.inside, gateway.others, getattr(gateway.server, family))
+    assert talker.says("send 300000") == "True"
+    gateway.gate.ip("link set eth1 mtu 1300")
+    gateway.inside.ip(f"link set {gateway.inside.nic.name} mtu 1300")
+    assert talker.says("send 300000") == "True"
+    assert routed.stack("wan")["counters"]["active_open"] == 1, "the kernel carried it"
 
 
 @pytest.mark.parametrize("io", IOS)
@@ -342,3 +362,28 @@ def test_several_processes_share_what_is_forwarded(gateway: Gateway, rule: str) 
     processes = routed.stack("wan")["processes"]
     assert sum(process["connections"] for process in processes) == 8
     assert min(process["connections"] for process in processes) > 0
+
+
+@pytest.mark.parametrize("nat", [False, True], ids=["plain", "masquerade"])
+def test_a_new_flow_follows_the_default_route(gateway, lab, nat):
+    gate, server, far = gateway.gate, gateway.server, "203.0.113.9"
+    first, second = gate.nics[0].name, lab.wire(gate, server, offloads=True).a.name
+    server.ip(f"address add {far} dev lo")
+    if nat:
+        gateway.masquerade()
+        gate.run(["nft", "add", "rule", "inet", "m", "nat", "oifname", second, "masquerade"])
+    gateway.echo(server)
+    policy = POLICY.replace('devices = ["eth0"]\n', "")
+    routed = gateway.attach(policy.format(io="tap", rule=FROM_LAN))
+    assert routed.stack("wan")["nics"] == [first]
+    via = dict(zip((first, second), (nic.ip4 for nic in server.nics), strict=True))
+    for name in (second, first, second):
+        gate.ip(f"route replace default via {via[name]} dev {name}")
+        wait_for(lambda: _is_carried(gateway, routed, far), WITHIN_S, f"flows by {name}")
+
+
+def _is_carried(gateway: Gateway, routed: Routed, address: str) -> bool:
+    before = counters(routed)["forward_out"]
+    talker = Talker(gateway.inside, gateway.others, address)
+    assert talker.says("send 100000") == "True"
+    return counters(routed)["forward_out"] == before + 1

@@ -10,10 +10,12 @@ import os
 import signal
 import subprocess
 
-from talking import browser, holder
+from sitefixtures import TAP
+from talking import Talker, browser, echo, holder
 
 from lab import curl_fetch, nginx, wait_for
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 from lab.waiting import wait_pid_gone
 
 WITHIN_S = 20.0
@@ -125,3 +127,50 @@ def test_a_director_takes_over_what_no_state_tells_of(wired, payload):
     routed.restart()
     assert routed.stack("wan")["pid"] == second, "the stack process was replaced"
     assert talker.communicate("go\n", WITHIN_S)[0] == "HTTP\n", "an open flow did not survive"
+
+
+def test_a_director_that_takes_over_with_another_policy_without_room_keeps_the_one_there(wired):
+    """It says why, and comes to the other once there is room."""
+    echo(wired.server, wired.server_cgroup)
+    routed = wired.attach_client(TAP, kind=Cramped)
+    talker = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+    stack = routed.home = routed.stack("wan")["pid"]
+    before = routed.ask("policy", "show")["text"]
+    routed.fill()
+    routed.kill_director()
+    routed.write_policy(TAP.replace('name = "shop"', 'name = "other"'))
+    routed.restart()
+    assert routed.stack("wan")["pid"] == stack, "the stack process was replaced"
+    assert talker.says("send 100000") == "True"
+    assert routed.ask("policy", "show")["text"] == before
+    refused = routed.ask("status")[0]["policy_refused"]
+    assert refused["path"] == str(routed.policy_file) and "no space left" in refused["reason"]
+    routed.make_room()
+    other = routed.policy_file.read_text()
+    wait_for(lambda: routed.ask("policy", "show")["text"] == other, WITHIN_S, "the other policy")
+    assert routed.ask("status")[0]["policy_refused"] is None
+    assert talker.says("send 100000") == "True"
+
+
+def test_a_director_takes_over_without_room(wired):
+    """Killed while nothing can be written: the next one goes on, and writes once there is room."""
+    echo(wired.server, wired.server_cgroup)
+    routed = wired.attach_client(TAP, kind=Cramped)
+    talker = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+    stack = routed.home = routed.stack("wan")["pid"]
+    routed.fill()
+    for _ in range(2):
+        routed.kill_director()
+        routed.restart()
+        assert routed.stack("wan")["pid"] == stack, "the stack process was replaced"
+        assert talker.says("send 100000") == "True"
+        assert talker.flow(routed)["stack"] == "wan"
+    (told,) = routed.ask("status")[0]["missing"]
+    assert "no space left" in told["why"]
+    refused = routed.apply(TAP.replace('name = "shop"', 'name = "other"'), check=False)
+    assert refused.returncode == 1 and "no space left" in refused.stderr
+    routed.make_room()
+    wait_for(lambda: routed.ask("status")[0]["missing"] == [], WITHIN_S, "the state to be written")
+    state = json.loads(routed.inside("cat", f"/run/dmm-ebpf/{routed.instance}/state.json").stdout)
+    assert state["pid"] == routed.process.pid
+    assert talker.says("send 100000") == "True"

@@ -6,66 +6,31 @@ from __future__ import annotations
 import json
 
 import pytest
+from remade import REFUSE, RESTARTS, SERVICE, Pending
 from talking import server
 
 from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
 
 WITHIN_S = 10.0
 ROUTED_WITHIN_MS = 50.0  # in most cases: others have the processors, too
-RESTARTS = 10
 
-REFUSE = """
-[[rules]]
-name = "shop"
-cgroup = "{cgroup}%s"
-table = "none"
-
-[[tables.none.routes]]
-to = "default"
-stack = "reject"
-"""
-
-# A service that is restarted: leaves its cgroup, removes it and what is above it, makes all
-# of them again, and joins. Prints for how many milliseconds from then on its connections were
-# not yet refused.
-SERVICE = """
-import os, socket, sys, time
-base, path, restarts = sys.argv[1], sys.argv[2], int(sys.argv[3])
-def join(group):
-    open(os.path.join(group, "cgroup.procs"), "w").write("0")
-def refused():
-    with socket.socket() as s:
-        s.settimeout(1)
-        try:
-            s.connect(("127.0.0.1", 9))
-        except PermissionError:
-            return True
-        except ConnectionRefusedError:
-            return False
-home = open("/proc/self/cgroup").read().rpartition("::")[2].strip().strip("/")
+# Prints for how many milliseconds after it joined its cgroup the service's connections were not
+# yet refused, for each restart.
+TIMED = f"""{SERVICE}
 took = []
 for _ in range(restarts):
-    at = path
-    while len(at) > len(base):
-        if os.path.isdir(at):
-            os.rmdir(at)
-        at = os.path.dirname(at)
-    os.makedirs(path)
+    remake(base, path)
     began = time.monotonic()
     join(path)
     until = began + 5
-    while not refused() and time.monotonic() < until:
+    while outcome() != "PermissionError" and time.monotonic() < until:
         pass
     took.append((time.monotonic() - began) * 1000)
     join(sys.argv[4])
 print(took)
 """
-
-
-class Pending(Routed):
-    options = ("--pending",)
 
 
 def _status(routed):
@@ -76,7 +41,7 @@ def _status(routed):
 def _restarts(site, base, path, restarts=RESTARTS):
     """Milliseconds for which a service was not routed after each of its restarts."""
     out = site.client.run(
-        ["/usr/bin/python3", "-c", SERVICE, str(base), str(path), str(restarts), str(base.parent)]
+        ["/usr/bin/python3", "-c", TIMED, str(base), str(path), str(restarts), str(base.parent)]
     ).stdout
     took = json.loads(out)
     print([round(one, 2) for one in took])
@@ -87,7 +52,7 @@ def _restarts(site, base, path, restarts=RESTARTS):
 def test_a_rule_matches_its_cgroup_from_the_moment_it_is_made(site, below):
     routed = site.attach_client(None)
     base = site.client_cgroup.path
-    said = routed.apply(REFUSE % "/svc/web.service")
+    said = routed.apply(REFUSE % "{cgroup}/svc/web.service")
     group = f"{site.client_cgroup.relative}/svc/web.service"
     assert f"rule shop: waits for the cgroup {group}, which does not exist" in said.stderr
     assert _status(routed)["pending"] == [
@@ -109,7 +74,7 @@ def test_a_rule_matches_its_cgroup_from_the_moment_it_is_made(site, below):
 def test_the_attached_cgroup_is_hooked_again_when_it_is_made_again(site):
     group = site.client_cgroup.child("web.service")
     site.client_cgroup, base = group, site.client_cgroup
-    routed = site.attach_client(REFUSE % "")
+    routed = site.attach_client(REFUSE % "{cgroup}")
     took = _restarts(site, base.path, group.path)
     assert sorted(took)[RESTARTS // 4] < ROUTED_WITHIN_MS, took
     assert max(took) < 5000
@@ -133,8 +98,8 @@ def test_an_instance_waits_for_a_cgroup_that_was_never_there(site):
     site.client_cgroup = group = base.child(name)
     group.path.rmdir()
     with pytest.raises(Exception, match=r"there is no such cgroup .* or attach with --pending"):
-        site.attach_client(REFUSE % "")
-    routed = site.attach_client(REFUSE % "", kind=Pending)
+        site.attach_client(REFUSE % "{cgroup}")
+    routed = site.attach_client(REFUSE % "{cgroup}", kind=Pending)
     wait_for(lambda: _status(routed)["missing"], WITHIN_S, "status to tell that it is not there")
     routed.kill_director()
     routed.restart()
@@ -147,7 +112,7 @@ def test_an_instance_waits_for_a_cgroup_that_was_never_there(site):
 def test_route_get_answers_for_what_is_routed(site):
     group = site.client_cgroup.child("shop")
     site.client_cgroup, base = group, site.client_cgroup
-    routed = site.attach_client(REFUSE % "")
+    routed = site.attach_client(REFUSE % "{cgroup}")
 
     def get(*words, code=0):
         done = routed.cli("route", "get", *words, "-i", routed.instance, "--json", check=False)
@@ -180,7 +145,7 @@ def test_run_tells_of_rules_that_are_for_another_cgroup(site):
         (site.client_cgroup.relative, "ConnectionRefusedError"),
         ("/", "PermissionError"),
     ):
-        policy.write_text((REFUSE % "").replace("{cgroup}", cgroup))
+        policy.write_text((REFUSE % "{cgroup}").replace("{cgroup}", cgroup))
         done = site.client.run(command, check=False)
         assert error in done.stderr
         told = (

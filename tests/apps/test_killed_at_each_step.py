@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A director that is killed right before any step of attach, policy apply, take-over or detach:
 what it leaves decides about new connections, and the next one takes it over or clears it away.
+So does one that adds a live route which takes the whole policy.
 
 The steps are those that a director takes which lives (stepping.py). By default one of each kind is
 tried; DMM_SIGNALS=all tries each.
@@ -27,6 +28,13 @@ CONNECT = """
 import socket, sys
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20):
     print("open")
+"""
+REFUSED = """
+import errno, socket
+sock = socket.socket()
+sock.setblocking(False)
+found = sock.connect_ex(("192.0.2.1", 443))
+print(found == errno.EACCES)
 """
 
 
@@ -59,9 +67,16 @@ class Stepper(Subject):
         command.wait(LIFE_S)
         return command
 
+    def route(self) -> Command:
+        """`route add` of what the policy has no stack for, to its end."""
+        words = ("add", "192.0.2.1", "stack", "prohibit", "table", "t")
+        command = self.start("route", *words, "--instance", self.instance)
+        command.wait(LIFE_S)
+        return command
+
     def killed_at(self, step: str, *, then: str) -> None:
         """Start a director that is to be killed there: by itself, or after it serves by what is
-        then asked of it ("apply", "detach").
+        then asked of it ("apply", "route", "detach").
         """
         self.last = step
         director = self.attach()
@@ -69,6 +84,8 @@ class Stepper(Subject):
         if then and self.wait(Subject.serves, director, "it to serve"):
             if then == "apply":
                 self.apply(2)
+            elif then == "route":
+                self.route()
             else:
                 director.send_signal(signal.SIGTERM)
         assert director.wait(LIFE_S) == -signal.SIGKILL, (step, director.said())
@@ -114,15 +131,24 @@ def _recorded(stepper: Stepper, phase: str) -> list[str]:
     before = len(stepper.steps())
     if phase == "apply":
         assert stepper.apply(2).returncode == 0
+    if phase == "route":
+        assert stepper.route().returncode == 0
     after = len(stepper.steps())
     assert director.end(signal.SIGTERM)[0] == 0, director.said()
     if phase == "detach":
         return stepper.steps()[before:]
-    return stepper.steps()[before:after] if phase == "apply" else stepper.steps()[:before]
+    asked = phase in {"apply", "route"}
+    return stepper.steps()[before:after] if asked else stepper.steps()[:before]
+
+
+def _refuses(stepper: Stepper) -> bool:
+    """Whether the live route is in force."""
+    words = ["/usr/bin/python3", "-c", REFUSED]
+    return stepper.cgroup.run(words, host=stepper.host).stdout == "True\n"
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("phase", ["attach", "apply", "take-over", "detach"])
+@pytest.mark.parametrize("phase", ["attach", "apply", "route", "take-over", "detach"])
 def test_whoever_comes_next_finds_its_way(
     stepper: Stepper, reach: tuple[str, int], phase: str
 ) -> None:
@@ -131,10 +157,13 @@ def test_whoever_comes_next_finds_its_way(
     for step in steps:
         if phase == "take-over":
             stepper.attached().end(signal.SIGKILL)
-        stepper.killed_at(step, then=phase if phase in {"apply", "detach"} else "")
+        stepper.killed_at(step, then=phase if phase in {"apply", "route", "detach"} else "")
         _answers(stepper, reach)
+        was_refused = phase == "route" and _refuses(stepper)
         again = stepper.attached()
         _answers(stepper, reach)
+        if was_refused:
+            assert _refuses(stepper), f"killed before {step}, it has lost a route"
         second = stepper.start("status", "--instance", stepper.instance)
         assert second.wait(LIFE_S) == 0, (step, second.said())
         code, said = again.end(signal.SIGTERM)

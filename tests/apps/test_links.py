@@ -96,3 +96,17 @@ def test_the_listing_says_tap(tunnel):
     ).stdout
     (row,) = json.loads(shown)
     assert row["fit_for"]["port"] == "tap"
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_packets_that_a_driver_leaves_in_pages(site, python, family):
+    """No header of what comes is where programs find it at once."""
+    with tun_link(
+        (site.client, site.server), "tap0", network=NETWORK, offloads=False, in_pages=True
+    ):
+        connecting = site.attach_client(by("tap", "tap0"))
+        listening = site.attach_server(by("tap", "tap0"))
+        listen(site)
+        sent, back = send(site, python, family).split()
+        assert sent == back
+        assert carried(connecting) > 0 and carried(listening) > 0, "a kernel's own carried it"

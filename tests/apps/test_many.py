@@ -140,6 +140,7 @@ def test_detach_resets_thousands_of_connections_at_both_ends(wired, tmp_path):
         wait_for(lambda: not _established(wired.server), 10, "the server's sockets to be reset")
 
 
+@pytest.mark.alone("300 ms are the clock's")
 def test_a_killed_stack_with_many_flows_keeps_the_director_from_nobody(wired, tmp_path):
     routed = wired.attach_client()
     cgroups = (wired.client_cgroup, wired.server_cgroup)

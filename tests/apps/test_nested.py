@@ -14,7 +14,8 @@ from sitefixtures import TAP, WAN, Site
 from talking import PORT, Talker, echo
 
 from lab import Cgroup, wait_for
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 
 LAN = WAN.replace('stack = "wan"', 'stack = "lan"')
 

@@ -10,11 +10,12 @@ import pytest
 
 from dmm_ebpf.hal import nftsets
 from dmm_ebpf.rd.api.client import Client
-from dmm_ebpf.records.status import NftSet
+from dmm_ebpf.rd.policy.elements import MOST_BESIDE
+from dmm_ebpf.records.status import NamedSet
 from lab import wait_for
-from lab.routed import CLI
+from lab.commandline import CLI
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 SET = "inet filter lossy"
 POLICY = """
 [stacks.s]
@@ -66,7 +67,7 @@ def test_a_set_is_followed_from_before_it_is_there(site):
     """Made, filled, deleted, made again with other keys, and as it should be."""
     routed = site.attach_client(POLICY)
     host = site.client
-    assert _status(routed).sets == [NftSet(f"nft:{SET}", "missing", 0)]
+    assert _status(routed).sets == [NamedSet(f"nft:{SET}", "missing", 0)]
     shown = routed.cli("status", "--instance", routed.instance).stdout
     assert "pending   nft:inet filter lossy does not exist, and is waited for" in shown
     assert _asked(routed, "203.0.113.9").stack == "kernel"
@@ -109,15 +110,15 @@ def test_a_set_is_followed_from_before_it_is_there(site):
 
 
 def test_elements_whose_time_is_over_and_that_rules_add(site):
-    """Nothing tells of these."""
+    """Nothing tells of the end of one, nor of those."""
     site.wire()
     host = site.client
     _make(host, more="flags timeout, dynamic;")
-    _nft(host, f"add element {SET} {{ 203.0.113.9 timeout 3s }}")
     _nft(host, "add chain inet filter out { type filter hook output priority 0; }")
     _nft(host, "add rule inet filter out tcp dport 9 add @lossy { ip daddr timeout 1h }")
     routed = site.attach_client(POLICY)
-    assert _asked(routed, "203.0.113.9").stack == "s"
+    _nft(host, f"add element {SET} {{ 203.0.113.9 timeout 5s }}")
+    _until(routed, "203.0.113.9", "s", "an element with a time")
     _until(routed, "203.0.113.9", "kernel", "an element's time to be over")
     peer = site.server.ip4
     assert _asked(routed, peer).stack == "kernel"
@@ -141,8 +142,49 @@ def test_many_changes_come_to_the_last_of_them(site):
     _nft(host, f"delete element {SET} {{ 203.0.113.1 }}")
     _until(routed, "203.0.113.59", "s", "the last element")
     _until(routed, "203.0.113.1", "kernel", "the one that was deleted")
-    assert _status(routed).sets == [NftSet(f"nft:{SET}", "followed", 58)]
+    assert _status(routed).sets == [NamedSet(f"nft:{SET}", "followed", 58)]
     assert _asked(routed, "203.0.113.40").stack == "s"
+
+
+def test_an_element_leaves_the_policy_as_it_is(site):
+    """Beside live routes, over a take-over, and with what rules name by the same set."""
+    host = site.client
+    _make(host)
+    routed = site.attach_client(POLICY)
+    before = _status(routed).generation
+    _nft(host, f"add element {SET} {{ 203.0.113.9 }}")
+    _until(routed, "203.0.113.9", "s", "an element")
+    assert (_status(routed).generation - before) % 2 == 0, "the half of the policy is another"
+    words = ("203.0.113.9", "proto", "tcp", "port", "80,443", "--instance", routed.instance)
+    refused = routed.cli("route", "del", *words, check=False)
+    assert refused.returncode == 2
+    assert "it is what nft:inet filter lossy has now" in refused.stderr
+    live = ("203.0.113.9", "proto", "tcp", "port", "443", "stack", "kernel")
+    routed.cli("route", "add", *live, "--instance", routed.instance)
+    assert _asked(routed, "203.0.113.9").live is True, "a live route counts before an element"
+    _nft(host, f"add element {SET} {{ 203.0.113.10 }}")
+    _until(routed, "203.0.113.10", "s", "an element beside a live route")
+    assert _asked(routed, "203.0.113.9").stack == "kernel"
+    routed.kill_director()
+    routed.restart()
+    assert [_asked(routed, f"203.0.113.{n}").stack for n in (9, 10)] == ["kernel", "s"]
+    _nft(host, f"delete element {SET} {{ 203.0.113.10 }}")
+    _until(routed, "203.0.113.10", "kernel", "a change after the take-over")
+
+
+def test_more_elements_than_have_room_are_compiled(site):
+    host = site.client
+    _make(host, more="flags interval;")
+    routed = site.attach_client(POLICY)
+    many = ", ".join(f"10.{n >> 7}.{(n & 127) << 1}.0/24" for n in range(MOST_BESIDE))
+    host.run(["nft", "-f", "-"], input=f"add element {SET} {{ {many} }}\n")
+    _until(routed, "10.3.0.1", "s", "all that have room")
+    _nft(host, f"add element {SET} {{ 203.0.113.9 }}")
+    _until(routed, "203.0.113.9", "s", "one more")
+    assert _asked(routed, "10.3.0.1").stack == "s"
+    _nft(host, f"delete element {SET} {{ 10.3.0.0/24 }}")
+    _until(routed, "10.3.0.1", "kernel", "one that is gone")
+    assert _asked(routed, "203.0.113.9").stack == "s"
 
 
 def test_what_is_no_set_of_addresses_is_refused(site):

@@ -52,7 +52,8 @@ def twice(tmp_path_factory):
     assert found
     file.write_text(found[1], encoding="utf-8")
     yield file
-    file.unlink()
+    for one in folder.iterdir():
+        one.unlink()
     folder.rmdir()
 
 
@@ -79,6 +80,24 @@ def test_a_payload_comes_whole_and_listings_tell(wired, twice, payload):
     # Both sides have ended, so no flow is left.
     wait_for(lambda: not routed.ask_stack("twice")["connections"], 10, "the flow to be given up")
     assert wired.server.run(["nstat", "-az", "TcpExtTCPDSACKOldSent"]).stdout.split()[-2] != "0"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_that_knows_the_contract_alone(wired, twice, payload, processes):
+    """Nothing of dmm-ebpf is in it: what the page says is enough."""
+    path, sha = payload(10 * BYTES)
+    url = nginx(wired.server, path.parent, wired.directory / "nginx").url(path.name)
+    file = twice.with_name("foreign_process.py")
+    file.write_bytes(Path(__file__).with_name(file.name).read_bytes())
+    routed = wired.attach_client(of(file, more=f"processes = {processes}"))
+    for _ in range(3):
+        got = curl_fetch(wired.client, url, cgroup=wired.client_cgroup)
+        assert got.sha256 == sha, got.stderr
+    stack = routed.stack("twice")
+    assert (stack["state"], stack["restarts"], len(stack["processes"])) == ("up", 0, processes)
+    if processes == 1:
+        assert routed.ask_stack("twice")["packets"] > 10
+    wait_for(lambda: not routed.ask_stack("twice")["connections"], 10, "the flows to be given up")
 
 
 @pytest.mark.parametrize("family", ["ip4", "ip6"])

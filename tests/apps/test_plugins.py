@@ -19,7 +19,7 @@ from sitefixtures import WAN, Site
 from dmm_ebpf.cli import plugins
 from dmm_ebpf.errors import DmmError
 from lab import curl_fetch, nginx
-from lab.routed import CLI
+from lab.commandline import CLI
 from lab.waiting import wait_for
 
 MB = 1_000_000

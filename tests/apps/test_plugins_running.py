@@ -13,7 +13,8 @@ from sitefixtures import WAN, Site
 from talking import Talker, echo
 
 from lab import curl_fetch, nginx
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 from lab.waiting import wait_for
 
 MB = 1_000_000

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
+
+import pytest
 
 from dmm_ebpf.rd.api.client import Client
 from lab import wait_for
-from lab.routed import CLI
+from lab.commandline import CLI
 from lab.waiting import wait_readable
 
 WITHIN_S = 20.0
@@ -88,3 +91,42 @@ def test_a_refusal_reaches_followers(site):
             follower.kill()
     assert (event["type"], event["path"]) == ("policy_refused", str(routed.policy_file))
     assert "wrong" in event["reason"]
+
+
+LINES = b"".join(b"@.%d.%d,tcp,443,s\n" % (n >> 8, n & 255) for n in range(1 << 16))
+MEMORY_KIB = 700 << 10  # eight million routes are read before the file is given up
+
+
+@pytest.mark.timeout(600)
+def test_ten_million_routes_are_refused_and_the_last_policy_stays(site, tmp_path):
+    """From a client, and from the file that is followed; meanwhile the director answers."""
+    routed = site.attach_client(text := _policy("first"))
+    routes = tmp_path / "many.csv"
+    with routes.open("wb") as file:
+        file.write(b"to,proto,ports,stack\n")
+        for number in range(10_000_000 // (1 << 16) + 1):
+            prefix = b"%d.%d" % (11 + (number >> 8), number & 255)
+            file.write(LINES.replace(b"@", prefix))
+    many = tmp_path / "many.toml"
+    begun = _policy("many").partition("[[tables.t.routes]]")[0]
+    many.write_text(f'{begun}[tables.t]\nroutes_from = "{routes}"\n')
+    why = f"{routes}:8000002: the table has more than 8000000 routes"
+    argv = [*CLI, "policy", "apply", str(many), "--instance", routed.instance]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as applying:
+        answers = 0
+        while applying.poll() is None:
+            assert _ask(routed, "policy_show")["text"] == text
+            answers += 1
+        assert applying.stderr
+        said = applying.stderr.read()
+    assert (applying.returncode, answers > 0) == (2, True)
+    assert why in said and len(said.splitlines()) == 1
+    many.replace(routed.policy_file)
+    wait_for(lambda: _ask(routed, "status")["policy_refused"], 300, "the file to be refused")
+    told = _ask(routed, "status")
+    assert why in told["policy_refused"]["reason"]
+    assert (told["generation"], _ask(routed, "policy_show")["text"]) == (1, text)
+    lines = Path(f"/proc/{routed.process.pid}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    assert peak < MEMORY_KIB
+    routes.unlink()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.routed import CLI
+from lab.commandline import CLI
 
 USER = "www-data"
 POLICY = f"""

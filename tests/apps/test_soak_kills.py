@@ -15,11 +15,23 @@ import pytest
 
 from lab import Lab
 from lab.programs import start_server
+from lab.steady import Pace, Sender
 from soak import kills
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = "import socketserver as s; s.ThreadingTCPServer(('', 7), type('E', (s.BaseRequestHandler,),"
 ECHO += " {'handle': lambda e: e.request.send(e.request.recv(1))})).serve_forever()"
+# It turns over the last bit of each message.
+WRONG_ECHO = f"""
+import socketserver
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv({kills.MESSAGE_BYTES}, 0x100):
+            self.request.sendall(data[:-1] + bytes([data[-1] ^ 1]))
+
+socketserver.ThreadingTCPServer(("", 7), Echo).serve_forever()
+"""
 
 
 @pytest.mark.timeout(600)
@@ -51,6 +63,14 @@ def test_a_flow_that_nobody_decided_about_is_found(lab: Lab, tmp_path: Path) -> 
     summary = _new_flows(lab, tmp_path, {"7": {"lan": "cubic"}})
     assert summary.served == {"7 ": 1}
     assert summary.found[0].startswith("port 7: nobody decided about it (E")
+
+
+def test_a_flow_that_gets_another_byte_is_found(lab: Lab, tmp_path: Path) -> None:
+    host, log = lab.host("h"), tmp_path / "echo.log"
+    start_server(host, ["/usr/bin/python3", "-c", WRONG_ECHO], 7, log)
+    told = Sender("ask", host, ("127.0.0.1", 7), Pace(2, 3, kills.MESSAGE_BYTES, 0.01)).result()
+    assert told.failed == {0: "bytes", 1: "bytes"}
+    assert not told.message_s
 
 
 def test_a_run_in_which_nothing_was_killed_proves_nothing() -> None:

@@ -122,6 +122,7 @@ def test_hooks_and_pins_that_somebody_takes_away_come_back(wired):
 
     _detach_hook(pins, "connect4")
     wait_for(lambda: _hooks(wired.client_cgroup) == hooks, WITHIN_S, "the hook to come back")
+    wait_for(lambda: sorted(pins.rglob("*")) == whole, WITHIN_S, "its pin to come back")
     for gone in (pins / "links" / "connect4", pins):
         subprocess.run(["rm", "-r", str(gone)], check=False)  # the director puts back meanwhile
         assert _hooks(wired.client_cgroup) == hooks, "the director's descriptors hold the hooks"

@@ -12,7 +12,8 @@ import pytest
 from sitefixtures import Site, by
 
 from lab import curl_fetch, nginx
-from lab.routed import CLI, Routed
+from lab.commandline import CLI
+from lab.routed import Routed
 from lab.waiting import wait_for
 
 BYTES = 300_000
@@ -85,6 +86,7 @@ def test_what_is_not_there_and_a_second_one_are_refused(wired: Site) -> None:
     for words, why in ((["wan"], "somebody does already"), (["wann"], "has wan")):
         said = routed.cli("trace", "-i", routed.instance, *words, check=False)
         assert said.returncode and why in said.stderr
+        assert "cannot trace stack wan" in said.stderr
     assert ended(process) == []
     said = routed.cli("trace", "-i", "nobody", check=False)
-    assert said.returncode and "there is none" in said.stderr
+    assert said.returncode and "cannot trace instance nobody: there is none" in said.stderr

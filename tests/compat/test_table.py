@@ -46,7 +46,8 @@ def test_a_cell(results, spot: Spot, carrier: str):
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.why[:60])
 def test_a_known_limit_names_cases_that_there_are(limit):
-    every = [Result(s.case.group, s.case.name, s.direction, s.family, c, "", "", {}, 0.0)
+    kernel = limit.kernels[0] if limit.kernels else ""
+    every = [Result(s.case.group, s.case.name, s.direction, s.family, c, "", "", {}, 0.0, kernel)
              for s in spots() for c in CARRIERS]  # fmt: skip
     for pattern in limit.cases:
         assert any(limit.names(r) for r in every if r), pattern

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A NIC of a user stack's in a VRF: who connects is bound to the VRF, who listens serves all of
-them (tcp_l3mdev_accept).
+them (tcp_l3mdev_accept); and one that is put into a VRF, and taken out, under open flows, whose
+routes a rule finds in the VRF's table.
 
 A kernel without VRF skips it on the host; in a guest of `tools/kernelvm` (DMM_GUEST_KERNEL) it must
 be there.
@@ -12,7 +13,7 @@ import os
 
 import pytest
 from sitefixtures import by
-from talking import Talker, echo
+from talking import PORT, Talker, echo
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.api.client import Client
@@ -45,3 +46,29 @@ def test_a_flow_each_way(wired):
         with Client(one.instance) as client:
             (stack,) = (s for s in client.call("stacks") if s["name"] == "wan")
             assert stack["counters"][counter] == 1
+
+
+@pytest.mark.timeout(900)
+def test_a_nic_goes_into_a_vrf_and_out_under_open_flows(wired):
+    client, nic, peer = wired.client, wired.client.nic, wired.server.nic
+    ports = {"kernel": PORT + 1, "wan": PORT}
+    for port in ports.values():
+        echo(wired.server, wired.server_cgroup, port)
+    policy = by("tap", nic.name).replace('to = "default"', f'to = "default"\nports = "{PORT}"')
+    routed = wired.attach_client(policy)
+    words = (client, wired.client_cgroup, wired.server.ip4)
+    flows = [Talker(*words, port) for port in ports.values()]
+    assert [one.flow(routed)["stack"] for one in flows] == list(ports)
+    before = routed.stack("wan")
+    _enslave(client)
+    client.ip(f"route replace default via {peer.ip4} dev {nic.name} vrf vrf9")
+    client.ip("rule add pref 90 lookup 100")
+    assert [one.says("hello") for one in flows] == ["hello", "hello"]
+    inside = Talker(*words, device="vrf9")
+    assert inside.flow(routed)["stack"] == "wan"
+    assert inside.says("send 100000") == "True"
+    client.ip(f"link set {nic.name} nomaster", "rule del pref 90 lookup 100")
+    client.ip(f"route replace default via {peer.ip4} dev {nic.name}")
+    assert [one.says("again") for one in flows] == ["again", "again"]
+    after = routed.stack("wan")
+    assert (after["pid"], after["restarts"], after["nics"]) == (before["pid"], 0, [nic.name])

@@ -159,18 +159,70 @@ def netns_cookie(host: Host) -> int:
     return host.call(read)
 
 
-def prefix_key(table: int, prefix: str) -> tuple[str, bytes]:
-    """(map, key) of a prefix in a table."""
+_NO_ROUTE = (C.DMM_ROUTE_NONE, 0)
+_MAX_DIGIT = (1 << 63) - 1
+Said = tuple[int, int]
+
+
+def _digits(table: int, prefix: str) -> tuple[list[int], int]:
+    """The digits of a prefix that count, and how many of the last one's values it has."""
     net = ipaddress.ip_network(prefix)
-    length = 32 + net.prefixlen
+    first = int(net.network_address)
     if net.version == 4:
-        addr_be = struct.unpack("=I", net.network_address.packed)[0]
-        return "routes4", abi.pack(
-            abi.new("dmm_route4_key", prefixlen=length, table=table, addr_be=addr_be)
-        )
-    return "routes6", abi.pack(
-        abi.new("dmm_route6_key", prefixlen=length, table=table, addr=net.network_address.packed)
-    )
+        return [table << 3 | 4, 0xFFFF << 32 | first], net.num_addresses
+    digits = [table << 3 | first >> 126, first >> 63 & _MAX_DIGIT, first & _MAX_DIGIT]
+    count = 1 + (net.prefixlen > 2) + (net.prefixlen > 65)
+    return digits[:count], net.num_addresses >> (126, 63, 0)[count - 1]
+
+
+class _Nodes:
+    """routes[] from some prefixes, the longest last; written plainly, a level after the other."""
+
+    def __init__(self, routes: Sequence[tuple[int, str, Said]]) -> None:
+        longest_last = sorted(routes, key=lambda one: ipaddress.ip_network(one[1]).prefixlen)
+        found = [(*_digits(table, prefix), said) for table, prefix, said in longest_last]
+        self.nodes = [b""]
+        self.nodes[0] = self._root(found, _NO_ROUTE)
+
+    def _root(self, routes: list[tuple[list[int], int, Said]], around: Said) -> bytes:
+        here = [one for one in routes if len(one[0]) == 1]
+        deeper = {one[0][0] for one in routes if len(one[0]) > 1}
+        starts = {0, *(one[0][0] for one in here), *(one[0][0] + one[1] for one in here)}
+        starts |= deeper | {digit + 1 for digit in deeper}
+        parts = [(at, self._said(here, at, around)) for at in sorted(starts) if at <= _MAX_DIGIT]
+        for i, (at, said) in enumerate(parts):
+            if at in deeper:
+                inside = [(one[0][1:], *one[1:]) for one in routes if one[0][0] == at]
+                root = self._root([one for one in inside if one[0]], said)
+                parts[i] = at, (self._place([root]), C.DMM_NODE_DEEPER)
+        level = [(group[0][0], self._node(group)) for group in _eights(parts)]
+        while len(level) > 1:
+            level = [
+                (group[0][0], self._node(group, self._place([one for _, one in group])))
+                for group in _eights(level)
+            ]
+        return level[0][1]
+
+    def _said(self, here: list[tuple[list[int], int, Said]], at: int, around: Said) -> Said:
+        inside = [said for (first,), count, said in here if first <= at < first + count]
+        return inside[-1] if inside else around
+
+    def _place(self, nodes: list[bytes]) -> int:
+        self.nodes += nodes
+        return len(self.nodes) - len(nodes)
+
+    def _node(self, parts: Sequence[tuple[int, Any]], children: int = 0) -> bytes:
+        lasts = [at - 1 for at, _ in parts[1:]]
+        node = abi.new("dmm_route_node", children=children)
+        for i in range(C.DMM_NODE_PARTS - 1):
+            node.lasts[i] = lasts[i] if i < len(lasts) else _MAX_DIGIT
+        for i, (_, said) in enumerate(parts if not children else ()):
+            node.values[i].route, node.values[i].stack = said
+        return abi.pack(node)
+
+
+def _eights(of: list[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    return (of[i : i + C.DMM_NODE_PARTS] for i in range(0, len(of), C.DMM_NODE_PARTS))
 
 
 @dataclass
@@ -181,9 +233,8 @@ class Policy:
 
     rules: list[dict[str, Any]] = field(default_factory=list)
     stacks: dict[int, dict[str, Any]] = field(default_factory=dict)
-    entries: dict[str, list[tuple[bytes, bytes]]] = field(
-        default_factory=lambda: {"routes4": [], "routes6": [], "ports": []}
-    )
+    routes: list[tuple[int, str, Said]] = field(default_factory=list)
+    port_entries: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def rule(self, table: int, directions: int = C.DMM_DIR_CONNECT, **fields: Any) -> Policy:
         """The next rule, of one check; its number may be said."""
@@ -204,9 +255,8 @@ class Policy:
         self, table: int, prefix: str, stack: int, *, route: int = 0, portset: int = 0
     ) -> Policy:
         """A prefix; with a portset, ports() say more."""
-        name, key = prefix_key(table, prefix)
-        value = abi.new("dmm_route_value", route=route, stack=stack, portset=portset)
-        self.entries[name].append((key, abi.pack(value)))
+        said = (route, C.DMM_NODE_PORTS | portset) if portset else (route, stack)
+        self.routes.append((table, prefix, said))
         return self
 
     def ports(
@@ -216,24 +266,25 @@ class Policy:
         key = abi.new(
             "dmm_port_key",
             prefixlen=48 + bits,
-            portset=portset,
+            portset=socket.htonl(portset),
             proto=proto,
             port_be=socket.htons(port),
         )
         value = abi.new("dmm_port_value", route=route, stack=stack)
-        self.entries["ports"].append((abi.pack(key), abi.pack(value)))
+        self.port_entries.append((abi.pack(key), abi.pack(value)))
         return self
 
     def write(self, attached: loader.Attached, generation: int) -> None:
         """Fills the half that generation selects; no program looks at it until flip()."""
         half = generation & 1
         maps = attached.maps
-        for kind, entries in self.entries.items():
-            with loader.create_routes_map(kind, len(entries)) as trie:  # type: ignore[arg-type]
-                trie.update_batch(
+        nodes = [(u32(place), node) for place, node in enumerate(_Nodes(self.routes).nodes)]
+        for kind, entries in (("routes", nodes), ("ports", self.port_entries)):
+            with loader.create_routes_map(kind, len(entries)) as inner:  # type: ignore[arg-type]
+                inner.update_batch(
                     b"".join(k for k, _ in entries), b"".join(v for _, v in entries), len(entries)
                 )
-                loader.set_inner(maps[kind], half, trie)
+                loader.set_inner(maps[kind], half, inner)
         for i, fields in enumerate(self.rules):
             maps.rules[half * C.DMM_MAX_CHECKS + i] = abi.new("dmm_rule", **fields)
         for number in range(1, C.DMM_MAX_STACKS):

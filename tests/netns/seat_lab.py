@@ -195,14 +195,20 @@ class Seat:
         self.write(data[:at] + flow + data[at + len(flow) :])
 
     def claim(self, flow: bytes, conn: int = 7) -> bool:
-        """Whether the claim was granted."""
+        """Whether the claim was granted; if not, the flow is another's."""
+        answer = self.answer(flow, conn)
+        assert answer in {None, C.DMM_ASK_TAKEN}
+        return answer is None
+
+    def answer(self, flow: bytes, conn: int = 7) -> int | None:
+        """What a claim is answered; None: it was granted."""
         self.ask(C.DMM_ASK_CLAIM, flow, conn=conn)
         while data := self.read():
             if data[12:14] == C.DMM_ASK_TYPE.to_bytes(2, "big"):
                 answer = abi.unpack("dmm_ask", data)
-                assert (answer.op, answer.conn) == (C.DMM_ASK_REFUSED, conn)
-                return False
-        return True
+                assert answer.conn == conn
+                return int(answer.op)
+        return None
 
     def disown(self, flow: bytes) -> None:
         """Gives a flow up."""

@@ -5,6 +5,8 @@ another, and of such flows alone the end is told while nobody follows.
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -104,3 +106,62 @@ def test_a_connection_that_never_opens_is_told_too(bench: Bench) -> None:
     bench.agent.close("x")
     event = bench.event(C.DMM_EVENT_CLOSE, cookie)
     assert (event.before, event.flow.adaptive) == (SYN_SENT, 1)
+
+
+def accepted(bench: Bench, family: str, ports: Sequence[int]) -> list[int]:
+    """The stacks of connections that the far host opens from these ports, of any for 0."""
+    agent, stacks = bench.agent, []
+    kind = socket.AF_INET6 if family == "ip6" else socket.AF_INET
+    source = (getattr(bench.b, family), getattr(bench.a, family))
+    port = agent.listen("l", "::" if family == "ip6" else "0.0.0.0", family=kind)
+    for own in ports:
+        with bench.b.call(lambda: socket.socket(kind)) as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            peer.settimeout(10)
+            peer.bind((source[0], own))
+            peer.connect((source[1], port))
+            agent.accept("l", "x")
+            flow = bench.flow(agent.cookie("x"))
+            assert flow is not None and flow.adaptive == 1
+            stacks.append(flow.decision.stack)
+            assert agent.congestion("x") == {ONE: "reno", OTHER: "cubic"}[stacks[-1]]
+            agent.close("x")
+    agent.close("l")
+    return stacks
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_what_a_peer_opens_has_the_stack_that_serves_its_prefix(bench: Bench, family: str) -> None:
+    policy().apply(bench.attached)
+    put(bench, ONE)
+    assert accepted(bench, family, [0]) == [ONE]
+    put(bench, OTHER, address=getattr(bench.b, family), length=120)
+    assert accepted(bench, family, [0]) == [OTHER]
+    put(bench, OTHER, address=getattr(bench.b, family), length=120, explores=ONE, share=ALL)
+    assert accepted(bench, family, [0]) == [ONE]
+
+
+def test_of_what_a_peer_opens_the_5_tuple_is_the_lot(bench: Bench) -> None:
+    """So every SYN of a connection finds the same candidate."""
+    policy().apply(bench.attached)
+    put(bench, ONE, explores=OTHER, share=1 << 31)
+    ports = range(20_000, 20_032)
+    listening = bench.agent.listen
+    bench.agent.listen = lambda name, address, **more: listening(name, address, 7500, **more)
+    first = accepted(bench, "ip4", ports)
+    assert set(first) == {ONE, OTHER}  # but once in 2e9 runs
+    assert accepted(bench, "ip4", ports) == first
+
+
+def test_the_end_of_what_a_peer_opened_is_told(bench: Bench) -> None:
+    policy().apply(bench.attached)
+    put(bench, ONE)
+    follow(bench.attached, C.DMM_CONTROL_ADAPTIVE)
+    port = bench.agent.listen("l", "0.0.0.0")
+    with bench.b.call(lambda: socket.create_connection((bench.a.ip4, port), 10)):
+        bench.agent.accept("l", "x")
+        cookie = bench.agent.cookie("x")
+        bench.agent.close("x")
+    event = bench.event(C.DMM_EVENT_CLOSE, cookie)
+    assert (event.flow.adaptive, event.flow.decision.stack) == (1, ONE)

@@ -439,11 +439,9 @@ def test_maps_items_and_lookups_of_every_kind(bench: Bench) -> None:
     assert maps.seats.delete(3) and not maps.seats.delete(3)
     assert maps["seats"].lookup(u32(3)) is None
     Policy().route(1, "10.0.0.0/8", 1).route(1, "10.1.0.0/16", 2).apply(bench.attached)
-    with create_routes_map("routes4", 3) as trie:
-        keys = [
-            abi.pack(abi.new("dmm_route4_key", prefixlen=64, table=1, addr_be=i)) for i in range(3)
-        ]
-        value = abi.pack(abi.new("dmm_route_value", stack=1))
+    with create_routes_map("ports", 3) as trie:
+        keys = [abi.pack(abi.new("dmm_port_key", prefixlen=64, portset=i)) for i in range(3)]
+        value = abi.pack(abi.new("dmm_port_value", stack=1))
         trie.update_batch(b"".join(keys), value * 3, 3)
         assert {k for k, _ in trie.items()} == set(keys)
 

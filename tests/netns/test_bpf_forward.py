@@ -20,6 +20,7 @@ from seat_lab import ACK, SYN, Seat, Segment, mac_of, serve_nic
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
 from dmm_ebpf.loader import bpf
+from dmm_ebpf.loader.spec import ADAPTIVE_KEY
 from dmm_ebpf.rd.director.sync import apply
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.compile import compile_policy
@@ -129,6 +130,33 @@ def test_only_a_first_segment_is_noted(bench: Bench, flags: int) -> None:
         bench, Segment("10.0.0.1", "203.0.113.9", 1, 2, seq=9, flags=SYN | 0xC0)
     )  # it asks for ECN
     assert note(bench, 9).stack == STACK
+
+
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_an_adaptive_route_gives_what_is_forwarded_to_who_serves(bench: Bench, family: str) -> None:
+    """And draws no lot for it."""
+    gateway(bench)
+    source, peer = {
+        "ip4": ("10.0.0.1", "203.0.113.9"),
+        "ip6": ("2001:db8::1", "2001:db8:ff::9"),
+    }[family]
+    auto, other = 9 | C.DMM_STACK_ADAPTIVE, STACK + 1
+    rules = Policy().rule(1, C.DMM_DIR_FORWARD).user(STACK).user(other)
+    rules.route(1, "0.0.0.0/0", auto).route(1, "::/0", auto).apply(bench.attached)
+
+    def noted(seq: int, **entry: int) -> int | None:
+        length = entry.pop("length", 0)
+        key = ADAPTIVE_KEY.type(32 + length, C.DMM_MAX_STACKS + 9, abi.addr16(peer))
+        bench.attached.maps.adaptive[key] = abi.new("dmm_adaptive", **entry)
+        come_in(bench, Segment(source, peer, 1, 2, seq=seq))
+        found = note(bench, seq)
+        return found and found.stack
+
+    come_in(bench, Segment(source, peer, 1, 2, seq=1))
+    assert note(bench, 1) is None  # nobody is chosen yet, so the kernel is
+    assert noted(2, chosen=STACK, explores=other, share=(1 << 32) - 1) == STACK
+    assert noted(3, chosen=other, length=112) == other
+    assert noted(4, chosen=0, length=112) is None
 
 
 def test_nothing_is_noted_unless_something_is_forwarded_at_all(bench: Bench) -> None:

@@ -206,3 +206,72 @@ def test_a_listeners_port_and_lists_hold_when_it_begins_and_when_a_policy_change
             assert found is not None
             assert found.rules[generation & 1] == wanted.rule, (port, comm)
             assert bool(found.tables[generation & 1]) == bool(wanted.rule)
+
+
+OF_A_SOCKET = """
+[stacks.k]
+kind = "kernel"
+[[rules]]
+mark = "0x40/0xf0"
+table = "t"
+[[rules]]
+dscp = "af11"
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "k"
+"""
+MARKED = ("1, socket.SO_MARK", 0x42)
+TOS, CLASS = ("0, socket.IP_TOS", 10 << 2), ("41, socket.IPV6_TCLASS", 10 << 2)
+FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6, "mapped": socket.AF_INET6}
+BY_FAMILY = [
+    *(("ip4", MARKED, 1), ("ip4", TOS, 2), ("ip4", None, 0)),
+    *(("ip6", MARKED, 1), ("ip6", CLASS, 2), ("ip6", None, 0)),
+    # What such a socket sends is IPv4, whose field is IP_TOS's.
+    *(("mapped", MARKED, 1), ("mapped", TOS, 2), ("mapped", CLASS, 0)),
+]
+
+
+def _prepared(bench: Bench, family: str, option: tuple[str, int] | None) -> None:
+    bench.agent.open("m", FAMILIES[family])
+    if option:
+        bench.agent(f"s['m'].setsockopt({option[0]}, {option[1]})")
+
+
+@pytest.mark.parametrize(("family", "option", "rule"), BY_FAMILY)
+def test_a_program_that_can_set_no_more_chooses_by_mark_or_dscp(
+    bench: Bench, family: str, option: tuple[str, int] | None, rule: int
+) -> None:
+    in_force(bench, OF_A_SOCKET, IdSpace())
+    peer = f"::ffff:{bench.b.ip4}" if family == "mapped" else getattr(bench.b, family)
+    _prepared(bench, family, option)
+    bench.agent.connect("m", peer, bench.port)
+    flow = bench.flow(bench.agent.cookie("m"))
+    assert flow is not None
+    assert flow.decision.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "rule"), [one for one in BY_FAMILY if one[0] != "mapped"]
+)
+@pytest.mark.parametrize("when", ["before it listens", "after, when a policy changes"])
+def test_a_listener_is_looked_up_by_its_mark_or_dscp(
+    bench: Bench, family: str, option: tuple[str, int] | None, rule: int, when: str
+) -> None:
+    ids, address = IdSpace(), "::" if family == "ip6" else "0.0.0.0"
+    rules = (
+        OF_A_SOCKET
+        if when == "before it listens"
+        else OF_A_SOCKET.replace("[[rules]]", "[[rules]]\nuid = 7")
+    )
+    _, generation = in_force(bench, rules, ids)
+    _prepared(bench, family, option)
+    bench.agent(f"s['m'].bind(({address!r}, 7300)); s['m'].listen()")
+    found = bench.listener(address, 7300)
+    assert found is not None
+    if rules != OF_A_SOCKET:
+        assert found.rules[generation & 1] == 0
+        _, generation = in_force(bench, OF_A_SOCKET, ids)
+        found = bench.listener(address, 7300)
+        assert found is not None
+    assert found.rules[generation & 1] == rule

@@ -282,7 +282,7 @@ def test_a_full_stack_leaves_syns_to_the_kernel_and_keeps_the_rest(
 
 
 @pytest.mark.parametrize(("us", "them", "wrap"), [(US4, THEM4, ip4), (US6, THEM6, ip6)])
-def test_acks_of_the_kernels_own_connections_pass(
+def test_acks_and_syns_of_the_kernels_own_connections_pass(
     steer: Steer, us: str, them: str, wrap: Callable[..., bytes]
 ) -> None:
     steer.host.ip(f"addr add {them}/{128 if ':' in them else 32} dev lo")
@@ -298,13 +298,16 @@ def test_acks_of_the_kernels_own_connections_pass(
         client.bind((them, 0))
         client.connect((us, PORT))
         accepted, (_, sport, *_) = server.accept()
-        frame = eth(wrap(tcp(sport=sport)))
+        frame, again = (eth(wrap(tcp(sport=sport, flags=flags))) for flags in (ACK, SYN))
         assert steer.run(frame) == PASS
-        assert steer.run(eth(wrap(tcp(sport=sport ^ 1)))) == REDIRECT  # a listener is no connection
+        assert steer.run(again) == PASS
+        for flags in (ACK, SYN):  # a listener is no connection
+            assert steer.run(eth(wrap(tcp(sport=sport ^ 1, flags=flags)))) == REDIRECT
         accepted.close()  # first, so its end is in TIME_WAIT
         assert client.recv(1) == b""
         client.close()
         assert steer.run(frame) == PASS
+        assert steer.run(again) == REDIRECT
     assert steer.run(eth(wrap(tcp(sport=sport ^ 1)))) == REDIRECT
 
 

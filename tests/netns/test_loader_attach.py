@@ -193,6 +193,16 @@ def test_adopt_refuses_other_versions_and_halves(made, cgroup: Cgroup) -> None:
     attached.maps.control[0] = control
     with pytest.raises(ConflictError, match=f"ABI version {C.DMM_ABI_VERSION + 1}"):
         loader.adopt(name)
+    newer = attached.folder / "maps" / "waited"
+    newer.unlink()  # as of a version that did not have it yet
+    with pytest.raises(ConflictError, match=f"ABI version {C.DMM_ABI_VERSION + 1}"):
+        loader.adopt(name)
+    bpf.obj_pin(attached.maps["waited"].fd, str(newer))
+    first = attached.folder / "maps" / "control"
+    first.unlink()
+    with pytest.raises(ConflictError, match="half attached"):
+        loader.adopt(name)
+    bpf.obj_pin(attached.maps["control"].fd, str(first))
     control.abi_version -= 1
     attached.maps.control[0] = control
     pin = attached.folder / "progs" / "xdp"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -104,6 +105,19 @@ def test_a_foreign_program_is_named_and_stays(
         os.close(fd)
     assert wait_for(lambda: xdp_mode(pair[0]) is None, 5, "the foreign program to go")
     assert put(attached, pair[0]) == "native"
+
+
+def test_a_device_below_one_that_has_a_program_is_refused(
+    attached: loader.Attached, pair: tuple[Host, Host]
+) -> None:
+    host = pair[0]
+    host.ip(f"link add mv0 link {host.nic.name} type macvlan", "link set mv0 up")
+    above = host.call(socket.if_nametoindex, "mv0")
+    assert host.call(attached.attach_xdp, above, "mv0") == "generic"
+    with pytest.raises(ConflictError, match=f"stands on {host.nic.name}, as a macvlan does"):
+        put(attached, host)
+    assert attached.detach_xdp(above)
+    assert put(attached, host) == "native"
 
 
 def test_two_instances_cannot_share_a_nic(

@@ -206,3 +206,19 @@ def test_no_flow_begins_behind_a_filter_that_cannot_be_overtaken(
     assert behind() == (False, False)
     assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
     bench.a.call(nics.detach, 5, [spec])
+
+
+def test_an_ingress_qdisc_of_others_keeps_clsact_away_and_is_told(
+    bench: Bench, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes filters for egress, too, and runs them at ingress."""
+    monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: False)
+    nics, spec = served(bench, state)
+    bench.a.run(["tc", "qdisc", "add", "dev", spec.name, "ingress"])
+    with pytest.raises(ConflictError, match="it has an ingress qdisc"):
+        bench.a.call(nics.attach, "wan", [spec])
+    assert not there(bench, spec.ifindex) and bench.a.call(nics.is_behind, spec.name)
+    bench.a.run(["tc", "qdisc", "del", "dev", spec.name, "ingress"])
+    bench.a.call(nics.attach, "wan", [spec])
+    assert there(bench, spec.ifindex) and not bench.a.call(nics.is_behind, spec.name)
+    bench.a.call(nics.detach, 5, [spec])

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenario_core import build
 from scenario_grammar import ScenarioError, parse
 from scenario_run import Run
+
+from lab.sim.corelab import build_library
 
 BUILT = pytest.StashKey[tuple[Any, Any]]()
 DIRECTORY = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
@@ -21,7 +22,7 @@ def built_core(config: pytest.Config) -> tuple[Any, Any]:
     """The core as a shared library, compiled once per run."""
     if BUILT not in config.stash:
         config.stash[DIRECTORY] = tempfile.TemporaryDirectory(prefix="scenario-core-")
-        config.stash[BUILT] = build(Path(config.stash[DIRECTORY].name))
+        config.stash[BUILT] = build_library(Path(config.stash[DIRECTORY].name))
     return config.stash[BUILT]
 
 

@@ -8,16 +8,11 @@ what it got.
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import cffi
 from scenario_packets import HOST, HOST_PORT, PEER, Tcp, read
 
-SOURCES = Path(__file__).parents[2] / "dmm_ebpf" / "userstack" / "core"
 INNER, OUTER = 0, 1
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 META = ("link", "family")
@@ -51,22 +46,6 @@ LINKS = (
     77,
 )  # of what comes from the host's kernel, and from the peer, unless a line says otherwise
 LARGEST = 65535
-
-
-def build(directory: Path) -> tuple[Any, Any]:
-    """Compiles the core into directory; cffi's pair of (ffi, lib)."""
-    library = directory / "core.so"
-    sources = [str(path) for path in sorted(SOURCES.glob("*/*.c"))]
-    flags = ["-std=gnu11", "-O1", "-g", "-shared", "-fPIC", f"-I{SOURCES}"]
-    done = subprocess.run(
-        ["gcc", *flags, *sources, "-o", library], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    ffi = cffi.FFI()
-    ffi.cdef(
-        re.sub(r"^#.*$", "", (SOURCES / "api.h").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    )
-    return ffi, ffi.dlopen(str(library))
 
 
 def stream(origin: int, start: int, length: int) -> bytes:

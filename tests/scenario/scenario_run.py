@@ -26,11 +26,10 @@ class Run:
     def __init__(self, scenario: Scenario, built: tuple[Any, Any]) -> None:
         self.scenario = scenario
         setup = scenario_setup.read(scenario)
-        start = scenario_setup.start_ns(scenario, setup, built)
-        self.bench = Bench(built, setup, start)
+        self.bench = Bench(built, setup, scenario_setup.START_NS)
         self.sender = Sender(self.bench)
         self.words = Words(self.bench, self.sender)
-        self.base = self.last_at = start
+        self.base = self.last_at = scenario_setup.START_NS
 
     def _expect(self, step: Step, line: Packet | IcmpLine, at: int) -> None:
         """A packet line from the core, or a run of them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.sim.corelab import MS, Programs, simulate
+from lab.sim.corelab import MS, Programs, S, simulate
 
 AUTO, LOW, NORMAL = 0, 1, 2
 MESSAGES = 2000
@@ -79,6 +79,64 @@ def test_their_bytes_stay_within_the_budget(programs: Programs) -> None:
         assert result["copies_held_a"] > 0
 
 
+def _beside_bulk(programs: Programs, latency: int, **words: float | str) -> dict[str, int]:
+    """15 s of 20 connections of messages and one that sends all that 20 Mbit/s and 40 ms take, in
+    one core; the budget is 5 %.
+    """
+    path = {"rate_Bps": 2_500_000, "delay_ns": 20 * MS, "queue_bytes": 100_000, "loss": 0.01}
+    app = {"up": 1024 * 400, "write_bytes": 1024, "write_gap_ns": 50 * MS, "echo": 1}
+    flows = {"conns": 20, "maxconn": 40, "gap_ns": 2.5 * MS, "bulk": 1, "limit_ns": 15 * S}
+    hosts = {"sndbuf": 1 << 30, "rcvbuf": 1 << 30, "krcvbuf": 1 << 30, "memory": 4 << 30}
+    hosts |= {"latency": latency, "latency_b": latency}
+    words = {"cc": "wan", "seed": 1} | path | app | flows | hosts | words
+    words["gap_ns"] = int(words["gap_ns"])
+    return simulate(programs.sim, **words)
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ({}, 0.9),
+        ({"seed": 3}, 0.9),
+        ({"cc": "bbr"}, 0.9),
+        ({"cc": "bbr", "loss": 0, "queue_bytes": 10_000}, 0.8),
+    ],
+    ids=["wan", "wan, another seed", "bbr", "bbr, a short queue"],
+)
+def test_beside_bulk_all_copies_together_stay_within_the_budget(
+    programs: Programs, path: dict[str, float | str], kept: float
+) -> None:
+    """Twenty connections took twenty budgets, up to half of the path, from who was beside them."""
+    without, low = (_beside_bulk(programs, latency, **path) for latency in (NORMAL, LOW))
+    # Of what the path may carry; in the first second nobody is known to be bulk.
+    budget = (15 + 0.25) * 0.05 * 2_500_000
+    assert 0 < low["copies_a"] * (1024 + 72) <= 1.6 * budget
+    assert low["copies_held_a"] > 0
+    assert low["bulk_got"] >= kept * without["bulk_got"]
+
+
+def test_without_bulk_each_connection_has_its_own_budget(programs: Programs) -> None:
+    """20 connections, 12 % each way: three copies of each message want ten times one budget."""
+    app = {"conns": 20, "maxconn": 40, "up": 1024 * 300, "write_bytes": 1024, "echo": 1}
+    app |= {"gap_ns": 2_500_000, "write_gap_ns": 50 * MS, "skip": 20 * 60}
+    path = {"rate_Bps": 125_000_000, "delay_ns": 50 * MS, "loss": 0.12, "queue_bytes": 1 << 24}
+    result = simulate(programs.sim, cc="wan", seed=1, latency=LOW, latency_b=LOW, **app, **path)
+    p50, _, p99, p999 = _trips_ms(result)
+    print(f"  20 connections: {_trips_ms(result)} ms, {result['copies_a']:,} copies")
+    assert (p50 <= 103, p99 <= 130, p999 <= 250) == (True, True, True)
+    seconds = result["done_ns"] / 1e9
+    assert result["copies_a"] * (1024 + 72) > 4 * seconds * 0.05 * 2_500_000
+
+
+def test_who_is_held_back_by_losses_alone_is_no_bulk(programs: Programs) -> None:
+    """A control that halves its window at each loss leaves the path empty, and says nothing of what
+    it carries.
+    """
+    result = _beside_bulk(programs, LOW, cc="reno", rate_Bps=12_500_000, queue_bytes=1 << 20)
+    assert result["bulk_got"] * 8 < 0.1 * 15 * 100_000_000
+    assert result["copies_a"] * (1024 + 72) > 2 * result["bulk_got"] * 0.05
+
+
 def test_what_short_connections_learn_of_a_path_serves_the_next_ones(programs: Programs) -> None:
     """A request and an answer, a connection each 20 ms: from the SYN on they know of the loss, so
     the last one is not late.
@@ -94,6 +152,22 @@ def test_what_short_connections_learn_of_a_path_serves_the_next_ones(programs: P
         f"  the last of 500 is done after {late_ms[LOW]:.0f} ms, without {late_ms[NORMAL]:.0f} ms"
     )
     assert late_ms[LOW] < 400
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_many_at_once_learn_from_each_other(programs: Programs, seed: int) -> None:
+    """1,000 connections, opened at once over a path of which nothing is known, ten messages there
+    and back on each, the next when the last is answered.
+    """
+    app = {"conns": 1000, "up": 10 * 1024, "write_bytes": 1024, "asks": 1, "echo": 1}
+    hosts = {"cc": "wan", "latency": LOW, "latency_b": LOW, "maxconn": 4000}
+    path = {"delay_ns": 50 * MS, "loss": 0.12, "rate_Bps": 125_000_000, "queue_bytes": 1 << 24}
+    result = simulate(programs.sim, seed=seed, **app, **hosts, **path)
+    assert (result["complete"], result["errors"]) == (1000, 0)
+    median, slowest = result["life_p50_us"] / 1e6, result["life_max_us"] / 1e6
+    print(f"  1,000 at once: median {median:.2f} s, slowest {slowest:.2f} s")
+    assert median < 1.6
+    assert slowest < 2 * median
 
 
 def test_none_is_sent_on_a_link_that_the_app_fills(programs: Programs) -> None:

@@ -77,6 +77,17 @@ def test_whatever_anyone_does_every_stream_arrives_or_reports_an_error(programs:
 
 # Found by tools/soak, and mended
 MENDED: dict[str, simcases.Case] = {
+    "after a stall SACK alone says that the path is back, while timeouts are far apart": {
+        "seed": 1,
+        "cc": "cubic",
+        "up": 30_000,
+        "down": 30_000,
+        "v6": 1,
+        "mtu": 1280,
+        "queue_bytes": 3000,
+        "stall_from_ns": 1041 * MS,
+        "stall_to_ns": 10 * S,
+    },
     "the ACK of the app's last FIN was lost on the inner leg": {
         "seed": 3,
         "gso": 4000,
@@ -84,6 +95,18 @@ MENDED: dict[str, simcases.Case] = {
         "inner_loss": 0.02,
         "inner_reorder": 0.4,
         "inner_reorder_ns": 8 * MS,
+    },
+    "of data and FIN whose ACK was lost on the inner leg the data alone came again": {
+        "seed": 150862513,
+        "gso": 0,
+        "cc": "cubic",
+        "again": 1,
+        "inner_reorder": 0.36,
+        "inner_reorder_ns": 2 * MS,
+        "inner_dup": 0.01,
+        "inner_loss": 0.02,
+        "cut_from_ns": 1053 * MS,
+        "cut_to_ns": 2 * S,
     },
     "all is aborted while a kernel's small window is full": {
         "seed": 2**30,

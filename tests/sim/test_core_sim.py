@@ -146,14 +146,12 @@ def test_jitter_adds_to_the_delay_and_reorders_only_when_told(programs: Programs
 
 
 def test_sequence_numbers_of_the_core_wrap(programs: Programs) -> None:
-    """The ISN is a keyed hash plus a clock of 4.096 us steps (RFC 6528): start the clock where
-    the sum nearly wraps.
+    """Who opens has that of the app's kernel. Who answers has a keyed hash plus a clock of 4.096 us
+    steps (RFC 6528): start the clock where the sum nearly wraps.
     """
-    first = simulate(programs.sim_asan, up=0, down=0)
-    for isn in (first["isn_a"], first["isn_b"]):
-        steps = (2**32 - 200_000 - isn) % 2**32
-        start = S + steps * 4096
-        result = simulate(programs.sim_asan, check=1, loss=0.02, start_ns=start)
+    steps = (2**32 - 200_000 - simulate(programs.sim_asan, up=0, down=0)["isn_b"]) % 2**32
+    for words in ({"start_ns": S + steps * 4096}, {"isn": 2**32 - 200_000}):
+        result = simulate(programs.sim_asan, check=1, loss=0.02, **words)
         assert max(result["isn_a"], result["isn_b"]) > 2**32 - 300_000
         assert result["complete"] == 1
 

@@ -28,12 +28,11 @@ def sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (core / "cc/cc_steady.c").write_text(file, encoding="utf-8")
     for name, old, new in (
         ("cc.h", "extern const struct cc_ops cc_wan;\n", declared),
-        ("cc.c", "&cc_wan", listed.strip().rstrip(",")),
+        ("cc.c", "&cc_wan,\n", listed),
     ):
         text = (core / "cc" / name).read_text(encoding="utf-8")
         assert old in text
-        joined = old + (", " if name == "cc.c" else "") + new
-        (core / "cc" / name).write_text(text.replace(old, joined), encoding="utf-8")
+        (core / "cc" / name).write_text(text.replace(old, old + new), encoding="utf-8")
     flags = [f"-I{core}" if flag == f"-I{corelab.CORE}" else flag for flag in corelab.WARN]
     monkeypatch.setattr(corelab, "WARN", tuple(flags))
     monkeypatch.setattr(corelab, "CORE", core)

@@ -60,6 +60,12 @@ def datagram(
     return ETH + (b"\x08\0" if family == 4 else b"\x86\xdd") + ip + udp
 
 
+def own_port(leg: int, frame: bytes) -> int:
+    """Of the host at which it passes."""
+    at = (34 if frame[14] >> 4 == 4 else 54) + (0 if leg == INNER else 2)
+    return int.from_bytes(frame[at : at + 2], "big")
+
+
 @dataclass
 class Stack:
     """One core and what its app has got."""
@@ -90,7 +96,7 @@ class Stack:
 
 
 class Processes:
-    """Two processes of a stack, that share its exchanges by the host's own port."""
+    """Processes of a host that share its exchanges by the host's own port."""
 
     def __init__(self, *stacks: Stack) -> None:
         self.stacks = stacks
@@ -104,8 +110,7 @@ class Processes:
             super().__setattr__(name, value)
 
     def put(self, leg: int, frame: bytes) -> list[tuple[int, bytes]]:
-        own = frame[34:36] if leg == INNER else frame[36:38]
-        return self.stacks[own[1] & 1].put(leg, frame)
+        return self.stacks[own_port(leg, frame) % len(self.stacks)].put(leg, frame)
 
     def due(self) -> list[tuple[int, bytes]]:
         return [frame for stack in self.stacks for frame in stack.due()]
@@ -247,20 +252,91 @@ def test_both_ways_at_once(make) -> None:
     assert len(set(sent[600:]) - back) <= 0.01 * 2400
 
 
-def test_each_process_of_a_peer_hears_of_its_own(make) -> None:
-    processes = (make(seed=1), make(seed=5))
-    path = Path((Processes(*processes), make(seed=2)), 50 * MS, randomly(0.12))
-    sent = []
-    for number in range(3000):
+def plural(make, many: int, seed: int) -> Processes:
+    return Processes(*(make(seed=seed + number) for number in range(many)))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("many", [2, 5, 16])
+@pytest.mark.parametrize("lasting", [True, False])
+def test_each_process_of_a_peer_hears_of_its_own(make, family, many, lasting) -> None:
+    """Many exchanges, long or of one datagram each, by several processes at both hosts."""
+    path = Path((plural(make, many, 100), plural(make, many, 200)), 50 * MS, randomly(0.12))
+    dice, sent, n = random.Random(4), [], 6000
+    for number in range(n):
         sent.append(message(number))
-        # Two whose reports are apart, as two of four groups are three times in four.
-        ports = (40000 + number % 2, 53 + number % 2)
-        path.send(0, datagram(4, 0, sent[-1], ports=ports))
-        path.run(path.now + 20 * MS)
+        own = 40_000 + (dice.randrange(64) if lasting else number)
+        path.send(0, datagram(family, 0, sent[-1], ports=(own, 50 + dice.randrange(20))))
+        path.run(path.now + 5 * MS)
     path.run(path.now + S)
-    for process in processes:
-        assert process.core.count("DATAGRAM_COPIES") > 2 * 1000
-    assert len(set(sent[600:]) - set(path.got[1])) <= 0.01 * 2400
+    early = 3000 if many > 5 else 1500
+    for process in path.stacks[0].stacks:
+        assert process.core.count("DATAGRAM_COPIES") > 1.5 * (n - early) / many
+    assert max(Counter(path.got[1]).values()) == 1
+    assert len(set(sent[early:]) - set(path.got[1])) <= 0.01 * (n - early)
+
+
+def test_processes_whose_exchanges_are_short_stay_known(make) -> None:
+    """Nothing is lost, so there are no copies by which they would be known; but few to be so."""
+    path = Path((plural(make, 4, 100), make(seed=2)), 20 * MS, lambda: False)
+    sent, n = [], 8000
+    gone: set[int] = set()
+    put = path.stacks[0].put
+
+    def only_lasting(leg: int, frame: bytes) -> list[tuple[int, bytes]]:
+        return [] if own_port(leg, frame) in gone else put(leg, frame)
+
+    path.stacks[0].put = only_lasting
+    for number in range(n):
+        sent.append(message(number))
+        path.send(0, datagram(4, 0, sent[-1], ports=(30_000 + number, 53)))
+        gone.add(30_000 + number - 500)  # as the programs at the NIC forget an exchange
+        path.run(path.now + 10 * MS)
+    assert path.got[1] == sent[: len(path.got[1])]
+    copies = [process.core.count("DATAGRAM_COPIES") for process in path.stacks[0].stacks]
+    assert max(copies) <= 3 + n / 100 / 3, "one each five seconds, or some more"
+    path.lost = randomly(0.12)
+    for number in range(n, n + 2000):
+        path.send(0, datagram(4, 0, message(number), ports=(30_000 + number, 53)))
+        gone.add(30_000 + number - 500)
+        path.run(path.now + 10 * MS)
+    path.run(path.now + S)
+    late = {message(number) for number in range(n + 1000, n + 2000)}
+    assert len(late - set(path.got[1])) <= 0.02 * 1000
+
+
+def test_a_report_that_comes_twice_tells_once(make) -> None:
+    """A path that doubles what goes back; else what is lost would seem to have come."""
+    dice = randomly(0.12)
+    path = Path((make(seed=1), make(seed=2)), 50 * MS, dice)
+    carry = path._carry
+
+    def doubled(side: int, frames: list[tuple[int, bytes]]) -> None:
+        carry(side, [frame for frame in frames for _ in range(1 + side)])
+
+    path._carry = doubled  # type: ignore[method-assign]
+    sent = talk(path, 4, 3000)
+    assert len(set(sent[600:]) - set(path.got[1])) <= 0.004 * 2400
+    assert path.stacks[0].core.count("DATAGRAM_COPIES") >= 2 * 2400
+
+
+def test_reports_are_never_more_than_what_came(make) -> None:
+    """Forged copies, each with another tag: whose address they bear gets no more than was sent."""
+    path = Path((make(seed=1), make(seed=2)), 5 * MS, lambda: False)
+    dice, came, told = random.Random(1), 0, 0
+    receiver = path.stacks[1]
+    for number in range(4000):
+        frame = bytearray(datagram(4, 0, message(number, dice.choice([0, 1, 30]))))
+        frame[18:20] = dice.randrange(1, 1 << 16).to_bytes(2, "big")
+        frame[40:42] = (int.from_bytes(frame[40:42], "big") ^ 0x5A3C).to_bytes(2, "big")
+        path.now += 2 * MS
+        receiver.core.now = path.now
+        came += max(len(frame), 60)
+        told += sum(
+            max(len(out), 60) for leg, out in receiver.put(OUTER, bytes(frame)) if leg == OUTER
+        )
+        assert told <= came
+    assert told > 0
 
 
 def test_a_path_that_loses_nothing_sees_offers_and_few_reports(make) -> None:
@@ -413,12 +489,20 @@ def test_bursts_make_the_copies_go_farther_apart(make) -> None:
 
     path = Path((make(seed=1), make(seed=2)), 50 * MS, lost)
     state["at"] = path.now
+    left: dict[bytes, list[int]] = {}
+    carry = path._carry
+
+    def timed(side: int, frames: list[tuple[int, bytes]]) -> None:
+        for _, frame in frames if side == 0 else ():
+            left.setdefault(frame[42:], []).append(path.now)
+        carry(side, frames)
+
+    path._carry = timed  # type: ignore[method-assign]
     sent = talk(path, 4, 8000)
-    got = set(path.got[1])
-    early = len(set(sent[400:1200]) - got) / 800
-    late = len(set(sent[4000:]) - got) / 4000
-    assert late < 0.01
-    assert late <= early
+    assert len(set(sent[4000:]) - set(path.got[1])) / 4000 < 0.01
+    gaps = [at[1] - at[0] for at in map(left.__getitem__, sent) if len(at) > 1]
+    assert gaps[3] == 2 * MS
+    assert min(gaps[-1000:]) >= 8 * MS
 
 
 @pytest.mark.parametrize("seed", range(12))

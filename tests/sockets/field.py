@@ -37,6 +37,7 @@ kind = "user"
 io = "{io}"
 processes = {processes}
 congestion = "cubic"
+udp = true
 
 [[rules]]
 cgroup = "{{cgroup}}"

@@ -103,10 +103,12 @@ def events(sock: socket.socket, mask: int, timeout_s: float = 0.0) -> str:
     poller = select.poll()
     poller.register(sock, mask)
     found = poller.poll(timeout_s * 1000 * PATIENCE)
+    # The kernel sets the error first, then CLOSE, then what makes an end of input (tcp_reset()
+    # and tcp_done()), so who looks meanwhile sees a part of it.
+    whole = select.POLLERR | select.POLLHUP | (mask & select.POLLIN)
     for _ in range(SETTLING):
-        if not found or found[0][1] & (select.POLLERR | select.POLLHUP) != select.POLLERR:
+        if not found or not found[0][1] & select.POLLERR or found[0][1] & whole == whole:
             break
-        # The kernel sets the error a moment before the end that it brings (tcp_reset()).
         select.select([], [], [], 0.01)
         found = poller.poll(0)
     return poll_names(found[0][1]) if found else "none"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from typing import ClassVar
 
 from sockets.script import Script, attempt, noise, read_exactly
@@ -14,7 +15,7 @@ SO_RCVBUFFORCE = 33
 
 
 class Sniffer:
-    """The packets with payload that come to a host's port by its NIC."""
+    """The packets that come to a host's port by its NIC."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -25,7 +26,13 @@ class Sniffer:
 
     def seen(self) -> set[tuple[int, int]]:
         """Traffic class without its ECN bits, and TTL or hop limit, of each since the last call."""
-        found = set()
+        return {(look, ttl) for look, ttl, has_payload in self._come() if has_payload}
+
+    def packets(self) -> int:
+        """How many came since the last call, with payload or without."""
+        return sum(1 for _ in self._come())
+
+    def _come(self) -> Iterator[tuple[int, int, bool]]:
         while isinstance(told := attempt(self.sock.recvfrom, 200), tuple):
             data, (_, _, kind, *_) = told
             if kind == PACKET_OUTGOING:
@@ -40,9 +47,8 @@ class Sniffer:
             else:
                 look, ttl, tcp = (data[0] & 15) << 4 | data[1] >> 4, data[7], data[40:]
                 length = int.from_bytes(data[4:6], "big")
-            if int.from_bytes(tcp[2:4], "big") == self.port and length > (tcp[12] >> 4) * 4:
-                found.add((look & ~3, ttl))
-        return found
+            if int.from_bytes(tcp[2:4], "big") == self.port:
+                yield look & ~3, ttl, length > (tcp[12] >> 4) * 4
 
 
 class Turns(Script):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of compiled policies in Python: tries as dictionaries, looked up as bpf/decide.h
-looks them up.
+"""A reader of compiled policies in Python: nodes, and tries as dictionaries, looked up as
+bpf/decide.h looks them up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from policy_texts import EXECUTABLES
+from routenodes import Nodes
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -21,16 +22,14 @@ from dmm_ebpf.rd.policy.values import parse_address
 
 def entries(of: Entries, key: str, value: str) -> list[tuple[bytes, bytes]]:
     """The packed entries one by one."""
-    key_size, value_size = abi.sizeof(key), abi.sizeof(value)
-    assert len(of.keys) == of.count * key_size
-    assert len(of.values) == of.count * value_size
-    return [
-        (
-            of.keys[i * key_size : (i + 1) * key_size],
-            of.values[i * value_size : (i + 1) * value_size],
-        )
-        for i in range(of.count)
-    ]
+    keys, values = (_cut(of.keys, abi.sizeof(key)), _cut(of.values, abi.sizeof(value)))
+    assert len(keys) == len(values) == of.count
+    return list(zip(keys, values, strict=True))
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    assert not len(data) % size
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 class Trie:
@@ -71,18 +70,12 @@ class Found:
     route: int = C.DMM_ROUTE_NONE
 
 
-def route4_key(table: int, addr: int) -> bytes:
-    """A look-up key of routes4."""
-    return abi.pack(
-        abi.new("dmm_route4_key", prefixlen=64, table=table, addr_be=socket.htonl(addr))
-    )
-
-
-def route6_key(table: int, addr: int) -> bytes:
-    """A look-up key of routes6."""
-    return abi.pack(
-        abi.new("dmm_route6_key", prefixlen=160, table=table, addr=addr.to_bytes(16, "big"))
-    )
+def nodes(compiled: Compiled) -> Nodes:
+    """What routes[] has of a policy."""
+    keys, values = compiled.routes.keys, compiled.routes.values
+    assert len(keys) == 4 * compiled.routes.count
+    packed = zip(_cut(keys, 4), _cut(values, abi.sizeof("dmm_route_node")), strict=True)
+    return Nodes(dict(packed))
 
 
 def port_key(portset: int, proto: int, port: int) -> bytes:
@@ -97,8 +90,7 @@ class Reader:
     """The maps of one compiled policy."""
 
     def __init__(self, compiled: Compiled, cgroups: dict[str, tuple[int, int]]) -> None:
-        self.routes4 = Trie(compiled.routes4, "dmm_route4_key", "dmm_route_value")
-        self.routes6 = Trie(compiled.routes6, "dmm_route6_key", "dmm_route_value")
+        self.routes = nodes(compiled)
         self.ports = Trie(compiled.ports, "dmm_port_key", "dmm_port_value")
         self.rules = list(compiled.rules)
         self.cgroups = cgroups
@@ -123,21 +115,24 @@ class Reader:
 
     def _route(self, table: int, query: Query) -> tuple[int, int] | None:
         family, addr = parse_address(query.addr)
-        data = (
-            self.routes4.lookup(route4_key(table, addr))
-            if family == 4
-            else self.routes6.lookup(route6_key(table, addr))
-        )
-        if data is None:
+        value = self.routes.lookup(table, family, addr)
+        if value is None:
             return None
-        value = abi.unpack("dmm_route_value", data)
-        if not value.portset:
-            return value.stack, value.route
-        data = self.ports.lookup(port_key(value.portset, query.proto, query.port))
+        if not value.stack & C.DMM_NODE_PORTS:
+            return self._seen(value.stack), value.route
+        portset = socket.htonl(value.stack & ~C.DMM_NODE_PORTS)
+        data = self.ports.lookup(port_key(portset, query.proto, query.port))
         if data is None:
             return None
         port = abi.unpack("dmm_port_value", data)
-        return None if port.route == C.DMM_ROUTE_NONE else (port.stack, port.route)
+        if port.route == C.DMM_ROUTE_NONE:
+            return None
+        own = value.route if port.stack & C.DMM_PORT_OWN else 0
+        return self._seen(port.stack & ~C.DMM_PORT_OWN), port.route + own
+
+    def _seen(self, ranked: int) -> int:
+        """The stack of what is found, without its rank."""
+        return ranked & 0xFF
 
     def _matches(self, rule: object, query: Query) -> bool:
         flags = rule.flags

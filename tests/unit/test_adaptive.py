@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmm_ebpf import abi
+from dmm_ebpf.cli.pathtables import reasons
 from dmm_ebpf.rd.adaptive import tree as trees
 from dmm_ebpf.rd.adaptive.figures import NOTHING, RECENT_S, Estimate, Figures
 from dmm_ebpf.rd.adaptive.goal import merit, scores
@@ -30,8 +31,9 @@ from dmm_ebpf.rd.adaptive.mind import (
     Mind,
 )
 from dmm_ebpf.rd.adaptive.paths import TURNS, Choice, Paths
+from dmm_ebpf.rd.adaptive.prefix import ROOT, prefixes
 from dmm_ebpf.rd.adaptive.sample import End, Sample, checked
-from dmm_ebpf.rd.adaptive.tree import ROOT, PathTree, prefixes
+from dmm_ebpf.rd.adaptive.tree import PathTree
 from dmm_ebpf.records.path import Goal
 
 HOST = abi.addr16("203.0.113.7")
@@ -423,3 +425,56 @@ def test_thousands_of_quiet_networks_cost_little_and_none_is_passed_by() -> None
     paths.add(sample(address=networks(1)[0]), now)
     assert prefixes(networks(1)[0])[0] in paths._due(frozenset())
     assert len(paths._due(frozenset({"wan"}))) == len(paths.tree.nodes), "all, once one is down"
+
+
+def _lines(paths: Paths, now: float) -> list[str]:
+    prefix, _ = paths.mind_of(HOST)
+    return list(reasons(paths.row("i", prefix, now), paths.rows_around("i", HOST, now)))
+
+
+def test_why_a_candidate_serves_is_told_with_what_stands_against_a_change() -> None:
+    paths = Paths(CHOICE, 0.0)
+    fresh = _lines(paths, 4.0)
+    assert fresh[0] == (
+        "another must be 1.15 times as good, and beyond chance, for a while, "
+        "not before 6.0 s from now; 0 changes of mind until now"
+    )
+    assert fresh[-2:] == [
+        "  * kernel: not tried yet, 0.0 samples of late",
+        "    wan: not tried yet, 0.0 samples of late",
+    ]
+    for second in range(20):
+        for stack, rate in (("kernel", 1e6), ("wan", 3e6)):
+            paths.add(sample(stack, rate), float(second))
+        paths.decide((), second + 0.5)
+    told = _lines(paths, 20.0)
+    decides = [line for line in told if line.endswith(" decides")]
+    # The /24 has shown enough, and so have those around it.
+    assert decides == ["203.0.113.0/24 decides"]
+    assert [line for line in told if line in {"203.0.0.0/16", "default"}] == [
+        "203.0.0.0/16",
+        "default",
+    ]
+    assert any("wan: 3.0M/s" in line and "*" in line for line in told)
+    assert any("kernel: 1.0M/s" in line and "3 times worse" in line for line in told)
+    assert "1 change of mind until now" in told[0]
+    assert any("kernel is tried by" in line for line in told)
+
+
+def test_a_lead_and_a_search_are_told_while_they_last() -> None:
+    paths = Paths(CHOICE, 0.0)
+    for second in range(12):
+        for stack, rate in (("kernel", 1e6), ("wan", 0.99e6)):
+            paths.add(sample(stack, rate), float(second))
+        paths.decide((), second + 0.5)
+    prefix, mind = paths.mind_of(HOST)
+    mind.leader, mind.leads_since, mind.searching_until = "wan", 11.0, 15.0
+    mind.draw = Draw("kernel", "wan", SEARCH_SHARE)
+    row = paths.row("i", prefix, 12.0)
+    assert (row.leader, row.leads_s, row.searches_s) == ("wan", 1.0, 3.0)
+    assert row.holds_s == LASTING_S - 1.0
+    told = list(reasons(row, []))
+    assert told[1] == "wan leads for 1.0 s now"
+    assert told[2] == (
+        "wan is tried by 25% of new flows, for 3 s more, since the path seems to have changed"
+    )

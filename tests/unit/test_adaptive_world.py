@@ -16,8 +16,8 @@ import pytest
 
 from dmm_ebpf import abi
 from dmm_ebpf.rd.adaptive.paths import Choice, Paths
+from dmm_ebpf.rd.adaptive.prefix import ROOT
 from dmm_ebpf.rd.adaptive.sample import End, Sample
-from dmm_ebpf.rd.adaptive.tree import ROOT
 
 PEER = abi.addr16("203.0.113.7")
 TICK_S = 1.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,12 @@ from cli_lab import (
     Cli,
     one_sentence,
 )
-from test_client import FakeRd, run_root  # noqa: F401 - run_root is a fixture
+from test_client import FakeRd, deaf, run_root  # noqa: F401 - run_root is a fixture
 
 from dmm_ebpf import __version__
 from dmm_ebpf.errors import ConflictError
 from dmm_ebpf.loader.cgroup import find_cgroup2
-from dmm_ebpf.rd.api import client
+from dmm_ebpf.rd.api import client, pulse
 from dmm_ebpf.rd.director.rundir import RunDir
 from dmm_ebpf.rd.places import finding as places
 from dmm_ebpf.rd.places.finding import Person, Place
@@ -184,7 +185,7 @@ def test_no_instance_is_an_empty_listing(cli: Cli) -> None:
 def test_status(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         said = cli("status")
-        assert cli("status", "--json").json == [STATUS | {"rd": "up", "nested": []}]
+        assert cli("status", "--json").json == [STATUS | {"rd": "up"}]
     for text in (
         "running, pid 31337, up 3m20s",
         "generation 3",
@@ -364,6 +365,17 @@ def test_route_get_tells_the_transport_that_would_serve(cli: Cli) -> None:
         assert "    transport c:gbn" in cli("route", "get", "203.0.113.7:443").out.splitlines()
 
 
+def test_route_get_asks_for_reasons_where_they_are_wanted(cli: Cli) -> None:
+    with FakeRd("default", ANSWERS) as rd:
+        assert cli("route", "get", "10.0.0.1:80").code == 0
+        assert cli("route", "get", "10.0.0.1:80", "--why").code == 0
+    asked = [params for method, params in rd.asked if method == "route_get"]
+    assert "reasons" not in asked[0]
+    assert asked[1]["reasons"] is True
+    alone = cli("route", "get", "10.0.0.1:80", "--why", "--policy", "p.toml")
+    one_sentence(alone, 2, "only an instance knows")
+
+
 def test_route_get_for_people(cli: Cli) -> None:
     down = ANSWERS["route_get"] | {"stack": "kernel", "why": "down", "assumed": {"cgroup": "/shop"}}
     down["unasked"] = [{"rule": "a", "needs": ["uid", "comm"]}]
@@ -453,7 +465,7 @@ def test_a_question_with_nobody_to_ask(cli: Cli) -> None:
 
 def test_policy_show_of_an_observer(cli: Cli) -> None:
     shown = {"instance": "default", "path": None, "text": None, "generation": 0}
-    with FakeRd("default", {"policy_show": shown}):
+    with FakeRd("default", {"policy_show": shown, "status": STATUS}):
         said = cli("policy", "show")
     assert (said.code, said.out) == (0, "")
     assert "it only observes" in said.err
@@ -480,7 +492,7 @@ def test_follow_prints_events_as_they_come(cli: Cli) -> None:
         },
         FLOW | {"type": "close", "time": 1700000002.0, "comm": "a\x1b[31mb", "reason": "fin"},
     ]
-    with FakeRd("default", {"follow": events}, hang_up=True):
+    with FakeRd("default", {"follow": events, "stacks": [STACK]}, hang_up=True):
         as_json = cli("flows", "--follow", "--json", "-i", "default")
         as_text = cli("flows", "--follow", "-i", "default")
         only = cli("flows", "--follow", "-i", "default", "--json", "--stack", "wan")
@@ -517,6 +529,33 @@ def test_flows_of_a_dead_rd_come_from_its_pins(cli: Cli, service: SimpleNamespac
     assert "director  dead" in cli("status").out
 
 
+def test_what_an_rd_that_stands_still_has_pinned_is_listed(
+    cli: Cli, service: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "LOOK_S", 0.05)
+    monkeypatch.setattr(pulse, "STILL_S", 0.2)
+    service.offline_flows = lambda _name: [Flow.from_map(FLOW)]
+    service.offline_status = lambda _name: Status.from_map(STATUS | {"pid": None})
+    with deaf("default") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        flows, as_json, status, route = (
+            cli(*words)
+            for words in (
+                ("flows", "--json"),
+                ("status", "--json"),
+                ("status",),
+                ("route", "get", "192.0.2.1:80"),
+            )
+        )
+    silent = f"its Resource Director does not answer: its process {pid} is stopped"
+    assert (flows.code, flows.json) == (0, [FLOW])
+    assert f"{silent}; shown from what it left pinned" in flows.err
+    assert (as_json.code, as_json.json[0]["rd"]) == (0, "silent")
+    assert "director  does not answer" in status.out
+    assert route.code == 75
+    assert f"{silent}; kill -CONT {pid} lets it go on" in route.err
+
+
 @pytest.mark.parametrize("command", ["status", "flows", "stacks", "listeners"])
 def test_an_instance_that_is_starting_is_left_out(
     cli: Cli, service: SimpleNamespace, command: str
@@ -545,8 +584,8 @@ def test_one_unreadable_instance_does_not_hide_the_others(cli: Cli) -> None:
     with FakeRd("default", ANSWERS):
         said = cli("listeners", "--json")
     assert said.json == [LISTENER]
-    # What it has left pinned is for root to read.
+    # What it has left pinned is for root to read; for another user it is one of root's instances.
     root = (1, "cannot ask instance dead for listeners")
-    code, why = root if os.geteuid() == 0 else (77, "may not be read; run it as root")
+    code, why = root if os.geteuid() == 0 else (0, "left out, as only others may ask: dead")
     assert said.code == code
     assert why in said.err

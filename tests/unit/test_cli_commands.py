@@ -39,6 +39,8 @@ def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> 
         "--pending",
         "-i",
         "shop",
+        "--group",
+        "60",
     )
     assert said.code == 0
     assert got == [
@@ -50,6 +52,7 @@ def test_attach_passes_on_what_was_typed(cli: Cli, service: SimpleNamespace) -> 
             "daemon": True,
             "pending": True,
             "containers": False,
+            "readers": 60,
         }
     ]
     assert "instance shop is attached to /shop.slice" in said.err
@@ -269,6 +272,7 @@ def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
         (["flows", "--cgroup", "/x", "--unit", "y"], 2, "--cgroup and --unit exclude each other"),
         (["run", "--netns", "red", "--container", "x", "--", "true"], 2, "exclude each other"),
         (["hal", "--container", "a/b"], 2, "a container is called by"),
+        (["hal", "--host", "eth0"], 2, "devices are named besides"),
         (["route", "get", "1.2.3.4", "--pid", "0"], 2, "'0' is not a pid"),
         (["route", "get", "1.2.3.4", "--container", "x", "--unit", "y"], 2, "exclude each other"),
         (["listeners", "--instance", "nope"], 1, "there is no such instance"),

@@ -8,10 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import queue
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,18 +24,21 @@ from typing import Any
 import pytest
 
 from dmm_ebpf import frames
+from dmm_ebpf.cli import gather
 from dmm_ebpf.errors import DmmError, NotAttachedError, PolicyError, PrivilegeError, UsageError
 from dmm_ebpf.frames import FrameError
 from dmm_ebpf.loader import bpffs
 from dmm_ebpf.rd.api import client, wire
 from dmm_ebpf.rd.director import rundir
+from lab import wait_for
 
 HOST_ROOT = rundir.ROOT
 
 
 class FakeRd:
     """Answers with what methods says: a value, or a DmmError to fail with. "follow" is a
-    list of events. Only in a run_root: what it makes would stay in the host's own directory.
+    list of events; "routes" are none, if nothing is said of them. Only in a run_root: what it makes
+    would stay in the host's own directory.
 
     hang: methods that are never answered. garbage: bytes sent in place of any answer. hang_up: the
     stream ends after its events.
@@ -39,7 +47,7 @@ class FakeRd:
     def __init__(self, instance: str, methods: dict[str, Any], **manner: Any) -> None:
         assert rundir.ROOT != HOST_ROOT, "the test uses no run_root"
         self.path = rundir.ROOT / instance / "rd.sock"
-        self.methods = methods
+        self.methods = {"routes": []} | methods
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.stream_closed = threading.Event()
         self._hang: set[str] = manner.get("hang", set())
@@ -68,9 +76,11 @@ class FakeRd:
             task = asyncio.current_task()
             assert task is not None
             tasks.add(task)
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await self._talk(reader, writer)
-            writer.close()
+            try:
+                with contextlib.suppress(OSError, asyncio.CancelledError):
+                    await self._talk(reader, writer)
+            finally:
+                writer.close()  # also after a question that the test gave no answer to
 
         server = await asyncio.start_unix_server(serve, str(self.path))
         self._ready.set()
@@ -111,7 +121,7 @@ def run_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty directory in the place of /run/dmm-ebpf, with a name short enough
     for sun_path (unix(7)).
     """
-    root = Path(tempfile.mkdtemp(prefix="dmm-u-", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="dmm-u-"))
     monkeypatch.setattr(rundir, "ROOT", root)
     monkeypatch.setattr(bpffs, "TOP", root.name)  # the host's instances are none of the test's
     yield root
@@ -172,6 +182,9 @@ def test_a_run_directory_without_a_socket(run_root: Path) -> None:
         client.Client("old").call("status")
 
 
+MAY = "run it as root, or as a member of attach's --group"
+
+
 @pytest.mark.root
 def test_not_root(run_root: Path) -> None:
     """As another user, in a child: the directory is root's alone."""
@@ -188,7 +201,7 @@ def test_not_root(run_root: Path) -> None:
                     ask()
                 except DmmError as exc:
                     kinds.append((type(exc), exc.exit_code, exc.hint))
-            code = 0 if kinds == [(PrivilegeError, 77, "run it as root")] * 2 else 1
+            code = 0 if kinds == [(PrivilegeError, 77, MAY)] * 2 else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -201,6 +214,114 @@ def test_an_rd_that_does_not_answer(run_root: Path) -> None:
         pytest.raises(NotAttachedError, match="does not answer"),
     ):
         c.call("status")
+
+
+# Listens at its argument, takes what comes and answers nothing; its first word tells that it does.
+DEAF = """
+import socket, sys, threading
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+taken = listener.accept()
+if sys.argv[2] == "busy":
+    while True:
+        pass
+threading.Event().wait()
+"""
+
+
+@contextlib.contextmanager
+def deaf(instance: str, manner: str = "waits") -> Iterator[int]:
+    """A process that serves instance and never answers; its pid."""
+    path = rundir.ROOT / instance / "rd.sock"
+    path.parent.mkdir(parents=True)
+    argv = [sys.executable, "-c", DEAF, str(path), manner]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listens\n"
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "hangs"])
+def test_an_rd_that_stands_still_is_not_waited_for(run_root: Path, stopped: bool) -> None:
+    """However long its answer might take."""
+    with deaf("default") as pid:
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with client.Client("default", timeout_s=600) as c, pytest.raises(client.SilentError) as e:
+            list(c.flows())
+        assert time.monotonic() - began < 60
+    assert e.value.exit_code == 75
+    why = "its Resource Director does not answer"
+    assert e.value.why == (f"{why}: its process {pid} is stopped" if stopped else why)
+    assert (f"kill -CONT {pid}" in e.value.hint) == stopped
+
+
+def test_a_long_request_to_an_rd_that_is_stopped_is_not_waited_for(run_root: Path) -> None:
+    """One that does not fit into the socket."""
+    with deaf("default") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        with client.Client("default", timeout_s=600) as c, pytest.raises(client.SilentError) as e:
+            c.policy_apply("/etc/long.toml", "#" * (4 << 20))
+        assert time.monotonic() - began < 60
+    assert e.value.why.endswith(f"its process {pid} is stopped")
+
+
+def test_a_long_request_to_an_rd_that_reads_slowly_comes_whole(run_root: Path) -> None:
+    text = "#" * (4 << 20)
+    with FakeRd("default", {"policy_apply": {}}) as rd, client.Client("default") as c:
+        c.call("policy_apply", text=text)
+        assert rd.asked == [("policy_apply", {"text": text})]
+
+
+def test_a_stream_tells_whether_the_rd_stands_still(run_root: Path) -> None:
+    with deaf("default") as pid, client.Client("default").stream("follow") as stream:
+        assert stream.silence() is None
+        os.kill(pid, signal.SIGSTOP)
+        silence = wait_for(stream.silence, 60, "the stream to tell")
+        assert silence is not None
+        assert silence.why.endswith(f"its process {pid} is stopped")
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: stream.silence() is None, 60, "it to go on")
+
+
+def test_who_follows_an_rd_that_stands_still_is_told(
+    run_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(gather, "note", told.put)
+    with deaf("default") as pid:
+        os.kill(pid, signal.SIGSTOP)
+        follower = gather.Follower("default")
+
+        def follow() -> None:
+            with contextlib.suppress(NotAttachedError):
+                list(follower.events())
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            assert f"its process {pid} is stopped; kill -CONT {pid}" in told.get(timeout=60)
+            os.kill(pid, signal.SIGCONT)
+            assert "goes on" in told.get(timeout=60)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            thread.join(60)
+            follower.close()
+
+
+def test_an_rd_that_is_busy_is_waited_for(run_root: Path) -> None:
+    with deaf("default", "busy"):
+        began = time.monotonic()
+        with client.Client("default", timeout_s=4) as c, pytest.raises(client.SilentError):
+            c.call("flows")
+        assert time.monotonic() - began >= 4
 
 
 def test_after_a_timeout_the_next_call_gets_its_own_answer(run_root: Path) -> None:

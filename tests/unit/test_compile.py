@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_lpm import entries
+from policy_lpm import entries, nodes
 
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C
@@ -45,6 +45,18 @@ def compiled(text: str, **options: object) -> Compiled:
 
 def route(to: str, stack: str, extra: str = "") -> str:
     return f'[[tables.t.routes]]\nto = "{to}"\nstack = "{stack}"\n{extra}'
+
+
+def test_rules_that_lead_to_mptcp_say_so_and_those_that_only_except_do_not() -> None:
+    text = '[stacks.multi]\nkind = "kernel"\nmptcp = true\n' + route("10.0.0.0/8", "multi")
+    text += '[[tables.o.routes]]\nto = "default"\nstack = "kernel"\n'
+    text += '[[rules]]\nuid = 1\ntable = "o"\n[[rules]]\nnot = { uid = 2 }\ntable = "t"\n'
+    text += '[[rules]]\ndirection = "forward"\ntable = "t"\n'
+    out = compiled(text)
+    of = [(rule.number, rule.skip, bool(rule.flags & C.DMM_RULE_MPTCP)) for rule in out.rules]
+    assert of[:3] == [(1, 0, False), (2, 1, False), (2, 0, True)]
+    assert not any(multi for number, _, multi in of if number == 3)
+    assert out.makes_mptcp and not compiled(text.replace("true", "false")).makes_mptcp
 
 
 def test_stacks() -> None:
@@ -155,15 +167,14 @@ table = "t"
 def test_inline_routes() -> None:
     ids = IdSpace()
     out = compiled(STACKS + route("10.1.0.0/16", "u") + route("2001:db8::/32", "k"), ids=ids)
-    ((key, value),) = entries(out.routes4, "dmm_route4_key", "dmm_route_value")
-    k4, v4 = abi.unpack("dmm_route4_key", key), abi.unpack("dmm_route_value", value)
-    assert (k4.prefixlen, k4.table, k4.addr_be) == (48, ids.table("t"), socket.htonl(0x0A010000))
-    assert (v4.route, v4.stack, v4.portset) == (0, ids.stack("u"), 0)
-    ((key, value),) = entries(out.routes6, "dmm_route6_key", "dmm_route_value")
-    k6, v6 = abi.unpack("dmm_route6_key", key), abi.unpack("dmm_route_value", value)
-    assert (k6.prefixlen, k6.table) == (64, ids.table("t"))
-    assert bytes(abi.ffi.buffer(k6.addr)) == abi.addr16("2001:db8::")
-    assert (v6.route, v6.stack, v6.portset) == (1, ids.stack("k"), 0)
+    found_in, table = nodes(out), ids.table("t")
+    inside, outside = found_in.lookup(table, 4, 0x0A01FFFF), found_in.lookup(table, 4, 0x0A020000)
+    assert (inside.route, inside.stack & 0xFF) == (0, ids.stack("u"))
+    assert outside is None
+    base = 0x20010DB8 << 96
+    inside, outside = found_in.lookup(table, 6, base + 1), found_in.lookup(table, 6, base - 1)
+    assert (inside.route, inside.stack & 0xFF) == (1, ids.stack("k"))
+    assert outside is None
     assert out.ports.count == 0
     assert [out.route_text(n) for n in (0, 1, 2, C.DMM_ROUTE_NONE)] == [
         "10.1.0.0/16",
@@ -181,25 +192,29 @@ def test_ports_of_a_shorter_prefix_are_pushed_down() -> None:
         + route("10.1.0.0/16", "u", 'proto = "tcp"\nports = 443\n'),
         ids=ids,
     )
-    sets = [
-        abi.unpack("dmm_route_value", v).portset
-        for _, v in entries(out.routes4, "dmm_route4_key", "dmm_route_value")
-    ]
-    assert sets == [socket.htonl(1), socket.htonl(2)]
+    found_in, table = nodes(out), ids.table("t")
+    wide, narrow = found_in.lookup(table, 4, 0x0A000000), found_in.lookup(table, 4, 0x0A010000)
+    sets = [value.stack & ~C.DMM_NODE_PORTS for value in (wide, narrow)]
+    assert (wide.route, narrow.route) == (0, 1)
+    assert sorted(sets) == [1, 2]
+    assert all(value.stack & C.DMM_NODE_PORTS for value in (wide, narrow))
     found = set()
     for packed, data in entries(out.ports, "dmm_port_key", "dmm_port_value"):
         key, value = abi.unpack("dmm_port_key", packed), abi.unpack("dmm_port_value", data)
         assert (key.prefixlen, key.proto, key.pad) == (64, socket.IPPROTO_TCP, 0)
-        found.add((socket.ntohl(key.portset), socket.ntohs(key.port_be), value.route, value.stack))
+        at = sets.index(socket.ntohl(key.portset)), socket.ntohs(key.port_be)
+        found.add((*at, value.route, value.stack & 0xFF, bool(value.stack & C.DMM_PORT_OWN)))
     k, u = ids.stack("k"), ids.stack("u")
-    assert found == {(1, 80, 0, k), (2, 80, 0, k), (2, 443, 1, u)}
+    assert found == {(0, 80, 0, k, True), (1, 80, 0, k, False), (1, 443, 0, u, True)}
 
 
-def test_equal_port_sets_are_stored_once_and_alike_ones_cost_little() -> None:
+def test_equal_port_sets_are_stored_once() -> None:
     tcp = 'proto = "tcp"\nports = 443\n'
     text = STACKS + route("default", "k")
     text += "".join(route(f"10.{n}.0.0/16", "u", tcp) for n in range(100))
-    assert compiled(text).ports.count == 100 * 3  # tcp: any, and 443; udp: any
+    assert compiled(text).ports.count == 3  # tcp: any, and 443; udp: any
+    other = compiled(text + route("10.0.0.0/8", "k", tcp) + route("10.200.0.0/16", "k", tcp))
+    assert other.ports.count == 3 * 3  # another length, and another stack
 
 
 def test_route_covered_by_tcp_and_udp_of_one_prefix() -> None:
@@ -208,13 +223,13 @@ def test_route_covered_by_tcp_and_udp_of_one_prefix() -> None:
         + route("10.0.0.0/8", "k", 'proto = "tcp"\n')
         + route("10.0.0.0/8", "u", 'proto = "udp"\n')
     )
-    assert (out.routes4.count, out.ports.count) == (1, 2)
+    assert (len(nodes(out).said()), out.ports.count) == (1, 2)
 
 
 def test_duplicate_takes_the_first() -> None:
     out = compiled(STACKS + route("10.0.0.0/8", "k") + route("10.0.0.0/8", "k"))
-    ((_, value),) = entries(out.routes4, "dmm_route4_key", "dmm_route_value")
-    assert abi.unpack("dmm_route_value", value).route == 0
+    ((number, _),) = nodes(out).said()
+    assert number == 0
 
 
 def test_compiling_twice_gives_the_same_bytes() -> None:
@@ -224,7 +239,7 @@ def test_compiling_twice_gives_the_same_bytes() -> None:
         + route("10.0.0.0/8", "k", 'proto = "udp"\n')
     )
     one, two = compiled(text), compiled(text)
-    for kind in ("routes4", "routes6", "ports"):
+    for kind in ("routes", "ports"):
         ours, others = getattr(one, kind), getattr(two, kind)
         assert (ours.keys, ours.values) == (others.keys, others.values)
     assert one.stacks.keys() == two.stacks.keys()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+import pytest
 from corepackets import (
     ACK,
     CLOSED,
@@ -68,6 +69,34 @@ def test_the_peer_sees_the_timestamps_of_the_apps_kernel(make_core: Callable[...
         core.put(INNER, to_core(INNER, 1001, 0, RST))
         core.put(OUTER, to_core(OUTER, 1, syn.seq + 1, RST | ACK))
         core.get(INNER)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_peer_sees_the_first_number_of_the_apps_kernel(
+    make_core: Callable[..., Core], seed: int
+) -> None:
+    """So that it goes on from that of the last connection, whichever process carried it, as a
+    peer in TIME-WAIT asks where there are no timestamps.
+    """
+    for number in (1000, 2**32 - 1):
+        core = make_core(seed=seed)
+        core.put(INNER, to_core(INNER, number, 0, SYN, options=b"\x02\x04\x05\xb4"))
+        (syn,) = core.get(OUTER)
+        assert (syn.flags & (SYN | ACK | RST), syn.seq) == (SYN, number)
+
+
+def test_an_answer_has_a_number_of_the_cores_own(make_core: Callable[..., Core]) -> None:
+    """Which differs from process to process, and from those that it stands between (RFC 6528)."""
+    numbers = set()
+    for seed in (3, 4):
+        core = make_core(seed=seed)
+        core.put(OUTER, to_core(OUTER, 1000, 0, SYN, options=SYN_OPTIONS))
+        (syn,) = core.get(INNER)
+        core.put(INNER, to_core(INNER, 7000, syn.seq + 1, SYN | ACK, options=SYN_OPTIONS))
+        (answer,) = core.get(OUTER)
+        assert answer.flags & (SYN | ACK) == SYN | ACK
+        numbers |= {syn.seq, answer.seq}
+    assert len(numbers | {1000, 7000}) == 6
 
 
 def test_ecn_marks_what_rfc_3168_says(make_core: Callable[..., Core]) -> None:

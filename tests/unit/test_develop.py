@@ -14,7 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/develop").glob("add-*.md")
 }
-NEW_FILE = "dmm_ebpf/userstack/core/cc/cc_steady.c"  # what a page lets its reader write
+# What pages let their readers write
+NEW_FILES = {
+    "dmm_ebpf/userstack/core/cc/cc_steady.c",
+    "dmm_ebpf/hal/plain.c",
+    "dmm_ebpf/hal/plain.h",
+}
 # page, what it follows: the files in which that stands
 FOLLOWED = {
     ("add-a-map.md", "nics"): (
@@ -60,7 +65,7 @@ FOLLOWED = {
 def test_files_of_a_page_are_there(page: str) -> None:
     named = re.findall(r"`((?:dmm_ebpf|bpf|tests|tools|docs)/[\w/.*-]+)`", PAGES[page])
     assert len(named) > 3
-    assert [name for name in named if name != NEW_FILE and not list(ROOT.glob(name))] == []
+    assert [name for name in named if name not in NEW_FILES and not list(ROOT.glob(name))] == []
 
 
 @pytest.mark.parametrize(("page", "name"), sorted(FOLLOWED))
@@ -77,7 +82,6 @@ def test_what_a_page_follows_is_in_each_file(page: str, name: str) -> None:
         "add-a-command.md",
         "add-a-map.md",
         "add-a-policy-key.md",
-        "add-a-port.md",
         "add-an-option.md",
     ],
 )

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from dmm_ebpf.errors import DmmError
-from dmm_ebpf.rd.api.clients import MAX_CLIENTS, MAX_HELD_BYTES, Clients
+from dmm_ebpf.rd.api import server
+from dmm_ebpf.rd.api.clients import MAX_CLIENTS, MAX_HELD_BYTES, MAX_READERS, Clients
 
 Task = asyncio.Task[None]
 
@@ -77,3 +78,58 @@ def test_the_oldest_half_request_makes_room_for_a_whole_one() -> None:
         assert _hung_up_on(tasks) == [0]
 
     _with_tasks(test, 5)
+
+
+def test_readers_make_room_among_themselves() -> None:
+    def test(clients: Clients, tasks: list[Task]) -> None:
+        root, *readers = tasks
+        assert clients.admit(root) is None
+        clients.asked(root)
+        clients.waits(root)
+        for one in readers[:MAX_READERS]:
+            assert clients.admit(one, is_root=False) is None
+            clients.asked(one)
+        refused = clients.admit(readers[MAX_READERS], is_root=False)
+        assert refused and "128 that are not root's are connected" in str(refused)
+        clients.waits(readers[5])
+        assert clients.admit(readers[MAX_READERS], is_root=False) is None
+        assert _hung_up_on(tasks) == [6]
+
+    _with_tasks(test, MAX_READERS + 2)
+
+
+def test_what_looks_after_something_is_begun_anew_when_it_fails(monkeypatch) -> None:
+    begun = []
+
+    async def look() -> None:
+        begun.append(len(begun))
+        if len(begun) < 3:
+            raise KeyError("eth0")
+
+    monkeypatch.setattr(server, "AGAIN_S", 0.0)
+    asyncio.run(server.kept_up(look))
+    assert begun == [0, 1, 2]
+
+
+def test_what_is_cancelled_is_not_begun_anew_whatever_it_raises() -> None:
+    """Who cancels waits for its end."""
+
+    begun = asyncio.Event()
+
+    async def look() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("cannot be undone") from None
+
+    async def told_to_end() -> BaseException:
+        task = asyncio.ensure_future(server.kept_up(look))
+        async with asyncio.timeout(5):
+            await begun.wait()
+            task.cancel()
+            (said,) = await asyncio.gather(task, return_exceptions=True)
+        assert said is not None
+        return said
+
+    assert isinstance(asyncio.run(told_to_end()), OSError)

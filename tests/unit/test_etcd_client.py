@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from dmm_ebpf.central import client, place
+from dmm_ebpf.central import client, controller, place
 from dmm_ebpf.central.client import At, CompactedError, Etcd, EtcdDownError, EtcdError, Put
+from dmm_ebpf.central.fleet import Fleet
 from dmm_ebpf.errors import DmmError, PrivilegeError
 from lab import wait_for
 
@@ -348,3 +349,42 @@ def test_a_lease_that_has_ended_is_known() -> None:
             assert await etcd.keep(7) is True
 
     asyncio.run(main())
+
+
+# -- an operator's watch --
+
+
+def test_a_watch_that_was_compacted_goes_on_also_when_etcd_fails_meanwhile(monkeypatch) -> None:
+    """What has changed in between is told, and what is gone."""
+    monkeypatch.setattr(controller, "AGAIN_S", 0.0)
+    host = {"key": b64("/dmm/hosts/a/i"), "value": b64('{"format": 1, "state": "applied"}')}
+    route = {"key": b64("/dmm/want/routes/t/x"), "value": b64("192.0.2.0/24,,,far")}
+    ranges = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal ranges
+        asked = await request.json()
+        if request.path.endswith("/watch"):
+            first = int(asked["create_request"]["start_revision"])
+            if first < 20:
+                return await streaming(b'{"result":{"compact_revision":"20"}}\n')(request)
+            told = {"result": {"events": [{"kv": {**route, "mod_revision": "21"}}]}}
+            return await streaming(json.dumps(told).encode() + b"\n")(request)
+        ranges += 1
+        if ranges in (4, 6):  # at first there are three, of what there is
+            return await saying({"error": "etcdserver: no leader"}, 503)(request)
+        here = base64.b64decode(asked["key"]).decode()
+        there = [host] if here == "/dmm/hosts/" else [route] if ranges == 3 else []
+        items = [{**one, "mod_revision": "9" if ranges < 4 else "19"} for one in there]
+        header = {"revision": "10" if ranges < 4 else "20"}
+        return await saying({"header": header, "kvs": items})(request)
+
+    async def main() -> list[Any]:
+        async with gateways(answer) as (etcd, _), asyncio.timeout(20):
+            following = controller.Controller(Fleet(etcd)).follow()
+            return [await anext(following) for _ in range(3)]
+
+    gone, told, put = asyncio.run(main())
+    assert (gone.key, gone.item) == ("want/routes/t/x", None)
+    assert (told.host, told.state) == ("a", "applied")
+    assert (put.key, put.item.revision) == ("want/routes/t/x", 21)

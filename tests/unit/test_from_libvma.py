@@ -140,5 +140,5 @@ def test_the_command_prints_it(cli: Cli, tmp_path: Path) -> None:
     assert said.err.count("not carried over: ") == 2
     assert cli("policy", "import", "--libvma", str(file), "--json").json["policy"] == said.out
     both = cli("policy", "import", "--libvma", str(file), "--dmm", str(file))
-    one_sentence(both, 2, "name one of --dmm, --libvma and --onload")
-    one_sentence(cli("policy", "import"), 2, "name one of --dmm, --libvma and --onload")
+    one_sentence(both, 2, "name one of --dmm, --libvma, --onload and --mptcpize")
+    one_sentence(cli("policy", "import"), 2, "name one of --dmm, --libvma, --onload and --mptcpize")

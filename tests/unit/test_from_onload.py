@@ -82,6 +82,15 @@ def test_a_unit_of_systemd() -> None:
     assert route_get(parsed, Query("192.0.2.1", 9, 17, comm="sh")).wanted == "kernel"
 
 
+def test_of_a_unit_only_what_it_starts_counts() -> None:
+    policy, _ = made(
+        "[Service]\nEnvironment=LD_PRELOAD=/usr/lib64/libonload.so\nType=simple\n"
+        "ExecStartPre=/usr/bin/test -f /etc/feed\nExecStart=/usr/sbin/feed\n"
+        "ExecReload=/bin/kill -HUP $MAINPID\n[Install]\nWantedBy=multi-user.target\n"
+    )
+    assert [rule["comm"] for rule in policy["rules"]] == [["feed"]]
+
+
 def test_a_profile_alone_is_for_all() -> None:
     policy, left = made("onload_set EF_POLL_USEC 50\nonload_set EF_POLL_USEC=60\nonload_import x\n")
     assert policy["stacks"]["onload"]["busy_poll_us"] == 50  # as onload_set has it: the first
@@ -123,4 +132,4 @@ def test_by_the_command_line(cli: Cli, tmp_path: Path) -> None:
     assert tomllib.loads(said.out)["rules"][0]["comm"] == ["app"]
     assert "not carried over" in said.err
     both = cli("policy", "import", "--onload", str(file), "--libvma", str(file))
-    one_sentence(both, 2, "name one of --dmm, --libvma and --onload")
+    one_sentence(both, 2, "name one of --dmm, --libvma, --onload and --mptcpize")

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmm_ebpf.errors import DmmError, UsageError
-from dmm_ebpf.kit import bench, load, names, probe
+from dmm_ebpf.kit import bench, guarding, load, names, probe
 from dmm_ebpf.kit.bench import Course, Flow
 from lab.waiting import wait_for
 
@@ -210,7 +210,7 @@ def test_a_folder_in_which_others_may_replace_it_is_refused(write: Write, tmp_pa
     assert f"{tmp_path} may be written by others" in refused(text)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.root  # who alone can give a file away
 def test_a_file_of_somebody_else_is_refused(write: Write, tmp_path: Path) -> None:
     text = write(GOOD)
     os.chown(tmp_path / "plugin.py", 12345, 12345)
@@ -429,8 +429,22 @@ def test_links_lead_to_what_is_checked(write: Write, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["plugin.py", "plugin.so"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    """A pipe that nobody writes to, and links that lead to each other."""
+    text = f"python:{tmp_path}/{name}:X" if name.endswith(".py") else f"c:{tmp_path}/{name}"
+    os.mkfifo(tmp_path / name)
+    assert "it is no file" in refused(text)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / name)
+    assert "Too many levels of symbolic links" in refused(text)
+    done = sim(text)
+    assert (done.returncode, "Too many levels of symbolic links" in done.stderr) == (1, True)
+
+
 def test_connections_that_end_are_forgotten(write: Write) -> None:
-    plugin = load.load(bench.named(write(GOOD)), bench.ffi, bench.lib)
+    plugin = guarding.guarded(bench.named(write(GOOD)), bench.ffi, bench.lib)
     plugin.start()
     try:
         for _ in range(200):
@@ -468,7 +482,9 @@ def test_the_command_says_what_went_wrong(write: Write) -> None:
     assert flow["fault"] in done.stderr
     for words, told in (
         (("cubic", "--rate", "fast"), '"fast" is not a rate'),
-        (("cubic", "--loss", "100"), "is not a share of loss"),
+        (("cubic", "--rate", "12500000"), '"12500000" is not a rate; expected a text'),
+        (("cubic", "--loss", "100"), "100 is not a loss (percent); expected 0 to 90"),
+        (("cubic", "--rtt", "-1"), "-1 is not a round trip (ms); expected 0.01 to 10000"),
         (("nope",), "it is not built in"),
         (("python:nope.py:X",), "No such file"),
         (("cubic",) * 17, "17 flows are not 1 to 16"),

@@ -17,7 +17,7 @@ from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.instancename import check_name
-from dmm_ebpf.loader import cgroup, link, programs
+from dmm_ebpf.loader import cgroup, groupmade, link, programs
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS, Maps
 from dmm_ebpf.rd.api.client import Client
 from dmm_ebpf.rd.director.rundir import RunDir
@@ -155,7 +155,7 @@ def test_maps_are_listed_once_with_what_they_hold() -> None:
     assert [spec.name for spec in MAPS] == list(dict.fromkeys(spec.name for spec in MAPS))
     assert Maps.nics is next(spec for spec in MAPS if spec.name == "nics")
     assert (Maps.nics.key_size, Maps.nics.value_size) == (4, abi.sizeof("dmm_nic"))
-    assert (Maps.routes4.key_size, Maps.routes4.value_size, Maps.events.key_size) == (4, 4, 0)
+    assert (Maps.routes.key_size, Maps.routes.value_size, Maps.events.key_size) == (4, 4, 0)
     with pytest.raises(KeyError):
         _ = Maps({}).nics
 
@@ -216,3 +216,22 @@ def test_a_header_that_changed_since_the_build_is_refused(
         DmmError, match="has changed since they were built; build them: tools/bootstrap"
     ):
         abi._check_built()
+
+
+def test_a_cgroup_is_waited_for_by_its_path_from_the_root() -> None:
+    root = Path("/sys/fs/cgroup/unified")
+    key = groupmade.key_of(root / "system.slice/shop.service", root)
+    assert key is not None
+    assert len(key) == abi.sizeof("dmm_waited_key")
+    assert key.rstrip(b"\0") == b"/system.slice/shop.service"
+    longest = C.DMM_WAITED_PATH - len("/\0")
+    assert groupmade.key_of(root / ("a" * longest), root) is not None
+    assert groupmade.key_of(root / ("a" * (longest + 1)), root) is None
+
+
+@given(st.sets(st.integers(0, C.DMM_MAX_CHECKS - 1)))
+def test_each_rule_that_waits_has_its_bit(indices: set[int]) -> None:
+    words = groupmade.bits(sorted(indices))
+    assert 2 * len(words) == len(abi.new("dmm_waited").rules)
+    assert {i for i in range(256) if words[i // 64] >> i % 64 & 1} == indices
+    assert max(words) < 2**64

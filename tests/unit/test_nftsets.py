@@ -5,8 +5,9 @@ routes that are written, and how nft's JSON is read. tests/apps/test_nft_sets.py
 
 from __future__ import annotations
 
-import json
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,20 +17,20 @@ from policy_parsing import U, parse, refusal
 from policy_texts import CGROUPS, NESTED, STACKS, queries, routes, toml
 
 from dmm_ebpf.abi import C
-from dmm_ebpf.errors import DmmError, PolicyError
-from dmm_ebpf.hal import nftsets
+from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.director import sets
 from dmm_ebpf.rd.director.generations import Generations, text_of
 from dmm_ebpf.rd.director.rundir import State
 from dmm_ebpf.rd.director.sets import Reading
-from dmm_ebpf.rd.policy import evaluate
+from dmm_ebpf.rd.policy import evaluate, model
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.compile import Labels, compile_policy
 from dmm_ebpf.rd.policy.difference import difference
 from dmm_ebpf.rd.policy.evaluate import Query
 from dmm_ebpf.rd.policy.explain import explain
 from dmm_ebpf.rd.policy.ids import IdSpace
-from dmm_ebpf.rd.policy.nftsets import MAX_SETS, SetName
+from dmm_ebpf.rd.policy.named import MAX_NAMED
+from dmm_ebpf.rd.policy.nftsets import SetName
 from dmm_ebpf.rd.policy.values import parse_prefix
 from dmm_ebpf.rd.policy.warnings import warnings
 
@@ -85,8 +86,8 @@ def test_one_set_to_two_stacks_contradicts(tmp_path: Path):
 
 
 def test_more_sets_than_are_read_are_refused():
-    many = [{"to": f"nft:inet filter s{n}", "stack": "kernel"} for n in range(MAX_SETS + 1)]
-    assert f"the routes name {MAX_SETS + 1} nft sets" in refusal(
+    many = [{"to": f"nft:inet filter s{n}", "stack": "kernel"} for n in range(MAX_NAMED + 1)]
+    assert f"routes and rules name {MAX_NAMED + 1} nft sets and hostnames" in refusal(
         RULE + toml("tables.t.routes", many)
     )
 
@@ -97,7 +98,7 @@ def test_a_routes_file_names_sets(tmp_path: Path):
     now = got.with_elements({LOSSY: prefixes("10.1.0.0/16")})
     assert stack_of(now, "10.1.0.1", 443) == ("wan", "nft:inet filter lossy tcp 443", "10.1.0.0/16")
     assert stack_of(now, "10.1.0.1", 80) == ("kernel", "10.0.0.0/8", None)
-    assert now.tables["t"][1].where == f"{tmp_path / 'p.csv'}:2, element 10.1.0.0/16"
+    assert now.beside.table("t")[0].where == f"{tmp_path / 'p.csv'}:2, element 10.1.0.0/16"
 
 
 def test_a_table_with_a_set_alone_has_routes():
@@ -148,7 +149,7 @@ def test_the_number_of_a_route_stays_while_its_set_changes():
     written = parse(TEXT + own + after)
     numbers = set()
     for elements in ((), ("198.51.100.0/24",), ("198.51.100.0/24", "203.0.113.0/24")):
-        now = written.with_elements({LOSSY: prefixes(*elements)})
+        now = _compiled_in(written, {LOSSY: prefixes(*elements)})
         compiled = compile_policy(now, IdSpace(), CGROUPS.__getitem__)
         reader = Reader(compiled, CGROUPS)
         for address in ("192.0.2.1", "10.0.0.1", *(one[:-4] + "1" for one in elements)):
@@ -177,6 +178,15 @@ def test_explain_tells_which_element():
     ]
 
 
+def _compiled_in(written, elements):
+    """With more elements than have room beside it."""
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(model, "MOST_BESIDE", -1)
+        now = written.with_elements(elements)
+    assert now.beside is None
+    return now
+
+
 SETS = [f"nft:inet filter s{n}" for n in range(3)]
 
 
@@ -196,19 +206,56 @@ def test_compiled_is_evaluated_with_elements(own, named, contents, asked):
         except PolicyError:
             continue
         accepted.append(route)
-    now = written.with_elements(
-        {
-            SetName("inet", "filter", f"s{n}"): tuple(dict.fromkeys(prefixes(*one)))
-            for n, one in enumerate(contents)
-        }
-    )
-    ids = IdSpace()
+    elements = {
+        SetName("inet", "filter", f"s{n}"): tuple(dict.fromkeys(prefixes(*one)))
+        for n, one in enumerate(contents)
+    }
+    now, ids = _compiled_in(written, elements), IdSpace()
     compiled = compile_policy(now, ids, CGROUPS.__getitem__, device_lookup=DEVICES.__getitem__)
     reader = Reader(compiled, CGROUPS)
     for query in asked:
         verdict, found = evaluate.route_get(now, query), reader.find(query)
         assert ids.stack_name(found.stack) == verdict.wanted
         assert (compiled.route_text(found.route) or None) == verdict.route
+
+
+def test_a_change_that_could_not_be_read_is_not_forgotten(monkeypatch):
+    """Whatever reading fails with."""
+    name, wrong = SetName("inet", "filter", "lossy"), [KeyError("nft")]
+    policy = parse(TEXT).with_elements({name: ()})
+    applied, changed = [], asyncio.Event()
+
+    async def _changing(work):
+        await work(None)
+
+    async def change_elements(_here, policy, contents, _told=None):
+        applied.append(contents)
+        instance.policy = policy.with_elements(contents)
+        changed.set()
+
+    def read_sets(names):
+        if wrong:
+            raise wrong.pop()
+        return {one: Reading("followed", prefixes("192.0.2.0/24")) for one in names}
+
+    async def story():
+        followed = sets.Sets(instance)
+        followed._readings = {name: Reading("followed")}
+        followed._stale = {name}
+        followed._news.set()
+        running = asyncio.create_task(followed.run())
+        try:
+            async with asyncio.timeout(10):
+                await changed.wait()
+        finally:
+            running.cancel()
+
+    instance = SimpleNamespace(policy=policy, change=_changing)
+    monkeypatch.setattr(sets, "_read_sets", read_sets)
+    monkeypatch.setattr(sets.elementchange, "change", change_elements)
+    monkeypatch.setattr(sets, "RETRY_S", 0.0)
+    asyncio.run(story())
+    assert applied == [{name: prefixes("192.0.2.0/24")}]
 
 
 # -- who opens what is forwarded --
@@ -261,81 +308,6 @@ def test_more_sources_than_there_is_room_for_are_refused():
         PolicyError, match=r"policy.toml:8: rule 2: with what its sets have, .* 129"
     ):
         compile_policy(now, IdSpace(), CGROUPS.__getitem__)
-
-
-# -- as nft tells of them --
-
-
-def as_json(elements: list[object], kind: object = "ipv4_addr", **more: object):
-    return {
-        "family": "inet",
-        "name": "lossy",
-        "table": "filter",
-        "type": kind,
-        "handle": 2,
-        **({"elem": elements} if elements else {}),
-        **more,
-    }
-
-
-def blocks(found: nftsets.SetFound) -> list[str]:
-    return [str(one) for one in sets_of(found)]
-
-
-def sets_of(found):
-    return [sets.Prefix(*block) for block in found.blocks]
-
-
-def test_elements_of_every_form():
-    said = as_json(
-        [
-            "192.0.2.1",
-            {"prefix": {"addr": "10.0.0.0", "len": 8}},
-            {"range": ["198.51.100.1", "198.51.100.4"]},
-            {"elem": {"val": "192.0.2.2", "timeout": 60, "expires": 59}},
-            {"elem": {"val": {"range": ["0.0.0.0", "255.255.255.255"]}, "comment": "all"}},
-        ],
-        flags=["interval", "timeout"],
-    )
-    found = nftsets.decoded(json.loads(json.dumps(said)))
-    assert blocks(found) == [
-        "192.0.2.1/32",
-        "10.0.0.0/8",
-        "198.51.100.1/32",
-        "198.51.100.2/31",
-        "198.51.100.4/32",
-        "192.0.2.2/32",
-        "0.0.0.0/0",
-    ]
-    assert found.restless
-
-
-def test_v6_elements_and_mapped_ones():
-    said = as_json(
-        ["2001:db8::1", "::ffff:192.0.2.1", {"prefix": {"addr": "fd00::", "len": 8}}, "*"],
-        "ipv6_addr",
-    )
-    found = nftsets.decoded(said)
-    assert blocks(found) == ["2001:db8::1/128", "192.0.2.1/32", "fd00::/8", "::/0"]
-    assert not found.restless
-    assert nftsets.decoded(as_json([], "ipv6_addr")).blocks == ()
-
-
-@pytest.mark.parametrize(
-    ("kind", "shown"),
-    [("inet_service", "inet_service"), (["ipv4_addr", "inet_service"], "ipv4_addr . inet_service")],
-)
-def test_keys_that_are_no_addresses_are_refused(kind, shown):
-    with pytest.raises(nftsets.NoAddressesError, match=f"its keys are of the type {shown}"):
-        nftsets.decoded(as_json([], kind))
-
-
-@pytest.mark.parametrize(
-    "element", [{"concat": ["192.0.2.1", 9]}, {"range": ["192.0.2.1"]}, 7, "host", {"elem": {}}]
-)
-def test_an_element_that_is_no_address_is_one_sentence(element):
-    with pytest.raises(DmmError, match="an element is no address, prefix or range"):
-        nftsets.decoded(as_json(["192.0.2.1", element]))
 
 
 def test_a_set_that_cannot_be_used_is_told_with_its_place():

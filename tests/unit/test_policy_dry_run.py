@@ -71,7 +71,7 @@ def file(tmp_path: Path) -> Path:
 def test_it_tells_what_would_change_and_changes_nothing(cli: Cli, file: Path) -> None:
     with in_force(OLD) as rd:
         said = tried(cli, file, NEW)
-        assert {method for method, _ in rd.asked} == {"status", "policy_show"}
+        assert {method for method, _ in rd.asked} == {"status", "policy_show", "routes"}
     *changes, last = said.out.splitlines()
     assert said.code == 0
     assert [line[:7] for line in changes] == ["- rule ", "+ rule ", "- route", "+ route"]

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 from policy_parsing import ROUTE, U, refusal
 
+MULTI = '[stacks.multi]\nkind = "kernel"\nmptcp = true\n'
+
 REFUSED: list[tuple[str, str, list[str]]] = [
     ("syntax", "[stacks.wan\n", ["policy.toml:1:", "not TOML", "column 12"]),
     ("syntax at the end", 'a = """', ["policy.toml:1:", "not TOML"]),
@@ -326,6 +328,38 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         "errno",
         '[stacks.no]\nkind = "reject"\nerrno = "ENOENT"\n',
         ["policy.toml:3:", "ECONNREFUSED"],
+    ),
+    (
+        "mptcp beside a user stack",
+        f'{MULTI}[stacks.wan]\nkind = "user"\n[[tables.t.routes]]\nto = "default"\nstack = "multi"\n'
+        '[[tables.t.routes]]\nto = "10.0.0.0/8"\nstack = "wan"\n',
+        ["policy.toml:6:", "table t", "multi", "user stack wan", "socket(2)"],
+    ),
+    (
+        "mptcp as a fallback",
+        f'{MULTI}[stacks.wan]\nkind = "user"\nfallback = "multi"\n',
+        ["policy.toml:6:", '"multi" has mptcp', "kernel stack without mptcp"],
+    ),
+    (
+        "mptcp as a candidate",
+        f'{MULTI}[[tables.t.routes]]\nto = "default"\nstack = "auto"\ncandidates = ["kernel", "multi"]\n',
+        ["policy.toml:4:", '"multi" has mptcp', "before any is chosen"],
+    ),
+    (
+        "mptcp to be chosen",
+        f'{MULTI}[[rules]]\nchoose = ["multi"]\n',
+        ["policy.toml:5:", '"multi" has mptcp', "IPPROTO_MPTCP"],
+    ),
+    (
+        "mptcp by a mark",
+        f'{MULTI}[[rules]]\nmark = 1\ntable = "t"\n'
+        '[[tables.t.routes]]\nto = "default"\nstack = "multi"\n',
+        ["policy.toml:5:", "rule 1, mark", "before it has any", "match by cgroup"],
+    ),
+    (
+        "mptcp of a user stack",
+        '[stacks.a]\nkind = "user"\nmptcp = true\n',
+        ["policy.toml:3:", "mptcp"],
     ),
     ("a NUL", "a = 1\nb = '\0'\n", ["policy.toml:2:", "not TOML"]),
 ]

@@ -5,12 +5,15 @@ memory many routes take.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 from policy_parsing import U, parse, refusal
 
+from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import parse as policy
+from dmm_ebpf.rd.policy.routes import RouteTable
 from dmm_ebpf.rd.policy.routes_file import MAX_LINE
 
 FROM = U + '[[rules]]\ntable = "t"\n[tables.t]\nroutes_from = "p.csv"\n'
@@ -120,3 +123,27 @@ def test_routes_of_all_files_are_counted_before_the_next_is_read(
     assert "there are 4 routes" in refusal(
         text + '[tables.c]\nroutes_from = "missing.csv"\n', tmp_path
     )
+
+
+@pytest.mark.parametrize("last", ["10.0.0.1/8,,,wan", "junk", "192.0.2.0/24,,,far"])
+def test_what_is_refused_is_not_kept(last: str, tmp_path: Path) -> None:
+    """A director that refuses millions of routes has their memory again at once: it makes so few
+    objects that Python's collector does not come for long.
+    """
+    rows = "".join(f"11.{n >> 8}.{n & 255}.0/24,,,wan\n" for n in range(1000))
+    directory = _csv(tmp_path, f"{rows}{last}\n")
+    gc.collect()
+    gc.disable()
+    try:
+        before = _tables()
+        with pytest.raises(PolicyError) as refused:
+            parse(FROM, directory)
+        assert "p.csv:1001" in str(refused.value)
+        del refused
+        assert _tables() == before
+    finally:
+        gc.enable()
+
+
+def _tables() -> int:
+    return sum(isinstance(one, RouteTable) for one in gc.get_objects())

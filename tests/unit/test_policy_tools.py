@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_lab import Cli, one_sentence
+from cli_lab import STATUS, Cli, one_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_texts import policy_texts
@@ -231,7 +231,7 @@ def test_a_policy_against_the_one_in_force(cli: Cli, files: Path) -> None:
         "text": POLICY,
         "generation": 3,
     }
-    with FakeRd("default", {"policy_show": in_force}):
+    with FakeRd("default", {"policy_show": in_force, "status": STATUS}):
         same = cli("policy", "diff", str(files))
         files.write_text(POLICY.replace("8000", "8001"), encoding="utf-8")
         other = cli("policy", "diff", str(files))
@@ -259,7 +259,7 @@ def test_a_routes_file_that_has_changed_since_is_no_equal_policy(cli: Cli, files
     files.write_text(text, encoding="utf-8")
     policy = parse.load(files)
     in_force = {"instance": "default", "path": str(files), "text": text, "generation": 3}
-    with FakeRd("default", {"policy_show": in_force}):
+    with FakeRd("default", {"policy_show": in_force, "status": STATUS}):
         RunDir("default").save(State("default", 1, "/", 0, **after(policy, files, 3)))
         same = cli("policy", "diff", str(files))
         table.write_text("198.51.100.0/24,,,wan\n", encoding="utf-8")

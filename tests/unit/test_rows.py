@@ -42,7 +42,7 @@ from dmm_ebpf.records.policy import (
 from dmm_ebpf.records.record import ABSENT, Record, columns_of, from_columns, to_json, to_map
 from dmm_ebpf.records.segment import Captured, Segment, SegmentRow
 from dmm_ebpf.records.stack import StackRow
-from dmm_ebpf.records.status import Detached, NftSet, Pending
+from dmm_ebpf.records.status import Detached, NamedSet, Pending
 
 DONE = {"drop": 3, "corrupt": 0, "duplicate": 0, "reorder": 0, "delay": 0}
 FAULT = FaultRow("wan", 1, "outer", "out", {"drop": {"every": 100}}, 0, 7, 300, DONE, 2)
@@ -72,16 +72,16 @@ ROLLOUT = RolloutRow("etcd://h/p", "halted", 2, 1, ["a=b"], 1, "w", "me", 1.5, "
 CHANGE = Change("+", "route", "192.0.2.0/24 -> wan (table shop)")
 PENDING = Pending("1: cgroup /a", 1, "/a", None)
 WARNED = Warned("p.toml:3", "table shop has no routes")
-NFT_SET = NftSet("nft:inet filter lossy", "unread", 3, "nft does not answer")
+NAMED_SET = NamedSet("nft:inet filter lossy", "unread", 3, "nft does not answer")
 PLAIN: dict[str, tuple[str, Record]] = {
     "device": ("device", DEVICE),
     "device that is hardly known": ("device", UNTOLD_DEVICE),
-    "compared": ("difference", Compared("default", False, [CHANGE], 3, ["/etc/a.csv"])),
+    "compared": ("difference", Compared("default", False, [CHANGE], 3, ["/etc/a.csv"], 2)),
     "tried": (
         "tried",
-        Tried("a", False, [CHANGE], 0, 1, 2, 1, [PENDING], [WARNED], 0, ["x"], [NFT_SET]),
+        Tried("a", False, [CHANGE], 0, 1, 2, 1, [PENDING], [WARNED], 0, ["x"], [NAMED_SET], 2),
     ),
-    "nft set": ("nft_set", NFT_SET),
+    "named set": ("named_set", NamedSet("dns:db.example", "followed", 1, "", ["192.0.2.1/32"])),
     "checked": ("checked", Checked(True, 1, 2, 3, [REFUSED], True, [WARNED], 0, REFUSED)),
     "error": ("error", REFUSED),
     "imported": ("imported", Imported("[stacks.wan]\n", ["a rule"])),

@@ -48,6 +48,13 @@ def test_state_comes_back_as_it_was_saved(root):
     assert rundir.all_states() == [state]
 
 
+def test_a_folder_in_the_place_of_a_state_is_none(root):
+    """Nobody else's instance may depend on it."""
+    (root / "odd" / "state.json").mkdir(parents=True)
+    assert RunDir("odd").load() is None
+    assert rundir.all_states() == []
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place, why in (

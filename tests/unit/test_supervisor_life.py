@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standin import SERVES
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.states import ForbiddenError
@@ -20,18 +21,6 @@ from dmm_ebpf.userstack.life import Life
 from dmm_ebpf.userstack.spec import StackSpec
 from dmm_ebpf.userstack.supervisor import StackSupervisor
 
-# It says that it serves, as a stack process does, and waits for its end.
-SERVES = """
-import json, os, signal, socket, sys
-channel = socket.socket(fileno=int(sys.argv[1]))
-while channel.recv(65536):
-    pass
-info = {"pid": os.getpid(), "landlock": 0, "xsk_mtu": 0, "own_user": False}
-info |= {"zerocopy": {}, "sums": {}, "no_sockets": {}}
-channel.sendall(json.dumps({"id": 0, "ok": True, "result": info}).encode())
-channel.close()
-signal.pause()
-"""
 STRAIGHT = [Life.OFF, Life.STARTING, Life.UP]
 
 

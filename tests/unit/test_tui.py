@@ -134,6 +134,58 @@ def test_every_line_fits_the_screen(size: tuple[int, int]) -> None:
     drive(ScriptedSource(snapshot(1, *rows)), script, size)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_what_is_cut_says_nothing_else(width: int) -> None:
+    """Whole numbers or none, a fallback's mark, and one column for each cell."""
+    taken = flow(
+        7,
+        comm="漢字-a-server",
+        pid=4194304,
+        stack="a-stack-with-a-long-name",
+        wanted="wan",
+        route="203.0.113.0/24",
+        bytes_sent=12_345_678,
+        bytes_received=987_654_321,
+        age_s=12345.0,
+    )
+
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        line = table(app)[1]
+        assert "/4194304 " in line and "…! " in line
+        widget = app.query_one(FlowTable)
+        ends = [s.cell_length for s in (widget.render_line(0), widget.render_line(1))]
+        assert ends == [width, width]
+        whole = {
+            "flows",
+            "1",
+            "out",
+            "in",
+            "0b/s",
+            "-b/s",
+            "kernel",
+            "wan",
+            "up",
+            "down",
+            "0",
+            "-",
+            "…",
+        }
+        for line in (title(app), *text_of(app, "#stacks").splitlines()):
+            words = set(re.sub(r"instance .*|^dmm-ebpf top +[0-9:]{8}|^a-\S+", "", line).split())
+            assert words <= whole, line
+        detail = text_of(app, "#detail").splitlines()
+        assert len(detail) == 3
+        last = app.query_one("#detail", Static).render_line(2).text
+        assert last.startswith("route 203.0.113.0/24"), "a line before it is wrapped"
+        for figure in re.findall(r"(?:sent|received|age) (\S+)", detail[0]):
+            assert figure in {"12M", "988M", "3h25m"}
+        await pilot.resize_terminal(120, 24)
+        assert title(app).endswith("instance default")
+
+    source = ScriptedSource(snapshot(1, taken))
+    drive(source, script, (width, 24))
+
+
 def test_80_by_24_shows_all_that_is_asked_for() -> None:
     async def script(pilot: Pilot[None], app: TopApp) -> None:
         titles = table(app)[0]

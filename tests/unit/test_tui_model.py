@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,8 +114,43 @@ def test_quantities_are_short(value: float, iec: bool) -> None:
 
 @given(st.text(max_size=30), st.integers(0, 30))
 def test_shortening_keeps_to_the_width(text: str, width: int) -> None:
-    assert len(units.shorten(text, width)) <= max(width, 0)
-    assert len(units.shorten_middle(text, width)) <= max(width, 0)
+    text = units.clean(text)
+    for shorten in (
+        units.shorten,
+        units.shorten_middle,
+        units.shorten_name,
+        units.shorten_marked,
+    ):
+        shown = shorten(text, width)
+        assert units.cells(shown) <= width
+        assert shown == text or units.cells(text) > width
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("app", 3), ("漢字", 4), ("ｱ", 1), ("Ａ", 2), ("é", 1), ("e\u0301", 1), ("🦀", 2)],
+)
+def test_columns_are_those_of_the_terminal(text: str, columns: int) -> None:
+    assert units.cells(text) == columns
+    assert units.cells(units.pad(text, 9)) == 9
+    assert units.pad(text, 9, right=True).endswith(text)
+
+
+@pytest.mark.parametrize(
+    ("shorten", "text", "width", "shown"),
+    [
+        (units.shorten_name, "a-long-process/4242", 10, "a-lo…/4242"),
+        (units.shorten_name, "kworker/0:1/77", 10, "kworke…/77"),
+        (units.shorten_name, "漢字漢字/4242", 10, "漢字…/4242"),
+        (units.shorten_name, "app/4194304", 8, "app/419…"),
+        (units.shorten_marked, "internet!", 7, "inter…!"),
+        (units.shorten_middle, "203.0.113.0/24", 9, "203.…0/24"),
+    ],
+)
+def test_what_tells_the_most_is_not_given_up(
+    shorten: Callable[[str, int], str], text: str, width: int, shown: str
+) -> None:
+    assert shorten(text, width) == shown
 
 
 @given(st.text(max_size=40))

@@ -301,6 +301,17 @@ def test_what_fails_for_another_reason_than_the_file_is_tried_again(follow):
     follow(story)
 
 
+def test_a_fault_of_our_own_is_told_and_tried_again(follow):
+    async def story(s):
+        s.refuses = KeyError("eth9")
+        s.file.write_text(text := text_of("second"))
+        await s.expect_refusal("KeyError: 'eth9'")
+        s.refuses = None
+        await s.expect(text, "tried again without a change")
+
+    follow(story)
+
+
 def test_reload_reads_the_file_now_and_applies_it_changed_or_not(follow):
     async def story(s):
         before = s.applied
