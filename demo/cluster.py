@@ -17,9 +17,9 @@ from rich.syntax import Syntax
 
 from demo.telling import expect, tell
 from lab import Cgroup, Host, Lab, curl_fetch, fleet, nginx, random_file, wait_for
+from lab.commandline import CLI
 from lab.etcd import Cluster
 from lab.fleet import Following
-from lab.routed import CLI
 from lab.waiting import patient
 
 FILE_BYTES = 2_000_000
