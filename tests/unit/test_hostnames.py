@@ -7,6 +7,7 @@ and a whole instance.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import threading
 from pathlib import Path
@@ -298,15 +299,38 @@ def test_a_name_is_no_error_and_one_without_addresses_is_told_with_its_place():
 # -- a real server --
 
 
+def on_one_port(port=0):
+    """A socket of UDP and a listener of TCP on one port: this one, or, as it may be somebody else's
+    for one of the two, the first that the kernel gives which is free for both.
+    """
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(("127.0.0.1", port))
+            return udp, socket.create_server(udp.getsockname())
+        except OSError as error:
+            udp.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            port = 0
+
+
+def test_a_port_that_another_program_has_is_not_taken_for_a_server():
+    with socket.create_server(("127.0.0.1", 0)) as others:
+        taken = others.getsockname()[1]
+        udp, tcp = on_one_port(taken)
+        with udp, tcp:
+            assert udp.getsockname() == tcp.getsockname()
+            assert udp.getsockname()[1] != taken
+
+
 class Server:
     """Answers questions on a port of this host's, by UDP and TCP, as answer says."""
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", 0))
+        self.udp, self.tcp = on_one_port()
         self.port = self.udp.getsockname()[1]
-        self.tcp = socket.create_server(("127.0.0.1", self.port))
         for serve in (self._serve_udp, self._serve_tcp):
             threading.Thread(target=serve, daemon=True).start()
 
