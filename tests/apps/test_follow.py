@@ -293,16 +293,22 @@ def test_af_xdp_comes_back_when_no_flow_is_left(wired: Site):
     client.ip(f"link del {nic}")
     wired.lab.remake(wired.link)
     assert talker.says("hello") == "hello"
-    stack = routed.stack("wan")
-    (row,) = stack["ports"]
-    assert (row["port"], row["why"].partition(":")[0]) == ("tap", "no AF_XDP sockets")
-    assert stack["pid"] == before["pid"]
+
+    def row() -> tuple[str, str]:
+        (port,) = routed.stack("wan")["ports"]
+        return port["port"], port["why"].partition(":")[0]
+
+    wait_for(lambda: row() == ("tap", "no AF_XDP sockets"), WITHIN_S, "why it goes by tap")
+    assert routed.stack("wan")["pid"] == before["pid"]
     serving.kill()  # the peer's end first: nothing has to linger here
     talker.process.kill()
-    wait_for(
-        lambda: [p["port"] for p in routed.stack("wan")["ports"]] == ["af_xdp"], WITHIN_S, "AF_XDP"
-    )
-    assert routed.stack("wan")["pid"] != before["pid"]
+
+    def is_back() -> bool:
+        stack = routed.stack("wan")
+        renewed = stack["state"] == "up" and stack["pid"] != before["pid"]
+        return renewed and [p["port"] for p in stack["ports"]] == ["af_xdp"]
+
+    wait_for(is_back, WITHIN_S, "another process with AF_XDP")
     echo(wired.server, wired.server_cgroup)
     again = Talker(client, wired.client_cgroup, wired.server.ip4)
     assert again.says("hello") == "hello"
