@@ -45,7 +45,7 @@ stack = "twice"
 @pytest.fixture
 def twice(tmp_path_factory):
     """The page's program, where root alone may write."""
-    folder = Path("/run/dmm-own-process-test")
+    folder = Path(f"/run/dmm-own-process-test.{os.getpid()}")
     folder.mkdir(mode=0o755)
     file = folder / "twice.py"
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
