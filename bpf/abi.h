@@ -701,9 +701,9 @@ struct dmm_nic {
 };
 
 /*
- * seats[ifindex of the TAP device of an inner leg]: whose it is, and for which NIC: nobody else can
- * send there. The other way, inner_devs[(seat - 1) * DMM_MAX_NICS + slot] is that device's ifindex,
- * or 0.
+ * seats[ifindex of a TAP device of a process]: whose it is, and for which NIC: nobody else can
+ * send there. The other way, inner_devs[(seat - 1) * DMM_MAX_NICS + slot] is the ifindex of that of
+ * the inner leg, or 0.
  */
 struct dmm_seat {
 	__u32 stack;
@@ -711,6 +711,7 @@ struct dmm_seat {
 	__u32 seat;    /* as in struct dmm_xdp_flow */
 	__u32 nic;     /* ifindex */
 	__u32 home;    /* as in struct dmm_xdp_flow */
+	__u32 outer;   /* 1: of the outer leg, for what its NIC does not send: see away.h */
 };
 
 enum dmm_ask_op {

@@ -13,7 +13,8 @@
  *
  * The packets of the process must pass our programs for that. So its frames say that the flow is
  * away, by an address that is 0, and a process with AF_XDP sockets sends what is to such an address
- * by its packet socket. nics[] has the device for as long as it is up; when it goes, home is tried
+ * by its packet socket, or, while the home is down or gone, by the TAP device of its outer leg
+ * there (away_around()). nics[] has the device for as long as it is up; when it goes, home is tried
  * until the app's next packet shows another way.
  *
  * Where a default route leads by a device only since the process started, flows begin away
@@ -119,8 +120,28 @@ static __always_inline int away_send(struct __sk_buff *skb, const struct dmm_nic
 	return bpf_redirect(0, 0);
 }
 
-/* What away_send() has sent comes to a device: it bears what the app's packets bear, and goes on.
+/*
+ * A packet that the process could not send to the wire of its home, with its Ethernet header; the
+ * program's result.
  */
+static __always_inline int away_around(struct __sk_buff *skb, struct dmm_xdp_flow *flow)
+{
+	__u8 addresses[12];
+	const struct dmm_nic *away = flow->away ? away_nic(flow) : NULL;
+
+	if (!away)
+		return TC_ACT_SHOT;
+	if (!away->bare) {
+		__builtin_memcpy(addresses, flow->addresses, sizeof(addresses));
+		if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+			return TC_ACT_SHOT;
+	}
+	skb->mark = DMM_AWAY_MARK;
+	skb->priority = flow->priority;
+	return bpf_redirect(flow->away, 0);
+}
+
+/* What has been sent so comes to a device: it bears what the app's packets bear, and goes on. */
 static __always_inline int away_pass(struct __sk_buff *skb, const struct dmm_nic *nic)
 {
 	struct dmm_tcp_frame frame = {};

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * ingress.h: the tc program at the ingress of the TAP device by which a stack process has its inner
- * leg on a NIC.
+ * ingress.h: the tc program at the ingress of the TAP devices by which a stack process has its legs
+ * on a NIC. It is there for the inner one; by the other a process sends what the NIC, which is down
+ * or gone, does not, and of that what is away goes on (away.h).
  *
  * What the process sends to the app goes to that NIC's ingress, as if it had come from the wire
  * there: every rule and every socket of the host sees it as it sees others. A mark takes it past
@@ -202,6 +203,18 @@ static __always_inline struct dmm_xdp_flow *flow_in(struct __sk_buff *skb)
 	return map_lookup(DMM_MAP(xdp_flows), &frame.pair);
 }
 
+/* What the process sends by the device of its outer leg */
+static __always_inline int outer_in(struct __sk_buff *skb, const struct dmm_seat *seat)
+{
+	struct dmm_tcp_frame frame = {};
+	struct dmm_xdp_flow *flow;
+
+	if (!frame_read(skb, sizeof(struct ethhdr), true, &frame))
+		return TC_ACT_SHOT;
+	flow = map_lookup(DMM_MAP(xdp_flows), &frame.pair);
+	return flow && flow_is_of(flow, seat) ? away_around(skb, flow) : TC_ACT_SHOT;
+}
+
 static __always_inline int ingress(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
@@ -212,6 +225,8 @@ static __always_inline int ingress(struct __sk_buff *skb)
 
 	if (!seat)
 		return TC_ACT_SHOT;
+	if (unlikely(seat->outer))
+		return outer_in(skb, seat);
 	if (unlikely(skb->protocol == htons(DMM_ASK_TYPE))) {
 		if (skb->len != sizeof(ask) || bpf_skb_load_bytes(skb, 0, &ask, sizeof(ask)))
 			return TC_ACT_SHOT;

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum {
@@ -294,6 +295,50 @@ static void tx_keep(struct dmm_tapnic *tap)
 	}
 }
 
+/* Number i of tx, whole again; the parts of its payload follow in part[]. */
+static int frame_whole(struct dmm_tapnic *tap, uint32_t i, struct iovec part[FRAME_PARTS])
+{
+	const struct msghdr *msg = &tap->msg[i].msg_hdr;
+	uint8_t *frame = frame_at(tap->tx, i);
+	struct dmm_vnet vnet;
+
+	memcpy(part, msg->msg_iov, msg->msg_iovlen * sizeof(*part));
+	if (!tap->bare)
+		return (int)msg->msg_iovlen;
+	memcpy(&vnet, frame + ETH_BYTES, HDR_BYTES);
+	vnet.csum_start += vnet.flags & DMM_VNET_NEEDS_CSUM ? ETH_BYTES : 0;
+	vnet.hdr_len += vnet.gso_type ? ETH_BYTES : 0;
+	memcpy(frame, &vnet, HDR_BYTES);
+	memset(frame + HDR_BYTES, 0, ETH_BYTES);
+	memcpy(frame + HDR_BYTES + ETH_BYTES - 2,
+	       &((const struct sockaddr_ll *)msg->msg_name)->sll_protocol, 2);
+	part->iov_base = frame;
+	part->iov_len += ETH_BYTES;
+	return (int)msg->msg_iovlen;
+}
+
+/*
+ * Frames that the NIC does not send, without a link-layer address they are to go to: their flows
+ * may have another way, which a program at the TAP device knows (bpf/away.h). Whether that is so of
+ * all.
+ */
+static bool tx_around(struct dmm_tapnic *tap)
+{
+	static const uint8_t nobody[6];
+	uint64_t refused = tap->stats.tx_refused;
+
+	for (; tap->tx_head != tap->tx_tail; tap->tx_head++) {
+		uint32_t i = tap->tx_head % TX_FRAMES;
+		struct iovec part[FRAME_PARTS];
+		int n = frame_whole(tap, i, part);
+
+		if (memcmp((uint8_t *)part->iov_base + HDR_BYTES, nobody, sizeof(nobody)) != 0 ||
+		    writev(tap->tap_fd, part, n) < 0)
+			tap->stats.tx_refused++;
+	}
+	return tap->stats.tx_refused == refused;
+}
+
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 {
 	tap->tx_bytes = 0;
@@ -320,11 +365,8 @@ int dmm_tapnic_tx_kick(struct dmm_tapnic *tap)
 		}
 		if (errno == ENXIO) /* gone; it may come back under the same number */
 			msgs_name(tap);
-		if (errno == ENETDOWN || errno == ENXIO) {
-			tap->stats.tx_refused += tap->tx_tail - tap->tx_head;
-			tap->tx_head = tap->tx_tail;
-			return -ENETDOWN;
-		}
+		if (errno == ENETDOWN || errno == ENXIO)
+			return tx_around(tap) ? 0 : -ENETDOWN;
 		tap->tx_head++;
 		tap->stats.tx_refused++;
 	}

@@ -13,6 +13,8 @@
  * were the network: what does not bear DMM_TCIN_MARK.
  *
  * The NIC may be deleted and made anew, or leave the namespace and come back: dmm_tapnic_move().
+ * While it is down or gone, frames to no link-layer address are written to the TAP device: a
+ * program there may know another way.
  *
  * A device may have no link header (bare): its frames have one all the same, whose addresses are 0
  * on the way in (bpf/frame.h), and which is not sent on the way out.
@@ -69,7 +71,8 @@ uint8_t *dmm_tapnic_tx_begin(struct dmm_tapnic *tap);
 void dmm_tapnic_tx_commit(struct dmm_tapnic *tap, uint32_t len, const struct dmm_payload *payload,
 			  const struct dmm_vnet *vnet);
 /* Sends what was committed. Returns 0 when the kernel took everything, 1 when it must be called
- * again later, or -ENETDOWN when the NIC is down or gone, and what was committed is lost. */
+ * again later, or -ENETDOWN when the NIC is down or gone, and of what was committed is lost what
+ * was to go to a link-layer address. */
 int dmm_tapnic_tx_kick(struct dmm_tapnic *tap);
 /* Committed and not sent. */
 uint32_t dmm_tapnic_tx_unkicked(const struct dmm_tapnic *tap);

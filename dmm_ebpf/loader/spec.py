@@ -138,7 +138,7 @@ class Maps(Opened):
     datagrams = _lru(DATAGRAM_KEY, StructForm("dmm_flow"), C.DMM_MAX_DATAGRAMS)
     udp_flows = _lru(ADDR_PAIR, _UDP_FLOW, C.DMM_MAX_DATAGRAMS)
     fragments = _lru(KeyForm("dmm_fragment_key"), StructForm("dmm_fragment"), C.DMM_MAX_FRAGMENTS)
-    seats = _hash(U32, StructForm("dmm_seat"), C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
+    seats = _hash(U32, StructForm("dmm_seat"), 2 * C.DMM_MAX_STACKS * C.DMM_MAX_NICS)
     counters = MapSpec(MapType.PERCPU_ARRAY, U32, U64, C.DMM_CNT_MAX)
     # The five below belong to the programs alone.
     recent_routes = _array(StructForm("dmm_recent_route"), C.DMM_RECENT_ROUTES)

@@ -264,6 +264,29 @@ def test_the_other_device_goes_down_while_the_app_only_reads(served, end):
     assert flow.line() == "same"
 
 
+@pytest.mark.parametrize("end", ["down", "gone"])
+@pytest.mark.parametrize(("home", "io"), [("first", "tap"), ("tun", "tap"), ("first", "af_xdp")])
+def test_a_flow_that_is_away_goes_on_when_its_home_goes(served, home, io, end):
+    """Nothing of it needs that NIC, whether the flow has gone elsewhere already or does so now."""
+    served.client.sysctl("net.ipv6.conf.all.keep_addr_on_down", 1)
+    by(served, home)
+    routed = served.attach_client(policy(served, home, io))
+    device = served.ways[home][served.client.name][0]
+    before, later = ([Flow(served, family) for family in NEAR] for _ in range(2))
+    assert all(flow.carries() for flow in before + later)
+    by(served, "second")
+    assert all(flow.carries() for flow in before)
+    served.client.ip(f"link set {device} down" if end == "down" else f"link delete {device}")
+    for flow in before + later:
+        assert flow.carries()
+        (row,) = routed.flows(pid=flow.process.pid)
+        assert (row["stack"], row["why"]) == ("wan", "")
+    if end == "down" and home != "tun":
+        served.client.ip(f"link set {device} up")
+        by(served, home)
+        assert all(flow.carries() for flow in before + later)
+
+
 @pytest.mark.parametrize(
     ("way", "io"), [("second", "af_xdp"), ("unnumbered", "af_xdp"), ("unnumbered", "tap")]
 )
@@ -366,14 +389,17 @@ def _is_carried(site, routed, family: str, within_s: float = 30) -> bool:
     return (row["stack"], row["why"]) == ("wan", "")
 
 
-def test_new_flows_are_the_kernels_while_no_nic_of_the_stack_is_up(served):
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_new_flows_follow_the_default_route_while_no_nic_of_the_stack_is_up(served, family):
+    """They begin at once, and those that begin before the director has heard of it, too."""
     for address in FAR.values():
         served.client.ip(f"route del {address}")
+    served.client.sysctl("net.ipv6.conf.all.keep_addr_on_down", 1)
     _lead_all(served, "first")
     routed = served.attach_client(with_io("tap"))
     lead(served, served.server, "second", FAR, NEAR)
     _lead_all(served, "second")
-    wait_for(lambda: _is_carried(served, routed, "ip4"), WITHIN_S, "new flows to follow")
+    wait_for(lambda: _is_carried(served, routed, family), WITHIN_S, "new flows to follow")
     served.client.ip(f"link set {served.ways['first'][served.client.name][0]} down")
-    # What begins before the director has heard of it waits for that NIC.
-    wait_for(lambda: not _is_carried(served, routed, "ip4", 1), WITHIN_S, "the kernel to serve")
+    for _ in range(3):
+        assert _is_carried(served, routed, family)

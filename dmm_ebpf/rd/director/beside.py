@@ -5,7 +5,7 @@ VPN comes up: our tc programs stand there too, so that the flow goes on and noth
 gets to the wire (bpf/away.h).
 
 Where a default route leads by such a device, new flows of the stacks that follow default routes
-begin there, through a NIC that these serve and that is up.
+begin there, through a NIC that these serve: one that is up, or else any.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Beside(Item):
     def _wanted(self, stacks: Collection[Stack], served: Collection[int]) -> list[_Device]:
         leaving = hal_nic.leaving()
         up = {link.index for link in leaving}
-        following = [n for s in stacks if s.follows_routes for n in s.nics if n.ifindex in up]
+        following = [n for s in stacks if s.follows_routes for n in s.nics]
+        following.sort(key=lambda n: n.ifindex not in up)
         home = following[0].slot + 1 if following else 0
         leading = self._devices_of_defaults() if home else ()
         return [

@@ -150,8 +150,8 @@ class Process:
         return [
             *(standing.StackDevice(label, name) for name in spec.devices()),
             *(
-                standing.Ingress(label, spec.inner_device(n), self._attached.ingress_fd())
-                for n in spec.nics
+                standing.Ingress(label, name, self._attached.ingress_fd())
+                for name in spec.devices()
             ),
         ]
 
@@ -277,27 +277,32 @@ class Process:
         record, maps, spec = self.record, self._attached.maps, self.supervisor.spec
         load.begin(maps.stack_load, record.stack_id, record.process)
         for n in spec.nics:
-            inner = self._lead_in_by(n)
-            if inner is None:
-                continue
-            tcfilter.attach(inner, self._attached.ingress_fd())
-            maps.inner_devs[self._place(n)] = inner
-            maps.outer_devs[self._place(n)] = nic.ifindex_of(spec.outer_device(n)) or 0
+            inner, outer = self._lead_in_by(n)
+            for device in filter(None, (inner, outer)):
+                tcfilter.attach(device, self._attached.ingress_fd())
+            if inner:
+                maps.inner_devs[self._place(n)] = inner
+                maps.outer_devs[self._place(n)] = outer
 
-    def _lead_in_by(self, n: NicSpec) -> int | None:
-        """What it sends to apps comes in by that NIC from now on; the ifindex of its device."""
-        record = self.record
-        inner = nic.ifindex_of(self.supervisor.spec.inner_device(n))
-        if inner is not None:
-            self._attached.maps.seats[inner] = abi.new(
+    def _lead_in_by(self, n: NicSpec) -> tuple[int, int]:
+        """What it sends to apps comes in by that NIC from now on; the ifindices of its devices for
+        both legs, 0 for one that is not there.
+        """
+        record, spec = self.record, self.supervisor.spec
+        inner, outer = (
+            nic.ifindex_of(name) or 0 for name in (spec.inner_device(n), spec.outer_device(n))
+        )
+        for device in filter(None, (inner, outer)):
+            self._attached.maps.seats[device] = abi.new(
                 "dmm_seat",
                 stack=record.stack_id,
                 process=record.process,
                 seat=record.seat,
                 nic=n.ifindex,
                 home=n.slot + 1,
+                outer=device == outer,
             )
-        return inner
+        return inner, outer
 
     def _lead_out(self) -> None:
         """Its devices go with it, or are gone."""

@@ -43,7 +43,7 @@ class StackDevice(Item):
 
 
 class Ingress(Item):
-    """The tc program at the ingress of a stack process's inner device."""
+    """The tc program at the ingress of a device of a stack process."""
 
     def __init__(self, stack: str, name: str, prog_fd: int) -> None:
         super().__init__(f"tc program at device {name} of stack {stack}")
