@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader.spec import Maps
-from dmm_ebpf.rd.director.places import Places, after, place_of
+from dmm_ebpf.rd.director.places import CHUNK, Places, after, place_of
 from dmm_ebpf.rd.director.rundir import unwritable
 from dmm_ebpf.rd.policy import named
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -50,6 +50,7 @@ from dmm_ebpf.threads import in_thread
 
 _MOST_NAMES = 4096  # of routes that are gone, for flows that are not
 MOST_LINES = 4096  # of the journal; then it is written anew
+_SMALL = 256  # prefixes that a place may lag behind, as writing them takes no time to speak of
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -199,6 +200,7 @@ class Live:
         self._overlay = Overlay()
         self._ids = IdSpace()
         self._graces: dict[int, asyncio.Task[None]] = {}
+        self._readying: asyncio.Task[None] | None = None
         self.writing = asyncio.Lock()  # who writes places; put_in_force() takes it itself
 
     def name(self, recorded: int) -> str:
@@ -219,8 +221,9 @@ class Live:
 
     def close(self) -> None:
         """Write no more."""
-        for task in self._graces.values():
-            task.cancel()
+        for task in (*self._graces.values(), self._readying):
+            if task is not None:
+                task.cancel()
         self.journal.close()
 
     # -- another policy --
@@ -323,7 +326,7 @@ class Live:
 
     async def _write(self, put: list[Owned], drop: list[Owned], edit: Edit, current: int) -> int:
         """edit: what of it is noted."""
-        generation = after(current, 2)
+        generation = self._readiest(current)
         await self._until_free(place_of(generation))
         if self.journal.lines >= MOST_LINES:
             self.journal.next_number = self.next_number
@@ -331,37 +334,73 @@ class Live:
         async with self.writing:
             self.places.take(self._overlay, self._overlay.change(put, drop))
             try:
-                self.places.write(place_of(generation))
+                while not self.places.write(place_of(generation), CHUNK):
+                    await asyncio.sleep(0)
                 self.journal.append(generation, edit)
             except BaseException:
                 self.places.take(self._overlay, self._overlay.change(drop, put))
                 raise
         return generation
 
-    def left(self, generation: int, now: int) -> None:
-        """A generation is not in force any more: its place is made ready again, as is the next."""
-        place = place_of(generation)
-        self._graces[place] = asyncio.get_running_loop().create_task(self._settle(place, now))
+    def _later(self, generation: int) -> list[int]:
+        """The generations of the same policy that may come next, each with a place of its own."""
+        return [after(generation, 2 * step) for step in range(1, C.DMM_LIVE_PLACES)]
 
-    async def _settle(self, place: int, now: int) -> None:
+    def _is_free(self, place: int) -> bool:
+        """Whether no program reads it any more."""
+        return place not in self._graces or self._graces[place].done()
+
+    def _readiest(self, current: int) -> int:
+        """The generation that is the next one soonest: what was read whole is in one place at
+        first, and takes longer to be in others than programs to leave that.
+        """
+
+        def wait(one: int) -> tuple[int, bool]:
+            behind = self.places.backlog(place_of(one))
+            return behind if behind > _SMALL else 0, not self._is_free(place_of(one))
+
+        return min(self._later(current), key=wait)
+
+    def left(self, generation: int, now: int) -> None:
+        """A generation is not in force any more: its place is made ready again, as are the next."""
+        loop = asyncio.get_running_loop()
+        self._graces[place_of(generation)] = loop.create_task(self._settle())
+
+    async def _settle(self) -> None:
         try:
             await in_thread(self.places.wait)
         except DmmError as e:
             log.warning("%s", e)
-        following = place_of(after(now, 2))
-        if following == place:
-            return
-        if following in self._graces and not self._graces[following].done():
-            return
-        async with self.writing:
-            if place_of(int(self._maps.control[0].generation)) == place_of(now):
-                with contextlib.suppress(DmmError):
-                    self.places.write(following)
+        if self._readying is None or self._readying.done():
+            self._readying = asyncio.get_running_loop().create_task(self._make_ready())
+
+    async def _make_ready(self) -> None:
+        """Write what is wanted into the next place, and into others that lag far behind, while
+        nobody waits.
+        """
+        with contextlib.suppress(DmmError):  # who needs the place is told
+            while True:
+                async with self.writing:
+                    place = self._lagging()
+                    if place is None:
+                        return
+                    self.places.write(place, CHUNK)
+                await asyncio.sleep(0)
+
+    def _lagging(self) -> int | None:
+        """The place that is to be made ready first; None: there is none."""
+        following = self._later(int(self._maps.control[0].generation))
+        for number, place in enumerate(map(place_of, following)):
+            if self._is_free(place) and self.places.backlog(place) > (_SMALL if number else 0):
+                return place
+        return None
 
     async def settled(self) -> None:
         """Until every place that was left can be written again."""
         if self._graces:
             await asyncio.wait(self._graces.values())
+        if self._readying is not None:
+            await asyncio.wait([self._readying])
 
     async def _until_free(self, place: int) -> None:
         task = self._graces.pop(place, None)

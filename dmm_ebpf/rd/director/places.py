@@ -4,7 +4,7 @@
 live[] has several places, and a generation reads one of them (abi.h): a change is written into
 another, and then one write of control[0] puts it in force. So a flow is decided by all of a change
 or by nothing of it. A place that was left is written again only after a grace period, in which the
-last program that read it has ended; the one that comes next is made ready while nobody waits.
+last program that read it has ended; those that come next are made ready while nobody waits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from dmm_ebpf.loader.maps import Map
 from dmm_ebpf.loader.spec import LIVE_KEY, PORT_KEY, Maps
 from dmm_ebpf.rd.policy.overlay import Block, Overlay, Place, Said, Shown
 
+CHUNK = 256  # prefixes that are written at a time, where others wait: some milliseconds
 _MAPPED = 0xFFFF << 32
 _U32 = 1 << 32
+_UNKNOWN = Shown(-1, -1)  # what a prefix says of which a refused write may have left something
 
 
 def place_of(generation: int) -> int:
@@ -70,7 +72,11 @@ class Places:
 
     def is_ready(self, place: int) -> bool:
         """Whether nothing is to be written for a place to have what is wanted."""
-        return not self._stale[place] and not self._foreign[place]
+        return not self.backlog(place)
+
+    def backlog(self, place: int) -> int:
+        """How much is to be written for a place to have what is wanted."""
+        return len(self._stale[place]) + len(self._foreign[place])
 
     def take(self, overlay: Overlay, changed: Iterable[Place] | None = None) -> None:
         """What every place is to have from now on; changed: where that differs from before, if it
@@ -82,14 +88,26 @@ class Places:
         for stale in self._stale:
             stale.update(changed)
 
-    def write(self, place: int) -> None:
-        """Give a place that no program reads what is wanted. DmmError: then it is not known what it
-        has, and the next write() says so again.
+    def write(self, place: int, most: int | None = None) -> bool:
+        """Give a place that no program reads what is wanted, of so many prefixes at most (None:
+        all); whether it has all of it then. DmmError: then it is not known what it has, and the
+        next write() says so again.
         """
         self._remove_foreign(place)
+        stale = self._stale[place]
+        some = set(stale) if most is None else {stale.pop() for _ in range(min(most, len(stale)))}
+        try:
+            self._write(place, some)
+        except BaseException:
+            stale |= some
+            raise
+        stale -= some
+        return not stale
+
+    def _write(self, place: int, some: Iterable[Place]) -> None:
         written, gone = self._written[place], []
         put: dict[Place, Said] = {}
-        for at in self._stale[place]:
+        for at in some:
             said, before = self._overlay.said(at), written.get(at)
             if said == before:
                 continue
@@ -101,14 +119,19 @@ class Places:
             if before is not None:
                 gone.append(before)
         if put:
-            values = {_key(place, at): self._value(said) for at, said in put.items()}
-            self._maps.live.update(values)
+            # Thousands of elements say few things.
+            values = {said: self._value(said) for said in set(put.values())}
+            entries = {_key(place, at): values[said] for at, said in put.items()}
+            try:
+                self._maps.live.update(entries)
+            except BaseException:
+                written |= dict.fromkeys(put, _UNKNOWN)
+                raise
         written |= put
         self._uses.update(said for said in put.values() if not isinstance(said, Shown))
         for before in gone:
             if not isinstance(before, Shown):
                 self._drop(before)
-        self._stale[place].clear()
 
     def _remove_foreign(self, place: int) -> None:
         for key in self._foreign[place]:

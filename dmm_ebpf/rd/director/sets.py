@@ -168,6 +168,7 @@ class Sets:
         self._reading = asyncio.Lock()  # else an older reading could take a newer one's place
         self._news = asyncio.Event()
         self._failed = ""  # why what was read last could not be put in force
+        self._rest_until = 0.0  # before which no set is read whole, as reading them takes long
 
     def remember(self, hosts: Mapping[str, Sequence[str]], unanswered: Mapping[str, float]) -> None:
         """What an earlier director knew of hostnames, by their texts: it holds until others are
@@ -287,7 +288,9 @@ class Sets:
                     await asyncio.sleep(RETRY_S)
                     self._news.set()
                 took = time.monotonic() - began
-                await asyncio.sleep(max(SETTLE_S, 2 * took) if whole else took)
+                if whole:
+                    self._rest_until = time.monotonic() + 2 * took
+                await asyncio.sleep(SETTLE_S if whole else took)
         finally:
             self.close()
 
@@ -295,7 +298,10 @@ class Sets:
         """When to look at the latest, in the loop's time, which is time.monotonic()."""
         policy = self._instance.policy
         named = policy.sets if policy else ()
-        return min((d for d in (self._readings[n].due for n in named) if d), default=None)
+        due = [d for d in (self._readings[n].due for n in named) if d is not None]
+        if self._stale & set(named):
+            due.append(0.0)
+        return max(min(due), self._rest_until) if due else None
 
     async def _look(self) -> bool:
         """Whether sets had to be read for it."""
@@ -306,7 +312,7 @@ class Sets:
             edits = self._follow_told(policy)
             now = time.monotonic()
             due = {n for n, one in self._readings.items() if one.due is not None and one.due <= now}
-            names = (self._stale | due) & set(policy.sets)
+            names = (self._stale | due) & set(policy.sets) if now >= self._rest_until else set()
             self._stale -= names  # what is heard from here on was perhaps not read yet
             try:
                 found = await self._read(names) if names else {}
