@@ -8,7 +8,9 @@ is a bug.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+AnyError = TypeVar("AnyError", bound=BaseException)
 
 
 class DmmError(Exception):
@@ -92,6 +94,15 @@ class NotAttachedError(DmmError):
     """No such instance, or no Resource Director answers for it."""
 
     exit_code = 1
+
+
+def apart(error: AnyError) -> AnyError:
+    """An error to be kept, without where it came from: the frames there have all that was there
+    then, a policy of a million routes, and perhaps the error itself, so that nothing but the
+    garbage collector would free them.
+    """
+    error.__context__ = error.__cause__ = error.__traceback__ = None
+    return error
 
 
 def from_wire(error: dict[str, Any]) -> DmmError:

@@ -23,3 +23,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         if not running.cancelled():
             running.exception()  # it is the cancellation that is told
         raise
+    finally:
+        # An error that it ended with has this frame, and through it all that callers have: a policy
+        # of a million routes that was refused would wait for the garbage collector.
+        del running

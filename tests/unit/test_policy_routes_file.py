@@ -5,6 +5,7 @@ memory many routes take.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.routes import RouteTable
 from dmm_ebpf.rd.policy.routes_file import MAX_LINE
+from dmm_ebpf.threads import in_thread
 
+ROWS = "".join(f"11.{n >> 8}.{n & 255}.0/24,,,wan\n" for n in range(1000))
 FROM = U + '[[rules]]\ntable = "t"\n[tables.t]\nroutes_from = "p.csv"\n'
 
 
@@ -130,8 +133,7 @@ def test_what_is_refused_is_not_kept(last: str, tmp_path: Path) -> None:
     """A director that refuses millions of routes has their memory again at once: it makes so few
     objects that Python's collector does not come for long.
     """
-    rows = "".join(f"11.{n >> 8}.{n & 255}.0/24,,,wan\n" for n in range(1000))
-    directory = _csv(tmp_path, f"{rows}{last}\n")
+    directory = _csv(tmp_path, f"{ROWS}{last}\n")
     gc.collect()
     gc.disable()
     try:
@@ -140,6 +142,40 @@ def test_what_is_refused_is_not_kept(last: str, tmp_path: Path) -> None:
             parse(FROM, directory)
         assert "p.csv:1001" in str(refused.value)
         del refused
+        assert _tables() == before
+    finally:
+        gc.enable()
+
+
+HOST_BITS = '[[tables.t.routes]]\nto = "10.0.0.1/8"\nstack = "wan"\n'
+CONTRARY = '[[tables.t.routes]]\nto = "11.0.0.0/24"\nstack = "kernel"\n'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [HOST_BITS, HOST_BITS * 2, HOST_BITS * 40, CONTRARY, HOST_BITS + CONTRARY, "[stacks.q]\nx=1\n"],
+    ids=["one", "two", "more than are told", "contrary", "a key and a route", "a stack"],
+)
+@pytest.mark.parametrize("in_a_thread", [False, True])
+def test_nor_is_it_of_a_policy_with_errors_beside_it(
+    more: str, in_a_thread: bool, tmp_path: Path
+) -> None:
+    """However many they are, and whatever led to them; also where an event loop waits for it."""
+    directory = _csv(tmp_path, ROWS)
+
+    async def wait() -> None:
+        await in_thread(parse, FROM + more, directory)
+
+    def refuse() -> None:
+        with pytest.raises(PolicyError):
+            asyncio.run(wait()) if in_a_thread else parse(FROM + more, directory)
+
+    refuse()
+    gc.collect()
+    gc.disable()
+    try:
+        before = _tables()
+        refuse()
         assert _tables() == before
     finally:
         gc.enable()

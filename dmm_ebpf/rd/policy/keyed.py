@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Protocol, Self, runtime_checkable
 
+from dmm_ebpf.errors import apart
 from dmm_ebpf.rd.policy.values import Mark, ValueRefusedError
 
 log = logging.getLogger("dmm-ebpf")
@@ -85,7 +86,7 @@ class Record:
                 try:
                     values[one.name] = one.metadata["read"](data[written])
                 except ValueRefusedError as refused:
-                    wrong[written] = refused
+                    wrong[written] = apart(refused)
             elif one.default is MISSING:
                 wrong[key] = None
         if wrong:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dmm_ebpf.abi import C
-from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.errors import PolicyError, apart
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy import mptcp
 from dmm_ebpf.rd.policy.adaptive_route import auto_of, is_adaptive, may_serve
@@ -86,7 +86,10 @@ def parse(text: str, *, source: str, base: Path, files: dict[Path, Stamp] | None
     """The policy in text. source names it in errors; routes_from is relative to base. files, if
     given, is told the routes files that were looked at, also when the policy is refused.
     """
-    return _Parser(text, source, base, {} if files is None else files).policy()
+    try:
+        return _Parser(text, source, base, {} if files is None else files).policy()
+    except PolicyError as error:
+        raise apart(error) from None
 
 
 class _Written(NamedTuple):

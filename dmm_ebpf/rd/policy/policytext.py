@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from dmm_ebpf.errors import PolicyError
+from dmm_ebpf.errors import PolicyError, apart
 from dmm_ebpf.rd.policy import toml_limits
 from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record
 from dmm_ebpf.rd.policy.locate import describe, order, place
@@ -47,10 +47,8 @@ class PolicyText:
         self.wrong: list[PolicyError] = []
 
     def note(self, error: PolicyError) -> None:
-        """EnoughError: no more are wanted. Where the error came from is forgotten: its frames have
-        all that was read by then, some million routes.
-        """
-        self.wrong.append(error.with_traceback(None))
+        """EnoughError: no more are wanted."""
+        self.wrong.append(apart(error))
         if len(self.wrong) >= MAX_ERRORS:
             raise EnoughError
 
