@@ -103,6 +103,16 @@ class At:
     revision: int
 
 
+@dataclass(frozen=True)
+class Until:
+    """A condition of a transaction: of all keys that begin with key none was changed after
+    revision.
+    """
+
+    key: str
+    revision: int
+
+
 async def connect(place: Place) -> Etcd:
     """A client of the cluster at place, which need not answer yet. Raises KernelFeatureError
     where aiohttp is not installed, UsageError for files that cannot be read.
@@ -179,20 +189,12 @@ class Etcd:
                 return Found(revision, tuple(items))
             first = page[-1].key.encode() + b"\0"
 
-    async def commit(self, wants: Sequence[At], does: Sequence[Put | Delete]) -> int:
+    async def commit(self, wants: Sequence[At | Until], does: Sequence[Put | Delete]) -> int:
         """Do all of does if all of wants hold, in one revision, which is returned; 0: not all
         hold, and nothing is done. Raises EtcdError.
         """
         body = {
-            "compare": [
-                {
-                    "key": _b64(one.key.encode()),
-                    "target": "MOD",
-                    "result": "EQUAL",
-                    "mod_revision": str(one.revision),
-                }
-                for one in wants
-            ],
+            "compare": [_condition(one) for one in wants],
             "success": [_operation(one) for one in does],
         }
         said = await self._call("kv/txn", body)
@@ -450,6 +452,15 @@ def _item(said: dict[str, Any]) -> Item:
 def _change(said: dict[str, Any]) -> Change:
     item = _item(_object(said.get("kv")))
     return Change(item.key, None if said.get("type") == "DELETE" else item)
+
+
+def _condition(one: At | Until) -> dict[str, Any]:
+    key = one.key.encode()
+    said = {"key": _b64(key), "target": "MOD"}
+    if isinstance(one, At):
+        return said | {"result": "EQUAL", "mod_revision": str(one.revision)}
+    later = str(one.revision + 1)
+    return said | {"range_end": _b64(_after(key)), "result": "LESS", "mod_revision": later}
 
 
 def _operation(one: Put | Delete) -> dict[str, Any]:

@@ -16,8 +16,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dmm_ebpf.central import hosts, layout
-from dmm_ebpf.central.client import At, Change, CompactedError, Delete, EtcdDownError, Item, Put
+from dmm_ebpf.central import hosts, layout, pushtext
+from dmm_ebpf.central.client import (
+    At,
+    Change,
+    CompactedError,
+    Delete,
+    EtcdDownError,
+    Item,
+    Put,
+    Until,
+)
 from dmm_ebpf.central.fleet import Fleet
 from dmm_ebpf.central.layout import Bundle, LayoutError, Push, Rollout
 from dmm_ebpf.central.watching import PathWatch, watching
@@ -27,7 +36,6 @@ from dmm_ebpf.rd.policy.hosts import Selector, parse_selector
 from dmm_ebpf.records.central import HostRow, Rolled, RolloutRow
 
 KEPT_PUSHES = 20  # older ones are removed
-MOST_AT_ONCE = 16  # who push
 AGAIN_S = 0.5
 
 
@@ -70,6 +78,7 @@ class Controller:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._place = fleet.etcd.place
+        self._written: pushtext.Written | None = None  # the text of what was pushed here
 
     async def standing(self) -> Standing:
         """All but the pushes themselves."""
@@ -133,7 +142,8 @@ class Controller:
         self._check_steps(order.steps, standing)
         stable, stable_digest = _stable(before)
         digest, parts = order.bundle.digest(), order.bundle.parts()
-        number = await self._write(1 + await self._highest(standing), parts)
+        written = await pushtext.write(self._fleet, 1 + await self._highest(standing), parts)
+        number = written.push
         by, now = _by(), round(time.time(), 3)
         pushed = Push(
             push=number,
@@ -161,27 +171,17 @@ class Controller:
         )
         try:
             await self._change(
-                standing.at, rollout, [Put(layout.push_key(number), layout.write(pushed))]
+                standing.at,
+                rollout,
+                [Put(layout.push_key(number), layout.write(pushed))],
+                [written.unchanged],
             )
         except ConflictError:
-            await self._fleet.commit([], [Delete(layout.text_key(number), True)])
+            await pushtext.remove(self._fleet, written)
             raise
+        self._written = written
         await self._forget(number, stable)
         return rollout
-
-    async def _write(self, number: int, parts: Sequence[bytes]) -> int:
-        """Write the text of a push, and return its number: the first from number on that has none,
-        for somebody else may be writing at the same time.
-        """
-        for one in range(number, number + MOST_AT_ONCE):
-            keys = [f"{layout.text_key(one)}{index:04}" for index in range(len(parts))]
-            first, *rest = map(Put, keys, parts)
-            if await self._fleet.commit([At(first.key, 0)], [first]):
-                for part in rest:
-                    await self._fleet.commit([], [part])
-                return one
-        why = f"{MOST_AT_ONCE} others push at the same time"
-        raise ConflictError(f"push to {self._place}", why=why, hint="look, and do it again")
 
     async def _highest(self, standing: Standing) -> int:
         """The highest number that any push had, also before etcd was restored from a backup: hosts
@@ -208,16 +208,23 @@ class Controller:
                 hint = "dmm-ebpf controller hosts lists them, with their labels"
                 raise UsageError(f"push to {self._place} in steps", why=why, hint=hint)
 
-    async def _change(self, at: int, rollout: Rollout, more: Sequence[Put] = ()) -> None:
-        """Change the rollout from what it was at revision at. Raises ConflictError."""
+    async def _change(
+        self, at: int, rollout: Rollout, more: Sequence[Put] = (), wants: Sequence[Until] = ()
+    ) -> None:
+        """Change the rollout from what it was at revision at, and put more beside it. wants: that
+        the push's text is as it was written. Raises ConflictError.
+        """
         value = layout.write(rollout)
         put = [*more, Put(layout.ROLLOUT, value)]
-        if await self._fleet.commit([At(layout.ROLLOUT, at)], put):
+        if await self._fleet.commit([At(layout.ROLLOUT, at), *wants], put):
             return
         # A request that was tried again may have been done the first time.
         found = await self._fleet.find(layout.ROLLOUT)
         if not found.items or found.items[0].value != value:
             why = "somebody else has removed the rollout meanwhile"
+            if at == (found.items[0].revision if found.items else 0):
+                hint = f"{pushtext.ONE_VERSION}, and do it again"
+                raise ConflictError(f"push to {self._place}", why=pushtext.OVERWRITTEN, hint=hint)
             if found.items:
                 now = Rollout.read(layout.ROLLOUT, found.items[0].value)
                 why = f"push {now.push}, by {now.by}, came first"
@@ -323,6 +330,7 @@ class Controller:
         """
         known = hosts.Hosts(standing.hosts)
         selectors = None if steps is None else [parse_selector(one) for one in steps]
+        await self._keep_text()
 
         def asked_now() -> list[HostRow]:
             return [one for one in known.rows() if _is_asked(one, selectors)]
@@ -332,6 +340,8 @@ class Controller:
             async with asyncio.timeout(within_s):
                 async for _ in self._rounds(standing, known):
                     asked = asked_now()
+                    if any(one.state == "held" for one in asked):
+                        await self._keep_text()
                     for one in asked:
                         if _answered(one, rollout.push):
                             tell(one)
@@ -362,6 +372,11 @@ class Controller:
             if not _answered(one, rollout.push)
         ]
         return "; ".join(wrong)
+
+    async def _keep_text(self) -> None:
+        """Have the text of what was pushed here be what was pushed."""
+        if self._written is not None:
+            self._written = await pushtext.put_back(self._fleet, self._written)
 
     async def _rounds(self, standing: Standing, known: hosts.Hosts) -> AsyncIterator[None]:
         """Once at first, and whenever hosts have said something else."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from dmm_ebpf.central import layout
-from dmm_ebpf.central.client import At, Change, Delete, Etcd, Found, Item, Put
+from dmm_ebpf.central.client import At, Change, Delete, Etcd, Found, Item, Put, Until
 from dmm_ebpf.central.layout import Bundle, Push
 
 
@@ -30,7 +30,7 @@ class Fleet:
         )
         return Found(found.revision, tuple(map(self._item, found.items)))
 
-    async def commit(self, wants: Sequence[At], does: Sequence[Put | Delete]) -> int:
+    async def commit(self, wants: Sequence[At | Until], does: Sequence[Put | Delete]) -> int:
         """See Etcd.commit()."""
         return await self.etcd.commit(
             [replace(one, key=self._prefix + one.key) for one in wants],

@@ -15,7 +15,8 @@ import pytest
 from fleetsite import await_state, central, stack_of, standing
 
 from dmm_ebpf.central import place as places
-from dmm_ebpf.central.client import connect
+from dmm_ebpf.central import pushtext
+from dmm_ebpf.central.client import Put, connect
 from dmm_ebpf.central.controller import Controller, Order
 from dmm_ebpf.central.fleet import Fleet as Keys
 from dmm_ebpf.central.layout import Bundle, Rollout
@@ -77,6 +78,57 @@ def test_of_two_who_push_at_once_one_is_first_and_the_other_is_told(site) -> Non
     keys = site.etcd.ctl("get", "--keys-only", "--prefix", "/dmm/text/").split()
     pushes = site.etcd.ctl("get", "--keys-only", "--prefix", "/dmm/pushes/").split()
     assert len(keys) == len(pushes) == 3, "what came to nothing is gone"
+
+
+async def _beside_an_older_one(place: str, text: str, *, before: bool) -> Any:
+    """A push, while an older dmm-ebpf writes below the same number, before the rollout names it, or
+    right behind that.
+    """
+    etcd = await connect(places.parse(place))
+    controller = Controller(Keys(etcd))
+    real = pushtext.write
+
+    async def crossed(keys: Keys, number: int, parts: Any) -> pushtext.Written:
+        made = await real(keys, number, parts)
+        if before:
+            await keys.commit([], [Put(f"{made.key}0000", b"another push")])
+        return made
+
+    pushtext.write = crossed
+    try:
+        made = await controller.push(Order(Bundle(text), "p.toml", 1, 1))
+        key = f"/dmm/text/{made.push:08}/0000"
+        await etcd.commit([], [Put(key, b"another push")])
+        return await controller.roll(60, lambda _: None)
+    except ConflictError as e:
+        return e
+    finally:
+        pushtext.write = real
+        await etcd.close()
+
+
+def test_an_older_dmm_ebpf_that_overwrites_a_push_is_noticed(site, caplog) -> None:
+    """It does not look whether there is another one."""
+    site.serve(members=1)
+    following = site.follow(0)
+    site.push(POLICY)
+
+    def push(*, before: bool) -> Any:
+        asked = asyncio.run, _beside_an_older_one(site.place, SECOND, before=before)
+        return site.hosts[0].call(*asked)
+
+    refused = push(before=True)
+    assert isinstance(refused, ConflictError)
+    assert "its text was overwritten by a push at the same time, of an older dmm-ebpf" in str(
+        refused
+    )
+    assert "/dmm/text/00000002/0000" in site.etcd.ctl("get", "--keys-only", "--prefix", "/dmm/text")
+    assert await_state(following, "applied", push=1)
+    done = push(before=False)
+    assert done.done, done.why
+    assert "it is put back; push by one version of dmm-ebpf alone" in caplog.text
+    assert await_state(following, "applied", push=done.push)
+    assert following.ask("policy", "show")["text"].startswith(SECOND)
 
 
 def test_what_a_push_that_was_killed_has_left_is_in_nobodys_way(site) -> None:
