@@ -226,6 +226,10 @@ class App:
         else:
             self._emit(RST, seq=(tcp.ack - self.isn) % 2**32)
 
+    def repeat(self) -> None:
+        """The kernel's SYN or SYN-ACK is not acknowledged, and goes again."""
+        self._emit(SYN if self.state == "connecting" else SYN | ACK, self._syn_options(), seq=0)
+
     def hold(self) -> None:
         """The kernel is slow: what comes waits."""
         self.held = []

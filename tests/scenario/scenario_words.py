@@ -172,7 +172,7 @@ class Words:
         app, verb = self.bench.app(), words[0]
         facts = {"eof": app.eof, "dead": app.dead, "not-eof": not app.eof, "not-dead": not app.dead}
         match verb:
-            case "connect" | "close" | "reset" | "hold":
+            case "connect" | "close" | "reset" | "hold" | "repeat":
                 getattr(app, verb)()
             case "listen" | "refuse":
                 app.listen(verb == "refuse")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 
-from sockets.script import IP4, Pair, Script, attempt, tcp_state
+from sockets.script import IP4, IP6, Pair, Script, attempt, events, tcp_state
 from sockets.sniffing import Sniffer
 
 TCP_REPAIR = 19
@@ -102,11 +103,13 @@ class _Unanswered(Script):
         return count
 
     @contextlib.contextmanager
-    def silent(self) -> Iterator[None]:
-        table = f"{'ip' if self.family == IP4 else 'ip6'} silent{self.port}"
+    def silent(self, port: int = 0) -> Iterator[None]:
+        """What comes to a port of this host's, the run's first one, is dropped."""
+        port = port or self.port
+        table = f"{'ip' if self.family == IP4 else 'ip6'} silent{port}"
         chain = "type filter hook prerouting priority -300;"
         rules = f"add table {table}\nadd chain {table} c {{ {chain} }}\n"
-        rules += f"add rule {table} c tcp dport {self.port} drop\n"
+        rules += f"add rule {table} c tcp dport {port} drop\n"
         subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
         try:
             yield
@@ -140,3 +143,40 @@ class SynsOfClosed(_Unanswered):
 
     def told(self, count):
         return count <= 2
+
+
+class SynAcksOfCount(_Unanswered):
+    """TCP_SYNCNT of 1, of a listener: a SYN that nobody confirms is answered twice."""
+
+    def client(self):
+        source = self.port + 1
+        with self.silent(source):
+            sniffer = Sniffer(source)
+            self.meet()
+            self.lone_syn(source)
+            select.select([], [], [], 8)
+            self.note("answers", sniffer.packets())
+            self.meet()
+
+    def server(self):
+        listener = self.socket()
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+        listener.bind(self.at())
+        listener.listen(4)
+        self.meet()
+        self.meet()
+        self.note("events", events(listener, select.POLLIN))
+
+    def lone_syn(self, source):
+        """A SYN of no socket's."""
+        head = struct.pack("!HHIIBBHHH", source, self.port, 7, 0, 5 << 4, 2, 64240, 0, 0)
+        with socket.socket(self.af, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+            if self.family == IP6:
+                raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 16)
+            else:
+                ends = socket.inet_aton(self.here) + socket.inet_aton(self.there)
+                pseudo = ends + struct.pack("!HH", socket.IPPROTO_TCP, len(head)) + head
+                total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+                total = (total & 0xFFFF) + (total >> 16)
+                head = head[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[18:]
+            raw.sendto(head, (self.there, 0))

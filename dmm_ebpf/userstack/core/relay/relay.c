@@ -37,7 +37,8 @@
  * reset: the other leg is reset at once, except that bytes which the kernel's window takes, and
  * those of the app's that its kernel was told have arrived, go before the RST.
  *
- * gave_up: both legs are reset; where a SYN was never answered, both peers are left to find out.
+ * gave_up: both legs are reset; where a SYN was never answered, or its answer never confirmed, both
+ * peers are left to find out.
  *
  * closed: the connection ends when both legs are over; one of which nothing but TIME-WAIT is left
  * may be dropped to make room.

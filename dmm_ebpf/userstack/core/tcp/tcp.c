@@ -97,7 +97,10 @@ static void tcp_open(struct env *env, struct end *e, const struct pkt *syn, uint
 	t->iss = end_first_number(env, &t->end, now_ns);
 	t->flags |= TF_HOLD;
 	tcp_event(env, t, TE_SYN, now_ns);
-	tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
+	if (tcb_is_outer(t))
+		tcp_set_rtx(env, t, RTX_HOLD, now_ns + TCP_HOLD_S * NS_PER_S);
+	else
+		tcp_app_asks(env, t, 0, now_ns);
 }
 
 static void tcp_go(struct env *env, struct end *e)

@@ -467,6 +467,8 @@ static void in_synchronized(struct env *env, struct tcb *t, const struct pkt *in
 	uint32_t last = (merged_count(in) - 1) * in->segment_bytes;
 	int64_t seq;
 
+	if (unlikely(t->flags & TF_HOLD) && open_syn_ack_again(env, t, in, now_ns))
+		return;
 	if (unlikely(t->state == TCP_SYN_RECV)) {
 		if (open_syn_received(env, t, &pkt, now_ns))
 			return;

@@ -88,7 +88,10 @@ void tcp_input(struct env *env, struct end *e, const struct pkt *pkt, uint64_t n
 uint32_t tcp_output(struct env *env, struct end *e, uint8_t *buf, uint32_t cap,
 		    struct dmm_tx_meta *meta, uint64_t now_ns);
 void tcp_timer(struct env *env, struct end *e, uint64_t now_ns);
+/* A SYN or SYN-ACK of the app's kernel has come, or come again: what that is to the outer leg */
+void tcp_app_asks(struct env *env, struct tcb *inner, uint64_t interval_ns, uint64_t now_ns);
 void tcp_app_asks_again(struct env *env, struct tcb *inner, uint64_t now_ns);
+void tcp_app_answers_again(struct env *env, struct tcb *inner, uint64_t now_ns);
 enum end_care tcp_ask(struct env *env, struct end *e); /* tcp_deadline.c */
 void tcp_set_deadline(struct env *env, struct tcb *t, uint64_t *field, uint64_t deadline_ns);
 void tcp_set_rtx(struct env *env, struct tcb *t, enum rtx_mode mode, uint64_t deadline_ns);
@@ -192,6 +195,8 @@ void open_done(struct env *env, struct tcb *t, uint64_t now_ns);
 void open_syn_sent(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 /* true: dealt with */
 bool open_syn_received(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
+/* Likewise; of the inner leg, which keeps its ACK until the peer's handshake is over */
+bool open_syn_ack_again(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns);
 
 /* tcp_ack.c */
 /* Whether the peer may have sent this ACK field (RFC 5961 section 5.2) */

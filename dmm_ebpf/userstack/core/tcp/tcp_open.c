@@ -247,5 +247,19 @@ bool open_syn_received(struct env *env, struct tcb *t, const struct pkt *pkt, ui
 		return false;
 	tcb_ends(t)->syn_seq = pkt->seq;
 	tcp_learn_syn(env, t, pkt, now_ns);
+	tcp_app_asks(env, t, 0, now_ns);
+	return true;
+}
+
+bool open_syn_ack_again(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
+{
+	const uint16_t both = TH_SYN | TH_ACK;
+
+	if (tcb_is_outer(t) || t->state != TCP_ESTABLISHED ||
+	    (pkt->flags & (both | TH_RST)) != both)
+		return false;
+	if (pkt->seq != t->irs || pkt->ack != t->iss + 1)
+		return false;
+	tcp_app_answers_again(env, t, now_ns);
 	return true;
 }

@@ -7,8 +7,12 @@
 #include "tcp_int.h"
 
 enum {
-	SYN_ALONE_MS = 1500, /* so long the outer leg asks by itself, */
-	SYN_APART_MS = 500,  /* and so long not again because the app's kernel does */
+	SYN_ALONE_MS = 1500,	 /* so long the outer leg asks by itself, */
+	SYN_APART_MS = 500,	 /* and so long not again because the app's kernel does */
+	SYNACK_ALONE_MS = 900,	 /* so long it answers by itself; no kernel repeats itself sooner */
+	APP_LATE_MS = 2000,	 /* what the app's kernel sends again may come so late */
+	ANSWER_LATE_MS = 4000,	 /* likewise its SYN-ACK, of which one more may be lost, */
+	ANSWER_LEAST_MS = 20000, /* and which is waited for so long at least */
 };
 
 /*
@@ -38,10 +42,16 @@ static uint32_t max_retries(const struct env *env, const struct tcb *t)
 		       : p->retries;
 }
 
+/* The outer leg, whose peer has asked, and does not confirm our SYN-ACK */
+static bool is_answering_peer(const struct tcb *t)
+{
+	return tcb_is_outer(t) && t->state == TCP_SYN_RECV && !open_is_ours(t);
+}
+
 static void give_up(struct env *env, struct tcb *t, uint64_t now_ns)
 {
-	bool unanswered =
-		t->rtx_mode == RTX_HOLD || t->phase == END_ASKED || tcb_peer(t)->phase == END_ASKED;
+	bool unanswered = is_answering_peer(t) || t->rtx_mode == RTX_HOLD ||
+			  t->phase == END_ASKED || tcb_peer(t)->phase == END_ASKED;
 
 	env->up->gave_up(env, &t->end, unanswered, now_ns);
 }
@@ -59,6 +69,62 @@ static void ask_again(struct env *env, struct tcb *t, uint64_t now_ns)
 	tcp_ready(env, t);
 }
 
+/* No later than this something more comes of the app's kernel, whose timeouts double */
+static uint64_t next_by_ns(uint64_t interval_ns, uint32_t times, uint32_t late_ms, uint64_t now_ns)
+{
+	uint64_t most_ns = max_u64(interval_ns, TCP_INIT_RTO_MS * NS_PER_MS) * times;
+
+	return now_ns + min_u64(most_ns + late_ms * NS_PER_MS, TCP_HOLD_S * NS_PER_S);
+}
+
+/*
+ * The app's kernel has sent its SYN for the first time, or again. A socket that is closed, or whose
+ * time is over, says nothing more: then the attempt goes without a word, as it does without us.
+ */
+void tcp_app_asks(struct env *env, struct tcb *inner, uint64_t interval_ns, uint64_t now_ns)
+{
+	tcp_set_rtx(env, inner, RTX_HOLD, next_by_ns(interval_ns, 2, APP_LATE_MS, now_ns));
+}
+
+static void answer_again(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	t->retries = (uint8_t)min_u32(t->retries + 1u, UINT8_MAX);
+	ask_again(env, t, now_ns);
+}
+
+/*
+ * Linux sends a SYN-ACK as often as the listener's socket and its namespace want it (TCP_SYNCNT,
+ * net.ipv4.tcp_synack_retries), and its queue allows. So the outer leg answers again when the app's
+ * kernel does, and by itself only before that can be, on a path that is known to be short.
+ */
+static void fire_synack(struct env *env, struct tcb *t, uint64_t now_ns)
+{
+	uint64_t end_ns = t->syn_ns + ANSWER_LEAST_MS * NS_PER_MS;
+
+	if (now_ns - t->syn_ns < SYNACK_ALONE_MS * NS_PER_MS)
+		answer_again(env, t, now_ns);
+	else if (now_ns < end_ns)
+		tcp_set_rtx(env, t, RTX_SYN, end_ns);
+	else
+		give_up(env, t, now_ns);
+}
+
+void tcp_app_answers_again(struct env *env, struct tcb *inner, uint64_t now_ns)
+{
+	uint64_t interval_ns = now_ns - inner->last_rx_ns;
+	struct end *other = tcb_peer(inner);
+	struct tcb *t;
+
+	inner->last_rx_ns = now_ns;
+	if (end_ops_of(env, other) != &tcp_outer || !is_answering_peer(tcb_of(other)))
+		return;
+	t = tcb_of(other);
+	answer_again(env, t, now_ns);
+	tcp_set_rtx(env, t, RTX_SYN,
+		    max_u64(next_by_ns(interval_ns, 4, ANSWER_LATE_MS, now_ns),
+			    t->syn_ns + ANSWER_LEAST_MS * NS_PER_MS));
+}
+
 static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	uint32_t limit = tcp_profile(env, t)->syn_retries;
@@ -66,6 +132,10 @@ static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
 
 	if (wait_ns) {
 		tcp_set_rtx(env, t, RTX_SYN, now_ns + wait_ns);
+		return;
+	}
+	if (is_answering_peer(t)) {
+		fire_synack(env, t, now_ns);
 		return;
 	}
 	if (t->state == TCP_SYN_RECV && !open_is_ours(t))
@@ -89,10 +159,12 @@ static void fire_syn(struct env *env, struct tcb *t, uint64_t now_ns)
  */
 void tcp_app_asks_again(struct env *env, struct tcb *inner, uint64_t now_ns)
 {
+	uint64_t interval_ns = now_ns - inner->last_rx_ns, sent_ns;
 	struct end *other = tcb_peer(inner);
-	uint64_t sent_ns;
 	struct tcb *t;
 
+	inner->last_rx_ns = now_ns;
+	tcp_app_asks(env, inner, interval_ns, now_ns);
 	if (end_ops_of(env, other) != &tcp_outer || other->phase != END_ASKING)
 		return;
 	t = tcb_of(other);
