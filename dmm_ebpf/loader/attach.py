@@ -129,10 +129,8 @@ class Attached:
         """Puts them at a NIC of the current network namespace, before all others; False: this
         kernel has no tcx.
         """
-        return all(
-            tcx.attach(self.folder, hook, fd, ifindex)
-            for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True)
-        )
+        at = zip(tcx.NIC, self.tc_fds(), strict=True)
+        return all(tcx.attach(self.folder, hook, fd, ifindex) for hook, fd in at)
 
     def detach_tcx(self, ifindex: int) -> None:
         """Takes them off again."""
@@ -140,9 +138,11 @@ class Attached:
 
     def has_tcx(self, ifindex: int) -> bool:
         """Whether both are there."""
-        return all(
-            tcx.attached(hook, fd, ifindex) for hook, fd in zip(tcx.NIC, self.tc_fds(), strict=True)
-        )
+        return all(tcx.attached(*at, ifindex) for at in zip(tcx.NIC, self.tc_fds(), strict=True))
+
+    def overtaken_tcx(self, ifindex: int) -> str:
+        """The hook at which one of them is behind a program of another's; empty: none is."""
+        return tcx.overtaken_at(self.tc_fds(), ifindex)
 
     def inside_fd(self) -> int:
         """The tc program for the ingress of a device by which packets of others come in. The fd
@@ -159,8 +159,8 @@ class Attached:
         tcx.detach(self.folder, ifindex, tcx.INSIDE)
 
     def has_inside(self, ifindex: int) -> bool:
-        """Whether it is there by tcx."""
-        return tcx.attached(tcx.Hook.FROM, self.inside_fd(), ifindex)
+        """Whether it is there by tcx, behind no program of another's."""
+        return tcx.is_first(tcx.Hook.FROM, self.inside_fd(), ifindex)
 
     def set_listener_table(
         self, key: Any, half: int, table: int, rule: int, chosen: int = 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from dmm_ebpf.loader import bpf, explain
 
 _BEFORE_ALL = 1 << 3  # BPF_F_BEFORE, of no program in particular
+_OURS = frozenset({"dmm_tcin", "dmm_tcout", "dmm_tcfrom"})  # of every instance
 
 
 class Hook(Enum):
@@ -38,21 +39,48 @@ def pin_path(folder: Path, hook: Hook, ifindex: int) -> Path:
 
 def attached(hook: Hook, prog_fd: int, ifindex: int) -> bool:
     """Whether the program is there by tcx."""
+    return bpf.prog_info(prog_fd).id in _ids(hook, ifindex)
+
+
+def overtaken(hook: Hook, prog_fd: int, ifindex: int) -> bool:
+    """Whether it is there, behind a program of another's: what that lets pass, or ends, ours never
+    sees (any result but TCX_NEXT ends the search).
+    """
+    ids, own = _ids(hook, ifindex), bpf.prog_info(prog_fd).id
+    if own not in ids:
+        return False
+    return any(bpf.prog_name(one) not in _OURS for one in ids[: ids.index(own)])
+
+
+def is_first(hook: Hook, prog_fd: int, ifindex: int) -> bool:
+    """Whether it is there, and none of others' comes before it."""
+    return attached(hook, prog_fd, ifindex) and not overtaken(hook, prog_fd, ifindex)
+
+
+def overtaken_at(prog_fds: tuple[int, int], ifindex: int) -> str:
+    """Of a NIC's two programs the hook, as tc(8) calls it, where that is so; empty: nowhere."""
+    hooks = zip(("ingress", "egress"), NIC, prog_fds, strict=True)
+    return next((name for name, hook, fd in hooks if overtaken(hook, fd, ifindex)), "")
+
+
+def _ids(hook: Hook, ifindex: int) -> list[int]:
+    """Of the programs there, in the order in which they run."""
     try:
-        _, ids = bpf.prog_query(ifindex, hook.value[1])
+        return bpf.prog_query(ifindex, hook.value[1])[1]
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENODEV):  # no tcx, no device
-            return False
+            return []
         raise
-    return bpf.prog_info(prog_fd).id in ids
 
 
 def attach(folder: Path, hook: Hook, prog_fd: int, ifindex: int) -> bool:
-    """Links and pins; if it is there already, nothing changes. folder: the instance's pins. False:
-    this kernel has no tcx. Raises DmmError.
+    """Links and pins; if it is there already, it stays, or moves to the front. folder: the
+    instance's pins. False: this kernel has no tcx. Raises DmmError.
     """
     if attached(hook, prog_fd, ifindex):
-        return True
+        if not overtaken(hook, prog_fd, ifindex):
+            return True
+        detach(folder, ifindex, (hook,))  # a link keeps its place
     path = pin_path(folder, hook, ifindex)
     path.unlink(
         missing_ok=True

@@ -5,13 +5,19 @@ what is missing.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import socket
 import subprocess
 import time
 from functools import partial
 from pathlib import Path
+
+import pytest
+from sitefixtures import TAP
+from talking import Talker, echo
 
 from dmm_ebpf.loader import bpf, bpffs, tcx
 from dmm_ebpf.rd.api.client import Client
@@ -97,6 +103,36 @@ def test_what_is_taken_away_is_put_back_and_an_open_flow_goes_on(wired):
     wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
     assert "disable_ipv6" in routed.log.read_text()
     client.stdin.close()
+
+
+LET_PASS = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = TCX_PASS; exit
+BEFORE_ALL = 1 << 3  # BPF_F_BEFORE
+
+
+def test_a_program_that_somebody_puts_before_ours_is_overtaken(wired):
+    """What it lets pass ours would never see: the inner leg of open flows would get to the wire."""
+    nic, hook = wired.client.nic.name, tcx.Hook.OUT
+    index = wired.client.call(socket.if_nametoindex, nic)
+    echo(wired.server, wired.server_cgroup)
+    routed = wired.attach_client(TAP)
+    talker = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+    fd = bpf.prog_load("somebodys", bpf.ProgType.SCHED_CLS, LET_PASS)
+    try:
+        link = wired.client.call(bpf.link_create, fd, index, hook.value[1], BEFORE_ALL)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            pytest.skip("this kernel has no tcx")
+        raise
+    finally:
+        os.close(fd)
+    try:
+        assert talker.says("send 1000000") == "True"
+        assert wired.client.call(_programs, nic, hook) == ["dmm_tcout", "somebodys"]
+        again = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+        assert again.flow(routed)["stack"] == talker.flow(routed)["stack"] == "wan"
+    finally:
+        os.close(link)
+    assert talker.says("send 1000000") == "True"
 
 
 def _hooks(cgroup):

@@ -19,6 +19,8 @@ from lab import Host
 
 # r0 = -1 (TC_ACT_UNSPEC, here TCX_NEXT); exit.
 GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
+LET_PASS = bytes.fromhex("b700000000000000 9500000000000000")  # TCX_PASS: others are not asked
+BEFORE_ALL = 1 << 3  # BPF_F_BEFORE
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,24 @@ def test_before_a_program_of_anothers(
         assert ids(pair[0], hook) == [ours(attached)[hook], bpf.prog_info(fd).id]
         attached.detach_tcx(index)
         assert ids(pair[0], hook) == [bpf.prog_info(fd).id]
+    finally:
+        os.close(link)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("hook", NIC)
+def test_one_that_somebody_puts_in_front_is_overtaken(
+    attached: loader.Attached, pair: tuple[Host, Host], hook: Hook
+) -> None:
+    index = index_of(pair[0])
+    fd = bpf.prog_load("somebodys", ProgType.SCHED_CLS, LET_PASS)
+    link = pair[0].call(bpf.link_create, fd, index, hook.value[1], BEFORE_ALL)
+    try:
+        told = pair[0].call(attached.overtaken_tcx, index)
+        assert told == {Hook.IN: "ingress", Hook.OUT: "egress"}[hook]
+        assert pair[0].call(attached.attach_tcx, index)
+        assert pair[0].call(attached.overtaken_tcx, index) == ""
+        assert ids(pair[0], hook) == [ours(attached)[hook], bpf.prog_info(fd).id]
     finally:
         os.close(link)
         os.close(fd)

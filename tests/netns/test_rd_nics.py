@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from bpf_lab import Bench, bench, u32
@@ -15,6 +16,7 @@ from dmm_ebpf import abi, loader
 from dmm_ebpf.errors import ConflictError, KernelFeatureError
 from dmm_ebpf.hal import nic as hal_nic
 from dmm_ebpf.hal import tcfilter
+from dmm_ebpf.rd.director import nics as nics_module
 from dmm_ebpf.rd.director.nics import Nics, remove_tc, tc_name
 from dmm_ebpf.rd.director.rundir import State
 from dmm_ebpf.userstack.spec import NicSpec
@@ -205,6 +207,28 @@ def test_no_flow_begins_behind_a_filter_that_cannot_be_overtaken(
     bench.a.call(nics.attach_tc, "wan", spec)
     assert behind() == (False, False)
     assert bench.a.call(nics.missing_tc, spec.ifindex) == ""
+    bench.a.call(nics.detach, 5, [spec])
+
+
+def test_one_that_puts_itself_first_each_time_is_left_there_and_no_flow_begins(
+    bench: Bench, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else both would go on for ever, and packets would slip through in between."""
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(nics_module, "time", clock)
+    monkeypatch.setattr(loader.Attached, "overtaken_tcx", lambda _self, _ifindex: "egress")
+    monkeypatch.setattr(loader.Attached, "attach_tcx", lambda _self, _ifindex: True)
+    nics, spec = served(bench, state)
+    for _ in range(5):
+        bench.a.call(nics.attach_tc, "wan", spec)
+    with pytest.raises(ConflictError, match="before ours again and again at its egress"):
+        bench.a.call(nics.attach_tc, "wan", spec)
+    assert bench.a.call(nics.is_behind, spec.name)
+    now[0] += 61
+    bench.a.call(nics.attach_tc, "wan", spec)
+    assert not bench.a.call(nics.is_behind, spec.name)
+    monkeypatch.undo()
     bench.a.call(nics.detach, 5, [spec])
 
 

@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +35,8 @@ _MAC_BYTES = 6
 # Bytes of the longest packet, not to be cut, in front of which the kernel puts a
 # link header (BPF_SKB_MAX_LEN).
 _BARE_MTU = 16000
+_MOST_MOVES = 5  # to the front of a device's tc programs, within
+_MOVES_S = 60.0
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -93,6 +96,8 @@ class Nics:
         self._tc_name = tc_name(state.instance)
         self._lock = threading.RLock()  # held while what is on a device changes
         self._behind: set[int] = set()  # ifindexes of those on which no flow begins
+        # by ifindex, when our programs moved to the front there of late (time.monotonic())
+        self._moves: dict[int, list[float]] = {}
         self.renewing = threading.Lock()  # held while NICs of a stack become others
 
     def choose(self, devices: Sequence[str], before: Collection[str] = ()) -> list[NicSpec]:
@@ -236,7 +241,7 @@ class Nics:
         log.warning(
             "new flows on %s are %s",
             n.name,
-            "left to the kernel: a tc filter comes before ours" if behind else "taken again",
+            "left to the kernel: a tc program comes before ours" if behind else "taken again",
         )
         if entry := self._entry(n.ifindex):
             entry.behind = behind
@@ -246,6 +251,7 @@ class Nics:
         if name not in self._state.tc_nics:
             log.info("tc programs on %s, %s", name, why)
             self._state.tc_nics[name] = False
+        self._overtake(ifindex, name)
         if self._attached.attach_tcx(ifindex):
             return
         if not tcfilter.has_clsact(ifindex):
@@ -253,12 +259,30 @@ class Nics:
         self._save()
         tcfilter.attach_nic(ifindex, self._attached.tc_fds(), self._tc_name)
 
+    def _overtake(self, ifindex: int, name: str) -> None:
+        """Our programs there are about to move to the front, if another's came before them.
+        ConflictError where that one does the same each time: both would go on for ever.
+        """
+        hook = self._attached.overtaken_tcx(ifindex)
+        if not hook:
+            return
+        now = time.monotonic()
+        moves = [at for at in self._moves.get(ifindex, ()) if now - at < _MOVES_S]
+        if len(moves) >= _MOST_MOVES:
+            raise ConflictError(
+                f"put our tc programs first on {name}",
+                why=f"another tc program puts itself before ours again and again at its {hook}",
+                hint="have it attached without BPF_F_BEFORE",
+            )
+        self._moves[ifindex] = [*moves, now]
+
     def _take_tc(self, ifindex: int, name: str) -> None:
         clsact = self._state.tc_nics.pop(name, False)
         self._attached.detach_tcx(ifindex)
         tcfilter.detach_nic(ifindex, self._tc_name, clsact=clsact)
         self._attached.maps.nics.delete(ifindex)
         self._behind.discard(ifindex)
+        self._moves.pop(ifindex, None)
 
     def beside(self) -> dict[int, tuple[bool, int]]:
         """Devices that have those of tc though no stack serves them (bpf/away.h), by ifindex:
@@ -343,7 +367,10 @@ class Nics:
     def missing_tc(self, index: int) -> str:
         """That our programs of tc are not there, or not the first, as a reason; empty: they are."""
         if self._attached.has_tcx(index):
-            return ""
+            hook = self._attached.overtaken_tcx(index)
+            if hook:
+                return f"another tc program was put before ours at its {hook}"
+            return "new flows there are still left to the kernel" if index in self._behind else ""
         if not tcfilter.attached_nic(index, self._tc_name):
             return "our tc programs were taken off"
         hook = tcfilter.overtaken(index, self._tc_name)
