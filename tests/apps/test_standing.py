@@ -135,6 +135,14 @@ def test_a_program_that_somebody_puts_before_ours_is_overtaken(wired):
     assert talker.says("send 1000000") == "True"
 
 
+def test_what_is_followed_is_not_told_of_as_missing(wired):
+    nic = wired.client.nic.name
+    routed = wired.attach_client(TAP)
+    wired.client.ip(f"link set {nic} mtu 1400")
+    wait_for(lambda: "its MTU is 1400 now" in routed.log.read_text(), WITHIN_S, "the log to say so")
+    assert "its MTU is 1400 now; it was put right" in routed.log.read_text()
+
+
 def _hooks(cgroup):
     shown = subprocess.run(
         ["bpftool", "-j", "cgroup", "show", str(cgroup.path)],

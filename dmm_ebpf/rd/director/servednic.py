@@ -107,9 +107,14 @@ class ServedNic(Item):
         )
 
     async def mend(self) -> None:
-        now, nic, serving = self._now, self._nic, self._serving
-        if now is None:
-            return
+        if self._now is not None:
+            await self._follow(self._now)
+            # What it is now is no fault.
+            here = (n for n in self._serving.nics if n.slot == self._nic.slot)
+            self._nic = next(here, self._nic)
+
+    async def _follow(self, now: hal_nic.Nic) -> None:
+        nic, serving = self._nic, self._serving
         is_now = as_it_is(nic, now)
         if serving.waits():
             serving.hurry()
