@@ -43,9 +43,9 @@ def open_agreed(core: Core) -> Open:
     )
     core.wait(20 * MS)
     core.put(OUTER, to_core(OUTER, 7000, syn.seq + 1, SYN | ACK, options=SYN_OPTIONS + answer))
-    core.get(OUTER)
     (synack,) = core.get(INNER)
     core.put(INNER, to_core(INNER, 1001, synack.seq + 1, ACK, options=timestamps(1001, 0)))
+    core.get(OUTER)
     ours = {INNER: synack.seq + 1, OUTER: syn.seq + 1}
     return Open(core, {INNER: 1001, OUTER: 7001}, ours, {INNER: 0, OUTER: 0})
 

@@ -22,6 +22,7 @@ from sockets.script import (
     events,
     eventually,
     how_long,
+    linger,
     poll_names,
     read_all,
     so_error,
@@ -95,6 +96,29 @@ class RefusedThenServed(Script):
         sock, _ = listener.accept()
         sock.sendall(b"welcome")
         sock.close()
+
+
+class OnlyLooked(Script):
+    """A check of a load balancer's: reset before it is acknowledged (TCP_QUICKACK off), it makes no
+    connection that the server would have to accept.
+    """
+
+    def client(self):
+        self.meet()
+        sock = self.socket()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        linger(sock, 0)
+        self.note("connect", attempt(sock.connect, self.at()))
+        sock.close()
+        later = self.connect()
+        later.sendall(b"later")
+        later.close()
+
+    def server(self):
+        listener = self.listen()
+        self.meet()
+        sock, _ = listener.accept()
+        self.note("came", read_all(sock))
 
 
 class RefusedReadsTheError(_Alone):

@@ -2,22 +2,25 @@
 /*
  * relay.c: what an event on one leg means for the other.
  *
- * Active open (the app connects): the app's SYN is kept unanswered (END_ASKED) until the outer
- * handshake is done, so connect() means what it says; a refusal becomes a RST to the app's kernel,
- * an ICMP error an ICMP error, silence silence. Passive open (the remote peer connects): the peer's
- * SYN is kept until the kernel has answered ours, and our ACK to the kernel until the peer's
- * handshake is done, so accept() returns neither early nor for a port scan. With a SYN cookie the
- * order is another (struct end_cookies): the peer's handshake is over when the kernel gets to see a
- * SYN, so what the peer sends meanwhile is kept, unanswered, and a refusal becomes a RST.
+ * Active open (the app connects): the app's SYN is kept unanswered (END_ASKED) until the peer has
+ * answered ours, so connect() means what it says; a refusal becomes a RST to the app's kernel, an
+ * ICMP error an ICMP error, silence silence. Our ACK to the peer is kept until the app's kernel has
+ * acknowledged in turn: one whose app is gone, or only looks whether somebody listens (a load
+ * balancer's check), resets instead, and the peer's app never has that connection. Passive open
+ * (the remote peer connects): the peer's SYN is kept until the kernel has answered ours, and our
+ * ACK to the kernel until the peer's handshake is done, so accept() returns neither early nor for a
+ * port scan. With a SYN cookie the order is another (struct end_cookies): the peer's handshake is
+ * over when the kernel gets to see a SYN, so what the peer sends meanwhile is kept, unanswered, and
+ * a refusal becomes a RST.
  *
  * Phases of a connection (flow.h): what leads to each, what may leave the connection in it, what is
  * forbidden.
  *
  * CONN_OPENING, by open_by_syn() or open_by_cookie(): the leg whose peer has asked is held and
  * sends nothing; the other one sends its SYN, for which OWN was said before. When that is answered,
- * the held leg answers in turn; of a passive open the inner leg is held instead then, until the
- * peer's handshake is over. By a cookie it is over before, and the outer leg is held. Forbidden:
- * data and FINs out of either leg.
+ * the held leg answers in turn, and the other one is held instead, until that one's handshake is
+ * over. By a cookie it is over before, and the outer leg is held. Forbidden: data and FINs out of
+ * either leg.
  *
  * CONN_OPEN, by established(), when both handshakes are over: all may leave. One leg may be closed
  * or in TIME-WAIT while the other goes on. ICMP errors but for the path MTU, and
@@ -345,8 +348,8 @@ static bool established(struct env *env, struct end *e)
 	if (c->ends.f.passive && end_is_outer(e) && peer->phase == END_CLOSED)
 		return false; /* by a cookie: the inner leg is yet to be opened */
 	end_ops_of(env, peer)->go(env, peer);
-	if (first) /* this leg was opened for the peer's SYN, which could be answered now only */
-		return !c->ends.f.passive;
+	if (first)
+		return false; /* what ends this handshake says that the other one has ended, too */
 	c->ends.f.phase = CONN_OPEN;
 	end_ops_of(env, e)->go(env, e);
 	return true;
