@@ -109,6 +109,13 @@
  */
 #define DMM_STEP(name) ((void *)bpf_pseudo_fd(BPF_PSEUDO_FUNC, DMM_STEP_##name))
 
+/*
+ * A function of dmm.bpf.c that is called, not inlined: the verifier looks at it once for the whole
+ * program, whatever leads there, and believes nothing afterwards of what it was given. It takes one
+ * pointer (spec.CALLED has what it points to), and returns int.
+ */
+#define DMM_CALL(name) ((void *)(DMM_CALLS + DMM_STEP_##name))
+
 /* argument: what the step is given, on the caller's stack. */
 static long (*dmm_loop)(__u32 turns, void *step, void *argument,
 			__u64 flags) = (void *)BPF_FUNC_loop;

@@ -49,46 +49,54 @@ static __always_inline __u32 part_of(const struct dmm_route_node *node, __u64 di
 	       digit_behind(node->lasts[6], digit);
 }
 
-static __always_inline const struct dmm_route_node *node_get(const struct dmm_route_walk *walk)
-{
-	__u32 half = walk->first >> 31;
-	void *nodes = map_lookup(DMM_MAP(routes), &half);
-
-	return nodes ? map_lookup(DMM_INNER(routes, nodes), &walk->node) : NULL;
-}
-
 /*
- * The body of step route_walk: one node. Which digit is meant is worked out, not asked: the
- * verifier goes each way here for each way that leads here.
+ * The body of function route_walk, for which walk is never NULL but the verifier asks: the way from
+ * the first digit's root to a leaf. Which digit is meant is worked out, not asked: it would be one
+ * more way for the verifier in each turn.
  */
 static __always_inline int route_walk(struct dmm_route_walk *walk)
 {
-	const struct dmm_route_node *node = node_get(walk);
 	const struct dmm_node_value *value;
-	__u64 first = walk->first & ROUTE_FIRST_DONE;
-	__u64 is_first = (first - ROUTE_FIRST_DONE) >> 63; /* 1: the first digit is */
-	__u64 later;
-	__u32 part;
+	const struct dmm_route_node *node;
+	__u64 first, later;
+	__u32 half, part;
+	void *nodes;
 
-	if (!node)
-		return 1;
-	later = is_first - 1;
-	part = part_of(node, (first & ~later) | (walk->digits[0] & later));
-	if (node->children) {
-		walk->node = node->children + part;
+	if (!walk)
+		return 0;
+	half = walk->first >> 31;
+	nodes = map_lookup(DMM_MAP(routes), &half);
+	if (!nodes)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (int turn = 0; turn < ROUTE_NODES_MAX; turn++) {
+		__u32 number = walk->node;
+
+		node = map_lookup(DMM_INNER(routes, nodes), &number);
+		if (!node)
+			return 0;
+		first = walk->first & ROUTE_FIRST_DONE;
+		later = ((first - ROUTE_FIRST_DONE) >> 63) - 1; /* 0: the first digit is meant */
+		part = part_of(node, (first & ~later) | (walk->digits[0] & later));
+		if (node->children) {
+			walk->node = node->children + part;
+			continue;
+		}
+		value = &node->values[part];
+		walk->node = value->route;
+		if (value->stack & DMM_NODE_DEEPER) {
+			walk->first |= ROUTE_FIRST_DONE;
+			walk->digits[0] = (walk->digits[0] & ~later) | (walk->digits[1] & later);
+			continue;
+		}
+		walk->digits[0] = value->stack;
+		walk->digits[1] = ROUTE_WALKED;
 		return 0;
 	}
-	value = &node->values[part];
-	walk->node = value->route;
-	if (value->stack & DMM_NODE_DEEPER) {
-		walk->first |= ROUTE_FIRST_DONE;
-		walk->digits[0] = (walk->digits[0] & ~later) | (walk->digits[1] & later);
-		return 0;
-	}
-	walk->digits[0] = value->stack;
-	walk->digits[1] = ROUTE_WALKED;
-	return 1;
+	return 0;
 }
+
+static int (*dmm_route_walk_call)(struct dmm_route_walk *walk) = DMM_CALL(route_walk);
 
 /* False: the policy has no routes. */
 static __always_inline bool route_walk_down(struct dmm_route_walk *walk, __u32 half, __u32 table,
@@ -106,7 +114,7 @@ static __always_inline bool route_walk_down(struct dmm_route_walk *walk, __u32 h
 		walk->digits[0] = (hi << 1 | lo >> 63) & ROUTE_DIGIT_MASK;
 	}
 	walk->node = 0;
-	dmm_loop(ROUTE_NODES_MAX, DMM_STEP(route_walk), walk, 0);
+	dmm_route_walk_call(walk);
 	return walk->digits[1] == ROUTE_WALKED;
 }
 

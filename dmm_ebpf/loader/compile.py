@@ -23,6 +23,7 @@ from typing import Any
 from dmm_ebpf import abi
 from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import cache, programs, protocolprobe
+from dmm_ebpf.loader.link import CALLS
 from dmm_ebpf.loader.spec import FUNCTIONS, MAPS, STEPS, c_types
 
 COMPILE_SECONDS = 600  # on a slow and busy machine LLVM takes minutes
@@ -165,6 +166,7 @@ def _macros(defines: tuple[str, ...]) -> list[str]:
     return [
         *(f"-DDMM_MAP_{spec.name}={number}" for number, spec in enumerate(MAPS)),
         *(f"-D{macro}={c_type}" for macro, c_type in c_types()),
+        f"-DDMM_CALLS={CALLS}",
         *(f"-DDMM_STEP_{name.removeprefix('dmm_')}={number}" for number, name in enumerate(STEPS)),
         *(f"-D{name}" for name in defines),
     ]

@@ -24,6 +24,7 @@ from dmm_ebpf.loader.bpf import AttachType, MapType, ProgType
 from dmm_ebpf.loader.link import Linked
 from dmm_ebpf.loader.maps import Map
 from dmm_ebpf.loader.spec import (
+    CALLED,
     EARLIER,
     GROUP_MADE,
     MAPS,
@@ -181,7 +182,7 @@ def _functions(linked: Linked) -> Iterator[bpf.Functions | None]:
     if not linked.functions:
         yield None
         return
-    fd = bpf.btf_load(link.function_btf([name for name, _ in linked.functions]))
+    fd = bpf.btf_load(link.function_btf([name for name, _ in linked.functions], CALLED))
     try:
         yield bpf.Functions(fd, link.function_info(linked))
     finally:

@@ -9,7 +9,7 @@ value for another is not compiled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,6 +235,10 @@ STEPS: tuple[str, ...] = (
     "dmm_option_xdp",
     "dmm_header_next",
 )
+
+# Of those, which are called (DMM_CALL of bpf/defs.h), and the bytes of what their argument is a
+# pointer to.
+CALLED: Mapping[str, int] = {"dmm_route_walk": 24}
 
 # What is compiled, each on its own.
 FUNCTIONS: tuple[str, ...] = (

@@ -87,6 +87,26 @@ def test_steps_are_linked_once_each_and_with_the_steps_they_need() -> None:
     assert list(struct.iter_unpack("=2I", info)) == [(0, 3), (7, 4), (12, 5)]
 
 
+def test_what_is_called_is_linked_once_and_takes_its_argument_where_it_is() -> None:
+    call = INSN.pack(link.CALL, 0, 0, link.CALLS)
+    code = {"p": call + call + _call_of(1) + EXIT, "walk": EXIT, "step": call + EXIT}
+    linked = link.link("p", code, ["walk", "step"])
+    assert linked.functions == [("p", 0), ("step", 5), ("walk", 8)]
+    made = [INSN.unpack_from(linked.code, at * 8) for at in (0, 1, 6)]
+    assert made == [(link.CALL, link.PSEUDO_CALL << 4, 0, 8 - at - 1) for at in (0, 1, 6)]
+    assert list(link.calls(linked.code)) == []
+    assert link.uses(code["p"]) == {0, 1}
+
+
+def test_what_is_called_is_a_global_function_of_a_pointer() -> None:
+    data = link.function_btf(["p", "walk"], {"walk": 24})
+    types, strings = struct.unpack_from("=IIII", data, 8)[1], data[24:]
+    kinds = struct.unpack_from("=20I", strings)[7:13]
+    assert types == 4 * len(struct.unpack_from(f"={types // 4}I", strings))
+    assert kinds[1::3] == (12 << 24, 12 << 24 | 1)  # static, global
+    assert (kinds[2], kinds[5]) == (2, 7)  # int (void), int (struct walk *)
+
+
 def test_storage_btf_has_the_layout_of_btf_rst() -> None:
     data = programs.storage_btf(72)
     magic, version, flags, header, type_off, type_len, str_off, str_len = struct.unpack_from(
@@ -103,7 +123,7 @@ def test_every_map_and_program_of_the_sources_is_specified() -> None:
     assert set(re.findall(r"DMM_MAP\((\w+)\)", text)) - {"name"} == {spec.name for spec in MAPS}
     entries = (abi.bpf_dir() / "dmm.bpf.c").read_text()
     assert re.findall(r"^int (\w+)\(", entries, re.MULTILINE) == list(FUNCTIONS)
-    steps = set(re.findall(r"DMM_STEP\((\w+)\)", text)) - {"name"}
+    steps = set(re.findall(r"DMM_(?:STEP|CALL)\((\w+)\)", text)) - {"name"}
     assert steps == {name.removeprefix("dmm_") for name in STEPS}
     assert all(len(spec.name) <= 15 for spec in MAPS), "a map's name is cut at 15 characters"
     assert all("." not in spec.name for spec in MAPS), "bpffs refuses dots"
