@@ -11,6 +11,7 @@
 #ifndef DMM_SERVED_H
 #define DMM_SERVED_H
 
+#include "adaptive.h"
 #include "datagram.h"
 #include "listener.h"
 #include "steer.h"
@@ -43,6 +44,8 @@ static __always_inline bool served_route(const struct dmm_listener *listener,
 	addr_copy(query.addr, (const __u32 *)pair->raddr);
 	if (!table || !route_find(table, &query, generation, verdict))
 		return false;
+	if (unlikely(verdict->stack & DMM_STACK_ADAPTIVE))
+		verdict->stack = adaptive_pick(half, query.addr, verdict->stack, ADAPTIVE_NO_LOT);
 	stack = stack_get(half, verdict->stack);
 	return stack && stack->kind == DMM_STACK_USER && (stack->flags & DMM_CARRIES_UDP);
 }

@@ -24,7 +24,6 @@ WhyNot = Literal[
     "link-local",
     "group",
     "listener",
-    "adaptive",
     "device",
     "filter",
     "outside",

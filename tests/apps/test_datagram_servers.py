@@ -15,6 +15,7 @@ from test_datagrams import ECHO, PORT, WITHIN_S, App, counters, serve
 
 from lab import wait_for
 
+WAN = 'stack = "wan"\n'
 SERVED = with_udp("tap").replace('table = "shop"\n', 'table = "shop"\ndirection = "listen"\n')
 
 
@@ -269,3 +270,26 @@ def test_a_server_of_another_cgroup(wired, peer):
     peer.open("x")
     assert peer.ask_of("x", "x", wired.server.ip4) == f"{wired.client.ip4} x"
     assert (listeners(routed), counters(routed)) == ([], (0, 0))
+
+
+@pytest.mark.parametrize("first", ["wan", "kernel"])
+def test_what_a_peer_begins_goes_by_the_candidate_that_serves(wired, peer, first):
+    """Of an adaptive route; and its answers go the same way, whoever that is."""
+    second = {"wan": "kernel", "kernel": "wan"}[first]
+    stack = f'stack = "auto"\ncandidates = ["{first}", "{second}"]\ngoal = "latency"\n'
+    head, tables = with_udp("tap").split("[[tables", 1)
+    routed = wired.attach_server(f"{head}[[tables{tables.replace(WAN, stack)}")
+    serve(wired.server, wired.server_cgroup)
+    here, there = wired.client.ip4, wired.server.ip4
+    peer.open("x")
+    for word in ("first", "second"):
+        assert peer.ask_of("x", word, there) == f"{here} {word}"
+    words = ("route", "get", f"{here}:{PORT}", "--proto", "udp", "--direction", "listen")
+    asked = routed.ask(*words, "--cgroup", str(wired.server_cgroup.path))
+    assert (asked["stack"], asked["why"]) == (first, None)
+    if first == "kernel":
+        assert routed.flows(proto="udp") == []
+        return
+    assert counters(routed) == (2, 2)
+    (flow,) = routed.flows(proto="udp")
+    assert (flow["stack"], flow["wanted"], flow["direction"]) == ("wan", "wan", "listen")

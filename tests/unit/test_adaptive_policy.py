@@ -60,7 +60,7 @@ def test_who_serves_is_not_the_policys_to_say() -> None:
     assert route_get(policy, Query("10.0.0.1")).stack == NAME
     assert route_get(policy, Query("10.0.0.1", direction=C.DMM_DIR_LISTEN)).stack == NAME
     begun = route_get(policy, Query("10.0.0.1", 53, 17, direction=C.DMM_DIR_LISTEN))
-    assert (begun.stack, begun.why) == ("kernel", "adaptive")
+    assert (begun.stack, begun.why) == (NAME, None)
     lines = "10.0.0.1:80 -> auto\n192.0.2.1:80 -> wan\n10.0.0.1:80 -> wan\n"
     endpoint = lambda text, _: (text.split(":")[0], int(text.split(":")[1]))  # noqa: E731
     found = expect.held(policy, expect.read(lines, policy, "e.txt", endpoint))

@@ -302,7 +302,7 @@ def lets_choose(policy: Policy, query: Query, stack: str) -> int:
 
 def why_not(policy: Policy, query: Query, wanted: str) -> WhyNot | None:
     """Why the kernel serves a flow whose route names wanted, as bpf/connect.h and bpf/opened.h
-    have it: "udp", "loopback", "link-local", "group", "listener", "adaptive" or "forwarded"; None:
+    have it: "udp", "loopback", "link-local", "group", "listener" or "forwarded"; None:
     wanted may serve it.
 
     A user stack carries TCP of other hosts, and UDP if it says so; what stays on this host, and
@@ -312,8 +312,7 @@ def why_not(policy: Policy, query: Query, wanted: str) -> WhyNot | None:
     """
     stack = policy.stacks.get(wanted)
     if stack is None:  # of an adaptive route: who serves can be told by the director alone
-        begun = query.proto != TCP and query.direction == C.DMM_DIR_LISTEN
-        return "adaptive" if begun else None
+        return None
     if query.direction == C.DMM_DIR_FORWARD and not isinstance(stack, UserStack):
         return "forwarded"
     if query.direction == C.DMM_DIR_LISTEN and isinstance(stack, RejectStack):
