@@ -35,6 +35,7 @@ MAX_ANSWER_BYTES = 32 << 20  # a page of values as base64
 MAX_EVENT_BYTES = 16 << 20  # what one revision changed, likewise
 PAGE_KEYS = 500
 _BUSY = {500, 502, 503, 504}  # another member may do better
+_ENDED = "the connection ended"  # also what a server of TLS makes of a request without
 _INT64 = re.compile(r"-?[0-9]{1,19}")
 _UNAUTHENTICATED = ("invalid auth token", "user name is empty", "revision of auth store is old")
 
@@ -356,7 +357,12 @@ class Etcd:
 
     def _down(self, reasons: list[tuple[str, str]]) -> EtcdDownError:
         why = "; ".join(f"{one.partition('://')[2]}: {text}" for one, text in reasons)
-        return EtcdDownError(f"reach {self.place}", why=why)
+        hint = ""
+        if not self.place.tls and all(text == _ENDED for _, text in reasons):
+            hint = "if it speaks TLS, begin its address with etcds://"
+        elif self.place.tls and all("WRONG_VERSION_NUMBER" in text for _, text in reasons):
+            hint = "it speaks no TLS: begin its address with etcd://"
+        return EtcdDownError(f"reach {self.place}", why=why, hint=hint)
 
 
 class _EndpointError(Exception):
@@ -404,7 +410,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if type(error).__name__ in {"ClientPayloadError", "ServerDisconnectedError"}:
-        return "the connection ended"
+        return _ENDED
     number, text = getattr(error, "errno", None), str(error) or type(error).__name__
     if number and "SSL" not in text:  # whose numbers are not errno's
         text = os.strerror(number).lower()

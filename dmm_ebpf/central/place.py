@@ -72,8 +72,10 @@ class Place:
 def parse(text: str) -> Place:
     """The place that text names; UsageError, which shows no password, if it names none."""
     scheme, _, rest = text.partition("://")
-    if scheme not in SCHEMES or not rest:
+    if scheme not in SCHEMES:
         raise _refused("an etcd address", "it begins with neither etcd:// nor etcds://")
+    if not rest:
+        raise _refused(text, "it names no host")
     where, _, query = rest.partition("?")
     hosts, slash, path = where.partition("/")
     shown = f"{scheme}://{hosts.rpartition('@')[2]}{slash}{path}"

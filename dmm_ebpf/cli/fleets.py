@@ -233,10 +233,12 @@ async def _order(controller: Controller, order: Order, pace: Pace, *, as_json: b
 
 
 def _pushed_text(rollout: Rollout, order: Order) -> str:
+    from dmm_ebpf.cli.tables import count
+
     what = f"push {rollout.push}"
     if order.of:
         what += f" brings back push {order.of}"
-    what += f": {order.rules} rules, {order.routes} routes"
+    what += f": {count(order.rules, 'rules')}, {count(order.routes, 'routes')}"
     to = f"hosts with {rollout.steps[0]} first" if rollout.steps else "all hosts"
     return f"{what}, for {to}"
 
@@ -260,7 +262,10 @@ def _finish(
     if not as_json:
         for one in rolled.silent:
             print(f"{units.clean(one)}: too little traffic to compare its paths")
-        print(f"push {rolled.push} is everywhere: {len(rolled.hosts)} instances took it")
+        from dmm_ebpf.cli.tables import count
+
+        took = count(len(rolled.hosts), "instances")
+        print(f"push {rolled.push} is everywhere: {took} took it")
 
 
 def read_bundle(file: Path) -> tuple[Bundle, Policy]:

@@ -44,8 +44,9 @@ def _digits(value: Maybe[int | None]) -> str:
 
 
 def count(number: int | None, what: str) -> str:
-    """2 rules, 1 rule, - rules."""
-    return f"{_digits(number)} {what if number != 1 else what.removesuffix('s')}"
+    """2 rules, 1 rule, 1 prefix, - rules."""
+    one = what.removesuffix("es" if what.endswith("xes") else "s")
+    return f"{_digits(number)} {what if number != 1 else one}"
 
 
 def stack_text(flow: Flow) -> str:
@@ -429,7 +430,6 @@ _WHY_NOT = {
     "loopback": " ({wanted} carries nothing that stays on this host)",
     "forwarded": " ({wanted} is for sockets, and what is only forwarded has none here)",
     "link-local": " ({wanted} carries nothing to link-local addresses)",
-    "adaptive": " ({wanted} is for datagrams whose exchange this host begins)",
     "listener": " ({wanted} refuses no connection that a client opens)",
     "device": " ({wanted} does not serve {device}, by which it leaves)",
     "filter": " (a tc filter on {device} stands before those of {wanted})",

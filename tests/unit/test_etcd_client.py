@@ -177,6 +177,24 @@ def test_a_name_that_leads_nowhere() -> None:
     asyncio.run(main())
 
 
+def test_a_scheme_that_is_not_etcd_s_is_told() -> None:
+    """What comes back from one that speaks TLS says nothing of it."""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()  # as etcd does with what is no TLS
+
+    async def main() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        etcd = await client.connect(place.parse(f"etcd://127.0.0.1:{port}/dmm"))
+        with pytest.raises(EtcdDownError, match="if it speaks TLS, begin its address with etcds"):
+            await etcd.grant(5)
+        await etcd.close()
+        server.close()
+
+    asyncio.run(main())
+
+
 async def changes_of(etcd: Etcd) -> list[Any]:
     return [one async for one in etcd.watch("/dmm/", 8)]
 

@@ -88,6 +88,7 @@ def test_an_address_names_endpoints_and_a_prefix() -> None:
         ("etcd://h/p?password_file=/x", "no user"),
         ("etcd://" + ",".join("h" * 17) + "/p", "17 endpoints"),
         ("http://h/p", "begins with neither"),
+        ("etcd://", "it names no host"),
     ],
 )
 def test_an_address_that_is_none(text: str, why: str) -> None:

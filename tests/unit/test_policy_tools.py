@@ -188,7 +188,7 @@ def test_what_is_written_otherwise_is_no_difference() -> None:
 
 
 def test_differences_of_stacks_rules_and_routes() -> None:
-    other = POLICY.replace('kind = "user"', 'kind = "user"\nbusy_poll_us = 50')
+    other = POLICY.replace('kind = "user"', 'kind = "user"\nbusy_poll_us = 50\nudp = true')
     other = other.replace('cgroup = "/shop.slice"', 'cgroup = "/till.slice"')
     other = other.replace('"203.0.113.0/24"', '"203.0.112.0/23"')
     found = changes(POLICY, other)
@@ -196,6 +196,7 @@ def test_differences_of_stacks_rules_and_routes() -> None:
         *("- stack", "+ stack"), *("- rule ", "+ rule "), *("- route", "+ route"),
     ]  # fmt: skip
     assert "busy_poll_us = 50" in found[1]
+    assert "udp = true" in found[1], "as the policy has it"
     assert found[2] == "- rule 1, shop: cgroup /shop.slice connect -> table shop"
     assert found[5] == "+ route 203.0.112.0/23 port 443,8000-8100 -> wan (table shop)"
     assert [one[2:] for one in changes(other, POLICY)] == [

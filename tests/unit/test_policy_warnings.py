@@ -167,7 +167,7 @@ stack = "kernel"
 """
 WARNED = [
     (6, "stack idle is used by no route"),
-    (11, "is never reached: 1: cgroup /shop.slice comes before it"),
+    (11, "is never reached: rule 1: cgroup /shop.slice comes before it"),
     (14, "is compared letter by letter"),
     (15, "leads to w, which carries TCP alone"),
     (19, "route 10.0.0.0/8 port 80-81 is never reached"),
@@ -228,7 +228,7 @@ RULES = (
             RULES.format('comm = ["a", "b*"]', 'uid = [7, 9]\nnot = { cgroup = "/c*" }'),
             ["is compared letter by letter", "is a path"],
         ),
-        (RULES.format("uid = [1, 2]", "uid = 1"), ["is never reached: 1: uid 1,2"]),
+        (RULES.format("uid = [1, 2]", "uid = 1"), ["is never reached: rule 1: uid 1,2"]),
         (RULES.format("uid = [1, 2]", "uid = [2, 3]"), []),
         (RULES.format("uid = 1\nnot = { mark = 1 }", "uid = 1"), []),
         (

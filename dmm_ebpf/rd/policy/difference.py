@@ -8,6 +8,7 @@ a table's routes means nothing (routes.py). Pure.
 from __future__ import annotations
 
 import difflib
+import json
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -37,7 +38,8 @@ def _stack_text(name: str, stack: Stack) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    """A value as a policy has it, which TOML writes as JSON does."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _stacks(old: Policy, new: Policy) -> Iterator[Change]:

@@ -65,9 +65,10 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
         yield Warned(place, f"rule {name} matches nothing: its not takes away all that it is for")
     earlier = _shadowed_by(policy, index, rule)
     if earlier:
-        names = " and ".join(policy.rule_text(one) for one in earlier)
+        names = " and ".join(f"rule {policy.rule_text(one)}" for one in earlier)
+        comes = "comes" if len(earlier) == 1 else "come"
         yield Warned(
-            policy.place("rules", index), f"rule {name} is never reached: {names} comes before it"
+            policy.place("rules", index), f"rule {name} is never reached: {names} {comes} before it"
         )
 
 
