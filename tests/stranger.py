@@ -9,15 +9,32 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rooms import ROOT, tracked
 
+PAGES = ROOT / "docs/develop"
+
 
 def blocks(page: str, language: str = r"\w+") -> list[str]:
     """The code blocks of a page of docs/develop, in their order."""
-    text = (ROOT / "docs/develop" / page).read_text(encoding="utf-8")
+    text = (PAGES / page).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def places(page: str) -> list[tuple[str, str]]:
+    """The code blocks of a page that are lines of the checkout, each with the file that the page
+    has named last before it.
+    """
+    text = (PAGES / page).read_text(encoding="utf-8")
+    found, file = [], ""
+    for name, block in re.findall(r"`([\w/.-]+/[\w.-]+\.\w+)`|```\w+\n(.*?)```", text, re.DOTALL):
+        if block:
+            found.append((file, block))
+        else:
+            file = name
+    return found
 
 
 class Checkout:
@@ -50,6 +67,28 @@ class Checkout:
         assert text.count(behind) == 1, f"{name} has {behind!r} {text.count(behind)} times"
         self.write(name, text.replace(behind, behind + what))
 
+    def replace(self, name: str, what: str, by: str) -> None:
+        """In a file that is there, a text that stands in it once."""
+        text = self.read(name)
+        assert text.count(what) == 1, f"{name} has {what!r} {text.count(what)} times"
+        self.write(name, text.replace(what, by))
+
+    def twin(self, page: str, renamed: Callable[[str], str]) -> None:
+        """Behind each block of a page, wherever its file has it, the same for another name."""
+        for name, block in places(page):
+            wanted = [line.strip() for line in block.splitlines()]
+            lines = self.read(name).splitlines(keepends=True)
+            bare = [line.strip(" \t\\\n") for line in lines]
+            ends = [
+                at + len(wanted)
+                for at in range(len(lines))
+                if bare[at : at + len(wanted)] == wanted
+            ]
+            assert ends, f"{page}: not in {name}:\n{block}"
+            for end in reversed(ends):
+                lines[end:end] = renamed("".join(lines[end - len(wanted) : end]))
+            self.write(name, "".join(lines))
+
     def run(self, *argv: str) -> None:
         """A command there, which is to end well."""
         env = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -62,21 +101,33 @@ class Checkout:
         """As docs/develop/map-of-rooms.md says."""
         self.run(sys.executable, "tests/rooms.py")
 
-    def review(self, *tests: str) -> None:
-        """What `clang-format -i` leaves of a changed file of C, by width and rooms and the tests
-        that the page names.
+    def review(self) -> None:
+        """What `clang-format -i`, `ruff check --fix` and `ruff format` leave of what was changed,
+        by lint, width and rooms.
         """
         self._git("add", "-A")
-        self.run("clang-format", "-i", *self._changed())
-        width = "tests/unit/test_width.py::test_no_line_is_wider[.c]"
-        always = ("tests/unit/test_rooms.py", width)
-        self.run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *always, *tests)
+        ruff = str(Path(sys.executable).with_name("ruff"))
+        changed = self.changed()
+        code = [name for name in changed if name.endswith((".c", ".h"))]
+        python = [name for name in changed if name.endswith(".py")]
+        if code:
+            self.run("clang-format", "-i", *code)
+        if python:
+            self.run(ruff, "check", "-q", "--fix", *python)
+            self.run(ruff, "format", "-q", *python)
+        self.test("tests/unit/test_rooms.py", "tests/unit/test_width.py")
 
-    def _changed(self) -> list[str]:
-        files = [
-            str(file.relative_to(self.folder)) for file in self.folder.glob("dmm_ebpf/**/*.[ch]")
-        ]
-        return [x for x in files if not _same(self.folder / x, ROOT / x)]
+    def test(self, *tests: str) -> None:
+        """By pytest, there."""
+        self.run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+
+    def changed(self) -> list[str]:
+        """What differs from this checkout, also what is new; not what is built."""
+        said = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=self.folder, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        return [x for x in said.splitlines() if not _same(self.folder / x, ROOT / x)]
 
 
 def _same(one: Path, other: Path) -> bool:

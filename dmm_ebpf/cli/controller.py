@@ -72,7 +72,7 @@ def push(  # noqa: PLR0917 - typer calls it, by keyword
     \b
     Examples:
       export DMM_ETCD=etcd://10.0.0.1,10.0.0.2,10.0.0.3/dmm
-      dmm-ebpf controller push policy.toml --canary role=canary --note "wan for the shop"
+      dmm-ebpf controller push policy.toml --canary role=canary --note "by wan"
       dmm-ebpf controller push policy.toml --canary role=canary --watch 60
       dmm-ebpf controller push --resume
     """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -329,18 +330,20 @@ def test_a_policy_that_is_too_long_for_the_socket(cli: Cli, tmp_path: Path) -> N
 # -- help and completion --
 
 
-def test_help_of_every_command_has_an_example() -> None:
-    runner = CliRunner()
-    assert runner.invoke(app, ["--help"]).exit_code == 0
-    for command in (
-        *("attach", "detach", "run", "status", "flows", "listeners", "stacks", "top"),
-        *("policy check", "policy test", "policy diff", "policy apply", "policy show"),
-        *("policy import", "policy schema", "policy explain", "route get"),
-    ):
-        result = runner.invoke(app, [*command.split(), "--help"])
-        assert result.exit_code == 0
-        assert f"dmm-ebpf {command}" in result.output.split("Example", 1)[1]
-        assert max(len(line) for line in result.output.splitlines()) <= 80
+def commands(tree: Any, *words: str) -> Iterator[str]:
+    for name, one in tree.commands.items():
+        if hasattr(one, "commands"):
+            yield from commands(one, *words, name)
+        else:
+            yield " ".join((*words, name))
+
+
+@pytest.mark.parametrize("command", [*commands(main._command_tree([]))])
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert f"dmm-ebpf {command}" in result.output.split("Example", 1)[1]
+    assert max(len(line) for line in result.output.splitlines()) <= 80
 
 
 def test_a_group_without_a_command_shows_its_help(cli: Cli) -> None:
