@@ -14,6 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,6 @@ S = 1_000_000_000
 
 CACHE = HERE.parent.parent / "build" / "sim"
 KEPT_S = 7 * 86400  # what no build has used for so long goes
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Paths of what was built."""
-
-    sim: Path
-    sim_asan: Path
-    fuzz: Path
-    bridge: Path
-    scale: Path
-    scale_asan: Path
 
 
 @dataclass(frozen=True)
@@ -76,14 +65,10 @@ NAMED = (
 PLAIN = Recipe("sim", SIM, "gcc", ("-O2",))
 SANITIZED = Recipe("sim_asan", SIM, "clang", ("-O1", *SANITIZE))
 LIBRARY = Recipe("core.so", (), "gcc", ("-O1", "-shared", "-fPIC"))
-RECIPES = (
-    PLAIN,
-    SANITIZED,
-    Recipe("fuzz", ("fuzz_core.c",), "clang", ("-O1", "-fsanitize=fuzzer", *SANITIZE)),
-    Recipe("bridge", ("tunbridge.c",), "gcc", ("-O2",)),
-    Recipe("scale", ("scale.c",), "gcc", ("-O2",)),
-    Recipe("scale_asan", ("scale.c",), "clang", ("-O1", *SANITIZE)),
-)
+FUZZ = Recipe("fuzz", ("fuzz_core.c",), "clang", ("-O1", "-fsanitize=fuzzer", *SANITIZE))
+BRIDGE = Recipe("bridge", ("tunbridge.c",), "gcc", ("-O2",))
+SCALE = Recipe("scale", ("scale.c",), "gcc", ("-O2",))
+SCALE_SANITIZED = Recipe("scale_asan", ("scale.c",), "clang", ("-O1", *SANITIZE))
 
 
 def _run(*command: str | Path) -> str:
@@ -152,9 +137,41 @@ def build_library(directory: Path) -> tuple[Any, Any]:
     return ffi, ffi.dlopen(str(build(directory, LIBRARY)[0]))
 
 
-def build_all(directory: Path) -> Programs:
-    """Every program."""
-    return Programs(*build(directory, *RECIPES))
+class Programs:
+    """Paths of programs, each built in directory when it is first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @cached_property
+    def sim(self) -> Path:
+        """The simulator, as fast as it goes."""
+        return build(self.directory, PLAIN)[0]
+
+    @cached_property
+    def sim_asan(self) -> Path:
+        """The simulator, with ASan and UBSan."""
+        return build(self.directory, SANITIZED)[0]
+
+    @cached_property
+    def fuzz(self) -> Path:
+        """libFuzzer over the core."""
+        return build(self.directory, FUZZ)[0]
+
+    @cached_property
+    def bridge(self) -> Path:
+        """The core between two TUN devices."""
+        return build(self.directory, BRIDGE)[0]
+
+    @cached_property
+    def scale(self) -> Path:
+        """Many connections."""
+        return build(self.directory, SCALE)[0]
+
+    @cached_property
+    def scale_asan(self) -> Path:
+        """The same, with ASan and UBSan."""
+        return build(self.directory, SCALE_SANITIZED)[0]
 
 
 def build_plain(directory: Path) -> Path:
