@@ -126,10 +126,13 @@ bool open_is_refused(struct env *env, struct tcb *t, const struct pkt *pkt, uint
 	return true;
 }
 
-/* A SYN-ACK that acknowledges our SYN */
+/* A SYN-ACK that acknowledges our SYN, whose window a peer may use at once (RFC 7413 section 4.2) */
 static void answered(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
+	uint64_t window = t->rcv_adv - t->rcv_nxt;
+
 	tcp_learn_syn(env, t, pkt, now_ns);
+	t->rcv_adv = t->rcv_nxt + window;
 	if (open_is_refused(env, t, pkt, now_ns))
 		return;
 	t->flags |= TF_ACK_NOW;
