@@ -7,6 +7,8 @@ where there are none.
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from lab.sim.corelab import MS, Programs, S, simulate
@@ -36,7 +38,9 @@ def test_messages_come_back_soon_where_the_path_loses(programs: Programs, loss: 
         for here, there in ((NORMAL, NORMAL), (LOW, NORMAL), (LOW, LOW))
     )
     print(f"  loss {loss}: {_trips_ms(without)}, {_trips_ms(one_end)}, {_trips_ms(both)} ms")
-    p50, _, p99, p999 = _trips_ms(both)
+    # The slowest but one of 2,000 is a matter of the draw: the median of three.
+    drawn = [_trips_ms(_messages(programs, LOW, LOW, loss=loss, seed=seed)) for seed in (1, 3)]
+    p50, _, p99, p999 = map(median, zip(_trips_ms(both), *drawn, strict=True))
     assert (p50 <= 103, p99 <= 130, p999 <= 300) == (True, True, True)
     better = zip(_trips_ms(one_end), _trips_ms(without), strict=True)
     # A core that is woken for a copy may hand the next packet on a microsecond later.
