@@ -37,7 +37,9 @@ class _Column:
     least: int  # characters it has on the narrowest screen
     soon: int = 0  # characters it gets before the others grow
     right: bool = False
-    rank: int = 0  # where the least of all is too much, the highest rank is left out first; 0 stays
+    # where the least of all is too much, the highest rank is left out first; 0 stays, and so does
+    # what is sorted by
+    rank: int = 0
     shorten: Callable[[str, int], str] = units.shorten
 
 
@@ -60,23 +62,24 @@ COLUMNS = (
         lambda r: units.endpoint(r.flow.dst, r.flow.dport),
         15,
         soon=21,  # the longest IPv4 address with a port
+        rank=1,
         shorten=units.shorten_middle,
     ),
-    _Column("STACK", _stack, 7, soon=12, shorten=units.shorten_marked),
-    _Column("ROUTE", lambda r: units.clean(r.flow.route), 9, rank=5, shorten=units.shorten_middle),
-    _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True),
-    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True, rank=1),
-    _Column("SRTT", lambda r: units.duration_us(r.flow.srtt_us), 5, right=True, rank=3),
-    _Column("RETR", lambda r: units.quantity(r.flow.retransmits), 4, right=True, rank=4),
-    _Column("STATE", lambda r: units.state(r.flow.state), 5, rank=2, shorten=_short_state),
+    _Column("STACK", _stack, 7, soon=12, rank=2, shorten=units.shorten_marked),
+    _Column("ROUTE", lambda r: units.clean(r.flow.route), 9, rank=8, shorten=units.shorten_middle),
+    _Column("OUT", lambda r: units.bit_rate(r.out_Bps), 4, right=True, rank=3),
+    _Column("IN", lambda r: units.bit_rate(r.in_Bps), 4, right=True, rank=4),
+    _Column("SRTT", lambda r: units.duration_us(r.flow.srtt_us), 5, right=True, rank=6),
+    _Column("RETR", lambda r: units.quantity(r.flow.retransmits), 4, right=True, rank=7),
+    _Column("STATE", lambda r: units.state(r.flow.state), 5, rank=5, shorten=_short_state),
 )
 
 
-def column_widths(natural: list[int], room: int) -> list[int]:
+def column_widths(natural: list[int], room: int, sorted_by: str = DEFAULT_ORDER) -> list[int]:
     """Widths in room, 0 for one left out: each its least, some more soon, then a character to
     who lacks most.
     """
-    widths = _least_widths(room)
+    widths = _least_widths(room, sorted_by)
     room -= _taken(widths)
     for i, column in enumerate(COLUMNS):
         if not widths[i]:
@@ -93,14 +96,15 @@ def column_widths(natural: list[int], room: int) -> list[int]:
     return widths
 
 
-def _least_widths(room: int) -> list[int]:
-    """As many columns as have their least in room."""
+def _least_widths(room: int, sorted_by: str) -> list[int]:
+    """As many columns as have their least in room; that which is sorted by comes before others."""
     widths = [column.least for column in COLUMNS]
     for rank in range(max(column.rank for column in COLUMNS), 0, -1):
         if _taken(widths) <= room:
             break
         widths = [
-            0 if column.rank == rank else w for column, w in zip(COLUMNS, widths, strict=True)
+            0 if column.rank == rank and column.title != sorted_by else w
+            for column, w in zip(COLUMNS, widths, strict=True)
         ]
     return widths
 
@@ -251,7 +255,7 @@ class FlowTable(Widget, can_focus=True):
             else column.least
             for column in COLUMNS
         ]
-        return column_widths(natural, self.size.width)
+        return column_widths(natural, self.size.width, self._sorted_by)
 
     def render_line(self, y: int) -> Strip:
         """Line y of the widget (textual's line API)."""

@@ -19,7 +19,7 @@ from dmm_ebpf.records.flow import Flow
 from dmm_ebpf.records.stack import StackRow
 from dmm_ebpf.tui.app import HelpScreen, TopApp
 from dmm_ebpf.tui.flowtable import FlowTable
-from dmm_ebpf.tui.model import Snapshot
+from dmm_ebpf.tui.model import ORDERS, Snapshot
 
 
 def drive(
@@ -351,6 +351,23 @@ def test_a_small_screen_shows_flows() -> None:
         assert "ROUTE" in table(app)[0]
 
     drive(ScriptedSource(snapshot(1, *(flow(n) for n in range(1, 20)))), script, (40, 10))
+
+
+@pytest.mark.parametrize("columns", [80, 60, 40, 20])
+def test_what_is_sorted_by_is_shown(columns: int) -> None:
+    async def script(pilot: Pilot[None], app: TopApp) -> None:
+        seen = set()
+        for _ in ORDERS:
+            marked = re.search(r"([A-Z]+)[▲▼]", table(app)[0])
+            assert marked, table(app)[0]
+            seen.add(marked[1])
+            assert table(app)[1].startswith("app")
+            await pilot.press("greater_than_sign")
+        # The mark takes the place of a letter where a column has its least.
+        assert len(seen) == len(ORDERS)
+
+    rows = [flow(n, bytes_sent=1000 * n) for n in range(1, 9)]
+    drive(ScriptedSource(snapshot(1, *rows)), script, (columns, 24))
 
 
 def test_the_cursor_stays_on_its_flow() -> None:

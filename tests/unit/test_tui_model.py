@@ -60,15 +60,23 @@ def test_totals_are_the_sums_of_rows(
         assert sorted(row.key for row in arranged) == sorted(row.key for row in rows)
 
 
-@given(st.lists(st.integers(0, 60), min_size=9, max_size=9), st.integers(1, 250))
-def test_column_widths_use_the_room_and_no_more(natural: list[int], room: int) -> None:
-    widths = flowtable.column_widths(natural, room)
+@given(
+    st.lists(st.integers(0, 60), min_size=9, max_size=9),
+    st.integers(1, 250),
+    st.sampled_from(list(model.ORDERS)),
+)
+def test_column_widths_use_the_room_and_no_more(
+    natural: list[int], room: int, sorted_by: str
+) -> None:
+    """Neither the processes nor what is sorted by is ever left out."""
+    widths = flowtable.column_widths(natural, room, sorted_by)
     least = [column.least for column in flowtable.COLUMNS]
     kept = [bool(w) for w in widths]
     assert all(w >= m or not w for w, m in zip(widths, least, strict=True))
     assert all(kept) or sum(least) + 8 > room
-    assert all(k for k, column in zip(kept, flowtable.COLUMNS, strict=True) if not column.rank)
-    assert sum(widths) + sum(kept) - 1 <= max(room, 39)
+    shown = {one.title for one, k in zip(flowtable.COLUMNS, kept, strict=True) if k}
+    assert shown >= {"PROCESS", sorted_by}
+    assert sum(widths) + sum(kept) - 1 <= max(room, 26)
     assert all(w <= max(m, n) for w, m, n in zip(widths, least, natural, strict=True))
 
 
