@@ -63,6 +63,8 @@ def refused(what: str, error: OSError) -> DmmError:
         return not_permitted(what)
     if error.errno == errno.ENOSYS:
         return KernelFeatureError(what, why="this kernel has no bpf(2)", hint=NEEDED)
+    if error.errno == errno.EMFILE:
+        return DmmError(what, why=str(error.strerror), hint="let it open more: ulimit -n 4096")
     return DmmError(what, why=str(error.strerror))
 
 

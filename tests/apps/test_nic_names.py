@@ -66,6 +66,8 @@ def test_a_nic_that_was_renamed_while_nobody_looked_is_taken_over(wired: Site, n
     routed.kill_director()
     rename(wired, nic, OTHER)
     assert talker.says("renamed") == "renamed"
+    meanwhile = Talker(wired.client, wired.client_cgroup, wired.server.ip4)
+    assert meanwhile.flow(routed)["stack"] == "wan"
     routed.restart()
     assert talker.says("taken over") == "taken over"
     again = Talker(wired.client, wired.client_cgroup, wired.server.ip4)

@@ -59,6 +59,7 @@ def attach(options: AttachOptions, follower: Follower | None = None) -> int:
     is a fleet's. Returns an exit code.
     """
     starting.need_root(f"attach instance {options.instance}")
+    starting.allow_descriptors()
     options = _absolute(options)
     run_dir = RunDir(options.instance)
     run_dir.readers = options.readers

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +25,7 @@ from dmm_ebpf.rd.director.undo import undo
 from dmm_ebpf.rd.life.detaching import collect_runs
 from dmm_ebpf.rd.life.signals import Stop, StoppedError
 
+DESCRIPTORS = 4096
 log = logging.getLogger("dmm-ebpf")
 
 
@@ -31,6 +33,18 @@ def need_root(what: str) -> None:
     """PrivilegeError when we are somebody else."""
     if os.geteuid() != 0:
         raise PrivilegeError(what, why="not root", hint="run it with sudo")
+
+
+def allow_descriptors() -> None:
+    """As many open files as this process may have, and DESCRIPTORS where it may say so itself
+    (getrlimit(2)): maps and programs alone are a hundred. Where it may not, what needs one more
+    tells.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (max(most, DESCRIPTORS), most):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return
 
 
 def log_to(stream: Any, level: int = logging.INFO) -> None:
