@@ -289,10 +289,6 @@ def link_hook(spec: ProgSpec, prog_fd: int, cgroup_fd: int, path: Path) -> int:
                     why=f"program {', '.join(blockers)} was attached exclusively (without BPF_F_ALLOW_MULTI)",
                     hint="take it off, or attach to a cgroup that is not below it",
                 ) from error
-        if error.errno == errno.E2BIG:
-            raise ConflictError(
-                what, why="64 programs are attached there, the kernel's limit"
-            ) from error
         raise explain.link_refused(what, error) from error
 
 

@@ -12,7 +12,7 @@ import errno
 import re
 from pathlib import Path
 
-from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError
 from dmm_ebpf.loader import bpf
 from dmm_ebpf.loader.bpf import MapType, ProgType
 
@@ -81,6 +81,12 @@ def link_refused(what: str, error: OSError) -> DmmError:
     """Why a program could not be linked."""
     if error.errno == errno.EINVAL and bpf.has_links() is False:
         return KernelFeatureError(what, why="this kernel has no BPF links", hint=NEEDED)
+    if error.errno == errno.E2BIG:
+        return ConflictError(
+            what,
+            why="64 programs are attached there, the kernel's limit",
+            hint="one instance can serve all below it, by rules for each cgroup",
+        )
     return refused(what, error)
 
 

@@ -5,10 +5,12 @@ what is missing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -16,9 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from foreign import ALLOW
 from sitefixtures import TAP
 from talking import Talker, echo
 
+from dmm_ebpf.errors import DmmError
 from dmm_ebpf.loader import bpf, bpffs, tcx
 from dmm_ebpf.rd.api.client import Client
 from dmm_ebpf.rd.director.rundir import RunDir
@@ -182,6 +186,54 @@ def test_hooks_and_pins_that_somebody_takes_away_come_back(wired):
     routed.cli("detach", "--instance", routed.instance)
     assert _hooks(wired.client_cgroup) == []
     assert not pins.exists()
+
+
+MOST = 64  # BPF_CGROUP_MAX_PROGS
+
+
+def _fill(cgroup, number):
+    """Links of so many programs of others at connect(), until they are closed."""
+    connect4 = bpf.AttachType.CGROUP_INET4_CONNECT
+    with contextlib.ExitStack() as stack:
+        group = os.open(cgroup.path, os.O_RDONLY)
+        stack.callback(os.close, group)
+        links = []
+        for _ in range(number):
+            prog = bpf.prog_load(
+                "foreign", bpf.ProgType.CGROUP_SOCK_ADDR, ALLOW, attach_type=connect4
+            )
+            stack.callback(os.close, prog)
+            links.append(bpf.link_create(prog, group, connect4))
+        return links
+
+
+def test_a_hook_whose_place_somebody_took_is_missing_with_the_reason(wired):
+    """And comes back as soon as there is room; the log says it once."""
+    full = "64 programs are attached there, the kernel's limit; one instance can serve all"
+    links = _fill(wired.client_cgroup, MOST)
+    with pytest.raises(DmmError, match=full):
+        wired.attach_client(TAP)
+    os.close(links.pop())
+    routed = wired.attach_client(TAP)
+    pins = Path(f"/sys/fs/bpf/dmm-ebpf/{routed.instance}")
+    os.kill(routed.process.pid, signal.SIGSTOP)
+    try:
+        _detach_hook(pins, "connect4")
+        links += _fill(wired.client_cgroup, 1)
+    finally:
+        os.kill(routed.process.pid, signal.SIGCONT)
+
+    def told():
+        return [one["why"] for one in _missing(routed) if full in one["why"]]
+
+    (why,) = wait_for(told, WITHIN_S, "status to say why")
+    assert why.startswith("somebody detached connect4; cannot attach connect4"), why
+    for link in links:
+        os.close(link)
+    wait_for(lambda: _missing(routed) == [], WITHIN_S, "nothing to be missing")
+    assert "dmm_connect4" in _hooks(wired.client_cgroup)
+    # Of each of two sentences: that it cannot be, and that it stays missing
+    assert routed.log.read_text().count("cannot attach connect4") <= 3
 
 
 def test_an_instance_whose_namespace_is_deleted_detaches(wired):

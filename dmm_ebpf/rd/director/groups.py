@@ -155,6 +155,12 @@ class Groups:
         self._hooked = False
         self._pointed = False  # the same of rules
         self._untold = False  # it has been said that the kernel does not tell
+        self._refused = ""  # why the hooks could not be put where they belong, until they are
+
+    @property
+    def refused(self) -> str:
+        """Why hooks that are missing cannot be put back."""
+        return self._refused
 
     @property
     def missing(self) -> bool:
@@ -302,8 +308,17 @@ class Groups:
             self._hook(mend)
         except (DmmError, OSError) as e:
             if not self.missing:  # else it was removed once more meanwhile
-                log.warning("cgroup %s: %s", self._cgroup, e)
+                self._refuse(str(e))
+        else:
+            if self._hooked:
+                self._refused = ""
         self._point()
+
+    def _refuse(self, why: str) -> None:
+        """Tried again at each look, and told once."""
+        if why != self._refused:
+            log.warning("cgroup %s: %s", self._cgroup, why)
+        self._refused = why
 
     async def _settle(self) -> None:
         """What comes after the hooks: their pins, and what was on the cgroup before them."""

@@ -121,7 +121,8 @@ class Hooks(Item):
         if self._groups.moved:
             return "it was made anew without the hooks"
         off = restore.unhooked(self._attached)
-        return f"somebody detached {', '.join(off)}" if off else ""
+        refused = f"; {self._groups.refused}" if self._groups.refused else ""
+        return f"somebody detached {', '.join(off)}{refused}" if off else ""
 
     async def mend(self) -> None:
         await self._groups.look(mend=True)
