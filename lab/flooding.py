@@ -29,8 +29,10 @@ def swallow(host: Host, name: str = "void0") -> None:
     """
     host.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"])
     host.run(["ip", "address", "add", "192.0.2.1/24", "dev", name])
+    host.run(["ip", "address", "add", "2001:db8:ffff::1/64", "dev", name, "nodad"])
     host.run(["ip", "link", "set", name, "up"])
-    host.run(["ip", "route", "add", "default", "dev", name])
+    for family in ("-4", "-6"):
+        host.run(["ip", family, "route", "add", "default", "dev", name])
 
 
 def most_sockets() -> int:
@@ -52,7 +54,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Peers:
-    """first + k * stride for k < span, all at one port."""
+    """first + k * stride for k < span, all at one port. stride: of IPv6 in /64s."""
 
     first: str
     stride: int

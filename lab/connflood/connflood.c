@@ -2,10 +2,10 @@
 /*
  * connflood: calls connect(2) as fast as the machine can, and holds what it has begun.
  *
- * usage: connflood ADDRESS STRIDE SPAN PORT. Peers are ADDRESS + k * STRIDE, k < SPAN, in an order
- * that jumps about, so that what is kept of the last ones is of no use where SPAN is large. Nobody
- * need answer: sockets do not block, and a connect() that waits for its peer (EINPROGRESS) has been
- * decided about. Words on stdin, a line each:
+ * usage: connflood ADDRESS STRIDE SPAN PORT. Peers are ADDRESS + k * STRIDE, k < SPAN, where of
+ *IPv6 a stride counts /64s, in an order that jumps about, so that what is kept of the last ones is
+ *of no use where SPAN is large. Nobody need answer: sockets do not block, and a connect() that
+ *waits for its peer (EINPROGRESS) has been decided about. Words on stdin, a line each:
  *
  *	open COUNT  so many connect() calls. Answer: "open DONE FAILED BEGAN ENDED MEDIAN ERROR":
  *		    begin and end by CLOCK_MONOTONIC and the median of a call, in ns; the first
@@ -18,6 +18,7 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <stdbool.h>
 #include <unistd.h>
 
 #include "../tcpclock.h"
@@ -25,9 +26,10 @@
 #define STEP 0x9e3779b1U /* odd, so that k * STEP comes by every number below a power of two */
 
 struct flood {
-	struct in_addr first;
+	struct sockaddr_storage peer; /* the first one */
+	socklen_t peer_bytes;
+	uint32_t first; /* the word of its address that strides are added to */
 	uint32_t stride, span;
-	in_port_t port_be;
 	uint32_t turn; /* connect() calls so far */
 	int *fds;
 	uint64_t *took_ns;
@@ -39,14 +41,40 @@ static void fail(const char *what)
 	fail_as("connflood", what);
 }
 
-static struct sockaddr_in next_peer(struct flood *flood)
+/* Where strides are added to an address: to all of IPv4's, to the end of a /64 of IPv6's */
+static uint32_t *word_of(struct sockaddr_storage *peer)
+{
+	if (peer->ss_family == AF_INET)
+		return &((struct sockaddr_in *)peer)->sin_addr.s_addr;
+	return &((struct sockaddr_in6 *)peer)->sin6_addr.s6_addr32[1];
+}
+
+static bool set_first(struct flood *flood, const char *address, in_port_t port_be)
+{
+	struct sockaddr_in *four = (struct sockaddr_in *)&flood->peer;
+	struct sockaddr_in6 *six = (struct sockaddr_in6 *)&flood->peer;
+
+	if (inet_pton(AF_INET, address, &four->sin_addr) == 1) {
+		four->sin_family = AF_INET;
+		four->sin_port = port_be;
+		flood->peer_bytes = sizeof(*four);
+	} else if (inet_pton(AF_INET6, address, &six->sin6_addr) == 1) {
+		six->sin6_family = AF_INET6;
+		six->sin6_port = port_be;
+		flood->peer_bytes = sizeof(*six);
+	} else {
+		return false;
+	}
+	flood->first = ntohl(*word_of(&flood->peer));
+	return true;
+}
+
+static void next_peer(struct flood *flood)
 {
 	uint32_t k = flood->turn++ * STEP;
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = flood->port_be};
 
 	k = (uint32_t)((uint64_t)k * flood->span >> 32);
-	to.sin_addr.s_addr = htonl(ntohl(flood->first.s_addr) + k * flood->stride);
-	return to;
+	*word_of(&flood->peer) = htonl(flood->first + k * flood->stride);
 }
 
 static void make_room(struct flood *flood, size_t count)
@@ -63,14 +91,15 @@ static void make_room(struct flood *flood, size_t count)
 /* 0, or an errno */
 static int connect_once(struct flood *flood, uint64_t *took_ns)
 {
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), error = 0;
-	struct sockaddr_in to = next_peer(flood);
+	int type = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, error = 0;
+	int fd = socket(flood->peer.ss_family, type, 0);
 	uint64_t began;
 
 	if (fd < 0)
 		return errno;
+	next_peer(flood);
 	began = now_ns();
-	if (connect(fd, (struct sockaddr *)&to, sizeof(to)) && errno != EINPROGRESS)
+	if (connect(fd, (struct sockaddr *)&flood->peer, flood->peer_bytes) && errno != EINPROGRESS)
 		error = errno;
 	*took_ns = now_ns() - began;
 	if (error)
@@ -145,13 +174,12 @@ int main(int argc, char **argv)
 	struct flood flood = {};
 	char line[64];
 
-	if (argc != 5 || inet_pton(AF_INET, argv[1], &flood.first) != 1) {
+	if (argc != 5 || !set_first(&flood, argv[1], htons((uint16_t)strtoul(argv[4], NULL, 10)))) {
 		fprintf(stderr, "usage: connflood ADDRESS STRIDE SPAN PORT\n");
 		return 2;
 	}
 	flood.stride = (uint32_t)strtoul(argv[2], NULL, 10);
 	flood.span = (uint32_t)strtoul(argv[3], NULL, 10);
-	flood.port_be = htons((uint16_t)strtoul(argv[4], NULL, 10));
 	allow_descriptors("connflood");
 	while (fgets(line, sizeof(line), stdin))
 		obey(&flood, line);

@@ -65,9 +65,10 @@ def test_a_record_of_another_policy_than_its_generations_is_found(
 @pytest.mark.timeout(300)
 def test_connect_as_routes_grow(tmp_path, no_leaks) -> None:
     found = bench_growth(tmp_path, (10, 5000), rounds=3)
-    assert [one.routes for one in found] == [None, 10, 5000]
+    wanted = [(family, count) for family in (4, 6) for count in (None, 10, 5000)]
+    assert [(one.family, one.routes) for one in found] == wanted
     assert all(one.one_ns > 0 and one.any_ns > 0 for one in found)
-    assert set(found[0].to_json()) == {"routes", "one_ns", "any_ns"}
+    assert set(found[0].to_json()) == {"family", "routes", "one_ns", "any_ns"}
     assert "5,000" in _printed(growth_table(found))
 
 
