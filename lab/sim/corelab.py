@@ -6,6 +6,7 @@ the core as a library, and runs the simulator.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -95,12 +96,19 @@ def _object(source: Path, recipe: Recipe, made_from: str) -> Path:
     ).hexdigest()
     output = CACHE / f"{source.stem}-{digest[:32]}.o"
     if not output.exists():
-        with tempfile.TemporaryDirectory(dir=CACHE) as name:
-            part = Path(name) / "part.o"
-            _run(recipe.compiler, *WARN, *recipe.flags, "-c", source, "-o", part)
-            part.rename(output)  # so that it is whole, whoever else compiles it now
+        with output.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # tests of several files run at once
+            if not output.exists():
+                _compile(source, recipe, output)
     output.touch()
     return output
+
+
+def _compile(source: Path, recipe: Recipe, output: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        part = Path(name) / "part.o"
+        _run(recipe.compiler, *WARN, *recipe.flags, "-c", source, "-o", part)
+        part.rename(output)  # so that it is whole, whoever is stopped
 
 
 def build(directory: Path, *recipes: Recipe) -> list[Path]:
@@ -108,7 +116,7 @@ def build(directory: Path, *recipes: Recipe) -> list[Path]:
     and kept in build/sim.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
-    for path in CACHE.glob("*.o"):
+    for path in (*CACHE.glob("*.o"), *CACHE.glob("*.lock")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > KEPT_S:
                 path.unlink()
