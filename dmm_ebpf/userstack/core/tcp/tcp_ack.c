@@ -172,6 +172,7 @@ static void cumulative(struct env *env, struct tcb *t, struct ack_ctx *ctx, uint
 	}
 	ctx->advanced = true;
 	t->snd_una = ack;
+	hold_app_answers(env, t);
 	t->retries = t->backoff = 0;
 	stream_drop(&env->mem, &t->snd, min_u64(ack - 1, t->snd.tail));
 	if (!stream_held(&t->snd) && !peer->ooo)
@@ -420,8 +421,10 @@ void tcp_ack(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t seq
 	ctx.old_fack = t->fl ? t->fl->fack : 0;
 	if (ack >= (int64_t)t->snd_una) {
 		window_update(env, t, pkt, seq, (uint64_t)ack);
-		if (!t->fl)
-			t->retries = 0; /* an answer to a zero-window probe */
+		if (!t->fl) { /* an answer to a zero-window probe */
+			hold_app_answers(env, t);
+			t->retries = 0;
+		}
 	}
 	if (t->fl && !(t->flags & TF_SACK) && ack == (int64_t)t->snd_una && !pkt->payload_len &&
 	    !(pkt->flags & TH_FIN) && t->snd_wnd == old_wnd)

@@ -24,11 +24,17 @@
  * section 4.3 would echo the latest), so that the kernel takes back what its timeout (RFC 3522) or
  * tail loss probe (RFC 8985 section 7.4) did to its congestion window.
  *
+ * The other way round the peer is told at once of what it has sent. But an app's kernel that
+ * answers no more, as a firewall of this host's drops what it sends, say, is answered for no more:
+ * the peer hears nothing, of bytes or of probes, and what its own socket and namespace make of that
+ * holds. Once there is an answer the peer is told of all that has come meanwhile.
+ *
  * Invariants: what was acknowledged stays so; all is acknowledged that the peer has, at once.
  * Nothing is held that another segment could not be told from: while something is out of order (a
  * SACK block beyond bytes that are held would be taken for their loss), before both legs are open,
  * once this leg's FIN was sent and the app's has come.
  */
+#include "tcp_end.h"
 #include "tcp_int.h"
 
 enum {
@@ -37,6 +43,9 @@ enum {
 	MOST_BYTES = 64 * 1024,
 	STEP_SHARE = 4,	    /* of what is held, that is worth an ACK */
 	APP_HEARD_MS = 500, /* so long ago the app's kernel was there, and need not be asked */
+	/* sent again so often, in 1.4 s, without an answer; Linux leaves one of two probes within
+	   half a second unanswered (net.ipv4.tcp_invalid_ratelimit) */
+	MUTE_TRIES = 3,
 };
 
 static bool holds(const struct tcb *t)
@@ -48,12 +57,29 @@ static bool holds(const struct tcb *t)
 	       tcb_peer(t)->phase == END_OPEN && !(t->flags & TF_RST_DUE);
 }
 
+bool hold_is_mute(const struct tcb *t)
+{
+	return tcb_is_outer(t) && tcb_of(tcb_peer(t))->retries >= MUTE_TRIES;
+}
+
+void hold_app_answers(struct env *env, struct tcb *t)
+{
+	struct end *outer = tcb_peer(t);
+
+	if (tcb_is_outer(t) || t->retries < MUTE_TRIES || end_ops_of(env, outer) != &tcp_outer)
+		return;
+	tcb_of(outer)->flags |= TF_ACK_NOW;
+	end_ready(env, outer);
+}
+
 uint64_t hold_ack(const struct tcb *t)
 {
 	const struct end *outer = tcb_peer(t);
 	const struct hold *h = tcb_hold(t);
 	uint64_t told, few, share;
 
+	if (unlikely(hold_is_mute(t)))
+		return t->last_ack_sent;
 	if (!holds(t) || outer->snd_una >= t->rcv_nxt)
 		return t->rcv_nxt;
 	told = max_u64(max_u64(outer->snd_una, t->last_ack_sent), h->lifted);

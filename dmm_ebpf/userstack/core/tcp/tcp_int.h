@@ -444,6 +444,10 @@ bool hold_probe(struct env *env, struct tcb *t, const struct pkt *pkt, int64_t s
 		uint64_t now_ns);
 /* Bytes are held, or a FIN */
 bool hold_pending(const struct tcb *t);
+/* Of the outer leg: nothing is acknowledged, since the app's kernel does not answer */
+bool hold_is_mute(const struct tcb *t);
+/* It answers; before that is noted, so that the peer is told if it was told nothing for a while */
+void hold_app_answers(struct env *env, struct tcb *t);
 
 /* tcp_window.c */
 /* The window field of a segment that goes out with this ACK; moves rcv_adv */

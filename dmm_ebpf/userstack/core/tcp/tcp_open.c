@@ -101,6 +101,7 @@ void open_done(struct env *env, struct tcb *t, uint64_t now_ns)
 {
 	t->flags &= ~(uint32_t)(TF_SYN_DUE | TF_ECN_ASKED);
 	t->snd_una = 1;
+	hold_app_answers(env, t);
 	t->retries = t->backoff = 0;
 	tcp_set_rtx(env, t, RTX_NONE, NEVER);
 	if (!(t->flags & TF_SYN_RTX))

@@ -451,6 +451,8 @@ uint32_t tcp_output(struct env *env, struct end *e, uint8_t *buf, uint32_t cap,
 			return emit_ack(env, t, buf, meta, t->snd_nxt, now_ns);
 		return 0;
 	}
+	if (unlikely((t->flags & TF_ACK_NOW) && hold_is_mute(t)))
+		t->flags &= ~(uint32_t)TF_ACK_NOW;
 	if ((t->flags & TF_ACK_NOW) && (t->ooo || t->dsack_end))
 		return emit_ack(env, t, buf, meta, emit_bare_seq(t), now_ns);
 	if (t->state != TCP_TIME_WAIT) {
