@@ -26,13 +26,19 @@ class Sniffer:
 
     def seen(self) -> set[tuple[int, int]]:
         """Traffic class without its ECN bits, and TTL or hop limit, of each since the last call."""
-        return {(look, ttl) for look, ttl, has_payload in self._come() if has_payload}
+        return {(look, ttl) for look, ttl, payload in self._come() if payload}
 
     def packets(self) -> int:
         """How many came since the last call, with payload or without."""
         return sum(1 for _ in self._come())
 
-    def _come(self) -> Iterator[tuple[int, int, bool]]:
+    def lengths(self) -> list[int]:
+        """Bytes of payload of each that has some, since the last call; those that the NIC has put
+        together are one.
+        """
+        return [payload for _, _, payload in self._come() if payload]
+
+    def _come(self) -> Iterator[tuple[int, int, int]]:
         while isinstance(told := attempt(self.sock.recvfrom, 200), tuple):
             data, (_, _, kind, *_) = told
             if kind == PACKET_OUTGOING:
@@ -48,7 +54,7 @@ class Sniffer:
                 look, ttl, tcp = (data[0] & 15) << 4 | data[1] >> 4, data[7], data[40:]
                 length = int.from_bytes(data[4:6], "big")
             if int.from_bytes(tcp[2:4], "big") == self.port:
-                yield look & ~3, ttl, length > (tcp[12] >> 4) * 4
+                yield look & ~3, ttl, length - (tcp[12] >> 4) * 4
 
 
 class Turns(Script):
