@@ -52,7 +52,7 @@ class Stack:
             ours = self.progs["dmm_tcin"], self.progs["dmm_tcout"]
             host.ns.run_in(tcfilter.attach_nic, n.ifindex, ours, "dmm:test")
         self.spec = StackSpec(
-            instance="test",
+            instance=f"test{os.getpid()}",
             name="wan",
             stack_id=STACK,
             k=SEAT - 1,
