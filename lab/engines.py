@@ -31,9 +31,9 @@ IMAGE = "localhost/dmmlab:1"
 APPLETS = ("sh", "sleep", "sha256sum", "cat", "true", "nc", "httpd", "wget")
 START_TIMEOUT_S = 60.0
 
-# Limits that a machine without CAP_SYS_RESOURCE may give; runc, since crun has no hybrid hosts. Locks
-# in tmp_dir: those in /dev/shm are of all engines of the host, and a new one's first command frees
-# them all.
+# Limits that a machine without CAP_SYS_RESOURCE may give; runc, since crun has no hybrid hosts.
+# Locks in tmp_dir: those in /dev/shm are of all engines of the host, and a new one's first command
+# frees them all.
 _PODMAN_CONF = """\
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]

@@ -127,7 +127,7 @@ bool open_is_refused(struct env *env, struct tcb *t, const struct pkt *pkt, uint
 	return true;
 }
 
-/* A SYN-ACK that acknowledges our SYN, whose window a peer may use at once (RFC 7413 section 4.2) */
+/* A SYN-ACK that acknowledges our SYN, whose window a peer may use at once (RFC 7413, 4.2) */
 static void answered(struct env *env, struct tcb *t, const struct pkt *pkt, uint64_t now_ns)
 {
 	uint64_t window = t->rcv_adv - t->rcv_nxt;
