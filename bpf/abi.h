@@ -187,9 +187,9 @@ struct dmm_rule {
 	__u32 mark;
 	__u32 mark_mask;
 	__u64 netns_cookie;
-	char comm[16]; /* compared whole, zero padded */
-	__u64 choose;  /* bit i: programs that match may choose stack i (dmm.h) */
-	__u16 number;  /* of the policy's rule, 1-based */
+	char comm[DMM_COMM_LEN]; /* compared whole, zero padded */
+	__u64 choose;		 /* bit i: programs that match may choose stack i (dmm.h) */
+	__u16 number;		 /* of the policy's rule, 1-based */
 	/* what matches is excepted: so many that come next, the rest of its rule, are passed over
 	 */
 	__u16 skip;
@@ -283,9 +283,9 @@ struct dmm_stack {
 	__u32 dscp;    /* 0..63 */
 	__u32 refusal; /* the errno of a stack that rejects */
 	/* for a user stack: what the app's kernel socket uses on the inner leg, */
-	char congestion[16];
+	char congestion[DMM_CC_LEN];
 	/* if it has this one, the namespace's, and so has chosen none; all 0: in any case */
-	char usual[16];
+	char usual[DMM_CC_LEN];
 	struct dmm_patience patience;
 	struct dmm_patience usual_patience; /* of a socket whose program has set nothing */
 	char name[32];			    /* there also where kind is 0; all 0: forgotten */
@@ -469,7 +469,7 @@ struct dmm_decision {
 	__u32 why;
 	__u16 choice; /* enum dmm_choice_state */
 	__u16 chosen; /* the stack that the program asked for, if choice is not 0 */
-	char comm[16];
+	char comm[DMM_COMM_LEN];
 };
 
 /*
@@ -653,7 +653,7 @@ struct dmm_listener {
 	__u64 exe_inode;
 	__u64 cgroup_id;
 	__u64 netns_cookie;
-	char comm[16];
+	char comm[DMM_COMM_LEN];
 };
 
 /* What the program dmm_listener_set is given: tables, rules and chosen[half] of listeners[key]. */

@@ -23,9 +23,22 @@ from dmm_ebpf.kit.names import Plugin
 PATIENCE_S = 0.25
 _SAFE = "cubic"
 _MOST = 1 << 63
-# struct cc_ask from cwnd_bytes to in_recovery, and what its sample is, as Sample has it
-_CC = Struct("=6Q3I")
-_SAMPLE = Struct("=12Q3I")
+_CODES = {"uint64_t": "Q", "uint32_t": "I"}
+# What a question says of struct cc, in the order of struct cc_ask
+_TOLD = (
+    "cwnd_bytes", "pacing_Bps", "spare_bytes", "inflight_bytes", "srtt_ns", "min_rtt_ns",
+    "spare", "mss", "in_recovery",
+)  # fmt: skip
+
+
+def _layout(ffi: Any, struct: str, names: tuple[str, ...]) -> Struct:
+    """How such fields of C's are read, which follow each other."""
+    fields = dict(ffi.typeof(struct).fields)
+    one = Struct("=" + "".join(_CODES[fields[name].type.cname] for name in names))
+    first, last = fields[names[0]], fields[names[-1]]
+    if last.offset + ffi.sizeof(last.type) - first.offset != one.size:
+        raise AssertionError(f"{struct} has something between {names[0]} and {names[-1]}")
+    return one
 
 
 class _LeftError(BaseException):
@@ -297,7 +310,9 @@ class Bridge(Asked, Control):
         guard.ops.prr = bool(getattr(control, "prr", False))
         guard.ops.loss_tolerant = bool(getattr(control, "loss_tolerant", False))
         super().__init__(plugin, control, guard, ffi, lib)
-        self._cc_at = int(ffi.offsetof("struct cc_ask", "cwnd_bytes"))
+        self._told = _layout(ffi, "struct cc_ask", _TOLD)
+        self._sample = _layout(ffi, "struct cc_sample", Sample._fields)
+        self._cc_at = int(ffi.offsetof("struct cc_ask", _TOLD[0]))
         self._sample_at = int(ffi.offsetof("struct cc_ask", "sample"))
 
     def _in_use(self) -> bool:
@@ -319,10 +334,10 @@ class Bridge(Asked, Control):
             window.spare,
             window.mss,
             window.in_recovery,
-        ) = _CC.unpack_from(raw, self._cc_at)
+        ) = self._told.unpack_from(raw, self._cc_at)
         method = getattr(control, METHODS[number], None)
         if number == 1:
-            control.on_ack(window, Sample._make(_SAMPLE.unpack_from(raw, self._sample_at)))
+            control.on_ack(window, Sample._make(self._sample.unpack_from(raw, self._sample_at)))
         elif METHODS[number] == "on_restart":
             control.on_restart(window, ask.idle_ns, ask.now_ns)
         elif method is not None:

@@ -22,8 +22,8 @@ _NO_TUN: _Cause = (
     "/dev/net/tun is not there or has no driver (CONFIG_TUN)",
     "load it: modprobe tun",
 )
-_NOT_ADMIN: _Cause = (PrivilegeError, "it needs CAP_NET_ADMIN", "run as root")
-_NOT_RAW: _Cause = (PrivilegeError, "it needs CAP_NET_RAW", "run as root")
+_NOT_ADMIN: _Cause = (PrivilegeError, "it needs CAP_NET_ADMIN", "run it as root")
+_NOT_RAW: _Cause = (PrivilegeError, "it needs CAP_NET_RAW", "run it as root")
 
 _CAUSES: Mapping[tuple[int, int], _Cause] = {
     (lib.DMM_HAL_TUN_OPEN, errno.ENOENT): _NO_TUN,
