@@ -88,6 +88,30 @@ static __always_inline bool record_later(struct bpf_sock *sk, const struct dmm_d
 #endif
 }
 
+/*
+ * Whether the TCP socket is the kernel's own, which connects in the name of a program: of a mount
+ * of 9p's or CIFS's, of NVMe over TCP. No program has a file of it; nor of MPTCP's subflows, which
+ * are programs' all the same.
+ */
+static __always_inline bool socket_is_kernels(struct bpf_sock *sk)
+{
+#ifdef DMM_SK_SOCKET
+	const void *at = dmm_tcp_of(sk);
+
+	at = at ? KERNEL_LOAD(void *, at, DMM_SK_SOCKET) : NULL;
+	if (likely(!at || KERNEL_LOAD(void *, at, DMM_SOCKET_FILE)))
+		return false;
+#ifdef DMM_MPTCP
+	return !dmm_mptcp_of(sk);
+#else
+	return true;
+#endif
+#else
+	(void)sk;
+	return false;
+#endif
+}
+
 /* Fills flow, which is all 0, or an earlier one of that socket. */
 static __always_inline void record_fill(struct bpf_sock_addr *ctx, const struct dmm_search *search,
 					const struct dmm_served *served, struct dmm_flow *flow)
@@ -274,6 +298,9 @@ static __always_inline int connect_decide(struct bpf_sock_addr *ctx, struct dmm_
 	if (served.stack && served.stack->kind == DMM_STACK_REJECT)
 		return connect_refuse(ctx, served.stack);
 	if (served.stack && served.stack->kind == DMM_STACK_USER) {
+		/* What the kernel itself waits for must not wait for a process. */
+		if (stream && unlikely(socket_is_kernels(sk)))
+			return 1;
 		/* Its options wait until it is known who serves, see opened.h. */
 		if (stream && !way_ask(sk, &served))
 			served.id = 0;

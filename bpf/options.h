@@ -70,7 +70,8 @@ static __always_inline void option_give(void *ctx, int name, __u32 value, __u32 
 		option_set(ctx, SOL_TCP, name, &value, sizeof(value));
 }
 
-#if defined(DMM_SK_ERR) || defined(DMM_SK_DST) || defined(DMM_TCP_CHOSEN) || defined(DMM_SK_CGROUP)
+#if defined(DMM_SK_ERR) || defined(DMM_SK_DST) || defined(DMM_TCP_CHOSEN) ||                       \
+	defined(DMM_SK_CGROUP) || defined(DMM_SK_SOCKET)
 /* BCC does not declare it; the result is the kernel's struct tcp_sock, which may be read. */
 static void *(*dmm_tcp_of)(void *sk) = (void *)BPF_FUNC_skc_to_tcp_sock;
 #endif

@@ -417,6 +417,22 @@ def _socket_macros(way: Sequence[tuple[str, str, str]]) -> list[str]:
     return [f"{name}={at}" for (name, *_), at in zip(way, offsets, strict=True)] if readable else []
 
 
+def _socket_file() -> list[str]:
+    """Macros for socket_is_kernels() in bpf/connect.h: the way from a TCP socket to its file; none
+    if it may not be read.
+    """
+    at = _offsets({"DMM_SK_SOCKET": ("sock", "sk_socket"), "DMM_SOCKET_FILE": ("socket", "file")})
+    if not at:
+        return []
+    code = _insn(_LDX_DW, dst=1, src=1, off=_SOCK_ADDR_SK) + _insn(_JEQ_IMM, dst=1, off=5)
+    code += _insn(_CALL, imm=_FUNC_SKC_TO_TCP_SOCK) + _insn(_JEQ_IMM, off=3)
+    code += _insn(_LDX_DW, dst=1, off=at["DMM_SK_SOCKET"]) + _insn(_JEQ_IMM, dst=1, off=1)
+    code += _insn(_LDX_DW, dst=1, src=1, off=at["DMM_SOCKET_FILE"])
+    if not _accepts(ProgType.CGROUP_SOCK_ADDR, AttachType.CGROUP_INET4_CONNECT, code):
+        return []
+    return [f"{name}={offset}" for name, offset in at.items()]
+
+
 def _socket_cookie() -> list[str]:
     """The macro for cookie_of() in bpf/sockopt.h: where a socket's cookie is; none if it may not be
     read there.
@@ -523,6 +539,6 @@ def defines() -> tuple[str, ...]:
         if offsets and all(_accepts(*kind, reading(offsets)) for kind in asking):
             found += [f"{name}={offset}" for name, offset in offsets.items()]
     found += _iterator() + _socket_error() + _socket_device() + _tcp_chosen() + _socket_cookie()
-    found += _group_members()
+    found += _group_members() + _socket_file()
     found += protocolprobe.macros()
     return tuple(found)
