@@ -21,7 +21,7 @@
 #include "dmm.h"
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 21,
+	DMM_ABI_VERSION = 22,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
 	DMM_MAX_CHECKS = 240,	  /* in rules[], of one policy; counted in a byte */
@@ -160,6 +160,7 @@ enum dmm_rule_flag {
 	DMM_RULE_EXECUTABLE = 256,
 	/* asks for nothing: routes of its table lead to stacks with MPTCP (protocol.h) */
 	DMM_RULE_MPTCP = 512,
+	DMM_RULE_GID = 1024,
 };
 
 enum dmm_direction {
@@ -184,6 +185,8 @@ struct dmm_rule {
 	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
 	__u32 uid_first;
 	__u32 uid_last;
+	__u32 gid_first; /* of the process's own group, not of those that it is in besides */
+	__u32 gid_last;
 	__u32 mark;
 	__u32 mark_mask;
 	__u64 netns_cookie;
@@ -631,7 +634,9 @@ struct dmm_bound_socket {
 	__u32 mark;    /* the three as in struct dmm_listener */
 	__u32 device;
 	__u32 dscp;
-	__u32 exe_device; /* these two of a TCP socket alone, where listen() cannot tell them */
+	__u32 exe_device; /* these three of a TCP socket alone, where listen() cannot tell them */
+	__u32 gid;
+	__u32 pad;
 	__u64 exe_inode;
 };
 
@@ -642,13 +647,14 @@ struct dmm_listener {
 	__u32 rules[2];	 /* 1-based; 0: none */
 	__u32 chosen[2]; /* the stack, plus 1, that is its program's choice for all peers; 0: none
 			  */
-	__u32 wish;	 /* that choice, also while the policy does not let it */
+	__u16 wish;	 /* that choice, also while the policy does not let it */
+	__u16 dscp;	 /* the socket's own */
 	__u32 uid;
+	__u32 gid;
 	__u32 pid;
 	__u32 mark; /* the socket's own mark, for rules on mark */
 	/* ifindex it is bound to; such a one is the kernel's, whatever rules say; 0: none */
 	__u32 device;
-	__u32 dscp;	  /* the socket's own */
 	__u32 exe_device; /* both as in struct dmm_rule; 0: none is known */
 	__u64 exe_inode;
 	__u64 cgroup_id;
@@ -676,7 +682,9 @@ struct dmm_earlier {
 	__u32 mark;
 	__u32 device;	  /* as in struct dmm_listener */
 	__u32 mptcp;	  /* 1: a listener of MPTCP's, whose end no release hook tells of */
-	__u32 exe_device; /* both as in struct dmm_listener */
+	__u32 exe_device; /* these three as in struct dmm_listener */
+	__u32 gid;
+	__u32 pad;
 	__u64 exe_inode;
 };
 

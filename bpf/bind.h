@@ -95,7 +95,7 @@ static __always_inline void bound_count(struct bpf_sock *ctx, struct dmm_bound_s
 		decision.rule = 0;
 	}
 	bound->counted =
-		listener_publish(key, &decision, executable_current(), search.facts.netns_cookie,
+		listener_publish(key, &decision, actor_current(), search.facts.netns_cookie,
 				 bound->mark, bound->device, bound->dscp);
 }
 
@@ -149,17 +149,18 @@ static __always_inline int bound6(struct bpf_sock *ctx)
 }
 
 #ifndef DMM_SOCKOPS_CURRENT
-/* For listen_executable(), in listening.h. */
-static __always_inline void executable_note(struct bpf_sock *sk)
+/* For listen_actor(), in listening.h. */
+static __always_inline void actor_note(struct bpf_sock *sk)
 {
-	struct dmm_executable executable = executable_current();
+	struct dmm_actor actor = actor_current();
 	struct dmm_bound_socket *bound =
 		storage_get(DMM_MAP(bounds), sk, BPF_SK_STORAGE_GET_F_CREATE);
 
 	if (!bound)
 		return;
-	bound->exe_device = executable.device;
-	bound->exe_inode = executable.inode;
+	bound->exe_device = actor.device;
+	bound->exe_inode = actor.inode;
+	bound->gid = actor.gid;
 }
 #endif
 
@@ -187,7 +188,7 @@ static __always_inline int bind_remember_stream(struct bpf_sock_addr *ctx)
 	search.facts.lport = htons((__u16)CTX_LOAD(u32, ctx, user_port)); /* 0: any */
 	facts_dscp(ctx, control, sk->family == AF_INET6, &search);
 	decision_listen(decision, &search, control->generation);
-	executable_note(sk);
+	actor_note(sk);
 #endif
 	return 1;
 }

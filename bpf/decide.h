@@ -133,49 +133,80 @@ static __always_inline bool comm_equal(const char *a, const char *b)
 }
 
 /*
- * The file that the caller's process executes, as user space finds it in fdinfo and mountinfo
- * (dmm_ebpf/hal/exefile.py): where a file system is laid upon others, that of what is on top. Read
- * where a rule asks for it, and is no fact: there is no room for it on the stack of connect().
+ * More of who acts. The file that the caller's process executes is as user space finds it in fdinfo
+ * and mountinfo (dmm_ebpf/hal/exefile.py): where a file system is laid upon others, that of what is
+ * on top. Read where a rule asks for it, and is no fact: there is no room for it on the stack of
+ * connect().
  */
-struct dmm_executable {
-	__u64 inode; /* 0: none, as of a thread of the kernel's */
+struct dmm_actor {
+	__u64 inode; /* of the executable; 0: none, as of a thread of the kernel's */
 	__u32 device;
+	__u32 gid;
 };
+
+#ifdef DMM_TASK_COMM
+static __always_inline __u32 gid_current(void)
+{
+	const char *cred = (const char *)probed((const char *)dmm_current_task() + DMM_TASK_CRED);
+
+	return (__u32)probed(cred + DMM_CRED_GID);
+}
+#else
+static __always_inline __u32 gid_current(void)
+{
+	return bpf_get_current_uid_gid() >> 32;
+}
+#endif
 
 #ifdef DMM_EXE_INODE
 /* Read from NULL is 0; so nothing is asked on the way, which the verifier would follow each way for
  * each program and rule.
  */
-static __always_inline struct dmm_executable executable_current(void)
+static __always_inline struct dmm_actor executable_current(void)
 {
 	const char *mm = (const char *)probed((const char *)dmm_current_task() + DMM_TASK_MM);
 	const char *file = (const char *)probed(mm + DMM_MM_EXE);
 	const char *inode = (const char *)probed(file + DMM_FILE_INODE);
 	const char *sb = (const char *)probed(inode + DMM_INODE_SB);
-	struct dmm_executable found = {.inode = probed(inode + DMM_EXE_INODE),
-				       .device = (__u32)probed(sb + DMM_SB_DEV)};
+	struct dmm_actor found = {.inode = probed(inode + DMM_EXE_INODE),
+				  .device = (__u32)probed(sb + DMM_SB_DEV)};
 
 	return found;
 }
 #else
-/* Without the kernel's BTF none is known, and no policy asks. */
-static __always_inline struct dmm_executable executable_current(void)
+/* Without the kernel's BTF no file is known, and no policy asks. */
+static __always_inline struct dmm_actor executable_current(void)
 {
-	return (struct dmm_executable){};
+	return (struct dmm_actor){};
 }
 #endif
 
+static __always_inline struct dmm_actor actor_current(void)
+{
+	struct dmm_actor found = executable_current();
+
+	found.gid = gid_current();
+	return found;
+}
+
 static __always_inline bool executable_matches(const struct dmm_rule *rule)
 {
-	struct dmm_executable found = executable_current();
+	struct dmm_actor found = executable_current();
 
 	return !((found.inode ^ rule->exe_inode) | (found.device ^ rule->exe_device));
+}
+
+static __always_inline bool gid_matches(const struct dmm_rule *rule)
+{
+	__u32 gid = gid_current();
+
+	return gid >= rule->gid_first && gid <= rule->gid_last;
 }
 
 /* What few rules ask for: one branch for the others. */
 #define RULE_RARE                                                                                  \
 	(DMM_RULE_MARK | DMM_RULE_DSCP | DMM_RULE_NETNS | DMM_RULE_LPORT | DMM_RULE_DEVICE |       \
-	 DMM_RULE_EXECUTABLE)
+	 DMM_RULE_EXECUTABLE | DMM_RULE_GID)
 
 static __always_inline bool rare_matches(const struct dmm_rule *rule,
 					 const struct dmm_search *search, __u32 flags)
@@ -192,6 +223,8 @@ static __always_inline bool rare_matches(const struct dmm_rule *rule,
 	    (facts->lport < rule->lport_first || facts->lport > rule->lport_last))
 		return false;
 	if ((flags & DMM_RULE_DEVICE) && search->device != rule->device)
+		return false;
+	if ((flags & DMM_RULE_GID) && !gid_matches(rule))
 		return false;
 	return !(flags & DMM_RULE_EXECUTABLE) || executable_matches(rule);
 }

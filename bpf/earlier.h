@@ -48,7 +48,8 @@ static __always_inline bool earlier_is_shared(void *sk)
 static __always_inline void earlier_adopt(void *sk, const struct dmm_earlier *found,
 					  struct dmm_decision *decision)
 {
-	struct dmm_executable executable = {.inode = found->exe_inode, .device = found->exe_device};
+	struct dmm_actor actor = {
+		.inode = found->exe_inode, .device = found->exe_device, .gid = found->gid};
 	struct dmm_listener_key key;
 	struct dmm_decision *shared;
 	void *at;
@@ -69,7 +70,7 @@ static __always_inline void earlier_adopt(void *sk, const struct dmm_earlier *fo
 			return;
 		__builtin_memcpy(at, &key, sizeof(key));
 	}
-	if (listener_publish(&key, decision, executable, found->flow.netns_cookie, found->mark,
+	if (listener_publish(&key, decision, actor, found->flow.netns_cookie, found->mark,
 			     found->device, dscp_get(sk, found->flow.pair.family == AF_INET6)))
 		decision->listening = 1;
 }

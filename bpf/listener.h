@@ -62,8 +62,8 @@ static __always_inline __u32 listener_chosen(const struct dmm_decision *decision
 
 static __always_inline void listener_fill(struct dmm_listener *listener,
 					  const struct dmm_decision *decision,
-					  struct dmm_executable executable, __u64 netns_cookie,
-					  __u32 mark, __u32 device, __u32 dscp)
+					  struct dmm_actor actor, __u64 netns_cookie, __u32 mark,
+					  __u32 device, __u32 dscp)
 {
 	__u32 half = decision->generation & 1;
 
@@ -76,8 +76,9 @@ static __always_inline void listener_fill(struct dmm_listener *listener,
 	listener->mark = mark;
 	listener->device = device;
 	listener->dscp = dscp;
-	listener->exe_device = executable.device;
-	listener->exe_inode = executable.inode;
+	listener->exe_device = actor.device;
+	listener->exe_inode = actor.inode;
+	listener->gid = actor.gid;
 	listener->cgroup_id = decision->cgroup_id;
 	listener->netns_cookie = netns_cookie;
 	__builtin_memcpy(listener->comm, decision->comm, sizeof(listener->comm));
@@ -86,8 +87,8 @@ static __always_inline void listener_fill(struct dmm_listener *listener,
 /* The last socket to join decides whose facts are shown and which table serves. */
 static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 					     const struct dmm_decision *decision,
-					     struct dmm_executable executable, __u64 netns_cookie,
-					     __u32 mark, __u32 device, __u32 dscp)
+					     struct dmm_actor actor, __u64 netns_cookie, __u32 mark,
+					     __u32 device, __u32 dscp)
 {
 	struct dmm_listener fresh = {.count = 1};
 	struct dmm_listener *listener;
@@ -99,7 +100,7 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 	}
 	listener = map_lookup(DMM_MAP(listeners), key);
 	if (listener) {
-		listener_fill(listener, decision, executable, netns_cookie, mark, device, dscp);
+		listener_fill(listener, decision, actor, netns_cookie, mark, device, dscp);
 		__sync_fetch_and_add(&listener->count, 1);
 	} else {
 		/* Spelled out for both halves: a variable index into the program's stack is not
@@ -119,8 +120,9 @@ static __always_inline bool listener_publish(const struct dmm_listener_key *key,
 		fresh.mark = mark;
 		fresh.device = device;
 		fresh.dscp = dscp;
-		fresh.exe_device = executable.device;
-		fresh.exe_inode = executable.inode;
+		fresh.exe_device = actor.device;
+		fresh.exe_inode = actor.inode;
+		fresh.gid = actor.gid;
 		fresh.cgroup_id = decision->cgroup_id;
 		fresh.netns_cookie = netns_cookie;
 		__builtin_memcpy(fresh.comm, decision->comm, sizeof(fresh.comm));

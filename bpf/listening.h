@@ -92,18 +92,19 @@ static __always_inline void listen_share(struct bpf_sock_ops *ctx, struct bpf_so
 }
 
 /* As listen_facts(). */
-static __always_inline struct dmm_executable listen_executable(struct bpf_sock *sk)
+static __always_inline struct dmm_actor listen_actor(struct bpf_sock *sk)
 {
 #ifdef DMM_SOCKOPS_CURRENT
 	(void)sk;
-	return executable_current();
+	return actor_current();
 #else
 	const struct dmm_bound_socket *bound = storage_get(DMM_MAP(bounds), sk, 0);
-	struct dmm_executable found = {};
+	struct dmm_actor found = {};
 
 	if (bound) {
 		found.inode = bound->exe_inode;
 		found.device = bound->exe_device;
+		found.gid = bound->gid;
 	}
 	return found;
 #endif
@@ -131,7 +132,7 @@ static __always_inline void listen_start(struct bpf_sock_ops *ctx, struct bpf_so
 		listener_withdraw(&key);
 	decision->listening = 0;
 	listen_share(ctx, sk, decision);
-	if (!listener_publish(&key, decision, listen_executable(sk), netns_cookie, sk->mark,
+	if (!listener_publish(&key, decision, listen_actor(sk), netns_cookie, sk->mark,
 			      sk->bound_dev_if, dscp_get(ctx, sk->family == AF_INET6)))
 		return;
 	decision->listening = 1;

@@ -254,6 +254,7 @@ def route_query(
     pid: str | None,
     unit: str | None,
     uid: str | None,
+    gid: str | None,
     comm: str | None,
     mark: str | None,
     direction: str,
@@ -290,6 +291,7 @@ def route_query(
         "proto": proto,
         "cgroup": group_of(what, cgroup, container=container, unit=unit, pid=pid),
         "uid": _uid(uid) if uid is not None else who and who.uid,
+        "gid": _gid(gid) if gid is not None else who and who.gid,
         "comm": comm if comm is not None else who and who.comm,
         "executable": executable if executable is not None else who and who.executable,
         "mark": None if mark is None else _mark(mark),
@@ -352,6 +354,20 @@ def _uid(text: str) -> int:
     except KeyError:
         raise UsageError(
             f"look up user {text!r}", why="there is no such user, and it is not a uid"
+        ) from None
+
+
+def _gid(text: str) -> int:
+    gid = whole(text, 2**32)
+    if gid is not None:
+        return gid
+    import grp
+
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"look up group {text!r}", why="there is no such group, and it is not a gid"
         ) from None
 
 

@@ -195,11 +195,17 @@ CgroupOption = Annotated[
 ]
 ProcessOption = Annotated[
     str | None,
-    typer.Option("--pid", metavar="PID", help="Cgroup, user, name and file of this process."),
+    typer.Option(
+        "--pid", metavar="PID", help="Cgroup, user, group, name and file of this process."
+    ),
 ]
 UidOption = Annotated[
     str | None,
     typer.Option("--uid", metavar="UID", help="User of the process, number or name."),
+]
+GidOption = Annotated[
+    str | None,
+    typer.Option("--gid", metavar="GID", help="Group of the process, number or name."),
 ]
 CommOption = Annotated[
     str | None, typer.Option("--comm", metavar="NAME", help="Name of the process.")

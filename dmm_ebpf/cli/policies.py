@@ -21,6 +21,7 @@ from dmm_ebpf.cli.options import (
     DscpOption,
     ExecutableOption,
     FileOption,
+    GidOption,
     InInterfaceOption,
     InstanceOption,
     InterfaceOption,
@@ -114,9 +115,9 @@ def policy_test(
     """Ask a policy for the stacks of flows, and tell where it does not say what is expected.
 
     Expectations are lines: ADDR[:PORT] [tcp|udp] [connect|listen|forward] [from CGROUP] [uid N]
-    [comm NAME] [executable PATH] [mark N] [dscp N] [netns NAME] [local-port N] [interface DEVICE]
-    [source ADDR] [in DEVICE] -> STACK. Nothing is attached or changed. Exit code: 0 all hold; 1
-    some do not; 2 refused.
+    [gid N] [comm NAME] [executable PATH] [mark N] [dscp N] [netns NAME] [local-port N]
+    [interface DEVICE] [source ADDR] [in DEVICE] -> STACK. Nothing is attached or changed. Exit
+    code: 0 all hold; 1 some do not; 2 refused.
 
     \b
     Example:
@@ -155,6 +156,7 @@ def policy_explain(  # noqa: PLR0917 - typer calls it, by keyword
     pid: ProcessOption = None,
     unit: UnitOption = None,
     uid: UidOption = None,
+    gid: GidOption = None,
     comm: CommOption = None,
     executable: ExecutableOption = None,
     mark: MarkOption = None,
@@ -190,6 +192,7 @@ def policy_explain(  # noqa: PLR0917 - typer calls it, by keyword
         pid=pid,
         unit=unit,
         uid=uid,
+        gid=gid,
         comm=comm,
         executable=executable,
         mark=mark,
@@ -288,6 +291,7 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
     pid: ProcessOption = None,
     unit: UnitOption = None,
     uid: UidOption = None,
+    gid: GidOption = None,
     comm: CommOption = None,
     executable: ExecutableOption = None,
     mark: MarkOption = None,
@@ -327,6 +331,7 @@ def route_get(  # noqa: PLR0917 - typer calls it, by keyword
         pid=pid,
         unit=unit,
         uid=uid,
+        gid=gid,
         comm=comm,
         executable=executable,
         mark=mark,

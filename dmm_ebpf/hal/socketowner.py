@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dmm_ebpf.hal import procstatus
+
 _PROC = Path("/proc")
 _START_FIELD = 22  # of /proc/PID/stat, counted from 1
 _AFTER_NAME = 3  # the first field behind the name, which may have blanks and parentheses
@@ -16,10 +18,11 @@ _AFTER_NAME = 3  # the first field behind the name, which may have blanks and pa
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: its id, and its name as /proc/PID/comm has it, at most 15 bytes."""
+    """A process: its id, its name as /proc/PID/comm has it, at most 15 bytes, and its own group."""
 
     pid: int
     comm: bytes
+    gid: int
 
 
 def owners(inodes: Collection[int]) -> dict[int, Owner]:
@@ -37,7 +40,9 @@ def owners(inodes: Collection[int]) -> dict[int, Owner]:
             if not held:
                 continue
             started = _started(process)
-            owner = Owner(int(process.name), (process / "comm").read_bytes().rstrip(b"\n"))
+            comm = (process / "comm").read_bytes().rstrip(b"\n")
+            gid = procstatus.real_gid((process / "status").read_bytes())
+            owner = Owner(int(process.name), comm, gid or 0)
             for inode in held:
                 if inode not in first or started < first[inode][0]:
                     first[inode] = (started, owner)

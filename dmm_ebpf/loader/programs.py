@@ -57,6 +57,7 @@ _TASK_MEMBERS = {
     "DMM_TASK_COMM": ("task_struct", "comm"),
     "DMM_TASK_CRED": ("task_struct", "cred"),
     "DMM_CRED_UID": ("cred", "uid"),
+    "DMM_CRED_GID": ("cred", "gid"),
     "DMM_TASK_CGROUPS": ("task_struct", "cgroups"),
     "DMM_CGROUPS_DFL": ("css_set", "dfl_cgrp"),
     "DMM_CGROUP_KN": ("cgroup", "kn"),

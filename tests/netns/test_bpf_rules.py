@@ -28,9 +28,11 @@ from dmm_ebpf.rd.policy.model import Policy
 __all__ = ["bench"]
 
 UIDS, MARKS, DSCPS = (0, 33, 1000, 1500), (0, 0x10, 0x30), (0, 10)
+GIDS = (0, 44, 2000)
 COMMS, PORTS = ("shop", "till"), (0, 7001, 7002, 7010)
 CHOICES: dict[str, list[str]] = {
     "uid": ["0", "33", '"1000-1999"'],
+    "gid": ["0", "44", '"40-1999"'],
     "comm": ['"shop"', '"till"'],
     "mark": ["0", '"0x10"', '"0x10/0x10"'],
     "dscp": ["0", '"af11"'],
@@ -80,6 +82,7 @@ def a_policy(chance: random.Random, own: dict[str, list[str]]) -> str:
 def facts(chance: random.Random, bench: Bench) -> dict[str, Any]:
     return {
         "uid": chance.choice(UIDS),
+        "gid": chance.choice(GIDS),
         "mark": chance.choice(MARKS),
         "dscp": chance.choice(DSCPS),
         "comm": chance.choice(COMMS),
@@ -101,11 +104,13 @@ def opened(agent: Agent, name: str, kind: int, of: dict[str, Any]) -> None:
     if of["local_port"]:
         agent(f"{sock}.bind(('0.0.0.0', {of['local_port']}))")
     agent(f"libc.prctl(15, {of['comm']!r}.encode(), 0, 0, 0)")
+    agent(f"os.setresgid({of['gid']}, 0, 0)")
     agent(f"os.setresuid({of['uid']}, {of['uid']}, 0)")
 
 
 def done(agent: Agent, name: str) -> None:
     agent("os.setresuid(0, 0, 0)")
+    agent("os.setresgid(0, 0, 0)")
     agent.close(name)
 
 
@@ -275,3 +280,35 @@ def test_a_listener_is_looked_up_by_its_mark_or_dscp(
         found = bench.listener(address, 7300)
         assert found is not None
     assert found.rules[generation & 1] == rule
+
+
+OF_A_GROUP = """
+[stacks.k]
+kind = "kernel"
+[[rules]]
+gid = [44, "2000-2999"]
+not = { gid = 2001 }
+table = "t"
+[[tables.t.routes]]
+to = "default"
+stack = "k"
+"""
+
+
+@pytest.mark.parametrize("when", ["before it listens", "after, when a policy changes"])
+@pytest.mark.parametrize(("gid", "rule"), [(44, 1), (2000, 1), (2001, 0), (0, 0)])
+def test_a_listener_is_looked_up_by_its_programs_group(
+    bench: Bench, gid: int, rule: int, when: str
+) -> None:
+    """Of its process's own group: that it is in others besides does not matter."""
+    ids = IdSpace()
+    rules = OF_A_GROUP if when == "before it listens" else OF_A_GROUP.replace("44", "45")
+    in_force(bench, rules.replace("2000-2999", "3000") if rules != OF_A_GROUP else rules, ids)
+    bench.agent("os.setgroups([44])")
+    bench.agent(f"os.setresgid({gid}, 0, 0)")
+    bench.agent.listen("g", "0.0.0.0", 7400)
+    bench.agent("os.setresgid(0, 0, 0)")
+    _, generation = in_force(bench, OF_A_GROUP, ids)
+    found = bench.listener("0.0.0.0", 7400)
+    assert found is not None
+    assert (found.gid, found.rules[generation & 1]) == (gid, rule)

@@ -140,6 +140,7 @@ class Reader:
         return bool(
             rule.directions & query.direction
             and (not flags & C.DMM_RULE_UID or rule.uid_first <= query.uid <= rule.uid_last)
+            and (not flags & C.DMM_RULE_GID or rule.gid_first <= query.gid <= rule.gid_last)
             and (not flags & C.DMM_RULE_COMM or abi.text(rule.comm) == query.comm)
             and (not flags & C.DMM_RULE_MARK or query.mark & rule.mark_mask == rule.mark)
             and (not flags & C.DMM_RULE_DSCP or rule.dscp == query.dscp)

@@ -93,6 +93,7 @@ def routes(draw: st.DrawFn) -> dict[str, str]:
 CONDITIONS: dict[str, list[object]] = {
     "cgroup": sorted(CGROUPS),
     "uid": [0, 999, 1000, "1000-2000", "0-4294967294", 2001],
+    "gid": [33, 999, "33-1000", "1001-4294967294"],
     "comm": ["curl", "nginx", "fifteen-letters"],
     "executable": sorted(EXECUTABLES),
     "mark": [0, "0x10", "0x10/0x30", "0/0x1"],
@@ -142,6 +143,7 @@ FACTS: dict[str, Sequence[Any]] = {
     "proto": [6, 17],
     "cgroup": sorted(CGROUPS),
     "uid": [0, 999, 1000, 2000],
+    "gid": [0, 33, 1000],
     "comm": ["curl", "nginx", "fifteen-letters"],
     "executable": [*EXECUTABLES, "/bin/other"],
     "mark": [0, 1, 0x10, 0x30],

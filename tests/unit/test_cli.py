@@ -306,6 +306,7 @@ def test_route_get_asks_what_was_typed(cli: Cli) -> None:
                     "proto": "tcp",
                     "cgroup": "/shop.slice",
                     "uid": 0,
+                    "gid": None,
                     "comm": "curl",
                     "executable": None,
                     "mark": 16,
@@ -332,7 +333,7 @@ def test_a_cgroup_may_be_named_by_its_place_in_the_file_system(cli: Cli) -> None
     [
         (["--container", "web"], {"cgroup": "/docker/0", "uid": None, "comm": None}),
         (["--unit", "shop.slice"], {"cgroup": "/shop.slice", "uid": None, "comm": None}),
-        (["--pid", "7"], {"cgroup": "/", "uid": 33, "comm": "nginx"}),
+        (["--pid", "7"], {"cgroup": "/", "uid": 33, "gid": 34, "comm": "nginx"}),
         (["--pid", "7", "--uid", "0", "--comm", "x"], {"cgroup": "/", "uid": 0, "comm": "x"}),
     ],
 )
@@ -342,7 +343,7 @@ def test_route_get_asks_for_a_place(
     monkeypatch.setattr(places, "of_container", lambda name: Place(name, "/docker/0", None))
     monkeypatch.setattr(places, "of_unit", lambda name, pending: Place(name, f"/{name}", None))
     monkeypatch.setattr(places, "of_pid", lambda pid: Place(str(pid), "/", None))
-    monkeypatch.setattr(places, "person", lambda _pid: Person(33, "nginx"))
+    monkeypatch.setattr(places, "person", lambda _pid: Person(33, 34, "nginx"))
     with FakeRd("default", ANSWERS) as rd:
         assert cli("route", "get", "203.0.113.7:443", "--json", *options).code == 0
         asked = rd.asked[-1][1]

@@ -181,7 +181,7 @@ def test_maps_are_listed_once_with_what_they_hold() -> None:
 
 
 def test_a_rule_is_small_and_the_limits_fit_their_fields() -> None:
-    assert abi.sizeof("dmm_rule") == 96
+    assert abi.sizeof("dmm_rule") == 104
     assert (
         next(s for s in MAPS if s.name == "xsks").max_entries == C.DMM_MAX_NICS * C.DMM_MAX_QUEUES
     )

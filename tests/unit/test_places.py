@@ -451,10 +451,10 @@ def test_who_a_process_is():
     code = "import pathlib; pathlib.Path('/proc/self/comm').write_bytes(b'caf\\xe9'); print(1); input()"
     command = [sys.executable, "-uc", code]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, user=65534, extra_groups=(), **pipes) as process:
+    with subprocess.Popen(command, user=65534, group=33, extra_groups=(), **pipes) as process:
         process.stdout.read(1)
         executed = str(Path(sys.executable).resolve())
-        assert places.person(process.pid) == places.Person(65534, "caf\ufffd", executed)
+        assert places.person(process.pid) == places.Person(65534, 33, "caf\ufffd", executed)
         process.communicate(b"\n")
 
 

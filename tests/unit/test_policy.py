@@ -16,7 +16,7 @@ from dmm_ebpf.errors import PolicyError
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.compile_rules import checks, count_checks
 from dmm_ebpf.rd.policy.model import KernelStack, UserStack
-from dmm_ebpf.rd.policy.values import Prefix, UidRange
+from dmm_ebpf.rd.policy.values import IdRange, Prefix
 from dmm_ebpf.rd.policy.warnings import warnings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -136,7 +136,7 @@ def test_conditions_are_lists_and_not_takes_away() -> None:
         "cgroup /a,/b uid 1000,1001-1999 local_port 80,443 interface eth0 not uid 1500 "
         "not (comm x,y mark 0x1) connect"
     )
-    assert got.every("uid") == (UidRange(1000, 1000), UidRange(1001, 1999), UidRange(1500, 1500))
+    assert got.every("uid") == (IdRange(1000, 1000), IdRange(1001, 1999), IdRange(1500, 1500))
     assert count_checks(got) == len(list(checks([got]))) == 2 * 2 + 1 + 2
     assert [one.skip for one in checks([got])] == [6, 5, 4, 0, 0, 0, 0]
 
@@ -148,7 +148,7 @@ def test_conditions_are_lists_and_not_takes_away() -> None:
         ('uid = [1, "x y z"]', 'this host has no user "x y z"'),
         ("not = []", "rule 1, not: the list is empty"),
         ("not = {}", '"{}" is no table of conditions'),
-        ("not = { table = 1 }", 'rule 1, not: unknown key "table"; known are cgroup, uid'),
+        ("not = { table = 1 }", 'rule 1, not: unknown key "table"; known are cgroup, uid, gid'),
         ("not = [{ uid = 0 }, { uid = -1 }]", 'rule 1, not: uid: "-1" is not a user id'),
         ('interface = "a b"', '"a b" is not a network device'),
         ('interface = "eth0"\ndirection = "listen"', "a listener that is bound to a device"),

@@ -136,6 +136,7 @@ class Earlier:
         decision.cgroup_id, decision.uid = one.cgroup_id, one.uid
         if owner is not None:
             decision.pid, decision.comm = owner.pid, owner.comm[: C.DMM_COMM_LEN - 1]
+            entry.gid = owner.gid
             executes = exefile.of_process(owner.pid)
             entry.exe_device, entry.exe_inode = executes or (0, 0)
         if one.state != TCP_LISTEN:

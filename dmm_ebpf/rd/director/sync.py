@@ -347,6 +347,7 @@ def _matches(rule: Struct, key: Struct, listener: Struct, in_cgroup: InCgroup) -
         all(getattr(listener, k) == getattr(rule, k) for bit, k in equal.items() if flags & bit)
         and (not flags & C.DMM_RULE_EXECUTABLE or executes)
         and (not flags & C.DMM_RULE_UID or rule.uid_first <= listener.uid <= rule.uid_last)
+        and (not flags & C.DMM_RULE_GID or rule.gid_first <= listener.gid <= rule.gid_last)
         and (not flags & C.DMM_RULE_LPORT or rule.lport_first <= port <= rule.lport_last)
         and (not flags & C.DMM_RULE_MARK or listener.mark & rule.mark_mask == rule.mark)
         and (not flags & C.DMM_RULE_COMM or abi.text(listener.comm) == abi.text(rule.comm))

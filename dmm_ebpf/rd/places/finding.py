@@ -22,7 +22,7 @@ from pathlib import Path
 from dmm_ebpf.asking import NoAnswerError, ask
 from dmm_ebpf.closing import Closing
 from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
-from dmm_ebpf.hal import netns
+from dmm_ebpf.hal import netns, procstatus
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.places import text as placetext
 from dmm_ebpf.rd.places.place import Place
@@ -36,6 +36,7 @@ class Person:
     """What rules look at in a process, beside its cgroup."""
 
     uid: int | None
+    gid: int | None
     comm: str
     # What it executes, by a path of the host's; None: it is a thread of the kernel's
     executable: str | None = None
@@ -130,8 +131,13 @@ def person(pid: int) -> Person:
     """Who a process is. UsageError when it has ended."""
     with _Process(pid, f"find who process {pid} is") as process:
         comm = process.read("comm").removesuffix(b"\n")
-        uid = placetext.real_uid(process.read("status"))
-        return Person(uid, comm.decode("utf-8", "replace"), process.executable())
+        status = process.read("status")
+        return Person(
+            procstatus.real_uid(status),
+            procstatus.real_gid(status),
+            comm.decode("utf-8", "replace"),
+            process.executable(),
+        )
 
 
 # -- containers --

@@ -121,12 +121,6 @@ def cgroup_of(proc_cgroup: bytes) -> str | None:
     return None
 
 
-def real_uid(proc_status: bytes) -> int | None:
-    """The real uid in /proc/PID/status, which is what rules look at."""
-    match = re.search(rb"^Uid:\s*([0-9]+)", proc_status, re.MULTILINE)
-    return int(match[1]) if match else None
-
-
 def properties(answer: bytes) -> dict[str, str]:
     """From `systemctl show`: KEY=VALUE lines."""
     pairs = (line.partition(b"=") for line in answer.split(b"\n"))

@@ -330,6 +330,7 @@ def _refuse(policy: Policy, path: tuple[str | int, ...], why: str, hint: str) ->
 _FLAGS = {
     "cgroup": C.DMM_RULE_CGROUP,
     "uid": C.DMM_RULE_UID,
+    "gid": C.DMM_RULE_GID,
     "comm": C.DMM_RULE_COMM,
     "mark": C.DMM_RULE_MARK,
     "dscp": C.DMM_RULE_DSCP,
@@ -338,6 +339,8 @@ _FLAGS = {
     "interface": C.DMM_RULE_DEVICE,
     "executable": C.DMM_RULE_EXECUTABLE,
 }
+# Conditions of which a value is a range, and what its two members of struct dmm_rule begin with
+_SPANS = {"uid": "uid", "gid": "gid", "local_port": "lport"}
 
 
 class _Host:
@@ -372,8 +375,9 @@ class _Host:
             out.flags |= _FLAGS[key]
             if key == "cgroup":
                 out.cgroup_id, out.cgroup_level = self._cgroup(index, value)
-            elif key == "uid":
-                out.uid_first, out.uid_last = value
+            elif key in _SPANS:
+                for end, number in zip(("first", "last"), value, strict=True):
+                    setattr(out, f"{_SPANS[key]}_{end}", number)
             elif key == "comm":
                 out.comm = value.encode()
             elif key == "mark":
@@ -382,8 +386,6 @@ class _Host:
                 out.dscp = value
             elif key == "netns":
                 out.netns_cookie = self.netns(index, value)
-            elif key == "local_port":
-                out.lport_first, out.lport_last = value
             elif key == "executable":
                 out.exe_device, out.exe_inode = self.executable(index, value)
             else:

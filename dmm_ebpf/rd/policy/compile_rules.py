@@ -15,7 +15,7 @@ from typing import Any
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.rd.policy.rule import Conditions, Rule
-from dmm_ebpf.rd.policy.values import UidRange
+from dmm_ebpf.rd.policy.values import IdRange
 
 MAX_CHECKS = int(C.DMM_MAX_CHECKS)
 
@@ -46,8 +46,9 @@ def checks(rules: Sequence[Rule]) -> Iterator[Check]:
 
 def _ways(conditions: Conditions) -> Iterator[dict[str, Any]]:
     asked = dict(conditions.asked())
-    if "uid" in asked:
-        asked["uid"] = tuple(UidRange(*span) for span in _joined(asked["uid"]))
+    for key in ("uid", "gid"):
+        if key in asked:
+            asked[key] = tuple(IdRange(*span) for span in _joined(asked[key]))
     if "local_port" in asked:
         asked["local_port"] = tuple(_joined(asked["local_port"]))
     for values in itertools.product(*asked.values()):
@@ -71,6 +72,6 @@ def count_checks(rule: Rule) -> int:
     for one in (rule, *rule.excepted):
         ways = 1
         for key, values in one.asked():
-            ways *= len(_joined(values)) if key in ("uid", "local_port") else len(values)
+            ways *= len(_joined(values)) if key in ("uid", "gid", "local_port") else len(values)
         total += ways
     return total

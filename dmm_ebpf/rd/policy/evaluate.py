@@ -70,6 +70,7 @@ class Query:
     proto: int = TCP
     cgroup: str | None = None
     uid: int | None = None
+    gid: int | None = None
     comm: str | None = None
     executable: str | None = None
     same_files: tuple[str, ...] = ()  # all paths of that very file, where they are known
@@ -115,6 +116,7 @@ class Query:
                 proto=proto,
                 cgroup=_param(params, "cgroup", str),
                 uid=_number(params, "uid", 0xFFFFFFFF),
+                gid=_number(params, "gid", 0xFFFFFFFF),
                 comm=comm,
                 executable=None if executable is None else executable_path(executable),
                 mark=_number(params, "mark", 0xFFFFFFFF),
@@ -379,6 +381,7 @@ def _other(said: bool | None) -> bool | None:
 _IS: dict[str, Callable[[Any, Any], bool]] = {
     "cgroup": lambda wanted, given: is_below(given, wanted),
     "uid": lambda wanted, given: wanted.first <= given <= wanted.last,
+    "gid": lambda wanted, given: wanted.first <= given <= wanted.last,
     "comm": operator.eq,
     "executable": lambda wanted, given: wanted in given,
     "mark": lambda wanted, given: given & wanted.mask == wanted.value,

@@ -31,6 +31,7 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 _WITH_VALUE = {
     "from": "cgroup",
     "uid": "uid",
+    "gid": "gid",
     "comm": "comm",
     "executable": "executable",
     "mark": "mark",
@@ -42,7 +43,7 @@ _WITH_VALUE = {
     "source": "source",
     "in": "in_interface",
 }
-_NUMBERS = ("uid", "mark", "dscp", "local-port")
+_NUMBERS = ("uid", "gid", "mark", "dscp", "local-port")
 _FORM = "write ADDR[:PORT] [tcp|udp] [connect|listen|forward] [from CGROUP] [uid N] ... -> STACK"
 
 # From "203.0.113.7:443" and a protocol to (address, port or None); DmmError

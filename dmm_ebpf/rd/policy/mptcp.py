@@ -80,4 +80,4 @@ def _of_rule(
     for key in _LATER if mine else ():
         if getattr(rule, key) is not None:
             why = f"the table leads to {mine[0]}, which has mptcp, and {EARLY}, before it has any"
-            yield ("rules", index, key), why, "match by cgroup, uid, comm or executable"
+            yield ("rules", index, key), why, "match by cgroup, uid, gid, comm or executable"

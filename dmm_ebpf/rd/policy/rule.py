@@ -34,12 +34,13 @@ from dmm_ebpf.rd.policy.shape import (
     takes,
 )
 from dmm_ebpf.rd.policy.values import (
+    IdRange,
     Mark,
     Ports,
     Prefix,
-    UidRange,
     ValueRefusedError,
     parse_dscp,
+    parse_gid,
     parse_mark,
     parse_ports,
     parse_uid,
@@ -225,7 +226,9 @@ class Conditions(Record):
     cgroup: tuple[str, ...] | None = field(
         default=None, metadata=by(_some(_cgroup))
     )  # itself or anything below it
-    uid: tuple[UidRange, ...] | None = field(default=None, metadata=by(_some(parse_uid)))
+    uid: tuple[IdRange, ...] | None = field(default=None, metadata=by(_some(parse_uid)))
+    # The process's own; not those that it is in besides
+    gid: tuple[IdRange, ...] | None = field(default=None, metadata=by(_some(parse_gid)))
     comm: tuple[str, ...] | None = field(default=None, metadata=by(_some(_comm)))
     executable: tuple[str, ...] | None = field(
         default=None, metadata=by(_some(executable_path))

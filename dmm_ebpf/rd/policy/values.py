@@ -10,12 +10,13 @@ module until there is an error to explain.
 
 from __future__ import annotations
 
+import grp
 import ipaddress
 import itertools
 import pwd
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -105,8 +106,8 @@ class Mark(NamedTuple):
         return f"{self.value:#x}" if self.mask == U32_MAX else f"{self.value:#x}/{self.mask:#x}"
 
 
-class UidRange(NamedTuple):
-    """User ids first..last, both included."""
+class IdRange(NamedTuple):
+    """Ids of users or groups, first..last, both included."""
 
     first: int
     last: int
@@ -367,9 +368,23 @@ def parse_size(value: object) -> int:
     return size
 
 
-@takes(any_of(whole(0, U32_MAX - 1), spelled(f"{ANY_TEXT}+")))
-def parse_uid(value: object) -> UidRange:
+_IDS = any_of(whole(0, U32_MAX - 1), spelled(f"{ANY_TEXT}+"))
+
+
+@takes(_IDS)
+def parse_uid(value: object) -> IdRange:
     """User ids from 1000, "1000-2000" or a user name that this host knows."""
+    return _ids(value, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+@takes(_IDS)
+def parse_gid(value: object) -> IdRange:
+    """Group ids from 1000, "1000-2000" or a group's name that this host knows."""
+    return _ids(value, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _ids(value: object, what: str, by_name: Callable[[str], int]) -> IdRange:
+    """what: "user" or "group". by_name: the id of one; KeyError: there is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         first = last = value
     elif isinstance(value, str) and (
@@ -379,24 +394,25 @@ def parse_uid(value: object) -> UidRange:
         last = int(match[2]) if match[2] else first
     elif isinstance(value, str) and value and "\0" not in value:
         try:
-            first = last = pwd.getpwnam(value).pw_uid
+            first = last = by_name(value)
         except KeyError:
             raise ValueRefusedError(
-                f"this host has no user {shown(value)}", "use the number, or create the user"
+                f"this host has no {what} {shown(value)}",
+                f"use the number, or create the {what}",
             ) from None
     else:
         raise ValueRefusedError(
-            f"{shown(value)} is not a user", 'expected 1000, "1000-2000" or a user name'
+            f"{shown(value)} is not a {what}", f'expected 1000, "1000-2000" or a {what} name'
         )
     if not (0 <= first < U32_MAX and 0 <= last < U32_MAX):
         raise ValueRefusedError(
-            f"{shown(value)} is not a user id", f"user ids are 0 to {U32_MAX - 1}"
+            f"{shown(value)} is not a {what} id", f"{what} ids are 0 to {U32_MAX - 1}"
         )
     if last < first:
         raise ValueRefusedError(
-            f"the range of user ids {first}-{last} is reversed", f"write {last}-{first}"
+            f"the range of {what} ids {first}-{last} is reversed", f"write {last}-{first}"
         )
-    return UidRange(first, last)
+    return IdRange(first, last)
 
 
 def parse_address(text: str) -> tuple[int, int]:

@@ -123,6 +123,7 @@ def _takes_in(wide: Rule, narrow: Rule) -> bool:
 _IMPLIES: dict[str, Callable[[Any, Any], bool]] = {
     "cgroup": is_below,
     "uid": lambda narrow, wide: wide.first <= narrow.first and narrow.last <= wide.last,
+    "gid": lambda narrow, wide: wide.first <= narrow.first and narrow.last <= wide.last,
     "mark": lambda narrow, wide: (
         wide.mask & ~narrow.mask == 0 and narrow.value & wide.mask == wide.value
     ),
