@@ -234,12 +234,13 @@ def open_active(core: Core, ecn: int = 0) -> Open:
     (syn,) = core.get(OUTER)
     core.wait(20 * MS)
     core.put(OUTER, to_core(OUTER, 7000, syn.seq + 1, SYN | ACK | ecn, options=SYN_OPTIONS))
-    (final,) = core.get(OUTER)
-    assert (final.flags, final.seq, final.ack) == (ACK, syn.seq + 1, 7001)
     (synack,) = core.get(INNER)
     assert (synack.flags, synack.ack) == (SYN | ACK, 1001)
+    assert core.get(OUTER) == []
     core.put(INNER, to_core(INNER, 1001, synack.seq + 1, ACK, options=timestamps(1001, 0)))
-    assert core.get(INNER) == core.get(OUTER) == []
+    (final,) = core.get(OUTER)
+    assert (final.flags, final.seq, final.ack) == (ACK, syn.seq + 1, 7001)
+    assert core.get(INNER) == []
     return Open(
         core,
         {INNER: 1001, OUTER: 7001},

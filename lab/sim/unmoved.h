@@ -292,6 +292,11 @@ static inline enum unmoved_verdict unmoved_tcp(const struct dmm_core *core, cons
 		return SILENT;
 	if (t->state == TCP_SYN_SENT)
 		return unmoved_syn_sent(t, k);
+	/* the app's kernel, whose handshake waits for the peer's, answers once more */
+	if (leg == DMM_LEG_INNER && (t->flags & TF_HOLD) && t->state == TCP_ESTABLISHED &&
+	    (k->flags & (TH_SYN | TH_ACK | TH_RST)) == (TH_SYN | TH_ACK) && k->seq == t->irs &&
+	    k->ack == t->iss + 1)
+		return MAY_CHANGE;
 	if (t->state == TCP_SYN_RECV)
 		return unmoved_syn_recv(core, t, !c->ends.f.passive == (leg == DMM_LEG_OUTER), k,
 					now_ns);

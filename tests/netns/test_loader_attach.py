@@ -21,7 +21,7 @@ import pytest
 from bpf_lab import Agent, Policy, counter, netns_cookie, u32
 from foreign import ALLOW, program_on
 
-from dmm_ebpf import loader
+from dmm_ebpf import abi, loader
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError, UsageError
 from dmm_ebpf.loader import ahead, bpf, bpffs, programs, restore
@@ -125,11 +125,11 @@ def test_detach_works_while_another_process_holds_the_links(made, cgroup: Cgroup
 
 def test_adopt_finds_the_same_maps_and_programs(made, cgroup: Cgroup) -> None:
     attached = made(cgroup)
-    attached.maps["seats"].update(u32(4), bytes(20))
+    attached.maps["seats"].update(u32(4), bytes(abi.sizeof("dmm_seat")))
     attached.close()
     adopted = loader.adopt(attached.instance)
     try:
-        assert adopted.maps["seats"].lookup(u32(4)) == bytes(20)
+        assert adopted.maps["seats"].lookup(u32(4)) == bytes(abi.sizeof("dmm_seat"))
         assert adopted.cgroup_id == attached.cgroup_id and adopted.cgroup == cgroup.relative
         assert bpf.prog_info(adopted.ingress_fd()).name == "dmm_ingress"
     finally:

@@ -150,14 +150,11 @@ def test_an_option_of_a_stack_touches_three_files(checkout: Checkout) -> None:
     checkout.run(sys.executable, "-c", TOLD)
 
 
-def test_a_map_touches_four_files(checkout: Checkout) -> None:
+def with_a_map(checkout: Checkout) -> None:
+    """`cards`, as `nics`; once."""
     page, abi = "add-a-map.md", "bpf/abi.h"
-    assert {abi, *(file for file, _ in places(page))} == {
-        abi,
-        "dmm_ebpf/loader/spec.py",
-        "bpf/away.h",
-        "dmm_ebpf/rd/director/nics.py",
-    }
+    if "struct dmm_card" in checkout.read(abi):
+        return
     (struct,) = re.findall(r"^struct dmm_nic \{.*?^\};\n", checkout.read(abi), re.M | re.S)
     checkout.put(abi, f"\n{struct.replace('dmm_nic', 'dmm_card')}", behind=struct)
     names = renaming((r"\bnics\b", "cards"), (r"\bdmm_nic\b", "dmm_card"), (r"\*nic\b", "*card"))
@@ -166,14 +163,27 @@ def test_a_map_touches_four_files(checkout: Checkout) -> None:
     read = "\tif (card)\n\t\tflow->away = card->slot;\n"
     checkout.put("bpf/away.h", read, behind="\tif (!nic)\n\t\tflow->away = 0;\n")
     built_abi(checkout)
+
+
+def test_a_map_touches_four_files(checkout: Checkout) -> None:
+    abi = "bpf/abi.h"
+    assert {abi, *(file for file, _ in places("add-a-map.md"))} == {
+        abi,
+        "dmm_ebpf/loader/spec.py",
+        "bpf/away.h",
+        "dmm_ebpf/rd/director/nics.py",
+    }
+    with_a_map(checkout)
     checkout.test("tests/unit/test_loader_pure.py", "-k", "specified or holes")
 
 
-def test_a_condition_of_rules_is_each_line_of_its_page(checkout: Checkout) -> None:
-    """A second name of the process, `nick`."""
+def with_a_condition(checkout: Checkout) -> None:
+    """A second name of the process, `nick`; once."""
+    if "DMM_RULE_NICK" in checkout.read("bpf/abi.h"):
+        return
     kept = r"(?<!facts->)(?<!listener\.)(?<!who\.)(?<![\w])"
     names = renaming(
-        ("DMM_RULE_COMM = 4,", "DMM_RULE_NICK = 1024,"),
+        ("DMM_RULE_COMM = 4,", "DMM_RULE_NICK = 2048,"),
         (rf"{kept}comm\b", "nick"),
         (r"\bDMM_RULE_COMM\b", "DMM_RULE_NICK"),
         (r"\bCommOption\b", "NickOption"),
@@ -188,6 +198,10 @@ def test_a_condition_of_rules_is_each_line_of_its_page(checkout: Checkout) -> No
     row = "| `netns` | the network namespace, by its name in `ip netns` |\n"
     checkout.put("docs/policy.md", "| `nick` | its other name |\n", behind=row)
     built_abi(checkout)
+
+
+def test_a_condition_of_rules_is_each_line_of_its_page(checkout: Checkout) -> None:
+    with_a_condition(checkout)
     agree = "tests/unit/test_compile_property.py"
     checkout.replace(agree, "max_examples=250", "max_examples=50")
     checkout.test("tests/unit/test_conditions.py", f"{agree}::test_compiled_is_evaluated")
@@ -232,6 +246,8 @@ def test_what_was_added_passes_a_review(checkout: Checkout) -> None:
 @pytest.mark.root
 def test_the_kernel_takes_what_was_added(checkout: Checkout) -> None:
     """The new map is made and pinned, and the new condition decides."""
+    with_a_map(checkout)
+    with_a_condition(checkout)
     rules, pinned = "tests/netns/test_bpf_rules.py", "tests/netns/test_loader_attach.py"
     choices = '    "comm": [\'"shop"\', \'"till"\'],\n'
     checkout.put(rules, choices.replace("comm", "nick"), behind=choices)
