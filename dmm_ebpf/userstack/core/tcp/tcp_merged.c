@@ -19,12 +19,10 @@ uint32_t merged_count(const struct pkt *pkt)
 
 bool merged_is_plain(const struct tcb *t, const struct pkt *pkt)
 {
-	/*
-	 * refused, whatever it is; or the one that ends the handshake, before which
-	 * nothing was counted
-	 */
-	if (t->state == TCP_CLOSE || t->state == TCP_SYN_SENT || t->state == TCP_SYN_RECV)
-		return true;
+	if (t->state == TCP_CLOSE || t->state == TCP_SYN_SENT)
+		return true;	      /* refused, whatever it is */
+	if (t->state == TCP_SYN_RECV) /* it ends the handshake, before which nothing was counted */
+		return pkt->seq == t->irs + (uint32_t)t->rcv_nxt;
 	if (t->state != TCP_ESTABLISHED && t->state != TCP_FIN_WAIT1 && t->state != TCP_FIN_WAIT2)
 		return false;
 	if (t->ooo || t->rcv_fin || pkt->n_agree || pkt->seq != t->irs + (uint32_t)t->rcv_nxt ||
