@@ -490,7 +490,7 @@ def _tcp_chosen() -> list[str]:
 
 
 def _task_reading(at: Mapping[str, int]) -> bytes:
-    """The loads of facts_current() in bpf/decide.h."""
+    """The loads of facts_current() in bpf/actor.h."""
     code = _insn(_CALL, imm=_FUNC_GET_CURRENT_TASK_BTF)
     code += _insn(_LDX_W, dst=1, off=at["DMM_TASK_TGID"]) + _insn(
         _LDX_W, dst=1, off=at["DMM_TASK_FLAGS"]
