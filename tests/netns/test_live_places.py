@@ -62,8 +62,22 @@ def _lags(live: Live) -> list[int]:
     return [live.places.backlog(place) for place in range(C.DMM_LIVE_PLACES)]
 
 
+def _noted_writes(live: Live) -> asyncio.Event:
+    """Set whenever something was written into a place."""
+    wrote, write = asyncio.Event(), live.places.write
+
+    def noting(place: int, most: int | None = None) -> bool:
+        done = write(place, most)
+        wrote.set()
+        return done
+
+    live.places.write = noting
+    return wrote
+
+
 async def _changes(folder: Path, opened: Maps) -> None:
     live, ids = Live(folder, opened), IdSpace()
+    wrote = _noted_writes(live)
     parsed = policy.parse(POLICY, source="policy.toml", base=folder)
     ids.assign(parsed.stacks, parsed.tables)
     sync.set_generation(opened, 2)
@@ -73,7 +87,8 @@ async def _changes(folder: Path, opened: Maps) -> None:
     for number in range(20):
         # Its own place, and another one.
         while sum(lag <= CHUNK for lag in _lags(live)) < 2:
-            await asyncio.sleep(0)
+            wrote.clear()
+            await wrote.wait()
         lags = _lags(live)
         generation = await _put(live, opened, _route(MANY + number))
         assert lags[place_of(generation)] <= CHUNK, "it takes a place that was made ready"
