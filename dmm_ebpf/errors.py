@@ -96,6 +96,14 @@ class NotAttachedError(DmmError):
     exit_code = 1
 
 
+class MadeRoomError(DmmError):
+    """The Resource Director hung up on a connection that it had been asked nothing by, for
+    another one's sake: what is asked by one that is made anew was not begun.
+    """
+
+    exit_code = 75  # sysexits.h EX_TEMPFAIL
+
+
 def apart(error: AnyError) -> AnyError:
     """An error to be kept, without where it came from: the frames there have all that was there
     then, a policy of a million routes, and perhaps the error itself, so that nothing but the
@@ -116,6 +124,7 @@ def from_wire(error: dict[str, Any]) -> DmmError:
             KernelFeatureError,
             ConflictError,
             NotAttachedError,
+            MadeRoomError,
         )
     }
     kind = kinds.get(str(error.get("kind")), DmmError)

@@ -25,7 +25,7 @@ import msgpack
 import pytest
 
 from dmm_ebpf import abi, loader
-from dmm_ebpf.rd.api import wire
+from dmm_ebpf.rd.api import client, wire
 from dmm_ebpf.rd.api.clients import MAX_CLIENTS
 from dmm_ebpf.rd.director.rundir import ROOT
 from dmm_ebpf.rd.policy.parse import MAX_POLICY_BYTES
@@ -226,6 +226,44 @@ def test_clients_that_ask_nothing_make_room(director: Routed) -> None:
             sock.close()
 
 
+def test_who_has_asked_before_a_crowd_comes_is_answered(director: Routed) -> None:
+    """All of them are there before the director looks: the first has sent its request, and would
+    have to go first.
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+    director.process.send_signal(signal.SIGSTOP)
+    clients = []
+    try:
+        for number in range(CROWD_CLIENTS):
+            clients.append(_connect(director))
+            if number in ASKING:
+                clients[-1].sendall(wire.request(1, "policy_show", {}))
+        director.process.send_signal(signal.SIGCONT)
+        for number in ASKING:
+            answer = _answer(clients[number])
+            assert answer and answer["id"] == 1 and answer["ok"], (number, answer)
+    finally:
+        director.process.send_signal(signal.SIGCONT)
+        for sock in clients:
+            sock.close()
+
+
+def test_a_client_that_made_room_asks_again_by_itself(director: Routed) -> None:
+    with client.Client(director.instance) as rd:
+        assert rd.status().pid == director.process.pid
+        others = [_connect(director) for _ in range(MAX_CLIENTS)]
+        try:
+            for sock in others:
+                sock.sendall(wire.request(1, "policy_show", {}))
+                assert _answer(sock)
+            assert rd.status().pid == director.process.pid
+            told = _answer(others[0])
+            assert told and told["error"]["kind"] == "MadeRoomError"
+        finally:
+            for sock in others:
+                sock.close()
+
+
 CROWD = {
     "idle": b"",
     "half a length": b"\0\0",
@@ -237,6 +275,7 @@ CROWD = {
     "no request": _frame(msgpack.packb({"id": 1, "method": "status", "params": []})),
 }
 CROWD_CLIENTS = 1000
+ASKING = (0, 1, MAX_CLIENTS - 1, MAX_CLIENTS, CROWD_CLIENTS // 2, CROWD_CLIENTS - 1)
 
 
 def _crowd(path: Path, ready: Path) -> None:
@@ -261,9 +300,9 @@ def _crowd(path: Path, ready: Path) -> None:
 def test_a_crowd_changes_nothing_for_others(director: Routed, tmp_path: Path) -> None:
     """1,000 clients that are idle, send halves, garbage, lengths of 4 GB and deep nesting: who
     follows goes on, who has asked asks again, and who comes new is answered, also with a large
-    policy.
+    policy. Another one is connected, and asks only when all of them are there.
     """
-    follower, known = _connect(director), _connect(director)
+    follower, known, slow = _connect(director), _connect(director), _connect(director)
     follower.sendall(wire.request(1, "follow", {}))
     known.sendall(wire.request(1, "policy_show", {}))
     assert _answer(known)
@@ -282,6 +321,9 @@ def test_a_crowd_changes_nothing_for_others(director: Routed, tmp_path: Path) ->
             answer = _answer(known)
             assert answer and answer["id"] == asked and answer["ok"]
             assert director.ask("status")[0]["rd"] == "up"
+        slow.sendall(wire.request(1, "policy_show", {}))
+        answer = _answer(slow)
+        assert answer and answer["ok"]
         assert _descriptors(director) < open_before + MAX_CLIENTS + 10
         # Each half is still held, so a long request has to find its room, too.
         comment = f"{'#' * 1023}\n" * (wire.MAX_REQUEST_BYTES // 2048)
@@ -292,8 +334,8 @@ def test_a_crowd_changes_nothing_for_others(director: Routed, tmp_path: Path) ->
     finally:
         crowd.kill()
         crowd.join()
-        follower.close()
-        known.close()
+        for sock in (follower, known, slow):
+            sock.close()
     # A few of its own it may open meanwhile.
     gone = "the director to notice that they are gone"
     wait_for(lambda: _descriptors(director) < open_before + 10, 20, gone)

@@ -6,25 +6,27 @@ bytes of requests than it has room for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.api import server
-from dmm_ebpf.rd.api.clients import MAX_CLIENTS, MAX_HELD_BYTES, MAX_READERS, Clients
+from dmm_ebpf.rd.api.clients import MAX_CLIENTS, MAX_HELD_BYTES, MAX_READERS, Clients, Owner
 
 Task = asyncio.Task[None]
+ROOT = Owner(1, 0)
+READER = Owner(2, 1000)
 
 
-def _with_tasks(test: Callable[[Clients, list[Task]], None], count: int) -> None:
+def _with_tasks(test: Callable[[Clients, list[Task]], Awaitable[None]], count: int) -> None:
     async def forever() -> None:
         await asyncio.Event().wait()
 
     async def main() -> None:
         tasks = [asyncio.ensure_future(forever()) for _ in range(count)]
         try:
-            test(Clients(), tasks)
+            await test(Clients(), tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -34,35 +36,81 @@ def _with_tasks(test: Callable[[Clients, list[Task]], None], count: int) -> None
 
 
 def _hung_up_on(tasks: list[Task]) -> list[int]:
-    return [number for number, task in enumerate(tasks) if task.cancelling()]
+    return [number for number, task in enumerate(tasks) if task.cancelling() or task.cancelled()]
 
 
 def test_who_never_asked_makes_room_before_who_asked_once() -> None:
-    def test(clients: Clients, tasks: list[Task]) -> None:
+    async def test(clients: Clients, tasks: list[Task]) -> None:
         for task in tasks[:MAX_CLIENTS]:
-            assert clients.admit(task) is None
+            assert await clients.admit(task, ROOT) is None
         for task in tasks[: MAX_CLIENTS - 1]:
             clients.asked(task)
         clients.waits(tasks[0])
         clients.waits(tasks[1])
-        assert clients.admit(tasks[MAX_CLIENTS]) is None
+        assert await clients.admit(tasks[MAX_CLIENTS], ROOT) is None
         assert _hung_up_on(tasks) == [MAX_CLIENTS - 1]
         clients.asked(tasks[MAX_CLIENTS])
         for newcomer in tasks[MAX_CLIENTS + 1 : MAX_CLIENTS + 3]:
-            assert clients.admit(newcomer) is None
+            assert await clients.admit(newcomer, ROOT) is None
             clients.asked(newcomer)
         assert _hung_up_on(tasks) == [0, 1, MAX_CLIENTS - 1]
-        refused = clients.admit(tasks[MAX_CLIENTS + 3])
+        refused = await clients.admit(tasks[MAX_CLIENTS + 3], ROOT)
         assert refused is not None and f"{MAX_CLIENTS} are connected" in str(refused)
         assert len(clients) == MAX_CLIENTS
 
     _with_tasks(test, MAX_CLIENTS + 4)
 
 
+def test_who_asks_while_a_newcomer_waits_for_room_stays() -> None:
+    """The first was chosen, and its question came; so did the second's, which has its answer by
+    then and waits anew.
+    """
+
+    async def test(clients: Clients, tasks: list[Task]) -> None:
+        for task in tasks[:MAX_CLIENTS]:
+            assert await clients.admit(task, ROOT) is None
+        comes = asyncio.ensure_future(clients.admit(tasks[MAX_CLIENTS], ROOT))
+        await asyncio.sleep(0)
+        clients.asked(tasks[0])
+        clients.asked(tasks[1])
+        clients.waits(tasks[1])
+        assert await comes is None
+        assert _hung_up_on(tasks) == [2]
+
+    _with_tasks(test, MAX_CLIENTS + 1)
+
+
+def test_whoever_has_most_places_makes_room() -> None:
+    """Of the kind that makes room: the process first, then the user; then the longest waiting."""
+    one, crowd = Owner(10, 0), Owner(11, 0)
+
+    async def test(clients: Clients, tasks: list[Task]) -> None:
+        owners = [one, *[crowd] * 3, *(Owner(100 + n, 0) for n in range(MAX_CLIENTS - 4))]
+        for task, owner in zip(tasks, owners, strict=False):
+            assert await clients.admit(task, owner) is None
+        clients.asked(tasks[1])
+        newcomers = iter(tasks[MAX_CLIENTS:])
+        for expected in ([2], [2, 3], [0, 2, 3]):
+            newcomer = next(newcomers)
+            assert await clients.admit(newcomer, Owner(1000 + len(expected), 0)) is None
+            assert _hung_up_on(tasks) == expected
+
+    _with_tasks(test, MAX_CLIENTS + 3)
+
+    async def of_users(clients: Clients, tasks: list[Task]) -> None:
+        owners = [Owner(9, 1000), *(Owner(100 + n, 1001) for n in range(MAX_READERS - 1))]
+        for task, owner in zip(tasks, owners, strict=False):
+            assert await clients.admit(task, owner) is None
+        assert await clients.admit(tasks[MAX_READERS], Owner(10, 1002)) is None
+        assert _hung_up_on(tasks) == [1]
+
+    _with_tasks(of_users, MAX_READERS + 1)
+
+
 def test_the_oldest_half_request_makes_room_for_a_whole_one() -> None:
-    def test(clients: Clients, tasks: list[Task]) -> None:
+    async def test(clients: Clients, tasks: list[Task]) -> None:
         for task in tasks:
-            clients.admit(task)
+            await clients.admit(task, ROOT)
         quarter = MAX_HELD_BYTES // 4
         for task in tasks[:4]:
             clients.hold(task, quarter)
@@ -81,18 +129,18 @@ def test_the_oldest_half_request_makes_room_for_a_whole_one() -> None:
 
 
 def test_readers_make_room_among_themselves() -> None:
-    def test(clients: Clients, tasks: list[Task]) -> None:
+    async def test(clients: Clients, tasks: list[Task]) -> None:
         root, *readers = tasks
-        assert clients.admit(root) is None
+        assert await clients.admit(root, ROOT) is None
         clients.asked(root)
         clients.waits(root)
         for one in readers[:MAX_READERS]:
-            assert clients.admit(one, is_root=False) is None
+            assert await clients.admit(one, READER) is None
             clients.asked(one)
-        refused = clients.admit(readers[MAX_READERS], is_root=False)
+        refused = await clients.admit(readers[MAX_READERS], READER)
         assert refused and "128 that are not root's are connected" in str(refused)
         clients.waits(readers[5])
-        assert clients.admit(readers[MAX_READERS], is_root=False) is None
+        assert await clients.admit(readers[MAX_READERS], READER) is None
         assert _hung_up_on(tasks) == [6]
 
     _with_tasks(test, MAX_READERS + 2)

@@ -6,7 +6,7 @@ Every failure leaves
 as a DmmError: NotAttachedError when there is no such instance or nobody answers
 for it (SilentError: who has it lives), PrivilegeError
 when the caller may not ask, and whatever the RD itself said otherwise. It starts, stops and repairs
-nothing, and never retries.
+nothing. It asks again once, where the RD says that it hung up before it was asked (MadeRoomError).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import DmmError, NotAttachedError, PrivilegeError, from_wire
+from dmm_ebpf.errors import DmmError, MadeRoomError, NotAttachedError, PrivilegeError, from_wire
 from dmm_ebpf.instancename import check_name, is_name
 from dmm_ebpf.rd.api import pulse
 from dmm_ebpf.rd.director import rundir
@@ -215,20 +215,33 @@ class Client(Closing):
     def _exchange(self, method: str, params: Message) -> Iterator[Message]:
         """The pages that answer a request, if any, and the reply."""
         what = f"ask instance {self.instance} for {method.replace('_', ' ')}"
-        if self._connection is None:
-            self._connection = _connect(self.instance, what, self._timeout_s)
-        self._number += 1
         ended = False
         try:
-            self._send(self._connection, what, method, params)
-            while not ended:
-                message = self._receive(self._connection, what)
-                ended = not isinstance(message.get("page"), list)
+            connection, message = self._asked_again(what, method, params)
+            while isinstance(message.get("page"), list):
                 yield message
+                message = self._receive(connection, what)
+            ended = True
+            yield message
         finally:
             if not ended:
                 # A late answer to this call must never be taken for the answer to the next one.
                 self.close()
+
+    def _asked_again(self, what: str, method: str, params: Message) -> tuple[Connection, Message]:
+        """The first message that answers a request, and by which connection it came."""
+        try:
+            return self._asked(what, method, params)
+        except MadeRoomError:
+            return self._asked(what, method, params)
+
+    def _asked(self, what: str, method: str, params: Message) -> tuple[Connection, Message]:
+        if self._connection is None:
+            self._connection = _connect(self.instance, what, self._timeout_s)
+        connection = self._connection
+        self._number += 1
+        self._send(connection, what, method, params)
+        return connection, self._receive(connection, what)
 
     def _send(self, connection: Connection, what: str, method: str, params: Message) -> None:
         from dmm_ebpf.rd.api import wire
@@ -280,14 +293,24 @@ class Subscription(Closing):
 
         self.instance = instance
         self._what = f"follow instance {instance}"
-        self._connection = _connect(instance, self._what, timeout_s)
+        request = wire.request(1, method, params)
+        try:
+            try:
+                self._open(request, timeout_s)
+            except BrokenPipeError:  # it hung up before it was asked, for another one's sake
+                self._open(request, timeout_s)
+        except OSError as exc:
+            raise _gone(self._what, instance) from exc
+
+    def _open(self, request: bytes, timeout_s: float) -> None:
+        self._connection = _connect(self.instance, self._what, timeout_s)
         try:
             self._watch = pulse.Watch(self._connection.peer_pid())
-            _send(self._connection, wire.request(1, method, params), timeout_s, self._watch)
+            _send(self._connection, request, timeout_s, self._watch)
             self._connection.set_timeout(None)
-        except OSError as exc:
+        except OSError:
             self._connection.close()
-            raise _gone(self._what, instance) from exc
+            raise
 
     def __iter__(self) -> Iterator[Message]:
         while True:

@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError, unforeseen
+from dmm_ebpf.errors import DmmError, MadeRoomError, PrivilegeError, UsageError, unforeseen
 from dmm_ebpf.peercred import peer
 from dmm_ebpf.rd.api import wire
 from dmm_ebpf.rd.api.backlog import Backlog
-from dmm_ebpf.rd.api.clients import Clients
+from dmm_ebpf.rd.api.clients import Clients, Owner
 from dmm_ebpf.rd.director import faults, routechange
 from dmm_ebpf.rd.director.instance import Instance
 from dmm_ebpf.rd.policy.values import shown
@@ -165,8 +165,9 @@ class Server:
         assert task is not None
         try:
             sock = writer.get_extra_info("socket")
-            uid = peer(sock)[1]
-            refusal = self._refusal(sock, uid) or self._clients.admit(task, is_root=uid == 0)
+            owner = Owner(*peer(sock))
+            uid = owner.uid
+            refusal = self._refusal(sock, uid) or await self._clients.admit(task, owner)
             if refusal is None:
                 await self._talk(reader, writer, uid)
             else:
@@ -174,7 +175,8 @@ class Server:
             writer.close()
         except asyncio.CancelledError as e:
             if e.args:  # it made room for another one; if it lives, it is told
-                said = DmmError("go on with this client", why=str(e.args[0]), hint="connect again")
+                what = "go on with this client"
+                said = MadeRoomError(what, why=str(e.args[0]), hint="connect again")
                 writer.write(wire.failure(wire.CONNECTION, said))
             writer.close()
         except OSError:
