@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +236,7 @@ def policy_apply(file: Path, instance: str, *, as_json: bool) -> None:
     with client.Client(instance, timeout_s=client.APPLY_TIMEOUT_S) as rd:
         applied = rd.policy_apply(path=str(file.resolve()), text=text)
     if as_json:
-        output.print_json(applied)
+        output.print_json(replace(applied, warnings=warned, more_warnings=more))
     else:
         counts = counts_text(applied.rules, applied.routes, applied.stacks)
         print(f"applied to instance {instance}: generation {applied.generation}, {counts}")

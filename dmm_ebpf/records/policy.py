@@ -34,21 +34,6 @@ Sign = Literal["+", "-"]
 
 
 @dataclass(frozen=True, slots=True)
-class Applied(Record):
-    """A policy that has come in force."""
-
-    instance: str
-    generation: int
-    rules: int
-    routes: int
-    stacks: int
-    pending: list[Pending]
-    sets: Maybe[list[NamedSet]] = ABSENT
-
-    PARTS: ClassVar[Parts] = {"pending": Pending, "sets": NamedSet}
-
-
-@dataclass(frozen=True, slots=True)
 class Warned(Record):
     """place: as in "policy.toml:12". text: what is there, and what becomes of it."""
 
@@ -57,6 +42,25 @@ class Warned(Record):
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Record):
+    """A policy that has come in force. warnings, and more_warnings, as Checked has them: whoever
+    had it applied looks for them.
+    """
+
+    instance: str
+    generation: int
+    rules: int
+    routes: int
+    stacks: int
+    pending: list[Pending]
+    sets: Maybe[list[NamedSet]] = ABSENT
+    warnings: Maybe[list[Warned]] = ABSENT
+    more_warnings: Maybe[int] = ABSENT
+
+    PARTS: ClassVar[Parts] = {"pending": Pending, "sets": NamedSet, "warnings": Warned}
 
 
 @dataclass(frozen=True, slots=True)

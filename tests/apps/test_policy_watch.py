@@ -130,3 +130,17 @@ def test_ten_million_routes_are_refused_and_the_last_policy_stays(site, tmp_path
     peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     assert peak < MEMORY_KIB
     routes.unlink()
+
+
+def test_an_old_name_is_warned_of_wherever_a_policy_comes_in_force(site):
+    """In the log of `attach`, and when the file has changed; what applies it says it, too."""
+    stack = '[stacks.wan]\nkind = "user"\nio = "tap"\n{} = 1\n'
+    routed = site.attach_client(stack.format("instances"))
+    told = "stack wan: instances is an old name of the key processes, which does the same"
+    here = f"{routed.policy_file}:4: {told}"
+    assert here in routed.log.read_text()
+    assert f"dmm-ebpf: warning: {here}" in routed.apply().stderr
+    assert routed.log.read_text().count(here) == 2
+    routed.write_policy("\n" + stack.format("instances"))
+    below = here.replace(":4:", ":5:")
+    wait_for(lambda: below in routed.log.read_text(), WITHIN_S, "the warning")

@@ -253,19 +253,20 @@ def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", ["af_packet", "tun"])
-def test_an_old_name_of_a_port_goes_on_working_with_a_sentence(
-    old: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    text = U + f'io = "{old}"\n'
-    (stack,) = policy.parse(text, source="p", base=Path("/")).user_stacks().values()
+def test_an_old_name_of_a_port_goes_on_working_with_a_sentence(old: str) -> None:
+    made = parse(U + f'io = "{old}"\n')
+    (stack,) = made.user_stacks().values()
     assert stack.io == "tap"
-    assert f'io = "{old}" is an old name and means io = "tap" now' in caplog.text
+    means = f'io = "{old}" is an old name and means io = "tap" now, which does the same'
+    assert f"policy.toml:3: stack wan: {means}" in map(str, warnings(made))
 
 
-def test_processes_were_called_instances(caplog: pytest.LogCaptureFixture) -> None:
-    (stack,) = parse(U + "instances = 3\n").user_stacks().values()
+def test_processes_were_called_instances() -> None:
+    made = parse(U + "instances = 3\n")
+    (stack,) = made.user_stacks().values()
     assert stack.processes == 3
-    assert "instances is an old name of the key processes" in caplog.text
+    told = "stack wan: instances is an old name of the key processes, which does the same"
+    assert f"policy.toml:3: {told}" in map(str, warnings(made))
 
 
 @pytest.mark.parametrize(

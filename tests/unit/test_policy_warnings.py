@@ -181,6 +181,7 @@ def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
     file.write_text(DULL)
     with FakeRd("default", ANSWERS):
         checked, applied = cli("policy", "check", str(file)), cli("policy", "apply", str(file))
+        applied_json = cli("policy", "apply", "--json", str(file)).json
     assert (checked.code, checked.out) == (0, "ok: 2 rules, 6 routes, 3 stacks\n")
     assert checked.err == applied.err
     lines = checked.err.splitlines()
@@ -193,6 +194,7 @@ def test_what_does_nothing_is_warned_of(cli: Cli, tmp_path: Path) -> None:
     assert [
         f"dmm-ebpf: warning: {one['place']}: {one['text']}" for one in as_json["warnings"]
     ] == lines
+    assert (applied_json["warnings"], applied_json["more_warnings"]) == (as_json["warnings"], 0)
 
 
 RULES = (

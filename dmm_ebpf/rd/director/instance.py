@@ -59,7 +59,7 @@ from dmm_ebpf.rd.director.stage import PROGRESS, STAGES, Progress, Stage
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.rd.director.watch import PolicyWatch
-from dmm_ebpf.rd.policy import bulk
+from dmm_ebpf.rd.policy import bulk, warnings
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -317,7 +317,10 @@ class Instance:
         async def work() -> int | None:
             return None if unless() else await self._apply_in_turn(new, path)
 
-        return await self._in_turn(work)
+        generation = await self._in_turn(work)
+        for one in warnings.old_names(new) if generation is not None else ():
+            log.warning("%s", one)
+        return generation
 
     async def change(self, work: Callable[[Changing], Awaitable[T]]) -> T:
         """What work does with what is in force, while nobody else changes it."""

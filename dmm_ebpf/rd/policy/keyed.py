@@ -8,15 +8,12 @@ what is wrong, and the JSON Schema is made (schema.py).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from dmm_ebpf.errors import apart
 from dmm_ebpf.rd.policy.values import Mark, ValueRefusedError
-
-log = logging.getLogger("dmm-ebpf")
 
 
 @runtime_checkable
@@ -25,6 +22,13 @@ class Plain(Protocol):
 
     def plain(self) -> Any:
         """As JSON has it."""
+
+
+class OldName(NamedTuple):
+    """A name that goes on working for one version: at which key of the text, and a sentence."""
+
+    path: tuple[str | int, ...]
+    told: str
 
 
 class KeysRefusedError(Exception):
@@ -38,15 +42,26 @@ class KeysRefusedError(Exception):
 
 
 def by(
-    read: Callable[[Any], Any], name: str = "", *, old: str = "", process: bool = False
+    read: Callable[[Any], Any],
+    name: str = "",
+    *,
+    old: str = "",
+    old_values: Mapping[str, str] | None = None,
+    process: bool = False,
 ) -> dict[str, Any]:
     """Metadata of a field. read: from what TOML gives to the value, or ValueRefusedError. name: the
     key as a policy writes it, where that is not the field's name. old: what the key was called, and
-    may be for one version more.
+    may be for one version more; old_values: likewise of values, with what they are called now.
     process: each process of the stack is told the value as it is, for C's member of
     the field's name.
     """
-    return {"read": read, "name": name, "old": old, "process": process}
+    return {
+        "read": read,
+        "name": name,
+        "old": old,
+        "old_values": old_values or {},
+        "process": process,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +80,19 @@ class Record:
         """The keys that had another name, by that."""
         olds = (one.metadata["old"] for one in fields(cls))
         return {old: key for old, key in zip(olds, cls.keys(), strict=True) if old}
+
+    @classmethod
+    def old_names(cls, data: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+        """The keys of a table that have an old name, or an old name for a value, each with a
+        sentence.
+        """
+        for one, key in zip(fields(cls), cls.keys(), strict=True):
+            if (old := one.metadata["old"]) and old in data:
+                yield old, f"{old} is an old name of the key {key}, which does the same"
+            value, now = data.get(key), one.metadata["old_values"]
+            if isinstance(value, str) and value in now:
+                means = f'{key} = "{value}" is an old name and means {key} = "{now[value]}" now'
+                yield key, f"{means}, which does the same"
 
     @classmethod
     def read(cls, data: Mapping[str, object]) -> Self:
@@ -101,10 +129,7 @@ class Record:
 
 def _written(key: str, old: str, data: Mapping[str, object]) -> str:
     """The name by which data may have a key."""
-    if not old or old not in data:
-        return key
-    log.warning("%s is an old name of the key %s, which does the same", old, key)
-    return old
+    return old if old and old in data else key
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,6 @@ contradiction, a fallback to a user stack) is parse.py's.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -22,7 +21,7 @@ from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import CONGESTION, TRANSPORT, Seam
 from dmm_ebpf.rd.policy.elements import MOST_BESIDE, Elements
 from dmm_ebpf.rd.policy.hosts import Labels
-from dmm_ebpf.rd.policy.keyed import Record, by
+from dmm_ebpf.rd.policy.keyed import OldName, Record, by
 from dmm_ebpf.rd.policy.livetable import FleetRoutes, LiveRoutes
 from dmm_ebpf.rd.policy.locate import place
 from dmm_ebpf.rd.policy.named import Contents, Named, parse_prefixes
@@ -97,9 +96,8 @@ REFUSALS = (
     "ENETUNREACH",
     "ETIMEDOUT",
 )  # errno(3)
-_IO_OLD = ("af_packet", "tun")
+_IO_OLD = {"af_packet": "tap", "tun": "tap"}  # and what they are called now
 
-log = logging.getLogger("dmm-ebpf")
 
 _CONGESTION = re.compile(r"[a-z0-9_-]{1,15}")
 
@@ -146,10 +144,7 @@ _io_of_now = one_of("an I/O adapter", USER_IO)
 @takes(any_of(shape_of(_io_of_now), {"enum": list(_IO_OLD), "deprecated": True}))
 def _io(value: object) -> str:
     """How it reaches the network."""
-    if value in _IO_OLD:
-        log.warning('io = "%s" is an old name and means io = "tap" now, which does the same', value)
-        return "tap"
-    return _io_of_now(value)
+    return _io_of_now(_IO_OLD.get(value, value) if isinstance(value, str) else value)
 
 
 _transport = built_in_or_plugin(TRANSPORT)
@@ -310,7 +305,7 @@ class UserStack(_Patient):
     kind: Literal["user"] = field(metadata=by(_kind))
     transport: str = field(default="tcp", metadata=by(_transport))
     congestion: str = field(default="cubic", metadata=by(_user_congestion))
-    io: str = field(default="auto", metadata=by(_io))
+    io: str = field(default="auto", metadata=by(_io, old_values=_IO_OLD))
     processes: int = field(default=1, metadata=by(_processes, old="instances"))
     fallback: str = field(default=KERNEL, metadata=by(_stack_name))
     devices: tuple[str, ...] = field(
@@ -464,6 +459,7 @@ class Policy:
     autos: Mapping[str, Auto] = field(default_factory=dict)  # of adaptive routes, by name
     plain: Policy | None = None
     elements: Contents = field(default_factory=dict)  # what its sets have, where plain is another
+    old_names: tuple[OldName, ...] = ()  # that the text has
     beside: Elements | None = None  # the same of its routes, where tables have none of it
     live: LiveRoutes | None = None  # that stand beside it, where plain is another
     fleet: FleetRoutes | None = None  # those of its fleet, likewise

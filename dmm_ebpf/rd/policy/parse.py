@@ -139,6 +139,7 @@ class _Parser(PolicyText):
             labels=self.labels,
             written=tuple(self.written[index] for index in rules),
             autos=self.autos,
+            old_names=tuple(self.old_names),
         )
 
     def _refusal(self) -> PolicyError:

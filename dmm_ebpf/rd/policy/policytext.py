@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from dmm_ebpf.errors import PolicyError, apart
 from dmm_ebpf.rd.policy import toml_limits
-from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record
+from dmm_ebpf.rd.policy.keyed import KeysRefusedError, OldName, Record
 from dmm_ebpf.rd.policy.locate import describe, order, place
 from dmm_ebpf.rd.policy.readers import check_name
 from dmm_ebpf.rd.policy.suggest import suggest
@@ -45,6 +45,7 @@ class PolicyText:
         self.text = text
         self.source = source
         self.wrong: list[PolicyError] = []
+        self.old_names: list[OldName] = []
 
     def note(self, error: PolicyError) -> None:
         """EnoughError: no more are wanted."""
@@ -143,6 +144,7 @@ class PolicyText:
         except KeysRefusedError as error:
             wrong += [self.refused_key(path, key, refused) for key, refused in error.keys.items()]
         if not wrong:
+            self.old_names += (OldName((*path, key), said) for key, said in kind.old_names(data))
             return made
         for one in wrong[:-1]:
             self.note(one)
