@@ -25,6 +25,25 @@ def test_a_service_manager_that_asks_is_told(tmp_path, monkeypatch, kind):
         assert manager.recv(100) == "READY=1\nSTATUS=caf\u00e9".encode()
 
 
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [
+        ("3000000", None, 3.0),
+        ("3000000", str(os.getpid()), 3.0),
+        ("3000000", "1", None),  # it is of who started us
+        ("0", None, None),
+        ("soon", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_watchdog_is_fed_by_the_process_that_it_is_for(monkeypatch, microseconds, pid, seconds):
+    for name, value in (("WATCHDOG_USEC", microseconds), ("WATCHDOG_PID", pid)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert notify.watchdog_s() == seconds
+
+
 @pytest.mark.parametrize("path", ["", "vsock:2:1", "/nowhere/notify"])
 def test_where_nobody_listens_nothing_happens(monkeypatch, path):
     monkeypatch.setenv("NOTIFY_SOCKET", path)

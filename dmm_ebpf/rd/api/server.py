@@ -58,7 +58,6 @@ class Server:
         self._removed: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._clients = Clients()
         self._backlog: Backlog[Event] = Backlog()
-        self._reloading: asyncio.Task[None] | None = None
         self._methods: dict[str, Method] = {
             "status": lambda _: instance.status(),
             "stacks": lambda _: instance.list_stacks(),
@@ -128,10 +127,6 @@ class Server:
     def stop(self) -> None:
         """End serve()."""
         self._stop.set()
-
-    def reload(self) -> None:
-        """Read the policy file again (SIGHUP)."""
-        self._reloading = asyncio.get_running_loop().create_task(self._instance.watch.reload())
 
     async def finish(self, removed: list[str] | DmmError) -> None:
         """Tell whoever asked for the stop what was removed, or why not all was, and hang up

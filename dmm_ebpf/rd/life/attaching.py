@@ -84,8 +84,12 @@ def attach(options: AttachOptions, follower: Follower | None = None) -> int:
 
 
 def _tell(options: AttachOptions) -> None:
-    log.info("instance %s is attached to %s; Ctrl-C detaches", options.instance, options.cgroup)
-    notify.tell("READY=1", f"STATUS=instance {options.instance} is attached to {options.cgroup}")
+    log.info("%s; Ctrl-C detaches", _attached(options))
+    notify.tell("READY=1", f"STATUS={_attached(options)}")
+
+
+def _attached(options: AttachOptions) -> str:
+    return f"instance {options.instance} is attached to {options.cgroup}"
 
 
 def _absolute(options: AttachOptions) -> AttachOptions:
@@ -134,7 +138,9 @@ async def _main(
         Home(run_dir, instance.state, server.listen),
         Doors(run_dir, instance.state),
     ]
-    stop.then(server.stop, server.reload)
+    manager = notify.Manager(_attached(options), instance.watch)
+    stop.then(server.stop, manager.reload)
+    telling = asyncio.get_running_loop().create_task(manager.run())
     try:
         for one in nested(options.instance):
             log.warning("%s", nested_text(one))
@@ -143,4 +149,5 @@ async def _main(
         await serving
     finally:
         removed = await starting.closed(instance, server)
+        telling.cancel()
     log.info("detached: %s", ", ".join(removed) or "nothing was left")
