@@ -29,7 +29,6 @@ _ARPHRD_ETHER = 1
 BARE_TYPES = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE, 0xFFFF})
 _IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
-_SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GDRVINFO = 0x3
@@ -159,8 +158,8 @@ def find(ifindex: int, name: str) -> Nic | None:
     """
     with RouteSocket() as routes, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         link = rtnl.link(routes, ifindex)
-        if link is None and (index := ifindex_of(name)) is not None:
-            link = rtnl.link(routes, index)
+        if link is None:
+            link = rtnl.named(routes, name)
         return _nic(link, sock) if link is not None else None
 
 
@@ -283,33 +282,21 @@ def _named(nics: Iterable[Nic], name: str, instead: Collection[str]) -> Nic:
 
 def is_up(name: str) -> bool | None:
     """Whether the device is set up; None when there is no such device (now)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        flags = _flags(sock, name)
-    return None if flags is None else bool(flags & _IFF_UP)
+    link = _named_link(name)
+    return None if link is None else bool(link.flags & _IFF_UP)
 
 
 def set_up(name: str) -> None:
     """Sets the device up, if it is there. Raises OSError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        flags = _flags(sock, name)
-        if flags is not None:
-            fcntl.ioctl(
-                sock.fileno(),
-                _SIOCSIFFLAGS,
-                struct.pack("16sH22x", os.fsencode(name)[:15], flags | _IFF_UP),
-            )
+    with RouteSocket() as routes:
+        link = rtnl.named(routes, name)
+        if link is not None:
+            rtnl.set_up(routes, link.index)
 
 
-def _flags(sock: socket.socket, name: str) -> int | None:
-    try:
-        answer = fcntl.ioctl(
-            sock.fileno(), _SIOCGIFFLAGS, struct.pack("16s24x", os.fsencode(name)[:15])
-        )
-    except OSError as exc:
-        if exc.errno != errno.ENODEV:
-            raise
-        return None
-    return int(struct.unpack_from("=H", answer, 16)[0])
+def _named_link(name: str) -> rtnl.Link | None:
+    with RouteSocket() as routes:
+        return rtnl.named(routes, name)
 
 
 def names_of(name: str) -> tuple[str, ...]:
@@ -331,7 +318,5 @@ def ifindex_of(name: str) -> int | None:
     """The index of the device of that name, no longer one than ioctls take; None when there is no
     such device (now).
     """
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return None
+    link = _named_link(name)
+    return None if link is None else link.index

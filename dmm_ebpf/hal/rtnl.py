@@ -8,6 +8,7 @@ if_addr.h. Functions work in the network namespace of the socket that they are g
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from dmm_ebpf.hal.netlink import RouteSocket, attribute, attribute_u32, attributes
 
-_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 18, 22, 26
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE = 16, 17, 18, 22, 26
 RTM_NEWROUTE = 24
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
@@ -27,7 +28,7 @@ _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: len, flags, hops, ifindex
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_QDISC, _IFLA_MASTER = 1, 3, 4, 6, 10
 _IFLA_LINKINFO, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES, _IFLA_XDP = 18, 31, 32, 43
-_IFLA_STATS64 = 23
+_IFLA_STATS64, _IFLA_CARRIER = 23, 33
 _TX_DROPPED = struct.Struct("=56xQ")  # of struct rtnl_link_stats64
 _IFLA_LINK_NETNSID = 37
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
@@ -46,6 +47,8 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_MARK, _RTA_UID = 9, 15, 16, 25
 
 RTN_UNICAST = 1
+_IFNAMSIZ = 16
+_IFF_UP = 0x1
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Link:
     bus_name: str
     peer_away: bool = False
     external: bool = False
+    carrier: bool = False
     altnames: tuple[str, ...] = ()
 
     @property
@@ -144,6 +148,33 @@ def link(sock: RouteSocket, index: int) -> Link | None:
         return None
 
 
+def named(sock: RouteSocket, name: str) -> Link | None:
+    """The device of that name, or of that altname where it is no longer than a name; None when
+    there is none. An ioctl that names a device which is not there has the kernel run modprobe(8),
+    twice (dev_load() of net/core/dev_ioctl.c); this has not.
+    """
+    encoded = os.fsencode(name)
+    if not 0 < len(encoded) < _IFNAMSIZ or b"\0" in encoded:
+        return None
+    asked = bytes(_IFINFO.size) + attribute(_IFLA_IFNAME, encoded + b"\0")
+    try:
+        return _link(sock.get(_RTM_GETLINK, asked))
+    except OSError as exc:
+        if exc.errno != errno.ENODEV:
+            raise
+        return None
+
+
+def set_up(sock: RouteSocket, index: int) -> None:
+    """Sets a device up. Raises OSError."""
+    sock.change(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP))
+
+
+def remove(sock: RouteSocket, index: int) -> None:
+    """Removes a device. Raises OSError."""
+    sock.change(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, index, 0, 0))
+
+
 def addresses(sock: RouteSocket) -> list[Address]:
     """Every address, IPv4 and IPv6."""
     found = (_address(body) for body in sock.dump(_RTM_GETADDR, bytes(_IFADDR.size)))
@@ -203,6 +234,7 @@ def _link(body: bytes) -> Link:
         bus_name=_text(values, _IFLA_PARENT_DEV_NAME),
         peer_away=_IFLA_LINK_NETNSID in values,
         external=_is_external(info),
+        carrier=values.get(_IFLA_CARRIER) == b"\1",
         altnames=_altnames(values.get(_IFLA_PROP_LIST, b"")),
     )
 

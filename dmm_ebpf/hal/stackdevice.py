@@ -9,18 +9,14 @@ descriptor too. Only devices of kind tun are touched. Works in the calling threa
 from __future__ import annotations
 
 import errno
-import struct
 from collections import Counter
 from collections.abc import Iterable
 
 from dmm_ebpf import abi
 from dmm_ebpf.hal import rtnl
-from dmm_ebpf.hal.netlink import RouteSocket, attributes, explained
-from dmm_ebpf.hal.nic import OWN_PREFIX, ifindex_of
+from dmm_ebpf.hal.netlink import RouteSocket, explained
+from dmm_ebpf.hal.nic import OWN_PREFIX
 
-_RTM_DELLINK, _RTM_GETLINK = 17, 18
-_IFLA_LINKINFO, _IFLA_CARRIER = 18, 33
-_IFLA_INFO_KIND = 1
 _GONE = (errno.ENODEV, errno.ENXIO)
 
 
@@ -77,35 +73,32 @@ def remove_all(k: int) -> list[str]:
     return [f"device {name}" for name in remove(names)]
 
 
-def _ifinfo(index: int) -> bytes:
-    """struct ifinfomsg"""
-    return struct.pack("=BxHiII", 0, 0, index, 0, 0)
-
-
-def _may_go(link: bytes, idle_only: bool) -> bool:
-    values = dict(attributes(link, 16))
-    info = dict(attributes(values.get(_IFLA_LINKINFO, b"")))
-    if info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0") != b"tun":
-        return False
+def _may_go(link: rtnl.Link, idle_only: bool) -> bool:
     # The driver takes the carrier away with the last descriptor.
-    return not (idle_only and values.get(_IFLA_CARRIER) == b"\1")
+    return link.kind == "tun" and not (idle_only and link.carrier)
 
 
 def remove(names: Iterable[str], *, idle_only: bool = False) -> list[str]:
     """Removes those of the devices that are there, or only those that no process has open; returns
     their names. Raises DmmError.
     """
-    found = {name: index for name in names if (index := ifindex_of(name)) is not None}
-    if not found:
-        return []
     removed = []
-    with explained(f"remove the devices {', '.join(found)}"), RouteSocket() as sock:
-        for name, index in found.items():
-            try:
-                if _may_go(sock.get(_RTM_GETLINK, _ifinfo(index)), idle_only):
-                    sock.change(_RTM_DELLINK, 0, _ifinfo(index))
+    with RouteSocket() as sock:
+        for name in names:
+            with explained(f"remove the device {name}"):
+                if _remove(sock, name, idle_only):
                     removed.append(name)
-            except OSError as exc:
-                if exc.errno not in _GONE:
-                    raise
     return removed
+
+
+def _remove(sock: RouteSocket, name: str, idle_only: bool) -> bool:
+    link = rtnl.named(sock, name)
+    if link is None or not _may_go(link, idle_only):
+        return False
+    try:
+        rtnl.remove(sock, link.index)
+    except OSError as exc:
+        if exc.errno not in _GONE:
+            raise
+        return False
+    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,22 @@ def _device(site, kind: str) -> tuple[str, str]:
     return "vlan5", "192.0.2.2"
 
 
+@pytest.fixture
+def asked_modules(tmp_path):
+    """Gives the modules that the kernel has had modprobe(8) look for since."""
+    setting = Path("/proc/sys/kernel/modprobe")
+    if not setting.exists():
+        yield list  # this kernel has no modules
+        return
+    before, log, program = setting.read_text(), tmp_path / "asked", tmp_path / "modprobe"
+    log.touch()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{log}\nexec {before.strip()} "$@"\n')
+    program.chmod(0o755)
+    setting.write_text(str(program))
+    yield lambda: log.read_text().splitlines()
+    setting.write_text(before)
+
+
 def has_tcx() -> bool:
     """Whether this kernel has it (Linux 6.6)."""
     try:
@@ -73,7 +90,7 @@ def has_tcx() -> bool:
 
 
 @pytest.mark.parametrize("kind", ["veth", "802.1Q on a bond"])
-def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
+def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind, asked_modules):
     device, peer = _device(wired, kind)
     path, sha256 = payload(300_000)
     url = nginx(
@@ -89,6 +106,8 @@ def test_a_tap_stack_serves_and_leaves_no_trace(wired, payload, kind):
     assert (stack["port"], stack["counters"]["active_open"]) == ("tap", 1)
     routed.close()
     assert host.run(["sh", "-c", TRACES]).stdout == before
+    # It does for each device that is not there and that an ioctl names.
+    assert [asked for asked in asked_modules() if "netdev-" in asked] == []
 
 
 def test_a_program_of_anothers_that_ends_the_search_changes_nothing(wired, payload):
