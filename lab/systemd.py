@@ -62,6 +62,7 @@ class Systemd(Closing):
         self._cgroup = cgroup
         if not is_first_process():
             self._boot(log)
+        self._slices = self._active_slices()
 
     def _boot(self, log: Path) -> None:
         start = Path(__file__).parent / "vm" / "guest" / "systemd"
@@ -153,12 +154,19 @@ class Systemd(Closing):
         """The directory, here, of a cgroup that systemd names."""
         return cgroup2_mount() / group.lstrip("/")
 
+    def _active_slices(self) -> set[str]:
+        words = ["list-units", "--type=slice", "--state=active", "--plain", "--no-legend"]
+        return {line.split()[0] for line in self.ctl(*words).splitlines()}
+
     def close(self) -> None:
-        """Stops what was installed; the systemd in namespaces ends with all that is in it."""
+        """Stops what was installed, and the slices that were made for it, which systemd itself keeps;
+        the systemd in namespaces ends with all that is in it.
+        """
         if self._process is None:
             units = [path.name for path in self._installed if path.parent == UNITS]
             with contextlib.suppress(DmmError, subprocess.TimeoutExpired):
                 self.ctl("stop", *(unit for unit in units if "@." not in unit), check=False)
+                self.ctl("stop", *(self._active_slices() - self._slices), check=False)
             for path in self._installed:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(DmmError, subprocess.TimeoutExpired):
