@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from dmm_ebpf.rd.policy.model import Policy
     from dmm_ebpf.records.flow import Flow
     from dmm_ebpf.records.policy import Checked, RouteAnswer, Warned
+    from dmm_ebpf.records.status import Detached
 
 _MAX_WARNINGS = 20  # of one policy
 _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 
 
 def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
-    """Detach one instance (None: "default") or all; all are tried before the first
-    error is raised.
+    """Detach one instance (None: "default") or all; all are tried and told of before the
+    first error is raised.
     """
     from dmm_ebpf.instancename import check_name
 
@@ -52,7 +53,7 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
 
     names = service.instances() if everything else [name]
     gone: list[Detached] = []
-    error: DmmError | None = None
+    failed: dict[str, DmmError] = {}
     told = contextlib.ExitStack()  # never closed: the process ends when all is told
     for name in names:
         try:
@@ -63,24 +64,35 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
                 )
             gone.append(Detached(name, undone.removed, undone.unknown))
         except PermissionError:
-            error = error or PrivilegeError(
+            failed[name] = PrivilegeError(
                 f"detach instance {name}", why="not root", hint="run it with sudo"
             )
         except DmmError as exc:
-            error = error or exc
+            failed[name] = exc
+    _tell_detached(gone, failed, as_json=as_json)
+    if failed:
+        raise next(iter(failed.values()))
+
+
+def _tell_detached(gone: list[Detached], failed: dict[str, DmmError], *, as_json: bool) -> None:
+    """What went, and of several why others did not; why the first did not, the caller raises."""
+    from dmm_ebpf.records.failed import Failed
+    from dmm_ebpf.records.status import Detached
+
     if as_json:
-        if gone or error is None:
-            output.print_json(gone)
-    else:
-        if not names:
-            output.note("no instance is attached")
-        for entry in gone:
-            what = ", ".join(units.clean(text) for text in entry.removed)
-            print(f"instance {entry.instance}: removed {what or 'nothing'}")
-            for text in entry.unknown:
-                output.note(f"instance {entry.instance}: {text}")
-    if error is not None:
-        raise error
+        if gone or not failed:
+            left = [Detached(name, [], [], Failed.alone(error)) for name, error in failed.items()]
+            output.print_json(sorted(gone + left, key=lambda one: one.instance))
+        return
+    if not (gone or failed):
+        output.note("no instance is attached")
+    for entry in gone:
+        what = ", ".join(units.clean(text) for text in entry.removed)
+        print(f"instance {entry.instance}: removed {what or 'nothing'}")
+        for text in entry.unknown:
+            output.note(f"instance {entry.instance}: {text}")
+    for name, error in [*failed.items()][1:]:
+        output.note(f"instance {name}: {error}")
 
 
 def _others() -> str:

@@ -185,7 +185,13 @@ def detach(
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Every instance of this host.")
+        bool,
+        typer.Option(
+            "--all",
+            "-a",
+            help="Every instance of this host, of services, containers and other network "
+            "namespaces too; each is named.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dmm_ebpf.records.central import Central
+from dmm_ebpf.records.failed import Failed
 from dmm_ebpf.records.record import ABSENT, Maybe, Parts, Record
 from dmm_ebpf.records.stack import StackRow
 
@@ -80,11 +81,16 @@ class NicRow(Record):
 
 @dataclass(frozen=True, slots=True)
 class Detached(Record):
-    """What went with an instance: `dmm-ebpf detach`. unknown: what may be left."""
+    """What went with an instance: `dmm-ebpf detach`. unknown: what may be left. error: why it was
+    not detached, of one of several.
+    """
 
     instance: str
     removed: list[str]
     unknown: list[str]
+    error: Maybe[Failed] = ABSENT
+
+    PARTS: ClassVar[Parts] = {"error": Failed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,17 +234,31 @@ def test_what_follows_a_command_asks_for_no_json(cli: Cli) -> None:
     assert cli("run", "--nope", "--", "curl", "--json").out == ""
 
 
-def test_detach_all_tries_all(cli: Cli, service: SimpleNamespace) -> None:
+def test_detach_all_tries_all_and_names_each(cli: Cli, service: SimpleNamespace) -> None:
     def detach(name: str, _told: ExitStack) -> SimpleNamespace:
-        if name == "a":
-            raise ConflictError("detach a", why="busy")
+        if name != "b":
+            raise ConflictError(f"detach {name}", why="busy")
         return SimpleNamespace(removed=[name], unknown=[])
 
-    service.instances = lambda: ["a", "b"]
+    service.instances = lambda: ["a", "b", "c"]
     service.detach = detach
     said = cli("detach", "--all")
     assert said.out == "instance b: removed b\n"
+    assert said.err.splitlines() == [
+        "dmm-ebpf: instance c: cannot detach c: busy",
+        "dmm-ebpf: cannot detach a: busy",
+    ]
     assert said.code == 75
+    said = cli("detach", "--all", "--json")
+    assert said.code == 75
+    assert [one["instance"] for one in said.json] == ["a", "b", "c"]
+    assert [one.get("error", {}).get("message") for one in said.json] == [
+        "cannot detach a: busy",
+        None,
+        "cannot detach c: busy",
+    ]
+    service.instances = lambda: ["c"]
+    assert cli("detach", "--all", "--json").json["error"]["message"] == "cannot detach c: busy"
 
 
 # -- what is refused --

@@ -92,7 +92,7 @@ PLAIN: dict[str, tuple[str, Record]] = {
     "segment": ("segment", SegmentRow(1, "wan@1", "outer", "in", SEGMENT, 78)),
     "no segment": ("segment", SegmentRow(1, "wan", "inner", "out", Segment(why="cut short"), 3)),
     "captured": ("captured", Captured("default", "f.pcapng", 3)),
-    "detached": ("detached", Detached("default", ["hooks"], ["whether pins are left"])),
+    "detached": ("detached", Detached("default", ["hooks"], ["whether pins are left"], REFUSED)),
     "plugin": ("control", PluginRow("x:Y", "python", "congestion", "/x.py", "Y", 3)),
     "broken": ("control", PluginRow("c:z", "c", "transport", "/z.so", error="no such symbol")),
     "simulation": ("simulation", Simulation(1e6, 0.1, 0.0, 1.0, 2.0, 1, 10, 9e5, [FLOW])),
