@@ -205,6 +205,12 @@ class Talker:
         return self.answer()
 
     def flow(self, routed: Any) -> dict[str, Any]:
-        """The one row that `dmm-ebpf flows` has of it."""
-        (flow,) = routed.flows(pid=self.process.pid)
-        return dict(flow)
+        """The one row that `dmm-ebpf flows` has of it. The failure says whether there was a
+        connection at all: what the program says then is an error's name.
+        """
+        rows = routed.ask("flows")
+        mine = [row for row in rows if row["pid"] == self.process.pid]
+        ended, log = self.process.poll(), routed.log.read_text()[-3000:]
+        said = f'it called it "{self.peer}", exit code {ended}; all flows: {rows}; the log: {log}'
+        assert len(mine) == 1, f"{len(mine)} flows of pid {self.process.pid}; {said}"
+        return dict(mine[0])
