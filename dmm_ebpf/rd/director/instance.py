@@ -59,7 +59,7 @@ from dmm_ebpf.rd.director.stage import PROGRESS, STAGES, Progress, Stage
 from dmm_ebpf.rd.director.standing import Hooks, Namespace, Pins, StateFile
 from dmm_ebpf.rd.director.steps import Steps
 from dmm_ebpf.rd.director.watch import PolicyWatch
-from dmm_ebpf.rd.policy import bulk, warnings
+from dmm_ebpf.rd.policy import bulk
 from dmm_ebpf.rd.policy import parse as policies
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -318,8 +318,8 @@ class Instance:
             return None if unless() else await self._apply_in_turn(new, path)
 
         generation = await self._in_turn(work)
-        for one in warnings.old_names(new) if generation is not None else ():
-            log.warning("%s", one)
+        for at, told in new.old_names_told() if generation is not None else ():
+            log.warning("%s: %s", at, told)
         return generation
 
     async def change(self, work: Callable[[Changing], Awaitable[T]]) -> T:

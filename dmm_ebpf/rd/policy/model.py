@@ -11,7 +11,7 @@ contradiction, a fallback to a user stack) is parse.py's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from dmm_ebpf.rd.policy.elements import MOST_BESIDE, Elements
 from dmm_ebpf.rd.policy.hosts import Labels
 from dmm_ebpf.rd.policy.keyed import OldName, Record, by
 from dmm_ebpf.rd.policy.livetable import FleetRoutes, LiveRoutes
-from dmm_ebpf.rd.policy.locate import place
+from dmm_ebpf.rd.policy.locate import describe, place
 from dmm_ebpf.rd.policy.named import Contents, Named, parse_prefixes
 from dmm_ebpf.rd.policy.readers import (
     DEVICE,
@@ -463,6 +463,11 @@ class Policy:
     beside: Elements | None = None  # the same of its routes, where tables have none of it
     live: LiveRoutes | None = None  # that stand beside it, where plain is another
     fleet: FleetRoutes | None = None  # those of its fleet, likewise
+
+    def old_names_told(self) -> Iterator[tuple[str, str]]:
+        """Names that a later version knows no more: where each stands, and a sentence."""
+        for path, told in self.old_names:
+            yield place(self.source, self.text, path), f"{describe(path[:-1])}: {told}"
 
     @property
     def n_routes(self) -> int:

@@ -16,7 +16,6 @@ from typing import Any
 from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy.evaluate import is_below
-from dmm_ebpf.rd.policy.locate import describe, place
 from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.named import Named
 from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank, route_text
@@ -37,7 +36,8 @@ def warnings(policy: Policy) -> Iterator[Warned]:
         yield Warned(
             policy.source, "it has no rules, so all flows are left to the kernel as they are"
         )
-    yield from old_names(policy)
+    for at, told in policy.old_names_told():
+        yield Warned(at, told)
     for index, rule in enumerate(policy.rules):
         yield from _of_rule(policy, index, rule)
     for name, stack in policy.stacks.items():
@@ -46,12 +46,6 @@ def warnings(policy: Policy) -> Iterator[Warned]:
     yield from _unused(policy)
     for table in policy.tables.values():
         yield from _of_table(policy, table)
-
-
-def old_names(policy: Policy) -> Iterator[Warned]:
-    """Names that a later version knows no more."""
-    for path, told in policy.old_names:
-        yield Warned(place(policy.source, policy.text, path), f"{describe(path[:-1])}: {told}")
 
 
 def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
