@@ -27,6 +27,13 @@ def _unpinned(attached: Attached) -> list[str]:
     return [pin for pin in _pins(attached) if pin not in there]
 
 
+def is_unmounted() -> bool:
+    """Whether there is no bpffs any more where pins are: with it went all that only pins held, such
+    as the links on devices.
+    """
+    return bpffs.mounted() is None
+
+
 def unhooked(attached: Attached) -> list[str]:
     """The hooks that are not on the cgroup any more, by the names of their pins."""
     pins = [spec.pin for spec in hooks(attached.asked)]
@@ -72,8 +79,9 @@ def hook(attached: Attached, cgroup: Path) -> None:
 
 
 def pin(attached: Attached) -> None:
-    """Put the pins that are gone back."""
+    """Put the pins that are gone back, in a bpffs that is mounted anew if somebody unmounted it."""
     descriptors = _pins(attached)
+    bpffs.ensure()
     try:
         for folder in (
             attached.folder.parent,

@@ -136,6 +136,8 @@ class Pins(Item):
         self._attached = attached
 
     def look(self) -> str:
+        if restore.is_unmounted():
+            return "somebody unmounted the BPF file system"
         gone = restore.removed(self._attached)
         more = f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else ""
         return f"somebody removed {', '.join(gone[:_NAMED])}{more}" if gone else ""
