@@ -8,6 +8,7 @@ is a bug.
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 AnyError = TypeVar("AnyError", bound=BaseException)
@@ -102,6 +103,15 @@ class MadeRoomError(DmmError):
     """
 
     exit_code = 75  # sysexits.h EX_TEMPFAIL
+
+
+def run_as_root() -> str:
+    """The hint for what root alone may; to root itself, from whom somebody has taken it, where to
+    look.
+    """
+    if os.geteuid():
+        return "run it as root"
+    return "root has it unless a unit's sandbox (systemd.exec(5)) or a container takes it away"
 
 
 def apart(error: AnyError) -> AnyError:

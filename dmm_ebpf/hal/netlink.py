@@ -104,6 +104,9 @@ def explained(what: str, lacking: Mapping[int, str] = MappingProxyType({})) -> I
         why = os.strerror(exc.errno or 0)
         if exc.errno in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
+        if exc.errno == errno.EAFNOSUPPORT:
+            hint = "a unit's RestrictAddressFamilies= has to name AF_NETLINK, too"
+            raise PrivilegeError(what, why="netlink is not allowed here", hint=hint) from exc
         missing = lacking.get(exc.errno or 0)
         if missing:
             raise KernelFeatureError(what, why=f"this kernel has no {missing}") from exc

@@ -23,7 +23,7 @@ from typing import ParamSpec, Self, TypeVar
 
 from dmm_ebpf import listing
 from dmm_ebpf.closing import Closing
-from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, PrivilegeError, UsageError, run_as_root
 from dmm_ebpf.mountinfo import mounts
 
 P = ParamSpec("P")
@@ -65,7 +65,7 @@ def _setns(fd: int) -> None:
 def _not_entered(label: str, error: OSError) -> DmmError:
     what = f"enter network namespace {label}"
     if error.errno == errno.EPERM:
-        return PrivilegeError(what, why="CAP_SYS_ADMIN is needed", hint="run it as root")
+        return PrivilegeError(what, why="CAP_SYS_ADMIN is needed", hint=run_as_root())
     if error.errno == errno.EINVAL:
         return UsageError(what, why="it is no network namespace", hint="see 'ip netns list'")
     return UsageError(what, why=os.strerror(error.errno or 0))

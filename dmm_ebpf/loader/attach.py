@@ -29,6 +29,7 @@ from dmm_ebpf.errors import (
     NotAttachedError,
     PrivilegeError,
     UsageError,
+    run_as_root,
 )
 from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import ahead, bpf, bpffs, explain, programs, tcx, xdp
@@ -217,9 +218,7 @@ def flow_of(maps: Maps, cookie: int) -> Struct | None:
 
 
 def _no_root(what: str, error: OSError) -> PrivilegeError:
-    return PrivilegeError(
-        what, why=f"{error.filename or 'the kernel'} refuses", hint="run it as root"
-    )
+    return PrivilegeError(what, why=f"{error.filename or 'the kernel'} refuses", hint=run_as_root())
 
 
 def open_cgroup(path: Path) -> int:

@@ -15,7 +15,7 @@ import errno
 import os
 from pathlib import Path
 
-from dmm_ebpf.errors import KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import KernelFeatureError, PrivilegeError, run_as_root
 from dmm_ebpf.instancename import check_name
 from dmm_ebpf.loader import bpf, initns
 
@@ -35,7 +35,7 @@ def mounted() -> Path | None:
         return path if bpf.fs_magic(str(path)) == bpf.BPF_FS_MAGIC else None
     except PermissionError as error:
         raise PrivilegeError(
-            "find the BPF file system", why=f"{path} may not be read", hint="run it as root"
+            "find the BPF file system", why=f"{path} may not be read", hint=run_as_root()
         ) from error
     except OSError:
         return None
@@ -58,7 +58,7 @@ def ensure() -> Path:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise PrivilegeError(
-                what, why="mounting needs CAP_SYS_ADMIN", hint="run it as root"
+                what, why="mounting needs CAP_SYS_ADMIN", hint=run_as_root()
             ) from error
         raise KernelFeatureError(what, why=str(error.strerror)) from error
     return _path()
@@ -71,7 +71,7 @@ def top() -> Path | None:
         return root / TOP if root is not None and (root / TOP).is_dir() else None
     except PermissionError as error:
         raise PrivilegeError(
-            "look for instances", why=f"{root} may not be read", hint="run it as root"
+            "look for instances", why=f"{root} may not be read", hint=run_as_root()
         ) from error
 
 

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError
+from dmm_ebpf.errors import DmmError, KernelFeatureError, PrivilegeError, UsageError, run_as_root
 from dmm_ebpf.loader import bpf, initns
 from dmm_ebpf.mountinfo import mounts
 
@@ -169,7 +169,7 @@ def path_of(cgroup_id: int) -> str | None:
         raise PrivilegeError(
             f"name the cgroup {cgroup_id}",
             why="the kernel wants CAP_DAC_READ_SEARCH",
-            hint="run it as root",
+            hint=run_as_root(),
         ) from error
     except OSError:
         return None

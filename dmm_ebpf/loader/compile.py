@@ -98,7 +98,15 @@ def prepare() -> list[str]:
 def features() -> tuple[str, ...]:
     """programs.defines(), asked of the kernel once in its life."""
     probes = _digest([Path(programs.__file__), Path(protocolprobe.__file__)])
-    key = {"boot": _BOOT_ID.read_text().strip(), "probes": probes}
+    try:
+        boot = _BOOT_ID.read_text().strip()
+    except OSError as error:
+        raise KernelFeatureError(
+            f"read {_BOOT_ID}",
+            why=str(error.strerror),
+            hint="mount proc whole (a unit's ProcSubset=pid leaves it out)",
+        ) from error
+    key = {"boot": boot, "probes": probes}
     kept = cache.read("features", key)
     if isinstance(kept, list) and all(isinstance(name, str) for name in kept):
         return tuple(kept)

@@ -12,7 +12,7 @@ import errno
 import re
 from pathlib import Path
 
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError, run_as_root
 from dmm_ebpf.loader import bpf
 from dmm_ebpf.loader.bpf import MapType, ProgType
 
@@ -49,7 +49,7 @@ def not_permitted(what: str) -> DmmError:
     """The sentence for EPERM from bpf(2)."""
     missing = _missing()
     if missing:
-        return PrivilegeError(what, why=f"it needs {missing}", hint="run it as root")
+        return PrivilegeError(what, why=f"it needs {missing}", hint=run_as_root())
     return PrivilegeError(
         what,
         why="bpf(2) is not permitted, although this process has the capabilities",

@@ -12,7 +12,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dmm_ebpf.errors import ConflictError, DmmError, KernelFeatureError, PrivilegeError
+from dmm_ebpf.errors import (
+    ConflictError,
+    DmmError,
+    KernelFeatureError,
+    PrivilegeError,
+    run_as_root,
+)
 from dmm_ebpf.userstack._core import ffi, lib
 
 _Cause = tuple[type[DmmError], str, str]  # kind, why, hint
@@ -20,10 +26,10 @@ _Cause = tuple[type[DmmError], str, str]  # kind, why, hint
 _NO_TUN: _Cause = (
     KernelFeatureError,
     "/dev/net/tun is not there or has no driver (CONFIG_TUN)",
-    "load it: modprobe tun",
+    "load it: modprobe tun (a unit's PrivateDevices= hides it)",
 )
-_NOT_ADMIN: _Cause = (PrivilegeError, "it needs CAP_NET_ADMIN", "run it as root")
-_NOT_RAW: _Cause = (PrivilegeError, "it needs CAP_NET_RAW", "run it as root")
+_NOT_ADMIN: _Cause = (PrivilegeError, "it needs CAP_NET_ADMIN", run_as_root())
+_NOT_RAW: _Cause = (PrivilegeError, "it needs CAP_NET_RAW", run_as_root())
 
 _CAUSES: Mapping[tuple[int, int], _Cause] = {
     (lib.DMM_HAL_TUN_OPEN, errno.ENOENT): _NO_TUN,
