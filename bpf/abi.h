@@ -21,7 +21,7 @@
 #include "dmm.h"
 
 enum dmm_limits {
-	DMM_ABI_VERSION = 22,
+	DMM_ABI_VERSION = 23,
 	DMM_MAX_STACKS = 64,	  /* stack ids 0..63; 0 is the kernel's stack, untouched */
 	DMM_MAX_RULES = 64,	  /* per policy */
 	DMM_MAX_CHECKS = 240,	  /* in rules[], of one policy; counted in a byte */
@@ -58,9 +58,11 @@ enum dmm_limits {
 	DMM_WAKE_NS = 20000000, /* a reader of events[] is woken no more often */
 	DMM_MAX_WAITED = 512,  /* cgroups that rules name, in both halves, and the instance's own */
 	DMM_WAITED_PATH = 256, /* bytes of a path there; at least one is a NUL */
-	DMM_COMM_LEN = 16,     /* TASK_COMM_LEN */
-	DMM_CC_LEN = 16,       /* TCP_CA_NAME_MAX */
-	DMM_NO_DSCP = 64,      /* of a datagram whose socket was not asked */
+	DMM_MAX_GLOBS = 64,    /* patterns of cgroups, of one policy; each has a bit */
+	DMM_MAX_GLOBBED = 16384, /* cgroups that they match */
+	DMM_COMM_LEN = 16,	 /* TASK_COMM_LEN */
+	DMM_CC_LEN = 16,	 /* TCP_CA_NAME_MAX */
+	DMM_NO_DSCP = 64,	 /* of a datagram whose socket was not asked */
 };
 
 enum dmm_mark {
@@ -133,6 +135,14 @@ struct dmm_waited {
 	__u64 own; /* 1: own_group[0] */
 };
 
+/*
+ * globbed[cgroup id]: which patterns of rules (DMM_RULE_GLOB) match that cgroup itself, by the half
+ * that they are of. Written by the RD alone, which follows cgroups that are made and removed.
+ */
+struct dmm_globbed {
+	__u64 globs[2];
+};
+
 /* What a policy may say of datagrams, so that each has to be looked at */
 enum dmm_datagrams {
 	DMM_DATAGRAMS_REJECT = 1, /* a route names a stack that refuses */
@@ -161,6 +171,7 @@ enum dmm_rule_flag {
 	/* asks for nothing: routes of its table lead to stacks with MPTCP (protocol.h) */
 	DMM_RULE_MPTCP = 512,
 	DMM_RULE_GID = 1024,
+	DMM_RULE_GLOB = 2048, /* never with DMM_RULE_CGROUP */
 };
 
 enum dmm_direction {
@@ -182,7 +193,10 @@ struct dmm_rule {
 	__u32 table;
 	__u16 cgroup_level; /* depth of the cgroup below the root (root = 0), */
 	__u16 dscp;	    /* 0..63 */
-	__u64 cgroup_id;    /* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level) */
+	/* compared with bpf_get_current_ancestor_cgroup_id(cgroup_level); with DMM_RULE_GLOB the
+	 * bit of the pattern in what globbed[] has of that one
+	 */
+	__u64 cgroup_id;
 	__u32 uid_first;
 	__u32 uid_last;
 	__u32 gid_first; /* of the process's own group, not of those that it is in besides */

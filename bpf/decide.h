@@ -97,10 +97,19 @@ static __always_inline bool gid_matches(const struct dmm_rule *rule)
 	return gid >= rule->gid_first && gid <= rule->gid_last;
 }
 
+/* The patterns of cgroups are of one depth each, so one look-up says whether it is so. */
+static __always_inline bool glob_matches(const struct dmm_rule *rule, __u32 half)
+{
+	__u64 id = bpf_get_current_ancestor_cgroup_id(rule->cgroup_level);
+	const struct dmm_globbed *found = map_lookup(DMM_MAP(globbed), &id);
+
+	return found && found->globs[half & 1] & rule->cgroup_id;
+}
+
 /* What few rules ask for: one branch for the others. */
 #define RULE_RARE                                                                                  \
 	(DMM_RULE_MARK | DMM_RULE_DSCP | DMM_RULE_NETNS | DMM_RULE_LPORT | DMM_RULE_DEVICE |       \
-	 DMM_RULE_EXECUTABLE | DMM_RULE_GID)
+	 DMM_RULE_EXECUTABLE | DMM_RULE_GID | DMM_RULE_GLOB)
 
 static __always_inline bool rare_matches(const struct dmm_rule *rule,
 					 const struct dmm_search *search, __u32 flags)
@@ -119,6 +128,8 @@ static __always_inline bool rare_matches(const struct dmm_rule *rule,
 	if ((flags & DMM_RULE_DEVICE) && search->device != rule->device)
 		return false;
 	if ((flags & DMM_RULE_GID) && !gid_matches(rule))
+		return false;
+	if ((flags & DMM_RULE_GLOB) && !glob_matches(rule, search->query.half))
 		return false;
 	return !(flags & DMM_RULE_EXECUTABLE) || executable_matches(rule);
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from dmm_ebpf.errors import DmmError, UsageError
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.rd.api import client
+from dmm_ebpf.rd.policy.cgroupglob import is_glob, may_meet
 from dmm_ebpf.rd.policy.evaluate import is_below
 from dmm_ebpf.rd.policy.model import BUILT_IN
 from dmm_ebpf.show.flowfilter import FlowFilter
@@ -127,8 +128,10 @@ def _waited_by(instance: str) -> list[str] | None:
 
 def _waits(waited: list[str], cgroup: str) -> bool:
     """Whether an instance is attached to that cgroup once it is made, or has a rule for it."""
+    if any(is_glob(one) and may_meet(cgroup, one) for one in waited):
+        return True
     return any(
         is_below(cgroup, path) or is_below(path, cgroup)
-        for path in (cgroups.name_of(cgroups.place(one)) for one in waited)
+        for path in (cgroups.name_of(cgroups.place(one)) for one in waited if not is_glob(one))
         if not cgroups.place(path).is_dir()
     )

@@ -86,6 +86,7 @@ class Maps(Opened):
     control = _array(StructForm("dmm_control"), 1)
     own_group = _array(U64, 1)
     waited = _hash(WAITED_KEY, StructForm("dmm_waited"), C.DMM_MAX_WAITED)
+    globbed = _hash(U64, StructForm("dmm_globbed"), C.DMM_MAX_GLOBBED)
     heads = _array(StructForm("dmm_policy_head"), 2)
     rules = _array(StructForm("dmm_rule"), 2 * C.DMM_MAX_CHECKS)
     stacks = _array(StructForm("dmm_stack"), 2 * C.DMM_MAX_STACKS)

@@ -17,7 +17,7 @@ from bpf_lab import Agent, Bench, bench
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.hal import nic
-from dmm_ebpf.rd.director import groups
+from dmm_ebpf.rd.director import globbed, groups
 from dmm_ebpf.rd.director.sync import apply
 from dmm_ebpf.rd.policy import parse as policy
 from dmm_ebpf.rd.policy.compile import compile_policy
@@ -49,7 +49,9 @@ def in_force(bench: Bench, text: str, ids: IdSpace) -> tuple[Policy, int]:
         )
     )
     attached = bench.attached
-    return parsed, apply(attached.maps, compiled, listener_set=attached.set_listener_table)
+    generation = apply(attached.maps, compiled, listener_set=attached.set_listener_table)
+    globbed.Globbed(attached.maps).put(generation & 1, globbed.find(compiled.globs).ids)
+    return parsed, generation
 
 
 def conditions(chance: random.Random, own: dict[str, list[str]], likely: float) -> list[str]:
@@ -128,7 +130,7 @@ def test_random_rules_are_evaluated(bench: Bench, seed: int) -> None:
     child = bench.cgroup.child("deep")
     agents = {group.relative: Agent(group, bench.a) for group in (bench.cgroup, child)}
     own = {
-        "cgroup": [f'"{path}"' for path in agents],
+        "cgroup": [f'"{path}"' for path in (*agents, "/*", "/*/[a-d]?*p", "/*/*/*")],
         "interface": [f'"{bench.a.nic.name}"', '"lo"'],
     }
     decided: set[int] = set()

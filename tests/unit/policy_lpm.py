@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from policy_texts import EXECUTABLES
 from routenodes import Nodes
@@ -93,6 +94,7 @@ class Reader:
         self.routes = nodes(compiled)
         self.ports = Trie(compiled.ports, "dmm_port_key", "dmm_port_value")
         self.rules = list(compiled.rules)
+        self.globs = compiled.globs
         self.cgroups = cgroups
 
     def find(self, query: Query) -> Found:
@@ -156,6 +158,17 @@ class Reader:
             and (
                 not flags & C.DMM_RULE_CGROUP or ancestors.get(rule.cgroup_level) == rule.cgroup_id
             )
+            and (
+                not flags & C.DMM_RULE_GLOB
+                or rule.cgroup_id & self._globs_of(ancestors.get(rule.cgroup_level))
+            )
+        )
+
+    def _globs_of(self, cgroup_id: int | None) -> int:
+        """The bits of the patterns that match a cgroup, as globbed[] has them."""
+        names = [PurePosixPath(path) for path, (n, _) in self.cgroups.items() if n == cgroup_id]
+        return sum(
+            1 << bit for bit, one in enumerate(self.globs) if any(path.match(one) for path in names)
         )
 
     def _ancestors(self, path: str) -> dict[int, int]:

@@ -91,7 +91,7 @@ def routes(draw: st.DrawFn) -> dict[str, str]:
 
 
 CONDITIONS: dict[str, list[object]] = {
-    "cgroup": sorted(CGROUPS),
+    "cgroup": ["/*", "/[!a]", "/a/?", "/*/b*", *sorted(CGROUPS)],
     "uid": [0, 999, 1000, "1000-2000", "0-4294967294", 2001],
     "gid": [33, 999, "33-1000", "1001-4294967294"],
     "comm": ["curl", "nginx", "fifteen-letters"],

@@ -182,8 +182,10 @@ def with_a_condition(checkout: Checkout) -> None:
     if "DMM_RULE_NICK" in checkout.read("bpf/abi.h"):
         return
     kept = r"(?<!facts->)(?<!listener\.)(?<!who\.)(?<![\w])"
+    taken = re.findall(r"DMM_RULE_\w+ = (\d+),", checkout.read("bpf/abi.h"))
+    free = 2 * max(map(int, taken))
     names = renaming(
-        ("DMM_RULE_COMM = 4,", "DMM_RULE_NICK = 2048,"),
+        ("DMM_RULE_COMM = 4,", f"DMM_RULE_NICK = {free},"),
         (rf"{kept}comm\b", "nick"),
         (r"\bDMM_RULE_COMM\b", "DMM_RULE_NICK"),
         (r"\bCommOption\b", "NickOption"),

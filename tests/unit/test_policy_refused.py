@@ -297,6 +297,24 @@ REFUSED: list[tuple[str, str, list[str]]] = [
         ["policy.toml:6:", "cgroup"],
     ),
     (
+        "pattern of any depth",
+        ROUTE + '[[rules]]\ntable = "t"\ncgroup = "/pods/**/web"\n',
+        ["policy.toml:6:", "a pattern has one", 'a "*" for each name'],
+    ),
+    (
+        "pattern with an open bracket",
+        ROUTE + '[[rules]]\ntable = "t"\nnot = { cgroup = ["/a", "/pods/[!]/x]"] }\n',
+        ["policy.toml:6:", 'has a "[" without its "]"'],
+    ),
+    (
+        "patterns without end",
+        ROUTE
+        + f'[[rules]]\ntable = "t"\ncgroup = {[f"/pods/{n}*" for n in range(65)]}\n'.replace(
+            "'", '"'
+        ),
+        ["policy.toml:", "more than 64 patterns of cgroups"],
+    ),
+    (
         "comm",
         ROUTE + '[[rules]]\ntable = "t"\ncomm = "sixteen-letters!"\n',
         ["policy.toml:6:", "1 to 15 bytes"],

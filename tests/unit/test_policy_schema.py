@@ -52,6 +52,7 @@ TWO_PLACES = {
 }
 # or is more than a form.
 MORE_THAN_FORM = {
+    "patterns without end",
     "more than all",
     "no loss at all",
     "buffer beyond a window",

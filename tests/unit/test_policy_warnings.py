@@ -227,9 +227,12 @@ RULES = (
             )
         ),
         (
-            RULES.format('comm = ["a", "b*"]', 'uid = [7, 9]\nnot = { cgroup = "/c*" }'),
+            RULES.format('comm = ["a", "b*"]', 'uid = [7, 9]\nnot = { executable = "/c*" }'),
             ["is compared letter by letter", "is a path"],
         ),
+        (RULES.format('cgroup = "/a/*"', 'cgroup = "/a/b*/c"'), ["is never reached"]),
+        (RULES.format('cgroup = "/a/b*"', 'cgroup = ["/a/bc", "/a/b*/[a]"]'), ["is never reached"]),
+        (RULES.format('cgroup = "/a/b*"', 'cgroup = "/a/[b]c"'), []),
         (RULES.format("uid = [1, 2]", "uid = 1"), ["is never reached: rule 1: uid 1,2"]),
         (RULES.format("uid = [1, 2]", "uid = [2, 3]"), []),
         (RULES.format("uid = 1\nnot = { mark = 1 }", "uid = 1"), []),
@@ -294,7 +297,7 @@ stack = "wan"
 """
 WAITS = """\
 [[rules]]
-cgroup = ["/no-such.slice", "/"]
+cgroup = ["/no-such.slice", "/", "/*/no-such-*.scope"]
 not = { interface = "no-such-nic" }
 table = "t"
 
@@ -339,6 +342,7 @@ def test_what_rules_wait_for_on_this_host_is_warned_of(cli: Cli, tmp_path: Path)
         for one in told.json["warnings"]
     ] == [
         ("1", "the cgroup /no-such.slice does not exist on this host, and is waited for"),
+        ("1", "no cgroup of this host matches /*/no-such-*.scope, and one is waited for"),
         ("1", "the device no-such-nic does not exist on this host, and is waited for"),
         ("6", "the device no-such-lan does not exist on this host, and is waited for"),
     ]

@@ -28,7 +28,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmm_ebpf import abi, records
@@ -40,15 +40,18 @@ from dmm_ebpf.loader import Attached, groupmade, restore
 from dmm_ebpf.loader import cgroup as cgroups
 from dmm_ebpf.loader.cgroup import NOWHERE
 from dmm_ebpf.loader.compile import knows_groups
-from dmm_ebpf.rd.director import executables, sync, urgency
+from dmm_ebpf.rd.director import executables, globbed, sync, urgency
+from dmm_ebpf.rd.director.globbed import Globbed
 from dmm_ebpf.rd.director.nested import nested
+from dmm_ebpf.rd.policy.cgroupglob import is_glob, is_in
 from dmm_ebpf.rd.policy.compile import NO_DEVICE, NO_FILE, Compiled
 from dmm_ebpf.rd.policy.compile_rules import Check
-from dmm_ebpf.rd.policy.evaluate import Query, is_below
+from dmm_ebpf.rd.policy.evaluate import Query
 from dmm_ebpf.rd.policy.model import Policy
 from dmm_ebpf.threads import in_thread
 
 LOOK_S = 1.0
+_TURNS = 8  # of the watches of patterns, while cgroups are made in those that they are set on
 # Of systemd, whose cgroups are removed and made again whenever they are stopped and started.
 UNITS = frozenset({".service", ".scope", ".socket", ".mount", ".swap"})
 UNTOLD = "cgroups that are made again are followed by inotify, in a race with who makes them"
@@ -115,7 +118,7 @@ def known_cgroup(policy: Policy, query: Query) -> None:
     """
     path = query.cgroup
     if path is None or any(
-        is_below(path, one) for rule in policy.rules for one in rule.every("cgroup")
+        is_in(path, one) for rule in policy.rules for one in rule.every("cgroup")
     ):
         return
     if not cgroups.place(path).is_dir():
@@ -148,6 +151,8 @@ class Groups:
         self._rules: list[Struct] = []
         self._texts: list[str] = []
         self._checks: tuple[Check, ...] = ()
+        self._globs: tuple[str, ...] = ()
+        self.globbed = Globbed(attached.maps)
         self._watch: EntryWatch | None = None
         self._looking = asyncio.Lock()
         self._news = asyncio.Event()
@@ -187,7 +192,10 @@ class Groups:
 
     def pending(self) -> list[records.status.Pending]:
         """The rules that wait for their cgroup."""
-        return waiting(self._texts, self._checks, lambda index, key: waits(self._rules[index], key))
+        matched = self.globbed.matched(self._generation & 1)
+        return waiting(
+            self._texts, self._checks, lambda index, key: waits(self._rules[index], key, matched)
+        )
 
     def follow(self, policy: Policy, compiled: Compiled, generation: int) -> None:
         """The policy that is in force from now on; look() then tells whether its cgroups
@@ -196,7 +204,8 @@ class Groups:
         self._generation = generation
         self._rules = list(compiled.rules)
         self._texts = [policy.rule_text(index) for index in range(len(policy.rules))]
-        self._checks = compiled.checks
+        self._checks, self._globs = compiled.checks, compiled.globs
+        self._match(generation & 1 ^ 1, {})  # nobody reads that half
         if self._waited.there:
             with contextlib.suppress(DmmError):  # nobody reads that half
                 self._waited.rules(generation & 1 ^ 1, {})
@@ -205,6 +214,7 @@ class Groups:
         """Have the cgroups known, from now on, of rules that were just written to a half which is
         not in force yet. To be called in a thread.
         """
+        self._match(half, globbed.find(compiled.globs).ids)
         asked = _asked(compiled.checks, "cgroup")
         if asked and self._wait():
             wanted: dict[Path, list[int]] = {}
@@ -343,9 +353,24 @@ class Groups:
             for path in self._asked("executable").values():
                 for folder, name_there in exefile.way(path):
                     wanted.setdefault(folder, set()).add(name_there)
-            self._watch.follow(wanted)
+            self._follow(self._watch, wanted)
         except (DmmError, OSError) as e:
             log.warning("cgroups are looked at once a second only: %s", e)
+
+    def _follow(self, watch: EntryWatch, wanted: dict[Path, set[bytes]]) -> None:
+        """These entries, and those that patterns stand for, also in what is made meanwhile."""
+        ways: dict[Path, set[str]] = {}
+        for turn in range(_TURNS):
+            known, ways = ways.keys(), globbed.find(self._globs).ways
+            if turn and ways.keys() <= known:
+                return
+            watch.follow(globbed.entries(wanted, ways))
+
+    def _match(self, half: int, ids: Mapping[int, int]) -> None:
+        try:
+            self._pointed |= self.globbed.put(half, ids) and bool(ids)
+        except DmmError as e:
+            log.warning("cgroups that patterns match: %s", e)
 
     def _hook(self, mend: bool) -> None:
         before = self._attached.cgroup_id
@@ -417,6 +442,9 @@ class Groups:
                 rule.exe_device, rule.exe_inode = file
                 changed[index] = rule
                 log.info("file %s of rule %d %s", path, rule.number, _became(file != NO_FILE))
+        if self._globs:
+            with contextlib.suppress(OSError):  # the next look may be luckier
+                self._match(self._generation & 1, globbed.find(self._globs).ids)
         if not changed:
             return
         for index, rule in changed.items():
@@ -434,6 +462,7 @@ class Groups:
             self._generation & 1,
             self._attached.set_listener_table,
             sync.in_cgroup_by_path(cgroups.path_of),
+            in_glob=sync.in_glob_by_path(cgroups.path_of, self._globs),
         )
 
 
@@ -460,8 +489,12 @@ def waiting(
     ]
 
 
-def waits(rule: Struct, key: str) -> bool:
-    """Whether the cgroup, or the executable, that a struct dmm_rule asks for is not there."""
+def waits(rule: Struct, key: str, matched: int) -> bool:
+    """Whether the cgroup, or the executable, that a struct dmm_rule asks for is not there. matched:
+    the bits of patterns that match one.
+    """
+    if rule.flags & C.DMM_RULE_GLOB and key == "cgroup":
+        return not rule.cgroup_id & matched
     if key == "cgroup":
         return bool(rule.cgroup_id == NOWHERE)
     return (rule.exe_device, rule.exe_inode) == NO_FILE
@@ -476,7 +509,9 @@ def device_lookup(name: str) -> int:
 
 
 def _asked(checks: Sequence[Check], key: str) -> dict[int, str]:
-    return {i: one.wanted[key] for i, one in enumerate(checks) if key in one.wanted}
+    """Without patterns."""
+    found = {i: one.wanted[key] for i, one in enumerate(checks) if key in one.wanted}
+    return found if key != "cgroup" else {i: p for i, p in found.items() if not is_glob(p)}
 
 
 def _became(there: bool) -> str:

@@ -18,10 +18,11 @@ from dmm_ebpf.hal import exefile, nic, tuning
 from dmm_ebpf.hal.answer import Unknown
 from dmm_ebpf.loader import protocolprobe
 from dmm_ebpf.loader.cgroup import NOWHERE
-from dmm_ebpf.rd.director import executables, routeget, sets
+from dmm_ebpf.rd.director import executables, globbed, routeget, sets
 from dmm_ebpf.rd.director.groups import device_lookup, lookup, waiting, waits
 from dmm_ebpf.rd.director.reading import Readings
 from dmm_ebpf.rd.director.usual import read_usual
+from dmm_ebpf.rd.policy.cgroupglob import is_glob
 from dmm_ebpf.rd.policy.compile import NO_FILE, Compiled, compile_policy
 from dmm_ebpf.rd.policy.compile import host_errors as compile_errors
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -91,7 +92,10 @@ def host_warnings(policy: Policy, readings: Readings) -> Iterator[records.policy
     for index, rule in enumerate(policy.rules):
         text = f"rule {policy.rule_text(index)}"
         for path in rule.every("cgroup"):
-            if lookup(path)[0] == NOWHERE:
+            if is_glob(path) and not globbed.is_matched(path):
+                why = f"{text}: no cgroup of this host matches {path}, and one is waited for"
+                yield records.policy.Warned(policy.place("rules", index), why)
+            elif not is_glob(path) and lookup(path)[0] == NOWHERE:
                 why = f"{text}: the cgroup {path} does not exist on this host, and is waited for"
                 yield records.policy.Warned(policy.place("rules", index), why)
         for path in rule.every("executable"):
@@ -134,4 +138,7 @@ def pending(policy: Policy, compiled: Compiled) -> list[records.status.Pending]:
     force.
     """
     texts = [policy.rule_text(index) for index in range(len(policy.rules))]
-    return waiting(texts, compiled.checks, lambda index, key: waits(compiled.rules[index], key))
+    matched = globbed.matched_by(globbed.find(compiled.globs).ids.values())
+    return waiting(
+        texts, compiled.checks, lambda index, key: waits(compiled.rules[index], key, matched)
+    )

@@ -42,6 +42,7 @@ from dmm_ebpf.rd.director.adaptive import Adaptive
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.followers import Followers
 from dmm_ebpf.rd.director.generations import Generations
+from dmm_ebpf.rd.director.globbed import Room
 from dmm_ebpf.rd.director.groups import Groups, attach_place, hooks_on
 from dmm_ebpf.rd.director.guard import Guard, Item
 from dmm_ebpf.rd.director.inside import Inside
@@ -132,6 +133,7 @@ class Instance:
                 state.netns or "of the instance", netns.inode, self._own_pids, self.orphaned.set
             ),
             Hooks(attached, Path(state.cgroup), self.groups),
+            Room(self.groups.globbed),
             Pins(attached),
             self.mptcp,
             StateFile(run, state),

@@ -17,7 +17,7 @@ from dmm_ebpf.errors import ConflictError, DmmError, NotAttachedError
 from dmm_ebpf.hal.netns import NetNS
 from dmm_ebpf.loader import Attached, Maps
 from dmm_ebpf.loader.cgroup import NOWHERE
-from dmm_ebpf.rd.director import away, carriers, executables, flows, load
+from dmm_ebpf.rd.director import away, carriers, executables, flows, globbed, load
 from dmm_ebpf.rd.director.datagrams import Datagrams
 from dmm_ebpf.rd.director.earlier import Earlier
 from dmm_ebpf.rd.director.generations import Generations, again, in_force
@@ -29,6 +29,7 @@ from dmm_ebpf.rd.director.names import Names
 from dmm_ebpf.rd.director.openflows import passing_of, records_of, rows_of
 from dmm_ebpf.rd.director.phase import HUNG, Phase
 from dmm_ebpf.rd.director.rundir import RunDir, StackState, State
+from dmm_ebpf.rd.policy.cgroupglob import is_glob
 from dmm_ebpf.rd.policy.compile import NO_FILE
 from dmm_ebpf.rd.policy.compile_rules import checks
 from dmm_ebpf.rd.policy.ids import IdSpace
@@ -122,6 +123,9 @@ def _pending(policy: Policy, maps: Maps, generation: int) -> list[records.status
     def waits(index: int, key: str) -> bool:
         """Also if the cgroup, or the file, is another than the one that the hooks know."""
         path, known = made[index].wanted[key], maps.rules[first + index]
+        if key == "cgroup" and is_glob(path):
+            seen = (maps.globbed.get(number) for number in globbed.find([path]).ids)
+            return not any(one and one.globs[generation & 1] & known.cgroup_id for one in seen)
         if key == "cgroup":
             number = lookup(path)[0]
             return number == NOWHERE or number != known.cgroup_id

@@ -35,6 +35,7 @@ from dmm_ebpf.loader import maps as loader_maps
 from dmm_ebpf.loader.maps import Map, RoutesKind
 from dmm_ebpf.loader.spec import Maps
 from dmm_ebpf.loader.table import Table
+from dmm_ebpf.rd.policy.cgroupglob import is_in
 from dmm_ebpf.rd.policy.compile import Compiled
 from dmm_ebpf.rd.policy.compile_routes import Entries
 
@@ -65,6 +66,10 @@ class InnerMaps(Protocol):
 ForHalf = Callable[[int], object]
 ListenerSet = Callable[[Any, int, int, int, int], object]
 InCgroup = Callable[[int, int], bool]
+
+
+def _in_none(_cgroup_id: int, _glob: int) -> bool:
+    return False
 
 
 def current_generation(maps: Maps) -> int:
@@ -141,6 +146,18 @@ def in_cgroup_by_path(path_of: Callable[[int], str | None]) -> InCgroup:
             return True
         below, above = parts(cgroup_id), parts(ancestor_id)
         return below is not None and above is not None and below[: len(above)] == above
+
+    return test
+
+
+def in_glob_by_path(path_of: Callable[[int], str | None], globs: Sequence[str]) -> InCgroup:
+    """The same of patterns of cgroups, which are named by their bits."""
+    paths: dict[int, str | None] = {}
+
+    def test(cgroup_id: int, bit: int) -> bool:
+        if cgroup_id not in paths:
+            paths[cgroup_id] = path_of(cgroup_id)
+        return is_in(paths[cgroup_id], globs[bit.bit_length() - 1])
 
     return test
 
@@ -265,7 +282,12 @@ class _Swap:
 
     def _listeners(self) -> None:
         set_listener_tables(
-            self.maps.listeners, self.compiled.rules, self.half, self.listener_set, self.in_cgroup
+            self.maps.listeners,
+            self.compiled.rules,
+            self.half,
+            self.listener_set,
+            self.in_cgroup,
+            in_glob=in_glob_by_path(cgroup.path_of, self.compiled.globs),
         )
 
     def _clear(self, half: int) -> None:
@@ -291,24 +313,33 @@ def set_listener_tables(
     half: int,
     listener_set: ListenerSet,
     in_cgroup: InCgroup,
+    *,
+    in_glob: InCgroup = _in_none,
 ) -> None:
     """Have the peers of every listening socket looked up, in that half, where these rules say."""
     for key, listener in list(listeners.items()):
-        found = listener_table(rules, key, listener, in_cgroup)
+        found = listener_table(rules, key, listener, in_cgroup, in_glob=in_glob)
         if (listener.tables[half], listener.rules[half], listener.chosen[half]) != found:
             listener_set(key, half, *found)
 
 
 def listener_table(
-    rules: Sequence[Struct], key: Struct, listener: Struct, in_cgroup: InCgroup
+    rules: Sequence[Struct],
+    key: Struct,
+    listener: Struct,
+    in_cgroup: InCgroup,
+    *,
+    in_glob: InCgroup = _in_none,
 ) -> tuple[int, int, int]:
     """(table, rule from 1, chosen) for a struct dmm_listener at key: its program's wish, if a rule
     lets it; else the table of the first rule that matches and has one, as in bpf/bind.h; or zeros.
-    One that is bound to a device is the kernel's.
+    One that is bound to a device is the kernel's. in_glob: as in_cgroup of a pattern's bit.
     """
     if listener.device:
         return 0, 0, 0
-    matching = list(_matching(rules, key, listener, in_cgroup))
+    matching = [
+        (int(rule.number), rule) for rule in _matching(rules, key, listener, in_cgroup, in_glob)
+    ]
     wish = int(listener.wish)
     for number, rule in matching if wish else ():
         if rule.choose >> (wish - 1) & 1:
@@ -319,21 +350,34 @@ def listener_table(
 
 
 def _matching(
-    rules: Sequence[Struct], key: Struct, listener: Struct, in_cgroup: InCgroup
-) -> Iterator[tuple[int, Struct]]:
-    """The checks that match, each with its rule's number; without those that only except."""
+    rules: Sequence[Struct],
+    key: Struct,
+    listener: Struct,
+    in_cgroup: InCgroup,
+    in_glob: InCgroup,
+) -> Iterator[Struct]:
+    """The checks that match, without those that only except."""
     index = 0
     while index < len(rules):
         rule, index = rules[index], index + 1
-        if not _matches(rule, key, listener, in_cgroup):
+        if not _matches(rule, key, listener):
+            continue
+        if not _is_there(rule, int(listener.cgroup_id), in_cgroup, in_glob):
             continue
         if rule.skip:
             index += rule.skip
         else:
-            yield int(rule.number), rule
+            yield rule
 
 
-def _matches(rule: Struct, key: Struct, listener: Struct, in_cgroup: InCgroup) -> bool:
+def _is_there(rule: Struct, cgroup_id: int, in_cgroup: InCgroup, in_glob: InCgroup) -> bool:
+    if rule.flags & C.DMM_RULE_GLOB:
+        return in_glob(cgroup_id, int(rule.cgroup_id))
+    return not rule.flags & C.DMM_RULE_CGROUP or in_cgroup(cgroup_id, int(rule.cgroup_id))
+
+
+def _matches(rule: Struct, key: Struct, listener: Struct) -> bool:
+    """All that the rule asks for but its cgroup."""
     flags, port = rule.flags, socket.ntohs(key.port_be)
     if not rule.directions & C.DMM_DIR_LISTEN:
         return False
@@ -351,5 +395,4 @@ def _matches(rule: Struct, key: Struct, listener: Struct, in_cgroup: InCgroup) -
         and (not flags & C.DMM_RULE_LPORT or rule.lport_first <= port <= rule.lport_last)
         and (not flags & C.DMM_RULE_MARK or listener.mark & rule.mark_mask == rule.mark)
         and (not flags & C.DMM_RULE_COMM or abi.text(listener.comm) == abi.text(rule.comm))
-        and (not flags & C.DMM_RULE_CGROUP or in_cgroup(listener.cgroup_id, rule.cgroup_id))
     )

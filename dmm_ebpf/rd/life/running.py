@@ -31,7 +31,7 @@ from dmm_ebpf.rd.life import starting
 from dmm_ebpf.rd.life.home import Doors, Home
 from dmm_ebpf.rd.life.signals import HEARD, Signals, Stop
 from dmm_ebpf.rd.life.watcher import Watcher
-from dmm_ebpf.rd.policy.evaluate import is_below
+from dmm_ebpf.rd.policy.cgroupglob import is_in
 
 log = logging.getLogger("dmm-ebpf")
 
@@ -149,7 +149,7 @@ def _warn_of_others(instance: Instance, own: Path) -> None:
     """
     policy, name = instance.policy, cgroups.name_of(own)
     for index, rule in enumerate(policy.rules if policy else ()):
-        if rule.cgroup is not None and not any(is_below(name, one) for one in rule.cgroup):
+        if rule.cgroup is not None and not any(is_in(name, one) for one in rule.cgroup):
             log.warning(
                 "rule %s is for the cgroup %s, and the command runs in one of its own, %s: the rule does not match it",
                 policy.rule_text(index) if policy else index + 1,

@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 from dmm_ebpf import abi
 from dmm_ebpf.abi import C, Struct
 from dmm_ebpf.errors import DmmError, PolicyError
+from dmm_ebpf.rd.policy.cgroupglob import glob, is_glob
 from dmm_ebpf.rd.policy.compile_routes import Entries, RouteCompiler
-from dmm_ebpf.rd.policy.compile_rules import Check, checks
+from dmm_ebpf.rd.policy.compile_rules import Check, checks, globs_in
 from dmm_ebpf.rd.policy.ids import IdSpace
 from dmm_ebpf.rd.policy.livetable import LiveRoutes
 from dmm_ebpf.rd.policy.locate import describe
@@ -92,7 +93,7 @@ class Compiled:
     struct dmm_stack; head is struct dmm_policy_head.
     checks say of each of rules what it stands for. cgroups maps each cgroup that a rule names to
     its id, devices each device to its ifindex: what is deleted and made again has another, and the
-    rules that name it must then be changed.
+    rules that name it must then be changed. globs are the patterns of cgroups, by their bits.
     """
 
     head: Struct
@@ -105,6 +106,7 @@ class Compiled:
     ports: Entries
     cgroups: Mapping[str, int]
     devices: Mapping[str, int]
+    globs: tuple[str, ...]
     labels: Labels
     is_adaptive: bool = False
 
@@ -157,6 +159,7 @@ def compile_policy(
     ids.assign([*policy.stacks, *policy.autos], policy.tables, busy_stacks)
     host = _Host(policy, cgroup_lookup, netns_lookup, device_lookup, executable_lookup)
     made = tuple(checks(policy.rules))
+    host.globs = globs_in(made)
     rules = tuple(host.check(one, ids) for one in made)
     stacks = _StackPacker(policy, ids, congestion_controls, usual)
     routes = RouteCompiler(ids, policy.autos)
@@ -182,6 +185,7 @@ def compile_policy(
         ports=routes.ports(),
         cgroups=host.cgroups,
         devices=host.devices,
+        globs=host.globs,
         labels=Labels(policy),
         is_adaptive=bool(policy.autos),
     )
@@ -343,6 +347,11 @@ _FLAGS = {
 _SPANS = {"uid": "uid", "gid": "gid", "local_port": "lport"}
 
 
+def _flag(key: str, value: Any) -> int:
+    is_pattern = key == "cgroup" and is_glob(value)
+    return int(C.DMM_RULE_GLOB if is_pattern else _FLAGS[key])
+
+
 class _Host:
     """Makes rules[], asking the host for the numbers of cgroups, devices and network namespaces."""
 
@@ -361,6 +370,7 @@ class _Host:
         self.executable_lookup = executable_lookup
         self.cgroups: dict[str, int] = {}
         self.devices: dict[str, int] = {}
+        self.globs: tuple[str, ...] = ()
 
     def check(self, one: Check, ids: IdSpace) -> Struct:
         rule, index = self.policy.rules[one.rule], one.rule
@@ -372,7 +382,7 @@ class _Host:
             out.choose = sum(1 << ids.stack(name) for name in rule.choose)
             out.flags = C.DMM_RULE_MPTCP if self.policy.makes_mptcp(rule) else 0
         for key, value in one.wanted.items():
-            out.flags |= _FLAGS[key]
+            out.flags |= _flag(key, value)
             if key == "cgroup":
                 out.cgroup_id, out.cgroup_level = self._cgroup(index, value)
             elif key in _SPANS:
@@ -393,6 +403,8 @@ class _Host:
         return out
 
     def _cgroup(self, index: int, path: str) -> tuple[int, int]:
+        if is_glob(path):
+            return 1 << self.globs.index(path), glob(path).level
         try:
             cgroup_id, level = self.cgroup_lookup(path)
         except (OSError, DmmError) as error:

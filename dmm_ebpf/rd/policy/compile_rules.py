@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.rd.policy.cgroupglob import globs_of
 from dmm_ebpf.rd.policy.rule import Conditions, Rule
 from dmm_ebpf.rd.policy.values import IdRange
 
@@ -42,6 +43,11 @@ def checks(rules: Sequence[Rule]) -> Iterator[Check]:
             yield Check(index, wanted, left)
         for wanted in own:
             yield Check(index, wanted)
+
+
+def globs_in(made: Sequence[Check]) -> tuple[str, ...]:
+    """The patterns of cgroups that they name, by their bits in struct dmm_globbed."""
+    return globs_of(one.wanted["cgroup"] for one in made if "cgroup" in one.wanted)
 
 
 def _ways(conditions: Conditions) -> Iterator[dict[str, Any]]:

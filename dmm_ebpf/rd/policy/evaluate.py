@@ -22,6 +22,7 @@ from dmm_ebpf import records
 from dmm_ebpf.abi import C
 from dmm_ebpf.errors import UsageError
 from dmm_ebpf.rd.policy import bulk
+from dmm_ebpf.rd.policy.cgroupglob import is_in
 from dmm_ebpf.rd.policy.model import KERNEL, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.routes import Match, RouteTable
 from dmm_ebpf.rd.policy.rule import (
@@ -379,7 +380,7 @@ def _other(said: bool | None) -> bool | None:
 
 # Whether a value of a condition is what a query says
 _IS: dict[str, Callable[[Any, Any], bool]] = {
-    "cgroup": lambda wanted, given: is_below(given, wanted),
+    "cgroup": lambda wanted, given: is_in(given, wanted),
     "uid": lambda wanted, given: wanted.first <= given <= wanted.last,
     "gid": lambda wanted, given: wanted.first <= given <= wanted.last,
     "comm": operator.eq,

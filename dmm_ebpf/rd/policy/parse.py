@@ -22,6 +22,7 @@ from dmm_ebpf.errors import PolicyError, apart
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
 from dmm_ebpf.rd.policy import mptcp
 from dmm_ebpf.rd.policy.adaptive_route import auto_of, is_adaptive, may_serve
+from dmm_ebpf.rd.policy.cgroupglob import globs_of
 from dmm_ebpf.rd.policy.compile_rules import MAX_CHECKS, count_checks
 from dmm_ebpf.rd.policy.hosts import Labels, Selector, parse_labels, parse_selector
 from dmm_ebpf.rd.policy.keyed import KeysRefusedError
@@ -532,8 +533,13 @@ class _Parser(PolicyText):
                 raise self.refused(("rules", index), why, hint)
 
     def _check_checks(self, rules: list[Rule]) -> None:
-        total = 0
+        total, patterns = 0, set[str]()
         for index, rule in enumerate(rules):
+            patterns |= set(globs_of(rule.every("cgroup")))
+            if len(patterns) > C.DMM_MAX_GLOBS:
+                why = f"the rules name more than {C.DMM_MAX_GLOBS} patterns of cgroups"
+                hint = "join some by * or [..], or name a cgroup above them"
+                raise self.refused(("rules", self.written[index]), why, hint)
             total += count_checks(rule)
             if total > MAX_CHECKS:
                 why = f"the lists of the rules make more than {MAX_CHECKS} checks together"

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from dmm_ebpf.abi import C
+from dmm_ebpf.rd.policy import cgroupglob
 from dmm_ebpf.rd.policy.keyed import KeysRefusedError, Record, by
 from dmm_ebpf.rd.policy.named import Contents, Named, parse_prefixes
 from dmm_ebpf.rd.policy.readers import (
@@ -62,15 +63,27 @@ REFUSING: Mapping[str, str] = MappingProxyType(
 _action = one_of("an action of a rule", tuple(REFUSING))
 
 
-@takes(spelled(rf"/(?!(?:{ANY_TEXT}*/)?\.\.?(?:/|$)){ANY_TEXT}*"))
+_NOT_DOTS = rf"(?!(?:{ANY_TEXT}*/)?\.\.?(?:/|$))"
+
+
+@takes(
+    spelled(
+        rf"/{_NOT_DOTS}(?!{ANY_TEXT}*\*\*){cgroupglob.WELL_FORMED}(?:/{cgroupglob.WELL_FORMED})*"
+    )
+)
 def _cgroup(value: object) -> str:
-    """A cgroup, as a path from the cgroup v2 root, and all below it."""
+    """A cgroup, as a path from the cgroup v2 root or a pattern, and all below it."""
     text = a_text(value, "a cgroup's path")
     parts = [part for part in text.split("/") if part]
     if not text.startswith("/") or "\0" in text or any(part in (".", "..") for part in parts):
         raise ValueRefusedError(
             f"{shown(text)} is not a cgroup's path",
             'expected a path that begins with "/", below the cgroup v2 mount, such as "/shop.slice"',
+        )
+    if why := cgroupglob.why_not(text):
+        raise ValueRefusedError(
+            f"{shown(text)} is no pattern of cgroups: {why}",
+            'expected for example "/kubepods.slice/*/web-*.scope"',
         )
     return "/" + "/".join(parts)
 

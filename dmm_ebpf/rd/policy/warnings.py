@@ -15,7 +15,7 @@ from typing import Any
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
-from dmm_ebpf.rd.policy.evaluate import is_below
+from dmm_ebpf.rd.policy.cgroupglob import implies
 from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.named import Named
 from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank, route_text
@@ -56,12 +56,11 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
                 why = f'"{comm}" is compared letter by letter, and matches only a process of that name'
                 place = policy.place("rules", index, *path, "comm")
                 yield Warned(place, f"rule {name}: {why}")
-        for key, what in (("cgroup", "cgroup"), ("executable", "file")):
-            for value in getattr(one, key) or ():
-                if _GLOB & set(value):
-                    why = f"{value} is a path, and matches only a {what} of that name"
-                    place = policy.place("rules", index, *path, key)
-                    yield Warned(place, f"rule {name}: {why}")
+        for value in one.executable or ():
+            if _GLOB & set(value):
+                why = f"{value} is a path, and matches only a file of that name"
+                place = policy.place("rules", index, *path, "executable")
+                yield Warned(place, f"rule {name}: {why}")
     if any(_asks_for(rule, one) for one in rule.excepted):
         place = policy.place("rules", index, "not")
         yield Warned(place, f"rule {name} matches nothing: its not takes away all that it is for")
@@ -123,7 +122,7 @@ def _takes_in(wide: Rule, narrow: Rule) -> bool:
 
 # Whether a value of a condition is never so without another
 _IMPLIES: dict[str, Callable[[Any, Any], bool]] = {
-    "cgroup": is_below,
+    "cgroup": implies,
     "uid": lambda narrow, wide: wide.first <= narrow.first and narrow.last <= wide.last,
     "gid": lambda narrow, wide: wide.first <= narrow.first and narrow.last <= wide.last,
     "mark": lambda narrow, wide: (
