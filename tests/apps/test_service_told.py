@@ -12,7 +12,7 @@ import time
 import pytest
 
 from dmm_ebpf.closing import Closing
-from lab.waiting import patient
+from lab.waiting import patient, stop
 
 POLICY = """
 [[rules]]
@@ -96,7 +96,7 @@ def test_a_service_manager_is_told_of_life_reloads_and_refusals(wired, manager):
 def test_one_that_stands_still_does_not_say_that_it_lives(wired, manager):
     routed = wired.attach_client(POLICY)
     assert manager.hears("WATCHDOG=1")
-    routed.process.send_signal(signal.SIGSTOP)
+    stop(routed.process.pid)
     while manager.hears("WATCHDOG=1", within_s=0.05):
         pass  # those that were on the way
     assert manager.hears("", within_s=ALIVE_S) is None
