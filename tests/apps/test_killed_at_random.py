@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from dying import LIFE_S, Command, Subject, placed
 
+from dmm_ebpf.errors import DmmError
 from dmm_ebpf.rd.api.client import Client
 from dmm_ebpf.rd.director.rundir import RunDir
 from lab import Lab, wait_for
@@ -77,10 +78,17 @@ class Lives:
 
     def next(self) -> Command:
         """One that serves, whatever the last one left; it alone."""
-        director = self.subject.attached()
+        director = self.subject.attach()
+
+        def serves() -> bool:
+            # A child of the one that was killed may have its socket for a moment.
+            with contextlib.suppress(DmmError), Client(self.subject.instance) as rd:
+                return rd.status().pid == director.pid
+            return director.poll() is not None
+
+        wait_for(serves, LIFE_S, f"the next one to serve: {self.moments}")
+        assert director.poll() is None, (self.moments, director.said())
         assert self.subject.director() == director.pid, self.moments
-        with Client(self.subject.instance, timeout_s=LIFE_S) as rd:
-            assert rd.status().pid == director.pid, self.moments
         return director
 
     def ends_well(self, director: Command) -> None:
