@@ -18,7 +18,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#define NS_PER_S 1000000000ULL
+#include "../dmm_ebpf/userstack/core/units.h"
 
 /* CLOCK_MONOTONIC */
 static inline uint64_t now_ns(void)

@@ -23,7 +23,7 @@
 #include <stdint.h>
 #include "halerr.h"
 #include "portcaps.h"
-#include "../userstack/core/api.h"
+#include "../userstack/core/packet.h"
 
 enum {
 	DMM_XSK_MAX_MTU = 3822, /* 4096 - XDP_PACKET_HEADROOM - Ethernet and one VLAN tag */

@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 #include "halerr.h"
-#include "../userstack/core/api.h"
+#include "../userstack/core/packet.h"
 
 enum {
 	DMM_TAP_HEADROOM = 24,	 /* struct virtio_net_hdr and the Ethernet header */

@@ -30,7 +30,7 @@
 #include <stdint.h>
 #include "halerr.h"
 #include "portcaps.h"
-#include "../userstack/core/api.h"
+#include "../userstack/core/packet.h"
 
 struct dmm_tapnic;
 

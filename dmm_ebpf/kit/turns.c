@@ -7,9 +7,7 @@
 
 #include <stdio.h>
 #include <time.h>
-
-#define NS_PER_S 1000000000ull
-#define NS_PER_MS 1000000ull
+#include "../userstack/core/units.h"
 
 void turns_init(struct turns *t, uint64_t patience_ns)
 {

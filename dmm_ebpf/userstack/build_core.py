@@ -23,6 +23,7 @@ _HEADERS = (
     _HERE / "core/cc/cc_guard.h",
     _PACKAGE / "kit/ask.h",
     _PACKAGE / "kit/native.h",
+    _HERE / "core/packet.h",
     _HERE / "core/api.h",
     _HERE / "core/guard/end_guard.h",
     _PACKAGE / "kit/endnative.h",

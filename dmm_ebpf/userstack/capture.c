@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#define NS_PER_S 1000000000ll
+#include "core/units.h"
 
 enum {
 	EPB_TYPE = 6,
@@ -23,7 +23,7 @@ static int64_t clock_ns(clockid_t clock)
 	struct timespec ts;
 
 	clock_gettime(clock, &ts);
-	return ts.tv_sec * NS_PER_S + ts.tv_nsec;
+	return ts.tv_sec * (int64_t)NS_PER_S + ts.tv_nsec;
 }
 
 int capture_begin(struct capture *c, int fd, uint32_t legs, uint32_t snaplen_bytes)

@@ -31,9 +31,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/units.h"
 #include "engine_int.h"
 
-#define NS_PER_S 1000000000ull
 #define ABORT_NS (4 * NS_PER_S) /* the longest that resets of all connections may take */
 #define BEAT_NS (NS_PER_S / 4)
 #define TX_RETRY_NS 50000ull /* a full NIC: completions come without an event to wait for */

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* load.c: see load.h. */
 #include "load.h"
+#include "core/units.h"
 
-#define REFUSED_NS 1000000000ull /* so long after a refusal new flows go elsewhere */
-#define STUCK_NS 1000000000ull	 /* a busy NIC frees a frame long before */
+#define REFUSED_NS NS_PER_S /* so long after a refusal new flows go elsewhere */
+#define STUCK_NS NS_PER_S   /* a busy NIC frees a frame long before */
 
 static bool between(bool was, bool above_high, bool above_low)
 {

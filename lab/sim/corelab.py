@@ -139,7 +139,7 @@ def build(directory: Path, *recipes: Recipe) -> list[Path]:
 
 def build_library(directory: Path) -> tuple[Any, Any]:
     """The core alone, as a shared library; cffi's pair of (ffi, lib), of what api.h declares."""
-    api = (CORE / "api.h").read_text(encoding="utf-8")
+    api = "".join((CORE / f"{name}.h").read_text(encoding="utf-8") for name in ("packet", "api"))
     ffi = cffi.FFI()
     ffi.cdef(re.sub(r"^#.*$", "", api, flags=re.MULTILINE))
     return ffi, ffi.dlopen(str(build(directory, LIBRARY)[0]))

@@ -15,7 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NS_PER_S 1000000000ULL
+#include "../../dmm_ebpf/userstack/core/units.h"
+
 /* Frames taken from the ring before what is due gets its turn. */
 #define DRAIN_PKTS 512
 /* Room in a pool slot beyond the MTU: Ethernet header and two VLAN tags. */

@@ -13,7 +13,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define NS_PER_S 1000000000ULL
+#include "../../dmm_ebpf/userstack/core/units.h"
+
 /* Steps are walked one by one, so they must not be countless after a pause. */
 #define STEP_MIN_NS 100000ULL
 

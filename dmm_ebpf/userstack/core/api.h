@@ -18,6 +18,7 @@
 #define DMM_CORE_API_H
 
 #include <stdint.h>
+#include "packet.h"
 
 enum dmm_leg { DMM_LEG_INNER = 0, DMM_LEG_OUTER = 1 };
 
@@ -125,37 +126,6 @@ enum dmm_latency {
 };
 
 #define DMM_REDUNDANCY_NONE UINT32_MAX
-
-/* Of struct dmm_vnet */
-enum dmm_vnet_flag {
-	/* the checksum field holds the folded pseudo-header sum, not complemented */
-	DMM_VNET_NEEDS_CSUM = 1,
-	DMM_VNET_DATA_VALID = 2, /* received only: the checksum is complete and right */
-};
-
-enum dmm_vnet_gso {
-	DMM_VNET_GSO_NONE = 0,
-	DMM_VNET_GSO_TCPV4 = 1,
-	DMM_VNET_GSO_TCPV6 = 4,
-	DMM_VNET_GSO_UDP = 5, /* UDP_SEGMENT (udp(7)); never of a packet that the core makes */
-	/* or'ed to these: CWR is set, and belongs to the first segment alone */
-	DMM_VNET_GSO_ECN = 0x80,
-};
-
-/*
- * What is left to a device, or was done by it, with a packet's checksum and segments: struct
- * virtio_net_hdr, field by field (virtio 1.2 section 5.1.6, linux/virtio_net.h), in this host's
- * byte order. All 0: nothing. csum_start and hdr_len count from the IP header: who puts a
- * link-layer header in front adds its length.
- */
-struct dmm_vnet {
-	uint8_t flags;	      /* enum dmm_vnet_flag */
-	uint8_t gso_type;     /* enum dmm_vnet_gso */
-	uint16_t hdr_len;     /* bytes of IP and TCP header, of a packet to be cut */
-	uint16_t gso_size;    /* payload bytes of each segment but the last; 0 without gso_type */
-	uint16_t csum_start;  /* with NEEDS_CSUM: offset of the TCP header ... */
-	uint16_t csum_offset; /* ... and of the checksum in it: 16 */
-};
 
 enum {
 	DMM_LINK_DEVICE_SHIFT = 48, /* of meta.link, to the number of its device */
@@ -379,23 +349,6 @@ uint8_t *dmm_core_buffer_next(struct dmm_core *core, uint8_t *buffer);
  */
 uint32_t dmm_core_output(struct dmm_core *core, uint32_t leg, uint8_t *buf, uint32_t cap,
 			 struct dmm_tx_meta *meta, uint64_t now_ns);
-
-/*
- * Payload where the core holds it: bytes of them in n parts, laid out as struct iovec. So many
- * parts are enough for the payload of one packet.
- */
-enum { DMM_MAX_PARTS = 17 };
-
-struct dmm_part {
-	const uint8_t *data;
-	uint64_t bytes;
-};
-
-struct dmm_payload {
-	uint32_t n;
-	uint32_t bytes;
-	struct dmm_part part[DMM_MAX_PARTS];
-};
 
 /*
  * dmm_core_output() without a copy: of the packet's length, which it returns, the last

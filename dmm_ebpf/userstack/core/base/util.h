@@ -12,10 +12,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "../units.h"
 
 #define NEVER UINT64_MAX /* a deadline that does not come */
-#define NS_PER_MS 1000000ull
-#define NS_PER_S 1000000000ull
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
