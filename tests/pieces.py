@@ -24,6 +24,7 @@ class Pieces:
     """Fragments of packets, which have no options: called with one, it says what goes out. order:
     of the list of its fragments; first: bytes in the first of them; behind: IPv6 extension headers
     that are cut with the rest.
+    The order may be changed on the way; what numbers a packet's fragments goes on.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Pieces:
         first: int = PIECE_BYTES,
         behind: Sequence[int] = (),
     ) -> None:
-        self._order, self._first, self._behind = order, first, behind
+        self.order, self._first, self._behind = order, first, behind
         self._number = 0
 
     def __call__(self, packet: bytes) -> Sequence[bytes]:
@@ -40,10 +41,10 @@ class Pieces:
         if len(packet) <= PIECE_BYTES:
             return [packet]
         if packet[0] >> 4 == 4:
-            return self._order(self._pieces4(packet))
+            return self.order(self._pieces4(packet))
         if self._behind:
             packet = headers(packet, self._behind)
-        return self._order(self._pieces6(packet))
+        return self.order(self._pieces6(packet))
 
     def _cuts(self, data: bytes) -> list[tuple[int, bytes]]:
         starts = [0, *range(self._first, len(data), PIECE_BYTES)]

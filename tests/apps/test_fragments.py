@@ -6,14 +6,15 @@ in whatever order they come, and those of others reach the kernel as they were.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from breaker import Break, breaking
+from breaker import Break, Breaker, breaking
 from pieces import DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, Pieces, headers
 from sitefixtures import by
 from talking import Talker, echo
@@ -45,8 +46,8 @@ class ThreeHosts:
     def attach(self, policy: str) -> Routed:
         return self.stack.enter_context(Routed(self.near, self.cgroup, policy, self.directory))
 
-    def breaks(self, how: Break) -> None:
-        self.stack.enter_context(breaking(self.router, self.near, how))
+    def breaks(self, how: Break) -> Breaker:
+        return self.stack.enter_context(breaking(self.router, self.near, how))
 
     def kernel(self, family: str) -> dict[str, int]:
         """What near's kernel has put together itself, by its own name of each figure."""
@@ -81,61 +82,84 @@ def twice(pieces: list[bytes]) -> list[bytes]:
     return [one for each in pieces for one in (each, each)]
 
 
-def exchange(path: ThreeHosts, role: str, family: str) -> None:
-    """Bytes to and fro between a socket of near's that is routed and far; compared at their end."""
+def serve(path: ThreeHosts, role: str) -> None:
+    """The echo server on the host that does not connect."""
     if role == "connects":
         echo(path.far, path.others)
-        talker = Talker(path.near, path.cgroup, getattr(path.far, family))
     else:
         echo(path.near, path.cgroup)
+
+
+def talk(path: ThreeHosts, role: str, family: str) -> None:
+    """Bytes to and fro between a socket of near's that is routed and far; compared at their end."""
+    if role == "connects":
+        talker = Talker(path.near, path.cgroup, getattr(path.far, family))
+    else:
         talker = Talker(path.far, path.others, getattr(path.near, family))
     assert talker.says(f"send {SIZE}") == "True"
 
 
-ORDERS = [
-    pytest.param(list, id="in-order"),
-    pytest.param(backwards, id="backwards"),
-    pytest.param(first_second, id="first-is-second"),
-    pytest.param(twice, id="twice"),
-]
+def exchange(path: ThreeHosts, role: str, family: str) -> None:
+    """serve(), and talk() once."""
+    serve(path, role)
+    talk(path, role, family)
 
 
-@pytest.mark.parametrize("io", ["tap", "af_xdp"])
-@pytest.mark.parametrize("family", ["ip4", "ip6"])
-@pytest.mark.parametrize("role", ["connects", "listens"])
-@pytest.mark.parametrize("order", ORDERS)
-def test_a_flow_in_fragments(
-    path: ThreeHosts, io: str, family: str, role: str, order: Callable[..., Sequence[bytes]]
-) -> None:
-    routed = path.attach(by(io) if role == "connects" else listening(by(io)))
-    path.breaks(Pieces(order))
-    before = path.kernel(family)
-    exchange(path, role, family)
-    counters = routed.stack("wan")["counters"]
-    assert counters.get("active_open", 0) + counters.get("passive_open", 0) == 1
-    assert counters["reassembled"] > SIZE / 1460 / 2
-    after = path.kernel(family)
-    assert after["ReasmOKs"] == before["ReasmOKs"], "the kernel has put together what is a stack's"
-
-
-@pytest.mark.parametrize("io", ["tap", "af_xdp"])
-@pytest.mark.parametrize("role", ["connects", "listens"])
-@pytest.mark.parametrize(
-    "kinds", [[HOP_BY_HOP], [FRAGMENT], [HOP_BY_HOP, DESTINATION, ROUTING, FRAGMENT, DESTINATION]]
+Order = Callable[[list[bytes]], list[bytes]]
+ORDERS: tuple[Order, ...] = (list, backwards, first_second, twice)
+FAMILIES = ("ip4", "ip6")
+EXTENSIONS = (
+    [HOP_BY_HOP],
+    [FRAGMENT],
+    [HOP_BY_HOP, DESTINATION, ROUTING, FRAGMENT, DESTINATION],
 )
-def test_a_flow_behind_extension_headers(
-    path: ThreeHosts, io: str, role: str, kinds: list[int]
-) -> None:
+
+
+def opened(counters: dict[str, int]) -> int:
+    """Flows that the stack has carried, whoever has opened them."""
+    return counters.get("active_open", 0) + counters.get("passive_open", 0)
+
+
+@pytest.mark.parametrize("io", ["tap", "af_xdp"])
+@pytest.mark.parametrize("role", ["connects", "listens"])
+def test_flows_in_fragments(path: ThreeHosts, io: str, role: str) -> None:
+    """One after the other, by both families, in every order."""
+    routed = path.attach(by(io) if role == "connects" else listening(by(io)))
+    pieces = Pieces()
+    path.breaks(pieces)
+    serve(path, role)
+    counters: dict[str, int] = {}
+    for number, (family, pieces.order) in enumerate(itertools.product(FAMILIES, ORDERS), 1):
+        what = f"{family} {pieces.order.__name__}"
+        put_together = counters.get("reassembled", 0)
+        before = path.kernel(family)
+        talk(path, role, family)
+        counters = routed.stack("wan")["counters"]
+        assert opened(counters) == number, what
+        assert counters["reassembled"] - put_together > SIZE / 1460 / 2, what
+        after = path.kernel(family)
+        assert after["ReasmOKs"] == before["ReasmOKs"], (
+            f"{what}: the kernel has put together what is a stack's"
+        )
+
+
+@pytest.mark.parametrize("io", ["tap", "af_xdp"])
+@pytest.mark.parametrize("role", ["connects", "listens"])
+def test_flows_behind_extension_headers(path: ThreeHosts, io: str, role: str) -> None:
     """An atomic fragment's among them (RFC 6946). A SYN behind them would be the kernel's."""
     path.far.ip(
         f"link set {path.far.nic.name} mtu 1400"
     )  # so that there is room for them on the way
     routed = path.attach(by(io) if role == "connects" else listening(by(io)))
+    kinds: list[int]
     path.breaks(lambda packet: [packet if packet[40 + 13] & SYN else headers(packet, kinds)])
-    exchange(path, role, "ip6")
-    counters = routed.stack("wan")["counters"]
-    assert counters["active_open"] + counters["passive_open"] == 1
-    assert (counters["malformed"], counters["bad_csum"], counters["reassembled"]) == (0, 0, 0)
+    serve(path, role)
+    for number, kinds in enumerate(EXTENSIONS, 1):
+        talk(path, role, "ip6")
+        counters = routed.stack("wan")["counters"]
+        assert opened(counters) == number, kinds
+        faults = ("malformed", "bad_csum", "reassembled")
+        assert [counters[name] for name in faults] == [0, 0, 0], kinds
 
 
 def test_extension_headers_in_fragments(path: ThreeHosts) -> None:
@@ -189,27 +213,26 @@ def test_an_overlap_costs_its_packet_and_no_more(path: ThreeHosts, family: str) 
     assert counters["active_open"] == 1
 
 
-@pytest.mark.parametrize("family", ["ip4", "ip6"])
-@pytest.mark.parametrize("order", ORDERS)
-def test_fragments_of_the_kernels_between_the_same_hosts(
-    path: ThreeHosts, family: str, order: Callable[[list[bytes]], list[bytes]]
-) -> None:
+def test_fragments_of_the_kernels_between_the_same_hosts(path: ThreeHosts) -> None:
     """While a stack's flow is broken as well: TCP of a program outside the cgroup,
-    and a datagram.
+    and a datagram; by both families, in every order.
     """
     routed = path.attach(by("tap"))
-    path.breaks(Pieces(order))
+    pieces = Pieces()
+    path.breaks(pieces)
     echo(path.far, path.others)
-    address = getattr(path.far, family)
-    ours, others = (Talker(path.near, cgroup, address) for cgroup in (path.cgroup, path.others))
-    results: list[str] = []
-    asked = threading.Thread(target=lambda: results.append(ours.says(f"send {SIZE}")))
-    asked.start()
-    results.append(others.says(f"send {SIZE}"))
-    asked.join()
-    assert results == ["True", "True"]
-    assert routed.stack("wan")["counters"]["active_open"] == 1
-    assert datagram(path, family) == hashlib.sha256(DATAGRAM).hexdigest()
+    for number, (family, pieces.order) in enumerate(itertools.product(FAMILIES, ORDERS), 1):
+        what = f"{family} {pieces.order.__name__}"
+        address = getattr(path.far, family)
+        ours, others = (Talker(path.near, cgroup, address) for cgroup in (path.cgroup, path.others))
+        results: list[str] = []
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ours.says, f"send {SIZE}")
+            results.append(others.says(f"send {SIZE}"))
+            results.append(asked.result())
+        assert results == ["True", "True"], what
+        assert routed.stack("wan")["counters"]["active_open"] == number, what
+        assert datagram(path, family) == hashlib.sha256(DATAGRAM).hexdigest(), what
 
 
 DATAGRAM = bytes(range(256)) * 30
