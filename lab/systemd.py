@@ -159,8 +159,8 @@ class Systemd(Closing):
         return {line.split()[0] for line in self.ctl(*words).splitlines()}
 
     def close(self) -> None:
-        """Stops what was installed, and the slices that were made for it, which systemd itself keeps;
-        the systemd in namespaces ends with all that is in it.
+        """Stops what was installed, and the slices that were made for it, which systemd itself
+        keeps; the systemd in namespaces ends with all that is in it.
         """
         if self._process is None:
             units = [path.name for path in self._installed if path.parent == UNITS]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandboxes of a unit (systemd.exec(5)) that take away what an attach needs: one sentence says what,
-and nothing is left; and the hardening that it bears.
+"""Sandboxes of a unit (systemd.exec(5)) that take away what an attach needs: one sentence says
+what, and nothing is left; and the hardening that it bears.
 """
 
 from __future__ import annotations
