@@ -8,11 +8,18 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
-from clamping import clamp, iptables_clamp, narrow_route
+from clamping import (
+    clamp,
+    iptables_clamp,
+    iptables_unclamp,
+    narrow_route,
+    plain_route,
+    unclamp,
+)
 from sitefixtures import TAP, XDP, Site
 from talking import program, server
 
@@ -57,56 +64,74 @@ print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG), flush=True)
 """
 
 
-def _to_the_routes_mtu(host: Host, hook: str) -> None:
-    narrow_route(host, host.nic.name, "mtu", 1300)
-    clamp(host, hook, size="rt mtu")
+Prepared = AbstractContextManager[None]
 
 
+@contextmanager
+def clamped(host: Host, hook: str, size: int | str = 1200) -> Iterator[None]:
+    clamp(host, hook, size=size)
+    yield
+    unclamp(host)
+
+
+@contextmanager
+def by_iptables(host: Host, kind: str, chain: str) -> Iterator[None]:
+    rule = (kind, chain, "--set-mss", "1200")
+    iptables_clamp(host, *rule)
+    yield
+    iptables_unclamp(host, *rule)
+
+
+@contextmanager
+def narrowed(host: Host, attribute: str = "advmss", size: int = 1200) -> Iterator[None]:
+    narrow_route(host, host.nic.name, attribute, size)
+    yield
+    plain_route(host, host.nic.name)
+
+
+@contextmanager
+def to_the_routes_mtu(host: Host, hook: str) -> Iterator[None]:
+    with narrowed(host, "mtu", 1300), clamped(host, hook, "rt mtu"):
+        yield
+
+
+def nothing(site: Site) -> Prepared:
+    return nullcontext()
+
+
+HOOKS = ("output", "postrouting", "input", "prerouting")
 # Who says 1200, or 1100, and to whom; what the client's and the server's socket are
 # given; 0: nothing.
-SETTINGS: dict[str, tuple[Any, int, int]] = {
-    "nobody": (lambda site: None, 0, 0),
-    "the client": (lambda site: None, 1200, 0),
-    "the listener": (lambda site: None, 0, 1200),
-    "both": (lambda site: None, 1200, 1100),
-    "output": (lambda site: clamp(site.client, "output"), 0, 0),
-    "postrouting": (lambda site: clamp(site.client, "postrouting"), 0, 0),
-    "input": (lambda site: clamp(site.client, "input"), 0, 0),
-    "prerouting": (lambda site: clamp(site.client, "prerouting"), 0, 0),
-    "output of the server": (lambda site: clamp(site.server, "output"), 0, 0),
-    "postrouting of the server": (lambda site: clamp(site.server, "postrouting"), 0, 0),
-    "input of the server": (lambda site: clamp(site.server, "input"), 0, 0),
-    "prerouting of the server": (lambda site: clamp(site.server, "prerouting"), 0, 0),
-    "the client's route": (lambda site: narrow_route(site.client, site.client.nic.name), 0, 0),
-    "the server's route": (lambda site: narrow_route(site.server, site.server.nic.name), 0, 0),
-    "iptables-legacy": (
-        lambda site: iptables_clamp(site.client, "legacy", "OUTPUT", "--set-mss", "1200"),
-        0,
-        0,
-    ),
-    "iptables-nft": (
-        lambda site: iptables_clamp(site.client, "nft", "OUTPUT", "--set-mss", "1200"),
-        0,
-        0,
-    ),
-    "iptables-legacy of the server": (
-        lambda site: iptables_clamp(site.server, "legacy", "OUTPUT", "--set-mss", "1200"),
-        0,
-        0,
-    ),
-    "iptables-nft of the server": (
-        lambda site: iptables_clamp(site.server, "nft", "INPUT", "--set-mss", "1200"),
-        0,
-        0,
-    ),
-    "the client's route's MTU": (lambda site: _to_the_routes_mtu(site.client, "output"), 0, 0),
-    "the client's route's MTU, behind routing": (
-        lambda site: _to_the_routes_mtu(site.client, "postrouting"),
-        0,
-        0,
-    ),
-    "the server's route's MTU": (lambda site: _to_the_routes_mtu(site.server, "output"), 0, 0),
+Settings = dict[str, tuple[Callable[[Site], Prepared], int, int]]
+SOCKETS: Settings = {
+    "nobody": (nothing, 0, 0),
+    "the client": (nothing, 1200, 0),
+    "the listener": (nothing, 0, 1200),
+    "both": (nothing, 1200, 1100),
 }
+NFT: Settings = {
+    f"{hook} of the {name}": (lambda site, n=name, h=hook: clamped(getattr(site, n), h), 0, 0)
+    for name in ("client", "server")
+    for hook in HOOKS
+}
+IPTABLES: Settings = {
+    "legacy": (lambda site: by_iptables(site.client, "legacy", "OUTPUT"), 0, 0),
+    "nft": (lambda site: by_iptables(site.client, "nft", "OUTPUT"), 0, 0),
+    "legacy of the server": (lambda site: by_iptables(site.server, "legacy", "OUTPUT"), 0, 0),
+    "nft of the server": (lambda site: by_iptables(site.server, "nft", "INPUT"), 0, 0),
+}
+ROUTES: Settings = {
+    "the client's": (lambda site: narrowed(site.client), 0, 0),
+    "the server's": (lambda site: narrowed(site.server), 0, 0),
+    "the client's MTU": (lambda site: to_the_routes_mtu(site.client, "output"), 0, 0),
+    "the client's MTU, behind routing": (
+        lambda site: to_the_routes_mtu(site.client, "postrouting"),
+        0,
+        0,
+    ),
+    "the server's MTU": (lambda site: to_the_routes_mtu(site.server, "output"), 0, 0),
+}
+SETTINGS = {"sockets": SOCKETS, "nft": NFT, "iptables": IPTABLES, "routes": ROUTES}
 
 
 def listen(host: Host) -> socket.socket:
@@ -174,22 +199,29 @@ def _measure(site: Site, watched: Host, family: str, given: tuple[int, int]) -> 
         sniffed.close()
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+def _measured(site: Site, watched: Host, settings: Settings) -> dict[str, dict[str, int]]:
+    """By setting and family, one after the other; each setting is taken back."""
+    found = {}
+    for name, (prepared, *given) in settings.items():
+        with prepared(site):
+            for family in FAMILIES:
+                pair = (given[0], given[1])
+                found[f"{name}, {family}"] = _measure(site, watched, family, pair)
+    return found
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_it_is_as_without_a_stack(wired: Site, side: str, setting: str) -> None:
-    prepare, *given = SETTINGS[setting]
+def test_it_is_as_without_a_stack(wired: Site, side: str, settings: Settings) -> None:
     watched = wired.server if side == "client" else wired.client
-    prepare(wired)
-    pair = (given[0], given[1])
-    without = {family: _measure(wired, watched, family, pair) for family in FAMILIES}
+    without = _measured(wired, watched, settings)
     routed = wired.attach_client(TAP) if side == "client" else wired.attach_server(XDP)
-    routed_ones = {family: _measure(wired, watched, family, pair) for family in FAMILIES}
+    routed_ones = _measured(wired, watched, settings)
     stats = routed.ask_stack("wan")
-    assert stats["core_active_open" if side == "client" else "core_passive_open"] >= len(
-        FAMILIES
-    ), stats
-    for family in FAMILIES:
-        longest = [name for name in without[family] if name.startswith("longest")]
-        for name in longest:
-            assert routed_ones[family].pop(name) <= without[family].pop(name), name
+    assert stats["core_active_open" if side == "client" else "core_passive_open"] >= len(without), (
+        stats
+    )
+    for what, by_kernel in without.items():
+        for name in [name for name in by_kernel if name.startswith("longest")]:
+            assert routed_ones[what].pop(name) <= by_kernel.pop(name), (what, name)
     assert routed_ones == without
