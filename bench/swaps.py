@@ -123,8 +123,8 @@ class _Swapper(threading.Thread):
                     if self.goes.is_set():
                         self._swap(director)
                     self.rests.set()
-        except Exception as e:
-            self.error, self.left = e, 0
+        except Exception as error:
+            self.error, self.left = error, 0
             self.rests.set()
 
     def _swap(self, director: Client) -> None:

@@ -128,11 +128,11 @@ class Frames:
             OverflowError,
             RecursionError,
             msgpack.UnpackException,
-        ) as exc:
-            reason = str(exc) or type(exc).__name__
+        ) as error:
+            reason = str(error) or type(error).__name__
             raise self.error(
                 f"{len(body)} bytes arrived that are not one msgpack map ({reason})"
-            ) from exc
+            ) from error
         if not isinstance(message, dict):
             raise self.error(f"a msgpack {type(message).__name__} arrived where a map was expected")
         return message
@@ -177,8 +177,8 @@ class Frames:
 
         try:
             return await reader.readexactly(count)
-        except IncompleteReadError as exc:
-            raise self.ended() from exc
+        except IncompleteReadError as error:
+            raise self.ended() from error
 
 
 class Decoder:

@@ -53,8 +53,8 @@ def _groups(sock: socket.socket) -> set[int]:
     """The supplementary ones."""
     try:
         packed = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _FEW * _GID.size)
-    except OSError as e:
-        return _many_groups(sock) if e.errno == errno.ERANGE else set()
+    except OSError as error:
+        return _many_groups(sock) if error.errno == errno.ERANGE else set()
     return {one for (one,) in _GID.iter_unpack(packed)}
 
 

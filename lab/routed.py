@@ -155,8 +155,8 @@ class Routed(Closing):
             self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(patient(STOP_TIMEOUT_S))
-            except subprocess.TimeoutExpired as e:
-                raise DmmError("stop the Resource Director", why=self._last_words()) from e
+            except subprocess.TimeoutExpired as error:
+                raise DmmError("stop the Resource Director", why=self._last_words()) from error
             finally:
                 if self.process.returncode:  # else it has left nothing, as it says
                     self.detach()

@@ -51,8 +51,8 @@ def _wrong(sock: socket.socket, allowed: dict[str, str]) -> tuple[str, str]:
     """The stack that serves, and what is not valid about it; empty: nothing."""
     try:
         stack = _serving(sock)
-    except OSError as e:
-        return "", f"nobody decided about it ({errno.errorcode.get(e.errno or 0, e.errno)})"
+    except OSError as error:
+        return "", f"nobody decided about it ({errno.errorcode.get(error.errno or 0, error.errno)})"
     if stack not in allowed:
         return stack, f'the stack "{stack}" has it, which no policy names for it'
     wanted, found = allowed[stack], _congestion(sock)
@@ -72,8 +72,8 @@ def _one(told: Told, address: str, port: str, allowed: dict[str, str]) -> None:
             sock.sendall(b"?")
             if sock.recv(1) != b"?":
                 raise ConnectionResetError(errno.ECONNRESET, "")
-        except OSError as e:
-            why = errno.errorcode.get(e.errno or 0, "timeout")
+        except OSError as error:
+            why = errno.errorcode.get(error.errno or 0, "timeout")
             told.failed[f"{port} {why}"] += 1
         else:
             told.served[f"{port} {stack}"] += 1

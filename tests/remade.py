@@ -39,8 +39,8 @@ def outcome():
         s.settimeout(1)
         try:
             s.connect(("127.0.0.1", 9))
-        except OSError as e:
-            return type(e).__name__
+        except OSError as error:
+            return type(error).__name__
 """
 
 

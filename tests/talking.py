@@ -57,8 +57,8 @@ try:
         else:
             s.sendall(line.encode())
             print(file.readline().decode().strip(), flush=True)
-except OSError as e:
-    print(errno.errorcode.get(e.errno, str(e)), flush=True)
+except OSError as error:
+    print(errno.errorcode.get(error.errno, str(error)), flush=True)
 """
 
 # Connects to port 80, and asks for the page when a line comes: says how the answer begins, "HTTP".
@@ -111,8 +111,8 @@ SEND = """
 import errno, hashlib, os, socket, sys
 try:
     s = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[4]))
-except OSError as e:
-    sys.exit(print(errno.errorcode.get(e.errno, str(e))))
+except OSError as error:
+    sys.exit(print(errno.errorcode.get(error.errno, str(error))))
 data = os.urandom(int(sys.argv[3]))
 s.sendall(data)
 s.shutdown(socket.SHUT_WR)
@@ -131,8 +131,8 @@ print("connected", flush=True)
 try:
     s.recv(1)
     print("closed")
-except OSError as e:
-    print(errno.errorcode[e.errno])
+except OSError as error:
+    print(errno.errorcode[error.errno])
 """
 
 

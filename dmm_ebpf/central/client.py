@@ -120,12 +120,12 @@ async def connect(place: Place) -> Etcd:
     """
     try:
         import aiohttp
-    except ImportError as e:
+    except ImportError as error:
         raise KernelFeatureError(
             f"speak to {place}",
             why="the Python package aiohttp is not installed",
             hint="pip install 'dmm-ebpf[etcd]'",
-        ) from e
+        ) from error
     context = _tls(place) if place.tls else None
     connector = aiohttp.TCPConnector(ssl=context if context else True, limit=0)
     timeout = aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S)
@@ -140,10 +140,10 @@ def _tls(place: Place) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(place.ca) if place.ca else None)
         if place.cert:
             context.load_cert_chain(str(place.cert), str(place.key))
-    except OSError as e:
+    except OSError as error:
         files = ", ".join(str(one) for one in (place.ca, place.cert, place.key) if one)
-        why = f"{files}: {e.strerror or str(e)}"
-        raise EtcdError(f"speak to {place}", why=why, hint="name PEM files that fit") from e
+        why = f"{files}: {error.strerror or str(error)}"
+        raise EtcdError(f"speak to {place}", why=why, hint="name PEM files that fit") from error
     return context
 
 
@@ -239,12 +239,12 @@ class Etcd:
                             yield changes
                 finally:
                     watches.discard(answer)
-        except _StaleTokenError as e:
+        except _StaleTokenError as error:
             self._token = ""
-            raise self._down([(endpoint, str(e))]) from e
-        except _EndpointError as e:
+            raise self._down([(endpoint, str(error))]) from error
+        except _EndpointError as error:
             self._failed(endpoint)
-            raise self._down([(endpoint, str(e))]) from e
+            raise self._down([(endpoint, str(error))]) from error
         raise self._down([(endpoint, "the watch ended")])
 
     def _changes(self, said: dict[str, Any], endpoint: str) -> tuple[Change, ...]:
@@ -277,8 +277,8 @@ class Etcd:
         for endpoint in list(self._endpoints):
             try:
                 return await self._ask(endpoint, path, body)
-            except _EndpointError as e:
-                reasons.append((endpoint, str(e)))
+            except _EndpointError as error:
+                reasons.append((endpoint, str(error)))
                 self._failed(endpoint)
         raise self._down(reasons)
 
@@ -291,9 +291,9 @@ class Etcd:
         try:
             async with self._opened(endpoint, path, body) as answer:
                 return _json(await _body(answer))
-        except _StaleTokenError as e:  # the one that it has just given
+        except _StaleTokenError as error:  # the one that it has just given
             self._token = ""
-            raise _EndpointError(str(e)) from e
+            raise _EndpointError(str(error)) from error
 
     @contextlib.asynccontextmanager
     async def _opened(
@@ -314,8 +314,8 @@ class Etcd:
                 if answer.status != 200:
                     await self._refuse(answer, endpoint, path)
                 yield answer
-        except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise _EndpointError(_why(e)) from e
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _EndpointError(_why(error)) from error
 
     async def _refuse(self, answer: aiohttp.ClientResponse, endpoint: str, path: str) -> None:
         """Raise what an answer other than 200 means."""
@@ -376,8 +376,8 @@ class _StaleTokenError(Exception):
 def _json(data: bytes) -> dict[str, Any]:
     try:
         said = json.loads(data)
-    except (ValueError, RecursionError) as e:
-        raise _EndpointError("what it answers is not JSON: is that etcd?") from e
+    except (ValueError, RecursionError) as error:
+        raise _EndpointError("what it answers is not JSON: is that etcd?") from error
     if not isinstance(said, dict):
         raise _EndpointError("what it answers is no JSON object: is that etcd?")
     return said
@@ -449,9 +449,9 @@ def _item(said: dict[str, Any]) -> Item:
     try:
         key = base64.b64decode(said.get("key", ""), validate=True)
         value = base64.b64decode(said.get("value", ""), validate=True)
-    except (AttributeError, TypeError, ValueError) as e:
+    except (AttributeError, TypeError, ValueError) as error:
         why = "a key is not as etcd has it"
-        raise EtcdError("read what etcd answers", why=why, hint="is that etcd?") from e
+        raise EtcdError("read what etcd answers", why=why, hint="is that etcd?") from error
     return Item(key.decode(errors="replace"), value, _number(said.get("mod_revision")))
 
 

@@ -28,8 +28,8 @@ def row(item: Item) -> HostRow:
     instance = rest.partition("/")[0]
     try:
         said = layout.read_report(item.key, item.value)
-    except LayoutError as e:
-        said = {"state": "unreadable", "why": str(e)}
+    except LayoutError as error:
+        said = {"state": "unreadable", "why": str(error)}
     if item.key.startswith(layout.TWICE):
         said = {"state": "twice", "why": f"{_text(said, 'who')} has a name that another has"}
     return HostRow(

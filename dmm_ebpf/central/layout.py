@@ -105,8 +105,8 @@ class Rollout:
         try:
             for one in said.steps:
                 parse_selector(one)
-        except ValueRefusedError as e:
-            raise refused(key, f"a step of it: {e.why}", e.hint) from None
+        except ValueRefusedError as error:
+            raise refused(key, f"a step of it: {error.why}", error.hint) from None
         return said
 
 

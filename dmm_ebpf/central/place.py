@@ -64,9 +64,13 @@ class Place:
             return password
         try:
             return self.password_file.read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as e:
-            why = (e.strerror or str(e)).lower() if isinstance(e, OSError) else "it is not UTF-8"
-            raise UsageError(what, why=f"{self.password_file}: {why}") from e
+        except (OSError, UnicodeDecodeError) as error:
+            why = (
+                (error.strerror or str(error)).lower()
+                if isinstance(error, OSError)
+                else "it is not UTF-8"
+            )
+            raise UsageError(what, why=f"{self.password_file}: {why}") from error
 
 
 def parse(text: str) -> Place:

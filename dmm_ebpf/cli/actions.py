@@ -67,8 +67,8 @@ def detach(instance: str | None, *, everything: bool, as_json: bool) -> None:
             failed[name] = PrivilegeError(
                 f"detach instance {name}", why="not root", hint="run it with sudo"
             )
-        except DmmError as exc:
-            failed[name] = exc
+        except DmmError as error:
+            failed[name] = error
     _tell_detached(gone, failed, as_json=as_json)
     if failed:
         raise next(iter(failed.values()))
@@ -125,9 +125,9 @@ def policy_check(file: Path, *, host: bool, as_json: bool) -> None:
         policy = load_policy(file)
         unread = check_plugins(policy, policy.user_stacks())
         found = _host_check(policy) if host else []
-    except PolicyError as exc:
+    except PolicyError as error:
         if as_json:
-            output.print_json(_refused(exc))
+            output.print_json(_refused(error))
         raise
     for sentence in unread:
         output.note(f"not checked: {sentence}")
@@ -399,8 +399,8 @@ def _dscp(text: str) -> int:
     try:
         number = whole(text, 2**32)
         return parse_dscp(text if number is None else number)
-    except ValueRefusedError as e:
-        raise UsageError(f"take {text!r} as a DSCP", why=e.why, hint=e.hint) from None
+    except ValueRefusedError as error:
+        raise UsageError(f"take {text!r} as a DSCP", why=error.why, hint=error.hint) from None
 
 
 def route_get(

@@ -99,8 +99,8 @@ class _Sink:
             yield
         except BrokenPipeError:
             raise
-        except OSError as exc:
-            raise DmmError(f"write {self._file}", why=os.strerror(exc.errno or 0)) from exc
+        except OSError as error:
+            raise DmmError(f"write {self._file}", why=os.strerror(error.errno or 0)) from error
 
 
 @contextlib.contextmanager
@@ -110,8 +110,8 @@ def _sink(file: str) -> Iterator[_Sink]:
         return
     try:
         opened = Path(file).open("wb")  # noqa: SIM115 - errors of its use are others
-    except OSError as exc:
-        raise DmmError(f"write {file}", why=os.strerror(exc.errno or 0)) from exc
+    except OSError as error:
+        raise DmmError(f"write {file}", why=os.strerror(error.errno or 0)) from error
     sink = _Sink(file, opened)
     try:
         yield sink

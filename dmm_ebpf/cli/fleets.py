@@ -98,8 +98,8 @@ def _selector(text: str | None) -> Any:
         return None
     try:
         return parse_selector(text)
-    except ValueRefusedError as e:
-        raise UsageError("select hosts", why=e.why, hint=e.hint) from None
+    except ValueRefusedError as error:
+        raise UsageError("select hosts", why=error.why, hint=error.hint) from None
 
 
 def _rollout_text(one: RolloutRow) -> str:

@@ -111,14 +111,14 @@ class Rows(Generic[Row]):
                     given = True
                     yield row
                 self._answered = True
-            except PrivilegeError as exc:
+            except PrivilegeError as error:
                 if self._instance is not None:
                     raise
-                self._barred[name] = exc
-            except DmmError as exc:
+                self._barred[name] = error
+            except DmmError as error:
                 if self._instance is not None and not given:
                     raise
-                self._hold(name, exc)
+                self._hold(name, error)
 
     def _of(self, name: str) -> Iterator[Row]:
         given = False
@@ -129,21 +129,21 @@ class Rows(Generic[Row]):
                     yield row
         except client.NotServingError:
             raise
-        except NotAttachedError as exc:
+        except NotAttachedError as error:
             if given or not client.socket_path(name).parent.is_dir():
                 raise
             try:
                 rows = self._offline(name)
             except NotAttachedError:
-                raise exc from None  # it left no pins either
+                raise error from None  # it left no pins either
             except (PrivilegeError, PermissionError):
                 raise PrivilegeError(
                     f"look at instance {name}",
-                    why=f"{exc.why}, and only root may read what it has pinned",
+                    why=f"{error.why}, and only root may read what it has pinned",
                     hint="run it as root",
                 ) from None
-            note(f"instance {name}: {exc.why}; shown from what it left pinned")
-            if isinstance(exc, client.SilentError):
+            note(f"instance {name}: {error.why}; shown from what it left pinned")
+            if isinstance(error, client.SilentError):
                 self.silent.add(name)
             yield from rows
 
@@ -178,8 +178,8 @@ def _listing(rows: Rows[Row]) -> Listing[Row]:
     result = Listing(list(rows))
     try:
         rows.finish()
-    except DmmError as exc:
-        result.error = exc
+    except DmmError as error:
+        result.error = error
     return result
 
 
@@ -304,8 +304,8 @@ class Follower:
                 except NotAttachedError:
                     # It is starting, or its RD is dead: the next scan tells.
                     continue
-                except PrivilegeError as exc:
-                    self._bar(name, exc)
+                except PrivilegeError as error:
+                    self._bar(name, error)
         if self._barred and not self._open:
             raise next(iter(self._barred.values()))
 
@@ -334,14 +334,14 @@ class Follower:
         subscription = self._open[name]
         try:
             events = subscription.read_events()
-        except NotAttachedError as exc:
+        except NotAttachedError as error:
             if self._instance is not None:
                 raise
             self._selector.unregister(subscription)
             subscription.close()
             del self._open[name]
             self._silent.discard(name)
-            note(f"instance {name}: {exc.why}")
+            note(f"instance {name}: {error.why}")
             return
         for event in events:
             carried = isinstance(event, FlowEvent) and event.flow.carrier  # which tells of it, too

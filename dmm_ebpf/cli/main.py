@@ -45,8 +45,8 @@ def main(args: list[str] | None = None) -> None:
     code = _guarded(args)
     try:
         sys.stdout.flush()
-    except OSError as exc:
-        code = _output_failed(exc)
+    except OSError as error:
+        code = _output_failed(error)
     if args is None:
         _leave(code)
     sys.exit(code)
@@ -87,12 +87,12 @@ def _guarded(args: list[str] | None) -> int:
         with command.make_context(PROGRAM, words) as context:
             command.invoke(context)
         code = 0
-    except typer.Exit as exc:
-        code = exc.exit_code
+    except typer.Exit as error:
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    except Exception as exc:
-        code = _failed(exc, as_json=_wants_json(words))
+    except Exception as error:
+        code = _failed(error, as_json=_wants_json(words))
     return code
 
 

@@ -41,11 +41,11 @@ def listing() -> list[PluginRow]:
         for name in seam.built_in
     ]
     for plugin in names.offered():
-        error = None
+        wrong = None
         try:
             probe.try_out(plugin)
-        except DmmError as exc:
-            error = str(exc)
+        except DmmError as error:
+            wrong = str(error)
         rows.append(
             PluginRow(
                 plugin.text,
@@ -53,8 +53,8 @@ def listing() -> list[PluginRow]:
                 plugin.fits,
                 file=plugin.file,
                 class_=plugin.attribute or None,
-                abi=None if error else abis[plugin.fits],
-                error=error,
+                abi=None if wrong else abis[plugin.fits],
+                error=wrong,
             )
         )
     return rows
@@ -101,9 +101,9 @@ def simulate(
 
     try:
         rate_Bps = parse_rate(rate)  # noqa: N806
-    except ValueRefusedError as exc:
+    except ValueRefusedError as error:
         hint = 'expected a text such as "80mbit", "1.5gbit" or "10mbps" (bytes), as in tc, below 34gbit'
-        raise UsageError("simulate", why=exc.why, hint=hint) from exc
+        raise UsageError("simulate", why=error.why, hint=hint) from error
     course = bench.Course(rate_Bps, rtt_ms / 1e3, loss_percent / 100, queue_bdp, duration_s, seed)
     done = bench.run(controls, course)
     if plot is not None:

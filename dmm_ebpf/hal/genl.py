@@ -220,10 +220,10 @@ def xdp_features() -> dict[int, XdpFeatures] | Unknown:
     try:
         with NetlinkSocket(_NETLINK_GENERIC) as sock:
             answers = sock.dump(_family_number(sock, "netdev"), _GENL.pack(_DEV_GET, 1))
-    except OSError as exc:
-        if exc.errno == errno.ENOENT:
+    except OSError as error:
+        if error.errno == errno.ENOENT:
             return Unknown("this kernel has no netlink family netdev (Linux 6.3 brought it)")
-        return Unknown(f"the netlink family netdev: {os.strerror(exc.errno or 0)}")
+        return Unknown(f"the netlink family netdev: {os.strerror(error.errno or 0)}")
     found = {}
     for answer in answers:
         values = _netdev_values(answer)
@@ -265,8 +265,8 @@ def ethtool_answers(indexes: list[int]) -> dict[int, EthtoolAnswers]:
     """By ifindex, of each of those devices."""
     try:
         sock = _family("ethtool", _linkmodes_message())
-    except OSError as exc:
-        unknown = Unknown(f"the netlink family ethtool: {os.strerror(exc.errno or 0)}")
+    except OSError as error:
+        unknown = Unknown(f"the netlink family ethtool: {os.strerror(error.errno or 0)}")
         return {index: EthtoolAnswers(unknown, unknown, unknown) for index in indexes}
     with closing(sock):
         return {
@@ -300,10 +300,10 @@ def _asked(
     header = ("HEADER", {"attrs": [("ETHTOOL_A_HEADER_DEV_INDEX", index)]})
     try:
         answers = list(_exchange(sock, kind, command, NLM_F_REQUEST | NLM_F_ACK, [header]))
-    except OSError as exc:
-        if exc.errno == errno.EOPNOTSUPP:
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
             return None
-        return Unknown(os.strerror(exc.errno or 0))
+        return Unknown(os.strerror(error.errno or 0))
     return read(answers[0]) if answers else None
 
 
@@ -315,9 +315,9 @@ def _family(name: str, kind: Any) -> Any:
     sock = GenericNetlinkSocket()
     try:
         sock.bind(name, kind)
-    except NetlinkError as exc:
+    except NetlinkError as error:
         sock.close()
-        raise OSError(exc.code, os.strerror(exc.code)) from exc
+        raise OSError(error.code, os.strerror(error.code)) from error
     except BaseException:
         sock.close()
         raise
@@ -336,8 +336,8 @@ def _exchange(
     message["attrs"] += attributes
     try:
         yield from sock.nlm_request(message, msg_type=sock.prid, msg_flags=flags)
-    except NetlinkError as exc:
-        raise OSError(exc.code, os.strerror(exc.code)) from exc
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
 
 
 def _message(*names: tuple[str, str]) -> Any:
@@ -345,12 +345,12 @@ def _message(*names: tuple[str, str]) -> Any:
     try:
         from pyroute2.netlink import genlmsg
         from pyroute2.netlink.generic.ethtool import ethtoolbitset, ethtoolheader
-    except ImportError as exc:
+    except ImportError as error:
         raise DmmError(
             "ask the kernel about network devices",
-            why=f"Python has no module {exc.name}",
+            why=f"Python has no module {error.name}",
             hint="install dmm-ebpf anew, or pyroute2",
-        ) from exc
+        ) from error
     fields = {"nla_map": names, "ethtoolheader": ethtoolheader, "ethtoolbitset": ethtoolbitset}
     return type("message", (genlmsg,), fields)
 

@@ -58,8 +58,8 @@ def _resolver(what: str) -> dns.asyncresolver.Resolver:
     path = configuration()
     try:
         made = Resolver(filename=str(path))
-    except (DNSException, OSError, ValueError) as e:
-        raise DmmError(what, why=f"{path} names no server that can be used ({e})") from None
+    except (DNSException, OSError, ValueError) as error:
+        raise DmmError(what, why=f"{path} names no server that can be used ({error})") from None
     made.edns = 0  # larger answers by UDP
     made.payload = 1232  # that no path cuts (DNS flag day 2020)
     return made
@@ -112,13 +112,13 @@ async def _ask(name: str, family: Family) -> Found:
             )
     except dns.resolver.NXDOMAIN:
         return Found((), 0, "DNS has no such name (NXDOMAIN)")
-    except dns.resolver.NoNameservers as e:
-        raise DmmError(what, why=_complaint(e)) from None
+    except dns.resolver.NoNameservers as error:
+        raise DmmError(what, why=_complaint(error)) from None
     except (dns.exception.Timeout, TimeoutError):
         servers = ", ".join(map(str, resolver.nameservers))
         raise DmmError(what, why=f"no answer from {servers} within {WITHIN_S:g} s") from None
-    except (dns.exception.DNSException, OSError, ValueError) as e:
-        raise DmmError(what, why=str(e) or type(e).__name__) from None
+    except (dns.exception.DNSException, OSError, ValueError) as error:
+        raise DmmError(what, why=str(error) or type(error).__name__) from None
     found = {block for one in answer.rrset or () if (block := _block(one.to_text())) is not None}
     if not found:
         said = "no address that can be a peer's" if answer.rrset else "no address"

@@ -143,8 +143,8 @@ def qdiscs() -> list[Qdisc] | Unknown:
     try:
         with RouteSocket() as sock:
             found = [qdisc_of(body) for body in sock.dump(RTM_GETQDISC, bytes(TCMSG.size))]
-    except OSError as exc:
-        return Unknown(os.strerror(exc.errno or 0))
+    except OSError as error:
+        return Unknown(os.strerror(error.errno or 0))
     return [one for one in found if one is not None]
 
 
@@ -164,8 +164,8 @@ def filters(of_all: Iterable[Qdisc], index: int) -> tuple[str, ...] | Unknown:
     try:
         with RouteSocket() as sock:
             return tuple(dict.fromkeys(_filters(sock, index)))
-    except OSError as exc:
-        return Unknown(os.strerror(exc.errno or 0))
+    except OSError as error:
+        return Unknown(os.strerror(error.errno or 0))
 
 
 def _filters(sock: RouteSocket, index: int) -> Iterator[str]:
@@ -182,10 +182,10 @@ def netdev_hooks() -> list[NetdevHook] | Unknown:
             for message in (_GETCHAIN, _GETFLOWTABLE):
                 bodies = sock.dump(_NFTABLES << 8 | message, _NFGENMSG.pack(0, 0, 0))
                 found += [hook_of(body, flowtable=message == _GETFLOWTABLE) for body in bodies]
-    except OSError as exc:
-        if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
             return []  # a kernel without nf_tables
-        if exc.errno in (errno.EPERM, errno.EACCES):
+        if error.errno in (errno.EPERM, errno.EACCES):
             return Unknown("CAP_NET_ADMIN is needed to list nft hooks")
-        return Unknown(os.strerror(exc.errno or 0))
+        return Unknown(os.strerror(error.errno or 0))
     return [one for one in found if one is not None]

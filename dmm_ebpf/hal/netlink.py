@@ -100,17 +100,17 @@ def explained(what: str, lacking: Mapping[int, str] = MappingProxyType({})) -> I
     """
     try:
         yield
-    except OSError as exc:
-        why = os.strerror(exc.errno or 0)
-        if exc.errno in (errno.EPERM, errno.EACCES):
-            raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from exc
-        if exc.errno == errno.EAFNOSUPPORT:
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise PrivilegeError(what, why=why, hint="CAP_NET_ADMIN is needed") from error
+        if error.errno == errno.EAFNOSUPPORT:
             hint = "a unit's RestrictAddressFamilies= has to name AF_NETLINK, too"
-            raise PrivilegeError(what, why="netlink is not allowed here", hint=hint) from exc
-        missing = lacking.get(exc.errno or 0)
+            raise PrivilegeError(what, why="netlink is not allowed here", hint=hint) from error
+        missing = lacking.get(error.errno or 0)
         if missing:
-            raise KernelFeatureError(what, why=f"this kernel has no {missing}") from exc
-        raise DmmError(what, why=why) from exc
+            raise KernelFeatureError(what, why=f"this kernel has no {missing}") from error
+        raise DmmError(what, why=why) from error
 
 
 def messages(data: bytes) -> Iterator[Message]:
@@ -136,8 +136,8 @@ def drain(sock: socket.socket) -> bool:
             sock.recv(_RECEIVE_BYTES)
         except BlockingIOError:
             return heard
-        except OSError as exc:
-            if exc.errno != errno.ENOBUFS:
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
                 raise
         heard = True
 
@@ -150,8 +150,8 @@ def heard(sock: socket.socket) -> list[Message] | None:
             found += messages(sock.recv(_RECEIVE_BYTES))
     except BlockingIOError:
         return found
-    except OSError as exc:
-        if exc.errno != errno.ENOBUFS:
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
             raise
     drain(sock)
     return None

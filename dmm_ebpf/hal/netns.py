@@ -86,9 +86,9 @@ class NetNS(Closing):
         try:
             self.inode = os.fstat(fd).st_ino
             self.cookie = self.run_in(_cookie)
-        except OSError as exc:
+        except OSError as error:
             self.close()
-            raise _not_entered(label, exc) from exc
+            raise _not_entered(label, error) from error
         except DmmError:
             self.close()
             raise
@@ -101,12 +101,14 @@ class NetNS(Closing):
         path = _path_of(spec)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError as exc:
-            raise PrivilegeError(f"open network namespace {path}", why="permission denied") from exc
-        except OSError as exc:
+        except PermissionError as error:
+            raise PrivilegeError(
+                f"open network namespace {path}", why="permission denied"
+            ) from error
+        except OSError as error:
             raise UsageError(
-                f"open network namespace {path}", why=os.strerror(exc.errno or 0)
-            ) from exc
+                f"open network namespace {path}", why=os.strerror(error.errno or 0)
+            ) from error
         return cls(fd, "current" if spec is None else str(spec))
 
     @classmethod
@@ -172,8 +174,8 @@ class NetNS(Closing):
         """Moves the calling thread, and the threads that it will make, for good. DmmError."""
         try:
             _setns(self.fd)
-        except OSError as exc:
-            raise _not_entered(self.label, exc) from exc
+        except OSError as error:
+            raise _not_entered(self.label, error) from error
 
     def socket(self, family: int, kind: int, proto: int = 0) -> socket.socket:
         """A socket that belongs to this namespace."""
@@ -232,10 +234,10 @@ def _cookie() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError as exc:
+        except OSError as error:
             raise DmmError(
                 "read the network namespace's cookie",
-                why=os.strerror(exc.errno or 0),
+                why=os.strerror(error.errno or 0),
                 hint="Linux 5.14 is needed",
-            ) from exc
+            ) from error
     return int(struct.unpack("=Q", raw)[0])

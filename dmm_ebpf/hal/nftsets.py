@@ -213,8 +213,8 @@ class Changes(Closing):
                 data = self._socket.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 break
-            except OSError as exc:
-                if exc.errno != errno.ENOBUFS:
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
                     raise
                 lost = True
                 continue

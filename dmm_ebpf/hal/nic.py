@@ -97,8 +97,8 @@ def ethtool(sock: socket.socket, name: str, request: bytes) -> bytes | None:
     ifreq = struct.pack("16sP16x", os.fsencode(name)[:15], address)[:40]
     try:
         fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, ifreq)
-    except OSError as exc:
-        if exc.errno in (errno.EOPNOTSUPP, errno.ENODEV, errno.EINVAL, errno.EPERM):
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENODEV, errno.EINVAL, errno.EPERM):
             return None
         raise
     return buffer.tobytes()

@@ -74,8 +74,8 @@ def rss(sock: socket.socket, name: str) -> Rss | Unknown | None:
             4 * entries + key_bytes
         )
         whole = nic.ethtool(sock, name, request)
-    except OSError as exc:
-        return Unknown(os.strerror(exc.errno or errno.EIO))
+    except OSError as error:
+        return Unknown(os.strerror(error.errno or errno.EIO))
     return (
         Unknown("the driver names the size of its RSS table and not the table")
         if whole is None

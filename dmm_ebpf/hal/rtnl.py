@@ -142,8 +142,8 @@ def link(sock: RouteSocket, index: int) -> Link | None:
     """One device; None when it is not there."""
     try:
         return _link(sock.get(_RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)))
-    except OSError as exc:
-        if exc.errno != errno.ENODEV:
+    except OSError as error:
+        if error.errno != errno.ENODEV:
             raise
         return None
 
@@ -159,8 +159,8 @@ def named(sock: RouteSocket, name: str) -> Link | None:
     asked = bytes(_IFINFO.size) + attribute(_IFLA_IFNAME, encoded + b"\0")
     try:
         return _link(sock.get(_RTM_GETLINK, asked))
-    except OSError as exc:
-        if exc.errno != errno.ENODEV:
+    except OSError as error:
+        if error.errno != errno.ENODEV:
             raise
         return None
 

@@ -97,8 +97,8 @@ def _remove(sock: RouteSocket, name: str, idle_only: bool) -> bool:
         return False
     try:
         rtnl.remove(sock, link.index)
-    except OSError as exc:
-        if exc.errno not in _GONE:
+    except OSError as error:
+        if error.errno not in _GONE:
             raise
         return False
     return True

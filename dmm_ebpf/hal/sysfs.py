@@ -64,8 +64,8 @@ def numa_node(sys: Path, bus: str, bus_name: str) -> int | Unknown | None:
                 node = int(_read(place / "numa_node"))
                 return node if node >= 0 else None
             place = place.parent
-    except (OSError, ValueError, RuntimeError) as exc:
-        return Unknown(f"{sys}/bus/{bus}/devices/{bus_name}: {_reason(exc)}")
+    except (OSError, ValueError, RuntimeError) as error:
+        return Unknown(f"{sys}/bus/{bus}/devices/{bus_name}: {_reason(error)}")
     return None
 
 
@@ -187,11 +187,11 @@ def of_this_namespace(read: Callable[[Path], T], indexes: Mapping[str, int]) -> 
         try:
             _mount_own()
             box.append(read(SYS))
-        except OSError as exc:
+        except OSError as error:
             what = (
                 "CAP_SYS_ADMIN is needed"
-                if exc.errno == errno.EPERM
-                else os.strerror(exc.errno or 0)
+                if error.errno == errno.EPERM
+                else os.strerror(error.errno or 0)
             )
             box.append(
                 Unknown(f"/sys shows another network namespace, and to mount this one's: {what}")

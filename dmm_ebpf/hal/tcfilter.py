@@ -184,8 +184,8 @@ def _delete(sock: RouteSocket, ifindex: int, parent: int, one: _Filter) -> None:
 def _change_if_there(sock: RouteSocket, kind: int, payload: bytes) -> None:
     try:
         sock.change(kind, 0, payload)
-    except OSError as exc:
-        if exc.errno not in _GONE:
+    except OSError as error:
+        if error.errno not in _GONE:
             raise
 
 
@@ -193,8 +193,8 @@ def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
     payload = TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT, 0) + attribute(TCA_KIND, b"clsact\0")
     try:
         sock.change(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, payload)
-    except OSError as exc:
-        if exc.errno != errno.EEXIST:
+    except OSError as error:
+        if error.errno != errno.EEXIST:
             raise
         # It has the same handle, and takes filters for egress as if they were for ingress.
         if b"ingress\0" in _qdiscs(sock, ifindex):
@@ -203,14 +203,14 @@ def _ensure_clsact(sock: RouteSocket, ifindex: int) -> None:
                 why="it has an ingress qdisc, beside which the kernel takes no clsact",
                 hint="make that a clsact, which has its hook, too: tc qdisc del dev ... ingress; "
                 "tc qdisc add dev ... clsact",
-            ) from exc
+            ) from error
 
 
 def _filters(sock: RouteSocket, ifindex: int, parent: int) -> Iterator[_Filter]:
     try:
         bodies = sock.dump(RTM_GETTFILTER, TCMSG.pack(0, ifindex, 0, parent, 0))
-    except OSError as exc:
-        if exc.errno not in _GONE:
+    except OSError as error:
+        if error.errno not in _GONE:
             raise
         return
     for body in bodies:

@@ -28,10 +28,10 @@ def read(key: str) -> str:
     """The setting's value. KernelFeatureError when this kernel has none of that name."""
     try:
         return (_ROOT / key).read_text(encoding="ascii").strip()
-    except FileNotFoundError as exc:
+    except FileNotFoundError as error:
         raise KernelFeatureError(
             f"read {key.replace('/', '.')}", why="this kernel has no such setting"
-        ) from exc
+        ) from error
 
 
 def write(key: str, value: str) -> None:
@@ -40,15 +40,15 @@ def write(key: str, value: str) -> None:
     """
     try:
         (_ROOT / key).write_text(value, encoding="ascii")
-    except FileNotFoundError as exc:
+    except FileNotFoundError as error:
         raise KernelFeatureError(
             f"set {key.replace('/', '.')}", why="this kernel has no such setting"
-        ) from exc
-    except OSError as exc:
-        what, why = f"set {key.replace('/', '.')} to {value}", os.strerror(exc.errno or 0)
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise PrivilegeError(what, why=why, hint="/proc/sys must be writable") from exc
-        raise DmmError(what, why=why) from exc
+        ) from error
+    except OSError as error:
+        what, why = f"set {key.replace('/', '.')} to {value}", os.strerror(error.errno or 0)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PrivilegeError(what, why=why, hint="/proc/sys must be writable") from error
+        raise DmmError(what, why=why) from error
 
 
 def prepare_device(device: str) -> None:

@@ -243,10 +243,10 @@ def plot(done: Run, file: Path) -> None:
     what = f"plot to {file}"
     try:
         import matplotlib as mpl
-    except ImportError as exc:
+    except ImportError as error:
         raise DmmError(
             what, why="matplotlib is not installed", hint="run pip install 'dmm-ebpf[lab]'"
-        ) from exc
+        ) from error
     mpl.use("Agg")
     from matplotlib import pyplot
 
@@ -278,8 +278,8 @@ def plot(done: Run, file: Path) -> None:
     axes[2].set_xlabel("s")
     try:
         figure.savefig(file)
-    except OSError as exc:
-        raise DmmError(what, why=exc.strerror or str(exc)) from exc
+    except OSError as error:
+        raise DmmError(what, why=error.strerror or str(error)) from error
     finally:
         pyplot.close(figure)
 

@@ -272,8 +272,8 @@ class Asked(Guarded):
                 self._forget(ask)
                 if ask.type < len(self.METHODS):
                     self._answer(ask)
-            except BaseException as exc:
-                self._fail(ask, f"{self._method(ask.type)} raised {described(exc)}")
+            except BaseException as error:
+                self._fail(ask, f"{self._method(ask.type)} raised {described(error)}")
 
     def _forget(self, ask: Any) -> None:
         if ask.released_n:

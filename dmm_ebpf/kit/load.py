@@ -54,7 +54,7 @@ _NO_FILES = (
 _ELF_HEADER_BYTES = 20  # to the end of e_machine
 
 
-def error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
+def plugin_error(plugin: Plugin, why: str, hint: str = "") -> DmmError:
     """Why the plug-in cannot be used."""
     where = "" if plugin.file in plugin.text else f" ({plugin.file})"
     return DmmError(f"use {plugin.seam.noun} {plugin.text!r}{where}", why=why, hint=hint)
@@ -71,16 +71,16 @@ def check_file(plugin: Plugin, *, trusted_only: bool = True) -> Plugin:
         is_file = stat.S_ISREG(path.stat().st_mode)
         if is_file:  # another's end of a pipe may be long in coming
             path.open("rb").close()
-    except PermissionError as exc:
+    except PermissionError as error:
         raise PrivilegeError(
-            f"read {plugin.seam.noun} {plugin.text!r}", why=f"{plugin.file}: {exc.strerror}"
-        ) from exc
-    except OSError as exc:
-        raise error(plugin, f"{plugin.file}: {os.strerror(exc.errno or 0)}") from exc
+            f"read {plugin.seam.noun} {plugin.text!r}", why=f"{plugin.file}: {error.strerror}"
+        ) from error
+    except OSError as error:
+        raise plugin_error(plugin, f"{plugin.file}: {os.strerror(error.errno or 0)}") from error
     if not is_file:
-        raise error(plugin, "it is no file")
+        raise plugin_error(plugin, "it is no file")
     if trusted_only:
-        check_owner(Path(plugin.file), partial(error, plugin))
+        check_owner(Path(plugin.file), partial(plugin_error, plugin))
     return replace(plugin, file=str(path))
 
 
@@ -101,20 +101,20 @@ def _class_of(plugin: Plugin, module_of: Callable[[], ModuleType], hint: str = "
         found: Any = module_of()
         for part in plugin.attribute.split("."):
             found = getattr(found, part, None)
-    except BaseException as exc:  # SystemExit, too: it is no reason for us to end
-        raise error(plugin, f"its module raised {described(exc)}", hint) from exc
+    except BaseException as error:  # SystemExit, too: it is no reason for us to end
+        raise plugin_error(plugin, f"its module raised {described(error)}", hint) from error
     if not isinstance(found, type):
-        raise error(plugin, f"it has no class {plugin.attribute}")
+        raise plugin_error(plugin, f"it has no class {plugin.attribute}")
     methods, needed, ours = _SHAPES[plugin.fits]
     lacks = [name for name in needed if getattr(found, name, None) is None]
     if lacks:
-        raise error(plugin, f"{plugin.attribute} has no method {lacks[0]}")
+        raise plugin_error(plugin, f"{plugin.attribute} has no method {lacks[0]}")
     wrong = [name for name in methods if not callable(getattr(found, name, methods.index))]
     if wrong:
-        raise error(plugin, f"{plugin.attribute}.{wrong[0]} is no method")
+        raise plugin_error(plugin, f"{plugin.attribute}.{wrong[0]} is no method")
     abi = getattr(found, "abi", ours)
     if abi != ours:
-        raise error(plugin, f"it was written for ABI {abi!r}, and this is ABI {ours}")
+        raise plugin_error(plugin, f"it was written for ABI {abi!r}, and this is ABI {ours}")
     return found
 
 
@@ -146,21 +146,21 @@ def _import(plugin: Plugin) -> ModuleType:
         sys.dont_write_bytecode = before
 
 
-def described(exc: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An exception of a plug-in's in a line: its type, what it says, and where it was raised."""
     try:
-        said = " ".join(str(exc).split())
+        said = " ".join(str(error).split())
     except BaseException:
         said = "(it cannot be printed)"
-    at = exc.__traceback__
+    at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     where = (
         f" ({Path(at.tb_frame.f_code.co_filename).name} line {at.tb_lineno})"
-        if at is not None and not isinstance(exc, SyntaxError)  # it says so itself
+        if at is not None and not isinstance(error, SyntaxError)  # it says so itself
         else ""
     )
-    return f"{type(exc).__name__}{': ' if said else ''}{said[:100]}{where}"
+    return f"{type(error).__name__}{': ' if said else ''}{said[:100]}{where}"
 
 
 def load_native(plugin: Plugin, ffi: Any, lib: Any) -> Any:
@@ -175,7 +175,7 @@ def load_native(plugin: Plugin, ffi: Any, lib: Any) -> Any:
     why = ffi.new("char[]", room)
     guard = opened(plugin.file.encode(), why)
     if guard == ffi.NULL:
-        raise error(plugin, ffi.string(why).decode("utf-8", "replace"))
+        raise plugin_error(plugin, ffi.string(why).decode("utf-8", "replace"))
     return guard
 
 
@@ -184,13 +184,13 @@ def _check_elf(plugin: Plugin) -> None:
     try:
         with Path(plugin.file).open("rb") as file:
             theirs = file.read(_ELF_HEADER_BYTES)
-    except OSError as exc:
-        raise error(plugin, os.strerror(exc.errno or 0)) from exc
+    except OSError as error:
+        raise plugin_error(plugin, os.strerror(error.errno or 0)) from error
     with Path("/proc/self/exe").open("rb") as file:
         ours = file.read(_ELF_HEADER_BYTES)
     if theirs[:4] != ours[:4] or len(theirs) < _ELF_HEADER_BYTES:
-        raise error(plugin, "it is no shared object (ELF)")
+        raise plugin_error(plugin, "it is no shared object (ELF)")
     if theirs[4:6] != ours[4:6] or theirs[18:20] != ours[18:20]:
-        raise error(
+        raise plugin_error(
             plugin, f"it was built for another architecture than this, {os.uname().machine}"
         )

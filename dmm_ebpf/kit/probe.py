@@ -46,18 +46,18 @@ def try_out(plugin: Plugin, *, trusted_only: bool = True) -> None:
             timeout=DEADLINE_S,
             check=False,
         )
-    except subprocess.TimeoutExpired as exc:
-        raise load.error(plugin, f"loading it takes longer than {DEADLINE_S:g} s") from exc
+    except subprocess.TimeoutExpired as error:
+        raise load.plugin_error(plugin, f"loading it takes longer than {DEADLINE_S:g} s") from error
     if done.returncode < 0:
-        raise load.error(
+        raise load.plugin_error(
             plugin, f"loading it ends its process by {signal.Signals(-done.returncode).name}"
         )
     try:
         answer: Any = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError) as exc:
-        raise load.error(
+    except (ValueError, IndexError) as error:
+        raise load.plugin_error(
             plugin, f"loading it ends its process with exit code {done.returncode}"
-        ) from exc
+        ) from error
     if answer:
         raise from_wire(answer)
 
@@ -80,8 +80,8 @@ def main() -> None:
             load.load_class(plugin)
         else:
             load.load_native(plugin, *_module(plugin))
-    except DmmError as exc:
-        answer = exc.to_wire()
+    except DmmError as error:
+        answer = error.to_wire()
     print()
     print(json.dumps(answer), flush=True)
 

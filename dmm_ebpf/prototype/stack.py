@@ -141,8 +141,8 @@ class Stack(ABC):
                 data = os.read(fd, _READ_BYTES)
             except BlockingIOError:
                 return
-            except OSError as exc:
-                log.error("device of %s: %s", nic.name, os.strerror(exc.errno or 0))
+            except OSError as error:
+                log.error("device of %s: %s", nic.name, os.strerror(error.errno or 0))
                 self._done.set()
                 return
             if len(data) > VNET_BYTES + ETH_BYTES:
@@ -272,8 +272,8 @@ def _open(spec: StackSpec, nic: NicSpec) -> Nic:
         packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         packet.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
         packet.bind((nic.name, 0))
-    except OSError as exc:
-        raise DmmError(f"send by {nic.name}", why=os.strerror(exc.errno or 0)) from exc
+    except OSError as error:
+        raise DmmError(f"send by {nic.name}", why=os.strerror(error.errno or 0)) from error
     return Nic(nic.name, nic.slot, nic.mac, inner, outer, packet)
 
 
@@ -302,9 +302,9 @@ async def _run(kind: type[Stack], channel: socket.socket) -> int:
         if spec.xsks_fd >= 0:
             os.close(spec.xsks_fd)
         return await kind(spec)._serve(channel)
-    except DmmError as exc:
+    except DmmError as error:
         with contextlib.suppress(OSError):
-            serving.say_refused(channel, exc)
+            serving.say_refused(channel, error)
         return 1
 
 

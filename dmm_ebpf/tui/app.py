@@ -248,9 +248,9 @@ class TopApp(App[None]):
     async def _look(self) -> None:
         try:
             snapshot = await asyncio.to_thread(self._source.poll)
-        except Exception as exc:
+        except Exception as error:
             # Whatever it is, the command line says it in a sentence once the screen is given back.
-            self.failure = exc
+            self.failure = error
             self.exit()
             return
         finally:
@@ -316,8 +316,8 @@ class TopApp(App[None]):
         """Filter, or say what is wrong and keep the line open."""
         try:
             wanted = FlowFilter.parse(event.value)
-        except UsageError as exc:
-            self._refuse_filter(exc)
+        except UsageError as error:
+            self._refuse_filter(error)
             return
         if self._check is None:
             self._take_filter(wanted, event.value)
@@ -330,8 +330,8 @@ class TopApp(App[None]):
     ) -> None:
         try:
             await asyncio.to_thread(check, wanted)
-        except DmmError as exc:
-            self._refuse_filter(exc)
+        except DmmError as error:
+            self._refuse_filter(error)
         else:
             self._take_filter(wanted, text)
 

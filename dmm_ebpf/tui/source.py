@@ -56,21 +56,21 @@ class RdSource:
             try:
                 # Both or none: a stack's totals must not come from half an answer.
                 answers = rd.stacks(), list(rd.flows())
-            except NotAttachedError as exc:
+            except NotAttachedError as error:
                 if (
-                    isinstance(exc, client.NotServingError)
+                    isinstance(error, client.NotServingError)
                     or not client.socket_path(name).parent.is_dir()
                 ):
-                    notes.append(f"{name}: {exc.why}")
+                    notes.append(f"{name}: {error.why}")
                     continue
                 try:
                     answers = _left_by(name)
                 except DmmError as worse:
-                    notes.append(f"{name}: {exc.why}; {worse.why}")
+                    notes.append(f"{name}: {error.why}; {worse.why}")
                     continue
-                notes.append(f"{name}: {exc.why}; shown from what it left pinned")
-            except DmmError as exc:
-                notes.append(f"{name}: {exc.why}")
+                notes.append(f"{name}: {error.why}; shown from what it left pinned")
+            except DmmError as error:
+                notes.append(f"{name}: {error.why}")
                 continue
             stacks += answers[0]
             # What another instance carries that one lists, too.

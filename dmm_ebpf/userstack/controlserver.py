@@ -43,8 +43,8 @@ def listen(path: Path) -> socket.socket:
             os.umask(before)
         sock.listen(MAX_CLIENTS)
         sock.setblocking(False)
-    except OSError as exc:
-        raise DmmError(f"listen on {path}", why=os.strerror(exc.errno or 0)) from exc
+    except OSError as error:
+        raise DmmError(f"listen on {path}", why=os.strerror(error.errno or 0)) from error
     return sock
 
 
@@ -113,8 +113,8 @@ class ControlServer:
                     return
         except TimeoutError:
             return
-        except (DmmError, ConnectionError) as exc:
-            log.warning("control: %s", exc)
+        except (DmmError, ConnectionError) as error:
+            log.warning("control: %s", error)
         finally:
             writer.close()
 

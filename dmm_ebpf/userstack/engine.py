@@ -228,11 +228,11 @@ class Engine:
         """
         try:
             self._add_queues(index, nic, self._open_queues(nic, packets))
-        except DmmError as exc:
+        except DmmError as error:
             if nic.port == "af_xdp":
                 raise
-            self.no_sockets[nic.slot] = exc.why[:_WHY_CHARS]
-            log.warning("%s: no AF_XDP sockets: %s", nic.name, exc)
+            self.no_sockets[nic.slot] = error.why[:_WHY_CHARS]
+            log.warning("%s: no AF_XDP sockets: %s", nic.name, error)
 
     def _open_queues(self, nic: NicSpec, packets: int) -> list[Any]:
         """One for each queue of the NIC, or none."""

@@ -60,7 +60,7 @@ class Plugins:
             return
         source, self._source = self._source + piece, ""
         if len(source) > MAX_SOURCE_CHARS:
-            raise load.error(plugin, f"it is longer than {MAX_SOURCE_CHARS} characters")
+            raise load.plugin_error(plugin, f"it is longer than {MAX_SOURCE_CHARS} characters")
         if more:
             self._source = source
         else:

@@ -182,8 +182,8 @@ class StackProcess:
         try:
             plugin = Plugin(**params["plugin"])
             piece, more = str(params["source"]), bool(params["more"])
-        except (KeyError, TypeError) as exc:
-            raise UsageError("load a plug-in", why="the request names none") from exc
+        except (KeyError, TypeError) as error:
+            raise UsageError("load a plug-in", why="the request names none") from error
         self.engine.plugins.take(plugin, piece, more=more)
         if self._watching is None:
             self._watch_plugins()
@@ -286,8 +286,8 @@ async def _run(spec: StackSpec, channel: socket.socket) -> int:
     try:
         process = StackProcess(spec)
         process.confine()
-    except DmmError as exc:
-        serving.say_refused(channel, exc)
+    except DmmError as error:
+        serving.say_refused(channel, error)
         return 1
     serving.say_ready(channel, process.info())
     return await process.serve()

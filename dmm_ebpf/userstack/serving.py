@@ -56,8 +56,8 @@ def answer(
     """
     try:
         return frames.reply(number, call(method, params))
-    except DmmError as exc:
-        return frames.failure(number, exc)
+    except DmmError as error:
+        return frames.failure(number, error)
 
 
 def unknown(spec: StackSpec, method: str) -> UsageError:

@@ -107,9 +107,9 @@ class StackSupervisor:
                 await asyncio.to_thread(kill_process, *recorded)
             info = await self._spawn()
             await self._came_up(info)
-        except BaseException as exc:
+        except BaseException as error:
             if self.life is Life.STARTING:  # else it was stopped meanwhile
-                self._become(Life.OFF, str(exc))
+                self._become(Life.OFF, str(error))
             raise
 
     async def adopt(self, pid: int, started: int) -> bool:
@@ -121,8 +121,8 @@ class StackSupervisor:
             return False
         try:
             info = await self._ask(pid, "ping") | {"start_time": started}
-        except (DmmError, OSError) as exc:
-            log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.label, pid, exc)
+        except (DmmError, OSError) as error:
+            log.warning("stack %s, pid %d, cannot be adopted: %s", self.spec.label, pid, error)
             os.close(fd)
             return False
         self._pidfd, self.pid = fd, pid
@@ -163,9 +163,9 @@ class StackSupervisor:
         pid = self.pid
         try:
             return await self._ask(pid, method, **params)
-        except answers.AnswerError as exc:
+        except answers.AnswerError as error:
             if pid and pid == self.pid:
-                log.error("%s; pid %d is ended", exc, pid)
+                log.error("%s; pid %d is ended", error, pid)
                 self._kill()
             raise
 
@@ -183,14 +183,14 @@ class StackSupervisor:
                     answer = await control.ANSWERS.read(reader)
                 finally:
                     writer.close()
-        except TimeoutError as exc:
-            raise DmmError(what, why=f"no answer within {QUERY_DEADLINE_S:g} s") from exc
-        except OSError as exc:
-            raise DmmError(what, why=os.strerror(exc.errno or 0)) from exc
+        except TimeoutError as error:
+            raise DmmError(what, why=f"no answer within {QUERY_DEADLINE_S:g} s") from error
+        except OSError as error:
+            raise DmmError(what, why=os.strerror(error.errno or 0)) from error
         except frames.EndedError:
             answer = None
-        except frames.FrameError as exc:
-            raise answers.nonsense(label, method, exc.why) from exc
+        except frames.FrameError as error:
+            raise answers.nonsense(label, method, error.why) from error
         if answer is None:
             raise DmmError(what, why="it hung up")
         return answers.result_of(label, method, number, answer)
@@ -222,8 +222,8 @@ class StackSupervisor:
     def _record(self, started: int) -> None:
         try:
             pidfile.write(self.spec.pid_path, self.pid, started)
-        except OSError as exc:
-            raise _file_error(self.spec.pid_path, exc) from exc
+        except OSError as error:
+            raise _file_error(self.spec.pid_path, error) from error
 
     def _into_group(self) -> None:
         """Before the process is told what to do. Without a group it has its
@@ -238,8 +238,8 @@ class StackSupervisor:
             procgroup.make(path, limits)
             self._kills = procgroup.kills(path)
             procgroup.take(path, self.pid)
-        except OSError as exc:
-            self.no_group = f"{path}: {os.strerror(exc.errno or 0)}"
+        except OSError as error:
+            self.no_group = f"{path}: {os.strerror(error.errno or 0)}"
             log.warning("stack %s has no cgroup of its own: %s", self.spec.label, self.no_group)
 
     def _remove_devices(self) -> None:
@@ -276,11 +276,11 @@ class StackSupervisor:
         """
         try:
             return self.spec.log_path.open("ab")
-        except OSError as exc:
+        except OSError as error:
             log.warning(
                 "stack %s goes without a log: %s",
                 self.spec.label,
-                _file_error(self.spec.log_path, exc),
+                _file_error(self.spec.log_path, error),
             )
             return Path(os.devnull).open("wb")
 
@@ -297,8 +297,8 @@ class StackSupervisor:
                     part := await loop.sock_recv(channel, READY_BYTES)
                 ):
                     data += part
-        except TimeoutError as exc:
-            raise DmmError(what, why=f"it was not ready within {READY_DEADLINE_S:g} s") from exc
+        except TimeoutError as error:
+            raise DmmError(what, why=f"it was not ready within {READY_DEADLINE_S:g} s") from error
         except ConnectionError:
             data = b""
         if not data:
@@ -379,8 +379,8 @@ class StackSupervisor:
         self._pidfd, self.pid = -1, 0
         try:
             self._remove_devices()
-        except (DmmError, OSError) as exc:
-            log.warning("stack %s: %s", self.spec.label, exc)
+        except (DmmError, OSError) as error:
+            log.warning("stack %s: %s", self.spec.label, error)
         return reason
 
     def _starved(self) -> str:
@@ -428,8 +428,10 @@ class StackSupervisor:
                 self.restarts += 1
                 await self._came_up(info)
                 return
-            except (DmmError, OSError) as exc:
-                log.warning("stack %s: %s; next try in %g s", self.spec.label, exc, self._backoff_s)
+            except (DmmError, OSError) as error:
+                log.warning(
+                    "stack %s: %s; next try in %g s", self.spec.label, error, self._backoff_s
+                )
 
     async def _pause(self, delay_s: float) -> None:
         """The wait between two tries, unless there is hurry."""

@@ -75,9 +75,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         try:
             return run(sys.argv[1], sys.argv[2:], library(Path(name)))
-        except DmmError as exc:
-            print(exc, file=sys.stderr)
-            return exc.exit_code
+        except DmmError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
 
 
 if __name__ == "__main__":

@@ -88,5 +88,5 @@ def await_state(following: Following, state: str, **wanted: Any) -> dict[str, An
 
     try:
         return wait_for(look, 30, f"{following.host.name} to be {state}")
-    except TimeoutError as e:
-        raise AssertionError(f"{central(following)}\n{following.log.read_text()}") from e
+    except TimeoutError as error:
+        raise AssertionError(f"{central(following)}\n{following.log.read_text()}") from error

@@ -47,8 +47,8 @@ for line in sys.stdin:
         except SyntaxError:
             value = exec(source, names)
         print(json.dumps(value if isinstance(value, (int, str, list, type(None))) else repr(value)), flush=True)
-    except OSError as e:
-        print(json.dumps(errno.errorcode.get(e.errno, "timed out")), flush=True)
+    except OSError as error:
+        print(json.dumps(errno.errorcode.get(error.errno, "timed out")), flush=True)
 """
 
 

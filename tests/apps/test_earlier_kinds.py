@@ -91,8 +91,8 @@ def tried(what, *arguments):
     try:
         what(*arguments)
         return "sent"
-    except OSError as e:
-        return errno.errorcode[e.errno]
+    except OSError as error:
+        return errno.errorcode[error.errno]
 print(json.dumps([tried(free.sendto, b"x", (address, port)), tried(connected.send, b"x"),
                   tried(connected.connect, (address, port))]), flush=True)
 """

@@ -40,9 +40,9 @@ while True:
         assert s.recv(4) == b"HTTP"
         print("answered")
         break
-    except OSError as e:
+    except OSError as error:
         if time.monotonic() > end:
-            print("no answer within 100 ms:", e)
+            print("no answer within 100 ms:", error)
             break
 """
 

@@ -100,8 +100,8 @@ async def _beside_an_older_one(place: str, text: str, *, before: bool) -> Any:
         key = f"/dmm/text/{made.push:08}/0000"
         await etcd.commit([], [Put(key, b"another push")])
         return await controller.roll(60, lambda _: None)
-    except ConflictError as e:
-        return e
+    except ConflictError as error:
+        return error
     finally:
         pushtext.write = real
         await etcd.close()

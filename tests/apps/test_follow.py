@@ -64,16 +64,16 @@ def send():
     try:
         c.sendall(random.Random(port).randbytes(size))
         c.shutdown(socket.SHUT_WR)
-    except OSError as e:
-        trouble.append(str(e))
+    except OSError as error:
+        trouble.append(str(error))
 def read():
     global came
     try:
         while part := c.recv(1 << 16):
             found.update(part)
             came += len(part)
-    except OSError as e:
-        trouble.append(str(e))
+    except OSError as error:
+        trouble.append(str(error))
 threads = [threading.Thread(target=t, daemon=True) for t in (send, read)]
 for t in threads: t.start()
 for line in sys.stdin:

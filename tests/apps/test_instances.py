@@ -47,7 +47,7 @@ for line in sys.stdin:
             s.sendall(b"x" * 1000)
             got = s.recv(1000, socket.MSG_WAITALL)
             fates.append("well" if len(got) == 1000 else "closed")
-        except OSError as e:
+        except OSError as error:
             fates.append("broken")
     print(*fates, flush=True)
 """

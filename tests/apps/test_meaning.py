@@ -19,8 +19,8 @@ s = socket.socket(family)
 try:
     s.connect((sys.argv[1], int(sys.argv[2])))
     print("connected")
-except OSError as e:
-    print(errno.errorcode.get(e.errno, e))
+except OSError as error:
+    print(errno.errorcode.get(error.errno, error))
 """
 
 NAMES = """

@@ -54,8 +54,8 @@ def read(n):
             found.update(part)
             came[n] += len(part)
         digests[n] = found.hexdigest()
-    except OSError as e:
-        digests[n] = str(e)
+    except OSError as error:
+        digests[n] = str(error)
 threads = [threading.Thread(target=t, args=(n,), daemon=True) for n in range(flows) for t in (send, read)]
 for t in threads: t.start()
 for line in sys.stdin:

@@ -117,8 +117,8 @@ class Pump(threading.Thread):
     def run(self) -> None:
         try:
             self._function()
-        except BaseException as exc:
-            self._error = exc
+        except BaseException as error:
+            self._error = error
 
     def finish(self, timeout: float = 30) -> None:
         """Waits for the end; raises what the function raised."""

@@ -199,8 +199,8 @@ def test_not_root(run_root: Path) -> None:
             for ask in (lambda: client.Client("default").call("status"), client.instances):
                 try:
                     ask()
-                except DmmError as exc:
-                    kinds.append((type(exc), exc.exit_code, exc.hint))
+                except DmmError as error:
+                    kinds.append((type(error), error.exit_code, error.hint))
             code = 0 if kinds == [(PrivilegeError, 77, MAY)] * 2 else 1
         finally:
             os._exit(code)
@@ -370,8 +370,8 @@ def test_abort_ends_a_call_in_another_thread(run_root: Path) -> None:
         def call() -> None:
             try:
                 c.call("flows")
-            except DmmError as exc:
-                caught.append(exc)
+            except DmmError as error:
+                caught.append(error)
 
         thread = threading.Thread(target=call)
         thread.start()

@@ -88,9 +88,9 @@ def test_any_bytes_are_messages_or_one_sentence(kind: Frames, data: bytes, frame
     stream = struct.pack(">I", len(data)) + data if framed else data
     try:
         messages = Decoder(kind).feed(stream)
-    except FrameError as exc:
-        assert str(exc).startswith("cannot ")
-        assert "\n" not in str(exc)
+    except FrameError as error:
+        assert str(error).startswith("cannot ")
+        assert "\n" not in str(error)
     else:
         assert all(isinstance(message, dict) for message in messages)
 

@@ -167,8 +167,8 @@ json_like = st.recursive(
 def test_anything_is_read_or_refused(rows: Any) -> None:
     try:
         found = read(rows, CANDIDATES, 0.0)
-    except UnlikelyError as e:
-        assert str(e)
+    except UnlikelyError as error:
+        assert str(error)
     else:
         assert all(set(one) <= set(CANDIDATES) for one in found.values())
 

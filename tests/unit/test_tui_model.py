@@ -165,8 +165,8 @@ def test_what_tells_the_most_is_not_given_up(
 def test_any_filter_line_is_a_filter_or_a_usage_error(line: str) -> None:
     try:
         chosen = FlowFilter.parse(line)
-    except UsageError as exc:
-        assert "\n" not in exc.why
+    except UsageError as error:
+        assert "\n" not in error.why
         return
     assert chosen.matches(flow(1)) in (True, False)
 

@@ -66,8 +66,8 @@ def instances() -> list[str]:
 
     try:
         names = {folder.name for folder in listing.folders(rundir.ROOT) if is_name(folder.name)}
-    except PermissionError as exc:
-        raise _not_permitted("list the instances") from exc
+    except PermissionError as error:
+        raise _not_permitted("list the instances") from error
     with contextlib.suppress(DmmError):  # for who may not look there
         names |= set(loader.instances())
     return sorted(names)
@@ -249,13 +249,13 @@ class Client(Closing):
         watch = pulse.Watch(connection.peer_pid())
         try:
             _send(connection, wire.request(self._number, method, params), self._timeout_s, watch)
-        except TimeoutError as exc:
-            raise _silent(what, self.instance, watch) from exc
-        except OSError as exc:
+        except TimeoutError as error:
+            raise _silent(what, self.instance, watch) from error
+        except OSError as error:
             # It may have said why, and hung up before it read this.
             with contextlib.suppress(NotAttachedError):
                 self._receive(connection, what)
-            raise _gone(what, self.instance) from exc
+            raise _gone(what, self.instance) from error
 
     def _receive(self, connection: Connection, what: str) -> Message:
         from dmm_ebpf.rd.api import wire
@@ -263,10 +263,10 @@ class Client(Closing):
         watch = pulse.Watch(connection.peer_pid())
         try:
             message = _patiently(connection.receive, connection, self._timeout_s, watch)
-        except TimeoutError as exc:
-            raise _silent(what, self.instance, watch) from exc
-        except OSError as exc:
-            raise _gone(what, self.instance) from exc
+        except TimeoutError as error:
+            raise _silent(what, self.instance, watch) from error
+        except OSError as error:
+            raise _gone(what, self.instance) from error
         if message is None:
             raise _gone(what, self.instance)
         if message.get("id") == wire.CONNECTION:
@@ -299,8 +299,8 @@ class Subscription(Closing):
                 self._open(request, timeout_s)
             except BrokenPipeError:  # it hung up before it was asked, for another one's sake
                 self._open(request, timeout_s)
-        except OSError as exc:
-            raise _gone(self._what, instance) from exc
+        except OSError as error:
+            raise _gone(self._what, instance) from error
 
     def _open(self, request: bytes, timeout_s: float) -> None:
         self._connection = _connect(self.instance, self._what, timeout_s)
@@ -332,8 +332,8 @@ class Subscription(Closing):
         """
         try:
             messages = self._connection.read_ready()
-        except OSError as exc:
-            raise _gone(self._what, self.instance) from exc
+        except OSError as error:
+            raise _gone(self._what, self.instance) from error
         if messages is None:
             raise _gone(self._what, self.instance)
         return [_event(message, self._what) for message in messages]
@@ -386,9 +386,9 @@ def _connect(instance: str, what: str, timeout_s: float) -> Connection:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, within)
         sock.connect(str(socket_path(instance)))
         sock.settimeout(timeout_s)
-    except OSError as exc:
+    except OSError as error:
         sock.close()
-        raise _unreachable(what, instance, exc) from exc
+        raise _unreachable(what, instance, error) from error
     return wire.Connection(sock)
 
 

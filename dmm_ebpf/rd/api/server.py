@@ -168,16 +168,16 @@ class Server:
             else:
                 writer.write(wire.failure(wire.CONNECTION, refusal))
             writer.close()
-        except asyncio.CancelledError as e:
-            if e.args:  # it made room for another one; if it lives, it is told
+        except asyncio.CancelledError as error:
+            if error.args:  # it made room for another one; if it lives, it is told
                 what = "go on with this client"
-                said = MadeRoomError(what, why=str(e.args[0]), hint="connect again")
+                said = MadeRoomError(what, why=str(error.args[0]), hint="connect again")
                 writer.write(wire.failure(wire.CONNECTION, said))
             writer.close()
         except OSError:
             writer.close()
-        except DmmError as e:
-            log.warning("a client was hung up on: %s", e)
+        except DmmError as error:
+            log.warning("a client was hung up on: %s", error)
             writer.transport.abort()  # it may not read what it is still to be sent
         except Exception:
             log.exception("a client was hung up on")
@@ -241,11 +241,11 @@ class Server:
                 raise UsageError(
                     f"answer {shown(method)}", why="this Resource Director knows no such request"
                 )
-        except DmmError as e:
-            yield wire.failure(number, e)
-        except Exception as e:
+        except DmmError as error:
+            yield wire.failure(number, error)
+        except Exception as error:
             log.exception("request %s failed", shown(method))
-            yield wire.failure(number, unforeseen(f"answer {shown(method)}", e))
+            yield wire.failure(number, unforeseen(f"answer {shown(method)}", error))
 
     async def _follow(
         self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

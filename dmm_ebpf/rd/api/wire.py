@@ -102,8 +102,8 @@ async def read_request(
                     raise kind.ended()
                 hold(len(part))
                 body += part
-    except TimeoutError as exc:
-        raise kind.trouble(f"a request was not whole after {within_s:g} s") from exc
+    except TimeoutError as error:
+        raise kind.trouble(f"a request was not whole after {within_s:g} s") from error
     return kind.decode(body)
 
 
@@ -119,8 +119,8 @@ async def write_frame(
     try:
         async with asyncio.timeout(within_s):
             await writer.drain()
-    except TimeoutError as exc:
-        raise ANSWERS.trouble(f"an answer was not read for {within_s:g} s") from exc
+    except TimeoutError as error:
+        raise ANSWERS.trouble(f"an answer was not read for {within_s:g} s") from error
 
 
 class Connection:

@@ -298,10 +298,10 @@ class Adaptive:
         try:
             new.write_text(json.dumps(kept, allow_nan=False), encoding="utf-8")
             new.replace(self._file)
-        except OSError as e:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 new.unlink()
-            log.warning("cannot keep what is known of paths in %s: %s", self._file, e.strerror)
+            log.warning("cannot keep what is known of paths in %s: %s", self._file, error.strerror)
 
 
 def _share(policy: Policy) -> int:
@@ -354,7 +354,7 @@ def _read(file: Path) -> dict[str, Any]:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as e:
-        log.warning("what was known of paths is forgotten: %s cannot be read: %s", file, e)
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("what was known of paths is forgotten: %s cannot be read: %s", file, error)
         return {}
     return kept if isinstance(kept, dict) else {}

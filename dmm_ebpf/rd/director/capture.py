@@ -116,12 +116,12 @@ class Capture:
                 answer = await control.ANSWERS.read(reader)
         except TimeoutError:
             raise DmmError(what, why=f"its process, pid {process.pid}, does not answer") from None
-        except frames.FrameError as exc:
-            raise DmmError(what, why=exc.why) from exc
-        except OSError as exc:
+        except frames.FrameError as error:
+            raise DmmError(what, why=error.why) from error
+        except OSError as error:
             raise DmmError(
-                what, why=f"its process, pid {process.pid}, cannot be asked: {exc.strerror}"
-            ) from exc
+                what, why=f"its process, pid {process.pid}, cannot be asked: {error.strerror}"
+            ) from error
         interfaces = _interfaces(what, answer)
         legs = ("outer", "inner")  # of each NIC in turn, see capture.h
         self.interfaces += [(process.label, legs[n % 2]) for n in range(len(interfaces))]
@@ -167,13 +167,10 @@ class Capture:
                 while data := await reader.read(_READ_BYTES):
                     await queue.put(stream.feed(data, most))
             if not self._ending:
-                error = DmmError(
-                    f"go on with the {self._wanted.verb} of {stream.name}",
-                    why="its process has ended",
-                )
-                self.errors.append(error)
-        except pcapng.StreamError as exc:
-            self.errors.append(exc)
+                what = f"go on with the {self._wanted.verb} of {stream.name}"
+                self.errors.append(DmmError(what, why="its process has ended"))
+        except pcapng.StreamError as error:
+            self.errors.append(error)
         await queue.put(None)
 
 

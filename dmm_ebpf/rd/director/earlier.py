@@ -58,9 +58,9 @@ class Earlier:
             return
         try:
             self.look(connections=not adopted)
-        except DmmError as e:
-            self.trouble = str(e)
-            log.warning("%s", e)
+        except DmmError as error:
+            self.trouble = str(error)
+            log.warning("%s", error)
 
     def look(self, *, connections: bool = True) -> int:
         """Find what was there before the hooks. Returns how many listeners listeners[] has now that
@@ -96,9 +96,9 @@ class Earlier:
                 self._put(one, self._entry(one, C.DMM_DIR_LISTEN, holders[one.inode]))
             adopt_listeners(self._attached.maps)
             self.trouble = self._unwatched(listening)
-        except DmmError as e:
-            self.trouble = str(e)
-            log.warning("%s", e)
+        except DmmError as error:
+            self.trouble = str(error)
+            log.warning("%s", error)
             return 0
         finally:
             for one in listening:

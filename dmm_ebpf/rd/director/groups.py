@@ -75,10 +75,10 @@ def attach_place(path: str, *, pending: bool) -> Path:
         return cgroups.place(path)
     try:
         return cgroups.resolve(path)
-    except cgroups.NoSuchCgroupError as e:
+    except cgroups.NoSuchCgroupError as error:
         raise UsageError(
-            e.what, why=e.why, hint=f"{e.hint}, or attach with --pending to wait for it"
-        ) from e
+            error.what, why=error.why, hint=f"{error.hint}, or attach with --pending to wait for it"
+        ) from error
 
 
 def hooks_on(instance: str, cgroup: Path, *, pending: bool) -> Path | None:
@@ -232,9 +232,9 @@ class Groups:
         """Have the kernel tell of cgroups; whether it does."""
         try:
             self._waited.put()
-        except DmmError as e:
+        except DmmError as error:
             if not self._untold:
-                log.warning("%s: %s", e, UNTOLD)
+                log.warning("%s: %s", error, UNTOLD)
             self._untold = True
         return not self._untold
 
@@ -248,8 +248,8 @@ class Groups:
         urgency.prefer()
         try:
             self._watch = EntryWatch()
-        except OSError as e:
-            log.warning("cgroups are looked at once a second only: %s", e)
+        except OSError as error:
+            log.warning("cgroups are looked at once a second only: %s", error)
         else:
             loop.add_reader(self._watch.fileno(), self._hear)
         try:
@@ -316,9 +316,9 @@ class Groups:
         self._set_watches()
         try:
             self._hook(mend)
-        except (DmmError, OSError) as e:
+        except (DmmError, OSError) as error:
             if not self.missing:  # else it was removed once more meanwhile
-                self._refuse(str(e))
+                self._refuse(str(error))
         else:
             if self._hooked:
                 self._refused = ""
@@ -335,9 +335,9 @@ class Groups:
         try:
             await in_thread(restore.pin, self._attached)
             self._pointed |= bool(await in_thread(self._earlier) and self._rules)
-        except (DmmError, OSError) as e:
+        except (DmmError, OSError) as error:
             self._hooked = True
-            log.warning("cgroup %s: %s", self._cgroup, e)
+            log.warning("cgroup %s: %s", self._cgroup, error)
 
     def _set_watches(self) -> None:
         if self._watch is None:
@@ -354,8 +354,8 @@ class Groups:
                 for folder, name_there in exefile.way(path):
                     wanted.setdefault(folder, set()).add(name_there)
             self._follow(self._watch, wanted)
-        except (DmmError, OSError) as e:
-            log.warning("cgroups are looked at once a second only: %s", e)
+        except (DmmError, OSError) as error:
+            log.warning("cgroups are looked at once a second only: %s", error)
 
     def _follow(self, watch: EntryWatch, wanted: dict[Path, set[bytes]]) -> None:
         """These entries, and those that patterns stand for, also in what is made meanwhile."""
@@ -369,8 +369,8 @@ class Groups:
     def _match(self, half: int, ids: Mapping[int, int]) -> None:
         try:
             self._pointed |= self.globbed.put(half, ids) and bool(ids)
-        except DmmError as e:
-            log.warning("cgroups that patterns match: %s", e)
+        except DmmError as error:
+            log.warning("cgroups that patterns match: %s", error)
 
     def _hook(self, mend: bool) -> None:
         before = self._attached.cgroup_id

@@ -100,8 +100,8 @@ class Guard:
         """Why it still is not as it should be; empty: it has been put right."""
         try:
             await item.mend()
-        except (DmmError, OSError) as e:
-            left = why if str(e) in why else f"{why}; {e}"
+        except (DmmError, OSError) as error:
+            left = why if str(error) in why else f"{why}; {error}"
         else:
             left = await asyncio.to_thread(_look, item)
         self._tell(item.what, left or why, mended=not left)
@@ -123,5 +123,5 @@ def _look_at_all(items: Iterable[Item]) -> list[str]:
 def _look(item: Item) -> str:
     try:
         return item.look()
-    except (DmmError, OSError) as e:
-        return str(e)
+    except (DmmError, OSError) as error:
+        return str(error)

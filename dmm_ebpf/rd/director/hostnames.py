@@ -178,11 +178,11 @@ class Hostnames:
         while True:
             try:
                 found = await asker.ask(name.name, family)
-            except DmmError as e:
-                pause = question.failure(e.why, time.monotonic())
-            except Exception as e:
+            except DmmError as error:
+                pause = question.failure(error.why, time.monotonic())
+            except Exception as error:
                 log.exception("%s could not be asked for; it is asked for again", name)
-                pause = question.failure(type(e).__name__, time.monotonic())
+                pause = question.failure(type(error).__name__, time.monotonic())
             else:
                 pause = question.answer(found, time.monotonic())
             self._tell(name)

@@ -173,8 +173,8 @@ class Instance:
             if first is not None and options.policy:
                 await self.file.begin(first, options.policy)
             self._enter(Stage.SERVING)
-        except BaseException as e:
-            await self.give_up(e)
+        except BaseException as error:
+            await self.give_up(error)
             raise
         return self
 
@@ -237,8 +237,8 @@ class Instance:
         except BaseException:
             try:
                 undo.clear(run)
-            except DmmError as e:
-                log.error("%s", e)
+            except DmmError as error:
+                log.error("%s", error)
             raise
 
     async def _resume(self) -> None:
@@ -255,8 +255,8 @@ class Instance:
             running = replace(running, fleet=self.live.fleet)
             running = await self.sets.fill(running, anyhow=True)
             await self.apply(running, Path(self.state.policy) if self.state.policy else None)
-        except DmmError as e:
-            log.warning("the policy in force stays, but cannot be read again: %s", e)
+        except DmmError as error:
+            log.warning("the policy in force stays, but cannot be read again: %s", error)
 
     async def give_up(self, why: BaseException) -> None:
         """What a failure on the way up asks for: the host as it was, an adopted instance as it was
@@ -370,8 +370,8 @@ class Instance:
         self._come_to(Progress.COMPILING)
         try:
             generation = await self._apply(new, path)
-        except BaseException as exc:
-            self._come_to(Progress.IDLE, str(exc) or type(exc).__name__)
+        except BaseException as error:
+            self._come_to(Progress.IDLE, str(error) or type(error).__name__)
             raise
         self._come_to(Progress.IDLE)
         return generation

@@ -120,8 +120,8 @@ class Journal:
             if os.write(self._fd, line) != len(line):
                 os.ftruncate(self._fd, size)
                 raise OSError(28, "no space left on device")  # ENOSPC, of which write(2) told half
-        except OSError as e:
-            raise unwritable(self._path, e) from e
+        except OSError as error:
+            raise unwritable(self._path, error) from error
         self.generation = generation
         self.lines += 1
 
@@ -158,9 +158,9 @@ class Journal:
         try:
             new.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
             new.replace(self._path)
-        except OSError as e:
+        except OSError as error:
             log.warning(
-                "%s; live routes are as they were when it was written last", unwritable(new, e)
+                "%s; live routes are as they were when it was written last", unwritable(new, error)
             )
 
     def close(self) -> None:
@@ -369,8 +369,8 @@ class Live:
     async def _settle(self) -> None:
         try:
             await in_thread(self.places.wait)
-        except DmmError as e:
-            log.warning("%s", e)
+        except DmmError as error:
+            log.warning("%s", error)
         if self._readying is None or self._readying.done():
             self._readying = asyncio.get_running_loop().create_task(self._make_ready())
 

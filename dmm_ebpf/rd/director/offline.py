@@ -65,9 +65,9 @@ def offline_status(instance: str) -> records.status.Status:
     )
     try:
         attached = loader.adopt(instance, unhooked=state.whole)
-    except (ConflictError, NotAttachedError) as exc:
+    except (ConflictError, NotAttachedError) as error:
         unknown = [_offline_stack(state, s, None) for s in _stacks(state)]
-        return replace(told, problem=str(exc), stacks=unknown)
+        return replace(told, problem=str(error), stacks=unknown)
     maps = attached.maps
     counts = Counter(row.stack for row in _rows(state, attached) if not row.carrier)
     policy = _in_force(state)

@@ -37,5 +37,5 @@ def _read(seam: Seam, text: str) -> tuple[Plugin, str]:
         return plugin, ""
     try:
         return plugin, Path(plugin.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise load.error(plugin, f"it cannot be read: {exc}") from exc
+    except (OSError, UnicodeDecodeError) as error:
+        raise load.plugin_error(plugin, f"it cannot be read: {error}") from error

@@ -112,10 +112,10 @@ def _foreign_xdp(one: nic.Nic) -> str | Unknown:
 def _program(number: int) -> str | Unknown:
     try:
         fd = bpf.prog_by_id(number)
-    except OSError as exc:
-        if exc.errno == errno.EPERM:
+    except OSError as error:
+        if error.errno == errno.EPERM:
             return Unknown("CAP_SYS_ADMIN is needed to look at BPF programs")
-        return Unknown(f"BPF program {number}: {exc.strerror}")
+        return Unknown(f"BPF program {number}: {error.strerror}")
     try:
         return bpf.prog_info(fd).name
     finally:
@@ -137,12 +137,12 @@ def _tcx(index: int) -> tuple[str, ...] | Unknown:
         try:
             # The kernel reads an ifindex where a cgroup has its descriptor.
             _, ids = bpf.prog_query(index, hook)
-        except OSError as exc:
-            if exc.errno == errno.EINVAL:
+        except OSError as error:
+            if error.errno == errno.EINVAL:
                 return ()  # a kernel without tcx
-            if exc.errno == errno.EPERM:
+            if error.errno == errno.EPERM:
                 return Unknown("CAP_NET_ADMIN is needed to list tcx programs")
-            return Unknown(f"tcx programs: {exc.strerror}")
+            return Unknown(f"tcx programs: {error.strerror}")
         for number in ids:
             name = _program(number)
             if not isinstance(name, str) or not name.startswith(inway.OURS):

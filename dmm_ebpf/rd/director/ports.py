@@ -151,11 +151,11 @@ class Ports:
                         await self.put_xdp(n, io)
                     await self._move(n, one, wish, first)
                     one.kept_out = ""
-                except (ConflictError, KernelFeatureError) as e:
+                except (ConflictError, KernelFeatureError) as error:
                     if asked and io != AUTO:
                         raise
-                    one.free_since, one.reason = None, e.why
-                    one.kept_out = e.why if io == AF_XDP else ""
+                    one.free_since, one.reason = None, error.why
+                    one.kept_out = error.why if io == AF_XDP else ""
                     await self._move(n, one, TAP, first)
 
     async def put_xdp(self, n: NicSpec, io: str) -> None:

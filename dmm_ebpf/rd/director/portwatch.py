@@ -40,9 +40,10 @@ class PortWatch:
                 await self._news.wait(LOOK_S)
                 try:
                     await self._look()
-                except (DmmError, OSError) as e:
+                except (DmmError, OSError) as error:
                     log.warning(
-                        "the ports of user stacks could not be looked at; it is tried again: %s", e
+                        "the ports of user stacks could not be looked at; it is tried again: %s",
+                        error,
                     )
 
 

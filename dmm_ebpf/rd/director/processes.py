@@ -199,8 +199,8 @@ class Process:
         try:
             self._lead_in()
             self._changed(self)
-        except (DmmError, OSError) as e:
-            self._become(Phase.DOWN, str(e))
+        except (DmmError, OSError) as error:
+            self._become(Phase.DOWN, str(error))
             raise
 
     def _note(self, info: Mapping[str, Any]) -> None:
@@ -256,9 +256,9 @@ class Process:
             change = {"mtu": n.mtu, "ifindex": n.ifindex, "mac": n.mac.hex()}
             try:
                 await self.supervisor.query("configure", slot=n.slot, **change)
-            except (DmmError, OSError) as e:
+            except (DmmError, OSError) as error:
                 log.warning(
-                    "stack %s does not know yet what %s is: %s", self.record.label, n.name, e
+                    "stack %s does not know yet what %s is: %s", self.record.label, n.name, error
                 )
                 continue
             self._told[n.slot] = n
@@ -344,8 +344,8 @@ class Process:
             owned = await asyncio.to_thread(ending)
             if owned:
                 log.info("stack %s: %d flows that it carried are reset", label, owned)
-        except DmmError as e:
-            log.error("stack %s: its flows could not all be reset: %s", label, e)
+        except DmmError as error:
+            log.error("stack %s: its flows could not all be reset: %s", label, error)
         finally:
             if not disowned.done():  # who waited for it may have been called off
                 disowned.set_result(None)

@@ -177,8 +177,8 @@ def _asked(verb: str, said: object, policy: Policy) -> list[LiveRoute]:
         prefixes = parse_prefix(row["to"] or "")
         ports = parse_ports(row["ports"]) if row["ports"] else ()
         match = Match(parse_protocol((row["proto"] or "any").lower()), ports)
-    except ValueRefusedError as e:
-        raise UsageError(what, why=e.why, hint=e.hint) from None
+    except ValueRefusedError as error:
+        raise UsageError(what, why=error.why, hint=error.hint) from None
     table, stack = (
         _table_of(what, row["table"], policy),
         _stack_of(what, verb, row["stack"], policy),

@@ -191,12 +191,12 @@ class RunDir:
                 if not _flock(fd):
                     os.close(fd)
                     return False
-        except PermissionError as e:
+        except PermissionError as error:
             raise PrivilegeError(
                 f"make {self.path}", why="not root", hint="run it with sudo"
-            ) from e
-        except OSError as e:
-            raise unwritable(self.path / "lock", e) from e
+            ) from error
+        except OSError as error:
+            raise unwritable(self.path / "lock", error) from error
         self._lock_fd = fd
         self.relock_pid()
         return True
@@ -243,8 +243,8 @@ class RunDir:
             # Over the old one, which needs no room, and only then cut.
             os.pwrite(self._lock_fd, text, 0)
             os.ftruncate(self._lock_fd, len(text))
-        except OSError as e:
-            raise unwritable(self.path / "lock", e) from e
+        except OSError as error:
+            raise unwritable(self.path / "lock", error) from error
 
     def is_locked(self) -> bool:
         """True if a live process holds the instance."""
@@ -285,10 +285,10 @@ class RunDir:
                 with os.fdopen(fd, "w", encoding="utf-8") as f:
                     json.dump(asdict(state), f)
                 new.replace(self._state)
-            except OSError as e:
+            except OSError as error:
                 with contextlib.suppress(OSError):
                     new.unlink()  # half of it would take the room that others lack
-                raise unwritable(self._state, e) from e
+                raise unwritable(self._state, error) from error
         self.unsaved = ""
 
     def keep(self, state: State) -> None:
@@ -297,9 +297,9 @@ class RunDir:
         """
         try:
             self.save(state)
-        except DmmError as e:
-            self.unsaved = str(e)
-            log.warning("%s; it is tried again", e)
+        except DmmError as error:
+            self.unsaved = str(error)
+            log.warning("%s; it is tried again", error)
 
     def forget(self) -> None:
         """Remove state.json: all that it named is gone."""
@@ -403,8 +403,8 @@ def host_lock() -> Iterator[None]:
             fd = _open_host_lock(path)
         except PermissionError:
             raise
-        except OSError as e:
-            raise unwritable(path, e) from e
+        except OSError as error:
+            raise unwritable(path, error) from error
         if fd is None:
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -139,8 +139,8 @@ class ServedNic(Item):
             return
         try:
             new = await in_thread(self._renewed)
-        except ConflictError as e:
-            serving.restart(str(e))
+        except ConflictError as error:
+            serving.restart(str(error))
             raise
         await serving.follow(new)
 

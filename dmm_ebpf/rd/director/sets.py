@@ -73,9 +73,9 @@ def _read(name: SetName) -> Reading:
     began = time.monotonic()
     try:
         found = nftsets.read(name)
-    except DmmError as e:
-        why = "; ".join(filter(None, (e.why, e.hint)))
-        if isinstance(e, nftsets.NoAddressesError):
+    except DmmError as error:
+        why = "; ".join(filter(None, (error.why, error.hint)))
+        if isinstance(error, nftsets.NoAddressesError):
             return Reading("refused", why=why)
         return Reading("unread", why=why, due=began + RETRY_S)
     if found is None:
@@ -376,12 +376,12 @@ class Sets:
                 lambda here: elementchange.change(here, policy, elements, told)
             )
             self._failed = ""
-        except DmmError as e:
-            if str(e) != self._failed:
-                log.error("what named sets have now cannot be put in force: %s", e)
-            self._failed = str(e)
+        except DmmError as error:
+            if str(error) != self._failed:
+                log.error("what named sets have now cannot be put in force: %s", error)
+            self._failed = str(error)
             again = time.monotonic() + RETRY_S
             for name in policy.sets:
                 if self._readings[name].prefixes != policy.elements.get(name):
                     kept = policy.elements.get(name, ())
-                    self._readings[name] = Reading("unread", kept, str(e), again)
+                    self._readings[name] = Reading("unread", kept, str(error), again)

@@ -27,15 +27,15 @@ class Steps:
         """One step; action says what it has removed."""
         try:
             self.removed.extend(action() or ())
-        except Exception as e:
-            self._failed(what, e)
+        except Exception as error:
+            self._failed(what, error)
 
     async def wait(self, what: str, action: Awaitable[Iterable[str] | None]) -> None:
         """One step that takes its time."""
         try:
             self.removed.extend(await action or ())
-        except Exception as e:
-            self._failed(what, e)
+        except Exception as error:
+            self._failed(what, error)
 
     def finish(self) -> None:
         """Raises DmmError with all that failed, if anything did."""

@@ -70,13 +70,13 @@ class PolicyWatch:
         stamps: Stamps = {path: stamp_of(path), **new.files}
         try:
             await self._instance.apply(new, path)
-        except DmmError as e:
-            if before is None or isinstance(e, PolicyError):
+        except DmmError as error:
+            if before is None or isinstance(error, PolicyError):
                 raise
             self._instance.state.policy = str(path)
             self._began, self._in_force, self._read = True, before, stamps
             self._retry_at = time.monotonic() + RETRY_S
-            self._refuse(path, str(e))
+            self._refuse(path, str(error))
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -139,13 +139,13 @@ class PolicyWatch:
             if self._in_force_now() is not (new or before):
                 return  # somebody was faster with another one; the next look compares with that
             self._trouble, self._in_force = None, new or before
-        except Exception as e:
-            if not isinstance(e, PolicyError):
+        except Exception as error:
+            if not isinstance(error, PolicyError):
                 self._retry_at = time.monotonic() + RETRY_S
-            why = str(e)
-            if not isinstance(e, DmmError | OSError):
+            why = str(error)
+            if not isinstance(error, DmmError | OSError):
                 log.exception("%s could not be applied; it is tried again", path)
-                why = str(unforeseen(f"apply {path}", e))
+                why = str(unforeseen(f"apply {path}", error))
             self._refuse(path, why)
         self._read = files
 

@@ -118,8 +118,8 @@ async def _opened(
             source = etcdsource.EtcdSource(instance, fleet, follower)
             instance.watch = source
             await source.begin()
-        except BaseException as e:
-            await instance.give_up(e)
+        except BaseException as error:
+            await instance.give_up(error)
             raise
         return instance
 

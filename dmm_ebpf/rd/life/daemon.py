@@ -94,15 +94,15 @@ def _be_daemon(writing: int, run_dir: RunDir, serve: Callable[[Callable[[], None
         os.chdir("/")
         _leave_terminal()
         return serve(ready)
-    except DmmError as e:
-        log.error("%s", e)
-        say(json.dumps(e.to_wire()).encode())
-        return e.exit_code
-    except BaseException as e:
+    except DmmError as error:
+        log.error("%s", error)
+        say(json.dumps(error.to_wire()).encode())
+        return error.exit_code
+    except BaseException as error:
         log.exception("the Resource Director ended")
         say(
             json.dumps(
-                DmmError("start the daemon", why=f"{type(e).__name__}: {e}").to_wire()
+                DmmError("start the daemon", why=f"{type(error).__name__}: {error}").to_wire()
             ).encode()
         )
         return 1

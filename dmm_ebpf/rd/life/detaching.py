@@ -29,8 +29,10 @@ def instances() -> list[str]:
     """Instances of this host, whether their RD lives or not. PrivilegeError to who may not look."""
     try:
         names = {folder.name for folder in listing.folders(rundir.ROOT)}
-    except PermissionError as e:
-        raise PrivilegeError("look for instances", why="not root", hint="run it with sudo") from e
+    except PermissionError as error:
+        raise PrivilegeError(
+            "look for instances", why="not root", hint="run it with sudo"
+        ) from error
     with contextlib.suppress(DmmError):
         names |= set(loader.instances())
     return sorted(names)

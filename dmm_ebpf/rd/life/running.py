@@ -162,8 +162,8 @@ async def _close(instance: Instance, server: Server) -> None:
     """What could not be removed is told, and the exit code is the command's all the same."""
     try:
         await starting.closed(instance, server)
-    except DmmError as e:
-        log.error("%s", e)
+    except DmmError as error:
+        log.error("%s", error)
 
 
 async def _spawn(
@@ -182,18 +182,18 @@ async def _spawn(
     environment = {**os.environ, **person.environment} if person else None
     try:
         return await asyncio.create_subprocess_exec(*argv, preexec_fn=enter, env=environment)
-    except FileNotFoundError as e:
-        raise _CommandError(f"run {argv[0]}", why="no such command", code=127) from e
-    except PermissionError as e:
+    except FileNotFoundError as error:
+        raise _CommandError(f"run {argv[0]}", why="no such command", code=127) from error
+    except PermissionError as error:
         why = (
             f"uid {person.uid} may not execute it"
             if person and person.uid
             else "it is not executable"
         )
-        raise _CommandError(f"run {argv[0]}", why=why, code=126) from e
-    except subprocess.SubprocessError as e:
-        why = "the kernel does not let it become that user" if person else str(e)
-        raise _CommandError(f"run {argv[0]}", why=why, code=126) from e
+        raise _CommandError(f"run {argv[0]}", why=why, code=126) from error
+    except subprocess.SubprocessError as error:
+        why = "the kernel does not let it become that user" if person else str(error)
+        raise _CommandError(f"run {argv[0]}", why=why, code=126) from error
     finally:
         os.close(procs)
 

@@ -98,11 +98,11 @@ async def opened(opening: Coroutine[Any, Any, Instance], stop: Stop, run_dir: Ru
     stop.then(task.cancel)
     try:
         return await task
-    except (Exception, asyncio.CancelledError) as e:
+    except (Exception, asyncio.CancelledError) as error:
         if stop.by is None:
             raise
         undo(run_dir)
-        raise StoppedError(f"attach instance {run_dir.instance}", stop.by) from e
+        raise StoppedError(f"attach instance {run_dir.instance}", stop.by) from error
 
 
 async def closed(instance: Instance, server: Server) -> list[str]:
@@ -111,8 +111,8 @@ async def closed(instance: Instance, server: Server) -> list[str]:
     """
     try:
         removed = await instance.close()
-    except DmmError as e:
-        await server.finish(e)
+    except DmmError as error:
+        await server.finish(error)
         raise
     await server.finish(removed)
     return removed

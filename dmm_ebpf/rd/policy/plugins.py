@@ -41,12 +41,12 @@ def _check_plugin(policy: Policy, name: str, seam: Seam, text: str) -> list[str]
         return []
     try:
         probe.check(text, seam)
-    except PrivilegeError as exc:
-        return [str(exc)]
-    except DmmError as exc:
+    except PrivilegeError as error:
+        return [str(error)]
+    except DmmError as error:
         path = ("stacks", name, seam.key)
-        why = f"{describe(path)}: {exc}"
-        raise PolicyError(f"accept {policy.place(*path)}", why=why) from exc
+        why = f"{describe(path)}: {error}"
+        raise PolicyError(f"accept {policy.place(*path)}", why=why) from error
     return []
 
 
@@ -66,11 +66,11 @@ def _check_command(policy: Policy, name: str, command: Sequence[str]) -> None:
         try:
             found = real_path(file)
             is_file = found.is_file()
-        except OSError as exc:
+        except OSError as error:
             if number == 0:
                 raise refusal(
-                    f"{word}: {os.strerror(exc.errno or 0)}", "name a program that is there"
-                ) from exc
+                    f"{word}: {os.strerror(error.errno or 0)}", "name a program that is there"
+                ) from error
             continue
         if number == 0 and not (is_file and os.access(found, os.X_OK)):
             raise refusal(f"{word} is no program", "name a file that may be executed")

@@ -112,7 +112,7 @@ def built_in_or_plugin(seam: Seam) -> Callable[[object], str]:
             return value
         try:
             return built_in(value)
-        except ValueRefusedError as exc:
-            raise ValueRefusedError(exc.why, f"{exc.hint}, or a plug-in: {FORMS}") from None
+        except ValueRefusedError as error:
+            raise ValueRefusedError(error.why, f"{error.hint}, or a plug-in: {FORMS}") from None
 
     return read

@@ -104,8 +104,8 @@ def _lines(item: Item) -> Iterator[tuple[int, list[str]]]:
 def _row(key: str, number: int, line: str) -> list[str]:
     try:
         values = [one.strip() for one in next(csv.reader([line], strict=True))]
-    except csv.Error as e:
-        raise _refused(key, number, f"it is not comma separated values ({e})") from None
+    except csv.Error as error:
+        raise _refused(key, number, f"it is not comma separated values ({error})") from None
     if len(values) != len(HEADER) or len(line) > MAX_LINE or not line.isprintable():
         raise _refused(key, number, f"expected {','.join(HEADER)}")
     return values

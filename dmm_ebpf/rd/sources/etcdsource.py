@@ -140,12 +140,12 @@ class EtcdSource:
                     await self._instance.apply(new, policy)
                 kept = self._last.kept
                 self._tell("applied", push=kept.push, routes=kept.routes)
-            except Exception as e:
+            except Exception as error:
                 log.exception(
                     "the last good policy of %s cannot be used: %s",
                     self._who.place,
-                    e,
-                    exc_info=not isinstance(e, DmmError),
+                    error,
+                    exc_info=not isinstance(error, DmmError),
                 )
                 policy = None
         if policy is None:
@@ -153,8 +153,8 @@ class EtcdSource:
                 async with asyncio.timeout(FIRST_WITHIN_S):
                     found = await self._fleet.find(layout.WANT, prefix=True)
                 await self._hear(found)
-            except DmmError as e:
-                self._lose(e)
+            except DmmError as error:
+                self._lose(error)
             except TimeoutError:
                 log.error("%s: no answer yet; there is no policy", self._who.place)
 
@@ -190,8 +190,8 @@ class EtcdSource:
         self._refusal = _Refusal()
         try:
             await self._read()
-        except DmmError as e:
-            self._lose(e)
+        except DmmError as error:
+            self._lose(error)
 
     # -- etcd --
 
@@ -208,8 +208,8 @@ class EtcdSource:
         while True:
             try:
                 await self._read()
-            except DmmError as e:
-                self._lose(e)
+            except DmmError as error:
+                self._lose(error)
                 # Thousands of hosts must not come back at once.
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, AGAIN_S[1])
@@ -226,9 +226,9 @@ class EtcdSource:
                     await self._consider()
             except CompactedError:
                 log.info("%s was compacted: it is read anew", self._who.place)
-            except DmmError as e:
+            except DmmError as error:
                 # Another member may serve: it is lost if none does.
-                log.info("%s; it is asked anew", e)
+                log.info("%s; it is asked anew", error)
                 await asyncio.sleep(wait * random.random())
 
     async def _beat(self) -> None:
@@ -247,8 +247,8 @@ class EtcdSource:
                     # The watch may have told of more since.
                     if found.revision >= self._revision:
                         await self._hear(found)
-            except DmmError as e:
-                self._lose(e)
+            except DmmError as error:
+                self._lose(error)
             except Exception:
                 log.exception("%s could not be asked; it is asked again", self._who.place)
 
@@ -276,13 +276,13 @@ class EtcdSource:
                 rollout = self._rollout()
                 if rollout is not None:
                     await self._take(rollout)
-            except layout.LayoutError as e:
-                self._refuse("held", str(e))
+            except layout.LayoutError as error:
+                self._refuse("held", str(error))
             except DmmError:
                 raise
-            except Exception as e:
+            except Exception as error:
                 log.exception("what %s has could not be looked at", self._who.place)
-                self._refuse("held", str(unforeseen(f"look at what {self._who.place} has", e)))
+                self._refuse("held", str(unforeseen(f"look at what {self._who.place} has", error)))
 
     def _rollout(self) -> Rollout | None:
         item = self._found.get(layout.ROLLOUT)
@@ -333,8 +333,8 @@ class EtcdSource:
         try:
             if alone is None or not await self._apply_beside((push, digest), bundle, alone):
                 await self._apply(push, one)
-        except Exception as e:
-            self._fail(push, one, e)
+        except Exception as error:
+            self._fail(push, one, error)
 
     def _is_in_force(self) -> bool:
         return self._instance.policy is not None and self._instance.state.policy == str(
@@ -387,8 +387,8 @@ class EtcdSource:
         wanted = self._here(alone)
         try:
             await self._instance.change(lambda here: fleetroutes.change(here, wanted))
-        except (NotBesideError, DmmError) as e:
-            log.info("single routes take the whole policy: %s", e)
+        except (NotBesideError, DmmError) as error:
+            log.info("single routes take the whole policy: %s", error)
             return False
         self._applied(push, len(alone), self._last.kept.composed)
         self._keep_routes(alone)
@@ -409,8 +409,8 @@ class EtcdSource:
             routes, self._unkept = self._here(self._unkept), None
             try:
                 await asyncio.to_thread(self._last.keep_routes, routes)
-            except DmmError as e:
-                log.warning("%s; after a boot this host begins with other single routes", e)
+            except DmmError as error:
+                log.warning("%s; after a boot this host begins with other single routes", error)
 
     async def _parsed(self, push: int, one: Composed) -> tuple[Policy, Path]:
         """With the file that it is kept in."""
@@ -441,9 +441,9 @@ class EtcdSource:
         try:
             self._last.keep(kept)
             self._told = replace(self._told, unkept="")
-        except DmmError as e:
-            self._told = replace(self._told, unkept=str(e))
-            log.warning("%s; after a boot this host begins with an older policy", e)
+        except DmmError as error:
+            self._told = replace(self._told, unkept=str(error))
+            log.warning("%s; after a boot this host begins with an older policy", error)
 
     # -- what is told --
 

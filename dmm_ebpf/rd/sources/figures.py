@@ -87,8 +87,8 @@ class PathFigures:
                 figures = await look.again()
                 if lease := self._lease():
                     await self._fleet.commit([], [Put(self._key, figures.write(), lease)])
-            except DmmError as e:
-                log.info("the figures of paths could not be told: %s", e)
+            except DmmError as error:
+                log.info("the figures of paths could not be told: %s", error)
             except Exception:
                 log.exception("the figures of paths could not be told; it is tried again")
             with contextlib.suppress(TimeoutError):
@@ -96,8 +96,8 @@ class PathFigures:
                     await self._changed.wait()
         try:
             await self._fleet.commit([], [Delete(self._key)])
-        except DmmError as e:
-            log.info("the figures of paths could not be taken away: %s", e)
+        except DmmError as error:
+            log.info("the figures of paths could not be taken away: %s", error)
         except Exception:
             log.exception("the figures of paths could not be taken away; they go with the lease")
 

@@ -32,8 +32,8 @@ def follower(place: Place, host: str | None, labels: Sequence[str]) -> Follower:
     for text in [f"host={name}", *labels]:
         try:
             key, value = parse_label(text)
-        except ValueRefusedError as e:
-            raise UsageError("label this host", why=e.why, hint=e.hint) from None
+        except ValueRefusedError as error:
+            raise UsageError("label this host", why=error.why, hint=error.hint) from None
         if made.get(key, value) != value or (key in made and key != "host"):
             raise UsageError("label this host", why=f"the label {key} is given twice")
         made[key] = value

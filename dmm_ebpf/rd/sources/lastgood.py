@@ -70,9 +70,9 @@ class LastGood:
             self.folder.chmod(0o700)
             for name, text in [*one.files.items(), (file.name, one.text)]:
                 _write(file.parent / name, text)
-        except OSError as e:
+        except OSError as error:
             self.drop(one.digest)
-            raise unwritable(file, e) from e
+            raise unwritable(file, error) from error
         return file
 
     def keep(self, kept: Kept) -> None:
@@ -82,10 +82,10 @@ class LastGood:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write(new, json.dumps(asdict(kept)))
             new.replace(self._record)
-        except OSError as e:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 new.unlink()
-            raise unwritable(self._record, e) from e
+            raise unwritable(self._record, error) from error
         self.kept = kept
         for folder in listing.folders(self.folder):
             if folder.name != kept.composed[:_DIGITS]:
@@ -98,8 +98,8 @@ class LastGood:
             new = file.with_suffix(".new")
             _write(new, json.dumps([to_json(one) for one in routes]))
             new.replace(file)
-        except OSError as e:
-            raise unwritable(file, e) from e
+        except OSError as error:
+            raise unwritable(file, error) from error
 
     def routes(self) -> list[LiveRoute]:
         """What keep_routes() kept; none, if that cannot be read."""

@@ -57,8 +57,8 @@ class Learnt:
                 paths = self._instance.adaptive.sharing
                 await self._tell(paths)
                 await self._hear(paths)
-            except DmmError as e:
-                log.info("what is learnt of paths could not be shared: %s", e)
+            except DmmError as error:
+                log.info("what is learnt of paths could not be shared: %s", error)
             except Exception:
                 log.exception("what is learnt of paths could not be shared; it is tried again")
 
@@ -114,8 +114,8 @@ class Learnt:
                 for name, one in paths.items()
                 if name in routes
             }
-        except (DmmError, UnlikelyError) as e:
-            why = e.why if isinstance(e, DmmError) else str(e)
+        except (DmmError, UnlikelyError) as error:
+            why = error.why if isinstance(error, DmmError) else str(error)
             if self._refused.get(item.key) != why:
                 log.warning("what %s tells of paths is left out: %s", _host(item.key), why)
             self._refused[item.key] = why

@@ -67,8 +67,8 @@ class Publisher:
                 try:
                     async with self._saying:
                         await self._say()
-                except DmmError as e:
-                    self.trouble = str(e)
+                except DmmError as error:
+                    self.trouble = str(error)
                 except Exception:
                     log.exception("what this host has could not be told to etcd; it is tried again")
                 with contextlib.suppress(TimeoutError):
@@ -88,8 +88,8 @@ class Publisher:
                 await self._say()
             except EtcdDownError:
                 raise
-            except DmmError as e:
-                self.trouble = str(e)
+            except DmmError as error:
+                self.trouble = str(error)
 
     async def _end(self) -> None:
         if self._lease:
