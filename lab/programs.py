@@ -159,7 +159,9 @@ events {{ worker_connections 1024; }}
 http {{
     access_log off;
     sendfile on;
-    client_header_timeout 10m;
+    client_header_timeout 1h;
+    keepalive_timeout 1h;
+    send_timeout 1h;
     client_max_body_size 0;
     client_body_temp_path {dir}/body;
     proxy_temp_path {dir}/proxy;

@@ -152,7 +152,11 @@ class Service:
                 if f["cgroup"] == group and f["state"] == "ESTABLISHED"
             ]
 
-        (flow,) = wait_for(found, WITHIN_S, "the service's flow")
+        try:
+            (flow,) = wait_for(found, WITHIN_S, "the service's flow")
+        except TimeoutError as error:
+            error.add_note(f"all flows: {self.call('flows')}; the log: {self.log.read_text()}")
+            raise
         return flow
 
     def director(self):
