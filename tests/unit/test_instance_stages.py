@@ -39,7 +39,7 @@ class Bare(Instance):
         return ["hooks"]
 
     async def ask(self) -> int | None:
-        policy: Any = None
+        policy: Any = SimpleNamespace(old_names_told=tuple)
         return await self.apply(policy, None)
 
 
