@@ -249,13 +249,14 @@ def test_who_has_asked_before_a_crowd_comes_is_answered(director: Routed) -> Non
 
 
 def test_a_client_that_made_room_asks_again_by_itself(director: Routed) -> None:
+    others: list[socket.socket] = []
     with client.Client(director.instance) as rd:
         assert rd.status().pid == director.process.pid
-        others = [_connect(director) for _ in range(MAX_CLIENTS)]
         try:
-            for sock in others:
-                sock.sendall(wire.request(1, "policy_show", {}))
-                assert _answer(sock)
+            for _ in range(MAX_CLIENTS):  # each has asked, so the last takes the place of rd
+                others.append(_connect(director))
+                others[-1].sendall(wire.request(1, "policy_show", {}))
+                assert _answer(others[-1])
             assert rd.status().pid == director.process.pid
             told = _answer(others[0])
             assert told and told["error"]["kind"] == "MadeRoomError"

@@ -96,7 +96,7 @@ def test_an_errno_without_a_known_cause_is_not_explained() -> None:
     [
         (
             ["setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"],
-            "it needs CAP_BPF; run it as",
+            "it needs CAP_BPF; root has it unless a unit",
         ),
         (["unshare", "--user", "--map-root-user"], "although this process has the capabilities"),
     ],
