@@ -27,7 +27,6 @@ _ARPHRD_ETHER = 1
 # (linux/if_arp.h). These the kernel takes for devices without link header, when a BPF program
 # redirects a packet (dev_is_mac_header_xmit()).
 BARE_TYPES = frozenset({512, 519, 768, 769, 776, 778, 823, 0xFFFE, 0xFFFF})
-_IFF_UP = 0x1
 _IFF_LOOPBACK = 0x8
 _SIOCSIFFLAGS = 0x8914
 _SIOCETHTOOL = 0x8946
@@ -131,7 +130,7 @@ def _nic(link: rtnl.Link, sock: socket.socket) -> Nic:
         driver=_driver(sock, link.name),
         rx_queues=max(1, rx_queues),
         tx_queues=max(1, tx_queues),
-        up=bool(link.flags & _IFF_UP),
+        up=bool(link.flags & rtnl.IFF_UP),
         ethernet=link.type == _ARPHRD_ETHER,
         bare=is_bare(link),
         loopback=bool(link.flags & _IFF_LOOPBACK),
@@ -200,7 +199,7 @@ def leaving() -> list[rtnl.Link]:
     found = [
         link
         for link in links
-        if link.flags & _IFF_UP
+        if link.flags & rtnl.IFF_UP
         and not link.flags & _IFF_LOOPBACK
         and (is_bare(link) or link.type == _ARPHRD_ETHER)
         and not link.name.startswith(OWN_PREFIX)
@@ -283,7 +282,7 @@ def _named(nics: Iterable[Nic], name: str, instead: Collection[str]) -> Nic:
 def is_up(name: str) -> bool | None:
     """Whether the device is set up; None when there is no such device (now)."""
     link = _named_link(name)
-    return None if link is None else bool(link.flags & _IFF_UP)
+    return None if link is None else bool(link.flags & rtnl.IFF_UP)
 
 
 def set_up(name: str) -> None:

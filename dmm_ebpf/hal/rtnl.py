@@ -47,8 +47,8 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_MULTIPATH, _RTA_TABLE, _RTA_MARK, _RTA_UID = 9, 15, 16, 25
 
 RTN_UNICAST = 1
+IFF_UP = 0x1
 _IFNAMSIZ = 16
-_IFF_UP = 0x1
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,7 @@ def tx_dropped(sock: RouteSocket) -> dict[str, int]:
 
 def link(sock: RouteSocket, index: int) -> Link | None:
     """One device; None when it is not there."""
-    try:
-        return _link(sock.get(_RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)))
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
-        return None
+    return _asked(sock, _IFINFO.pack(0, 0, index, 0, 0))
 
 
 def named(sock: RouteSocket, name: str) -> Link | None:
@@ -156,9 +151,12 @@ def named(sock: RouteSocket, name: str) -> Link | None:
     encoded = os.fsencode(name)
     if not 0 < len(encoded) < _IFNAMSIZ or b"\0" in encoded:
         return None
-    asked = bytes(_IFINFO.size) + attribute(_IFLA_IFNAME, encoded + b"\0")
+    return _asked(sock, bytes(_IFINFO.size) + attribute(_IFLA_IFNAME, encoded + b"\0"))
+
+
+def _asked(sock: RouteSocket, request: bytes) -> Link | None:
     try:
-        return _link(sock.get(_RTM_GETLINK, asked))
+        return _link(sock.get(_RTM_GETLINK, request))
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
@@ -167,7 +165,7 @@ def named(sock: RouteSocket, name: str) -> Link | None:
 
 def set_up(sock: RouteSocket, index: int) -> None:
     """Sets a device up. Raises OSError."""
-    sock.change(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP))
+    sock.change(_RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, IFF_UP, IFF_UP))
 
 
 def remove(sock: RouteSocket, index: int) -> None:
