@@ -15,7 +15,7 @@ from typing import Any
 
 from dmm_ebpf.abi import C
 from dmm_ebpf.kit.names import TRANSPORT, is_plugin
-from dmm_ebpf.rd.policy.cgroupglob import implies
+from dmm_ebpf.rd.policy.cgroupglob import implies, is_glob
 from dmm_ebpf.rd.policy.model import BUILT_IN, KernelStack, Policy, RejectStack, UserStack
 from dmm_ebpf.rd.policy.named import Named
 from dmm_ebpf.rd.policy.routes import Match, RouteTable, port_rank, route_text
@@ -25,7 +25,6 @@ from dmm_ebpf.records.policy import Warned
 
 # Keys of a user stack, and the value that asks for what TCP has, and none that is a plug-in
 _TCP_ALONE = {"syn_cookies": "always", "negotiate": "allow", "latency": "low"}
-_GLOB = frozenset("*?[")
 _MAX_PAIRS = 200_000  # of routes of two tables that are compared with each other
 _MAX_GROUP = 64  # of routes of one prefix
 
@@ -52,12 +51,12 @@ def _of_rule(policy: Policy, index: int, rule: Rule) -> Iterator[Warned]:
     name = policy.rule_text(index)
     for one, path in ((rule, ()), *((one, ("not",)) for one in rule.excepted)):
         for comm in one.comm or ():
-            if _GLOB & set(comm):
+            if is_glob(comm):
                 why = f'"{comm}" is compared letter by letter, and matches only a process of that name'
                 place = policy.place("rules", index, *path, "comm")
                 yield Warned(place, f"rule {name}: {why}")
         for value in one.executable or ():
-            if _GLOB & set(value):
+            if is_glob(value):
                 why = f"{value} is a path, and matches only a file of that name"
                 place = policy.place("rules", index, *path, "executable")
                 yield Warned(place, f"rule {name}: {why}")
@@ -144,7 +143,7 @@ def _asks_for(narrow: Conditions, wide: Conditions) -> bool:
 
 def _named(pattern: str, patterns: tuple[str, ...]) -> bool:
     """Whether every name of pattern is one of patterns; no only means that it could not be told."""
-    return pattern in patterns or (not _GLOB & set(pattern) and is_named(pattern, patterns))
+    return pattern in patterns or (not is_glob(pattern) and is_named(pattern, patterns))
 
 
 def _is_from(narrow: Prefix | Named, wide: Prefix | Named) -> bool:
