@@ -69,12 +69,12 @@ def test_who_asks_while_a_newcomer_waits_for_room_stays() -> None:
     async def test(clients: Clients, tasks: list[Task]) -> None:
         for task in tasks[:MAX_CLIENTS]:
             assert await clients.admit(task, ROOT) is None
-        comes = asyncio.ensure_future(clients.admit(tasks[MAX_CLIENTS], ROOT))
-        await asyncio.sleep(0)
+        coming = clients.admit(tasks[MAX_CLIENTS], ROOT)
+        coming.send(None)  # up to where the loop is to read what is there
         clients.asked(tasks[0])
         clients.asked(tasks[1])
         clients.waits(tasks[1])
-        assert await comes is None
+        assert await asyncio.ensure_future(coming) is None
         assert _hung_up_on(tasks) == [2]
 
     _with_tasks(test, MAX_CLIENTS + 1)
